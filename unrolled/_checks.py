@@ -1,0 +1,104 @@
+"""Checks of what a user passes in: a static fault raises here, at trace time.
+
+Every message says what was wrong, what was got, what was expected and what to try.
+Values can be checked only where they are known: under `jit` the value checks pass,
+and the caller's docstring says what the result is then. They look through numpy, since
+inside `jit` even an operation on known arrays is traced.
+"""
+
+import operator
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def is_concrete(tree) -> bool:
+    """True if no leaf of `tree` is a tracer, so that values may be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def as_float(x, name: str, where: str) -> Array:
+    """`x` as a real floating-point array: integers become the default float.
+
+    Raises:
+        TypeError: `x` is complex or not numeric.
+    """
+    if isinstance(x, np.ndarray) and x.dtype == np.float64:
+        if not jax.config.jax_enable_x64:
+            warnings.warn(
+                f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or enable "
+                "float64 with `jax.config.update('jax_enable_x64', True)`",
+                stacklevel=4,
+            )
+            x = x.astype(np.float32)
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where}: {name} is not a numeric array (got {type(x).__name__})") from error
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary parts")
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def common_dtype(*trees):
+    """The dtype in which a computation on all the floating leaves of `trees` runs."""
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*leaves)
+
+
+def cast(tree, dtype):
+    """`tree` with its floating leaves in `dtype`."""
+
+    def one(leaf):
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def as_index(n, name: str, where: str, *, least: int = 0) -> int:
+    """`n` as a Python integer, at least `least`.
+
+    Raises:
+        TypeError: `n` is traced, a bool or not an integer.
+        ValueError: `n` is below `least`.
+    """
+    if isinstance(n, jax.core.Tracer):
+        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    if isinstance(n, (bool, np.bool_)):
+        raise TypeError(f"{where}: {name} must be an integer, got {n}")
+    try:
+        value = operator.index(n)
+    except TypeError as error:
+        raise TypeError(f"{where}: {name} must be an integer, got {n!r}") from error
+    if value < least:
+        raise ValueError(f"{where}: {name} must be at least {least}, got {value}")
+    return value
+
+
+def nonnegative(x, name: str, where: str) -> None:
+    """Raise ValueError if a known `x` has a negative or NaN entry (a traced one passes)."""
+    if is_concrete(x) and not np.all(np.asarray(x) >= 0):
+        raise ValueError(f"{where}: {name} must be non-negative and not NaN, got {_short(x)}")
+
+
+def positive(x, name: str, where: str) -> None:
+    """Raise ValueError if a known `x` has an entry that is not a positive finite number."""
+    if is_concrete(x) and not (np.all(np.asarray(x) > 0) and np.all(np.isfinite(np.asarray(x)))):
+        raise ValueError(f"{where}: {name} must be positive and finite, got {_short(x)}")
+
+
+def finite(tree, name: str, where: str) -> None:
+    """Raise ValueError if a known array has a NaN or an infinity (a traced one passes)."""
+    if is_concrete(tree) and not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree)):
+        raise ValueError(f"{where}: {name} has NaN or infinite entries")
+
+
+def _short(x) -> str:
+    x = np.asarray(x)
+    return str(x) if x.size <= 4 else f"an array with minimum {x.min()}"

@@ -1,0 +1,175 @@
+"""Dictionaries made of dictionaries: products, unions, and sparse combinations of base atoms."""
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.dictionaries._base import (
+    Structured,
+    as_dictionary,
+    column_norms,
+    dense,
+    pytree,
+    scale_columns,
+    spectral_norm,
+)
+
+# Above this many entries a product of norms stands in for the norm of the product.
+_DENSE_LIMIT = 2**24
+
+
+@pytree(data=("factors",))
+@dataclass(frozen=True, eq=False, init=False)
+class Composed(Structured):
+    """D_1 D_2 ... D_J, never multiplied out: the effective dictionary of a chain (theory: D_[1,J]).
+
+    Raises:
+        ValueError: no factor, or neighbouring shapes that do not meet.
+    """
+
+    factors: tuple
+
+    def __init__(self, *factors):
+        factors = tuple(as_dictionary(D, "Composed") for D in factors)
+        if not factors:
+            raise ValueError("Composed: expected at least one dictionary, got none")
+        for j, (left, right) in enumerate(zip(factors, factors[1:]), start=1):
+            if left.shape[1] != right.shape[0]:
+                raise ValueError(f"Composed: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
+        object.__setattr__(self, "factors", factors)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.factors[0].shape[0], self.factors[-1].shape[1]
+
+    def synthesize(self, x: Array) -> Array:
+        for D in reversed(self.factors):
+            x = D @ x
+        return x
+
+    def analyze(self, r: Array) -> Array:
+        for D in self.factors:
+            r = r @ D
+        return r
+
+    def scale(self, c: Array) -> "Composed":
+        return Composed(self.factors[0] * c, *self.factors[1:])
+
+    def scale_columns(self, c: Array) -> "Composed":
+        return Composed(*self.factors[:-1], scale_columns(self.factors[-1], c))
+
+    def spectral_norm(self) -> Array:
+        if math.prod(self.shape) <= _DENSE_LIMIT:
+            return spectral_norm(dense(self))
+        return math.prod(spectral_norm(D) for D in self.factors)
+
+
+@pytree(data=("parts",))
+@dataclass(frozen=True, eq=False, init=False)
+class Concatenated(Structured):
+    """[D_1, D_2, ...]: the union of the atoms; the code is the concatenation of the codes.
+
+    Raises:
+        ValueError: no part, or parts of different signal length.
+    """
+
+    parts: tuple
+
+    def __init__(self, *parts):
+        parts = tuple(as_dictionary(D, "Concatenated") for D in parts)
+        if not parts:
+            raise ValueError("Concatenated: expected at least one dictionary, got none")
+        if len({D.shape[0] for D in parts}) > 1:
+            raise ValueError(f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number of rows")
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[0].shape[0], sum(D.shape[1] for D in self.parts)
+
+    def _split(self, x: Array) -> list[Array]:
+        ends = np.cumsum([D.shape[1] for D in self.parts])[:-1]
+        return jnp.split(x, ends)
+
+    def synthesize(self, x: Array) -> Array:
+        return sum(D @ part for D, part in zip(self.parts, self._split(x)))
+
+    def analyze(self, r: Array) -> Array:
+        return jnp.concatenate([r @ D for D in self.parts])
+
+    def scale(self, c: Array) -> "Concatenated":
+        return Concatenated(*(D * c for D in self.parts))
+
+    def scale_columns(self, c: Array) -> "Concatenated":
+        return Concatenated(*(scale_columns(D, part) for D, part in zip(self.parts, self._split(c))))
+
+    def column_norms(self) -> Array:
+        return jnp.concatenate([column_norms(D) for D in self.parts])
+
+    def spectral_norm(self) -> Array:
+        """An upper bound: norm([A, B])^2 <= norm(A)^2 + norm(B)^2 (exact for orthonormal parts)."""
+        return jnp.sqrt(sum(spectral_norm(D) ** 2 for D in self.parts))
+
+
+@pytree(data=("base", "indices", "values"))
+@dataclass(frozen=True, eq=False, init=False)
+class Sparse(Structured):
+    """Phi A with sparse columns in A ("double sparsity"): every atom combines a few atoms of a base dictionary.
+
+    A is kept column by column, padded to the largest count k: `indices` and `values`, both (k, d).
+
+    Args:
+        base: Phi, (m, p), plain or structured.
+        atoms: A, a concrete (p, d) matrix.
+
+    Raises:
+        TypeError: `atoms` is traced (its zeros decide the shapes).
+        ValueError: shapes that do not meet.
+
+    Reference: Rubinstein, Zibulevsky, Elad (2010).
+    """
+
+    base: Array | Structured
+    indices: Array
+    values: Array
+
+    def __init__(self, base, atoms):
+        base = as_dictionary(base, "Sparse")
+        if not _checks.is_concrete(atoms):
+            raise TypeError("Sparse: atoms must be concrete, got a traced array; build it outside jit")
+        atoms = np.asarray(as_dictionary(atoms, "Sparse"))
+        if base.shape[1] != atoms.shape[0]:
+            raise ValueError(f"Sparse: base has shape {base.shape} but atoms have shape {atoms.shape}")
+        largest = max(1, int(np.count_nonzero(atoms, axis=0).max()))
+        indices = np.argsort(atoms == 0, axis=0, kind="stable")[:largest]
+        object.__setattr__(self, "base", base)
+        object.__setattr__(self, "indices", jnp.asarray(indices, jnp.int32))
+        object.__setattr__(self, "values", jnp.asarray(np.take_along_axis(atoms, indices, 0)))
+
+    @classmethod
+    def _of(cls, base, indices, values) -> "Sparse":
+        self = object.__new__(cls)
+        for name, value in (("base", base), ("indices", indices), ("values", values)):
+            object.__setattr__(self, name, value)
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.base.shape[0], self.values.shape[-1]
+
+    def synthesize(self, x: Array) -> Array:
+        coefficients = jnp.zeros(self.base.shape[1], x.dtype).at[self.indices].add(self.values * x[None, :])
+        return self.base @ coefficients
+
+    def analyze(self, r: Array) -> Array:
+        return jnp.sum(self.values * (r @ self.base)[self.indices], axis=0)
+
+    def scale(self, c: Array) -> "Sparse":
+        return Sparse._of(self.base, self.indices, self.values * c)
+
+    def scale_columns(self, c: Array) -> "Sparse":
+        return Sparse._of(self.base, self.indices, self.values * c[None, :])

@@ -1,0 +1,203 @@
+"""Convolutional dictionaries: shifted filters as atoms, in one, two or more spatial dimensions."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.dictionaries._base import Structured, pytree
+
+BOUNDARIES = ("valid", "circular", "zero")
+
+
+@pytree(data=("filters",), static=("signal_shape", "stride", "boundary"))
+@dataclass(frozen=True, eq=False)
+class Conv(Structured):
+    r"""The dictionary of the shifts of a bank of filters.
+
+    Analysis is the paper's convolution (Definition 5: zero-based correlation, positions i t),
+
+    .. math:: (D' r)[f, i] = \sum_{c, k} filters[f, c, k] \; r[c, i t + k],
+
+    and synthesis `D @ x` is its exact adjoint. Signals and codes are flat vectors of the row-major grids
+    `signal_grid` and `code_grid`.
+
+    Args:
+        filters: (n_atoms, n_channels, *kernel).
+        signal_shape: spatial shape of a signal, an int for 1-D; there are n_channels such planes.
+        stride: t, an int or one per dimension.
+        boundary: which shifts are atoms. "valid": those that lie inside, floor((N - n) / t) + 1 positions.
+            "circular": ceil(N / t) positions, wrapped. "zero": ceil(N / t) positions, cut at the far border.
+
+    Raises:
+        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, or a kernel longer than the signal
+            under "valid".
+    """
+
+    filters: Array
+    signal_shape: tuple[int, ...]
+    stride: tuple[int, ...] = 1
+    boundary: str = "valid"
+
+    def __post_init__(self):
+        filters = _checks.as_float(self.filters, "filters", "Conv")
+        shape = self.signal_shape if isinstance(self.signal_shape, (tuple, list)) else (self.signal_shape,)
+        shape = tuple(_checks.as_index(n, "signal_shape", "Conv", least=1) for n in shape)
+        if filters.ndim != 2 + len(shape) or 0 in filters.shape:
+            expected = f"(n_atoms, n_channels, *kernel) with {len(shape)} kernel dimensions, none of them 0"
+            raise ValueError(f"Conv: filters have shape {filters.shape}; expected {expected}")
+        stride = self.stride if isinstance(self.stride, (tuple, list)) else (self.stride,) * len(shape)
+        stride = tuple(_checks.as_index(t, "stride", "Conv", least=1) for t in stride)
+        if len(stride) != len(shape):
+            raise ValueError(f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per dimension")
+        if self.boundary not in BOUNDARIES:
+            raise ValueError(f"Conv: unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}")
+        kernel = filters.shape[2:]
+        if self.boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
+            raise ValueError(f'Conv: kernel {kernel} is longer than the signal {shape}; try boundary="circular" or "zero"')
+        for name, value in (("filters", filters), ("signal_shape", shape), ("stride", stride)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.filters.shape[-len(self.signal_shape) :]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of a filter along each dimension."""
+        sizes = zip(self.signal_shape, self.kernel, self.stride)
+        if self.boundary == "valid":
+            return tuple((N - n) // t + 1 for N, n, t in sizes)
+        return tuple(-(-N // t) for N, _, t in sizes)
+
+    @property
+    def signal_grid(self) -> tuple[int, ...]:
+        """(n_channels, *signal_shape)."""
+        return (self.filters.shape[-len(self.signal_shape) - 1], *self.signal_shape)
+
+    @property
+    def code_grid(self) -> tuple[int, ...]:
+        """(n_atoms, *positions)."""
+        return (self.filters.shape[-len(self.signal_shape) - 2], *self.positions)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return math.prod(self.signal_grid), math.prod(self.code_grid)
+
+    def analyze(self, r: Array) -> Array:
+        r = self._extend(r.reshape(self.signal_grid))
+        return lax.conv_general_dilated(r[None], self.filters, self.stride, "VALID")[0].reshape(-1)
+
+    def synthesize(self, x: Array) -> Array:
+        signal = jax.ShapeDtypeStruct((self.shape[0],), x.dtype)
+        return jax.linear_transpose(self.analyze, signal)(x)[0]
+
+    def _extend(self, r: Array) -> Array:
+        """`r` continued on the far side, as far as the last position reaches."""
+        sizes = zip(self.positions, self.stride, self.kernel, self.signal_shape)
+        reach = [(0, max(0, (p - 1) * t + n - N)) for p, t, n, N in sizes]
+        if self.boundary == "circular":
+            return jnp.pad(r, [(0, 0), *reach], mode="wrap")
+        return jnp.pad(r, [(0, 0), *reach])
+
+    def unflatten_code(self, x: Array) -> Array:
+        """A flat code (..., d) as feature maps (..., n_atoms, *positions)."""
+        return x.reshape(*x.shape[:-1], *self.code_grid)
+
+    def spread(self, theta: Array) -> Array:
+        """One value per filter, (n_atoms,), repeated over its positions, (d,); other shapes are left alone."""
+        theta = jnp.asarray(theta)
+        if theta.shape != self.code_grid[:1]:
+            return theta
+        return jnp.repeat(theta, math.prod(self.positions), total_repeat_length=self.shape[1])
+
+    def scale(self, c: Array) -> "Conv":
+        return Conv(self.filters * c, self.signal_shape, self.stride, self.boundary)
+
+    def scale_columns(self, c: Array) -> "Conv":
+        """D diag(c) for c that is one value per filter, spread over its positions."""
+        c = c.reshape(self.code_grid[0], -1)[:, 0]
+        return Conv(
+            self.filters * c.reshape(-1, *(1,) * (self.filters.ndim - 1)), self.signal_shape, self.stride, self.boundary
+        )
+
+    def filter_norms(self) -> Array:
+        """Norm of the filter behind each atom, (d,): the atom's norm where nothing is cut at the border."""
+        axes = tuple(range(1, self.filters.ndim))
+        return self.spread(jnp.sqrt(jnp.sum(self._folded() ** 2, axes)))
+
+    def column_norms(self) -> Array:
+        squared = Conv(self._folded() ** 2, self.signal_shape, self.stride, self.boundary)
+        return jnp.sqrt(squared.analyze(jnp.ones(self.shape[0], self.filters.dtype)))
+
+    def _folded(self) -> Array:
+        """The filters as the atoms show them: on a circle a kernel longer than the signal wraps onto itself."""
+        filters = self.filters
+        if self.boundary != "circular":
+            return filters
+        for axis, N in enumerate(self.signal_shape, start=2):
+            n = filters.shape[axis]
+            if n > N:
+                turns = -(-n // N)
+                padding = [(0, turns * N - n if a == axis else 0) for a in range(filters.ndim)]
+                split = (*filters.shape[:axis], turns, N, *filters.shape[axis + 1 :])
+                filters = jnp.pad(filters, padding).reshape(split).sum(axis)
+        return filters
+
+    def spectral_norm(self) -> Array:
+        """Norm on a torus that contains the signal: exact for circular and stride 1, else an upper bound.
+
+        Larger strides keep a subset of the atoms, and "valid" and "zero" a part of a larger torus.
+        """
+        torus = self.signal_shape
+        if self.boundary != "circular":
+            torus = tuple(N + n - 1 for N, n in zip(torus, self.kernel))
+        axes = tuple(range(-len(torus), 0))
+        response = jnp.fft.fftn(self._folded(), torus, axes)
+        response = jnp.moveaxis(response.reshape(*response.shape[:2], -1), -1, 0)  # (frequencies, n_atoms, n_channels)
+        with jax.default_matmul_precision("highest"):
+            gram = jnp.einsum("fac,fae->fce", response.conj(), response)
+        eps = jnp.finfo(self.filters.dtype).eps
+        return jnp.sqrt(jnp.linalg.eigvalsh(gram).max() * (1 + 32 * eps))
+
+    def is_shift_invariant(self) -> bool:
+        """True if all atoms of a filter see the same neighbours, up to missing ones at the border."""
+        divides = all(N % t == 0 for N, t in zip(self.signal_shape, self.stride))
+        return self.boundary == "valid" or (self.boundary == "circular" and divides)
+
+    def local(self, reach: int) -> "Conv":
+        """The same filters on the shortest signal where overlapping shifts occur over `reach` times the longest one.
+
+        Inner products of atoms depend on their relative shift alone, so they can be had from this small dictionary. A
+        circle that is too short for that is returned as it is.
+        """
+        if self.boundary == "circular" and any(N < 2 * n - 1 for N, n in zip(self.signal_shape, self.kernel)):
+            return self
+        sizes = zip(self.positions, self.kernel, self.stride)
+        shape = tuple(reach * min(p - 1, (n - 1) // t) * t + n for p, n, t in sizes)
+        return Conv(self.filters, shape, self.stride)
+
+    def corner_codes(self) -> Array:
+        """One-hot codes whose atoms meet all others under every relative shift that occurs, (rows, d).
+
+        On a circle one position of each filter is enough; under "valid" the corners see every shift. The inner
+        products of all atoms are then those of these rows: coherence from filter correlations, no dense Gram matrix.
+        """
+        last = [p - 1 if self.boundary == "valid" else 0 for p in self.positions]
+        corners = sorted(set(itertools.product(*({0, p} for p in last))))
+        n_atoms = self.code_grid[0]
+        codes = np.zeros((n_atoms, len(corners), *self.code_grid))
+        for f, (j, corner) in itertools.product(range(n_atoms), enumerate(corners)):
+            codes[(f, j, f, *corner)] = 1
+        return jnp.asarray(codes.reshape(-1, self.shape[1]), self.filters.dtype)
+
+    def is_shift_of(self, other) -> bool:
+        """True if `other` is a Conv on the same grids, so that it can be compared filter by filter."""
+        same = isinstance(other, Conv) and (self.signal_grid, self.code_grid) == (other.signal_grid, other.code_grid)
+        return same and (self.stride, self.boundary) == (other.stride, other.boundary)

@@ -1,0 +1,55 @@
+"""LISTA-CP (Chen, Liu, Wang, Yin 2018): LISTA with the coupling that convergence needs, S = I - W'D."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from unrolled._checks import Array
+from unrolled.activations import relu, shrink
+from unrolled.dictionaries._base import as_dictionary, spectral_norm, spread
+from unrolled.layers._ista import zero_state
+from unrolled.layers._lista import Threshold, repeat
+from unrolled.layers._unroll import Layer, Unrolled, Weights, factory, make_layer
+from unrolled.pursuit._ista import State
+
+
+class WeightsAndThreshold(NamedTuple):
+    """One step of an untied LISTA-CP."""
+
+    W: Any  # (m, d), plain or structured
+    theta: Array  # (), (d,) or one per filter
+
+
+@factory
+def lista_cp(
+    depth: int,
+    *,
+    tied: bool = True,
+    lam: float = 0.1,
+    activation: Callable = relu,
+    precision: str = "highest",
+    unroll: int = 1,
+    remat: bool = False,
+) -> Layer:
+    r"""K steps x <- shrink(x + W_k'(y - D x), theta_k): the iteration (23) of the paper, for k = 0, 1, ...
+
+    Params: tied, shared W and steps theta; untied, steps (W, theta). `apply` takes either form; W may be structured.
+    `init` is ISTA: W = D / L, theta = lam / L. `analytic.lista_cp` sets W and theta from theory.
+
+    Reference: Li, Feng, Zhou (2024), (23), (33); Chen, Liu, Wang, Yin (2018), equation (15).
+    """
+
+    def init(key, D):
+        D = as_dictionary(D, "lista_cp")
+        L = spectral_norm(D) ** 2
+        theta = jnp.full(depth, lam / L, D.dtype)
+        if tied:
+            return Unrolled(Weights(D / L), Threshold(theta))
+        return Unrolled(None, WeightsAndThreshold(repeat(D / L, depth), theta))
+
+    def step(shared, p, D, y, state):
+        W = p.W if shared is None else shared.W
+        return State(shrink(state.x + (y - D @ state.x) @ W, spread(D, p.theta), activation))
+
+    return make_layer("lista_cp", depth, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)

@@ -1,0 +1,189 @@
+"""The one loop that turns a step into a network of K layers, and the record that every family is."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.activations import Activation, by_name
+from unrolled.dictionaries._base import operands
+
+
+class Unrolled(NamedTuple):
+    """Parameters of K steps: `shared` by all of them (None if there are none), and one set per step.
+
+    `steps` is a NamedTuple whose leaves lead with K, run as one scan, or a plain tuple of K NamedTuples, run as a
+    Python loop: the form for a single signal, where a scan would copy each step's weights. `stack` and `unstack` go
+    between.
+    """
+
+    shared: Any
+    steps: Any
+
+
+class Fixed(NamedTuple):
+    """Shared weights that training leaves alone (ALISTA)."""
+
+    W: Any  # (m, d)
+
+
+class Weights(NamedTuple):
+    """Shared weights that are trained."""
+
+    W: Any  # (m, d)
+
+
+class Layer(NamedTuple):
+    """A solver cut after K steps, as pure functions of one signal; `jax.vmap` makes batches.
+
+    Attributes:
+        init: `init(key, D) -> params`, the family's usual start.
+        start: `start(D, y) -> state`, a pytree whose `.x` is the code.
+        step: `step(shared, step_params, D, y, state) -> state`; with a `schedule` its entry comes last.
+        apply: `apply(params, D, y) -> x`, (d,).
+        iterates: `iterates(params, D, y) -> (K, d)`, the code after every step.
+        schedule: untrained constants, one per step, scanned beside the params; None if there are none.
+    """
+
+    init: Callable
+    start: Callable
+    step: Callable
+    apply: Callable
+    iterates: Callable
+    schedule: tuple | None = None
+
+
+def unroll(
+    step: Callable,
+    params: Unrolled,
+    D,
+    y: Array,
+    state: Any,
+    schedule: tuple | None = None,
+    *,
+    precision: str = "highest",
+    unroll: int = 1,
+    remat: bool = False,
+) -> tuple[Any, Array]:
+    """Run K steps from `state`: state <- step(params.shared, params.steps[k], D, y, state).
+
+    Args:
+        step, params, D, y, state, schedule: as in `Layer`.
+        precision: of the products; below "highest" the thresholds of the theory may fail.
+        unroll: steps per turn of the scan.
+        remat: recompute the steps in the backward pass and keep only the states.
+
+    Returns:
+        the last state, and the codes after every step, (K, d).
+    """
+    if remat:
+        step = jax.checkpoint(step)
+
+    def body(state, leaves):
+        step_params, constant = leaves
+        constants = () if constant is None else (constant,)
+        state = step(params.shared, step_params, D, y, state, *constants)
+        return state, state.x
+
+    with jax.default_matmul_precision(precision):
+        if type(params.steps) is not tuple:
+            constants = None if schedule is None else jnp.asarray(schedule, y.dtype)
+            return lax.scan(body, state, (params.steps, constants), length=_depth(params.steps), unroll=unroll)
+        codes = []
+        for step_params, constant in zip(params.steps, schedule or (None,) * len(params.steps)):
+            state, x = body(state, (step_params, constant))
+            codes.append(x)
+    return state, jnp.stack(codes) if codes else jnp.zeros((0, *state.x.shape), state.x.dtype)
+
+
+def make_layer(where: str, depth: int, init: Callable, start: Callable, step: Callable, schedule=None, **options) -> Layer:
+    """A `Layer` of `depth` steps from its `init`, `start` and `step`; `options` are those of `unroll`."""
+
+    def run(params, D, y):
+        check_params(params, depth, where)
+        D, y, params = operands(D, y, where, params=params)
+        return unroll(step, params, D, y, start(D, y), schedule, **options)
+
+    def apply(params, D, y):
+        return run(params, D, y)[0].x
+
+    def iterates(params, D, y):
+        return run(params, D, y)[1]
+
+    return Layer(init, start, step, apply, iterates, schedule)
+
+
+def factory(build: Callable) -> Callable:
+    """Check the options of a layer factory and cache it, so that equal arguments give the same Layer.
+
+    A Layer is compared by identity: the cache is what keeps `jit` from retracing for a layer made twice.
+    """
+    where, signature = build.__name__, inspect.signature(build)
+    cached = functools.lru_cache(maxsize=256)(build)
+
+    @functools.wraps(build)
+    def make(*args, **options):
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        chosen = bound.arguments
+        chosen["depth"] = _checks.as_index(chosen["depth"], "depth", where)
+        chosen["unroll"] = _checks.as_index(chosen["unroll"], "unroll", where, least=1)
+        if "activation" in chosen:
+            chosen["activation"] = _checked_activation(chosen["activation"], where)
+        return cached(*bound.args, **bound.kwargs)
+
+    return make
+
+
+def stack(params: Unrolled) -> Unrolled:
+    """Steps as one NamedTuple with leading K (for a scan), from a tuple of K NamedTuples."""
+    if type(params.steps) is not tuple:
+        return params
+    if not params.steps:
+        raise ValueError("stack: there are no steps to stack")
+    return Unrolled(params.shared, jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.steps))
+
+
+def unstack(params: Unrolled) -> Unrolled:
+    """Steps as a tuple of K NamedTuples (for a Python loop), from one with leading K; call it outside jit."""
+    if type(params.steps) is tuple:
+        return params
+    K = _depth(params.steps)
+    return Unrolled(params.shared, tuple(jax.tree.map(lambda leaf: leaf[k], params.steps) for k in range(K)))
+
+
+def check_params(params: Unrolled, depth: int, where: str) -> None:
+    """Raise if `params` are not for `depth` steps, or a known threshold is negative."""
+    if not isinstance(params, Unrolled):
+        raise TypeError(f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}")
+    if type(params.steps) is tuple:
+        lengths = {len(params.steps)}
+        thetas = [p.theta for p in params.steps if hasattr(p, "theta")]
+    else:
+        lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(params.steps))}
+        thetas = [params.steps.theta] if hasattr(params.steps, "theta") else []
+    if lengths != {depth}:
+        raise ValueError(f"{where}: params have {sorted(lengths)} steps but the layer has depth {depth}")
+    for theta in thetas:
+        _checks.nonnegative(theta, "theta", where)
+
+
+def _checked_activation(activation, where: str) -> Callable:
+    rho = by_name(activation)
+    if not isinstance(rho, Activation):
+        probe = jax.ShapeDtypeStruct((3,), np.float32)
+        out = jax.eval_shape(rho, probe)
+        if getattr(out, "shape", None) != probe.shape or out.dtype != probe.dtype:
+            raise ValueError(f"{where}: activation {rho!r} maps float32 (3,) to {out}; expected the same shape and dtype")
+    return rho
+
+
+def _depth(steps) -> int:
+    return jax.tree.leaves(steps)[0].shape[0]

@@ -1,0 +1,22 @@
+"""The theory: coherence and what it allows, threshold schedules with certified errors, analytic weights.
+
+Traceable functions work in the dtype of D; host functions return float64 records with `holds`.
+"""
+
+from unrolled.theory._activations import ActivationSchedule as ActivationSchedule
+from unrolled.theory._activations import activation_schedule as activation_schedule
+from unrolled.theory._coherence import Coherence as Coherence
+from unrolled.theory._coherence import coherence as coherence
+from unrolled.theory._coherence import diagonal as diagonal
+from unrolled.theory._coherence import max_sparsity as max_sparsity
+from unrolled.theory._coherence import mutual_coherence as mutual_coherence
+from unrolled.theory._coherence import rounding_guard as rounding_guard
+from unrolled.theory._coherence import sparsity_bound as sparsity_bound
+from unrolled.theory._coherence import welch_bound as welch_bound
+from unrolled.theory._schedules import ErrorBar as ErrorBar
+from unrolled.theory._schedules import Schedule as Schedule
+from unrolled.theory._schedules import code_bound as code_bound
+from unrolled.theory._schedules import deep_schedule as deep_schedule
+from unrolled.theory._schedules import error_bar as error_bar
+from unrolled.theory._schedules import schedule as schedule
+from unrolled.theory._weights import frobenius_weights as frobenius_weights

@@ -1,0 +1,108 @@
+"""Schedules for activations other than ReLU (Theorems 9, 15 and 10, corrected)."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from unrolled import _checks
+from unrolled.activations import Activation
+from unrolled.theory._schedules import _numbers
+
+
+class ActivationSchedule(NamedTuple):
+    """Thresholds for a general activation; the error splits into the part on the support and the rest."""
+
+    theta: np.ndarray  # (K,)
+    error: np.ndarray  # (K+1,) l1 error, on_support + off_support
+    on_support: np.ndarray  # (K+1,)
+    off_support: np.ndarray  # (K+1,)
+    contraction: float  # of the regime behind `floor`
+    rate: float  # -ln(contraction), inf at 0
+    floor: float  # limit of the error; it holds a share of the activation's tail, and inf if no regime applies
+    theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU); "" for none
+    holds: bool
+
+
+def activation_schedule(
+    activation: Activation,
+    mu: float,
+    C_W: float,
+    *,
+    d: int,
+    sparsity: int,
+    bound: float,
+    noise: float = 0.0,
+    depth: int,
+    guard: float = 0.0,
+    eta: float = 0.0,
+) -> ActivationSchedule:
+    r"""Thresholds of x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x), with their certified errors.
+
+    The deviation H from soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta and |H| <= osc elsewhere, so
+
+    .. math::
+        \theta &= \mu_W (E_S + E_O) + c, \qquad c = C_W \delta + g, \\
+        E_S &\leftarrow ((s-1) \mu_W + \eta) E_S + s \mu_W E_O + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
+        E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
+
+    Entries off the support are small, at most min(2 L_h theta_k, osc), but no longer zero. Errors stay bounded, and
+    `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W + eta < 1, or a small slope with
+    mu_W (2 L_h d + (2 - 2 L_h) s) < 1. The floor holds a multiple of the tail's oscillation in both (the printed
+    (34) misses it); `scale(activation, k)` divides it by k. For rho that is not x on x >= 0 (Theorem 10) osc is that
+    of rho - relu over the whole line and L_h is not used.
+
+    Args:
+        activation: with its constants; a bare function is a TypeError.
+        d: length of the code. The others as in `schedule`.
+
+    Reference: Li, Feng, Zhou (2024), Theorems 9, 10 and 15, corrected.
+    """
+    where = "activation_schedule"
+    if not isinstance(activation, Activation):
+        raise TypeError(f"{where}: the theory needs the constants of an Activation, got {activation!r}")
+    mu, C_W, B, noise, guard, eta = _numbers(where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta)
+    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
+    d = _checks.as_index(d, "d", where, least=1)
+    s = min(s, d)
+    exact = activation.identity_on_positives
+    L = activation.tail_lipschitz if exact else math.inf
+    osc = activation.tail_oscillation if exact else activation.line_oscillation
+    c = C_W * noise + guard
+
+    def tail(u):
+        """A bound of the deviation at an argument of size u."""
+        return min(osc, L * u) if math.isfinite(L) else osc
+
+    E_S, E_O, theta = np.zeros(K + 1), np.zeros(K + 1), np.zeros(K)
+    E_S[0] = s * B
+    with np.errstate(over="ignore"):
+        for k in range(K):
+            theta[k] = (mu * (E_S[k] + E_O[k]) if mu else 0.0) + c
+            leak = s * mu * E_O[k] if mu else 0.0
+            E_S[k + 1] = ((s - 1) * mu + eta) * E_S[k] + leak + s * (c + theta[k] + tail(B + 2 * theta[k])) if s else 0.0
+            E_O[k + 1] = (d - s) * tail(2 * theta[k]) if d > s else 0.0
+    contraction, floor = min(_limits(mu, c, eta, s, d, B, L, osc), key=lambda limit: limit[1])
+    holds = math.isfinite(floor)
+    theorem = ("12" if osc == 0 else "15" if exact else "10") if holds else ""
+    rate = -math.log(contraction) if contraction else math.inf
+    return ActivationSchedule(theta, E_S + E_O, E_S, E_O, contraction, rate, floor, theorem, holds)
+
+
+def _limits(mu, c, eta, s, d, B, L, osc) -> list[tuple[float, float]]:
+    """(contraction, limit of the error) of the regimes that may apply; the limit is inf where one does not."""
+    bounded = max(2 * s - 1, 0) * mu + (eta if s else 0.0)
+    off = (d - s) * osc if d > s else 0.0
+    limits = [(bounded, math.inf)]
+    if bounded < 1 and math.isfinite(osc):
+        limits = [(bounded, (2 * s * c + s * osc + 2 * s * mu * off) / (1 - bounded) + off)]
+    if math.isfinite(L):
+        gain = 2 * s + 2 * L * (d - s)
+        if math.isfinite(osc):
+            slope, constant = mu * gain + eta, s * osc
+        else:
+            gain += 2 * s * L
+            slope, constant = mu * gain + eta, s * L * B
+        if slope < 1:
+            limits.append((slope, (constant + gain * c) / (1 - slope)))
+    return limits

@@ -1,0 +1,160 @@
+"""Mutual coherence (Definition 3), the coherence of given weights W, and what they allow."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.dictionaries._base import as_dictionary, column_norms, dense, nonzero_atoms, scale_columns, unit_atoms
+from unrolled.dictionaries._conv import Conv
+
+# Unit roundoffs (spacing at 1) of the products that accelerators use in place of float32.
+_PRODUCT_EPS = {"bfloat16": 2.0**-7, "tensorfloat32": 2.0**-10, "float32": 2.0**-23, "highest": None}
+
+
+class Coherence(NamedTuple):
+    """The two numbers through which weights W enter every theorem."""
+
+    mu_W: Array  # max over i != j of abs(w_i . d_j)
+    C_W: Array  # max abs(W_ij)
+
+
+def mutual_coherence(D) -> Array:
+    r"""mu(D) = max_{i != j} |d_i . d_j| / (|d_i| |d_j|), in [0, 1]; 0 for a single atom.
+
+    Columns need not be normalised. A zero atom is a ValueError where it can be seen, nan under `jit`.
+    Convolutional dictionaries are answered from the correlations of their filters.
+
+    Reference: Li, Feng, Zhou (2024), Definition 3; Donoho, Huo (2001).
+    """
+    D = as_dictionary(D, "mutual_coherence")
+    _refuse_cut_atoms(D, "mutual_coherence")
+    norms = column_norms(D)
+    nonzero_atoms(norms, "mutual_coherence")
+    unit = scale_columns(D, 1 / norms)
+    return jnp.minimum(_coherence(unit, unit).mu_W, 1.0)
+
+
+def coherence(W, D) -> Coherence:
+    r"""(mu_W, C_W): mu_W = max_{i != j} |w_i . d_j| and C_W = max |W_ij|.
+
+    Every convergence theorem holds with these two numbers for any W with w_i . d_i = 1, so weights from anywhere
+    (D itself, the closed form, linear programs, training) are certified by evaluating them.
+
+    Raises:
+        ValueError: shapes that differ, or a known D whose atoms are off unit norm by more than 1e-4.
+
+    Reference: Li, Feng, Zhou (2024), Definitions 7 and 8.
+    """
+    D, W = as_dictionary(D, "coherence"), as_dictionary(W, "coherence")
+    if W.shape != D.shape:
+        hint = " Did you pass W.T?" if W.shape == D.shape[::-1] else ""
+        raise ValueError(f"coherence: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}")
+    _refuse_cut_atoms(D, "coherence")
+    unit_atoms(D, "coherence")
+    dtype = _checks.common_dtype(W, D)
+    return _coherence(_checks.cast(W, dtype), _checks.cast(D, dtype))
+
+
+def _coherence(W, D) -> Coherence:
+    products, own = inner_products(W, D)
+    mu = jnp.max(jnp.where(own, 0.0, jnp.abs(products)))
+    return Coherence(mu, jnp.max(jnp.abs(_atoms(W))))
+
+
+def diagonal(W, D) -> Array:
+    """w_i . d_i, one per atom (for convolutional W and D one per filter)."""
+    products, own = inner_products(W, D)
+    return jnp.sum(jnp.where(own, products, 0.0), axis=1)
+
+
+def inner_products(W, D) -> tuple[Array, Array]:
+    """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
+
+    Dense: all rows. Shift-invariant `Conv` pairs: the corner atoms of every filter, which meet every relative shift.
+    """
+    with jax.default_matmul_precision("highest"):
+        if isinstance(D, Conv) and D.is_shift_invariant() and D.is_shift_of(W):
+            W, D = W.local(1), D.local(1)
+            codes = D.corner_codes()
+            return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
+        return dense(W).T @ dense(D), jnp.eye(D.shape[1], dtype=bool)
+
+
+def _atoms(W) -> Array:
+    """An array with all the entries that W has, up to repetition."""
+    return W._folded() if isinstance(W, Conv) else dense(W)
+
+
+def _refuse_cut_atoms(D, where: str) -> None:
+    if isinstance(D, Conv) and D.boundary == "zero":
+        raise ValueError(
+            f'{where}: boundary "zero" cuts the atoms at the border, so they have norms below 1 and neighbours of their '
+            'own; use boundary="valid" or "circular", or dictionaries.normalize(dictionaries.dense(D))'
+        )
+
+
+def welch_bound(m: int, d: int) -> float:
+    """sqrt((d - m) / (m (d - 1))), 0 if d <= m: no dictionary has less coherence, and no W less mu_W.
+
+    For W: G = W'D has rank at most m and trace d, so d <= sqrt(m) norm(G)_F <= sqrt(m (d + d (d - 1) mu_W^2)).
+    """
+    m, d = _checks.as_index(m, "m", "welch_bound", least=1), _checks.as_index(d, "d", "welch_bound", least=1)
+    return math.sqrt((d - m) / (m * (d - 1))) if d > m else 0.0
+
+
+def sparsity_bound(mu: float) -> float:
+    """(1 + 1/mu) / 2, inf at mu = 0: codes with fewer nonzeros are unique (Theorem 1) and LISTA-CP finds them."""
+    mu = _host(mu, "mu", "sparsity_bound")
+    if not mu >= 0:
+        raise ValueError(f"sparsity_bound: mu must be non-negative, got {mu}")
+    return (1 + 1 / mu) / 2 if mu else math.inf
+
+
+def max_sparsity(mu: float, d: int) -> int:
+    """The largest integer strictly below `sparsity_bound(mu)`, at most d; conservative within rounding of an integer.
+
+    A mu computed in float32 may be low by its rounding: multiply it by 1 + 1e-6 first.
+    """
+    d = _checks.as_index(d, "d", "max_sparsity", least=1)
+    b = sparsity_bound(mu)
+    return d if b == math.inf else max(0, min(d, math.ceil(b - 1e-9 * max(1.0, b)) - 1))
+
+
+def rounding_guard(W, D, *, sparsity: int, bound: float, precision: str | None = None) -> float:
+    r"""g = 4 eps G s B with G = max_ij (|W|' |D|)_ij: what rounding adds to an inner product w_i . (y - D x).
+
+    Theoretical thresholds fall to zero, rounding does not; without the guard the iteration diverges at depth. Pass it
+    to `schedule`, where it stands beside C_W delta inside the recursion.
+
+    Args:
+        W, D: (m, d).
+        sparsity, bound: s and B of the class of signals.
+        precision: of the products: None for the dtype of D, or "tensorfloat32" or "bfloat16" where an accelerator
+            uses those for float32.
+
+    Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger.
+    """
+    _checks.nonnegative(bound, "bound", "rounding_guard")
+    s = _checks.as_index(sparsity, "sparsity", "rounding_guard")
+    if precision is not None and precision not in _PRODUCT_EPS:
+        raise ValueError(f"rounding_guard: unknown precision {precision!r}; expected one of {', '.join(_PRODUCT_EPS)}")
+    eps = _PRODUCT_EPS[precision] if precision else None
+    eps = float(jnp.finfo(D.dtype).eps) if eps is None else eps
+    products, _ = inner_products(jax.tree.map(_abs, W), jax.tree.map(_abs, D))
+    return 4 * eps * float(products.max()) * s * float(bound)
+
+
+def _abs(leaf: Array) -> Array:
+    return jnp.abs(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _host(x, name: str, where: str) -> float:
+    """`x` as a Python float; a tracer is a TypeError that says so."""
+    if not _checks.is_concrete(x):
+        raise TypeError(f"{where}: {name} is traced; this function runs on the host in float64, call it outside jit")
+    return float(np.asarray(x))
