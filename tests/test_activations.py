@@ -1,0 +1,455 @@
+"""Activations against dense grids, thresholds against brute-force proximal maps, supports against sorting."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from unrolled import activations as ua
+
+CONSTANTS = ("tail_lipschitz", "tail_sup", "tail_oscillation", "relu_gap", "line_oscillation")
+BUILT_IN = [
+    *ua.NAMED.values(),
+    *(ua.leaky_relu(slope) for slope in (0.0, 0.3, 1.0)),
+    *(ua.elu(alpha) for alpha in (0.0, 0.5, 2.0)),
+    *(ua.celu(alpha) for alpha in (0.5, 1.5)),
+]
+STEP = 1e-3  # grid spacing: slopes are seen to about STEP, extreme values to about STEP^2
+
+
+def measured(act, unit=1.0, reach=50.0):
+    """The constants of `act` seen on a grid of spacing STEP * unit over [-reach, reach] * unit."""
+    half = round(reach / STEP)
+    x = np.arange(-half, half + 1) * (STEP * unit)
+    rho = np.asarray(act(jnp.asarray(x)))
+    tail, gap = rho[: half + 1], rho - np.maximum(x, 0)
+    slope = np.abs(np.diff(tail)).max() / (STEP * unit)
+    return dict(zip(CONSTANTS, (slope, np.abs(tail).max(), np.ptp(tail), np.abs(gap).max(), np.ptp(gap))))
+
+
+def assert_bounds(act, seen):
+    """The constants of `act` are at least what the grid shows; 1e-9 is the rounding of a difference quotient."""
+    for name in CONSTANTS:
+        assert seen[name] <= getattr(act, name) + 1e-9, name
+
+
+def assert_tight(act, seen, unit=1.0, names=CONSTANTS):
+    """Finite constants are at most what the grid shows, plus its accuracy: abs(h'') <= 2 makes the slope good to STEP."""
+    for name in names:
+        slack = 2 * STEP if name == "tail_lipschitz" else 1e-6 * unit
+        if math.isfinite(getattr(act, name)):
+            assert getattr(act, name) <= seen[name] + slack, name
+
+
+@pytest.mark.parametrize("act", BUILT_IN, ids=str)
+def test_constants_are_tight_upper_bounds(act):
+    seen = measured(act)
+    assert_bounds(act, seen)
+    assert_tight(act, seen)
+
+
+@pytest.mark.parametrize("act", BUILT_IN, ids=str)
+def test_infinite_constants_are_infinite(act):
+    near, far = measured(act, unit=10, reach=50), measured(act, unit=100, reach=50)
+    for name in CONSTANTS:
+        if math.isinf(getattr(act, name)):
+            assert far[name] > 5 * near[name], name  # what is unbounded here grows linearly
+
+
+@pytest.mark.parametrize("act", BUILT_IN, ids=str)
+def test_flags_hold(act):
+    x = jnp.linspace(0, 20, 2001)
+    if act.identity_on_positives:
+        np.testing.assert_array_equal(act(x), x)
+    if act.nonpositive_tail:
+        assert (act(-x) <= 0).all()
+
+
+def test_elu_and_celu_meet_the_hypotheses_of_theorem_9():
+    for act in (ua.relu, ua.leaky_relu(0.1), ua.elu(0.5), ua.celu(2.0), ua.scale(ua.elu(0.5), 3), ua.compose(ua.elu(0.5), 3)):
+        assert act.identity_on_positives and act.nonpositive_tail, act.name
+    assert not any(act.identity_on_positives for act in (ua.silu, ua.gelu, ua.softplus, ua.selu))
+
+
+def test_functions_are_those_of_their_names():
+    x = np.linspace(-5, 5, 101)
+    erf = np.vectorize(math.erf)
+    expected = {
+        ua.relu: np.maximum(x, 0),
+        ua.leaky_relu(0.3): np.where(x > 0, x, 0.3 * x),
+        ua.elu(0.5): np.where(x > 0, x, 0.5 * np.expm1(np.minimum(x, 0))),
+        ua.celu(0.5): np.where(x > 0, x, 0.5 * np.expm1(np.minimum(x, 0) / 0.5)),
+        ua.selu: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+        ua.silu: x / (1 + np.exp(-x)),
+        ua.gelu: x * (1 + erf(x / math.sqrt(2))) / 2,
+        ua.gelu_tanh: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        ua.mish: x * np.tanh(np.log1p(np.exp(x))),
+        ua.softplus: np.log1p(np.exp(x)),
+        ua.hard_swish: x * np.clip(x + 3, 0, 6) / 6,
+        ua.scale(ua.silu, 2.0): x / (1 + np.exp(-2 * x)),
+        ua.compose(ua.elu(0.5), 2): np.where(x > 0, x, 0.5 * np.expm1(0.5 * np.expm1(np.minimum(x, 0)))),
+    }
+    for act, values in expected.items():
+        # Both sides round a handful of operations on numbers of size 5.
+        np.testing.assert_allclose(act(jnp.asarray(x)), values, rtol=1e-14, atol=1e-14, err_msg=act.name)
+
+
+@pytest.mark.parametrize("k", [0.1, 1.0, 7.0, 100.0])
+def test_scale_keeps_constants_valid_and_tight(k):
+    for act in (ua.relu, ua.leaky_relu(0.3), ua.elu(0.5), ua.celu(1.5), ua.silu, ua.mish, ua.softplus, ua.selu):
+        scaled, seen = ua.scale(act, k), measured(ua.scale(act, k), unit=1 / k)
+        assert_bounds(scaled, seen)
+        assert_tight(scaled, seen, unit=1 / k)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 6])
+def test_compose_keeps_constants_valid(times):
+    acts = (*BUILT_IN, ua.scale(ua.elu(2.0), 3), ua.scale(ua.silu, 0.5), ua.compose(ua.elu(0.5), 2))
+    for act in acts:
+        composed = ua.compose(act, times)
+        assert_bounds(composed, measured(composed, reach=20.0))
+
+
+@pytest.mark.parametrize("times", [2, 3, 6])
+def test_compose_is_exact_for_monotone_tails(times):
+    for act in (ua.relu, ua.elu(0.5), ua.elu(1.0), ua.elu(1.5), ua.celu(0.5), ua.celu(1.5)):
+        composed = ua.compose(act, times)
+        assert_tight(composed, measured(composed), names=CONSTANTS[1:])
+        # The slope alpha^m is reached at 0-, where it also changes fastest: by about m alpha^(2 m) a unit.
+        slope = measured(composed)["tail_lipschitz"]
+        assert composed.tail_lipschitz <= slope + times * STEP * max(1, composed.tail_lipschitz) ** 2
+
+
+def test_composing_elu_shrinks_the_tail_geometrically():
+    sups = [ua.compose(ua.elu(0.5), times).tail_sup for times in range(1, 8)]
+    assert all(after <= 0.5 * before for before, after in zip(sups, sups[1:]))
+
+
+def test_selu_is_a_scaled_elu():
+    x = jnp.linspace(-5, 5, 201)
+    for k in (0.5, 3.0):
+        theirs = ua.scale(ua.elu(1.6732632423543772), k)(x)
+        np.testing.assert_allclose(ua.selu(k * x) / (1.0507009873554805 * k), theirs, rtol=1e-14)
+
+
+def test_equal_by_value():
+    makers = [
+        lambda: ua.elu(0.5),
+        lambda: ua.leaky_relu(0.1),
+        lambda: ua.scale(ua.elu(0.5), 3),
+        lambda: ua.compose(ua.scale(ua.celu(), 2), 4),
+    ]
+    for make in makers:
+        assert make() == make() and hash(make()) == hash(make())
+    assert len({make() for make in makers} | set(ua.NAMED.values())) == len(makers) + len(ua.NAMED)
+    assert ua.elu(0.5) != ua.elu(0.25) and ua.scale(ua.relu, 2) != ua.scale(ua.relu, 3)
+    assert ua.compose(ua.silu, 1) == ua.silu
+
+
+def test_equal_activations_do_not_retrace_and_a_lambda_works():
+    traced = []
+
+    @functools.partial(jax.jit, static_argnames="activation")
+    def layer(v, activation):
+        traced.append(activation)
+        return ua.shrink(v, 0.5, activation)
+
+    v = jnp.linspace(-2, 2, 9)
+    for _ in range(3):
+        for act in (ua.relu, ua.elu(0.5), ua.scale(ua.silu, 4.0), ua.compose(ua.elu(0.5), 2)):
+            layer(v, act)
+    assert len(traced) == 4
+    np.testing.assert_array_equal(layer(v, lambda x: jnp.maximum(x, 0.0)), ua.soft_threshold(v, 0.5))
+
+
+def test_by_name_finds_names_and_passes_functions():
+    for name, act in ua.NAMED.items():
+        assert ua.by_name(name) is act
+        assert str(ua.by_name(name)).split("(")[0] == name
+    assert ua.by_name(jnp.tanh) is jnp.tanh
+    assert ua.by_name(ua.relu) is ua.relu
+
+
+def minimax_concave(x, theta, upper):
+    """The penalty whose proximal map is the firm threshold."""
+    return np.where(np.abs(x) <= upper, theta * np.abs(x) - theta * x**2 / (2 * upper), theta * upper / 2)
+
+
+PROXIMAL = {
+    "soft": (lambda v: ua.soft_threshold(v, 0.7), lambda x: 0.7 * np.abs(x)),
+    "shrink": (lambda v: ua.shrink(v, 0.7), lambda x: 0.7 * np.abs(x)),
+    "soft, 0": (lambda v: ua.soft_threshold(v, 0.0), lambda x: 0 * x),
+    "hard": (lambda v: ua.hard_threshold(v, 0.7), lambda x: 0.7**2 / 2 * (x != 0)),
+    "firm": (lambda v: ua.firm_threshold(v, 0.7, 1.5), lambda x: minimax_concave(x, 0.7, 1.5)),
+    "nonnegative": (lambda v: ua.nonnegative_threshold(v, 0.7), lambda x: np.where(x < 0, np.inf, 0.7 * x)),
+}
+
+
+@pytest.mark.parametrize("name", PROXIMAL)
+def test_thresholds_are_proximal_maps(name):
+    prox, penalty = PROXIMAL[name]
+    v = np.linspace(-3, 3, 121)
+    grid = np.arange(-4000, 4001) / 1000
+
+    def objective(x):
+        return (x - v[:, None]) ** 2 / 2 + penalty(x)
+
+    p = np.asarray(prox(jnp.asarray(v)))
+    # A minimiser is no worse than any grid point; 1e-13 is the rounding of numbers of size 10.
+    assert (objective(p[:, None])[:, 0] <= objective(grid[None, :]).min(1) + 1e-13).all()
+    # Each objective grows by at least a tenth of the squared distance, so the best grid point is near.
+    nearest = grid[objective(grid[None, :]).argmin(1)]
+    jumps = np.isclose(np.abs(v), 0.7) if name == "hard" else np.zeros(v.shape, bool)
+    assert (np.abs(p - nearest)[~jumps] <= 2e-3).all()
+
+
+def test_thresholds_are_their_formulas(dtype):
+    v = np.linspace(-3, 3, 241, dtype=dtype)
+    theta, upper = dtype.type(0.75), dtype.type(1.5)
+    size = np.abs(v)
+    firm = np.where(size <= theta, 0, np.where(size >= upper, v, np.sign(v) * (size - theta) * upper / (upper - theta)))
+    cases = [
+        (ua.soft_threshold(jnp.asarray(v), theta), np.sign(v) * np.maximum(size - theta, 0)),
+        (ua.shrink(jnp.asarray(v), theta, ua.elu(0.5)), ua.elu(0.5)(v - theta) - ua.elu(0.5)(-v - theta)),
+        (ua.hard_threshold(jnp.asarray(v), theta), np.where(size > theta, v, 0)),
+        (ua.firm_threshold(jnp.asarray(v), theta, upper), firm),
+        (ua.nonnegative_threshold(jnp.asarray(v), theta), np.maximum(v - theta, 0)),
+    ]
+    for ours, formula in cases:
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours, formula, atol=8 * np.finfo(dtype).eps)  # two roundings of numbers up to 3
+
+
+def test_theta_may_differ_by_entry():
+    v, theta = jnp.asarray([3.0, -3.0, 0.5, -2.0]), jnp.asarray([1.0, 2.0, 1.0, 0.0])
+    np.testing.assert_array_equal(ua.shrink(v, theta), [2.0, -1.0, 0.0, -2.0])
+    np.testing.assert_array_equal(ua.hard_threshold(v, theta), [3.0, -3.0, 0.0, -2.0])
+    np.testing.assert_array_equal(ua.firm_threshold(v, theta, theta + 2), [3.0, -2.0, 0.0, -2.0])
+    np.testing.assert_array_equal(ua.nonnegative_threshold(v, theta), [2.0, 0.0, 0.0, 0.0])
+
+
+def test_firm_tends_to_soft():
+    v = jnp.linspace(-3, 3, 61)
+    # The slope is 1 + theta / (upper - theta), one plus about 1e-9.
+    np.testing.assert_allclose(ua.firm_threshold(v, 1.0, 1e9), ua.soft_threshold(v, 1.0), atol=3e-9)
+    np.testing.assert_array_equal(ua.firm_threshold(v, 1.0, jnp.inf), ua.soft_threshold(v, 1.0))
+
+
+vectors = arrays(np.float64, 8, elements=st.floats(-1e3, 1e3))
+thetas = st.floats(0, 1e3)
+
+
+@pytest.mark.parametrize("prox", [ua.soft_threshold, ua.nonnegative_threshold], ids=["soft", "nonnegative"])
+def test_convex_thresholds_are_firmly_nonexpansive(prox):
+    @settings(deadline=None, derandomize=True, max_examples=100)
+    @given(vectors, vectors, thetas)
+    def check(a, b, theta):
+        moved = np.asarray(prox(jnp.asarray(a), theta)) - np.asarray(prox(jnp.asarray(b), theta))
+        # Both sides are sums of 8 products of numbers up to 4e3, each with a few roundings.
+        assert moved @ (a - b) >= moved @ moved - 64 * np.finfo(float).eps * 2e3**2
+
+    check()
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(vectors, thetas)
+def test_soft_threshold_is_odd_and_splits_its_argument(v, theta):
+    p = np.asarray(ua.soft_threshold(jnp.asarray(v), theta))
+    np.testing.assert_array_equal(ua.soft_threshold(jnp.asarray(-v), theta), -p)
+    # Moreau: v = prox + projection onto the box; one rounding of v - theta, one of the sum.
+    np.testing.assert_allclose(p + np.clip(v, -theta, theta), v, atol=2 * np.finfo(float).eps * 2e3)
+
+
+def test_gradients_at_and_off_the_kinks():
+    v = jnp.asarray([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
+    derivatives = {
+        "shrink": (lambda u: ua.shrink(u, 1.0), [1, 0, 0, 0, 0, 0, 1]),
+        "shrink, theta 0": (lambda u: ua.shrink(u, 0.0), [1, 1, 1, 0, 1, 1, 1]),
+        "hard": (lambda u: ua.hard_threshold(u, 1.0), [1, 0, 0, 0, 0, 0, 1]),
+        "firm": (lambda u: ua.firm_threshold(u, 1.0, 5.0), [1.25, 0, 0, 0, 0, 0, 1.25]),
+        "firm, beyond": (lambda u: ua.firm_threshold(u, 1.0, 2.0), [1, 0, 0, 0, 0, 0, 1]),
+        "nonnegative": (lambda u: ua.nonnegative_threshold(u, 1.0), [0, 0, 0, 0, 0, 0, 1]),
+    }
+    for name, (f, expected) in derivatives.items():
+        np.testing.assert_array_equal(jax.vmap(jax.grad(f))(v), expected, err_msg=name)
+    by_theta = jax.vmap(jax.grad(ua.shrink, argnums=1), (0, None))(v, 1.0)
+    np.testing.assert_array_equal(by_theta, [1, 0, 0, 0, 0, 0, -1])
+
+
+def test_shrink_gradient_matches_differences():
+    v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7]), jnp.asarray([0.5, 0.7, 0.2, 1.0])
+    for act in (ua.relu, ua.elu(0.5), ua.silu, ua.scale(ua.gelu, 3.0)):
+        f = functools.partial(ua.shrink, activation=act)
+        # Central differences with step 1e-5 are off by 1e-10 / 6 times the third derivative, below 30.
+        for argnum, (dv, dtheta) in enumerate(((1e-5, 0), (0, 1e-5))):
+            slope = (f(v + dv, theta + dtheta) - f(v - dv, theta - dtheta)) / 2e-5
+            np.testing.assert_allclose(jax.vmap(jax.grad(f, argnum))(v, theta), slope, atol=1e-8)
+
+
+def sorted_selection(v, theta, fraction):
+    """`select_support` with ReLU, by a sort."""
+    count, size = int(np.round(fraction * v.size)), np.abs(v)
+    border = np.sort(size)[::-1][count] if count < v.size else -1.0
+    soft = np.sign(v) * np.maximum(size - theta, 0)
+    return np.where((size > border) & (size > theta), v, soft)
+
+
+def test_select_support_agrees_with_a_sort():
+    rng = np.random.default_rng(0)
+    select = jax.jit(ua.select_support)
+    distinct, tied = rng.normal(size=(6, 20)), rng.integers(-3, 4, (6, 20)).astype(float)
+    for v in (*distinct, *tied, np.zeros(20), np.ones(20)):
+        for fraction in (0.0, 0.04, 0.1, 0.33, 0.5, 0.95, 1.0):
+            for theta in (0.0, 0.6, 2.0):
+                ours = select(jnp.asarray(v), theta, fraction)
+                np.testing.assert_array_equal(ours, sorted_selection(v, theta, fraction))
+
+
+def test_select_support_extremes(dtype):
+    v = jnp.asarray([3.0, -2.0, 1.0, -0.5, 0.0], dtype)
+    np.testing.assert_array_equal(ua.select_support(v, 0.75, 0.0), ua.soft_threshold(v, 0.75))
+    np.testing.assert_array_equal(ua.select_support(v, 0.75, 1.0), ua.hard_threshold(v, 0.75))
+    assert ua.select_support(v, 0.75, 0.4).dtype == dtype
+    # Two of five pass; with a tie at the border neither of the tied ones does.
+    np.testing.assert_array_equal(ua.select_support(v, 0.5, 0.4), [3.0, -2.0, 0.5, 0.0, 0.0])
+    tied = jnp.asarray([3.0, -2.0, 2.0, 1.0, 0.0], dtype)
+    np.testing.assert_array_equal(ua.select_support(tied, 0.5, 0.4), [3.0, -1.5, 1.5, 0.5, 0.0])
+
+
+def test_select_support_with_another_activation():
+    v = jnp.asarray([3.0, -2.0, 1.0, -0.5])
+    soft = ua.shrink(v, 0.75, ua.elu(0.5))
+    expected = jnp.where(jnp.abs(v) > 1.5, v, soft)
+    np.testing.assert_array_equal(ua.select_support(v, 0.75, 0.5, ua.elu(0.5)), expected)
+
+
+def test_select_support_under_vmap():
+    rng = np.random.default_rng(1)
+    V, fractions, thetas = rng.normal(size=(5, 11)), np.linspace(0, 1, 5), np.linspace(0, 1, 5)
+    ours = jax.vmap(ua.select_support)(jnp.asarray(V), jnp.asarray(thetas), jnp.asarray(fractions))
+    for row, v, theta, fraction in zip(ours, V, thetas, fractions):
+        np.testing.assert_array_equal(row, sorted_selection(v, theta, fraction))
+
+
+def test_select_support_choice_carries_no_gradient():
+    v = jnp.asarray([3.0, -2.0, 1.0, -0.25])
+    by_v, by_theta, by_fraction = jax.jacobian(ua.select_support, argnums=(0, 1, 2))(v, 0.5, 0.5)
+    np.testing.assert_array_equal(by_v, np.diag([1.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(by_theta, [0.0, 0.0, -1.0, 0.0])
+    np.testing.assert_array_equal(by_fraction, np.zeros(4))
+
+
+def test_select_support_counts_in_low_precision():
+    one = 0x3F80  # the bits of 1 in bfloat16: 1000 distinct numbers from there on
+    v = jnp.asarray(np.arange(one, one + 1000, dtype=np.uint16).view(ml_dtypes.bfloat16))
+    for count in (1, 51, 301, 777):
+        assert jnp.sum(ua.select_support(v, 0.5, count / 1000) == v) == count
+
+
+FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+
+@pytest.mark.parametrize("float_type", FLOATS, ids=lambda t: np.dtype(t).name)
+def test_kth_largest_is_the_sorted_one(float_type):
+    info = ml_dtypes.finfo(float_type)
+    rng = np.random.default_rng(2)
+    special = [0, 0, info.smallest_subnormal, info.smallest_normal, info.eps, 1, 1, 1 + info.eps, info.max, np.inf]
+    special = np.asarray([float(v) for v in special]).astype(float_type)
+    kth = jax.jit(jax.vmap(ua.kth_largest, (None, 0)))
+    for magnitude in (
+        rng.permutation(special),
+        rng.integers(0, 3, 10).astype(float_type),
+        np.abs(rng.normal(size=10)).astype(float_type),
+        np.zeros(10, float_type),
+    ):
+        ours = np.asarray(kth(jnp.asarray(magnitude), jnp.arange(1, 11, dtype=jnp.int32)))
+        assert ours.dtype == float_type
+        np.testing.assert_array_equal(ours.view(f"u{info.bits // 8}"), np.sort(magnitude)[::-1].view(f"u{info.bits // 8}"))
+
+
+def test_kth_largest_of_one():
+    assert ua.kth_largest(jnp.asarray([2.5]), 1) == 2.5
+
+
+@pytest.mark.parametrize("integer", [int, np.int32, np.int64])
+def test_kth_largest_takes_any_integer(integer):
+    assert jax.jit(ua.kth_largest)(jnp.asarray([1.0, 3.0, 2.0]), integer(2)) == 2.0
+
+
+THRESHOLDS = {
+    "shrink": ua.shrink,
+    "hard_threshold": ua.hard_threshold,
+    "firm_threshold": lambda v, theta: ua.firm_threshold(v, theta, 5.0),
+    "nonnegative_threshold": ua.nonnegative_threshold,
+}
+
+
+@pytest.mark.parametrize("theta", [-1.0, math.nan, np.array([1.0, -1e-9, 1.0])], ids=str)
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_bad_theta(name, theta):
+    with pytest.raises(ValueError, match=f"{name}: theta must be non-negative and not NaN"):
+        THRESHOLDS[name](jnp.ones(3), theta)
+    with pytest.raises(ValueError, match=f"{name}: theta must be"):
+        jax.jit(lambda v: THRESHOLDS[name](v, theta))(jnp.ones(3))
+
+
+def test_bad_theta_of_the_wrappers():
+    for call in (lambda: ua.soft_threshold(jnp.ones(3), -1.0), lambda: ua.select_support(jnp.ones(3), -1.0, 0.5)):
+        with pytest.raises(ValueError, match="theta must be non-negative"):
+            call()
+
+
+def test_a_traced_negative_theta_expands():
+    np.testing.assert_array_equal(jax.jit(ua.shrink)(jnp.asarray([2.0, -2.0, 0.25]), -0.5), [2.5, -2.5, 0.5])
+
+
+@pytest.mark.parametrize("upper", [1.0, 0.5, math.nan], ids=str)
+def test_firm_threshold_needs_room(upper):
+    with pytest.raises(ValueError, match="expected theta < upper, got theta=1.0"):
+        ua.firm_threshold(jnp.ones(3), 1.0, upper)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan], ids=str)
+def test_bad_fraction(fraction):
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]"):
+        ua.select_support(jnp.ones(3), 1.0, fraction)
+
+
+@pytest.mark.parametrize(
+    "make, bounds",
+    [
+        *((lambda v=v: ua.leaky_relu(v), "slope must be at least 0 and at most 1") for v in (-0.1, 1.1, math.nan)),
+        *((lambda v=v: ua.elu(v), "alpha must be at least 0") for v in (-1, math.nan, math.inf)),
+        *((lambda v=v: ua.celu(v), "alpha must be above 0") for v in (0, -1, math.nan, math.inf)),
+        *((lambda v=v: ua.scale(ua.relu, v), "k must be above 0") for v in (0, -2, math.nan, math.inf)),
+        *((lambda v=v: ua.compose(ua.relu, v), "times must be at least 1") for v in (0, -1)),
+    ],
+)
+def test_bad_parameter(make, bounds):
+    with pytest.raises(ValueError, match=f"{bounds}, got"):
+        make()
+
+
+@pytest.mark.parametrize("times", [2.5, True, "2"])
+def test_times_is_an_integer(times):
+    with pytest.raises(TypeError, match="compose: times must be an integer"):
+        ua.compose(ua.relu, times)
+
+
+def test_times_is_static():
+    with pytest.raises(TypeError, match="compose: times must be static"):
+        jax.jit(lambda n: ua.compose(ua.relu, n)(1.0))(2)
+
+
+def test_by_name_says_what_it_knows():
+    with pytest.raises(ValueError, match="unknown name 'swish'; expected one of relu, leaky_relu, .*hard_swish"):
+        ua.by_name("swish")
+    with pytest.raises(TypeError, match="expected an Activation or a function, got int"):
+        ua.by_name(3)

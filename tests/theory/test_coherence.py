@@ -1,0 +1,296 @@
+"""Coherence against brute force, what it allows (Theorem 1), and the rounding guard."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled import dictionaries, theory
+
+EPS = np.finfo(np.float64).eps
+
+CONVS = {  # filters, signal, stride, boundary
+    "1-D valid": ((3, 1, 5), 20, 1, "valid"),
+    "1-D valid, short": ((2, 2, 5), 7, 1, "valid"),
+    "1-D valid, one position": ((3, 1, 5), 5, 1, "valid"),
+    "1-D valid, stride 3": ((2, 3, 7), 25, 3, "valid"),
+    "1-D circular": ((2, 1, 4), 16, 1, "circular"),
+    "1-D circular, short": ((2, 1, 4), 5, 1, "circular"),
+    "1-D circular, kernel longer than the signal": ((2, 1, 7), 5, 1, "circular"),
+    "1-D circular, stride 2": ((3, 2, 5), 12, 2, "circular"),
+    "1-D circular, stride 3 does not divide 8": ((2, 1, 3), 8, 3, "circular"),
+    "2-D valid": ((3, 2, 3, 2), (7, 6), 1, "valid"),
+    "2-D valid, strides 2 and 1": ((2, 1, 3, 3), (9, 6), (2, 1), "valid"),
+    "2-D circular": ((2, 1, 3, 3), (8, 7), 1, "circular"),
+    "2-D circular, stride 2, short in one dimension": ((2, 2, 3, 3), (4, 8), 2, "circular"),
+}
+
+
+def gram(W, D):
+    """|w_i . d_j| off the diagonal, by numpy alone."""
+    products = np.abs(np.asarray(W).T @ np.asarray(D))
+    return products - np.diag(np.diag(products))
+
+
+def unit(D):
+    return D / np.linalg.norm(D, axis=0)
+
+
+def brute_force(D):
+    return gram(unit(np.asarray(D)), unit(np.asarray(D))).max()
+
+
+def conv(name, seed=0):
+    shape, *rest = CONVS[name]
+    filters = np.random.default_rng(seed).normal(size=shape)
+    return dictionaries.normalize(dictionaries.Conv(filters, *rest))[0]
+
+
+# An inner product of unit vectors of length m carries at most m eps of rounding; m <= 250 here.
+ROUNDING = 250 * EPS
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (30, 60), (1, 5), (5, 2)])
+def test_mutual_coherence_is_the_largest_cosine_between_columns(shape):
+    D = np.random.default_rng(1).normal(size=shape)
+    assert theory.mutual_coherence(D) == pytest.approx(brute_force(D), abs=ROUNDING)
+
+
+def test_mutual_coherence_ignores_scale_sign_and_order():
+    rng = np.random.default_rng(2)
+    D = rng.normal(size=(10, 25))
+    changed = (D * rng.choice([-1, 1], 25) * 10.0 ** rng.uniform(-6, 6, 25))[:, rng.permutation(25)]
+    assert theory.mutual_coherence(changed) == pytest.approx(float(theory.mutual_coherence(D)), abs=ROUNDING)
+
+
+def test_mutual_coherence_of_one_atom_is_zero_and_of_orthonormal_atoms_a_rounding():
+    assert theory.mutual_coherence(np.ones((3, 1))) == 0
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(20, 20)))[0]
+    assert theory.mutual_coherence(Q) <= 20 * EPS
+
+
+def test_mutual_coherence_of_duplicate_or_opposite_columns_is_one_and_never_above(dtype):
+    D = np.random.default_rng(3).normal(size=(7, 6)).astype(dtype)
+    for twin in (D[:, 2], -3 * D[:, 2]):
+        mu = theory.mutual_coherence(np.column_stack([D, twin]).astype(dtype))
+        assert mu.dtype == dtype
+        assert 1 - 7 * np.finfo(dtype).eps <= mu <= 1
+
+
+def test_a_zero_column_is_refused_where_it_is_seen_and_nan_under_jit():
+    D = np.eye(3, 4)
+    with pytest.raises(ValueError, match=r"atoms \[3\] are zero"):
+        theory.mutual_coherence(D)
+    assert math.isnan(jax.jit(theory.mutual_coherence)(D))
+
+
+@jax.jit
+def everything(W, D):
+    """All that theory says of a pair, and the pair as matrices (numpy arrays, so that one compilation serves)."""
+    return theory.mutual_coherence(D), *theory.coherence(W, D), theory.diagonal(W, D), dictionaries.dense(W), dictionaries.dense(D)
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_convolutional_coherences_are_those_of_the_dense_matrix(name):
+    mu_D, mu_W, C_W, own, weights, matrix = map(np.asarray, everything(conv(name, seed=1), conv(name)))
+    assert mu_D == pytest.approx(brute_force(matrix), abs=ROUNDING)
+    assert mu_W == pytest.approx(gram(weights, matrix).max(), abs=ROUNDING)
+    assert C_W == pytest.approx(np.abs(weights).max(), abs=EPS)
+    # One entry per representative atom; all shifts of a filter have the same.
+    expected = np.sum(weights * matrix, axis=0)
+    assert [own.min(), own.max()] == pytest.approx([expected.min(), expected.max()], abs=ROUNDING)
+
+
+def test_convolutional_coherence_outside_jit_and_with_dense_weights():
+    D, W = conv("1-D circular, stride 2"), conv("1-D circular, stride 2", seed=1)
+    mu_D, mu_W, C_W = map(float, everything(W, D)[:3])
+    assert theory.mutual_coherence(D) == pytest.approx(mu_D, abs=ROUNDING)
+    for weights in (W, dictionaries.dense(W)):
+        assert [float(v) for v in theory.coherence(weights, D)] == pytest.approx([mu_W, C_W], abs=ROUNDING)
+
+
+def test_coherence_of_other_structured_dictionaries_is_dense():
+    rng = np.random.default_rng(4)
+    D1, D2 = np.linalg.qr(rng.normal(size=(8, 8)))[0], unit(rng.normal(size=(8, 5)))
+    for D in (dictionaries.Concatenated(np.eye(8), D1), dictionaries.Composed(D1, D2)):
+        matrix = dictionaries.dense(D)
+        assert theory.mutual_coherence(D) == pytest.approx(brute_force(matrix), abs=ROUNDING)
+        assert theory.coherence(D, D).mu_W == pytest.approx(gram(matrix, matrix).max(), abs=ROUNDING)
+
+
+def test_coherence_of_weights_is_the_largest_product_and_the_largest_entry():
+    rng = np.random.default_rng(5)
+    D = unit(rng.normal(size=(12, 30)))
+    W = rng.normal(size=(12, 30))
+    mu, C = theory.coherence(W, D)
+    assert mu == pytest.approx(gram(W, D).max(), rel=12 * EPS)
+    assert C == np.abs(W).max()
+    assert theory.diagonal(W, D) == pytest.approx(np.sum(W * D, axis=0), abs=12 * np.abs(W).max() * EPS)
+
+
+def test_coherence_promotes_mixed_dtypes_and_batches():
+    D = jnp.asarray(unit(np.random.default_rng(7).normal(size=(6, 9))))
+    assert theory.coherence(D.astype(np.float32), D).mu_W.dtype == np.float64
+    stacked = jnp.stack([D, D[:, ::-1]])
+    mus = jax.vmap(theory.coherence)(stacked, stacked).mu_W
+    assert mus == pytest.approx(float(theory.coherence(D, D).mu_W), abs=6 * EPS)
+
+
+def test_cut_atoms_at_a_zero_boundary_are_refused():
+    D = dictionaries.Conv(np.ones((1, 1, 3)), 8, boundary="zero")
+    for check in (theory.mutual_coherence, lambda D: theory.coherence(D, D)):
+        with pytest.raises(ValueError, match="cuts the atoms at the border"):
+            check(D)
+
+
+def test_coherence_refuses_other_shapes_and_atoms_off_unit_norm():
+    D = jnp.asarray(unit(np.random.default_rng(8).normal(size=(4, 6))))
+    with pytest.raises(ValueError, match=r"Did you pass W\.T\?"):
+        theory.coherence(D.T, D)
+    with pytest.raises(ValueError, match="they must agree"):
+        theory.coherence(D[:, :5], D)
+    with pytest.raises(ValueError, match="normalize"):
+        theory.coherence(D, D * 1.001)
+    theory.coherence(D, D * 1.00005)  # within 1e-4
+    with pytest.raises(ValueError, match="are zero"):
+        theory.coherence(D, D.at[:, 0].set(0.0))
+
+
+@pytest.mark.parametrize("D, error", [(np.ones(3), ValueError), (np.ones((3, 0)), ValueError),
+                                      (np.full((2, 2), np.nan), ValueError), (np.eye(2) * 1j, TypeError),
+                                      ("D", TypeError)])  # fmt: skip
+def test_what_is_not_a_dictionary_is_refused(D, error):
+    with pytest.raises(error, match="mutual_coherence"):
+        theory.mutual_coherence(D)
+
+
+# Welch bound.
+
+
+@pytest.mark.parametrize("q", [5, 13, 29, 61])
+def test_paley_frames_attain_the_welch_bound(q):
+    D = dictionaries.paley(q)
+    assert theory.welch_bound(*D.shape) == pytest.approx(1 / math.sqrt(q), rel=4 * EPS)
+    assert theory.mutual_coherence(D) == pytest.approx(1 / math.sqrt(q), abs=D.shape[0] * 8 * EPS)  # eigenvectors
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_welch_bound_is_below_every_mu_W(seed):
+    rng = np.random.default_rng(seed)
+    m, d = 10, 25
+    D = unit(rng.normal(size=(m, d)))
+    others = rng.normal(size=(m, d))
+    arbitrary = others / np.sum(others * D, axis=0)  # w_i . d_i = 1
+    for W in (D, theory.frobenius_weights(D), arbitrary):
+        assert theory.coherence(W, D).mu_W >= theory.welch_bound(m, d)
+
+
+def test_welch_bound_of_few_atoms_is_zero_and_of_bad_sizes_an_error():
+    assert [theory.welch_bound(*shape) for shape in ((4, 4), (5, 3), (3, 1), (1, 1))] == [0, 0, 0, 0]
+    assert theory.welch_bound(1, 2) == 1
+    for m, d, error in ((0, 3, ValueError), (3, 0, ValueError), (2.0, 3, TypeError), (True, 3, TypeError)):
+        with pytest.raises(error, match="welch_bound"):
+            theory.welch_bound(m, d)
+
+
+# Sparsity.
+
+
+def test_sparsity_bound_by_hand():
+    assert theory.sparsity_bound(1 / 31) == pytest.approx(16, rel=4 * EPS)
+    assert theory.sparsity_bound(1.0) == 1
+    assert theory.sparsity_bound(0.0) == math.inf
+    assert theory.sparsity_bound(jnp.asarray(0.5)) == 1.5
+
+
+@pytest.mark.parametrize("mu, d, expected", [
+    (1 / 31, 100, 15),  # exactly 16: strictly below
+    (1 / 31, 10, 10),  # no more than d
+    (1 / 32, 2048, 16),  # 16.5
+    (1 / 30.9999999999, 100, 15),  # an integer within rounding
+    (0.0, 7, 7), (1e-320, 7, 7), (1.0, 5, 0), (2.0, 5, 0), (0.34, 5, 1), (1 / 3, 5, 1), (0.33, 5, 2),
+])  # fmt: skip
+def test_max_sparsity_is_the_largest_integer_strictly_below_the_bound(mu, d, expected):
+    assert theory.max_sparsity(mu, d) == expected
+
+
+def test_max_sparsity_is_what_the_schedule_admits():
+    # Any mu away from 1 / (2s - 1) by more than the conservative margin 1e-9.
+    for mu in np.random.default_rng(0).uniform(0.005, 1.2, 500):
+        s = theory.max_sparsity(mu, 10**6)
+        admitted = [theory.schedule(mu, 1.0, sparsity=k, bound=1.0, depth=0).holds for k in (s, s + 1)]
+        assert admitted == [True, False]
+
+
+@pytest.mark.parametrize("mu", [-0.1, math.nan])
+def test_a_negative_or_nan_coherence_is_refused(mu):
+    for function in (theory.sparsity_bound, lambda mu: theory.max_sparsity(mu, 5)):
+        with pytest.raises(ValueError, match="mu must be non-negative"):
+            function(mu)
+
+
+def test_max_sparsity_needs_a_dictionary_size():
+    for d, error in ((0, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match="max_sparsity"):
+            theory.max_sparsity(0.1, d)
+
+
+# Rounding guard.
+
+
+@pytest.mark.parametrize("precision, eps", [(None, None), ("highest", None), ("float32", 2.0**-23),
+                                            ("tensorfloat32", 2.0**-10), ("bfloat16", 2.0**-7)])  # fmt: skip
+def test_rounding_guard_is_4_eps_G_s_B(dtype, precision, eps):
+    rng = np.random.default_rng(6)
+    D = unit(rng.normal(size=(9, 14))).astype(dtype)
+    W = rng.normal(size=(9, 14)).astype(dtype)
+    G = (np.abs(W).T.astype(np.float64) @ np.abs(D)).max()
+    expected = 4 * (np.finfo(dtype).eps if eps is None else eps) * G * 3 * 2.5
+    found = theory.rounding_guard(W, D, sparsity=3, bound=2.5, precision=precision)
+    assert found == pytest.approx(expected, rel=9 * float(np.finfo(dtype).eps))
+
+
+def test_rounding_guard_of_unit_atoms_with_themselves_has_G_one():
+    D = unit(np.random.default_rng(9).normal(size=(20, 40)))
+    assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) == pytest.approx(4 * EPS, rel=20 * EPS)
+
+
+@pytest.mark.parametrize("name", ["1-D valid, stride 3", "1-D circular, short", "2-D circular"])
+def test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices(name):
+    D, W = conv(name), conv(name, seed=1)
+    *_, weights, matrix = everything(W, D)
+    expected = 4 * EPS * (np.abs(weights).T @ np.abs(matrix)).max() * 2
+    assert theory.rounding_guard(W, D, sparsity=2, bound=1.0) == pytest.approx(expected, rel=ROUNDING)
+
+
+def test_rounding_guard_of_a_kernel_that_wraps_onto_itself_is_no_smaller():
+    D = conv("1-D circular, kernel longer than the signal")
+    *_, matrix = everything(D, D)
+    expected = 4 * EPS * (np.abs(matrix).T @ np.abs(matrix)).max()  # |a + b| <= |a| + |b|
+    assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) >= expected * (1 - ROUNDING)
+
+
+def test_rounding_guard_errors():
+    D = np.eye(3)
+    for options, error in (({"sparsity": -1}, ValueError), ({"sparsity": 1.0}, TypeError), ({"bound": -1.0}, ValueError),
+                           ({"bound": math.nan}, ValueError), ({"precision": "fp8"}, ValueError)):  # fmt: skip
+        with pytest.raises(error, match="rounding_guard"):
+            theory.rounding_guard(D, D, **{"sparsity": 1, "bound": 1.0, **options})
+
+
+# Host functions.
+
+
+@pytest.mark.parametrize("function", [
+    theory.sparsity_bound,
+    lambda t: theory.max_sparsity(t, 5),
+    lambda t: theory.max_sparsity(0.1, t),
+    lambda t: theory.welch_bound(3, t),
+    lambda t: theory.rounding_guard(t * np.eye(3), np.eye(3), sparsity=1, bound=1.0),
+    lambda t: theory.rounding_guard(np.eye(3), np.eye(3), sparsity=1, bound=t),
+])  # fmt: skip
+def test_host_functions_refuse_tracers(function):
+    with pytest.raises(TypeError):
+        jax.jit(function)(1.0)

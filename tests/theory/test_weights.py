@@ -1,0 +1,223 @@
+"""The closed-form weights against the quadratic programs that they solve."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled import analytic, dictionaries, theory
+
+EPS = np.finfo(np.float64).eps
+
+
+def unit(D):
+    return D / np.linalg.norm(D, axis=0)
+
+
+def gaussian(seed, m, d):
+    return unit(np.random.default_rng(seed).normal(size=(m, d)))
+
+
+def kkt(S, atoms):
+    """min_w w'S w subject to w . a = 1, column by column, from the linear system of its KKT conditions."""
+    m = len(S)
+    columns = []
+    for a in atoms.T:
+        system = np.block([[2 * S, a[:, None]], [a[None, :], np.zeros((1, 1))]])
+        columns.append(np.linalg.lstsq(system, np.append(np.zeros(m), 1.0))[0][:m])
+    return np.column_stack(columns)
+
+
+# A solve loses cond(S) eps, S = D D'; the dictionaries here have cond(S) < 1e4.
+SOLVE = 1e4 * EPS
+
+
+@pytest.mark.parametrize("m, d", [(8, 20), (12, 12), (15, 6), (1, 4), (5, 1)])
+def test_weights_solve_the_quadratic_program(m, d):
+    D = gaussian(0, m, d)
+    W = np.asarray(theory.frobenius_weights(D))
+    assert np.sum(W * D, axis=0) == pytest.approx(np.ones(d), abs=4 * m * EPS)
+    assert np.linalg.norm(W.T @ D) == pytest.approx(np.linalg.norm(kkt(D @ D.T, D).T @ D), rel=SOLVE)
+    if d >= m:  # S is invertible, so the optimum is one point
+        assert W == pytest.approx(kkt(D @ D.T, D), rel=SOLVE, abs=SOLVE)
+    else:  # the atoms are independent: W'D = I, coherence 0
+        assert W.T @ D == pytest.approx(np.eye(d), abs=SOLVE)
+
+
+def test_weights_are_stationary_against_projected_gradient_descent():
+    D = gaussian(1, 10, 18)
+    S, W = D @ D.T, D.copy()
+    step = 1 / np.linalg.norm(S, 2)
+    for _ in range(5000):  # contracts by 1 - 1/cond(S) a step, cond(S) < 100: to rounding
+        W -= step * (S @ W)
+        W += D * (1 - np.sum(W * D, axis=0))  # the projection on w . d = 1, for unit atoms
+    assert np.linalg.cond(S) < 100
+    assert np.asarray(theory.frobenius_weights(D)) == pytest.approx(W, abs=SOLVE)
+
+
+def test_rank_deficient_dictionaries_are_solved_within_their_span():
+    D = unit(np.random.default_rng(2).normal(size=(9, 4)) @ np.random.default_rng(3).normal(size=(4, 15)))
+    W = np.asarray(theory.frobenius_weights(D))
+    Q = np.linalg.svd(D)[0][:, :4]  # a basis of the span, in which S is invertible
+    assert W == pytest.approx(Q @ kkt(Q.T @ D @ D.T @ Q, Q.T @ D), abs=SOLVE)
+    assert np.sum(W * D, axis=0) == pytest.approx(np.ones(15), abs=36 * EPS)
+
+
+def test_tight_frames_are_their_own_weights():
+    for D in (dictionaries.paley(13), dictionaries.identity_hadamard(8)):
+        assert theory.frobenius_weights(D) == pytest.approx(np.asarray(D), abs=100 * EPS)
+
+
+def test_weights_scale_inversely_with_their_atoms():
+    D, scales = gaussian(4, 6, 10), np.random.default_rng(0).uniform(0.5, 2, 10)
+    W = np.asarray(theory.frobenius_weights(D * 3.0))
+    assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)) / 3, rel=SOLVE, abs=SOLVE)
+    assert np.sum(np.asarray(theory.frobenius_weights(D * scales)) * D * scales, axis=0) == pytest.approx(1.0, abs=24 * EPS)
+
+
+def test_weights_keep_float32():
+    D = gaussian(5, 20, 40)
+    W = theory.frobenius_weights(D.astype(np.float32))
+    assert W.dtype == np.float32
+    # cond(D) < 10 and m = 20 products: within 100 m eps of the float64 answer.
+    assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=2000 * float(np.finfo(np.float32).eps))
+
+
+def test_gradient_in_D_matches_finite_differences():
+    rng = np.random.default_rng(6)
+    weight = rng.normal(size=(6, 9))
+
+    def loss(D):
+        return jnp.sum(theory.frobenius_weights(D) * weight)
+
+    D, direction, h = gaussian(6, 6, 9), rng.normal(size=(6, 9)), 1e-5
+    slope = float(jnp.vdot(jax.jit(jax.grad(loss))(D), direction))
+    numeric = float(loss(D + h * direction) - loss(D - h * direction)) / (2 * h)
+    assert slope == pytest.approx(numeric, rel=1e-7)  # h^2 = 1e-10 times third derivatives of order 1e2
+
+
+def test_analytic_exports_the_same_function():
+    assert analytic.frobenius_weights is theory.frobenius_weights
+
+
+# Convolutions.
+
+
+def window_system(filters, stride):
+    """The k x k matrix (k = entries of a window) that collects every shift, by a multiple of the stride, of every filter."""
+    n_atoms, channels, *kernel = filters.shape
+    reach = [range(-((n - 1) // t), (n - 1) // t + 1) for n, t in zip(kernel, stride)]
+    Q = np.zeros((channels * int(np.prod(kernel)),) * 2)
+    for shift in np.stack(np.meshgrid(*reach, indexing="ij"), -1).reshape(-1, len(kernel)):
+        shift = shift * np.asarray(stride)
+        here = tuple(slice(max(0, s), min(n, n + s)) for s, n in zip(shift, kernel))
+        there = tuple(slice(max(0, -s), min(n, n - s)) for s, n in zip(shift, kernel))
+        for f in filters:
+            cut = np.zeros_like(f)
+            cut[(slice(None), *here)] = f[(slice(None), *there)]
+            Q += np.outer(cut, cut)
+    return Q
+
+
+CASES = {
+    "1-D": ((3, 1, 5), (16,), (1,)),
+    "1-D, two channels, stride 2": ((3, 2, 4), (12,), (2,)),
+    "1-D, stride above the kernel": ((2, 1, 3), (16,), (4,)),
+    "2-D": ((2, 1, 3, 3), (8, 8), (1, 1)),
+    "2-D, strides 1 and 2": ((3, 2, 3, 2), (7, 8), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("boundary", ["circular", "valid"])
+@pytest.mark.parametrize("name", CASES)
+def test_convolutional_weights_solve_the_small_system(name, boundary):
+    shape, signal, stride = CASES[name]
+    filters = np.random.default_rng(7).normal(size=shape)
+    W = jax.jit(theory.frobenius_weights)(dictionaries.Conv(filters, signal, stride, boundary))
+    flat = filters.reshape(shape[0], -1).T
+    expected = kkt(window_system(filters, stride), flat).T.reshape(shape)
+    assert (W.signal_shape, W.stride, W.boundary) == (signal, stride, boundary)
+    # Coordinates that no shift reaches have no unique weight, but the closed form gives none and so does lstsq.
+    assert np.asarray(W.filters) == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
+    own = np.sum(np.asarray(W.filters).reshape(shape[0], -1).T * flat, axis=0)
+    assert own == pytest.approx(np.ones(shape[0]), abs=4 * len(flat) * EPS)
+
+
+@pytest.mark.parametrize("N", [12, 6, 4])  # long, overlapping round the circle, and as long as the kernel
+def test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter(N):
+    n, filters = 4, np.random.default_rng(8).normal(size=(2, 1, 4))
+    padded = np.pad(filters[:, 0], ((0, 0), (0, N - n)))
+    D = np.column_stack([np.roll(f, i) for f in padded for i in range(N)])
+    expected = kkt((D @ D.T)[:n, :n], filters[:, 0].T)
+    W = theory.frobenius_weights(dictionaries.Conv(filters, N, boundary="circular"))
+    assert np.asarray(W.filters)[:, 0].T == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
+
+
+def test_circular_weights_beat_every_other_bank_of_the_same_support():
+    rng = np.random.default_rng(9)
+    D = dictionaries.normalize(dictionaries.Conv(rng.normal(size=(3, 1, 4)), 10, boundary="circular"))[0]
+    W, filters = np.asarray(theory.frobenius_weights(D).filters), np.asarray(D.filters)
+
+    @jax.jit
+    def energy(weights):
+        bank = dictionaries.Conv(weights, 10, boundary="circular")
+        return jnp.sum((dictionaries.dense(bank).T @ dictionaries.dense(D)) ** 2)
+
+    least = float(energy(W))
+    for size in (1e-3, 1e-1, 1.0):
+        nudge = rng.normal(size=W.shape) * size
+        nudge -= filters * np.sum(nudge * filters, axis=(1, 2), keepdims=True)  # keep w . d = 1
+        assert energy(W + nudge) > least
+    assert energy(filters) > least
+
+
+def test_convolutional_weights_are_differentiable_in_the_filters():
+    rng = np.random.default_rng(10)
+    filters, direction, weight = (rng.normal(size=(2, 1, 3)) for _ in range(3))
+
+    @jax.jit
+    def loss(filters):
+        return jnp.sum(theory.frobenius_weights(dictionaries.Conv(filters, 9, boundary="circular")).filters * weight)
+
+    h = 1e-5
+    numeric = float(loss(filters + h * direction) - loss(filters - h * direction)) / (2 * h)
+    assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(numeric, rel=1e-7)  # h^2 = 1e-10, as above
+
+
+# Errors, and the public benchmark.
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"atoms \[1\] are zero"):
+        theory.frobenius_weights(np.array([[1.0, 0.0], [0.0, 0.0]]))
+    with pytest.raises(ValueError, match="expected .m, d."):
+        theory.frobenius_weights(np.ones(3))
+    with pytest.raises(ValueError, match="NaN"):
+        theory.frobenius_weights(np.full((2, 2), np.nan))
+    with pytest.raises(TypeError, match="complex"):
+        theory.frobenius_weights(np.eye(2) * 1j)
+    filters = np.ones((1, 1, 3))
+    with pytest.raises(ValueError, match="cuts the atoms"):
+        theory.frobenius_weights(dictionaries.Conv(filters, 8, boundary="zero"))
+    for signal, stride in ((8, 3), (2, 1)):  # a stride that does not divide, a kernel longer than the circle
+        with pytest.raises(ValueError, match="on a circle"):
+            theory.frobenius_weights(dictionaries.Conv(filters, signal, stride, "circular"))
+
+
+@pytest.mark.skipif("UNROLLED_DATA" not in os.environ, reason="UNROLLED_DATA is not set")
+def test_the_public_lista_benchmark_has_the_known_optimum():
+    path = Path(os.environ["UNROLLED_DATA"]) / "lista_benchmark" / "D.mat"
+    if not path.exists():
+        pytest.skip(f"there is no {path.name}")
+    from scipy.io import loadmat
+
+    D = loadmat(path)["D"]
+    products = np.asarray(theory.frobenius_weights(D)).T @ D
+    assert np.diag(products) == pytest.approx(np.ones(500), abs=250 * EPS)
+    off = products - np.diag(np.diag(products))
+    # The known numbers, to their last digit; the atoms were born in float32, so nothing finer is meant.
+    assert np.sum(off**2) == pytest.approx(502.270929, abs=5e-7)
+    assert np.abs(off).max() == pytest.approx(0.206865, abs=5e-7)

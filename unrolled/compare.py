@@ -1,0 +1,253 @@
+"""Learned beside analytic: what each set of params does step by step, and what training did to them."""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks, metrics, plots
+from unrolled._checks import Array
+from unrolled.dictionaries._base import as_dictionary, dense
+from unrolled.layers._unroll import Layer, Unrolled, stack
+from unrolled.pursuit import fista, lasso_objective
+from unrolled.theory._coherence import _coherence, diagonal
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+class Curve(NamedTuple):
+    """What one method does, step by step; all arrays are (K,) unless noted."""
+
+    nmse: np.ndarray  # dB, ratio of sums
+    mean_nmse: np.ndarray  # dB, mean over the signals
+    quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
+    failure_rate: np.ndarray  # share of signals not below -20 dB
+    precision: np.ndarray  # of the support
+    recall: np.ndarray
+    false_positives: np.ndarray  # wrong entries per signal
+    largest_l1: np.ndarray  # the largest l1 error of a signal: what a theorem bounds
+    gap: np.ndarray | None  # mean of (F - F*) / F* for the LASSO, if lam was given
+
+
+class Change(NamedTuple):
+    """What training did to one leaf of the params, against the reference."""
+
+    leaf: str
+    distance: float  # norm(learned - reference) / norm(reference)
+    per_step: np.ndarray  # (K,) the same step by step, or of length 1 for a shared leaf
+
+
+class Coupling(NamedTuple):
+    """How the weights of a method stand to the dictionary at each step; (K,) each, or length 1 for shared weights.
+
+    Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1): `mismatch` is the relative distance to that, 0 where
+    it is built in. It also needs w_i . d_i near 1 and small off-diagonal products.
+    """
+
+    diagonal_low: np.ndarray  # min of w_i . d_i
+    diagonal_high: np.ndarray  # max of w_i . d_i
+    mu_W: np.ndarray  # largest off-diagonal abs(w_i . d_j)
+    mismatch: np.ndarray  # norm(S - (I - W'D)) / norm(S)
+
+
+class Comparison(NamedTuple):
+    """The result of `compare`; dictionaries are keyed by the names of the methods."""
+
+    curves: dict[str, Curve]
+    thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
+    changes: dict[str, tuple[Change, ...]]  # against `reference`, where the params have the same form
+    couplings: dict[str, Coupling]  # for families with weights
+    reference: str | None
+
+    def table(self) -> str:
+        """A Markdown table: errors at the last step, in both definitions, and support scores."""
+        rows = ["| method | K | NMSE dB (ratio of sums) | NMSE dB (mean) | failures | precision | recall | wrong entries |"]
+        rows.append("|---|---|---|---|---|---|---|---|")
+        gaps = any(curve.gap is not None for curve in self.curves.values())
+        if gaps:
+            rows = [rows[0] + " (F - F*) / F* |", rows[1] + "---|"]
+        for name, c in self.curves.items():
+            cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}", f"{c.mean_nmse[-1]:.1f}", f"{c.failure_rate[-1]:.1%}"]
+            cells += [f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}", f"{c.false_positives[-1]:.2f}"]
+            cells += [f"{c.gap[-1]:.2e}"] if gaps else []
+            rows.append("| " + " | ".join(cells) + " |")
+        return "\n".join(rows)
+
+    def parameters_table(self) -> str:
+        """A Markdown table of what the weights are and how far training moved them."""
+        rows = [f"| method | largest mu_W | diagonal of W'D | coupling mismatch | moved from {self.reference} |"]
+        rows.append("|---|---|---|---|---|")
+        for name in self.curves:
+            cells = [name, "", "", ""]
+            if name in self.couplings:
+                c = self.couplings[name]
+                low, high = c.diagonal_low.min(), c.diagonal_high.max()
+                cells = [name, f"{c.mu_W.max():.4f}", f"{low:.4f} to {high:.4f}", f"{c.mismatch.max():.2e}"]
+            moved = ", ".join(f"{c.leaf} {c.distance:.3g}" for c in self.changes.get(name, ()))
+            rows.append("| " + " | ".join([*cells, moved]) + " |")
+        return "\n".join(rows)
+
+    def to_json(self) -> str:
+        """Everything, as JSON; numbers that are not finite become null."""
+        return json.dumps(_plain(self._asdict()), indent=1)
+
+    def plot(self):
+        """A figure: error, failures and support per step, thresholds, and weights."""
+        return plots.comparison(self)
+
+
+def compare(
+    methods: dict[str, tuple[Layer, Unrolled]],
+    D,
+    X: Array,
+    Y: Array,
+    reference: str | None = None,
+    *,
+    lam: float | None = None,
+) -> Comparison:
+    """Put methods side by side on one sample: `compare({"analytic": (layer, p), "learned": (layer, q)}, D, X, Y)`.
+
+    Args:
+        methods: name -> (layer, params).
+        D: (m, d).
+        X: (batch, d), the true codes.
+        Y: (batch, m), their signals.
+        reference: the name of the method against which changes of params are measured; None takes the first.
+        lam: also report the gap to the LASSO optimum at this weight.
+
+    Raises:
+        ValueError: no methods, shapes that do not fit, an unknown reference.
+    """
+    D = as_dictionary(D, "compare")
+    if not methods:
+        raise ValueError("compare: expected at least one method, got none")
+    reference = next(iter(methods)) if reference is None else reference
+    if reference not in methods:
+        raise ValueError(f"compare: unknown reference {reference!r}; expected one of {', '.join(methods)}")
+    m, d = D.shape
+    if jnp.ndim(X) != 2 or jnp.ndim(Y) != 2 or X.shape[1] != d or Y.shape != (len(X), m) or not len(X):
+        raise ValueError(
+            f"compare: X has shape {jnp.shape(X)} and Y {jnp.shape(Y)}; expected (batch, {d}) and (batch, {m})"
+        )
+    X, Y = jnp.asarray(X), jnp.asarray(Y)
+    optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
+    curves, thresholds, changes, couplings = {}, {}, {}, {}
+    for name, (layer, params) in methods.items():
+        curves[name] = _curve(layer, params, D, X, Y, lam, optimum)
+        steps = stack(params).steps if params.steps else params.steps
+        if hasattr(steps, "theta"):
+            theta = np.asarray(steps.theta)
+            thresholds[name] = theta.reshape(len(theta), -1).mean(1)
+        coupling = _coupling(Unrolled(params.shared, steps), D)
+        if coupling is not None:
+            couplings[name] = coupling
+        if name != reference:
+            changes[name] = _changes(methods[reference][1], params)
+    return Comparison(curves, thresholds, changes, couplings, reference)
+
+
+def _curve(layer, params, D, X, Y, lam, optimum) -> Curve:
+    @jax.jit
+    def measure(params, D, X, Y):
+        codes = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+
+        def one(x):
+            per_signal = metrics.signal_nmse(x, X)
+            return dict(
+                nmse=metrics.nmse(x, X),
+                mean_nmse=metrics.mean_nmse(x, X),
+                quantiles=jnp.nanquantile(per_signal, jnp.asarray(QUANTILES, x.dtype)),
+                failure_rate=metrics.failure_rate(x, X),
+                largest_l1=jnp.abs(x - X).sum(-1).max(),
+                **metrics.support_scores(x, X)._asdict(),
+            )
+
+        found = jax.lax.map(one, codes)
+        gap = None if lam is None else jax.lax.map(lambda x: _objective_gap(D, Y, x, lam, optimum), codes)
+        return found, gap
+
+    found, gap = measure(params, D, X, Y)
+    return Curve(**{k: np.asarray(v) for k, v in found.items()}, gap=None if gap is None else np.asarray(gap))
+
+
+def _optimum(D, Y, lam) -> Array:
+    """F* of every signal, to a relative duality gap of 1e-6 of its energy where float32 allows."""
+    solve = jax.jit(jax.vmap(lambda y: lasso_objective(D, y, fista(D, y, lam, max_steps=3000).x, lam)))
+    return solve(Y)
+
+
+def _objective_gap(D, Y, x, lam, optimum) -> Array:
+    objective = jax.vmap(lasso_objective, (None, 0, 0, None))(D, Y, x, jnp.asarray(lam, Y.dtype))
+    return jnp.mean((objective - optimum) / optimum)
+
+
+def _weights(params: Unrolled) -> tuple[Any, Any]:
+    """W of each step stacked (or of all steps, alone), and S where the family has one."""
+    for part in (params.shared, params.steps):
+        if hasattr(part, "W"):
+            return part.W, None
+        if hasattr(part, "B"):
+            return part.B, part.S
+    return None, None
+
+
+def _coupling(params: Unrolled, D) -> Coupling | None:
+    W, S = _weights(params)
+    if W is None:
+        return None
+    shared = hasattr(params.shared, "W") or hasattr(params.shared, "B")
+    gammas = getattr(params.steps, "gamma", None)
+    if shared:
+        W, S = jax.tree.map(lambda leaf: leaf[None], (W, S))
+    rows = []
+    for k in range(len(jax.tree.leaves(W)[0])):
+        Wk, Sk = jax.tree.map(lambda leaf: leaf[k], (W, S))  # noqa: B023
+        w = np.asarray(diagonal(Wk, D))
+        mismatch = 0.0
+        if Sk is not None:
+            target = jnp.eye(D.shape[1], dtype=Sk.dtype) - dense(Wk).T @ dense(D)
+            mismatch = float(jnp.linalg.norm(Sk - target) / jnp.linalg.norm(Sk))
+        rows.append((w.min(), w.max(), float(_coherence(Wk, D).mu_W), mismatch))
+    low, high, mu, mismatch = (np.asarray(column, float) for column in zip(*rows))
+    if gammas is not None:  # W acts as gamma_k W
+        gammas = np.asarray(gammas, float).reshape(-1)
+        low, high, mu = np.minimum(gammas * low, gammas * high), np.maximum(gammas * low, gammas * high), gammas * mu
+        mismatch = np.broadcast_to(mismatch, mu.shape)
+    return Coupling(low, high, mu, mismatch)
+
+
+def _changes(reference: Unrolled, params: Unrolled) -> tuple[Change, ...]:
+    """Relative distances leaf by leaf; empty where the params are of another form."""
+    a, b = (stack(p) if p.steps else p for p in (reference, params))
+    if [leaf.shape for leaf in jax.tree.leaves(a)] != [leaf.shape for leaf in jax.tree.leaves(b)]:
+        return ()
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return ()
+    changes = []
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)):
+        old, new = np.asarray(old, float), np.asarray(new, float)
+        shared = getattr(path[0], "name", None) == "shared"
+        rows = (1 if shared else len(old), -1)
+        size = np.linalg.norm(old.reshape(rows), axis=1)
+        per_step = np.linalg.norm((new - old).reshape(rows), axis=1) / np.where(size > 0, size, 1)
+        whole = np.linalg.norm(new - old) / (np.linalg.norm(old) or 1.0)
+        changes.append(Change(".".join(str(getattr(k, "name", k)) for k in path[1:]), float(whole), per_step))
+    return tuple(changes)
+
+
+def _plain(value):
+    """Records and arrays as dicts, lists and floats that JSON can hold."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,106 @@
+"""Readers with checks: arrays, pictures and the sample photographs; every fault names the file."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+# Larger arrays are refused before they are read into memory.
+_LARGEST_BYTES = 2**31
+
+
+def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
+    """One real array from a `.npy` file, or from a `.npz` file by its name (or its only entry).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, entries that are not real numbers
+            (pickled objects are never loaded), NaN or infinite ones, or more than 2 GiB.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path}: expected a .npy or .npz file")
+    try:
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
+        array = loaded if path.suffix == ".npy" else _entry(loaded, path, name)
+    except (OSError, EOFError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable array file ({error})") from error
+    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f"{path}: entries are {array.dtype}; expected real numbers")
+    if array.nbytes > _LARGEST_BYTES:
+        raise ValueError(f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {_LARGEST_BYTES / 2**30:.0f}")
+    array = np.array(array, np.float32 if array.dtype.itemsize < 8 or array.dtype.kind != "f" else np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path}: has NaN or infinite entries")
+    return array
+
+
+def _entry(archive, path: Path, name: str | None) -> np.ndarray:
+    names = archive.files
+    if name in names:
+        chosen = name
+    elif len(names) == 1:
+        chosen = names[0]
+    else:
+        raise ValueError(f"entries {names}; expected one called {name!r}, or a single one")
+    size = archive.zip.getinfo(f"{chosen}.npy").file_size
+    if size > _LARGEST_BYTES:
+        raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
+    return archive[chosen]
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture as grey values in [0, 1], (height, width).
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not a picture. ImportError: Pillow is not there.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise ImportError("reading pictures needs Pillow; install unrolled[data]") from error
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("L"), np.float32) / 255
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """The two sample photographs of scikit-learn, "china" and "flower", as grey values in [0, 1], (427, 640) each.
+
+    Raises:
+        ImportError: scikit-learn or Pillow is not there.
+    """
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError as error:
+        raise ImportError("the sample photographs need scikit-learn and Pillow; install unrolled[data]") from error
+    # ITU-R 601 weights, as Pillow's grey conversion.
+    weights = np.asarray([0.299, 0.587, 0.114], np.float32) / 255
+    return {name: load_sample_image(f"{name}.jpg").astype(np.float32) @ weights for name in ("china", "flower")}
+
+
+def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
+    """Square patches of a picture, flattened row by row, (patches, size^2); stride `size` (the default) tiles it.
+
+    Raises:
+        ValueError: a picture smaller than a patch.
+    """
+    if min(image.shape) < size:
+        raise ValueError(f"to_patches: picture {image.shape} is smaller than a patch of {size} x {size}")
+    stride = stride or size
+    windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))[::stride, ::stride]
+    return windows.reshape(-1, size * size).copy()
+
+
+def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
+    """The picture that tiles of `to_patches(image, size)` came from, cropped to whole tiles."""
+    rows, columns = shape[0] // size, shape[1] // size
+    tiles = np.asarray(patches).reshape(rows, columns, size, size)
+    return tiles.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)
