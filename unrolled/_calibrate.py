@@ -76,7 +76,7 @@ def _search(step, shared, p, D, Y, X, state, constants):
         for _ in range(_ROUNDS):
             thetas = jnp.exp(theta_at + theta_width * jnp.linspace(-1, 1, _THETAS, dtype=Y.dtype))
             gammas = jnp.exp(gamma_at + gamma_width * jnp.linspace(-1, 1, _GAMMAS if has_gamma else 1, dtype=Y.dtype))
-            errors = lax.map(lambda gamma: jax.vmap(lambda theta: error(theta, gamma))(thetas), gammas)
+            errors = lax.map(partial(jax.vmap(error, (0, None)), thetas), gammas)
             i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
             theta_at, gamma_at = jnp.log(thetas[j]), jnp.log(gammas[i])
             theta_width, gamma_width = 2 * theta_width / (_THETAS - 1), 2 * gamma_width / (_GAMMAS - 1)

@@ -129,8 +129,7 @@ def dsc(Ds, *, depths, sparsities, bounds, noises=None, Ws=None) -> tuple[Unroll
         Ds, depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, Ws=Ws
     )
     return tuple(
-        Unrolled(Weights(c.W), Threshold(jnp.asarray(found.theta, c.W.dtype)))
-        for c, found in zip(certified, schedules)
+        Unrolled(Weights(c.W), Threshold(jnp.asarray(found.theta, c.W.dtype))) for c, found in zip(certified, schedules)
     )
 
 

@@ -1,6 +1,7 @@
 """The command line: `unrolled compare`, `certify` and `doctor` (also `python -m unrolled`)."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -32,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="unrolled", description="Unrolled sparse-coding solvers: analytic and learned.")
+    parser = argparse.ArgumentParser(
+        prog="unrolled", description="Unrolled sparse-coding solvers: analytic and learned."
+    )
     commands = parser.add_subparsers(title="commands", metavar="{compare,certify,doctor}")
     plain = argparse.RawDescriptionHelpFormatter
 
@@ -53,16 +56,23 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="own signals: one .npy or .npz (entry Y, (signals, m), and X for known codes), or pictures, of which the last is tested",
+        help="own signals: one .npy or .npz (Y, (signals, m), and X if codes are known), or pictures; the last is tested",
     )
-    compare.add_argument("--method", default=None, metavar="NAMES", help="comma-separated, of ista, fista, lista, lista_cp, alista, alista_ss")
+    compare.add_argument(
+        "--method",
+        default=None,
+        metavar="NAMES",
+        help="comma-separated, of ista, fista, lista, lista_cp, alista, alista_ss",
+    )
     compare.add_argument("--depth", type=int, default=16, help="steps K (default 16)")
     compare.add_argument("--sparsity", type=int, help="expected nonzeros of planted codes (default d / 10)")
     compare.add_argument("--snr", type=float, default=math.inf, help="of planted signals, dB (default: no noise)")
     compare.add_argument("--lam", type=float, help="LASSO weight (default: chosen on the data)")
     compare.add_argument("--steps", type=int, help="training steps (default 400; 60 with --quick)")
     compare.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
-    compare.add_argument("--output", type=Path, default=Path("unrolled-report"), metavar="DIR", help="(default unrolled-report)")
+    compare.add_argument(
+        "--output", type=Path, default=Path("unrolled-report"), metavar="DIR", help="(default unrolled-report)"
+    )
     compare.set_defaults(run=_compare)
 
     certify = commands.add_parser(
@@ -106,9 +116,9 @@ class _Progress:
 
 
 def _compare(arguments) -> None:
-    from unrolled import _report
+    from unrolled import _experiments
 
-    _report.check_folder(arguments.output)  # before any work
+    _experiments.check_folder(arguments.output)  # before any work
     settings, say = _settings(arguments), _Progress()
     sections = _sections(arguments, settings, say)
     say("writing the report")
@@ -118,7 +128,7 @@ def _compare(arguments) -> None:
         "alone (weights in closed form, thresholds from Theorem 12), *calibrated* ones keep those weights and choose "
         "thresholds and step sizes on a sample without gradients, *learned* ones start there and are trained end to end."
     )
-    report = _report.write(arguments.output, "Analytic and learned sparse coding", summary, sections, shown)
+    report = _experiments.write(arguments.output, "Analytic and learned sparse coding", summary, sections, shown)
     if arguments.json:
         print((arguments.output / "results.json").read_text())
     else:
@@ -146,7 +156,14 @@ def _settings(arguments):
     if arguments.lam is not None and not arguments.lam > 0:
         raise ValueError(f"compare: lam must be positive, got {arguments.lam}")
     return _experiments.Settings(
-        methods, arguments.depth, arguments.sparsity, arguments.snr, arguments.lam, steps, arguments.seed, arguments.quick
+        methods,
+        arguments.depth,
+        arguments.sparsity,
+        arguments.snr,
+        arguments.lam,
+        steps,
+        arguments.seed,
+        arguments.quick,
     )
 
 
@@ -177,7 +194,11 @@ def _sections(arguments, settings, say) -> list:
     say("patches of photographs, 64 x 256")
     pictures = experiments.photograph_patches(datasets.photographs())
     cosines = jnp.asarray(dictionaries.dct((8, 8), (16, 16)))
-    sections.append(experiments.unknown_codes(cosines, pictures, settings, say, "Patches of real photographs", "patches"))
+    if settings.lam is None:
+        settings = dataclasses.replace(settings, lam=0.05)  # grey values are in [0, 1]
+    sections.append(
+        experiments.unknown_codes(cosines, pictures, settings, say, "Patches of real photographs", "patches")
+    )
     sections.append(experiments.chain(settings, say))
     return sections
 
@@ -226,7 +247,9 @@ def _signals(paths: list[Path], D):
 def _check_length(path: Path, Y, D) -> None:
     if Y.ndim != 2 or Y.shape[1] != D.shape[0]:
         hint = " The signals seem to be in columns: transpose them." if Y.ndim == 2 and len(Y) == D.shape[0] else ""
-        raise ValueError(f"{path}: signals have shape {Y.shape}; D is {D.shape}, expected (signals, {D.shape[0]}).{hint}")
+        raise ValueError(
+            f"{path}: signals have shape {Y.shape}; D is {D.shape}, expected (signals, {D.shape[0]}).{hint}"
+        )
 
 
 def _certify(arguments) -> None:
@@ -272,7 +295,9 @@ def _certify(arguments) -> None:
         print(json.dumps(result, indent=1))
         return
     print(f"{arguments.dictionary}: {m} x {d}, mutual coherence {mu:.6f}, Welch bound {result['welch_bound']:.6f}")
-    print(f"codes: at most s nonzeros of magnitude at most {arguments.bound:g}, noise of l1 norm at most {arguments.noise:g}\n")
+    print(
+        f"codes: at most s nonzeros of magnitude at most {arguments.bound:g}, noise of l1 norm at most {arguments.noise:g}\n"
+    )
     names = ("mu_W", "C_W", "norm_W", "largest_sparsity", "sparsity", "holds", "contraction", "rate", "floor", "steps")
     print(f"{'':24}" + "".join(f"{name:>16}" for name in result["weights"]))
     for name in names:
@@ -285,17 +310,17 @@ def _doctor(arguments) -> None:
     import jax
     import jax.numpy as jnp
 
-    from unrolled import _report, analytic, dictionaries, layers
+    from unrolled import _experiments, analytic, dictionaries, layers
 
-    found = _report.environment()
+    found = _experiments.environment()
     found["default device"] = str(jax.devices()[0])
     found["float64"] = "on" if jax.config.jax_enable_x64 else "off"
     found["cores"] = str(os.cpu_count())
     found["compilation cache"] = str(jax.config.jax_compilation_cache_dir)
     if arguments.output is not None:
-        _report.check_folder(arguments.output)
+        _experiments.check_folder(arguments.output)
     with tempfile.TemporaryDirectory() as folder:
-        _report.check_folder(Path(folder) / "check")
+        _experiments.check_folder(Path(folder) / "check")
     found["write check"] = f"{arguments.output or tempfile.gettempdir()} is writable"
     D = dictionaries.identity_hadamard(64)
     x = jnp.zeros(128).at[jnp.asarray([3, 70])].set(jnp.asarray([1.0, -0.5]))
@@ -304,4 +329,6 @@ def _doctor(arguments) -> None:
     found["certified check"] = f"{'passed' if error < 1e-4 else 'FAILED'} (l1 error {error:.1e} after 40 steps)"
     print(json.dumps(found, indent=1) if arguments.json else "\n".join(f"{k:18} {v}" for k, v in found.items()))
     if error >= 1e-4:
-        raise ValueError("doctor: the certified check failed: this device does not compute float32 products to rounding")
+        raise ValueError(
+            "doctor: the certified check failed: this device does not compute float32 products to rounding"
+        )

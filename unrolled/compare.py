@@ -2,13 +2,15 @@
 
 import json
 import math
+import operator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, metrics, plots
+from unrolled import metrics, plots
 from unrolled._checks import Array
 from unrolled.dictionaries._base import as_dictionary, dense
 from unrolled.layers._unroll import Layer, Unrolled, stack
@@ -33,10 +35,10 @@ class Curve(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What training did to one leaf of the params, against the reference."""
+    """How far one leaf of the params is from that of the reference."""
 
     leaf: str
-    distance: float  # norm(learned - reference) / norm(reference)
+    distance: float  # norm(params - reference) / norm(reference)
     per_step: np.ndarray  # (K,) the same step by step, or of length 1 for a shared leaf
 
 
@@ -58,13 +60,15 @@ class Comparison(NamedTuple):
 
     curves: dict[str, Curve]
     thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
-    changes: dict[str, tuple[Change, ...]]  # against `reference`, where the params have the same form
+    references: dict[str, str]  # the method that each one's params are measured against
+    changes: dict[str, tuple[Change, ...]]
     couplings: dict[str, Coupling]  # for families with weights
-    reference: str | None
 
     def table(self) -> str:
         """A Markdown table: errors at the last step, in both definitions, and support scores."""
-        rows = ["| method | K | NMSE dB (ratio of sums) | NMSE dB (mean) | failures | precision | recall | wrong entries |"]
+        rows = [
+            "| method | K | NMSE dB (ratio of sums) | NMSE dB (mean) | failures | precision | recall | wrong entries |"
+        ]
         rows.append("|---|---|---|---|---|---|---|---|")
         gaps = any(curve.gap is not None for curve in self.curves.values())
         if gaps:
@@ -78,8 +82,10 @@ class Comparison(NamedTuple):
 
     def parameters_table(self) -> str:
         """A Markdown table of what the weights are and how far training moved them."""
-        rows = [f"| method | largest mu_W | diagonal of W'D | coupling mismatch | moved from {self.reference} |"]
-        rows.append("|---|---|---|---|---|")
+        rows = [
+            "| method | largest mu_W | diagonal of W'D | coupling mismatch | moved | from |",
+            "|---|---|---|---|---|---|",
+        ]
         for name in self.curves:
             cells = [name, "", "", ""]
             if name in self.couplings:
@@ -87,12 +93,12 @@ class Comparison(NamedTuple):
                 low, high = c.diagonal_low.min(), c.diagonal_high.max()
                 cells = [name, f"{c.mu_W.max():.4f}", f"{low:.4f} to {high:.4f}", f"{c.mismatch.max():.2e}"]
             moved = ", ".join(f"{c.leaf} {c.distance:.3g}" for c in self.changes.get(name, ()))
-            rows.append("| " + " | ".join([*cells, moved]) + " |")
+            rows.append("| " + " | ".join([*cells, moved, self.references.get(name, "")]) + " |")
         return "\n".join(rows)
 
     def to_json(self) -> str:
         """Everything, as JSON; numbers that are not finite become null."""
-        return json.dumps(_plain(self._asdict()), indent=1)
+        return json.dumps(plain(self._asdict()), indent=1)
 
     def plot(self):
         """A figure: error, failures and support per step, thresholds, and weights."""
@@ -115,7 +121,8 @@ def compare(
         D: (m, d).
         X: (batch, d), the true codes.
         Y: (batch, m), their signals.
-        reference: the name of the method against which changes of params are measured; None takes the first.
+        reference: the name of the method against which params are measured, where they have the same form; None takes for
+            each method the first one before it whose params have the same form.
         lam: also report the gap to the LASSO optimum at this weight.
 
     Raises:
@@ -124,8 +131,7 @@ def compare(
     D = as_dictionary(D, "compare")
     if not methods:
         raise ValueError("compare: expected at least one method, got none")
-    reference = next(iter(methods)) if reference is None else reference
-    if reference not in methods:
+    if reference is not None and reference not in methods:
         raise ValueError(f"compare: unknown reference {reference!r}; expected one of {', '.join(methods)}")
     m, d = D.shape
     if jnp.ndim(X) != 2 or jnp.ndim(Y) != 2 or X.shape[1] != d or Y.shape != (len(X), m) or not len(X):
@@ -134,43 +140,45 @@ def compare(
         )
     X, Y = jnp.asarray(X), jnp.asarray(Y)
     optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
-    curves, thresholds, changes, couplings = {}, {}, {}, {}
+    curves, thresholds, references, changes, couplings = {}, {}, {}, {}, {}
+    stacked = {name: stack(params) if params.steps else params for name, (_, params) in methods.items()}
     for name, (layer, params) in methods.items():
         curves[name] = _curve(layer, params, D, X, Y, lam, optimum)
-        steps = stack(params).steps if params.steps else params.steps
-        if hasattr(steps, "theta"):
-            theta = np.asarray(steps.theta)
+        if hasattr(stacked[name].steps, "theta"):
+            theta = np.asarray(stacked[name].steps.theta)
             thresholds[name] = theta.reshape(len(theta), -1).mean(1)
-        coupling = _coupling(Unrolled(params.shared, steps), D)
+        coupling = _coupling(stacked[name], D)
         if coupling is not None:
             couplings[name] = coupling
-        if name != reference:
-            changes[name] = _changes(methods[reference][1], params)
-    return Comparison(curves, thresholds, changes, couplings, reference)
+        earlier = list(curves)[:-1] if reference is None else [reference]
+        other = next((n for n in earlier if n != name and _same_form(stacked[n], stacked[name])), None)
+        if other is not None:
+            references[name], changes[name] = other, _changes(stacked[other], stacked[name])
+    return Comparison(curves, thresholds, references, changes, couplings)
 
 
 def _curve(layer, params, D, X, Y, lam, optimum) -> Curve:
-    @jax.jit
-    def measure(params, D, X, Y):
-        codes = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
-
-        def one(x):
-            per_signal = metrics.signal_nmse(x, X)
-            return dict(
-                nmse=metrics.nmse(x, X),
-                mean_nmse=metrics.mean_nmse(x, X),
-                quantiles=jnp.nanquantile(per_signal, jnp.asarray(QUANTILES, x.dtype)),
-                failure_rate=metrics.failure_rate(x, X),
-                largest_l1=jnp.abs(x - X).sum(-1).max(),
-                **metrics.support_scores(x, X)._asdict(),
-            )
-
-        found = jax.lax.map(one, codes)
-        gap = None if lam is None else jax.lax.map(lambda x: _objective_gap(D, Y, x, lam, optimum), codes)
-        return found, gap
-
-    found, gap = measure(params, D, X, Y)
+    found, gap = _measure(layer, params, D, X, Y, lam, optimum)
     return Curve(**{k: np.asarray(v) for k, v in found.items()}, gap=None if gap is None else np.asarray(gap))
+
+
+@partial(jax.jit, static_argnames="layer")
+def _measure(layer, params, D, X, Y, lam, optimum):
+    """The fields of a `Curve`; compiled once for all params of a layer."""
+    codes = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+
+    def one(x):
+        return dict(
+            nmse=metrics.nmse(x, X),
+            mean_nmse=metrics.mean_nmse(x, X),
+            quantiles=jnp.nanquantile(metrics.signal_nmse(x, X), jnp.asarray(QUANTILES, x.dtype)),
+            failure_rate=metrics.failure_rate(x, X),
+            largest_l1=jnp.abs(x - X).sum(-1).max(),
+            **metrics.support_scores(x, X)._asdict(),
+        )
+
+    gap = None if lam is None else jax.lax.map(lambda x: _objective_gap(D, Y, x, lam, optimum), codes)
+    return jax.lax.map(one, codes), gap
 
 
 def _optimum(D, Y, lam) -> Array:
@@ -204,7 +212,7 @@ def _coupling(params: Unrolled, D) -> Coupling | None:
         W, S = jax.tree.map(lambda leaf: leaf[None], (W, S))
     rows = []
     for k in range(len(jax.tree.leaves(W)[0])):
-        Wk, Sk = jax.tree.map(lambda leaf: leaf[k], (W, S))  # noqa: B023
+        Wk, Sk = jax.tree.map(operator.itemgetter(k), (W, S))
         w = np.asarray(diagonal(Wk, D))
         mismatch = 0.0
         if Sk is not None:
@@ -219,13 +227,13 @@ def _coupling(params: Unrolled, D) -> Coupling | None:
     return Coupling(low, high, mu, mismatch)
 
 
-def _changes(reference: Unrolled, params: Unrolled) -> tuple[Change, ...]:
-    """Relative distances leaf by leaf; empty where the params are of another form."""
-    a, b = (stack(p) if p.steps else p for p in (reference, params))
-    if [leaf.shape for leaf in jax.tree.leaves(a)] != [leaf.shape for leaf in jax.tree.leaves(b)]:
-        return ()
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return ()
+def _same_form(a, b) -> bool:
+    shapes = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and len(set(map(tuple, shapes))) == 1
+
+
+def _changes(a: Unrolled, b: Unrolled) -> tuple[Change, ...]:
+    """Relative distances of b from a, leaf by leaf."""
     changes = []
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)):
         old, new = np.asarray(old, float), np.asarray(new, float)
@@ -238,16 +246,16 @@ def _changes(reference: Unrolled, params: Unrolled) -> tuple[Change, ...]:
     return tuple(changes)
 
 
-def _plain(value):
+def plain(value):
     """Records and arrays as dicts, lists and floats that JSON can hold."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
+        return plain(value._asdict())
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

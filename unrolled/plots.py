@@ -24,12 +24,25 @@ def figure(rows: int, columns: int, *, width: float = 5.2, height: float = 3.7):
     return fig, fig.subplots(rows, columns, squeeze=False)
 
 
+def styles(names) -> dict[str, dict]:
+    """Line styles by name: what stands before a comma gives the colour, what stands after it the dashes."""
+    families = list(dict.fromkeys(name.split(",")[0] for name in names))
+    dashes = {"analytic": ":", "calibrated": "--"}
+    return {
+        name: dict(
+            color=COLOURS[families.index(name.split(",")[0]) % len(COLOURS)],
+            linestyle=dashes.get(name.split(",")[-1].strip(), "-"),
+        )
+        for name in names
+    }
+
+
 def curves(panel, lines: dict[str, np.ndarray], *, title: str, ylabel: str, log: bool = False, first: int = 1) -> None:
     """One line per name over the steps, from step `first` on."""
-    for i, (name, values) in enumerate(lines.items()):
-        values = np.asarray(values)
-        style = dict(marker="o", markersize=3) if len(values) <= 40 else {}
-        panel.plot(np.arange(first, first + len(values)), values, label=name, color=COLOURS[i % len(COLOURS)], **style)
+    for name, style in styles(lines).items():
+        values = np.asarray(lines[name])
+        marker = dict(marker="o", markersize=2.5) if len(values) <= 40 else {}
+        panel.plot(np.arange(first, first + len(values)), values, label=name, **style, **marker)
     if log:
         panel.set_yscale("log")
     panel.set(title=title, xlabel="step", ylabel=ylabel)
@@ -38,27 +51,44 @@ def curves(panel, lines: dict[str, np.ndarray], *, title: str, ylabel: str, log:
 
 
 def comparison(result):
-    """The figure of a `compare.Comparison`: error, failures, support and thresholds per step."""
-    fig, panels = figure(2, 2)
+    """The figure of a `compare.Comparison`: error, failures or objective gap, support, thresholds and weights per step."""
+    fig, panels = figure(3, 2, height=3.2)
     c = result.curves
-    curves(panels[0, 0], {n: v.nmse for n, v in c.items()}, title="Error of the codes", ylabel="NMSE, dB (ratio of sums)")
-    for i, v in enumerate(c.values()):
-        steps = np.arange(1, len(v.nmse) + 1)
-        colour = COLOURS[i % len(COLOURS)]
-        panels[0, 0].fill_between(steps, v.quantiles[:, 0], v.quantiles[:, 2], alpha=0.1, color=colour, linewidth=0)
+    curves(
+        panels[0, 0],
+        {n: v.nmse for n, v in c.items()},
+        title="Error of the codes (shade: 10 to 90 % of signals)",
+        ylabel="NMSE, dB",
+    )
+    for name, style in styles(c).items():
+        low, high = c[name].quantiles[:, 0], c[name].quantiles[:, 2]
+        panels[0, 0].fill_between(np.arange(1, len(low) + 1), low, high, alpha=0.08, color=style["color"], linewidth=0)
     if any(v.gap is not None for v in c.values()):
-        gaps = {n: np.where(v.gap > 0, v.gap, np.nan) for n, v in c.items()}
+        gaps = {n: _positive(v.gap) for n, v in c.items()}
         curves(panels[0, 1], gaps, title="Gap to the LASSO optimum", ylabel="(F - F*) / F*", log=True)
     else:
-        curves(
-            panels[0, 1], {n: v.failure_rate for n, v in c.items()}, title="Signals that fail", ylabel="share above -20 dB"
-        )
-    curves(panels[1, 0], {n: v.precision for n, v in c.items()}, title="Precision of the support", ylabel="precision")
-    thresholds = {n: np.where(v > 0, v, np.nan) for n, v in result.thresholds.items()}
-    curves(panels[1, 1], thresholds, title="Thresholds", ylabel="mean theta of the step", log=True)
+        failures = {n: v.failure_rate for n, v in c.items()}
+        curves(panels[0, 1], failures, title="Signals that fail", ylabel="share not below -20 dB")
+    curves(panels[1, 0], {n: v.precision for n, v in c.items()}, title="Support: precision", ylabel="precision")
+    curves(panels[1, 1], {n: v.recall for n, v in c.items()}, title="Support: recall", ylabel="recall")
+    thresholds = {n: _positive(v) for n, v in result.thresholds.items()}
+    curves(panels[2, 0], thresholds, title="Thresholds", ylabel="mean theta of the step", log=True)
+    if thresholds:
+        # A schedule that does not contract leaves the picture rather than flatten the others.
+        values = np.concatenate(list(thresholds.values()))
+        panels[2, 0].set_ylim(top=min(np.nanmax(values), 1e3 * np.nanmedian(values)) * 1.5)
+    K = {n: len(v.nmse) for n, v in c.items()}
+    weights = {n: np.broadcast_to(v.mu_W, K[n]) for n, v in result.couplings.items()}
+    curves(panels[2, 1], weights, title="Weights: largest off-diagonal of W'D", ylabel="mu_W of the step")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return fig
+
+
+def _positive(values) -> np.ndarray:
+    """Values for a logarithmic axis: what is not positive is left out."""
+    values = np.asarray(values, float)
+    return np.where(values > 0, values, np.nan)
 
 
 def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel: str = "step"):
@@ -69,8 +99,7 @@ def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel
         colour = COLOURS[i % len(COLOURS)]
         steps = np.arange(len(certified))
         panel.plot(steps, certified, "--", color=colour, label=f"{name}: certified bound")
-        measured = np.where(np.asarray(measured) > 0, measured, np.nan)
-        panel.plot(steps, measured, color=colour, label=f"{name}: largest error")
+        panel.plot(steps, _positive(measured), color=colour, label=f"{name}: largest error")
     panel.set_yscale("log")
     panel.set(title=title, xlabel=xlabel, ylabel="l1 error of the code")
     panel.grid(True, alpha=0.3)

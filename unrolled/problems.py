@@ -36,7 +36,9 @@ def bounded(key: Array, shape: tuple[int, ...], sparsity: int, bound: float = 1.
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     return (
-        _support(support_key, shape, sparsity, "bounded") * signs * jax.random.uniform(value_key, shape, float, least, bound)
+        _support(support_key, shape, sparsity, "bounded")
+        * signs
+        * jax.random.uniform(value_key, shape, float, least, bound)
     )
 
 

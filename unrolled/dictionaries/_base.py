@@ -202,7 +202,9 @@ def operands(D, y, where: str, *, params=()):
     y = _checks.as_float(y, "y", where)
     m, d = D.shape
     if y.shape != (m,):
-        raise ValueError(f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). {_hint(D, y)}")
+        raise ValueError(
+            f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). {_hint(D, y)}"
+        )
     dtype = _checks.common_dtype(D, y, params)
     return _checks.cast(D, dtype), y.astype(dtype), _checks.cast(params, dtype)
 

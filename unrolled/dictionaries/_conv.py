@@ -60,7 +60,9 @@ class Conv(Structured):
             raise ValueError(f"Conv: unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}")
         kernel = filters.shape[2:]
         if self.boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
-            raise ValueError(f'Conv: kernel {kernel} is longer than the signal {shape}; try boundary="circular" or "zero"')
+            raise ValueError(
+                f'Conv: kernel {kernel} is longer than the signal {shape}; try boundary="circular" or "zero"'
+            )
         for name, value in (("filters", filters), ("signal_shape", shape), ("stride", stride)):
             object.__setattr__(self, name, value)
 

@@ -47,4 +47,6 @@ def alista(
             return State(shrink(u, theta, activation))
         return State(select_support(u, theta, fraction, activation))
 
-    return make_layer("alista", depth, init, zero_state, step, fractions, precision=precision, unroll=unroll, remat=remat)
+    return make_layer(
+        "alista", depth, init, zero_state, step, fractions, precision=precision, unroll=unroll, remat=remat
+    )

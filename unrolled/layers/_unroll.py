@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,7 +104,9 @@ def unroll(
     return state, jnp.stack(codes) if codes else jnp.zeros((0, *state.x.shape), state.x.dtype)
 
 
-def make_layer(where: str, depth: int, init: Callable, start: Callable, step: Callable, schedule=None, **options) -> Layer:
+def make_layer(
+    where: str, depth: int, init: Callable, start: Callable, step: Callable, schedule=None, **options
+) -> Layer:
     """A `Layer` of `depth` steps from its `init`, `start` and `step`; `options` are those of `unroll`."""
 
     def run(params, D, y):
@@ -156,7 +159,7 @@ def unstack(params: Unrolled) -> Unrolled:
     if type(params.steps) is tuple:
         return params
     K = _depth(params.steps)
-    return Unrolled(params.shared, tuple(jax.tree.map(lambda leaf: leaf[k], params.steps) for k in range(K)))
+    return Unrolled(params.shared, tuple(jax.tree.map(operator.itemgetter(k), params.steps) for k in range(K)))
 
 
 def check_params(params: Unrolled, depth: int, where: str) -> None:
@@ -181,7 +184,9 @@ def _checked_activation(activation, where: str) -> Callable:
         probe = jax.ShapeDtypeStruct((3,), np.float32)
         out = jax.eval_shape(rho, probe)
         if getattr(out, "shape", None) != probe.shape or out.dtype != probe.dtype:
-            raise ValueError(f"{where}: activation {rho!r} maps float32 (3,) to {out}; expected the same shape and dtype")
+            raise ValueError(
+                f"{where}: activation {rho!r} maps float32 (3,) to {out}; expected the same shape and dtype"
+            )
     return rho
 
 

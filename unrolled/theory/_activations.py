@@ -80,7 +80,9 @@ def activation_schedule(
         for k in range(K):
             theta[k] = (mu * (E_S[k] + E_O[k]) if mu else 0.0) + c
             leak = s * mu * E_O[k] if mu else 0.0
-            E_S[k + 1] = ((s - 1) * mu + eta) * E_S[k] + leak + s * (c + theta[k] + tail(B + 2 * theta[k])) if s else 0.0
+            E_S[k + 1] = (
+                ((s - 1) * mu + eta) * E_S[k] + leak + s * (c + theta[k] + tail(B + 2 * theta[k])) if s else 0.0
+            )
             E_O[k + 1] = (d - s) * tail(2 * theta[k]) if d > s else 0.0
     contraction, floor = min(_limits(mu, c, eta, s, d, B, L, osc), key=lambda limit: limit[1])
     holds = math.isfinite(floor)

@@ -88,7 +88,9 @@ def schedule(
     return Schedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 
 
-def deep_schedule(mus, C_Ws, *, sparsities, bounds, noises=None, depths, guards=None, etas=None) -> tuple[Schedule, ...]:
+def deep_schedule(
+    mus, C_Ws, *, sparsities, bounds, noises=None, depths, guards=None, etas=None
+) -> tuple[Schedule, ...]:
     r"""Schedules of a chain: the certified error of one block is noise for the next, inside its thresholds.
 
     .. math:: \hat\delta_1 = \delta_1, \qquad \hat\delta_{j+1} = \delta_{j+1} + E^{(j)}_{K_j}.

@@ -172,9 +172,7 @@ class _Loop(NamedTuple):
             records.append(Record(done, float(loss), value, time.perf_counter() - began))
             if value < lowest:
                 best, lowest = jax.tree.map(jnp.copy, trained), value
-            result = Fit(
-                _merge(trained, self.fixed).params, *_merge(best, self.fixed), History(losses, tuple(records))
-            )
+            result = Fit(_merge(trained, self.fixed).params, *_merge(best, self.fixed), History(losses, tuple(records)))
             _stop_unless_finite(int(bad), result)
             for callback in callbacks:
                 callback(records[-1], result.params)
@@ -186,7 +184,8 @@ def _stop_unless_finite(bad: int, result: Fit) -> None:
     if bad < 0 and np.isfinite(last.validation):
         return
     if bad >= 0:
-        what = f"training stopped at step {bad}: the loss is {result.history.loss[bad]:.4g}, and it or its update is not finite"
+        loss = result.history.loss[bad]
+        what = f"training stopped at step {bad}: the loss is {loss:.4g}, and it or its update is not finite"
     else:
         what = f"training stopped at step {last.step}: the validation loss is {last.validation}"
     hint = "try a smaller learning rate or optax.clip_by_global_norm"

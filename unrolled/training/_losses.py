@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
+from unrolled.dictionaries import Composed
 from unrolled.pursuit import lasso_objective
 
 
@@ -38,9 +39,8 @@ def lasso(lam: float) -> Callable:
 
 def reconstruction(codes, X, D, Y: Array) -> Array:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J."""
-    signals = codes[-1]
-    for D in reversed(D if isinstance(D, tuple) else (D,)):
-        signals = jax.vmap(lambda x, D=D: D @ x)(signals)
+    effective = Composed(*D) if isinstance(D, tuple) else D
+    signals = jax.vmap(lambda x: effective @ x)(codes[-1])
     return jnp.mean(jnp.sum((Y - signals) ** 2, -1)) / 2
 
 

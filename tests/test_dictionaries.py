@@ -1,0 +1,744 @@
+"""Dictionaries against matrices built entry by entry: families, convolutions, and what is made of them."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+from jax.test_util import check_grads
+
+from unrolled import dictionaries as ud
+from unrolled.dictionaries import _base
+
+EPS = np.finfo(float).eps
+
+
+def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
+    """Comparison on the host: numpy's asserts would compile their operations for every shape of a jax array."""
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name)
+
+
+def assert_equal(ours, expected):
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
+
+
+def off_diagonal(D):
+    """The largest inner product of two different atoms, in magnitude."""
+    gram = np.abs(np.asarray(D).T @ np.asarray(D))
+    return (gram - np.diag(np.diag(gram))).max()
+
+
+def assert_unit(D, tolerance=16 * EPS):
+    # A norm of n entries and a division: about n / 2 + 1 roundings in the worst case, far fewer at these sizes.
+    assert_close(np.linalg.norm(np.asarray(D), axis=0), 1, atol=tolerance)
+
+
+# Families
+
+
+def test_gaussian(key):
+    D = ud.gaussian(key, 200, 300)
+    assert D.shape == (200, 300) and D.dtype == float
+    assert_unit(D)
+    # Entries are near N(0, 1/200): five standard errors of the mean, the variance and the fourth moment.
+    z = np.asarray(D) * math.sqrt(200)
+    assert abs(z.mean()) < 5 / math.sqrt(z.size)
+    assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / z.size) + 6 / 200  # unit norms cost 6 / (m + 2)
+    assert_equal(D, ud.gaussian(key, 200, 300))
+    assert not np.array_equal(D, ud.gaussian(jax.random.key(1), 200, 300))
+
+
+@pytest.mark.parametrize("m", [1, 2, 8, 64])
+def test_identity_hadamard(m):
+    D = np.asarray(ud.identity_hadamard(m))
+    assert D.shape == (m, 2 * m)
+    assert_unit(D)
+    assert_equal(D[:, :m], np.eye(m))
+    assert_equal(np.abs(D[:, m:]), np.full((m, m), 1 / math.sqrt(m)))
+    assert_close(D[:, m:].T @ D[:, m:], np.eye(m), atol=8 * EPS)
+    assert off_diagonal(D) == pytest.approx(1 / math.sqrt(m), abs=8 * EPS)
+
+
+@pytest.mark.parametrize("q", [5, 13, 61])
+def test_paley_reaches_the_welch_bound(q):
+    D = np.asarray(ud.paley(q))
+    m, d = D.shape
+    assert (m, d) == ((q + 1) // 2, q + 1)
+    assert_unit(D, 64 * EPS)
+    welch = math.sqrt((d - m) / (m * (d - 1)))
+    assert welch == pytest.approx(1 / math.sqrt(q))
+    assert_close(np.abs(D.T @ D - np.eye(d)), welch * (1 - np.eye(d)), atol=64 * EPS)
+    assert_close(D @ D.T, 2 * np.eye(m), atol=64 * EPS)
+
+
+@pytest.mark.parametrize("c, q, d", [(1, 2, 4), (2, 2, 4), (3, 5, 25), (5, 5, 25), (4, 7, 20)])
+def test_transversal(key, c, q, d):
+    D = np.asarray(ud.transversal(key, c, q, d))
+    assert D.shape == (c * q, d)
+    support = D != 0
+    assert_equal(support.reshape(c, q, d).sum(1), np.ones((c, d)))  # one row of every group
+    assert_close(np.abs(D[support]), 1 / math.sqrt(c), rtol=EPS)
+    shared = support.T.astype(int) @ support.astype(int)
+    assert (shared - np.diag(np.diag(shared))).max() <= 1 or c == 1  # with one group, lines of one a coincide
+    if c > 1:
+        assert off_diagonal(D) <= (1 + 4 * EPS) / c
+
+
+def test_transversal_depends_on_its_key(key):
+    one, two = (np.asarray(ud.transversal(k, 3, 5, 10)) for k in jax.random.split(key))
+    assert not np.array_equal(one, two)
+    assert (one > 0).any() and (one < 0).any()
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 16])
+def test_square_dct_is_dct_2(m):
+    D = np.asarray(ud.dct(m, m))
+    assert_close(D.T, scipy.fft.dct(np.eye(m), axis=0, norm="ortho"), atol=8 * m * EPS)
+
+
+@pytest.mark.parametrize("m, d", [(1, 1), (1, 4), (2, 5), (8, 16), (8, 11)])
+def test_overcomplete_dct(m, d):
+    D = np.asarray(ud.dct(m, d))
+    assert D.shape == (m, d)
+    assert_unit(D)
+    for k in range(d):
+        atom = np.array([math.cos(math.pi * (i + 0.5) * k / d) for i in range(m)])
+        atom = atom - atom.mean() if k and m > 1 else np.ones(m)
+        assert_close(D[:, k], atom / np.linalg.norm(atom), atol=64 * EPS)
+
+
+def test_dct_of_patches_is_a_kronecker_product():
+    assert ud.dct((8, 8), (16, 16)).shape == (64, 256)
+    D = ud.dct((3, 4), (5, 4))
+    assert_close(D, np.kron(ud.dct(3, 5), ud.dct(4, 4)), atol=2 * EPS)
+    patch = np.outer(np.asarray(ud.dct(3, 5))[:, 2], np.asarray(ud.dct(4, 4))[:, 1])
+    assert_close(D[:, 2 * 4 + 1], patch.reshape(-1), atol=2 * EPS)
+
+
+def test_ill_conditioned(key):
+    conditions = []
+    for kappa in (1, 5, 50, 500):
+        D = ud.ill_conditioned(key, 20, 40, kappa)
+        assert D.shape == (20, 40)
+        assert_unit(D)
+        conditions.append(np.linalg.cond(D))
+    assert conditions == sorted(conditions)
+    assert conditions[0] < 3 and conditions[3] > 100
+
+
+# Convolutions
+
+
+def conv_matrix(filters, signal_shape, stride, boundary):
+    """The matrix of a `Conv` from its definition: atom (f, i) holds filters[f, c, k] at row (c, i t + k)."""
+    n_atoms, n_channels, *kernel = filters.shape
+    if boundary == "valid":
+        positions = [(N - n) // t + 1 for N, n, t in zip(signal_shape, kernel, stride)]
+    else:
+        positions = [math.ceil(N / t) for N, t in zip(signal_shape, stride)]
+    M = np.zeros((n_channels, *signal_shape, n_atoms, *positions))
+    for f, c in itertools.product(range(n_atoms), range(n_channels)):
+        for i in itertools.product(*map(range, positions)):
+            for k in itertools.product(*map(range, kernel)):
+                place = [a * t + b for a, b, t in zip(i, k, stride)]
+                if boundary == "circular":
+                    place = [p % N for p, N in zip(place, signal_shape)]
+                if all(p < N for p, N in zip(place, signal_shape)):
+                    M[(c, *place, f, *i)] += filters[(f, c, *k)]
+    return M.reshape(n_channels * math.prod(signal_shape), -1)
+
+
+@jax.jit
+def essentials(D):
+    """Synthesis and analysis of all unit vectors, norms, and the normalised dictionary, compiled at once."""
+    m, d = D.shape
+    unit, norms = ud.normalize(D)
+    return D @ jnp.eye(d), jnp.eye(m) @ D, ud.column_norms(D), ud.spectral_norm(D), unit, norms
+
+
+KERNELS = {"shorter": (2, 3), "equal": (4, 5), "longer": (9, 6)}  # against signals of shape (4, 5)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("length", KERNELS)
+@pytest.mark.parametrize("boundary", ["valid", "circular", "zero"])
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_conv_is_its_matrix(dimensions, boundary, length, channels):
+    if (boundary, length) == ("valid", "longer"):
+        pytest.skip("an error, tested below")
+    signal_shape, kernel = (4, 5)[-dimensions:], KERNELS[length][-dimensions:]
+    for t in (1, 2, 3):
+        filters = np.random.default_rng(t).normal(size=(2, channels, *kernel))
+        D = ud.Conv(filters, signal_shape, t, boundary)
+        M = conv_matrix(filters, signal_shape, (t,) * dimensions, boundary)
+        assert D.shape == M.shape
+        synthesis, analysis, atom_norms, norm, unit, norms = jax.device_get(essentials(D))
+        tolerance = 4 * EPS * filters.size * np.abs(filters).max()  # a sum of that many entries, in another order
+        assert_close(synthesis, M, atol=tolerance)
+        assert_close(analysis, M, atol=tolerance)
+        assert_close(atom_norms, np.linalg.norm(M, axis=0), atol=4 * tolerance)
+        assert norm >= np.linalg.norm(M, 2) * (1 - 4 * EPS)
+        if t == 1 and boundary == "circular":
+            assert norm == pytest.approx(np.linalg.norm(M, 2), rel=64 * EPS)
+        U = conv_matrix(unit.filters, signal_shape, (t,) * dimensions, boundary)
+        assert_close(U * norms, M, atol=tolerance)
+        # Only "zero" cuts atoms, so that they lose norm.
+        np.testing.assert_array_less(np.linalg.norm(U, axis=0), 1 + 16 * EPS)
+        if boundary != "zero":
+            assert_unit(U)
+
+
+def test_conv_in_three_dimensions_with_unequal_strides():
+    filters = np.random.default_rng(0).normal(size=(2, 2, 2, 3, 1))
+    for boundary in ("valid", "circular", "zero"):
+        M = conv_matrix(filters, (3, 4, 2), (2, 1, 2), boundary)
+        assert_answers(ud.Conv(filters, (3, 4, 2), (2, 1, 2), boundary), M, boundary)
+
+
+def test_conv_with_the_full_kernel_is_dense():
+    filters = np.random.default_rng(0).normal(size=(5, 2, 3))
+    assert_equal(ud.dense(ud.Conv(filters, 3)), filters.reshape(5, 6).T)
+
+
+def test_conv_grids_and_codes():
+    D = ud.Conv(np.ones((3, 2, 2, 2)), (5, 6), (1, 2), "valid")
+    assert (D.kernel, D.stride, D.positions) == ((2, 2), (1, 2), (4, 3))
+    assert (D.signal_grid, D.code_grid, D.shape) == ((2, 5, 6), (3, 4, 3), (60, 36))
+    x = jnp.arange(36.0)
+    maps = D.unflatten_code(x)
+    assert maps.shape == (3, 4, 3) and maps[2, 1, 0] == 2 * 12 + 1 * 3
+    assert_equal(D.unflatten_code(jnp.stack([x, 2 * x])), jnp.stack([maps, 2 * maps]))
+    assert_equal(maps.reshape(-1), x)
+
+
+def test_spread_repeats_one_value_per_filter():
+    D = ud.Conv(np.ones((3, 1, 2)), 5)
+    assert_equal(ud.spread(D, jnp.arange(3.0)), np.repeat(np.arange(3.0), 4))
+    for theta in (jnp.asarray(0.5), jnp.arange(12.0)):
+        assert_equal(ud.spread(D, theta), theta)
+        assert_equal(ud.spread(jnp.ones((4, 12)), theta), theta)
+    by_filter = jax.grad(lambda theta: ud.spread(D, theta) @ jnp.arange(12.0))(jnp.zeros(3))
+    assert_equal(by_filter, np.arange(12.0).reshape(3, 4).sum(1))
+
+
+CONVS = {
+    "valid": ud.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), 9),
+    "valid, stride 2": ud.Conv(np.random.default_rng(1).normal(size=(3, 2, 4)), 12, 2),
+    "valid, 2-D": ud.Conv(np.random.default_rng(2).normal(size=(2, 1, 2, 3)), (5, 7), (1, 2)),
+    "circular": ud.Conv(np.random.default_rng(3).normal(size=(2, 2, 3)), 8, 1, "circular"),
+    "circular, stride 2": ud.Conv(np.random.default_rng(4).normal(size=(2, 1, 3)), 8, 2, "circular"),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_correlations_of_filters_hold_the_coherence(name):
+    D, _ = ud.normalize(CONVS[name])
+    assert D.is_shift_invariant()
+    M, codes = np.asarray(ud.dense(D)), np.asarray(D.corner_codes())
+    assert_equal(np.sort(codes, 1)[:, -2:], np.tile([0.0, 1.0], (len(codes), 1)))  # one-hot rows
+    rows = np.abs(codes @ M.T @ M * (1 - codes))
+    # Inner products of at most 8 terms of size 1.
+    assert rows.max() == pytest.approx(off_diagonal(M), abs=16 * EPS)
+    for reach in (1, 2):
+        local = D.local(reach)
+        assert off_diagonal(ud.dense(local)) == pytest.approx(off_diagonal(M), abs=16 * EPS)
+
+
+def test_shift_invariance_and_shifts():
+    D = CONVS["circular"]
+    assert not ud.Conv(D.filters, 8, 3, "circular").is_shift_invariant()  # 3 does not divide 8
+    assert not ud.Conv(D.filters, 8, 1, "zero").is_shift_invariant()
+    assert D.is_shift_of(D * 2)
+    for other in (ud.Conv(D.filters, 9, 1, "circular"), ud.Conv(D.filters, 8, 1, "zero"), ud.dense(D)):
+        assert not D.is_shift_of(other)
+    short = ud.Conv(D.filters, 4, 1, "circular")  # a circle below 2 n - 1
+    assert short.local(1) is short
+
+
+# Dictionaries made of dictionaries
+
+
+@jax.jit
+def answers(D, x, r, X, R):
+    """All that a dictionary answers, compiled at once."""
+    return {
+        "dense": ud.dense(D),
+        "dense(T)": ud.dense(D.T),
+        "D @ x": D @ x,
+        "r @ D": r @ D,
+        "D.T @ r": D.T @ r,
+        "x @ D.T": x @ D.T,
+        "D @ X": D @ X,
+        "R @ D": R @ D,
+        "D * c": (D * 3.0) @ x,
+        "c * D": (3.0 * D) @ x,
+        "D / c": r @ (D / 4.0),
+        "norms": ud.column_norms(D),
+        "norm": ud.spectral_norm(D),
+    }
+
+
+def assert_answers(D, M, name=""):
+    """`D` answers as the matrix `M` does; all sums have at most m + d terms of size 1, hence the tolerance."""
+    m, d = M.shape
+    rng = np.random.default_rng(m * d)
+    x, r, X, R = (rng.normal(size=shape) for shape in (d, m, (d, 2), (2, m)))
+    assert D.shape == (m, d), name
+    ours = jax.device_get(answers(D, x, r, X, R))
+    expected = {
+        "dense": M,
+        "dense(T)": M.T,
+        "D @ x": M @ x,
+        "r @ D": r @ M,
+        "D.T @ r": r @ M,
+        "x @ D.T": M @ x,
+        "D @ X": M @ X,
+        "R @ D": R @ M,
+        "D * c": 3 * (M @ x),
+        "c * D": 3 * (M @ x),
+        "D / c": r @ M / 4,
+        "norms": np.linalg.norm(M, axis=0),
+    }
+    tolerance = 4 * EPS * (m + d) * max(1, np.abs(M).max()) ** 2
+    for what, value in expected.items():
+        assert_close(ours[what], value, atol=tolerance, name=f"{name} {what}")
+    # Adjointness: both inner products are m d terms, summed in different orders.
+    left, right = ours["D @ x"] @ r, x @ ours["r @ D"]
+    assert abs(left - right) <= tolerance * np.linalg.norm(x) * np.linalg.norm(r), name
+    assert ours["norm"] >= np.linalg.norm(M, 2) * (1 - 4 * EPS), name
+    return ours
+
+
+def _kinds():
+    """Pairs (D, M) of a structured dictionary and its matrix, all with m = 8."""
+    rng = np.random.default_rng(5)
+    A, B, E = (rng.normal(size=shape) for shape in ((8, 6), (6, 10), (5, 4)))
+    filters = rng.normal(size=(2, 1, 3))
+    conv, C = ud.Conv(filters, 8, 1, "circular"), conv_matrix(filters, (8,), (1,), "circular")
+    zero, Z = ud.Conv(filters, 8, 2, "zero"), conv_matrix(filters, (8,), (2,), "zero")
+    S, T = (rng.normal(size=shape) * (rng.uniform(size=shape) < 0.3) for shape in ((6, 7), (16, 5)))
+    S[:, 2] = 1  # a full column, so that the others are padded
+    T[3] = 1  # no empty column
+    S_over_A, T_over_conv = ud.Sparse(A, S), ud.Sparse(conv, T)
+    return {
+        "Conv": (conv, C),
+        "Conv.T": (zero.T, Z.T),
+        "Composed of one": (ud.Composed(A), A),
+        "Composed of arrays": (ud.Composed(A, B), A @ B),
+        "Composed of three": (ud.Composed(conv, T, E), C @ T @ E),
+        "Composed, Conv last": (ud.Composed(A @ A.T, conv), A @ A.T @ C),
+        "Composed, nested": (ud.Composed(conv, conv.T, A), C @ C.T @ A),
+        "Concatenated of arrays": (ud.Concatenated(A, np.eye(8)), np.hstack([A, np.eye(8)])),
+        "Concatenated, mixed": (ud.Concatenated(conv, A, zero), np.hstack([C, A, Z])),
+        "Concatenated, nested": (ud.Concatenated(ud.Composed(A, B), T_over_conv), np.hstack([A @ B, C @ T])),
+        "Sparse": (S_over_A, A @ S),
+        "Sparse over Conv": (T_over_conv, C @ T),
+        "Sparse over Sparse": (ud.Sparse(S_over_A, np.eye(7)[:, :3]), (A @ S)[:, :3]),
+        "Sparse, nested": (ud.Sparse(ud.Concatenated(A, conv), np.eye(22)[:, ::3]), np.hstack([A, C])[:, ::3]),
+    }
+
+
+KINDS = _kinds()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture(params=["Conv", "Conv.T", "Composed, nested", "Concatenated, mixed", "Sparse over Conv"])
+def main_kind(request):
+    """One of each class: what the classes share need not be tried on every combination."""
+    return KINDS[request.param]
+
+
+def test_structured_dictionaries_are_their_matrices(kind):
+    assert_answers(*kind)
+
+
+def test_transposing_twice_gives_the_dictionary_back(main_kind):
+    D, M = main_kind
+    assert D.T.shape == M.T.shape
+    assert D.T.T is D or D.T is D.base
+    assert_equal(ud.dense((D * 2).T), 2 * ud.dense(D.T))
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "Conv.T"])
+def test_normalize_splits_off_the_norms(name):
+    D, M = KINDS[name]
+    unit, norms = jax.jit(ud.normalize)(D)
+    assert type(unit) is type(D) and norms.shape == M.shape[1:]
+    U = np.asarray(ud.dense(unit))
+    # The norm and the products behind an atom: m + d terms at most, of size at most that of M.
+    tolerance = 4 * EPS * sum(M.shape) * np.abs(M).max()
+    assert_close(U * np.asarray(norms), M, atol=tolerance)
+    if name != "Concatenated, mixed":  # holds a Conv with cut atoms
+        assert_unit(U, 64 * EPS)
+
+
+def test_normalize_of_an_array_keeps_its_dtype(dtype):
+    D = np.asarray([[3.0, 0.0], [4.0, 2.0]], dtype)
+    unit, norms = ud.normalize(D)
+    assert unit.dtype == norms.dtype == dtype
+    assert_close(unit, [[0.6, 0.0], [0.8, 1.0]], rtol=2 * np.finfo(dtype).eps)
+    assert_equal(norms, [5.0, 2.0])
+    assert_equal(ud.column_norms(D), norms)
+
+
+def test_plain_arrays_are_dictionaries(dtype):
+    D = np.random.default_rng(0).normal(size=(5, 9)).astype(dtype)
+    assert_equal(ud.dense(D), D)
+    for matrix in (D, D.T):
+        true = np.linalg.norm(matrix.astype(float), 2)
+        # The eigenvalue of the Gram matrix is good to a few eps, and rounded up.
+        assert true * (1 - np.finfo(dtype).eps) <= float(ud.spectral_norm(matrix)) <= true * (1 + 32 * np.finfo(dtype).eps)
+
+
+def test_concatenated_norm_is_exact_for_orthonormal_parts():
+    D = ud.Concatenated(np.eye(8), ud.dct(8, 8))
+    assert D.spectral_norm() == pytest.approx(math.sqrt(2), rel=32 * EPS)
+
+
+def test_large_composed_norm_is_the_product(monkeypatch):
+    monkeypatch.setattr("unrolled.dictionaries._composed._DENSE_LIMIT", 10)
+    D, M = KINDS["Composed of arrays"]
+    product = math.prod(np.linalg.norm(np.asarray(F), 2) for F in D.factors)
+    assert D.spectral_norm() == pytest.approx(product, rel=64 * EPS)
+    assert D.spectral_norm() > np.linalg.norm(M, 2)
+
+
+# Under transformations
+
+
+def test_eager_products_equal_compiled_ones(main_kind):
+    D, M = main_kind
+    x, r = np.random.default_rng(1).normal(size=(2, max(M.shape)))
+    x, r = x[: M.shape[1]], r[: M.shape[0]]
+    for name, f, v in (("D @ x", lambda D, v: D @ v, x), ("r @ D", lambda D, v: v @ D, r)):
+        assert_close(f(D, v), jax.jit(f)(D, v), atol=4 * EPS * np.abs(M).sum(), name=name)
+
+
+def test_arrays_of_both_libraries_defer_on_the_left(main_kind):
+    D, M = main_kind
+    r = np.random.default_rng(2).normal(size=M.shape[0])
+    left = [r @ D, jnp.asarray(r) @ D, list(r) @ D, np.stack([r, r]) @ D, jnp.stack([r, r]) @ D, np.float64(1) * (r @ D)]
+    for ours in left:
+        assert isinstance(ours, jax.Array)
+        assert_close(ours, np.broadcast_to(r @ M, ours.shape), atol=4 * EPS * np.abs(M).sum())
+    for scaled in (np.float64(2) * D, jnp.asarray(2.0) * D, D * np.float64(2), D / 0.5, D / jnp.asarray(0.5)):
+        assert type(scaled) is type(D)
+        assert_equal(r @ scaled, 2 * (r @ D))
+
+
+def test_a_batch_of_dictionaries(main_kind):
+    D, M = main_kind
+    batch = jax.tree.map(lambda a, b: jnp.stack([a, b]), D, D * 2)
+    X, R = (np.random.default_rng(3).normal(size=(2, n)) for n in M.shape[::-1])
+
+    def both(D, x, r):
+        return D @ x, r @ D, ud.column_norms(D)
+
+    synthesis, analysis, norms = jax.jit(jax.vmap(both))(batch, X, R)
+    tolerance = 8 * EPS * np.abs(M).sum() * 3  # sums of entries of M times normal numbers
+    for i, c in enumerate((1, 2)):
+        assert_close(synthesis[i], c * (M @ X[i]), atol=tolerance)
+        assert_close(analysis[i], c * (R[i] @ M), atol=tolerance)
+        assert_close(norms[i], c * np.linalg.norm(M, axis=0), atol=tolerance)
+
+    def step(r, D):
+        return r + (r @ D) @ D.T, r @ D
+
+    last, codes = jax.lax.scan(step, jnp.asarray(R[0]), batch)
+    middle = R[0] + R[0] @ M @ M.T
+    growth = (1 + 4 * np.linalg.norm(M, 2) ** 2) ** 2
+    assert_close(codes, [R[0] @ M, 2 * middle @ M], atol=tolerance * growth)
+    assert_close(last, middle + 4 * middle @ M @ M.T, atol=tolerance * growth)
+
+
+def test_a_batch_keeps_the_shape_of_one(main_kind):
+    D, M = main_kind
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), D)
+    assert (batch.shape, batch.dtype, batch.T.shape) == (M.shape, D.dtype, M.T.shape)
+
+
+def test_vmap_over_codes(main_kind):
+    D, M = main_kind
+    X = np.random.default_rng(4).normal(size=(3, M.shape[1]))
+    assert_close(jax.vmap(lambda x: D @ x)(X), X @ M.T, atol=8 * EPS * np.abs(M).sum() * 3)
+
+
+def test_gradients(main_kind):
+    D, M = main_kind
+    m, d = M.shape
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=d), rng.normal(size=m)
+
+    def loss(leaves, x):
+        floats = iter(leaves)
+        D = jax.tree.unflatten(tree, [next(floats) if f else leaf for f, leaf in zip(is_float, all_leaves)])
+        return jnp.sum((y - D @ x) ** 2) / 2 + jnp.sum(jnp.sin(y @ D))
+
+    all_leaves, tree = jax.tree.flatten(D)
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in all_leaves]
+    leaves = [leaf for leaf, f in zip(all_leaves, is_float) if f]
+    assert_close(
+        jax.grad(loss, 1)(leaves, jnp.asarray(x)), (M @ x - y) @ M, atol=8 * EPS * np.abs(M).sum() ** 2
+    )
+    # Central differences in float64 with the checker's step are good to about 1e-8 of the values.
+    check_grads(loss, (leaves, jnp.asarray(x)), order=1, modes=["rev"], rtol=1e-6, atol=1e-6)
+
+
+def test_filters_learn_through_grad():
+    D = CONVS["circular"]
+    x = jnp.linspace(-1, 1, D.shape[1])
+    gradient = jax.grad(lambda D: jnp.sum((D @ x) ** 2))(D)
+    assert isinstance(gradient, ud.Conv) and gradient.filters.shape == D.filters.shape
+    stepped = jax.tree.map(lambda w, g: w - 0.5e-3 * g, D, gradient)
+    assert jnp.sum((stepped @ x) ** 2) < jnp.sum((D @ x) ** 2)
+
+
+# Dtypes
+
+
+def test_products_promote(main_kind):
+    D, M = main_kind
+    narrow, x = D.astype(jnp.float32), np.ones(M.shape[1])
+    assert (D.dtype, narrow.dtype) == (jnp.float64, jnp.float32)
+    for dictionary, operand, dtype in (
+        (narrow, x.astype(np.float32), jnp.float32),
+        (narrow, x, jnp.float64),
+        (D, x.astype(np.float32), jnp.float64),
+        (narrow, x.astype(int), jnp.float32),
+        (D, x.astype(np.float16), jnp.float64),
+    ):
+        y = dictionary @ operand
+        assert y.dtype == dtype and (y @ dictionary).dtype == dtype
+        # Entries of M rounded to float32 where the dictionary is narrow.
+        assert_close(y, M @ x, atol=4 * np.finfo(np.float32).eps * np.abs(M).sum())
+
+
+@pytest.mark.parametrize("name", ["Composed", "Concatenated", "Sparse"])
+def test_parts_of_different_dtypes_meet_in_the_wider(name):
+    A, B = np.eye(4, dtype=np.float32), np.diag(np.arange(1.0, 5))
+    make = getattr(ud, name)
+    for D in (make(A, B), make(B, A)):
+        x = np.ones(D.shape[1])
+        for operand in (x, x.astype(np.float32)):
+            assert (D @ operand).dtype == jnp.float64
+            assert (np.ones(4, operand.dtype) @ D).dtype == jnp.float64
+        assert ud.dense(D).dtype == jnp.float64
+
+
+def test_integers_become_floats():
+    assert ud.normalize(np.ones((2, 3), int))[0].dtype == jnp.float64
+    assert ud.Conv(np.ones((1, 1, 2), int), 4).dtype == jnp.float64
+    assert ud.Composed(np.eye(2, dtype=bool), np.ones((2, 2), int)).dtype == jnp.float64
+    assert ud.Sparse(np.eye(2, dtype=int), np.eye(2, dtype=int)).values.dtype == jnp.float64
+
+
+def test_float64_without_x64_warns_and_says_what_to_do():
+    with jax.enable_x64(False):
+        with pytest.warns(UserWarning, match="normalize: D is float64 but JAX runs in float32 here; cast it to float32"):
+            assert ud.normalize(np.ones((2, 3)))[0].dtype == jnp.float32
+
+
+# Errors
+
+FILTERS = np.ones((2, 1, 3))
+CONV = ud.Conv(FILTERS, 8)  # (8, 12)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap], ids=["eager", "jit", "vmap"])
+def test_operands_that_do_not_fit(wrap):
+    batch = (3,) if wrap is jax.vmap else ()
+    for product, shape, message in (
+        (lambda v: CONV @ v, (8,), r"D @ x: D has shape \(8, 12\) but the operand has shape \(8,\); expected length 12"),
+        (lambda v: CONV @ v, (5, 12), r"D @ x: .*shape \(5, 12\); expected length 12"),
+        (lambda v: CONV @ v, (12, 2, 2), "D @ x: "),
+        (lambda v: CONV @ v, (), "D @ x: "),
+        (lambda v: v @ CONV, (12,), r"r @ D: .*shape \(12,\); expected length 8"),
+        (lambda v: v @ CONV, (8, 5), "r @ D: .*expected length 8"),
+        (lambda v: v @ CONV, (2, 2, 8), "r @ D: "),
+        (lambda v: CONV.T @ v, (12,), "D @ x: .*expected length 8"),
+        (lambda v: ud.Composed(CONV) @ v, (8,), "D @ x: .*expected length 12"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrap(product)(jnp.ones(batch + shape))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((np.ones((2, 3)), 8), r"filters have shape \(2, 3\); expected \(n_atoms, n_channels, \*kernel\) with 1"),
+        ((FILTERS, (8, 8)), "with 2 kernel dimensions"),
+        ((np.ones((2, 1, 0)), 8), "none of them 0"),
+        ((np.ones((0, 1, 3)), 8), "none of them 0"),
+        ((FILTERS, 2), r'kernel \(3,\) is longer than the signal \(2,\); try boundary="circular" or "zero"'),
+        ((np.ones((1, 1, 2, 3)), (5, 2)), "is longer than the signal"),
+        ((FILTERS, 8, 1, "same"), "unknown boundary 'same'; expected one of valid, circular, zero"),
+        ((FILTERS, 8, 0), "stride must be at least 1, got 0"),
+        ((FILTERS, 8, -2), "stride must be at least 1, got -2"),
+        ((FILTERS, 8, (1, 1)), r"stride \(1, 1\) does not fit signal_shape \(8,\); expected one per dimension"),
+        ((FILTERS, 0), "signal_shape must be at least 1, got 0"),
+    ],
+)
+def test_bad_conv(arguments, message):
+    with pytest.raises(ValueError, match=f"Conv: .*{message}"):
+        ud.Conv(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((FILTERS * 1j, 8), "filters is complex128; expected real numbers"),
+        ((None, 8), "filters is not a numeric array .got NoneType"),
+        ((FILTERS, 8.0), "signal_shape must be an integer, got 8.0"),
+        ((FILTERS, 8, 1.5), "stride must be an integer, got 1.5"),
+        ((FILTERS, 8, True), "stride must be an integer, got True"),
+    ],
+)
+def test_conv_of_a_wrong_type(arguments, message):
+    with pytest.raises(TypeError, match=f"Conv: {message}"):
+        ud.Conv(*arguments)
+
+
+def test_static_arguments_may_not_be_traced():
+    with pytest.raises(TypeError, match="Conv: stride must be static, got a traced value"):
+        jax.jit(lambda t: ud.Conv(FILTERS, 8, t).filters)(2)
+    with pytest.raises(TypeError, match="Sparse: atoms must be concrete, got a traced array; build it outside jit"):
+        jax.jit(lambda A: ud.Sparse(np.eye(3), A).values)(jnp.eye(3))
+    with pytest.raises(TypeError, match="gaussian: m must be static"):
+        jax.jit(lambda m: ud.gaussian(jax.random.key(0), m, 4))(3)
+
+
+BAD_ARRAYS = {
+    "vector": (np.ones(3), ValueError, r"D has shape \(3,\); expected \(m, d\), atoms in columns"),
+    "rank 3": (np.ones((2, 2, 2)), ValueError, "expected .m, d., atoms in columns"),
+    "no rows": (np.ones((0, 3)), ValueError, "expected at least one row and one column"),
+    "no columns": (np.ones((3, 0)), ValueError, "expected at least one row and one column"),
+    "NaN": (np.array([[1.0, np.nan]]), ValueError, "D has NaN or infinite entries"),
+    "infinity": (np.array([[1.0, np.inf]]), ValueError, "D has NaN or infinite entries"),
+    "complex": (np.ones((2, 2), complex), TypeError, "D is complex128; expected real numbers"),
+    "strings": (np.array([["a", "b"]]), TypeError, "D is not a numeric array"),
+    "objects": (np.array([[object()]]), TypeError, "D is not a numeric array"),
+    "None": (None, TypeError, "D is not a numeric array"),
+    "ragged": ([[1.0, 2.0], [3.0]], TypeError, "D is not a numeric array"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_array(case):
+    D, error, message = BAD_ARRAYS[case]
+    for name in ("normalize", "Composed", "Concatenated"):
+        with pytest.raises(error, match=f"{name}: .*{message}"):
+            getattr(ud, name)(D)
+    for make in (lambda: ud.Sparse(D, np.eye(2)), lambda: ud.Sparse(np.eye(2), D)):
+        with pytest.raises(error, match=f"Sparse: .*{message}"):
+            make()
+
+
+def test_normalize_lists_zero_atoms():
+    D = np.ones((3, 5))
+    D[:, [1, 4]] = 0
+    with pytest.raises(ValueError, match=r"normalize: atoms \[1, 4\] are zero; drop them"):
+        ud.normalize(D)
+    with pytest.raises(ValueError, match=r"normalize: atoms \[2, 3\] are zero"):
+        ud.normalize(ud.Conv(np.array([[[1.0, 1.0]], [[0.0, 0.0]]]), 3))
+    with pytest.raises(ValueError, match=r"normalize: atoms \[0\] are zero"):
+        ud.normalize(ud.Sparse(np.eye(2), np.array([[0.0, 1.0], [0.0, 1.0]])))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ud.Composed(), "Composed: expected at least one dictionary, got none"),
+        (lambda: ud.Composed(np.eye(2), np.eye(3)), r"Composed: D_1 has shape \(2, 2\) but D_2 has shape \(3, 3\)"),
+        (lambda: ud.Composed(np.eye(8), CONV, CONV), r"Composed: D_2 has shape \(8, 12\) but D_3 has shape \(8, 12\)"),
+        (lambda: ud.Concatenated(), "Concatenated: expected at least one dictionary, got none"),
+        (lambda: ud.Concatenated(np.eye(2), CONV), r"parts have shapes .*\(8, 12\)\]; expected one number of rows"),
+        (lambda: ud.Sparse(CONV, np.eye(8)), r"base has shape \(8, 12\) but atoms have shape \(8, 8\)"),
+        (lambda: ud.dct(4, 3), "dct: expected d >= m in every dimension, got m=4, d=3"),
+        (lambda: ud.dct((4, 4), (4, 3)), "dct: expected d >= m in every dimension"),
+        (lambda: ud.dct((4, 4), 16), "dct: .*expected the same number of dimensions"),
+        (lambda: ud.dct(0, 3), "dct: m must be at least 1, got 0"),
+        (lambda: ud.identity_hadamard(12), "identity_hadamard: m must be a power of two, got 12"),
+        (lambda: ud.identity_hadamard(0), "identity_hadamard: m must be at least 1"),
+        *((lambda q=q: ud.paley(q), f"paley: q must be a prime with q = 1 mod 4.*got {q}") for q in (2, 7, 9, 21)),
+        (lambda: ud.transversal(jax.random.key(0), 2, 4, 4), "expected a prime q >= c and d <= q.2, got c=2, q=4, d=4"),
+        (lambda: ud.transversal(jax.random.key(0), 4, 3, 4), "expected a prime q >= c and d <= q.2, got c=4"),
+        (lambda: ud.transversal(jax.random.key(0), 2, 3, 10), "expected a prime q >= c and d <= q.2, got .*d=10"),
+        (lambda: ud.gaussian(jax.random.key(0), 0, 3), "gaussian: m must be at least 1, got 0"),
+        *(
+            (lambda k=k: ud.ill_conditioned(jax.random.key(0), 3, 4, k), f"kappa must be at least 1, got {k}")
+            for k in (0.5, math.nan)
+        ),
+    ],
+)
+def test_what_does_not_meet(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_sizes_are_integers():
+    for make in (lambda: ud.gaussian(jax.random.key(0), 3.0, 4), lambda: ud.paley(5.0), lambda: ud.dct(2.0, 4)):
+        with pytest.raises(TypeError, match="must be an integer"):
+            make()
+
+
+def test_a_kind_that_defines_nothing_says_so():
+    class Empty(ud.Structured):
+        shape = (2, 2)
+        dtype = jnp.dtype(float)
+
+    for use, name in (
+        (lambda D: D @ np.ones(2), "synthesize"),
+        (lambda D: np.ones(2) @ D, "analyze"),
+        (lambda D: D * 2, "scale"),
+        (lambda D: D.scale_columns(np.ones(2)), "scale_columns"),
+        (lambda D: ud.Structured.shape.fget(D), "shape"),
+    ):
+        with pytest.raises(TypeError, match=f"Empty does not define {name}"):
+            use(Empty())
+    with pytest.raises(TypeError, match="Transposed does not define scale_columns"):
+        ud.normalize(CONV.T)
+
+
+# The checks at the door of the solvers
+
+
+def test_operands_come_in_one_dtype():
+    D, y, theta = _base.operands(np.eye(2, dtype=np.float32), np.ones(2, int), "f", params=np.ones(2, np.float32))
+    assert (D.dtype, y.dtype, theta.dtype) == (jnp.float64,) * 3  # integers are default floats
+    D, y, theta = _base.operands(np.eye(2, dtype=np.float32), np.ones(2, np.float32), "f", params=np.ones(2, np.float32))
+    assert (D.dtype, y.dtype, theta.dtype) == (jnp.float32,) * 3
+
+
+@pytest.mark.parametrize(
+    "shape, hint",
+    [
+        ((12,), "Did you pass D.T"),
+        ((5,), "Is y a signal"),
+        ((7, 8), "use jax.vmap over the rows"),
+        ((8, 7), "use jax.vmap with in_axes=1 over the columns"),
+        ((2, 2, 8), "use jax.vmap over a batch"),
+        ((), "use jax.vmap over a batch"),
+    ],
+)
+def test_operands_hint_at_the_slip(shape, hint):
+    for D in (CONV, ud.dense(CONV)):
+        with pytest.raises(ValueError, match=rf"f: D has shape \(8, 12\) but y has shape .*must have shape \(8,\)\. .*{hint}"):
+            _base.operands(D, np.ones(shape), "f")
+
+
+def test_unit_atoms():
+    _base.unit_atoms(ud.normalize(CONV)[0], "f")
+    _base.unit_atoms(np.eye(3) * (1 + 5e-5), "f")
+    with pytest.raises(ValueError, match=r"f: atoms have norms in \[1, 2\]; expected 1 within 0.0001, try dictionaries.norm"):
+        _base.unit_atoms(np.diag([1.0, 2.0]), "f")
+    with pytest.raises(ValueError, match=r"f: atoms \[1\] are zero"):
+        _base.unit_atoms(np.diag([1.0, 0.0]), "f")
+    with pytest.raises(ValueError, match='boundary "zero" cuts the atoms at the border'):
+        _base.unit_atoms(ud.normalize(ud.Conv(FILTERS, 8, 1, "zero"))[0], "f")

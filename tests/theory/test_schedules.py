@@ -1,0 +1,415 @@
+"""Schedules against the closed form of their recursion, and the bounds that need no schedule."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled import activations, theory
+from unrolled.theory import activation_schedule, deep_schedule, schedule
+
+EPS = np.finfo(np.float64).eps
+CLASS = dict(sparsity=3, bound=2.0, noise=0.01, depth=50, guard=1e-6)
+
+
+def closed_form(a, s, B, c, k):
+    """E_k = a^k s B + 2 s c (1 - a^k) / (1 - a)."""
+    return a**k * s * B + 2 * s * c * (1 - a**k) / (1 - a)
+
+
+def unit(D):
+    return D / np.linalg.norm(D, axis=0)
+
+
+# One block.
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.02, 0.1, 0.199])
+@pytest.mark.parametrize("noise, guard, eta", [(0.0, 0.0, 0.0), (0.01, 1e-6, 0.0), (0.01, 0.0, 1e-3)])
+def test_schedule_follows_the_closed_form(mu, noise, guard, eta):
+    s, B, C, K = 3, 2.0, 0.7, 50
+    found = schedule(mu, C, sparsity=s, bound=B, noise=noise, depth=K, guard=guard, eta=eta)
+    a, c = 5 * mu + eta, C * noise + guard
+    expected = closed_form(a, s, B, c, np.arange(K + 1))
+    # Every step of the recursion rounds a few times; the errors contract with it.
+    assert found.error == pytest.approx(expected, rel=8 * K * EPS)
+    assert found.theta == pytest.approx(mu * expected[:-1] + c, rel=8 * K * EPS)
+    assert (found.contraction, found.holds) == (pytest.approx(a), True)
+    assert found.rate == (pytest.approx(-math.log(a)) if a else math.inf)
+    assert found.floor == pytest.approx(2 * s * c / (1 - a))
+    assert (found.theta.shape, found.error.shape) == ((K,), (K + 1,))
+    assert found.theta.dtype == found.error.dtype == np.float64
+
+
+def test_one_coherent_step_is_the_recursion_of_the_sup_norm():
+    # m_{k+1} = a m_k + 2 (C_W delta + g) from m_0 = B is E / s, and asks for the same threshold s mu_W m_k + C_W delta + g.
+    found = schedule(0.05, 0.7, **CLASS)
+    m = 2.0
+    for theta, error in zip(found.theta, found.error):
+        assert (error / 3, theta) == pytest.approx((m, 3 * 0.05 * m + 0.007 + 1e-6), rel=400 * EPS)
+        m = 0.25 * m + 2 * (0.007 + 1e-6)
+
+
+def test_scalars_of_every_kind_are_taken():
+    for mu in (np.float32(0.25), jnp.asarray(0.25), 0.25):
+        assert schedule(mu, 1, sparsity=np.int64(1), bound=1, depth=2).error.tolist() == [1, 0.25, 0.0625]
+
+
+def test_no_nonzeros_leave_no_error():
+    found = schedule(0.9, 1.0, **{**CLASS, "sparsity": 0})
+    assert found.holds and found.error.tolist() == [0] * 51
+    assert (found.contraction, found.rate, found.floor) == (0, math.inf, 0)
+    assert found.theta == pytest.approx(np.full(50, 0.01 + 1e-6))  # enough to keep noise out of the code
+
+
+def test_incoherent_atoms_are_found_in_one_step():
+    exact = schedule(0.0, 1.0, sparsity=3, bound=2.0, depth=4)
+    assert (exact.error.tolist(), exact.theta.tolist()) == ([6, 0, 0, 0, 0], [0, 0, 0, 0])
+    noisy = schedule(0.0, 0.5, sparsity=3, bound=2.0, noise=0.1, depth=4)
+    assert noisy.error == pytest.approx([6, 0.3, 0.3, 0.3, 0.3])
+    assert (noisy.rate, noisy.floor, noisy.steps_for(0.31)) == (math.inf, pytest.approx(0.3), 1)
+
+
+def test_depth_zero_is_the_starting_error():
+    found = schedule(0.1, 1.0, **{**CLASS, "depth": 0})
+    assert (found.error.tolist(), found.theta.shape, found.holds) == ([6], (0,), True)
+
+
+@pytest.mark.parametrize("mu, s", [(0.2, 3), (0.5, 3), (1.0, 1), (3.0, 40)])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("depth", [5, 2000])
+def test_beyond_the_hypotheses_the_recursion_comes_back_without_a_floor(mu, s, noise, depth):
+    found = schedule(mu, 1.0, sparsity=s, bound=1.0, noise=noise, depth=depth)
+    assert not found.holds and found.floor == math.inf and found.contraction >= 1
+    assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
+    assert (np.diff(found.error[np.isfinite(found.error)]) >= -8 * s * EPS).all()
+    assert found.steps_for(s / 2) == math.inf and found.steps_for(s) == 0
+
+
+def test_eta_counts_against_the_hypotheses():
+    assert schedule(0.1, 1.0, sparsity=5, bound=1.0, depth=1, eta=0.09).holds
+    assert not schedule(0.1, 1.0, sparsity=5, bound=1.0, depth=1, eta=0.11).holds
+
+
+@pytest.mark.parametrize("name", ["mu", "C_W", "bound", "noise", "guard", "eta"])
+def test_schedule_refuses_negative_nan_and_traced_numbers(name):
+    def call(value):
+        return schedule(**{"mu": 0.1, "C_W": 1.0, "sparsity": 1, "bound": 1.0, "depth": 3, name: value})
+
+    for value in (-1e-3, math.nan):
+        with pytest.raises(ValueError, match=f"schedule: {name} must be non-negative"):
+            call(value)
+    with pytest.raises(TypeError, match=f"{name} is traced"):
+        jax.jit(call)(0.1)
+
+
+@pytest.mark.parametrize("name", ["sparsity", "depth"])
+def test_schedule_refuses_counts_that_are_not(name):
+    for value, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)):
+        with pytest.raises(error, match=f"schedule: {name}"):
+            schedule(0.1, 1.0, **{**CLASS, name: value})
+    with pytest.raises(TypeError, match="static"):
+        jax.jit(lambda n: schedule(0.1, 1.0, **{**CLASS, name: n}))(1)
+
+
+# Steps for a tolerance.
+
+
+def test_steps_for_every_case():
+    found = schedule(0.1, 0.7, **CLASS)
+    assert [found.steps_for(tol) for tol in (6, 7, math.inf)] == [0, 0, 0]
+    assert [found.steps_for(tol) for tol in (found.floor, found.floor / 2, 0, -1)] == [math.inf] * 4
+    assert found.steps_for(found.floor * (1 + 1e-9)) < math.inf
+    assert schedule(0.1, 1.0, **{**CLASS, "sparsity": 0}).steps_for(0) == 0
+
+
+@pytest.mark.parametrize("mu, noise", [(0.1, 0.0), (0.19, 0.0), (0.1, 0.01), (0.02, 0.001)])
+def test_steps_for_is_the_first_step_below_the_tolerance(mu, noise):
+    found = schedule(mu, 0.7, sparsity=3, bound=2.0, noise=noise, depth=500)
+    for tol in found.floor + (6 - found.floor) * 10.0 ** np.linspace(-9, -0.01, 40):
+        k = found.steps_for(tol)
+        # At a tolerance that is itself some E_k the count may be one off by rounding; these are not.
+        assert isinstance(k, int) and k >= 1
+        assert found.error[k] <= tol < found.error[k - 1]
+
+
+# Chains.
+
+
+def test_deep_schedule_follows_the_hand_recursion():
+    mus, C_Ws, s, B, K = [0.05, 0.2, 0.1], [1.0, 0.5, 0.7], [4, 2, 1], [1.0, 3.0, 2.0], [30, 10, 20]
+    noises, guards, etas = [0.01, 0.0, 0.1], [1e-7, 0.0, 1e-3], [0.0, 1e-2, 0.0]
+    blocks = deep_schedule(
+        mus, C_Ws, sparsities=s, bounds=B, noises=noises, depths=K, guards=guards, etas=etas
+    )
+    before = 0.0
+    for j, block in enumerate(blocks):
+        a, c = (2 * s[j] - 1) * mus[j] + etas[j], C_Ws[j] * (noises[j] + before) + guards[j]
+        E = [s[j] * B[j]]
+        for _ in range(K[j]):
+            E.append(a * E[-1] + 2 * s[j] * c)
+        assert block.error == pytest.approx(np.array(E), rel=16 * EPS)
+        assert block.theta == pytest.approx(mus[j] * np.array(E[:-1]) + c, rel=16 * EPS)
+        assert block.floor == pytest.approx(2 * s[j] * c / (1 - a))
+        before = E[-1]
+
+
+def test_deep_schedule_of_one_block_is_schedule_and_defaults_are_zero():
+    (block,) = deep_schedule([0.1], [0.7], sparsities=[3], bounds=[2.0], depths=[9])
+    alone = schedule(0.1, 0.7, sparsity=3, bound=2.0, depth=9)
+    assert block.error.tolist() == alone.error.tolist() and block.theta.tolist() == alone.theta.tolist()
+    assert deep_schedule([], [], sparsities=[], bounds=[], depths=[]) == ()
+
+
+def test_deep_errors_obey_the_explicit_bound():
+    # E_j <= sum_{i <= j} (a_i^K_i s_i B_i + kappa_i delta_i) prod_{i < l <= j} kappa_l, kappa = 2 s C / (1 - a).
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        s, K = rng.integers(1, 5, 3), rng.integers(1, 40, 3)
+        a, C, B, delta = rng.uniform(0.05, 0.95, 3), rng.uniform(0.2, 1, 3), rng.uniform(0.5, 3, 3), rng.uniform(0, 0.1, 3)
+        blocks = deep_schedule(a / (2 * s - 1), C, sparsities=s, bounds=B, noises=delta, depths=K)
+        kappa, bound = 2 * s * C / (1 - a), 0.0
+        for j, block in enumerate(blocks):
+            bound = a[j] ** K[j] * s[j] * B[j] + kappa[j] * (delta[j] + bound)
+            assert block.error[-1] <= bound * (1 + 400 * EPS)
+
+
+def test_a_diverging_block_is_unbounded_noise_for_the_next():
+    blocks = deep_schedule([0.5, 0.1], [1.0, 1.0], sparsities=[5, 1], bounds=[1.0, 1.0], depths=[2000, 3])
+    assert [block.holds for block in blocks] == [False, False]
+    assert blocks[1].floor == math.inf and not np.isnan(blocks[1].error).any()
+
+
+@pytest.mark.xfail(strict=True, raises=(AssertionError, RuntimeWarning), reason="0 inf = nan in the recursion")
+@pytest.mark.parametrize("mu, s", [(0.0, 1), (0.1, 0)])
+def test_unbounded_noise_never_makes_nan(mu, s):
+    blocks = deep_schedule([0.5, mu], [1.0, 1.0], sparsities=[5, s], bounds=[1.0, 1.0], depths=[2000, 3])
+    assert not np.isnan(blocks[1].error).any() and not np.isnan(blocks[1].theta).any()
+
+
+@pytest.mark.parametrize("name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas"])
+def test_deep_schedule_refuses_sequences_of_other_lengths(name):
+    options = {"C_Ws": [1.0] * 2, "sparsities": [1] * 2, "bounds": [1.0] * 2, "noises": [0.0] * 2, "depths": [3] * 2,
+               "guards": [0.0] * 2, "etas": [0.0] * 2}  # fmt: skip
+    deep_schedule([0.1, 0.1], **options)
+    with pytest.raises(ValueError, match=f"{name} has length 3; expected 2, one per block"):
+        deep_schedule([0.1, 0.1], **{**options, name: [1] * 3})
+
+
+def test_deep_schedule_refuses_what_schedule_refuses():
+    options = dict(sparsities=[1], bounds=[1.0], depths=[3])
+    with pytest.raises(ValueError, match="mu must be non-negative"):
+        deep_schedule([-0.1], [1.0], **options)
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(lambda mu: deep_schedule([mu], [1.0], **options))(0.1)
+
+
+# Bounds after the fact.
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A dictionary, weights whose diagonal is not 1, and their (mu_W, C_W, eta)."""
+    rng = np.random.default_rng(0)
+    D = unit(np.hstack([np.eye(24), np.linalg.qr(rng.normal(size=(24, 24)))[0]]))
+    W = np.asarray(theory.frobenius_weights(D)) * rng.uniform(0.97, 1.03, 48)
+    products = W.T @ D
+    off = np.abs(products - np.diag(np.diag(products)))
+    return D, W, off.max(), np.abs(W).max(), np.abs(1 - np.diag(products)).max()
+
+
+def sparse(rng, d, s, least=0.0):
+    x = np.zeros(d)
+    x[rng.choice(d, s, replace=False)] = rng.uniform(least, 1, s) * rng.choice([-1, 1], s)
+    return x
+
+
+def test_error_bar_and_code_bound_are_never_violated(pair):
+    D, W, *_ = pair
+    rng = np.random.default_rng(1)
+    for trial in range(150):
+        noise = 10.0 ** rng.uniform(-4, -1) * (trial % 3 > 0)
+        truth = sparse(rng, 48, 1)
+        e = rng.laplace(size=24) if trial % 3 == 1 else np.eye(24)[rng.integers(24)]
+        y = D @ truth + noise * e / np.abs(e).sum()
+        guesses = sparse(rng, 48, 1), truth * rng.uniform(0.5, 1.5), np.zeros(48)
+        for guess in guesses:
+            h = guess - truth
+            bar = theory.error_bar(W, D, guess, y, sparsity=1, noise=noise)
+            assert bar.holds
+            true = [np.abs(h).max(), np.linalg.norm(h), np.abs(h).sum()]
+            assert (np.array(true) <= np.array(bar[:3]) + 1e-14).all()  # y itself is rounded: a few dozen eps
+        assert theory.code_bound(W, D, y, sparsity=1, noise=noise) >= np.abs(truth).max() * (1 - 48 * EPS)
+
+
+def test_error_bar_by_its_formula(pair):
+    D, W, mu, C, eta = pair
+    rng = np.random.default_rng(2)
+    x, y = sparse(rng, 48, 1), rng.normal(size=24)
+    expected = (np.abs(W.T @ (y - D @ x)).max() + C * 0.3) / (1 - mu - eta)
+    bar = theory.error_bar(W, D, x, y, sparsity=1, noise=0.3)
+    # mu and eta carry a few dozen eps each, divided by 1 - mu - eta.
+    assert bar[:3] == pytest.approx((expected, math.sqrt(2) * expected, 2 * expected), rel=1e3 * EPS)
+    for s in (1, 2):
+        expected = (np.abs(W.T @ y).max() + C * 0.3) / (1 - (s - 1) * mu - eta)
+        assert theory.code_bound(W, D, y, sparsity=s, noise=0.3) == pytest.approx(expected, rel=1e3 * EPS)
+
+
+def test_error_bar_is_attained_by_two_atoms():
+    # x* = 1/2 e_1, x = -1/2 e_2, d_1 . d_2 = mu: y - D x = (d_1 + d_2) / 2, correlation (1 + mu) / 2 with both.
+    mu = 0.4
+    for sign in (1, -1):
+        D = np.array([[1.0, mu * sign], [0.0, math.sqrt(1 - mu**2)]])
+        bar = theory.error_bar(D, D, np.array([0.0, -0.5]), D @ np.array([0.5, 0.0]), sparsity=1)
+        assert bar.linf == pytest.approx((1 + sign * mu) / 2 / (1 - mu), rel=8 * EPS)
+    assert bar.linf == pytest.approx(0.5)  # the opposite sign attains the bound: the error is 1/2
+
+
+def test_error_bar_beyond_its_hypotheses(pair):
+    D, W, *_ = pair
+    y = np.ones(24)
+    for s, x in ((40, np.zeros(48)), (1, sparse(np.random.default_rng(3), 48, 2, least=0.1))):
+        assert theory.error_bar(W, D, x, y, sparsity=s) == (math.inf, math.inf, math.inf, False)
+    assert theory.code_bound(W, D, y, sparsity=48) == math.inf
+    empty = theory.error_bar(W, D, np.zeros(48), y, sparsity=0)
+    assert (empty.l2, empty.l1, empty.holds) == (0, 0, True)
+
+
+def test_after_the_fact_bounds_refuse_tracers_and_bad_numbers(pair):
+    D, W, *_ = pair
+    x, y = np.zeros(48), np.ones(24)
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(lambda x: theory.error_bar(W, D, x, y, sparsity=1))(x)
+    with pytest.raises(TypeError):
+        jax.jit(lambda y: theory.code_bound(W, D, y, sparsity=1))(y)
+    for function, args in ((theory.error_bar, (W, D, x, y)), (theory.code_bound, (W, D, y))):
+        for options, error in (({"sparsity": -1}, ValueError), ({"sparsity": 0.5}, TypeError),
+                               ({"noise": -1.0}, ValueError), ({"noise": math.nan}, ValueError)):  # fmt: skip
+            with pytest.raises(error, match=function.__name__):
+                function(*args, **{"sparsity": 1, **options})
+        with pytest.raises(ValueError, match="they must agree"):
+            function(W[:, :5], *args[1:], sparsity=1)
+        with pytest.raises(ValueError, match="expected 1 within"):
+            function(W, D * 2, *args[2:], sparsity=1)
+
+
+# Activations.
+
+
+@pytest.mark.parametrize("options", [CLASS, {**CLASS, "sparsity": 0}, {**CLASS, "noise": 0.0, "guard": 0.0}])
+@pytest.mark.parametrize("mu", [0.0, 0.1, 0.3])
+def test_activation_schedule_of_relu_is_schedule(mu, options):
+    expected = schedule(mu, 0.7, eta=0.01, **options)
+    for relu in (activations.relu, activations.leaky_relu(0.0)):
+        found = activation_schedule(relu, mu, 0.7, d=20, eta=0.01, **options)
+        assert found.error == pytest.approx(expected.error, rel=400 * EPS)
+        assert found.theta == pytest.approx(expected.theta, rel=400 * EPS)
+        assert (found.holds, found.theorem) == (expected.holds, "12" if expected.holds else "")
+        assert (found.contraction, found.floor) == pytest.approx((expected.contraction, expected.floor))
+        assert found.on_support.tolist() == found.error.tolist() and not found.off_support.any()
+
+
+def test_activation_schedule_follows_the_hand_recursion():
+    rho, mu, C, d, s, B, K = activations.elu(0.3), 0.02, 0.7, 40, 3, 2.0, 30
+    found = activation_schedule(rho, mu, C, d=d, sparsity=s, bound=B, noise=0.01, depth=K, guard=1e-6)
+    E_S, E_O, c = s * B, 0.0, C * 0.01 + 1e-6
+    for k in range(K):
+        theta = mu * (E_S + E_O) + c
+        assert (found.theta[k], found.on_support[k], found.off_support[k]) == pytest.approx((theta, E_S, E_O), rel=K * 16 * EPS)
+        tail = min(0.3, 0.3 * (B + 2 * theta))
+        E_S, E_O = (
+            (s - 1) * mu * E_S + s * mu * E_O + s * (c + theta + tail),
+            (d - s) * min(2 * 0.3 * theta, 0.3),
+        )
+    assert found.error[K] == pytest.approx(E_S + E_O, rel=K * 16 * EPS)
+
+
+SMALL, LARGE = dict(mu=0.01, d=40, sparsity=2), dict(mu=0.3, d=40, sparsity=2)
+act = activations
+
+
+@pytest.mark.parametrize("activation, problem, theorem", [
+    (act.elu(0.1), SMALL, "15"), (act.elu(0.1), LARGE, "15"), (act.celu(0.1), LARGE, "15"),
+    (act.compose(act.elu(0.5), 4), SMALL, "15"), (act.compose(act.elu(0.5), 4), LARGE, "15"),
+    (act.scale(act.elu(1.673), 1e3), LARGE, "15"),
+    (act.leaky_relu(0.01), SMALL, "15"),  # unbounded tail: only while mu (2 s + 2 L (d - s) + 2 s L) < 1
+    (act.leaky_relu(0.1), LARGE, ""),
+    (act.scale(act.gelu, 1e3), LARGE, "10"), (act.silu, LARGE, "10"), (act.scale(act.softplus, 1e4), LARGE, "10"),
+    (act.compose(act.silu, 2), SMALL, "10"),
+    (act.selu, SMALL, ""),  # slope 1.05 on x > 0: no distance from ReLU
+    (act.relu, LARGE, "12"),
+    (act.relu, dict(mu=0.34, d=40, sparsity=2), ""), (act.silu, dict(mu=0.34, d=40, sparsity=2), ""),
+])  # fmt: skip
+def test_which_theorem_covers_which_activation(activation, problem, theorem):
+    found = activation_schedule(activation, C_W=1.0, bound=1.0, noise=1e-3, depth=400, **problem)
+    assert (found.theorem, found.holds, math.isfinite(found.floor)) == (theorem, bool(theorem), bool(theorem))
+    if theorem:
+        assert found.error[-1] <= found.floor * (1 + 1e-9)  # contraction <= .9: settled after 400 steps
+        assert found.rate == pytest.approx(-math.log(found.contraction)) and found.contraction < 1
+
+
+def test_the_floor_of_a_bounded_tail():
+    # (2 s C delta + s osc + 2 s mu (d - s) osc) / (1 - a) + (d - s) osc, Theorem 10.
+    mu, C, d, s, delta, osc = 0.1, 0.7, 30, 2, 0.01, 0.69314719 / 1e3
+    found = activation_schedule(act.scale(act.softplus, 1e3), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=1)
+    off = (d - s) * osc
+    assert found.floor == pytest.approx((2 * s * C * delta + s * osc + 2 * s * mu * off) / 0.7 + off)
+
+
+def test_the_floor_of_a_small_slope():
+    # alpha = mu (2 L d + (2 - 2 L) s); floor (s osc + (2 s + 2 L (d - s)) C delta) / (1 - alpha).
+    mu, C, d, s, delta, L = 0.01, 0.7, 40, 2, 0.01, 0.1
+    found = activation_schedule(act.elu(L), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=1)
+    alpha = mu * (2 * L * d + (2 - 2 * L) * s)
+    assert found.contraction == pytest.approx(alpha)
+    assert found.floor == pytest.approx((s * L + (2 * s + 2 * L * (d - s)) * C * delta) / (1 - alpha))
+
+
+def test_scaling_divides_the_noiseless_floor():
+    floors = [
+        activation_schedule(act.scale(act.gelu, k), 0.1, 1.0, d=30, sparsity=2, bound=1.0, depth=1).floor
+        for k in (10.0, 1000.0)
+    ]
+    assert floors[0] == pytest.approx(100 * floors[1])
+
+
+def test_sparsity_is_clipped_to_the_length_of_the_code():
+    options = dict(bound=1.0, depth=5, d=3)
+    clipped, full = (activation_schedule(act.elu(0.1), 0.05, 1.0, sparsity=s, **options) for s in (9, 3))
+    assert clipped.error.tolist() == full.error.tolist() and not full.off_support.any()
+
+
+def test_a_diverging_activation_is_reported_without_nan():
+    found = activation_schedule(act.leaky_relu(0.5), 0.5, 1.0, d=1000, sparsity=2, bound=1.0, depth=500)
+    assert not found.holds and found.error[-1] == math.inf
+    assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
+
+
+@pytest.mark.xfail(strict=True, raises=(AssertionError, RuntimeWarning), reason="(s - 1) mu inf = nan at s = 1")
+def test_a_diverging_activation_with_one_nonzero_is_reported_without_nan():
+    found = activation_schedule(act.leaky_relu(0.5), 0.5, 1.0, d=1000, sparsity=1, bound=1.0, depth=500)
+    assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a regime that does not apply lends its contraction")
+def test_what_no_regime_covers_does_not_contract():
+    found = activation_schedule(act.leaky_relu(0.1), 0.3, 1.0, d=40, sparsity=2, bound=1.0, depth=1)
+    assert not found.holds and found.contraction >= 1
+
+
+def test_activation_schedule_errors():
+    options = {"mu": 0.1, "C_W": 1.0, "d": 10, "sparsity": 1, "bound": 1.0, "depth": 3}
+    for activation in (jax.nn.relu, "relu", lambda x: x):
+        with pytest.raises(TypeError, match="constants of an Activation"):
+            activation_schedule(activation, **options)
+    for name in ("mu", "C_W", "bound", "noise", "guard", "eta"):
+        with pytest.raises(ValueError, match=f"activation_schedule: {name}"):
+            activation_schedule(act.relu, **{**options, name: -1.0})
+        with pytest.raises(TypeError, match="traced"):
+            jax.jit(lambda v: activation_schedule(act.relu, **{**options, name: v}))(0.1)  # noqa: B023
+    for name, value, error in (("d", 0, ValueError), ("d", 1.0, TypeError), ("sparsity", -1, ValueError),
+                               ("depth", -1, ValueError), ("depth", 2.0, TypeError)):  # fmt: skip
+        with pytest.raises(error, match=f"activation_schedule: {name}"):
+            activation_schedule(act.relu, **{**options, name: value})
