@@ -21,6 +21,7 @@ BUILT_IN = [
     *(ua.elu(alpha) for alpha in (0.0, 0.5, 2.0)),
     *(ua.celu(alpha) for alpha in (0.5, 1.5)),
 ]
+STEP = 1e-3  # grid spacing: slopes are seen to about STEP, extreme values to about STEP^2
 
 
 def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
@@ -30,9 +31,6 @@ def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
 
 def assert_equal(ours, expected, name=""):
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected), err_msg=name)
-
-
-STEP = 1e-3  # grid spacing: slopes are seen to about STEP, extreme values to about STEP^2
 
 
 def measured(act, unit=1.0, reach=50.0):

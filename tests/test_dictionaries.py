@@ -1,5 +1,6 @@
 """Dictionaries against matrices built entry by entry: families, convolutions, and what is made of them."""
 
+import functools
 import itertools
 import math
 
@@ -14,6 +15,8 @@ from unrolled import dictionaries as ud
 from unrolled.dictionaries import _base
 
 EPS = np.finfo(float).eps
+# For programs that run once: compiling is all their time, and this halves it.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
@@ -151,12 +154,33 @@ def conv_matrix(filters, signal_shape, stride, boundary):
     return M.reshape(n_channels * math.prod(signal_shape), -1)
 
 
-@jax.jit
+@compiled
 def essentials(D):
     """Synthesis and analysis of all unit vectors, norms, and the normalised dictionary, compiled at once."""
     m, d = D.shape
     unit, norms = ud.normalize(D)
     return D @ jnp.eye(d), jnp.eye(m) @ D, ud.column_norms(D), ud.spectral_norm(D), unit, norms
+
+
+def assert_conv(filters, signal_shape, stride, boundary):
+    """A `Conv`, its norms and its normalised form agree with the matrix from the definition."""
+    D = ud.Conv(filters, signal_shape, stride, boundary)
+    M = conv_matrix(filters, signal_shape, stride, boundary)
+    assert D.shape == M.shape
+    synthesis, analysis, atom_norms, norm, unit, norms = jax.device_get(essentials(D))
+    tolerance = 4 * EPS * filters.size * np.abs(filters).max()  # a sum of that many entries, in another order
+    assert_close(synthesis, M, atol=tolerance)
+    assert_close(analysis, M, atol=tolerance)
+    assert_close(atom_norms, np.linalg.norm(M, axis=0), atol=4 * tolerance)
+    assert norm >= np.linalg.norm(M, 2) * (1 - 4 * EPS)
+    if set(stride) == {1} and boundary == "circular":
+        assert norm == pytest.approx(np.linalg.norm(M, 2), rel=64 * EPS)
+    U = conv_matrix(unit.filters, signal_shape, stride, boundary)
+    assert_close(U * norms, M, atol=tolerance)
+    # Only "zero" cuts atoms, so that they lose norm.
+    np.testing.assert_array_less(np.linalg.norm(U, axis=0), 1 + 16 * EPS)
+    if boundary != "zero":
+        assert_unit(U)
 
 
 KERNELS = {"shorter": (2, 3), "equal": (4, 5), "longer": (9, 6)}  # against signals of shape (4, 5)
@@ -172,30 +196,12 @@ def test_conv_is_its_matrix(dimensions, boundary, length, channels):
     signal_shape, kernel = (4, 5)[-dimensions:], KERNELS[length][-dimensions:]
     for t in (1, 2, 3):
         filters = np.random.default_rng(t).normal(size=(2, channels, *kernel))
-        D = ud.Conv(filters, signal_shape, t, boundary)
-        M = conv_matrix(filters, signal_shape, (t,) * dimensions, boundary)
-        assert D.shape == M.shape
-        synthesis, analysis, atom_norms, norm, unit, norms = jax.device_get(essentials(D))
-        tolerance = 4 * EPS * filters.size * np.abs(filters).max()  # a sum of that many entries, in another order
-        assert_close(synthesis, M, atol=tolerance)
-        assert_close(analysis, M, atol=tolerance)
-        assert_close(atom_norms, np.linalg.norm(M, axis=0), atol=4 * tolerance)
-        assert norm >= np.linalg.norm(M, 2) * (1 - 4 * EPS)
-        if t == 1 and boundary == "circular":
-            assert norm == pytest.approx(np.linalg.norm(M, 2), rel=64 * EPS)
-        U = conv_matrix(unit.filters, signal_shape, (t,) * dimensions, boundary)
-        assert_close(U * norms, M, atol=tolerance)
-        # Only "zero" cuts atoms, so that they lose norm.
-        np.testing.assert_array_less(np.linalg.norm(U, axis=0), 1 + 16 * EPS)
-        if boundary != "zero":
-            assert_unit(U)
+        assert_conv(filters, signal_shape, (t,) * dimensions, boundary)
 
 
-def test_conv_in_three_dimensions_with_unequal_strides():
-    filters = np.random.default_rng(0).normal(size=(2, 2, 2, 3, 1))
-    for boundary in ("valid", "circular", "zero"):
-        M = conv_matrix(filters, (3, 4, 2), (2, 1, 2), boundary)
-        assert_answers(ud.Conv(filters, (3, 4, 2), (2, 1, 2), boundary), M, boundary)
+@pytest.mark.parametrize("boundary", ["valid", "circular", "zero"])
+def test_conv_in_three_dimensions_with_unequal_strides(boundary):
+    assert_conv(np.random.default_rng(0).normal(size=(2, 2, 2, 3, 1)), (3, 4, 2), (2, 1, 2), boundary)
 
 
 def test_conv_with_the_full_kernel_is_dense():
@@ -235,16 +241,18 @@ CONVS = {
 
 @pytest.mark.parametrize("name", CONVS)
 def test_correlations_of_filters_hold_the_coherence(name):
-    D, _ = ud.normalize(CONVS[name])
-    assert D.is_shift_invariant()
-    M, codes = np.asarray(ud.dense(D)), np.asarray(D.corner_codes())
+    @compiled
+    def matrices(D):
+        D, _ = ud.normalize(D)
+        return [ud.dense(d) for d in (D, D.local(1), D.local(2))], D.corner_codes()
+
+    assert CONVS[name].is_shift_invariant()
+    (M, *local), codes = jax.device_get(matrices(CONVS[name]))
     assert_equal(np.sort(codes, 1)[:, -2:], np.tile([0.0, 1.0], (len(codes), 1)))  # one-hot rows
     rows = np.abs(codes @ M.T @ M * (1 - codes))
-    # Inner products of at most 8 terms of size 1.
+    for L in local:
+        assert off_diagonal(L) == pytest.approx(off_diagonal(M), abs=16 * EPS)  # sums of at most 8 terms
     assert rows.max() == pytest.approx(off_diagonal(M), abs=16 * EPS)
-    for reach in (1, 2):
-        local = D.local(reach)
-        assert off_diagonal(ud.dense(local)) == pytest.approx(off_diagonal(M), abs=16 * EPS)
 
 
 def test_shift_invariance_and_shifts():
@@ -261,7 +269,7 @@ def test_shift_invariance_and_shifts():
 # Dictionaries made of dictionaries
 
 
-@jax.jit
+@compiled
 def answers(D, x, r, X, R):
     """All that a dictionary answers, compiled at once."""
     return {
@@ -369,12 +377,17 @@ def test_transposing_twice_gives_the_dictionary_back(main_kind):
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "Conv.T"])
 def test_normalize_splits_off_the_norms(name):
     D, M = KINDS[name]
-    unit, norms = jax.jit(ud.normalize)(D)
+
+    @compiled
+    def split(D):
+        unit, norms = ud.normalize(D)
+        return unit, norms, ud.dense(unit)
+
+    unit, norms, U = jax.device_get(split(D))
     assert type(unit) is type(D) and norms.shape == M.shape[1:]
-    U = np.asarray(ud.dense(unit))
     # The norm and the products behind an atom: m + d terms at most, of size at most that of M.
     tolerance = 4 * EPS * sum(M.shape) * np.abs(M).max()
-    assert_close(U * np.asarray(norms), M, atol=tolerance)
+    assert_close(U * norms, M, atol=tolerance)
     if name != "Concatenated, mixed":  # holds a Conv with cut atoms
         assert_unit(U, 64 * EPS)
 

@@ -83,9 +83,10 @@ def chain(settings: Settings, say: Callable) -> Section:
         "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and D_2 a transversal design (512 x 700, 4 "
         "nonzeros per atom). The certified error of layer 1 enters the thresholds of layer 2 (Theorem 6, corrected).",
         "",
-        f"With (4, 1) nonzeros the contractions are ({fast.contractions[0]:.3f}, {fast.contractions[1]:.3f}); after 40 steps "
-        f"each, the largest l1 errors of 200 signals are {fast.measured[0][-1]:.1e} and {fast.measured[1][-1]:.1e} under bounds "
-        f"of {fast.bounds[0][-1]:.1e} and {fast.bounds[1][-1]:.1e}, with {fast.wrong} wrong entries.",
+        "With (4, 1) nonzeros the contractions are "
+        f"({fast.contractions[0]:.3f}, {fast.contractions[1]:.3f}); after 40 steps each, the largest l1 errors of 200 signals "
+        f"are {fast.measured[0][-1]:.1e} and {fast.measured[1][-1]:.1e} under bounds of {fast.bounds[0][-1]:.1e} and "
+        f"{fast.bounds[1][-1]:.1e}, with {fast.wrong} wrong entries.",
         "",
         "With (8, 2) nonzeros layer 1 contracts slowly (a = 0.94). The printed proof runs layer 2 with thresholds made for "
         "the exact x_1; it diverges. Largest l1 error of layer 2:",

@@ -14,7 +14,7 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, by_name
-from unrolled.dictionaries._base import operands
+from unrolled.dictionaries._base import Structured, operands
 
 
 class Unrolled(NamedTuple):
@@ -110,8 +110,8 @@ def make_layer(
     """A `Layer` of `depth` steps from its `init`, `start` and `step`; `options` are those of `unroll`."""
 
     def run(params, D, y):
-        check_params(params, depth, where)
         D, y, params = operands(D, y, where, params=params)
+        check_params(params, D, depth, where)
         return unroll(step, params, D, y, start(D, y), schedule, **options)
 
     def apply(params, D, y):
@@ -162,20 +162,35 @@ def unstack(params: Unrolled) -> Unrolled:
     return Unrolled(params.shared, tuple(jax.tree.map(operator.itemgetter(k), params.steps) for k in range(K)))
 
 
-def check_params(params: Unrolled, depth: int, where: str) -> None:
-    """Raise if `params` are not for `depth` steps, or a known threshold is negative."""
+def check_params(params: Unrolled, D, depth: int, where: str) -> None:
+    """Raise if `params` are not for `depth` steps or not for the shape of D, or if a known threshold is negative."""
     if not isinstance(params, Unrolled):
         raise TypeError(f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}")
-    if type(params.steps) is tuple:
-        lengths = {len(params.steps)}
-        thetas = [p.theta for p in params.steps if hasattr(p, "theta")]
-    else:
+    stacked = type(params.steps) is not tuple
+    if stacked:
         lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(params.steps))}
-        thetas = [params.steps.theta] if hasattr(params.steps, "theta") else []
+    else:
+        lengths = {len(params.steps)}
     if lengths != {depth}:
         raise ValueError(f"{where}: params have {sorted(lengths)} steps but the layer has depth {depth}")
-    for theta in thetas:
-        _checks.nonnegative(theta, "theta", where)
+    _check_fields(params.shared, D, 0, where)
+    for part in (params.steps,) if stacked else params.steps:
+        _check_fields(part, D, int(stacked), where)
+
+
+def _check_fields(part, D, lead: int, where: str) -> None:
+    """Shapes of the fields that have a name of the glossary, after `lead` axes for the steps."""
+    m, d = D.shape
+    per_atom = [(), (d,)] + ([D.code_grid[:1]] if hasattr(D, "code_grid") else [])
+    expected = {"W": [(m, d)], "B": [(m, d)], "S": [(d, d)], "theta": per_atom, "gamma": per_atom}
+    for name in set(expected) & set(getattr(part, "_fields", ())):
+        value = getattr(part, name)
+        shape = value.shape if isinstance(value, Structured) else jnp.shape(value)[lead:]
+        if shape not in expected[name]:
+            hint = " Were the params made for another dictionary?" if name in ("W", "B", "S") else ""
+            raise ValueError(f"{where}: {name} has shape {shape} at a step; expected one of {expected[name]}.{hint}")
+    if hasattr(part, "theta"):
+        _checks.nonnegative(part.theta, "theta", where)
 
 
 def _checked_activation(activation, where: str) -> Callable:

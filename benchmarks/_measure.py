@@ -1,0 +1,67 @@
+"""Timing that can be compared: rivals in turn within one run, medians, compile time apart from run time."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+
+
+def median_ms(functions: dict, *, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each function, called in turn (A B C A B C ...) after one warm-up each."""
+    for function in functions.values():
+        function()
+    times = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compile_seconds(function, *args) -> float:
+    """Seconds to trace and compile `function` afresh."""
+    began = time.perf_counter()
+    jax.jit(function).lower(*args).compile()
+    return time.perf_counter() - began
+
+
+def environment() -> dict[str, str]:
+    """What a figure depends on."""
+    found = {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+        "device": ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()),
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+    }
+    try:
+        import torch
+
+        found["torch"] = torch.__version__
+    except ImportError:
+        found["torch"] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def save(path: Path, results: dict) -> None:
+    """Write the results with the environment as JSON, and show them."""
+    text = json.dumps({"environment": environment(), **results}, indent=1)
+    path.write_text(text + "\n")
+    print(text)

@@ -1,0 +1,178 @@
+"""Metrics against plain numpy formulas, their edge cases, and optimality against scikit-learn's LASSO."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import Lasso
+
+from unrolled import dictionaries, metrics
+
+EPS = np.finfo(float).eps
+
+
+@pytest.fixture
+def codes():
+    """Estimates and truth, (6, 9), with about half of the entries zero in each."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(6, 9)) * (rng.uniform(size=(6, 9)) < 0.5)
+    X[:, 0] = 1
+    return (X + 0.1 * rng.normal(size=X.shape)) * (rng.uniform(size=X.shape) < 0.7), X
+
+
+def decibel(error, energy):
+    return 10 * np.log10(np.sum(error**2) / np.sum(energy**2))
+
+
+def test_nmse_formulas(codes):
+    estimates, X = codes
+    by_signal = [decibel(e - x, x) for e, x in zip(estimates, X)]
+    # Sums of 54 squares and a logarithm: values of size 10 to a relative 1e-14.
+    assert float(metrics.nmse(estimates, X)) == pytest.approx(decibel(estimates - X, X), rel=1e-13)
+    np.testing.assert_allclose(np.asarray(metrics.signal_nmse(estimates, X)), by_signal, rtol=1e-13)
+    assert float(metrics.mean_nmse(estimates, X)) == pytest.approx(np.mean(by_signal), rel=1e-13)
+
+
+def test_the_two_definitions_differ_when_a_few_signals_fail():
+    X = np.ones((10, 4))
+    estimates = X * (1 + 1e-5)  # -100 dB
+    estimates[0] = 0  # 0 dB: its error is all the error
+    assert float(metrics.nmse(estimates, X)) == pytest.approx(-10, abs=1e-6)
+    assert float(metrics.mean_nmse(estimates, X)) == pytest.approx(-90, abs=1e-4)  # 1 + 1e-5 is rounded
+    assert float(metrics.failure_rate(estimates, X)) == pytest.approx(0.1)
+
+
+def test_scales_weigh_in_nmse_only():
+    X = np.array([[1.0, 0.0], [100.0, 0.0]])
+    estimates = np.array([[0.0, 0.0], [99.0, 0.0]])  # 0 dB and -40 dB
+    assert float(metrics.mean_nmse(estimates, X)) == pytest.approx(-20)
+    assert float(metrics.nmse(estimates, X)) == pytest.approx(10 * np.log10(2 / 10001))
+
+
+def test_mean_nmse_floors_and_leaves_out_zero_codes():
+    X = np.array([[1.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    estimates = np.array([[1.0, 0.0], [0.5, 0.0], [2.2, 0.0]])  # exact; of a zero code; -20 dB
+    assert float(metrics.mean_nmse(estimates, X)) == pytest.approx((-300 - 20) / 2)
+    first, second, _ = metrics.signal_nmse(estimates, X)
+    assert first == -np.inf and second == np.inf
+
+
+def test_failure_rate():
+    X = np.ones((4, 10))
+    estimates = X * np.array([[1.0], [0.95], [0.8], [np.nan]])  # exact, -26 dB, -14 dB, not a number
+    for level, rate in ((-20.0, 0.5), (-30.0, 0.75), (-10.0, 0.25)):
+        assert float(metrics.failure_rate(estimates, X, level)) == rate
+    zero = np.zeros((1, 10))
+    assert metrics.failure_rate(zero, zero) == 0 and metrics.failure_rate(zero + 1e-9, zero) == 1
+
+
+def test_support_scores_formula(codes):
+    estimates, X = codes
+    for tolerance in (0.0, 0.3):
+        precision, recall, wrong = [], [], []
+        for e, x in zip(estimates, X):
+            chosen, true = set(np.flatnonzero(np.abs(e) > tolerance)), set(np.flatnonzero(x))
+            precision.append(len(chosen & true) / len(chosen))
+            recall.append(len(chosen & true) / len(true))
+            wrong.append(len(chosen - true))
+        scores = metrics.support_scores(estimates, X, tolerance)
+        # Means of six numbers of size 1.
+        np.testing.assert_allclose(np.asarray(scores), np.mean([precision, recall, wrong], axis=1), rtol=16 * EPS)
+
+
+@pytest.mark.parametrize(
+    "estimate, truth, expected",
+    [
+        ([0, 0, 0], [1, 0, 2], (1, 0, 0)),  # nothing chosen
+        ([1, 0, 2], [0, 0, 0], (0, 1, 2)),  # nothing true
+        ([0, 0, 0], [0, 0, 0], (1, 1, 0)),  # neither
+        ([1, 2, 3], [1, 0, 0], (1 / 3, 1, 2)),
+        ([1e-9, 0, 0], [1, 1, 0], (1, 0.5, 0)),
+    ],
+)
+def test_support_scores_edges(estimate, truth, expected):
+    scores = metrics.support_scores(np.array([estimate], float), np.array([truth], float))
+    np.testing.assert_allclose(np.asarray(scores), expected, rtol=2 * EPS)
+
+
+def test_support_scores_tolerance_is_strict():
+    X = np.array([[1.0, 1.0]])
+    assert metrics.support_scores(np.array([[0.5, 0.6]]), X, 0.5).recall == 0.5
+
+
+def test_psnr(dtype):
+    rng = np.random.default_rng(1)
+    reference = rng.uniform(size=(8, 8)).astype(dtype)
+    estimate = (reference + 0.05 * rng.normal(size=(8, 8))).astype(dtype)
+    error = estimate.astype(float) - reference.astype(float)
+    for peak in (1.0, 255.0):
+        expected = 10 * np.log10(peak**2 / np.mean(error**2))
+        ours = metrics.psnr(jnp.asarray(estimate), jnp.asarray(reference), peak)
+        assert ours.dtype == dtype
+        # A mean of 64 squares whose differences carry the rounding of numbers of size 1 over 0.05.
+        assert float(ours) == pytest.approx(expected, abs=200 * np.finfo(dtype).eps)
+    assert metrics.psnr(jnp.asarray(reference), jnp.asarray(reference)) == jnp.inf
+
+
+def test_psnr_of_byte_images():
+    black, white = np.zeros((4, 4), np.uint8), np.full((4, 4), 255, np.uint8)
+    assert float(metrics.psnr(black, white, 255.0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_metrics_under_jit(codes):
+    estimates, X = codes
+    for f in (metrics.nmse, metrics.signal_nmse, metrics.mean_nmse, metrics.failure_rate, metrics.support_scores):
+        for eager, traced in zip(jax.tree.leaves(f(estimates, X)), jax.tree.leaves(jax.jit(f)(estimates, X))):
+            np.testing.assert_allclose(np.asarray(traced), np.asarray(eager), rtol=1e-13, err_msg=f.__name__)
+
+
+def test_kkt_violation_formula(codes):
+    rng = np.random.default_rng(2)
+    D, y, x, lam = rng.normal(size=(5, 9)), rng.normal(size=5), codes[0][0], 0.3
+    g = D.T @ (y - D @ x)
+    violations = [abs(g[i] - lam * np.sign(x[i])) if x[i] else max(abs(g[i]) - lam, 0) for i in range(9)]
+    ours = metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(x), lam)
+    assert float(ours) == pytest.approx(max(violations) / lam, rel=1e-13)
+
+
+def test_kkt_violation_of_orthonormal_and_zero_codes():
+    y, lam = jnp.asarray([3.0, -0.5, 1.0, -2.0]), 0.75
+    soft = jnp.sign(y) * jnp.maximum(jnp.abs(y) - lam, 0)
+    assert metrics.kkt_violation(jnp.eye(4), y, soft, lam) == 0  # every number here is exact
+    assert metrics.kkt_violation(jnp.eye(4), y, jnp.zeros(4), 3.0) == 0  # lam = norm(D' y, inf)
+    assert metrics.kkt_violation(jnp.eye(4), y, jnp.zeros(4), 2.0) == 0.5
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+def test_kkt_violation_vanishes_at_the_lasso_optimum(key, share):
+    rng = np.random.default_rng(3)
+    m, d = 20, 30
+    D = np.asarray(dictionaries.gaussian(key, m, d))
+    y = rng.normal(size=m)
+    lam = share * np.abs(D.T @ y).max()
+    # scikit-learn minimises norm(y - D x)^2 / (2 m) + alpha norm(x, 1).
+    x = Lasso(alpha=lam / m, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(D, y).coef_
+    assert (x != 0).any()
+    # Its duality gap is 1e-14 norm(y)^2, so D x is off by sqrt(2e-14) norm(y) at most and D' r by as much.
+    ours = metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(x), lam)
+    assert ours <= 1.5e-7 * np.linalg.norm(y) / lam
+    assert metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(1.01 * x), lam) > 1e-3
+    assert metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(x), 1.1 * lam) > 0.09
+
+
+def test_kkt_violation_takes_structured_dictionaries():
+    rng = np.random.default_rng(4)
+    D = dictionaries.Conv(rng.normal(size=(2, 1, 3)), 8)
+    y, x = jnp.asarray(rng.normal(size=8)), jnp.asarray(rng.normal(size=12))
+    ours, plain = metrics.kkt_violation(D, y, x, 0.5), metrics.kkt_violation(dictionaries.dense(D), y, x, 0.5)
+    assert float(ours) == pytest.approx(float(plain), rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    "metric", ["nmse", "signal_nmse", "mean_nmse", "failure_rate", "support_scores", "psnr"]
+)
+def test_shapes_must_agree(metric):
+    # These would broadcast, and give a number that means nothing.
+    for a, b in (((3, 4), (4,)), ((3, 4), (1, 4)), ((3, 4), (4, 3))):
+        with pytest.raises(ValueError, match="shapes .* and .* differ; expected equal ones"):
+            getattr(metrics, metric)(np.ones(a), np.ones(b))

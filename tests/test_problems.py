@@ -1,0 +1,189 @@
+"""Planted problems have exactly the sparsity, bounds and noise they promise, and the statistics they name."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled import dictionaries, problems
+
+EPS = np.finfo(float).eps
+
+
+def test_bernoulli_gaussian_statistics(key):
+    X = np.asarray(problems.bernoulli_gaussian(key, (200, 500), 0.1))
+    n, values = X.size, X[X != 0]
+    # Five standard errors of a frequency, a mean, a variance and a fourth moment of normal values.
+    assert abs(values.size / n - 0.1) < 5 * math.sqrt(0.09 / n)
+    assert abs(values.mean()) < 5 / math.sqrt(values.size)
+    assert abs(values.var() - 1) < 5 * math.sqrt(2 / values.size)
+    assert abs((values**4).mean() - 3) < 5 * math.sqrt(96 / values.size)
+    # Every position is used: the largest of 500 frequencies over 200 rows stays within six standard errors.
+    assert np.abs((X != 0).mean(0) - 0.1).max() < 6 * math.sqrt(0.09 / 200)
+
+
+def test_bernoulli_gaussian_extremes(key):
+    assert not problems.bernoulli_gaussian(key, (3, 50), 0.0).any()
+    assert problems.bernoulli_gaussian(key, (3, 50), 1.0).all()
+
+
+@pytest.mark.parametrize("sparsity", [0, 1, 7, 20])
+def test_counts_are_exact(key, sparsity):
+    for X in (problems.exact_sparse(key, (30, 20), sparsity), problems.bounded(key, (30, 20), sparsity, 2.0, 0.5)):
+        assert X.shape == (30, 20)
+        np.testing.assert_array_equal(np.count_nonzero(np.asarray(X), axis=1), np.full(30, sparsity))
+    assert np.count_nonzero(np.asarray(problems.exact_sparse(key, (20,), sparsity))) == sparsity
+
+
+def test_supports_are_uniform(key):
+    X = np.asarray(problems.exact_sparse(key, (4000, 8), 3)) != 0
+    pairs = X.T.astype(float) @ X / 4000
+    # Each entry with probability 3/8, each pair with 3 * 2 / (8 * 7); five standard errors.
+    expected = np.where(np.eye(8) > 0, 3 / 8, 3 * 2 / (8 * 7))
+    assert (np.abs(pairs - expected) < 5 * np.sqrt(expected * (1 - expected) / 4000)).all()
+
+
+def test_exact_sparse_values_are_normal(key):
+    X = np.asarray(problems.exact_sparse(key, (4000, 8), 3))
+    values = X[X != 0]
+    assert abs(values.mean()) < 5 / math.sqrt(values.size)
+    assert abs(values.var() - 1) < 5 * math.sqrt(2 / values.size)
+
+
+@pytest.mark.parametrize("least, bound", [(0.0, 1.0), (0.5, 2.0), (3.0, 3.0)])
+def test_bounded_magnitudes(key, least, bound):
+    X = np.asarray(problems.bounded(key, (1000, 10), 4, bound, least))
+    values = X[X != 0]
+    size = np.abs(values)
+    assert size.min() >= least and size.max() <= bound
+    # Mean of a uniform magnitude and of a fair sign: five standard errors; EPS for least = bound.
+    assert abs(size.mean() - (least + bound) / 2) <= 5 * (bound - least) / math.sqrt(12 * size.size) + 4 * EPS * bound
+    assert abs(np.sign(values).mean()) < 5 / math.sqrt(size.size)
+
+
+def test_synthesize_is_the_product(key):
+    filters = np.random.default_rng(0).normal(size=(2, 1, 3))
+    D = dictionaries.Conv(filters, 8)
+    M = np.asarray(dictionaries.dense(D))
+    X = np.asarray(problems.exact_sparse(key, (5, D.shape[1]), 3))
+    for dictionary in (D, jnp.asarray(M)):
+        Y = problems.synthesize(dictionary, jnp.asarray(X))
+        # Sums of three products of numbers up to about 3.
+        np.testing.assert_allclose(np.asarray(Y), X @ M.T, rtol=0, atol=64 * EPS)
+
+
+@pytest.mark.parametrize("snr", [-5.0, 10.0, 40.0])
+def test_noise_has_the_snr_asked_for(key, snr):
+    keys = jax.random.split(key)
+    scales = jnp.asarray([0.1, 1.0, 100.0])[:, None]
+    Y = scales * jax.random.normal(keys[0], (3, 20000)) + 7.0  # the mean does not count as signal
+    noise = np.asarray(problems.add_noise(keys[1], Y, snr) - Y)
+    measured = 10 * np.log10(np.asarray(Y).var(axis=1) / (noise**2).mean(1))
+    # The power of n normal numbers has standard error sqrt(2 / n), here 0.043 dB.
+    np.testing.assert_allclose(measured, snr, atol=5 * 10 / math.log(10) * math.sqrt(2 / 20000))
+    assert (np.abs(noise.mean(1)) < 5 * noise.std(1) / math.sqrt(20000)).all()
+
+
+def test_infinite_snr_adds_nothing(key, dtype):
+    Y = jnp.ones((2, 4), dtype)
+    assert problems.add_noise(key, Y, math.inf) is Y
+    assert problems.add_noise(key, Y, 20.0).dtype == dtype
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 50.0])
+def test_l1_noise_spends_its_budget(key, noise):
+    e = np.asarray(problems.l1_noise(key, (500, 16), noise))
+    assert e.shape == (500, 16)
+    # A sum of 16 magnitudes, a division and 16 products.
+    np.testing.assert_allclose(np.abs(e).sum(1), noise, rtol=16 * EPS)
+    if noise:
+        assert abs(np.sign(e).mean()) < 5 / math.sqrt(e.size)
+
+
+MAKERS = {
+    "bernoulli_gaussian": lambda key: problems.bernoulli_gaussian(key, (3, 20), 0.5),
+    "exact_sparse": lambda key: problems.exact_sparse(key, (3, 20), 5),
+    "bounded": lambda key: problems.bounded(key, (3, 20), 5),
+    "l1_noise": lambda key: problems.l1_noise(key, (3, 20), 1.0),
+    "add_noise": lambda key: problems.add_noise(key, jnp.arange(20.0)[None, :], 10.0),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_key_decides(key, name):
+    make, other = MAKERS[name], jax.random.key(1)
+    np.testing.assert_array_equal(make(key), make(key))
+    assert (np.asarray(make(key)) != np.asarray(make(other))).any()
+
+
+def test_standard_benchmark(key):
+    D, sample = problems.standard_benchmark(key, m=20, d=40, batch=5)
+    assert D.shape == (20, 40)
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(D), axis=0), 1, atol=16 * EPS)
+    draw, other = jax.random.split(key)
+    Y, X = jax.device_get(jax.jit(sample)(draw))
+    assert Y.shape == (5, 20) and X.shape == (5, 40)
+    # 40 products of numbers up to about 4, without noise.
+    np.testing.assert_allclose(Y, X @ np.asarray(D).T, rtol=0, atol=160 * EPS)
+    eager_Y, eager_X = sample(draw)
+    np.testing.assert_allclose(X, eager_X, rtol=4 * EPS)  # fused, the last bit of a normal number may differ
+    np.testing.assert_allclose(Y, eager_Y, rtol=0, atol=160 * EPS)
+    assert (sample(other)[1] != eager_X).any()
+
+
+def test_standard_benchmark_has_the_published_defaults(key):
+    D, sample = problems.standard_benchmark(key)
+    Y, X = jax.eval_shape(sample, key)
+    assert (D.shape, Y.shape, X.shape) == ((250, 500), (64, 250), (64, 500))
+
+
+def test_standard_benchmark_options(key):
+    sizes = dict(m=20, d=40, batch=200)
+    plain, hard = (problems.standard_benchmark(key, kappa=kappa, **sizes).D for kappa in (None, 500))
+    assert np.linalg.cond(np.asarray(hard)) > 10 * np.linalg.cond(np.asarray(plain))
+    D, sample = problems.standard_benchmark(key, probability=0.25, snr=20.0, **sizes)
+    Y, X = jax.device_get(jax.jit(sample)(key))
+    assert abs((X != 0).mean() - 0.25) < 5 * math.sqrt(0.1875 / X.size)
+    clean = X @ np.asarray(D).T
+    # std(y) leaves out the mean of y; 4000 samples give 0.1 dB.
+    levels = np.sqrt(((Y - clean) ** 2).mean(1)) / clean.std(1)
+    assert 20 * np.log10(np.sqrt((levels**2).mean())) == pytest.approx(-20, abs=0.5)
+
+
+def test_sampler_of_a_structured_dictionary(key):
+    D = dictionaries.Conv(np.ones((2, 1, 3)), 8)
+    Y, X = problems.sampler(D, 4, probability=0.5)(key)
+    assert Y.shape == (4, 8) and X.shape == (4, 12)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        *(
+            (lambda key, p=p: problems.bernoulli_gaussian(key, (2, 3), p), rf"probability must be in \[0, 1\], got {p}")
+            for p in (-0.1, 1.5, math.nan)
+        ),
+        (lambda key: problems.exact_sparse(key, (2, 3), 4), "exact_sparse: sparsity 4 exceeds the code length 3"),
+        (lambda key: problems.exact_sparse(key, (2, 3), -1), "exact_sparse: sparsity must be at least 0, got -1"),
+        (lambda key: problems.bounded(key, (2, 3), 4), "bounded: sparsity 4 exceeds the code length 3"),
+        *(
+            (lambda key, a=a, b=b: problems.bounded(key, (2, 3), 1, b, a), f"expected 0 <= least <= bound, got least={a}")
+            for a, b in ((2.0, 1.0), (-1.0, 1.0), (0.0, math.nan), (math.nan, 1.0))
+        ),
+        *((lambda key, n=n: problems.l1_noise(key, (3,), n), f"noise must be .*got {n}") for n in (-1.0, math.nan)),
+        (lambda key: problems.sampler(jnp.eye(3), 0), "sampler: batch must be at least 1, got 0"),
+        (lambda key: problems.standard_benchmark(key, m=0), "gaussian: m must be at least 1, got 0"),
+    ],
+)
+def test_bad_values(key, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(key)
+
+
+def test_counts_are_static_integers(key):
+    with pytest.raises(TypeError, match="exact_sparse: sparsity must be an integer, got 2.5"):
+        problems.exact_sparse(key, (2, 3), 2.5)
+    with pytest.raises(TypeError, match="bounded: sparsity must be static"):
+        jax.jit(lambda s: problems.bounded(key, (2, 3), s))(1)

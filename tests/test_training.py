@@ -1,0 +1,516 @@
+"""Training: losses against numpy, and what `fit` promises about its params, its history and its failures."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unrolled import analytic, dictionaries, layers, networks, problems, training
+from unrolled.training import NonFiniteError, Trained, fit
+
+M, N, DEPTH, BATCH = 10, 20, 4, 16
+EPS = np.finfo(np.float64).eps
+# A sum of some hundred terms in another order, through a few products: far below 1e4 roundings.
+ROUNDING = 1e4 * EPS
+
+FAMILIES = {
+    "ista": layers.ista(DEPTH),
+    "fista": layers.fista(DEPTH),
+    "lista": layers.lista(DEPTH),
+    "lista untied": layers.lista(DEPTH, tied=False),
+    "lista_cp": layers.lista_cp(DEPTH),
+    "lista_cp untied": layers.lista_cp(DEPTH, tied=False),
+    "alista": layers.alista(DEPTH),
+    "alista with support": layers.alista(DEPTH, support=(0.05, 0.1)),
+}
+LASSO = training.lasso(0.1)
+LOSSES = {
+    "log_nmse": training.log_nmse,
+    "lasso": LASSO,
+    "reconstruction": training.reconstruction,
+    "deep": training.deep(training.supervised),
+    "deep lasso": training.deep(LASSO, np.arange(1.0, DEPTH + 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def D():
+    return dictionaries.gaussian(jax.random.key(1), M, N)
+
+
+@pytest.fixture(scope="module")
+def sample(D):
+    return problems.sampler(D, BATCH, probability=0.1)
+
+
+def same(a, b):
+    """True if two trees agree bit for bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs
+    )
+
+
+def finite(tree):
+    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
+
+
+def run(layer, D, sample, params=None, *, steps=20, key=0, optimizer=None, **options):
+    """`fit` with the usual choices; params default to `init`."""
+    params = layer.init(jax.random.key(9), D) if params is None else params
+    optimizer = optax.adam(1e-2) if optimizer is None else optimizer
+    return fit(layer, params, D, sample, optimizer=optimizer, steps=steps, key=jax.random.key(key), **options)
+
+
+def nan_at(sample, step, key=0):
+    """The same sampler, but NaN in the signals of one step of a training with this key."""
+    poisoned = jax.random.key_data(jax.random.fold_in(jax.random.key(key), step))
+
+    def poison(key):
+        Y, X = sample(key)
+        return jnp.where(jnp.all(jax.random.key_data(key) == poisoned), jnp.nan, Y), X
+
+    return poison
+
+
+# Losses
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """codes of a layer and of a network, true codes, dictionaries and signals, all random."""
+    rng = np.random.default_rng(0)
+    D = (rng.normal(size=(4, 7)), rng.normal(size=(7, 5)))
+    codes = rng.normal(size=(3, 6, 7))
+    blocks = (rng.normal(size=(6, 7)), rng.normal(size=(6, 5)))
+    X = (rng.normal(size=(6, 7)), rng.normal(size=(6, 5)))
+    return jax.tree.map(jnp.asarray, (D, codes, blocks, X, rng.normal(size=(6, 4))))
+
+
+def lasso_by_hand(D, Y, X, lam):
+    Y, X, D = np.asarray(Y), np.asarray(X), np.asarray(D)
+    return (((Y - X @ D.T) ** 2).sum(1) / 2 + lam * np.abs(X).sum(1)).mean()
+
+
+def half_mean_square(A, B):
+    return ((np.asarray(A) - np.asarray(B)) ** 2).sum(1).mean() / 2
+
+
+def test_losses_of_a_layer(batch):
+    D, codes, _, X, Y = batch
+    D, X, last = D[0], X[0], np.asarray(codes[-1])
+    ratio = ((last - np.asarray(X)) ** 2).sum() / (np.asarray(X) ** 2).sum()
+    expected = {
+        training.supervised: half_mean_square(last, X),
+        training.log_nmse: np.log(ratio),
+        training.lasso(0.3): lasso_by_hand(D, Y, last, 0.3),
+        training.reconstruction: half_mean_square(Y, last @ np.asarray(D).T),
+    }
+    for loss, value in expected.items():
+        assert float(loss(codes, X, D, Y)) == pytest.approx(value, rel=ROUNDING)
+
+
+def test_losses_of_a_network(batch):
+    D, _, codes, X, Y = batch
+    whole = np.asarray(codes[-1]) @ np.asarray(D[1]).T @ np.asarray(D[0]).T
+    assert float(training.supervised(codes, X, D, Y)) == pytest.approx(half_mean_square(codes[1], X[1]), rel=ROUNDING)
+    assert float(training.supervised(codes, X[1], D, Y)) == float(training.supervised(codes, X, D, Y))
+    lasso = lasso_by_hand(D[0], Y, codes[0], 0.3) + lasso_by_hand(D[1], codes[0], codes[1], 0.3)
+    assert float(training.lasso(0.3)(codes, None, D, Y)) == pytest.approx(lasso, rel=ROUNDING)
+    assert float(training.reconstruction(codes, None, D, Y)) == pytest.approx(half_mean_square(Y, whole), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 0.0, 2.0)])
+def test_deep_supervision_of_a_layer(batch, weights):
+    D, codes, _, X, Y = batch
+    w = np.full(3, 1 / 3) if weights is None else np.asarray(weights)
+    expected = sum(wk * half_mean_square(x, X[0]) for wk, x in zip(w, codes))
+    assert float(training.deep(training.supervised, weights)(codes, X[0], D[0], Y)) == pytest.approx(
+        expected, rel=ROUNDING
+    )
+
+
+def test_deep_supervision_of_a_network(batch):
+    D, _, codes, X, Y = batch
+    each = [half_mean_square(x, target) for x, target in zip(codes, X)]
+    assert float(training.deep(training.supervised)(codes, X, D, Y)) == pytest.approx(np.mean(each), rel=ROUNDING)
+    weighted = training.deep(training.supervised, (3.0, 1.0))(codes, X, D, Y)
+    assert float(weighted) == pytest.approx(3 * each[0] + each[1], rel=ROUNDING)
+
+
+def test_losses_refuse_what_does_not_fit(batch):
+    D, codes, _, X, Y = batch
+    for loss in (training.supervised, training.log_nmse, training.deep(training.supervised)):
+        with pytest.raises(ValueError, match="X = None; try training.lasso"):
+            loss(codes, None, D[0], Y)
+    with pytest.raises(ValueError, match=r"weights have shape \(2,\); expected \(3,\)"):
+        training.deep(training.supervised, (1.0, 1.0))(codes, X[0], D[0], Y)
+
+
+# What training does
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_lowers_the_validation_loss_of_every_family(name, D, sample):
+    found = run(FAMILIES[name], D, sample, steps=40)
+    start, end = found.history.records[0].validation, found.history.records[-1].validation
+    assert end < 0.95 * start
+    assert found.history.loss.shape == (40,) and finite(found.params)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_training_lowers_every_loss(name, D, sample):
+    found = run(FAMILIES["lista_cp"], D, sample, steps=40, loss=LOSSES[name])
+    assert found.history.records[-1].validation < found.history.records[0].validation
+
+
+def test_the_loss_of_a_step_is_that_of_its_batch(D, sample):
+    layer = FAMILIES["alista"]
+    params, key = layer.init(jax.random.key(9), D), jax.random.key(0)
+    found = run(layer, D, sample, params, steps=1)
+    Y, X = sample(jax.random.fold_in(key, 0))
+    codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+    assert found.history.loss[0] == pytest.approx(half_mean_square(codes, X), rel=ROUNDING)
+
+
+def test_a_run_is_a_function_of_its_key(D, sample):
+    layer = FAMILIES["lista_cp"]
+    first, second, other = (run(layer, D, sample, steps=10, key=key) for key in (3, 3, 4))
+    assert same((first.params, first.best, first.history.loss), (second.params, second.best, second.history.loss))
+    assert not same(first.params, other.params)
+    params = layer.init(jax.random.key(9), D)
+    by_int = fit(layer, params, D, sample, optimizer=optax.adam(1e-2), steps=10, key=3)
+    assert same(by_int.params, first.params)
+
+
+def test_the_step_is_traced_once(D, sample):
+    traces = []
+    for steps in (3, 30):
+        count = [0]
+
+        def counted(key, count=count):
+            count[0] += 1
+            return sample(key)
+
+        run(FAMILIES["ista"], D, counted, steps=steps, evaluate_every=2)
+        traces.append(count[0])
+    assert traces == [2, 2]  # the step and the validation batches
+
+
+def test_best_has_the_smallest_validation_loss(D, sample):
+    """The rate is so large that the last params are far from the best ones."""
+    layer = FAMILIES["lista_cp"]
+    Y, X = sample(jax.random.key(5))
+    params, held = layer.init(jax.random.key(9), D), []
+    found = run(
+        layer,
+        D,
+        sample,
+        params,
+        steps=30,
+        optimizer=optax.adam(0.1),
+        validation=(Y, X),
+        evaluate_every=1,
+        callbacks=[lambda record, p: held.append(jax.tree.map(np.asarray, p))],
+    )
+    values = [record.validation for record in found.history.records]
+    assert len(values) == 31 and min(values) < values[0] and min(values) < 0.99 * values[-1]
+    assert same(found.best, held[int(np.argmin(values))])
+    codes = jax.vmap(layer.apply, (None, None, 0))(found.best, D, Y)
+    assert min(values) == pytest.approx(half_mean_square(codes, X), rel=ROUNDING)
+
+
+def test_best_is_the_start_where_training_only_harms(D, sample):
+    layer = FAMILIES["ista"]
+    params = layer.init(jax.random.key(9), D)
+    found = run(layer, D, sample, params, steps=5, evaluate_every=1, optimizer=optax.adam(10.0))
+    values = [record.validation for record in found.history.records]
+    assert min(values[1:]) > values[0]
+    assert same(found.best, params)
+
+
+def test_thresholds_stay_non_negative(D, sample):
+    """The first step of Adam moves every theta by the rate: from 0.1 to 1.1, or through 0 to the mirror of -0.9."""
+    seen = []
+    found = run(
+        FAMILIES["alista"],
+        D,
+        sample,
+        steps=8,
+        optimizer=optax.adam(1.0),
+        evaluate_every=1,
+        callbacks=[lambda record, p: seen.append(np.asarray(p.steps.theta))],
+    )
+    assert np.isclose(seen[1], 0.9, atol=1e-6).any()  # Adam's eps in the denominator
+    assert all((theta >= 0).all() for theta in [*seen, found.params.steps.theta, found.best.steps.theta])
+
+
+def test_a_threshold_at_zero_moves(D, sample):
+    layer = layers.alista(DEPTH, theta=0.0)
+    found = run(layer, D, sample, steps=1, optimizer=optax.sgd(1e-2))
+    assert (np.asarray(found.params.steps.theta) > 0).all()
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_fixed_weights_stay_bit_for_bit(D, sample, learn):
+    layer = FAMILIES["alista"]
+    params = layer.init(jax.random.key(9), D)
+    decay = optax.adamw(1e-2, weight_decay=0.5)
+    found = run(layer, D, sample, params, steps=10, optimizer=decay, learn_dictionary=learn)
+    assert same(found.params.shared, params.shared) and same(found.best.shared, params.shared)
+    assert not same(found.params.steps, params.steps)
+
+
+def test_what_was_passed_in_is_not_consumed(D, sample):
+    layer = FAMILIES["lista_cp"]
+    params = layer.init(jax.random.key(9), D)
+    before = jax.tree.map(lambda leaf: np.array(leaf), (params, D))
+    found = run(layer, D, sample, params, steps=5, learn_dictionary=True)
+    assert same((params, D), before)
+    assert finite((layer.apply(params, D, D[:, 0]), layer.apply(found.params, found.D, D[:, 0])))
+
+
+def test_a_given_dictionary_comes_back_bit_for_bit(D, sample):
+    assert same(run(FAMILIES["lista_cp"], D, sample, steps=5).D, D)
+
+
+def test_training_the_unstacked_form_is_the_same_training(D, sample):
+    layer = FAMILIES["lista_cp untied"]
+    params = layer.init(jax.random.key(9), D)
+    stacked = run(layer, D, sample, params, optimizer=optax.sgd(1e-2))
+    loose = run(layer, D, sample, layers.unstack(params), optimizer=optax.sgd(1e-2))
+    assert type(loose.params.steps) is tuple and len(loose.params.steps) == DEPTH
+    for ours, expected in zip(jax.tree.leaves(layers.stack(loose.params)), jax.tree.leaves(stacked.params)):
+        # The same products, compiled differently, over 20 steps.
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=100 * ROUNDING)
+
+
+def test_no_steps_return_the_start(D, sample):
+    layer = FAMILIES["lista_cp"]
+    params = layer.init(jax.random.key(9), D)
+    found = run(layer, D, sample, params, steps=0)
+    assert same(found.params, params) and same(found.best, params) and same(found.D, D)
+    (record,) = found.history.records
+    assert record.step == 0 and np.isnan(record.loss) and record.validation > 0
+    assert found.history.loss.shape == (0,)
+
+
+def test_training_without_codes(D, sample):
+    found = run(FAMILIES["lista_cp"], D, lambda key: (sample(key)[0], None), steps=20, loss=LASSO)
+    assert found.history.records[-1].validation < found.history.records[0].validation
+
+
+def test_training_in_float32():
+    with jax.enable_x64(False):
+        D = dictionaries.gaussian(jax.random.key(1), M, N)
+        found = run(FAMILIES["lista_cp"], D, problems.sampler(D, BATCH), learn_dictionary=True)
+        assert {leaf.dtype for leaf in jax.tree.leaves((found.params, found.best, found.D))} == {np.dtype("float32")}
+        assert found.history.records[-1].validation < found.history.records[0].validation
+
+
+# Learned dictionaries
+
+
+def perturbed(key, D, size):
+    """D with noise on every leaf, its atoms scaled back to norm 1."""
+    noisy = jax.tree.map(lambda leaf: leaf + size * jax.random.normal(key, leaf.shape), D)
+    return dictionaries.normalize(noisy)[0]
+
+
+def assert_unit_atoms(D):
+    # A norm over at most 10 entries and one division.
+    np.testing.assert_allclose(np.asarray(dictionaries.column_norms(D)), 1, atol=16 * EPS)
+
+
+def test_learning_a_dense_dictionary(D, sample):
+    start, layer = perturbed(jax.random.key(2), D, 0.1), FAMILIES["ista"]
+    given = run(layer, start, sample, steps=60)
+    learned = run(layer, start, sample, steps=60, learn_dictionary=True)
+    assert min(r.validation for r in learned.history.records) < 0.95 * min(r.validation for r in given.history.records)
+    assert np.linalg.norm(learned.D - D) < 0.95 * np.linalg.norm(start - D)
+    assert_unit_atoms(learned.D)
+
+
+def test_learning_a_convolutional_dictionary():
+    D = dictionaries.normalize(dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 4)), M))[0]
+    start = perturbed(jax.random.key(2), D, 0.2)
+    found = run(
+        FAMILIES["lista_cp"], start, problems.sampler(D, BATCH), loss=LASSO, learn_dictionary=True, steps=30
+    )
+    assert found.history.records[-1].validation < found.history.records[0].validation
+    assert isinstance(found.D, dictionaries.Conv) and not same(found.D, start)
+    assert_unit_atoms(found.D)
+
+
+@pytest.fixture(scope="module")
+def chain(D):
+    """A network of two layers, its dictionaries, and a sampler with the codes of both."""
+    Ds = (D, dictionaries.gaussian(jax.random.key(3), N, 12))
+
+    def sample(key):
+        X = problems.exact_sparse(key, (BATCH, 12), 1)
+        first = problems.synthesize(Ds[1], X)
+        return problems.synthesize(Ds[0], first), (first, X)
+
+    return networks.dsc((layers.lista_cp(DEPTH), layers.ista(3))), Ds, sample
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_training_a_network(chain, learn):
+    network, Ds, sample = chain
+    found = run(network, Ds, sample, loss=training.deep(training.supervised), learn_dictionary=learn, steps=30)
+    assert found.history.records[-1].validation < 0.95 * found.history.records[0].validation
+    assert type(found.D) is tuple
+    for Dj, given in zip(found.D, Ds):
+        assert_unit_atoms(Dj)
+        assert same(Dj, given) is not learn
+
+
+# Non-finite numbers
+
+
+@pytest.mark.parametrize("step", [0, 6])
+def test_a_nan_stops_the_training_at_its_step(D, sample, step):
+    layer, reached = FAMILIES["lista_cp"], []
+    with pytest.raises(NonFiniteError, match=f"training stopped at step {step}:.*learning rate") as caught:
+        run(
+            layer, D, nan_at(sample, step), steps=20, evaluate_every=5, callbacks=[lambda r, p: reached.append(r.step)]
+        )
+    stopped = caught.value.fit
+    assert finite((stopped.params, stopped.best, stopped.D))
+    assert reached == [k for k in (0, 5, 10, 15) if k <= step]
+    # The steps before the bad one are kept: the params are those of a training of just so many steps.
+    assert same(stopped.params, run(layer, D, sample, steps=step).params)
+    assert np.isnan(stopped.history.loss[step]) and np.isfinite(stopped.history.loss[:step]).all()
+
+
+def test_a_loss_that_becomes_nan_stops_the_training(D, sample):
+    def loss(codes, X, D, Y):
+        return jnp.where(jnp.max(jnp.abs(Y)) > 1e6, jnp.nan, training.supervised(codes, X, D, Y))
+
+    poisoned = jax.random.key_data(jax.random.fold_in(jax.random.key(0), 4))
+
+    def loud_once(key):
+        Y, X = sample(key)
+        return jnp.where(jnp.all(jax.random.key_data(key) == poisoned), 1e9 * Y, Y), X
+
+    with pytest.raises(NonFiniteError, match="stopped at step 4:") as caught:
+        run(FAMILIES["lista_cp"], D, loud_once, loss=loss, steps=8, evaluate_every=8)
+    assert finite(caught.value.fit.params)
+
+
+def test_an_update_that_is_not_finite_stops_the_training(D, sample):
+    bursts = optax.chain(optax.sgd(1e-3), optax.scale_by_schedule(lambda k: jnp.where(k == 3, jnp.inf, 1.0)))
+    with pytest.raises(NonFiniteError, match="stopped at step 3:") as caught:
+        run(FAMILIES["lista_cp"], D, sample, optimizer=bursts, steps=8, evaluate_every=4)
+    assert np.isfinite(caught.value.fit.history.loss[3]) and finite(caught.value.fit.params)
+
+
+def test_a_loss_that_is_nan_from_the_start(D, sample):
+    with pytest.raises(NonFiniteError, match="at step 0: the validation loss is nan") as caught:
+        run(FAMILIES["ista"], D, sample, loss=lambda codes, X, D, Y: jnp.nan * codes.sum(), steps=4)
+    assert finite(caught.value.fit.best)
+
+
+# Looks at the training
+
+
+def test_callbacks_get_records_and_params_in_order(D, sample):
+    layer, calls = FAMILIES["lista_cp"], []
+    params = layer.init(jax.random.key(9), D)
+    found = run(
+        layer,
+        D,
+        sample,
+        params,
+        steps=12,
+        evaluate_every=5,
+        callbacks=[lambda record, p, name=name: calls.append((name, record, p)) for name in "ab"],
+    )
+    assert [name for name, *_ in calls] == list("abababab")
+    assert [record for name, record, _ in calls if name == "a"] == list(found.history.records)
+    assert [record.step for record in found.history.records] == [0, 5, 10, 12]
+    losses = found.history.loss
+    for record, part in zip(found.history.records[1:], (losses[:5], losses[5:10], losses[10:])):
+        assert record.loss == pytest.approx(part.mean(), rel=ROUNDING)
+    seconds = [record.seconds for record in found.history.records]
+    assert seconds == sorted(seconds)
+    # Params that a callback keeps stay usable.
+    assert same(calls[0][2], params) and same(calls[-1][2], found.params)
+    assert same(calls[2][2], run(layer, D, sample, params, steps=5).params)
+
+
+def test_the_log_has_one_json_line_per_look(D, sample, tmp_path):
+    path = tmp_path / "log.jsonl"
+    found = [run(FAMILIES["ista"], D, sample, steps=4, evaluate_every=2, log=path) for _ in range(2)]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 0, 2, 4]
+    assert lines[0]["loss"] is None
+    records = [record for f in found for record in f.history.records]
+    assert [line["validation"] for line in lines] == [record.validation for record in records]
+
+
+def test_a_bar_without_a_terminal_changes_nothing(D, sample):
+    quiet, bar = (run(FAMILIES["ista"], D, sample, steps=4, progress=progress) for progress in (False, True))
+    assert same(quiet.params, bar.params)
+
+
+def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
+    """Labels by a function of the tree: the dictionary is held, the params are trained."""
+    layer, seen = FAMILIES["alista"], []
+
+    def labels(tree):
+        seen.append(tree)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].name, tree)
+
+    optimizer = optax.multi_transform({"params": optax.adam(1e-2), "D": optax.set_to_zero()}, labels)
+    found = run(layer, D, sample, steps=5, optimizer=optimizer, learn_dictionary=True)
+    assert all(isinstance(tree, Trained) and tree.params.shared.W is None for tree in seen) and seen
+    # Atoms are scaled to norm 1 after every step, which rounds.
+    np.testing.assert_allclose(np.asarray(found.D), np.asarray(D), atol=20 * EPS)
+    assert not same(found.params.steps, layer.init(jax.random.key(9), D).steps)
+
+
+def test_a_masked_optimizer_trains_a_part(D, sample):
+    layer = FAMILIES["alista"]
+    params = layer.init(jax.random.key(9), D)
+
+    def only_theta(tree):
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: path[-1].name != "theta", tree)
+
+    frozen = optax.chain(optax.adam(1e-2), optax.masked(optax.set_to_zero(), only_theta))
+    found = run(layer, D, sample, params, steps=5, optimizer=frozen)
+    assert same(found.params.steps.gamma, params.steps.gamma)
+    assert not same(found.params.steps.theta, params.steps.theta)
+
+
+# What is refused
+
+
+def test_fit_refuses_what_it_cannot_train(D, sample):
+    layer = FAMILIES["ista"]
+    params = layer.init(jax.random.key(9), D)
+    options = dict(optimizer=optax.adam(1e-2), steps=2, key=jax.random.key(0))
+
+    def refused(error, match, model=layer, params=params, sample=sample, **changes):
+        with pytest.raises(error, match=match):
+            fit(model, params, D, sample, **{**options, **changes})
+
+    refused(TypeError, "optimizer must be an optax GradientTransformation, got float", optimizer=1e-2)
+    refused(ValueError, "steps must be at least 0, got -1", steps=-1)
+    refused(TypeError, "steps must be an integer", steps=2.5)
+    refused(ValueError, "evaluate_every must be at least 1, got 0", evaluate_every=0)
+    refused(TypeError, "expected a Layer or a Network, got function", model=layer.apply)
+    refused(TypeError, r"sample must return \(Y, X\)", sample=lambda key: sample(key)[0])
+    refused(ValueError, rf"signals have shape \(16, 20\); expected \(batch, {M}\)", sample=lambda key: sample(key)[::-1])
+    refused(ValueError, "signals have shape", sample=lambda key: jax.tree.map(lambda leaf: leaf[0], sample(key)))
+    refused(ValueError, "batch at least 1", sample=lambda key: jax.tree.map(lambda leaf: leaf[:0], sample(key)))
+    refused(ValueError, "codes have shape", sample=lambda key: (sample(key)[0], sample(key)[1][:, 1:]))
+    refused(ValueError, "NaN or infinite", validation=(jnp.full((2, M), jnp.nan), None))
+    refused(ValueError, "X = None", sample=lambda key: (sample(key)[0], None))
+    refused(ValueError, "params have .* steps but the layer has depth 4", params=analytic.ista(D, 0.1, 3))
+    bare = layers.Unrolled(layers.Fixed(D), ())
+    refused(TypeError, "no floating-point leaf to train", model=layers.alista(0), params=bare)
