@@ -110,7 +110,7 @@ def test_psnr(dtype):
         ours = metrics.psnr(jnp.asarray(estimate), jnp.asarray(reference), peak)
         assert ours.dtype == dtype
         # A mean of 64 squares whose differences carry the rounding of numbers of size 1 over 0.05.
-        assert float(ours) == pytest.approx(expected, abs=200 * np.finfo(dtype).eps)
+        assert float(ours) == pytest.approx(expected, abs=200 * float(np.finfo(dtype).eps))
     assert metrics.psnr(jnp.asarray(reference), jnp.asarray(reference)) == jnp.inf
 
 
@@ -168,9 +168,7 @@ def test_kkt_violation_takes_structured_dictionaries():
     assert float(ours) == pytest.approx(float(plain), rel=1e-13)
 
 
-@pytest.mark.parametrize(
-    "metric", ["nmse", "signal_nmse", "mean_nmse", "failure_rate", "support_scores", "psnr"]
-)
+@pytest.mark.parametrize("metric", ["nmse", "signal_nmse", "mean_nmse", "failure_rate", "support_scores", "psnr"])
 def test_shapes_must_agree(metric):
     # These would broadcast, and give a number that means nothing.
     for a, b in (((3, 4), (4,)), ((3, 4), (1, 4)), ((3, 4), (4, 3))):

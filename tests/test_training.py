@@ -36,6 +36,14 @@ LOSSES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Tiny problems spend their time in the compiler."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def D():
     return dictionaries.gaussian(jax.random.key(1), M, N)
@@ -62,6 +70,7 @@ def run(layer, D, sample, params=None, *, steps=20, key=0, optimizer=None, **opt
     """`fit` with the usual choices; params default to `init`."""
     params = layer.init(jax.random.key(9), D) if params is None else params
     optimizer = optax.adam(1e-2) if optimizer is None else optimizer
+    options.setdefault("validation", sample(jax.random.key(8)))
     return fit(layer, params, D, sample, optimizer=optimizer, steps=steps, key=jax.random.key(key), **options)
 
 
@@ -195,14 +204,14 @@ def test_the_step_is_traced_once(D, sample):
             count[0] += 1
             return sample(key)
 
-        run(FAMILIES["ista"], D, counted, steps=steps, evaluate_every=2)
+        run(FAMILIES["ista"], D, counted, steps=steps, evaluate_every=2, validation=None)
         traces.append(count[0])
     assert traces == [2, 2]  # the step and the validation batches
 
 
 def test_best_has_the_smallest_validation_loss(D, sample):
-    """The rate is so large that the last params are far from the best ones."""
-    layer = FAMILIES["lista_cp"]
+    """The rate grows a hundredfold half way: the best params are not the last ones."""
+    layer, rate = FAMILIES["lista_cp"], optax.piecewise_constant_schedule(1e-2, {15: 100.0})
     Y, X = sample(jax.random.key(5))
     params, held = layer.init(jax.random.key(9), D), []
     found = run(
@@ -211,13 +220,13 @@ def test_best_has_the_smallest_validation_loss(D, sample):
         sample,
         params,
         steps=30,
-        optimizer=optax.adam(0.1),
+        optimizer=optax.adam(rate),
         validation=(Y, X),
         evaluate_every=1,
         callbacks=[lambda record, p: held.append(jax.tree.map(np.asarray, p))],
     )
     values = [record.validation for record in found.history.records]
-    assert len(values) == 31 and min(values) < values[0] and min(values) < 0.99 * values[-1]
+    assert len(values) == 31 and min(values) < 0.9 * values[0] and min(values) < 0.9 * values[-1]
     assert same(found.best, held[int(np.argmin(values))])
     codes = jax.vmap(layer.apply, (None, None, 0))(found.best, D, Y)
     assert min(values) == pytest.approx(half_mean_square(codes, X), rel=ROUNDING)
@@ -233,10 +242,10 @@ def test_best_is_the_start_where_training_only_harms(D, sample):
 
 
 def test_thresholds_stay_non_negative(D, sample):
-    """The first step of Adam moves every theta by the rate: from 0.1 to 1.1, or through 0 to the mirror of -0.9."""
+    """The first step of Adam moves theta by the rate of 1, from 0.9 through 0 to -0.1, which counts as 0.1."""
     seen = []
     found = run(
-        FAMILIES["alista"],
+        layers.alista(DEPTH, theta=0.9),
         D,
         sample,
         steps=8,
@@ -244,7 +253,7 @@ def test_thresholds_stay_non_negative(D, sample):
         evaluate_every=1,
         callbacks=[lambda record, p: seen.append(np.asarray(p.steps.theta))],
     )
-    assert np.isclose(seen[1], 0.9, atol=1e-6).any()  # Adam's eps in the denominator
+    assert np.isclose(seen[1], 0.1, atol=1e-6).any()  # Adam's eps in the denominator
     assert all((theta >= 0).all() for theta in [*seen, found.params.steps.theta, found.best.steps.theta])
 
 
@@ -337,9 +346,7 @@ def test_learning_a_dense_dictionary(D, sample):
 def test_learning_a_convolutional_dictionary():
     D = dictionaries.normalize(dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 4)), M))[0]
     start = perturbed(jax.random.key(2), D, 0.2)
-    found = run(
-        FAMILIES["lista_cp"], start, problems.sampler(D, BATCH), loss=LASSO, learn_dictionary=True, steps=30
-    )
+    found = run(FAMILIES["lista_cp"], start, problems.sampler(D, BATCH), loss=LASSO, learn_dictionary=True, steps=30)
     assert found.history.records[-1].validation < found.history.records[0].validation
     assert isinstance(found.D, dictionaries.Conv) and not same(found.D, start)
     assert_unit_atoms(found.D)
@@ -376,9 +383,7 @@ def test_training_a_network(chain, learn):
 def test_a_nan_stops_the_training_at_its_step(D, sample, step):
     layer, reached = FAMILIES["lista_cp"], []
     with pytest.raises(NonFiniteError, match=f"training stopped at step {step}:.*learning rate") as caught:
-        run(
-            layer, D, nan_at(sample, step), steps=20, evaluate_every=5, callbacks=[lambda r, p: reached.append(r.step)]
-        )
+        run(layer, D, nan_at(sample, step), steps=20, evaluate_every=5, callbacks=[lambda r, p: reached.append(r.step)])
     stopped = caught.value.fit
     assert finite((stopped.params, stopped.best, stopped.D))
     assert reached == [k for k in (0, 5, 10, 15) if k <= step]
@@ -505,7 +510,7 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
     refused(ValueError, "evaluate_every must be at least 1, got 0", evaluate_every=0)
     refused(TypeError, "expected a Layer or a Network, got function", model=layer.apply)
     refused(TypeError, r"sample must return \(Y, X\)", sample=lambda key: sample(key)[0])
-    refused(ValueError, rf"signals have shape \(16, 20\); expected \(batch, {M}\)", sample=lambda key: sample(key)[::-1])
+    refused(ValueError, rf"signals have shape .*, 20\); expected \(batch, {M}\)", sample=lambda key: sample(key)[::-1])
     refused(ValueError, "signals have shape", sample=lambda key: jax.tree.map(lambda leaf: leaf[0], sample(key)))
     refused(ValueError, "batch at least 1", sample=lambda key: jax.tree.map(lambda leaf: leaf[:0], sample(key)))
     refused(ValueError, "codes have shape", sample=lambda key: (sample(key)[0], sample(key)[1][:, 1:]))

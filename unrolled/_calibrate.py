@@ -48,7 +48,7 @@ def calibrate(layer: Layer, params: Unrolled, D, X: Array, Y: Array) -> Unrolled
     state = jax.vmap(lambda y: layer.start(D, y))(Y)
     chosen = []
     for p, constant in zip(steps, schedule):
-        constants = () if constant is None else (jnp.asarray(constant, Y.dtype),)
+        constants = () if constant is None else (jnp.asarray(constant, jnp.float32),)
         p, state = _search(layer.step, params.shared, p, D, Y, X, state, constants)
         chosen.append(p)
     calibrated = Unrolled(params.shared, tuple(chosen))

@@ -280,7 +280,7 @@ def select_support(v: Array, theta: Array, fraction: Array, activation: Callable
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
     d = v.shape[-1]
     magnitude = lax.stop_gradient(jnp.abs(v))
-    count = jnp.round(jnp.asarray(fraction, v.dtype) * d).astype(jnp.int32)
+    count = jnp.round(jnp.asarray(fraction, jnp.float32) * d).astype(jnp.int32)
     # For count = d there is no next magnitude and every entry that exceeds theta passes.
     border = jnp.where(count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), -jnp.ones((), v.dtype))
     passes = (magnitude > border) & (magnitude > lax.stop_gradient(theta))

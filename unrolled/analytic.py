@@ -4,6 +4,8 @@ Host functions: coherences and schedules are computed in float64 from D and W as
 dtype of D. If the hypotheses of the theory fail, params come back all the same and a `HypothesisWarning` says by how much.
 """
 
+import itertools
+import math
 import warnings
 from typing import NamedTuple
 
@@ -146,29 +148,20 @@ def block_schedule(
     c = certify(D, W)
     _check_sparsity(D, sparsity)
 
-    def with_guard(guard):
-        return activation_schedule(
-            activation,
-            c.mu_W,
-            c.C_W,
-            d=D.shape[1],
-            depth=depth,
-            sparsity=sparsity,
-            bound=bound,
-            noise=noise,
-            guard=guard,
-            eta=c.eta,
-        )
+    def with_guard(guard, s=sparsity, depth=depth):
+        options = dict(d=D.shape[1], depth=depth, sparsity=s, bound=bound, noise=noise, guard=guard, eta=c.eta)
+        return activation_schedule(activation, c.mu_W, c.C_W, **options)
 
     # The codes are off the support too: the guard must cover s B + max E_O, which it moves itself.
     guard = c.guard * sparsity * bound
     for _ in range(100):
         found = with_guard(guard)
         needed = c.guard * (sparsity * bound + found.off_support.max())
-        if not needed > guard:
+        if not needed > guard or not math.isfinite(needed):
             break
         guard = needed * (1 + 1e-3)
-    _warn_unless_holds(found, sparsity, c, D, activation)
+    covered = itertools.takewhile(lambda s: with_guard(0.0, s, 0).holds, range(max_sparsity(c.mu_W, D.shape[1]) + 1))
+    _warn_unless_holds(found, sparsity, max(covered, default=0), activation)
     return c, found
 
 
@@ -179,7 +172,11 @@ def chain_schedules(
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"analytic.dsc: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
-    certified = tuple(certify(D, W) for D, W in zip(Ds, (None,) * len(Ds) if Ws is None else Ws))
+    Ws = (None,) * len(Ds) if Ws is None else Ws
+    for name, column in {"depths": depths, "sparsities": sparsities, "bounds": bounds, "Ws": Ws}.items():
+        if len(column) != len(Ds):
+            raise ValueError(f"analytic.dsc: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary")
+    certified = tuple(certify(D, W) for D, W in zip(Ds, Ws))
     for D, s in zip(Ds, sparsities):
         _check_sparsity(D, s)
     schedules = deep_schedule(
@@ -193,13 +190,18 @@ def chain_schedules(
         etas=[c.eta for c in certified],
     )
     for D, s, c, found in zip(Ds, sparsities, certified, schedules):
-        _warn_unless_holds(found, s, c, D)
+        _warn_unless_holds(found, s, max_sparsity(c.mu_W, D.shape[1]))
     return certified, schedules
 
 
 def _weights_and_thresholds(D, W, activation, **problem):
     certified, found = block_schedule(D, W, activation, **problem)
-    return certified.W, jnp.asarray(found.theta, certified.W.dtype)
+    return certified.W, _stored(found.theta, certified.W.dtype)
+
+
+def _stored(theta: np.ndarray, dtype) -> jax.Array:
+    """Thresholds in the dtype of D; those of a schedule that does not contract stop short of its largest number."""
+    return jnp.asarray(np.minimum(theta, float(jnp.finfo(dtype).max) / 4), dtype)
 
 
 def _check_sparsity(D, sparsity) -> None:
@@ -208,14 +210,14 @@ def _check_sparsity(D, sparsity) -> None:
         raise ValueError(f"analytic: sparsity {s} exceeds the number of atoms {D.shape[1]}")
 
 
-def _warn_unless_holds(found, sparsity: int, certified: Certified, D, activation=relu) -> None:
+def _warn_unless_holds(found, sparsity: int, largest: int, activation=relu) -> None:
     if found.holds:
         return
     name = "" if activation == relu else f" with {activation}"
     warnings.warn(
         f"the theory does not cover s = {sparsity}{name}: contraction a = {found.contraction:.4g} (expected < 1); the "
-        f"largest admissible s is {max_sparsity(certified.mu_W, D.shape[1])}. The thresholds come back but do not "
-        "contract; try analytic.calibrate on a sample, or training",
+        f"largest admissible s is {largest}. The thresholds come back but do not contract; try analytic.calibrate on a "
+        "sample, or training",
         HypothesisWarning,
         stacklevel=4,
     )

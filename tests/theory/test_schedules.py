@@ -11,6 +11,8 @@ from unrolled import activations, theory
 from unrolled.theory import activation_schedule, deep_schedule, schedule
 
 EPS = np.finfo(np.float64).eps
+# Scores and coherences are each rounded up by 1e-9, and 1 - mu - eta >= 1/4 divides by at most 4.
+ROUNDED_UP = 1e-8
 CLASS = dict(sparsity=3, bound=2.0, noise=0.01, depth=50, guard=1e-6)
 
 
@@ -44,7 +46,7 @@ def test_schedule_follows_the_closed_form(mu, noise, guard, eta):
 
 
 def test_one_coherent_step_is_the_recursion_of_the_sup_norm():
-    # m_{k+1} = a m_k + 2 (C_W delta + g) from m_0 = B is E / s, and asks for the same threshold s mu_W m_k + C_W delta + g.
+    # m_{k+1} = a m_k + 2 (C_W delta + g) from m_0 = B is E / s, with the same threshold s mu_W m_k + C_W delta + g.
     found = schedule(0.05, 0.7, **CLASS)
     m = 2.0
     for theta, error in zip(found.theta, found.error):
@@ -123,6 +125,8 @@ def test_steps_for_every_case():
     assert [found.steps_for(tol) for tol in (found.floor, found.floor / 2, 0, -1)] == [math.inf] * 4
     assert found.steps_for(found.floor * (1 + 1e-9)) < math.inf
     assert schedule(0.1, 1.0, **{**CLASS, "sparsity": 0}).steps_for(0) == 0
+    with pytest.raises(ValueError, match="nan"):
+        found.steps_for(math.nan)
 
 
 @pytest.mark.parametrize("mu, noise", [(0.1, 0.0), (0.19, 0.0), (0.1, 0.01), (0.02, 0.001)])
@@ -141,9 +145,7 @@ def test_steps_for_is_the_first_step_below_the_tolerance(mu, noise):
 def test_deep_schedule_follows_the_hand_recursion():
     mus, C_Ws, s, B, K = [0.05, 0.2, 0.1], [1.0, 0.5, 0.7], [4, 2, 1], [1.0, 3.0, 2.0], [30, 10, 20]
     noises, guards, etas = [0.01, 0.0, 0.1], [1e-7, 0.0, 1e-3], [0.0, 1e-2, 0.0]
-    blocks = deep_schedule(
-        mus, C_Ws, sparsities=s, bounds=B, noises=noises, depths=K, guards=guards, etas=etas
-    )
+    blocks = deep_schedule(mus, C_Ws, sparsities=s, bounds=B, noises=noises, depths=K, guards=guards, etas=etas)
     before = 0.0
     for j, block in enumerate(blocks):
         a, c = (2 * s[j] - 1) * mus[j] + etas[j], C_Ws[j] * (noises[j] + before) + guards[j]
@@ -168,7 +170,12 @@ def test_deep_errors_obey_the_explicit_bound():
     rng = np.random.default_rng(0)
     for _ in range(200):
         s, K = rng.integers(1, 5, 3), rng.integers(1, 40, 3)
-        a, C, B, delta = rng.uniform(0.05, 0.95, 3), rng.uniform(0.2, 1, 3), rng.uniform(0.5, 3, 3), rng.uniform(0, 0.1, 3)
+        a, C, B, delta = (
+            rng.uniform(0.05, 0.95, 3),
+            rng.uniform(0.2, 1, 3),
+            rng.uniform(0.5, 3, 3),
+            rng.uniform(0, 0.1, 3),
+        )
         blocks = deep_schedule(a / (2 * s - 1), C, sparsities=s, bounds=B, noises=delta, depths=K)
         kappa, bound = 2 * s * C / (1 - a), 0.0
         for j, block in enumerate(blocks):
@@ -182,7 +189,6 @@ def test_a_diverging_block_is_unbounded_noise_for_the_next():
     assert blocks[1].floor == math.inf and not np.isnan(blocks[1].error).any()
 
 
-@pytest.mark.xfail(strict=True, raises=(AssertionError, RuntimeWarning), reason="0 inf = nan in the recursion")
 @pytest.mark.parametrize("mu, s", [(0.0, 1), (0.1, 0)])
 def test_unbounded_noise_never_makes_nan(mu, s):
     blocks = deep_schedule([0.5, mu], [1.0, 1.0], sparsities=[5, s], bounds=[1.0, 1.0], depths=[2000, 3])
@@ -229,7 +235,7 @@ def sparse(rng, d, s, least=0.0):
 def test_error_bar_and_code_bound_are_never_violated(pair):
     D, W, *_ = pair
     rng = np.random.default_rng(1)
-    for trial in range(150):
+    for trial in range(60):
         noise = 10.0 ** rng.uniform(-4, -1) * (trial % 3 > 0)
         truth = sparse(rng, 48, 1)
         e = rng.laplace(size=24) if trial % 3 == 1 else np.eye(24)[rng.integers(24)]
@@ -250,11 +256,11 @@ def test_error_bar_by_its_formula(pair):
     x, y = sparse(rng, 48, 1), rng.normal(size=24)
     expected = (np.abs(W.T @ (y - D @ x)).max() + C * 0.3) / (1 - mu - eta)
     bar = theory.error_bar(W, D, x, y, sparsity=1, noise=0.3)
-    # mu and eta carry a few dozen eps each, divided by 1 - mu - eta.
-    assert bar[:3] == pytest.approx((expected, math.sqrt(2) * expected, 2 * expected), rel=1e3 * EPS)
+    assert np.all(np.asarray(bar[:3]) >= np.asarray([1, math.sqrt(2), 2]) * expected)
+    assert bar[:3] == pytest.approx((expected, math.sqrt(2) * expected, 2 * expected), rel=ROUNDED_UP)
     for s in (1, 2):
         expected = (np.abs(W.T @ y).max() + C * 0.3) / (1 - (s - 1) * mu - eta)
-        assert theory.code_bound(W, D, y, sparsity=s, noise=0.3) == pytest.approx(expected, rel=1e3 * EPS)
+        assert theory.code_bound(W, D, y, sparsity=s, noise=0.3) == pytest.approx(expected, rel=ROUNDED_UP)
 
 
 def test_error_bar_is_attained_by_two_atoms():
@@ -263,7 +269,7 @@ def test_error_bar_is_attained_by_two_atoms():
     for sign in (1, -1):
         D = np.array([[1.0, mu * sign], [0.0, math.sqrt(1 - mu**2)]])
         bar = theory.error_bar(D, D, np.array([0.0, -0.5]), D @ np.array([0.5, 0.0]), sparsity=1)
-        assert bar.linf == pytest.approx((1 + sign * mu) / 2 / (1 - mu), rel=8 * EPS)
+        assert bar.linf == pytest.approx((1 + sign * mu) / 2 / (1 - mu), rel=ROUNDED_UP)
     assert bar.linf == pytest.approx(0.5)  # the opposite sign attains the bound: the error is 1/2
 
 
@@ -317,7 +323,9 @@ def test_activation_schedule_follows_the_hand_recursion():
     E_S, E_O, c = s * B, 0.0, C * 0.01 + 1e-6
     for k in range(K):
         theta = mu * (E_S + E_O) + c
-        assert (found.theta[k], found.on_support[k], found.off_support[k]) == pytest.approx((theta, E_S, E_O), rel=K * 16 * EPS)
+        assert (found.theta[k], found.on_support[k], found.off_support[k]) == pytest.approx(
+            (theta, E_S, E_O), rel=K * 16 * EPS
+        )
         tail = min(0.3, 0.3 * (B + 2 * theta))
         E_S, E_O = (
             (s - 1) * mu * E_S + s * mu * E_O + s * (c + theta + tail),
@@ -387,13 +395,11 @@ def test_a_diverging_activation_is_reported_without_nan():
     assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
 
 
-@pytest.mark.xfail(strict=True, raises=(AssertionError, RuntimeWarning), reason="(s - 1) mu inf = nan at s = 1")
 def test_a_diverging_activation_with_one_nonzero_is_reported_without_nan():
     found = activation_schedule(act.leaky_relu(0.5), 0.5, 1.0, d=1000, sparsity=1, bound=1.0, depth=500)
     assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a regime that does not apply lends its contraction")
 def test_what_no_regime_covers_does_not_contract():
     found = activation_schedule(act.leaky_relu(0.1), 0.3, 1.0, d=40, sparsity=2, bound=1.0, depth=1)
     assert not found.holds and found.contraction >= 1

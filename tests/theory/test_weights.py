@@ -31,8 +31,8 @@ def kkt(S, atoms):
     return np.column_stack(columns)
 
 
-# A solve loses cond(S) eps, S = D D'; the dictionaries here have cond(S) < 1e4.
-SOLVE = 1e4 * EPS
+# A solve loses cond(S) eps on the nonzero singular values, S = D D'; the largest is that of the square D, 1.7e4.
+SOLVE = 2e4 * EPS
 
 
 @pytest.mark.parametrize("m, d", [(8, 20), (12, 12), (15, 6), (1, 4), (5, 1)])
@@ -75,7 +75,9 @@ def test_weights_scale_inversely_with_their_atoms():
     D, scales = gaussian(4, 6, 10), np.random.default_rng(0).uniform(0.5, 2, 10)
     W = np.asarray(theory.frobenius_weights(D * 3.0))
     assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)) / 3, rel=SOLVE, abs=SOLVE)
-    assert np.sum(np.asarray(theory.frobenius_weights(D * scales)) * D * scales, axis=0) == pytest.approx(1.0, abs=24 * EPS)
+    assert np.sum(np.asarray(theory.frobenius_weights(D * scales)) * D * scales, axis=0) == pytest.approx(
+        1.0, abs=24 * EPS
+    )
 
 
 def test_weights_keep_float32():
@@ -107,7 +109,7 @@ def test_analytic_exports_the_same_function():
 
 
 def window_system(filters, stride):
-    """The k x k matrix (k = entries of a window) that collects every shift, by a multiple of the stride, of every filter."""
+    """The matrix, on the entries of a window, that collects every filter at every shift by a multiple of the stride."""
     n_atoms, channels, *kernel = filters.shape
     reach = [range(-((n - 1) // t), (n - 1) // t + 1) for n, t in zip(kernel, stride)]
     Q = np.zeros((channels * int(np.prod(kernel)),) * 2)
@@ -202,9 +204,15 @@ def test_errors():
     filters = np.ones((1, 1, 3))
     with pytest.raises(ValueError, match="cuts the atoms"):
         theory.frobenius_weights(dictionaries.Conv(filters, 8, boundary="zero"))
-    for signal, stride in ((8, 3), (2, 1)):  # a stride that does not divide, a kernel longer than the circle
-        with pytest.raises(ValueError, match="on a circle"):
-            theory.frobenius_weights(dictionaries.Conv(filters, signal, stride, "circular"))
+
+
+@pytest.mark.parametrize("signal, stride", [(8, 3), (2, 1)])
+def test_atoms_that_are_not_shifts_of_each_other_get_dense_weights(signal, stride):
+    """A stride that does not divide the circle, and a kernel longer than it."""
+    D = dictionaries.Conv(np.array([[[1.0, 2.0, -1.0]], [[0.5, 0.0, 1.0]]]), signal, stride, "circular")
+    W = theory.frobenius_weights(D)
+    assert W.shape == D.shape and not isinstance(W, dictionaries.Conv)
+    np.testing.assert_array_equal(W, theory.frobenius_weights(dictionaries.dense(D)))
 
 
 @pytest.mark.skipif("UNROLLED_DATA" not in os.environ, reason="UNROLLED_DATA is not set")

@@ -200,6 +200,8 @@ class Conv(Structured):
         return jnp.asarray(codes.reshape(-1, self.shape[1]), self.filters.dtype)
 
     def is_shift_of(self, other) -> bool:
-        """True if `other` is a Conv on the same grids, so that it can be compared filter by filter."""
-        same = isinstance(other, Conv) and (self.signal_grid, self.code_grid) == (other.signal_grid, other.code_grid)
-        return same and (self.stride, self.boundary) == (other.stride, other.boundary)
+        """True if `other` is a Conv with filters of the same size on the same grids: compared filter by filter."""
+        return isinstance(other, Conv) and self._geometry() == other._geometry()
+
+    def _geometry(self) -> tuple:
+        return self.signal_grid, self.code_grid, self.kernel, self.stride, self.boundary

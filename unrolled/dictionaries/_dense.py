@@ -99,8 +99,8 @@ def transversal(key: Array, c: int, q: int, d: int) -> Array:
         raise ValueError(f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}")
     line_key, sign_key = jax.random.split(key)
     line = jax.random.permutation(line_key, q * q)[:d]
-    i = jnp.arange(c)[:, None]
-    rows = i * q + (line // q + i * (line % q)) % q
+    i, (a, b) = jnp.arange(c)[:, None], (line[None, :] // q, line[None, :] % q)
+    rows = i * q + (a + i * b) % q
     signs = jax.random.rademacher(sign_key, (c, d), float)
     return jnp.zeros((c * q, d), float).at[rows, jnp.arange(d)[None, :]].set(signs / math.sqrt(c))
 

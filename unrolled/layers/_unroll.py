@@ -95,7 +95,7 @@ def unroll(
 
     with jax.default_matmul_precision(precision):
         if type(params.steps) is not tuple:
-            constants = None if schedule is None else jnp.asarray(schedule, y.dtype)
+            constants = None if schedule is None else jnp.asarray(schedule, jnp.float32)
             return lax.scan(body, state, (params.steps, constants), length=_depth(params.steps), unroll=unroll)
         codes = []
         for step_params, constant in zip(params.steps, schedule or (None,) * len(params.steps)):

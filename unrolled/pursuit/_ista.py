@@ -123,8 +123,8 @@ def ista(
     Args:
         D: (m, d).
         y: (m,).
-        lam: penalty weight; lam >= max abs(D'y) gives x = 0. (A paper that puts lambda on the data term,
-            norm(x, 1) + lambda norm(y - D x)^2, has lam = 1 / (2 lambda).)
+        lam: penalty weight, one number, one per atom or (`Conv`) one per filter; lam >= max abs(D'y) gives x = 0. (A
+            paper that puts lambda on the data term, norm(x, 1) + lambda norm(y - D x)^2, has lam = 1 / (2 lambda).)
         tol: relative duality gap to stop at; None runs exactly `max_steps` steps, differentiable in reverse mode.
         max_steps: at most so many steps; with a tol, rounded up to a multiple of 10.
         activation: replaces ReLU in the shrinkage; the gap certifies only ReLU's.
@@ -135,10 +135,10 @@ def ista(
     Raises:
         ValueError, TypeError: shapes that do not fit, lam < 0, D = 0 (where known), tol <= 0.
     """
-    D, y, gamma, theta, max_steps = _prepare("ista", D, y, lam, tol, max_steps)
+    D, y, lam, gamma, max_steps = _prepare("ista", D, y, lam, tol, max_steps)
 
     def step(state):
-        return State(ista_step(D, y, state.x, gamma, theta, activation))
+        return State(ista_step(D, y, state.x, gamma, gamma * lam, activation))
 
     return _pursue(step, State(jnp.zeros(D.shape[1], y.dtype)), D, y, lam, tol, max_steps)
 
@@ -158,11 +158,11 @@ def fista(
     Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With it (the default) there is no such guarantee but the
     local rate is linear and the gap is reached sooner.
     """
-    D, y, gamma, theta, max_steps = _prepare("fista", D, y, lam, tol, max_steps)
+    D, y, lam, gamma, max_steps = _prepare("fista", D, y, lam, tol, max_steps)
     x = jnp.zeros(D.shape[1], y.dtype)
 
     def step(state):
-        return fista_step(D, y, state, gamma, theta, activation, restart)
+        return fista_step(D, y, state, gamma, gamma * lam, activation, restart)
 
     return _pursue(step, Momentum(x, x, jnp.ones((), y.dtype)), D, y, lam, tol, max_steps)
 
@@ -183,17 +183,18 @@ def threshold(D, y: Array, theta: Array, *, activation: Callable = relu, tol: fl
 def _prepare(where, D, y, lam, tol, max_steps):
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(lam, "lam", where)
+    _checks.finite(lam, "lam", where)
+    lam = spread(D, jnp.asarray(lam, y.dtype))
     if tol is not None and not tol > 0:
         raise ValueError(f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}")
     norm = spectral_norm(D)
     if _checks.is_concrete(norm) and not norm > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
     gamma = 1 / norm**2
-    return D, y, gamma, gamma * jnp.asarray(lam, y.dtype), _checks.as_index(max_steps, "max_steps", where)
+    return D, y, lam, gamma, _checks.as_index(max_steps, "max_steps", where)
 
 
 def _pursue(step, start, D, y, lam, tol, max_steps) -> Pursuit:
-    lam = jnp.asarray(lam, y.dtype)
     energy = jnp.sum(y**2) / 2
 
     def relative_gap(state):

@@ -7,7 +7,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation
-from unrolled.theory._schedules import _numbers
+from unrolled.theory._schedules import _numbers, times
 
 
 class ActivationSchedule(NamedTuple):
@@ -42,13 +42,13 @@ def activation_schedule(
     The deviation H from soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta and |H| <= osc elsewhere, so
 
     .. math::
-        \theta &= \mu_W (E_S + E_O) + c, \qquad c = C_W \delta + g, \\
+        \theta &= \max(\mu_W, \eta) (E_S + E_O) + c, \qquad c = C_W \delta + g, \\
         E_S &\leftarrow ((s-1) \mu_W + \eta) E_S + s \mu_W E_O + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
     Entries off the support are small, at most min(2 L_h theta_k, osc), but no longer zero. Errors stay bounded, and
-    `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W + eta < 1, or a small slope with
-    mu_W (2 L_h d + (2 - 2 L_h) s) < 1. The floor holds a multiple of the tail's oscillation in both (the printed
+    `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W < 1, or a small slope with
+    mu_W (2 L_h d + (2 - 2 L_h) s) < 1 (for eta = 0). The floor holds a multiple of the tail's oscillation in both (the printed
     (34) misses it); `scale(activation, k)` divides it by k. For rho that is not x on x >= 0 (Theorem 10) osc is that
     of rho - relu over the whole line and L_h is not used.
 
@@ -68,43 +68,43 @@ def activation_schedule(
     exact = activation.identity_on_positives
     L = activation.tail_lipschitz if exact else math.inf
     osc = activation.tail_oscillation if exact else activation.line_oscillation
-    c = C_W * noise + guard
+    c = times(C_W, noise) + guard
+    # Where the tail deviates, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
+    M = max(mu, eta) if osc else mu
 
     def tail(u):
         """A bound of the deviation at an argument of size u."""
-        return min(osc, L * u) if math.isfinite(L) else osc
+        return min(osc, times(L, u)) if math.isfinite(L) else osc
 
     E_S, E_O, theta = np.zeros(K + 1), np.zeros(K + 1), np.zeros(K)
-    E_S[0] = s * B
+    E_S[0] = times(s, B)
     with np.errstate(over="ignore"):
         for k in range(K):
-            theta[k] = (mu * (E_S[k] + E_O[k]) if mu else 0.0) + c
-            leak = s * mu * E_O[k] if mu else 0.0
-            E_S[k + 1] = (
-                ((s - 1) * mu + eta) * E_S[k] + leak + s * (c + theta[k] + tail(B + 2 * theta[k])) if s else 0.0
-            )
-            E_O[k + 1] = (d - s) * tail(2 * theta[k]) if d > s else 0.0
-    contraction, floor = min(_limits(mu, c, eta, s, d, B, L, osc), key=lambda limit: limit[1])
+            theta[k] = times(M, E_S[k] + E_O[k]) + c
+            if s:
+                drift = times((s - 1) * mu + eta, E_S[k]) + times(s * mu, E_O[k])
+                E_S[k + 1] = drift + s * (c + theta[k] + tail(B + 2 * theta[k]))
+            E_O[k + 1] = times(d - s, tail(2 * theta[k]))
+    regimes = _regimes(mu, M, c, eta, s, d, B, L, osc)
+    contraction, floor = min(regimes, key=lambda regime: regime[::-1], default=(math.inf, math.inf))
     holds = math.isfinite(floor)
     theorem = ("12" if osc == 0 else "15" if exact else "10") if holds else ""
     rate = -math.log(contraction) if contraction else math.inf
     return ActivationSchedule(theta, E_S + E_O, E_S, E_O, contraction, rate, floor, theorem, holds)
 
 
-def _limits(mu, c, eta, s, d, B, L, osc) -> list[tuple[float, float]]:
-    """(contraction, limit of the error) of the regimes that may apply; the limit is inf where one does not."""
-    bounded = max(2 * s - 1, 0) * mu + (eta if s else 0.0)
-    off = (d - s) * osc if d > s else 0.0
-    limits = [(bounded, math.inf)]
-    if bounded < 1 and math.isfinite(osc):
-        limits = [(bounded, (2 * s * c + s * osc + 2 * s * mu * off) / (1 - bounded) + off)]
+def _regimes(mu, M, c, eta, s, d, B, L, osc) -> list[tuple[float, float]]:
+    """(contraction, limit of the error) of the regimes that can apply; the limit is inf where one does not contract."""
+    own = times(s - 1, mu) + eta if s else 0.0
+    gain = 2 * s + 2 * L * (d - s) if d > s else 2 * s
+    regimes = []
+    if math.isfinite(osc):
+        a, off = own + times(s, M), times(d - s, osc)
+        regimes.append((a, times(2 * s, c) + s * osc + times(s * (mu + M), off), off))
     if math.isfinite(L):
-        gain = 2 * s + 2 * L * (d - s)
+        slope = max(own, s * mu) + (gain - s) * M
         if math.isfinite(osc):
-            slope, constant = mu * gain + eta, s * osc
+            regimes.append((slope, s * osc + times(gain, c), 0.0))
         else:
-            gain += 2 * s * L
-            slope, constant = mu * gain + eta, s * L * B
-        if slope < 1:
-            limits.append((slope, (constant + gain * c) / (1 - slope)))
-    return limits
+            regimes.append((slope + 2 * s * L * M, s * L * B + times(gain + 2 * s * L, c), 0.0))
+    return [(a, constant / (1 - a) + off if a < 1 else math.inf) for a, constant, off in regimes]

@@ -36,7 +36,8 @@ def mutual_coherence(D) -> Array:
     norms = column_norms(D)
     nonzero_atoms(norms, "mutual_coherence")
     unit = scale_columns(D, 1 / norms)
-    return jnp.minimum(_coherence(unit, unit).mu_W, 1.0)
+    mu = jnp.minimum(_coherence(unit, unit).mu_W, 1.0)
+    return jnp.where((norms > 0).all(), mu, jnp.nan)
 
 
 def coherence(W, D) -> Coherence:
@@ -62,12 +63,16 @@ def coherence(W, D) -> Coherence:
 
 def _coherence(W, D) -> Coherence:
     products, own = inner_products(W, D)
-    mu = jnp.max(jnp.where(own, 0.0, jnp.abs(products)))
-    return Coherence(mu, jnp.max(jnp.abs(_atoms(W))))
+    return Coherence(_largest(jnp.where(own, 0.0, jnp.abs(products))), _largest(jnp.abs(_atoms(W))))
+
+
+def _largest(x: Array) -> Array:
+    """max(x), nan if there is one: XLA's reduction on a CPU drops them."""
+    return jnp.where(jnp.isnan(x).any(), jnp.nan, jnp.max(x))
 
 
 def diagonal(W, D) -> Array:
-    """w_i . d_i, one per atom (for convolutional W and D one per filter)."""
+    """w_i . d_i for every row of `inner_products`: all atoms, or those that stand for all of a `Conv`."""
     products, own = inner_products(W, D)
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
@@ -143,9 +148,12 @@ def rounding_guard(W, D, *, sparsity: int, bound: float, precision: str | None =
     s = _checks.as_index(sparsity, "sparsity", "rounding_guard")
     if precision is not None and precision not in _PRODUCT_EPS:
         raise ValueError(f"rounding_guard: unknown precision {precision!r}; expected one of {', '.join(_PRODUCT_EPS)}")
+    if not _checks.is_concrete((W, D)):
+        raise TypeError("rounding_guard: traced arguments; this function runs on the host, call it outside jit")
+    dtype = _checks.common_dtype(W, D)
     eps = _PRODUCT_EPS[precision] if precision else None
-    eps = float(jnp.finfo(D.dtype).eps) if eps is None else eps
-    products, _ = inner_products(jax.tree.map(_abs, W), jax.tree.map(_abs, D))
+    eps = float(jnp.finfo(dtype).eps) if eps is None else eps
+    products, _ = inner_products(*(jax.tree.map(_abs, _checks.cast(A, dtype)) for A in (W, D)))
     return 4 * eps * float(products.max()) * s * float(bound)
 
 

@@ -3,12 +3,13 @@
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary
-from unrolled.theory._coherence import _host, coherence, diagonal
+from unrolled.dictionaries._base import operands
+from unrolled.theory._coherence import Coherence, _host, coherence, diagonal
 
 
 class Schedule(NamedTuple):
@@ -23,6 +24,8 @@ class Schedule(NamedTuple):
 
     def steps_for(self, tol: float) -> float:
         """Steps until the certified l1 error is at most `tol`: 0 if it starts there, inf if the floor is above."""
+        if math.isnan(tol):
+            raise ValueError("steps_for: tol is nan")
         if tol >= self.error[0]:
             return 0
         if not self.holds or tol <= self.floor:
@@ -75,15 +78,15 @@ def schedule(
     )
     s = _checks.as_index(sparsity, "sparsity", "schedule")
     K = _checks.as_index(depth, "depth", "schedule")
-    a = max(2 * s - 1, 0) * mu + (eta if s else 0.0)
-    c = C_W * noise + guard
-    error = np.empty(K + 1)
-    error[0] = s * bound
+    a = times(max(2 * s - 1, 0), mu) + (eta if s else 0.0)
+    c = times(C_W, noise) + guard
+    error, theta = np.empty(K + 1), np.empty(K)
+    error[0] = times(s, bound)
     with np.errstate(over="ignore"):
         for k in range(K):
-            error[k + 1] = a * error[k] + 2 * s * c
-        theta = mu * error[:-1] + c if mu else np.full(K, c)
-    holds = a < 1 and math.isfinite(C_W * noise + guard + bound)
+            theta[k] = times(mu, error[k]) + c
+            error[k + 1] = times(a, error[k]) + times(2 * s, c)
+    holds = a < 1 and math.isfinite(c + bound)
     floor = 2 * s * c / (1 - a) if holds else math.inf
     return Schedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 
@@ -144,32 +147,46 @@ def error_bar(W, D, x: Array, y: Array, *, sparsity: int, noise: float = 0.0) ->
     sqrt(2s) times that in l2 and 2s times in l1, for every s-sparse x* with y = D x* + e, norm(e, 1) <= noise.
     Infinite, with holds = False, where the denominator is not positive or x has more than s nonzeros.
     """
-    (noise,) = _numbers("error_bar", noise=noise)
-    s = _checks.as_index(sparsity, "sparsity", "error_bar")
-    if not _checks.is_concrete((W, D, x, y)):
-        raise TypeError("error_bar: traced arguments; this function runs on the host, call it outside jit")
-    D = as_dictionary(D, "error_bar")
-    mu, C_W = (float(v) for v in coherence(W, D))
-    eta = float(np.abs(1 - np.asarray(diagonal(W, D))).max())
-    denominator = 1 - max(2 * s - 1, 0) * mu - eta
-    holds = denominator > 0 and int(np.count_nonzero(np.asarray(x))) <= s
-    score = float(np.abs(np.asarray((y - D @ x) @ W)).max())
-    linf = (score + C_W * noise) / denominator if holds else math.inf
-    return ErrorBar(linf, math.sqrt(2 * s) * linf if s else 0.0, 2 * s * linf if s else 0.0, holds)
+    s, score, noise, found, eta = _after_the_fact("error_bar", W, D, x, y, sparsity, noise)
+    denominator = 1 - max(2 * s - 1, 0) * found.mu_W - eta
+    holds = denominator > 0 and int(np.count_nonzero(np.asarray(x))) <= s and math.isfinite(score)
+    if not holds:
+        return ErrorBar(math.inf, math.inf, math.inf, False)
+    linf = (score + found.C_W * noise) / denominator if s else 0.0
+    return ErrorBar(linf, math.sqrt(2 * s) * linf, 2 * s * linf, True)
 
 
 def code_bound(W, D, y: Array, *, sparsity: int, noise: float = 0.0) -> float:
     r"""A bound B on the entries of the code behind y, where none is known: (|W'y|_inf + C_W delta) / (1 - (s-1) mu_W).
 
-    Infinite where (s - 1) mu_W + eta >= 1. Holds for every code with at most s nonzeros and noise of l1 norm at most `noise`.
+    Holds for every code with at most s nonzeros and noise of l1 norm at most `noise`; infinite where (s-1) mu_W + eta >= 1.
     """
-    (noise,) = _numbers("code_bound", noise=noise)
-    s = _checks.as_index(sparsity, "sparsity", "code_bound")
-    mu, C_W = (float(v) for v in coherence(W, D))
-    eta = float(np.abs(1 - np.asarray(diagonal(W, D))).max())
-    denominator = 1 - max(s - 1, 0) * mu - eta
-    score = float(np.abs(np.asarray(y @ W)).max())
-    return (score + C_W * noise) / denominator if denominator > 0 else math.inf
+    x = np.zeros(D.shape[1])
+    s, score, noise, found, eta = _after_the_fact("code_bound", W, D, x, y, sparsity, noise)
+    denominator = 1 - max(s - 1, 0) * found.mu_W - eta
+    return (score + found.C_W * noise) / denominator if denominator > 0 and math.isfinite(score) else math.inf
+
+
+def _after_the_fact(where: str, W, D, x, y, sparsity, noise):
+    """s, |W'(y - D x)|_inf, delta, (mu_W, C_W) and eta, in float64 and rounded up."""
+    (noise,) = _numbers(where, noise=noise)
+    s = _checks.as_index(sparsity, "sparsity", where)
+    if not _checks.is_concrete((W, D, x, y)):
+        raise TypeError(f"{where}: traced arguments; this function runs on the host, call it outside jit")
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        D, W, x, y = (_checks.cast(a, np.float64) for a in (D, W, x, y))
+        D, y, _ = operands(D, y, where)
+        if x.shape != (D.shape[1],):
+            raise ValueError(f"{where}: x has shape {x.shape}; expected ({D.shape[1]},)")
+        mu, C_W = (float(v) for v in coherence(W, D))
+        eta = float(np.abs(1 - np.asarray(diagonal(W, D))).max())
+        score = np.abs(np.asarray((y - D @ x) @ W)).max()
+    return s, float(score) * (1 + 1e-9), noise, Coherence(mu * (1 + 1e-9), C_W), eta
+
+
+def times(a: float, b: float) -> float:
+    """a b, with 0 inf = 0: a term that is absent stays absent when an error has overflowed."""
+    return a * b if a and b else 0.0
 
 
 def _numbers(where: str, **values) -> list[float]:

@@ -12,24 +12,26 @@ from unrolled.theory._coherence import _refuse_cut_atoms
 def frobenius_weights(D):
     r"""W with w_i . d_i = 1 and the least norm(W'D, "fro"), in closed form: w_i = S^+ d_i / (d_i' S^+ d_i), S = D D'.
 
-    Any rank of D is handled by the pseudo-inverse. For `Conv` the same formula holds on one window of the signal,
-    where S collects every shift of every filter: one small system for the whole bank, and W is a `Conv` (optimal among
-    shared filters of the same support; border effects are not used). Other structured dictionaries are made dense.
+    Any rank of D is handled by the pseudo-inverse. For a shift-invariant `Conv` the same formula holds on one window of the
+    signal, where S collects every shift of every filter: one small system for the whole bank, and W is a `Conv` (optimal
+    among shared filters of the same support; border effects are not used). Other structured dictionaries are made dense.
     Traceable, and differentiable in D. The maximal coherence mu_W may exceed that of D (`coherence` tells).
 
     Returns:
-        W, (m, d), of the kind of D where D is an array or a `Conv`.
+        W, (m, d): an array, or a `Conv` for a `Conv` whose atoms are shifts of each other (on a circle the stride must
+        divide the signal and the kernel fit into it).
 
     Raises:
-        ValueError: a zero atom; a `Conv` with cut border atoms, or circular with a stride that does not divide the signal
-            or a kernel that is longer than it.
+        ValueError: a zero atom, or a `Conv` with cut border atoms.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (16), solved exactly.
     """
     D = as_dictionary(D, "frobenius_weights")
     nonzero_atoms(column_norms(D), "frobenius_weights")
     if isinstance(D, Conv):
-        return _conv_weights(D)
+        _refuse_cut_atoms(D, "frobenius_weights")
+        if D.is_shift_invariant() and all(n <= N for n, N in zip(D.kernel, D.signal_shape)):
+            return _conv_weights(D)
     D = dense(D)
     with jax.default_matmul_precision("highest"):
         return _unit_diagonal(jnp.linalg.pinv(D).T, D)  # pinv(D)' = (D D')^+ D
@@ -41,13 +43,6 @@ def _unit_diagonal(W: Array, D: Array) -> Array:
 
 
 def _conv_weights(D: Conv) -> Conv:
-    _refuse_cut_atoms(D, "frobenius_weights")
-    circular = D.boundary == "circular"
-    if circular and (not D.is_shift_invariant() or any(n > N for n, N in zip(D.kernel, D.signal_shape))):
-        raise ValueError(
-            f"frobenius_weights: kernel {D.kernel} and stride {D.stride} on a circle {D.signal_shape}; expected a stride "
-            "that divides the signal and a kernel within it, or try frobenius_weights(dictionaries.dense(D))"
-        )
     # Every atom that meets one window of the signal, cut to it: the middle one under "valid", any on a circle.
     whole = D.local(2)
     start = (0,) * len(D.kernel) if whole is D else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.kernel))

@@ -1,0 +1,94 @@
+"""One line per method: a name and how it is built. A new line gives the method the whole conformance suite."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+import unrolled as ur
+
+# Each is called as `build(depth, **options)`.
+LAYERS = {
+    "ista": ur.layers.ista,
+    "ista, elu": partial(ur.layers.ista, activation=ur.activations.elu(0.5)),
+    "fista": ur.layers.fista,
+    "fista, silu": partial(ur.layers.fista, activation="silu"),
+    "lista": ur.layers.lista,
+    "lista, untied": partial(ur.layers.lista, tied=False),
+    "lista_cp": ur.layers.lista_cp,
+    "lista_cp, untied": partial(ur.layers.lista_cp, tied=False),
+    "lista_cp, gelu": partial(ur.layers.lista_cp, activation=ur.activations.scale(ur.activations.gelu, 8.0)),
+    "alista": ur.layers.alista,
+    "alista, support": partial(ur.layers.alista, support=(0.1, 0.3)),
+    "alista, support, leaky_relu": partial(
+        ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)
+    ),
+}
+
+# Each is called without arguments. `MONOTONE` names those that never fall.
+ACTIVATIONS = {
+    **{name: partial(ur.activations.by_name, name) for name in ur.activations.NAMED},
+    "scaled silu": lambda: ur.activations.scale(ur.activations.silu, 5.0),
+    "composed elu": lambda: ur.activations.compose(ur.activations.elu(0.9), 3),
+    "scaled composition": lambda: ur.activations.scale(ur.activations.compose(ur.activations.celu(0.5), 2), 3.0),
+}
+MONOTONE = {"relu", "leaky_relu", "elu", "celu", "selu", "softplus", "composed elu", "scaled composition"}
+
+
+def _filters(*shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
+def _array(seed, m, d):
+    return ur.dictionaries.gaussian(jax.random.key(seed), m, d)
+
+
+def _columns(p, d):
+    """Sparse columns: the atoms of `Sparse`."""
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(p, d)) * (rng.uniform(size=(p, d)) < 0.3)
+
+
+def _conv(*shape, signal, **options):
+    return ur.dictionaries.Conv(_filters(*shape), signal, **options)
+
+
+# Each is called without arguments.
+DICTIONARIES = {
+    "gaussian": lambda: _array(0, 6, 10),
+    "tall": lambda: _array(0, 7, 4),
+    "one atom": lambda: _array(0, 1, 1),
+    "dct": lambda: ur.dictionaries.dct(6, 9),
+    "identity_hadamard": lambda: ur.dictionaries.identity_hadamard(8),
+    "paley": lambda: ur.dictionaries.paley(13),
+    "transversal": lambda: ur.dictionaries.transversal(jax.random.key(0), 2, 5, 12),
+    "ill_conditioned": lambda: ur.dictionaries.ill_conditioned(jax.random.key(0), 6, 10, 50.0),
+    "conv, valid": lambda: _conv(2, 1, 3, signal=8),
+    "conv, valid, stride 2": lambda: _conv(3, 2, 2, signal=6, stride=2),
+    "conv, circular": lambda: _conv(2, 1, 3, signal=7, boundary="circular"),
+    "conv, circular, stride 2": lambda: _conv(4, 1, 3, signal=7, stride=2, boundary="circular"),
+    "conv, circular, long kernel": lambda: _conv(2, 1, 7, signal=5, boundary="circular"),
+    "conv, zero, stride 3": lambda: _conv(3, 2, 3, signal=6, stride=3, boundary="zero"),
+    "conv 2-D, valid": lambda: _conv(3, 1, 2, 2, signal=(3, 4)),
+    "conv 2-D, circular, stride 1 and 2": lambda: _conv(2, 1, 2, 3, signal=(3, 4), stride=(1, 2), boundary="circular"),
+    "conv 2-D, zero, stride 2": lambda: _conv(4, 1, 2, 2, signal=(3, 4), stride=2, boundary="zero"),
+    "conv, transposed": lambda: _conv(2, 1, 3, signal=8).T,
+    "composed": lambda: ur.dictionaries.Composed(_array(0, 5, 7), _array(1, 7, 9)),
+    "composed, conv": lambda: ur.dictionaries.Composed(_conv(2, 1, 3, signal=8), _array(1, 12, 15)),
+    "concatenated": lambda: ur.dictionaries.Concatenated(_array(0, 6, 4), _array(1, 6, 5)),
+    "concatenated, conv": lambda: ur.dictionaries.Concatenated(np.eye(8), _conv(2, 1, 3, signal=8)),
+    "sparse": lambda: ur.dictionaries.Sparse(_array(0, 6, 8), _columns(8, 12)),
+    "sparse, conv": lambda: ur.dictionaries.Sparse(_conv(2, 1, 3, signal=8), _columns(12, 10)),
+    "nested": lambda: ur.dictionaries.Concatenated(
+        ur.dictionaries.Composed(_conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_array(1, 12, 9), _columns(9, 7))),
+        _conv(1, 1, 2, signal=8, boundary="circular"),
+    ),
+}
+
+# Each is called as `solve(D, y, lam, **options)`; the threshold is that of the LASSO where D is orthonormal.
+SOLVERS = {
+    "threshold": ur.pursuit.threshold,
+    "ista": ur.pursuit.ista,
+    "fista": ur.pursuit.fista,
+    "fista, no restart": partial(ur.pursuit.fista, restart=False),
+}

@@ -1,0 +1,487 @@
+"""What every method of the registry must do, whatever it is: transformations change nothing, and kin reduce to kin."""
+
+import inspect
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import registry
+from jax import lax
+
+import unrolled as ur
+from unrolled.dictionaries import Structured, dense
+from unrolled.layers import Unrolled, stack, unroll, unstack
+
+EPS = np.finfo(float).eps
+M, N, K, BATCH = 6, 10, 4, 4
+# A step sums M + N products of numbers near 1 and rounds each; K steps that hardly grow add up: (M + N) K eps, twice.
+CLOSE = 2 * (M + N) * K * EPS
+# For programs that run once: compiling is all their time, and this halves it.
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def assert_close(ours, expected, atol=CLOSE):
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
+
+
+def assert_equal(ours, expected):
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
+
+
+def floats(tree):
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def jittered(tree, seed=0):
+    """Every floating entry times its own number near 1: no two steps alike, thresholds still positive."""
+    rng = np.random.default_rng(seed)
+
+    def one(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf * jnp.asarray(rng.uniform(0.8, 1.2, leaf.shape)) if floating else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def slopes(f, gradients, arguments, seed=0, h=1e-6):
+    """Pairs (derivative by `gradients`, central difference of `f`) along a random direction in each floating leaf."""
+    rng = np.random.default_rng(seed)
+    leaves, form = jax.tree.flatten(arguments)
+    for i, (leaf, g) in enumerate(zip(leaves, jax.tree.leaves(gradients), strict=True)):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        v = rng.normal(size=leaf.shape)
+        moved = [form.unflatten([*leaves[:i], leaf + s * h * v, *leaves[i + 1 :]]) for s in (1, -1)]
+        yield float(np.vdot(g, v)), float(f(*moved[0]) - f(*moved[1])) / (2 * h)
+
+
+def signals(m, batch=BATCH, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, m))
+
+
+# Layers
+
+
+@lru_cache
+def case(name):
+    """A layer of K steps, params that differ from step to step, a dictionary and a batch of signals."""
+    layer, D = registry.LAYERS[name](K), ur.dictionaries.gaussian(jax.random.key(0), M, N)
+    return layer, jittered(layer.init(jax.random.key(1), D)), D, signals(M)
+
+
+@pytest.fixture(params=registry.LAYERS)
+def name(request):
+    return request.param
+
+
+def test_every_way_to_run_a_layer_gives_the_same_code(name):
+    layer, params, D, Y = case(name)
+    apply = compiled(layer.apply)
+    codes = np.stack([apply(params, D, y) for y in Y])
+    assert (codes != 0).any(1).all() and codes.shape == (BATCH, N)
+    assert_close(layer.apply(params, D, Y[0]), codes[0])
+    assert_close(compiled(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y), codes)
+    assert_close(apply(unstack(params), D, Y[0]), codes[0])
+    for options in (dict(unroll=4), dict(unroll=3), dict(remat=True)):
+        assert_close(compiled(registry.LAYERS[name](K, **options).apply)(params, D, Y[0]), codes[0])
+    assert_equal(apply(stack(unstack(params)), D, Y[0]), codes[0])
+    assert_equal(apply(params, D, -Y[0]), -codes[0])  # rounding is symmetric, and every layer is odd
+
+
+def test_iterates_end_at_the_code_and_begin_as_shorter_layers(name):
+    layer, params, D, Y = case(name)
+    path = layer.iterates(params, D, Y[0])
+    assert path.shape == (K, N)
+    assert_equal(path[-1], layer.apply(params, D, Y[0]))
+    assert_close(compiled(layer.iterates)(unstack(params), D, Y[0]), path)
+    short = unstack(params)
+    short = Unrolled(short.shared, short.steps[: K - 1])
+    assert_close(compiled(registry.LAYERS[name](K - 1).apply)(short, D, Y[0]), path[-2])
+
+
+def test_two_stacks_of_half_the_depth_are_the_whole(name):
+    layer, params, D, Y = case(name)
+    state = layer.start(D, jnp.asarray(Y[0]))
+    steps, parts = unstack(params).steps, []
+    for half in (slice(0, K // 2), slice(K // 2, K)):
+        schedule = layer.schedule and layer.schedule[half]
+        run = compiled(partial(unroll, layer.step, schedule=schedule))
+        state, path = run(stack(Unrolled(params.shared, steps[half])), D, jnp.asarray(Y[0]), state)
+        parts.append(path)
+    assert_close(jnp.concatenate(parts), layer.iterates(params, D, Y[0]))
+    assert_equal(state.x, parts[-1][-1])
+
+
+def test_no_steps_give_the_zero_code(name):
+    _, _, D, Y = case(name)
+    layer = registry.LAYERS[name](0)
+    params = layer.init(jax.random.key(0), D)
+    for form in (params, unstack(params)):
+        assert_equal(layer.apply(form, D, Y[0]), np.zeros(N))
+        assert layer.iterates(form, D, Y[0]).shape == (0, N)
+
+
+def test_gradients_are_central_differences_in_every_leaf(name):
+    layer, params, D, Y = case(name)
+    weight = np.random.default_rng(2).normal(size=N)
+    forms = (layer, *(registry.LAYERS[name](K, **options) for options in (dict(unroll=4), dict(remat=True))))
+
+    def loss(layer, params, D, y):
+        return jnp.vdot(layer.apply(params, D, y), weight)
+
+    at = (params, D, jnp.asarray(Y[0]))
+    gradients = [compiled(jax.grad(partial(loss, form), argnums=(0, 1, 2)))(*at) for form in forms]
+    # Truncation h^2 times third derivatives of order 10, rounding 10 eps / h: 1e-9 each; 1e-7 leaves a hundredfold.
+    f = compiled(partial(loss, layer))
+    fixed = len(jax.tree.leaves(params.shared)) if isinstance(params.shared, ur.layers.Fixed) else 0
+    pairs = list(slopes(f, gradients[0], at))
+    for i, (slope, difference) in enumerate(pairs):
+        if i < fixed:  # weights from theory get no gradient, though the code depends on them
+            assert slope == 0 and abs(difference) > 1e-3
+        else:
+            assert slope == pytest.approx(difference, rel=1e-7, abs=1e-7) and slope != 0
+    for other in gradients[1:]:
+        for ours, expected in zip(jax.tree.leaves(other), jax.tree.leaves(gradients[0])):
+            assert_close(ours, expected, 100 * CLOSE)  # a gradient is up to 100 times its loss, and sums as many terms
+
+
+def test_gradients_stay_finite_at_the_origin(name):
+    layer, params, D, _ = case(name)
+    origin = jnp.zeros(M)
+    gradients = compiled(jax.grad(lambda *a: jnp.sum(layer.apply(*a)), argnums=(0, 1, 2)))(params, D, origin)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_layer_keeps_its_dtype(name, dtype):
+    layer, params, D, Y = case(name)
+    params, D, y = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, D, Y[0]))
+    x, path = layer.apply(params, D, y), layer.iterates(unstack(params), D, y)
+    assert x.dtype == path.dtype == dtype
+    # Relative to its own precision a narrow layer errs as a wide one does, the rounded inputs included.
+    wide = layer.apply(*jax.tree.map(lambda leaf: leaf.astype(float), (params, D, y)))
+    assert_close(x.astype(float), wide, CLOSE / EPS * float(jnp.finfo(dtype).eps))
+
+
+def test_the_wider_dtype_wins(name):
+    layer, params, D, Y = case(name)
+    narrow = [np.float32(Y[0]), D.astype(np.float32), jax.tree.map(lambda leaf: leaf.astype(np.float32), params)]
+    for y, D_, p in ((Y[0], narrow[1], narrow[2]), (narrow[0], D, narrow[2]), (narrow[0], narrow[1], params)):
+        assert layer.apply(p, D_, y).dtype == float
+    assert layer.apply(narrow[2], narrow[1].astype(jnp.bfloat16), narrow[0]).dtype == np.float32
+
+
+def test_equal_shapes_are_traced_once(name):
+    layer, params, D, Y = case(name)
+    traces = []
+
+    @partial(jax.jit, static_argnums=0)
+    def apply(layer, params, D, y):
+        traces.append(1)
+        return layer.apply(params, D, y)
+
+    for i in range(5):
+        again = registry.LAYERS[name](np.int64(K), precision="highest")  # equal arguments: the same layer
+        assert again is layer
+        apply(again, jittered(params, i), jittered(D, i), Y[i % BATCH])
+    assert len(traces) == 1
+    assert registry.LAYERS[name](K + 1) is not layer
+
+
+def test_signatures_say_the_same_of_every_layer(name):
+    layer, _, D, Y = case(name)
+    names = {field: list(inspect.signature(getattr(layer, field)).parameters) for field in layer._fields[:5]}
+    assert names["init"] == ["key", "D"] and names["start"] == ["D", "y"]
+    assert names["apply"] == names["iterates"] == ["params", "D", "y"]
+    assert (names["step"][0], *names["step"][2:5]) == ("shared", "D", "y", "state")
+    assert len(names["step"]) == 5 + (layer.schedule is not None)
+    assert layer.schedule is None or len(layer.schedule) == K
+    assert_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
+
+
+@pytest.mark.parametrize("kind", ["conv, valid", "composed", "nested"])
+def test_a_structured_dictionary_is_its_matrix(name, kind):
+    D = registry.DICTIONARIES[kind]()
+    layer, y = registry.LAYERS[name](K), signals(D.shape[0])[0]
+    D = D / 3.0
+    params = jittered(layer.init(jax.random.key(1), D))
+    matrices = jax.tree.map(
+        lambda leaf: dense(leaf), unstack(params), is_leaf=lambda leaf: isinstance(leaf, Structured)
+    )
+    ours = compiled(layer.apply)(params, D, y)
+    expected = compiled(layer.apply)(matrices, dense(D), y)
+    assert ours.shape == (D.shape[1],) and np.isfinite(ours).all()
+    assert_close(ours, expected, 8 * CLOSE * max(1, np.abs(expected).max()))  # up to four products in a row, d to 20
+
+
+def test_one_threshold_per_filter_is_that_of_all_its_positions(name):
+    D = registry.DICTIONARIES["conv, circular"]()
+    layer, y = registry.LAYERS[name](K), signals(D.shape[0])[0]
+    params = layer.init(jax.random.key(1), D)
+    each = np.random.default_rng(3).uniform(0.01, 0.1, (K, D.code_grid[0]))
+    codes = [
+        layer.apply(params._replace(steps=params.steps._replace(theta=jnp.asarray(theta))), D, y)
+        for theta in (each, np.repeat(each, D.positions[0], axis=1))
+    ]
+    assert_equal(*codes)
+
+
+def test_params_survive_a_file(name, tmp_path):
+    layer, params, D, Y = case(name)
+    leaves, form = jax.tree.flatten(params)
+    np.savez(tmp_path / "params.npz", *leaves)
+    with np.load(tmp_path / "params.npz", allow_pickle=False) as saved:
+        loaded = form.unflatten([saved[f"arr_{i}"] for i in range(len(leaves))])
+    assert_equal(layer.apply(loaded, D, Y[0]), layer.apply(params, D, Y[0]))
+    assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(loaded), leaves))
+
+
+# Reductions of one family to another
+
+LAM = 0.1
+
+
+@pytest.fixture(scope="module")
+def plain():
+    D = ur.dictionaries.gaussian(jax.random.key(4), M, N)
+    return D, signals(M, seed=4)[0], float(np.linalg.norm(np.asarray(D), 2) ** 2)
+
+
+@pytest.mark.parametrize("layer, solver", [("ista", "ista"), ("fista", "fista, no restart")])
+def test_layers_with_analytic_params_are_their_solvers(plain, layer, solver):
+    D, y, _ = plain
+    network, params = registry.LAYERS[layer](7), ur.analytic.ista(D, LAM, 7)
+    found = registry.SOLVERS[solver](D, y, LAM, tol=None, max_steps=7)
+    assert found.steps == 7
+    assert_close(network.apply(params, D, y), found.x)
+    init = registry.LAYERS[layer](7, lam=LAM).init(jax.random.key(0), D)
+    assert jax.tree.structure(init) == jax.tree.structure(params)
+    assert all(map(np.array_equal, jax.tree.leaves(init), jax.tree.leaves(params)))
+
+
+@pytest.mark.parametrize("name", ["lista", "lista, untied", "lista_cp", "lista_cp, untied"])
+def test_learned_families_start_as_ista(plain, name):
+    D, y, _ = plain
+    ista = ur.layers.ista(K).iterates(ur.analytic.ista(D, LAM, K), D, y)
+    layer = registry.LAYERS[name](K, lam=LAM)
+    assert_close(layer.iterates(layer.init(jax.random.key(0), D), D, y), ista)
+
+
+def test_lista_cp_with_scaled_atoms_is_ista(plain):
+    D, y, L = plain
+    layer = ur.layers.lista_cp(K)
+    params = layer.init(jax.random.key(0), D)
+    params = params._replace(shared=ur.layers.Weights(D / L), steps=params.steps._replace(theta=jnp.full(K, LAM / L)))
+    assert_close(layer.apply(params, D, y), ur.layers.ista(K).apply(ur.analytic.ista(D, LAM, K), D, y))
+
+
+def test_tied_params_repeated_are_untied_ones(plain):
+    D, y, _ = plain
+    for family in (ur.layers.lista, ur.layers.lista_cp):
+        tied, untied = (family(K, tied=tied) for tied in (True, False))
+        codes = [layer.apply(layer.init(jax.random.key(0), D), D, y) for layer in (tied, untied)]
+        assert_close(*codes)
+        assert_equal(tied.apply(untied.init(jax.random.key(0), D), D, y), codes[1])  # either form is taken
+
+
+def test_no_support_is_no_selection_and_all_of_it_is_hard_thresholding(plain):
+    D, y, _ = plain
+    params = jittered(ur.layers.alista(K).init(jax.random.key(0), D))
+    none, plain_ = (ur.layers.alista(K, support=support).iterates(params, D, y) for support in ((0.0, 0.0), None))
+    assert_close(none, plain_)
+    every = ur.layers.alista(1, support=(1.0, 1.0))
+    params = Unrolled(params.shared, jax.tree.map(lambda leaf: leaf[:1], params.steps))
+    u = float(params.steps.gamma[0]) * (y @ np.asarray(params.shared.W))
+    assert_close(every.apply(params, D, y), np.where(np.abs(u) > float(params.steps.theta[0]), u, 0))
+
+
+def test_alista_with_unit_steps_is_lista_cp(plain):
+    D, y, _ = plain
+    alista, lista_cp = ur.layers.alista(K), ur.layers.lista_cp(K)
+    ours = alista.init(jax.random.key(0), D)
+    theirs = lista_cp.init(jax.random.key(0), D)
+    theirs = theirs._replace(
+        shared=ur.layers.Weights(ours.shared.W), steps=theirs.steps._replace(theta=ours.steps.theta)
+    )
+    assert_close(alista.iterates(ours, D, y), lista_cp.iterates(theirs, D, y))
+
+
+def test_without_a_threshold_ista_is_a_gradient_step(plain):
+    D, y, L = plain
+    assert_close(ur.layers.ista(1).apply(ur.analytic.ista(D, 0.0, 1), D, y), y @ np.asarray(D) / L)
+
+
+def test_a_network_of_one_layer_is_the_layer(name):
+    layer, params, D, Y = case(name)
+    (code,) = ur.networks.dsc([layer]).apply((params,), (D,), Y[0])
+    assert_equal(code, layer.apply(params, D, Y[0]))
+
+
+# Activations
+
+
+@pytest.mark.parametrize("activation", registry.ACTIVATIONS)
+def test_activations_conform(activation):
+    build, traces = registry.ACTIVATIONS[activation], []
+    assert build() == build() and hash(build()) == hash(build())
+
+    @partial(jax.jit, static_argnums=2)
+    def shrink(v, theta, act):
+        traces.append(1)
+        return ur.activations.shrink(v, theta, act)
+
+    v, theta = jnp.linspace(-9, 9, 73), jnp.full(73, 0.7)  # without negative zeros: they are equal, but not in bits
+    shrunk = [shrink(v, theta, build()) for _ in range(5)][0]
+    assert len(traces) == 1
+    # One exponential rounds by 2 eps of its value, and values are at most 10 times the range.
+    assert_close(ur.activations.shrink(v, theta, build()), shrunk, 1000 * EPS)
+    one_by_one = jax.vmap(partial(ur.activations.shrink, activation=build()))(v, theta)
+    assert_close(one_by_one, shrunk, 1000 * EPS)
+    assert_equal(shrink(-v, theta, build()), -shrunk)
+    if activation in registry.MONOTONE:
+        assert (np.diff(build()(v)) >= 0).all() and (np.diff(shrunk) >= 0).all()
+    for dtype in ("float32", "bfloat16"):
+        assert ur.activations.shrink(v.astype(dtype), theta.astype(dtype), build()).dtype == dtype
+
+
+@pytest.mark.parametrize("activation", registry.ACTIVATIONS)
+def test_activations_have_finite_gradients_everywhere(activation):
+    act = registry.ACTIVATIONS[activation]()
+    theta = 0.5
+    kinks = np.array([0, theta, -theta, 3 + theta, 3 - theta, -3 - theta, theta - 3, 1e3, -1e3, 1e-300])
+    both = jax.vmap(jax.grad(partial(ur.activations.shrink, activation=act), argnums=(0, 1)), (0, None))
+    for slope in (*both(kinks, theta), *both(kinks, 0.0), jax.vmap(jax.grad(act))(kinks)):
+        # The steepest: SELU has slope 1.76, composed ones less than 1.2; a shrinkage is a difference of two.
+        assert np.isfinite(slope).all() and np.abs(slope).max() < 4
+
+
+# Dictionaries
+
+
+@pytest.fixture(params=registry.DICTIONARIES)
+def kind(request):
+    return request.param
+
+
+def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
+    D = registry.DICTIONARIES[kind]()
+    (m, d), rng = D.shape, np.random.default_rng(0)
+    x, r, X, R = (rng.normal(size=shape) for shape in ((d,), (m,), (d, 3), (3, m)))
+
+    def answers(D, x, r, X, R):
+        transposed = jax.linear_transpose(lambda x: D @ x, x)(r)[0]
+        norm = ur.dictionaries.spectral_norm(D)
+        return D @ x, r @ D, D.T @ r, x @ D.T, transposed, D @ X, R @ D, ur.dictionaries.dense(D), norm
+
+    *products, matrix, norm = (np.asarray(a) for a in compiled(answers)(D, *map(jnp.asarray, (x, r, X, R))))
+    assert matrix.shape == (m, d) == ur.dictionaries.dense(D).shape
+    scale = (m + d) * max(1, np.abs(matrix).max()) ** 2 * max(np.abs(v).max() for v in (x, r, X, R))
+    expected = matrix @ x, r @ matrix, r @ matrix, matrix @ x, r @ matrix, matrix @ X, R @ matrix
+    for ours, theirs in zip(products, expected, strict=True):
+        assert_close(ours, theirs, 4 * scale * EPS)  # at most a few dozen products, each rounded
+    assert r @ products[0] == pytest.approx(products[1] @ x, abs=4 * scale * m * EPS)
+    assert norm >= np.linalg.norm(matrix, 2) * (1 - 8 * EPS)
+    norms = ur.dictionaries.column_norms(D)
+    assert_close(norms, np.linalg.norm(matrix, axis=0), 4 * scale * EPS)
+
+
+def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
+    D = registry.DICTIONARIES[kind]()
+    (m, d), leaves = D.shape, jax.tree.leaves(D)
+    x, X = jnp.asarray(signals(d)[0]), jnp.asarray(signals(d))
+    again = jax.tree.unflatten(jax.tree.structure(D), leaves)
+    assert again.shape == (m, d) and type(again) is type(D)
+    synthesize = compiled(lambda D, x: D @ x)
+    assert_equal(synthesize(again, x), synthesize(D, x))
+    several = [jittered(D, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+    one_by_one = np.stack([synthesize(E, x) for E in several])
+    scale = 16 * d * max(1, np.abs(one_by_one).max()) * EPS
+    scanned = compiled(lambda E: lax.scan(lambda carry, D: (carry, D @ x), 0, E)[1])(stacked)
+    assert_close(scanned, one_by_one, scale)
+    assert_close(compiled(jax.vmap(lambda D: D @ x))(stacked), one_by_one, scale)
+    batch = compiled(jax.vmap(lambda x: D @ x))(X)
+    assert_close(batch, np.stack([synthesize(D, x) for x in X]), scale)
+    assert D.dtype == float and jittered(D).astype(np.float32).dtype == np.float32
+    assert (D / 2.0).shape == (m, d) and np.allclose((D / 2.0) @ x, (D @ x) / 2)
+
+
+def test_gradients_reach_every_array_of_a_dictionary(kind):
+    D = registry.DICTIONARIES[kind]()
+    m, d = D.shape
+    y, x = signals(m)[0], signals(d)[0]
+
+    def loss(D, x):
+        return jnp.sum((y - D @ x) ** 2) / 2
+
+    gradients = compiled(jax.grad(loss, argnums=(0, 1), allow_int=True))(D, x)
+    f = compiled(loss)
+    size = max(1, float(f(D, x)))
+    for slope, difference in slopes(f, gradients, (D, jnp.asarray(x))):
+        # A polynomial of low degree: truncation below h^2 times the loss, rounding eps / h = 2e-10 of it.
+        assert slope == pytest.approx(difference, rel=1e-7, abs=1e-8 * size) and slope != 0
+
+
+# Solvers
+
+
+@pytest.fixture(params=registry.SOLVERS)
+def solver(request):
+    return registry.SOLVERS[request.param]
+
+
+def test_solvers_answer_alike_however_they_are_run(solver, plain):
+    D = plain[0]
+    Y, traces = signals(M, seed=5), []
+
+    def count(D, y, lam):
+        traces.append(1)
+        return solver(D, y, lam)
+
+    one = jax.jit(count)
+    each = [one(D, y, LAM * (1 + i)) for i, y in enumerate(Y)]
+    assert len(traces) == 1
+    lams = LAM * np.arange(1, BATCH + 1)
+    batch = jax.jit(jax.vmap(solver, (None, 0, 0)))(D, Y, lams)
+    eager = solver(D, Y[0], LAM)
+    # Ill-posed to the gap: two runs that stop at 1e-6 may differ by its root, but here they take the same steps.
+    for i, alone in enumerate(each):
+        assert batch.steps[i] == alone.steps and batch.converged[i] == alone.converged
+        assert_close(batch.x[i], alone.x, 1e-12)
+    assert eager.steps == each[0].steps
+    assert_close(eager.x, each[0].x, 1e-12)
+    assert_equal(one(D, -Y[0], LAM).x, -each[0].x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_solvers_certify_what_they_return(solver, plain, dtype):
+    D, y, _ = plain
+    D, y = np.asarray(D, dtype), np.asarray(y, dtype)
+    found = jax.jit(solver)(D, y, LAM)
+    assert found.x.dtype == found.gap.dtype == found.residual.dtype == dtype
+    D, y, x = (np.asarray(a, float) for a in (D, y, found.x))
+
+    def objective(x):
+        return np.sum((y - D @ x) ** 2) / 2 + LAM * np.abs(x).sum()
+
+    best = ur.pursuit.fista(D, y, LAM, tol=1e-13)
+    assert best.converged
+    # The gap bounds the excess, up to its own rounding: a dozen sums of terms below the energy.
+    energy, slack = np.sum(y**2) / 2, 100 * float(jnp.finfo(dtype).eps)
+    assert objective(x) - objective(np.asarray(best.x)) <= (float(found.gap) + slack) * energy
+    assert found.gap >= 0
+    assert float(found.residual) == pytest.approx(np.linalg.norm(y - D @ x), rel=slack)
+    assert bool(found.converged) == (float(found.gap) <= np.asarray(1e-6, dtype))
+
+
+@pytest.mark.parametrize("kind", ["conv, circular", "composed", "sparse, conv"])
+def test_solvers_take_structured_dictionaries(solver, kind):
+    D = registry.DICTIONARIES[kind]()
+    y = signals(D.shape[0])[0]
+    ours, matrix = (jax.jit(solver)(E, y, 0.2) for E in (D, dense(D)))
+    assert ours.x.shape == (D.shape[1],) and ours.converged == matrix.converged
+    # Both are optimal within their gaps, 1e-6 of the energy: residuals of minimisers differ by the root of both.
+    tolerance = 2 * np.sqrt(2e-6) * np.linalg.norm(y) if ours.converged else 1e-12
+    assert float(ours.residual) == pytest.approx(float(matrix.residual), abs=tolerance)
