@@ -509,7 +509,9 @@ def test_gradients(main_kind):
         direction = rng.normal(size=leaf.shape)
         up, down = (float(value([*leaves[:i], leaf + h * direction, *leaves[i + 1 :]], x)) for h in (1e-5, -1e-5))
         # Central differences: 1e-10 times a third derivative, and rounding over 1e-5.
-        assert (up - down) / 2e-5 == pytest.approx(np.sum(by_leaves[i] * direction), rel=1e-6, abs=1e-6 * np.abs(M).sum())
+        assert (up - down) / 2e-5 == pytest.approx(
+            np.sum(by_leaves[i] * direction), rel=1e-6, abs=1e-6 * np.abs(M).sum()
+        )
 
 
 def test_filters_learn_through_grad():

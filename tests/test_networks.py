@@ -19,7 +19,9 @@ def unit_conv(filters, signal_shape):
 def chain():
     """Layers of three families over a dense, a convolutional and a composed dictionary: 12 -> 20 -> 32 -> 30."""
     rng = np.random.default_rng(0)
-    gaussian = [dictionaries.gaussian(jax.random.key(k), *shape) for k, shape in enumerate([(12, 20), (32, 40), (40, 30)])]
+    gaussian = [
+        dictionaries.gaussian(jax.random.key(k), *shape) for k, shape in enumerate([(12, 20), (32, 40), (40, 30)])
+    ]
     Ds = (gaussian[0], unit_conv(rng.normal(size=(2, 1, 5)), 20), dictionaries.Composed(*gaussian[1:]))
     parts = (layers.lista_cp(3, lam=0.02), layers.ista(2, lam=0.01), layers.lista(4, lam=0.01))
     network = networks.dsc(parts)

@@ -250,7 +250,7 @@ def firm_threshold(v: Array, theta: Array, upper: Array) -> Array:
     _checks.nonnegative(theta, "theta", "firm_threshold")
     if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
         raise ValueError(f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}")
-    between = jax.nn.relu(jnp.abs(v) - theta) * (upper / (upper - theta))
+    between = jax.nn.relu(jnp.abs(v) - theta) / (1 - theta / upper)  # this form stands upper = inf
     return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
 
 
@@ -300,7 +300,7 @@ def kth_largest(magnitude: Array, k: Array) -> Array:
     Returns:
         (), in the dtype of `magnitude`.
     """
-    dtype = magnitude.dtype
+    dtype, k = magnitude.dtype, jnp.asarray(k).astype(jnp.int32)
     if dtype.itemsize < 4:
         return kth_largest(magnitude.astype(jnp.float32), k).astype(dtype)
     bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)

@@ -27,7 +27,7 @@ def mean_nmse(estimates: Array, X: Array) -> Array:
     """Mean over the signals of `signal_nmse`, floored at -300 dB: the definition of Open-L2O. Zero codes are left out."""
     per_signal = jnp.maximum(signal_nmse(estimates, X), -300.0)
     nonzero = jnp.any(X != 0, -1)
-    return jnp.sum(jnp.where(nonzero, per_signal, 0.0)) / jnp.sum(nonzero)
+    return jnp.mean(per_signal, where=nonzero)
 
 
 def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
@@ -49,7 +49,7 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
     """Precision and recall of the support; an entry is chosen if its magnitude exceeds `tolerance`."""
     _same(estimates, X, "support_scores")
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
-    hits, n_chosen, n_true = jnp.sum(chosen & true, -1), jnp.sum(chosen, -1), jnp.sum(true, -1)
+    hits, n_chosen, n_true = (jnp.sum(mask, -1, dtype=float) for mask in (chosen & true, chosen, true))
     precision = jnp.where(n_chosen > 0, hits / jnp.maximum(n_chosen, 1), 1.0)
     recall = jnp.where(n_true > 0, hits / jnp.maximum(n_true, 1), 1.0)
     return SupportScores(precision.mean(), recall.mean(), (n_chosen - hits).mean())

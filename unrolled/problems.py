@@ -16,7 +16,8 @@ def bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -
     if not 0 <= probability <= 1:
         raise ValueError(f"bernoulli_gaussian: probability must be in [0, 1], got {probability}")
     support_key, value_key = jax.random.split(key)
-    return jax.random.bernoulli(support_key, probability, shape) * jax.random.normal(value_key, shape)
+    values = jax.random.normal(value_key, shape)
+    return jnp.where(jax.random.bernoulli(support_key, probability, shape), values, 0)
 
 
 def exact_sparse(key: Array, shape: tuple[int, ...], sparsity: int) -> Array:

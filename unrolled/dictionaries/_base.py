@@ -60,7 +60,12 @@ class Structured:
 
     def scale_columns(self, c: Array) -> "Structured":
         """D diag(c), with c of shape (d,)."""
-        raise TypeError(f"{type(self).__name__} does not define scale_columns")
+        return Rescaled(self, c)
+
+    def normalized(self) -> tuple["Structured", Array]:
+        """The dictionary with unit atoms, and the norms, (d,)."""
+        norms = self.column_norms()
+        return self.scale_columns(1 / norms), norms
 
     def column_norms(self) -> Array:
         """Euclidean norms of the atoms, (d,)."""
@@ -125,6 +130,34 @@ class Transposed(Structured):
         return self.base
 
 
+@pytree(data=("base", "weights"))
+@dataclass(frozen=True, eq=False)
+class Rescaled(Structured):
+    """D diag(weights) of a structured dictionary that cannot take the weights in."""
+
+    base: Structured
+    weights: Array  # (d,)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.base.shape
+
+    def synthesize(self, x: Array) -> Array:
+        return self.base.synthesize(self.weights * x)
+
+    def analyze(self, r: Array) -> Array:
+        return self.weights * self.base.analyze(r)
+
+    def scale(self, c: Array) -> "Rescaled":
+        return Rescaled(self.base, self.weights * c)
+
+    def scale_columns(self, c: Array) -> "Rescaled":
+        return Rescaled(self.base, self.weights * c)
+
+    def column_norms(self) -> Array:
+        return jnp.abs(self.weights) * self.base.column_norms()
+
+
 def dense(D) -> Array:
     """The matrix of a dictionary, (m, d); a plain array is returned as it is."""
     if not isinstance(D, Structured):
@@ -141,6 +174,14 @@ def column_norms(D) -> Array:
 def scale_columns(D, c: Array):
     """D diag(c): every atom times its own factor, c of shape (d,)."""
     return D.scale_columns(c) if isinstance(D, Structured) else D * c[None, :]
+
+
+def normalized(D):
+    """As `normalize`, without looking at values: a zero atom gives nan."""
+    if isinstance(D, Structured):
+        return D.normalized()
+    norms = column_norms(D)
+    return scale_columns(D, 1 / norms), norms
 
 
 def spectral_norm(D) -> Array:
@@ -169,10 +210,9 @@ def normalize(D):
     Raises:
         ValueError: an atom is zero (the message lists which).
     """
-    D = as_dictionary(D, "normalize")
-    norms = D.filter_norms() if hasattr(D, "filter_norms") else column_norms(D)
+    unit, norms = normalized(as_dictionary(D, "normalize"))
     nonzero_atoms(norms, "normalize")
-    return scale_columns(D, 1 / norms), norms
+    return unit, norms
 
 
 def as_dictionary(D, where: str):

@@ -40,11 +40,11 @@ class Composed(Structured):
         for j, (left, right) in enumerate(zip(factors, factors[1:]), start=1):
             if left.shape[1] != right.shape[0]:
                 raise ValueError(f"Composed: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
-        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "factors", _checks.cast(factors, _checks.common_dtype(factors)))
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.factors[0].shape[0], self.factors[-1].shape[1]
+        return self.factors[0].shape[-2], self.factors[-1].shape[-1]
 
     def synthesize(self, x: Array) -> Array:
         for D in reversed(self.factors):
@@ -85,11 +85,11 @@ class Concatenated(Structured):
             raise ValueError("Concatenated: expected at least one dictionary, got none")
         if len({D.shape[0] for D in parts}) > 1:
             raise ValueError(f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number of rows")
-        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "parts", _checks.cast(parts, _checks.common_dtype(parts)))
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.parts[0].shape[0], sum(D.shape[1] for D in self.parts)
+        return self.parts[0].shape[-2], sum(D.shape[-1] for D in self.parts)
 
     def _split(self, x: Array) -> list[Array]:
         ends = np.cumsum([D.shape[1] for D in self.parts])[:-1]
@@ -146,9 +146,10 @@ class Sparse(Structured):
             raise ValueError(f"Sparse: base has shape {base.shape} but atoms have shape {atoms.shape}")
         largest = max(1, int(np.count_nonzero(atoms, axis=0).max()))
         indices = np.argsort(atoms == 0, axis=0, kind="stable")[:largest]
-        object.__setattr__(self, "base", base)
-        object.__setattr__(self, "indices", jnp.asarray(indices, jnp.int32))
-        object.__setattr__(self, "values", jnp.asarray(np.take_along_axis(atoms, indices, 0)))
+        values = jnp.asarray(np.take_along_axis(atoms, indices, 0))
+        base, values = _checks.cast((base, values), _checks.common_dtype(base, values))
+        for name, value in (("base", base), ("indices", jnp.asarray(indices, jnp.int32)), ("values", values)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def _of(cls, base, indices, values) -> "Sparse":
@@ -159,7 +160,7 @@ class Sparse(Structured):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.base.shape[0], self.values.shape[-1]
+        return self.base.shape[-2], self.values.shape[-1]
 
     def synthesize(self, x: Array) -> Array:
         coefficients = jnp.zeros(self.base.shape[1], x.dtype).at[self.indices].add(self.values * x[None, :])

@@ -122,17 +122,11 @@ class Conv(Structured):
     def scale(self, c: Array) -> "Conv":
         return Conv(self.filters * c, self.signal_shape, self.stride, self.boundary)
 
-    def scale_columns(self, c: Array) -> "Conv":
-        """D diag(c) for c that is one value per filter, spread over its positions."""
-        c = c.reshape(self.code_grid[0], -1)[:, 0]
-        return Conv(
-            self.filters * c.reshape(-1, *(1,) * (self.filters.ndim - 1)), self.signal_shape, self.stride, self.boundary
-        )
-
-    def filter_norms(self) -> Array:
-        """Norm of the filter behind each atom, (d,): the atom's norm where nothing is cut at the border."""
+    def normalized(self) -> tuple["Conv", Array]:
+        """Unit filters, and their norms spread over the positions: those of the atoms where nothing is cut."""
         axes = tuple(range(1, self.filters.ndim))
-        return self.spread(jnp.sqrt(jnp.sum(self._folded() ** 2, axes)))
+        norms = jnp.sqrt(jnp.sum(self._folded() ** 2, axes, keepdims=True))
+        return self.scale(1 / norms), self.spread(norms.reshape(-1))
 
     def column_norms(self) -> Array:
         squared = Conv(self._folded() ** 2, self.signal_shape, self.stride, self.boundary)

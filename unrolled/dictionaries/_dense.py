@@ -119,9 +119,9 @@ def ill_conditioned(key: Array, m: int, d: int, kappa: float) -> Array:
     if not kappa >= 1:
         raise ValueError(f"ill_conditioned: kappa must be at least 1, got {kappa}")
     U, _, V = jnp.linalg.svd(jax.random.normal(key, (m, d)), full_matrices=False)
-    s = jnp.logspace(0, -math.log10(kappa), min(m, d))
+    s = jnp.logspace(0, -math.log10(kappa), min(m, d), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):
-        return normalize((U * s) @ V)[0]
+        return normalize((U * s[None, :]) @ V)[0]
 
 
 def _size(m: int, d: int, where: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary, column_norms, dense, nonzero_atoms, scale_columns, unit_atoms
+from unrolled.dictionaries._base import as_dictionary, dense, nonzero_atoms, normalized, unit_atoms
 from unrolled.dictionaries._conv import Conv
 
 # Unit roundoffs (spacing at 1) of the products that accelerators use in place of float32.
@@ -33,9 +33,8 @@ def mutual_coherence(D) -> Array:
     """
     D = as_dictionary(D, "mutual_coherence")
     _refuse_cut_atoms(D, "mutual_coherence")
-    norms = column_norms(D)
+    unit, norms = normalized(D)
     nonzero_atoms(norms, "mutual_coherence")
-    unit = scale_columns(D, 1 / norms)
     mu = jnp.minimum(_coherence(unit, unit).mu_W, 1.0)
     return jnp.where((norms > 0).all(), mu, jnp.nan)
 

@@ -15,7 +15,7 @@ import optax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary, column_norms, scale_columns
+from unrolled.dictionaries._base import as_dictionary, normalized
 from unrolled.layers._unroll import Fixed, Layer
 from unrolled.networks import Network
 from unrolled.training._losses import supervised
@@ -236,7 +236,7 @@ def _unit_atoms(D):
     """D, or each of a tuple, with its atoms scaled to norm 1."""
     if isinstance(D, tuple):
         return tuple(_unit_atoms(Dj) for Dj in D)
-    return scale_columns(D, 1 / (D.filter_norms() if hasattr(D, "filter_norms") else column_norms(D)))
+    return normalized(D)[0]
 
 
 def _is_float(leaf) -> bool:
