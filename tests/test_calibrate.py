@@ -1,5 +1,7 @@
 """Calibration: what the greedy choice of thresholds and step sizes promises, and what it leaves alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,9 +42,14 @@ def calibrated(planted):
     return {name: (start, calibrate(FAMILIES[name], start, D, X, Y)) for name, start in starts.items()}
 
 
+@partial(jax.jit, static_argnums=0)
+def iterates(layer, params, D, Y):
+    return jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+
+
 def errors(layer, params, D, X, Y):
     """Squared error of the whole sample after every step, relative to its energy."""
-    codes = np.asarray(jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y))
+    codes = np.asarray(iterates(layer, params, D, Y))
     return ((codes - np.asarray(X)) ** 2).sum((1, 2)) / (np.asarray(X) ** 2).sum()
 
 

@@ -733,13 +733,10 @@ def test_a_kind_that_defines_nothing_says_so():
         (lambda D: D @ np.ones(2), "synthesize"),
         (lambda D: np.ones(2) @ D, "analyze"),
         (lambda D: D * 2, "scale"),
-        (lambda D: D.scale_columns(np.ones(2)), "scale_columns"),
         (lambda D: ud.Structured.shape.fget(D), "shape"),
     ):
         with pytest.raises(TypeError, match=f"Empty does not define {name}"):
             use(Empty())
-    with pytest.raises(TypeError, match="Transposed does not define scale_columns"):
-        ud.normalize(CONV.T)
 
 
 # The checks at the door of the solvers

@@ -37,6 +37,12 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
     return array
 
 
+def entries(path: str | Path) -> list[str]:
+    """The names in a `.npz` file."""
+    with np.load(path, allow_pickle=False) as archive:
+        return archive.files
+
+
 def _entry(archive, path: Path, name: str | None) -> np.ndarray:
     names = archive.files
     if name in names:

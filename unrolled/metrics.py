@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from unrolled._checks import Array
+from unrolled._checks import Array, as_float
 
 
 def nmse(estimates: Array, X: Array) -> Array:
@@ -68,7 +68,8 @@ def kkt_violation(D, y: Array, x: Array, lam: Array) -> Array:
 def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
     """20 log10(peak / rms(estimate - reference)), dB, over all entries; nothing is clipped."""
     _same(estimate, reference, "psnr")
-    return 20 * jnp.log10(peak) - 10 * jnp.log10(jnp.mean((estimate - reference) ** 2))
+    estimate, reference = as_float(estimate, "estimate", "psnr"), as_float(reference, "reference", "psnr")
+    return -10 * jnp.log10(jnp.mean((estimate - reference) ** 2) / peak**2)
 
 
 def _same(a: Array, b: Array, where: str) -> None:

@@ -1,0 +1,250 @@
+"""Comparison: every number against direct computation in numpy, and what table, JSON and figure show."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from unrolled import analytic, dictionaries, layers, problems
+from unrolled.compare import QUANTILES, compare
+
+M, N, DEPTH, LAM = 12, 24, 4, 0.05
+# Sums of some hundred terms, compiled differently, through four steps.
+ROUNDING = 1e4 * np.finfo(float).eps
+
+LISTA, LISTA_CP, ALISTA = layers.lista(DEPTH), layers.lista_cp(DEPTH), layers.alista(DEPTH)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """D, X, Y with a little noise; the last code is zero."""
+    D = dictionaries.gaussian(jax.random.key(1), M, N)
+    X = problems.exact_sparse(jax.random.key(2), (30, N), 2).at[-1].set(0)
+    return D, X, problems.synthesize(D, X) + 0.01 * jax.random.normal(jax.random.key(3), (30, M))
+
+
+@pytest.fixture(scope="module")
+def methods(problem):
+    """Families with and without weights, tied, untied and unstacked, some of the same form."""
+    D = problem[0]
+    start = {
+        name: layer.init(jax.random.key(0), D) for name, layer in {"cp": LISTA_CP, "lista": LISTA, "al": ALISTA}.items()
+    }
+    moved = jax.tree.map(lambda leaf: 1.1 * leaf, start["cp"])
+    noise = 0.1 * jax.random.normal(jax.random.key(4), (N, N))
+    shaken = start["lista"]._replace(shared=start["lista"].shared._replace(S=start["lista"].shared.S + noise))
+    steps = start["al"].steps._replace(gamma=jnp.asarray([1.0, 0.5, 0.25, 2.0]))
+    untied = layers.lista_cp(DEPTH, tied=False)
+    return {
+        "ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH)),
+        "LISTA-CP": (LISTA_CP, start["cp"]),
+        "LISTA-CP, learned": (LISTA_CP, moved),
+        "LISTA": (LISTA, start["lista"]),
+        "LISTA, learned": (LISTA, shaken),
+        "ALISTA": (ALISTA, start["al"]),
+        "ALISTA, learned": (ALISTA, start["al"]._replace(steps=steps)),
+        "untied": (untied, layers.unstack(untied.init(jax.random.key(0), D))),
+    }
+
+
+@pytest.fixture(scope="module")
+def result(methods, problem):
+    return compare(methods, *problem)
+
+
+def test_curves_against_direct_computation(result, methods, problem):
+    D, X, Y = problem
+    for name in ("LISTA-CP", "ALISTA, learned", "untied"):
+        layer, params = methods[name]
+        curve, X = result.curves[name], np.asarray(X)
+        codes = np.asarray(jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, Y))
+        error, energy = ((codes - X) ** 2).sum(2), (X**2).sum(1)
+        with np.errstate(divide="ignore"):
+            decibels = 10 * np.log10(error / np.where(energy > 0, energy, np.nan))
+        chosen, true = codes != 0, X != 0
+        hits = (chosen & true).sum(2)
+        with np.errstate(invalid="ignore"):
+            precision = np.where(chosen.any(2), hits / chosen.sum(2), 1)
+            recall = np.where(true.any(1), hits / true.sum(1), 1)
+        expected = {
+            "nmse": 10 * np.log10(error.sum(1) / energy.sum()),
+            "mean_nmse": np.nanmean(decibels, 1),
+            "failure_rate": 1 - (error <= 0.01 * energy).mean(1),
+            "precision": precision.mean(1),
+            "recall": recall.mean(1),
+            "false_positives": (chosen & ~true).sum(2).mean(1),
+            "largest_l1": np.abs(codes - X).sum(2).max(1),
+        }
+        for field, value in expected.items():
+            np.testing.assert_allclose(getattr(curve, field), value, rtol=1e-9, atol=ROUNDING, err_msg=f"{name} {field}")
+        # The zero code has an infinite error in decibels where its estimate is not zero.
+        per_signal = np.where(np.isnan(decibels), np.where(error > 0, np.inf, np.nan), decibels)
+        quantiles = np.nanquantile(per_signal, QUANTILES, axis=1).T
+        np.testing.assert_allclose(curve.quantiles, quantiles, rtol=1e-9, atol=ROUNDING)
+        assert curve.gap is None
+    assert 0 < result.curves["ALISTA, learned"].recall[-1] <= 1
+
+
+def test_thresholds_are_means_per_step(result, methods):
+    assert set(result.thresholds) == set(methods)
+    theta = np.asarray(methods["LISTA-CP, learned"][1].steps.theta)
+    np.testing.assert_array_equal(result.thresholds["LISTA-CP, learned"], theta)
+    layer, params = LISTA_CP, methods["LISTA-CP"][1]
+    per_atom = jnp.linspace(0, 1, DEPTH * N).reshape(DEPTH, N)
+    D = dictionaries.gaussian(jax.random.key(1), M, N)
+    found = compare({"a": (layer, params._replace(steps=params.steps._replace(theta=per_atom)))}, D, D.T @ D, D.T)
+    np.testing.assert_allclose(found.thresholds["a"], np.asarray(per_atom).mean(1), rtol=ROUNDING)
+
+
+def test_the_reference_is_the_first_earlier_method_of_the_same_form(result):
+    expected = {"LISTA-CP, learned": "LISTA-CP", "LISTA, learned": "LISTA", "ALISTA, learned": "ALISTA"}
+    assert result.references == expected and set(result.changes) == set(expected)
+
+
+def test_a_named_reference(methods, problem):
+    names = ("LISTA-CP", "LISTA-CP, learned", "LISTA")
+    found = compare({name: methods[name] for name in names}, *problem, reference="LISTA-CP, learned")
+    assert found.references == {"LISTA-CP": "LISTA-CP, learned"}
+    # 1.1 times the start was the other way round: back is 1 - 1 / 1.1.
+    assert all(c.distance == pytest.approx(1 - 1 / 1.1, rel=ROUNDING) for c in found.changes["LISTA-CP"])
+
+
+def test_changes_against_direct_computation(result, methods):
+    scaled = {c.leaf: c for c in result.changes["LISTA-CP, learned"]}
+    assert set(scaled) == {"W", "theta"} and len(scaled["W"].per_step) == 1 and len(scaled["theta"].per_step) == DEPTH
+    for change in scaled.values():
+        assert change.distance == pytest.approx(0.1, rel=ROUNDING)
+        np.testing.assert_allclose(change.per_step, 0.1, rtol=ROUNDING)
+    shaken = {c.leaf: c for c in result.changes["LISTA, learned"]}
+    before, after = (np.asarray(methods[name][1].shared.S) for name in ("LISTA", "LISTA, learned"))
+    distance = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert shaken["S"].distance == pytest.approx(distance, rel=ROUNDING)
+    assert shaken["B"].distance == 0 and shaken["theta"].distance == 0
+    gamma = {c.leaf: c for c in result.changes["ALISTA, learned"]}["gamma"]
+    np.testing.assert_allclose(gamma.per_step, [0, 0.5, 0.75, 1], rtol=ROUNDING)
+    assert gamma.distance == pytest.approx(np.linalg.norm([0, 0.5, 0.75, 1]) / 2, rel=ROUNDING)
+
+
+def weights_by_hand(W, D):
+    """Least and largest w_i . d_i, and the largest off-diagonal product."""
+    products = np.asarray(W).T @ np.asarray(D)
+    diagonal = np.diag(products)
+    return diagonal.min(), diagonal.max(), np.abs(products - np.diag(diagonal)).max()
+
+
+def test_couplings_against_dense_algebra(result, methods, problem):
+    D = problem[0]
+    assert set(result.couplings) == set(methods) - {"ISTA"}
+    W = {
+        "LISTA-CP": methods["LISTA-CP"][1].shared.W,
+        "LISTA": methods["LISTA"][1].shared.B,
+        "untied": methods["untied"][1].steps[2].W,
+    }
+    for name, matrix in W.items():
+        c = result.couplings[name]
+        assert len(c.mu_W) == (DEPTH if name == "untied" else 1)
+        found = (c.diagonal_low[-1], c.diagonal_high[-1], c.mu_W[-1])
+        np.testing.assert_allclose(found, weights_by_hand(matrix, D), rtol=ROUNDING)
+    learned, gammas = result.couplings["ALISTA, learned"], (1.0, 0.5, 0.25, 2.0)
+    for k, gamma in enumerate(gammas):
+        found = (learned.diagonal_low[k], learned.diagonal_high[k], learned.mu_W[k])
+        expected = weights_by_hand(gamma * methods["ALISTA"][1].shared.W, D)
+        np.testing.assert_allclose(found, expected, rtol=ROUNDING)
+
+
+def test_the_coupling_mismatch(result, methods, problem):
+    """0 where the coupling is built in, rounding for LISTA at ISTA's start, the distance of S where it was moved."""
+    for name in ("LISTA-CP", "LISTA-CP, learned", "ALISTA, learned", "untied"):
+        np.testing.assert_array_equal(result.couplings[name].mismatch, 0)
+    assert result.couplings["LISTA"].mismatch.max() < ROUNDING
+    B, S = (np.asarray(leaf) for leaf in methods["LISTA, learned"][1].shared)
+    distance = np.linalg.norm(S - np.eye(N) + B.T @ np.asarray(problem[0])) / np.linalg.norm(S)
+    assert distance > 0.1
+    np.testing.assert_allclose(result.couplings["LISTA, learned"].mismatch, distance, rtol=ROUNDING)
+
+
+def test_the_gap_to_the_lasso_optimum(problem):
+    D, X, Y = problem
+    long = layers.fista(300)
+    found = compare(
+        {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH)), "FISTA": (long, analytic.ista(D, LAM, 300))},
+        D,
+        X,
+        Y,
+        lam=LAM,
+    )
+    ista, fista = found.curves["ISTA"].gap, found.curves["FISTA"].gap
+    # The optimum is known to a duality gap of 1e-6 of the energy of a signal, which is below 20 times the objective.
+    assert ista.shape == (DEPTH,) and (np.diff(ista) < 0).all() and ista[-1] > 1e-3
+    assert fista.shape == (300,) and fista.min() > -2e-5 and abs(fista[-1]) < 2e-5
+    codes = np.asarray(jax.vmap(long.apply, (None, None, 0))(analytic.ista(D, LAM, 300), D, Y))
+
+    def objective(x):
+        return ((np.asarray(Y) - x @ np.asarray(D).T) ** 2).sum(1) / 2 + LAM * np.abs(x).sum(1)
+
+    first = np.asarray(jax.vmap(layers.ista(1).apply, (None, None, 0))(analytic.ista(D, LAM, 1), D, Y))
+    expected = ((objective(first) - objective(codes)) / objective(codes)).mean()
+    assert ista[0] == pytest.approx(expected, abs=4e-5)
+    assert "(F - F*) / F*" in found.table() and f"{ista[-1]:.2e}" in found.table()
+
+
+def test_json_holds_everything_without_nan(result):
+    def refuse(constant):
+        raise AssertionError(f"{constant} in JSON")
+
+    held = json.loads(result.to_json(), parse_constant=refuse)
+    assert set(held) == {"curves", "thresholds", "references", "changes", "couplings"}
+    assert list(held["curves"]) == list(result.curves)
+    assert held["curves"]["ALISTA"]["nmse"] == result.curves["ALISTA"].nmse.tolist()
+    assert held["changes"]["LISTA, learned"][1]["leaf"] == "S"
+    assert held["references"] == result.references
+
+
+def test_json_turns_what_is_not_finite_into_null(problem):
+    """Zero codes have no NMSE in decibels."""
+    D, X, Y = problem
+    found = compare({"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}, D, 0 * X, Y)
+    assert not np.isfinite(found.curves["ISTA"].nmse).any()
+    assert json.loads(found.to_json())["curves"]["ISTA"]["nmse"] == [None] * DEPTH
+
+
+def test_tables_have_a_row_per_method(result, methods):
+    for table in (result.table(), result.parameters_table()):
+        header, rule, *rows = table.split("\n")
+        assert [row.split("|")[1].strip() for row in rows] == list(methods)
+        assert {line.count("|") for line in (header, rule, *rows)} == {header.count("|")}
+    curve = result.curves["ALISTA"]
+    (row,) = [row for row in result.table().split("\n") if row.startswith("| ALISTA |")]
+    assert f"| {DEPTH} | {curve.nmse[-1]:.1f} | {curve.mean_nmse[-1]:.1f} | {curve.failure_rate[-1]:.1%} |" in row
+    assert "| gamma " in result.parameters_table() or ", theta " in result.parameters_table()
+
+
+def test_the_figure_draws_every_method(result, methods, tmp_path):
+    figure = result.plot()
+    error = figure.axes[0]
+    assert [line.get_label() for line in error.get_lines()] == list(methods)
+    for line, curve in zip(error.get_lines(), result.curves.values()):
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(1, DEPTH + 1))
+        np.testing.assert_array_equal(line.get_ydata(), curve.nmse)
+    counts = [len(axes.get_lines()) for axes in figure.axes]
+    assert counts == [len(methods)] * 5 + [len(result.couplings)]
+    figure.savefig(tmp_path / "figure.png", dpi=40)
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 1
+
+
+def test_what_does_not_fit_is_refused(methods, problem):
+    D, X, Y = problem
+    one = {"ISTA": methods["ISTA"]}
+    with pytest.raises(ValueError, match="at least one method, got none"):
+        compare({}, D, X, Y)
+    with pytest.raises(ValueError, match="unknown reference 'FISTA'; expected one of ISTA"):
+        compare(one, D, X, Y, reference="FISTA")
+    for bad in ((Y, X), (X[1:], Y), (X[0], Y[0]), (X[:0], Y[:0]), (X[:, 1:], Y)):
+        with pytest.raises(ValueError, match=r"expected \(batch, 24\) and \(batch, 12\)"):
+            compare(one, D, *bad)
+    with pytest.raises(ValueError, match="steps but the layer has depth 5"):
+        compare({"ISTA": (layers.ista(5), methods["ISTA"][1])}, D, X, Y)

@@ -1,0 +1,210 @@
+"""Readers: what they accept, what they return, and that every refusal names the file."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unrolled import datasets
+from unrolled.datasets import from_patches, read_array, read_image, to_patches
+
+
+@pytest.fixture
+def values():
+    return np.random.default_rng(0).normal(size=(3, 4))
+
+
+@pytest.mark.parametrize(
+    "stored, returned",
+    [
+        ("float64", "float64"),
+        ("float32", "float32"),
+        ("float16", "float32"),
+        (">f8", "float64"),
+        ("int64", "float32"),
+        ("uint8", "float32"),
+    ],
+)
+def test_an_npy_file(tmp_path, values, stored, returned):
+    path = tmp_path / "D.npy"
+    array = (10 * values).astype(stored) if stored != "uint8" else np.arange(256, dtype="uint8")
+    np.save(path, array)
+    found = read_array(path)
+    assert found.dtype == np.dtype(returned)
+    np.testing.assert_array_equal(found, array)
+    found += 1  # the copy is the caller's
+    np.testing.assert_array_equal(np.load(path), array)
+
+
+def test_an_npz_file(tmp_path, values):
+    np.savez(tmp_path / "two.npz", D=values, Y=2 * values)
+    np.savez_compressed(tmp_path / "one.npz", whatever=values)
+    np.testing.assert_array_equal(read_array(tmp_path / "two.npz", "D"), values)
+    np.testing.assert_array_equal(read_array(str(tmp_path / "two.npz"), "Y"), 2 * values)
+    np.testing.assert_array_equal(read_array(tmp_path / "one.npz", "D"), values)
+    np.testing.assert_array_equal(read_array(tmp_path / "one.npz"), values)
+
+
+def test_an_npz_file_without_the_entry_is_ambiguous(tmp_path, values):
+    np.savez(tmp_path / "two.npz", A=values, B=values)
+    np.savez(tmp_path / "none.npz")
+    for path, match in ((tmp_path / "two.npz", "'A', 'B'.*called 'D'"), (tmp_path / "none.npz", "called 'D'")):
+        with pytest.raises(ValueError, match=f"{path.name}: not a readable array file .*{match}"):
+            read_array(path, "D")
+
+
+def test_a_missing_file_and_a_wrong_suffix(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.npy: no such file"):
+        read_array(tmp_path / "gone.npy")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_array(tmp_path)
+    (tmp_path / "D.csv").write_text("1,2\n")
+    with pytest.raises(ValueError, match="D.csv: expected a .npy or .npz file"):
+        read_array(tmp_path / "D.csv")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("damage", ["empty", "header", "truncated", "text"])
+def test_a_damaged_array_file(tmp_path, values, suffix, damage):
+    path = tmp_path / f"bad{suffix}"
+    np.save(path, values) if suffix == ".npy" else np.savez(path, D=values)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "header": whole[:20], "truncated": whole[:-30], "text": b"not an array\n"}[damage])
+    with pytest.raises(ValueError, match=f"bad{suffix}: not a readable array file"):
+        read_array(path, "D")
+
+
+def test_a_damaged_entry_of_an_npz_file(tmp_path, values):
+    """The table at its end is whole, the bytes of the entry are not."""
+    path = tmp_path / "bad.npz"
+    np.savez(path, D=values)
+    whole = bytearray(path.read_bytes())
+    start = whole.index(values.tobytes()[:16])
+    whole[start : start + 8] = b"damaged!"
+    path.write_bytes(bytes(whole))
+    with pytest.raises(ValueError, match="bad.npz: not a readable array file"):
+        read_array(path)
+
+
+class Bomb:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", "raw"])
+def test_pickled_objects_are_never_loaded(tmp_path, suffix):
+    import pickle
+
+    path, touched = tmp_path / f"evil{suffix if suffix != 'raw' else '.npy'}", tmp_path / "touched"
+    objects = np.array([Bomb(touched), None], dtype=object)
+    if suffix == ".npy":
+        np.save(path, objects, allow_pickle=True)
+    elif suffix == ".npz":
+        np.savez(path, D=objects)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(touched)))
+    with pytest.raises(ValueError, match="evil.np.: not a readable array file"):
+        read_array(path)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("array", [np.ones(2, complex), np.array(["a", "b"]), np.array([True]), np.zeros(2, "M8[s]")])
+def test_entries_that_are_not_real_numbers(tmp_path, array):
+    np.save(tmp_path / "D.npy", array)
+    with pytest.raises(ValueError, match="D.npy: entries are .*; expected real numbers"):
+        read_array(tmp_path / "D.npy")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_entries_that_are_not_finite(tmp_path, values, bad):
+    values[1, 2] = bad
+    np.save(tmp_path / "D.npy", values)
+    with pytest.raises(ValueError, match="D.npy: has NaN or infinite entries"):
+        read_array(tmp_path / "D.npy")
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, values):
+    monkeypatch.setattr(datasets, "_LARGEST_BYTES", 50)
+    np.save(tmp_path / "D.npy", values)
+    np.savez(tmp_path / "D.npz", D=values)
+    with pytest.raises(ValueError, match="D.npy: .*GiB"):
+        read_array(tmp_path / "D.npy")
+    with pytest.raises(ValueError, match="D.npz: .*GiB"):
+        read_array(tmp_path / "D.npz")
+
+
+# Pictures
+
+
+def test_a_grey_picture(tmp_path):
+    grey = np.arange(60, dtype=np.uint8).reshape(6, 10) * 4
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    found = read_image(tmp_path / "grey.png")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, grey.astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_coloured_picture_becomes_grey(tmp_path, mode):
+    colours = np.zeros((4, 5, 3), np.uint8)
+    colours[:2], colours[2:] = (255, 0, 0), (255, 255, 255)
+    Image.fromarray(colours).convert(mode).save(tmp_path / "c.png")
+    found = read_image(str(tmp_path / "c.png"))
+    assert found.shape == (4, 5)
+    # ITU-R 601 gives red 0.299, to the nearest of 256 values.
+    np.testing.assert_allclose(found[:2], 0.299, atol=0.5 / 255 + 1e-3)
+    np.testing.assert_array_equal(found[2:], 1)
+
+
+def test_a_file_that_is_not_a_picture(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    for name, content in {"text.png": b"hello\n", "empty.png": b"", "cut.png": whole[: len(whole) // 2]}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: not a readable picture"):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="gone.png: no such file"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_the_sample_photographs():
+    pictures = datasets.photographs()
+    assert list(pictures) == ["china", "flower"]
+    for picture in pictures.values():
+        assert picture.shape == (427, 640) and picture.dtype == np.float32
+        # The weights sum to 1, to rounding of float32.
+        assert picture.min() >= 0 and picture.max() <= 1 + 1e-6
+        assert picture.std() > 0.1
+    assert not np.array_equal(pictures["china"], pictures["flower"])
+
+
+# Patches
+
+
+def test_tiles_round_trip():
+    image = np.arange(15.0 * 22).reshape(15, 22)
+    tiles = to_patches(image, 4)
+    assert tiles.shape == (3 * 5, 16)
+    np.testing.assert_array_equal(tiles[0].reshape(4, 4), image[:4, :4])
+    np.testing.assert_array_equal(tiles[6].reshape(4, 4), image[4:8, 4:8])
+    np.testing.assert_array_equal(from_patches(tiles, image.shape, 4), image[:12, :20])
+    tiles[:] = -1  # a copy: the picture stays
+    assert image.min() == 0
+
+
+def test_overlapping_patches():
+    image = np.arange(30.0).reshape(5, 6)
+    patches = to_patches(image, 3, stride=2)
+    corners = [(0, 0), (0, 2), (2, 0), (2, 2)]
+    np.testing.assert_array_equal(patches, [image[r : r + 3, c : c + 3].ravel() for r, c in corners])
+
+
+def test_a_picture_smaller_than_a_patch():
+    with pytest.raises(ValueError, match=r"picture \(7, 20\) is smaller than a patch of 8 x 8"):
+        to_patches(np.zeros((7, 20)), 8)
+    np.testing.assert_array_equal(to_patches(np.ones((8, 8)), 8), np.ones((1, 64)))

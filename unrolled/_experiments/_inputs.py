@@ -1,0 +1,51 @@
+"""What the user brings: a dictionary, signals with or without codes, pictures."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import datasets, dictionaries
+from unrolled._experiments._pictures import Pictures, photograph_patches
+from unrolled.dictionaries._base import as_dictionary
+
+
+def read_dictionary(path: Path, dtype=np.float32):
+    """D from a `.npy` or `.npz` file (entry D)."""
+    return as_dictionary(jnp.asarray(datasets.read_array(path, "D").astype(dtype)), str(path))
+
+
+def read_signals(paths: list[Path], D):
+    """(D, Y, X) for signals with known codes, (D, Pictures, None) for others; pictures take an overcomplete DCT if D is None.
+
+    Raises:
+        ValueError: several array files, arrays without a dictionary, or shapes that do not fit.
+    """
+    if paths[0].suffix not in (".npy", ".npz"):
+        pictures = photograph_patches({str(path): datasets.read_image(path) for path in paths})
+        D = dictionaries.dct((8, 8), (16, 16)) if D is None else D
+        _check_length(paths[0], pictures.testing, D)
+        return D, pictures, None
+    if len(paths) > 1:
+        raise ValueError(f"compare: expected one array file with signals, got {len(paths)}")
+    if D is None:
+        raise ValueError("compare: signals in an array need --dictionary")
+    Y = datasets.read_array(paths[0], "Y").astype(np.float32)
+    _check_length(paths[0], Y, D)
+    if len(Y) < 2:
+        raise ValueError(f"{paths[0]}: expected at least 2 signals, got {len(Y)}")
+    if paths[0].suffix == ".npz" and "X" in datasets.entries(paths[0]):
+        X = datasets.read_array(paths[0], "X").astype(np.float32)
+        if X.shape != (len(Y), D.shape[1]):
+            raise ValueError(f"{paths[0]}: codes have shape {X.shape}; expected {(len(Y), D.shape[1])}")
+        return D, Y, X
+    cut = len(Y) * 4 // 5
+    return D, Pictures(Y[:cut], Y[cut:], None, None), None
+
+
+def _check_length(path: Path, Y, D) -> None:
+    if Y.ndim != 2 or Y.shape[1] != D.shape[0]:
+        hint = " The signals seem to be in columns: transpose them." if Y.ndim == 2 and len(Y) == D.shape[0] else ""
+        raise ValueError(
+            f"{path}: signals have shape {Y.shape}; expected (signals, {D.shape[0]}) for D {D.shape}.{hint}"
+        )
