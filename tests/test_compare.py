@@ -79,7 +79,9 @@ def test_curves_against_direct_computation(result, methods, problem):
             "largest_l1": np.abs(codes - X).sum(2).max(1),
         }
         for field, value in expected.items():
-            np.testing.assert_allclose(getattr(curve, field), value, rtol=1e-9, atol=ROUNDING, err_msg=f"{name} {field}")
+            # JAX takes the mean of booleans in float32.
+            rtol = 1e-7 if field == "failure_rate" else 1e-9
+            np.testing.assert_allclose(getattr(curve, field), value, rtol, atol=ROUNDING, err_msg=f"{name} {field}")
         # The zero code has an infinite error in decibels where its estimate is not zero.
         per_signal = np.where(np.isnan(decibels), np.where(error > 0, np.inf, np.nan), decibels)
         quantiles = np.nanquantile(per_signal, QUANTILES, axis=1).T

@@ -37,12 +37,21 @@ def styles(names) -> dict[str, dict]:
     }
 
 
-def curves(panel, lines: dict[str, np.ndarray], *, title: str, ylabel: str, log: bool = False, first: int = 1) -> None:
-    """One line per name over the steps, from step `first` on."""
-    for name, style in styles(lines).items():
-        values = np.asarray(lines[name])
+def curves(
+    panel,
+    lines: dict[str, np.ndarray],
+    *,
+    title: str,
+    ylabel: str,
+    log: bool = False,
+    looks: dict[str, dict] | None = None,
+) -> None:
+    """One line per name over the steps 1, 2, ...; `looks` (None: `styles` of the names) keeps panels alike."""
+    looks = styles(lines) if looks is None else looks
+    for name, values in lines.items():
+        values = np.asarray(values)
         marker = dict(marker="o", markersize=2.5) if len(values) <= 40 else {}
-        panel.plot(np.arange(first, first + len(values)), values, label=name, **style, **marker)
+        panel.plot(np.arange(1, len(values) + 1), values, label=name, **looks[name], **marker)
     if log:
         panel.set_yscale("log")
     panel.set(title=title, xlabel="step", ylabel=ylabel)
@@ -53,33 +62,32 @@ def curves(panel, lines: dict[str, np.ndarray], *, title: str, ylabel: str, log:
 def comparison(result):
     """The figure of a `compare.Comparison`: error, failures or objective gap, support, thresholds and weights per step."""
     fig, panels = figure(3, 2, height=3.2)
-    c = result.curves
-    curves(
-        panels[0, 0],
-        {n: v.nmse for n, v in c.items()},
-        title="Error of the codes (shade: 10 to 90 % of signals)",
-        ylabel="NMSE, dB",
+    c, looks = result.curves, styles(result.curves)
+
+    def draw(panel, lines, title, ylabel, log=False):
+        curves(panel, lines, title=title, ylabel=ylabel, log=log, looks=looks)
+
+    draw(
+        panels[0, 0], {n: v.nmse for n, v in c.items()}, "Error of the codes (shade: 10 to 90 % of signals)", "NMSE, dB"
     )
-    for name, style in styles(c).items():
-        low, high = c[name].quantiles[:, 0], c[name].quantiles[:, 2]
-        panels[0, 0].fill_between(np.arange(1, len(low) + 1), low, high, alpha=0.08, color=style["color"], linewidth=0)
+    for name, v in c.items():
+        steps, (low, _, high) = np.arange(1, len(v.nmse) + 1), v.quantiles.T
+        panels[0, 0].fill_between(steps, low, high, alpha=0.08, color=looks[name]["color"], linewidth=0)
     if any(v.gap is not None for v in c.values()):
         gaps = {n: _positive(v.gap) for n, v in c.items()}
-        curves(panels[0, 1], gaps, title="Gap to the LASSO optimum", ylabel="(F - F*) / F*", log=True)
+        draw(panels[0, 1], gaps, "Gap to the LASSO optimum", "(F - F*) / F*", log=True)
     else:
-        failures = {n: v.failure_rate for n, v in c.items()}
-        curves(panels[0, 1], failures, title="Signals that fail", ylabel="share not below -20 dB")
-    curves(panels[1, 0], {n: v.precision for n, v in c.items()}, title="Support: precision", ylabel="precision")
-    curves(panels[1, 1], {n: v.recall for n, v in c.items()}, title="Support: recall", ylabel="recall")
+        draw(panels[0, 1], {n: v.failure_rate for n, v in c.items()}, "Signals that fail", "share not below -20 dB")
+    draw(panels[1, 0], {n: v.precision for n, v in c.items()}, "Support: precision", "precision")
+    draw(panels[1, 1], {n: v.recall for n, v in c.items()}, "Support: recall", "recall")
     thresholds = {n: _positive(v) for n, v in result.thresholds.items()}
-    curves(panels[2, 0], thresholds, title="Thresholds", ylabel="mean theta of the step", log=True)
+    draw(panels[2, 0], thresholds, "Thresholds", "mean theta of the step", log=True)
     if thresholds:
         # A schedule that does not contract leaves the picture rather than flatten the others.
         values = np.concatenate(list(thresholds.values()))
         panels[2, 0].set_ylim(top=min(np.nanmax(values), 1e3 * np.nanmedian(values)) * 1.5)
-    K = {n: len(v.nmse) for n, v in c.items()}
-    weights = {n: np.broadcast_to(v.mu_W, K[n]) for n, v in result.couplings.items()}
-    curves(panels[2, 1], weights, title="Weights: largest off-diagonal of W'D", ylabel="mu_W of the step")
+    weights = {n: np.broadcast_to(v.mu_W, len(c[n].nmse)) for n, v in result.couplings.items()}
+    draw(panels[2, 1], weights, "Weights: largest off-diagonal of W'D", "mu_W of the step")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return fig
@@ -127,8 +135,9 @@ def atoms(D, shape: tuple[int, int], *, columns: int | None = None):
 
 
 def images(pictures: dict[str, np.ndarray]):
-    """Grey pictures in [0, 1] side by side under their titles."""
-    fig, panels = figure(1, len(pictures), width=3.4, height=3.9)
+    """Grey pictures in [0, 1], of one shape, side by side under their titles."""
+    rows, columns = next(iter(pictures.values())).shape
+    fig, panels = figure(1, len(pictures), width=3.4, height=3.4 * rows / columns + 0.3)
     for panel, (title, picture) in zip(panels[0], pictures.items()):
         panel.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1)
         panel.set_title(title, fontsize=9)

@@ -1,6 +1,7 @@
 """Signals without known codes, such as patches of photographs: how near the LASSO optimum each step comes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ def unknown_codes(D, pictures: Pictures, settings: Settings, say: Callable, titl
     problem = Problem(D, resampler(rows, batch=128), (rows, None), (tested, optimum.x))
     methods, seconds = _methods(problem, lam, settings, say)
     result = compare(methods, D, optimum.x, tested, lam=lam)
-    psnrs = {name: _psnr_per_step(layer, params, D, tested) for name, (layer, params) in methods.items()}
+    psnrs = {name: _psnr_per_step(layer, params, D, tested).tolist() for name, (layer, params) in methods.items()}
     text = [
         f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(rows)} signals to train on and {len(tested)} others to test on, lam = "
         f"{lam:.4g}, K = {K} steps. F* is solved by FISTA to a relative duality gap of at most "
@@ -124,9 +125,10 @@ def _remark(D) -> str:
     )
 
 
-def _psnr_per_step(layer, params, D, Y) -> list[float]:
-    codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, Y)
-    return [float(metrics.psnr(problems.synthesize(D, X), Y)) for X in codes]
+@partial(jax.jit, static_argnames="layer")
+def _psnr_per_step(layer, params, D, Y):
+    codes = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+    return jax.lax.map(lambda X: metrics.psnr(problems.synthesize(D, X), Y), codes)
 
 
 def _show(pictures: Pictures, methods, D):

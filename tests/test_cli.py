@@ -1,0 +1,328 @@
+"""The command line in process: what it prints, what it writes, and one line on stderr for what a user can mend."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import unrolled
+from unrolled import analytic, dictionaries, theory
+from unrolled._experiments import _job
+from unrolled._experiments._report import Section
+from unrolled.cli import main
+
+QUICK = ("--quick", "--steps", "3", "--depth", "3")
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_it():
+    """Float32 by default, as in a fresh process; compiled fast rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(False):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Input files: a dictionary of 12 x 24, its signals, the Paley frame, pictures, and broken ones."""
+    folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    D = rng.normal(size=(12, 24))
+    D /= np.linalg.norm(D, axis=0)
+    X = rng.normal(size=(60, 24)) * (rng.random((60, 24)) < 0.1)
+    Y = X @ D.T
+    arrays = {"D": D, "twice": 2 * D, "Y": Y, "columns": Y.T, "one": Y[:1], "longer": np.hstack([Y, Y])}
+    with jax.enable_x64(True):
+        arrays["paley"] = np.asarray(dictionaries.paley(13))
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "YX.npz", Y=Y, X=X)
+    np.savez(folder / "YX_wrong.npz", Y=Y, X=X[:, 1:])
+    (folder / "text.npy").write_text("not an array\n")
+    (folder / "text.png").write_text("not a picture\n")
+    for name, shape in {"first": (64, 72), "second": (72, 64), "tiny": (7, 20)}.items():
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def run(capsys, folder, monkeypatch):
+    """`run(*arguments) -> (status, stdout, stderr)` in the folder of the inputs."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def strict_json(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} in JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("command", ["compare", "certify", "doctor"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"examples?:\n  unrolled {command} ", shown)
+    assert "--json" in shown and "--seed" in shown
+
+
+def test_no_command_prints_the_help(run):
+    status, out, _ = run()
+    assert status == 2 and "{compare,certify,doctor}" in out
+
+
+def test_an_unknown_option_is_refused(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("certify", "paley.npy", "--colour")
+    assert stopped.value.code == 2 and "--colour" in capsys.readouterr().err
+
+
+# doctor
+
+
+def test_doctor(run, tmp_path):
+    status, out, _ = run("doctor", "--output", tmp_path / "new")
+    assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
+    found = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
+    assert found["jax"] == jax.__version__
+    assert f"{tmp_path / 'new'} is writable" in out and re.search("certified check .*passed", out)
+
+
+def test_doctor_as_json(run):
+    status, out, _ = run("doctor", "--json")
+    found = strict_json(out)
+    assert status == 0 and found["numpy"] == np.__version__ and found["float64"] == "off"
+    assert found["certified check"].startswith("passed")
+
+
+def test_doctor_runs_from_another_directory(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(unrolled.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "unrolled", "doctor"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search("certified check .*passed", done.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+# certify
+
+
+def test_certify_agrees_with_the_theory(run):
+    status, out, _ = run("certify", "paley.npy", "--json", "--tolerance", "1e-3", "--noise", "1e-5", "--bound", "2")
+    found = strict_json(out)
+    assert status == 0 and (found["m"], found["d"]) == (7, 14)
+    # The frame meets Welch's bound, 1 / sqrt(13), to rounding.
+    assert found["mutual_coherence"] == pytest.approx(1 / np.sqrt(13), abs=1e-14)
+    assert found["welch_bound"] == pytest.approx(1 / np.sqrt(13), abs=1e-14)
+    assert set(found["weights"]) == {"W = D", "closed form"}
+    with jax.enable_x64(True):
+        D = dictionaries.paley(13)
+        for name, W in (("W = D", D), ("closed form", theory.frobenius_weights(D))):
+            certified, row = analytic.certify(D, W), found["weights"][name]
+            expected = theory.schedule(
+                certified.mu_W,
+                certified.C_W,
+                sparsity=2,
+                bound=2.0,
+                noise=1e-5,
+                depth=1,
+                guard=certified.guard * 4,
+                eta=certified.eta,
+            )
+            assert row["largest_sparsity"] == row["sparsity"] == theory.max_sparsity(certified.mu_W, 14) == 2
+            assert row["holds"] is True and row["steps"] == expected.steps_for(1e-3)
+            assert row["contraction"] == pytest.approx(3 / np.sqrt(13), rel=1e-8)  # mu_W is rounded up by 1e-9
+            assert row["norm_W"] == pytest.approx(np.linalg.norm(np.asarray(W), 2), rel=1e-12)
+            for field in ("contraction", "rate", "floor"):
+                assert row[field] == pytest.approx(getattr(expected, field), rel=1e-12)
+
+
+def test_certify_as_text(run):
+    status, out, err = run("certify", "paley.npy")
+    assert status == 0 and not err
+    lines = {line[:24].strip(): line[24:].split() for line in out.splitlines()[2:]}
+    assert "7 x 14" in out and f"{1 / np.sqrt(13):.6f}" in out
+    assert lines["mu W"] == [f"{1 / np.sqrt(13):.6g}"] * 2
+    assert lines["largest sparsity"] == ["2", "2"] and lines["holds"] == ["True", "True"]
+    assert all(int(steps) > 0 for steps in lines["steps to 1e-06"])
+
+
+def test_certify_says_what_does_not_hold(run):
+    status, out, _ = run("certify", "paley.npy", "--sparsity", "3", "--json")
+    for row in strict_json(out)["weights"].values():
+        assert row["sparsity"] == 3 and row["largest_sparsity"] == 2 and row["holds"] is False
+        assert row["floor"] is None and row["steps"] is None and row["contraction"] > 1
+    status, out, _ = run("certify", "paley.npy", "--sparsity", "3")
+    assert status == 0 and "False" in out and "inf" in out
+
+
+def test_certify_normalizes_on_request(run):
+    status, out, _ = run("certify", "twice.npy", "--normalize", "--json")
+    plain = strict_json(run("certify", "D.npy", "--json")[1])
+    found = strict_json(out)
+    assert status == 0
+    assert found["mutual_coherence"] == pytest.approx(plain["mutual_coherence"], rel=1e-12)
+    assert found["weights"]["closed form"]["mu_W"] == pytest.approx(plain["weights"]["closed form"]["mu_W"], rel=1e-9)
+
+
+# What a user can mend
+
+REFUSED = {
+    "certify gone.npy": "gone.npy: no such file",
+    "certify text.npy": "text.npy: not a readable array file",
+    "certify first.png": "first.png: expected a .npy or .npz file",
+    "certify YX.npz": "'Y', 'X'.*called 'D'",
+    "certify twice.npy": "normalize",
+    "certify D.npy --sparsity 25": "sparsity 25 exceeds the number of atoms 24",
+    "certify D.npy --sparsity -1": "sparsity must be at least 0",
+    "certify D.npy --noise nan": "noise must be non-negative and not NaN",
+    "doctor --output D.npy": "D.npy: is a file",
+    "compare --output D.npy": "D.npy: is a file; expected a folder",
+    "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method omp, ksvd; expected some of ista, fista",
+    "compare --dictionary D.npy --method ": "unknown method",
+    "compare --dictionary D.npy --depth 0": "depth must be at least 1, got 0",
+    "compare --dictionary D.npy --steps -1": "steps must be at least 0, got -1",
+    "compare --dictionary D.npy --lam 0": "lam must be positive, got 0",
+    "compare --dictionary D.npy --sparsity 25": "sparsity must be in 1..24, got 25",
+    "compare --dictionary gone.npy": "gone.npy: no such file",
+    "compare --signals Y.npy": "signals in an array need --dictionary",
+    "compare --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(12, 60\).*transpose them",
+    "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected \(signals, 12\)",
+    "compare --dictionary D.npy --signals one.npy": "one.npy: expected at least 2 signals, got 1",
+    "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, got 2",
+    "compare --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape \(60, 23\); expected \(60, 24\)",
+    "compare --signals first.png text.png": "text.png: not a readable picture",
+    "compare --signals first.png tiny.png": r"picture \(7, 20\) is smaller than a patch",
+    "compare --dictionary D.npy --signals first.png": r"signals have shape .*, 64\); expected \(signals, 12\)",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_one_line_says_what_to_mend(run, tmp_path, command):
+    arguments = command.split(" ")
+    if arguments[0] == "compare" and "--output" not in arguments:
+        arguments += ["--output", tmp_path / "report"]
+    status, out, err = run(*arguments)
+    assert status == 2 and not out
+    assert re.fullmatch(rf"unrolled: .*{REFUSED[command]}.*\n", err), err
+
+
+def test_an_interrupt_is_one_line_too(run, monkeypatch):
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unrolled._experiments.doctor", interrupt)
+    assert run("doctor") == (130, "", "unrolled: interrupted\n")
+
+
+# compare
+
+
+def check_report(folder, slugs):
+    """The files of a report: parseable, readable, linked. Returns the data by section."""
+    report, results = (folder / "report.md").read_text(), strict_json((folder / "results.json").read_text())
+    assert list(results["sections"]) == slugs and results["environment"]["jax"] == jax.__version__
+    linked = set(re.findall(r"\]\(([^)]+)\)", report))
+    assert {path.name for path in folder.iterdir()} == linked | {"report.md", "results.json"}
+    assert {f"{slug}.csv" for slug in slugs} | {f"{slug}.png" for slug in slugs} <= linked
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200 and np.asarray(picture.convert("L")).std() > 1
+    for slug in slugs:
+        with (folder / f"{slug}.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        assert rows and all(len(row) == len(header) for row in rows)
+    return results["sections"]
+
+
+def curve_rows(folder, slug):
+    """Method -> number of steps in the CSV of a section."""
+    with (folder / f"{slug}.csv").open(newline="") as file:
+        names = [row["method"] for row in csv.DictReader(file)]
+    return {name: names.count(name) for name in names}
+
+
+def test_compare_on_an_own_dictionary(run, tmp_path):
+    out_folder = tmp_path / "deep" / "report"
+    status, out, err = run("compare", "--dictionary", "D.npy", *QUICK, "--sparsity", 2, "--output", out_folder)
+    assert status == 0 and "done" in err and f"Report: {out_folder / 'report.md'}" in out
+    data = check_report(out_folder, ["planted", "certified"])
+    names = ["ISTA", "ISTA, calibrated", "FISTA"]
+    names += [f"{f}, {kind}" for f in ("LISTA-CP", "ALISTA", "ALISTA-SS") for kind in ("analytic", "calibrated", "learned")]
+    assert list(data["planted"]["comparison"]["curves"]) == names
+    assert curve_rows(out_folder, "planted") == dict.fromkeys(names, 3)
+    assert all(f"| {name} |" in out for name in names)
+    # The certified regime: no error above its bound but by rounding of its own sum.
+    for curve in data["certified"]["curves"].values():
+        assert (np.asarray(curve["measured"]) <= np.asarray(curve["bound"]) * (1 + 1e-12)).all()
+
+
+def test_compare_on_own_signals(run, tmp_path):
+    status, *_ = run(
+        "compare", "--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista", *QUICK, "--output", tmp_path / "r"
+    )
+    assert status == 0
+    data = check_report(tmp_path / "r", ["signals"])["signals"]
+    assert curve_rows(tmp_path / "r", "signals") == {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3}
+    gap = np.asarray(data["comparison"]["curves"]["ISTA"]["gap"])
+    assert (np.diff(gap) < 0).all() and (gap > 0).all() and data["lam"] > 0
+
+
+def test_compare_on_own_signals_with_codes(run, tmp_path):
+    """And as JSON: standard output is the file that was written."""
+    arguments = ("--dictionary", "D.npy", "--signals", "YX.npz", "--method", "alista", "--json", *QUICK)
+    status, out, _ = run("compare", *arguments, "--output", tmp_path / "r")
+    assert status == 0
+    check_report(tmp_path / "r", ["signals"])
+    assert strict_json(out) == strict_json((tmp_path / "r" / "results.json").read_text())
+    assert list(curve_rows(tmp_path / "r", "signals")) == ["ALISTA, analytic", "ALISTA, calibrated", "ALISTA, learned"]
+
+
+def test_compare_on_own_pictures(run, tmp_path):
+    arguments = ("--signals", "first.png", "second.png", "--method", "ista", *QUICK)
+    status, out, _ = run("compare", *arguments, "--output", tmp_path / "r")
+    assert status == 0 and "Dictionary 64 x 256" in out
+    data = check_report(tmp_path / "r", ["signals"])["signals"]
+    assert (tmp_path / "r" / "signals-2.png").exists()  # the test picture rebuilt
+    assert len(data["psnr"]["ISTA"]) == 3 and np.isfinite(data["psnr"]["ISTA"]).all()
+
+
+def test_the_main_job_has_all_its_sections(run, tmp_path, monkeypatch):
+    """Its experiments are replaced by records of what they are given."""
+    given = {}
+
+    def stub(slug, title=None):
+        def experiment(first, *rest):
+            words = [word for word in rest if isinstance(word, str)]
+            given[words[1] if words else slug] = first
+            return Section(words[0] if words else slug, words[1] if words else slug, "text", {}, (["a"], [[1]]), {})
+
+        return experiment
+
+    for name in ("known_codes", "unknown_codes", "certified_regime", "chain"):
+        monkeypatch.setattr(_job, name, stub(name))
+    status, out, _ = run("compare", "--output", tmp_path)
+    assert status == 0
+    assert list(given) == ["benchmark", "certified_regime", "patches", "chain"]
+    assert given["benchmark"].D.shape == given["certified_regime"].shape == (250, 500)
+    assert given["patches"].shape == (64, 256) and given["chain"].depth == 16 and given["chain"].steps == 400
+    titles = ["The standard benchmark", "certified_regime", "Patches of real photographs", "chain"]
+    assert re.findall("^# (.*)$", out, re.M) == titles
+    assert re.findall("^## (.*)$", (tmp_path / "report.md").read_text(), re.M)[:4] == titles
