@@ -168,7 +168,7 @@ def test_thresholds_per_atom_keep_their_shape(planted, calibrated):
     start, expected = calibrated["lista_cp"]
     start = start._replace(steps=start.steps._replace(theta=jnp.full((DEPTH, 60), 0.1)))
     found = calibrate(FAMILIES["lista_cp"], start, D, X, Y).steps.theta
-    # One value per step, the one that a single threshold gets; the same sums, compiled differently, over a flat optimum.
+    # One value per step, that of a single threshold: the same sums, compiled differently, around a flat optimum.
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected.steps.theta)[:, None] * np.ones(60), rtol=1e-2)
 
 

@@ -207,7 +207,7 @@ REFUSED = {
     "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected \(signals, 12\)",
     "compare --dictionary D.npy --signals one.npy": "one.npy: expected at least 2 signals, got 1",
     "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, got 2",
-    "compare --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape \(60, 23\); expected \(60, 24\)",
+    "compare --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape \(60, 23\); expected .*24\)",
     "compare --signals first.png text.png": "text.png: not a readable picture",
     "compare --signals first.png tiny.png": r"picture \(7, 20\) is smaller than a patch",
     "compare --dictionary D.npy --signals first.png": r"signals have shape .*, 64\); expected \(signals, 12\)",
@@ -262,10 +262,13 @@ def curve_rows(folder, slug):
 def test_compare_on_an_own_dictionary(run, tmp_path):
     out_folder = tmp_path / "deep" / "report"
     status, out, err = run("compare", "--dictionary", "D.npy", *QUICK, "--sparsity", 2, "--output", out_folder)
-    assert status == 0 and "done" in err and f"Report: {out_folder / 'report.md'}" in out
+    assert status == 0, err
+    assert "done" in err and f"Report: {out_folder / 'report.md'}" in out
     data = check_report(out_folder, ["planted", "certified"])
     names = ["ISTA", "ISTA, calibrated", "FISTA"]
-    names += [f"{f}, {kind}" for f in ("LISTA-CP", "ALISTA", "ALISTA-SS") for kind in ("analytic", "calibrated", "learned")]
+    names += [
+        f"{f}, {kind}" for f in ("LISTA-CP", "ALISTA", "ALISTA-SS") for kind in ("analytic", "calibrated", "learned")
+    ]
     assert list(data["planted"]["comparison"]["curves"]) == names
     assert curve_rows(out_folder, "planted") == dict.fromkeys(names, 3)
     assert all(f"| {name} |" in out for name in names)
@@ -275,10 +278,10 @@ def test_compare_on_an_own_dictionary(run, tmp_path):
 
 
 def test_compare_on_own_signals(run, tmp_path):
-    status, *_ = run(
+    status, _, err = run(
         "compare", "--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista", *QUICK, "--output", tmp_path / "r"
     )
-    assert status == 0
+    assert status == 0, err
     data = check_report(tmp_path / "r", ["signals"])["signals"]
     assert curve_rows(tmp_path / "r", "signals") == {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3}
     gap = np.asarray(data["comparison"]["curves"]["ISTA"]["gap"])
@@ -288,8 +291,8 @@ def test_compare_on_own_signals(run, tmp_path):
 def test_compare_on_own_signals_with_codes(run, tmp_path):
     """And as JSON: standard output is the file that was written."""
     arguments = ("--dictionary", "D.npy", "--signals", "YX.npz", "--method", "alista", "--json", *QUICK)
-    status, out, _ = run("compare", *arguments, "--output", tmp_path / "r")
-    assert status == 0
+    status, out, err = run("compare", *arguments, "--output", tmp_path / "r")
+    assert status == 0, err
     check_report(tmp_path / "r", ["signals"])
     assert strict_json(out) == strict_json((tmp_path / "r" / "results.json").read_text())
     assert list(curve_rows(tmp_path / "r", "signals")) == ["ALISTA, analytic", "ALISTA, calibrated", "ALISTA, learned"]
@@ -297,8 +300,8 @@ def test_compare_on_own_signals_with_codes(run, tmp_path):
 
 def test_compare_on_own_pictures(run, tmp_path):
     arguments = ("--signals", "first.png", "second.png", "--method", "ista", *QUICK)
-    status, out, _ = run("compare", *arguments, "--output", tmp_path / "r")
-    assert status == 0 and "Dictionary 64 x 256" in out
+    status, out, err = run("compare", *arguments, "--output", tmp_path / "r")
+    assert status == 0 and "Dictionary 64 x 256" in out, err
     data = check_report(tmp_path / "r", ["signals"])["signals"]
     assert (tmp_path / "r" / "signals-2.png").exists()  # the test picture rebuilt
     assert len(data["psnr"]["ISTA"]) == 3 and np.isfinite(data["psnr"]["ISTA"]).all()

@@ -193,6 +193,14 @@ def test_the_gap_to_the_lasso_optimum(problem):
     assert "(F - F*) / F*" in found.table() and f"{ista[-1]:.2e}" in found.table()
 
 
+def test_a_zero_signal_leaves_the_gap_finite(problem):
+    """As a flat patch of a picture gives: its optimum is 0, and every method is there from the start."""
+    D, X, Y = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    gap = compare(methods, D, X.at[0].set(0), Y.at[0].set(0), lam=LAM).curves["ISTA"].gap
+    assert np.isfinite(gap).all() and (gap > 0).all()
+
+
 def test_json_holds_everything_without_nan(result):
     def refuse(constant):
         raise AssertionError(f"{constant} in JSON")

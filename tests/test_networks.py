@@ -125,9 +125,10 @@ def test_an_analytic_chain_keeps_its_certificate():
     blocks = [layers.lista_cp(K) for K in depths]
     Y = problems.synthesize(D_1, X_1)
     codes = jax.jit(jax.vmap(networks.dsc(blocks).apply, (None, None, 0)))(params, (D_1, D_2), Y)
-    for layer, p, D, Y, X, block, last in zip(blocks, params, (D_1, D_2), (Y, codes[0]), (X_1, X_2), expected, codes):
+    inputs = (Y, codes[0])
+    for layer, p, D, given, X, block, last in zip(blocks, params, (D_1, D_2), inputs, (X_1, X_2), expected, codes):
         np.testing.assert_array_equal(np.asarray(p.steps.theta), block.theta)
-        iterates = np.asarray(jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(p, D, Y))
+        iterates = np.asarray(jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(p, D, given))
         np.testing.assert_allclose(iterates[-1], np.asarray(last), rtol=0, atol=ROUNDING)
         assert not ((iterates != 0) & (np.asarray(X) == 0)).any()
         assert (np.abs(iterates - np.asarray(X)).sum(2).max(1) <= block.error[1:]).all()

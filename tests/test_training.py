@@ -70,7 +70,8 @@ def run(layer, D, sample, params=None, *, steps=20, key=0, optimizer=None, **opt
     """`fit` with the usual choices; params default to `init`."""
     params = layer.init(jax.random.key(9), D) if params is None else params
     optimizer = optax.adam(1e-2) if optimizer is None else optimizer
-    options.setdefault("validation", sample(jax.random.key(8)))
+    if "validation" not in options:
+        options["validation"] = sample(jax.random.key(8))
     return fit(layer, params, D, sample, optimizer=optimizer, steps=steps, key=jax.random.key(key), **options)
 
 
@@ -477,6 +478,12 @@ def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
     # Atoms are scaled to norm 1 after every step, which rounds.
     np.testing.assert_allclose(np.asarray(found.D), np.asarray(D), atol=20 * EPS)
     assert not same(found.params.steps, layer.init(jax.random.key(9), D).steps)
+
+
+def test_an_optimizer_may_remember_the_start(D, sample):
+    """DoG measures the distance from it: its state holds the params themselves."""
+    found = run(FAMILIES["lista_cp"], D, sample, steps=5, optimizer=optax.contrib.dog(1.0))
+    assert finite(found.params) and not same(found.params, FAMILIES["lista_cp"].init(jax.random.key(9), D))
 
 
 def test_a_masked_optimizer_trains_a_part(D, sample):

@@ -92,9 +92,9 @@ def _with(p, theta, gamma):
 
 def _check_sample(D, X, Y) -> None:
     m, d = D.shape
-    if jnp.ndim(X) != 2 or jnp.ndim(Y) != 2 or X.shape[1] != d or Y.shape[1] != m or len(X) != len(Y) or not len(X):
+    if np.ndim(X) != 2 or np.ndim(Y) != 2 or X.shape[1] != d or Y.shape[1] != m or len(X) != len(Y) or not len(X):
         raise ValueError(
-            f"calibrate: X has shape {jnp.shape(X)} and Y {jnp.shape(Y)}; expected (batch, {d}) and (batch, {m})"
+            f"calibrate: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected (batch, {d}) and (batch, {m})"
         )
     _checks.finite((X, Y), "the sample", "calibrate")
     if not np.any(np.asarray(X)):

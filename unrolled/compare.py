@@ -134,9 +134,9 @@ def compare(
     if reference is not None and reference not in methods:
         raise ValueError(f"compare: unknown reference {reference!r}; expected one of {', '.join(methods)}")
     m, d = D.shape
-    if jnp.ndim(X) != 2 or jnp.ndim(Y) != 2 or X.shape[1] != d or Y.shape != (len(X), m) or not len(X):
+    if np.ndim(X) != 2 or np.ndim(Y) != 2 or X.shape[1] != d or Y.shape != (len(X), m) or not len(X):
         raise ValueError(
-            f"compare: X has shape {jnp.shape(X)} and Y {jnp.shape(Y)}; expected (batch, {d}) and (batch, {m})"
+            f"compare: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected (batch, {d}) and (batch, {m})"
         )
     X, Y = jnp.asarray(X), jnp.asarray(Y)
     optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
@@ -228,7 +228,7 @@ def _coupling(params: Unrolled, D) -> Coupling | None:
 
 
 def _same_form(a, b) -> bool:
-    shapes = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
+    shapes = ([np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
     return jax.tree.structure(a) == jax.tree.structure(b) and len(set(map(tuple, shapes))) == 1
 
 

@@ -7,6 +7,7 @@ Two definitions of NMSE are in use and differ by many dB when a few signals fail
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled._checks import Array, as_float
 
@@ -73,5 +74,5 @@ def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
 
 
 def _same(a: Array, b: Array, where: str) -> None:
-    if jnp.shape(a) != jnp.shape(b):
-        raise ValueError(f"{where}: shapes {jnp.shape(a)} and {jnp.shape(b)} differ; expected equal ones")
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones")

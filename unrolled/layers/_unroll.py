@@ -185,7 +185,7 @@ def _check_fields(part, D, lead: int, where: str) -> None:
     expected = {"W": [(m, d)], "B": [(m, d)], "S": [(d, d)], "theta": per_atom, "gamma": per_atom}
     for name in set(expected) & set(getattr(part, "_fields", ())):
         value = getattr(part, name)
-        shape = value.shape if isinstance(value, Structured) else jnp.shape(value)[lead:]
+        shape = value.shape if isinstance(value, Structured) else np.shape(value)[lead:]
         if shape not in expected[name]:
             hint = " Were the params made for another dictionary?" if name in ("W", "B", "S") else ""
             raise ValueError(f"{where}: {name} has shape {shape} at a step; expected one of {expected[name]}.{hint}")

@@ -49,7 +49,7 @@ class Fit(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss or an update stopped being finite; `fit` holds what was reached before."""
+    """The loss, its gradient or an update stopped being finite; `fit` holds what was reached before."""
 
     def __init__(self, message: str, fit: Fit):
         super().__init__(message)
@@ -104,8 +104,8 @@ def fit(
         progress: show a bar; None shows one on a terminal.
 
     Raises:
-        NonFiniteError: a loss or an update that is not finite; the message names the step and its `fit` holds the last
-            finite params and the best ones.
+        NonFiniteError: a loss, gradient or update that is not finite; the message names the step, and its `fit` holds the
+            params before that step (after a broken update the best ones) and the best ones.
         TypeError: not an optax optimiser, not a model, params without floating leaves.
         ValueError: a batch that does not fit or is not finite, steps or evaluate_every out of range.
     """
@@ -124,27 +124,26 @@ def fit(
         params, D = _merge(trained, fixed)
         return loss(codes(params, D, Y), X, D, Y)
 
+    def advance(trained, state, gradients):
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
+            updates, state = optimizer.update(gradients, state, trained)
+            trained = optax.apply_updates(trained, updates)
+        return trained._replace(D=_unit_atoms(trained.D)) if learn_dictionary else trained, state
+
     def update(trained, state, bad, fixed, k):
         Y, X = sample(jax.random.fold_in(key, k))
         value, gradients = jax.value_and_grad(objective)(trained, fixed, Y, X)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
-            updates, new_state = optimizer.update(gradients, state, trained)
-            new = optax.apply_updates(trained, updates)
-        if learn_dictionary:
-            new = new._replace(D=_unit_atoms(new.D))
-        good = jnp.isfinite(value) & _all_finite(new) & (bad < 0)
-
-        def keep(new, old):
-            return jnp.where(good, new, old)
-
+        good = jnp.isfinite(value) & _all_finite(gradients)
         bad = jnp.where(good | (bad >= 0), bad, k)
-        return jax.tree.map(keep, new, trained), jax.tree.map(keep, new_state, state), bad, value
+        # A branch, not a selection: selecting afterwards would read and write all params once more.
+        trained, state = jax.lax.cond(bad < 0, advance, lambda t, s, _: (t, s), trained, state, gradients)
+        return trained, state, jnp.where(_all_finite(trained) | (bad >= 0), bad, k), value
 
-    # The compiled step consumes its arguments; the caller keeps the params that were passed in.
-    trained = jax.tree.map(jnp.copy, trained)
+    # The compiled step consumes its arguments: copies keep the caller's params, and states that hold the start, apart.
+    trained = _copy(trained)
     loop = _Loop(jax.jit(update, donate_argnums=(0, 1, 2)), jax.jit(objective), fixed, validation)
-    with _bar(steps, progress) as advance, _writer(log) as write:
-        return loop.run(trained, optimizer.init(trained), steps, evaluate_every, (*callbacks, advance, write))
+    with _bar(steps, progress) as show, _writer(log) as write:
+        return loop.run(trained, _copy(optimizer.init(trained)), steps, evaluate_every, (*callbacks, show, write))
 
 
 class _Loop(NamedTuple):
@@ -171,8 +170,10 @@ class _Loop(NamedTuple):
             loss = recent.mean() if len(recent) else np.nan
             records.append(Record(done, float(loss), value, time.perf_counter() - began))
             if value < lowest:
-                best, lowest = jax.tree.map(jnp.copy, trained), value
-            result = Fit(_merge(trained, self.fixed).params, *_merge(best, self.fixed), History(losses, tuple(records)))
+                best, lowest = _copy(trained), value
+            last = _copy(trained) if _all_finite(trained) else best
+            history = History(losses, tuple(records))
+            result = Fit(_merge(last, self.fixed).params, *_merge(best, self.fixed), history)
             _stop_unless_finite(int(bad), result)
             for callback in callbacks:
                 callback(records[-1], result.params)
@@ -185,11 +186,13 @@ def _stop_unless_finite(bad: int, result: Fit) -> None:
         return
     if bad >= 0:
         loss = result.history.loss[bad]
-        what = f"training stopped at step {bad}: the loss is {loss:.4g}, and it or its update is not finite"
+        what = (
+            f"training stopped at step {bad}: the loss is {loss:.4g}, and it, its gradient or the update is not finite"
+        )
     else:
         what = f"training stopped at step {last.step}: the validation loss is {last.validation}"
     hint = "try a smaller learning rate or optax.clip_by_global_norm"
-    raise NonFiniteError(f"fit: {what}; `.fit` of this error holds the last finite params and the best; {hint}", result)
+    raise NonFiniteError(f"fit: {what}; `.fit` of this error holds the params before it and the best; {hint}", result)
 
 
 def _codes_of(model) -> Callable:
@@ -243,6 +246,10 @@ def _is_float(leaf) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
 def _all_finite(tree) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
@@ -258,12 +265,12 @@ def _check_batch(batch, D) -> None:
         raise TypeError("fit: sample must return (Y, X), signals and codes")
     Y, X = batch
     m = (D[0] if isinstance(D, tuple) else D).shape[0]
-    if jnp.ndim(Y) != 2 or Y.shape[1] != m or not len(Y):
-        raise ValueError(f"fit: signals have shape {jnp.shape(Y)}; expected (batch, {m}) with batch at least 1")
+    if np.ndim(Y) != 2 or Y.shape[1] != m or not len(Y):
+        raise ValueError(f"fit: signals have shape {np.shape(Y)}; expected (batch, {m}) with batch at least 1")
     d = (D[-1] if isinstance(D, tuple) else D).shape[1]
     last = X[-1] if isinstance(X, tuple) else X
     if last is not None and last.shape != (len(Y), d):
-        raise ValueError(f"fit: codes have shape {jnp.shape(last)}; expected {(len(Y), d)}")
+        raise ValueError(f"fit: codes have shape {np.shape(last)}; expected {(len(Y), d)}")
     _checks.finite(batch, "the batch of sample", "fit")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled._checks import Array
 from unrolled.dictionaries import Composed
@@ -55,8 +56,8 @@ def deep(loss: Callable, weights=None) -> Callable:
             losses = jax.vmap(lambda x: loss(x[None], X, D, Y))(codes)
         if weights is None:
             return jnp.mean(losses)
-        if jnp.shape(weights) != losses.shape:
-            raise ValueError(f"deep: weights have shape {jnp.shape(weights)}; expected {losses.shape}, one per step")
+        if np.shape(weights) != losses.shape:
+            raise ValueError(f"deep: weights have shape {np.shape(weights)}; expected {losses.shape}, one per step")
         return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
     return total
