@@ -50,7 +50,7 @@ def assert_bounds(act, seen):
 
 
 def assert_tight(act, seen, unit=1.0, names=CONSTANTS):
-    """Finite constants are at most what the grid shows plus its accuracy; abs(h'') <= 2 makes the slope good to STEP."""
+    """Finite constants are at most what the grid shows plus its accuracy: as abs(h'') <= 2, slopes are good to STEP."""
     for name in names:
         slack = 2 * STEP if name == "tail_lipschitz" else 1e-6 * unit
         if math.isfinite(getattr(act, name)):

@@ -164,9 +164,10 @@ def test_the_wider_dtype_wins(name):
     layer, params, D, Y = case(name)
     for wide, narrow in (("float64", "float32"), ("float32", "bfloat16"), ("float32", "float16")):
         for one in range(3):
+            dtypes = [wide if i == one else narrow for i in range(3)]
             arguments = [
-                jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf, wide if i == one else narrow), argument)
-                for i, argument in enumerate((params, D, Y[0]))
+                jax.tree.map(lambda leaf, dtype=dtype: jnp.asarray(leaf, dtype), argument)
+                for dtype, argument in zip(dtypes, (params, D, Y[0]))
             ]
             assert jax.eval_shape(layer.apply, *arguments).dtype == wide
 
@@ -252,6 +253,25 @@ def test_layers_with_analytic_params_are_their_solvers(plain, layer, solver):
     init = registry.LAYERS[layer](7, lam=LAM).init(jax.random.key(0), D)
     assert jax.tree.structure(init) == jax.tree.structure(params)
     assert all(map(np.array_equal, jax.tree.leaves(init), jax.tree.leaves(params)))
+
+
+def test_ista_and_fista_are_the_textbook_ones(plain):
+    D, y, L = plain
+    D = np.asarray(D)
+    x = z = np.zeros(N)
+    t, paths = 1.0, {"ista": [], "fista": []}
+    for _ in range(7):  # Beck and Teboulle (2009), (4.1) to (4.3)
+        u = z + D.T @ (y - D @ z) / L
+        x_next, t_next = np.sign(u) * np.maximum(np.abs(u) - LAM / L, 0), (1 + np.sqrt(1 + 4 * t * t)) / 2
+        x, z, t = x_next, x_next + (t - 1) / t_next * (x_next - x), t_next
+        paths["fista"].append(x)
+    x = np.zeros(N)
+    for _ in range(7):
+        u = x + D.T @ (y - D @ x) / L
+        x = np.sign(u) * np.maximum(np.abs(u) - LAM / L, 0)
+        paths["ista"].append(x)
+    for name, path in paths.items():
+        assert_close(registry.LAYERS[name](7).iterates(ur.analytic.ista(D, LAM, 7), D, y), path)
 
 
 @pytest.mark.parametrize("name", ["lista", "lista, untied", "lista_cp", "lista_cp, untied"])
@@ -365,7 +385,17 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
 
     def answers(D, x, r, X, R):
         transposed = jax.linear_transpose(lambda x: D @ x, x)(r)[0]
-        products = D @ x, r @ D, D.T @ r, x @ D.T, transposed, D @ X, R @ D, (D / 2.0) @ x, ur.dictionaries.column_norms(D)
+        products = (
+            D @ x,
+            r @ D,
+            D.T @ r,
+            x @ D.T,
+            transposed,
+            D @ X,
+            R @ D,
+            (D / 2.0) @ x,
+            ur.dictionaries.column_norms(D),
+        )
         return ur.dictionaries.dense(D), ur.dictionaries.spectral_norm(D), *products
 
     matrix, norm, *products = (np.asarray(a) for a in compiled(answers)(D, *map(jnp.asarray, (x, r, X, R))))
@@ -402,8 +432,7 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
 
 def test_gradients_reach_every_array_of_a_dictionary(kind):
     D = registry.DICTIONARIES[kind]()
-    (m, d), x = D.shape, jnp.asarray(signals(D.shape[1])[0])
-    y = signals(m)[0]
+    x, y = (jnp.asarray(signals(n)[0]) for n in D.shape[::-1])
     f = compiled(jax.value_and_grad(lambda D, x: jnp.sum((y - D @ x) ** 2) / 2, argnums=(0, 1), allow_int=True))
     value, gradients = f(D, x)
     for slope, difference in slopes(lambda *at: f(*at)[0], gradients, (D, x)):

@@ -44,6 +44,7 @@ def calibrate(layer: Layer, params: Unrolled, D, X: Array, Y: Array) -> Unrolled
     steps = unstack(params).steps
     if not all(hasattr(p, "theta") for p in steps):
         raise TypeError("calibrate: expected steps with a field theta; this family has none")
+    jax.eval_shape(layer.apply, params, D, Y[0])  # the layer's own checks of the params and their depth
     schedule = layer.schedule or (None,) * len(steps)
     state = jax.vmap(lambda y: layer.start(D, y))(Y)
     chosen = []
@@ -68,7 +69,8 @@ def _search(step, shared, p, D, Y, X, state, constants):
 
     peak = jnp.max(jnp.abs(X)).astype(Y.dtype)
     has_gamma = hasattr(p, "gamma")
-    gamma = jnp.mean(p.gamma) if has_gamma else jnp.ones((), Y.dtype)
+    gamma = jnp.mean(p.gamma).astype(Y.dtype) if has_gamma else jnp.ones((), Y.dtype)
+    gamma = jnp.where(gamma > 0, gamma, 1)
     # In logarithms: theta from 1e-5 of the largest entry up to it; gamma from a third to three times its value.
     theta_at, theta_width = jnp.log(peak) - 5.75, jnp.asarray(5.75, Y.dtype)
     gamma_at, gamma_width = jnp.log(gamma), jnp.asarray(1.1 if has_gamma else 0.0, Y.dtype)

@@ -116,6 +116,7 @@ def _scaled(x, act, k):
 
 def scale(act: Activation, k: float) -> Activation:
     """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay (theory of Theorem 10)."""
+    _has_constants(act, "scale")
     k = _parameter(k, "k", "scale", positive=True)
     return Activation(
         f"scale({act.name}, {k:g})",
@@ -129,6 +130,11 @@ def scale(act: Activation, k: float) -> Activation:
         act.identity_on_positives,
         act.nonpositive_tail,
     )
+
+
+def _has_constants(act, where: str) -> None:
+    if not isinstance(act, Activation):
+        raise TypeError(f"{where}: expected an Activation, whose constants it can follow; got {act!r}")
 
 
 def _composed(x, act, times):
@@ -145,6 +151,7 @@ def compose(act: Activation, times: int) -> Activation:
     -beta. Otherwise relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and 1-Lipschitz.
     `scale` reaches the same tail with no extra depth.
     """
+    _has_constants(act, "compose")
     m = _checks.as_index(times, "times", "compose", least=1)
     if m == 1:
         return act

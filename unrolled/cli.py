@@ -110,13 +110,14 @@ without gradients, *learned* ones start there and are trained end to end."""
 def _compare(arguments) -> None:
     from unrolled import _experiments
 
+    settings = _settings(arguments)
     _experiments.check_folder(arguments.output)  # before any work
     began = time.perf_counter()
 
     def say(message: str) -> None:
         print(f"[{time.perf_counter() - began:5.1f} s] {message}", file=sys.stderr, flush=True)
 
-    sections = _experiments.sections(arguments.dictionary, arguments.signals, _settings(arguments), say)
+    sections = _experiments.sections(arguments.dictionary, arguments.signals, settings, say)
     say("writing the report")
     given = {k: str(v) for k, v in vars(arguments).items() if k not in ("run", "json") and v not in (None, False)}
     report = _experiments.write(arguments.output, "Analytic and learned sparse coding", _SUMMARY, sections, given)

@@ -31,7 +31,7 @@ class Curve(NamedTuple):
     recall: np.ndarray
     false_positives: np.ndarray  # wrong entries per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal: what a theorem bounds
-    gap: np.ndarray | None  # mean of (F - F*) / F* for the LASSO, if lam was given
+    gap: np.ndarray | None  # sum of F - F* over the sum of F*, for the LASSO, if lam was given
 
 
 class Change(NamedTuple):
@@ -189,7 +189,7 @@ def _optimum(D, Y, lam) -> Array:
 
 def _objective_gap(D, Y, x, lam, optimum) -> Array:
     objective = jax.vmap(lasso_objective, (None, 0, 0, None))(D, Y, x, jnp.asarray(lam, Y.dtype))
-    return jnp.mean((objective - optimum) / optimum)
+    return jnp.sum(objective - optimum) / jnp.sum(optimum)
 
 
 def _weights(params: Unrolled) -> tuple[Any, Any]:
@@ -221,8 +221,9 @@ def _coupling(params: Unrolled, D) -> Coupling | None:
         rows.append((w.min(), w.max(), float(_coherence(Wk, D).mu_W), mismatch))
     low, high, mu, mismatch = (np.asarray(column, float) for column in zip(*rows))
     if gammas is not None:  # W acts as gamma_k W
-        gammas = np.asarray(gammas, float).reshape(-1)
-        low, high, mu = np.minimum(gammas * low, gammas * high), np.maximum(gammas * low, gammas * high), gammas * mu
+        gammas = np.asarray(gammas, float).reshape(len(gammas), -1)
+        ends = np.stack([g * w for g in (gammas.min(1), gammas.max(1)) for w in (low, high)])
+        low, high, mu = ends.min(0), ends.max(0), np.abs(gammas).max(1) * mu
         mismatch = np.broadcast_to(mismatch, mu.shape)
     return Coupling(low, high, mu, mismatch)
 

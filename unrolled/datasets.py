@@ -23,8 +23,7 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"{path}: expected a .npy or .npz file")
     try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
-        array = loaded if path.suffix == ".npy" else _entry(loaded, path, name)
+        array = np.load(path, allow_pickle=False, mmap_mode="r") if path.suffix == ".npy" else _entry(path, name)
     except (OSError, EOFError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable array file ({error})") from error
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
@@ -39,22 +38,20 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
 
 def entries(path: str | Path) -> list[str]:
     """The names in a `.npz` file."""
-    with np.load(path, allow_pickle=False) as archive:
+    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return archive.files
 
 
-def _entry(archive, path: Path, name: str | None) -> np.ndarray:
-    names = archive.files
-    if name in names:
-        chosen = name
-    elif len(names) == 1:
-        chosen = names[0]
-    else:
-        raise ValueError(f"entries {names}; expected one called {name!r}, or a single one")
-    size = archive.zip.getinfo(f"{chosen}.npy").file_size
-    if size > _LARGEST_BYTES:
-        raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
-    return archive[chosen]
+def _entry(path: Path, name: str | None) -> np.ndarray:
+    # The file is opened here, since np.load leaves it open when the archive is damaged.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        chosen = name if name in archive.files else archive.files[0] if len(archive.files) == 1 else None
+        if chosen is None:
+            raise ValueError(f"entries {archive.files}; expected one called {name!r}, or a single one")
+        size = archive.zip.getinfo(f"{chosen}.npy").file_size
+        if size > _LARGEST_BYTES:
+            raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
+        return archive[chosen]
 
 
 def read_image(path: str | Path) -> np.ndarray:

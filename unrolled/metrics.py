@@ -9,23 +9,26 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._checks import Array, as_float
+from unrolled._checks import Array, as_float, common_dtype
 
 
 def nmse(estimates: Array, X: Array) -> Array:
     """10 log10(sum norm(x^ - x)^2 / sum norm(x)^2) over the batch, dB: the definition of LISTA-CPSS and ALISTA."""
-    _same(estimates, X, "nmse")
+    estimates, X = _same(estimates, X, "nmse")
     return 10 * jnp.log10(jnp.sum((estimates - X) ** 2) / jnp.sum(X**2))
 
 
 def signal_nmse(estimates: Array, X: Array) -> Array:
     """10 log10(norm(x^ - x)^2 / norm(x)^2) of every signal, dB; (batch,). A zero code gives nan or inf."""
-    _same(estimates, X, "signal_nmse")
+    estimates, X = _same(estimates, X, "signal_nmse")
     return 10 * jnp.log10(jnp.sum((estimates - X) ** 2, -1) / jnp.sum(X**2, -1))
 
 
 def mean_nmse(estimates: Array, X: Array) -> Array:
-    """Mean over the signals of `signal_nmse`, floored at -300 dB: the definition of Open-L2O. Zero codes are left out."""
+    """Mean over the signals of `signal_nmse`, floored at -300 dB: the definition of Open-L2O.
+
+    Zero codes are left out (nan if all are).
+    """
     per_signal = jnp.maximum(signal_nmse(estimates, X), -300.0)
     nonzero = jnp.any(X != 0, -1)
     return jnp.mean(per_signal, where=nonzero)
@@ -33,7 +36,7 @@ def mean_nmse(estimates: Array, X: Array) -> Array:
 
 def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
     """Share of the signals whose error is not below `level` dB; an estimate with NaN fails."""
-    _same(estimates, X, "failure_rate")
+    estimates, X = _same(estimates, X, "failure_rate")
     error, energy = jnp.sum((estimates - X) ** 2, -1), jnp.sum(X**2, -1)
     return jnp.mean(~(error <= 10 ** (level / 10) * energy))
 
@@ -48,7 +51,7 @@ class SupportScores(NamedTuple):
 
 def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> SupportScores:
     """Precision and recall of the support; an entry is chosen if its magnitude exceeds `tolerance`."""
-    _same(estimates, X, "support_scores")
+    estimates, X = _same(estimates, X, "support_scores")
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (jnp.sum(mask, -1, dtype=float) for mask in (chosen & true, chosen, true))
     precision = jnp.where(n_chosen > 0, hits / jnp.maximum(n_chosen, 1), 1.0)
@@ -59,8 +62,13 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
 def kkt_violation(D, y: Array, x: Array, lam: Array) -> Array:
     """Largest violation of the optimality of x for 1/2 norm(y - D x)^2 + lam norm(x, 1), in units of lam.
 
-    On the support D' r = lam sign(x), off it abs(D' r) <= lam.
+    On the support D' r = lam sign(x), off it abs(D' r) <= lam. Asks lam > 0.
+
+    Raises:
+        ValueError: y or x of the wrong shape.
     """
+    if (np.shape(y), np.shape(x)) != ((D.shape[0],), (D.shape[1],)):
+        raise ValueError(f"kkt_violation: D has shape {D.shape}, y {np.shape(y)} and x {np.shape(x)}; they must fit")
     g = (y - D @ x) @ D
     violation = jnp.where(x != 0, jnp.abs(g - lam * jnp.sign(x)), jnp.maximum(jnp.abs(g) - lam, 0.0))
     return violation.max() / lam
@@ -68,11 +76,14 @@ def kkt_violation(D, y: Array, x: Array, lam: Array) -> Array:
 
 def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
     """20 log10(peak / rms(estimate - reference)), dB, over all entries; nothing is clipped."""
-    _same(estimate, reference, "psnr")
-    estimate, reference = as_float(estimate, "estimate", "psnr"), as_float(reference, "reference", "psnr")
+    estimate, reference = _same(estimate, reference, "psnr")
     return -10 * jnp.log10(jnp.mean((estimate - reference) ** 2) / peak**2)
 
 
-def _same(a: Array, b: Array, where: str) -> None:
+def _same(a: Array, b: Array, where: str) -> tuple[Array, Array]:
+    """Both as floats (bytes would wrap around), of one shape."""
     if np.shape(a) != np.shape(b):
         raise ValueError(f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones")
+    a, b = as_float(a, "the first argument", where), as_float(b, "the second argument", where)
+    dtype = common_dtype(a, b)
+    return a.astype(dtype), b.astype(dtype)

@@ -30,9 +30,9 @@ def bounded(key: Array, shape: tuple[int, ...], sparsity: int, bound: float = 1.
     """Codes of the class of Assumption 2: `sparsity` nonzeros of random sign, magnitudes uniform in [least, bound].
 
     Raises:
-        ValueError: sparsity outside 0..d, or not 0 <= least <= bound.
+        ValueError: sparsity outside 0..d, or not 0 <= least <= bound < inf.
     """
-    if not 0 <= least <= bound:
+    if not 0 <= least <= bound < math.inf:
         raise ValueError(f"bounded: expected 0 <= least <= bound, got least={least}, bound={bound}")
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
@@ -63,6 +63,8 @@ def add_noise(key: Array, Y: Array, snr: float) -> Array:
 
     The noise level of a signal is std(y) 10^(-snr / 20), the benchmark's convention (the mean of y is left out).
     """
+    if math.isnan(snr):
+        raise ValueError("add_noise: snr is nan; expected decibels, or inf for no noise")
     if snr == math.inf:
         return Y
     level = jnp.std(Y, axis=-1, keepdims=True) * 10 ** (-snr / 20)
@@ -71,8 +73,8 @@ def add_noise(key: Array, Y: Array, snr: float) -> Array:
 
 def l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
     """Noise vectors of l1 norm exactly `noise` in random directions: the budget delta of Assumption 2."""
-    if not noise >= 0:
-        raise ValueError(f"l1_noise: noise must be non-negative, got {noise}")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
     e = jax.random.laplace(key, shape)
     return e * (noise / jnp.sum(jnp.abs(e), axis=-1, keepdims=True))
 
@@ -108,7 +110,7 @@ def sampler(D, batch: int, *, probability: float = 0.1, snr: float = math.inf) -
 
     def sample(key):
         code_key, noise_key = jax.random.split(key)
-        X = bernoulli_gaussian(code_key, (batch, D.shape[1]), probability)
+        X = bernoulli_gaussian(code_key, (batch, D.shape[1]), probability).astype(D.dtype)
         return add_noise(noise_key, synthesize(D, X), snr), X
 
     return sample

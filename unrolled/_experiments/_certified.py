@@ -39,8 +39,7 @@ def certified_regime(D, settings: Settings, say: Callable) -> Section | None:
                 continue
             params = _quietly(analytic.lista_cp, D, W=W, depth=K, sparsity=s, bound=1.0)
             codes = jax.jit(jax.vmap(layers.lista_cp(K).iterates, (None, None, 0), out_axes=1))(params, D, Y)
-            measured = np.concatenate([[float(jnp.abs(X).sum(1).max())], jnp.abs(codes - X).sum(2).max(1)])
-            wrong = int(((codes != 0) & (X == 0)).sum())
+            measured, wrong = _errors(codes, X)
             lines[name] = (measured, schedule.error)
             rows += [[name, k, e, b] for k, (e, b) in enumerate(zip(measured, schedule.error))]
             table[-1] += f" {wrong} | {measured[-1]:.2e} | {schedule.error[-1]:.2e} |"
@@ -59,6 +58,13 @@ def certified_regime(D, settings: Settings, say: Callable) -> Section | None:
     header = ["weights", "step", "largest l1 error", "certified bound"]
     data = {name: {"measured": m.tolist(), "bound": b.tolist()} for name, (m, b) in lines.items()}
     return Section(title, "certified", "\n".join(text), figures, (header, rows), {"sparsity": s, "curves": data})
+
+
+def _errors(iterates, X) -> tuple[np.ndarray, int]:
+    """The largest l1 error of a signal, from step 0 on, and the wrong entries of all steps and signals."""
+    start = jnp.abs(X).sum(1).max()[None]
+    measured = jnp.concatenate([start, jnp.abs(iterates - X[None]).sum(2).max(1)])
+    return np.asarray(measured), int(((iterates != 0) & (X == 0)[None]).sum())
 
 
 def _quietly(function, *args, **options):
@@ -127,17 +133,13 @@ def _chain_run(D_1, D_2, sparsities, depths, key) -> _Chain:
         jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(p, D, y)
         for layer, p, D, y in zip((first, second), params, (D_1, D_2), (Y, codes[0]))
     ]
-    measured = tuple(
-        np.concatenate([[float(jnp.abs(X).sum(1).max())], jnp.abs(x - X).sum(2).max(1)])
-        for x, X in zip(iterates, (X_1, X_2))
-    )
-    wrong = sum(int(((x != 0) & (X == 0)).sum()) for x, X in zip(iterates, (X_1, X_2)))
+    measured, wrong = zip(*(_errors(x, X) for x, X in zip(iterates, (X_1, X_2))))
     exact = analytic.lista_cp(D_2, depth=depths[1], sparsity=sparsities[1], bound=1.0, W=D_2)
     printed = jax.jit(jax.vmap(second.apply, (None, None, 0)))(exact, D_2, codes[0])
     return _Chain(
         tuple(s.contraction for s in schedules),
         measured,
         tuple(s.error for s in schedules),
-        wrong,
+        sum(wrong),
         float(jnp.abs(printed - X_2).sum(1).max()),
     )

@@ -22,7 +22,11 @@ def read_signals(paths: list[Path], D):
         ValueError: several array files, arrays without a dictionary, or shapes that do not fit.
     """
     if paths[0].suffix not in (".npy", ".npz"):
-        pictures = photograph_patches({str(path): datasets.read_image(path) for path in paths})
+        images = {path: datasets.read_image(path) for path in paths}
+        small = [str(path) for path, image in images.items() if min(image.shape) < 8]
+        if small:
+            raise ValueError(f"{', '.join(small)}: smaller than a patch of 8 x 8")
+        pictures = photograph_patches(images)
         D = dictionaries.dct((8, 8), (16, 16)) if D is None else D
         _check_length(paths[0], pictures.testing, D)
         return D, pictures, None

@@ -89,7 +89,7 @@ def _from_theory(problem: Problem, K: int):
     D, (Y, X) = problem.D, problem.chosen_on
     unit, norms = dictionaries.normalize(D)
     s = int((X != 0).sum(1).max())
-    bound = float(jnp.abs(X * norms).max())
+    bound = float(jnp.abs(X * norms[None, :]).max())
     # A noiseless sample still shows the rounding of its own making, which the guard covers.
     noise = float(jnp.abs(Y - problems.synthesize(D, X)).sum(1).max())
     noise = noise if noise > 1e-4 * float(jnp.abs(Y).sum(1).mean()) else 0.0

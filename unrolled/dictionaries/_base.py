@@ -83,6 +83,8 @@ class Structured:
         return Transposed(self)
 
     def __matmul__(self, x):
+        if isinstance(x, Structured):
+            raise TypeError("D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)")
         x = jnp.asarray(x)
         self, x = _promoted(self, x)
         _match(self.shape, x.shape, x.shape[0] if x.ndim else None, self.shape[1], "D @ x")
@@ -95,13 +97,17 @@ class Structured:
         return self.analyze(r) if r.ndim == 1 else jax.vmap(self.analyze)(r)
 
     def __mul__(self, c):
+        if np.ndim(c):
+            raise ValueError(
+                f"c D: c has shape {np.shape(c)}; expected a scalar, or try scale_columns for one per atom"
+            )
         return self.scale(c)
 
     def __rmul__(self, c):
-        return self.scale(c)
+        return self * c
 
     def __truediv__(self, c):
-        return self.scale(1 / c)
+        return self * (1 / c)
 
 
 @pytree(data=("base",))
@@ -189,9 +195,10 @@ def spectral_norm(D) -> Array:
     if isinstance(D, Structured):
         return D.spectral_norm()
     m, d = D.shape
+    wide = D if D.dtype.itemsize >= 4 else D.astype(jnp.float32)  # no eigenvalues in half precision
     with jax.default_matmul_precision("highest"):
-        gram = D @ D.T if m <= d else D.T @ D
-    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1] * (1 + 8 * jnp.finfo(D.dtype).eps))
+        gram = wide @ wide.T if m <= d else wide.T @ wide
+    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1] * (1 + 8 * jnp.finfo(D.dtype).eps)).astype(D.dtype)
 
 
 def spread(D, theta: Array) -> Array:

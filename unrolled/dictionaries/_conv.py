@@ -58,6 +58,7 @@ class Conv(Structured):
             raise ValueError(f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per dimension")
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"Conv: unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}")
+        _checks.finite(filters, "filters", "Conv")
         kernel = filters.shape[2:]
         if self.boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
             raise ValueError(
@@ -120,7 +121,7 @@ class Conv(Structured):
         return jnp.repeat(theta, math.prod(self.positions), total_repeat_length=self.shape[1])
 
     def scale(self, c: Array) -> "Conv":
-        return Conv(self.filters * c, self.signal_shape, self.stride, self.boundary)
+        return jax.tree.map(lambda filters: filters * c, self)
 
     def normalized(self) -> tuple["Conv", Array]:
         """Unit filters, and their norms spread over the positions: those of the atoms where nothing is cut."""

@@ -116,8 +116,8 @@ def ill_conditioned(key: Array, m: int, d: int, kappa: float) -> Array:
     Reference: Chen, Liu, Wang, Yin (2018), section 4.
     """
     m, d = _size(m, d, "ill_conditioned")
-    if not kappa >= 1:
-        raise ValueError(f"ill_conditioned: kappa must be at least 1, got {kappa}")
+    if not 1 <= kappa < math.inf:
+        raise ValueError(f"ill_conditioned: kappa must be at least 1, got {kappa}; expected a finite number")
     U, _, V = jnp.linalg.svd(jax.random.normal(key, (m, d)), full_matrices=False)
     s = jnp.logspace(0, -math.log10(kappa), min(m, d), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):

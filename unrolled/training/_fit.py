@@ -113,7 +113,7 @@ def fit(
     evaluate_every = _checks.as_index(evaluate_every, "evaluate_every", "fit", least=1)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"fit: optimizer must be an optax GradientTransformation, got {type(optimizer).__name__}")
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = jax.random.key(int(key)) if isinstance(key, int | np.integer) else key
     D = tuple(as_dictionary(Dj, "fit") for Dj in D) if isinstance(D, tuple | list) else as_dictionary(D, "fit")
     validation = _validation(sample, key, steps) if validation is None else validation
     _check_batch(validation, D)
@@ -267,10 +267,11 @@ def _check_batch(batch, D) -> None:
     m = (D[0] if isinstance(D, tuple) else D).shape[0]
     if np.ndim(Y) != 2 or Y.shape[1] != m or not len(Y):
         raise ValueError(f"fit: signals have shape {np.shape(Y)}; expected (batch, {m}) with batch at least 1")
-    d = (D[-1] if isinstance(D, tuple) else D).shape[1]
-    last = X[-1] if isinstance(X, tuple) else X
-    if last is not None and last.shape != (len(Y), d):
-        raise ValueError(f"fit: codes have shape {np.shape(last)}; expected {(len(Y), d)}")
+    Ds = D if isinstance(D, tuple) else (D,)
+    targets = X if isinstance(X, tuple) else (X,)
+    for Dj, target in zip(Ds[-len(targets) :], targets):
+        if target is not None and np.shape(target) != (len(Y), Dj.shape[1]):
+            raise ValueError(f"fit: codes have shape {np.shape(target)}; expected {(len(Y), Dj.shape[1])}")
     _checks.finite(batch, "the batch of sample", "fit")
 
 

@@ -50,8 +50,10 @@ def deep(loss: Callable, weights=None) -> Callable:
 
     def total(codes, X, D, Y):
         if isinstance(codes, tuple):
-            targets = X if isinstance(X, tuple) else (X,) * len(codes)
-            losses = jnp.stack([loss(codes[: j + 1], targets[: j + 1], D[: j + 1], Y) for j in range(len(codes))])
+            if X is not None and not isinstance(X, tuple):
+                raise ValueError("deep: a network has one code per block; expected a tuple X, or None")
+            ends = range(1, len(codes) + 1)
+            losses = jnp.stack([loss(codes[:j], X and X[:j], D[:j], Y) for j in ends])
         else:
             losses = jax.vmap(lambda x: loss(x[None], X, D, Y))(codes)
         if weights is None:
