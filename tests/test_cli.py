@@ -209,7 +209,7 @@ REFUSED = {
     "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, got 2",
     "compare --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape \(60, 23\); expected .*24\)",
     "compare --signals first.png text.png": "text.png: not a readable picture",
-    "compare --signals first.png tiny.png": r"picture \(7, 20\) is smaller than a patch",
+    "compare --signals first.png tiny.png": r"tiny.png: smaller than a patch of 8 x 8",
     "compare --dictionary D.npy --signals first.png": r"signals have shape .*, 64\); expected \(signals, 12\)",
 }
 

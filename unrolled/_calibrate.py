@@ -9,6 +9,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled.dictionaries._base import as_dictionary
 from unrolled.layers._unroll import Layer, Unrolled, stack, unstack
 
 # One search looks at every pair of a threshold and a step size on a grid, then twice on finer grids around the best.
@@ -39,8 +40,11 @@ def calibrate(layer: Layer, params: Unrolled, D, X: Array, Y: Array) -> Unrolled
 
     Not claimed: the best thresholds for the last step; the choice is greedy.
     """
+    D = as_dictionary(D, "calibrate")
     _check_sample(D, X, Y)
-    X, Y = jnp.asarray(X), jnp.asarray(Y)
+    X, Y = _checks.as_float(X, "X", "calibrate"), _checks.as_float(Y, "Y", "calibrate")
+    dtype = _checks.common_dtype(params, D, X, Y)
+    params, D, X, Y = (_checks.cast(tree, dtype) for tree in (params, D, X, Y))
     steps = unstack(params).steps
     if not all(hasattr(p, "theta") for p in steps):
         raise TypeError("calibrate: expected steps with a field theta; this family has none")

@@ -59,6 +59,8 @@ def certify(D, W=None) -> Certified:
     if W is None:
         return min((certify(D, W) for W in (D, frobenius_weights(D))), key=lambda c: c.mu_W)
     W = _checks.cast(as_dictionary(W, "certify"), D.dtype)
+    if W.shape != D.shape:
+        raise ValueError(f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree")
     guard = rounding_guard(W, D, sparsity=1, bound=1.0)
     with jax.enable_x64(True):
         W64, D64 = _checks.cast(W, np.float64), _checks.cast(D, np.float64)
@@ -75,10 +77,7 @@ def ista(D, lam: float, depth: int) -> Unrolled:
     """
     D = as_dictionary(D, "analytic.ista")
     _checks.nonnegative(lam, "lam", "analytic.ista")
-    params = ista_params(D, lam, _checks.as_index(depth, "depth", "analytic.ista"))
-    if _checks.is_concrete(params) and not np.isfinite(np.asarray(params.steps.gamma)).all():
-        raise ValueError("analytic.ista: D is zero, so the step size 1 / norm(D)^2 is undefined")
-    return params
+    return ista_params(D, lam, _checks.as_index(depth, "depth", "analytic.ista"))
 
 
 def lista_cp(
@@ -145,6 +144,7 @@ def block_schedule(
             (D,), depths=(depth,), sparsities=(sparsity,), bounds=(bound,), noises=(noise,), Ws=(W,)
         )
         return certified[0], schedules[0]
+    D = as_dictionary(D, "analytic")
     c = certify(D, W)
     _check_sparsity(D, sparsity)
 
@@ -169,6 +169,7 @@ def chain_schedules(
     Ds, *, depths, sparsities, bounds, noises=None, Ws=None
 ) -> tuple[tuple[Certified, ...], tuple[Schedule, ...]]:
     """The schedules behind `dsc`, block by block, and the certified weights."""
+    Ds = tuple(as_dictionary(D, "analytic") for D in Ds)
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"analytic.dsc: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")

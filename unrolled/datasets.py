@@ -24,7 +24,9 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
         raise ValueError(f"{path}: expected a .npy or .npz file")
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r") if path.suffix == ".npy" else _entry(path, name)
-    except (OSError, EOFError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"expected an array in a {path.suffix} file, found {type(array).__name__}")
+    except (OSError, EOFError, SyntaxError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable array file ({error})") from error
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{path}: entries are {array.dtype}; expected real numbers")
@@ -44,6 +46,8 @@ def entries(path: str | Path) -> list[str]:
 
 def _entry(path: Path, name: str | None) -> np.ndarray:
     # The file is opened here, since np.load leaves it open when the archive is damaged.
+    if not zipfile.is_zipfile(path):
+        raise ValueError("expected an archive in a .npz file")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         chosen = name if name in archive.files else archive.files[0] if len(archive.files) == 1 else None
         if chosen is None:
@@ -69,6 +73,8 @@ def read_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith("I"):  # 16 bits, which the 8 of "L" would cut off
+                return np.asarray(picture, np.float32) / 65535
             return np.asarray(picture.convert("L"), np.float32) / 255
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from error

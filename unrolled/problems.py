@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array
@@ -54,6 +55,8 @@ def _support(key: Array, shape: tuple[int, ...], sparsity: int, where: str) -> A
 
 def synthesize(D, X: Array) -> Array:
     """Signals (batch, m) of the codes (batch, d), in full precision."""
+    if np.ndim(X) != 2 or X.shape[1] != D.shape[1]:
+        raise ValueError(f"synthesize: X has shape {np.shape(X)}; expected (batch, {D.shape[1]})")
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda x: D @ x)(X)
 

@@ -198,7 +198,7 @@ def spectral_norm(D) -> Array:
     wide = D if D.dtype.itemsize >= 4 else D.astype(jnp.float32)  # no eigenvalues in half precision
     with jax.default_matmul_precision("highest"):
         gram = wide @ wide.T if m <= d else wide.T @ wide
-    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1] * (1 + 8 * jnp.finfo(D.dtype).eps)).astype(D.dtype)
+    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1] * (1 + 8 * float(jnp.finfo(D.dtype).eps))).astype(D.dtype)
 
 
 def spread(D, theta: Array) -> Array:

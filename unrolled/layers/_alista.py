@@ -12,6 +12,8 @@ from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, make_layer
 from unrolled.pursuit._ista import State
 from unrolled.theory._weights import frobenius_weights
 
+FORMS = ((Fixed, StepAndThreshold),)
+
 
 @factory
 def alista(
@@ -47,6 +49,5 @@ def alista(
             return State(shrink(u, theta, activation))
         return State(select_support(u, theta, fraction, activation))
 
-    return make_layer(
-        "alista", depth, init, zero_state, step, fractions, precision=precision, unroll=unroll, remat=remat
-    )
+    options = dict(precision=precision, unroll=unroll, remat=remat)
+    return make_layer("alista", depth, FORMS, init, zero_state, step, fractions, **options)

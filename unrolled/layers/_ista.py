@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import relu
 from unrolled.dictionaries._base import as_dictionary, spectral_norm
@@ -20,6 +21,9 @@ class StepAndThreshold(NamedTuple):
     theta: Array  # (), (d,) or one per filter
 
 
+FORMS = ((type(None), StepAndThreshold),)
+
+
 def zero_state(D, y: Array) -> State:
     """The code 0."""
     return State(jnp.zeros(D.shape[1], y.dtype))
@@ -27,8 +31,16 @@ def zero_state(D, y: Array) -> State:
 
 def ista_params(D, lam: float, depth: int) -> Unrolled:
     """gamma = 1 / L and theta = lam / L at every step, L = norm(D, 2)^2."""
-    gamma = jnp.full(depth, 1 / spectral_norm(D) ** 2, D.dtype)
+    gamma = jnp.full(depth, 1 / lipschitz(D, "ista"), D.dtype)
     return Unrolled(None, StepAndThreshold(gamma, gamma * lam))
+
+
+def lipschitz(D, where: str) -> Array:
+    """L = norm(D, 2)^2; a known D = 0 is a ValueError."""
+    L = spectral_norm(D) ** 2
+    if _checks.is_concrete(L) and not L > 0:
+        raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
+    return L
 
 
 @factory
@@ -53,7 +65,7 @@ def ista(
     def step(shared, p, D, y, state):
         return State(ista_step(D, y, state.x, p.gamma, p.theta, activation))
 
-    return make_layer("ista", depth, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)
+    return make_layer("ista", depth, FORMS, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)
 
 
 @factory
@@ -83,7 +95,7 @@ def fista(
     def step(shared, p, D, y, state):
         return fista_step(D, y, state, p.gamma, p.theta, activation)
 
-    return make_layer("fista", depth, init, start, step, precision=precision, unroll=unroll, remat=remat)
+    return make_layer("fista", depth, FORMS, init, start, step, precision=precision, unroll=unroll, remat=remat)
 
 
 def support_schedule(support: tuple[float, float] | None, depth: int, where: str) -> tuple[float, ...] | None:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries._base import as_dictionary, dense, spectral_norm, spread
-from unrolled.layers._ista import zero_state
+from unrolled.dictionaries._base import as_dictionary, dense, spread
+from unrolled.layers._ista import lipschitz, zero_state
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
 from unrolled.pursuit._ista import State
 
@@ -33,6 +33,9 @@ class MatricesAndThreshold(NamedTuple):
     B: Array  # (m, d)
     S: Array  # (d, d)
     theta: Array  # (), (d,) or one per filter
+
+
+FORMS = ((Matrices, Threshold), (type(None), MatricesAndThreshold))
 
 
 def repeat(tree, depth: int):
@@ -61,7 +64,7 @@ def lista(
 
     def init(key, D):
         D = as_dictionary(D, "lista")
-        L = spectral_norm(D) ** 2
+        L = lipschitz(D, "lista")
         with jax.default_matmul_precision("highest"):
             matrix = dense(D)
             shared = Matrices(matrix / L, jnp.eye(D.shape[1], dtype=D.dtype) - matrix.T @ matrix / L)
@@ -74,4 +77,4 @@ def lista(
         w = p if shared is None else shared
         return State(shrink(y @ w.B + w.S @ state.x, spread(D, p.theta), activation))
 
-    return make_layer("lista", depth, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)
+    return make_layer("lista", depth, FORMS, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)

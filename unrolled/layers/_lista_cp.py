@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries._base import as_dictionary, spectral_norm, spread
-from unrolled.layers._ista import zero_state
+from unrolled.dictionaries._base import as_dictionary, spread
+from unrolled.layers._ista import lipschitz, zero_state
 from unrolled.layers._lista import Threshold, repeat
 from unrolled.layers._unroll import Layer, Unrolled, Weights, factory, make_layer
 from unrolled.pursuit._ista import State
@@ -19,6 +19,9 @@ class WeightsAndThreshold(NamedTuple):
 
     W: Any  # (m, d), plain or structured
     theta: Array  # (), (d,) or one per filter
+
+
+FORMS = ((Weights, Threshold), (type(None), WeightsAndThreshold))
 
 
 @factory
@@ -42,7 +45,7 @@ def lista_cp(
 
     def init(key, D):
         D = as_dictionary(D, "lista_cp")
-        L = spectral_norm(D) ** 2
+        L = lipschitz(D, "lista_cp")
         theta = jnp.full(depth, lam / L, D.dtype)
         if tied:
             return Unrolled(Weights(D / L), Threshold(theta))
@@ -52,4 +55,4 @@ def lista_cp(
         W = p.W if shared is None else shared.W
         return State(shrink(state.x + (y - D @ state.x) @ W, spread(D, p.theta), activation))
 
-    return make_layer("lista_cp", depth, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)
+    return make_layer("lista_cp", depth, FORMS, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)

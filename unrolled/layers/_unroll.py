@@ -13,8 +13,10 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import Activation, by_name
+from unrolled.activations import by_name
 from unrolled.dictionaries._base import Structured, operands
+
+PRECISIONS = ("highest", "high", "default", "float32", "tensorfloat32", "bfloat16", "bfloat16_3x")
 
 
 class Unrolled(NamedTuple):
@@ -105,13 +107,16 @@ def unroll(
 
 
 def make_layer(
-    where: str, depth: int, init: Callable, start: Callable, step: Callable, schedule=None, **options
+    where: str, depth: int, forms: tuple, init: Callable, start: Callable, step: Callable, schedule=None, **options
 ) -> Layer:
-    """A `Layer` of `depth` steps from its `init`, `start` and `step`; `options` are those of `unroll`."""
+    """A `Layer` of `depth` steps from its `init`, `start` and `step`.
+
+    `forms` are the pairs of types that (shared, one step) of its params may have; `options` are those of `unroll`.
+    """
 
     def run(params, D, y):
         D, y, params = operands(D, y, where, params=params)
-        check_params(params, D, depth, where)
+        check_params(params, D, depth, where, forms)
         return unroll(step, params, D, y, start(D, y), schedule, **options)
 
     def apply(params, D, y):
@@ -138,6 +143,15 @@ def factory(build: Callable) -> Callable:
         chosen = bound.arguments
         chosen["depth"] = _checks.as_index(chosen["depth"], "depth", where)
         chosen["unroll"] = _checks.as_index(chosen["unroll"], "unroll", where, least=1)
+        if chosen["precision"] not in PRECISIONS:
+            raise ValueError(
+                f"{where}: unknown precision {chosen['precision']!r}; expected one of {', '.join(PRECISIONS)}"
+            )
+        for name in {"lam", "theta"} & set(chosen):
+            chosen[name] = float(chosen[name])
+            _checks.nonnegative(chosen[name], name, where)
+        if isinstance(chosen.get("support"), list):
+            chosen["support"] = tuple(chosen["support"])
         if "activation" in chosen:
             chosen["activation"] = _checked_activation(chosen["activation"], where)
         return cached(*bound.args, **bound.kwargs)
@@ -162,11 +176,19 @@ def unstack(params: Unrolled) -> Unrolled:
     return Unrolled(params.shared, tuple(jax.tree.map(operator.itemgetter(k), params.steps) for k in range(K)))
 
 
-def check_params(params: Unrolled, D, depth: int, where: str) -> None:
+def check_params(params: Unrolled, D, depth: int, where: str, forms: tuple) -> None:
     """Raise if `params` are not for `depth` steps or not for the shape of D, or if a known threshold is negative."""
     if not isinstance(params, Unrolled):
         raise TypeError(f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}")
     stacked = type(params.steps) is not tuple
+    form = tuple(type(part) for part in (params.shared, params.steps if stacked else next(iter(params.steps), None)))
+    if form not in forms and depth:
+        got, expected = (
+            " or ".join(f"({', '.join(t.__name__ for t in pair)})" for pair in some) for some in ([form], forms)
+        )
+        raise TypeError(
+            f"{where}: params hold {got}; expected {expected} as (shared, steps). Are they of another family?"
+        )
     if stacked:
         lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(params.steps))}
     else:
@@ -181,8 +203,8 @@ def check_params(params: Unrolled, D, depth: int, where: str) -> None:
 def _check_fields(part, D, lead: int, where: str) -> None:
     """Shapes of the fields that have a name of the glossary, after `lead` axes for the steps."""
     m, d = D.shape
-    per_atom = [(), (d,)] + ([D.code_grid[:1]] if hasattr(D, "code_grid") else [])
-    expected = {"W": [(m, d)], "B": [(m, d)], "S": [(d, d)], "theta": per_atom, "gamma": per_atom}
+    per_filter = [D.code_grid[:1]] if hasattr(D, "code_grid") else []
+    expected = {"W": [(m, d)], "B": [(m, d)], "S": [(d, d)], "gamma": [(), (d,)], "theta": [(), (d,), *per_filter]}
     for name in set(expected) & set(getattr(part, "_fields", ())):
         value = getattr(part, name)
         shape = value.shape if isinstance(value, Structured) else np.shape(value)[lead:]
@@ -195,13 +217,10 @@ def _check_fields(part, D, lead: int, where: str) -> None:
 
 def _checked_activation(activation, where: str) -> Callable:
     rho = by_name(activation)
-    if not isinstance(rho, Activation):
-        probe = jax.ShapeDtypeStruct((3,), np.float32)
-        out = jax.eval_shape(rho, probe)
-        if getattr(out, "shape", None) != probe.shape or out.dtype != probe.dtype:
-            raise ValueError(
-                f"{where}: activation {rho!r} maps float32 (3,) to {out}; expected the same shape and dtype"
-            )
+    probe = jax.ShapeDtypeStruct((3,), np.float32)
+    out = jax.eval_shape(rho, probe)
+    if getattr(out, "shape", None) != probe.shape or out.dtype != probe.dtype:
+        raise ValueError(f"{where}: activation {rho} maps float32 (3,) to {out}; expected the same shape and dtype")
     return rho
 
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import relu, shrink
+from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries._base import operands, spectral_norm, spread
 
 
@@ -135,7 +135,9 @@ def ista(
     Raises:
         ValueError, TypeError: shapes that do not fit, lam < 0, D = 0 (where known), tol <= 0.
     """
-    D, y, lam, gamma, max_steps = _prepare("ista", D, y, lam, tol, max_steps)
+    D, y, lam, gamma, tol, max_steps = _prepare("ista", D, y, lam, tol, max_steps)
+
+    activation = by_name(activation)
 
     def step(state):
         return State(ista_step(D, y, state.x, gamma, gamma * lam, activation))
@@ -158,8 +160,8 @@ def fista(
     Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With it (the default) there is no such guarantee but the
     local rate is linear and the gap is reached sooner.
     """
-    D, y, lam, gamma, max_steps = _prepare("fista", D, y, lam, tol, max_steps)
-    x = jnp.zeros(D.shape[1], y.dtype)
+    D, y, lam, gamma, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps)
+    x, activation = jnp.zeros(D.shape[1], y.dtype), by_name(activation)
 
     def step(state):
         return fista_step(D, y, state, gamma, gamma * lam, activation, restart)
@@ -174,7 +176,7 @@ def threshold(D, y: Array, theta: Array, *, activation: Callable = relu, tol: fl
     """
     D, y, _ = operands(D, y, "threshold")
     _checks.nonnegative(theta, "theta", "threshold")
-    theta = spread(D, jnp.asarray(theta, y.dtype))
+    theta, activation = _per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
     with jax.default_matmul_precision("highest"):
         x = shrink(y @ D, theta, activation)
         return _result(D, y, x, theta, tol, jnp.ones((), int))
@@ -184,14 +186,25 @@ def _prepare(where, D, y, lam, tol, max_steps):
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(lam, "lam", where)
     _checks.finite(lam, "lam", where)
-    lam = spread(D, jnp.asarray(lam, y.dtype))
+    lam = _per_atom(D, y, lam, "lam", where)
+    if isinstance(tol, jax.core.Tracer):
+        raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
     if tol is not None and not tol > 0:
         raise ValueError(f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}")
     norm = spectral_norm(D)
     if _checks.is_concrete(norm) and not norm > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
     gamma = 1 / norm**2
-    return D, y, lam, gamma, _checks.as_index(max_steps, "max_steps", where)
+    tol = None if tol is None else float(tol)
+    return D, y, lam, gamma, tol, _checks.as_index(max_steps, "max_steps", where)
+
+
+def _per_atom(D, y, value, name: str, where: str) -> Array:
+    """One number, or one per atom; one per filter of a `Conv` is spread over its positions."""
+    value = spread(D, jnp.asarray(value, y.dtype))
+    if value.shape not in ((), (D.shape[1],)):
+        raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({D.shape[1]},)")
+    return value
 
 
 def _pursue(step, start, D, y, lam, tol, max_steps) -> Pursuit:

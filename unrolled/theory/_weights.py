@@ -32,9 +32,10 @@ def frobenius_weights(D):
         _refuse_cut_atoms(D, "frobenius_weights")
         if D.is_shift_invariant() and all(n <= N for n, N in zip(D.kernel, D.signal_shape)):
             return _conv_weights(D)
-    D = dense(D)
+    D, dtype = dense(D), D.dtype
+    D = D if dtype.itemsize >= 4 else D.astype(jnp.float32)  # no singular values in half precision
     with jax.default_matmul_precision("highest"):
-        return _unit_diagonal(jnp.linalg.pinv(D).T, D)  # pinv(D)' = (D D')^+ D
+        return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
 
 
 def _unit_diagonal(W: Array, D: Array) -> Array:
