@@ -12,7 +12,7 @@ from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, make_layer
 from unrolled.pursuit._ista import State
 from unrolled.theory._weights import frobenius_weights
 
-FORMS = ((Fixed, StepAndThreshold),)
+FORMS = ((Fixed._fields, StepAndThreshold._fields),)
 
 
 @factory

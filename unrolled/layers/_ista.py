@@ -21,7 +21,7 @@ class StepAndThreshold(NamedTuple):
     theta: Array  # (), (d,) or one per filter
 
 
-FORMS = ((type(None), StepAndThreshold),)
+FORMS = (((), StepAndThreshold._fields),)
 
 
 def zero_state(D, y: Array) -> State:

@@ -35,7 +35,7 @@ class MatricesAndThreshold(NamedTuple):
     theta: Array  # (), (d,) or one per filter
 
 
-FORMS = ((Matrices, Threshold), (type(None), MatricesAndThreshold))
+FORMS = ((Matrices._fields, Threshold._fields), ((), MatricesAndThreshold._fields))
 
 
 def repeat(tree, depth: int):

@@ -21,7 +21,7 @@ class WeightsAndThreshold(NamedTuple):
     theta: Array  # (), (d,) or one per filter
 
 
-FORMS = ((Weights, Threshold), (type(None), WeightsAndThreshold))
+FORMS = ((Weights._fields, Threshold._fields), ((), WeightsAndThreshold._fields))
 
 
 @factory

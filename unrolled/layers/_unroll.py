@@ -111,7 +111,7 @@ def make_layer(
 ) -> Layer:
     """A `Layer` of `depth` steps from its `init`, `start` and `step`.
 
-    `forms` are the pairs of types that (shared, one step) of its params may have; `options` are those of `unroll`.
+    `forms` are the pairs of field names that (shared, one step) of its params may have; `options` are those of `unroll`.
     """
 
     def run(params, D, y):
@@ -181,13 +181,12 @@ def check_params(params: Unrolled, D, depth: int, where: str, forms: tuple) -> N
     if not isinstance(params, Unrolled):
         raise TypeError(f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}")
     stacked = type(params.steps) is not tuple
-    form = tuple(type(part) for part in (params.shared, params.steps if stacked else next(iter(params.steps), None)))
+    parts = (params.shared, params.steps if stacked else next(iter(params.steps), None))
+    form = tuple(getattr(part, "_fields", ()) for part in parts)
     if form not in forms and depth:
-        got, expected = (
-            " or ".join(f"({', '.join(t.__name__ for t in pair)})" for pair in some) for some in ([form], forms)
-        )
+        got, expected = (" or ".join(map(str, some)) for some in ([form], forms))
         raise TypeError(
-            f"{where}: params hold {got}; expected {expected} as (shared, steps). Are they of another family?"
+            f"{where}: params have the fields {got}; expected {expected} in (shared, steps): another family?"
         )
     if stacked:
         lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(params.steps))}
