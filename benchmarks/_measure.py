@@ -12,16 +12,20 @@ import jaxlib
 import numpy as np
 
 
-def median_ms(functions: dict, *, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each function, called in turn (A B C A B C ...) after one warm-up each."""
-    for function in functions.values():
-        function()
+def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
+    """Median milliseconds of each function over `rounds` turns (A B C A B C ...) of `calls` timed calls.
+
+    A turn begins with a pause and one call that is not timed: the thread pool of the rival before it may still spin.
+    """
     times = {name: [] for name in functions}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, function in functions.items():
-            began = time.perf_counter()
+            time.sleep(0.3)
             function()
-            times[name].append(1e3 * (time.perf_counter() - began))
+            for _ in range(calls):
+                began = time.perf_counter()
+                function()
+                times[name].append(1e3 * (time.perf_counter() - began))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
