@@ -79,6 +79,7 @@ def resampler(Y, X=None, batch: int = 64) -> Callable:
 
 
 def train(layer, params, problem, settings: Settings, rate: float, loss: Callable):
+    """`fit` with clipped Adam at a cosine-decayed rate, the same for every family."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, max(1, settings.steps)))
     )
@@ -115,6 +116,7 @@ def timed(seconds: dict[str, float], name: str):
 
 
 def spent(seconds: dict[str, float]) -> str:
+    """The seconds as one sentence of a report."""
     if not seconds:
         return ""
     return "Seconds, compilation included: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()) + "."
