@@ -87,12 +87,6 @@ def nonnegative(x, name: str, where: str) -> None:
         raise ValueError(f"{where}: {name} must be non-negative and not NaN, got {_short(x)}")
 
 
-def positive(x, name: str, where: str) -> None:
-    """Raise ValueError if a known `x` has an entry that is not a positive finite number."""
-    if is_concrete(x) and not (np.all(np.asarray(x) > 0) and np.all(np.isfinite(np.asarray(x)))):
-        raise ValueError(f"{where}: {name} must be positive and finite, got {_short(x)}")
-
-
 def finite(tree, name: str, where: str) -> None:
     """Raise ValueError if a known array has a NaN or an infinity (a traced one passes)."""
     if is_concrete(tree) and not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree)):

@@ -1,7 +1,5 @@
 """Figures from arrays; matplotlib is imported when one is drawn."""
 
-import math
-
 import numpy as np
 
 # Colour-blind safe (Okabe and Ito), in the order in which methods are given.
@@ -113,24 +111,6 @@ def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel
     panel.grid(True, alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
-    return fig
-
-
-def atoms(D, shape: tuple[int, int], *, columns: int | None = None):
-    """The atoms of a dictionary of image patches as a mosaic, each on its own grey scale."""
-    D = np.asarray(D, float)
-    h, w = shape
-    columns = columns or math.ceil(math.sqrt(D.shape[1]))
-    rows = math.ceil(D.shape[1] / columns)
-    mosaic = np.ones((rows * (h + 1) + 1, columns * (w + 1) + 1))
-    for i, atom in enumerate(D.T):
-        r, c = divmod(i, columns)
-        span = np.ptp(atom) or 1.0
-        tile = (atom - atom.min()) / span
-        mosaic[r * (h + 1) + 1 : (r + 1) * (h + 1), c * (w + 1) + 1 : (c + 1) * (w + 1)] = tile.reshape(h, w)
-    fig, panels = figure(1, 1, width=5, height=5)
-    panels[0, 0].imshow(mosaic, cmap="gray", interpolation="nearest")
-    panels[0, 0].set_axis_off()
     return fig
 
 
