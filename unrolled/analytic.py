@@ -23,14 +23,21 @@ from unrolled.layers._lista_cp import WeightsAndThreshold
 from unrolled.layers._unroll import Fixed, Unrolled, Weights
 from unrolled.theory import (
     ActivationSchedule,
+    AtomSchedule,
+    Plan,
     Schedule,
     activation_schedule,
+    atom_coherence,
+    atom_schedule,
     coherence,
-    deep_schedule,
     diagonal,
+    generalized_coherence,
     max_sparsity,
+    noise_gain,
     rounding_guard,
+    schedule,
 )
+from unrolled.theory import plan as plan_blocks
 from unrolled.theory._weights import frobenius_weights as frobenius_weights
 
 
@@ -46,6 +53,7 @@ class Certified(NamedTuple):
     C_W: float
     eta: float  # max abs(1 - w_i . d_i)
     guard: float  # rounding guard per unit of s B
+    omega: float  # max norm(w_i, 2), rounded up
 
 
 def certify(D, W=None) -> Certified:
@@ -66,7 +74,17 @@ def certify(D, W=None) -> Certified:
         W64, D64 = _checks.cast(W, np.float64), _checks.cast(D, np.float64)
         mu, C = (float(v) for v in coherence(W64, D64))
         eta = float(jnp.abs(1 - diagonal(W64, D64)).max())
-    return Certified(W, mu * (1 + 1e-9), C, eta, guard)
+        omega = noise_gain(W64)
+    return Certified(W, mu * (1 + 1e-9), C, eta, guard, omega * (1 + 1e-9))
+
+
+def minimax_weights(D, tol: float = 1e-6):
+    """W of the generalized coherence: every w_i of least max |w_i . d_j|, j != i (linear programs).
+
+    The least mu_W there is, so the largest sparsity and the fastest rate that theory can certify; norm(W) and C_W are larger
+    than those of the closed form. Traceable. `theory.generalized_coherence` gives the certificate as well.
+    """
+    return generalized_coherence(D, tol).W
 
 
 def ista(D, lam: float, depth: int) -> Unrolled:
@@ -90,6 +108,8 @@ def lista_cp(
     W=None,
     activation: Activation = relu,
     tied: bool = True,
+    noise_norm: str = "l1",
+    per_atom: bool = False,
 ) -> Unrolled:
     """Params of `layers.lista_cp` from theory: W as given and the thresholds of Theorem 12 (15 or 10 for other rho).
 
@@ -100,6 +120,8 @@ def lista_cp(
         W: any weights with w_i . d_i = 1; None takes D or `frobenius_weights(D)`, whichever has the smaller mu_W.
         activation: as in the layer.
         tied: False repeats W at every step, for training an untied network.
+        noise_norm: "l1", or "l2" where `noise` bounds norm(e, 2): omega = max norm(w_i, 2) then stands for C_W.
+        per_atom: thresholds of `theory.atom_schedule`, (K, d): smaller, and certified in l1 alone. ReLU only.
 
     Warns:
         HypothesisWarning: (2s-1) mu_W >= 1, or no theorem covers the activation: nothing is certified.
@@ -107,92 +129,138 @@ def lista_cp(
     Raises:
         ValueError: atoms off unit norm, a zero atom, sparsity above d, negative or NaN numbers.
     """
-    W, theta = _weights_and_thresholds(D, W, activation, depth=depth, sparsity=sparsity, bound=bound, noise=noise)
+    problem = dict(depth=depth, sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm, per_atom=per_atom)
+    W, theta = _weights_and_thresholds(D, W, activation, **problem)
     if tied:
         return Unrolled(Weights(W), Threshold(theta))
     return Unrolled(None, WeightsAndThreshold(repeat(W, len(theta)), theta))
 
 
 def alista(
-    D, *, depth: int, sparsity: int, bound: float, noise: float = 0.0, W=None, activation: Activation = relu
+    D,
+    *,
+    depth: int,
+    sparsity: int,
+    bound: float,
+    noise: float = 0.0,
+    W=None,
+    activation: Activation = relu,
+    noise_norm: str = "l1",
+    per_atom: bool = False,
 ) -> Unrolled:
     """Params of `layers.alista` from theory: as `lista_cp`, with gamma = 1 and W held fixed."""
-    W, theta = _weights_and_thresholds(D, W, activation, depth=depth, sparsity=sparsity, bound=bound, noise=noise)
-    return Unrolled(Fixed(W), StepAndThreshold(jnp.ones_like(theta), theta))
+    problem = dict(depth=depth, sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm, per_atom=per_atom)
+    W, theta = _weights_and_thresholds(D, W, activation, **problem)
+    return Unrolled(Fixed(W), StepAndThreshold(jnp.ones(len(theta), theta.dtype), theta))
 
 
-def dsc(Ds, *, depths, sparsities, bounds, noises=None, Ws=None) -> tuple[Unrolled, ...]:
+def dsc(Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None) -> tuple[Unrolled, ...]:
     """Params of a chain of LISTA-CP blocks, one per dictionary, certified together (Theorem 6, corrected).
 
-    Arguments are sequences over the J blocks, each as in `lista_cp`; noises default to zeros.
+    Arguments are sequences over the J blocks, each as in `lista_cp`; noises default to zeros, activations to ReLU.
     """
-    certified, schedules = chain_schedules(
-        Ds, depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, Ws=Ws
-    )
+    problem = dict(depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, Ws=Ws, activations=activations)
+    certified, schedules = chain_schedules(Ds, **problem)
     return tuple(
-        Unrolled(Weights(c.W), Threshold(jnp.asarray(found.theta, c.W.dtype))) for c, found in zip(certified, schedules)
+        Unrolled(Weights(c.W), Threshold(_stored(found.theta, c.W.dtype))) for c, found in zip(certified, schedules)
+    )
+
+
+def plan(Ds, *, sparsities, bounds, noises=None, Ws=None, tol: float) -> Plan:
+    """Depths of the blocks of a chain, the fewest steps in all, after which its last code is certified to `tol` in l1.
+
+    Arguments as in `dsc`; see `theory.plan`. Pass the depths on to `dsc`.
+    """
+    Ds, Ws, certified = _chain(Ds, Ws, sparsities=sparsities, bounds=bounds, noises=noises)
+    return plan_blocks(
+        [c.mu_W for c in certified],
+        [c.C_W for c in certified],
+        sparsities=sparsities,
+        bounds=bounds,
+        noises=noises,
+        guards=[c.guard * s * B for c, s, B in zip(certified, sparsities, bounds)],
+        etas=[c.eta for c in certified],
+        tol=tol,
     )
 
 
 def block_schedule(
-    D, W=None, activation: Activation = relu, *, depth, sparsity, bound, noise=0.0
-) -> tuple[Certified, Schedule | ActivationSchedule]:
+    D, W=None, activation: Activation = relu, *, depth, sparsity, bound, noise=0.0, noise_norm="l1", per_atom=False
+) -> tuple[Certified, Schedule | ActivationSchedule | AtomSchedule]:
     """The schedule behind `lista_cp` and `alista`, and the certified weights."""
-    activation = by_name(activation)
-    if activation == relu:
-        certified, schedules = chain_schedules(
-            (D,), depths=(depth,), sparsities=(sparsity,), bounds=(bound,), noises=(noise,), Ws=(W,)
-        )
-        return certified[0], schedules[0]
-    D = as_dictionary(D, "analytic")
+    D, activation = as_dictionary(D, "analytic"), by_name(activation)
     c = certify(D, W)
     _check_sparsity(D, sparsity)
+    if noise_norm not in ("l1", "l2"):
+        raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
+    if noise_norm == "l2":
+        noise = noise * c.omega / c.C_W  # the l1 norm that enters as much
+    problem = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth)
+    if not per_atom:
+        return c, _schedule(D, c, activation, **problem)
+    if activation != relu:
+        raise ValueError(f"analytic: thresholds per atom are certified for ReLU alone, got {activation}")
+    with jax.enable_x64(True):
+        mus, C_Ws = atom_coherence(_checks.cast(c.W, np.float64), _checks.cast(D, np.float64))
+    guard = c.guard * sparsity * bound
+    found = atom_schedule(np.asarray(mus) * (1 + 1e-9), C_Ws, guard=guard, eta=c.eta, **problem)
+    _warn_unless_holds(found, sparsity, max_sparsity(c.mu_W, D.shape[1]))
+    return c, found
 
-    def with_guard(guard, s=sparsity, depth=depth):
-        options = dict(d=D.shape[1], depth=depth, sparsity=s, bound=bound, noise=noise, guard=guard, eta=c.eta)
-        return activation_schedule(activation, c.mu_W, c.C_W, **options)
+
+def chain_schedules(
+    Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None
+) -> tuple[tuple[Certified, ...], tuple[Schedule | ActivationSchedule, ...]]:
+    """The schedules behind `dsc`, block by block, and the certified weights: what a block leaves is noise to the next."""
+    columns = dict(depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, activations=activations)
+    Ds, Ws, certified = _chain(Ds, Ws, **columns)
+    noises = (0.0,) * len(Ds) if noises is None else noises
+    activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
+    schedules, inherited = [], 0.0
+    for D, c, rho, s, B, delta, K in zip(Ds, certified, activations, sparsities, bounds, noises, depths):
+        schedules.append(_schedule(D, c, rho, sparsity=s, bound=B, noise=delta + inherited, depth=K))
+        inherited = float(schedules[-1].error[-1])
+    return certified, tuple(schedules)
+
+
+def _chain(Ds, Ws, **columns):
+    """The dictionaries of a chain, checked against each other and the arguments, and their certified weights."""
+    Ds = tuple(as_dictionary(D, "analytic") for D in Ds)
+    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
+        if left.shape[1] != right.shape[0]:
+            raise ValueError(f"analytic.dsc: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
+    Ws = (None,) * len(Ds) if Ws is None else Ws
+    for name, column in {**columns, "Ws": Ws}.items():
+        if column is not None and len(column) != len(Ds):
+            raise ValueError(f"analytic.dsc: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary")
+    for D, s in zip(Ds, columns["sparsities"]):
+        _check_sparsity(D, s)
+    return Ds, Ws, tuple(certify(D, W) for D, W in zip(Ds, Ws))
+
+
+def _schedule(D, c: Certified, activation, *, sparsity, bound, noise, depth) -> Schedule | ActivationSchedule:
+    """The schedule of one block with its rounding guard; warns where it certifies nothing."""
+    problem = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, eta=c.eta)
+    guard = c.guard * sparsity * bound
+    if activation == relu:
+        found = schedule(c.mu_W, c.C_W, guard=guard, **problem)
+        _warn_unless_holds(found, sparsity, max_sparsity(c.mu_W, D.shape[1]))
+        return found
+
+    def with_guard(guard, **other):
+        return activation_schedule(activation, c.mu_W, c.C_W, d=D.shape[1], guard=guard, **(problem | other))
 
     # The codes are off the support too: the guard must cover s B + max E_O, which it moves itself.
-    guard = c.guard * sparsity * bound
     for _ in range(100):
         found = with_guard(guard)
         needed = c.guard * (sparsity * bound + found.off_support.max())
         if not needed > guard or not math.isfinite(needed):
             break
         guard = needed * (1 + 1e-3)
-    covered = itertools.takewhile(lambda s: with_guard(0.0, s, 0).holds, range(max_sparsity(c.mu_W, D.shape[1]) + 1))
+    possible = range(max_sparsity(c.mu_W, D.shape[1]) + 1)
+    covered = itertools.takewhile(lambda s: with_guard(0.0, sparsity=s, depth=0).holds, possible)
     _warn_unless_holds(found, sparsity, max(covered, default=0), activation)
-    return c, found
-
-
-def chain_schedules(
-    Ds, *, depths, sparsities, bounds, noises=None, Ws=None
-) -> tuple[tuple[Certified, ...], tuple[Schedule, ...]]:
-    """The schedules behind `dsc`, block by block, and the certified weights."""
-    Ds = tuple(as_dictionary(D, "analytic") for D in Ds)
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"analytic.dsc: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
-    Ws = (None,) * len(Ds) if Ws is None else Ws
-    for name, column in {"depths": depths, "sparsities": sparsities, "bounds": bounds, "Ws": Ws}.items():
-        if len(column) != len(Ds):
-            raise ValueError(f"analytic.dsc: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary")
-    certified = tuple(certify(D, W) for D, W in zip(Ds, Ws))
-    for D, s in zip(Ds, sparsities):
-        _check_sparsity(D, s)
-    schedules = deep_schedule(
-        [c.mu_W for c in certified],
-        [c.C_W for c in certified],
-        sparsities=sparsities,
-        bounds=bounds,
-        noises=noises,
-        depths=depths,
-        guards=[c.guard * s * B for c, s, B in zip(certified, sparsities, bounds)],
-        etas=[c.eta for c in certified],
-    )
-    for D, s, c, found in zip(Ds, sparsities, certified, schedules):
-        _warn_unless_holds(found, s, max_sparsity(c.mu_W, D.shape[1]))
-    return certified, schedules
+    return found
 
 
 def _weights_and_thresholds(D, W, activation, **problem):
@@ -220,5 +288,5 @@ def _warn_unless_holds(found, sparsity: int, largest: int, activation=relu) -> N
         f"largest admissible s is {largest}. The thresholds come back but do not contract; try analytic.calibrate on a "
         "sample, or training",
         HypothesisWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

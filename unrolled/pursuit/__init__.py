@@ -1,5 +1,7 @@
 """Pursuits: solvers that take `(D, y, ...)` for one signal and say how good their code is."""
 
+from unrolled.pursuit._basis_pursuit import basis_pursuit as basis_pursuit
+from unrolled.pursuit._basis_pursuit import layered_basis_pursuit as layered_basis_pursuit
 from unrolled.pursuit._ista import Momentum as Momentum
 from unrolled.pursuit._ista import Pursuit as Pursuit
 from unrolled.pursuit._ista import State as State

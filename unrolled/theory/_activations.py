@@ -88,9 +88,24 @@ def activation_schedule(
     regimes = _regimes(mu, M, c, eta, s, d, B, L, osc)
     contraction, floor = min(regimes, key=lambda regime: regime[::-1], default=(math.inf, math.inf))
     holds = math.isfinite(floor)
-    theorem = ("12" if osc == 0 else "15" if exact else "10") if holds else ""
+    theorem = theorem_of(activation) if holds else ""
     rate = -math.log(contraction) if contraction else math.inf
     return ActivationSchedule(theta, E_S + E_O, E_S, E_O, contraction, rate, floor, theorem, holds)
+
+
+def theorem_of(activation: Activation) -> str:
+    """Which theorem speaks of an activation: "12" (it is ReLU), "15" (x on x >= 0, a Lipschitz tail; Theorem 9 composes it), "10"
+    (at bounded distance from ReLU), "" for none (SELU: use scale(elu(1.6732632423543772), k)).
+
+    Whether its hypotheses hold depends on mu_W, s and d: `activation_schedule` says.
+    """
+    if not isinstance(activation, Activation):
+        raise TypeError(f"theorem_of: the theory needs the constants of an Activation, got {activation!r}")
+    if activation.relu_gap == 0:
+        return "12"
+    if activation.identity_on_positives:
+        return "15" if math.isfinite(min(activation.tail_lipschitz, activation.tail_sup)) else ""
+    return "10" if math.isfinite(activation.relu_gap) else ""
 
 
 def _regimes(mu, M, c, eta, s, d, B, L, osc) -> list[tuple[float, float]]:

@@ -102,6 +102,35 @@ def _refuse_cut_atoms(D, where: str) -> None:
         )
 
 
+def babel(D, s: int) -> Array:
+    r"""mu_1(s) = max_i of the sum of the s largest |d_i . d_j|, j != i: the coherence of one atom with s others.
+
+    mu_1(1) = mu, and mu_1(s) <= s mu. Codes with at most s nonzeros are unique, and basis pursuit finds them, if
+    mu_1(s - 1) + mu_1(s) < 1. Unit atoms; s >= d counts all others. Traceable.
+
+    Raises:
+        ValueError: atoms off unit norm, or s negative.
+
+    Reference: Tropp (2004), Greed is good.
+    """
+    D = as_dictionary(D, "babel")
+    _refuse_cut_atoms(D, "babel")
+    unit_atoms(D, "babel")
+    s, d = _checks.as_index(s, "s", "babel"), D.shape[1]
+    rows = jnp.arange(d)
+    if isinstance(D, Conv) and D.boundary == "circular" and D.is_shift_invariant():
+        rows = rows[:: d // D.code_grid[0]]  # every position of a filter has the same neighbours
+    with jax.default_matmul_precision("highest"):
+        products = jnp.abs(dense(D)[:, rows].T @ D)
+    others = jnp.where(rows[:, None] == jnp.arange(d)[None, :], 0, products)
+    return _largest(jnp.sum(jnp.sort(others, axis=1)[:, d - min(s, d) :], axis=1))
+
+
+def spark_bound(mu: float) -> float:
+    """1 + 1/mu: fewer atoms are never dependent. For mu the mutual, the generalized coherence or any mu_W; inf at mu = 0."""
+    return 2 * sparsity_bound(mu)
+
+
 def welch_bound(m: int, d: int) -> float:
     """sqrt((d - m) / (m (d - 1))), 0 if d <= m: no dictionary has less coherence, and no W less mu_W.
 

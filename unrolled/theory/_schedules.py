@@ -34,6 +34,14 @@ class Schedule(NamedTuple):
             return 1
         return max(1, math.ceil(math.log((self.error[0] - self.floor) / (tol - self.floor)) / self.rate))
 
+    def steps_to_support(self, smallest: float, *, sparsity: int) -> float:
+        """Steps until the support is that of the code, for codes with `sparsity` magnitudes of at least `smallest`: error / s < smallest.
+
+        Not claimed: equality before that, or with magnitudes below floor / s (inf).
+        """
+        s = _checks.as_index(sparsity, "sparsity", "steps_to_support")
+        return self.steps_for(math.nextafter(s * smallest, 0.0)) if s else 0
+
 
 def schedule(
     mu: float,

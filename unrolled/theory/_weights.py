@@ -2,15 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries._base import as_dictionary, column_norms, dense, nonzero_atoms
 from unrolled.dictionaries._conv import Conv
 from unrolled.theory._coherence import _refuse_cut_atoms
 
 
-def frobenius_weights(D):
+def frobenius_weights(D, ridge: float = 0.0):
     r"""W with w_i . d_i = 1 and the least norm(W'D, "fro"), in closed form: w_i = S^+ d_i / (d_i' S^+ d_i), S = D D'.
+
+    A `ridge` regularises for noise: it minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, with S = D D' + ridge I. For codes of
+    variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 / v weighs both as they come; ridge -> inf is W = D.
 
     Any rank of D is handled by the pseudo-inverse. For a shift-invariant `Conv` the same formula holds on one window of the
     signal, where S collects every shift of every filter: one small system for the whole bank, and W is a `Conv` (optimal
@@ -22,20 +27,31 @@ def frobenius_weights(D):
         divide the signal and the kernel fit into it).
 
     Raises:
-        ValueError: a zero atom, or a `Conv` with cut border atoms.
+        ValueError: a zero atom, a negative ridge, or a `Conv` with cut border atoms.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (16), solved exactly.
     """
     D = as_dictionary(D, "frobenius_weights")
     nonzero_atoms(column_norms(D), "frobenius_weights")
+    _checks.nonnegative(ridge, "ridge", "frobenius_weights")
     if isinstance(D, Conv):
         _refuse_cut_atoms(D, "frobenius_weights")
         if D.is_shift_invariant() and all(n <= N for n, N in zip(D.kernel, D.signal_shape)):
-            return _conv_weights(D)
+            return _conv_weights(D, ridge)
     D, dtype = dense(D), D.dtype
     D = D if dtype.itemsize >= 4 else D.astype(jnp.float32)  # no singular values in half precision
     with jax.default_matmul_precision("highest"):
-        return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
+        if _is_zero(ridge):
+            return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
+        return _unit_diagonal(jnp.linalg.solve(_ridged(D @ D.T, ridge), D), D).astype(dtype)
+
+
+def _is_zero(ridge) -> bool:
+    return _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
+
+
+def _ridged(S: Array, ridge) -> Array:
+    return S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
 
 
 def _unit_diagonal(W: Array, D: Array) -> Array:
@@ -43,7 +59,7 @@ def _unit_diagonal(W: Array, D: Array) -> Array:
     return W / jnp.sum(W * D, axis=0, keepdims=True)
 
 
-def _conv_weights(D: Conv) -> Conv:
+def _conv_weights(D: Conv, ridge) -> Conv:
     # Every atom that meets one window of the signal, cut to it: the middle one under "valid", any on a circle.
     whole = D.local(2)
     start = (0,) * len(D.kernel) if whole is D else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.kernel))
@@ -52,5 +68,6 @@ def _conv_weights(D: Conv) -> Conv:
     others = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
     filters = D.filters.reshape(n_atoms, -1).T
     with jax.default_matmul_precision("highest"):
-        W = _unit_diagonal(jnp.linalg.pinv(others @ others.T, hermitian=True) @ filters, filters)
+        S = _ridged(others @ others.T, ridge)
+        W = _unit_diagonal(jnp.linalg.pinv(S, hermitian=True) @ filters, filters)
     return Conv(W.T.reshape(D.filters.shape), D.signal_shape, D.stride, D.boundary)

@@ -1,0 +1,390 @@
+r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps, and the interior point behind it.
+
+.. math:: \min \|v\|_1 : A v = y, \; v_b = 0 \qquad = \qquad \max y' z : |a_j' z| \le 1, \; j \ne b.
+
+A first-order method runs on all programs at once and all but names the optimal vertex; a few pivots of a simplex, whose every
+basis is feasible, then reach it. An interior point takes what degenerates. Everything is numpy in float64 on the host
+(the first-order method in float32), so a host callback may call it. `scipy` is used for LU and Cholesky alone.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Solution(NamedTuple):
+    """Feasible points of both sides, one column per program; primal >= optimum >= dual, up to rounding in float64."""
+
+    V: np.ndarray  # (d, n) with A V = Y
+    Z: np.ndarray  # (m, n) with |A' Z| <= 1 apart from the banned entries
+    primal: np.ndarray  # (n,) l1 norms of V
+    dual: np.ndarray  # (n,) y . z
+    steps: np.ndarray  # (n,) pivots and interior steps taken beyond the first-order method
+
+
+class Whitened(NamedTuple):
+    """A = back Q with orthonormal rows Q: rank deficiency and bad scaling of rows do no harm there."""
+
+    Q: np.ndarray  # (r, d)
+    into: np.ndarray  # (r, m): y -> c
+    lift: np.ndarray  # (m, r): z of the whitened program -> z of the original one
+
+
+def whiten(A: np.ndarray) -> Whitened:
+    """A = U S Q, cut at its numerical rank."""
+    U, S, Q = np.linalg.svd(A, full_matrices=False)
+    rank = int(np.sum(S > S[0] * max(A.shape) * np.finfo(float).eps))
+    lift = U[:, :rank] / S[:rank]
+    return Whitened(Q[:rank], lift.T, lift)
+
+
+def basis_pursuit(
+    whitened: Whitened,
+    Y: np.ndarray,
+    *,
+    banned: np.ndarray | None = None,
+    tol: float = 1e-9,
+    choose: Callable | None = None,
+    iterations: int = 200,
+    progress: Callable | None = None,
+) -> Solution:
+    """Solve min norm(v, 1) : A v = y for every column y of Y, each to a relative gap of `tol`.
+
+    Args:
+        whitened: of A, (m, d).
+        Y: (m, n), in the range of A without the banned column.
+        banned: (n,), index of the entry that program k must leave at 0, or None.
+        tol: relative gap (primal - dual) / primal.
+        choose: (primal, dual, tried) -> index of the next program to finish, or None to stop; the default finishes all.
+        iterations: of the first-order method.
+        progress: called as progress(settled, n).
+
+    Not claimed: the bounds are float64, not interval arithmetic.
+    """
+    Q, into, lift = whitened
+    C, n = into @ Y, Y.shape[1]
+
+    def unsettled(primal, dual, tried):
+        return next(iter(np.flatnonzero((primal - dual > tol * primal) & ~tried)), None)
+
+    V, Z = _first_order(Q, C, banned, iterations)
+    V, Z, primal, dual = _feasible(Q, C, banned, V, Z)
+    atoms = np.ascontiguousarray(Q.T)
+    bases, steps, tried = _likely_bases(Q, Z, V, banned), np.zeros(n, int), np.zeros(n, bool)
+    while (k := (choose or unsettled)(primal, dual, tried)) is not None:
+        b = None if banned is None else banned[k]
+        v, z, steps[k] = _finish(Q, atoms, C[:, k], b, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol)
+        v, z, (p,), (q,) = _feasible(Q, C[:, [k]], None if b is None else banned[[k]], v[:, None], z[:, None])
+        if p < primal[k]:
+            V[:, k], primal[k] = v[:, 0], p
+        if q > dual[k]:
+            Z[:, k], dual[k] = z[:, 0], q
+        tried[k] = True
+        if progress is not None:
+            progress(int(np.sum(tried | (primal - dual <= tol * primal))), n)
+    return Solution(V, lift @ Z, primal, dual, steps)
+
+
+def _first_order(Q, C, banned, iterations):
+    """ADMM on x in {Q x = c} and y = shrink(x + u), y_b = 0, over-relaxed; returns x and the dual Q u, both approximate."""
+    d, columns, over = Q.shape[1], np.arange(C.shape[1]), np.float32(1.7)
+    X = Q.T @ C  # the least-norm solutions
+    y = X.copy()
+    if banned is not None:
+        y[banned, columns] = 0
+        y /= 1 - X[banned, columns]
+    X, y, thin = np.float32(X), np.float32(y), np.float32(Q) * np.sqrt(over)
+    P = None if 2 * len(Q) < d else over * np.eye(d, dtype=np.float32) - thin.T @ thin
+    r = np.maximum(np.abs(y).sum(0) / np.float32(1.5 * d), np.float32(1e-30))
+    x, u, low = np.empty_like(X), np.zeros_like(X), -r
+    X *= over
+    for _ in range(iterations):
+        step = y - u
+        np.matmul(P, step, out=x) if P is not None else np.subtract(over * step, thin.T @ (thin @ step), out=x)
+        x += X
+        y *= 1 - over
+        x += y
+        x += u
+        np.minimum(x, r, out=u)
+        np.maximum(u, low, out=u)
+        np.subtract(x, u, out=y)
+        if banned is not None:
+            y[banned, columns], u[banned, columns] = 0, x[banned, columns]
+    return np.float64(y), Q @ (u / r)
+
+
+def _feasible(Q, C, banned, V, Z):
+    """Exactly feasible points near V and Z, and their values."""
+    off = C - Q @ V
+    made = np.linalg.norm(off, axis=0) <= 1e-12 * np.linalg.norm(C, axis=0)
+    V = V + np.where(made, 0, Q.T @ off)  # a vertex keeps its zeros
+    products = np.abs(Q.T @ Z)
+    if banned is not None:
+        columns = np.arange(C.shape[1])
+        share = V[banned, columns]  # the rest of v makes (1 - share) c
+        V[banned, columns], products[banned, columns] = 0, 0
+        V = V / np.where(share == 1, np.finfo(float).tiny, 1 - share)
+    Z = Z / np.maximum(products.max(0), np.finfo(float).tiny) * np.sign(np.sum(C * Z, 0))
+    return V, Z, np.abs(V).sum(0), np.sum(C * Z, 0)
+
+
+def _likely_bases(Q, Z, V, banned):
+    """The r entries of every program that are most likely nonzero at its vertex: tight constraints, large coefficients."""
+    r, products = len(Q), np.abs(Q.T @ Z)
+    top = np.partition(products, -r, axis=0)[-r:]
+    score = products / np.maximum(np.median(top, 0), 1e-300) + np.abs(V) / np.maximum(np.abs(V).mean(0), 1e-300)
+    if banned is not None:
+        score[banned, np.arange(V.shape[1])] = -1
+    return np.argpartition(score, -r, axis=0)[-r:]
+
+
+def _finish(Q, atoms, c, banned, basis, v, z, primal, dual, tol):
+    """v, z and the steps taken: by the simplex, or by the interior point where that gives up."""
+    found, pivots = _simplex(atoms, c, basis.copy(), banned, tol / 2)
+    if found is not None:
+        return *found, pivots
+    B = Q if banned is None else np.delete(Q, banned, axis=1)
+    # min max |B'w| : c.w = 1 has the solution w = z / (c.z), and v / norm(v, 1) is its multiplier.
+    w = z / dual if dual > 0 else c / (c @ c)
+    w, (multiplier, nu), steps = interior_point(B, np.zeros(B.shape[1]), np.ones(B.shape[1]), c, w, tol / 2)
+    v = multiplier / nu
+    return (v if banned is None else np.insert(v, banned, 0.0)), w, pivots + steps
+
+
+class _Basis:
+    """Solves with Q_S and its transpose under exchanges of columns: an LU and a list of eta vectors."""
+
+    def __init__(self, rows):
+        # The transposed copy of contiguous rows is what Fortran wants: nothing is copied again.
+        self.lu, self.order, _ = _lapack().dgetrf(rows.T, overwrite_a=True)
+        self.etas = []
+
+    def is_singular(self):
+        return np.abs(np.diag(self.lu)).min() < 1e-7
+
+    def solve(self, c):
+        x = _lapack().dgetrs(self.lu, self.order, c)[0]
+        for r, u in self.etas:
+            step = x[r] / u[r]
+            x -= step * u
+            x[r] = step
+        return x
+
+    def solve_transposed(self, s):
+        s = s.copy()
+        for r, u in reversed(self.etas):
+            s[r] = (s[r] - (u @ s - u[r] * s[r])) / u[r]
+        return _lapack().dgetrs(self.lu, self.order, s, trans=1)[0]
+
+    def exchange(self, r, u):
+        self.etas.append((r, u))
+
+
+def _lapack():
+    from scipy.linalg import lapack
+
+    return lapack
+
+
+def _blas():
+    """scipy's products, for loops that factorise too: numpy's threads, another pool, would spin beside scipy's."""
+    from scipy.linalg import blas
+
+    return blas
+
+
+def _simplex(atoms, c, S, banned, tol):
+    """min norm(v, 1) : Q v = c from the basis S; ((v, z), pivots), or (None, pivots) where it gives up.
+
+    Long steps: an entering entry passes through every breakpoint of the piecewise linear objective that still pays.
+    """
+    basis, pivots, stalls = _Basis(atoms[S]), 0, 0
+    limit = 20 + 3 * len(S)
+    if basis.is_singular():
+        return None, pivots
+    v = basis.solve(c)
+    s = np.where(v < 0, -1.0, 1.0)
+    while True:
+        z = basis.solve_transposed(s)
+        price = _blas().dgemv(1.0, atoms.T, z, trans=1)
+        outside = np.abs(price)
+        outside[S] = 0
+        if banned is not None:
+            outside[banned] = 0
+        j = outside.argmax()
+        if outside[j] <= 1 + tol:
+            full = np.zeros(len(atoms))
+            full[S] = v
+            return (full, z), pivots
+        if pivots == limit or stalls > 5:
+            return None, pivots
+        if len(basis.etas) == 64:
+            basis = _Basis(atoms[S])
+            if basis.is_singular():
+                return None, pivots
+        u = basis.solve(atoms[j])
+        g = np.sign(price[j]) * u
+        falling = np.flatnonzero(s * g > 1e-12)
+        if not len(falling):
+            return None, pivots
+        t = np.abs(v[falling]) / np.abs(g[falling])
+        order = np.argsort(t)
+        slopes = 1 - outside[j] + 2 * np.cumsum(np.abs(g[falling[order]]))
+        passed = int(np.searchsorted(slopes >= 0, True))
+        if passed == len(order):
+            return None, pivots
+        r, step = falling[order[passed]], t[order[passed]]
+        if abs(u[r]) < 1e-7:
+            return None, pivots
+        stalls = stalls + 1 if step <= 1e-14 * np.abs(v).max() else 0
+        s[falling[order[:passed]]] *= -1
+        v -= step * g
+        v[r], s[r], S[r] = step * np.sign(price[j]), np.sign(price[j]), j
+        basis.exchange(r, u)
+        pivots += 1
+
+
+def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
+    r"""min t : |M'w| <= b + e t, c . w = 1, by Mehrotra's predictor and corrector from w; M = B, or [B, I] for longer b, e.
+
+    With B = A without column i, b = 0, e = 1 the optimum is the generalized coherence of atom i; with [B, I], b = (mu, 0) and
+    e = (0, 1) it is the least largest entry at coherence mu (Definition 8).
+
+    Args:
+        B: (r, n); b, e: (n,) or (n + r,), non-negative; c, w: (r,).
+        tol: relative complementarity gap and residuals at which to stop.
+
+    Returns:
+        w with c . w = 1; the multipliers v and nu, with M v = nu c nearly; the steps taken. The best of the iterates, not
+        certified: `_feasible` and `least_entries` make bounds of them.
+    """
+    blas, lapack, B = _blas(), _lapack(), np.asfortranarray(B)
+    (r, n), sign, boxed = B.shape, np.array([[1.0], [-1.0]]), len(b) > B.shape[1]
+    floor, a = np.append(np.zeros(r), 1.0), np.append(c, 0.0)  # minimise floor . (w, t) on a . (w, t) = 1
+
+    def forward(x):  # M'w, and e t
+        products = blas.dgemv(1.0, B, x[:-1], trans=1) if n else np.zeros(0)
+        return np.append(products, x[:-1]) if boxed else products, e * x[-1]
+
+    def adjoint(v):  # (M (v+ - v-), -e'(v+ + v-))
+        v, total = v[0] - v[1], np.sum(e * (v[0] + v[1]))
+        products = blas.dgemv(1.0, B, v[:n]) if n else np.zeros(r)
+        return np.append(products + v[n:] if boxed else products, -total)
+
+    def hessian(weights):
+        both, difference = weights[0] + weights[1], weights[0] - weights[1]
+        H = np.zeros((r + 1, r + 1), order="F")
+        H[:r, :r] = blas.dsyrk(1.0, B * np.sqrt(both[:n]), lower=1) if n else 0
+        if boxed:
+            H[np.arange(r), np.arange(r)] += both[n:]
+        H[r, :r] = adjoint(np.stack([difference * e, np.zeros_like(e)]))[:r] * -1
+        H[r, r] = np.sum(e * e * both)
+        return H
+
+    def slack(x):
+        products, room = forward(x)
+        return b + room - sign * products
+
+    w = w / (c @ w)
+    products, _ = forward(np.append(w, 0.0))
+    x, nu = np.append(w, 2 * max((np.abs(products) - b)[e > 0].max(), 1e-8)), 0.0
+    s = np.maximum(slack(x), 0.01 * (b + e * x[-1]))
+    l = 1 / s
+    l /= np.sum(e * l)
+    best, least = (x, l, nu), np.inf
+    for steps in range(max_steps + 1):
+        gap, scale = np.sum(l * s), max(abs(x[-1]), 1e-300)
+        off_primal, off_dual, off_unit = slack(x) - s, nu * a - adjoint(l) - floor, 1 - a @ x
+        merit = gap / scale + max(np.abs(off_primal).max() / scale, np.abs(off_dual).max(), abs(off_unit))
+        if merit < least:
+            best, least = (x, l, nu), merit
+        factor = None if merit <= tol or steps == max_steps else _factored(hessian(l / s), lapack)
+        if factor is None:
+            break
+        across = lapack.dpotrs(factor, a, lower=1)[0]
+
+        def direction(target):
+            """The Newton step towards l s = target."""
+            missing = (target - l * s - l * off_primal) / s
+            dx = lapack.dpotrs(factor, off_dual - adjoint(missing), lower=1)[0]
+            dnu = (off_unit - a @ dx) / (a @ across)
+            dx += dnu * across
+            products, room = forward(dx)
+            ds = off_primal + room - sign * products
+            return dx, dnu, ds, (target - l * s - l * ds) / s
+
+        def steps_along(move):
+            return min(1.0, 0.995 * _longest(s, move[2])), min(1.0, 0.995 * _longest(l, move[3]))
+
+        average = gap / l.size
+        _, _, ds, dl = direction(0.0)
+        predicted = np.sum((s + _longest(s, ds) * ds) * (l + _longest(l, dl) * dl)) / l.size
+        centre = average * min(1.0, (predicted / average) ** 3)
+        target = centre - ds * dl
+        move = direction(target)
+        ahead, along = steps_along(move)
+        for _ in range(2):  # centrality corrections (Gondzio 1996) while they lengthen the step
+            reached = (s + min(1.0, ahead + 0.3) * move[2]) * (l + min(1.0, along + 0.3) * move[3])
+            target = target + np.maximum(np.clip(reached, centre / 10, centre * 10) - reached, -10 * centre)
+            trial = direction(target)
+            further = steps_along(trial)
+            if sum(further) < ahead + along + 0.02:
+                break
+            move, (ahead, along) = trial, further
+        dx, dnu, ds, dl = move
+        x, s, l, nu = x + ahead * dx, s + ahead * ds, l + along * dl, nu + along * dnu
+    x, l, nu = best
+    return x[:-1] / (c @ x[:-1]), (l[0] - l[1], nu), steps
+
+
+def _longest(x, dx):
+    """The longest step in [0, 1 / 0.995] that keeps x + step dx non-negative."""
+    falling = dx < 0
+    return min(1 / 0.995, np.min(-x[falling] / dx[falling], initial=np.inf))
+
+
+def _factored(H, lapack):
+    """The Cholesky factor of H, with a little added to its diagonal where it needs it; None where even that fails."""
+    diagonal = np.arange(len(H))
+    for ridge in (0.0, 1e-15, 1e-12, 1e-9):
+        H[diagonal, diagonal] += ridge * H[diagonal, diagonal].max()
+        factor, failed = lapack.dpotrf(H, lower=1)
+        if not failed and np.isfinite(factor).all():
+            return factor
+    return None
+
+
+class LeastEntries(NamedTuple):
+    """The w with the least largest entry at a given coherence, between certified bounds (inf where there is none)."""
+
+    w: np.ndarray  # (m,)
+    upper: float  # max abs(w)
+    lower: float
+
+
+def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float) -> LeastEntries:
+    r"""min \max_k |w_k| : w . a_i = 1, |w . a_j| <= level for j != i, from a feasible w.
+
+    The lower bound is that of (v, nu): norm(u, 1) = 1 and B v + u = nu a_i give nu - level norm(v, 1) <= max abs(w).
+    """
+    a, B = A[:, i], np.asfortranarray(np.delete(A, i, axis=1))
+    n, m = B.shape[1], len(a)
+    b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
+    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
+    found = _pulled_inside(B, level, found, w)
+    u = nu * a - (_blas().dgemv(1.0, B, v[:n]) if n else 0)
+    lower = (nu - level * np.abs(v[:n]).sum()) / np.abs(u).sum()
+    best = min(found, w, key=lambda w: np.abs(w).max())
+    return LeastEntries(best, np.abs(best).max(), max(lower, 0.0))
+
+
+def _pulled_inside(B, level, found, inside):
+    """The point nearest to `found` on the way to `inside` where |B'w| <= level."""
+    if not B.size:
+        return found
+    at, to = (_blas().dgemv(1.0, B, w, trans=1) for w in (found, inside))
+    out = np.abs(at) > level
+    room = np.abs(at[out]) - np.abs(to[out])
+    share = np.max((np.abs(at[out]) - level) / np.maximum(room, np.finfo(float).tiny), initial=0.0)
+    return found + min(1.0, share) * (inside - found)

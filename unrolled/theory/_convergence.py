@@ -1,0 +1,195 @@
+"""What else convergence yields: thresholds atom by atom, the stability of the iterates, objectives, and how to share steps."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks
+from unrolled.dictionaries._base import as_dictionary, column_norms, dense, spectral_norm
+from unrolled.theory._coherence import Coherence, _host, coherence
+from unrolled.theory._schedules import Schedule, _numbers, deep_schedule, times
+
+
+def atom_coherence(W, D) -> Coherence:
+    """(mu_Wi, C_Wi) of every atom, (d,) each: max over j != i of |w_i . d_j|, and max over k of |W_ki|. Traceable."""
+    coherence(W, D)  # the checks
+    W, D = dense(W), dense(D)
+    dtype = _checks.common_dtype(W, D)
+    W, D = W.astype(dtype), D.astype(dtype)
+    with jax.default_matmul_precision("highest"):
+        products = jnp.abs(W.T @ D)
+    own = jnp.eye(D.shape[1], dtype=bool)
+    return Coherence(jnp.where(own, 0, products).max(1), jnp.abs(W).max(0))
+
+
+def noise_gain(W) -> float:
+    """omega = max norm(w_i, 2): in `schedule` omega norm(e, 2) may stand for C_W norm(e, 1), so pass omega for C_W."""
+    return float(np.max(np.asarray(column_norms(as_dictionary(W, "noise_gain")))))
+
+
+class AtomSchedule(NamedTuple):
+    """Thresholds of K steps, one per atom, and the l1 error that they certify."""
+
+    theta: np.ndarray  # (K, d)
+    error: np.ndarray  # (K+1,) l1
+    contraction: float  # top_{s-1}(mu_W) + top_s(mu_W) + eta
+    rate: float
+    floor: float
+    holds: bool
+
+
+def atom_schedule(
+    mus, C_Ws, *, sparsity: int, bound: float, noise: float = 0.0, depth: int, guard: float = 0.0, eta: float = 0.0
+) -> AtomSchedule:
+    r"""Thresholds of LISTA-CP atom by atom, tighter in l1 than the common ones of `schedule`.
+
+    With top_k the sum of the k largest and c_i = C_{W,i} \delta + g,
+
+    .. math::
+        \theta_{k,i} = \mu_{W,i} E_k + c_i, \qquad
+        E_{k+1} = (top_{s-1}(\mu_W) + top_s(\mu_W) + \eta) E_k + 2 \, top_s(c).
+
+    No step has a false positive and `error` bounds the l1 error. Divided by s it does not bound the l_inf error, as that of
+    `schedule` does.
+
+    Args:
+        mus, C_Ws: (d,), from `atom_coherence`. The others as in `schedule`.
+    """
+    where = "atom_schedule"
+    bound, noise, guard, eta = _numbers(where, bound=bound, noise=noise, guard=guard, eta=eta)
+    if not _checks.is_concrete((mus, C_Ws)):
+        raise TypeError(f"{where}: traced arguments; this function runs on the host, call it outside jit")
+    mus, C_Ws = np.asarray(mus, np.float64), np.asarray(C_Ws, np.float64)
+    if mus.ndim != 1 or mus.shape != C_Ws.shape:
+        raise ValueError(f"{where}: mus has shape {mus.shape} and C_Ws {C_Ws.shape}; expected (d,) both")
+    _checks.nonnegative(mus, "mus", where), _checks.nonnegative(C_Ws, "C_Ws", where)
+    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
+    s, c = min(s, len(mus)), (C_Ws * noise if noise else np.zeros(len(mus))) + guard
+
+    def top(values, k):
+        return float(np.sort(values)[::-1][: max(k, 0)].sum())
+
+    a = top(mus, s - 1) + top(mus, s) + eta if s else 0.0
+    error, theta = np.empty(K + 1), np.empty((K, len(mus)))
+    error[0] = times(s, bound)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k in range(K):
+            theta[k] = np.where(mus > 0, mus * error[k], 0.0) + c
+            error[k + 1] = times(a, error[k]) + 2 * top(c, s)
+    holds = a < 1 and math.isfinite(bound) and bool(np.isfinite(c).all())
+    floor = 2 * top(c, s) / (1 - a) if holds else math.inf
+    return AtomSchedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
+
+
+def sequence_bound(W, D, depth: int) -> np.ndarray:
+    r"""Factors F_k, (K+1,), with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), whatever the thresholds: F_k = norm(W) sum_{i<k} norm(I - W'D)^i.
+
+    Two runs of LISTA-CP with the same thresholds on signals y and y~. Since norm(I - W'D, 2) >= 1 where d > m, the factors grow
+    without end there: the constant of the printed Lemma 13, which does not depend on k, does not exist. On a common support
+    `support_bound` holds for all k.
+
+    Reference: Li, Feng, Zhou (2024), Lemma 13, corrected.
+    """
+    K = _checks.as_index(depth, "depth", "sequence_bound")
+    coherence(W, D)  # the checks
+    W, D = (np.asarray(dense(A), np.float64) for A in (W, D))
+    step = np.linalg.norm(np.eye(D.shape[1]) - W.T @ D, 2) * (1 + 1e-9)
+    with np.errstate(over="ignore"):
+        powers = step ** np.arange(K)
+    return np.linalg.norm(W, 2) * (1 + 1e-9) * np.concatenate([[0.0], np.cumsum(powers)])
+
+
+def support_bound(mu: float, C_W: float, *, size: int, eta: float = 0.0) -> float:
+    r"""c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, if both runs stay on one set of t atoms: t C_W / (1 - (t-1) mu_W - eta).
+
+    Inside the class of `schedule` t = s: both runs have their support in that of the code. inf where the denominator is not positive.
+
+    Reference: Li, Feng, Zhou (2024), Lemma 13, corrected.
+    """
+    mu, C_W, eta = _numbers("support_bound", mu=mu, C_W=C_W, eta=eta)
+    t = _checks.as_index(size, "size", "support_bound")
+    room = 1 - times(max(t - 1, 0), mu) - eta
+    return 0.0 if t == 0 else t * C_W / room if room > 0 else math.inf
+
+
+def objective_bound(D, error: float, *, sparsity: int, gamma: float) -> float:
+    r"""|L(x~) - L(x)| <= norm(D)^2 E^2 / s + gamma E for L(x) = norm(z - D x)^2 + gamma norm(x, 1), z = D x, and E >= norm(x~ - x, 1).
+
+    `error` is an entry of a `Schedule`'s, whose l2 error is below E / sqrt(s). Both signs occur: the true code does not minimise
+    L, a shrunk one does, so the lower bound 0 of the printed corollary is false.
+
+    Reference: Li, Feng, Zhou (2024), Corollary 8, corrected.
+    """
+    error, gamma = _numbers("objective_bound", error=error, gamma=gamma)
+    s = _checks.as_index(sparsity, "sparsity", "objective_bound")
+    norm = _host(spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound")
+    return norm**2 * error**2 / s + times(gamma, error) if s else 0.0
+
+
+class Plan(NamedTuple):
+    """The fewest steps, over all blocks, after which the code of a chain is certified to a tolerance."""
+
+    depths: tuple[int | float, ...]  # inf if there are none
+    schedules: tuple[Schedule, ...]  # () if there are none
+    holds: bool
+
+
+def plan(mus, C_Ws, *, sparsities, bounds, noises=None, guards=None, etas=None, tol: float) -> Plan:
+    r"""Depths K_1 .. K_J with E^{(J)}_{K_J} <= tol and the least K_1 + ... + K_J, each at least 1.
+
+    The errors are those of `deep_schedule`. A block passes 2 s_j C_j / (1 - a_j) times its inherited error on, so blocks that come
+    early usually need more steps. Found exactly: for each K_J the tolerance that is left decides the blocks before it.
+
+    Args: as in `deep_schedule`, without the depths; tol: l1 error of the last code.
+
+    Returns:
+        Plan; holds = False, with depths inf, where a block does not contract or the tolerance is not above the floor.
+    """
+    (tol,) = _numbers("plan", tol=tol)
+    arguments = dict(sparsities=sparsities, bounds=bounds, noises=noises, guards=guards, etas=etas)
+    limits = deep_schedule(mus, C_Ws, depths=(1,) * len(mus), **arguments)  # the checks, and contractions
+    zeros = (0.0,) * len(mus)
+    blocks = tuple(
+        _Block(found.contraction, s * B, 2 * s * C, delta, 2 * s * g)
+        for found, C, s, B, delta, g in zip(limits, C_Ws, sparsities, bounds, noises or zeros, guards or zeros)
+    )
+    depths = _fewest(blocks, tol, math.inf) if all(found.contraction < 1 for found in limits) else None
+    if depths is None:
+        return Plan((math.inf,) * len(mus), (), False)
+    return Plan(depths, deep_schedule(mus, C_Ws, depths=depths, **arguments), True)
+
+
+class _Block(NamedTuple):
+    """E_K = a^K start + (1 - a^K) / (1 - a) (gain (delta + inherited) + guard)."""
+
+    a: float
+    start: float
+    gain: float
+    delta: float
+    guard: float
+
+    def tolerance(self, K: int, tol: float) -> float:
+        """The inherited error with which K steps end at `tol`; negative where there is none."""
+        left, share = self.a**K, (1 - self.a**K) / (1 - self.a)
+        room = tol - left * self.start - share * (self.gain * self.delta + self.guard)
+        return room / (share * self.gain) if self.gain else (math.inf if room >= 0 else -1.0)
+
+
+def _fewest(blocks, tol: float, most: float) -> tuple[int, ...] | None:
+    """Depths of the blocks with the least sum below `most` that end at `tol`; None where there are none."""
+    *before, last = blocks
+    best, K = None, 0
+    while K + 1 + len(before) < most and K < 1_000_000:
+        K += 1
+        inherited = last.tolerance(K, tol)
+        if inherited >= 0 and not before:
+            return (K,)
+        found = _fewest(before, inherited, most - K) if inherited > 0 else None
+        if found is not None:
+            best, most = (*found, K), K + sum(found)
+        elif last.a**K * last.start < 1e-18 * max(tol, 1e-300) and best is None:
+            break  # more steps change nothing
+    return best

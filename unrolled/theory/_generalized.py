@@ -1,0 +1,327 @@
+"""Generalized coherence (Definition 7) with certificates, and the weights with the least entries at it (Definition 8)."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks
+from unrolled import linear_programs as lp
+from unrolled._checks import Array
+from unrolled.dictionaries._base import as_dictionary, dense, unit_atoms
+from unrolled.dictionaries._conv import Conv
+from unrolled.theory._coherence import _host, _refuse_cut_atoms
+
+# A relative gap says nothing of a coherence that is zero: this much is rounding.
+_ROUNDING = 1e-12
+
+
+class GeneralizedCoherence(NamedTuple):
+    """mu~ between two certified values, and weights that attain the upper one."""
+
+    upper: Array  # () coherence of W
+    lower: Array  # () no weights have less
+    per_atom_upper: Array  # (n,)
+    per_atom_lower: Array  # (n,)
+    W: Array  # (m, n), w_i . d_i = 1; a `Conv` for a shift-invariant circular one
+    holds: Array  # () the relative gaps are at most tol
+
+
+def generalized_coherence(
+    D,
+    tol: float = 1e-6,
+    *,
+    atoms: Sequence[int] | None = None,
+    only_maximum: bool = False,
+    progress: Callable | None = None,
+    cache: str | os.PathLike | None = None,
+) -> GeneralizedCoherence:
+    r"""mu~ = max_i mu~_i between certified bounds, and the weights W that attain the upper one.
+
+    .. math:: \tilde\mu_i = \min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1, \qquad
+        1 / \tilde\mu_i = \min \|v\|_1 : \sum_{j \ne i} v_j d_j = d_i.
+
+    The upper value of an atom is the coherence of its w_i, the lower one comes from a feasible v. Linear programs are solved
+    together, in float64 on the host; results have the dtype of D, the bounds rounded outwards. Atoms that are independent
+    of the rest have mu~_i = 0, duplicates 1. A circular `Conv` whose stride divides the signal needs one program per filter.
+
+    Args:
+        D: (m, d), unit atoms.
+        tol: relative gap of every atom, or of the maximum.
+        atoms: solve for these n atoms only; None for all of them.
+        only_maximum: settle mu~ alone: atoms whose w is already known to stay below it keep that w. `W` is then optimal for
+            max_i, not atom by atom, and `holds` speaks of the maximum.
+        progress: called as progress(settled, total) on long runs.
+        cache: a folder that keeps results by the sha256 of D; its entries are certified again when they are read.
+
+    Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
+    d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no derivative. For a float32 D
+    the returned W is rounded after it was certified. A traced D with NaN or a zero atom gives upper = inf, holds = False.
+
+    Raises:
+        ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive. (A program that ends above
+            the gap is not an error: its bounds come back with holds = False.)
+
+    Reference: Li, Feng, Zhou (2024), Definition 7; Chen, Liu, Wang, Yin (2018). The bounds are float64, not interval arithmetic.
+    """
+    where = "generalized_coherence"
+    D = _unit_dictionary(D, where)
+    if not tol > 0:
+        raise ValueError(f"{where}: tol must be positive, got {tol}")
+    m, d = D.shape
+    shared = atoms is None and _has_one_program_per_filter(D)
+    if shared:  # the atom of every filter at the first position
+        chosen = np.arange(d).reshape(D.code_grid[0], -1)[:, 0]
+    else:
+        chosen = _indices(atoms, d, where)
+
+    def choose(primal, dual, tried):
+        if not only_maximum:
+            return next(iter(np.flatnonzero((primal - dual > tol * primal) & ~tried)), None)
+        return _highest(dual, tried, (1 + tol) / primal.min())
+
+    solve = partial(_solve, chosen=chosen, tol=tol, choose=choose, quick=only_maximum, progress=progress)
+    if cache is not None:
+        solve = partial(_cached, solve, Path(cache), chosen, (tol, only_maximum))
+    upper, lower, W = _differentiable(solve, chosen)(dense(D))
+    top, bottom = jnp.max(upper), jnp.max(lower)
+    gap, scale = (top - bottom, top) if only_maximum else (upper - lower, upper)
+    holds = jnp.all(jnp.isfinite(top) & (gap <= _allowed(tol, scale)))
+    if shared:
+        W = Conv(W.T.reshape(D.code_grid[0], *D.signal_grid), D.signal_shape, D.stride, D.boundary)
+        upper, lower = D.spread(upper), D.spread(lower)
+    return GeneralizedCoherence(top, bottom, upper, lower, W, holds)
+
+
+class AtMost(NamedTuple):
+    """Whether mu~ <= level, and the bounds that decided it."""
+
+    answer: bool | None  # None: the level lies between the bounds, which are within tol
+    upper: float
+    lower: float
+
+
+def coherence_at_most(D, level: float, tol: float = 1e-6) -> AtMost:
+    """Is mu~(D) at most `level`? Answered as soon as one atom is above it, or all are certified below it.
+
+    Host function, arguments as in `generalized_coherence`.
+    """
+    D = _unit_dictionary(D, "coherence_at_most")
+    if not _checks.is_concrete(D):
+        raise TypeError("coherence_at_most: D is traced; this function runs on the host, call it outside jit")
+    level = _host(level, "level", "coherence_at_most")
+
+    def choose(primal, dual, tried):
+        return None if 1 / primal.min() > level else _highest(dual, tried, level)
+
+    chosen = np.arange(D.shape[1])
+    upper, lower, _, _ = _solve(np.asarray(dense(D)), chosen=chosen, tol=tol, choose=choose, quick=True)
+    upper, lower = float(upper.max()), float(lower.max())
+    return AtMost(False if lower > level else True if upper <= max(level, _ROUNDING) else None, upper, lower)
+
+
+class MinimalEntryWeights(NamedTuple):
+    """Weights of least largest entry C_W at a given coherence, between certified bounds."""
+
+    W: np.ndarray  # (m, d)
+    upper: float  # max abs(W_ij) = C_W
+    lower: float
+    per_atom_upper: np.ndarray  # (d,)
+    per_atom_lower: np.ndarray  # (d,)
+    coherence: float  # the level that every w_i keeps
+    holds: bool  # feasible, and the relative gaps are at most tol
+
+
+def minimal_entry_weights(
+    D, coherence: float | GeneralizedCoherence | None = None, tol: float = 1e-6, *, progress: Callable | None = None
+) -> MinimalEntryWeights:
+    r"""W in X(D): w_i of least largest entry with w_i . d_i = 1 and |w_i . d_j| <= mu, at one mu for all atoms.
+
+    Noise enters the thresholds through C_W = max |W_ij|, so among the weights of one coherence these have the lowest floor.
+
+    Args:
+        D: (m, d), unit atoms. Structured ones are made dense.
+        coherence: the level mu, or the result of `generalized_coherence` (or None to compute it), whose W to start from
+            and whose upper value, times 1 + 1e-6, is the level.
+        tol: relative gap of every atom.
+
+    Returns:
+        MinimalEntryWeights, in float64. A level below mu~ has no such W: upper is inf for those atoms, holds False.
+
+    Raises:
+        TypeError: traced arguments. ValueError: as in `generalized_coherence`, or a negative level.
+
+    Reference: Li, Feng, Zhou (2024), Definition 8.
+    """
+    where = "minimal_entry_weights"
+    D = _unit_dictionary(D, where)
+    if not _checks.is_concrete((D, coherence)):
+        raise TypeError(f"{where}: traced arguments; this function runs on the host, call it outside jit")
+    A = np.asarray(dense(D), np.float64)
+    m, d = A.shape
+    start = coherence
+    if not isinstance(start, GeneralizedCoherence):
+        with jax.enable_x64(True):
+            start = generalized_coherence(A, tol, only_maximum=True)
+    W = np.array(dense(start.W), np.float64)
+    if W.shape != A.shape:
+        raise ValueError(f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all atoms")
+    W, reached = _certified(A, W, np.arange(d))
+    given = coherence is not None and start is not coherence
+    level = _host(coherence, "coherence", where) if given else max(float(reached.max()) * (1 + 1e-6), _ROUNDING)
+    if not level >= 0:
+        raise ValueError(f"{where}: coherence must be non-negative, got {level}")
+    upper, lower = np.full(d, np.inf), np.zeros(d)
+    for i in np.flatnonzero(reached <= level):
+        W[:, i], upper[i], lower[i] = lp.least_entries(A, i, level, W[:, i], tol)
+        if progress is not None:
+            progress(int(i) + 1, d)
+    holds = bool(np.all(np.isfinite(upper) & (upper - lower <= tol * upper)))
+    return MinimalEntryWeights(W, float(upper.max()), float(lower.max()), upper, lower, level, holds)
+
+
+def _unit_dictionary(D, where: str):
+    D = as_dictionary(D, where)
+    _refuse_cut_atoms(D, where)
+    unit_atoms(D, where)
+    return D
+
+
+def _indices(atoms, d: int, where: str) -> np.ndarray:
+    if atoms is None:
+        return np.arange(d)
+    chosen = np.array([_checks.as_index(i, "atoms", where) for i in atoms], int)
+    if not len(chosen) or chosen.max() >= d:
+        raise ValueError(f"{where}: atoms must be some of 0..{d - 1}, got {list(atoms)[:8]}")
+    return chosen
+
+
+def _has_one_program_per_filter(D) -> bool:
+    return isinstance(D, Conv) and D.boundary == "circular" and D.is_shift_invariant()
+
+
+def _highest(dual, tried, level):
+    """The untried program with the largest certified coherence 1 / dual, if that is above `level`; else None."""
+    k = int(np.argmin(np.where(tried, np.inf, dual)))
+    return k if not tried[k] and dual[k] * level < 1 else None
+
+
+def _allowed(tol, scale):
+    return jnp.maximum(tol * scale, _ROUNDING)
+
+
+def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
+    """upper (n,), lower (n,), W (m, n) and V (d, n) of the chosen atoms, in float64."""
+    A = np.asarray(A, np.float64)
+    (m, d), n = A.shape, len(chosen)
+    upper, lower, W, V = np.full(n, np.inf), np.zeros(n), np.zeros((m, n)), np.zeros((d, n))
+    if not np.isfinite(A).all() or not np.abs(A).max(0).all():
+        return upper, lower, W, V
+    whitened = lp.whiten(A)
+    leverage = np.sum(whitened.Q**2, 0)
+    alone = leverage > 1 - 1e-9
+    P = whitened.lift @ whitened.Q[:, alone]  # p_k . a_k = 1 and p_k . a_j = 0 for independent atoms k
+    rest, own = np.flatnonzero(~alone), ~alone[chosen]
+    W[:, ~own] = P[:, np.searchsorted(np.flatnonzero(alone), chosen[~own])]
+    if own.any():
+        others = A[:, rest]
+        found = lp.basis_pursuit(
+            lp.whiten(others) if alone.any() else whitened,
+            A[:, chosen[own]],
+            banned=np.searchsorted(rest, chosen[own]),
+            tol=tol,
+            choose=choose,
+            iterations=60 if quick else 200,
+            progress=progress,
+        )
+        W[:, own] = found.Z - P @ (A[:, alone].T @ found.Z)
+        V[np.ix_(rest, own)] = found.V
+        lower[own] = 1 / found.primal
+    W, upper = _certified(A, W, chosen)
+    return upper, np.minimum(lower, upper), W, V
+
+
+def _certified(A, W, chosen):
+    """W scaled to w_i . a_i = 1, and the coherence of every w_i: the certificate looks at A itself."""
+    atoms, columns = A[:, chosen], np.arange(len(chosen))
+    own = np.sum(W * atoms, 0)
+    W = np.where(own > 0, W, atoms)  # a w that does not see its atom is no start: the atom itself is
+    W = W / np.sum(W * atoms, 0)
+    products = np.abs(A.T @ W)
+    products[chosen, columns] = 0
+    return W, products.max(0)
+
+
+def _differentiable(solve, chosen):
+    """A -> (upper, lower, W) in the dtype of A, by the host function `solve`, with the derivatives of the bounds."""
+    n = len(chosen)
+
+    def host(A):
+        upper, lower, W, V = solve(np.asarray(A))
+        return (*_outwards(upper, lower, A.dtype), W.astype(A.dtype), V.astype(A.dtype))
+
+    def call(A):
+        if _checks.is_concrete(A):
+            return tuple(map(jnp.asarray, host(A)))
+        (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
+        return jax.pure_callback(host, (of((n,)), of((n,)), of((m, n)), of((d, n))), A, vmap_method="sequential")
+
+    @jax.custom_jvp
+    def values(A):
+        return call(A)[:3]
+
+    @values.defjvp
+    def derivative(primals, tangents):
+        (A,), (dA,) = primals, tangents
+        upper, lower, W, V = call(A)
+        with jax.default_matmul_precision("highest"):
+            slope = -upper * jnp.sum(W * (dA[:, chosen] - dA @ V), axis=0)
+        return (upper, lower, W), (slope, slope, jnp.zeros_like(W))
+
+    return values
+
+
+def _outwards(upper, lower, dtype):
+    """Bounds in `dtype`, the upper one rounded up and the lower one down."""
+    high, low = upper.astype(dtype), lower.astype(dtype)
+    high = np.where(high < upper, np.nextafter(high, np.array(np.inf, dtype)), high)
+    low = np.where(low > lower, np.nextafter(low, np.array(0, dtype)), low)
+    return high, low
+
+
+def _cached(solve, folder: Path, chosen, mode, A):
+    """`solve(A)`, kept in `folder`: what is read back is certified against A again, so a wrong file is only a slow one."""
+    A = np.asarray(A, np.float64)
+    key = hashlib.sha256(repr((A.shape, chosen.tolist(), mode)).encode() + np.ascontiguousarray(A).tobytes())
+    path = folder / f"coherence-{key.hexdigest()}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            W, V = kept["W"], kept["V"]
+        if W.shape == (len(A), len(chosen)) and V.shape == (A.shape[1], len(chosen)):
+            return _recertified(A, W, V, chosen)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # absent or damaged: solved again and written again
+    upper, lower, W, V = solve(A)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(file, W=W, V=V)
+    part.replace(path)
+    return upper, lower, W, V
+
+
+def _recertified(A, W, V, chosen):
+    """Bounds of W and V as they are; a V that does not make its atom bounds nothing."""
+    W, upper = _certified(A, W, chosen)
+    V = np.where(np.isfinite(V), V, 0)
+    V[chosen, np.arange(len(chosen))] = 0
+    made = np.linalg.norm(A @ V - A[:, chosen], axis=0) <= 1e-9
+    lower = np.where(made, 1 / np.maximum(np.abs(V).sum(0), 1e-300), 0)
+    return upper, np.minimum(lower, upper), W, V
