@@ -22,7 +22,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 FLOORS = (
     ("_checks",),
     ("activations", "dictionaries", "plots"),
-    ("problems", "metrics", "datasets", "linear_programs"),
+    ("problems", "metrics", "datasets", "linear_programs", "_interior_point"),
     ("theory", "pursuit"),
     ("layers",),
     ("analytic", "_calibrate", "networks"),

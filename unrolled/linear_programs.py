@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unrolled._interior_point import blas, interior_point, lapack
+
 
 class Solution(NamedTuple):
     """Feasible points of both sides, one column per program; primal >= optimum >= dual, up to rounding in float64."""
@@ -157,14 +159,14 @@ class _Basis:
 
     def __init__(self, rows):
         # The transposed copy of contiguous rows is what Fortran wants: nothing is copied again.
-        self.lu, self.order, _ = _lapack().dgetrf(rows.T, overwrite_a=True)
+        self.lu, self.order, _ = lapack().dgetrf(rows.T, overwrite_a=True)
         self.etas = []
 
     def is_singular(self):
         return np.abs(np.diag(self.lu)).min() < 1e-7
 
     def solve(self, c):
-        x = _lapack().dgetrs(self.lu, self.order, c)[0]
+        x = lapack().dgetrs(self.lu, self.order, c)[0]
         for r, u in self.etas:
             step = x[r] / u[r]
             x -= step * u
@@ -175,23 +177,10 @@ class _Basis:
         s = s.copy()
         for r, u in reversed(self.etas):
             s[r] = (s[r] - (u @ s - u[r] * s[r])) / u[r]
-        return _lapack().dgetrs(self.lu, self.order, s, trans=1)[0]
+        return lapack().dgetrs(self.lu, self.order, s, trans=1)[0]
 
     def exchange(self, r, u):
         self.etas.append((r, u))
-
-
-def _lapack():
-    from scipy.linalg import lapack
-
-    return lapack
-
-
-def _blas():
-    """scipy's products, for loops that factorise too: numpy's threads, another pool, would spin beside scipy's."""
-    from scipy.linalg import blas
-
-    return blas
 
 
 def _simplex(atoms, c, S, banned, tol):
@@ -207,7 +196,7 @@ def _simplex(atoms, c, S, banned, tol):
     s = np.where(v < 0, -1.0, 1.0)
     while True:
         z = basis.solve_transposed(s)
-        price = _blas().dgemv(1.0, atoms.T, z, trans=1)
+        price = blas().dgemv(1.0, atoms.T, z, trans=1)
         outside = np.abs(price)
         outside[S] = 0
         if banned is not None:
@@ -243,148 +232,3 @@ def _simplex(atoms, c, S, banned, tol):
         v[r], s[r], S[r] = step * np.sign(price[j]), np.sign(price[j]), j
         basis.exchange(r, u)
         pivots += 1
-
-
-def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
-    r"""min t : |M'w| <= b + e t, c . w = 1, by Mehrotra's predictor and corrector from w; M = B, or [B, I] for longer b, e.
-
-    With B = A without column i, b = 0, e = 1 the optimum is the generalized coherence of atom i; with [B, I], b = (mu, 0) and
-    e = (0, 1) it is the least largest entry at coherence mu (Definition 8).
-
-    Args:
-        B: (r, n); b, e: (n,) or (n + r,), non-negative; c, w: (r,).
-        tol: relative complementarity gap and residuals at which to stop.
-
-    Returns:
-        w with c . w = 1; the multipliers v and nu, with M v = nu c nearly; the steps taken. The best of the iterates, not
-        certified: `_feasible` and `least_entries` make bounds of them.
-    """
-    blas, lapack, B = _blas(), _lapack(), np.asfortranarray(B)
-    (r, n), sign, boxed = B.shape, np.array([[1.0], [-1.0]]), len(b) > B.shape[1]
-    floor, a = np.append(np.zeros(r), 1.0), np.append(c, 0.0)  # minimise floor . (w, t) on a . (w, t) = 1
-
-    def forward(x):  # M'w, and e t
-        products = blas.dgemv(1.0, B, x[:-1], trans=1) if n else np.zeros(0)
-        return np.append(products, x[:-1]) if boxed else products, e * x[-1]
-
-    def adjoint(v):  # (M (v+ - v-), -e'(v+ + v-))
-        v, total = v[0] - v[1], np.sum(e * (v[0] + v[1]))
-        products = blas.dgemv(1.0, B, v[:n]) if n else np.zeros(r)
-        return np.append(products + v[n:] if boxed else products, -total)
-
-    def hessian(weights):
-        both, difference = weights[0] + weights[1], weights[0] - weights[1]
-        H = np.zeros((r + 1, r + 1), order="F")
-        H[:r, :r] = blas.dsyrk(1.0, B * np.sqrt(both[:n]), lower=1) if n else 0
-        if boxed:
-            H[np.arange(r), np.arange(r)] += both[n:]
-        H[r, :r] = adjoint(np.stack([difference * e, np.zeros_like(e)]))[:r] * -1
-        H[r, r] = np.sum(e * e * both)
-        return H
-
-    def slack(x):
-        products, room = forward(x)
-        return b + room - sign * products
-
-    w = w / (c @ w)
-    products, _ = forward(np.append(w, 0.0))
-    x, nu = np.append(w, 2 * max((np.abs(products) - b)[e > 0].max(), 1e-8)), 0.0
-    s = np.maximum(slack(x), 0.01 * (b + e * x[-1]))
-    l = 1 / s
-    l /= np.sum(e * l)
-    best, least = (x, l, nu), np.inf
-    for steps in range(max_steps + 1):
-        gap, scale = np.sum(l * s), max(abs(x[-1]), 1e-300)
-        off_primal, off_dual, off_unit = slack(x) - s, nu * a - adjoint(l) - floor, 1 - a @ x
-        merit = gap / scale + max(np.abs(off_primal).max() / scale, np.abs(off_dual).max(), abs(off_unit))
-        if merit < least:
-            best, least = (x, l, nu), merit
-        factor = None if merit <= tol or steps == max_steps else _factored(hessian(l / s), lapack)
-        if factor is None:
-            break
-        across = lapack.dpotrs(factor, a, lower=1)[0]
-
-        def direction(target):
-            """The Newton step towards l s = target."""
-            missing = (target - l * s - l * off_primal) / s
-            dx = lapack.dpotrs(factor, off_dual - adjoint(missing), lower=1)[0]
-            dnu = (off_unit - a @ dx) / (a @ across)
-            dx += dnu * across
-            products, room = forward(dx)
-            ds = off_primal + room - sign * products
-            return dx, dnu, ds, (target - l * s - l * ds) / s
-
-        def steps_along(move):
-            return min(1.0, 0.995 * _longest(s, move[2])), min(1.0, 0.995 * _longest(l, move[3]))
-
-        average = gap / l.size
-        _, _, ds, dl = direction(0.0)
-        predicted = np.sum((s + _longest(s, ds) * ds) * (l + _longest(l, dl) * dl)) / l.size
-        centre = average * min(1.0, (predicted / average) ** 3)
-        target = centre - ds * dl
-        move = direction(target)
-        ahead, along = steps_along(move)
-        for _ in range(2):  # centrality corrections (Gondzio 1996) while they lengthen the step
-            reached = (s + min(1.0, ahead + 0.3) * move[2]) * (l + min(1.0, along + 0.3) * move[3])
-            target = target + np.maximum(np.clip(reached, centre / 10, centre * 10) - reached, -10 * centre)
-            trial = direction(target)
-            further = steps_along(trial)
-            if sum(further) < ahead + along + 0.02:
-                break
-            move, (ahead, along) = trial, further
-        dx, dnu, ds, dl = move
-        x, s, l, nu = x + ahead * dx, s + ahead * ds, l + along * dl, nu + along * dnu
-    x, l, nu = best
-    return x[:-1] / (c @ x[:-1]), (l[0] - l[1], nu), steps
-
-
-def _longest(x, dx):
-    """The longest step in [0, 1 / 0.995] that keeps x + step dx non-negative."""
-    falling = dx < 0
-    return min(1 / 0.995, np.min(-x[falling] / dx[falling], initial=np.inf))
-
-
-def _factored(H, lapack):
-    """The Cholesky factor of H, with a little added to its diagonal where it needs it; None where even that fails."""
-    diagonal = np.arange(len(H))
-    for ridge in (0.0, 1e-15, 1e-12, 1e-9):
-        H[diagonal, diagonal] += ridge * H[diagonal, diagonal].max()
-        factor, failed = lapack.dpotrf(H, lower=1)
-        if not failed and np.isfinite(factor).all():
-            return factor
-    return None
-
-
-class LeastEntries(NamedTuple):
-    """The w with the least largest entry at a given coherence, between certified bounds (inf where there is none)."""
-
-    w: np.ndarray  # (m,)
-    upper: float  # max abs(w)
-    lower: float
-
-
-def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float) -> LeastEntries:
-    r"""min \max_k |w_k| : w . a_i = 1, |w . a_j| <= level for j != i, from a feasible w.
-
-    The lower bound is that of (v, nu): norm(u, 1) = 1 and B v + u = nu a_i give nu - level norm(v, 1) <= max abs(w).
-    """
-    a, B = A[:, i], np.asfortranarray(np.delete(A, i, axis=1))
-    n, m = B.shape[1], len(a)
-    b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
-    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
-    found = _pulled_inside(B, level, found, w)
-    u = nu * a - (_blas().dgemv(1.0, B, v[:n]) if n else 0)
-    lower = (nu - level * np.abs(v[:n]).sum()) / np.abs(u).sum()
-    best = min(found, w, key=lambda w: np.abs(w).max())
-    return LeastEntries(best, np.abs(best).max(), max(lower, 0.0))
-
-
-def _pulled_inside(B, level, found, inside):
-    """The point nearest to `found` on the way to `inside` where |B'w| <= level."""
-    if not B.size:
-        return found
-    at, to = (_blas().dgemv(1.0, B, w, trans=1) for w in (found, inside))
-    out = np.abs(at) > level
-    room = np.abs(at[out]) - np.abs(to[out])
-    share = np.max((np.abs(at[out]) - level) / np.maximum(room, np.finfo(float).tiny), initial=0.0)
-    return found + min(1.0, share) * (inside - found)

@@ -46,10 +46,10 @@ def basis_pursuit(D, y: Array, *, tol: float = 1e-9) -> Pursuit:
 
 
 def layered_basis_pursuit(Ds, y: Array, *, tol: float = 1e-9) -> tuple[Pursuit, ...]:
-    r"""DSC_1 (Definition 4): basis pursuit of every layer's code in the next dictionary, x_j = argmin norm(x, 1) : D_j x = x_{j-1}.
+    r"""DSC_1: basis pursuit of the code of every layer in the next dictionary, x_j = argmin norm(x, 1) : D_j x = x_{j-1}.
 
-    Under Assumption 1 (strict, with mu or the generalized coherence) its codes are those of the DSC problem (Theorem 2). A layer
-    whose input is not in the range of its dictionary says so by converged = False.
+    Under Assumption 1 (strict, with mu or the generalized coherence) its codes are those of the DSC problem (Theorem 2). A
+    layer whose input is not in the range of its dictionary says so by converged = False.
 
     Raises:
         ValueError: no dictionary, or shapes that do not meet.

@@ -85,7 +85,9 @@ def atom_schedule(
 
 
 def sequence_bound(W, D, depth: int) -> np.ndarray:
-    r"""Factors F_k, (K+1,), with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), whatever the thresholds: F_k = norm(W) sum_{i<k} norm(I - W'D)^i.
+    r"""Factors F_k, (K+1,), with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), whatever the thresholds.
+
+    .. math:: F_k = \|W\|_2 \sum_{i < k} \|I - W'D\|_2^i.
 
     Two runs of LISTA-CP with the same thresholds on signals y and y~. Since norm(I - W'D, 2) >= 1 where d > m, the factors grow
     without end there: the constant of the printed Lemma 13, which does not depend on k, does not exist. On a common support
@@ -103,9 +105,12 @@ def sequence_bound(W, D, depth: int) -> np.ndarray:
 
 
 def support_bound(mu: float, C_W: float, *, size: int, eta: float = 0.0) -> float:
-    r"""c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, if both runs stay on one set of t atoms: t C_W / (1 - (t-1) mu_W - eta).
+    r"""c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, if both runs stay on one set of t atoms.
 
-    Inside the class of `schedule` t = s: both runs have their support in that of the code. inf where the denominator is not positive.
+    .. math:: c = t C_W / (1 - (t - 1) \mu_W - \eta),
+
+    inf where the denominator is not positive. Inside the class of `schedule` t = s: both runs have their support in that of
+    the code.
 
     Reference: Li, Feng, Zhou (2024), Lemma 13, corrected.
     """
@@ -116,10 +121,12 @@ def support_bound(mu: float, C_W: float, *, size: int, eta: float = 0.0) -> floa
 
 
 def objective_bound(D, error: float, *, sparsity: int, gamma: float) -> float:
-    r"""|L(x~) - L(x)| <= norm(D)^2 E^2 / s + gamma E for L(x) = norm(z - D x)^2 + gamma norm(x, 1), z = D x, and E >= norm(x~ - x, 1).
+    r"""How far the objective at x~ can be from that at the true code x, L(v) = norm(z - D v)^2 + gamma norm(v, 1), z = D x.
 
-    `error` is an entry of a `Schedule`'s, whose l2 error is below E / sqrt(s). Both signs occur: the true code does not minimise
-    L, a shrunk one does, so the lower bound 0 of the printed corollary is false.
+    .. math:: |L(\tilde x) - L(x)| \le \|D\|_2^2 E^2 / s + \gamma E, \qquad \|\tilde x - x\|_1 \le E.
+
+    `error` is an entry of a `Schedule`'s, whose l2 error is below E / sqrt(s). Both signs occur: the true code does not
+    minimise L, a shrunk one does, so the lower bound 0 of the printed corollary is false.
 
     Reference: Li, Feng, Zhou (2024), Corollary 8, corrected.
     """
@@ -141,7 +148,7 @@ def plan(mus, C_Ws, *, sparsities, bounds, noises=None, guards=None, etas=None, 
     r"""Depths K_1 .. K_J with E^{(J)}_{K_J} <= tol and the least K_1 + ... + K_J, each at least 1.
 
     The errors are those of `deep_schedule`. A block passes 2 s_j C_j / (1 - a_j) times its inherited error on, so blocks that come
-    early usually need more steps. Found exactly: for each K_J the tolerance that is left decides the blocks before it.
+    early usually need more steps. Found exactly: for each K_J the tolerance that is left decides the blocks before.
 
     Args: as in `deep_schedule`, without the depths; tol: l1 error of the last code.
 

@@ -15,6 +15,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
+from unrolled._interior_point import least_entries
 from unrolled.dictionaries._base import as_dictionary, dense, unit_atoms
 from unrolled.dictionaries._conv import Conv
 from unrolled.theory._coherence import _host, _refuse_cut_atoms
@@ -62,8 +63,8 @@ def generalized_coherence(
         cache: a folder that keeps results by the sha256 of D; its entries are certified again when they are read.
 
     Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
-    d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no derivative. For a float32 D
-    the returned W is rounded after it was certified. A traced D with NaN or a zero atom gives upper = inf, holds = False.
+    d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no derivative. For a float32
+    D the returned W is rounded after it was certified. A traced D with NaN or a zero atom gives upper = inf, holds = False.
 
     Raises:
         ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive. (A program that ends above
@@ -180,7 +181,7 @@ def minimal_entry_weights(
         raise ValueError(f"{where}: coherence must be non-negative, got {level}")
     upper, lower = np.full(d, np.inf), np.zeros(d)
     for i in np.flatnonzero(reached <= level):
-        W[:, i], upper[i], lower[i] = lp.least_entries(A, i, level, W[:, i], tol)
+        W[:, i], upper[i], lower[i] = least_entries(A, i, level, W[:, i], tol)
         if progress is not None:
             progress(int(i) + 1, d)
     holds = bool(np.all(np.isfinite(upper) & (upper - lower <= tol * upper)))

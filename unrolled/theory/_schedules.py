@@ -35,7 +35,7 @@ class Schedule(NamedTuple):
         return max(1, math.ceil(math.log((self.error[0] - self.floor) / (tol - self.floor)) / self.rate))
 
     def steps_to_support(self, smallest: float, *, sparsity: int) -> float:
-        """Steps until the support is that of the code, for codes with `sparsity` magnitudes of at least `smallest`: error / s < smallest.
+        """Steps until the support is that of the code, for codes whose nonzeros are at least `smallest`: error / s < smallest.
 
         Not claimed: equality before that, or with magnitudes below floor / s (inf).
         """

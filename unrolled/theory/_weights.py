@@ -14,8 +14,9 @@ from unrolled.theory._coherence import _refuse_cut_atoms
 def frobenius_weights(D, ridge: float = 0.0):
     r"""W with w_i . d_i = 1 and the least norm(W'D, "fro"), in closed form: w_i = S^+ d_i / (d_i' S^+ d_i), S = D D'.
 
-    A `ridge` regularises for noise: it minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, with S = D D' + ridge I. For codes of
-    variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 / v weighs both as they come; ridge -> inf is W = D.
+    A `ridge` regularises for noise: S = D D' + ridge I minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2. For codes of
+    variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 / v weighs both as they come; ridge -> inf is
+    W = D.
 
     Any rank of D is handled by the pseudo-inverse. For a shift-invariant `Conv` the same formula holds on one window of the
     signal, where S collects every shift of every filter: one small system for the whole bank, and W is a `Conv` (optimal
