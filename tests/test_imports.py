@@ -25,7 +25,7 @@ FLOORS = (
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point"),
     ("theory", "pursuit"),
     ("layers",),
-    ("analytic", "_calibrate", "networks"),
+    ("analytic", "networks"),
     ("training", "realize"),
     ("compare", "nnx", "sklearn", "distributed", "export", "models"),
     ("cli", "_experiments", "__main__"),

@@ -30,6 +30,7 @@ from unrolled.theory._generalized import GeneralizedCoherence as GeneralizedCohe
 from unrolled.theory._generalized import MinimalEntryWeights as MinimalEntryWeights
 from unrolled.theory._generalized import coherence_at_most as coherence_at_most
 from unrolled.theory._generalized import generalized_coherence as generalized_coherence
+from unrolled.theory._generalized import minimax_weights as minimax_weights
 from unrolled.theory._generalized import minimal_entry_weights as minimal_entry_weights
 from unrolled.theory._schedules import ErrorBar as ErrorBar
 from unrolled.theory._schedules import Schedule as Schedule

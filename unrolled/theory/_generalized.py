@@ -70,7 +70,7 @@ def generalized_coherence(
         ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive. (A program that ends above
             the gap is not an error: its bounds come back with holds = False.)
 
-    Reference: Li, Feng, Zhou (2024), Definition 7; Chen, Liu, Wang, Yin (2018). The bounds are float64, not interval arithmetic.
+    Reference: Li, Feng, Zhou (2024), Definition 7; Chen et al. (2018). The bounds are float64, not interval arithmetic.
     """
     where = "generalized_coherence"
     D = _unit_dictionary(D, where)
@@ -101,6 +101,15 @@ def generalized_coherence(
     return GeneralizedCoherence(top, bottom, upper, lower, W, holds)
 
 
+def minimax_weights(D, tol: float = 1e-6):
+    """W of the generalized coherence: every w_i of least max |w_i . d_j|, j != i (linear programs).
+
+    The least mu_W there is, so the largest sparsity and the fastest rate that theory can certify; norm(W) and C_W are larger
+    than those of the closed form. Traceable. `theory.generalized_coherence` gives the certificate as well.
+    """
+    return generalized_coherence(D, tol).W
+
+
 class AtMost(NamedTuple):
     """Whether mu~ <= level, and the bounds that decided it."""
 
@@ -114,16 +123,13 @@ def coherence_at_most(D, level: float, tol: float = 1e-6) -> AtMost:
 
     Host function, arguments as in `generalized_coherence`.
     """
-    D = _unit_dictionary(D, "coherence_at_most")
-    if not _checks.is_concrete(D):
-        raise TypeError("coherence_at_most: D is traced; this function runs on the host, call it outside jit")
+    A = _on_host(D, "coherence_at_most")
     level = _host(level, "level", "coherence_at_most")
 
     def choose(primal, dual, tried):
         return None if 1 / primal.min() > level else _highest(dual, tried, level)
 
-    chosen = np.arange(D.shape[1])
-    upper, lower, _, _ = _solve(np.asarray(dense(D)), chosen=chosen, tol=tol, choose=choose, quick=True)
+    upper, lower, _, _ = _solve(A, chosen=np.arange(A.shape[1]), tol=tol, choose=choose, quick=True)
     upper, lower = float(upper.max()), float(lower.max())
     return AtMost(False if lower > level else True if upper <= max(level, _ROUNDING) else None, upper, lower)
 
@@ -162,20 +168,18 @@ def minimal_entry_weights(
     Reference: Li, Feng, Zhou (2024), Definition 8.
     """
     where = "minimal_entry_weights"
-    D = _unit_dictionary(D, where)
-    if not _checks.is_concrete((D, coherence)):
-        raise TypeError(f"{where}: traced arguments; this function runs on the host, call it outside jit")
-    A = np.asarray(dense(D), np.float64)
-    m, d = A.shape
-    start = coherence
+    A, start = _on_host(D, where), coherence
+    d, given = A.shape[1], coherence is not None and not isinstance(coherence, GeneralizedCoherence)
     if not isinstance(start, GeneralizedCoherence):
         with jax.enable_x64(True):
-            start = generalized_coherence(A, tol, only_maximum=True)
+            # A level of the caller's may lie between the values of the atoms: each then needs its own.
+            start = generalized_coherence(A, tol, only_maximum=not given)
+    if not _checks.is_concrete(start):
+        raise TypeError(f"{where}: coherence is traced; this function runs on the host, call it outside jit")
     W = np.array(dense(start.W), np.float64)
     if W.shape != A.shape:
         raise ValueError(f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all atoms")
     W, reached = _certified(A, W, np.arange(d))
-    given = coherence is not None and start is not coherence
     level = _host(coherence, "coherence", where) if given else max(float(reached.max()) * (1 + 1e-6), _ROUNDING)
     if not level >= 0:
         raise ValueError(f"{where}: coherence must be non-negative, got {level}")
@@ -193,6 +197,14 @@ def _unit_dictionary(D, where: str):
     _refuse_cut_atoms(D, where)
     unit_atoms(D, where)
     return D
+
+
+def _on_host(D, where: str) -> np.ndarray:
+    """The matrix of a unit dictionary in float64; a tracer is a TypeError that says so."""
+    if not _checks.is_concrete(D):
+        raise TypeError(f"{where}: D is traced; this function runs on the host, call it outside jit")
+    with jax.enable_x64(True):
+        return np.asarray(dense(_unit_dictionary(D, where)), np.float64)
 
 
 def _indices(atoms, d: int, where: str) -> np.ndarray:

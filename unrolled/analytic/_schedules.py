@@ -1,8 +1,4 @@
-"""Theory to params: one function per family, returning what training returns.
-
-Host functions: coherences and schedules are computed in float64 from D and W as they are stored, and the leaves have the
-dtype of D. If the hypotheses of the theory fail, params come back all the same and a `HypothesisWarning` says by how much.
-"""
+"""Weights certified as they are stored, and the schedules of blocks and chains that rest on them."""
 
 import itertools
 import math
@@ -14,13 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._calibrate import calibrate as calibrate
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries._base import as_dictionary, unit_atoms
-from unrolled.layers._ista import StepAndThreshold, ista_params
-from unrolled.layers._lista import Threshold, repeat
-from unrolled.layers._lista_cp import WeightsAndThreshold
-from unrolled.layers._unroll import Fixed, Unrolled, Weights
 from unrolled.theory import (
     ActivationSchedule,
     AtomSchedule,
@@ -31,14 +22,13 @@ from unrolled.theory import (
     atom_schedule,
     coherence,
     diagonal,
-    generalized_coherence,
+    frobenius_weights,
     max_sparsity,
     noise_gain,
     rounding_guard,
     schedule,
 )
 from unrolled.theory import plan as plan_blocks
-from unrolled.theory._weights import frobenius_weights as frobenius_weights
 
 
 class HypothesisWarning(UserWarning):
@@ -76,94 +66,6 @@ def certify(D, W=None) -> Certified:
         eta = float(jnp.abs(1 - diagonal(W64, D64)).max())
         omega = noise_gain(W64)
     return Certified(W, mu * (1 + 1e-9), C, eta, guard, omega * (1 + 1e-9))
-
-
-def minimax_weights(D, tol: float = 1e-6):
-    """W of the generalized coherence: every w_i of least max |w_i . d_j|, j != i (linear programs).
-
-    The least mu_W there is, so the largest sparsity and the fastest rate that theory can certify; norm(W) and C_W are larger
-    than those of the closed form. Traceable. `theory.generalized_coherence` gives the certificate as well.
-    """
-    return generalized_coherence(D, tol).W
-
-
-def ista(D, lam: float, depth: int) -> Unrolled:
-    """Params of `layers.ista` and `layers.fista`: gamma = 1 / L, theta = lam / L, with L = norm(D, 2)^2.
-
-    Raises:
-        ValueError: lam < 0, D = 0, or a negative depth. TypeError: a depth that is not an integer.
-    """
-    D = as_dictionary(D, "analytic.ista")
-    _checks.nonnegative(lam, "lam", "analytic.ista")
-    return ista_params(D, lam, _checks.as_index(depth, "depth", "analytic.ista"))
-
-
-def lista_cp(
-    D,
-    *,
-    depth: int,
-    sparsity: int,
-    bound: float,
-    noise: float = 0.0,
-    W=None,
-    activation: Activation = relu,
-    tied: bool = True,
-    noise_norm: str = "l1",
-    per_atom: bool = False,
-) -> Unrolled:
-    """Params of `layers.lista_cp` from theory: W as given and the thresholds of Theorem 12 (15 or 10 for other rho).
-
-    Args:
-        D: (m, d), unit atoms.
-        depth: K.
-        sparsity, bound, noise: s, B, delta: at most s nonzeros of magnitude at most B, noise of l1 norm at most delta.
-        W: any weights with w_i . d_i = 1; None takes D or `frobenius_weights(D)`, whichever has the smaller mu_W.
-        activation: as in the layer.
-        tied: False repeats W at every step, for training an untied network.
-        noise_norm: "l1", or "l2" where `noise` bounds norm(e, 2): omega = max norm(w_i, 2) then stands for C_W.
-        per_atom: thresholds of `theory.atom_schedule`, (K, d): smaller, and certified in l1 alone. ReLU only.
-
-    Warns:
-        HypothesisWarning: (2s-1) mu_W >= 1, or no theorem covers the activation: nothing is certified.
-
-    Raises:
-        ValueError: atoms off unit norm, a zero atom, sparsity above d, negative or NaN numbers.
-    """
-    problem = dict(depth=depth, sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm, per_atom=per_atom)
-    W, theta = _weights_and_thresholds(D, W, activation, **problem)
-    if tied:
-        return Unrolled(Weights(W), Threshold(theta))
-    return Unrolled(None, WeightsAndThreshold(repeat(W, len(theta)), theta))
-
-
-def alista(
-    D,
-    *,
-    depth: int,
-    sparsity: int,
-    bound: float,
-    noise: float = 0.0,
-    W=None,
-    activation: Activation = relu,
-    noise_norm: str = "l1",
-    per_atom: bool = False,
-) -> Unrolled:
-    """Params of `layers.alista` from theory: as `lista_cp`, with gamma = 1 and W held fixed."""
-    problem = dict(depth=depth, sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm, per_atom=per_atom)
-    W, theta = _weights_and_thresholds(D, W, activation, **problem)
-    return Unrolled(Fixed(W), StepAndThreshold(jnp.ones(len(theta), theta.dtype), theta))
-
-
-def dsc(Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None) -> tuple[Unrolled, ...]:
-    """Params of a chain of LISTA-CP blocks, one per dictionary, certified together (Theorem 6, corrected).
-
-    Arguments are sequences over the J blocks, each as in `lista_cp`; noises default to zeros, activations to ReLU.
-    """
-    problem = dict(depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, Ws=Ws, activations=activations)
-    certified, schedules = chain_schedules(Ds, **problem)
-    return tuple(
-        Unrolled(Weights(c.W), Threshold(_stored(found.theta, c.W.dtype))) for c, found in zip(certified, schedules)
-    )
 
 
 def plan(Ds, *, sparsities, bounds, noises=None, Ws=None, tol: float) -> Plan:
@@ -261,16 +163,6 @@ def _schedule(D, c: Certified, activation, *, sparsity, bound, noise, depth) -> 
     covered = itertools.takewhile(lambda s: with_guard(0.0, sparsity=s, depth=0).holds, possible)
     _warn_unless_holds(found, sparsity, max(covered, default=0), activation)
     return found
-
-
-def _weights_and_thresholds(D, W, activation, **problem):
-    certified, found = block_schedule(D, W, activation, **problem)
-    return certified.W, _stored(found.theta, certified.W.dtype)
-
-
-def _stored(theta: np.ndarray, dtype) -> jax.Array:
-    """Thresholds in the dtype of D; those of a schedule that does not contract stop short of its largest number."""
-    return jnp.asarray(np.minimum(theta, float(jnp.finfo(dtype).max) / 4), dtype)
 
 
 def _check_sparsity(D, sparsity) -> None:

@@ -1,0 +1,128 @@
+"""D, the closed form and the minimax weights side by side: what each of them certifies."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from unrolled import _checks
+from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
+from unrolled.dictionaries._base import as_dictionary, spectral_norm, unit_atoms
+from unrolled.theory import (
+    GeneralizedCoherence,
+    frobenius_weights,
+    generalized_coherence,
+    max_sparsity,
+    minimal_entry_weights,
+)
+
+
+class WeightsRow(NamedTuple):
+    """One kind of weights, and the schedule that they certify."""
+
+    mu_W: float
+    C_W: float
+    omega: float  # max norm(w_i, 2)
+    norm_W: float  # norm(W, 2), or an upper bound
+    largest_sparsity: int
+    sparsity: int
+    holds: bool
+    contraction: float
+    rate: float
+    floor: float
+    steps: float  # to the tolerance
+
+
+class WeightsTable(NamedTuple):
+    """Kinds of weights of one dictionary side by side, with the weights themselves."""
+
+    m: int
+    d: int
+    tolerance: float
+    coherence: GeneralizedCoherence  # mu~, certified
+    rows: dict[str, WeightsRow]
+    weights: dict[str, object]
+
+    def text(self) -> str:
+        """The table, one column per kind of weights."""
+        lines = [f"{'':24}" + "".join(f"{name:>16}" for name in self.rows)]
+        for field in WeightsRow._fields:
+            label = f"steps to {self.tolerance:g}" if field == "steps" else field.replace("_", " ")
+            cells = [getattr(row, field) for row in self.rows.values()]
+            shown = [f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells]
+            lines.append(f"{label:24}" + "".join(shown))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        """The numbers, for JSON: what is not finite becomes None."""
+        rows = {name: {k: finite_or_none(v) for k, v in row._asdict().items()} for name, row in self.rows.items()}
+        return {"tolerance": self.tolerance, "weights": rows}
+
+
+def weights_table(
+    D,
+    *,
+    sparsity: int | None = None,
+    bound: float = 1.0,
+    noise: float = 0.0,
+    tolerance: float = 1e-6,
+    entries: bool = False,
+    progress: Callable | None = None,
+) -> WeightsTable:
+    """W = D, the closed form and the minimax weights beside each other, in float64.
+
+    No W has less mu_W than the minimax one; a smaller C_W or omega lowers the floor under noise, a smaller norm(W) keeps a step
+    tame outside the class.
+
+    Args:
+        D: (m, d), unit atoms.
+        sparsity: s; None takes for each kind of weights the largest that it certifies.
+        bound, noise, tolerance: B and delta of the class, and the l1 error to reach.
+        entries: also the weights of least largest entry at mu~ (Definition 8), which take many times as long.
+        progress: as in `theory.generalized_coherence`.
+
+    Raises:
+        TypeError: a traced D. ValueError: atoms off unit norm, sparsity above d.
+    """
+    D = as_dictionary(D, "weights_table")
+    if not _checks.is_concrete(D):
+        raise TypeError("weights_table: D is traced; this function runs on the host, call it outside jit")
+    unit_atoms(D, "weights_table")
+    with jax.enable_x64(True):
+        D = _checks.cast(D, np.float64)
+        found = generalized_coherence(D, progress=progress)
+        weights = {"W = D": D, "closed form": frobenius_weights(D), "minimax": found.W}
+        if entries:
+            weights["least entries"] = minimal_entry_weights(D, found, progress=progress).W
+        rows = {name: _row(D, W, sparsity, bound, noise, tolerance) for name, W in weights.items()}
+    return WeightsTable(*D.shape, tolerance, found, rows, weights)
+
+
+def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
+    certified = certify(D, W)
+    largest = max_sparsity(certified.mu_W, D.shape[1])
+    s = largest if sparsity is None else sparsity
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HypothesisWarning)  # the table says it
+        _, found = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
+    return WeightsRow(
+        certified.mu_W,
+        certified.C_W,
+        certified.omega,
+        float(spectral_norm(W)),
+        largest,
+        s,
+        found.holds,
+        found.contraction,
+        found.rate,
+        found.floor,
+        found.steps_for(tolerance),
+    )
+
+
+def finite_or_none(value):
+    """`value`, or None for a float that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
