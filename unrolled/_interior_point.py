@@ -121,7 +121,7 @@ def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
     cost = np.append(np.zeros(len(c)), 1.0)
     x = np.append(w / (c @ w), 0.0)
     x[-1] = 2 * max((rows.forward(x) - b)[:, e > 0].max(), 1e-8)
-    s = np.maximum(b - rows.forward(x), 0.01 * (b + e * x[-1]))
+    s = np.maximum(b - rows.forward(x), 0.03 * np.max(b + e * x[-1]))
     l, nu = 1 / (s * np.sum(e / s)), 0.0
     best, least = (x, l, nu), np.inf
     for steps in range(max_steps + 1):
@@ -172,7 +172,7 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     a, B = A[:, i], np.asfortranarray(np.delete(A, i, axis=1))
     n, m = B.shape[1], len(a)
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
-    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 10)  # repairs cost a little of the gap
+    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 20)  # repairs cost a little of the gap
     found = _pulled_inside(B, level, found, w)
     u = nu * a - (blas().dgemv(1.0, B, v[:n]) if n else 0)
     lower = (nu - level * np.abs(v[:n]).sum()) / np.abs(u).sum()

@@ -156,7 +156,7 @@ def minimal_entry_weights(
     Args:
         D: (m, d), unit atoms. Structured ones are made dense.
         coherence: the level mu, or the result of `generalized_coherence` (or None to compute it), whose W to start from
-            and whose upper value, times 1 + 1e-6, is the level.
+            and whose upper value, times 1 + 1e-6 and at least 1e-9, is the level.
         tol: relative gap of every atom.
 
     Returns:
@@ -180,7 +180,7 @@ def minimal_entry_weights(
     if W.shape != A.shape:
         raise ValueError(f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all atoms")
     W, reached = _certified(A, W, np.arange(d))
-    level = _host(coherence, "coherence", where) if given else max(float(reached.max()) * (1 + 1e-6), _ROUNDING)
+    level = _host(coherence, "coherence", where) if given else max(float(reached.max()) * (1 + 1e-6), 1e-9)
     if not level >= 0:
         raise ValueError(f"{where}: coherence must be non-negative, got {level}")
     upper, lower = np.full(d, np.inf), np.zeros(d)
