@@ -127,7 +127,7 @@ def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
     for steps in range(max_steps + 1):
         scale = max(abs(x[-1]), 1e-300)
         off = b - rows.forward(x) - s, nu * a - rows.adjoint(l) - cost, 1 - a @ x
-        merit = np.sum(l * s) / scale + max(np.abs(off[0]).max() / scale, np.abs(off[1]).max(), abs(off[2]))
+        merit = np.sum(l * s) / scale + max(np.abs(off[0]).max() / scale, np.abs(off[1]).sum(), abs(off[2]))
         if merit < least:
             best, least = (x, l, nu), merit
         factor = None if merit <= tol or steps == max_steps else _factored(rows.hessian(l / s))
@@ -172,20 +172,26 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     a, B = A[:, i], np.asfortranarray(np.delete(A, i, axis=1))
     n, m = B.shape[1], len(a)
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
-    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 20)  # repairs cost a little of the gap
-    found = _pulled_inside(B, level, found, w)
+    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 10)  # repairs cost a little of the gap
+    found = _pulled_inside(B, level * (1 - 1e-12), a, found, w)
     u = nu * a - (blas().dgemv(1.0, B, v[:n]) if n else 0)
     lower = (nu - level * np.abs(v[:n]).sum()) / np.abs(u).sum()
     best = min(found, w, key=lambda w: np.abs(w).max())
     return LeastEntries(best, np.abs(best).max(), max(lower, 0.0))
 
 
-def _pulled_inside(B, level, found, inside):
-    """The point nearest to `found` on the way to `inside` where |B'w| <= level."""
+def _pulled_inside(B, level, a, found, inside):
+    """A point near `found` where |B'w| <= level: least squares first, the rest on the way to `inside`."""
+    from scipy.linalg import lstsq
+
     if not B.size:
         return found
-    at, to = (blas().dgemv(1.0, B, w, trans=1) for w in (found, inside))
+    at = blas().dgemv(1.0, B, found, trans=1)
     out = np.abs(at) > level
-    room = np.abs(at[out]) - np.abs(to[out])
-    share = np.max((np.abs(at[out]) - level) / np.maximum(room, np.finfo(float).tiny), initial=0.0)
+    if out.any():
+        excess = at[out] - level * np.sign(at[out])
+        found = found - lstsq(B[:, out].T, excess * (1 + 1e-9))[0]
+        found = found / (a @ found)
+    at, to = (np.abs(blas().dgemv(1.0, B, w, trans=1)) for w in (found, inside))
+    share = np.max((at - level) / np.maximum(at - to, np.finfo(float).tiny), initial=0.0, where=at > level)
     return found + min(1.0, share) * (inside - found)
