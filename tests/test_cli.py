@@ -42,6 +42,8 @@ def folder(tmp_path_factory):
     arrays = {"D": D, "twice": 2 * D, "Y": Y, "columns": Y.T, "one": Y[:1], "longer": np.hstack([Y, Y])}
     with jax.enable_x64(True):
         arrays["paley"] = np.asarray(dictionaries.paley(13))
+        arrays["H"] = np.asarray(dictionaries.identity_hadamard(32))
+        arrays["T"] = np.pad(np.asarray(dictionaries.transversal(jax.random.key(0), 4, 13, 40)), ((0, 12), (0, 0)))
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "YX.npz", Y=Y, X=X)
@@ -131,10 +133,15 @@ def test_certify_agrees_with_the_theory(run):
     # The frame meets Welch's bound, 1 / sqrt(13), to rounding.
     assert found["mutual_coherence"] == pytest.approx(1 / np.sqrt(13), abs=1e-14)
     assert found["welch_bound"] == pytest.approx(1 / np.sqrt(13), abs=1e-14)
-    assert set(found["weights"]) == {"W = D", "closed form"}
+    assert list(found["weights"]) == ["W = D", "closed form", "minimax"]
+    mu = found["generalized_coherence"]
+    assert mu["lower"] <= 1 / np.sqrt(13) * (1 + 1e-14) and mu["upper"] - mu["lower"] <= 1e-6 * mu["upper"]
+    assert found["admissible_sparsity"] == {"mu": 2, "babel": 2, "mu~": 2}
+    assert found["cnn"]["depth"] == 2 + found["weights"]["minimax"]["steps"]  # ceil(log_3 7) and a layer per step
     with jax.enable_x64(True):
         D = dictionaries.paley(13)
-        for name, W in (("W = D", D), ("closed form", theory.frobenius_weights(D))):
+        kinds = {"W = D": D, "closed form": theory.frobenius_weights(D), "minimax": theory.minimax_weights(D)}
+        for name, W in kinds.items():
             certified, row = analytic.certify(D, W), found["weights"][name]
             expected = theory.schedule(
                 certified.mu_W,
@@ -148,19 +155,22 @@ def test_certify_agrees_with_the_theory(run):
             )
             assert row["largest_sparsity"] == row["sparsity"] == theory.max_sparsity(certified.mu_W, 14) == 2
             assert row["holds"] is True and row["steps"] == expected.steps_for(1e-3)
-            assert row["contraction"] == pytest.approx(3 / np.sqrt(13), rel=1e-8)  # mu_W is rounded up by 1e-9
+            gap = 1e-6 if name == "minimax" else 1e-8  # the programs' tolerance; mu_W is rounded up by 1e-9
+            assert row["contraction"] == pytest.approx(3 / np.sqrt(13), rel=gap)
+            assert row["omega"] == pytest.approx(np.linalg.norm(np.asarray(W), axis=0).max(), rel=1e-8)
             assert row["norm_W"] == pytest.approx(np.linalg.norm(np.asarray(W), 2), rel=1e-12)
             for field in ("contraction", "rate", "floor"):
                 assert row[field] == pytest.approx(getattr(expected, field), rel=1e-12)
 
 
 def test_certify_as_text(run):
-    status, out, err = run("certify", "paley.npy")
-    assert status == 0 and not err
-    lines = {line[:24].strip(): line[24:].split() for line in out.splitlines()[2:]}
+    status, out, _ = run("certify", "paley.npy")
+    assert status == 0
+    lines = {line[:24].strip(): line[24:].split() for line in out.splitlines()[4:]}
     assert "7 x 14" in out and f"{1 / np.sqrt(13):.6f}" in out
-    assert lines["mu W"] == [f"{1 / np.sqrt(13):.6g}"] * 2
-    assert lines["largest sparsity"] == ["2", "2"] and lines["holds"] == ["True", "True"]
+    assert "2 by mu, 2 by babel, 2 by mu~" in out and "fewer than 4.606 atoms" in out  # 1 + sqrt(13)
+    assert [float(v) for v in lines["mu W"]] == pytest.approx([1 / np.sqrt(13)] * 3, rel=1e-5)
+    assert lines["largest sparsity"] == ["2"] * 3 and lines["holds"] == ["True"] * 3
     assert all(int(steps) > 0 for steps in lines["steps to 1e-06"])
 
 
@@ -171,6 +181,33 @@ def test_certify_says_what_does_not_hold(run):
         assert row["floor"] is None and row["steps"] is None and row["contraction"] > 1
     status, out, _ = run("certify", "paley.npy", "--sparsity", "3")
     assert status == 0 and "False" in out and "inf" in out
+
+
+def test_certify_tells_of_an_activation_and_of_least_entries(run):
+    arguments = ("certify", "D.npy", "--sparsity", "1", "--noise", "1e-4", "--activation", "softplus", "--scale", "1e5")
+    found = strict_json(run(*arguments, "--entries", "--json")[1])
+    assert found["activation"]["theorem"] == "10" and found["activation"]["holds"] is True
+    rows = found["weights"]
+    assert rows["least entries"]["C_W"] < rows["minimax"]["C_W"]
+    assert rows["least entries"]["floor"] < rows["minimax"]["floor"] < found["activation"]["floor"]
+    out = run(*arguments)[1]
+    assert "with the activation: Theorem 10" in out
+    assert "no theorem applies" in run("certify", "D.npy", "--activation", "selu")[1]
+
+
+def test_certify_speaks_of_a_chain(run, tmp_path):
+    status, out, _ = run("certify", "H.npy", "T.npy", "--sparsity", "3,2", "--tolerance", "1e-4", "--json")
+    found = strict_json(out)
+    chain = found["chain"]
+    assert status == 0 and [layer["d"] for layer in found["layers"]] == [64, 40]
+    assert chain["sparsities"] == [3, 2] and chain["uniqueness"]["mu"]["unique"] == [True, True]
+    assert chain["stability"]["holds"] and chain["plan"]["holds"]
+    assert chain["plan"]["errors"][-1] <= 1e-4 and min(chain["plan"]["depths"]) >= 1
+    picture = tmp_path / "grams.png"
+    out = run("certify", "H.npy", "T.npy", "--sparsity", "9,9", "--figure", picture)[1]
+    assert "chain" in out and "inf" in out and "False" in out
+    with Image.open(picture) as image:
+        assert image.size[0] > 1000
 
 
 def test_certify_normalizes_on_request(run):
@@ -192,6 +229,12 @@ REFUSED = {
     "certify twice.npy": "normalize",
     "certify D.npy --sparsity 25": "sparsity 25 exceeds the number of atoms 24",
     "certify D.npy --sparsity -1": "sparsity must be at least 0",
+    "certify D.npy --sparsity two": "sparsity must be integers with commas between them, got 'two'",
+    "certify D.npy --sparsity 1,2": "2 sparsities for 1 dictionaries",
+    "certify D.npy paley.npy": r"D_1 has shape \(12, 24\) but D_2 has shape \(7, 14\)",
+    "certify D.npy --activation swoosh": "unknown name 'swoosh'",
+    "certify D.npy --activation elu --scale 0": "k must be above 0",
+    "certify D.npy --figure D.npy/gram.png": "D.npy: is a file",
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
     "compare --output D.npy": "D.npy: is a file; expected a folder",

@@ -172,7 +172,7 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     a, B = A[:, i], np.asfortranarray(np.delete(A, i, axis=1))
     n, m = B.shape[1], len(a)
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
-    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 10)  # repairs cost a little of the gap
+    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 20)  # repairs cost a little of the gap
     found = _pulled_inside(B, level * (1 - 1e-12), a, found, w)
     u = nu * a - (blas().dgemv(1.0, B, v[:n]) if n else 0)
     lower = (nu - level * np.abs(v[:n]).sum()) / np.abs(u).sum()

@@ -73,17 +73,29 @@ def _add_certify(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "certify",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        help="what the theory certifies for a dictionary",
-        description="Coherence, admissible sparsity, rate and steps to a tolerance, for W = D and the closed-form W.",
-        epilog="example:\n  unrolled certify D.npy --sparsity 3 --tolerance 1e-3",
+        help="what the theory certifies for a dictionary or a chain",
+        description="Coherence with certificates, admissible sparsity, rate and steps to a tolerance, for W = D, the\n"
+        "closed-form and the minimax W; of several dictionaries also uniqueness, stability and a plan of the chain.",
+        epilog="examples:\n  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
+        "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json",
     )
     add = parser.add_argument
-    add("dictionary", type=Path, metavar="FILE", help="D, (m, d), as .npy or .npz (entry D)")
-    add("--sparsity", type=int, help="nonzeros s (default: the largest admissible)")
+    add(
+        "dictionaries",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="D, (m, d), as .npy or .npz (entry D); a chain in order",
+    )
+    add("--sparsity", metavar="S", help="nonzeros s, for a chain as s_1,s_2,... (default: the largest admissible)")
     add("--bound", type=float, default=1.0, help="B, of the entries (default 1)")
     add("--noise", type=float, default=0.0, help="l1 budget of the noise (default 0)")
     add("--tolerance", type=float, default=1e-6, help="l1 error to reach (default 1e-6)")
     add("--normalize", action="store_true", help="scale the atoms to norm 1 first")
+    add("--activation", metavar="NAME", help="also what holds with this activation, such as elu (see --scale)")
+    add("--scale", type=float, default=1.0, metavar="K", help="use rho(K x) / K for the activation (default 1)")
+    add("--entries", action="store_true", help="also the weights of least entries (Definition 8; many times as long)")
+    add("--figure", type=Path, metavar="PNG", help="a picture of D'D beside W'D")
     parser.set_defaults(run=_certify)
     return parser
 
@@ -166,20 +178,43 @@ def _certify(arguments) -> None:
     import jax
     import numpy as np
 
-    from unrolled import _experiments, dictionaries
+    from unrolled import _experiments, activations, dictionaries
 
-    with jax.enable_x64(True):
-        D = _experiments.read_dictionary(arguments.dictionary, np.float64)
-        if arguments.normalize:
-            D, _ = dictionaries.normalize(D)
-    found = _experiments.certificate(
-        D,
-        sparsity=arguments.sparsity,
+    activation = None
+    if arguments.activation is not None:
+        activation = activations.scale(activations.by_name(arguments.activation), arguments.scale)
+    request = _experiments.Request(
+        sparsities=None if arguments.sparsity is None else _integers(arguments.sparsity, "sparsity"),
         bound=arguments.bound,
         noise=arguments.noise,
         tolerance=arguments.tolerance,
+        activation=activation,
+        entries=arguments.entries,
     )
-    print(json.dumps(found.to_dict(), indent=1) if arguments.json else f"{arguments.dictionary}: {found.text()}")
+    if arguments.figure is not None:
+        _experiments.check_folder(arguments.figure.parent)  # before any work
+    began = time.perf_counter()
+
+    def say(message: str) -> None:
+        print(f"[{time.perf_counter() - began:5.1f} s] {message}", file=sys.stderr, flush=True)
+
+    with jax.enable_x64(True):
+        Ds = [_experiments.read_dictionary(path, np.float64) for path in arguments.dictionaries]
+        if arguments.normalize:
+            Ds = [dictionaries.normalize(D)[0] for D in Ds]
+    found = _experiments.certificate(Ds, request, say)
+    if arguments.figure is not None:
+        found.figure().savefig(arguments.figure, dpi=150)
+    names = " ".join(str(path) for path in arguments.dictionaries)
+    print(json.dumps(found.to_dict(), indent=1) if arguments.json else f"{names}: {found.text()}")
+
+
+def _integers(text: str, name: str) -> list[int]:
+    """Integers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"certify: {name} must be integers with commas between them, got {text!r}") from error
 
 
 def _doctor(arguments) -> None:

@@ -114,6 +114,32 @@ def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel
     return fig
 
 
+def gram(dictionaries: list[dict[str, np.ndarray]]):
+    """|W'D| for every kind of weights of every dictionary, (d, d) each by name, and the distribution off the diagonal.
+
+    One row per dictionary, whose colours share a scale that ends at the largest off-diagonal entry of its first matrix.
+    """
+    columns = 1 + max(map(len, dictionaries))
+    fig, panels = figure(len(dictionaries), columns, width=3.4, height=3.2)
+    for row, matrices in zip(panels, dictionaries):
+        off = {name: np.abs(G[~np.eye(len(G), dtype=bool)]) for name, G in matrices.items()}
+        top = max(next(iter(off.values())).max(initial=0.0), 1e-12)
+        for panel, (name, G) in zip(row, matrices.items()):
+            picture = panel.imshow(np.abs(G), cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+            panel.set_title(f"{name}: mu_W = {off[name].max(initial=0.0):.4f}", fontsize=9)
+            panel.set_axis_off()
+        fig.colorbar(picture, ax=row[len(matrices) - 1], shrink=0.8, label="|w_i . d_j|")
+        for i, (name, values) in enumerate(off.items()):
+            row[-1].hist(values, bins=60, range=(0, 1.02 * top), histtype="step", color=COLOURS[i], label=name)
+        row[-1].set(title="off the diagonal", xlabel="|w_i . d_j|", ylabel="entries", yscale="log")
+        row[-1].set_ylim(bottom=0.7)
+        row[-1].spines[["top", "right"]].set_visible(False)
+        row[-1].legend(frameon=False, fontsize=8)
+        for panel in row[len(matrices) : -1]:
+            panel.set_axis_off()
+    return fig
+
+
 def images(pictures: dict[str, np.ndarray]):
     """Grey pictures in [0, 1], of one shape, side by side under their titles."""
     rows, columns = next(iter(pictures.values())).shape

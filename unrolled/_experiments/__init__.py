@@ -1,5 +1,6 @@
 """The experiments behind the command line, and the report that they are written into."""
 
+from unrolled._experiments._certificate import Request as Request
 from unrolled._experiments._certificate import certificate as certificate
 from unrolled._experiments._doctor import doctor as doctor
 from unrolled._experiments._inputs import read_dictionary as read_dictionary

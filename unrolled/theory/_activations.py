@@ -96,8 +96,8 @@ def activation_schedule(
 def theorem_of(activation: Activation) -> str:
     """Which theorem speaks of an activation: "12", "15", "10", or "" for none.
 
-    "12": it is ReLU. "15": it is x on x >= 0 and its tail is bounded or Lipschitz (Theorem 9 composes such ones). "10": it is at
-    bounded distance from ReLU. None: SELU, whose slope is not 1 on x > 0; use scale(elu(1.6732632423543772), k).
+    "12": it is ReLU. "15": it is x on x >= 0 and its tail is bounded or Lipschitz (Theorem 9 composes such ones). "10": it is
+    at bounded distance from ReLU. None: SELU, whose slope is not 1 on x > 0; use scale(elu(1.6732632423543772), k).
     Whether its hypotheses hold depends on mu_W, s and d: `activation_schedule` says.
     """
     if not isinstance(activation, Activation):

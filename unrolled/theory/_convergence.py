@@ -147,8 +147,8 @@ class Plan(NamedTuple):
 def plan(mus, C_Ws, *, sparsities, bounds, noises=None, guards=None, etas=None, tol: float) -> Plan:
     r"""Depths K_1 .. K_J with E^{(J)}_{K_J} <= tol and the least K_1 + ... + K_J, each at least 1.
 
-    The errors are those of `deep_schedule`. A block passes 2 s_j C_j / (1 - a_j) times its inherited error on, so blocks that come
-    early usually need more steps. Found exactly: for each K_J the tolerance that is left decides the blocks before.
+    The errors are those of `deep_schedule`. A block passes 2 s_j C_j / (1 - a_j) times its inherited error on, so blocks that
+    come early usually need more steps. Found exactly: for each K_J the tolerance that is left decides the blocks before.
 
     Args: as in `deep_schedule`, without the depths; tol: l1 error of the last code.
 

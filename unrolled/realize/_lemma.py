@@ -1,0 +1,107 @@
+"""The matrices of Lemma 14 and the states between them: from the steps of blocks to layers."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from unrolled.realize._code_bounds import Block, Bound, Step, next_bound
+from unrolled.realize._conv_layer import ConvLayer
+from unrolled.realize._polyphase import Architecture, first_tap, polyphase
+
+Layers = tuple[ConvLayer, ...]
+
+
+class State(NamedTuple):
+    """The output h of a layer, and how the vector v that the next map takes is read from it: v = A h + e."""
+
+    A: np.ndarray  # (p, q)
+    e: np.ndarray  # (p,)
+    low: float  # every entry of h is at least this
+    tree: bool  # h is a signal of length q, or can be regarded as one; else q channels of length 1
+    signed: bool  # h is v, up to a constant, and not in parts
+    offset: float  # the largest constant that lifts a state so far
+
+
+def block_layers(blocks: tuple[Block, ...], net: Architecture, M: float) -> tuple[list[tuple[Layers, Layers]], float]:
+    """The hidden layers and the read-out of every block, and the largest constant that lifts the state."""
+    m, found = blocks[0].m, []
+    state = State(np.eye(m), np.zeros(m), -M, tree=True, signed=True, offset=M)
+    signal = Bound(np.full(m, M), M * math.sqrt(m))
+    lift = net.identity_from + signal.entries
+    for block in blocks:
+        hidden, state, code = _hidden(block, state, signal, lift, net)
+        read = state.A[: block.d] if block.steps else np.zeros((block.d, state.A.shape[1]))
+        found.append((hidden, _dense(read, np.zeros(block.d), state, net, readout=True)))
+        state, signal, lift = _next_signal(read, state, code, net)
+    return found, state.offset
+
+
+def _hidden(
+    block: Block, state: State, signal: Bound, lift: np.ndarray, net: Architecture
+) -> tuple[Layers, State, Bound]:
+    """The layers of a block up to its last parts z, and bounds of its code, of use if `net.bounded`."""
+    layers, code = [], Bound(np.zeros(block.d), 0.0)
+    for k, step in enumerate(block.steps):
+        if net.form == "literal" and not state.signed:
+            more, state = _lifted(state, np.concatenate([code.entries, signal.entries]) if k else signal.entries, net)
+            layers += more
+        B, c = _step_map(step, lift, first=k == 0)
+        layers += _dense(B @ state.A, B @ state.e - c, state, net)
+        tail, code = _reach(step, code, signal, net)
+        state = _parts(block.d, lift, -tail, max(state.offset, lift.max()), net)
+    return tuple(layers), state, code
+
+
+def _step_map(step: Step, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
+    """B_k and c_k, or B_0 and c_0, which see only the signal, as x^0 = 0; a signal in two parts is their difference."""
+    n, T, G, theta = len(lift), step.update.T, step.update.G, step.theta
+    G = G if n == G.shape[1] else np.hstack([G, -G])
+    U = G if first else np.hstack([T, G])
+    return np.vstack([U, -U, np.eye(n, U.shape[1], U.shape[1] - n)]), np.concatenate([theta, theta, -lift])
+
+
+def _parts(d: int, lift: np.ndarray, low: float, offset: float, net: Architecture) -> State:
+    """After a step: h = (rho(u - theta), rho(-u - theta), s + lift), and v = (x; s) = A h + e."""
+    n, tree = len(lift), net.form != "compact"
+    A = np.eye(d + n, 2 * d + n, d)  # ones where s stands
+    A[:d] = np.eye(d, 2 * d + n) - np.eye(d, 2 * d + n, d)
+    offset = max(offset, net.identity_from - low) if tree else offset
+    return State(A, np.concatenate([np.zeros(d), -lift]), low, tree, False, offset)
+
+
+def _lifted(state: State, bound: np.ndarray, net: Architecture) -> tuple[Layers, State]:
+    """The lemma's map A, lifted by a bound of v so that it passes rho: h = v + lift."""
+    lift = net.identity_from + bound
+    layers = _dense(state.A, state.e + lift, state, net)
+    offset = max(state.offset, lift.max())
+    return layers, State(np.eye(len(lift)), -lift, net.identity_from, True, True, offset)
+
+
+def _next_signal(read: np.ndarray, state: State, code: Bound, net: Architecture) -> tuple[State, Bound, np.ndarray]:
+    """The state that the next block starts from, bounds of its signal and what lifts the carried signal.
+
+    The literal form reads the code itself; the others carry its two parts, which are bounded below by the tail alone.
+    """
+    d, q = read.shape
+    if net.form == "literal":
+        return state._replace(A=read, e=np.zeros(d), signed=False), code, net.identity_from + code.entries
+    A = np.eye(2 * d, q) if read.any() else np.zeros((2 * d, q))
+    return state._replace(A=A, e=np.zeros(2 * d)), code, np.full(2 * d, net.identity_from - min(state.low, 0.0))
+
+
+def _reach(step: Step, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
+    """How far below 0 rho can fall in a step, and bounds of its code; computed only where the form uses them."""
+    rho = net.activation
+    if not net.bounded:
+        return rho.relu_gap, code
+    u, code = next_bound(step, code, signal, rho)
+    tail = rho.relu_gap if math.isfinite(rho.relu_gap) else rho.tail_lipschitz * float((u + step.theta).max())
+    return tail, code
+
+
+def _dense(A: np.ndarray, b: np.ndarray, state: State, net: Architecture, *, readout=False) -> Layers:
+    """rho(A h + b) from the output h of a layer."""
+    if state.tree:
+        return polyphase(A, b, state.low, net, readout=readout)
+    return first_tap(A, b, net, readout=readout)

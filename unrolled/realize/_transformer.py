@@ -1,0 +1,208 @@
+"""A transformer that computes LISTA-CP with a convolutional dictionary: one block is one iteration."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.activations import shrink
+from unrolled.dictionaries._base import operands
+from unrolled.dictionaries._conv import Conv
+from unrolled.layers import _alista, _ista, _lista_cp
+from unrolled.layers._unroll import Fixed, Layer, Unrolled, check_params, stack
+from unrolled.realize._attention import attention_leak, concentration, n_weights
+from unrolled.realize._transformer_block import (
+    BlockWeights,
+    analysis_weights,
+    as_bound,
+    block_weights,
+    check_per_filter,
+    check_within,
+    embed,
+    head_values,
+    limits_of,
+    read_code,
+    run_block,
+    shift_invariant,
+)
+
+FORMS = (*_lista_cp.FORMS, *_alista.FORMS, *_ista.FORMS)
+
+
+class Transformer(NamedTuple):
+    """A stack of transformer blocks that computes the codes of a layer.
+
+    Attributes:
+        apply: `apply(y) -> x`, (m,) -> (d,).
+        blocks: the weights of all blocks, leading with K.
+        depth: K, the number of blocks.
+        n_weights: how many numbers the weights hold.
+    """
+
+    apply: Callable
+    blocks: BlockWeights
+    depth: int
+    n_weights: int
+
+
+def transformer(
+    layer: Layer, params: Unrolled, D: Conv, *, alpha: float | None = None, signal_bound: Array | float
+) -> Transformer:
+    r"""A stack of K transformer blocks that computes the codes of a LISTA-CP or ALISTA layer of depth K.
+
+    Block k is `transformer_block` with the W, theta_k and gamma_k of `params`; the code is read from the tokens that hold
+    one. With hard attention, or alpha above some 40 in float64 and 18 in float32, it equals `layer.apply(params, D, y)` to
+    rounding; below, `transformer_error` bounds the difference.
+
+    Args:
+        layer: of `layers.lista_cp`, `alista` or `ista`, with activation ReLU and no support selection.
+        params: its params; theta a scalar or one per filter at every step, W a `Conv` of the geometry of D.
+        D: boundary "valid" or "circular".
+        alpha: as in `transformer_block`.
+        signal_bound: of abs(y), () or (n_channels,). It sets G of every block, by bounds on the codes that follow from it.
+
+    Returns:
+        Transformer. Its derivatives are those of the layer, except where u is exactly 0: there that of a block is 1.
+
+    Raises:
+        TypeError: D or W is not a `Conv`, or params are of another family.
+        ValueError: support selection, a step that is not that of LISTA-CP (another activation, momentum), and as
+            `transformer_block`; when called, a known y above `signal_bound`. A traced y is not looked at: above the bound,
+            codes may then be wrong.
+
+    Reference: Li, Feng, Zhou (2024), (23) and Remark 11; Cordonnier, Loukas, Jaggi (2020).
+    """
+    where = "transformer"
+    alpha = concentration(alpha, where)
+    D, shared, steps, depth = _realizable(layer, params, D, where)
+    n_atoms, n_channels = D.filters.shape[:2]
+    signal_bound = as_bound(signal_bound, n_channels, "signal_bound", where)
+
+    def grow(code_bound, p):
+        weights, code_bound = block_weights(
+            D, *_weights_and_step(shared, p, D), p.theta, limits_of(code_bound, signal_bound, D.dtype)
+        )
+        return code_bound, weights
+
+    def run(tokens, block):
+        return run_block(block, tokens, D, alpha), None
+
+    _, blocks = lax.scan(grow, jnp.zeros(n_atoms, D.dtype), steps, length=depth)
+
+    def apply(y: Array) -> Array:
+        _, y, weights = operands(D, y, where, params=blocks)
+        check_within(y.reshape(n_channels, -1), signal_bound[:, None], "y", where)
+        tokens, _ = lax.scan(run, embed(D, y), weights)
+        return read_code(D, tokens)
+
+    return Transformer(apply, blocks, depth, n_weights(blocks))
+
+
+def transformer_error(
+    layer: Layer,
+    params: Unrolled,
+    D: Conv,
+    *,
+    alpha: float | None,
+    signal_bound: float,
+    code_bound: float = math.inf,
+) -> np.ndarray:
+    r"""A bound on how far the codes of a soft stack are from those of the layer, after every block.
+
+    .. math::
+        e_{k+1} = |T_k| e_k + 2 \, leak(\alpha) \sum_\tau |V_\tau| \begin{pmatrix} b_k + e_k \\ M \end{pmatrix}, \qquad
+        b_{k+1} = relu(|T_k| b_k + |W_k'| M - \theta_k),
+
+    one entry per filter, e_0 = b_0 = 0. Here b bounds the exact codes and M the signal, `|T|` and `|W'|` sum the magnitudes
+    of the filters of I - W'D and W' over positions: shrinkage is 1-Lipschitz, and what leaks is bounded as in
+    `attention_error`. The bound vanishes with the leak, about 2 exp(-alpha) per dimension, and grows geometrically with the
+    depth where the sums of `|T|` exceed 1. It is one for exact arithmetic: rounding is not in it.
+
+    Args:
+        layer, params, D, alpha, signal_bound: as in `transformer`.
+        code_bound: a known bound of the codes of the layer, which replaces b where it is smaller.
+
+    Returns:
+        (K + 1,), float64, the largest over the filters.
+
+    Raises:
+        TypeError: traced arguments: this is a host function. Otherwise as `transformer`.
+    """
+    where = "transformer_error"
+    if not _checks.is_concrete((params, D)):
+        raise TypeError(f"{where}: expected known params and D, got traced ones; call it outside jit")
+    _checks.nonnegative(code_bound, "code_bound", where)
+    with jax.enable_x64(True):
+        D, params = _checks.cast((D, params), np.float64)
+        D, shared, steps, depth = _realizable(layer, params, D, where)
+        V = np.asarray(jax.vmap(lambda p: head_values(D, *_weights_and_step(shared, p, D)))(steps))
+        M = np.asarray(as_bound(signal_bound, V.shape[-1] - V.shape[-2], "signal_bound", where))
+    leak, n_atoms = attention_leak(alpha, len(D.kernel)), V.shape[-2]
+    theta = np.asarray(steps.theta).reshape(depth, -1)
+    read = np.abs(V).sum(1)
+    here = np.zeros(V.shape[1:])  # the head that looks at its own position carries the identity of x + ...
+    here[len(here) // 2, :, :n_atoms] = np.eye(n_atoms)
+    update = np.abs(V + here).sum(1)
+    e, b, errors = np.zeros(n_atoms), np.zeros(n_atoms), [0.0]
+    for k in range(depth):
+        e_next = update[k, :, :n_atoms] @ e + 2 * leak * (read[k] @ np.concatenate([b + e, M]))
+        b = np.clip(update[k] @ np.concatenate([b, M]) - theta[k], 0, code_bound)
+        e = e_next
+        errors.append(e.max())
+    return np.array(errors)
+
+
+def _realizable(layer: Layer, params: Unrolled, D: Conv, where: str):
+    """D, the shared params, those of the steps (leading with K) and K, checked and in one dtype."""
+    if layer.schedule is not None:
+        raise ValueError(
+            f"{where}: the layer selects supports: which entries pass depends on all positions together, "
+            "which no block computes; try support=None"
+        )
+    D = shift_invariant(D, where)
+    y = jax.ShapeDtypeStruct((D.shape[0],), D.dtype)
+    depth = jax.eval_shape(layer.iterates, params, D, y).shape[0]
+    check_params(params, D, depth, where, FORMS)
+    D, (shared, steps) = _checks.cast((D, stack(params)), _checks.common_dtype(D, params))
+    if depth:
+        for p in (shared, steps):
+            if hasattr(p, "W"):
+                analysis_weights(p.W, D, where)
+        check_per_filter(steps.theta, getattr(steps, "gamma", None), D.filters.shape[0], 1, where)
+        _check_step(layer, shared, steps, where)
+    return D, shared, steps, depth
+
+
+def _weights_and_step(shared, p, D: Conv) -> tuple[Conv, Array]:
+    """W and gamma of a step, in any of the forms."""
+    W = getattr(p, "W", getattr(shared, "W", D))
+    W = lax.stop_gradient(W) if isinstance(shared, Fixed) else W
+    return W, getattr(p, "gamma", jnp.ones((), D.dtype))
+
+
+def _check_step(layer: Layer, shared, p, where: str) -> None:
+    """Raise if the step of the layer is not that of LISTA-CP: both are made on a small dense probe.
+
+    Activation and momentum are closed over by the step: only what it computes tells.
+    """
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        x, y = np.linspace(-3, 3, 8), np.linspace(2, -1, 8)
+        D = np.eye(8) + np.outer(x, y) / 16
+        x, y, D, W, gamma, theta = (jnp.asarray(v, np.float64) for v in (x, y, D, D.T, 0.5, 1.0))
+        probe = {"W": W, "gamma": gamma, "theta": theta}
+        shared, p = (part and part._replace(**{name: probe[name] for name in part._fields}) for part in (shared, p))
+        W, gamma = _weights_and_step(shared, p, D)
+        made = layer.step(shared, p, D, y, layer.start(D, y)._replace(x=x)).x
+        gap = float(jnp.abs(made - shrink(x + gamma * ((y - D @ x) @ W), theta)).max())
+    # The same operations on numbers of size 10 in float64: they may differ by roundings alone.
+    if not gap < 1e-13:
+        raise ValueError(
+            f"{where}: a step of the layer is not x <- shrink(x + gamma W'(y - D x), theta); expected layers.lista_cp, "
+            "alista or ista with activation relu (no other activation, no momentum)"
+        )

@@ -1,0 +1,226 @@
+"""When the codes of a chain are the only ones: by coherence (Theorems 1 and 2), and on given supports (equation 7)."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.dictionaries._base import normalized, operands, unit_atoms
+from unrolled.theory._coherence import _host, max_sparsity, mutual_coherence, sparsity_bound
+from unrolled.theory._models import as_chain, effective, host_chain, layer_counts, of_length
+
+
+class Uniqueness(NamedTuple):
+    """Which layers of a chain have at most one code, and by which effective dictionary."""
+
+    unique: np.ndarray  # (J,) x_j is the only one; also where only a deeper layer shows it
+    bounds: np.ndarray  # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 where no product can be measured
+    slack: np.ndarray  # (J,) bounds minus the sparsities (minus their mean with counts)
+    path: np.ndarray  # (J,) the j whose D_[j,j0] gave the bound of layer j0 (j0 itself: the layer alone), 0 for none
+    l1: np.ndarray  # (J,) basis pursuit, layer after layer, finds x_1, ..., x_j
+    holds: bool  # all layers are unique
+
+
+def uniqueness(Ds, sparsities, *, counts=None, coherence: Callable[..., float] = mutual_coherence) -> Uniqueness:
+    r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one solution with norm(x_j, 0) <= s_j, for every y.
+
+    .. math:: s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad D_{[j,j_0]} = D_j D_{j+1} \cdots D_{j_0},
+
+    for some j <= j0 whose x_{j-1} is unique certifies layer j0 (j = j0 is Theorem 1 on the layer alone). A certified x_{j0}
+    gives all x_i, i < j0, as D_[i+1,j0] x_{j0}, so the layers are visited until nothing changes.
+
+    For a solution in hand, `counts` are its norm(x_j, 0): it is the only one with the given sparsities if
+    norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone says nothing of codes with s_j nonzeros.
+
+    The same inequality on the layers alone, for all i <= j, makes basis pursuit find x_1, ..., x_j one after the other
+    (Theorem 2, DSC_1): that is `l1`, and there is no second condition. It must be strict, as a duplicate atom shows.
+
+    Args:
+        Ds: J dictionaries with unit atoms. Their products are normalised before they are measured; one with a column
+            that vanishes, or cancels to 1e-6 of its terms, is not used.
+        sparsities: J integers s_j (the paper's lambda_j), at most d_j.
+        counts: J integers, the nonzeros of a solution in hand; None for any solution.
+        coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1, such as the generalized
+            coherence, which certifies more (then `l1` is the condition of Juditsky and Nemirovski (2011)).
+
+    Raises:
+        TypeError: traced dictionaries. ValueError: shapes or lengths that do not meet, counts that are negative or above
+            d_j, atoms off unit norm.
+
+    Not claimed: that a solution exists, or that a layer without a certificate has several.
+
+    Reference: Li, Feng, Zhou (2024), Theorems 1 and 2 and equation (6), corrected; Donoho, Elad (2003).
+    """
+    where = "uniqueness"
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        Ds = host_chain(Ds, where)
+        s = bounded_counts(sparsities, Ds, where)
+        counts = s if counts is None else bounded_counts(counts, Ds, where, "counts")
+        for D in Ds:
+            unit_atoms(D, where)
+
+        @functools.cache
+        def mu(j: int, j0: int) -> float:
+            """Coherence of D_[j,j0], inf where a column vanishes."""
+            D, norms = effective(Ds[j - 1 : j0])
+            return _host(coherence(normalized(D)[0]), "coherence", where) if (norms > 0).all() else math.inf
+
+        unique, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
+        alone = [_admits(mu(j, j), 2 * c, D.shape[1]) for j, (c, D) in enumerate(zip(counts, Ds), start=1)]
+    bounds = np.array([sparsity_bound(m) if m < math.inf else 0.0 for m in best])
+    return Uniqueness(
+        unique, bounds, bounds - (counts + s) / 2, path, np.logical_and.accumulate(alone), bool(unique.all())
+    )
+
+
+def _visit(mu: Callable, pairs, sizes) -> tuple[np.ndarray, list[float], np.ndarray]:
+    """unique, the least coherence and its path, per layer, once no layer changes any more."""
+    J = len(pairs)
+    known, best, path = np.zeros(J + 1, bool), [math.inf] * J, np.zeros(J, int)
+    known[0] = True  # x_0 = y
+    for _ in range(J):
+        for j0, (pair, d) in enumerate(zip(pairs, sizes), start=1):
+            options = [(mu(j, j0), -j) for j in range(1, j0 + 1) if known[j - 1]]
+            best[j0 - 1], j = min(options)
+            path[j0 - 1] = -j if best[j0 - 1] < math.inf else 0
+            if _admits(best[j0 - 1], pair, d):
+                known[: j0 + 1] = True
+    return known[1:], best, path
+
+
+def _admits(mu: float, pair: int, d: int) -> bool:
+    """Two codes with `pair` nonzeros between them cannot differ: pair < 1 + 1/mu, with the guard of `max_sparsity`."""
+    # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
+    return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
+
+
+def bounded_counts(values, Ds, where: str, name: str = "sparsities") -> np.ndarray:
+    """One integer per layer, between 0 and d_j, (J,)."""
+    counts = layer_counts(values, len(Ds), where, name)
+    for j, (s, D) in enumerate(zip(counts, Ds), start=1):
+        if s > D.shape[1]:
+            raise ValueError(
+                f"{where}: {name}[{j - 1}] is {s} but D_{j} has {D.shape[1]} atoms; expected at most as many"
+            )
+    return counts
+
+
+class SupportRecovery(NamedTuple):
+    """The codes of a chain on given supports."""
+
+    xs: tuple[Array, ...]  # x_j, (d_j,), zero off S_j
+    unique: Array  # (), bool: no other codes on these supports
+    kernel_dim: Array  # (), integer: dim of the z that keep all supports, |S_J| - rank K
+    sigma_min: Array  # (), smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
+    residual: Array  # (), norm(y - D_1 x_1)
+
+
+def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
+    r"""Codes x_j on the supports S_j with y = D_1 x_1 in the least squares, and x_{j-1} = D_j x_j exactly.
+
+    .. math::
+        \min_z \|y - (D_{[1,J]})_{S_J} z\|_2 : K z = 0, \qquad
+        K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
+
+    The null space of K alone does not know y: the codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank,
+    decided by sigma_min(M) > cut sigma_max(M) with cut = 1e-10, or 16 |S_J| eps of the dtype where that is larger (float32:
+    what rounding makes of a zero singular value). Where they are not, z is the solution of least norm. Solvable where
+    `residual` is at the level of rounding. An empty S_J has the one solution 0, and sigma_min = inf.
+
+    Traceable in y and the dictionaries, differentiable in y; the supports are static.
+
+    Args:
+        y: (m,).
+        Ds: J dictionaries.
+        supports: J sequences of distinct integers in [0, d_j).
+
+    Raises:
+        TypeError: supports that are traced or not integers. ValueError: shapes or lengths that do not meet, indices out of
+            range or repeated.
+
+    Reference: Li, Feng, Zhou (2024), equation (7), completed; Aberdam, Sulam, Elad (2019).
+    """
+    where = "recover_on_supports"
+    Ds = as_chain(Ds, where)
+    supports = as_supports(supports, Ds, where)
+    _, y, Ds = operands(Ds[0], y, where, params=Ds)
+    dtype = y.dtype
+    wide = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)  # no singular values in half precision
+    with jax.default_matmul_precision("highest"):
+        E, K = constraints(_checks.cast(Ds, wide), supports)
+        spectrum = singular_values(E[0], K)
+        z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), _cut(spectrum))
+        residual = jnp.linalg.norm(y.astype(wide) - E[0] @ z)
+    xs = [_on(S, A @ z) for S, A in zip(supports, E[1:])]
+    xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
+    sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
+    unique = sigma_min > _cut(spectrum)
+    return SupportRecovery(*_checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype))
+
+
+def constraints(Ds, supports) -> tuple[list[Array], Array]:
+    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, with a row for every entry that a support forbids."""
+    E, columns = [], jnp.eye(Ds[-1].shape[1], dtype=Ds[-1].dtype)[:, supports[-1]]
+    for D in reversed(Ds):
+        columns = D @ columns
+        E.insert(0, columns)
+    forbidden = [A[np.setdiff1d(np.arange(len(A)), S)] for S, A in zip(supports, E[1:])]
+    return E, jnp.concatenate([*forbidden, jnp.zeros((0, columns.shape[1]), columns.dtype)])
+
+
+def singular_values(A: Array, K: Array) -> Array:
+    """Those of M = stack[A; K], falling, one per column: 0 in place of those that a wide M lacks."""
+    k = A.shape[1]
+    values = jnp.linalg.svd(jnp.concatenate([A, _triangle(K)]), compute_uv=False)[:k]
+    lacking = max(0, k - len(A) - len(K))
+    return values.at[k - lacking :].set(0.0)
+
+
+def _triangle(K: Array) -> Array:
+    """R, (k, k), with R'R = K'K."""
+    k = K.shape[1]
+    return jnp.linalg.qr(jnp.pad(K, ((0, max(0, k - len(K))), (0, 0))), mode="r")
+
+
+def _cut(spectrum: Array) -> Array:
+    """Singular values up to this count as zero."""
+    eps = float(jnp.finfo(spectrum.dtype).eps)
+    return max(1e-10, 16 * len(spectrum) * eps) * jnp.max(spectrum, initial=0.0)
+
+
+def _constrained_least_squares(A: Array, K: Array, y: Array, cut: Array) -> tuple[Array, Array]:
+    """The z of least norm among the minimisers of norm(y - A z) with K z = 0, and dim null(K)."""
+    _, values, V = jnp.linalg.svd(_triangle(K))
+    null = values <= cut
+    N = jnp.where(null[None, :], V.T, 0)
+    U, values, V = jnp.linalg.svd(A @ N, full_matrices=False)
+    inverse = jnp.where(values > cut, 1 / jnp.where(values > cut, values, 1), 0)
+    return N @ (V.T @ (inverse * (y @ U))), jnp.sum(null)
+
+
+def _on(support: np.ndarray, x: Array) -> Array:
+    """x with its entries off the support, which are rounding, set to zero."""
+    return jnp.where(np.isin(np.arange(len(x)), support), x, 0)
+
+
+def as_supports(supports, Ds, where: str) -> list[np.ndarray]:
+    """J arrays of distinct indices, each into the code of its layer."""
+    of_length(supports, "supports", len(Ds), where)
+    if not _checks.is_concrete(supports):
+        raise TypeError(f"{where}: supports must be static, got traced values; close over them")
+    arrays = []
+    for j, (support, D) in enumerate(zip(supports, Ds), start=1):
+        S = np.asarray(support)
+        if S.size and not np.issubdtype(S.dtype, np.integer):
+            raise TypeError(f"{where}: S_{j} has dtype {S.dtype}; expected integers, or try np.flatnonzero(mask)")
+        S, d = S.astype(int), D.shape[1]
+        if S.ndim != 1 or (S < 0).any() or (S >= d).any() or len(np.unique(S)) < len(S):
+            raise ValueError(f"{where}: S_{j} is {S.tolist()}; expected distinct indices in [0, {d}), one dimension")
+        arrays.append(S)
+    return arrays
