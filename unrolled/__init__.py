@@ -11,6 +11,7 @@ from unrolled import networks as networks
 from unrolled import plots as plots
 from unrolled import problems as problems
 from unrolled import pursuit as pursuit
+from unrolled import realize as realize
 from unrolled import theory as theory
 from unrolled import training as training
 from unrolled.activations import shrink as shrink

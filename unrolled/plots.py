@@ -125,14 +125,15 @@ def gram(dictionaries: list[dict[str, np.ndarray]]):
         off = {name: np.abs(G[~np.eye(len(G), dtype=bool)]) for name, G in matrices.items()}
         top = max(next(iter(off.values())).max(initial=0.0), 1e-12)
         for panel, (name, G) in zip(row, matrices.items()):
-            picture = panel.imshow(np.abs(G), cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+            picture = panel.imshow(np.abs(G), cmap="magma", vmin=0, vmax=top)
             panel.set_title(f"{name}: mu_W = {off[name].max(initial=0.0):.4f}", fontsize=9)
             panel.set_axis_off()
         fig.colorbar(picture, ax=row[len(matrices) - 1], shrink=0.8, label="|w_i . d_j|")
         for i, (name, values) in enumerate(off.items()):
             row[-1].hist(values, bins=60, range=(0, 1.02 * top), histtype="step", color=COLOURS[i], label=name)
-        row[-1].set(title="off the diagonal", xlabel="|w_i . d_j|", ylabel="entries", yscale="log")
-        row[-1].set_ylim(bottom=0.7)
+        row[-1].set(title="off the diagonal", xlabel="|w_i . d_j|", ylabel="entries")
+        if matrices[name].size > 1:
+            row[-1].set(yscale="log", ylim=(0.7, None))
         row[-1].spines[["top", "right"]].set_visible(False)
         row[-1].legend(frameon=False, fontsize=8)
         for panel in row[len(matrices) : -1]:

@@ -52,22 +52,21 @@ def cnn_size(m: int, d, depth, *, kernel_size: int, stride: int | None = None, f
     where = "realize.cnn_size"
     s, t = geometry(kernel_size, stride, form, where)
     m = _checks.as_index(m, "m", where, least=1)
-    ds, depths = (d, depth) if isinstance(d, (tuple, list)) else ((d,), (depth,))
-    if not ds or not isinstance(depths, (tuple, list)) or len(depths) != len(ds):
+    ds, depths = ((each,) if not isinstance(each, (tuple, list)) else each for each in (d, depth))
+    if not ds or len(depths) != len(ds):
         raise ValueError(f"{where}: d is {d} and depth is {depth}; expected one depth for each of at least one d")
     hidden, readouts, q, carried = [], [], m, m
+    later = _tap if form == "compact" else _tree
     for j, (d, K) in enumerate(zip(ds, depths)):
         d, K = _checks.as_index(d, "d", where, least=1), _checks.as_index(K, "depth", where)
-        n, v, dense = 2 * d + carried, d + carried, _tap if form == "compact" and hidden else _tree
+        n, v = 2 * d + carried, d + carried
         if K and form == "literal":
-            hidden += [(1, _tree(carried, q, s, t))] if j else []
-            hidden += [(1, _tree(n, carried, s, t)), (K - 1, _tree(v, n, s, t)), (K - 1, _tree(n, v, s, t))]
+            hidden += [(min(j, 1), _tree(carried, q, s, t)), (1, _tree(n, carried, s, t))]
+            hidden += [(K - 1, _tree(v, n, s, t)), (K - 1, _tree(n, v, s, t))]
         elif K:
-            again = _tap if form == "compact" else _tree
-            hidden += [(1, dense(n, q, s, t)), (K - 1, again(n, n, s, t))]
-        if K:
-            q, dense = n, _tap if form == "compact" else _tree
-        readouts.append(dense(d, q, s, t))
+            hidden += [(1, (later if hidden else _tree)(n, q, s, t)), (K - 1, later(n, n, s, t))]
+        q = n if K else q
+        readouts.append((later if hidden else _tree)(d, q, s, t))
         carried = d if form == "literal" else 2 * d
     depth = sum(times * size.depth for times, size in hidden) + readouts[-1].depth
     weights = sum(times * size.n_weights for times, size in hidden) + sum(size.n_weights for size in readouts)

@@ -1,0 +1,87 @@
+"""D, the closed form and the minimax weights side by side: every number of the table against its definition."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import unrolled as ur
+from unrolled.analytic import weights_table
+
+RNG = np.random.default_rng(0)
+EPS = np.finfo(float).eps
+
+
+def unit(D):
+    return D / np.linalg.norm(D, axis=0)
+
+
+DICTIONARIES = {
+    "gaussian": unit(RNG.normal(size=(20, 40))),
+    "paley": ur.dictionaries.paley(13),
+    "circular": ur.dictionaries.normalize(ur.dictionaries.Conv(RNG.normal(size=(2, 1, 3)), 8, boundary="circular"))[0],
+    "valid": ur.dictionaries.normalize(ur.dictionaries.Conv(RNG.normal(size=(2, 2, 3)), 7))[0],
+    "orthonormal": np.eye(4),
+    "one atom": np.ones((1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_every_number_is_that_of_the_weights_it_stands_for(name):
+    D = DICTIONARIES[name]
+    table = weights_table(D, sparsity=1, noise=1e-3)
+    A, d = np.asarray(ur.dictionaries.dense(D)), D.shape[1]
+    assert list(table.rows) == list(table.weights) == ["W = D", "closed form", "minimax"]
+    for kind, row in table.rows.items():
+        W = np.asarray(ur.dictionaries.dense(table.weights[kind]))
+        products = np.abs(W.T @ A - np.diag(np.sum(W * A, axis=0)))
+        assert np.sum(W * A, axis=0) == pytest.approx(np.ones(d), abs=1e-12)
+        # mu_W is rounded up by 1e-9, and an inner product of m terms by m eps.
+        assert products.max() <= row.mu_W + d * EPS and row.mu_W <= products.max() * (1 + 2e-9) + d * EPS
+        assert row.C_W == pytest.approx(np.abs(W).max(), rel=1e-12)
+        assert row.omega == pytest.approx(np.linalg.norm(W, axis=0).max(), rel=1e-8)
+        assert row.norm_W >= np.linalg.norm(W, 2) * (1 - 1e-12)  # structured ones have an upper bound
+        assert row.largest_sparsity == ur.theory.max_sparsity(row.mu_W, d) and row.sparsity == 1 and row.holds
+        assert row.contraction == pytest.approx(row.mu_W, abs=1e-12)
+        assert row.floor == pytest.approx(2e-3 * row.C_W / (1 - row.mu_W), rel=1e-6)
+    assert table.rows["minimax"].mu_W <= min(row.mu_W for row in table.rows.values()) * (1 + 2e-6) + d * EPS
+
+
+def test_least_entries_lower_the_floor_at_the_same_coherence():
+    rows = weights_table(DICTIONARIES["gaussian"], sparsity=1, noise=1e-3, entries=True).rows
+    assert rows["least entries"].mu_W <= rows["minimax"].mu_W * (1 + 2e-6)
+    assert rows["least entries"].C_W < 0.9 * rows["minimax"].C_W
+    assert rows["least entries"].floor < rows["minimax"].floor
+
+
+def test_text_and_json_say_what_does_not_hold():
+    table = weights_table(DICTIONARIES["paley"], sparsity=5)
+    rows = json.loads(json.dumps(table.to_dict(), allow_nan=False))["weights"]
+    assert all(row["holds"] is False and row["floor"] is None and row["steps"] is None for row in rows.values())
+    assert "False" in table.text() and "inf" in table.text() and "steps to 1e-06" in table.text()
+
+
+def test_progress_is_told():
+    told = []
+    weights_table(DICTIONARIES["gaussian"], progress=lambda settled, total: told.append((settled, total)))
+    assert told and told[-1][1] == 40 and all(0 < settled <= total for settled, total in told)
+
+
+def test_a_picture_has_a_row_for_every_dictionary():
+    grams = [{"D'D": np.eye(3), "W'D": np.full((3, 3), 0.1)}, {"D'D": np.ones((1, 1))}]
+    fig = ur.plots.gram(grams)
+    titles = [axes.get_title() for axes in fig.axes]
+    assert "W'D: mu_W = 0.1000" in titles and titles.count("off the diagonal") == 2
+
+
+def test_what_it_refuses():
+    D = DICTIONARIES["gaussian"]
+    with pytest.raises(ValueError, match="normalize"):
+        weights_table(2 * D)
+    with pytest.raises(ValueError, match="exceeds the number of atoms 40"):
+        weights_table(D, sparsity=41)
+    with pytest.raises(ValueError, match="NaN"):
+        weights_table(D * np.where(np.arange(40) == 3, np.nan, 1.0))
+    with pytest.raises(TypeError, match="outside jit"):
+        jax.jit(lambda D: weights_table(D).coherence.upper)(D)
