@@ -163,11 +163,13 @@ PINNED = {
     "soft_threshold hard_threshold firm_threshold select_support",
     "dictionaries": "dense normalize gaussian dct identity_hadamard paley transversal ill_conditioned Conv Composed "
     "Concatenated Sparse",
-    "theory": "mutual_coherence welch_bound coherence sparsity_bound max_sparsity schedule rounding_guard error_bar "
-    "deep_schedule activation_schedule",
-    "pursuit": "threshold ista fista",
+    "theory": "mutual_coherence welch_bound coherence babel generalized_coherence stripe_norm recover_on_supports "
+    "sparsity_bound max_sparsity schedule rounding_guard error_bar deep_schedule activation_schedule "
+    "minimal_entry_weights is_feasible uniqueness stability",
+    "pursuit": "threshold ista fista basis_pursuit layered_basis_pursuit",
     "layers": "Layer Unrolled stack unstack unroll ista fista lista lista_cp alista",
-    "analytic": "frobenius_weights ista lista_cp alista dsc calibrate HypothesisWarning",
+    "analytic": "frobenius_weights minimax_weights ista lista_cp alista dsc calibrate HypothesisWarning",
+    "realize": "cnn attention transformer_block",
     "networks": "dsc Network",
     "training": "fit Fit",
     "compare": "compare Comparison",
@@ -177,7 +179,9 @@ PINNED = {
 FIELDS = {
     "layers.Layer": "init start step apply iterates",
     "layers.Unrolled": "shared steps",
+    "theory.GeneralizedCoherence": "upper lower per_atom_upper per_atom_lower W holds",
     "theory.Schedule": "theta error contraction rate floor holds",
+    "realize.Realization": "apply layers depth n_weights",
     "pursuit.Pursuit": "x gap residual steps converged",
     "networks.Network": "init apply",
     "training.Fit": "params best D history",

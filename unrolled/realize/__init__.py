@@ -16,4 +16,8 @@ from unrolled.realize._nnx import nnx_module as nnx_module
 from unrolled.realize._transformer import Transformer as Transformer
 from unrolled.realize._transformer import transformer as transformer
 from unrolled.realize._transformer import transformer_error as transformer_error
+from unrolled.realize._transformer_block import Block as Block
+from unrolled.realize._transformer_block import BlockWeights as BlockWeights
+from unrolled.realize._transformer_block import embed as embed
+from unrolled.realize._transformer_block import read_code as read_code
 from unrolled.realize._transformer_block import transformer_block as transformer_block

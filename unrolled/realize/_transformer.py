@@ -110,7 +110,7 @@ def transformer_error(
     D: Conv,
     *,
     alpha: float | None,
-    signal_bound: float,
+    signal_bound: Array | float,
     code_bound: float = math.inf,
 ) -> np.ndarray:
     r"""A bound on how far the codes of a soft stack are from those of the layer, after every block.

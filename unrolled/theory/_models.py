@@ -1,5 +1,6 @@
 """The models: deep sparse coding (Definition 2), multilayer convolutional sparse coding (Definition 1), and chains."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries._base import Structured, as_dictionary, column_norms, dense
-from unrolled.dictionaries._composed import Composed
 from unrolled.dictionaries._conv import Conv
 from unrolled.theory._coherence import _abs, max_sparsity, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import _numbers
@@ -248,16 +248,20 @@ def concrete(tree, where: str) -> None:
 
 def effective(Ds) -> tuple:
     """D_1 ... D_J, as a matrix unless J = 1, and the norms of its columns, 0 for those that cancel."""
-    D, size = Ds[0], magnitudes(Ds[0])
-    if len(Ds) > 1:
-        D, size = dense(Composed(*Ds)), dense(Composed(*map(magnitudes, Ds)))
-    norms = column_norms(D)
-    return D, jnp.where(norms > CANCELLED * column_norms(size), norms, 0.0)
+    D, size = _product(Ds), _product([magnitudes(D) for D in Ds])
+    norms, sizes = np.asarray(column_norms(D)), np.asarray(column_norms(size))
+    return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
+
+
+def _product(Ds):
+    if len(Ds) == 1:
+        return Ds[0]
+    return functools.reduce(np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds])
 
 
 def magnitudes(D):
     """|D|, entry by entry; of a factored dictionary, the product of the magnitudes of its factors."""
-    return jax.tree.map(_abs, D)
+    return jax.tree.map(_abs, D) if isinstance(D, Structured) else np.abs(D)
 
 
 def of_length(values, name: str, J: int, where: str) -> None:

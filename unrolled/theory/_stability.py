@@ -34,7 +34,7 @@ def stability(Ds, sparsities, eps, eps0: float, *, Ws=None) -> Stability:
     .. math::
         \delta_0 = \epsilon_0 \ge \|y - \tilde y\|_2, \qquad \delta_j = (\epsilon_j + \delta_{j-1}) \min(c_j, c'_j), \\
         c_j = 1 / \sqrt{1 - (t-1) \mu(D_j)}, \qquad t = \min(2 s_j, d_j), \\
-        c'_j = \frac{\min(\sqrt t \omega, \|W_j\|_2, \sqrt{\omega^2 + (t-1) \max_{i \ne k} |w_i \cdot w_k|})}
+        c'_j = \frac{\min(\|W_j\|_2, \sqrt{\omega^2 + (t-1) \max_{i \ne k} |w_i \cdot w_k|})}
         {1 - (t-1) \mu_{W_j} - \eta_j}, \qquad \omega = \max_i \|w_i\|_2, \; \eta_j = \max_i |1 - w_i \cdot d_i|.
 
     Both chains have the same D_j and at most s_j nonzeros in layer j. Weights with mu_W below mu(D_j) reach sparsities that
@@ -128,6 +128,7 @@ def perturbed_eps(Ds, Ds_perturbed, xs, eps=0.0) -> np.ndarray:
     """
     where = "perturbed_eps"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        concrete(xs, where)
         Ds, others = host_chain(Ds, where), host_chain(Ds_perturbed, where)
         of_length(others, "Ds_perturbed", len(Ds), where)
         of_length(xs, "xs", len(Ds), where)
@@ -267,7 +268,7 @@ def _factor_of_weights(W, D, t: int) -> float:
     omega = float(column_norms(W).max())
     among = math.sqrt(omega**2 + (t - 1) * float(_coherence(W, W).mu_W))
     denominator = 1 - eta - (t - 1) * mu_W
-    return min(math.sqrt(t) * omega, float(spectral_norm(W)), among) / denominator if denominator > 0 else math.inf
+    return min(float(spectral_norm(W)), among) / denominator if denominator > 0 else math.inf
 
 
 def _enlarged(error: float, factor: float) -> float:

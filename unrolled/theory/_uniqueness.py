@@ -12,8 +12,9 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries._base import normalized, operands, unit_atoms
-from unrolled.theory._coherence import _host, max_sparsity, mutual_coherence, sparsity_bound
+from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
 from unrolled.theory._models import as_chain, effective, host_chain, layer_counts, of_length
+from unrolled.theory._schedules import _numbers
 
 
 class Uniqueness(NamedTuple):
@@ -69,7 +70,7 @@ def uniqueness(Ds, sparsities, *, counts=None, coherence: Callable[..., float] =
         def mu(j: int, j0: int) -> float:
             """Coherence of D_[j,j0], inf where a column vanishes."""
             D, norms = effective(Ds[j - 1 : j0])
-            return _host(coherence(normalized(D)[0]), "coherence", where) if (norms > 0).all() else math.inf
+            return _numbers(where, coherence=coherence(normalized(D)[0]))[0] if (norms > 0).all() else math.inf
 
         unique, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
         alone = [_admits(mu(j, j), 2 * c, D.shape[1]) for j, (c, D) in enumerate(zip(counts, Ds), start=1)]
@@ -86,9 +87,8 @@ def _visit(mu: Callable, pairs, sizes) -> tuple[np.ndarray, list[float], np.ndar
     known[0] = True  # x_0 = y
     for _ in range(J):
         for j0, (pair, d) in enumerate(zip(pairs, sizes), start=1):
-            options = [(mu(j, j0), -j) for j in range(1, j0 + 1) if known[j - 1]]
-            best[j0 - 1], j = min(options)
-            path[j0 - 1] = -j if best[j0 - 1] < math.inf else 0
+            best[j0 - 1], j = min((mu(j, j0), j) for j in range(1, j0 + 1) if known[j - 1])
+            path[j0 - 1] = j if best[j0 - 1] < math.inf else 0
             if _admits(best[j0 - 1], pair, d):
                 known[: j0 + 1] = True
     return known[1:], best, path

@@ -1,0 +1,458 @@
+"""Transformers against the layers whose codes they compute: equal when hard, within their bound when soft."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unrolled import activations, analytic, dictionaries, layers
+from unrolled.dictionaries import Conv
+from unrolled.layers._lista import Threshold
+from unrolled.realize._attention import attention_leak, grid, multi_head_attention
+from unrolled.realize._transformer import transformer, transformer_error
+from unrolled.realize._transformer_block import embed, read_code, run_block, transformer_block
+
+EPS = np.finfo(float).eps
+# For programs that run once: compiling is all their time, and this halves it.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# A step is a sum of some 30 products and three roundings of the shrinkage; six of them, each of gain below 3.
+ROUNDING = 1e3 * EPS
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def conv(*filters, signal, stride=1, boundary="valid", seed=0):
+    filters = normal(seed, *filters)
+    norms = np.sqrt((filters**2).sum(tuple(range(1, filters.ndim)), keepdims=True))
+    return Conv(filters / norms, signal, stride, boundary)
+
+
+GEOMETRIES = {
+    "valid": dict(filters=(3, 1, 4), signal=13),
+    "valid, one position": dict(filters=(3, 2, 4), signal=4),
+    "valid, one tap": dict(filters=(3, 2, 1), signal=5),
+    "valid, stride 3": dict(filters=(4, 2, 5), signal=16, stride=3),
+    "valid, 2-D": dict(filters=(2, 2, 3, 2), signal=(5, 4), stride=(1, 2)),
+    "circular": dict(filters=(2, 2, 3), signal=7, boundary="circular"),
+    "circular, longer kernel": dict(filters=(2, 1, 5), signal=3, boundary="circular"),
+    "circular, stride 3": dict(filters=(3, 1, 4), signal=8, stride=3, boundary="circular"),
+    "circular, 2-D": dict(filters=(2, 1, 2, 3), signal=(3, 4), boundary="circular"),
+}
+
+
+def geometry(name):
+    options = dict(GEOMETRIES[name])
+    return conv(*options.pop("filters"), **options)
+
+
+@functools.cache
+def families():
+    """D with 4 filters on signals of two channels, and layers of depth 6 with their params, by name."""
+    D = conv(4, 2, 5, signal=18)
+    W = analytic.frobenius_weights(D)
+    per_filter = jnp.asarray(np.linspace(0.02, 0.2, 24).reshape(6, 4))
+    tied, untied, alista, ista = (
+        layers.lista_cp(6, lam=0.05),
+        layers.lista_cp(6, tied=False, lam=0.05),
+        layers.alista(6, theta=0.1),
+        layers.ista(6, lam=0.05),
+    )
+    key = jax.random.key(0)
+    varied = untied.init(key, D)
+    varied = jax.tree.map(lambda leaf: leaf * (1 + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape)), varied)
+    steps = layers.StepAndThreshold(jnp.linspace(0.3, 0.6, 6), per_filter)
+    return D, {
+        "lista_cp": (tied, tied.init(key, D)),
+        "lista_cp, per filter": (tied, layers.Unrolled(layers.Weights(W / 2), Threshold(per_filter))),
+        "lista_cp, untied": (untied, varied),
+        "lista_cp, untied, tuple": (untied, layers.unstack(varied)),
+        "alista": (alista, layers.Unrolled(layers.Fixed(W), steps)),
+        "ista": (ista, ista.init(key, D)),
+    }
+
+
+@functools.partial(compiled, static_argnums=(0,), static_argnames="alpha")
+def realized(layer, params, D, Y, alpha=None):
+    """The codes of a batch from a transformer that is built under jit, where bounds are not looked at."""
+    return jax.vmap(transformer(layer, params, D, alpha=alpha, signal_bound=5.0).apply)(Y)
+
+
+@functools.partial(compiled, static_argnums=(0,))
+def iterates(layer, params, D, Y):
+    return jax.vmap(layer.iterates, (None, None, 0))(params, D, Y)
+
+
+def assert_close(ours, expected, atol):
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
+
+
+# One block
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_block_is_an_iteration(name):
+    """With whole numbers, so that it is one exactly; tokens without a code keep none."""
+    D = geometry(name)
+    rng = np.random.default_rng(1)
+    D, W = (
+        Conv(rng.integers(-3, 4, D.filters.shape).astype(float), D.signal_shape, D.stride, D.boundary) for _ in "DW"
+    )
+    y, x = (rng.integers(-9, 10, n).astype(float) for n in D.shape)
+    theta = np.arange(5.0, 5 + D.code_grid[0])
+
+    @compiled
+    def run(D, W, theta, x, y):
+        block = transformer_block(D, W, theta, gamma=2.0, signal_bound=9.0, code_bound=9.0)
+        before = embed(D, y, x)
+        after = block.apply(before)
+        return before, after, read_code(D, after), dictionaries.dense(D), dictionaries.dense(W)
+
+    before, after, code, D_matrix, W_matrix = map(np.asarray, run(D, W, theta, x, y))
+    u = x + 2 * ((y - D_matrix @ x) @ W_matrix)
+    expected = np.sign(u) * np.maximum(np.abs(u) - np.repeat(theta, math.prod(D.positions)), 0)
+    assert expected.any()
+    np.testing.assert_array_equal(code, expected)
+    n_atoms = D.code_grid[0]
+    np.testing.assert_array_equal(after[:, n_atoms:], before[:, n_atoms:])
+    assert not after[after[:, -1] == 1, :n_atoms].any()
+    assert (after[:, -1] == 0).sum() == math.prod(D.positions)
+
+
+def test_heads_and_hidden_units_are_as_many_as_the_theory_says():
+    D = conv(3, 2, 4, signal=10)
+    block = jax.eval_shape(lambda: transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0).weights)
+    assert block.heads.values.shape == (2 * 4 - 1, 6, 6)
+    assert block.hidden.shape == (4 * 3, 6) and block.output.shape == (6, 4 * 3)
+    assert jax.eval_shape(lambda: embed(D, jnp.zeros(20))).shape == (10 + 3, 6)
+
+
+def test_the_mask_keeps_codes_off_tokens_that_hold_none():
+    """G is what does it: with bounds far too small, which a traced call cannot see, codes appear there."""
+    D = conv(3, 1, 4, signal=13)
+
+    @compiled
+    def run(y, bound):
+        return transformer_block(D, D, 0.1, signal_bound=bound, code_bound=bound).apply(embed(D, y))
+
+    for bound, kept in ((5.0, True), (1e-3, False)):
+        tokens = np.asarray(run(normal(1, 13), bound))
+        assert (not tokens[tokens[:, -1] == 1, :3].any()) is kept
+
+
+def test_the_mask_exceeds_what_it_must():
+    """G >= abs(u) on all tokens and blocks, for signals that fill their bound and attention of any concentration."""
+    D, cases = families()
+    layer, params = cases["lista_cp, untied"]
+    positions = grid((D.signal_shape[0] + 4,))
+
+    @functools.partial(compiled, static_argnames="alpha")
+    def largest(params, Y, alpha):
+        """G of every block, and the largest abs(u) there."""
+        blocks = transformer(layer, params, D, signal_bound=1.0).blocks
+
+        def body(tokens, block):
+            u = tokens + multi_head_attention(tokens, block.heads, positions, positions, alpha=alpha)
+            return run_block(block, tokens, D, alpha), jnp.abs(u[:, :4]).max()
+
+        return -blocks.hidden[:, 0, -1], jax.vmap(lambda y: jax.lax.scan(body, embed(D, y), blocks)[1])(Y).max(0)
+
+    for alpha in (None, 0.01):
+        G, found = map(np.asarray, largest(params, np.sign(normal(3, 50, 36)), alpha=alpha))
+        assert (found <= G / 2 * (1 + 1e-12)).all()  # G is twice its bound, for the sake of rounding
+        assert alpha or found[0] > 0.9 * G[0] / 2  # which the first block nearly reaches
+
+
+# The stack
+
+
+FORMS = ["lista_cp", "lista_cp, per filter", "lista_cp, untied", "lista_cp, untied, tuple", "alista", "ista"]
+
+
+@pytest.mark.parametrize("name, alpha", [*((name, None) for name in FORMS), ("lista_cp", 40.0), ("alista", 40.0)])
+def test_a_stack_has_the_codes_of_its_layer(name, alpha):
+    D, cases = families()
+    layer, params = cases[name]
+    Y = normal(7, 5, 36)
+    expected = np.asarray(iterates(layer, params, D, Y))[:, -1]
+    assert 0.05 < (expected != 0).mean() < 1
+    assert_close(realized(layer, params, D, Y, alpha=alpha), expected, ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["valid, stride 3", "valid, 2-D", "circular, longer kernel", "circular, 2-D"])
+def test_stacks_on_other_geometries(name):
+    D, layer = geometry(name), layers.lista_cp(4, lam=0.02)
+
+    @compiled
+    def both(D, y):
+        params = layer.init(jax.random.key(0), D)
+        return transformer(layer, params, D, alpha=40.0, signal_bound=5.0).apply(y), layer.apply(params, D, y)
+
+    ours, expected = both(D, normal(2, D.shape[0]))
+    assert np.asarray(expected).any()
+    assert_close(ours, expected, ROUNDING)
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_stacks_of_all_depths(depth):
+    D, y = conv(2, 1, 3, signal=9), normal(2, 9)
+    layer = layers.ista(depth, lam=0.05)
+    params = layer.init(jax.random.key(0), D)
+    made = transformer(layer, params, D, signal_bound=5.0)
+    assert made.depth == depth and made.n_weights == depth * (5 * (2 + 16) + 4 + 32 + 8 + 32)
+    assert_close(made.apply(y), layer.apply(params, D, y), ROUNDING)
+
+
+def test_float32():
+    """At rounding from alpha = 18; float64 signals are computed in float64."""
+    D, cases = families()
+    layer, params = cases["alista"]
+    D, params = jax.tree.map(lambda leaf: leaf.astype(np.float32), (D, params))
+    Y = normal(1, 3, 36).astype(np.float32)
+    codes = realized(layer, params, D, Y, alpha=18.0)
+    assert codes.dtype == np.float32
+    tolerance = ROUNDING / EPS * np.finfo(np.float32).eps
+    assert_close(codes, np.asarray(iterates(layer, params, D, Y))[:, -1], tolerance)
+    assert realized.eval_shape(layer, params, D, Y.astype(np.float64)).dtype == np.float64
+
+
+def test_a_deep_stack_stays_finite():
+    """The bounds behind G grow geometrically, past the largest float32, though the codes do not."""
+    D, layer = conv(4, 1, 6, signal=16), layers.ista(300, lam=0.01)
+
+    @compiled
+    def both(D, y):
+        params = layer.init(jax.random.key(0), D)
+        made = transformer(layer, params, D, signal_bound=5.0)
+        return made.blocks.hidden, made.apply(y), layer.apply(params, D, y)
+
+    D = jax.tree.map(lambda leaf: leaf.astype(np.float32), D)
+    hidden, ours, expected = map(np.asarray, both(D, normal(2, 16).astype(np.float32)))
+    assert np.isfinite(hidden).all() and -hidden.min() > np.sqrt(np.finfo(np.float32).max)
+    # ISTA is non-expansive: the roundings of its steps add up, 300 times some 30 eps.
+    assert_close(ours, expected, 1e4 * np.finfo(np.float32).eps)
+
+
+def test_jit_vmap_and_loop_agree():
+    D, cases = families()
+    layer, params = cases["lista_cp"]
+    made = transformer(layer, params, D, alpha=6.0, signal_bound=5.0)
+    Y = normal(4, 3, 36)
+    batch = compiled(jax.vmap(made.apply))(Y)
+    for y, x in zip(Y, batch):
+        assert_close(made.apply(y), x, ROUNDING)
+
+
+def test_it_can_be_built_under_jit_and_its_derivatives_are_those_of_the_layer():
+    D, cases = families()
+    layer, params = cases["lista_cp, per filter"]
+    y, g = jnp.asarray(normal(5, 36)), jnp.asarray(normal(6, D.shape[1]))
+
+    def by_transformer(params, D, y):
+        return g @ transformer(layer, params, D, signal_bound=5.0).apply(y)
+
+    def by_layer(params, D, y):
+        return g @ layer.apply(params, D, y)
+
+    ours, expected = (compiled(jax.value_and_grad(f, (0, 1, 2)))(params, D, y) for f in (by_transformer, by_layer))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(b).any()
+        assert_close(a, b, 100 * ROUNDING)  # sums over all positions, six factors deep
+
+
+def test_the_fixed_weights_of_alista_stay_fixed():
+    D, cases = families()
+    layer, params = cases["alista"]
+
+    def loss(params):
+        return jnp.sum(transformer(layer, params, D, signal_bound=5.0).apply(jnp.asarray(normal(5, 36))) ** 2)
+
+    gradient = compiled(jax.grad(loss))(params)
+    assert not np.asarray(gradient.shared.W.filters).any() and np.asarray(gradient.steps.gamma).all()
+
+
+# The error of soft attention
+
+
+def test_soft_codes_stay_within_their_bound():
+    """For all draws and concentrations, also where the layer expands; a bound of the codes makes it smaller."""
+    layer = layers.lista_cp(6, lam=0.05)
+    params = compiled(lambda D, c: jax.tree.map(lambda leaf: leaf * c, layer.init(jax.random.key(0), D)))  # c / L
+    for alpha in (2.0, 8.0, 16.0, 30.0):
+        for seed in range(3):
+            D = conv(3, 2, 4, signal=12, seed=seed)
+            p = params(D, 1.0 + seed)
+            Y = np.sign(normal(seed, 40, 24)) * np.random.default_rng(seed).uniform(0, 3, (40, 1))
+            bounds = dict(alpha=alpha, signal_bound=np.abs(Y).max())
+            exact = np.asarray(iterates(layer, p, D, Y))
+            bound = transformer_error(layer, p, D, **bounds)
+            sharper = transformer_error(layer, p, D, code_bound=np.abs(exact).max(), **bounds)
+            error = np.abs(np.asarray(realized(layer, p, D, Y, alpha=alpha)) - exact[:, -1]).max()
+            assert bound.shape == (7,) and bound[0] == 0 and (np.diff(bound) > 0).all()
+            assert error <= sharper[-1] + ROUNDING
+            assert (sharper <= bound).all() and sharper[-1] < bound[-1]
+
+
+def test_the_bound_is_reached():
+    """One tap and W = -D / 2, so that codes and their errors grow, and signs that alternate.
+
+    Away from the border both neighbours of a target carry its opposite, and what is read of x and y adds up: all that the
+    recursion gives away is of second order in the leak.
+    """
+    alpha, theta = 6.0, 0.1
+    D = Conv(np.ones((1, 1, 1)), 12)
+    layer = layers.lista_cp(5)
+    params = layers.Unrolled(layers.Weights(D * -0.5), Threshold(jnp.full(5, theta)))
+    y = np.tile([1.0, -1.0], 6)
+    exact = np.asarray(iterates(layer, params, D, y[None]))[0, -1]
+    error = np.abs(np.asarray(realized(layer, params, D, y[None], alpha=alpha))[0] - exact)
+    bound = transformer_error(layer, params, D, alpha=alpha, signal_bound=1.0)
+    assert (error <= bound[-1]).all() and error[6] > bound[-1] * (1 - 5 * attention_leak(alpha))
+    # By hand: x = 0.5 - 0.1 after the first block, and 1.5 x + 0.4 after the second.
+    leak = 2 * attention_leak(alpha)
+    first = leak * 0.5
+    second = 1.5 * first + leak * (0.5 * (0.4 + first) + 0.5)
+    assert bound[1:3] == pytest.approx([first, second])
+
+
+def test_the_error_and_its_bound_vanish_as_alpha_grows():
+    """Both fall as exp(-alpha); the leak of hard attention is 0."""
+    D, cases = families()
+    layer, params = cases["lista_cp"]
+    y = normal(8, 36)
+    exact = np.asarray(layer.apply(params, D, y))
+    alphas = (8.0, 12.0, 16.0)
+    codes = [np.asarray(realized(layer, params, D, y[None], alpha=a))[0] for a in alphas]
+    errors = [np.abs(x - exact).max() for x in codes]
+    bounds = [transformer_error(layer, params, D, alpha=a, signal_bound=5.0)[-1] for a in alphas]
+    for numbers in (errors, bounds):
+        for one, other in zip(numbers, numbers[1:]):
+            assert one / other == pytest.approx(math.exp(4), rel=0.02)  # the rest is of order exp(-2 alpha)
+    assert 1e-5 < errors[0] < 1e-2
+    np.testing.assert_array_equal(transformer_error(layer, params, D, alpha=None, signal_bound=5.0), np.zeros(7))
+
+
+def test_the_bound_is_computed_in_float64_from_float32_weights():
+    D, cases = families()
+    layer, params = cases["lista_cp"]
+    D32, params32 = jax.tree.map(lambda leaf: leaf.astype(np.float32), (D, params))
+    with jax.enable_x64(False):
+        ours = transformer_error(layer, params32, D32, alpha=8.0, signal_bound=1.0)
+    assert ours.dtype == np.float64
+    expected = transformer_error(layer, params, D, alpha=8.0, signal_bound=1.0)
+    np.testing.assert_allclose(ours, expected, rtol=1e3 * np.finfo(np.float32).eps)
+
+
+# What is refused
+
+
+SMALL = conv(2, 2, 3, signal=9)  # (18, 14)
+
+
+def built(D=None, layer=None, params=None, **options):
+    D = SMALL if D is None else D
+    layer = layer or layers.lista_cp(2)
+    params = params or layer.init(jax.random.key(0), D)
+    return transformer(layer, params, D, **{"signal_bound": 1.0, **options})
+
+
+def test_signals_above_the_bound_are_said():
+    made = built(signal_bound=jnp.asarray([1.0, 2.0]))
+    made.apply(np.repeat([1.0, -2.0], 9))
+    with pytest.raises(ValueError, match=r"y exceeds the declared bound \(magnitude 1.5\)"):
+        made.apply(np.full(18, -1.5))
+    block = transformer_block(SMALL, SMALL, 0.1, signal_bound=1.0, code_bound=0.5)
+    with pytest.raises(ValueError, match="x exceeds"):
+        block.apply(embed(SMALL, jnp.zeros(18), jnp.ones(14)))
+    with pytest.raises(ValueError, match="y exceeds"):
+        block.apply(embed(SMALL, jnp.full(18, jnp.nan)))
+
+
+def test_dictionaries_that_no_block_realizes_are_refused():
+    filters = normal(0, 2, 1, 3)
+    with pytest.raises(TypeError, match="D is ArrayImpl; expected a Conv"):
+        built(dictionaries.gaussian(jax.random.key(0), 4, 6))
+    with pytest.raises(ValueError, match='boundary "zero" cuts atoms'):
+        built(Conv(filters, 9, 1, "zero"))
+    with pytest.raises(ValueError, match="kernel .* is longer than the signal"):
+        built(Conv(filters, 2))
+
+
+def test_weights_that_no_block_realizes_are_refused():
+    D, layer = SMALL, layers.lista_cp(2)
+    params = layer.init(jax.random.key(0), D)
+    with pytest.raises(TypeError, match="W is .*; expected a Conv, or D itself"):
+        built(D, layer, params._replace(shared=layers.Weights(dictionaries.dense(D))))
+    # The same (m, d) from another kernel.
+    other = Conv(normal(0, 14, 2, 9), 9)
+    assert other.shape == D.shape
+    with pytest.raises(ValueError, match=r"W has kernel \(9,\).*expected those of D: \(3,\)"):
+        built(D, layer, params._replace(shared=layers.Weights(other)))
+    with pytest.raises(ValueError, match="expected those of D"):
+        transformer_block(D, Conv(D.filters, 9, 1, "circular"), 0.1, signal_bound=1.0, code_bound=1.0)
+    per_position = params._replace(steps=Threshold(jnp.ones((2, 14))))
+    with pytest.raises(ValueError, match=r"theta has shape \(14,\) at a step; .* the same at all positions"):
+        built(D, layer, per_position)
+    with pytest.raises(ValueError, match=r"gamma has shape \(2,\)"):
+        transformer_block(D, D, 0.1, gamma=np.ones(2), signal_bound=1.0, code_bound=1.0)
+    with pytest.raises(ValueError, match="theta must be non-negative"):
+        transformer_block(D, D, -0.1, signal_bound=1.0, code_bound=1.0)
+
+
+def test_layers_that_no_block_realizes_are_refused():
+    D = SMALL
+    with pytest.raises(ValueError, match="the layer selects supports"):
+        built(D, layers.alista(2, support=(0.1, 0.2)))
+    with pytest.raises(TypeError, match="another family"):
+        built(D, layers.lista(2))
+    with pytest.raises(TypeError, match="another family"):
+        built(D, layers.lista_cp(2), layers.alista(2).init(jax.random.key(0), D))
+    with pytest.raises(ValueError, match="params have .* steps but the layer has depth 3"):
+        built(D, layers.lista_cp(3), layers.lista_cp(2).init(jax.random.key(0), D))
+    for layer in (
+        layers.fista(2),
+        layers.lista_cp(2, activation="silu"),
+        layers.alista(2, activation=activations.elu(0.5)),
+        layers.ista(2, activation=activations.leaky_relu(1e-3)),
+        layers.lista_cp(2, activation=activations.scale(activations.gelu, 100.0)),
+    ):
+        with pytest.raises(ValueError, match="not x <- shrink"):
+            built(D, layer)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -2.0, math.nan, math.inf])
+def test_alpha_must_be_positive_and_finite(alpha):
+    D = SMALL
+    with pytest.raises(ValueError, match="transformer: alpha must be positive and finite"):
+        built(D, alpha=alpha)
+    with pytest.raises(ValueError, match="transformer_block: alpha must be positive and finite"):
+        transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0, alpha=alpha)
+
+
+def test_bounds_must_be_numbers():
+    for bound in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="signal_bound"):
+            built(signal_bound=bound)
+    with pytest.raises(ValueError, match=r"signal_bound has shape \(3,\); expected \(\) or \(2,\)"):
+        built(signal_bound=np.ones(3))
+    D, layer = SMALL, layers.lista_cp(2)
+    params = layer.init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match="code_bound must be non-negative"):
+        transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0, code_bound=-1.0)
+    with pytest.raises(TypeError, match="call it outside jit"):
+        jax.jit(lambda params: transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0))(params)
+
+
+def test_tokens_and_signals_of_another_shape_are_refused():
+    D = SMALL
+    block = transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0)
+    for shape in ((9, 5), (11, 4), (5, 11), (2, 11, 5)):
+        with pytest.raises(ValueError, match=r"expected \(11, 5\), try embed"):
+            block.apply(np.zeros(shape))
+    for shape in ((11,), (9, 2), (3, 18)):
+        with pytest.raises(ValueError, match=r"y must have shape \(18,\)"):
+            built(D).apply(np.zeros(shape))
