@@ -10,7 +10,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import Structured, as_dictionary, column_norms, dense
+from unrolled.dictionaries._base import Structured, as_dictionary, column_norms, dense, nonzero_atoms
 from unrolled.dictionaries._conv import Conv
 from unrolled.theory._coherence import _abs, max_sparsity, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import _numbers
@@ -153,10 +153,16 @@ def is_csc_feasible(y, Ds, xs, sparsities, *, tol: float = 0.0) -> CscFeasibilit
         _grids_meet(Ds, where)
         codes, residuals, rounding = _evaluated(y, Ds, xs, tol, where)
         stripes = np.array([int(_conv_stripe_norm(D, x)) for D, x in zip(Ds, codes)])
-        mus = [float(mutual_coherence(_checks.cast(D, np.float64))) for D in Ds]
+        mus = [_coherence_of(D, where) for D in Ds]
     met = _met(residuals, rounding, stripes, layer_counts(sparsities, len(Ds), where))
     unique = np.array([n <= max_sparsity(mu, D.shape[1]) for n, mu, D in zip(stripes, mus, Ds)])
     return CscFeasibility(met, residuals, stripes, rounding, np.array([sparsity_bound(mu) for mu in mus]), unique)
+
+
+def _coherence_of(D: Conv, where: str) -> float:
+    mu, norms = measured(_checks.cast(D, np.float64))
+    nonzero_atoms(norms, where)
+    return float(mu)
 
 
 def _conv_stripe_norm(D: Conv, x: Array) -> Array:
@@ -188,12 +194,18 @@ def _evaluated(y, Ds, xs, tol: float, where: str) -> tuple[list[np.ndarray], np.
     for j, D in enumerate(Ds):
         before, x = signals[j : j + 2]
         eps = max(float(jnp.finfo(a.dtype).eps) for a in (D, *given[j : j + 2]))
-        D = _checks.cast(D, np.float64)
-        residuals.append(np.linalg.norm(before - np.asarray(D @ x)))
-        size = np.linalg.norm(np.abs(before) + np.asarray(magnitudes(D) @ np.abs(x)))
-        rounding.append((np.count_nonzero(x) + 2) * eps * size)
+        image, size = map(np.asarray, _images(_checks.cast(D, np.float64), x))
+        with np.errstate(invalid="ignore"):
+            residuals.append(np.linalg.norm(before - image))
+            rounding.append((np.count_nonzero(x) + 2) * eps * np.linalg.norm(np.abs(before) + size))
     finite = np.isfinite(residuals)
     return signals[1:], np.where(finite, residuals, np.inf), np.where(finite, rounding, 0.0)
+
+
+@jax.jit
+def _images(D, x: Array) -> tuple[Array, Array]:
+    """D x and |D| |x|."""
+    return D @ x, magnitudes(D) @ jnp.abs(x)
 
 
 def _signals(y, Ds, xs, where: str) -> list[Array]:
@@ -247,21 +259,28 @@ def concrete(tree, where: str) -> None:
 
 
 def effective(Ds) -> tuple:
-    """D_1 ... D_J, as a matrix unless J = 1, and the norms of its columns, 0 for those that cancel."""
+    """D_1 ... D_J, a matrix unless it is one structured dictionary, and its column norms, 0 for those that cancel."""
     D, size = _product(Ds), _product([magnitudes(D) for D in Ds])
-    norms, sizes = np.asarray(column_norms(D)), np.asarray(column_norms(size))
+    norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
     return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
 
 
+# Compiled as one: operation by operation, every new shape would compile some twenty kernels.
+@jax.jit
+def measured(D) -> tuple[Array, Array]:
+    """mu(D), nan with a zero atom, and the norms of the atoms, (d,)."""
+    return mutual_coherence(D), column_norms(D)
+
+
 def _product(Ds):
-    if len(Ds) == 1:
+    if len(Ds) == 1 and isinstance(Ds[0], Structured):
         return Ds[0]
     return functools.reduce(np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds])
 
 
 def magnitudes(D):
     """|D|, entry by entry; of a factored dictionary, the product of the magnitudes of its factors."""
-    return jax.tree.map(_abs, D) if isinstance(D, Structured) else np.abs(D)
+    return jax.tree.map(_abs, D)
 
 
 def of_length(values, name: str, J: int, where: str) -> None:

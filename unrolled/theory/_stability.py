@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._checks import Array
 from unrolled.dictionaries._base import as_dictionary, column_norms, spectral_norm, unit_atoms
 from unrolled.dictionaries._composed import Composed
-from unrolled.theory._coherence import _coherence, coherence, diagonal, mutual_coherence
-from unrolled.theory._models import concrete, effective, host_chain, layer_numbers, of_length
+from unrolled.theory._coherence import _coherence, coherence, diagonal
+from unrolled.theory._models import concrete, effective, host_chain, layer_numbers, measured, of_length
 from unrolled.theory._schedules import _numbers, times
 from unrolled.theory._uniqueness import _cut, as_supports, bounded_counts, constraints, singular_values
 
@@ -24,7 +25,7 @@ class Stability(NamedTuple):
 
     delta: np.ndarray  # (J,) norm(x_j - x~_j) <= delta_j, inf where nothing is known
     factor: np.ndarray  # (J,) norm(h) / norm(D_j h) for 2 s_j nonzeros, by mu(D_j): Theorem 3; 0 at s_j = 0
-    factor_W: np.ndarray  # (J,) the same by the weights W_j; delta uses the smaller of the two
+    factor_W: np.ndarray  # (J,) the same by the weights W_j, inf without; delta uses the smaller of the two
     holds: bool  # all of delta is finite
 
 
@@ -45,7 +46,8 @@ def stability(Ds, sparsities, eps, eps0: float, *, Ws=None) -> Stability:
         sparsities: J integers s_j (the paper's lambda_j), at most d_j; at s_j = 0 both codes are 0.
         eps: one tolerance, or one per layer.
         eps0: bound on norm(y - y~).
-        Ws: J weights shaped as their D_j, any with eta small; None (for all or for one) takes D_j.
+        Ws: J weights shaped as their D_j, with w_i . d_i near 1; None, for all or for one, is c_j alone. (W_j = D_j
+            never improves on it.)
 
     Raises:
         TypeError: traced arguments. ValueError: shapes or lengths that do not meet, sparsities above d_j, negative or NaN
@@ -60,7 +62,7 @@ def stability(Ds, sparsities, eps, eps0: float, *, Ws=None) -> Stability:
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds, t = _hypotheses(Ds, sparsities, where)
         eps = layer_numbers(eps, "eps", len(Ds), where).tolist()
-        Ws = Ds if Ws is None else [D if W is None else W for D, W in zip(Ds, _weights(Ws, len(Ds), where))]
+        Ws = _weights((None,) * len(Ds) if Ws is None else Ws, len(Ds), where)
         factor = np.array([_factor(D, n) for D, n in zip(Ds, t)])
         factor_W = np.array([_factor_of_weights(W, D, n) for W, D, n in zip(Ws, Ds, t)])
     delta, error = np.empty(len(Ds)), eps0
@@ -183,7 +185,7 @@ def product_stability(Ds, sparsity: int, eps, delta: float) -> ProductStability:
         total = _accumulated(Ds, layer_numbers(eps, "eps", len(Ds), where).tolist())
         P, norms = effective(Ds)
         nu = float(norms.min())
-        mu = float(mutual_coherence(P)) * UP if nu else math.inf
+        mu = float(measured(P)[0]) * UP if nu else math.inf
     c = _inverse_root(mu, nu, min(2 * int(s), Ds[-1].shape[1]))
     bound = _enlarged(total + delta, c)
     return ProductStability(bound, total, mu, nu, math.isfinite(bound))
@@ -250,7 +252,8 @@ def _weights(Ws, J: int, where: str) -> list:
 
 def _factor(D, t: int) -> float:
     """norm(h) / norm(D h) for at most t nonzeros, by mu(D)."""
-    return _inverse_root(float(mutual_coherence(D)) * UP, float(column_norms(D).min()), t)
+    mu, norms = measured(D)
+    return _inverse_root(float(mu) * UP, float(np.min(norms)), t)
 
 
 def _inverse_root(mu: float, nu: float, t: int) -> float:
@@ -261,14 +264,19 @@ def _inverse_root(mu: float, nu: float, t: int) -> float:
 
 def _factor_of_weights(W, D, t: int) -> float:
     """norm(h) / norm(D h) for at most t nonzeros, by |(1 - eta - (t-1) mu_W) h| <= |(W' D h) on the support of h|."""
-    if t == 0:
-        return 0.0
-    mu_W = float(coherence(W, D).mu_W) * UP
-    eta = float(jnp.abs(1 - diagonal(W, D)).max())
-    omega = float(column_norms(W).max())
-    among = math.sqrt(omega**2 + (t - 1) * float(_coherence(W, W).mu_W))
-    denominator = 1 - eta - (t - 1) * mu_W
-    return min(float(spectral_norm(W)), among) / denominator if denominator > 0 else math.inf
+    if t == 0 or W is None:
+        return math.inf if t else 0.0
+    mu_W, eta, omega, product, norm = map(float, _measured_weights(W, D))
+    denominator = 1 - eta - (t - 1) * mu_W * UP
+    return min(norm, math.sqrt(omega**2 + (t - 1) * product)) / denominator if denominator > 0 else math.inf
+
+
+@jax.jit
+def _measured_weights(W, D) -> tuple[Array, ...]:
+    """mu_W, max abs(1 - w_i . d_i), max norm(w_i), max abs(w_i . w_j) over i != j, and norm(W, 2)."""
+    mu_W = coherence(W, D).mu_W
+    eta = jnp.abs(1 - diagonal(W, D)).max()
+    return mu_W, eta, column_norms(W).max(), _coherence(W, W).mu_W, spectral_norm(W)
 
 
 def _enlarged(error: float, factor: float) -> float:
@@ -278,8 +286,11 @@ def _enlarged(error: float, factor: float) -> float:
 
 def _accumulated(Ds, eps) -> float:
     """sum_i norm(D_1 ... D_{i-1}, 2) eps_i, which bounds norm(x_0 - D_1 ... D_J x_J)."""
-    norms = [1.0, *(float(spectral_norm(Composed(*Ds[:i]))) for i in range(1, len(Ds)))]
+    norms = [1.0, *(float(_norm(Composed(*Ds[:i]))) for i in range(1, len(Ds)))]
     return float(sum(times(n, e) for n, e in zip(norms, eps)))
+
+
+_norm = jax.jit(spectral_norm)
 
 
 def _rounded_down(spectrum) -> float:

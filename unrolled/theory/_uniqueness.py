@@ -13,7 +13,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries._base import normalized, operands, unit_atoms
 from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
-from unrolled.theory._models import as_chain, effective, host_chain, layer_counts, of_length
+from unrolled.theory._models import as_chain, effective, host_chain, layer_counts, measured, of_length
 from unrolled.theory._schedules import _numbers
 
 
@@ -34,7 +34,7 @@ def uniqueness(Ds, sparsities, *, counts=None, coherence: Callable[..., float] =
     .. math:: s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad D_{[j,j_0]} = D_j D_{j+1} \cdots D_{j_0},
 
     for some j <= j0 whose x_{j-1} is unique certifies layer j0 (j = j0 is Theorem 1 on the layer alone). A certified x_{j0}
-    gives all x_i, i < j0, as D_[i+1,j0] x_{j0}, so the layers are visited until nothing changes.
+    gives all x_i, i < j0, as D_[i+1,j0] x_{j0}: the unique layers are the first ones, up to the deepest certified.
 
     For a solution in hand, `counts` are its norm(x_j, 0): it is the only one with the given sparsities if
     norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone says nothing of codes with s_j nonzeros.
@@ -70,28 +70,28 @@ def uniqueness(Ds, sparsities, *, counts=None, coherence: Callable[..., float] =
         def mu(j: int, j0: int) -> float:
             """Coherence of D_[j,j0], inf where a column vanishes."""
             D, norms = effective(Ds[j - 1 : j0])
-            return _numbers(where, coherence=coherence(normalized(D)[0]))[0] if (norms > 0).all() else math.inf
+            if not (norms > 0).all():
+                return math.inf
+            value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
+            return _numbers(where, coherence=value)[0]
 
-        unique, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
+        first, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
         alone = [_admits(mu(j, j), 2 * c, D.shape[1]) for j, (c, D) in enumerate(zip(counts, Ds), start=1)]
+    unique, l1 = np.arange(len(Ds)) < first, np.logical_and.accumulate(alone)
     bounds = np.array([sparsity_bound(m) if m < math.inf else 0.0 for m in best])
-    return Uniqueness(
-        unique, bounds, bounds - (counts + s) / 2, path, np.logical_and.accumulate(alone), bool(unique.all())
-    )
+    return Uniqueness(unique, bounds, bounds - (counts + s) / 2, path, l1, bool(unique.all()))
 
 
-def _visit(mu: Callable, pairs, sizes) -> tuple[np.ndarray, list[float], np.ndarray]:
-    """unique, the least coherence and its path, per layer, once no layer changes any more."""
-    J = len(pairs)
-    known, best, path = np.zeros(J + 1, bool), [math.inf] * J, np.zeros(J, int)
-    known[0] = True  # x_0 = y
-    for _ in range(J):
+def _visit(mu: Callable, pairs, sizes) -> tuple[int, list[float], np.ndarray]:
+    """How many layers are unique (the first ones), and the least coherence and its path per layer."""
+    first, best, path = 0, [math.inf] * len(pairs), np.zeros(len(pairs), int)
+    for _ in range(2):  # the second time every layer is measured from behind all that turned out unique
         for j0, (pair, d) in enumerate(zip(pairs, sizes), start=1):
-            best[j0 - 1], j = min((mu(j, j0), j) for j in range(1, j0 + 1) if known[j - 1])
+            best[j0 - 1], j = min((mu(j, j0), j) for j in range(1, min(j0, first + 1) + 1))
             path[j0 - 1] = j if best[j0 - 1] < math.inf else 0
             if _admits(best[j0 - 1], pair, d):
-                known[: j0 + 1] = True
-    return known[1:], best, path
+                first = max(first, j0)
+    return first, best, path
 
 
 def _admits(mu: float, pair: int, d: int) -> bool:
