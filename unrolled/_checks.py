@@ -7,6 +7,8 @@ inside `jit` even an operation on known arrays is traced.
 """
 
 import operator
+import os
+import sys
 import warnings
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 def is_concrete(tree) -> bool:
@@ -29,10 +32,9 @@ def as_float(x, name: str, where: str) -> Array:
     """
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
         if not jax.config.jax_enable_x64:
-            warnings.warn(
+            warn(
                 f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or enable "
-                "float64 with `jax.config.update('jax_enable_x64', True)`",
-                stacklevel=4,
+                "float64 with `jax.config.update('jax_enable_x64', True)`"
             )
             x = x.astype(np.float32)
     try:
@@ -42,6 +44,14 @@ def as_float(x, name: str, where: str) -> Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary parts")
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the caller outside of this package, however deep inside it was noticed."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def common_dtype(*trees):

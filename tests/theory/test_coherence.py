@@ -1,5 +1,6 @@
 """Coherence against brute force, what it allows (Theorem 1), and the rounding guard."""
 
+import itertools
 import math
 
 import jax
@@ -187,6 +188,106 @@ def test_what_is_not_a_dictionary_is_refused(D, error):
         theory.mutual_coherence(D)
 
 
+# Babel function and spark.
+
+
+def babel_by_sorting(D, s):
+    return np.sort(gram(D, D), axis=1)[:, ::-1][:, :s].sum(1).max()
+
+
+@pytest.mark.parametrize("m, d", [(4, 9), (9, 4), (30, 60), (1, 5), (5, 2)])
+def test_babel_is_the_largest_sum_of_s_products(m, d):
+    D = unit(np.random.default_rng(1).normal(size=(m, d)))
+    sizes = sorted({0, 1, 2, d // 2, d - 1, d, d + 2})
+    values = dict(zip(sizes, map(float, jax.jit(lambda D: [theory.babel(D, s) for s in sizes])(D))))
+    assert list(values.values()) == pytest.approx([babel_by_sorting(D, s) for s in sizes], abs=d * ROUNDING)
+    mu = float(theory.mutual_coherence(D))
+    assert values[0] == 0 and values[1] == pytest.approx(mu, abs=ROUNDING)
+    assert all(values[s] <= s * mu + d * ROUNDING for s in sizes)
+    assert [values[d], values[d + 2]] == pytest.approx([values[d - 1]] * 2, rel=d * EPS)  # all the others
+
+
+def test_babel_of_equiangular_atoms_is_s_mu_and_of_one_atom_zero():
+    D = dictionaries.paley(13)
+    found = jax.jit(lambda D: [theory.babel(D, s) for s in (1, 3, 13, 99)])(D)
+    assert list(map(float, found)) == pytest.approx(np.array([1, 3, 13, 13]) / math.sqrt(13), rel=1e-12)
+    assert [float(theory.babel(np.ones((1, 1)), s)) for s in (0, 1, 5)] == [0, 0, 0]
+    assert theory.babel(np.eye(4), 2) == 0
+
+
+def test_babel_knows_that_close_pairs_are_far_from_the_rest():
+    """Pairs at 0.45, nothing between them: mu admits one nonzero, the babel condition any number."""
+    D = np.kron(np.eye(4), unit(np.array([[1, 0.45], [0, math.sqrt(1 - 0.45**2)]])))
+    assert theory.max_sparsity(theory.mutual_coherence(D), 8) == 1
+    assert theory.babel(D, 6) + theory.babel(D, 7) == pytest.approx(0.9, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["1-D valid, stride 3", "1-D circular, stride 2", "2-D circular",
+                                  "1-D circular, kernel longer than the signal",
+                                  "1-D circular, stride 3 does not divide 8"])  # fmt: skip
+def test_babel_of_convolutions_is_that_of_the_dense_matrix(name):
+    D = conv(name)
+    found, matrix = jax.jit(lambda D: ([theory.babel(D, s) for s in (1, 3, 10**6)], dictionaries.dense(D)))(D)
+    expected = [babel_by_sorting(np.asarray(matrix), s) for s in (1, 3, 10**6)]
+    assert [float(v) for v in found] == pytest.approx(expected, abs=100 * ROUNDING)
+
+
+def test_babel_is_traceable_in_every_dtype(dtype):
+    D = unit(np.random.default_rng(3).normal(size=(5, 8))).astype(dtype)
+    found = jax.jit(theory.babel, static_argnums=1)(D, 3)
+    assert found.dtype == dtype and found == theory.babel(D, 3)
+    both = jax.vmap(lambda D: theory.babel(D, 3))(np.stack([D, D[:, ::-1]]))
+    assert both == pytest.approx(float(found), rel=8 * float(np.finfo(dtype).eps))
+    spoilt = np.where(D == D[0, 0], np.nan, D)
+    assert math.isnan(jax.jit(theory.babel, static_argnums=1)(spoilt, 3))
+
+
+def test_the_gradient_of_babel_matches_finite_differences():
+    rng, h = np.random.default_rng(4), 1e-6
+    X, direction = rng.normal(size=(2, 5, 8))
+
+    def f(X):
+        return theory.babel(dictionaries.normalize(X)[0], 3)
+
+    numeric = (f(X + h * direction) - f(X - h * direction)) / (2 * h)
+    assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(float(numeric), rel=1e-7)  # EPS / h = 2e-10
+
+
+def test_babel_errors():
+    D = np.eye(3)
+    for s, error in ((-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)):
+        with pytest.raises(error, match="babel: s must be"):
+            theory.babel(D, s)
+    with pytest.raises(TypeError, match="static"):
+        jax.jit(theory.babel)(D, 1)
+    with pytest.raises(ValueError, match="normalize"):
+        theory.babel(2 * D, 1)
+    with pytest.raises(ValueError, match=r"atoms \[2\] are zero"):
+        theory.babel(np.eye(2, 3), 1)
+    with pytest.raises(ValueError, match="cuts the atoms"):
+        theory.babel(dictionaries.Conv(np.ones((1, 1, 3)), 8, boundary="zero"), 1)
+
+
+def test_spark_bound_by_hand():
+    assert [theory.spark_bound(mu) for mu in (1.0, 0.5, 0.0)] == [2, 3, math.inf]
+    assert theory.spark_bound(jnp.asarray(0.25)) == 5 and isinstance(theory.spark_bound(0.25), float)
+    for bad in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="mu must be non-negative"):
+            theory.spark_bound(bad)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fewer_atoms_than_the_spark_bound_are_independent_and_the_bound_is_attained(seed):
+    rng = np.random.default_rng(seed)
+    D = np.hstack([np.eye(6), unit(rng.normal(size=(6, 4)))])
+    fewer = math.ceil(theory.spark_bound(theory.mutual_coherence(D)) - 1e-9) - 1
+    sets = np.array([*itertools.combinations(range(10), fewer)])
+    assert np.linalg.svd(D.T[sets], compute_uv=False).min() > 1e-9
+    simplex = unit(np.eye(4) - 0.25)  # four vertices in three dimensions: mu = 1/3, spark 4
+    assert theory.spark_bound(theory.mutual_coherence(simplex)) == pytest.approx(4, rel=1e-12)
+    assert np.linalg.matrix_rank(simplex) == 3
+
+
 # Welch bound.
 
 
@@ -313,6 +414,7 @@ def test_rounding_guard_errors():
 @pytest.mark.parametrize("function", [
     theory.sparsity_bound,
     lambda t: theory.max_sparsity(t, 5),
+    theory.spark_bound,
     lambda t: theory.max_sparsity(0.1, t),
     lambda t: theory.welch_bound(3, t),
     lambda t: theory.rounding_guard(t * np.eye(3), np.eye(3), sparsity=1, bound=1.0),

@@ -189,6 +189,113 @@ def test_convolutional_weights_are_differentiable_in_the_filters():
     assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(numeric, rel=1e-7)  # h^2 = 1e-10, as above
 
 
+# With a ridge.
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 0.1, 3.0])
+@pytest.mark.parametrize("m, d", [(8, 20), (12, 12), (15, 6), (1, 4), (5, 1)])
+def test_weights_with_a_ridge_solve_their_quadratic_program(m, d, ridge):
+    D = gaussian(0, m, d)
+    W = np.asarray(theory.frobenius_weights(D, ridge))
+    S = D @ D.T + ridge * np.eye(m)
+    # cond(S) eps: up to 1 / 1e-6 for the tall D.
+    assert W == pytest.approx(kkt(S, D), rel=1e-8, abs=1e-8)
+    assert np.sum(W * D, axis=0) == pytest.approx(np.ones(d), abs=4 * m * EPS)
+
+
+def test_no_weights_have_a_lower_ridged_energy():
+    D, rng = gaussian(1, 10, 18), np.random.default_rng(0)
+    for ridge in (0.05, 2.0):
+        W = np.asarray(theory.frobenius_weights(D, ridge))
+        energy = np.sum((W.T @ D) ** 2) + ridge * np.sum(W**2)
+        for size in (1e-3, 1.0):
+            other = W + size * rng.normal(size=W.shape)
+            other /= np.sum(other * D, axis=0)
+            assert np.sum((other.T @ D) ** 2) + ridge * np.sum(other**2) > energy
+
+
+def test_a_ridge_is_the_trade_of_noise_against_interference():
+    """With codes of variance v and noise of variance s^2, W of ridge s^2 / v has the least mean squared error of w.y."""
+    D, v, noise = gaussian(2, 8, 20), 0.7, 0.4
+
+    def error(W):  # of w_i . (D x + e) - x_i, in expectation
+        products = W.T @ D - np.eye(20)
+        return v * np.sum(products**2) + noise**2 * np.sum(W**2)
+
+    best = error(np.asarray(theory.frobenius_weights(D, noise**2 / v)))
+    assert all(error(np.asarray(theory.frobenius_weights(D, r))) > best for r in (0.0, 0.1, 0.5, 10.0))
+
+
+def test_a_large_ridge_gives_the_atoms_and_a_small_one_the_weights_without():
+    D = gaussian(3, 6, 10)
+    for ridge in (1e8, 1e30, 1e300):
+        assert theory.frobenius_weights(D, ridge) == pytest.approx(D, abs=1e2 / ridge + 10 * EPS)
+    assert theory.frobenius_weights(D, 0) == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=0)
+    assert theory.frobenius_weights(D, 1e-12) == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=1e-9)
+
+
+@pytest.mark.parametrize("ridge", [1e-8, 1e-12, 1e-16, 1e-300])
+@pytest.mark.parametrize("shape", [(9, 4), (9, 15)])
+def test_a_small_ridge_is_harmless_where_the_rank_is_deficient(shape, ridge):
+    D = unit(np.random.default_rng(2).normal(size=(9, 4)) @ np.random.default_rng(3).normal(size=(4, shape[1])))
+    W = np.asarray(theory.frobenius_weights(D, ridge))
+    Q = np.linalg.svd(D)[0][:, :4]
+    assert np.abs(W - Q @ Q.T @ W).max() <= 1e-5  # nothing outside the span of the atoms
+    assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=1e-5)  # 1e-8 over the least singular value
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_a_traced_ridge_may_be_zero(shape):
+    D = gaussian(4, *shape)
+    traced = jax.jit(theory.frobenius_weights)
+    for ridge in (0.0, 0.3):
+        expected = np.asarray(theory.frobenius_weights(D, ridge))
+        assert traced(D, ridge) == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
+
+
+def test_weights_with_a_ridge_are_differentiable_in_it_and_in_D():
+    D, weight, direction = gaussian(6, 6, 9), *np.random.default_rng(16).normal(size=(2, 6, 9))
+
+    @jax.jit
+    def loss(D, ridge):
+        return jnp.sum(theory.frobenius_weights(D, ridge) * weight)
+
+    by_D, by_ridge = jax.grad(loss, argnums=(0, 1))(D, 0.2)
+    h = 1e-5
+    in_ridge = (loss(D, 0.2 + h) - loss(D, 0.2 - h)) / (2 * h)
+    in_D = (loss(D + h * direction, 0.2) - loss(D - h * direction, 0.2)) / (2 * h)
+    assert by_ridge == pytest.approx(float(in_ridge), rel=1e-7)
+    assert np.vdot(by_D, direction) == pytest.approx(float(in_D), rel=1e-7)
+
+
+def test_a_ridge_keeps_the_dtype(dtype):
+    W = theory.frobenius_weights(gaussian(5, 6, 9).astype(dtype), np.float64(0.3))
+    assert W.dtype == dtype
+    expected = np.asarray(theory.frobenius_weights(gaussian(5, 6, 9), 0.3))
+    assert W == pytest.approx(expected, abs=100 * float(np.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("bad", [-1e-9, np.nan])
+def test_a_negative_or_nan_ridge_is_refused(bad):
+    bank = dictionaries.Conv(np.ones((1, 1, 2)), 4, boundary="circular")
+    for D in (np.eye(3), bank):
+        with pytest.raises(ValueError, match="ridge must be non-negative"):
+            theory.frobenius_weights(D, bad)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "valid"])
+def test_convolutional_weights_with_a_ridge_solve_the_small_system(boundary):
+    shape, signal, stride = CASES["1-D, two channels, stride 2"]
+    filters = np.random.default_rng(7).normal(size=shape)
+    D, solve = dictionaries.Conv(filters, signal, stride, boundary), jax.jit(theory.frobenius_weights)
+    flat = filters.reshape(shape[0], -1).T
+    for ridge in (0.3, 1e-3):
+        expected = kkt(window_system(filters, stride) + ridge * np.eye(len(flat)), flat).T.reshape(shape)
+        assert np.asarray(solve(D, ridge).filters) == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
+    atoms = np.asarray(solve(D, 1e12).filters).reshape(shape[0], -1).T
+    assert atoms == pytest.approx(flat / np.sum(flat**2, 0), abs=1e-9)
+
+
 # Errors, and the public benchmark.
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation, by_name, relu
-from unrolled.dictionaries._base import as_dictionary, unit_atoms
+from unrolled.dictionaries._base import as_dictionary, column_norms, unit_atoms
 from unrolled.theory import (
     ActivationSchedule,
     AtomSchedule,
@@ -23,7 +23,6 @@ from unrolled.theory import (
     coherence,
     diagonal,
     frobenius_weights,
-    max_sparsity,
     noise_gain,
     rounding_guard,
     schedule,
@@ -73,7 +72,7 @@ def plan(Ds, *, sparsities, bounds, noises=None, Ws=None, tol: float) -> Plan:
 
     Arguments as in `dsc`; see `theory.plan`. Pass the depths on to `dsc`.
     """
-    Ds, Ws, certified = _chain(Ds, Ws, sparsities=sparsities, bounds=bounds, noises=noises)
+    Ds, Ws, certified = _chain(Ds, Ws, "analytic.plan", sparsities=sparsities, bounds=bounds, noises=noises)
     return plan_blocks(
         [c.mu_W for c in certified],
         [c.C_W for c in certified],
@@ -95,19 +94,23 @@ def block_schedule(
     _check_sparsity(D, sparsity)
     if noise_norm not in ("l1", "l2"):
         raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
-    if noise_norm == "l2":
-        noise = noise * c.omega / c.C_W  # the l1 norm that enters as much
-    problem = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth)
+    problem = dict(sparsity=sparsity, bound=bound, depth=depth)
     if not per_atom:
-        return c, _schedule(D, c, activation, **problem)
+        # In l2 omega stands for C_W: the l1 noise that enters as much.
+        return c, _schedule(D, c, activation, noise=noise * c.omega / c.C_W if noise_norm == "l2" else noise, **problem)
     if activation != relu:
         raise ValueError(f"analytic: thresholds per atom are certified for ReLU alone, got {activation}")
     with jax.enable_x64(True):
-        mus, C_Ws = atom_coherence(_checks.cast(c.W, np.float64), _checks.cast(D, np.float64))
-    guard = c.guard * sparsity * bound
-    found = atom_schedule(np.asarray(mus) * (1 + 1e-9), C_Ws, guard=guard, eta=c.eta, **problem)
-    _warn_unless_holds(found, sparsity, max_sparsity(c.mu_W, D.shape[1]))
-    return c, found
+        D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
+        mus, C_Ws = atom_coherence(W64, D64)
+        C_Ws = column_norms(W64) * (1 + 1e-9) if noise_norm == "l2" else C_Ws
+    mus, guard = np.asarray(mus) * (1 + 1e-9), c.guard * sparsity * bound
+
+    def at(sparsity, depth):
+        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta)
+        return atom_schedule(mus, C_Ws, **options)
+
+    return c, _told(at(sparsity, depth), sparsity, at, D)
 
 
 def chain_schedules(
@@ -115,7 +118,7 @@ def chain_schedules(
 ) -> tuple[tuple[Certified, ...], tuple[Schedule | ActivationSchedule, ...]]:
     """The schedules behind `dsc`, block by block, and the certified weights: what a block leaves is noise to the next."""
     columns = dict(depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, activations=activations)
-    Ds, Ws, certified = _chain(Ds, Ws, **columns)
+    Ds, Ws, certified = _chain(Ds, Ws, "analytic.dsc", **columns)
     noises = (0.0,) * len(Ds) if noises is None else noises
     activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
     schedules, inherited = [], 0.0
@@ -125,16 +128,16 @@ def chain_schedules(
     return certified, tuple(schedules)
 
 
-def _chain(Ds, Ws, **columns):
+def _chain(Ds, Ws, where: str, **columns):
     """The dictionaries of a chain, checked against each other and the arguments, and their certified weights."""
     Ds = tuple(as_dictionary(D, "analytic") for D in Ds)
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.shape[1] != right.shape[0]:
-            raise ValueError(f"analytic.dsc: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
+            raise ValueError(f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
     Ws = (None,) * len(Ds) if Ws is None else Ws
     for name, column in {**columns, "Ws": Ws}.items():
         if column is not None and len(column) != len(Ds):
-            raise ValueError(f"analytic.dsc: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary")
+            raise ValueError(f"{where}: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary")
     for D, s in zip(Ds, columns["sparsities"]):
         _check_sparsity(D, s)
     return Ds, Ws, tuple(certify(D, W) for D, W in zip(Ds, Ws))
@@ -142,27 +145,24 @@ def _chain(Ds, Ws, **columns):
 
 def _schedule(D, c: Certified, activation, *, sparsity, bound, noise, depth) -> Schedule | ActivationSchedule:
     """The schedule of one block with its rounding guard; warns where it certifies nothing."""
-    problem = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, eta=c.eta)
     guard = c.guard * sparsity * bound
-    if activation == relu:
-        found = schedule(c.mu_W, c.C_W, guard=guard, **problem)
-        _warn_unless_holds(found, sparsity, max_sparsity(c.mu_W, D.shape[1]))
-        return found
 
-    def with_guard(guard, **other):
-        return activation_schedule(activation, c.mu_W, c.C_W, d=D.shape[1], guard=guard, **(problem | other))
+    def at(sparsity, depth):
+        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta)
+        if activation == relu:
+            return schedule(c.mu_W, c.C_W, **options)
+        return activation_schedule(activation, c.mu_W, c.C_W, d=D.shape[1], **options)
 
-    # The codes are off the support too: the guard must cover s B + max E_O, which it moves itself.
-    for _ in range(100):
-        found = with_guard(guard)
-        needed = c.guard * (sparsity * bound + found.off_support.max())
-        if not needed > guard or not math.isfinite(needed):
-            break
-        guard = needed * (1 + 1e-3)
-    possible = range(max_sparsity(c.mu_W, D.shape[1]) + 1)
-    covered = itertools.takewhile(lambda s: with_guard(0.0, sparsity=s, depth=0).holds, possible)
-    _warn_unless_holds(found, sparsity, max(covered, default=0), activation)
-    return found
+    found = at(sparsity, depth)
+    if activation != relu:
+        # The codes are off the support too: the guard must cover s B + max E_O, which it moves itself.
+        for _ in range(100):
+            needed = c.guard * (sparsity * bound + found.off_support.max())
+            if not needed > guard or not math.isfinite(needed):
+                break
+            guard = needed * (1 + 1e-3)
+            found = at(sparsity, depth)
+    return _told(found, sparsity, at, D, activation)
 
 
 def _check_sparsity(D, sparsity) -> None:
@@ -171,14 +171,15 @@ def _check_sparsity(D, sparsity) -> None:
         raise ValueError(f"analytic: sparsity {s} exceeds the number of atoms {D.shape[1]}")
 
 
-def _warn_unless_holds(found, sparsity: int, largest: int, activation=relu) -> None:
-    if found.holds:
-        return
-    name = "" if activation == relu else f" with {activation}"
-    warnings.warn(
-        f"the theory does not cover s = {sparsity}{name}: contraction a = {found.contraction:.4g} (expected < 1); the "
-        f"largest admissible s is {largest}. The thresholds come back but do not contract; try analytic.calibrate on a "
-        "sample, or training",
-        HypothesisWarning,
-        stacklevel=5,
-    )
+def _told(found, sparsity: int, at: Callable, D, activation=relu):
+    """`found`, after a warning if it does not hold; `at(sparsity, depth)` are the schedules of other sparsities."""
+    if not found.holds:
+        covered = itertools.takewhile(lambda s: at(s, 0).holds, range(D.shape[1] + 1))
+        name = "" if activation == relu else f" with {activation}"
+        _checks.warn(
+            f"the theory does not cover s = {sparsity}{name}: contraction a = {found.contraction:.4g} (expected < 1); the "
+            f"largest admissible s is {max(covered, default=0)}. The thresholds come back but do not contract; try "
+            "analytic.calibrate on a sample, or training",
+            HypothesisWarning,
+        )
+    return found

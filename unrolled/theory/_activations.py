@@ -67,7 +67,7 @@ def activation_schedule(
     s = min(s, d)
     exact = activation.identity_on_positives
     L = activation.tail_lipschitz if exact else math.inf
-    osc = activation.tail_oscillation if exact else activation.line_oscillation
+    osc = activation.tail_oscillation if exact else min(activation.line_oscillation, 2 * activation.relu_gap)
     c = times(C_W, noise) + guard
     # Where the tail deviates, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
     M = max(mu, eta) if osc else mu
@@ -82,12 +82,13 @@ def activation_schedule(
         for k in range(K):
             theta[k] = times(M, E_S[k] + E_O[k]) + c
             if s:
-                drift = times((s - 1) * mu + eta, E_S[k]) + times(s * mu, E_O[k])
+                drift = times(times(s - 1, mu) + eta, E_S[k]) + times(s * mu, E_O[k])
                 E_S[k + 1] = drift + s * (c + theta[k] + tail(B + 2 * theta[k]))
             E_O[k + 1] = times(d - s, tail(2 * theta[k]))
     regimes = _regimes(mu, M, c, eta, s, d, B, L, osc)
     contraction, floor = min(regimes, key=lambda regime: regime[::-1], default=(math.inf, math.inf))
-    holds = math.isfinite(floor)
+    holds = math.isfinite(floor) and math.isfinite(B + c)
+    floor = floor if holds else math.inf
     theorem = theorem_of(activation) if holds else ""
     rate = -math.log(contraction) if contraction else math.inf
     return ActivationSchedule(theta, E_S + E_O, E_S, E_O, contraction, rate, floor, theorem, holds)

@@ -67,7 +67,7 @@ def atom_schedule(
         raise ValueError(f"{where}: mus has shape {mus.shape} and C_Ws {C_Ws.shape}; expected (d,) both")
     _checks.nonnegative(mus, "mus", where), _checks.nonnegative(C_Ws, "C_Ws", where)
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
-    s, c = min(s, len(mus)), (C_Ws * noise if noise else np.zeros(len(mus))) + guard
+    s, c = min(s, len(mus)), _products(C_Ws, noise) + guard
 
     def top(values, k):
         return float(np.sort(values)[::-1][: max(k, 0)].sum())
@@ -75,13 +75,18 @@ def atom_schedule(
     a = top(mus, s - 1) + top(mus, s) + eta if s else 0.0
     error, theta = np.empty(K + 1), np.empty((K, len(mus)))
     error[0] = times(s, bound)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         for k in range(K):
-            theta[k] = np.where(mus > 0, mus * error[k], 0.0) + c
+            theta[k] = _products(mus, error[k]) + c
             error[k + 1] = times(a, error[k]) + 2 * top(c, s)
     holds = a < 1 and math.isfinite(bound) and bool(np.isfinite(c).all())
     floor = 2 * top(c, s) / (1 - a) if holds else math.inf
     return AtomSchedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
+
+
+def _products(values: np.ndarray, x: float) -> np.ndarray:
+    """values x, with 0 inf = 0."""
+    return np.array([times(v, x) for v in values.tolist()])
 
 
 def sequence_bound(W, D, depth: int) -> np.ndarray:
@@ -101,7 +106,7 @@ def sequence_bound(W, D, depth: int) -> np.ndarray:
     step = np.linalg.norm(np.eye(D.shape[1]) - W.T @ D, 2) * (1 + 1e-9)
     with np.errstate(over="ignore"):
         powers = step ** np.arange(K)
-    return np.linalg.norm(W, 2) * (1 + 1e-9) * np.concatenate([[0.0], np.cumsum(powers)])
+        return np.linalg.norm(W, 2) * (1 + 1e-9) * np.concatenate([[0.0], np.cumsum(powers)])
 
 
 def support_bound(mu: float, C_W: float, *, size: int, eta: float = 0.0) -> float:
@@ -133,7 +138,8 @@ def objective_bound(D, error: float, *, sparsity: int, gamma: float) -> float:
     error, gamma = _numbers("objective_bound", error=error, gamma=gamma)
     s = _checks.as_index(sparsity, "sparsity", "objective_bound")
     norm = _host(spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound")
-    return norm**2 * error**2 / s + times(gamma, error) if s else 0.0
+    moved = times(norm, error)  # a product overflows to inf where a power would raise
+    return moved * moved / s + times(gamma, error) if s else 0.0
 
 
 class Plan(NamedTuple):
@@ -156,17 +162,21 @@ def plan(mus, C_Ws, *, sparsities, bounds, noises=None, guards=None, etas=None, 
         Plan; holds = False, with depths inf, where a block does not contract or the tolerance is not above the floor.
     """
     (tol,) = _numbers("plan", tol=tol)
-    arguments = dict(sparsities=sparsities, bounds=bounds, noises=noises, guards=guards, etas=etas)
-    limits = deep_schedule(mus, C_Ws, depths=(1,) * len(mus), **arguments)  # the checks, and contractions
-    zeros = (0.0,) * len(mus)
+    J = len(mus)
+    columns = dict(sparsities=sparsities, bounds=bounds, noises=noises, guards=guards, etas=etas)
+    columns = {name: [0.0] * J if column is None else list(column) for name, column in columns.items()}
+    limits = deep_schedule(mus, C_Ws, depths=(0,) * J, **columns)  # the checks, and the contractions
+    numbers = [
+        _numbers("plan", C=C, B=B, delta=delta, g=g) for C, B, delta, g in zip(C_Ws, *list(columns.values())[1:4])
+    ]
     blocks = tuple(
-        _Block(found.contraction, s * B, 2 * s * C, delta, 2 * s * g)
-        for found, C, s, B, delta, g in zip(limits, C_Ws, sparsities, bounds, noises or zeros, guards or zeros)
+        _Block(found.contraction, times(s, B), 2 * s * C, delta, 2 * s * g)
+        for found, s, (C, B, delta, g) in zip(limits, columns["sparsities"], numbers)
     )
     depths = _fewest(blocks, tol, math.inf) if all(found.contraction < 1 for found in limits) else None
     if depths is None:
-        return Plan((math.inf,) * len(mus), (), False)
-    return Plan(depths, deep_schedule(mus, C_Ws, depths=depths, **arguments), True)
+        return Plan((math.inf,) * J, (), False)
+    return Plan(depths, deep_schedule(mus, C_Ws, depths=depths, **columns), True)
 
 
 class _Block(NamedTuple):
@@ -178,25 +188,47 @@ class _Block(NamedTuple):
     delta: float
     guard: float
 
+    def error(self, K: float, inherited: float) -> float:
+        """E_K; its limit for K = inf."""
+        left = self.a**K
+        share = (1 - left) / (1 - self.a)
+        return times(left, self.start) + share * (times(self.gain, self.delta + inherited) + self.guard)
+
     def tolerance(self, K: int, tol: float) -> float:
         """The inherited error with which K steps end at `tol`; negative where there is none."""
-        left, share = self.a**K, (1 - self.a**K) / (1 - self.a)
-        room = tol - left * self.start - share * (self.gain * self.delta + self.guard)
+        room = tol - self.error(K, 0.0)
+        share = (1 - self.a**K) / (1 - self.a)
         return room / (share * self.gain) if self.gain else (math.inf if room >= 0 else -1.0)
+
+    def steps(self, tol: float) -> float:
+        """The fewest steps, at least 1, that end at `tol` with nothing inherited; inf if there are none."""
+        floor = self.error(math.inf, 0.0)
+        if self.error(1, 0.0) <= tol:
+            return 1
+        if not floor < tol or not math.isfinite(self.start) or self.a == 0:
+            return math.inf
+        K = max(1, math.ceil(math.log((self.start - floor) / (tol - floor)) / -math.log(self.a)))
+        K += self.error(K, 0.0) > tol  # the logarithms round
+        return K - 1 if K > 1 and self.error(K - 1, 0.0) <= tol else K
 
 
 def _fewest(blocks, tol: float, most: float) -> tuple[int, ...] | None:
     """Depths of the blocks with the least sum below `most` that end at `tol`; None where there are none."""
+    if not blocks:
+        return ()
     *before, last = blocks
-    best, K = None, 0
-    while K + 1 + len(before) < most and K < 1_000_000:
-        K += 1
-        inherited = last.tolerance(K, tol)
-        if inherited >= 0 and not before:
-            return (K,)
-        found = _fewest(before, inherited, most - K) if inherited > 0 else None
+    K, best, least = last.steps(tol), None, 0.0
+    if not before:
+        return (K,) if K < most else None
+    for block in blocks:  # between one step and its limit an error only falls or only rises
+        least = min(block.error(1, least), block.error(math.inf, least))
+    if least > tol:
+        return None
+    while K + len(before) < most:
+        found = _fewest(before, last.tolerance(K, tol), most - K)
         if found is not None:
             best, most = (*found, K), K + sum(found)
-        elif last.a**K * last.start < 1e-18 * max(tol, 1e-300) and best is None:
-            break  # more steps change nothing
+        if last.a**K * last.start <= 1e-18 * tol:
+            break  # more steps of this block change nothing
+        K += 1
     return best

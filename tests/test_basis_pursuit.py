@@ -1,0 +1,537 @@
+"""Basis pursuit against HiGHS and its optimality conditions, where it equals l0 (Theorem 2), and its chain (DSC_1)."""
+
+import itertools
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import matrix, normal, unit
+
+from unrolled import dictionaries, pursuit, theory
+
+EPS = np.finfo(float).eps
+# All but the large one, which is asked for by name.
+every_dictionary = pytest.mark.parametrize("name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"])
+
+
+def sparse(d, s, seed=0):
+    """A code of s nonzeros between 1/2 and 3/2 in size."""
+    rng, x = np.random.default_rng(seed), np.zeros(d)
+    x[rng.choice(d, s, replace=False)] = rng.choice([-1, 1], s) * rng.uniform(0.5, 1.5, s)
+    return x
+
+
+@cache
+def identity_dct():
+    return np.hstack([np.eye(16), np.asarray(dictionaries.dct(16, 16))])
+
+
+def check(D, y, found, expected, near=1e-7):
+    """The fields of a result say what it is, and its l1 norm is the least."""
+    x = np.asarray(found.x)
+    assert found.converged and -1e-9 <= found.gap <= 1e-9
+    assert found.residual == pytest.approx(np.linalg.norm(y - D @ x), abs=4 * len(D) * EPS * np.linalg.norm(y))
+    assert found.residual <= 1e-12 * np.linalg.norm(y) and found.steps >= 0
+    assert np.abs(x).sum() == pytest.approx(expected, rel=near)
+
+
+# Values.
+
+
+@every_dictionary
+def test_dense_codes_have_the_least_l1_norm_of_highs(name):
+    D = matrix(name)
+    y = D @ normal(0, D.shape[1])
+    found = pursuit.basis_pursuit(D, y)
+    check(D, y, found, oracles.least_l1(D, y)[0], oracles.agreement(name))
+
+
+@every_dictionary
+@pytest.mark.parametrize("s", [1, 2])
+def test_sparse_codes_have_the_least_l1_norm_of_highs(name, s):
+    D = matrix(name)
+    y = D @ sparse(D.shape[1], min(s, D.shape[1]))
+    found = pursuit.basis_pursuit(D, y)
+    check(D, y, found, oracles.least_l1(D, y)[0], oracles.agreement(name))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_a_large_structured_dictionary(kind):
+    D = matrix("dct 64x256")
+    y = D @ (sparse(256, 3) if kind == "sparse" else normal(0, 256))
+    check(D, y, pursuit.basis_pursuit(D, y), oracles.least_l1(D, y)[0])
+
+
+def test_the_gap_is_closed_where_many_atoms_tie():
+    """The sum of all atoms of a separable cosine dictionary: highly degenerate."""
+    D = np.asarray(dictionaries.dct((4, 4), (8, 8)))
+    y = D @ np.ones(64)
+    found = pursuit.basis_pursuit(D, y)
+    assert np.abs(found.x).sum() == pytest.approx(oracles.least_l1(D, y)[0], rel=1e-7)
+    assert found.converged == (found.gap <= 1e-9)
+
+
+def test_optimality_by_a_dual_certificate_of_its_own():
+    """z with D_S'z = sign(x_S) and |D'z| <= 1 elsewhere proves x optimal, whatever solved it."""
+    D = matrix("gaussian 8x16")
+    for seed in range(5):
+        x = np.asarray(pursuit.basis_pursuit(D, D @ normal(seed, 16)).x)
+        S = x != 0
+        assert S.sum() == 8
+        z = np.linalg.solve(D[:, S].T, np.sign(x[S]))
+        assert np.abs(D[:, ~S].T @ z).max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", [n for n in oracles.DICTIONARIES if n not in oracles.WITH_TWINS | {"dct 64x256"}])
+def test_the_unique_code_of_a_dense_signal_has_no_more_nonzeros_than_the_rank(name):
+    """A vertex: zeros are exact."""
+    D = matrix(name)
+    x = np.asarray(pursuit.basis_pursuit(D, D @ normal(0, D.shape[1])).x)
+    assert np.count_nonzero(x) <= np.linalg.matrix_rank(D)
+
+
+UNIQUE = {
+    "identity and dct": identity_dct,
+    "gaussian 20x60": lambda: matrix("gaussian 20x60"),
+    "paley 15x30": lambda: np.asarray(dictionaries.paley(29)),
+    "identity and hadamard 16x32": lambda: np.asarray(dictionaries.identity_hadamard(16)),
+    "dct 64x256": lambda: matrix("dct 64x256")[:, ::16],
+    "transversal": lambda: np.asarray(dictionaries.transversal(jax.random.key(0), 3, 7, 40)),
+}
+
+
+@pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize("name", UNIQUE)
+def test_a_unique_sparse_code_is_found_with_exact_zeros_off_its_support(name, s):
+    D = UNIQUE[name]()
+    code = sparse(D.shape[1], s)
+    value, x = oracles.least_l1(D, D @ code)
+    assert x == pytest.approx(code, abs=1e-7)  # it is the one
+    found = pursuit.basis_pursuit(D, D @ code)
+    assert found.x == pytest.approx(code, abs=1e-8)
+    assert np.flatnonzero(found.x).tolist() == np.flatnonzero(code).tolist()
+
+
+# Signals and dictionaries at the edge.
+
+
+def test_a_zero_signal_has_the_zero_code():
+    D = matrix("gaussian 8x16")
+    found = pursuit.basis_pursuit(D, np.zeros(8))
+    assert not found.x.any() and found.converged and (found.gap, found.residual, found.steps) == (0, 0, 0)
+
+
+def test_an_atom_is_its_own_code():
+    D = matrix("gaussian 8x16")
+    found = pursuit.basis_pursuit(D, 2 * D[:, 3])
+    assert found.x == pytest.approx(2 * np.eye(16)[3], abs=1e-9) and found.converged
+
+
+@pytest.mark.parametrize("name", ["rank 6 of 12", "tall", "two atoms", "one atom"])
+def test_a_signal_out_of_range_gets_the_code_of_its_projection_and_is_not_converged(name):
+    D = matrix(name)
+    y = normal(3, len(D))
+    inside = D @ np.linalg.lstsq(D, y)[0]
+    found, projected = pursuit.basis_pursuit(D, y), pursuit.basis_pursuit(D, inside)
+    assert not found.converged and projected.converged
+    assert np.abs(found.x).sum() == pytest.approx(float(np.abs(projected.x).sum()), rel=1e-9)
+    assert found.residual == pytest.approx(np.linalg.norm(y - inside), rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_signal_that_is_not_finite_is_marked_and_spoils_no_other(bad):
+    D, Y = matrix("gaussian 8x16"), normal(0, 4, 8)
+    run = jax.jit(jax.vmap(pursuit.basis_pursuit, (None, 0)))
+    expected, spoilt = run(D, Y), Y.copy()
+    spoilt[1, 2] = bad
+    found = run(D, spoilt)
+    assert found.converged.tolist() == [True, False, True, True] and not np.isfinite(found.gap[1])
+    assert not found.x[1].any() and not np.isfinite(found.residual[1])
+    for k in (0, 2, 3):
+        assert found.x[k] == pytest.approx(np.asarray(expected.x[k]), abs=1e-9)
+    alone = pursuit.basis_pursuit(D, spoilt[1])
+    assert not alone.converged and not alone.x.any()
+
+
+def test_a_traced_dictionary_that_is_not_finite_or_zero_is_marked():
+    D, y = matrix("gaussian 8x16"), normal(0, 8)
+    for bad in (np.where(D == D[0, 0], np.nan, D), 0 * D):
+        found = jax.jit(pursuit.basis_pursuit)(bad, y)
+        assert not found.converged and not found.x.any() and not np.isfinite(found.gap)
+    assert not pursuit.basis_pursuit(0 * D, y).converged
+    assert pursuit.basis_pursuit(0 * D, np.zeros(8)).converged
+
+
+def test_zero_atoms_get_no_weight():
+    D = matrix("gaussian 8x16") * (np.arange(16) % 5 > 0)
+    found = pursuit.basis_pursuit(D, normal(0, 8))
+    assert found.converged and not np.asarray(found.x)[::5].any()
+
+
+def test_twins_share_one_weight():
+    """Duplicates make the solution a set: any one of it has the least norm, and twins never pull against each other."""
+    D = matrix("duplicate and antiparallel")
+    y = D @ normal(1, 16)
+    found = pursuit.basis_pursuit(D, y)
+    check(D, y, found, oracles.least_l1(D[:, :14], y)[0])
+    x = np.asarray(found.x)
+    assert x[0] * x[14] >= -1e-15 and x[1] * x[15] <= 1e-15
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-100, 1e-30, 1e30, 1e39, 1e100])
+def test_codes_scale_with_their_signals(scale):
+    D, y = matrix("gaussian 8x16"), normal(0, 8)
+    found = pursuit.basis_pursuit(D, scale * y)
+    expected = np.asarray(pursuit.basis_pursuit(D, y).x)
+    assert found.converged and np.asarray(found.x) / scale == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-50, 1e-30, 1e30, 1e50])
+def test_codes_scale_inversely_with_their_dictionary(scale):
+    D, y = matrix("gaussian 8x16"), normal(0, 8)
+    found = pursuit.basis_pursuit(scale * D, y)
+    expected = np.asarray(pursuit.basis_pursuit(D, y).x)
+    assert found.converged and np.asarray(found.x) * scale == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_atoms_of_any_norms():
+    """Long atoms are cheap: the program is that of the norms, not of the directions."""
+    D = matrix("gaussian 8x16") * 10.0 ** np.random.default_rng(0).uniform(-3, 3, 16)
+    y = normal(0, 8)
+    found = pursuit.basis_pursuit(D, y)
+    check(D, y, found, oracles.least_l1(D, y)[0], 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_random_degenerate_programs(seed):
+    """Entries -1, 0, 1, repeated atoms, low rank: every one is solved to HiGHS's value and says so."""
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        m, d = rng.integers(1, 7), rng.integers(1, 13)
+        D = rng.choice([-1.0, 0, 1], (m, d))
+        x = np.where(rng.random(d) < 0.4, rng.normal(size=d), 0)
+        found = pursuit.basis_pursuit(D, D @ x)
+        expected = oracles.least_l1(D, D @ x)[0]
+        assert np.abs(found.x).sum() == pytest.approx(expected, rel=1e-7, abs=1e-12)
+        assert found.converged
+
+
+# Where the l1 norm is as good as counting (Theorem 2).
+
+
+def test_mu_tilde_certifies_two_nonzeros_in_identity_and_dct_where_mu_certifies_one():
+    D = identity_dct()
+    mu, wide = float(theory.mutual_coherence(D)), float(theory.generalized_coherence(D).upper)
+    assert [theory.max_sparsity(v, 32) for v in (mu, wide)] == [1, 2]
+
+
+def test_all_codes_that_mu_tilde_admits_are_recovered():
+    D = identity_dct()
+    pairs = [*itertools.combinations(range(32), 2)]
+    rng = np.random.default_rng(0)
+    X = np.zeros((len(pairs), 32))
+    for x, pair in zip(X, pairs):
+        x[list(pair)] = rng.choice([-1, 1], 2) * rng.uniform(0.2, 2, 2)
+    found = jax.vmap(pursuit.basis_pursuit, (None, 0))(D, X @ D.T)
+    assert found.converged.all() and found.x == pytest.approx(X, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_codes_within_the_generalized_sparsity_bound_are_recovered(seed):
+    D = np.asarray(dictionaries.gaussian(jax.random.key(seed), 30, 36))
+    s = theory.max_sparsity(float(theory.generalized_coherence(D, only_maximum=True).upper), 36)
+    assert s >= 2 > theory.max_sparsity(float(theory.mutual_coherence(D)), 36)
+    X = np.stack([sparse(36, s, k) for k in range(30)])
+    found = jax.vmap(pursuit.basis_pursuit, (None, 0))(D, X @ D.T)
+    assert found.x == pytest.approx(X, abs=1e-7)
+
+
+# Transformations.
+
+
+def test_jit_is_eager_and_vmap_over_signals_is_a_loop():
+    D, Y = matrix("gaussian 20x60"), normal(0, 5, 20) * np.array([0, 1e-3, 1, 1, 1e3])[:, None]
+    batch = jax.jit(jax.vmap(pursuit.basis_pursuit, (None, 0)))(D, Y)
+    jitted = jax.jit(pursuit.basis_pursuit)
+    for k, y in enumerate(Y):
+        alone, inside = pursuit.basis_pursuit(D, y), jitted(D, y)
+        for a, b in zip(alone, inside):
+            assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+        # One matrix product of a batch rounds otherwise than that of a signal; dense codes are vertices.
+        assert batch.x[k] == pytest.approx(np.asarray(alone.x), rel=1e-9, abs=1e-12)
+        assert batch.converged[k] and batch.residual[k] <= 1e-12 * np.linalg.norm(y)
+
+
+def test_vmap_over_dictionaries_and_nested_vmaps_are_loops():
+    Ds, Y = np.stack([matrix("gaussian 8x16"), unit(normal(5, 8, 16)), matrix("gaussian 8x16")]), normal(1, 4, 8)
+    paired = jax.vmap(pursuit.basis_pursuit)(Ds, Y[:3])
+    one_signal = jax.jit(jax.vmap(pursuit.basis_pursuit, (0, None)))(Ds, Y[0])
+    table = jax.jit(jax.vmap(jax.vmap(pursuit.basis_pursuit, (None, 0)), (0, None)))(Ds, Y)
+    other = jax.vmap(jax.vmap(pursuit.basis_pursuit, (0, None)), (None, 0))(Ds, Y)
+    assert table.x.shape == (3, 4, 16) and table.converged.all() and table.gap.shape == (3, 4)
+    for i, j in np.ndindex(3, 4):
+        expected = np.asarray(pursuit.basis_pursuit(Ds[i], Y[j]).x)
+        for found in (
+            table.x[i, j],
+            other.x[j, i],
+            *([paired.x[i]] if i == j else []),
+            *([one_signal.x[i]] * (j == 0)),
+        ):
+            assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_empty_and_single_batches():
+    D = matrix("gaussian 8x16")
+    run = jax.vmap(pursuit.basis_pursuit, (None, 0))
+    assert run(D, np.zeros((0, 8))).x.shape == (0, 16)
+    assert run(D, np.ones((1, 8))).converged.tolist() == [True]
+    assert jax.vmap(pursuit.basis_pursuit)(np.zeros((0, 8, 16)), np.zeros((0, 8))).x.shape == (0, 16)
+    assert jax.vmap(pursuit.basis_pursuit)(D[None], np.ones((1, 8))).x.shape == (1, 16)
+
+
+def slope_and_difference(f, at, along, h=1e-6):
+    """The directional derivative by jvp and by central differences; the map is rational near a nondegenerate vertex."""
+    _, slope = jax.jvp(f, (at,), (along,))
+    return np.asarray(slope), np.asarray(f(at + h * along) - f(at - h * along)) / (2 * h)
+
+
+def test_derivatives_at_a_nondegenerate_vertex_match_finite_differences():
+    D, y = matrix("gaussian 8x16"), normal(0, 8)
+    assert np.count_nonzero(pursuit.basis_pursuit(D, y).x) == 8
+    in_y = slope_and_difference(lambda y: pursuit.basis_pursuit(D, y).x, y, normal(1, 8))
+    in_D = slope_and_difference(lambda D: pursuit.basis_pursuit(D, y).x, D, normal(2, 8, 16))
+    for slope, numeric in (in_y, in_D):
+        assert slope == pytest.approx(numeric, rel=1e-6, abs=1e-7) and slope.any()  # rounding EPS / h times cond
+
+
+def test_gradients_are_the_transposed_derivatives_under_jit_and_vmap():
+    D, Y, weight = matrix("gaussian 8x16"), normal(0, 3, 8), normal(1, 16)
+
+    def loss(D, y):
+        return jnp.vdot(pursuit.basis_pursuit(D, y).x, weight)
+
+    gradients = jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1)), (None, 0)))(D, Y)
+    for k, y in enumerate(Y):
+        for argument, along in ((0, normal(2, 8, 16)), (1, normal(3, 8))):
+            primals, tangents = (D, y), [np.zeros_like(D), np.zeros_like(y)]
+            tangents[argument] = along
+            _, slope = jax.jvp(loss, primals, tuple(tangents))
+            assert np.vdot(gradients[argument][k], along) == pytest.approx(float(slope), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", UNIQUE)
+def test_the_derivative_at_a_sparse_code_moves_its_support_alone(name):
+    """y moves within the span of the support, so the code does: exactly by the coefficients of the motion."""
+    D = UNIQUE[name]()
+    code = sparse(D.shape[1], 2)
+    motion = np.where(code != 0, normal(4, D.shape[1]), 0)
+    slope, numeric = slope_and_difference(lambda y: pursuit.basis_pursuit(D, y).x, D @ code, D @ motion, h=1e-3)
+    assert numeric == pytest.approx(motion, abs=1e-5)
+    assert slope == pytest.approx(motion, abs=1e-8)
+
+
+def test_the_derivative_at_a_sparse_code_is_least_squares_on_its_support():
+    D, code = identity_dct(), sparse(32, 2)
+    S = code != 0
+    jacobian = np.asarray(jax.jacobian(lambda y: pursuit.basis_pursuit(D, y).x)(D @ code))
+    assert jacobian[S] == pytest.approx(np.linalg.pinv(D[:, S]), abs=1e-8)
+    assert not jacobian[~S].any()
+
+
+def test_the_derivative_at_zero_and_of_the_other_fields_is_zero():
+    D = matrix("gaussian 8x16")
+    assert not np.asarray(jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum())(np.zeros(8))).any()
+    assert not np.asarray(jax.grad(lambda y: pursuit.basis_pursuit(D, y).gap)(normal(0, 8))).any()
+
+
+# Dtypes.
+
+
+def test_float32_gets_the_solution_of_float64_rounded():
+    D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
+    found, wide = pursuit.basis_pursuit(D, y), pursuit.basis_pursuit(D.astype(np.float64), y.astype(np.float64))
+    assert found.x.dtype == found.gap.dtype == found.residual.dtype == np.float32 and found.converged
+    assert found.x == pytest.approx(np.asarray(wide.x), rel=2.0**-23)
+
+
+def test_a_float32_signal_of_a_tall_dictionary_is_in_its_range_to_rounding():
+    D = matrix("tall").astype(np.float32)
+    y = D @ normal(0, 5).astype(np.float32)
+    assert pursuit.basis_pursuit(D, y).converged
+    assert not pursuit.basis_pursuit(D, y + np.float32(1e-3) * normal(1, 9).astype(np.float32)).converged
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: lambda D, y: jax.vmap(f, (None, 0))(D, y[None])])
+def test_it_runs_where_float64_is_off(transform):
+    D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
+    with jax.enable_x64(False):
+        found = transform(pursuit.basis_pursuit)(D, y)
+        assert found.x.dtype == np.float32 and found.steps.dtype == np.int32 and np.all(found.converged)
+
+
+def test_gradients_where_float64_is_off():
+    D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
+    with jax.enable_x64(False):
+        gradient = jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum())(y)
+        assert np.array_equal(jax.jit(jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum()))(y), gradient)
+
+
+def test_float64_inside_a_scope_and_float32_outside():
+    D, y = matrix("gaussian 8x16"), normal(0, 8)
+    with jax.enable_x64(False):
+        with jax.enable_x64(True):
+            found = jax.jit(pursuit.basis_pursuit)(D, y)
+    assert found.x.dtype == np.float64 and np.array_equal(found.x, pursuit.basis_pursuit(D, y).x)
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
+def test_half_precision_is_solved_and_rounded(half):
+    D, y = matrix("gaussian 8x16").astype(half), normal(0, 8).astype(half)
+    wide = pursuit.basis_pursuit(D.astype(np.float64), y.astype(np.float64))
+    for solve in (pursuit.basis_pursuit, jax.jit(pursuit.basis_pursuit)):
+        found = solve(D, y)
+        assert found.x.dtype == found.gap.dtype == found.residual.dtype == half
+        assert np.float64(found.x) == pytest.approx(np.asarray(wide.x), rel=2.0**-7)
+        assert found.converged
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
+def test_gradients_in_half_precision(half):
+    D, y = matrix("gaussian 8x16").astype(half), normal(0, 8).astype(half)
+    gradient = jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum())(y)
+    assert gradient.dtype == half and np.isfinite(np.float64(gradient)).all()
+
+
+def test_integers_mixed_dtypes_and_lists():
+    whole = np.arange(15).reshape(3, 5) % 4 - 1
+    found, expected = pursuit.basis_pursuit(whole, [1, 2, 3]), pursuit.basis_pursuit(whole * 1.0, np.arange(1, 4) * 1.0)
+    assert np.array_equal(found.x, expected.x)
+    assert pursuit.basis_pursuit(whole.astype(np.float32), np.arange(1, 4) * 1.0).x.dtype == np.float64
+
+
+def test_structured_dictionaries_give_the_codes_of_their_matrix():
+    bank = dictionaries.Conv(normal(0, 2, 1, 3), 8, boundary="circular")
+    y = normal(1, 8)
+    for D in (bank, dictionaries.Concatenated(np.eye(8), unit(normal(2, 8, 4)))):
+        for solve in (pursuit.basis_pursuit, jax.jit(pursuit.basis_pursuit)):
+            found = solve(D, y)
+            assert found.x == pytest.approx(np.asarray(pursuit.basis_pursuit(dictionaries.dense(D), y).x), abs=1e-12)
+
+
+# The chain (DSC_1).
+
+
+@cache
+def chain():
+    """Two dictionaries: the sparse codes of the second make sparse signals, which are codes of the first."""
+    D1 = np.asarray(dictionaries.identity_hadamard(32))  # mu = 1 / sqrt(32): s <= 3
+    D2 = np.asarray(dictionaries.transversal(jax.random.key(1), 3, 7, 40))  # mu = 1 / 3: s <= 1
+    D2 = np.vstack([D2, np.zeros((64 - 21, 40))])  # its 21 rows are the first atoms of D1
+    return D1, D2
+
+
+def planted(seed):
+    D1, D2 = chain()
+    x2 = sparse(40, 1, seed)
+    return D1 @ D2 @ x2, D2 @ x2, x2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_planted_chains_are_recovered(seed):
+    y, x1, x2 = planted(seed)
+    first, second = pursuit.layered_basis_pursuit(chain(), y)
+    assert first.x == pytest.approx(x1, abs=1e-8) and second.x == pytest.approx(x2, abs=1e-8)
+    assert first.converged and second.converged
+
+
+def test_chains_under_jit_and_vmap_are_a_loop():
+    Y = np.stack([planted(seed)[0] for seed in range(4)])
+    batch = jax.jit(jax.vmap(pursuit.layered_basis_pursuit, (None, 0)))(chain(), Y)
+    for k, y in enumerate(Y):
+        for layer, alone in zip(batch, pursuit.layered_basis_pursuit(chain(), y)):
+            assert layer.x[k] == pytest.approx(np.asarray(alone.x), abs=1e-8)
+            assert layer.converged[k] == alone.converged
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_planted_chains_are_recovered_in_float32(seed):
+    y, x1, x2 = (v.astype(np.float32) for v in planted(seed))
+    first, second = pursuit.layered_basis_pursuit([D.astype(np.float32) for D in chain()], y)
+    assert first.x == pytest.approx(x1, abs=1e-5) and second.x == pytest.approx(x2, abs=1e-5)
+    assert first.converged and second.converged
+
+
+def test_a_chain_of_wide_gaussian_layers_is_feasible_all_the_way():
+    Ds = [unit(normal(k, 6 + 6 * k, 12 + 6 * k)) for k in range(3)]
+    y = normal(9, 6)
+    found = pursuit.layered_basis_pursuit(Ds, y)
+    for D, layer, signal in zip(Ds, found, (y, found[0].x, found[1].x)):
+        assert layer.converged and D @ np.asarray(layer.x) == pytest.approx(np.asarray(signal), abs=1e-11)
+        assert np.abs(layer.x).sum() == pytest.approx(oracles.least_l1(D, np.asarray(signal))[0], rel=1e-7)
+
+
+def test_an_infeasible_layer_says_so_and_the_rest_goes_on():
+    D1, D2 = chain()
+    first, second = pursuit.layered_basis_pursuit((D1, D2), D1 @ normal(0, 64))
+    assert first.converged and not second.converged
+    assert second.residual > 0.1 and np.isfinite(second.x).all()
+
+
+def test_one_layer_is_basis_pursuit_and_zero_stays_zero():
+    D, y = matrix("gaussian 8x16"), normal(0, 8)
+    (only,) = pursuit.layered_basis_pursuit([D], y)
+    assert all(np.array_equal(a, b) for a, b in zip(only, pursuit.basis_pursuit(D, y)))
+    assert all(not layer.x.any() and layer.converged for layer in pursuit.layered_basis_pursuit(chain(), np.zeros(32)))
+
+
+def test_the_gradient_goes_through_a_chain():
+    y, x1, x2 = planted(0)
+    motion = np.where(x2 != 0, 1.0, 0)
+    D1, D2 = chain()
+    _, slopes = jax.jvp(lambda y: [p.x for p in pursuit.layered_basis_pursuit((D1, D2), y)], (y,), (D1 @ D2 @ motion,))
+    assert slopes[0] == pytest.approx(D2 @ motion, abs=1e-7) and slopes[1] == pytest.approx(motion, abs=1e-7)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("tol", [0, -1e-9, np.nan])
+def test_the_tolerance_must_be_positive(tol):
+    for call in (pursuit.basis_pursuit, lambda D, y, tol: pursuit.layered_basis_pursuit([D], y, tol=tol)):
+        with pytest.raises(ValueError, match="tol must be positive"):
+            call(matrix("gaussian 8x16"), np.ones(8), tol=tol)
+
+
+def test_a_loose_tolerance_stops_earlier_and_says_its_gap():
+    D, y = matrix("gaussian 20x60"), normal(0, 20)
+    for tol in (1e-1, 1e-3, 1e-6):
+        found = pursuit.basis_pursuit(D, y, tol=tol)
+        assert found.converged and found.gap <= tol
+
+
+@pytest.mark.parametrize("D, y, error, message", [
+    (np.eye(3, 4), np.ones(4), ValueError, r"Did you pass D\.T\?"),
+    (np.eye(3, 4), np.ones((2, 3)), ValueError, "jax.vmap over the rows"),
+    (np.ones(3), np.ones(3), ValueError, r"expected \(m, d\)"),
+    (np.ones((3, 0)), np.ones(3), ValueError, "at least one row and one column"),
+    (np.full((3, 4), np.nan), np.ones(3), ValueError, "NaN"),
+    (np.eye(3, 4) * 1j, np.ones(3), TypeError, "complex"),
+    (np.eye(3, 4), "abc", TypeError, "numeric"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(D, y, error, message):
+    with pytest.raises(error, match=message) as caught:
+        pursuit.basis_pursuit(D, y)
+    assert "basis_pursuit" in str(caught.value)
+
+
+def test_chains_that_do_not_meet_are_refused():
+    D1, D2 = chain()
+    with pytest.raises(ValueError, match="at least one dictionary"):
+        pursuit.layered_basis_pursuit([], np.ones(3))
+    with pytest.raises(ValueError, match=r"\(64, 40\) but y has shape \(40,\)"):
+        pursuit.layered_basis_pursuit((D1, D2, D2), np.ones(32))
+    with pytest.raises(ValueError):
+        pursuit.layered_basis_pursuit(D1, np.ones(32))  # one matrix, not a chain
