@@ -171,6 +171,8 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     """
     a, B = A[:, i], np.asfortranarray(np.delete(A, i, axis=1))
     n, m = B.shape[1], len(a)
+    # No w with entries up to those of the given one is above this: a level that binds nothing does not spoil the scaling.
+    level = min(level, np.abs(B).sum(0).max(initial=1.0) * np.abs(w).max())
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
     found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 20)  # repairs cost a little of the gap
     found = _pulled_inside(B, level * (1 - 1e-12), a, found, w)

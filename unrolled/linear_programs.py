@@ -55,7 +55,7 @@ def basis_pursuit(
 
     Args:
         whitened: of A, (m, d).
-        Y: (m, n), in the range of A without the banned column.
+        Y: (m, n), in the range of A; with `banned` those columns of A, in the range of the others.
         banned: (n,), index of the entry that program k must leave at 0, or None.
         tol: relative gap (primal - dual) / primal.
         choose: (primal, dual, tried) -> index of the next program to finish, or None to stop; the default finishes all.
@@ -66,6 +66,9 @@ def basis_pursuit(
     """
     Q, into, lift = whitened
     C, n = into @ Y, Y.shape[1]
+    size = np.abs(C).max(0) if banned is None else np.ones(n)
+    size = np.where(size > 0, size, 1.0)
+    C = C / size  # float32 has no room for signals of any scale
 
     def unsettled(primal, dual, tried):
         return next(iter(np.flatnonzero((primal - dual > tol * primal) & ~tried)), None)
@@ -85,7 +88,7 @@ def basis_pursuit(
         tried[k] = True
         if progress is not None:
             progress(int(np.sum(tried | (primal - dual <= tol * primal))), n)
-    return Solution(V, lift @ Z, primal, dual, steps)
+    return Solution(V * size, lift @ Z, primal * size, dual * size, steps)
 
 
 def _first_order(Q, C, banned, iterations):
@@ -135,7 +138,9 @@ def _likely_bases(Q, Z, V, banned):
     """The r entries of every program that are most likely nonzero at its vertex: tight constraints, large coefficients."""
     r, products = len(Q), np.abs(Q.T @ Z)
     top = np.partition(products, -r, axis=0)[-r:]
+    needed = np.sum(Q**2, 0) > 1 - 1e-6  # without an atom that is nearly independent no basis is one
     score = products / np.maximum(np.median(top, 0), 1e-300) + np.abs(V) / np.maximum(np.abs(V).mean(0), 1e-300)
+    score[needed] += 1e6
     if banned is not None:
         score[banned, np.arange(V.shape[1])] = -1
     return np.argpartition(score, -r, axis=0)[-r:]

@@ -1,8 +1,11 @@
 """Generalized coherence (Definition 7) with certificates, and the weights with the least entries at it (Definition 8)."""
 
 import hashlib
+import io
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -74,8 +77,7 @@ def generalized_coherence(
     """
     where = "generalized_coherence"
     D = _unit_dictionary(D, where)
-    if not tol > 0:
-        raise ValueError(f"{where}: tol must be positive, got {tol}")
+    _positive(tol, where)
     m, d = D.shape
     shared = atoms is None and _has_one_program_per_filter(D)
     if shared:  # the atom of every filter at the first position
@@ -124,7 +126,10 @@ def coherence_at_most(D, level: float, tol: float = 1e-6) -> AtMost:
     Host function, arguments as in `generalized_coherence`.
     """
     A = _on_host(D, "coherence_at_most")
+    _positive(tol, "coherence_at_most")
     level = _host(level, "level", "coherence_at_most")
+    if not level >= 0:
+        raise ValueError(f"coherence_at_most: level must be non-negative, got {level}")
 
     def choose(primal, dual, tried):
         return None if 1 / primal.min() > level else _highest(dual, tried, level)
@@ -169,6 +174,7 @@ def minimal_entry_weights(
     """
     where = "minimal_entry_weights"
     A, start = _on_host(D, where), coherence
+    _positive(tol, where)
     d, given = A.shape[1], coherence is not None and not isinstance(coherence, GeneralizedCoherence)
     if not isinstance(start, GeneralizedCoherence):
         with jax.enable_x64(True):
@@ -184,7 +190,9 @@ def minimal_entry_weights(
     if not level >= 0:
         raise ValueError(f"{where}: coherence must be non-negative, got {level}")
     upper, lower = np.full(d, np.inf), np.zeros(d)
-    for i in np.flatnonzero(reached <= level):
+    feasible = np.flatnonzero(reached <= level + _ROUNDING)
+    level = max(level, reached[feasible].max(initial=0.0))
+    for i in feasible:
         W[:, i], upper[i], lower[i] = least_entries(A, i, level, W[:, i], tol)
         if progress is not None:
             progress(int(i) + 1, d)
@@ -197,6 +205,11 @@ def _unit_dictionary(D, where: str):
     _refuse_cut_atoms(D, where)
     unit_atoms(D, where)
     return D
+
+
+def _positive(tol, where: str) -> None:
+    if not tol > 0:
+        raise ValueError(f"{where}: tol must be positive, got {tol}")
 
 
 def _on_host(D, where: str) -> np.ndarray:
@@ -238,15 +251,16 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
     if not np.isfinite(A).all() or not np.abs(A).max(0).all():
         return upper, lower, W, V
     whitened = lp.whiten(A)
-    leverage = np.sum(whitened.Q**2, 0)
-    alone = leverage > 1 - 1e-9
+    ties = np.abs(whitened.Q.T @ whitened.Q)
+    np.fill_diagonal(ties, 0)
+    ties = np.linalg.norm(ties, axis=0)  # sqrt(h (1 - h)) of the leverage h, to eps where 1 - h would be lost
+    alone, nearly = ties < _ROUNDING, (ties >= _ROUNDING) & (ties < 1e-3)
     P = whitened.lift @ whitened.Q[:, alone]  # p_k . a_k = 1 and p_k . a_j = 0 for independent atoms k
-    rest, own = np.flatnonzero(~alone), ~alone[chosen]
-    W[:, ~own] = P[:, np.searchsorted(np.flatnonzero(alone), chosen[~own])]
+    rest, own, apart = np.flatnonzero(~alone), ~alone[chosen] & ~nearly[chosen], np.flatnonzero(nearly[chosen])
+    W[:, alone[chosen]] = P[:, np.searchsorted(np.flatnonzero(alone), chosen[alone[chosen]])]
     if own.any():
-        others = A[:, rest]
         found = lp.basis_pursuit(
-            lp.whiten(others) if alone.any() else whitened,
+            lp.whiten(A[:, rest]) if alone.any() else whitened,
             A[:, chosen[own]],
             banned=np.searchsorted(rest, chosen[own]),
             tol=tol,
@@ -254,10 +268,15 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
             iterations=60 if quick else 200,
             progress=progress,
         )
-        W[:, own] = found.Z - P @ (A[:, alone].T @ found.Z)
-        V[np.ix_(rest, own)] = found.V
-        lower[own] = 1 / found.primal
+        W[:, own], V[np.ix_(rest, own)], lower[own] = found.Z, found.V, 1 / found.primal
+    for k in apart:  # what the others leave of such an atom drowns in the rounding of the shared program
+        others = rest[rest != chosen[k]]
+        found = lp.basis_pursuit(lp.whiten(A[:, others]), A[:, chosen[[k]]], tol=tol)
+        W[:, k], V[others, k], lower[k] = found.Z[:, 0], found.V[:, 0], 1 / found.primal[0]
+    W -= P @ (A[:, alone].T @ W * ~alone[chosen])
     W, upper = _certified(A, W, chosen)
+    plain, mu = _certified(A, A[:, chosen], chosen)
+    W, upper = np.where(mu < upper, plain, W), np.minimum(mu, upper)
     return upper, np.minimum(lower, upper), W, V
 
 
@@ -314,13 +333,13 @@ def _cached(solve, folder: Path, chosen, mode, A):
     A = np.asarray(A, np.float64)
     key = hashlib.sha256(repr((A.shape, chosen.tolist(), mode)).encode() + np.ascontiguousarray(A).tobytes())
     path = folder / f"coherence-{key.hexdigest()}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            W, V = kept["W"], kept["V"]
-        if W.shape == (len(A), len(chosen)) and V.shape == (A.shape[1], len(chosen)):
-            return _recertified(A, W, V, chosen)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # absent or damaged: solved again and written again
+    kept = _read(path, A.shape, len(chosen))
+    if kept is not None:
+        upper, lower, W, V = _recertified(A, *kept, chosen)
+        tol, only_maximum = mode
+        gap, scale = (upper.max() - lower.max(), upper.max()) if only_maximum else (upper - lower, upper)
+        if np.all(gap <= np.maximum(tol * scale, _ROUNDING)):
+            return upper, lower, W, V
     upper, lower, W, V = solve(A)
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
@@ -330,11 +349,26 @@ def _cached(solve, folder: Path, chosen, mode, A):
     return upper, lower, W, V
 
 
+def _read(path: Path, shape, n: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """W (m, n) and V (d, n) of a file of the cache; None where it is absent, damaged or holds something else."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            W, V = kept["W"], kept["V"]
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error):
+        return None
+    fits = W.shape == (shape[0], n) and V.shape == (shape[1], n) and W.dtype == V.dtype == np.float64
+    return (W, V) if fits and np.isfinite(W).all() and np.isfinite(V).all() else None
+
+
 def _recertified(A, W, V, chosen):
-    """Bounds of W and V as they are; a V that does not make its atom bounds nothing."""
-    W, upper = _certified(A, W, chosen)
-    V = np.where(np.isfinite(V), V, 0)
-    V[chosen, np.arange(len(chosen))] = 0
-    made = np.linalg.norm(A @ V - A[:, chosen], axis=0) <= 1e-9
-    lower = np.where(made, 1 / np.maximum(np.abs(V).sum(0), 1e-300), 0)
+    """Bounds of W and V as they are; a V that does not make its atom to rounding bounds nothing."""
+    with np.errstate(all="ignore"):  # what overflows bounds nothing either
+        W, upper = _certified(A, W, chosen)
+        upper = np.where(np.isfinite(upper), upper, np.inf)
+        V[chosen, np.arange(len(chosen))] = 0
+        size = np.abs(V).sum(0)
+        missed = np.linalg.norm(A @ V - A[:, chosen], axis=0)
+        # The coherence of w is at least (1 - |w| missed) / |v|_1, for the w that attains it.
+        lower = (1 - np.linalg.norm(W, axis=0) * missed) / size
+        lower = np.where((missed <= 1e-11) & (size > 0) & np.isfinite(lower), np.maximum(lower, 0), 0)
     return upper, np.minimum(lower, upper), W, V
