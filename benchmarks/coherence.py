@@ -19,8 +19,8 @@ from _measure import save
 
 SIZES = ((64, 128), (100, 200), (250, 500), (500, 1000))
 WHOLE = 500  # atoms up to which HiGHS solves all of them
-SAMPLE = 16
-ROUNDS = 5
+ROUNDS, SAMPLE = 5, 16
+FEWER_ROUNDS, SMALLER_SAMPLE = 3, 8  # above that many atoms
 
 
 def gaussian(m: int, d: int) -> np.ndarray:
@@ -85,10 +85,10 @@ def rival(solve, jobs) -> tuple[float, np.ndarray]:
         return time.perf_counter() - began, values
 
 
-def ours(run) -> tuple[float, object]:
-    """Median seconds of `ROUNDS` calls, and the last result."""
+def ours(run, rounds: int = FEWER_ROUNDS) -> tuple[float, object]:
+    """Median seconds of `rounds` calls, and the last result."""
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = time.perf_counter()
         found = run()
         times.append(time.perf_counter() - began)
@@ -101,17 +101,18 @@ def measure(m: int, d: int) -> dict:
     from unrolled import theory
 
     D = gaussian(m, d)
+    rounds, n = (ROUNDS, SAMPLE) if d <= WHOLE else (FEWER_ROUNDS, SMALLER_SAMPLE)
     with jax.enable_x64(True):
-        everything, found = ours(lambda: theory.generalized_coherence(D))
-        maximum, top = ours(lambda: theory.generalized_coherence(D, only_maximum=True))
-        decided, _ = ours(lambda: theory.coherence_at_most(D, float(found.upper) / 2))
+        everything, found = ours(lambda: theory.generalized_coherence(D), rounds)
+        maximum, top = ours(lambda: theory.generalized_coherence(D, only_maximum=True), rounds)
+        decided, _ = ours(lambda: theory.coherence_at_most(D, float(found.upper) / 2), rounds)
         began = time.perf_counter()
         entries = theory.minimal_entry_weights(D, top) if d <= WHOLE else None
         entries_s = time.perf_counter() - began
         mu = float(theory.mutual_coherence(D))
     upper, lower = np.asarray(found.per_atom_upper), np.asarray(found.per_atom_lower)
-    atoms = range(d) if d <= WHOLE else range(0, d, d // SAMPLE)
-    sample = list(range(0, d, max(1, d // SAMPLE)))[:SAMPLE]
+    atoms = range(d) if d <= WHOLE else range(0, d, d // n)
+    sample = list(range(0, d, max(1, d // n)))[:n]
     highs_s, values = rival(highs_coherence, [(D, i) for i in atoms])
     outside = np.maximum(lower[atoms] - values, values - upper[atoms]).max() / values.max()
     result = {
@@ -168,7 +169,8 @@ if __name__ == "__main__":
     results = {}
     for m, d in SIZES:
         print(f"{m}x{d}", file=sys.stderr, flush=True)
-        results[f"{m}x{d}"] = measure(m, d)
+        results[f"{m}x{d}"] = found = measure(m, d)
+        print(found, file=sys.stderr, flush=True)
     results |= {
         "exponent of d at d = 2 m, all atoms": cost_law(results, "all atoms, s"),
         "all atoms at other shapes, s": rectangular(),

@@ -219,6 +219,18 @@ def test_small_random_degenerate_programs(seed):
         assert found.converged
 
 
+@pytest.mark.parametrize("seed", [139, 206, 236, 305, 333])
+def test_signals_of_tying_atoms_are_made_to_rounding(seed):
+    """Here the interior point ends between several optimal codes."""
+    rng = np.random.default_rng(seed)
+    m, d = rng.integers(1, 5), rng.integers(1, 13)
+    D = rng.choice([-1.0, 0, 1], (m, d))
+    Y = D @ np.where(rng.random((d, 20)) < 0.4, rng.normal(size=(d, 20)), 0)
+    found = jax.vmap(pursuit.basis_pursuit, (None, 0))(D, Y.T)
+    assert found.converged.all()
+    assert (found.residual <= 1e-13 * np.maximum(np.linalg.norm(Y, axis=0), 1e-300)).all()
+
+
 # Where the l1 norm is as good as counting (Theorem 2).
 
 

@@ -127,7 +127,7 @@ def test_the_simplex_refactors_after_64_pivots_and_goes_on(monkeypatch):
     monkeypatch.setattr(lp, "_Basis", lambda rows: made.append(1) or basis(rows))
     Q, atoms, c, S = start(120, 400)
     (v, z), pivots = lp._simplex(atoms, c, S.copy(), None, 1e-12)
-    assert pivots > 64 and len(made) == 1 + pivots // 64
+    assert pivots > 64 and len(made) == 1 + pivots // 64 + 1  # the last one solves the optimum afresh
     assert Q @ v == pytest.approx(c, abs=1e-10) and np.abs(Q.T @ z).max() <= 1 + 1e-10
     assert c @ z == pytest.approx(np.abs(v).sum(), rel=1e-10)
 
@@ -162,7 +162,7 @@ def test_long_steps_pass_breakpoints_and_save_pivots(monkeypatch):
     (v, _), pivots = lp._simplex(atoms, c, S.copy(), None, 1e-12)
     flips = [np.sum(a != b) for a, b in zip(passed, passed[1:])]
     assert max(flips) > 2  # more than the leaving and the entering sign
-    assert len(values) == pivots + 1 and (np.diff(values) <= 1e-10 * values[0]).all()
+    assert len(values) == pivots + 2 and (np.diff(values) <= 1e-10 * values[0]).all()
     assert values[-1] == pytest.approx(np.abs(v).sum(), rel=1e-10)
 
 
@@ -173,6 +173,23 @@ def test_the_simplex_gives_up_on_a_singular_basis_and_on_unbounded_stalling():
     assert lp._simplex(atoms, c, S, None, 1e-9) == (None, 0)
     # A vertex of one nonzero among many degenerate bases: few pivots, or none of use.
     assert lp._simplex(start(6, 20)[1], Q[:, 0], S.copy(), None, 1e-9)[1] <= 20 + 3 * 6
+
+
+@pytest.mark.parametrize("name", ["bumps", "vandermonde", "near duplicate", "gaussian 20x60"])
+def test_the_vertex_of_the_simplex_makes_its_signal(name):
+    """Pivots through nearly singular bases leave their error in v, unless the last basis is solved again."""
+    whitened, rng, solved = lp.whiten(matrix(name)), np.random.default_rng(0), 0
+    Q, C = whitened.Q, whitened.into @ dense_signals(name)
+    atoms, (r, d) = np.ascontiguousarray(Q.T), Q.shape
+    for c in C.T:
+        for _ in range(20):
+            found, _ = lp._simplex(atoms, c, rng.choice(d, r, replace=False), None, 1e-9)
+            if found is not None:
+                solved += 1
+                v, z = found
+                assert np.abs(Q @ v - c).max() <= 1e-10 * np.abs(c).max()
+                assert c @ z == pytest.approx(np.abs(v).sum(), rel=1e-8)
+    assert solved or name == "bumps"
 
 
 # The interior point.

@@ -1,5 +1,6 @@
 """An interior point for linear programs of the minimax kind, and the least entries at a given coherence (Definition 8)."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,21 @@ def blas():
     from scipy.linalg import blas
 
     return blas
+
+
+@contextmanager
+def one_thread():
+    """One BLAS thread inside, where threadpoolctl is installed (scikit-learn brings it).
+
+    Factorisations of a few hundred rows gain nothing from two, and lose up to a hundredfold where another process holds a core.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield
+    else:
+        with threadpool_limits(1, user_api="blas"):
+            yield
 
 
 class _Rows:

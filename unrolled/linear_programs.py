@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unrolled._interior_point import blas, interior_point, lapack
+from unrolled._interior_point import blas, interior_point, lapack, one_thread
 
 
 class Solution(NamedTuple):
@@ -35,7 +35,8 @@ class Whitened(NamedTuple):
 
 def whiten(A: np.ndarray) -> Whitened:
     """A = U S Q, cut at its numerical rank."""
-    U, S, Q = np.linalg.svd(A, full_matrices=False)
+    with one_thread():
+        U, S, Q = np.linalg.svd(A, full_matrices=False)
     rank = int(np.sum(S > S[0] * max(A.shape) * np.finfo(float).eps))
     lift = U[:, :rank] / S[:rank]
     return Whitened(Q[:rank], lift.T, lift)
@@ -77,17 +78,18 @@ def basis_pursuit(
     V, Z, primal, dual = _feasible(Q, C, banned, V, Z)
     atoms = np.ascontiguousarray(Q.T)
     bases, steps, tried = _likely_bases(Q, Z, V, banned), np.zeros(n, int), np.zeros(n, bool)
-    while (k := (choose or unsettled)(primal, dual, tried)) is not None:
-        b = None if banned is None else banned[k]
-        v, z, steps[k] = _finish(Q, atoms, C[:, k], b, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol)
-        v, z, (p,), (q,) = _feasible(Q, C[:, [k]], None if b is None else banned[[k]], v[:, None], z[:, None])
-        if p < primal[k]:
-            V[:, k], primal[k] = v[:, 0], p
-        if q > dual[k]:
-            Z[:, k], dual[k] = z[:, 0], q
-        tried[k] = True
-        if progress is not None:
-            progress(int(np.sum(tried | (primal - dual <= tol * primal))), n)
+    with one_thread():
+        while (k := (choose or unsettled)(primal, dual, tried)) is not None:
+            b = None if banned is None else banned[k]
+            v, z, steps[k] = _finish(Q, atoms, C[:, k], b, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol)
+            v, z, (p,), (q,) = _feasible(Q, C[:, [k]], None if b is None else banned[[k]], v[:, None], z[:, None])
+            if p < primal[k]:
+                V[:, k], primal[k] = v[:, 0], p
+            if q > dual[k]:
+                Z[:, k], dual[k] = z[:, 0], q
+            tried[k] = True
+            if progress is not None:
+                progress(int(np.sum(tried | (primal - dual <= tol * primal))), n)
     return Solution(V * size, lift @ Z, primal * size, dual * size, steps)
 
 
@@ -122,7 +124,8 @@ def _first_order(Q, C, banned, iterations):
 def _feasible(Q, C, banned, V, Z):
     """Exactly feasible points near V and Z, and their values."""
     off = C - Q @ V
-    made = np.linalg.norm(off, axis=0) <= 1e-12 * np.linalg.norm(C, axis=0)
+    size = np.linalg.norm(C, axis=0) + np.linalg.norm(V, axis=0)
+    made = np.linalg.norm(off, axis=0) <= 4 * np.finfo(float).eps * np.sqrt(Q.shape[1]) * size
     V = V + np.where(made, 0, Q.T @ off)  # a vertex keeps its zeros
     products = np.abs(Q.T @ Z)
     if banned is not None:
@@ -207,6 +210,14 @@ def _simplex(atoms, c, S, banned, tol):
         if banned is not None:
             outside[banned] = 0
         j = outside.argmax()
+        if outside[j] <= 1 + tol and basis.etas:
+            # What exchanges through bad bases have left in v goes: solved afresh, and looked at again.
+            basis = _Basis(atoms[S])
+            if basis.is_singular():
+                return None, pivots
+            v = basis.solve(c)
+            s = np.where(v == 0, s, np.sign(v))
+            continue
         if outside[j] <= 1 + tol:
             full = np.zeros(len(atoms))
             full[S] = v

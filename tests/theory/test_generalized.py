@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 from functools import cache, partial
 
 import jax
@@ -147,6 +148,52 @@ def test_bounds_are_true_where_a_small_part_of_one_atom_ties_the_others_together
         assert found.per_atom_lower[i] <= expected * (1 + 1e-6) + 1e-10
         assert found.per_atom_upper[i] >= expected * (1 - 1e-6) - 1e-10
     assert found.upper <= products(A, A)[0].max() + 8 * EPS  # W = D is feasible
+
+
+def test_an_atom_that_the_others_do_not_make_is_not_bounded_by_its_projection_on_them():
+    """a_1 and a_2 are equal to rounding, so only a_3 leaves their line: w = (0, 1e6) has coherence 1e-10 there."""
+    A = unit(np.array([[1, 1, 1], [0, 1e-16, 1e-6]]))
+    w = np.array([0, 1e6])
+    assert w @ A[:, 2] == pytest.approx(1, abs=1e-9) and np.abs(w @ A[:, :2]).max() <= 1e-9
+    for found in (theory.generalized_coherence(A), theory.generalized_coherence(A, atoms=[2])):
+        assert found.per_atom_lower[-1] <= 1e-9
+        assert found.per_atom_upper[-1] <= 1e-6 or not found.holds
+
+
+def exact_values(A):
+    """mu~ of m + 1 atoms in m dimensions in rational arithmetic: |n_i| / (|n|_1 - |n_i|) for the one n in the kernel."""
+    m, d = A.shape
+    rows, pivots = [[Fraction(v) for v in row] for row in A.tolist()], []
+    for column in range(d):
+        r = len(pivots)
+        best = max(range(r, m), key=lambda i: abs(rows[i][column]), default=None)
+        if best is None or not rows[best][column]:
+            continue
+        rows[r], rows[best] = rows[best], [v for v in rows[r]]
+        rows[r] = [v / rows[r][column] for v in rows[r]]
+        for i in set(range(m)) - {r}:
+            rows[i] = [v - rows[i][column] * u for v, u in zip(rows[i], rows[r])]
+        pivots.append(column)
+    (free,) = set(range(d)) - set(pivots)
+    n = [Fraction(1) if j == free else -rows[pivots.index(j)][free] for j in range(d)]
+    return np.array([float(abs(v) / (sum(map(abs, n)) - abs(v))) for v in n])
+
+
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_the_bounds_hold_the_value_of_exact_arithmetic(m):
+    """Near duplicates and scaled rows with condition numbers up to 1e5, which lose that much of the rounding."""
+    rng, seen = np.random.default_rng(m), 0
+    for _ in range(60):
+        A, k = rng.normal(size=(m, m + 1)), rng.integers(1, m // 2 + 1)
+        A[:, -k:] = A[:, :k] + 10 ** rng.uniform(-5, -1) * rng.normal(size=(m, k))
+        A = unit(10 ** rng.uniform(-2, 0, (m, 1)) * A)
+        if np.linalg.cond(A) > 1e5:
+            continue
+        seen += 1
+        found, expected = theory.generalized_coherence(A), exact_values(A)
+        assert (found.per_atom_lower <= expected * (1 + 1e-9) + 1e-10).all()
+        assert (found.per_atom_upper >= expected * (1 - 1e-9) - 1e-10).all()
+    assert seen > 20
 
 
 # Certificates.
@@ -407,9 +454,10 @@ def test_a_file_without_the_arrays_is_computed_again(kept):
     assert same(theory.generalized_coherence(A, cache=folder), found)
 
 
-def test_multipliers_that_make_an_atom_only_nearly_prove_nothing(tmp_path):
-    """Rows of size 1e-10 tell these atoms apart; a file that ignores them would certify the coherence 1 of equal atoms."""
-    A = unit(np.vstack([[1, 1, -1, 1, 1.0], 1e-10 * normal(0, 3, 5)]))
+@pytest.mark.parametrize("size", [1e-8, 1e-10, 1e-12, 1e-13])
+def test_multipliers_that_make_an_atom_only_nearly_prove_nothing(tmp_path, size):
+    """Small rows tell these atoms apart; a file that ignores them would certify the coherence 1 of equal atoms."""
+    A = unit(np.vstack([[1, 1, -1, 1, 1.0], size * normal(0, 3, 5)]))
     honest = theory.generalized_coherence(A, cache=tmp_path)
     assert honest.holds and honest.upper < 0.8
     (file,) = tmp_path.iterdir()

@@ -18,7 +18,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
-from unrolled._interior_point import least_entries
+from unrolled._interior_point import least_entries, one_thread
 from unrolled.dictionaries._base import as_dictionary, dense, unit_atoms
 from unrolled.dictionaries._conv import Conv
 from unrolled.theory._coherence import _host, _refuse_cut_atoms
@@ -192,10 +192,11 @@ def minimal_entry_weights(
     upper, lower = np.full(d, np.inf), np.zeros(d)
     feasible = np.flatnonzero(reached <= level + _ROUNDING)
     level = max(level, reached[feasible].max(initial=0.0))
-    for i in feasible:
-        W[:, i], upper[i], lower[i] = least_entries(A, i, level, W[:, i], tol)
-        if progress is not None:
-            progress(int(i) + 1, d)
+    with one_thread():
+        for i in feasible:
+            W[:, i], upper[i], lower[i] = least_entries(A, i, level, W[:, i], tol)
+            if progress is not None:
+                progress(int(i) + 1, d)
     holds = bool(np.all(np.isfinite(upper) & (upper - lower <= tol * upper)))
     return MinimalEntryWeights(W, float(upper.max()), float(lower.max()), upper, lower, level, holds)
 
@@ -247,9 +248,9 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
     """upper (n,), lower (n,), W (m, n) and V (d, n) of the chosen atoms, in float64."""
     A = np.asarray(A, np.float64)
     (m, d), n = A.shape, len(chosen)
-    upper, lower, W, V = np.full(n, np.inf), np.zeros(n), np.zeros((m, n)), np.zeros((d, n))
+    W, V = np.zeros((m, n)), np.zeros((d, n))
     if not np.isfinite(A).all() or not np.abs(A).max(0).all():
-        return upper, lower, W, V
+        return np.full(n, np.inf), np.zeros(n), W, V
     whitened = lp.whiten(A)
     ties = np.abs(whitened.Q.T @ whitened.Q)
     np.fill_diagonal(ties, 0)
@@ -268,16 +269,31 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
             iterations=60 if quick else 200,
             progress=progress,
         )
-        W[:, own], V[np.ix_(rest, own)], lower[own] = found.Z, found.V, 1 / found.primal
+        W[:, own], V[np.ix_(rest, own)] = found.Z, found.V
     for k in apart:  # what the others leave of such an atom drowns in the rounding of the shared program
         others = rest[rest != chosen[k]]
         found = lp.basis_pursuit(lp.whiten(A[:, others]), A[:, chosen[[k]]], tol=tol)
-        W[:, k], V[others, k], lower[k] = found.Z[:, 0], found.V[:, 0], 1 / found.primal[0]
+        W[:, k], V[others, k] = found.Z[:, 0], found.V[:, 0]
+        missed = A[:, chosen[k]] - A @ V[:, k]
+        if np.linalg.norm(missed) > _ROUNDING:  # the others do not make it: what they leave sees it alone
+            W[:, k], V[:, k] = missed, 0
     W -= P @ (A[:, alone].T @ W * ~alone[chosen])
     W, upper = _certified(A, W, chosen)
     plain, mu = _certified(A, A[:, chosen], chosen)
     W, upper = np.where(mu < upper, plain, W), np.minimum(mu, upper)
-    return upper, np.minimum(lower, upper), W, V
+    return upper, np.minimum(_lower_bounds(A, whitened, V, chosen), upper), W, V
+
+
+def _lower_bounds(A, whitened, V, chosen):
+    r"""(1 - sqrt(d) |rho|) / |v|_1 with rho what v misses of its atom, in whitened coordinates; 0 for a v that misses it.
+
+    There |w| <= sqrt(d) for every w that matters, since norm(w)^2 is the sum of the (w . a_j)^2, at most 1 each.
+    """
+    missed = A[:, chosen] - A @ V
+    off = np.linalg.norm(whitened.into @ missed, axis=0) * np.sqrt(A.shape[1])
+    size = np.abs(V).sum(0)
+    made = (np.linalg.norm(missed, axis=0) <= 1e-11) & (size > 0) & (off < 1)
+    return np.where(made, (1 - off) / np.where(made, size, 1), 0)
 
 
 def _certified(A, W, chosen):
@@ -361,14 +377,10 @@ def _read(path: Path, shape, n: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _recertified(A, W, V, chosen):
-    """Bounds of W and V as they are; a V that does not make its atom to rounding bounds nothing."""
+    """Bounds of W and V as they are."""
     with np.errstate(all="ignore"):  # what overflows bounds nothing either
         W, upper = _certified(A, W, chosen)
         upper = np.where(np.isfinite(upper), upper, np.inf)
         V[chosen, np.arange(len(chosen))] = 0
-        size = np.abs(V).sum(0)
-        missed = np.linalg.norm(A @ V - A[:, chosen], axis=0)
-        # The coherence of w is at least (1 - |w| missed) / |v|_1, for the w that attains it.
-        lower = (1 - np.linalg.norm(W, axis=0) * missed) / size
-        lower = np.where((missed <= 1e-11) & (size > 0) & np.isfinite(lower), np.maximum(lower, 0), 0)
+        lower = _lower_bounds(A, lp.whiten(A), V, chosen)
     return upper, np.minimum(lower, upper), W, V

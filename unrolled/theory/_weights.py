@@ -44,15 +44,13 @@ def frobenius_weights(D, ridge: float = 0.0):
     with jax.default_matmul_precision("highest"):
         if _is_zero(ridge):
             return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
-        return _unit_diagonal(jnp.linalg.solve(_ridged(D @ D.T, ridge), D), D).astype(dtype)
+        S = D @ D.T + jnp.asarray(ridge, D.dtype) * jnp.eye(len(D), dtype=D.dtype)
+        # W lies in the span of the atoms; a small ridge lets rounding grow outside of it.
+        return _unit_diagonal(D @ (jnp.linalg.pinv(D) @ (jnp.linalg.pinv(S, hermitian=True) @ D)), D).astype(dtype)
 
 
 def _is_zero(ridge) -> bool:
     return _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
-
-
-def _ridged(S: Array, ridge) -> Array:
-    return S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
 
 
 def _unit_diagonal(W: Array, D: Array) -> Array:
@@ -69,6 +67,7 @@ def _conv_weights(D: Conv, ridge) -> Conv:
     others = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
     filters = D.filters.reshape(n_atoms, -1).T
     with jax.default_matmul_precision("highest"):
-        S = _ridged(others @ others.T, ridge)
+        S = others @ others.T
+        S = S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
         W = _unit_diagonal(jnp.linalg.pinv(S, hermitian=True) @ filters, filters)
     return Conv(W.T.reshape(D.filters.shape), D.signal_shape, D.stride, D.boundary)
