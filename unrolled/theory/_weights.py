@@ -44,9 +44,11 @@ def frobenius_weights(D, ridge: float = 0.0):
     with jax.default_matmul_precision("highest"):
         if _is_zero(ridge):
             return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
-        S = D @ D.T + jnp.asarray(ridge, D.dtype) * jnp.eye(len(D), dtype=D.dtype)
-        # W lies in the span of the atoms; a small ridge lets rounding grow outside of it.
-        return _unit_diagonal(D @ (jnp.linalg.pinv(D) @ (jnp.linalg.pinv(S, hermitian=True) @ D)), D).astype(dtype)
+        ridge = jnp.asarray(ridge, D.dtype)
+        least = 1e-9 * jnp.sum(D**2) / min(D.shape)  # below, rounding decides what lies outside the span: as without
+        S = D @ D.T + jnp.maximum(ridge, least) * jnp.eye(len(D), dtype=D.dtype)
+        W = jnp.where(ridge > least, jnp.linalg.solve(S, D), jnp.linalg.pinv(D).T)
+        return _unit_diagonal(W, D).astype(dtype)
 
 
 def _is_zero(ridge) -> bool:
