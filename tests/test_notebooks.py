@@ -23,6 +23,7 @@ for i, cell in enumerate(cells):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path):
     environment = {**os.environ, "UNROLLED_SMALL": "1", "PYTHONPATH": str(path.parents[1])}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of their time
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, str(path)], env=environment, capture_output=True, text=True, timeout=300
     )

@@ -185,12 +185,12 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
 
     The lower bound is that of (v, nu): norm(u, 1) = 1 and B v + u = nu a_i give nu - level norm(v, 1) <= max abs(w).
     """
-    a, B = A[:, i], np.asfortranarray(np.delete(A, i, axis=1))
+    a, B = A[:, i], np.delete(A.T, i, axis=0).T  # in the order that Fortran wants
     n, m = B.shape[1], len(a)
     # No w with entries up to those of the given one is above this: a level that binds nothing does not spoil the scaling.
     level = min(level, np.abs(B).sum(0).max(initial=1.0) * np.abs(w).max())
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
-    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 20)  # repairs cost a little of the gap
+    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
     found = _pulled_inside(B, level * (1 - 1e-12), a, found, w)
     u = nu * a - (blas().dgemv(1.0, B, v[:n]) if n else 0)
     lower = (nu - level * np.abs(v[:n]).sum()) / np.abs(u).sum()

@@ -210,7 +210,7 @@ def _simplex(atoms, c, S, banned, tol):
         if banned is not None:
             outside[banned] = 0
         j = outside.argmax()
-        if outside[j] <= 1 + tol and basis.etas:
+        if outside[j] <= 1 + tol and basis.etas and np.abs(v @ atoms[S] - c).max() > 1e-13:
             # What exchanges through bad bases have left in v goes: solved afresh, and looked at again.
             basis = _Basis(atoms[S])
             if basis.is_singular():

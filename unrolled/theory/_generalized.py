@@ -252,12 +252,9 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
     if not np.isfinite(A).all() or not np.abs(A).max(0).all():
         return np.full(n, np.inf), np.zeros(n), W, V
     whitened = lp.whiten(A)
-    ties = np.abs(whitened.Q.T @ whitened.Q)
-    np.fill_diagonal(ties, 0)
-    ties = np.linalg.norm(ties, axis=0)  # sqrt(h (1 - h)) of the leverage h, to eps where 1 - h would be lost
-    alone, nearly = ties < _ROUNDING, (ties >= _ROUNDING) & (ties < 1e-3)
+    alone, nearly = _independent(whitened.Q)
     P = whitened.lift @ whitened.Q[:, alone]  # p_k . a_k = 1 and p_k . a_j = 0 for independent atoms k
-    rest, own, apart = np.flatnonzero(~alone), ~alone[chosen] & ~nearly[chosen], np.flatnonzero(nearly[chosen])
+    rest, own = np.flatnonzero(~alone), ~alone[chosen] & ~nearly[chosen]
     W[:, alone[chosen]] = P[:, np.searchsorted(np.flatnonzero(alone), chosen[alone[chosen]])]
     if own.any():
         found = lp.basis_pursuit(
@@ -270,18 +267,34 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
             progress=progress,
         )
         W[:, own], V[np.ix_(rest, own)] = found.Z, found.V
-    for k in apart:  # what the others leave of such an atom drowns in the rounding of the shared program
+    for k in np.flatnonzero(nearly[chosen]):
         others = rest[rest != chosen[k]]
-        found = lp.basis_pursuit(lp.whiten(A[:, others]), A[:, chosen[[k]]], tol=tol)
-        W[:, k], V[others, k] = found.Z[:, 0], found.V[:, 0]
-        missed = A[:, chosen[k]] - A @ V[:, k]
-        if np.linalg.norm(missed) > _ROUNDING:  # the others do not make it: what they leave sees it alone
-            W[:, k], V[:, k] = missed, 0
+        W[:, k], V[others, k] = _apart(A[:, chosen[k]], A[:, others], tol)
     W -= P @ (A[:, alone].T @ W * ~alone[chosen])
     W, upper = _certified(A, W, chosen)
     plain, mu = _certified(A, A[:, chosen], chosen)
     W, upper = np.where(mu < upper, plain, W), np.minimum(mu, upper)
     return upper, np.minimum(_lower_bounds(A, whitened, V, chosen), upper), W, V
+
+
+def _independent(Q):
+    """Which atoms are independent of the others, and which nearly: sqrt(h (1 - h)) of their leverages h is small.
+
+    It is had from the other atoms, to eps; 1 - h itself would be lost.
+    """
+    ties = np.abs(Q.T @ Q)
+    np.fill_diagonal(ties, 0)
+    ties = np.linalg.norm(ties, axis=0)
+    return ties < _ROUNDING, (ties >= _ROUNDING) & (ties < 1e-3)
+
+
+def _apart(atom, others, tol):
+    """w and v of one atom by a program of its own: what the others leave of it drowns in the rounding of the shared one."""
+    found = lp.basis_pursuit(lp.whiten(others), atom[:, None], tol=tol)
+    z, v = found.Z[:, 0], found.V[:, 0]
+    missed = atom - others @ v
+    # Where the others do not make it, what they leave sees it alone.
+    return (missed, np.zeros_like(v)) if np.linalg.norm(missed) > _ROUNDING else (z, v)
 
 
 def _lower_bounds(A, whitened, V, chosen):
