@@ -29,7 +29,7 @@ def identity_dct():
     return np.hstack([np.eye(16), np.asarray(dictionaries.dct(16, 16))])
 
 
-def check(D, y, found, expected, near=1e-7):
+def assert_solved(D, y, found, expected, near=1e-7):
     """The fields of a result say what it is, and its l1 norm is the least."""
     x = np.asarray(found.x)
     assert found.converged and -1e-9 <= found.gap <= 1e-9
@@ -46,7 +46,7 @@ def test_dense_codes_have_the_least_l1_norm_of_highs(name):
     D = matrix(name)
     y = D @ normal(0, D.shape[1])
     found = pursuit.basis_pursuit(D, y)
-    check(D, y, found, oracles.least_l1(D, y)[0], oracles.agreement(name))
+    assert_solved(D, y, found, oracles.least_l1(D, y)[0], oracles.agreement(name))
 
 
 @every_dictionary
@@ -55,14 +55,14 @@ def test_sparse_codes_have_the_least_l1_norm_of_highs(name, s):
     D = matrix(name)
     y = D @ sparse(D.shape[1], min(s, D.shape[1]))
     found = pursuit.basis_pursuit(D, y)
-    check(D, y, found, oracles.least_l1(D, y)[0], oracles.agreement(name))
+    assert_solved(D, y, found, oracles.least_l1(D, y)[0], oracles.agreement(name))
 
 
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
 def test_a_large_structured_dictionary(kind):
     D = matrix("dct 64x256")
     y = D @ (sparse(256, 3) if kind == "sparse" else normal(0, 256))
-    check(D, y, pursuit.basis_pursuit(D, y), oracles.least_l1(D, y)[0])
+    assert_solved(D, y, pursuit.basis_pursuit(D, y), oracles.least_l1(D, y)[0])
 
 
 def test_the_gap_is_closed_where_many_atoms_tie():
@@ -176,7 +176,7 @@ def test_twins_share_one_weight():
     D = matrix("duplicate and antiparallel")
     y = D @ normal(1, 16)
     found = pursuit.basis_pursuit(D, y)
-    check(D, y, found, oracles.least_l1(D[:, :14], y)[0])
+    assert_solved(D, y, found, oracles.least_l1(D[:, :14], y)[0])
     x = np.asarray(found.x)
     assert x[0] * x[14] >= -1e-15 and x[1] * x[15] <= 1e-15
 
@@ -202,7 +202,7 @@ def test_atoms_of_any_norms():
     D = matrix("gaussian 8x16") * 10.0 ** np.random.default_rng(0).uniform(-3, 3, 16)
     y = normal(0, 8)
     found = pursuit.basis_pursuit(D, y)
-    check(D, y, found, oracles.least_l1(D, y)[0], 1e-6)
+    assert_solved(D, y, found, oracles.least_l1(D, y)[0], 1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))

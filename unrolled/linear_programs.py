@@ -4,7 +4,7 @@ r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps
 
 A first-order method runs on all programs at once and all but names the optimal vertex; a few pivots of a simplex, whose every
 basis is feasible, then reach it. An interior point takes what degenerates. Everything is numpy in float64 on the host
-(the first-order method in float32), so a host callback may call it. `scipy` is used for LU and Cholesky alone.
+(the first-order method in float32), so a host callback may call it; LU, Cholesky and the products between them are scipy's.
 """
 
 from collections.abc import Callable

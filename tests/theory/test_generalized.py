@@ -44,7 +44,7 @@ def products(W, A):
     return np.abs(G - np.diag(np.diag(G))), np.diag(G)
 
 
-def bracket(found, name, atoms, value):
+def assert_bracketed(found, name, atoms, value):
     """`value(i)` lies between the bounds of atom i, to what HiGHS can tell of it."""
     near = oracles.agreement(name)
     for i, low, high in zip(atoms, found.per_atom_lower, found.per_atom_upper):
@@ -64,7 +64,7 @@ def subset(found, atoms):
 @pytest.mark.parametrize("value", [oracles.least_coherence, oracles.least_coherence_by_duality])
 def test_the_bounds_hold_the_value_of_highs_from_both_sides_of_duality(name, value):
     atoms = oracles.sampled(name, 2 if name == "dct 64x256" else 12)
-    bracket(subset(solved(name), atoms), name, atoms, value)
+    assert_bracketed(subset(solved(name), atoms), name, atoms, value)
 
 
 @every_dictionary
@@ -228,7 +228,9 @@ def test_where_the_gap_stays_open_it_is_said_and_the_bounds_are_still_true(monke
     for name in ("gaussian 8x16", "bumps", "zeros and ones", "one independent atom"):
         found = jax.tree.map(np.asarray, theory.generalized_coherence(matrix(name)))
         assert not found.holds and all(np.isfinite(v).all() for v in found)
-        bracket(found, name, range(matrix(name).shape[1]), lambda A, i, name=name: solved(name).per_atom_lower[i])
+        assert_bracketed(
+            found, name, range(matrix(name).shape[1]), lambda A, i, name=name: solved(name).per_atom_lower[i]
+        )
         assert products(found.W, matrix(name))[0].max() == pytest.approx(float(found.upper), abs=1e-12)
 
 

@@ -126,6 +126,7 @@ def read_code(D: Conv, tokens: Array) -> Array:
 
 
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
+    """The tokens after one block: attention, then the feed-forward part, both with a residual."""
     positions = grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
     with jax.default_matmul_precision("highest"):
@@ -182,6 +183,7 @@ def _code_places(D: Conv) -> tuple[slice, ...]:
 
 
 def shift_invariant(D, where: str) -> Conv:
+    """D as a `Conv` whose atoms are all shifts of its filters; raises where it is not."""
     if not isinstance(D, Conv):
         raise TypeError(f"{where}: D is {type(D).__name__}; expected a Conv, whose codes stand at positions")
     if D.boundary == "zero":
@@ -193,6 +195,7 @@ def shift_invariant(D, where: str) -> Conv:
 
 
 def analysis_weights(W, D: Conv, where: str) -> Conv:
+    """W as a `Conv` of the geometry of D; raises where it is not."""
     if not isinstance(W, Conv):
         raise TypeError(f"{where}: W is {type(W).__name__}; expected a Conv, or D itself")
     if not D.is_shift_of(W):

@@ -85,18 +85,16 @@ def generalized_coherence(
     else:
         chosen = _indices(atoms, d, where)
 
-    def choose(primal, dual, tried):
-        if not only_maximum:
-            return next(iter(np.flatnonzero((primal - dual > tol * primal) & ~tried)), None)
+    def highest(primal, dual, tried):
         return _highest(dual, tried, (1 + tol) / primal.min())
 
+    choose = highest if only_maximum else None
     solve = partial(_solve, chosen=chosen, tol=tol, choose=choose, quick=only_maximum, progress=progress)
     if cache is not None:
         solve = partial(_cached, solve, Path(cache), chosen, (tol, only_maximum))
     upper, lower, W = _differentiable(solve, chosen)(dense(D))
     top, bottom = jnp.max(upper), jnp.max(lower)
-    gap, scale = (top - bottom, top) if only_maximum else (upper - lower, upper)
-    holds = jnp.all(jnp.isfinite(top) & (gap <= _allowed(tol, scale)))
+    holds = jnp.isfinite(top) & _is_closed(upper, lower, tol, only_maximum)
     if shared:
         W = Conv(W.T.reshape(D.code_grid[0], *D.signal_grid), D.signal_shape, D.stride, D.boundary)
         upper, lower = D.spread(upper), D.spread(lower)
@@ -136,7 +134,9 @@ def coherence_at_most(D, level: float, tol: float = 1e-6) -> AtMost:
 
     upper, lower, _, _ = _solve(A, chosen=np.arange(A.shape[1]), tol=tol, choose=choose, quick=True)
     upper, lower = float(upper.max()), float(lower.max())
-    return AtMost(False if lower > level else True if upper <= max(level, _ROUNDING) else None, upper, lower)
+    if lower > level:
+        return AtMost(False, upper, lower)
+    return AtMost(True if upper <= max(level, _ROUNDING) else None, upper, lower)
 
 
 class MinimalEntryWeights(NamedTuple):
@@ -240,8 +240,12 @@ def _highest(dual, tried, level):
     return k if not tried[k] and dual[k] * level < 1 else None
 
 
-def _allowed(tol, scale):
-    return jnp.maximum(tol * scale, _ROUNDING)
+def _is_closed(upper, lower, tol, only_maximum):
+    """The relative gap of every atom, or of the maximum, is at most tol."""
+    if only_maximum:
+        upper, lower = upper.max(), lower.max()
+    gap = upper - lower
+    return ((gap <= tol * upper) | (gap <= _ROUNDING)).all()
 
 
 def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
@@ -365,9 +369,7 @@ def _cached(solve, folder: Path, chosen, mode, A):
     kept = _read(path, A.shape, len(chosen))
     if kept is not None:
         upper, lower, W, V = _recertified(A, *kept, chosen)
-        tol, only_maximum = mode
-        gap, scale = (upper.max() - lower.max(), upper.max()) if only_maximum else (upper - lower, upper)
-        if np.all(gap <= np.maximum(tol * scale, _ROUNDING)):
+        if np.isfinite(upper).all() and _is_closed(upper, lower, *mode):
             return upper, lower, W, V
     upper, lower, W, V = solve(A)
     folder.mkdir(parents=True, exist_ok=True)
