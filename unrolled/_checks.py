@@ -24,6 +24,12 @@ def is_concrete(tree) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def on_host(tree, where: str, name: str = "an argument") -> None:
+    """Raise TypeError if a leaf is traced: the function runs on the host."""
+    if not is_concrete(tree):
+        raise TypeError(f"{where}: {name} is traced; this function runs on the host, call it outside jit")
+
+
 def as_float(x, name: str, where: str) -> Array:
     """`x` as a real floating-point array: integers become the default float.
 

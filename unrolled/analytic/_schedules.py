@@ -28,6 +28,7 @@ from unrolled.theory import (
     schedule,
 )
 from unrolled.theory import plan as plan_blocks
+from unrolled.theory._models import as_chain
 
 
 class HypothesisWarning(UserWarning):
@@ -130,10 +131,7 @@ def chain_schedules(
 
 def _chain(Ds, Ws, where: str, **columns):
     """The dictionaries of a chain, checked against each other and the arguments, and their certified weights."""
-    Ds = tuple(as_dictionary(D, "analytic") for D in Ds)
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
+    Ds = as_chain(Ds, where)
     Ws = (None,) * len(Ds) if Ws is None else Ws
     for name, column in {**columns, "Ws": Ws}.items():
         if column is not None and len(column) != len(Ds):

@@ -88,8 +88,7 @@ def weights_table(
         TypeError: a traced D. ValueError: atoms off unit norm, sparsity above d.
     """
     D = as_dictionary(D, "weights_table")
-    if not _checks.is_concrete(D):
-        raise TypeError("weights_table: D is traced; this function runs on the host, call it outside jit")
+    _checks.on_host(D, "weights_table", "D")
     unit_atoms(D, "weights_table")
     with jax.enable_x64(True):
         D = _checks.cast(D, np.float64)

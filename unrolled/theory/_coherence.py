@@ -176,8 +176,7 @@ def rounding_guard(W, D, *, sparsity: int, bound: float, precision: str | None =
     s = _checks.as_index(sparsity, "sparsity", "rounding_guard")
     if precision is not None and precision not in _PRODUCT_EPS:
         raise ValueError(f"rounding_guard: unknown precision {precision!r}; expected one of {', '.join(_PRODUCT_EPS)}")
-    if not _checks.is_concrete((W, D)):
-        raise TypeError("rounding_guard: traced arguments; this function runs on the host, call it outside jit")
+    _checks.on_host((W, D), "rounding_guard")
     dtype = _checks.common_dtype(W, D)
     eps = _PRODUCT_EPS[precision] if precision else None
     eps = float(jnp.finfo(dtype).eps) if eps is None else eps
@@ -191,6 +190,5 @@ def _abs(leaf: Array) -> Array:
 
 def _host(x, name: str, where: str) -> float:
     """`x` as a Python float; a tracer is a TypeError that says so."""
-    if not _checks.is_concrete(x):
-        raise TypeError(f"{where}: {name} is traced; this function runs on the host in float64, call it outside jit")
+    _checks.on_host(x, where, name)
     return float(np.asarray(x))

@@ -60,8 +60,7 @@ def atom_schedule(
     """
     where = "atom_schedule"
     bound, noise, guard, eta = _numbers(where, bound=bound, noise=noise, guard=guard, eta=eta)
-    if not _checks.is_concrete((mus, C_Ws)):
-        raise TypeError(f"{where}: traced arguments; this function runs on the host, call it outside jit")
+    _checks.on_host((mus, C_Ws), where)
     mus, C_Ws = np.asarray(mus, np.float64), np.asarray(C_Ws, np.float64)
     if mus.ndim != 1 or mus.shape != C_Ws.shape:
         raise ValueError(f"{where}: mus has shape {mus.shape} and C_Ws {C_Ws.shape}; expected (d,) both")

@@ -180,8 +180,7 @@ def minimal_entry_weights(
         with jax.enable_x64(True):
             # A level of the caller's may lie between the values of the atoms: each then needs its own.
             start = generalized_coherence(A, tol, only_maximum=not given)
-    if not _checks.is_concrete(start):
-        raise TypeError(f"{where}: coherence is traced; this function runs on the host, call it outside jit")
+    _checks.on_host(start, where, "coherence")
     W = np.array(dense(start.W), np.float64)
     if W.shape != A.shape:
         raise ValueError(f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all atoms")
@@ -215,8 +214,7 @@ def _positive(tol, where: str) -> None:
 
 def _on_host(D, where: str) -> np.ndarray:
     """The matrix of a unit dictionary in float64; a tracer is a TypeError that says so."""
-    if not _checks.is_concrete(D):
-        raise TypeError(f"{where}: D is traced; this function runs on the host, call it outside jit")
+    _checks.on_host(D, where, "D")
     with jax.enable_x64(True):
         return np.asarray(dense(_unit_dictionary(D, where)), np.float64)
 

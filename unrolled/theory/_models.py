@@ -210,7 +210,7 @@ def _images(D, x: Array) -> tuple[Array, Array]:
 
 def _signals(y, Ds, xs, where: str) -> list[Array]:
     """y, x_1, ..., x_J in the dtypes they came in, checked against the dictionaries."""
-    concrete((y, xs), where)
+    _checks.on_host((y, xs), where)
     of_length(xs, "xs", len(Ds), where)
     names = ["y", *(f"x_{j}" for j in range(1, len(Ds) + 1))]
     signals = [_checks.as_float(x, name, where) for x, name in zip((y, *xs), names)]
@@ -247,15 +247,9 @@ def as_chain(Ds, where: str) -> tuple:
 
 def host_chain(Ds, where: str, dtype=np.float64) -> tuple:
     """`as_chain` for functions that run on the host, cast to `dtype`; traced dictionaries are a TypeError."""
-    concrete(Ds, where)
+    _checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
     return Ds if dtype is None else _checks.cast(Ds, dtype)
-
-
-def concrete(tree, where: str) -> None:
-    """Raise TypeError if a leaf is traced."""
-    if not _checks.is_concrete(tree):
-        raise TypeError(f"{where}: traced arguments; this function runs on the host, call it outside jit")
 
 
 def effective(Ds) -> tuple:

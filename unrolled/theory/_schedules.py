@@ -179,8 +179,7 @@ def _after_the_fact(where: str, W, D, x, y, sparsity, noise):
     """s, |W'(y - D x)|_inf, delta, (mu_W, C_W) and eta, in float64 and rounded up."""
     (noise,) = _numbers(where, noise=noise)
     s = _checks.as_index(sparsity, "sparsity", where)
-    if not _checks.is_concrete((W, D, x, y)):
-        raise TypeError(f"{where}: traced arguments; this function runs on the host, call it outside jit")
+    _checks.on_host((W, D, x, y), where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D, W, x, y = (_checks.cast(a, np.float64) for a in (D, W, x, y))
         D, y, _ = operands(D, y, where)

@@ -12,7 +12,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries._base import as_dictionary, column_norms, spectral_norm, unit_atoms
 from unrolled.dictionaries._composed import Composed
 from unrolled.theory._coherence import _coherence, coherence, diagonal
-from unrolled.theory._models import concrete, effective, host_chain, layer_numbers, measured, of_length
+from unrolled.theory._models import effective, host_chain, layer_numbers, measured, of_length
 from unrolled.theory._schedules import _numbers, times
 from unrolled.theory._uniqueness import _cut, as_supports, bounded_counts, constraints, singular_values
 
@@ -130,7 +130,7 @@ def perturbed_eps(Ds, Ds_perturbed, xs, eps=0.0) -> np.ndarray:
     """
     where = "perturbed_eps"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        concrete(xs, where)
+        _checks.on_host(xs, where)
         Ds, others = host_chain(Ds, where), host_chain(Ds_perturbed, where)
         of_length(others, "Ds_perturbed", len(Ds), where)
         of_length(xs, "xs", len(Ds), where)
@@ -246,7 +246,7 @@ def _hypotheses(Ds, sparsities, where: str) -> tuple[tuple, list[int]]:
 
 def _weights(Ws, J: int, where: str) -> list:
     of_length(Ws, "Ws", J, where)
-    concrete(Ws, where)
+    _checks.on_host(Ws, where)
     return [W if W is None else _checks.cast(as_dictionary(W, where), np.float64) for W in Ws]
 
 
