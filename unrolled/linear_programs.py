@@ -192,10 +192,7 @@ class _Basis:
 
 
 def _simplex(atoms, c, S, banned, tol):
-    """min norm(v, 1) : Q v = c from the basis S; ((v, z), pivots), or (None, pivots) where it gives up.
-
-    Long steps: an entering entry passes through every breakpoint of the piecewise linear objective that still pays.
-    """
+    """min norm(v, 1) : Q v = c from the basis S; ((v, z), pivots), or (None, pivots) where it gives up."""
     basis, pivots, stalls = _Basis(atoms[S]), 0, 0
     limit = 20 + 3 * len(S)
     if basis.is_singular():
@@ -210,41 +207,44 @@ def _simplex(atoms, c, S, banned, tol):
         if banned is not None:
             outside[banned] = 0
         j = outside.argmax()
-        if outside[j] <= 1 + tol and basis.etas and np.abs(v @ atoms[S] - c).max() > 1e-13:
-            # What exchanges through bad bases have left in v goes: solved afresh, and looked at again.
-            basis = _Basis(atoms[S])
-            if basis.is_singular():
-                return None, pivots
-            v = basis.solve(c)
-            s = np.where(v == 0, s, np.sign(v))
-            continue
-        if outside[j] <= 1 + tol:
+        optimal = outside[j] <= 1 + tol
+        if optimal and not (basis.etas and np.abs(v @ atoms[S] - c).max() > 1e-13):
             full = np.zeros(len(atoms))
             full[S] = v
             return (full, z), pivots
-        if pivots == limit or stalls > 5:
+        if not optimal and (pivots == limit or stalls > 5):
             return None, pivots
-        if len(basis.etas) == 64:
+        if optimal or len(basis.etas) == 64:
             basis = _Basis(atoms[S])
             if basis.is_singular():
                 return None, pivots
-        u = basis.solve(atoms[j])
-        g = np.sign(price[j]) * u
-        falling = np.flatnonzero(s * g > 1e-12)
-        if not len(falling):
+        if optimal:  # what exchanges through bad bases have left in v goes: solved afresh, and looked at again
+            v = basis.solve(c)
+            s = np.where(v == 0, s, np.sign(v))
+            continue
+        u, sign = basis.solve(atoms[j]), np.sign(price[j])
+        leaving = _leaving(v, s, sign * u, outside[j])
+        if leaving is None or abs(u[leaving[0]]) < 1e-7:
             return None, pivots
-        t = np.abs(v[falling]) / np.abs(g[falling])
-        order = np.argsort(t)
-        slopes = 1 - outside[j] + 2 * np.cumsum(np.abs(g[falling[order]]))
-        passed = int(np.searchsorted(slopes >= 0, True))
-        if passed == len(order):
-            return None, pivots
-        r, step = falling[order[passed]], t[order[passed]]
-        if abs(u[r]) < 1e-7:
-            return None, pivots
+        r, step, flips = leaving
         stalls = stalls + 1 if step <= 1e-14 * np.abs(v).max() else 0
-        s[falling[order[:passed]]] *= -1
-        v -= step * g
-        v[r], s[r], S[r] = step * np.sign(price[j]), np.sign(price[j]), j
+        s[flips] *= -1
+        v -= step * sign * u
+        v[r], s[r], S[r] = step * sign, sign, j
         basis.exchange(r, u)
         pivots += 1
+
+
+def _leaving(v, s, g, price):
+    """The entry of v that leaves as v - t g, its t, and the entries that change their sign before it; None if none does.
+
+    Long steps: the entering entry passes through every breakpoint of the piecewise linear objective that still pays.
+    """
+    falling = np.flatnonzero(s * g > 1e-12)
+    t = np.abs(v[falling]) / np.abs(g[falling])
+    order = np.argsort(t)
+    slopes = 1 - price + 2 * np.cumsum(np.abs(g[falling[order]]))
+    passed = int(np.searchsorted(slopes >= 0, True))
+    if passed == len(order):
+        return None
+    return falling[order[passed]], t[order[passed]], falling[order[:passed]]
