@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import analytic, plots, realize, theory
 from unrolled.activations import Activation
-from unrolled.analytic._table import finite_or_none
+from unrolled.analytic._table import finite_or_none, line
 from unrolled.dictionaries._base import dense
 from unrolled.theory._models import as_chain
 
@@ -91,22 +91,16 @@ class Chain(NamedTuple):
     tolerance: float
 
     def text(self) -> str:
-        lines = ["chain", f"{'layer':24}" + "".join(f"{j:>16}" for j in range(1, len(self.sparsities) + 1))]
-
-        def row(label, cells):
-            shown = [f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells]
-            lines.append(f"{label:24}" + "".join(shown))
-
-        row("sparsity", self.sparsities)
+        rows = {"layer": range(1, len(self.sparsities) + 1), "sparsity": self.sparsities}
         for name, found in self.unique.items():
-            row(f"unique by {name}", found.unique.tolist())
-            row("  sparsity below", found.bounds.tolist())
-            row("  through layers from", found.path.tolist())
-            row("  found by l1", found.l1.tolist())
-        row("error per noise (l2)", self.stability.delta.tolist())
-        row(f"steps to {self.tolerance:g}", self.plan.depths)
-        row("certified l1 error", self._errors())
-        return "\n".join(lines)
+            rows[f"unique by {name}"] = found.unique.tolist()
+            rows[f"  {name}: sparsity below"] = found.bounds.tolist()
+            rows[f"  {name}: from layer"] = found.path.tolist()
+            rows[f"  {name}: found by l1"] = found.l1.tolist()
+        rows["error per noise (l2)"] = self.stability.delta.tolist()
+        rows[f"steps to {self.tolerance:g}"] = self.plan.depths
+        rows["certified l1 error"] = self._errors()
+        return "\n".join(["chain", *(line(label, cells) for label, cells in rows.items())])
 
     def _errors(self) -> list[float]:
         return [float(found.error[-1]) for found in self.plan.schedules] or [np.inf] * len(self.sparsities)

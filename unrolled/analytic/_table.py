@@ -48,12 +48,10 @@ class WeightsTable(NamedTuple):
 
     def text(self) -> str:
         """The table, one column per kind of weights."""
-        lines = [f"{'':24}" + "".join(f"{name:>16}" for name in self.rows)]
+        lines = [line("", self.rows)]
         for field in WeightsRow._fields:
             label = f"steps to {self.tolerance:g}" if field == "steps" else field.replace("_", " ")
-            cells = [getattr(row, field) for row in self.rows.values()]
-            shown = [f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells]
-            lines.append(f"{label:24}" + "".join(shown))
+            lines.append(line(label, [getattr(row, field) for row in self.rows.values()]))
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
@@ -120,6 +118,11 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
         found.floor,
         found.steps_for(tolerance),
     )
+
+
+def line(label: str, cells) -> str:
+    """A line of a table: the label and its cells, in columns."""
+    return f"{label:24}" + "".join(f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells)
 
 
 def finite_or_none(value):
