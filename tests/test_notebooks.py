@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -23,7 +24,14 @@ for i, cell in enumerate(cells):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path):
     environment = {**os.environ, "UNROLLED_SMALL": "1", "PYTHONPATH": str(path.parents[1])}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of their time
+    # Compiling is most of their time: done fast rather than well, and shared with the other tests.
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    for name in (
+        "COMPILATION_CACHE_DIR",
+        "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+        "PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+    ):
+        environment[f"JAX_{name}"] = str(jax.config.values[f"jax_{name.lower()}"])
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, str(path)], env=environment, capture_output=True, text=True, timeout=300
     )
