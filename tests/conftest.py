@@ -1,8 +1,13 @@
 """Every test runs in float64 with strict promotion; float32 is asked for by name where users use it."""
 
-import jax
-import numpy as np
-import pytest
+import os
+
+# The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for the other's.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -441,9 +441,9 @@ def test_two_runs_stay_within_the_sequence_bound(shape):
             0.7 ** np.arange(30),
             rng.exponential(1, (30, shape[1])),
         ):
-            Y = rng.normal(size=(1000, shape[0])) * 10.0 ** rng.uniform(-2, 2, (1000, 1))
-            change = rng.normal(size=Y.shape) * 10.0 ** rng.uniform(-6, 1, (1000, 1))
-            change[:100] = W.T[rng.integers(shape[1], size=100)]
+            Y = rng.normal(size=(200, shape[0])) * 10.0 ** rng.uniform(-2, 2, (200, 1))
+            change = rng.normal(size=Y.shape) * 10.0 ** rng.uniform(-6, 1, (200, 1))
+            change[:50] = W.T[rng.integers(shape[1], size=50)]
             runs = zip(iterates(D, W, thresholds, Y), iterates(D, W, thresholds, Y + change))
             # Rounding of codes of size |x| that differ by little.
             for k, (x, other) in enumerate(runs, start=1):
