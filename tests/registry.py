@@ -23,6 +23,19 @@ LAYERS = {
     "alista, support, leaky_relu": partial(
         ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)
     ),
+    "lista_ss": partial(ur.layers.lista_ss, support=(0.1, 0.3)),
+    "lista_cpss, untied": partial(ur.layers.lista_cpss, support=(0.1, 0.3), tied=False),
+    "tilista": ur.layers.tilista,
+    "robust_alista": ur.layers.robust_alista,
+    "step_lista": ur.layers.step_lista,
+    "glista": partial(ur.layers.glista, gain=0.5, support=(0.1, 0.3)),
+    "hyperlista": ur.layers.hyperlista,
+    "lfista": ur.layers.lfista,
+    "lamp": ur.layers.lamp,
+    "tista": partial(ur.layers.tista, noise=0.01),
+    "liht": partial(ur.layers.liht, sparsity=3),
+    "ada_lista": ur.layers.ada_lista,
+    "na_alista": partial(ur.layers.na_alista, units=3, threshold=0.3),
 }
 
 # Each is called without arguments. `MONOTONE` names those that never fall.

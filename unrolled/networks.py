@@ -1,26 +1,32 @@
-"""Networks of layers: deep sparse coding (DSC) chains through dictionaries D_1 .. D_J of any shapes and kinds."""
+"""Networks through dictionaries D_1 .. D_J of any shapes and kinds: deep sparse coding (DSC) chains, and ML-LISTA."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.layers._unroll import Layer
+from unrolled.activations import by_name, relu, shrink
+from unrolled.dictionaries._base import as_dictionary, operands, spread
+from unrolled.layers._ista import StepAndThreshold, lipschitz
+from unrolled.layers._unroll import Layer, Unrolled, check_params
 
 
 class Network(NamedTuple):
-    """A chain of layers as pure functions of one signal.
+    """Codes of J dictionaries as pure functions of one signal.
 
     Attributes:
-        init: `init(key, Ds) -> params`, a tuple with the params of every layer.
-        apply: `apply(params, Ds, y) -> (x_1, ..., x_J)`, the code of every layer.
-        layers: the layers.
+        init: `init(key, Ds) -> params`, a tuple with the params of every block.
+        apply: `apply(params, Ds, y) -> (x_1, ..., x_J)`, the code of every block.
+        layers: the layers of a chain; none where the blocks do not run one after the other.
     """
 
     init: Callable
     apply: Callable
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = ()
 
 
 def dsc(layers) -> Network:
@@ -51,6 +57,66 @@ def dsc(layers) -> Network:
         return tuple(codes)
 
     return Network(init, apply, layers)
+
+
+class Analysis(NamedTuple):
+    """What a block of ML-LISTA shares among its steps."""
+
+    B: Any  # (d_{j-1}, d_j), applied to the code before as B'x
+
+
+@functools.lru_cache(maxsize=256)
+def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, precision: str = "highest") -> Network:
+    r"""ML-LISTA: K steps that estimate the codes of all layers together, with learned analysis matrices.
+
+    .. math::
+        x_j &\leftarrow D_{j+1} x_{j+1}, \quad j = J - 1, \dots, 1, \\
+        x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j), \quad j = 1, \dots, J,
+        \quad x_0 = y,
+
+    where the first line goes down from the deepest code and the second up through the codes just found.
+
+    Params: for each block shared B and steps (gamma, theta). `init` is ML-ISTA: B_j = D_j / L_j, gamma_j = 1 / L_j and
+    theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2; J = 1 is ISTA.
+
+    Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of ML-ISTA is only near the
+    optimum of its objective.
+    """
+    where = "networks.ml_lista"
+    depth = _checks.as_index(depth, "depth", where)
+    _checks.nonnegative(lam, "lam", where)
+    activation = by_name(activation)
+
+    def init(key, Ds):
+        params, theta = [], lam
+        for D in (as_dictionary(D, where) for D in Ds):
+            gamma = 1 / lipschitz(D, where)
+            theta = theta * gamma
+            steps = StepAndThreshold(jnp.full(depth, gamma, D.dtype), jnp.full(depth, theta, D.dtype))
+            params.append(Unrolled(Analysis(D * gamma), steps))
+        return tuple(params)
+
+    def apply(params, Ds, y: Array) -> tuple[Array, ...]:
+        _check(where, Ds, params=params, Ds=Ds)
+        _, y, (params, *Ds) = operands(Ds[0], y, where, params=(params, *(as_dictionary(D, where) for D in Ds)))
+        for p, D in zip(params, Ds):
+            check_params(p, D, depth, where, ((Analysis._fields, StepAndThreshold._fields),))
+
+        def step(codes, steps):
+            down = codes[-1:]
+            for D in reversed(Ds[1:]):
+                down = (D @ down[0], *down)
+            before, codes = y, ()
+            for D, p, at, x in zip(Ds, params, steps, down):
+                before = shrink(x - at.gamma * ((D @ x) @ D) + before @ p.shared.B, spread(D, at.theta), activation)
+                codes = (*codes, before)
+            return codes, None
+
+        start = tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds)
+        with jax.default_matmul_precision(precision):
+            return jax.lax.scan(step, start, tuple(p.steps for p in params), length=depth)[0]
+
+    return Network(init, apply)
 
 
 def _check(where: str, layers, *, Ds, params=None) -> None:

@@ -1,6 +1,5 @@
 """ISTA and FISTA as networks: the solver's step, K times, with a step size and a threshold per step."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +21,12 @@ class StepAndThreshold(NamedTuple):
 
 
 FORMS = (((), StepAndThreshold._fields),)
+
+
+class Step(NamedTuple):
+    """A step size alone."""
+
+    gamma: Array  # ()
 
 
 def zero_state(D, y: Array) -> State:
@@ -69,6 +74,37 @@ def ista(
 
 
 @factory
+def step_lista(
+    depth: int,
+    *,
+    lam: float = 0.1,
+    activation: Callable = relu,
+    precision: str = "highest",
+    unroll: int = 1,
+    remat: bool = False,
+) -> Layer:
+    r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA for the LASSO with K learned step sizes.
+
+    Params: steps gamma, used as abs(gamma). `init` sets 1/L; then it is `pursuit.ista`. lam is not a parameter: whatever the
+    steps, a fixed point is a solution of the LASSO with this lam. Train with `training.lasso(lam)`.
+
+    Reference: Ablin, Moreau, Massias, Gramfort (2019).
+    """
+
+    def init(key, D):
+        D = as_dictionary(D, "step_lista")
+        return Unrolled(None, Step(jnp.full(depth, 1 / lipschitz(D, "step_lista"), D.dtype)))
+
+    def step(shared, p, D, y, state):
+        gamma = jnp.abs(p.gamma)  # a threshold must not be negative
+        return State(ista_step(D, y, state.x, gamma, gamma * lam, activation))
+
+    forms = (((), Step._fields),)
+    options = dict(precision=precision, unroll=unroll, remat=remat)
+    return make_layer("step_lista", depth, forms, init, zero_state, step, **options)
+
+
+@factory
 def fista(
     depth: int,
     *,
@@ -96,20 +132,3 @@ def fista(
         return fista_step(D, y, state, p.gamma, p.theta, activation)
 
     return make_layer("fista", depth, FORMS, init, start, step, precision=precision, unroll=unroll, remat=remat)
-
-
-def support_schedule(support: tuple[float, float] | None, depth: int, where: str) -> tuple[float, ...] | None:
-    """Support fractions min(k rate, largest) for k = 1..K from (rate, largest); None selects nothing.
-
-    Raises:
-        ValueError: not 0 <= rate and 0 <= largest <= 1.
-    """
-    if support is None:
-        return None
-    try:
-        rate, largest = (float(v) for v in support)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: support must be (rate, largest), got {support!r}") from error
-    if not (0 <= rate < math.inf and 0 <= largest <= 1):
-        raise ValueError(f"{where}: support must be (rate >= 0, largest in [0, 1]), got {support}")
-    return tuple(min(k * rate, largest) for k in range(1, depth + 1))

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.activations import relu, shrink
+from unrolled.activations import relu
 from unrolled.dictionaries._base import as_dictionary, dense, spread
 from unrolled.layers._ista import lipschitz, zero_state
+from unrolled.layers._support import select_or_shrink, support_schedule
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
 from unrolled.pursuit._ista import State
 
@@ -48,6 +49,7 @@ def lista(
     depth: int,
     *,
     tied: bool = True,
+    support: tuple[float, float] | None = None,
     lam: float = 0.1,
     activation: Callable = relu,
     precision: str = "highest",
@@ -59,8 +61,12 @@ def lista(
     Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either form. `init` is ISTA:
     B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are our B' and S.)
 
+    Args:
+        support: (rate, largest), support selection as in `alista`: with it this is LISTA-SS.
+
     Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1), which `lista_cp` builds in.
     """
+    fractions = support_schedule(support, depth, "lista")
 
     def init(key, D):
         D = as_dictionary(D, "lista")
@@ -73,8 +79,14 @@ def lista(
             return Unrolled(shared, Threshold(theta))
         return Unrolled(None, MatricesAndThreshold(*repeat(shared, depth), theta))
 
-    def step(shared, p, D, y, state):
+    def step(shared, p, D, y, state, fraction=None):
         w = p if shared is None else shared
-        return State(shrink(y @ w.B + w.S @ state.x, spread(D, p.theta), activation))
+        return State(select_or_shrink(y @ w.B + w.S @ state.x, spread(D, p.theta), fraction, activation))
 
-    return make_layer("lista", depth, FORMS, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)
+    options = dict(precision=precision, unroll=unroll, remat=remat)
+    return make_layer("lista", depth, FORMS, init, zero_state, step, fractions, **options)
+
+
+def lista_ss(depth: int, *, support: tuple[float, float] = (0.012, 0.13), **options) -> Layer:
+    """LISTA with support selection: `lista(depth, support=support, **options)` (Chen, Liu, Wang, Yin 2018)."""
+    return lista(depth, support=support, **options)

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.activations import relu, shrink
+from unrolled.activations import relu
 from unrolled.dictionaries._base import as_dictionary, spread
 from unrolled.layers._ista import lipschitz, zero_state
 from unrolled.layers._lista import Threshold, repeat
+from unrolled.layers._support import select_or_shrink, support_schedule
 from unrolled.layers._unroll import Layer, Unrolled, Weights, factory, make_layer
 from unrolled.pursuit._ista import State
 
@@ -29,6 +30,7 @@ def lista_cp(
     depth: int,
     *,
     tied: bool = True,
+    support: tuple[float, float] | None = None,
     lam: float = 0.1,
     activation: Callable = relu,
     precision: str = "highest",
@@ -40,8 +42,13 @@ def lista_cp(
     Params: tied, shared W and steps theta; untied, steps (W, theta). `apply` takes either form; W may be structured.
     `init` is ISTA: W = D / L, theta = lam / L. `analytic.lista_cp` sets W and theta from theory.
 
+    Args:
+        support: (rate, largest), support selection as in `alista`: with it this is LISTA-CPSS. The theorems are about
+            the layer without.
+
     Reference: Li, Feng, Zhou (2024), (23), (33); Chen, Liu, Wang, Yin (2018), equation (15).
     """
+    fractions = support_schedule(support, depth, "lista_cp")
 
     def init(key, D):
         D = as_dictionary(D, "lista_cp")
@@ -51,8 +58,14 @@ def lista_cp(
             return Unrolled(Weights(D / L), Threshold(theta))
         return Unrolled(None, WeightsAndThreshold(repeat(D / L, depth), theta))
 
-    def step(shared, p, D, y, state):
+    def step(shared, p, D, y, state, fraction=None):
         W = p.W if shared is None else shared.W
-        return State(shrink(state.x + (y - D @ state.x) @ W, spread(D, p.theta), activation))
+        return State(select_or_shrink(state.x + (y - D @ state.x) @ W, spread(D, p.theta), fraction, activation))
 
-    return make_layer("lista_cp", depth, FORMS, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)
+    options = dict(precision=precision, unroll=unroll, remat=remat)
+    return make_layer("lista_cp", depth, FORMS, init, zero_state, step, fractions, **options)
+
+
+def lista_cpss(depth: int, *, support: tuple[float, float] = (0.012, 0.13), **options) -> Layer:
+    """LISTA-CP with support selection: `lista_cp(depth, support=support, **options)` (Chen, Liu, Wang, Yin 2018)."""
+    return lista_cp(depth, support=support, **options)

@@ -24,7 +24,7 @@ class Unrolled(NamedTuple):
 
     `steps` is a NamedTuple whose leaves lead with K, run as one scan, or a plain tuple of K NamedTuples, run as a
     Python loop: the form for a single signal, where a scan would copy each step's weights. `stack` and `unstack` go
-    between.
+    between. None stands for steps that share everything.
     """
 
     shared: Any
@@ -74,6 +74,7 @@ def unroll(
     precision: str = "highest",
     unroll: int = 1,
     remat: bool = False,
+    depth: int | None = None,
 ) -> tuple[Any, Array]:
     """Run K steps from `state`: state <- step(params.shared, params.steps[k], D, y, state).
 
@@ -82,6 +83,7 @@ def unroll(
         precision: of the products; below "highest" the thresholds of the theory may fail.
         unroll: steps per turn of the scan.
         remat: recompute the steps in the backward pass and keep only the states.
+        depth: K, where params.steps is None: nothing differs between the steps.
 
     Returns:
         the last state, and the codes after every step, (K, d).
@@ -98,7 +100,8 @@ def unroll(
     with jax.default_matmul_precision(precision):
         if type(params.steps) is not tuple:
             constants = None if schedule is None else jnp.asarray(schedule, jnp.float32)
-            return lax.scan(body, state, (params.steps, constants), length=_depth(params.steps), unroll=unroll)
+            length = depth if params.steps is None else _depth(params.steps)
+            return lax.scan(body, state, (params.steps, constants), length=length, unroll=unroll)
         codes = []
         for step_params, constant in zip(params.steps, schedule or (None,) * len(params.steps)):
             state, x = body(state, (step_params, constant))
@@ -117,7 +120,7 @@ def make_layer(
     def run(params, D, y):
         D, y, params = operands(D, y, where, params=params)
         check_params(params, D, depth, where, forms)
-        return unroll(step, params, D, y, start(D, y), schedule, **options)
+        return unroll(step, params, D, y, start(D, y), schedule, depth=depth, **options)
 
     def apply(params, D, y):
         return run(params, D, y)[0].x
@@ -170,7 +173,7 @@ def stack(params: Unrolled) -> Unrolled:
 
 def unstack(params: Unrolled) -> Unrolled:
     """Steps as a tuple of K NamedTuples (for a Python loop), from one with leading K; call it outside jit."""
-    if type(params.steps) is tuple:
+    if type(params.steps) is tuple or params.steps is None:
         return params
     K = _depth(params.steps)
     return Unrolled(params.shared, tuple(jax.tree.map(operator.itemgetter(k), params.steps) for k in range(K)))
@@ -188,7 +191,9 @@ def check_params(params: Unrolled, D, depth: int, where: str, forms: tuple) -> N
         raise TypeError(
             f"{where}: params have the fields {got}; expected {expected} in (shared, steps): another family?"
         )
-    if stacked:
+    if params.steps is None:
+        lengths = {depth}
+    elif stacked:
         lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(params.steps))}
     else:
         lengths = {len(params.steps)}
@@ -203,12 +208,13 @@ def _check_fields(part, D, lead: int, where: str) -> None:
     """Shapes of the fields that have a name of the glossary, after `lead` axes for the steps."""
     m, d = D.shape
     per_filter = [D.code_grid[:1]] if hasattr(D, "code_grid") else []
-    expected = {"W": [(m, d)], "B": [(m, d)], "S": [(d, d)], "gamma": [(), (d,)], "theta": [(), (d,), *per_filter]}
+    expected = {"W": [(m, d)], "B": [(m, d)], "S": [(d, d)], "M": [(d, d)], "P": [(m, m)], "Q": [(m, m)]}
+    expected |= {"gamma": [(), (d,)], "theta": [(), (d,), *per_filter]}
     for name in set(expected) & set(getattr(part, "_fields", ())):
         value = getattr(part, name)
         shape = value.shape if isinstance(value, Structured) else np.shape(value)[lead:]
         if shape not in expected[name]:
-            hint = " Were the params made for another dictionary?" if name in ("W", "B", "S") else ""
+            hint = "" if name in ("gamma", "theta") else " Were the params made for another dictionary?"
             raise ValueError(f"{where}: {name} has shape {shape} at a step; expected one of {expected[name]}.{hint}")
     if hasattr(part, "theta"):
         _checks.nonnegative(part.theta, "theta", where)

@@ -27,6 +27,8 @@ def blocks_of(
     """
     if not isinstance(layer, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(layer).__name__}")
+    if isinstance(layer, Network) and not layer.layers:
+        raise TypeError(f"{where}: expected a chain of layers, as networks.dsc makes them; this network is none")
     if not _checks.is_concrete((params, D)):
         raise TypeError(f"{where}: builds on the host from known params and D, got traced ones; call it outside jit")
     chain = isinstance(layer, Network)
