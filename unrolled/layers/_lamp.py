@@ -42,8 +42,8 @@ def lamp(
         v_k = y - D x_k + \frac{\|x_k\|_0}{m} v_{k-1}, \qquad
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
-    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing: W = D over the mean square norm
-    of its atoms, and the given `alpha`. The count norm(x, 0) carries no gradient. Not claimed: convergence for other than
+    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing, W = D and the given `alpha` for
+    unit atoms, the same in the units of D for others. The count norm(x, 0) carries no gradient. Not claimed: convergence for other than
     Gaussian D; at the start the steps can diverge for a coherent one.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1.
@@ -51,8 +51,8 @@ def lamp(
 
     def init(key, D):
         D = as_dictionary(D, "lamp")
-        W = repeat(D / jnp.mean(column_norms(D) ** 2), depth)
-        return Unrolled(None, Message(W, jnp.full(depth, alpha, D.dtype)))
+        size = jnp.mean(column_norms(D) ** 2)
+        return Unrolled(None, Message(repeat(D / size, depth), jnp.full(depth, alpha / jnp.sqrt(size), D.dtype)))
 
     def start(D, y):
         return Corrected(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y))

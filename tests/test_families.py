@@ -1,0 +1,297 @@
+"""The learned families: each is its formula in numpy, and reduces to its kin where the extra parts are switched off."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import unrolled as ur
+from unrolled import layers
+from unrolled.layers import Unrolled, Weights
+
+M, N, K, LAM = 6, 10, 4, 0.1
+# K steps of sums of M + N products of numbers near 1, each rounded, twice.
+CLOSE = 2 * (M + N) * K * np.finfo(float).eps
+SUPPORT = (0.1, 0.3)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    D = np.array(ur.dictionaries.gaussian(jax.random.key(4), M, N))
+    return D, np.random.default_rng(4).normal(size=M)
+
+
+def assert_close(ours, expected, atol=CLOSE):
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
+
+
+def shrink(u, theta):
+    return np.sign(u) * np.maximum(np.abs(u) - theta, 0)
+
+
+def moved(params, seed=0):
+    """Params with every entry times its own number near 1."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape), params)
+
+
+def steps_of(params):
+    return jax.tree.map(np.asarray, layers.unstack(params).steps)
+
+
+def test_support_selection_makes_ss_and_cpss():
+    assert layers.lista_ss(K, support=SUPPORT) is layers.lista(K, support=SUPPORT)
+    assert layers.lista_cpss(K, tied=False) is layers.lista_cp(K, tied=False, support=(0.012, 0.13))
+    assert layers.lista_cpss(3).schedule == pytest.approx((0.012, 0.024, 0.036))
+
+
+@pytest.mark.parametrize("family", ["lista", "lista_cp"])
+def test_a_support_of_nothing_is_no_selection(problem, family):
+    D, y = problem
+    make = getattr(layers, family)
+    params = moved(make(K, tied=False).init(None, D))
+    assert_close(make(K, support=(0.0, 0.0)).iterates(params, D, y), make(K).iterates(params, D, y))
+
+
+def test_tilista_is_alista_with_weights_that_move(problem):
+    D, y = problem
+    params = moved(layers.alista(K).init(None, D))
+    trained = Unrolled(Weights(params.shared.W), params.steps)
+    for support in (None, SUPPORT):
+        ours = layers.tilista(K, support=support).iterates(trained, D, y)
+        assert_close(ours, layers.alista(K, support=support).iterates(params, D, y))
+    gradient = jax.grad(lambda p: jnp.sum(layers.tilista(K).apply(p, D, y)))(trained)
+    assert np.any(np.asarray(gradient.shared.W))
+
+
+def test_robust_alista_is_alista_of_the_dictionary_in_hand(problem):
+    D, y = problem
+    steps = moved(layers.robust_alista(K).init(None, D)).steps
+    for E in (D, np.array(ur.dictionaries.gaussian(jax.random.key(9), M, N))):
+        alista = layers.alista(K).init(None, E)._replace(steps=steps)
+        assert_close(
+            layers.robust_alista(K).iterates(Unrolled(None, steps), E, y), layers.alista(K).iterates(alista, E, y)
+        )
+
+
+def test_step_lista_is_ista_whose_thresholds_follow_its_steps(problem):
+    D, y = problem
+    layer = layers.step_lista(K, lam=LAM)
+    params = moved(layer.init(None, D))
+    gamma = params.steps.gamma
+    ista = Unrolled(None, layers.StepAndThreshold(gamma, gamma * LAM))
+    assert_close(layer.iterates(params, D, y), layers.ista(K).iterates(ista, D, y))
+
+
+def test_glista_is_its_formula_and_without_gates_lista_cpss(problem):
+    D, y = problem
+    layer = layers.glista(K, support=SUPPORT)
+    params = moved(layer.init(None, D))
+    plain = Unrolled(None, layers.WeightsAndThreshold(params.steps.W, params.steps.theta))
+    assert_close(layer.iterates(params, D, y), layers.lista_cp(K, support=SUPPORT).iterates(plain, D, y))
+    steps = params.steps._replace(gain=jnp.linspace(0.3, 0.6, K), overshoot=jnp.linspace(0.2, 0.5, K))
+    x, shrunk_by, path = np.zeros(N), np.zeros(N), []
+    for k, p in enumerate(steps_of(Unrolled(None, steps))):
+        u = x * (1 + p.gain * np.maximum(1 - p.slope * np.abs(x), 0))
+        v = u + p.W.T @ (y - D @ u)
+        count = round((k + 1) * 0.1 * N) if k < 2 else 3
+        passes = (np.abs(v) > np.sort(np.abs(v))[-count - 1]) & (np.abs(v) > p.theta)
+        end = np.where(passes, v, shrink(v, p.theta))
+        x = x + (1 + p.overshoot * shrunk_by / (np.abs(end - x) + 0.1)) * (end - x)
+        shrunk_by = np.where(passes, 0, p.theta)
+        path.append(x)
+    assert_close(layer.iterates(Unrolled(None, steps), D, y), path)
+
+
+def test_lfista_starts_as_fista_and_without_memory_is_lista(problem):
+    D, y = problem
+    layer = layers.lfista(K, lam=LAM)
+    params = layer.init(None, D)
+    assert_close(layer.iterates(params, D, y), layers.fista(K).iterates(ur.analytic.ista(D, LAM, K), D, y))
+    params = moved(params)
+    forgetful = params._replace(steps=params.steps._replace(M=params.steps.M * 0))
+    lista = Unrolled(None, layers.MatricesAndThreshold(params.steps.B, params.steps.S, params.steps.theta))
+    assert_close(layer.iterates(forgetful, D, y), layers.lista(K, tied=False).iterates(lista, D, y))
+
+
+def test_lamp_is_its_formula(problem):
+    D, y = problem
+    layer = layers.lamp(K, alpha=0.8)
+    params = moved(layer.init(None, D))
+    x, v, path = np.zeros(N), np.zeros(M), []
+    for p in steps_of(params):
+        v = y - D @ x + np.count_nonzero(x) / M * v
+        x = shrink(x + p.W.T @ v, p.alpha * np.linalg.norm(v) / np.sqrt(M))
+        path.append(x)
+    assert 0 < np.count_nonzero(path[-2]) < N
+    assert_close(layer.iterates(params, D, y), path, 10 * CLOSE)  # the memory term carries rounding from step to step
+
+
+def test_lamp_starts_as_amp_whatever_the_scale_of_the_dictionary(problem):
+    D, y = problem
+    layer = layers.lamp(K, alpha=0.3)
+    ours, scaled = (layer.apply(layer.init(None, c * D), c * D, c * y) for c in (1, 3))
+    assert_close(scaled, ours, 10 * CLOSE)
+
+
+@pytest.mark.parametrize("r", [-2.0, 0.3, 1.1])
+def test_the_bernoulli_gaussian_mean_is_the_integral(r):
+    probability, variance, tau2 = 0.1, 1.7, 0.04
+    noise = stats.norm(scale=np.sqrt(tau2)).pdf
+    slab = stats.norm(scale=np.sqrt(variance)).pdf
+    mass, mean = (
+        integrate.quad(lambda x, f=f: f(x) * probability * slab(x) * noise(r - x), -9, 9, epsabs=1e-13, points=[r])[0]
+        for f in (lambda x: 1.0, lambda x: x)
+    )
+    expected = mean / (mass + (1 - probability) * noise(r))
+    ours = layers.bernoulli_gaussian_mean(jnp.asarray(r), jnp.asarray(tau2), probability=probability, variance=variance)
+    assert float(ours) == pytest.approx(expected, abs=1e-10)  # the quadrature's tolerance over a mass of 1e-3
+
+
+def test_tista_is_its_formula(problem):
+    D, y = problem
+    noise = 0.01
+    layer = layers.tista(K, probability=0.2, variance=1.5, noise=noise)
+    params = moved(layer.init(None, D).steps)
+    W = np.linalg.pinv(D).T
+    x, path = np.zeros(N), []
+    for gamma in np.asarray(params.gamma):
+        r = y - D @ x
+        v = max((r @ r - M * noise) / np.sum(D**2), 1e-9)
+        tau2 = v / N * (N + (gamma**2 - 2 * gamma) * M) + gamma**2 * noise / N * np.sum(W**2)
+        u = x + gamma * W.T @ r
+        slab = 0.2 * stats.norm(scale=np.sqrt(1.5 + tau2)).pdf(u)
+        x = u * 1.5 / (1.5 + tau2) * slab / (0.8 * stats.norm(scale=np.sqrt(tau2)).pdf(u) + slab)
+        path.append(x)
+    ours = layer.iterates(Unrolled(layers.Fixed(jnp.asarray(W)), params), D, y)
+    # The odds are exponentials of r^2 / tau2, here below 1e3, which magnify rounding as much.
+    assert_close(ours, path, 1e4 * CLOSE)
+
+
+def test_liht_keeps_the_largest_and_starts_as_iterative_hard_thresholding(problem):
+    D, y = problem
+    layer, L, x = layers.liht(K, sparsity=3), np.linalg.norm(D, 2) ** 2, np.zeros(N)
+    for _ in range(K):
+        u = x + D.T @ (y - D @ x) / L
+        x = np.where(np.abs(u) >= np.sort(np.abs(u))[-3], u, 0)
+    found = layer.apply(layer.init(None, D), D, y)
+    assert_close(found, x)
+    assert np.count_nonzero(found) == 3
+    every = layers.liht(1, sparsity=99)  # above d: everything is kept
+    assert_close(every.apply(every.init(None, D), D, y), D.T @ y / L)
+
+
+def test_ada_lista_serves_a_dictionary_per_signal(problem):
+    D, y = problem
+    layer = layers.ada_lista(K, lam=LAM)
+    params = layer.init(None, D)
+    assert_close(layer.iterates(params, D, y), layers.ista(K).iterates(ur.analytic.ista(D, LAM, K), D, y))
+    params = moved(params)
+    Ds, Y = np.stack([D, D[:, ::-1]]), np.stack([y, 2 * y])
+    P, Q, x = *(np.asarray(a) for a in params.shared), np.zeros(N)
+    for p in steps_of(params):
+        x = shrink(x + p.gamma * Ds[1].T @ (P.T @ Y[1] - Q.T @ Q @ Ds[1] @ x), p.theta)
+    together = jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)
+    assert_close(together[1], x)
+    assert_close(together[0], layer.apply(params, D, y))
+
+
+def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
+    D, y = problem
+    layer = layers.na_alista(K, units=3, threshold=0.4)
+    params = moved(layer.init(jax.random.key(0), D))
+    p = jax.tree.map(np.asarray, params.shared)
+    p = p._replace(bias=np.linspace(-1, 1, 12), kernel=3 * p.kernel, middle_bias=np.array([0.3, -0.2, 0.4]))
+    (W,), x, hidden, memory, path = p.analytic, np.zeros(N), np.zeros(3), np.zeros(3), []
+
+    def sigmoid(v):
+        return 1 / (1 + np.exp(-v))
+
+    for _ in range(K):
+        r = y - D @ x
+        g = W.T @ r
+        sizes = np.array([np.abs(r).mean(), np.abs(g).mean()])
+        write, keep, candidate, show = np.split(np.concatenate([np.log(sizes), hidden]) @ p.kernel + p.bias, 4)
+        memory = sigmoid(keep) * memory + sigmoid(write) * np.tanh(candidate)
+        hidden = sigmoid(show) * np.tanh(memory)
+        out = np.maximum(memory @ p.middle + p.middle_bias, 0) @ p.head + p.head_bias
+        gamma, tau = np.log1p(np.exp(out))
+        x = shrink(x + gamma * g, tau * sizes[1])
+        path.append(x)
+    assert_close(layer.iterates(Unrolled(p, None), D, y), path, 10 * CLOSE)
+
+
+@pytest.fixture(scope="module")
+def two():
+    return tuple(np.array(ur.dictionaries.gaussian(jax.random.key(j), *s)) for j, s in enumerate([(M, N), (N, 12)]))
+
+
+def test_ml_lista_is_its_formula_and_starts_as_ml_ista(two, problem):
+    network, y = ur.networks.ml_lista(K, lam=0.05), problem[1]
+    L = [np.linalg.norm(D, 2) ** 2 for D in two]
+    start = network.init(None, two)
+    for params in (start, moved(start)):
+        x = np.zeros(12)
+        for k in range(K):
+            below, codes = y, []
+            for D, p, u in zip(two, params, (two[1] @ x, x)):
+                v = u - float(p.steps.gamma[k]) * D.T @ (D @ u) + np.asarray(p.shared.B).T @ below
+                below = shrink(v, float(p.steps.theta[k]))
+                codes.append(below)
+            x = codes[-1]
+        for ours, expected in zip(network.apply(params, two, y), codes, strict=True):
+            assert_close(ours, expected, 4 * CLOSE)
+    for p, D, gamma, theta in zip(start, two, 1 / np.array(L), 0.05 / np.cumprod(L)):
+        assert_close(p.shared.B, D * gamma)
+        assert_close(p.steps.gamma, np.full(K, gamma))
+        assert_close(p.steps.theta, np.full(K, theta))
+
+
+def test_ml_lista_of_one_layer_is_ista(problem):
+    D, y = problem
+    network = ur.networks.ml_lista(K, lam=LAM)
+    (code,) = network.apply(network.init(None, (D,)), (D,), y)
+    assert_close(code, layers.ista(K).apply(ur.analytic.ista(D, LAM, K), D, y))
+
+
+def test_ml_lista_trains_and_takes_structured_dictionaries(problem):
+    y = problem[1]
+    bank = ur.dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), M)
+    Ds = (bank, np.array(ur.dictionaries.gaussian(jax.random.key(2), bank.shape[1], 5)))
+    network = ur.networks.ml_lista(2, lam=0.02)
+    params = network.init(None, Ds)
+    dense = (ur.dictionaries.dense(Ds[0]), Ds[1])
+    matrices = (params[0]._replace(shared=type(params[0].shared)(ur.dictionaries.dense(params[0].shared.B))), params[1])
+    for ours, expected in zip(network.apply(params, Ds, y), network.apply(matrices, dense, y), strict=True):
+        assert_close(ours, expected, 10 * CLOSE)
+    gradient = jax.grad(lambda p: jnp.sum(network.apply(p, Ds, y)[-1] ** 2))(params)
+    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+def test_what_does_not_fit_is_refused(problem, two):
+    D, y = problem
+    with pytest.raises(ValueError, match="sparsity must be at least 1"):
+        layers.liht(K, sparsity=0)
+    with pytest.raises(ValueError, match="probability must be above 0"):
+        layers.tista(K, probability=0.0)
+    with pytest.raises(ValueError, match="variance must be above 0"):
+        layers.tista(K, variance=-1.0)
+    with pytest.raises(ValueError, match="units must be at least 1"):
+        layers.na_alista(K, units=0)
+    with pytest.raises(ValueError, match="threshold must be positive"):
+        layers.na_alista(K, threshold=0.0)
+    with pytest.raises(ValueError, match="support must be"):
+        layers.glista(K, support=(0.1, 1.5))
+    params = layers.ada_lista(K).init(None, D)
+    wrong = params._replace(shared=params.shared._replace(P=np.eye(M + 1)))
+    with pytest.raises(ValueError, match=r"P has shape \(7, 7\)"):
+        layers.ada_lista(K).apply(wrong, D, y)
+    network = ur.networks.ml_lista(K)
+    params = network.init(None, two)
+    with pytest.raises(ValueError, match="one per layer, got 1"):
+        network.apply(params[:1], two, y)
+    with pytest.raises(ValueError, match="depth 2"):
+        ur.networks.ml_lista(2).apply(params, two, y)
+    with pytest.raises(TypeError, match="chain of layers"):
+        ur.realize.cnn(network, params, two, kernel_size=3, signal_bound=1.0)
