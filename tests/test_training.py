@@ -385,7 +385,7 @@ def test_training_a_network(chain, learn):
 @pytest.mark.parametrize("step", [0, 6])
 def test_a_nan_stops_the_training_at_its_step(D, sample, step):
     layer, reached = FAMILIES["lista_cp"], []
-    with pytest.raises(NonFiniteError, match=f"training stopped at step {step}:.*learning rate") as caught:
+    with pytest.raises(NonFiniteError, match=rf"training stopped at step {step}:.*codes\[0\]") as caught:
         run(layer, D, nan_at(sample, step), steps=20, evaluate_every=5, callbacks=[lambda r, p: reached.append(r.step)])
     stopped = caught.value.fit
     assert finite((stopped.params, stopped.best, stopped.D))
@@ -412,9 +412,29 @@ def test_a_loss_that_becomes_nan_stops_the_training(D, sample):
 
 def test_an_update_that_is_not_finite_stops_the_training(D, sample):
     bursts = optax.chain(optax.sgd(1e-3), optax.scale_by_schedule(lambda k: jnp.where(k == 3, jnp.inf, 1.0)))
-    with pytest.raises(NonFiniteError, match="stopped at step 3:") as caught:
+    with pytest.raises(NonFiniteError, match=r"stopped at step 3:.*updated params.shared.W.*learning rate") as caught:
         run(FAMILIES["lista_cp"], D, sample, optimizer=bursts, steps=8, evaluate_every=4)
     assert np.isfinite(caught.value.fit.history.loss[3]) and finite(caught.value.fit.params)
+
+
+@pytest.mark.parametrize("form", [layers.stack, layers.unstack])
+def test_the_step_whose_gradient_breaks_is_named(D, sample, form):
+    """The square root has no finite derivative where the third threshold stands."""
+    layer = FAMILIES["ista"]
+    params = analytic.ista(D, 0.1, DEPTH)
+    params = form(params._replace(steps=params.steps._replace(theta=params.steps.theta.at[2].set(0.0))))
+
+    def step(shared, p, D, y, state):
+        after = layer.step(shared, p, D, y, state)
+        return after._replace(x=after.x + 0 * jnp.sqrt(p.theta))
+
+    def iterates(params, D, y):
+        return layers.unroll(step, params, D, y, layer.start(D, y), depth=DEPTH)[1]
+
+    broken = layer._replace(step=step, iterates=iterates)
+    name = r"steps.theta\[2\]" if form is layers.stack else r"steps\[2\].theta"
+    with pytest.raises(NonFiniteError, match=f"stopped at step 0:.*the gradient of params.{name}"):
+        run(broken, D, sample, params, steps=2)
 
 
 def test_a_loss_that_is_nan_from_the_start(D, sample):
@@ -528,3 +548,55 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
     refused(ValueError, "params have .* steps but the layer has depth 4", params=analytic.ista(D, 0.1, 3))
     bare = layers.Unrolled(layers.Fixed(D), ())
     refused(TypeError, "no floating-point leaf to train", model=layers.alista(0), params=bare)
+
+
+# A part of the params
+
+
+def test_leaves_that_are_not_trainable_stay_bit_for_bit(D, sample):
+    """Weight decay would move them."""
+    layer = FAMILIES["alista"]
+    params = layer.init(jax.random.key(9), D)
+    chosen = layers.Unrolled(False, layers.StepAndThreshold(gamma=False, theta=True))
+    found = run(layer, D, sample, params, steps=10, optimizer=optax.adamw(1e-2, weight_decay=0.5), trainable=chosen)
+    for end in (found.params, found.best):
+        assert same((end.shared, end.steps.gamma), (params.shared, params.steps.gamma))
+    assert not same(found.best.steps.theta, params.steps.theta)
+
+
+def test_a_step_that_is_not_trainable_stays_bit_for_bit(D, sample):
+    layer = FAMILIES["lista_cp untied"]
+    params = layers.unstack(layer.init(jax.random.key(9), D))
+    chosen = layers.Unrolled(True, (False, True, False, True))
+    found = run(layer, D, sample, params, steps=5, optimizer=optax.adamw(1e-2, weight_decay=0.5), trainable=chosen)
+    assert [same(p, q) for p, q in zip(found.params.steps, params.steps)] == [True, False, True, False]
+
+
+def test_trainable_false_leaves_the_dictionary_to_be_learned(D, sample):
+    layer = FAMILIES["ista"]
+    params = layer.init(jax.random.key(9), D)
+    found = run(layer, D, sample, params, steps=3, trainable=False, learn_dictionary=True)
+    assert same(found.params, params) and not same(found.D, D)
+
+
+def test_trainable_refuses_what_it_cannot_read(D, sample):
+    layer = FAMILIES["ista"]
+    for trainable, error, match in (
+        (layers.Unrolled(False, (True, True)), ValueError, "trainable is not a tree prefix of params"),
+        (layers.Unrolled(None, layers.StepAndThreshold(1.0, True)), TypeError, "must hold bools, got float"),
+        (layers.Unrolled(None, np.ones(DEPTH, bool)), TypeError, "ndarray; to freeze single steps"),
+        (False, ValueError, "leaves nothing to train"),
+    ):
+        with pytest.raises(error, match=match):
+            run(layer, D, sample, steps=1, trainable=trainable)
+
+
+def test_patience_stops_when_the_best_is_old(D, sample):
+    """At a rate of 10 every look is worse than the start."""
+    found = run(
+        FAMILIES["ista"], D, sample, steps=50, evaluate_every=2, optimizer=optax.adam(10.0), patience=5, progress=False
+    )
+    assert [record.step for record in found.history.records] == [0, 2, 4, 6]
+    assert found.history.loss.shape == (6,)
+    with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
+        run(FAMILIES["ista"], D, sample, steps=1, patience=0)

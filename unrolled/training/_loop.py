@@ -1,0 +1,177 @@
+"""The compiled training step, and the host's side of a training: when to look, what is best, when to stop."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrolled._checks import Array
+from unrolled.layers._unroll import Layer
+from unrolled.networks import Network
+from unrolled.training._records import Fit, History, NonFiniteError, Record, State, Trained
+from unrolled.training._split import merge, unit_atoms
+
+
+def make_loop(
+    where: str, model, loss: Callable, sample: Callable, optimizer, key, trained: Trained, fixed: Trained, validation
+) -> "Loop":
+    """Compile a training once, for any number of stages.
+
+    `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage.
+    """
+    codes = codes_of(model, where)
+    learns_dictionary = bool(jax.tree.leaves(trained.D))
+
+    def judged(trained, fixed, Y, X, at):
+        params, D = merge(trained, fixed)
+        found = codes(params, D, Y)
+        return loss(found, X, D, Y, at), found
+
+    def objective(*arguments):
+        return judged(*arguments)[0]
+
+    def advance(trained, state, gradients):
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
+            updates, state = optimizer.update(gradients, state, trained)
+            trained = optax.apply_updates(trained, updates)
+        return trained._replace(D=unit_atoms(trained.D)) if learns_dictionary else trained, state
+
+    def update(trained, state, bad, fixed, k, at):
+        Y, X = sample(jax.random.fold_in(key, k))
+        value, gradients = jax.value_and_grad(objective)(trained, fixed, Y, X, at)
+        good = jnp.isfinite(value) & all_finite(gradients)
+        bad = jnp.where(good | (bad >= 0), bad, k)
+        # A branch, not a selection: selecting afterwards would read and write all params once more.
+        trained, state = jax.lax.cond(bad < 0, advance, lambda t, s, _: (t, s), trained, state, gradients)
+        return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
+
+    return Loop(
+        where,
+        jax.jit(update, donate_argnums=(0, 1, 2)),
+        jax.jit(objective),
+        jax.jit(jax.value_and_grad(judged, has_aux=True)),
+        jax.jit(lambda k: sample(jax.random.fold_in(key, k))),
+        optimizer,
+        fixed,
+        validation,
+    )
+
+
+class Loop(NamedTuple):
+    """A compiled training. `run` takes a `State` from where it is, so a training may stop, be saved, and go on."""
+
+    where: str
+    update: Callable
+    objective: Callable
+    inspect: Callable  # codes and gradients, where something is not finite
+    batch: Callable
+    optimizer: optax.GradientTransformation
+    fixed: Trained
+    validation: tuple
+
+    def start(self, trained: Trained) -> State:
+        """Nothing done yet. The compiled step consumes its arguments: copies keep the caller's params apart."""
+        trained = copy(trained)
+        optimizer = copy(self.optimizer.init(trained))
+        return State(trained, optimizer, 0, 0, best=trained, lowest=np.inf, best_at=0, losses=np.empty(0), records=())
+
+    def run(
+        self, state: State, stop: int, every: int, watch: Callable, *, patience: int | None = None, at: int = -1
+    ) -> State:
+        """Train until step `stop`, look after every so many steps, and call `watch(state)` at each look."""
+        bad = jnp.full((), -1, jnp.int32)
+        began = time.perf_counter() - (state.records[-1].seconds if state.records else 0.0)
+        seen = [(record.step, record.stage) for record in state.records[-1:]]
+        for done in [*range(state.step, stop, every), stop]:
+            if (done, state.stage) in seen:  # the look that this state comes from
+                continue
+            trained, optimizer, pending = state.trained, state.optimizer, []
+            for k in range(state.step, done):
+                trained, optimizer, bad, value = self.update(trained, optimizer, bad, self.fixed, k, at)
+                pending.append(value)
+            recent = np.asarray([float(value) for value in pending])
+            value = float(self.objective(trained, self.fixed, *self.validation, at))
+            loss = float(recent.mean()) if len(recent) else np.nan
+            record = Record(done, loss, value, time.perf_counter() - began, state.stage)
+            state = state._replace(
+                trained=trained,
+                optimizer=optimizer,
+                step=done,
+                losses=np.concatenate([state.losses, recent]),
+                records=(*state.records, record),
+            )
+            if value < state.lowest:
+                state = state._replace(best=copy(trained), lowest=value, best_at=done)
+            self._stop_unless_finite(state, int(bad), at)
+            watch(state)
+            if patience is not None and done - state.best_at >= patience:
+                break
+        return state
+
+    def result(self, state: State) -> Fit:
+        """What a training has reached; nothing of it is consumed when the training goes on."""
+        last = copy(state.trained) if all_finite(state.trained) else state.best
+        history = History(state.losses, state.records)
+        return Fit(merge(last, self.fixed).params, *merge(state.best, self.fixed), history)
+
+    def _stop_unless_finite(self, state: State, bad: int, at: int) -> None:
+        last = state.records[-1]
+        if bad < 0 and np.isfinite(last.validation):
+            return
+        batch = self.validation if bad < 0 else self.batch(bad)
+        if all_finite(state.trained):
+            (_, codes), gradients = self.inspect(state.trained, self.fixed, *batch, at)
+            place = place_of_non_finite(codes, gradients)
+        else:
+            place = place_of_non_finite((), state.trained, "the updated ")
+        if bad >= 0:
+            loss = f"the loss is {state.losses[bad]:.4g}, and it, its gradient or the update is not finite"
+            what = f"training stopped at step {bad}: {loss}"
+        else:
+            what = f"training stopped at step {last.step}: the validation loss is {last.validation}"
+        found = f", first in {place}" if place else ""
+        kept = "`.fit` of this error holds the params before it and the best"
+        hint = "try a smaller learning rate or optax.clip_by_global_norm"
+        raise NonFiniteError(f"{self.where}: {what}{found}; {kept}; {hint}", self.result(state))
+
+
+def place_of_non_finite(codes, tree: Trained, of: str = "the gradient of ") -> str:
+    """The first step whose code is not finite, else the first one whose leaf of `tree` is not; "" if all are finite."""
+    for k, x in enumerate(codes):
+        if not np.isfinite(x).all():
+            return f"codes[{k}]"
+    places = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if np.isfinite(leaf).all():
+            continue
+        names = [getattr(entry, "name", getattr(entry, "idx", None)) for entry in path]
+        steps = names.index("steps") if "steps" in names else None
+        name, k = jax.tree_util.keystr(path).lstrip("."), -1
+        if steps is not None and isinstance(names[steps + 1], int):
+            k = names[steps + 1]
+        elif steps is not None:  # stacked: K leads
+            k = int(np.argmin(np.isfinite(leaf).reshape(len(leaf), -1).all(1)))
+            name += f"[{k}]"
+        places.append((k, f"{of}{name}"))
+    return min(places)[1] if places else ""
+
+
+def codes_of(model, where: str) -> Callable:
+    """`codes(params, D, Y)`: (K, batch, d) for a layer, a tuple over the blocks for a network."""
+    if isinstance(model, Layer):
+        return jax.vmap(model.iterates, (None, None, 0), out_axes=1)
+    if isinstance(model, Network):
+        return jax.vmap(model.apply, (None, None, 0))
+    raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
+
+
+def copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def all_finite(tree) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
