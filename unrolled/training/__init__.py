@@ -1,5 +1,6 @@
-"""Training end to end with optax, and the losses for it."""
+"""Training with optax, end to end or stage by stage, the losses for it, and the search over a grid where it is not needed."""
 
+from unrolled.training._curriculum import curriculum as curriculum
 from unrolled.training._fit import fit as fit
 from unrolled.training._losses import deep as deep
 from unrolled.training._losses import lasso as lasso
@@ -11,3 +12,7 @@ from unrolled.training._records import History as History
 from unrolled.training._records import NonFiniteError as NonFiniteError
 from unrolled.training._records import Record as Record
 from unrolled.training._records import Trained as Trained
+from unrolled.training._scale_steps import StepRates as StepRates
+from unrolled.training._scale_steps import scale_steps as scale_steps
+from unrolled.training._search import Search as Search
+from unrolled.training._search import search as search

@@ -1,0 +1,372 @@
+"""Rates per step, stage-wise training, and the search over a grid."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unrolled import dictionaries, layers, metrics, networks, problems, training
+from unrolled.layers import StepAndThreshold, Unrolled
+from unrolled.training import NonFiniteError, Trained, curriculum, scale_steps, search
+
+M, N, DEPTH, STAGES, STEPS, EVERY = 10, 20, 3, 3, 20, 5
+RATES = np.array([1.0, 0.3, 0.0, 2.0])
+# Sums and products of a few numbers in another order.
+ROUNDING = 1e3 * np.finfo(np.float64).eps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Tiny problems spend their time in the compiler."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def D():
+    return dictionaries.gaussian(jax.random.key(1), M, N)
+
+
+@pytest.fixture(scope="module")
+def sample(D):
+    return problems.sampler(D, 16, probability=0.1)
+
+
+def same(a, b):
+    """True if two trees agree bit for bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs
+    )
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=ROUNDING), a, b)
+
+
+def step_of(params, k):
+    return jax.tree.map(lambda leaf: leaf[k], params.steps)
+
+
+# Rates per step
+
+
+def random_like(tree, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), tree)
+
+
+PARAMS = Unrolled(jnp.zeros(3), StepAndThreshold(jnp.zeros(4), jnp.zeros((4, 2))))
+
+
+def moved(optimizer, params, gradients):
+    """The params after one update per tree of gradients."""
+    state = optimizer.init(params)
+    for g in gradients:
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("form", [layers.stack, layers.unstack])
+def test_rates_per_step_are_separate_optimisers(form):
+    """Adam with its own rate for every step and for the shared params, against one Adam and `scale_steps` after it."""
+    gradients = [random_like(PARAMS, seed) for seed in range(3)]
+    together = optax.chain(optax.adam(1e-2), scale_steps(RATES, shared=0.5))
+    found = layers.stack(moved(together, form(PARAMS), [form(g) for g in gradients]))
+    for k, rate in enumerate(RATES):
+        alone = moved(optax.adam(1e-2 * rate), step_of(PARAMS, k), [step_of(g, k) for g in gradients])
+        assert_close(step_of(found, k), alone)
+    assert_close(found.shared, moved(optax.adam(0.5e-2), PARAMS.shared, [g.shared for g in gradients]))
+
+
+def test_scaling_the_gradients_before_adam_does_nothing():
+    gradients = [random_like(PARAMS, seed) for seed in range(3)]
+    plain = optax.adam(1e-2, eps=0.0)
+    before = optax.chain(scale_steps([1.0, 0.3, 1e-3, 2.0], shared=0.5), plain)
+    assert_close(moved(before, PARAMS, gradients), moved(plain, PARAMS, gradients))
+
+
+def test_rates_reach_what_fit_shows_to_an_optimiser():
+    """Untrained leaves are None, and a dictionary stands outside of the params."""
+    updates = Trained(Unrolled(None, StepAndThreshold(None, jnp.ones((4, 2)))), jnp.ones((2, 2)))
+    rates = scale_steps(RATES, shared=0.5)
+    found, _ = rates.update(updates, rates.init(updates))
+    np.testing.assert_array_equal(found.params.steps.theta, np.outer(RATES, [1, 1]))
+    np.testing.assert_array_equal(found.D, np.full((2, 2), 0.5))
+    assert found.params.shared is None and found.params.steps.gamma is None
+
+
+def test_rates_change_without_a_new_trace():
+    traces, optimizer = [], scale_steps(RATES)
+
+    @jax.jit
+    def update(updates, state):
+        traces.append(1)
+        return optimizer.update(updates, state)[0]
+
+    ones, state = jax.tree.map(jnp.ones_like, PARAMS), optimizer.init(PARAMS)
+    np.testing.assert_array_equal(update(ones, state).steps.gamma, RATES)
+    np.testing.assert_array_equal(update(ones, state._replace(rates=2 * state.rates)).steps.gamma, 2 * RATES)
+    assert len(traces) == 1
+
+
+def test_a_rate_of_zero_freezes_bit_for_bit_under_weight_decay():
+    params = random_like(PARAMS, 9)
+    optimizer = optax.chain(optax.adamw(1e-2, weight_decay=0.5), scale_steps([1.0, 0.0, 1.0, 0.0], shared=0.0))
+    found = moved(optimizer, params, [random_like(PARAMS, 1)])
+    assert [same(step_of(found, k), step_of(params, k)) for k in range(4)] == [False, True, False, True]
+    assert same(found.shared, params.shared)
+
+
+def test_scale_steps_refuses_what_is_no_rate():
+    for rates, shared, match in (
+        (0.5, 1.0, r"rates has shape \(\); expected a vector"),
+        ([1.0, -0.1], 1.0, "rates must be non-negative"),
+        ([1.0, np.nan], 1.0, "rates has NaN or infinite"),
+        ([1.0], np.inf, "shared has NaN or infinite"),
+        ([1.0], [1.0], r"shared has shape \(1,\); expected one number"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            scale_steps(rates, shared)
+    for params in (PARAMS, layers.unstack(PARAMS)):
+        with pytest.raises(ValueError, match=r"there are 3 rates, .* leading axes \[\(4,\)\]; expected 3 steps"):
+            scale_steps(np.ones(3)).init(params)
+
+
+# Stage-wise training
+
+
+class Course(NamedTuple):
+    """A curriculum and what was seen on the way."""
+
+    found: training.Fit
+    start: Unrolled
+    layer: layers.Layer
+    seen: list  # (record, params) at every look
+    traces: int
+    validation: tuple
+
+    def of_stage(self, stage):
+        return [(record, params) for record, params in self.seen if record.stage == stage]
+
+    def errors(self, params):
+        """Mean square error after every step, on the validation batch."""
+        Y, X = self.validation
+        codes = jax.jit(jax.vmap(self.layer.iterates, (None, None, 0), 1))(params, self.found.D, Y)
+        return ((np.asarray(codes) - np.asarray(X)) ** 2).sum(-1).mean(-1) / 2
+
+
+def course(layer, D, sample, params=None, **options):
+    params, seen, traces = layer.init(None, D) if params is None else params, [], []
+
+    def counted(key):
+        traces.append(1)
+        return sample(key)
+
+    options = (
+        dict(steps_per_stage=STEPS, evaluate_every=EVERY, rate=3e-2, validation=sample(jax.random.key(8))) | options
+    )
+    callbacks = [lambda record, params: seen.append((record, params))]
+    found = curriculum(layer, params, D, counted, key=0, callbacks=callbacks, **options)
+    return Course(found, params, layer, seen, len(traces), options["validation"])
+
+
+@pytest.fixture(scope="module")
+def untied(D, sample):
+    return course(layers.lista_cp(DEPTH, tied=False), D, sample)
+
+
+def test_one_compiled_step_serves_all_stages(untied):
+    assert untied.traces == 1
+    assert [record.stage for record, _ in untied.seen] == [
+        i for i in range(DEPTH * STAGES) for _ in range(STEPS // EVERY + 1)
+    ]
+    assert untied.found.history.loss.shape == (DEPTH * STAGES * STEPS,)
+    assert untied.found.history.records == tuple(record for record, _ in untied.seen)
+
+
+def test_the_curriculum_beats_its_start_at_every_step_and_errors_fall(untied):
+    start, end = untied.errors(untied.start), untied.errors(untied.found.best)
+    assert (end < 0.9 * start).all()
+    assert (np.diff(end) < 0).all()
+
+
+def test_a_stage_moves_its_steps_alone(untied):
+    """The first stage of k moves step k, the others steps 1..k; bit for bit."""
+    for stage in range(DEPTH * STAGES):
+        k, first = divmod(stage, STAGES)
+        (_, before), *_, (_, after) = untied.of_stage(stage)
+        still = [same(step_of(before, j), step_of(after, j)) for j in range(DEPTH)]
+        assert still == [j != k if first == 0 else j > k for j in range(DEPTH)]
+
+
+def test_every_stage_starts_from_the_best_of_the_one_before(untied):
+    for stage in range(1, DEPTH * STAGES):
+        before = untied.of_stage(stage - 1)
+        record, params = min(before, key=lambda look: look[0].validation)
+        assert same(untied.of_stage(stage)[0][1], params)
+        if stage % STAGES:
+            assert untied.of_stage(stage)[0][0].validation == record.validation
+    record, params = min(untied.of_stage(DEPTH * STAGES - 1), key=lambda look: look[0].validation)
+    assert same(untied.found.best, params)
+
+
+def test_the_validation_loss_is_that_of_the_step_in_training(untied):
+    for stage in (0, 4, 8):
+        record, params = untied.of_stage(stage)[-1]
+        assert record.validation == pytest.approx(untied.errors(params)[stage // STAGES], rel=ROUNDING)
+
+
+def test_steps_trained_before_move_less(D, sample):
+    """One step of Adam moves every entry by its rate: 1 for the last step, then decay and its square; all times 0.2."""
+    params = layers.ista(DEPTH).init(None, D)
+    found = course(
+        layers.ista(DEPTH),
+        D,
+        sample,
+        params,
+        stages=(0.0, 0.2),
+        steps_per_stage=1,
+        rate=1e-6,
+        decay=0.5,
+        evaluate_every=1,
+    )
+    (_, before), (_, after) = found.of_stage(2 * DEPTH - 1)
+    step = np.abs(np.asarray(after.steps.gamma - before.steps.gamma))
+    # The eps of Adam against gradients of 1e-3 and more, and the rounding of the difference.
+    np.testing.assert_allclose(step, 0.2e-6 * np.array([0.25, 0.5, 1.0]), rtol=1e-4)
+
+
+def test_shared_weights_and_unstacked_steps(D, sample):
+    """The trained W of TiLISTA rests in the first stages of k > 1; the two forms of the steps train alike."""
+    layer = layers.tilista(DEPTH)
+    params = layer.init(None, D)
+    stacked, loose = (
+        course(layer, D, sample, form(params), steps_per_stage=4) for form in (layers.stack, layers.unstack)
+    )
+    for stage in range(DEPTH * STAGES):
+        (_, before), *_, (_, after) = stacked.of_stage(stage)
+        assert same(before.shared, after.shared) is (stage % STAGES == 0 and stage > 0)
+    assert type(loose.found.best.steps) is tuple
+    # The same products, compiled differently, divided by the square roots of Adam.
+    for a, b in zip(jax.tree.leaves(layers.stack(loose.found.best)), jax.tree.leaves(stacked.found.best)):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-9)
+
+
+def test_patience_ends_a_stage(D, sample):
+    """At a rate of 10 training only harms: every stage ends at the first look after 7 steps, with what it began with."""
+    layer = layers.alista(DEPTH)
+    frozen = Unrolled(True, StepAndThreshold(gamma=False, theta=True))
+    found = course(layer, D, sample, stages=(1.0, 1.0), rate=10.0, patience=7, trainable=frozen, progress=False)
+    assert [record.step for record in found.found.history.records if record.stage == 1] == [10, 15, 20]
+    assert len(found.found.history.loss) == 2 * DEPTH * 10
+    assert same(found.found.best, found.start)
+
+
+def test_a_nan_in_a_late_stage_is_named(D, sample):
+    poisoned = jax.random.key_data(jax.random.fold_in(jax.random.key(0), 9))
+
+    def poison(key):
+        Y, X = sample(key)
+        return jnp.where(jnp.all(jax.random.key_data(key) == poisoned), jnp.nan, Y), X
+
+    with pytest.raises(NonFiniteError, match=r"curriculum: training stopped at step 9:.*first in codes\[0\]") as caught:
+        course(layers.ista(DEPTH), D, poison, steps_per_stage=4, evaluate_every=2)
+    records = caught.value.fit.history.records
+    assert (records[-1].step, records[-1].stage) == (10, 2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(caught.value.fit.best))
+
+
+def test_curriculum_refuses_what_it_cannot_train(D, sample):
+    layer = layers.ista(DEPTH)
+    params = layer.init(None, D)
+
+    def refused(error, match, layer=layer, params=params, **options):
+        with pytest.raises(error, match=match):
+            curriculum(layer, params, D, sample, key=0, **options)
+
+    hyper = layers.hyperlista(DEPTH)
+    refused(TypeError, "share all their params; try training.search", hyper, hyper.init(None, D))
+    refused(TypeError, "expected a Layer, got Network", networks.dsc((layer,)), (params,))
+    refused(TypeError, "params must be Unrolled", params=(params,))
+    refused(
+        TypeError, "a function from a rate to an optax transformation.*got GradientTransf", optimizer=optax.adam(1e-3)
+    )
+    refused(TypeError, "optimizer must be a function", optimizer=lambda rate: rate)
+    refused(ValueError, "rate must be non-negative and finite, got nan", rate=np.nan)
+    refused(ValueError, "stages must be non-negative factors", stages=())
+    refused(ValueError, "stages must be non-negative factors", stages=(1.0, -1.0))
+    refused(ValueError, r"decay must be in \[0, 1\], got 1.5", decay=1.5)
+    refused(ValueError, "steps_per_stage must be at least 0", steps_per_stage=-1)
+    refused(ValueError, "evaluate_every must be at least 1", evaluate_every=0)
+    refused(ValueError, "patience must be at least 1", patience=0)
+    refused(ValueError, "trainable leaves nothing", trainable=False)
+    refused(ValueError, "codes have shape", validation=(jnp.ones((2, M)), jnp.ones((2, M))))
+    refused(ValueError, "params have .* steps but the layer has depth 3", params=layers.ista(4).init(None, D))
+
+
+# The grid
+
+
+@pytest.fixture(scope="module")
+def hyper(D, sample):
+    """HyperLISTA on the small problem: layer, params, codes and signals."""
+    layer = layers.hyperlista(4)
+    Y, X = sample(jax.random.key(5))
+    return layer, layer.init(None, D), X, Y
+
+
+def test_a_search_equals_a_loop(D, hyper):
+    layer, params, X, Y = hyper
+    grid = dict(threshold=[0.02, 0.1, 0.5], momentum=[0.0, 0.05], selection=[1.0, 4.0])
+    found = search(layer, params, D, X, Y, chunk=5, **grid)
+    apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    assert found.nmse.shape == found.mean_nmse.shape == (3, 2, 2)
+    for index in np.ndindex(found.nmse.shape):
+        values = {name: jnp.asarray(tried[i]) for (name, tried), i in zip(grid.items(), index)}
+        codes = apply(params._replace(shared=params.shared._replace(**values)), D, Y)
+        assert found.nmse[index] == pytest.approx(float(metrics.nmse(codes, X)), rel=1e-9)
+        assert found.mean_nmse[index] == pytest.approx(float(metrics.mean_nmse(codes, X)), rel=1e-9)
+    i, j, k = np.unravel_index(found.nmse.argmin(), found.nmse.shape)
+    assert found.values == dict(
+        threshold=grid["threshold"][i], momentum=grid["momentum"][j], selection=grid["selection"][k]
+    )
+    assert {name: float(getattr(found.params.shared, name)) for name in grid} == found.values
+    assert same(found.params.shared.analytic, params.shared.analytic)
+
+
+def test_a_search_over_a_field_of_the_steps_skips_what_diverges(D, sample):
+    layer = layers.ista(60)
+    Y, X = sample(jax.random.key(5))
+    params = layer.init(None, D)
+    found = search(layer, params, D, X, Y, gamma=[1e9, 0.1, 0.2])
+    assert np.isnan(found.nmse[0]) and np.isfinite(found.nmse[1:]).all() and found.values["gamma"] in (0.1, 0.2)
+    np.testing.assert_array_equal(found.params.steps.gamma, np.full(60, found.values["gamma"]))
+    with pytest.raises(ValueError, match="no combination of values gives finite codes"):
+        search(layer, params, D, X, Y, gamma=[1e9])
+
+
+def test_search_refuses_what_is_no_grid(D, hyper):
+    layer, params, X, Y = hyper
+
+    def refused(error, match, X=X, Y=Y, params=params, **options):
+        with pytest.raises(error, match=match):
+            search(layer, params, D, X, Y, **options)
+
+    refused(TypeError, "there are no values to try")
+    refused(TypeError, r"no field 'theta'; expected one of \['analytic', 'threshold'", theta=[0.1])
+    refused(ValueError, "analytic is not one number, so it has no grid", analytic=[0.1])
+    refused(ValueError, r"threshold has values of shape \(\); expected a vector", threshold=0.1)
+    refused(ValueError, r"threshold has values of shape \(0,\)", threshold=[])
+    refused(ValueError, "threshold has NaN or infinite", threshold=[np.nan])
+    refused(ValueError, "chunk must be at least 1", chunk=0, threshold=[0.1])
+    refused(ValueError, r"X has shape \(20,\) and Y", X=X[0], threshold=[0.1])
+    refused(ValueError, rf"expected \(batch, {N}\) and \(batch, {M}\)", Y=Y[1:], threshold=[0.1])
+    loose = layers.unstack(layers.ista(2).init(None, D))
+    refused(TypeError, "no field 'gamma'.*try layers.stack", params=loose, gamma=[0.1])

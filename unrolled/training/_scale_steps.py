@@ -1,0 +1,82 @@
+"""A learning rate for every step of a network: the updates are scaled along K, after the optimiser has made them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.layers._unroll import Unrolled
+
+
+class StepRates(NamedTuple):
+    """The state of `scale_steps`: replaced between two steps of a training, it changes the rates without compiling anew."""
+
+    rates: Array  # (K,)
+    shared: Array  # ()
+
+
+def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformation:
+    """Scale the updates of step k by `rates[k]`, and those of shared params and of the dictionary by `shared`.
+
+    Place it last: `optax.chain(optax.adam(1e-3), scale_steps(rates))`. Before Adam it would do nothing, since Adam divides by
+    the size of the gradient. A rate of 0 freezes a step.
+
+    Args:
+        rates: (K,), not negative. It reads stacked steps (leaves that lead with K) and tuples of K steps, in `Unrolled` or
+            inside of `Trained`.
+        shared: of everything outside of `Unrolled.steps`.
+
+    Raises:
+        ValueError: rates that are no vector, negative or not finite; at `init`, params of another number of steps.
+    """
+    for name, value, ndim in (("rates", rates, 1), ("shared", shared, 0)):
+        if np.ndim(value) != ndim:
+            expected = "a vector, one rate per step" if ndim else "one number"
+            raise ValueError(f"scale_steps: {name} has shape {np.shape(value)}; expected {expected}")
+        _checks.finite(value, name, "scale_steps")
+        _checks.nonnegative(value, name, "scale_steps")
+
+    def init(params):
+        # Copies: a compiled step may consume its state, and must not consume the caller's array.
+        state = StepRates(jnp.array(rates, float), jnp.array(shared, float))
+        _map_unrolled(lambda node: _check_depth(node, len(state.rates)), lambda leaf: None, params)
+        return state
+
+    def update(updates, state, params=None):
+        def scaled(rate):
+            return lambda leaf: leaf * rate.astype(leaf.dtype)
+
+        def along_steps(leaf):
+            return leaf * state.rates.astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+
+        def both(node):
+            if type(node.steps) is tuple:
+                steps = tuple(jax.tree.map(scaled(state.rates[k]), p) for k, p in enumerate(node.steps))
+            else:
+                steps = jax.tree.map(along_steps, node.steps)
+            return Unrolled(jax.tree.map(scaled(state.shared), node.shared), steps)
+
+        return _map_unrolled(both, scaled(state.shared), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _map_unrolled(of_unrolled, of_leaf, tree):
+    def one(node):
+        return of_unrolled(node) if isinstance(node, Unrolled) else of_leaf(node)
+
+    return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, Unrolled))
+
+
+def _check_depth(params: Unrolled, K: int) -> None:
+    stacked = type(params.steps) is not tuple
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params.steps)} if stacked else {(len(params.steps),)}
+    if lengths - {(K,)}:
+        got = sorted(lengths)
+        raise ValueError(
+            f"scale_steps: there are {K} rates, but the steps have the leading axes {got}; expected {K} steps"
+        )
