@@ -7,6 +7,7 @@ dtype of D. If the hypotheses of the theory fail, params come back all the same 
 from unrolled.analytic._calibrate import calibrate as calibrate
 from unrolled.analytic._params import alista as alista
 from unrolled.analytic._params import dsc as dsc
+from unrolled.analytic._params import hyperlista as hyperlista
 from unrolled.analytic._params import ista as ista
 from unrolled.analytic._params import lista_cp as lista_cp
 from unrolled.analytic._schedules import Certified as Certified

@@ -8,6 +8,7 @@ from unrolled import _checks
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import block_schedule, chain_schedules
 from unrolled.dictionaries._base import as_dictionary
+from unrolled.layers._hyperlista import hyperlista as layers_hyperlista
 from unrolled.layers._ista import StepAndThreshold, ista_params
 from unrolled.layers._lista import Threshold, repeat
 from unrolled.layers._lista_cp import WeightsAndThreshold
@@ -79,6 +80,17 @@ def alista(
     problem = dict(depth=depth, sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm, per_atom=per_atom)
     W, theta = _weights_and_thresholds(D, W, activation, **problem)
     return Unrolled(Fixed(W), StepAndThreshold(jnp.ones(len(theta), theta.dtype), theta))
+
+
+def hyperlista(D) -> Unrolled:
+    """Params of `layers.hyperlista`, of any depth: the closed-form weights, and three numbers that suit the standard benchmark.
+
+    For other dictionaries and codes choose the numbers on a sample by `training.search`.
+
+    Raises:
+        ValueError: a zero atom, or atoms off unit norm.
+    """
+    return layers_hyperlista(0).init(None, D)
 
 
 def dsc(Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None) -> tuple[Unrolled, ...]:

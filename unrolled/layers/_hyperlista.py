@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -15,7 +16,10 @@ from unrolled.theory._weights import frobenius_weights
 
 
 class Analytic(NamedTuple):
-    """What theory gives: the closed-form weights, their coherence, and d_i . (D D')^+ d_i: D^+ r = leverage W'r."""
+    """What theory gives: the closed-form weights, their coherence, and d_i . (D D')^+ d_i, so that D^+ r = leverage W'r.
+
+    (For a `Conv`, whose weights are filters, the last is an approximation: norm(D^+ r, 1) only sets the scale of thresholds.)
+    """
 
     W: Any  # (m, d)
     leverage: Array  # (d,)
@@ -41,10 +45,10 @@ class Adaptive(NamedTuple):
 
 def analytic_part(D) -> Fixed:
     """The fixed part of the params, from D alone."""
-    W = frobenius_weights(D)
-    A = dense(D)
-    leverage = jnp.sum(jnp.linalg.pinv(A).T * A, axis=0)
-    return Fixed(Analytic(W, leverage, coherence(W, D).mu_W))
+    W, A = frobenius_weights(D), dense(D)
+    with jax.default_matmul_precision("highest"):
+        leverage = jnp.sum(jnp.linalg.pinv(A).T * A, axis=0)
+        return Fixed(Analytic(W, leverage, coherence(W, D).mu_W))
 
 
 @factory
@@ -65,11 +69,12 @@ def hyperlista(
 
     where eta lets the largest share p_k of the entries, clipped to [0, 1], pass unshrunk (`select_support`).
 
-    Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3), no steps. `init` takes the closed-form weights and
-    (0.04, 0.02, 12), which suit Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary; `analytic.hyperlista` tunes them on a
-    sample. The selection carries no gradient, so c_3 is found by a grid, not by training.
+    Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3), no steps. `init` (and `analytic.hyperlista`)
+    takes the closed-form weights and three numbers that suit Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at
+    depth 16; for others try `training.search`. c_3 carries no gradient: training moves the other two.
 
-    Reference: Chen, Liu, Wang, Yin (2021), with unit step size.
+    Reference: Chen, Liu, Wang, Yin (2021), with unit step size and estimates by D^+ in place of the true code. Not claimed: a
+    bound on the error.
     """
 
     def init(key, D):
@@ -83,6 +88,10 @@ def hyperlista(
 
     def step(shared, p, D, y, state):
         W, leverage, mu_W = lax.stop_gradient(shared.analytic.W)
+        if W.shape != D.shape:
+            raise ValueError(
+                f"hyperlista: W has shape {W.shape}; expected {D.shape}. Were the params made for another dictionary?"
+            )
         x, d = state.x, D.shape[1]
         g = (y - D @ x) @ W
         rho = jnp.sum(jnp.abs(leverage * g))

@@ -1,0 +1,90 @@
+"""HyperLISTA: the step against numpy, what it reads of the dictionary, and what three numbers reach."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unrolled import analytic, dictionaries, layers, metrics, problems, training
+
+M, N, DEPTH = 10, 20, 4
+EPS = np.finfo(np.float64).eps
+
+
+@pytest.fixture(scope="module")
+def small():
+    """layer, params with numbers that select, shrink and extrapolate; D, signals and codes."""
+    D = dictionaries.gaussian(jax.random.key(1), M, N)
+    X = problems.exact_sparse(jax.random.key(2), (16, N), 2)
+    Y, layer = problems.synthesize(D, X), layers.hyperlista(DEPTH)
+    params = analytic.hyperlista(D)
+    numbers = (jnp.asarray(c) for c in (0.02, 0.1, 3.0))
+    return layer, params._replace(shared=layers.Hyper(params.shared.analytic, *numbers)), D, Y, X
+
+
+def by_hand(y, D, W, c_1, c_2, c_3):
+    """The iteration with the pseudo-inverse itself and a sort."""
+    inverse, mu = np.linalg.pinv(D), np.abs(W.T @ D - np.eye(N)).max()
+    x = before = np.zeros(N)
+    for _ in range(DEPTH):
+        r = y - D @ x
+        rho, rho_0 = np.abs(inverse @ r).sum(), np.abs(inverse @ y).sum()
+        u = x + W.T @ r + c_2 * mu * np.count_nonzero(x) * (x - before)
+        theta, count = c_1 * mu * rho, int(np.round(np.clip(c_3 * np.log(rho_0 / rho) / N, 0, 1) * N))
+        passes = (np.argsort(np.argsort(-np.abs(u))) < count) & (np.abs(u) > theta)
+        x, before = np.where(passes, u, np.sign(u) * np.maximum(np.abs(u) - theta, 0)), x
+        yield x
+
+
+def test_the_step_is_the_one_of_the_formula(small):
+    layer, params, D, Y, _ = small
+    numbers = [float(c) for c in params.shared[1:]]
+    W = np.asarray(params.shared.analytic.W.W)
+    codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))(params, D, Y)
+    expected = np.asarray([list(by_hand(np.asarray(y), np.asarray(D), W, *numbers)) for y in Y])
+    # Sums of N products, and what a step that is no contraction makes of their rounding.
+    np.testing.assert_allclose(np.asarray(codes), expected, rtol=0, atol=1e4 * EPS)
+
+
+def test_a_zero_signal_has_a_zero_code(small):
+    layer, params, D, *_ = small
+    np.testing.assert_array_equal(layer.apply(params, D, jnp.zeros(M)), 0)
+
+
+def test_the_code_of_a_scaled_signal_is_scaled(small):
+    layer, params, D, Y, _ = small
+    apply = jax.jit(layer.apply)
+    np.testing.assert_array_equal(apply(params, D, 8 * Y[0]), 8 * apply(params, D, Y[0]))
+
+
+def test_analytic_params_suit_every_depth_and_training_moves_two_numbers(small):
+    _, _, D, Y, X = small
+    params = analytic.hyperlista(D)
+    ones = [np.asarray(leaf).shape for leaf in params.shared[1:]]
+    assert ones == [(), (), ()] and params.steps is None
+    layer = layers.hyperlista(3)
+    found = training.fit(
+        layer, params, D, lambda key: (Y, X), optimizer=optax.adam(1e-3), steps=3, key=0, validation=(Y, X)
+    ).params
+    before, after = params.shared, found.shared
+    assert float(after.threshold) != float(before.threshold) and float(after.momentum) != float(before.momentum)
+    assert float(after.selection) == float(before.selection)
+    for a, b in zip(jax.tree.leaves(after.analytic), jax.tree.leaves(before.analytic), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_params_of_another_dictionary_are_refused(small):
+    layer, params, *_ = small
+    with pytest.raises(ValueError, match=r"W has shape \(10, 20\); expected \(10, 21\).*another dictionary"):
+        layer.apply(params, dictionaries.gaussian(jax.random.key(0), M, N + 1), jnp.ones(M))
+
+
+def test_three_numbers_reach_60_decibels_on_the_standard_benchmark():
+    """Nothing is trained: the numbers were chosen on signals of another dictionary."""
+    with jax.enable_x64(False):
+        D, _ = problems.standard_benchmark(jax.random.key(0))
+        Y, X = problems.sampler(D, 500)(jax.random.key(1))
+        codes = jax.jit(jax.vmap(layers.hyperlista(16).apply, (None, None, 0)))(analytic.hyperlista(D), D, Y)
+        assert float(metrics.nmse(codes, X)) < -58
+        assert float(metrics.failure_rate(codes, X)) == 0
