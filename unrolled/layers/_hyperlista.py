@@ -79,7 +79,7 @@ def hyperlista(
 
     def init(key, D):
         D = as_dictionary(D, "hyperlista")
-        c_1, c_2, c_3 = (jnp.asarray(c, D.dtype) for c in (0.04, 0.02, 12.0))
+        c_1, c_2, c_3 = (jnp.asarray(c, D.dtype) for c in (0.035, 0.015, 12.0))
         return Unrolled(Hyper(analytic_part(D), c_1, c_2, c_3), None)
 
     def start(D, y):

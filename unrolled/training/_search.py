@@ -52,24 +52,26 @@ def search(layer: Layer, params: Unrolled, D, X: Array, Y: Array, *, chunk: int 
     if not axes:
         raise TypeError("search: there are no values to try; expected such as threshold=[0.02, 0.04]")
     points = [points.ravel() for points in np.meshgrid(*axes.values(), indexing="ij")]
-
-    @partial(jax.jit, static_argnames="chunk")
-    def errors(params, D, X, Y, points, chunk):
-        def one(point):
-            codes = jax.vmap(layer.apply, (None, None, 0))(with_values(params, point), D, Y)
-            finite = jnp.isfinite(codes).all()
-            return [jnp.where(finite, nmse(codes, X), jnp.nan) for nmse in (metrics.nmse, metrics.mean_nmse)]
-
-        return lax.map(one, points, batch_size=chunk)
-
     shape = [len(tried) for tried in axes.values()]
     points = dict(zip(axes, points))
-    nmse, mean_nmse = (np.asarray(e, float).reshape(shape) for e in errors(params, D, X, Y, points, chunk))
+    nmse, mean_nmse = (np.asarray(e, float).reshape(shape) for e in _errors(layer, params, D, X, Y, points, chunk))
     if np.isnan(nmse).all():
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(nmse), shape)
     found = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
     return Search(with_values(params, found), found, axes, nmse, mean_nmse)
+
+
+@partial(jax.jit, static_argnames=("layer", "chunk"))
+def _errors(layer, params, D, X, Y, points, chunk):
+    """Both errors at every point, nan where a code is not finite."""
+
+    def one(point):
+        codes = jax.vmap(layer.apply, (None, None, 0))(with_values(params, point), D, Y)
+        finite = jnp.isfinite(codes).all()
+        return [jnp.where(finite, error(codes, X), jnp.nan) for error in (metrics.nmse, metrics.mean_nmse)]
+
+    return lax.map(one, points, batch_size=chunk)
 
 
 def with_values(params: Unrolled, values) -> Unrolled:
