@@ -124,10 +124,10 @@ class Loop(NamedTuple):
             return
         batch = self.validation if bad < 0 else self.batch(bad)
         if all_finite(state.trained):
-            (_, codes), gradients = self.inspect(state.trained, self.fixed, *batch, at)
-            place = place_of_non_finite(codes, gradients)
+            (value, codes), gradients = self.inspect(state.trained, self.fixed, *batch, at)
+            place = place_of_non_finite(codes, value, gradients)
         else:
-            place = place_of_non_finite((), state.trained, "the updated ")
+            place = place_of_non_finite((), 0.0, state.trained, "the updated ")
         if bad >= 0:
             loss = f"the loss is {state.losses[bad]:.4g}, and it, its gradient or the update is not finite"
             what = f"training stopped at step {bad}: {loss}"
@@ -139,25 +139,29 @@ class Loop(NamedTuple):
         raise NonFiniteError(f"{self.where}: {what}{found}; {kept}; {hint}", self.result(state))
 
 
-def place_of_non_finite(codes, tree: Trained, of: str = "the gradient of ") -> str:
-    """The first step whose code is not finite, else the first one whose leaf of `tree` is not; "" if all are finite."""
+def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:
+    """The first code that is not finite, else the loss, else the leaf of `tree` of the least step; "" if all are finite."""
     for k, x in enumerate(codes):
         if not np.isfinite(x).all():
             return f"codes[{k}]"
-    places = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if np.isfinite(leaf).all():
-            continue
-        names = [getattr(entry, "name", getattr(entry, "idx", None)) for entry in path]
-        steps = names.index("steps") if "steps" in names else None
-        name, k = jax.tree_util.keystr(path).lstrip("."), -1
-        if steps is not None and isinstance(names[steps + 1], int):
-            k = names[steps + 1]
-        elif steps is not None:  # stacked: K leads
-            k = int(np.argmin(np.isfinite(leaf).reshape(len(leaf), -1).all(1)))
-            name += f"[{k}]"
-        places.append((k, f"{of}{name}"))
-    return min(places)[1] if places else ""
+    if not np.isfinite(loss):
+        return "the loss, of finite codes"
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    places = [_step_and_name(path, leaf) for path, leaf in leaves if not np.isfinite(leaf).all()]
+    return of + min(places)[1] if places else ""
+
+
+def _step_and_name(path, leaf) -> tuple[float, str]:
+    """The first step at which a leaf is not finite (infinity for a shared one), and the name of the place."""
+    keys = [getattr(entry, "name", getattr(entry, "idx", None)) for entry in path]
+    name = jax.tree_util.keystr(path).lstrip(".")
+    if "steps" not in keys:
+        return np.inf, name
+    k = keys[keys.index("steps") + 1]
+    if isinstance(k, int):
+        return k, name
+    k = int(np.argmin(np.isfinite(leaf).reshape(len(leaf), -1).all(1)))  # stacked: K leads
+    return k, f"{name}[{k}]"
 
 
 def codes_of(model, where: str) -> Callable:
