@@ -137,6 +137,8 @@ def test_scale_steps_refuses_what_is_no_rate():
     for params in (PARAMS, layers.unstack(PARAMS)):
         with pytest.raises(ValueError, match=r"there are 3 rates, .* leading axes \[\(4,\)\]; expected 3 steps"):
             scale_steps(np.ones(3)).init(params)
+    with pytest.raises(ValueError, match="found no Unrolled"):
+        scale_steps(np.ones(3)).init(PARAMS.steps)
 
 
 # Stage-wise training

@@ -413,7 +413,7 @@ def test_a_loss_that_becomes_nan_stops_the_training(D, sample):
 def test_an_update_that_is_not_finite_stops_the_training(D, sample):
     bursts = optax.chain(optax.sgd(1e-3), optax.scale_by_schedule(lambda k: jnp.where(k == 3, jnp.inf, 1.0)))
     with pytest.raises(
-        NonFiniteError, match=r"stopped at step 3:.*updated params.steps.theta\[0\].*learning rate"
+        NonFiniteError, match=r"stopped at step 3:.*first in params.steps.theta\[0\].*learning rate"
     ) as caught:
         run(FAMILIES["lista_cp"], D, sample, optimizer=bursts, steps=8, evaluate_every=4)
     assert np.isfinite(caught.value.fit.history.loss[3]) and finite(caught.value.fit.params)

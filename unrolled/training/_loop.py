@@ -127,7 +127,7 @@ class Loop(NamedTuple):
             (value, codes), gradients = self.inspect(state.trained, self.fixed, *batch, at)
             place = place_of_non_finite(codes, value, gradients)
         else:
-            place = place_of_non_finite((), 0.0, state.trained, "the updated ")
+            place = place_of_non_finite((), 0.0, state.trained, "")
         if bad >= 0:
             loss = f"the loss is {state.losses[bad]:.4g}, and it, its gradient or the update is not finite"
             what = f"training stopped at step {bad}: {loss}"

@@ -31,7 +31,8 @@ def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformati
         shared: of everything outside of `Unrolled.steps`.
 
     Raises:
-        ValueError: rates that are no vector, negative or not finite; at `init`, params of another number of steps.
+        ValueError: rates that are no vector, negative or not finite; at `init`, params without steps or with another number of
+            them.
     """
     for name, value, ndim in (("rates", rates, 1), ("shared", shared, 0)):
         if np.ndim(value) != ndim:
@@ -43,7 +44,11 @@ def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformati
     def init(params):
         # Copies: a compiled step may consume its state, and must not consume the caller's array.
         state = StepRates(jnp.array(rates, float), jnp.array(shared, float))
-        _map_unrolled(lambda node: _check_depth(node, len(state.rates)), lambda leaf: None, params)
+        networks = [node for node in jax.tree.leaves(params, is_leaf=_is_unrolled) if _is_unrolled(node)]
+        if not networks:
+            raise ValueError("scale_steps: found no Unrolled(shared, steps) in what is trained, so there are no steps")
+        for node in networks:
+            _check_depth(node, len(state.rates))
         return state
 
     def update(updates, state, params=None):
@@ -60,16 +65,16 @@ def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformati
                 steps = jax.tree.map(along_steps, node.steps)
             return Unrolled(jax.tree.map(scaled(state.shared), node.shared), steps)
 
-        return _map_unrolled(both, scaled(state.shared), updates), state
+        def one(node):
+            return both(node) if _is_unrolled(node) else scaled(state.shared)(node)
+
+        return jax.tree.map(one, updates, is_leaf=_is_unrolled), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _map_unrolled(of_unrolled, of_leaf, tree):
-    def one(node):
-        return of_unrolled(node) if isinstance(node, Unrolled) else of_leaf(node)
-
-    return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, Unrolled))
+def _is_unrolled(node) -> bool:
+    return isinstance(node, Unrolled)
 
 
 def _check_depth(params: Unrolled, K: int) -> None:
