@@ -12,10 +12,12 @@ import optax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.layers._unroll import Layer, Unrolled
+from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._fit import check_data, check_looks, watcher
-from unrolled.training._loop import make_loop
+from unrolled.training._keeper import family, keeping, key_text
+from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
-from unrolled.training._records import Fit
+from unrolled.training._records import Fit, State, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._split import split
 
@@ -37,6 +39,7 @@ def curriculum(
     validation: tuple | None = None,
     evaluate_every: int = 50,
     patience: int | None = None,
+    checkpoint: Checkpoint | str | Path | None = None,
     callbacks: Iterable[Callable] = (),
     log: str | Path | None = None,
     progress: bool | None = None,
@@ -53,7 +56,8 @@ def curriculum(
     one compiled step for all stages: k and the rates are arguments of it, so that early stages cost as much as late ones.
 
     Args:
-        layer, params, D, sample, key, loss, trainable, validation, evaluate_every, callbacks, log, progress: as in `fit`.
+        layer, params, D, sample, key, loss, trainable, validation, evaluate_every, checkpoint, callbacks, log, progress: as in
+            `fit`.
             The loss sees one code, as `codes[-1]`.
         steps_per_stage: how many at most; there are K len(stages) stages.
         stages: the factors c.
@@ -80,7 +84,7 @@ def curriculum(
     evaluate_every, patience = check_looks(evaluate_every, patience, "curriculum")
     plan = _plan(K, stages, decay)
     total = len(plan) * steps
-    key, D, validation = check_data(layer, D, sample, key, total, validation, "curriculum")
+    key, D, validation = check_data(layer, D, sample, key, validation, "curriculum")
     trained, fixed = split(params, D, False, trainable, "curriculum")
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
 
@@ -88,15 +92,27 @@ def curriculum(
         return loss(codes[at][None], X, D, Y)
 
     loop = make_loop("curriculum", layer, of_step, sample, scaled, key, trained, fixed, validation)
-    state = loop.start(trained)
-    with watcher(loop, total, callbacks, log, progress) as watch:
-        for stage, (k, rates) in enumerate(plan):
-            fresh = loop.start(state.best)
-            state = state._replace(
-                trained=fresh.trained, optimizer=(*fresh.optimizer[:-1], rates), stage=stage, lowest=np.inf
-            )
-            state = loop.run(state, state.step + steps, evaluate_every, watch, patience=patience, at=k)
+    config = {"model": family(layer), "key": key_text(key), "evaluate_every": evaluate_every, "rate": rate}
+    config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages], "decay": decay}
+    with keeping(checkpoint, loop, config, Trained(params, D)) as keeper:
+        state = _enter(loop, loop.start(trained), 0, plan[0][1])
+        loop, state = keeper.resume(state, total, at=plan[0][0]) if keeper else (loop, state)
+        with watcher(loop, total, callbacks, log, progress) as watch:
+            for stage, (k, rates) in list(enumerate(plan))[state.stage :]:
+                state = _enter(loop, state, stage, rates) if stage > state.stage else state
+                begun = next((record.step for record in state.records if record.stage == stage), state.step)
+                options = dict(patience=patience, at=k, keeper=keeper)
+                state = loop.run(state, begun + steps, evaluate_every, watch, **options)
+        if keeper:
+            keeper.save(state)
     return loop.result(state)
+
+
+def _enter(loop: Loop, state: State, stage: int, rates: StepRates) -> State:
+    """The state at the beginning of a stage: the best params so far, and the optimiser as new."""
+    fresh = loop.start(state.best)
+    optimizer = (*fresh.optimizer[:-1], rates)
+    return state._replace(trained=fresh.trained, optimizer=optimizer, stage=stage, lowest=np.inf)
 
 
 def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, StepRates]]:

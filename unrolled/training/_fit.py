@@ -15,13 +15,16 @@ from unrolled._checks import Array
 from unrolled.dictionaries._base import as_dictionary
 from unrolled.layers._unroll import Layer
 from unrolled.networks import Network
+from unrolled.training._checkpoint import Checkpoint
+from unrolled.training._keeper import family, keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
-from unrolled.training._records import Fit
+from unrolled.training._records import Fit, Trained
 from unrolled.training._report import bar, writer
 from unrolled.training._split import split
 
 _VALIDATION_BATCHES = 8
+_NO_STEP = np.uint32(2**32 - 1)
 
 
 def fit(
@@ -39,6 +42,7 @@ def fit(
     validation: tuple | None = None,
     evaluate_every: int = 50,
     patience: int | None = None,
+    checkpoint: Checkpoint | str | Path | None = None,
     callbacks: Iterable[Callable] = (),
     log: str | Path | None = None,
     progress: bool | None = None,
@@ -66,6 +70,8 @@ def fit(
         validation: (Y, X) to choose `best` by; None draws eight batches that training does not use.
         evaluate_every: steps between two looks, which is when callbacks run and a line is logged.
         patience: stop at the first look at which `best` is so many steps old; None never stops.
+        checkpoint: a folder, or a `Checkpoint` that says how often. The same call again goes on from the newest saved step, bit
+            for bit as if it had never stopped; `steps` may have grown. SIGINT and SIGTERM save before they leave.
         callbacks: each called as `callback(record, params)` on the host.
         log: a file that gets one JSON line per look.
         progress: show a bar; None shows one on a terminal.
@@ -78,20 +84,28 @@ def fit(
             than bools.
         ValueError: a batch that does not fit or is not finite; steps, patience or evaluate_every out of range; a `trainable`
             that is no tree prefix of params or freezes everything.
+        CheckpointError: the folder holds another run (the message has a table), is in use, damaged or cannot be written. Of
+            the optimiser, loss and sampler only what shows in the first look and the first two steps is compared.
     """
     steps = _checks.as_index(steps, "steps", "fit")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"fit: optimizer must be an optax GradientTransformation, got {type(optimizer).__name__}")
     evaluate_every, patience = check_looks(evaluate_every, patience, "fit")
-    key, D, validation = check_data(model, D, sample, key, steps, validation, "fit")
+    key, D, validation = check_data(model, D, sample, key, validation, "fit")
     trained, fixed = split(params, D, learn_dictionary, trainable, "fit")
 
     def whole(codes, X, D, Y, at):
         return loss(codes, X, D, Y)
 
     loop = make_loop("fit", model, whole, sample, optimizer, key, trained, fixed, validation)
-    with watcher(loop, steps, callbacks, log, progress) as watch:
-        state = loop.run(loop.start(trained), steps, evaluate_every, watch, patience=patience)
+    config = {"model": family(model), "key": key_text(key), "evaluate_every": evaluate_every}
+    with keeping(checkpoint, loop, config, Trained(params, D)) as keeper:
+        state = loop.start(trained)
+        loop, state = keeper.resume(state, steps) if keeper else (loop, state)
+        with watcher(loop, steps, callbacks, log, progress) as watch:
+            state = loop.run(state, steps, evaluate_every, watch, patience=patience, keeper=keeper)
+        if keeper:
+            keeper.save(state)
     return loop.result(state)
 
 
@@ -115,19 +129,19 @@ def check_looks(evaluate_every, patience, where: str) -> tuple[int, int | None]:
     return evaluate_every, None if patience is None else _checks.as_index(patience, "patience", where, least=1)
 
 
-def check_data(model, D, sample, key, steps: int, validation, where: str):
+def check_data(model, D, sample, key, validation, where: str):
     """The key, the dictionary and the validation batch of a training, checked; the batch is drawn if there is none."""
     key = jax.random.key(int(key)) if isinstance(key, int | np.integer) else key
     D = tuple(as_dictionary(Dj, where) for Dj in D) if isinstance(D, tuple | list) else as_dictionary(D, where)
-    validation = _validation(sample, key, steps) if validation is None else validation
+    validation = _validation(sample, key) if validation is None else validation
     _check_batch(validation, D, where)
     codes_of(model, where)
     return key, D, validation
 
 
-def _validation(sample, key, steps: int):
+def _validation(sample, key):
     """Batches from keys that no training step uses."""
-    keys = jax.random.split(jax.random.fold_in(key, steps), _VALIDATION_BATCHES)
+    keys = jax.random.split(jax.random.fold_in(key, _NO_STEP), _VALIDATION_BATCHES)
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[jax.jit(sample)(k) for k in keys])
 
 

@@ -80,37 +80,62 @@ class Loop(NamedTuple):
         return State(trained, optimizer, 0, 0, best=trained, lowest=np.inf, best_at=0, losses=np.empty(0), records=())
 
     def run(
-        self, state: State, stop: int, every: int, watch: Callable, *, patience: int | None = None, at: int = -1
+        self,
+        state: State,
+        stop: int,
+        every: int,
+        watch: Callable,
+        *,
+        patience: int | None = None,
+        at: int = -1,
+        keeper=None,
     ) -> State:
-        """Train until step `stop`, look after every so many steps, and call `watch(state)` at each look."""
+        """Train until step `stop`, look after every so many steps, and call `watch(state)` at each look.
+
+        A state that was saved, also between two looks, goes on at the looks of the stage it is in. A `keeper` is asked
+        after every step whether it is `due` to `save`.
+        """
         bad = jnp.full((), -1, jnp.int32)
         began = time.perf_counter() - (state.records[-1].seconds if state.records else 0.0)
-        seen = [(record.step, record.stage) for record in state.records[-1:]]
-        for done in [*range(state.step, stop, every), stop]:
-            if (done, state.stage) in seen:  # the look that this state comes from
+        looks = [record.step for record in state.records if record.stage == state.stage]
+        first, looked = (looks[0], looks[-1]) if looks else (state.step, None)
+        if looks and _is_stale(state, patience):
+            return state
+        for done in [*range(first, stop, every), stop]:
+            if looked is not None and done <= looked:  # before this state was saved
                 continue
-            trained, optimizer, pending = state.trained, state.optimizer, []
-            for k in range(state.step, done):
-                trained, optimizer, bad, value = self.update(trained, optimizer, bad, self.fixed, k, at)
-                pending.append(value)
-            recent = np.asarray([float(value) for value in pending])
-            value = float(self.objective(trained, self.fixed, *self.validation, at))
-            loss = float(recent.mean()) if len(recent) else np.nan
+            state, bad = self._advance(state, bad, done, at, keeper)
+            recent = state.losses[done if looked is None else looked : done]
+            value = float(self.objective(state.trained, self.fixed, *self.validation, at))
+            loss, looked = float(recent.mean()) if len(recent) else np.nan, done
             record = Record(done, loss, value, time.perf_counter() - began, state.stage)
-            state = state._replace(
-                trained=trained,
-                optimizer=optimizer,
-                step=done,
-                losses=np.concatenate([state.losses, recent]),
-                records=(*state.records, record),
-            )
+            state = state._replace(records=(*state.records, record))
             if value < state.lowest:
-                state = state._replace(best=copy(trained), lowest=value, best_at=done)
+                state = state._replace(best=copy(state.trained), lowest=value, best_at=done)
             self._stop_unless_finite(state, int(bad), at)
             watch(state)
-            if patience is not None and done - state.best_at >= patience:
+            if keeper is not None and keeper.due(done, look=True):
+                keeper.save(state)
+            if _is_stale(state, patience):
                 break
         return state
+
+    def _advance(self, state: State, bad: Array, done: int, at: int, keeper) -> tuple[State, Array]:
+        """The state after step `done`, without a look."""
+        trained, optimizer, pending = state.trained, state.optimizer, []
+
+        def collected(step):
+            losses = np.concatenate([state.losses, np.asarray([float(value) for value in pending])])
+            return state._replace(trained=trained, optimizer=optimizer, step=step, losses=losses)
+
+        for k in range(state.step, done):
+            trained, optimizer, bad, value = self.update(trained, optimizer, bad, self.fixed, k, at)
+            pending.append(value)
+            if keeper is not None and k + 1 < done and keeper.due(k + 1, look=False) and int(bad) < 0:
+                state = collected(k + 1)
+                pending.clear()
+                keeper.save(state)
+        return collected(done), bad
 
     def result(self, state: State) -> Fit:
         """What a training has reached; nothing of it is consumed when the training goes on."""
@@ -137,6 +162,11 @@ class Loop(NamedTuple):
         kept = "`.fit` of this error holds the params before it and the best"
         hint = "try a smaller learning rate or optax.clip_by_global_norm"
         raise NonFiniteError(f"{self.where}: {what}{found}; {kept}; {hint}", self.result(state))
+
+
+def _is_stale(state: State, patience: int | None) -> bool:
+    """True at a look at which `best` is `patience` steps old."""
+    return patience is not None and state.records[-1].step == state.step and state.step - state.best_at >= patience
 
 
 def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:

@@ -1,0 +1,689 @@
+"""Saved weights and saved trainings: bit for bit what they were, or an error that says what is wrong; kills are real."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import registry
+from small_training import D, run, sample
+
+import unrolled as ur
+from unrolled import dictionaries
+from unrolled.dictionaries._base import Rescaled
+from unrolled.training import Checkpoint, CheckpointError, NonFiniteError, _manifest, restore, save
+from unrolled.training._interrupts import deferred
+
+# A restore that fails leaves other reads of orbax behind, whose event loop is gone.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+
+M, N, K, STEPS = 3, 5, 2, 12
+SUFFIXES = (".npz", ".safetensors")
+
+
+def same(a, b):
+    """True if two trees have the same structure, dtypes and bits."""
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
+    )
+
+
+def gaussian(seed=0, m=M, d=N):
+    return ur.dictionaries.gaussian(jax.random.key(seed), m, d)
+
+
+# Weights in a file
+
+
+@pytest.fixture(scope="module")
+def families(quick_compilation):
+    """Params of every family."""
+    return {name: build(K).init(jax.random.key(1), gaussian()) for name, build in registry.LAYERS.items()}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_weights_of_every_family_come_back_bit_for_bit(suffix, families, tmp_path):
+    D = gaussian()
+    for name, params in families.items():
+        found = restore(save(tmp_path / f"a{suffix}", params, D, family=name, depth=K), like=params, D=D)
+        assert same((found.params, found.D), (params, D)), name
+        assert (found.metadata["family"], found.metadata["depth"]) == (name, K)
+        assert found.metadata["versions"]["jax"] == jax.__version__
+
+
+def test_every_kind_of_dictionary_comes_back_bit_for_bit_and_has_its_own_hash(tmp_path):
+    filters, columns = np.arange(1.0, 7.0).reshape(2, 1, 3), np.eye(3, 4)
+    conv = dictionaries.Conv(filters, 8)
+    kinds = [np.eye(3), conv, conv.T, dictionaries.Conv(filters, 8, stride=2), dictionaries.Sparse(np.eye(3), columns)]
+    kinds += [dictionaries.Conv(filters, 8, boundary="zero"), dictionaries.Conv(filters[:, :, :, None], (8, 1))]
+    kinds += [dictionaries.Composed(columns.T, np.eye(3)), Rescaled(conv, np.arange(1.0, 13.0))]
+    kinds += [
+        dictionaries.Concatenated(
+            np.eye(8), dictionaries.Composed(conv, dictionaries.Sparse(np.eye(12), np.eye(12, 7)))
+        )
+    ]
+    for kind in kinds:
+        found = restore(save(tmp_path / "a.npz", (), kind), D=kind).D
+        assert same(found, jax.tree.map(jnp.asarray, kind))
+    assert len({_manifest.digest(kind) for kind in kinds}) == len(kinds)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_dtype_is_kept(suffix, dtype, tmp_path):
+    values = jnp.asarray([1.1, -0.0, np.nan, np.inf, 1e-7], dtype)
+    params = ur.layers.Unrolled(None, ur.layers.StepAndThreshold(values, jnp.asarray(0.3, dtype)))
+    assert same(restore(save(tmp_path / f"a{suffix}", params), like=params).params, params)
+
+
+def test_networks_lists_dicts_and_empty_arrays_come_back(tmp_path):
+    layer = ur.layers.ista(K)
+    params = (layer.init(None, gaussian()), ur.layers.unstack(ur.lista(K).init(None, gaussian(1, N, 7))))
+    Ds = (gaussian(), dictionaries.Composed(np.eye(N), dictionaries.Conv(np.ones((1, 1, 2)), N)))
+    found = restore(save(tmp_path / "a.npz", params, list(Ds)), like=params, D=Ds)
+    assert same(found.params, params) and same(found.D, Ds)
+    tree = {"a": [jnp.zeros((0, 3)), None], "b": jnp.arange(3, dtype=jnp.int8)}
+    assert same(restore(save(tmp_path / "b.safetensors", tree)).params, tree)
+
+
+def test_a_npz_of_weights_opens_with_numpy_alone(tmp_path):
+    params = ur.layers.ista(K).init(None, gaussian())
+    with np.load(save(tmp_path / "a.npz", params, gaussian()), allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["params.steps.gamma"], params.steps.gamma)
+        np.testing.assert_array_equal(archive["D"], gaussian())
+        assert json.loads(archive["manifest.json"])["format"] == 1
+
+
+def test_a_safetensors_file_of_weights_opens_with_safetensors(tmp_path):
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    params = ur.layers.ista(K).init(None, gaussian())
+    loaded = load_file(save(tmp_path / "a.safetensors", params, gaussian()))
+    np.testing.assert_array_equal(loaded["params.steps.gamma"], params.steps.gamma)
+
+
+def test_without_the_dictionary_its_hash_is_kept(tmp_path):
+    path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, gaussian()), gaussian(), dictionary=False)
+    assert restore(path, D=gaussian()).D is None
+    with pytest.raises(CheckpointError, match="saved with another D"):
+        restore(path, D=gaussian(1))
+
+
+def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(tmp_path):
+    D = gaussian()
+    path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, D))
+    for like, row in (
+        (ur.layers.ista(3).init(None, D), r"params.steps.gamma +float64 \(2,\) +float64 \(3,\)"),
+        (ur.layers.ista(K).init(None, D.astype(np.float32)), r"params.steps.theta +float64 \(2,\) +float32 \(2,\)"),
+        (ur.lista_cp(K).init(None, D), r"params.shared.W +- +float64 \(3, 5\)"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"(?s)saved +requested.*{row}"):
+            restore(path, like=like)
+
+
+def test_64_bits_are_not_cast_in_a_process_without_them(tmp_path):
+    path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, gaussian()))
+    with jax.enable_x64(False), pytest.raises(CheckpointError, match="holds float64, but JAX runs in float32"):
+        restore(path)
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
+    class Stranger(tuple):
+        pass
+
+    for arguments, error, message in (
+        (("a.txt", ()), ValueError, "must end in .npz or .safetensors"),
+        (("a.npz", Stranger()), TypeError, "params: cannot save a Stranger"),
+        (("a.npz", {"not a name": np.ones(1)}), TypeError, "a dict must have names as keys"),
+        (("a.npz", "text"), TypeError, "cannot save a str"),
+        (("a.npz", np.ones(1) * 1j), TypeError, "params has dtype complex128"),
+        (("a.npz", np.asarray([{}], object)), TypeError, "params has dtype object"),
+    ):
+        with pytest.raises(error, match=message):
+            save(tmp_path / arguments[0], *arguments[1:])
+    with pytest.raises(TypeError, match="what JSON can hold"):
+        save(tmp_path / "a.npz", (), note=object())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_named_with_what_lies_beside_it(tmp_path):
+    save(tmp_path / "other.npz", ())
+    with pytest.raises(FileNotFoundError, match="a.npz: no such file; beside it: other.npz"):
+        restore(tmp_path / "a.npz")
+    with pytest.raises(FileNotFoundError, match="the folder .* does not exist"):
+        restore(tmp_path / "no" / "a.npz")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError, match="no saved step"):
+        restore(tmp_path / "run")
+
+
+def test_a_write_that_fails_leaves_the_file_before_it(tmp_path):
+    path, more = save(tmp_path / "a.npz", jnp.arange(3.0)), np.arange(1000.0)
+    with (
+        file_size_limit(100),
+        pytest.raises(CheckpointError, match=r"a.npz: cannot be written \(.*\); \d+ bytes are free"),
+    ):
+        save(path, more)
+    assert same(restore(path).params, jnp.arange(3.0)) and os.listdir(tmp_path) == ["a.npz"]
+
+
+class file_size_limit:
+    """Files of this process cannot grow beyond so many bytes: a disk that is full."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.n, self.before[1]))
+
+    def __exit__(self, *error):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+# Damage and malice
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_flipped_bit_or_cut_gives_other_weights(suffix, tmp_path):
+    params, D = ur.lista_cp(K).init(None, gaussian()), gaussian()
+    path = save(tmp_path / f"a{suffix}", params, D)
+    blob, rng, silent = path.read_bytes(), np.random.default_rng(0), 0
+    for trial in range(75):
+        place, bit = rng.integers(len(blob)), rng.integers(8)
+        changed = bytearray(blob)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed if trial < 50 else blob[:place])
+        try:
+            found = restore(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+        else:  # a bit that means nothing, such as the date of an entry
+            assert trial < 50 and same((found.params, found.D), (params, D))
+            silent += 1
+    assert silent <= 10
+
+
+def sealed(form="params", leaves=None, **changes):
+    manifest = {
+        "form": {"params": form, "D": None},
+        "leaves": leaves or {},
+        "D sha256": None,
+        "versions": {},
+        "metadata": {},
+    }
+    return json.dumps(_manifest.seal("weights", manifest | changes))
+
+
+def npz(text, compression=zipfile.ZIP_STORED, **entries):
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w", compression) as archive:
+        archive.writestr("manifest.json", text)
+        for name, body in entries.items():
+            archive.writestr(f"{name}.npy", body)
+    return blob.getvalue()
+
+
+def npy(array, shape=None):
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue() if shape is None else file.getvalue().replace(b"(3,)", shape)
+
+
+def tensors(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+LEAF = {"params": {"dtype": "float64", "shape": [3], "sha256": _manifest.sha256(np.arange(3.0))}}
+META = {"__metadata__": {"unrolled": sealed(leaves=LEAF)}}
+MALICE = {
+    "objects.npz": (npz(sealed(leaves=LEAF), params=npy(np.asarray([{}, 1, 2], object))), "dtype object"),
+    "lying.npz": (npz(sealed(leaves=LEAF), params=npy(np.arange(3.0), b"(999999999999,)")), "buffer size"),
+    "bomb.npz": (npz(sealed(leaves=LEAF), zipfile.ZIP_DEFLATED, params=bytes(10**6)), "compressed entries"),
+    "class.npz": (npz(sealed({"kind": "Popen", "parts": {}})), "unknown kind 'Popen'"),
+    "fields.npz": (npz(sealed({"kind": "Fixed", "parts": {"V": None}})), r"Fixed has the fields \['V'\]; expected"),
+    "static.npz": (npz(sealed({"kind": "Conv", "parts": {}, "static": {"stride": {"a": 1}}})), "static fields"),
+    "node.npz": (npz(sealed({"kind": "tuple", "parts": [1]})), "the form has a node"),
+    "tuple.npz": (npz(sealed({"kind": "tuple", "parts": {"1": None}})), "a tuple has the entries"),
+    "leaf.npz": (npz(sealed("elsewhere")), "no array 'elsewhere'"),
+    "deep.npz": (npz("[" * 10**5), "recursion|JSON|Expecting"),
+    "dtype.npz": (npz(sealed(leaves={"params": LEAF["params"] | {"dtype": "O"}}), params=npy(np.ones(3))), "dtype 'O'"),
+    "more.npz": (npz(sealed(None), params=npy(np.ones(3))), r"holds the arrays \['params'\]; expected \[\]"),
+    "newer.npz": (npz(sealed(format=2)), "format 2, newer than 1"),
+    "kind.npz": (npz(json.dumps(_manifest.seal("training", {}))), "holds 'training'; expected 'weights'"),
+    "unsealed.npz": (npz(sealed().replace('"D sha256": null', '"D sha256": "0"')), "manifest has changed"),
+    "plain.npz": (npz("{}"), "manifest is not one of unrolled"),
+    "empty.npz": (b"", "not a zip file"),
+    "header.safetensors": (tensors(b"{}", length=10**15), "header promises 1000000000000000 bytes"),
+    "overlap.safetensors": (
+        tensors(META | {"params": {"dtype": "F64", "shape": [3], "data_offsets": [8, 32]}}, bytes(32)),
+        "expected them to begin at 0",
+    ),
+    "shape.safetensors": (
+        tensors(META | {"params": {"dtype": "F64", "shape": [10**12], "data_offsets": [0, 24]}}, bytes(24)),
+        "reshape",
+    ),
+    "rest.safetensors": (tensors(META, bytes(24)), "24 bytes that belong to no array"),
+    "changed.safetensors": (
+        tensors(META | {"params": {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}}, bytes(24)),
+        "params has changed since it was saved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALICE)
+def test_malicious_and_foreign_files_are_refused_with_their_name(name, tmp_path):
+    blob, message = MALICE[name]
+    (tmp_path / name).write_bytes(blob)
+    with pytest.raises(CheckpointError, match=f"(?s){re.escape(name)}.*({message})"):
+        restore(tmp_path / name)
+
+
+def test_the_package_never_unpickles_or_evaluates_what_it_reads():
+    words = (
+        r"\b(pickle|joblib|cloudpickle|dill|shelve|marshal)\b(?!=False)|\beval\(|\bexec\(|allow_pickle=True|shell=True"
+    )
+    for path in Path(ur.__file__).parent.rglob("*.py"):
+        code = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.S)
+        assert not re.search(words, code), path
+
+
+# A training that saves itself: one tiny problem for all
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+    """As in the child; what one training has compiled, the others load."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield settings["jax_compilation_cache_dir"]
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def reference(quick_compilation):
+    """The run that nothing disturbs."""
+    return run(None, STEPS)
+
+
+@pytest.fixture(scope="module")
+def finished(reference, tmp_path_factory):
+    """The folder of a finished run; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("run") / "with spaces and ö"
+    assert_same_run(run(Checkpoint(folder, every=3), STEPS), reference)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def assert_same_run(ours, expected):
+    """Bit for bit, but for the seconds."""
+    assert same((ours.params, ours.best, ours.D), (expected.params, expected.best, expected.D))
+    np.testing.assert_array_equal(ours.history.loss, expected.history.loss)
+    records = [[record._replace(seconds=0.0) for record in found.history.records] for found in (ours, expected)]
+    np.testing.assert_array_equal(*records)
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in Path(folder).iterdir() if path.name.isdigit())
+
+
+def test_a_saved_training_is_the_same_training_and_keeps_the_newest_steps(finished):
+    assert steps_in(finished) == [6, 9, 12]  # 9 lies between two looks
+
+
+def test_a_finished_run_returns_what_it_found_without_a_look(finished, reference):
+    looks = []
+    assert_same_run(run(finished, STEPS, callbacks=[lambda *look: looks.append(look)]), reference)
+    assert not looks
+
+
+@pytest.mark.parametrize("step", [6, 9])
+def test_a_run_goes_on_from_any_saved_step_bit_for_bit(step, folder, reference):
+    for later in steps_in(folder):
+        if later > step:
+            shutil.rmtree(folder / str(later))
+    assert_same_run(run(folder, STEPS), reference)
+
+
+def test_a_run_may_grow(folder):
+    grown, straight = run(folder, 20), run(None, 20)
+    assert same((grown.params, grown.best), (straight.params, straight.best))
+    np.testing.assert_array_equal(grown.history.loss, straight.history.loss)
+    assert [record.step for record in grown.history.records] == [0, 4, 8, 12, 16, 20]
+    with pytest.raises(CheckpointError, match=r"steps +20 +12"):
+        run(folder, STEPS)
+
+
+def test_the_folder_of_a_run_gives_its_best_params_and_its_dictionary(finished, reference):
+    found = restore(finished, like=reference.best, D=D)
+    assert same((found.params, found.D), (reference.best, D)) and found.metadata["step"] == STEPS
+
+
+def resumed_like_straight(folder, **options):
+    """The saved run, after a test that it is the same when its last save is lost."""
+    where = Checkpoint(folder, every=2, dictionary=False)
+    straight = run(where, 4, evaluate_every=2, **options)
+    shutil.rmtree(folder / "4")
+    assert_same_run(run(where, 4, evaluate_every=2, **options), straight)
+    return straight, restore(folder)
+
+
+def test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on(tmp_path):
+    Ds = tuple(gaussian(seed, *shape).astype(np.float32) for seed, shape in ((0, (M, N)), (1, (N, 7))))
+
+    def chained(key):
+        X = jax.random.normal(key, (4, 7), np.float32)
+        return X @ Ds[1].T @ Ds[0].T, X
+
+    noisy = optax.chain(optax.add_noise(0.01, 0.5, jax.random.key(1)), optax.adam(1e-2))
+    steps = ur.layers.StepAndThreshold(*np.full((2, K), 0.1, np.float32))
+    params = (ur.layers.Unrolled(ur.layers.Fixed(Ds[0]), steps), ur.layers.Unrolled(None, steps))
+    network = ur.dsc([ur.alista(K), ur.layers.ista(K)])
+    options = dict(layer=network, params=params, D=Ds, sample=chained, optimizer=noisy)
+    straight, found = resumed_like_straight(tmp_path, validation=chained(jax.random.key(9)), **options)
+    assert same(found.params, straight.best) and found.D is None
+
+
+def test_a_learned_dictionary_and_an_optimiser_without_state_go_on(tmp_path):
+    straight, found = resumed_like_straight(tmp_path, learn_dictionary=True, optimizer=optax.sgd(1e-2))
+    assert same((found.params, found.D), (straight.best, straight.D)) and not same(found.D, D)
+
+
+class StepAndTheta(NamedTuple):
+    """Params that the library does not know."""
+
+    gamma: jax.Array
+    theta: jax.Array
+
+
+def test_a_layer_of_the_caller_goes_on_and_stays_stopped_when_out_of_patience(tmp_path):
+    theirs = ur.layers.ista(K)
+
+    def with_form(p):
+        return ur.layers.Unrolled(None, ur.layers.StepAndThreshold(*p))
+
+    layer = theirs._replace(iterates=lambda p, D, y: theirs.iterates(with_form(p), D, y))
+    params = StepAndTheta(jnp.full(K, 0.1), jnp.full(K, 0.1))
+    options = dict(layer=layer, params=params, optimizer=optax.sgd(0.0), patience=8)
+    stopped = run(tmp_path, 40, **options)
+    assert steps_in(tmp_path) == [0, 4, 8]
+    assert_same_run(run(tmp_path, 40, **options), stopped)
+    with pytest.raises(CheckpointError, match="of a kind of the caller's own"):
+        restore(tmp_path)
+
+
+def test_a_curriculum_goes_on_in_the_stage_it_was_in(tmp_path):
+    layer = ur.lista_cp(K)
+    params = layer.init(None, D)
+
+    def curriculum(folder):
+        options = dict(stages=(1.0, 0.2), steps_per_stage=4, evaluate_every=2, patience=4, key=3, rate=1e-2)
+        where = Checkpoint(folder, every=3, keep=9)
+        return ur.training.curriculum(layer, params, D, sample, checkpoint=where, **options)
+
+    straight = curriculum(tmp_path)
+    for step in steps_in(tmp_path):
+        if step > 7:  # between two looks of the second stage
+            shutil.rmtree(tmp_path / str(step))
+    assert steps_in(tmp_path)[-1] in (6, 7)
+    assert_same_run(curriculum(tmp_path), straight)
+
+
+OTHERS = {
+    "family": (dict(layer=ur.layers.tilista(K)), r"model +lista_cp +tilista"),
+    "depth": (dict(layer=ur.lista_cp(3)), r"trained.params.steps.theta +float64 \(2,\) +float64 \(3,\)"),
+    "dtype": (dict(D=D.astype(np.float32)), r"best.params.shared.W +float64 \(3, 5\) +float32 \(3, 5\)"),
+    "dictionary": (dict(D=-D), r"D sha256 +\w{64} +\w{64}"),
+    "shape of the dictionary": (dict(D=gaussian(0, M, 6), validation=(np.ones((2, M)), np.ones((2, 6)))), "sha256"),
+    "optimiser": (dict(optimizer=optax.sgd(1e-2)), r"optimizer.0.mu.params.shared.W +float64 \(3, 5\) +-"),
+    "trained leaves": (dict(learn_dictionary=True), r"trained.D +- +float64 \(3, 5\)"),
+    "key": (dict(key=4), r"key +\[0, 3\] +\[0, 4\]"),
+    "looks": (dict(evaluate_every=5), r"evaluate_every +4 +5"),
+    "learning rate": (dict(optimizer=optax.adam(2e-2)), r"loss of step 1 +\S+ +\S+$"),
+    "sampler": (dict(sample=lambda key: tuple(2 * v for v in sample(key))), r"loss of step 0"),
+    "activation": (dict(layer=ur.lista_cp(K, activation="silu")), r"validation loss at the start"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_run_is_refused_with_a_table_of_what_differs(what, finished):
+    options, row = OTHERS[what]
+    before = steps_in(finished)
+    with pytest.raises(CheckpointError, match=rf"(?s)holds another run.*saved +requested.*{row}"):
+        run(finished, STEPS, **options)
+    assert steps_in(finished) == before
+
+
+# Folders, damage and disks
+
+
+def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match="cannot write there"):
+            run(path, optimizer=optax.GradientTransformation(lambda trained: (), None))
+    for options, error in ((dict(every=0), ValueError), (dict(keep=0), ValueError), (dict(every=2.5), TypeError)):
+        with pytest.raises(error):
+            Checkpoint(tmp_path, **options)
+    with pytest.raises(TypeError, match="folder must be a path"):
+        Checkpoint(3)
+
+
+def test_a_relative_folder_is_made_absolute(monkeypatch, tmp_path, quick_compilation):
+    monkeypatch.chdir(tmp_path)
+    run("a/b", 0)
+    assert steps_in(tmp_path / "a" / "b") == [0]
+
+
+def read(folder):
+    """The newest step, or the error."""
+    try:
+        return restore(folder)
+    except CheckpointError as error:
+        assert str(folder) in str(error)
+        return None
+
+
+def largest(folder):
+    """The file of a step that has the numbers."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_no_flipped_bit_cut_or_missing_file_gives_other_numbers(folder):
+    whole, step, rng = restore(folder), folder / str(STEPS), np.random.default_rng(1)
+    files = sorted(path for path in step.rglob("*") if path.is_file())
+    told = {"bit of any file": 0, "bit of the numbers": 0, "cut": 0, "missing": 0}
+    for trial in range(50 + 2 * len(files)):
+        kind = (
+            "bit of any file" if trial < 25 else "bit of the numbers" if trial < 50 else ("cut", "missing")[trial % 2]
+        )
+        path = (
+            largest(step) if kind == "bit of the numbers" else files[(trial if trial < 50 else trial // 2) % len(files)]
+        )
+        blob = path.read_bytes()
+        if kind == "missing":
+            path.unlink()
+        elif kind == "cut":
+            path.write_bytes(blob[: len(blob) // 2])
+        else:
+            changed = bytearray(blob)
+            changed[rng.integers(len(blob))] ^= 1 << rng.integers(8)
+            path.write_bytes(changed)
+        found = read(folder)
+        path.write_bytes(blob)
+        told[kind] += found is None
+        # What tells orbax a time, a class or a free place may be damaged and harmless.
+        assert found is None or same(found[:2], whole[:2])
+    assert told["bit of the numbers"] > 12 and min(told.values()) > 0, told
+
+
+def damage(folder):
+    path = largest(folder / str(steps_in(folder)[-1]))
+    blob = bytearray(path.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    path.write_bytes(blob)
+
+
+def test_a_damaged_step_stops_the_run_unless_asked_to_go_on_from_the_one_before(folder, reference):
+    damage(folder)
+    with pytest.raises(CheckpointError, match=r"12: damaged \(.*\); other steps: \[6, 9\]; .*strict=False"):
+        run(folder, STEPS)
+    with pytest.warns(UserWarning, match=r"goes on from step 9: .*12: damaged.* Step 12 is kept as 12.damaged-0"):
+        assert_same_run(run(Checkpoint(folder, strict=False), STEPS), reference)
+    assert steps_in(folder) == [6, 9, 12] and (folder / "12.damaged-0").is_dir()
+    for step in steps_in(folder):
+        shutil.rmtree(folder / str(step) / "manifest")
+    with pytest.raises(CheckpointError, match="no step of .* is whole"):
+        run(Checkpoint(folder, strict=False), STEPS)
+    assert steps_in(folder) == [6, 9, 12]
+
+
+def test_what_a_kill_left_half_written_or_half_deleted_is_no_step_and_is_swept(folder, reference):
+    for name in ("99.orbax-checkpoint-tmp", "3.deleted"):
+        (folder / name / "state").mkdir(parents=True)
+    assert restore(folder).metadata["step"] == STEPS
+    assert_same_run(run(folder, STEPS), reference)
+    assert sorted(os.listdir(folder)) == ["12", "6", "9", "lock"]
+
+
+def test_a_manifest_of_a_newer_format_is_refused(folder):
+    path = next((folder / "12" / "manifest").glob("metadata*"))
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="format 2, newer than 1"):
+        run(folder, STEPS)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(folder, reference):
+    shutil.rmtree(folder / "12")
+    limit = file_size_limit(1000)
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"step 12 was not saved \(.*\); \d+ bytes are free, the steps \[6, 9\]"
+        ):
+            run(folder, STEPS, callbacks=[lambda record, params: limit.__enter__()])
+    finally:
+        limit.__exit__()
+    assert steps_in(folder) == [6, 9] and restore(folder).metadata["step"] == 9
+    assert_same_run(run(folder, STEPS), reference)
+
+
+def test_a_run_that_breaks_keeps_its_last_good_state_and_can_be_mended(tmp_path, reference):
+    def breaks(key):
+        Y, X = sample(key)
+        bad = jax.random.key_data(jax.random.fold_in(jax.random.key(3), 6))
+        return jnp.where(jnp.all(jax.random.key_data(key) == bad), jnp.nan, Y), X
+
+    with pytest.raises(NonFiniteError, match="stopped at step 6"):
+        run(Checkpoint(tmp_path, every=2), STEPS, sample=breaks)
+    assert steps_in(tmp_path) == [2, 4, 6]
+    assert_same_run(run(tmp_path, STEPS), reference)
+
+
+# Signals and kills
+
+
+@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_finishes_the_step_saves_and_leaves(number, error, tmp_path, reference):
+    def at_4(record, params):
+        if record.step == 4:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(error) as left:
+        run(Checkpoint(tmp_path, every=100), STEPS, callbacks=[at_4])
+    assert steps_in(tmp_path) == [4] and signal.getsignal(number) == before
+    assert left.value.code == 143 if error is SystemExit else "saved in" in str(left.value)
+    assert_same_run(run(tmp_path, STEPS), reference)
+
+
+def test_the_second_signal_leaves_at_once_and_one_that_nobody_saw_is_not_lost():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), deferred() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        pytest.fail("the second signal was held back")
+    with pytest.raises(SystemExit), deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_signals_stay_as_they_are_outside_the_main_thread_and_where_they_are_ignored():
+    seen = []
+
+    def look():
+        with deferred():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    look()
+    signal.signal(signal.SIGINT, before)
+    assert seen == [before, signal.SIG_IGN]
+
+
+def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(tmp_path, quick_compilation, reference):
+    """Three processes, each killed by SIGKILL at its own random moment; what they left is finished here."""
+    script = Path(__file__).with_name("small_training.py")
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": quick_compilation,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": os.pathsep.join([str(Path(ur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+    rng, steps, children = np.random.default_rng(2), 40, []
+    folders = [tmp_path / str(i) for i in range(3)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            child = stack.enter_context(subprocess.Popen([sys.executable, script, folder, str(steps)], **pipes))
+            stack.callback(child.kill)
+            children.append(child)
+        straight = run(None, steps)
+        for child, folder in zip(children, folders):
+            while child.stdout.readline() != "8\n":  # now it waits, and step 6 is saved
+                assert child.poll() is None
+            with pytest.raises(CheckpointError, match=f"in use by process {child.pid};"):
+                run(folder, steps)
+            print(file=child.stdin, flush=True)
+            time.sleep(rng.uniform(0, 0.5))
+            child.kill()
+            assert child.wait() == -signal.SIGKILL and (folder / "lock").read_text() == str(child.pid)
+            assert 6 <= max(steps_in(folder)) < steps
+            assert_same_run(run(Checkpoint(folder, every=20), steps), straight)

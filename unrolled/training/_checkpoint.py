@@ -1,0 +1,209 @@
+"""Steps of a training in a folder: written by orbax, each committed together with a manifest that can prove it whole."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unrolled import _checks
+from unrolled.training import _manifest
+from unrolled.training._disk import free_bytes, sync_folder
+from unrolled.training._manifest import CheckpointError, DamagedError
+
+_LARGEST = 2**36  # bytes of a step
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often `fit` saves.
+
+    Attributes:
+        folder: one run; it is made if it is not there.
+        every: steps between two saves; None saves at every look. A kill loses at most so many steps.
+        keep: how many of the newest steps stay.
+        dictionary: False leaves D out, for a large D that is kept elsewhere; its hash is always there.
+        strict: False lets a damaged newest step be set aside, with a warning, and goes on from the one before it.
+    """
+
+    folder: str | Path
+    every: int | None = None
+    keep: int = 3
+    dictionary: bool = True
+    strict: bool = True
+
+    def __post_init__(self):
+        if not isinstance(self.folder, str | os.PathLike):
+            raise TypeError(f"Checkpoint: folder must be a path, got {type(self.folder).__name__}")
+        if self.every is not None:
+            _checks.as_index(self.every, "every", "Checkpoint", least=1)
+        _checks.as_index(self.keep, "keep", "Checkpoint", least=1)
+
+
+class Steps:
+    """The saved steps of one folder, each a folder of its own that orbax writes elsewhere and moves here when complete."""
+
+    def __init__(self, folder: Path):
+        import orbax.checkpoint as ocp
+
+        self.folder = folder
+        self._args = ocp.args
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())  # a full disk is told at the step itself
+
+    def all(self) -> list[int]:
+        """Oldest first."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def close(self) -> None:
+        self._orbax.close()
+
+    def save(self, step: int, leaves: dict[str, Any], **manifest) -> None:
+        """Commit named leaves and their manifest as one step; a step that is there is never written again.
+
+        Raises:
+            CheckpointError: not written; the earlier steps are as they were.
+        """
+        arrays, entries = _manifest.table(leaves)
+        manifest = {"step": step, "leaves": entries, "versions": _manifest.versions(), **manifest}
+        # orbax refuses arrays without entries: their manifest says all there is.
+        state = self._args.StandardSave({name: array for name, array in arrays.items() if array.size})
+        sealed = self._args.JsonSave(_manifest.seal("training", manifest))
+        try:
+            self._orbax.save(self.folder / str(step), args=self._args.Composite(state=state, manifest=sealed))
+            sync_folder(self.folder)
+        except Exception as error:
+            self.sweep()
+            raise CheckpointError(
+                f"{self.folder}: step {step} was not saved ({_short(error)}); {free_bytes(self.folder)}, "
+                f"the steps {[s for s in self.all() if s != step]} are whole; make room and run the same call again"
+            ) from error
+
+    def keep(self, n: int) -> None:
+        """Delete all but the newest n steps; a step that is half deleted has another name already."""
+        for step in self.all()[:-n]:
+            (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what a kill or a fault left: steps half written, steps half deleted."""
+        for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def manifest(self, step: int) -> dict:
+        """Raises DamagedError where it cannot be trusted."""
+        try:
+            items = self._orbax.restore(
+                self.folder / str(step), args=self._args.Composite(manifest=self._args.JsonRestore())
+            )
+            manifest = _manifest.unseal("training", items.manifest)
+            if manifest["step"] != step:
+                raise ValueError(f"its manifest is that of step {manifest['step']}")
+            return manifest
+        except Exception as error:
+            raise self._damaged(step, error) from error
+
+    def load(self, step: int, manifest: dict) -> dict[str, Any]:
+        """The leaves of a step, bit for bit. Raises DamagedError where they are not what was saved."""
+        entries = manifest["leaves"]
+        try:
+            if (total := sum(map(_manifest.n_bytes, entries.values()))) > _LARGEST:
+                raise ValueError(f"it promises {total} bytes; expected at most {_LARGEST}")
+            blank = {name: np.empty(entry["shape"], _manifest.array_dtype(entry)) for name, entry in entries.items()}
+            wanted = {name: array for name, array in blank.items() if array.size}
+            items = self._orbax.restore(
+                self.folder / str(step), args=self._args.Composite(state=self._args.StandardRestore(wanted))
+            )
+            arrays = blank | items.state
+            for name, entry in entries.items():
+                _manifest.verify(name, entry, arrays[name])
+            return arrays
+        except Exception as error:
+            raise self._damaged(step, error) from error
+
+    def set_aside(self, step: int) -> Path:
+        """Rename a damaged step, so that it is no step any more but nothing of it is lost."""
+        aside = next(path for i in range(1000) if not (path := self.folder / f"{step}.damaged-{i}").exists())
+        (self.folder / str(step)).rename(aside)
+        return aside
+
+    def _damaged(self, step: int, error: Exception) -> DamagedError:
+        rest = [s for s in self.all() if s != step]
+        return DamagedError(
+            f"{self.folder / str(step)}: damaged ({_short(error)}); other steps: {rest or 'none'}; "
+            "Checkpoint(folder, strict=False) goes on from the newest whole one"
+        )
+
+
+@contextmanager
+def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
+    """The steps of a folder that no other process uses meanwhile.
+
+    Raises:
+        CheckpointError: not a folder, not writable, or in use.
+    """
+    folder = Path(checkpoint.folder).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+")
+    except OSError as error:
+        raise CheckpointError(f"{where}: checkpoint {folder}: cannot write there ({error.strerror})") from error
+    with lock:
+        _take(lock, f"{where}: checkpoint {folder}")
+        steps = Steps(folder)
+        steps.sweep()
+        try:
+            yield steps
+        finally:
+            steps.close()
+
+
+def _take(lock, where: str) -> None:
+    """Lock the file, for as long as it is open; the lock of a process that was killed falls with it."""
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        raise CheckpointError(
+            f"{where}: in use by process {lock.read() or '?'}; expected a folder of its own"
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+
+
+def newest(steps: Steps, strict: bool, accept, where: str) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """Manifest and arrays of the newest step, None if there is none; `accept(manifest)` is asked before the arrays are read.
+
+    Raises:
+        CheckpointError: the step is damaged and `strict`, or no step is whole.
+    """
+    damaged = []
+    for step in reversed(steps.all()):
+        try:
+            manifest = steps.manifest(step)
+            accept(manifest)
+            found = manifest, steps.load(step, manifest)
+        except DamagedError as error:
+            if strict:
+                raise
+            damaged.append((step, error))
+            continue
+        for broken, error in damaged:
+            aside = steps.set_aside(broken)
+            _checks.warn(f"{where}: goes on from step {step}: {error}. Step {broken} is kept as {aside.name}.")
+        return found
+    if damaged:
+        raise CheckpointError(f"{where}: no step of {steps.folder} is whole; the newest: {damaged[0][1]}")
+    return None
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"

@@ -1,0 +1,86 @@
+"""Two file formats for named arrays and a text: (text, arrays) -> bytes, and back without trust in what a header promises."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+
+from unrolled.training._manifest import array_dtype
+
+# Names of dtypes in a `.safetensors` header.
+_SAFETENSORS = {
+    **{"bool": "BOOL", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8", "uint16": "U16"},
+    **{"uint32": "U32", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"},
+    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
+}
+_LARGEST_HEADER = 10**8
+
+
+def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w") as archive:  # stored, not compressed: a file cannot unpack to more than it holds
+        archive.writestr(zipfile.ZipInfo("manifest.json"), text)
+        for name, array in arrays.items():
+            plain = array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, plain, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue())
+    return blob.getvalue()
+
+
+def from_npz(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it has compressed entries; `save` writes none")
+        if sum(entry.file_size for entry in entries) > len(blob):
+            raise ValueError("its entries promise more bytes than the file has")
+        names = [entry.filename for entry in entries if entry.filename != "manifest.json"]
+        return archive.read("manifest.json").decode(), {
+            n.removesuffix(".npy"): _from_npy(archive.read(n)) for n in names
+        }
+
+
+def _from_npy(blob: bytes) -> np.ndarray:
+    """The array of a .npy entry, by its bytes: a header that lies about them is a ValueError, and objects have none."""
+    stream = io.BytesIO(blob)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an entry is not a .npy file of version 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.kind not in "biuf" or fortran_order:
+        raise ValueError(f"an entry has dtype {dtype}; expected real numbers in row-major order")
+    return np.frombuffer(blob, dtype, offset=stream.tell()).reshape(shape)
+
+
+def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
+    header, end = {"__metadata__": {"unrolled": text}}, 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        kind = _SAFETENSORS[array.dtype.name]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())])
+
+
+def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
+    length = int.from_bytes(blob[:8], "little")
+    if len(blob) < 8 or length > min(len(blob) - 8, _LARGEST_HEADER):
+        raise ValueError(f"its header promises {length} bytes, the file has {len(blob)}")
+    header, data = json.loads(blob[8 : 8 + length]), blob[8 + length :]
+    text = header.pop("__metadata__")["unrolled"]
+    names, arrays, reached = {kind: dtype for dtype, kind in _SAFETENSORS.items()}, {}, 0
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if begin != reached or end > len(data):
+            raise ValueError(f"{name} lies at the bytes {begin} to {end}; expected them to begin at {reached}")
+        dtype = array_dtype({"dtype": names[entry["dtype"]]})
+        arrays[name] = np.frombuffer(data[begin:end], dtype).reshape(entry["shape"])
+        reached = end
+    if reached != len(data):
+        raise ValueError(f"it has {len(data) - reached} bytes that belong to no array")
+    return text, arrays
+
+
+FORMATS = {".npz": (to_npz, from_npz), ".safetensors": (to_safetensors, from_safetensors)}

@@ -1,0 +1,40 @@
+"""Signals that let a training finish its step and save before it leaves."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def deferred() -> Iterator[list[int]]:
+    """A list that gets the first SIGINT or SIGTERM; the second one leaves at once. The handlers before come back.
+
+    Only the main thread may handle signals: elsewhere, and for signals that are ignored, nothing changes.
+    """
+    caught = []
+
+    def note(number, frame):
+        if caught:
+            leave(number)
+        caught.append(number)
+
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
+    handled = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for number in handled:
+            signal.signal(number, note)
+        yield caught
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+    if caught:  # after the last save
+        leave(caught[0])
+
+
+def leave(number: int, message: str = "") -> None:
+    """What the signal would have done: KeyboardInterrupt, or SystemExit(143)."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(message)
+    raise SystemExit(128 + number)

@@ -1,0 +1,160 @@
+"""A training that saves itself, and goes on from what was saved: the same run, or an error that says what differs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.layers._unroll import Layer
+from unrolled.networks import Network
+from unrolled.training import _manifest
+from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
+from unrolled.training._forms import describe, names
+from unrolled.training._interrupts import deferred, leave
+from unrolled.training._loop import Loop
+from unrolled.training._manifest import CheckpointError
+from unrolled.training._records import Record, State, Trained
+
+_HISTORY = ("losses", "records")  # they grow with the run
+
+
+@contextmanager
+def keeping(checkpoint: Checkpoint | str | Path | None, loop: Loop, config: dict, start: Trained) -> Iterator[Any]:
+    """A `Keeper`, with its folder locked, and SIGINT and SIGTERM waiting for the next save; None without a checkpoint.
+
+    `start` has the whole params and dictionary that the training starts from.
+    """
+    if checkpoint is None:
+        yield None
+        return
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    config = config | {"D sha256": _manifest.digest(start.D)}
+    with opened(checkpoint, loop.where) as steps, deferred() as caught:
+        yield Keeper(checkpoint, steps, caught, loop, config, start)
+
+
+class Keeper:
+    """Saves the states of one run, and finds the newest one."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, steps: Steps, caught: list[int], loop: Loop, config: dict, start: Trained
+    ):
+        self.checkpoint, self.steps, self.caught, self.loop, self.config = checkpoint, steps, caught, loop, config
+        self.saved = 0  # the last step that is on disk
+        # A learned D differs from step to step: it is always kept.
+        D = start.D if checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D) else None
+        self.fixed = names({"fixed": loop.fixed._replace(D=None if D is None else loop.fixed.D)})
+        self.form = _form(start.params, D)
+
+    def due(self, step: int, look: bool) -> bool:
+        """Whether to save after this step: `every` has passed, or somebody wants to leave."""
+        every = self.checkpoint.every
+        return bool(self.caught) or (look if every is None else step - self.saved >= every)
+
+    def save(self, state: State) -> None:
+        """Put the state on disk, if it is not there; then leave, if somebody wants to."""
+        if state.step > self.saved or not self.steps.all():
+            self.steps.save(state.step, _packed(state) | self.fixed, config=self.config, form=self.form)
+            self.steps.keep(self.checkpoint.keep)
+            self.saved = state.step
+        if self.caught:
+            leave(self.caught[0], f"{self.loop.where}: stopped after step {state.step}, saved in {self.steps.folder}")
+
+    def resume(self, start: State, steps: int, at: int = -1) -> tuple[Loop, State]:
+        """The newest saved state, with the fixed leaves it was reached with; `start` where nothing is saved.
+
+        `steps` and `at` are those of the `run` that `start` would begin.
+
+        Raises:
+            CheckpointError: the newest step is damaged, or it belongs to another run.
+        """
+        requested = self.config | _types(_manifest.table(_packed(start) | self.fixed)[1])
+
+        def accept(manifest):
+            report = _manifest.differences(manifest["config"] | _types(manifest["leaves"]), requested)
+            if not report and manifest["step"] > steps:
+                report = _manifest.differences({"steps": manifest["step"]}, {"steps": steps})
+            self._refuse_if(report)
+
+        found = newest(self.steps, self.checkpoint.strict, accept, self.loop.where)
+        if found is None:
+            return self.loop, start
+        manifest, arrays = found
+
+        def filled(name, like):
+            leaves = names({name: like})
+            entries = manifest["leaves"]
+            return jax.tree.structure(like).unflatten(
+                [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
+            )
+
+        state = _unpacked(filled, arrays, start)
+        self._replay(state, start, at)
+        self.saved = state.step
+        fixed = self.loop.fixed._replace(params=filled("fixed.params", self.loop.fixed.params))
+        return self.loop._replace(fixed=fixed), state
+
+    def _replay(self, state: State, start: State, at: int) -> None:
+        """Do the first look and the first two steps again: what no manifest can tell (the loss, the sampler, an activation,
+        a learning rate) shows there. Up to the rounding of another device."""
+        loop, saved, again = self.loop, {}, {}
+        value = loop.objective(start.trained, loop.fixed, *loop.validation, at)
+        saved["validation loss at the start"] = state.records[0].validation
+        again["validation loss at the start"] = float(value)
+        trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)
+        for k, loss in enumerate(state.losses[:2]):
+            trained, optimizer, bad, value = loop.update(trained, optimizer, bad, loop.fixed, k, at)
+            saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
+        tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5
+        same = np.isclose(list(saved.values()), list(again.values()), rtol=tolerance, atol=tolerance)
+        self._refuse_if("" if same.all() else _manifest.differences(saved, again))
+
+    def _refuse_if(self, report: str) -> None:
+        if report:
+            raise CheckpointError(
+                f"{self.loop.where}: checkpoint {self.steps.folder} holds another run; try another folder, or "
+                f"`restore` it and train from its params:\n{report}"
+            )
+
+
+def _form(params, D) -> dict | None:
+    """What `restore` builds from; params of a kind of the caller's own come back through the same call of `fit` alone."""
+    try:
+        return {"params": describe(params, "params")[0], "D": describe(D, "D")[0]}
+    except TypeError:
+        return None
+
+
+def family(model: Layer | Network) -> str:
+    """The name of the factory of a layer, or those of a network."""
+    if isinstance(model, Network):
+        return f"dsc({', '.join(map(family, model.layers))})"
+    return getattr(model.step, "__qualname__", "?").partition(".")[0]
+
+
+def key_text(key) -> str:
+    """A random key, old or new, as text."""
+    return str(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def _packed(state: State) -> dict[str, Any]:
+    """The leaves of a state by name."""
+    records = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
+    return names(state._replace(records=records))
+
+
+def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: State) -> State:
+    """The state with the structure of `like`; its history stays on the host, in float64."""
+    trees = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
+    counts = {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
+    records = tuple(Record(int(step), *values, int(stage)) for step, *values, stage in arrays["records"].tolist())
+    return State(**trees, **counts, lowest=float(arrays["lowest"]), losses=arrays["losses"], records=records)
+
+
+def _types(entries: dict[str, dict]) -> dict[str, str]:
+    types = _manifest.leaf_types(entries)
+    return {name: kind for name, kind in types.items() if name not in _HISTORY}

@@ -1,0 +1,167 @@
+"""What stands beside saved numbers: a sealed JSON record with the dtype, shape and sha256 of every leaf."""
+
+import hashlib
+import json
+import math
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled.training._forms import describe, names
+
+FORMAT = 1
+_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
+)
+
+
+class CheckpointError(ValueError):
+    """A file or folder of saved numbers that is damaged, cannot be written, or belongs to something else."""
+
+
+class DamagedError(CheckpointError):
+    """A file or a step that cannot be read as what was written."""
+
+
+def on_host(leaf) -> tuple[str, np.ndarray]:
+    """The dtype and the bits of a leaf; a random key is kept as its data."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return f"key {jax.random.key_impl(leaf)}", np.array(jax.random.key_data(leaf))
+    array = np.array(leaf, order="C")  # a copy: the buffer of a leaf may be given to the next step
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array.dtype.name, array
+
+
+def to_device(dtype: str, array: np.ndarray):
+    """The leaf that `on_host` took apart.
+
+    Raises:
+        ValueError: 64 bits in a process that runs without them.
+    """
+    if dtype.startswith("key "):
+        return jax.random.wrap_key_data(array, impl=dtype.removeprefix("key "))
+    if array.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
+        raise ValueError(
+            f"holds {dtype}, but JAX runs in float32 here; enable float64, or load `with jax.enable_x64(True)`"
+        )
+    return jnp.asarray(array)
+
+
+def table(leaves: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """The arrays of named leaves, and their entries of the manifest."""
+    arrays, entries = {}, {}
+    for name, leaf in leaves.items():
+        dtype, arrays[name] = on_host(leaf)
+        if not dtype.startswith("key ") and dtype not in _DTYPES:
+            raise TypeError(f"{name} has dtype {dtype}; expected one of {', '.join(_DTYPES)}")
+        entries[name] = {"dtype": dtype, "shape": list(arrays[name].shape), "sha256": sha256(arrays[name])}
+    return arrays, entries
+
+
+def array_dtype(entry: dict) -> np.dtype:
+    """The dtype of the array of an entry.
+
+    Raises:
+        ValueError: not a dtype that is ever saved.
+    """
+    dtype = str(entry["dtype"])
+    if dtype.startswith("key "):
+        return np.dtype(np.uint32)
+    if dtype not in _DTYPES:
+        raise ValueError(f"an array has dtype {dtype[:40]!r}")
+    return jnp.dtype(dtype)
+
+
+def n_bytes(entry: dict) -> int:
+    """Bytes of the array of an entry, before it is allocated."""
+    shape = entry["shape"]
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"an array has shape {str(shape)[:80]}")
+    return math.prod(shape) * array_dtype(entry).itemsize
+
+
+def verify(name: str, entry: dict, array: np.ndarray) -> None:
+    """Raise ValueError if the array is not the one that was saved."""
+    if array.dtype != array_dtype(entry) or list(array.shape) != entry["shape"]:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; expected {entry['dtype']} {tuple(entry['shape'])}")
+    if sha256(array) != entry["sha256"]:
+        raise ValueError(f"{name} has changed since it was saved: its sha256 differs")
+
+
+def sha256(array: np.ndarray) -> str:
+    """Of the bits of an array."""
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def digest(tree: Any) -> str:
+    """The sha256 of a dictionary, or of a tuple of them: kinds, static fields, dtypes, shapes and bits."""
+    try:
+        form, leaves = describe(tree, "D")
+    except TypeError:  # a kind of the caller's own
+        form, leaves = str(jax.tree.structure(tree)), names({"D": tree})
+    return _hash([form, table(leaves)[1]])
+
+
+def versions() -> dict[str, str]:
+    """The versions that a number may depend on."""
+    found = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
+    try:
+        return {"unrolled": metadata.version("unrolled"), **found}
+    except metadata.PackageNotFoundError:  # run from its source
+        return found
+
+
+def seal(kind: str, manifest: dict) -> dict:
+    """The manifest with its format, kind and a sha256 of itself."""
+    whole = {"format": FORMAT, "kind": kind, **manifest}
+    return {**whole, "sha256": _hash(whole)}
+
+
+def unseal(kind: str, manifest: Any) -> dict:
+    """The manifest if it is whole and of this kind.
+
+    Raises:
+        ValueError: damaged, of another kind, or of a newer format.
+    """
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise ValueError("its manifest is not one of unrolled")
+    if manifest["format"] > FORMAT:
+        raise ValueError(f"it has format {manifest['format']}, newer than {FORMAT}; try a newer unrolled")
+    whole = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != _hash(whole):
+        raise ValueError("its manifest has changed since it was saved: its sha256 differs")
+    if manifest.get("kind") != kind:
+        raise ValueError(f"it holds {str(manifest.get('kind'))[:40]!r}; expected {kind!r}")
+    return whole
+
+
+def differences(saved: dict, requested: dict) -> str:
+    """A table of the entries that differ, empty if none does."""
+    names = [name for name in {**saved, **requested} if saved.get(name) != requested.get(name)]
+    if not names:
+        return ""
+    rows = [
+        ("", "saved", "requested"),
+        *((n, *(_cell(side.get(n)) for side in (saved, requested))) for n in names[:12]),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *([f"and {len(names) - 12} more"] if len(names) > 12 else [])])
+
+
+def leaf_types(entries: dict[str, dict]) -> dict[str, str]:
+    """Entries as "float32 (3, 4)", for `differences`."""
+    return {name: f"{entry['dtype']} {tuple(entry['shape'])}" for name, entry in entries.items()}
+
+
+def _cell(value) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 64 else text[:61] + "..."
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""Weights alone, in one small file that any numpy (`.npz`) or safetensors reader opens."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unrolled.dictionaries._base import as_dictionary
+from unrolled.training import _manifest
+from unrolled.training._checkpoint import Steps, newest
+from unrolled.training._disk import write_whole
+from unrolled.training._formats import FORMATS
+from unrolled.training._forms import build, describe, kinds
+from unrolled.training._manifest import CheckpointError, DamagedError
+
+_LARGEST_FILE = 2**33
+
+
+class Restored(NamedTuple):
+    """What a file of weights holds."""
+
+    params: Any
+    D: Any  # None where it was saved without
+    metadata: dict  # what `save` was told, and "versions"
+
+
+def save(path: str | Path, params: Any, D: Any = None, *, dictionary: bool = True, **metadata) -> Path:
+    """Write params, and the D they belong to, to a `.npz` or `.safetensors` file; nothing is pickled.
+
+    The file holds every array in its own dtype under its path in the tree ("params.shared.W"; 8-bit and bfloat16 floats as
+    unsigned integers in `.npz`), and a manifest: the form of the tree, a sha256 per array and of D, versions and `metadata`.
+    It is written beside `path` and moved there when complete: a file that was there before stays whole until then.
+
+    Args:
+        path: ends in .npz or .safetensors.
+        params: of a layer, or the tuple of a network.
+        D: a dictionary, plain or structured, or the tuple of a network.
+        dictionary: False keeps the hash of D alone, for a large D that is kept elsewhere.
+        metadata: anything that JSON can hold, such as family="alista", depth=16.
+
+    Returns:
+        the absolute path.
+
+    Raises:
+        ValueError: another suffix. TypeError: a tree, dtype or metadata that cannot be saved.
+        CheckpointError: the file cannot be written (the message has the free bytes).
+    """
+    path = Path(path).absolute()
+    write, _ = _format(path, "save")
+    D = None if D is None else as_dictionaries(D, "save")
+    try:
+        metadata = json.loads(json.dumps(metadata))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"save: metadata must be what JSON can hold ({error})") from error
+    (form, leaves), (form_D, leaves_D) = describe(params, "params"), describe(D if dictionary else None, "D")
+    arrays, entries = _manifest.table(leaves | leaves_D)
+    manifest = {
+        "form": {"params": form, "D": form_D},
+        "leaves": entries,
+        "D sha256": None if D is None else _manifest.digest(D),
+        "versions": _manifest.versions(),
+        "metadata": metadata,
+    }
+    write_whole(path, write(json.dumps(_manifest.seal("weights", manifest)), arrays))
+    return path
+
+
+def restore(path: str | Path, like: Any = None, D: Any = None) -> Restored:
+    """Read what `save` wrote, bit for bit and in the saved dtypes, after checking every hash.
+
+    Of the folder of a training it reads the best params of the newest step, and needs orbax.
+
+    Args:
+        path: the file, or the folder.
+        like: params that the saved ones must match in structure, shapes and dtypes.
+        D: the dictionary that the weights must have been saved with.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without a saved step.
+        CheckpointError: damaged, truncated or of a newer format; not like `like` (the message has a table); saved with
+            another D; 64-bit numbers in a process without them.
+    """
+    path = Path(path).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"restore: {path}: no such file; {_found(path)}")
+    try:
+        manifest, leaves = _read_folder(path) if path.is_dir() else _read(path)
+        params, saved = (build(manifest["form"][name], leaves) for name in ("params", "D"))
+        saved = None if saved is None else as_dictionaries(saved, "D")
+    except (FileNotFoundError, CheckpointError):
+        raise
+    except Exception as error:  # whatever a reader of foreign bytes raises
+        raise DamagedError(f"restore: {path}: {error}") from error
+    if like is not None:
+        check_like(manifest, like, f"restore: {path}")
+    if D is not None and _manifest.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
+        raise CheckpointError(f"restore: {path}: the weights were saved with another D; expected the one given")
+    return Restored(params, saved, {**manifest["metadata"], "versions": manifest["versions"]})
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    """The manifest and the leaves of a file, every hash checked."""
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"it has {path.stat().st_size} bytes; expected at most {_LARGEST_FILE}")
+    text, arrays = _format(path, "restore")[1](path.read_bytes())
+    manifest = _manifest.unseal("weights", json.loads(text))
+    entries = manifest["leaves"]
+    if set(arrays) != set(entries):
+        raise ValueError(f"it holds the arrays {sorted(arrays)}; expected {sorted(entries)}")
+    leaves = {}
+    for name, entry in entries.items():
+        array = arrays[name].view(_manifest.array_dtype(entry))
+        _manifest.verify(name, entry, array)
+        leaves[name] = _manifest.to_device(entry["dtype"], array)
+    return manifest, leaves
+
+
+def _read_folder(path: Path) -> tuple[dict, dict]:
+    """The same of the best params and the dictionary of the newest step of a training."""
+    steps = Steps(path)
+    try:
+        found = newest(steps, True, lambda manifest: None, "restore")
+    finally:
+        steps.close()
+    if found is None:
+        raise FileNotFoundError(
+            f"restore: {path}: no saved step; there are {sorted(p.name for p in path.iterdir())[:8]}"
+        )
+    manifest, arrays = found
+    if manifest["form"] is None:
+        raise ValueError("its params or dictionary are of a kind of the caller's own; run the same call of `fit` again")
+    entries, leaves = {}, {}
+    for name, entry in manifest["leaves"].items():
+        part, _, leaf = name.partition(".")
+        if part in ("best", "fixed"):
+            trained_theta = part == "best" and leaf.split(".")[-1] == "theta"
+            array = np.abs(arrays[name]) if trained_theta else arrays[name]
+            entries[leaf], leaves[leaf] = entry, _manifest.to_device(entry["dtype"], array)
+    config = manifest["config"]
+    told = {
+        "form": manifest["form"],
+        "leaves": entries,
+        "D sha256": config["D sha256"],
+        "versions": manifest["versions"],
+    }
+    return told | {"metadata": {"step": manifest["step"], **config}}, leaves
+
+
+def check_like(manifest: dict, like: Any, where: str) -> None:
+    """Raise CheckpointError with a table unless the saved params have the form, shapes and dtypes of `like`."""
+    form, leaves = describe(like, "params")
+    requested = _manifest.leaf_types(_manifest.table(leaves)[1])
+    types = _manifest.leaf_types(manifest["leaves"])
+    saved = {name: text for name, text in types.items() if name.split(".")[0] == "params"}
+    report = _manifest.differences(
+        {"form": kinds(manifest["form"]["params"]), **saved}, {"form": kinds(form), **requested}
+    )
+    if report:
+        raise CheckpointError(f"{where}: the saved params are not like the requested ones:\n{report}")
+
+
+def _found(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist"
+    beside = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".npz", ".safetensors"))
+    return f"beside it: {', '.join(beside[:8]) or 'no weights'}"
+
+
+def as_dictionaries(D, where: str):
+    """D, or each of a tuple of them, checked."""
+    return tuple(as_dictionaries(Dj, where) for Dj in D) if isinstance(D, tuple | list) else as_dictionary(D, where)
+
+
+def _format(path: Path, where: str):
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{where}: {path} must end in {' or '.join(FORMATS)}")
+    return FORMATS[path.suffix]
