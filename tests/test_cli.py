@@ -86,7 +86,7 @@ def test_help_shows_an_example(command, capsys):
 
 def test_no_command_prints_the_help(run):
     status, out, _ = run()
-    assert status == 2 and "{compare,certify,doctor}" in out
+    assert status == 2 and "{compare,certify,train,encode,doctor}" in out
 
 
 def test_an_unknown_option_is_refused(run, capsys):
@@ -102,7 +102,7 @@ def test_doctor(run, tmp_path):
     status, out, _ = run("doctor", "--output", tmp_path / "new")
     assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
-    assert found["jax"] == jax.__version__
+    assert found["jax"] == jax.__version__ and {"JAX_PLATFORMS", "memory", "compilation cache"} <= set(found)
     assert f"{tmp_path / 'new'} is writable" in out and re.search("certified check .*passed", out)
 
 

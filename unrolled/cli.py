@@ -1,8 +1,9 @@
-"""The command line: `unrolled compare`, `certify` and `doctor` (also `python -m unrolled`)."""
+"""The command line: `unrolled compare`, `certify`, `train`, `encode` and `doctor` (also `python -m unrolled`)."""
 
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,28 +13,44 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for wrong arguments or input (one line on stderr), 130 interrupted."""
+    """Run one command; returns the exit status: 0, 2 for wrong arguments or input (one line on stderr), 130 or 143 stopped."""
     parser = argparse.ArgumentParser(
         prog="unrolled", description="Unrolled sparse-coding solvers, analytic and learned."
     )
-    commands = parser.add_subparsers(title="commands", metavar="{compare,certify,doctor}")
-    for add in (_add_compare, _add_certify, _add_doctor):
+    commands = parser.add_subparsers(title="commands", metavar="{compare,certify,train,encode,doctor}")
+    for add in (_add_compare, _add_certify, _add_train, _add_encode, _add_doctor):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print JSON on standard output")
-        command.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+        if add is not _add_train:  # whose seed may come from its file
+            command.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
         parser.print_help()
         return 2
     try:
+        _check_devices()
         arguments.run(arguments)
     except _USER_ERRORS as error:
-        print(f"unrolled: {error}", file=sys.stderr)
+        print(f"unrolled: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("unrolled: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"unrolled: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
+    except SystemExit as stop:  # of SIGTERM, when a training has saved itself
+        return stop.code
     return 0
+
+
+def _check_devices() -> None:
+    """Raise OSError, saying what to set, if jax finds no device to compute on."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # jax raises several types here, and a bare assertion for a missing plugin
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        reason = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
+        raise OSError(f"no device for {asked}: {reason}; try JAX_PLATFORMS=cpu") from error
 
 
 def _add_compare(commands) -> argparse.ArgumentParser:
@@ -100,6 +117,52 @@ def _add_certify(commands) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_train(commands) -> argparse.ArgumentParser:
+    from unrolled._experiments import OPTIONS
+
+    parser = commands.add_parser(
+        "train",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="train a layer as a TOML file and flags say",
+        description="Train a layer and write weights, the history and checkpoints into a run folder.\n"
+        "Every option below may stand in the file, in the table of its heading; a flag overrides the file.",
+        epilog="examples:\n  unrolled train run.toml --output run\n"
+        "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
+        "  unrolled train --output run --resume",
+    )
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of the output folder")
+    groups = {None: parser}
+    for option in OPTIONS.values():
+        if option.section not in groups:
+            groups[option.section] = parser.add_argument_group(f"[{option.section}]")
+        text = option.limits["help"] + (
+            "" if option.default is None or option.default is False else f" (default {option.default})"
+        )
+        shown = {"metavar": "A,B" if option.kind is tuple else option.kind.__name__.upper()}
+        kind = {"action": argparse.BooleanOptionalAction} if option.kind is bool else shown
+        groups[option.section].add_argument(f"--{option.name}", default=None, help=text, **kind)
+    parser.set_defaults(run=_train)
+    return parser
+
+
+def _add_encode(commands) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "encode",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="the codes of signals by saved weights",
+        description="Run the layer of a weights file, as `unrolled train` writes it, on the signals of a file.",
+        epilog="example:\n  unrolled encode run/weights.npz Y.npy --output codes.npy",
+    )
+    add = parser.add_argument
+    add("weights", type=Path, metavar="WEIGHTS", help="of `unrolled train`")
+    add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
+    add("--output", type=Path, required=True, metavar="CODES", help="(signals, d), as .npy or .npz (entry X)")
+    add("--dictionary", type=Path, metavar="FILE", help="D in place of the saved one, as .npy or .npz (entry D)")
+    parser.set_defaults(run=_encode)
+    return parser
+
+
 def _add_doctor(commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "doctor",
@@ -119,16 +182,22 @@ closed form, thresholds from Theorem 12), *calibrated* ones keep those weights a
 without gradients, *learned* ones start there and are trained end to end."""
 
 
-def _compare(arguments) -> None:
-    from unrolled import _experiments
-
-    settings = _settings(arguments)
-    _experiments.check_folder(arguments.output)  # before any work
+def _teller():
+    """`say(message)`: a line on stderr with the seconds since now."""
     began = time.perf_counter()
 
     def say(message: str) -> None:
         print(f"[{time.perf_counter() - began:5.1f} s] {message}", file=sys.stderr, flush=True)
 
+    return say
+
+
+def _compare(arguments) -> None:
+    from unrolled import _experiments
+
+    settings = _settings(arguments)
+    _experiments.check_folder(arguments.output)  # before any work
+    say = _teller()
     sections = _experiments.sections(arguments.dictionary, arguments.signals, settings, say)
     say("writing the report")
     given = {k: str(v) for k, v in vars(arguments).items() if k not in ("run", "json") and v not in (None, False)}
@@ -193,11 +262,7 @@ def _certify(arguments) -> None:
     )
     if arguments.figure is not None:
         _experiments.check_folder(arguments.figure.parent)  # before any work
-    began = time.perf_counter()
-
-    def say(message: str) -> None:
-        print(f"[{time.perf_counter() - began:5.1f} s] {message}", file=sys.stderr, flush=True)
-
+    say = _teller()
     with jax.enable_x64(True):
         Ds = [_experiments.read_dictionary(path, np.float64) for path in arguments.dictionaries]
         if arguments.normalize:
@@ -215,6 +280,25 @@ def _integers(text: str, name: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"certify: {name} must be integers with commas between them, got {text!r}") from error
+
+
+def _train(arguments) -> None:
+    from unrolled import _experiments
+
+    flags = {name: getattr(arguments, name) for name in _experiments.OPTIONS}
+    summary = _experiments.run(arguments.config, flags, arguments.resume, _teller())
+    print(json.dumps(summary.to_dict(), indent=1) if arguments.json else summary.text())
+
+
+def _encode(arguments) -> None:
+    from unrolled import _experiments
+
+    found = _experiments.encode(arguments.weights, arguments.signals, arguments.output, arguments.dictionary)
+    text = (
+        f"{found.signals} signals, {found.atoms} atoms: {found.mean_nonzeros:.1f} nonzeros on average, "
+        f"relative residual {found.relative_residual:.4g}\n{found.output}"
+    )
+    print(json.dumps(found._asdict(), indent=1) if arguments.json else text)
 
 
 def _doctor(arguments) -> None:

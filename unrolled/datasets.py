@@ -34,8 +34,17 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
         raise ValueError(f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {_LARGEST_BYTES / 2**30:.0f}")
     array = np.array(array, np.float32 if array.dtype.itemsize < 8 or array.dtype.kind != "f" else np.float64)
     if not np.isfinite(array).all():
-        raise ValueError(f"{path}: has NaN or infinite entries")
+        raise ValueError(f"{path}: has NaN or infinite entries{_where(array)}")
     return array
+
+
+def _where(array: np.ndarray) -> str:
+    """The rows that are not finite, the first few by index."""
+    if array.ndim < 1:
+        return ""
+    rows = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
+    others = f" and {len(rows) - 3} others" if len(rows) > 3 else ""
+    return f" (in row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:3]))}{others})"
 
 
 def entries(path: str | Path) -> list[str]:

@@ -1,5 +1,6 @@
 """`unrolled doctor`: versions, devices, a write check, and one certified computation on this device."""
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -30,9 +31,33 @@ def doctor(folder: Path | None) -> dict[str, str]:
         )
     return environment() | {
         "default device": str(jax.devices()[0]),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS") or "not set: the best there is",
+        "memory": _memory(),
         "float64": "on" if jax.config.jax_enable_x64 else "off",
         "cores": str(os.cpu_count()),
-        "compilation cache": str(jax.config.jax_compilation_cache_dir or "off"),
+        "compilation cache": _cache(),
         "write check": f"{folder or 'the temporary folder'} is writable",
         "certified check": f"passed, l1 error {error:.1e} after 40 steps",
     }
+
+
+def _memory() -> str:
+    """Of the default device, or of the host where its devices do not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return f"{stats['bytes_limit'] / 2**30:.1f} GiB of the device"
+    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+    if not set(names) <= set(getattr(os, "sysconf_names", ())):
+        return "unknown"
+    return f"{math.prod(map(os.sysconf, names)) / 2**30:.1f} GiB of the host"
+
+
+def _cache() -> str:
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder:
+        return "off"
+    try:
+        check_folder(Path(folder))
+    except OSError as error:
+        return f"{folder}, which cannot be written: nothing will be kept ({error.strerror or error})"
+    return f"{folder}, writable"

@@ -57,7 +57,7 @@ def _methods(problem: Problem, settings: Settings, say: Callable) -> _Found:
         methods["ISTA, calibrated"] = (layers.ista(K), analytic.calibrate(layers.ista(K), ista_params, D, X, Y))
     if "fista" in settings.methods:
         methods["FISTA"] = (layers.fista(K), ista_params)
-    theory_params, remark = _from_theory(problem, K)
+    theory_params, remark = from_theory(problem, K)
     remarks += [f"ISTA and FISTA use lam = {lam:g}.", remark]
     families = {
         "lista": ("LISTA", layers.lista(K, tied=False, lam=lam), None),
@@ -84,7 +84,7 @@ def _methods(problem: Problem, settings: Settings, say: Callable) -> _Found:
     return _Found(methods, remarks, seconds)
 
 
-def _from_theory(problem: Problem, K: int):
+def from_theory(problem: Problem, K: int):
     """Params of LISTA-CP and ALISTA as theory sets them for the sample's class, and what `holds` says."""
     D, (Y, X) = problem.D, problem.chosen_on
     unit, norms = dictionaries.normalize(D)

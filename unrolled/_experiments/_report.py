@@ -49,7 +49,7 @@ def check_folder(folder: Path) -> None:
         OSError: it cannot be made or written; NotADirectoryError if a file has that name.
     """
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write the report into")
+        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".write-check"
     probe.write_text("")

@@ -1,0 +1,696 @@
+"""`unrolled train` and `unrolled encode` in process: configurations, run folders, weights, and what a user can mend."""
+
+import csv
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unrolled as ur
+from unrolled._experiments import _config, _doctor, _encode, _families, _setup, _train
+from unrolled._experiments._config import OPTIONS, Config, load, to_toml
+from unrolled._experiments._options import ConfigError
+from unrolled.cli import main
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_users_run_it():
+    """Float32 by default, as in a fresh process; compiled fast rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(False):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Input files: a dictionary of 8 x 12, its signals and codes, and broken ones."""
+    folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    D = rng.normal(size=(8, 12))
+    D /= np.linalg.norm(D, axis=0)
+    X = rng.normal(size=(40, 12)) * (rng.random((40, 12)) < 0.2)
+    Y = X @ D.T
+    broken = Y.copy()
+    broken[[3, 7], 2] = np.nan
+    arrays = {"D": D, "other": -D, "Y": Y, "columns": Y.T, "longer": np.hstack([Y, Y]), "nan": broken, "few": Y[:2]}
+    for name, array in {**arrays, "none": Y[:0]}.items():
+        np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "YX.npz", Y=Y, X=X)
+    np.savez(folder / "YX_wrong.npz", Y=Y, X=X[:, 1:])
+    (folder / "torn.npy").write_bytes((folder / "Y.npy").read_bytes()[:700])
+    (folder / "text.npy").write_text("not an array\n")
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine\n")
+    return folder
+
+
+@pytest.fixture
+def run(capsys, folder, monkeypatch):
+    """`run(*arguments) -> (status, stdout, stderr)` in the folder of the inputs."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def strict_json(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} in JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("command", ["train", "encode"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and re.search(rf"examples?:\n  unrolled {command} ", shown)
+    assert "--json" in shown and "--seed" in shown
+
+
+def test_every_option_is_a_flag_of_the_same_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name} " in shown or f"--{name}," in shown for name in OPTIONS)
+
+
+# Configurations
+
+VALUES = {  # of every option one that is not its default
+    "output": "runs/new one é",
+    "seed": 3,
+    "dictionary": "ill_conditioned",
+    "m": 8,
+    "d": 12,
+    "kappa": 3.5,
+    "dictionary_seed": 2,
+    "signals": "planted",
+    "probability": 0.2,
+    "snr": 40,
+    "test_signals": 50,
+    "lam": 1e-07,
+    "family": "lista_cpss",
+    "depth": 3,
+    "start": "calibrated",
+    "tied": False,
+    "support": (0.05, 0.25),
+    "activation": "elu",
+    "loss": "log_nmse",
+    "deep": True,
+    "optimizer": "adamw",
+    "rate": 1e16,
+    "schedule": "cosine",
+    "clip": 1,
+    "steps": 20,
+    "batch": 4,
+    "learn_dictionary": True,
+    "evaluate_every": 5,
+    "save_every": 10,
+}
+OTHERS = {"method": ("alista", "curriculum"), "theta": ("alista", 0.3), "alpha": ("lamp", 1.5), "gain": ("glista", 2.0)}
+OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1)}
+
+
+def value_of(config, name):
+    section = OPTIONS[name].section
+    return getattr(config if section is None else getattr(config, section), name)
+
+
+def test_every_option_has_one_section_and_survives_toml(tmp_path):
+    names = [f.name for cls in (Config, *_config.SECTIONS.values()) for f in dataclasses.fields(cls)]
+    assert len(set(names)) == len(names)
+    assert {*VALUES, *OTHERS} == set(OPTIONS)
+    config, path = load(None, VALUES), tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load(path, {}) == config
+    for name, value in VALUES.items():
+        assert value_of(config, name) == (str(Path.cwd() / value) if name == "output" else value)
+    for name, (family, value) in OTHERS.items():
+        config = load(None, {"family": family, name: value})
+        path.write_text(to_toml(config))
+        assert load(path, {}) == config and value_of(config, name) == value
+
+
+def test_flags_are_text_and_override_the_file(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[model]\nfamily = "ista"\ndepth = 4\n[training]\nsteps = 7\nclip = inf\n')
+    config = load(path, {"depth": "5", "rate": "1e-2", "deep": True, "snr": "inf", "kappa": None})
+    assert (config.model.family, config.model.depth) == ("ista", 5)
+    assert (config.training.steps, config.training.rate, config.training.deep) == (7, 0.01, True)
+    assert config.training.clip == config.problem.snr == math.inf
+    assert load(None, {"support": "0.1, 0.5"}).model.support == (0.1, 0.5)
+
+
+def test_paths_start_at_the_folder_of_the_file_and_flags_at_the_current_one(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "configs" / "config.toml"
+    path.write_text('output = "run"\n[problem]\ndictionary = "D.npy"\n')
+    config = load(path, {"signals": "Y.npy"})
+    assert config.output == str(tmp_path / "configs" / "run")
+    assert config.problem.dictionary == str(tmp_path / "configs" / "D.npy")
+    assert config.problem.signals == str(tmp_path / "Y.npy")
+    assert config.problem.m is None and config.problem.snr is None
+
+
+WRONG = {
+    "trainin.steps = 3": "unknown key 'trainin'; did you mean .training.[?]",
+    "training.step = 3": "unknown key 'training.step'; did you mean training.steps[?]",
+    "steps = 3": "unknown key 'steps'; did you mean training.steps[?]",
+    "[model]\nbatch = 3": "unknown key 'model.batch'; did you mean training.batch[?]",
+    "zzzz = 1": "unknown key 'zzzz'; expected output, seed or .problem., .model., .training.",
+    "training = 3": "training must be a table, got 3; try .training.",
+    "model.family = 'alistaa'": "model.family: unknown 'alistaa'; expected one of ista, .*; did you mean 'alista'[?]",
+    "model.activation = 'rely'": "unknown 'rely'; .* did you mean 'relu'[?]",
+    "training.optimizer = 'adamax'": "training.optimizer: unknown 'adamax'; expected one of adam, ",
+    "training.optimizer = 3": "training.optimizer must be a string, got 3",
+    "training.loss = 'mse'": "unknown 'mse'; expected one of supervised",
+    "training.steps = 2.5": "training.steps must be an integer, got 2.5",
+    "training.steps = true": "training.steps must be an integer, got True",
+    "training.steps = '20'": "training.steps must be an integer, got '20'",
+    "training.batch = 0": "training.batch must be at least 1, got 0",
+    "training.rate = -1": "training.rate must be above 0, got -1",
+    "training.rate = nan": "training.rate must be above 0, got nan",
+    "training.rate = inf": "training.rate must be above 0 and at most 1e.30, got inf",
+    f"problem.lam = 1{'0' * 400}": "problem.lam must be a number, got one beyond all floats",
+    "training.deep = 1": "training.deep must be true or false, got 1",
+    "model.depth = 99999": "model.depth must be at least 1 and at most 10000, got 99999",
+    "model.support = 0.1": "model.support must be two numbers, got 0.1",
+    "model.support = [0.1, 'x']": "model.support must be two numbers|a number",
+    "model.support = [0.1, 1.5]": "model.support must be at least 0 and at most 1, got 1.5",
+    "problem.m = 0": "problem.m must be at least 1",
+    "problem.snr = nan": "problem.snr must be at least -300",
+    "output = ''": "output must be printable and not empty, got ''",
+    'output = "a\\u0000b"': "output must be printable",
+    "seed = -1": "seed must be at least 0",
+    "seed": "not readable as TOML",
+    "a = " + 5000 * "[": "not readable as TOML",
+    "problem = {dictionary = 'D.npy', m = 8}": "m does not go with dictionary .*D.npy",
+    "problem.kappa = 3": "kappa does not go with dictionary gaussian",
+    "problem = {signals = 'Y.npy', snr = 3}": "snr does not go with dictionary gaussian, signals .*Y.npy",
+    "model = {family = 'ista', tied = true}": "tied does not go with family ista",
+    "model.noise = 0.1": "noise does not go with family alista",
+    "training = {method = 'curriculum', deep = true}": "deep does not go with method curriculum; try end_to_end",
+    "training = {method = 'curriculum', schedule = 'cosine'}": "schedule cosine does not go with method curriculum",
+    "model.family = 'hyperlista'\ntraining.method = 'curriculum'": "family hyperlista does not go with method curriculum",
+    "model = {family = 'lamp', start = 'analytic'}": "lamp cannot start analytic; that is for ista, fista",
+    "model = {family = 'lamp', start = 'calibrated'}": "lamp cannot start calibrated; that is for ista",
+}
+
+
+@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:40])
+def test_a_wrong_configuration_says_what_to_mend(tmp_path, text):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=WRONG[text]) as found:
+        load(path, {})
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("blob", [b"\xff\xfe\x00", b"seed = 1\n" * 2**17, b"seed = \xc3\x28\n"], ids=len)
+def test_what_is_not_text_is_refused(tmp_path, blob):
+    path = tmp_path / "config.toml"
+    path.write_bytes(blob)
+    with pytest.raises(ConfigError, match="config.toml: (not readable as TOML|1179648 bytes)"):
+        load(path, {})
+
+
+def test_a_configuration_may_come_from_an_editor_of_windows(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbfseed = 4\r\n[training]\r\nsteps = 9\r\n")
+    assert (load(path, {}).seed, load(path, {}).training.steps) == (4, 9)
+
+
+any_value = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["gaussian", "lista", "D.npy"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+any_name = st.sampled_from([*OPTIONS, "step", "familly"]) | st.text(max_size=6)
+any_table = st.dictionaries(any_name, any_value, max_size=4)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    text=st.text(max_size=40) | st.binary(max_size=40),
+    tables=st.dictionaries(st.sampled_from(["problem", "model", "training"]), any_table | any_value, max_size=3),
+    top=any_table,
+    flags=st.dictionaries(st.sampled_from(list(OPTIONS)), st.text(max_size=8) | st.booleans(), max_size=3),
+)
+def test_whatever_is_read_the_answer_is_a_configuration_or_an_error_of_ours(fuzzed, text, tables, top, flags):
+    """From text of any kind, from tables of any values, and from any flags; what is accepted comes back from its TOML."""
+    path = fuzzed / "config.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    for read in (
+        lambda: load(path, {}),
+        lambda: _config._resolved(_config._nested(_config._flat(top | tables, path))),
+        lambda: load(None, flags),
+    ):
+        try:
+            config = read()
+        except ConfigError as error:
+            assert str(error) and "Traceback" not in str(error)
+        else:
+            path.write_text(to_toml(config), encoding="utf-8")
+            config = dataclasses.replace(config, output=str(Path(fuzzed, config.output)))
+            assert load(path, {}) == config
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def test_the_table_of_families_says_the_truth():
+    """Every factory is there, theory and calibration work for those that are said to have them, and for no others."""
+    factories = {n for n, v in vars(ur.layers).items() if callable(v) and hasattr(v, "__wrapped__")}
+    assert set(_families.FAMILIES) == factories | {"lista_ss", "lista_cpss"}
+    D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)
+    for family in _families.FAMILIES:
+        params = jax.eval_shape(_families.make_layer({"family": family, "depth": 1}).init, jax.random.key(0), D)
+        assert (family in _families.WITH_THETA) == hasattr(params.steps, "theta")
+    with pytest.raises(ValueError, match="ista has no option theta, tied; it has "):
+        _families.make_layer({"family": "ista", "depth": 1, "tied": True, "theta": 1.0})
+    with pytest.raises(ValueError, match="unknown family 'omp'"):
+        _families.make_layer({"family": "omp", "depth": 1})
+
+
+# train
+
+TINY = (
+    *("--dictionary", "D.npy", "--signals", "YX.npz", "--family", "ista", "--depth", 3),
+    *("--steps", 20, "--batch", 8, "--evaluate_every", 5, "--save_every", 5),
+)
+LOOKS = [0, 5, 10, 15, 20]
+
+
+def history(folder):
+    return [strict_json(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def steps_saved(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The run folder of TINY, never interrupted, and what it printed as JSON; from a file and flags."""
+    output, path = tmp_path_factory.mktemp("whole") / "new run é", folder / "tiny.toml"
+    flags = {str(name)[2:]: str(value) for name, value in zip(TINY[::2], TINY[1::2])}
+    flags |= {name: str(folder / flags[name]) for name in ("dictionary", "signals")}
+    path.write_text(to_toml(load(None, flags)).replace("steps = 20", "steps = 9"))
+    with pytest.MonkeyPatch.context() as patch, open(output.parent / "out", "w") as out:
+        patch.chdir(folder)
+        patch.setattr(sys, "stdout", out)
+        arguments = ("train", "tiny.toml", "--output", output, "--steps", 20, "--json")
+        assert main([str(a) for a in arguments]) == 0
+    return output, (output.parent / "out").read_text()
+
+
+def test_a_run_folder_has_all_of_a_training(whole, folder):
+    output, out = whole
+    names = ["checkpoints", "config.toml", "history.csv", "history.jsonl", "summary.json", "weights.npz"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    config = load(output / "config.toml", {})
+    assert config.output == str(output) and config.training.steps == 20 and config.model.family == "ista"
+    rows = history(output)
+    assert [row["step"] for row in rows] == LOOKS and rows[0]["loss"] is None and steps_saved(output)[-1] == 20
+    with (output / "history.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(float(row["validation"]), row["loss"] == "") for row in table] == [
+        (row["validation"], row["loss"] is None) for row in rows
+    ]
+    summary = strict_json(out)
+    assert summary == strict_json((output / "summary.json").read_text())
+    assert summary["steps"] == 20 and summary["tested_on"] == 8 and summary["shape"] == [8, 12]
+    assert summary["validation"]["first"] == rows[0]["validation"]
+    assert summary["validation"]["best"] == min(row["validation"] for row in rows)
+
+
+def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder):
+    output, out = whole
+    weights, D = ur.training.restore(output / "weights.npz"), np.load(folder / "D.npy").astype(np.float32)
+    assert weights.metadata["layer"] == {"family": "ista", "depth": 3, "lam": 0.1}
+    assert np.array_equal(weights.D, D)
+    Y, X = (np.load(folder / "YX.npz")[name][-8:].astype(np.float32) for name in "YX")
+    codes = jax.vmap(ur.layers.ista(3).apply, (None, None, 0))(weights.params, D, Y)
+    judged = strict_json(out)["judged"]["learned"]
+    assert judged["nmse"] == pytest.approx(float(ur.metrics.nmse(codes, X)), rel=1e-5)
+    assert judged["mean_nmse"] == pytest.approx(float(ur.metrics.mean_nmse(codes, X)), rel=1e-5)
+    assert judged["failure_rate"] == pytest.approx(float(ur.metrics.failure_rate(codes, X)))
+    residual = Y - np.asarray(codes) @ D.T
+    objective = (residual**2).sum(1) / 2 + 0.1 * np.abs(codes).sum(1)
+    assert judged["lasso_objective"] == pytest.approx(objective.mean(), rel=1e-5)
+
+
+def test_planted_test_signals_are_none_of_those_that_train_or_validate():
+    flags = dict(
+        probability="1",
+        batch="4",
+        dictionary="ill_conditioned",
+        m="8",
+        d="12",
+        kappa="5",
+        test_signals="20",
+        snr="30",
+        depth="1",
+    )
+    ready = _setup.setup(load(None, flags), print)
+    singular = np.linalg.svd(np.asarray(ready.D), compute_uv=False)
+    assert ready.validation is None and ready.tested_on[0].shape == (20, 8) and singular[0] / singular[-1] > 2
+    batches = [ready.sample(jax.random.fold_in(ready.key, k))[0] for k in range(5)]
+    assert not np.isin(np.asarray(ready.tested_on[0])[:, 0], np.concatenate(batches)[:, 0]).any()
+    noise = np.asarray(ready.tested_on[0]) - np.asarray(ready.tested_on[1]) @ np.asarray(ready.D).T
+    assert 0 < np.linalg.norm(noise) < 0.1 * np.linalg.norm(ready.tested_on[0])
+
+
+KILLED = dict(JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1")
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_path):
+    """SIGKILL at an arbitrary moment between two saves; then a second run, as the first one would have gone on."""
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "unrolled", "train", *map(str, TINY), "--output", str(output)]
+    environment = {**os.environ, **KILLED, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while not (output / "checkpoints" / "5").is_dir() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(output)  # 0 only if it was faster than the kill
+    with (output / "history.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')  # a line torn off
+    status, out, err = run("train", "--output", output, "--resume")
+    assert status == 0, err
+    assert "20 training steps" in out and "NMSE, ratio of sums, dB" in out and str(output / "weights.npz") in out
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+    without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in history(whole[0])]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in history(output)] == without_time
+
+
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, monkeypatch):
+    """SIGINT at a look of the first run, SIGTERM at one of the second."""
+    output, log = tmp_path / "stopped", _train._log
+
+    def stopped_by(number, step):
+        def log_and_stop(*arguments):
+            write = log(*arguments)
+
+            def stop(record, params):
+                write(record, params)
+                if record.step == step:
+                    os.kill(os.getpid(), number)
+
+            return stop
+
+        monkeypatch.setattr(_train, "_log", log_and_stop)
+        return run("train", *TINY, "--save_every", 50, "--output", output, *(("--resume",) if output.exists() else ()))
+
+    status, out, err = stopped_by(signal.SIGINT, 10)
+    assert (status, out) == (130, "") and "--resume goes on from here" in err
+    assert steps_saved(output) == [10] and [row["step"] for row in history(output)] == [0, 5, 10]
+    status, out, err = stopped_by(signal.SIGTERM, 15)
+    assert (status, out) == (143, "") and "--resume goes on from here" in err
+    assert steps_saved(output) == [10, 15]
+    before, after = ([row["validation"] for row in history(path)] for path in (whole[0], output))
+    assert after == before[:4]
+
+
+def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(whole[0], output)
+    status, _, err = run("train", *TINY, "--output", output)
+    assert (
+        status == 2
+        and err == f"unrolled: {output}: is not empty; try --resume to go on with its run, or another --output\n"
+    )
+    status, _, err = run("train", "--output", output, "--resume", "--rate", "0.01", "--seed", "4", "--lam", "0.2")
+    assert status == 2 and "seed (0, now 4), problem.lam (0.1, now 0.2), training.rate (0.001, now 0.01)" in err
+    status, _, err = run("train", "--output", output, "--resume", "--steps", "19")
+    assert status == 2 and "training.steps (20, now 19)" in err
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+    status, out, err = run("train", "--output", output, "--resume", "--steps", "25", "--json")
+    assert status == 0 and strict_json(out)["steps"] == 25, err
+    assert [row["step"] for row in history(output)] == [*LOOKS, 25]
+    assert load(output / "config.toml", {}).training.steps == 25
+
+
+def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
+    output = tmp_path / "used"
+    shutil.copytree(whole[0], output)
+    with (output / "checkpoints" / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status, _, err = run("train", "--output", output, "--resume", "--steps", 60)
+    assert status == 2 and "in use by process" in err
+    assert load(output / "config.toml", {}).training.steps == 20
+
+
+def test_signals_of_a_file_without_codes(run, tmp_path):
+    """Trained on the LASSO with a learned dictionary, judged by the LASSO on the last fifth of the file."""
+    output = tmp_path / "own"
+    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.05, "--learn_dictionary")
+    status, out, err = run(
+        "train", *arguments, "--family", "step_lista", "--depth", 3, "--steps", 4, "--output", output
+    )
+    assert status == 0, err
+    assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
+    found = strict_json((output / "summary.json").read_text())
+    assert found["judged"]["learned"]["lasso_objective"] < found["judged"]["start"]["lasso_objective"]
+    assert found["config"]["problem"]["snr"] is None
+    weights = ur.training.restore(output / "weights.npz")
+    np.testing.assert_allclose(np.linalg.norm(weights.D, axis=0), 1, atol=1e-6)
+    assert weights.metadata["layer"] == {"family": "step_lista", "depth": 3, "lam": 0.05}
+
+
+def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
+    """Three stages of one step; the best params are those of the last one."""
+    output = tmp_path / "staged"
+    arguments = (*TINY, "--depth", 1, "--method", "curriculum", "--steps", 2, "--evaluate_every", 2, "--output", output)
+    status, out, err = run("train", *arguments, "--json")
+    assert status == 0, err
+    assert [(row["stage"], row["step"]) for row in history(output)] == [(0, 0), (0, 2), (1, 2), (1, 4), (2, 4), (2, 6)]
+    summary = strict_json(out)
+    assert summary["steps"] == 6 and summary["validation"]["first"] == history(output)[4]["validation"]
+    assert steps_saved(output)[-1] == 6
+    assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
+
+
+def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
+    """On the Paley frame the class of one nonzero is certified: the theory's weights, then those with other thresholds."""
+    monkeypatch.chdir(folder)
+    told = []
+    flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", start="analytic", batch="2")
+    for more in (dict(family="lista_cpss", tied=False), dict(family="lista_cp")):
+        ready = _setup.setup(load(None, flags | more), told.append)
+        assert jax.tree.structure(ready.params) == jax.tree.structure(ready.layer.init(jax.random.key(0), ready.D))
+        W = ready.params.steps.W[0] if ready.params.shared is None else ready.params.shared.W
+        np.testing.assert_allclose(np.sum(W * np.asarray(ready.D), 0), 1, atol=1e-5)
+        assert "Theory, for s = " in told[-1]
+    calibrated = _setup.setup(load(None, flags | dict(family="alista", start="calibrated")), told.append)
+    assert told[-1] == "calibrating on 28 signals"
+    assert np.array_equal(calibrated.params.shared.W, ready.params.shared.W)
+    assert (calibrated.params.steps.theta < ready.params.steps.theta).all()
+    # Training, validation and test signals are the file, each row once.
+    Y = np.load(folder / "Y.npy").astype(np.float32)
+    assert np.array_equal(np.concatenate([ready.validation[0], ready.tested_on[0]]), Y[28:])
+    rows = np.concatenate([ready.sample(jax.random.key(i))[0] for i in range(40)])
+    assert set(map(tuple, rows)) <= set(map(tuple, Y[:28]))
+
+
+def test_the_optimiser_and_the_loss_are_those_of_the_options():
+    """One step of SGD of rate 0.5 from a gradient of norm 5, clipped to norm 1; the lasso as it is written."""
+    config = load(None, dict(optimizer="sgd", clip=1.0, loss="lasso", lam=0.5, deep=True))
+    optimizer = _setup._optimizer(config)(0.5)
+    updates, _ = optimizer.update({"a": np.float32([3, 4])}, optimizer.init({"a": np.float32([0, 0])}))
+    np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
+    D, Y, codes = np.eye(2, dtype=np.float32), np.float32([[1, 2]]), np.float32([[[0, 0]], [[1, 0]]])
+    assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
+    for name in _config.OPTIMIZERS:
+        made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
+        assert callable(made.init) and callable(made.update)
+
+
+def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_path):
+    output = tmp_path / "broken"
+    arguments = (*TINY, "--optimizer", "sgd", "--rate", "1e25", "--output", output)
+    status, out, err = run("train", *arguments)
+    assert (
+        status == 2 and not out and "training stopped at step" in err and "--clip" in err and len(err.splitlines()) == 2
+    )
+    assert (output / "history.jsonl").exists() and not (output / "weights.npz").exists()
+
+
+REFUSED = {
+    "train gone.toml": "gone.toml: no such file",
+    "train full": "full: is a folder; expected a TOML file",
+    "train D.npy": "D.npy: not readable as TOML",
+    "train --steps two": "--steps must be an integer, got 'two'",
+    "train --seed x": "--seed must be an integer, got 'x'",
+    "train --support 0.1": "--support must be two numbers",
+    "train --rate 0": "--rate must be above 0, got 0.0",
+    "train --family lists": "--family: unknown 'lists'; expected .*; did you mean 'lista'[?]",
+    "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and below 1",
+    "train --output D.npy": "D.npy: is a file; expected a folder",
+    "train --output D.npy/run": "D.npy",
+    "train --output full": "full: is not empty; try --resume",
+    "train --output full --resume": "full: there is no config.toml in it",
+    "train --output gone --resume": "gone: there is no config.toml in it",
+    "train --dictionary gone.npy": "gone.npy: no such file",
+    "train --dictionary gausian": "gausian: no such file",
+    "train --dictionary text.npy": "text.npy: not a readable array file",
+    "train --dictionary D.npy --signals gone.npy": "gone.npy: no such file",
+    "train --dictionary D.npy --signals torn.npy": "torn.npy: not a readable array file",
+    "train --dictionary D.npy --signals nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
+    "train --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
+    "train --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(40, 16\); expected \(signals, 8\)",
+    "train --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape \(40, 11\); expected \(40, 12\)",
+    "train --dictionary D.npy --signals few.npy --loss lasso": "few.npy: expected at least 3 signals",
+    "train --dictionary D.npy --signals Y.npy": "Y.npy: has no codes .*which loss supervised would need; try loss lasso",
+    "train --dictionary D.npy --signals Y.npy --loss lasso --family lista --start calibrated": "which start calibrated would",
+    "encode gone.npz Y.npy": "gone.npz: no such file",
+    "encode D.npy Y.npy": "D.npy must end in .npz",
+    "encode YX.npz Y.npy": "YX.npz",
+    "encode torn.npz Y.npy": "torn.npz",
+    "encode plain.npz Y.npy": "plain.npz: not the weights of one layer, as `unrolled train` writes them: .*unknown family None",
+    "encode deeper.npz Y.npy": "deeper.npz: not the weights of one layer.* params have .2. steps but the layer has depth 4",
+    "encode bare.npz Y.npy": "bare.npz: has no dictionary; try --dictionary",
+    "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights were saved with another D",
+    "encode weights.npz gone.npy": "gone.npy: no such file",
+    "encode weights.npz columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
+    "encode weights.npz longer.npy": r"longer.npy: .*\(40, 16\); expected \(signals, 8\)",
+    "encode weights.npz nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
+    "encode weights.npz none.npy": "none.npy: expected at least one signal",
+    "encode weights.npz Y.npy --output codes.txt": "codes.txt: expected a name that ends in .npy or .npz",
+    "encode weights.npz Y.npy --output D.npy/codes.npy": "D.npy",
+    "encode weights.npz Y.npy --output folder.npy": "folder.npy: is a folder; expected a file",
+    "encode infinite.npz Y.npy": "encode: 40 codes are not finite, the first of signal 0; nothing was written",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
+    arguments = command.split(" ")
+    if "--output" not in arguments:
+        arguments += ["--output", tmp_path / ("run" if arguments[0] == "train" else "codes.npy")]
+    status, out, err = run(*arguments)
+    assert status == 2 and not out
+    assert re.fullmatch(rf"unrolled: .*{REFUSED[command]}.*\n", err), err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# encode
+
+
+@pytest.fixture(scope="module")
+def saved(folder):
+    """Weights of ALISTA with support selection in the folder of the inputs, good and wrong ones."""
+    D, layer = np.load(folder / "D.npy").astype(np.float32), ur.layers.alista(2, support=(0.1, 0.3))
+    params = layer.init(jax.random.key(0), D)
+    said = {"family": "alista", "depth": 2, "support": [0.1, 0.3]}
+    save = ur.training.save
+    save(folder / "weights.npz", params, D, layer=said)
+    save(folder / "bare.npz", params, D, dictionary=False, layer=said)
+    save(folder / "plain.npz", params, D)
+    save(folder / "deeper.npz", params, D, layer=said | {"depth": 4})
+    infinite = params._replace(steps=params.steps._replace(gamma=params.steps.gamma * np.float32(np.inf)))
+    save(folder / "infinite.npz", infinite, D, layer=said)
+    (folder / "torn.npz").write_bytes((folder / "weights.npz").read_bytes()[:900])
+    (folder / "folder.npy").mkdir()
+    return layer, params, D
+
+
+def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
+    layer, params, D = saved
+    Y = np.load(folder / "Y.npy").astype(np.float32)
+    expected = np.stack([layer.apply(params, D, y) for y in Y[:3]])
+    status, out, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy", "--json")
+    assert status == 0, err
+    X, found = np.load(tmp_path / "codes.npy"), strict_json(out)
+    assert X.shape == (40, 12) and X.dtype == np.float32
+    np.testing.assert_allclose(X[:3], expected, atol=1e-6)
+    assert found["signals"] == 40 and found["atoms"] == 12
+    assert found["mean_nonzeros"] == pytest.approx((X != 0).sum() / 40)
+    assert found["relative_residual"] == pytest.approx(np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y), rel=1e-5)
+    # The same from an archive into an archive, over what was there, with the dictionary from a file.
+    (tmp_path / "codes.npz").write_text("old")
+    status, out, err = run("encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", tmp_path / "codes.npz")
+    assert status == 0 and "40 signals, 12 atoms: " in out and "relative residual" in out, err
+    assert np.array_equal(np.load(tmp_path / "codes.npz")["X"], X)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npy", "codes.npz"]
+
+
+def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(run, saved, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "codes.npy").write_text("old")
+    monkeypatch.setattr(np, "save", full)
+    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy")
+    assert status == 2 and "No space left on device" in err
+    assert (tmp_path / "codes.npy").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
+    """Chunks of 1000 and a rest, each row as it is alone."""
+    layer, params, D = saved
+    Y = np.random.default_rng(1).normal(size=(1003, 8)).astype(np.float32)
+    X = _encode.apply_in_chunks(layer.apply, params, D, Y)
+    np.testing.assert_allclose(
+        np.asarray(X)[[0, 1000, 1002]], jax.vmap(lambda y: layer.apply(params, D, y))(Y[[0, 1000, 1002]]), atol=1e-5
+    )
+
+
+def test_doctor_knows_the_memory_and_whether_the_cache_can_be_written(tmp_path, folder):
+    assert re.fullmatch(r"[\d.]+ GiB of the (host|device)", _doctor._memory())
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "D.npy"))
+        assert re.search("D.npy, which cannot be written: nothing will be kept", _doctor._cache())
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        assert _doctor._cache() == f"{tmp_path}, writable"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_no_device_is_one_line(run, monkeypatch):
+    """A missing plugin is a bare assertion in jax, an unknown name a RuntimeError."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for error, reason in (
+        (AssertionError(), "its plugin is not installed"),
+        (RuntimeError("not in\nthe list"), "not in"),
+    ):
+
+        def devices(error=error):
+            raise error
+
+        monkeypatch.setattr(jax, "devices", devices)
+        status, out, err = run("doctor")
+        assert (status, out) == (
+            2,
+            "",
+        ) and err == f"unrolled: no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu\n"

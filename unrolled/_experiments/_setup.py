@@ -1,0 +1,151 @@
+"""From a configuration to what `fit` takes: dictionary, signals, layer, start, loss and optimiser."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrolled import analytic, datasets, dictionaries, problems, training
+from unrolled._experiments._config import GENERATED, PLANTED, WITH_CODES, Config, ConfigError, layer_options
+from unrolled._experiments._families import SET_BY_THEORY, make_layer
+from unrolled._experiments._inputs import check_length, read_codes, read_dictionary
+from unrolled._experiments._known_codes import from_theory
+from unrolled._experiments._settings import Problem, resampler
+from unrolled.layers import Fixed, Layer, Unrolled, Weights
+from unrolled.layers._lista import Threshold
+
+_CHOSEN_ON = 512  # signals that a start is set on
+
+
+class Setup(NamedTuple):
+    """A training, ready to run."""
+
+    layer: Layer
+    params: Any  # the start
+    D: Any
+    sample: Callable
+    validation: tuple | None  # (Y, X) to choose the best params by; None lets `fit` draw them
+    tested_on: tuple  # (Y, X), X is None where codes are not known
+    loss: Callable
+    optimizer: Callable  # of the rate, or of its schedule
+    key: Any
+
+
+def setup(config: Config, say: Callable) -> Setup:
+    """Everything that the training needs, checked before its first step.
+
+    Raises:
+        ValueError: files that do not fit, options that the layer refuses. OSError: files that cannot be read.
+    """
+    start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
+    D = _dictionary(config)
+    layer = make_layer(layer_options(config))
+    problem, validation = _problem(config, D, chosen_key, test_key)
+    params = _start(config, layer, problem, start_key, say)
+    loss, optimizer = _loss(config), _optimizer(config)
+    return Setup(layer, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key)
+
+
+def _dictionary(config: Config):
+    problem = config.problem
+    if problem.dictionary not in GENERATED:
+        return read_dictionary(Path(problem.dictionary))
+    key = jax.random.key(problem.dictionary_seed)
+    if problem.dictionary == "gaussian":
+        return dictionaries.gaussian(key, problem.m, problem.d)
+    return dictionaries.ill_conditioned(key, problem.m, problem.d, problem.kappa)
+
+
+def _problem(config: Config, D, chosen_key, test_key) -> tuple[Problem, tuple | None]:
+    """Signals to train on, to set a start on and to test on, and those to choose the best params by."""
+    if config.problem.signals != PLANTED:
+        return _given(config, D)
+    probability, snr = config.problem.probability, config.problem.snr
+
+    def sampler(batch):
+        return problems.sampler(D, batch, probability=probability, snr=snr)
+
+    chosen_on = jax.jit(sampler(_CHOSEN_ON))(chosen_key) if _set_on_codes(config) else (None, None)
+    tested_on = jax.jit(sampler(config.problem.test_signals))(test_key)
+    return Problem(D, sampler(config.training.batch), chosen_on, tested_on), None
+
+
+def _given(config: Config, D) -> tuple[Problem, tuple]:
+    """Signals of a file in its order: the last fifth to test, a tenth before it to choose the best by, the others to train."""
+    path = Path(config.problem.signals)
+    Y = datasets.read_array(path, "Y").astype(np.float32)
+    check_length(path, Y, D)
+    X = read_codes(path, Y, D)
+    needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
+    needs += [f"start {config.model.start}"] if _set_on_codes(config) else []
+    if X is None and needs:
+        raise ConfigError(
+            f"{path}: has no codes (entry X of a .npz file), which {' and '.join(needs)} would need; try loss lasso, start init"
+        )
+    if len(Y) < 3:
+        raise ValueError(f"{path}: expected at least 3 signals, to train, to choose and to test on, got {len(Y)}")
+    tested = max(1, len(Y) // 5)
+    chosen = max(1, len(Y) // 10)
+    Y, X = jnp.asarray(Y), None if X is None else jnp.asarray(X)
+
+    def rows(first, last):
+        return Y[first:last], None if X is None else X[first:last]
+
+    training_set = rows(0, len(Y) - tested - chosen)
+    sample = resampler(*training_set, batch=config.training.batch)
+    chosen_on = tuple(None if part is None else part[:_CHOSEN_ON] for part in training_set)
+    problem = Problem(D, sample, chosen_on, rows(len(Y) - tested, len(Y)))
+    return problem, rows(len(Y) - tested - chosen, len(Y) - tested)
+
+
+def _set_on_codes(config: Config) -> bool:
+    """Whether the start is set on signals with known codes."""
+    theory = config.model.start == "analytic" and config.model.family in SET_BY_THEORY
+    return theory or config.model.start == "calibrated"
+
+
+def _start(config: Config, layer: Layer, problem: Problem, key, say: Callable):
+    """The family's usual start, or what theory sets for the class of the sample, or that with calibrated thresholds."""
+    params = layer.init(key, problem.D)
+    if not _set_on_codes(config):
+        return params  # the usual start of ISTA is that of theory
+    if config.model.family in SET_BY_THEORY:
+        found, remark = from_theory(problem, config.model.depth)
+        params = _in_the_form_of(params, found)
+        if config.model.start == "analytic":
+            say(remark)
+            return params
+    say(f"calibrating on {len(problem.chosen_on[0])} signals")
+    return analytic.calibrate(layer, params, problem.D, *reversed(problem.chosen_on))
+
+
+def _in_the_form_of(params: Unrolled, found: dict[str, Unrolled]) -> Unrolled:
+    """The params that theory found for the family, tied or not as those of its `init`."""
+    if isinstance(params.shared, Fixed):
+        return found["alista"]
+    untied = found["lista_cp"]
+    if params.shared is None:
+        return untied
+    return Unrolled(Weights(untied.steps.W[0]), Threshold(untied.steps.theta))
+
+
+def _loss(config: Config) -> Callable:
+    name = config.training.loss
+    loss = training.lasso(config.problem.lam) if name == "lasso" else getattr(training, name)
+    return training.deep(loss) if config.training.deep else loss
+
+
+def _optimizer(config: Config) -> Callable:
+    """The optimiser as a function of its rate."""
+    name, clip = config.training.optimizer, config.training.clip
+
+    def make(rate) -> optax.GradientTransformation:
+        optimizer = getattr(optax, name)(rate)
+        return optimizer if math.isinf(clip) else optax.chain(optax.clip_by_global_norm(clip), optimizer)
+
+    return make
