@@ -604,3 +604,50 @@ def test_patience_stops_when_the_best_is_old(D, sample):
     assert found.history.loss.shape == (6,)
     with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
         run(FAMILIES["ista"], D, sample, steps=1, patience=0)
+
+
+# A dictionary for every signal
+
+
+def many_dictionaries(key, D):
+    """A batch of signals of perturbed dictionaries, and those dictionaries."""
+    noise_key, code_key = jax.random.split(key)
+    Ds = D + 0.2 * jax.random.normal(noise_key, (BATCH, *D.shape))
+    Ds = Ds / jnp.linalg.norm(Ds, axis=1, keepdims=True)
+    X = problems.exact_sparse(code_key, (BATCH, D.shape[1]), 1)
+    return jax.vmap(jnp.matmul)(Ds, X), X, Ds
+
+
+@pytest.mark.parametrize("loss", [training.supervised, LASSO])
+def test_signals_with_dictionaries_of_their_own(D, loss):
+    layer = layers.robust_alista(DEPTH)
+    start, key = layer.init(None, D), jax.random.key(3)
+    batch = many_dictionaries(key, D)
+    found = training.fit(
+        layer,
+        start,
+        D,
+        lambda key: many_dictionaries(key, D),
+        optimizer=optax.sgd(0.0),
+        steps=0,
+        key=0,
+        loss=loss,
+        validation=batch,
+    )
+    codes = [layer.iterates(start, Dn, y) for y, Dn in zip(batch[0], batch[2])]
+    losses = [loss(c[:, None], x[None], Dn, y[None]) for c, y, x, Dn in zip(codes, *batch)]
+    assert found.history.records[0].validation == pytest.approx(float(np.mean(losses)), rel=1e-12)
+
+
+def test_training_over_many_dictionaries(D):
+    found = run(layers.ada_lista(DEPTH), D, lambda key: many_dictionaries(key, D), steps=30)
+    assert found.history.records[-1].validation < found.history.records[0].validation
+    assert not np.array_equal(found.params.shared.P, np.eye(M))
+
+
+def test_dictionaries_that_do_not_belong_to_the_signals_are_refused(D):
+    layer = layers.ada_lista(DEPTH)
+    with pytest.raises(ValueError, match="the dictionaries of the batch have shapes"):
+        run(layer, D, lambda key: (*many_dictionaries(key, D)[:2], D), steps=1)
+    with pytest.raises(TypeError, match="a dictionary each"):
+        run(layer, D, lambda key: many_dictionaries(key, D)[:1], steps=1)

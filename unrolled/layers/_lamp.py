@@ -43,8 +43,9 @@ def lamp(
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
     Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing, W = D and the given `alpha` for
-    unit atoms, the same in the units of D for others. The count norm(x, 0) carries no gradient. Not claimed: convergence for other than
-    Gaussian D; at the start the steps can diverge for a coherent one.
+    unit atoms, the same in the units of D for others. The count norm(x, 0) carries no gradient.
+
+    Not claimed: convergence for other than Gaussian D; at the start the steps can diverge for a coherent one.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1.
     """

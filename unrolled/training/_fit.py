@@ -59,7 +59,8 @@ def fit(
         params: the start, from `init` or `analytic`.
         D: the dictionary that the model uses (the sampler may use another).
         sample: `sample(key) -> (Y, X)`, a batch of signals (batch, m) and codes (batch, d); X may be None for an
-            unsupervised loss, and a tuple for a network.
+            unsupervised loss, and a tuple for a network. Or (Y, X, Ds) where every signal has a dictionary of its own,
+            (batch, m, d): the model and the loss then see those (Ada-LISTA, robust ALISTA).
         optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained.
         steps: how many at most.
         key: of the samples.
@@ -146,9 +147,9 @@ def _validation(sample, key):
 
 
 def _check_batch(batch, D, where: str) -> None:
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise TypeError(f"{where}: sample must return (Y, X), signals and codes")
-    Y, X = batch
+    if not isinstance(batch, tuple) or len(batch) not in (2, 3):
+        raise TypeError(f"{where}: sample must return (Y, X), signals and codes, or (Y, X, Ds) with a dictionary each")
+    Y, X, *own = batch
     m = (D[0] if isinstance(D, tuple) else D).shape[0]
     if np.ndim(Y) != 2 or Y.shape[1] != m or not len(Y):
         raise ValueError(f"{where}: signals have shape {np.shape(Y)}; expected (batch, {m}) with batch at least 1")
@@ -157,4 +158,8 @@ def _check_batch(batch, D, where: str) -> None:
     for Dj, target in zip(Ds[-len(targets) :], targets):
         if target is not None and np.shape(target) != (len(Y), Dj.shape[1]):
             raise ValueError(f"{where}: codes have shape {np.shape(target)}; expected {(len(Y), Dj.shape[1])}")
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
+    expected = [(len(Y), *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
+    if own and shapes != expected:
+        raise ValueError(f"{where}: the dictionaries of the batch have shapes {shapes}; expected {expected}")
     _checks.finite(batch, "the batch of sample", where)

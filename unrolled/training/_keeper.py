@@ -102,7 +102,7 @@ class Keeper:
         """Do the first look and the first two steps again: what no manifest can tell (the loss, the sampler, an activation,
         a learning rate) shows there. Up to the rounding of another device."""
         loop, saved, again = self.loop, {}, {}
-        value = loop.objective(start.trained, loop.fixed, *loop.validation, at)
+        value = loop.objective(start.trained, loop.fixed, loop.validation, at)
         saved["validation loss at the start"] = state.records[0].validation
         again["validation loss at the start"] = float(value)
         trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)

@@ -26,9 +26,11 @@ def make_loop(
     codes = codes_of(model, where)
     learns_dictionary = bool(jax.tree.leaves(trained.D))
 
-    def judged(trained, fixed, Y, X, at):
+    def judged(trained, fixed, batch, at):
         params, D = merge(trained, fixed)
-        found = codes(params, D, Y)
+        Y, X, *own = batch
+        D, axis = (own[0], 0) if own else (D, None)
+        found = codes(params, D, Y, axis)
         return loss(found, X, D, Y, at), found
 
     def objective(*arguments):
@@ -41,8 +43,8 @@ def make_loop(
         return trained._replace(D=unit_atoms(trained.D)) if learns_dictionary else trained, state
 
     def update(trained, state, bad, fixed, k, at):
-        Y, X = sample(jax.random.fold_in(key, k))
-        value, gradients = jax.value_and_grad(objective)(trained, fixed, Y, X, at)
+        batch = sample(jax.random.fold_in(key, k))
+        value, gradients = jax.value_and_grad(objective)(trained, fixed, batch, at)
         good = jnp.isfinite(value) & all_finite(gradients)
         bad = jnp.where(good | (bad >= 0), bad, k)
         # A branch, not a selection: selecting afterwards would read and write all params once more.
@@ -106,7 +108,7 @@ class Loop(NamedTuple):
                 continue
             state, bad = self._advance(state, bad, done, at, keeper)
             recent = state.losses[done if looked is None else looked : done]
-            value = float(self.objective(state.trained, self.fixed, *self.validation, at))
+            value = float(self.objective(state.trained, self.fixed, self.validation, at))
             loss, looked = float(recent.mean()) if len(recent) else np.nan, done
             record = Record(done, loss, value, time.perf_counter() - began, state.stage)
             state = state._replace(records=(*state.records, record))
@@ -149,7 +151,7 @@ class Loop(NamedTuple):
             return
         batch = self.validation if bad < 0 else self.batch(bad)
         if all_finite(state.trained):
-            (value, codes), gradients = self.inspect(state.trained, self.fixed, *batch, at)
+            (value, codes), gradients = self.inspect(state.trained, self.fixed, batch, at)
             place = place_of_non_finite(codes, value, gradients)
         else:
             place = place_of_non_finite((), 0.0, state.trained, "")
@@ -195,11 +197,14 @@ def _step_and_name(path, leaf) -> tuple[float, str]:
 
 
 def codes_of(model, where: str) -> Callable:
-    """`codes(params, D, Y)`: (K, batch, d) for a layer, a tuple over the blocks for a network."""
+    """`codes(params, D, Y, axis)`: (K, batch, d) for a layer, a tuple over the blocks for a network.
+
+    `axis` is 0 where every signal has a dictionary of its own, else None.
+    """
     if isinstance(model, Layer):
-        return jax.vmap(model.iterates, (None, None, 0), out_axes=1)
+        return lambda params, D, Y, axis: jax.vmap(model.iterates, (None, axis, 0), out_axes=1)(params, D, Y)
     if isinstance(model, Network):
-        return jax.vmap(model.apply, (None, None, 0))
+        return lambda params, D, Y, axis: jax.vmap(model.apply, (None, axis, 0))(params, D, Y)
     raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
 
 

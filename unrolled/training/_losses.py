@@ -32,7 +32,7 @@ def lasso(lam: float) -> Callable:
 
     def loss(codes, X, D, Y):
         blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
-        objective = jax.vmap(lasso_objective, (None, 0, 0, None))
+        objective = jax.vmap(lasso_objective, (_axis(D), 0, 0, None))
         return sum(jnp.mean(objective(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
 
     return loss
@@ -41,7 +41,7 @@ def lasso(lam: float) -> Callable:
 def reconstruction(codes, X, D, Y: Array) -> Array:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J."""
     effective = Composed(*D) if isinstance(D, tuple) else D
-    signals = jax.vmap(lambda x: effective @ x)(codes[-1])
+    signals = jax.vmap(lambda D, x: D @ x, (_axis(D), 0))(effective, codes[-1])
     return jnp.mean(jnp.sum((Y - signals) ** 2, -1)) / 2
 
 
@@ -63,6 +63,11 @@ def deep(loss: Callable, weights=None) -> Callable:
         return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
     return total
+
+
+def _axis(D) -> int | None:
+    """The batch axis of dictionaries (batch, m, d) that belong to a signal each, None for one that all share."""
+    return 0 if getattr(D, "ndim", 2) == 3 else None
 
 
 def _last(X):
