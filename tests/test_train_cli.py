@@ -127,7 +127,8 @@ VALUES = {  # of every option one that is not its default
     "save_every": 10,
 }
 OTHERS = {"method": ("alista", "curriculum"), "theta": ("alista", 0.3), "alpha": ("lamp", 1.5), "gain": ("glista", 2.0)}
-OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1)}
+OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
+OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
 
 
 def value_of(config, name):
@@ -291,7 +292,9 @@ def test_the_table_of_families_says_the_truth():
     assert set(_families.FAMILIES) == factories | {"lista_ss", "lista_cpss"}
     D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)
     for family in _families.FAMILIES:
-        params = jax.eval_shape(_families.make_layer({"family": family, "depth": 1}).init, jax.random.key(0), D)
+        needed = {"sparsity": 2} if family == "liht" else {}
+        layer = _families.make_layer({"family": family, "depth": 1, **needed})
+        params = jax.eval_shape(layer.init, jax.random.key(0), D)
         assert (family in _families.WITH_THETA) == hasattr(params.steps, "theta")
     with pytest.raises(ValueError, match="ista has no option theta, tied; it has "):
         _families.make_layer({"family": "ista", "depth": 1, "tied": True, "theta": 1.0})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled import activations
-from unrolled._experiments._families import FAMILIES, START_FROM_THEORY, WITH_THETA, option_names
+from unrolled._experiments._families import FAMILIES, START_FROM_THEORY, WITH_THETA, WITHOUT_STEPS, option_names
 from unrolled._experiments._options import (
     ConfigError,
     Option,
@@ -72,9 +72,12 @@ class Model:
     )
     theta: float | None = setting(None, "threshold at the start (alista)", least=0)
     alpha: float | None = setting(None, "threshold per noise level at the start (lamp)", least=0)
-    gain: float | None = setting(None, "of both gates at the start (glista)", least=0)
+    gain: float | None = setting(None, "of the gate at the start (glista)", least=0)
     variance: float | None = setting(None, "of the nonzeros (tista)", above=0)
     noise: float | None = setting(None, "variance of the noise (tista)", least=0)
+    sparsity: int | None = setting(None, "entries to keep (liht, which needs it)", least=1)
+    units: int | None = setting(None, "of the LSTM (na_alista)", least=1)
+    threshold: float | None = setting(None, "in units of the residual, at the start (na_alista)", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +245,7 @@ def _fits_a_curriculum(config: Config) -> None:
     chosen = config.training
     wrong = [name for name in ("deep", "learn_dictionary") if getattr(chosen, name)]
     wrong += ["schedule cosine"] if chosen.schedule == "cosine" else []
-    wrong += ["family hyperlista"] if config.model.family == "hyperlista" else []
+    wrong += [f"family {config.model.family}"] if config.model.family in WITHOUT_STEPS else []
     if wrong:
         raise ConfigError(f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end")
 
