@@ -1,0 +1,287 @@
+"""The LISTA benchmark: every learned family on the standard problem, noiseless, noisy and ill-conditioned, over three seeds.
+
+    python benchmarks/lista.py [--settings noiseless,...] [--families ALISTA-SS,...] [--seeds 3] [--steps 400] [--output FILE]
+
+m = 250, n = 500, K = 16, Bernoulli(0.1)-Gaussian codes. The dictionary is `RandomState(0).normal`, columns normalised (that of
+NA-ALISTA); a condition number is set as in LISTA-CPSS. A seed draws the codes, the noise and the order of training. Penalties,
+grids, ridges and calibration look at 512 signals, training draws its own, the best iterate is chosen on 512 more, and the
+1,000 test signals are used for the table alone. float32. Results of a run are merged into the file, family by family.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _measure import environment
+
+import unrolled as ur
+from unrolled import analytic, layers, metrics, training
+from unrolled.layers import Fixed
+
+M, N, K, PROBABILITY = 250, 500, 16, 0.1
+SUPPORT = (0.012, 0.13)
+# name: (SNR in dB, condition number; None for the Gaussian dictionary as it is drawn)
+SETTINGS = {
+    "noiseless": (math.inf, None),
+    "SNR 40": (40.0, None),
+    "SNR 30": (30.0, None),
+    "SNR 20": (20.0, None),
+    "condition 5": (math.inf, 5.0),
+    "condition 30": (math.inf, 30.0),
+    "condition 50": (math.inf, 50.0),
+}
+
+
+class Problem(NamedTuple):
+    """One setting and one seed."""
+
+    D: jax.Array
+    W: jax.Array  # analytic weights
+    snr: float
+    key: jax.Array
+    chosen_on: tuple  # (Y, X)
+    validation: tuple
+    test: tuple
+
+    def sample(self, batch: int = 64) -> Callable:
+        return ur.problems.sampler(self.D, batch, probability=PROBABILITY, snr=self.snr)
+
+    @property
+    def noise_variance(self) -> float:
+        """Of an entry of y: std(y)^2 10^(-SNR / 10)."""
+        return float(jnp.var(self.chosen_on[0])) * 10 ** (-self.snr / 10)
+
+
+def dictionary(kappa: float | None) -> jax.Array:
+    """RandomState(0), singular values set to a geometric sequence from kappa to 1 if one is given, unit columns."""
+    D = np.random.RandomState(0).normal(size=(M, N)) / math.sqrt(M)
+    if kappa is not None:
+        U, _, V = np.linalg.svd(D, full_matrices=False)
+        D = U * np.logspace(0, -math.log10(kappa), M) @ V
+    return jnp.asarray(D / np.linalg.norm(D, axis=0), jnp.float32)
+
+
+def problem(setting: str, seed: int) -> Problem:
+    snr, kappa = SETTINGS[setting]
+    D, keys = dictionary(kappa), jax.random.split(jax.random.key(seed), 4)
+    sets = (
+        jax.jit(ur.problems.sampler(D, n, probability=PROBABILITY, snr=snr))(k) for n, k in zip((512, 512, 1000), keys)
+    )
+    found = Problem(D, D, snr, keys[3], *sets)
+    return found._replace(W=weights(found))
+
+
+def weights(problem: Problem) -> jax.Array:
+    """The closed-form weights; of an ill-conditioned D with the ridge under which a calibrated ALISTA errs least."""
+    D, (Y, X) = problem.D, problem.chosen_on
+
+    def error(W):
+        layer = layers.alista(K, support=SUPPORT)
+        start = layer.init(None, D)._replace(shared=Fixed(W))
+        return _nmse(layer, analytic.calibrate(layer, start, D, X, Y), D, Y, X)
+
+    ridges = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
+    candidates = [analytic.frobenius_weights(D, ridge * N / M) for ridge in ridges]
+    return min(candidates, key=error)
+
+
+class Family(NamedTuple):
+    """How a family is trained: its layer, its start on a problem, and the rate of Adam; a rate of 0 trains nothing."""
+
+    layer: Callable  # (problem) -> Layer
+    start: Callable  # (problem, layer) -> params
+    rate: float
+    calibrated: bool = True
+    steps_per_stage: int = 0  # of a curriculum; 0 trains end to end
+
+
+def _from_init(problem, layer):
+    return layer.init(problem.key, problem.D)
+
+
+def _with_weights(problem, layer):
+    """ISTA's start with the analytic weights in the place of D / L, at every step."""
+    params = layer.init(problem.key, problem.D)
+    if hasattr(params.steps, "W"):
+        return params._replace(steps=params.steps._replace(W=jnp.broadcast_to(problem.W, (K, M, N))))
+    return params._replace(shared=type(params.shared)(problem.W))
+
+
+def _coupled(problem, layer):
+    """LISTA with the matrices of a LISTA-CP: B = W, S = I - W'D."""
+    params = layer.init(problem.key, problem.D)
+    S = jnp.eye(N) - problem.W.T @ problem.D
+    B, S = (jnp.broadcast_to(a, (K, *a.shape)) for a in (problem.W, S))
+    return params._replace(steps=params.steps._replace(B=B, S=S))
+
+
+def _best_lam(problem, make: Callable):
+    """The penalty of a grid with the least error after K steps."""
+    D, (Y, X) = problem.D, problem.chosen_on
+    return min(
+        (0.02, 0.05, 0.1, 0.2, 0.3, 0.4),
+        key=lambda lam: _nmse(make(lam), make(lam).init(None, D), D, Y, X),
+    )
+
+
+def _penalised(make: Callable) -> Callable:
+    return lambda problem: make(_best_lam(problem, make))
+
+
+def _grid(problem, layer):
+    """HyperLISTA's three numbers, on the sample for choosing."""
+    D, (Y, X) = problem.D, problem.chosen_on
+    values = dict(
+        threshold=np.linspace(0.02, 0.06, 5), momentum=np.linspace(0.01, 0.03, 5), selection=np.linspace(6.0, 18.0, 7)
+    )
+    return training.search(layer, layer.init(problem.key, D), D, X, Y, **values).params
+
+
+def _fixed(layer) -> Callable:
+    return lambda problem: layer
+
+
+def _tista(problem):
+    return layers.tista(K, probability=PROBABILITY, noise=problem.noise_variance)
+
+
+FAMILIES = {
+    "ISTA": Family(_penalised(lambda lam: layers.ista(K, lam=lam)), _from_init, 0.0, False),
+    "FISTA": Family(_penalised(lambda lam: layers.fista(K, lam=lam)), _from_init, 0.0, False),
+    "step-LISTA": Family(_penalised(lambda lam: layers.step_lista(K, lam=lam)), _from_init, 5e-3, False),
+    "LISTA": Family(_fixed(layers.lista(K, tied=False)), _coupled, 3e-4),
+    "LISTA-SS": Family(_fixed(layers.lista_ss(K, tied=False, support=SUPPORT)), _coupled, 3e-4),
+    "LISTA-CP": Family(_fixed(layers.lista_cp(K, tied=False)), _with_weights, 5e-4),
+    "LISTA-CPSS": Family(_fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 5e-4),
+    "TiLISTA": Family(_fixed(layers.tilista(K, support=SUPPORT)), _with_weights, 5e-4),
+    "ALISTA": Family(_fixed(layers.alista(K)), _with_weights, 5e-3),
+    "ALISTA-SS": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3),
+    "GLISTA": Family(_fixed(layers.glista(K, support=SUPPORT)), _with_weights, 5e-4),
+    "LFISTA": Family(_fixed(layers.lfista(K)), _from_init, 3e-4),
+    "LAMP": Family(_fixed(layers.lamp(K)), _from_init, 1e-4, False),
+    "TISTA": Family(_tista, _from_init, 1e-2, False),
+    "LIHT": Family(_fixed(layers.liht(K, sparsity=int(PROBABILITY * N))), _from_init, 3e-4, False),
+    "Ada-LISTA": Family(_fixed(layers.ada_lista(K)), _from_init, 1e-3),
+    "NA-ALISTA": Family(_fixed(layers.na_alista(K, support=SUPPORT)), _from_init, 2e-3, False),
+    "LISTA-CPSS, curriculum": Family(
+        _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 1e-3, steps_per_stage=50
+    ),
+    "ALISTA-SS, curriculum": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps_per_stage=50),
+    "HyperLISTA": Family(_fixed(layers.hyperlista(K)), _grid, 0.0, False),
+}
+
+
+def loss(codes, X, D, Y):
+    """Mostly the error of the last step; a tenth on all of them keeps the way there short."""
+    return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(codes, X, D, Y)
+
+
+def run(family: Family, problem: Problem, steps: int) -> dict:
+    """Start, calibrate, train and test one family; seconds include compilation."""
+    D, (Y, X) = problem.D, problem.chosen_on
+    began = time.perf_counter()
+    layer = family.layer(problem)
+    params = family.start(problem, layer)
+    if family.calibrated:
+        params = analytic.calibrate(layer, params, D, X, Y)
+    untrained = jax.block_until_ready(params)
+    started = time.perf_counter() - began
+    if family.steps_per_stage:
+        params = train_in_stages(layer, params, problem, family)
+    elif family.rate and steps:
+        params = train(layer, params, problem, family.rate, steps)
+    seconds = time.perf_counter() - began
+    codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, problem.test[0])
+    X = problem.test[1]
+    return {
+        "untrained": _nmse(layer, untrained, D, *problem.test),
+        "nmse": float(metrics.nmse(codes[-1], X)),
+        "mean_nmse": float(metrics.mean_nmse(codes[-1], X)),
+        "failure_rate": float(metrics.failure_rate(codes[-1], X)),
+        "per_step": [round(float(metrics.nmse(x, X)), 2) for x in codes],
+        "seconds_to_start": round(started, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def train(layer, params, problem: Problem, rate: float, steps: int):
+    """End to end, from a tuple of steps, which trains faster than stacked ones."""
+    schedule = optax.cosine_decay_schedule(rate, steps)
+    return ur.fit(
+        layer,
+        layers.unstack(params),
+        problem.D,
+        problem.sample(),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
+        steps=steps,
+        key=problem.key,
+        loss=loss,
+        validation=problem.validation,
+        evaluate_every=max(1, min(50, steps)),
+        progress=False,
+    ).best
+
+
+def train_in_stages(layer, params, problem: Problem, family: Family):
+    """Step after step, by the curriculum of the library."""
+    return training.curriculum(
+        layer,
+        layers.unstack(params),
+        problem.D,
+        problem.sample(),
+        key=problem.key,
+        rate=family.rate,
+        steps_per_stage=family.steps_per_stage,
+        loss=training.log_nmse,
+        validation=problem.validation,
+        progress=False,
+    ).best
+
+
+def _nmse(layer, params, D, Y, X) -> float:
+    return float(metrics.nmse(jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y), X))
+
+
+def medians(runs: list[dict]) -> dict:
+    """The median over the seeds, number by number."""
+    return {
+        name: np.median([run[name] for run in runs], axis=0).round(3).tolist() for name in runs[0] if name != "seed"
+    }
+
+
+def main() -> None:
+    """Run what is asked for and merge it into the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    results["environment"] = environment()
+    for setting in arguments.settings.split(","):
+        problems = [problem(setting, seed) for seed in range(arguments.seeds)]
+        for name in arguments.families.split(","):
+            runs = [run(FAMILIES[name], p, arguments.steps) for p in problems]
+            found = {"steps": arguments.steps, "median": medians(runs), "runs": runs}
+            results.setdefault(setting, {})[name] = found
+            m = found["median"]
+            print(
+                f"{setting:13} {name:11} {m['nmse']:7.1f} dB, mean {m['mean_nmse']:7.1f}, fails {m['failure_rate']:.1%}, "
+                f"untrained {m['untrained']:.1f}, {m['seconds']:.0f} s",
+                flush=True,
+            )
+            arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

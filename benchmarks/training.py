@@ -1,0 +1,119 @@
+"""How fast a training step is: forward, backward and Adam of a 16-step LISTA-CP beside PyTorch, eager and compiled.
+
+    python benchmarks/training.py [--output benchmarks/training.json]
+
+250 x 500, untied weights, loss on the last code, the same batch for all, float32; with and without support selection. Rivals in
+turn within one run, medians. `torch.compile` needs a C++ compiler; its Adam is the fused one.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _measure import median_ms, save
+
+import unrolled as ur
+
+M, N, K = 250, 500, 16
+SUPPORT = (0.012, 0.13)
+
+
+def ours(params, D, Y, X, support):
+    """One step of Adam on params in the form given: stacked steps run as a scan, a tuple of steps as a Python loop."""
+    layer = ur.layers.lista_cp(K, tied=False, support=support)
+    optimizer = optax.adam(1e-4)
+
+    def loss(params, D, Y, X):
+        return jnp.mean(jnp.sum((jax.vmap(layer.apply, (None, None, 0))(params, D, Y) - X) ** 2, -1)) / 2
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, D, Y, X):
+        value, gradients = jax.value_and_grad(loss)(params, D, Y, X)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    at = [jax.tree.map(jnp.copy, params), optimizer.init(params)]
+
+    def run():
+        *at[:], value = step(*at, D, Y, X)
+        value.block_until_ready()
+
+    return run
+
+
+def torch_steps(params, D, Y, X, support) -> dict:
+    """The same step in PyTorch; empty where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    D, Y, X = (torch.from_numpy(np.array(a)) for a in (D, Y, X))
+    counts = [0] * K if support is None else [round(min((k + 1) * support[0], support[1]) * N) for k in range(K)]
+
+    def make(compiled: bool):
+        W = [torch.nn.Parameter(torch.from_numpy(np.array(w))) for w in params.steps.W]
+        theta = [torch.nn.Parameter(torch.tensor(float(t))) for t in params.steps.theta]
+        optimizer = torch.optim.Adam([*W, *theta], lr=1e-4, fused=True)
+
+        def shrink(v, t, count):
+            shrunk = torch.sign(v) * torch.relu(v.abs() - t)
+            if count == 0:
+                return shrunk
+            magnitude = v.detach().abs()
+            border = magnitude.kthvalue(N - count, dim=1, keepdim=True).values
+            return torch.where((magnitude > border) & (magnitude > t), v, shrunk)
+
+        def loss():
+            x = torch.zeros(len(Y), N)
+            for k in range(K):
+                x = shrink(x + (Y - x @ D.T) @ W[k], theta[k], counts[k])
+            return ((x - X) ** 2).sum(1).mean() / 2
+
+        objective = torch.compile(loss) if compiled else loss
+
+        def run():
+            optimizer.zero_grad(set_to_none=True)
+            objective().backward()
+            optimizer.step()
+
+        return run
+
+    return {"torch eager": make(False), "torch compiled": make(True)}
+
+
+def training_step(batch: int, support) -> dict:
+    """Milliseconds of a step for each contestant."""
+    D = ur.dictionaries.gaussian(jax.random.key(0), M, N)
+    Y, X = ur.problems.sampler(D, batch)(jax.random.key(1))
+    params = ur.layers.lista_cp(K, tied=False).init(None, D)
+    functions = {
+        "unrolled, a tuple of steps": ours(ur.layers.unstack(params), D, Y, X, support),
+        "unrolled, stacked steps": ours(params, D, Y, X, support),
+        **torch_steps(params, D, Y, X, support),
+    }
+    times = median_ms(functions, rounds=5, calls=20 if batch < 500 else 5)
+    if "torch compiled" in times:
+        best = min(times["torch compiled"], times["torch eager"])
+        times["best torch / unrolled, a tuple of steps"] = best / times["unrolled, a tuple of steps"]
+    return times
+
+
+def main() -> None:
+    """Run everything and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    results = {
+        f"batch {batch}, {'support selection' if support else 'plain'}, ms": training_step(batch, support)
+        for batch in (64, 1000)
+        for support in (None, SUPPORT)
+    }
+    save(arguments.output, results)
+
+
+if __name__ == "__main__":
+    main()
