@@ -208,3 +208,42 @@ def test_a_picture_smaller_than_a_patch():
     with pytest.raises(ValueError, match=r"picture \(7, 20\) is smaller than a patch of 8 x 8"):
         to_patches(np.zeros((7, 20)), 8)
     np.testing.assert_array_equal(to_patches(np.ones((8, 8)), 8), np.ones((1, 64)))
+
+
+# Folders
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for name, value in (("b.png", 10), ("a.PNG", 20), ("c.bmp", 30)):
+        Image.fromarray(np.full((3, 4), value, np.uint8)).save(tmp_path / name, "BMP" if name == "c.bmp" else "PNG")
+    (tmp_path / "notes.txt").write_text("not a picture\n")
+    (tmp_path / "more").mkdir()
+    found = datasets.read_images(tmp_path)
+    assert list(found) == ["a", "b", "c"]
+    for picture, value in zip(found.values(), (20, 10, 30)):
+        np.testing.assert_array_equal(picture, np.full((3, 4), np.float32(value) / 255))
+
+
+def test_a_folder_without_pictures_or_with_doubtful_ones(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone: no such folder"):
+        datasets.read_images(tmp_path / "gone")
+    with pytest.raises(ValueError, match="no picture in it; expected files .png"):
+        datasets.read_images(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"hello\n")
+    with pytest.raises(ValueError, match="a.png: not a readable picture"):
+        datasets.read_images(str(tmp_path))
+    (tmp_path / "a.jpg").write_bytes(b"hello\n")
+    with pytest.raises(ValueError, match="same name but for the suffix"):
+        datasets.read_images(tmp_path)
+
+
+def test_where_a_collection_lies(tmp_path, monkeypatch):
+    (tmp_path / "some").mkdir()
+    monkeypatch.delenv("UNROLLED_DATA", raising=False)
+    assert datasets.locate("some", tmp_path) == tmp_path / "some"
+    with pytest.raises(FileNotFoundError, match="pass a path or set UNROLLED_DATA"):
+        datasets.locate("some")
+    monkeypatch.setenv("UNROLLED_DATA", str(tmp_path))
+    assert datasets.locate("some") == tmp_path / "some"
+    with pytest.raises(FileNotFoundError, match="other: no such folder"):
+        datasets.locate("other")

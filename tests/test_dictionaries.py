@@ -211,6 +211,12 @@ def test_conv_in_three_dimensions_with_unequal_strides(boundary):
     assert_convs(np.random.default_rng(0).normal(size=(2, 2, 2, 3, 1)), (3, 4, 2), [(2, 1, 2)], boundary)
 
 
+def test_conv_with_a_kernel_of_many_strides():
+    """Beyond 32 of them the products are computed otherwise."""
+    filters = np.random.default_rng(0).normal(size=(2, 1, 33))
+    assert_convs(filters, (35,), [(1,), (2,)], "valid")
+
+
 def test_conv_with_the_full_kernel_is_dense():
     filters = np.random.default_rng(0).normal(size=(5, 2, 3))
     assert_equal(ud.dense(ud.Conv(filters, 3)), filters.reshape(5, 6).T)

@@ -8,6 +8,7 @@ from unrolled import dictionaries as dictionaries
 from unrolled import layers as layers
 from unrolled import metrics as metrics
 from unrolled import networks as networks
+from unrolled import nnx as nnx
 from unrolled import plots as plots
 from unrolled import problems as problems
 from unrolled import pursuit as pursuit

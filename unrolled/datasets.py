@@ -1,5 +1,6 @@
 """Readers with checks: arrays, pictures and the sample photographs; every fault names the file."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 
 # Larger arrays are refused before they are read into memory.
 _LARGEST_BYTES = 2**31
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp")
 
 
 def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
@@ -87,6 +89,40 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.asarray(picture.convert("L"), np.float32) / 255
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from error
+
+
+def read_images(folder: str | Path) -> dict[str, np.ndarray]:
+    """The pictures of a folder as grey values in [0, 1], by file name without suffix, in the order of the names.
+
+    Other files are passed over, folders below are not looked at.
+
+    Raises:
+        FileNotFoundError: no such folder. ImportError: Pillow is not there.
+        ValueError: no picture in it, one that cannot be read, or two of one name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    if not paths:
+        raise ValueError(f"{folder}: no picture in it; expected files {', '.join(_PICTURES)}")
+    if len({path.stem for path in paths}) < len(paths):
+        raise ValueError(f"{folder}: two pictures have the same name but for the suffix")
+    return {path.stem: read_image(path) for path in paths}
+
+
+def locate(name: str, root: str | Path | None = None) -> Path:
+    """The folder `name` of a data collection: below `root`, by default below the environment variable UNROLLED_DATA.
+
+    Raises:
+        FileNotFoundError: neither is given, or there is no such folder.
+    """
+    root = root or os.environ.get("UNROLLED_DATA")
+    if not root:
+        raise FileNotFoundError(f"{name}: no root given; pass a path or set UNROLLED_DATA to the folder that holds it")
+    if not (Path(root) / name).is_dir():
+        raise FileNotFoundError(f"{Path(root) / name}: no such folder")
+    return Path(root) / name
 
 
 def photographs() -> dict[str, np.ndarray]:

@@ -1,0 +1,229 @@
+"""Layers and networks as nnx modules: the same numbers, the same gradients and the same training as the pure form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import registry
+from flax import nnx
+
+import unrolled as ur
+
+M, N, DEPTH, BATCH = 5, 8, 2, 6
+# Sums of some ten terms in another order, through a few products: far below 1e4 roundings of float64.
+ROUNDING = 1e4 * np.finfo(np.float64).eps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Tiny problems spend their time in the compiler."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def D():
+    return ur.dictionaries.gaussian(jax.random.key(0), M, N)
+
+
+@pytest.fixture(scope="module")
+def sample(D):
+    return ur.problems.sampler(D, BATCH, probability=0.3)
+
+
+def assert_close(tree, expected):
+    assert len(jax.tree.leaves(tree)) == len(jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING)
+
+
+def trainable(params):
+    """The leaves of `params` that training moves, in the order of their names, as an nnx state has them."""
+
+    def thaw(node):
+        return None if isinstance(node, ur.layers.Fixed) else node
+
+    params = jax.tree.map(thaw, params, is_leaf=lambda node: isinstance(node, ur.layers.Fixed))
+    found = jax.tree_util.tree_leaves_with_path(params)
+    return [leaf for _, leaf in sorted(found, key=lambda pair: jax.tree_util.keystr(pair[0]))]
+
+
+def square(codes):
+    return jnp.sum(codes**2)
+
+
+@pytest.mark.parametrize("name", registry.LAYERS)
+def test_a_module_has_the_codes_and_the_gradients_of_its_layer(name, D):
+    layer = registry.LAYERS[name](DEPTH)
+    params = layer.init(jax.random.key(1), D)
+    Y = jax.random.normal(jax.random.key(2), (3, M))
+
+    @jax.jit
+    def both(params, Y):
+        model = ur.nnx.Module(layer, params, D)
+        pure = jax.value_and_grad(lambda params: square(jax.vmap(layer.apply, (None, None, 0))(params, D, Y)))
+        value, gradient = nnx.value_and_grad(lambda model: square(model(Y)))(model)
+        return pure(params), (value, jax.tree.leaves(gradient))
+
+    (value, gradient), (found, found_gradient) = both(params, Y)
+    np.testing.assert_allclose(found, value, rtol=ROUNDING)
+    assert_close(found_gradient, trainable(gradient))
+
+
+def test_one_signal_and_any_leading_axes(D):
+    layer = ur.lista_cp(DEPTH)
+    params = layer.init(None, D)
+    model = ur.nnx.Module(layer, params, D)
+    Y = jax.random.normal(jax.random.key(3), (2, 3, M))
+    codes = model(Y)
+    assert codes.shape == (2, 3, N)
+    assert_close(codes[1, 2], model(Y[1, 2]))
+
+
+def test_params_and_dictionary_come_back_as_they_went_in(D):
+    layer = ur.alista(DEPTH)
+    params = layer.init(None, D)
+    model = ur.nnx.Module(layer, params, D)
+    assert jax.tree.structure(model.params()) == jax.tree.structure(params)
+    assert_close(model.params(), params)
+    assert_close(model.dictionary(), D)
+
+
+def test_what_is_not_trained_is_a_variable_but_no_param(D):
+    layer = ur.alista(DEPTH)
+    params = layer.init(None, D)
+
+    def sizes(model, kind):
+        return sorted(leaf.size for leaf in jax.tree.leaves(nnx.state(model, kind)))
+
+    model = ur.nnx.Module(layer, params, D)
+    assert sizes(model, nnx.Param) == [DEPTH, DEPTH]  # gamma and theta
+    assert sizes(model, nnx.Not(nnx.Param)) == [M * N, M * N]  # W and D
+    assert sizes(ur.nnx.Module(layer, params, D, learn_dictionary=True), nnx.Param) == [DEPTH, DEPTH, M * N]
+
+
+def test_a_negative_threshold_acts_as_its_magnitude_and_one_at_zero_can_move(D):
+    layer = ur.lista_cp(1)
+    model = ur.nnx.Module(layer, layer.init(None, D), D)
+    y = D[:, 0]
+    code = model(y)
+    theta = model.trained.params.steps.theta
+    theta[...] = -theta[...]
+    assert_close(model(y), code)
+    assert float(model.params().steps.theta[0]) > 0
+    theta[...] = jnp.zeros_like(theta[...])
+    gradient = nnx.grad(lambda model: square(model(y)))(model)
+    assert float(gradient["trained"]["params"]["steps"]["theta"][...][0]) < 0
+
+
+def trained(model, sample, optimizer, steps, key):
+    """The training of `fit` with a learned dictionary, written as users of nnx write it."""
+    optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, key):
+        Y, X = sample(key)
+        loss, gradients = nnx.value_and_grad(lambda model: ur.training.supervised(model(Y)[None], X, None, Y))(model)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
+            optimizer.update(model, gradients)
+        model.normalize()
+        return loss
+
+    return [float(step(model, optimizer, jax.random.fold_in(key, k))) for k in range(steps)]
+
+
+def test_training_under_nnx_optimizer_is_that_of_fit(D, sample):
+    layer, key, steps = ur.alista(DEPTH), jax.random.key(4), 20
+    params = layer.init(None, D)
+    options = dict(optimizer=optax.adam(1e-2), steps=steps, key=key, learn_dictionary=True)
+    expected = ur.fit(layer, params, D, sample, validation=sample(key), evaluate_every=steps, **options)
+    model = ur.nnx.Module(layer, params, D, learn_dictionary=True)
+    losses = trained(model, sample, optax.adam(1e-2), steps, key)
+    np.testing.assert_allclose(losses, expected.history.loss, rtol=ROUNDING)
+    assert_close(model.params(), expected.params)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    np.testing.assert_allclose(np.linalg.norm(model.dictionary(), axis=0), 1, rtol=ROUNDING)
+    assert not np.allclose(model.dictionary(), D, atol=1e-3)
+    np.testing.assert_array_equal(model.params().shared.W, params.shared.W)
+
+
+def test_a_convolutional_dictionary_can_be_learned():
+    D = ur.dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 2, 2)), (3, 4))
+    layer = ur.lista_cp(DEPTH)
+    model = ur.nnx.Module(layer, layer.init(None, D), D, learn_dictionary=True)
+    model.normalize()
+    Y = jax.random.normal(jax.random.key(5), (BATCH, 12))
+    losses = trained(model, lambda key: (Y, jnp.zeros((BATCH, D.shape[1]))), optax.sgd(1e-3), 4, jax.random.key(0))
+    assert losses[-1] < losses[0]
+    found = model.dictionary()
+    assert isinstance(found, ur.dictionaries.Conv) and found.signal_shape == (3, 4)
+    np.testing.assert_allclose(found.column_norms(), 1, rtol=ROUNDING)
+    assert isinstance(model.params().shared.W, ur.dictionaries.Conv)
+
+
+def test_a_network_gives_the_codes_of_every_block(D):
+    Ds = (D, ur.dictionaries.gaussian(jax.random.key(6), N, 11))
+    network = ur.dsc([ur.lista_cp(DEPTH), ur.layers.ista(DEPTH)])
+    params = network.init(jax.random.key(7), Ds)
+    model = ur.nnx.Module(network, params, list(Ds))
+    Y = jax.random.normal(jax.random.key(8), (3, M))
+    codes, expected = jax.jit(lambda Y: (model(Y), jax.vmap(network.apply, (None, None, 0))(params, Ds, Y)))(Y)
+    assert_close(codes, expected)
+    assert [code.shape for code in codes] == [(3, N), (3, 11)]
+    assert isinstance(model.dictionary(), tuple)
+
+
+class Regression(nnx.Module):
+    """A sparse code between two linear maps."""
+
+    def __init__(self, layer, D, rngs):
+        self.first = nnx.Linear(3, M, param_dtype=jnp.float64, rngs=rngs)
+        self.code = ur.nnx.Module(layer, layer.init(None, D), D)
+        self.last = nnx.Linear(N, 1, param_dtype=jnp.float64, rngs=rngs)
+
+    def __call__(self, u):
+        return self.last(self.code(self.first(u)))
+
+
+def test_it_nests_in_a_model_survives_split_and_merge_and_trains(D):
+    model = Regression(ur.lista_cp(DEPTH), D, nnx.Rngs(0))
+    U = jax.random.normal(jax.random.key(9), (BATCH, 3))
+    graph, state = nnx.split(model)
+    again = jax.jit(lambda state: nnx.merge(graph, state)(U))(state)
+    assert_close(again, nnx.jit(lambda model: model(U))(model))
+    W = nnx.state(model, nnx.Param)["code"]["trained"]["params"]["shared"]["W"]
+    assert W[...].shape == (M, N)
+    optimizer = nnx.Optimizer(model, optax.sgd(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, gradients = nnx.value_and_grad(lambda model: square(model(U) - 1.0))(model)
+        with jax.numpy_dtype_promotion("standard"):
+            optimizer.update(model, gradients)
+        return loss
+
+    start = model.code.params().shared.W
+    losses = [float(step(model, optimizer)) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert not np.array_equal(model.code.params().shared.W, start)
+    np.testing.assert_array_equal(model.code.dictionary(), D)
+
+
+def test_the_class_is_one_and_other_names_are_refused():
+    assert ur.nnx.Module is ur.nnx.Module and issubclass(ur.nnx.Module, nnx.Module)
+    with pytest.raises(AttributeError, match="no attribute 'Modul'"):
+        _ = ur.nnx.Modul
+
+
+def test_what_is_no_layer_or_has_nothing_to_train_is_refused(D):
+    layer = ur.lista_cp(DEPTH)
+    with pytest.raises(TypeError, match="expected a Layer or a Network, got function"):
+        ur.nnx.Module(layer.apply, layer.init(None, D), D)
+    with pytest.raises(TypeError, match="no floating-point leaf to train"):
+        ur.nnx.Module(layer, None, D)
+    with pytest.raises(ValueError, match="expected \\(m, d\\), atoms in columns"):
+        ur.nnx.Module(layer, layer.init(None, D), D[0])
+    with pytest.raises(ValueError, match=f"y must have shape \\({M},\\)"):
+        ur.nnx.Module(layer, layer.init(None, D), D)(jnp.zeros(M + 1))

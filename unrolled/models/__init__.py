@@ -1,0 +1,4 @@
+"""Vision models made of unrolled sparse coding, as modules of flax.nnx. Not imported by `import unrolled`: it needs flax."""
+
+from unrolled.models._cscnet import CSCNet as CSCNet
+from unrolled.models._shifts import shift_average as shift_average
