@@ -56,7 +56,8 @@ def fit(
 
     Args:
         model: a layer, or a network with tuples for `params` and `D`.
-        params: the start, from `init` or `analytic`.
+        params: the start, from `init` or `analytic`. A tuple of steps (`layers.unstack`) trains faster than stacked ones, and
+            takes longer to compile.
         D: the dictionary that the model uses (the sampler may use another).
         sample: `sample(key) -> (Y, X)`, a batch of signals (batch, m) and codes (batch, d); X may be None for an
             unsupervised loss, and a tuple for a network. Or (Y, X, Ds) where every signal has a dictionary of its own,
