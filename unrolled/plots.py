@@ -91,6 +91,70 @@ def comparison(result):
     return fig
 
 
+def evolution(watch):
+    """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
+
+    A line per step of the network, a black one for what all of them share; dashed, what theory predicts, if that was given.
+    """
+    names = ["validation", *(["theta"] if watch.looks[0].theta is not None else [])]
+    if watch.looks[0].coupling is not None:
+        names += ["diagonal_mean", "mu_W", "off_diagonal", "mismatch"]
+    fig, panels = figure(-(-len(names) // 3), min(3, len(names)), width=4.4, height=3.2)
+    depth = max(_lines(panel, watch, name) for panel, name in zip(panels.flat, names))
+    for panel in panels.flat[len(names) :]:
+        panel.set_axis_off()
+    if depth > 1:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        scale = ScalarMappable(Normalize(1, depth), "viridis")
+        fig.colorbar(scale, ax=panels.ravel().tolist(), label="step of the network", shrink=0.7)
+    return fig
+
+
+def _lines(panel, watch, name: str) -> int:
+    """One panel of `evolution`; the number of its lines."""
+    steps = watch.series("step")
+    values = watch.series(name).reshape(len(steps), -1)
+    depth = values.shape[1]
+    for k, line in enumerate(values.T):
+        panel.plot(steps, line, color=_shade(k, depth), linewidth=1.3)
+    if name == "diagonal_mean":
+        low, high = watch.series("diagonal_low").min(1), watch.series("diagonal_high").max(1)
+        panel.fill_between(steps, low, high, color="#7F7F7F", alpha=0.15, linewidth=0)
+    predicted = [] if watch.prediction is None else _predicted(watch.prediction, name)
+    for k, value in enumerate(predicted):
+        panel.axhline(value, color=_shade(k, len(predicted)), linestyle="--", linewidth=0.8)
+    panel.set(title=_TITLES[name], xlabel="training step")
+    panel.grid(True, alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    return depth
+
+
+_TITLES = {
+    "validation": "Validation loss",
+    "theta": "Mean threshold",
+    "diagonal_mean": "Diagonal of W'D (shade: least to largest)",
+    "mu_W": "Largest off-diagonal of W'D, mu_W",
+    "off_diagonal": "Root mean square off the diagonal",
+    "mismatch": "Coupling: |S - (I - W'D)| / |S|",
+}
+
+
+def _shade(k: int, depth: int):
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](k / (depth - 1)) if depth > 1 else "black"
+
+
+def _predicted(prediction, name: str) -> np.ndarray:
+    """What theory says of a panel of `evolution`: a value per step, one for all, or none."""
+    if name == "theta":
+        theta = np.asarray(prediction.theta, float)
+        return theta.reshape(len(theta), -1).mean(1)
+    return np.asarray({"diagonal_mean": [1.0], "mismatch": [0.0]}.get(name, []))
+
+
 def _positive(values) -> np.ndarray:
     """Values for a logarithmic axis: what is not positive is left out."""
     values = np.asarray(values, float)

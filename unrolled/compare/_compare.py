@@ -1,10 +1,8 @@
-"""Learned beside analytic: what each set of params does step by step, and what training did to them."""
+"""Methods side by side on one sample: what each does step by step, and how far its params are from those of a reference."""
 
 import json
-import math
-import operator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +10,11 @@ import numpy as np
 
 from unrolled import metrics, plots
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary, dense
+from unrolled.compare._coupling import Coupling, coupling, thresholds
+from unrolled.compare._plain import plain
+from unrolled.dictionaries._base import as_dictionary
 from unrolled.layers._unroll import Layer, Unrolled, stack
 from unrolled.pursuit import fista, lasso_objective
-from unrolled.theory._coherence import _coherence, diagonal
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -40,19 +39,6 @@ class Change(NamedTuple):
     leaf: str
     distance: float  # norm(params - reference) / norm(reference)
     per_step: np.ndarray  # (K,) the same step by step, or of length 1 for a shared leaf
-
-
-class Coupling(NamedTuple):
-    """How the weights of a method stand to the dictionary at each step; (K,) each, or length 1 for shared weights.
-
-    Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1): `mismatch` is the relative distance to that, 0 where
-    it is built in. It also needs w_i . d_i near 1 and small off-diagonal products.
-    """
-
-    diagonal_low: np.ndarray  # min of w_i . d_i
-    diagonal_high: np.ndarray  # max of w_i . d_i
-    mu_W: np.ndarray  # largest off-diagonal abs(w_i . d_j)
-    mismatch: np.ndarray  # norm(S - (I - W'D)) / norm(S)
 
 
 class Comparison(NamedTuple):
@@ -83,15 +69,16 @@ class Comparison(NamedTuple):
     def parameters_table(self) -> str:
         """A Markdown table of what the weights are and how far training moved them."""
         rows = [
-            "| method | largest mu_W | diagonal of W'D | coupling mismatch | moved | from |",
-            "|---|---|---|---|---|---|",
+            "| method | largest mu_W | rms off-diagonal | diagonal of W'D | coupling mismatch | moved | from |",
+            "|---|---|---|---|---|---|---|",
         ]
         for name in self.curves:
-            cells = [name, "", "", ""]
+            cells = [name, "", "", "", ""]
             if name in self.couplings:
                 c = self.couplings[name]
                 low, high = c.diagonal_low.min(), c.diagonal_high.max()
-                cells = [name, f"{c.mu_W.max():.4f}", f"{low:.4f} to {high:.4f}", f"{c.mismatch.max():.2e}"]
+                cells = [name, f"{c.mu_W.max():.4f}", f"{c.off_diagonal.max():.4f}", f"{low:.4f} to {high:.4f}"]
+                cells.append(f"{c.mismatch.max():.2e}")
             moved = ", ".join(f"{c.leaf} {c.distance:.3g}" for c in self.changes.get(name, ()))
             rows.append("| " + " | ".join([*cells, moved, self.references.get(name, "")]) + " |")
         return "\n".join(rows)
@@ -140,21 +127,17 @@ def compare(
         )
     X, Y = jnp.asarray(X), jnp.asarray(Y)
     optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
-    curves, thresholds, references, changes, couplings = {}, {}, {}, {}, {}
+    curves, references, changes = {}, {}, {}
     stacked = {name: stack(params) if params.steps else params for name, (_, params) in methods.items()}
     for name, (layer, params) in methods.items():
         curves[name] = _curve(layer, params, D, X, Y, lam, optimum)
-        if hasattr(stacked[name].steps, "theta"):
-            theta = np.asarray(stacked[name].steps.theta)
-            thresholds[name] = theta.reshape(len(theta), -1).mean(1)
-        coupling = _coupling(stacked[name], D)
-        if coupling is not None:
-            couplings[name] = coupling
         earlier = list(curves)[:-1] if reference is None else [reference]
         other = next((n for n in earlier if n != name and _same_form(stacked[n], stacked[name])), None)
         if other is not None:
             references[name], changes[name] = other, _changes(stacked[other], stacked[name])
-    return Comparison(curves, thresholds, references, changes, couplings)
+    theta = {name: found for name, p in stacked.items() if (found := thresholds(p)) is not None}
+    couplings = {name: found for name, p in stacked.items() if (found := coupling(p, D)) is not None}
+    return Comparison(curves, theta, references, changes, couplings)
 
 
 def _curve(layer, params, D, X, Y, lam, optimum) -> Curve:
@@ -192,42 +175,6 @@ def _objective_gap(D, Y, x, lam, optimum) -> Array:
     return jnp.sum(objective - optimum) / jnp.sum(optimum)
 
 
-def _weights(params: Unrolled) -> tuple[Any, Any]:
-    """W of each step stacked (or of all steps, alone), and S where the family has one."""
-    for part in (params.shared, params.steps):
-        if hasattr(part, "W"):
-            return part.W, None
-        if hasattr(part, "B"):
-            return part.B, part.S
-    return None, None
-
-
-def _coupling(params: Unrolled, D) -> Coupling | None:
-    W, S = _weights(params)
-    if W is None:
-        return None
-    shared = hasattr(params.shared, "W") or hasattr(params.shared, "B")
-    gammas = getattr(params.steps, "gamma", None)
-    if shared:
-        W, S = jax.tree.map(lambda leaf: leaf[None], (W, S))
-    rows = []
-    for k in range(len(jax.tree.leaves(W)[0])):
-        Wk, Sk = jax.tree.map(operator.itemgetter(k), (W, S))
-        w = np.asarray(diagonal(Wk, D))
-        mismatch = 0.0
-        if Sk is not None:
-            target = jnp.eye(D.shape[1], dtype=Sk.dtype) - dense(Wk).T @ dense(D)
-            mismatch = float(jnp.linalg.norm(Sk - target) / jnp.linalg.norm(Sk))
-        rows.append((w.min(), w.max(), float(_coherence(Wk, D).mu_W), mismatch))
-    low, high, mu, mismatch = (np.asarray(column, float) for column in zip(*rows))
-    if gammas is not None:  # W acts as gamma_k W
-        gammas = np.asarray(gammas, float).reshape(len(gammas), -1)
-        ends = np.stack([g * w for g in (gammas.min(1), gammas.max(1)) for w in (low, high)])
-        low, high, mu = ends.min(0), ends.max(0), np.abs(gammas).max(1) * mu
-        mismatch = np.broadcast_to(mismatch, mu.shape)
-    return Coupling(low, high, mu, mismatch)
-
-
 def _same_form(a, b) -> bool:
     shapes = ([np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
     return jax.tree.structure(a) == jax.tree.structure(b) and len(set(map(tuple, shapes))) == 1
@@ -245,18 +192,3 @@ def _changes(a: Unrolled, b: Unrolled) -> tuple[Change, ...]:
         whole = np.linalg.norm(new - old) / (np.linalg.norm(old) or 1.0)
         changes.append(Change(".".join(str(getattr(k, "name", k)) for k in path[1:]), float(whole), per_step))
     return tuple(changes)
-
-
-def plain(value):
-    """Records and arrays as dicts, lists and floats that JSON can hold."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, (tuple, list)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
