@@ -110,6 +110,7 @@ class Evolution:
 
     def plot(self):
         """A figure over the training steps, a line per step of the network; dashed, what theory predicts."""
+        self._seen()
         return plots.evolution(self)
 
     def _seen(self) -> list[Look]:
