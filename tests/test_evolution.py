@@ -204,12 +204,19 @@ def test_the_figure_has_a_line_per_step_and_dashes_for_theory(trained, lista, tm
     watch = trained[0]
     axes = [a for a in watch.plot().axes if a.get_lines()]
     solid = [[line for line in a.get_lines() if line.get_linestyle() == "-"] for a in axes]
-    assert [len(lines) for lines in solid] == [1, DEPTH, 1, 1, 1, 1]
-    assert [len(a.get_lines()) - len(lines) for a, lines in zip(axes, solid)] == [0, DEPTH, 1, 0, 0, 1]
+    assert [len(lines) for lines in solid] == [1, DEPTH, 1, 1, 1]
+    assert [len(a.get_lines()) - len(lines) for a, lines in zip(axes, solid)] == [0, DEPTH, 1, 0, 0]
     np.testing.assert_array_equal(solid[1][-1].get_ydata(), watch.series("theta")[:, -1])
     np.testing.assert_array_equal(solid[3][0].get_xdata(), [0, 2, 4, 5])
-    figure = watched(lista, lista).plot()
-    assert [len(a.get_lines()) for a in figure.axes if a.get_lines()] == [1] + 5 * [DEPTH]
+    figure = watched(lista, lista, prediction=watch.prediction).plot()
+    assert [len(a.get_lines()) for a in figure.axes if a.get_lines()] == [
+        1,
+        2 * DEPTH,
+        DEPTH + 1,
+        DEPTH,
+        DEPTH,
+        DEPTH + 1,
+    ]
     figure.savefig(tmp_path / "figure.png", dpi=30)
 
 

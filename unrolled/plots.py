@@ -95,10 +95,11 @@ def evolution(watch):
     """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
 
     A line per step of the network, a black one for what all of them share; dashed, what theory predicts, if that was given.
+    No panel for a coupling that is built in.
     """
     names = ["validation", *(["theta"] if watch.looks[0].theta is not None else [])]
     if watch.looks[0].coupling is not None:
-        names += ["diagonal_mean", "mu_W", "off_diagonal", "mismatch"]
+        names += ["diagonal_mean", "mu_W", "off_diagonal", *(["mismatch"] if watch.series("mismatch").any() else [])]
     fig, panels = figure(-(-len(names) // 3), min(3, len(names)), width=4.4, height=3.2)
     depth = max(_lines(panel, watch, name) for panel, name in zip(panels.flat, names))
     for panel in panels.flat[len(names) :]:
@@ -126,6 +127,8 @@ def _lines(panel, watch, name: str) -> int:
     for k, value in enumerate(predicted):
         panel.axhline(value, color=_shade(k, len(predicted)), linestyle="--", linewidth=0.8)
     panel.set(title=_TITLES[name], xlabel="training step")
+    if name == "theta" and (values > 0).any():
+        panel.set_yscale("log")
     panel.grid(True, alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     return depth
