@@ -12,7 +12,7 @@ import pytest
 import unrolled as ur
 from unrolled.compare import evolution
 from unrolled.compare._coupling import coupling
-from unrolled.training._fit import Record
+from unrolled.training import Record
 
 M, N, DEPTH = 8, 12, 3
 # Sums of some dozens of terms in another order.
