@@ -131,9 +131,11 @@ def _form(params, D) -> dict | None:
 
 def family(model: Layer | Network) -> str:
     """The name of the factory of a layer, or those of a network."""
-    if isinstance(model, Network):
-        return f"dsc({', '.join(map(family, model.layers))})"
-    return getattr(model.step, "__qualname__", "?").partition(".")[0]
+    chain = getattr(model, "layers", ())
+    if chain:
+        return f"dsc({', '.join(map(family, chain))})"
+    function = model.apply if isinstance(model, Network) else model.step
+    return getattr(function, "__qualname__", "?").partition(".")[0]
 
 
 def key_text(key) -> str:
