@@ -5,12 +5,14 @@
 m = 250, n = 500, K = 16, Bernoulli(0.1)-Gaussian codes. The dictionary is `RandomState(0).normal`, columns normalised (that of
 NA-ALISTA); a condition number is set as in LISTA-CPSS. A seed draws the codes, the noise and the order of training. Penalties,
 grids, ridges and calibration look at 256 signals, training draws its own, the best iterate is chosen on 512 more, and the
-1,000 test signals are used for the table alone. float32. Results of a run are merged into the file, family by family.
+1,000 test signals are used for the table alone. "public" is the dictionary and the test set of ALISTA's repository, found
+through UNROLLED_DATA. float32. Results of a run are merged into the file, family by family.
 """
 
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.io
 from _measure import environment
 
 import unrolled as ur
@@ -37,6 +40,7 @@ SETTINGS = {
     "condition 5": (math.inf, 5.0),
     "condition 30": (math.inf, 30.0),
     "condition 50": (math.inf, 50.0),
+    "public": (math.inf, None),
 }
 
 
@@ -69,14 +73,24 @@ def dictionary(kappa: float | None) -> jax.Array:
     return jnp.asarray(D / np.linalg.norm(D, axis=0), jnp.float32)
 
 
+def public() -> tuple[jax.Array, jax.Array]:
+    """D and the test codes (1000, d) of VITA-Group/ALISTA."""
+    folder = ur.datasets.locate("lista_benchmark")
+    D = scipy.io.loadmat(folder / "D.mat")["D"]
+    return jnp.asarray(D, jnp.float32), jnp.asarray(np.load(folder / "xtest_n500_p10.npy").T, jnp.float32)
+
+
 def problem(setting: str, seed: int) -> Problem:
-    snr, kappa = SETTINGS[setting]
-    D, keys = dictionary(kappa), jax.random.split(jax.random.key(seed), 4)
+    """The dictionary, and the three samples of a seed."""
+    (snr, kappa), keys = SETTINGS[setting], jax.random.split(jax.random.key(seed), 4)
+    D, codes = public() if setting == "public" else (dictionary(kappa), None)
     sets = (
         jax.jit(ur.problems.sampler(D, n, probability=PROBABILITY, snr=snr))(k) for n, k in zip((256, 512, 1000), keys)
     )
     found = Problem(D, analytic.frobenius_weights(D), snr, keys[3], *sets)
-    return found if (snr, kappa) == SETTINGS["noiseless"] else found._replace(W=weights(found))
+    if codes is not None:
+        found = found._replace(test=(ur.problems.synthesize(D, codes), codes))
+    return found if (snr, kappa) == (math.inf, None) else found._replace(W=weights(found))
 
 
 def weights(problem: Problem) -> jax.Array:
@@ -260,7 +274,8 @@ def medians(runs: list[dict]) -> dict:
 def main() -> None:
     """Run what is asked for and merge it into the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", default=",".join(SETTINGS))
+    without_data = [name for name in SETTINGS if name != "public" or "UNROLLED_DATA" in os.environ]
+    parser.add_argument("--settings", default=",".join(without_data))
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
