@@ -270,5 +270,10 @@ def test_pictures_and_noise_levels_that_do_not_fit():
         plain.code(noisy[None])
     with pytest.raises(ValueError, match=r"the picture has shape \(2, 12, 14\); expected \(H, W\)"):
         plain.density(jnp.zeros((2, 12, 14)))
-    with pytest.raises(ValueError, match="stride must be at least 1"):
-        shift_average(lambda window: window, noisy, kernel=3, stride=0)
+    for picture_, stride, match in (
+        (noisy, 0, "stride must be at least 1"),
+        (noisy, 4, "stride 4 leaves gaps between kernels of 3"),
+        (noisy[0], 2, r"the picture has shape \(14,\); expected \(H, W\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            shift_average(lambda window: window, picture_, kernel=3, stride=stride)

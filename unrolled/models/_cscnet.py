@@ -68,7 +68,7 @@ class CSCNet(nnx.Module):
         shape = (sizes["n_filters"], self.kernel, self.kernel)
         filters = jax.random.normal(rngs.params(), shape) if filters is None else filters
         filters = _at_norm_one(_checks.as_float(filters, "filters", "CSCNet"), shape, self.stride)
-        self.A, self.B, self.C = nnx.Param(filters), nnx.Param(filters), nnx.Param(filters)
+        self.A, self.B, self.C = (nnx.Param(jnp.copy(filters)) for _ in "ABC")
         self.theta = nnx.Param(jnp.full(shape[0], theta, filters.dtype))
         self.slope = nnx.Param(jnp.zeros(shape[0], filters.dtype)) if noise_adaptive else None
 

@@ -20,27 +20,28 @@ def shift_average(estimate: Callable, picture: Array, *, kernel: int, stride: in
     Args:
         estimate: maps a window to an estimate of the same shape; traced once.
         picture: (H, W).
+
+    Raises:
+        ValueError: a picture that is not (H, W), a stride below 1 or above the kernel.
     """
-    reach, (H, W) = kernel - 1, picture.shape
+    reach = kernel - 1
 
     def one(window, shift):
-        return lax.dynamic_slice(estimate(window), (reach - shift[0], reach - shift[1]), (H, W))
+        return lax.dynamic_slice(estimate(window), (reach - shift[0], reach - shift[1]), picture.shape)
 
     return jnp.mean(over_shifts(one, picture, kernel=kernel, stride=stride), 0)
 
 
 def over_shifts(function: Callable, picture: Array, *, kernel: int, stride: int) -> Array:
-    """`function(window, shift)` for all stride^2 shifts, stacked; the corner of a window is pixel shift - (kernel - 1).
-
-    Raises:
-        ValueError: a picture that is not (H, W).
-    """
+    """`function(window, shift)` for all stride^2 shifts, stacked; the corner of a window is pixel shift - (kernel - 1)."""
     n, s = (
         _checks.as_index(value, name, "shift_average", least=1)
         for value, name in ((kernel, "kernel"), (stride, "stride"))
     )
     if picture.ndim != 2 or 0 in picture.shape:
         raise ValueError(f"shift_average: the picture has shape {picture.shape}; expected (H, W)")
+    if s > n:
+        raise ValueError(f"shift_average: stride {s} leaves gaps between kernels of {n}; expected at most {n}")
     sides = [n + s * -(-(n - 1 + N - s) // s) for N in picture.shape]
     padded = jnp.pad(picture, [(n - 1, side + s - n - N) for side, N in zip(sides, picture.shape)], mode="reflect")
     shifts = jnp.stack(jnp.meshgrid(jnp.arange(s), jnp.arange(s), indexing="ij"), -1).reshape(-1, 2)

@@ -1,0 +1,371 @@
+"""Denoising: CSCNet trained here, beside BM3D and beside ISTA with the dictionary that CSCNet learned.
+
+    python benchmarks/denoising.py [--data DIR] [--weights DIR] [--output benchmarks/denoising.json] [--steps N N]
+
+DIR, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training writes its state to the weights
+folder at every look and goes on from there; `--stop` evaluates what is there. float32, pictures in [0, 1], nothing clipped.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _measure import save
+from flax import nnx
+
+import unrolled as ur
+from unrolled.models import CSCNet, shift_average
+
+SIGMA, LEVELS, RANGE = 25 / 255, (15, 25, 50), (5 / 255, 50 / 255)
+FILTERS, KERNEL, STRIDE, UNFOLDINGS = 100, 9, 4, 8
+BATCH, POSITIONS, HELD_OUT, LOOK = 4, 22, 8, 400
+LASSO_STEPS = 100  # of FISTA with restart
+WINDOW = (POSITIONS - 1) * STRIDE + KERNEL
+ONE_GRID, FOUR_GRIDS = ((0, 0),), ((0, 0), (0, 2), (2, 0), (2, 2))  # corners
+
+
+# The nets
+
+
+def dct_filters(count: int, n: int, rng) -> np.ndarray:
+    """The lowest frequencies of the two-dimensional DCT, a little disturbed; noise where there are no more."""
+    line = np.sqrt(2 / n) * np.cos(np.pi * (np.arange(n) + 0.5) * np.arange(n)[:, None] / n)
+    line[0] /= np.sqrt(2)
+    order = sorted(np.ndindex(n, n), key=sum)
+    filters = np.stack([np.outer(line[i], line[j]) for i, j in order[:count]])
+    extra = rng.normal(size=(max(0, count - n * n), n, n)) / n
+    filters = np.concatenate([filters, extra])
+    return (filters + 0.3 * rng.normal(size=filters.shape) / n).astype(np.float32)
+
+
+def new_net(noise_adaptive: bool = False) -> CSCNet:
+    filters = dct_filters(FILTERS, KERNEL, np.random.default_rng(0))
+    return CSCNet(
+        FILTERS,
+        KERNEL,
+        STRIDE,
+        UNFOLDINGS,
+        rngs=nnx.Rngs(0),
+        filters=filters,
+        theta=0.03,
+        noise_adaptive=noise_adaptive,
+    )
+
+
+def adapted(net: CSCNet) -> CSCNet:
+    """A noise-adaptive net that equals `net` at its noise level: theta_0 = 0, theta_1 = theta / sigma."""
+    new = new_net(noise_adaptive=True)
+    for name in ("A", "B", "C"):
+        getattr(new, name)[...] = getattr(net, name)[...]
+    new.slope[...] = jnp.abs(net.theta[...]) / SIGMA
+    new.theta[...] = jnp.zeros_like(new.theta[...])
+    return new
+
+
+# Training
+
+
+def sampler(pictures, batch: int, size: int):
+    """`sample(key, low, high) -> (clean, noisy, sigmas)`: windows turned and mirrored, noise levels uniform in a range."""
+    side = pictures.shape[1] - size + 1
+
+    def sample(key, low, high):
+        which, where, turn, level, noise = jax.random.split(key, 5)
+        index = jax.random.randint(which, (batch,), 0, len(pictures))
+        corner = jax.random.randint(where, (batch, 2), 0, side)
+        cut = jax.vmap(lambda i, c: jax.lax.dynamic_slice(pictures, (i, c[0], c[1]), (1, size, size))[0])
+        clean = cut(index, corner)
+        flips = jax.random.bernoulli(turn, 0.5, (3,))
+        clean = jnp.where(flips[0], clean[:, ::-1], clean)
+        clean = jnp.where(flips[1], clean[:, :, ::-1], clean)
+        clean = jnp.where(flips[2], clean.transpose(0, 2, 1), clean)
+        sigmas = jax.random.uniform(level, (batch,), clean.dtype, low, high)
+        return clean, clean + sigmas[:, None, None] * jax.random.normal(noise, clean.shape, clean.dtype), sigmas
+
+    return sample
+
+
+def objective(net, corners, clean, noisy, sigmas):
+    """Squared error of the mean over some grids, where all atoms are there, weighted so that all noise levels count."""
+    reach = max(max(corner) for corner in corners)
+
+    def inner(window, a, b):
+        first, last = reach + KERNEL - STRIDE, WINDOW - (KERNEL - STRIDE)
+        return window[first - a : last - a, first - b : last - b]
+
+    def estimate(window, *sigma):
+        cuts = jnp.stack([window[a : a + WINDOW, b : b + WINDOW] for a, b in corners])
+        estimates = jax.vmap(lambda cut: net.estimate(cut, *sigma))(cuts)
+        return jnp.mean(jnp.stack([inner(e, a, b) for e, (a, b) in zip(estimates, corners)]), 0)
+
+    estimates = jax.vmap(estimate)(noisy) if net.slope is None else jax.vmap(estimate)(noisy, sigmas)
+    errors = jnp.mean((estimates - jax.vmap(inner, (0, None, None))(clean, 0, 0)) ** 2, (1, 2))
+    return 100 * jnp.mean(errors / sigmas)
+
+
+def train(
+    name: str, net: CSCNet, levels, corners, steps: int, rate: float, *, pictures, folder: Path, stop: bool
+) -> list[dict]:
+    """Adam with a warm-up and a cosine; the state goes to a file, from where a stopped run goes on. Returns the curve."""
+    path = folder / f"{name}.npz"
+    rates = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 30), steps, rate / 100)
+    optimizer = nnx.Optimizer(net, optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rates)), wrt=nnx.Param)
+    size = WINDOW + max(max(corner) for corner in corners)
+    sample = sampler(jnp.asarray(pictures[:-HELD_OUT]), BATCH if len(corners) == 1 else BATCH // 2, size)
+
+    @nnx.jit
+    def step(net, optimizer, key):
+        value, gradients = nnx.value_and_grad(objective)(net, corners, *sample(key, *levels))
+        optimizer.update(net, gradients)
+        return value
+
+    curve = restore((net, optimizer), path)
+    done, seconds = (curve[-1]["step"], curve[-1]["seconds"]) if curve else (0, 0.0)
+    while done < steps and not stop:
+        began, losses = time.perf_counter(), []
+        for k in range(done, min(done + LOOK, steps)):
+            losses.append(step(net, optimizer, jax.random.fold_in(jax.random.key(1), k)))
+        loss = float(jnp.mean(jnp.stack(losses)))
+        done, seconds = done + len(losses), seconds + time.perf_counter() - began
+        quality = held_out(net, pictures[-HELD_OUT:])
+        curve.append(dict(step=done, seconds=round(seconds, 1), loss=loss, psnr=quality))
+        print(name, curve[-1], flush=True)
+        store((net, optimizer), curve, path)
+    return curve
+
+
+def store(modules, curve, path: Path) -> None:
+    leaves = jax.tree.leaves(nnx.state(modules))
+    np.savez(path.with_suffix(".new.npz"), *map(np.asarray, leaves), curve=json.dumps(curve))
+    path.with_suffix(".new.npz").replace(path)
+
+
+def restore(modules, path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with np.load(path, allow_pickle=False) as found:
+        curve = json.loads(str(found["curve"]))
+        leaves, tree = jax.tree.flatten(nnx.state(modules))
+        leaves = [jnp.asarray(found[f"arr_{i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+    nnx.update(modules, jax.tree.unflatten(tree, leaves))
+    return curve
+
+
+@nnx.jit
+def denoise(net, noisy, sigma):
+    return net(noisy) if net.slope is None else net(noisy, sigma)
+
+
+@nnx.jit
+def density(net, noisy, sigma):
+    return net.density(noisy) if net.slope is None else net.density(noisy, sigma)
+
+
+def noise(picture: np.ndarray, level: float, seed: int) -> np.ndarray:
+    draw = np.random.default_rng([seed, round(level)]).normal(size=picture.shape)
+    return picture + (level / 255 * draw).astype(np.float32)
+
+
+def psnr(estimate, picture) -> float:
+    return float(ur.metrics.psnr(jnp.asarray(estimate), jnp.asarray(picture)))
+
+
+def held_out(net, pictures, level: float = 25) -> float:
+    """Mean PSNR over pictures kept from the training, the average over all shifts."""
+    noisy = [noise(picture, level, j) for j, picture in enumerate(pictures)]
+    return float(np.mean([psnr(denoise(net, y, level / 255), p) for y, p in zip(noisy, pictures)]))
+
+
+# Rivals
+
+
+@jax.jit
+def ista(A, noisy, lam):
+    """The LASSO in the learned dictionary A, averaged over the same shifts."""
+
+    def estimate(window):
+        D, x = lasso(A, window, lam)
+        return (D @ x).reshape(window.shape)
+
+    mean = jnp.mean(noisy)
+    return shift_average(estimate, noisy - mean, kernel=KERNEL, stride=STRIDE) + mean
+
+
+@jax.jit
+def ista_density(A, noisy, lam):
+    """The share of nonzero entries of one of its codes: that of the largest window in the corner."""
+    rows, columns = (KERNEL + (N - KERNEL) // STRIDE * STRIDE for N in noisy.shape)
+    window = noisy[:rows, :columns] - jnp.mean(noisy)
+    return jnp.mean(lasso(A, window, lam)[1] != 0)
+
+
+def lasso(A, window, lam):
+    D = ur.dictionaries.Conv(A, window.shape, STRIDE)
+    return D, ur.pursuit.fista(D, window.reshape(-1), lam, tol=None, max_steps=LASSO_STEPS).x
+
+
+def bm3d(noisy, level: float):
+    from bm3d import bm3d as run
+
+    return run(np.asarray(noisy, np.float64), level / 255)
+
+
+# The table
+
+
+def judged(name: str, estimate, pictures: dict, level: float, seed: int = 1000) -> dict:
+    """PSNR of `estimate(noisy)` on every picture; median seconds of the clock, and of the processor over all threads."""
+    found = []
+    for j, (title, picture) in enumerate(pictures.items()):
+        noisy = noise(picture, level, seed + j)
+        began, worked = time.perf_counter(), time.process_time()
+        result = np.asarray(estimate(noisy))
+        seconds = time.perf_counter() - began, time.process_time() - worked
+        found.append((title, psnr(result, picture), *seconds))
+    titles, quality, clock, processor = zip(*found)
+    row = dict(
+        psnr=float(np.mean(quality)),
+        seconds=float(np.median(clock)),
+        processor_seconds=float(np.median(processor)),
+        pictures={title: round(value, 3) for title, value in zip(titles, quality)},
+    )
+    print(f"{name}, sigma {level}: {row['psnr']:.2f} dB, {row['processor_seconds']:.2f} s", flush=True)
+    return row
+
+
+def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
+    for shape in {p.shape for p in pictures.values()}:
+        denoise(net, np.zeros(shape, np.float32), level / 255).block_until_ready()  # compiled before it is timed
+    name = "CSCNet" if net.slope is None else "CSCNet, noise-adaptive"
+    row = judged(name, lambda noisy: denoise(net, noisy, level / 255), pictures, level)
+    some = [noise(p, level, 1000 + j) for j, p in enumerate(pictures.values())]
+    return row | {"density": float(np.mean([density(net, y, level / 255) for y in some]))}
+
+
+def ista_row(A, pictures: dict, training) -> dict:
+    """lam by the best mean PSNR on training pictures, in units of sigma times the mean norm of an atom."""
+    noisy = [noise(picture, 25, j) for j, picture in enumerate(training)]
+    lams = [float(c) * SIGMA for c in (1.0, 2.0, 3.0, 4.5, 7.0, 10.0)]
+    scale = float(jnp.linalg.norm(A.reshape(len(A), -1), axis=1).mean())
+    scores = {lam: np.mean([psnr(ista(A, y, lam * scale), p) for y, p in zip(noisy, training)]) for lam in lams}
+    lam = max(scores, key=scores.get)
+    row = judged("LASSO in the learned A", lambda y: ista(A, y, lam * scale), pictures, 25)
+    some = [noise(p, 25, 1000 + j) for j, p in enumerate(pictures.values())]
+    found = {"lam / (sigma norm(a))": lam / SIGMA, "steps": LASSO_STEPS}
+    return row | found | {"density": float(np.mean([ista_density(A, y, lam * scale) for y in some]))}
+
+
+def figure(net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path) -> None:
+    """One detail, noisy and denoised, the learned filters, and PSNR on held-out pictures during training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    noisy = noise(picture, 25, 1000 + seed)
+    shown = {"noisy": noisy, "BM3D": bm3d(noisy, 25), "CSCNet": denoise(net, noisy, SIGMA)}
+    cut = tuple(slice(c, c + 96) for c in corner)
+    fig, axes = plt.subplots(1, 5, figsize=(11, 2.4), layout="constrained")
+    for ax, (title, estimate) in zip(axes, shown.items()):
+        ax.imshow(np.asarray(estimate)[cut], cmap="gray", vmin=0, vmax=1)
+        ax.set_title(f"{title}, {psnr(np.asarray(estimate, np.float32), picture):.2f} dB", fontsize=9)
+    axes[3].imshow(mosaic(np.asarray(net.A[...][:, 0])), cmap="gray")
+    axes[3].set_title("learned filters A", fontsize=9)
+    for ax in axes[:4]:
+        ax.axis("off")
+    before = 0
+    for name, curve in curves.items():
+        axes[4].plot([before + r["step"] for r in curve], [r["psnr"] for r in curve], label=name)
+        before += curve[-1]["step"] if curve else 0
+    axes[4].axhline(reference, color="gray", linestyle=":", label="BM3D")
+    axes[4].set_title("training, dB on held-out pictures", fontsize=9)
+    axes[4].set_xlabel("steps", fontsize=8)
+    axes[4].tick_params(labelsize=7)
+    axes[4].legend(fontsize=7, frameon=False, loc="lower right")
+    fig.savefig(path, dpi=80)
+    plt.close(fig)
+
+
+def mosaic(filters: np.ndarray) -> np.ndarray:
+    """The filters, the strongest first, each scaled to its own largest entry, ten in a row."""
+    order = np.argsort(-np.linalg.norm(filters, axis=(1, 2)))
+    cells = [np.pad(f / np.abs(f).max(), 1, constant_values=1) for f in filters[order[: len(filters) // 10 * 10]]]
+    return np.block([cells[i : i + 10] for i in range(0, len(cells), 10)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder that holds denoising/")
+    parser.add_argument("--weights", type=Path, default=Path("denoising-weights"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=(6000, 2000), help="on one grid and on four; half for the adaptive net"
+    )
+    parser.add_argument("--stop", action="store_true", help="train no further, evaluate what is there")
+    options = parser.parse_args()
+    folder = ur.datasets.locate("denoising", options.data)
+    training = np.stack([*ur.datasets.read_images(folder / "Train400").values()])
+    pictures = ur.datasets.read_images(folder / "Set12")
+    options.weights.mkdir(exist_ok=True)
+
+    learn = partial(train, pictures=training, folder=options.weights, stop=options.stop)
+    net, one, four = new_net(), *options.steps
+    curves = {"one grid": learn("plain", net, (SIGMA, SIGMA), ONE_GRID, one, 2e-3)}
+    adaptive = adapted(net)
+    curves["four grids"] = learn("plain-averaged", net, (SIGMA, SIGMA), FOUR_GRIDS, four, 1e-3)
+    adaptive_curves = {
+        "one grid": learn("adaptive", adaptive, RANGE, ONE_GRID, one // 2, 1e-3),
+        "four grids": learn("adaptive-averaged", adaptive, RANGE, FOUR_GRIDS, four // 2, 5e-4),
+    }
+
+    held, done = training[-HELD_OUT:], f"after {steps_of(curves)} and {steps_of(adaptive_curves)} steps"
+    row = partial(remembered, options.weights / "rows.json")
+    rows = {}
+    for level in LEVELS:
+        rows[f"sigma {level}"] = {
+            "noisy": row(f"noisy {level}", judged, "noisy", np.asarray, pictures, level),
+            "BM3D": row(f"BM3D {level}", judged, "BM3D", partial(bm3d, level=level), pictures, level),
+            "CSCNet, noise-adaptive": row(f"adaptive {level} {done}", net_row, adaptive, pictures, level),
+        }
+    rows["sigma 25"]["CSCNet"] = row(f"plain {done}", net_row, net, pictures, 25)
+    rows["sigma 25"]["LASSO in the learned A"] = row(f"LASSO {done}", ista_row, net.A[...], pictures, held[:2])
+    on_held = "BM3D, held out", partial(bm3d, level=25), dict(enumerate(held)), 25, 0
+    reference = row("BM3D, held out", judged, *on_held)["psnr"]
+    results = {
+        "bm3d": metadata.version("bm3d"),
+        "net": dict(filters=FILTERS, kernel=KERNEL, stride=STRIDE, unfoldings=UNFOLDINGS),
+        "parameters": {"CSCNet": parameters(net), "noise-adaptive": parameters(adaptive)},
+        "training": dict(batch=BATCH, window=WINDOW) | {"CSCNet": curves, "noise-adaptive": adaptive_curves},
+        "held-out pictures, sigma 25": {"CSCNet": held_out(net, held), "BM3D": reference},
+        "Set12": rows,
+    }
+    save(options.output, results)
+    figure(net, pictures["05"], 4, (70, 90), curves, reference, options.output.with_suffix(".png"))
+
+
+def remembered(path: Path, key: str, compute, *args) -> dict:
+    """The row of a method: from the file if a run that was stopped left it there, else computed and left there."""
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    if key not in rows:
+        rows[key] = compute(*args)
+        path.write_text(json.dumps(rows, indent=1))
+    return rows[key]
+
+
+def steps_of(curves: dict) -> int:
+    return sum(curve[-1]["step"] for curve in curves.values() if curve)
+
+
+def parameters(net: CSCNet) -> int:
+    return sum(int(p.size) for p in jax.tree.leaves(nnx.state(net, nnx.Param)))
+
+
+if __name__ == "__main__":
+    main()
