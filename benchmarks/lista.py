@@ -181,6 +181,7 @@ FAMILIES = {
     "GLISTA": Family(_fixed(layers.glista(K, support=SUPPORT)), _with_weights, 5e-4),
     "LFISTA": Family(_fixed(layers.lfista(K)), _from_init, 3e-4),
     "LAMP": Family(_fixed(layers.lamp(K)), _from_init, 1e-4, False),
+    "LAMP-BG": Family(_fixed(layers.lamp_bg(K, probability=PROBABILITY)), _from_init, 1e-4, False),
     "TISTA": Family(_tista, _from_init, 1e-2, False),
     "LIHT": Family(_fixed(layers.liht(K, sparsity=int(PROBABILITY * N))), _from_init, 3e-4, False),
     "Ada-LISTA": Family(_fixed(layers.ada_lista(K)), _from_init, 1e-3),

@@ -32,6 +32,7 @@ LAYERS = {
     "hyperlista": ur.layers.hyperlista,
     "lfista": ur.layers.lfista,
     "lamp": ur.layers.lamp,
+    "lamp_bg": ur.layers.lamp_bg,
     "tista": partial(ur.layers.tista, noise=0.01),
     "liht": partial(ur.layers.liht, sparsity=3),
     "ada_lista": ur.layers.ada_lista,

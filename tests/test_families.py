@@ -135,6 +135,28 @@ def test_lamp_starts_as_amp_whatever_the_scale_of_the_dictionary(problem):
     assert_close(scaled, ours, 10 * CLOSE)
 
 
+def test_lamp_bg_is_its_formula_whatever_the_scale_of_the_dictionary(problem):
+    D, y = problem
+    layer = layers.lamp_bg(K, probability=0.3, variance=2.0)
+    params = moved(layer.init(None, D))
+    x, v, memory, path, h = np.zeros(N), np.zeros(M), 0.0, [], 1e-6
+    for p in steps_of(params):
+        v = y - D @ x + memory * v
+        tau2 = p.alpha**2 * v @ v / M
+        u = x + p.W.T @ v
+
+        def eta(u, tau2=tau2):
+            slab = 0.3 * stats.norm(scale=np.sqrt(2 + tau2)).pdf(u)
+            return u * 2 / (2 + tau2) * slab / (0.7 * stats.norm(scale=np.sqrt(tau2)).pdf(u) + slab)
+
+        x, memory = eta(u), np.sum(eta(u + h) - eta(u - h)) / (2 * h) / M
+        path.append(x)
+    # Slopes by central differences: their truncation h^2 and rounding 1e-16 / h go on from step to step.
+    assert_close(layer.iterates(params, D, y), path, 1e-8)
+    ours, scaled = (layer.apply(layer.init(None, c * D), c * D, c * y) for c in (1, 3))
+    assert_close(scaled, ours, 100 * CLOSE)
+
+
 @pytest.mark.parametrize("r", [-2.0, 0.3, 1.1])
 def test_the_bernoulli_gaussian_mean_is_the_integral(r):
     probability, variance, tau2 = 0.1, 1.7, 0.04

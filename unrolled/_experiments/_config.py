@@ -73,7 +73,7 @@ class Model:
     theta: float | None = setting(None, "threshold at the start (alista)", least=0)
     alpha: float | None = setting(None, "threshold per noise level at the start (lamp)", least=0)
     gain: float | None = setting(None, "of the gate at the start (glista)", least=0)
-    variance: float | None = setting(None, "of the nonzeros (tista)", above=0)
+    variance: float | None = setting(None, "of the nonzeros (tista, lamp_bg)", above=0)
     noise: float | None = setting(None, "variance of the noise (tista)", least=0)
     sparsity: int | None = setting(None, "entries to keep (liht, which needs it)", least=1)
     units: int | None = setting(None, "of the LSTM (na_alista)", least=1)

@@ -11,12 +11,23 @@ FAMILIES = {
     name: getattr(layers, name)
     for name in (
         *("ista", "fista", "lista", "lista_ss", "lista_cp", "lista_cpss", "alista", "tilista", "step_lista"),
-        *("robust_alista", "glista", "lfista", "lamp", "tista", "liht", "ada_lista", "na_alista", "hyperlista"),
+        *(
+            "robust_alista",
+            "glista",
+            "lfista",
+            "lamp",
+            "lamp_bg",
+            "tista",
+            "liht",
+            "ada_lista",
+            "na_alista",
+            "hyperlista",
+        ),
     )
 }
 SET_BY_THEORY = ("lista_cp", "lista_cpss", "alista")  # thresholds for the class of the signals
 START_FROM_THEORY = ("ista", "fista", "step_lista", *SET_BY_THEORY)  # the first three start so anyway
-_WITHOUT_THETA = ("step_lista", "lamp", "tista", "liht", "na_alista", "hyperlista")
+_WITHOUT_THETA = ("step_lista", "lamp", "lamp_bg", "tista", "liht", "na_alista", "hyperlista")
 WITH_THETA = tuple(name for name in FAMILIES if name not in _WITHOUT_THETA)
 WITHOUT_STEPS = ("na_alista", "hyperlista")  # whose steps share all their params
 # These hand their options on to another factory.

@@ -17,6 +17,7 @@ from unrolled.layers._ista import ista as ista
 from unrolled.layers._ista import step_lista as step_lista
 from unrolled.layers._lamp import Message as Message
 from unrolled.layers._lamp import lamp as lamp
+from unrolled.layers._lamp_bg import lamp_bg as lamp_bg
 from unrolled.layers._lfista import MomentumMatrices as MomentumMatrices
 from unrolled.layers._lfista import lfista as lfista
 from unrolled.layers._liht import keep_largest as keep_largest

@@ -30,6 +30,13 @@ def bernoulli_gaussian_mean(r: Array, tau2: Array, *, probability: float, varian
     return variance / total * r * jax.nn.sigmoid(odds + r**2 / 2 * (1 / tau2 - 1 / total))
 
 
+def check_prior(probability: float, variance: float, where: str) -> None:
+    """Raise ValueError unless 0 < probability < 1 and 0 < variance < inf."""
+    for name, value, most in (("probability", probability, 1), ("variance", variance, math.inf)):
+        if not 0 < value < most:
+            raise ValueError(f"{where}: {name} must be above 0 and below {most}, got {value}")
+
+
 @factory
 def tista(
     depth: int,
@@ -57,9 +64,7 @@ def tista(
 
     Reference: Ito, Takabe, Wadayama (2019). Not claimed: sparse codes; entries are small, not zero.
     """
-    for name, value, most in (("probability", probability, 1), ("variance", variance, math.inf)):
-        if not 0 < value < most:
-            raise ValueError(f"tista: {name} must be above 0 and below {most}, got {value}")
+    check_prior(probability, variance, "tista")
     _checks.nonnegative(noise, "noise", "tista")
 
     def init(key, D):
