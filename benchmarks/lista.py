@@ -186,10 +186,10 @@ FAMILIES = {
     "LIHT": Family(_fixed(layers.liht(K, sparsity=int(PROBABILITY * N))), _from_init, 3e-4, False),
     "Ada-LISTA": Family(_fixed(layers.ada_lista(K)), _from_init, 1e-3),
     "NA-ALISTA": Family(_fixed(layers.na_alista(K, support=SUPPORT)), _from_init, 2e-3, False),
-    "LISTA-CPSS, curriculum": Family(
+    "LISTA-CPSS by stages": Family(
         _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 1e-3, steps_per_stage=50
     ),
-    "ALISTA-SS, curriculum": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps_per_stage=50),
+    "ALISTA-SS by stages": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps_per_stage=50),
     "HyperLISTA": Family(_fixed(layers.hyperlista(K)), _grid, 0.0, False),
 }
 
