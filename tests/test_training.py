@@ -612,7 +612,7 @@ def test_patience_stops_when_the_best_is_old(D, sample):
 def many_dictionaries(key, D):
     """A batch of signals of perturbed dictionaries, and those dictionaries."""
     noise_key, code_key = jax.random.split(key)
-    Ds = D + 0.2 * jax.random.normal(noise_key, (BATCH, *D.shape))
+    Ds = D[None] + 0.2 * jax.random.normal(noise_key, (BATCH, *D.shape))
     Ds = Ds / jnp.linalg.norm(Ds, axis=1, keepdims=True)
     X = problems.exact_sparse(code_key, (BATCH, D.shape[1]), 1)
     return jax.vmap(jnp.matmul)(Ds, X), X, Ds
@@ -637,6 +637,13 @@ def test_signals_with_dictionaries_of_their_own(D, loss):
     codes = [layer.iterates(start, Dn, y) for y, Dn in zip(batch[0], batch[2])]
     losses = [loss(c[:, None], x[None], Dn, y[None]) for c, y, x, Dn in zip(codes, *batch)]
     assert found.history.records[0].validation == pytest.approx(float(np.mean(losses)), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [LASSO, training.reconstruction, training.deep(LASSO)])
+def test_a_network_takes_a_dictionary_of_every_block_for_every_signal(batch, loss):
+    D, _, codes, _, Y = batch
+    own = tuple(jnp.repeat(Dj[None], len(Y), 0) for Dj in D)
+    assert float(loss(codes, None, own, Y)) == pytest.approx(float(loss(codes, None, D, Y)), rel=ROUNDING)
 
 
 def test_training_over_many_dictionaries(D):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._checks import Array
-from unrolled.dictionaries import Composed
 from unrolled.pursuit import lasso_objective
 
 
@@ -30,18 +29,21 @@ def log_nmse(codes, X, D, Y: Array) -> Array:
 def lasso(lam: float) -> Callable:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1); for a network the sum over its blocks."""
 
+    def objective(D):
+        return jax.vmap(lasso_objective, (_axis(D), 0, 0, None))
+
     def loss(codes, X, D, Y):
         blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
-        objective = jax.vmap(lasso_objective, (_axis(D), 0, 0, None))
-        return sum(jnp.mean(objective(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
+        return sum(jnp.mean(objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
 
     return loss
 
 
 def reconstruction(codes, X, D, Y: Array) -> Array:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J."""
-    effective = Composed(*D) if isinstance(D, tuple) else D
-    signals = jax.vmap(lambda D, x: D @ x, (_axis(D), 0))(effective, codes[-1])
+    signals = codes[-1]
+    for Dj in reversed(D if isinstance(D, tuple) else (D,)):
+        signals = jax.vmap(lambda D, x: D @ x, (_axis(Dj), 0))(Dj, signals)
     return jnp.mean(jnp.sum((Y - signals) ** 2, -1)) / 2
 
 
