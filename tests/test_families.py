@@ -305,6 +305,20 @@ def test_what_does_not_fit_is_refused(problem, two):
         layers.na_alista(K, threshold=0.0)
     with pytest.raises(ValueError, match="support must be"):
         layers.glista(K, support=(0.1, 1.5))
+    with pytest.raises(ValueError, match="threshold must be positive and finite"):
+        layers.na_alista(K, threshold=np.inf)
+    with pytest.raises(ValueError, match="alpha must be non-negative"):
+        layers.lamp(K, alpha=-1.0)
+    params = layers.na_alista(K, units=3).init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match=r"kernel has shape \(5, 12\); expected \(6, 16\) for 4 units"):
+        layers.na_alista(K, units=4).apply(params, D, y)
+    with pytest.raises(ValueError, match="W has shape .*another dictionary"):
+        layers.na_alista(K, units=3).apply(params, D[:, 1:], y)
+    for family, name in ((layers.glista, "gain"), (layers.glista, "slope"), (layers.lamp, "alpha")):
+        params = family(K).init(None, D)
+        params = params._replace(steps=params.steps._replace(**{name: np.ones((K, M))}))
+        with pytest.raises(ValueError, match=rf"{name} has shape \({M},\) at a step"):
+            family(K).apply(params, D, y)
     params = layers.ada_lista(K).init(None, D)
     wrong = params._replace(shared=params.shared._replace(P=np.eye(M + 1)))
     with pytest.raises(ValueError, match=r"P has shape \(7, 7\)"):
@@ -317,3 +331,29 @@ def test_what_does_not_fit_is_refused(problem, two):
         ur.networks.ml_lista(2).apply(params, two, y)
     with pytest.raises(TypeError, match="chain of layers"):
         ur.realize.cnn(network, params, two, kernel_size=3, signal_bound=1.0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_tista_starts_and_codes_nothing_in_half_precision(problem, dtype):
+    """Its floors of 1e-9 are below every positive number of float16."""
+    D, layer = problem[0].astype(dtype), layers.tista(K)
+    params = layer.init(None, D)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    np.testing.assert_array_equal(np.asarray(layer.apply(params, D, jnp.zeros(M, dtype)), float), 0)
+
+
+def test_numbers_used_by_their_magnitude_can_leave_zero(problem):
+    D, y = problem
+    lamp, hyper = layers.lamp(1, alpha=0.0), layers.hyperlista(1)
+    at, shared = lamp.init(None, D), hyper.init(None, D).shared
+    with_alpha = lambda alpha: lamp.apply(Unrolled(None, at.steps._replace(alpha=alpha)), D, y)  # noqa: E731
+    with_threshold = lambda c: hyper.apply(Unrolled(shared._replace(threshold=c), None), D, y)  # noqa: E731
+    for code, zero in ((with_alpha, jnp.zeros(1)), (with_threshold, jnp.zeros(()))):
+        gradient = jax.grad(lambda number, code=code: jnp.sum(jnp.abs(code(number))))(zero)
+        assert np.all(np.asarray(gradient) < 0)  # a threshold shrinks
+
+
+def test_a_large_threshold_of_na_alista_is_the_one_it_starts_with(problem):
+    layer = layers.na_alista(1, units=2, threshold=1e3)
+    bias = layer.init(jax.random.key(0), problem[0]).shared.head_bias
+    np.testing.assert_allclose(jax.nn.softplus(bias), [1.0, 1e3], rtol=1e-12)

@@ -111,9 +111,10 @@ def robust_alista(
 ) -> Layer:
     r"""ALISTA with W(D) computed afresh for the D of each call: K steps x <- shrink(x + gamma_k W(D)'(y - D x), theta_k).
 
-    Params: steps (gamma, theta), none shared; `init` as in `alista`. W is the closed form `frobenius_weights(D)`, one Cholesky
-    factorisation a dictionary, and gradients pass through it to D. For dictionaries that are perturbed from signal to
-    signal map over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit` return (Y, X, Ds).
+    Params: steps (gamma, theta), none shared; `init` as in `alista`. W is the closed form `frobenius_weights(D)`, one
+    pseudo-inverse a dictionary (codes of a traced D with a zero atom are nan), and gradients pass through it to D. For
+    dictionaries that are perturbed from signal to signal map over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`,
+    and let the sampler of `fit` return (Y, X, Ds).
 
     Args:
         support: (rate, largest), support selection as in `alista`.

@@ -10,9 +10,9 @@ from jax import lax
 from unrolled._checks import Array
 from unrolled.activations import relu, select_support
 from unrolled.dictionaries._base import as_dictionary, dense
-from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, make_layer
+from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, magnitude, make_layer
 from unrolled.theory._coherence import coherence
-from unrolled.theory._weights import frobenius_weights
+from unrolled.theory._weights import frobenius_weights, pseudo_inverse
 
 
 class Analytic(NamedTuple):
@@ -45,9 +45,9 @@ class Adaptive(NamedTuple):
 
 def analytic_part(D) -> Fixed:
     """The fixed part of the params, from D alone."""
-    W, A = frobenius_weights(D), dense(D)
+    W = frobenius_weights(D)
     with jax.default_matmul_precision("highest"):
-        leverage = jnp.sum(jnp.linalg.pinv(A).T * A, axis=0)
+        leverage = jnp.sum(pseudo_inverse(D).T * dense(D), axis=0)
         return Fixed(Analytic(W, leverage, coherence(W, D).mu_W))
 
 
@@ -88,17 +88,14 @@ def hyperlista(
 
     def step(shared, p, D, y, state):
         W, leverage, mu_W = lax.stop_gradient(shared.analytic.W)
-        if W.shape != D.shape:
-            raise ValueError(
-                f"hyperlista: W has shape {W.shape}; expected {D.shape}. Were the params made for another dictionary?"
-            )
         x, d = state.x, D.shape[1]
         g = (y - D @ x) @ W
         rho = jnp.sum(jnp.abs(leverage * g))
         initial = jnp.where(state.initial > 0, state.initial, rho)
         beta = shared.momentum * mu_W * jnp.sum(x != 0, dtype=y.dtype)
-        theta = jnp.abs(shared.threshold) * mu_W * rho
-        ratio = jnp.maximum(initial, 1e-30) / jnp.maximum(rho, 1e-30)
+        theta = magnitude(shared.threshold) * mu_W * rho
+        tiny = jnp.finfo(y.dtype).tiny
+        ratio = jnp.maximum(initial, tiny) / jnp.maximum(rho, tiny)
         fraction = lax.stop_gradient(jnp.clip(shared.selection * jnp.log(ratio) / d, 0, 1))
         return Adaptive(select_support(x + g + beta * (x - state.before), theta, fraction, activation), x, initial)
 

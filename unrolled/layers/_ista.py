@@ -9,7 +9,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import relu
 from unrolled.dictionaries._base import as_dictionary, spectral_norm
-from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
+from unrolled.layers._unroll import Layer, Unrolled, factory, magnitude, make_layer
 from unrolled.pursuit._ista import Momentum, State, fista_step, ista_step
 
 
@@ -96,7 +96,7 @@ def step_lista(
         return Unrolled(None, Step(jnp.full(depth, 1 / lipschitz(D, "step_lista"), D.dtype)))
 
     def step(shared, p, D, y, state):
-        gamma = jnp.abs(p.gamma)  # a threshold must not be negative
+        gamma = magnitude(p.gamma)  # a threshold must not be negative
         return State(ista_step(D, y, state.x, gamma, gamma * lam, activation))
 
     forms = (((), Step._fields),)

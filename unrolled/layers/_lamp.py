@@ -9,7 +9,7 @@ from unrolled._checks import Array
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries._base import as_dictionary, column_norms
 from unrolled.layers._lista import repeat
-from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
+from unrolled.layers._unroll import Layer, Unrolled, factory, magnitude, make_layer
 
 
 class Message(NamedTuple):
@@ -61,7 +61,7 @@ def lamp(
     def step(shared, p, D, y, state):
         m = y.shape[0]
         v = y - D @ state.x + jnp.sum(state.x != 0, dtype=y.dtype) / m * state.v
-        theta = jnp.abs(p.alpha) * jnp.sqrt(jnp.sum(v**2) / m + jnp.finfo(y.dtype).tiny)
+        theta = magnitude(p.alpha) * jnp.sqrt(jnp.sum(v**2) / m + jnp.finfo(y.dtype).tiny)
         return Corrected(shrink(state.x + v @ p.W, theta, activation), v)
 
     options = dict(precision=precision, unroll=unroll, remat=remat)

@@ -56,7 +56,7 @@ def na_alista(
         x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau |W'r|_1 / d).
 
     Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes the closed-form W (never trained), small
-    random matrices from `key`, and biases that make gamma = 1 and tau = `threshold` at the start.
+    random matrices from `key`, and biases that make gamma near 1 and tau near `threshold` at the start.
 
     Args:
         units: n, of the LSTM; published with 32 to 256.
@@ -67,8 +67,8 @@ def na_alista(
     the first batch; in units of the residual neither needs data, and the layer follows a scaled signal.
     """
     units = _checks.as_index(units, "units", "na_alista", least=1)
-    if not threshold > 0:
-        raise ValueError(f"na_alista: threshold must be positive, got {threshold}")
+    if not 0 < threshold < math.inf:
+        raise ValueError(f"na_alista: threshold must be positive and finite, got {threshold}")
     fractions = support_schedule(support, depth, "na_alista")
 
     def init(key, D):
@@ -79,7 +79,8 @@ def na_alista(
             for k, shape in zip(jax.random.split(key, 3), shapes)
         )
         no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
-        head_bias = jnp.log(jnp.expm1(jnp.asarray([1.0, threshold], D.dtype)))  # softplus undone
+        at_start = jnp.asarray([1.0, threshold], D.dtype)
+        head_bias = at_start + jnp.log(-jnp.expm1(-at_start))  # softplus undone, also where exp(threshold) overflows
         W = Fixed(frobenius_weights(D))
         return Unrolled(Recurrent(W, kernel, no_bias, middle, no_middle_bias, head, head_bias), None)
 
@@ -88,6 +89,9 @@ def na_alista(
         return Remembered(jnp.zeros(D.shape[1], y.dtype), nothing, nothing)
 
     def step(shared, p, D, y, state, fraction=None):
+        if shared.kernel.shape != (2 + units, 4 * units):
+            got = shared.kernel.shape
+            raise ValueError(f"na_alista: kernel has shape {got}; expected {(2 + units, 4 * units)} for {units} units")
         W = lax.stop_gradient(shared.analytic.W)
         r = y - D @ state.x
         g = r @ W

@@ -12,6 +12,7 @@ from unrolled.dictionaries._base import as_dictionary, dense
 from unrolled.layers._ista import Step, zero_state
 from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, make_layer
 from unrolled.pursuit._ista import State
+from unrolled.theory._weights import pseudo_inverse
 
 
 def bernoulli_gaussian_mean(r: Array, tau2: Array, *, probability: float, variance: float) -> Array:
@@ -69,15 +70,16 @@ def tista(
 
     def init(key, D):
         D = as_dictionary(D, "tista")
-        return Unrolled(Fixed(jnp.linalg.pinv(dense(D)).T), Step(jnp.ones(depth, D.dtype)))
+        return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.ones(depth, D.dtype)))
 
     def step(shared, p, D, y, state):
         W, (m, d), gamma = lax.stop_gradient(shared.W), D.shape, p.gamma
         residual = y - D @ state.x
         energy = jnp.sum(dense(D) ** 2)
-        v = jnp.maximum((jnp.sum(residual**2) - m * noise) / energy, 1e-9)
+        least = max(1e-9, float(jnp.finfo(y.dtype).tiny))  # above 0 in half precision too
+        v = jnp.maximum((jnp.sum(residual**2) - m * noise) / energy, least)
         tau2 = v / d * (d + (gamma**2 - 2 * gamma) * m) + gamma**2 * noise / d * jnp.sum(W**2)
-        tau2 = jnp.maximum(tau2, 1e-9)
+        tau2 = jnp.maximum(tau2, least)
         r = state.x + gamma * (residual @ W)
         return State(bernoulli_gaussian_mean(r, tau2, probability=probability, variance=variance))
 

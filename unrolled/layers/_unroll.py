@@ -150,7 +150,7 @@ def factory(build: Callable) -> Callable:
             raise ValueError(
                 f"{where}: unknown precision {chosen['precision']!r}; expected one of {', '.join(PRECISIONS)}"
             )
-        for name in {"lam", "theta"} & set(chosen):
+        for name in {"lam", "theta", "alpha"} & set(chosen):
             chosen[name] = float(chosen[name])
             _checks.nonnegative(chosen[name], name, where)
         if isinstance(chosen.get("support"), list):
@@ -208,16 +208,26 @@ def _check_fields(part, D, lead: int, where: str) -> None:
     """Shapes of the fields that have a name of the glossary, after `lead` axes for the steps."""
     m, d = D.shape
     per_filter = [D.code_grid[:1]] if hasattr(D, "code_grid") else []
-    expected = {"W": [(m, d)], "B": [(m, d)], "S": [(d, d)], "M": [(d, d)], "P": [(m, m)], "Q": [(m, m)]}
-    expected |= {"gamma": [(), (d,)], "theta": [(), (d,), *per_filter]}
-    for name in set(expected) & set(getattr(part, "_fields", ())):
+    matrices = {"W": (m, d), "B": (m, d), "S": (d, d), "M": (d, d), "P": (m, m), "Q": (m, m), "leverage": (d,)}
+    expected = {name: [shape] for name, shape in matrices.items()} | {"theta": [(), (d,), *per_filter]}
+    expected |= dict.fromkeys(("gamma", "alpha", "gain", "slope", "overshoot"), [(), (d,)])
+    expected |= dict.fromkeys(("threshold", "momentum", "selection", "mu_W"), [()])
+    for name in getattr(part, "_fields", ()):
         value = getattr(part, name)
+        if hasattr(value, "_fields"):  # what theory gives, inside of what is learned
+            _check_fields(value, D, lead, where)
+            continue
         shape = value.shape if isinstance(value, Structured) else np.shape(value)[lead:]
-        if shape not in expected[name]:
-            hint = "" if name in ("gamma", "theta") else " Were the params made for another dictionary?"
+        if shape not in expected.get(name, [shape]):
+            hint = " Were the params made for another dictionary?" if name in matrices else ""
             raise ValueError(f"{where}: {name} has shape {shape} at a step; expected one of {expected[name]}.{hint}")
     if hasattr(part, "theta"):
         _checks.nonnegative(part.theta, "theta", where)
+
+
+def magnitude(v: Array) -> Array:
+    """abs(v), with derivative 1 at 0 where `jnp.abs` has 0: what starts at 0 can move."""
+    return jnp.where(v >= 0, v, -v)
 
 
 def _checked_activation(activation, where: str) -> Callable:

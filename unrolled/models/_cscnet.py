@@ -11,6 +11,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp
+from unrolled.layers._unroll import magnitude
 from unrolled.models._shifts import over_shifts, shift_average
 
 
@@ -114,9 +115,9 @@ class CSCNet(nnx.Module):
 
     def _code(self, window: Array, sigma: Array | None) -> Array:
         A, B = (Conv(bank[...], window.shape, self.stride) for bank in (self.A, self.B))
-        theta = _magnitude(self.theta[...])
+        theta = magnitude(self.theta[...])
         if self.slope is not None:
-            theta = theta + _magnitude(self.slope[...]) * sigma
+            theta = theta + magnitude(self.slope[...]) * sigma
         params = Unrolled(Weights(B), Threshold(jnp.broadcast_to(theta, (self.unfoldings, *theta.shape))))
         return lista_cp(self.unfoldings).apply(params, A, window.reshape(-1))
 
@@ -147,11 +148,6 @@ class CSCNet(nnx.Module):
                 f"CSCNet: a window of {window.shape} does not fit; expected sides of {n} + multiples of {s}"
             )
         return window, sigma
-
-
-def _magnitude(theta: Array) -> Array:
-    """abs(theta), with derivative 1 at 0 where jnp.abs has 0: a threshold that starts at 0 can move."""
-    return jnp.where(theta >= 0, theta, -theta)
 
 
 def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:

@@ -51,6 +51,14 @@ def frobenius_weights(D, ridge: float = 0.0):
         return _unit_diagonal(W, D).astype(dtype)
 
 
+def pseudo_inverse(D) -> Array:
+    """D^+, (d, m), in the dtype of D."""
+    A = dense(D)
+    wide = A if A.dtype.itemsize >= 4 else A.astype(jnp.float32)  # no singular values in half precision
+    with jax.default_matmul_precision("highest"):
+        return jnp.linalg.pinv(wide).astype(A.dtype)
+
+
 def _is_zero(ridge) -> bool:
     return _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
 

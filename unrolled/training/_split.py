@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled.dictionaries._base import normalized
-from unrolled.layers._unroll import Fixed
+from unrolled.layers._unroll import Fixed, magnitude
 from unrolled.training._records import Trained
 
 
@@ -37,8 +37,7 @@ def merge(trained: Trained, fixed: Trained) -> Trained:
     def one(path, t, f):
         if t is None:
             return f
-        # Not jnp.abs: its derivative at 0 is 0, and a threshold that starts at 0 would never move.
-        return jnp.where(t >= 0, t, -t) if getattr(path[-1], "name", None) == "theta" else t
+        return magnitude(t) if getattr(path[-1], "name", None) == "theta" else t
 
     return jax.tree_util.tree_map_with_path(one, trained, fixed, is_leaf=lambda leaf: leaf is None)
 
