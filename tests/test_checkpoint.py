@@ -27,7 +27,7 @@ from small_training import D, run, sample
 import unrolled as ur
 from unrolled import dictionaries
 from unrolled.dictionaries._base import Rescaled
-from unrolled.training import Checkpoint, CheckpointError, NonFiniteError, _manifest, restore, save
+from unrolled.training import Checkpoint, CheckpointError, NonFiniteError, _keeper, _manifest, restore, save
 from unrolled.training._interrupts import deferred
 
 # A restore that fails leaves other reads of orbax behind, whose event loop is gone.
@@ -99,6 +99,9 @@ def test_networks_lists_dicts_and_empty_arrays_come_back(tmp_path):
     Ds = (gaussian(), dictionaries.Composed(np.eye(N), dictionaries.Conv(np.ones((1, 1, 2)), N)))
     found = restore(save(tmp_path / "a.npz", params, list(Ds)), like=params, D=Ds)
     assert same(found.params, params) and same(found.D, Ds)
+    network = ur.networks.ml_lista(K)
+    params = network.init(None, Ds)
+    assert same(restore(save(tmp_path / "c.npz", params, Ds), like=params).params, params)
     tree = {"a": [jnp.zeros((0, 3)), None], "b": jnp.arange(3, dtype=jnp.int8)}
     assert same(restore(save(tmp_path / "b.safetensors", tree)).params, tree)
 
@@ -460,6 +463,24 @@ def test_a_curriculum_goes_on_in_the_stage_it_was_in(tmp_path):
             shutil.rmtree(tmp_path / str(step))
     assert steps_in(tmp_path)[-1] in (6, 7)
     assert_same_run(curriculum(tmp_path), straight)
+
+
+def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path):
+    layer = ur.layers.ista(K)
+
+    def curriculum():
+        options = dict(stages=(1.0, 0.2), steps_per_stage=1, evaluate_every=1, key=3, rate=10.0)
+        return ur.training.curriculum(layer, layer.init(None, D), D, sample, checkpoint=tmp_path, **options)
+
+    straight = curriculum()
+    assert straight.history.records[1].validation > straight.history.records[0].validation
+    assert_same_run(curriculum(), straight)
+
+
+def test_a_network_is_named_after_what_made_it():
+    layer = ur.layers.ista(K)
+    assert _keeper.family(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
+    assert _keeper.family(ur.networks.ml_lista(K)) == "ml_lista"
 
 
 OTHERS = {

@@ -1,7 +1,8 @@
 """Params and dictionaries as plain JSON and named arrays, and back: the form of a tree, without pickle.
 
 A form is None, the name of a leaf, or {"kind": ..., "parts": {...}} with "static" values for a dictionary that has some.
-The kinds are the records of `unrolled.layers`, the dictionaries, tuples, lists and dicts: a file cannot name anything else.
+The kinds are the records of `unrolled.layers` and that of ML-LISTA, the dictionaries, tuples, lists and dicts: a file cannot name
+anything else.
 """
 
 from dataclasses import fields
@@ -13,10 +14,11 @@ from unrolled import layers
 from unrolled._checks import Array
 from unrolled.dictionaries import Composed, Concatenated, Conv, Sparse
 from unrolled.dictionaries._base import Rescaled, Structured, Transposed
+from unrolled.networks import Analysis
 
 RECORDS = {
     kind.__name__: kind
-    for kind in vars(layers).values()
+    for kind in (*vars(layers).values(), Analysis)
     if isinstance(kind, type) and issubclass(kind, tuple) and kind is not layers.Layer
 }
 DICTIONARIES = {kind.__name__: kind for kind in (Composed, Concatenated, Conv, Sparse, Transposed, Rescaled)}

@@ -106,7 +106,8 @@ class Keeper:
         saved["validation loss at the start"] = state.records[0].validation
         again["validation loss at the start"] = float(value)
         trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)
-        for k, loss in enumerate(state.losses[:2]):
+        begun = [record.step for record in state.records if record.stage > 0]
+        for k, loss in enumerate(state.losses[: min([2, *begun])]):  # a later stage begins anew
             trained, optimizer, bad, value = loop.update(trained, optimizer, bad, loop.fixed, k, at)
             saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
         tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5
@@ -130,12 +131,15 @@ def _form(params, D) -> dict | None:
 
 
 def family(model: Layer | Network) -> str:
-    """The name of the factory of a layer, or those of a network."""
-    chain = getattr(model, "layers", ())
-    if chain:
-        return f"dsc({', '.join(map(family, chain))})"
-    function = model.apply if isinstance(model, Network) else model.step
-    return getattr(function, "__qualname__", "?").partition(".")[0]
+    """The name of the factory of a layer or of a network, for a chain those of its layers too."""
+    if isinstance(model, Network):
+        chain = f"({', '.join(map(family, model.layers))})" if model.layers else ""
+        return _factory(model.apply) + chain
+    return _factory(model.step)
+
+
+def _factory(made: Callable) -> str:
+    return getattr(made, "__qualname__", "?").partition(".")[0]
 
 
 def key_text(key) -> str:
