@@ -139,6 +139,8 @@ def test_scale_steps_refuses_what_is_no_rate():
             scale_steps(np.ones(3)).init(params)
     with pytest.raises(ValueError, match="found no Unrolled"):
         scale_steps(np.ones(3)).init(PARAMS.steps)
+    with pytest.raises(ValueError, match="share all their params"):
+        scale_steps(np.ones(3)).init(layers.Unrolled(PARAMS.shared, None))
 
 
 # Stage-wise training
@@ -370,5 +372,9 @@ def test_search_refuses_what_is_no_grid(D, hyper):
     refused(ValueError, "chunk must be at least 1", chunk=0, threshold=[0.1])
     refused(ValueError, r"X has shape \(20,\) and Y", X=X[0], threshold=[0.1])
     refused(ValueError, rf"expected \(batch, {N}\) and \(batch, {M}\)", Y=Y[1:], threshold=[0.1])
+    refused(TypeError, "no field 'count'", count=[1.0])  # a method of every tuple
+    refused(TypeError, "params must be Unrolled", params=(params,), threshold=[0.1])
+    steps = layers.ista(2).init(None, D)
+    refused(ValueError, "theta must be non-negative", params=steps, theta=[-0.1, 0.1])
     loose = layers.unstack(layers.ista(2).init(None, D))
     refused(TypeError, "no field 'gamma'.*try layers.stack", params=loose, gamma=[0.1])

@@ -211,6 +211,14 @@ def test_it_nests_in_a_model_survives_split_and_merge_and_trains(D):
     np.testing.assert_array_equal(model.code.dictionary(), D)
 
 
+def test_a_dictionary_that_is_not_learned_is_not_normalized(D):
+    layer = ur.lista_cp(DEPTH)
+    for kind in (2 * D, ur.dictionaries.Composed(2 * D)):
+        module = ur.nnx.Module(layer, layer.init(None, kind), kind)
+        module.normalize()
+        np.testing.assert_array_equal(ur.dictionaries.dense(module.dictionary()), 2 * D)
+
+
 def test_the_class_is_one_and_other_names_are_refused():
     assert ur.nnx.Module is ur.nnx.Module and issubclass(ur.nnx.Module, nnx.Module)
     with pytest.raises(AttributeError, match="no attribute 'Modul'"):

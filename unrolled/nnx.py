@@ -69,7 +69,9 @@ def _module_class():
             return self._whole()[1]
 
         def normalize(self) -> None:
-            """Scale the atoms of a learned D to norm 1."""
+            """Scale the atoms of a learned D to norm 1; one that is not learned is left as it is."""
+            if not jax.tree.leaves(self.trained.D, is_leaf=_is_variable):
+                return
             new = unit_atoms(_values(self.trained.D))
             for variable, value in zip(jax.tree.leaves(self.trained.D, is_leaf=_is_variable), jax.tree.leaves(new)):
                 variable[...] = value

@@ -48,6 +48,8 @@ def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformati
         if not networks:
             raise ValueError("scale_steps: found no Unrolled(shared, steps) in what is trained, so there are no steps")
         for node in networks:
+            if node.steps is None:
+                raise ValueError("scale_steps: the steps of this family share all their params, so none has a rate")
             _check_depth(node, len(state.rates))
         return state
 

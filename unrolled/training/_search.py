@@ -38,8 +38,8 @@ def search(layer: Layer, params: Unrolled, D, X: Array, Y: Array, *, chunk: int 
             the same value at all steps.
 
     Raises:
-        ValueError: shapes that do not fit, values that are no vector or not finite, a field that is not a scalar, no
-            combination with finite codes.
+        ValueError: shapes that do not fit, values that are no vector or not finite, a negative theta, a field that is not a
+            scalar, no combination with finite codes.
         TypeError: no values, a field that the params do not have.
 
     Not claimed: the best values off the grid. The signals must resemble those to be coded: hold some back to test.
@@ -87,9 +87,11 @@ def with_values(params: Unrolled, values) -> Unrolled:
 
 def _axis(params: Unrolled, name: str, tried) -> np.ndarray:
     """The values to try of a field, checked."""
-    in_shared = hasattr(params.shared, name)
-    if not in_shared and (type(params.steps) is tuple or not hasattr(params.steps, name)):
-        fields = [*getattr(params.shared, "_fields", ()), *getattr(params.steps, "_fields", ())]
+    if not isinstance(params, Unrolled):
+        raise TypeError(f"search: params must be Unrolled(shared, steps), got {type(params).__name__}")
+    fields = [*getattr(params.shared, "_fields", ()), *getattr(params.steps, "_fields", ())]
+    in_shared = name in getattr(params.shared, "_fields", ())
+    if name not in fields:
         hint = "; try layers.stack" if type(params.steps) is tuple else ""
         raise TypeError(f"search: params have no field {name!r}; expected one of {fields}{hint}")
     field = getattr(params.shared if in_shared else params.steps, name)
@@ -99,4 +101,6 @@ def _axis(params: Unrolled, name: str, tried) -> np.ndarray:
     if tried.ndim != 1 or not len(tried):
         raise ValueError(f"search: {name} has values of shape {tried.shape}; expected a vector of values to try")
     _checks.finite(tried, name, "search")
+    if name == "theta":
+        _checks.nonnegative(tried, name, "search")
     return tried
