@@ -166,6 +166,9 @@ def test_the_coupling_mismatch(result, methods, problem):
     distance = np.linalg.norm(S - np.eye(N) + B.T @ np.asarray(problem[0])) / np.linalg.norm(S)
     assert distance > 0.1
     np.testing.assert_allclose(result.couplings["LISTA, learned"].mismatch, distance, rtol=ROUNDING)
+    D, layer = problem[0], layers.lfista(DEPTH)
+    momentum = compare({"LFISTA": (layer, layer.init(None, D))}, *problem).couplings["LFISTA"]
+    assert momentum.mismatch.max() < ROUNDING  # FISTA has the fixed points of ISTA
 
 
 def test_the_gap_to_the_lasso_optimum(problem):

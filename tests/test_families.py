@@ -285,8 +285,13 @@ def test_ml_lista_trains_and_takes_structured_dictionaries(problem):
     params = network.init(None, Ds)
     dense = (ur.dictionaries.dense(Ds[0]), Ds[1])
     matrices = (params[0]._replace(shared=type(params[0].shared)(ur.dictionaries.dense(params[0].shared.B))), params[1])
-    for ours, expected in zip(network.apply(params, Ds, y), network.apply(matrices, dense, y), strict=True):
-        assert_close(ours, expected, 10 * CLOSE)
+    loose = tuple(map(layers.unstack, params))
+    for other in (network.apply(matrices, dense, y), network.apply(loose, Ds, y)):
+        for ours, expected in zip(network.apply(params, Ds, y), other, strict=True):
+            assert_close(ours, expected, 10 * CLOSE)
+    none = ur.networks.ml_lista(0)
+    for form in (none.init(None, Ds), tuple(map(layers.unstack, none.init(None, Ds)))):
+        assert [np.abs(x).sum() for x in none.apply(form, Ds, y)] == [0, 0]
     gradient = jax.grad(lambda p: jnp.sum(network.apply(p, Ds, y)[-1] ** 2))(params)
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradient))
 
@@ -329,6 +334,20 @@ def test_what_does_not_fit_is_refused(problem, two):
         network.apply(params[:1], two, y)
     with pytest.raises(ValueError, match="depth 2"):
         ur.networks.ml_lista(2).apply(params, two, y)
+    for wrong in ((), D):
+        with pytest.raises(ValueError, match="expected a tuple of dictionaries"):
+            network.apply(params, wrong, y)
+        with pytest.raises(ValueError, match="expected a tuple of dictionaries"):
+            network.init(None, wrong)
+    with pytest.raises(ValueError, match="unknown precision 'best'"):
+        ur.networks.ml_lista(2, precision="best")
+    shared = layers.hyperlista(K)
+    with pytest.raises(TypeError, match="steps with a field theta; this family has none"):
+        ur.analytic.calibrate(shared, shared.init(None, D), D, np.ones((2, N)), np.ones((2, M)))
+    with pytest.raises(TypeError, match="another family"):
+        ur.realize.cnn(shared, shared.init(None, D), D, kernel_size=3, signal_bound=1.0)
+    with pytest.raises(TypeError, match="'deep' is a Network; expected a Layer"):
+        ur.compare.compare({"deep": (network, params)}, D, np.ones((2, N)), np.ones((2, M)))
     with pytest.raises(TypeError, match="chain of layers"):
         ur.realize.cnn(network, params, two, kernel_size=3, signal_bound=1.0)
 

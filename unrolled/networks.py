@@ -12,7 +12,7 @@ from unrolled._checks import Array
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries._base import as_dictionary, operands, spread
 from unrolled.layers._ista import StepAndThreshold, lipschitz
-from unrolled.layers._unroll import Layer, Unrolled, check_params
+from unrolled.layers._unroll import Layer, Unrolled, check_params, check_precision, stack
 
 
 class Network(NamedTuple):
@@ -85,9 +85,11 @@ def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, preci
     where = "networks.ml_lista"
     depth = _checks.as_index(depth, "depth", where)
     _checks.nonnegative(lam, "lam", where)
+    check_precision(precision, where)
     activation = by_name(activation)
 
     def init(key, Ds):
+        _check_chain(where, Ds)
         params, theta = [], lam
         for D in (as_dictionary(D, where) for D in Ds):
             gamma = 1 / lipschitz(D, where)
@@ -97,10 +99,12 @@ def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, preci
         return tuple(params)
 
     def apply(params, Ds, y: Array) -> tuple[Array, ...]:
+        _check_chain(where, Ds)
         _check(where, Ds, params=params, Ds=Ds)
         _, y, (params, *Ds) = operands(Ds[0], y, where, params=(params, *(as_dictionary(D, where) for D in Ds)))
         for p, D in zip(params, Ds):
             check_params(p, D, depth, where, ((Analysis._fields, StepAndThreshold._fields),))
+        params = [stack(p) for p in params if depth]
 
         def step(codes, steps):
             down = codes[-1:]
@@ -113,10 +117,17 @@ def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, preci
             return codes, None
 
         start = tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds)
+        if not depth:
+            return start
         with jax.default_matmul_precision(precision):
             return jax.lax.scan(step, start, tuple(p.steps for p in params), length=depth)[0]
 
     return Network(init, apply)
+
+
+def _check_chain(where: str, Ds) -> None:
+    if not isinstance(Ds, (tuple, list)) or not Ds:
+        raise ValueError(f"{where}: expected a tuple of dictionaries, at least one, got {type(Ds).__name__}")
 
 
 def _check(where: str, layers, *, Ds, params=None) -> None:

@@ -46,7 +46,7 @@ def calibrate(layer: Layer, params: Unrolled, D, X: Array, Y: Array) -> Unrolled
     dtype = _checks.common_dtype(params, D, X, Y)
     params, D, X, Y = (_checks.cast(tree, dtype) for tree in (params, D, X, Y))
     steps = unstack(params).steps
-    if not all(hasattr(p, "theta") for p in steps):
+    if steps is None or not all(hasattr(p, "theta") for p in steps):
         raise TypeError("calibrate: expected steps with a field theta; this family has none")
     jax.eval_shape(layer.apply, params, D, Y[0])  # the layer's own checks of the params and their depth
     schedule = layer.schedule or (None,) * len(steps)

@@ -113,13 +113,17 @@ def compare(
         lam: also report the gap to the LASSO optimum at this weight.
 
     Raises:
-        ValueError: no methods, shapes that do not fit, an unknown reference.
+        ValueError: no methods, shapes that do not fit, an unknown reference. TypeError: a network.
     """
     D = as_dictionary(D, "compare")
     if not methods:
         raise ValueError("compare: expected at least one method, got none")
     if reference is not None and reference not in methods:
         raise ValueError(f"compare: unknown reference {reference!r}; expected one of {', '.join(methods)}")
+    for name, (layer, _) in methods.items():
+        if not isinstance(layer, Layer):
+            got = type(layer).__name__
+            raise TypeError(f"compare: {name!r} is a {got}; expected a Layer, try the last layer of a network alone")
     m, d = D.shape
     if np.ndim(X) != 2 or np.ndim(Y) != 2 or X.shape[1] != d or Y.shape != (len(X), m) or not len(X):
         raise ValueError(

@@ -146,10 +146,7 @@ def factory(build: Callable) -> Callable:
         chosen = bound.arguments
         chosen["depth"] = _checks.as_index(chosen["depth"], "depth", where)
         chosen["unroll"] = _checks.as_index(chosen["unroll"], "unroll", where, least=1)
-        if chosen["precision"] not in PRECISIONS:
-            raise ValueError(
-                f"{where}: unknown precision {chosen['precision']!r}; expected one of {', '.join(PRECISIONS)}"
-            )
+        check_precision(chosen["precision"], where)
         for name in {"lam", "theta", "alpha"} & set(chosen):
             chosen[name] = float(chosen[name])
             _checks.nonnegative(chosen[name], name, where)
@@ -160,6 +157,12 @@ def factory(build: Callable) -> Callable:
         return cached(*bound.args, **bound.kwargs)
 
     return make
+
+
+def check_precision(precision: str, where: str) -> None:
+    """Raise ValueError for a name that JAX does not know."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"{where}: unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
 def stack(params: Unrolled) -> Unrolled:

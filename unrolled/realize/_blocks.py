@@ -55,7 +55,7 @@ def _block(layer: Layer, params: Unrolled, D, activation: Activation, where: str
     params = jax.tree.map(np.asarray, params)
     _checks.finite(params, "params", where)
     steps = unstack(params).steps
-    check_params(params, D, len(steps), where, FORMS)
+    check_params(params, D, 1 if steps is None else len(steps), where, FORMS)
     if layer.schedule is not None:
         raise ValueError(
             f"{where}: the layer has a support selection, which compares entries with each other; convolutions and "
