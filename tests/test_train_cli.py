@@ -558,6 +558,7 @@ REFUSED = {
     "train --rate 0": "--rate must be above 0, got 0.0",
     "train --family lists": "--family: unknown 'lists'; expected .*; did you mean 'lista'[?]",
     "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and below 1",
+    "train --family liht --m 4 --d 6": "liht: missing a required argument: 'sparsity'",
     "train --output D.npy": "D.npy: is a file; expected a folder",
     "train --output D.npy/run": "D.npy",
     "train --output full": "full: is not empty; try --resume",
@@ -591,6 +592,10 @@ REFUSED = {
     "encode weights.npz Y.npy --output codes.txt": "codes.txt: expected a name that ends in .npy or .npz",
     "encode weights.npz Y.npy --output D.npy/codes.npy": "D.npy",
     "encode weights.npz Y.npy --output folder.npy": "folder.npy: is a folder; expected a file",
+    "encode weights.npz Y.npy --output Y.npy": "Y.npy: is read by this command; expected another file",
+    "encode weights.npz Y.npy --output weights.npz": "weights.npz: is read by this command",
+    "encode negative.npz Y.npy": "negative.npz: not the weights of one layer.* theta must be non-negative",
+    "encode chain.npz Y.npy": "chain.npz: not the weights of one layer: it has 2 dictionaries",
     "encode infinite.npz Y.npy": "encode: 40 codes are not finite, the first of signal 0; nothing was written",
 }
 
@@ -622,6 +627,9 @@ def saved(folder):
     save(folder / "deeper.npz", params, D, layer=said | {"depth": 4})
     infinite = params._replace(steps=params.steps._replace(gamma=params.steps.gamma * np.float32(np.inf)))
     save(folder / "infinite.npz", infinite, D, layer=said)
+    negative = params._replace(steps=params.steps._replace(theta=-params.steps.theta))
+    save(folder / "negative.npz", negative, D, layer=said)
+    save(folder / "chain.npz", (params, params), (D, D), layer=said)
     (folder / "torn.npz").write_bytes((folder / "weights.npz").read_bytes()[:900])
     (folder / "folder.npy").mkdir()
     return layer, params, D

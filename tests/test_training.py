@@ -656,5 +656,7 @@ def test_dictionaries_that_do_not_belong_to_the_signals_are_refused(D):
     layer = layers.ada_lista(DEPTH)
     with pytest.raises(ValueError, match="the dictionaries of the batch have shapes"):
         run(layer, D, lambda key: (*many_dictionaries(key, D)[:2], D), steps=1)
+    with pytest.raises(ValueError, match="no dictionary to learn"):
+        run(layer, D, lambda key: many_dictionaries(key, D), steps=1, learn_dictionary=True)
     with pytest.raises(TypeError, match="a dictionary each"):
         run(layer, D, lambda key: many_dictionaries(key, D)[:1], steps=1)

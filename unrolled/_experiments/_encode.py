@@ -31,7 +31,7 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
     """Write the codes (signals, d) of the signals (signals, m) that the layer of a weights file computes.
 
     Raises:
-        ValueError: files that cannot be read or do not fit together, NaN or infinite signals.
+        ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an output that is an input.
         OSError: the output cannot be written.
         ArithmeticError: codes that are not finite; nothing is written.
     """
@@ -39,6 +39,10 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
         raise ValueError(f"{output}: expected a name that ends in .npy or .npz")
     if output.is_dir():
         raise IsADirectoryError(f"{output}: is a folder; expected a file to write the codes into")
+    if output.exists() and any(
+        path and path.exists() and output.samefile(path) for path in (weights, signals, dictionary)
+    ):
+        raise ValueError(f"{output}: is read by this command; expected another file to write the codes into")
     check_folder(output.absolute().parent)  # before any work
     layer, params, D = _layer(weights, dictionary)
     Y = datasets.read_array(signals, "Y").astype(np.float32)
@@ -77,9 +81,12 @@ def _layer(weights: Path, dictionary: Path | None):
     D = found.D if given is None else given
     if D is None:
         raise ValueError(f"{weights}: has no dictionary; try --dictionary")
+    if isinstance(D, tuple):
+        raise ValueError(f"{weights}: not the weights of one layer: it has {len(D)} dictionaries")
     try:
         layer = make_layer(found.metadata.get("layer", {}))
-        jax.eval_shape(layer.apply, found.params, D, jax.ShapeDtypeStruct((D.shape[0],), D.dtype))
+        # With known params, so that their values are looked at too.
+        jax.eval_shape(partial(layer.apply, found.params, D), jax.ShapeDtypeStruct((D.shape[0],), D.dtype))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{weights}: not the weights of one layer, as `unrolled train` writes them: {error}"

@@ -141,7 +141,10 @@ def factory(build: Callable) -> Callable:
 
     @functools.wraps(build)
     def make(*args, **options):
-        bound = signature.bind(*args, **options)
+        try:
+            bound = signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{where}: {error}") from error
         bound.apply_defaults()
         chosen = bound.arguments
         chosen["depth"] = _checks.as_index(chosen["depth"], "depth", where)

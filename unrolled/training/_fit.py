@@ -94,6 +94,8 @@ def fit(
         raise TypeError(f"fit: optimizer must be an optax GradientTransformation, got {type(optimizer).__name__}")
     evaluate_every, patience = check_looks(evaluate_every, patience, "fit")
     key, D, validation = check_data(model, D, sample, key, validation, "fit")
+    if learn_dictionary and len(validation) == 3:
+        raise ValueError("fit: there is no dictionary to learn where every signal has one of its own; try (Y, X)")
     trained, fixed = split(params, D, learn_dictionary, trainable, "fit")
 
     def whole(codes, X, D, Y, at):

@@ -1,8 +1,8 @@
 """Params and dictionaries as plain JSON and named arrays, and back: the form of a tree, without pickle.
 
 A form is None, the name of a leaf, or {"kind": ..., "parts": {...}} with "static" values for a dictionary that has some.
-The kinds are the records of `unrolled.layers` and that of ML-LISTA, the dictionaries, tuples, lists and dicts: a file cannot name
-anything else.
+The kinds are the records of `unrolled.layers` and that of ML-LISTA, the dictionaries, tuples, lists and dicts: a file
+cannot name anything else.
 """
 
 from dataclasses import fields
