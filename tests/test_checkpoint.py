@@ -99,6 +99,8 @@ def test_networks_lists_dicts_and_empty_arrays_come_back(tmp_path):
     Ds = (gaussian(), dictionaries.Composed(np.eye(N), dictionaries.Conv(np.ones((1, 1, 2)), N)))
     found = restore(save(tmp_path / "a.npz", params, list(Ds)), like=params, D=Ds)
     assert same(found.params, params) and same(found.D, Ds)
+    untied = ur.layers.lamp(K).init(None, dictionaries.Conv(np.ones((2, 1, 3)), 8))  # a bank of filters at every step
+    assert same(restore(save(tmp_path / "d.npz", untied), like=untied).params, untied)
     network = ur.networks.ml_lista(K)
     params = network.init(None, Ds)
     assert same(restore(save(tmp_path / "c.npz", params, Ds), like=params).params, params)

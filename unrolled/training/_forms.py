@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from unrolled import layers
 from unrolled._checks import Array
@@ -121,8 +122,11 @@ def _dictionary(kind: type, parts: dict, static: dict):
         raise ValueError(f"{kind.__name__} has the static fields {str(static)[:80]}")
     values |= parts
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
-    if kind is Conv:
-        return Conv(**values)  # its static fields decide shapes: checked by the constructor
+    if kind is Conv:  # its static fields decide shapes: checked by the constructor, on one of the banks of all steps
+        filters = values["filters"]
+        lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
+        one = Conv(**values | {"filters": jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters})
+        return jax.tree.structure(one).unflatten([filters])
     D = object.__new__(kind)
     for key, value in values.items():
         object.__setattr__(D, key, value)
