@@ -81,10 +81,14 @@ def test_params_of_another_dictionary_are_refused(small):
 
 
 def test_three_numbers_reach_60_decibels_on_the_standard_benchmark():
-    """Nothing is trained. The ratio of sums hangs on the few signals with the most nonzeros, the mean of decibels does not."""
+    """Nothing is trained. The ratio of sums hangs on the few signals with the most nonzeros, the mean of decibels does not.
+
+    The key was picked: of the keys 60 to 83, 17 stay below -60 dB in the ratio of sums, which runs from -63.3 to -54.2; the
+    mean of decibels runs from -64.7 to -64.3, and at most 0.2 % of the signals stay above -40 dB.
+    """
     with jax.enable_x64(False):
         D, _ = problems.standard_benchmark(jax.random.key(0))
         Y, X = problems.sampler(D, 1000)(jax.random.key(71))
         codes = jax.jit(jax.vmap(layers.hyperlista(16).apply, (None, None, 0)))(analytic.hyperlista(D), D, Y)
-        assert float(metrics.nmse(codes, X)) < -60 and float(metrics.mean_nmse(codes, X)) < -62
+        assert float(metrics.nmse(codes, X)) < -60 and float(metrics.mean_nmse(codes, X)) < -64
         assert float(metrics.failure_rate(codes, X, -40.0)) < 0.002
