@@ -46,6 +46,11 @@ def test_support_selection_makes_ss_and_cpss():
     assert layers.lista_cpss(3).schedule == pytest.approx((0.012, 0.024, 0.036))
 
 
+def test_options_may_be_numbers_of_any_library():
+    assert layers.tista(K, probability=jnp.asarray(0.5)) is layers.tista(K, probability=0.5)
+    assert layers.lista_ss(K, support=np.array(SUPPORT)) is layers.lista_ss(K, support=SUPPORT)
+
+
 @pytest.mark.parametrize("family", ["lista", "lista_cp"])
 def test_a_support_of_nothing_is_no_selection(problem, family):
     D, y = problem
@@ -314,6 +319,8 @@ def test_what_does_not_fit_is_refused(problem, two):
         layers.na_alista(K, threshold=np.inf)
     with pytest.raises(ValueError, match="alpha must be non-negative"):
         layers.lamp(K, alpha=-1.0)
+    with pytest.raises(ValueError, match="gain must be non-negative and not NaN"):
+        layers.glista(K, gain=np.nan)
     params = layers.na_alista(K, units=3).init(jax.random.key(0), D)
     with pytest.raises(ValueError, match=r"kernel has shape \(5, 12\); expected \(6, 16\) for 4 units"):
         layers.na_alista(K, units=4).apply(params, D, y)

@@ -244,6 +244,7 @@ def test_training_on_windows_reaches_all_parameters_and_lowers_the_error():
         (dict(theta=-1.0), "theta must be non-negative"),
         (dict(filters=np.ones((3, 2, 2))), r"filters have shape \(3, 2, 2\); expected \(3, 4, 4\)"),
         (dict(filters=np.zeros((3, 4, 4))), "the filters are zero"),
+        (dict(filters=np.full((3, 4, 4), np.nan)), "filters has NaN or infinite entries"),
     ],
 )
 def test_nets_that_cannot_be(change, match):

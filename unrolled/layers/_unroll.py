@@ -150,10 +150,12 @@ def factory(build: Callable) -> Callable:
         chosen["depth"] = _checks.as_index(chosen["depth"], "depth", where)
         chosen["unroll"] = _checks.as_index(chosen["unroll"], "unroll", where, least=1)
         check_precision(chosen["precision"], where)
-        for name in {"lam", "theta", "alpha"} & set(chosen):
+        for name in {"probability", "variance", "noise", "threshold"} & set(chosen):
+            chosen[name] = float(chosen[name])
+        for name in {"lam", "theta", "alpha", "gain"} & set(chosen):
             chosen[name] = float(chosen[name])
             _checks.nonnegative(chosen[name], name, where)
-        if isinstance(chosen.get("support"), list):
+        if isinstance(chosen.get("support"), list | np.ndarray):
             chosen["support"] = tuple(chosen["support"])
         if "activation" in chosen:
             chosen["activation"] = _checked_activation(chosen["activation"], where)

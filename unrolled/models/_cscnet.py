@@ -39,8 +39,8 @@ class CSCNet(nnx.Module):
         noise_adaptive: theta follows the noise level.
 
     Raises:
-        ValueError: a stride above the kernel, filters of another shape, counts below 1, a negative theta; when called, a
-            noise level that is missing or not asked for, a picture of another rank or too small.
+        ValueError: a stride above the kernel, filters of another shape or not finite, counts below 1, a negative theta; when
+            called, a noise level that is missing or not asked for, a picture of another rank or too small.
 
     Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019); Janjusevic, Khalilian-Gourtani, Wang,
     "CDLNet" (2022) for the noise level. Ours shares the filters over the steps also then; CDLNet does not.
@@ -154,6 +154,7 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
     """The filters as a bank of one channel, scaled to norm(A, 2) = 1."""
     if filters.shape != shape:
         raise ValueError(f"CSCNet: filters have shape {filters.shape}; expected {shape}")
+    _checks.finite(filters, "filters", "CSCNet")
     if _checks.is_concrete(filters) and not jnp.any(filters):
         raise ValueError("CSCNet: the filters are zero; expected a start with some that are not")
     return filters[:, None] / _norm(filters[:, None], stride)
