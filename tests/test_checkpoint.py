@@ -595,11 +595,11 @@ def test_a_damaged_step_stops_the_run_unless_asked_to_go_on_from_the_one_before(
 
 
 def test_what_a_kill_left_half_written_or_half_deleted_is_no_step_and_is_swept(folder, reference):
-    for name in ("99.orbax-checkpoint-tmp", "3.deleted"):
+    for name in ("99.orbax-checkpoint-tmp", "3.deleted", "notes.deleted"):  # the last is the user's
         (folder / name / "state").mkdir(parents=True)
     assert restore(folder).metadata["step"] == STEPS
     assert_same_run(run(folder, STEPS), reference)
-    assert sorted(os.listdir(folder)) == ["12", "6", "9", "lock"]
+    assert sorted(os.listdir(folder)) == ["12", "6", "9", "lock", "notes.deleted"]
 
 
 def test_a_manifest_of_a_newer_format_is_refused(folder):

@@ -92,7 +92,8 @@ class Steps:
         """Delete what a kill or a fault left: steps half written, steps half deleted."""
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
             for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.name.partition(".")[0].isdigit():  # of a step: the rest of the folder is not ours
+                    shutil.rmtree(path, ignore_errors=True)
 
     def manifest(self, step: int) -> dict:
         """Raises DamagedError where it cannot be trusted."""
