@@ -1,6 +1,7 @@
 """Every test runs in float64 with strict promotion; float32 is asked for by name where users use it."""
 
 import os
+import signal
 
 # The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for the other's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -30,3 +31,11 @@ def dtype(request):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT as at a terminal: a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

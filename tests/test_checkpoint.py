@@ -638,6 +638,7 @@ def test_a_run_that_breaks_keeps_its_last_good_state_and_can_be_mended(tmp_path,
 # Signals and kills
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_finishes_the_step_saves_and_leaves(number, error, tmp_path, reference):
     def at_4(record, params):
@@ -652,6 +653,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(number, error, tmp_path, re
     assert_same_run(run(tmp_path, STEPS), reference)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_leaves_at_once_and_one_that_nobody_saw_is_not_lost():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), deferred() as caught:

@@ -416,6 +416,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_p
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in history(output)] == without_time
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, monkeypatch):
     """SIGINT at a look of the first run, SIGTERM at one of the second."""
     output, log = tmp_path / "stopped", _train._log

@@ -11,7 +11,7 @@ from unrolled._checks import Array
 from unrolled.activations import relu, select_support
 from unrolled.dictionaries._base import as_dictionary, dense
 from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, magnitude, make_layer
-from unrolled.theory._coherence import coherence
+from unrolled.theory._coherence import _coherence
 from unrolled.theory._weights import frobenius_weights, pseudo_inverse
 
 
@@ -48,7 +48,7 @@ def analytic_part(D) -> Fixed:
     W = frobenius_weights(D)
     with jax.default_matmul_precision("highest"):
         leverage = jnp.sum(pseudo_inverse(D).T * dense(D), axis=0)
-        return Fixed(Analytic(W, leverage, coherence(W, D).mu_W))
+        return Fixed(Analytic(W, leverage, _coherence(W, D).mu_W))
 
 
 @factory

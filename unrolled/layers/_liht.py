@@ -15,9 +15,12 @@ from unrolled.pursuit._ista import State
 
 
 def keep_largest(v: Array, sparsity: int) -> Array:
-    """v with all but its `sparsity` largest magnitudes set to zero (more than that only where magnitudes are equal)."""
+    """v with all but its `sparsity` largest magnitudes set to zero (more than that stay only where magnitudes are equal).
+
+    NaN counts as largest and stays.
+    """
     magnitude = lax.stop_gradient(jnp.abs(v))
-    return jnp.where(magnitude >= kth_largest(magnitude, sparsity), v, 0)
+    return jnp.where(magnitude < kth_largest(magnitude, sparsity), 0, v)
 
 
 @factory
