@@ -227,6 +227,11 @@ def run(family: Family, problem: Problem, steps: int) -> dict:
     }
 
 
+def training_steps(family: Family, steps: int) -> int:
+    """How many a family is trained for: 0 if it is not, and three stages for every step of the network by a curriculum."""
+    return 3 * K * family.steps_per_stage or (steps if family.rate else 0)
+
+
 def train(layer, params, problem: Problem, rate: float, steps: int):
     """End to end, from a tuple of steps, which trains faster than stacked ones."""
     schedule = optax.cosine_decay_schedule(rate, steps)
@@ -288,7 +293,7 @@ def main() -> None:
         problems = [problem(setting, seed) for seed in range(arguments.seeds)]
         for name in arguments.families.split(","):
             runs = [run(FAMILIES[name], p, arguments.steps) for p in problems]
-            found = {"steps": arguments.steps, "median": medians(runs), "runs": runs}
+            found = {"steps": training_steps(FAMILIES[name], arguments.steps), "median": medians(runs), "runs": runs}
             results.setdefault(setting, {})[name] = found
             m = found["median"]
             print(

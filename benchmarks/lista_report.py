@@ -35,7 +35,7 @@ PUBLISHED = {
         "GLISTA": "-22.1 [fig]",
     },
 }
-SHOWN = ("ISTA", "FISTA", "LISTA-CP", "LISTA-CPSS", "ALISTA-SS", "NA-ALISTA", "GLISTA", "HyperLISTA")
+SHOWN = ("ISTA", "FISTA", "LISTA-CP", "LISTA-CPSS", "ALISTA-SS", "NA-ALISTA", "HyperLISTA", "LAMP-BG")
 
 
 def settings_of(results: dict) -> list[str]:
@@ -71,10 +71,11 @@ def seconds(results: dict, setting: str = "noiseless") -> str:
 def figure(results: dict):
     """NMSE step by step, the median over the seeds, for three settings."""
     chosen = [name for name in ("noiseless", "SNR 40", "SNR 20", "condition 50") if name in results]
+    looks = plots.styles(SHOWN)
     fig, panels = plots.figure(1, len(chosen), width=4.2, height=3.6)
     for panel, setting in zip(panels[0], chosen):
         lines = {f: np.asarray(results[setting][f]["median"]["per_step"]) for f in SHOWN if f in results[setting]}
-        plots.curves(panel, lines, title=setting, ylabel="NMSE, dB (ratio of sums)")
+        plots.curves(panel, lines, title=setting, ylabel="NMSE, dB (ratio of sums)", looks=looks)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return fig
