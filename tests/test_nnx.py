@@ -54,7 +54,11 @@ def square(codes):
     return jnp.sum(codes**2)
 
 
-@pytest.mark.parametrize("name", registry.LAYERS)
+# One of every form of params: shared, per step, both, frozen ones, steps that share everything.
+FORMS = ("ista", "lista", "lista_cp, untied", "alista, support", "glista", "hyperlista", "na_alista", "robust_alista")
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_a_module_has_the_codes_and_the_gradients_of_its_layer(name, D):
     layer = registry.LAYERS[name](DEPTH)
     params = layer.init(jax.random.key(1), D)
