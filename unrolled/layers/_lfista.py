@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unrolled._checks import Array
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries._base import as_dictionary, dense, spread
+from unrolled.dictionaries._base import as_dictionary, spread
 from unrolled.layers._ista import lipschitz
+from unrolled.layers._lista import ista_matrices, repeat
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
 
 
@@ -54,12 +54,9 @@ def lfista(
         for _ in range(depth):
             t.append((1 + np.sqrt(1 + 4 * t[-1] ** 2)) / 2)
         momentum = jnp.asarray([0.0, *((a - 1) / b for a, b in zip(t, t[1:]))][:depth], D.dtype)
-        with jax.default_matmul_precision("highest"):
-            A = dense(D)
-            S = jnp.eye(D.shape[1], dtype=D.dtype) - A.T @ A / L
-        repeated = jnp.broadcast_to(A / L, (depth, *A.shape))
-        scaled = momentum[:, None, None] * S[None]
-        return Unrolled(None, MomentumMatrices(repeated, S[None] + scaled, -scaled, jnp.full(depth, lam / L, D.dtype)))
+        B, S = repeat(ista_matrices(D, L), depth)
+        scaled = momentum[:, None, None] * S
+        return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, jnp.full(depth, lam / L, D.dtype)))
 
     def start(D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)

@@ -1,15 +1,14 @@
 """Learned iterative hard thresholding (Xin, Wang, Gao, Wipf, Wang 2016): the s largest entries are kept."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import kth_largest
-from unrolled.dictionaries._base import as_dictionary, dense
+from unrolled.dictionaries._base import as_dictionary
 from unrolled.layers._ista import lipschitz, zero_state
-from unrolled.layers._lista import Matrices, repeat
+from unrolled.layers._lista import Matrices, ista_matrices, repeat
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
 from unrolled.pursuit._ista import State
 
@@ -38,11 +37,7 @@ def liht(depth: int, *, sparsity: int, precision: str = "highest", unroll: int =
 
     def init(key, D):
         D = as_dictionary(D, "liht")
-        L = lipschitz(D, "liht")
-        with jax.default_matmul_precision("highest"):
-            matrix = dense(D)
-            start = Matrices(matrix / L, jnp.eye(D.shape[1], dtype=D.dtype) - matrix.T @ matrix / L)
-        return Unrolled(None, repeat(start, depth))
+        return Unrolled(None, repeat(ista_matrices(D, lipschitz(D, "liht")), depth))
 
     def step(shared, p, D, y, state):
         return State(keep_largest(y @ p.B + p.S @ state.x, min(sparsity, D.shape[1])))

@@ -39,6 +39,13 @@ class MatricesAndThreshold(NamedTuple):
 FORMS = ((Matrices._fields, Threshold._fields), ((), MatricesAndThreshold._fields))
 
 
+def ista_matrices(D, L: Array) -> Matrices:
+    """Those of an ISTA step: B = D / L, S = I - D'D / L."""
+    with jax.default_matmul_precision("highest"):
+        A = dense(D)
+        return Matrices(A / L, jnp.eye(D.shape[1], dtype=D.dtype) - A.T @ A / L)
+
+
 def repeat(tree, depth: int):
     """Every leaf `depth` times along a new leading axis: the start of an untied network."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), tree)
@@ -71,9 +78,7 @@ def lista(
     def init(key, D):
         D = as_dictionary(D, "lista")
         L = lipschitz(D, "lista")
-        with jax.default_matmul_precision("highest"):
-            matrix = dense(D)
-            shared = Matrices(matrix / L, jnp.eye(D.shape[1], dtype=D.dtype) - matrix.T @ matrix / L)
+        shared = ista_matrices(D, L)
         theta = jnp.full(depth, lam / L, D.dtype)
         if tied:
             return Unrolled(shared, Threshold(theta))

@@ -18,6 +18,7 @@ _LARGEST_HEADER = 10**8
 
 
 def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
+    """A `.npz` file, uncompressed, with the text as `manifest.json`."""
     blob = io.BytesIO()
     with zipfile.ZipFile(blob, "w") as archive:  # stored, not compressed: a file cannot unpack to more than it holds
         archive.writestr(zipfile.ZipInfo("manifest.json"), text)
@@ -30,6 +31,7 @@ def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def from_npz(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
+    """The text and the arrays of such a file; ValueError where it is compressed or promises more than it has."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -54,6 +56,7 @@ def _from_npy(blob: bytes) -> np.ndarray:
 
 
 def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
+    """A `.safetensors` file with the text in its metadata."""
     header, end = {"__metadata__": {"unrolled": text}}, 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
@@ -65,6 +68,7 @@ def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
+    """The text and the arrays of such a file; ValueError where the header does not cover its bytes exactly."""
     length = int.from_bytes(blob[:8], "little")
     if len(blob) < 8 or length > min(len(blob) - 8, _LARGEST_HEADER):
         raise ValueError(f"its header promises {length} bytes, the file has {len(blob)}")
