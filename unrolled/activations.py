@@ -222,7 +222,8 @@ NAMED = {
 def shrink(v: Array, theta: Array, activation: Callable = relu) -> Array:
     r"""Shrinkage by two activations: rho(v - theta) - rho(-v - theta).
 
-    With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the kink.
+    With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the kink. That derivative is read
+    off the result, in forward and reverse mode and any order, so that a backward pass keeps nothing but x.
 
     Args:
         v: any shape.
@@ -234,7 +235,21 @@ def shrink(v: Array, theta: Array, activation: Callable = relu) -> Array:
     Reference: Li, Feng, Zhou (2024), equations (20) and (33).
     """
     _checks.nonnegative(theta, "theta", "shrink")
+    if activation == relu:
+        return _soft(v, jnp.asarray(theta, jnp.result_type(v, theta)))
     return activation(v - theta) - activation(-v - theta)
+
+
+@jax.custom_jvp
+def _soft(v: Array, theta: Array) -> Array:
+    return jax.nn.relu(v - theta) - jax.nn.relu(-v - theta)
+
+
+@_soft.defjvp
+def _soft_jvp(primals, tangents):
+    dv, dtheta = tangents
+    x = _soft(*primals)
+    return x, jnp.where(x != 0, dv - jnp.sign(x) * dtheta, jnp.zeros_like(x))
 
 
 def soft_threshold(v: Array, theta: Array) -> Array:
@@ -311,10 +326,12 @@ def kth_largest(magnitude: Array, k: Array) -> Array:
     if dtype.itemsize < 4:
         return kth_largest(magnitude.astype(jnp.float32), k).astype(dtype)
     bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)
+    count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32  # floats are summed faster, and exactly up to 2^24
 
     def keep(i, found):
         trial = found | (jnp.ones_like(found) << (dtype.itemsize * 8 - 2 - i))
-        return jnp.where(jnp.sum(bits >= trial, dtype=jnp.int32) >= k, trial, found)
+        count = jnp.sum((bits >= trial).astype(count_dtype))
+        return jnp.where(count >= k.astype(count_dtype), trial, found)
 
     # i is an int32 index: in bits' dtype the shift needs no promotion.
     found = lax.fori_loop(0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0)
