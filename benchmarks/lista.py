@@ -27,7 +27,7 @@ from _measure import environment
 
 import unrolled as ur
 from unrolled import analytic, layers, metrics, training
-from unrolled.layers import Fixed
+from unrolled.layers import Fixed, Unrolled
 
 M, N, K, PROBABILITY = 250, 500, 16, 0.1
 SUPPORT = (0.012, 0.13)
@@ -114,6 +114,7 @@ class Family(NamedTuple):
     start: Callable  # (problem, layer) -> params
     rate: float
     calibrated: bool = True
+    steps: int = 0  # of training; 0 takes as many as are asked for
     steps_per_stage: int = 0  # of a curriculum; 0 trains end to end
 
 
@@ -130,24 +131,40 @@ def _with_weights(problem, layer):
 
 
 def _coupled(problem, layer):
-    """LISTA with the matrices of a LISTA-CP: B = W, S = I - W'D."""
+    """The matrices of a LISTA-CP in a family without its coupling: B = W, S = I - W'D, and no memory of an older code."""
     params = layer.init(problem.key, problem.D)
     S = jnp.eye(N) - problem.W.T @ problem.D
-    B, S = (jnp.broadcast_to(a, (K, *a.shape)) for a in (problem.W, S))
-    return params._replace(steps=params.steps._replace(B=B, S=S))
+    matrices = {"B": problem.W, "S": S, "M": jnp.zeros_like(S)}
+    repeated = {name: jnp.broadcast_to(A, (K, *A.shape)) for name, A in matrices.items() if hasattr(params.steps, name)}
+    return params._replace(steps=params.steps._replace(**repeated))
 
 
-def _best_lam(problem, make: Callable):
-    """The penalty of a grid with the least error after K steps."""
-    D, (Y, X) = problem.D, problem.chosen_on
-    return min(
-        (0.02, 0.05, 0.1, 0.2, 0.3, 0.4),
-        key=lambda lam: _nmse(make(lam), make(lam).init(None, D), D, Y, X),
-    )
+def _whitened(problem, layer):
+    """Ada-LISTA with the steps of ALISTA: P = Q'Q = (D D')^-1, as the rows of D^+ are the analytic weights up to scale."""
+    params, D = layer.init(problem.key, problem.D), np.asarray(problem.D, float)
+    values, vectors = np.linalg.eigh(D @ D.T)
+    P, Q = (jnp.asarray(vectors * values**power @ vectors.T, jnp.float32) for power in (-1.0, -0.5))
+    return Unrolled(layers.SignalMatrices(P, Q), params.steps._replace(gamma=jnp.full(K, N / M)))
+
+
+def _with_recurrent_weights(problem, layer):
+    """NA-ALISTA with the analytic weights of the problem."""
+    params = layer.init(problem.key, problem.D)
+    return params._replace(shared=params.shared._replace(analytic=Fixed(problem.W)))
+
+
+def _best_of(options: tuple, make: Callable, start: Callable) -> Callable:
+    """The layer `make(option)` whose start errs least after K steps."""
+
+    def choose(problem):
+        D, (Y, X) = problem.D, problem.chosen_on
+        return min(map(make, options), key=lambda layer: _nmse(layer, start(problem, layer), D, Y, X))
+
+    return choose
 
 
 def _penalised(make: Callable) -> Callable:
-    return lambda problem: make(_best_lam(problem, make))
+    return _best_of((0.02, 0.05, 0.1, 0.2, 0.3, 0.4), make, _from_init)
 
 
 def _grid(problem, layer):
@@ -167,29 +184,38 @@ def _tista(problem):
     return layers.tista(K, probability=PROBABILITY, noise=problem.noise_variance)
 
 
+def _na_alista(problem):
+    """In noise with the published shares of the support, which grow more slowly."""
+    return layers.na_alista(K, support=SUPPORT if math.isinf(problem.snr) else (0.0075, 0.12))
+
+
+def _liht(sparsity: int):
+    return layers.liht(K, sparsity=sparsity)
+
+
 FAMILIES = {
     "ISTA": Family(_penalised(lambda lam: layers.ista(K, lam=lam)), _from_init, 0.0, False),
     "FISTA": Family(_penalised(lambda lam: layers.fista(K, lam=lam)), _from_init, 0.0, False),
     "step-LISTA": Family(_penalised(lambda lam: layers.step_lista(K, lam=lam)), _from_init, 5e-3, False),
     "LISTA": Family(_fixed(layers.lista(K, tied=False)), _coupled, 3e-4),
-    "LISTA-SS": Family(_fixed(layers.lista_ss(K, tied=False, support=SUPPORT)), _coupled, 3e-4),
+    "LISTA-SS": Family(_fixed(layers.lista_ss(K, tied=False, support=SUPPORT)), _coupled, 3e-5),
     "LISTA-CP": Family(_fixed(layers.lista_cp(K, tied=False)), _with_weights, 5e-4),
     "LISTA-CPSS": Family(_fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 5e-4),
     "TiLISTA": Family(_fixed(layers.tilista(K, support=SUPPORT)), _with_weights, 5e-4),
     "ALISTA": Family(_fixed(layers.alista(K)), _with_weights, 5e-3),
     "ALISTA-SS": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3),
+    "ALISTA-SS longer": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps=3000),
     "GLISTA": Family(_fixed(layers.glista(K, support=SUPPORT)), _with_weights, 5e-4),
-    "LFISTA": Family(_fixed(layers.lfista(K)), _from_init, 3e-4),
+    "LFISTA": Family(_fixed(layers.lfista(K)), _coupled, 1e-4),
     "LAMP": Family(_fixed(layers.lamp(K)), _from_init, 1e-4, False),
     "LAMP-BG": Family(_fixed(layers.lamp_bg(K, probability=PROBABILITY)), _from_init, 1e-4, False),
     "TISTA": Family(_tista, _from_init, 1e-2, False),
-    "LIHT": Family(_fixed(layers.liht(K, sparsity=int(PROBABILITY * N))), _from_init, 3e-4, False),
-    "Ada-LISTA": Family(_fixed(layers.ada_lista(K)), _from_init, 1e-3),
-    "NA-ALISTA": Family(_fixed(layers.na_alista(K, support=SUPPORT)), _from_init, 2e-3, False),
+    "LIHT": Family(_best_of((40, 50, 60, 70, 80), _liht, _coupled), _coupled, 3e-5, False),
+    "Ada-LISTA": Family(_fixed(layers.ada_lista(K)), _whitened, 1e-3),
+    "NA-ALISTA": Family(_na_alista, _with_recurrent_weights, 5e-3, False),
     "LISTA-CPSS by stages": Family(
         _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 1e-3, steps_per_stage=50
     ),
-    "ALISTA-SS by stages": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps_per_stage=50),
     "HyperLISTA": Family(_fixed(layers.hyperlista(K)), _grid, 0.0, False),
 }
 
@@ -211,7 +237,7 @@ def run(family: Family, problem: Problem, steps: int) -> dict:
     started = time.perf_counter() - began
     if family.steps_per_stage:
         params = train_in_stages(layer, params, problem, family)
-    elif family.rate and steps:
+    elif steps := training_steps(family, steps):
         params = train(layer, params, problem, family.rate, steps)
     seconds = time.perf_counter() - began
     codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, problem.test[0])
@@ -229,7 +255,7 @@ def run(family: Family, problem: Problem, steps: int) -> dict:
 
 def training_steps(family: Family, steps: int) -> int:
     """How many a family is trained for: 0 if it is not, and three stages for every step of the network by a curriculum."""
-    return 3 * K * family.steps_per_stage or (steps if family.rate else 0)
+    return 3 * K * family.steps_per_stage or family.steps or (steps if family.rate else 0)
 
 
 def train(layer, params, problem: Problem, rate: float, steps: int):

@@ -7,6 +7,11 @@ import signal
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
+
+# Compiling is most of the time of a test, and half of it are the fusion emitters; later versions do not know the flag.
+if jax.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
