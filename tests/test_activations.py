@@ -309,6 +309,17 @@ def test_shrink_gradient_matches_differences():
             assert_close(jax.vmap(jax.grad(f, argnum))(v, theta), slope, atol=1e-8)
 
 
+def test_the_derivative_of_shrink_holds_in_both_modes_and_twice():
+    v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7, jnp.nan]), 0.5
+    x, along = jax.jvp(ua.shrink, (v, theta), (jnp.full(5, 3.0), 2.0))
+    assert_equal(x, [-1.5, 0, 0, 1.2, np.nan])
+    assert_equal(along, [5, 0, 0, 1, np.nan])  # dv - sign(x) dtheta on the support
+    square = jax.hessian(lambda z: jnp.sum(ua.shrink(z[:4], z[4]) ** 2) / 2)(jnp.append(v[:4], theta))
+    gradient = np.array([[1, 0, 0, 0, 1], [0, 0, 0, 1, -1]])  # of the two entries that are not zero
+    assert_equal(square, gradient.T @ gradient)
+    assert_equal(jax.grad(lambda v: jnp.sum(ua.shrink(v, 1)))(v[:4]), [1, 0, 0, 1])  # an integer theta
+
+
 def sorted_selection(v, theta, fraction):
     """`select_support` with ReLU, by a sort."""
     count, size = int(np.round(fraction * v.size)), np.abs(v)
