@@ -15,6 +15,8 @@ if jax.__version_info__ < (0, 11):
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from unrolled.cli import main  # noqa: E402
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,3 +46,30 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Tiny problems spend their time in the compiler."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def float32_by_default():
+    """As in a fresh process of a user."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture
+def run(capsys, folder, monkeypatch):
+    """The command line in process, in the `folder` of a module's inputs: `run(*arguments) -> (status, stdout, stderr)`."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run

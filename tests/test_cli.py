@@ -1,7 +1,6 @@
 """The command line in process: what it prints, what it writes, and one line on stderr for what a user can mend."""
 
 import csv
-import json
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import strict_json
 from PIL import Image
 
 import unrolled
@@ -20,15 +20,7 @@ from unrolled._experiments._report import Section
 from unrolled.cli import main
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
-
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    """Float32 by default, as in a fresh process; compiled fast rather than well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(False):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +45,6 @@ def folder(tmp_path_factory):
     for name, shape in {"first": (64, 72), "second": (72, 64), "tiny": (7, 20)}.items():
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{name}.png")
     return folder
-
-
-@pytest.fixture
-def run(capsys, folder, monkeypatch):
-    """`run(*arguments) -> (status, stdout, stderr)` in the folder of the inputs."""
-    monkeypatch.chdir(folder)
-
-    def run(*arguments):
-        status = main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def strict_json(text):
-    def refuse(constant):
-        raise AssertionError(f"{constant} in JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.mark.parametrize("command", ["compare", "certify", "doctor"])

@@ -16,14 +16,7 @@ M, N, DEPTH, STAGES, STEPS, EVERY = 10, 20, 3, 3, 20, 5
 RATES = np.array([1.0, 0.3, 0.0, 2.0])
 # Sums and products of a few numbers in another order.
 ROUNDING = 1e3 * np.finfo(np.float64).eps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Tiny problems spend their time in the compiler."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

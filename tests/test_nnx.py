@@ -13,14 +13,7 @@ import unrolled as ur
 M, N, DEPTH, BATCH = 5, 8, 2, 6
 # Sums of some ten terms in another order, through a few products: far below 1e4 roundings of float64.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Tiny problems spend their time in the compiler."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

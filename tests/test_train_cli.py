@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import fcntl
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import strict_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,14 +26,7 @@ from unrolled._experiments._config import OPTIONS, Config, load, to_toml
 from unrolled._experiments._options import ConfigError
 from unrolled.cli import main
 
-
-@pytest.fixture(autouse=True, scope="module")
-def as_users_run_it():
-    """Float32 by default, as in a fresh process; compiled fast rather than well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(False):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +49,6 @@ def folder(tmp_path_factory):
     (folder / "full").mkdir()
     (folder / "full" / "notes.txt").write_text("mine\n")
     return folder
-
-
-@pytest.fixture
-def run(capsys, folder, monkeypatch):
-    """`run(*arguments) -> (status, stdout, stderr)` in the folder of the inputs."""
-    monkeypatch.chdir(folder)
-
-    def run(*arguments):
-        status = main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def strict_json(text):
-    def refuse(constant):
-        raise AssertionError(f"{constant} in JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.mark.parametrize("command", ["train", "encode"])

@@ -34,14 +34,7 @@ LOSSES = {
     "deep": training.deep(training.supervised),
     "deep lasso": training.deep(LASSO, np.arange(1.0, DEPTH + 1)),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Tiny problems spend their time in the compiler."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,7 @@ from unrolled.models import CSCNet, shift_average
 FILTERS, KERNEL, STRIDE, UNFOLDINGS, THETA = 3, 4, 2, 3, 0.15
 # Sums of some hundred terms in another order, through a few products: far below 1e4 roundings of float64.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Tiny problems spend their time in the compiler."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make(stride=STRIDE, **options):
