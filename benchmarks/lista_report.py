@@ -51,11 +51,16 @@ def table(results: dict) -> str:
         cells = [family]
         for setting in settings:
             found = results[setting].get(family)
-            cell = "" if found is None else f"{found['median']['nmse']:.1f} / {found['median']['mean_nmse']:.1f}"
+            cell = "" if found is None else _both(found["median"])
             published = PUBLISHED.get(setting, {}).get(family)
             cells.append(f"{cell} ({published})" if published else cell)
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def _both(median: dict) -> str:
+    """Ratio of sums / mean of dB; errors above the signal itself are not told apart."""
+    return "diverges" if median["nmse"] > 0.1 else f"{median['nmse']:.1f} / {median['mean_nmse']:.1f}"
 
 
 def seconds(results: dict, setting: str = "noiseless") -> str:
