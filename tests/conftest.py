@@ -24,6 +24,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_configure(config):
     """What one process has compiled the others load, and the next run too: two thirds of the time of a test is compiling."""
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     folder = str(config.cache.mkdir("compiled"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -53,7 +53,7 @@ def gaussian(seed=0, m=M, d=N):
 
 
 @pytest.fixture(scope="module")
-def families(quick_compilation):
+def families(compiled_as_in_the_child):
     """Params of every family."""
     return {name: build(K).init(jax.random.key(1), gaussian()) for name, build in registry.LAYERS.items()}
 
@@ -314,7 +314,7 @@ def test_the_package_never_unpickles_or_evaluates_what_it_reads():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
+def compiled_as_in_the_child(tmp_path_factory):
     """As in the child; what one training has compiled, the others load."""
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -335,7 +335,7 @@ def quick_compilation(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(quick_compilation):
+def reference(compiled_as_in_the_child):
     """The run that nothing disturbs."""
     return run(None, STEPS)
 
@@ -525,7 +525,7 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(tmp_pa
         Checkpoint(3)
 
 
-def test_a_relative_folder_is_made_absolute(monkeypatch, tmp_path, quick_compilation):
+def test_a_relative_folder_is_made_absolute(monkeypatch, tmp_path, compiled_as_in_the_child):
     monkeypatch.chdir(tmp_path)
     run("a/b", 0)
     assert steps_in(tmp_path / "a" / "b") == [0]
@@ -683,11 +683,11 @@ def test_signals_stay_as_they_are_outside_the_main_thread_and_where_they_are_ign
     assert seen == [before, signal.SIG_IGN]
 
 
-def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(tmp_path, quick_compilation, reference):
+def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(tmp_path, compiled_as_in_the_child, reference):
     """Three processes, each killed by SIGKILL at its own random moment; what they left is finished here."""
     script = Path(__file__).with_name("small_training.py")
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": quick_compilation,
+        "JAX_COMPILATION_CACHE_DIR": compiled_as_in_the_child,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": os.pathsep.join([str(Path(ur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),

@@ -31,7 +31,8 @@ def test_runs(path):
         "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
         "PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
     ):
-        environment[f"JAX_{name}"] = str(jax.config.values[f"jax_{name.lower()}"])
+        value = jax.config.values[f"jax_{name.lower()}"]
+        environment[f"JAX_{name}"] = "" if value is None else str(value)
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, str(path)], env=environment, capture_output=True, text=True, timeout=300
     )
