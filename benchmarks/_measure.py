@@ -1,4 +1,6 @@
-"""Timing that can be compared: rivals in turn within one run, medians, compile time apart from run time."""
+"""Timing that can be compared: rivals in turn within one run, medians, compile time apart from run
+time.
+"""
 
 import json
 import os
@@ -13,9 +15,11 @@ import numpy as np
 
 
 def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
-    """Median milliseconds of each function over `rounds` turns (A B C A B C ...) of `calls` timed calls.
+    """Median milliseconds of each function over `rounds` turns (A B C A B C ...) of `calls` timed
+    calls.
 
-    A turn begins with a pause and one call that is not timed: the thread pool of the rival before it may still spin.
+    A turn begins with a pause and one call that is not timed: the thread pool of the rival before
+        it may still spin.
     """
     times = {name: [] for name in functions}
     for _ in range(rounds):
@@ -30,7 +34,9 @@ def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
 
 
 def compile_seconds(function, *args) -> float:
-    """Seconds to trace and compile `function` afresh: a new wrapper and empty caches leave nothing to reuse."""
+    """Seconds to trace and compile `function` afresh: a new wrapper and empty caches leave nothing
+    to reuse.
+    """
     jax.clear_caches()
     began = time.perf_counter()
     jax.jit(lambda *args: function(*args)).lower(*args).compile()
@@ -60,7 +66,9 @@ def environment() -> dict[str, str]:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor()
 

@@ -1,8 +1,10 @@
-"""Coherence programs: this library beside HiGHS (and Clarabel, where it is installed), one solve per atom for them.
+"""Coherence programs: this library beside HiGHS (and Clarabel, where it is installed), one solve
+per atom for them.
 
-Run `python benchmarks/coherence.py`: about five minutes on two cores. Small dictionaries are solved whole by every solver;
-where a rival would take hours it solves a sample of atoms, two at a time like the whole, and its total is the sample's times
-the number of atoms per sampled one. Every figure of ours includes certificates. Writes coherence.json.
+Run `python benchmarks/coherence.py`: about five minutes on two cores. Small dictionaries are solved
+whole by every solver; where a rival would take hours it solves a sample of atoms, two at a time
+like the whole, and its total is the sample's times the number of atoms per sampled one. Every
+figure of ours includes certificates. Writes coherence.json.
 """
 
 import importlib.util
@@ -34,12 +36,19 @@ def highs_coherence(job) -> float:
 
     D, i = job
     others = np.delete(D, i, axis=1)
-    found = linprog(np.ones(2 * others.shape[1]), A_eq=np.hstack([others, -others]), b_eq=D[:, i], method="highs-ds")
+    found = linprog(
+        np.ones(2 * others.shape[1]),
+        A_eq=np.hstack([others, -others]),
+        b_eq=D[:, i],
+        method="highs-ds",
+    )
     return 1 / found.fun
 
 
 def highs_entries(job) -> float:
-    """min max abs(w) : w . d_i = 1, abs(w . d_j) <= level, by the interior point: HiGHS's faster form here."""
+    """min max abs(w) : w . d_i = 1, abs(w . d_j) <= level, by the interior point: HiGHS's faster
+    form here.
+    """
     from scipy.optimize import linprog
 
     D, i, level = job
@@ -49,7 +58,9 @@ def highs_entries(job) -> float:
     rows = np.hstack([rows, np.repeat([0.0, -1.0], [2 * n, 2 * m])[:, None]])
     right = np.repeat([level, 0.0], [2 * n, 2 * m])
     cost, equal = np.append(np.zeros(m), 1.0), np.append(D[:, i], 0.0)[None]
-    found = linprog(cost, A_ub=rows, b_ub=right, A_eq=equal, b_eq=[1.0], bounds=(None, None), method="highs-ipm")
+    found = linprog(
+        cost, A_ub=rows, b_ub=right, A_eq=equal, b_eq=[1.0], bounds=(None, None), method="highs-ipm"
+    )
     return found.fun
 
 
@@ -72,12 +83,18 @@ def clarabel_coherence(job) -> float:
     cost, right = np.append(np.zeros(n), np.ones(n)), np.append(D[:, i], np.zeros(2 * n))
     return (
         1
-        / clarabel.DefaultSolver(sparse.csc_matrix((2 * n, 2 * n)), cost, rows, right, cones, settings).solve().obj_val
+        / clarabel.DefaultSolver(
+            sparse.csc_matrix((2 * n, 2 * n)), cost, rows, right, cones, settings
+        )
+        .solve()
+        .obj_val
     )
 
 
 def rival(solve, jobs) -> tuple[float, np.ndarray]:
-    """Seconds and values of all jobs, in two processes of one thread each (the start of the processes is not counted)."""
+    """Seconds and values of all jobs, in two processes of one thread each (the start of the
+    processes is not counted).
+    """
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.map(solve, jobs[:2])
         began = time.perf_counter()
@@ -139,20 +156,27 @@ def measure(m: int, d: int) -> dict:
             ),
             "least entries, HiGHS, s": seconds * d / len(sample),
             "least entries, HiGHS atoms solved": len(sample),
-            "least entries, largest difference": float(np.abs(entries.per_atom_upper[sample] - values).max()),
+            "least entries, largest difference": float(
+                np.abs(entries.per_atom_upper[sample] - values).max()
+            ),
             "speed-up, least entries": seconds * d / len(sample) / entries_s,
             "least entries, ms per atom": 1e3 * entries_s / d,
             "least entries, HiGHS ms per atom in one process": 1e3 * 2 * seconds / len(sample),
         }
     if importlib.util.find_spec("clarabel"):
         seconds, values = rival(clarabel_coherence, [(D, i) for i in sample])
-        result |= {"Clarabel all atoms, s": seconds * d / len(sample), "Clarabel atoms solved": len(sample)}
+        result |= {
+            "Clarabel all atoms, s": seconds * d / len(sample),
+            "Clarabel atoms solved": len(sample),
+        }
     return result
 
 
 def cost_law(results: dict, key: str) -> float:
     """p in seconds ~ d^p at d = 2 m, from the two largest sizes."""
-    (small, a), (large, b) = ((int(name.split("x")[1]), value[key]) for name, value in list(results.items())[-2:])
+    (small, a), (large, b) = (
+        (int(name.split("x")[1]), value[key]) for name, value in list(results.items())[-2:]
+    )
     return math.log(b / a) / math.log(large / small)
 
 
@@ -164,7 +188,10 @@ def rectangular() -> dict:
 
     shapes = [(100, 200), (100, 400), (100, 800), (50, 800), (200, 800), (400, 800)]
     with jax.enable_x64(True):
-        return {f"{m}x{d}": ours(lambda m=m, d=d: theory.generalized_coherence(gaussian(m, d)))[0] for m, d in shapes}
+        return {
+            f"{m}x{d}": ours(lambda m=m, d=d: theory.generalized_coherence(gaussian(m, d)))[0]
+            for m, d in shapes
+        }
 
 
 if __name__ == "__main__":
@@ -176,6 +203,7 @@ if __name__ == "__main__":
     results |= {
         "exponent of d at d = 2 m, all atoms": cost_law(results, "all atoms, s"),
         "all atoms at other shapes, s": rectangular(),
-        "peak memory of this process, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak memory of this process, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / 1024,
     }
     save(Path(__file__).with_suffix(".json"), results)

@@ -1,8 +1,10 @@
-"""What stage-wise training adds to end-to-end training in as many steps, and what HyperLISTA reaches without any.
+"""What stage-wise training adds to end-to-end training in as many steps, and what HyperLISTA
+reaches without any.
 
     python benchmarks/curriculum.py [--steps-per-stage 50] [--output benchmarks/curriculum.json]
 
-The standard benchmark: 250 x 500, K = 16, no noise; NMSE in dB after 16 steps on 1,000 test signals, by both definitions.
+The standard benchmark: 250 x 500, K = 16, no noise; NMSE in dB after 16 steps on 1,000 test
+    signals, by both definitions.
 """
 
 import argparse
@@ -27,8 +29,13 @@ def signals(seed: int, batch: int):
 def judge(layer, params, seconds: float) -> dict[str, float]:
     Y, X = signals(99, 1000)
     codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
-    found = {"ratio of sums": ur.metrics.nmse(codes, X), "mean of dB": ur.metrics.mean_nmse(codes, X)}
-    return {name: round(float(value), 2) for name, value in found.items()} | {"seconds": round(seconds, 1)}
+    found = {
+        "ratio of sums": ur.metrics.nmse(codes, X),
+        "mean of dB": ur.metrics.mean_nmse(codes, X),
+    }
+    return {name: round(float(value), 2) for name, value in found.items()} | {
+        "seconds": round(seconds, 1)
+    }
 
 
 def timed(layer, make) -> dict[str, float]:
@@ -41,12 +48,17 @@ def trainings(layer, params, steps_per_stage: int) -> dict[str, dict]:
     """Both ways of training from calibrated params, in 3 K stages or as many steps at once."""
     Y, X = signals(77, 512)
     start = ur.analytic.calibrate(layer, params, D, X, Y)
-    steps, options = 3 * K * steps_per_stage, dict(key=1, validation=signals(78, 512), evaluate_every=steps_per_stage)
+    steps, options = (
+        3 * K * steps_per_stage,
+        dict(key=1, validation=signals(78, 512), evaluate_every=steps_per_stage),
+    )
     log_nmse, adam = ur.training.log_nmse, optax.adam
 
     def end_to_end(rate):
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam(rate))
-        return ur.fit(layer, start, D, SAMPLE, optimizer=optimizer, steps=steps, loss=log_nmse, **options).best
+        return ur.fit(
+            layer, start, D, SAMPLE, optimizer=optimizer, steps=steps, loss=log_nmse, **options
+        ).best
 
     def staged(decay):
         how = dict(steps_per_stage=steps_per_stage, decay=decay)
@@ -55,7 +67,9 @@ def trainings(layer, params, steps_per_stage: int) -> dict[str, dict]:
     return {
         "calibrated": judge(layer, start, 0.0),
         "end to end, Adam 1e-3": timed(layer, lambda: end_to_end(1e-3)),
-        "end to end, cosine from 2e-3": timed(layer, lambda: end_to_end(optax.cosine_decay_schedule(2e-3, steps))),
+        "end to end, cosine from 2e-3": timed(
+            layer, lambda: end_to_end(optax.cosine_decay_schedule(2e-3, steps))
+        ),
         "curriculum": timed(layer, lambda: staged(1.0)),
         "curriculum, decay 0.3": timed(layer, lambda: staged(0.3)),
     }
@@ -64,12 +78,17 @@ def trainings(layer, params, steps_per_stage: int) -> dict[str, dict]:
 def searched() -> dict[str, dict]:
     layer, params, (Y, X) = ur.layers.hyperlista(K), ur.analytic.hyperlista(D), signals(50, 2048)
     grid = dict(
-        threshold=[0.03, 0.035, 0.04], momentum=[0.0125, 0.015, 0.0175, 0.02], selection=[10.0, 11.0, 12.0, 13.0]
+        threshold=[0.03, 0.035, 0.04],
+        momentum=[0.0125, 0.015, 0.0175, 0.02],
+        selection=[10.0, 11.0, 12.0, 13.0],
     )
     began = time.perf_counter()
     found = ur.training.search(layer, params, D, X, Y, chunk=1, **grid)
     seconds = time.perf_counter() - began
-    return {"as given": judge(layer, params, 0.0), "searched": judge(layer, found.params, seconds) | found.values}
+    return {
+        "as given": judge(layer, params, 0.0),
+        "searched": judge(layer, found.params, seconds) | found.values,
+    }
 
 
 def main():

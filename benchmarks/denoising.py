@@ -1,9 +1,12 @@
-"""Denoising: CSCNet trained here, beside BM3D and beside ISTA with the dictionary that CSCNet learned.
+"""Denoising: CSCNet trained here, beside BM3D and beside ISTA with the dictionary that CSCNet
+learned.
 
-    python benchmarks/denoising.py [--data DIR] [--weights DIR] [--output benchmarks/denoising.json] [--steps N N]
+    python benchmarks/denoising.py [--data DIR] [--weights DIR] [--output benchmarks/denoising.json]
+    [--steps N N]
 
-DIR, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training writes its state to the weights
-folder at every look and goes on from there; `--stop` evaluates what is there. float32, pictures in [0, 1], nothing clipped.
+DIR, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training writes
+its state to the weights folder at every look and goes on from there; `--stop` evaluates what is
+there. float32, pictures in [0, 1], nothing clipped.
 """
 
 import argparse
@@ -35,7 +38,9 @@ ONE_GRID, FOUR_GRIDS = ((0, 0),), ((0, 0), (0, 2), (2, 0), (2, 2))  # corners
 
 
 def dct_filters(count: int, n: int, rng) -> np.ndarray:
-    """The lowest frequencies of the two-dimensional DCT, a little disturbed; noise where there are no more."""
+    """The lowest frequencies of the two-dimensional DCT, a little disturbed; noise where there are
+    no more.
+    """
     line = np.sqrt(2 / n) * np.cos(np.pi * (np.arange(n) + 0.5) * np.arange(n)[:, None] / n)
     line[0] /= np.sqrt(2)
     order = sorted(np.ndindex(n, n), key=sum)
@@ -60,7 +65,9 @@ def new_net(noise_adaptive: bool = False) -> CSCNet:
 
 
 def adapted(net: CSCNet) -> CSCNet:
-    """A noise-adaptive net that equals `net` at its noise level: theta_0 = 0, theta_1 = theta / sigma."""
+    """A noise-adaptive net that equals `net` at its noise level: theta_0 = 0, theta_1 = theta /
+    sigma.
+    """
     new = new_net(noise_adaptive=True)
     for name in ("A", "B", "C"):
         getattr(new, name)[...] = getattr(net, name)[...]
@@ -73,27 +80,37 @@ def adapted(net: CSCNet) -> CSCNet:
 
 
 def sampler(pictures, batch: int, size: int):
-    """`sample(key, low, high) -> (clean, noisy, sigmas)`: windows turned and mirrored, noise levels uniform in a range."""
+    """`sample(key, low, high) -> (clean, noisy, sigmas)`: windows turned and mirrored, noise levels
+    uniform in a range.
+    """
     side = pictures.shape[1] - size + 1
 
     def sample(key, low, high):
         which, where, turn, level, noise = jax.random.split(key, 5)
         index = jax.random.randint(which, (batch,), 0, len(pictures))
         corner = jax.random.randint(where, (batch, 2), 0, side)
-        cut = jax.vmap(lambda i, c: jax.lax.dynamic_slice(pictures, (i, c[0], c[1]), (1, size, size))[0])
+        cut = jax.vmap(
+            lambda i, c: jax.lax.dynamic_slice(pictures, (i, c[0], c[1]), (1, size, size))[0]
+        )
         clean = cut(index, corner)
         flips = jax.random.bernoulli(turn, 0.5, (3,))
         clean = jnp.where(flips[0], clean[:, ::-1], clean)
         clean = jnp.where(flips[1], clean[:, :, ::-1], clean)
         clean = jnp.where(flips[2], clean.transpose(0, 2, 1), clean)
         sigmas = jax.random.uniform(level, (batch,), clean.dtype, low, high)
-        return clean, clean + sigmas[:, None, None] * jax.random.normal(noise, clean.shape, clean.dtype), sigmas
+        return (
+            clean,
+            clean + sigmas[:, None, None] * jax.random.normal(noise, clean.shape, clean.dtype),
+            sigmas,
+        )
 
     return sample
 
 
 def objective(net, corners, clean, noisy, sigmas):
-    """Squared error of the mean over some grids, where all atoms are there, weighted so that all noise levels count."""
+    """Squared error of the mean over some grids, where all atoms are there, weighted so that all
+    noise levels count.
+    """
     reach = max(max(corner) for corner in corners)
 
     def inner(window, a, b):
@@ -105,20 +122,37 @@ def objective(net, corners, clean, noisy, sigmas):
         estimates = jax.vmap(lambda cut: net.estimate(cut, *sigma))(cuts)
         return jnp.mean(jnp.stack([inner(e, a, b) for e, (a, b) in zip(estimates, corners)]), 0)
 
-    estimates = jax.vmap(estimate)(noisy) if net.slope is None else jax.vmap(estimate)(noisy, sigmas)
+    estimates = (
+        jax.vmap(estimate)(noisy) if net.slope is None else jax.vmap(estimate)(noisy, sigmas)
+    )
     errors = jnp.mean((estimates - jax.vmap(inner, (0, None, None))(clean, 0, 0)) ** 2, (1, 2))
     return 100 * jnp.mean(errors / sigmas)
 
 
 def train(
-    name: str, net: CSCNet, levels, corners, steps: int, rate: float, *, pictures, folder: Path, stop: bool
+    name: str,
+    net: CSCNet,
+    levels,
+    corners,
+    steps: int,
+    rate: float,
+    *,
+    pictures,
+    folder: Path,
+    stop: bool,
 ) -> list[dict]:
-    """Adam with a warm-up and a cosine; the state goes to a file, from where a stopped run goes on. Returns the curve."""
+    """Adam with a warm-up and a cosine; the state goes to a file, from where a stopped run goes on.
+    Returns the curve.
+    """
     path = folder / f"{name}.npz"
     rates = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 30), steps, rate / 100)
-    optimizer = nnx.Optimizer(net, optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rates)), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(
+        net, optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rates)), wrt=nnx.Param
+    )
     size = WINDOW + max(max(corner) for corner in corners)
-    sample = sampler(jnp.asarray(pictures[:-HELD_OUT]), BATCH if len(corners) == 1 else BATCH // 2, size)
+    sample = sampler(
+        jnp.asarray(pictures[:-HELD_OUT]), BATCH if len(corners) == 1 else BATCH // 2, size
+    )
 
     @nnx.jit
     def step(net, optimizer, key):
@@ -221,7 +255,9 @@ def bm3d(noisy, level: float):
 
 
 def judged(name: str, estimate, pictures: dict, level: float, seed: int = 1000) -> dict:
-    """PSNR of `estimate(noisy)` on every picture; median seconds of the clock, and of the processor over all threads."""
+    """PSNR of `estimate(noisy)` on every picture; median seconds of the clock, and of the processor
+    over all threads.
+    """
     found = []
     for j, (title, picture) in enumerate(pictures.items()):
         noisy = noise(picture, level, seed + j)
@@ -236,13 +272,17 @@ def judged(name: str, estimate, pictures: dict, level: float, seed: int = 1000) 
         processor_seconds=float(np.median(processor)),
         pictures={title: round(value, 3) for title, value in zip(titles, quality)},
     )
-    print(f"{name}, sigma {level}: {row['psnr']:.2f} dB, {row['processor_seconds']:.2f} s", flush=True)
+    print(
+        f"{name}, sigma {level}: {row['psnr']:.2f} dB, {row['processor_seconds']:.2f} s", flush=True
+    )
     return row
 
 
 def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
     for shape in {p.shape for p in pictures.values()}:
-        denoise(net, np.zeros(shape, np.float32), level / 255).block_until_ready()  # compiled before it is timed
+        denoise(
+            net, np.zeros(shape, np.float32), level / 255
+        ).block_until_ready()  # compiled before it is timed
     name = "CSCNet" if net.slope is None else "CSCNet, noise-adaptive"
     row = judged(name, lambda noisy: denoise(net, noisy, level / 255), pictures, level)
     some = [noise(p, level, 1000 + j) for j, p in enumerate(pictures.values())]
@@ -250,20 +290,31 @@ def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
 
 
 def ista_row(A, pictures: dict, training) -> dict:
-    """lam by the best mean PSNR on training pictures, in units of sigma times the mean norm of an atom."""
+    """lam by the best mean PSNR on training pictures, in units of sigma times the mean norm of an
+    atom.
+    """
     noisy = [noise(picture, 25, j) for j, picture in enumerate(training)]
     lams = [float(c) * SIGMA for c in (1.0, 2.0, 3.0, 4.5, 7.0, 10.0)]
     scale = float(jnp.linalg.norm(A.reshape(len(A), -1), axis=1).mean())
-    scores = {lam: np.mean([psnr(ista(A, y, lam * scale), p) for y, p in zip(noisy, training)]) for lam in lams}
+    scores = {
+        lam: np.mean([psnr(ista(A, y, lam * scale), p) for y, p in zip(noisy, training)])
+        for lam in lams
+    }
     lam = max(scores, key=scores.get)
     row = judged("LASSO in the learned A", lambda y: ista(A, y, lam * scale), pictures, 25)
     some = [noise(p, 25, 1000 + j) for j, p in enumerate(pictures.values())]
     found = {"lam / (sigma norm(a))": lam / SIGMA, "steps": LASSO_STEPS}
-    return row | found | {"density": float(np.mean([ista_density(A, y, lam * scale) for y in some]))}
+    return (
+        row | found | {"density": float(np.mean([ista_density(A, y, lam * scale) for y in some]))}
+    )
 
 
-def figure(net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path) -> None:
-    """One detail, noisy and denoised, the learned filters, and PSNR on held-out pictures during training."""
+def figure(
+    net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path
+) -> None:
+    """One detail, noisy and denoised, the learned filters, and PSNR on held-out pictures during
+    training.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -275,7 +326,9 @@ def figure(net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, ref
     fig, axes = plt.subplots(1, 5, figsize=(11, 2.4), layout="constrained")
     for ax, (title, estimate) in zip(axes, shown.items()):
         ax.imshow(np.asarray(estimate)[cut], cmap="gray", vmin=0, vmax=1)
-        ax.set_title(f"{title}, {psnr(np.asarray(estimate, np.float32), picture):.2f} dB", fontsize=9)
+        ax.set_title(
+            f"{title}, {psnr(np.asarray(estimate, np.float32), picture):.2f} dB", fontsize=9
+        )
     axes[3].imshow(mosaic(np.asarray(net.A[...][:, 0])), cmap="gray")
     axes[3].set_title("learned filters A", fontsize=9)
     for ax in axes[:4]:
@@ -296,19 +349,30 @@ def figure(net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, ref
 def mosaic(filters: np.ndarray) -> np.ndarray:
     """The filters, the strongest first, each scaled to its own largest entry, ten in a row."""
     order = np.argsort(-np.linalg.norm(filters, axis=(1, 2)))
-    cells = [np.pad(f / np.abs(f).max(), 1, constant_values=1) for f in filters[order[: len(filters) // 10 * 10]]]
+    cells = [
+        np.pad(f / np.abs(f).max(), 1, constant_values=1)
+        for f in filters[order[: len(filters) // 10 * 10]]
+    ]
     return np.block([cells[i : i + 10] for i in range(0, len(cells), 10)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="folder that holds denoising/")
     parser.add_argument("--weights", type=Path, default=Path("denoising-weights"))
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument(
-        "--steps", type=int, nargs=2, default=(6000, 2000), help="on one grid and on four; half for the adaptive net"
+        "--steps",
+        type=int,
+        nargs=2,
+        default=(6000, 2000),
+        help="on one grid and on four; half for the adaptive net",
     )
-    parser.add_argument("--stop", action="store_true", help="train no further, evaluate what is there")
+    parser.add_argument(
+        "--stop", action="store_true", help="train no further, evaluate what is there"
+    )
     options = parser.parse_args()
     folder = ur.datasets.locate("denoising", options.data)
     training = np.stack([*ur.datasets.read_images(folder / "Train400").values()])
@@ -325,24 +389,34 @@ def main() -> None:
         "four grids": learn("adaptive-averaged", adaptive, RANGE, FOUR_GRIDS, four // 2, 5e-4),
     }
 
-    held, done = training[-HELD_OUT:], f"after {steps_of(curves)} and {steps_of(adaptive_curves)} steps"
+    held, done = (
+        training[-HELD_OUT:],
+        f"after {steps_of(curves)} and {steps_of(adaptive_curves)} steps",
+    )
     row = partial(remembered, options.weights / "rows.json")
     rows = {}
     for level in LEVELS:
         rows[f"sigma {level}"] = {
             "noisy": row(f"noisy {level}", judged, "noisy", np.asarray, pictures, level),
-            "BM3D": row(f"BM3D {level}", judged, "BM3D", partial(bm3d, level=level), pictures, level),
-            "CSCNet, noise-adaptive": row(f"adaptive {level} {done}", net_row, adaptive, pictures, level),
+            "BM3D": row(
+                f"BM3D {level}", judged, "BM3D", partial(bm3d, level=level), pictures, level
+            ),
+            "CSCNet, noise-adaptive": row(
+                f"adaptive {level} {done}", net_row, adaptive, pictures, level
+            ),
         }
     rows["sigma 25"]["CSCNet"] = row(f"plain {done}", net_row, net, pictures, 25)
-    rows["sigma 25"]["LASSO in the learned A"] = row(f"LASSO {done}", ista_row, net.A[...], pictures, held[:2])
+    rows["sigma 25"]["LASSO in the learned A"] = row(
+        f"LASSO {done}", ista_row, net.A[...], pictures, held[:2]
+    )
     on_held = "BM3D, held out", partial(bm3d, level=25), dict(enumerate(held)), 25, 0
     reference = row("BM3D, held out", judged, *on_held)["psnr"]
     results = {
         "bm3d": metadata.version("bm3d"),
         "net": dict(filters=FILTERS, kernel=KERNEL, stride=STRIDE, unfoldings=UNFOLDINGS),
         "parameters": {"CSCNet": parameters(net), "noise-adaptive": parameters(adaptive)},
-        "training": dict(batch=BATCH, window=WINDOW) | {"CSCNet": curves, "noise-adaptive": adaptive_curves},
+        "training": dict(batch=BATCH, window=WINDOW)
+        | {"CSCNet": curves, "noise-adaptive": adaptive_curves},
         "held-out pictures, sigma 25": {"CSCNet": held_out(net, held), "BM3D": reference},
         "Set12": rows,
     }
@@ -351,7 +425,9 @@ def main() -> None:
 
 
 def remembered(path: Path, key: str, compute, *args) -> dict:
-    """The row of a method: from the file if a run that was stopped left it there, else computed and left there."""
+    """The row of a method: from the file if a run that was stopped left it there, else computed and
+    left there.
+    """
     rows = json.loads(path.read_text()) if path.exists() else {}
     if key not in rows:
         rows[key] = compute(*args)

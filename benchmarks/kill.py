@@ -1,7 +1,9 @@
-"""SIGKILL at random moments of a training that saves after every step: what is lost, what is damaged, what differs.
+"""SIGKILL at random moments of a training that saves after every step: what is lost, what is
+damaged, what differs.
 
-`python benchmarks/kill.py [kills]` starts a training, kills it, starts it again in the same folder, until it is finished;
-then it begins another one, until so many were killed. After every kill all saved steps are read and checked.
+`python benchmarks/kill.py [kills]` starts a training, kills it, starts it again in the same folder,
+until it is finished; then it begins another one, until so many were killed. After every kill all
+saved steps are read and checked.
 """
 
 import hashlib
@@ -18,8 +20,7 @@ import numpy as np
 import optax
 
 import unrolled as ur
-from unrolled.training._checkpoint import Steps
-from unrolled.training._manifest import DamagedError
+from unrolled.training import DamagedError, Steps
 
 STEPS = 40
 
@@ -32,12 +33,17 @@ def train(folder: str | None):
     sample = ur.problems.sampler(D, 32)
     told = [lambda record, params: print(record.step, flush=True)]
     where = None if folder is None else ur.training.Checkpoint(folder, every=1)
-    return ur.fit(layer, layer.init(None, D), D, sample, checkpoint=where, callbacks=told, **options)
+    return ur.fit(
+        layer, layer.init(None, D), D, sample, checkpoint=where, callbacks=told, **options
+    )
 
 
 def bits(fit) -> str:
     """A sha256 of everything that a training returns, but for the seconds."""
-    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((fit.params, fit.best, fit.D, fit.history.loss))]
+    leaves = [
+        np.asarray(leaf).tobytes()
+        for leaf in jax.tree.leaves((fit.params, fit.best, fit.D, fit.history.loss))
+    ]
     records = [repr(record._replace(seconds=0.0)).encode() for record in fit.history.records]
     return hashlib.sha256(b"".join(leaves + records)).hexdigest()
 
@@ -54,14 +60,18 @@ def start(folder: str) -> subprocess.Popen:
 
 
 def killed_after(folder: str, seconds: float) -> tuple[bool, int]:
-    """Kill a training so long after its first step; whether it was still running, and the last step that it told."""
+    """Kill a training so long after its first step; whether it was still running, and the last step
+    that it told.
+    """
     process, told = start(folder), 0
     while told == 0 and (line := process.stdout.readline()):
         told = int(line) if line.strip().isdigit() else STEPS
     time.sleep(seconds)
     process.kill()
     rest, _ = process.communicate()
-    return process.returncode != 0, max([told, *(int(line) for line in rest.splitlines() if line.isdigit())])
+    return process.returncode != 0, max(
+        [told, *(int(line) for line in rest.splitlines() if line.isdigit())]
+    )
 
 
 def unreadable(folder: Path) -> list[int]:
@@ -76,7 +86,10 @@ def unreadable(folder: Path) -> list[int]:
 
 
 def torture(kills: int) -> dict:
-    rng, found = np.random.default_rng(0), dict(kills=0, in_a_save=0, runs=0, different=0, unreadable=0, most_lost=0)
+    rng, found = (
+        np.random.default_rng(0),
+        dict(kills=0, in_a_save=0, runs=0, different=0, unreadable=0, most_lost=0),
+    )
     began, expected = time.perf_counter(), None
     with tempfile.TemporaryDirectory() as name:
         while found["kills"] < kills:
@@ -84,9 +97,13 @@ def torture(kills: int) -> dict:
             while running and found["kills"] < kills:
                 running, told = killed_after(str(folder), rng.uniform(0, 1))
                 found["kills"] += running
-                found["in_a_save"] += running and any("orbax-checkpoint-tmp" in path.name for path in folder.iterdir())
+                found["in_a_save"] += running and any(
+                    "orbax-checkpoint-tmp" in path.name for path in folder.iterdir()
+                )
                 found["unreadable"] += len(unreadable(folder))
-                saved = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+                saved = max(
+                    (int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0
+                )
                 found["most_lost"] = max(found["most_lost"], told - saved)
             last = start(str(folder)).communicate()[0].split()[-1]
             expected = expected or bits(train(None))

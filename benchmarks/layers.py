@@ -1,8 +1,10 @@
-"""How fast the layers are: against their own matrix products, numpy and PyTorch; compile time in depth; cost of `fit`.
+"""How fast the layers are: against their own matrix products, numpy and PyTorch; compile time in
+depth; cost of `fit`.
 
     python benchmarks/layers.py [--output benchmarks/layers.json]
 
-Everything in one run, rivals in turn, medians. PyTorch is measured where it is installed. float32 throughout.
+Everything in one run, rivals in turn, medians. PyTorch is measured where it is installed. float32
+throughout.
 """
 
 import argparse
@@ -29,7 +31,9 @@ def setting(batch: int):
 
 
 def products_alone(params, D, Y):
-    """The matrix products of the 16 steps and nothing else, in the layout of the layer: x <- (D x) W_k."""
+    """The matrix products of the 16 steps and nothing else, in the layout of the layer: x <- (D x)
+    W_k.
+    """
 
     def one(y):
         x = jnp.zeros(D_ATOMS, y.dtype) + y[0]
@@ -40,10 +44,14 @@ def products_alone(params, D, Y):
 
 
 def forward(batch: int) -> dict:
-    """Milliseconds of a batch: the layer, in chunks of 1,000 signals that stay in the cache, its products, numpy, torch."""
+    """Milliseconds of a batch: the layer, in chunks of 1,000 signals that stay in the cache, its
+    products, numpy, torch.
+    """
     D, params, Y, _ = setting(batch)
     apply = ur.layers.lista_cp(K, tied=False).apply
-    layer = jax.jit(lambda params, D, Y: jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=1000))
+    layer = jax.jit(
+        lambda params, D, Y: jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=1000)
+    )
     products = jax.jit(products_alone)
     functions = {
         "unrolled": lambda: layer(params, D, Y).block_until_ready(),
@@ -56,7 +64,9 @@ def forward(batch: int) -> dict:
 
 
 def single() -> dict:
-    """Milliseconds of one signal: unstacked steps (a Python loop), stacked ones (a scan), numpy, torch eager."""
+    """Milliseconds of one signal: unstacked steps (a Python loop), stacked ones (a scan), numpy,
+    torch eager.
+    """
     D, params, Y, _ = setting(1)
     layer = ur.layers.lista_cp(K, tied=False)
     loop, scan = ur.layers.unstack(params), params
@@ -69,7 +79,9 @@ def single() -> dict:
     }
     times = median_ms(functions, rounds=5, calls=100)
     if "torch eager" in times:
-        times["torch eager / unrolled, unstacked"] = times["torch eager"] / times["unrolled, unstacked"]
+        times["torch eager / unrolled, unstacked"] = (
+            times["torch eager"] / times["unrolled, unstacked"]
+        )
     return times
 
 
@@ -93,7 +105,9 @@ def torch_forward(D, params, Y) -> dict:
         import torch
     except ImportError:
         return {}
-    D, Y, W, theta = (torch.from_numpy(np.array(a)) for a in (D, Y, params.steps.W, params.steps.theta))
+    D, Y, W, theta = (
+        torch.from_numpy(np.array(a)) for a in (D, Y, params.steps.W, params.steps.theta)
+    )
     theta = theta.tolist()
 
     @torch.no_grad()
@@ -107,7 +121,9 @@ def torch_forward(D, params, Y) -> dict:
 
 
 def compile_times() -> dict:
-    """Seconds to compile, forward and gradient, at depths 16, 64 and 256 (m = 50, d = 100); medians of three."""
+    """Seconds to compile, forward and gradient, at depths 16, 64 and 256 (m = 50, d = 100); medians
+    of three.
+    """
     D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
     y = D[:, 0]
     found = {}
@@ -115,7 +131,10 @@ def compile_times() -> dict:
         layer = ur.layers.lista_cp(depth, tied=False)
         params = layer.init(None, D)
         grad = jax.grad(lambda p, D, y, layer=layer: jnp.sum(layer.apply(p, D, y) ** 2))
-        seconds = [(compile_seconds(layer.apply, params, D, y), compile_seconds(grad, params, D, y)) for _ in range(3)]
+        seconds = [
+            (compile_seconds(layer.apply, params, D, y), compile_seconds(grad, params, D, y))
+            for _ in range(3)
+        ]
         forward, gradient = np.median(seconds, axis=0)
         found[f"K = {depth}"] = {"forward": float(forward), "gradient": float(gradient)}
     for kind in ("forward", "gradient"):
@@ -124,7 +143,9 @@ def compile_times() -> dict:
 
 
 def fit_overhead() -> dict:
-    """Milliseconds per step of `fit` and of a bare loop over a compiled step that does the same work."""
+    """Milliseconds per step of `fit` and of a bare loop over a compiled step that does the same
+    work.
+    """
     D, params, _, _ = setting(64)
     sample, layer = ur.problems.sampler(D, 64), ur.layers.lista_cp(K, tied=False)
     optimizer, key = optax.adam(1e-4), jax.random.key(2)
@@ -147,7 +168,17 @@ def fit_overhead() -> dict:
         value.block_until_ready()
 
     def run_fit(steps):
-        ur.fit(layer, params, D, sample, optimizer=optimizer, steps=steps, key=key, evaluate_every=100, progress=False)
+        ur.fit(
+            layer,
+            params,
+            D,
+            sample,
+            optimizer=optimizer,
+            steps=steps,
+            key=key,
+            evaluate_every=100,
+            progress=False,
+        )
 
     run_bare(1)
     per_step = {}
@@ -164,14 +195,19 @@ def fit_overhead() -> dict:
 
 
 def support_threshold() -> dict:
-    """Microseconds per signal of the exact 60th largest magnitude of 500, for 1,000 signals: bit search and top_k."""
+    """Microseconds per signal of the exact 60th largest magnitude of 500, for 1,000 signals: bit
+    search and top_k.
+    """
     X = jnp.abs(jax.random.normal(jax.random.key(0), (1000, 500)))
     search = jax.jit(jax.vmap(lambda x: ur.activations.kth_largest(x, 60)))
     sort = jax.jit(jax.vmap(lambda x: jax.lax.top_k(x, 60)[0][-1]))
     if not bool((search(X) == sort(X)).all()):
         raise SystemExit("the two thresholds differ")
     times = median_ms(
-        {"bit search": lambda: search(X).block_until_ready(), "lax.top_k": lambda: sort(X).block_until_ready()},
+        {
+            "bit search": lambda: search(X).block_until_ready(),
+            "lax.top_k": lambda: sort(X).block_until_ready(),
+        },
         rounds=3,
         calls=7,
     )
@@ -180,7 +216,9 @@ def support_threshold() -> dict:
 
 def main() -> None:
     """Run everything and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     results = {

@@ -1,12 +1,15 @@
-"""The LISTA benchmark: every learned family on the standard problem, noiseless, noisy and ill-conditioned, over three seeds.
+"""The LISTA benchmark: every learned family on the standard problem, noiseless, noisy and
+ill-conditioned, over three seeds.
 
-    python benchmarks/lista.py [--settings noiseless,...] [--families ALISTA-SS,...] [--seeds 3] [--steps 400] [--output FILE]
+    python benchmarks/lista.py [--settings noiseless,...] [--families ALISTA-SS,...] [--seeds 3]
+    [--steps 400] [--output FILE]
 
-m = 250, n = 500, K = 16, Bernoulli(0.1)-Gaussian codes. The dictionary is `RandomState(0).normal`, columns normalised (that of
-NA-ALISTA); a condition number is set as in LISTA-CPSS. A seed draws the codes, the noise and the order of training. Penalties,
-grids, ridges and calibration look at 256 signals, training draws its own, the best iterate is chosen on 512 more, and the
-1,000 test signals are used for the table alone. "public" is the dictionary and the test set of ALISTA's repository, found
-through UNROLLED_DATA. float32. Results of a run are merged into the file, family by family.
+m = 250, n = 500, K = 16, Bernoulli(0.1)-Gaussian codes. The dictionary is `RandomState(0).normal`,
+columns normalised (that of NA-ALISTA); a condition number is set as in LISTA-CPSS. A seed draws the
+codes, the noise and the order of training. Penalties, grids, ridges and calibration look at 256
+signals, training draws its own, the best iterate is chosen on 512 more, and the 1,000 test signals
+are used for the table alone. "public" is the dictionary and the test set of ALISTA's repository,
+found through UNROLLED_DATA. float32. Results of a run are merged into the file, family by family.
 """
 
 import argparse
@@ -65,7 +68,9 @@ class Problem(NamedTuple):
 
 
 def dictionary(kappa: float | None) -> jax.Array:
-    """RandomState(0), singular values set to a geometric sequence from kappa to 1 if one is given, unit columns."""
+    """RandomState(0), singular values set to a geometric sequence from kappa to 1 if one is given,
+    unit columns.
+    """
     D = np.random.RandomState(0).normal(size=(M, N)) / math.sqrt(M)
     if kappa is not None:
         U, _, V = np.linalg.svd(D, full_matrices=False)
@@ -77,7 +82,9 @@ def public() -> tuple[jax.Array, jax.Array]:
     """D and the test codes (1000, d) of VITA-Group/ALISTA."""
     folder = ur.datasets.locate("lista_benchmark")
     D = scipy.io.loadmat(folder / "D.mat")["D"]
-    return jnp.asarray(D, jnp.float32), jnp.asarray(np.load(folder / "xtest_n500_p10.npy").T, jnp.float32)
+    return jnp.asarray(D, jnp.float32), jnp.asarray(
+        np.load(folder / "xtest_n500_p10.npy").T, jnp.float32
+    )
 
 
 def problem(setting: str, seed: int) -> Problem:
@@ -85,7 +92,8 @@ def problem(setting: str, seed: int) -> Problem:
     (snr, kappa), keys = SETTINGS[setting], jax.random.split(jax.random.key(seed), 4)
     D, codes = public() if setting == "public" else (dictionary(kappa), None)
     sets = (
-        jax.jit(ur.problems.sampler(D, n, probability=PROBABILITY, snr=snr))(k) for n, k in zip((256, 512, 1000), keys)
+        jax.jit(ur.problems.sampler(D, n, probability=PROBABILITY, snr=snr))(k)
+        for n, k in zip((256, 512, 1000), keys)
     )
     found = Problem(D, analytic.frobenius_weights(D), snr, keys[3], *sets)
     if codes is not None:
@@ -108,7 +116,9 @@ def weights(problem: Problem) -> jax.Array:
 
 
 class Family(NamedTuple):
-    """How a family is trained: its layer, its start on a problem, and the rate of Adam; a rate of 0 trains nothing."""
+    """How a family is trained: its layer, its start on a problem, and the rate of Adam; a rate of 0
+    trains nothing.
+    """
 
     layer: Callable  # (problem) -> Layer
     start: Callable  # (problem, layer) -> params
@@ -126,21 +136,31 @@ def _with_weights(problem, layer):
     """ISTA's start with the analytic weights in the place of D / L, at every step."""
     params = layer.init(problem.key, problem.D)
     if hasattr(params.steps, "W"):
-        return params._replace(steps=params.steps._replace(W=jnp.broadcast_to(problem.W, (K, M, N))))
+        return params._replace(
+            steps=params.steps._replace(W=jnp.broadcast_to(problem.W, (K, M, N)))
+        )
     return params._replace(shared=type(params.shared)(problem.W))
 
 
 def _coupled(problem, layer):
-    """The matrices of a LISTA-CP in a family without its coupling: B = W, S = I - W'D, and no memory of an older code."""
+    """The matrices of a LISTA-CP in a family without its coupling: B = W, S = I - W'D, and no
+    memory of an older code.
+    """
     params = layer.init(problem.key, problem.D)
     S = jnp.eye(N) - problem.W.T @ problem.D
     matrices = {"B": problem.W, "S": S, "M": jnp.zeros_like(S)}
-    repeated = {name: jnp.broadcast_to(A, (K, *A.shape)) for name, A in matrices.items() if hasattr(params.steps, name)}
+    repeated = {
+        name: jnp.broadcast_to(A, (K, *A.shape))
+        for name, A in matrices.items()
+        if hasattr(params.steps, name)
+    }
     return params._replace(steps=params.steps._replace(**repeated))
 
 
 def _whitened(problem, layer):
-    """Ada-LISTA with the steps of ALISTA: P = Q'Q = (D D')^-1, as the rows of D^+ are the analytic weights up to scale."""
+    """Ada-LISTA with the steps of ALISTA: P = Q'Q = (D D')^-1, as the rows of D^+ are the analytic
+    weights up to scale.
+    """
     params, D = layer.init(problem.key, problem.D), np.asarray(problem.D, float)
     values, vectors = np.linalg.eigh(D @ D.T)
     P, Q = (jnp.asarray(vectors * values**power @ vectors.T, jnp.float32) for power in (-1.0, -0.5))
@@ -158,7 +178,9 @@ def _best_of(options: tuple, make: Callable, start: Callable) -> Callable:
 
     def choose(problem):
         D, (Y, X) = problem.D, problem.chosen_on
-        return min(map(make, options), key=lambda layer: _nmse(layer, start(problem, layer), D, Y, X))
+        return min(
+            map(make, options), key=lambda layer: _nmse(layer, start(problem, layer), D, Y, X)
+        )
 
     return choose
 
@@ -168,12 +190,18 @@ def _penalised(make: Callable) -> Callable:
 
 
 def _grid(problem, layer):
-    """HyperLISTA's three numbers. They are not trained, so the 512 signals of validation are free: fewer would mislead."""
+    """HyperLISTA's three numbers. They are not trained, so the 512 signals of validation are free:
+    fewer would mislead.
+    """
     Y, X = problem.validation
     values = dict(
-        threshold=np.linspace(0.02, 0.06, 9), momentum=np.linspace(0.01, 0.03, 5), selection=np.linspace(6.0, 18.0, 7)
+        threshold=np.linspace(0.02, 0.06, 9),
+        momentum=np.linspace(0.01, 0.03, 5),
+        selection=np.linspace(6.0, 18.0, 7),
     )
-    return training.search(layer, layer.init(problem.key, problem.D), problem.D, X, Y, **values).params
+    return training.search(
+        layer, layer.init(problem.key, problem.D), problem.D, X, Y, **values
+    ).params
 
 
 def _fixed(layer) -> Callable:
@@ -196,15 +224,21 @@ def _liht(sparsity: int):
 FAMILIES = {
     "ISTA": Family(_penalised(lambda lam: layers.ista(K, lam=lam)), _from_init, 0.0, False),
     "FISTA": Family(_penalised(lambda lam: layers.fista(K, lam=lam)), _from_init, 0.0, False),
-    "step-LISTA": Family(_penalised(lambda lam: layers.step_lista(K, lam=lam)), _from_init, 5e-3, False),
+    "step-LISTA": Family(
+        _penalised(lambda lam: layers.step_lista(K, lam=lam)), _from_init, 5e-3, False
+    ),
     "LISTA": Family(_fixed(layers.lista(K, tied=False)), _coupled, 3e-4),
     "LISTA-SS": Family(_fixed(layers.lista_ss(K, tied=False, support=SUPPORT)), _coupled, 3e-5),
     "LISTA-CP": Family(_fixed(layers.lista_cp(K, tied=False)), _with_weights, 5e-4),
-    "LISTA-CPSS": Family(_fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 5e-4),
+    "LISTA-CPSS": Family(
+        _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 5e-4
+    ),
     "TiLISTA": Family(_fixed(layers.tilista(K, support=SUPPORT)), _with_weights, 5e-4),
     "ALISTA": Family(_fixed(layers.alista(K)), _with_weights, 5e-3),
     "ALISTA-SS": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3),
-    "ALISTA-SS longer": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps=3000),
+    "ALISTA-SS longer": Family(
+        _fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps=3000
+    ),
     "GLISTA": Family(_fixed(layers.glista(K, support=SUPPORT)), _with_weights, 5e-4),
     "LFISTA": Family(_fixed(layers.lfista(K)), _coupled, 1e-4),
     "LAMP": Family(_fixed(layers.lamp(K)), _from_init, 1e-4, False),
@@ -214,7 +248,10 @@ FAMILIES = {
     "Ada-LISTA": Family(_fixed(layers.ada_lista(K)), _whitened, 1e-3),
     "NA-ALISTA": Family(_na_alista, _with_recurrent_weights, 5e-3, False, steps=1000),
     "LISTA-CPSS by stages": Family(
-        _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 1e-3, steps_per_stage=50
+        _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)),
+        _with_weights,
+        1e-3,
+        steps_per_stage=50,
     ),
     "HyperLISTA": Family(_fixed(layers.hyperlista(K)), _grid, 0.0, False),
 }
@@ -222,7 +259,9 @@ FAMILIES = {
 
 def loss(codes, X, D, Y):
     """Mostly the error of the last step; a tenth on all of them keeps the way there short."""
-    return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(codes, X, D, Y)
+    return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(
+        codes, X, D, Y
+    )
 
 
 def run(family: Family, problem: Problem, steps: int) -> dict:
@@ -240,7 +279,9 @@ def run(family: Family, problem: Problem, steps: int) -> dict:
     elif steps := training_steps(family, steps):
         params = train(layer, params, problem, family.rate, steps)
     seconds = time.perf_counter() - began
-    codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, problem.test[0])
+    codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(
+        params, D, problem.test[0]
+    )
     X = problem.test[1]
     return {
         "untrained": _nmse(layer, untrained, D, *problem.test),
@@ -254,7 +295,9 @@ def run(family: Family, problem: Problem, steps: int) -> dict:
 
 
 def training_steps(family: Family, steps: int) -> int:
-    """How many a family is trained for: 0 if it is not, and three stages for every step of the network by a curriculum."""
+    """How many a family is trained for: 0 if it is not, and three stages for every step of the
+    network by a curriculum.
+    """
     return 3 * K * family.steps_per_stage or family.steps or (steps if family.rate else 0)
 
 
@@ -299,13 +342,17 @@ def _nmse(layer, params, D, Y, X) -> float:
 def medians(runs: list[dict]) -> dict:
     """The median over the seeds, number by number."""
     return {
-        name: np.median([run[name] for run in runs], axis=0).round(3).tolist() for name in runs[0] if name != "seed"
+        name: np.median([run[name] for run in runs], axis=0).round(3).tolist()
+        for name in runs[0]
+        if name != "seed"
     }
 
 
 def main() -> None:
     """Run what is asked for and merge it into the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     without_data = [name for name in SETTINGS if name != "public" or "UNROLLED_DATA" in os.environ]
     parser.add_argument("--settings", default=",".join(without_data))
     parser.add_argument("--families", default=",".join(FAMILIES))
@@ -319,7 +366,11 @@ def main() -> None:
         problems = [problem(setting, seed) for seed in range(arguments.seeds)]
         for name in arguments.families.split(","):
             runs = [run(FAMILIES[name], p, arguments.steps) for p in problems]
-            found = {"steps": training_steps(FAMILIES[name], arguments.steps), "median": medians(runs), "runs": runs}
+            found = {
+                "steps": training_steps(FAMILIES[name], arguments.steps),
+                "median": medians(runs),
+                "runs": runs,
+            }
             results.setdefault(setting, {})[name] = found
             m = found["median"]
             print(

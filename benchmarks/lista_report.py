@@ -1,9 +1,11 @@
 """The table and the figure of `benchmarks/lista.json`, beside published numbers.
 
-    python benchmarks/lista_report.py [--results benchmarks/lista.json] [--figure benchmarks/lista.png]
+    python benchmarks/lista_report.py [--results benchmarks/lista.json] [--figure
+    benchmarks/lista.png]
 
-Published: [log] a repository's own training log (NA-ALISTA, ratio of sums, the same dictionary); [fig] read off a figure of
-Open-L2O, mean of dB, 256 x 512, within about 0.7 dB. They were trained for hours; the definitions of NMSE differ as marked.
+Published: [log] a repository's own training log (NA-ALISTA, ratio of sums, the same dictionary);
+[fig] read off a figure of Open-L2O, mean of dB, 256 x 512, within about 0.7 dB. They were trained
+for hours; the definitions of NMSE differ as marked.
 """
 
 import argparse
@@ -24,7 +26,12 @@ PUBLISHED = {
         "ALISTA-SS": "-78.5 [fig]",
         "GLISTA": "-55 [fig]",
     },
-    "SNR 40": {"ISTA": "-5.8 [log]", "FISTA": "-7.6 [log]", "ALISTA-SS": "-39.1 [log]", "NA-ALISTA": "-42.2 [log]"},
+    "SNR 40": {
+        "ISTA": "-5.8 [log]",
+        "FISTA": "-7.6 [log]",
+        "ALISTA-SS": "-39.1 [log]",
+        "NA-ALISTA": "-42.2 [log]",
+    },
     "SNR 20": {
         "ISTA": "-5.7 [log]",
         "FISTA": "-7.6 [log]",
@@ -35,7 +42,16 @@ PUBLISHED = {
         "GLISTA": "-22.1 [fig]",
     },
 }
-SHOWN = ("ISTA", "FISTA", "LISTA-CP", "LISTA-CPSS", "ALISTA-SS", "NA-ALISTA", "HyperLISTA", "LAMP-BG")
+SHOWN = (
+    "ISTA",
+    "FISTA",
+    "LISTA-CP",
+    "LISTA-CPSS",
+    "ALISTA-SS",
+    "NA-ALISTA",
+    "HyperLISTA",
+    "LAMP-BG",
+)
 
 
 def settings_of(results: dict) -> list[str]:
@@ -60,15 +76,26 @@ def table(results: dict) -> str:
 
 def _both(median: dict) -> str:
     """Ratio of sums / mean of dB; errors above the signal itself are not told apart."""
-    return "diverges" if median["nmse"] > 0.1 else f"{median['nmse']:.1f} / {median['mean_nmse']:.1f}"
+    return (
+        "diverges" if median["nmse"] > 0.1 else f"{median['nmse']:.1f} / {median['mean_nmse']:.1f}"
+    )
 
 
 def seconds(results: dict, setting: str = "noiseless") -> str:
     """What a setting cost and how it failed, family by family."""
-    rows = ["| family | training steps | seconds | untrained | signals above -20 dB |", "|---|---|---|---|---|"]
+    rows = [
+        "| family | training steps | seconds | untrained | signals above -20 dB |",
+        "|---|---|---|---|---|",
+    ]
     for family, found in results[setting].items():
         m = found["median"]
-        cells = [family, found["steps"], f"{m['seconds']:.0f}", f"{m['untrained']:.1f}", f"{m['failure_rate']:.1%}"]
+        cells = [
+            family,
+            found["steps"],
+            f"{m['seconds']:.0f}",
+            f"{m['untrained']:.1f}",
+            f"{m['failure_rate']:.1%}",
+        ]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 
@@ -79,7 +106,11 @@ def figure(results: dict):
     looks = plots.styles(SHOWN)
     fig, panels = plots.figure(1, len(chosen), width=4.2, height=3.6)
     for panel, setting in zip(panels[0], chosen):
-        lines = {f: np.asarray(results[setting][f]["median"]["per_step"]) for f in SHOWN if f in results[setting]}
+        lines = {
+            f: np.asarray(results[setting][f]["median"]["per_step"])
+            for f in SHOWN
+            if f in results[setting]
+        }
         plots.curves(panel, lines, title=setting, ylabel="NMSE, dB (ratio of sums)", looks=looks)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
@@ -88,7 +119,9 @@ def figure(results: dict):
 
 def main() -> None:
     """Print the tables and draw the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("lista.json"))
     parser.add_argument("--figure", type=Path, default=Path(__file__).with_name("lista.png"))
     arguments = parser.parse_args()

@@ -1,4 +1,5 @@
-"""CNN realizations: seconds to build and to compile, beside the layer that they compute; 256 x 512, 16 untied steps, float32.
+"""CNN realizations: seconds to build and to compile, beside the layer that they compute; 256 x 512,
+16 untied steps, float32.
 
 Run `python benchmarks/realize.py`: about a minute on two cores. Writes realize.json.
 """
@@ -17,11 +18,16 @@ M, D_ATOMS, STEPS, KERNEL = 256, 512, 16, 3
 
 def measure(form: str, layer, params, D, y) -> dict:
     began = time.perf_counter()
-    network = ur.realize.cnn(layer, params, D, kernel_size=KERNEL, signal_bound=float(jnp.abs(y).max()), form=form)
+    network = ur.realize.cnn(
+        layer, params, D, kernel_size=KERNEL, signal_bound=float(jnp.abs(y).max()), form=form
+    )
     jax.block_until_ready(network.layers)
     built = time.perf_counter() - began
     run, plain = jax.jit(network.run), jax.jit(layer.apply)
-    difference = jnp.abs(run(network.layers, y) - plain(params, D, y)).max() / jnp.abs(plain(params, D, y)).max()
+    difference = (
+        jnp.abs(run(network.layers, y) - plain(params, D, y)).max()
+        / jnp.abs(plain(params, D, y)).max()
+    )
     times = median_ms(
         {
             "network": lambda: jax.block_until_ready(run(network.layers, y)),
@@ -47,4 +53,7 @@ if __name__ == "__main__":
     params = ur.analytic.lista_cp(D, depth=STEPS, sparsity=2, bound=1.0, tied=False)
     y = ur.problems.synthesize(D, ur.problems.bounded(jax.random.key(1), (1, D_ATOMS), 2))[0]
     forms = ("literal", "positive", "compact")
-    save(Path(__file__).with_suffix(".json"), {form: measure(form, layer, params, D, y) for form in forms})
+    save(
+        Path(__file__).with_suffix(".json"),
+        {form: measure(form, layer, params, D, y) for form in forms},
+    )

@@ -1,9 +1,11 @@
-"""How fast a training step is: forward, backward and Adam of a 16-step LISTA-CP beside PyTorch, eager and compiled.
+"""How fast a training step is: forward, backward and Adam of a 16-step LISTA-CP beside PyTorch,
+eager and compiled.
 
     python benchmarks/training.py [--output benchmarks/training.json]
 
-250 x 500, untied weights, loss on the last code, the same batch for all, float32; with and without support selection. Rivals in
-turn within one run, medians. `torch.compile` needs a C++ compiler; its Adam is the fused one.
+250 x 500, untied weights, loss on the last code, the same batch for all, float32; with and without
+support selection. Rivals in turn within one run, medians. `torch.compile` needs a C++ compiler; its
+Adam is the fused one.
 """
 
 import argparse
@@ -23,12 +25,17 @@ SUPPORT = (0.012, 0.13)
 
 
 def ours(params, D, Y, X, support):
-    """One step of Adam on params in the form given: stacked steps run as a scan, a tuple of steps as a Python loop."""
+    """One step of Adam on params in the form given: stacked steps run as a scan, a tuple of steps
+    as a Python loop.
+    """
     layer = ur.layers.lista_cp(K, tied=False, support=support)
     optimizer = optax.adam(1e-4)
 
     def loss(params, D, Y, X):
-        return jnp.mean(jnp.sum((jax.vmap(layer.apply, (None, None, 0))(params, D, Y) - X) ** 2, -1)) / 2
+        return (
+            jnp.mean(jnp.sum((jax.vmap(layer.apply, (None, None, 0))(params, D, Y) - X) ** 2, -1))
+            / 2
+        )
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, D, Y, X):
@@ -76,7 +83,11 @@ def torch_steps(params, D, Y, X, support) -> dict:
     except ImportError:
         return {}
     D, Y, X = (torch.from_numpy(np.array(a)) for a in (D, Y, X))
-    counts = [0] * K if support is None else [round(min((k + 1) * support[0], support[1]) * N) for k in range(K)]
+    counts = (
+        [0] * K
+        if support is None
+        else [round(min((k + 1) * support[0], support[1]) * N) for k in range(K)]
+    )
 
     def make(compiled: bool):
         W = [torch.nn.Parameter(torch.from_numpy(np.array(w))) for w in params.steps.W]
@@ -126,17 +137,23 @@ def training_step(batch: int, support) -> dict:
     )
     if "torch compiled" in times:
         best = min(times["torch compiled"], times["torch eager"])
-        times["best torch / unrolled, a tuple of steps"] = best / times["unrolled, a tuple of steps"]
+        times["best torch / unrolled, a tuple of steps"] = (
+            best / times["unrolled, a tuple of steps"]
+        )
     return times
 
 
 def main() -> None:
     """Run everything and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     results = {
-        f"batch {batch}, {'support selection' if support else 'plain'}, ms": training_step(batch, support)
+        f"batch {batch}, {'support selection' if support else 'plain'}, ms": training_step(
+            batch, support
+        )
         for batch in (64, 1000)
         for support in (None, SUPPORT)
     }

@@ -1,16 +1,22 @@
-"""Every test runs in float64 with strict promotion; float32 is asked for by name where users use it."""
+"""Every test runs in float64 with strict promotion; float32 is asked for by name where users use
+it.
+"""
 
 import os
 import signal
 
-# The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for the other's.
+# The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for
+# the other's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 
-# Compiling is most of the time of a test, and half of it are the fusion emitters; later versions do not know the flag.
+# Compiling is most of the time of a test, and half of it are the fusion emitters; later versions do
+# not know the flag.
 if jax.__version_info__ < (0, 11):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    )
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -23,7 +29,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """What one process has compiled the others load, and the next run too: two thirds of the time of a test is compiling."""
+    """What one process has compiled the others load, and the next run too: two thirds of the time
+    of a test is compiling.
+    """
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
     folder = str(config.cache.mkdir("compiled"))
@@ -67,7 +75,9 @@ def float32_by_default():
 
 @pytest.fixture
 def run(capsys, folder, monkeypatch):
-    """The command line in process, in the `folder` of a module's inputs: `run(*arguments) -> (status, stdout, stderr)`."""
+    """The command line in process, in the `folder` of a module's inputs: `run(*arguments) ->
+    (status, stdout, stderr)`.
+    """
     monkeypatch.chdir(folder)
 
     def run(*arguments):

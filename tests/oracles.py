@@ -24,7 +24,9 @@ def _ones(seed, m, d):
 
 def _bumps(n):
     t = np.linspace(0, 1, n)
-    return unit(np.hstack([np.exp(-((t[:, None] - t) ** 2) / (2 * width**2)) for width in (0.03, 0.06)]))
+    return unit(
+        np.hstack([np.exp(-((t[:, None] - t) ** 2) / (2 * width**2)) for width in (0.03, 0.06)])
+    )
 
 
 def _with(*columns):
@@ -51,7 +53,9 @@ DICTIONARIES = {
     "dct 64x256": lambda: np.asarray(dictionaries.dct((8, 8), (16, 16))),
     "paley": lambda: np.asarray(dictionaries.paley(13)),
     "identity and hadamard": lambda: np.asarray(dictionaries.identity_hadamard(8)),
-    "one independent atom": lambda: unit(np.block([[normal(6, 8, 14), np.zeros((8, 1))], [np.zeros(14), 1]])),
+    "one independent atom": lambda: unit(
+        np.block([[normal(6, 8, 14), np.zeros((8, 1))], [np.zeros(14), 1]])
+    ),
     "square": lambda: unit(normal(9, 7, 7)),
     "tall": lambda: unit(normal(9, 9, 5)),
     "two atoms": lambda: unit(normal(1, 4, 2)),
@@ -63,7 +67,8 @@ DICTIONARIES = {
 # Equal or opposite atoms: solutions are sets.
 WITH_TWINS = {"signs", "duplicate and antiparallel", "one row"}
 
-# HiGHS keeps constraints to 1e-10, which moves its values by as much again times the size of w: up to 600 and 3e5 here.
+# HiGHS keeps constraints to 1e-10, which moves its values by as much again times the size of w: up
+# to 600 and 3e5 here.
 HIGHS = {"vandermonde": 1e-6, "rows from 1e-6 to 1": 1e-6}
 
 
@@ -101,7 +106,9 @@ def least_coherence(A, i):
     if not len(others):
         return 0.0
     cost, own = np.append(np.zeros(len(A)), 1.0), np.append(A[:, i], 0.0)
-    found = _solve(cost, A_ub=_both(others, -1), b_ub=np.zeros(2 * len(others)), A_eq=own[None], b_eq=[1.0])
+    found = _solve(
+        cost, A_ub=_both(others, -1), b_ub=np.zeros(2 * len(others)), A_eq=own[None], b_eq=[1.0]
+    )
     assert found.status == 0
     return found.fun
 
@@ -124,7 +131,10 @@ def least_coherence_by_duality(A, i):
 def least_entry(A, i, level):
     """min max_k |w_k| : w . a_i = 1, |w . a_j| <= level; inf where there is none."""
     m, others = len(A), np.delete(A, i, axis=1).T
-    rows, bound = np.vstack([_both(others, 0), _both(np.eye(m), -1)]), np.zeros(2 * (len(others) + m))
+    rows, bound = (
+        np.vstack([_both(others, 0), _both(np.eye(m), -1)]),
+        np.zeros(2 * (len(others) + m)),
+    )
     bound[: 2 * len(others)] = level
     cost, own = np.append(np.zeros(m), 1.0), np.append(A[:, i], 0.0)
     found = _solve(cost, A_ub=rows, b_ub=bound, A_eq=own[None], b_eq=[1.0])

@@ -1,4 +1,6 @@
-"""One line per method: a name and how it is built. A new line gives the method the whole conformance suite."""
+"""One line per method: a name and how it is built. A new line gives the method the whole
+conformance suite.
+"""
 
 from functools import partial
 
@@ -17,7 +19,9 @@ LAYERS = {
     "lista, untied": partial(ur.layers.lista, tied=False),
     "lista_cp": ur.layers.lista_cp,
     "lista_cp, untied": partial(ur.layers.lista_cp, tied=False),
-    "lista_cp, gelu": partial(ur.layers.lista_cp, activation=ur.activations.scale(ur.activations.gelu, 8.0)),
+    "lista_cp, gelu": partial(
+        ur.layers.lista_cp, activation=ur.activations.scale(ur.activations.gelu, 8.0)
+    ),
     "alista": ur.layers.alista,
     "alista, support": partial(ur.layers.alista, support=(0.1, 0.3)),
     "alista, support, leaky_relu": partial(
@@ -44,9 +48,20 @@ ACTIVATIONS = {
     **{name: partial(ur.activations.by_name, name) for name in ur.activations.NAMED},
     "scaled silu": lambda: ur.activations.scale(ur.activations.silu, 5.0),
     "composed elu": lambda: ur.activations.compose(ur.activations.elu(0.9), 3),
-    "scaled composition": lambda: ur.activations.scale(ur.activations.compose(ur.activations.celu(0.5), 2), 3.0),
+    "scaled composition": lambda: ur.activations.scale(
+        ur.activations.compose(ur.activations.celu(0.5), 2), 3.0
+    ),
 }
-MONOTONE = {"relu", "leaky_relu", "elu", "celu", "selu", "softplus", "composed elu", "scaled composition"}
+MONOTONE = {
+    "relu",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "softplus",
+    "composed elu",
+    "scaled composition",
+}
 
 
 def _filters(*shape):
@@ -84,7 +99,9 @@ DICTIONARIES = {
     "conv, circular, long kernel": lambda: _conv(2, 1, 7, signal=5, boundary="circular"),
     "conv, zero, stride 3": lambda: _conv(3, 2, 3, signal=6, stride=3, boundary="zero"),
     "conv 2-D, valid": lambda: _conv(3, 1, 2, 2, signal=(3, 4)),
-    "conv 2-D, circular, stride 1 and 2": lambda: _conv(2, 1, 2, 3, signal=(3, 4), stride=(1, 2), boundary="circular"),
+    "conv 2-D, circular, stride 1 and 2": lambda: _conv(
+        2, 1, 2, 3, signal=(3, 4), stride=(1, 2), boundary="circular"
+    ),
     "conv 2-D, zero, stride 2": lambda: _conv(4, 1, 2, 2, signal=(3, 4), stride=2, boundary="zero"),
     "conv, transposed": lambda: _conv(2, 1, 3, signal=8).T,
     "composed": lambda: ur.dictionaries.Composed(_array(0, 5, 7), _array(1, 7, 9)),
@@ -94,12 +111,15 @@ DICTIONARIES = {
     "sparse": lambda: ur.dictionaries.Sparse(_array(0, 6, 8), _columns(8, 12)),
     "sparse, conv": lambda: ur.dictionaries.Sparse(_conv(2, 1, 3, signal=8), _columns(12, 10)),
     "nested": lambda: ur.dictionaries.Concatenated(
-        ur.dictionaries.Composed(_conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_array(1, 12, 9), _columns(9, 7))),
+        ur.dictionaries.Composed(
+            _conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_array(1, 12, 9), _columns(9, 7))
+        ),
         _conv(1, 1, 2, signal=8, boundary="circular"),
     ),
 }
 
-# Each is called as `solve(D, y, lam, **options)`; the threshold is that of the LASSO where D is orthonormal.
+# Each is called as `solve(D, y, lam, **options)`; the threshold is that of the LASSO where D is
+# orthonormal.
 SOLVERS = {
     "threshold": ur.pursuit.threshold,
     "ista": ur.pursuit.ista,

@@ -23,7 +23,9 @@ def sample(key):
 def run(folder, steps=12, *, layer=None, params=None, D=D, sample=sample, **options):
     """`fit` with the usual choices."""
     layer = ur.lista_cp(2) if layer is None else layer
-    usual = dict(optimizer=optax.adam(1e-2), key=3, evaluate_every=4, validation=sample(jax.random.key(9)))
+    usual = dict(
+        optimizer=optax.adam(1e-2), key=3, evaluate_every=4, validation=sample(jax.random.key(9))
+    )
     params = layer.init(jax.random.key(0), D) if params is None else params
     return ur.fit(layer, params, D, sample, steps=steps, checkpoint=folder, **usual | options)
 

@@ -1,4 +1,6 @@
-"""Activations against dense grids, thresholds against brute-force proximal maps, supports against sorting."""
+"""Activations against dense grids, thresholds against brute-force proximal maps, supports against
+sorting.
+"""
 
 import functools
 import math
@@ -25,8 +27,12 @@ STEP = 1e-3  # grid spacing: slopes are seen to about STEP, extreme values to ab
 
 
 def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
-    """Comparison on the host: numpy's asserts would compile their operations for every shape of a jax array."""
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name)
+    """Comparison on the host: numpy's asserts would compile their operations for every shape of a
+    jax array.
+    """
+    np.testing.assert_allclose(
+        np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name
+    )
 
 
 def assert_equal(ours, expected, name=""):
@@ -40,17 +46,23 @@ def measured(act, unit=1.0, reach=50.0):
     rho = np.asarray(act(jnp.asarray(x)))
     tail, gap = rho[: half + 1], rho - np.maximum(x, 0)
     slope = np.abs(np.diff(tail)).max() / (STEP * unit)
-    return dict(zip(CONSTANTS, (slope, np.abs(tail).max(), np.ptp(tail), np.abs(gap).max(), np.ptp(gap))))
+    return dict(
+        zip(CONSTANTS, (slope, np.abs(tail).max(), np.ptp(tail), np.abs(gap).max(), np.ptp(gap)))
+    )
 
 
 def assert_bounds(act, seen):
-    """The constants of `act` are at least what the grid shows; 1e-9 is the rounding of a difference quotient."""
+    """The constants of `act` are at least what the grid shows; 1e-9 is the rounding of a difference
+    quotient.
+    """
     for name in CONSTANTS:
         assert seen[name] <= getattr(act, name) + 1e-9, name
 
 
 def assert_tight(act, seen, unit=1.0, names=CONSTANTS):
-    """Finite constants are at most what the grid shows plus its accuracy: as abs(h'') <= 2, slopes are good to STEP."""
+    """Finite constants are at most what the grid shows plus its accuracy: as abs(h'') <= 2, slopes
+    are good to STEP.
+    """
     for name in names:
         slack = 2 * STEP if name == "tail_lipschitz" else 1e-6 * unit
         if math.isfinite(getattr(act, name)):
@@ -102,7 +114,8 @@ def test_functions_are_those_of_their_names():
         ua.leaky_relu(0.3): np.where(x > 0, x, 0.3 * x),
         ua.elu(0.5): np.where(x > 0, x, 0.5 * np.expm1(np.minimum(x, 0))),
         ua.celu(0.5): np.where(x > 0, x, 0.5 * np.expm1(np.minimum(x, 0) / 0.5)),
-        ua.selu: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+        ua.selu: 1.0507009873554805
+        * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
         ua.silu: x / (1 + np.exp(-x)),
         ua.gelu: x * (1 + erf(x / math.sqrt(2))) / 2,
         ua.gelu_tanh: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
@@ -110,7 +123,9 @@ def test_functions_are_those_of_their_names():
         ua.softplus: np.log1p(np.exp(x)),
         ua.hard_swish: x * np.clip(x + 3, 0, 6) / 6,
         ua.scale(ua.silu, 2.0): x / (1 + np.exp(-2 * x)),
-        ua.compose(ua.elu(0.5), 2): np.where(x > 0, x, 0.5 * np.expm1(0.5 * np.expm1(np.minimum(x, 0)))),
+        ua.compose(ua.elu(0.5), 2): np.where(
+            x > 0, x, 0.5 * np.expm1(0.5 * np.expm1(np.minimum(x, 0)))
+        ),
     }
     for act, values in expected.items():
         # Both sides round a handful of operations on numbers of size 5.
@@ -119,7 +134,16 @@ def test_functions_are_those_of_their_names():
 
 @pytest.mark.parametrize("k", [0.1, 1.0, 7.0, 100.0])
 def test_scale_keeps_constants_valid_and_tight(k):
-    for act in (ua.relu, ua.leaky_relu(0.3), ua.elu(0.5), ua.celu(1.5), ua.silu, ua.mish, ua.softplus, ua.selu):
+    for act in (
+        ua.relu,
+        ua.leaky_relu(0.3),
+        ua.elu(0.5),
+        ua.celu(1.5),
+        ua.silu,
+        ua.mish,
+        ua.softplus,
+        ua.selu,
+    ):
         scaled, seen = ua.scale(act, k), measured(ua.scale(act, k), unit=1 / k)
         assert_bounds(scaled, seen)
         assert_tight(scaled, seen, unit=1 / k)
@@ -138,9 +162,12 @@ def test_compose_is_exact_for_monotone_tails(times):
     for act in (ua.relu, ua.elu(0.5), ua.elu(1.0), ua.elu(1.5), ua.celu(0.5), ua.celu(1.5)):
         composed = ua.compose(act, times)
         assert_tight(composed, measured(composed), names=CONSTANTS[1:])
-        # The slope alpha^m is reached at 0-, where it also changes fastest: by about m alpha^(2 m) a unit.
+        # The slope alpha^m is reached at 0-, where it also changes fastest: by about m alpha^(2 m)
+        # a unit.
         slope = measured(composed)["tail_lipschitz"]
-        assert composed.tail_lipschitz <= slope + times * STEP * max(1, composed.tail_lipschitz) ** 2
+        assert (
+            composed.tail_lipschitz <= slope + times * STEP * max(1, composed.tail_lipschitz) ** 2
+        )
 
 
 def test_composing_elu_shrinks_the_tail_geometrically():
@@ -195,7 +222,9 @@ def test_by_name_finds_names_and_passes_functions():
 
 def minimax_concave(x, theta, upper):
     """The penalty whose proximal map is the firm threshold."""
-    return np.where(np.abs(x) <= upper, theta * np.abs(x) - theta * x**2 / (2 * upper), theta * upper / 2)
+    return np.where(
+        np.abs(x) <= upper, theta * np.abs(x) - theta * x**2 / (2 * upper), theta * upper / 2
+    )
 
 
 PROXIMAL = {
@@ -204,7 +233,10 @@ PROXIMAL = {
     "soft, 0": (lambda v: ua.soft_threshold(v, 0.0), lambda x: 0 * x),
     "hard": (lambda v: ua.hard_threshold(v, 0.7), lambda x: 0.7**2 / 2 * (x != 0)),
     "firm": (lambda v: ua.firm_threshold(v, 0.7, 1.5), lambda x: minimax_concave(x, 0.7, 1.5)),
-    "nonnegative": (lambda v: ua.nonnegative_threshold(v, 0.7), lambda x: np.where(x < 0, np.inf, 0.7 * x)),
+    "nonnegative": (
+        lambda v: ua.nonnegative_threshold(v, 0.7),
+        lambda x: np.where(x < 0, np.inf, 0.7 * x),
+    ),
 }
 
 
@@ -220,7 +252,8 @@ def test_thresholds_are_proximal_maps(name):
     p = np.asarray(prox(jnp.asarray(v)))
     # A minimiser is no worse than any grid point; 1e-13 is the rounding of numbers of size 10.
     assert (objective(p[:, None])[:, 0] <= objective(grid[None, :]).min(1) + 1e-13).all()
-    # Each objective grows by at least a tenth of the squared distance, so the best grid point is near.
+    # Each objective grows by at least a tenth of the squared distance, so the best grid point is
+    # near.
     nearest = grid[objective(grid[None, :]).argmin(1)]
     jumps = np.isclose(np.abs(v), 0.7) if name == "hard" else np.zeros(v.shape, bool)
     assert (np.abs(p - nearest)[~jumps] <= 2e-3).all()
@@ -230,24 +263,35 @@ def test_thresholds_are_their_formulas(dtype):
     v = np.linspace(-3, 3, 241, dtype=dtype)
     theta, upper = dtype.type(0.75), dtype.type(1.5)
     size = np.abs(v)
-    firm = np.where(size <= theta, 0, np.where(size >= upper, v, np.sign(v) * (size - theta) * upper / (upper - theta)))
+    firm = np.where(
+        size <= theta,
+        0,
+        np.where(size >= upper, v, np.sign(v) * (size - theta) * upper / (upper - theta)),
+    )
     cases = [
         (ua.soft_threshold(jnp.asarray(v), theta), np.sign(v) * np.maximum(size - theta, 0)),
-        (ua.shrink(jnp.asarray(v), theta, ua.elu(0.5)), ua.elu(0.5)(v - theta) - ua.elu(0.5)(-v - theta)),
+        (
+            ua.shrink(jnp.asarray(v), theta, ua.elu(0.5)),
+            ua.elu(0.5)(v - theta) - ua.elu(0.5)(-v - theta),
+        ),
         (ua.hard_threshold(jnp.asarray(v), theta), np.where(size > theta, v, 0)),
         (ua.firm_threshold(jnp.asarray(v), theta, upper), firm),
         (ua.nonnegative_threshold(jnp.asarray(v), theta), np.maximum(v - theta, 0)),
     ]
     for ours, formula in cases:
         assert ours.dtype == dtype
-        assert_close(ours, formula, atol=8 * np.finfo(dtype).eps)  # two roundings of numbers up to 3
+        assert_close(
+            ours, formula, atol=8 * np.finfo(dtype).eps
+        )  # two roundings of numbers up to 3
 
 
 def test_theta_may_differ_by_entry():
     v, theta = jnp.asarray([3.0, -3.0, 0.5, -2.0]), jnp.asarray([1.0, 2.0, 1.0, 0.0])
     assert_equal(ua.shrink(v, theta), [2.0, -1.0, 0.0, -2.0])
     assert_equal(ua.hard_threshold(v, theta), [3.0, -3.0, 0.0, -2.0])
-    assert_close(ua.firm_threshold(v, theta, theta + 4), [2.5, -1.5, 0.0, -2.0], rtol=4 * np.finfo(float).eps)
+    assert_close(
+        ua.firm_threshold(v, theta, theta + 4), [2.5, -1.5, 0.0, -2.0], rtol=4 * np.finfo(float).eps
+    )
     assert_equal(ua.nonnegative_threshold(v, theta), [2.0, 0.0, 0.0, 0.0])
 
 
@@ -262,7 +306,9 @@ vectors = arrays(np.float64, 8, elements=st.floats(-1e3, 1e3))
 thetas = st.floats(0, 1e3)
 
 
-@pytest.mark.parametrize("prox", [ua.soft_threshold, ua.nonnegative_threshold], ids=["soft", "nonnegative"])
+@pytest.mark.parametrize(
+    "prox", [ua.soft_threshold, ua.nonnegative_threshold], ids=["soft", "nonnegative"]
+)
 def test_convex_thresholds_are_firmly_nonexpansive(prox):
     @settings(deadline=None, derandomize=True, max_examples=100)
     @given(vectors, vectors, thetas)
@@ -303,7 +349,8 @@ def test_shrink_gradient_matches_differences():
     v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7]), jnp.asarray([0.5, 0.7, 0.2, 1.0])
     for act in (ua.relu, ua.elu(0.5), ua.silu, ua.scale(ua.gelu, 3.0)):
         f = functools.partial(ua.shrink, activation=act)
-        # Central differences with step 1e-5 are off by 1e-10 / 6 times the third derivative, below 30.
+        # Central differences with step 1e-5 are off by 1e-10 / 6 times the third derivative, below
+        # 30.
         for argnum, (dv, dtheta) in enumerate(((1e-5, 0), (0, 1e-5))):
             slope = (f(v + dv, theta + dtheta) - f(v - dv, theta - dtheta)) / 2e-5
             assert_close(jax.vmap(jax.grad(f, argnum))(v, theta), slope, atol=1e-8)
@@ -314,10 +361,14 @@ def test_the_derivative_of_shrink_holds_in_both_modes_and_twice():
     x, along = jax.jvp(ua.shrink, (v, theta), (jnp.full(5, 3.0), 2.0))
     assert_equal(x, [-1.5, 0, 0, 1.2, np.nan])
     assert_equal(along, [5, 0, 0, 1, np.nan])  # dv - sign(x) dtheta on the support
-    square = jax.hessian(lambda z: jnp.sum(ua.shrink(z[:4], z[4]) ** 2) / 2)(jnp.append(v[:4], theta))
+    square = jax.hessian(lambda z: jnp.sum(ua.shrink(z[:4], z[4]) ** 2) / 2)(
+        jnp.append(v[:4], theta)
+    )
     gradient = np.array([[1, 0, 0, 0, 1], [0, 0, 0, 1, -1]])  # of the two entries that are not zero
     assert_equal(square, gradient.T @ gradient)
-    assert_equal(jax.grad(lambda v: jnp.sum(ua.shrink(v, 1)))(v[:4]), [1, 0, 0, 1])  # an integer theta
+    assert_equal(
+        jax.grad(lambda v: jnp.sum(ua.shrink(v, 1)))(v[:4]), [1, 0, 0, 1]
+    )  # an integer theta
 
 
 def sorted_selection(v, theta, fraction):
@@ -387,7 +438,18 @@ FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 def test_kth_largest_is_the_sorted_one(float_type):
     info = ml_dtypes.finfo(float_type)
     rng = np.random.default_rng(2)
-    special = [0, 0, info.smallest_subnormal, info.smallest_normal, info.eps, 1, 1, 1 + info.eps, info.max, np.inf]
+    special = [
+        0,
+        0,
+        info.smallest_subnormal,
+        info.smallest_normal,
+        info.eps,
+        1,
+        1,
+        1 + info.eps,
+        info.max,
+        np.inf,
+    ]
     special = np.asarray([float(v) for v in special]).astype(float_type)
     kth = jax.jit(jax.vmap(ua.kth_largest, (None, 0)))
     for magnitude in (
@@ -398,7 +460,9 @@ def test_kth_largest_is_the_sorted_one(float_type):
     ):
         ours = np.asarray(kth(jnp.asarray(magnitude), jnp.arange(1, 11, dtype=jnp.int32)))
         assert ours.dtype == float_type
-        assert_equal(ours.view(f"u{info.bits // 8}"), np.sort(magnitude)[::-1].view(f"u{info.bits // 8}"))
+        assert_equal(
+            ours.view(f"u{info.bits // 8}"), np.sort(magnitude)[::-1].view(f"u{info.bits // 8}")
+        )
 
 
 def test_kth_largest_of_one():
@@ -428,7 +492,10 @@ def test_bad_theta(name, theta):
 
 
 def test_bad_theta_of_the_wrappers():
-    for call in (lambda: ua.soft_threshold(jnp.ones(3), -1.0), lambda: ua.select_support(jnp.ones(3), -1.0, 0.5)):
+    for call in (
+        lambda: ua.soft_threshold(jnp.ones(3), -1.0),
+        lambda: ua.select_support(jnp.ones(3), -1.0, 0.5),
+    ):
         with pytest.raises(ValueError, match="theta must be non-negative"):
             call()
 
@@ -452,10 +519,16 @@ def test_bad_fraction(fraction):
 @pytest.mark.parametrize(
     "make, bounds",
     [
-        *((lambda v=v: ua.leaky_relu(v), "slope must be at least 0 and at most 1") for v in (-0.1, 1.1, math.nan)),
+        *(
+            (lambda v=v: ua.leaky_relu(v), "slope must be at least 0 and at most 1")
+            for v in (-0.1, 1.1, math.nan)
+        ),
         *((lambda v=v: ua.elu(v), "alpha must be at least 0") for v in (-1, math.nan, math.inf)),
         *((lambda v=v: ua.celu(v), "alpha must be above 0") for v in (0, -1, math.nan, math.inf)),
-        *((lambda v=v: ua.scale(ua.relu, v), "k must be above 0") for v in (0, -2, math.nan, math.inf)),
+        *(
+            (lambda v=v: ua.scale(ua.relu, v), "k must be above 0")
+            for v in (0, -2, math.nan, math.inf)
+        ),
         *((lambda v=v: ua.compose(ua.relu, v), "times must be at least 1") for v in (0, -1)),
     ],
 )
@@ -476,7 +549,9 @@ def test_times_is_static():
 
 
 def test_by_name_says_what_it_knows():
-    with pytest.raises(ValueError, match="unknown name 'swish'; expected one of relu, leaky_relu, .*hard_swish"):
+    with pytest.raises(
+        ValueError, match="unknown name 'swish'; expected one of relu, leaky_relu, .*hard_swish"
+    ):
         ua.by_name("swish")
     with pytest.raises(TypeError, match="expected an Activation or a function, got int"):
         ua.by_name(3)

@@ -1,4 +1,6 @@
-"""Params from theory, run by the layers that they are for: no draw may break what their schedule certifies."""
+"""Params from theory, run by the layers that they are for: no draw may break what their schedule
+certifies.
+"""
 
 import functools
 import math
@@ -20,14 +22,20 @@ def unit(D):
 def conv(boundary):
     """Spikes and the Barker code of length 13."""
     code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1])
-    return dictionaries.Conv(unit(np.stack([np.eye(13)[0], code], 1)).T[:, None], 26, boundary=boundary)
+    return dictionaries.Conv(
+        unit(np.stack([np.eye(13)[0], code], 1)).T[:, None], 26, boundary=boundary
+    )
 
 
 def lines(seed, c, q, d, m):
-    """d lines over the field of q elements, c nonzeros +-1/sqrt(c) each, and zero rows up to m: coherence at most 1/c."""
+    """d lines over the field of q elements, c nonzeros +-1/sqrt(c) each, and zero rows up to m:
+    coherence at most 1/c.
+    """
     rng, D = np.random.default_rng(seed), np.zeros((m, d))
     for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
-        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice([-1, 1], c) / math.sqrt(c)
+        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice(
+            [-1, 1], c
+        ) / math.sqrt(c)
     return D
 
 
@@ -44,10 +52,20 @@ def load(name):
         return conv("circular"), analytic.minimax_weights(conv("circular"))
     if name == "Conv, valid":
         return conv("valid"), None
-    return {"hadamard": np.asarray(dictionaries.identity_hadamard(64)), "lines": lines(0, 4, 7, 30, 28)}[name], None
+    return {
+        "hadamard": np.asarray(dictionaries.identity_hadamard(64)),
+        "lines": lines(0, 4, 7, 30, 28),
+    }[name], None
 
 
-EVERY = ["gaussian, minimax W", "gaussian, W off its diagonal", "Conv, minimax W", "Conv, valid", "hadamard", "lines"]
+EVERY = [
+    "gaussian, minimax W",
+    "gaussian, W off its diagonal",
+    "Conv, minimax W",
+    "Conv, valid",
+    "hadamard",
+    "lines",
+]
 
 
 def cast(tree, dtype):
@@ -59,20 +77,32 @@ def matrix(D):
 
 
 def members(rng, D, W, n, s):
-    """Codes with at most s nonzeros of magnitude at most 1: random ones, and ones whose atoms all push one w_i alike."""
+    """Codes with at most s nonzeros of magnitude at most 1: random ones, and ones whose atoms all
+    push one w_i alike.
+    """
     d = D.shape[1]
-    support = np.argsort(rng.random((n, d)), axis=1) < rng.integers(max(s - 1, 1), s + 1, n)[:, None]
-    size = np.stack([np.ones((n, d)), rng.uniform(0, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))])
+    support = (
+        np.argsort(rng.random((n, d)), axis=1) < rng.integers(max(s - 1, 1), s + 1, n)[:, None]
+    )
+    size = np.stack(
+        [np.ones((n, d)), rng.uniform(0, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))]
+    )
     aligned = np.sign(matrix(W).T @ matrix(D))[rng.integers(d, size=n)]
     signs = np.where(rng.random((n, 1)) < 0.5, aligned, rng.choice([-1, 1], (n, d)))
     return support * size[rng.integers(3, size=n), np.arange(n)] * np.where(signs == 0, 1, signs)
 
 
 def noise_along(rng, W, n, delta, norm):
-    """Noise of that norm with the largest products with some w_i: along it (l2), at its largest entry (l1)."""
+    """Noise of that norm with the largest products with some w_i: along it (l2), at its largest
+    entry (l1).
+    """
     w = matrix(W).T[rng.integers(W.shape[1], size=n)]
     e = w if norm == "l2" else np.where(np.abs(w) == np.abs(w).max(1, keepdims=True), np.sign(w), 0)
-    size = np.linalg.norm(e, axis=1, keepdims=True) if norm == "l2" else np.abs(e).sum(1, keepdims=True)
+    size = (
+        np.linalg.norm(e, axis=1, keepdims=True)
+        if norm == "l2"
+        else np.abs(e).sum(1, keepdims=True)
+    )
     return delta * e / size * rng.choice([-1, 1], (n, 1))
 
 
@@ -83,7 +113,9 @@ def iterates(layer, params, D, Y):
 
 
 def assert_certified(layer, params, found, D, X, E=0.0):
-    """No false positive at any step and no l1 error above the certified one, without tolerance: the guard is one."""
+    """No false positive at any step and no l1 error above the certified one, without tolerance: the
+    guard is one.
+    """
     X = X.astype(D.dtype).astype(float)
     Y = (X @ matrix(D).T + E).astype(D.dtype)
     codes = np.asarray(iterates(layer, params, D, Y))
@@ -125,7 +157,8 @@ def test_thresholds_per_atom_are_never_above_the_common_ones(name):
     D, W = load(name)
     for options in (dict(sparsity=1, noise=0.0), dict(sparsity=2, noise=0.05)):
         ours, common = (
-            analytic.block_schedule(D, W, depth=30, bound=1.0, per_atom=each, **options)[1] for each in (True, False)
+            analytic.block_schedule(D, W, depth=30, bound=1.0, per_atom=each, **options)[1]
+            for each in (True, False)
         )
         assert ours.holds and common.holds
         # mu is computed from the atoms of D or from the correlations of its filters.
@@ -144,7 +177,9 @@ def test_no_member_breaks_the_bounds_per_atom(name, family):
         params = getattr(analytic, family)(D, W=W, **options)
         certified, found = analytic.block_schedule(D, W, **options)
         X = members(rng, D, certified.W, 500, s)
-        assert_certified(layer, params, found, D, X, noise_along(rng, certified.W, 500, noise, "l1"))
+        assert_certified(
+            layer, params, found, D, X, noise_along(rng, certified.W, 500, noise, "l1")
+        )
 
 
 @pytest.mark.parametrize("name", ["gaussian, minimax W", "Conv, minimax W"])
@@ -189,13 +224,24 @@ def test_noise_in_l2_stays_under_the_bounds(name, dtype):
         assert omega <= certified.omega == pytest.approx(omega, rel=1e-8)
         guard = certified.guard * s
         expected = theory.schedule(
-            certified.mu_W, omega, sparsity=s, bound=1.0, noise=delta, depth=40, guard=guard, eta=certified.eta
+            certified.mu_W,
+            omega,
+            sparsity=s,
+            bound=1.0,
+            noise=delta,
+            depth=40,
+            guard=guard,
+            eta=certified.eta,
         )
         assert found.error == pytest.approx(expected.error, rel=1e-8)
         params = analytic.lista_cp(D, W=W, **options)
-        assert params.steps.theta.tolist() == analytic.alista(D, W=W, **options).steps.theta.tolist()
+        assert (
+            params.steps.theta.tolist() == analytic.alista(D, W=W, **options).steps.theta.tolist()
+        )
         X = members(rng, D, certified.W, 500, s)
-        E = noise_along(rng, certified.W, 500, delta * (1 - 4 * np.finfo(dtype).eps), "l2")  # y is rounded as well
+        E = noise_along(
+            rng, certified.W, 500, delta * (1 - 4 * np.finfo(dtype).eps), "l2"
+        )  # y is rounded as well
         assert_certified(layers.lista_cp(40), params, found, D, X, E)
 
 
@@ -209,7 +255,12 @@ def test_twice_the_noise_in_l2_is_a_false_positive():
 def test_noise_in_l2_for_an_activation():
     D, _ = load("hadamard")
     options = dict(
-        depth=40, sparsity=2, bound=1.0, noise=0.05, noise_norm="l2", activation=act.scale(act.softplus, 1e3)
+        depth=40,
+        sparsity=2,
+        bound=1.0,
+        noise=0.05,
+        noise_norm="l2",
+        activation=act.scale(act.softplus, 1e3),
     )
     _, found = analytic.block_schedule(D, **options)
     rng = np.random.default_rng(4)
@@ -221,7 +272,8 @@ def test_noise_in_l2_for_an_activation():
 
 @pytest.mark.parametrize("name", ["hadamard", "gaussian, minimax W", "Conv, minimax W"])
 def test_noise_in_l2_stays_under_the_bounds_per_atom(name):
-    # An atom with small entries has a large norm all the same: omega C_Wi / C_W does not answer for |w_i|.
+    # An atom with small entries has a large norm all the same: omega C_Wi / C_W does not answer for
+    # |w_i|.
     (D, W), rng, delta = load(name), np.random.default_rng(5), 0.05
     options = dict(depth=40, sparsity=1, bound=1.0, noise=delta, noise_norm="l2", per_atom=True)
     certified, found = analytic.block_schedule(D, W, **options)
@@ -236,7 +288,12 @@ def test_noise_in_l2_enters_a_chain_as_the_l1_noise_of_equal_weight():
     # dsc takes l1 norms: omega delta / C_W is the one with the thresholds of an l2 norm delta.
     Ds, delta = (load("hadamard")[0], lines(1, 3, 17, 200, 128)), 0.01
     first = analytic.certify(Ds[0])
-    options = dict(depths=(25, 25), sparsities=(3, 1), bounds=(0.6, 1.0), noises=(delta * first.omega / first.C_W, 0.0))
+    options = dict(
+        depths=(25, 25),
+        sparsities=(3, 1),
+        bounds=(0.6, 1.0),
+        noises=(delta * first.omega / first.C_W, 0.0),
+    )
     _, schedules = analytic.chain_schedules(Ds, **options)
     rng = np.random.default_rng(6)
     X2 = members(rng, Ds[1], Ds[1], 500, 1)
@@ -255,7 +312,9 @@ def test_minimax_weights_are_those_of_the_generalized_coherence():
     assert W.tolist() == np.asarray(found.W).tolist()
     mu = theory.coherence(W, D).mu_W
     assert found.lower <= mu <= found.upper * (1 + 1e-12)
-    assert mu < 0.8 * min(theory.mutual_coherence(D), theory.coherence(theory.frobenius_weights(D), D).mu_W)
+    assert mu < 0.8 * min(
+        theory.mutual_coherence(D), theory.coherence(theory.frobenius_weights(D), D).mu_W
+    )
     traced = np.asarray(jax.jit(analytic.minimax_weights)(D))
     assert np.abs(traced - W).max() < 1e-9
 
@@ -314,7 +373,9 @@ def test_a_plan_of_one_block_is_steps_for():
         options = dict(depth=0, sparsity=2, bound=1.0, noise=0.001)
         _, alone = analytic.block_schedule(D, W, **options)
         for tol in (10.0, 1.0, 0.1, alone.floor * 1.001):
-            found = analytic.plan([D], Ws=[W], sparsities=[2], bounds=[1.0], noises=[0.001], tol=tol)
+            found = analytic.plan(
+                [D], Ws=[W], sparsities=[2], bounds=[1.0], noises=[0.001], tol=tol
+            )
             assert found.depths == (max(1, alone.steps_for(tol)),)
 
 
@@ -324,7 +385,9 @@ def test_a_plan_knows_guard_and_noise():
     floor = analytic.block_schedule(D, depth=1, sparsity=2, bound=1.0)[1].floor
     assert 1e-7 < floor < 1e-4
     assert analytic.plan([D], tol=2 * floor, **options).holds
-    assert not analytic.plan([D], tol=floor / 2, **options).holds  # within rounding of float32 there is no certificate
+    assert not analytic.plan(
+        [D], tol=floor / 2, **options
+    ).holds  # within rounding of float32 there is no certificate
     assert not analytic.plan([D], tol=0.1, noises=[0.1], **options).holds
 
 
@@ -337,7 +400,9 @@ def test_what_cannot_be_reached_has_no_plan_and_no_warning():
 
 def test_plans_take_arrays_as_dsc_does():
     Ds = load("hadamard")[0], lines(2, 3, 17, 200, 128)
-    options = dict(sparsities=np.array([3, 1]), bounds=np.array([0.6, 1.0]), noises=np.array([1e-4, 1e-4]))
+    options = dict(
+        sparsities=np.array([3, 1]), bounds=np.array([0.6, 1.0]), noises=np.array([1e-4, 1e-4])
+    )
     assert len(analytic.dsc(Ds, depths=np.array([3, 2]), **options)) == 2
     assert analytic.plan(Ds, tol=0.1, **options).holds
 
@@ -377,7 +442,9 @@ def short_chain():
     Ds = np.asarray(dictionaries.identity_hadamard(16)), lines(3, 2, 13, 40, 32)
     X2 = members(rng, Ds[1], Ds[1], 400, 1)
     X1 = X2 @ Ds[1].T
-    X1 = X1 + np.where(np.abs(X1) == np.abs(X1).max(1, keepdims=True), 0.01 * np.sign(X1), 0)  # on its support
+    X1 = X1 + np.where(
+        np.abs(X1) == np.abs(X1).max(1, keepdims=True), 0.01 * np.sign(X1), 0
+    )  # on its support
     return Ds, (X1, X2), X1 @ Ds[0].T + noise_along(rng, Ds[0], 400, 0.01, "l1")
 
 
@@ -389,7 +456,14 @@ def test_chains_of_every_activation_stay_under_their_bounds(rho):
     codes = run_chain(Ds, Y, activations=(rho, rho), **SHORT)
     inherited = 0.0
     for found, c, D, x, X, s, B, delta in zip(
-        schedules, certified, Ds, codes, truths, SHORT["sparsities"], SHORT["bounds"], SHORT["noises"]
+        schedules,
+        certified,
+        Ds,
+        codes,
+        truths,
+        SHORT["sparsities"],
+        SHORT["bounds"],
+        SHORT["noises"],
     ):
         assert np.abs(X).max() <= B + 0.02 and (np.abs(x - X).sum(1) <= found.error[-1]).all()
         if rho == act.relu:
@@ -398,7 +472,15 @@ def test_chains_of_every_activation_stay_under_their_bounds(rho):
         assert found.theorem == (theory.theorem_of(rho) if found.holds else "")
         assert (np.where(X == 0, np.abs(x), 0).sum(1) <= found.off_support[-1]).all()
         bare = theory.activation_schedule(
-            rho, c.mu_W, c.C_W, d=D.shape[1], sparsity=s, bound=B, noise=delta + inherited, depth=20, eta=c.eta
+            rho,
+            c.mu_W,
+            c.C_W,
+            d=D.shape[1],
+            sparsity=s,
+            bound=B,
+            noise=delta + inherited,
+            depth=20,
+            eta=c.eta,
         )
         assert (found.error >= bare.error).all()
         assert found.error == pytest.approx(bare.error, rel=1e-6, abs=1e-9)  # the guard
@@ -424,7 +506,8 @@ def test_activations_of_a_chain_may_differ_and_have_names():
 
 
 def test_a_chain_must_know_what_the_tail_of_one_block_leaves_to_the_next():
-    # C-13, for activations: thresholds of block 2 for an exact code break the certificate that they come with.
+    # C-13, for activations: thresholds of block 2 for an exact code break the certificate that they
+    # come with.
     Ds, truths, Y = short_chain()
     options = {**SHORT, "noises": None}
     rhos = (act.softplus, act.relu)
@@ -434,7 +517,9 @@ def test_a_chain_must_know_what_the_tail_of_one_block_leaves_to_the_next():
     alone = analytic.lista_cp(Ds[1], depth=20, sparsity=1, bound=1.0)
     _, exact = analytic.block_schedule(Ds[1], depth=20, sparsity=1, bound=1.0)
     errors = [
-        np.abs(np.asarray(iterates(layers.lista_cp(20), p, Ds[1], first))[-1] - truths[1]).sum(1).max()
+        np.abs(np.asarray(iterates(layers.lista_cp(20), p, Ds[1], first))[-1] - truths[1])
+        .sum(1)
+        .max()
         for p in (alone, params[1])
     ]
     assert errors[0] > 100 * exact.error[-1] and errors[1] <= schedules[1].error[-1]
@@ -460,7 +545,9 @@ def test_the_error_of_a_chain_is_proportional_to_the_scale(rho):
 
 
 @pytest.mark.parametrize(
-    "rho", [act.scale(act.softplus, 1e4), act.scale(act.elu(1.0), 1e5), act.compose(act.elu(0.1), 2)], ids=str
+    "rho",
+    [act.scale(act.softplus, 1e4), act.scale(act.elu(1.0), 1e5), act.compose(act.elu(0.1), 2)],
+    ids=str,
 )
 def test_activations_in_float32_stay_under_their_bounds_at_depth(rho):
     D = jnp.asarray(dictionaries.identity_hadamard(64), jnp.float32)
@@ -485,7 +572,9 @@ CALLS = {
     "block_schedule": lambda D, **o: analytic.block_schedule(D, **o),
     "block_schedule, per atom": lambda D, **o: analytic.block_schedule(D, per_atom=True, **o),
     "dsc": lambda D, **o: analytic.dsc([D], **{_plural(k): [v] for k, v in o.items()}),
-    "chain_schedules": lambda D, **o: analytic.chain_schedules([D], **{_plural(k): [v] for k, v in o.items()}),
+    "chain_schedules": lambda D, **o: analytic.chain_schedules(
+        [D], **{_plural(k): [v] for k, v in o.items()}
+    ),
 }
 
 
@@ -515,12 +604,15 @@ def largest_named(D, W, **options):
 def test_warnings_name_the_largest_sparsity_that_holds(off):
     # a = (2s-1) mu_W + eta: 1 - w . d takes its share.
     D, W = load("hadamard")[0], off * load("hadamard")[0]
-    holds = [analytic.certify(D, W).mu_W * max(2 * s - 1, 0) + (off - 1) * (s > 0) < 1 for s in range(9)]
+    holds = [
+        analytic.certify(D, W).mu_W * max(2 * s - 1, 0) + (off - 1) * (s > 0) < 1 for s in range(9)
+    ]
     assert largest_named(D, W, sparsity=8) == sum(holds) - 1
 
 
 def test_warnings_per_atom_name_the_largest_sparsity_that_holds_per_atom():
-    # w_1 meets d_2 by .35 and w_2 meets d_3 by .2: a = .35, .35 + .55, .55 + .55 for s = 1, 2, 3. In common .35 (2s-1).
+    # w_1 meets d_2 by .35 and w_2 meets d_3 by .2: a = .35, .35 + .55, .55 + .55 for s = 1, 2, 3.
+    # In common .35 (2s-1).
     D, W = np.eye(6), np.eye(6)
     W[1, 0], W[2, 1] = 0.35, 0.2
     for s in (1, 2):
@@ -546,7 +638,9 @@ def test_params_refuse_what_is_no_class(family):
             family(D, **options, noise_norm=unknown)
 
 
-@pytest.mark.parametrize("each", [{}, {"per_atom": True}, {"noise_norm": "l2"}, {"activation": "elu"}], ids=str)
+@pytest.mark.parametrize(
+    "each", [{}, {"per_atom": True}, {"noise_norm": "l2"}, {"activation": "elu"}], ids=str
+)
 def test_params_refuse_tracers(each):
     D = load("hadamard")[0]
     options = dict(depth=2, sparsity=1, bound=1.0, noise=0.1)
@@ -558,15 +652,23 @@ def test_params_refuse_tracers(each):
 
 
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
-@pytest.mark.parametrize("each", [{}, {"per_atom": True}, {"noise_norm": "l2"}, {"activation": "leaky_relu"}], ids=str)
+@pytest.mark.parametrize(
+    "each", [{}, {"per_atom": True}, {"noise_norm": "l2"}, {"activation": "leaky_relu"}], ids=str
+)
 def test_beyond_the_hypotheses_nothing_is_nan(each, dtype):
     D = jnp.asarray(load("hadamard")[0], dtype)
     options = dict(depth=1000, sparsity=40, bound=1.0, noise=0.1)
     _, found = analytic.block_schedule(D, **options, **each)
     assert not found.holds and found.floor == math.inf
-    assert not np.isnan(found.error).any() and not np.isnan(found.theta).any() and found.error[-1] == math.inf
+    assert (
+        not np.isnan(found.error).any()
+        and not np.isnan(found.theta).any()
+        and found.error[-1] == math.inf
+    )
     for params in (analytic.lista_cp(D, **options, **each), analytic.alista(D, **options, **each)):
-        assert params.steps.theta.dtype == dtype and np.isfinite(np.asarray(params.steps.theta)).all()
+        assert (
+            params.steps.theta.dtype == dtype and np.isfinite(np.asarray(params.steps.theta)).all()
+        )
 
 
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
@@ -577,4 +679,7 @@ def test_a_chain_behind_a_diverging_block_has_finite_params():
         _, schedules = analytic.chain_schedules(Ds, **options)
         assert not any(found.holds for found in schedules) and schedules[1].error[-1] == math.inf
         assert not any(np.isnan(found.error).any() for found in schedules)
-        assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(analytic.dsc(Ds, **options)))
+        assert all(
+            np.isfinite(np.asarray(leaf)).all()
+            for leaf in jax.tree.leaves(analytic.dsc(Ds, **options))
+        )

@@ -1,4 +1,6 @@
-"""What must not break: every kind of wrong input, by the rows of the bad-input matrix (the numbers in the names)."""
+"""What must not break: every kind of wrong input, by the rows of the bad-input matrix (the numbers
+in the names).
+"""
 
 import gc
 import io
@@ -24,7 +26,9 @@ Y = RNG.normal(size=(4, M))
 y = Y[0]
 # For programs that run once: compiling is all their time, and this halves it.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-FAMILIES = {name: build for name, build in registry.LAYERS.items() if not isinstance(build, partial)}
+FAMILIES = {
+    name: build for name, build in registry.LAYERS.items() if not isinstance(build, partial)
+}
 
 
 # What some families have and others do not.
@@ -76,7 +80,9 @@ def differentiated(f, *arrays):
 MODES = (eager, jitted, vmapped, differentiated)
 everywhere = pytest.mark.parametrize("mode", MODES)
 # All entries share the door: a few of different forms stand for them under the transformations.
-SOME = {f"layers.{name}" for name in ("ista", "lista", "lista_cp", "alista", "hyperlista")} | {"pursuit.threshold"}
+SOME = {f"layers.{name}" for name in ("ista", "lista", "lista_cp", "alista", "hyperlista")} | {
+    "pursuit.threshold"
+}
 WAYS = [(entry, mode) for entry in ENTRIES for mode in MODES if mode is eager or entry in SOME]
 
 
@@ -95,12 +101,22 @@ def some_entry(request):
 
 FAULTS = {
     "1 scalar signal": (D, y[0], ValueError, r"y has shape \(\); y must have shape \(5,\)"),
-    "1 signal of rank 3": (D, np.ones((2, 2, M)), ValueError, r"y must have shape \(5,\).*jax\.vmap"),
+    "1 signal of rank 3": (
+        D,
+        np.ones((2, 2, M)),
+        ValueError,
+        r"y must have shape \(5,\).*jax\.vmap",
+    ),
     "1 dictionary of rank 1": (D[:, 0], y, ValueError, r"D has shape \(5,\); expected \(m, d\)"),
     "1 dictionary of rank 3": (np.ones((2, M, N)), y, ValueError, r"expected \(m, d\)"),
     "2 batch of signals": (D, np.ones((7, M)), ValueError, "jax.vmap over the rows"),
     "2 batch in columns": (D, np.ones((M, 7)), ValueError, "in_axes=1 over the columns"),
-    "3 signal too long": (D, np.ones(M + 1), ValueError, r"D has shape \(5, 8\) but y has shape \(6,\)"),
+    "3 signal too long": (
+        D,
+        np.ones(M + 1),
+        ValueError,
+        r"D has shape \(5, 8\) but y has shape \(6,\)",
+    ),
     "5 dictionary transposed": (D.T, y, ValueError, r"Did you pass D\.T\?"),
     "7 no rows": (D[:0], y[:0], ValueError, "at least one row and one column"),
     "7 no columns": (D[:, :0], y, ValueError, "at least one row and one column"),
@@ -142,11 +158,14 @@ def has(name, fault):
     return name in WITH_THETA if "theta" in fault else name in WITH_STEPS or "too" not in fault
 
 
-OF_LAYERS = [(entry.removeprefix("layers."), mode) for entry, mode in WAYS if entry.startswith("layers.")]
+OF_LAYERS = [
+    (entry.removeprefix("layers."), mode) for entry, mode in WAYS if entry.startswith("layers.")
+]
 
 
 @pytest.mark.parametrize(
-    "name, mode, fault", [(*way, fault) for way in OF_LAYERS for fault in PARAMS if has(way[0], fault)]
+    "name, mode, fault",
+    [(*way, fault) for way in OF_LAYERS for fault in PARAMS if has(way[0], fault)],
 )
 def test_params_that_do_not_fit_raise_at_trace_time(name, fault, mode):
     make, error, message = PARAMS[fault]
@@ -176,18 +195,25 @@ def test_6_an_empty_batch_gives_an_empty_batch(entry):
 def test_7_one_row_or_one_atom_works(m, d):
     def codes(D, y):
         layers = [family(K) for family in FAMILIES.values()]
-        found = {name: layer.apply(layer.init(KEY, D), D, y) for name, layer in zip(FAMILIES, layers)}
+        found = {
+            name: layer.apply(layer.init(KEY, D), D, y) for name, layer in zip(FAMILIES, layers)
+        }
         return found | {f"pursuit.{name}": solver(D, y, 0.1).x for name, solver in SOLVE.items()}
 
     for name, x in compiled(codes)(np.ones((m, d)) / np.sqrt(m), np.ones(m)).items():
         assert x.shape == (d,) and np.isfinite(x).all()
-        assert x.any() or name == "lamp"  # whose threshold, 1.1 times the level of the residual, is above a lone atom
+        assert (
+            x.any() or name == "lamp"
+        )  # whose threshold, 1.1 times the level of the residual, is above a lone atom
 
 
 def test_8_integers_and_booleans_are_promoted(some_entry):
     whole = np.arange(M * N).reshape(M, N) % 3 - 1
     for signal in (np.arange(M), np.arange(M) > 2, np.arange(M).astype(np.uint8)):
-        ours, expected = some_entry(whole, signal), some_entry(whole.astype(float), signal.astype(float))
+        ours, expected = (
+            some_entry(whole, signal),
+            some_entry(whole.astype(float), signal.astype(float)),
+        )
         np.testing.assert_array_equal(ours, expected)
 
 
@@ -199,7 +225,9 @@ def test_8_integers_and_booleans_become_the_default_float(entry):
 def test_9_float64_without_x64_warns_and_says_both_ways_out():
     threshold = ENTRIES["pursuit.threshold"]
     with jax.enable_x64(False):
-        with pytest.warns(UserWarning, match="is float64 but JAX runs in float32.*cast.*enable") as seen:
+        with pytest.warns(
+            UserWarning, match="is float64 but JAX runs in float32.*cast.*enable"
+        ) as seen:
             assert threshold(D, y).dtype == np.float32
         assert {str(w.message).split(" is ")[0] for w in seen} == {"threshold: D", "threshold: y"}
         assert threshold(np.float32(D), np.float32(y)).dtype == np.float32  # and no warning
@@ -252,7 +280,11 @@ def test_13_14_solvers_mark_the_bad_signal(name):
         spoilt[1, 2] = bad
         found = run(D, spoilt)
         np.testing.assert_array_equal(np.delete(found.x, 1, 0), expected)
-        assert not found.converged[1] and not np.isfinite(found.residual[1]) and not np.isfinite(found.gap[1])
+        assert (
+            not found.converged[1]
+            and not np.isfinite(found.residual[1])
+            and not np.isfinite(found.gap[1])
+        )
 
 
 def test_14_a_known_bad_dictionary_raises(entry):
@@ -261,10 +293,14 @@ def test_14_a_known_bad_dictionary_raises(entry):
             entry(np.where(D == D[1, 2], bad, D), y)
 
 
-@pytest.mark.parametrize("name", ["layers.ista", "layers.fista", "layers.lista_cp", "layers.alista", *SOLVE])
+@pytest.mark.parametrize(
+    "name", ["layers.ista", "layers.fista", "layers.lista_cp", "layers.alista", *SOLVE]
+)
 def test_14_a_traced_bad_dictionary_shows(name):
     """All but LISTA, whose code depends on its params alone."""
-    run = compiled(ENTRIES[name] if name in ENTRIES else partial(SOLVE[name], **{LAM_NAME[name]: 0.1}))
+    run = compiled(
+        ENTRIES[name] if name in ENTRIES else partial(SOLVE[name], **{LAM_NAME[name]: 0.1})
+    )
     for bad in (np.nan, np.inf):
         found = run(np.where(D == D[1, 2], bad, D), y)
         if name in ENTRIES:
@@ -284,7 +320,11 @@ def test_15_a_zero_dictionary_has_no_step_size():
 def test_16_a_zero_atom_is_named_where_it_hurts_and_gets_the_zero_code_elsewhere():
     spoilt = D.copy()
     spoilt[:, [2, 5]] = 0
-    for refuses in (ur.dictionaries.normalize, ur.theory.mutual_coherence, ur.analytic.frobenius_weights):
+    for refuses in (
+        ur.dictionaries.normalize,
+        ur.theory.mutual_coherence,
+        ur.analytic.frobenius_weights,
+    ):
         with pytest.raises(ValueError, match=r"atoms \[2, 5\] are zero"):
             refuses(spoilt)
     with pytest.raises(ValueError, match=r"atoms \[2, 5\] are zero"):
@@ -292,7 +332,11 @@ def test_16_a_zero_atom_is_named_where_it_hurts_and_gets_the_zero_code_elsewhere
     for name in ("ista", "fista"):
         found, layer = compiled(SOLVE[name])(spoilt, y, 0.05), FAMILIES[name](K)
         code = layer.apply(layer.init(KEY, spoilt), spoilt, y)
-        assert found.converged and not np.asarray(found.x)[[2, 5]].any() and not np.asarray(code)[[2, 5]].any()
+        assert (
+            found.converged
+            and not np.asarray(found.x)[[2, 5]].any()
+            and not np.asarray(code)[[2, 5]].any()
+        )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -307,9 +351,13 @@ def test_17_with_duplicate_atoms_solvers_work_and_theory_says_no(sign):
 
 def test_18_theory_refuses_atoms_off_unit_norm_and_names_the_remedy():
     analytic = dict(depth=K, sparsity=1, bound=1.0)
-    for refuses in (partial(ur.analytic.lista_cp, **analytic), partial(ur.analytic.alista, **analytic)):
+    for refuses in (
+        partial(ur.analytic.lista_cp, **analytic),
+        partial(ur.analytic.alista, **analytic),
+    ):
         with pytest.raises(
-            ValueError, match=r"norms in \[1\.01.*expected 1 within 0\.0001, try dictionaries\.normalize"
+            ValueError,
+            match=r"norms in \[1\.01.*expected 1 within 0\.0001, try dictionaries\.normalize",
         ):
             refuses(1.01 * D)
         refuses((1 + 5e-5) * D)
@@ -327,7 +375,9 @@ def test_19_the_step_follows_the_scale_of_the_dictionary():
     expected = run(D, y, 0.1)
     for scale in (30.0, 1e-3, 1e6):
         # Scaling by powers of ten rounds data by eps; 20 steps hardly amplify it.
-        np.testing.assert_allclose(run(scale * D, scale * y, 0.1 * scale**2), expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            run(scale * D, scale * y, 0.1 * scale**2), expected, rtol=0, atol=1e-12
+        )
         assert all(np.isfinite(x).all() for x in run_layers(scale * D, scale * y))
 
 
@@ -380,13 +430,18 @@ def test_25_26_known_negative_or_nan_thresholds_raise(bad):
     for build in SOLVE.values():
         with pytest.raises(ValueError, match="must be non-negative and not NaN"):
             build(D, y, bad)
-        with pytest.raises(ValueError, match="must be non-negative and not NaN"):  # known beside a traced signal
+        with pytest.raises(
+            ValueError, match="must be non-negative and not NaN"
+        ):  # known beside a traced signal
             jax.jit(lambda y, build=build: build(D, y, bad).x)(y)
     with pytest.raises(ValueError, match="lam must be non-negative and not NaN"):
         ur.analytic.ista(D, bad, K)
     for name in WITH_THETA:
         theta = params_of(name).steps.theta.at[1].set(bad)
-        for params in (with_steps(name, theta=theta), ur.layers.unstack(with_steps(name, theta=theta))):
+        for params in (
+            with_steps(name, theta=theta),
+            ur.layers.unstack(with_steps(name, theta=theta)),
+        ):
             with pytest.raises(ValueError, match="theta must be non-negative and not NaN"):
                 FAMILIES[name](K).apply(params, D, y)
     for f in (ur.activations.shrink, ur.activations.soft_threshold, ur.activations.hard_threshold):
@@ -434,7 +489,9 @@ def test_28_counts_are_static_integers(what, fault):
 @pytest.mark.parametrize("what", COUNTED)
 def test_28_traced_counts_say_static(what):
     call, name = COUNTED[what]
-    with pytest.raises(TypeError, match=f"{name} must be static.*static_argnames|call it outside jit"):
+    with pytest.raises(
+        TypeError, match=f"{name} must be static.*static_argnames|call it outside jit"
+    ):
         jax.jit(lambda n: jnp.sum(jnp.asarray(jax.tree.leaves(call(n))[0])))(3)
 
 
@@ -459,7 +516,9 @@ def test_30_sparsity_is_at_most_the_number_of_atoms():
 def test_31_beyond_the_bound_theory_says_so_and_still_answers():
     found = ur.theory.schedule(0.4, 1.0, sparsity=3, bound=1.0, depth=K)
     assert not found.holds and np.isinf(found.floor) and np.isfinite(found.theta).all()
-    with pytest.warns(ur.analytic.HypothesisWarning, match=r"s = 4: contraction a = .*\(expected < 1\)"):
+    with pytest.warns(
+        ur.analytic.HypothesisWarning, match=r"s = 4: contraction a = .*\(expected < 1\)"
+    ):
         params = ur.analytic.alista(D, depth=K, sparsity=4, bound=1.0)
     assert np.isfinite(ur.layers.alista(K).apply(params, D, y)).all()
 
@@ -493,7 +552,9 @@ def test_32_other_numbers_out_of_range():
     with pytest.raises(ValueError, match="0 <= least <= bound"):
         ur.problems.bounded(KEY, (2, N), 1, bound=1.0, least=2.0)
     with pytest.raises(ValueError, match="deep_schedule: depths has length 1; expected 2"):
-        ur.theory.deep_schedule([0.1, 0.1], [1.0, 1.0], sparsities=[1, 1], bounds=[1.0, 1.0], depths=[K])
+        ur.theory.deep_schedule(
+            [0.1, 0.1], [1.0, 1.0], sparsities=[1, 1], bounds=[1.0, 1.0], depths=[K]
+        )
 
 
 # Activations.
@@ -511,7 +572,9 @@ def _half(x):
     return x.astype(jnp.bfloat16)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "activation" in signature(FAMILIES[name]).parameters])
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if "activation" in signature(FAMILIES[name]).parameters]
+)
 def test_33_34_activations_are_checked_by_the_factory(name):
     build = FAMILIES[name]
     with pytest.raises(ValueError, match="unknown name 'rulu'; expected one of relu, .*hard_swish"):
@@ -520,7 +583,9 @@ def test_33_34_activations_are_checked_by_the_factory(name):
         with pytest.raises(TypeError, match="expected an Activation or a function"):
             build(K, activation=what)
     for bad in (_mean, _pair, _half):
-        with pytest.raises(ValueError, match=rf"{name}: activation .* expected the same shape and dtype"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: activation .* expected the same shape and dtype"
+        ):
             build(K, activation=bad)
     assert build(K, activation="relu") is build(K)
 
@@ -547,7 +612,14 @@ def fit(*, params=None, dictionary=D, sample=sample, optimizer=SGD, steps=1, key
     params = params_of("ista") if params is None else params
     options.setdefault("model", LAYER)
     return ur.training.fit(
-        options.pop("model"), params, dictionary, sample, optimizer=optimizer, steps=steps, key=key, **options
+        options.pop("model"),
+        params,
+        dictionary,
+        sample,
+        optimizer=optimizer,
+        steps=steps,
+        key=key,
+        **options,
     )
 
 
@@ -556,12 +628,18 @@ def test_23_fit_leaves_the_arrays_of_its_caller_alone():
     before = [np.array(leaf) for leaf in jax.tree.leaves(params)]
     moved = fit(params=params, dictionary=dictionary, learn_dictionary=True, steps=2)
     assert not np.array_equal(moved.D, D)
-    assert all(map(np.array_equal, before, jax.tree.leaves(params)))  # a donated buffer would raise here
+    assert all(
+        map(np.array_equal, before, jax.tree.leaves(params))
+    )  # a donated buffer would raise here
     np.testing.assert_array_equal(dictionary, D)
 
 
 FITS = {
-    "6 empty batch": (dict(sample=lambda key: (jnp.zeros((0, M)), jnp.zeros((0, N)))), ValueError, "batch at least 1"),
+    "6 empty batch": (
+        dict(sample=lambda key: (jnp.zeros((0, M)), jnp.zeros((0, N)))),
+        ValueError,
+        "batch at least 1",
+    ),
     "13 nan sample": (
         dict(sample=lambda key: (jnp.asarray(Y) * np.nan, jnp.asarray(X))),
         ValueError,
@@ -573,15 +651,47 @@ FITS = {
         ValueError,
         r"\(batch, 5\)",
     ),
-    "3 codes too short": (dict(sample=lambda key: (jnp.asarray(Y), jnp.asarray(X[:, 1:]))), ValueError, r"\(32, 8\)"),
-    "3 other batch": (dict(sample=lambda key: (jnp.asarray(Y), jnp.asarray(X[1:]))), ValueError, "codes have shape"),
-    "1 one signal": (dict(sample=lambda key: (jnp.asarray(y), jnp.asarray(X[0]))), ValueError, "signals have shape"),
-    "sample not a pair": (dict(sample=lambda key: jnp.asarray(Y)), TypeError, r"sample must return \(Y, X\)"),
-    "no codes for a supervised loss": (dict(sample=lambda key: (jnp.asarray(Y), None)), ValueError, "training.lasso"),
-    "29 other depth": (dict(model=ur.layers.ista(5)), ValueError, r"params have \[3\] steps .* depth 5"),
-    "37 optimiser function": (dict(optimizer=optax.adam), TypeError, "must be an optax GradientTransformation"),
+    "3 codes too short": (
+        dict(sample=lambda key: (jnp.asarray(Y), jnp.asarray(X[:, 1:]))),
+        ValueError,
+        r"\(32, 8\)",
+    ),
+    "3 other batch": (
+        dict(sample=lambda key: (jnp.asarray(Y), jnp.asarray(X[1:]))),
+        ValueError,
+        "codes have shape",
+    ),
+    "1 one signal": (
+        dict(sample=lambda key: (jnp.asarray(y), jnp.asarray(X[0]))),
+        ValueError,
+        "signals have shape",
+    ),
+    "sample not a pair": (
+        dict(sample=lambda key: jnp.asarray(Y)),
+        TypeError,
+        r"sample must return \(Y, X\)",
+    ),
+    "no codes for a supervised loss": (
+        dict(sample=lambda key: (jnp.asarray(Y), None)),
+        ValueError,
+        "training.lasso",
+    ),
+    "29 other depth": (
+        dict(model=ur.layers.ista(5)),
+        ValueError,
+        r"params have \[3\] steps .* depth 5",
+    ),
+    "37 optimiser function": (
+        dict(optimizer=optax.adam),
+        TypeError,
+        "must be an optax GradientTransformation",
+    ),
     "37 no optimiser": (dict(optimizer=None), TypeError, "must be an optax GradientTransformation"),
-    "37 learning rate": (dict(optimizer=1e-3), TypeError, "must be an optax GradientTransformation"),
+    "37 learning rate": (
+        dict(optimizer=1e-3),
+        TypeError,
+        "must be an optax GradientTransformation",
+    ),
     "28 negative steps": (dict(steps=-1), ValueError, "steps must be at least 0"),
     "28 fraction of a step": (dict(steps=2.5), TypeError, "steps must be an integer"),
     "32 no looks": (dict(evaluate_every=0), ValueError, "evaluate_every must be at least 1"),
@@ -598,9 +708,14 @@ def test_fit_refuses(fault):
 
 def test_26_fit_stops_at_nan_params_and_keeps_what_it_had():
     params = with_steps("ista", gamma=jnp.full(K, jnp.nan))
-    with pytest.raises(ur.training.NonFiniteError, match="fit: training stopped at step 0") as raised:
+    with pytest.raises(
+        ur.training.NonFiniteError, match="fit: training stopped at step 0"
+    ) as raised:
         fit(params=params)
-    assert np.isnan(raised.value.fit.params.steps.gamma).all() and len(raised.value.fit.history.records) == 1
+    assert (
+        np.isnan(raised.value.fit.params.steps.gamma).all()
+        and len(raised.value.fit.history.records) == 1
+    )
 
 
 def test_38_seeds_and_keys_of_both_kinds_give_the_same_samples():
@@ -652,7 +767,9 @@ def test_metrics_refuse_shapes_that_differ():
 def npy(shape=(3,), body=b"", descr="<f8"):
     """Bytes of a .npy file whose header promises `shape`."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return header.getvalue() + body
 
 
@@ -678,17 +795,33 @@ FILES = {
     "52 truncated archive": ("a.npz", npz(x=GOOD)[:-30], "not a readable array file"),
     "43 flipped byte": ("a.npz", npz(x=GOOD).replace(b"\xf0\x3f", b"\xf0\x3e", 1), "CRC"),
     "52 empty archive": ("a.npz", npz(), "expected one called None"),
-    "52 two entries": ("a.npz", npz(x=GOOD, z=GOOD), r"entries \['x', 'z'\]; expected one called None"),
+    "52 two entries": (
+        "a.npz",
+        npz(x=GOOD, z=GOOD),
+        r"entries \['x', 'z'\]; expected one called None",
+    ),
     "47 lying header": ("a.npy", npy((10**12,), bytes(24)), "not a readable array file"),
     "47 negative shape": ("a.npy", npy((-3,), bytes(24)), "not a readable array file"),
-    "47 lying header in an archive": ("a.npz", npz(x=npy((10**6,), bytes(24))), "not a readable array file"),
-    "46 pickled objects": ("a.npy", saved(np.array([{}, 1], object), allow_pickle=True), "not a readable array file"),
+    "47 lying header in an archive": (
+        "a.npz",
+        npz(x=npy((10**6,), bytes(24))),
+        "not a readable array file",
+    ),
+    "46 pickled objects": (
+        "a.npy",
+        saved(np.array([{}, 1], object), allow_pickle=True),
+        "not a readable array file",
+    ),
     "46 pickled in an archive": (
         "a.npz",
         npz(x=saved(np.array([{}], object), allow_pickle=True)),
         "allow_pickle=False",
     ),
-    "12 complex": ("a.npy", saved(np.ones(3) * 1j), "entries are complex128; expected real numbers"),
+    "12 complex": (
+        "a.npy",
+        saved(np.ones(3) * 1j),
+        "entries are complex128; expected real numbers",
+    ),
     "22 strings": ("a.npy", saved(np.array(["a"])), "expected real numbers"),
     "13 nan": ("a.npy", saved(np.array([1, np.nan])), "NaN or infinite"),
     "14 inf": ("a.npy", saved(np.array([1, np.inf])), "NaN or infinite"),
@@ -701,7 +834,9 @@ def test_unreadable_arrays_are_value_errors_that_name_the_file(fault, tmp_path):
     name, content, message = FILES[fault]
     (tmp_path / name).write_bytes(content)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # numpy leaves a cut archive open until it is collected
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # numpy leaves a cut archive open until it is collected
         with pytest.raises(ValueError, match=message) as raised:
             ur.datasets.read_array(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
@@ -713,7 +848,10 @@ def test_readable_arrays_come_back(tmp_path):
     for dtype in ("<f8", ">f8", "<f4", ">f4", "<f2", "<i2", "u1"):
         np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3).astype(dtype))
         array = ur.datasets.read_array(str(tmp_path / "a.npy"))
-        assert array.dtype == (np.float64 if dtype.endswith("f8") else np.float32) and array.dtype.isnative
+        assert (
+            array.dtype == (np.float64 if dtype.endswith("f8") else np.float32)
+            and array.dtype.isnative
+        )
         np.testing.assert_array_equal(array, np.arange(6).reshape(2, 3))
     np.savez_compressed(tmp_path / "a.npz", x=np.arange(3.0), z=np.ones(2))
     np.testing.assert_array_equal(ur.datasets.read_array(tmp_path / "a.npz", "x"), np.arange(3.0))
@@ -726,7 +864,9 @@ def test_unreadable_pictures_are_value_errors_that_name_the_file(tmp_path):
     image = pytest.importorskip("PIL.Image")
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     image.fromarray(grey).save(tmp_path / "good.png")
-    np.testing.assert_array_equal(ur.datasets.read_image(tmp_path / "good.png"), grey.astype(np.float32) / 255)
+    np.testing.assert_array_equal(
+        ur.datasets.read_image(tmp_path / "good.png"), grey.astype(np.float32) / 255
+    )
     good = (tmp_path / "good.png").read_bytes()
     for bad in (b"", b"junk", good[: len(good) // 2], good.replace(b"IDAT", b"IDAX")):
         (tmp_path / "bad.png").write_bytes(bad)
@@ -748,7 +888,9 @@ def _picture_of_16_bits(tmp_path):
     image = pytest.importorskip("PIL.Image")
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     image.fromarray(grey).save(tmp_path / "a.png")
-    np.testing.assert_allclose(ur.datasets.read_image(tmp_path / "a.png"), grey / 65535, atol=1 / 255)
+    np.testing.assert_allclose(
+        ur.datasets.read_image(tmp_path / "a.png"), grey / 65535, atol=1 / 255
+    )
 
 
 def _file(name, content):
@@ -805,7 +947,10 @@ def _shallow_calibration():
 
 
 WRONG = ur.activations.Activation("wrong", 0.0, 0.0, 0.0, 0.0, function=_mean)
-ZEROS = {name: _raises(partial(FAMILIES[name](K).init, KEY, 0 * D), match="zero") for name in ("ista", "lista")}
+ZEROS = {
+    name: _raises(partial(FAMILIES[name](K).init, KEY, 0 * D), match="zero")
+    for name in ("ista", "lista")
+}
 SINGLE = {
     "52 grey of 16 bits": _picture_of_16_bits,
     "52 array named as an archive": _file("a.npz", GOOD),
@@ -818,19 +963,29 @@ SINGLE = {
     "29 calibrating with other params": _raises(_shallow_calibration),
     "10 init in half precision": _half_init,
     "10 calibrating in mixed precision": _mixed_calibration,
-    "11 numpy tol": lambda tmp_path: ur.pursuit.ista(np.float32(D), np.float32(y), 0.1, tol=np.float64(1e-3)),
+    "11 numpy tol": lambda tmp_path: ur.pursuit.ista(
+        np.float32(D), np.float32(y), 0.1, tol=np.float64(1e-3)
+    ),
     "8 bytes in nmse": _bytes_wrap,
     "25 negative lam of a layer": _raises(partial(ur.layers.ista, K, lam=-1.0), match="lam"),
-    "25 negative theta of a layer": _raises(partial(ur.layers.alista, K, theta=-1.0), match="theta"),
-    "27 theta of another length": _raises(partial(ur.pursuit.threshold, D, y, np.ones(5)), match="theta"),
+    "25 negative theta of a layer": _raises(
+        partial(ur.layers.alista, K, theta=-1.0), match="theta"
+    ),
+    "27 theta of another length": _raises(
+        partial(ur.pursuit.threshold, D, y, np.ones(5)), match="theta"
+    ),
     "27 lam of another length": _raises(partial(ur.pursuit.ista, D, y, np.ones(5)), match="lam"),
     "27 gamma per filter": _gamma_per_filter,
     "32 support as a list": lambda tmp_path: ur.layers.alista(K, support=[0.1, 0.2]),
-    "32 unknown precision": _raises(partial(ur.layers.ista, K, precision="bogus"), match="precision"),
+    "32 unknown precision": _raises(
+        partial(ur.layers.ista, K, precision="bogus"), match="precision"
+    ),
     "32 snr nan": _raises(partial(ur.problems.add_noise, KEY, Y, np.nan), match="snr"),
     "32 bound inf": _raises(partial(ur.problems.bounded, KEY, (2, N), 1, np.inf), match="bound"),
     "33 pursuit by activation name": lambda tmp_path: ur.pursuit.ista(D, y, 0.1, activation="relu"),
-    "34 record with a wrong function": _raises(partial(ur.layers.ista, K, activation=WRONG), match="wrong"),
+    "34 record with a wrong function": _raises(
+        partial(ur.layers.ista, K, activation=WRONG), match="wrong"
+    ),
     "3 weights of another shape": _raises(
         partial(ur.analytic.alista, D, depth=K, **ANALYTIC, W=D.T), match="W has shape"
     ),

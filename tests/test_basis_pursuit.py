@@ -1,4 +1,6 @@
-"""Basis pursuit against HiGHS and its optimality conditions, where it equals l0 (Theorem 2), and its chain (DSC_1)."""
+"""Basis pursuit against HiGHS and its optimality conditions, where it equals l0 (Theorem 2), and
+its chain (DSC_1).
+"""
 
 import itertools
 from functools import cache
@@ -14,7 +16,9 @@ from unrolled import dictionaries, pursuit, theory
 
 EPS = np.finfo(float).eps
 # All but the large one, which is asked for by name.
-every_dictionary = pytest.mark.parametrize("name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"])
+every_dictionary = pytest.mark.parametrize(
+    "name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"]
+)
 
 
 def sparse(d, s, seed=0):
@@ -33,7 +37,9 @@ def assert_solved(D, y, found, expected, near=1e-7):
     """The fields of a result say what it is, and its l1 norm is the least."""
     x = np.asarray(found.x)
     assert found.converged and -1e-9 <= found.gap <= 1e-9
-    assert found.residual == pytest.approx(np.linalg.norm(y - D @ x), abs=4 * len(D) * EPS * np.linalg.norm(y))
+    assert found.residual == pytest.approx(
+        np.linalg.norm(y - D @ x), abs=4 * len(D) * EPS * np.linalg.norm(y)
+    )
     assert found.residual <= 1e-12 * np.linalg.norm(y) and found.steps >= 0
     assert np.abs(x).sum() == pytest.approx(expected, rel=near)
 
@@ -85,7 +91,9 @@ def test_optimality_by_a_dual_certificate_of_its_own():
         assert np.abs(D[:, ~S].T @ z).max() <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("name", [n for n in oracles.DICTIONARIES if n not in oracles.WITH_TWINS | {"dct 64x256"}])
+@pytest.mark.parametrize(
+    "name", [n for n in oracles.DICTIONARIES if n not in oracles.WITH_TWINS | {"dct 64x256"}]
+)
 def test_the_unique_code_of_a_dense_signal_has_no_more_nonzeros_than_the_rank(name):
     """A vertex: zeros are exact."""
     D = matrix(name)
@@ -121,7 +129,11 @@ def test_a_unique_sparse_code_is_found_with_exact_zeros_off_its_support(name, s)
 def test_a_zero_signal_has_the_zero_code():
     D = matrix("gaussian 8x16")
     found = pursuit.basis_pursuit(D, np.zeros(8))
-    assert not found.x.any() and found.converged and (found.gap, found.residual, found.steps) == (0, 0, 0)
+    assert (
+        not found.x.any()
+        and found.converged
+        and (found.gap, found.residual, found.steps) == (0, 0, 0)
+    )
 
 
 def test_an_atom_is_its_own_code():
@@ -172,7 +184,9 @@ def test_zero_atoms_get_no_weight():
 
 
 def test_twins_share_one_weight():
-    """Duplicates make the solution a set: any one of it has the least norm, and twins never pull against each other."""
+    """Duplicates make the solution a set: any one of it has the least norm, and twins never pull
+    against each other.
+    """
     D = matrix("duplicate and antiparallel")
     y = D @ normal(1, 16)
     found = pursuit.basis_pursuit(D, y)
@@ -186,7 +200,9 @@ def test_codes_scale_with_their_signals(scale):
     D, y = matrix("gaussian 8x16"), normal(0, 8)
     found = pursuit.basis_pursuit(D, scale * y)
     expected = np.asarray(pursuit.basis_pursuit(D, y).x)
-    assert found.converged and np.asarray(found.x) / scale == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert found.converged and np.asarray(found.x) / scale == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-50, 1e-30, 1e30, 1e50])
@@ -194,7 +210,9 @@ def test_codes_scale_inversely_with_their_dictionary(scale):
     D, y = matrix("gaussian 8x16"), normal(0, 8)
     found = pursuit.basis_pursuit(scale * D, y)
     expected = np.asarray(pursuit.basis_pursuit(D, y).x)
-    assert found.converged and np.asarray(found.x) * scale == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert found.converged and np.asarray(found.x) * scale == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
 
 
 def test_atoms_of_any_norms():
@@ -272,13 +290,17 @@ def test_jit_is_eager_and_vmap_over_signals_is_a_loop():
         alone, inside = pursuit.basis_pursuit(D, y), jitted(D, y)
         for a, b in zip(alone, inside):
             assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
-        # One matrix product of a batch rounds otherwise than that of a signal; dense codes are vertices.
+        # One matrix product of a batch rounds otherwise than that of a signal; dense codes are
+        # vertices.
         assert batch.x[k] == pytest.approx(np.asarray(alone.x), rel=1e-9, abs=1e-12)
         assert batch.converged[k] and batch.residual[k] <= 1e-12 * np.linalg.norm(y)
 
 
 def test_vmap_over_dictionaries_and_nested_vmaps_are_loops():
-    Ds, Y = np.stack([matrix("gaussian 8x16"), unit(normal(5, 8, 16)), matrix("gaussian 8x16")]), normal(1, 4, 8)
+    Ds, Y = (
+        np.stack([matrix("gaussian 8x16"), unit(normal(5, 8, 16)), matrix("gaussian 8x16")]),
+        normal(1, 4, 8),
+    )
     paired = jax.vmap(pursuit.basis_pursuit)(Ds, Y[:3])
     one_signal = jax.jit(jax.vmap(pursuit.basis_pursuit, (0, None)))(Ds, Y[0])
     table = jax.jit(jax.vmap(jax.vmap(pursuit.basis_pursuit, (None, 0)), (0, None)))(Ds, Y)
@@ -300,12 +322,17 @@ def test_empty_and_single_batches():
     run = jax.vmap(pursuit.basis_pursuit, (None, 0))
     assert run(D, np.zeros((0, 8))).x.shape == (0, 16)
     assert run(D, np.ones((1, 8))).converged.tolist() == [True]
-    assert jax.vmap(pursuit.basis_pursuit)(np.zeros((0, 8, 16)), np.zeros((0, 8))).x.shape == (0, 16)
+    assert jax.vmap(pursuit.basis_pursuit)(np.zeros((0, 8, 16)), np.zeros((0, 8))).x.shape == (
+        0,
+        16,
+    )
     assert jax.vmap(pursuit.basis_pursuit)(D[None], np.ones((1, 8))).x.shape == (1, 16)
 
 
 def slope_and_difference(f, at, along, h=1e-6):
-    """The directional derivative by jvp and by central differences; the map is rational near a nondegenerate vertex."""
+    """The directional derivative by jvp and by central differences; the map is rational near a
+    nondegenerate vertex.
+    """
     _, slope = jax.jvp(f, (at,), (along,))
     return np.asarray(slope), np.asarray(f(at + h * along) - f(at - h * along)) / (2 * h)
 
@@ -316,7 +343,9 @@ def test_derivatives_at_a_nondegenerate_vertex_match_finite_differences():
     in_y = slope_and_difference(lambda y: pursuit.basis_pursuit(D, y).x, y, normal(1, 8))
     in_D = slope_and_difference(lambda D: pursuit.basis_pursuit(D, y).x, D, normal(2, 8, 16))
     for slope, numeric in (in_y, in_D):
-        assert slope == pytest.approx(numeric, rel=1e-6, abs=1e-7) and slope.any()  # rounding EPS / h times cond
+        assert (
+            slope == pytest.approx(numeric, rel=1e-6, abs=1e-7) and slope.any()
+        )  # rounding EPS / h times cond
 
 
 def test_gradients_are_the_transposed_derivatives_under_jit_and_vmap():
@@ -336,11 +365,15 @@ def test_gradients_are_the_transposed_derivatives_under_jit_and_vmap():
 
 @pytest.mark.parametrize("name", UNIQUE)
 def test_the_derivative_at_a_sparse_code_moves_its_support_alone(name):
-    """y moves within the span of the support, so the code does: exactly by the coefficients of the motion."""
+    """y moves within the span of the support, so the code does: exactly by the coefficients of the
+    motion.
+    """
     D = UNIQUE[name]()
     code = sparse(D.shape[1], 2)
     motion = np.where(code != 0, normal(4, D.shape[1]), 0)
-    slope, numeric = slope_and_difference(lambda y: pursuit.basis_pursuit(D, y).x, D @ code, D @ motion, h=1e-3)
+    slope, numeric = slope_and_difference(
+        lambda y: pursuit.basis_pursuit(D, y).x, D @ code, D @ motion, h=1e-3
+    )
     assert numeric == pytest.approx(motion, abs=1e-5)
     assert slope == pytest.approx(motion, abs=1e-8)
 
@@ -355,7 +388,9 @@ def test_the_derivative_at_a_sparse_code_is_least_squares_on_its_support():
 
 def test_the_derivative_at_zero_and_of_the_other_fields_is_zero():
     D = matrix("gaussian 8x16")
-    assert not np.asarray(jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum())(np.zeros(8))).any()
+    assert not np.asarray(
+        jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum())(np.zeros(8))
+    ).any()
     assert not np.asarray(jax.grad(lambda y: pursuit.basis_pursuit(D, y).gap)(normal(0, 8))).any()
 
 
@@ -364,8 +399,13 @@ def test_the_derivative_at_zero_and_of_the_other_fields_is_zero():
 
 def test_float32_gets_the_solution_of_float64_rounded():
     D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
-    found, wide = pursuit.basis_pursuit(D, y), pursuit.basis_pursuit(D.astype(np.float64), y.astype(np.float64))
-    assert found.x.dtype == found.gap.dtype == found.residual.dtype == np.float32 and found.converged
+    found, wide = (
+        pursuit.basis_pursuit(D, y),
+        pursuit.basis_pursuit(D.astype(np.float64), y.astype(np.float64)),
+    )
+    assert (
+        found.x.dtype == found.gap.dtype == found.residual.dtype == np.float32 and found.converged
+    )
     assert found.x == pytest.approx(np.asarray(wide.x), rel=2.0**-23)
 
 
@@ -373,22 +413,32 @@ def test_a_float32_signal_of_a_tall_dictionary_is_in_its_range_to_rounding():
     D = matrix("tall").astype(np.float32)
     y = D @ normal(0, 5).astype(np.float32)
     assert pursuit.basis_pursuit(D, y).converged
-    assert not pursuit.basis_pursuit(D, y + np.float32(1e-3) * normal(1, 9).astype(np.float32)).converged
+    assert not pursuit.basis_pursuit(
+        D, y + np.float32(1e-3) * normal(1, 9).astype(np.float32)
+    ).converged
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: lambda D, y: jax.vmap(f, (None, 0))(D, y[None])])
+@pytest.mark.parametrize(
+    "transform", [lambda f: f, jax.jit, lambda f: lambda D, y: jax.vmap(f, (None, 0))(D, y[None])]
+)
 def test_it_runs_where_float64_is_off(transform):
     D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
     with jax.enable_x64(False):
         found = transform(pursuit.basis_pursuit)(D, y)
-        assert found.x.dtype == np.float32 and found.steps.dtype == np.int32 and np.all(found.converged)
+        assert (
+            found.x.dtype == np.float32
+            and found.steps.dtype == np.int32
+            and np.all(found.converged)
+        )
 
 
 def test_gradients_where_float64_is_off():
     D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
     with jax.enable_x64(False):
         gradient = jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum())(y)
-        assert np.array_equal(jax.jit(jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum()))(y), gradient)
+        assert np.array_equal(
+            jax.jit(jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum()))(y), gradient
+        )
 
 
 def test_float64_inside_a_scope_and_float32_outside():
@@ -419,9 +469,14 @@ def test_gradients_in_half_precision(half):
 
 def test_integers_mixed_dtypes_and_lists():
     whole = np.arange(15).reshape(3, 5) % 4 - 1
-    found, expected = pursuit.basis_pursuit(whole, [1, 2, 3]), pursuit.basis_pursuit(whole * 1.0, np.arange(1, 4) * 1.0)
+    found, expected = (
+        pursuit.basis_pursuit(whole, [1, 2, 3]),
+        pursuit.basis_pursuit(whole * 1.0, np.arange(1, 4) * 1.0),
+    )
     assert np.array_equal(found.x, expected.x)
-    assert pursuit.basis_pursuit(whole.astype(np.float32), np.arange(1, 4) * 1.0).x.dtype == np.float64
+    assert (
+        pursuit.basis_pursuit(whole.astype(np.float32), np.arange(1, 4) * 1.0).x.dtype == np.float64
+    )
 
 
 def test_structured_dictionaries_give_the_codes_of_their_matrix():
@@ -430,7 +485,9 @@ def test_structured_dictionaries_give_the_codes_of_their_matrix():
     for D in (bank, dictionaries.Concatenated(np.eye(8), unit(normal(2, 8, 4)))):
         for solve in (pursuit.basis_pursuit, jax.jit(pursuit.basis_pursuit)):
             found = solve(D, y)
-            assert found.x == pytest.approx(np.asarray(pursuit.basis_pursuit(dictionaries.dense(D), y).x), abs=1e-12)
+            assert found.x == pytest.approx(
+                np.asarray(pursuit.basis_pursuit(dictionaries.dense(D), y).x), abs=1e-12
+            )
 
 
 # The chain (DSC_1).
@@ -438,7 +495,9 @@ def test_structured_dictionaries_give_the_codes_of_their_matrix():
 
 @cache
 def chain():
-    """Two dictionaries: the sparse codes of the second make sparse signals, which are codes of the first."""
+    """Two dictionaries: the sparse codes of the second make sparse signals, which are codes of the
+    first.
+    """
     D1 = np.asarray(dictionaries.identity_hadamard(32))  # mu = 1 / sqrt(32): s <= 3
     D2 = np.asarray(dictionaries.transversal(jax.random.key(1), 3, 7, 40))  # mu = 1 / 3: s <= 1
     D2 = np.vstack([D2, np.zeros((64 - 21, 40))])  # its 21 rows are the first atoms of D1
@@ -481,8 +540,12 @@ def test_a_chain_of_wide_gaussian_layers_is_feasible_all_the_way():
     y = normal(9, 6)
     found = pursuit.layered_basis_pursuit(Ds, y)
     for D, layer, signal in zip(Ds, found, (y, found[0].x, found[1].x)):
-        assert layer.converged and D @ np.asarray(layer.x) == pytest.approx(np.asarray(signal), abs=1e-11)
-        assert np.abs(layer.x).sum() == pytest.approx(oracles.least_l1(D, np.asarray(signal))[0], rel=1e-7)
+        assert layer.converged and D @ np.asarray(layer.x) == pytest.approx(
+            np.asarray(signal), abs=1e-11
+        )
+        assert np.abs(layer.x).sum() == pytest.approx(
+            oracles.least_l1(D, np.asarray(signal))[0], rel=1e-7
+        )
 
 
 def test_an_infeasible_layer_says_so_and_the_rest_goes_on():
@@ -496,15 +559,24 @@ def test_one_layer_is_basis_pursuit_and_zero_stays_zero():
     D, y = matrix("gaussian 8x16"), normal(0, 8)
     (only,) = pursuit.layered_basis_pursuit([D], y)
     assert all(np.array_equal(a, b) for a, b in zip(only, pursuit.basis_pursuit(D, y)))
-    assert all(not layer.x.any() and layer.converged for layer in pursuit.layered_basis_pursuit(chain(), np.zeros(32)))
+    assert all(
+        not layer.x.any() and layer.converged
+        for layer in pursuit.layered_basis_pursuit(chain(), np.zeros(32))
+    )
 
 
 def test_the_gradient_goes_through_a_chain():
     y, x1, x2 = planted(0)
     motion = np.where(x2 != 0, 1.0, 0)
     D1, D2 = chain()
-    _, slopes = jax.jvp(lambda y: [p.x for p in pursuit.layered_basis_pursuit((D1, D2), y)], (y,), (D1 @ D2 @ motion,))
-    assert slopes[0] == pytest.approx(D2 @ motion, abs=1e-7) and slopes[1] == pytest.approx(motion, abs=1e-7)
+    _, slopes = jax.jvp(
+        lambda y: [p.x for p in pursuit.layered_basis_pursuit((D1, D2), y)],
+        (y,),
+        (D1 @ D2 @ motion,),
+    )
+    assert slopes[0] == pytest.approx(D2 @ motion, abs=1e-7) and slopes[1] == pytest.approx(
+        motion, abs=1e-7
+    )
 
 
 # Errors.
@@ -512,7 +584,10 @@ def test_the_gradient_goes_through_a_chain():
 
 @pytest.mark.parametrize("tol", [0, -1e-9, np.nan])
 def test_the_tolerance_must_be_positive(tol):
-    for call in (pursuit.basis_pursuit, lambda D, y, tol: pursuit.layered_basis_pursuit([D], y, tol=tol)):
+    for call in (
+        pursuit.basis_pursuit,
+        lambda D, y, tol: pursuit.layered_basis_pursuit([D], y, tol=tol),
+    ):
         with pytest.raises(ValueError, match="tol must be positive"):
             call(matrix("gaussian 8x16"), np.ones(8), tol=tol)
 

@@ -1,4 +1,6 @@
-"""Calibration: what the greedy choice of thresholds and step sizes promises, and what it leaves alone."""
+"""Calibration: what the greedy choice of thresholds and step sizes promises, and what it leaves
+alone.
+"""
 
 from functools import partial
 
@@ -39,7 +41,9 @@ def calibrated(planted):
     """name -> (params of `init`, calibrated params)."""
     D, X, Y = planted
     starts = {name: layer.init(jax.random.key(0), D) for name, layer in FAMILIES.items()}
-    return {name: (start, calibrate(FAMILIES[name], start, D, X, Y)) for name, start in starts.items()}
+    return {
+        name: (start, calibrate(FAMILIES[name], start, D, X, Y)) for name, start in starts.items()
+    }
 
 
 @partial(jax.jit, static_argnums=0)
@@ -67,7 +71,9 @@ def others(params):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_step_is_at_least_as_good_as_the_one_it_replaces(name, planted, calibrated):
-    """Step k of the start, run after the calibrated steps before it, is never better than the calibrated step k."""
+    """Step k of the start, run after the calibrated steps before it, is never better than the
+    calibrated step k.
+    """
     layer, (start, found) = FAMILIES[name], calibrated[name]
     ours = errors(layer, found, *planted)
     for k, step in enumerate(layers.unstack(start).steps):
@@ -76,7 +82,9 @@ def test_each_step_is_at_least_as_good_as_the_one_it_replaces(name, planted, cal
 
 @pytest.mark.parametrize("name", ["ista", "lista_cp", "alista with support"])
 def test_no_pair_of_a_coarse_grid_beats_a_step_by_much(name, planted, calibrated):
-    """Step 2 against our own grid: the search ends between grid points 4 % apart, where the error is flat."""
+    """Step 2 against our own grid: the search ends between grid points 4 % apart, where the error
+    is flat.
+    """
     layer, (start, found) = FAMILIES[name], calibrated[name]
     chosen, peak = errors(layer, found, *planted)[1], float(jnp.abs(planted[1]).max())
     step = layers.unstack(found).steps[1]
@@ -90,7 +98,9 @@ def test_no_pair_of_a_coarse_grid_beats_a_step_by_much(name, planted, calibrated
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_noise_every_step_lowers_the_error(name, planted, calibrated):
-    """True of steps that contract; weights that do not admit no choice that does (see the next test)."""
+    """True of steps that contract; weights that do not admit no choice that does (see the next
+    test).
+    """
     found = errors(FAMILIES[name], calibrated[name][1], *planted)
     assert (np.diff([1.0, *found]) < 0).all()
 
@@ -98,7 +108,9 @@ def test_without_noise_every_step_lowers_the_error(name, planted, calibrated):
 def test_weights_that_expand_cannot_be_mended_by_thresholds(planted):
     D, X, Y = planted
     start = Unrolled(layers.Weights(3 * D), layers.lista_cp(DEPTH).init(jax.random.key(0), D).steps)
-    found = errors(layers.lista_cp(DEPTH), calibrate(layers.lista_cp(DEPTH), start, D, X, Y), D, X, Y)
+    found = errors(
+        layers.lista_cp(DEPTH), calibrate(layers.lista_cp(DEPTH), start, D, X, Y), D, X, Y
+    )
     assert found[0] < 1 and found.max() > found[0]
 
 
@@ -106,7 +118,9 @@ def test_calibration_beats_the_solver_by_several_decibels(planted, calibrated):
     """At the best penalty of a grid for ISTA's own params, after as many steps."""
     D, X, Y = planted
     layer = FAMILIES["ista"]
-    best = min(errors(layer, analytic.ista(D, lam, DEPTH), D, X, Y)[-1] for lam in (0.01, 0.03, 0.1, 0.3))
+    best = min(
+        errors(layer, analytic.ista(D, lam, DEPTH), D, X, Y)[-1] for lam in (0.01, 0.03, 0.1, 0.3)
+    )
     assert errors(layer, calibrated["ista"][1], D, X, Y)[-1] < best / 10**0.2
     assert errors(FAMILIES["alista"], calibrated["alista"][1], D, X, Y)[-1] < best / 10**0.6
 
@@ -137,14 +151,18 @@ def test_the_unstacked_form_comes_back_unstacked(planted, calibrated):
     start, expected = calibrated["lista_cp untied"]
     found = calibrate(FAMILIES["lista_cp untied"], layers.unstack(start), D, X, Y)
     assert type(found.steps) is tuple and len(found.steps) == DEPTH
-    for ours, theirs in zip(jax.tree.leaves(layers.stack(found)), jax.tree.leaves(expected), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(layers.stack(found)), jax.tree.leaves(expected), strict=True
+    ):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 @pytest.fixture(scope="module")
 def filters():
     """D, X, Y of three filters on 20 samples."""
-    D = dictionaries.normalize(dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 5)), 20))[0]
+    D = dictionaries.normalize(
+        dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 5)), 20)
+    )[0]
     X = problems.exact_sparse(jax.random.key(2), (20, D.shape[1]), 2)
     return D, X, problems.synthesize(D, X)
 
@@ -168,8 +186,11 @@ def test_thresholds_per_atom_keep_their_shape(planted, calibrated):
     start, expected = calibrated["lista_cp"]
     start = start._replace(steps=start.steps._replace(theta=jnp.full((DEPTH, 60), 0.1)))
     found = calibrate(FAMILIES["lista_cp"], start, D, X, Y).steps.theta
-    # One value per step, that of a single threshold: the same sums, compiled differently, around a flat optimum.
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected.steps.theta)[:, None] * np.ones(60), rtol=1e-2)
+    # One value per step, that of a single threshold: the same sums, compiled differently, around a
+    # flat optimum.
+    np.testing.assert_allclose(
+        np.asarray(found), np.asarray(expected.steps.theta)[:, None] * np.ones(60), rtol=1e-2
+    )
 
 
 def test_in_float32():
@@ -180,7 +201,10 @@ def test_in_float32():
         start = FAMILIES["alista"].init(jax.random.key(0), D)
         found = calibrate(FAMILIES["alista"], start, D, X, Y)
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
-        assert errors(FAMILIES["alista"], found, D, X, Y)[-1] < errors(FAMILIES["alista"], start, D, X, Y)[-1]
+        assert (
+            errors(FAMILIES["alista"], found, D, X, Y)[-1]
+            < errors(FAMILIES["alista"], start, D, X, Y)[-1]
+        )
 
 
 def test_a_family_without_thresholds_is_refused(planted):

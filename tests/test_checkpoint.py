@@ -1,4 +1,6 @@
-"""Saved weights and saved trainings: bit for bit what they were, or an error that says what is wrong; kills are real."""
+"""Saved weights and saved trainings: bit for bit what they were, or an error that says what is
+wrong; kills are real.
+"""
 
 import contextlib
 import io
@@ -27,11 +29,21 @@ from small_training import D, run, sample
 import unrolled as ur
 from unrolled import dictionaries
 from unrolled.dictionaries._base import Rescaled
-from unrolled.training import Checkpoint, CheckpointError, NonFiniteError, _keeper, _manifest, restore, save
+from unrolled.training import (
+    Checkpoint,
+    CheckpointError,
+    NonFiniteError,
+    _keeper,
+    _manifest,
+    restore,
+    save,
+)
 from unrolled.training._interrupts import deferred
 
 # A restore that fails leaves other reads of orbax behind, whose event loop is gone.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+)
 
 M, N, K, STEPS = 3, 5, 2, 12
 SUFFIXES = (".npz", ".safetensors")
@@ -55,14 +67,19 @@ def gaussian(seed=0, m=M, d=N):
 @pytest.fixture(scope="module")
 def families(compiled_as_in_the_child):
     """Params of every family."""
-    return {name: build(K).init(jax.random.key(1), gaussian()) for name, build in registry.LAYERS.items()}
+    return {
+        name: build(K).init(jax.random.key(1), gaussian())
+        for name, build in registry.LAYERS.items()
+    }
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_weights_of_every_family_come_back_bit_for_bit(suffix, families, tmp_path):
     D = gaussian()
     for name, params in families.items():
-        found = restore(save(tmp_path / f"a{suffix}", params, D, family=name, depth=K), like=params, D=D)
+        found = restore(
+            save(tmp_path / f"a{suffix}", params, D, family=name, depth=K), like=params, D=D
+        )
         assert same((found.params, found.D), (params, D)), name
         assert (found.metadata["family"], found.metadata["depth"]) == (name, K)
         assert found.metadata["versions"]["jax"] == jax.__version__
@@ -71,8 +88,17 @@ def test_weights_of_every_family_come_back_bit_for_bit(suffix, families, tmp_pat
 def test_every_kind_of_dictionary_comes_back_bit_for_bit_and_has_its_own_hash(tmp_path):
     filters, columns = np.arange(1.0, 7.0).reshape(2, 1, 3), np.eye(3, 4)
     conv = dictionaries.Conv(filters, 8)
-    kinds = [np.eye(3), conv, conv.T, dictionaries.Conv(filters, 8, stride=2), dictionaries.Sparse(np.eye(3), columns)]
-    kinds += [dictionaries.Conv(filters, 8, boundary="zero"), dictionaries.Conv(filters[:, :, :, None], (8, 1))]
+    kinds = [
+        np.eye(3),
+        conv,
+        conv.T,
+        dictionaries.Conv(filters, 8, stride=2),
+        dictionaries.Sparse(np.eye(3), columns),
+    ]
+    kinds += [
+        dictionaries.Conv(filters, 8, boundary="zero"),
+        dictionaries.Conv(filters[:, :, :, None], (8, 1)),
+    ]
     kinds += [dictionaries.Composed(columns.T, np.eye(3)), Rescaled(conv, np.arange(1.0, 13.0))]
     kinds += [
         dictionaries.Concatenated(
@@ -95,11 +121,16 @@ def test_every_dtype_is_kept(suffix, dtype, tmp_path):
 
 def test_networks_lists_dicts_and_empty_arrays_come_back(tmp_path):
     layer = ur.layers.ista(K)
-    params = (layer.init(None, gaussian()), ur.layers.unstack(ur.lista(K).init(None, gaussian(1, N, 7))))
+    params = (
+        layer.init(None, gaussian()),
+        ur.layers.unstack(ur.lista(K).init(None, gaussian(1, N, 7))),
+    )
     Ds = (gaussian(), dictionaries.Composed(np.eye(N), dictionaries.Conv(np.ones((1, 1, 2)), N)))
     found = restore(save(tmp_path / "a.npz", params, list(Ds)), like=params, D=Ds)
     assert same(found.params, params) and same(found.D, Ds)
-    untied = ur.layers.lamp(K).init(None, dictionaries.Conv(np.ones((2, 1, 3)), 8))  # a bank of filters at every step
+    untied = ur.layers.lamp(K).init(
+        None, dictionaries.Conv(np.ones((2, 1, 3)), 8)
+    )  # a bank of filters at every step
     assert same(restore(save(tmp_path / "d.npz", untied), like=untied).params, untied)
     network = ur.networks.ml_lista(K)
     params = network.init(None, Ds)
@@ -124,7 +155,9 @@ def test_a_safetensors_file_of_weights_opens_with_safetensors(tmp_path):
 
 
 def test_without_the_dictionary_its_hash_is_kept(tmp_path):
-    path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, gaussian()), gaussian(), dictionary=False)
+    path = save(
+        tmp_path / "a.npz", ur.layers.ista(K).init(None, gaussian()), gaussian(), dictionary=False
+    )
     assert restore(path, D=gaussian()).D is None
     with pytest.raises(CheckpointError, match="saved with another D"):
         restore(path, D=gaussian(1))
@@ -135,7 +168,10 @@ def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(t
     path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, D))
     for like, row in (
         (ur.layers.ista(3).init(None, D), r"params.steps.gamma +float64 \(2,\) +float64 \(3,\)"),
-        (ur.layers.ista(K).init(None, D.astype(np.float32)), r"params.steps.theta +float64 \(2,\) +float32 \(2,\)"),
+        (
+            ur.layers.ista(K).init(None, D.astype(np.float32)),
+            r"params.steps.theta +float64 \(2,\) +float32 \(2,\)",
+        ),
         (ur.lista_cp(K).init(None, D), r"params.shared.W +- +float64 \(3, 5\)"),
     ):
         with pytest.raises(CheckpointError, match=rf"(?s)saved +requested.*{row}"):
@@ -144,7 +180,10 @@ def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(t
 
 def test_64_bits_are_not_cast_in_a_process_without_them(tmp_path):
     path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, gaussian()))
-    with jax.enable_x64(False), pytest.raises(CheckpointError, match="holds float64, but JAX runs in float32"):
+    with (
+        jax.enable_x64(False),
+        pytest.raises(CheckpointError, match="holds float64, but JAX runs in float32"),
+    ):
         restore(path)
 
 
@@ -182,7 +221,9 @@ def test_a_write_that_fails_leaves_the_file_before_it(tmp_path):
     path, more = save(tmp_path / "a.npz", jnp.arange(3.0)), np.arange(1000.0)
     with (
         file_size_limit(100),
-        pytest.raises(CheckpointError, match=r"a.npz: cannot be written \(.*\); \d+ bytes are free"),
+        pytest.raises(
+            CheckpointError, match=r"a.npz: cannot be written \(.*\); \d+ bytes are free"
+        ),
     ):
         save(path, more)
     assert same(restore(path).params, jnp.arange(3.0)) and os.listdir(tmp_path) == ["a.npz"]
@@ -259,35 +300,69 @@ def tensors(header, data=b"", length=None):
 LEAF = {"params": {"dtype": "float64", "shape": [3], "sha256": _manifest.sha256(np.arange(3.0))}}
 META = {"__metadata__": {"unrolled": sealed(leaves=LEAF)}}
 MALICE = {
-    "objects.npz": (npz(sealed(leaves=LEAF), params=npy(np.asarray([{}, 1, 2], object))), "dtype object"),
-    "lying.npz": (npz(sealed(leaves=LEAF), params=npy(np.arange(3.0), b"(999999999999,)")), "buffer size"),
-    "bomb.npz": (npz(sealed(leaves=LEAF), zipfile.ZIP_DEFLATED, params=bytes(10**6)), "compressed entries"),
+    "objects.npz": (
+        npz(sealed(leaves=LEAF), params=npy(np.asarray([{}, 1, 2], object))),
+        "dtype object",
+    ),
+    "lying.npz": (
+        npz(sealed(leaves=LEAF), params=npy(np.arange(3.0), b"(999999999999,)")),
+        "buffer size",
+    ),
+    "bomb.npz": (
+        npz(sealed(leaves=LEAF), zipfile.ZIP_DEFLATED, params=bytes(10**6)),
+        "compressed entries",
+    ),
     "class.npz": (npz(sealed({"kind": "Popen", "parts": {}})), "unknown kind 'Popen'"),
-    "fields.npz": (npz(sealed({"kind": "Fixed", "parts": {"V": None}})), r"Fixed has the fields \['V'\]; expected"),
-    "static.npz": (npz(sealed({"kind": "Conv", "parts": {}, "static": {"stride": {"a": 1}}})), "static fields"),
+    "fields.npz": (
+        npz(sealed({"kind": "Fixed", "parts": {"V": None}})),
+        r"Fixed has the fields \['V'\]; expected",
+    ),
+    "static.npz": (
+        npz(sealed({"kind": "Conv", "parts": {}, "static": {"stride": {"a": 1}}})),
+        "static fields",
+    ),
     "node.npz": (npz(sealed({"kind": "tuple", "parts": [1]})), "the form has a node"),
     "tuple.npz": (npz(sealed({"kind": "tuple", "parts": {"1": None}})), "a tuple has the entries"),
     "leaf.npz": (npz(sealed("elsewhere")), "no array 'elsewhere'"),
     "deep.npz": (npz("[" * 10**5), "recursion|JSON|Expecting"),
-    "dtype.npz": (npz(sealed(leaves={"params": LEAF["params"] | {"dtype": "O"}}), params=npy(np.ones(3))), "dtype 'O'"),
-    "more.npz": (npz(sealed(None), params=npy(np.ones(3))), r"holds the arrays \['params'\]; expected \[\]"),
+    "dtype.npz": (
+        npz(sealed(leaves={"params": LEAF["params"] | {"dtype": "O"}}), params=npy(np.ones(3))),
+        "dtype 'O'",
+    ),
+    "more.npz": (
+        npz(sealed(None), params=npy(np.ones(3))),
+        r"holds the arrays \['params'\]; expected \[\]",
+    ),
     "newer.npz": (npz(sealed(format=2)), "format 2, newer than 1"),
-    "kind.npz": (npz(json.dumps(_manifest.seal("training", {}))), "holds 'training'; expected 'weights'"),
-    "unsealed.npz": (npz(sealed().replace('"D sha256": null', '"D sha256": "0"')), "manifest has changed"),
+    "kind.npz": (
+        npz(json.dumps(_manifest.seal("training", {}))),
+        "holds 'training'; expected 'weights'",
+    ),
+    "unsealed.npz": (
+        npz(sealed().replace('"D sha256": null', '"D sha256": "0"')),
+        "manifest has changed",
+    ),
     "plain.npz": (npz("{}"), "manifest is not one of unrolled"),
     "empty.npz": (b"", "not a zip file"),
     "header.safetensors": (tensors(b"{}", length=10**15), "header promises 1000000000000000 bytes"),
     "overlap.safetensors": (
-        tensors(META | {"params": {"dtype": "F64", "shape": [3], "data_offsets": [8, 32]}}, bytes(32)),
+        tensors(
+            META | {"params": {"dtype": "F64", "shape": [3], "data_offsets": [8, 32]}}, bytes(32)
+        ),
         "expected them to begin at 0",
     ),
     "shape.safetensors": (
-        tensors(META | {"params": {"dtype": "F64", "shape": [10**12], "data_offsets": [0, 24]}}, bytes(24)),
+        tensors(
+            META | {"params": {"dtype": "F64", "shape": [10**12], "data_offsets": [0, 24]}},
+            bytes(24),
+        ),
         "reshape",
     ),
     "rest.safetensors": (tensors(META, bytes(24)), "24 bytes that belong to no array"),
     "changed.safetensors": (
-        tensors(META | {"params": {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}}, bytes(24)),
+        tensors(
+            META | {"params": {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}}, bytes(24)
+        ),
         "params has changed since it was saved",
     ),
 }
@@ -302,9 +377,7 @@ def test_malicious_and_foreign_files_are_refused_with_their_name(name, tmp_path)
 
 
 def test_the_package_never_unpickles_or_evaluates_what_it_reads():
-    words = (
-        r"\b(pickle|joblib|cloudpickle|dill|shelve|marshal)\b(?!=False)|\beval\(|\bexec\(|allow_pickle=True|shell=True"
-    )
+    words = r"\b(pickle|joblib|cloudpickle|dill|shelve|marshal)\b(?!=False)|\beval\(|\bexec\(|allow_pickle=True|shell=True"
     for path in Path(ur.__file__).parent.rglob("*.py"):
         code = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.S)
         assert not re.search(words, code), path
@@ -357,7 +430,10 @@ def assert_same_run(ours, expected):
     """Bit for bit, but for the seconds."""
     assert same((ours.params, ours.best, ours.D), (expected.params, expected.best, expected.D))
     np.testing.assert_array_equal(ours.history.loss, expected.history.loss)
-    records = [[record._replace(seconds=0.0) for record in found.history.records] for found in (ours, expected)]
+    records = [
+        [record._replace(seconds=0.0) for record in found.history.records]
+        for found in (ours, expected)
+    ]
     np.testing.assert_array_equal(*records)
 
 
@@ -407,7 +483,9 @@ def resumed_like_straight(folder, **options):
 
 
 def test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on(tmp_path):
-    Ds = tuple(gaussian(seed, *shape).astype(np.float32) for seed, shape in ((0, (M, N)), (1, (N, 7))))
+    Ds = tuple(
+        gaussian(seed, *shape).astype(np.float32) for seed, shape in ((0, (M, N)), (1, (N, 7)))
+    )
 
     def chained(key):
         X = jax.random.normal(key, (4, 7), np.float32)
@@ -418,12 +496,16 @@ def test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on(tmp_path
     params = (ur.layers.Unrolled(ur.layers.Fixed(Ds[0]), steps), ur.layers.Unrolled(None, steps))
     network = ur.dsc([ur.alista(K), ur.layers.ista(K)])
     options = dict(layer=network, params=params, D=Ds, sample=chained, optimizer=noisy)
-    straight, found = resumed_like_straight(tmp_path, validation=chained(jax.random.key(9)), **options)
+    straight, found = resumed_like_straight(
+        tmp_path, validation=chained(jax.random.key(9)), **options
+    )
     assert same(found.params, straight.best) and found.D is None
 
 
 def test_a_learned_dictionary_and_an_optimiser_without_state_go_on(tmp_path):
-    straight, found = resumed_like_straight(tmp_path, learn_dictionary=True, optimizer=optax.sgd(1e-2))
+    straight, found = resumed_like_straight(
+        tmp_path, learn_dictionary=True, optimizer=optax.sgd(1e-2)
+    )
     assert same((found.params, found.D), (straight.best, straight.D)) and not same(found.D, D)
 
 
@@ -455,7 +537,9 @@ def test_a_curriculum_goes_on_in_the_stage_it_was_in(tmp_path):
     params = layer.init(None, D)
 
     def curriculum(folder):
-        options = dict(stages=(1.0, 0.2), steps_per_stage=4, evaluate_every=2, patience=4, key=3, rate=1e-2)
+        options = dict(
+            stages=(1.0, 0.2), steps_per_stage=4, evaluate_every=2, patience=4, key=3, rate=1e-2
+        )
         where = Checkpoint(folder, every=3, keep=9)
         return ur.training.curriculum(layer, params, D, sample, checkpoint=where, **options)
 
@@ -472,7 +556,9 @@ def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path)
 
     def curriculum():
         options = dict(stages=(1.0, 0.2), steps_per_stage=1, evaluate_every=1, key=3, rate=10.0)
-        return ur.training.curriculum(layer, layer.init(None, D), D, sample, checkpoint=tmp_path, **options)
+        return ur.training.curriculum(
+            layer, layer.init(None, D), D, sample, checkpoint=tmp_path, **options
+        )
 
     straight = curriculum()
     assert straight.history.records[1].validation > straight.history.records[0].validation
@@ -487,11 +573,23 @@ def test_a_network_is_named_after_what_made_it():
 
 OTHERS = {
     "family": (dict(layer=ur.layers.tilista(K)), r"model +lista_cp +tilista"),
-    "depth": (dict(layer=ur.lista_cp(3)), r"trained.params.steps.theta +float64 \(2,\) +float64 \(3,\)"),
-    "dtype": (dict(D=D.astype(np.float32)), r"best.params.shared.W +float64 \(3, 5\) +float32 \(3, 5\)"),
+    "depth": (
+        dict(layer=ur.lista_cp(3)),
+        r"trained.params.steps.theta +float64 \(2,\) +float64 \(3,\)",
+    ),
+    "dtype": (
+        dict(D=D.astype(np.float32)),
+        r"best.params.shared.W +float64 \(3, 5\) +float32 \(3, 5\)",
+    ),
     "dictionary": (dict(D=-D), r"D sha256 +\w{64} +\w{64}"),
-    "shape of the dictionary": (dict(D=gaussian(0, M, 6), validation=(np.ones((2, M)), np.ones((2, 6)))), "sha256"),
-    "optimiser": (dict(optimizer=optax.sgd(1e-2)), r"optimizer.0.mu.params.shared.W +float64 \(3, 5\) +-"),
+    "shape of the dictionary": (
+        dict(D=gaussian(0, M, 6), validation=(np.ones((2, M)), np.ones((2, 6)))),
+        "sha256",
+    ),
+    "optimiser": (
+        dict(optimizer=optax.sgd(1e-2)),
+        r"optimizer.0.mu.params.shared.W +float64 \(3, 5\) +-",
+    ),
     "trained leaves": (dict(learn_dictionary=True), r"trained.D +- +float64 \(3, 5\)"),
     "key": (dict(key=4), r"key +\[0, 3\] +\[0, 4\]"),
     "looks": (dict(evaluate_every=5), r"evaluate_every +4 +5"),
@@ -518,7 +616,11 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(tmp_pa
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CheckpointError, match="cannot write there"):
             run(path, optimizer=optax.GradientTransformation(lambda trained: (), None))
-    for options, error in ((dict(every=0), ValueError), (dict(keep=0), ValueError), (dict(every=2.5), TypeError)):
+    for options, error in (
+        (dict(every=0), ValueError),
+        (dict(keep=0), ValueError),
+        (dict(every=2.5), TypeError),
+    ):
         with pytest.raises(error):
             Checkpoint(tmp_path, **options)
     with pytest.raises(TypeError, match="folder must be a path"):
@@ -542,7 +644,9 @@ def read(folder):
 
 def largest(folder):
     """The file of a step that has the numbers."""
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 def test_no_flipped_bit_cut_or_missing_file_gives_other_numbers(folder):
@@ -551,10 +655,16 @@ def test_no_flipped_bit_cut_or_missing_file_gives_other_numbers(folder):
     told = {"bit of any file": 0, "bit of the numbers": 0, "cut": 0, "missing": 0}
     for trial in range(50 + 2 * len(files)):
         kind = (
-            "bit of any file" if trial < 25 else "bit of the numbers" if trial < 50 else ("cut", "missing")[trial % 2]
+            "bit of any file"
+            if trial < 25
+            else "bit of the numbers"
+            if trial < 50
+            else ("cut", "missing")[trial % 2]
         )
         path = (
-            largest(step) if kind == "bit of the numbers" else files[(trial if trial < 50 else trial // 2) % len(files)]
+            largest(step)
+            if kind == "bit of the numbers"
+            else files[(trial if trial < 50 else trial // 2) % len(files)]
         )
         blob = path.read_bytes()
         if kind == "missing":
@@ -582,9 +692,13 @@ def damage(folder):
 
 def test_a_damaged_step_stops_the_run_unless_asked_to_go_on_from_the_one_before(folder, reference):
     damage(folder)
-    with pytest.raises(CheckpointError, match=r"12: damaged \(.*\); other steps: \[6, 9\]; .*strict=False"):
+    with pytest.raises(
+        CheckpointError, match=r"12: damaged \(.*\); other steps: \[6, 9\]; .*strict=False"
+    ):
         run(folder, STEPS)
-    with pytest.warns(UserWarning, match=r"goes on from step 9: .*12: damaged.* Step 12 is kept as 12.damaged-0"):
+    with pytest.warns(
+        UserWarning, match=r"goes on from step 9: .*12: damaged.* Step 12 is kept as 12.damaged-0"
+    ):
         assert_same_run(run(Checkpoint(folder, strict=False), STEPS), reference)
     assert steps_in(folder) == [6, 9, 12] and (folder / "12.damaged-0").is_dir()
     for step in steps_in(folder):
@@ -614,7 +728,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(folder, refe
     limit = file_size_limit(1000)
     try:
         with pytest.raises(
-            CheckpointError, match=r"step 12 was not saved \(.*\); \d+ bytes are free, the steps \[6, 9\]"
+            CheckpointError,
+            match=r"step 12 was not saved \(.*\); \d+ bytes are free, the steps \[6, 9\]",
         ):
             run(folder, STEPS, callbacks=[lambda record, params: limit.__enter__()])
     finally:
@@ -639,7 +754,9 @@ def test_a_run_that_breaks_keeps_its_last_good_state_and_can_be_mended(tmp_path,
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    "number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
 def test_a_signal_finishes_the_step_saves_and_leaves(number, error, tmp_path, reference):
     def at_4(record, params):
         if record.step == 4:
@@ -683,21 +800,29 @@ def test_signals_stay_as_they_are_outside_the_main_thread_and_where_they_are_ign
     assert seen == [before, signal.SIG_IGN]
 
 
-def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(tmp_path, compiled_as_in_the_child, reference):
-    """Three processes, each killed by SIGKILL at its own random moment; what they left is finished here."""
+def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(
+    tmp_path, compiled_as_in_the_child, reference
+):
+    """Three processes, each killed by SIGKILL at its own random moment; what they left is finished
+    here.
+    """
     script = Path(__file__).with_name("small_training.py")
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": compiled_as_in_the_child,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPATH": os.pathsep.join([str(Path(ur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(ur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        ),
     }
     rng, steps, children = np.random.default_rng(2), 40, []
     folders = [tmp_path / str(i) for i in range(3)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            child = stack.enter_context(subprocess.Popen([sys.executable, script, folder, str(steps)], **pipes))
+            child = stack.enter_context(
+                subprocess.Popen([sys.executable, script, folder, str(steps)], **pipes)
+            )
             stack.callback(child.kill)
             children.append(child)
         straight = run(None, steps)
@@ -709,6 +834,8 @@ def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(tmp_path, co
             print(file=child.stdin, flush=True)
             time.sleep(rng.uniform(0, 0.5))
             child.kill()
-            assert child.wait() == -signal.SIGKILL and (folder / "lock").read_text() == str(child.pid)
+            assert child.wait() == -signal.SIGKILL and (folder / "lock").read_text() == str(
+                child.pid
+            )
             assert 6 <= max(steps_in(folder)) < steps
             assert_same_run(run(Checkpoint(folder, every=20), steps), straight)

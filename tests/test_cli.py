@@ -1,4 +1,6 @@
-"""The command line in process: what it prints, what it writes, and one line on stderr for what a user can mend."""
+"""The command line in process: what it prints, what it writes, and one line on stderr for what a
+user can mend.
+"""
 
 import csv
 import os
@@ -15,9 +17,9 @@ from PIL import Image
 
 import unrolled
 from unrolled import analytic, dictionaries, theory
-from unrolled._experiments import _job
-from unrolled._experiments._report import Section
 from unrolled.cli import main
+from unrolled.commands import _job
+from unrolled.commands._report import Section
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
@@ -25,17 +27,28 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Input files: a dictionary of 12 x 24, its signals, the Paley frame, pictures, and broken ones."""
+    """Input files: a dictionary of 12 x 24, its signals, the Paley frame, pictures, and broken
+    ones.
+    """
     folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
     D = rng.normal(size=(12, 24))
     D /= np.linalg.norm(D, axis=0)
     X = rng.normal(size=(60, 24)) * (rng.random((60, 24)) < 0.1)
     Y = X @ D.T
-    arrays = {"D": D, "twice": 2 * D, "Y": Y, "columns": Y.T, "one": Y[:1], "longer": np.hstack([Y, Y])}
+    arrays = {
+        "D": D,
+        "twice": 2 * D,
+        "Y": Y,
+        "columns": Y.T,
+        "one": Y[:1],
+        "longer": np.hstack([Y, Y]),
+    }
     with jax.enable_x64(True):
         arrays["paley"] = np.asarray(dictionaries.paley(13))
         arrays["H"] = np.asarray(dictionaries.identity_hadamard(32))
-        arrays["T"] = np.pad(np.asarray(dictionaries.transversal(jax.random.key(0), 4, 13, 40)), ((0, 12), (0, 0)))
+        arrays["T"] = np.pad(
+            np.asarray(dictionaries.transversal(jax.random.key(0), 4, 13, 40)), ((0, 12), (0, 0))
+        )
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "YX.npz", Y=Y, X=X)
@@ -75,7 +88,11 @@ def test_doctor(run, tmp_path):
     status, out, _ = run("doctor", "--output", tmp_path / "new")
     assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
-    assert found["jax"] == jax.__version__ and {"JAX_PLATFORMS", "memory", "compilation cache"} <= set(found)
+    assert found["jax"] == jax.__version__ and {
+        "JAX_PLATFORMS",
+        "memory",
+        "compilation cache",
+    } <= set(found)
     assert f"{tmp_path / 'new'} is writable" in out and re.search("certified check .*passed", out)
 
 
@@ -89,7 +106,11 @@ def test_doctor_as_json(run):
 def test_doctor_runs_from_another_directory(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(unrolled.__file__).parent.parent)}
     done = subprocess.run(
-        [sys.executable, "-m", "unrolled", "doctor"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "unrolled", "doctor"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert re.search("certified check .*passed", done.stdout)
@@ -100,7 +121,9 @@ def test_doctor_runs_from_another_directory(tmp_path):
 
 
 def test_certify_agrees_with_the_theory(run):
-    status, out, _ = run("certify", "paley.npy", "--json", "--tolerance", "1e-3", "--noise", "1e-5", "--bound", "2")
+    status, out, _ = run(
+        "certify", "paley.npy", "--json", "--tolerance", "1e-3", "--noise", "1e-5", "--bound", "2"
+    )
     found = strict_json(out)
     assert status == 0 and (found["m"], found["d"]) == (7, 14)
     # The frame meets Welch's bound, 1 / sqrt(13), to rounding.
@@ -108,12 +131,21 @@ def test_certify_agrees_with_the_theory(run):
     assert found["welch_bound"] == pytest.approx(1 / np.sqrt(13), abs=1e-14)
     assert list(found["weights"]) == ["W = D", "closed form", "minimax"]
     mu = found["generalized_coherence"]
-    assert mu["lower"] <= 1 / np.sqrt(13) * (1 + 1e-14) and mu["upper"] - mu["lower"] <= 1e-6 * mu["upper"]
+    assert (
+        mu["lower"] <= 1 / np.sqrt(13) * (1 + 1e-14)
+        and mu["upper"] - mu["lower"] <= 1e-6 * mu["upper"]
+    )
     assert found["admissible_sparsity"] == {"mu": 2, "babel": 2, "mu~": 2}
-    assert found["cnn"]["depth"] == 2 + found["weights"]["minimax"]["steps"]  # ceil(log_3 7) and a layer per step
+    assert (
+        found["cnn"]["depth"] == 2 + found["weights"]["minimax"]["steps"]
+    )  # ceil(log_3 7) and a layer per step
     with jax.enable_x64(True):
         D = dictionaries.paley(13)
-        kinds = {"W = D": D, "closed form": theory.frobenius_weights(D), "minimax": theory.minimax_weights(D)}
+        kinds = {
+            "W = D": D,
+            "closed form": theory.frobenius_weights(D),
+            "minimax": theory.minimax_weights(D),
+        }
         for name, W in kinds.items():
             certified, row = analytic.certify(D, W), found["weights"][name]
             expected = theory.schedule(
@@ -126,11 +158,19 @@ def test_certify_agrees_with_the_theory(run):
                 guard=certified.guard * 4,
                 eta=certified.eta,
             )
-            assert row["largest_sparsity"] == row["sparsity"] == theory.max_sparsity(certified.mu_W, 14) == 2
+            assert (
+                row["largest_sparsity"]
+                == row["sparsity"]
+                == theory.max_sparsity(certified.mu_W, 14)
+                == 2
+            )
             assert row["holds"] is True and row["steps"] == expected.steps_for(1e-3)
-            gap = 1e-6 if name == "minimax" else 1e-8  # the programs' tolerance; mu_W is rounded up by 1e-9
+            # the programs' tolerance; mu_W is rounded up by 1e-9
+            gap = 1e-6 if name == "minimax" else 1e-8
             assert row["contraction"] == pytest.approx(3 / np.sqrt(13), rel=gap)
-            assert row["omega"] == pytest.approx(np.linalg.norm(np.asarray(W), axis=0).max(), rel=1e-8)
+            assert row["omega"] == pytest.approx(
+                np.linalg.norm(np.asarray(W), axis=0).max(), rel=1e-8
+            )
             assert row["norm_W"] == pytest.approx(np.linalg.norm(np.asarray(W), 2), rel=1e-12)
             for field in ("contraction", "rate", "floor"):
                 assert row[field] == pytest.approx(getattr(expected, field), rel=1e-12)
@@ -141,7 +181,9 @@ def test_certify_as_text(run):
     assert status == 0
     lines = {line[:24].strip(): line[24:].split() for line in out.splitlines()[4:]}
     assert "7 x 14" in out and f"{1 / np.sqrt(13):.6f}" in out
-    assert "2 by mu, 2 by babel, 2 by mu~" in out and "fewer than 4.606 atoms" in out  # 1 + sqrt(13)
+    assert (
+        "2 by mu, 2 by babel, 2 by mu~" in out and "fewer than 4.606 atoms" in out
+    )  # 1 + sqrt(13)
     assert [float(v) for v in lines["mu W"]] == pytest.approx([1 / np.sqrt(13)] * 3, rel=1e-5)
     assert lines["largest sparsity"] == ["2"] * 3 and lines["holds"] == ["True"] * 3
     assert all(int(steps) > 0 for steps in lines["steps to 1e-06"])
@@ -157,7 +199,18 @@ def test_certify_says_what_does_not_hold(run):
 
 
 def test_certify_tells_of_an_activation_and_of_least_entries(run):
-    arguments = ("certify", "D.npy", "--sparsity", "1", "--noise", "1e-4", "--activation", "softplus", "--scale", "1e5")
+    arguments = (
+        "certify",
+        "D.npy",
+        "--sparsity",
+        "1",
+        "--noise",
+        "1e-4",
+        "--activation",
+        "softplus",
+        "--scale",
+        "1e5",
+    )
     found = strict_json(run(*arguments, "--entries", "--json")[1])
     assert found["activation"]["theorem"] == "10" and found["activation"]["holds"] is True
     rows = found["weights"]
@@ -169,7 +222,9 @@ def test_certify_tells_of_an_activation_and_of_least_entries(run):
 
 
 def test_certify_speaks_of_a_chain(run, tmp_path):
-    status, out, _ = run("certify", "H.npy", "T.npy", "--sparsity", "3,2", "--tolerance", "1e-4", "--json")
+    status, out, _ = run(
+        "certify", "H.npy", "T.npy", "--sparsity", "3,2", "--tolerance", "1e-4", "--json"
+    )
     found = strict_json(out)
     chain = found["chain"]
     assert status == 0 and [layer["d"] for layer in found["layers"]] == [64, 40]
@@ -189,7 +244,9 @@ def test_certify_normalizes_on_request(run):
     found = strict_json(out)
     assert status == 0
     assert found["mutual_coherence"] == pytest.approx(plain["mutual_coherence"], rel=1e-12)
-    assert found["weights"]["closed form"]["mu_W"] == pytest.approx(plain["weights"]["closed form"]["mu_W"], rel=1e-9)
+    assert found["weights"]["closed form"]["mu_W"] == pytest.approx(
+        plain["weights"]["closed form"]["mu_W"], rel=1e-9
+    )
 
 
 # What a user can mend
@@ -244,7 +301,7 @@ def test_an_interrupt_is_one_line_too(run, monkeypatch):
     def interrupt(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unrolled._experiments.doctor", interrupt)
+    monkeypatch.setattr("unrolled.commands.doctor", interrupt)
     assert run("doctor") == (130, "", "unrolled: interrupted\n")
 
 
@@ -253,7 +310,10 @@ def test_an_interrupt_is_one_line_too(run, monkeypatch):
 
 def check_report(folder, slugs):
     """The files of a report: parseable, readable, linked. Returns the data by section."""
-    report, results = (folder / "report.md").read_text(), strict_json((folder / "results.json").read_text())
+    report, results = (
+        (folder / "report.md").read_text(),
+        strict_json((folder / "results.json").read_text()),
+    )
     assert list(results["sections"]) == slugs and results["environment"]["jax"] == jax.__version__
     linked = set(re.findall(r"\]\(([^)]+)\)", report))
     assert {path.name for path in folder.iterdir()} == linked | {"report.md", "results.json"}
@@ -277,13 +337,17 @@ def curve_rows(folder, slug):
 
 def test_compare_on_an_own_dictionary(run, tmp_path):
     out_folder = tmp_path / "deep" / "report"
-    status, out, err = run("compare", "--dictionary", "D.npy", *QUICK, "--sparsity", 2, "--output", out_folder)
+    status, out, err = run(
+        "compare", "--dictionary", "D.npy", *QUICK, "--sparsity", 2, "--output", out_folder
+    )
     assert status == 0, err
     assert "done" in err and f"Report: {out_folder / 'report.md'}" in out
     data = check_report(out_folder, ["planted", "certified"])
     names = ["ISTA", "ISTA, calibrated", "FISTA"]
     names += [
-        f"{f}, {kind}" for f in ("LISTA-CP", "ALISTA", "ALISTA-SS") for kind in ("analytic", "calibrated", "learned")
+        f"{f}, {kind}"
+        for f in ("LISTA-CP", "ALISTA", "ALISTA-SS")
+        for kind in ("analytic", "calibrated", "learned")
     ]
     assert list(data["planted"]["comparison"]["curves"]) == names
     assert curve_rows(out_folder, "planted") == dict.fromkeys(names, 3)
@@ -295,7 +359,16 @@ def test_compare_on_an_own_dictionary(run, tmp_path):
 
 def test_compare_on_own_signals(run, tmp_path):
     status, _, err = run(
-        "compare", "--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista", *QUICK, "--output", tmp_path / "r"
+        "compare",
+        "--dictionary",
+        "D.npy",
+        "--signals",
+        "Y.npy",
+        "--method",
+        "ista",
+        *QUICK,
+        "--output",
+        tmp_path / "r",
     )
     assert status == 0, err
     data = check_report(tmp_path / "r", ["signals"])["signals"]
@@ -306,12 +379,25 @@ def test_compare_on_own_signals(run, tmp_path):
 
 def test_compare_on_own_signals_with_codes(run, tmp_path):
     """And as JSON: standard output is the file that was written."""
-    arguments = ("--dictionary", "D.npy", "--signals", "YX.npz", "--method", "alista", "--json", *QUICK)
+    arguments = (
+        "--dictionary",
+        "D.npy",
+        "--signals",
+        "YX.npz",
+        "--method",
+        "alista",
+        "--json",
+        *QUICK,
+    )
     status, out, err = run("compare", *arguments, "--output", tmp_path / "r")
     assert status == 0, err
     check_report(tmp_path / "r", ["signals"])
     assert strict_json(out) == strict_json((tmp_path / "r" / "results.json").read_text())
-    assert list(curve_rows(tmp_path / "r", "signals")) == ["ALISTA, analytic", "ALISTA, calibrated", "ALISTA, learned"]
+    assert list(curve_rows(tmp_path / "r", "signals")) == [
+        "ALISTA, analytic",
+        "ALISTA, calibrated",
+        "ALISTA, learned",
+    ]
 
 
 def test_compare_on_own_pictures(run, tmp_path):
@@ -331,7 +417,14 @@ def test_the_main_job_has_all_its_sections(run, tmp_path, monkeypatch):
         def experiment(first, *rest):
             words = [word for word in rest if isinstance(word, str)]
             given[words[1] if words else slug] = first
-            return Section(words[0] if words else slug, words[1] if words else slug, "text", {}, (["a"], [[1]]), {})
+            return Section(
+                words[0] if words else slug,
+                words[1] if words else slug,
+                "text",
+                {},
+                (["a"], [[1]]),
+                {},
+            )
 
         return experiment
 
@@ -341,7 +434,11 @@ def test_the_main_job_has_all_its_sections(run, tmp_path, monkeypatch):
     assert status == 0
     assert list(given) == ["benchmark", "certified_regime", "patches", "chain"]
     assert given["benchmark"].D.shape == given["certified_regime"].shape == (250, 500)
-    assert given["patches"].shape == (64, 256) and given["chain"].depth == 16 and given["chain"].steps == 400
+    assert (
+        given["patches"].shape == (64, 256)
+        and given["chain"].depth == 16
+        and given["chain"].steps == 400
+    )
     titles = ["The standard benchmark", "certified_regime", "Patches of real photographs", "chain"]
     assert re.findall("^# (.*)$", out, re.M) == titles
     assert re.findall("^## (.*)$", (tmp_path / "report.md").read_text(), re.M)[:4] == titles

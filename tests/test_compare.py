@@ -1,4 +1,6 @@
-"""Comparison: every number against direct computation in numpy, and what table, JSON and figure show."""
+"""Comparison: every number against direct computation in numpy, and what table, JSON and figure
+show.
+"""
 
 import json
 
@@ -31,11 +33,14 @@ def methods(problem):
     """Families with and without weights, tied, untied and unstacked, some of the same form."""
     D = problem[0]
     start = {
-        name: layer.init(jax.random.key(0), D) for name, layer in {"cp": LISTA_CP, "lista": LISTA, "al": ALISTA}.items()
+        name: layer.init(jax.random.key(0), D)
+        for name, layer in {"cp": LISTA_CP, "lista": LISTA, "al": ALISTA}.items()
     }
     moved = jax.tree.map(lambda leaf: 1.1 * leaf, start["cp"])
     noise = 0.1 * jax.random.normal(jax.random.key(4), (N, N))
-    shaken = start["lista"]._replace(shared=start["lista"].shared._replace(S=start["lista"].shared.S + noise))
+    shaken = start["lista"]._replace(
+        shared=start["lista"].shared._replace(S=start["lista"].shared.S + noise)
+    )
     steps = start["al"].steps._replace(gamma=jnp.asarray([1.0, 0.5, 0.25, 2.0]))
     untied = layers.lista_cp(DEPTH, tied=False)
     return {
@@ -60,7 +65,9 @@ def test_curves_against_direct_computation(result, methods, problem):
     for name in ("LISTA-CP", "ALISTA, learned", "untied"):
         layer, params = methods[name]
         curve, X = result.curves[name], np.asarray(X)
-        codes = np.asarray(jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, Y))
+        codes = np.asarray(
+            jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, Y)
+        )
         error, energy = ((codes - X) ** 2).sum(2), (X**2).sum(1)
         with np.errstate(divide="ignore"):
             decibels = 10 * np.log10(error / np.where(energy > 0, energy, np.nan))
@@ -81,7 +88,9 @@ def test_curves_against_direct_computation(result, methods, problem):
         for field, value in expected.items():
             # JAX takes the mean of booleans in float32.
             rtol = 1e-7 if field == "failure_rate" else 1e-9
-            np.testing.assert_allclose(getattr(curve, field), value, rtol, atol=ROUNDING, err_msg=f"{name} {field}")
+            np.testing.assert_allclose(
+                getattr(curve, field), value, rtol, atol=ROUNDING, err_msg=f"{name} {field}"
+            )
         # The zero code has an infinite error in decibels where its estimate is not zero.
         per_signal = np.where(np.isnan(decibels), np.where(error > 0, np.inf, np.nan), decibels)
         quantiles = np.nanquantile(per_signal, QUANTILES, axis=1).T
@@ -97,26 +106,43 @@ def test_thresholds_are_means_per_step(result, methods):
     layer, params = LISTA_CP, methods["LISTA-CP"][1]
     per_atom = jnp.linspace(0, 1, DEPTH * N).reshape(DEPTH, N)
     D = dictionaries.gaussian(jax.random.key(1), M, N)
-    found = compare({"a": (layer, params._replace(steps=params.steps._replace(theta=per_atom)))}, D, D.T @ D, D.T)
+    found = compare(
+        {"a": (layer, params._replace(steps=params.steps._replace(theta=per_atom)))},
+        D,
+        D.T @ D,
+        D.T,
+    )
     np.testing.assert_allclose(found.thresholds["a"], np.asarray(per_atom).mean(1), rtol=ROUNDING)
 
 
 def test_the_reference_is_the_first_earlier_method_of_the_same_form(result):
-    expected = {"LISTA-CP, learned": "LISTA-CP", "LISTA, learned": "LISTA", "ALISTA, learned": "ALISTA"}
+    expected = {
+        "LISTA-CP, learned": "LISTA-CP",
+        "LISTA, learned": "LISTA",
+        "ALISTA, learned": "ALISTA",
+    }
     assert result.references == expected and set(result.changes) == set(expected)
 
 
 def test_a_named_reference(methods, problem):
     names = ("LISTA-CP", "LISTA-CP, learned", "LISTA")
-    found = compare({name: methods[name] for name in names}, *problem, reference="LISTA-CP, learned")
+    found = compare(
+        {name: methods[name] for name in names}, *problem, reference="LISTA-CP, learned"
+    )
     assert found.references == {"LISTA-CP": "LISTA-CP, learned"}
     # 1.1 times the start was the other way round: back is 1 - 1 / 1.1.
-    assert all(c.distance == pytest.approx(1 - 1 / 1.1, rel=ROUNDING) for c in found.changes["LISTA-CP"])
+    assert all(
+        c.distance == pytest.approx(1 - 1 / 1.1, rel=ROUNDING) for c in found.changes["LISTA-CP"]
+    )
 
 
 def test_changes_against_direct_computation(result, methods):
     scaled = {c.leaf: c for c in result.changes["LISTA-CP, learned"]}
-    assert set(scaled) == {"W", "theta"} and len(scaled["W"].per_step) == 1 and len(scaled["theta"].per_step) == DEPTH
+    assert (
+        set(scaled) == {"W", "theta"}
+        and len(scaled["W"].per_step) == 1
+        and len(scaled["theta"].per_step) == DEPTH
+    )
     for change in scaled.values():
         assert change.distance == pytest.approx(0.1, rel=ROUNDING)
         np.testing.assert_allclose(change.per_step, 0.1, rtol=ROUNDING)
@@ -131,10 +157,18 @@ def test_changes_against_direct_computation(result, methods):
 
 
 def weights_by_hand(W, D):
-    """Least, mean and largest w_i . d_i, and the largest and the root mean square off-diagonal product."""
+    """Least, mean and largest w_i . d_i, and the largest and the root mean square off-diagonal
+    product.
+    """
     products = np.asarray(W).T @ np.asarray(D)
     diagonal, off = np.diag(products), products[~np.eye(N, dtype=bool)]
-    return diagonal.min(), diagonal.mean(), diagonal.max(), np.abs(off).max(), np.sqrt((off**2).mean())
+    return (
+        diagonal.min(),
+        diagonal.mean(),
+        diagonal.max(),
+        np.abs(off).max(),
+        np.sqrt((off**2).mean()),
+    )
 
 
 def test_couplings_against_dense_algebra(result, methods, problem):
@@ -158,7 +192,9 @@ def test_couplings_against_dense_algebra(result, methods, problem):
 
 
 def test_the_coupling_mismatch(result, methods, problem):
-    """0 where the coupling is built in, rounding for LISTA at ISTA's start, the distance of S where it was moved."""
+    """0 where the coupling is built in, rounding for LISTA at ISTA's start, the distance of S where
+    it was moved.
+    """
     for name in ("LISTA-CP", "LISTA-CP, learned", "ALISTA, learned", "untied"):
         np.testing.assert_array_equal(result.couplings[name].mismatch, 0)
     assert result.couplings["LISTA"].mismatch.max() < ROUNDING
@@ -175,14 +211,18 @@ def test_the_gap_to_the_lasso_optimum(problem):
     D, X, Y = problem
     long = layers.fista(300)
     found = compare(
-        {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH)), "FISTA": (long, analytic.ista(D, LAM, 300))},
+        {
+            "ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH)),
+            "FISTA": (long, analytic.ista(D, LAM, 300)),
+        },
         D,
         X,
         Y,
         lam=LAM,
     )
     ista, fista = found.curves["ISTA"].gap, found.curves["FISTA"].gap
-    # The optimum is known to a duality gap of 1e-6 of the energy of a signal, which is below 20 times the objective.
+    # The optimum is known to a duality gap of 1e-6 of the energy of a signal, which is below 20
+    # times the objective.
     assert ista.shape == (DEPTH,) and (np.diff(ista) < 0).all() and ista[-1] > 1e-3
     assert fista.shape == (300,) and fista.min() > -2e-5 and abs(fista[-1]) < 2e-5
     codes = np.asarray(jax.vmap(long.apply, (None, None, 0))(analytic.ista(D, LAM, 300), D, Y))
@@ -190,14 +230,18 @@ def test_the_gap_to_the_lasso_optimum(problem):
     def objective(x):
         return ((np.asarray(Y) - x @ np.asarray(D).T) ** 2).sum(1) / 2 + LAM * np.abs(x).sum(1)
 
-    first = np.asarray(jax.vmap(layers.ista(1).apply, (None, None, 0))(analytic.ista(D, LAM, 1), D, Y))
+    first = np.asarray(
+        jax.vmap(layers.ista(1).apply, (None, None, 0))(analytic.ista(D, LAM, 1), D, Y)
+    )
     expected = (objective(first) - objective(codes)).sum() / objective(codes).sum()
     assert ista[0] == pytest.approx(expected, abs=4e-5)
     assert "(F - F*) / F*" in found.table() and f"{ista[-1]:.2e}" in found.table()
 
 
 def test_a_zero_signal_leaves_the_gap_finite(problem):
-    """As a flat patch of a picture gives: its optimum is 0, and every method is there from the start."""
+    """As a flat patch of a picture gives: its optimum is 0, and every method is there from the
+    start.
+    """
     D, X, Y = problem
     methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
     gap = compare(methods, D, X.at[0].set(0), Y.at[0].set(0), lam=LAM).curves["ISTA"].gap
@@ -231,7 +275,10 @@ def test_tables_have_a_row_per_method(result, methods):
         assert {line.count("|") for line in (header, rule, *rows)} == {header.count("|")}
     curve = result.curves["ALISTA"]
     (row,) = [row for row in result.table().split("\n") if row.startswith("| ALISTA |")]
-    assert f"| {DEPTH} | {curve.nmse[-1]:.1f} | {curve.mean_nmse[-1]:.1f} | {curve.failure_rate[-1]:.1%} |" in row
+    assert (
+        f"| {DEPTH} | {curve.nmse[-1]:.1f} | {curve.mean_nmse[-1]:.1f} | {curve.failure_rate[-1]:.1%} |"
+        in row
+    )
     assert "| gamma " in result.parameters_table() or ", theta " in result.parameters_table()
 
 

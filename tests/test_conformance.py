@@ -1,4 +1,6 @@
-"""What every method of the registry must do, whatever it is: transformations change nothing, and kin reduce to kin."""
+"""What every method of the registry must do, whatever it is: transformations change nothing, and
+kin reduce to kin.
+"""
 
 import inspect
 from functools import lru_cache, partial
@@ -16,7 +18,8 @@ from unrolled.layers import Unrolled, stack, unroll, unstack
 
 EPS = np.finfo(float).eps
 M, N, K, BATCH = 6, 10, 4, 4
-# A step sums M + N products of numbers near 1 and rounds each; K steps that hardly grow add up: (M + N) K eps, twice.
+# A step sums M + N products of numbers near 1 and rounds each; K steps that hardly grow add up: (M
+# + N) K eps, twice.
 CLOSE = 2 * (M + N) * K * EPS
 # For programs that run once: compiling is all their time, and this halves it.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -31,7 +34,9 @@ def assert_equal(ours, expected):
 
 
 def jittered(tree, seed=0):
-    """Every floating entry times its own number near 1: no two steps alike, thresholds still positive."""
+    """Every floating entry times its own number near 1: no two steps alike, thresholds still
+    positive.
+    """
     rng = np.random.default_rng(seed)
 
     def one(leaf):
@@ -42,7 +47,9 @@ def jittered(tree, seed=0):
 
 
 def slopes(f, gradients, arguments, seed=0, h=1e-6):
-    """Pairs (derivative by `gradients`, central difference of `f`) along a random direction in each floating leaf."""
+    """Pairs (derivative by `gradients`, central difference of `f`) along a random direction in each
+    floating leaf.
+    """
     rng = np.random.default_rng(seed)
     leaves, form = jax.tree.flatten(arguments)
     for i, (leaf, g) in enumerate(zip(leaves, jax.tree.leaves(gradients), strict=True)):
@@ -62,7 +69,9 @@ def signals(m, batch=BATCH, seed=0):
 
 @lru_cache
 def case(name):
-    """A layer of K steps, params that differ from step to step, a dictionary and a batch of signals."""
+    """A layer of K steps, params that differ from step to step, a dictionary and a batch of
+    signals.
+    """
     layer, D = registry.LAYERS[name](K), ur.dictionaries.gaussian(jax.random.key(0), M, N)
     return layer, jittered(layer.init(jax.random.key(1), D)), D, signals(M)
 
@@ -75,7 +84,9 @@ def part(params, steps: slice):
 def theory_given(params):
     """For every leaf, whether it is a weight from theory, which carries no gradient."""
     is_fixed = partial(lambda kind, node: isinstance(node, kind), ur.layers.Fixed)
-    marks = jax.tree.map(lambda node: jax.tree.map(lambda _: is_fixed(node), node), params, is_leaf=is_fixed)
+    marks = jax.tree.map(
+        lambda node: jax.tree.map(lambda _: is_fixed(node), node), params, is_leaf=is_fixed
+    )
     return jax.tree.leaves(marks)
 
 
@@ -144,18 +155,29 @@ def test_gradients_are_central_differences_in_every_leaf(name):
 
     def gradients(params, D, y):
         again = gradient(registry.LAYERS[name](K, unroll=4, remat=True))
-        return gradient(layer)(params, D, y), again(params, D, y), gradient(layer)(params, D, origin)
+        return (
+            gradient(layer)(params, D, y),
+            again(params, D, y),
+            gradient(layer)(params, D, origin),
+        )
 
     plain, again, at_origin = compiled(gradients)(params, D, y)
     fixed = theory_given(params)
-    # Truncation h^2 times third derivatives of order 10, rounding 10 eps / h: 1e-9 each; 1e-7 leaves a hundredfold.
-    for i, (slope, difference) in enumerate(slopes(lambda *at: fast(name)(*at) @ weight, plain, (params, D, y))):
+    # Truncation h^2 times third derivatives of order 10, rounding 10 eps / h: 1e-9 each; 1e-7
+    # leaves a hundredfold.
+    for i, (slope, difference) in enumerate(
+        slopes(lambda *at: fast(name)(*at) @ weight, plain, (params, D, y))
+    ):
         if i < len(fixed) and fixed[i]:  # though the code depends on them
             assert slope == 0 and abs(difference) > 1e-3
         else:
-            assert slope == pytest.approx(difference, rel=1e-7, abs=1e-7) and (slope != 0 or difference == 0)
+            assert slope == pytest.approx(difference, rel=1e-7, abs=1e-7) and (
+                slope != 0 or difference == 0
+            )
     for ours, expected in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
-        assert_close(ours, expected, 100 * CLOSE)  # a gradient is up to 100 times its loss, and sums as many terms
+        assert_close(
+            ours, expected, 100 * CLOSE
+        )  # a gradient is up to 100 times its loss, and sums as many terms
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(at_origin))
 
 
@@ -165,7 +187,8 @@ def test_a_layer_keeps_its_dtype(name, dtype):
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.dtype(dtype)), (params, D, Y[0]))
     x = compiled(layer.apply)(*narrow)
     assert x.dtype == jax.eval_shape(layer.iterates, *narrow).dtype == dtype
-    # Relative to its own precision a narrow layer errs as a wide one does; the inputs are those that it saw.
+    # Relative to its own precision a narrow layer errs as a wide one does; the inputs are those
+    # that it saw.
     wide = fast(name)(*jax.tree.map(lambda leaf: leaf.astype(float), narrow))
     assert_close(np.asarray(x, float), wide, CLOSE / EPS * float(jnp.finfo(dtype).eps))
 
@@ -192,7 +215,9 @@ def test_equal_shapes_are_traced_once(name):
         return layer.apply(params, D, y)
 
     for i in range(5):
-        again = registry.LAYERS[name](np.int64(K), precision="highest")  # equal arguments: the same layer
+        again = registry.LAYERS[name](
+            np.int64(K), precision="highest"
+        )  # equal arguments: the same layer
         assert again is layer
         apply(again, jittered(params, i), jittered(D, i), Y[i % BATCH])
     assert len(traces) == 1
@@ -201,31 +226,50 @@ def test_equal_shapes_are_traced_once(name):
 
 def test_signatures_say_the_same_of_every_layer(name):
     layer, _, D, Y = case(name)
-    names = {field: list(inspect.signature(getattr(layer, field)).parameters) for field in layer._fields[:5]}
+    names = {
+        field: list(inspect.signature(getattr(layer, field)).parameters)
+        for field in layer._fields[:5]
+    }
     assert names["init"] == ["key", "D"] and names["start"] == ["D", "y"]
     assert names["apply"] == names["iterates"] == ["params", "D", "y"]
     assert (names["step"][0], *names["step"][2:5]) == ("shared", "D", "y", "state")
-    assert len(inspect.signature(layer.step).bind(*"spDyx", *([] if layer.schedule is None else "c")).args) >= 5
+    assert (
+        len(
+            inspect.signature(layer.step)
+            .bind(*"spDyx", *([] if layer.schedule is None else "c"))
+            .args
+        )
+        >= 5
+    )
     assert layer.schedule is None or len(layer.schedule) == K
     assert_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
 
 
-STRUCTURED = [(name, "conv, valid, stride 2") for name in registry.LAYERS] + [("lista_cp, untied", "composed")]
+STRUCTURED = [(name, "conv, valid, stride 2") for name in registry.LAYERS] + [
+    ("lista_cp, untied", "composed")
+]
 
 
 @pytest.mark.parametrize("layer, kind", STRUCTURED)
 def test_a_structured_dictionary_is_its_matrix(layer, kind):
-    layer, D = registry.LAYERS[layer](2), registry.DICTIONARIES[kind]() / 3.0  # norms near 1, as CLOSE asks
+    layer, D = (
+        registry.LAYERS[layer](2),
+        registry.DICTIONARIES[kind]() / 3.0,
+    )  # norms near 1, as CLOSE asks
     y = signals(D.shape[0])[0]
     params = jittered(compiled(layer.init)(jax.random.key(1), D))
     filters, positions = D.code_grid if hasattr(D, "code_grid") else (D.shape[1], 1)
-    each = np.random.default_rng(3).uniform(0.01, 0.1, (2, filters))  # one threshold per filter, at all its positions
+    each = np.random.default_rng(3).uniform(
+        0.01, 0.1, (2, filters)
+    )  # one threshold per filter, at all its positions
     has_theta = hasattr(params.steps, "theta")
     if has_theta:
         params = params._replace(steps=params.steps._replace(theta=jnp.asarray(each)))
 
     def apply(params, D, y):
-        matrices = jax.tree.map(dense, unstack(params), is_leaf=lambda leaf: isinstance(leaf, Structured))
+        matrices = jax.tree.map(
+            dense, unstack(params), is_leaf=lambda leaf: isinstance(leaf, Structured)
+        )
         if has_theta:
             thetas = jnp.asarray(np.repeat(each, positions, axis=1))
             steps = tuple(p._replace(theta=theta) for p, theta in zip(matrices.steps, thetas))
@@ -277,7 +321,10 @@ def test_ista_and_fista_are_the_textbook_ones(plain):
     t, paths = 1.0, {"ista": [], "fista": []}
     for _ in range(7):  # Beck and Teboulle (2009), (4.1) to (4.3)
         u = z + D.T @ (y - D @ z) / L
-        x_next, t_next = np.sign(u) * np.maximum(np.abs(u) - LAM / L, 0), (1 + np.sqrt(1 + 4 * t * t)) / 2
+        x_next, t_next = (
+            np.sign(u) * np.maximum(np.abs(u) - LAM / L, 0),
+            (1 + np.sqrt(1 + 4 * t * t)) / 2,
+        )
         x, z, t = x_next, x_next + (t - 1) / t_next * (x_next - x), t_next
         paths["fista"].append(x)
     x = np.zeros(N)
@@ -301,8 +348,12 @@ def test_lista_cp_with_scaled_atoms_is_ista(plain):
     D, y, L = plain
     layer = ur.layers.lista_cp(K)
     params = layer.init(jax.random.key(0), D)
-    params = params._replace(shared=ur.layers.Weights(D / L), steps=params.steps._replace(theta=jnp.full(K, LAM / L)))
-    assert_close(layer.apply(params, D, y), ur.layers.ista(K).apply(ur.analytic.ista(D, LAM, K), D, y))
+    params = params._replace(
+        shared=ur.layers.Weights(D / L), steps=params.steps._replace(theta=jnp.full(K, LAM / L))
+    )
+    assert_close(
+        layer.apply(params, D, y), ur.layers.ista(K).apply(ur.analytic.ista(D, LAM, K), D, y)
+    )
 
 
 def test_tied_params_repeated_are_untied_ones(plain):
@@ -311,18 +362,25 @@ def test_tied_params_repeated_are_untied_ones(plain):
         tied, untied = (family(K, tied=tied) for tied in (True, False))
         codes = [layer.apply(layer.init(jax.random.key(0), D), D, y) for layer in (tied, untied)]
         assert_close(*codes)
-        assert_equal(tied.apply(untied.init(jax.random.key(0), D), D, y), codes[1])  # either form is taken
+        assert_equal(
+            tied.apply(untied.init(jax.random.key(0), D), D, y), codes[1]
+        )  # either form is taken
 
 
 def test_no_support_is_no_selection_and_all_of_it_is_hard_thresholding(plain):
     D, y, _ = plain
     params = jittered(ur.layers.alista(K).init(jax.random.key(0), D))
-    none, plain_ = (ur.layers.alista(K, support=support).iterates(params, D, y) for support in ((0.0, 0.0), None))
+    none, plain_ = (
+        ur.layers.alista(K, support=support).iterates(params, D, y)
+        for support in ((0.0, 0.0), None)
+    )
     assert_close(none, plain_)
     every = ur.layers.alista(1, support=(1.0, 1.0))
     params = Unrolled(params.shared, jax.tree.map(lambda leaf: leaf[:1], params.steps))
     u = float(params.steps.gamma[0]) * (y @ np.asarray(params.shared.W))
-    assert_close(every.apply(params, D, y), np.where(np.abs(u) > float(params.steps.theta[0]), u, 0))
+    assert_close(
+        every.apply(params, D, y), np.where(np.abs(u) > float(params.steps.theta[0]), u, 0)
+    )
 
 
 def test_alista_with_unit_steps_is_lista_cp(plain):
@@ -378,10 +436,15 @@ def test_activations_conform(activation):
 def test_activations_have_finite_gradients_everywhere(activation):
     act = registry.ACTIVATIONS[activation]()
     theta = 0.5
-    kinks = np.array([0, theta, -theta, 3 + theta, 3 - theta, -3 - theta, theta - 3, 1e3, -1e3, 1e-300])
-    both = jax.vmap(jax.grad(partial(ur.activations.shrink, activation=act), argnums=(0, 1)), (0, None))
+    kinks = np.array(
+        [0, theta, -theta, 3 + theta, 3 - theta, -3 - theta, theta - 3, 1e3, -1e3, 1e-300]
+    )
+    both = jax.vmap(
+        jax.grad(partial(ur.activations.shrink, activation=act), argnums=(0, 1)), (0, None)
+    )
     for slope in (*both(kinks, theta), *both(kinks, 0.0), jax.vmap(jax.grad(act))(kinks)):
-        # The steepest: SELU has slope 1.76, composed ones less than 1.2; a shrinkage is a difference of two.
+        # The steepest: SELU has slope 1.76, composed ones less than 1.2; a shrinkage is a
+        # difference of two.
         assert np.isfinite(slope).all() and np.abs(slope).max() < 4
 
 
@@ -413,10 +476,22 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
         )
         return ur.dictionaries.dense(D), ur.dictionaries.spectral_norm(D), *products
 
-    matrix, norm, *products = (np.asarray(a) for a in compiled(answers)(D, *map(jnp.asarray, (x, r, X, R))))
+    matrix, norm, *products = (
+        np.asarray(a) for a in compiled(answers)(D, *map(jnp.asarray, (x, r, X, R)))
+    )
     assert matrix.shape == (m, d) and D.dtype == matrix.dtype == float
-    expected = matrix @ x, r @ matrix, r @ matrix, matrix @ x, r @ matrix, matrix @ X, R @ matrix, matrix @ x / 2
-    # Sums of at most m + d products of entries and operands (all below 4), each rounded, in up to four factors.
+    expected = (
+        matrix @ x,
+        r @ matrix,
+        r @ matrix,
+        matrix @ x,
+        r @ matrix,
+        matrix @ X,
+        R @ matrix,
+        matrix @ x / 2,
+    )
+    # Sums of at most m + d products of entries and operands (all below 4), each rounded, in up to
+    # four factors.
     close = 16 * (m + d) * max(1, np.abs(matrix).max()) ** 2 * EPS
     for ours, theirs in zip(products, (*expected, np.linalg.norm(matrix, axis=0)), strict=True):
         assert_close(ours, theirs, close)
@@ -448,11 +523,19 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
 def test_gradients_reach_every_array_of_a_dictionary(kind):
     D = registry.DICTIONARIES[kind]()
     x, y = (jnp.asarray(signals(n)[0]) for n in D.shape[::-1])
-    f = compiled(jax.value_and_grad(lambda D, x: jnp.sum((y - D @ x) ** 2) / 2, argnums=(0, 1), allow_int=True))
+    f = compiled(
+        jax.value_and_grad(
+            lambda D, x: jnp.sum((y - D @ x) ** 2) / 2, argnums=(0, 1), allow_int=True
+        )
+    )
     value, gradients = f(D, x)
     for slope, difference in slopes(lambda *at: f(*at)[0], gradients, (D, x)):
-        # A polynomial of low degree: truncation below h^2 times the loss, rounding eps / h = 2e-10 of it.
-        assert slope == pytest.approx(difference, rel=1e-7, abs=1e-8 * max(1.0, float(value))) and slope != 0
+        # A polynomial of low degree: truncation below h^2 times the loss, rounding eps / h = 2e-10
+        # of it.
+        assert (
+            slope == pytest.approx(difference, rel=1e-7, abs=1e-8 * max(1.0, float(value)))
+            and slope != 0
+        )
 
 
 # Solvers
@@ -477,7 +560,8 @@ def test_solvers_answer_alike_however_they_are_run(solver, plain):
     lams = LAM * np.arange(1, BATCH + 1)
     batch = compiled(jax.vmap(solver, (None, 0, 0)))(D, Y, lams)
     eager = solver(D, Y[0], LAM)
-    # Ill-posed to the gap: two runs that stop at 1e-6 may differ by its root, but here they take the same steps.
+    # Ill-posed to the gap: two runs that stop at 1e-6 may differ by its root, but here they take
+    # the same steps.
     for i, alone in enumerate(each):
         assert batch.steps[i] == alone.steps and batch.converged[i] == alone.converged
         assert_close(batch.x[i], alone.x, 1e-12)
@@ -505,7 +589,8 @@ def test_solvers_certify_what_they_return(solver, plain, optimum, dtype):
     found = compiled(solver)(np.asarray(D, dtype), np.asarray(y, dtype), LAM)
     assert found.x.dtype == found.gap.dtype == found.residual.dtype == dtype
     x = np.asarray(found.x, float)
-    # The gap bounds the excess, up to rounding: a dozen sums of terms below the energy, the data included.
+    # The gap bounds the excess, up to rounding: a dozen sums of terms below the energy, the data
+    # included.
     energy, slack = np.sum(y**2) / 2, 100 * float(jnp.finfo(dtype).eps)
     assert objective(D, y, x) - optimum <= (float(found.gap) + slack) * energy
     assert found.gap >= 0
@@ -519,6 +604,7 @@ def test_solvers_take_structured_dictionaries(solver, kind):
     y = signals(D.shape[0])[0]
     ours, matrix = (compiled(solver)(E, y, 0.2) for E in (D, dense(D)))
     assert ours.x.shape == (D.shape[1],) and ours.converged == matrix.converged
-    # Both are optimal within their gaps, 1e-6 of the energy: residuals of minimisers differ by the root of both.
+    # Both are optimal within their gaps, 1e-6 of the energy: residuals of minimisers differ by the
+    # root of both.
     tolerance = 2 * np.sqrt(2e-6) * np.linalg.norm(y) if ours.converged else 1e-12
     assert float(ours.residual) == pytest.approx(float(matrix.residual), abs=tolerance)

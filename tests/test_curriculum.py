@@ -38,7 +38,9 @@ def same(a, b):
 
 
 def assert_close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=ROUNDING), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=ROUNDING), a, b
+    )
 
 
 def step_of(params, k):
@@ -68,14 +70,20 @@ def moved(optimizer, params, gradients):
 
 @pytest.mark.parametrize("form", [layers.stack, layers.unstack])
 def test_rates_per_step_are_separate_optimisers(form):
-    """Adam with its own rate for every step and for the shared params, against one Adam and `scale_steps` after it."""
+    """Adam with its own rate for every step and for the shared params, against one Adam and
+    `scale_steps` after it.
+    """
     gradients = [random_like(PARAMS, seed) for seed in range(3)]
     together = optax.chain(optax.adam(1e-2), scale_steps(RATES, shared=0.5))
     found = layers.stack(moved(together, form(PARAMS), [form(g) for g in gradients]))
     for k, rate in enumerate(RATES):
-        alone = moved(optax.adam(1e-2 * rate), step_of(PARAMS, k), [step_of(g, k) for g in gradients])
+        alone = moved(
+            optax.adam(1e-2 * rate), step_of(PARAMS, k), [step_of(g, k) for g in gradients]
+        )
         assert_close(step_of(found, k), alone)
-    assert_close(found.shared, moved(optax.adam(0.5e-2), PARAMS.shared, [g.shared for g in gradients]))
+    assert_close(
+        found.shared, moved(optax.adam(0.5e-2), PARAMS.shared, [g.shared for g in gradients])
+    )
 
 
 def test_scaling_the_gradients_before_adam_does_nothing():
@@ -105,15 +113,24 @@ def test_rates_change_without_a_new_trace():
 
     ones, state = jax.tree.map(jnp.ones_like, PARAMS), optimizer.init(PARAMS)
     np.testing.assert_array_equal(update(ones, state).steps.gamma, RATES)
-    np.testing.assert_array_equal(update(ones, state._replace(rates=2 * state.rates)).steps.gamma, 2 * RATES)
+    np.testing.assert_array_equal(
+        update(ones, state._replace(rates=2 * state.rates)).steps.gamma, 2 * RATES
+    )
     assert len(traces) == 1
 
 
 def test_a_rate_of_zero_freezes_bit_for_bit_under_weight_decay():
     params = random_like(PARAMS, 9)
-    optimizer = optax.chain(optax.adamw(1e-2, weight_decay=0.5), scale_steps([1.0, 0.0, 1.0, 0.0], shared=0.0))
+    optimizer = optax.chain(
+        optax.adamw(1e-2, weight_decay=0.5), scale_steps([1.0, 0.0, 1.0, 0.0], shared=0.0)
+    )
     found = moved(optimizer, params, [random_like(PARAMS, 1)])
-    assert [same(step_of(found, k), step_of(params, k)) for k in range(4)] == [False, True, False, True]
+    assert [same(step_of(found, k), step_of(params, k)) for k in range(4)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
     assert same(found.shared, params.shared)
 
 
@@ -128,7 +145,9 @@ def test_scale_steps_refuses_what_is_no_rate():
         with pytest.raises(ValueError, match=match):
             scale_steps(rates, shared)
     for params in (PARAMS, layers.unstack(PARAMS)):
-        with pytest.raises(ValueError, match=r"there are 3 rates, .* leading axes \[\(4,\)\]; expected 3 steps"):
+        with pytest.raises(
+            ValueError, match=r"there are 3 rates, .* leading axes \[\(4,\)\]; expected 3 steps"
+        ):
             scale_steps(np.ones(3)).init(params)
     with pytest.raises(ValueError, match="found no Unrolled"):
         scale_steps(np.ones(3)).init(PARAMS.steps)
@@ -167,7 +186,13 @@ def course(layer, D, sample, params=None, **options):
         return sample(key)
 
     options = (
-        dict(steps_per_stage=STEPS, evaluate_every=EVERY, rate=3e-2, validation=sample(jax.random.key(8))) | options
+        dict(
+            steps_per_stage=STEPS,
+            evaluate_every=EVERY,
+            rate=3e-2,
+            validation=sample(jax.random.key(8)),
+        )
+        | options
     )
     callbacks = [lambda record, params: seen.append((record, params))]
     found = curriculum(layer, params, D, counted, key=0, callbacks=callbacks, **options)
@@ -217,11 +242,15 @@ def test_every_stage_starts_from_the_best_of_the_one_before(untied):
 def test_the_validation_loss_is_that_of_the_step_in_training(untied):
     for stage in (0, 4, 8):
         record, params = untied.of_stage(stage)[-1]
-        assert record.validation == pytest.approx(untied.errors(params)[stage // STAGES], rel=ROUNDING)
+        assert record.validation == pytest.approx(
+            untied.errors(params)[stage // STAGES], rel=ROUNDING
+        )
 
 
 def test_steps_trained_before_move_less(D, sample):
-    """One step of Adam moves every entry by its rate: 1 for the last step, then decay and its square; all times 0.2."""
+    """One step of Adam moves every entry by its rate: 1 for the last step, then decay and its
+    square; all times 0.2.
+    """
     params = layers.ista(DEPTH).init(None, D)
     found = course(
         layers.ista(DEPTH),
@@ -241,27 +270,40 @@ def test_steps_trained_before_move_less(D, sample):
 
 
 def test_shared_weights_and_unstacked_steps(D, sample):
-    """The trained W of TiLISTA rests in the first stages of k > 1; the two forms of the steps train alike."""
+    """The trained W of TiLISTA rests in the first stages of k > 1; the two forms of the steps train
+    alike.
+    """
     layer = layers.tilista(DEPTH)
     params = layer.init(None, D)
     stacked, loose = (
-        course(layer, D, sample, form(params), steps_per_stage=4) for form in (layers.stack, layers.unstack)
+        course(layer, D, sample, form(params), steps_per_stage=4)
+        for form in (layers.stack, layers.unstack)
     )
     for stage in range(DEPTH * STAGES):
         (_, before), *_, (_, after) = stacked.of_stage(stage)
         assert same(before.shared, after.shared) is (stage % STAGES == 0 and stage > 0)
     assert type(loose.found.best.steps) is tuple
     # The same products, compiled differently, divided by the square roots of Adam.
-    for a, b in zip(jax.tree.leaves(layers.stack(loose.found.best)), jax.tree.leaves(stacked.found.best)):
+    for a, b in zip(
+        jax.tree.leaves(layers.stack(loose.found.best)), jax.tree.leaves(stacked.found.best)
+    ):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-9)
 
 
 def test_patience_ends_a_stage(D, sample):
-    """At a rate of 10 training only harms: every stage ends at the first look after 7 steps, with what it began with."""
+    """At a rate of 10 training only harms: every stage ends at the first look after 7 steps, with
+    what it began with.
+    """
     layer = layers.alista(DEPTH)
     frozen = Unrolled(True, StepAndThreshold(gamma=False, theta=True))
-    found = course(layer, D, sample, stages=(1.0, 1.0), rate=10.0, patience=7, trainable=frozen, progress=False)
-    assert [record.step for record in found.found.history.records if record.stage == 1] == [10, 15, 20]
+    found = course(
+        layer, D, sample, stages=(1.0, 1.0), rate=10.0, patience=7, trainable=frozen, progress=False
+    )
+    assert [record.step for record in found.found.history.records if record.stage == 1] == [
+        10,
+        15,
+        20,
+    ]
     assert len(found.found.history.loss) == 2 * DEPTH * 10
     assert same(found.found.best, found.start)
 
@@ -273,7 +315,9 @@ def test_a_nan_in_a_late_stage_is_named(D, sample):
         Y, X = sample(key)
         return jnp.where(jnp.all(jax.random.key_data(key) == poisoned), jnp.nan, Y), X
 
-    with pytest.raises(NonFiniteError, match=r"curriculum: training stopped at step 9:.*first in codes\[0\]") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"curriculum: training stopped at step 9:.*first in codes\[0\]"
+    ) as caught:
         course(layers.ista(DEPTH), D, poison, steps_per_stage=4, evaluate_every=2)
     records = caught.value.fit.history.records
     assert (records[-1].step, records[-1].stage) == (10, 2)
@@ -293,7 +337,9 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
     refused(TypeError, "expected a Layer, got Network", networks.dsc((layer,)), (params,))
     refused(TypeError, "params must be Unrolled", params=(params,))
     refused(
-        TypeError, "a function from a rate to an optax transformation.*got GradientTransf", optimizer=optax.adam(1e-3)
+        TypeError,
+        "a function from a rate to an optax transformation.*got GradientTransf",
+        optimizer=optax.adam(1e-3),
     )
     refused(TypeError, "optimizer must be a function", optimizer=lambda rate: rate)
     refused(ValueError, "rate must be non-negative and finite, got nan", rate=np.nan)
@@ -305,7 +351,11 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
     refused(ValueError, "patience must be at least 1", patience=0)
     refused(ValueError, "trainable leaves nothing", trainable=False)
     refused(ValueError, "codes have shape", validation=(jnp.ones((2, M)), jnp.ones((2, M))))
-    refused(ValueError, "params have .* steps but the layer has depth 3", params=layers.ista(4).init(None, D))
+    refused(
+        ValueError,
+        "params have .* steps but the layer has depth 3",
+        params=layers.ista(4).init(None, D),
+    )
 
 
 # The grid
@@ -343,7 +393,11 @@ def test_a_search_over_a_field_of_the_steps_skips_what_diverges(D, sample):
     Y, X = sample(jax.random.key(5))
     params = layer.init(None, D)
     found = search(layer, params, D, X, Y, gamma=[1e9, 0.1, 0.2])
-    assert np.isnan(found.nmse[0]) and np.isfinite(found.nmse[1:]).all() and found.values["gamma"] in (0.1, 0.2)
+    assert (
+        np.isnan(found.nmse[0])
+        and np.isfinite(found.nmse[1:]).all()
+        and found.values["gamma"] in (0.1, 0.2)
+    )
     np.testing.assert_array_equal(found.params.steps.gamma, np.full(60, found.values["gamma"]))
     with pytest.raises(ValueError, match="no combination of values gives finite codes"):
         search(layer, params, D, X, Y, gamma=[1e9])

@@ -47,7 +47,10 @@ def test_an_npz_file(tmp_path, values):
 def test_an_npz_file_without_the_entry_is_ambiguous(tmp_path, values):
     np.savez(tmp_path / "two.npz", A=values, B=values)
     np.savez(tmp_path / "none.npz")
-    for path, match in ((tmp_path / "two.npz", "'A', 'B'.*called 'D'"), (tmp_path / "none.npz", "called 'D'")):
+    for path, match in (
+        (tmp_path / "two.npz", "'A', 'B'.*called 'D'"),
+        (tmp_path / "none.npz", "called 'D'"),
+    ):
         with pytest.raises(ValueError, match=f"{path.name}: not a readable array file .*{match}"):
             read_array(path, "D")
 
@@ -68,7 +71,11 @@ def test_a_damaged_array_file(tmp_path, values, suffix, damage):
     path = tmp_path / f"bad{suffix}"
     np.save(path, values) if suffix == ".npy" else np.savez(path, D=values)
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "header": whole[:20], "truncated": whole[:-30], "text": b"not an array\n"}[damage])
+    path.write_bytes(
+        {"empty": b"", "header": whole[:20], "truncated": whole[:-30], "text": b"not an array\n"}[
+            damage
+        ]
+    )
     with pytest.raises(ValueError, match=f"bad{suffix}: not a readable array file"):
         read_array(path, "D")
 
@@ -112,7 +119,9 @@ def test_pickled_objects_are_never_loaded(tmp_path, suffix):
     assert not touched.exists()
 
 
-@pytest.mark.parametrize("array", [np.ones(2, complex), np.array(["a", "b"]), np.array([True]), np.zeros(2, "M8[s]")])
+@pytest.mark.parametrize(
+    "array", [np.ones(2, complex), np.array(["a", "b"]), np.array([True]), np.zeros(2, "M8[s]")]
+)
 def test_entries_that_are_not_real_numbers(tmp_path, array):
     np.save(tmp_path / "D.npy", array)
     with pytest.raises(ValueError, match="D.npy: entries are .*; expected real numbers"):
@@ -164,7 +173,11 @@ def test_a_file_that_is_not_a_picture(tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
-    for name, content in {"text.png": b"hello\n", "empty.png": b"", "cut.png": whole[: len(whole) // 2]}.items():
+    for name, content in {
+        "text.png": b"hello\n",
+        "empty.png": b"",
+        "cut.png": whole[: len(whole) // 2],
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: not a readable picture"):
             read_image(tmp_path / name)
@@ -201,7 +214,9 @@ def test_overlapping_patches():
     image = np.arange(30.0).reshape(5, 6)
     patches = to_patches(image, 3, stride=2)
     corners = [(0, 0), (0, 2), (2, 0), (2, 2)]
-    np.testing.assert_array_equal(patches, [image[r : r + 3, c : c + 3].ravel() for r, c in corners])
+    np.testing.assert_array_equal(
+        patches, [image[r : r + 3, c : c + 3].ravel() for r, c in corners]
+    )
 
 
 def test_a_picture_smaller_than_a_patch():
@@ -215,7 +230,9 @@ def test_a_picture_smaller_than_a_patch():
 
 def test_a_folder_of_pictures(tmp_path):
     for name, value in (("b.png", 10), ("a.PNG", 20), ("c.bmp", 30)):
-        Image.fromarray(np.full((3, 4), value, np.uint8)).save(tmp_path / name, "BMP" if name == "c.bmp" else "PNG")
+        Image.fromarray(np.full((3, 4), value, np.uint8)).save(
+            tmp_path / name, "BMP" if name == "c.bmp" else "PNG"
+        )
     (tmp_path / "notes.txt").write_text("not a picture\n")
     (tmp_path / "more").mkdir()
     found = datasets.read_images(tmp_path)

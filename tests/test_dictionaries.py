@@ -1,4 +1,6 @@
-"""Dictionaries against matrices built entry by entry: families, convolutions, and what is made of them."""
+"""Dictionaries against matrices built entry by entry: families, convolutions, and what is made of
+them.
+"""
 
 import functools
 import itertools
@@ -19,8 +21,12 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 
 def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
-    """Comparison on the host: numpy's asserts would compile their operations for every shape of a jax array."""
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name)
+    """Comparison on the host: numpy's asserts would compile their operations for every shape of a
+    jax array.
+    """
+    np.testing.assert_allclose(
+        np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name
+    )
 
 
 def assert_equal(ours, expected):
@@ -34,7 +40,8 @@ def off_diagonal(D):
 
 
 def assert_unit(D, tolerance=16 * EPS):
-    # A norm of n entries and a division: about n / 2 + 1 roundings in the worst case, far fewer at these sizes.
+    # A norm of n entries and a division: about n / 2 + 1 roundings in the worst case, far fewer at
+    # these sizes.
     assert_close(np.linalg.norm(np.asarray(D), axis=0), 1, atol=tolerance)
 
 
@@ -45,10 +52,13 @@ def test_gaussian(key):
     D = ud.gaussian(key, 200, 300)
     assert D.shape == (200, 300) and D.dtype == float
     assert_unit(D)
-    # Entries are near N(0, 1/200): five standard errors of the mean, the variance and the fourth moment.
+    # Entries are near N(0, 1/200): five standard errors of the mean, the variance and the fourth
+    # moment.
     z = np.asarray(D) * math.sqrt(200)
     assert abs(z.mean()) < 5 / math.sqrt(z.size)
-    assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / z.size) + 6 / 200  # unit norms cost 6 / (m + 2)
+    assert (
+        abs((z**4).mean() - 3) < 5 * math.sqrt(96 / z.size) + 6 / 200
+    )  # unit norms cost 6 / (m + 2)
     assert_equal(D, ud.gaussian(key, 200, 300))
     assert not np.array_equal(D, ud.gaussian(jax.random.key(1), 200, 300))
 
@@ -87,7 +97,9 @@ def test_transversal(key, c, q, d):
     assert_equal(support.reshape(c, q, d).sum(1), np.ones((c, d)))  # one row of every group
     assert_close(np.abs(D[support]), 1 / math.sqrt(c), rtol=EPS)
     shared = support.T.astype(int) @ support.astype(int)
-    assert (shared - np.diag(np.diag(shared))).max() <= 1 or c == 1  # with one group, lines of one a coincide
+    assert (
+        shared - np.diag(np.diag(shared))
+    ).max() <= 1 or c == 1  # with one group, lines of one a coincide
     if c > 1:
         assert off_diagonal(D) <= (1 + 4 * EPS) / c
 
@@ -138,7 +150,9 @@ def test_ill_conditioned(key):
 
 
 def conv_matrix(filters, signal_shape, stride, boundary):
-    """The matrix of a `Conv` from its definition: atom (f, i) holds filters[f, c, k] at row (c, i t + k)."""
+    """The matrix of a `Conv` from its definition: atom (f, i) holds filters[f, c, k] at row (c, i t
+    + k).
+    """
     n_atoms, n_channels, *kernel = filters.shape
     if boundary == "valid":
         positions = [(N - n) // t + 1 for N, n, t in zip(signal_shape, kernel, stride)]
@@ -168,17 +182,22 @@ def all_norms(Ds):
 
 
 def assert_convs(filters, signal_shape, strides, boundary):
-    """The `Conv` of each stride agrees with the matrix from the definition; with more channels, so do its norms."""
+    """The `Conv` of each stride agrees with the matrix from the definition; with more channels, so
+    do its norms.
+    """
     Ds = [ud.Conv(filters, signal_shape, stride, boundary) for stride in strides]
     Ms = [conv_matrix(filters, signal_shape, stride, boundary) for stride in strides]
-    tolerance = 4 * EPS * filters.size * np.abs(filters).max()  # a sum of that many entries, in another order
+    # a sum of that many entries, in another order
+    tolerance = 4 * EPS * filters.size * np.abs(filters).max()
     for D, M, both in zip(Ds, Ms, products(Ds)):
         assert D.shape == M.shape
         for product in both:
             assert_close(product, M, atol=tolerance)
     if filters.shape[1] == 1:
         return
-    for stride, M, (atom_norms, norm, unit, norms) in zip(strides, Ms, jax.device_get(all_norms(Ds))):
+    for stride, M, (atom_norms, norm, unit, norms) in zip(
+        strides, Ms, jax.device_get(all_norms(Ds))
+    ):
         assert_close(atom_norms, np.linalg.norm(M, axis=0), atol=4 * tolerance)
         assert norm >= np.linalg.norm(M, 2) * (1 - 4 * EPS)
         if set(stride) == {1} and boundary == "circular":
@@ -195,7 +214,12 @@ KERNELS = {"shorter": (2, 3), "equal": (4, 5), "longer": (9, 6)}  # against sign
 
 
 # Under "valid" a kernel longer than the signal is an error, tested below.
-FITS = [(b, length) for b in ("valid", "circular", "zero") for length in KERNELS if (b, length) != ("valid", "longer")]
+FITS = [
+    (b, length)
+    for b in ("valid", "circular", "zero")
+    for length in KERNELS
+    if (b, length) != ("valid", "longer")
+]
 
 
 @pytest.mark.parametrize("dimensions, channels", [(1, 1), (1, 2), (2, 2)])
@@ -208,7 +232,9 @@ def test_conv_is_its_matrix(boundary, length, dimensions, channels):
 
 @pytest.mark.parametrize("boundary", ["valid", "circular", "zero"])
 def test_conv_in_three_dimensions_with_unequal_strides(boundary):
-    assert_convs(np.random.default_rng(0).normal(size=(2, 2, 2, 3, 1)), (3, 4, 2), [(2, 1, 2)], boundary)
+    assert_convs(
+        np.random.default_rng(0).normal(size=(2, 2, 2, 3, 1)), (3, 4, 2), [(2, 1, 2)], boundary
+    )
 
 
 def test_conv_with_a_kernel_of_many_strides():
@@ -248,7 +274,9 @@ CONVS = {
     "valid, stride 2": ud.Conv(np.random.default_rng(1).normal(size=(3, 2, 4)), 12, 2),
     "valid, 2-D": ud.Conv(np.random.default_rng(2).normal(size=(2, 1, 2, 3)), (5, 7), (1, 2)),
     "circular": ud.Conv(np.random.default_rng(3).normal(size=(2, 2, 3)), 8, 1, "circular"),
-    "circular, stride 2": ud.Conv(np.random.default_rng(4).normal(size=(2, 1, 3)), 8, 2, "circular"),
+    "circular, stride 2": ud.Conv(
+        np.random.default_rng(4).normal(size=(2, 1, 3)), 8, 2, "circular"
+    ),
 }
 
 
@@ -264,7 +292,9 @@ def test_correlations_of_filters_hold_the_coherence(name):
     assert_equal(np.sort(codes, 1)[:, -2:], np.tile([0.0, 1.0], (len(codes), 1)))  # one-hot rows
     rows = np.abs(codes @ M.T @ M * (1 - codes))
     for L in local:
-        assert off_diagonal(L) == pytest.approx(off_diagonal(M), abs=16 * EPS)  # sums of at most 8 terms
+        assert off_diagonal(L) == pytest.approx(
+            off_diagonal(M), abs=16 * EPS
+        )  # sums of at most 8 terms
     assert rows.max() == pytest.approx(off_diagonal(M), abs=16 * EPS)
 
 
@@ -273,7 +303,11 @@ def test_shift_invariance_and_shifts():
     assert not ud.Conv(D.filters, 8, 3, "circular").is_shift_invariant()  # 3 does not divide 8
     assert not ud.Conv(D.filters, 8, 1, "zero").is_shift_invariant()
     assert D.is_shift_of(D * 2)
-    for other in (ud.Conv(D.filters, 9, 1, "circular"), ud.Conv(D.filters, 8, 1, "zero"), ud.dense(D)):
+    for other in (
+        ud.Conv(D.filters, 9, 1, "circular"),
+        ud.Conv(D.filters, 8, 1, "zero"),
+        ud.dense(D),
+    ):
         assert not D.is_shift_of(other)
     short = ud.Conv(D.filters, 4, 1, "circular")  # a circle below 2 n - 1
     assert short.local(1) is short
@@ -301,7 +335,9 @@ def answers(D, x, r, X, R):
 
 
 def assert_answers(D, M, name=""):
-    """`D` answers as the matrix `M` does; all sums have at most m + d terms of size 1, hence the tolerance."""
+    """`D` answers as the matrix `M` does; all sums have at most m + d terms of size 1, hence the
+    tolerance.
+    """
     m, d = M.shape
     rng = np.random.default_rng(m * d)
     x, r, X, R = (rng.normal(size=shape) for shape in (d, m, (d, 2), (2, m)))
@@ -350,11 +386,17 @@ def _kinds():
         "Composed, nested": (ud.Composed(conv, conv.T, A), C @ C.T @ A),
         "Concatenated of arrays": (ud.Concatenated(A, np.eye(8)), np.hstack([A, np.eye(8)])),
         "Concatenated, mixed": (ud.Concatenated(conv, A, zero), np.hstack([C, A, Z])),
-        "Concatenated, nested": (ud.Concatenated(ud.Composed(A, B), T_over_conv), np.hstack([A @ B, C @ T])),
+        "Concatenated, nested": (
+            ud.Concatenated(ud.Composed(A, B), T_over_conv),
+            np.hstack([A @ B, C @ T]),
+        ),
         "Sparse": (S_over_A, A @ S),
         "Sparse over Conv": (T_over_conv, C @ T),
         "Sparse over Sparse": (ud.Sparse(S_over_A, np.eye(7)[:, :3]), (A @ S)[:, :3]),
-        "Sparse, nested": (ud.Sparse(ud.Concatenated(A, conv), np.eye(22)[:, ::3]), np.hstack([A, C])[:, ::3]),
+        "Sparse, nested": (
+            ud.Sparse(ud.Concatenated(A, conv), np.eye(22)[:, ::3]),
+            np.hstack([A, C])[:, ::3],
+        ),
     }
 
 
@@ -366,7 +408,9 @@ def kind(request):
     return KINDS[request.param]
 
 
-@pytest.fixture(params=["Conv", "Conv.T", "Composed, nested", "Concatenated, mixed", "Sparse over Conv"])
+@pytest.fixture(
+    params=["Conv", "Conv.T", "Composed, nested", "Concatenated, mixed", "Sparse over Conv"]
+)
 def main_kind(request):
     """One of each class: what the classes share need not be tried on every combination."""
     return KINDS[request.param]
@@ -420,7 +464,9 @@ def test_plain_arrays_are_dictionaries(dtype):
         true = np.linalg.norm(matrix.astype(float), 2)
         # The eigenvalue of the Gram matrix is good to a few eps, and rounded up.
         assert (
-            true * (1 - np.finfo(dtype).eps) <= float(ud.spectral_norm(matrix)) <= true * (1 + 32 * np.finfo(dtype).eps)
+            true * (1 - np.finfo(dtype).eps)
+            <= float(ud.spectral_norm(matrix))
+            <= true * (1 + 32 * np.finfo(dtype).eps)
         )
 
 
@@ -454,7 +500,13 @@ def test_arrays_of_both_libraries_defer_on_the_left(main_kind):
     for ours in left:
         assert isinstance(ours, jax.Array)
         assert_close(ours, np.broadcast_to(r @ M, ours.shape), atol=4 * EPS * np.abs(M).sum())
-    for scaled in (np.float64(2) * D, jnp.asarray(2.0) * D, D * np.float64(2), D / 0.5, D / jnp.asarray(0.5)):
+    for scaled in (
+        np.float64(2) * D,
+        jnp.asarray(2.0) * D,
+        D * np.float64(2),
+        D / 0.5,
+        D / jnp.asarray(0.5),
+    ):
         assert type(scaled) is type(D)
         assert_equal(r @ scaled, 2 * (r @ D))
 
@@ -503,7 +555,9 @@ def test_gradients(main_kind):
 
     def loss(leaves, x):
         floats = iter(leaves)
-        D = jax.tree.unflatten(tree, [next(floats) if f else leaf for f, leaf in zip(is_float, all_leaves)])
+        D = jax.tree.unflatten(
+            tree, [next(floats) if f else leaf for f, leaf in zip(is_float, all_leaves)]
+        )
         return jnp.sum((y - D @ x) ** 2) / 2 + jnp.sum(jnp.sin(y @ D))
 
     leaves = [np.asarray(leaf) for leaf, f in zip(all_leaves, is_float) if f]
@@ -513,7 +567,10 @@ def test_gradients(main_kind):
     value = compiled(loss)
     for i, leaf in enumerate(leaves):
         direction = rng.normal(size=leaf.shape)
-        up, down = (float(value([*leaves[:i], leaf + h * direction, *leaves[i + 1 :]], x)) for h in (1e-5, -1e-5))
+        up, down = (
+            float(value([*leaves[:i], leaf + h * direction, *leaves[i + 1 :]], x))
+            for h in (1e-5, -1e-5)
+        )
         # Central differences: 1e-10 times a third derivative, and rounding over 1e-5.
         assert (up - down) / 2e-5 == pytest.approx(
             np.sum(by_leaves[i] * direction), rel=1e-6, abs=1e-6 * np.abs(M).sum()
@@ -577,7 +634,8 @@ def test_integers_become_floats():
 def test_float64_without_x64_warns_and_says_what_to_do():
     with jax.enable_x64(False):
         with pytest.warns(
-            UserWarning, match="normalize: D is float64 but JAX runs in float32 here; cast it to float32"
+            UserWarning,
+            match="normalize: D is float64 but JAX runs in float32 here; cast it to float32",
         ):
             assert ud.normalize(np.ones((2, 3)))[0].dtype == jnp.float32
 
@@ -613,16 +671,25 @@ def test_operands_that_do_not_fit(wrap):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((np.ones((2, 3)), 8), r"filters have shape \(2, 3\); expected \(n_atoms, n_channels, \*kernel\) with 1"),
+        (
+            (np.ones((2, 3)), 8),
+            r"filters have shape \(2, 3\); expected \(n_atoms, n_channels, \*kernel\) with 1",
+        ),
         ((FILTERS, (8, 8)), "with 2 kernel dimensions"),
         ((np.ones((2, 1, 0)), 8), "none of them 0"),
         ((np.ones((0, 1, 3)), 8), "none of them 0"),
-        ((FILTERS, 2), r'kernel \(3,\) is longer than the signal \(2,\); try boundary="circular" or "zero"'),
+        (
+            (FILTERS, 2),
+            r'kernel \(3,\) is longer than the signal \(2,\); try boundary="circular" or "zero"',
+        ),
         ((np.ones((1, 1, 2, 3)), (5, 2)), "is longer than the signal"),
         ((FILTERS, 8, 1, "same"), "unknown boundary 'same'; expected one of valid, circular, zero"),
         ((FILTERS, 8, 0), "stride must be at least 1, got 0"),
         ((FILTERS, 8, -2), "stride must be at least 1, got -2"),
-        ((FILTERS, 8, (1, 1)), r"stride \(1, 1\) does not fit signal_shape \(8,\); expected one per dimension"),
+        (
+            (FILTERS, 8, (1, 1)),
+            r"stride \(1, 1\) does not fit signal_shape \(8,\); expected one per dimension",
+        ),
         ((FILTERS, 0), "signal_shape must be at least 1, got 0"),
     ],
 )
@@ -649,7 +716,9 @@ def test_conv_of_a_wrong_type(arguments, message):
 def test_static_arguments_may_not_be_traced():
     with pytest.raises(TypeError, match="Conv: stride must be static, got a traced value"):
         jax.jit(lambda t: ud.Conv(FILTERS, 8, t).filters)(2)
-    with pytest.raises(TypeError, match="Sparse: atoms must be concrete, got a traced array; build it outside jit"):
+    with pytest.raises(
+        TypeError, match="Sparse: atoms must be concrete, got a traced array; build it outside jit"
+    ):
         jax.jit(lambda A: ud.Sparse(np.eye(3), A).values)(jnp.eye(3))
     with pytest.raises(TypeError, match="gaussian: m must be static"):
         jax.jit(lambda m: ud.gaussian(jax.random.key(0), m, 4))(3)
@@ -696,24 +765,51 @@ def test_normalize_lists_zero_atoms():
     "make, message",
     [
         (lambda: ud.Composed(), "Composed: expected at least one dictionary, got none"),
-        (lambda: ud.Composed(np.eye(2), np.eye(3)), r"Composed: D_1 has shape \(2, 2\) but D_2 has shape \(3, 3\)"),
-        (lambda: ud.Composed(np.eye(8), CONV, CONV), r"Composed: D_2 has shape \(8, 12\) but D_3 has shape \(8, 12\)"),
+        (
+            lambda: ud.Composed(np.eye(2), np.eye(3)),
+            r"Composed: D_1 has shape \(2, 2\) but D_2 has shape \(3, 3\)",
+        ),
+        (
+            lambda: ud.Composed(np.eye(8), CONV, CONV),
+            r"Composed: D_2 has shape \(8, 12\) but D_3 has shape \(8, 12\)",
+        ),
         (lambda: ud.Concatenated(), "Concatenated: expected at least one dictionary, got none"),
-        (lambda: ud.Concatenated(np.eye(2), CONV), r"parts have shapes .*\(8, 12\)\]; expected one number of rows"),
-        (lambda: ud.Sparse(CONV, np.eye(8)), r"base has shape \(8, 12\) but atoms have shape \(8, 8\)"),
+        (
+            lambda: ud.Concatenated(np.eye(2), CONV),
+            r"parts have shapes .*\(8, 12\)\]; expected one number of rows",
+        ),
+        (
+            lambda: ud.Sparse(CONV, np.eye(8)),
+            r"base has shape \(8, 12\) but atoms have shape \(8, 8\)",
+        ),
         (lambda: ud.dct(4, 3), "dct: expected d >= m in every dimension, got m=4, d=3"),
         (lambda: ud.dct((4, 4), (4, 3)), "dct: expected d >= m in every dimension"),
         (lambda: ud.dct((4, 4), 16), "dct: .*expected the same number of dimensions"),
         (lambda: ud.dct(0, 3), "dct: m must be at least 1, got 0"),
         (lambda: ud.identity_hadamard(12), "identity_hadamard: m must be a power of two, got 12"),
         (lambda: ud.identity_hadamard(0), "identity_hadamard: m must be at least 1"),
-        *((lambda q=q: ud.paley(q), f"paley: q must be a prime with q = 1 mod 4.*got {q}") for q in (2, 7, 9, 21)),
-        (lambda: ud.transversal(jax.random.key(0), 2, 4, 4), "expected a prime q >= c and d <= q.2, got c=2, q=4, d=4"),
-        (lambda: ud.transversal(jax.random.key(0), 4, 3, 4), "expected a prime q >= c and d <= q.2, got c=4"),
-        (lambda: ud.transversal(jax.random.key(0), 2, 3, 10), "expected a prime q >= c and d <= q.2, got .*d=10"),
+        *(
+            (lambda q=q: ud.paley(q), f"paley: q must be a prime with q = 1 mod 4.*got {q}")
+            for q in (2, 7, 9, 21)
+        ),
+        (
+            lambda: ud.transversal(jax.random.key(0), 2, 4, 4),
+            "expected a prime q >= c and d <= q.2, got c=2, q=4, d=4",
+        ),
+        (
+            lambda: ud.transversal(jax.random.key(0), 4, 3, 4),
+            "expected a prime q >= c and d <= q.2, got c=4",
+        ),
+        (
+            lambda: ud.transversal(jax.random.key(0), 2, 3, 10),
+            "expected a prime q >= c and d <= q.2, got .*d=10",
+        ),
         (lambda: ud.gaussian(jax.random.key(0), 0, 3), "gaussian: m must be at least 1, got 0"),
         *(
-            (lambda k=k: ud.ill_conditioned(jax.random.key(0), 3, 4, k), f"kappa must be at least 1, got {k}")
+            (
+                lambda k=k: ud.ill_conditioned(jax.random.key(0), 3, 4, k),
+                f"kappa must be at least 1, got {k}",
+            )
             for k in (0.5, math.nan)
         ),
     ],
@@ -724,7 +820,11 @@ def test_what_does_not_meet(make, message):
 
 
 def test_sizes_are_integers():
-    for make in (lambda: ud.gaussian(jax.random.key(0), 3.0, 4), lambda: ud.paley(5.0), lambda: ud.dct(2.0, 4)):
+    for make in (
+        lambda: ud.gaussian(jax.random.key(0), 3.0, 4),
+        lambda: ud.paley(5.0),
+        lambda: ud.dct(2.0, 4),
+    ):
         with pytest.raises(TypeError, match="must be an integer"):
             make()
 
@@ -756,7 +856,9 @@ def test_weighted_columns(name):
 
 
 def test_operands_come_in_one_dtype():
-    D, y, theta = _base.operands(np.eye(2, dtype=np.float32), np.ones(2, int), "f", params=np.ones(2, np.float32))
+    D, y, theta = _base.operands(
+        np.eye(2, dtype=np.float32), np.ones(2, int), "f", params=np.ones(2, np.float32)
+    )
     assert (D.dtype, y.dtype, theta.dtype) == (jnp.float64,) * 3  # integers are default floats
     D, y, theta = _base.operands(
         np.eye(2, dtype=np.float32), np.ones(2, np.float32), "f", params=np.ones(2, np.float32)
@@ -778,7 +880,8 @@ def test_operands_come_in_one_dtype():
 def test_operands_hint_at_the_slip(shape, hint):
     for D in (CONV, ud.dense(CONV)):
         with pytest.raises(
-            ValueError, match=rf"f: D has shape \(8, 12\) but y has shape .*must have shape \(8,\)\. .*{hint}"
+            ValueError,
+            match=rf"f: D has shape \(8, 12\) but y has shape .*must have shape \(8,\)\. .*{hint}",
         ):
             _base.operands(D, np.ones(shape), "f")
 
@@ -787,7 +890,8 @@ def test_unit_atoms():
     _base.unit_atoms(ud.normalize(CONV)[0], "f")
     _base.unit_atoms(np.eye(3) * (1 + 5e-5), "f")
     with pytest.raises(
-        ValueError, match=r"f: atoms have norms in \[1, 2\]; expected 1 within 0.0001, try dictionaries.norm"
+        ValueError,
+        match=r"f: atoms have norms in \[1, 2\]; expected 1 within 0.0001, try dictionaries.norm",
     ):
         _base.unit_atoms(np.diag([1.0, 2.0]), "f")
     with pytest.raises(ValueError, match=r"f: atoms \[1\] are zero"):

@@ -1,4 +1,6 @@
-"""The recorder of a training: numbers against dense algebra, what it sees first and last, families, figures and errors."""
+"""The recorder of a training: numbers against dense algebra, what it sees first and last, families,
+figures and errors.
+"""
 
 import json
 import types
@@ -35,7 +37,9 @@ def watched(*trees, D=D, **options):
 def shaken(params, scale=0.1):
     """Params that all differ from each other, step by step."""
     rng = np.random.default_rng(7)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf + scale * rng.uniform(size=leaf.shape)), params)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf + scale * rng.uniform(size=leaf.shape)), params
+    )
 
 
 def by_hand(W, S=None):
@@ -43,7 +47,14 @@ def by_hand(W, S=None):
     G = np.asarray(W).T @ np.asarray(ur.dictionaries.dense(D))
     diagonal, off = np.diag(G), G[~np.eye(N, dtype=bool)]
     mismatch = 0 if S is None else np.linalg.norm(S - (np.eye(N) - G)) / np.linalg.norm(S)
-    return diagonal.min(), diagonal.mean(), diagonal.max(), np.abs(off).max(), np.sqrt((off**2).mean()), mismatch
+    return (
+        diagonal.min(),
+        diagonal.mean(),
+        diagonal.max(),
+        np.abs(off).max(),
+        np.sqrt((off**2).mean()),
+        mismatch,
+    )
 
 
 def assert_rows(found, expected):
@@ -61,8 +72,16 @@ def trained():
     """A short training of LISTA-CP, tied: the recorder, the start and the result."""
     layer = ur.lista_cp(DEPTH)
     start = layer.init(None, D)
-    watch = evolution(D, prediction=ur.theory.schedule(0.2, 1.0, sparsity=2, bound=1.0, depth=DEPTH))
-    options = dict(optimizer=optax.adam(1e-2), steps=5, evaluate_every=2, key=jax.random.key(0), callbacks=[watch])
+    watch = evolution(
+        D, prediction=ur.theory.schedule(0.2, 1.0, sparsity=2, bound=1.0, depth=DEPTH)
+    )
+    options = dict(
+        optimizer=optax.adam(1e-2),
+        steps=5,
+        evaluate_every=2,
+        key=jax.random.key(0),
+        callbacks=[watch],
+    )
     return watch, start, ur.fit(layer, start, D, ur.problems.sampler(D, 4), **options)
 
 
@@ -88,7 +107,9 @@ def test_one_step_size_or_one_per_atom_stands_in_the_weights():
     per_atom = jnp.asarray(np.outer(scalars, np.linspace(0.5, 1.5, N)))
     for gamma in (scalars, per_atom):
         (look,) = watched(params._replace(steps=params.steps._replace(gamma=gamma))).looks
-        assert_rows(look.coupling, [by_hand(np.asarray(params.shared.W) * np.asarray(g)) for g in gamma])
+        assert_rows(
+            look.coupling, [by_hand(np.asarray(params.shared.W) * np.asarray(g)) for g in gamma]
+        )
 
 
 def test_in_lfista_the_two_matrices_on_the_codes_are_coupled_together():
@@ -105,7 +126,9 @@ def test_thresholds_per_atom_are_averaged_and_families_without_weights_give_them
     theta = jnp.linspace(0, 1, DEPTH * N).reshape(DEPTH, N)
     watch = watched(params, params._replace(steps=params.steps._replace(theta=theta)))
     assert [look.coupling for look in watch.looks] == [None, None]
-    np.testing.assert_allclose(watch.series("theta"), [params.steps.theta, theta.mean(1)], rtol=ROUNDING)
+    np.testing.assert_allclose(
+        watch.series("theta"), [params.steps.theta, theta.mean(1)], rtol=ROUNDING
+    )
     with pytest.raises(ValueError, match="this family has no mu_W"):
         watch.series("mu_W")
     assert "| 0 | 0.4 | " in watch.table() and watch.steps_table().count("\n") == 1 + DEPTH
@@ -121,7 +144,9 @@ def test_a_family_without_weights_or_thresholds_gives_the_loss():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_convolutional_dictionary_is_measured_by_its_filters(tied):
-    """Its diagonal and mu_W are those of the dense matrices, and with long filters on a circle the root mean square too."""
+    """Its diagonal and mu_W are those of the dense matrices, and with long filters on a circle the
+    root mean square too.
+    """
     filters = np.random.default_rng(0).normal(size=(2, 1, 5))
     C, _ = ur.dictionaries.normalize(ur.dictionaries.Conv(filters, 6, boundary="circular"))
     params = ur.lista_cp(DEPTH, tied=tied).init(None, C)
@@ -129,7 +154,14 @@ def test_a_convolutional_dictionary_is_measured_by_its_filters(tied):
     A = np.asarray(ur.dictionaries.dense(C))
     G = A.T @ A / np.linalg.norm(A, 2) ** 2
     diagonal, off = np.diag(G), G[~np.eye(len(G), dtype=bool)]
-    expected = diagonal.min(), diagonal.mean(), diagonal.max(), np.abs(off).max(), np.sqrt((off**2).mean()), 0
+    expected = (
+        diagonal.min(),
+        diagonal.mean(),
+        diagonal.max(),
+        np.abs(off).max(),
+        np.sqrt((off**2).mean()),
+        0,
+    )
     # The norm that init divides by is known to 32 eps times its square.
     np.testing.assert_allclose(
         np.stack(look.coupling, 1), [expected] * (1 if tied else DEPTH), rtol=1e-12, atol=ROUNDING
@@ -150,7 +182,9 @@ def test_weights_that_are_not_finite_are_seen():
 def test_the_first_look_is_the_start_and_the_last_the_result(trained):
     watch, start, fitted = trained
     assert [look.step for look in watch.looks] == [0, 2, 4, 5] == list(watch.series("step"))
-    np.testing.assert_array_equal(watch.series("validation"), [r.validation for r in fitted.history.records])
+    np.testing.assert_array_equal(
+        watch.series("validation"), [r.validation for r in fitted.history.records]
+    )
     for look, params in ((watch.looks[0], start), (watch.looks[-1], fitted.params)):
         np.testing.assert_allclose(look.theta, params.steps.theta, rtol=ROUNDING)
         assert_rows(look.coupling, [by_hand(params.shared.W)])
@@ -160,7 +194,9 @@ def test_the_first_look_is_the_start_and_the_last_the_result(trained):
 def test_the_contraction_of_theory_at_each_look(trained):
     watch, start, fitted = trained
     low, _, high, mu, *_ = by_hand(fitted.params.shared.W)
-    assert watch.contraction(2)[-1, 0] == pytest.approx(3 * mu + max(abs(1 - low), abs(1 - high)), rel=1e-9)
+    assert watch.contraction(2)[-1, 0] == pytest.approx(
+        3 * mu + max(abs(1 - low), abs(1 - high)), rel=1e-9
+    )
     W = ur.analytic.frobenius_weights(D)
     params = ur.analytic.lista_cp(D, W=W, depth=DEPTH, sparsity=1, bound=1.0)
     _, schedule = ur.analytic.block_schedule(D, W, depth=DEPTH, sparsity=1, bound=1.0)
@@ -186,7 +222,9 @@ def test_tables_have_a_row_per_look_or_step_and_theory_beside_them(trained, list
     assert f"{watch.looks[-1].coupling.mu_W[0]:.4f}" in rows[-2]
     for found, columns in ((watch, 7), (watched(lista), 6)):
         header, rule, *rows = found.steps_table().split("\n")
-        assert len(rows) == DEPTH and {row.count("|") for row in (header, rule, *rows)} == {columns + 1}
+        assert len(rows) == DEPTH and {row.count("|") for row in (header, rule, *rows)} == {
+            columns + 1
+        }
     theta = watch.series("theta")[:, 1]
     assert f"| 2 | {theta[0]:.4g} -> {theta[-1]:.4g} |" in watch.steps_table()
 
@@ -194,8 +232,12 @@ def test_tables_have_a_row_per_look_or_step_and_theory_beside_them(trained, list
 def test_json_holds_every_look_and_the_prediction(trained):
     watch = trained[0]
     held = json.loads(watch.to_json())
-    assert [look["step"] for look in held["looks"]] == [0, 2, 4, 5] and held["looks"][0]["loss"] is None
-    np.testing.assert_array_equal(held["looks"][-1]["coupling"]["off_diagonal"], watch.looks[-1].coupling.off_diagonal)
+    assert [look["step"] for look in held["looks"]] == [0, 2, 4, 5] and held["looks"][0][
+        "loss"
+    ] is None
+    np.testing.assert_array_equal(
+        held["looks"][-1]["coupling"]["off_diagonal"], watch.looks[-1].coupling.off_diagonal
+    )
     assert held["prediction"]["theta"] == watch.prediction.theta.tolist()
     assert json.loads(watched(ur.layers.ista(1).init(None, D)).to_json())["prediction"] is None
 
@@ -224,7 +266,9 @@ def test_the_figure_has_a_line_per_step_and_dashes_for_theory(trained, lista, tm
 
 
 def test_what_does_not_fit_is_refused(lista):
-    with pytest.raises(TypeError, match="one dictionary, got a tuple; make a recorder for each block"):
+    with pytest.raises(
+        TypeError, match="one dictionary, got a tuple; make a recorder for each block"
+    ):
         evolution((D, D))
     with pytest.raises(ValueError, match="expected"):
         evolution(D[0])

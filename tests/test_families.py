@@ -1,4 +1,6 @@
-"""The learned families: each is its formula in numpy, and reduces to its kin where the extra parts are switched off."""
+"""The learned families: each is its formula in numpy, and reduces to its kin where the extra parts
+are switched off.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +78,8 @@ def test_robust_alista_is_alista_of_the_dictionary_in_hand(problem):
     for E in (D, np.array(ur.dictionaries.gaussian(jax.random.key(9), M, N))):
         alista = layers.alista(K).init(None, E)._replace(steps=steps)
         assert_close(
-            layers.robust_alista(K).iterates(Unrolled(None, steps), E, y), layers.alista(K).iterates(alista, E, y)
+            layers.robust_alista(K).iterates(Unrolled(None, steps), E, y),
+            layers.alista(K).iterates(alista, E, y),
         )
 
 
@@ -94,8 +97,12 @@ def test_glista_is_its_formula_and_without_gates_lista_cpss(problem):
     layer = layers.glista(K, support=SUPPORT)
     params = moved(layer.init(None, D))
     plain = Unrolled(None, layers.WeightsAndThreshold(params.steps.W, params.steps.theta))
-    assert_close(layer.iterates(params, D, y), layers.lista_cp(K, support=SUPPORT).iterates(plain, D, y))
-    steps = params.steps._replace(gain=jnp.linspace(0.3, 0.6, K), overshoot=jnp.linspace(0.2, 0.5, K))
+    assert_close(
+        layer.iterates(params, D, y), layers.lista_cp(K, support=SUPPORT).iterates(plain, D, y)
+    )
+    steps = params.steps._replace(
+        gain=jnp.linspace(0.3, 0.6, K), overshoot=jnp.linspace(0.2, 0.5, K)
+    )
     x, shrunk_by, path = np.zeros(N), np.zeros(N), []
     for k, p in enumerate(steps_of(Unrolled(None, steps))):
         u = x * (1 + p.gain * np.maximum(1 - p.slope * np.abs(x), 0))
@@ -113,10 +120,14 @@ def test_lfista_starts_as_fista_and_without_memory_is_lista(problem):
     D, y = problem
     layer = layers.lfista(K, lam=LAM)
     params = layer.init(None, D)
-    assert_close(layer.iterates(params, D, y), layers.fista(K).iterates(ur.analytic.ista(D, LAM, K), D, y))
+    assert_close(
+        layer.iterates(params, D, y), layers.fista(K).iterates(ur.analytic.ista(D, LAM, K), D, y)
+    )
     params = moved(params)
     forgetful = params._replace(steps=params.steps._replace(M=params.steps.M * 0))
-    lista = Unrolled(None, layers.MatricesAndThreshold(params.steps.B, params.steps.S, params.steps.theta))
+    lista = Unrolled(
+        None, layers.MatricesAndThreshold(params.steps.B, params.steps.S, params.steps.theta)
+    )
     assert_close(layer.iterates(forgetful, D, y), layers.lista(K, tied=False).iterates(lista, D, y))
 
 
@@ -130,7 +141,9 @@ def test_lamp_is_its_formula(problem):
         x = shrink(x + p.W.T @ v, p.alpha * np.linalg.norm(v) / np.sqrt(M))
         path.append(x)
     assert 0 < np.count_nonzero(path[-2]) < N
-    assert_close(layer.iterates(params, D, y), path, 10 * CLOSE)  # the memory term carries rounding from step to step
+    assert_close(
+        layer.iterates(params, D, y), path, 10 * CLOSE
+    )  # the memory term carries rounding from step to step
 
 
 def test_lamp_starts_as_amp_whatever_the_scale_of_the_dictionary(problem):
@@ -156,7 +169,8 @@ def test_lamp_bg_is_its_formula_whatever_the_scale_of_the_dictionary(problem):
 
         x, memory = eta(u), np.sum(eta(u + h) - eta(u - h)) / (2 * h) / M
         path.append(x)
-    # Slopes by central differences: their truncation h^2 and rounding 1e-16 / h go on from step to step.
+    # Slopes by central differences: their truncation h^2 and rounding 1e-16 / h go on from step to
+    # step.
     assert_close(layer.iterates(params, D, y), path, 1e-8)
     ours, scaled = (layer.apply(layer.init(None, c * D), c * D, c * y) for c in (1, 3))
     assert_close(scaled, ours, 100 * CLOSE)
@@ -168,12 +182,22 @@ def test_the_bernoulli_gaussian_mean_is_the_integral(r):
     noise = stats.norm(scale=np.sqrt(tau2)).pdf
     slab = stats.norm(scale=np.sqrt(variance)).pdf
     mass, mean = (
-        integrate.quad(lambda x, f=f: f(x) * probability * slab(x) * noise(r - x), -9, 9, epsabs=1e-13, points=[r])[0]
+        integrate.quad(
+            lambda x, f=f: f(x) * probability * slab(x) * noise(r - x),
+            -9,
+            9,
+            epsabs=1e-13,
+            points=[r],
+        )[0]
         for f in (lambda x: 1.0, lambda x: x)
     )
     expected = mean / (mass + (1 - probability) * noise(r))
-    ours = layers.bernoulli_gaussian_mean(jnp.asarray(r), jnp.asarray(tau2), probability=probability, variance=variance)
-    assert float(ours) == pytest.approx(expected, abs=1e-10)  # the quadrature's tolerance over a mass of 1e-3
+    ours = layers.bernoulli_gaussian_mean(
+        jnp.asarray(r), jnp.asarray(tau2), probability=probability, variance=variance
+    )
+    assert float(ours) == pytest.approx(
+        expected, abs=1e-10
+    )  # the quadrature's tolerance over a mass of 1e-3
 
 
 def test_tista_is_its_formula(problem):
@@ -213,7 +237,9 @@ def test_ada_lista_serves_a_dictionary_per_signal(problem):
     D, y = problem
     layer = layers.ada_lista(K, lam=LAM)
     params = layer.init(None, D)
-    assert_close(layer.iterates(params, D, y), layers.ista(K).iterates(ur.analytic.ista(D, LAM, K), D, y))
+    assert_close(
+        layer.iterates(params, D, y), layers.ista(K).iterates(ur.analytic.ista(D, LAM, K), D, y)
+    )
     params = moved(params)
     Ds, Y = np.stack([D, D[:, ::-1]]), np.stack([y, 2 * y])
     P, Q, x = *(np.asarray(a) for a in params.shared), np.zeros(N)
@@ -229,7 +255,9 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
     layer = layers.na_alista(K, units=3, threshold=0.4)
     params = moved(layer.init(jax.random.key(0), D))
     p = jax.tree.map(np.asarray, params.shared)
-    p = p._replace(bias=np.linspace(-1, 1, 12), kernel=3 * p.kernel, middle_bias=np.array([0.3, -0.2, 0.4]))
+    p = p._replace(
+        bias=np.linspace(-1, 1, 12), kernel=3 * p.kernel, middle_bias=np.array([0.3, -0.2, 0.4])
+    )
     (W,), x, hidden, memory, path = p.analytic, np.zeros(N), np.zeros(3), np.zeros(3), []
 
     def sigmoid(v):
@@ -239,7 +267,9 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
         r = y - D @ x
         g = W.T @ r
         sizes = np.array([np.abs(r).mean(), np.abs(g).mean()])
-        write, keep, candidate, show = np.split(np.concatenate([np.log(sizes), hidden]) @ p.kernel + p.bias, 4)
+        write, keep, candidate, show = np.split(
+            np.concatenate([np.log(sizes), hidden]) @ p.kernel + p.bias, 4
+        )
         memory = sigmoid(keep) * memory + sigmoid(write) * np.tanh(candidate)
         hidden = sigmoid(show) * np.tanh(memory)
         out = np.maximum(memory @ p.middle + p.middle_bias, 0) @ p.head + p.head_bias
@@ -251,7 +281,10 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
 
 @pytest.fixture(scope="module")
 def two():
-    return tuple(np.array(ur.dictionaries.gaussian(jax.random.key(j), *s)) for j, s in enumerate([(M, N), (N, 12)]))
+    return tuple(
+        np.array(ur.dictionaries.gaussian(jax.random.key(j), *s))
+        for j, s in enumerate([(M, N), (N, 12)])
+    )
 
 
 def test_ml_lista_is_its_formula_and_starts_as_ml_ista(two, problem):
@@ -289,7 +322,12 @@ def test_ml_lista_trains_and_takes_structured_dictionaries(problem):
     network = ur.networks.ml_lista(2, lam=0.02)
     params = network.init(None, Ds)
     dense = (ur.dictionaries.dense(Ds[0]), Ds[1])
-    matrices = (params[0]._replace(shared=type(params[0].shared)(ur.dictionaries.dense(params[0].shared.B))), params[1])
+    matrices = (
+        params[0]._replace(
+            shared=type(params[0].shared)(ur.dictionaries.dense(params[0].shared.B))
+        ),
+        params[1],
+    )
     loose = tuple(map(layers.unstack, params))
     for other in (network.apply(matrices, dense, y), network.apply(loose, Ds, y)):
         for ours, expected in zip(network.apply(params, Ds, y), other, strict=True):
@@ -322,7 +360,9 @@ def test_what_does_not_fit_is_refused(problem, two):
     with pytest.raises(ValueError, match="gain must be non-negative and not NaN"):
         layers.glista(K, gain=np.nan)
     params = layers.na_alista(K, units=3).init(jax.random.key(0), D)
-    with pytest.raises(ValueError, match=r"kernel has shape \(5, 12\); expected \(6, 16\) for 4 units"):
+    with pytest.raises(
+        ValueError, match=r"kernel has shape \(5, 12\); expected \(6, 16\) for 4 units"
+    ):
         layers.na_alista(K, units=4).apply(params, D, y)
     with pytest.raises(ValueError, match="W has shape .*another dictionary"):
         layers.na_alista(K, units=3).apply(params, D[:, 1:], y)

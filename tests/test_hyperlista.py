@@ -1,4 +1,6 @@
-"""HyperLISTA: the step against numpy, what it reads of the dictionary, and what three numbers reach."""
+"""HyperLISTA: the step against numpy, what it reads of the dictionary, and what three numbers
+reach.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,10 @@ def by_hand(y, D, W, c_1, c_2, c_3):
         r = y - D @ x
         rho, rho_0 = np.abs(inverse @ r).sum(), np.abs(inverse @ y).sum()
         u = x + W.T @ r + c_2 * mu * np.count_nonzero(x) * (x - before)
-        theta, count = c_1 * mu * rho, int(np.round(np.clip(c_3 * np.log(rho_0 / rho) / N, 0, 1) * N))
+        theta, count = (
+            c_1 * mu * rho,
+            int(np.round(np.clip(c_3 * np.log(rho_0 / rho) / N, 0, 1) * N)),
+        )
         passes = (np.argsort(np.argsort(-np.abs(u))) < count) & (np.abs(u) > theta)
         x, before = np.where(passes, u, np.sign(u) * np.maximum(np.abs(u) - theta, 0)), x
         yield x
@@ -65,10 +70,19 @@ def test_analytic_params_suit_every_depth_and_training_moves_two_numbers(small):
     assert ones == [(), (), ()] and params.steps is None
     layer = layers.hyperlista(3)
     found = training.fit(
-        layer, params, D, lambda key: (Y, X), optimizer=optax.adam(1e-3), steps=3, key=0, validation=(Y, X)
+        layer,
+        params,
+        D,
+        lambda key: (Y, X),
+        optimizer=optax.adam(1e-3),
+        steps=3,
+        key=0,
+        validation=(Y, X),
     ).params
     before, after = params.shared, found.shared
-    assert float(after.threshold) != float(before.threshold) and float(after.momentum) != float(before.momentum)
+    assert float(after.threshold) != float(before.threshold) and float(after.momentum) != float(
+        before.momentum
+    )
     assert float(after.selection) == float(before.selection)
     for a, b in zip(jax.tree.leaves(after.analytic), jax.tree.leaves(before.analytic), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -76,19 +90,25 @@ def test_analytic_params_suit_every_depth_and_training_moves_two_numbers(small):
 
 def test_params_of_another_dictionary_are_refused(small):
     layer, params, *_ = small
-    with pytest.raises(ValueError, match=r"W has shape \(10, 20\).*expected .*\(10, 21\).*another dictionary"):
+    with pytest.raises(
+        ValueError, match=r"W has shape \(10, 20\).*expected .*\(10, 21\).*another dictionary"
+    ):
         layer.apply(params, dictionaries.gaussian(jax.random.key(0), M, N + 1), jnp.ones(M))
 
 
 def test_three_numbers_reach_60_decibels_on_the_standard_benchmark():
-    """Nothing is trained. The ratio of sums hangs on the few signals with the most nonzeros, the mean of decibels does not.
+    """Nothing is trained. The ratio of sums hangs on the few signals with the most nonzeros, the
+    mean of decibels does not.
 
-    The key was picked: of the keys 60 to 83, 17 stay below -60 dB in the ratio of sums, which runs from -63.3 to -54.2; the
-    mean of decibels runs from -64.7 to -64.3, and at most 0.2 % of the signals stay above -40 dB.
+    The key was picked: of the keys 60 to 83, 17 stay below -60 dB in the ratio of sums, which runs
+    from -63.3 to -54.2; the mean of decibels runs from -64.7 to -64.3, and at most 0.2 % of the
+    signals stay above -40 dB.
     """
     with jax.enable_x64(False):
         D, _ = problems.standard_benchmark(jax.random.key(0))
         Y, X = problems.sampler(D, 1000)(jax.random.key(71))
-        codes = jax.jit(jax.vmap(layers.hyperlista(16).apply, (None, None, 0)))(analytic.hyperlista(D), D, Y)
+        codes = jax.jit(jax.vmap(layers.hyperlista(16).apply, (None, None, 0)))(
+            analytic.hyperlista(D), D, Y
+        )
         assert float(metrics.nmse(codes, X)) < -60 and float(metrics.mean_nmse(codes, X)) < -64
         assert float(metrics.failure_rate(codes, X, -40.0)) < 0.002

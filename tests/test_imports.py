@@ -1,4 +1,6 @@
-"""What importing costs and touches, which file may import which, and which names the package promises."""
+"""What importing costs and touches, which file may import which, and which names the package
+promises.
+"""
 
 import ast
 import functools
@@ -18,9 +20,10 @@ import unrolled as ur
 PACKAGE = Path(ur.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
-# The first part of a module's name under `unrolled`, by floor. A file imports from lower floors and from its own.
+# The first part of a module's name under `unrolled`, by floor. A file imports from lower floors and
+# from its own.
 FLOORS = (
-    ("_checks",),
+    ("_checks", "_numbers"),
     ("activations", "dictionaries", "plots"),
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point"),
     ("theory", "pursuit"),
@@ -28,7 +31,7 @@ FLOORS = (
     ("analytic", "networks"),
     ("training", "realize"),
     ("compare", "nnx", "sklearn", "distributed", "export", "models"),
-    ("cli", "_experiments", "__main__"),
+    ("cli", "commands", "__main__"),
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 
@@ -39,7 +42,13 @@ FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 @functools.lru_cache
 def in_a_fresh_process(code):
     code = f"import json, sys\n{code}\nprint(json.dumps(answer))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -106,7 +115,10 @@ def test_a_file_imports_from_no_floor_above(module):
 
 
 def test_no_import_goes_in_a_circle():
-    graph, done = {name: imports_of_ours(path) & set(MODULES) for name, path in MODULES.items()}, set()
+    graph, done = (
+        {name: imports_of_ours(path) & set(MODULES) for name, path in MODULES.items()},
+        set(),
+    )
 
     def visit(name, trail):
         assert name not in trail, " -> ".join((*trail, name))
@@ -122,7 +134,9 @@ def test_no_import_goes_in_a_circle():
 ALLOWED = {"jax", "numpy", "optax", "unrolled"}  # at the top of a file
 
 
-@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if not name.startswith("unrolled.models")])
+@pytest.mark.parametrize(
+    "module", [name for name in sorted(MODULES) if not name.startswith("unrolled.models")]
+)
 def test_optional_packages_are_imported_inside_functions(module):
     tree = ast.parse(MODULES[module].read_text())
     for node in tree.body:
@@ -143,15 +157,22 @@ def test_no_global_configuration_and_no_way_to_run_what_a_file_holds(path):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        assert called not in {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}, node.lineno
+        assert called not in {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}, (
+            node.lineno
+        )
         assert not re.search(r"config\.update$|config\.jax_\w+\.set$", called), node.lineno
         options = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        assert options.get("allow_pickle", "False") == "False" and options.get("shell", "False") == "False", node.lineno
+        assert (
+            options.get("allow_pickle", "False") == "False"
+            and options.get("shell", "False") == "False"
+        ), node.lineno
         if called in {"np.load", "numpy.load", "jnp.load"}:
             assert options.get("allow_pickle") == "False", node.lineno
     for node in ast.walk(ast.parse(path.read_text())):
         targets = node.targets if isinstance(node, ast.Assign) else []
-        assert not any(re.match(r"(jax|os)\.(config\b|environ)", ast.unparse(t)) for t in targets), node.lineno
+        assert not any(
+            re.match(r"(jax|os)\.(config\b|environ)", ast.unparse(t)) for t in targets
+        ), node.lineno
 
 
 # Public names
@@ -189,7 +210,12 @@ FIELDS = {
 
 
 def test_pinned_names_are_reachable():
-    missing = [f"{m}.{n}" for m, names in PINNED.items() for n in names.split() if not hasattr(getattr(ur, m), n)]
+    missing = [
+        f"{m}.{n}"
+        for m, names in PINNED.items()
+        for n in names.split()
+        if not hasattr(getattr(ur, m), n)
+    ]
     missing += [name for name in BOLD.split() if not hasattr(ur, name)]
     assert not missing
     assert ur.lista is ur.layers.lista and ur.fit is ur.training.fit and ur.dsc is ur.networks.dsc
@@ -209,13 +235,23 @@ def test_a_module_does_not_share_its_name_with_what_it_holds():
     """`ur.training.fit` is the function, never a file; `compare` is the one pinned exception."""
     for name in MODULES:
         package, _, last = name.rpartition(".")
-        if package and hasattr(importlib.import_module(package), last) and last not in ("__main__",):
+        if (
+            package
+            and hasattr(importlib.import_module(package), last)
+            and last not in ("__main__",)
+        ):
             assert inspect.ismodule(getattr(importlib.import_module(package), last)), name
 
 
 def public():
-    """Names without an underscore that a public module of ours defines or re-exports, with their objects."""
-    names = [m.name for m in pkgutil.iter_modules(ur.__path__, "unrolled.") if not m.name.split(".")[1].startswith("_")]
+    """Names without an underscore that a public module of ours defines or re-exports, with their
+    objects.
+    """
+    names = [
+        m.name
+        for m in pkgutil.iter_modules(ur.__path__, "unrolled.")
+        if not m.name.split(".")[1].startswith("_")
+    ]
     for name in names:
         module = importlib.import_module(name)
         for key, value in vars(module).items():
@@ -226,7 +262,9 @@ def public():
                 yield f"{name}.{key}", value
 
 
-@pytest.mark.parametrize("name, value", list(public()), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    "name, value", list(public()), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_every_public_name_has_a_docstring(name, value):
     doc = inspect.getdoc(value) or ""
     # A NamedTuple or a dataclass without one would show its generated signature.

@@ -1,4 +1,6 @@
-"""Basis pursuit in batches against HiGHS: the first-order method, the simplex and the interior point by themselves."""
+"""Basis pursuit in batches against HiGHS: the first-order method, the simplex and the interior
+point by themselves.
+"""
 
 from functools import cache
 
@@ -11,7 +13,9 @@ from unrolled import linear_programs as lp
 
 EPS = np.finfo(float).eps
 INDEPENDENT = {"square", "tall", "two atoms", "one atom", "one entry"}
-every_dictionary = pytest.mark.parametrize("name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"])
+every_dictionary = pytest.mark.parametrize(
+    "name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"]
+)
 
 
 @cache
@@ -30,7 +34,9 @@ def check_certificate(A, Y, found):
     V, Z, S = found.V, found.Z, np.linalg.svd(A, compute_uv=False)
     cond = S[0] / S[S > 1e-12 * S[0]][-1]
     assert np.abs(A @ V - Y).max() <= 1e-11 * np.abs(Y).max()
-    assert np.abs(A.T @ Z).max() <= 1 + 4 * len(A) * EPS * cond  # z is lifted by the inverse singular values
+    assert (
+        np.abs(A.T @ Z).max() <= 1 + 4 * len(A) * EPS * cond
+    )  # z is lifted by the inverse singular values
     assert found.primal == pytest.approx(np.abs(V).sum(0), rel=1e-12)
     assert found.dual == pytest.approx(np.sum(Y * Z, 0), rel=1e-9)
     assert (found.dual <= found.primal * (1 + 1e-11)).all()
@@ -59,7 +65,8 @@ def test_the_first_order_method_only_saves_pivots(name, iterations):
     A, Y = matrix(name), dense_signals(name)
     found, expected = (lp.basis_pursuit(lp.whiten(A), Y, iterations=k) for k in (iterations, 50))
     check_certificate(A, Y, found)
-    # Neighbouring bumps make every basis singular: the interior point, without a start, ends where its matrices do.
+    # Neighbouring bumps make every basis singular: the interior point, without a start, ends where
+    # its matrices do.
     most = 1e-5 if name == "bumps" and iterations < 200 else 1e-9
     assert gap(found) <= most
     assert found.primal == pytest.approx(expected.primal, rel=2 * most)
@@ -72,7 +79,8 @@ def test_the_interior_point_alone_reaches_the_gap(name, iterations, monkeypatch)
     expected, calls = lp.basis_pursuit(lp.whiten(A), Y), give_up(monkeypatch)
     found = lp.basis_pursuit(lp.whiten(A), Y, iterations=iterations)
     check_certificate(A, Y, found)
-    # Neighbouring bumps make every basis singular: the interior point, without a start, ends where its matrices do.
+    # Neighbouring bumps make every basis singular: the interior point, without a start, ends where
+    # its matrices do.
     most = 1e-5 if name == "bumps" and iterations < 200 else 1e-9
     assert gap(found) <= most
     assert found.primal == pytest.approx(expected.primal, rel=2 * most)
@@ -87,12 +95,16 @@ def test_the_interior_point_alone_reaches_the_gap_on_larger_problems(seed, monke
     assert gap(lp.basis_pursuit(lp.whiten(A), Y, iterations=0)) <= 1e-9
 
 
-@pytest.mark.parametrize("name", [n for n in oracles.DICTIONARIES if n not in INDEPENDENT | {"dct 64x256"}])
+@pytest.mark.parametrize(
+    "name", [n for n in oracles.DICTIONARIES if n not in INDEPENDENT | {"dct 64x256"}]
+)
 def test_a_banned_entry_stays_zero_and_the_rest_is_optimal(name):
     A = matrix(name)
     leverage = np.sum(lp.whiten(A).Q ** 2, 0)
     atoms = np.flatnonzero(leverage < 1 - 1e-6)[:4]  # atoms in the span of the others
-    found = lp.basis_pursuit(lp.whiten(A), A[:, atoms], banned=atoms, tol=1e-6)  # as the coherence programs ask
+    found = lp.basis_pursuit(
+        lp.whiten(A), A[:, atoms], banned=atoms, tol=1e-6
+    )  # as the coherence programs ask
     assert not found.V[atoms, np.arange(len(atoms))].any() and gap(found) <= 1e-6
     assert np.abs(A @ found.V - A[:, atoms]).max() <= 1e-12 * np.abs(found.V).sum(0).max()
     products = np.abs(A.T @ found.Z)
@@ -177,7 +189,9 @@ def test_the_simplex_gives_up_on_a_singular_basis_and_on_unbounded_stalling():
 
 @pytest.mark.parametrize("name", ["bumps", "vandermonde", "near duplicate", "gaussian 20x60"])
 def test_the_vertex_of_the_simplex_makes_its_signal(name):
-    """Pivots through nearly singular bases leave their error in v, unless the last basis is solved again."""
+    """Pivots through nearly singular bases leave their error in v, unless the last basis is solved
+    again.
+    """
     whitened, rng, solved = lp.whiten(matrix(name)), np.random.default_rng(0), 0
     Q, C = whitened.Q, whitened.into @ dense_signals(name)
     atoms, (r, d) = np.ascontiguousarray(Q.T), Q.shape
@@ -197,19 +211,29 @@ def test_the_vertex_of_the_simplex_makes_its_signal(name):
 
 @pytest.mark.parametrize("m, n", [(1, 3), (4, 4), (5, 12), (20, 60)])
 def test_the_interior_point_solves_a_minimax_program(m, n):
-    """min max |B'w| : c . w = 1 against HiGHS, with multipliers that prove it: B v = nu c, |v|_1 = 1, nu = the value."""
+    """min max |B'w| : c . w = 1 against HiGHS, with multipliers that prove it: B v = nu c, |v|_1 =
+    1, nu = the value.
+    """
     B, c = normal(0, m, n), normal(1, m)
     w, (v, nu), steps = lp.interior_point(B, np.zeros(n), np.ones(n), c, c, 1e-9)
     value = np.abs(B.T @ w).max()
     assert c @ w == pytest.approx(1, rel=1e-12) and 0 < steps < 60
     assert value == pytest.approx(oracles.least_coherence(np.column_stack([c, B]), 0), rel=1e-7)
-    assert B @ v == pytest.approx(nu * c, abs=1e-8) and np.abs(v).sum() == pytest.approx(1, rel=1e-7)
+    assert B @ v == pytest.approx(nu * c, abs=1e-8) and np.abs(v).sum() == pytest.approx(
+        1, rel=1e-7
+    )
     assert nu == pytest.approx(value, rel=1e-7)
 
 
 def test_the_interior_point_starts_anywhere():
     B, c, values = normal(0, 6, 15), normal(1, 6), []
-    for start in (c, c * 1e6, c + 1e-3 * normal(2, 6), np.linalg.solve(B @ B.T, c), c + 100 * normal(3, 6)):
+    for start in (
+        c,
+        c * 1e6,
+        c + 1e-3 * normal(2, 6),
+        np.linalg.solve(B @ B.T, c),
+        c + 100 * normal(3, 6),
+    ):
         if c @ start > 0:
             w, _, _ = lp.interior_point(B, np.zeros(15), np.ones(15), c, start, 1e-9)
             values.append(np.abs(B.T @ w).max())
@@ -219,7 +243,9 @@ def test_the_interior_point_starts_anywhere():
 def test_the_interior_point_returns_its_best_iterate_where_steps_run_out():
     B, c = normal(0, 6, 15), normal(1, 6)
     for max_steps in (0, 1, 3):
-        w, (v, nu), steps = lp.interior_point(B, np.zeros(15), np.ones(15), c, c, 1e-12, max_steps=max_steps)
+        w, (v, nu), steps = lp.interior_point(
+            B, np.zeros(15), np.ones(15), c, c, 1e-12, max_steps=max_steps
+        )
         assert steps == max_steps and np.isfinite([*w, *v, nu]).all() and c @ w == pytest.approx(1)
 
 
@@ -280,13 +306,17 @@ def test_bounds_never_get_worse(monkeypatch):
     check_certificate(A, Y, found)
 
 
-@pytest.mark.parametrize("name", ["gaussian 20x60", "rank 6 of 12", "rows from 1e-6 to 1", "tall", "one row"])
+@pytest.mark.parametrize(
+    "name", ["gaussian 20x60", "rank 6 of 12", "rows from 1e-6 to 1", "tall", "one row"]
+)
 def test_whitening_keeps_the_row_space(name):
     A = matrix(name)
     Q, into, lift = lp.whiten(A)
     r = np.linalg.matrix_rank(A)
     assert Q.shape == (r, A.shape[1]) and Q @ Q.T == pytest.approx(np.eye(r), abs=1e-13)
-    assert into @ A == pytest.approx(Q, abs=1e-9)  # rounding times the inverse singular values, 1e6 at worst
+    assert into @ A == pytest.approx(
+        Q, abs=1e-9
+    )  # rounding times the inverse singular values, 1e6 at worst
     assert np.array_equal(lift, into.T)
 
 

@@ -1,4 +1,6 @@
-"""Metrics against plain numpy formulas, their edge cases, and optimality against scikit-learn's LASSO."""
+"""Metrics against plain numpy formulas, their edge cases, and optimality against scikit-learn's
+LASSO.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,9 @@ def test_the_two_definitions_differ_when_a_few_signals_fail():
     estimates = X * (1 + 1e-5)  # -100 dB
     estimates[0] = 0  # 0 dB: its error is all the error
     assert float(metrics.nmse(estimates, X)) == pytest.approx(-10, abs=1e-6)
-    assert float(metrics.mean_nmse(estimates, X)) == pytest.approx(-90, abs=1e-4)  # 1 + 1e-5 is rounded
+    assert float(metrics.mean_nmse(estimates, X)) == pytest.approx(
+        -90, abs=1e-4
+    )  # 1 + 1e-5 is rounded
     assert float(metrics.failure_rate(estimates, X)) == pytest.approx(0.1)
 
 
@@ -59,7 +63,9 @@ def test_mean_nmse_floors_and_leaves_out_zero_codes():
 
 def test_failure_rate():
     X = np.ones((4, 10))
-    estimates = X * np.array([[1.0], [0.95], [0.8], [np.nan]])  # exact, -26 dB, -14 dB, not a number
+    estimates = X * np.array(
+        [[1.0], [0.95], [0.8], [np.nan]]
+    )  # exact, -26 dB, -14 dB, not a number
     for level, rate in ((-20.0, 0.5), (-30.0, 0.75), (-10.0, 0.25)):
         assert float(metrics.failure_rate(estimates, X, level)) == rate
     zero = np.zeros((1, 10))
@@ -77,7 +83,9 @@ def test_support_scores_formula(codes):
             wrong.append(len(chosen - true))
         scores = metrics.support_scores(estimates, X, tolerance)
         # Means of six numbers of size 1.
-        np.testing.assert_allclose(np.asarray(scores), np.mean([precision, recall, wrong], axis=1), rtol=16 * EPS)
+        np.testing.assert_allclose(
+            np.asarray(scores), np.mean([precision, recall, wrong], axis=1), rtol=16 * EPS
+        )
 
 
 @pytest.mark.parametrize(
@@ -121,16 +129,28 @@ def test_psnr_of_byte_images():
 
 def test_metrics_under_jit(codes):
     estimates, X = codes
-    for f in (metrics.nmse, metrics.signal_nmse, metrics.mean_nmse, metrics.failure_rate, metrics.support_scores):
-        for eager, traced in zip(jax.tree.leaves(f(estimates, X)), jax.tree.leaves(jax.jit(f)(estimates, X))):
-            np.testing.assert_allclose(np.asarray(traced), np.asarray(eager), rtol=1e-13, err_msg=f.__name__)
+    for f in (
+        metrics.nmse,
+        metrics.signal_nmse,
+        metrics.mean_nmse,
+        metrics.failure_rate,
+        metrics.support_scores,
+    ):
+        for eager, traced in zip(
+            jax.tree.leaves(f(estimates, X)), jax.tree.leaves(jax.jit(f)(estimates, X))
+        ):
+            np.testing.assert_allclose(
+                np.asarray(traced), np.asarray(eager), rtol=1e-13, err_msg=f.__name__
+            )
 
 
 def test_kkt_violation_formula(codes):
     rng = np.random.default_rng(2)
     D, y, x, lam = rng.normal(size=(5, 9)), rng.normal(size=5), codes[0][0], 0.3
     g = D.T @ (y - D @ x)
-    violations = [abs(g[i] - lam * np.sign(x[i])) if x[i] else max(abs(g[i]) - lam, 0) for i in range(9)]
+    violations = [
+        abs(g[i] - lam * np.sign(x[i])) if x[i] else max(abs(g[i]) - lam, 0) for i in range(9)
+    ]
     ours = metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(x), lam)
     assert float(ours) == pytest.approx(max(violations) / lam, rel=1e-13)
 
@@ -153,7 +173,8 @@ def test_kkt_violation_vanishes_at_the_lasso_optimum(key, share):
     # scikit-learn minimises norm(y - D x)^2 / (2 m) + alpha norm(x, 1).
     x = Lasso(alpha=lam / m, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(D, y).coef_
     assert (x != 0).any()
-    # Its duality gap is 1e-14 norm(y)^2, so D x is off by sqrt(2e-14) norm(y) at most and D' r by as much.
+    # Its duality gap is 1e-14 norm(y)^2, so D x is off by sqrt(2e-14) norm(y) at most and D' r by
+    # as much.
     ours = metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(x), lam)
     assert ours <= 1.5e-7 * np.linalg.norm(y) / lam
     assert metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(1.01 * x), lam) > 1e-3
@@ -164,11 +185,16 @@ def test_kkt_violation_takes_structured_dictionaries():
     rng = np.random.default_rng(4)
     D = dictionaries.Conv(rng.normal(size=(2, 1, 3)), 8)
     y, x = jnp.asarray(rng.normal(size=8)), jnp.asarray(rng.normal(size=12))
-    ours, plain = metrics.kkt_violation(D, y, x, 0.5), metrics.kkt_violation(dictionaries.dense(D), y, x, 0.5)
+    ours, plain = (
+        metrics.kkt_violation(D, y, x, 0.5),
+        metrics.kkt_violation(dictionaries.dense(D), y, x, 0.5),
+    )
     assert float(ours) == pytest.approx(float(plain), rel=1e-13)
 
 
-@pytest.mark.parametrize("metric", ["nmse", "signal_nmse", "mean_nmse", "failure_rate", "support_scores", "psnr"])
+@pytest.mark.parametrize(
+    "metric", ["nmse", "signal_nmse", "mean_nmse", "failure_rate", "support_scores", "psnr"]
+)
 def test_shapes_must_agree(metric):
     # These would broadcast, and give a number that means nothing.
     for a, b in (((3, 4), (4,)), ((3, 4), (1, 4)), ((3, 4), (4, 3))):

@@ -1,4 +1,6 @@
-"""Chains of layers: equal to running them one after the other, and certified where the theory applies."""
+"""Chains of layers: equal to running them one after the other, and certified where the theory
+applies.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,19 @@ def unit_conv(filters, signal_shape):
 
 @pytest.fixture(scope="module")
 def chain():
-    """Layers of three families over a dense, a convolutional and a composed dictionary: 12 -> 20 -> 32 -> 30."""
+    """Layers of three families over a dense, a convolutional and a composed dictionary: 12 -> 20 ->
+    32 -> 30.
+    """
     rng = np.random.default_rng(0)
     gaussian = [
-        dictionaries.gaussian(jax.random.key(k), *shape) for k, shape in enumerate([(12, 20), (32, 40), (40, 30)])
+        dictionaries.gaussian(jax.random.key(k), *shape)
+        for k, shape in enumerate([(12, 20), (32, 40), (40, 30)])
     ]
-    Ds = (gaussian[0], unit_conv(rng.normal(size=(2, 1, 5)), 20), dictionaries.Composed(*gaussian[1:]))
+    Ds = (
+        gaussian[0],
+        unit_conv(rng.normal(size=(2, 1, 5)), 20),
+        dictionaries.Composed(*gaussian[1:]),
+    )
     parts = (layers.lista_cp(3, lam=0.02), layers.ista(2, lam=0.01), layers.lista(4, lam=0.01))
     network = networks.dsc(parts)
     return network, network.init(jax.random.key(5), Ds), Ds
@@ -45,7 +54,9 @@ def test_a_chain_runs_its_layers_one_after_the_other(chain, signals):
     network, params, Ds = chain
     codes = network.apply(params, Ds, signals[0])
     assert type(codes) is tuple and [x.shape for x in codes] == [(20,), (32,), (30,)]
-    for ours, expected in zip(codes, one_after_the_other(network, params, Ds, signals[0]), strict=True):
+    for ours, expected in zip(
+        codes, one_after_the_other(network, params, Ds, signals[0]), strict=True
+    ):
         assert np.any(np.asarray(expected))
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
@@ -56,7 +67,9 @@ def test_jit_and_vmap(chain, signals):
     assert [x.shape for x in batched] == [(6, 20), (6, 32), (6, 30)]
     for i, y in enumerate(signals[:2]):
         for ours, expected in zip(batched, network.apply(params, Ds, y), strict=True):
-            np.testing.assert_allclose(np.asarray(ours[i]), np.asarray(expected), rtol=0, atol=ROUNDING)
+            np.testing.assert_allclose(
+                np.asarray(ours[i]), np.asarray(expected), rtol=0, atol=ROUNDING
+            )
 
 
 def test_gradients_reach_every_layer_and_dictionary(chain, signals):
@@ -68,12 +81,22 @@ def test_gradients_reach_every_layer_and_dictionary(chain, signals):
 
     gradients = jax.jit(jax.grad(loss, (0, 1)))(params, Ds)
     for j in range(3):
-        assert all(np.asarray(g).any() and np.isfinite(np.asarray(g)).all() for g in jax.tree.leaves(gradients[0][j]))
+        assert all(
+            np.asarray(g).any() and np.isfinite(np.asarray(g)).all()
+            for g in jax.tree.leaves(gradients[0][j])
+        )
         # The last layer, LISTA, has the dictionary in its params alone.
         assert any(np.asarray(g).any() for g in jax.tree.leaves(gradients[1][j])) is (j < 2)
-    direction = jax.tree.map(lambda leaf: jnp.sin(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params)
-    slope = sum(float(jnp.vdot(g, v)) for g, v in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(direction)))
-    moved = [jax.tree.map(lambda leaf, v, h=h: leaf + h * v, params, direction) for h in (1e-6, -1e-6)]
+    direction = jax.tree.map(
+        lambda leaf: jnp.sin(jnp.arange(leaf.size, dtype=float)).reshape(leaf.shape), params
+    )
+    slope = sum(
+        float(jnp.vdot(g, v))
+        for g, v in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(direction))
+    )
+    moved = [
+        jax.tree.map(lambda leaf, v, h=h: leaf + h * v, params, direction) for h in (1e-6, -1e-6)
+    ]
     difference = (float(loss(moved[0], Ds)) - float(loss(moved[1], Ds))) / 2e-6
     # Central differences: rounding over the step, 1e-16 / 1e-6, times the size of the sum.
     assert difference == pytest.approx(slope, rel=1e-6)
@@ -91,7 +114,9 @@ def test_init_is_that_of_every_layer(chain):
 
 def test_lists_serve_as_tuples(chain, signals):
     network, params, Ds = chain
-    for ours, expected in zip(network.apply(list(params), list(Ds), signals[0]), network.apply(params, Ds, signals[0])):
+    for ours, expected in zip(
+        network.apply(list(params), list(Ds), signals[0]), network.apply(params, Ds, signals[0])
+    ):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
 
@@ -103,9 +128,13 @@ def test_one_layer_is_a_chain(chain, signals):
 
 
 def test_an_analytic_chain_keeps_its_certificate():
-    """Theorem 6: with thresholds from theory no layer has a false positive and every step is below its bound."""
+    """Theorem 6: with thresholds from theory no layer has a false positive and every step is below
+    its bound.
+    """
     D_1 = dictionaries.identity_hadamard(64)
-    D_2 = jnp.pad(dictionaries.transversal(jax.random.key(0), 3, 41, 300), ((0, 5), (0, 0)))  # 123 rows, to 128
+    D_2 = jnp.pad(
+        dictionaries.transversal(jax.random.key(0), 3, 41, 300), ((0, 5), (0, 0))
+    )  # 123 rows, to 128
     sparsities, bounds, depths = (3, 1), (1 / np.sqrt(3), 1.0), (30, 30)
     options = dict(depths=depths, sparsities=sparsities, bounds=bounds)
     certified, schedules = analytic.chain_schedules((D_1, D_2), **options)
@@ -126,9 +155,13 @@ def test_an_analytic_chain_keeps_its_certificate():
     Y = problems.synthesize(D_1, X_1)
     codes = jax.jit(jax.vmap(networks.dsc(blocks).apply, (None, None, 0)))(params, (D_1, D_2), Y)
     inputs = (Y, codes[0])
-    for layer, p, D, given, X, block, last in zip(blocks, params, (D_1, D_2), inputs, (X_1, X_2), expected, codes):
+    for layer, p, D, given, X, block, last in zip(
+        blocks, params, (D_1, D_2), inputs, (X_1, X_2), expected, codes
+    ):
         np.testing.assert_array_equal(np.asarray(p.steps.theta), block.theta)
-        iterates = np.asarray(jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(p, D, given))
+        iterates = np.asarray(
+            jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(p, D, given)
+        )
         np.testing.assert_allclose(iterates[-1], np.asarray(last), rtol=0, atol=ROUNDING)
         assert not ((iterates != 0) & (np.asarray(X) == 0)).any()
         assert (np.abs(iterates - np.asarray(X)).sum(2).max(1) <= block.error[1:]).all()

@@ -1,4 +1,6 @@
-"""Layers and networks as nnx modules: the same numbers, the same gradients and the same training as the pure form."""
+"""Layers and networks as nnx modules: the same numbers, the same gradients and the same training as
+the pure form.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from flax import nnx
 import unrolled as ur
 
 M, N, DEPTH, BATCH = 5, 8, 2, 6
-# Sums of some ten terms in another order, through a few products: far below 1e4 roundings of float64.
+# Sums of some ten terms in another order, through a few products: far below 1e4 roundings of
+# float64.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -33,7 +36,9 @@ def assert_close(tree, expected):
 
 
 def trainable(params):
-    """The leaves of `params` that training moves, in the order of their names, as an nnx state has them."""
+    """The leaves of `params` that training moves, in the order of their names, as an nnx state has
+    them.
+    """
 
     def thaw(node):
         return None if isinstance(node, ur.layers.Fixed) else node
@@ -48,7 +53,16 @@ def square(codes):
 
 
 # One of every form of params: shared, per step, both, frozen ones, steps that share everything.
-FORMS = ("ista", "lista", "lista_cp, untied", "alista, support", "glista", "hyperlista", "na_alista", "robust_alista")
+FORMS = (
+    "ista",
+    "lista",
+    "lista_cp, untied",
+    "alista, support",
+    "glista",
+    "hyperlista",
+    "na_alista",
+    "robust_alista",
+)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -60,7 +74,9 @@ def test_a_module_has_the_codes_and_the_gradients_of_its_layer(name, D):
     @jax.jit
     def both(params, Y):
         model = ur.nnx.Module(layer, params, D)
-        pure = jax.value_and_grad(lambda params: square(jax.vmap(layer.apply, (None, None, 0))(params, D, Y)))
+        pure = jax.value_and_grad(
+            lambda params: square(jax.vmap(layer.apply, (None, None, 0))(params, D, Y))
+        )
         value, gradient = nnx.value_and_grad(lambda model: square(model(Y)))(model)
         return pure(params), (value, jax.tree.leaves(gradient))
 
@@ -98,7 +114,11 @@ def test_what_is_not_trained_is_a_variable_but_no_param(D):
     model = ur.nnx.Module(layer, params, D)
     assert sizes(model, nnx.Param) == [DEPTH, DEPTH]  # gamma and theta
     assert sizes(model, nnx.Not(nnx.Param)) == [M * N, M * N]  # W and D
-    assert sizes(ur.nnx.Module(layer, params, D, learn_dictionary=True), nnx.Param) == [DEPTH, DEPTH, M * N]
+    assert sizes(ur.nnx.Module(layer, params, D, learn_dictionary=True), nnx.Param) == [
+        DEPTH,
+        DEPTH,
+        M * N,
+    ]
 
 
 def test_a_negative_threshold_acts_as_its_magnitude_and_one_at_zero_can_move(D):
@@ -122,7 +142,9 @@ def trained(model, sample, optimizer, steps, key):
     @nnx.jit
     def step(model, optimizer, key):
         Y, X = sample(key)
-        loss, gradients = nnx.value_and_grad(lambda model: ur.training.supervised(model(Y)[None], X, None, Y))(model)
+        loss, gradients = nnx.value_and_grad(
+            lambda model: ur.training.supervised(model(Y)[None], X, None, Y)
+        )(model)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
             optimizer.update(model, gradients)
         model.normalize()
@@ -135,7 +157,9 @@ def test_training_under_nnx_optimizer_is_that_of_fit(D, sample):
     layer, key, steps = ur.alista(DEPTH), jax.random.key(4), 20
     params = layer.init(None, D)
     options = dict(optimizer=optax.adam(1e-2), steps=steps, key=key, learn_dictionary=True)
-    expected = ur.fit(layer, params, D, sample, validation=sample(key), evaluate_every=steps, **options)
+    expected = ur.fit(
+        layer, params, D, sample, validation=sample(key), evaluate_every=steps, **options
+    )
     model = ur.nnx.Module(layer, params, D, learn_dictionary=True)
     losses = trained(model, sample, optax.adam(1e-2), steps, key)
     np.testing.assert_allclose(losses, expected.history.loss, rtol=ROUNDING)
@@ -152,7 +176,13 @@ def test_a_convolutional_dictionary_can_be_learned():
     model = ur.nnx.Module(layer, layer.init(None, D), D, learn_dictionary=True)
     model.normalize()
     Y = jax.random.normal(jax.random.key(5), (BATCH, 12))
-    losses = trained(model, lambda key: (Y, jnp.zeros((BATCH, D.shape[1]))), optax.sgd(1e-3), 4, jax.random.key(0))
+    losses = trained(
+        model,
+        lambda key: (Y, jnp.zeros((BATCH, D.shape[1]))),
+        optax.sgd(1e-3),
+        4,
+        jax.random.key(0),
+    )
     assert losses[-1] < losses[0]
     found = model.dictionary()
     assert isinstance(found, ur.dictionaries.Conv) and found.signal_shape == (3, 4)
@@ -166,7 +196,9 @@ def test_a_network_gives_the_codes_of_every_block(D):
     params = network.init(jax.random.key(7), Ds)
     model = ur.nnx.Module(network, params, list(Ds))
     Y = jax.random.normal(jax.random.key(8), (3, M))
-    codes, expected = jax.jit(lambda Y: (model(Y), jax.vmap(network.apply, (None, None, 0))(params, Ds, Y)))(Y)
+    codes, expected = jax.jit(
+        lambda Y: (model(Y), jax.vmap(network.apply, (None, None, 0))(params, Ds, Y))
+    )(Y)
     assert_close(codes, expected)
     assert [code.shape for code in codes] == [(3, N), (3, 11)]
     assert isinstance(model.dictionary(), tuple)

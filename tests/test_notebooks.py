@@ -1,4 +1,6 @@
-"""The notebooks run from top to bottom, in their small form, and hold no traceback and no path of a machine."""
+"""The notebooks run from top to bottom, in their small form, and hold no traceback and no path of a
+machine.
+"""
 
 import json
 import os
@@ -11,7 +13,8 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
-# The value of a last expression is thrown away, as a plain script does; figures are drawn by the calls themselves.
+# The value of a last expression is thrown away, as a plain script does; figures are drawn by the
+# calls themselves.
 RUNNER = """
 import json, sys
 cells = [c for c in json.load(open(sys.argv[1]))["cells"] if c["cell_type"] == "code"]
@@ -34,7 +37,11 @@ def test_runs(path):
         value = jax.config.values[f"jax_{name.lower()}"]
         environment[f"JAX_{name}"] = "" if value is None else str(value)
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, str(path)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", RUNNER, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -45,8 +52,13 @@ def test_is_clean(path):
     assert len(notebook["cells"]) <= 15
     outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
     assert all(output["output_type"] != "error" for output in outputs)
-    texts = [json.dumps(o.get("text", "")) + json.dumps(o.get("data", {}).get("text/plain", "")) for o in outputs]
-    assert not [text for text in texts if "site-packages" in text or "/home/" in text or "Traceback" in text]
+    texts = [
+        json.dumps(o.get("text", "")) + json.dumps(o.get("data", {}).get("text/plain", ""))
+        for o in outputs
+    ]
+    assert not [
+        text for text in texts if "site-packages" in text or "/home/" in text or "Traceback" in text
+    ]
 
 
 def test_there_are_notebooks():

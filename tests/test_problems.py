@@ -1,4 +1,6 @@
-"""Planted problems have exactly the sparsity, bounds and noise they promise, and the statistics they name."""
+"""Planted problems have exactly the sparsity, bounds and noise they promise, and the statistics
+they name.
+"""
 
 import math
 
@@ -31,7 +33,10 @@ def test_bernoulli_gaussian_extremes(key):
 
 @pytest.mark.parametrize("sparsity", [0, 1, 3, 8])
 def test_counts_are_exact(key, sparsity):
-    for X in (problems.exact_sparse(key, SHAPE, sparsity), problems.bounded(key, SHAPE, sparsity, 2.0, 0.5)):
+    for X in (
+        problems.exact_sparse(key, SHAPE, sparsity),
+        problems.bounded(key, SHAPE, sparsity, 2.0, 0.5),
+    ):
         assert X.shape == SHAPE
         assert (np.count_nonzero(np.asarray(X), axis=1) == sparsity).all()
     assert np.count_nonzero(np.asarray(problems.exact_sparse(key, (8,), sparsity))) == sparsity
@@ -59,7 +64,10 @@ def test_bounded_magnitudes(key, least, bound):
     size = np.abs(values)
     assert size.min() >= least and size.max() <= bound
     # Mean of a uniform magnitude and of a fair sign: five standard errors; EPS for least = bound.
-    assert abs(size.mean() - (least + bound) / 2) <= 5 * (bound - least) / math.sqrt(12 * size.size) + 4 * EPS * bound
+    assert (
+        abs(size.mean() - (least + bound) / 2)
+        <= 5 * (bound - least) / math.sqrt(12 * size.size) + 4 * EPS * bound
+    )
     assert abs(np.sign(values).mean()) < 5 / math.sqrt(size.size)
 
 
@@ -107,7 +115,9 @@ MAKERS = {
     "exact_sparse": lambda key: problems.exact_sparse(key, SHAPE, 5),
     "bounded": lambda key: problems.bounded(key, SHAPE, 5),
     "l1_noise": lambda key: problems.l1_noise(key, SHAPE, 1.0),
-    "add_noise": lambda key: problems.add_noise(key, jnp.ones(SHAPE) * jnp.arange(8.0)[None, :], 10.0),
+    "add_noise": lambda key: problems.add_noise(
+        key, jnp.ones(SHAPE) * jnp.arange(8.0)[None, :], 10.0
+    ),
 }
 
 
@@ -128,7 +138,9 @@ def test_standard_benchmark(key):
     # 40 products of numbers up to about 4, without noise.
     np.testing.assert_allclose(Y, X @ np.asarray(D).T, rtol=0, atol=160 * EPS)
     eager_Y, eager_X = jax.device_get(sample(draw))
-    np.testing.assert_allclose(X, eager_X, rtol=4 * EPS)  # fused, the last bit of a normal number may differ
+    np.testing.assert_allclose(
+        X, eager_X, rtol=4 * EPS
+    )  # fused, the last bit of a normal number may differ
     np.testing.assert_allclose(Y, eager_Y, rtol=0, atol=160 * EPS)
     assert (sample(other)[1] != eager_X).any()
 
@@ -141,7 +153,9 @@ def test_standard_benchmark_has_the_published_defaults(key):
 
 def test_standard_benchmark_options(key):
     sizes = dict(m=20, d=40, batch=200)
-    plain, hard = (problems.standard_benchmark(key, kappa=kappa, **sizes).D for kappa in (None, 500))
+    plain, hard = (
+        problems.standard_benchmark(key, kappa=kappa, **sizes).D for kappa in (None, 500)
+    )
     assert np.linalg.cond(np.asarray(hard)) > 10 * np.linalg.cond(np.asarray(plain))
     D, sample = problems.standard_benchmark(key, probability=0.25, snr=20.0, **sizes)
     Y, X = jax.device_get(jax.jit(sample)(key))
@@ -162,12 +176,24 @@ def test_sampler_of_a_structured_dictionary(key):
     "call, message",
     [
         *(
-            (lambda key, p=p: problems.bernoulli_gaussian(key, (2, 3), p), rf"probability must be in \[0, 1\], got {p}")
+            (
+                lambda key, p=p: problems.bernoulli_gaussian(key, (2, 3), p),
+                rf"probability must be in \[0, 1\], got {p}",
+            )
             for p in (-0.1, 1.5, math.nan)
         ),
-        (lambda key: problems.exact_sparse(key, (2, 3), 4), "exact_sparse: sparsity 4 exceeds the code length 3"),
-        (lambda key: problems.exact_sparse(key, (2, 3), -1), "exact_sparse: sparsity must be at least 0, got -1"),
-        (lambda key: problems.bounded(key, (2, 3), 4), "bounded: sparsity 4 exceeds the code length 3"),
+        (
+            lambda key: problems.exact_sparse(key, (2, 3), 4),
+            "exact_sparse: sparsity 4 exceeds the code length 3",
+        ),
+        (
+            lambda key: problems.exact_sparse(key, (2, 3), -1),
+            "exact_sparse: sparsity must be at least 0, got -1",
+        ),
+        (
+            lambda key: problems.bounded(key, (2, 3), 4),
+            "bounded: sparsity 4 exceeds the code length 3",
+        ),
         *(
             (
                 lambda key, a=a, b=b: problems.bounded(key, (2, 3), 1, b, a),
@@ -175,9 +201,15 @@ def test_sampler_of_a_structured_dictionary(key):
             )
             for a, b in ((2.0, 1.0), (-1.0, 1.0), (0.0, math.nan), (math.nan, 1.0))
         ),
-        *((lambda key, n=n: problems.l1_noise(key, (3,), n), f"noise must be .*got {n}") for n in (-1.0, math.nan)),
+        *(
+            (lambda key, n=n: problems.l1_noise(key, (3,), n), f"noise must be .*got {n}")
+            for n in (-1.0, math.nan)
+        ),
         (lambda key: problems.sampler(jnp.eye(3), 0), "sampler: batch must be at least 1, got 0"),
-        (lambda key: problems.standard_benchmark(key, m=0), "gaussian: m must be at least 1, got 0"),
+        (
+            lambda key: problems.standard_benchmark(key, m=0),
+            "gaussian: m must be at least 1, got 0",
+        ),
     ],
 )
 def test_bad_values(key, call, message):

@@ -17,7 +17,9 @@ def unit(D):
 
 
 def problem(seed, m=M, d=N, share=0.2):
-    """A dictionary, a signal of three atoms with noise, and a penalty that is `share` of the largest useful one."""
+    """A dictionary, a signal of three atoms with noise, and a penalty that is `share` of the
+    largest useful one.
+    """
     rng = np.random.default_rng(seed)
     D = unit(rng.normal(size=(m, d)))
     y = D[:, :3] @ rng.normal(size=3) + 0.1 * rng.normal(size=m)
@@ -43,7 +45,9 @@ def exact(D, y, lam):
     solution[S] = np.linalg.solve(A.T @ A, A.T @ y - lam * signs)
     slack = D.T @ (y - D @ solution)
     assert (np.sign(solution[S]) == signs).all()
-    assert np.abs(slack[S] - lam * signs).max() < 1e-12 and np.abs(slack[~S]).max() < lam  # so it is the only one
+    assert (
+        np.abs(slack[S] - lam * signs).max() < 1e-12 and np.abs(slack[~S]).max() < lam
+    )  # so it is the only one
     return solution
 
 
@@ -66,11 +70,15 @@ def test_ista_never_raises_the_objective_and_obeys_its_rate(seed):
     D, y, lam = problem(seed)
     L = float(dictionaries.spectral_norm(D)) ** 2
     codes = path(
-        lambda s: pursuit.State(pursuit.ista_step(D, y, s.x, 1 / L, lam / L)), pursuit.State(jnp.zeros(N)), 300
+        lambda s: pursuit.State(pursuit.ista_step(D, y, s.x, 1 / L, lam / L)),
+        pursuit.State(jnp.zeros(N)),
+        300,
     )
     F = np.array([objective(D, y, x, lam) for x in codes])
     start = np.append(np.sum(y**2) / 2, F)
-    assert (np.diff(start) <= 10 * EPS * start[0]).all()  # an objective is a sum of some 45 rounded terms
+    assert (
+        np.diff(start) <= 10 * EPS * start[0]
+    ).all()  # an objective is a sum of some 45 rounded terms
     solution = exact(D, y, lam)
     k = np.arange(1, 301)
     assert (F - objective(D, y, solution, lam) <= L * np.sum(solution**2) / (2 * k) + 1e-14).all()
@@ -83,12 +91,18 @@ def test_fista_without_restart_obeys_its_rate_at_every_step(seed):
     D, y, lam = problem(seed, share=0.02)
     L = float(dictionaries.spectral_norm(D)) ** 2
     x = jnp.zeros(N)
-    codes = path(lambda s: pursuit.fista_step(D, y, s, 1 / L, lam / L), pursuit.Momentum(x, x, jnp.ones(())), 300)
+    codes = path(
+        lambda s: pursuit.fista_step(D, y, s, 1 / L, lam / L),
+        pursuit.Momentum(x, x, jnp.ones(())),
+        300,
+    )
     solution = exact(D, y, lam)
     above = np.array([objective(D, y, x, lam) for x in codes]) - objective(D, y, solution, lam)
     k = np.arange(1, 301)
     assert (above <= 2 * L * np.sum(solution**2) / (k + 1) ** 2 + 1e-14).all()
-    assert iterates(pursuit.fista, D, y, lam, [1, 25], restart=False) == pytest.approx(codes[[0, 24]], abs=1e-13)
+    assert iterates(pursuit.fista, D, y, lam, [1, 25], restart=False) == pytest.approx(
+        codes[[0, 24]], abs=1e-13
+    )
 
 
 def test_restart_helps_where_momentum_overshoots():
@@ -100,12 +114,16 @@ def test_restart_helps_where_momentum_overshoots():
 def test_the_momentum_counter_restarts_when_it_points_uphill():
     D, y = np.eye(2), np.array([1.0, 0.0])
     state = pursuit.Momentum(jnp.array([2.0, 0.0]), jnp.array([3.0, 0.0]), jnp.asarray(5.0))
-    # From z = (3, 0) the step goes to (1, 0): z - x_new = (2, 0), x_new - x = (-1, 0): downhill, t goes on.
+    # From z = (3, 0) the step goes to (1, 0): z - x_new = (2, 0), x_new - x = (-1, 0): downhill, t
+    # goes on.
     on = pursuit.fista_step(D, y, state, 1.0, 0.0, restart=True)
     assert on.t == pytest.approx((1 + np.sqrt(101)) / 2)
     # From x = (0, 0): x_new - x = (1, 0), uphill: t = 1, no extrapolation.
     off = pursuit.fista_step(D, y, state._replace(x=jnp.zeros(2)), 1.0, 0.0, restart=True)
-    assert off.t == pytest.approx((1 + np.sqrt(5)) / 2) and off.z.tolist() == off.x.tolist() == [1, 0]
+    assert off.t == pytest.approx((1 + np.sqrt(5)) / 2) and off.z.tolist() == off.x.tolist() == [
+        1,
+        0,
+    ]
 
 
 # Certificates.
@@ -118,7 +136,11 @@ def test_the_duality_gap_is_above_the_excess_of_any_code_and_vanishes_at_the_sol
     best = objective(D, y, solution, lam)
     gap = jax.jit(lambda x: pursuit.duality_gap(D, y, x, lam))
     for scale in (0.0, 1e-6, 1e-3, 1.0, 10.0):
-        for x in (solution + scale * rng.normal(size=N), solution * (1 + scale), scale * rng.normal(size=N)):
+        for x in (
+            solution + scale * rng.normal(size=N),
+            solution * (1 + scale),
+            scale * rng.normal(size=N),
+        ):
             # The two objectives are rounded: some 100 terms of size up to F.
             assert gap(x) >= objective(D, y, x, lam) - best - 100 * EPS * objective(D, y, x, lam)
     # D'r is lam to some M eps norm(y), times the entries of x.
@@ -138,7 +160,9 @@ def test_the_duality_gap_by_its_definition_with_a_penalty_per_entry():
 def test_the_objective_by_its_definition():
     D, y, lam = problem(5)
     x = np.random.default_rng(2).normal(size=N)
-    assert pursuit.lasso_objective(D, y, x, lam) == pytest.approx(objective(D, y, x, lam), rel=100 * EPS)
+    assert pursuit.lasso_objective(D, y, x, lam) == pytest.approx(
+        objective(D, y, x, lam), rel=100 * EPS
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -148,28 +172,39 @@ def test_the_certificate_of_a_solution_is_true(solver, seed):
     found = solver(D, y, lam, tol=1e-10)
     x, energy = np.asarray(found.x), np.sum(y**2) / 2
     assert found.converged and 0 <= found.gap <= 1e-10
-    assert found.gap == pytest.approx(float(pursuit.duality_gap(D, y, x, lam)) / energy, abs=100 * EPS)
+    assert found.gap == pytest.approx(
+        float(pursuit.duality_gap(D, y, x, lam)) / energy, abs=100 * EPS
+    )
     assert found.residual == pytest.approx(np.linalg.norm(y - D @ x), rel=100 * EPS)
     assert found.steps % 10 == 0 and 0 < found.steps < 10_000
     # KKT: a gap g gives norm(D (x - x*))^2 <= 2 g, so unit atoms see |D'r| <= lam + sqrt(2 g).
     slack = D.T @ (y - D @ x)
     assert np.abs(slack).max() <= lam + np.sqrt(2 * 1e-10 * energy)
-    # A gap of g leaves lam |x_i| - s x_i (D'r)_i <= g for every i: correlation lam with the sign of x where x is large.
+    # A gap of g leaves lam |x_i| - s x_i (D'r)_i <= g for every i: correlation lam with the sign of
+    # x where x is large.
     large = np.abs(x) > 0.05
     assert slack[large] == pytest.approx(
         lam * np.sign(x[large]), abs=1e-10 * energy / 0.05 + np.sqrt(2 * 1e-10 * energy)
     )
-    assert x == pytest.approx(exact(D, y, lam), abs=1e-3)  # strong convexity on the support, sqrt(2 g) / sigma_min
+    assert x == pytest.approx(
+        exact(D, y, lam), abs=1e-3
+    )  # strong convexity on the support, sqrt(2 g) / sigma_min
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_agrees_with_scikit_learn(seed):
     linear_model = pytest.importorskip("sklearn.linear_model")
     D, y, lam = problem(seed, 20, 40, share=0.1)
-    peer = linear_model.Lasso(alpha=lam / 20, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(D, y).coef_
+    peer = (
+        linear_model.Lasso(alpha=lam / 20, fit_intercept=False, tol=1e-14, max_iter=100_000)
+        .fit(D, y)
+        .coef_
+    )
     # Both within a gap of 1e-13 |y|^2 / 2: distance sqrt(1e-13) / sigma_min of the support.
     assert far(D, y, lam) == pytest.approx(peer, abs=1e-5)
-    assert objective(D, y, np.asarray(far(D, y, lam)), lam) == pytest.approx(objective(D, y, peer, lam), rel=1e-12)
+    assert objective(D, y, np.asarray(far(D, y, lam)), lam) == pytest.approx(
+        objective(D, y, peer, lam), rel=1e-12
+    )
 
 
 # Cases with a known answer.
@@ -184,7 +219,9 @@ def test_orthonormal_atoms_are_solved_by_one_threshold():
     assert 0 <= one.gap <= 12 * 12 * EPS and one.converged and one.steps == 1
     assert one.residual == pytest.approx(np.linalg.norm(y - Q @ expected), rel=100 * EPS)
     for solver in SOLVERS:
-        assert solver(Q, y, lam, tol=1e-12).x == pytest.approx(expected, abs=1e-5)  # sqrt of the gap
+        assert solver(Q, y, lam, tol=1e-12).x == pytest.approx(
+            expected, abs=1e-5
+        )  # sqrt of the gap
 
 
 def test_threshold_takes_one_value_per_atom_and_per_filter():
@@ -194,8 +231,12 @@ def test_threshold_takes_one_value_per_atom_and_per_filter():
     assert pursuit.threshold(D, y, theta).x == pytest.approx(
         np.sign(c) * np.maximum(np.abs(c) - theta, 0), abs=20 * EPS
     )
-    bank = dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular")
-    each, repeated = (pursuit.threshold(bank, y, t) for t in (np.array([0.1, 0.9]), np.repeat([0.1, 0.9], M)))
+    bank = dictionaries.Conv(
+        np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular"
+    )
+    each, repeated = (
+        pursuit.threshold(bank, y, t) for t in (np.array([0.1, 0.9]), np.repeat([0.1, 0.9], M))
+    )
     assert each.x.tolist() == repeated.x.tolist() and each.gap == repeated.gap
     assert not pursuit.threshold(D, y, 0.1).converged  # a frame is not orthonormal
 
@@ -217,7 +258,9 @@ def test_no_penalty_gives_the_least_squares_residual(solver):
     # The gap of lam = 0 is the energy of the residual.
     assert found.gap == pytest.approx(float(found.residual) ** 2 / np.sum(y**2), rel=1e-9)
     # From 0 the iterates stay in the row space, so the limit is the least-norm solution.
-    assert found.x == pytest.approx(np.linalg.pinv(D) @ y, abs=1e-5)  # sqrt of the gap over sigma_min
+    assert found.x == pytest.approx(
+        np.linalg.pinv(D) @ y, abs=1e-5
+    )  # sqrt of the gap over sigma_min
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -225,7 +268,11 @@ def test_a_zero_signal_has_the_zero_code(solver):
     D, y, lam = problem(0)
     for penalty in (lam, 0.0):
         found = solver(D, np.zeros(M), penalty)
-        assert not found.x.any() and (found.gap, found.residual, found.steps) == (0, 0, 0) and found.converged
+        assert (
+            not found.x.any()
+            and (found.gap, found.residual, found.steps) == (0, 0, 0)
+            and found.converged
+        )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -250,7 +297,9 @@ def test_solutions_follow_signs_permutations_and_scales(solver):
 def test_steps_and_convergence_are_reported_as_they_are(solver):
     D, y, lam = problem(0)
     few = solver(D, y, lam, tol=1e-12, max_steps=15)
-    assert few.steps == 20 and not few.converged and few.gap > 1e-12  # rounded up to a multiple of 10
+    assert (
+        few.steps == 20 and not few.converged and few.gap > 1e-12
+    )  # rounded up to a multiple of 10
     assert few.x.tolist() == solver(D, y, lam, tol=None, max_steps=20).x.tolist()
     none = solver(D, y, lam, max_steps=0)
     assert not none.x.any() and none.steps == 0 and not none.converged
@@ -272,16 +321,26 @@ def test_a_fixed_number_of_steps_is_differentiable_in_everything(solver):
         return jnp.vdot(solver(D, y, lam, tol=None, max_steps=40).x, weight)
 
     at, along = (D, y, lam), (rng.normal(size=D.shape), rng.normal(size=M), 1.0)
-    slopes = [float(jnp.vdot(g, v)) for g, v in zip(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*at), along)]
+    slopes = [
+        float(jnp.vdot(g, v))
+        for g, v in zip(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*at), along)
+    ]
     h = 1e-6  # truncation h^2 times third derivatives below 1e4, rounding EPS / h = 2e-10
     for i, slope in enumerate(slopes):
-        moved = [[a + sign * h * v if j == i else a for j, (a, v) in enumerate(zip(at, along))] for sign in (1, -1)]
-        assert slope == pytest.approx(float(loss(*moved[0]) - loss(*moved[1])) / (2 * h), rel=1e-6, abs=1e-8)
+        moved = [
+            [a + sign * h * v if j == i else a for j, (a, v) in enumerate(zip(at, along))]
+            for sign in (1, -1)
+        ]
+        assert slope == pytest.approx(
+            float(loss(*moved[0]) - loss(*moved[1])) / (2 * h), rel=1e-6, abs=1e-8
+        )
 
 
 def test_the_gradient_is_finite_where_singular_values_coincide():
     D = np.asarray(dictionaries.identity_hadamard(4))
-    gradient = jax.grad(lambda D: jnp.sum(pursuit.ista(D, np.ones(4), 0.1, tol=None, max_steps=5).x))(D)
+    gradient = jax.grad(
+        lambda D: jnp.sum(pursuit.ista(D, np.ones(4), 0.1, tol=None, max_steps=5).x)
+    )(D)
     assert np.isfinite(np.asarray(gradient)).all()
 
 
@@ -294,7 +353,9 @@ def test_vmap_is_a_loop_and_jit_is_eager(solver):
     batch = jax.jit(jax.vmap(one))(Y, lams)
     for i, (y, lam) in enumerate(zip(Y, lams)):
         alone = one(y, lam)
-        assert batch.steps[i] == alone.steps and batch.converged[i]  # a finished signal waits unchanged
+        assert (
+            batch.steps[i] == alone.steps and batch.converged[i]
+        )  # a finished signal waits unchanged
         assert np.asarray(batch.x[i]) == pytest.approx(np.asarray(alone.x), abs=1e-12)
     eager = solver(D, Y[2], lams[2], tol=1e-8)
     assert eager.x == pytest.approx(np.asarray(one(Y[2], lams[2]).x), abs=1e-12)
@@ -307,17 +368,25 @@ def test_float32_reaches_1e_6_on_an_easy_problem(solver):
     found = solver(D, y, lam, tol=1e-6)
     assert found.x.dtype == found.gap.dtype == np.float32 and found.converged
     D, y, lam = problem(0)
-    excess = objective(D, y, np.asarray(found.x, np.float64), lam) - objective(D, y, exact(D, y, lam), lam)
+    excess = objective(D, y, np.asarray(found.x, np.float64), lam) - objective(
+        D, y, exact(D, y, lam), lam
+    )
     # The gap, and as much again for the data rounded to float32 (1e-7 of each).
     assert excess <= 2e-6 * np.sum(y**2) / 2
 
 
 def test_structured_dictionaries_give_the_codes_of_their_matrix():
-    bank = dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular")
+    bank = dictionaries.Conv(
+        np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular"
+    )
     y = np.random.default_rng(1).normal(size=M)
-    structured, matrix = (pursuit.fista(D, y, 0.2, tol=1e-12) for D in (bank, dictionaries.dense(bank)))
+    structured, matrix = (
+        pursuit.fista(D, y, 0.2, tol=1e-12) for D in (bank, dictionaries.dense(bank))
+    )
     assert structured.converged and matrix.converged
-    assert structured.residual == pytest.approx(float(matrix.residual), abs=1e-5)  # unique, to the sqrt of the gap
+    assert structured.residual == pytest.approx(
+        float(matrix.residual), abs=1e-5
+    )  # unique, to the sqrt of the gap
 
 
 # Errors.
@@ -369,7 +438,11 @@ def test_threshold_refuses_negative_thresholds():
 
 
 def test_one_penalty_per_filter():
-    bank = dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular")
+    bank = dictionaries.Conv(
+        np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular"
+    )
     y = np.random.default_rng(1).normal(size=M)
     each = pursuit.ista(bank, y, np.array([0.1, 0.9]), tol=None, max_steps=5)
-    assert each.x == pytest.approx(np.asarray(pursuit.ista(bank, y, np.repeat([0.1, 0.9], M), tol=None, max_steps=5).x))
+    assert each.x == pytest.approx(
+        np.asarray(pursuit.ista(bank, y, np.repeat([0.1, 0.9], M), tol=None, max_steps=5).x)
+    )

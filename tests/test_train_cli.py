@@ -1,4 +1,6 @@
-"""`unrolled train` and `unrolled encode` in process: configurations, run folders, weights, and what a user can mend."""
+"""`unrolled train` and `unrolled encode` in process: configurations, run folders, weights, and what
+a user can mend.
+"""
 
 import csv
 import dataclasses
@@ -21,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unrolled as ur
-from unrolled._experiments import _config, _doctor, _encode, _families, _setup, _train
-from unrolled._experiments._config import OPTIONS, Config, load, to_toml
-from unrolled._experiments._options import ConfigError
 from unrolled.cli import main
+from unrolled.commands import _config, _doctor, _encode, _families, _setup, _train
+from unrolled.commands._config import OPTIONS, Config, load, to_toml
+from unrolled.commands._options import ConfigError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
@@ -39,7 +41,15 @@ def folder(tmp_path_factory):
     Y = X @ D.T
     broken = Y.copy()
     broken[[3, 7], 2] = np.nan
-    arrays = {"D": D, "other": -D, "Y": Y, "columns": Y.T, "longer": np.hstack([Y, Y]), "nan": broken, "few": Y[:2]}
+    arrays = {
+        "D": D,
+        "other": -D,
+        "Y": Y,
+        "columns": Y.T,
+        "longer": np.hstack([Y, Y]),
+        "nan": broken,
+        "few": Y[:2],
+    }
     for name, array in {**arrays, "none": Y[:0]}.items():
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "YX.npz", Y=Y, X=X)
@@ -100,7 +110,12 @@ VALUES = {  # of every option one that is not its default
     "evaluate_every": 5,
     "save_every": 10,
 }
-OTHERS = {"method": ("alista", "curriculum"), "theta": ("alista", 0.3), "alpha": ("lamp", 1.5), "gain": ("glista", 2.0)}
+OTHERS = {
+    "method": ("alista", "curriculum"),
+    "theta": ("alista", 0.3),
+    "alpha": ("lamp", 1.5),
+    "gain": ("glista", 2.0),
+}
 OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
 OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
 
@@ -111,7 +126,9 @@ def value_of(config, name):
 
 
 def test_every_option_has_one_section_and_survives_toml(tmp_path):
-    names = [f.name for cls in (Config, *_config.SECTIONS.values()) for f in dataclasses.fields(cls)]
+    names = [
+        f.name for cls in (Config, *_config.SECTIONS.values()) for f in dataclasses.fields(cls)
+    ]
     assert len(set(names)) == len(names)
     assert {*VALUES, *OTHERS} == set(OPTIONS)
     config, path = load(None, VALUES), tmp_path / "config.toml"
@@ -201,7 +218,9 @@ def test_a_wrong_configuration_says_what_to_mend(tmp_path, text):
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("blob", [b"\xff\xfe\x00", b"seed = 1\n" * 2**17, b"seed = \xc3\x28\n"], ids=len)
+@pytest.mark.parametrize(
+    "blob", [b"\xff\xfe\x00", b"seed = 1\n" * 2**17, b"seed = \xc3\x28\n"], ids=len
+)
 def test_what_is_not_text_is_refused(tmp_path, blob):
     path = tmp_path / "config.toml"
     path.write_bytes(blob)
@@ -222,7 +241,9 @@ any_value = st.recursive(
     | st.floats()
     | st.text()
     | st.sampled_from(["gaussian", "lista", "D.npy"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 any_name = st.sampled_from([*OPTIONS, "step", "familly"]) | st.text(max_size=6)
@@ -232,12 +253,20 @@ any_table = st.dictionaries(any_name, any_value, max_size=4)
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     text=st.text(max_size=40) | st.binary(max_size=40),
-    tables=st.dictionaries(st.sampled_from(["problem", "model", "training"]), any_table | any_value, max_size=3),
+    tables=st.dictionaries(
+        st.sampled_from(["problem", "model", "training"]), any_table | any_value, max_size=3
+    ),
     top=any_table,
-    flags=st.dictionaries(st.sampled_from(list(OPTIONS)), st.text(max_size=8) | st.booleans(), max_size=3),
+    flags=st.dictionaries(
+        st.sampled_from(list(OPTIONS)), st.text(max_size=8) | st.booleans(), max_size=3
+    ),
 )
-def test_whatever_is_read_the_answer_is_a_configuration_or_an_error_of_ours(fuzzed, text, tables, top, flags):
-    """From text of any kind, from tables of any values, and from any flags; what is accepted comes back from its TOML."""
+def test_whatever_is_read_the_answer_is_a_configuration_or_an_error_of_ours(
+    fuzzed, text, tables, top, flags
+):
+    """From text of any kind, from tables of any values, and from any flags; what is accepted comes
+    back from its TOML.
+    """
     path = fuzzed / "config.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     for read in (
@@ -261,7 +290,9 @@ def fuzzed(tmp_path_factory):
 
 
 def test_the_table_of_families_says_the_truth():
-    """Every factory is there, theory and calibration work for those that are said to have them, and for no others."""
+    """Every factory is there, theory and calibration work for those that are said to have them, and
+    for no others.
+    """
     factories = {n for n, v in vars(ur.layers).items() if callable(v) and hasattr(v, "__wrapped__")}
     assert set(_families.FAMILIES) == factories | {"lista_ss", "lista_cpss"}
     D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)
@@ -290,12 +321,16 @@ def history(folder):
 
 
 def steps_saved(folder):
-    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """The run folder of TINY, never interrupted, and what it printed as JSON; from a file and flags."""
+    """The run folder of TINY, never interrupted, and what it printed as JSON; from a file and
+    flags.
+    """
     output, path = tmp_path_factory.mktemp("whole") / "new run é", folder / "tiny.toml"
     flags = {str(name)[2:]: str(value) for name, value in zip(TINY[::2], TINY[1::2])}
     flags |= {name: str(folder / flags[name]) for name in ("dictionary", "signals")}
@@ -310,12 +345,27 @@ def whole(folder, tmp_path_factory):
 
 def test_a_run_folder_has_all_of_a_training(whole, folder):
     output, out = whole
-    names = ["checkpoints", "config.toml", "history.csv", "history.jsonl", "summary.json", "weights.npz"]
+    names = [
+        "checkpoints",
+        "config.toml",
+        "history.csv",
+        "history.jsonl",
+        "summary.json",
+        "weights.npz",
+    ]
     assert sorted(path.name for path in output.iterdir()) == names
     config = load(output / "config.toml", {})
-    assert config.output == str(output) and config.training.steps == 20 and config.model.family == "ista"
+    assert (
+        config.output == str(output)
+        and config.training.steps == 20
+        and config.model.family == "ista"
+    )
     rows = history(output)
-    assert [row["step"] for row in rows] == LOOKS and rows[0]["loss"] is None and steps_saved(output)[-1] == 20
+    assert (
+        [row["step"] for row in rows] == LOOKS
+        and rows[0]["loss"] is None
+        and steps_saved(output)[-1] == 20
+    )
     with (output / "history.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [(float(row["validation"]), row["loss"] == "") for row in table] == [
@@ -330,7 +380,10 @@ def test_a_run_folder_has_all_of_a_training(whole, folder):
 
 def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder):
     output, out = whole
-    weights, D = ur.training.restore(output / "weights.npz"), np.load(folder / "D.npy").astype(np.float32)
+    weights, D = (
+        ur.training.restore(output / "weights.npz"),
+        np.load(folder / "D.npy").astype(np.float32),
+    )
     assert weights.metadata["layer"] == {"family": "ista", "depth": 3, "lam": 0.1}
     assert np.array_equal(weights.D, D)
     Y, X = (np.load(folder / "YX.npz")[name][-8:].astype(np.float32) for name in "YX")
@@ -358,7 +411,11 @@ def test_planted_test_signals_are_none_of_those_that_train_or_validate():
     )
     ready = _setup.setup(load(None, flags), print)
     singular = np.linalg.svd(np.asarray(ready.D), compute_uv=False)
-    assert ready.validation is None and ready.tested_on[0].shape == (20, 8) and singular[0] / singular[-1] > 2
+    assert (
+        ready.validation is None
+        and ready.tested_on[0].shape == (20, 8)
+        and singular[0] / singular[-1] > 2
+    )
     batches = [ready.sample(jax.random.fold_in(ready.key, k))[0] for k in range(5)]
     assert not np.isin(np.asarray(ready.tested_on[0])[:, 0], np.concatenate(batches)[:, 0]).any()
     noise = np.asarray(ready.tested_on[0]) - np.asarray(ready.tested_on[1]) @ np.asarray(ready.D).T
@@ -369,25 +426,39 @@ KILLED = dict(JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_PLATFORMS="cpu", OPENBLAS_
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_path):
-    """SIGKILL at an arbitrary moment between two saves; then a second run, as the first one would have gone on."""
+    """SIGKILL at an arbitrary moment between two saves; then a second run, as the first one would
+    have gone on.
+    """
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "unrolled", "train", *map(str, TINY), "--output", str(output)]
     environment = {**os.environ, **KILLED, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 100
-    while not (output / "checkpoints" / "5").is_dir() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (output / "checkpoints" / "5").is_dir()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(output)  # 0 only if it was faster than the kill
+    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(
+        output
+    )  # 0 only if it was faster than the kill
     with (output / "history.jsonl").open("a") as file:
         file.write('{"step": 15, "lo')  # a line torn off
     status, out, err = run("train", "--output", output, "--resume")
     assert status == 0, err
-    assert "20 training steps" in out and "NMSE, ratio of sums, dB" in out and str(output / "weights.npz") in out
+    assert (
+        "20 training steps" in out
+        and "NMSE, ratio of sums, dB" in out
+        and str(output / "weights.npz") in out
+    )
     assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
     without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in history(whole[0])]
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in history(output)] == without_time
+    assert [
+        {k: v for k, v in row.items() if k != "seconds"} for row in history(output)
+    ] == without_time
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -407,7 +478,15 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, mon
             return stop
 
         monkeypatch.setattr(_train, "_log", log_and_stop)
-        return run("train", *TINY, "--save_every", 50, "--output", output, *(("--resume",) if output.exists() else ()))
+        return run(
+            "train",
+            *TINY,
+            "--save_every",
+            50,
+            "--output",
+            output,
+            *(("--resume",) if output.exists() else ()),
+        )
 
     status, out, err = stopped_by(signal.SIGINT, 10)
     assert (status, out) == (130, "") and "--resume goes on from here" in err
@@ -425,10 +504,16 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     status, _, err = run("train", *TINY, "--output", output)
     assert (
         status == 2
-        and err == f"unrolled: {output}: is not empty; try --resume to go on with its run, or another --output\n"
+        and err
+        == f"unrolled: {output}: is not empty; try --resume to go on with its run, or another --output\n"
     )
-    status, _, err = run("train", "--output", output, "--resume", "--rate", "0.01", "--seed", "4", "--lam", "0.2")
-    assert status == 2 and "seed (0, now 4), problem.lam (0.1, now 0.2), training.rate (0.001, now 0.01)" in err
+    status, _, err = run(
+        "train", "--output", output, "--resume", "--rate", "0.01", "--seed", "4", "--lam", "0.2"
+    )
+    assert (
+        status == 2
+        and "seed (0, now 4), problem.lam (0.1, now 0.2), training.rate (0.001, now 0.01)" in err
+    )
     status, _, err = run("train", "--output", output, "--resume", "--steps", "19")
     assert status == 2 and "training.steps (20, now 19)" in err
     assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
@@ -449,16 +534,39 @@ def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
 
 
 def test_signals_of_a_file_without_codes(run, tmp_path):
-    """Trained on the LASSO with a learned dictionary, judged by the LASSO on the last fifth of the file."""
+    """Trained on the LASSO with a learned dictionary, judged by the LASSO on the last fifth of the
+    file.
+    """
     output = tmp_path / "own"
-    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.05, "--learn_dictionary")
+    arguments = (
+        "--dictionary",
+        "D.npy",
+        "--signals",
+        "Y.npy",
+        "--loss",
+        "lasso",
+        "--lam",
+        0.05,
+        "--learn_dictionary",
+    )
     status, out, err = run(
-        "train", *arguments, "--family", "step_lista", "--depth", 3, "--steps", 4, "--output", output
+        "train",
+        *arguments,
+        "--family",
+        "step_lista",
+        "--depth",
+        3,
+        "--steps",
+        4,
+        "--output",
+        output,
     )
     assert status == 0, err
     assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
     found = strict_json((output / "summary.json").read_text())
-    assert found["judged"]["learned"]["lasso_objective"] < found["judged"]["start"]["lasso_objective"]
+    assert (
+        found["judged"]["learned"]["lasso_objective"] < found["judged"]["start"]["lasso_objective"]
+    )
     assert found["config"]["problem"]["snr"] is None
     weights = ur.training.restore(output / "weights.npz")
     np.testing.assert_allclose(np.linalg.norm(weights.D, axis=0), 1, atol=1e-6)
@@ -468,28 +576,55 @@ def test_signals_of_a_file_without_codes(run, tmp_path):
 def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     """Three stages of one step; the best params are those of the last one."""
     output = tmp_path / "staged"
-    arguments = (*TINY, "--depth", 1, "--method", "curriculum", "--steps", 2, "--evaluate_every", 2, "--output", output)
+    arguments = (
+        *TINY,
+        "--depth",
+        1,
+        "--method",
+        "curriculum",
+        "--steps",
+        2,
+        "--evaluate_every",
+        2,
+        "--output",
+        output,
+    )
     status, out, err = run("train", *arguments, "--json")
     assert status == 0, err
-    assert [(row["stage"], row["step"]) for row in history(output)] == [(0, 0), (0, 2), (1, 2), (1, 4), (2, 4), (2, 6)]
+    assert [(row["stage"], row["step"]) for row in history(output)] == [
+        (0, 0),
+        (0, 2),
+        (1, 2),
+        (1, 4),
+        (2, 4),
+        (2, 6),
+    ]
     summary = strict_json(out)
-    assert summary["steps"] == 6 and summary["validation"]["first"] == history(output)[4]["validation"]
+    assert (
+        summary["steps"] == 6 and summary["validation"]["first"] == history(output)[4]["validation"]
+    )
     assert steps_saved(output)[-1] == 6
     assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
 
 
 def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
-    """On the Paley frame the class of one nonzero is certified: the theory's weights, then those with other thresholds."""
+    """On the Paley frame the class of one nonzero is certified: the theory's weights, then those
+    with other thresholds.
+    """
     monkeypatch.chdir(folder)
     told = []
     flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", start="analytic", batch="2")
     for more in (dict(family="lista_cpss", tied=False), dict(family="lista_cp")):
         ready = _setup.setup(load(None, flags | more), told.append)
-        assert jax.tree.structure(ready.params) == jax.tree.structure(ready.layer.init(jax.random.key(0), ready.D))
+        assert jax.tree.structure(ready.params) == jax.tree.structure(
+            ready.layer.init(jax.random.key(0), ready.D)
+        )
         W = ready.params.steps.W[0] if ready.params.shared is None else ready.params.shared.W
         np.testing.assert_allclose(np.sum(W * np.asarray(ready.D), 0), 1, atol=1e-5)
         assert "Theory, for s = " in told[-1]
-    calibrated = _setup.setup(load(None, flags | dict(family="alista", start="calibrated")), told.append)
+    calibrated = _setup.setup(
+        load(None, flags | dict(family="alista", start="calibrated")), told.append
+    )
     assert told[-1] == "calibrating on 28 signals"
     assert np.array_equal(calibrated.params.shared.W, ready.params.shared.W)
     assert (calibrated.params.steps.theta < ready.params.steps.theta).all()
@@ -501,12 +636,20 @@ def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
 
 
 def test_the_optimiser_and_the_loss_are_those_of_the_options():
-    """One step of SGD of rate 0.5 from a gradient of norm 5, clipped to norm 1; the lasso as it is written."""
+    """One step of SGD of rate 0.5 from a gradient of norm 5, clipped to norm 1; the lasso as it is
+    written.
+    """
     config = load(None, dict(optimizer="sgd", clip=1.0, loss="lasso", lam=0.5, deep=True))
     optimizer = _setup._optimizer(config)(0.5)
-    updates, _ = optimizer.update({"a": np.float32([3, 4])}, optimizer.init({"a": np.float32([0, 0])}))
+    updates, _ = optimizer.update(
+        {"a": np.float32([3, 4])}, optimizer.init({"a": np.float32([0, 0])})
+    )
     np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
-    D, Y, codes = np.eye(2, dtype=np.float32), np.float32([[1, 2]]), np.float32([[[0, 0]], [[1, 0]]])
+    D, Y, codes = (
+        np.eye(2, dtype=np.float32),
+        np.float32([[1, 2]]),
+        np.float32([[[0, 0]], [[1, 0]]]),
+    )
     assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
     for name in _config.OPTIMIZERS:
         made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
@@ -518,7 +661,11 @@ def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_pa
     arguments = (*TINY, "--optimizer", "sgd", "--rate", "1e25", "--output", output)
     status, out, err = run("train", *arguments)
     assert (
-        status == 2 and not out and "training stopped at step" in err and "--clip" in err and len(err.splitlines()) == 2
+        status == 2
+        and not out
+        and "training stopped at step" in err
+        and "--clip" in err
+        and len(err.splitlines()) == 2
     )
     assert (output / "history.jsonl").exists() and not (output / "weights.npz").exists()
 
@@ -600,7 +747,9 @@ def saved(folder):
     save(folder / "bare.npz", params, D, dictionary=False, layer=said)
     save(folder / "plain.npz", params, D)
     save(folder / "deeper.npz", params, D, layer=said | {"depth": 4})
-    infinite = params._replace(steps=params.steps._replace(gamma=params.steps.gamma * np.float32(np.inf)))
+    infinite = params._replace(
+        steps=params.steps._replace(gamma=params.steps.gamma * np.float32(np.inf))
+    )
     save(folder / "infinite.npz", infinite, D, layer=said)
     negative = params._replace(steps=params.steps._replace(theta=-params.steps.theta))
     save(folder / "negative.npz", negative, D, layer=said)
@@ -614,23 +763,32 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
     layer, params, D = saved
     Y = np.load(folder / "Y.npy").astype(np.float32)
     expected = np.stack([layer.apply(params, D, y) for y in Y[:3]])
-    status, out, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy", "--json")
+    status, out, err = run(
+        "encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy", "--json"
+    )
     assert status == 0, err
     X, found = np.load(tmp_path / "codes.npy"), strict_json(out)
     assert X.shape == (40, 12) and X.dtype == np.float32
     np.testing.assert_allclose(X[:3], expected, atol=1e-6)
     assert found["signals"] == 40 and found["atoms"] == 12
     assert found["mean_nonzeros"] == pytest.approx((X != 0).sum() / 40)
-    assert found["relative_residual"] == pytest.approx(np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y), rel=1e-5)
-    # The same from an archive into an archive, over what was there, with the dictionary from a file.
+    assert found["relative_residual"] == pytest.approx(
+        np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y), rel=1e-5
+    )
+    # The same from an archive into an archive, over what was there, with the dictionary from a
+    # file.
     (tmp_path / "codes.npz").write_text("old")
-    status, out, err = run("encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", tmp_path / "codes.npz")
+    status, out, err = run(
+        "encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", tmp_path / "codes.npz"
+    )
     assert status == 0 and "40 signals, 12 atoms: " in out and "relative residual" in out, err
     assert np.array_equal(np.load(tmp_path / "codes.npz")["X"], X)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npy", "codes.npz"]
 
 
-def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(run, saved, tmp_path, monkeypatch):
+def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(
+    run, saved, tmp_path, monkeypatch
+):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -647,7 +805,9 @@ def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
     Y = np.random.default_rng(1).normal(size=(1003, 8)).astype(np.float32)
     X = _encode.apply_in_chunks(layer.apply, params, D, Y)
     np.testing.assert_allclose(
-        np.asarray(X)[[0, 1000, 1002]], jax.vmap(lambda y: layer.apply(params, D, y))(Y[[0, 1000, 1002]]), atol=1e-5
+        np.asarray(X)[[0, 1000, 1002]],
+        jax.vmap(lambda y: layer.apply(params, D, y))(Y[[0, 1000, 1002]]),
+        atol=1e-5,
     )
 
 
@@ -676,7 +836,12 @@ def test_no_device_is_one_line(run, monkeypatch):
 
         monkeypatch.setattr(jax, "devices", devices)
         status, out, err = run("doctor")
-        assert (status, out) == (
-            2,
-            "",
-        ) and err == f"unrolled: no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu\n"
+        assert (
+            (status, out)
+            == (
+                2,
+                "",
+            )
+            and err
+            == f"unrolled: no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu\n"
+        )

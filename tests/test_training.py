@@ -1,4 +1,6 @@
-"""Training: losses against numpy, and what `fit` promises about its params, its history and its failures."""
+"""Training: losses against numpy, and what `fit` promises about its params, its history and its
+failures.
+"""
 
 import json
 
@@ -65,7 +67,16 @@ def run(layer, D, sample, params=None, *, steps=20, key=0, optimizer=None, **opt
     optimizer = optax.adam(1e-2) if optimizer is None else optimizer
     if "validation" not in options:
         options["validation"] = sample(jax.random.key(8))
-    return fit(layer, params, D, sample, optimizer=optimizer, steps=steps, key=jax.random.key(key), **options)
+    return fit(
+        layer,
+        params,
+        D,
+        sample,
+        optimizer=optimizer,
+        steps=steps,
+        key=jax.random.key(key),
+        **options,
+    )
 
 
 def nan_at(sample, step, key=0):
@@ -119,11 +130,17 @@ def test_losses_of_a_layer(batch):
 def test_losses_of_a_network(batch):
     D, _, codes, X, Y = batch
     whole = np.asarray(codes[-1]) @ np.asarray(D[1]).T @ np.asarray(D[0]).T
-    assert float(training.supervised(codes, X, D, Y)) == pytest.approx(half_mean_square(codes[1], X[1]), rel=ROUNDING)
-    assert float(training.supervised(codes, X[1], D, Y)) == float(training.supervised(codes, X, D, Y))
+    assert float(training.supervised(codes, X, D, Y)) == pytest.approx(
+        half_mean_square(codes[1], X[1]), rel=ROUNDING
+    )
+    assert float(training.supervised(codes, X[1], D, Y)) == float(
+        training.supervised(codes, X, D, Y)
+    )
     lasso = lasso_by_hand(D[0], Y, codes[0], 0.3) + lasso_by_hand(D[1], codes[0], codes[1], 0.3)
     assert float(training.lasso(0.3)(codes, None, D, Y)) == pytest.approx(lasso, rel=ROUNDING)
-    assert float(training.reconstruction(codes, None, D, Y)) == pytest.approx(half_mean_square(Y, whole), rel=ROUNDING)
+    assert float(training.reconstruction(codes, None, D, Y)) == pytest.approx(
+        half_mean_square(Y, whole), rel=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("weights", [None, (0.5, 0.0, 2.0)])
@@ -131,15 +148,17 @@ def test_deep_supervision_of_a_layer(batch, weights):
     D, codes, _, X, Y = batch
     w = np.full(3, 1 / 3) if weights is None else np.asarray(weights)
     expected = sum(wk * half_mean_square(x, X[0]) for wk, x in zip(w, codes))
-    assert float(training.deep(training.supervised, weights)(codes, X[0], D[0], Y)) == pytest.approx(
-        expected, rel=ROUNDING
-    )
+    assert float(
+        training.deep(training.supervised, weights)(codes, X[0], D[0], Y)
+    ) == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_deep_supervision_of_a_network(batch):
     D, _, codes, X, Y = batch
     each = [half_mean_square(x, target) for x, target in zip(codes, X)]
-    assert float(training.deep(training.supervised)(codes, X, D, Y)) == pytest.approx(np.mean(each), rel=ROUNDING)
+    assert float(training.deep(training.supervised)(codes, X, D, Y)) == pytest.approx(
+        np.mean(each), rel=ROUNDING
+    )
     weighted = training.deep(training.supervised, (3.0, 1.0))(codes, X, D, Y)
     assert float(weighted) == pytest.approx(3 * each[0] + each[1], rel=ROUNDING)
 
@@ -184,10 +203,22 @@ def test_a_run_is_a_function_of_its_key(D, sample):
     layer = FAMILIES["lista_cp"]
     params, validation = layer.init(jax.random.key(9), D), sample(jax.random.key(8))
     first, second, other = (
-        fit(layer, params, D, sample, optimizer=optax.adam(1e-2), steps=10, key=key, validation=validation)
+        fit(
+            layer,
+            params,
+            D,
+            sample,
+            optimizer=optax.adam(1e-2),
+            steps=10,
+            key=key,
+            validation=validation,
+        )
         for key in (jax.random.key(3), 3, 4)
     )
-    assert same((first.params, first.best, first.history.loss), (second.params, second.best, second.history.loss))
+    assert same(
+        (first.params, first.best, first.history.loss),
+        (second.params, second.best, second.history.loss),
+    )
     assert not same(first.params, other.params)
 
 
@@ -238,7 +269,9 @@ def test_best_is_the_start_where_training_only_harms(D, sample):
 
 
 def test_thresholds_stay_non_negative(D, sample):
-    """The first step of Adam moves theta by the rate of 1, from 0.9 through 0 to -0.1, which counts as 0.1."""
+    """The first step of Adam moves theta by the rate of 1, from 0.9 through 0 to -0.1, which counts
+    as 0.1.
+    """
     seen = []
     found = run(
         layers.alista(DEPTH, theta=0.9),
@@ -250,7 +283,9 @@ def test_thresholds_stay_non_negative(D, sample):
         callbacks=[lambda record, p: seen.append(np.asarray(p.steps.theta))],
     )
     assert np.isclose(seen[1], 0.1, atol=1e-6).any()  # Adam's eps in the denominator
-    assert all((theta >= 0).all() for theta in [*seen, found.params.steps.theta, found.best.steps.theta])
+    assert all(
+        (theta >= 0).all() for theta in [*seen, found.params.steps.theta, found.best.steps.theta]
+    )
 
 
 def test_a_threshold_at_zero_moves(D, sample):
@@ -288,9 +323,13 @@ def test_training_the_unstacked_form_is_the_same_training(D, sample):
     stacked = run(layer, D, sample, params, optimizer=optax.sgd(1e-2))
     loose = run(layer, D, sample, layers.unstack(params), optimizer=optax.sgd(1e-2))
     assert type(loose.params.steps) is tuple and len(loose.params.steps) == DEPTH
-    for ours, expected in zip(jax.tree.leaves(layers.stack(loose.params)), jax.tree.leaves(stacked.params)):
+    for ours, expected in zip(
+        jax.tree.leaves(layers.stack(loose.params)), jax.tree.leaves(stacked.params)
+    ):
         # The same products, compiled differently, over 20 steps.
-        np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=100 * ROUNDING)
+        np.testing.assert_allclose(
+            np.asarray(ours), np.asarray(expected), rtol=0, atol=100 * ROUNDING
+        )
 
 
 def test_no_steps_return_the_start(D, sample):
@@ -312,7 +351,9 @@ def test_training_in_float32():
     with jax.enable_x64(False):
         D = dictionaries.gaussian(jax.random.key(1), M, N)
         found = run(FAMILIES["lista_cp"], D, problems.sampler(D, BATCH), learn_dictionary=True)
-        assert {leaf.dtype for leaf in jax.tree.leaves((found.params, found.best, found.D))} == {np.dtype("float32")}
+        assert {leaf.dtype for leaf in jax.tree.leaves((found.params, found.best, found.D))} == {
+            np.dtype("float32")
+        }
         assert found.history.records[-1].validation < found.history.records[0].validation
 
 
@@ -334,15 +375,26 @@ def test_learning_a_dense_dictionary(D, sample):
     start, layer = perturbed(jax.random.key(2), D, 0.1), FAMILIES["ista"]
     given = run(layer, start, sample, steps=60)
     learned = run(layer, start, sample, steps=60, learn_dictionary=True)
-    assert min(r.validation for r in learned.history.records) < 0.95 * min(r.validation for r in given.history.records)
+    assert min(r.validation for r in learned.history.records) < 0.95 * min(
+        r.validation for r in given.history.records
+    )
     assert np.linalg.norm(learned.D - D) < 0.95 * np.linalg.norm(start - D)
     assert_unit_atoms(learned.D)
 
 
 def test_learning_a_convolutional_dictionary():
-    D = dictionaries.normalize(dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 4)), M))[0]
+    D = dictionaries.normalize(
+        dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 4)), M)
+    )[0]
     start = perturbed(jax.random.key(2), D, 0.2)
-    found = run(FAMILIES["lista_cp"], start, problems.sampler(D, BATCH), loss=LASSO, learn_dictionary=True, steps=30)
+    found = run(
+        FAMILIES["lista_cp"],
+        start,
+        problems.sampler(D, BATCH),
+        loss=LASSO,
+        learn_dictionary=True,
+        steps=30,
+    )
     assert found.history.records[-1].validation < found.history.records[0].validation
     assert isinstance(found.D, dictionaries.Conv) and not same(found.D, start)
     assert_unit_atoms(found.D)
@@ -364,7 +416,14 @@ def chain(D):
 @pytest.mark.parametrize("learn", [False, True])
 def test_training_a_network(chain, learn):
     network, Ds, sample = chain
-    found = run(network, Ds, sample, loss=training.deep(training.supervised), learn_dictionary=learn, steps=30)
+    found = run(
+        network,
+        Ds,
+        sample,
+        loss=training.deep(training.supervised),
+        learn_dictionary=learn,
+        steps=30,
+    )
     assert found.history.records[-1].validation < 0.95 * found.history.records[0].validation
     assert type(found.D) is tuple
     for Dj, given in zip(found.D, Ds):
@@ -378,12 +437,22 @@ def test_training_a_network(chain, learn):
 @pytest.mark.parametrize("step", [0, 6])
 def test_a_nan_stops_the_training_at_its_step(D, sample, step):
     layer, reached = FAMILIES["lista_cp"], []
-    with pytest.raises(NonFiniteError, match=rf"training stopped at step {step}:.*codes\[0\]") as caught:
-        run(layer, D, nan_at(sample, step), steps=20, evaluate_every=5, callbacks=[lambda r, p: reached.append(r.step)])
+    with pytest.raises(
+        NonFiniteError, match=rf"training stopped at step {step}:.*codes\[0\]"
+    ) as caught:
+        run(
+            layer,
+            D,
+            nan_at(sample, step),
+            steps=20,
+            evaluate_every=5,
+            callbacks=[lambda r, p: reached.append(r.step)],
+        )
     stopped = caught.value.fit
     assert finite((stopped.params, stopped.best, stopped.D))
     assert reached == [k for k in (0, 5, 10, 15) if k <= step]
-    # The steps before the bad one are kept: the params are those of a training of just so many steps.
+    # The steps before the bad one are kept: the params are those of a training of just so many
+    # steps.
     assert same(stopped.params, run(layer, D, sample, steps=step).params)
     assert np.isnan(stopped.history.loss[step]) and np.isfinite(stopped.history.loss[:step]).all()
 
@@ -404,7 +473,9 @@ def test_a_loss_that_becomes_nan_stops_the_training(D, sample):
 
 
 def test_an_update_that_is_not_finite_stops_the_training(D, sample):
-    bursts = optax.chain(optax.sgd(1e-3), optax.scale_by_schedule(lambda k: jnp.where(k == 3, jnp.inf, 1.0)))
+    bursts = optax.chain(
+        optax.sgd(1e-3), optax.scale_by_schedule(lambda k: jnp.where(k == 3, jnp.inf, 1.0))
+    )
     with pytest.raises(
         NonFiniteError, match=r"stopped at step 3:.*first in params.steps.theta\[0\].*learning rate"
     ) as caught:
@@ -417,7 +488,9 @@ def test_the_step_whose_gradient_breaks_is_named(D, sample, form):
     """The square root has no finite derivative where the third threshold stands."""
     layer = FAMILIES["ista"]
     params = analytic.ista(D, 0.1, DEPTH)
-    params = form(params._replace(steps=params.steps._replace(theta=params.steps.theta.at[2].set(0.0))))
+    params = form(
+        params._replace(steps=params.steps._replace(theta=params.steps.theta.at[2].set(0.0)))
+    )
 
     def step(shared, p, D, y, state):
         after = layer.step(shared, p, D, y, state)
@@ -470,7 +543,9 @@ def test_callbacks_get_records_and_params_in_order(D, sample):
 
 def test_the_log_has_one_json_line_per_look(D, sample, tmp_path):
     path = tmp_path / "log.jsonl"
-    found = [run(FAMILIES["ista"], D, sample, steps=4, evaluate_every=2, log=path) for _ in range(2)]
+    found = [
+        run(FAMILIES["ista"], D, sample, steps=4, evaluate_every=2, log=path) for _ in range(2)
+    ]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4, 0, 2, 4]
     assert lines[0]["loss"] is None
@@ -479,7 +554,9 @@ def test_the_log_has_one_json_line_per_look(D, sample, tmp_path):
 
 
 def test_a_bar_without_a_terminal_changes_nothing(D, sample):
-    quiet, bar = (run(FAMILIES["ista"], D, sample, steps=4, progress=progress) for progress in (False, True))
+    quiet, bar = (
+        run(FAMILIES["ista"], D, sample, steps=4, progress=progress) for progress in (False, True)
+    )
     assert same(quiet.params, bar.params)
 
 
@@ -491,7 +568,9 @@ def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
         seen.append(tree)
         return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].name, tree)
 
-    optimizer = optax.multi_transform({"params": optax.adam(1e-2), "D": optax.set_to_zero()}, labels)
+    optimizer = optax.multi_transform(
+        {"params": optax.adam(1e-2), "D": optax.set_to_zero()}, labels
+    )
     found = run(layer, D, sample, steps=5, optimizer=optimizer, learn_dictionary=True)
     assert all(isinstance(tree, Trained) and tree.params.shared.W is None for tree in seen) and seen
     # Atoms are scaled to norm 1 after every step, which rounds.
@@ -502,7 +581,9 @@ def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
 def test_an_optimizer_may_remember_the_start(D, sample):
     """DoG measures the distance from it: its state holds the params themselves."""
     found = run(FAMILIES["lista_cp"], D, sample, steps=5, optimizer=optax.contrib.dog(1.0))
-    assert finite(found.params) and not same(found.params, FAMILIES["lista_cp"].init(jax.random.key(9), D))
+    assert finite(found.params) and not same(
+        found.params, FAMILIES["lista_cp"].init(jax.random.key(9), D)
+    )
 
 
 def test_a_masked_optimizer_trains_a_part(D, sample):
@@ -530,19 +611,39 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
         with pytest.raises(error, match=match):
             fit(model, params, D, sample, **{**options, **changes})
 
-    refused(TypeError, "optimizer must be an optax GradientTransformation, got float", optimizer=1e-2)
+    refused(
+        TypeError, "optimizer must be an optax GradientTransformation, got float", optimizer=1e-2
+    )
     refused(ValueError, "steps must be at least 0, got -1", steps=-1)
     refused(TypeError, "steps must be an integer", steps=2.5)
     refused(ValueError, "evaluate_every must be at least 1, got 0", evaluate_every=0)
     refused(TypeError, "expected a Layer or a Network, got function", model=layer.apply)
     refused(TypeError, r"sample must return \(Y, X\)", sample=lambda key: sample(key)[0])
-    refused(ValueError, rf"signals have shape .*, 20\); expected \(batch, {M}\)", sample=lambda key: sample(key)[::-1])
-    refused(ValueError, "signals have shape", sample=lambda key: jax.tree.map(lambda leaf: leaf[0], sample(key)))
-    refused(ValueError, "batch at least 1", sample=lambda key: jax.tree.map(lambda leaf: leaf[:0], sample(key)))
-    refused(ValueError, "codes have shape", sample=lambda key: (sample(key)[0], sample(key)[1][:, 1:]))
+    refused(
+        ValueError,
+        rf"signals have shape .*, 20\); expected \(batch, {M}\)",
+        sample=lambda key: sample(key)[::-1],
+    )
+    refused(
+        ValueError,
+        "signals have shape",
+        sample=lambda key: jax.tree.map(lambda leaf: leaf[0], sample(key)),
+    )
+    refused(
+        ValueError,
+        "batch at least 1",
+        sample=lambda key: jax.tree.map(lambda leaf: leaf[:0], sample(key)),
+    )
+    refused(
+        ValueError, "codes have shape", sample=lambda key: (sample(key)[0], sample(key)[1][:, 1:])
+    )
     refused(ValueError, "NaN or infinite", validation=(jnp.full((2, M), jnp.nan), None))
     refused(ValueError, "X = None", sample=lambda key: (sample(key)[0], None))
-    refused(ValueError, "params have .* steps but the layer has depth 4", params=analytic.ista(D, 0.1, 3))
+    refused(
+        ValueError,
+        "params have .* steps but the layer has depth 4",
+        params=analytic.ista(D, 0.1, 3),
+    )
     bare = layers.Unrolled(layers.Fixed(D), ())
     refused(TypeError, "no floating-point leaf to train", model=layers.alista(0), params=bare)
 
@@ -555,7 +656,15 @@ def test_leaves_that_are_not_trainable_stay_bit_for_bit(D, sample):
     layer = FAMILIES["alista"]
     params = layer.init(jax.random.key(9), D)
     chosen = layers.Unrolled(False, layers.StepAndThreshold(gamma=False, theta=True))
-    found = run(layer, D, sample, params, steps=10, optimizer=optax.adamw(1e-2, weight_decay=0.5), trainable=chosen)
+    found = run(
+        layer,
+        D,
+        sample,
+        params,
+        steps=10,
+        optimizer=optax.adamw(1e-2, weight_decay=0.5),
+        trainable=chosen,
+    )
     for end in (found.params, found.best):
         assert same((end.shared, end.steps.gamma), (params.shared, params.steps.gamma))
     assert not same(found.best.steps.theta, params.steps.theta)
@@ -565,8 +674,21 @@ def test_a_step_that_is_not_trainable_stays_bit_for_bit(D, sample):
     layer = FAMILIES["lista_cp untied"]
     params = layers.unstack(layer.init(jax.random.key(9), D))
     chosen = layers.Unrolled(True, (False, True, False, True))
-    found = run(layer, D, sample, params, steps=5, optimizer=optax.adamw(1e-2, weight_decay=0.5), trainable=chosen)
-    assert [same(p, q) for p, q in zip(found.params.steps, params.steps)] == [True, False, True, False]
+    found = run(
+        layer,
+        D,
+        sample,
+        params,
+        steps=5,
+        optimizer=optax.adamw(1e-2, weight_decay=0.5),
+        trainable=chosen,
+    )
+    assert [same(p, q) for p, q in zip(found.params.steps, params.steps)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_trainable_false_leaves_the_dictionary_to_be_learned(D, sample):
@@ -579,8 +701,16 @@ def test_trainable_false_leaves_the_dictionary_to_be_learned(D, sample):
 def test_trainable_refuses_what_it_cannot_read(D, sample):
     layer = FAMILIES["ista"]
     for trainable, error, match in (
-        (layers.Unrolled(False, (True, True)), ValueError, "trainable is not a tree prefix of params"),
-        (layers.Unrolled(None, layers.StepAndThreshold(1.0, True)), TypeError, "must hold bools, got float"),
+        (
+            layers.Unrolled(False, (True, True)),
+            ValueError,
+            "trainable is not a tree prefix of params",
+        ),
+        (
+            layers.Unrolled(None, layers.StepAndThreshold(1.0, True)),
+            TypeError,
+            "must hold bools, got float",
+        ),
         (layers.Unrolled(None, np.ones(DEPTH, bool)), TypeError, "ndarray; to freeze single steps"),
         (False, ValueError, "leaves nothing to train"),
     ):
@@ -591,7 +721,14 @@ def test_trainable_refuses_what_it_cannot_read(D, sample):
 def test_patience_stops_when_the_best_is_old(D, sample):
     """At a rate of 10 every look is worse than the start."""
     found = run(
-        FAMILIES["ista"], D, sample, steps=50, evaluate_every=2, optimizer=optax.adam(10.0), patience=5, progress=False
+        FAMILIES["ista"],
+        D,
+        sample,
+        steps=50,
+        evaluate_every=2,
+        optimizer=optax.adam(10.0),
+        patience=5,
+        progress=False,
     )
     assert [record.step for record in found.history.records] == [0, 2, 4, 6]
     assert found.history.loss.shape == (6,)
@@ -636,7 +773,9 @@ def test_signals_with_dictionaries_of_their_own(D, loss):
 def test_a_network_takes_a_dictionary_of_every_block_for_every_signal(batch, loss):
     D, _, codes, _, Y = batch
     own = tuple(jnp.repeat(Dj[None], len(Y), 0) for Dj in D)
-    assert float(loss(codes, None, own, Y)) == pytest.approx(float(loss(codes, None, D, Y)), rel=ROUNDING)
+    assert float(loss(codes, None, own, Y)) == pytest.approx(
+        float(loss(codes, None, D, Y)), rel=ROUNDING
+    )
 
 
 def test_training_over_many_dictionaries(D):

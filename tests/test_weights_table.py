@@ -1,4 +1,6 @@
-"""D, the closed form and the minimax weights side by side: every number of the table against its definition."""
+"""D, the closed form and the minimax weights side by side: every number of the table against its
+definition.
+"""
 
 import json
 
@@ -20,7 +22,9 @@ def unit(D):
 DICTIONARIES = {
     "gaussian": unit(RNG.normal(size=(20, 40))),
     "paley": ur.dictionaries.paley(13),
-    "circular": ur.dictionaries.normalize(ur.dictionaries.Conv(RNG.normal(size=(2, 1, 3)), 8, boundary="circular"))[0],
+    "circular": ur.dictionaries.normalize(
+        ur.dictionaries.Conv(RNG.normal(size=(2, 1, 3)), 8, boundary="circular")
+    )[0],
     "valid": ur.dictionaries.normalize(ur.dictionaries.Conv(RNG.normal(size=(2, 2, 3)), 7))[0],
     "orthonormal": np.eye(4),
     "one atom": np.ones((1, 1)),
@@ -38,14 +42,26 @@ def test_every_number_is_that_of_the_weights_it_stands_for(name):
         products = np.abs(W.T @ A - np.diag(np.sum(W * A, axis=0)))
         assert np.sum(W * A, axis=0) == pytest.approx(np.ones(d), abs=1e-12)
         # mu_W is rounded up by 1e-9, and an inner product of m terms by m eps.
-        assert products.max() <= row.mu_W + d * EPS and row.mu_W <= products.max() * (1 + 2e-9) + d * EPS
+        assert (
+            products.max() <= row.mu_W + d * EPS
+            and row.mu_W <= products.max() * (1 + 2e-9) + d * EPS
+        )
         assert row.C_W == pytest.approx(np.abs(W).max(), rel=1e-12)
         assert row.omega == pytest.approx(np.linalg.norm(W, axis=0).max(), rel=1e-8)
-        assert row.norm_W >= np.linalg.norm(W, 2) * (1 - 1e-12)  # structured ones have an upper bound
-        assert row.largest_sparsity == ur.theory.max_sparsity(row.mu_W, d) and row.sparsity == 1 and row.holds
+        assert row.norm_W >= np.linalg.norm(W, 2) * (
+            1 - 1e-12
+        )  # structured ones have an upper bound
+        assert (
+            row.largest_sparsity == ur.theory.max_sparsity(row.mu_W, d)
+            and row.sparsity == 1
+            and row.holds
+        )
         assert row.contraction == pytest.approx(row.mu_W, abs=1e-12)
         assert row.floor == pytest.approx(2e-3 * row.C_W / (1 - row.mu_W), rel=1e-6)
-    assert table.rows["minimax"].mu_W <= min(row.mu_W for row in table.rows.values()) * (1 + 2e-6) + d * EPS
+    assert (
+        table.rows["minimax"].mu_W
+        <= min(row.mu_W for row in table.rows.values()) * (1 + 2e-6) + d * EPS
+    )
 
 
 def test_least_entries_lower_the_floor_at_the_same_coherence():
@@ -58,13 +74,18 @@ def test_least_entries_lower_the_floor_at_the_same_coherence():
 def test_text_and_json_say_what_does_not_hold():
     table = weights_table(DICTIONARIES["paley"], sparsity=5)
     rows = json.loads(json.dumps(table.to_dict(), allow_nan=False))["weights"]
-    assert all(row["holds"] is False and row["floor"] is None and row["steps"] is None for row in rows.values())
+    assert all(
+        row["holds"] is False and row["floor"] is None and row["steps"] is None
+        for row in rows.values()
+    )
     assert "False" in table.text() and "inf" in table.text() and "steps to 1e-06" in table.text()
 
 
 def test_progress_is_told():
     told = []
-    weights_table(DICTIONARIES["gaussian"], progress=lambda settled, total: told.append((settled, total)))
+    weights_table(
+        DICTIONARIES["gaussian"], progress=lambda settled, total: told.append((settled, total))
+    )
     assert told and told[-1][1] == 40 and all(0 < settled <= total for settled, total in told)
 
 

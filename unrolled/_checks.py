@@ -27,7 +27,9 @@ def is_concrete(tree) -> bool:
 def on_host(tree, where: str, name: str = "an argument") -> None:
     """Raise TypeError if a leaf is traced: the function runs on the host."""
     if not is_concrete(tree):
-        raise TypeError(f"{where}: {name} is traced; this function runs on the host, call it outside jit")
+        raise TypeError(
+            f"{where}: {name} is traced; this function runs on the host, call it outside jit"
+        )
 
 
 def as_float(x, name: str, where: str) -> Array:
@@ -46,9 +48,13 @@ def as_float(x, name: str, where: str) -> Array:
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{where}: {name} is not a numeric array (got {type(x).__name__})") from error
+        raise TypeError(
+            f"{where}: {name} is not a numeric array (got {type(x).__name__})"
+        ) from error
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary parts")
+        raise TypeError(
+            f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary parts"
+        )
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
 
@@ -105,7 +111,9 @@ def nonnegative(x, name: str, where: str) -> None:
 
 def finite(tree, name: str, where: str) -> None:
     """Raise ValueError if a known array has a NaN or an infinity (a traced one passes)."""
-    if is_concrete(tree) and not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree)):
+    if is_concrete(tree) and not all(
+        np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree)
+    ):
         raise ValueError(f"{where}: {name} has NaN or infinite entries")
 
 

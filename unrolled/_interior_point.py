@@ -1,4 +1,6 @@
-"""An interior point for linear programs of the minimax kind, and the least entries at a given coherence (Definition 8)."""
+"""An interior point for linear programs of the minimax kind, and the least entries at a given
+coherence (Definition 8).
+"""
 
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,7 +16,9 @@ def lapack():
 
 
 def blas():
-    """scipy's products, for loops that factorise too: numpy's threads, another pool, would spin beside scipy's."""
+    """scipy's products, for loops that factorise too: numpy's threads, another pool, would spin
+    beside scipy's.
+    """
     from scipy.linalg import blas
 
     return blas
@@ -24,7 +28,8 @@ def blas():
 def one_thread():
     """One BLAS thread inside, where threadpoolctl is installed (scikit-learn brings it).
 
-    Factorisations of a few hundred rows gain nothing from two, and lose up to a hundredfold where another process holds a core.
+    Factorisations of a few hundred rows gain nothing from two, and lose up to a hundredfold where
+    another process holds a core.
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -36,7 +41,9 @@ def one_thread():
 
 
 class _Rows:
-    """The constraints |M'w| <= b + e t as rows of x = (w, t), for both signs at once: arrays of them are (2, len(b))."""
+    """The constraints |M'w| <= b + e t as rows of x = (w, t), for both signs at once: arrays of
+    them are (2, len(b)).
+    """
 
     def __init__(self, B, b, e):
         self.B, self.b, self.e = np.asfortranarray(B), b, e
@@ -69,7 +76,9 @@ class _Rows:
 
 
 class _Newton:
-    """The linearised conditions at (x, s, l, nu), factorised once and solved for several targets of l s."""
+    """The linearised conditions at (x, s, l, nu), factorised once and solved for several targets of
+    l s.
+    """
 
     def __init__(self, rows, factor, a, s, l, off):
         self.rows, self.factor, self.a, self.s, self.l = rows, factor, a, s, l
@@ -91,7 +100,9 @@ class _Newton:
 
     def lengths(self, move):
         """How far s and l may follow, 0.995 of the way to the border and at most 1."""
-        return tuple(min(1.0, 0.995 * _longest(x, dx)) for x, dx in ((self.s, move[2]), (self.l, move[3])))
+        return tuple(
+            min(1.0, 0.995 * _longest(x, dx)) for x, dx in ((self.s, move[2]), (self.l, move[3]))
+        )
 
     def predicted(self):
         """The target and the move of Mehrotra's predictor and corrector."""
@@ -103,14 +114,18 @@ class _Newton:
         return centre, centre - ds * dl
 
     def move(self):
-        """The step, with centrality corrections (Gondzio 1996) while they lengthen it, and its lengths."""
+        """The step, with centrality corrections (Gondzio 1996) while they lengthen it, and its
+        lengths.
+        """
         centre, target = self.predicted()
         move = self.towards(target)
         lengths = self.lengths(move)
         for _ in range(2):
             ahead, along = (min(1.0, length + 0.3) for length in lengths)
             reached = (self.s + ahead * move[2]) * (self.l + along * move[3])
-            target = target + np.maximum(np.clip(reached, centre / 10, centre * 10) - reached, -10 * centre)
+            target = target + np.maximum(
+                np.clip(reached, centre / 10, centre * 10) - reached, -10 * centre
+            )
             trial = self.towards(target)
             further = self.lengths(trial)
             if sum(further) < sum(lengths) + 0.02:
@@ -120,17 +135,20 @@ class _Newton:
 
 
 def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
-    r"""min t : |M'w| <= b + e t, c . w = 1, by a primal-dual method from w; M = B, or [B, I] for b and e of that length.
+    r"""min t : |M'w| <= b + e t, c . w = 1, by a primal-dual method from w; M = B, or [B, I] for b
+    and e of that length.
 
-    With B = A without column i, b = 0, e = 1 the optimum is the generalized coherence of atom i; with [B, I], b = (mu, 0) and
-    e = (0, 1) it is the least largest entry at coherence mu (Definition 8).
+    With B = A without column i, b = 0, e = 1 the optimum is the generalized coherence of atom i;
+    with [B, I], b = (mu, 0) and e = (0, 1) it is the least largest entry at coherence mu
+    (Definition 8).
 
     Args:
         B: (r, n); b, e: (n,) or (n + r,), non-negative; c, w: (r,), c . w > 0.
         tol: relative complementarity gap and residuals at which to stop.
 
     Returns:
-        w with c . w = 1; the multipliers v and nu, with M v = nu c nearly; the steps taken. The best of the iterates, not
+        w with c . w = 1; the multipliers v and nu, with M v = nu c nearly; the steps taken. The
+        best of the iterates, not
         certified: the callers make bounds of them.
     """
     rows, a = _Rows(B, b, e), np.append(c, 0.0)
@@ -143,7 +161,9 @@ def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
     for steps in range(max_steps + 1):
         scale = max(abs(x[-1]), 1e-300)
         off = b - rows.forward(x) - s, nu * a - rows.adjoint(l) - cost, 1 - a @ x
-        merit = np.sum(l * s) / scale + max(np.abs(off[0]).max() / scale, np.abs(off[1]).sum(), abs(off[2]))
+        merit = np.sum(l * s) / scale + max(
+            np.abs(off[0]).max() / scale, np.abs(off[1]).sum(), abs(off[2])
+        )
         if merit < least:
             best, least = (x, l, nu), merit
         factor = None if merit <= tol or steps == max_steps else _factored(rows.hessian(l / s))
@@ -162,7 +182,9 @@ def _longest(x, dx):
 
 
 def _factored(H):
-    """The Cholesky factor of H, with a little added to its diagonal where it needs it; None where even that fails."""
+    """The Cholesky factor of H, with a little added to its diagonal where it needs it; None where
+    even that fails.
+    """
     diagonal = np.arange(len(H))
     for ridge in (0.0, 1e-15, 1e-12, 1e-9):
         H[diagonal, diagonal] += ridge * H[diagonal, diagonal].max()
@@ -173,7 +195,9 @@ def _factored(H):
 
 
 class LeastEntries(NamedTuple):
-    """The w with the least largest entry at a given coherence, between certified bounds (inf where there is none)."""
+    """The w with the least largest entry at a given coherence, between certified bounds (inf where
+    there is none).
+    """
 
     w: np.ndarray  # (m,)
     upper: float  # max abs(w)
@@ -183,11 +207,13 @@ class LeastEntries(NamedTuple):
 def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float) -> LeastEntries:
     r"""min \max_k |w_k| : w . a_i = 1, |w . a_j| <= level for j != i, from a feasible w.
 
-    The lower bound is that of (v, nu): norm(u, 1) = 1 and B v + u = nu a_i give nu - level norm(v, 1) <= max abs(w).
+    The lower bound is that of (v, nu): norm(u, 1) = 1 and B v + u = nu a_i give nu - level norm(v,
+    1) <= max abs(w).
     """
     a, B = A[:, i], np.delete(A.T, i, axis=0).T  # in the order that Fortran wants
     n, m = B.shape[1], len(a)
-    # No w with entries up to those of the given one is above this: a level that binds nothing does not spoil the scaling.
+    # No w with entries up to those of the given one is above this: a level that binds nothing does
+    # not spoil the scaling.
     level = min(level, np.abs(B).sum(0).max(initial=1.0) * np.abs(w).max())
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
     found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
@@ -199,7 +225,9 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
 
 
 def _pulled_inside(B, level, a, found, inside):
-    """A point near `found` where |B'w| <= level: least squares first, the rest on the way to `inside`."""
+    """A point near `found` where |B'w| <= level: least squares first, the rest on the way to
+    `inside`.
+    """
     from scipy.linalg import lstsq
 
     if not B.size:
@@ -211,5 +239,7 @@ def _pulled_inside(B, level, a, found, inside):
         found = found - lstsq(B[:, out].T, excess * (1 + 1e-9))[0]
         found = found / (a @ found)
     at, to = (np.abs(blas().dgemv(1.0, B, w, trans=1)) for w in (found, inside))
-    share = np.max((at - level) / np.maximum(at - to, np.finfo(float).tiny), initial=0.0, where=at > level)
+    share = np.max(
+        (at - level) / np.maximum(at - to, np.finfo(float).tiny), initial=0.0, where=at > level
+    )
     return found + min(1.0, share) * (inside - found)

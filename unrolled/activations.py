@@ -1,8 +1,8 @@
 r"""Activations with the constants that the theory needs, and the shrinkages built from them.
 
-An activation rho stands in for ReLU inside shrinkage. The theory of general activations (Theorems 9, 10, 15)
-sees it only through numbers: how steep and how large its tail is on x <= 0, and how far it is from ReLU.
-They are fields of `Activation`, beside the function itself.
+An activation rho stands in for ReLU inside shrinkage. The theory of general activations (Theorems
+9, 10, 15) sees it only through numbers: how steep and how large its tail is on x <= 0, and how far
+it is from ReLU. They are fields of `Activation`, beside the function itself.
 """
 
 import math
@@ -20,10 +20,11 @@ from unrolled._checks import Array
 
 @dataclass(frozen=True)
 class Activation:
-    r"""A scalar activation rho and its constants; hashable and equal by value, so it never retraces.
+    r"""A scalar activation rho and its constants; hashable and equal by value, so it never
+    retraces.
 
-    The constants are upper bounds; for the activations of this module they are the exact suprema, rounded up.
-    Write h for rho on the tail x <= 0.
+    The constants are upper bounds; for the activations of this module they are the exact suprema,
+    rounded up. Write h for rho on the tail x <= 0.
 
     Attributes:
         name: shown in tables and messages.
@@ -58,7 +59,9 @@ class Activation:
 
 def _one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
     """An activation whose tail and whose distance from ReLU keep one sign: oscillation = supremum."""
-    return Activation(name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact)
+    return Activation(
+        name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
+    )
 
 
 def _gelu(x):
@@ -81,10 +84,14 @@ hard_swish = _one_signed("hard_swish", jax.nn.hard_swish, lipschitz=0.5, sup=0.3
 selu = Activation("selu", 1.7580994, 1.7580994, 1.7580994, math.inf, jax.nn.selu)
 
 
-def _parameter(value: float, name: str, where: str, *, most: float = math.inf, positive: bool = False) -> float:
+def _parameter(
+    value: float, name: str, where: str, *, most: float = math.inf, positive: bool = False
+) -> float:
     value = float(value)
     if not (0 < value if positive else 0 <= value) or not value <= most or not math.isfinite(value):
-        bounds = f"{'above' if positive else 'at least'} 0" + (f" and at most {most:g}" if most < math.inf else "")
+        bounds = f"{'above' if positive else 'at least'} 0" + (
+            f" and at most {most:g}" if most < math.inf else ""
+        )
         raise ValueError(f"{where}: {name} must be {bounds}, got {value}")
     return value
 
@@ -94,20 +101,30 @@ def leaky_relu(slope: float) -> Activation:
     slope = _parameter(slope, "slope", "leaky_relu", most=1.0)
     unbounded = math.inf if slope else 0.0
     return _one_signed(
-        f"leaky_relu({slope:g})", jax.nn.leaky_relu, (slope,), lipschitz=slope, sup=unbounded, gap=unbounded, exact=True
+        f"leaky_relu({slope:g})",
+        jax.nn.leaky_relu,
+        (slope,),
+        lipschitz=slope,
+        sup=unbounded,
+        gap=unbounded,
+        exact=True,
     )
 
 
 def elu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 asks alpha < 1."""
     alpha = _parameter(alpha, "alpha", "elu")
-    return _one_signed(f"elu({alpha:g})", jax.nn.elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True)
+    return _one_signed(
+        f"elu({alpha:g})", jax.nn.elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
+    )
 
 
 def celu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha."""
     alpha = _parameter(alpha, "alpha", "celu", positive=True)
-    return _one_signed(f"celu({alpha:g})", jax.nn.celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True)
+    return _one_signed(
+        f"celu({alpha:g})", jax.nn.celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
+    )
 
 
 def _scaled(x, act, k):
@@ -115,7 +132,9 @@ def _scaled(x, act, k):
 
 
 def scale(act: Activation, k: float) -> Activation:
-    """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay (theory of Theorem 10)."""
+    """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay (theory of
+    Theorem 10).
+    """
     _has_constants(act, "scale")
     k = _parameter(k, "k", "scale", positive=True)
     return Activation(
@@ -134,7 +153,9 @@ def scale(act: Activation, k: float) -> Activation:
 
 def _has_constants(act, where: str) -> None:
     if not isinstance(act, Activation):
-        raise TypeError(f"{where}: expected an Activation, whose constants it can follow; got {act!r}")
+        raise TypeError(
+            f"{where}: expected an Activation, whose constants it can follow; got {act!r}"
+        )
 
 
 def _composed(x, act, times):
@@ -147,9 +168,9 @@ def compose(act: Activation, times: int) -> Activation:
     r"""rho applied `times` times (the rho^m of Theorem 9), with valid, not always exact, constants.
 
     If rho(x) = x on x >= 0 and h <= 0, the tail of rho^m is at most min(beta, L_h^(m-1) beta) and
-    L_h^m-Lipschitz, and where h is also monotone (ELU, CELU) its supremum is found by iterating from
-    -beta. Otherwise relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and 1-Lipschitz.
-    `scale` reaches the same tail with no extra depth.
+    L_h^m-Lipschitz, and where h is also monotone (ELU, CELU) its supremum is found by iterating
+    from -beta. Otherwise relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and
+    1-Lipschitz. `scale` reaches the same tail with no extra depth.
     """
     _has_constants(act, "compose")
     m = _checks.as_index(times, "times", "compose", least=1)
@@ -176,7 +197,9 @@ def compose(act: Activation, times: int) -> Activation:
 
 
 def _iterated_sup(act: Activation, m: int) -> float:
-    """sup abs(h^m): beta_1 = beta, and beta_{k+1} = abs(h(-beta_k)) for the monotone tails, else min(1, L) beta_k."""
+    """sup abs(h^m): beta_1 = beta, and beta_{k+1} = abs(h(-beta_k)) for the monotone tails, else
+    min(1, L) beta_k.
+    """
     sup = act.tail_sup
     for _ in range(m - 1):
         if act.function is jax.nn.elu:
@@ -197,10 +220,14 @@ def by_name(name) -> Activation | Callable:
     """
     if isinstance(name, str):
         if name not in NAMED:
-            raise ValueError(f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}")
+            raise ValueError(
+                f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
+            )
         return NAMED[name]
     if not callable(name):
-        raise TypeError(f"activation: expected an Activation or a function, got {type(name).__name__}")
+        raise TypeError(
+            f"activation: expected an Activation or a function, got {type(name).__name__}"
+        )
     return name
 
 
@@ -222,15 +249,17 @@ NAMED = {
 def shrink(v: Array, theta: Array, activation: Callable = relu) -> Array:
     r"""Shrinkage by two activations: rho(v - theta) - rho(-v - theta).
 
-    With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the kink. That derivative is read
-    off the result, in forward and reverse mode and any order, so that a backward pass keeps nothing but x.
+    With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the
+    kink. That derivative is read off the result, in forward and reverse mode and any order, so that
+    a backward pass keeps nothing but x.
 
     Args:
         v: any shape.
         theta: threshold, broadcast against `v`; non-negative (for theta < 0 the two forms differ).
 
     Raises:
-        ValueError: a known theta is negative or NaN. Under `jit` it cannot be seen: theta < 0 then expands.
+        ValueError: a known theta is negative or NaN. Under `jit` it cannot be seen: theta < 0 then
+            expands.
 
     Reference: Li, Feng, Zhou (2024), equations (20) and (33).
     """
@@ -271,7 +300,9 @@ def firm_threshold(v: Array, theta: Array, upper: Array) -> Array:
     """
     _checks.nonnegative(theta, "theta", "firm_threshold")
     if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
-        raise ValueError(f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}")
+        raise ValueError(
+            f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
+        )
     between = jax.nn.relu(jnp.abs(v) - theta) / (1 - theta / upper)  # this form stands upper = inf
     return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
 
@@ -285,8 +316,9 @@ def nonnegative_threshold(v: Array, theta: Array, activation: Callable = relu) -
 def select_support(v: Array, theta: Array, fraction: Array, activation: Callable = relu) -> Array:
     r"""Shrinkage that lets the largest entries pass unshrunk ("support selection", LISTA-CPSS).
 
-    An entry passes as it is if it exceeds theta and belongs to the round(fraction d) largest magnitudes; the
-    comparison with the next magnitude is strict, so ties at the border are shrunk. The choice carries no gradient.
+    An entry passes as it is if it exceeds theta and belongs to the round(fraction d) largest
+    magnitudes; the comparison with the next magnitude is strict, so ties at the border are shrunk.
+    The choice carries no gradient.
 
     Args:
         v: (d,).
@@ -304,7 +336,9 @@ def select_support(v: Array, theta: Array, fraction: Array, activation: Callable
     magnitude = lax.stop_gradient(jnp.abs(v))
     count = jnp.round(jnp.asarray(fraction, jnp.float32) * d).astype(jnp.int32)
     # For count = d there is no next magnitude and every entry that exceeds theta passes.
-    border = jnp.where(count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), -jnp.ones((), v.dtype))
+    border = jnp.where(
+        count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), -jnp.ones((), v.dtype)
+    )
     passes = (magnitude > border) & (magnitude > lax.stop_gradient(theta))
     return jnp.where(passes, v, shrink(v, theta, activation))
 
@@ -312,8 +346,9 @@ def select_support(v: Array, theta: Array, fraction: Array, activation: Callable
 def kth_largest(magnitude: Array, k: Array) -> Array:
     r"""The k-th largest of non-negative numbers, exactly, by a binary search over the bit pattern.
 
-    Non-negative floats are ordered as their bits are, so the answer is built bit by bit from the top: a bit stays
-    if at least k entries are no smaller. About 30 passes of compare-and-count, many times faster than a sort.
+    Non-negative floats are ordered as their bits are, so the answer is built bit by bit from the
+    top: a bit stays if at least k entries are no smaller. About 30 passes of compare-and-count,
+    many times faster than a sort.
 
     Args:
         magnitude: (d,), non-negative.
@@ -326,7 +361,8 @@ def kth_largest(magnitude: Array, k: Array) -> Array:
     if dtype.itemsize < 4:
         return kth_largest(magnitude.astype(jnp.float32), k).astype(dtype)
     bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)
-    count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32  # floats are summed faster, and exactly up to 2^24
+    # floats are summed faster, and exactly up to 2^24
+    count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32
 
     def keep(i, found):
         trial = found | (jnp.ones_like(found) << (dtype.itemsize * 8 - 2 - i))
@@ -334,5 +370,7 @@ def kth_largest(magnitude: Array, k: Array) -> Array:
         return jnp.where(count >= k.astype(count_dtype), trial, found)
 
     # i is an int32 index: in bits' dtype the shift needs no promotion.
-    found = lax.fori_loop(0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0)
+    found = lax.fori_loop(
+        0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0
+    )
     return lax.bitcast_convert_type(found, dtype)

@@ -1,4 +1,6 @@
-"""The command line: `unrolled compare`, `certify`, `train`, `encode` and `doctor` (also `python -m unrolled`)."""
+"""The command line: `unrolled compare`, `certify`, `train`, `encode` and `doctor` (also `python -m
+unrolled`).
+"""
 
 import argparse
 import json
@@ -13,16 +15,22 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for wrong arguments or input (one line on stderr), 130 or 143 stopped."""
+    """Run one command; returns the exit status: 0, 2 for wrong arguments or input (one line on
+    stderr), 130 or 143 stopped.
+    """
     parser = argparse.ArgumentParser(
         prog="unrolled", description="Unrolled sparse-coding solvers, analytic and learned."
     )
-    commands = parser.add_subparsers(title="commands", metavar="{compare,certify,train,encode,doctor}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="{compare,certify,train,encode,doctor}"
+    )
     for add in (_add_compare, _add_certify, _add_train, _add_encode, _add_doctor):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print JSON on standard output")
         if add is not _add_train:  # whose seed may come from its file
-            command.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+            command.add_argument(
+                "--seed", type=int, default=0, help="of everything random (default 0)"
+            )
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
         parser.print_help()
@@ -47,7 +55,9 @@ def _check_devices() -> None:
 
     try:
         jax.devices()
-    except Exception as error:  # jax raises several types here, and a bare assertion for a missing plugin
+    except (
+        Exception
+    ) as error:  # jax raises several types here, and a bare assertion for a missing plugin
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         reason = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
         raise OSError(f"no device for {asked}: {reason}; try JAX_PLATFORMS=cpu") from error
@@ -74,14 +84,24 @@ def _add_compare(commands) -> argparse.ArgumentParser:
         metavar="FILE",
         help="own signals: one .npy or .npz (Y, (signals, m), and X if codes are known), or pictures; the last is tested",
     )
-    add("--method", metavar="NAMES", help="some of ista,fista,lista,lista_cp,alista,alista_ss (default: all but lista)")
+    add(
+        "--method",
+        metavar="NAMES",
+        help="some of ista,fista,lista,lista_cp,alista,alista_ss (default: all but lista)",
+    )
     add("--depth", type=int, default=16, help="steps K (default 16)")
     add("--sparsity", type=int, help="expected nonzeros of planted codes (default d / 10)")
     add("--snr", type=float, default=math.inf, help="of planted signals, dB (default: no noise)")
     add("--lam", type=float, help="LASSO weight (default: chosen on the data)")
     add("--steps", type=int, help="training steps (default 400; 60 with --quick)")
     add("--quick", action="store_true", help="a smaller run, under a minute")
-    add("--output", type=Path, default=Path("unrolled-report"), metavar="DIR", help="(default unrolled-report)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("unrolled-report"),
+        metavar="DIR",
+        help="(default unrolled-report)",
+    )
     parser.set_defaults(run=_compare)
     return parser
 
@@ -104,21 +124,39 @@ def _add_certify(commands) -> argparse.ArgumentParser:
         metavar="FILE",
         help="D, (m, d), as .npy or .npz (entry D); a chain in order",
     )
-    add("--sparsity", metavar="S", help="nonzeros s, for a chain as s_1,s_2,... (default: the largest admissible)")
+    add(
+        "--sparsity",
+        metavar="S",
+        help="nonzeros s, for a chain as s_1,s_2,... (default: the largest admissible)",
+    )
     add("--bound", type=float, default=1.0, help="B, of the entries (default 1)")
     add("--noise", type=float, default=0.0, help="l1 budget of the noise (default 0)")
     add("--tolerance", type=float, default=1e-6, help="l1 error to reach (default 1e-6)")
     add("--normalize", action="store_true", help="scale the atoms to norm 1 first")
-    add("--activation", metavar="NAME", help="also what holds with this activation, such as elu (see --scale)")
-    add("--scale", type=float, default=1.0, metavar="K", help="use rho(K x) / K for the activation (default 1)")
-    add("--entries", action="store_true", help="also the weights of least entries (Definition 8; many times as long)")
+    add(
+        "--activation",
+        metavar="NAME",
+        help="also what holds with this activation, such as elu (see --scale)",
+    )
+    add(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="K",
+        help="use rho(K x) / K for the activation (default 1)",
+    )
+    add(
+        "--entries",
+        action="store_true",
+        help="also the weights of least entries (Definition 8; many times as long)",
+    )
     add("--figure", type=Path, metavar="PNG", help="a picture of D'D beside W'D")
     parser.set_defaults(run=_certify)
     return parser
 
 
 def _add_train(commands) -> argparse.ArgumentParser:
-    from unrolled._experiments import OPTIONS
+    from unrolled.commands import OPTIONS
 
     parser = commands.add_parser(
         "train",
@@ -131,13 +169,17 @@ def _add_train(commands) -> argparse.ArgumentParser:
         "  unrolled train --output run --resume",
     )
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of the output folder")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run of the output folder"
+    )
     groups = {None: parser}
     for option in OPTIONS.values():
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
         text = option.limits["help"] + (
-            "" if option.default is None or option.default is False else f" (default {option.default})"
+            ""
+            if option.default is None or option.default is False
+            else f" (default {option.default})"
         )
         shown = {"metavar": "A,B" if option.kind is tuple else option.kind.__name__.upper()}
         kind = {"action": argparse.BooleanOptionalAction} if option.kind is bool else shown
@@ -157,8 +199,19 @@ def _add_encode(commands) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("weights", type=Path, metavar="WEIGHTS", help="of `unrolled train`")
     add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
-    add("--output", type=Path, required=True, metavar="CODES", help="(signals, d), as .npy or .npz (entry X)")
-    add("--dictionary", type=Path, metavar="FILE", help="D in place of the saved one, as .npy or .npz (entry D)")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="CODES",
+        help="(signals, d), as .npy or .npz (entry X)",
+    )
+    add(
+        "--dictionary",
+        type=Path,
+        metavar="FILE",
+        help="D in place of the saved one, as .npy or .npz (entry D)",
+    )
     parser.set_defaults(run=_encode)
     return parser
 
@@ -193,15 +246,21 @@ def _teller():
 
 
 def _compare(arguments) -> None:
-    from unrolled import _experiments
+    from unrolled import commands
 
     settings = _settings(arguments)
-    _experiments.check_folder(arguments.output)  # before any work
+    commands.check_folder(arguments.output)  # before any work
     say = _teller()
-    sections = _experiments.sections(arguments.dictionary, arguments.signals, settings, say)
+    sections = commands.sections(arguments.dictionary, arguments.signals, settings, say)
     say("writing the report")
-    given = {k: str(v) for k, v in vars(arguments).items() if k not in ("run", "json") and v not in (None, False)}
-    report = _experiments.write(arguments.output, "Analytic and learned sparse coding", _SUMMARY, sections, given)
+    given = {
+        k: str(v)
+        for k, v in vars(arguments).items()
+        if k not in ("run", "json") and v not in (None, False)
+    }
+    report = commands.write(
+        arguments.output, "Analytic and learned sparse coding", _SUMMARY, sections, given
+    )
     if arguments.json:
         print((arguments.output / "results.json").read_text())
     else:
@@ -213,16 +272,18 @@ def _compare(arguments) -> None:
 
 def _settings(arguments):
     """The settings of the experiments, checked before any work."""
-    from unrolled import _experiments
+    from unrolled import commands
 
-    names = _experiments.METHODS
+    names = commands.METHODS
     # LISTA's two free matrices per step are slow to train: it is there when it is asked for.
     methods = tuple(name for name in names if name != "lista")
     if arguments.method is not None:
         methods = tuple(name.strip() for name in arguments.method.split(","))
     unknown = [name for name in methods if name not in names]
     if unknown:
-        raise ValueError(f"compare: unknown method {', '.join(unknown)}; expected some of {', '.join(names)}")
+        raise ValueError(
+            f"compare: unknown method {', '.join(unknown)}; expected some of {', '.join(names)}"
+        )
     steps = arguments.steps if arguments.steps is not None else (60 if arguments.quick else 400)
     for name, value, least in (("depth", arguments.depth, 1), ("steps", steps, 0)):
         if value < least:
@@ -231,7 +292,7 @@ def _settings(arguments):
         raise ValueError(f"compare: lam must be positive, got {arguments.lam}")
     if math.isnan(arguments.snr):
         raise ValueError("compare: snr must be a number of decibels, got nan")
-    return _experiments.Settings(
+    return commands.Settings(
         methods=methods,
         depth=arguments.depth,
         sparsity=arguments.sparsity,
@@ -247,13 +308,15 @@ def _certify(arguments) -> None:
     import jax
     import numpy as np
 
-    from unrolled import _experiments, activations, dictionaries
+    from unrolled import activations, commands, dictionaries
 
     activation = None
     if arguments.activation is not None:
         activation = activations.scale(activations.by_name(arguments.activation), arguments.scale)
-    request = _experiments.Request(
-        sparsities=None if arguments.sparsity is None else _integers(arguments.sparsity, "sparsity"),
+    request = commands.Request(
+        sparsities=None
+        if arguments.sparsity is None
+        else _integers(arguments.sparsity, "sparsity"),
         bound=arguments.bound,
         noise=arguments.noise,
         tolerance=arguments.tolerance,
@@ -261,13 +324,13 @@ def _certify(arguments) -> None:
         entries=arguments.entries,
     )
     if arguments.figure is not None:
-        _experiments.check_folder(arguments.figure.parent)  # before any work
+        commands.check_folder(arguments.figure.parent)  # before any work
     say = _teller()
     with jax.enable_x64(True):
-        Ds = [_experiments.read_dictionary(path, np.float64) for path in arguments.dictionaries]
+        Ds = [commands.read_dictionary(path, np.float64) for path in arguments.dictionaries]
         if arguments.normalize:
             Ds = [dictionaries.normalize(D)[0] for D in Ds]
-    found = _experiments.certificate(Ds, request, say)
+    found = commands.certificate(Ds, request, say)
     if arguments.figure is not None:
         found.figure().savefig(arguments.figure, dpi=150)
     names = " ".join(str(path) for path in arguments.dictionaries)
@@ -279,21 +342,25 @@ def _integers(text: str, name: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"certify: {name} must be integers with commas between them, got {text!r}") from error
+        raise ValueError(
+            f"certify: {name} must be integers with commas between them, got {text!r}"
+        ) from error
 
 
 def _train(arguments) -> None:
-    from unrolled import _experiments
+    from unrolled import commands
 
-    flags = {name: getattr(arguments, name) for name in _experiments.OPTIONS}
-    summary = _experiments.run(arguments.config, flags, arguments.resume, _teller())
+    flags = {name: getattr(arguments, name) for name in commands.OPTIONS}
+    summary = commands.run(arguments.config, flags, arguments.resume, _teller())
     print(json.dumps(summary.to_dict(), indent=1) if arguments.json else summary.text())
 
 
 def _encode(arguments) -> None:
-    from unrolled import _experiments
+    from unrolled import commands
 
-    found = _experiments.encode(arguments.weights, arguments.signals, arguments.output, arguments.dictionary)
+    found = commands.encode(
+        arguments.weights, arguments.signals, arguments.output, arguments.dictionary
+    )
     text = (
         f"{found.signals} signals, {found.atoms} atoms: {found.mean_nonzeros:.1f} nonzeros on average, "
         f"relative residual {found.relative_residual:.4g}\n{found.output}"
@@ -302,7 +369,11 @@ def _encode(arguments) -> None:
 
 
 def _doctor(arguments) -> None:
-    from unrolled import _experiments
+    from unrolled import commands
 
-    found = _experiments.doctor(arguments.output)
-    print(json.dumps(found, indent=1) if arguments.json else "\n".join(f"{k:18} {v}" for k, v in found.items()))
+    found = commands.doctor(arguments.output)
+    print(
+        json.dumps(found, indent=1)
+        if arguments.json
+        else "\n".join(f"{k:18} {v}" for k, v in found.items())
+    )

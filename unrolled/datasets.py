@@ -16,8 +16,9 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, entries that are not real numbers
-            (pickled objects are never loaded), NaN or infinite ones, or more than 2 GiB.
+        ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, entries that
+            are not real numbers (pickled objects are never loaded), NaN or infinite ones, or more
+            than 2 GiB.
     """
     path = Path(path)
     if not path.is_file():
@@ -25,16 +26,34 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"{path}: expected a .npy or .npz file")
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r") if path.suffix == ".npy" else _entry(path, name)
+        array = (
+            np.load(path, allow_pickle=False, mmap_mode="r")
+            if path.suffix == ".npy"
+            else _entry(path, name)
+        )
         if not isinstance(array, np.ndarray):
-            raise ValueError(f"expected an array in a {path.suffix} file, found {type(array).__name__}")
-    except (OSError, EOFError, SyntaxError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"expected an array in a {path.suffix} file, found {type(array).__name__}"
+            )
+    except (
+        OSError,
+        EOFError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+        MemoryError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(f"{path}: not a readable array file ({error})") from error
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{path}: entries are {array.dtype}; expected real numbers")
     if array.nbytes > _LARGEST_BYTES:
-        raise ValueError(f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {_LARGEST_BYTES / 2**30:.0f}")
-    array = np.array(array, np.float32 if array.dtype.itemsize < 8 or array.dtype.kind != "f" else np.float64)
+        raise ValueError(
+            f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {_LARGEST_BYTES / 2**30:.0f}"
+        )
+    array = np.array(
+        array, np.float32 if array.dtype.itemsize < 8 or array.dtype.kind != "f" else np.float64
+    )
     if not np.isfinite(array).all():
         raise ValueError(f"{path}: has NaN or infinite entries{_where(array)}")
     return array
@@ -60,9 +79,13 @@ def _entry(path: Path, name: str | None) -> np.ndarray:
     if not zipfile.is_zipfile(path):
         raise ValueError("expected an archive in a .npz file")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        chosen = name if name in archive.files else archive.files[0] if len(archive.files) == 1 else None
+        chosen = (
+            name if name in archive.files else archive.files[0] if len(archive.files) == 1 else None
+        )
         if chosen is None:
-            raise ValueError(f"entries {archive.files}; expected one called {name!r}, or a single one")
+            raise ValueError(
+                f"entries {archive.files}; expected one called {name!r}, or a single one"
+            )
         size = archive.zip.getinfo(f"{chosen}.npy").file_size
         if size > _LARGEST_BYTES:
             raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
@@ -73,7 +96,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """A picture as grey values in [0, 1], (height, width).
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not a picture. ImportError: Pillow is not there.
+        FileNotFoundError: no such file. ValueError: not a picture. ImportError: Pillow is not
+            there.
     """
     try:
         from PIL import Image, UnidentifiedImageError
@@ -92,7 +116,8 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_images(folder: str | Path) -> dict[str, np.ndarray]:
-    """The pictures of a folder as grey values in [0, 1], by file name without suffix, in the order of the names.
+    """The pictures of a folder as grey values in [0, 1], by file name without suffix, in the order
+    of the names.
 
     Other files are passed over, folders below are not looked at.
 
@@ -112,21 +137,25 @@ def read_images(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 def locate(name: str, root: str | Path | None = None) -> Path:
-    """The folder `name` of a data collection: below `root`, by default below the environment variable UNROLLED_DATA.
+    """The folder `name` of a data collection: below `root`, by default below the environment
+    variable UNROLLED_DATA.
 
     Raises:
         FileNotFoundError: neither is given, or there is no such folder.
     """
     root = root or os.environ.get("UNROLLED_DATA")
     if not root:
-        raise FileNotFoundError(f"{name}: no root given; pass a path or set UNROLLED_DATA to the folder that holds it")
+        raise FileNotFoundError(
+            f"{name}: no root given; pass a path or set UNROLLED_DATA to the folder that holds it"
+        )
     if not (Path(root) / name).is_dir():
         raise FileNotFoundError(f"{Path(root) / name}: no such folder")
     return Path(root) / name
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """The two sample photographs of scikit-learn, "china" and "flower", as grey values in [0, 1], (427, 640) each.
+    """The two sample photographs of scikit-learn, "china" and "flower", as grey values in [0, 1],
+    (427, 640) each.
 
     Raises:
         ImportError: scikit-learn or Pillow is not there.
@@ -134,20 +163,28 @@ def photographs() -> dict[str, np.ndarray]:
     try:
         from sklearn.datasets import load_sample_image
     except ImportError as error:
-        raise ImportError("the sample photographs need scikit-learn and Pillow; install unrolled[data]") from error
+        raise ImportError(
+            "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
+        ) from error
     # ITU-R 601 weights, as Pillow's grey conversion.
     weights = np.asarray([0.299, 0.587, 0.114], np.float32) / 255
-    return {name: load_sample_image(f"{name}.jpg").astype(np.float32) @ weights for name in ("china", "flower")}
+    return {
+        name: load_sample_image(f"{name}.jpg").astype(np.float32) @ weights
+        for name in ("china", "flower")
+    }
 
 
 def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
-    """Square patches of a picture, flattened row by row, (patches, size^2); stride `size` (the default) tiles it.
+    """Square patches of a picture, flattened row by row, (patches, size^2); stride `size` (the
+    default) tiles it.
 
     Raises:
         ValueError: a picture smaller than a patch.
     """
     if min(image.shape) < size:
-        raise ValueError(f"to_patches: picture {image.shape} is smaller than a patch of {size} x {size}")
+        raise ValueError(
+            f"to_patches: picture {image.shape} is smaller than a patch of {size} x {size}"
+        )
     stride = stride or size
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))[::stride, ::stride]
     return windows.reshape(-1, size * size).copy()

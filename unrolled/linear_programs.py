@@ -1,10 +1,12 @@
-r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps, and the interior point behind it.
+r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps, and the interior
+point behind it.
 
 .. math:: \min \|v\|_1 : A v = y, \; v_b = 0 \qquad = \qquad \max y' z : |a_j' z| \le 1, \; j \ne b.
 
-A first-order method runs on all programs at once and all but names the optimal vertex; a few pivots of a simplex, whose every
-basis is feasible, then reach it. An interior point takes what degenerates. Everything is numpy in float64 on the host
-(the first-order method in float32), so a host callback may call it; LU, Cholesky and the products between them are scipy's.
+A first-order method runs on all programs at once and all but names the optimal vertex; a few pivots
+of a simplex, whose every basis is feasible, then reach it. An interior point takes what
+degenerates. Everything is numpy in float64 on the host (the first-order method in float32), so a
+host callback may call it; LU, Cholesky and the products between them are scipy's.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,9 @@ from unrolled._interior_point import blas, interior_point, lapack, one_thread
 
 
 class Solution(NamedTuple):
-    """Feasible points of both sides, one column per program; primal >= optimum >= dual, up to rounding in float64."""
+    """Feasible points of both sides, one column per program; primal >= optimum >= dual, up to
+    rounding in float64.
+    """
 
     V: np.ndarray  # (d, n) with A V = Y
     Z: np.ndarray  # (m, n) with |A' Z| <= 1 apart from the banned entries
@@ -59,7 +63,8 @@ def basis_pursuit(
         Y: (m, n), in the range of A; with `banned` those columns of A, in the range of the others.
         banned: (n,), index of the entry that program k must leave at 0, or None.
         tol: relative gap (primal - dual) / primal.
-        choose: (primal, dual, tried) -> index of the next program to finish, or None to stop; the default finishes all.
+        choose: (primal, dual, tried) -> index of the next program to finish, or None to stop; the
+            default finishes all.
         iterations: of the first-order method.
         progress: called as progress(settled, n).
 
@@ -81,8 +86,12 @@ def basis_pursuit(
     with one_thread():
         while (k := (choose or unsettled)(primal, dual, tried)) is not None:
             b = None if banned is None else banned[k]
-            v, z, steps[k] = _finish(Q, atoms, C[:, k], b, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol)
-            v, z, (p,), (q,) = _feasible(Q, C[:, [k]], None if b is None else banned[[k]], v[:, None], z[:, None])
+            v, z, steps[k] = _finish(
+                Q, atoms, C[:, k], b, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol
+            )
+            v, z, (p,), (q,) = _feasible(
+                Q, C[:, [k]], None if b is None else banned[[k]], v[:, None], z[:, None]
+            )
             if p < primal[k]:
                 V[:, k], primal[k] = v[:, 0], p
             if q > dual[k]:
@@ -94,7 +103,9 @@ def basis_pursuit(
 
 
 def _first_order(Q, C, banned, iterations):
-    """ADMM on x in {Q x = c} and y = shrink(x + u), y_b = 0, over-relaxed; returns x and the dual Q u, both approximate."""
+    """ADMM on x in {Q x = c} and y = shrink(x + u), y_b = 0, over-relaxed; returns x and the dual Q
+    u, both approximate.
+    """
     d, columns, over = Q.shape[1], np.arange(C.shape[1]), np.float32(1.7)
     X = Q.T @ C  # the least-norm solutions
     y = X.copy()
@@ -108,7 +119,9 @@ def _first_order(Q, C, banned, iterations):
     X *= over
     for _ in range(iterations):
         step = y - u
-        np.matmul(P, step, out=x) if P is not None else np.subtract(over * step, thin.T @ (thin @ step), out=x)
+        np.matmul(P, step, out=x) if P is not None else np.subtract(
+            over * step, thin.T @ (thin @ step), out=x
+        )
         x += X
         y *= 1 - over
         x += y
@@ -138,11 +151,16 @@ def _feasible(Q, C, banned, V, Z):
 
 
 def _likely_bases(Q, Z, V, banned):
-    """The r entries of every program that are most likely nonzero at its vertex: tight constraints, large coefficients."""
+    """The r entries of every program that are most likely nonzero at its vertex: tight constraints,
+    large coefficients.
+    """
     r, products = len(Q), np.abs(Q.T @ Z)
     top = np.partition(products, -r, axis=0)[-r:]
-    needed = np.sum(Q**2, 0) > 1 - 1e-6  # without an atom that is nearly independent no basis is one
-    score = products / np.maximum(np.median(top, 0), 1e-300) + np.abs(V) / np.maximum(np.abs(V).mean(0), 1e-300)
+    # without an atom that is nearly independent no basis is one
+    needed = np.sum(Q**2, 0) > 1 - 1e-6
+    score = products / np.maximum(np.median(top, 0), 1e-300) + np.abs(V) / np.maximum(
+        np.abs(V).mean(0), 1e-300
+    )
     score[needed] += 1e6
     if banned is not None:
         score[banned, np.arange(V.shape[1])] = -1
@@ -157,13 +175,17 @@ def _finish(Q, atoms, c, banned, basis, v, z, primal, dual, tol):
     B = Q if banned is None else np.delete(Q, banned, axis=1)
     # min max |B'w| : c.w = 1 has the solution w = z / (c.z), and v / norm(v, 1) is its multiplier.
     w = z / dual if dual > 0 else c / (c @ c)
-    w, (multiplier, nu), steps = interior_point(B, np.zeros(B.shape[1]), np.ones(B.shape[1]), c, w, tol / 2)
+    w, (multiplier, nu), steps = interior_point(
+        B, np.zeros(B.shape[1]), np.ones(B.shape[1]), c, w, tol / 2
+    )
     v = multiplier / nu
     return (v if banned is None else np.insert(v, banned, 0.0)), w, pivots + steps
 
 
 class _Basis:
-    """Solves with Q_S and its transpose under exchanges of columns: an LU and a list of eta vectors."""
+    """Solves with Q_S and its transpose under exchanges of columns: an LU and a list of eta
+    vectors.
+    """
 
     def __init__(self, rows):
         # The transposed copy of contiguous rows is what Fortran wants: nothing is copied again.
@@ -192,7 +214,9 @@ class _Basis:
 
 
 def _simplex(atoms, c, S, banned, tol):
-    """min norm(v, 1) : Q v = c from the basis S; ((v, z), pivots), or (None, pivots) where it gives up."""
+    """min norm(v, 1) : Q v = c from the basis S; ((v, z), pivots), or (None, pivots) where it gives
+    up.
+    """
     basis, pivots, stalls = _Basis(atoms[S]), 0, 0
     limit = 20 + 3 * len(S)
     if basis.is_singular():
@@ -236,9 +260,11 @@ def _simplex(atoms, c, S, banned, tol):
 
 
 def _leaving(v, s, g, price):
-    """The entry of v that leaves as v - t g, its t, and the entries that change their sign before it; None if none does.
+    """The entry of v that leaves as v - t g, its t, and the entries that change their sign before
+    it; None if none does.
 
-    Long steps: the entering entry passes through every breakpoint of the piecewise linear objective that still pays.
+    Long steps: the entering entry passes through every breakpoint of the piecewise linear objective
+        that still pays.
     """
     falling = np.flatnonzero(s * g > 1e-12)
     t = np.abs(v[falling]) / np.abs(g[falling])

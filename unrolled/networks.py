@@ -1,4 +1,6 @@
-"""Networks through dictionaries D_1 .. D_J of any shapes and kinds: deep sparse coding (DSC) chains, and ML-LISTA."""
+"""Networks through dictionaries D_1 .. D_J of any shapes and kinds: deep sparse coding (DSC)
+chains, and ML-LISTA.
+"""
 
 import functools
 from collections.abc import Callable
@@ -10,9 +12,16 @@ import jax.numpy as jnp
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu, shrink
-from unrolled.dictionaries._base import as_dictionary, operands, spread
-from unrolled.layers._ista import StepAndThreshold, lipschitz
-from unrolled.layers._unroll import Layer, Unrolled, check_params, check_precision, stack
+from unrolled.dictionaries import as_dictionary, operands, spread
+from unrolled.layers import (
+    Layer,
+    StepAndThreshold,
+    Unrolled,
+    check_params,
+    check_precision,
+    lipschitz,
+    stack,
+)
 
 
 class Network(NamedTuple):
@@ -30,13 +39,16 @@ class Network(NamedTuple):
 
 
 def dsc(layers) -> Network:
-    r"""The DSC network: layer j codes the code of layer j - 1 in D_j, x_j = layer_j(D_j, x_{j-1}), x_0 = y.
+    r"""The DSC network: layer j codes the code of layer j - 1 in D_j, x_j = layer_j(D_j, x_{j-1}),
+    x_0 = y.
 
     Args:
-        layers: J layers, of any families and depths. Params come from `init`, `analytic.dsc` or training.
+        layers: J layers, of any families and depths. Params come from `init`, `analytic.dsc` or
+            training.
 
     Raises:
-        ValueError: no layers; when called, params or dictionaries of another number, or shapes that do not meet.
+        ValueError: no layers; when called, params or dictionaries of another number, or shapes that
+            do not meet.
 
     Reference: Li, Feng, Zhou (2024), Definition 2 and Theorem 6.
     """
@@ -46,7 +58,10 @@ def dsc(layers) -> Network:
 
     def init(key, Ds):
         _check("networks.dsc", layers, Ds=Ds)
-        return tuple(layer.init(jax.random.fold_in(key, j), D) for j, (layer, D) in enumerate(zip(layers, Ds)))
+        return tuple(
+            layer.init(jax.random.fold_in(key, j), D)
+            for j, (layer, D) in enumerate(zip(layers, Ds))
+        )
 
     def apply(params, Ds, y: Array) -> tuple[Array, ...]:
         _check("networks.dsc", layers, params=params, Ds=Ds)
@@ -66,21 +81,25 @@ class Analysis(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, precision: str = "highest") -> Network:
-    r"""ML-LISTA: K steps that estimate the codes of all layers together, with learned analysis matrices.
+def ml_lista(
+    depth: int, *, lam: float = 0.1, activation: Callable = relu, precision: str = "highest"
+) -> Network:
+    r"""ML-LISTA: K steps that estimate the codes of all layers together, with learned analysis
+    matrices.
 
     .. math::
         x_j &\leftarrow D_{j+1} x_{j+1}, \quad j = J - 1, \dots, 1, \\
         x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j), \quad j = 1, \dots, J,
         \quad x_0 = y,
 
-    where the first line goes down from the deepest code and the second up through the codes just found.
+    where the first line goes down from the deepest code and the second up through the codes just
+    found.
 
-    Params: for each block shared B and steps (gamma, theta). `init` is ML-ISTA: B_j = D_j / L_j, gamma_j = 1 / L_j and
-    theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2; J = 1 is ISTA.
+    Params: for each block shared B and steps (gamma, theta). `init` is ML-ISTA: B_j = D_j / L_j,
+    gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2; J = 1 is ISTA.
 
-    Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of ML-ISTA is only near the
-    optimum of its objective.
+    Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of
+    ML-ISTA is only near the optimum of its objective.
     """
     where = "networks.ml_lista"
     depth = _checks.as_index(depth, "depth", where)
@@ -94,14 +113,18 @@ def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, preci
         for D in (as_dictionary(D, where) for D in Ds):
             gamma = 1 / lipschitz(D, where)
             theta = theta * gamma
-            steps = StepAndThreshold(jnp.full(depth, gamma, D.dtype), jnp.full(depth, theta, D.dtype))
+            steps = StepAndThreshold(
+                jnp.full(depth, gamma, D.dtype), jnp.full(depth, theta, D.dtype)
+            )
             params.append(Unrolled(Analysis(D * gamma), steps))
         return tuple(params)
 
     def apply(params, Ds, y: Array) -> tuple[Array, ...]:
         _check_chain(where, Ds)
         _check(where, Ds, params=params, Ds=Ds)
-        _, y, (params, *Ds) = operands(Ds[0], y, where, params=(params, *(as_dictionary(D, where) for D in Ds)))
+        _, y, (params, *Ds) = operands(
+            Ds[0], y, where, params=(params, *(as_dictionary(D, where) for D in Ds))
+        )
         for p, D in zip(params, Ds):
             check_params(p, D, depth, where, ((Analysis._fields, StepAndThreshold._fields),))
         params = [stack(p) for p in params if depth]
@@ -112,7 +135,11 @@ def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, preci
                 down = (D @ down[0], *down)
             before, codes = y, ()
             for D, p, at, x in zip(Ds, params, steps, down):
-                before = shrink(x - at.gamma * ((D @ x) @ D) + before @ p.shared.B, spread(D, at.theta), activation)
+                before = shrink(
+                    x - at.gamma * ((D @ x) @ D) + before @ p.shared.B,
+                    spread(D, at.theta),
+                    activation,
+                )
                 codes = (*codes, before)
             return codes, None
 
@@ -127,7 +154,9 @@ def ml_lista(depth: int, *, lam: float = 0.1, activation: Callable = relu, preci
 
 def _check_chain(where: str, Ds) -> None:
     if not isinstance(Ds, (tuple, list)) or not Ds:
-        raise ValueError(f"{where}: expected a tuple of dictionaries, at least one, got {type(Ds).__name__}")
+        raise ValueError(
+            f"{where}: expected a tuple of dictionaries, at least one, got {type(Ds).__name__}"
+        )
 
 
 def _check(where: str, layers, *, Ds, params=None) -> None:
@@ -138,4 +167,6 @@ def _check(where: str, layers, *, Ds, params=None) -> None:
             raise ValueError(f"{where}: expected a tuple of {J} {name}, one per layer, got {got}")
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.shape[1] != right.shape[0]:
-            raise ValueError(f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
+            raise ValueError(
+                f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}"
+            )

@@ -1,4 +1,6 @@
-"""Layers and networks as modules of flax.nnx, beside nnx.Linear and under nnx.Optimizer. flax is imported on first use."""
+"""Layers and networks as modules of flax.nnx, beside nnx.Linear and under nnx.Optimizer. flax is
+imported on first use.
+"""
 
 import functools
 from typing import Any
@@ -6,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrolled.dictionaries._base import as_dictionary
-from unrolled.layers._unroll import Layer
+from unrolled.dictionaries import as_dictionary
+from unrolled.layers import Layer
 from unrolled.networks import Network
-from unrolled.training._split import merge, split, unit_atoms
+from unrolled.training import merge, split, unit_atoms
 
 
 def __getattr__(name: str):
@@ -24,11 +26,13 @@ def _module_class():
     from flax import nnx
 
     class Module(nnx.Module):
-        """A layer or a network with its params and its dictionary: `module(y)` is `model.apply(params, D, y)`.
+        """A layer or a network with its params and its dictionary: `module(y)` is
+        `model.apply(params, D, y)`.
 
-        What `training.fit` trains is an nnx.Param, leaf by leaf; the rest (leaves inside a `layers.Fixed`, a D that is
-        not learned, integers) is an nnx.Variable, which `nnx.Optimizer(..., wrt=nnx.Param)` leaves alone. As in `fit`,
-        fields named `theta` act as abs(theta), so that thresholds stay non-negative. `fit` also keeps a learned D at unit
+        What `training.fit` trains is an nnx.Param, leaf by leaf; the rest (leaves inside a
+        `layers.Fixed`, a D that is not learned, integers) is an nnx.Variable, which
+        `nnx.Optimizer(..., wrt=nnx.Param)` leaves alone. As in `fit`, fields named `theta` act as
+        abs(theta), so that thresholds stay non-negative. `fit` also keeps a learned D at unit
         atoms: call `normalize()` after each update for the same.
 
         Args:
@@ -42,18 +46,28 @@ def _module_class():
             ImportError: flax is not installed (when the name `Module` is looked up).
         """
 
-        def __init__(self, model: Layer | Network, params: Any, D: Any, *, learn_dictionary: bool = False):
+        def __init__(
+            self, model: Layer | Network, params: Any, D: Any, *, learn_dictionary: bool = False
+        ):
             if not isinstance(model, Layer | Network):
-                raise TypeError(f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}")
+                raise TypeError(
+                    f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
+                )
             several = isinstance(D, tuple | list)
-            D = tuple(as_dictionary(Dj, "nnx.Module") for Dj in D) if several else as_dictionary(D, "nnx.Module")
+            D = (
+                tuple(as_dictionary(Dj, "nnx.Module") for Dj in D)
+                if several
+                else as_dictionary(D, "nnx.Module")
+            )
             trained, fixed = split(params, D, learn_dictionary, None, "nnx.Module")
             self.run = model.apply
             self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
             self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
 
         def __call__(self, y):
-            """The code of one signal (m,), or of each in a batch (..., m); of a network a tuple, one per block."""
+            """The code of one signal (m,), or of each in a batch (..., m); of a network a tuple,
+            one per block.
+            """
             params, D = self._whole()
             apply = functools.partial(self.run, params, D)
             for _ in range(jnp.ndim(y) - 1):
@@ -61,7 +75,9 @@ def _module_class():
             return apply(y)
 
         def params(self):
-            """The params as pure data, thresholds non-negative: for `model.apply`, `compare`, `realize`."""
+            """The params as pure data, thresholds non-negative: for `model.apply`, `compare`,
+            `realize`.
+            """
             return self._whole()[0]
 
         def dictionary(self):
@@ -73,7 +89,9 @@ def _module_class():
             if not jax.tree.leaves(self.trained.D, is_leaf=_is_variable):
                 return
             new = unit_atoms(_values(self.trained.D))
-            for variable, value in zip(jax.tree.leaves(self.trained.D, is_leaf=_is_variable), jax.tree.leaves(new)):
+            for variable, value in zip(
+                jax.tree.leaves(self.trained.D, is_leaf=_is_variable), jax.tree.leaves(new)
+            ):
                 variable[...] = value
 
         def _whole(self):

@@ -3,7 +3,17 @@
 import numpy as np
 
 # Colour-blind safe (Okabe and Ito), in the order in which methods are given.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#8C564B")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7F7F7F",
+    "#000000",
+    "#8C564B",
+)
 
 
 def figure(rows: int, columns: int, *, width: float = 5.2, height: float = 3.7):
@@ -23,7 +33,9 @@ def figure(rows: int, columns: int, *, width: float = 5.2, height: float = 3.7):
 
 
 def styles(names) -> dict[str, dict]:
-    """Line styles by name: what stands before a comma gives the colour, what stands after it the dashes."""
+    """Line styles by name: what stands before a comma gives the colour, what stands after it the
+    dashes.
+    """
     families = list(dict.fromkeys(name.split(",")[0] for name in names))
     dashes = {"analytic": ":", "calibrated": "--"}
     return {
@@ -44,7 +56,9 @@ def curves(
     log: bool = False,
     looks: dict[str, dict] | None = None,
 ) -> None:
-    """One line per name over the steps 1, 2, ...; `looks` (None: `styles` of the names) keeps panels alike."""
+    """One line per name over the steps 1, 2, ...; `looks` (None: `styles` of the names) keeps
+    panels alike.
+    """
     looks = styles(lines) if looks is None else looks
     for name, values in lines.items():
         values = np.asarray(values)
@@ -58,7 +72,9 @@ def curves(
 
 
 def comparison(result):
-    """The figure of a `compare.Comparison`: error, failures or objective gap, support, thresholds and weights per step."""
+    """The figure of a `compare.Comparison`: error, failures or objective gap, support, thresholds
+    and weights per step.
+    """
     fig, panels = figure(3, 2, height=3.2)
     c, looks = result.curves, styles(result.curves)
 
@@ -66,16 +82,26 @@ def comparison(result):
         curves(panel, lines, title=title, ylabel=ylabel, log=log, looks=looks)
 
     draw(
-        panels[0, 0], {n: v.nmse for n, v in c.items()}, "Error of the codes (shade: 10 to 90 % of signals)", "NMSE, dB"
+        panels[0, 0],
+        {n: v.nmse for n, v in c.items()},
+        "Error of the codes (shade: 10 to 90 % of signals)",
+        "NMSE, dB",
     )
     for name, v in c.items():
         steps, (low, _, high) = np.arange(1, len(v.nmse) + 1), v.quantiles.T
-        panels[0, 0].fill_between(steps, low, high, alpha=0.08, color=looks[name]["color"], linewidth=0)
+        panels[0, 0].fill_between(
+            steps, low, high, alpha=0.08, color=looks[name]["color"], linewidth=0
+        )
     if any(v.gap is not None for v in c.values()):
         gaps = {n: _positive(v.gap) for n, v in c.items()}
         draw(panels[0, 1], gaps, "Gap to the LASSO optimum", "(F - F*) / F*", log=True)
     else:
-        draw(panels[0, 1], {n: v.failure_rate for n, v in c.items()}, "Signals that fail", "share not below -20 dB")
+        draw(
+            panels[0, 1],
+            {n: v.failure_rate for n, v in c.items()},
+            "Signals that fail",
+            "share not below -20 dB",
+        )
     draw(panels[1, 0], {n: v.precision for n, v in c.items()}, "Support: precision", "precision")
     draw(panels[1, 1], {n: v.recall for n, v in c.items()}, "Support: recall", "recall")
     thresholds = {n: _positive(v) for n, v in result.thresholds.items()}
@@ -87,19 +113,26 @@ def comparison(result):
     weights = {n: np.broadcast_to(v.mu_W, len(c[n].nmse)) for n, v in result.couplings.items()}
     draw(panels[2, 1], weights, "Weights: largest off-diagonal of W'D", "mu_W of the step")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    fig.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False
+    )
     return fig
 
 
 def evolution(watch):
     """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
 
-    A line per step of the network, a black one for what all of them share; dashed, what theory predicts, if that was given.
-    No panel for a coupling that is built in.
+    A line per step of the network, a black one for what all of them share; dashed, what theory
+    predicts, if that was given. No panel for a coupling that is built in.
     """
     names = ["validation", *(["theta"] if watch.looks[0].theta is not None else [])]
     if watch.looks[0].coupling is not None:
-        names += ["diagonal_mean", "mu_W", "off_diagonal", *(["mismatch"] if watch.series("mismatch").any() else [])]
+        names += [
+            "diagonal_mean",
+            "mu_W",
+            "off_diagonal",
+            *(["mismatch"] if watch.series("mismatch").any() else []),
+        ]
     fig, panels = figure(-(-len(names) // 3), min(3, len(names)), width=4.4, height=3.2)
     depth = max(_lines(panel, watch, name) for panel, name in zip(panels.flat, names))
     for panel in panels.flat[len(names) :]:
@@ -165,7 +198,9 @@ def _positive(values) -> np.ndarray:
 
 
 def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel: str = "step"):
-    """Measured errors (solid) under certified bounds (dashed), both from step 0, on a logarithmic axis."""
+    """Measured errors (solid) under certified bounds (dashed), both from step 0, on a logarithmic
+    axis.
+    """
     fig, panels = figure(1, 1, width=6.4, height=4.2)
     panel = panels[0, 0]
     for i, (name, (measured, certified)) in enumerate(lines.items()):
@@ -182,9 +217,11 @@ def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel
 
 
 def gram(dictionaries: list[dict[str, np.ndarray]]):
-    """|W'D| for every kind of weights of every dictionary, (d, d) each by name, and the distribution off the diagonal.
+    """|W'D| for every kind of weights of every dictionary, (d, d) each by name, and the
+    distribution off the diagonal.
 
-    One row per dictionary, whose colours share a scale that ends at the largest off-diagonal entry of its first matrix.
+    One row per dictionary, whose colours share a scale that ends at the largest off-diagonal entry
+    of its first matrix.
     """
     columns = 1 + max(map(len, dictionaries))
     fig, panels = figure(len(dictionaries), columns, width=3.4, height=3.2)
@@ -197,7 +234,14 @@ def gram(dictionaries: list[dict[str, np.ndarray]]):
             panel.set_axis_off()
         fig.colorbar(picture, ax=row[len(matrices) - 1], shrink=0.8, label="|w_i . d_j|")
         for i, (name, values) in enumerate(off.items()):
-            row[-1].hist(values, bins=60, range=(0, 1.02 * top), histtype="step", color=COLOURS[i], label=name)
+            row[-1].hist(
+                values,
+                bins=60,
+                range=(0, 1.02 * top),
+                histtype="step",
+                color=COLOURS[i],
+                label=name,
+            )
         row[-1].set(title="off the diagonal", xlabel="|w_i . d_j|", ylabel="entries")
         if matrices[name].size > 1:
             row[-1].set(yscale="log", ylim=(0.7, None))

@@ -1,4 +1,6 @@
-"""Planted problems: codes of a known class, noise of a known size, and the field's standard benchmark."""
+"""Planted problems: codes of a known class, noise of a known size, and the field's standard
+benchmark.
+"""
 
 import math
 from collections.abc import Callable
@@ -24,11 +26,16 @@ def bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -
 def exact_sparse(key: Array, shape: tuple[int, ...], sparsity: int) -> Array:
     """Codes with exactly `sparsity` nonzeros on a uniformly random support, with N(0, 1) values."""
     support_key, value_key = jax.random.split(key)
-    return _support(support_key, shape, sparsity, "exact_sparse") * jax.random.normal(value_key, shape)
+    return _support(support_key, shape, sparsity, "exact_sparse") * jax.random.normal(
+        value_key, shape
+    )
 
 
-def bounded(key: Array, shape: tuple[int, ...], sparsity: int, bound: float = 1.0, least: float = 0.0) -> Array:
-    """Codes of the class of Assumption 2: `sparsity` nonzeros of random sign, magnitudes uniform in [least, bound].
+def bounded(
+    key: Array, shape: tuple[int, ...], sparsity: int, bound: float = 1.0, least: float = 0.0
+) -> Array:
+    """Codes of the class of Assumption 2: `sparsity` nonzeros of random sign, magnitudes uniform in
+    [least, bound].
 
     Raises:
         ValueError: sparsity outside 0..d, or not 0 <= least <= bound < inf.
@@ -64,7 +71,8 @@ def synthesize(D, X: Array) -> Array:
 def add_noise(key: Array, Y: Array, snr: float) -> Array:
     """Y plus white Gaussian noise at `snr` dB for every signal; inf adds none.
 
-    The noise level of a signal is std(y) 10^(-snr / 20), the benchmark's convention (the mean of y is left out).
+    The noise level of a signal is std(y) 10^(-snr / 20), the benchmark's convention (the mean of y
+    is left out).
     """
     if math.isnan(snr):
         raise ValueError("add_noise: snr is nan; expected decibels, or inf for no noise")
@@ -75,7 +83,9 @@ def add_noise(key: Array, Y: Array, snr: float) -> Array:
 
 
 def l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
-    """Noise vectors of l1 norm exactly `noise` in random directions: the budget delta of Assumption 2."""
+    """Noise vectors of l1 norm exactly `noise` in random directions: the budget delta of Assumption
+    2.
+    """
     if not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
     e = jax.random.laplace(key, shape)
@@ -99,16 +109,23 @@ def standard_benchmark(
     kappa: float | None = None,
     batch: int = 64,
 ) -> Benchmark:
-    """The benchmark of the LISTA literature: Gaussian D (or ill-conditioned, `kappa`), Bernoulli-Gaussian codes.
+    """The benchmark of the LISTA literature: Gaussian D (or ill-conditioned, `kappa`),
+    Bernoulli-Gaussian codes.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 4.1.
     """
-    D = dictionaries.gaussian(key, m, d) if kappa is None else dictionaries.ill_conditioned(key, m, d, kappa)
+    D = (
+        dictionaries.gaussian(key, m, d)
+        if kappa is None
+        else dictionaries.ill_conditioned(key, m, d, kappa)
+    )
     return Benchmark(D, sampler(D, batch, probability=probability, snr=snr))
 
 
 def sampler(D, batch: int, *, probability: float = 0.1, snr: float = math.inf) -> Callable:
-    """`sample(key) -> (Y, X)` of Bernoulli-Gaussian codes and noisy signals of D, for `training.fit`."""
+    """`sample(key) -> (Y, X)` of Bernoulli-Gaussian codes and noisy signals of D, for
+    `training.fit`.
+    """
     batch = _checks.as_index(batch, "batch", "sampler", least=1)
 
     def sample(key):

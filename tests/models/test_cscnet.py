@@ -1,4 +1,6 @@
-"""CSCNet: against XLA's own convolutions, against the layer that its steps are, and what the average over shifts promises."""
+"""CSCNet: against XLA's own convolutions, against the layer that its steps are, and what the
+average over shifts promises.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ import unrolled as ur
 from unrolled.models import CSCNet, shift_average
 
 FILTERS, KERNEL, STRIDE, UNFOLDINGS, THETA = 3, 4, 2, 3, 0.15
-# Sums of some hundred terms in another order, through a few products: far below 1e4 roundings of float64.
+# Sums of some hundred terms in another order, through a few products: far below 1e4 roundings of
+# float64.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -48,7 +51,9 @@ def density(net, *args):
 
 @nnx.jit
 def convolutions(net, y):
-    """The estimate and the code of one window without its mean, by XLA's convolution and its transpose."""
+    """The estimate and the code of one window without its mean, by XLA's convolution and its
+    transpose.
+    """
     A, B, C = (bank[...] for bank in (net.A, net.B, net.C))
     strides = (net.stride, net.stride)
 
@@ -104,8 +109,12 @@ def test_its_steps_are_those_of_lista_cp_and_at_the_start_those_of_ista():
     cp = layers.Unrolled(layers.Weights(D / L), layers.Threshold(theta))
     ista = layers.Unrolled(None, layers.StepAndThreshold(jnp.full(UNFOLDINGS, 1 / L), theta))
     code = window_and_code(net, window)[1]
-    np.testing.assert_allclose(jax.jit(ur.lista_cp(UNFOLDINGS).apply)(cp, D, y), code, atol=ROUNDING)
-    np.testing.assert_allclose(jax.jit(layers.ista(UNFOLDINGS).apply)(ista, D, y), code, atol=ROUNDING)
+    np.testing.assert_allclose(
+        jax.jit(ur.lista_cp(UNFOLDINGS).apply)(cp, D, y), code, atol=ROUNDING
+    )
+    np.testing.assert_allclose(
+        jax.jit(layers.ista(UNFOLDINGS).apply)(ista, D, y), code, atol=ROUNDING
+    )
 
 
 def test_the_filters_start_alike_at_norm_one():
@@ -170,13 +179,17 @@ def test_every_pixel_lies_under_as_many_kernels_as_on_an_infinite_grid(kernel, s
         D = ur.dictionaries.Conv(jnp.ones((1, 1, kernel, kernel)), window.shape, stride)
         return (D @ jnp.ones(D.shape[1])).reshape(window.shape)
 
-    counted = jax.jit(lambda y: shift_average(count, y, kernel=kernel, stride=stride))(jnp.zeros((6, 8)))
+    counted = jax.jit(lambda y: shift_average(count, y, kernel=kernel, stride=stride))(
+        jnp.zeros((6, 8))
+    )
     np.testing.assert_allclose(counted, (kernel / stride) ** 2, rtol=ROUNDING)
 
 
 def test_nothing_done_to_the_windows_gives_the_picture_back():
     noisy = picture(5, 11)
-    np.testing.assert_allclose(shift_average(lambda w: w, noisy, kernel=4, stride=3), noisy, atol=ROUNDING)
+    np.testing.assert_allclose(
+        shift_average(lambda w: w, noisy, kernel=4, stride=3), noisy, atol=ROUNDING
+    )
 
 
 def test_with_stride_one_there_is_one_shift():
@@ -197,7 +210,9 @@ def test_a_batch_is_its_pictures_one_by_one_in_their_dtype():
     batch = picture(2, 7, 9).astype(jnp.float32)
     found = run(net, batch)
     assert found.dtype == jnp.float32 and found.shape == (2, 7, 9)
-    np.testing.assert_allclose(found[1], run(net, batch[1]), atol=1e-6)  # a few roundings of float32
+    np.testing.assert_allclose(
+        found[1], run(net, batch[1]), atol=1e-6
+    )  # a few roundings of float32
 
 
 def test_a_brighter_picture_gives_a_brighter_estimate():
@@ -215,7 +230,9 @@ def test_training_on_windows_reaches_all_parameters_and_lowers_the_error():
             return jnp.mean((jax.vmap(net.estimate, (0, None))(windows, 0.1) - windows) ** 2)
 
         value, gradients = nnx.value_and_grad(error)(net)
-        nnx.update(net, jax.tree.map(lambda p, g: p - 0.05 * g, nnx.state(net, nnx.Param), gradients))
+        nnx.update(
+            net, jax.tree.map(lambda p, g: p - 0.05 * g, nnx.state(net, nnx.Param), gradients)
+        )
         return value, gradients
 
     first, gradients = step(net)
@@ -258,9 +275,14 @@ def test_pictures_and_noise_levels_that_do_not_fit():
         adaptive(noisy, jnp.ones(3))
     with pytest.raises(ValueError, match=r"the picture has shape \(12,\)"):
         plain(noisy[:, 0])
-    with pytest.raises(ValueError, match=r"a window of \(11, 14\) does not fit; expected sides of 4 \+ multiples of 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"a window of \(11, 14\) does not fit; expected sides of 4 \+ multiples of 2",
+    ):
         plain.estimate(noisy[1:])
-    with pytest.raises(ValueError, match=r"the picture has shape \(1, 12, 14\); expected \(H, W\)$"):
+    with pytest.raises(
+        ValueError, match=r"the picture has shape \(1, 12, 14\); expected \(H, W\)$"
+    ):
         plain.code(noisy[None])
     with pytest.raises(ValueError, match=r"the picture has shape \(2, 12, 14\); expected \(H, W\)"):
         plain.density(jnp.zeros((2, 12, 14)))

@@ -11,7 +11,13 @@ import pytest
 
 from unrolled.dictionaries import Conv
 from unrolled.realize import _attention
-from unrolled.realize._attention import attention, attention_error, attention_leak, grid, multi_head_attention
+from unrolled.realize._attention import (
+    attention,
+    attention_error,
+    attention_leak,
+    grid,
+    multi_head_attention,
+)
 
 # For programs that run once: compiling is all their time, and this halves it.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -34,7 +40,9 @@ def attended(filters, bias, X, **options):
 
 
 def naive_conv(filters, X, stride, bias):
-    """Definition 5 entry by entry: zero-based, no flip, zeros past the far border, ceil(N / t) outputs."""
+    """Definition 5 entry by entry: zero-based, no flip, zeros past the far border, ceil(N / t)
+    outputs.
+    """
     n_atoms, n_channels, *kernel = filters.shape
     shape = X.shape[1:]
     stride = stride if isinstance(stride, tuple) else (stride,) * len(shape)
@@ -55,13 +63,24 @@ def integers(rng, *shape):
 
 def draw(filter_shape, signal_shape, seed=0):
     rng = np.random.default_rng(seed)
-    return integers(rng, *filter_shape), integers(rng, filter_shape[1], *signal_shape), integers(rng, filter_shape[0])
+    return (
+        integers(rng, *filter_shape),
+        integers(rng, filter_shape[1], *signal_shape),
+        integers(rng, filter_shape[0]),
+    )
 
 
 def rounding(filters, dtype=float):
-    """Of a sum over channels and taps, the masses that weigh it, and the bias; entries are at most 9."""
+    """Of a sum over channels and taps, the masses that weigh it, and the bias; entries are at most
+    9.
+    """
     n_terms = filters[0].size + 4
-    return n_terms * float(np.finfo(dtype).eps) * (np.abs(filters).sum((1, *range(2, filters.ndim))).max() + 1) * 9
+    return (
+        n_terms
+        * float(np.finfo(dtype).eps)
+        * (np.abs(filters).sum((1, *range(2, filters.ndim))).max() + 1)
+        * 9
+    )
 
 
 @pytest.mark.parametrize("filter_shape, signal_shape, stride", SHAPES)
@@ -73,11 +92,19 @@ def test_hard_attention_is_the_convolution(filter_shape, signal_shape, stride):
 
 @pytest.mark.parametrize("filter_shape, signal_shape, stride", [SHAPES[i] for i in (1, 6)])
 def test_soft_attention_errs_by_less_than_its_bound(filter_shape, signal_shape, stride):
-    """For every concentration and draw; the bound from the signal is below the one from its largest magnitude."""
+    """For every concentration and draw; the bound from the signal is below the one from its largest
+    magnitude.
+    """
     for alpha, seed in itertools.product((0.1, 1.0, 4.0, 16.0, 40.0), range(3)):
         filters, X, bias = draw(filter_shape, signal_shape, seed)
-        out = attention(filters, bias, signal_shape=signal_shape, stride=stride, alpha=alpha).apply(X)
-        error = np.abs(np.asarray(out) - naive_conv(filters, X, stride, bias)).reshape(len(filters), -1).max(1)
+        out = attention(filters, bias, signal_shape=signal_shape, stride=stride, alpha=alpha).apply(
+            X
+        )
+        error = (
+            np.abs(np.asarray(out) - naive_conv(filters, X, stride, bias))
+            .reshape(len(filters), -1)
+            .max(1)
+        )
         bound = attention_error(filters, X, alpha)
         assert (error <= bound + rounding(filters)).all()
         assert (bound <= attention_error(filters, np.abs(X).max(), alpha) * (1 + 1e-12)).all()
@@ -86,47 +113,66 @@ def test_soft_attention_errs_by_less_than_its_bound(filter_shape, signal_shape, 
 
 
 def test_the_error_halves_as_alpha_grows_by_log_2():
-    """It is exp(-alpha) times what the nearest tokens differ by; what is next in size is exp(-2 alpha)."""
+    """It is exp(-alpha) times what the nearest tokens differ by; what is next in size is exp(-2
+    alpha).
+    """
     filters, X, _ = draw((2, 2, 3), (10,))
     exact = naive_conv(filters, X, 1, np.zeros(2))
     errors = [
-        np.asarray(attention(filters, signal_shape=10, alpha=a).apply(X)) - exact for a in (10.0, 10.0 + math.log(2))
+        np.asarray(attention(filters, signal_shape=10, alpha=a).apply(X)) - exact
+        for a in (10.0, 10.0 + math.log(2))
     ]
     assert np.abs(errors[0]).max() > 1e-3
-    np.testing.assert_allclose(errors[0], 2 * errors[1], rtol=0, atol=2 * math.exp(-10) * np.abs(errors[0]).max())
+    np.testing.assert_allclose(
+        errors[0], 2 * errors[1], rtol=0, atol=2 * math.exp(-10) * np.abs(errors[0]).max()
+    )
     bounds = [attention_error(filters, X, a) for a in (10.0, 10.0 + math.log(2))]
     np.testing.assert_allclose(bounds[0], 2 * bounds[1], rtol=4 * math.exp(-10))
 
 
 @pytest.mark.parametrize("alpha", [4.0, 40.0, None])
 def test_without_zero_tokens_the_border_sees_the_last_token(alpha):
-    """C-26: at the last output all heads see x_N, where the convolution sees it once and then zeros."""
+    """C-26: at the last output all heads see x_N, where the convolution sees it once and then
+    zeros.
+    """
     N, w = 6, np.array([1.0, 2.0, 3.0])
     X = np.arange(1.0, N + 1)
     made = attention(w[None, None], signal_shape=N, alpha=alpha)
     zero_based = naive_conv(w[None, None], X[None], 1, np.zeros(1))[0]
-    bare = np.asarray(multi_head_attention(jnp.asarray(X)[:, None], made.heads, grid((N,)), grid((N,)), alpha=alpha))
+    bare = np.asarray(
+        multi_head_attention(
+            jnp.asarray(X)[:, None], made.heads, grid((N,)), grid((N,)), alpha=alpha
+        )
+    )
     leaked = 6 * attention_leak(alpha or 800.0) * 2 * N
     assert abs(bare[-1, 0] - w.sum() * N) <= leaked + 1e-12  # 36 in place of 6
     assert abs(bare[-1, 0] - zero_based[-1]) > 25
-    np.testing.assert_allclose(np.asarray(made.apply(X[None]))[0], zero_based, rtol=0, atol=leaked + 1e-12)
+    np.testing.assert_allclose(
+        np.asarray(made.apply(X[None]))[0], zero_based, rtol=0, atol=leaked + 1e-12
+    )
 
 
 def test_periodic_positions_give_the_circular_convolution():
     filters, X, _ = draw((2, 1, 4), (6,))
     heads = attention(filters, signal_shape=6).heads
-    out = np.asarray(multi_head_attention(jnp.asarray(X.T), heads, grid((6,)), grid((6,)), period=(6,)))
+    out = np.asarray(
+        multi_head_attention(jnp.asarray(X.T), heads, grid((6,)), grid((6,)), period=(6,))
+    )
     twice = naive_conv(filters, np.tile(X, 2), 1, np.zeros(2))[:, :6]
     np.testing.assert_array_equal(out.T, twice)
 
 
 def test_far_positions_are_told_apart_in_float32():
-    """Squares of distances exceed 2^24 here, what float32 holds exactly: logits are formed in integers."""
+    """Squares of distances exceed 2^24 here, what float32 holds exactly: logits are formed in
+    integers.
+    """
     T = 20_000
     heads = attention(np.eye(3, dtype=np.float32)[:, None], signal_shape=T).heads
     tokens = jnp.arange(T, dtype=jnp.float32)[:, None]
     for alpha in (None, 18.0):
-        out = multi_head_attention(tokens, heads, np.array([[17], [T - 5]]), grid((T,)), alpha=alpha)
+        out = multi_head_attention(
+            tokens, heads, np.array([[17], [T - 5]]), grid((T,)), alpha=alpha
+        )
         np.testing.assert_array_equal(np.asarray(out), [[17, 18, 19], [T - 5, T - 4, T - 3]])
 
 
@@ -136,7 +182,9 @@ def test_dtype_is_kept_and_float32_is_at_rounding_from_alpha_18(dtype):
     out = attended(filters, bias, X, signal_shape=12, alpha=alpha)
     assert out.dtype == dtype
     tolerance = rounding(filters, dtype)
-    np.testing.assert_allclose(np.asarray(out), naive_conv(filters, X, 1, bias), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(out), naive_conv(filters, X, 1, bias), rtol=0, atol=tolerance
+    )
     wide = jax.eval_shape(attention(filters, signal_shape=12).apply, X.astype(np.float64))
     assert wide.dtype == np.float64
 
@@ -155,7 +203,9 @@ def test_jit_vmap_and_derivatives():
 
     by_filter, by_bias, by_X = compiled(jax.grad(loss, (0, 1, 2)))(filters, bias, Xs[0])
     np.testing.assert_array_equal(np.asarray(by_bias), g.sum(1))
-    np.testing.assert_array_equal(np.asarray(by_X).reshape(-1), np.asarray(Conv(filters, 7, 2, "zero") @ g.reshape(-1)))
+    np.testing.assert_array_equal(
+        np.asarray(by_X).reshape(-1), np.asarray(Conv(filters, 7, 2, "zero") @ g.reshape(-1))
+    )
     unit = np.zeros_like(filters)
     unit[1, 0, 2] = 1
     assert by_filter[1, 0, 2] == np.vdot(naive_conv(unit, Xs[0], 2, np.zeros(2)), g)
@@ -167,7 +217,9 @@ def test_leak_is_the_sum_of_the_theory(alpha):
     # Ten roundings; the terms left out are below exp(-1000).
     assert attention_leak(alpha) == pytest.approx(others / (1 + others), rel=1e-14)
     for p in (2, 3):
-        assert attention_leak(alpha, p) == pytest.approx(-math.expm1(p * math.log1p(-attention_leak(alpha))), rel=1e-12)
+        assert attention_leak(alpha, p) == pytest.approx(
+            -math.expm1(p * math.log1p(-attention_leak(alpha))), rel=1e-12
+        )
 
 
 def test_leak_bounds_the_mass_of_other_tokens_and_is_reached_far_from_the_border():

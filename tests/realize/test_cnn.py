@@ -1,4 +1,6 @@
-"""The convolutional networks of Lemma 14: they compute the codes of the layers, and are as large as they are said to be."""
+"""The convolutional networks of Lemma 14: they compute the codes of the layers, and are as large as
+they are said to be.
+"""
 
 import itertools
 import math
@@ -11,7 +13,14 @@ import optax
 import pytest
 
 from unrolled import activations, analytic, dictionaries, layers, networks
-from unrolled.layers import Fixed, StepAndThreshold, Threshold, Unrolled, Weights, WeightsAndThreshold
+from unrolled.layers import (
+    Fixed,
+    StepAndThreshold,
+    Threshold,
+    Unrolled,
+    Weights,
+    WeightsAndThreshold,
+)
 from unrolled.realize import cnn, cnn_size, nnx_module
 from unrolled.realize._code_bounds import Bound, Step, Update, next_bound
 from unrolled.realize._polyphase import Architecture, identity_from, polyphase, tree_depth
@@ -24,7 +33,8 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def rounding(realization, n, depth, eps=EPS):
-    """n-term sums of numbers up to 1 + offset at every step, whose errors later steps (norm(T) near 1) hardly amplify.
+    """n-term sums of numbers up to 1 + offset at every step, whose errors later steps (norm(T) near
+    1) hardly amplify.
 
     Two computations of it, each sum with weights of absolute row sums up to 4.
     """
@@ -42,7 +52,9 @@ def dictionary(m, d, seed=0):
 
 
 def tied(D, K, seed=0):
-    """W near D / norm(D, 2)^2, so that I - W'D hardly expands, and thresholds that let about half of the entries pass."""
+    """W near D / norm(D, 2)^2, so that I - W'D hardly expands, and thresholds that let about half
+    of the entries pass.
+    """
     rng = np.random.default_rng([seed, K])
     W = D / np.linalg.norm(D, 2) ** 2 * rng.uniform(0.9, 1.1, D.shape)
     return Unrolled(Weights(W), Threshold(rng.uniform(0.01, 0.05, K)))
@@ -81,14 +93,19 @@ def iterate(D, params, y, rho=relu):
     """LISTA-CP by numpy."""
     x = np.zeros(D.shape[1])
     for k in range(len(params.steps.theta)):
-        W, theta = params.steps.W[k] if params.shared is None else params.shared.W, params.steps.theta[k]
+        W, theta = (
+            params.steps.W[k] if params.shared is None else params.shared.W,
+            params.steps.theta[k],
+        )
         u = x + W.T @ (y - D @ x)
         x = rho(u - theta) - rho(-u - theta)
     return x
 
 
 def run_by_numpy(network, y, rho=relu):
-    """The layers as they describe themselves: window by window, zeros past the end, rho where not linear."""
+    """The layers as they describe themselves: window by window, zeros past the end, rho where not
+    linear.
+    """
     hidden = h = np.asarray(y)[None]
     codes = []
     for layer in network.layers:
@@ -108,13 +125,25 @@ def run_by_numpy(network, y, rho=relu):
 
 # The codes are the layer's
 
-SHAPES = [(1, 1), (1, 4), (3, 1), (2, 3), (4, 7), (9, 5), (8, 8), (16, 3), (25, 12)]  # with powers of 2, 3, 4 and 5
+SHAPES = [
+    (1, 1),
+    (1, 4),
+    (3, 1),
+    (2, 3),
+    (4, 7),
+    (9, 5),
+    (8, 8),
+    (16, 3),
+    (25, 12),
+]  # with powers of 2, 3, 4 and 5
 
 
 @every_form
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
 def test_the_layers_described_compute_the_codes(kernel_size, form):
-    for (m, d), K, params_of in zip(SHAPES, (5, 1, 2, 0, 3, 4, 1, 5, 2), itertools.cycle([tied, untied])):
+    for (m, d), K, params_of in zip(
+        SHAPES, (5, 1, 2, 0, 3, 4, 1, 5, 2), itertools.cycle([tied, untied])
+    ):
         D, y = dictionary(m, d), signal(m)
         params, layer = params_of(D, K), layers.lista_cp(K)
         network = cnn(layer, params, D, kernel_size=kernel_size, signal_bound=1.0, form=form)
@@ -122,12 +151,16 @@ def test_the_layers_described_compute_the_codes(kernel_size, form):
         assert ours.shape == (d,) and (expected.any() or not K)
         assert_close(ours, expected, min(1e-12, rounding(network, 2 * d + m, K)))
         assert len(network.layers) == network.depth
-        assert (network.depth, network.n_weights) == cnn_size(m, d, K, kernel_size=kernel_size, form=form)
+        assert (network.depth, network.n_weights) == cnn_size(
+            m, d, K, kernel_size=kernel_size, form=form
+        )
 
 
 @every_form
 def test_apply_gives_the_codes_of_apply(form):
-    """Of the layer itself, eagerly and compiled, one signal and a batch, with negative entries (C-9)."""
+    """Of the layer itself, eagerly and compiled, one signal and a batch, with negative entries
+    (C-9).
+    """
     D, Y = dictionary(6, 10), np.stack([signal(6, seed) for seed in range(4)])
     layer, params = layers.lista_cp(5, tied=False), untied(D, 5)
     network = cnn(layer, params, D, kernel_size=3, signal_bound=1.0, form=form)
@@ -146,11 +179,19 @@ def test_only_what_emits_a_code_is_linear(form):
     D = dictionary(6, 10)
     for kernel_size, stride in ((3, 3), (5, 2)):
         network = cnn(
-            layers.lista_cp(2), tied(D, 2), D, kernel_size=kernel_size, stride=stride, signal_bound=1.0, form=form
+            layers.lista_cp(2),
+            tied(D, 2),
+            D,
+            kernel_size=kernel_size,
+            stride=stride,
+            signal_bound=1.0,
+            form=form,
         )
         assert all(one.activation == activations.relu for one in network.layers[:-1])
         assert network.layers[-1].activation is None
-        assert all(one.filters.shape[2] == kernel_size and one.stride == stride for one in network.layers)
+        assert all(
+            one.filters.shape[2] == kernel_size and one.stride == stride for one in network.layers
+        )
         (x,) = run_by_numpy(network, signal(6))
         assert_close(x, iterate(D, tied(D, 2), signal(6)), rounding(network, 26, 2))
         size = cnn_size(6, 10, 2, kernel_size=kernel_size, stride=stride, form=form)
@@ -165,7 +206,11 @@ def test_alista(form):
     for gamma in (np.array([1.2, 0.7, 0.9]), np.random.default_rng(1).uniform(0.7, 1.2, (K, 10))):
         params = Unrolled(Fixed(W), StepAndThreshold(gamma, np.array([0.05, 0.02, 0.01])))
         network = cnn(layers.alista(K), params, D, kernel_size=4, signal_bound=1.0, form=form)
-        assert_close(run_by_numpy(network, y)[0], layers.alista(K).apply(params, D, y), rounding(network, 26, K))
+        assert_close(
+            run_by_numpy(network, y)[0],
+            layers.alista(K).apply(params, D, y),
+            rounding(network, 26, K),
+        )
 
 
 def test_params_from_theory_and_as_a_tuple_of_steps():
@@ -217,7 +262,10 @@ def test_a_chain_runs_as_its_network():
 
 def test_deeper_blocks_need_no_bound_but_in_the_literal_form():
     network, params, Ds = chain((4, 4))
-    offsets = {form: cnn(network, params, Ds, kernel_size=3, signal_bound=1.0, form=form).offset for form in FORMS}
+    offsets = {
+        form: cnn(network, params, Ds, kernel_size=3, signal_bound=1.0, form=form).offset
+        for form in FORMS
+    }
     assert offsets["compact"] == offsets["positive"] == 1.0 < offsets["literal"]
 
 
@@ -230,13 +278,18 @@ def test_signals_out_of_range_are_said(form):
     realized = cnn(network, params, Ds, kernel_size=3, signal_bound=1.0, form=form)
     inside, outside, nan = signal(6), -1.5 * signal(6), np.full(6, np.nan)
     assert [bool(realized.in_range(y)) for y in (inside, outside, nan)] == [True, False, False]
-    assert jax.jit(jax.vmap(realized.in_range))(np.stack([inside, outside, nan])).tolist() == [True, False, False]
+    assert jax.jit(jax.vmap(realized.in_range))(np.stack([inside, outside, nan])).tolist() == [
+        True,
+        False,
+        False,
+    ]
     for y in (outside, nan):
         with pytest.raises(ValueError, match="signal_bound = 1"):
             realized.apply(y)
     with pytest.raises(ValueError, match="signal_bound = 1"):
         realized.run(realized.layers, outside)
-    below = 3 * inside  # where it is not said, under jit, the state y + M is cut at 0 and the codes are others
+    # where it is not said, under jit, the state y + M is cut at 0 and the codes are others
+    below = 3 * inside
     assert not np.allclose(jax.jit(realized.apply)(below)[1], network.apply(params, Ds, below)[1])
 
 
@@ -244,7 +297,9 @@ def test_apply_takes_one_signal():
     D = dictionary(6, 10)
     network = cnn(layers.lista_cp(1), tied(D, 1), D, kernel_size=2, signal_bound=1.0)
     for y in (np.zeros(10), np.zeros((2, 6)), np.zeros(())):
-        with pytest.raises(ValueError, match=r"expected \(6,\), one signal per call: try jax\.vmap"):
+        with pytest.raises(
+            ValueError, match=r"expected \(6,\), one signal per call: try jax\.vmap"
+        ):
             network.apply(y)
 
 
@@ -272,14 +327,18 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_other_activations_shrink_as_the_layer_does(name):
-    """The units that shrink are the layer's; what passes the state on is exact, or where rho(x) = x to rounding."""
+    """The units that shrink are the layer's; what passes the state on is exact, or where rho(x) = x
+    to rounding.
+    """
     rho, y = ACTIVATIONS[name], signal(6)
     network, params, Ds = chain((2, 2), activation=rho)
     first = iterate(Ds[0], params[0], y, on_numpy(rho))
     expected = first, iterate(Ds[1], params[1], first, on_numpy(rho))
     assert np.abs(first - iterate(Ds[0], params[0], y)).max() > 1e-4  # it is not ReLU
     for form in FORMS:
-        realized = cnn(network, params, Ds, kernel_size=3, signal_bound=1.0, form=form, activation=rho)
+        realized = cnn(
+            network, params, Ds, kernel_size=3, signal_bound=1.0, form=form, activation=rho
+        )
         for ours, x in zip(run_by_numpy(realized, y, on_numpy(rho)), expected, strict=True):
             assert_close(ours, x, min(1e-11, rounding(realized, 38, 4)))
         if rho.identity_on_positives:
@@ -291,9 +350,13 @@ def test_other_activations_shrink_as_the_layer_does(name):
 def test_a_soft_network_runs_as_its_layer():
     D, rho = dictionary(6, 10), ACTIVATIONS["softplus scaled"]
     params, layer = tied(D, 3), layers.lista_cp(3, activation=rho)
-    network = cnn(layer, params, D, kernel_size=3, signal_bound=1.0, form="positive", activation=rho)
+    network = cnn(
+        layer, params, D, kernel_size=3, signal_bound=1.0, form="positive", activation=rho
+    )
     expected = layer.apply(params, D, signal(6))
-    assert_close(compiled(network.run)(network.layers, signal(6)), expected, rounding(network, 26, 3))
+    assert_close(
+        compiled(network.run)(network.layers, signal(6)), expected, rounding(network, 26, 3)
+    )
 
 
 def test_identity_from_is_where_the_activation_is_the_identity_to_rounding():
@@ -302,7 +365,9 @@ def test_identity_from_is_where_the_activation_is_the_identity_to_rounding():
             c = identity_from(rho, dtype, "test")
             x = c + np.geomspace(1e-3, 1e6, 500)
             off = np.abs(np.asarray(rho(jnp.asarray(x))) - x)
-            assert (off <= 16 * np.finfo(dtype).eps * x).all(), name  # twice what the search asks: between its points
+            assert (off <= 16 * np.finfo(dtype).eps * x).all(), (
+                name
+            )  # twice what the search asks: between its points
             assert (c == 0) is rho.identity_on_positives
     for dtype, expected in (
         (np.float32, 13.9),
@@ -315,7 +380,14 @@ def test_a_compact_leaky_network_needs_no_bound_of_its_codes():
     """One block passes on nothing but y + M."""
     D, rho = dictionary(6, 10), activations.leaky_relu(0.1)
     params = tied(D, 3)
-    network = cnn(layers.lista_cp(3, activation=rho), params, D, kernel_size=3, signal_bound=1.0, activation=rho)
+    network = cnn(
+        layers.lista_cp(3, activation=rho),
+        params,
+        D,
+        kernel_size=3,
+        signal_bound=1.0,
+        activation=rho,
+    )
     assert network.offset == 1.0
     expected = layers.lista_cp(3, activation=rho).apply(params, D, signal(6))
     assert_close(network.apply(signal(6)), expected, rounding(network, 26, 3))
@@ -328,13 +400,17 @@ def test_float32():
     D, y = dictionary(12, 20), signal(12)
     layer, params = layers.lista_cp(5), tied(D, 5)
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (params, D, y))
-    expected = iterate(*jax.tree.map(lambda leaf: leaf.astype(float), (narrow[1], narrow[0], narrow[2])))
+    expected = iterate(
+        *jax.tree.map(lambda leaf: leaf.astype(float), (narrow[1], narrow[0], narrow[2]))
+    )
     for form in FORMS:
         network = cnn(layer, *narrow[:2], kernel_size=3, signal_bound=1.0, form=form)
         assert {leaf.dtype for leaf in jax.tree.leaves(network.layers)} == {np.dtype(np.float32)}
         (x,) = run_by_numpy(network, narrow[2])
         assert x.dtype == np.float32
-        assert_close(np.asarray(x, float), expected, rounding(network, 52, 5, np.finfo(np.float32).eps))
+        assert_close(
+            np.asarray(x, float), expected, rounding(network, 52, 5, np.finfo(np.float32).eps)
+        )
     x = cnn(layer, *narrow[:2], kernel_size=3, signal_bound=1.0).apply(narrow[2])
     assert x.dtype == np.float32
     assert_close(np.asarray(x, float), expected, rounding(network, 52, 5, np.finfo(np.float32).eps))
@@ -350,7 +426,11 @@ def test_a_wide_network_of_sixteen_steps():
         iterate(*jax.tree.map(lambda leaf: leaf.astype(float), (D, params, y))),
     )
     # Random errors in sums of n = 1280 terms add up like sqrt(n), not n.
-    assert_close(x, expected, rounding(network, math.sqrt(1280), K, np.finfo(np.float32).eps) * np.abs(expected).max())
+    assert_close(
+        x,
+        expected,
+        rounding(network, math.sqrt(1280), K, np.finfo(np.float32).eps) * np.abs(expected).max(),
+    )
     # Tied steps share their filters, and so do all trees.
     distinct = {id(one.filters): one.filters.size for one in network.layers}
     assert sum(distinct.values()) < 0.2 * network.n_weights
@@ -373,7 +453,9 @@ def test_an_nnx_model_of_it_is_trained():
         jax.grad(lambda layers: jnp.sum((realized.run(layers, y) - x - 0.1) ** 2))(realized.layers)
     )
     assert all(np.asarray(g).any() for g in expected)
-    sums = (sorted(float(jnp.sum(g)) for g in jax.tree.leaves(some)) for some in (gradient, expected))
+    sums = (
+        sorted(float(jnp.sum(g)) for g in jax.tree.leaves(some)) for some in (gradient, expected)
+    )
     np.testing.assert_allclose(*sums, rtol=1e-12, atol=1e-12)
     graph, state = nnx.split(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == realized.n_weights
@@ -381,7 +463,9 @@ def test_an_nnx_model_of_it_is_trained():
     before = float(loss(model))
     nnx.Optimizer(model, optax.sgd(1e-3), wrt=nnx.Param).update(model, gradient)
     assert float(loss(model)) < 0.99 * before
-    assert_close(realized.apply(y), x, rounding(realized, 11, 2))  # the realization keeps its own weights
+    assert_close(
+        realized.apply(y), x, rounding(realized, 11, 2)
+    )  # the realization keeps its own weights
     with pytest.raises(ValueError, match="signal_bound"):
         model(2 * y)
 
@@ -402,13 +486,17 @@ def test_the_counts_of_the_specification():
 
 
 def test_depth_and_weights_have_the_orders_of_lemma_14():
-    """Between fixed multiples of K log_s(d+m) and K (d+m)^2; a weight count moves with q / s^L, so by up to s."""
+    """Between fixed multiples of K log_s(d+m) and K (d+m)^2; a weight count moves with q / s^L, so
+    by up to s.
+    """
     for m, K, s in itertools.product((64, 128, 256, 512, 1024), (5, 10, 50), (2, 3)):
         d = 2 * m
         depth, n_weights = cnn_size(m, d, K, kernel_size=s, form="positive")
         assert 1.1 <= depth / (K * math.log(d + m, s)) <= 1.45
         assert 3.4 <= n_weights / (K * (d + m) ** 2) <= 9.4
-        literal, compact = (cnn_size(m, d, K, kernel_size=s, form=form) for form in ("literal", "compact"))
+        literal, compact = (
+            cnn_size(m, d, K, kernel_size=s, form=form) for form in ("literal", "compact")
+        )
         assert depth < literal.depth <= 2 * depth and literal.n_weights <= 2 * n_weights
         assert compact.depth == tree_depth(m, s) + K
         assert compact.n_weights <= s * K * (2 * d + m + 1) ** 2 + s**2 * m**2
@@ -417,7 +505,9 @@ def test_depth_and_weights_have_the_orders_of_lemma_14():
 
 
 def test_the_weights_of_a_chain_add_up():
-    """C-16: a sum over the blocks; the printed product is 7 orders of magnitude above it at 1024 -> 2048 -> 4096."""
+    """C-16: a sum over the blocks; the printed product is 7 orders of magnitude above it at 1024 ->
+    2048 -> 4096.
+    """
     K, pairs = 10, ((1024, 2048), (2048, 4096))
     for form in FORMS:
         depth, n_weights = cnn_size(1024, (2048, 4096), (K, K), kernel_size=3, form=form)
@@ -439,7 +529,14 @@ def test_a_chain_of_one_is_a_layer():
 
 def geometry(kernel_size, stride=None):
     return Architecture(
-        "positive", kernel_size, stride or kernel_size, activations.relu, 0.0, False, np.dtype(float), {}
+        "positive",
+        kernel_size,
+        stride or kernel_size,
+        activations.relu,
+        0.0,
+        False,
+        np.dtype(float),
+        {},
     )
 
 
@@ -477,19 +574,31 @@ def test_nonnegative_entries_and_single_layers_get_no_offset():
 
 def test_depth_is_counted_in_integers():
     """Floating logarithms fail at 125 = 5^3, 216 = 6^3 and 16807 = 7^5."""
-    for q, stride, L in ((125, 5, 3), (126, 5, 4), (216, 6, 3), (16807, 7, 5), (1, 2, 1), (2, 2, 1), (3, 2, 2)):
+    for q, stride, L in (
+        (125, 5, 3),
+        (126, 5, 4),
+        (216, 6, 3),
+        (16807, 7, 5),
+        (1, 2, 1),
+        (2, 2, 1),
+        (3, 2, 2),
+    ):
         assert tree_depth(q, stride) == L
 
 
 def test_the_literal_form_has_the_matrices_of_the_lemma():
-    """With a kernel as long as the state every dense map is one layer, and its filters are the matrix (C-15: shapes)."""
+    """With a kernel as long as the state every dense map is one layer, and its filters are the
+    matrix (C-15: shapes).
+    """
     (m, d), K, M, n = (3, 4), 2, 1.5, 11
     D = dictionary(m, d)
     params = untied(D, K)
     network = cnn(layers.lista_cp(K), params, D, kernel_size=n, signal_bound=M, form="literal")
     maps = [np.asarray(one.filters)[:, 0] for one in network.layers]
     shapes = [(n, m), (d + m, n), (n, d + m), (d, n)]
-    assert len(maps) == 4 and all(not np.any(A[:, q:]) and len(A) == p for A, (p, q) in zip(maps, shapes))
+    assert len(maps) == 4 and all(
+        not np.any(A[:, q:]) and len(A) == p for A, (p, q) in zip(maps, shapes)
+    )
     B_0, A, B_1, read = (A[:, :q] for A, (_, q) in zip(maps, shapes))
     T, identity = np.eye(d) - params.steps.W[1].T @ D, np.eye(m)
     assert_close(B_0, np.vstack([params.steps.W[0].T, -params.steps.W[0].T, identity]), EPS)
@@ -511,10 +620,14 @@ def test_the_literal_form_has_the_matrices_of_the_lemma():
 def test_what_lifts_the_literal_state_bounds_every_code():
     D, K = dictionary(6, 10), 6
     params = untied(D, K)
-    Y = np.sign(np.random.default_rng(3).normal(size=(200, 6)))  # the corners of the cube, where codes are large
+    Y = np.sign(
+        np.random.default_rng(3).normal(size=(200, 6))
+    )  # the corners of the cube, where codes are large
     for rho in (activations.relu, activations.elu(0.5), activations.leaky_relu(0.2)):
         layer = layers.lista_cp(K, activation=rho)
-        network = cnn(layer, params, D, kernel_size=26, signal_bound=1.0, form="literal", activation=rho)
+        network = cnn(
+            layer, params, D, kernel_size=26, signal_bound=1.0, form="literal", activation=rho
+        )
         codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))(params, D, Y)
         largest = np.abs(np.asarray(codes[:, : K - 1])).max((0, 1))
         lift = np.asarray(network.layers[2 * K - 3].bias)[:10]
@@ -523,7 +636,9 @@ def test_what_lifts_the_literal_state_bounds_every_code():
 
 
 def test_bounds_of_codes_are_attained():
-    """By u = 1 and theta = 1, where leaky ReLU gives 2 slope and ReLU gives 0, and by steps that only rotate."""
+    """By u = 1 and theta = 1, where leaky ReLU gives 2 slope and ReLU gives 0, and by steps that
+    only rotate.
+    """
     one, step = Bound(np.ones(1), 1.0), Step(Update(np.zeros((1, 1)), np.ones((1, 1))), np.ones(1))
     for rho in (activations.relu, activations.leaky_relu(0.2)):
         u, code = next_bound(step, one, one, rho)
@@ -601,7 +716,9 @@ def test_faults_are_said(fault):
 
 
 def test_a_bound_that_leaves_no_digit_is_refused():
-    """The literal form lifts by what the codes could reach; with W = 20 D that is 20^K and more, at last infinite."""
+    """The literal form lifts by what the codes could reach; with W = 20 D that is 20^K and more, at
+    last infinite.
+    """
     for K in (40, 400):
         params = Unrolled(Weights(20 * D), Threshold(np.full(K, 0.1)))
         with pytest.raises(ValueError, match='leaves no digit .* try form="compact"'):

@@ -48,18 +48,27 @@ def by_loops(h, filters, bias, stride, activation):
 def draw(name, seed=0):
     (n_in, *spatial), (n_out, *kernel), stride = CASES[name]
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(n_in, *spatial)), rng.normal(size=(n_out, n_in, *kernel)), rng.normal(size=n_out), stride
+    return (
+        rng.normal(size=(n_in, *spatial)),
+        rng.normal(size=(n_out, n_in, *kernel)),
+        rng.normal(size=n_out),
+        stride,
+    )
 
 
 def close(filters):
-    """A sum of as many products as a filter has weights, of normal numbers below 5, rounded once each."""
+    """A sum of as many products as a filter has weights, of normal numbers below 5, rounded once
+    each.
+    """
     return 25 * filters[0].size * EPS
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_is_its_loops(name):
     h, filters, bias, stride = draw(name)
-    relu, linear = (conv_layer(h, filters, bias, stride=stride, activation=a) for a in (activations.relu, None))
+    relu, linear = (
+        conv_layer(h, filters, bias, stride=stride, activation=a) for a in (activations.relu, None)
+    )
     expected = by_loops(h, filters, bias, stride, lambda u: u)
     assert relu.shape == linear.shape == expected.shape
     assert (expected < 0).any() or expected.size < 4
@@ -70,7 +79,9 @@ def test_a_layer_is_its_loops(name):
 def test_zeros_are_padded_on_the_far_side_alone():
     h, filters = np.arange(1.0, 6)[None], np.ones((1, 1, 3))
     out = conv_layer(h, filters, np.zeros(1), stride=2)
-    np.testing.assert_array_equal(out, [[1 + 2 + 3, 3 + 4 + 5, 5]])  # "SAME" would begin with 0 + 1 + 2
+    np.testing.assert_array_equal(
+        out, [[1 + 2 + 3, 3 + 4 + 5, 5]]
+    )  # "SAME" would begin with 0 + 1 + 2
 
 
 def test_other_activations_follow_the_bias():
@@ -90,7 +101,8 @@ def test_jit_vmap_and_gradient():
     batch = jax.jit(jax.vmap(layer, (0, None, None)))(jnp.stack([h, -h]), filters, bias)
     np.testing.assert_allclose(batch[0], expected, rtol=0, atol=close(filters))
     np.testing.assert_allclose(batch[1], layer(-h, filters, bias), rtol=0, atol=close(filters))
-    # Piecewise linear: away from a kink the derivative along (h, filters) and the bias is a difference.
+    # Piecewise linear: away from a kink the derivative along (h, filters) and the bias is a
+    # difference.
     gradient = jax.grad(lambda b: layer(h, filters, b).sum())(bias)
     np.testing.assert_array_equal(gradient, (np.asarray(expected) > 0).sum((1, 2)))
 
@@ -100,7 +112,9 @@ def test_the_wider_dtype_wins():
     narrow = [np.asarray(a, np.float32) for a in (h, filters, bias)]
     assert conv_layer(*narrow, stride=3).dtype == np.float32
     assert conv_layer(h, *narrow[1:], stride=3).dtype == np.float64
-    assert conv_layer(np.arange(6)[None], *narrow[1:], stride=3).dtype == np.float64  # integers: the default float
+    assert (
+        conv_layer(np.arange(6)[None], *narrow[1:], stride=3).dtype == np.float64
+    )  # integers: the default float
 
 
 def test_a_layer_record_regards_channels_as_a_signal():
@@ -117,7 +131,12 @@ def test_a_layer_record_regards_channels_as_a_signal():
 
 H, F, B = np.ones((2, 9)), np.ones((3, 2, 4)), np.ones(3)
 FAULTS = {
-    "channels that do not meet": ((H[:1], F, B), {}, ValueError, r"expect h with 2 channels.*got h of shape \(1, 9\)"),
+    "channels that do not meet": (
+        (H[:1], F, B),
+        {},
+        ValueError,
+        r"expect h with 2 channels.*got h of shape \(1, 9\)",
+    ),
     "bias of another length": ((H, F, B[:2]), {}, ValueError, r"bias of shape \(3,\)"),
     "one bias per position": ((H, F, np.ones((3, 5))), {}, ValueError, r"bias of shape \(3,\)"),
     "batch": ((H[None], F, B), {}, ValueError, r"try jax\.vmap"),
@@ -125,7 +144,12 @@ FAULTS = {
     "empty signal": ((H[:, :0], F, B), {}, ValueError, "none of them empty"),
     "stride 0": ((H, F, B), dict(stride=0), ValueError, "stride must be at least 1, got 0"),
     "stride 1.5": ((H, F, B), dict(stride=1.5), TypeError, "stride must be an integer"),
-    "two strides": ((H, F, B), dict(stride=(2, 2)), ValueError, r"stride \(2, 2\) has 2 entries; expected 1"),
+    "two strides": (
+        (H, F, B),
+        dict(stride=(2, 2)),
+        ValueError,
+        r"stride \(2, 2\) has 2 entries; expected 1",
+    ),
     "complex": ((H * 1j, F, B), {}, TypeError, "h is complex128"),
     "unknown activation": ((H, F, B), dict(activation="step"), ValueError, "unknown name 'step'"),
 }

@@ -1,4 +1,6 @@
-"""Transformers against the layers whose codes they compute: equal when hard, within their bound when soft."""
+"""Transformers against the layers whose codes they compute: equal when hard, within their bound
+when soft.
+"""
 
 import functools
 import math
@@ -18,7 +20,8 @@ from unrolled.realize._transformer_block import embed, read_code, run_block, tra
 EPS = np.finfo(float).eps
 # For programs that run once: compiling is all their time, and this halves it.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-# A step is a sum of some 30 products and three roundings of the shrinkage; six of them, each of gain below 3.
+# A step is a sum of some 30 products and three roundings of the shrinkage; six of them, each of
+# gain below 3.
 ROUNDING = 1e3 * EPS
 
 
@@ -52,7 +55,9 @@ def geometry(name):
 
 @functools.cache
 def families():
-    """D with 4 filters on signals of two channels, and layers of depth 6 with their params, by name."""
+    """D with 4 filters on signals of two channels, and layers of depth 6 with their params, by
+    name.
+    """
     D = conv(4, 2, 5, signal=18)
     W = analytic.frobenius_weights(D)
     per_filter = jnp.asarray(np.linspace(0.02, 0.2, 24).reshape(6, 4))
@@ -64,11 +69,16 @@ def families():
     )
     key = jax.random.key(0)
     varied = untied.init(key, D)
-    varied = jax.tree.map(lambda leaf: leaf * (1 + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape)), varied)
+    varied = jax.tree.map(
+        lambda leaf: leaf * (1 + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape)), varied
+    )
     steps = layers.StepAndThreshold(jnp.linspace(0.3, 0.6, 6), per_filter)
     return D, {
         "lista_cp": (tied, tied.init(key, D)),
-        "lista_cp, per filter": (tied, layers.Unrolled(layers.Weights(W / 2), Threshold(per_filter))),
+        "lista_cp, per filter": (
+            tied,
+            layers.Unrolled(layers.Weights(W / 2), Threshold(per_filter)),
+        ),
         "lista_cp, untied": (untied, varied),
         "lista_cp, untied, tuple": (untied, layers.unstack(varied)),
         "alista": (alista, layers.Unrolled(layers.Fixed(W), steps)),
@@ -78,7 +88,9 @@ def families():
 
 @functools.partial(compiled, static_argnums=(0,), static_argnames="alpha")
 def realized(layer, params, D, Y, alpha=None):
-    """The codes of a batch from a transformer that is built under jit, where bounds are not looked at."""
+    """The codes of a batch from a transformer that is built under jit, where bounds are not looked
+    at.
+    """
     return jax.vmap(transformer(layer, params, D, alpha=alpha, signal_bound=5.0).apply)(Y)
 
 
@@ -100,7 +112,10 @@ def test_a_block_is_an_iteration(name):
     D = geometry(name)
     rng = np.random.default_rng(1)
     D, W = (
-        Conv(rng.integers(-3, 4, D.filters.shape).astype(float), D.signal_shape, D.stride, D.boundary) for _ in "DW"
+        Conv(
+            rng.integers(-3, 4, D.filters.shape).astype(float), D.signal_shape, D.stride, D.boundary
+        )
+        for _ in "DW"
     )
     y, x = (rng.integers(-9, 10, n).astype(float) for n in D.shape)
     theta = np.arange(5.0, 5 + D.code_grid[0])
@@ -125,14 +140,18 @@ def test_a_block_is_an_iteration(name):
 
 def test_heads_and_hidden_units_are_as_many_as_the_theory_says():
     D = conv(3, 2, 4, signal=10)
-    block = jax.eval_shape(lambda: transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0).weights)
+    block = jax.eval_shape(
+        lambda: transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0).weights
+    )
     assert block.heads.values.shape == (2 * 4 - 1, 6, 6)
     assert block.hidden.shape == (4 * 3, 6) and block.output.shape == (6, 4 * 3)
     assert jax.eval_shape(lambda: embed(D, jnp.zeros(20))).shape == (10 + 3, 6)
 
 
 def test_the_mask_keeps_codes_off_tokens_that_hold_none():
-    """G is what does it: with bounds far too small, which a traced call cannot see, codes appear there."""
+    """G is what does it: with bounds far too small, which a traced call cannot see, codes appear
+    there.
+    """
     D = conv(3, 1, 4, signal=13)
 
     @compiled
@@ -145,7 +164,9 @@ def test_the_mask_keeps_codes_off_tokens_that_hold_none():
 
 
 def test_the_mask_exceeds_what_it_must():
-    """G >= abs(u) on all tokens and blocks, for signals that fill their bound and attention of any concentration."""
+    """G >= abs(u) on all tokens and blocks, for signals that fill their bound and attention of any
+    concentration.
+    """
     D, cases = families()
     layer, params = cases["lista_cp, untied"]
     positions = grid((D.signal_shape[0] + 4,))
@@ -156,24 +177,39 @@ def test_the_mask_exceeds_what_it_must():
         blocks = transformer(layer, params, D, signal_bound=1.0).blocks
 
         def body(tokens, block):
-            u = tokens + multi_head_attention(tokens, block.heads, positions, positions, alpha=alpha)
+            u = tokens + multi_head_attention(
+                tokens, block.heads, positions, positions, alpha=alpha
+            )
             return run_block(block, tokens, D, alpha), jnp.abs(u[:, :4]).max()
 
-        return -blocks.hidden[:, 0, -1], jax.vmap(lambda y: jax.lax.scan(body, embed(D, y), blocks)[1])(Y).max(0)
+        return -blocks.hidden[:, 0, -1], jax.vmap(
+            lambda y: jax.lax.scan(body, embed(D, y), blocks)[1]
+        )(Y).max(0)
 
     for alpha in (None, 0.01):
         G, found = map(np.asarray, largest(params, np.sign(normal(3, 50, 36)), alpha=alpha))
-        assert (found <= G / 2 * (1 + 1e-12)).all()  # G is twice its bound, for the sake of rounding
+        assert (
+            found <= G / 2 * (1 + 1e-12)
+        ).all()  # G is twice its bound, for the sake of rounding
         assert alpha or found[0] > 0.9 * G[0] / 2  # which the first block nearly reaches
 
 
 # The stack
 
 
-FORMS = ["lista_cp", "lista_cp, per filter", "lista_cp, untied", "lista_cp, untied, tuple", "alista", "ista"]
+FORMS = [
+    "lista_cp",
+    "lista_cp, per filter",
+    "lista_cp, untied",
+    "lista_cp, untied, tuple",
+    "alista",
+    "ista",
+]
 
 
-@pytest.mark.parametrize("name, alpha", [*((name, None) for name in FORMS), ("lista_cp", 40.0), ("alista", 40.0)])
+@pytest.mark.parametrize(
+    "name, alpha", [*((name, None) for name in FORMS), ("lista_cp", 40.0), ("alista", 40.0)]
+)
 def test_a_stack_has_the_codes_of_its_layer(name, alpha):
     D, cases = families()
     layer, params = cases[name]
@@ -183,14 +219,18 @@ def test_a_stack_has_the_codes_of_its_layer(name, alpha):
     assert_close(realized(layer, params, D, Y, alpha=alpha), expected, ROUNDING)
 
 
-@pytest.mark.parametrize("name", ["valid, stride 3", "valid, 2-D", "circular, longer kernel", "circular, 2-D"])
+@pytest.mark.parametrize(
+    "name", ["valid, stride 3", "valid, 2-D", "circular, longer kernel", "circular, 2-D"]
+)
 def test_stacks_on_other_geometries(name):
     D, layer = geometry(name), layers.lista_cp(4, lam=0.02)
 
     @compiled
     def both(D, y):
         params = layer.init(jax.random.key(0), D)
-        return transformer(layer, params, D, alpha=40.0, signal_bound=5.0).apply(y), layer.apply(params, D, y)
+        return transformer(layer, params, D, alpha=40.0, signal_bound=5.0).apply(y), layer.apply(
+            params, D, y
+        )
 
     ours, expected = both(D, normal(2, D.shape[0]))
     assert np.asarray(expected).any()
@@ -258,7 +298,9 @@ def test_it_can_be_built_under_jit_and_its_derivatives_are_those_of_the_layer():
     def by_layer(params, D, y):
         return g @ layer.apply(params, D, y)
 
-    ours, expected = (compiled(jax.value_and_grad(f, (0, 1, 2)))(params, D, y) for f in (by_transformer, by_layer))
+    ours, expected = (
+        compiled(jax.value_and_grad(f, (0, 1, 2)))(params, D, y) for f in (by_transformer, by_layer)
+    )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.asarray(b).any()
         assert_close(a, b, 100 * ROUNDING)  # sums over all positions, six factors deep
@@ -269,19 +311,27 @@ def test_the_fixed_weights_of_alista_stay_fixed():
     layer, params = cases["alista"]
 
     def loss(params):
-        return jnp.sum(transformer(layer, params, D, signal_bound=5.0).apply(jnp.asarray(normal(5, 36))) ** 2)
+        return jnp.sum(
+            transformer(layer, params, D, signal_bound=5.0).apply(jnp.asarray(normal(5, 36))) ** 2
+        )
 
     gradient = compiled(jax.grad(loss))(params)
-    assert not np.asarray(gradient.shared.W.filters).any() and np.asarray(gradient.steps.gamma).all()
+    assert (
+        not np.asarray(gradient.shared.W.filters).any() and np.asarray(gradient.steps.gamma).all()
+    )
 
 
 # The error of soft attention
 
 
 def test_soft_codes_stay_within_their_bound():
-    """For all draws and concentrations, also where the layer expands; a bound of the codes makes it smaller."""
+    """For all draws and concentrations, also where the layer expands; a bound of the codes makes it
+    smaller.
+    """
     layer = layers.lista_cp(6, lam=0.05)
-    params = compiled(lambda D, c: jax.tree.map(lambda leaf: leaf * c, layer.init(jax.random.key(0), D)))  # c / L
+    params = compiled(
+        lambda D, c: jax.tree.map(lambda leaf: leaf * c, layer.init(jax.random.key(0), D))
+    )  # c / L
     for alpha in (2.0, 8.0, 16.0, 30.0):
         for seed in range(3):
             D = conv(3, 2, 4, signal=12, seed=seed)
@@ -300,8 +350,8 @@ def test_soft_codes_stay_within_their_bound():
 def test_the_bound_is_reached():
     """One tap and W = -D / 2, so that codes and their errors grow, and signs that alternate.
 
-    Away from the border both neighbours of a target carry its opposite, and what is read of x and y adds up: all that the
-    recursion gives away is of second order in the leak.
+    Away from the border both neighbours of a target carry its opposite, and what is read of x and y
+    adds up: all that the recursion gives away is of second order in the leak.
     """
     alpha, theta = 6.0, 0.1
     D = Conv(np.ones((1, 1, 1)), 12)
@@ -331,9 +381,13 @@ def test_the_error_and_its_bound_vanish_as_alpha_grows():
     bounds = [transformer_error(layer, params, D, alpha=a, signal_bound=5.0)[-1] for a in alphas]
     for numbers in (errors, bounds):
         for one, other in zip(numbers, numbers[1:]):
-            assert one / other == pytest.approx(math.exp(4), rel=0.02)  # the rest is of order exp(-2 alpha)
+            assert one / other == pytest.approx(
+                math.exp(4), rel=0.02
+            )  # the rest is of order exp(-2 alpha)
     assert 1e-5 < errors[0] < 1e-2
-    np.testing.assert_array_equal(transformer_error(layer, params, D, alpha=None, signal_bound=5.0), np.zeros(7))
+    np.testing.assert_array_equal(
+        transformer_error(layer, params, D, alpha=None, signal_bound=5.0), np.zeros(7)
+    )
 
 
 def test_the_bound_is_computed_in_float64_from_float32_weights():
@@ -393,9 +447,13 @@ def test_weights_that_no_block_realizes_are_refused():
     with pytest.raises(ValueError, match=r"W has kernel \(9,\).*expected those of D: \(3,\)"):
         built(D, layer, params._replace(shared=layers.Weights(other)))
     with pytest.raises(ValueError, match="expected those of D"):
-        transformer_block(D, Conv(D.filters, 9, 1, "circular"), 0.1, signal_bound=1.0, code_bound=1.0)
+        transformer_block(
+            D, Conv(D.filters, 9, 1, "circular"), 0.1, signal_bound=1.0, code_bound=1.0
+        )
     per_position = params._replace(steps=Threshold(jnp.ones((2, 14))))
-    with pytest.raises(ValueError, match=r"theta has shape \(14,\) at a step; .* the same at all positions"):
+    with pytest.raises(
+        ValueError, match=r"theta has shape \(14,\) at a step; .* the same at all positions"
+    ):
         built(D, layer, per_position)
     with pytest.raises(ValueError, match=r"gamma has shape \(2,\)"):
         transformer_block(D, D, 0.1, gamma=np.ones(2), signal_bound=1.0, code_bound=1.0)
@@ -444,7 +502,9 @@ def test_bounds_must_be_numbers():
     with pytest.raises(ValueError, match="code_bound must be non-negative"):
         transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0, code_bound=-1.0)
     with pytest.raises(TypeError, match="call it outside jit"):
-        jax.jit(lambda params: transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0))(params)
+        jax.jit(lambda params: transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0))(
+            params
+        )
 
 
 def test_tokens_and_signals_of_another_shape_are_refused():

@@ -63,7 +63,9 @@ def test_mutual_coherence_ignores_scale_sign_and_order():
     rng = np.random.default_rng(2)
     D = rng.normal(size=(10, 25))
     changed = (D * rng.choice([-1, 1], 25) * 10.0 ** rng.uniform(-6, 6, 25))[:, rng.permutation(25)]
-    assert theory.mutual_coherence(changed) == pytest.approx(float(theory.mutual_coherence(D)), abs=ROUNDING)
+    assert theory.mutual_coherence(changed) == pytest.approx(
+        float(theory.mutual_coherence(D)), abs=ROUNDING
+    )
 
 
 def test_mutual_coherence_of_one_atom_is_zero_and_of_orthonormal_atoms_a_rounding():
@@ -89,7 +91,9 @@ def test_a_zero_column_is_refused_where_it_is_seen_and_nan_under_jit():
 
 @jax.jit
 def everything(W, D):
-    """All that theory says of a pair, and the pair as matrices (numpy arrays, so that one compilation serves)."""
+    """All that theory says of a pair, and the pair as matrices (numpy arrays, so that one
+    compilation serves).
+    """
     return (
         theory.mutual_coherence(D),
         *theory.coherence(W, D),
@@ -110,13 +114,19 @@ def test_a_zero_column_or_weights_with_nan_give_nan_under_jit_at_any_size():
 
 def test_weights_may_have_a_longer_kernel_than_the_dictionary():
     D = conv("1-D circular")
-    W = dictionaries.Conv(np.pad(np.asarray(D.filters), ((0, 0), (0, 0), (0, 2))), 16, boundary="circular")
-    assert theory.coherence(W, D).mu_W == pytest.approx(float(theory.coherence(D, D).mu_W), abs=ROUNDING)
+    W = dictionaries.Conv(
+        np.pad(np.asarray(D.filters), ((0, 0), (0, 0), (0, 2))), 16, boundary="circular"
+    )
+    assert theory.coherence(W, D).mu_W == pytest.approx(
+        float(theory.coherence(D, D).mu_W), abs=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_convolutional_coherences_are_those_of_the_dense_matrix(name):
-    mu_D, mu_W, C_W, own, weights, matrix = map(np.asarray, everything(conv(name, seed=1), conv(name)))
+    mu_D, mu_W, C_W, own, weights, matrix = map(
+        np.asarray, everything(conv(name, seed=1), conv(name))
+    )
     assert mu_D == pytest.approx(brute_force(matrix), abs=ROUNDING)
     assert mu_W == pytest.approx(gram(weights, matrix).max(), abs=ROUNDING)
     assert C_W == pytest.approx(np.abs(weights).max(), abs=EPS)
@@ -130,7 +140,9 @@ def test_convolutional_coherence_outside_jit_and_with_dense_weights():
     mu_D, mu_W, C_W = map(float, everything(W, D)[:3])
     assert theory.mutual_coherence(D) == pytest.approx(mu_D, abs=ROUNDING)
     for weights in (W, dictionaries.dense(W)):
-        assert [float(v) for v in theory.coherence(weights, D)] == pytest.approx([mu_W, C_W], abs=ROUNDING)
+        assert [float(v) for v in theory.coherence(weights, D)] == pytest.approx(
+            [mu_W, C_W], abs=ROUNDING
+        )
 
 
 def test_coherence_of_other_structured_dictionaries_is_dense():
@@ -139,7 +151,9 @@ def test_coherence_of_other_structured_dictionaries_is_dense():
     for D in (dictionaries.Concatenated(np.eye(8), D1), dictionaries.Composed(D1, D2)):
         matrix = dictionaries.dense(D)
         assert theory.mutual_coherence(D) == pytest.approx(brute_force(matrix), abs=ROUNDING)
-        assert theory.coherence(D, D).mu_W == pytest.approx(gram(matrix, matrix).max(), abs=ROUNDING)
+        assert theory.coherence(D, D).mu_W == pytest.approx(
+            gram(matrix, matrix).max(), abs=ROUNDING
+        )
 
 
 def test_coherence_of_weights_is_the_largest_product_and_the_largest_entry():
@@ -149,7 +163,9 @@ def test_coherence_of_weights_is_the_largest_product_and_the_largest_entry():
     mu, C = theory.coherence(W, D)
     assert mu == pytest.approx(gram(W, D).max(), rel=12 * EPS)
     assert C == np.abs(W).max()
-    assert theory.diagonal(W, D) == pytest.approx(np.sum(W * D, axis=0), abs=12 * np.abs(W).max() * EPS)
+    assert theory.diagonal(W, D) == pytest.approx(
+        np.sum(W * D, axis=0), abs=12 * np.abs(W).max() * EPS
+    )
 
 
 def test_coherence_promotes_mixed_dtypes_and_batches():
@@ -200,17 +216,23 @@ def test_babel_is_the_largest_sum_of_s_products(m, d):
     D = unit(np.random.default_rng(1).normal(size=(m, d)))
     sizes = sorted({0, 1, 2, d // 2, d - 1, d, d + 2})
     values = dict(zip(sizes, map(float, jax.jit(lambda D: [theory.babel(D, s) for s in sizes])(D))))
-    assert list(values.values()) == pytest.approx([babel_by_sorting(D, s) for s in sizes], abs=d * ROUNDING)
+    assert list(values.values()) == pytest.approx(
+        [babel_by_sorting(D, s) for s in sizes], abs=d * ROUNDING
+    )
     mu = float(theory.mutual_coherence(D))
     assert values[0] == 0 and values[1] == pytest.approx(mu, abs=ROUNDING)
     assert all(values[s] <= s * mu + d * ROUNDING for s in sizes)
-    assert [values[d], values[d + 2]] == pytest.approx([values[d - 1]] * 2, rel=d * EPS)  # all the others
+    assert [values[d], values[d + 2]] == pytest.approx(
+        [values[d - 1]] * 2, rel=d * EPS
+    )  # all the others
 
 
 def test_babel_of_equiangular_atoms_is_s_mu_and_of_one_atom_zero():
     D = dictionaries.paley(13)
     found = jax.jit(lambda D: [theory.babel(D, s) for s in (1, 3, 13, 99)])(D)
-    assert list(map(float, found)) == pytest.approx(np.array([1, 3, 13, 13]) / math.sqrt(13), rel=1e-12)
+    assert list(map(float, found)) == pytest.approx(
+        np.array([1, 3, 13, 13]) / math.sqrt(13), rel=1e-12
+    )
     assert [float(theory.babel(np.ones((1, 1)), s)) for s in (0, 1, 5)] == [0, 0, 0]
     assert theory.babel(np.eye(4), 2) == 0
 
@@ -227,7 +249,9 @@ def test_babel_knows_that_close_pairs_are_far_from_the_rest():
                                   "1-D circular, stride 3 does not divide 8"])  # fmt: skip
 def test_babel_of_convolutions_is_that_of_the_dense_matrix(name):
     D = conv(name)
-    found, matrix = jax.jit(lambda D: ([theory.babel(D, s) for s in (1, 3, 10**6)], dictionaries.dense(D)))(D)
+    found, matrix = jax.jit(
+        lambda D: ([theory.babel(D, s) for s in (1, 3, 10**6)], dictionaries.dense(D))
+    )(D)
     expected = [babel_by_sorting(np.asarray(matrix), s) for s in (1, 3, 10**6)]
     assert [float(v) for v in found] == pytest.approx(expected, abs=100 * ROUNDING)
 
@@ -250,7 +274,9 @@ def test_the_gradient_of_babel_matches_finite_differences():
         return theory.babel(dictionaries.normalize(X)[0], 3)
 
     numeric = (f(X + h * direction) - f(X - h * direction)) / (2 * h)
-    assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(float(numeric), rel=1e-7)  # EPS / h = 2e-10
+    assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(
+        float(numeric), rel=1e-7
+    )  # EPS / h = 2e-10
 
 
 def test_babel_errors():
@@ -270,7 +296,9 @@ def test_babel_errors():
 
 def test_spark_bound_by_hand():
     assert [theory.spark_bound(mu) for mu in (1.0, 0.5, 0.0)] == [2, 3, math.inf]
-    assert theory.spark_bound(jnp.asarray(0.25)) == 5 and isinstance(theory.spark_bound(0.25), float)
+    assert theory.spark_bound(jnp.asarray(0.25)) == 5 and isinstance(
+        theory.spark_bound(0.25), float
+    )
     for bad in (-0.1, math.nan):
         with pytest.raises(ValueError, match="mu must be non-negative"):
             theory.spark_bound(bad)
@@ -295,7 +323,9 @@ def test_fewer_atoms_than_the_spark_bound_are_independent_and_the_bound_is_attai
 def test_paley_frames_attain_the_welch_bound(q):
     D = dictionaries.paley(q)
     assert theory.welch_bound(*D.shape) == pytest.approx(1 / math.sqrt(q), rel=4 * EPS)
-    assert theory.mutual_coherence(D) == pytest.approx(1 / math.sqrt(q), abs=D.shape[0] * 8 * EPS)  # eigenvectors
+    assert theory.mutual_coherence(D) == pytest.approx(
+        1 / math.sqrt(q), abs=D.shape[0] * 8 * EPS
+    )  # eigenvectors
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -310,9 +340,19 @@ def test_the_welch_bound_is_below_every_mu_W(seed):
 
 
 def test_welch_bound_of_few_atoms_is_zero_and_of_bad_sizes_an_error():
-    assert [theory.welch_bound(*shape) for shape in ((4, 4), (5, 3), (3, 1), (1, 1))] == [0, 0, 0, 0]
+    assert [theory.welch_bound(*shape) for shape in ((4, 4), (5, 3), (3, 1), (1, 1))] == [
+        0,
+        0,
+        0,
+        0,
+    ]
     assert theory.welch_bound(1, 2) == 1
-    for m, d, error in ((0, 3, ValueError), (3, 0, ValueError), (2.0, 3, TypeError), (True, 3, TypeError)):
+    for m, d, error in (
+        (0, 3, ValueError),
+        (3, 0, ValueError),
+        (2.0, 3, TypeError),
+        (True, 3, TypeError),
+    ):
         with pytest.raises(error, match="welch_bound"):
             theory.welch_bound(m, d)
 
@@ -342,7 +382,9 @@ def test_max_sparsity_is_what_the_schedule_admits():
     # Any mu away from 1 / (2s - 1) by more than the conservative margin 1e-9.
     for mu in np.random.default_rng(0).uniform(0.005, 1.2, 500):
         s = theory.max_sparsity(mu, 10**6)
-        admitted = [theory.schedule(mu, 1.0, sparsity=k, bound=1.0, depth=0).holds for k in (s, s + 1)]
+        admitted = [
+            theory.schedule(mu, 1.0, sparsity=k, bound=1.0, depth=0).holds for k in (s, s + 1)
+        ]
         assert admitted == [True, False]
 
 
@@ -376,7 +418,9 @@ def test_rounding_guard_is_4_eps_G_s_B(dtype, precision, eps):
 
 def test_rounding_guard_of_unit_atoms_with_themselves_has_G_one():
     D = unit(np.random.default_rng(9).normal(size=(20, 40)))
-    assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) == pytest.approx(4 * EPS, rel=20 * EPS)
+    assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) == pytest.approx(
+        4 * EPS, rel=20 * EPS
+    )
 
 
 @pytest.mark.parametrize("name", ["1-D valid, stride 3", "1-D circular, short", "2-D circular"])
@@ -384,7 +428,9 @@ def test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices(name):
     D, W = conv(name), conv(name, seed=1)
     *_, weights, matrix = everything(W, D)
     expected = 4 * EPS * (np.abs(weights).T @ np.abs(matrix)).max() * 2
-    assert theory.rounding_guard(W, D, sparsity=2, bound=1.0) == pytest.approx(expected, rel=ROUNDING)
+    assert theory.rounding_guard(W, D, sparsity=2, bound=1.0) == pytest.approx(
+        expected, rel=ROUNDING
+    )
 
 
 def test_rounding_guard_of_a_kernel_that_wraps_onto_itself_is_no_smaller():

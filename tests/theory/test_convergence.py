@@ -1,4 +1,6 @@
-"""Thresholds atom by atom, stability of the iterates, objectives, plans: random members of the classes and brute force."""
+"""Thresholds atom by atom, stability of the iterates, objectives, plans: random members of the
+classes and brute force.
+"""
 
 import functools
 import itertools
@@ -87,12 +89,16 @@ def one_poor_atom():
 def conv():
     """Spikes and the Barker code of length 13 on a circle: one coherence per filter."""
     code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1])
-    D = dictionaries.Conv(unit(np.stack([np.eye(13)[0], code], 1)).T[:, None], 32, boundary="circular")
+    D = dictionaries.Conv(
+        unit(np.stack([np.eye(13)[0], code], 1)).T[:, None], 32, boundary="circular"
+    )
     return D, theory.generalized_coherence(D).W
 
 
 def transversal():
-    """30 lines over the field of 7 elements with 4 nonzeros each; the first four are parallel and meet no other one of them."""
+    """30 lines over the field of 7 elements with 4 nonzeros each; the first four are parallel and
+    meet no other one of them.
+    """
     rng, D = np.random.default_rng(0), np.zeros((28, 30))
     for column, line in zip(D.T, [0, 7, 14, 21, *rng.choice(np.arange(22, 49), 26, replace=False)]):
         column[[7 * i + (line // 7 + i * line) % 7 for i in range(4)]] = rng.choice([-1, 1], 4) / 2
@@ -104,7 +110,10 @@ def load(name, dtype=np.float64):
     rng = np.random.default_rng(1)
     D, W = {
         "minimax": minimax,
-        "minimax, off its diagonal": lambda: (minimax()[0], minimax()[1] * rng.uniform(0.97, 1.03, 48)),
+        "minimax, off its diagonal": lambda: (
+            minimax()[0],
+            minimax()[1] * rng.uniform(0.97, 1.03, 48),
+        ),
         "one poor atom": one_poor_atom,
         "transversal": lambda: (transversal(),) * 2,
         "conv": conv,
@@ -118,10 +127,16 @@ UNEVEN = ["minimax", "minimax, off its diagonal", "one poor atom", "transversal"
 
 
 def members(rng, p, n, s, *, least=0.0):
-    """Codes with at most s nonzeros in [least, 1]: random ones, and ones whose atoms all push one w_i the same way."""
+    """Codes with at most s nonzeros in [least, 1]: random ones, and ones whose atoms all push one
+    w_i the same way.
+    """
     d = p.D.shape[1]
-    support = np.argsort(rng.random((n, d)), axis=1) < rng.integers(max(s - 1, 1), s + 1, n)[:, None]
-    size = np.stack([np.ones((n, d)), rng.uniform(least, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))])
+    support = (
+        np.argsort(rng.random((n, d)), axis=1) < rng.integers(max(s - 1, 1), s + 1, n)[:, None]
+    )
+    size = np.stack(
+        [np.ones((n, d)), rng.uniform(least, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))]
+    )
     size = np.maximum(size[rng.integers(3, size=n), np.arange(n)], least)
     aligned = np.sign(p.W.astype(float).T @ p.D.astype(float))[rng.integers(d, size=n)]
     signs = np.where(rng.random((n, 1)) < 0.5, aligned, rng.choice([-1, 1], (n, d)))
@@ -133,7 +148,9 @@ def l1_noise(rng, p, n, delta):
     m, d = p.D.shape
     spike = np.eye(m)[np.abs(p.W).argmax(0)[rng.integers(d, size=n)]] * rng.choice([-1, 1], (n, 1))
     spread = rng.laplace(size=(n, m))
-    return delta * np.where(rng.random((n, 1)) < 0.7, spike, spread / np.abs(spread).sum(1, keepdims=True))
+    return delta * np.where(
+        rng.random((n, 1)) < 0.7, spike, spread / np.abs(spread).sum(1, keepdims=True)
+    )
 
 
 def l2_noise(rng, p, n, delta):
@@ -146,7 +163,9 @@ def signals(p, X, E=0.0):
 
 
 def assert_certified(p, found, X, Y, rho=None):
-    """No false positive at any step and no l1 error above the certified one, without tolerance: the guard is one."""
+    """No false positive at any step and no l1 error above the certified one, without tolerance: the
+    guard is one.
+    """
     for k, codes in enumerate(iterates(p.D, p.W, found.theta, Y, rho), start=1):
         assert not codes[X == 0].any(), k
         assert np.abs(codes - X).sum(1).max() <= found.error[k], k
@@ -178,11 +197,14 @@ def test_atom_coherence_of_structured_dictionaries_and_under_jit():
 
 
 def test_atom_schedule_is_the_worst_support_by_brute_force():
-    # Over supports S of s atoms: sum_{i in S} of (mu_i (E - |e_i|) + eta |e_i| + c_i + theta_i), e on one atom of S.
+    # Over supports S of s atoms: sum_{i in S} of (mu_i (E - |e_i|) + eta |e_i| + c_i + theta_i), e
+    # on one atom of S.
     rng = np.random.default_rng(2)
     for s, noise in itertools.product((1, 2, 3, 4), (0.0, 0.1)):
         mus, C_Ws, eta = rng.uniform(0, 0.4, 7) ** 2, rng.uniform(0.3, 1, 7), rng.uniform(0, 0.1)
-        found = atom_schedule(mus, C_Ws, sparsity=s, bound=1.5, noise=noise, depth=9, guard=1e-3, eta=eta)
+        found = atom_schedule(
+            mus, C_Ws, sparsity=s, bound=1.5, noise=noise, depth=9, guard=1e-3, eta=eta
+        )
         c = C_Ws * noise + 1e-3
         for E, after, theta in zip(found.error, found.error[1:], found.theta):
             assert theta == pytest.approx(mus * E + c)
@@ -203,15 +225,22 @@ def test_atom_schedule_is_never_above_the_common_one(name, s, noise):
     ours, common = p.atoms(**options), p.common(**options)
     slack = 1 + 30 * 8 * EPS  # the sums are rounded in another order
     assert ours.contraction <= common.contraction * slack and ours.floor <= common.floor * slack
-    assert (ours.error <= common.error * slack).all() and (ours.theta <= common.theta[:, None] * slack).all()
+    assert (ours.error <= common.error * slack).all() and (
+        ours.theta <= common.theta[:, None] * slack
+    ).all()
     assert ours.holds or not common.holds
 
 
 def test_equal_atoms_have_the_common_schedule():
     options = dict(sparsity=3, bound=2.0, noise=0.01, depth=20, guard=1e-6, eta=1e-3)
-    ours, common = atom_schedule(np.full(9, 0.1), np.full(9, 0.7), **options), schedule(0.1, 0.7, **options)
+    ours, common = (
+        atom_schedule(np.full(9, 0.1), np.full(9, 0.7), **options),
+        schedule(0.1, 0.7, **options),
+    )
     assert ours.error == pytest.approx(common.error, rel=160 * EPS)
-    assert ours.theta == pytest.approx(np.broadcast_to(common.theta[:, None], (20, 9)), rel=160 * EPS)
+    assert ours.theta == pytest.approx(
+        np.broadcast_to(common.theta[:, None], (20, 9)), rel=160 * EPS
+    )
     assert ours[2:] == pytest.approx(common[2:])
 
 
@@ -243,8 +272,13 @@ def test_tiny_pairs_stay_under_the_recursion_whether_it_contracts_or_not():
         X = members(rng, p, 200, s)
         codes = iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, 200, noise)))
         for error, x in zip(found.error[1:], codes):
-            slack = 1e-12 * max(1, error)  # no guard: rounding of codes of size 1, and of errors that grow
-            assert np.abs(x[X == 0]).max(initial=0) <= slack and np.abs(x - X).sum(1).max() <= error + slack
+            slack = 1e-12 * max(
+                1, error
+            )  # no guard: rounding of codes of size 1, and of errors that grow
+            assert (
+                np.abs(x[X == 0]).max(initial=0) <= slack
+                and np.abs(x - X).sum(1).max() <= error + slack
+            )
             tightest = max(tightest, np.abs(x - X).sum(1).max() / error if error > 1e-6 else 0)
     assert tightest > 0.99
 
@@ -293,8 +327,8 @@ def test_without_the_guard_the_atoms_diverge(dtype):
 
 
 def test_the_l1_error_of_the_atoms_over_s_does_not_bound_the_largest_entry():
-    # w_1 = e_1 meets d_2 by mu, w_2 does not meet d_1: mus (mu, 0), E_1 = 2 mu E_0. From x* = (1, -1) the first entry
-    # is 1 - mu - 2 mu after a step, off by 3 mu, where E_1 / 2 = 2 mu.
+    # w_1 = e_1 meets d_2 by mu, w_2 does not meet d_1: mus (mu, 0), E_1 = 2 mu E_0. From x* = (1,
+    # -1) the first entry is 1 - mu - 2 mu after a step, off by 3 mu, where E_1 / 2 = 2 mu.
     mu = 0.2
     D = np.array([[1.0, mu], [0.0, math.sqrt(1 - mu**2)]])
     p = pair(D, np.diag([1.0, 1 / D[1, 1]]))
@@ -302,14 +336,20 @@ def test_the_l1_error_of_the_atoms_over_s_does_not_bound_the_largest_entry():
     found = p.atoms(sparsity=2, bound=1.0, depth=1)
     X = np.array([[1.0, -1.0]])
     (codes,) = iterates(p.D, p.W, found.theta, signals(p, X))
-    assert np.abs(codes - X).max() == pytest.approx(3 * mu) and found.error[1] / 2 == pytest.approx(2 * mu)
+    assert np.abs(codes - X).max() == pytest.approx(3 * mu) and found.error[1] / 2 == pytest.approx(
+        2 * mu
+    )
     assert np.abs(codes - X).sum() <= found.error[1]
 
 
 def test_atom_schedule_at_the_ends_of_its_range():
     mus, C_Ws = [0.1, 0.2], [1.0, 0.5]
     none = atom_schedule(mus, C_Ws, sparsity=0, bound=1.0, noise=0.1, depth=3)
-    assert none.holds and not none.error.any() and (none.contraction, none.rate, none.floor) == (0, math.inf, 0)
+    assert (
+        none.holds
+        and not none.error.any()
+        and (none.contraction, none.rate, none.floor) == (0, math.inf, 0)
+    )
     clipped, full = (atom_schedule(mus, C_Ws, sparsity=s, bound=1.0, depth=3) for s in (9, 2))
     assert clipped.error.tolist() == full.error.tolist()
     exact = atom_schedule([0.0, 0.0], C_Ws, sparsity=2, bound=1.0, depth=2)
@@ -320,7 +360,9 @@ def test_atom_schedule_at_the_ends_of_its_range():
     assert not beyond.holds and beyond.floor == math.inf and not np.isnan(beyond.theta).any()
     assert not np.isnan(beyond.error).any() and beyond.error[-1] == math.inf
     for unbounded in ({"bound": math.inf}, {"noise": math.inf}, {"guard": math.inf}):
-        found = atom_schedule([0.1, 0.0], C_Ws, **{"sparsity": 1, "bound": 1.0, "depth": 3, **unbounded})
+        found = atom_schedule(
+            [0.1, 0.0], C_Ws, **{"sparsity": 1, "bound": 1.0, "depth": 3, **unbounded}
+        )
         assert not found.holds and found.floor == math.inf
         assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
 
@@ -333,7 +375,9 @@ def test_noise_gain_is_the_largest_norm(dtype):
     # In float32 a norm of 48 squares; as a Conv, of its filters.
     expected = np.linalg.norm(p.W.astype(float), axis=0).max()
     assert theory.noise_gain(p.W) == pytest.approx(expected, rel=8 * float(np.finfo(dtype).eps))
-    assert theory.noise_gain(conv()[1]) == pytest.approx(np.linalg.norm(load("conv").W, axis=0).max())
+    assert theory.noise_gain(conv()[1]) == pytest.approx(
+        np.linalg.norm(load("conv").W, axis=0).max()
+    )
     assert type(theory.noise_gain(p.W)) is float
 
 
@@ -357,8 +401,11 @@ def test_twice_the_l2_noise_makes_a_false_positive_of_every_atom():
     found = schedule(p.mu, theory.noise_gain(p.W), sparsity=1, bound=1.0, noise=delta, depth=40)
     last = list(iterates(p.D, p.W, found.theta, 2 * delta * p.D.T))[-1]
     assert (np.diag(last) != 0).all()
-    # So the noise is used up: with its l1 norm, 8 times as large, thresholds and error would be 8 times theirs.
-    assert schedule(p.mu, p.C, sparsity=1, bound=1.0, noise=8 * delta, depth=1).floor == pytest.approx(8 * found.floor)
+    # So the noise is used up: with its l1 norm, 8 times as large, thresholds and error would be 8
+    # times theirs.
+    assert schedule(
+        p.mu, p.C, sparsity=1, bound=1.0, noise=8 * delta, depth=1
+    ).floor == pytest.approx(8 * found.floor)
 
 
 def test_largest_entries_do_not_answer_for_noise_in_l2():
@@ -383,8 +430,12 @@ def test_the_support_is_found_from_the_promised_step_on(name, s, noise):
         promised = found.steps_to_support(smallest, sparsity=s)
         assert 1 <= promised <= depth and found.error[promised] / s < smallest
         X = members(rng, p, 700, s, least=smallest)
-        X[:100] *= smallest / np.abs(np.where(X[:100] == 0, 1, X[:100]))  # all of them as small as allowed
-        codes = list(iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, len(X), noise))))
+        X[:100] *= smallest / np.abs(
+            np.where(X[:100] == 0, 1, X[:100])
+        )  # all of them as small as allowed
+        codes = list(
+            iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, len(X), noise)))
+        )
         assert all(((x != 0) == (X != 0)).all() for x in codes[promised - 1 :])
 
 
@@ -397,28 +448,49 @@ def test_the_support_is_not_found_before_the_promised_step():
         X = np.zeros((4, 128))
         for x, (i, j) in zip(X, [(0, 1), (0, 64), (64, 65), (5, 100)]):
             x[[i, j]] = 1, -small
-        sizes = [np.count_nonzero(codes, axis=1) for codes in iterates(p.D, p.W, found.theta, signals(p, X))]
-        assert (sizes[promised - 2] == 1).any() and all((size == 2).all() for size in sizes[promised - 1 :])
+        sizes = [
+            np.count_nonzero(codes, axis=1)
+            for codes in iterates(p.D, p.W, found.theta, signals(p, X))
+        ]
+        assert (sizes[promised - 2] == 1).any() and all(
+            (size == 2).all() for size in sizes[promised - 1 :]
+        )
 
 
 def test_with_noise_the_support_may_never_be_found():
     p = load("hadamard")
     found = schedule(1 / 8, 1.0, sparsity=2, bound=1.0, noise=0.05, depth=200)
     small = found.floor / 2
-    assert found.steps_to_support(small, sparsity=2) == math.inf > found.steps_to_support(1.01 * small, sparsity=2)
+    assert (
+        found.steps_to_support(small, sparsity=2)
+        == math.inf
+        > found.steps_to_support(1.01 * small, sparsity=2)
+    )
     X = np.zeros((1, 128))
     X[0, [0, 70]] = 1, 0.04
-    assert all((x != 0).sum() < 2 for x in iterates(p.D, p.W, found.theta, signals(p, X, -0.05 * p.D[:, 70])))
+    assert all(
+        (x != 0).sum() < 2
+        for x in iterates(p.D, p.W, found.theta, signals(p, X, -0.05 * p.D[:, 70]))
+    )
 
 
 def test_steps_to_support_at_the_ends_of_its_range():
     found = schedule(0.1, 1.0, sparsity=2, bound=1.0, depth=9)
     assert found.steps_to_support(1.0, sparsity=2) == 1  # error_0 / s is 1, not below
-    assert found.steps_to_support(1.01, sparsity=2) == found.steps_to_support(math.inf, sparsity=2) == 0  # no such code
+    assert (
+        found.steps_to_support(1.01, sparsity=2)
+        == found.steps_to_support(math.inf, sparsity=2)
+        == 0
+    )  # no such code
     assert found.steps_to_support(0.0, sparsity=2) == math.inf
     assert found.steps_to_support(0.1, sparsity=0) == 0
-    assert schedule(0.0, 1.0, sparsity=2, bound=1.0, depth=1).steps_to_support(1e-9, sparsity=2) == 1
-    assert schedule(0.5, 1.0, sparsity=2, bound=1.0, depth=1).steps_to_support(0.5, sparsity=2) == math.inf
+    assert (
+        schedule(0.0, 1.0, sparsity=2, bound=1.0, depth=1).steps_to_support(1e-9, sparsity=2) == 1
+    )
+    assert (
+        schedule(0.5, 1.0, sparsity=2, bound=1.0, depth=1).steps_to_support(0.5, sparsity=2)
+        == math.inf
+    )
     for wrong in (-1, 1.5, True):
         with pytest.raises((ValueError, TypeError), match="steps_to_support: sparsity"):
             found.steps_to_support(0.1, sparsity=wrong)
@@ -457,10 +529,14 @@ def test_sequence_bound_is_the_sum_of_its_definition_and_grows():
     W = np.asarray(theory.frobenius_weights(D))
     found, step = theory.sequence_bound(W, D, 12), np.linalg.norm(np.eye(25) - W.T @ D, 2)
     expected = [np.linalg.norm(W, 2) * sum(step**i for i in range(k)) for k in range(13)]
-    assert found == pytest.approx(expected, rel=2e-8) and (found >= expected).all()  # padded by 1e-9 a factor
+    assert (
+        found == pytest.approx(expected, rel=2e-8) and (found >= expected).all()
+    )  # padded by 1e-9 a factor
     assert (found >= np.linalg.norm(W, 2) * np.arange(13)).all()  # d > m: at least linearly
     assert theory.sequence_bound(W, D, 0).tolist() == [0]
-    assert theory.sequence_bound(np.eye(3), np.eye(3), 4) == pytest.approx([0, 1, 1, 1, 1])  # no growth: W'D = I
+    assert theory.sequence_bound(np.eye(3), np.eye(3), 4) == pytest.approx(
+        [0, 1, 1, 1, 1]
+    )  # no growth: W'D = I
 
 
 def test_sequence_bound_overflows_to_infinity_without_a_warning():
@@ -475,7 +551,9 @@ def test_without_thresholds_the_iterates_grow_as_the_spectral_radius():
     W, rng = np.asarray(theory.frobenius_weights(D)), np.random.default_rng(12)
     Y, change = rng.normal(size=(2, 50, 20))
     runs = zip(iterates(D, W, np.zeros(40), Y), iterates(D, W, np.zeros(40), Y + change))
-    growth = [(np.linalg.norm(x - z, axis=1) / np.linalg.norm(change, axis=1)).max() for x, z in runs]
+    growth = [
+        (np.linalg.norm(x - z, axis=1) / np.linalg.norm(change, axis=1)).max() for x, z in runs
+    ]
     radius = np.abs(np.linalg.eigvals(np.eye(60) - W.T @ D)).max()
     assert 2.4 < radius < 2.7
     assert (growth[39] / growth[19]) ** (1 / 20) == pytest.approx(radius, rel=0.01)
@@ -487,7 +565,10 @@ def test_two_runs_on_one_support_stay_within_the_support_bound():
     # Runs that know no other atoms are supported on them, whatever the thresholds and signals are.
     rng, tightest = np.random.default_rng(13), 0.0
     for _ in range(60):
-        p, t = load(rng.choice(["minimax, off its diagonal", "paley", "conv", "hadamard"])), rng.integers(1, 6)
+        p, t = (
+            load(rng.choice(["minimax, off its diagonal", "paley", "conv", "hadamard"])),
+            rng.integers(1, 6),
+        )
         bound = theory.support_bound(p.mu, p.C, size=t, eta=p.eta)
         chosen = rng.choice(p.D.shape[1], t, replace=False)
         theta = rng.exponential(0.2, (25, t)) * rng.integers(0, 2)
@@ -503,7 +584,8 @@ def test_two_runs_on_one_support_stay_within_the_support_bound():
 
 
 def test_inside_the_class_the_support_bound_holds_for_all_k():
-    # C-12: Paley 51 x 102, s = 4. Bound about 5, observed below .5; the printed constant is (d mu)^k.
+    # C-12: Paley 51 x 102, s = 4. Bound about 5, observed below .5; the printed constant is (d
+    # mu)^k.
     p, rng, s, delta = load("paley"), np.random.default_rng(14), 4, 0.05
     found = p.common(sparsity=s, bound=1.0, noise=delta, depth=60)
     X = members(rng, p, 2000, s)
@@ -521,7 +603,11 @@ def test_inside_the_class_the_support_bound_holds_for_all_k():
 def test_support_bound_at_the_ends_of_its_range():
     assert theory.support_bound(0.1, 0.7, size=0) == 0
     assert theory.support_bound(0.1, 0.7, size=1) == 0.7
-    assert theory.support_bound(0.25, 1.0, size=5) == theory.support_bound(0.1, 1.0, size=2, eta=0.95) == math.inf
+    assert (
+        theory.support_bound(0.25, 1.0, size=5)
+        == theory.support_bound(0.1, 1.0, size=2, eta=0.95)
+        == math.inf
+    )
     assert theory.support_bound(math.inf, 1.0, size=1) == 1
     assert theory.support_bound(0.1, math.inf, size=2) == math.inf
 
@@ -540,10 +626,14 @@ def test_the_objective_stays_within_its_bound_on_both_sides(name, gamma):
     found = p.common(sparsity=s, bound=1.0, noise=0.02, depth=25, guard=p.guard(s))
     X = members(rng, p, 1000, s)
     z = signals(p, X)
-    bounds = [theory.objective_bound(p.D, e, sparsity=s, gamma=gamma) for e in found.error[[0, 1, 5, 25]]]
+    bounds = [
+        theory.objective_bound(p.D, e, sparsity=s, gamma=gamma) for e in found.error[[0, 1, 5, 25]]
+    ]
     codes = [0 * X, *iterates(p.D, p.W, found.theta, z + l1_noise(rng, p, len(X), 0.02))]
     for k, bound in zip((0, 1, 5, 25), bounds):
-        assert np.abs(objective(p.D, z, codes[k], gamma) - objective(p.D, z, X, gamma)).max() <= bound * (1 + 1e-12)
+        assert np.abs(
+            objective(p.D, z, codes[k], gamma) - objective(p.D, z, X, gamma)
+        ).max() <= bound * (1 + 1e-12)
 
 
 def test_objective_bound_by_its_formula(dtype):
@@ -565,7 +655,9 @@ def test_the_true_code_does_not_minimise_the_objective():
     X = np.zeros((1, 128))
     X[0, [0, 1]] = 1
     for k, codes in enumerate(iterates(p.D, p.W, found.theta, signals(p, X)), start=1):
-        change = (objective(p.D, signals(p, X), codes, 0.5) - objective(p.D, signals(p, X), X, 0.5)).item()
+        change = (
+            objective(p.D, signals(p, X), codes, 0.5) - objective(p.D, signals(p, X), X, 0.5)
+        ).item()
         assert -theory.objective_bound(p.D, found.error[k], sparsity=2, gamma=0.5) <= change < -1e-4
 
 
@@ -622,7 +714,9 @@ def test_a_plan_is_the_best_of_all_depths(J, N, draws):
             reached += 1
             assert sum(found.depths) == best and E[tuple(np.array(found.depths) - 1)] <= tol
         expected = deep_schedule(mus, C_Ws, depths=found.depths, **options)
-        assert [block.error.tolist() for block in found.schedules] == [block.error.tolist() for block in expected]
+        assert [block.error.tolist() for block in found.schedules] == [
+            block.error.tolist() for block in expected
+        ]
     assert reached > draws / 2
 
 
@@ -686,9 +780,12 @@ def test_more_blocks_before_need_more_steps():
 
 
 def test_a_hopeless_plan_is_given_up_at_once():
-    # The floors are known beforehand; the search visits every pair of depths at which anything still moves.
+    # The floors are known beforehand; the search visits every pair of depths at which anything
+    # still moves.
     started = time.process_time()
-    found = plan([0.98 / 3] * 2, [1.0] * 2, sparsities=[2, 2], bounds=[1.0, 1.0], noises=[0.01, 0.0], tol=0.1)
+    found = plan(
+        [0.98 / 3] * 2, [1.0] * 2, sparsities=[2, 2], bounds=[1.0, 1.0], noises=[0.01, 0.0], tol=0.1
+    )
     assert not found.holds
     assert time.process_time() - started < 0.5
 
@@ -703,9 +800,20 @@ def test_a_slow_block_has_a_plan_of_many_steps():
 
 @pytest.mark.parametrize("name", ["noises", "guards", "etas", "bounds", "sparsities"])
 def test_plans_take_arrays_as_deep_schedule_does(name):
-    options = dict(sparsities=[1, 1], bounds=[1.0, 1.0], noises=[0.01, 0.0], guards=[1e-9, 1e-9], etas=[0.0, 1e-3])
+    options = dict(
+        sparsities=[1, 1],
+        bounds=[1.0, 1.0],
+        noises=[0.01, 0.0],
+        guards=[1e-9, 1e-9],
+        etas=[0.0, 1e-3],
+    )
     expected = plan([0.1, 0.1], [0.5, 0.5], tol=0.2, **options)
-    found = plan(np.array([0.1, 0.1]), np.array([0.5, 0.5]), tol=0.2, **{**options, name: np.array(options[name])})
+    found = plan(
+        np.array([0.1, 0.1]),
+        np.array([0.5, 0.5]),
+        tol=0.2,
+        **{**options, name: np.array(options[name])},
+    )
     assert expected.holds and found.depths == expected.depths
 
 
@@ -722,7 +830,9 @@ def test_plans_of_float32_numbers_are_as_short_as_those_of_floats(kind):
         assert sum(found.depths) == sum(expected.depths)
 
 
-@pytest.mark.parametrize("problem", [dict(mus=[0.1, 0.1], bounds=[0.0, 0.0]), dict(mus=[0.0, 0.0], bounds=[1.0, 1.0])])
+@pytest.mark.parametrize(
+    "problem", [dict(mus=[0.1, 0.1], bounds=[0.0, 0.0]), dict(mus=[0.0, 0.0], bounds=[1.0, 1.0])]
+)
 def test_a_chain_that_leaves_no_error_has_a_plan_for_none(problem):
     options = dict(C_Ws=[1.0, 1.0], sparsities=[1, 1], **problem)
     assert deep_schedule(depths=[1, 1], **options)[1].error[1] == 0
@@ -735,18 +845,32 @@ def test_a_plan_of_no_blocks_is_empty():
 
 
 def test_plan_refuses_what_deep_schedule_refuses():
-    options = {"sparsities": [1], "bounds": [1.0], "noises": [0.0], "guards": [0.0], "etas": [0.0], "tol": 0.1}
+    options = {
+        "sparsities": [1],
+        "bounds": [1.0],
+        "noises": [0.0],
+        "guards": [0.0],
+        "etas": [0.0],
+        "tol": 0.1,
+    }
     for name in ("sparsities", "bounds", "noises", "guards", "etas"):
         with pytest.raises(ValueError, match=f"{name} has length 2; expected 1"):
             plan([0.1], [1.0], **{**options, name: [1, 1]})
     with pytest.raises(ValueError, match="C_Ws has length 2"):
         plan([0.1], [1.0, 1.0], **options)
-    for name, value in (("tol", -1.0), ("tol", math.nan), ("bounds", [-1.0]), ("noises", [math.nan])):
+    for name, value in (
+        ("tol", -1.0),
+        ("tol", math.nan),
+        ("bounds", [-1.0]),
+        ("noises", [math.nan]),
+    ):
         with pytest.raises(ValueError, match="must be non-negative and not NaN"):
             plan([0.1], [1.0], **{**options, name: value})
     for name in ("tol", "bounds"):
         with pytest.raises(TypeError, match="traced"):
-            jax.jit(lambda v: plan([0.1], [1.0], **{**options, name: v if name == "tol" else [v]}))(0.1)  # noqa: B023
+            jax.jit(lambda v: plan([0.1], [1.0], **{**options, name: v if name == "tol" else [v]}))(
+                0.1
+            )  # noqa: B023
 
 
 # General activations: definitions, and the printed statements against the corrected ones.
@@ -771,7 +895,9 @@ def test_theorem_of_follows_the_definitions(rho):
     assert theory.theorem_of(rho) == expected
     for mu, covers in ((1e-3, True), (1.0, False)):
         found = activation_schedule(rho, mu, 1.0, d=16, sparsity=2, bound=1.0, noise=0.01, depth=3)
-        assert (found.theorem, found.holds) == ((expected, bool(expected)) if covers else ("", False))
+        assert (found.theorem, found.holds) == (
+            (expected, bool(expected)) if covers else ("", False)
+        )
         assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
 
 
@@ -788,8 +914,9 @@ def test_theorem_of_agrees_with_the_schedule_on_activations_of_a_user():
 
 
 def test_the_printed_condition_on_L_is_void_and_the_corrected_one_is_that_of_the_tail():
-    # C-17. L, the Lipschitz constant of rho, is at least 1 since rho(x) = x on x >= 0: 2 - 2 L <= 0. With L_h instead,
-    # mu (2 L_h^m d + (2 - 2 L_h^m) s) < 1 holds for ELU(.1) from m = 2 on, for ELU(.5) from m = 8, for ELU(1) never.
+    # C-17. L, the Lipschitz constant of rho, is at least 1 since rho(x) = x on x >= 0: 2 - 2 L <=
+    # 0. With L_h instead, mu (2 L_h^m d + (2 - 2 L_h^m) s) < 1 holds for ELU(.1) from m = 2 on, for
+    # ELU(.5) from m = 8, for ELU(1) never.
     mu, d, s = 1 / 8, 128, 2
     first = {}
     for alpha in (0.1, 0.5, 1.0):
@@ -814,7 +941,8 @@ def hump(x):
 
 
 def test_composing_does_not_shrink_a_positive_tail():
-    # C-18, property (c): rho(x) = min(|x|, 1) / 2 on x < 0 has L_h = beta = 1/2, and rho^m = rho there.
+    # C-18, property (c): rho(x) = min(|x|, 1) / 2 on x < 0 has L_h = beta = 1/2, and rho^m = rho
+    # there.
     rho = act.Activation("hump", 0.5, 0.5, 0.5, 0.5, hump, identity_on_positives=True)
     x = np.linspace(-3, 0, 301)
     for m in (2, 3):
@@ -827,7 +955,9 @@ def test_composing_does_not_shrink_a_positive_tail():
 TAILS = {
     act.leaky_relu(0.3): lambda u: np.where(u > 0, u, 0.3 * u),
     act.elu(0.7): lambda u: np.where(u > 0, u, 0.7 * np.expm1(np.minimum(u, 0))),
-    act.scale(act.elu(1.67), 5.0): lambda u: np.where(u > 0, u, 0.334 * np.expm1(5 * np.minimum(u, 0))),
+    act.scale(act.elu(1.67), 5.0): lambda u: np.where(
+        u > 0, u, 0.334 * np.expm1(5 * np.minimum(u, 0))
+    ),
     act.softplus: lambda u: np.logaddexp(0, u),
     act.scale(act.softplus, 20.0): lambda u: np.logaddexp(0, 20 * u) / 20,
     act.silu: lambda u: u / 2 * (1 + np.tanh(u / 2)),
@@ -844,7 +974,9 @@ def test_tiny_pairs_stay_under_the_recursion_of_an_activation(rho):
         options = dict(d=d, sparsity=s, bound=1.0, noise=noise, depth=6, eta=p.eta)
         found = activation_schedule(rho, p.mu, p.C, **options)
         X = members(rng, p, 200, s)
-        codes = iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, 200, noise)), TAILS[rho])
+        codes = iterates(
+            p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, 200, noise)), TAILS[rho]
+        )
         for error, off_support, x in zip(found.error[1:], found.off_support[1:], codes):
             assert np.abs(x - X).sum(1).max() <= error * (1 + 1e-12) + 1e-12
             tightest = max(tightest, np.abs(x - X).sum(1).max() / error if error > 1e-6 else 0)
@@ -860,7 +992,9 @@ def two_spikes(d, i, j):
 
 
 def errors_of(rho, p, found, X):
-    return [np.abs(codes - X).sum() for codes in iterates(p.D, p.W, found.theta, signals(p, X), rho)]
+    return [
+        np.abs(codes - X).sum() for codes in iterates(p.D, p.W, found.theta, signals(p, X), rho)
+    ]
 
 
 def test_the_tail_leaves_an_error_that_the_printed_rate_does_not_have():
@@ -878,7 +1012,9 @@ def test_the_tail_leaves_an_error_that_the_printed_rate_does_not_have():
     assert own.holds and (errors_of(elu, p, own, X) <= own.error[1:]).all()
 
 
-@pytest.mark.parametrize("rho", [act.softplus, act.silu, act.gelu, act.mish, act.hard_swish, act.elu(1.0)], ids=str)
+@pytest.mark.parametrize(
+    "rho", [act.softplus, act.silu, act.gelu, act.mish, act.hard_swish, act.elu(1.0)], ids=str
+)
 def test_the_error_is_exactly_proportional_to_the_scale_and_free_of_the_depth(rho):
     # C-21: the printed constant has the sum of ((d-1) mu)^k, about 1e72 here at K = 60.
     p, X = load("hadamard"), two_spikes(128, 3, 70)
@@ -888,9 +1024,13 @@ def test_the_error_is_exactly_proportional_to_the_scale_and_free_of_the_depth(rh
         found = activation_schedule(scaled, 1 / 8, 1.0, d=128, sparsity=2, bound=1.0, depth=60)
         errors = errors_of(scaled, p, found, X)
         assert (errors <= found.error[1:] * (1 + 1e-12)).all()
-        assert k * found.floor == pytest.approx(230 * rho.line_oscillation)  # (s + 2 s mu (d-s)) / (1-a) + d - s
+        assert k * found.floor == pytest.approx(
+            230 * rho.line_oscillation
+        )  # (s + 2 s mu (d-s)) / (1-a) + d - s
         observed.append(k * errors[-1])
-    assert observed == pytest.approx(observed[:1] * 3, rel=1e-6)  # at 1e6 an error of 1e-5 is rounded by 1e-14
+    assert observed == pytest.approx(
+        observed[:1] * 3, rel=1e-6
+    )  # at 1e6 an error of 1e-5 is rounded by 1e-14
     assert 127 / 8 * (127 / 8) ** 59 > 1e70 * max(observed)
 
 
@@ -906,7 +1046,9 @@ def test_composition_is_dominated_by_scaling():
     stuck, fine, finer = last.values()
     assert stuck > 1.5 and fine < 6e-3 and finer == pytest.approx(fine / 100, rel=1e-6)
     # C-30: beta_m of ELU(1) decays as 2/m, not geometrically.
-    assert [act.compose(act.elu(), m).tail_sup for m in (2, 8, 32)] == pytest.approx([0.632, 0.210, 0.0589], abs=5e-4)
+    assert [act.compose(act.elu(), m).tail_sup for m in (2, 8, 32)] == pytest.approx(
+        [0.632, 0.210, 0.0589], abs=5e-4
+    )
 
 
 @pytest.mark.parametrize("slope", [0.01, 0.3, 0.9])

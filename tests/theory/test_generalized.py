@@ -1,4 +1,6 @@
-"""Generalized coherence against HiGHS, its certificates, and the weights with the least entries (Definitions 7 and 8)."""
+"""Generalized coherence against HiGHS, its certificates, and the weights with the least entries
+(Definitions 7 and 8).
+"""
 
 import itertools
 import math
@@ -50,11 +52,18 @@ def assert_bracketed(found, name, atoms, value):
     for i, low, high in zip(atoms, found.per_atom_lower, found.per_atom_upper):
         expected = value(matrix(name), i)
         # 1e-10 is the feasibility tolerance of HiGHS: coherences that are zero show as that.
-        assert low <= expected * (1 + near) + 1e-10 and high >= expected * (1 - near) - 1e-10, (i, low, expected, high)
+        assert low <= expected * (1 + near) + 1e-10 and high >= expected * (1 - near) - 1e-10, (
+            i,
+            low,
+            expected,
+            high,
+        )
 
 
 def subset(found, atoms):
-    return found._replace(per_atom_lower=found.per_atom_lower[atoms], per_atom_upper=found.per_atom_upper[atoms])
+    return found._replace(
+        per_atom_lower=found.per_atom_lower[atoms], per_atom_upper=found.per_atom_upper[atoms]
+    )
 
 
 # Values.
@@ -72,8 +81,12 @@ def test_the_gap_is_closed_for_every_atom(name):
     found = solved(name)
     assert found.holds and found.holds.dtype == bool
     # Coherences of independent atoms are rounding: |w_i| eps, with |w| below 1e3.
-    assert (found.per_atom_upper - found.per_atom_lower <= np.maximum(TOL * found.per_atom_upper, 1e-12)).all()
-    assert (found.per_atom_lower >= 0).all() and (found.per_atom_lower <= found.per_atom_upper).all()
+    assert (
+        found.per_atom_upper - found.per_atom_lower <= np.maximum(TOL * found.per_atom_upper, 1e-12)
+    ).all()
+    assert (found.per_atom_lower >= 0).all() and (
+        found.per_atom_lower <= found.per_atom_upper
+    ).all()
     assert found.upper == found.per_atom_upper.max() and found.lower == found.per_atom_lower.max()
 
 
@@ -108,7 +121,9 @@ def test_signs_and_order_of_the_atoms_do_not_matter():
     A, rng = matrix("gaussian 8x16"), np.random.default_rng(0)
     order = rng.permutation(16)
     found = theory.generalized_coherence((A * rng.choice([-1, 1], 16))[:, order])
-    assert found.per_atom_upper == pytest.approx(solved("gaussian 8x16").per_atom_upper[order], rel=2 * TOL)
+    assert found.per_atom_upper == pytest.approx(
+        solved("gaussian 8x16").per_atom_upper[order], rel=2 * TOL
+    )
 
 
 def test_atoms_a_little_off_unit_norm_are_solved_as_they_are():
@@ -116,21 +131,27 @@ def test_atoms_a_little_off_unit_norm_are_solved_as_they_are():
     found = theory.generalized_coherence(A)
     for i in range(0, 20, 4):
         expected = oracles.least_coherence(A, i)
-        assert found.per_atom_lower[i] * (1 - 1e-7) <= expected <= found.per_atom_upper[i] * (1 + 1e-7)
+        assert (
+            found.per_atom_lower[i] * (1 - 1e-7) <= expected <= found.per_atom_upper[i] * (1 + 1e-7)
+        )
     assert products(found.W, A)[1] == pytest.approx(1, abs=100 * EPS)
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-4, 3e-5, 1e-5, 1e-6, 1e-8])
 def test_bounds_are_true_where_an_atom_is_nearly_independent(gap):
-    """Two atoms that differ along a third: removing that third atom leaves two nearly equal, independent ones."""
+    """Two atoms that differ along a third: removing that third atom leaves two nearly equal,
+    independent ones.
+    """
     u, e = np.eye(3)[1], np.eye(3)[0]
     A = unit(np.stack([u, u + gap * e, e], 1))
     found = theory.generalized_coherence(A)
     for i, low, high in zip(range(3), found.per_atom_lower, found.per_atom_upper):
-        # The dependence by hand: a_2 = (a_1 + gap a_3) / norm; atom i over the others, l1 norm of the coefficients.
+        # The dependence by hand: a_2 = (a_1 + gap a_3) / norm; atom i over the others, l1 norm of
+        # the coefficients.
         norm = math.sqrt(1 + gap**2)
         expected = 1 / ((1 + gap) / norm, norm + gap, (1 + norm) / gap)[(1, 0, 2)[i]]
-        near = 1e-9 * expected + 1e-11  # coherences of the size of the gap are known to rounding over it
+        # coherences of the size of the gap are known to rounding over it
+        near = 1e-9 * expected + 1e-11
         assert low <= expected + near and high >= expected - near, (i, low, expected, high)
     assert found.upper == pytest.approx(1 / ((1 + gap) / math.sqrt(1 + gap**2)), rel=TOL)
 
@@ -151,7 +172,9 @@ def test_bounds_are_true_where_a_small_part_of_one_atom_ties_the_others_together
 
 
 def test_an_atom_that_the_others_do_not_make_is_not_bounded_by_its_projection_on_them():
-    """a_1 and a_2 are equal to rounding, so only a_3 leaves their line: w = (0, 1e6) has coherence 1e-10 there."""
+    """a_1 and a_2 are equal to rounding, so only a_3 leaves their line: w = (0, 1e6) has coherence
+    1e-10 there.
+    """
     A = unit(np.array([[1, 1, 1], [0, 1e-16, 1e-6]]))
     w = np.array([0, 1e6])
     assert w @ A[:, 2] == pytest.approx(1, abs=1e-9) and np.abs(w @ A[:, :2]).max() <= 1e-9
@@ -161,7 +184,9 @@ def test_an_atom_that_the_others_do_not_make_is_not_bounded_by_its_projection_on
 
 
 def exact_values(A):
-    """mu~ of m + 1 atoms in m dimensions in rational arithmetic: |n_i| / (|n|_1 - |n_i|) for the one n in the kernel."""
+    """mu~ of m + 1 atoms in m dimensions in rational arithmetic: |n_i| / (|n|_1 - |n_i|) for the
+    one n in the kernel.
+    """
     m, d = A.shape
     rows, pivots = [[Fraction(v) for v in row] for row in A.tolist()], []
     for column in range(d):
@@ -181,7 +206,9 @@ def exact_values(A):
 
 @pytest.mark.parametrize("m", [2, 4, 6])
 def test_the_bounds_hold_the_value_of_exact_arithmetic(m):
-    """Near duplicates and scaled rows with condition numbers up to 1e5, which lose that much of the rounding."""
+    """Near duplicates and scaled rows with condition numbers up to 1e5, which lose that much of the
+    rounding.
+    """
     rng, seen = np.random.default_rng(m), 0
     for _ in range(25):
         A, k = rng.normal(size=(m, m + 1)), rng.integers(1, m // 2 + 1)
@@ -224,23 +251,34 @@ def test_no_weights_have_less_than_the_lower_values(name):
 
 
 def test_where_the_gap_stays_open_it_is_said_and_the_bounds_are_still_true(monkeypatch):
-    monkeypatch.setattr(linear_programs, "_finish", lambda Q, atoms, c, b, basis, v, z, *rest: (v, z, 0))
+    monkeypatch.setattr(
+        linear_programs, "_finish", lambda Q, atoms, c, b, basis, v, z, *rest: (v, z, 0)
+    )
     for name in ("gaussian 8x16", "bumps", "zeros and ones", "one independent atom"):
         found = jax.tree.map(np.asarray, theory.generalized_coherence(matrix(name)))
         assert not found.holds and all(np.isfinite(v).all() for v in found)
         assert_bracketed(
-            found, name, range(matrix(name).shape[1]), lambda A, i, name=name: solved(name).per_atom_lower[i]
+            found,
+            name,
+            range(matrix(name).shape[1]),
+            lambda A, i, name=name: solved(name).per_atom_lower[i],
         )
-        assert products(found.W, matrix(name))[0].max() == pytest.approx(float(found.upper), abs=1e-12)
+        assert products(found.W, matrix(name))[0].max() == pytest.approx(
+            float(found.upper), abs=1e-12
+        )
 
 
-@pytest.mark.parametrize("name", ["gaussian 20x60", "signs", "bumps", "rows from 1e-6 to 1", "one independent atom"])
+@pytest.mark.parametrize(
+    "name", ["gaussian 20x60", "signs", "bumps", "rows from 1e-6 to 1", "one independent atom"]
+)
 def test_the_interior_point_alone_gives_the_same_values(name, monkeypatch):
     calls = []
     monkeypatch.setattr(linear_programs, "_simplex", lambda *args: calls.append(args) or (None, 0))
     found = theory.generalized_coherence(matrix(name))
     assert found.holds and calls
-    assert found.per_atom_upper == pytest.approx(solved(name).per_atom_upper, rel=2 * TOL, abs=1e-12)
+    assert found.per_atom_upper == pytest.approx(
+        solved(name).per_atom_upper, rel=2 * TOL, abs=1e-12
+    )
     assert (found.per_atom_lower <= solved(name).per_atom_upper * (1 + 1e-12)).all()
     assert (found.per_atom_upper >= solved(name).per_atom_lower * (1 - 1e-12)).all()
 
@@ -264,7 +302,9 @@ def test_the_maximum_alone_is_the_same_maximum(name):
     assert found.upper == pytest.approx(float(all_atoms.upper), rel=2 * TOL, abs=1e-12)
     off, own = products(found.W, A)
     rounding = 4 * len(A) * EPS * np.linalg.norm(found.W, axis=0).max()
-    assert off.max() == pytest.approx(float(found.upper), abs=rounding) and own == pytest.approx(1, abs=rounding)
+    assert off.max() == pytest.approx(float(found.upper), abs=rounding) and own == pytest.approx(
+        1, abs=rounding
+    )
     # Bounds of every atom are true also where they were left open.
     assert (found.per_atom_lower <= all_atoms.per_atom_upper + 1e-12).all()
     assert (found.per_atom_upper >= all_atoms.per_atom_lower - 1e-12).all()
@@ -272,7 +312,9 @@ def test_the_maximum_alone_is_the_same_maximum(name):
 
 def test_the_maximum_alone_finishes_fewer_programs(monkeypatch):
     finished, finish = [], linear_programs._finish
-    monkeypatch.setattr(linear_programs, "_finish", lambda *args: finished.append(1) or finish(*args))
+    monkeypatch.setattr(
+        linear_programs, "_finish", lambda *args: finished.append(1) or finish(*args)
+    )
     counts = []
     for only_maximum in (False, True):
         theory.generalized_coherence(matrix("gaussian 20x60"), only_maximum=only_maximum)
@@ -287,7 +329,9 @@ def test_some_atoms_have_the_values_they_have_among_all(name):
         found = theory.generalized_coherence(matrix(name), atoms=atoms)
         chosen = np.array([int(i) for i in atoms])
         assert found.holds and found.W.shape == (len(matrix(name)), len(chosen))
-        assert found.per_atom_upper == pytest.approx(solved(name).per_atom_upper[chosen], rel=2 * TOL, abs=1e-12)
+        assert found.per_atom_upper == pytest.approx(
+            solved(name).per_atom_upper[chosen], rel=2 * TOL, abs=1e-12
+        )
         own = np.sum(np.asarray(found.W) * matrix(name)[:, chosen], axis=0)
         assert own == pytest.approx(1, abs=1e-12)
         assert found.upper == found.per_atom_upper.max()
@@ -302,7 +346,9 @@ def test_progress_counts_up_to_the_number_of_programs(name):
     assert settled[-1] == totals[-1]
 
 
-@pytest.mark.parametrize("name", ["gaussian 8x16", "gaussian 20x60", "zeros and ones", "paley", "tall"])
+@pytest.mark.parametrize(
+    "name", ["gaussian 8x16", "gaussian 20x60", "zeros and ones", "paley", "tall"]
+)
 def test_coherence_at_most_agrees_with_the_value(name):
     A, found = matrix(name), solved(name)
     below, above = float(found.lower) * (1 - 1e-5), float(found.upper) * (1 + 1e-5)
@@ -317,10 +363,15 @@ def test_coherence_at_most_agrees_with_the_value(name):
 
 
 def test_coherence_at_most_says_neither_between_its_bounds(monkeypatch):
-    monkeypatch.setattr(linear_programs, "_finish", lambda Q, atoms, c, b, basis, v, z, *rest: (v, z, 0))
+    monkeypatch.setattr(
+        linear_programs, "_finish", lambda Q, atoms, c, b, basis, v, z, *rest: (v, z, 0)
+    )
     A = matrix("gaussian 8x16")
     undecided = theory.coherence_at_most(A, float(solved("gaussian 8x16").upper))
-    assert undecided.answer is None and undecided.lower <= float(solved("gaussian 8x16").upper) < undecided.upper
+    assert (
+        undecided.answer is None
+        and undecided.lower <= float(solved("gaussian 8x16").upper) < undecided.upper
+    )
 
 
 def test_coherence_at_most_of_orthonormal_atoms():
@@ -331,7 +382,9 @@ def test_coherence_at_most_of_orthonormal_atoms():
 
 
 def test_minimax_weights_are_those_weights():
-    assert np.array_equal(analytic.minimax_weights(matrix("gaussian 8x16")), solved("gaussian 8x16").W)
+    assert np.array_equal(
+        analytic.minimax_weights(matrix("gaussian 8x16")), solved("gaussian 8x16").W
+    )
     assert theory.minimax_weights is analytic.minimax_weights
 
 
@@ -391,7 +444,15 @@ def test_the_cache_folder_is_made_and_left_without_parts(tmp_path):
 def test_truncated_and_foreign_files_are_computed_again(kept):
     A, found, folder, file = kept
     good = file.read_bytes()
-    for bad in (b"", good[:1], good[:10], good[: len(good) // 2], good[:-1], b"not a zip", b"PK\x03\x04"):
+    for bad in (
+        b"",
+        good[:1],
+        good[:10],
+        good[: len(good) // 2],
+        good[:-1],
+        b"not a zip",
+        b"PK\x03\x04",
+    ):
         file.write_bytes(bad)
         assert same(theory.generalized_coherence(A, cache=folder), found)
     file.unlink()
@@ -415,7 +476,9 @@ def test_a_file_that_says_it_is_encrypted_or_packed_otherwise_is_computed_again(
     bad = bytearray(file.read_bytes())
     bad[place] ^= 1 << bit
     file.write_bytes(bytes(bad))
-    assert theory.generalized_coherence(A, cache=folder).upper == pytest.approx(float(found.upper), rel=1e-12)
+    assert theory.generalized_coherence(A, cache=folder).upper == pytest.approx(
+        float(found.upper), rel=1e-12
+    )
 
 
 WRONG = {
@@ -458,7 +521,9 @@ def test_a_file_without_the_arrays_is_computed_again(kept):
 
 @pytest.mark.parametrize("size", [1e-8, 1e-10, 1e-12, 1e-13])
 def test_multipliers_that_make_an_atom_only_nearly_prove_nothing(tmp_path, size):
-    """Small rows tell these atoms apart; a file that ignores them would certify the coherence 1 of equal atoms."""
+    """Small rows tell these atoms apart; a file that ignores them would certify the coherence 1 of
+    equal atoms.
+    """
     A = unit(np.vstack([[1, 1, -1, 1, 1.0], size * normal(0, 3, 5)]))
     honest = theory.generalized_coherence(A, cache=tmp_path)
     assert honest.holds and honest.upper < 0.8
@@ -474,7 +539,10 @@ def test_multipliers_that_make_an_atom_only_nearly_prove_nothing(tmp_path, size)
 
 def test_float32_keeps_its_dtype_and_rounds_the_bounds_outwards():
     A = matrix("gaussian 8x16").astype(np.float32)
-    found, wide = theory.generalized_coherence(A), theory.generalized_coherence(A.astype(np.float64))
+    found, wide = (
+        theory.generalized_coherence(A),
+        theory.generalized_coherence(A.astype(np.float64)),
+    )
     assert {v.dtype for v in found[:5]} == {np.dtype(np.float32)} and found.holds
     assert (np.float64(found.per_atom_upper) >= np.float64(wide.per_atom_upper)).all()
     assert (np.float64(found.per_atom_lower) <= np.float64(wide.per_atom_lower)).all()
@@ -508,12 +576,16 @@ def test_integers_are_promoted():
 
 
 def test_jit_and_vmap_give_the_same_numbers():
-    stack = np.stack([matrix("gaussian 8x16"), unit(normal(1, 8, 16)), unit(np.repeat(normal(2, 8, 8), 2, 1))])
+    stack = np.stack(
+        [matrix("gaussian 8x16"), unit(normal(1, 8, 16)), unit(np.repeat(normal(2, 8, 8), 2, 1))]
+    )
     batch = jax.jit(jax.vmap(theory.generalized_coherence))(stack)
     for k, A in enumerate(stack):
         eager = theory.generalized_coherence(A)
         assert same(eager, jax.tree.map(lambda leaf, k=k: leaf[k], batch))
-    maximum = jax.vmap(lambda A: theory.generalized_coherence(A, only_maximum=True, atoms=[0, 5]).upper)(stack)
+    maximum = jax.vmap(
+        lambda A: theory.generalized_coherence(A, only_maximum=True, atoms=[0, 5]).upper
+    )(stack)
     assert maximum.shape == (3,) and (maximum <= batch.upper * (1 + TOL)).all()
 
 
@@ -527,7 +599,9 @@ def test_a_bad_dictionary_is_marked_under_jit_and_spoils_no_other():
 
 
 def test_derivatives_of_every_atom_match_finite_differences():
-    """At a vertex the value is smooth; h^2 times third derivatives, and rounding eps / h, stay below 1e-8."""
+    """At a vertex the value is smooth; h^2 times third derivatives, and rounding eps / h, stay
+    below 1e-8.
+    """
     A, direction, h = matrix("gaussian 8x16"), normal(11, 8, 16), 1e-5
 
     @jax.jit
@@ -556,8 +630,12 @@ def test_the_gradient_of_the_maximum_through_a_normalisation(bound):
 
 
 def test_the_gradient_is_zero_where_atoms_are_independent_and_weights_carry_none():
-    assert not np.asarray(jax.grad(lambda A: theory.generalized_coherence(A).upper)(np.eye(4, 3))).any()
-    gradient = jax.grad(lambda A: jnp.sum(theory.generalized_coherence(A).W))(matrix("gaussian 8x16"))
+    assert not np.asarray(
+        jax.grad(lambda A: theory.generalized_coherence(A).upper)(np.eye(4, 3))
+    ).any()
+    gradient = jax.grad(lambda A: jnp.sum(theory.generalized_coherence(A).W))(
+        matrix("gaussian 8x16")
+    )
     assert not np.asarray(gradient).any()
 
 
@@ -603,14 +681,21 @@ def bank(name, seed=0):
 
 def everything(D):
     found = theory.generalized_coherence(D)
-    return found, dictionaries.dense(D), dictionaries.dense(found.W), theory.coherence(found.W, D).mu_W
+    return (
+        found,
+        dictionaries.dense(D),
+        dictionaries.dense(found.W),
+        theory.coherence(found.W, D).mu_W,
+    )
 
 
 @pytest.mark.parametrize("name", CIRCULAR)
 def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
     D, sizes, solve = bank(name), [], linear_programs.basis_pursuit
     monkeypatch.setattr(
-        linear_programs, "basis_pursuit", lambda *args, **kw: sizes.append(args[1].shape[1]) or solve(*args, **kw)
+        linear_programs,
+        "basis_pursuit",
+        lambda *args, **kw: sizes.append(args[1].shape[1]) or solve(*args, **kw),
     )
     found, A, W, mu_W = jax.tree.map(np.asarray, compiled(everything)(D))
     assert sizes == ([] if name == "independent atoms" else [CIRCULAR[name][0][0]]) and found.holds
@@ -620,7 +705,9 @@ def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
         assert found.per_atom_upper[i] >= expected * (1 - 1e-7) - 1e-10
     off, own = products(W, A)
     # Products of w and d in another order: rounding of |w| below 10.
-    assert own == pytest.approx(1, abs=1e-13) and off.max(1) == pytest.approx(found.per_atom_upper, abs=1e-13)
+    assert own == pytest.approx(1, abs=1e-13) and off.max(1) == pytest.approx(
+        found.per_atom_upper, abs=1e-13
+    )
     assert mu_W == pytest.approx(float(found.upper), abs=1e-13)
 
 
@@ -647,24 +734,37 @@ def test_some_atoms_of_a_circle_are_answered_one_by_one():
     D = bank("1-D")
     found, whole = theory.generalized_coherence(D, atoms=[5, 20]), theory.generalized_coherence(D)
     assert isinstance(found.W, jax.Array) and found.W.shape == (12, 2)
-    assert found.per_atom_upper == pytest.approx(np.asarray(whole.per_atom_upper)[[5, 20]], rel=2 * TOL)
+    assert found.per_atom_upper == pytest.approx(
+        np.asarray(whole.per_atom_upper)[[5, 20]], rel=2 * TOL
+    )
 
 
-@pytest.mark.parametrize("options", [dict(boundary="valid", stride=2), dict(boundary="circular", stride=5)])
+@pytest.mark.parametrize(
+    "options", [dict(boundary="valid", stride=2), dict(boundary="circular", stride=5)]
+)
 def test_other_convolutions_are_answered_by_their_matrix(options):
     D = dictionaries.normalize(dictionaries.Conv(normal(0, 3, 1, 4), 12, **options))[0]
-    found, expected = theory.generalized_coherence(D), theory.generalized_coherence(dictionaries.dense(D))
+    found, expected = (
+        theory.generalized_coherence(D),
+        theory.generalized_coherence(dictionaries.dense(D)),
+    )
     assert found.holds and same(found, expected)
 
 
 def test_other_structured_dictionaries_are_answered_by_their_matrix():
     D = dictionaries.Concatenated(np.eye(6), unit(normal(0, 6, 5)))
-    assert same(theory.generalized_coherence(D), theory.generalized_coherence(dictionaries.dense(D)))
+    assert same(
+        theory.generalized_coherence(D), theory.generalized_coherence(dictionaries.dense(D))
+    )
 
 
 def test_cut_atoms_at_a_zero_boundary_are_refused():
     D = dictionaries.Conv(np.ones((1, 1, 3)), 8, boundary="zero")
-    calls = (theory.generalized_coherence, theory.minimal_entry_weights, lambda D: theory.coherence_at_most(D, 0.5))
+    calls = (
+        theory.generalized_coherence,
+        theory.minimal_entry_weights,
+        lambda D: theory.coherence_at_most(D, 0.5),
+    )
     for refuses in calls:
         with pytest.raises(ValueError, match="cuts the atoms at the border"):
             refuses(D)
@@ -731,9 +831,12 @@ def test_host_functions_refuse_tracers_and_say_so(function):
 
 # Least entries (Definition 8).
 
-# Where the level is thin against the conditioning the gap is not always reached: checked at a wider one.
+# Where the level is thin against the conditioning the gap is not always reached: checked at a wider
+# one.
 THIN = {"near duplicate", "rows from 1e-6 to 1", "vandermonde", "bumps"}
-small_dictionaries = pytest.mark.parametrize("name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"])
+small_dictionaries = pytest.mark.parametrize(
+    "name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"]
+)
 
 
 @cache
@@ -748,7 +851,8 @@ def least(name, factor):
 def test_least_entries_agree_with_highs_at_their_level(name, factor):
     A, found = matrix(name), least(name, factor)
     assert found.holds or (factor is None and name in THIN)
-    near = 1e-4 if name in THIN and factor is None else 1e-6  # HiGHS: 1e-10 against a level of width 1e-6
+    # HiGHS: 1e-10 against a level of width 1e-6
+    near = 1e-4 if name in THIN and factor is None else 1e-6
     for i in oracles.sampled(name, 6):
         expected = oracles.least_entry(A, i, found.coherence)
         assert found.per_atom_lower[i] <= expected * (1 + near)
@@ -761,7 +865,10 @@ def test_weights_of_least_entries_keep_their_level_and_see_their_atoms(name, fac
     A, found = matrix(name), least(name, factor)
     off, own = products(found.W, A)
     assert off.max() <= found.coherence and own == pytest.approx(1, abs=1e-12)
-    assert found.upper == np.abs(found.W).max() == found.per_atom_upper.max() and found.lower <= found.upper
+    assert (
+        found.upper == np.abs(found.W).max() == found.per_atom_upper.max()
+        and found.lower <= found.upper
+    )
     assert np.abs(found.W).max(0) == pytest.approx(found.per_atom_upper, rel=4 * EPS)
     # The weights it starts from are feasible, so theirs are no smaller, atom by atom.
     assert (found.per_atom_upper <= np.abs(solved(name).W).max(0) * (1 + 1e-12)).all()
@@ -771,7 +878,8 @@ def test_weights_of_least_entries_keep_their_level_and_see_their_atoms(name, fac
 @pytest.mark.parametrize("name", ["near duplicate", "rows from 1e-6 to 1", "vandermonde", "bumps"])
 def test_least_entries_close_their_gap_also_at_thin_levels(name):
     found = least(name, None)
-    # The multipliers of a near duplicate at its level are near 1e6: what that leaves of the dual residual stays open.
+    # The multipliers of a near duplicate at its level are near 1e6: what that leaves of the dual
+    # residual stays open.
     most = 2e-2 if name == "near duplicate" else 1e-5
     assert np.max((found.per_atom_upper - found.per_atom_lower) / found.per_atom_upper) <= most
 
@@ -789,7 +897,9 @@ def test_least_entries_of_one_atom_and_at_a_wide_level_are_those_of_the_signs():
     for level in (100.0, 1e6):
         wide = theory.minimal_entry_weights(matrix("gaussian 8x16"), level)
         assert wide.holds
-        assert wide.per_atom_upper == pytest.approx(1 / np.abs(matrix("gaussian 8x16")).sum(0), rel=TOL)
+        assert wide.per_atom_upper == pytest.approx(
+            1 / np.abs(matrix("gaussian 8x16")).sum(0), rel=TOL
+        )
 
 
 @pytest.mark.parametrize("level", [1e10, 1e100, math.inf])
@@ -831,7 +941,9 @@ def test_least_entries_from_any_start():
     found = [theory.minimal_entry_weights(A, start) for start in starts]
     for one, other in itertools.combinations(found, 2):
         assert one.coherence == pytest.approx(other.coherence, rel=2 * TOL)
-        assert one.upper == pytest.approx(other.upper, rel=1e-4)  # the levels differ by 1e-6, their slopes by 1e2
+        assert one.upper == pytest.approx(
+            other.upper, rel=1e-4
+        )  # the levels differ by 1e-6, their slopes by 1e2
     with pytest.raises(ValueError, match="all atoms"):
         theory.minimal_entry_weights(A, theory.generalized_coherence(A, atoms=[0, 1]))
 
@@ -840,15 +952,21 @@ def test_least_entries_of_a_convolution_and_of_float32_are_dense_and_wide():
     D = bank("1-D")
     found = theory.minimal_entry_weights(D, theory.generalized_coherence(D))
     assert found.holds and found.W.shape == D.shape and found.W.dtype == np.float64
-    assert found.per_atom_upper == pytest.approx(np.repeat(found.per_atom_upper[[0, 12]], 12), rel=2 * TOL)
+    assert found.per_atom_upper == pytest.approx(
+        np.repeat(found.per_atom_upper[[0, 12]], 12), rel=2 * TOL
+    )
     A = matrix("gaussian 8x16").astype(np.float32)
     found = theory.minimal_entry_weights(A, theory.generalized_coherence(A))
-    assert found.holds and found.upper == pytest.approx(least("gaussian 8x16", None).upper, rel=1e-4)
+    assert found.holds and found.upper == pytest.approx(
+        least("gaussian 8x16", None).upper, rel=1e-4
+    )
 
 
 def test_least_entries_report_progress():
     seen = []
-    theory.minimal_entry_weights(matrix("gaussian 8x16"), progress=lambda *counts: seen.append(counts))
+    theory.minimal_entry_weights(
+        matrix("gaussian 8x16"), progress=lambda *counts: seen.append(counts)
+    )
     assert seen[-1] == (16, 16) and seen == sorted(seen)
 
 
@@ -862,22 +980,30 @@ def null_space_constant(A):
     for i in range(d):
         cost = np.zeros(2 * d)
         cost[i], cost[d + i] = -1, 1
-        options = dict(A_ub=np.ones((1, 2 * d)), b_ub=[1], A_eq=np.hstack([A, -A]), b_eq=np.zeros(m))
+        options = dict(
+            A_ub=np.ones((1, 2 * d)), b_ub=[1], A_eq=np.hstack([A, -A]), b_eq=np.zeros(m)
+        )
         best = max(best, -oracles.linprog(cost, **options).fun)
     return best
 
 
-@pytest.mark.parametrize("name", ["gaussian 8x16", "gaussian 5x20", "paley", "identity and hadamard", "positive"])
+@pytest.mark.parametrize(
+    "name", ["gaussian 8x16", "gaussian 5x20", "paley", "identity and hadamard", "positive"]
+)
 def test_the_null_space_constant_is_mu_tilde_over_one_plus_mu_tilde(name):
     mu = float(solved(name).upper)
     assert null_space_constant(matrix(name)) == pytest.approx(mu / (1 + mu), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gaussian 5x20", "gaussian 3x30", "zeros and ones", "duplicate and antiparallel"])
+@pytest.mark.parametrize(
+    "name", ["gaussian 5x20", "gaussian 3x30", "zeros and ones", "duplicate and antiparallel"]
+)
 def test_the_spark_is_at_least_its_bound(name):
     A = matrix(name)
     bound = theory.spark_bound(float(solved(name).upper))
-    for k in range(1, math.ceil(bound - 1e-6)):  # sets of fewer atoms than the bound are independent
+    for k in range(
+        1, math.ceil(bound - 1e-6)
+    ):  # sets of fewer atoms than the bound are independent
         sets = np.array([*itertools.combinations(range(A.shape[1]), k)])
         assert np.linalg.svd(A.T[sets], compute_uv=False).min() > 1e-6
     assert bound >= theory.spark_bound(products(A, A)[0].max()) * (1 - 1e-12)

@@ -22,11 +22,15 @@ def unit(D):
 
 
 def transversal(seed, c, q, d, m):
-    """d lines (a, b) with a nonzero at row a + i b mod q of every group i < c, zero rows up to m: mu <= 1/c."""
+    """d lines (a, b) with a nonzero at row a + i b mod q of every group i < c, zero rows up to m:
+    mu <= 1/c.
+    """
     rng = np.random.default_rng(seed)
     D = np.zeros((m, d))
     for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
-        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice([-1, 1], c) / math.sqrt(c)
+        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice(
+            [-1, 1], c
+        ) / math.sqrt(c)
     return D
 
 
@@ -35,7 +39,9 @@ class Threshold(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A dictionary, its weights, and the numbers that theory takes from them, in float64 from the stored arrays."""
+    """A dictionary, its weights, and the numbers that theory takes from them, in float64 from the
+    stored arrays.
+    """
 
     D: Any
     W: Any
@@ -44,9 +50,20 @@ class Pair(NamedTuple):
     eta: float
 
     def schedule(self, s, noise=0.0, depth=200, guard=None):
-        guard = theory.rounding_guard(self.W, self.D, sparsity=s, bound=BOUND) if guard is None else guard
+        guard = (
+            theory.rounding_guard(self.W, self.D, sparsity=s, bound=BOUND)
+            if guard is None
+            else guard
+        )
         return theory.schedule(
-            self.mu, self.C, sparsity=s, bound=BOUND, noise=noise, depth=depth, guard=guard, eta=self.eta
+            self.mu,
+            self.C,
+            sparsity=s,
+            bound=BOUND,
+            noise=noise,
+            depth=depth,
+            guard=guard,
+            eta=self.eta,
         )
 
 
@@ -60,7 +77,9 @@ def pair(D, W, dtype):
 
 
 def barker(boundary):
-    """Spikes and the Barker code of length 13, whose autocorrelation is at most 1 in 13: coherence 1 / sqrt(13)."""
+    """Spikes and the Barker code of length 13, whose autocorrelation is at most 1 in 13: coherence
+    1 / sqrt(13).
+    """
     code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1]) / math.sqrt(13)
     return dictionaries.Conv(np.stack([np.eye(13)[0], code])[:, None], 32, boundary=boundary)
 
@@ -92,9 +111,18 @@ def members(rng, n, d, m, s, noise):
     """Codes with at most s nonzeros of magnitude at most B, and noise of l1 norm exactly `noise`."""
     ranks = np.argsort(rng.random((n, d)), axis=1)
     support = ranks < rng.choice([s, s, s, max(s - 1, 1)], n)[:, None]
-    magnitudes = np.stack([np.ones((n, d)), rng.uniform(0, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))])
-    X = support * magnitudes[rng.integers(3, size=n), np.arange(n)] * rng.choice([-BOUND, BOUND], (n, d))
-    spread, spike = rng.laplace(size=(n, m)), np.eye(m)[rng.integers(m, size=n)] * rng.choice([-1, 1], (n, 1))
+    magnitudes = np.stack(
+        [np.ones((n, d)), rng.uniform(0, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))]
+    )
+    X = (
+        support
+        * magnitudes[rng.integers(3, size=n), np.arange(n)]
+        * rng.choice([-BOUND, BOUND], (n, d))
+    )
+    spread, spike = (
+        rng.laplace(size=(n, m)),
+        np.eye(m)[rng.integers(m, size=n)] * rng.choice([-1, 1], (n, 1)),
+    )
     E = np.where(rng.random((n, 1)) < 0.5, spread / np.abs(spread).sum(1, keepdims=True), spike)
     return X, noise * E
 
@@ -113,7 +141,9 @@ class Worst(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="layer")
 def run(layer, params, D, X, Y, promised):
-    """All the iterates of a batch, against the true codes; `promised` (K,) is what the l_inf error may be."""
+    """All the iterates of a batch, against the true codes; `promised` (K,) is what the l_inf error
+    may be.
+    """
 
     def one(x, y):
         codes = layer.iterates(params, D, y)
@@ -138,7 +168,9 @@ def worst_of(pair, found, s, X, E, activation=act.relu):
     """The worst over the given codes and noises under the thresholds of a schedule."""
     dtype = pair.D.dtype
     X = X.astype(dtype).astype(np.float64)
-    Y = (X @ np.asarray(dictionaries.dense(pair.D), np.float64).T + E).astype(dtype)  # exact, then rounded once
+    Y = (X @ np.asarray(dictionaries.dense(pair.D), np.float64).T + E).astype(
+        dtype
+    )  # exact, then rounded once
     params = Unrolled(Weights(pair.W), Threshold(jnp.asarray(found.theta, dtype)))
     layer = layers.lista_cp(len(found.theta), activation=activation)
     return Worst(*map(np.asarray, run(layer, params, pair.D, X, Y, found.error[1:] / s)))
@@ -147,14 +179,17 @@ def worst_of(pair, found, s, X, E, activation=act.relu):
 def worst(pair, found, s, noise, *, n, seed=0, activation=act.relu):
     """The worst of n members of the class."""
     m, d = pair.D.shape
-    return worst_of(pair, found, s, *members(np.random.default_rng(seed), n, d, m, s, noise), activation)
+    return worst_of(
+        pair, found, s, *members(np.random.default_rng(seed), n, d, m, s, noise), activation
+    )
 
 
 # Theorem 12. The bounds are compared without tolerance: the guard stands for the rounding.
 
 
 @pytest.mark.parametrize(
-    "name, dtype", [(name, "float64") for name in PAIRS] + [(name, "float32") for name in PAIRS[1:6]]
+    "name, dtype",
+    [(name, "float64") for name in PAIRS] + [(name, "float32") for name in PAIRS[1:6]],
 )
 def test_no_member_of_the_class_breaks_a_bound(name, dtype):
     p = load(name, dtype)
@@ -173,7 +208,8 @@ def test_no_member_of_the_class_breaks_a_bound(name, dtype):
 
 
 def test_noise_above_the_budget_does_break_the_bounds():
-    # So the tests above can fail: twice the noise on one coordinate is a false positive at the last threshold.
+    # So the tests above can fail: twice the noise on one coordinate is a false positive at the last
+    # threshold.
     p = load("identity_hadamard")
     found = p.schedule(1, noise=0.05)
     seen = worst_of(p, found, 1, np.zeros((1, 64)), 2 * 0.05 * np.eye(32)[:1])
@@ -181,7 +217,8 @@ def test_noise_above_the_budget_does_break_the_bounds():
 
 
 def test_the_guard_is_what_keeps_depth_harmless(dtype):
-    # d / m = 3: I - W'D expands, so what rounding puts off the support grows once the thresholds are below it.
+    # d / m = 3: I - W'D expands, so what rounding puts off the support grows once the thresholds
+    # are below it.
     D = unit(np.random.default_rng(1).normal(size=(40, 120)))
     p = pair(D, theory.frobenius_weights(D), dtype)
     rng, eps = np.random.default_rng(2), np.finfo(dtype).eps
@@ -195,17 +232,23 @@ def test_the_guard_is_what_keeps_depth_harmless(dtype):
 
 
 def test_the_rate_is_attained_by_a_paley_frame():
-    # Signs with which every product in the support is -mu make every inequality of the proof an equality.
+    # Signs with which every product in the support is -mu make every inequality of the proof an
+    # equality.
     p = load("paley")
     G = np.asarray(p.D).T @ np.asarray(p.D)
-    support = next(S for S in itertools.combinations(range(62), 3) if G[S[0], S[1]] * G[S[1], S[2]] * G[S[0], S[2]] < 0)
+    support = next(
+        S
+        for S in itertools.combinations(range(62), 3)
+        if G[S[0], S[1]] * G[S[1], S[2]] * G[S[0], S[2]] < 0
+    )
     signs = np.array([1, -np.sign(G[support[0], support[1]]), -np.sign(G[support[0], support[2]])])
     x = np.zeros((1, 62))
     x[0, list(support)] = BOUND * signs
     for codes, s in ((x, 3), (BOUND * np.eye(62)[:1], 1)):
         found = p.schedule(s, depth=20, guard=0.0)
         seen = worst_of(p, found, s, codes, np.zeros((1, 31)))
-        # error >= 1e-17 at s = 1 after 20 steps: compare down to the rounding of D x*, some 31 eps B.
+        # error >= 1e-17 at s = 1 after 20 steps: compare down to the rounding of D x*, some 31 eps
+        # B.
         assert np.asarray(seen.l1) == pytest.approx(found.error[1:], rel=1e-7, abs=1e-14)
 
 
@@ -219,7 +262,9 @@ def test_with_noise_the_error_settles_under_the_floor():
 # Params from `analytic`.
 
 
-@pytest.mark.parametrize("name", ["paley", "gaussian, W off its diagonal", "Conv, valid", "[I | DCT]"])
+@pytest.mark.parametrize(
+    "name", ["paley", "gaussian, W off its diagonal", "Conv, valid", "[I | DCT]"]
+)
 def test_analytic_params_are_the_schedule(name, dtype):
     p = load(name, dtype.name)
     options = dict(depth=30, sparsity=2, bound=BOUND, noise=0.05)
@@ -229,7 +274,9 @@ def test_analytic_params_are_the_schedule(name, dtype):
     # theta is rounded to the dtype of D, and so is the product G of the guard.
     for theta in (tied.steps.theta, steps.steps.theta):
         assert theta.dtype == dtype
-        assert np.asarray(theta, np.float64) == pytest.approx(found.theta, rel=4 * float(np.finfo(dtype).eps))
+        assert np.asarray(theta, np.float64) == pytest.approx(
+            found.theta, rel=4 * float(np.finfo(dtype).eps)
+        )
     for W in (tied.shared.W, steps.shared.W):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), W, p.W))
     assert (np.asarray(steps.steps.gamma) == 1).all()
@@ -240,10 +287,14 @@ def test_the_three_forms_of_the_params_compute_the_same_codes():
     options = dict(depth=10, sparsity=2, bound=BOUND)
     y = p.D @ (BOUND * np.eye(62)[0])
     tied = layers.lista_cp(10).iterates(analytic.lista_cp(p.D, **options), p.D, y)
-    untied = layers.lista_cp(10, tied=False).iterates(analytic.lista_cp(p.D, tied=False, **options), p.D, y)
+    untied = layers.lista_cp(10, tied=False).iterates(
+        analytic.lista_cp(p.D, tied=False, **options), p.D, y
+    )
     fixed = layers.alista(10).iterates(analytic.alista(p.D, **options), p.D, y)
     for other in (untied, fixed):
-        assert other == pytest.approx(np.asarray(tied), abs=1e-14)  # products in another order: some 31 eps B
+        assert other == pytest.approx(
+            np.asarray(tied), abs=1e-14
+        )  # products in another order: some 31 eps B
 
 
 def test_weights_are_chosen_by_their_coherence():
@@ -251,7 +302,8 @@ def test_weights_are_chosen_by_their_coherence():
     assert p.mu < theory.mutual_coherence(p.D)
     chosen = analytic.lista_cp(p.D, depth=1, sparsity=1, bound=1.0).shared.W
     assert np.asarray(chosen) == pytest.approx(np.asarray(p.W))
-    # An orthonormal pair of near-duplicates beside it: the closed form is worse than D, so D is taken.
+    # An orthonormal pair of near-duplicates beside it: the closed form is worse than D, so D is
+    # taken.
     D = load("transversal").D
     assert theory.coherence(theory.frobenius_weights(D), D).mu_W > theory.mutual_coherence(D)
     assert analytic.lista_cp(D, depth=1, sparsity=1, bound=1.0).shared.W is D
@@ -261,7 +313,10 @@ def test_violated_hypotheses_warn_and_the_params_are_usable(dtype):
     p = load("identity_hadamard", dtype.name)
     a = 17 * p.mu
     message = rf"s = 9: contraction a = {a:.4g} .*largest admissible s is 3\."
-    for family, layer in ((analytic.lista_cp, layers.lista_cp(20)), (analytic.alista, layers.alista(20))):
+    for family, layer in (
+        (analytic.lista_cp, layers.lista_cp(20)),
+        (analytic.alista, layers.alista(20)),
+    ):
         with pytest.warns(analytic.HypothesisWarning, match=message):
             params = family(p.D, depth=20, sparsity=9, bound=1.0)
         assert np.isfinite(np.asarray(params.steps.theta)).all()
@@ -279,7 +334,13 @@ def test_violated_hypotheses_leave_finite_params_at_depth():
 
 def test_analytic_refuses_what_is_no_class():
     D = load("paley").D
-    for options in ({"sparsity": 63}, {"sparsity": -1}, {"bound": -1.0}, {"noise": math.nan}, {"depth": -1}):
+    for options in (
+        {"sparsity": 63},
+        {"sparsity": -1},
+        {"bound": -1.0},
+        {"noise": math.nan},
+        {"depth": -1},
+    ):
         with pytest.raises(ValueError):
             analytic.lista_cp(D, **{"depth": 2, "sparsity": 1, "bound": 1.0, **options})
     with pytest.raises(ValueError, match="normalize"):
@@ -313,8 +374,12 @@ def test_other_activations_stay_under_their_bounds(activation, noise):
     assert (seen.on_support <= found.on_support[1:]).all()
     assert (seen.off_support <= found.off_support[1:]).all()
     # And what `analytic` returns are these thresholds.
-    params = analytic.lista_cp(p.D, W=p.W, activation=activation, **{k: v for k, v in options.items() if k != "d"})
-    assert np.asarray(params.steps.theta) == pytest.approx(found.theta, rel=1e-9)  # its guard may be .1 % above ours
+    params = analytic.lista_cp(
+        p.D, W=p.W, activation=activation, **{k: v for k, v in options.items() if k != "d"}
+    )
+    assert np.asarray(params.steps.theta) == pytest.approx(
+        found.theta, rel=1e-9
+    )  # its guard may be .1 % above ours
 
 
 @functools.cache
@@ -366,7 +431,9 @@ def short_chain():
 
 
 def chain_params(Ds, schedules):
-    return [Unrolled(Weights(D), Threshold(jnp.asarray(found.theta))) for D, found in zip(Ds, schedules)]
+    return [
+        Unrolled(Weights(D), Threshold(jnp.asarray(found.theta))) for D, found in zip(Ds, schedules)
+    ]
 
 
 @functools.partial(jax.jit, static_argnames="depths")
@@ -384,11 +451,15 @@ def test_the_corrected_chain_converges_where_the_printed_one_diverges(K, certifi
     D1, D2, X1, X2 = short_chain()
     options = dict(sparsities=(8, 2), bounds=(1.0, 1.0), depths=(K, K))
     schedules = theory.deep_schedule((1 / 16, 1 / 4), (1.0, 0.5), guards=(1e-13, 1e-13), **options)
-    assert schedules[1].error[-1] == pytest.approx(certificate, rel=0.02)  # the numbers of C-13, to their digits
+    assert schedules[1].error[-1] == pytest.approx(
+        certificate, rel=0.02
+    )  # the numbers of C-13, to their digits
     params = analytic.dsc((D1, D2), Ws=(D1, D2), **options)
     codes = code((K, K), params, (D1, D2), X1 @ D1.T)
     for found, truth, p, x in zip(schedules, (X1, X2), params, codes):
-        assert np.asarray(p.steps.theta) == pytest.approx(found.theta, rel=1e-6, abs=1e-11)  # mu is padded by 1e-9
+        assert np.asarray(p.steps.theta) == pytest.approx(
+            found.theta, rel=1e-6, abs=1e-11
+        )  # mu is padded by 1e-9
         assert not np.asarray(x)[truth == 0].any()
         assert np.abs(np.asarray(x) - truth).sum(1).max() <= found.error[-1]
     # The printed construction: thresholds of block 2 for an exact x_1.
@@ -397,11 +468,15 @@ def test_the_corrected_chain_converges_where_the_printed_one_diverges(K, certifi
     assert np.linalg.norm(np.asarray(printed[1]) - X2, axis=1).max() > {40: 1e3, 160: 1e30}[K]
     # It is the error of block 1 that does it: on the exact x_1 the same thresholds converge.
     given = code((K,), chain_params((D2,), (alone,)), (D2,), X1)
-    assert np.linalg.norm(np.asarray(given[0]) - X2, axis=1).max() <= alone.error[-1] / math.sqrt(2) + 1e-9
+    assert (
+        np.linalg.norm(np.asarray(given[0]) - X2, axis=1).max()
+        <= alone.error[-1] / math.sqrt(2) + 1e-9
+    )
 
 
 def test_a_long_chain_reaches_1e_11_without_false_positives():
-    # Coherences and entries known by construction: 1/32 and 1/5, 1 and 1/sqrt(5); the guard is 4 eps s B.
+    # Coherences and entries known by construction: 1/32 and 1/5, 1 and 1/sqrt(5); the guard is 4
+    # eps s B.
     D1, D2 = np.asarray(dictionaries.identity_hadamard(1024)), transversal(1, 5, 409, 4096, 2048)
     X2, X1 = planted(1, D2, 2, 4)
     guards = (40 * np.finfo(float).eps, 8 * np.finfo(float).eps)

@@ -1,4 +1,6 @@
-"""Stripe norms against brute force, and which chains of codes solve the models (Definitions 1 and 2)."""
+"""Stripe norms against brute force, and which chains of codes solve the models (Definitions 1 and
+2).
+"""
 
 import itertools
 import math
@@ -18,10 +20,14 @@ def unit(D):
 
 
 def transversal(rng, c, q, d, m=None):
-    """d lines (a, b) with a nonzero at row a + i b mod q of every group i < c, zero rows up to m: mu <= 1/c."""
+    """d lines (a, b) with a nonzero at row a + i b mod q of every group i < c, zero rows up to m:
+    mu <= 1/c.
+    """
     D = np.zeros((m or c * q, d))
     for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
-        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice([-1, 1], c) / math.sqrt(c)
+        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice(
+            [-1, 1], c
+        ) / math.sqrt(c)
     return D
 
 
@@ -29,14 +35,19 @@ def transversal(rng, c, q, d, m=None):
 
 
 def stripe_by_definition(x, kernel, stride, circular):
-    """Every pair of positions whose windows of the kernel share a sample, on a line or on a circle of N = p t."""
+    """Every pair of positions whose windows of the kernel share a sample, on a line or on a circle
+    of N = p t.
+    """
     positions, most = list(np.ndindex(x.shape[1:])), 0
     for p in positions:
         total = 0
         for q in positions:
             meets = True
             for a, b, n, t, P in zip(p, q, kernel, stride, x.shape[1:]):
-                first, second = ({(i * t + k) % (P * t) if circular else i * t + k for k in range(n)} for i in (a, b))
+                first, second = (
+                    {(i * t + k) % (P * t) if circular else i * t + k for k in range(n)}
+                    for i in (a, b)
+                )
                 meets &= bool(first & second)
             total += meets * np.count_nonzero(x[(slice(None), *q)])
         most = max(most, total)
@@ -72,7 +83,12 @@ def test_stripe_norm_counts_what_overlaps(shape, kernel, stride, circular):
 
 def test_stripe_norm_of_a_kernel_as_long_as_the_signal_is_the_count():
     x = np.random.default_rng(0).normal(size=(3, 6)) * (np.arange(18).reshape(3, 6) % 4 == 0)
-    assert stripe_norm(x, 6) == stripe_norm(x, 60) == stripe_norm(x, 4, circular=True) == np.count_nonzero(x)
+    assert (
+        stripe_norm(x, 6)
+        == stripe_norm(x, 60)
+        == stripe_norm(x, 4, circular=True)
+        == np.count_nonzero(x)
+    )
     assert stripe_norm(np.zeros((3, 6)), 2) == 0
 
 
@@ -105,7 +121,9 @@ def test_stripe_norm_refuses_what_has_no_stripes():
 
 
 def deep_chain(rng, dtype):
-    """32 -> 64 -> 49 and codes of 6 and 2 nonzeros that solve it: the columns of D_2 have three nonzeros."""
+    """32 -> 64 -> 49 and codes of 6 and 2 nonzeros that solve it: the columns of D_2 have three
+    nonzeros.
+    """
     D1, D2 = dictionaries.identity_hadamard(32), transversal(rng, 3, 7, 49, 64)
     x2 = np.zeros(49)
     x2[rng.choice(49, 2, replace=False)] = rng.normal(size=2)
@@ -191,7 +209,11 @@ def test_is_feasible_refuses_what_does_not_meet():
         options = {"xs": xs, "sparsities": [6, 2], "eps": 0.0, **options}
         with pytest.raises(ValueError, match="has length .; expected 2, one per layer"):
             is_feasible(y, Ds, options["xs"], options["sparsities"], options["eps"])
-    for sparsities, eps, tol in (([6, -1], 0.0, 0.0), ([6, 2], [0.0, math.nan], 0.0), ([6, 2], 0.0, -1.0)):
+    for sparsities, eps, tol in (
+        ([6, -1], 0.0, 0.0),
+        ([6, 2], [0.0, math.nan], 0.0),
+        ([6, 2], 0.0, -1.0),
+    ):
         with pytest.raises(ValueError, match="must be"):
             is_feasible(y, Ds, xs, sparsities, eps, tol=tol)
     with pytest.raises(TypeError, match="sparsities must be an integer"):
@@ -232,8 +254,12 @@ def matrix(D):
     return np.stack(columns, axis=1)
 
 
-def conv_chain(rng, boundary, filters=((3, 1, 4), (4, 3, 3)), signal=(24,), stride=(1, 1), dtype=np.float64):
-    """Two Conv layers with sparse filters in the second, and a code of one nonzero per channel behind them."""
+def conv_chain(
+    rng, boundary, filters=((3, 1, 4), (4, 3, 3)), signal=(24,), stride=(1, 1), dtype=np.float64
+):
+    """Two Conv layers with sparse filters in the second, and a code of one nonzero per channel
+    behind them.
+    """
     first, second = (rng.normal(size=shape) for shape in filters)
     second *= np.arange(second[0].size).reshape(second.shape[1:]) < 2
     D1 = dictionaries.Conv(np.asarray(first, dtype), signal, stride[0], boundary)
@@ -248,7 +274,9 @@ def conv_chain(rng, boundary, filters=((3, 1, 4), (4, 3, 3)), signal=(24,), stri
 def test_convolutional_chains_are_measured_by_their_stripes():
     y, Ds, xs = conv_chain(np.random.default_rng(0), "circular")
     found = is_csc_feasible(y, Ds, xs, [24, 4])
-    by_definition = [stripe_by_definition(D.unflatten_code(x), D.kernel, D.stride, True) for D, x in zip(Ds, xs)]
+    by_definition = [
+        stripe_by_definition(D.unflatten_code(x), D.kernel, D.stride, True) for D, x in zip(Ds, xs)
+    ]
     assert found.holds and found.stripes.tolist() == by_definition
     mus = [np.abs(unit(A).T @ unit(A) - np.eye(len(A.T))).max() for A in map(matrix, Ds)]
     assert found.bounds == pytest.approx([sparsity_bound(mu) for mu in mus], rel=1e-12)
@@ -260,9 +288,13 @@ def test_convolutional_chains_are_measured_by_their_stripes():
 
 def test_convolutional_chains_in_two_dimensions_and_float32():
     rng = np.random.default_rng(1)
-    y, Ds, xs = conv_chain(rng, "valid", ((2, 1, 3, 3), (3, 2, 2, 2)), (8, 6), ((2, 1), 1), np.float32)
+    y, Ds, xs = conv_chain(
+        rng, "valid", ((2, 1, 3, 3), (3, 2, 2, 2)), (8, 6), ((2, 1), 1), np.float32
+    )
     found = is_csc_feasible(y, Ds, xs, [12, 3])
-    by_definition = [stripe_by_definition(D.unflatten_code(x), D.kernel, D.stride, False) for D, x in zip(Ds, xs)]
+    by_definition = [
+        stripe_by_definition(D.unflatten_code(x), D.kernel, D.stride, False) for D, x in zip(Ds, xs)
+    ]
     assert found.holds and found.stripes.tolist() == by_definition
     dirty = [x + 1e-6 * (x == 0).astype(np.float32) for x in xs]
     assert is_csc_feasible(y, Ds, dirty, [12, 3], tol=1e-5).holds
@@ -270,7 +302,8 @@ def test_convolutional_chains_in_two_dimensions_and_float32():
 
 
 def test_stripes_certify_codes_that_global_counts_cannot():
-    # C-2: spikes and the Barker code of length 13, and 20 nonzeros with one in each stripe; global counts allow 2.
+    # C-2: spikes and the Barker code of length 13, and 20 nonzeros with one in each stripe; global
+    # counts allow 2.
     barker = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1]) / math.sqrt(13)
     D = dictionaries.Conv(np.stack([np.eye(13)[0], barker])[:, None], 500, boundary="circular")
     x = np.zeros(D.code_grid)
@@ -281,7 +314,9 @@ def test_stripes_certify_codes_that_global_counts_cannot():
 
 
 def dependent_supports(A):
-    """All supports on which the columns of A are dependent, (n, d); the support of every kernel vector is one."""
+    """All supports on which the columns of A are dependent, (n, d); the support of every kernel
+    vector is one.
+    """
     supports = np.array(list(itertools.product([False, True], repeat=A.shape[1])))[1:]
     values = np.linalg.svd(A[None] * supports[:, None, :], compute_uv=False)
     rank = (values > 1e-10).sum(1)  # unit columns: rounding is below 1e-14
@@ -299,7 +334,8 @@ CROWDED = {  # filters, signal, stride, boundary: at most 12 atoms
 
 @pytest.mark.parametrize("name", CROWDED)
 def test_two_codes_never_differ_where_their_stripes_are_below_the_bounds(name):
-    # Every kernel vector has a stripe norm of at least 1 + 1/mu, so codes with stripes below half of it cannot differ.
+    # Every kernel vector has a stripe norm of at least 1 + 1/mu, so codes with stripes below half
+    # of it cannot differ.
     shape, *rest = CROWDED[name]
     stripe_norms = None
     for seed in range(5):
@@ -312,7 +348,9 @@ def test_two_codes_never_differ_where_their_stripes_are_below_the_bounds(name):
         mu = np.abs(A.T @ A - np.eye(len(A.T))).max()
         padded = np.zeros((2 ** len(A.T), len(A.T)))
         padded[: len(dependent)] = dependent
-        assert np.asarray(stripe_norms(padded))[: len(dependent)].min() >= (1 + 1 / mu) * (1 - 1e-12)
+        assert np.asarray(stripe_norms(padded))[: len(dependent)].min() >= (1 + 1 / mu) * (
+            1 - 1e-12
+        )
 
 
 @pytest.mark.parametrize("name", CROWDED)
@@ -320,7 +358,9 @@ def test_a_stripe_holds_every_atom_that_meets_its_middle(name):
     shape, *rest = CROWDED[name]
     D = dictionaries.Conv(np.ones(shape), *rest)
     A = matrix(D)
-    pairs = np.array([np.eye(len(A.T))[[i, j]].sum(0) for i, j in itertools.combinations(range(len(A.T)), 2)])
+    pairs = np.array(
+        [np.eye(len(A.T))[[i, j]].sum(0) for i, j in itertools.combinations(range(len(A.T)), 2)]
+    )
     meet = np.array([(A[:, x > 0].min(axis=1) > 0).any() for x in pairs])
     together = np.asarray(jax.jit(jax.vmap(lambda x: _conv_stripe_norm(D, x)))(pairs)) == 2
     assert meet.any() and together[meet].all()
@@ -332,7 +372,9 @@ def test_is_csc_feasible_refuses_what_is_not_a_chain_of_convolutions():
         is_csc_feasible(y, [D1, dictionaries.Composed(D2)], xs, [9, 9])
     other = dictionaries.Conv(np.ones((2, 8, 2)), 9)  # 72 samples as D_1 has codes, on another grid
     assert other.shape[0] == D1.shape[1]
-    with pytest.raises(ValueError, match=r"D_1 has code grid \(3, 24\) but D_2 has signal grid \(8, 9\)"):
+    with pytest.raises(
+        ValueError, match=r"D_1 has code grid \(3, 24\) but D_2 has signal grid \(8, 9\)"
+    ):
         is_csc_feasible(y, [D1, other], [xs[0], np.zeros(other.shape[1])], [9, 9])
     with pytest.raises(ValueError, match="sparsities has length 1; expected 2"):
         is_csc_feasible(y, [D1, D2], xs, [9])

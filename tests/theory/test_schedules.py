@@ -29,7 +29,9 @@ def unit(D):
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.02, 0.1, 0.199])
-@pytest.mark.parametrize("noise, guard, eta", [(0.0, 0.0, 0.0), (0.01, 1e-6, 0.0), (0.01, 0.0, 1e-3)])
+@pytest.mark.parametrize(
+    "noise, guard, eta", [(0.0, 0.0, 0.0), (0.01, 1e-6, 0.0), (0.01, 0.0, 1e-3)]
+)
 def test_schedule_follows_the_closed_form(mu, noise, guard, eta):
     s, B, C, K = 3, 2.0, 0.7, 50
     found = schedule(mu, C, sparsity=s, bound=B, noise=noise, depth=K, guard=guard, eta=eta)
@@ -46,7 +48,8 @@ def test_schedule_follows_the_closed_form(mu, noise, guard, eta):
 
 
 def test_one_coherent_step_is_the_recursion_of_the_sup_norm():
-    # m_{k+1} = a m_k + 2 (C_W delta + g) from m_0 = B is E / s, with the same threshold s mu_W m_k + C_W delta + g.
+    # m_{k+1} = a m_k + 2 (C_W delta + g) from m_0 = B is E / s, with the same threshold s mu_W m_k
+    # + C_W delta + g.
     found = schedule(0.05, 0.7, **CLASS)
     m = 2.0
     for theta, error in zip(found.theta, found.error):
@@ -56,14 +59,20 @@ def test_one_coherent_step_is_the_recursion_of_the_sup_norm():
 
 def test_scalars_of_every_kind_are_taken():
     for mu in (np.float32(0.25), jnp.asarray(0.25), 0.25):
-        assert schedule(mu, 1, sparsity=np.int64(1), bound=1, depth=2).error.tolist() == [1, 0.25, 0.0625]
+        assert schedule(mu, 1, sparsity=np.int64(1), bound=1, depth=2).error.tolist() == [
+            1,
+            0.25,
+            0.0625,
+        ]
 
 
 def test_no_nonzeros_leave_no_error():
     found = schedule(0.9, 1.0, **{**CLASS, "sparsity": 0})
     assert found.holds and found.error.tolist() == [0] * 51
     assert (found.contraction, found.rate, found.floor) == (0, math.inf, 0)
-    assert found.theta == pytest.approx(np.full(50, 0.01 + 1e-6))  # enough to keep noise out of the code
+    assert found.theta == pytest.approx(
+        np.full(50, 0.01 + 1e-6)
+    )  # enough to keep noise out of the code
 
 
 def test_incoherent_atoms_are_found_in_one_step():
@@ -98,7 +107,9 @@ def test_eta_counts_against_the_hypotheses():
 @pytest.mark.parametrize("name", ["mu", "C_W", "bound", "noise", "guard", "eta"])
 def test_schedule_refuses_negative_nan_and_traced_numbers(name):
     def call(value):
-        return schedule(**{"mu": 0.1, "C_W": 1.0, "sparsity": 1, "bound": 1.0, "depth": 3, name: value})
+        return schedule(
+            **{"mu": 0.1, "C_W": 1.0, "sparsity": 1, "bound": 1.0, "depth": 3, name: value}
+        )
 
     for value in (-1e-3, math.nan):
         with pytest.raises(ValueError, match=f"schedule: {name} must be non-negative"):
@@ -134,7 +145,8 @@ def test_steps_for_is_the_first_step_below_the_tolerance(mu, noise):
     found = schedule(mu, 0.7, sparsity=3, bound=2.0, noise=noise, depth=500)
     for tol in found.floor + (6 - found.floor) * 10.0 ** np.linspace(-9, -0.01, 40):
         k = found.steps_for(tol)
-        # At a tolerance that is itself some E_k the count may be one off by rounding; these are not.
+        # At a tolerance that is itself some E_k the count may be one off by rounding; these are
+        # not.
         assert isinstance(k, int) and k >= 1
         assert found.error[k] <= tol < found.error[k - 1]
 
@@ -145,7 +157,9 @@ def test_steps_for_is_the_first_step_below_the_tolerance(mu, noise):
 def test_deep_schedule_follows_the_hand_recursion():
     mus, C_Ws, s, B, K = [0.05, 0.2, 0.1], [1.0, 0.5, 0.7], [4, 2, 1], [1.0, 3.0, 2.0], [30, 10, 20]
     noises, guards, etas = [0.01, 0.0, 0.1], [1e-7, 0.0, 1e-3], [0.0, 1e-2, 0.0]
-    blocks = deep_schedule(mus, C_Ws, sparsities=s, bounds=B, noises=noises, depths=K, guards=guards, etas=etas)
+    blocks = deep_schedule(
+        mus, C_Ws, sparsities=s, bounds=B, noises=noises, depths=K, guards=guards, etas=etas
+    )
     before = 0.0
     for j, block in enumerate(blocks):
         a, c = (2 * s[j] - 1) * mus[j] + etas[j], C_Ws[j] * (noises[j] + before) + guards[j]
@@ -161,12 +175,16 @@ def test_deep_schedule_follows_the_hand_recursion():
 def test_deep_schedule_of_one_block_is_schedule_and_defaults_are_zero():
     (block,) = deep_schedule([0.1], [0.7], sparsities=[3], bounds=[2.0], depths=[9])
     alone = schedule(0.1, 0.7, sparsity=3, bound=2.0, depth=9)
-    assert block.error.tolist() == alone.error.tolist() and block.theta.tolist() == alone.theta.tolist()
+    assert (
+        block.error.tolist() == alone.error.tolist()
+        and block.theta.tolist() == alone.theta.tolist()
+    )
     assert deep_schedule([], [], sparsities=[], bounds=[], depths=[]) == ()
 
 
 def test_deep_errors_obey_the_explicit_bound():
-    # E_j <= sum_{i <= j} (a_i^K_i s_i B_i + kappa_i delta_i) prod_{i < l <= j} kappa_l, kappa = 2 s C / (1 - a).
+    # E_j <= sum_{i <= j} (a_i^K_i s_i B_i + kappa_i delta_i) prod_{i < l <= j} kappa_l, kappa = 2 s
+    # C / (1 - a).
     rng = np.random.default_rng(0)
     for _ in range(200):
         s, K = rng.integers(1, 5, 3), rng.integers(1, 40, 3)
@@ -184,18 +202,24 @@ def test_deep_errors_obey_the_explicit_bound():
 
 
 def test_a_diverging_block_is_unbounded_noise_for_the_next():
-    blocks = deep_schedule([0.5, 0.1], [1.0, 1.0], sparsities=[5, 1], bounds=[1.0, 1.0], depths=[2000, 3])
+    blocks = deep_schedule(
+        [0.5, 0.1], [1.0, 1.0], sparsities=[5, 1], bounds=[1.0, 1.0], depths=[2000, 3]
+    )
     assert [block.holds for block in blocks] == [False, False]
     assert blocks[1].floor == math.inf and not np.isnan(blocks[1].error).any()
 
 
 @pytest.mark.parametrize("mu, s", [(0.0, 1), (0.1, 0)])
 def test_unbounded_noise_never_makes_nan(mu, s):
-    blocks = deep_schedule([0.5, mu], [1.0, 1.0], sparsities=[5, s], bounds=[1.0, 1.0], depths=[2000, 3])
+    blocks = deep_schedule(
+        [0.5, mu], [1.0, 1.0], sparsities=[5, s], bounds=[1.0, 1.0], depths=[2000, 3]
+    )
     assert not np.isnan(blocks[1].error).any() and not np.isnan(blocks[1].theta).any()
 
 
-@pytest.mark.parametrize("name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas"])
+@pytest.mark.parametrize(
+    "name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas"]
+)
 def test_deep_schedule_refuses_sequences_of_other_lengths(name):
     options = {"C_Ws": [1.0] * 2, "sparsities": [1] * 2, "bounds": [1.0] * 2, "noises": [0.0] * 2, "depths": [3] * 2,
                "guards": [0.0] * 2, "etas": [0.0] * 2}  # fmt: skip
@@ -246,8 +270,12 @@ def test_error_bar_and_code_bound_are_never_violated(pair):
             bar = theory.error_bar(W, D, guess, y, sparsity=1, noise=noise)
             assert bar.holds
             true = [np.abs(h).max(), np.linalg.norm(h), np.abs(h).sum()]
-            assert (np.array(true) <= np.array(bar[:3]) + 1e-14).all()  # y itself is rounded: a few dozen eps
-        assert theory.code_bound(W, D, y, sparsity=1, noise=noise) >= np.abs(truth).max() * (1 - 48 * EPS)
+            assert (
+                np.array(true) <= np.array(bar[:3]) + 1e-14
+            ).all()  # y itself is rounded: a few dozen eps
+        assert theory.code_bound(W, D, y, sparsity=1, noise=noise) >= np.abs(truth).max() * (
+            1 - 48 * EPS
+        )
 
 
 def test_error_bar_by_its_formula(pair):
@@ -257,14 +285,19 @@ def test_error_bar_by_its_formula(pair):
     expected = (np.abs(W.T @ (y - D @ x)).max() + C * 0.3) / (1 - mu - eta)
     bar = theory.error_bar(W, D, x, y, sparsity=1, noise=0.3)
     assert np.all(np.asarray(bar[:3]) >= np.asarray([1, math.sqrt(2), 2]) * expected)
-    assert bar[:3] == pytest.approx((expected, math.sqrt(2) * expected, 2 * expected), rel=ROUNDED_UP)
+    assert bar[:3] == pytest.approx(
+        (expected, math.sqrt(2) * expected, 2 * expected), rel=ROUNDED_UP
+    )
     for s in (1, 2):
         expected = (np.abs(W.T @ y).max() + C * 0.3) / (1 - (s - 1) * mu - eta)
-        assert theory.code_bound(W, D, y, sparsity=s, noise=0.3) == pytest.approx(expected, rel=ROUNDED_UP)
+        assert theory.code_bound(W, D, y, sparsity=s, noise=0.3) == pytest.approx(
+            expected, rel=ROUNDED_UP
+        )
 
 
 def test_error_bar_is_attained_by_two_atoms():
-    # x* = 1/2 e_1, x = -1/2 e_2, d_1 . d_2 = mu: y - D x = (d_1 + d_2) / 2, correlation (1 + mu) / 2 with both.
+    # x* = 1/2 e_1, x = -1/2 e_2, d_1 . d_2 = mu: y - D x = (d_1 + d_2) / 2, correlation (1 + mu) /
+    # 2 with both.
     mu = 0.4
     for sign in (1, -1):
         D = np.array([[1.0, mu * sign], [0.0, math.sqrt(1 - mu**2)]])
@@ -304,7 +337,9 @@ def test_after_the_fact_bounds_refuse_tracers_and_bad_numbers(pair):
 # Activations.
 
 
-@pytest.mark.parametrize("options", [CLASS, {**CLASS, "sparsity": 0}, {**CLASS, "noise": 0.0, "guard": 0.0}])
+@pytest.mark.parametrize(
+    "options", [CLASS, {**CLASS, "sparsity": 0}, {**CLASS, "noise": 0.0, "guard": 0.0}]
+)
 @pytest.mark.parametrize("mu", [0.0, 0.1, 0.3])
 def test_activation_schedule_of_relu_is_schedule(mu, options):
     expected = schedule(mu, 0.7, eta=0.01, **options)
@@ -313,13 +348,17 @@ def test_activation_schedule_of_relu_is_schedule(mu, options):
         assert found.error == pytest.approx(expected.error, rel=400 * EPS)
         assert found.theta == pytest.approx(expected.theta, rel=400 * EPS)
         assert (found.holds, found.theorem) == (expected.holds, "12" if expected.holds else "")
-        assert (found.contraction, found.floor) == pytest.approx((expected.contraction, expected.floor))
+        assert (found.contraction, found.floor) == pytest.approx(
+            (expected.contraction, expected.floor)
+        )
         assert found.on_support.tolist() == found.error.tolist() and not found.off_support.any()
 
 
 def test_activation_schedule_follows_the_hand_recursion():
     rho, mu, C, d, s, B, K = activations.elu(0.3), 0.02, 0.7, 40, 3, 2.0, 30
-    found = activation_schedule(rho, mu, C, d=d, sparsity=s, bound=B, noise=0.01, depth=K, guard=1e-6)
+    found = activation_schedule(
+        rho, mu, C, d=d, sparsity=s, bound=B, noise=0.01, depth=K, guard=1e-6
+    )
     E_S, E_O, c = s * B, 0.0, C * 0.01 + 1e-6
     for k in range(K):
         theta = mu * (E_S + E_O) + c
@@ -352,18 +391,28 @@ act = activations
 ])  # fmt: skip
 def test_which_theorem_covers_which_activation(activation, problem, theorem):
     found = activation_schedule(activation, C_W=1.0, bound=1.0, noise=1e-3, depth=400, **problem)
-    assert (found.theorem, found.holds, math.isfinite(found.floor)) == (theorem, bool(theorem), bool(theorem))
+    assert (found.theorem, found.holds, math.isfinite(found.floor)) == (
+        theorem,
+        bool(theorem),
+        bool(theorem),
+    )
     if theorem:
-        assert found.error[-1] <= found.floor * (1 + 1e-9)  # contraction <= .9: settled after 400 steps
+        assert found.error[-1] <= found.floor * (
+            1 + 1e-9
+        )  # contraction <= .9: settled after 400 steps
         assert found.rate == pytest.approx(-math.log(found.contraction)) and found.contraction < 1
 
 
 def test_the_floor_of_a_bounded_tail():
     # (2 s C delta + s osc + 2 s mu (d - s) osc) / (1 - a) + (d - s) osc, Theorem 10.
     mu, C, d, s, delta, osc = 0.1, 0.7, 30, 2, 0.01, 0.69314719 / 1e3
-    found = activation_schedule(act.scale(act.softplus, 1e3), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=1)
+    found = activation_schedule(
+        act.scale(act.softplus, 1e3), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=1
+    )
     off = (d - s) * osc
-    assert found.floor == pytest.approx((2 * s * C * delta + s * osc + 2 * s * mu * off) / 0.7 + off)
+    assert found.floor == pytest.approx(
+        (2 * s * C * delta + s * osc + 2 * s * mu * off) / 0.7 + off
+    )
 
 
 def test_the_floor_of_a_small_slope():
@@ -372,12 +421,16 @@ def test_the_floor_of_a_small_slope():
     found = activation_schedule(act.elu(L), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=1)
     alpha = mu * (2 * L * d + (2 - 2 * L) * s)
     assert found.contraction == pytest.approx(alpha)
-    assert found.floor == pytest.approx((s * L + (2 * s + 2 * L * (d - s)) * C * delta) / (1 - alpha))
+    assert found.floor == pytest.approx(
+        (s * L + (2 * s + 2 * L * (d - s)) * C * delta) / (1 - alpha)
+    )
 
 
 def test_scaling_divides_the_noiseless_floor():
     floors = [
-        activation_schedule(act.scale(act.gelu, k), 0.1, 1.0, d=30, sparsity=2, bound=1.0, depth=1).floor
+        activation_schedule(
+            act.scale(act.gelu, k), 0.1, 1.0, d=30, sparsity=2, bound=1.0, depth=1
+        ).floor
         for k in (10.0, 1000.0)
     ]
     assert floors[0] == pytest.approx(100 * floors[1])
@@ -385,18 +438,24 @@ def test_scaling_divides_the_noiseless_floor():
 
 def test_sparsity_is_clipped_to_the_length_of_the_code():
     options = dict(bound=1.0, depth=5, d=3)
-    clipped, full = (activation_schedule(act.elu(0.1), 0.05, 1.0, sparsity=s, **options) for s in (9, 3))
+    clipped, full = (
+        activation_schedule(act.elu(0.1), 0.05, 1.0, sparsity=s, **options) for s in (9, 3)
+    )
     assert clipped.error.tolist() == full.error.tolist() and not full.off_support.any()
 
 
 def test_a_diverging_activation_is_reported_without_nan():
-    found = activation_schedule(act.leaky_relu(0.5), 0.5, 1.0, d=1000, sparsity=2, bound=1.0, depth=500)
+    found = activation_schedule(
+        act.leaky_relu(0.5), 0.5, 1.0, d=1000, sparsity=2, bound=1.0, depth=500
+    )
     assert not found.holds and found.error[-1] == math.inf
     assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
 
 
 def test_a_diverging_activation_with_one_nonzero_is_reported_without_nan():
-    found = activation_schedule(act.leaky_relu(0.5), 0.5, 1.0, d=1000, sparsity=1, bound=1.0, depth=500)
+    found = activation_schedule(
+        act.leaky_relu(0.5), 0.5, 1.0, d=1000, sparsity=1, bound=1.0, depth=500
+    )
     assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
 
 

@@ -1,4 +1,6 @@
-"""Theorem 3, its corollaries and the bounds that skip layers: no pair of chains may be further apart than they say."""
+"""Theorem 3, its corollaries and the bounds that skip layers: no pair of chains may be further
+apart than they say.
+"""
 
 import functools
 import math
@@ -18,7 +20,8 @@ from unrolled.theory._stability import (
     stability,
 )
 
-# Distances and residuals are computed to a few hundred eps of the codes' size, which exceeds the distances up to 1e3 times.
+# Distances and residuals are computed to a few hundred eps of the codes' size, which exceeds the
+# distances up to 1e3 times.
 ROUNDING = 1 + 1e-9
 
 
@@ -74,7 +77,8 @@ def largest_entries(X, s):
 
 
 def pairs(Ds, sparsities, n, seed=0):
-    """n exact chains and n perturbed ones with their eps_j, all with at most s_j nonzeros: far apart, near, and worst.
+    """n exact chains and n perturbed ones with their eps_j, all with at most s_j nonzeros: far
+    apart, near, and worst.
 
     For the worst the difference of the deepest codes is the least singular vector of 2 s_J columns.
     """
@@ -152,7 +156,9 @@ def weights_factor(W, D, s):
 def test_weights_reach_sparsities_that_the_coherence_does_not(off_diagonal):
     rng = np.random.default_rng(2)
     D = unit(rng.normal(size=(60, 64)))
-    W = np.asarray(theory.frobenius_weights(D)) * rng.uniform(1 - off_diagonal, 1 + off_diagonal, 64)
+    W = np.asarray(theory.frobenius_weights(D)) * rng.uniform(
+        1 - off_diagonal, 1 + off_diagonal, 64
+    )
     reached = 0
     for s in range(1, 6):
         alone, found = stability([D], [s], 0.0, 1.0), stability([D], [s], 0.0, 1.0, Ws=[W])
@@ -175,7 +181,9 @@ def test_the_norm_of_the_weights_and_their_products_take_turns():
         found = stability([D], [s], 0.0, 1.0, Ws=[W]).factor_W[0]
         assert found == pytest.approx(weights_factor(W, D, s), rel=1e-7)
         mu_W = np.abs(W.T @ D - np.diag(np.diag(W.T @ D))).max()
-        assert (found == pytest.approx(np.linalg.norm(W, 2) / (1 - (2 * s - 1) * mu_W), rel=1e-7)) == by_norm
+        assert (
+            found == pytest.approx(np.linalg.norm(W, 2) / (1 - (2 * s - 1) * mu_W), rel=1e-7)
+        ) == by_norm
 
 
 def test_weights_may_be_given_for_some_layers():
@@ -188,10 +196,18 @@ def test_weights_may_be_given_for_some_layers():
 
 def test_violated_hypotheses_give_inf_and_never_nan():
     Ds, s = chain("two layers")
-    found = stability(Ds, [3, 2], 0.0, 0.0)  # not even exact data bound a code that need not be unique
-    assert not found.holds and found.delta.tolist() == [0.0, math.inf] and found.factor[1] == math.inf
+    found = stability(
+        Ds, [3, 2], 0.0, 0.0
+    )  # not even exact data bound a code that need not be unique
+    assert (
+        not found.holds and found.delta.tolist() == [0.0, math.inf] and found.factor[1] == math.inf
+    )
     found = stability(Ds, [9, 1], 0.0, 1.0)
-    assert not found.holds and found.delta.tolist() == [math.inf, math.inf] and math.isfinite(found.factor[1])
+    assert (
+        not found.holds
+        and found.delta.tolist() == [math.inf, math.inf]
+        and math.isfinite(found.factor[1])
+    )
     # At s = 0 both codes are 0, whatever came before.
     found = stability(Ds, [9, 0], 1.0, 1.0)
     assert not found.holds and found.delta.tolist() == [math.inf, 0.0] and found.factor[1] == 0
@@ -208,16 +224,23 @@ def test_a_radicand_of_zero_is_not_positive_after_rounding():
         D = unit(np.hstack([v, v]))
         found = stability([D], [1], 0.0, 1e-3)
         assert not found.holds and found.delta[0] == math.inf
-        assert noise_stability([D], [1], 1.0)[0] == math.inf and not product_stability([D], 1, 0.0, 1.0).holds
+        assert (
+            noise_stability([D], [1], 1.0)[0] == math.inf
+            and not product_stability([D], 1, 0.0, 1.0).holds
+        )
 
 
 def test_orthonormal_dictionaries_and_single_atoms_pass_errors_on_unchanged():
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
-    assert stability([Q, Q, Q], [8, 8, 8], 0.25, 0.5).delta == pytest.approx([0.75, 1.0, 1.25], rel=1e-9)
+    assert stability([Q, Q, Q], [8, 8, 8], 0.25, 0.5).delta == pytest.approx(
+        [0.75, 1.0, 1.25], rel=1e-9
+    )
     assert stability([np.ones((1, 1))], [1], 0.0, 2.0).delta.tolist() == [2.0]
     # t = min(2 s, d): d independent atoms stay apart where 2 s - 1 of the formula would not.
     D = unit(np.array([[1.0, 0.4], [0.0, 1.0]]))
-    assert stability([D], [2], 0.0, 1.0).delta[0] == pytest.approx(1 / math.sqrt(1 - mu_of(D)), rel=1e-7)
+    assert stability([D], [2], 0.0, 1.0).delta[0] == pytest.approx(
+        1 / math.sqrt(1 - mu_of(D)), rel=1e-7
+    )
     assert 1 - 3 * mu_of(D) < 0
 
 
@@ -232,7 +255,9 @@ def test_float32_dictionaries_and_float32_jax(dtype):
         with jax.enable_x64(x64):
             found = stability(Ds, [3, 1], 0.1, 0.1)
         assert found.delta.dtype == np.float64
-        assert found.delta == pytest.approx(stability(*chain("two layers"), 0.1, 0.1).delta, rel=1e-5)
+        assert found.delta == pytest.approx(
+            stability(*chain("two layers"), 0.1, 0.1).delta, rel=1e-5
+        )
 
 
 # Corollaries 4 and 5
@@ -247,8 +272,12 @@ def test_the_corollaries_are_the_recursion_in_their_special_cases(name):
         if bad:  # a code that is 0, then one that nothing bounds
             s[rng.integers(len(s))] = 0 if bad < 3 else 12
         eps, eps0 = rng.random(len(Ds)) * rng.integers(0, 2, len(Ds)), rng.random()
-        assert noise_stability(Ds, s, eps0) == pytest.approx(stability(Ds, s, 0.0, eps0).delta, rel=1e-12)
-        assert model_stability(Ds, s, eps) == pytest.approx(stability(Ds, s, eps, 0.0).delta, rel=1e-12)
+        assert noise_stability(Ds, s, eps0) == pytest.approx(
+            stability(Ds, s, 0.0, eps0).delta, rel=1e-12
+        )
+        assert model_stability(Ds, s, eps) == pytest.approx(
+            stability(Ds, s, eps, 0.0).delta, rel=1e-12
+        )
     assert not np.isfinite(model_stability(Ds, s, 0.0)).all()
 
 
@@ -256,16 +285,22 @@ def test_the_closed_forms_have_the_index_of_each_layer():
     # C-7: layer i of the product has its own sparsity and coherence.
     Ds, s = chain("three layers")
     radicands = np.array([1 - (min(2 * n, D.shape[1]) - 1) * mu_of(D) for D, n in zip(Ds, s)])
-    assert noise_stability(Ds, s, 0.3) == pytest.approx(0.3 / np.sqrt(np.cumprod(radicands)), rel=1e-7)
+    assert noise_stability(Ds, s, 0.3) == pytest.approx(
+        0.3 / np.sqrt(np.cumprod(radicands)), rel=1e-7
+    )
     eps = np.array([0.1, 0.2, 0.3])
-    expected = [sum(eps[i] / math.sqrt(np.prod(radicands[i : j + 1])) for i in range(j + 1)) for j in range(3)]
+    expected = [
+        sum(eps[i] / math.sqrt(np.prod(radicands[i : j + 1])) for i in range(j + 1))
+        for j in range(3)
+    ]
     assert model_stability(Ds, s, eps) == pytest.approx(expected, rel=1e-7)
     printed = 0.3 / np.sqrt(radicands ** np.arange(1, 4))  # with j in place of i
     assert (printed < noise_stability(Ds, s, 0.3) * 0.99).any()
 
 
 def test_noise_alone_needs_a_signal_in_the_model():
-    # C-8: x~ = 0 explains y~ within eps_0 but not exactly; Corollary 4 does not cover it, Theorem 3 does.
+    # C-8: x~ = 0 explains y~ within eps_0 but not exactly; Corollary 4 does not cover it, Theorem 3
+    # does.
     D = np.eye(2)
     x, y_noisy = np.array([2.0, 0.0]), np.array([1.0, 0.0])
     eps0, eps1 = np.linalg.norm(D @ x - y_noisy), np.linalg.norm(y_noisy)
@@ -287,17 +322,23 @@ def test_perturbed_dictionaries_enter_through_eps():
         y, z0 = Ds[0] @ x1, others[0] @ z1 + 1e-3 * rng.normal(size=32)
         own = [np.linalg.norm(z0 - others[0] @ z1), np.linalg.norm(z1 - others[1] @ z2)]
         eps = perturbed_eps(Ds, others, [z1, z2], own)
-        assert eps == pytest.approx([e + np.linalg.norm((o - D) @ z) for e, o, D, z in zip(own, others, Ds, [z1, z2])])
+        assert eps == pytest.approx(
+            [e + np.linalg.norm((o - D) @ z) for e, o, D, z in zip(own, others, Ds, [z1, z2])]
+        )
         seen = [np.linalg.norm(z0 - Ds[0] @ z1), np.linalg.norm(z1 - Ds[1] @ z2)]
         assert (seen <= eps * ROUNDING).all()
         found = stability(Ds, s, eps, np.linalg.norm(y - z0))
-        assert np.linalg.norm(x1 - z1) <= found.delta[0] and np.linalg.norm(X2 - z2) <= found.delta[1]
+        assert (
+            np.linalg.norm(x1 - z1) <= found.delta[0] and np.linalg.norm(X2 - z2) <= found.delta[1]
+        )
 
 
 def test_perturbed_eps_checks_its_arguments():
     D, x = np.eye(3), np.zeros(3)
     assert perturbed_eps([D], [D], [x], 0.5).tolist() == [0.5]
-    with pytest.raises(ValueError, match=r"D_1 has shape \(3, 3\), its perturbation \(3, 2\) and its code \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"D_1 has shape \(3, 3\), its perturbation \(3, 2\) and its code \(3,\)"
+    ):
         perturbed_eps([D], [D[:, :2]], [x])
     with pytest.raises(ValueError, match=r"its code \(4,\)"):
         perturbed_eps([D], [D], [np.zeros(4)])
@@ -316,14 +357,20 @@ def test_perturbed_eps_checks_its_arguments():
 
 def test_the_norm_of_the_columns_of_a_product_must_enter():
     # C-6: the product has orthogonal columns, the first of squared norm 0.4.
-    D1 = np.column_stack([np.eye(4)[0], 0.6 * np.eye(4)[0] + 0.8 * np.eye(4)[1], np.eye(4)[2], np.eye(4)[3]])
+    D1 = np.column_stack(
+        [np.eye(4)[0], 0.6 * np.eye(4)[0] + 0.8 * np.eye(4)[1], np.eye(4)[2], np.eye(4)[3]]
+    )
     D2 = np.column_stack([(np.eye(4)[0] - np.eye(4)[1]) / math.sqrt(2), np.eye(4)[2]])
     P = D1 @ D2
     eps0 = np.linalg.norm(P[:, 0])  # x = e_1 against x~ = 0, both exact
     found = product_stability([D1, D2], 1, 0.0, eps0)
     assert mu_of(P) == 0 and eps0**2 == pytest.approx(0.4)
     assert eps0**2 / (1 - mu_of(P)) < 1  # the printed bound of norm(x - x~)^2 = 1
-    assert found.delta == pytest.approx(1.0, rel=1e-12) and found.nu == pytest.approx(math.sqrt(0.4)) and found.holds
+    assert (
+        found.delta == pytest.approx(1.0, rel=1e-12)
+        and found.nu == pytest.approx(math.sqrt(0.4))
+        and found.holds
+    )
 
 
 @pytest.mark.parametrize("start, stop", [(0, 3), (1, 3), (0, 2), (2, 3)])
@@ -335,13 +382,17 @@ def test_products_bound_the_codes_behind_several_layers(start, stop):
     P = functools.reduce(np.matmul, part)
     c = 1 / (np.linalg.norm(P, axis=0).min() * math.sqrt(1 - (2 * s[stop - 1] - 1) * mu_of(P)))
     assert gains[0].delta == pytest.approx(c, rel=1e-6)
-    bound = np.einsum("i,in->n", [found.delta for found in gains], np.stack([distance[start], *eps[start:stop]]))
+    bound = np.einsum(
+        "i,in->n", [found.delta for found in gains], np.stack([distance[start], *eps[start:stop]])
+    )
     assert (distance[stop] <= bound * ROUNDING).all()
     # eps of the layers together, against the one that is seen.
     together = np.einsum("i,in->n", [found.eps for found in gains[1:]], eps[start:stop])
     seen = np.linalg.norm(other[start] - other[stop] @ P.T, axis=1)
     assert (seen <= together * ROUNDING).all()
-    measured = product_stability([dictionaries.Composed(*part)], s[stop - 1], seen[0], distance[start, 0])
+    measured = product_stability(
+        [dictionaries.Composed(*part)], s[stop - 1], seen[0], distance[start, 0]
+    )
     assert distance[stop, 0] <= measured.delta * ROUNDING <= bound[0] * ROUNDING**2
     assert measured.eps == seen[0]
 
@@ -354,7 +405,10 @@ def test_a_product_may_bound_what_the_layers_between_do_not():
 
 
 def test_products_that_bound_nothing():
-    D1, D2 = np.tile(np.eye(4), 2), np.column_stack([np.eye(8)[0] - np.eye(8)[4], np.eye(8)[1]]) / math.sqrt(2)
+    D1, D2 = (
+        np.tile(np.eye(4), 2),
+        np.column_stack([np.eye(8)[0] - np.eye(8)[4], np.eye(8)[1]]) / math.sqrt(2),
+    )
     found = product_stability([D1, D2], 1, 0.0, 0.0)
     assert not found.holds and found.delta == math.inf and found.nu == 0 and found.mu == math.inf
     found = product_stability([D1, D2], 0, 1.0, 1.0)
@@ -369,7 +423,9 @@ def test_products_that_bound_nothing():
 
 
 def on_supports(rng, n):
-    """n chains on fixed supports, 6 -> 8 -> 9 -> 8, exact and perturbed: D_2 and D_3 map the supports onto each other."""
+    """n chains on fixed supports, 6 -> 8 -> 9 -> 8, exact and perturbed: D_2 and D_3 map the
+    supports onto each other.
+    """
     supports = [np.array([0, 2, 3, 5, 7]), np.array([1, 2, 4, 8]), np.array([0, 3, 6])]
     D1, D2, D3 = (rng.normal(size=shape) for shape in ((6, 8), (8, 9), (9, 8)))
     for S, T, D in zip(supports, supports[1:], (D2, D3)):
@@ -377,7 +433,9 @@ def on_supports(rng, n):
         D[np.ix_(rest, T[:-1])] = 0  # the last column of T may not be used
     X3, Z3 = np.zeros((2, n, 8))
     X3[:, supports[2][:-1]] = rng.normal(size=(n, 2))
-    Z3[:, supports[2]] = X3[:, supports[2]] + rng.normal(size=(n, 3)) * 10.0 ** rng.uniform(-6, 0, (n, 1))
+    Z3[:, supports[2]] = X3[:, supports[2]] + rng.normal(size=(n, 3)) * 10.0 ** rng.uniform(
+        -6, 0, (n, 1)
+    )
     return supports, [D1, D2, D3], X3, Z3
 
 
@@ -394,16 +452,34 @@ def test_the_whole_system_bounds_the_deepest_codes():
             if S is not None:
                 moved[:, np.setdiff1d(np.arange(len(D)), S)] = 0
             other.insert(0, moved)
-        eps = np.stack([np.linalg.norm(b - z @ D.T, axis=1) for D, b, z in zip(Ds, other, other[1:])])
-        eps0, distance = np.linalg.norm(exact[0] - other[0], axis=1), np.linalg.norm(X3 - Z3, axis=1)
+        eps = np.stack(
+            [np.linalg.norm(b - z @ D.T, axis=1) for D, b, z in zip(Ds, other, other[1:])]
+        )
+        eps0, distance = (
+            np.linalg.norm(exact[0] - other[0], axis=1),
+            np.linalg.norm(X3 - Z3, axis=1),
+        )
         found = holistic_stability(Ds, supports, eps[:, 0], eps0[0])
         assert found.holds and found.delta == pytest.approx(found.eps / found.sigma_min)
         P, Q, S = Ds[0] @ Ds[1] @ Ds[2], Ds[1] @ Ds[2], supports[2]
         K = [np.delete(E, T, axis=0)[:, S] for E, T in ((Q, supports[0]), (Ds[2], supports[1]))]
-        assert found.sigma_min == pytest.approx(np.linalg.svd(np.vstack([P[:, S], *K]), compute_uv=False)[-1], rel=1e-9)
+        assert found.sigma_min == pytest.approx(
+            np.linalg.svd(np.vstack([P[:, S], *K]), compute_uv=False)[-1], rel=1e-9
+        )
         # eps of all the draws, from the amended formula and from the norms of the partial products.
-        norms = [1, np.linalg.norm(Ds[0], 2), np.linalg.norm(Ds[0] @ Ds[1], 2), 1, np.linalg.norm(Ds[1], 2), 1]
-        whole = np.einsum("i,in->n", norms[:3], eps), np.einsum("i,in->n", norms[3:5], eps[1:]), eps[2]
+        norms = [
+            1,
+            np.linalg.norm(Ds[0], 2),
+            np.linalg.norm(Ds[0] @ Ds[1], 2),
+            1,
+            np.linalg.norm(Ds[1], 2),
+            1,
+        ]
+        whole = (
+            np.einsum("i,in->n", norms[:3], eps),
+            np.einsum("i,in->n", norms[3:5], eps[1:]),
+            eps[2],
+        )
         total = np.sqrt((eps0 + whole[0]) ** 2 + whole[1] ** 2 + whole[2] ** 2)
         assert found.eps == pytest.approx(total[0], rel=1e-9)
         assert (distance <= total / found.sigma_min * ROUNDING).all()
@@ -428,7 +504,9 @@ def test_supports_that_determine_nothing_or_everything():
     Ds = [np.tile(np.eye(2), 2), np.eye(4)]
     found = holistic_stability(Ds, [[0, 2], [0, 2]], 0.0, 0.0)  # two equal atoms
     assert not found.holds and found.delta == math.inf and found.sigma_min == 0
-    assert holistic_stability(Ds, [[0, 1, 2], [0, 1, 2]], 0.0, 1.0).delta == math.inf  # more columns than rows
+    assert (
+        holistic_stability(Ds, [[0, 1, 2], [0, 1, 2]], 0.0, 1.0).delta == math.inf
+    )  # more columns than rows
     found = holistic_stability(Ds, [[0], []], 1.0, 1.0)
     assert found.holds and found.delta == 0 and found.sigma_min == math.inf
     found = holistic_stability(Ds, [[0], [0]], math.inf, 1.0)
@@ -450,7 +528,8 @@ def test_structured_dictionaries_have_the_bounds_of_their_matrices():
     Ds = [conv, dictionaries.Sparse(np.eye(8), np.eye(8)[:, ::2])]
     found = stability(Ds, [2, 2], 0.1, 0.2, Ws=[conv, None])
     assert found.factor == pytest.approx([1 / math.sqrt(1 - 3 * mu), 1.0], rel=1e-7)
-    # The product keeps the first four positions of the first filter and of the second: columns 0, 2 of each.
+    # The product keeps the first four positions of the first filter and of the second: columns 0, 2
+    # of each.
     one = product_stability(Ds, 1, 0.1, 0.2)
     assert one.nu == pytest.approx(1.0) and one.mu == pytest.approx(mu, rel=1e-7)
     assert one.eps == pytest.approx(0.1 + 0.1 * math.sqrt(1 + mu)) and one.holds
@@ -458,7 +537,9 @@ def test_structured_dictionaries_have_the_bounds_of_their_matrices():
 
 def test_stability_refuses_what_is_no_chain_or_no_number():
     Ds, s = chain("two layers")
-    with pytest.raises(ValueError, match=r"stability: D_1 has shape \(32, 64\) but D_2 has shape \(32, 64\)"):
+    with pytest.raises(
+        ValueError, match=r"stability: D_1 has shape \(32, 64\) but D_2 has shape \(32, 64\)"
+    ):
         stability([Ds[0], Ds[0]], s, 0.0, 0.0)
     with pytest.raises(ValueError, match=r"sparsities\[1\] is 61 but D_2 has 60 atoms"):
         stability(Ds, [3, 61], 0.0, 0.0)

@@ -1,4 +1,6 @@
-"""Theorems 1 and 2 and equation (6) against enumeration, and the codes on given supports (equation 7)."""
+"""Theorems 1 and 2 and equation (6) against enumeration, and the codes on given supports (equation
+7).
+"""
 
 import functools
 import itertools
@@ -69,9 +71,16 @@ def test_certified_sparsities_are_below_half_the_spark(name):
     mu, least = mu_of(D), spark(D)
     for s in range(9):
         found = uniqueness([D], [s])
-        assert found.holds == found.unique[0] == found.l1[0] == (s == 0 or s <= theory.max_sparsity(mu, 8))
+        assert (
+            found.holds
+            == found.unique[0]
+            == found.l1[0]
+            == (s == 0 or s <= theory.max_sparsity(mu, 8))
+        )
         assert not found.holds or 2 * s < least or least == 9  # 9: no columns are dependent
-        assert 1 / (2 * found.bounds[0] - 1) == pytest.approx(mu, abs=1e-14)  # 10 terms of an inner product
+        assert 1 / (2 * found.bounds[0] - 1) == pytest.approx(
+            mu, abs=1e-14
+        )  # 10 terms of an inner product
         assert found.slack[0] == found.bounds[0] - s and found.path[0] == 1
     assert found.holds == (name == "orthonormal")
 
@@ -108,17 +117,22 @@ def test_the_bound_must_be_assumed_for_the_sparsity_not_for_one_solution():
 
 
 def test_bounds_are_strict_and_guarded():
-    # A duplicate atom: mu = 1, bound 1; the code of one nonzero is not unique, for l0 as for l1 (C-5).
+    # A duplicate atom: mu = 1, bound 1; the code of one nonzero is not unique, for l0 as for l1
+    # (C-5).
     found = uniqueness([load("duplicates")], [1])
     assert found.bounds[0] == 1 and not found.holds and not found.l1[0]
     assert uniqueness([load("duplicates")], [0]).holds
-    # mu = 1/3: a regular simplex of four dependent vectors; the bound is 2, also where rounding makes it a little more.
+    # mu = 1/3: a regular simplex of four dependent vectors; the bound is 2, also where rounding
+    # makes it a little more.
     D = np.zeros((6, 4))
     for i, (j, k) in enumerate(itertools.combinations(range(4), 2)):
         D[i, j], D[i, k] = 1 / math.sqrt(3), -1 / math.sqrt(3)
     assert spark(D) == 4 and mu_of(D) == pytest.approx(1 / 3, abs=1e-15)
     for mu in (mu_of, lambda D: 1 / 3 * (1 - 1e-12), lambda D: 1 / 3 * (1 + 1e-12)):
-        assert uniqueness([D], [1], coherence=mu).holds and not uniqueness([D], [2], coherence=mu).holds
+        assert (
+            uniqueness([D], [1], coherence=mu).holds
+            and not uniqueness([D], [2], coherence=mu).holds
+        )
         assert not uniqueness([D], [2], coherence=mu).l1[0]
 
 
@@ -127,7 +141,9 @@ def test_counts_and_sparsities_may_be_traded():
     holds = {(c, s): uniqueness([D], [s], counts=[c]).holds for c in range(4) for s in range(4)}
     assert holds == {(c, s): c + s < 3 for c in range(4) for s in range(4)}
     found = uniqueness([D], [3], counts=[0])
-    assert found.slack[0] == 0 and not found.holds and found.l1[0]  # basis pursuit finds 0 whatever else is allowed
+    assert (
+        found.slack[0] == 0 and not found.holds and found.l1[0]
+    )  # basis pursuit finds 0 whatever else is allowed
 
 
 def test_float32_dictionaries_and_float32_jax(dtype):
@@ -135,7 +151,11 @@ def test_float32_dictionaries_and_float32_jax(dtype):
     for x64 in (True, False):
         with jax.enable_x64(x64):
             found = uniqueness([D], [1])
-        assert found.holds and found.bounds.dtype == np.float64 and found.bounds[0] == pytest.approx(1.5, rel=1e-6)
+        assert (
+            found.holds
+            and found.bounds.dtype == np.float64
+            and found.bounds[0] == pytest.approx(1.5, rel=1e-6)
+        )
 
 
 # Equation (6)
@@ -157,7 +177,9 @@ def subspaces(D2, s1, s2):
 
 
 def unique_by_enumeration(D1, D2, s1, s2):
-    """Whether x_1 and x_2 are the only ones for every y: D_1 D_2 (D_1 after D_2) is injective on all sums of subspaces."""
+    """Whether x_1 and x_2 are the only ones for every y: D_1 D_2 (D_1 after D_2) is injective on
+    all sums of subspaces.
+    """
     rank = functools.partial(np.linalg.matrix_rank, tol=1e-9)
     unique = [True, True]
     for B, C in itertools.combinations_with_replacement(subspaces(D2, s1, s2), 2):
@@ -186,14 +208,19 @@ def test_certified_layers_of_random_chains_are_unique_by_enumeration():
 
 
 def test_the_product_from_j_needs_the_layer_before_j_and_certifies_all_below():
-    # C-3: D_1 has every atom twice, so x_1 alone is not unique; D_2 uses the first of each twin, and D_1 D_2 = I.
+    # C-3: D_1 has every atom twice, so x_1 alone is not unique; D_2 uses the first of each twin,
+    # and D_1 D_2 = I.
     D1, D2 = np.tile(np.eye(4), 2), np.eye(8, 4)
-    assert dictionaries.Composed(D1, D2).shape == (4, 4)  # D_[1,2] x_2 lies where y does, not where x_1 does
+    assert dictionaries.Composed(D1, D2).shape == (
+        4,
+        4,
+    )  # D_[1,2] x_2 lies where y does, not where x_1 does
     found = uniqueness([D1, D2], [2, 2])
     assert found.holds and found.path.tolist() == [1, 1]
     assert found.bounds.tolist() == [1, math.inf] and found.slack[0] == -1
     assert unique_by_enumeration(D1, D2, 2, 2) == [True, True]
-    # The printed requirement, x_1 unique for D_[1,2], is not met by x_1 alone: it would certify neither.
+    # The printed requirement, x_1 unique for D_[1,2], is not met by x_1 alone: it would certify
+    # neither.
     assert not uniqueness([D1], [2]).holds
     # Basis pursuit goes layer by layer and cannot use the product: it may return the other twin.
     assert found.l1.tolist() == [False, False]
@@ -219,7 +246,11 @@ def test_bounds_are_the_best_over_the_products_that_may_be_used():
         found = uniqueness(Ds, s, coherence=mu_of)
         known = [True, *found.unique]
         for j0 in (1, 2, 3):
-            mus = {j: mu_of(functools.reduce(np.matmul, Ds[j - 1 : j0])) for j in range(1, j0 + 1) if known[j - 1]}
+            mus = {
+                j: mu_of(functools.reduce(np.matmul, Ds[j - 1 : j0]))
+                for j in range(1, j0 + 1)
+                if known[j - 1]
+            }
             assert found.bounds[j0 - 1] == pytest.approx((1 + 1 / min(mus.values())) / 2, rel=1e-9)
             assert mus[found.path[j0 - 1]] == pytest.approx(min(mus.values()), rel=1e-12)
             certified = s[j0 - 1] == 0 or s[j0 - 1] < found.bounds[j0 - 1]
@@ -236,7 +267,10 @@ def test_products_with_a_vanishing_column_are_not_used():
         found = uniqueness([D1, D2], [2, 1])  # x_1 is not unique, so D_2 alone may not be used
         assert found.unique.tolist() == [False, False]
         assert found.bounds[1] == 0 and found.path[1] == 0 and found.slack[1] == -1
-        assert uniqueness([D1, D2], [2, 0]).unique.tolist() == [True, True]  # 0 is the only code, and x_1 = D_2 0
+        assert uniqueness([D1, D2], [2, 0]).unique.tolist() == [
+            True,
+            True,
+        ]  # 0 is the only code, and x_1 = D_2 0
 
 
 def test_structured_dictionaries_and_their_products_are_those_of_the_matrices():
@@ -247,7 +281,10 @@ def test_structured_dictionaries_and_their_products_are_those_of_the_matrices():
         A[2 * p : 2 * p + 2, p], A[2 * p + 1, 4 + p] = (0.8, 0.6), 1
     found = uniqueness([conv, dictionaries.Sparse(np.eye(8), B)], [1, 2])
     assert found.unique.tolist() == [True, True] and found.path.tolist() == [1, 2]
-    assert found.bounds[0] == pytest.approx((1 + 1 / 0.6) / 2, rel=1e-9) and found.bounds[1] == math.inf
+    assert (
+        found.bounds[0] == pytest.approx((1 + 1 / 0.6) / 2, rel=1e-9)
+        and found.bounds[1] == math.inf
+    )
     assert mu_of(A) == pytest.approx(0.6) and mu_of(A @ B) == pytest.approx(0.6)
 
 
@@ -273,7 +310,9 @@ def least_coherent_weights(D):
         A = np.delete(D, i, axis=1).T
         A = np.block([[A, -np.ones((d - 1, 1))], [-A, -np.ones((d - 1, 1))]])
         target = np.append(D[:, i], 0.0)[None]
-        w = linprog(np.eye(m + 1)[m], A, np.zeros(len(A)), target, [1.0], (None, None), method="highs").x[:m]
+        w = linprog(
+            np.eye(m + 1)[m], A, np.zeros(len(A)), target, [1.0], (None, None), method="highs"
+        ).x[:m]
         W[:, i] = w / (w @ D[:, i])
     return W
 
@@ -289,11 +328,15 @@ def test_smaller_coherences_certify_more_for_l0_and_l1():
     for _ in range(60):
         x = np.zeros(32)
         x[rng.choice(32, 2, replace=False)] = rng.normal(size=2)
-        assert basis_pursuit(D, D @ x) == pytest.approx(x, abs=1e-7)  # the tolerance of the linear program
+        assert basis_pursuit(D, D @ x) == pytest.approx(
+            x, abs=1e-7
+        )  # the tolerance of the linear program
 
 
 def null_space_constant(D, s):
-    """max norm(h_S, 1) / norm(h, 1) over kernel vectors h and |S| = s: below 1/2 iff l1 finds all s-sparse codes."""
+    """max norm(h_S, 1) / norm(h, 1) over kernel vectors h and |S| = s: below 1/2 iff l1 finds all
+    s-sparse codes.
+    """
     d, best = D.shape[1], 0.0
     for S in itertools.combinations(range(d), s):
         for signs in itertools.product([1], *[[-1, 1]] * (s - 1)):
@@ -317,13 +360,17 @@ def test_l1_certificates_imply_the_null_space_property(name, most):
 def test_basis_pursuit_layer_after_layer_finds_certified_chains():
     rng = np.random.default_rng(7)
     D1 = np.asarray(dictionaries.identity_hadamard(16))
-    D2 = np.pad(np.asarray(dictionaries.transversal(jax.random.key(0), 2, 13, 40)), ((0, 6), (0, 0)))
+    D2 = np.pad(
+        np.asarray(dictionaries.transversal(jax.random.key(0), 2, 13, 40)), ((0, 6), (0, 0))
+    )
     found = uniqueness([D1, D2], [2, 1], coherence=mu_of)
     assert found.holds and found.l1.all()
     for _ in range(30):
         x2 = rng.normal() * np.eye(40)[rng.integers(40)]
         x1 = basis_pursuit(D1, D1 @ D2 @ x2)
-        assert x1 == pytest.approx(D2 @ x2, abs=1e-7) and basis_pursuit(D2, D2 @ x2) == pytest.approx(x2, abs=1e-7)
+        assert x1 == pytest.approx(D2 @ x2, abs=1e-7) and basis_pursuit(
+            D2, D2 @ x2
+        ) == pytest.approx(x2, abs=1e-7)
 
 
 def test_weights_in_closed_form_certify_where_the_mutual_coherence_does_not():
@@ -335,7 +382,8 @@ def test_weights_in_closed_form_certify_where_the_mutual_coherence_does_not():
     D = unit(np.random.default_rng(8).normal(size=(50, 52)))
     D2 = near_orthogonal(np.random.default_rng(9), 52, 60)
     assert uniqueness([D], [2], coherence=mu_W).holds and not uniqueness([D], [2]).holds
-    # Through a product, which is all there is behind a layer that is not unique, it is that of the normalised product.
+    # Through a product, which is all there is behind a layer that is not unique, it is that of the
+    # normalised product.
     found = uniqueness([D, D2], [20, 20], coherence=mu_W)
     assert not found.unique.any() and found.path.tolist() == [1, 1]
     assert found.bounds[1] == pytest.approx((1 + 1 / mu_W(unit(D @ D2))) / 2, rel=1e-9)
@@ -345,7 +393,9 @@ def test_weights_in_closed_form_certify_where_the_mutual_coherence_does_not():
 def test_uniqueness_refuses_what_is_no_chain_or_no_count():
     D1, D2 = np.eye(4, 6) + np.eye(4, 6, 4), np.eye(6, 3)
     Ds = [unit(D1), D2]
-    with pytest.raises(ValueError, match=r"uniqueness: D_1 has shape \(4, 6\) but D_2 has shape \(3, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"uniqueness: D_1 has shape \(4, 6\) but D_2 has shape \(3, 6\)"
+    ):
         uniqueness([Ds[0], D2.T], [1, 1])
     with pytest.raises(ValueError, match=r"sparsities\[1\] is 4 but D_2 has 3 atoms"):
         uniqueness(Ds, [1, 4])
@@ -373,7 +423,9 @@ def test_uniqueness_refuses_what_is_no_chain_or_no_count():
 
 
 def planted(rng, n):
-    """n chains 3 -> 5 -> 6 with entries -1, 0, 1, and codes x_2 on {0, 2, 3, 5} with x_1 = D_2 x_2 on {1, 2, 4}."""
+    """n chains 3 -> 5 -> 6 with entries -1, 0, 1, and codes x_2 on {0, 2, 3, 5} with x_1 = D_2 x_2
+    on {1, 2, 4}.
+    """
     supports = [np.array([1, 2, 4]), np.array([0, 2, 3, 5])]
     D1 = rng.integers(-1, 2, (n, 3, 5)).astype(float)
     D2 = rng.choice([-1, 0, 0, 1], (n, 5, 6)).astype(float)
@@ -408,7 +460,9 @@ def test_codes_on_supports_are_found_exactly_where_they_are_unique():
     assert (found.unique == unique).all() and 0.1 < unique.mean() < 0.9
     assert (found.kernel_dim == kernel).all() and set(kernel) >= {2, 3, 4}
     assert found.sigma_min == pytest.approx(values[:, -1], abs=1e-13)
-    assert found.residual.max() < 1e-13  # 5 terms of size 10 at most, and a condition number below 1e3
+    assert (
+        found.residual.max() < 1e-13
+    )  # 5 terms of size 10 at most, and a condition number below 1e3
     for x, X in zip(found.xs, (X1, X2)):
         assert x[unique] == pytest.approx(X[unique], abs=1e-12)
     assert not found.xs[0][:, [0, 3]].any() and not found.xs[1][:, [1, 4]].any()
@@ -439,7 +493,9 @@ def test_noisy_signals_give_the_least_squares_among_codes_on_the_supports():
     r = Y - np.einsum("nij,nj->ni", A, z)
     assert found.residual == pytest.approx(np.linalg.norm(r, axis=1), abs=1e-12)
     N = np.eye(4) - np.linalg.pinv(K) @ K
-    assert np.einsum("nji,njk,nk->ni", N, A.transpose(0, 2, 1), r) == pytest.approx(0, abs=1e-11)  # none is nearer
+    assert np.einsum("nji,njk,nk->ni", N, A.transpose(0, 2, 1), r) == pytest.approx(
+        0, abs=1e-11
+    )  # none is nearer
 
 
 def test_dependence_is_seen_in_the_dtype_of_the_data(dtype):
@@ -473,12 +529,16 @@ def test_the_smallest_singular_value_decides_against_1e_10_of_the_largest():
     Ds = np.stack([5 * U[:, :3] * [1, 0.1, ratio] @ V for ratio in ratios])
     found = recover(Ds)
     assert found.unique.tolist() == [True, True, False, False]
-    assert np.asarray(found.sigma_min) == pytest.approx(5 * ratios, abs=1e-14)  # rounding of the largest, 5
+    assert np.asarray(found.sigma_min) == pytest.approx(
+        5 * ratios, abs=1e-14
+    )  # rounding of the largest, 5
 
 
 def test_fewer_equations_than_unknowns_have_the_smallest_singular_value_0():
     rng = np.random.default_rng(15)
-    found = recovery_of([[0, 1, 2, 3], [0, 1, 2, 3]])(*(rng.normal(size=(200, *n)) for n in ((2,), (2, 5), (5, 4))))
+    found = recovery_of([[0, 1, 2, 3], [0, 1, 2, 3]])(
+        *(rng.normal(size=(200, *n)) for n in ((2,), (2, 5), (5, 4)))
+    )
     assert not found.unique.any() and not found.sigma_min.any() and (found.kernel_dim == 3).all()
     assert found.residual.max() < 1e-11  # condition numbers of 2 x 3 are below 1e3
 
@@ -510,9 +570,16 @@ def test_structured_dictionaries_on_supports():
 def test_empty_supports():
     D1, D2, y = np.eye(3), np.eye(3)[:, :2], np.array([3.0, 0.0, 4.0])
     found = jax.jit(lambda y: recover_on_supports(y, [D1, D2], [[0], []]))(y)
-    assert found.unique and found.sigma_min == math.inf and found.kernel_dim == 0 and found.residual == 5
+    assert (
+        found.unique
+        and found.sigma_min == math.inf
+        and found.kernel_dim == 0
+        and found.residual == 5
+    )
     assert not any(np.asarray(x).any() for x in found.xs)
-    found = jax.jit(lambda y: recover_on_supports(y, [D1, D2], [[], [0, 1]]))(y)  # x_1 = 0 leaves x_2 = 0
+    found = jax.jit(lambda y: recover_on_supports(y, [D1, D2], [[], [0, 1]]))(
+        y
+    )  # x_1 = 0 leaves x_2 = 0
     assert found.unique and found.kernel_dim == 0 and not np.asarray(found.xs[1]).any()
     found = jax.jit(lambda y: recover_on_supports(y, [np.zeros((3, 3)), D2], [[0, 1, 2], [0]]))(y)
     assert not found.unique and found.sigma_min == 0
@@ -533,7 +600,9 @@ def test_recovery_refuses_supports_that_are_none():
             recover_on_supports(y, Ds, [S, [0]])
         with pytest.raises(ValueError, match="S_1 is"):
             jax.jit(lambda y: recover_on_supports(y, Ds, [S, [0]]))(y)  # noqa: B023
-    with pytest.raises(TypeError, match="S_2 has dtype bool; expected integers, or try np.flatnonzero"):
+    with pytest.raises(
+        TypeError, match="S_2 has dtype bool; expected integers, or try np.flatnonzero"
+    ):
         recover_on_supports(y, Ds, [[0], np.ones(5, bool)])
     with pytest.raises(TypeError, match="supports must be static"):
         jax.jit(lambda S: recover_on_supports(y, Ds, [S, [0]]))(np.array([0]))

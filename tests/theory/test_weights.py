@@ -22,7 +22,9 @@ def gaussian(seed, m, d):
 
 
 def kkt(S, atoms):
-    """min_w w'S w subject to w . a = 1, column by column, from the linear system of its KKT conditions."""
+    """min_w w'S w subject to w . a = 1, column by column, from the linear system of its KKT
+    conditions.
+    """
     m = len(S)
     columns = []
     for a in atoms.T:
@@ -31,7 +33,8 @@ def kkt(S, atoms):
     return np.column_stack(columns)
 
 
-# A solve loses cond(S) eps on the nonzero singular values, S = D D'; the largest is that of the square D, 1.7e4.
+# A solve loses cond(S) eps on the nonzero singular values, S = D D'; the largest is that of the
+# square D, 1.7e4.
 SOLVE = 2e4 * EPS
 
 
@@ -40,7 +43,9 @@ def test_weights_solve_the_quadratic_program(m, d):
     D = gaussian(0, m, d)
     W = np.asarray(theory.frobenius_weights(D))
     assert np.sum(W * D, axis=0) == pytest.approx(np.ones(d), abs=4 * m * EPS)
-    assert np.linalg.norm(W.T @ D) == pytest.approx(np.linalg.norm(kkt(D @ D.T, D).T @ D), rel=SOLVE)
+    assert np.linalg.norm(W.T @ D) == pytest.approx(
+        np.linalg.norm(kkt(D @ D.T, D).T @ D), rel=SOLVE
+    )
     if d >= m:  # S is invertible, so the optimum is one point
         assert W == pytest.approx(kkt(D @ D.T, D), rel=SOLVE, abs=SOLVE)
     else:  # the atoms are independent: W'D = I, coherence 0
@@ -59,7 +64,9 @@ def test_weights_are_stationary_against_projected_gradient_descent():
 
 
 def test_rank_deficient_dictionaries_are_solved_within_their_span():
-    D = unit(np.random.default_rng(2).normal(size=(9, 4)) @ np.random.default_rng(3).normal(size=(4, 15)))
+    D = unit(
+        np.random.default_rng(2).normal(size=(9, 4)) @ np.random.default_rng(3).normal(size=(4, 15))
+    )
     W = np.asarray(theory.frobenius_weights(D))
     Q = np.linalg.svd(D)[0][:, :4]  # a basis of the span, in which S is invertible
     assert W == pytest.approx(Q @ kkt(Q.T @ D @ D.T @ Q, Q.T @ D), abs=SOLVE)
@@ -75,9 +82,9 @@ def test_weights_scale_inversely_with_their_atoms():
     D, scales = gaussian(4, 6, 10), np.random.default_rng(0).uniform(0.5, 2, 10)
     W = np.asarray(theory.frobenius_weights(D * 3.0))
     assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)) / 3, rel=SOLVE, abs=SOLVE)
-    assert np.sum(np.asarray(theory.frobenius_weights(D * scales)) * D * scales, axis=0) == pytest.approx(
-        1.0, abs=24 * EPS
-    )
+    assert np.sum(
+        np.asarray(theory.frobenius_weights(D * scales)) * D * scales, axis=0
+    ) == pytest.approx(1.0, abs=24 * EPS)
 
 
 def test_weights_keep_float32():
@@ -85,7 +92,9 @@ def test_weights_keep_float32():
     W = theory.frobenius_weights(D.astype(np.float32))
     assert W.dtype == np.float32
     # cond(D) < 10 and m = 20 products: within 100 m eps of the float64 answer.
-    assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=2000 * float(np.finfo(np.float32).eps))
+    assert W == pytest.approx(
+        np.asarray(theory.frobenius_weights(D)), abs=2000 * float(np.finfo(np.float32).eps)
+    )
 
 
 def test_gradient_in_D_matches_finite_differences():
@@ -98,7 +107,9 @@ def test_gradient_in_D_matches_finite_differences():
     D, direction, h = gaussian(6, 6, 9), rng.normal(size=(6, 9)), 1e-5
     slope = float(jnp.vdot(jax.jit(jax.grad(loss))(D), direction))
     numeric = float(loss(D + h * direction) - loss(D - h * direction)) / (2 * h)
-    assert slope == pytest.approx(numeric, rel=1e-7)  # h^2 = 1e-10 times third derivatives of order 1e2
+    assert slope == pytest.approx(
+        numeric, rel=1e-7
+    )  # h^2 = 1e-10 times third derivatives of order 1e2
 
 
 def test_analytic_exports_the_same_function():
@@ -109,7 +120,9 @@ def test_analytic_exports_the_same_function():
 
 
 def window_system(filters, stride):
-    """The matrix, on the entries of a window, that collects every filter at every shift by a multiple of the stride."""
+    """The matrix, on the entries of a window, that collects every filter at every shift by a
+    multiple of the stride.
+    """
     n_atoms, channels, *kernel = filters.shape
     reach = [range(-((n - 1) // t), (n - 1) // t + 1) for n, t in zip(kernel, stride)]
     Q = np.zeros((channels * int(np.prod(kernel)),) * 2)
@@ -142,13 +155,16 @@ def test_convolutional_weights_solve_the_small_system(name, boundary):
     flat = filters.reshape(shape[0], -1).T
     expected = kkt(window_system(filters, stride), flat).T.reshape(shape)
     assert (W.signal_shape, W.stride, W.boundary) == (signal, stride, boundary)
-    # Coordinates that no shift reaches have no unique weight, but the closed form gives none and so does lstsq.
+    # Coordinates that no shift reaches have no unique weight, but the closed form gives none and so
+    # does lstsq.
     assert np.asarray(W.filters) == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
     own = np.sum(np.asarray(W.filters).reshape(shape[0], -1).T * flat, axis=0)
     assert own == pytest.approx(np.ones(shape[0]), abs=4 * len(flat) * EPS)
 
 
-@pytest.mark.parametrize("N", [12, 6, 4])  # long, overlapping round the circle, and as long as the kernel
+@pytest.mark.parametrize(
+    "N", [12, 6, 4]
+)  # long, overlapping round the circle, and as long as the kernel
 def test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter(N):
     n, filters = 4, np.random.default_rng(8).normal(size=(2, 1, 4))
     padded = np.pad(filters[:, 0], ((0, 0), (0, N - n)))
@@ -160,7 +176,9 @@ def test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter(N
 
 def test_circular_weights_beat_every_other_bank_of_the_same_support():
     rng = np.random.default_rng(9)
-    D = dictionaries.normalize(dictionaries.Conv(rng.normal(size=(3, 1, 4)), 10, boundary="circular"))[0]
+    D = dictionaries.normalize(
+        dictionaries.Conv(rng.normal(size=(3, 1, 4)), 10, boundary="circular")
+    )[0]
     W, filters = np.asarray(theory.frobenius_weights(D).filters), np.asarray(D.filters)
 
     @jax.jit
@@ -182,11 +200,16 @@ def test_convolutional_weights_are_differentiable_in_the_filters():
 
     @jax.jit
     def loss(filters):
-        return jnp.sum(theory.frobenius_weights(dictionaries.Conv(filters, 9, boundary="circular")).filters * weight)
+        return jnp.sum(
+            theory.frobenius_weights(dictionaries.Conv(filters, 9, boundary="circular")).filters
+            * weight
+        )
 
     h = 1e-5
     numeric = float(loss(filters + h * direction) - loss(filters - h * direction)) / (2 * h)
-    assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(numeric, rel=1e-7)  # h^2 = 1e-10, as above
+    assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(
+        numeric, rel=1e-7
+    )  # h^2 = 1e-10, as above
 
 
 # With a ridge.
@@ -215,7 +238,9 @@ def test_no_weights_have_a_lower_ridged_energy():
 
 
 def test_a_ridge_is_the_trade_of_noise_against_interference():
-    """With codes of variance v and noise of variance s^2, W of ridge s^2 / v has the least mean squared error of w.y."""
+    """With codes of variance v and noise of variance s^2, W of ridge s^2 / v has the least mean
+    squared error of w.y.
+    """
     D, v, noise = gaussian(2, 8, 20), 0.7, 0.4
 
     def error(W):  # of w_i . (D x + e) - x_i, in expectation
@@ -223,25 +248,36 @@ def test_a_ridge_is_the_trade_of_noise_against_interference():
         return v * np.sum(products**2) + noise**2 * np.sum(W**2)
 
     best = error(np.asarray(theory.frobenius_weights(D, noise**2 / v)))
-    assert all(error(np.asarray(theory.frobenius_weights(D, r))) > best for r in (0.0, 0.1, 0.5, 10.0))
+    assert all(
+        error(np.asarray(theory.frobenius_weights(D, r))) > best for r in (0.0, 0.1, 0.5, 10.0)
+    )
 
 
 def test_a_large_ridge_gives_the_atoms_and_a_small_one_the_weights_without():
     D = gaussian(3, 6, 10)
     for ridge in (1e8, 1e30, 1e300):
         assert theory.frobenius_weights(D, ridge) == pytest.approx(D, abs=1e2 / ridge + 10 * EPS)
-    assert theory.frobenius_weights(D, 0) == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=0)
-    assert theory.frobenius_weights(D, 1e-12) == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=1e-9)
+    assert theory.frobenius_weights(D, 0) == pytest.approx(
+        np.asarray(theory.frobenius_weights(D)), abs=0
+    )
+    assert theory.frobenius_weights(D, 1e-12) == pytest.approx(
+        np.asarray(theory.frobenius_weights(D)), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("ridge", [1e-8, 1e-12, 1e-16, 1e-300])
 @pytest.mark.parametrize("shape", [(9, 4), (9, 15)])
 def test_a_small_ridge_is_harmless_where_the_rank_is_deficient(shape, ridge):
-    D = unit(np.random.default_rng(2).normal(size=(9, 4)) @ np.random.default_rng(3).normal(size=(4, shape[1])))
+    D = unit(
+        np.random.default_rng(2).normal(size=(9, 4))
+        @ np.random.default_rng(3).normal(size=(4, shape[1]))
+    )
     W = np.asarray(theory.frobenius_weights(D, ridge))
     Q = np.linalg.svd(D)[0][:, :4]
     assert np.abs(W - Q @ Q.T @ W).max() <= 1e-5  # nothing outside the span of the atoms
-    assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=1e-5)  # 1e-8 over the least singular value
+    assert W == pytest.approx(
+        np.asarray(theory.frobenius_weights(D)), abs=1e-5
+    )  # 1e-8 over the least singular value
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
@@ -287,10 +323,15 @@ def test_a_negative_or_nan_ridge_is_refused(bad):
 def test_convolutional_weights_with_a_ridge_solve_the_small_system(boundary):
     shape, signal, stride = CASES["1-D, two channels, stride 2"]
     filters = np.random.default_rng(7).normal(size=shape)
-    D, solve = dictionaries.Conv(filters, signal, stride, boundary), jax.jit(theory.frobenius_weights)
+    D, solve = (
+        dictionaries.Conv(filters, signal, stride, boundary),
+        jax.jit(theory.frobenius_weights),
+    )
     flat = filters.reshape(shape[0], -1).T
     for ridge in (0.3, 1e-3):
-        expected = kkt(window_system(filters, stride) + ridge * np.eye(len(flat)), flat).T.reshape(shape)
+        expected = kkt(window_system(filters, stride) + ridge * np.eye(len(flat)), flat).T.reshape(
+            shape
+        )
         assert np.asarray(solve(D, ridge).filters) == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
     atoms = np.asarray(solve(D, 1e12).filters).reshape(shape[0], -1).T
     assert atoms == pytest.approx(flat / np.sum(flat**2, 0), abs=1e-9)
@@ -316,7 +357,9 @@ def test_errors():
 @pytest.mark.parametrize("signal, stride", [(8, 3), (2, 1)])
 def test_atoms_that_are_not_shifts_of_each_other_get_dense_weights(signal, stride):
     """A stride that does not divide the circle, and a kernel longer than it."""
-    D = dictionaries.Conv(np.array([[[1.0, 2.0, -1.0]], [[0.5, 0.0, 1.0]]]), signal, stride, "circular")
+    D = dictionaries.Conv(
+        np.array([[[1.0, 2.0, -1.0]], [[0.5, 0.0, 1.0]]]), signal, stride, "circular"
+    )
     W = theory.frobenius_weights(D)
     assert W.shape == D.shape and not isinstance(W, dictionaries.Conv)
     np.testing.assert_array_equal(W, theory.frobenius_weights(dictionaries.dense(D)))
@@ -333,6 +376,7 @@ def test_the_public_lista_benchmark_has_the_known_optimum():
     products = np.asarray(theory.frobenius_weights(D)).T @ D
     assert np.diag(products) == pytest.approx(np.ones(500), abs=250 * EPS)
     off = products - np.diag(np.diag(products))
-    # The known numbers, to their last digit; the atoms were born in float32, so nothing finer is meant.
+    # The known numbers, to their last digit; the atoms were born in float32, so nothing finer is
+    # meant.
     assert np.sum(off**2) == pytest.approx(502.270929, abs=5e-7)
     assert np.abs(off).max() == pytest.approx(0.206865, abs=5e-7)

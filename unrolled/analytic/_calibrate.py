@@ -9,24 +9,27 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary
-from unrolled.layers._unroll import Layer, Unrolled, stack, unstack
+from unrolled.dictionaries import as_dictionary
+from unrolled.layers import Layer, Unrolled, stack, unstack
 
-# One search looks at every pair of a threshold and a step size on a grid, then twice on finer grids around the best.
+# One search looks at every pair of a threshold and a step size on a grid, then twice on finer grids
+# around the best.
 _ROUNDS = 3
 _THETAS = 24
 _GAMMAS = 9
 
 
 def calibrate(layer: Layer, params: Unrolled, D, X: Array, Y: Array) -> Unrolled:
-    """Choose theta (and gamma, where the family has one) step by step, to minimise the error on a sample.
+    """Choose theta (and gamma, where the family has one) step by step, to minimise the error on a
+    sample.
 
-    Step k is chosen with the steps before it fixed, by a grid search over all signals of the sample at once: the honest
-    middle between theory, whose hypotheses rarely hold in practice, and training. Other params stay as they are; a theta or
-    gamma with several entries gets one value.
+    Step k is chosen with the steps before it fixed, by a grid search over all signals of the sample
+    at once: the honest middle between theory, whose hypotheses rarely hold in practice, and
+    training. Other params stay as they are; a theta or gamma with several entries gets one value.
 
     Args:
-        layer, params: any family whose steps have `theta`, such as `ista`, `lista`, `lista_cp`, `alista`.
+        layer, params: any family whose steps have `theta`, such as `ista`, `lista`, `lista_cp`,
+            `alista`.
         D: (m, d).
         X: (batch, d), the true codes.
         Y: (batch, m), their signals.
@@ -48,7 +51,9 @@ def calibrate(layer: Layer, params: Unrolled, D, X: Array, Y: Array) -> Unrolled
     steps = unstack(params).steps
     if steps is None or not all(hasattr(p, "theta") for p in steps):
         raise TypeError("calibrate: expected steps with a field theta; this family has none")
-    jax.eval_shape(layer.apply, params, D, Y[0])  # the layer's own checks of the params and their depth
+    jax.eval_shape(
+        layer.apply, params, D, Y[0]
+    )  # the layer's own checks of the params and their depth
     schedule = layer.schedule or (None,) * len(steps)
     state = jax.vmap(lambda y: layer.start(D, y))(Y)
     chosen = []
@@ -75,17 +80,24 @@ def _search(step, shared, p, D, Y, X, state, constants):
     has_gamma = hasattr(p, "gamma")
     gamma = jnp.mean(p.gamma).astype(Y.dtype) if has_gamma else jnp.ones((), Y.dtype)
     gamma = jnp.where(gamma > 0, gamma, 1)
-    # In logarithms: theta from 1e-5 of the largest entry up to it; gamma from a third to three times its value.
+    # In logarithms: theta from 1e-5 of the largest entry up to it; gamma from a third to three
+    # times its value.
     theta_at, theta_width = jnp.log(peak) - 5.75, jnp.asarray(5.75, Y.dtype)
     gamma_at, gamma_width = jnp.log(gamma), jnp.asarray(1.1 if has_gamma else 0.0, Y.dtype)
     with jax.default_matmul_precision("highest"):
         for _ in range(_ROUNDS):
             thetas = jnp.exp(theta_at + theta_width * jnp.linspace(-1, 1, _THETAS, dtype=Y.dtype))
-            gammas = jnp.exp(gamma_at + gamma_width * jnp.linspace(-1, 1, _GAMMAS if has_gamma else 1, dtype=Y.dtype))
+            gammas = jnp.exp(
+                gamma_at
+                + gamma_width * jnp.linspace(-1, 1, _GAMMAS if has_gamma else 1, dtype=Y.dtype)
+            )
             errors = lax.map(partial(jax.vmap(error, (0, None)), thetas), gammas)
             i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
             theta_at, gamma_at = jnp.log(thetas[j]), jnp.log(gammas[i])
-            theta_width, gamma_width = 2 * theta_width / (_THETAS - 1), 2 * gamma_width / (_GAMMAS - 1)
+            theta_width, gamma_width = (
+                2 * theta_width / (_THETAS - 1),
+                2 * gamma_width / (_GAMMAS - 1),
+            )
         best = _with(p, jnp.exp(theta_at), jnp.exp(gamma_at))
         return best, after(jnp.exp(theta_at), jnp.exp(gamma_at))
 
@@ -98,7 +110,14 @@ def _with(p, theta, gamma):
 
 def _check_sample(D, X, Y) -> None:
     m, d = D.shape
-    if np.ndim(X) != 2 or np.ndim(Y) != 2 or X.shape[1] != d or Y.shape[1] != m or len(X) != len(Y) or not len(X):
+    if (
+        np.ndim(X) != 2
+        or np.ndim(Y) != 2
+        or X.shape[1] != d
+        or Y.shape[1] != m
+        or len(X) != len(Y)
+        or not len(X)
+    ):
         raise ValueError(
             f"calibrate: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected (batch, {d}) and (batch, {m})"
         )

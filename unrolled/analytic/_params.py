@@ -7,16 +7,23 @@ import numpy as np
 from unrolled import _checks
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import block_schedule, chain_schedules
-from unrolled.dictionaries._base import as_dictionary
-from unrolled.layers._hyperlista import hyperlista as layers_hyperlista
-from unrolled.layers._ista import StepAndThreshold, ista_params
-from unrolled.layers._lista import Threshold, repeat
-from unrolled.layers._lista_cp import WeightsAndThreshold
-from unrolled.layers._unroll import Fixed, Unrolled, Weights
+from unrolled.dictionaries import as_dictionary
+from unrolled.layers import (
+    Fixed,
+    StepAndThreshold,
+    Threshold,
+    Unrolled,
+    Weights,
+    WeightsAndThreshold,
+    ista_params,
+    repeat,
+)
+from unrolled.layers import hyperlista as layers_hyperlista
 
 
 def ista(D, lam: float, depth: int) -> Unrolled:
-    """Params of `layers.ista` and `layers.fista`: gamma = 1 / L, theta = lam / L, with L = norm(D, 2)^2.
+    """Params of `layers.ista` and `layers.fista`: gamma = 1 / L, theta = lam / L, with L = norm(D,
+    2)^2.
 
     Raises:
         ValueError: lam < 0, D = 0, or a negative depth. TypeError: a depth that is not an integer.
@@ -39,25 +46,38 @@ def lista_cp(
     noise_norm: str = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
-    """Params of `layers.lista_cp` from theory: W as given and the thresholds of Theorem 12 (15 or 10 for other rho).
+    """Params of `layers.lista_cp` from theory: W as given and the thresholds of Theorem 12 (15 or
+    10 for other rho).
 
     Args:
         D: (m, d), unit atoms.
         depth: K.
-        sparsity, bound, noise: s, B, delta: at most s nonzeros of magnitude at most B, noise of l1 norm at most delta.
-        W: any weights with w_i . d_i = 1; None takes D or `frobenius_weights(D)`, whichever has the smaller mu_W.
+        sparsity, bound, noise: s, B, delta: at most s nonzeros of magnitude at most B, noise of l1
+            norm at most delta.
+        W: any weights with w_i . d_i = 1; None takes D or `frobenius_weights(D)`, whichever has the
+            smaller mu_W.
         activation: as in the layer.
         tied: False repeats W at every step, for training an untied network.
-        noise_norm: "l1", or "l2" where `noise` bounds norm(e, 2): omega = max norm(w_i, 2) then stands for C_W.
-        per_atom: thresholds of `theory.atom_schedule`, (K, d): smaller, and certified in l1 alone. ReLU only.
+        noise_norm: "l1", or "l2" where `noise` bounds norm(e, 2): omega = max norm(w_i, 2) then
+            stands for C_W.
+        per_atom: thresholds of `theory.atom_schedule`, (K, d): smaller, and certified in l1 alone.
+            ReLU only.
 
     Warns:
-        HypothesisWarning: (2s-1) mu_W >= 1, or no theorem covers the activation: nothing is certified.
+        HypothesisWarning: (2s-1) mu_W >= 1, or no theorem covers the activation: nothing is
+            certified.
 
     Raises:
         ValueError: atoms off unit norm, a zero atom, sparsity above d, negative or NaN numbers.
     """
-    problem = dict(depth=depth, sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm, per_atom=per_atom)
+    problem = dict(
+        depth=depth,
+        sparsity=sparsity,
+        bound=bound,
+        noise=noise,
+        noise_norm=noise_norm,
+        per_atom=per_atom,
+    )
     W, theta = _weights_and_thresholds(D, W, activation, **problem)
     if tied:
         return Unrolled(Weights(W), Threshold(theta))
@@ -77,13 +97,21 @@ def alista(
     per_atom: bool = False,
 ) -> Unrolled:
     """Params of `layers.alista` from theory: as `lista_cp`, with gamma = 1 and W held fixed."""
-    problem = dict(depth=depth, sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm, per_atom=per_atom)
+    problem = dict(
+        depth=depth,
+        sparsity=sparsity,
+        bound=bound,
+        noise=noise,
+        noise_norm=noise_norm,
+        per_atom=per_atom,
+    )
     W, theta = _weights_and_thresholds(D, W, activation, **problem)
     return Unrolled(Fixed(W), StepAndThreshold(jnp.ones(len(theta), theta.dtype), theta))
 
 
 def hyperlista(D) -> Unrolled:
-    """Params of `layers.hyperlista`, of any depth: the closed-form weights, and three numbers that suit the standard benchmark.
+    """Params of `layers.hyperlista`, of any depth: the closed-form weights, and three numbers that
+    suit the standard benchmark.
 
     For other dictionaries and codes choose the numbers on a sample by `training.search`.
 
@@ -93,15 +121,27 @@ def hyperlista(D) -> Unrolled:
     return layers_hyperlista(0).init(None, D)
 
 
-def dsc(Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None) -> tuple[Unrolled, ...]:
-    """Params of a chain of LISTA-CP blocks, one per dictionary, certified together (Theorem 6, corrected).
+def dsc(
+    Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None
+) -> tuple[Unrolled, ...]:
+    """Params of a chain of LISTA-CP blocks, one per dictionary, certified together (Theorem 6,
+    corrected).
 
-    Arguments are sequences over the J blocks, each as in `lista_cp`; noises default to zeros, activations to ReLU.
+    Arguments are sequences over the J blocks, each as in `lista_cp`; noises default to zeros,
+    activations to ReLU.
     """
-    problem = dict(depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, Ws=Ws, activations=activations)
+    problem = dict(
+        depths=depths,
+        sparsities=sparsities,
+        bounds=bounds,
+        noises=noises,
+        Ws=Ws,
+        activations=activations,
+    )
     certified, schedules = chain_schedules(Ds, **problem)
     return tuple(
-        Unrolled(Weights(c.W), Threshold(_stored(found.theta, c.W.dtype))) for c, found in zip(certified, schedules)
+        Unrolled(Weights(c.W), Threshold(_stored(found.theta, c.W.dtype)))
+        for c, found in zip(certified, schedules)
     )
 
 
@@ -111,5 +151,7 @@ def _weights_and_thresholds(D, W, activation, **problem):
 
 
 def _stored(theta: np.ndarray, dtype) -> jax.Array:
-    """Thresholds in the dtype of D; those of a schedule that does not contract stop short of its largest number."""
+    """Thresholds in the dtype of D; those of a schedule that does not contract stop short of its
+    largest number.
+    """
     return jnp.asarray(np.minimum(theta, float(jnp.finfo(dtype).max) / 4), dtype)

@@ -11,13 +11,14 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation, by_name, relu
-from unrolled.dictionaries._base import as_dictionary, column_norms, unit_atoms
+from unrolled.dictionaries import as_dictionary, column_norms, unit_atoms
 from unrolled.theory import (
     ActivationSchedule,
     AtomSchedule,
     Plan,
     Schedule,
     activation_schedule,
+    as_chain,
     atom_coherence,
     atom_schedule,
     coherence,
@@ -28,7 +29,6 @@ from unrolled.theory import (
     schedule,
 )
 from unrolled.theory import plan as plan_blocks
-from unrolled.theory._models import as_chain
 
 
 class HypothesisWarning(UserWarning):
@@ -47,7 +47,8 @@ class Certified(NamedTuple):
 
 
 def certify(D, W=None) -> Certified:
-    """The numbers of W against D; None takes D or `frobenius_weights(D)`, whichever has the smaller mu_W.
+    """The numbers of W against D; None takes D or `frobenius_weights(D)`, whichever has the smaller
+    mu_W.
 
     Raises:
         ValueError: atoms of D off unit norm, a zero atom, shapes that differ.
@@ -58,7 +59,9 @@ def certify(D, W=None) -> Certified:
         return min((certify(D, W) for W in (D, frobenius_weights(D))), key=lambda c: c.mu_W)
     W = _checks.cast(as_dictionary(W, "certify"), D.dtype)
     if W.shape != D.shape:
-        raise ValueError(f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree")
+        raise ValueError(
+            f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
+        )
     guard = rounding_guard(W, D, sparsity=1, bound=1.0)
     with jax.enable_x64(True):
         W64, D64 = _checks.cast(W, np.float64), _checks.cast(D, np.float64)
@@ -69,11 +72,14 @@ def certify(D, W=None) -> Certified:
 
 
 def plan(Ds, *, sparsities, bounds, noises=None, Ws=None, tol: float) -> Plan:
-    """Depths of the blocks of a chain, the fewest steps in all, after which its last code is certified to `tol` in l1.
+    """Depths of the blocks of a chain, the fewest steps in all, after which its last code is
+    certified to `tol` in l1.
 
     Arguments as in `dsc`; see `theory.plan`. Pass the depths on to `dsc`.
     """
-    Ds, Ws, certified = _chain(Ds, Ws, "analytic.plan", sparsities=sparsities, bounds=bounds, noises=noises)
+    Ds, Ws, certified = _chain(
+        Ds, Ws, "analytic.plan", sparsities=sparsities, bounds=bounds, noises=noises
+    )
     return plan_blocks(
         [c.mu_W for c in certified],
         [c.C_W for c in certified],
@@ -87,7 +93,16 @@ def plan(Ds, *, sparsities, bounds, noises=None, Ws=None, tol: float) -> Plan:
 
 
 def block_schedule(
-    D, W=None, activation: Activation = relu, *, depth, sparsity, bound, noise=0.0, noise_norm="l1", per_atom=False
+    D,
+    W=None,
+    activation: Activation = relu,
+    *,
+    depth,
+    sparsity,
+    bound,
+    noise=0.0,
+    noise_norm="l1",
+    per_atom=False,
 ) -> tuple[Certified, Schedule | ActivationSchedule | AtomSchedule]:
     """The schedule behind `lista_cp` and `alista`, and the certified weights."""
     D, activation = as_dictionary(D, "analytic"), by_name(activation)
@@ -98,9 +113,17 @@ def block_schedule(
     problem = dict(sparsity=sparsity, bound=bound, depth=depth)
     if not per_atom:
         # In l2 omega stands for C_W: the l1 noise that enters as much.
-        return c, _schedule(D, c, activation, noise=noise * c.omega / c.C_W if noise_norm == "l2" else noise, **problem)
+        return c, _schedule(
+            D,
+            c,
+            activation,
+            noise=noise * c.omega / c.C_W if noise_norm == "l2" else noise,
+            **problem,
+        )
     if activation != relu:
-        raise ValueError(f"analytic: thresholds per atom are certified for ReLU alone, got {activation}")
+        raise ValueError(
+            f"analytic: thresholds per atom are certified for ReLU alone, got {activation}"
+        )
     with jax.enable_x64(True):
         D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
         mus, C_Ws = atom_coherence(W64, D64)
@@ -108,7 +131,9 @@ def block_schedule(
     mus, guard = np.asarray(mus) * (1 + 1e-9), c.guard * sparsity * bound
 
     def at(sparsity, depth):
-        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta)
+        options = dict(
+            sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
+        )
         return atom_schedule(mus, C_Ws, **options)
 
     return c, _told(at(sparsity, depth), sparsity, at, D)
@@ -117,43 +142,60 @@ def block_schedule(
 def chain_schedules(
     Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None
 ) -> tuple[tuple[Certified, ...], tuple[Schedule | ActivationSchedule, ...]]:
-    """The schedules behind `dsc`, block by block, and the certified weights: what a block leaves is noise to the next."""
-    columns = dict(depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, activations=activations)
+    """The schedules behind `dsc`, block by block, and the certified weights: what a block leaves is
+    noise to the next.
+    """
+    columns = dict(
+        depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, activations=activations
+    )
     Ds, Ws, certified = _chain(Ds, Ws, "analytic.dsc", **columns)
     noises = (0.0,) * len(Ds) if noises is None else noises
     activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
     schedules, inherited = [], 0.0
-    for D, c, rho, s, B, delta, K in zip(Ds, certified, activations, sparsities, bounds, noises, depths):
-        schedules.append(_schedule(D, c, rho, sparsity=s, bound=B, noise=delta + inherited, depth=K))
+    for D, c, rho, s, B, delta, K in zip(
+        Ds, certified, activations, sparsities, bounds, noises, depths
+    ):
+        schedules.append(
+            _schedule(D, c, rho, sparsity=s, bound=B, noise=delta + inherited, depth=K)
+        )
         inherited = float(schedules[-1].error[-1])
     return certified, tuple(schedules)
 
 
 def _chain(Ds, Ws, where: str, **columns):
-    """The dictionaries of a chain, checked against each other and the arguments, and their certified weights."""
+    """The dictionaries of a chain, checked against each other and the arguments, and their
+    certified weights.
+    """
     Ds = as_chain(Ds, where)
     Ws = (None,) * len(Ds) if Ws is None else Ws
     for name, column in {**columns, "Ws": Ws}.items():
         if column is not None and len(column) != len(Ds):
-            raise ValueError(f"{where}: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary")
+            raise ValueError(
+                f"{where}: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary"
+            )
     for D, s in zip(Ds, columns["sparsities"]):
         _check_sparsity(D, s)
     return Ds, Ws, tuple(certify(D, W) for D, W in zip(Ds, Ws))
 
 
-def _schedule(D, c: Certified, activation, *, sparsity, bound, noise, depth) -> Schedule | ActivationSchedule:
+def _schedule(
+    D, c: Certified, activation, *, sparsity, bound, noise, depth
+) -> Schedule | ActivationSchedule:
     """The schedule of one block with its rounding guard; warns where it certifies nothing."""
     guard = c.guard * sparsity * bound
 
     def at(sparsity, depth):
-        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta)
+        options = dict(
+            sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
+        )
         if activation == relu:
             return schedule(c.mu_W, c.C_W, **options)
         return activation_schedule(activation, c.mu_W, c.C_W, d=D.shape[1], **options)
 
     found = at(sparsity, depth)
     if activation != relu:
-        # The codes are off the support too: the guard must cover s B + max E_O, which it moves itself.
+        # The codes are off the support too: the guard must cover s B + max E_O, which it moves
+        # itself.
         for _ in range(100):
             needed = c.guard * (sparsity * bound + found.off_support.max())
             if not needed > guard or not math.isfinite(needed):
@@ -170,7 +212,9 @@ def _check_sparsity(D, sparsity) -> None:
 
 
 def _told(found, sparsity: int, at: Callable, D, activation=relu):
-    """`found`, after a warning if it does not hold; `at(sparsity, depth)` are the schedules of other sparsities."""
+    """`found`, after a warning if it does not hold; `at(sparsity, depth)` are the schedules of
+    other sparsities.
+    """
     if not found.holds:
         covered = itertools.takewhile(lambda s: at(s, 0).holds, range(D.shape[1] + 1))
         name = "" if activation == relu else f" with {activation}"

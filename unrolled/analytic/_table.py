@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
-from unrolled.dictionaries._base import as_dictionary, spectral_norm, unit_atoms
+from unrolled.dictionaries import as_dictionary, spectral_norm, unit_atoms
 from unrolled.theory import (
     GeneralizedCoherence,
     frobenius_weights,
@@ -56,7 +56,10 @@ class WeightsTable(NamedTuple):
 
     def to_dict(self) -> dict:
         """The numbers, for JSON: what is not finite becomes None."""
-        rows = {name: {k: finite_or_none(v) for k, v in row._asdict().items()} for name, row in self.rows.items()}
+        rows = {
+            name: {k: finite_or_none(v) for k, v in row._asdict().items()}
+            for name, row in self.rows.items()
+        }
         return {"tolerance": self.tolerance, "weights": rows}
 
 
@@ -72,14 +75,15 @@ def weights_table(
 ) -> WeightsTable:
     """W = D, the closed form and the minimax weights beside each other, in float64.
 
-    No W has less mu_W than the minimax one; a smaller C_W or omega lowers the floor under noise, a smaller norm(W) keeps a step
-    tame outside the class.
+    No W has less mu_W than the minimax one; a smaller C_W or omega lowers the floor under noise, a
+    smaller norm(W) keeps a step tame outside the class.
 
     Args:
         D: (m, d), unit atoms.
         sparsity: s; None takes for each kind of weights the largest that it certifies.
         bound, noise, tolerance: B and delta of the class, and the l1 error to reach.
-        entries: also the weights of least largest entry at mu~ (Definition 8), which take many times as long.
+        entries: also the weights of least largest entry at mu~ (Definition 8), which take many
+            times as long.
         progress: as in `theory.generalized_coherence`.
 
     Raises:
@@ -122,7 +126,9 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
 
 def line(label: str, cells) -> str:
     """A line of a table: the label and its cells, in columns."""
-    return f"{label:24}" + "".join(f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells)
+    return f"{label:24}" + "".join(
+        f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells
+    )
 
 
 def finite_or_none(value):

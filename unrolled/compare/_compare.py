@@ -1,4 +1,6 @@
-"""Methods side by side on one sample: what each does step by step, and how far its params are from those of a reference."""
+"""Methods side by side on one sample: what each does step by step, and how far its params are from
+those of a reference.
+"""
 
 import json
 from functools import partial
@@ -12,8 +14,8 @@ from unrolled import metrics, plots
 from unrolled._checks import Array
 from unrolled.compare._coupling import Coupling, coupling, thresholds
 from unrolled.compare._plain import plain
-from unrolled.dictionaries._base import as_dictionary
-from unrolled.layers._unroll import Layer, Unrolled, stack
+from unrolled.dictionaries import as_dictionary
+from unrolled.layers import Layer, Unrolled, stack
 from unrolled.pursuit import fista, lasso_objective
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -60,8 +62,18 @@ class Comparison(NamedTuple):
         if gaps:
             rows = [rows[0] + " (F - F*) / F* |", rows[1] + "---|"]
         for name, c in self.curves.items():
-            cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}", f"{c.mean_nmse[-1]:.1f}", f"{c.failure_rate[-1]:.1%}"]
-            cells += [f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}", f"{c.false_positives[-1]:.2f}"]
+            cells = [
+                name,
+                str(len(c.nmse)),
+                f"{c.nmse[-1]:.1f}",
+                f"{c.mean_nmse[-1]:.1f}",
+                f"{c.failure_rate[-1]:.1%}",
+            ]
+            cells += [
+                f"{c.precision[-1]:.3f}",
+                f"{c.recall[-1]:.3f}",
+                f"{c.false_positives[-1]:.2f}",
+            ]
             cells += [f"{c.gap[-1]:.2e}"] if gaps else []
             rows.append("| " + " | ".join(cells) + " |")
         return "\n".join(rows)
@@ -77,7 +89,12 @@ class Comparison(NamedTuple):
             if name in self.couplings:
                 c = self.couplings[name]
                 low, high = c.diagonal_low.min(), c.diagonal_high.max()
-                cells = [name, f"{c.mu_W.max():.4f}", f"{c.off_diagonal.max():.4f}", f"{low:.4f} to {high:.4f}"]
+                cells = [
+                    name,
+                    f"{c.mu_W.max():.4f}",
+                    f"{c.off_diagonal.max():.4f}",
+                    f"{low:.4f} to {high:.4f}",
+                ]
                 cells.append(f"{c.mismatch.max():.2e}")
             moved = ", ".join(f"{c.leaf} {c.distance:.3g}" for c in self.changes.get(name, ()))
             rows.append("| " + " | ".join([*cells, moved, self.references.get(name, "")]) + " |")
@@ -101,15 +118,17 @@ def compare(
     *,
     lam: float | None = None,
 ) -> Comparison:
-    """Put methods side by side on one sample: `compare({"analytic": (layer, p), "learned": (layer, q)}, D, X, Y)`.
+    """Put methods side by side on one sample: `compare({"analytic": (layer, p), "learned": (layer,
+    q)}, D, X, Y)`.
 
     Args:
         methods: name -> (layer, params).
         D: (m, d).
         X: (batch, d), the true codes.
         Y: (batch, m), their signals.
-        reference: the name of the method against which params are measured, where they have the same form; None takes for
-            each method the first one before it whose params have the same form.
+        reference: the name of the method against which params are measured, where they have the
+            same form; None takes for each method the first one before it whose params have the same
+            form.
         lam: also report the gap to the LASSO optimum at this weight.
 
     Raises:
@@ -119,34 +138,52 @@ def compare(
     if not methods:
         raise ValueError("compare: expected at least one method, got none")
     if reference is not None and reference not in methods:
-        raise ValueError(f"compare: unknown reference {reference!r}; expected one of {', '.join(methods)}")
+        raise ValueError(
+            f"compare: unknown reference {reference!r}; expected one of {', '.join(methods)}"
+        )
     for name, (layer, _) in methods.items():
         if not isinstance(layer, Layer):
             got = type(layer).__name__
-            raise TypeError(f"compare: {name!r} is a {got}; expected a Layer, try the last layer of a network alone")
+            raise TypeError(
+                f"compare: {name!r} is a {got}; expected a Layer, try the last layer of a network alone"
+            )
     m, d = D.shape
-    if np.ndim(X) != 2 or np.ndim(Y) != 2 or X.shape[1] != d or Y.shape != (len(X), m) or not len(X):
+    if (
+        np.ndim(X) != 2
+        or np.ndim(Y) != 2
+        or X.shape[1] != d
+        or Y.shape != (len(X), m)
+        or not len(X)
+    ):
         raise ValueError(
             f"compare: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected (batch, {d}) and (batch, {m})"
         )
     X, Y = jnp.asarray(X), jnp.asarray(Y)
     optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
     curves, references, changes = {}, {}, {}
-    stacked = {name: stack(params) if params.steps else params for name, (_, params) in methods.items()}
+    stacked = {
+        name: stack(params) if params.steps else params for name, (_, params) in methods.items()
+    }
     for name, (layer, params) in methods.items():
         curves[name] = _curve(layer, params, D, X, Y, lam, optimum)
         earlier = list(curves)[:-1] if reference is None else [reference]
-        other = next((n for n in earlier if n != name and _same_form(stacked[n], stacked[name])), None)
+        other = next(
+            (n for n in earlier if n != name and _same_form(stacked[n], stacked[name])), None
+        )
         if other is not None:
             references[name], changes[name] = other, _changes(stacked[other], stacked[name])
     theta = {name: found for name, p in stacked.items() if (found := thresholds(p)) is not None}
-    couplings = {name: found for name, p in stacked.items() if (found := coupling(p, D)) is not None}
+    couplings = {
+        name: found for name, p in stacked.items() if (found := coupling(p, D)) is not None
+    }
     return Comparison(curves, theta, references, changes, couplings)
 
 
 def _curve(layer, params, D, X, Y, lam, optimum) -> Curve:
     found, gap = _measure(layer, params, D, X, Y, lam, optimum)
-    return Curve(**{k: np.asarray(v) for k, v in found.items()}, gap=None if gap is None else np.asarray(gap))
+    return Curve(
+        **{k: np.asarray(v) for k, v in found.items()}, gap=None if gap is None else np.asarray(gap)
+    )
 
 
 @partial(jax.jit, static_argnames="layer")
@@ -164,13 +201,17 @@ def _measure(layer, params, D, X, Y, lam, optimum):
             **metrics.support_scores(x, X)._asdict(),
         )
 
-    gap = None if lam is None else jax.lax.map(lambda x: _objective_gap(D, Y, x, lam, optimum), codes)
+    gap = (
+        None if lam is None else jax.lax.map(lambda x: _objective_gap(D, Y, x, lam, optimum), codes)
+    )
     return jax.lax.map(one, codes), gap
 
 
 def _optimum(D, Y, lam) -> Array:
     """F* of every signal, to a relative duality gap of 1e-6 of its energy where float32 allows."""
-    solve = jax.jit(jax.vmap(lambda y: lasso_objective(D, y, fista(D, y, lam, max_steps=3000).x, lam)))
+    solve = jax.jit(
+        jax.vmap(lambda y: lasso_objective(D, y, fista(D, y, lam, max_steps=3000).x, lam))
+    )
     return solve(Y)
 
 
@@ -194,5 +235,7 @@ def _changes(a: Unrolled, b: Unrolled) -> tuple[Change, ...]:
         size = np.linalg.norm(old.reshape(rows), axis=1)
         per_step = np.linalg.norm((new - old).reshape(rows), axis=1) / np.where(size > 0, size, 1)
         whole = np.linalg.norm(new - old) / (np.linalg.norm(old) or 1.0)
-        changes.append(Change(".".join(str(getattr(k, "name", k)) for k in path[1:]), float(whole), per_step))
+        changes.append(
+            Change(".".join(str(getattr(k, "name", k)) for k in path[1:]), float(whole), per_step)
+        )
     return tuple(changes)

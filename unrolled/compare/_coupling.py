@@ -9,18 +9,21 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import dense
-from unrolled.layers._unroll import Unrolled
-from unrolled.theory._coherence import _largest, inner_products
+from unrolled._numbers import largest
+from unrolled.dictionaries import dense
+from unrolled.layers import Unrolled
+from unrolled.theory import inner_products
 
 
 class Coupling(NamedTuple):
-    """How the weights of a method stand to the dictionary at each step; (K,) each, or length 1 for shared weights.
+    """How the weights of a method stand to the dictionary at each step; (K,) each, or length 1 for
+    shared weights.
 
-    Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1): `mismatch` is the relative distance to that, 0 where it
-    is built in. It also needs w_i . d_i near 1 and small off-diagonal products. W_k stands for gamma_k W in the families
-    with a step size, for B_k in LISTA and LFISTA, and S_k for S_k + M_k in LFISTA. Where W and D are shift-invariant
-    `Conv` of one kind, W'D is that of the atoms which meet every relative shift, not of all positions.
+    Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1): `mismatch` is the relative
+    distance to that, 0 where it is built in. It also needs w_i . d_i near 1 and small off-diagonal
+    products. W_k stands for gamma_k W in the families with a step size, for B_k in LISTA and
+    LFISTA, and S_k for S_k + M_k in LFISTA. Where W and D are shift-invariant `Conv` of one kind,
+    W'D is that of the atoms which meet every relative shift, not of all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
@@ -41,7 +44,14 @@ class _Acting(NamedTuple):
 
 def coupling(params: Unrolled, D) -> Coupling | None:
     """The `Coupling` of stacked params to D; None for a family without weights."""
-    part = next((part for part in (params.shared, params.steps) if hasattr(part, "W") or hasattr(part, "B")), None)
+    part = next(
+        (
+            part
+            for part in (params.shared, params.steps)
+            if hasattr(part, "W") or hasattr(part, "B")
+        ),
+        None,
+    )
     if part is None:
         return None
     acting = _Acting(part.W, None, None) if hasattr(part, "W") else _Acting(part.B, part.S, None)
@@ -79,12 +89,14 @@ def _one_step(W, S, gamma, D) -> Coupling:
     diagonal, off = jnp.sum(jnp.where(own, products, 0), 1), jnp.where(own, 0, products)
     mismatch = jnp.zeros((), products.dtype)
     if S is not None:
-        mismatch = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products) / jnp.linalg.norm(S)
+        mismatch = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products) / jnp.linalg.norm(
+            S
+        )
     return Coupling(
-        diagonal_low=-_largest(-diagonal),
+        diagonal_low=-largest(-diagonal),
         diagonal_mean=diagonal.mean(),
-        diagonal_high=_largest(diagonal),
-        mu_W=_largest(jnp.abs(off)),
+        diagonal_high=largest(diagonal),
+        mu_W=largest(jnp.abs(off)),
         off_diagonal=jnp.sqrt(jnp.sum(off**2) / max(1, off.size - len(off))),
         mismatch=mismatch,
     )

@@ -6,7 +6,9 @@ import numpy as np
 
 
 def plain(value):
-    """Records and arrays as dicts, lists and floats that JSON can hold; numbers that are not finite become None."""
+    """Records and arrays as dicts, lists and floats that JSON can hold; numbers that are not finite
+    become None.
+    """
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if hasattr(value, "_asdict"):

@@ -1,22 +1,67 @@
-"""Dictionaries: plain arrays (m, d) with atoms in columns, or structured objects that answer the same products.
+"""Dictionaries: plain arrays (m, d) with atoms in columns, or structured objects that answer the
+same products.
 
-Every dictionary answers `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D.shape == (m, d)` and `D / c`;
-`dense(D)` gives the matrix. Structured ones are pytrees: they pass through jit, vmap, grad and scan, and serve as W.
+Every dictionary answers `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D.shape == (m, d)`
+and `D / c`; `dense(D)` gives the matrix. Structured ones are pytrees: they pass through jit, vmap,
+grad and scan, and serve as W.
 """
 
-from unrolled.dictionaries._base import Structured as Structured
-from unrolled.dictionaries._base import column_norms as column_norms
-from unrolled.dictionaries._base import dense as dense
-from unrolled.dictionaries._base import normalize as normalize
-from unrolled.dictionaries._base import spectral_norm as spectral_norm
-from unrolled.dictionaries._base import spread as spread
-from unrolled.dictionaries._composed import Composed as Composed
-from unrolled.dictionaries._composed import Concatenated as Concatenated
-from unrolled.dictionaries._composed import Sparse as Sparse
-from unrolled.dictionaries._conv import Conv as Conv
-from unrolled.dictionaries._dense import dct as dct
-from unrolled.dictionaries._dense import gaussian as gaussian
-from unrolled.dictionaries._dense import identity_hadamard as identity_hadamard
-from unrolled.dictionaries._dense import ill_conditioned as ill_conditioned
-from unrolled.dictionaries._dense import paley as paley
-from unrolled.dictionaries._dense import transversal as transversal
+from unrolled.dictionaries._base import (
+    Rescaled,
+    Structured,
+    Transposed,
+    as_dictionary,
+    column_norms,
+    dense,
+    nonzero_atoms,
+    normalize,
+    normalized,
+    operands,
+    pytree,
+    spectral_norm,
+    spread,
+    unit_atoms,
+)
+from unrolled.dictionaries._composed import (
+    Composed,
+    Concatenated,
+    Sparse,
+)
+from unrolled.dictionaries._conv import (
+    Conv,
+)
+from unrolled.dictionaries._dense import (
+    dct,
+    gaussian,
+    identity_hadamard,
+    ill_conditioned,
+    paley,
+    transversal,
+)
+
+__all__ = [
+    "Composed",
+    "Concatenated",
+    "Conv",
+    "Rescaled",
+    "Sparse",
+    "Structured",
+    "Transposed",
+    "as_dictionary",
+    "column_norms",
+    "dct",
+    "dense",
+    "gaussian",
+    "identity_hadamard",
+    "ill_conditioned",
+    "nonzero_atoms",
+    "normalize",
+    "normalized",
+    "operands",
+    "paley",
+    "pytree",
+    "spectral_norm",
+    "spread",
+    "transversal",
+    "unit_atoms",
+]

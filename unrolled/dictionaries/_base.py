@@ -9,17 +9,21 @@ from jax.tree_util import GetAttrKey
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import widened
 
 
 def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()):
     """Register a frozen dataclass as a pytree whose rebuilding skips `__init__`.
 
-    `vmap` and `tree.map` rebuild a node with leaves that are not arrays; the checks of the constructor are for users.
+    `vmap` and `tree.map` rebuild a node with leaves that are not arrays; the checks of the
+    constructor are for users.
     """
 
     def register(cls):
         def flatten(self):
-            return [(GetAttrKey(n), getattr(self, n)) for n in data], tuple(getattr(self, n) for n in static)
+            return [(GetAttrKey(n), getattr(self, n)) for n in data], tuple(
+                getattr(self, n) for n in static
+            )
 
         def unflatten(aux, children):
             self = object.__new__(cls)
@@ -34,7 +38,9 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()):
 
 
 class Structured:
-    """A dictionary that is not a plain array: subclasses give `shape`, `synthesize` (D x) and `analyze` (D' r)."""
+    """A dictionary that is not a plain array: subclasses give `shape`, `synthesize` (D x) and
+    `analyze` (D' r).
+    """
 
     __array_ufunc__ = None  # a numpy array on the left defers to __rmatmul__
     ndim = 2
@@ -84,7 +90,9 @@ class Structured:
 
     def __matmul__(self, x):
         if isinstance(x, Structured):
-            raise TypeError("D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)")
+            raise TypeError(
+                "D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)"
+            )
         x = jnp.asarray(x)
         self, x = _promoted(self, x)
         _match(self.shape, x.shape, x.shape[0] if x.ndim else None, self.shape[1], "D @ x")
@@ -191,25 +199,32 @@ def normalized(D):
 
 
 def spectral_norm(D) -> Array:
-    """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step; for large structured D an upper bound."""
+    """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step; for large structured D an
+    upper bound.
+    """
     if isinstance(D, Structured):
         return D.spectral_norm()
     m, d = D.shape
-    wide = D if D.dtype.itemsize >= 4 else D.astype(jnp.float32)  # no eigenvalues in half precision
+    wide = widened(D)
     with jax.default_matmul_precision("highest"):
         gram = wide @ wide.T if m <= d else wide.T @ wide
-    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1] * (1 + 8 * float(jnp.finfo(D.dtype).eps))).astype(D.dtype)
+    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1] * (1 + 8 * float(jnp.finfo(D.dtype).eps))).astype(
+        D.dtype
+    )
 
 
 def spread(D, theta: Array) -> Array:
-    """`theta` against the codes of D: one value per filter of a `Conv` is repeated over its positions."""
+    """`theta` against the codes of D: one value per filter of a `Conv` is repeated over its
+    positions.
+    """
     return D.spread(theta) if isinstance(D, Structured) and hasattr(D, "spread") else theta
 
 
 def normalize(D):
     """Unit-norm atoms and the norms: D = D_unit diag(norms), so x_unit = norms x.
 
-    For `Conv` the filters are normalised; with boundary "zero" the cut border atoms keep norms below 1.
+    For `Conv` the filters are normalised; with boundary "zero" the cut border atoms keep norms
+    below 1.
 
     Returns:
         D_unit, of the kind of D, and norms, (d,).
@@ -223,7 +238,8 @@ def normalize(D):
 
 
 def as_dictionary(D, where: str):
-    """A dictionary in floating point: (m, d) with both at least 1; values are looked at where they are known.
+    """A dictionary in floating point: (m, d) with both at least 1; values are looked at where they
+    are known.
 
     Raises:
         TypeError: complex, or not numeric.
@@ -234,7 +250,9 @@ def as_dictionary(D, where: str):
         if D.ndim != 2:
             raise ValueError(f"{where}: D has shape {D.shape}; expected (m, d), atoms in columns")
     if 0 in D.shape:
-        raise ValueError(f"{where}: D has shape {D.shape}; expected at least one row and one column")
+        raise ValueError(
+            f"{where}: D has shape {D.shape}; expected at least one row and one column"
+        )
     _checks.finite(D, "D", where)
     return D
 
@@ -243,7 +261,8 @@ def operands(D, y, where: str, *, params=()):
     """D, y and params checked against each other and brought to one dtype.
 
     Raises:
-        ValueError: `y` is not one signal of length m (the message says when D or y looks transposed or batched).
+        ValueError: `y` is not one signal of length m (the message says when D or y looks transposed
+            or batched).
     """
     D = as_dictionary(D, where)
     y = _checks.as_float(y, "y", where)
@@ -259,7 +278,11 @@ def operands(D, y, where: str, *, params=()):
 def _hint(D, y) -> str:
     m, d = D.shape
     if y.ndim == 1:
-        return "Did you pass D.T?" if y.shape == (d,) else "Is y a signal (m,) rather than a code (d,)?"
+        return (
+            "Did you pass D.T?"
+            if y.shape == (d,)
+            else "Is y a signal (m,) rather than a code (d,)?"
+        )
     if y.ndim == 2 and y.shape[1] == m:
         return "One signal per call: use jax.vmap over the rows."
     if y.ndim == 2 and y.shape[0] == m:
@@ -280,7 +303,11 @@ def unit_atoms(D, where: str, tolerance: float = 1e-4) -> None:
     nonzero_atoms(norms, where)
     if _checks.is_concrete(norms) and (np.abs(np.asarray(norms) - 1) > tolerance).any():
         low, high = float(norms.min()), float(norms.max())
-        cut = ' (boundary "zero" cuts the atoms at the border)' if getattr(D, "boundary", None) == "zero" else ""
+        cut = (
+            ' (boundary "zero" cuts the atoms at the border)'
+            if getattr(D, "boundary", None) == "zero"
+            else ""
+        )
         raise ValueError(
             f"{where}: atoms have norms in [{low:.6g}, {high:.6g}]{cut}; expected 1 within {tolerance:g}, "
             "try dictionaries.normalize and rescale the codes by the norms"
@@ -296,4 +323,6 @@ def _promoted(D: Structured, v: Array):
 
 def _match(shape, got, length, expected, what: str) -> None:
     if length != expected or len(got) > 2:
-        raise ValueError(f"{what}: D has shape {shape} but the operand has shape {got}; expected length {expected}")
+        raise ValueError(
+            f"{what}: D has shape {shape} but the operand has shape {got}; expected length {expected}"
+        )

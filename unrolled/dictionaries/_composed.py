@@ -39,7 +39,9 @@ class Composed(Structured):
             raise ValueError("Composed: expected at least one dictionary, got none")
         for j, (left, right) in enumerate(zip(factors, factors[1:]), start=1):
             if left.shape[1] != right.shape[0]:
-                raise ValueError(f"Composed: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}")
+                raise ValueError(
+                    f"Composed: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}"
+                )
         object.__setattr__(self, "factors", _checks.cast(factors, _checks.common_dtype(factors)))
 
     @property
@@ -84,7 +86,9 @@ class Concatenated(Structured):
         if not parts:
             raise ValueError("Concatenated: expected at least one dictionary, got none")
         if len({D.shape[0] for D in parts}) > 1:
-            raise ValueError(f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number of rows")
+            raise ValueError(
+                f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number of rows"
+            )
         object.__setattr__(self, "parts", _checks.cast(parts, _checks.common_dtype(parts)))
 
     @property
@@ -105,7 +109,9 @@ class Concatenated(Structured):
         return Concatenated(*(D * c for D in self.parts))
 
     def scale_columns(self, c: Array) -> "Concatenated":
-        return Concatenated(*(scale_columns(D, part) for D, part in zip(self.parts, self._split(c))))
+        return Concatenated(
+            *(scale_columns(D, part) for D, part in zip(self.parts, self._split(c)))
+        )
 
     def column_norms(self) -> Array:
         return jnp.concatenate([column_norms(D) for D in self.parts])
@@ -118,7 +124,8 @@ class Concatenated(Structured):
 @pytree(data=("base", "indices", "values"))
 @dataclass(frozen=True, eq=False, init=False)
 class Sparse(Structured):
-    """Phi A with sparse columns in A ("double sparsity"): every atom combines a few atoms of a base dictionary.
+    """Phi A with sparse columns in A ("double sparsity"): every atom combines a few atoms of a base
+    dictionary.
 
     A is kept column by column, padded to the largest count k: `indices` and `values`, both (k, d).
 
@@ -140,15 +147,23 @@ class Sparse(Structured):
     def __init__(self, base, atoms):
         base = as_dictionary(base, "Sparse")
         if not _checks.is_concrete(atoms):
-            raise TypeError("Sparse: atoms must be concrete, got a traced array; build it outside jit")
+            raise TypeError(
+                "Sparse: atoms must be concrete, got a traced array; build it outside jit"
+            )
         atoms = np.asarray(as_dictionary(atoms, "Sparse"))
         if base.shape[1] != atoms.shape[0]:
-            raise ValueError(f"Sparse: base has shape {base.shape} but atoms have shape {atoms.shape}")
+            raise ValueError(
+                f"Sparse: base has shape {base.shape} but atoms have shape {atoms.shape}"
+            )
         largest = max(1, int(np.count_nonzero(atoms, axis=0).max()))
         indices = np.argsort(atoms == 0, axis=0, kind="stable")[:largest]
         values = jnp.asarray(np.take_along_axis(atoms, indices, 0))
         base, values = _checks.cast((base, values), _checks.common_dtype(base, values))
-        for name, value in (("base", base), ("indices", jnp.asarray(indices, jnp.int32)), ("values", values)):
+        for name, value in (
+            ("base", base),
+            ("indices", jnp.asarray(indices, jnp.int32)),
+            ("values", values),
+        ):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -163,7 +178,9 @@ class Sparse(Structured):
         return self.base.shape[-2], self.values.shape[-1]
 
     def synthesize(self, x: Array) -> Array:
-        coefficients = jnp.zeros(self.base.shape[1], x.dtype).at[self.indices].add(self.values * x[None, :])
+        coefficients = (
+            jnp.zeros(self.base.shape[1], x.dtype).at[self.indices].add(self.values * x[None, :])
+        )
         return self.base @ coefficients
 
     def analyze(self, r: Array) -> Array:

@@ -15,7 +15,8 @@ from unrolled.dictionaries._base import Structured, pytree
 from unrolled.dictionaries._windows import windows
 
 BOUNDARIES = ("valid", "circular", "zero")
-# Kernels of more strides than this are left to XLA's convolution: their windows take long to compile and much memory.
+# Kernels of more strides than this are left to XLA's convolution: their windows take long to
+# compile and much memory.
 _LONGEST = 32
 
 
@@ -28,19 +29,20 @@ class Conv(Structured):
 
     .. math:: (D' r)[f, i] = \sum_{c, k} filters[f, c, k] \; r[c, i t + k],
 
-    and synthesis `D @ x` is its exact adjoint. Signals and codes are flat vectors of the row-major grids
-    `signal_grid` and `code_grid`.
+    and synthesis `D @ x` is its exact adjoint. Signals and codes are flat vectors of the row-major
+    grids `signal_grid` and `code_grid`.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
         signal_shape: spatial shape of a signal, an int for 1-D; there are n_channels such planes.
         stride: t, an int or one per dimension.
-        boundary: which shifts are atoms. "valid": those that lie inside, floor((N - n) / t) + 1 positions.
-            "circular": ceil(N / t) positions, wrapped. "zero": ceil(N / t) positions, cut at the far border.
+        boundary: which shifts are atoms. "valid": those that lie inside, floor((N - n) / t) + 1
+            positions. "circular": ceil(N / t) positions, wrapped. "zero": ceil(N / t) positions,
+            cut at the far border.
 
     Raises:
-        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, or a kernel longer than the signal
-            under "valid".
+        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, or a kernel
+            longer than the signal under "valid".
     """
 
     filters: Array
@@ -50,17 +52,27 @@ class Conv(Structured):
 
     def __post_init__(self):
         filters = _checks.as_float(self.filters, "filters", "Conv")
-        shape = self.signal_shape if isinstance(self.signal_shape, (tuple, list)) else (self.signal_shape,)
+        shape = (
+            self.signal_shape
+            if isinstance(self.signal_shape, (tuple, list))
+            else (self.signal_shape,)
+        )
         shape = tuple(_checks.as_index(n, "signal_shape", "Conv", least=1) for n in shape)
         if filters.ndim != 2 + len(shape) or 0 in filters.shape:
             expected = f"(n_atoms, n_channels, *kernel) with {len(shape)} kernel dimensions, none of them 0"
             raise ValueError(f"Conv: filters have shape {filters.shape}; expected {expected}")
-        stride = self.stride if isinstance(self.stride, (tuple, list)) else (self.stride,) * len(shape)
+        stride = (
+            self.stride if isinstance(self.stride, (tuple, list)) else (self.stride,) * len(shape)
+        )
         stride = tuple(_checks.as_index(t, "stride", "Conv", least=1) for t in stride)
         if len(stride) != len(shape):
-            raise ValueError(f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per dimension")
+            raise ValueError(
+                f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per dimension"
+            )
         if self.boundary not in BOUNDARIES:
-            raise ValueError(f"Conv: unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}")
+            raise ValueError(
+                f"Conv: unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}"
+            )
         _checks.finite(filters, "filters", "Conv")
         kernel = filters.shape[2:]
         if self.boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
@@ -99,8 +111,11 @@ class Conv(Structured):
     def analyze(self, r: Array) -> Array:
         r = self._extend(r.reshape(self.signal_grid))
         if any(n > _LONGEST * t for n, t in zip(self.kernel, self.stride)):
-            return lax.conv_general_dilated(r[None], self.filters, self.stride, "VALID")[0].reshape(-1)
-        # One matrix product: on CPUs several times as fast as XLA's convolution, and its transpose many times.
+            return lax.conv_general_dilated(r[None], self.filters, self.stride, "VALID")[0].reshape(
+                -1
+            )
+        # One matrix product: on CPUs several times as fast as XLA's convolution, and its transpose
+        # many times.
         found = windows(r, self.kernel, self.stride, self.positions)
         return (self.filters.reshape(self.filters.shape[0], -1) @ found.T).reshape(-1)
 
@@ -121,7 +136,9 @@ class Conv(Structured):
         return x.reshape(*x.shape[:-1], *self.code_grid)
 
     def spread(self, theta: Array) -> Array:
-        """One value per filter, (n_atoms,), repeated over its positions, (d,); other shapes are left alone."""
+        """One value per filter, (n_atoms,), repeated over its positions, (d,); other shapes are
+        left alone.
+        """
         theta = jnp.asarray(theta)
         if theta.shape != self.code_grid[:1]:
             return theta
@@ -132,7 +149,9 @@ class Conv(Structured):
         return jax.tree.map(lambda filters: filters * c, self)
 
     def normalized(self) -> tuple["Conv", Array]:
-        """Unit filters, and their norms spread over the positions: those of the atoms where nothing is cut."""
+        """Unit filters, and their norms spread over the positions: those of the atoms where nothing
+        is cut.
+        """
         axes = tuple(range(1, self.filters.ndim))
         norms = jnp.sqrt(jnp.sum(self._folded() ** 2, axes, keepdims=True))
         return self.scale(1 / norms), self.spread(norms.reshape(-1))
@@ -142,7 +161,9 @@ class Conv(Structured):
         return jnp.sqrt(squared.analyze(jnp.ones(self.shape[0], self.filters.dtype)))
 
     def _folded(self) -> Array:
-        """The filters as the atoms show them: on a circle a kernel longer than the signal wraps onto itself."""
+        """The filters as the atoms show them: on a circle a kernel longer than the signal wraps
+        onto itself.
+        """
         filters = self.filters
         if self.boundary != "circular":
             return filters
@@ -156,7 +177,8 @@ class Conv(Structured):
         return filters
 
     def spectral_norm(self) -> Array:
-        """Norm on a torus that contains the signal: exact for circular and stride 1, else an upper bound.
+        """Norm on a torus that contains the signal: exact for circular and stride 1, else an upper
+        bound.
 
         Larger strides keep a subset of the atoms, and "valid" and "zero" a part of a larger torus.
         """
@@ -165,7 +187,9 @@ class Conv(Structured):
             torus = tuple(N + n - 1 for N, n in zip(torus, self.kernel))
         axes = tuple(range(-len(torus), 0))
         response = jnp.fft.fftn(self._folded(), torus, axes)
-        response = jnp.moveaxis(response.reshape(*response.shape[:2], -1), -1, 0)  # (frequencies, n_atoms, n_channels)
+        response = jnp.moveaxis(
+            response.reshape(*response.shape[:2], -1), -1, 0
+        )  # (frequencies, n_atoms, n_channels)
         with jax.default_matmul_precision("highest"):
             gram = jnp.einsum("fac,fae->fce", response.conj(), response)
         eps = jnp.finfo(self.filters.dtype).eps
@@ -177,22 +201,27 @@ class Conv(Structured):
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
 
     def local(self, reach: int) -> "Conv":
-        """The same filters on the shortest signal where overlapping shifts occur over `reach` times the longest one.
+        """The same filters on the shortest signal where overlapping shifts occur over `reach` times
+        the longest one.
 
-        Inner products of atoms depend on their relative shift alone, so they can be had from this small dictionary. A
-        circle that is too short for that is returned as it is.
+        Inner products of atoms depend on their relative shift alone, so they can be had from this
+        small dictionary. A circle that is too short for that is returned as it is.
         """
-        if self.boundary == "circular" and any(N < 2 * n - 1 for N, n in zip(self.signal_shape, self.kernel)):
+        if self.boundary == "circular" and any(
+            N < 2 * n - 1 for N, n in zip(self.signal_shape, self.kernel)
+        ):
             return self
         sizes = zip(self.positions, self.kernel, self.stride)
         shape = tuple(reach * min(p - 1, (n - 1) // t) * t + n for p, n, t in sizes)
         return Conv(self.filters, shape, self.stride)
 
     def corner_codes(self) -> Array:
-        """One-hot codes whose atoms meet all others under every relative shift that occurs, (rows, d).
+        """One-hot codes whose atoms meet all others under every relative shift that occurs, (rows,
+        d).
 
-        On a circle one position of each filter is enough; under "valid" the corners see every shift. The inner
-        products of all atoms are then those of these rows: coherence from filter correlations, no dense Gram matrix.
+        On a circle one position of each filter is enough; under "valid" the corners see every
+        shift. The inner products of all atoms are then those of these rows: coherence from filter
+        correlations, no dense Gram matrix.
         """
         last = [p - 1 if self.boundary == "valid" else 0 for p in self.positions]
         corners = sorted(set(itertools.product(*({0, p} for p in last))))
@@ -203,7 +232,9 @@ class Conv(Structured):
         return jnp.asarray(codes.reshape(-1, self.shape[1]), self.filters.dtype)
 
     def is_shift_of(self, other) -> bool:
-        """True if `other` is a Conv with filters of the same size on the same grids: compared filter by filter."""
+        """True if `other` is a Conv with filters of the same size on the same grids: compared
+        filter by filter.
+        """
         return isinstance(other, Conv) and self._geometry() == other._geometry()
 
     def _geometry(self) -> tuple:

@@ -1,4 +1,6 @@
-"""Families of dense dictionaries with unit-norm atoms, from random ones to those with the least coherence."""
+"""Families of dense dictionaries with unit-norm atoms, from random ones to those with the least
+coherence.
+"""
 
 import math
 
@@ -12,18 +14,21 @@ from unrolled.dictionaries._base import normalize
 
 
 def gaussian(key: Array, m: int, d: int) -> Array:
-    """Independent N(0, 1/m) entries, atoms then normalised; (m, d). The field's standard benchmark dictionary."""
+    """Independent N(0, 1/m) entries, atoms then normalised; (m, d). The field's standard benchmark
+    dictionary.
+    """
     m, d = _size(m, d, "gaussian")
     return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
 
 
 def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
-    r"""Overcomplete cosines: atom k is cos(pi (i + 1/2) k / d), its mean removed for k > 0, normalised; (m, d).
+    r"""Overcomplete cosines: atom k is cos(pi (i + 1/2) k / d), its mean removed for k > 0,
+    normalised; (m, d).
 
     For d = m this is the orthonormal DCT-II.
 
-    Tuples give the separable dictionary of patches: dct((8, 8), (16, 16)) is the usual 64 x 256 one, for patches
-    flattened row by row.
+    Tuples give the separable dictionary of patches: dct((8, 8), (16, 16)) is the usual 64 x 256
+    one, for patches flattened row by row.
 
     Raises:
         ValueError: d < m in some dimension, or tuples of different length.
@@ -47,7 +52,8 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
 
 
 def identity_hadamard(m: int) -> Array:
-    """[I, H / sqrt(m)] with the Hadamard matrix of order m; (m, 2m), coherence 1 / sqrt(m) = generalized coherence.
+    """[I, H / sqrt(m)] with the Hadamard matrix of order m; (m, 2m), coherence 1 / sqrt(m) =
+    generalized coherence.
 
     Raises:
         ValueError: m is not a power of two.
@@ -64,31 +70,36 @@ def identity_hadamard(m: int) -> Array:
 def paley(q: int) -> Array:
     """The Paley equiangular tight frame: ((q+1)/2, q+1), coherence 1/sqrt(q), the Welch bound.
 
-    From the conference matrix C of the quadratic residues mod q, the Gram matrix is I + C / sqrt(q).
+    From the conference matrix C of the quadratic residues mod q, the Gram matrix is I + C /
+    sqrt(q).
 
     Raises:
         ValueError: q is not a prime with q = 1 mod 4 (prime powers are not built).
     """
     q = _checks.as_index(q, "q", "paley", least=2)
     if not _is_prime(q) or q % 4 != 1:
-        raise ValueError(f"paley: q must be a prime with q = 1 mod 4, such as 5, 13, 61 or 1009; got {q}")
+        raise ValueError(
+            f"paley: q must be a prime with q = 1 mod 4, such as 5, 13, 61 or 1009; got {q}"
+        )
     character = -np.ones(q)
     character[np.unique(np.arange(1, q) ** 2 % q)] = 1
     character[0] = 0
     C = np.ones((q + 1, q + 1))
     C[1:, 1:] = character[(np.arange(q)[:, None] - np.arange(q)) % q]
     C[0, 0] = 0
-    # C / sqrt(q) has eigenvalues +-1, each with multiplicity (q+1)/2: the frame spans the +1 eigenvectors.
+    # C / sqrt(q) has eigenvalues +-1, each with multiplicity (q+1)/2: the frame spans the +1
+    # eigenvectors.
     _, vectors = np.linalg.eigh(C)
     return jnp.asarray(math.sqrt(2) * vectors[:, (q + 1) // 2 :].T, float)
 
 
 def transversal(key: Array, c: int, q: int, d: int) -> Array:
-    """Sparse atoms: c nonzeros +-1/sqrt(c), one in each of c groups of q rows, two atoms share at most one row; (c q, d).
+    """Sparse atoms: c nonzeros +-1/sqrt(c), one in each of c groups of q rows, two atoms share at
+    most one row; (c q, d).
 
-    Column (a, b) has its i-th nonzero at row a + i b mod q of group i: a transversal design of lines over the field
-    of q elements. Hence coherence at most 1/c, and a sparse code makes a sparse signal: the layers j >= 2 of a chain.
-    `key` chooses the d of the q^2 lines and the signs.
+    Column (a, b) has its i-th nonzero at row a + i b mod q of group i: a transversal design of
+    lines over the field of q elements. Hence coherence at most 1/c, and a sparse code makes a
+    sparse signal: the layers j >= 2 of a chain. `key` chooses the d of the q^2 lines and the signs.
 
     Raises:
         ValueError: q is not prime, c > q, or d > q^2.
@@ -96,7 +107,9 @@ def transversal(key: Array, c: int, q: int, d: int) -> Array:
     c, d = _size(c, d, "transversal")
     q = _checks.as_index(q, "q", "transversal", least=2)
     if not _is_prime(q) or c > q or d > q * q:
-        raise ValueError(f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}")
+        raise ValueError(
+            f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}"
+        )
     line_key, sign_key = jax.random.split(key)
     line = jax.random.permutation(line_key, q * q)[:d]
     i, (a, b) = jnp.arange(c)[:, None], (line[None, :] // q, line[None, :] % q)
@@ -106,7 +119,8 @@ def transversal(key: Array, c: int, q: int, d: int) -> Array:
 
 
 def ill_conditioned(key: Array, m: int, d: int, kappa: float) -> Array:
-    """A Gaussian matrix given the singular values 1 ... 1/kappa (log-spaced), atoms then normalised; (m, d).
+    """A Gaussian matrix given the singular values 1 ... 1/kappa (log-spaced), atoms then
+    normalised; (m, d).
 
     Normalising changes the condition number: kappa = 5 ends about where a plain Gaussian is.
 
@@ -117,7 +131,9 @@ def ill_conditioned(key: Array, m: int, d: int, kappa: float) -> Array:
     """
     m, d = _size(m, d, "ill_conditioned")
     if not 1 <= kappa < math.inf:
-        raise ValueError(f"ill_conditioned: kappa must be at least 1, got {kappa}; expected a finite number")
+        raise ValueError(
+            f"ill_conditioned: kappa must be at least 1, got {kappa}; expected a finite number"
+        )
     U, _, V = jnp.linalg.svd(jax.random.normal(key, (m, d)), full_matrices=False)
     s = jnp.logspace(0, -math.log10(kappa), min(m, d), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):

@@ -8,18 +8,24 @@ from jax import lax
 from unrolled._checks import Array
 
 
-def windows(r: Array, kernel: tuple[int, ...], stride: tuple[int, ...], positions: tuple[int, ...]) -> Array:
-    """All windows of a signal, (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)); row-major.
+def windows(
+    r: Array, kernel: tuple[int, ...], stride: tuple[int, ...], positions: tuple[int, ...]
+) -> Array:
+    """All windows of a signal, (n_channels, *signal) -> (prod(positions), n_channels prod(kernel));
+    row-major.
 
-    The signal is cut into blocks as long as the stride, and a window is a few blocks side by side: slices and
-    concatenations alone, whose transpose is as cheap, where a gather would transpose to a scatter.
+    The signal is cut into blocks as long as the stride, and a window is a few blocks side by side:
+    slices and concatenations alone, whose transpose is as cheap, where a gather would transpose to
+    a scatter.
     """
     for i, (n, t, p) in enumerate(zip(kernel, stride, positions)):
         axis = 1 + 2 * i  # the axes before it are pairs (position, offset) already
         blocks = -(-n // t)
         r = _resized(r, axis, (p + blocks - 1) * t)
         r = r.reshape(*r.shape[:axis], p + blocks - 1, t, *r.shape[axis + 1 :])
-        r = jnp.concatenate([lax.slice_in_dim(r, j, j + p, axis=axis) for j in range(blocks)], axis + 1)
+        r = jnp.concatenate(
+            [lax.slice_in_dim(r, j, j + p, axis=axis) for j in range(blocks)], axis + 1
+        )
         r = lax.slice_in_dim(r, 0, n, axis=axis + 1)
     spatial = range(1, r.ndim)
     r = r.transpose(*spatial[::2], 0, *spatial[1::2])

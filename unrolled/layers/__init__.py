@@ -1,43 +1,129 @@
-"""Layers: solvers cut after K steps. A family is a `step` and its params; `unroll` runs any of them."""
+"""Layers: solvers cut after K steps. A family is a `step` and its params; `unroll` runs any of
+them.
+"""
 
-from unrolled.layers._ada_lista import SignalMatrices as SignalMatrices
-from unrolled.layers._ada_lista import ada_lista as ada_lista
-from unrolled.layers._alista import alista as alista
-from unrolled.layers._alista import robust_alista as robust_alista
-from unrolled.layers._alista import tilista as tilista
-from unrolled.layers._glista import Gated as Gated
-from unrolled.layers._glista import glista as glista
-from unrolled.layers._hyperlista import Analytic as Analytic
-from unrolled.layers._hyperlista import Hyper as Hyper
-from unrolled.layers._hyperlista import hyperlista as hyperlista
-from unrolled.layers._ista import Step as Step
-from unrolled.layers._ista import StepAndThreshold as StepAndThreshold
-from unrolled.layers._ista import fista as fista
-from unrolled.layers._ista import ista as ista
-from unrolled.layers._ista import step_lista as step_lista
-from unrolled.layers._lamp import Message as Message
-from unrolled.layers._lamp import lamp as lamp
-from unrolled.layers._lamp_bg import lamp_bg as lamp_bg
-from unrolled.layers._lfista import MomentumMatrices as MomentumMatrices
-from unrolled.layers._lfista import lfista as lfista
-from unrolled.layers._liht import keep_largest as keep_largest
-from unrolled.layers._liht import liht as liht
-from unrolled.layers._lista import Matrices as Matrices
-from unrolled.layers._lista import MatricesAndThreshold as MatricesAndThreshold
-from unrolled.layers._lista import Threshold as Threshold
-from unrolled.layers._lista import lista as lista
-from unrolled.layers._lista import lista_ss as lista_ss
-from unrolled.layers._lista_cp import WeightsAndThreshold as WeightsAndThreshold
-from unrolled.layers._lista_cp import lista_cp as lista_cp
-from unrolled.layers._lista_cp import lista_cpss as lista_cpss
-from unrolled.layers._na_alista import Recurrent as Recurrent
-from unrolled.layers._na_alista import na_alista as na_alista
-from unrolled.layers._tista import bernoulli_gaussian_mean as bernoulli_gaussian_mean
-from unrolled.layers._tista import tista as tista
-from unrolled.layers._unroll import Fixed as Fixed
-from unrolled.layers._unroll import Layer as Layer
-from unrolled.layers._unroll import Unrolled as Unrolled
-from unrolled.layers._unroll import Weights as Weights
-from unrolled.layers._unroll import stack as stack
-from unrolled.layers._unroll import unroll as unroll
-from unrolled.layers._unroll import unstack as unstack
+from unrolled.layers._ada_lista import (
+    SignalMatrices,
+    ada_lista,
+)
+from unrolled.layers._alista import (
+    alista,
+    robust_alista,
+    tilista,
+)
+from unrolled.layers._glista import (
+    Gated,
+    glista,
+)
+from unrolled.layers._hyperlista import (
+    Analytic,
+    Hyper,
+    hyperlista,
+)
+from unrolled.layers._ista import (
+    Step,
+    StepAndThreshold,
+    fista,
+    ista,
+    ista_params,
+    lipschitz,
+    step_lista,
+)
+from unrolled.layers._lamp import (
+    Message,
+    lamp,
+)
+from unrolled.layers._lamp_bg import (
+    lamp_bg,
+)
+from unrolled.layers._lfista import (
+    MomentumMatrices,
+    lfista,
+)
+from unrolled.layers._liht import (
+    keep_largest,
+    liht,
+)
+from unrolled.layers._lista import (
+    Matrices,
+    MatricesAndThreshold,
+    Threshold,
+    lista,
+    lista_ss,
+    repeat,
+)
+from unrolled.layers._lista_cp import (
+    WeightsAndThreshold,
+    lista_cp,
+    lista_cpss,
+)
+from unrolled.layers._na_alista import (
+    Recurrent,
+    na_alista,
+)
+from unrolled.layers._tista import (
+    bernoulli_gaussian_mean,
+    tista,
+)
+from unrolled.layers._unroll import (
+    Fixed,
+    Layer,
+    Unrolled,
+    Weights,
+    check_params,
+    check_precision,
+    magnitude,
+    stack,
+    unroll,
+    unstack,
+)
+
+__all__ = [
+    "Analytic",
+    "Fixed",
+    "Gated",
+    "Hyper",
+    "Layer",
+    "Matrices",
+    "MatricesAndThreshold",
+    "Message",
+    "MomentumMatrices",
+    "Recurrent",
+    "SignalMatrices",
+    "Step",
+    "StepAndThreshold",
+    "Threshold",
+    "Unrolled",
+    "Weights",
+    "WeightsAndThreshold",
+    "ada_lista",
+    "alista",
+    "bernoulli_gaussian_mean",
+    "check_params",
+    "check_precision",
+    "fista",
+    "glista",
+    "hyperlista",
+    "ista",
+    "ista_params",
+    "keep_largest",
+    "lamp",
+    "lamp_bg",
+    "lfista",
+    "liht",
+    "lipschitz",
+    "lista",
+    "lista_cp",
+    "lista_cpss",
+    "lista_ss",
+    "magnitude",
+    "na_alista",
+    "repeat",
+    "robust_alista",
+    "stack",
+    "step_lista",
+    "tilista",
+    "tista",
+    "unroll",
+    "unstack",
+]

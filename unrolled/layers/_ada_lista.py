@@ -1,4 +1,6 @@
-"""Ada-LISTA (Aberdam, Golts, Elad 2021): the learned matrices act on signals, so one network serves many dictionaries."""
+"""Ada-LISTA (Aberdam, Golts, Elad 2021): the learned matrices act on signals, so one network serves
+many dictionaries.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,10 +9,10 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries._base import as_dictionary, spread
+from unrolled.dictionaries import as_dictionary, spread
 from unrolled.layers._ista import StepAndThreshold, ista_params, zero_state
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
-from unrolled.pursuit._ista import State
+from unrolled.pursuit import State
 
 
 class SignalMatrices(NamedTuple):
@@ -30,11 +32,12 @@ def ada_lista(
     unroll: int = 1,
     remat: bool = False,
 ) -> Layer:
-    r"""K steps x <- shrink(x + gamma_k D'(P'y - Q'Q D x), theta_k): D may differ from signal to signal.
+    r"""K steps x <- shrink(x + gamma_k D'(P'y - Q'Q D x), theta_k): D may differ from signal to
+    signal.
 
-    Params: shared (P, Q), steps (gamma, theta). `init` is ISTA: P = Q = I, gamma = 1 / L, theta = lam / L. For signals with
-    dictionaries of their own map over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of
-    `fit` return (Y, X, Ds).
+    Params: shared (P, Q), steps (gamma, theta). `init` is ISTA: P = Q = I, gamma = 1 / L, theta =
+    lam / L. For signals with dictionaries of their own map over both, `jax.vmap(layer.apply, (None,
+    0, 0))(params, Ds, Y)`, and let the sampler of `fit` return (Y, X, Ds).
 
     Reference: Aberdam, Golts, Elad (2021), equation (5); their W_1 and W_2 are our P and Q.
     """

@@ -1,4 +1,6 @@
-"""ALISTA (Liu, Chen, Wang, Yin 2019): the weights come from theory; and its variants with learned or recomputed weights."""
+"""ALISTA (Liu, Chen, Wang, Yin 2019): the weights come from theory; and its variants with learned
+or recomputed weights.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,12 +10,12 @@ from jax import lax
 
 from unrolled._checks import Array
 from unrolled.activations import relu
-from unrolled.dictionaries._base import as_dictionary, spread
+from unrolled.dictionaries import as_dictionary, spread
 from unrolled.layers._ista import StepAndThreshold, lipschitz, zero_state
 from unrolled.layers._support import select_or_shrink, support_schedule
 from unrolled.layers._unroll import Fixed, Layer, Unrolled, Weights, factory, make_layer
-from unrolled.pursuit._ista import State
-from unrolled.theory._weights import frobenius_weights
+from unrolled.pursuit import State
+from unrolled.theory import frobenius_weights
 
 FORMS = ((Fixed._fields, StepAndThreshold._fields),)
 
@@ -31,12 +33,13 @@ def alista(
 ) -> Layer:
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with W fixed; 2 K numbers are learned.
 
-    Params: shared W (never trained: no gradient passes, and `fit` leaves it alone), steps (gamma, theta). `init` takes the
-    closed-form `frobenius_weights(D)`, gamma = 1 and the given `theta`.
+    Params: shared W (never trained: no gradient passes, and `fit` leaves it alone), steps (gamma,
+    theta). `init` takes the closed-form `frobenius_weights(D)`, gamma = 1 and the given `theta`.
 
     Args:
-        support: (rate, largest): at step k = 1..K the largest min(k rate, largest) share of the entries pass
-            unshrunk where they exceed theta (support selection). The benchmark uses about (0.012, 0.13).
+        support: (rate, largest): at step k = 1..K the largest min(k rate, largest) share of the
+            entries pass unshrunk where they exceed theta (support selection). The benchmark uses
+            about (0.012, 0.13).
     """
     fractions = support_schedule(support, depth, "alista")
 
@@ -64,10 +67,12 @@ def tilista(
     unroll: int = 1,
     remat: bool = False,
 ) -> Layer:
-    r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with one trained W: ALISTA whose weights are learned, TiLISTA.
+    r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with one trained W: ALISTA whose
+    weights are learned, TiLISTA.
 
-    Params: shared W, steps (gamma, theta): m d + 2 K numbers. `init` is ISTA: W = D / L, gamma = 1, theta = lam / L. Params of
-    `alista` become its own with `Unrolled(Weights(params.shared.W), params.steps)`.
+    Params: shared W, steps (gamma, theta): m d + 2 K numbers. `init` is ISTA: W = D / L, gamma = 1,
+    theta = lam / L. Params of `alista` become its own with `Unrolled(Weights(params.shared.W),
+    params.steps)`.
 
     Args:
         support: (rate, largest), support selection as in `alista`.
@@ -109,23 +114,28 @@ def robust_alista(
     unroll: int = 1,
     remat: bool = False,
 ) -> Layer:
-    r"""ALISTA with W(D) computed afresh for the D of each call: K steps x <- shrink(x + gamma_k W(D)'(y - D x), theta_k).
+    r"""ALISTA with W(D) computed afresh for the D of each call: K steps x <- shrink(x + gamma_k
+    W(D)'(y - D x), theta_k).
 
-    Params: steps (gamma, theta), none shared; `init` as in `alista`. W is the closed form `frobenius_weights(D)`, one
-    pseudo-inverse a dictionary (codes of a traced D with a zero atom are nan), and gradients pass through it to D. For
-    dictionaries that are perturbed from signal to signal map over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`,
-    and let the sampler of `fit` return (Y, X, Ds).
+    Params: steps (gamma, theta), none shared; `init` as in `alista`. W is the closed form
+    `frobenius_weights(D)`, one pseudo-inverse a dictionary (codes of a traced D with a zero atom
+    are nan), and gradients pass through it to D. For dictionaries that are perturbed from signal to
+    signal map over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler
+    of `fit` return (Y, X, Ds).
 
     Args:
         support: (rate, largest), support selection as in `alista`.
 
-    Reference: Liu, Chen, Wang, Yin (2019), section 4, where a network of four layers approximates W(D).
+    Reference: Liu, Chen, Wang, Yin (2019), section 4, where a network of four layers approximates
+    W(D).
     """
     fractions = support_schedule(support, depth, "robust_alista")
 
     def init(key, D):
         D = as_dictionary(D, "robust_alista")
-        return Unrolled(None, StepAndThreshold(jnp.ones(depth, D.dtype), jnp.full(depth, theta, D.dtype)))
+        return Unrolled(
+            None, StepAndThreshold(jnp.ones(depth, D.dtype), jnp.full(depth, theta, D.dtype))
+        )
 
     def start(D, y):
         return WithWeights(jnp.zeros(D.shape[1], y.dtype), frobenius_weights(D))

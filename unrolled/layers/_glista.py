@@ -1,4 +1,6 @@
-"""Gated LISTA (Wu, Guo, Li, Zhang 2020): gains where magnitudes are too small, overshoot where steps are too short."""
+"""Gated LISTA (Wu, Guo, Li, Zhang 2020): gains where magnitudes are too small, overshoot where
+steps are too short.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.activations import relu
-from unrolled.dictionaries._base import as_dictionary, spread
+from unrolled.dictionaries import as_dictionary, spread
 from unrolled.layers._ista import lipschitz
 from unrolled.layers._lista import repeat
 from unrolled.layers._support import select_or_shrink, support_schedule
@@ -26,7 +28,9 @@ class Gated(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """The state: the code, and the threshold by which each of its entries was shrunk in the step before."""
+    """The state: the code, and the threshold by which each of its entries was shrunk in the step
+    before.
+    """
 
     x: Array  # (d,)
     shrunk_by: Array  # (d,)
@@ -55,15 +59,18 @@ def glista(
         \tilde x &= \mathrm{shrink}(u + W_k'(y - D u), \theta_k), \\
         x &\leftarrow x + o \odot (\tilde x - x), \qquad o = 1 + c_k \tau / (|\tilde x - x| + 0.1),
 
-    with tau the threshold by which the entry was shrunk in the step before, 0 where it passed unshrunk.
+    with tau the threshold by which the entry was shrunk in the step before, 0 where it passed
+    unshrunk.
 
-    Params: steps (W, theta, gain = a, slope = b, overshoot = c). `init` is ISTA with slope 1, overshoot 0 and the given `gain`
-    (the published code starts at 5); with gain = overshoot = 0 a step is that of `lista_cp`.
+    Params: steps (W, theta, gain = a, slope = b, overshoot = c). `init` is ISTA with slope 1,
+    overshoot 0 and the given `gain` (the published code starts at 5); with gain = overshoot = 0 a
+    step is that of `lista_cp`.
 
     Args:
         support: (rate, largest), support selection as in `alista`.
 
-    Reference: Wu, Guo, Li, Zhang (2020), with the ReLU gain. Their code writes the overshoot with the opposite sign.
+    Reference: Wu, Guo, Li, Zhang (2020), with the ReLU gain. Their code writes the overshoot with
+    the opposite sign.
     """
     fractions = support_schedule(support, depth, "glista")
 
@@ -73,7 +80,13 @@ def glista(
         theta, slope = jnp.full(depth, lam / L, D.dtype), jnp.ones((depth, d), D.dtype)
         return Unrolled(
             None,
-            Gated(repeat(D / L, depth), theta, jnp.full(depth, gain, D.dtype), slope, jnp.zeros(depth, D.dtype)),
+            Gated(
+                repeat(D / L, depth),
+                theta,
+                jnp.full(depth, gain, D.dtype),
+                slope,
+                jnp.zeros(depth, D.dtype),
+            ),
         )
 
     def start(D, y):
@@ -89,4 +102,6 @@ def glista(
         return Gates(x + o * (end - x), jnp.where(end == v, 0, theta))
 
     options = dict(precision=precision, unroll=unroll, remat=remat)
-    return make_layer("glista", depth, (((), Gated._fields),), init, start, step, fractions, **options)
+    return make_layer(
+        "glista", depth, (((), Gated._fields),), init, start, step, fractions, **options
+    )

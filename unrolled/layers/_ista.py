@@ -1,4 +1,6 @@
-"""ISTA and FISTA as networks: the solver's step, K times, with a step size and a threshold per step."""
+"""ISTA and FISTA as networks: the solver's step, K times, with a step size and a threshold per
+step.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,9 +10,9 @@ import jax.numpy as jnp
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import relu
-from unrolled.dictionaries._base import as_dictionary, spectral_norm
+from unrolled.dictionaries import as_dictionary, spectral_norm
 from unrolled.layers._unroll import Layer, Unrolled, factory, magnitude, make_layer
-from unrolled.pursuit._ista import Momentum, State, fista_step, ista_step
+from unrolled.pursuit import Momentum, State, fista_step, ista_step
 
 
 class StepAndThreshold(NamedTuple):
@@ -60,8 +62,8 @@ def ista(
 ) -> Layer:
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), theta_k).
 
-    Params: steps (gamma, theta), no shared ones. `init` sets them to 1/L and lam/L: then it is the solver
-    `pursuit.ista`, step by step. Learned, it is step-LISTA (Ablin et al. 2019).
+    Params: steps (gamma, theta), no shared ones. `init` sets them to 1/L and lam/L: then it is the
+    solver `pursuit.ista`, step by step. Learned, it is step-LISTA (Ablin et al. 2019).
     """
 
     def init(key, D):
@@ -70,7 +72,17 @@ def ista(
     def step(shared, p, D, y, state):
         return State(ista_step(D, y, state.x, p.gamma, p.theta, activation))
 
-    return make_layer("ista", depth, FORMS, init, zero_state, step, precision=precision, unroll=unroll, remat=remat)
+    return make_layer(
+        "ista",
+        depth,
+        FORMS,
+        init,
+        zero_state,
+        step,
+        precision=precision,
+        unroll=unroll,
+        remat=remat,
+    )
 
 
 @factory
@@ -83,10 +95,12 @@ def step_lista(
     unroll: int = 1,
     remat: bool = False,
 ) -> Layer:
-    r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA for the LASSO with K learned step sizes.
+    r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA for the LASSO with K learned
+    step sizes.
 
-    Params: steps gamma, used as abs(gamma). `init` sets 1/L; then it is `pursuit.ista`. lam is not a parameter: whatever the
-    steps, a fixed point is a solution of the LASSO with this lam. Train with `training.lasso(lam)`.
+    Params: steps gamma, used as abs(gamma). `init` sets 1/L; then it is `pursuit.ista`. lam is not
+    a parameter: whatever the steps, a fixed point is a solution of the LASSO with this lam. Train
+    with `training.lasso(lam)`.
 
     Reference: Ablin, Moreau, Massias, Gramfort (2019).
     """
@@ -114,9 +128,11 @@ def fista(
     unroll: int = 1,
     remat: bool = False,
 ) -> Layer:
-    r"""K steps of FISTA, without restart: an ISTA step at z, then momentum (t - 1) / t_next, untrained.
+    r"""K steps of FISTA, without restart: an ISTA step at z, then momentum (t - 1) / t_next,
+    untrained.
 
-    Params as in `ista`. With 1/L and lam/L its objective is within 2 L norm(x*)^2 / (k + 1)^2 of the optimum.
+    Params as in `ista`. With 1/L and lam/L its objective is within 2 L norm(x*)^2 / (k + 1)^2 of
+    the optimum.
 
     Reference: Beck, Teboulle (2009), Theorem 4.4.
     """
@@ -131,4 +147,6 @@ def fista(
     def step(shared, p, D, y, state):
         return fista_step(D, y, state, p.gamma, p.theta, activation)
 
-    return make_layer("fista", depth, FORMS, init, start, step, precision=precision, unroll=unroll, remat=remat)
+    return make_layer(
+        "fista", depth, FORMS, init, start, step, precision=precision, unroll=unroll, remat=remat
+    )

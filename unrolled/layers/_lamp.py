@@ -1,4 +1,6 @@
-"""LAMP (Borgerding, Schniter, Rangan 2017): LISTA with the Onsager correction of approximate message passing."""
+"""LAMP (Borgerding, Schniter, Rangan 2017): LISTA with the Onsager correction of approximate
+message passing.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries._base import as_dictionary, column_norms
+from unrolled.dictionaries import as_dictionary, column_norms
 from unrolled.layers._lista import repeat
 from unrolled.layers._unroll import Layer, Unrolled, factory, magnitude, make_layer
 
@@ -42,10 +44,12 @@ def lamp(
         v_k = y - D x_k + \frac{\|x_k\|_0}{m} v_{k-1}, \qquad
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
-    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing, W = D and the given `alpha` for
-    unit atoms, the same in the units of D for others. The count norm(x, 0) carries no gradient.
+    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing, W = D
+    and the given `alpha` for unit atoms, the same in the units of D for others. The count norm(x,
+    0) carries no gradient.
 
-    Not claimed: convergence for other than Gaussian D; at the start the steps can diverge for a coherent one.
+    Not claimed: convergence for other than Gaussian D; at the start the steps can diverge for a
+    coherent one.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1.
     """
@@ -53,7 +57,9 @@ def lamp(
     def init(key, D):
         D = as_dictionary(D, "lamp")
         size = jnp.mean(column_norms(D) ** 2)
-        return Unrolled(None, Message(repeat(D / size, depth), jnp.full(depth, alpha / jnp.sqrt(size), D.dtype)))
+        return Unrolled(
+            None, Message(repeat(D / size, depth), jnp.full(depth, alpha / jnp.sqrt(size), D.dtype))
+        )
 
     def start(D, y):
         return Corrected(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y))

@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled._checks import Array
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries._base import as_dictionary, spread
+from unrolled.dictionaries import as_dictionary, spread
 from unrolled.layers._ista import lipschitz
 from unrolled.layers._lista import ista_matrices, repeat
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
@@ -42,8 +42,9 @@ def lfista(
 ) -> Layer:
     r"""K steps x_{k+1} = shrink(B_k'y + S_k x_k + M_k x_{k-1}, theta_k).
 
-    Params: steps (B, S, M, theta). `init` is FISTA without restart: S_k = (1 + m_k) (I - D'D / L), M_k = -m_k (I - D'D / L),
-    B = D / L, theta = lam / L, with its momentum m_0 = 0, m_k = (t_{k-1} - 1) / t_k.
+    Params: steps (B, S, M, theta). `init` is FISTA without restart: S_k = (1 + m_k) (I - D'D / L),
+    M_k = -m_k (I - D'D / L), B = D / L, theta = lam / L, with its momentum m_0 = 0, m_k = (t_{k-1}
+    - 1) / t_k.
 
     Reference: Moreau, Bruna (2017), section 4.
     """
@@ -56,7 +57,9 @@ def lfista(
         momentum = jnp.asarray([0.0, *((a - 1) / b for a, b in zip(t, t[1:]))][:depth], D.dtype)
         B, S = repeat(ista_matrices(D, L), depth)
         scaled = momentum[:, None, None] * S
-        return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, jnp.full(depth, lam / L, D.dtype)))
+        return Unrolled(
+            None, MomentumMatrices(B, S + scaled, -scaled, jnp.full(depth, lam / L, D.dtype))
+        )
 
     def start(D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)
@@ -67,4 +70,6 @@ def lfista(
         return TwoCodes(shrink(u, spread(D, p.theta), activation), state.x)
 
     options = dict(precision=precision, unroll=unroll, remat=remat)
-    return make_layer("lfista", depth, (((), MomentumMatrices._fields),), init, start, step, **options)
+    return make_layer(
+        "lfista", depth, (((), MomentumMatrices._fields),), init, start, step, **options
+    )

@@ -1,4 +1,6 @@
-"""Learned iterative hard thresholding (Xin, Wang, Gao, Wipf, Wang 2016): the s largest entries are kept."""
+"""Learned iterative hard thresholding (Xin, Wang, Gao, Wipf, Wang 2016): the s largest entries are
+kept.
+"""
 
 import jax.numpy as jnp
 from jax import lax
@@ -6,15 +8,16 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import kth_largest
-from unrolled.dictionaries._base import as_dictionary
+from unrolled.dictionaries import as_dictionary
 from unrolled.layers._ista import lipschitz, zero_state
 from unrolled.layers._lista import Matrices, ista_matrices, repeat
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
-from unrolled.pursuit._ista import State
+from unrolled.pursuit import State
 
 
 def keep_largest(v: Array, sparsity: int) -> Array:
-    """v with all but its `sparsity` largest magnitudes set to zero (more than that stay only where magnitudes are equal).
+    """v with all but its `sparsity` largest magnitudes set to zero (more than that stay only where
+    magnitudes are equal).
 
     NaN counts as largest and stays.
     """
@@ -23,10 +26,13 @@ def keep_largest(v: Array, sparsity: int) -> Array:
 
 
 @factory
-def liht(depth: int, *, sparsity: int, precision: str = "highest", unroll: int = 1, remat: bool = False) -> Layer:
+def liht(
+    depth: int, *, sparsity: int, precision: str = "highest", unroll: int = 1, remat: bool = False
+) -> Layer:
     r"""K steps x <- H_s(B_k'y + S_k x), where H_s keeps the s largest magnitudes.
 
-    Params: steps (B, S). `init` is iterative hard thresholding with step 1/L: B = D / L, S = I - D'D / L.
+    Params: steps (B, S). `init` is iterative hard thresholding with step 1/L: B = D / L, S = I -
+        D'D / L.
 
     Args:
         sparsity: s, at least 1; above d everything is kept.

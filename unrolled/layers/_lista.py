@@ -1,4 +1,6 @@
-"""LISTA (Gregor, LeCun 2010): both matrices of the ISTA step are learned, without a coupling between them."""
+"""LISTA (Gregor, LeCun 2010): both matrices of the ISTA step are learned, without a coupling
+between them.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,11 +10,11 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.activations import relu
-from unrolled.dictionaries._base import as_dictionary, dense, spread
+from unrolled.dictionaries import as_dictionary, dense, spread
 from unrolled.layers._ista import lipschitz, zero_state
 from unrolled.layers._support import select_or_shrink, support_schedule
 from unrolled.layers._unroll import Layer, Unrolled, factory, make_layer
-from unrolled.pursuit._ista import State
+from unrolled.pursuit import State
 
 
 class Matrices(NamedTuple):
@@ -65,13 +67,15 @@ def lista(
 ) -> Layer:
     r"""K steps x <- shrink(B'y + S x, theta_k).
 
-    Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either form. `init` is ISTA:
-    B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are our B' and S.)
+    Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either
+    form. `init` is ISTA: B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are
+    our B' and S.)
 
     Args:
         support: (rate, largest), support selection as in `alista`: with it this is LISTA-SS.
 
-    Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1), which `lista_cp` builds in.
+    Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1), which `lista_cp` builds
+    in.
     """
     fractions = support_schedule(support, depth, "lista")
 
@@ -86,12 +90,16 @@ def lista(
 
     def step(shared, p, D, y, state, fraction=None):
         w = p if shared is None else shared
-        return State(select_or_shrink(y @ w.B + w.S @ state.x, spread(D, p.theta), fraction, activation))
+        return State(
+            select_or_shrink(y @ w.B + w.S @ state.x, spread(D, p.theta), fraction, activation)
+        )
 
     options = dict(precision=precision, unroll=unroll, remat=remat)
     return make_layer("lista", depth, FORMS, init, zero_state, step, fractions, **options)
 
 
 def lista_ss(depth: int, *, support: tuple[float, float] = (0.012, 0.13), **options) -> Layer:
-    """LISTA with support selection: `lista(depth, support=support, **options)` (Chen, Liu, Wang, Yin 2018)."""
+    """LISTA with support selection: `lista(depth, support=support, **options)` (Chen, Liu, Wang,
+    Yin 2018).
+    """
     return lista(depth, support=support, **options)

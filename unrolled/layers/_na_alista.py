@@ -1,4 +1,6 @@
-"""NA-ALISTA (Behrens, Sauder, Jung 2021): a small recurrent network sets step size and threshold from the residual in hand."""
+"""NA-ALISTA (Behrens, Sauder, Jung 2021): a small recurrent network sets step size and threshold
+from the residual in hand.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,17 +13,21 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import relu
-from unrolled.dictionaries._base import as_dictionary
+from unrolled.dictionaries import as_dictionary
 from unrolled.layers._support import select_or_shrink, support_schedule
 from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, make_layer
-from unrolled.theory._weights import frobenius_weights
+from unrolled.theory import frobenius_weights
 
 
 class Recurrent(NamedTuple):
-    """The params of NA-ALISTA: weights from theory, an LSTM of n units, and the head that reads its memory."""
+    """The params of NA-ALISTA: weights from theory, an LSTM of n units, and the head that reads its
+    memory.
+    """
 
     analytic: Fixed  # of W, (m, d)
-    kernel: Array  # (2 + n, 4 n) from (input, hidden) to the gates (input, forget, candidate, output)
+    kernel: (
+        Array  # (2 + n, 4 n) from (input, hidden) to the gates (input, forget, candidate, output)
+    )
     bias: Array  # (4 n,)
     middle: Array  # (n, n) of the head
     middle_bias: Array  # (n,)
@@ -49,22 +55,25 @@ def na_alista(
     unroll: int = 1,
     remat: bool = False,
 ) -> Layer:
-    r"""K steps of ALISTA whose step size and threshold an LSTM reads from the signal's own residual.
+    r"""K steps of ALISTA whose step size and threshold an LSTM reads from the signal's own
+    residual.
 
     .. math::
         r = y - D x, \qquad (\gamma, \tau) = \mathrm{head}(\mathrm{LSTM}(\ln |r|_1 / m, \ln |W'r|_1 / d)), \\
         x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau |W'r|_1 / d).
 
-    Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes the closed-form W (never trained), small
-    random matrices from `key`, and biases that make gamma near 1 and tau near `threshold` at the start.
+    Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes the
+    closed-form W (never trained), small random matrices from `key`, and biases that make gamma near
+    1 and tau near `threshold` at the start.
 
     Args:
         units: n, of the LSTM; published with 32 to 256.
         threshold: tau at the start, positive.
         support: (rate, largest), support selection as in `alista`.
 
-    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself and the inputs are standardised by
-    the first batch; in units of the residual neither needs data, and the layer follows a scaled signal.
+    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself and the
+    inputs are standardised by the first batch; in units of the residual neither needs data, and the
+    layer follows a scaled signal.
     """
     units = _checks.as_index(units, "units", "na_alista", least=1)
     if not 0 < threshold < math.inf:
@@ -80,9 +89,13 @@ def na_alista(
         )
         no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
         at_start = jnp.asarray([1.0, threshold], D.dtype)
-        head_bias = at_start + jnp.log(-jnp.expm1(-at_start))  # softplus undone, also where exp(threshold) overflows
+        head_bias = at_start + jnp.log(
+            -jnp.expm1(-at_start)
+        )  # softplus undone, also where exp(threshold) overflows
         W = Fixed(frobenius_weights(D))
-        return Unrolled(Recurrent(W, kernel, no_bias, middle, no_middle_bias, head, head_bias), None)
+        return Unrolled(
+            Recurrent(W, kernel, no_bias, middle, no_middle_bias, head, head_bias), None
+        )
 
     def start(D, y):
         nothing = jnp.zeros(units, y.dtype)
@@ -91,7 +104,9 @@ def na_alista(
     def step(shared, p, D, y, state, fraction=None):
         if shared.kernel.shape != (2 + units, 4 * units):
             got = shared.kernel.shape
-            raise ValueError(f"na_alista: kernel has shape {got}; expected {(2 + units, 4 * units)} for {units} units")
+            raise ValueError(
+                f"na_alista: kernel has shape {got}; expected {(2 + units, 4 * units)} for {units} units"
+            )
         W = lax.stop_gradient(shared.analytic.W)
         r = y - D @ state.x
         g = r @ W
@@ -103,7 +118,9 @@ def na_alista(
         return Remembered(x, hidden, memory)
 
     options = dict(precision=precision, unroll=unroll, remat=remat)
-    return make_layer("na_alista", depth, ((Recurrent._fields, ()),), init, start, step, fractions, **options)
+    return make_layer(
+        "na_alista", depth, ((Recurrent._fields, ()),), init, start, step, fractions, **options
+    )
 
 
 def _lstm(p: Recurrent, u: Array, state: Remembered) -> tuple[Array, Array]:

@@ -1,4 +1,6 @@
-"""Support selection: the largest entries of a step pass unshrunk, more of them at later steps (LISTA-CPSS)."""
+"""Support selection: the largest entries of a step pass unshrunk, more of them at later steps
+(LISTA-CPSS).
+"""
 
 import math
 from collections.abc import Callable
@@ -7,8 +9,11 @@ from unrolled._checks import Array
 from unrolled.activations import select_support, shrink
 
 
-def support_schedule(support: tuple[float, float] | None, depth: int, where: str) -> tuple[float, ...] | None:
-    """Support fractions min(k rate, largest) for k = 1..K from (rate, largest); None selects nothing.
+def support_schedule(
+    support: tuple[float, float] | None, depth: int, where: str
+) -> tuple[float, ...] | None:
+    """Support fractions min(k rate, largest) for k = 1..K from (rate, largest); None selects
+    nothing.
 
     Raises:
         ValueError: not 0 <= rate and 0 <= largest <= 1.
@@ -26,4 +31,8 @@ def support_schedule(support: tuple[float, float] | None, depth: int, where: str
 
 def select_or_shrink(u: Array, theta: Array, fraction: Array | None, activation: Callable) -> Array:
     """`select_support` with the fraction of the step, or `shrink` where nothing is selected."""
-    return shrink(u, theta, activation) if fraction is None else select_support(u, theta, fraction, activation)
+    return (
+        shrink(u, theta, activation)
+        if fraction is None
+        else select_support(u, theta, fraction, activation)
+    )

@@ -1,4 +1,6 @@
-"""TISTA (Ito, Takabe, Wadayama 2019): the best estimate of a Bernoulli-Gaussian code in place of shrinkage."""
+"""TISTA (Ito, Takabe, Wadayama 2019): the best estimate of a Bernoulli-Gaussian code in place of
+shrinkage.
+"""
 
 import math
 
@@ -8,15 +10,16 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary, dense
+from unrolled.dictionaries import as_dictionary, dense
 from unrolled.layers._ista import Step, zero_state
 from unrolled.layers._unroll import Fixed, Layer, Unrolled, factory, make_layer
-from unrolled.pursuit._ista import State
-from unrolled.theory._weights import pseudo_inverse
+from unrolled.pursuit import State
+from unrolled.theory import pseudo_inverse
 
 
 def bernoulli_gaussian_mean(r: Array, tau2: Array, *, probability: float, variance: float) -> Array:
-    r"""E[x | x + n = r] for x ~ N(0, variance) with the given probability, else 0, and n ~ N(0, tau2).
+    r"""E[x | x + n = r] for x ~ N(0, variance) with the given probability, else 0, and n ~ N(0,
+    tau2).
 
     .. math::
         \frac{v}{v + \tau^2} r \; \sigma\Big(\ln \frac{p}{1-p} + \tfrac12 \ln \frac{\tau^2}{v + \tau^2}
@@ -55,7 +58,8 @@ def tista(
         r = x + \gamma_k D^+ (y - D x), \qquad x \leftarrow E[x^* | x^* + \tau_k n = r], \qquad
         \tau_k^2 = \frac{v}{d} (d + (\gamma_k^2 - 2 \gamma_k) m) + \frac{\gamma_k^2 \sigma^2}{d} \|D^+\|_F^2,
 
-    with v = max((norm(y - D x)^2 - m sigma^2) / norm(D, "fro")^2, 1e-9), an estimate of the mean square error.
+    with v = max((norm(y - D x)^2 - m sigma^2) / norm(D, "fro")^2, 1e-9), an estimate of the mean
+    square error.
 
     Params: shared W = (D^+)', fixed, and steps gamma; `init` sets gamma = 1.
 
@@ -84,4 +88,6 @@ def tista(
         return State(bernoulli_gaussian_mean(r, tau2, probability=probability, variance=variance))
 
     options = dict(precision=precision, unroll=unroll, remat=remat)
-    return make_layer("tista", depth, ((Fixed._fields, Step._fields),), init, zero_state, step, **options)
+    return make_layer(
+        "tista", depth, ((Fixed._fields, Step._fields),), init, zero_state, step, **options
+    )

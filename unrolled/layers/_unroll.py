@@ -14,17 +14,18 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name
-from unrolled.dictionaries._base import Structured, operands
+from unrolled.dictionaries import Structured, operands
 
 PRECISIONS = ("highest", "high", "default", "float32", "tensorfloat32", "bfloat16", "bfloat16_3x")
 
 
 class Unrolled(NamedTuple):
-    """Parameters of K steps: `shared` by all of them (None if there are none), and one set per step.
+    """Parameters of K steps: `shared` by all of them (None if there are none), and one set per
+    step.
 
-    `steps` is a NamedTuple whose leaves lead with K, run as one scan, or a plain tuple of K NamedTuples, run as a
-    Python loop: the form for a single signal, where a scan would copy each step's weights. `stack` and `unstack` go
-    between. None stands for steps that share everything.
+    `steps` is a NamedTuple whose leaves lead with K, run as one scan, or a plain tuple of K
+    NamedTuples, run as a Python loop: the form for a single signal, where a scan would copy each
+    step's weights. `stack` and `unstack` go between. None stands for steps that share everything.
     """
 
     shared: Any
@@ -49,10 +50,12 @@ class Layer(NamedTuple):
     Attributes:
         init: `init(key, D) -> params`, the family's usual start.
         start: `start(D, y) -> state`, a pytree whose `.x` is the code.
-        step: `step(shared, step_params, D, y, state) -> state`; with a `schedule` its entry comes last.
+        step: `step(shared, step_params, D, y, state) -> state`; with a `schedule` its entry comes
+            last.
         apply: `apply(params, D, y) -> x`, (d,).
         iterates: `iterates(params, D, y) -> (K, d)`, the code after every step.
-        schedule: untrained constants, one per step, scanned beside the params; None if there are none.
+        schedule: untrained constants, one per step, scanned beside the params; None if there are
+            none.
     """
 
     init: Callable
@@ -110,11 +113,19 @@ def unroll(
 
 
 def make_layer(
-    where: str, depth: int, forms: tuple, init: Callable, start: Callable, step: Callable, schedule=None, **options
+    where: str,
+    depth: int,
+    forms: tuple,
+    init: Callable,
+    start: Callable,
+    step: Callable,
+    schedule=None,
+    **options,
 ) -> Layer:
     """A `Layer` of `depth` steps from its `init`, `start` and `step`.
 
-    `forms` are the pairs of field names that (shared, one step) of its params may have; `options` are those of `unroll`.
+    `forms` are the pairs of field names that (shared, one step) of its params may have; `options`
+    are those of `unroll`.
     """
 
     def run(params, D, y):
@@ -132,9 +143,11 @@ def make_layer(
 
 
 def factory(build: Callable) -> Callable:
-    """Check the options of a layer factory and cache it, so that equal arguments give the same Layer.
+    """Check the options of a layer factory and cache it, so that equal arguments give the same
+    Layer.
 
-    A Layer is compared by identity: the cache is what keeps `jit` from retracing for a layer made twice.
+    A Layer is compared by identity: the cache is what keeps `jit` from retracing for a layer made
+        twice.
     """
     where, signature = build.__name__, inspect.signature(build)
     cached = functools.lru_cache(maxsize=256)(build)
@@ -167,7 +180,9 @@ def factory(build: Callable) -> Callable:
 def check_precision(precision: str, where: str) -> None:
     """Raise ValueError for a name that JAX does not know."""
     if precision not in PRECISIONS:
-        raise ValueError(f"{where}: unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        raise ValueError(
+            f"{where}: unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
+        )
 
 
 def stack(params: Unrolled) -> Unrolled:
@@ -180,17 +195,25 @@ def stack(params: Unrolled) -> Unrolled:
 
 
 def unstack(params: Unrolled) -> Unrolled:
-    """Steps as a tuple of K NamedTuples (for a Python loop), from one with leading K; call it outside jit."""
+    """Steps as a tuple of K NamedTuples (for a Python loop), from one with leading K; call it
+    outside jit.
+    """
     if type(params.steps) is tuple or params.steps is None:
         return params
     K = _depth(params.steps)
-    return Unrolled(params.shared, tuple(jax.tree.map(operator.itemgetter(k), params.steps) for k in range(K)))
+    return Unrolled(
+        params.shared, tuple(jax.tree.map(operator.itemgetter(k), params.steps) for k in range(K))
+    )
 
 
 def check_params(params: Unrolled, D, depth: int, where: str, forms: tuple) -> None:
-    """Raise if `params` are not for `depth` steps or not for the shape of D, or if a known threshold is negative."""
+    """Raise if `params` are not for `depth` steps or not for the shape of D, or if a known
+    threshold is negative.
+    """
     if not isinstance(params, Unrolled):
-        raise TypeError(f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}")
+        raise TypeError(
+            f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}"
+        )
     stacked = type(params.steps) is not tuple
     parts = (params.shared, params.steps if stacked else next(iter(params.steps), None))
     form = tuple(getattr(part, "_fields", ()) for part in parts)
@@ -202,11 +225,16 @@ def check_params(params: Unrolled, D, depth: int, where: str, forms: tuple) -> N
     if params.steps is None:
         lengths = {depth}
     elif stacked:
-        lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(params.steps))}
+        lengths = {
+            leaf.shape[0] if leaf.ndim else 0
+            for leaf in map(jnp.asarray, jax.tree.leaves(params.steps))
+        }
     else:
         lengths = {len(params.steps)}
     if lengths != {depth}:
-        raise ValueError(f"{where}: params have {sorted(lengths)} steps but the layer has depth {depth}")
+        raise ValueError(
+            f"{where}: params have {sorted(lengths)} steps but the layer has depth {depth}"
+        )
     _check_fields(params.shared, D, 0, where)
     for part in (params.steps,) if stacked else params.steps:
         _check_fields(part, D, int(stacked), where)
@@ -216,8 +244,18 @@ def _check_fields(part, D, lead: int, where: str) -> None:
     """Shapes of the fields that have a name of the glossary, after `lead` axes for the steps."""
     m, d = D.shape
     per_filter = [D.code_grid[:1]] if hasattr(D, "code_grid") else []
-    matrices = {"W": (m, d), "B": (m, d), "S": (d, d), "M": (d, d), "P": (m, m), "Q": (m, m), "leverage": (d,)}
-    expected = {name: [shape] for name, shape in matrices.items()} | {"theta": [(), (d,), *per_filter]}
+    matrices = {
+        "W": (m, d),
+        "B": (m, d),
+        "S": (d, d),
+        "M": (d, d),
+        "P": (m, m),
+        "Q": (m, m),
+        "leverage": (d,),
+    }
+    expected = {name: [shape] for name, shape in matrices.items()} | {
+        "theta": [(), (d,), *per_filter]
+    }
     expected |= dict.fromkeys(("gamma", "alpha", "gain", "slope", "overshoot"), [(), (d,)])
     expected |= dict.fromkeys(("threshold", "momentum", "selection", "mu_W"), [()])
     for name in getattr(part, "_fields", ()):
@@ -228,7 +266,9 @@ def _check_fields(part, D, lead: int, where: str) -> None:
         shape = value.shape if isinstance(value, Structured) else np.shape(value)[lead:]
         if shape not in expected.get(name, [shape]):
             hint = " Were the params made for another dictionary?" if name in matrices else ""
-            raise ValueError(f"{where}: {name} has shape {shape} at a step; expected one of {expected[name]}.{hint}")
+            raise ValueError(
+                f"{where}: {name} has shape {shape} at a step; expected one of {expected[name]}.{hint}"
+            )
     if hasattr(part, "theta"):
         _checks.nonnegative(part.theta, "theta", where)
 
@@ -243,7 +283,9 @@ def _checked_activation(activation, where: str) -> Callable:
     probe = jax.ShapeDtypeStruct((3,), np.float32)
     out = jax.eval_shape(rho, probe)
     if getattr(out, "shape", None) != probe.shape or out.dtype != probe.dtype:
-        raise ValueError(f"{where}: activation {rho} maps float32 (3,) to {out}; expected the same shape and dtype")
+        raise ValueError(
+            f"{where}: activation {rho} maps float32 (3,) to {out}; expected the same shape and dtype"
+        )
     return rho
 
 

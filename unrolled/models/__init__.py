@@ -1,4 +1,15 @@
-"""Vision models made of unrolled sparse coding, as modules of flax.nnx. Not imported by `import unrolled`: it needs flax."""
+"""Vision models made of unrolled sparse coding, as modules of flax.nnx. Not imported by `import
+unrolled`: it needs flax.
+"""
 
-from unrolled.models._cscnet import CSCNet as CSCNet
-from unrolled.models._shifts import shift_average as shift_average
+from unrolled.models._cscnet import (
+    CSCNet,
+)
+from unrolled.models._shifts import (
+    shift_average,
+)
+
+__all__ = [
+    "CSCNet",
+    "shift_average",
+]

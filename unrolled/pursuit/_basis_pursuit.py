@@ -9,14 +9,16 @@ import numpy as np
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
-from unrolled.dictionaries._base import dense, operands
+from unrolled._numbers import widened
+from unrolled.dictionaries import dense, operands
 from unrolled.pursuit._ista import Pursuit
 
 
 def basis_pursuit(D, y: Array, *, tol: float = 1e-9) -> Pursuit:
     r"""The code of least l1 norm that makes y exactly: min norm(x, 1) : D x = y.
 
-    The linear program is solved in float64 on the host; under `vmap` over signals a whole batch is solved together.
+    The linear program is solved in float64 on the host; under `vmap` over signals a whole batch is
+    solved together.
 
     Args:
         D: (m, d). Structured ones are made dense.
@@ -24,17 +26,19 @@ def basis_pursuit(D, y: Array, *, tol: float = 1e-9) -> Pursuit:
         tol: relative duality gap.
 
     Returns:
-        Pursuit. `gap` is (norm(x, 1) - dual) / norm(x, 1), `steps` counts the pivots beyond the first-order method,
-        `converged` says that the gap is at most tol and D x = y to rounding: False if y is not in the range of D (then x
-        is that of its projection) or not finite (then x = 0).
+        Pursuit. `gap` is (norm(x, 1) - dual) / norm(x, 1), `steps` counts the pivots beyond the
+        first-order method, `converged` says that the gap is at most tol and D x = y to rounding:
+        False if y is not in the range of D (then x is that of its projection) or not finite (then x
+        = 0).
 
-    Traceable. Differentiable in D and y with the support held, where the solution is unique and its support independent.
-    Where there are several solutions, one of them.
+    Traceable. Differentiable in D and y with the support held, where the solution is unique and its
+    support independent. Where there are several solutions, one of them.
 
     Raises:
         ValueError, TypeError: shapes that do not fit, tol not positive.
 
-    Reference: Chen, Donoho, Saunders (1998). For many sparse signals and a common penalty the LASSO solvers are faster.
+    Reference: Chen, Donoho, Saunders (1998). For many sparse signals and a common penalty the LASSO
+    solvers are faster.
     """
     D, y, _ = operands(D, y, "basis_pursuit")
     if not tol > 0:
@@ -46,10 +50,12 @@ def basis_pursuit(D, y: Array, *, tol: float = 1e-9) -> Pursuit:
 
 
 def layered_basis_pursuit(Ds, y: Array, *, tol: float = 1e-9) -> tuple[Pursuit, ...]:
-    r"""DSC_1: basis pursuit of the code of every layer in the next dictionary, x_j = argmin norm(x, 1) : D_j x = x_{j-1}.
+    r"""DSC_1: basis pursuit of the code of every layer in the next dictionary, x_j = argmin norm(x,
+    1) : D_j x = x_{j-1}.
 
-    Under Assumption 1 (strict, with mu or the generalized coherence) its codes are those of the DSC problem (Theorem 2). A
-    layer whose input is not in the range of its dictionary says so by converged = False.
+    Under Assumption 1 (strict, with mu or the generalized coherence) its codes are those of the DSC
+    problem (Theorem 2). A layer whose input is not in the range of its dictionary says so by
+    converged = False.
 
     Raises:
         ValueError: no dictionary, or shapes that do not meet.
@@ -80,7 +86,7 @@ def _derivative(tol, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
     x, gap, steps, converged = _solution(D, y, tol)
     held = D * (x != 0)[None, :].astype(D.dtype)
-    wide = held if held.dtype.itemsize >= 4 else held.astype(jnp.float32)  # no singular values in half precision
+    wide = widened(held)
     with jax.default_matmul_precision("highest"):
         dx = (jnp.linalg.pinv(wide) @ (dy - dD @ x).astype(wide.dtype)).astype(x.dtype)
     still = (np.zeros((), jax.dtypes.float0),) * 2
@@ -88,7 +94,9 @@ def _derivative(tol, primals, tangents):
 
 
 def _solve(D, y, *, tol):
-    """x, gap, steps and converged of every signal of a batch; D and y lead with the same axes, or with ones."""
+    """x, gap, steps and converged of every signal of a batch; D and y lead with the same axes, or
+    with ones.
+    """
     dtype, eps = y.dtype, float(jnp.finfo(y.dtype).eps)
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
@@ -108,7 +116,12 @@ def _solve(D, y, *, tol):
 
 def _one_dictionary(D, Y, tol, eps):
     n = Y.shape[1]
-    X, gap, steps, converged = np.zeros((n, D.shape[1])), np.full(n, np.inf), np.zeros(n, int), np.zeros(n, bool)
+    X, gap, steps, converged = (
+        np.zeros((n, D.shape[1])),
+        np.full(n, np.inf),
+        np.zeros(n, int),
+        np.zeros(n, bool),
+    )
     known, zero = np.isfinite(Y).all(0) & Y.any(0), ~Y.any(0)
     gap[zero], converged[zero] = 0, True
     if known.any() and np.isfinite(D).all() and D.any():
@@ -125,14 +138,18 @@ def _one_dictionary(D, Y, tol, eps):
 
 
 def _polished(D, y, v):
-    """v with exact zeros: without the entries that are rounding, and solved again on the others, if these make y as well."""
+    """v with exact zeros: without the entries that are rounding, and solved again on the others, if
+    these make y as well.
+    """
     large = np.abs(v) > 1e-9 * np.abs(v).max()
     if large.all():
         return v
     again = np.zeros_like(v)
     again[large] = np.linalg.lstsq(D[:, large], y, rcond=None)[0]
     misses = [np.linalg.norm(y - D @ x) for x in (again, v)]
-    longer = np.abs(again).sum() > np.abs(v).sum() * (1 + 1e-9)  # dependent atoms: least squares chose others
+    longer = np.abs(again).sum() > np.abs(v).sum() * (
+        1 + 1e-9
+    )  # dependent atoms: least squares chose others
     return v if longer or misses[0] > misses[1] + 1e-13 * np.linalg.norm(y) else again
 
 

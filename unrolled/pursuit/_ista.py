@@ -1,4 +1,6 @@
-"""ISTA and FISTA for the LASSO, 1/2 norm(y - D x)^2 + lam norm(x, 1), run to a duality gap by one loop."""
+"""ISTA and FISTA for the LASSO, 1/2 norm(y - D x)^2 + lam norm(x, 1), run to a duality gap by one
+loop.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +12,7 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu, shrink
-from unrolled.dictionaries._base import operands, spectral_norm, spread
+from unrolled.dictionaries import operands, spectral_norm, spread
 
 
 class Pursuit(NamedTuple):
@@ -37,7 +39,9 @@ class Momentum(NamedTuple):
     t: Array  # ()
 
 
-def ista_step(D, y: Array, x: Array, gamma: Array, theta: Array, activation: Callable = relu) -> Array:
+def ista_step(
+    D, y: Array, x: Array, gamma: Array, theta: Array, activation: Callable = relu
+) -> Array:
     """x <- shrink(x + gamma D'(y - D x), theta): one gradient step, one shrinkage.
 
     Reference: Daubechies, Defrise, De Mol (2004). Solver and layer share this function.
@@ -46,7 +50,13 @@ def ista_step(D, y: Array, x: Array, gamma: Array, theta: Array, activation: Cal
 
 
 def fista_step(
-    D, y: Array, state: Momentum, gamma: Array, theta: Array, activation: Callable = relu, restart: bool = False
+    D,
+    y: Array,
+    state: Momentum,
+    gamma: Array,
+    theta: Array,
+    activation: Callable = relu,
+    restart: bool = False,
 ) -> Momentum:
     """An ISTA step at z, then extrapolation by the momentum of t <- (1 + sqrt(1 + 4 t^2)) / 2.
 
@@ -56,7 +66,11 @@ def fista_step(
     """
     x = ista_step(D, y, state.z, gamma, theta, activation)
     step = x - state.x
-    t = jnp.where(jnp.vdot(state.z - x, step) > 0, jnp.ones_like(state.t), state.t) if restart else state.t
+    t = (
+        jnp.where(jnp.vdot(state.z - x, step) > 0, jnp.ones_like(state.t), state.t)
+        if restart
+        else state.t
+    )
     t_next = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
     return Momentum(x, x + (t - 1) / t_next * step, t_next)
 
@@ -67,7 +81,8 @@ def lasso_objective(D, y: Array, x: Array, lam: Array) -> Array:
 
 
 def duality_gap(D, y: Array, x: Array, lam: Array) -> Array:
-    r"""An upper bound of F(x) - F* that needs no F*, from the dual point nu = s r, s = min(1, min_i lam_i / |D'r|_i).
+    r"""An upper bound of F(x) - F* that needs no F*, from the dual point nu = s r, s = min(1, min_i
+    lam_i / |D'r|_i).
 
     Written without cancellation, as sums of non-negative terms, so that it is accurate in float32:
 
@@ -88,7 +103,8 @@ _BLOCK = 10
 def solve(step: Callable, start, gap: Callable, *, tol: float | None, max_steps: int):
     """The one loop: `state <- step(state)` until gap(state) <= tol, looked at every 10 steps.
 
-    With tol=None exactly `max_steps` steps run as one scan, which reverse-mode differentiation can unroll.
+    With tol=None exactly `max_steps` steps run as one scan, which reverse-mode differentiation can
+    unroll.
 
     Returns:
         the last state and the number of steps.
@@ -114,7 +130,13 @@ def solve(step: Callable, start, gap: Callable, *, tol: float | None, max_steps:
 
 
 def ista(
-    D, y: Array, lam: Array, *, tol: float | None = 1e-6, max_steps: int = 10_000, activation: Callable = relu
+    D,
+    y: Array,
+    lam: Array,
+    *,
+    tol: float | None = 1e-6,
+    max_steps: int = 10_000,
+    activation: Callable = relu,
 ) -> Pursuit:
     r"""LASSO by ISTA: x <- shrink(x + D'(y - D x) / L, lam / L), L = norm(D, 2)^2, from 0.
 
@@ -123,9 +145,11 @@ def ista(
     Args:
         D: (m, d).
         y: (m,).
-        lam: penalty weight, one number, one per atom or (`Conv`) one per filter; lam >= max abs(D'y) gives x = 0. (A
-            paper that puts lambda on the data term, norm(x, 1) + lambda norm(y - D x)^2, has lam = 1 / (2 lambda).)
-        tol: relative duality gap to stop at; None runs exactly `max_steps` steps, differentiable in reverse mode.
+        lam: penalty weight, one number, one per atom or (`Conv`) one per filter; lam >= max
+            abs(D'y) gives x = 0. (A paper that puts lambda on the data term, norm(x, 1) + lambda
+            norm(y - D x)^2, has lam = 1 / (2 lambda).)
+        tol: relative duality gap to stop at; None runs exactly `max_steps` steps, differentiable in
+            reverse mode.
         max_steps: at most so many steps; with a tol, rounded up to a multiple of 10.
         activation: replaces ReLU in the shrinkage; the gap certifies only ReLU's.
 
@@ -157,8 +181,8 @@ def fista(
 ) -> Pursuit:
     r"""LASSO by FISTA: ISTA steps at extrapolated points; arguments and errors as in `ista`.
 
-    Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With it (the default) there is no such guarantee but the
-    local rate is linear and the gap is reached sooner.
+    Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With it (the default) there is no
+    such guarantee but the local rate is linear and the gap is reached sooner.
     """
     D, y, lam, gamma, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps)
     x, activation = jnp.zeros(D.shape[1], y.dtype), by_name(activation)
@@ -169,10 +193,14 @@ def fista(
     return _pursue(step, Momentum(x, x, jnp.ones((), y.dtype)), D, y, lam, tol, max_steps)
 
 
-def threshold(D, y: Array, theta: Array, *, activation: Callable = relu, tol: float = 1e-6) -> Pursuit:
-    """One layer of a CNN as a pursuit: x = shrink(D'y, theta), the LASSO's solution where D is orthonormal.
+def threshold(
+    D, y: Array, theta: Array, *, activation: Callable = relu, tol: float = 1e-6
+) -> Pursuit:
+    """One layer of a CNN as a pursuit: x = shrink(D'y, theta), the LASSO's solution where D is
+    orthonormal.
 
-    `gap` and `converged` judge it as a solution of the LASSO with lam = theta (scalar, or one per atom).
+    `gap` and `converged` judge it as a solution of the LASSO with lam = theta (scalar, or one per
+    atom).
     """
     D, y, _ = operands(D, y, "threshold")
     _checks.nonnegative(theta, "theta", "threshold")
@@ -190,7 +218,9 @@ def _prepare(where, D, y, lam, tol, max_steps):
     if isinstance(tol, jax.core.Tracer):
         raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
     if tol is not None and not tol > 0:
-        raise ValueError(f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}")
+        raise ValueError(
+            f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}"
+        )
     norm = spectral_norm(D)
     if _checks.is_concrete(norm) and not norm > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")

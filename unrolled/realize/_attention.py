@@ -1,4 +1,6 @@
-"""A convolution computed by multi-head attention with relative positions: one head per tap of the kernel (Remark 11)."""
+"""A convolution computed by multi-head attention with relative positions: one head per tap of the
+kernel (Remark 11).
+"""
 
 import math
 from collections.abc import Callable
@@ -10,7 +12,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._conv import Conv
+from unrolled.dictionaries import Conv
 
 
 class Heads(NamedTuple):
@@ -54,11 +56,13 @@ def multi_head_attention(
 
     Args:
         tokens: (T, channels in), x_k at position `keys[k]`.
-        heads: `relative_heads` makes them, with v_h = -alpha (1, -2 h): the logits are -alpha norm(delta - h)^2, up to a
-            constant, and head h looks at the token h ahead of the query, or at the nearest one if there is none.
+        heads: `relative_heads` makes them, with v_h = -alpha (1, -2 h): the logits are -alpha
+            norm(delta - h)^2, up to a constant, and head h looks at the token h ahead of the query,
+            or at the nearest one if there is none.
         queries, keys: (Q, p) and (T, p), static integers.
         alpha: concentration; None is its limit, hard attention: all mass on the largest logit.
-        period: of the positions along each dimension, for tokens on a circle; each h is then in 0 .. period - 1.
+        period: of the positions along each dimension, for tokens on a circle; each h is then in 0
+            .. period - 1.
 
     Returns:
         (Q, channels out).
@@ -68,17 +72,26 @@ def multi_head_attention(
     relative = keys[None] - queries[:, None]
     relative = relative if period is None else relative % np.array(period)
     encoding = np.concatenate([np.sum(relative**2, -1, keepdims=True), relative], -1)
-    logits = jnp.einsum("hr,qkr->hqk", heads.directions, jnp.asarray(encoding, heads.directions.dtype))
-    # In integers and below their maximum: neither rounding nor overflow reaches the keys that matter.
+    logits = jnp.einsum(
+        "hr,qkr->hqk", heads.directions, jnp.asarray(encoding, heads.directions.dtype)
+    )
+    # In integers and below their maximum: neither rounding nor overflow reaches the keys that
+    # matter.
     logits = logits - logits.max(-1, keepdims=True)
-    mass = (logits == 0).astype(tokens.dtype) if alpha is None else jnp.exp(alpha * logits.astype(tokens.dtype))
+    mass = (
+        (logits == 0).astype(tokens.dtype)
+        if alpha is None
+        else jnp.exp(alpha * logits.astype(tokens.dtype))
+    )
     mass = mass / mass.sum(-1, keepdims=True)
     seen = jnp.einsum("hoi,ki->hko", heads.values, tokens)
     return jnp.einsum("hqk,hko->qo", mass, seen) + heads.bias[None]
 
 
 def relative_heads(taps: np.ndarray, values: Array, bias: Array) -> Heads:
-    """Heads that look at the relative positions `taps`, (heads, p), through `values`, (heads, out, in)."""
+    """Heads that look at the relative positions `taps`, (heads, p), through `values`, (heads, out,
+    in).
+    """
     directions = np.concatenate([np.full((len(taps), 1), -1), 2 * taps], -1)
     return Heads(jnp.asarray(directions, jnp.int32), values, bias)
 
@@ -100,23 +113,25 @@ def attention(
 
     .. math:: out[f, i] = b_f + \sum_{c, k} filters[f, c, k] \; X[c, i t + k], \qquad i < \lceil N / t \rceil.
 
-    Tokens are the positions, with the channels of X. Head k has V_k = filters[:, :, k] and looks k ahead of the queries,
-    which stand at i t. Zero tokens past the far border, as far as the last query looks, give every head its target:
-    without them a head at the border sees the last token in place of zero, an error that no alpha removes.
+    Tokens are the positions, with the channels of X. Head k has V_k = filters[:, :, k] and looks k
+    ahead of the queries, which stand at i t. Zero tokens past the far border, as far as the last
+    query looks, give every head its target: without them a head at the border sees the last token
+    in place of zero, an error that no alpha removes.
 
     Args:
         filters: (n_atoms, n_channels, *kernel); a kernel may be longer than the signal.
         bias: (n_atoms,) or None.
         signal_shape, stride: as in `Conv`.
-        alpha: None for hard attention, which is exact; soft attention errs by at most `attention_error`, which is
-            below rounding from alpha = 40 in float64 and 18 in float32.
+        alpha: None for hard attention, which is exact; soft attention errs by at most
+            `attention_error`, which is below rounding from alpha = 40 in float64 and 18 in float32.
 
     Returns:
-        Attention. It is a convolution in the limit alpha -> inf only, and no layer norm is in it: in general a block with
-        one does not contain this map.
+        Attention. It is a convolution in the limit alpha -> inf only, and no layer norm is in it:
+        in general a block with one does not contain this map.
 
     Raises:
-        ValueError: shapes that do not fit, alpha that is not positive and finite; when called, X of another shape.
+        ValueError: shapes that do not fit, alpha that is not positive and finite; when called, X of
+            another shape.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), Remark 11.
     """
@@ -126,7 +141,9 @@ def attention(
     n_atoms, n_channels = conv.filters.shape[:2]
     b = _checks.as_float(jnp.zeros(n_atoms, conv.dtype) if bias is None else bias, "bias", where)
     if b.shape != (n_atoms,):
-        raise ValueError(f"{where}: bias has shape {b.shape}; expected ({n_atoms},), one per filter")
+        raise ValueError(
+            f"{where}: bias has shape {b.shape}; expected ({n_atoms},), one per filter"
+        )
     values = jnp.moveaxis(conv.filters.reshape(n_atoms, n_channels, -1), -1, 0)
     heads = relative_heads(grid(conv.kernel), values, b)
     queries = grid(conv.positions) * np.array(conv.stride)
@@ -144,20 +161,24 @@ def attention(
         dtype = _checks.common_dtype(heads, X)
         tokens = jnp.pad(X.astype(dtype), zeros).reshape(n_channels, -1).T
         with jax.default_matmul_precision("highest"):
-            out = multi_head_attention(tokens, _checks.cast(heads, dtype), queries, grid(reach), alpha=alpha)
+            out = multi_head_attention(
+                tokens, _checks.cast(heads, dtype), queries, grid(reach), alpha=alpha
+            )
         return out.T.reshape(conv.code_grid)
 
     return Attention(apply, heads, 1, n_weights(heads))
 
 
 def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
-    r"""A bound on the mass that a head leaves on other tokens than its target; about 2 p exp(-alpha).
+    r"""A bound on the mass that a head leaves on other tokens than its target; about 2 p
+    exp(-alpha).
 
     .. math:: 1 - \Bigl(1 + 2 \sum_{u \ge 1} e^{-\alpha u^2}\Bigr)^{-p}.
 
     Args:
         alpha: concentration; None gives 0.
-        dimensions: p; the tokens must fill a grid (or a torus), so that the mass is a product over the dimensions.
+        dimensions: p; the tokens must fill a grid (or a torus), so that the mass is a product over
+            the dimensions.
 
     Raises:
         ValueError: alpha that is not positive and finite.
@@ -170,7 +191,9 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
     if alpha >= 1:
         others = 2 * np.exp(-alpha * u**2).sum()
     else:  # the same sum after Poisson's formula, whose terms fall fast where these do not
-        others = math.sqrt(math.pi / alpha) * (1 + 2 * np.exp(-((math.pi * u) ** 2) / alpha).sum()) - 1
+        others = (
+            math.sqrt(math.pi / alpha) * (1 + 2 * np.exp(-((math.pi * u) ** 2) / alpha).sum()) - 1
+        )
     return -math.expm1(-p * math.log1p(others))
 
 
@@ -179,12 +202,13 @@ def attention_error(filters: Array, X: Array | float, alpha: float | None) -> np
 
     .. math:: |out - conv| \le 2 \, leak(\alpha) \sum_h \max_j |V_h x_j|.
 
-    The mass off the target is at most the leak, and what it reads differs from the target by at most twice the maximum.
-    Rounding is not in it.
+    The mass off the target is at most the leak, and what it reads differs from the target by at
+    most twice the maximum. Rounding is not in it.
 
     Args:
         filters: as in `attention`.
-        X: (n_channels, *signal_shape), or a bound on the magnitudes of all signals: scalar or (n_channels,).
+        X: (n_channels, *signal_shape), or a bound on the magnitudes of all signals: scalar or
+            (n_channels,).
         alpha: as in `attention`; None gives 0.
 
     Returns:
@@ -218,7 +242,9 @@ def concentration(alpha: float | None, where: str) -> float | None:
         return None
     value = float(alpha)
     if not 0 < value < math.inf:
-        raise ValueError(f"{where}: alpha must be positive and finite, got {value}; try None for hard attention")
+        raise ValueError(
+            f"{where}: alpha must be positive and finite, got {value}; try None for hard attention"
+        )
     return value
 
 

@@ -1,4 +1,6 @@
-"""What a realization starts from: the steps of LISTA-CP blocks as matrices, after every check of layer and params."""
+"""What a realization starts from: the steps of LISTA-CP blocks as matrices, after every check of
+layer and params.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,8 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation, shrink
-from unrolled.dictionaries._base import Structured, as_dictionary
-from unrolled.layers import _alista, _lista_cp
-from unrolled.layers._unroll import Layer, Unrolled, check_params, unstack
+from unrolled.dictionaries import Structured, as_dictionary
+from unrolled.layers import Layer, Unrolled, _alista, _lista_cp, check_params, unstack
 from unrolled.networks import Network
 from unrolled.realize._code_bounds import Block, Step, Update
 
@@ -22,15 +23,19 @@ def blocks_of(
 
     Raises:
         TypeError: neither a Layer nor a Network, params of another family, traced arrays.
-        ValueError: shapes that do not meet, values that are not finite, a structured D or W, support selection, another
-            activation.
+        ValueError: shapes that do not meet, values that are not finite, a structured D or W,
+            support selection, another activation.
     """
     if not isinstance(layer, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(layer).__name__}")
     if isinstance(layer, Network) and not layer.layers:
-        raise TypeError(f"{where}: expected a chain of layers, as networks.dsc makes them; this network is none")
+        raise TypeError(
+            f"{where}: expected a chain of layers, as networks.dsc makes them; this network is none"
+        )
     if not _checks.is_concrete((params, D)):
-        raise TypeError(f"{where}: builds on the host from known params and D, got traced ones; call it outside jit")
+        raise TypeError(
+            f"{where}: builds on the host from known params and D, got traced ones; call it outside jit"
+        )
     chain = isinstance(layer, Network)
     several = chain and isinstance(D, (tuple, list))
     dictionaries = tuple(_matrix(one, where) for one in (D if several else (D,)))
@@ -50,7 +55,9 @@ def _matrix(D, where: str):
 
 
 def _block(layer: Layer, params: Unrolled, D, activation: Activation, where: str) -> Block:
-    if any(isinstance(leaf, Structured) for leaf in jax.tree.leaves(params, is_leaf=_is_structured)):
+    if any(
+        isinstance(leaf, Structured) for leaf in jax.tree.leaves(params, is_leaf=_is_structured)
+    ):
         raise ValueError(f"{where}: W is structured; try dictionaries.dense(W) in the params")
     params = jax.tree.map(np.asarray, params)
     _checks.finite(params, "params", where)
@@ -71,7 +78,9 @@ def _is_structured(leaf) -> bool:
 
 
 def _steps(shared, steps, D: np.ndarray):
-    """The update and the threshold of every step, in float64; steps with the same W and gamma share their update."""
+    """The update and the threshold of every step, in float64; steps with the same W and gamma share
+    their update.
+    """
     d, last = D.shape[1], None
     for p in steps:
         W, gamma = p.W if shared is None else shared.W, np.asarray(getattr(p, "gamma", 1.0), float)
@@ -84,8 +93,8 @@ def _steps(shared, steps, D: np.ndarray):
 def _check_step(layer: Layer, shared, p, activation: Activation, where: str) -> None:
     """Raise unless the layer's step shrinks with `activation`, on scalars of every scale.
 
-    A layer hides its activation in its step. A rescaled one differs from ReLU only near its own scale, so thresholds
-    range over 2^-30 .. 2^10.
+    A layer hides its activation in its step. A rescaled one differs from ReLU only near its own
+    scale, so thresholds range over 2^-30 .. 2^10.
     """
     theta = np.repeat(2.0 ** np.arange(-30, 11), 8)
     u = np.tile([-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0], 41) * theta
@@ -95,10 +104,13 @@ def _check_step(layer: Layer, shared, p, activation: Activation, where: str) -> 
     def step(y, theta):
         values = {"W": W, "gamma": jnp.ones((), dtype), "theta": theta}
         small = [
-            None if part is None else part._replace(**{f: values[f] for f in part._fields}) for part in (shared, p)
+            None if part is None else part._replace(**{f: values[f] for f in part._fields})
+            for part in (shared, p)
         ]
         state = layer.start(D, y[None])
-        return layer.step(*small, D, y[None], state._replace(x=y[None] / 2)).x[0]  # u = y / 2 + (y - y / 4) / 2
+        return layer.step(*small, D, y[None], state._replace(x=y[None] / 2)).x[
+            0
+        ]  # u = y / 2 + (y - y / 4) / 2
 
     with jax.default_matmul_precision("highest"):
         ours = jax.vmap(step)(jnp.asarray(u * 8 / 7, dtype), jnp.asarray(theta, dtype))

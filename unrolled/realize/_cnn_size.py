@@ -20,7 +20,9 @@ class CnnSize(NamedTuple):
     n_weights: int
 
 
-def cnn_size(m: int, d, depth, *, kernel_size: int, stride: int | None = None, form: str = "compact") -> CnnSize:
+def cnn_size(
+    m: int, d, depth, *, kernel_size: int, stride: int | None = None, form: str = "compact"
+) -> CnnSize:
     r"""Depth and number of weights of `cnn`, in closed form.
 
     A tree R^q -> R^p of stride t and kernel s has L(q) = max(1, ceil(log_t q)) layers and
@@ -29,15 +31,16 @@ def cnn_size(m: int, d, depth, *, kernel_size: int, stride: int | None = None, f
 
     weights. With n = 2d + m, K steps have
 
-    * "literal": L(m) + (K-1) L(d+m) + K L(n) layers, w(n, m) + (K-1) (w(d+m, n) + w(n, d+m)) + w(d, n) weights;
-    * "positive": L(m) + K L(n) layers, w(n, m) + (K-1) w(n, n) + w(d, n) weights;
-    * "compact": L(m) + K layers, w(n, m) + (K-1) (s n + 1) n + (s n + 1) d weights.
+    * "literal": L(m) + (K-1) L(d+m) + K L(n) layers, w(n, m) + (K-1) (w(d+m, n) + w(n, d+m)) + w(d,
+    n) weights; * "positive": L(m) + K L(n) layers, w(n, m) + (K-1) w(n, n) + w(d, n) weights; *
+    "compact": L(m) + K layers, w(n, m) + (K-1) (s n + 1) n + (s n + 1) d weights.
 
-    The first two are O(K log(d+m)) layers; all are O(K (d+m)^2) weights, for a fixed kernel size. In a chain these add up:
-    over j, not multiplied as (31) of the paper has it. There, block j > 1 has n = 2 d_j + 2 d_{j-1} ("literal":
-    2 d_j + d_{j-1}) and starts from the last state before it, of size q in place of m (where L(m) is 1 in the compact form);
-    "literal" then also has a map to that code, L(q) layers and w(d_{j-1}, q) weights, and codes before the last are
-    read on the side, which adds weights and no depth.
+    The first two are O(K log(d+m)) layers; all are O(K (d+m)^2) weights, for a fixed kernel size.
+    In a chain these add up: over j, not multiplied as (31) of the paper has it. There, block j > 1
+    has n = 2 d_j + 2 d_{j-1} ("literal": 2 d_j + d_{j-1}) and starts from the last state before it,
+    of size q in place of m (where L(m) is 1 in the compact form); "literal" then also has a map to
+    that code, L(q) layers and w(d_{j-1}, q) weights, and codes before the last are read on the
+    side, which adds weights and no depth.
 
     Args:
         m: length of the signal.
@@ -54,7 +57,9 @@ def cnn_size(m: int, d, depth, *, kernel_size: int, stride: int | None = None, f
     m = _checks.as_index(m, "m", where, least=1)
     ds, depths = ((each,) if not isinstance(each, (tuple, list)) else each for each in (d, depth))
     if not ds or len(depths) != len(ds):
-        raise ValueError(f"{where}: d is {d} and depth is {depth}; expected one depth for each of at least one d")
+        raise ValueError(
+            f"{where}: d is {d} and depth is {depth}; expected one depth for each of at least one d"
+        )
     hidden, readouts, q, carried = [], [], m, m
     later = _tap if form == "compact" else _tree
     for j, (d, K) in enumerate(zip(ds, depths)):
@@ -69,13 +74,17 @@ def cnn_size(m: int, d, depth, *, kernel_size: int, stride: int | None = None, f
         readouts.append((later if hidden else _tree)(d, q, s, t))
         carried = d if form == "literal" else 2 * d
     depth = sum(times * size.depth for times, size in hidden) + readouts[-1].depth
-    weights = sum(times * size.n_weights for times, size in hidden) + sum(size.n_weights for size in readouts)
+    weights = sum(times * size.n_weights for times, size in hidden) + sum(
+        size.n_weights for size in readouts
+    )
     return CnnSize(depth, weights)
 
 
 def _tree(p: int, q: int, s: int, t: int) -> CnnSize:
     L = tree_depth(q, t)
-    return CnnSize(L, sum(s * t ** (2 * j - 1) + t**j for j in range(1, L)) + s * t ** (L - 1) * p + p)
+    return CnnSize(
+        L, sum(s * t ** (2 * j - 1) + t**j for j in range(1, L)) + s * t ** (L - 1) * p + p
+    )
 
 
 def _tap(p: int, q: int, s: int, t: int) -> CnnSize:
@@ -98,5 +107,7 @@ def geometry(kernel_size, stride, form: str, where: str) -> tuple[int, int]:
             "sees only kernel_size - 1 more of the signal per layer, so no depth is logarithmic"
         )
     if t > s:
-        raise ValueError(f"{where}: stride {t} is above kernel_size {s}, so layers would skip entries of the signal")
+        raise ValueError(
+            f"{where}: stride {t} is above kernel_size {s}, so layers would skip entries of the signal"
+        )
     return s, t

@@ -1,4 +1,6 @@
-"""Bounds of all codes that a layer can reach, from a bound of the signal: what a signed state must be lifted by."""
+"""Bounds of all codes that a layer can reach, from a bound of the signal: what a signed state must
+be lifted by.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -51,7 +53,8 @@ def next_bound(step: Step, x: Bound, y: Bound, activation: Activation) -> tuple[
         |u| \le |T| |x| + |G| |y|, \qquad |u_i| \le \|T_i\|_2 \|x\|_2 + \|G_i\|_2 \|y\|_2, \qquad
         |x^+| \le (|u| - \theta)_+ + \min(osc, 2 L_h |u|).
 
-    Neither decays as the codes of the theory do: over K steps they grow like min(norm(T, inf), norm(T, 2))^K.
+    Neither decays as the codes of the theory do: over K steps they grow like min(norm(T, inf),
+        norm(T, 2))^K.
 
     Returns:
         the bounds of the entries of u, (d,), and those of the next code.
@@ -65,4 +68,6 @@ def next_bound(step: Step, x: Bound, y: Bound, activation: Activation) -> tuple[
     if activation.identity_on_positives:
         tail = np.minimum(tail, 2 * activation.tail_lipschitz * u)
     entries = np.maximum(u - theta, 0) + tail
-    return u, Bound(entries, min(u_norm + float(np.linalg.norm(tail)), float(np.linalg.norm(entries))))
+    return u, Bound(
+        entries, min(u_norm + float(np.linalg.norm(tail)), float(np.linalg.norm(entries)))
+    )

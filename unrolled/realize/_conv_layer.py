@@ -10,17 +10,23 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
-from unrolled.dictionaries._base import pytree
+from unrolled.dictionaries import pytree
 
 
 def conv_layer(
-    h: Array, filters: Array, bias: Array, *, stride: int | tuple[int, ...], activation: Callable | None = relu
+    h: Array,
+    filters: Array,
+    bias: Array,
+    *,
+    stride: int | tuple[int, ...],
+    activation: Callable | None = relu,
 ) -> Array:
     r"""One layer of a convolutional network, along any number of dimensions.
 
     .. math:: out[l, i] = \rho\Big(b_l + \sum_{c, k} filters[l, c, k] \; h[c, i t + k]\Big), \qquad i < \lceil N / t \rceil,
 
-    zero-based, without a flip, with h = 0 past its end: zeros are padded on the right (and bottom) alone, not "SAME".
+    zero-based, without a flip, with h = 0 past its end: zeros are padded on the right (and bottom)
+    alone, not "SAME".
 
     Args:
         h: (n_in, *spatial).
@@ -35,16 +41,23 @@ def conv_layer(
     Raises:
         ValueError: shapes that do not meet, a stride below 1.
 
-    Reference: Li, Feng, Zhou (2024), Definitions 5 and 6, which have kernels of at least 2 and end with a ReLU.
+    Reference: Li, Feng, Zhou (2024), Definitions 5 and 6, which have kernels of at least 2 and end
+    with a ReLU.
     """
     h, filters, bias = (
-        _checks.as_float(a, name, "conv_layer") for a, name in ((h, "h"), (filters, "filters"), (bias, "bias"))
+        _checks.as_float(a, name, "conv_layer")
+        for a, name in ((h, "h"), (filters, "filters"), (bias, "bias"))
     )
     strides = _strides(h, filters, bias, stride)
     dtype = _checks.common_dtype(h, filters, bias)
     h, filters, bias = h.astype(dtype), filters.astype(dtype), bias.astype(dtype)
-    padding = [(0, max(0, (-(-n // t) - 1) * t + s - n)) for n, s, t in zip(h.shape[1:], filters.shape[2:], strides)]
-    out = lax.conv_general_dilated(h[None], filters, strides, padding, precision=lax.Precision.HIGHEST)[0]
+    padding = [
+        (0, max(0, (-(-n // t) - 1) * t + s - n))
+        for n, s, t in zip(h.shape[1:], filters.shape[2:], strides)
+    ]
+    out = lax.conv_general_dilated(
+        h[None], filters, strides, padding, precision=lax.Precision.HIGHEST
+    )[0]
     out = out + bias.reshape(-1, *[1] * len(strides))
     return out if activation is None else by_name(activation)(out)
 
@@ -63,7 +76,9 @@ def _strides(h, filters, bias, stride) -> tuple[int, ...]:
         )
     strides = tuple(stride) if isinstance(stride, (tuple, list)) else (stride,) * (h.ndim - 1)
     if len(strides) != h.ndim - 1:
-        raise ValueError(f"conv_layer: stride {stride} has {len(strides)} entries; expected {h.ndim - 1}")
+        raise ValueError(
+            f"conv_layer: stride {stride} has {len(strides)} entries; expected {h.ndim - 1}"
+        )
     return tuple(_checks.as_index(t, "stride", "conv_layer", least=1) for t in strides)
 
 
@@ -78,7 +93,8 @@ class ConvLayer:
         stride: t.
         activation: None for the linear layer that emits a code.
         flat: regard the p channels of its input, of length 1, as one channel of length p.
-        readout: it belongs to a read-out: what comes after the code goes on from the hidden layer before the read-out.
+        readout: it belongs to a read-out: what comes after the code goes on from the hidden layer
+            before the read-out.
     """
 
     filters: Array
@@ -90,7 +106,9 @@ class ConvLayer:
 
     def __call__(self, h: Array) -> Array:
         h = h.reshape(1, -1) if self.flat else h
-        return conv_layer(h, self.filters, self.bias, stride=self.stride, activation=self.activation)
+        return conv_layer(
+            h, self.filters, self.bias, stride=self.stride, activation=self.activation
+        )
 
 
 def forward(layers: tuple[ConvLayer, ...], y: Array) -> tuple[Array, ...]:

@@ -13,7 +13,9 @@ Layers = tuple[ConvLayer, ...]
 
 
 class State(NamedTuple):
-    """The output h of a layer, and how the vector v that the next map takes is read from it: v = A h + e."""
+    """The output h of a layer, and how the vector v that the next map takes is read from it: v = A
+    h + e.
+    """
 
     A: np.ndarray  # (p, q)
     e: np.ndarray  # (p,)
@@ -23,8 +25,12 @@ class State(NamedTuple):
     offset: float  # the largest constant that lifts a state so far
 
 
-def block_layers(blocks: tuple[Block, ...], net: Architecture, M: float) -> tuple[list[tuple[Layers, Layers]], float]:
-    """The hidden layers and the read-out of every block, and the largest constant that lifts the state."""
+def block_layers(
+    blocks: tuple[Block, ...], net: Architecture, M: float
+) -> tuple[list[tuple[Layers, Layers]], float]:
+    """The hidden layers and the read-out of every block, and the largest constant that lifts the
+    state.
+    """
     m, found = blocks[0].m, []
     state = State(np.eye(m), np.zeros(m), -M, tree=True, signed=True, offset=M)
     signal = Bound(np.full(m, M), M * math.sqrt(m))
@@ -40,11 +46,15 @@ def block_layers(blocks: tuple[Block, ...], net: Architecture, M: float) -> tupl
 def _hidden(
     block: Block, state: State, signal: Bound, lift: np.ndarray, net: Architecture
 ) -> tuple[Layers, State, Bound]:
-    """The layers of a block up to its last parts z, and bounds of its code, of use if `net.bounded`."""
+    """The layers of a block up to its last parts z, and bounds of its code, of use if
+    `net.bounded`.
+    """
     layers, code = [], Bound(np.zeros(block.d), 0.0)
     for k, step in enumerate(block.steps):
         if net.form == "literal" and not state.signed:
-            more, state = _lifted(state, np.concatenate([code.entries, signal.entries]) if k else signal.entries, net)
+            more, state = _lifted(
+                state, np.concatenate([code.entries, signal.entries]) if k else signal.entries, net
+            )
             layers += more
         B, c = _step_map(step, lift, first=k == 0)
         layers += _dense(B @ state.A, B @ state.e - c, state, net)
@@ -54,11 +64,15 @@ def _hidden(
 
 
 def _step_map(step: Step, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
-    """B_k and c_k, or B_0 and c_0, which see only the signal, as x^0 = 0; a signal in two parts is their difference."""
+    """B_k and c_k, or B_0 and c_0, which see only the signal, as x^0 = 0; a signal in two parts is
+    their difference.
+    """
     n, T, G, theta = len(lift), step.update.T, step.update.G, step.theta
     G = G if n == G.shape[1] else np.hstack([G, -G])
     U = G if first else np.hstack([T, G])
-    return np.vstack([U, -U, np.eye(n, U.shape[1], U.shape[1] - n)]), np.concatenate([theta, theta, -lift])
+    return np.vstack([U, -U, np.eye(n, U.shape[1], U.shape[1] - n)]), np.concatenate(
+        [theta, theta, -lift]
+    )
 
 
 def _parts(d: int, lift: np.ndarray, low: float, offset: float, net: Architecture) -> State:
@@ -78,29 +92,49 @@ def _lifted(state: State, bound: np.ndarray, net: Architecture) -> tuple[Layers,
     return layers, State(np.eye(len(lift)), -lift, net.identity_from, True, True, offset)
 
 
-def _next_signal(read: np.ndarray, state: State, code: Bound, net: Architecture) -> tuple[State, Bound, np.ndarray]:
-    """The state that the next block starts from, bounds of its signal and what lifts the carried signal.
+def _next_signal(
+    read: np.ndarray, state: State, code: Bound, net: Architecture
+) -> tuple[State, Bound, np.ndarray]:
+    """The state that the next block starts from, bounds of its signal and what lifts the carried
+    signal.
 
-    The literal form reads the code itself; the others carry its two parts, which are bounded below by the tail alone.
+    The literal form reads the code itself; the others carry its two parts, which are bounded below
+    by the tail alone.
     """
     d, q = read.shape
     if net.form == "literal":
-        return state._replace(A=read, e=np.zeros(d), signed=False), code, net.identity_from + code.entries
+        return (
+            state._replace(A=read, e=np.zeros(d), signed=False),
+            code,
+            net.identity_from + code.entries,
+        )
     A = np.eye(2 * d, q) if read.any() else np.zeros((2 * d, q))
-    return state._replace(A=A, e=np.zeros(2 * d)), code, np.full(2 * d, net.identity_from - min(state.low, 0.0))
+    return (
+        state._replace(A=A, e=np.zeros(2 * d)),
+        code,
+        np.full(2 * d, net.identity_from - min(state.low, 0.0)),
+    )
 
 
 def _reach(step: Step, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
-    """How far below 0 rho can fall in a step, and bounds of its code; computed only where the form uses them."""
+    """How far below 0 rho can fall in a step, and bounds of its code; computed only where the form
+    uses them.
+    """
     rho = net.activation
     if not net.bounded:
         return rho.relu_gap, code
     u, code = next_bound(step, code, signal, rho)
-    tail = rho.relu_gap if math.isfinite(rho.relu_gap) else rho.tail_lipschitz * float((u + step.theta).max())
+    tail = (
+        rho.relu_gap
+        if math.isfinite(rho.relu_gap)
+        else rho.tail_lipschitz * float((u + step.theta).max())
+    )
     return tail, code
 
 
-def _dense(A: np.ndarray, b: np.ndarray, state: State, net: Architecture, *, readout=False) -> Layers:
+def _dense(
+    A: np.ndarray, b: np.ndarray, state: State, net: Architecture, *, readout=False
+) -> Layers:
     """rho(A h + b) from the output h of a layer."""
     if state.tree:
         return polyphase(A, b, state.low, net, readout=readout)

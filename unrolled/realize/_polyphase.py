@@ -1,4 +1,6 @@
-"""Dense maps as convolutional layers of stride at least 2: the polyphase tree, of logarithmic depth."""
+"""Dense maps as convolutional layers of stride at least 2: the polyphase tree, of logarithmic
+depth.
+"""
 
 import math
 from typing import NamedTuple
@@ -21,7 +23,8 @@ class Architecture(NamedTuple):
         identity_from: rho(x) = x to rounding for x at least this.
         bounded: the state has to be lifted by bounds of the codes.
         dtype: of the weights.
-        stored: the filters made last, by shape: equal ones (of tied steps, of the trees) are one array.
+        stored: the filters made last, by shape: equal ones (of tied steps, of the trees) are one
+            array.
     """
 
     form: str
@@ -33,14 +36,20 @@ class Architecture(NamedTuple):
     dtype: np.dtype
     stored: dict
 
-    def layer(self, filters: np.ndarray, bias: np.ndarray, *, flat=False, linear=False, readout=False) -> ConvLayer:
+    def layer(
+        self, filters: np.ndarray, bias: np.ndarray, *, flat=False, linear=False, readout=False
+    ) -> ConvLayer:
         """A layer from the taps that it uses, (n_out, n_in, at most s)."""
-        filters = np.pad(filters, ((0, 0), (0, 0), (0, self.kernel_size - filters.shape[2]))).astype(self.dtype)
+        filters = np.pad(
+            filters, ((0, 0), (0, 0), (0, self.kernel_size - filters.shape[2]))
+        ).astype(self.dtype)
         known = self.stored.get(filters.shape)
         if known is None or not np.array_equal(known[0], filters):
             known = self.stored[filters.shape] = filters, jnp.asarray(filters)
         bias = jnp.asarray(bias.astype(self.dtype))
-        return ConvLayer(known[1], bias, self.stride, None if linear else self.activation, flat, readout)
+        return ConvLayer(
+            known[1], bias, self.stride, None if linear else self.activation, flat, readout
+        )
 
 
 def tree_depth(q: int, stride: int) -> int:
@@ -51,12 +60,16 @@ def tree_depth(q: int, stride: int) -> int:
     return L
 
 
-def polyphase(A: np.ndarray, b: np.ndarray, low: float, net: Architecture, *, readout=False) -> tuple[ConvLayer, ...]:
-    r"""rho(A h + b) as L = max(1, ceil(log_t q)) layers of stride t on the q entries of h, regarded as a signal.
+def polyphase(
+    A: np.ndarray, b: np.ndarray, low: float, net: Architecture, *, readout=False
+) -> tuple[ConvLayer, ...]:
+    r"""rho(A h + b) as L = max(1, ceil(log_t q)) layers of stride t on the q entries of h, regarded
+    as a signal.
 
-    The first L - 1 layers have t, t^2, ... channels and rearrange: after j of them channel (k_1, ..., k_j) holds
-    at position p the entry k_1 + t k_2 + ... + t^(j-1) k_j + t^j p. The last layer is A in that order, on length 1.
-    So that rho is the identity while rearranging, the first layer adds an offset c and the last one subtracts it:
+    The first L - 1 layers have t, t^2, ... channels and rearrange: after j of them channel (k_1,
+    ..., k_j) holds at position p the entry k_1 + t k_2 + ... + t^(j-1) k_j + t^j p. The last layer
+    is A in that order, on length 1. So that rho is the identity while rearranging, the first layer
+    adds an offset c and the last one subtracts it:
 
     .. math:: A h + b = A (h + c 1) + (b - c A 1), \qquad c = \max(0, \text{identity\_from} - low).
 
@@ -68,7 +81,8 @@ def polyphase(A: np.ndarray, b: np.ndarray, low: float, net: Architecture, *, re
         low: every entry of h is at least this.
         readout: the layers make a read-out, whose last layer is linear.
 
-    Reference: Li, Feng, Zhou (2024), Lemma 14, whose count of layers this is. With L = 1 there is no offset.
+    Reference: Li, Feng, Zhou (2024), Lemma 14, whose count of layers this is. With L = 1 there is
+    no offset.
     """
     (p, q), t = A.shape, net.stride
     L = tree_depth(q, t)
@@ -84,15 +98,21 @@ def polyphase(A: np.ndarray, b: np.ndarray, low: float, net: Architecture, *, re
     return tuple(layers)
 
 
-def first_tap(A: np.ndarray, b: np.ndarray, net: Architecture, *, readout=False) -> tuple[ConvLayer, ...]:
-    """rho(A h + b) as one layer on the q channels of h, of length 1: all taps but the first meet padded zeros."""
+def first_tap(
+    A: np.ndarray, b: np.ndarray, net: Architecture, *, readout=False
+) -> tuple[ConvLayer, ...]:
+    """rho(A h + b) as one layer on the q channels of h, of length 1: all taps but the first meet
+    padded zeros.
+    """
     return (net.layer(A[:, :, None], b, linear=readout, readout=readout),)
 
 
 def identity_from(activation: Activation, dtype, where: str) -> float:
-    """The least number found from which abs(rho(x) - x) <= 8 eps x, with eps of `dtype`: a search, not a proof.
+    """The least number found from which abs(rho(x) - x) <= 8 eps x, with eps of `dtype`: a search,
+    not a proof.
 
-    Eight, so that the rounding inside a scaled or composed rho is not taken for its distance from x.
+    Eight, so that the rounding inside a scaled or composed rho is not taken for its distance from
+    x.
 
     Raises:
         ValueError: rho does not approach x, as SELU with its slope above 1.
@@ -102,7 +122,10 @@ def identity_from(activation: Activation, dtype, where: str) -> float:
     if math.isfinite(activation.relu_gap):
         x = activation.relu_gap * np.geomspace(1, 1e4, 4001)
         with jax.enable_x64(True):
-            off = np.abs(np.asarray(activation(jnp.asarray(x))) - x) > 8 * float(jnp.finfo(dtype).eps) * x
+            off = (
+                np.abs(np.asarray(activation(jnp.asarray(x))) - x)
+                > 8 * float(jnp.finfo(dtype).eps) * x
+            )
         first = off.size - np.argmax(off[::-1]) if off.any() else 0
         if first < off.size:
             return float(x[first])

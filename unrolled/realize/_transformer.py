@@ -12,10 +12,8 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import shrink
-from unrolled.dictionaries._base import operands
-from unrolled.dictionaries._conv import Conv
-from unrolled.layers import _alista, _ista, _lista_cp
-from unrolled.layers._unroll import Fixed, Layer, Unrolled, check_params, stack
+from unrolled.dictionaries import Conv, operands
+from unrolled.layers import Fixed, Layer, Unrolled, _alista, _ista, _lista_cp, check_params, stack
 from unrolled.realize._attention import attention_leak, concentration, n_weights
 from unrolled.realize._transformer_block import (
     BlockWeights,
@@ -52,29 +50,40 @@ class Transformer(NamedTuple):
 
 
 def transformer(
-    layer: Layer, params: Unrolled, D: Conv, *, alpha: float | None = None, signal_bound: Array | float
+    layer: Layer,
+    params: Unrolled,
+    D: Conv,
+    *,
+    alpha: float | None = None,
+    signal_bound: Array | float,
 ) -> Transformer:
-    r"""A stack of K transformer blocks that computes the codes of a LISTA-CP or ALISTA layer of depth K.
+    r"""A stack of K transformer blocks that computes the codes of a LISTA-CP or ALISTA layer of
+    depth K.
 
-    Block k is `transformer_block` with the W, theta_k and gamma_k of `params`; the code is read from the tokens that hold
-    one. With hard attention, or alpha above some 40 in float64 and 18 in float32, it equals `layer.apply(params, D, y)` to
-    rounding; below, `transformer_error` bounds the difference.
+    Block k is `transformer_block` with the W, theta_k and gamma_k of `params`; the code is read
+    from the tokens that hold one. With hard attention, or alpha above some 40 in float64 and 18 in
+    float32, it equals `layer.apply(params, D, y)` to rounding; below, `transformer_error` bounds
+    the difference.
 
     Args:
-        layer: of `layers.lista_cp`, `alista` or `ista`, with activation ReLU and no support selection.
-        params: its params; theta a scalar or one per filter at every step, W a `Conv` of the geometry of D.
+        layer: of `layers.lista_cp`, `alista` or `ista`, with activation ReLU and no support
+            selection.
+        params: its params; theta a scalar or one per filter at every step, W a `Conv` of the
+            geometry of D.
         D: boundary "valid" or "circular".
         alpha: as in `transformer_block`.
-        signal_bound: of abs(y), () or (n_channels,). It sets G of every block, by bounds on the codes that follow from it.
+        signal_bound: of abs(y), () or (n_channels,). It sets G of every block, by bounds on the
+            codes that follow from it.
 
     Returns:
-        Transformer. Its derivatives are those of the layer, except where u is exactly 0: there that of a block is 1.
+        Transformer. Its derivatives are those of the layer, except where u is exactly 0: there that
+        of a block is 1.
 
     Raises:
         TypeError: D or W is not a `Conv`, or params are of another family.
-        ValueError: support selection, a step that is not that of LISTA-CP (another activation, momentum), and as
-            `transformer_block`; when called, a known y above `signal_bound`. A traced y is not looked at: above the bound,
-            codes may then be wrong.
+        ValueError: support selection, a step that is not that of LISTA-CP (another activation,
+            momentum), and as `transformer_block`; when called, a known y above `signal_bound`. A
+            traced y is not looked at: above the bound, codes may then be wrong.
 
     Reference: Li, Feng, Zhou (2024), (23) and Remark 11; Cordonnier, Loukas, Jaggi (2020).
     """
@@ -86,7 +95,10 @@ def transformer(
 
     def grow(code_bound, p):
         weights, code_bound = block_weights(
-            D, *_weights_and_step(shared, p, D), p.theta, limits_of(code_bound, signal_bound, D.dtype)
+            D,
+            *_weights_and_step(shared, p, D),
+            p.theta,
+            limits_of(code_bound, signal_bound, D.dtype),
         )
         return code_bound, weights
 
@@ -119,10 +131,11 @@ def transformer_error(
         e_{k+1} = |T_k| e_k + 2 \, leak(\alpha) \sum_\tau |V_\tau| \begin{pmatrix} b_k + e_k \\ M \end{pmatrix}, \qquad
         b_{k+1} = relu(|T_k| b_k + |W_k'| M - \theta_k),
 
-    one entry per filter, e_0 = b_0 = 0. Here b bounds the exact codes and M the signal, `|T|` and `|W'|` sum the magnitudes
-    of the filters of I - W'D and W' over positions: shrinkage is 1-Lipschitz, and what leaks is bounded as in
-    `attention_error`. The bound vanishes with the leak, about 2 exp(-alpha) per dimension, and grows geometrically with the
-    depth where the sums of `|T|` exceed 1. It is one for exact arithmetic: rounding is not in it.
+    one entry per filter, e_0 = b_0 = 0. Here b bounds the exact codes and M the signal, `|T|` and
+    `|W'|` sum the magnitudes of the filters of I - W'D and W' over positions: shrinkage is
+    1-Lipschitz, and what leaks is bounded as in `attention_error`. The bound vanishes with the
+    leak, about 2 exp(-alpha) per dimension, and grows geometrically with the depth where the sums
+    of `|T|` exceed 1. It is one for exact arithmetic: rounding is not in it.
 
     Args:
         layer, params, D, alpha, signal_bound: as in `transformer`.
@@ -136,7 +149,9 @@ def transformer_error(
     """
     where = "transformer_error"
     if not _checks.is_concrete((params, D)):
-        raise TypeError(f"{where}: expected known params and D, got traced ones; call it outside jit")
+        raise TypeError(
+            f"{where}: expected known params and D, got traced ones; call it outside jit"
+        )
     _checks.nonnegative(code_bound, "code_bound", where)
     with jax.enable_x64(True):
         D, params = _checks.cast((D, params), np.float64)
@@ -146,7 +161,9 @@ def transformer_error(
     leak, n_atoms = attention_leak(alpha, len(D.kernel)), V.shape[-2]
     theta = np.asarray(steps.theta).reshape(depth, -1)
     read = np.abs(V).sum(1)
-    here = np.zeros(V.shape[1:])  # the head that looks at its own position carries the identity of x + ...
+    here = np.zeros(
+        V.shape[1:]
+    )  # the head that looks at its own position carries the identity of x + ...
     here[len(here) // 2, :, :n_atoms] = np.eye(n_atoms)
     update = np.abs(V + here).sum(1)
     e, b, errors = np.zeros(n_atoms), np.zeros(n_atoms), [0.0]
@@ -191,12 +208,19 @@ def _check_step(layer: Layer, shared, p, where: str) -> None:
 
     Activation and momentum are closed over by the step: only what it computes tells.
     """
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with (
+        jax.ensure_compile_time_eval(),
+        jax.enable_x64(True),
+        jax.default_matmul_precision("highest"),
+    ):
         x, y = np.linspace(-3, 3, 8), np.linspace(2, -1, 8)
         D = np.eye(8) + np.outer(x, y) / 16
         x, y, D, W, gamma, theta = (jnp.asarray(v, np.float64) for v in (x, y, D, D.T, 0.5, 1.0))
         probe = {"W": W, "gamma": gamma, "theta": theta}
-        shared, p = (part and part._replace(**{name: probe[name] for name in part._fields}) for part in (shared, p))
+        shared, p = (
+            part and part._replace(**{name: probe[name] for name in part._fields})
+            for part in (shared, p)
+        )
         W, gamma = _weights_and_step(shared, p, D)
         made = layer.step(shared, p, D, y, layer.start(D, y)._replace(x=x)).x
         gap = float(jnp.abs(made - shrink(x + gamma * ((y - D @ x) @ W), theta)).max())

@@ -11,13 +11,20 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary
-from unrolled.dictionaries._conv import Conv
-from unrolled.realize._attention import Heads, concentration, grid, multi_head_attention, relative_heads
+from unrolled.dictionaries import Conv, as_dictionary
+from unrolled.realize._attention import (
+    Heads,
+    concentration,
+    grid,
+    multi_head_attention,
+    relative_heads,
+)
 
 
 class BlockWeights(NamedTuple):
-    """Weights of one block on tokens of c = n_atoms + n_channels + 1 channels; those of a stack lead with K."""
+    """Weights of one block on tokens of c = n_atoms + n_channels + 1 channels; those of a stack
+    lead with K.
+    """
 
     heads: Heads  # values (heads, c, c)
     hidden: Array  # (4 n_atoms, c)
@@ -48,14 +55,16 @@ def transformer_block(
         u = z + \sum_\tau \mathrm{head}_\tau(z), \qquad
         z^+ = u + relu(u - \theta - G p) - relu(-u - \theta - G p) - relu(u) + relu(-u).
 
-    Tokens are positions with the channels [x, y, p], see `embed`; p = 1 marks those that hold no code. Head tau, for
-    -n < tau < n, looks tau ahead and carries what x and y there add to the code here,
+    Tokens are positions with the channels [x, y, p], see `embed`; p = 1 marks those that hold no
+    code. Head tau, for -n < tau < n, looks tau ahead and carries what x and y there add to the code
+    here,
 
     .. math:: V_\tau[x_g \to x_f] = -\gamma \sum_{c, k} w_f[c, k] \, d_g[c, k - \tau], \qquad
         V_\tau[y_c \to x_f] = \gamma w_f[c, \tau].
 
-    The feed-forward part, 4 n_atoms ReLUs, acts on the channels x: with the residual it is the shrinkage where p = 0, and 0
-    where p = 1, since G >= abs(u) on all tokens. No layer norm: in general a block with one does not contain this map.
+    The feed-forward part, 4 n_atoms ReLUs, acts on the channels x: with the residual it is the
+    shrinkage where p = 0, and 0 where p = 1, since G >= abs(u) on all tokens. No layer norm: in
+    general a block with one does not contain this map.
 
     Args:
         D: boundary "valid" or "circular", any stride, in one, two or more dimensions.
@@ -68,11 +77,13 @@ def transformer_block(
 
     Raises:
         TypeError: D or W is not a `Conv`.
-        ValueError: boundary "zero", W of another geometry, theta or gamma of another shape, bounds or theta that are
-            negative, alpha that is not positive and finite; when called, tokens of another shape, or known ones above
-            the bounds. Traced tokens are not looked at: above the bounds, codes may then appear where none belong.
+        ValueError: boundary "zero", W of another geometry, theta or gamma of another shape, bounds
+            or theta that are negative, alpha that is not positive and finite; when called, tokens
+            of another shape, or known ones above the bounds. Traced tokens are not looked at: above
+            the bounds, codes may then appear where none belong.
 
-    Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), (23) and Remark 11.
+    Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), (23) and Remark
+    11.
     """
     where = "transformer_block"
     alpha = concentration(alpha, where)
@@ -91,7 +102,9 @@ def transformer_block(
         tokens = _checks.as_float(tokens, "tokens", where)
         expected = (math.prod(_token_grid(D)), n_atoms + n_channels + 1)
         if tokens.shape != expected:
-            raise ValueError(f"{where}: tokens have shape {tokens.shape}; expected {expected}, try embed(D, y)")
+            raise ValueError(
+                f"{where}: tokens have shape {tokens.shape}; expected {expected}, try embed(D, y)"
+            )
         check_within(tokens[:, :n_atoms], code_bound[None], "x", where)
         check_within(tokens[:, n_atoms:-1], signal_bound[None], "y", where)
         dtype = _checks.common_dtype(weights, tokens)
@@ -101,11 +114,13 @@ def transformer_block(
 
 
 def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
-    r"""Tokens (T, c) with the channels [x, y, p] at the positions of the signal, the code x being 0 if not given.
+    r"""Tokens (T, c) with the channels [x, y, p] at the positions of the signal, the code x being 0
+    if not given.
 
-    The code at position i stands on the token i t, where its atom begins. Under "valid" n - 1 zero tokens come before the
-    first: they are the targets of the heads that look back from it. On a circle there are none. p = 1 on all tokens without
-    a code.
+    The code at position i stands on the token i t, where its atom begins. Under "valid" n - 1 zero
+    tokens come before the
+    first: they are the targets of the heads that look back from it. On a circle there are none. p =
+    1 on all tokens without a code.
     """
     x = jnp.zeros(D.shape[1], y.dtype) if x is None else x
     sizes = zip(_lead(D), D.signal_shape, D.positions, D.stride)
@@ -122,7 +137,11 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
 def read_code(D: Conv, tokens: Array) -> Array:
     """The code on the tokens, (d,)."""
     n_atoms = D.filters.shape[0]
-    return tokens[:, :n_atoms].T.reshape(n_atoms, *_token_grid(D))[(slice(None), *_code_places(D))].reshape(-1)
+    return (
+        tokens[:, :n_atoms]
+        .T.reshape(n_atoms, *_token_grid(D))[(slice(None), *_code_places(D))]
+        .reshape(-1)
+    )
 
 
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
@@ -130,33 +149,52 @@ def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) 
     positions = grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
     with jax.default_matmul_precision("highest"):
-        z = tokens + multi_head_attention(tokens, block.heads, positions, positions, alpha=alpha, period=period)
+        z = tokens + multi_head_attention(
+            tokens, block.heads, positions, positions, alpha=alpha, period=period
+        )
         return z + jax.nn.relu(z @ block.hidden.T + block.offset[None]) @ block.output.T
 
 
-def block_weights(D: Conv, W: Conv, gamma: Array, theta: Array, limits: Array) -> tuple[BlockWeights, Array]:
-    """The weights of a block for codes and signals within `limits`, and the bound of the codes that come out."""
+def block_weights(
+    D: Conv, W: Conv, gamma: Array, theta: Array, limits: Array
+) -> tuple[BlockWeights, Array]:
+    """The weights of a block for codes and signals within `limits`, and the bound of the codes that
+    come out.
+    """
     n_atoms, n_channels = D.filters.shape[:2]
     c = n_atoms + n_channels + 1
     V = head_values(D, W, gamma)
-    grown = limits[:n_atoms] + jnp.einsum("hoi,i->o", jnp.abs(V), limits)  # holds for any attention: masses sum to 1
+    grown = limits[:n_atoms] + jnp.einsum(
+        "hoi,i->o", jnp.abs(V), limits
+    )  # holds for any attention: masses sum to 1
     G = 2 * grown.max()  # twice: far more than rounding
     theta = jnp.broadcast_to(theta, (n_atoms,))
-    heads = relative_heads(_taps(D), jnp.pad(V, [(0, 0), (0, c - n_atoms), (0, 1)]), jnp.zeros(c, V.dtype))
-    one, none, mask = jnp.eye(n_atoms, c, dtype=V.dtype), jnp.zeros_like(theta), jnp.eye(1, c, c - 1, dtype=V.dtype)
+    heads = relative_heads(
+        _taps(D), jnp.pad(V, [(0, 0), (0, c - n_atoms), (0, 1)]), jnp.zeros(c, V.dtype)
+    )
+    one, none, mask = (
+        jnp.eye(n_atoms, c, dtype=V.dtype),
+        jnp.zeros_like(theta),
+        jnp.eye(1, c, c - 1, dtype=V.dtype),
+    )
     hidden = jnp.concatenate([one - G * mask, -one - G * mask, one, -one])
     offset = jnp.concatenate([-theta, -theta, none, none])
     output = jnp.concatenate([one, -one, -one, one]).T
-    # Beyond the square root of the largest number codes have diverged; the bound must not overflow before they do.
+    # Beyond the square root of the largest number codes have diverged; the bound must not overflow
+    # before they do.
     most = math.sqrt(jnp.finfo(V.dtype).max)
     return BlockWeights(heads, hidden, offset, output), jnp.clip(grown - theta, 0, most)
 
 
 def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
-    """V_tau for all tau, (heads, n_atoms, n_atoms + n_channels): what x and y at distance tau add to x."""
+    """V_tau for all tau, (heads, n_atoms, n_atoms + n_channels): what x and y at distance tau add
+    to x.
+    """
     window = [n - 1 for n in D.kernel]
     with jax.default_matmul_precision("highest"):
-        from_x = -lax.conv_general_dilated(W.filters, D.filters, (1,) * len(window), [(n, n) for n in window])
+        from_x = -lax.conv_general_dilated(
+            W.filters, D.filters, (1,) * len(window), [(n, n) for n in window]
+        )
     from_y = jnp.pad(W.filters, [(0, 0), (0, 0), *((n, 0) for n in window)])
     V = gamma * jnp.concatenate([from_x, from_y], 1)
     return jnp.moveaxis(V.reshape(*V.shape[:2], -1), -1, 0)
@@ -179,13 +217,17 @@ def _token_grid(D: Conv) -> tuple[int, ...]:
 
 def _code_places(D: Conv) -> tuple[slice, ...]:
     """Where on the grid of tokens the codes stand."""
-    return tuple(slice(a, a + (p - 1) * t + 1, t) for a, p, t in zip(_lead(D), D.positions, D.stride))
+    return tuple(
+        slice(a, a + (p - 1) * t + 1, t) for a, p, t in zip(_lead(D), D.positions, D.stride)
+    )
 
 
 def shift_invariant(D, where: str) -> Conv:
     """D as a `Conv` whose atoms are all shifts of its filters; raises where it is not."""
     if not isinstance(D, Conv):
-        raise TypeError(f"{where}: D is {type(D).__name__}; expected a Conv, whose codes stand at positions")
+        raise TypeError(
+            f"{where}: D is {type(D).__name__}; expected a Conv, whose codes stand at positions"
+        )
     if D.boundary == "zero":
         raise ValueError(
             f'{where}: boundary "zero" cuts atoms at the border, so that W\'D is not the same at all positions, as the '

@@ -1,59 +1,143 @@
-"""The theory: coherence and what it allows, threshold schedules with certified errors, analytic weights.
+"""The theory: coherence and what it allows, threshold schedules with certified errors, analytic
+weights.
 
 Traceable functions work in the dtype of D; host functions return float64 records with `holds`.
 """
 
-from unrolled.theory._activations import ActivationSchedule as ActivationSchedule
-from unrolled.theory._activations import activation_schedule as activation_schedule
-from unrolled.theory._activations import theorem_of as theorem_of
-from unrolled.theory._coherence import Coherence as Coherence
-from unrolled.theory._coherence import babel as babel
-from unrolled.theory._coherence import coherence as coherence
-from unrolled.theory._coherence import diagonal as diagonal
-from unrolled.theory._coherence import max_sparsity as max_sparsity
-from unrolled.theory._coherence import mutual_coherence as mutual_coherence
-from unrolled.theory._coherence import rounding_guard as rounding_guard
-from unrolled.theory._coherence import spark_bound as spark_bound
-from unrolled.theory._coherence import sparsity_bound as sparsity_bound
-from unrolled.theory._coherence import welch_bound as welch_bound
-from unrolled.theory._convergence import AtomSchedule as AtomSchedule
-from unrolled.theory._convergence import Plan as Plan
-from unrolled.theory._convergence import atom_coherence as atom_coherence
-from unrolled.theory._convergence import atom_schedule as atom_schedule
-from unrolled.theory._convergence import noise_gain as noise_gain
-from unrolled.theory._convergence import objective_bound as objective_bound
-from unrolled.theory._convergence import plan as plan
-from unrolled.theory._convergence import sequence_bound as sequence_bound
-from unrolled.theory._convergence import support_bound as support_bound
-from unrolled.theory._generalized import AtMost as AtMost
-from unrolled.theory._generalized import GeneralizedCoherence as GeneralizedCoherence
-from unrolled.theory._generalized import MinimalEntryWeights as MinimalEntryWeights
-from unrolled.theory._generalized import coherence_at_most as coherence_at_most
-from unrolled.theory._generalized import generalized_coherence as generalized_coherence
-from unrolled.theory._generalized import minimal_entry_weights as minimal_entry_weights
-from unrolled.theory._generalized import minimax_weights as minimax_weights
-from unrolled.theory._models import CscFeasibility as CscFeasibility
-from unrolled.theory._models import Feasibility as Feasibility
-from unrolled.theory._models import is_csc_feasible as is_csc_feasible
-from unrolled.theory._models import is_feasible as is_feasible
-from unrolled.theory._models import stripe_norm as stripe_norm
-from unrolled.theory._schedules import ErrorBar as ErrorBar
-from unrolled.theory._schedules import Schedule as Schedule
-from unrolled.theory._schedules import code_bound as code_bound
-from unrolled.theory._schedules import deep_schedule as deep_schedule
-from unrolled.theory._schedules import error_bar as error_bar
-from unrolled.theory._schedules import schedule as schedule
-from unrolled.theory._stability import HolisticStability as HolisticStability
-from unrolled.theory._stability import ProductStability as ProductStability
-from unrolled.theory._stability import Stability as Stability
-from unrolled.theory._stability import holistic_stability as holistic_stability
-from unrolled.theory._stability import model_stability as model_stability
-from unrolled.theory._stability import noise_stability as noise_stability
-from unrolled.theory._stability import perturbed_eps as perturbed_eps
-from unrolled.theory._stability import product_stability as product_stability
-from unrolled.theory._stability import stability as stability
-from unrolled.theory._uniqueness import SupportRecovery as SupportRecovery
-from unrolled.theory._uniqueness import Uniqueness as Uniqueness
-from unrolled.theory._uniqueness import recover_on_supports as recover_on_supports
-from unrolled.theory._uniqueness import uniqueness as uniqueness
-from unrolled.theory._weights import frobenius_weights as frobenius_weights
+from unrolled.theory._activations import (
+    ActivationSchedule,
+    activation_schedule,
+    theorem_of,
+)
+from unrolled.theory._coherence import (
+    Coherence,
+    babel,
+    coherence,
+    diagonal,
+    inner_products,
+    max_sparsity,
+    mutual_coherence,
+    rounding_guard,
+    spark_bound,
+    sparsity_bound,
+    weights_coherence,
+    welch_bound,
+)
+from unrolled.theory._convergence import (
+    AtomSchedule,
+    Plan,
+    atom_coherence,
+    atom_schedule,
+    noise_gain,
+    objective_bound,
+    plan,
+    sequence_bound,
+    support_bound,
+)
+from unrolled.theory._generalized import (
+    AtMost,
+    GeneralizedCoherence,
+    MinimalEntryWeights,
+    coherence_at_most,
+    generalized_coherence,
+    minimal_entry_weights,
+    minimax_weights,
+)
+from unrolled.theory._models import (
+    CscFeasibility,
+    Feasibility,
+    as_chain,
+    is_csc_feasible,
+    is_feasible,
+    stripe_norm,
+)
+from unrolled.theory._schedules import (
+    ErrorBar,
+    Schedule,
+    code_bound,
+    deep_schedule,
+    error_bar,
+    schedule,
+)
+from unrolled.theory._stability import (
+    HolisticStability,
+    ProductStability,
+    Stability,
+    holistic_stability,
+    model_stability,
+    noise_stability,
+    perturbed_eps,
+    product_stability,
+    stability,
+)
+from unrolled.theory._uniqueness import (
+    SupportRecovery,
+    Uniqueness,
+    recover_on_supports,
+    uniqueness,
+)
+from unrolled.theory._weights import (
+    frobenius_weights,
+    pseudo_inverse,
+)
+
+__all__ = [
+    "ActivationSchedule",
+    "AtMost",
+    "AtomSchedule",
+    "Coherence",
+    "CscFeasibility",
+    "ErrorBar",
+    "Feasibility",
+    "GeneralizedCoherence",
+    "HolisticStability",
+    "MinimalEntryWeights",
+    "Plan",
+    "ProductStability",
+    "Schedule",
+    "Stability",
+    "SupportRecovery",
+    "Uniqueness",
+    "activation_schedule",
+    "as_chain",
+    "atom_coherence",
+    "atom_schedule",
+    "babel",
+    "code_bound",
+    "coherence",
+    "coherence_at_most",
+    "deep_schedule",
+    "diagonal",
+    "error_bar",
+    "frobenius_weights",
+    "generalized_coherence",
+    "holistic_stability",
+    "inner_products",
+    "is_csc_feasible",
+    "is_feasible",
+    "max_sparsity",
+    "minimal_entry_weights",
+    "minimax_weights",
+    "model_stability",
+    "mutual_coherence",
+    "noise_gain",
+    "noise_stability",
+    "objective_bound",
+    "perturbed_eps",
+    "plan",
+    "product_stability",
+    "pseudo_inverse",
+    "recover_on_supports",
+    "rounding_guard",
+    "schedule",
+    "sequence_bound",
+    "spark_bound",
+    "sparsity_bound",
+    "stability",
+    "stripe_norm",
+    "support_bound",
+    "theorem_of",
+    "uniqueness",
+    "weights_coherence",
+    "welch_bound",
+]

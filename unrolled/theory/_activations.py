@@ -11,7 +11,9 @@ from unrolled.theory._schedules import _numbers, times
 
 
 class ActivationSchedule(NamedTuple):
-    """Thresholds for a general activation; the error splits into the part on the support and the rest."""
+    """Thresholds for a general activation; the error splits into the part on the support and the
+    rest.
+    """
 
     theta: np.ndarray  # (K,)
     error: np.ndarray  # (K+1,) l1 error, on_support + off_support
@@ -37,20 +39,23 @@ def activation_schedule(
     guard: float = 0.0,
     eta: float = 0.0,
 ) -> ActivationSchedule:
-    r"""Thresholds of x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x), with their certified errors.
+    r"""Thresholds of x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x), with their
+    certified errors.
 
-    The deviation H from soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta and |H| <= osc elsewhere, so
+    The deviation H from soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta and
+    |H| <= osc elsewhere, so
 
     .. math::
         \theta &= \max(\mu_W, \eta) (E_S + E_O) + c, \qquad c = C_W \delta + g, \\
         E_S &\leftarrow ((s-1) \mu_W + \eta) E_S + s \mu_W E_O + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
-    Entries off the support are small, at most min(2 L_h theta_k, osc), but no longer zero. Errors stay bounded, and
-    `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W < 1, or a small slope with
-    mu_W (2 L_h d + (2 - 2 L_h) s) < 1 (for eta = 0). The floor holds a multiple of the tail's oscillation in both (the printed
-    (34) misses it); `scale(activation, k)` divides it by k. For rho that is not x on x >= 0 (Theorem 10) osc is that
-    of rho - relu over the whole line and L_h is not used.
+    Entries off the support are small, at most min(2 L_h theta_k, osc), but no longer zero. Errors
+    stay bounded, and `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W < 1, or a
+    small slope with mu_W (2 L_h d + (2 - 2 L_h) s) < 1 (for eta = 0). The floor holds a multiple of
+    the tail's oscillation in both (the printed (34) misses it); `scale(activation, k)` divides it
+    by k. For rho that is not x on x >= 0 (Theorem 10) osc is that of rho - relu over the whole line
+    and L_h is not used.
 
     Args:
         activation: with its constants; a bare function is a TypeError.
@@ -60,14 +65,22 @@ def activation_schedule(
     """
     where = "activation_schedule"
     if not isinstance(activation, Activation):
-        raise TypeError(f"{where}: the theory needs the constants of an Activation, got {activation!r}")
-    mu, C_W, B, noise, guard, eta = _numbers(where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta)
+        raise TypeError(
+            f"{where}: the theory needs the constants of an Activation, got {activation!r}"
+        )
+    mu, C_W, B, noise, guard, eta = _numbers(
+        where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
+    )
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
     d = _checks.as_index(d, "d", where, least=1)
     s = min(s, d)
     exact = activation.identity_on_positives
     L = activation.tail_lipschitz if exact else math.inf
-    osc = activation.tail_oscillation if exact else min(activation.line_oscillation, 2 * activation.relu_gap)
+    osc = (
+        activation.tail_oscillation
+        if exact
+        else min(activation.line_oscillation, 2 * activation.relu_gap)
+    )
     c = times(C_W, noise) + guard
     # Where the tail deviates, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
     M = max(mu, eta) if osc else mu
@@ -97,12 +110,15 @@ def activation_schedule(
 def theorem_of(activation: Activation) -> str:
     """Which theorem speaks of an activation: "12", "15", "10", or "" for none.
 
-    "12": it is ReLU. "15": it is x on x >= 0 and its tail is bounded or Lipschitz (Theorem 9 composes such ones). "10": it is
-    at bounded distance from ReLU. None: SELU, whose slope is not 1 on x > 0; use scale(elu(1.6732632423543772), k).
-    Whether its hypotheses hold depends on mu_W, s and d: `activation_schedule` says.
+    "12": it is ReLU. "15": it is x on x >= 0 and its tail is bounded or Lipschitz (Theorem 9
+    composes such ones). "10": it is at bounded distance from ReLU. None: SELU, whose slope is not 1
+    on x > 0; use scale(elu(1.6732632423543772), k). Whether its hypotheses hold depends on mu_W, s
+    and d: `activation_schedule` says.
     """
     if not isinstance(activation, Activation):
-        raise TypeError(f"theorem_of: the theory needs the constants of an Activation, got {activation!r}")
+        raise TypeError(
+            f"theorem_of: the theory needs the constants of an Activation, got {activation!r}"
+        )
     if activation.relu_gap == 0:
         return "12"
     if activation.identity_on_positives:
@@ -111,7 +127,9 @@ def theorem_of(activation: Activation) -> str:
 
 
 def _regimes(mu, M, c, eta, s, d, B, L, osc) -> list[tuple[float, float]]:
-    """(contraction, limit of the error) of the regimes that can apply; the limit is inf where one does not contract."""
+    """(contraction, limit of the error) of the regimes that can apply; the limit is inf where one
+    does not contract.
+    """
     own = times(s - 1, mu) + eta if s else 0.0
     gain = 2 * s + 2 * L * (d - s) if d > s else 2 * s
     regimes = []

@@ -9,11 +9,16 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary, dense, nonzero_atoms, normalized, unit_atoms
-from unrolled.dictionaries._conv import Conv
+from unrolled._numbers import largest
+from unrolled.dictionaries import Conv, as_dictionary, dense, nonzero_atoms, normalized, unit_atoms
 
 # Unit roundoffs (spacing at 1) of the products that accelerators use in place of float32.
-_PRODUCT_EPS = {"bfloat16": 2.0**-7, "tensorfloat32": 2.0**-10, "float32": 2.0**-23, "highest": None}
+_PRODUCT_EPS = {
+    "bfloat16": 2.0**-7,
+    "tensorfloat32": 2.0**-10,
+    "float32": 2.0**-23,
+    "highest": None,
+}
 
 
 class Coherence(NamedTuple):
@@ -26,8 +31,8 @@ class Coherence(NamedTuple):
 def mutual_coherence(D) -> Array:
     r"""mu(D) = max_{i != j} |d_i . d_j| / (|d_i| |d_j|), in [0, 1]; 0 for a single atom.
 
-    Columns need not be normalised. A zero atom is a ValueError where it can be seen, nan under `jit`.
-    Convolutional dictionaries are answered from the correlations of their filters.
+    Columns need not be normalised. A zero atom is a ValueError where it can be seen, nan under
+    `jit`. Convolutional dictionaries are answered from the correlations of their filters.
 
     Reference: Li, Feng, Zhou (2024), Definition 3; Donoho, Huo (2001).
     """
@@ -35,43 +40,45 @@ def mutual_coherence(D) -> Array:
     _refuse_cut_atoms(D, "mutual_coherence")
     unit, norms = normalized(D)
     nonzero_atoms(norms, "mutual_coherence")
-    mu = jnp.minimum(_coherence(unit, unit).mu_W, 1.0)
+    mu = jnp.minimum(weights_coherence(unit, unit).mu_W, 1.0)
     return jnp.where((norms > 0).all(), mu, jnp.nan)
 
 
 def coherence(W, D) -> Coherence:
     r"""(mu_W, C_W): mu_W = max_{i != j} |w_i . d_j| and C_W = max |W_ij|.
 
-    Every convergence theorem holds with these two numbers for any W with w_i . d_i = 1, so weights from anywhere
-    (D itself, the closed form, linear programs, training) are certified by evaluating them.
+    Every convergence theorem holds with these two numbers for any W with w_i . d_i = 1, so weights
+    from anywhere (D itself, the closed form, linear programs, training) are certified by evaluating
+    them.
 
     Raises:
-        ValueError: shapes that differ, or a known D whose atoms are off unit norm by more than 1e-4.
+        ValueError: shapes that differ, or a known D whose atoms are off unit norm by more than
+            1e-4.
 
     Reference: Li, Feng, Zhou (2024), Definitions 7 and 8.
     """
     D, W = as_dictionary(D, "coherence"), as_dictionary(W, "coherence")
     if W.shape != D.shape:
         hint = " Did you pass W.T?" if W.shape == D.shape[::-1] else ""
-        raise ValueError(f"coherence: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}")
+        raise ValueError(
+            f"coherence: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}"
+        )
     _refuse_cut_atoms(D, "coherence")
     unit_atoms(D, "coherence")
     dtype = _checks.common_dtype(W, D)
-    return _coherence(_checks.cast(W, dtype), _checks.cast(D, dtype))
+    return weights_coherence(_checks.cast(W, dtype), _checks.cast(D, dtype))
 
 
-def _coherence(W, D) -> Coherence:
+def weights_coherence(W, D) -> Coherence:
+    """As `coherence`, without its checks: atoms of any norm, traced or known."""
     products, own = inner_products(W, D)
-    return Coherence(_largest(jnp.where(own, 0.0, jnp.abs(products))), _largest(jnp.abs(_atoms(W))))
-
-
-def _largest(x: Array) -> Array:
-    """max(x), nan if there is one: XLA's reduction on a CPU drops them."""
-    return jnp.where(jnp.isnan(x).any(), jnp.nan, jnp.max(x))
+    return Coherence(largest(jnp.where(own, 0.0, jnp.abs(products))), largest(jnp.abs(_atoms(W))))
 
 
 def diagonal(W, D) -> Array:
-    """w_i . d_i for every row of `inner_products`: all atoms, or those that stand for all of a `Conv`."""
+    """w_i . d_i for every row of `inner_products`: all atoms, or those that stand for all of a
+    `Conv`.
+    """
     products, own = inner_products(W, D)
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
@@ -79,7 +86,8 @@ def diagonal(W, D) -> Array:
 def inner_products(W, D) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
-    Dense: all rows. Shift-invariant `Conv` pairs: the corner atoms of every filter, which meet every relative shift.
+    Dense: all rows. Shift-invariant `Conv` pairs: the corner atoms of every filter, which meet
+        every relative shift.
     """
     with jax.default_matmul_precision("highest"):
         if isinstance(D, Conv) and D.is_shift_invariant() and D.is_shift_of(W):
@@ -103,10 +111,11 @@ def _refuse_cut_atoms(D, where: str) -> None:
 
 
 def babel(D, s: int) -> Array:
-    r"""mu_1(s) = max_i of the sum of the s largest |d_i . d_j|, j != i: the coherence of one atom with s others.
+    r"""mu_1(s) = max_i of the sum of the s largest |d_i . d_j|, j != i: the coherence of one atom
+    with s others.
 
-    mu_1(1) = mu, and mu_1(s) <= s mu. Codes with at most s nonzeros are unique, and basis pursuit finds them, if
-    mu_1(s - 1) + mu_1(s) < 1. Unit atoms; s >= d counts all others. Traceable.
+    mu_1(1) = mu, and mu_1(s) <= s mu. Codes with at most s nonzeros are unique, and basis pursuit
+    finds them, if mu_1(s - 1) + mu_1(s) < 1. Unit atoms; s >= d counts all others. Traceable.
 
     Raises:
         ValueError: atoms off unit norm, or s negative.
@@ -123,25 +132,34 @@ def babel(D, s: int) -> Array:
     with jax.default_matmul_precision("highest"):
         products = jnp.abs(dense(D)[:, rows].T @ D)
     others = jnp.where(rows[:, None] == jnp.arange(d)[None, :], 0, products)
-    return _largest(jnp.sum(jnp.sort(others, axis=1)[:, d - min(s, d) :], axis=1))
+    return largest(jnp.sum(jnp.sort(others, axis=1)[:, d - min(s, d) :], axis=1))
 
 
 def spark_bound(mu: float) -> float:
-    """1 + 1/mu: fewer atoms are never dependent. For mu the mutual, the generalized coherence or any mu_W; inf at mu = 0."""
+    """1 + 1/mu: fewer atoms are never dependent. For mu the mutual, the generalized coherence or
+    any mu_W; inf at mu = 0.
+    """
     return 2 * sparsity_bound(mu)
 
 
 def welch_bound(m: int, d: int) -> float:
-    """sqrt((d - m) / (m (d - 1))), 0 if d <= m: no dictionary has less coherence, and no W less mu_W.
+    """sqrt((d - m) / (m (d - 1))), 0 if d <= m: no dictionary has less coherence, and no W less
+    mu_W.
 
-    For W: G = W'D has rank at most m and trace d, so d <= sqrt(m) norm(G)_F <= sqrt(m (d + d (d - 1) mu_W^2)).
+    For W: G = W'D has rank at most m and trace d, so d <= sqrt(m) norm(G)_F <= sqrt(m (d + d (d -
+        1) mu_W^2)).
     """
-    m, d = _checks.as_index(m, "m", "welch_bound", least=1), _checks.as_index(d, "d", "welch_bound", least=1)
+    m, d = (
+        _checks.as_index(m, "m", "welch_bound", least=1),
+        _checks.as_index(d, "d", "welch_bound", least=1),
+    )
     return math.sqrt((d - m) / (m * (d - 1))) if d > m else 0.0
 
 
 def sparsity_bound(mu: float) -> float:
-    """(1 + 1/mu) / 2, inf at mu = 0: codes with fewer nonzeros are unique (Theorem 1) and LISTA-CP finds them."""
+    """(1 + 1/mu) / 2, inf at mu = 0: codes with fewer nonzeros are unique (Theorem 1) and LISTA-CP
+    finds them.
+    """
     mu = _host(mu, "mu", "sparsity_bound")
     if not mu >= 0:
         raise ValueError(f"sparsity_bound: mu must be non-negative, got {mu}")
@@ -149,7 +167,8 @@ def sparsity_bound(mu: float) -> float:
 
 
 def max_sparsity(mu: float, d: int) -> int:
-    """The largest integer strictly below `sparsity_bound(mu)`, at most d; conservative within rounding of an integer.
+    """The largest integer strictly below `sparsity_bound(mu)`, at most d; conservative within
+    rounding of an integer.
 
     A mu computed in float32 may be low by its rounding: multiply it by 1 + 1e-6 first.
     """
@@ -159,23 +178,26 @@ def max_sparsity(mu: float, d: int) -> int:
 
 
 def rounding_guard(W, D, *, sparsity: int, bound: float, precision: str | None = None) -> float:
-    r"""g = 4 eps G s B with G = max_ij (|W|' |D|)_ij: what rounding adds to an inner product w_i . (y - D x).
+    r"""g = 4 eps G s B with G = max_ij (|W|' |D|)_ij: what rounding adds to an inner product w_i .
+    (y - D x).
 
-    Theoretical thresholds fall to zero, rounding does not; without the guard the iteration diverges at depth. Pass it
-    to `schedule`, where it stands beside C_W delta inside the recursion.
+    Theoretical thresholds fall to zero, rounding does not; without the guard the iteration diverges
+    at depth. Pass it to `schedule`, where it stands beside C_W delta inside the recursion.
 
     Args:
         W, D: (m, d).
         sparsity, bound: s and B of the class of signals.
-        precision: of the products: None for the dtype of D, or "tensorfloat32" or "bfloat16" where an accelerator
-            uses those for float32.
+        precision: of the products: None for the dtype of D, or "tensorfloat32" or "bfloat16" where
+            an accelerator uses those for float32.
 
     Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger.
     """
     _checks.nonnegative(bound, "bound", "rounding_guard")
     s = _checks.as_index(sparsity, "sparsity", "rounding_guard")
     if precision is not None and precision not in _PRODUCT_EPS:
-        raise ValueError(f"rounding_guard: unknown precision {precision!r}; expected one of {', '.join(_PRODUCT_EPS)}")
+        raise ValueError(
+            f"rounding_guard: unknown precision {precision!r}; expected one of {', '.join(_PRODUCT_EPS)}"
+        )
     _checks.on_host((W, D), "rounding_guard")
     dtype = _checks.common_dtype(W, D)
     eps = _PRODUCT_EPS[precision] if precision else None

@@ -1,4 +1,6 @@
-"""Generalized coherence (Definition 7) with certificates, and the weights with the least entries at it (Definition 8)."""
+"""Generalized coherence (Definition 7) with certificates, and the weights with the least entries at
+it (Definition 8).
+"""
 
 import hashlib
 import io
@@ -19,8 +21,7 @@ from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
 from unrolled._interior_point import least_entries, one_thread
-from unrolled.dictionaries._base import as_dictionary, dense, unit_atoms
-from unrolled.dictionaries._conv import Conv
+from unrolled.dictionaries import Conv, as_dictionary, dense, unit_atoms
 from unrolled.theory._coherence import _host, _refuse_cut_atoms
 
 # A relative gap says nothing of a coherence that is zero: this much is rounding.
@@ -52,28 +53,33 @@ def generalized_coherence(
     .. math:: \tilde\mu_i = \min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1, \qquad
         1 / \tilde\mu_i = \min \|v\|_1 : \sum_{j \ne i} v_j d_j = d_i.
 
-    The upper value of an atom is the coherence of its w_i, the lower one comes from a feasible v. Linear programs are solved
-    together, in float64 on the host; results have the dtype of D, the bounds rounded outwards. Atoms that are independent
-    of the rest have mu~_i = 0, duplicates 1. A circular `Conv` whose stride divides the signal needs one program per filter.
+    The upper value of an atom is the coherence of its w_i, the lower one comes from a feasible v.
+    Linear programs are solved together, in float64 on the host; results have the dtype of D, the
+    bounds rounded outwards. Atoms that are independent of the rest have mu~_i = 0, duplicates 1. A
+    circular `Conv` whose stride divides the signal needs one program per filter.
 
     Args:
         D: (m, d), unit atoms.
         tol: relative gap of every atom, or of the maximum.
         atoms: solve for these n atoms only; None for all of them.
-        only_maximum: settle mu~ alone: atoms whose w is already known to stay below it keep that w. `W` is then optimal for
-            max_i, not atom by atom, and `holds` speaks of the maximum.
+        only_maximum: settle mu~ alone: atoms whose w is already known to stay below it keep that w.
+            `W` is then optimal for max_i, not atom by atom, and `holds` speaks of the maximum.
         progress: called as progress(settled, total) on long runs.
-        cache: a folder that keeps results by the sha256 of D; its entries are certified again when they are read.
+        cache: a folder that keeps results by the sha256 of D; its entries are certified again when
+            they are read.
 
     Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
-    d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no derivative. For a float32
-    D the returned W is rounded after it was certified. A traced D with NaN or a zero atom gives upper = inf, holds = False.
+    d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no
+    derivative. For a float32 D the returned W is rounded after it was certified. A traced D with
+    NaN or a zero atom gives upper = inf, holds = False.
 
     Raises:
-        ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive. (A program that ends above
-            the gap is not an error: its bounds come back with holds = False.)
+        ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive. (A
+            program that ends above the gap is not an error: its bounds come back with holds =
+            False.)
 
-    Reference: Li, Feng, Zhou (2024), Definition 7; Chen et al. (2018). The bounds are float64, not interval arithmetic.
+    Reference: Li, Feng, Zhou (2024), Definition 7; Chen et al. (2018). The bounds are float64, not
+    interval arithmetic.
     """
     where = "generalized_coherence"
     D = _unit_dictionary(D, where)
@@ -89,7 +95,9 @@ def generalized_coherence(
         return _highest(dual, tried, (1 + tol) / primal.min())
 
     choose = highest if only_maximum else None
-    solve = partial(_solve, chosen=chosen, tol=tol, choose=choose, quick=only_maximum, progress=progress)
+    solve = partial(
+        _solve, chosen=chosen, tol=tol, choose=choose, quick=only_maximum, progress=progress
+    )
     if cache is not None:
         solve = partial(_cached, solve, Path(cache), chosen, (tol, only_maximum))
     upper, lower, W = _differentiable(solve, chosen)(dense(D))
@@ -104,8 +112,9 @@ def generalized_coherence(
 def minimax_weights(D, tol: float = 1e-6):
     """W of the generalized coherence: every w_i of least max |w_i . d_j|, j != i (linear programs).
 
-    The least mu_W there is, so the largest sparsity and the fastest rate that theory can certify; norm(W) and C_W are larger
-    than those of the closed form. Traceable. `theory.generalized_coherence` gives the certificate as well.
+    The least mu_W there is, so the largest sparsity and the fastest rate that theory can certify;
+    norm(W) and C_W are larger than those of the closed form. Traceable.
+    `theory.generalized_coherence` gives the certificate as well.
     """
     return generalized_coherence(D, tol).W
 
@@ -119,7 +128,8 @@ class AtMost(NamedTuple):
 
 
 def coherence_at_most(D, level: float, tol: float = 1e-6) -> AtMost:
-    """Is mu~(D) at most `level`? Answered as soon as one atom is above it, or all are certified below it.
+    """Is mu~(D) at most `level`? Answered as soon as one atom is above it, or all are certified
+    below it.
 
     Host function, arguments as in `generalized_coherence`.
     """
@@ -152,20 +162,28 @@ class MinimalEntryWeights(NamedTuple):
 
 
 def minimal_entry_weights(
-    D, coherence: float | GeneralizedCoherence | None = None, tol: float = 1e-6, *, progress: Callable | None = None
+    D,
+    coherence: float | GeneralizedCoherence | None = None,
+    tol: float = 1e-6,
+    *,
+    progress: Callable | None = None,
 ) -> MinimalEntryWeights:
-    r"""W in X(D): w_i of least largest entry with w_i . d_i = 1 and |w_i . d_j| <= mu, at one mu for all atoms.
+    r"""W in X(D): w_i of least largest entry with w_i . d_i = 1 and |w_i . d_j| <= mu, at one mu
+    for all atoms.
 
-    Noise enters the thresholds through C_W = max |W_ij|, so among the weights of one coherence these have the lowest floor.
+    Noise enters the thresholds through C_W = max |W_ij|, so among the weights of one coherence
+    these have the lowest floor.
 
     Args:
         D: (m, d), unit atoms. Structured ones are made dense.
-        coherence: the level mu, or the result of `generalized_coherence` (or None to compute it), whose W to start from
-            and whose upper value, times 1 + 1e-6 and at least 1e-9, is the level.
+        coherence: the level mu, or the result of `generalized_coherence` (or None to compute it),
+            whose W to start from and whose upper value, times 1 + 1e-6 and at least 1e-9, is the
+            level.
         tol: relative gap of every atom.
 
     Returns:
-        MinimalEntryWeights, in float64. A level below mu~ has no such W: upper is inf for those atoms, holds False.
+        MinimalEntryWeights, in float64. A level below mu~ has no such W: upper is inf for those
+        atoms, holds False.
 
     Raises:
         TypeError: traced arguments. ValueError: as in `generalized_coherence`, or a negative level.
@@ -178,14 +196,21 @@ def minimal_entry_weights(
     d, given = A.shape[1], coherence is not None and not isinstance(coherence, GeneralizedCoherence)
     if not isinstance(start, GeneralizedCoherence):
         with jax.enable_x64(True):
-            # A level of the caller's may lie between the values of the atoms: each then needs its own.
+            # A level of the caller's may lie between the values of the atoms: each then needs its
+            # own.
             start = generalized_coherence(A, tol, only_maximum=not given)
     _checks.on_host(start, where, "coherence")
     W = np.array(dense(start.W), np.float64)
     if W.shape != A.shape:
-        raise ValueError(f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all atoms")
+        raise ValueError(
+            f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all atoms"
+        )
     W, reached = _certified(A, W, np.arange(d))
-    level = _host(coherence, "coherence", where) if given else max(float(reached.max()) * (1 + 1e-6), 1e-9)
+    level = (
+        _host(coherence, "coherence", where)
+        if given
+        else max(float(reached.max()) * (1 + 1e-6), 1e-9)
+    )
     if not level >= 0:
         raise ValueError(f"{where}: coherence must be non-negative, got {level}")
     upper, lower = np.full(d, np.inf), np.zeros(d)
@@ -197,7 +222,9 @@ def minimal_entry_weights(
             if progress is not None:
                 progress(int(i) + 1, d)
     holds = bool(np.all(np.isfinite(upper) & (upper - lower <= tol * upper)))
-    return MinimalEntryWeights(W, float(upper.max()), float(lower.max()), upper, lower, level, holds)
+    return MinimalEntryWeights(
+        W, float(upper.max()), float(lower.max()), upper, lower, level, holds
+    )
 
 
 def _unit_dictionary(D, where: str):
@@ -233,7 +260,9 @@ def _has_one_program_per_filter(D) -> bool:
 
 
 def _highest(dual, tried, level):
-    """The untried program with the largest certified coherence 1 / dual, if that is above `level`; else None."""
+    """The untried program with the largest certified coherence 1 / dual, if that is above `level`;
+    else None.
+    """
     k = int(np.argmin(np.where(tried, np.inf, dual)))
     return k if not tried[k] and dual[k] * level < 1 else None
 
@@ -255,7 +284,8 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
         return np.full(n, np.inf), np.zeros(n), W, V
     whitened = lp.whiten(A)
     alone, nearly = _independent(whitened.Q)
-    P = whitened.lift @ whitened.Q[:, alone]  # p_k . a_k = 1 and p_k . a_j = 0 for independent atoms k
+    # p_k . a_k = 1 and p_k . a_j = 0 for independent atoms k
+    P = whitened.lift @ whitened.Q[:, alone]
     rest, own = np.flatnonzero(~alone), ~alone[chosen] & ~nearly[chosen]
     W[:, alone[chosen]] = P[:, np.searchsorted(np.flatnonzero(alone), chosen[alone[chosen]])]
     if own.any():
@@ -280,7 +310,8 @@ def _solve(A, *, chosen, tol, choose, quick=False, progress=None):
 
 
 def _independent(Q):
-    """Which atoms are independent of the others, and which nearly: sqrt(h (1 - h)) of their leverages h is small.
+    """Which atoms are independent of the others, and which nearly: sqrt(h (1 - h)) of their
+    leverages h is small.
 
     It is had from the other atoms, to eps; 1 - h itself would be lost.
     """
@@ -291,7 +322,9 @@ def _independent(Q):
 
 
 def _apart(atom, others, tol):
-    """w and v of one atom by a program of its own: what the others leave of it drowns in the rounding of the shared one."""
+    """w and v of one atom by a program of its own: what the others leave of it drowns in the
+    rounding of the shared one.
+    """
     found = lp.basis_pursuit(lp.whiten(others), atom[:, None], tol=tol)
     z, v = found.Z[:, 0], found.V[:, 0]
     missed = atom - others @ v
@@ -300,9 +333,11 @@ def _apart(atom, others, tol):
 
 
 def _lower_bounds(A, whitened, V, chosen):
-    r"""(1 - sqrt(d) |rho|) / |v|_1 with rho what v misses of its atom, in whitened coordinates; 0 for a v that misses it.
+    r"""(1 - sqrt(d) |rho|) / |v|_1 with rho what v misses of its atom, in whitened coordinates; 0
+    for a v that misses it.
 
-    There |w| <= sqrt(d) for every w that matters, since norm(w)^2 is the sum of the (w . a_j)^2, at most 1 each.
+    There |w| <= sqrt(d) for every w that matters, since norm(w)^2 is the sum of the (w . a_j)^2, at
+    most 1 each.
     """
     missed = A[:, chosen] - A @ V
     off = np.linalg.norm(whitened.into @ missed, axis=0) * np.sqrt(A.shape[1])
@@ -315,7 +350,9 @@ def _certified(A, W, chosen):
     """W scaled to w_i . a_i = 1, and the coherence of every w_i: the certificate looks at A itself."""
     atoms, columns = A[:, chosen], np.arange(len(chosen))
     own = np.sum(W * atoms, 0)
-    W = np.where(own > 0, W, atoms)  # a w that does not see its atom is no start: the atom itself is
+    W = np.where(
+        own > 0, W, atoms
+    )  # a w that does not see its atom is no start: the atom itself is
     W = W / np.sum(W * atoms, 0)
     products = np.abs(A.T @ W)
     products[chosen, columns] = 0
@@ -323,7 +360,9 @@ def _certified(A, W, chosen):
 
 
 def _differentiable(solve, chosen):
-    """A -> (upper, lower, W) in the dtype of A, by the host function `solve`, with the derivatives of the bounds."""
+    """A -> (upper, lower, W) in the dtype of A, by the host function `solve`, with the derivatives
+    of the bounds.
+    """
     n = len(chosen)
 
     def host(A):
@@ -334,7 +373,9 @@ def _differentiable(solve, chosen):
         if _checks.is_concrete(A):
             return tuple(map(jnp.asarray, host(A)))
         (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
-        return jax.pure_callback(host, (of((n,)), of((n,)), of((m, n)), of((d, n))), A, vmap_method="sequential")
+        return jax.pure_callback(
+            host, (of((n,)), of((n,)), of((m, n)), of((d, n))), A, vmap_method="sequential"
+        )
 
     @jax.custom_jvp
     def values(A):
@@ -360,9 +401,13 @@ def _outwards(upper, lower, dtype):
 
 
 def _cached(solve, folder: Path, chosen, mode, A):
-    """`solve(A)`, kept in `folder`: what is read back is certified against A again, so a wrong file is only a slow one."""
+    """`solve(A)`, kept in `folder`: what is read back is certified against A again, so a wrong file
+    is only a slow one.
+    """
     A = np.asarray(A, np.float64)
-    key = hashlib.sha256(repr((A.shape, chosen.tolist(), mode)).encode() + np.ascontiguousarray(A).tobytes())
+    key = hashlib.sha256(
+        repr((A.shape, chosen.tolist(), mode)).encode() + np.ascontiguousarray(A).tobytes()
+    )
     path = folder / f"coherence-{key.hexdigest()}.npz"
     kept = _read(path, A.shape, len(chosen))
     if kept is not None:
@@ -379,13 +424,26 @@ def _cached(solve, folder: Path, chosen, mode, A):
 
 
 def _read(path: Path, shape, n: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """W (m, n) and V (d, n) of a file of the cache; None where it is absent, damaged or holds something else."""
+    """W (m, n) and V (d, n) of a file of the cache; None where it is absent, damaged or holds
+    something else.
+    """
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
             W, V = kept["W"], kept["V"]
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+    ):
         return None
-    fits = W.shape == (shape[0], n) and V.shape == (shape[1], n) and W.dtype == V.dtype == np.float64
+    fits = (
+        W.shape == (shape[0], n) and V.shape == (shape[1], n) and W.dtype == V.dtype == np.float64
+    )
     return (W, V) if fits and np.isfinite(W).all() and np.isfinite(V).all() else None
 
 

@@ -1,4 +1,6 @@
-"""The models: deep sparse coding (Definition 2), multilayer convolutional sparse coding (Definition 1), and chains."""
+"""The models: deep sparse coding (Definition 2), multilayer convolutional sparse coding (Definition
+1), and chains.
+"""
 
 import functools
 from typing import NamedTuple
@@ -10,12 +12,19 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import Structured, as_dictionary, column_norms, dense, nonzero_atoms
-from unrolled.dictionaries._conv import Conv
+from unrolled.dictionaries import (
+    Conv,
+    Structured,
+    as_dictionary,
+    column_norms,
+    dense,
+    nonzero_atoms,
+)
 from unrolled.theory._coherence import _abs, max_sparsity, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import _numbers
 
-# A column of a product that cancels to below this part of its terms is taken for zero: rounding is most of it.
+# A column of a product that cancels to below this part of its terms is taken for zero: rounding is
+# most of it.
 CANCELLED = 1e-6
 
 
@@ -27,12 +36,13 @@ def stripe_norm(
     circular: bool = False,
     tol: float = 0.0,
 ) -> Array:
-    r"""The most nonzeros in one stripe: all the channels at the positions whose atoms overlap those of one position.
+    r"""The most nonzeros in one stripe: all the channels at the positions whose atoms overlap those
+    of one position.
 
     .. math:: \|x\|^s_{0,\infty} = \max_p \#\{(f, q) : x_{f,q} \ne 0, \; |q_k - p_k| < \lceil n_k / t_k \rceil\}.
 
-    A stripe has 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, all of them on a short circle.
-    Traceable in x and tol.
+    A stripe has 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, all of them on a
+    short circle. Traceable in x and tol.
 
     Args:
         x: (n_atoms, *positions), as `Conv.unflatten_code` gives it.
@@ -44,16 +54,21 @@ def stripe_norm(
         An integer, ().
 
     Raises:
-        ValueError: x without channels or positions, a kernel or stride below 1 or for other dimensions, tol < 0.
+        ValueError: x without channels or positions, a kernel or stride below 1 or for other
+            dimensions, tol < 0.
 
     Reference: Papyan, Romano, Elad (2017); Li, Feng, Zhou (2024), Definition 1.
     """
     where = "stripe_norm"
     x = _checks.as_float(x, "x", where)
     if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(f"{where}: x has shape {x.shape}; expected (n_atoms, *positions), none of them 0")
+        raise ValueError(
+            f"{where}: x has shape {x.shape}; expected (n_atoms, *positions), none of them 0"
+        )
     _checks.nonnegative(tol, "tol", where)
-    kernel, stride = (_per_dimension(v, x, name, where) for v, name in ((kernel, "kernel"), (stride, "stride")))
+    kernel, stride = (
+        _per_dimension(v, x, name, where) for v, name in ((kernel, "kernel"), (stride, "stride"))
+    )
     reach = tuple(-(-n // t) - 1 for n, t in zip(kernel, stride))
     return _fullest_stripe(~(jnp.abs(x) <= jnp.asarray(tol, x.dtype)), reach, circular)
 
@@ -74,7 +89,9 @@ def _fullest_stripe(nonzero: Array, reach: tuple[int, ...], circular: bool) -> A
 def _per_dimension(value, x: Array, name: str, where: str) -> tuple[int, ...]:
     values = value if isinstance(value, (tuple, list)) else (value,) * (x.ndim - 1)
     if len(values) != x.ndim - 1:
-        raise ValueError(f"{where}: {name} {value} does not fit x of shape {x.shape}; expected one per dimension")
+        raise ValueError(
+            f"{where}: {name} {value} does not fit x of shape {x.shape}; expected one per dimension"
+        )
     return tuple(_checks.as_index(v, name, where, least=1) for v in values)
 
 
@@ -92,19 +109,22 @@ def is_feasible(y, Ds, xs, sparsities, eps, *, tol: float = 0.0) -> Feasibility:
 
     .. math:: \|x_{j-1} - D_j x_j\|_2 \le \epsilon_j, \qquad \|x_j\|_0 \le s_j, \qquad j = 1, \dots, J.
 
-    In float64, on the host. A residual may exceed eps_j by `rounding`, (s + 2) eps norm(|x_{j-1}| + |D_j| |x_j|) with
-    s nonzeros and eps of the coarsest dtype in the layer: what a product in that dtype can leave, so that eps = 0 can be
-    met. More, as from products in TF32, is for eps to allow.
+    In float64, on the host. A residual may exceed eps_j by `rounding`, (s + 2) eps norm(|x_{j-1}| +
+    |D_j| |x_j|) with s nonzeros and eps of the coarsest dtype in the layer: what a product in that
+    dtype can leave, so that eps = 0 can be met. More, as from products in TF32, is for eps to
+    allow.
 
     Args:
         y: (m,).
         Ds, xs: J dictionaries (d_{j-1}, d_j), d_0 = m, and J codes (d_j,).
         sparsities: J integers s_j (the paper's lambda_j).
         eps: one tolerance, or one per layer.
-        tol: entries of the codes of magnitude at most tol are set to zero first, for counts and residuals alike.
+        tol: entries of the codes of magnitude at most tol are set to zero first, for counts and
+            residuals alike.
 
     Raises:
-        TypeError: traced arguments. ValueError: shapes or lengths that do not meet, negative or NaN numbers.
+        TypeError: traced arguments. ValueError: shapes or lengths that do not meet, negative or NaN
+            numbers.
 
     Reference: Li, Feng, Zhou (2024), Definition 2.
     """
@@ -119,7 +139,9 @@ def is_feasible(y, Ds, xs, sparsities, eps, *, tol: float = 0.0) -> Feasibility:
 
 
 class CscFeasibility(NamedTuple):
-    """How a chain of codes meets the ML-CSC problem, and the local condition for it to be the only one."""
+    """How a chain of codes meets the ML-CSC problem, and the local condition for it to be the only
+    one.
+    """
 
     holds: bool  # residuals <= rounding and stripes <= sparsities, in every layer
     residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf where a code is not finite
@@ -134,15 +156,17 @@ def is_csc_feasible(y, Ds, xs, sparsities, *, tol: float = 0.0) -> CscFeasibilit
 
     .. math:: x_{j-1} = D_j x_j, \qquad \|x_j\|^s_{0,\infty} \le s_j, \qquad j = 1, \dots, J.
 
-    Equality up to `rounding`, as in `is_feasible`. Stripes follow the kernel, stride and boundary of each `Conv`; on a
-    circle that the stride does not divide they are widened to what overlaps across the seam. Where `unique` is True in
-    every layer, no other chain for y has all its stripe norms below `bounds`; global counts may be far above them.
+    Equality up to `rounding`, as in `is_feasible`. Stripes follow the kernel, stride and boundary
+    of each `Conv`; on a circle that the stride does not divide they are widened to what overlaps
+    across the seam. Where `unique` is True in every layer, no other chain for y has all its stripe
+    norms below `bounds`; global counts may be far above them.
 
     Args: as in `is_feasible`; Ds are `Conv`, whose code grid is the signal grid of the next.
 
     Raises:
-        TypeError: traced arguments, or a dictionary that is not a `Conv`. ValueError: grids or lengths that do not meet,
-            negative or NaN numbers, a zero filter, or boundary "zero" (its cut atoms are not those of one filter).
+        TypeError: traced arguments, or a dictionary that is not a `Conv`. ValueError: grids or
+            lengths that do not meet, negative or NaN numbers, a zero filter, or boundary "zero"
+            (its cut atoms are not those of one filter).
 
     Reference: Papyan, Romano, Elad (2017), Theorem 4; Li, Feng, Zhou (2024), Definition 1.
     """
@@ -156,7 +180,9 @@ def is_csc_feasible(y, Ds, xs, sparsities, *, tol: float = 0.0) -> CscFeasibilit
         mus = [_coherence_of(D, where) for D in Ds]
     met = _met(residuals, rounding, stripes, layer_counts(sparsities, len(Ds), where))
     unique = np.array([n <= max_sparsity(mu, D.shape[1]) for n, mu, D in zip(stripes, mus, Ds)])
-    return CscFeasibility(met, residuals, stripes, rounding, np.array([sparsity_bound(mu) for mu in mus]), unique)
+    return CscFeasibility(
+        met, residuals, stripes, rounding, np.array([sparsity_bound(mu) for mu in mus]), unique
+    )
 
 
 def _coherence_of(D: Conv, where: str) -> float:
@@ -168,7 +194,8 @@ def _coherence_of(D: Conv, where: str) -> float:
 def _conv_stripe_norm(D: Conv, x: Array) -> Array:
     circular = D.boundary == "circular"
     sizes = zip(D.kernel, D.stride, D.positions, D.signal_shape)
-    # From the last position of a circle to the first it is N - (p-1) t, less than t where t does not divide N.
+    # From the last position of a circle to the first it is N - (p-1) t, less than t where t does
+    # not divide N.
     reach = tuple(-(-(n - (N - (p - 1) * t if circular else t)) // t) for n, t, p, N in sizes)
     return _fullest_stripe(D.unflatten_code(x) != 0, reach, circular)
 
@@ -176,7 +203,9 @@ def _conv_stripe_norm(D: Conv, x: Array) -> Array:
 def _grids_meet(Ds, where: str) -> None:
     for j, D in enumerate(Ds, start=1):
         if not isinstance(D, Conv):
-            raise TypeError(f"{where}: D_{j} is a {type(D).__name__}; expected a Conv, or try is_feasible")
+            raise TypeError(
+                f"{where}: D_{j} is a {type(D).__name__}; expected a Conv, or try is_feasible"
+            )
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(
@@ -185,8 +214,12 @@ def _grids_meet(Ds, where: str) -> None:
             )
 
 
-def _evaluated(y, Ds, xs, tol: float, where: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The codes without what tol drops, norm(x_{j-1} - D_j x_j), (J,), and its rounding, (J,), in float64."""
+def _evaluated(
+    y, Ds, xs, tol: float, where: str
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The codes without what tol drops, norm(x_{j-1} - D_j x_j), (J,), and its rounding, (J,), in
+    float64.
+    """
     given = _signals(y, Ds, xs, where)
     signals = [np.asarray(x, np.float64) for x in given]
     signals[1:] = [np.where(np.abs(x) <= tol, 0.0, x) for x in signals[1:]]
@@ -217,7 +250,9 @@ def _signals(y, Ds, xs, where: str) -> list[Array]:
     for x, name, size in zip(signals, names, (Ds[0].shape[0], *(D.shape[1] for D in Ds))):
         if x.shape != (size,):
             shapes = ", ".join(str(D.shape) for D in Ds)
-            raise ValueError(f"{where}: {name} has shape {x.shape}; expected ({size},) with Ds of shapes {shapes}")
+            raise ValueError(
+                f"{where}: {name} has shape {x.shape}; expected ({size},) with Ds of shapes {shapes}"
+            )
     return signals
 
 
@@ -229,10 +264,13 @@ def as_chain(Ds, where: str) -> tuple:
     """The dictionaries of a chain in floating point, their shapes checked against each other.
 
     Raises:
-        ValueError: one dictionary in place of a sequence, no dictionary, or neighbouring shapes that do not meet.
+        ValueError: one dictionary in place of a sequence, no dictionary, or neighbouring shapes
+            that do not meet.
     """
     if isinstance(Ds, Structured) or getattr(Ds, "ndim", 0) == 2:
-        raise ValueError(f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, try [D]")
+        raise ValueError(
+            f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, try [D]"
+        )
     Ds = tuple(as_dictionary(D, where) for D in Ds)
     if not Ds:
         raise ValueError(f"{where}: expected at least one dictionary, got none")
@@ -246,14 +284,18 @@ def as_chain(Ds, where: str) -> tuple:
 
 
 def host_chain(Ds, where: str, dtype=np.float64) -> tuple:
-    """`as_chain` for functions that run on the host, cast to `dtype`; traced dictionaries are a TypeError."""
+    """`as_chain` for functions that run on the host, cast to `dtype`; traced dictionaries are a
+    TypeError.
+    """
     _checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
     return Ds if dtype is None else _checks.cast(Ds, dtype)
 
 
 def effective(Ds) -> tuple:
-    """D_1 ... D_J, a matrix unless it is one structured dictionary, and its column norms, 0 for those that cancel."""
+    """D_1 ... D_J, a matrix unless it is one structured dictionary, and its column norms, 0 for
+    those that cancel.
+    """
     D, size = _product(Ds), _product([magnitudes(D) for D in Ds])
     norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
     return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
@@ -269,7 +311,9 @@ def measured(D) -> tuple[Array, Array]:
 def _product(Ds):
     if len(Ds) == 1 and isinstance(Ds[0], Structured):
         return Ds[0]
-    return functools.reduce(np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds])
+    return functools.reduce(
+        np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds]
+    )
 
 
 def magnitudes(D):

@@ -1,4 +1,6 @@
-"""Threshold schedules of LISTA-CP with their certified errors (Theorem 12), and of chains (Theorem 6)."""
+"""Threshold schedules of LISTA-CP with their certified errors (Theorem 12), and of chains (Theorem
+6).
+"""
 
 import math
 from typing import NamedTuple
@@ -8,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import operands
+from unrolled.dictionaries import operands
 from unrolled.theory._coherence import Coherence, _host, coherence, diagonal
 
 
@@ -16,14 +18,17 @@ class Schedule(NamedTuple):
     """Thresholds of K steps and the error that they certify, for every code of the class."""
 
     theta: np.ndarray  # (K,) thresholds
-    error: np.ndarray  # (K+1,) l1 error after k steps; error / s bounds l_inf, error / sqrt(s) bounds l2
+    # (K+1,) l1 error after k steps; error / s bounds l_inf, error / sqrt(s) bounds l2
+    error: np.ndarray
     contraction: float  # a = (2s-1) mu_W + eta
     rate: float  # -ln a, inf at a = 0
     floor: float  # limit of the error, inf if a >= 1
     holds: bool  # the hypotheses hold: a < 1
 
     def steps_for(self, tol: float) -> float:
-        """Steps until the certified l1 error is at most `tol`: 0 if it starts there, inf if the floor is above."""
+        """Steps until the certified l1 error is at most `tol`: 0 if it starts there, inf if the
+        floor is above.
+        """
         if math.isnan(tol):
             raise ValueError("steps_for: tol is nan")
         if tol >= self.error[0]:
@@ -32,10 +37,13 @@ class Schedule(NamedTuple):
             return math.inf
         if self.contraction == 0:
             return 1
-        return max(1, math.ceil(math.log((self.error[0] - self.floor) / (tol - self.floor)) / self.rate))
+        return max(
+            1, math.ceil(math.log((self.error[0] - self.floor) / (tol - self.floor)) / self.rate)
+        )
 
     def steps_to_support(self, smallest: float, *, sparsity: int) -> float:
-        """Steps until the support is that of the code, for codes whose nonzeros are at least `smallest`: error / s < smallest.
+        """Steps until the support is that of the code, for codes whose nonzeros are at least
+        `smallest`: error / s < smallest.
 
         Not claimed: equality before that, or with magnitudes below floor / s (inf).
         """
@@ -54,16 +62,17 @@ def schedule(
     guard: float = 0.0,
     eta: float = 0.0,
 ) -> Schedule:
-    r"""Thresholds of LISTA-CP with which no step has a false positive and the l1 error stays below `error`.
+    r"""Thresholds of LISTA-CP with which no step has a false positive and the l1 error stays below
+    `error`.
 
     .. math::
         E_0 = s B, \quad \theta_k = \mu_W E_k + C_W \delta + g, \quad
         E_{k+1} = a E_k + 2 s (C_W \delta + g), \quad a = (2s - 1) \mu_W + \eta.
 
-    For every code with at most s nonzeros of magnitude at most B and noise of l1 norm at most delta, the iterates of
-    x <- shrink(x + W'(y - D x), theta_k) from 0 keep their support inside that of the code, and error_k bounds their
-    l1 error (divided by s the l_inf, by sqrt(s) the l2 error). The support is found once error_k / s is below the
-    smallest magnitude.
+    For every code with at most s nonzeros of magnitude at most B and noise of l1 norm at most
+    delta, the iterates of x <- shrink(x + W'(y - D x), theta_k) from 0 keep their support inside
+    that of the code, and error_k bounds their l1 error (divided by s the l_inf, by sqrt(s) the l2
+    error). The support is found once error_k / s is below the smallest magnitude.
 
     Args:
         mu: coherence mu_W of the weights in hand, from `coherence(W, D)`.
@@ -74,12 +83,14 @@ def schedule(
         eta: max abs(1 - w_i . d_i), for weights whose diagonal is not exactly 1.
 
     Returns:
-        Schedule. With a >= 1 the same recursion comes back with holds = False, floor = inf and growing errors.
+        Schedule. With a >= 1 the same recursion comes back with holds = False, floor = inf and
+        growing errors.
 
     Raises:
         TypeError: traced arguments. ValueError: negative or NaN ones.
 
-    Reference: Li, Feng, Zhou (2024), Theorem 12, with the constants that its proof yields; Chen et al. (2018).
+    Reference: Li, Feng, Zhou (2024), Theorem 12, with the constants that its proof yields; Chen et
+    al. (2018).
     """
     mu, C_W, bound, noise, guard, eta = _numbers(
         "schedule", mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
@@ -102,12 +113,14 @@ def schedule(
 def deep_schedule(
     mus, C_Ws, *, sparsities, bounds, noises=None, depths, guards=None, etas=None
 ) -> tuple[Schedule, ...]:
-    r"""Schedules of a chain: the certified error of one block is noise for the next, inside its thresholds.
+    r"""Schedules of a chain: the certified error of one block is noise for the next, inside its
+    thresholds.
 
     .. math:: \hat\delta_1 = \delta_1, \qquad \hat\delta_{j+1} = \delta_{j+1} + E^{(j)}_{K_j}.
 
-    Block j runs on the code of block j-1; no block has a false positive, and its l1 error is below its `error`.
-    Thresholds built for exact inputs, as in the printed proof, diverge where a block contracts slower than the next.
+    Block j runs on the code of block j-1; no block has a false positive, and its l1 error is below
+    its `error`. Thresholds built for exact inputs, as in the printed proof, diverge where a block
+    contracts slower than the next.
 
     Args: sequences over the J blocks, as in `schedule`; noises, guards and etas default to zeros.
 
@@ -129,10 +142,14 @@ def deep_schedule(
     }
     for name, column in columns.items():
         if len(column) != J:
-            raise ValueError(f"deep_schedule: {name} has length {len(column)}; expected {J}, one per block")
+            raise ValueError(
+                f"deep_schedule: {name} has length {len(column)}; expected {J}, one per block"
+            )
     blocks, inherited = [], 0.0
     for mu, C_W, s, B, delta, K, g, eta in zip(mus, *columns.values()):
-        block = schedule(mu, C_W, sparsity=s, bound=B, noise=delta + inherited, depth=K, guard=g, eta=eta)
+        block = schedule(
+            mu, C_W, sparsity=s, bound=B, noise=delta + inherited, depth=K, guard=g, eta=eta
+        )
         blocks.append(block)
         inherited = block.error[-1]
     return tuple(blocks)
@@ -152,8 +169,9 @@ def error_bar(W, D, x: Array, y: Array, *, sparsity: int, noise: float = 0.0) ->
 
     .. math:: \|x - x^*\|_\infty \le \frac{\|W'(y - D x)\|_\infty + C_W \delta}{1 - (2s - 1) \mu_W - \eta},
 
-    sqrt(2s) times that in l2 and 2s times in l1, for every s-sparse x* with y = D x* + e, norm(e, 1) <= noise.
-    Infinite, with holds = False, where the denominator is not positive or x has more than s nonzeros.
+    sqrt(2s) times that in l2 and 2s times in l1, for every s-sparse x* with y = D x* + e, norm(e,
+    1) <= noise. Infinite, with holds = False, where the denominator is not positive or x has more
+    than s nonzeros.
     """
     s, score, noise, found, eta = _after_the_fact("error_bar", W, D, x, y, sparsity, noise)
     denominator = 1 - max(2 * s - 1, 0) * found.mu_W - eta
@@ -165,14 +183,20 @@ def error_bar(W, D, x: Array, y: Array, *, sparsity: int, noise: float = 0.0) ->
 
 
 def code_bound(W, D, y: Array, *, sparsity: int, noise: float = 0.0) -> float:
-    r"""A bound B on the entries of the code behind y, where none is known: (|W'y|_inf + C_W delta) / (1 - (s-1) mu_W).
+    r"""A bound B on the entries of the code behind y, where none is known: (|W'y|_inf + C_W delta)
+    / (1 - (s-1) mu_W).
 
-    Holds for every code with at most s nonzeros and noise of l1 norm at most `noise`; infinite where (s-1) mu_W + eta >= 1.
+    Holds for every code with at most s nonzeros and noise of l1 norm at most `noise`; infinite
+    where (s-1) mu_W + eta >= 1.
     """
     x = np.zeros(D.shape[1])
     s, score, noise, found, eta = _after_the_fact("code_bound", W, D, x, y, sparsity, noise)
     denominator = 1 - max(s - 1, 0) * found.mu_W - eta
-    return (score + found.C_W * noise) / denominator if denominator > 0 and math.isfinite(score) else math.inf
+    return (
+        (score + found.C_W * noise) / denominator
+        if denominator > 0 and math.isfinite(score)
+        else math.inf
+    )
 
 
 def _after_the_fact(where: str, W, D, x, y, sparsity, noise):

@@ -1,4 +1,6 @@
-"""How far the codes of a perturbed chain can be (Theorem 3, its corollaries, and the bounds that skip layers)."""
+"""How far the codes of a perturbed chain can be (Theorem 3, its corollaries, and the bounds that
+skip layers).
+"""
 
 import math
 from typing import NamedTuple
@@ -9,12 +11,17 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary, column_norms, spectral_norm, unit_atoms
-from unrolled.dictionaries._composed import Composed
-from unrolled.theory._coherence import _coherence, coherence, diagonal
+from unrolled.dictionaries import Composed, as_dictionary, column_norms, spectral_norm, unit_atoms
+from unrolled.theory._coherence import coherence, diagonal, weights_coherence
 from unrolled.theory._models import effective, host_chain, layer_numbers, measured, of_length
 from unrolled.theory._schedules import _numbers, times
-from unrolled.theory._uniqueness import _cut, as_supports, bounded_counts, constraints, singular_values
+from unrolled.theory._uniqueness import (
+    _cut,
+    as_supports,
+    bounded_counts,
+    constraints,
+    singular_values,
+)
 
 # Measured coherences are rounded up by this: a radicand that is zero must not come out positive.
 UP = 1 + 1e-9
@@ -24,13 +31,16 @@ class Stability(NamedTuple):
     """Bounds on the distance of the codes of a perturbed chain from those of the exact one."""
 
     delta: np.ndarray  # (J,) norm(x_j - x~_j) <= delta_j, inf where nothing is known
-    factor: np.ndarray  # (J,) norm(h) / norm(D_j h) for 2 s_j nonzeros, by mu(D_j): Theorem 3; 0 at s_j = 0
-    factor_W: np.ndarray  # (J,) the same by the weights W_j, inf without; delta uses the smaller of the two
+    # (J,) norm(h) / norm(D_j h) for 2 s_j nonzeros, by mu(D_j): Theorem 3; 0 at s_j = 0
+    factor: np.ndarray
+    # (J,) the same by the weights W_j, inf without; delta uses the smaller of the two
+    factor_W: np.ndarray
     holds: bool  # all of delta is finite
 
 
 def stability(Ds, sparsities, eps, eps0: float, *, Ws=None) -> Stability:
-    r"""Distance of {x_j}, with x_{j-1} = D_j x_j and x_0 = y, from {x~_j}, with norm(x~_{j-1} - D_j x~_j) <= eps_j.
+    r"""Distance of {x_j}, with x_{j-1} = D_j x_j and x_0 = y, from {x~_j}, with norm(x~_{j-1} - D_j
+    x~_j) <= eps_j.
 
     .. math::
         \delta_0 = \epsilon_0 \ge \|y - \tilde y\|_2, \qquad \delta_j = (\epsilon_j + \delta_{j-1}) \min(c_j, c'_j), \\
@@ -38,20 +48,22 @@ def stability(Ds, sparsities, eps, eps0: float, *, Ws=None) -> Stability:
         c'_j = \frac{\min(\|W_j\|_2, \sqrt{\omega^2 + (t-1) \max_{i \ne k} |w_i \cdot w_k|})}
         {1 - (t-1) \mu_{W_j} - \eta_j}, \qquad \omega = \max_i \|w_i\|_2, \; \eta_j = \max_i |1 - w_i \cdot d_i|.
 
-    Both chains have the same D_j and at most s_j nonzeros in layer j. Weights with mu_W below mu(D_j) reach sparsities that
-    mu(D_j) does not. For dictionaries D~_j of the second chain's own, add what `perturbed_eps` says to eps.
+    Both chains have the same D_j and at most s_j nonzeros in layer j. Weights with mu_W below
+    mu(D_j) reach sparsities that mu(D_j) does not. For dictionaries D~_j of the second chain's own,
+    add what `perturbed_eps` says to eps.
 
     Args:
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j; at s_j = 0 both codes are 0.
         eps: one tolerance, or one per layer.
         eps0: bound on norm(y - y~).
-        Ws: J weights shaped as their D_j, with w_i . d_i near 1; None, for all or for one, is c_j alone. (W_j = D_j
-            never improves on it.)
+        Ws: J weights shaped as their D_j, with w_i . d_i near 1; None, for all or for one, is c_j
+            alone. (W_j = D_j never improves on it.)
 
     Raises:
-        TypeError: traced arguments. ValueError: shapes or lengths that do not meet, sparsities above d_j, negative or NaN
-            numbers, atoms off unit norm. Violated hypotheses are not errors: delta is inf and holds is False.
+        TypeError: traced arguments. ValueError: shapes or lengths that do not meet, sparsities
+            above d_j, negative or NaN numbers, atoms off unit norm. Violated hypotheses are not
+            errors: delta is inf and holds is False.
 
     Not claimed: that either chain has a solution.
 
@@ -72,12 +84,14 @@ def stability(Ds, sparsities, eps, eps0: float, *, Ws=None) -> Stability:
 
 
 def noise_stability(Ds, sparsities, eps0: float) -> np.ndarray:
-    r"""`stability` for chains that are both exact, with noise in the signal alone, in closed form; (J,).
+    r"""`stability` for chains that are both exact, with noise in the signal alone, in closed form;
+    (J,).
 
     .. math:: \|x_j - \tilde x_j\|_2 \le \epsilon_0 \prod_{i \le j} (1 - (t_i - 1) \mu(D_i))^{-1/2}, \; t_i = \min(2 s_i, d_i).
 
-    The noisy signal itself must be in the model, y~ = D_1 x~_1: for one that is only near it, eps_1 = norm(y~ - D_1 x~_1)
-    enters, and `stability` says more. Infinite where a factor is not positive.
+    The noisy signal itself must be in the model, y~ = D_1 x~_1: for one that is only near it, eps_1
+    = norm(y~ - D_1 x~_1) enters, and `stability` says more. Infinite where a factor is not
+    positive.
 
     Args and errors as in `stability`.
 
@@ -89,7 +103,8 @@ def noise_stability(Ds, sparsities, eps0: float) -> np.ndarray:
 
 
 def model_stability(Ds, sparsities, eps) -> np.ndarray:
-    r"""`stability` for the same signal, with deviations eps_j from the model alone, in closed form; (J,).
+    r"""`stability` for the same signal, with deviations eps_j from the model alone, in closed form;
+    (J,).
 
     .. math:: \|x_j - \tilde x_j\|_2 \le \sum_{i \le j} \epsilon_i \Big/ \prod_{m=i}^{j} \sqrt{1 - (t_m - 1) \mu(D_m)}.
 
@@ -99,7 +114,9 @@ def model_stability(Ds, sparsities, eps) -> np.ndarray:
     """
     gains = _gains(Ds, sparsities, "model_stability")
     eps = layer_numbers(eps, "eps", len(gains), "model_stability").tolist()
-    return np.array([sum(map(_enlarged, eps[: j + 1], gains[: j + 1, j].tolist())) for j in range(len(gains))])
+    return np.array(
+        [sum(map(_enlarged, eps[: j + 1], gains[: j + 1, j].tolist())) for j in range(len(gains))]
+    )
 
 
 def _gains(Ds, sparsities, where: str) -> np.ndarray:
@@ -126,7 +143,8 @@ def perturbed_eps(Ds, Ds_perturbed, xs, eps=0.0) -> np.ndarray:
         eps: its own tolerances, one or one per layer.
 
     Raises:
-        TypeError: traced arguments. ValueError: shapes or lengths that do not meet, codes that are not finite.
+        TypeError: traced arguments. ValueError: shapes or lengths that do not meet, codes that are
+            not finite.
     """
     where = "perturbed_eps"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -158,7 +176,8 @@ class ProductStability(NamedTuple):
 
 
 def product_stability(Ds, sparsity: int, eps, delta: float) -> ProductStability:
-    r"""Distance of the codes x_{j0} through P = D_[j+1,j0] = D_{j+1} ... D_{j0}, without the factors of the layers between.
+    r"""Distance of the codes x_{j0} through P = D_[j+1,j0] = D_{j+1} ... D_{j0}, without the
+    factors of the layers between.
 
     .. math::
         \|x_{j_0} - \tilde x_{j_0}\|_2 \le
@@ -170,12 +189,14 @@ def product_stability(Ds, sparsity: int, eps, delta: float) -> ProductStability:
     Args:
         Ds: the dictionaries D_{j+1}, ..., D_{j0}, a slice of a chain (columns of any norm).
         sparsity: s_{j0}, at most d_{j0}; the layers between need none.
-        eps: their tolerances, one or one per layer. For a measured norm(x~_j - P x~_{j0}), pass [Composed(*Ds)] and that.
+        eps: their tolerances, one or one per layer. For a measured norm(x~_j - P x~_{j0}), pass
+            [Composed(*Ds)] and that.
         delta: bound on norm(x_j - x~_j), or on norm(y - y~) for j = 0.
 
     Raises: as `stability`, but for the norms of the atoms.
 
-    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, with lambda_{j0}, D_[j+1,j0] and nu in their places.
+    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, with lambda_{j0}, D_[j+1,j0] and nu
+    in their places.
     """
     where = "product_stability"
     (delta,) = _numbers(where, delta=delta)
@@ -201,15 +222,16 @@ class HolisticStability(NamedTuple):
 
 
 def holistic_stability(Ds, supports, eps, eps0: float) -> HolisticStability:
-    r"""Distance of x_J from x~_J, both chains on the supports S_1, ..., S_J, by the whole system at once.
+    r"""Distance of x_J from x~_J, both chains on the supports S_1, ..., S_J, by the whole system at
+    once.
 
     .. math::
         \|x_J - \tilde x_J\|_2 \le \epsilon / \sigma_{\min}(M), \qquad
         M = \mathrm{stack}[(D_{[1,J]})_{S_J}; K], \qquad
         \epsilon^2 = (\epsilon_0 + \epsilon_{[1,J]})^2 + \sum_{0<j<J} \epsilon_{[j+1,J]}^2,
 
-    with K of `recover_on_supports` and eps_[j+1,J] of `product_stability`. With K alone in place of M the bound would
-    apply to x_J = 0 only, since K x_J = 0.
+    with K of `recover_on_supports` and eps_[j+1,J] of `product_stability`. With K alone in place of
+    M the bound would apply to x_J = 0 only, since K x_J = 0.
 
     Args:
         Ds: J dictionaries (columns of any norm).
@@ -236,7 +258,9 @@ def holistic_stability(Ds, supports, eps, eps0: float) -> HolisticStability:
 
 
 def _hypotheses(Ds, sparsities, where: str) -> tuple[tuple, list[int]]:
-    """The chain in float64, its atoms of unit norm, and t_j = min(2 s_j, d_j): nonzeros of a difference of codes."""
+    """The chain in float64, its atoms of unit norm, and t_j = min(2 s_j, d_j): nonzeros of a
+    difference of codes.
+    """
     Ds = host_chain(Ds, where)
     s = bounded_counts(sparsities, Ds, where)
     for D in Ds:
@@ -263,12 +287,18 @@ def _inverse_root(mu: float, nu: float, t: int) -> float:
 
 
 def _factor_of_weights(W, D, t: int) -> float:
-    """norm(h) / norm(D h) for at most t nonzeros, by |(1 - eta - (t-1) mu_W) h| <= |(W' D h) on the support of h|."""
+    """norm(h) / norm(D h) for at most t nonzeros, by |(1 - eta - (t-1) mu_W) h| <= |(W' D h) on the
+    support of h|.
+    """
     if t == 0 or W is None:
         return math.inf if t else 0.0
     mu_W, eta, omega, product, norm = map(float, _measured_weights(W, D))
     denominator = 1 - eta - (t - 1) * mu_W * UP
-    return min(norm, math.sqrt(omega**2 + (t - 1) * product)) / denominator if denominator > 0 else math.inf
+    return (
+        min(norm, math.sqrt(omega**2 + (t - 1) * product)) / denominator
+        if denominator > 0
+        else math.inf
+    )
 
 
 @jax.jit
@@ -276,11 +306,13 @@ def _measured_weights(W, D) -> tuple[Array, ...]:
     """mu_W, max abs(1 - w_i . d_i), max norm(w_i), max abs(w_i . w_j) over i != j, and norm(W, 2)."""
     mu_W = coherence(W, D).mu_W
     eta = jnp.abs(1 - diagonal(W, D)).max()
-    return mu_W, eta, column_norms(W).max(), _coherence(W, W).mu_W, spectral_norm(W)
+    return mu_W, eta, column_norms(W).max(), weights_coherence(W, W).mu_W, spectral_norm(W)
 
 
 def _enlarged(error: float, factor: float) -> float:
-    """error factor, where 0 (the code is 0) and inf (nothing is known) overrule whatever the error is."""
+    """error factor, where 0 (the code is 0) and inf (nothing is known) overrule whatever the error
+    is.
+    """
     return factor if factor in (0, math.inf) else error * factor
 
 
@@ -294,7 +326,9 @@ _norm = jax.jit(spectral_norm)
 
 
 def _rounded_down(spectrum) -> float:
-    """The smallest singular value less what rounding of the largest can put on it, inf if there is none."""
+    """The smallest singular value less what rounding of the largest can put on it, inf if there is
+    none.
+    """
     if not len(spectrum):
         return math.inf
     smallest, largest = float(spectrum[-1]), float(spectrum[0])

@@ -1,4 +1,6 @@
-"""When the codes of a chain are the only ones: by coherence (Theorems 1 and 2), and on given supports (equation 7)."""
+"""When the codes of a chain are the only ones: by coherence (Theorems 1 and 2), and on given
+supports (equation 7).
+"""
 
 import functools
 import math
@@ -11,9 +13,16 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import normalized, operands, unit_atoms
+from unrolled.dictionaries import normalized, operands, unit_atoms
 from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
-from unrolled.theory._models import as_chain, effective, host_chain, layer_counts, measured, of_length
+from unrolled.theory._models import (
+    as_chain,
+    effective,
+    host_chain,
+    layer_counts,
+    measured,
+    of_length,
+)
 from unrolled.theory._schedules import _numbers
 
 
@@ -21,42 +30,51 @@ class Uniqueness(NamedTuple):
     """Which layers of a chain have at most one code, and by which effective dictionary."""
 
     unique: np.ndarray  # (J,) x_j is the only one; also where only a deeper layer shows it
-    bounds: np.ndarray  # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 where no product can be measured
+    # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 where no product can be measured
+    bounds: np.ndarray
     slack: np.ndarray  # (J,) bounds minus the sparsities (minus their mean with counts)
     path: np.ndarray  # (J,) the j whose D_[j,j0] gave the bound of layer j0 (j0 itself: the layer alone), 0 for none
     l1: np.ndarray  # (J,) basis pursuit, layer after layer, finds x_1, ..., x_j
     holds: bool  # all layers are unique
 
 
-def uniqueness(Ds, sparsities, *, counts=None, coherence: Callable[..., float] = mutual_coherence) -> Uniqueness:
-    r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one solution with norm(x_j, 0) <= s_j, for every y.
+def uniqueness(
+    Ds, sparsities, *, counts=None, coherence: Callable[..., float] = mutual_coherence
+) -> Uniqueness:
+    r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one solution with norm(x_j, 0) <=
+    s_j, for every y.
 
     .. math:: s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad D_{[j,j_0]} = D_j D_{j+1} \cdots D_{j_0},
 
-    for some j <= j0 whose x_{j-1} is unique certifies layer j0 (j = j0 is Theorem 1 on the layer alone). A certified x_{j0}
-    gives all x_i, i < j0, as D_[i+1,j0] x_{j0}: the unique layers are the first ones, up to the deepest certified.
+    for some j <= j0 whose x_{j-1} is unique certifies layer j0 (j = j0 is Theorem 1 on the layer
+    alone). A certified x_{j0} gives all x_i, i < j0, as D_[i+1,j0] x_{j0}: the unique layers are
+    the first ones, up to the deepest certified.
 
-    For a solution in hand, `counts` are its norm(x_j, 0): it is the only one with the given sparsities if
-    norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone says nothing of codes with s_j nonzeros.
+    For a solution in hand, `counts` are its norm(x_j, 0): it is the only one with the given
+    sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone says nothing of codes
+    with s_j nonzeros.
 
-    The same inequality on the layers alone, for all i <= j, makes basis pursuit find x_1, ..., x_j one after the other
-    (Theorem 2, DSC_1): that is `l1`, and there is no second condition. It must be strict, as a duplicate atom shows.
+    The same inequality on the layers alone, for all i <= j, makes basis pursuit find x_1, ..., x_j
+    one after the other (Theorem 2, DSC_1): that is `l1`, and there is no second condition. It must
+    be strict, as a duplicate atom shows.
 
     Args:
-        Ds: J dictionaries with unit atoms. Their products are normalised before they are measured; one with a column
-            that vanishes, or cancels to 1e-6 of its terms, is not used.
+        Ds: J dictionaries with unit atoms. Their products are normalised before they are measured;
+            one with a column that vanishes, or cancels to 1e-6 of its terms, is not used.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j.
         counts: J integers, the nonzeros of a solution in hand; None for any solution.
-        coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1, such as the generalized
-            coherence, which certifies more (then `l1` is the condition of Juditsky and Nemirovski (2011)).
+        coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1,
+            such as the generalized coherence, which certifies more (then `l1` is the condition of
+            Juditsky and Nemirovski (2011)).
 
     Raises:
-        TypeError: traced dictionaries. ValueError: shapes or lengths that do not meet, counts that are negative or above
-            d_j, atoms off unit norm.
+        TypeError: traced dictionaries. ValueError: shapes or lengths that do not meet, counts that
+            are negative or above d_j, atoms off unit norm.
 
     Not claimed: that a solution exists, or that a layer without a certificate has several.
 
-    Reference: Li, Feng, Zhou (2024), Theorems 1 and 2 and equation (6), corrected; Donoho, Elad (2003).
+    Reference: Li, Feng, Zhou (2024), Theorems 1 and 2 and equation (6), corrected; Donoho, Elad
+    (2003).
     """
     where = "uniqueness"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -76,7 +94,10 @@ def uniqueness(Ds, sparsities, *, counts=None, coherence: Callable[..., float] =
             return _numbers(where, coherence=value)[0]
 
         first, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
-        alone = [_admits(mu(j, j), 2 * c, D.shape[1]) for j, (c, D) in enumerate(zip(counts, Ds), start=1)]
+        alone = [
+            _admits(mu(j, j), 2 * c, D.shape[1])
+            for j, (c, D) in enumerate(zip(counts, Ds), start=1)
+        ]
     unique, l1 = np.arange(len(Ds)) < first, np.logical_and.accumulate(alone)
     bounds = np.array([sparsity_bound(m) if m < math.inf else 0.0 for m in best])
     return Uniqueness(unique, bounds, bounds - (counts + s) / 2, path, l1, bool(unique.all()))
@@ -85,7 +106,9 @@ def uniqueness(Ds, sparsities, *, counts=None, coherence: Callable[..., float] =
 def _visit(mu: Callable, pairs, sizes) -> tuple[int, list[float], np.ndarray]:
     """How many layers are unique (the first ones), and the least coherence and its path per layer."""
     first, best, path = 0, [math.inf] * len(pairs), np.zeros(len(pairs), int)
-    for _ in range(2):  # the second time every layer is measured from behind all that turned out unique
+    for _ in range(
+        2
+    ):  # the second time every layer is measured from behind all that turned out unique
         for j0, (pair, d) in enumerate(zip(pairs, sizes), start=1):
             best[j0 - 1], j = min((mu(j, j0), j) for j in range(1, min(j0, first + 1) + 1))
             path[j0 - 1] = j if best[j0 - 1] < math.inf else 0
@@ -95,7 +118,9 @@ def _visit(mu: Callable, pairs, sizes) -> tuple[int, list[float], np.ndarray]:
 
 
 def _admits(mu: float, pair: int, d: int) -> bool:
-    """Two codes with `pair` nonzeros between them cannot differ: pair < 1 + 1/mu, with the guard of `max_sparsity`."""
+    """Two codes with `pair` nonzeros between them cannot differ: pair < 1 + 1/mu, with the guard of
+    `max_sparsity`.
+    """
     # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
     return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
 
@@ -117,21 +142,25 @@ class SupportRecovery(NamedTuple):
     xs: tuple[Array, ...]  # x_j, (d_j,), zero off S_j
     unique: Array  # (), bool: no other codes on these supports
     kernel_dim: Array  # (), integer: dim of the z that keep all supports, |S_J| - rank K
-    sigma_min: Array  # (), smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
+    sigma_min: (
+        Array  # (), smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
+    )
     residual: Array  # (), norm(y - D_1 x_1)
 
 
 def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
-    r"""Codes x_j on the supports S_j with y = D_1 x_1 in the least squares, and x_{j-1} = D_j x_j exactly.
+    r"""Codes x_j on the supports S_j with y = D_1 x_1 in the least squares, and x_{j-1} = D_j x_j
+    exactly.
 
     .. math::
         \min_z \|y - (D_{[1,J]})_{S_J} z\|_2 : K z = 0, \qquad
         K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
 
-    The null space of K alone does not know y: the codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank,
-    decided by sigma_min(M) > cut sigma_max(M) with cut = 1e-10, or 16 |S_J| eps of the dtype where that is larger (float32:
-    what rounding makes of a zero singular value). Where they are not, z is the solution of least norm. Solvable where
-    `residual` is at the level of rounding. An empty S_J has the one solution 0, and sigma_min = inf.
+    The null space of K alone does not know y: the codes are unique iff M = stack[(D_[1,J])_{S_J};
+    K] has full column rank, decided by sigma_min(M) > cut sigma_max(M) with cut = 1e-10, or 16
+    |S_J| eps of the dtype where that is larger (float32: what rounding makes of a zero singular
+    value). Where they are not, z is the solution of least norm. Solvable where `residual` is at the
+    level of rounding. An empty S_J has the one solution 0, and sigma_min = inf.
 
     Traceable in y and the dictionaries, differentiable in y; the supports are static.
 
@@ -141,8 +170,8 @@ def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
         supports: J sequences of distinct integers in [0, d_j).
 
     Raises:
-        TypeError: supports that are traced or not integers. ValueError: shapes or lengths that do not meet, indices out of
-            range or repeated.
+        TypeError: supports that are traced or not integers. ValueError: shapes or lengths that do
+            not meet, indices out of range or repeated.
 
     Reference: Li, Feng, Zhou (2024), equation (7), completed; Aberdam, Sulam, Elad (2019).
     """
@@ -151,7 +180,8 @@ def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
     supports = as_supports(supports, Ds, where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     dtype = y.dtype
-    wide = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)  # no singular values in half precision
+    # no singular values in half precision
+    wide = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
     with jax.default_matmul_precision("highest"):
         E, K = constraints(_checks.cast(Ds, wide), supports)
         spectrum = singular_values(E[0], K)
@@ -161,11 +191,15 @@ def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
     unique = sigma_min > _cut(spectrum)
-    return SupportRecovery(*_checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype))
+    return SupportRecovery(
+        *_checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype)
+    )
 
 
 def constraints(Ds, supports) -> tuple[list[Array], Array]:
-    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, with a row for every entry that a support forbids."""
+    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, with a row for every entry that a
+    support forbids.
+    """
     E, columns = [], jnp.eye(Ds[-1].shape[1], dtype=Ds[-1].dtype)[:, supports[-1]]
     for D in reversed(Ds):
         columns = D @ columns
@@ -218,9 +252,13 @@ def as_supports(supports, Ds, where: str) -> list[np.ndarray]:
     for j, (support, D) in enumerate(zip(supports, Ds), start=1):
         S = np.asarray(support)
         if S.size and not np.issubdtype(S.dtype, np.integer):
-            raise TypeError(f"{where}: S_{j} has dtype {S.dtype}; expected integers, or try np.flatnonzero(mask)")
+            raise TypeError(
+                f"{where}: S_{j} has dtype {S.dtype}; expected integers, or try np.flatnonzero(mask)"
+            )
         S, d = S.astype(int), D.shape[1]
         if S.ndim != 1 or (S < 0).any() or (S >= d).any() or len(np.unique(S)) < len(S):
-            raise ValueError(f"{where}: S_{j} is {S.tolist()}; expected distinct indices in [0, {d}), one dimension")
+            raise ValueError(
+                f"{where}: S_{j} is {S.tolist()}; expected distinct indices in [0, {d}), one dimension"
+            )
         arrays.append(S)
     return arrays

@@ -6,26 +6,28 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary, column_norms, dense, nonzero_atoms
-from unrolled.dictionaries._conv import Conv
+from unrolled._numbers import widened
+from unrolled.dictionaries import Conv, as_dictionary, column_norms, dense, nonzero_atoms
 from unrolled.theory._coherence import _refuse_cut_atoms
 
 
 def frobenius_weights(D, ridge: float = 0.0):
-    r"""W with w_i . d_i = 1 and the least norm(W'D, "fro"), in closed form: w_i = S^+ d_i / (d_i' S^+ d_i), S = D D'.
+    r"""W with w_i . d_i = 1 and the least norm(W'D, "fro"), in closed form: w_i = S^+ d_i / (d_i'
+    S^+ d_i), S = D D'.
 
-    A `ridge` regularises for noise: S = D D' + ridge I minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2. For codes of
-    variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 / v weighs both as they come; ridge -> inf is
-    W = D.
+    A `ridge` regularises for noise: S = D D' + ridge I minimises norm(W'D, "fro")^2 + ridge norm(W,
+    "fro")^2. For codes of variance v and white noise of variance sigma^2 per entry, ridge = sigma^2
+    / v weighs both as they come; ridge -> inf is W = D.
 
-    Any rank of D is handled by the pseudo-inverse. For a shift-invariant `Conv` the same formula holds on one window of the
-    signal, where S collects every shift of every filter: one small system for the whole bank, and W is a `Conv` (optimal
-    among shared filters of the same support; border effects are not used). Other structured dictionaries are made dense.
-    Traceable, and differentiable in D. The maximal coherence mu_W may exceed that of D (`coherence` tells).
+    Any rank of D is handled by the pseudo-inverse. For a shift-invariant `Conv` the same formula
+    holds on one window of the signal, where S collects every shift of every filter: one small
+    system for the whole bank, and W is a `Conv` (optimal among shared filters of the same support;
+    border effects are not used). Other structured dictionaries are made dense. Traceable, and
+    differentiable in D. The maximal coherence mu_W may exceed that of D (`coherence` tells).
 
     Returns:
-        W, (m, d): an array, or a `Conv` for a `Conv` whose atoms are shifts of each other (on a circle the stride must
-        divide the signal and the kernel fit into it).
+        W, (m, d): an array, or a `Conv` for a `Conv` whose atoms are shifts of each other (on a
+        circle the stride must divide the signal and the kernel fit into it).
 
     Raises:
         ValueError: a zero atom, a negative ridge, or a `Conv` with cut border atoms.
@@ -40,12 +42,13 @@ def frobenius_weights(D, ridge: float = 0.0):
         if D.is_shift_invariant() and all(n <= N for n, N in zip(D.kernel, D.signal_shape)):
             return _conv_weights(D, ridge)
     D, dtype = dense(D), D.dtype
-    D = D if dtype.itemsize >= 4 else D.astype(jnp.float32)  # no singular values in half precision
+    D = widened(D)
     with jax.default_matmul_precision("highest"):
         if _is_zero(ridge):
             return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
         ridge = jnp.asarray(ridge, D.dtype)
-        least = 1e-9 * jnp.sum(D**2) / min(D.shape)  # below, rounding decides what lies outside the span: as without
+        # below, rounding decides what lies outside the span: as without
+        least = 1e-9 * jnp.sum(D**2) / min(D.shape)
         S = D @ D.T + jnp.maximum(ridge, least) * jnp.eye(len(D), dtype=D.dtype)
         W = jnp.where(ridge > least, jnp.linalg.solve(S, D), jnp.linalg.pinv(D).T)
         return _unit_diagonal(W, D).astype(dtype)
@@ -54,9 +57,8 @@ def frobenius_weights(D, ridge: float = 0.0):
 def pseudo_inverse(D) -> Array:
     """D^+, (d, m), in the dtype of D."""
     A = dense(D)
-    wide = A if A.dtype.itemsize >= 4 else A.astype(jnp.float32)  # no singular values in half precision
     with jax.default_matmul_precision("highest"):
-        return jnp.linalg.pinv(wide).astype(A.dtype)
+        return jnp.linalg.pinv(widened(A)).astype(A.dtype)
 
 
 def _is_zero(ridge) -> bool:
@@ -69,9 +71,14 @@ def _unit_diagonal(W: Array, D: Array) -> Array:
 
 
 def _conv_weights(D: Conv, ridge) -> Conv:
-    # Every atom that meets one window of the signal, cut to it: the middle one under "valid", any on a circle.
+    # Every atom that meets one window of the signal, cut to it: the middle one under "valid", any
+    # on a circle.
     whole = D.local(2)
-    start = (0,) * len(D.kernel) if whole is D else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.kernel))
+    start = (
+        (0,) * len(D.kernel)
+        if whole is D
+        else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.kernel))
+    )
     window = (slice(None), *(slice(s, s + n) for s, n in zip(start, D.kernel)))
     n_atoms = D.filters.shape[0]
     others = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])

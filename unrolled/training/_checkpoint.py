@@ -1,4 +1,6 @@
-"""Steps of a training in a folder: written by orbax, each committed together with a manifest that can prove it whole."""
+"""Steps of a training in a folder: written by orbax, each committed together with a manifest that
+can prove it whole.
+"""
 
 import os
 import shutil
@@ -24,10 +26,13 @@ class Checkpoint:
 
     Attributes:
         folder: one run; it is made if it is not there.
-        every: steps between two saves; None saves at every look. A kill loses at most so many steps.
+        every: steps between two saves; None saves at every look. A kill loses at most so many
+            steps.
         keep: how many of the newest steps stay.
-        dictionary: False leaves D out, for a large D that is kept elsewhere; its hash is always there.
-        strict: False lets a damaged newest step be set aside, with a warning, and goes on from the one before it.
+        dictionary: False leaves D out, for a large D that is kept elsewhere; its hash is always
+            there.
+        strict: False lets a damaged newest step be set aside, with a warning, and goes on from the
+            one before it.
     """
 
     folder: str | Path
@@ -45,14 +50,18 @@ class Checkpoint:
 
 
 class Steps:
-    """The saved steps of one folder, each a folder of its own that orbax writes elsewhere and moves here when complete."""
+    """The saved steps of one folder, each a folder of its own that orbax writes elsewhere and moves
+    here when complete.
+    """
 
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp
 
         self.folder = folder
         self._args = ocp.args
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())  # a full disk is told at the step itself
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler()
+        )  # a full disk is told at the step itself
 
     def all(self) -> list[int]:
         """Oldest first."""
@@ -62,7 +71,8 @@ class Steps:
         self._orbax.close()
 
     def save(self, step: int, leaves: dict[str, Any], **manifest) -> None:
-        """Commit named leaves and their manifest as one step; a step that is there is never written again.
+        """Commit named leaves and their manifest as one step; a step that is there is never written
+        again.
 
         Raises:
             CheckpointError: not written; the earlier steps are as they were.
@@ -70,10 +80,14 @@ class Steps:
         arrays, entries = _manifest.table(leaves)
         manifest = {"step": step, "leaves": entries, "versions": _manifest.versions(), **manifest}
         # orbax refuses arrays without entries: their manifest says all there is.
-        state = self._args.StandardSave({name: array for name, array in arrays.items() if array.size})
+        state = self._args.StandardSave(
+            {name: array for name, array in arrays.items() if array.size}
+        )
         sealed = self._args.JsonSave(_manifest.seal("training", manifest))
         try:
-            self._orbax.save(self.folder / str(step), args=self._args.Composite(state=state, manifest=sealed))
+            self._orbax.save(
+                self.folder / str(step), args=self._args.Composite(state=state, manifest=sealed)
+            )
             sync_folder(self.folder)
         except Exception as error:
             self.sweep()
@@ -92,14 +106,17 @@ class Steps:
         """Delete what a kill or a fault left: steps half written, steps half deleted."""
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
             for path in self.folder.glob(pattern):
-                if path.name.partition(".")[0].isdigit():  # of a step: the rest of the folder is not ours
+                if path.name.partition(".")[
+                    0
+                ].isdigit():  # of a step: the rest of the folder is not ours
                     shutil.rmtree(path, ignore_errors=True)
 
     def manifest(self, step: int) -> dict:
         """Raises DamagedError where it cannot be trusted."""
         try:
             items = self._orbax.restore(
-                self.folder / str(step), args=self._args.Composite(manifest=self._args.JsonRestore())
+                self.folder / str(step),
+                args=self._args.Composite(manifest=self._args.JsonRestore()),
             )
             manifest = _manifest.unseal("training", items.manifest)
             if manifest["step"] != step:
@@ -114,10 +131,14 @@ class Steps:
         try:
             if (total := sum(map(_manifest.n_bytes, entries.values()))) > _LARGEST:
                 raise ValueError(f"it promises {total} bytes; expected at most {_LARGEST}")
-            blank = {name: np.empty(entry["shape"], _manifest.array_dtype(entry)) for name, entry in entries.items()}
+            blank = {
+                name: np.empty(entry["shape"], _manifest.array_dtype(entry))
+                for name, entry in entries.items()
+            }
             wanted = {name: array for name, array in blank.items() if array.size}
             items = self._orbax.restore(
-                self.folder / str(step), args=self._args.Composite(state=self._args.StandardRestore(wanted))
+                self.folder / str(step),
+                args=self._args.Composite(state=self._args.StandardRestore(wanted)),
             )
             arrays = blank | items.state
             for name, entry in entries.items():
@@ -128,7 +149,9 @@ class Steps:
 
     def set_aside(self, step: int) -> Path:
         """Rename a damaged step, so that it is no step any more but nothing of it is lost."""
-        aside = next(path for i in range(1000) if not (path := self.folder / f"{step}.damaged-{i}").exists())
+        aside = next(
+            path for i in range(1000) if not (path := self.folder / f"{step}.damaged-{i}").exists()
+        )
         (self.folder / str(step)).rename(aside)
         return aside
 
@@ -152,7 +175,9 @@ def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a+")
     except OSError as error:
-        raise CheckpointError(f"{where}: checkpoint {folder}: cannot write there ({error.strerror})") from error
+        raise CheckpointError(
+            f"{where}: checkpoint {folder}: cannot write there ({error.strerror})"
+        ) from error
     with lock:
         _take(lock, f"{where}: checkpoint {folder}")
         steps = Steps(folder)
@@ -164,7 +189,9 @@ def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
 
 
 def _take(lock, where: str) -> None:
-    """Lock the file, for as long as it is open; the lock of a process that was killed falls with it."""
+    """Lock the file, for as long as it is open; the lock of a process that was killed falls with
+    it.
+    """
     import fcntl
 
     try:
@@ -179,8 +206,11 @@ def _take(lock, where: str) -> None:
     lock.flush()
 
 
-def newest(steps: Steps, strict: bool, accept, where: str) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """Manifest and arrays of the newest step, None if there is none; `accept(manifest)` is asked before the arrays are read.
+def newest(
+    steps: Steps, strict: bool, accept, where: str
+) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """Manifest and arrays of the newest step, None if there is none; `accept(manifest)` is asked
+    before the arrays are read.
 
     Raises:
         CheckpointError: the step is damaged and `strict`, or no step is whole.
@@ -198,10 +228,14 @@ def newest(steps: Steps, strict: bool, accept, where: str) -> tuple[dict, dict[s
             continue
         for broken, error in damaged:
             aside = steps.set_aside(broken)
-            _checks.warn(f"{where}: goes on from step {step}: {error}. Step {broken} is kept as {aside.name}.")
+            _checks.warn(
+                f"{where}: goes on from step {step}: {error}. Step {broken} is kept as {aside.name}."
+            )
         return found
     if damaged:
-        raise CheckpointError(f"{where}: no step of {steps.folder} is whole; the newest: {damaged[0][1]}")
+        raise CheckpointError(
+            f"{where}: no step of {steps.folder} is whole; the newest: {damaged[0][1]}"
+        )
     return None
 
 

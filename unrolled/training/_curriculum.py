@@ -11,7 +11,7 @@ import optax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.layers._unroll import Layer, Unrolled
+from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._fit import check_data, check_looks, watcher
 from unrolled.training._keeper import family, keeping, key_text
@@ -44,40 +44,45 @@ def curriculum(
     log: str | Path | None = None,
     progress: bool | None = None,
 ) -> Fit:
-    r"""Train a layer step by step: for k = 1, ..., K in turn a few stages, all of them with the loss of the code after step k.
+    r"""Train a layer step by step: for k = 1, ..., K in turn a few stages, all of them with the
+    loss of the code after step k.
 
-    The first stage of k moves the params of step k alone, the others those of steps 1..k. In a stage with factor c the updates
-    of step j are those of `optimizer(rate)` times
+    The first stage of k moves the params of step k alone, the others those of steps 1..k. In a
+    stage with factor c the updates of step j are those of `optimizer(rate)` times
 
     .. math:: c \; decay^{k - j} \quad (j \le k), \qquad 0 \quad (j > k),
 
-    and those of trained shared params (a tied W) are times c; the first stage moves them at k = 1 only. Every stage starts from
-    the best params of the one before it (on the validation batch, by the loss of its k) with the optimiser as new. There is
-    one compiled step for all stages: k and the rates are arguments of it, so that early stages cost as much as late ones.
+    and those of trained shared params (a tied W) are times c; the first stage moves them at k = 1
+    only. Every stage starts from the best params of the one before it (on the validation batch, by
+    the loss of its k) with the optimiser as new. There is one compiled step for all stages: k and
+    the rates are arguments of it, so that early stages cost as much as late ones.
 
     Args:
-        layer, params, D, sample, key, loss, trainable, validation, evaluate_every, checkpoint, callbacks, log, progress: as in
-            `fit`.
-            The loss sees one code, as `codes[-1]`.
+        layer, params, D, sample, key, loss, trainable, validation, evaluate_every, checkpoint,
+            callbacks, log, progress: as in `fit`. The loss sees one code, as `codes[-1]`.
         steps_per_stage: how many at most; there are K len(stages) stages.
         stages: the factors c.
         rate: of the optimiser in a stage with factor 1, for step k.
-        decay: how much less a step moves each time that a later one is trained, in [0, 1]. Small values are greedy: on the
-            standard benchmark (LISTA-CPSS from `analytic.calibrate`, 50 steps a stage) 0.3 reaches -43 dB and 1 -62 dB, where
-            as many steps of `fit` reach -58 dB.
+        decay: how much less a step moves each time that a later one is trained, in [0, 1]. Small
+            values are greedy: on the standard benchmark (LISTA-CPSS from `analytic.calibrate`, 50
+            steps a stage) 0.3 reaches -43 dB and 1 -62 dB, where as many steps of `fit` reach -58
+            dB.
         optimizer: a function from a rate to an optax transformation.
-        patience: end a stage at the first look at which its best params are so many steps old; None never does.
+        patience: end a stage at the first look at which its best params are so many steps old; None
+            never does.
 
     Returns:
-        as `fit`. `best` is that of the last stage, by the loss of the code after step K. The records of stage i belong to step
-        k = i // len(stages), counted from 0, and their validation losses are those of that step.
+        as `fit`. `best` is that of the last stage, by the loss of the code after step K. The
+        records of stage i belong to step k = i // len(stages), counted from 0, and their validation
+        losses are those of that step.
 
     Raises:
-        TypeError: a family whose steps share all their params (`training.search` is for it), a network, an `optimizer` that
-            is no such function. ValueError: no stages, factors, rate or decay out of range. And what `fit` raises.
+        TypeError: a family whose steps share all their params (`training.search` is for it), a
+            network, an `optimizer` that is no such function. ValueError: no stages, factors, rate
+            or decay out of range. And what `fit` raises.
 
-    Reference: Chen, Liu, Wang, Yin (2018), the training of section 4. Their decay of 0.3 scales gradients, which Adam undoes:
-    in effect it is 1.
+    Reference: Chen, Liu, Wang, Yin (2018), the training of section 4. Their decay of 0.3 scales
+    gradients, which Adam undoes: in effect it is 1.
     """
     K = _depth(layer, params)
     steps = _checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
@@ -92,7 +97,12 @@ def curriculum(
         return loss(codes[at][None], X, D, Y)
 
     loop = make_loop("curriculum", layer, of_step, sample, scaled, key, trained, fixed, validation)
-    config = {"model": family(layer), "key": key_text(key), "evaluate_every": evaluate_every, "rate": rate}
+    config = {
+        "model": family(layer),
+        "key": key_text(key),
+        "evaluate_every": evaluate_every,
+        "rate": rate,
+    }
     config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages], "decay": decay}
     with keeping(checkpoint, loop, config, Trained(params, D)) as keeper:
         state = _enter(loop, loop.start(trained), 0, plan[0][1])
@@ -100,7 +110,9 @@ def curriculum(
         with watcher(loop, total, callbacks, log, progress) as watch:
             for stage, (k, rates) in list(enumerate(plan))[state.stage :]:
                 state = _enter(loop, state, stage, rates) if stage > state.stage else state
-                begun = next((record.step for record in state.records if record.stage == stage), state.step)
+                begun = next(
+                    (record.step for record in state.records if record.stage == stage), state.step
+                )
                 options = dict(patience=patience, at=k, keeper=keeper)
                 state = loop.run(state, begun + steps, evaluate_every, watch, **options)
         if keeper:
@@ -119,7 +131,9 @@ def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, Step
     """For every stage the step whose code it judges, and the rates of all steps."""
     factors = np.asarray(stages, float)
     if factors.ndim != 1 or not len(factors) or not (np.isfinite(factors) & (factors >= 0)).all():
-        raise ValueError(f"curriculum: stages must be non-negative factors, at least one, got {stages}")
+        raise ValueError(
+            f"curriculum: stages must be non-negative factors, at least one, got {stages}"
+        )
     if not 0 <= decay <= 1:
         raise ValueError(f"curriculum: decay must be in [0, 1], got {decay}")
     plan = []
@@ -139,7 +153,9 @@ def _depth(layer, params) -> int:
             f"curriculum: expected a Layer, got {type(layer).__name__}; train the blocks of a network in turn"
         )
     if not isinstance(params, Unrolled):
-        raise TypeError(f"curriculum: params must be Unrolled(shared, steps), got {type(params).__name__}")
+        raise TypeError(
+            f"curriculum: params must be Unrolled(shared, steps), got {type(params).__name__}"
+        )
     if params.steps is None:
         raise TypeError(
             "curriculum: the steps of this family share all their params; try training.search or training.fit"

@@ -8,7 +8,8 @@ from unrolled.training._manifest import CheckpointError
 
 
 def write_whole(path: Path, blob: bytes) -> None:
-    """Put `blob` at `path` in one move: after a fault or a kill, what was there before is still there.
+    """Put `blob` at `path` in one move: after a fault or a kill, what was there before is still
+    there.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -22,7 +23,9 @@ def write_whole(path: Path, blob: bytes) -> None:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(f"save: {path}: cannot be written ({error.strerror}); {free_bytes(path)}") from error
+        raise CheckpointError(
+            f"save: {path}: cannot be written ({error.strerror}); {free_bytes(path)}"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,4 +1,6 @@
-"""Two file formats for named arrays and a text: (text, arrays) -> bytes, and back without trust in what a header promises."""
+"""Two file formats for named arrays and a text: (text, arrays) -> bytes, and back without trust in
+what a header promises.
+"""
 
 import io
 import json
@@ -10,8 +12,23 @@ from unrolled.training._manifest import array_dtype
 
 # Names of dtypes in a `.safetensors` header.
 _SAFETENSORS = {
-    **{"bool": "BOOL", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8", "uint16": "U16"},
-    **{"uint32": "U32", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"},
+    **{
+        "bool": "BOOL",
+        "int8": "I8",
+        "int16": "I16",
+        "int32": "I32",
+        "int64": "I64",
+        "uint8": "U8",
+        "uint16": "U16",
+    },
+    **{
+        "uint32": "U32",
+        "uint64": "U64",
+        "float16": "F16",
+        "bfloat16": "BF16",
+        "float32": "F32",
+        "float64": "F64",
+    },
     **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
 }
 _LARGEST_HEADER = 10**8
@@ -20,7 +37,9 @@ _LARGEST_HEADER = 10**8
 def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
     """A `.npz` file, uncompressed, with the text as `manifest.json`."""
     blob = io.BytesIO()
-    with zipfile.ZipFile(blob, "w") as archive:  # stored, not compressed: a file cannot unpack to more than it holds
+    with zipfile.ZipFile(
+        blob, "w"
+    ) as archive:  # stored, not compressed: a file cannot unpack to more than it holds
         archive.writestr(zipfile.ZipInfo("manifest.json"), text)
         for name, array in arrays.items():
             plain = array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
@@ -31,7 +50,9 @@ def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def from_npz(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """The text and the arrays of such a file; ValueError where it is compressed or promises more than it has."""
+    """The text and the arrays of such a file; ValueError where it is compressed or promises more
+    than it has.
+    """
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -45,7 +66,9 @@ def from_npz(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _from_npy(blob: bytes) -> np.ndarray:
-    """The array of a .npy entry, by its bytes: a header that lies about them is a ValueError, and objects have none."""
+    """The array of a .npy entry, by its bytes: a header that lies about them is a ValueError, and
+    objects have none.
+    """
     stream = io.BytesIO(blob)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an entry is not a .npy file of version 1.0")
@@ -64,11 +87,15 @@ def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())])
+    return b"".join(
+        [len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())]
+    )
 
 
 def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """The text and the arrays of such a file; ValueError where the header does not cover its bytes exactly."""
+    """The text and the arrays of such a file; ValueError where the header does not cover its bytes
+    exactly.
+    """
     length = int.from_bytes(blob[:8], "little")
     if len(blob) < 8 or length > min(len(blob) - 8, _LARGEST_HEADER):
         raise ValueError(f"its header promises {length} bytes, the file has {len(blob)}")
@@ -78,7 +105,9 @@ def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         if begin != reached or end > len(data):
-            raise ValueError(f"{name} lies at the bytes {begin} to {end}; expected them to begin at {reached}")
+            raise ValueError(
+                f"{name} lies at the bytes {begin} to {end}; expected them to begin at {reached}"
+            )
         dtype = array_dtype({"dtype": names[entry["dtype"]]})
         arrays[name] = np.frombuffer(data[begin:end], dtype).reshape(entry["shape"])
         reached = end

@@ -1,8 +1,9 @@
-"""Params and dictionaries as plain JSON and named arrays, and back: the form of a tree, without pickle.
+"""Params and dictionaries as plain JSON and named arrays, and back: the form of a tree, without
+pickle.
 
-A form is None, the name of a leaf, or {"kind": ..., "parts": {...}} with "static" values for a dictionary that has some.
-The kinds are the records of `unrolled.layers` and that of ML-LISTA, the dictionaries, tuples, lists and dicts: a file
-cannot name anything else.
+A form is None, the name of a leaf, or {"kind": ..., "parts": {...}} with "static" values for a
+dictionary that has some. The kinds are the records of `unrolled.layers` and that of ML-LISTA, the
+dictionaries, tuples, lists and dicts: a file cannot name anything else.
 """
 
 from dataclasses import fields
@@ -13,8 +14,15 @@ import jax.numpy as jnp
 
 from unrolled import layers
 from unrolled._checks import Array
-from unrolled.dictionaries import Composed, Concatenated, Conv, Sparse
-from unrolled.dictionaries._base import Rescaled, Structured, Transposed
+from unrolled.dictionaries import (
+    Composed,
+    Concatenated,
+    Conv,
+    Rescaled,
+    Sparse,
+    Structured,
+    Transposed,
+)
 from unrolled.networks import Analysis
 
 RECORDS = {
@@ -22,7 +30,9 @@ RECORDS = {
     for kind in (*vars(layers).values(), Analysis)
     if isinstance(kind, type) and issubclass(kind, tuple) and kind is not layers.Layer
 }
-DICTIONARIES = {kind.__name__: kind for kind in (Composed, Concatenated, Conv, Sparse, Transposed, Rescaled)}
+DICTIONARIES = {
+    kind.__name__: kind for kind in (Composed, Concatenated, Conv, Sparse, Transposed, Rescaled)
+}
 _PLAIN = {"tuple": tuple, "list": list, "dict": dict}
 
 
@@ -65,7 +75,10 @@ def build(form: Any, leaves: dict[str, Array]) -> Any:
         return leaves[form]
     if not isinstance(form, dict) or not isinstance(form.get("parts"), dict):
         raise ValueError(f"the form has a node {str(form)[:80]!r}")
-    kind, parts = form.get("kind"), {key: build(part, leaves) for key, part in form["parts"].items()}
+    kind, parts = (
+        form.get("kind"),
+        {key: build(part, leaves) for key, part in form["parts"].items()},
+    )
     if kind in ("tuple", "list"):
         if list(parts) != [str(i) for i in range(len(parts))]:
             raise ValueError(f"a {kind} has the entries {list(parts)}")
@@ -77,7 +90,9 @@ def build(form: Any, leaves: dict[str, Array]) -> Any:
         return RECORDS[kind](**parts)
     if kind in DICTIONARIES:
         return _dictionary(DICTIONARIES[kind], parts, form.get("static", {}))
-    raise ValueError(f"the form names an unknown kind {str(kind)[:80]!r}; was the file made by a newer version?")
+    raise ValueError(
+        f"the form names an unknown kind {str(kind)[:80]!r}; was the file made by a newer version?"
+    )
 
 
 def kinds(form) -> str:
@@ -102,7 +117,11 @@ def _split(node, name: str) -> tuple[str, dict, dict] | None:
         if not all(isinstance(key, str) and key.isidentifier() for key in node):
             raise TypeError(f"{name}: a dict must have names as keys to be saved, got {list(node)}")
         return kind, node, {}
-    if isinstance(node, (tuple, dict, Structured)) or not hasattr(node, "dtype") and not isinstance(node, (int, float)):
+    if (
+        isinstance(node, (tuple, dict, Structured))
+        or not hasattr(node, "dtype")
+        and not isinstance(node, (int, float))
+    ):
         raise TypeError(
             f"{name}: cannot save a {kind}; expected arrays in records of unrolled.layers, dictionaries, tuples, "
             "lists or dicts"
@@ -116,16 +135,25 @@ def _is_static(value) -> bool:
 
 
 def _dictionary(kind: type, parts: dict, static: dict):
-    """A dictionary from its fields, past the constructor, as a pytree is rebuilt: it has cast and normalised them once."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in static.items()}
+    """A dictionary from its fields, past the constructor, as a pytree is rebuilt: it has cast and
+    normalised them once.
+    """
+    values = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in static.items()
+    }
     if not all(map(_is_static, values.values())):
         raise ValueError(f"{kind.__name__} has the static fields {str(static)[:80]}")
     values |= parts
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
-    if kind is Conv:  # its static fields decide shapes: checked by the constructor, on one of the banks of all steps
+    if (
+        kind is Conv
+    ):  # its static fields decide shapes: checked by the constructor, on one of the banks of all steps
         filters = values["filters"]
         lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
-        one = Conv(**values | {"filters": jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters})
+        one = Conv(
+            **values
+            | {"filters": jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters}
+        )
         return jax.tree.structure(one).unflatten([filters])
     D = object.__new__(kind)
     for key, value in values.items():

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
-    """A list that gets the first SIGINT or SIGTERM; the second one leaves at once. The handlers before come back.
+    """A list that gets the first SIGINT or SIGTERM; the second one leaves at once. The handlers
+    before come back.
 
-    Only the main thread may handle signals: elsewhere, and for signals that are ignored, nothing changes.
+    Only the main thread may handle signals: elsewhere, and for signals that are ignored, nothing
+        changes.
     """
     caught = []
 
@@ -20,8 +22,16 @@ def deferred() -> Iterator[list[int]]:
         caught.append(number)
 
     mine = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
-    handled = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    before = (
+        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        if mine
+        else {}
+    )
+    handled = {
+        number: handler
+        for number, handler in before.items()
+        if handler not in (None, signal.SIG_IGN)
+    }
     try:
         for number in handled:
             signal.signal(number, note)

@@ -1,4 +1,6 @@
-"""A training that saves itself, and goes on from what was saved: the same run, or an error that says what differs."""
+"""A training that saves itself, and goes on from what was saved: the same run, or an error that
+says what differs.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled.layers._unroll import Layer
+from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
@@ -23,8 +25,11 @@ _HISTORY = ("losses", "records")  # they grow with the run
 
 
 @contextmanager
-def keeping(checkpoint: Checkpoint | str | Path | None, loop: Loop, config: dict, start: Trained) -> Iterator[Any]:
-    """A `Keeper`, with its folder locked, and SIGINT and SIGTERM waiting for the next save; None without a checkpoint.
+def keeping(
+    checkpoint: Checkpoint | str | Path | None, loop: Loop, config: dict, start: Trained
+) -> Iterator[Any]:
+    """A `Keeper`, with its folder locked, and SIGINT and SIGTERM waiting for the next save; None
+    without a checkpoint.
 
     `start` has the whole params and dictionary that the training starts from.
     """
@@ -41,9 +46,21 @@ class Keeper:
     """Saves the states of one run, and finds the newest one."""
 
     def __init__(
-        self, checkpoint: Checkpoint, steps: Steps, caught: list[int], loop: Loop, config: dict, start: Trained
+        self,
+        checkpoint: Checkpoint,
+        steps: Steps,
+        caught: list[int],
+        loop: Loop,
+        config: dict,
+        start: Trained,
     ):
-        self.checkpoint, self.steps, self.caught, self.loop, self.config = checkpoint, steps, caught, loop, config
+        self.checkpoint, self.steps, self.caught, self.loop, self.config = (
+            checkpoint,
+            steps,
+            caught,
+            loop,
+            config,
+        )
         self.saved = 0  # the last step that is on disk
         # A learned D differs from step to step: it is always kept.
         D = start.D if checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D) else None
@@ -58,14 +75,20 @@ class Keeper:
     def save(self, state: State) -> None:
         """Put the state on disk, if it is not there; then leave, if somebody wants to."""
         if state.step > self.saved or not self.steps.all():
-            self.steps.save(state.step, _packed(state) | self.fixed, config=self.config, form=self.form)
+            self.steps.save(
+                state.step, _packed(state) | self.fixed, config=self.config, form=self.form
+            )
             self.steps.keep(self.checkpoint.keep)
             self.saved = state.step
         if self.caught:
-            leave(self.caught[0], f"{self.loop.where}: stopped after step {state.step}, saved in {self.steps.folder}")
+            leave(
+                self.caught[0],
+                f"{self.loop.where}: stopped after step {state.step}, saved in {self.steps.folder}",
+            )
 
     def resume(self, start: State, steps: int, at: int = -1) -> tuple[Loop, State]:
-        """The newest saved state, with the fixed leaves it was reached with; `start` where nothing is saved.
+        """The newest saved state, with the fixed leaves it was reached with; `start` where nothing
+        is saved.
 
         `steps` and `at` are those of the `run` that `start` would begin.
 
@@ -75,7 +98,9 @@ class Keeper:
         requested = self.config | _types(_manifest.table(_packed(start) | self.fixed)[1])
 
         def accept(manifest):
-            report = _manifest.differences(manifest["config"] | _types(manifest["leaves"]), requested)
+            report = _manifest.differences(
+                manifest["config"] | _types(manifest["leaves"]), requested
+            )
             if not report and manifest["step"] > steps:
                 report = _manifest.differences({"steps": manifest["step"]}, {"steps": steps})
             self._refuse_if(report)
@@ -99,8 +124,9 @@ class Keeper:
         return self.loop._replace(fixed=fixed), state
 
     def _replay(self, state: State, start: State, at: int) -> None:
-        """Do the first look and the first two steps again: what no manifest can tell (the loss, the sampler, an activation,
-        a learning rate) shows there. Up to the rounding of another device."""
+        """Do the first look and the first two steps again: what no manifest can tell (the loss, the
+        sampler, an activation, a learning rate) shows there. Up to the rounding of another
+        device."""
         loop, saved, again = self.loop, {}, {}
         value = loop.objective(start.trained, loop.fixed, loop.validation, at)
         saved["validation loss at the start"] = state.records[0].validation
@@ -111,7 +137,9 @@ class Keeper:
             trained, optimizer, bad, value = loop.update(trained, optimizer, bad, loop.fixed, k, at)
             saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
         tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5
-        same = np.isclose(list(saved.values()), list(again.values()), rtol=tolerance, atol=tolerance)
+        same = np.isclose(
+            list(saved.values()), list(again.values()), rtol=tolerance, atol=tolerance
+        )
         self._refuse_if("" if same.all() else _manifest.differences(saved, again))
 
     def _refuse_if(self, report: str) -> None:
@@ -123,7 +151,9 @@ class Keeper:
 
 
 def _form(params, D) -> dict | None:
-    """What `restore` builds from; params of a kind of the caller's own come back through the same call of `fit` alone."""
+    """What `restore` builds from; params of a kind of the caller's own come back through the same
+    call of `fit` alone.
+    """
     try:
         return {"params": describe(params, "params")[0], "D": describe(D, "D")[0]}
     except TypeError:
@@ -157,8 +187,13 @@ def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: State) -> S
     """The state with the structure of `like`; its history stays on the host, in float64."""
     trees = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
     counts = {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
-    records = tuple(Record(int(step), *values, int(stage)) for step, *values, stage in arrays["records"].tolist())
-    return State(**trees, **counts, lowest=float(arrays["lowest"]), losses=arrays["losses"], records=records)
+    records = tuple(
+        Record(int(step), *values, int(stage))
+        for step, *values, stage in arrays["records"].tolist()
+    )
+    return State(
+        **trees, **counts, lowest=float(arrays["lowest"]), losses=arrays["losses"], records=records
+    )
 
 
 def _types(entries: dict[str, dict]) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""The compiled training step, and the host's side of a training: when to look, what is best, when to stop."""
+"""The compiled training step, and the host's side of a training: when to look, what is best, when
+to stop.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,14 +12,22 @@ import numpy as np
 import optax
 
 from unrolled._checks import Array
-from unrolled.layers._unroll import Layer
+from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training._records import Fit, History, NonFiniteError, Record, State, Trained
 from unrolled.training._split import merge, unit_atoms
 
 
 def make_loop(
-    where: str, model, loss: Callable, sample: Callable, optimizer, key, trained: Trained, fixed: Trained, validation
+    where: str,
+    model,
+    loss: Callable,
+    sample: Callable,
+    optimizer,
+    key,
+    trained: Trained,
+    fixed: Trained,
+    validation,
 ) -> "Loop":
     """Compile a training once, for any number of stages.
 
@@ -48,7 +58,9 @@ def make_loop(
         good = jnp.isfinite(value) & all_finite(gradients)
         bad = jnp.where(good | (bad >= 0), bad, k)
         # A branch, not a selection: selecting afterwards would read and write all params once more.
-        trained, state = jax.lax.cond(bad < 0, advance, lambda t, s, _: (t, s), trained, state, gradients)
+        trained, state = jax.lax.cond(
+            bad < 0, advance, lambda t, s, _: (t, s), trained, state, gradients
+        )
         return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
 
     return Loop(
@@ -64,7 +76,9 @@ def make_loop(
 
 
 class Loop(NamedTuple):
-    """A compiled training. `run` takes a `State` from where it is, so a training may stop, be saved, and go on."""
+    """A compiled training. `run` takes a `State` from where it is, so a training may stop, be
+    saved, and go on.
+    """
 
     where: str
     update: Callable
@@ -76,10 +90,22 @@ class Loop(NamedTuple):
     validation: tuple
 
     def start(self, trained: Trained) -> State:
-        """Nothing done yet. The compiled step consumes its arguments: copies keep the caller's params apart."""
+        """Nothing done yet. The compiled step consumes its arguments: copies keep the caller's
+        params apart.
+        """
         trained = copy(trained)
         optimizer = copy(self.optimizer.init(trained))
-        return State(trained, optimizer, 0, 0, best=trained, lowest=np.inf, best_at=0, losses=np.empty(0), records=())
+        return State(
+            trained,
+            optimizer,
+            0,
+            0,
+            best=trained,
+            lowest=np.inf,
+            best_at=0,
+            losses=np.empty(0),
+            records=(),
+        )
 
     def run(
         self,
@@ -92,10 +118,11 @@ class Loop(NamedTuple):
         at: int = -1,
         keeper=None,
     ) -> State:
-        """Train until step `stop`, look after every so many steps, and call `watch(state)` at each look.
+        """Train until step `stop`, look after every so many steps, and call `watch(state)` at each
+        look.
 
-        A state that was saved, also between two looks, goes on at the looks of the stage it is in. A `keeper` is asked
-        after every step whether it is `due` to `save`.
+        A state that was saved, also between two looks, goes on at the looks of the stage it is in.
+        A `keeper` is asked after every step whether it is `due` to `save`.
         """
         bad = jnp.full((), -1, jnp.int32)
         began = time.perf_counter() - (state.records[-1].seconds if state.records else 0.0)
@@ -133,7 +160,12 @@ class Loop(NamedTuple):
         for k in range(state.step, done):
             trained, optimizer, bad, value = self.update(trained, optimizer, bad, self.fixed, k, at)
             pending.append(value)
-            if keeper is not None and k + 1 < done and keeper.due(k + 1, look=False) and int(bad) < 0:
+            if (
+                keeper is not None
+                and k + 1 < done
+                and keeper.due(k + 1, look=False)
+                and int(bad) < 0
+            ):
                 state = collected(k + 1)
                 pending.clear()
                 keeper.save(state)
@@ -168,11 +200,17 @@ class Loop(NamedTuple):
 
 def _is_stale(state: State, patience: int | None) -> bool:
     """True at a look at which `best` is `patience` steps old."""
-    return patience is not None and state.records[-1].step == state.step and state.step - state.best_at >= patience
+    return (
+        patience is not None
+        and state.records[-1].step == state.step
+        and state.step - state.best_at >= patience
+    )
 
 
 def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:
-    """The first code that is not finite, else the loss, else the leaf of `tree` of the least step; "" if all are finite."""
+    """The first code that is not finite, else the loss, else the leaf of `tree` of the least step;
+    "" if all are finite.
+    """
     for k, x in enumerate(codes):
         if not np.isfinite(x).all():
             return f"codes[{k}]"
@@ -184,7 +222,9 @@ def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of "
 
 
 def _step_and_name(path, leaf) -> tuple[float, str]:
-    """The first step at which a leaf is not finite (infinity for a shared one), and the name of the place."""
+    """The first step at which a leaf is not finite (infinity for a shared one), and the name of the
+    place.
+    """
     keys = [getattr(entry, "name", getattr(entry, "idx", None)) for entry in path]
     name = jax.tree_util.keystr(path).lstrip(".")
     if "steps" not in keys:
@@ -197,12 +237,15 @@ def _step_and_name(path, leaf) -> tuple[float, str]:
 
 
 def codes_of(model, where: str) -> Callable:
-    """`codes(params, D, Y, axis)`: (K, batch, d) for a layer, a tuple over the blocks for a network.
+    """`codes(params, D, Y, axis)`: (K, batch, d) for a layer, a tuple over the blocks for a
+    network.
 
     `axis` is 0 where every signal has a dictionary of its own, else None.
     """
     if isinstance(model, Layer):
-        return lambda params, D, Y, axis: jax.vmap(model.iterates, (None, axis, 0), out_axes=1)(params, D, Y)
+        return lambda params, D, Y, axis: jax.vmap(model.iterates, (None, axis, 0), out_axes=1)(
+            params, D, Y
+        )
     if isinstance(model, Network):
         return lambda params, D, Y, axis: jax.vmap(model.apply, (None, axis, 0))(params, D, Y)
     raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")

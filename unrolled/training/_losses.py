@@ -1,8 +1,9 @@
 """Losses of a batch: `loss(codes, X, D, Y) -> scalar`.
 
-`codes[k]` is a batch of codes: for a layer the code after step k, an array (K, batch, d); for a network the code of block k,
-a tuple of (batch, d_k). `codes[-1]` is the output either way. X is the batch of true codes (for a network a tuple, or that
-of the last block alone), or None for the losses that do not look at it.
+`codes[k]` is a batch of codes: for a layer the code after step k, an array (K, batch, d); for a
+network the code of block k, a tuple of (batch, d_k). `codes[-1]` is the output either way. X is the
+batch of true codes (for a network a tuple, or that of the last block alone), or None for the losses
+that do not look at it.
 """
 
 from collections.abc import Callable
@@ -21,13 +22,17 @@ def supervised(codes, X, D, Y: Array) -> Array:
 
 
 def log_nmse(codes, X, D, Y: Array) -> Array:
-    """ln(sum norm(x_K - x)^2 / sum norm(x)^2): decibels up to a factor; its gradient does not fade as the error does."""
+    """ln(sum norm(x_K - x)^2 / sum norm(x)^2): decibels up to a factor; its gradient does not fade
+    as the error does.
+    """
     target = _last(X)
     return jnp.log(jnp.sum((codes[-1] - target) ** 2)) - jnp.log(jnp.sum(target**2))
 
 
 def lasso(lam: float) -> Callable:
-    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1); for a network the sum over its blocks."""
+    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1); for a network the sum
+    over its blocks.
+    """
 
     def objective(D):
         return jax.vmap(lasso_objective, (_axis(D), 0, 0, None))
@@ -48,12 +53,16 @@ def reconstruction(codes, X, D, Y: Array) -> Array:
 
 
 def deep(loss: Callable, weights=None) -> Callable:
-    """Deep supervision: the weighted sum of `loss` over all steps (or blocks), equal weights that sum to 1 by default."""
+    """Deep supervision: the weighted sum of `loss` over all steps (or blocks), equal weights that
+    sum to 1 by default.
+    """
 
     def total(codes, X, D, Y):
         if isinstance(codes, tuple):
             if X is not None and not isinstance(X, tuple):
-                raise ValueError("deep: a network has one code per block; expected a tuple X, or None")
+                raise ValueError(
+                    "deep: a network has one code per block; expected a tuple X, or None"
+                )
             ends = range(1, len(codes) + 1)
             losses = jnp.stack([loss(codes[:j], X and X[:j], D[:j], Y) for j in ends])
         else:
@@ -61,18 +70,24 @@ def deep(loss: Callable, weights=None) -> Callable:
         if weights is None:
             return jnp.mean(losses)
         if np.shape(weights) != losses.shape:
-            raise ValueError(f"deep: weights have shape {np.shape(weights)}; expected {losses.shape}, one per step")
+            raise ValueError(
+                f"deep: weights have shape {np.shape(weights)}; expected {losses.shape}, one per step"
+            )
         return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
     return total
 
 
 def _axis(D) -> int | None:
-    """The batch axis of dictionaries (batch, m, d) that belong to a signal each, None for one that all share."""
+    """The batch axis of dictionaries (batch, m, d) that belong to a signal each, None for one that
+    all share.
+    """
     return 0 if getattr(D, "ndim", 2) == 3 else None
 
 
 def _last(X):
     if X is None:
-        raise ValueError("loss: this loss compares with true codes, but sample gave X = None; try training.lasso")
+        raise ValueError(
+            "loss: this loss compares with true codes, but sample gave X = None; try training.lasso"
+        )
     return X[-1] if isinstance(X, tuple) else X

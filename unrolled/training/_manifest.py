@@ -1,4 +1,6 @@
-"""What stands beside saved numbers: a sealed JSON record with the dtype, shape and sha256 of every leaf."""
+"""What stands beside saved numbers: a sealed JSON record with the dtype, shape and sha256 of every
+leaf.
+"""
 
 import hashlib
 import json
@@ -20,7 +22,9 @@ _DTYPES = (
 
 
 class CheckpointError(ValueError):
-    """A file or folder of saved numbers that is damaged, cannot be written, or belongs to something else."""
+    """A file or folder of saved numbers that is damaged, cannot be written, or belongs to something
+    else.
+    """
 
 
 class DamagedError(CheckpointError):
@@ -58,7 +62,11 @@ def table(leaves: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, dict
         dtype, arrays[name] = on_host(leaf)
         if not dtype.startswith("key ") and dtype not in _DTYPES:
             raise TypeError(f"{name} has dtype {dtype}; expected one of {', '.join(_DTYPES)}")
-        entries[name] = {"dtype": dtype, "shape": list(arrays[name].shape), "sha256": sha256(arrays[name])}
+        entries[name] = {
+            "dtype": dtype,
+            "shape": list(arrays[name].shape),
+            "sha256": sha256(arrays[name]),
+        }
     return arrays, entries
 
 
@@ -87,7 +95,9 @@ def n_bytes(entry: dict) -> int:
 def verify(name: str, entry: dict, array: np.ndarray) -> None:
     """Raise ValueError if the array is not the one that was saved."""
     if array.dtype != array_dtype(entry) or list(array.shape) != entry["shape"]:
-        raise ValueError(f"{name} is {array.dtype} {array.shape}; expected {entry['dtype']} {tuple(entry['shape'])}")
+        raise ValueError(
+            f"{name} is {array.dtype} {array.shape}; expected {entry['dtype']} {tuple(entry['shape'])}"
+        )
     if sha256(array) != entry["sha256"]:
         raise ValueError(f"{name} has changed since it was saved: its sha256 differs")
 
@@ -98,7 +108,9 @@ def sha256(array: np.ndarray) -> str:
 
 
 def digest(tree: Any) -> str:
-    """The sha256 of a dictionary, or of a tuple of them: kinds, static fields, dtypes, shapes and bits."""
+    """The sha256 of a dictionary, or of a tuple of them: kinds, static fields, dtypes, shapes and
+    bits.
+    """
     try:
         form, leaves = describe(tree, "D")
     except TypeError:  # a kind of the caller's own
@@ -130,7 +142,9 @@ def unseal(kind: str, manifest: Any) -> dict:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ValueError("its manifest is not one of unrolled")
     if manifest["format"] > FORMAT:
-        raise ValueError(f"it has format {manifest['format']}, newer than {FORMAT}; try a newer unrolled")
+        raise ValueError(
+            f"it has format {manifest['format']}, newer than {FORMAT}; try a newer unrolled"
+        )
     whole = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != _hash(whole):
         raise ValueError("its manifest has changed since it was saved: its sha256 differs")
@@ -149,7 +163,9 @@ def differences(saved: dict, requested: dict) -> str:
         *((n, *(_cell(side.get(n)) for side in (saved, requested))) for n in names[:12]),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
     return "\n".join([*lines, *([f"and {len(names) - 12} more"] if len(names) > 12 else [])])
 
 

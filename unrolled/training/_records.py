@@ -32,7 +32,9 @@ class Fit(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss, its gradient or an update stopped being finite; `fit` holds what was reached before."""
+    """The loss, its gradient or an update stopped being finite; `fit` holds what was reached
+    before.
+    """
 
     def __init__(self, message: str, fit: Fit):
         super().__init__(message)
@@ -40,14 +42,17 @@ class NonFiniteError(FloatingPointError):
 
 
 class Trained(NamedTuple):
-    """What the optimiser sees: the params and the dictionary, with None at every leaf that is not trained."""
+    """What the optimiser sees: the params and the dictionary, with None at every leaf that is not
+    trained.
+    """
 
     params: Any
     D: Any
 
 
 class State(NamedTuple):
-    """All that changes while a training runs. Saved between two looks, it lets the training go on bit for bit.
+    """All that changes while a training runs. Saved between two looks, it lets the training go on
+    bit for bit.
 
     The compiled step consumes `trained` and `optimizer`: copy them before the training goes on.
     """

@@ -1,4 +1,6 @@
-"""A learning rate for every step of a network: the updates are scaled along K, after the optimiser has made them."""
+"""A learning rate for every step of a network: the updates are scaled along K, after the optimiser
+has made them.
+"""
 
 from typing import NamedTuple
 
@@ -9,47 +11,58 @@ import optax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.layers._unroll import Unrolled
+from unrolled.layers import Unrolled
 
 
 class StepRates(NamedTuple):
-    """The state of `scale_steps`: replaced between two steps of a training, it changes the rates without compiling anew."""
+    """The state of `scale_steps`: replaced between two steps of a training, it changes the rates
+    without compiling anew.
+    """
 
     rates: Array  # (K,)
     shared: Array  # ()
 
 
 def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformation:
-    """Scale the updates of step k by `rates[k]`, and those of shared params and of the dictionary by `shared`.
+    """Scale the updates of step k by `rates[k]`, and those of shared params and of the dictionary
+    by `shared`.
 
-    Place it last: `optax.chain(optax.adam(1e-3), scale_steps(rates))`. Before Adam it would do nothing, since Adam divides by
-    the size of the gradient. A rate of 0 freezes a step.
+    Place it last: `optax.chain(optax.adam(1e-3), scale_steps(rates))`. Before Adam it would do
+    nothing, since Adam divides by the size of the gradient. A rate of 0 freezes a step.
 
     Args:
-        rates: (K,), not negative. It reads stacked steps (leaves that lead with K) and tuples of K steps, in `Unrolled` or
-            inside of `Trained`.
+        rates: (K,), not negative. It reads stacked steps (leaves that lead with K) and tuples of K
+            steps, in `Unrolled` or inside of `Trained`.
         shared: of everything outside of `Unrolled.steps`.
 
     Raises:
-        ValueError: rates that are no vector, negative or not finite; at `init`, params without steps or with another number of
-            them.
+        ValueError: rates that are no vector, negative or not finite; at `init`, params without
+            steps or with another number of them.
     """
     for name, value, ndim in (("rates", rates, 1), ("shared", shared, 0)):
         if np.ndim(value) != ndim:
             expected = "a vector, one rate per step" if ndim else "one number"
-            raise ValueError(f"scale_steps: {name} has shape {np.shape(value)}; expected {expected}")
+            raise ValueError(
+                f"scale_steps: {name} has shape {np.shape(value)}; expected {expected}"
+            )
         _checks.finite(value, name, "scale_steps")
         _checks.nonnegative(value, name, "scale_steps")
 
     def init(params):
         # Copies: a compiled step may consume its state, and must not consume the caller's array.
         state = StepRates(jnp.array(rates, float), jnp.array(shared, float))
-        networks = [node for node in jax.tree.leaves(params, is_leaf=_is_unrolled) if _is_unrolled(node)]
+        networks = [
+            node for node in jax.tree.leaves(params, is_leaf=_is_unrolled) if _is_unrolled(node)
+        ]
         if not networks:
-            raise ValueError("scale_steps: found no Unrolled(shared, steps) in what is trained, so there are no steps")
+            raise ValueError(
+                "scale_steps: found no Unrolled(shared, steps) in what is trained, so there are no steps"
+            )
         for node in networks:
             if node.steps is None:
-                raise ValueError("scale_steps: the steps of this family share all their params, so none has a rate")
+                raise ValueError(
+                    "scale_steps: the steps of this family share all their params, so none has a rate"
+                )
             _check_depth(node, len(state.rates))
         return state
 
@@ -62,7 +75,9 @@ def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformati
 
         def both(node):
             if type(node.steps) is tuple:
-                steps = tuple(jax.tree.map(scaled(state.rates[k]), p) for k, p in enumerate(node.steps))
+                steps = tuple(
+                    jax.tree.map(scaled(state.rates[k]), p) for k, p in enumerate(node.steps)
+                )
             else:
                 steps = jax.tree.map(along_steps, node.steps)
             return Unrolled(jax.tree.map(scaled(state.shared), node.shared), steps)
@@ -81,7 +96,11 @@ def _is_unrolled(node) -> bool:
 
 def _check_depth(params: Unrolled, K: int) -> None:
     stacked = type(params.steps) is not tuple
-    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params.steps)} if stacked else {(len(params.steps),)}
+    lengths = (
+        {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params.steps)}
+        if stacked
+        else {(len(params.steps),)}
+    )
     if lengths - {(K,)}:
         got = sorted(lengths)
         raise ValueError(

@@ -10,8 +10,8 @@ from jax import lax
 
 from unrolled import _checks, metrics
 from unrolled._checks import Array
-from unrolled.dictionaries._base import as_dictionary
-from unrolled.layers._unroll import Layer, Unrolled
+from unrolled.dictionaries import as_dictionary
+from unrolled.layers import Layer, Unrolled
 
 
 class Search(NamedTuple):
@@ -24,37 +24,48 @@ class Search(NamedTuple):
     mean_nmse: np.ndarray  # dB, mean of the decibels of the signals
 
 
-def search(layer: Layer, params: Unrolled, D, X: Array, Y: Array, *, chunk: int = 8, **values) -> Search:
+def search(
+    layer: Layer, params: Unrolled, D, X: Array, Y: Array, *, chunk: int = 8, **values
+) -> Search:
     """Try all combinations of values of scalar fields of the params, in one compiled call.
 
-    `search(layer, params, D, X, Y, threshold=[0.02, 0.04], momentum=[0.0, 0.02], selection=[8.0, 12.0, 16.0])`.
+    `search(layer, params, D, X, Y, threshold=[0.02, 0.04], momentum=[0.0, 0.02], selection=[8.0,
+    12.0, 16.0])`.
 
     Args:
         layer, params, D: as for `layer.apply`.
-        X: (batch, d), the true codes. Few signals mislead: on 64 the best values overfit by 15 dB, so take 512 or more.
+        X: (batch, d), the true codes. Few signals mislead: on 64 the best values overfit by 15 dB,
+            so take 512 or more.
         Y: (batch, m), their signals.
         chunk: combinations at a time; memory grows with chunk times batch.
-        values: for each field the values to try. A field of `params.shared` is a scalar; one of the stacked `params.steps` gets
-            the same value at all steps.
+        values: for each field the values to try. A field of `params.shared` is a scalar; one of the
+            stacked `params.steps` gets the same value at all steps.
 
     Raises:
-        ValueError: shapes that do not fit, values that are no vector or not finite, a negative theta, a field that is not a
-            scalar, no combination with finite codes.
+        ValueError: shapes that do not fit, values that are no vector or not finite, a negative
+            theta, a field that is not a scalar, no combination with finite codes.
         TypeError: no values, a field that the params do not have.
 
-    Not claimed: the best values off the grid. The signals must resemble those to be coded: hold some back to test.
+    Not claimed: the best values off the grid. The signals must resemble those to be coded: hold
+    some back to test.
     """
     D, chunk = as_dictionary(D, "search"), _checks.as_index(chunk, "chunk", "search", least=1)
     if np.shape(X)[1:] != (D.shape[1],) or np.shape(Y) != (len(X), D.shape[0]) or not len(X):
         expected = f"(batch, {D.shape[1]}) and (batch, {D.shape[0]})"
-        raise ValueError(f"search: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected {expected}")
+        raise ValueError(
+            f"search: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected {expected}"
+        )
     axes = {name: _axis(params, name, tried) for name, tried in values.items()}
     if not axes:
-        raise TypeError("search: there are no values to try; expected such as threshold=[0.02, 0.04]")
+        raise TypeError(
+            "search: there are no values to try; expected such as threshold=[0.02, 0.04]"
+        )
     points = [points.ravel() for points in np.meshgrid(*axes.values(), indexing="ij")]
     shape = [len(tried) for tried in axes.values()]
     points = dict(zip(axes, points))
-    nmse, mean_nmse = (np.asarray(e, float).reshape(shape) for e in _errors(layer, params, D, X, Y, points, chunk))
+    nmse, mean_nmse = (
+        np.asarray(e, float).reshape(shape) for e in _errors(layer, params, D, X, Y, points, chunk)
+    )
     if np.isnan(nmse).all():
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(nmse), shape)
@@ -69,7 +80,10 @@ def _errors(layer, params, D, X, Y, points, chunk):
     def one(point):
         codes = jax.vmap(layer.apply, (None, None, 0))(with_values(params, point), D, Y)
         finite = jnp.isfinite(codes).all()
-        return [jnp.where(finite, error(codes, X), jnp.nan) for error in (metrics.nmse, metrics.mean_nmse)]
+        return [
+            jnp.where(finite, error(codes, X), jnp.nan)
+            for error in (metrics.nmse, metrics.mean_nmse)
+        ]
 
     return lax.map(one, points, batch_size=chunk)
 
@@ -88,18 +102,26 @@ def with_values(params: Unrolled, values) -> Unrolled:
 def _axis(params: Unrolled, name: str, tried) -> np.ndarray:
     """The values to try of a field, checked."""
     if not isinstance(params, Unrolled):
-        raise TypeError(f"search: params must be Unrolled(shared, steps), got {type(params).__name__}")
+        raise TypeError(
+            f"search: params must be Unrolled(shared, steps), got {type(params).__name__}"
+        )
     fields = [*getattr(params.shared, "_fields", ()), *getattr(params.steps, "_fields", ())]
     in_shared = name in getattr(params.shared, "_fields", ())
     if name not in fields:
         hint = "; try layers.stack" if type(params.steps) is tuple else ""
         raise TypeError(f"search: params have no field {name!r}; expected one of {fields}{hint}")
     field = getattr(params.shared if in_shared else params.steps, name)
-    if len(jax.tree.leaves(field)) != 1 or np.ndim(jax.tree.leaves(field)[0]) != (0 if in_shared else 1):
-        raise ValueError(f"search: {name} is not one number{'' if in_shared else ' per step'}, so it has no grid")
+    if len(jax.tree.leaves(field)) != 1 or np.ndim(jax.tree.leaves(field)[0]) != (
+        0 if in_shared else 1
+    ):
+        raise ValueError(
+            f"search: {name} is not one number{'' if in_shared else ' per step'}, so it has no grid"
+        )
     tried = np.asarray(tried, float)
     if tried.ndim != 1 or not len(tried):
-        raise ValueError(f"search: {name} has values of shape {tried.shape}; expected a vector of values to try")
+        raise ValueError(
+            f"search: {name} has values of shape {tried.shape}; expected a vector of values to try"
+        )
     _checks.finite(tried, name, "search")
     if name == "theta":
         _checks.nonnegative(tried, name, "search")

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled.dictionaries._base import normalized
-from unrolled.layers._unroll import Fixed, magnitude
+from unrolled.dictionaries import normalized
+from unrolled.layers import Fixed, magnitude
 from unrolled.training._records import Trained
 
 
@@ -23,10 +23,14 @@ def split(params, D, learn_dictionary: bool, trainable, where: str) -> tuple[Tra
     if learn_dictionary is False and not any(jax.tree.leaves(floats)):
         raise TypeError(f"{where}: there is no floating-point leaf to train")
     if trainable is not None:
-        floats = jax.tree.map(lambda chosen, own: chosen and own, _spread(trainable, params, where), floats)
+        floats = jax.tree.map(
+            lambda chosen, own: chosen and own, _spread(trainable, params, where), floats
+        )
     trains = Trained(floats, jax.tree.map(lambda leaf: learn_dictionary and _is_float(leaf), D))
     if not any(jax.tree.leaves(trains)):
-        raise ValueError(f"{where}: trainable leaves nothing to train; expected True at a floating-point leaf")
+        raise ValueError(
+            f"{where}: trainable leaves nothing to train; expected True at a floating-point leaf"
+        )
     trained = jax.tree.map(lambda t, leaf: jnp.asarray(leaf) if t else None, trains, whole)
     return trained, jax.tree.map(lambda t, leaf: None if t else leaf, trains, whole)
 
@@ -53,7 +57,11 @@ def _spread(trainable, params, where: str):
     """A tree prefix of bools as a bool for every leaf of the params."""
     for leaf in jax.tree.leaves(trainable):
         if not isinstance(leaf, bool | np.bool_):
-            hint = "; to freeze single steps, pass unstacked params and a tuple of bools" if np.ndim(leaf) else ""
+            hint = (
+                "; to freeze single steps, pass unstacked params and a tuple of bools"
+                if np.ndim(leaf)
+                else ""
+            )
             raise TypeError(f"{where}: trainable must hold bools, got {type(leaf).__name__}{hint}")
     try:
         return jax.tree.broadcast(trainable, params)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unrolled.dictionaries._base import as_dictionary
+from unrolled.dictionaries import as_dictionary
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Steps, newest
 from unrolled.training._disk import write_whole
@@ -25,12 +25,16 @@ class Restored(NamedTuple):
     metadata: dict  # what `save` was told, and "versions"
 
 
-def save(path: str | Path, params: Any, D: Any = None, *, dictionary: bool = True, **metadata) -> Path:
-    """Write params, and the D they belong to, to a `.npz` or `.safetensors` file; nothing is pickled.
+def save(
+    path: str | Path, params: Any, D: Any = None, *, dictionary: bool = True, **metadata
+) -> Path:
+    """Write params, and the D they belong to, to a `.npz` or `.safetensors` file; nothing is
+    pickled.
 
-    The file holds every array in its own dtype under its path in the tree ("params.shared.W"; 8-bit and bfloat16 floats as
-    unsigned integers in `.npz`), and a manifest: the form of the tree, a sha256 per array and of D, versions and `metadata`.
-    It is written beside `path` and moved there when complete: a file that was there before stays whole until then.
+    The file holds every array in its own dtype under its path in the tree ("params.shared.W"; 8-bit
+    and bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, a
+    sha256 per array and of D, versions and `metadata`. It is written beside `path` and moved there
+    when complete: a file that was there before stays whole until then.
 
     Args:
         path: ends in .npz or .safetensors.
@@ -53,7 +57,10 @@ def save(path: str | Path, params: Any, D: Any = None, *, dictionary: bool = Tru
         metadata = json.loads(json.dumps(metadata))
     except (TypeError, ValueError) as error:
         raise TypeError(f"save: metadata must be what JSON can hold ({error})") from error
-    (form, leaves), (form_D, leaves_D) = describe(params, "params"), describe(D if dictionary else None, "D")
+    (form, leaves), (form_D, leaves_D) = (
+        describe(params, "params"),
+        describe(D if dictionary else None, "D"),
+    )
     arrays, entries = _manifest.table(leaves | leaves_D)
     manifest = {
         "form": {"params": form, "D": form_D},
@@ -78,8 +85,8 @@ def restore(path: str | Path, like: Any = None, D: Any = None) -> Restored:
 
     Raises:
         FileNotFoundError: no such file, or a folder without a saved step.
-        CheckpointError: damaged, truncated or of a newer format; not like `like` (the message has a table); saved with
-            another D; 64-bit numbers in a process without them.
+        CheckpointError: damaged, truncated or of a newer format; not like `like` (the message has a
+            table); saved with another D; 64-bit numbers in a process without them.
     """
     path = Path(path).absolute()
     if not path.exists():
@@ -95,7 +102,9 @@ def restore(path: str | Path, like: Any = None, D: Any = None) -> Restored:
     if like is not None:
         check_like(manifest, like, f"restore: {path}")
     if D is not None and _manifest.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
-        raise CheckpointError(f"restore: {path}: the weights were saved with another D; expected the one given")
+        raise CheckpointError(
+            f"restore: {path}: the weights were saved with another D; expected the one given"
+        )
     return Restored(params, saved, {**manifest["metadata"], "versions": manifest["versions"]})
 
 
@@ -129,7 +138,9 @@ def _read_folder(path: Path) -> tuple[dict, dict]:
         )
     manifest, arrays = found
     if manifest["form"] is None:
-        raise ValueError("its params or dictionary are of a kind of the caller's own; run the same call of `fit` again")
+        raise ValueError(
+            "its params or dictionary are of a kind of the caller's own; run the same call of `fit` again"
+        )
     entries, leaves = {}, {}
     for name, entry in manifest["leaves"].items():
         part, _, leaf = name.partition(".")
@@ -148,7 +159,9 @@ def _read_folder(path: Path) -> tuple[dict, dict]:
 
 
 def check_like(manifest: dict, like: Any, where: str) -> None:
-    """Raise CheckpointError with a table unless the saved params have the form, shapes and dtypes of `like`."""
+    """Raise CheckpointError with a table unless the saved params have the form, shapes and dtypes
+    of `like`.
+    """
     form, leaves = describe(like, "params")
     requested = _manifest.leaf_types(_manifest.table(leaves)[1])
     types = _manifest.leaf_types(manifest["leaves"])
@@ -157,7 +170,9 @@ def check_like(manifest: dict, like: Any, where: str) -> None:
         {"form": kinds(manifest["form"]["params"]), **saved}, {"form": kinds(form), **requested}
     )
     if report:
-        raise CheckpointError(f"{where}: the saved params are not like the requested ones:\n{report}")
+        raise CheckpointError(
+            f"{where}: the saved params are not like the requested ones:\n{report}"
+        )
 
 
 def _found(path: Path) -> str:
@@ -169,7 +184,11 @@ def _found(path: Path) -> str:
 
 def as_dictionaries(D, where: str):
     """D, or each of a tuple of them, checked."""
-    return tuple(as_dictionaries(Dj, where) for Dj in D) if isinstance(D, tuple | list) else as_dictionary(D, where)
+    return (
+        tuple(as_dictionaries(Dj, where) for Dj in D)
+        if isinstance(D, tuple | list)
+        else as_dictionary(D, where)
+    )
 
 
 def _format(path: Path, where: str):

@@ -14,14 +14,20 @@ import jax.numpy as jnp
 import optax
 
 from unrolled import metrics, problems, training
-from unrolled._experiments._config import Config, ConfigError, differences, layer_options, load, to_toml
-from unrolled._experiments._encode import apply_in_chunks
-from unrolled._experiments._report import check_folder, environment
-from unrolled._experiments._setup import Setup, setup
+from unrolled.commands._config import Config, ConfigError, differences, layer_options, load, to_toml
+from unrolled.commands._encode import apply_in_chunks
+from unrolled.commands._report import check_folder, environment
+from unrolled.commands._setup import Setup, setup
 from unrolled.compare import plain
 from unrolled.pursuit import lasso_objective
 
-CONFIG, HISTORY, TABLE, WEIGHTS, SUMMARY = "config.toml", "history.jsonl", "history.csv", "weights.npz", "summary.json"
+CONFIG, HISTORY, TABLE, WEIGHTS, SUMMARY = (
+    "config.toml",
+    "history.jsonl",
+    "history.csv",
+    "weights.npz",
+    "summary.json",
+)
 CHECKPOINTS = "checkpoints"
 _TITLES = {
     "nmse": "NMSE, ratio of sums, dB",
@@ -34,7 +40,9 @@ _TITLES = {
 
 
 class Summary(NamedTuple):
-    """What a training has reached: the judgements of the start and of the learned params on the test signals."""
+    """What a training has reached: the judgements of the start and of the learned params on the
+    test signals.
+    """
 
     config: Config
     shape: tuple[int, int]
@@ -92,8 +100,14 @@ def run(path: Path | None, flags: dict[str, Any], resume: bool, say: Callable) -
 def _grown(saved: Config, config: Config) -> Config:
     """The saved configuration with the steps of this one, if a run may go on beyond its end."""
     chosen = saved.training
-    if chosen.method == "end_to_end" and chosen.schedule == "constant" and config.training.steps > chosen.steps:
-        return dataclasses.replace(saved, training=dataclasses.replace(chosen, steps=config.training.steps))
+    if (
+        chosen.method == "end_to_end"
+        and chosen.schedule == "constant"
+        and config.training.steps > chosen.steps
+    ):
+        return dataclasses.replace(
+            saved, training=dataclasses.replace(chosen, steps=config.training.steps)
+        )
     return saved
 
 
@@ -112,7 +126,9 @@ def _opened(path: Path | None, flags: dict[str, Any], resume: bool) -> Config:
                 f"{folder}: holds a run with another configuration: {', '.join(other)}; try another --output"
             )
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: is not empty; try --resume to go on with its run, or another --output")
+        raise ConfigError(
+            f"{folder}: is not empty; try --resume to go on with its run, or another --output"
+        )
     check_folder(folder)
     return config
 
@@ -120,7 +136,9 @@ def _opened(path: Path | None, flags: dict[str, Any], resume: bool) -> Config:
 def _saved(folder: Path) -> Path:
     """The configuration of the run of a folder."""
     if not (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder}: there is no {CONFIG} in it, so no run to resume; try without --resume")
+        raise ConfigError(
+            f"{folder}: there is no {CONFIG} in it, so no run to resume; try without --resume"
+        )
     return folder / CONFIG
 
 
@@ -140,7 +158,11 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Callable) -> train
     else:
         cosine = chosen.schedule == "cosine"
         rate = optax.cosine_decay_schedule(chosen.rate, chosen.steps) if cosine else chosen.rate
-        options |= dict(steps=chosen.steps, optimizer=ready.optimizer(rate), learn_dictionary=chosen.learn_dictionary)
+        options |= dict(
+            steps=chosen.steps,
+            optimizer=ready.optimizer(rate),
+            learn_dictionary=chosen.learn_dictionary,
+        )
         train = training.fit
     try:
         return train(ready.layer, ready.params, ready.D, ready.sample, **options)
@@ -152,9 +174,11 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Callable) -> train
 
 
 def _log(folder: Path, config: Config) -> Callable:
-    """A callback that writes one JSON line per look; looks of a run before, from there on, are replaced.
+    """A callback that writes one JSON line per look; looks of a run before, from there on, are
+    replaced.
 
-    It is called when the checkpoints are locked: until then a run that is resumed twice at once changes nothing.
+    It is called when the checkpoints are locked: until then a run that is resumed twice at once
+        changes nothing.
     """
     path = folder / HISTORY
     before = _read_history(path)
@@ -163,7 +187,9 @@ def _log(folder: Path, config: Config) -> Callable:
         nonlocal before
         row = _row(record)
         if before is not None:
-            kept = [old for old in before if (old["stage"], old["step"]) < (row["stage"], row["step"])]
+            kept = [
+                old for old in before if (old["stage"], old["step"]) < (row["stage"], row["step"])
+            ]
             _write(path, "".join(json.dumps(old) + "\n" for old in kept))
             _write(folder / CONFIG, to_toml(config))  # its steps may have grown
             before = None
@@ -213,7 +239,9 @@ def _plain(value):
 
 def _summary(config: Config, ready: Setup, found: training.Fit) -> Summary:
     whole = found.history.records
-    records = [record for record in whole if record.stage == whole[-1].stage]  # of a curriculum the last one counts
+    records = [
+        record for record in whole if record.stage == whole[-1].stage
+    ]  # of a curriculum the last one counts
     best = min(records, key=lambda record: record.validation)
     judged = {
         name: _judged(ready.layer, params, D, *ready.tested_on, config.problem.lam)
@@ -221,11 +249,22 @@ def _summary(config: Config, ready: Setup, found: training.Fit) -> Summary:
     }
     validation = {"first": records[0].validation, "best": best.validation}
     steps, seconds = records[-1].step, records[-1].seconds
-    return Summary(config, ready.D.shape, steps, seconds, best.step, validation, len(ready.tested_on[0]), judged)
+    return Summary(
+        config,
+        ready.D.shape,
+        steps,
+        seconds,
+        best.step,
+        validation,
+        len(ready.tested_on[0]),
+        judged,
+    )
 
 
 def _judged(layer, params, D, Y, X, lam: float) -> dict[str, float]:
-    """What the codes of the test signals are worth: beside the true ones where they are known, and in the LASSO."""
+    """What the codes of the test signals are worth: beside the true ones where they are known, and
+    in the LASSO.
+    """
     codes = apply_in_chunks(layer.apply, params, D, Y)
     found = {}
     if X is not None:
@@ -234,7 +273,9 @@ def _judged(layer, params, D, Y, X, lam: float) -> dict[str, float]:
             "mean_nmse": metrics.mean_nmse(codes, X),
             "failure_rate": metrics.failure_rate(codes, X),
         }
-    objective = jax.vmap(lasso_objective, (None, 0, 0, None))(D, Y, codes, jnp.asarray(lam, codes.dtype))
+    objective = jax.vmap(lasso_objective, (None, 0, 0, None))(
+        D, Y, codes, jnp.asarray(lam, codes.dtype)
+    )
     residual = Y - problems.synthesize(D, codes)
     found |= {
         "lasso_objective": objective.mean(),

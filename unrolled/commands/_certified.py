@@ -1,4 +1,6 @@
-"""Where the theory applies: measured errors under certified bounds, for one block and for a chain of two."""
+"""Where the theory applies: measured errors under certified bounds, for one block and for a chain
+of two.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -9,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import analytic, dictionaries, layers, networks, plots, problems, theory
-from unrolled._experiments._report import Section
-from unrolled._experiments._settings import Settings
+from unrolled.commands._report import Section
+from unrolled.commands._settings import Settings
 from unrolled.compare import plain
 
 
@@ -30,7 +32,9 @@ def certified_regime(D, settings: Settings, say: Callable) -> Section | None:
         Y = problems.synthesize(D, X)
         lines, rows, table = {}, [], []
         for name, W in weights.items():
-            certified, schedule = _quietly(analytic.block_schedule, D, W, depth=K, sparsity=s, bound=1.0)
+            certified, schedule = _quietly(
+                analytic.block_schedule, D, W, depth=K, sparsity=s, bound=1.0
+            )
             table.append(
                 f"| {name} | {certified.mu_W:.4f} | {schedule.contraction:.3f} | {schedule.holds} | "
                 f"{schedule.steps_for(1e-6):g} | {theory.max_sparsity(certified.mu_W, D.shape[1])} |"
@@ -38,7 +42,9 @@ def certified_regime(D, settings: Settings, say: Callable) -> Section | None:
             if not schedule.holds:
                 continue
             params = _quietly(analytic.lista_cp, D, W=W, depth=K, sparsity=s, bound=1.0)
-            codes = jax.jit(jax.vmap(layers.lista_cp(K).iterates, (None, None, 0), out_axes=1))(params, D, Y)
+            codes = jax.jit(jax.vmap(layers.lista_cp(K).iterates, (None, None, 0), out_axes=1))(
+                params, D, Y
+            )
             measured, wrong = _errors(codes, X)
             lines[name] = (measured, schedule.error)
             rows += [[name, k, e, b] for k, (e, b) in enumerate(zip(measured, schedule.error))]
@@ -54,14 +60,27 @@ def certified_regime(D, settings: Settings, say: Callable) -> Section | None:
         *[row if row.count("|") > 7 else row + " | | |" for row in table],
     ]
     title = "The regime that the theory certifies"
-    figures = {f"{title}: the largest l1 error of 500 signals under its bound": plots.bound(lines, title=f"s = {s}")}
+    figures = {
+        f"{title}: the largest l1 error of 500 signals under its bound": plots.bound(
+            lines, title=f"s = {s}"
+        )
+    }
     header = ["weights", "step", "largest l1 error", "certified bound"]
     data = {name: {"measured": m.tolist(), "bound": b.tolist()} for name, (m, b) in lines.items()}
-    return Section(title, "certified", "\n".join(text), figures, (header, rows), {"sparsity": s, "curves": data})
+    return Section(
+        title,
+        "certified",
+        "\n".join(text),
+        figures,
+        (header, rows),
+        {"sparsity": s, "curves": data},
+    )
 
 
 def _errors(iterates, X) -> tuple[np.ndarray, int]:
-    """The largest l1 error of a signal, from step 0 on, and the wrong entries of all steps and signals."""
+    """The largest l1 error of a signal, from step 0 on, and the wrong entries of all steps and
+    signals.
+    """
     start = jnp.abs(X).sum(1).max()[None]
     measured = jnp.concatenate([start, jnp.abs(iterates - X[None]).sum(2).max(1)])
     return np.asarray(measured), int(((iterates != 0) & (X == 0)[None]).sum())
@@ -74,15 +93,20 @@ def _quietly(function, *args, **options):
 
 
 def chain(settings: Settings, say: Callable) -> Section:
-    """A certified two-layer chain in float64, and the thresholds of the printed proof beside the corrected ones."""
+    """A certified two-layer chain in float64, and the thresholds of the printed proof beside the
+    corrected ones.
+    """
     say("a two-layer chain with certified bounds")
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.fold_in(settings.key, 4), 3)
         D_1 = dictionaries.identity_hadamard(256)
-        D_2 = jnp.pad(dictionaries.transversal(keys[0], 4, 127, 700), ((0, 4), (0, 0)))  # 508 rows, to 512
+        D_2 = jnp.pad(
+            dictionaries.transversal(keys[0], 4, 127, 700), ((0, 4), (0, 0))
+        )  # 508 rows, to 512
         fast = _chain_run(D_1, D_2, (4, 1), (40, 40), keys[1])
         slow = {
-            K: _chain_run(D_1, D_2, (8, 2), (K, K), keys[2]) for K in ((40,) if settings.quick else (20, 40, 80, 160))
+            K: _chain_run(D_1, D_2, (8, 2), (K, K), keys[2])
+            for K in ((40,) if settings.quick else (20, 40, 80, 160))
         }
     text = [
         "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and D_2 a transversal design (512 x 700, 4 "
@@ -98,16 +122,28 @@ def chain(settings: Settings, say: Callable) -> Section:
         "",
         "| steps per layer | certified bound | corrected thresholds | thresholds of the printed proof |",
         "|---|---|---|---|",
-        *[f"| {K} | {r.bounds[1][-1]:.2e} | {r.measured[1][-1]:.2e} | {r.printed:.2e} |" for K, r in slow.items()],
+        *[
+            f"| {K} | {r.bounds[1][-1]:.2e} | {r.measured[1][-1]:.2e} | {r.printed:.2e} |"
+            for K, r in slow.items()
+        ],
     ]
     lines = {f"layer {j + 1}": (fast.measured[j], fast.bounds[j]) for j in range(2)}
     title = "A two-layer chain with certified bounds"
     rows = [
-        [f"layer {j + 1}", k, e, b] for j in range(2) for k, (e, b) in enumerate(zip(fast.measured[j], fast.bounds[j]))
+        [f"layer {j + 1}", k, e, b]
+        for j in range(2)
+        for k, (e, b) in enumerate(zip(fast.measured[j], fast.bounds[j]))
     ]
     header = ["layer", "step", "largest l1 error", "certified bound"]
-    figures = {f"{title}: 200 signals, float64": plots.bound(lines, title="Deep sparse coding, (4, 1) nonzeros")}
-    data = {"fast": plain(fast._asdict()), "slow": {str(K): plain(r._asdict()) for K, r in slow.items()}}
+    figures = {
+        f"{title}: 200 signals, float64": plots.bound(
+            lines, title="Deep sparse coding, (4, 1) nonzeros"
+        )
+    }
+    data = {
+        "fast": plain(fast._asdict()),
+        "slow": {str(K): plain(r._asdict()) for K, r in slow.items()},
+    }
     return Section(title, "chain", "\n".join(text), figures, (header, rows), data)
 
 

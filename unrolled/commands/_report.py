@@ -1,4 +1,6 @@
-"""A report: sections of text, tables, figures and data, written as Markdown, CSV, JSON and PNG into one folder."""
+"""A report: sections of text, tables, figures and data, written as Markdown, CSV, JSON and PNG into
+one folder.
+"""
 
 import csv
 import json
@@ -57,7 +59,9 @@ def check_folder(folder: Path) -> None:
 
 
 def write(folder: Path, title: str, summary: str, sections: list[Section], settings: dict) -> Path:
-    """Write `report.md`, `results.json`, one CSV per section and the figures; returns the path of the report."""
+    """Write `report.md`, `results.json`, one CSV per section and the figures; returns the path of
+    the report.
+    """
     found = environment()
     lines = [f"# {title}", "", summary, ""]
     results = {"environment": found, "settings": settings, "sections": {}}

@@ -1,4 +1,6 @@
-"""Options as data: a name, a type, limits and a help; their values from TOML or from text, and back."""
+"""Options as data: a name, a type, limits and a help; their values from TOML or from text, and
+back.
+"""
 
 import dataclasses
 import difflib
@@ -22,7 +24,9 @@ class ConfigError(ValueError):
 
 
 def setting(default, text: str, **limits):
-    """A field with its help and its limits: choices, least, most, above; `words` marks a path and says what is none."""
+    """A field with its help and its limits: choices, least, most, above; `words` marks a path and
+    says what is none.
+    """
     return dataclasses.field(default=default, metadata=dict(help=text, **limits))
 
 
@@ -70,7 +74,13 @@ def read_toml(path: Path) -> dict:
         raise ConfigError(f"{path}: not readable as TOML ({error})") from error
 
 
-_EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", tuple: "two numbers"}
+_EXPECTED = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    tuple: "two numbers",
+}
 
 
 def from_text(option: Option, text: str):
@@ -80,7 +90,9 @@ def from_text(option: Option, text: str):
             return [float(part) for part in text.split(",")]
         return option.kind(text)
     except ValueError as error:
-        raise ConfigError(f"--{option.name} must be {_EXPECTED[option.kind]}, got {text!r}") from error
+        raise ConfigError(
+            f"--{option.name} must be {_EXPECTED[option.kind]}, got {text!r}"
+        ) from error
 
 
 def checked(option: Option, value, where: str, base: Path):
@@ -92,7 +104,9 @@ def checked(option: Option, value, where: str, base: Path):
     if value not in limits.get("choices", (value,)):
         near = difflib.get_close_matches(value, limits["choices"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{where}: unknown {value!r}; expected one of {', '.join(limits['choices'])}{hint}")
+        raise ConfigError(
+            f"{where}: unknown {value!r}; expected one of {', '.join(limits['choices'])}{hint}"
+        )
     if option.kind in (int, float, tuple):
         for number in value if option.kind is tuple else [value]:
             _in_range(number, limits, option.kind, where)
@@ -108,7 +122,9 @@ def _typed(kind: type, value, where: str):
         if kind is tuple and isinstance(value, list | tuple) and len(value) == 2:
             return tuple(_typed(float, part, where) for part in value)
     except OverflowError as error:
-        raise ConfigError(f"{where} must be {_EXPECTED[kind]}, got one beyond all floats") from error
+        raise ConfigError(
+            f"{where} must be {_EXPECTED[kind]}, got one beyond all floats"
+        ) from error
     if kind in (int, bool, str) and type(value) is kind:
         return value
     raise ConfigError(f"{where} must be {_EXPECTED[kind]}, got {shown(value)}")

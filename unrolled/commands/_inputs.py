@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, dictionaries
-from unrolled._experiments._pictures import Pictures, photograph_patches
-from unrolled.dictionaries._base import as_dictionary
+from unrolled.commands._pictures import Pictures, photograph_patches
+from unrolled.dictionaries import as_dictionary
 
 
 def read_dictionary(path: Path, dtype=np.float32):
@@ -16,7 +16,8 @@ def read_dictionary(path: Path, dtype=np.float32):
 
 
 def read_signals(paths: list[Path], D):
-    """(D, Y, X) for signals with known codes, (D, Pictures, None) for others; pictures take an overcomplete DCT if D is None.
+    """(D, Y, X) for signals with known codes, (D, Pictures, None) for others; pictures take an
+    overcomplete DCT if D is None.
 
     Raises:
         ValueError: several array files, arrays without a dictionary, or shapes that do not fit.
@@ -62,7 +63,11 @@ def read_codes(path: Path, Y, D):
 def check_length(path: Path, Y, D) -> None:
     """Raise ValueError unless Y is (signals, m)."""
     if Y.ndim != 2 or Y.shape[1] != D.shape[0]:
-        hint = " The signals seem to be in columns: transpose them." if Y.ndim == 2 and len(Y) == D.shape[0] else ""
+        hint = (
+            " The signals seem to be in columns: transpose them."
+            if Y.ndim == 2 and len(Y) == D.shape[0]
+            else ""
+        )
         raise ValueError(
             f"{path}: signals have shape {Y.shape}; expected (signals, {D.shape[0]}) for D {D.shape}.{hint}"
         )

@@ -1,4 +1,6 @@
-"""`unrolled doctor`: versions, devices, a write check, and one certified computation on this device."""
+"""`unrolled doctor`: versions, devices, a write check, and one certified computation on this
+device.
+"""
 
 import math
 import os
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import analytic, dictionaries, layers
-from unrolled._experiments._report import check_folder, environment
+from unrolled.commands._report import check_folder, environment
 
 
 def doctor(folder: Path | None) -> dict[str, str]:
@@ -59,5 +61,7 @@ def _cache() -> str:
     try:
         check_folder(Path(folder))
     except OSError as error:
-        return f"{folder}, which cannot be written: nothing will be kept ({error.strerror or error})"
+        return (
+            f"{folder}, which cannot be written: nothing will be kept ({error.strerror or error})"
+        )
     return f"{folder}, writable"

@@ -1,4 +1,6 @@
-"""Signals without known codes, such as patches of photographs: how near the LASSO optimum each step comes."""
+"""Signals without known codes, such as patches of photographs: how near the LASSO optimum each step
+comes.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import analytic, datasets, dictionaries, layers, metrics, plots, problems, theory, training
-from unrolled._experiments._report import Section
-from unrolled._experiments._settings import Problem, Settings, curve_rows, resampler, spent, timed, train
+from unrolled import (
+    analytic,
+    datasets,
+    dictionaries,
+    layers,
+    metrics,
+    plots,
+    problems,
+    theory,
+    training,
+)
+from unrolled.commands._report import Section
+from unrolled.commands._settings import (
+    Problem,
+    Settings,
+    curve_rows,
+    resampler,
+    spent,
+    timed,
+    train,
+)
 from unrolled.compare import compare, plain
 from unrolled.pursuit import fista
 
@@ -18,7 +38,9 @@ _PATCH = 8
 
 
 class Pictures(NamedTuple):
-    """Signals without known codes: to train on, to test on, and how to show the test ones as a picture."""
+    """Signals without known codes: to train on, to test on, and how to show the test ones as a
+    picture.
+    """
 
     training: np.ndarray  # (signals, m)
     testing: np.ndarray
@@ -27,7 +49,9 @@ class Pictures(NamedTuple):
 
 
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
-    """8 x 8 patches without their mean: all pictures but the last train, the last one is tested in tiles."""
+    """8 x 8 patches without their mean: all pictures but the last train, the last one is tested in
+    tiles.
+    """
     *first, last = images.values()
     rows = np.concatenate([datasets.to_patches(image, _PATCH, 3) for image in first or [last]])
     tiles = datasets.to_patches(last, _PATCH)
@@ -35,8 +59,12 @@ def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
     return Pictures(rows - rows.mean(1, keepdims=True), tiles - mean, mean, last.shape)
 
 
-def unknown_codes(D, pictures: Pictures, settings: Settings, say: Callable, title: str, slug: str) -> Section:
-    """Signals without known codes: the gap to the LASSO optimum at every step, and the reconstruction."""
+def unknown_codes(
+    D, pictures: Pictures, settings: Settings, say: Callable, title: str, slug: str
+) -> Section:
+    """Signals without known codes: the gap to the LASSO optimum at every step, and the
+    reconstruction.
+    """
     K, D = settings.depth, jnp.asarray(D)
     rows, tiles = jnp.asarray(pictures.training), jnp.asarray(pictures.testing)
     lam = _default_lam(D, rows) if settings.lam is None else settings.lam
@@ -46,7 +74,10 @@ def unknown_codes(D, pictures: Pictures, settings: Settings, say: Callable, titl
     problem = Problem(D, resampler(rows, batch=128), (rows, None), (tested, optimum.x))
     methods, seconds = _methods(problem, lam, settings, say)
     result = compare(methods, D, optimum.x, tested, lam=lam)
-    psnrs = {name: _psnr_per_step(layer, params, D, tested).tolist() for name, (layer, params) in methods.items()}
+    psnrs = {
+        name: _psnr_per_step(layer, params, D, tested).tolist()
+        for name, (layer, params) in methods.items()
+    }
     text = [
         f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(rows)} signals to train on and {len(tested)} others to test on, lam = "
         f"{lam:.4g}, K = {K} steps. F* is solved by FISTA to a relative duality gap of at most "
@@ -68,7 +99,9 @@ def unknown_codes(D, pictures: Pictures, settings: Settings, say: Callable, titl
         f"{title}: error against the optimal codes, objective gap, support, thresholds and weights": result.plot()
     }
     if pictures.shape is not None:
-        figures[f"{title}: the test picture rebuilt from its codes after {K} steps"] = _show(pictures, methods, D)
+        figures[f"{title}: the test picture rebuilt from its codes after {K} steps"] = _show(
+            pictures, methods, D
+        )
     header, curve = curve_rows(result)
     curve = [[*row, psnrs[row[0]][row[1] - 1]] for row in curve]
     data = {"comparison": plain(result._asdict()), "psnr": psnrs, "lam": lam, "seconds": seconds}
@@ -103,12 +136,18 @@ def _methods(problem: Problem, lam: float, settings: Settings, say: Callable):
         if family != "ista":
             methods[f"{name}, analytic"] = (layer, start)
         with timed(seconds, f"{name}, learned"):
-            methods[f"{name}, learned"] = (layer, train(layer, start, problem, settings, rate, loss).best)
+            methods[f"{name}, learned"] = (
+                layer,
+                train(layer, start, problem, settings, rate, loss).best,
+            )
     return methods, seconds
 
 
 def _table(result, psnrs, best: float) -> str:
-    rows = ["| method | (F - F*) / F* after K/4 | after K/2 | after K | PSNR after K, dB |", "|---|---|---|---|---|"]
+    rows = [
+        "| method | (F - F*) / F* after K/4 | after K/2 | after K | PSNR after K, dB |",
+        "|---|---|---|---|---|",
+    ]
     for name, curve in result.curves.items():
         K = len(curve.gap)
         gaps = [f"{curve.gap[max(0, k - 1)]:.2e}" for k in (K // 4, K // 2, K)]
@@ -132,11 +171,18 @@ def _psnr_per_step(layer, params, D, Y):
 
 
 def _show(pictures: Pictures, methods, D):
-    """The test picture: itself, and rebuilt from the codes of ISTA and of the method that was given last."""
+    """The test picture: itself, and rebuilt from the codes of ISTA and of the method that was given
+    last.
+    """
     tiles, shown = jnp.asarray(pictures.testing), {"original": pictures.testing}
     for name in dict.fromkeys(["ISTA", list(methods)[-1]]):
         layer, params = methods[name]
-        rebuilt = problems.synthesize(D, jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, tiles))
+        rebuilt = problems.synthesize(
+            D, jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, tiles)
+        )
         shown[f"{name}, {float(metrics.psnr(rebuilt, tiles)):.2f} dB"] = np.asarray(rebuilt)
-    whole = {name: datasets.from_patches(rows + pictures.mean, pictures.shape, _PATCH) for name, rows in shown.items()}
+    whole = {
+        name: datasets.from_patches(rows + pictures.mean, pictures.shape, _PATCH)
+        for name, rows in shown.items()
+    }
     return plots.images(whole)

@@ -46,7 +46,9 @@ class Problem(NamedTuple):
 
 
 def planted_problem(D, settings: Settings) -> Problem:
-    """Bernoulli-Gaussian codes of a dictionary, with `sparsity` nonzeros expected (a tenth of the atoms by default)."""
+    """Bernoulli-Gaussian codes of a dictionary, with `sparsity` nonzeros expected (a tenth of the
+    atoms by default).
+    """
     d = D.shape[1]
     s = d / 10 if settings.sparsity is None else settings.sparsity
     if not 0 < s <= d:
@@ -64,7 +66,10 @@ def given_problem(D, Y: np.ndarray, X: np.ndarray) -> Problem:
     cut = max(1, len(Y) * 4 // 5)
     if len(Y) < 2:
         raise ValueError(f"compare: expected at least 2 signals, got {len(Y)}")
-    train, test = (jnp.asarray(Y[:cut]), jnp.asarray(X[:cut])), (jnp.asarray(Y[cut:]), jnp.asarray(X[cut:]))
+    train, test = (
+        (jnp.asarray(Y[:cut]), jnp.asarray(X[:cut])),
+        (jnp.asarray(Y[cut:]), jnp.asarray(X[cut:])),
+    )
     return Problem(D, resampler(*train), tuple(part[:512] for part in train), test)
 
 
@@ -81,7 +86,8 @@ def resampler(Y, X=None, batch: int = 64) -> Callable:
 def train(layer, params, problem, settings: Settings, rate: float, loss: Callable):
     """`fit` with clipped Adam at a cosine-decayed rate, the same for every family."""
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, max(1, settings.steps)))
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(rate, max(1, settings.steps))),
     )
     return training.fit(
         layer,
@@ -98,7 +104,16 @@ def train(layer, params, problem, settings: Settings, rate: float, loss: Callabl
 
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
     """The curves of a comparison as a CSV: one row per method and step."""
-    fields = ("nmse", "mean_nmse", "failure_rate", "precision", "recall", "false_positives", "largest_l1", "gap")
+    fields = (
+        "nmse",
+        "mean_nmse",
+        "failure_rate",
+        "precision",
+        "recall",
+        "false_positives",
+        "largest_l1",
+        "gap",
+    )
     rows = []
     for name, curve in result.curves.items():
         for k in range(len(curve.nmse)):
@@ -119,4 +134,8 @@ def spent(seconds: dict[str, float]) -> str:
     """The seconds as one sentence of a report."""
     if not seconds:
         return ""
-    return "Seconds, compilation included: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()) + "."
+    return (
+        "Seconds, compilation included: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+        + "."
+    )

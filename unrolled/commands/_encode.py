@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, problems, training
-from unrolled._experiments._families import make_layer
-from unrolled._experiments._inputs import check_length, read_dictionary
-from unrolled._experiments._report import check_folder
+from unrolled.commands._families import make_layer
+from unrolled.commands._inputs import check_length, read_dictionary
+from unrolled.commands._report import check_folder
 
 _CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
 
@@ -28,10 +28,12 @@ class Encoded(NamedTuple):
 
 
 def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) -> Encoded:
-    """Write the codes (signals, d) of the signals (signals, m) that the layer of a weights file computes.
+    """Write the codes (signals, d) of the signals (signals, m) that the layer of a weights file
+    computes.
 
     Raises:
-        ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an output that is an input.
+        ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an
+            output that is an input.
         OSError: the output cannot be written.
         ArithmeticError: codes that are not finite; nothing is written.
     """
@@ -42,7 +44,9 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
     if output.exists() and any(
         path and path.exists() and output.samefile(path) for path in (weights, signals, dictionary)
     ):
-        raise ValueError(f"{output}: is read by this command; expected another file to write the codes into")
+        raise ValueError(
+            f"{output}: is read by this command; expected another file to write the codes into"
+        )
     check_folder(output.absolute().parent)  # before any work
     layer, params, D = _layer(weights, dictionary)
     Y = datasets.read_array(signals, "Y").astype(np.float32)
@@ -86,7 +90,9 @@ def _layer(weights: Path, dictionary: Path | None):
     try:
         layer = make_layer(found.metadata.get("layer", {}))
         # With known params, so that their values are looked at too.
-        jax.eval_shape(partial(layer.apply, found.params, D), jax.ShapeDtypeStruct((D.shape[0],), D.dtype))
+        jax.eval_shape(
+            partial(layer.apply, found.params, D), jax.ShapeDtypeStruct((D.shape[0],), D.dtype)
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{weights}: not the weights of one layer, as `unrolled train` writes them: {error}"

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
-from unrolled._experiments._report import Section
-from unrolled._experiments._settings import Problem, Settings, curve_rows, spent, timed, train
+from unrolled.commands._report import Section
+from unrolled.commands._settings import Problem, Settings, curve_rows, spent, timed, train
 from unrolled.compare import compare, plain
 
 
-def known_codes(problem: Problem, settings: Settings, say: Callable, title: str, slug: str) -> Section:
+def known_codes(
+    problem: Problem, settings: Settings, say: Callable, title: str, slug: str
+) -> Section:
     """Classical, analytic, calibrated and learned methods on signals whose codes are known."""
     D = problem.D
     found = _methods(problem, settings, say)
@@ -47,14 +49,19 @@ class _Found(NamedTuple):
 
 
 def _methods(problem: Problem, settings: Settings, say: Callable) -> _Found:
-    """name -> (layer, params) for the chosen families: as theory sets them, calibrated, and learned."""
+    """name -> (layer, params) for the chosen families: as theory sets them, calibrated, and
+    learned.
+    """
     D, (Y, X), K = problem.D, problem.chosen_on, settings.depth
     methods, remarks, seconds = {}, [], {}
     lam = best_lam(problem, settings) if settings.lam is None else settings.lam
     ista_params = analytic.ista(D, lam, K)
     if "ista" in settings.methods:
         methods["ISTA"] = (layers.ista(K), ista_params)
-        methods["ISTA, calibrated"] = (layers.ista(K), analytic.calibrate(layers.ista(K), ista_params, D, X, Y))
+        methods["ISTA, calibrated"] = (
+            layers.ista(K),
+            analytic.calibrate(layers.ista(K), ista_params, D, X, Y),
+        )
     if "fista" in settings.methods:
         methods["FISTA"] = (layers.fista(K), ista_params)
     theory_params, remark = from_theory(problem, K)
@@ -63,7 +70,11 @@ def _methods(problem: Problem, settings: Settings, say: Callable) -> _Found:
         "lista": ("LISTA", layers.lista(K, tied=False, lam=lam), None),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False), theory_params["lista_cp"]),
         "alista": ("ALISTA", layers.alista(K), theory_params["alista"]),
-        "alista_ss": ("ALISTA-SS", layers.alista(K, support=(1.2e-2, 0.12)), theory_params["alista"]),
+        "alista_ss": (
+            "ALISTA-SS",
+            layers.alista(K, support=(1.2e-2, 0.12)),
+            theory_params["alista"],
+        ),
     }
     rates = {"lista": 5e-4, "lista_cp": 5e-4, "alista": 5e-3, "alista_ss": 2e-3}
     for family, (name, layer, params) in families.items():
@@ -85,7 +96,9 @@ def _methods(problem: Problem, settings: Settings, say: Callable) -> _Found:
 
 
 def from_theory(problem: Problem, K: int):
-    """Params of LISTA-CP and ALISTA as theory sets them for the sample's class, and what `holds` says."""
+    """Params of LISTA-CP and ALISTA as theory sets them for the sample's class, and what `holds`
+    says.
+    """
     D, (Y, X) = problem.D, problem.chosen_on
     unit, norms = dictionaries.normalize(D)
     s = int((X != 0).sum(1).max())
@@ -110,7 +123,8 @@ def from_theory(problem: Problem, K: int):
         remark += "Its thresholds then grow until they silence every entry: the analytic rows show what an uncertified "
         remark += "schedule does. Calibration keeps W and sets thresholds by the sample; training moves everything."
     if not np.allclose(np.asarray(norms), 1, atol=1e-4):
-        # Codes of D are those of the unit dictionary over the norms: W, thresholds and codes are scaled back.
+        # Codes of D are those of the unit dictionary over the norms: W, thresholds and codes are
+        # scaled back.
         params = {name: _rescaled(p, norms) for name, p in params.items()}
         remark += " The atoms were normalised for the theory and the params scaled back."
     return params, remark
@@ -129,7 +143,9 @@ def _rescaled(params, norms):
 
 
 def best_lam(problem: Problem, settings: Settings) -> float:
-    """The penalty of a small grid with the least error of ISTA after K steps, on the sample to choose on."""
+    """The penalty of a small grid with the least error of ISTA after K steps, on the sample to
+    choose on.
+    """
     D, (Y, X), K = problem.D, problem.chosen_on, settings.depth
     apply = jax.jit(jax.vmap(layers.ista(K).apply, (None, None, 0)))
     scale = float(jnp.abs(X).max()) or 1.0
@@ -139,4 +155,6 @@ def best_lam(problem: Problem, settings: Settings) -> float:
 
 def _code_loss(codes, X, D, Y):
     """Mostly the error of the last step; a tenth on all of them keeps the way there short."""
-    return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(codes, X, D, Y)
+    return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(
+        codes, X, D, Y
+    )

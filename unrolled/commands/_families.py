@@ -1,4 +1,6 @@
-"""The families of layers by name, what each can be asked for, and layers made from what a weights file says."""
+"""The families of layers by name, what each can be asked for, and layers made from what a weights
+file says.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -10,7 +12,17 @@ from unrolled.layers import Layer
 FAMILIES = {
     name: getattr(layers, name)
     for name in (
-        *("ista", "fista", "lista", "lista_ss", "lista_cp", "lista_cpss", "alista", "tilista", "step_lista"),
+        *(
+            "ista",
+            "fista",
+            "lista",
+            "lista_ss",
+            "lista_cp",
+            "lista_cpss",
+            "alista",
+            "tilista",
+            "step_lista",
+        ),
         *(
             "robust_alista",
             "glista",
@@ -26,7 +38,12 @@ FAMILIES = {
     )
 }
 SET_BY_THEORY = ("lista_cp", "lista_cpss", "alista")  # thresholds for the class of the signals
-START_FROM_THEORY = ("ista", "fista", "step_lista", *SET_BY_THEORY)  # the first three start so anyway
+START_FROM_THEORY = (
+    "ista",
+    "fista",
+    "step_lista",
+    *SET_BY_THEORY,
+)  # the first three start so anyway
 _WITHOUT_THETA = ("step_lista", "lamp", "lamp_bg", "tista", "liht", "na_alista", "hyperlista")
 WITH_THETA = tuple(name for name in FAMILIES if name not in _WITHOUT_THETA)
 WITHOUT_STEPS = ("na_alista", "hyperlista")  # whose steps share all their params

@@ -11,13 +11,19 @@ import numpy as np
 import optax
 
 from unrolled import analytic, datasets, dictionaries, problems, training
-from unrolled._experiments._config import GENERATED, PLANTED, WITH_CODES, Config, ConfigError, layer_options
-from unrolled._experiments._families import SET_BY_THEORY, make_layer
-from unrolled._experiments._inputs import check_length, read_codes, read_dictionary
-from unrolled._experiments._known_codes import from_theory
-from unrolled._experiments._settings import Problem, resampler
-from unrolled.layers import Fixed, Layer, Unrolled, Weights
-from unrolled.layers._lista import Threshold
+from unrolled.commands._config import (
+    GENERATED,
+    PLANTED,
+    WITH_CODES,
+    Config,
+    ConfigError,
+    layer_options,
+)
+from unrolled.commands._families import SET_BY_THEORY, make_layer
+from unrolled.commands._inputs import check_length, read_codes, read_dictionary
+from unrolled.commands._known_codes import from_theory
+from unrolled.commands._settings import Problem, resampler
+from unrolled.layers import Fixed, Layer, Threshold, Unrolled, Weights
 
 _CHOSEN_ON = 512  # signals that a start is set on
 
@@ -40,7 +46,8 @@ def setup(config: Config, say: Callable) -> Setup:
     """Everything that the training needs, checked before its first step.
 
     Raises:
-        ValueError: files that do not fit, options that the layer refuses. OSError: files that cannot be read.
+        ValueError: files that do not fit, options that the layer refuses. OSError: files that
+            cannot be read.
     """
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
@@ -48,7 +55,9 @@ def setup(config: Config, say: Callable) -> Setup:
     problem, validation = _problem(config, D, chosen_key, test_key)
     params = _start(config, layer, problem, start_key, say)
     loss, optimizer = _loss(config), _optimizer(config)
-    return Setup(layer, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key)
+    return Setup(
+        layer, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key
+    )
 
 
 def _dictionary(config: Config):
@@ -62,7 +71,9 @@ def _dictionary(config: Config):
 
 
 def _problem(config: Config, D, chosen_key, test_key) -> tuple[Problem, tuple | None]:
-    """Signals to train on, to set a start on and to test on, and those to choose the best params by."""
+    """Signals to train on, to set a start on and to test on, and those to choose the best params
+    by.
+    """
     if config.problem.signals != PLANTED:
         return _given(config, D)
     probability, snr = config.problem.probability, config.problem.snr
@@ -76,7 +87,9 @@ def _problem(config: Config, D, chosen_key, test_key) -> tuple[Problem, tuple | 
 
 
 def _given(config: Config, D) -> tuple[Problem, tuple]:
-    """Signals of a file in its order: the last fifth to test, a tenth before it to choose the best by, the others to train."""
+    """Signals of a file in its order: the last fifth to test, a tenth before it to choose the best
+    by, the others to train.
+    """
     path = Path(config.problem.signals)
     Y = datasets.read_array(path, "Y").astype(np.float32)
     check_length(path, Y, D)
@@ -88,7 +101,9 @@ def _given(config: Config, D) -> tuple[Problem, tuple]:
             f"{path}: has no codes (entry X of a .npz file), which {' and '.join(needs)} would need; try loss lasso, start init"
         )
     if len(Y) < 3:
-        raise ValueError(f"{path}: expected at least 3 signals, to train, to choose and to test on, got {len(Y)}")
+        raise ValueError(
+            f"{path}: expected at least 3 signals, to train, to choose and to test on, got {len(Y)}"
+        )
     tested = max(1, len(Y) // 5)
     chosen = max(1, len(Y) // 10)
     Y, X = jnp.asarray(Y), None if X is None else jnp.asarray(X)
@@ -110,7 +125,9 @@ def _set_on_codes(config: Config) -> bool:
 
 
 def _start(config: Config, layer: Layer, problem: Problem, key, say: Callable):
-    """The family's usual start, or what theory sets for the class of the sample, or that with calibrated thresholds."""
+    """The family's usual start, or what theory sets for the class of the sample, or that with
+    calibrated thresholds.
+    """
     params = layer.init(key, problem.D)
     if not _set_on_codes(config):
         return params  # the usual start of ISTA is that of theory
@@ -146,6 +163,10 @@ def _optimizer(config: Config) -> Callable:
 
     def make(rate) -> optax.GradientTransformation:
         optimizer = getattr(optax, name)(rate)
-        return optimizer if math.isinf(clip) else optax.chain(optax.clip_by_global_norm(clip), optimizer)
+        return (
+            optimizer
+            if math.isinf(clip)
+            else optax.chain(optax.clip_by_global_norm(clip), optimizer)
+        )
 
     return make

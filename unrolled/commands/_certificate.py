@@ -10,9 +10,9 @@ import numpy as np
 
 from unrolled import analytic, plots, realize, theory
 from unrolled.activations import Activation
-from unrolled.analytic._table import finite_or_none, line
-from unrolled.dictionaries._base import dense
-from unrolled.theory._models import as_chain
+from unrolled.analytic import finite_or_none, line
+from unrolled.dictionaries import dense
+from unrolled.theory import as_chain
 
 KERNEL_SIZE = 3  # of the network that the report speaks of
 
@@ -61,12 +61,19 @@ class Layer(NamedTuple):
             ]
         if self.cnn is not None:
             size = f"{self.cnn.depth} convolutional layers with {self.cnn.n_weights:,} weights"
-            lines += ["", f"the minimax network to {self.table.tolerance:g} as a CNN of kernel {KERNEL_SIZE}: {size}"]
+            lines += [
+                "",
+                f"the minimax network to {self.table.tolerance:g} as a CNN of kernel {KERNEL_SIZE}: {size}",
+            ]
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
         found = self.activation
-        activation = None if found is None else dict(theorem=found.theorem, holds=found.holds, floor=found.floor)
+        activation = (
+            None
+            if found is None
+            else dict(theorem=found.theorem, holds=found.holds, floor=found.floor)
+        )
         return {
             "m": self.m,
             "d": self.d,
@@ -103,7 +110,9 @@ class Chain(NamedTuple):
         return "\n".join(["chain", *(line(label, cells) for label, cells in rows.items())])
 
     def _errors(self) -> list[float]:
-        return [float(found.error[-1]) for found in self.plan.schedules] or [np.inf] * len(self.sparsities)
+        return [float(found.error[-1]) for found in self.plan.schedules] or [np.inf] * len(
+            self.sparsities
+        )
 
     def to_dict(self) -> dict:
         def clean(values):
@@ -121,7 +130,10 @@ class Chain(NamedTuple):
         return {
             "sparsities": list(self.sparsities),
             "uniqueness": unique,
-            "stability": {"delta": clean(self.stability.delta.tolist()), "holds": self.stability.holds},
+            "stability": {
+                "delta": clean(self.stability.delta.tolist()),
+                "holds": self.stability.holds,
+            },
             "plan": {
                 "depths": clean(self.plan.depths),
                 "errors": clean(self._errors()),
@@ -137,7 +149,9 @@ class Report(NamedTuple):
     chain: Chain | None
 
     def text(self) -> str:
-        return "\n\n".join([layer.text() for layer in self.layers] + ([self.chain.text()] if self.chain else []))
+        return "\n\n".join(
+            [layer.text() for layer in self.layers] + ([self.chain.text()] if self.chain else [])
+        )
 
     def to_dict(self) -> dict:
         if self.chain is None:
@@ -158,7 +172,9 @@ def certificate(Ds, request: Request, say: Callable) -> Report:
     """The report of one dictionary or of a chain, in float64."""
     Ds, given = as_chain(Ds, "certify"), request.sparsities
     if given is not None and len(given) != len(Ds):
-        raise ValueError(f"certify: {len(given)} sparsities for {len(Ds)} dictionaries; expected one for each")
+        raise ValueError(
+            f"certify: {len(given)} sparsities for {len(Ds)} dictionaries; expected one for each"
+        )
     with jax.enable_x64(True), warnings.catch_warnings():
         warnings.simplefilter("ignore", analytic.HypothesisWarning)  # the report says it
         layers = tuple(
@@ -183,14 +199,22 @@ def _layer(D, sparsity, request: Request, progress: Callable) -> Layer:
     schedule = None
     if request.activation is not None:
         options = dict(problem, sparsity=best.sparsity, depth=0)
-        _, schedule = analytic.block_schedule(D, table.weights["minimax"], request.activation, **options)
+        _, schedule = analytic.block_schedule(
+            D, table.weights["minimax"], request.activation, **options
+        )
     steps = best.steps if best.holds else np.inf
-    size = realize.cnn_size(m, d, int(steps), kernel_size=KERNEL_SIZE) if np.isfinite(steps) else None
-    return Layer(m, d, mu, theory.welch_bound(m, d), (lower, upper), admissible, table, schedule, size)
+    size = (
+        realize.cnn_size(m, d, int(steps), kernel_size=KERNEL_SIZE) if np.isfinite(steps) else None
+    )
+    return Layer(
+        m, d, mu, theory.welch_bound(m, d), (lower, upper), admissible, table, schedule, size
+    )
 
 
 def _babel_sparsity(D, most: int) -> int:
-    """The largest s with mu_1(s-1) + mu_1(s) < 1, at most `most`: the generalized coherence certifies no less."""
+    """The largest s with mu_1(s-1) + mu_1(s) < 1, at most `most`: the generalized coherence
+    certifies no less.
+    """
     s = 0
     while s < most and theory.babel(D, s) + theory.babel(D, s + 1) < 1 - 1e-9:
         s += 1
@@ -218,7 +242,13 @@ def _chain(Ds, layers, request: Request, say: Callable) -> Chain:
         noises=(request.noise,) + (0.0,) * (J - 1),
         tol=request.tolerance,
     )
-    return Chain(sparsities, unique, theory.stability(Ds, sparsities, 0.0, 1.0, Ws=Ws), plan, request.tolerance)
+    return Chain(
+        sparsities,
+        unique,
+        theory.stability(Ds, sparsities, 0.0, 1.0, Ws=Ws),
+        plan,
+        request.tolerance,
+    )
 
 
 def _progress(say: Callable, j: int, J: int) -> Callable:

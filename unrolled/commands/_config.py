@@ -1,4 +1,5 @@
-"""What a training is, as frozen dataclasses: read from TOML and from flags, checked, and written back as TOML.
+"""What a training is, as frozen dataclasses: read from TOML and from flags, checked, and written
+back as TOML.
 
 Every option has one name, the same in the file and as a flag, and no two sections share one.
 """
@@ -10,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from unrolled import activations
-from unrolled._experiments._families import FAMILIES, START_FROM_THEORY, WITH_THETA, WITHOUT_STEPS, option_names
-from unrolled._experiments._options import (
+from unrolled.commands._families import (
+    FAMILIES,
+    START_FROM_THEORY,
+    WITH_THETA,
+    WITHOUT_STEPS,
+    option_names,
+)
+from unrolled.commands._options import (
     ConfigError,
     Option,
     checked,
@@ -25,7 +32,18 @@ from unrolled._experiments._options import (
 
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "lasso", "reconstruction")
-OPTIMIZERS = ("adam", "adamw", "adabelief", "amsgrad", "lion", "nadam", "radam", "rmsprop", "sgd", "yogi")
+OPTIMIZERS = (
+    "adam",
+    "adamw",
+    "adabelief",
+    "amsgrad",
+    "lion",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "sgd",
+    "yogi",
+)
 PLANTED = "planted"
 WITH_CODES = ("supervised", "log_nmse")  # losses that compare with known codes
 
@@ -37,19 +55,33 @@ class Problem:
     dictionary: str = setting(
         "gaussian", f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D)", words=GENERATED
     )
-    m: int | None = setting(None, "signal length of a generated dictionary (default 250)", least=1, most=2**14)
-    d: int | None = setting(None, "atoms of a generated dictionary (default 500)", least=1, most=2**14)
-    kappa: float | None = setting(None, "condition number of an ill_conditioned one (default 10)", least=1)
+    m: int | None = setting(
+        None, "signal length of a generated dictionary (default 250)", least=1, most=2**14
+    )
+    d: int | None = setting(
+        None, "atoms of a generated dictionary (default 500)", least=1, most=2**14
+    )
+    kappa: float | None = setting(
+        None, "condition number of an ill_conditioned one (default 10)", least=1
+    )
     dictionary_seed: int | None = setting(None, "of a generated dictionary (default 0)", least=0)
     signals: str = setting(
-        PLANTED, "planted, or a .npy or .npz file (entry Y, and X if codes are known)", words=(PLANTED,)
+        PLANTED,
+        "planted, or a .npy or .npz file (entry Y, and X if codes are known)",
+        words=(PLANTED,),
     )
     probability: float | None = setting(
         None, "of a nonzero in planted codes, and TISTA's prior (default 0.1)", above=0, most=1
     )
-    snr: float | None = setting(None, "of planted signals, dB (default inf: no noise)", least=-300, most=math.inf)
-    test_signals: int | None = setting(None, "planted signals of the summary (default 1000)", least=1, most=10**6)
-    lam: float = setting(0.1, "weight of the LASSO, in its loss and in the start of families that have it", least=0)
+    snr: float | None = setting(
+        None, "of planted signals, dB (default inf: no noise)", least=-300, most=math.inf
+    )
+    test_signals: int | None = setting(
+        None, "planted signals of the summary (default 1000)", least=1, most=10**6
+    )
+    lam: float = setting(
+        0.1, "weight of the LASSO, in its loss and in the start of families that have it", least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +109,9 @@ class Model:
     noise: float | None = setting(None, "variance of the noise (tista)", least=0)
     sparsity: int | None = setting(None, "entries to keep (liht, which needs it)", least=1)
     units: int | None = setting(None, "of the LSTM (na_alista)", least=1)
-    threshold: float | None = setting(None, "in units of the residual, at the start (na_alista)", above=0)
+    threshold: float | None = setting(
+        None, "in units of the residual, at the start (na_alista)", above=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +127,15 @@ class Training:
     deep: bool = setting(False, "the loss on every step, not only on the last")
     optimizer: str = setting("adam", "of optax: " + ", ".join(OPTIMIZERS), choices=OPTIMIZERS)
     rate: float = setting(1e-3, "learning rate", above=0)
-    schedule: str = setting("constant", "of the rate: constant or cosine", choices=("constant", "cosine"))
-    clip: float = setting(math.inf, "largest norm of a gradient, inf for any", above=0, most=math.inf)
-    steps: int = setting(1000, "how many; of every stage in a curriculum, which has 3 K of them", least=1)
+    schedule: str = setting(
+        "constant", "of the rate: constant or cosine", choices=("constant", "cosine")
+    )
+    clip: float = setting(
+        math.inf, "largest norm of a gradient, inf for any", above=0, most=math.inf
+    )
+    steps: int = setting(
+        1000, "how many; of every stage in a curriculum, which has 3 K of them", least=1
+    )
     batch: int = setting(64, "signals of a step", least=1)
     learn_dictionary: bool = setting(False, "train D too")
     evaluate_every: int = setting(50, "steps between two looks", least=1)
@@ -120,20 +160,26 @@ OPTIONS = {
     for option in options_of(section, cls)
 }  # fmt: skip
 _OF_PROBLEM, _OF_LAYER = (
-    [name for name, option in OPTIONS.items() if option.section == section and option.default is None]
+    [
+        name
+        for name, option in OPTIONS.items()
+        if option.section == section and option.default is None
+    ]
     for section in ("problem", "model")
 )
 
 
 def load(path: Path | None, flags: dict[str, Any]) -> Config:
-    """The configuration of a TOML file and of flags, which override it; relative paths in the file start at its folder.
+    """The configuration of a TOML file and of flags, which override it; relative paths in the file
+    start at its folder.
 
     Args:
         path: None takes flags and defaults alone.
         flags: by name, as text or as values; None where a flag was not given.
 
     Raises:
-        ConfigError: an unreadable file, unknown names, wrong types, values out of range, options that do not fit together.
+        ConfigError: an unreadable file, unknown names, wrong types, values out of range, options
+            that do not fit together.
         FileNotFoundError: no such file.
     """
     values = {"output": str(Path.cwd() / Config.output)}
@@ -147,13 +193,17 @@ def load(path: Path | None, flags: dict[str, Any]) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """The configuration as TOML; options that are None are left out. `load` of it gives the same configuration."""
+    """The configuration as TOML; options that are None are left out. `load` of it gives the same
+    configuration.
+    """
     lines = [_line(option, config) for option in OPTIONS.values() if option.section is None]
     for section in SECTIONS:
         part = getattr(config, section)
         lines += ["", f"[{section}]"]
         lines += [
-            _line(o, part) for o in OPTIONS.values() if o.section == section and getattr(part, o.name) is not None
+            _line(o, part)
+            for o in OPTIONS.values()
+            if o.section == section and getattr(part, o.name) is not None
         ]
     return "\n".join(lines) + "\n"
 
@@ -161,7 +211,11 @@ def to_toml(config: Config) -> str:
 def differences(a: Config, b: Config) -> list[str]:
     """Where two configurations differ, the run folder aside: "training.steps (100, now 200)"."""
     pairs = {name: (_get(a, o), _get(b, o)) for name, o in OPTIONS.items() if name != "output"}
-    return [f"{OPTIONS[name].full} ({old}, now {new})" for name, (old, new) in pairs.items() if old != new]
+    return [
+        f"{OPTIONS[name].full} ({old}, now {new})"
+        for name, (old, new) in pairs.items()
+        if old != new
+    ]
 
 
 def _flat(tables: dict, path: Path) -> dict[str, Any]:
@@ -198,7 +252,9 @@ def _nested(values: dict[str, Any]) -> Config:
     def part(section):
         return {name: value for name, value in values.items() if OPTIONS[name].section == section}
 
-    return Config(**part(None), **{section: cls(**part(section)) for section, cls in SECTIONS.items()})
+    return Config(
+        **part(None), **{section: cls(**part(section)) for section, cls in SECTIONS.items()}
+    )
 
 
 def _resolved(config: Config) -> Config:
@@ -210,7 +266,9 @@ def _resolved(config: Config) -> Config:
     _none_of(model, [name for name in _OF_LAYER if name not in allowed], f"family {model.family}")
     for start, families in (("analytic", START_FROM_THEORY), ("calibrated", WITH_THETA)):
         if model.start == start and model.family not in families:
-            raise ConfigError(f"train: {model.family} cannot start {start}; that is for {', '.join(families)}")
+            raise ConfigError(
+                f"train: {model.family} cannot start {start}; that is for {', '.join(families)}"
+            )
     if config.training.method == "curriculum":
         _fits_a_curriculum(config)
     missing = {name: value for name, value in defaults.items() if getattr(problem, name) is None}
@@ -232,7 +290,9 @@ def _problem_defaults(config: Config) -> dict[str, Any]:
 
 
 def layer_options(config: Config) -> dict[str, Any]:
-    """What the factory of the family is called with, family included: what a weights file says of its layer."""
+    """What the factory of the family is called with, family included: what a weights file says of
+    its layer.
+    """
     given = {name: getattr(config.model, name) for name in _OF_LAYER}
     given |= {"lam": config.problem.lam, "probability": config.problem.probability}
     allowed = option_names(config.model.family)
@@ -241,13 +301,17 @@ def layer_options(config: Config) -> dict[str, Any]:
 
 
 def _fits_a_curriculum(config: Config) -> None:
-    """Raise ConfigError for what a curriculum has no use for: its loss looks at one step, its stages are short."""
+    """Raise ConfigError for what a curriculum has no use for: its loss looks at one step, its
+    stages are short.
+    """
     chosen = config.training
     wrong = [name for name in ("deep", "learn_dictionary") if getattr(chosen, name)]
     wrong += ["schedule cosine"] if chosen.schedule == "cosine" else []
     wrong += [f"family {config.model.family}"] if config.model.family in WITHOUT_STEPS else []
     if wrong:
-        raise ConfigError(f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end")
+        raise ConfigError(
+            f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end"
+        )
 
 
 def _none_of(part, names: list[str], what: str) -> None:
@@ -257,7 +321,9 @@ def _none_of(part, names: list[str], what: str) -> None:
 
 
 def _get(config: Config, option: Option):
-    return getattr(config if option.section is None else getattr(config, option.section), option.name)
+    return getattr(
+        config if option.section is None else getattr(config, option.section), option.name
+    )
 
 
 def _line(option: Option, part) -> str:
