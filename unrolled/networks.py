@@ -1,172 +1,267 @@
-"""Networks through dictionaries D_1 .. D_J of any shapes and kinds: deep sparse coding (DSC)
-chains, and ML-LISTA.
-"""
+"""Networks through dictionaries D_1 .. D_J: deep sparse coding (DSC) chains, and ML-LISTA."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import by_name, relu, shrink
+from unrolled.activations import Activation, relu, shrink
 from unrolled.dictionaries import as_dictionary, operands, spread
 from unrolled.layers import (
+    Interned,
     Layer,
+    Looped,
+    Matrix,
     StepAndThreshold,
     Unrolled,
+    as_activation,
     check_params,
-    check_precision,
     lipschitz,
-    stack,
+    option,
+    unstack,
 )
 
+__all__ = ["NETWORKS", "Analysis", "Network", "dsc", "ml_lista"]
 
-class Network(NamedTuple):
-    """Codes of J dictionaries as pure functions of one signal.
+NETWORKS: dict[str, type["Network"]] = {}
+
+
+class Network(Interned):
+    """Codes of J dictionaries: a frozen record of options whose methods are pure functions.
+
+    A subclass defines `init`, `run`, `check`, `forms`, `layers` and `depth`. As a family of layers
+    does, it joins `NETWORKS` under its name.
 
     Attributes:
-        init: `init(key, Ds) -> params`, a tuple with the params of every block.
-        apply: `apply(params, Ds, y) -> (x_1, ..., x_J)`, the code of every block.
         layers: the layers of a chain; none where the blocks do not run one after the other.
+        depth: the number of steps, those of all blocks of a chain together.
     """
 
-    init: Callable
-    apply: Callable
-    layers: tuple[Layer, ...] = ()
+    bound = ("apply", "iterates")
+    if TYPE_CHECKING:
+        layers: ClassVar[Any]
+        depth: ClassVar[Any]
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        if not cls.__name__.startswith("_"):
+            NETWORKS[cls.__name__] = cls
+
+    @property
+    def family(self) -> str:
+        """The name of the network."""
+        return type(self).__name__
+
+    def forms(self, j: int) -> tuple[Unrolled, ...]:
+        """What the params of block j may be, as in `Layer`."""
+        raise NotImplementedError
+
+    def init(self, key: Array | None, Ds: Any) -> tuple[Unrolled, ...]:
+        """The usual start, a tuple with the params of every block."""
+        raise NotImplementedError
+
+    def check(self, params: Any, Ds: Any) -> None:
+        """Raise where `params` are not for this network and the shapes of Ds, as `Layer.check`."""
+        raise NotImplementedError
+
+    def run(self, params: Any, Ds: Any, y: Array) -> tuple[tuple, tuple]:
+        """The code of every block, (d_j,), and those after each of its steps, (K_j, d_j)."""
+        raise NotImplementedError
+
+    def apply(self, params: tuple[Unrolled, ...], Ds: Any, y: Array) -> tuple[Array, ...]:
+        """The code of every block, (x_1, ..., x_J)."""
+        return self.run(params, Ds, y)[0]
+
+    def iterates(self, params: tuple[Unrolled, ...], Ds: Any, y: Array) -> tuple[Array, ...]:
+        """The code of every block after each of its steps, J arrays (K_j, d_j)."""
+        return self.run(params, Ds, y)[1]
 
 
-def dsc(layers) -> Network:
-    r"""The DSC network: layer j codes the code of layer j - 1 in D_j, x_j = layer_j(D_j, x_{j-1}),
-    x_0 = y.
+def as_layers(value, name: str, where: str) -> tuple[Layer, ...]:
+    """A tuple of layers, at least one."""
+    layers = tuple(value)
+    if not layers:
+        raise ValueError(f"networks.{where}: expected at least one layer, got none")
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            got = type(layer).__name__
+            raise TypeError(f"networks.{where}: expected layers, such as lista_cp(16), got {got}")
+    return layers
 
-    Args:
-        layers: J layers, of any families and depths. Params come from `init`, `analytic.dsc` or
-            training.
+
+class dsc(Network):
+    r"""The DSC network: x_j = layer_j(D_j, x_{j-1}) with x_0 = y, the code of the code.
+
+    Params come from `init`, `analytic.dsc` or training: a tuple with those of every layer.
 
     Raises:
         ValueError: no layers; when called, params or dictionaries of another number, or shapes that
             do not meet.
 
     Reference: Li, Feng, Zhou (2024), Definition 2 and Theorem 6.
+
+    Example:
+        >>> network = ur.dsc([ur.lista_cp(8), ur.lista_cp(4)])
+        >>> Ds = ur.dictionaries.gaussian(jax.random.key(0), 8, 12), jnp.eye(12)
+        >>> [x.shape for x in network.apply(network.init(None, Ds), Ds, jnp.ones(8))]
+        [(12,), (12,)]
+        >>> network, network.depth
+        (dsc((lista_cp(8), lista_cp(4))), 12)
     """
-    layers = tuple(layers)
-    if not layers:
-        raise ValueError("networks.dsc: expected at least one layer, got none")
 
-    def init(key, Ds):
-        _check("networks.dsc", layers, Ds=Ds)
-        return tuple(
-            layer.init(jax.random.fold_in(key, j), D)
-            for j, (layer, D) in enumerate(zip(layers, Ds))
-        )
+    layers: tuple[Layer, ...] = option(
+        kw_only=False, check=as_layers, help="J layers, of any families and depths"
+    )
 
-    def apply(params, Ds, y: Array) -> tuple[Array, ...]:
-        _check("networks.dsc", layers, params=params, Ds=Ds)
-        codes = []
-        for layer, p, D in zip(layers, params, Ds):
-            y = layer.apply(p, D, y)
+    @property
+    def depth(self) -> int:
+        return sum(layer.depth for layer in self.layers)
+
+    def forms(self, j):
+        return self.layers[j].forms
+
+    def init(self, key, Ds):
+        _check(self, len(self.layers), Ds=Ds)
+        keys = [key if key is None else jax.random.fold_in(key, j) for j in range(len(self.layers))]
+        return tuple(layer.init(k, D) for layer, k, D in zip(self.layers, keys, Ds))
+
+    def check(self, params, Ds):
+        _check(self, len(self.layers), params=params, Ds=Ds)
+        for layer, p, D in zip(self.layers, params, Ds):
+            layer.check(p, D)
+
+    def run(self, params, Ds, y):
+        _check(self, len(self.layers), params=params, Ds=Ds)
+        codes, paths = [], []
+        for layer, p, D in zip(self.layers, params, Ds):
+            state, path = layer.run(p, D, y)
+            y = state.x
             codes.append(y)
-        return tuple(codes)
-
-    return Network(init, apply, layers)
+            paths.append(path)
+        return tuple(codes), tuple(paths)
 
 
 class Analysis(NamedTuple):
     """What a block of ML-LISTA shares among its steps."""
 
-    B: Any  # (d_{j-1}, d_j), applied to the code before as B'x
+    B: Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
 
 
-@functools.lru_cache(maxsize=256)
-def ml_lista(
-    depth: int, *, lam: float = 0.1, activation: Callable = relu, precision: str = "highest"
-) -> Network:
-    r"""ML-LISTA: K steps that estimate the codes of all layers together, with learned analysis
-    matrices.
+class Codes(NamedTuple):
+    """The state of ML-LISTA: the codes of all blocks."""
+
+    x: tuple[Array, ...]
+
+
+class Blocks(NamedTuple):
+    """The params of one step of ML-LISTA, block by block."""
+
+    blocks: tuple[StepAndThreshold, ...]
+
+
+class ml_lista(Network, Looped):
+    r"""ML-LISTA: K steps that estimate the codes of all layers together.
 
     .. math::
         x_j &\leftarrow D_{j+1} x_{j+1}, \quad j = J - 1, \dots, 1, \\
-        x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j), \quad j = 1, \dots, J,
-        \quad x_0 = y,
+        x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j),
+        \quad j = 1, \dots, J, \quad x_0 = y,
 
     where the first line goes down from the deepest code and the second up through the codes just
     found.
 
-    Params: for each block shared B and steps (gamma, theta). `init` is ML-ISTA: B_j = D_j / L_j,
-    gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2; J = 1 is ISTA.
+    Params: for each block shared B, learned, and steps (gamma, theta). `init` is ML-ISTA:
+    B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2;
+    J = 1 is ISTA.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of
     ML-ISTA is only near the optimum of its objective.
     """
-    where = "networks.ml_lista"
-    depth = _checks.as_index(depth, "depth", where)
-    _checks.nonnegative(lam, "lam", where)
-    check_precision(precision, where)
-    activation = by_name(activation)
 
-    def init(key, Ds):
-        _check_chain(where, Ds)
-        params, theta = [], lam
-        for D in (as_dictionary(D, where) for D in Ds):
-            gamma = 1 / lipschitz(D, where)
+    depth: int = option(kw_only=False, help="K, the number of steps")
+    lam: float = option(default=0.1, least=0, help="weight of the l1 norm at the start")
+    activation: Activation | Callable = option(
+        default=relu, check=as_activation, help="in place of ReLU in the shrinkage"
+    )
+
+    layers: ClassVar[tuple[Layer, ...]] = ()
+
+    def forms(self, j):
+        return (Unrolled(Analysis, StepAndThreshold),)
+
+    def init(self, key, Ds):
+        _check_chain(self, Ds)
+        params, theta = [], self.lam
+        for D in (as_dictionary(D, _where(self)) for D in Ds):
+            gamma = 1 / lipschitz(D, _where(self))
             theta = theta * gamma
-            steps = StepAndThreshold(
-                jnp.full(depth, gamma, D.dtype), jnp.full(depth, theta, D.dtype)
-            )
-            params.append(Unrolled(Analysis(D * gamma), steps))
+            steps = (jnp.full(self.depth, value, D.dtype) for value in (gamma, theta))
+            params.append(Unrolled(Analysis(D * gamma), StepAndThreshold(*steps)))
         return tuple(params)
 
-    def apply(params, Ds, y: Array) -> tuple[Array, ...]:
-        _check_chain(where, Ds)
-        _check(where, Ds, params=params, Ds=Ds)
-        _, y, (params, *Ds) = operands(
-            Ds[0], y, where, params=(params, *(as_dictionary(D, where) for D in Ds))
-        )
-        for p, D in zip(params, Ds):
-            check_params(p, D, depth, where, ((Analysis._fields, StepAndThreshold._fields),))
-        params = [stack(p) for p in params if depth]
+    def check(self, params, Ds):
+        _check_chain(self, Ds)
+        _check(self, len(Ds), params=params, Ds=Ds)
+        for j, (p, D) in enumerate(zip(params, Ds)):
+            check_params(p, D, self.forms(j), self.depth, _where(self))
 
-        def step(codes, steps):
-            down = codes[-1:]
-            for D in reversed(Ds[1:]):
-                down = (D @ down[0], *down)
-            before, codes = y, ()
-            for D, p, at, x in zip(Ds, params, steps, down):
-                before = shrink(
-                    x - at.gamma * ((D @ x) @ D) + before @ p.shared.B,
-                    spread(D, at.theta),
-                    activation,
-                )
-                codes = (*codes, before)
-            return codes, None
+    def run(self, params, Ds, y):
+        _check_chain(self, Ds)
+        _check(self, len(Ds), params=params, Ds=Ds)
+        Ds = tuple(as_dictionary(D, _where(self)) for D in Ds)
+        _, y, (params, *Ds) = operands(Ds[0], y, _where(self), params=(params, *Ds))
+        self.check(params, Ds)
+        start = Codes(tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds))
+        state, path = self.loop(self.step, _together(params), Ds, y, start)
+        return state.x, path
 
-        start = tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds)
-        if not depth:
-            return start
-        with jax.default_matmul_precision(precision):
-            return jax.lax.scan(step, start, tuple(p.steps for p in params), length=depth)[0]
-
-    return Network(init, apply)
+    def step(self, shared, p, Ds, y, state):
+        down = state.x[-1:]
+        for D in reversed(Ds[1:]):
+            down = (D @ down[0], *down)
+        before, codes = y, ()
+        for D, weights, at, x in zip(Ds, shared, p.blocks, down):
+            u = x - at.gamma * ((D @ x) @ D) + before @ weights.B
+            before = shrink(u, spread(D, at.theta), self.activation)
+            codes = (*codes, before)
+        return Codes(codes)
 
 
-def _check_chain(where: str, Ds) -> None:
+def _together(params: tuple[Unrolled, ...]) -> Unrolled:
+    """The params of all blocks as those of one loop, stacked if all of them are."""
+    steps = [p.steps for p in params]
+    shared = tuple(p.shared for p in params)
+    if not any(type(s) is tuple for s in steps):
+        return Unrolled(shared, Blocks(tuple(steps)))
+    alone = [s if type(s) is tuple else unstack(p).steps for s, p in zip(steps, params)]
+    return Unrolled(shared, tuple(Blocks(blocks) for blocks in zip(*alone)))
+
+
+def _where(network: Network) -> str:
+    return f"networks.{network.family}"
+
+
+def _check_chain(network: Network, Ds) -> None:
     if not isinstance(Ds, (tuple, list)) or not Ds:
         raise ValueError(
-            f"{where}: expected a tuple of dictionaries, at least one, got {type(Ds).__name__}"
+            f"{_where(network)}: expected a tuple of dictionaries, at least one, "
+            f"got {type(Ds).__name__}"
         )
 
 
-def _check(where: str, layers, *, Ds, params=None) -> None:
-    J = len(layers)
+def _check(network: Network, J: int, *, Ds, params=None) -> None:
+    """Raise ValueError for params or dictionaries of another number, or shapes that do not meet."""
     for name, given in (("params", params), ("Ds", Ds)):
         if given is not None and (not isinstance(given, (tuple, list)) or len(given) != J):
             got = len(given) if isinstance(given, (tuple, list)) else type(given).__name__
-            raise ValueError(f"{where}: expected a tuple of {J} {name}, one per layer, got {got}")
+            raise ValueError(
+                f"{_where(network)}: expected a tuple of {J} {name}, one per layer, got {got}"
+            )
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.shape[1] != right.shape[0]:
             raise ValueError(
-                f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}"
+                f"{_where(network)}: D_{j} has shape {left.shape} "
+                f"but D_{j + 1} has shape {right.shape}"
             )

@@ -1,5 +1,6 @@
-"""How the weights and thresholds of a network stand to what theory asks of them, step by step."""
+"""How the weights and thresholds of a layer compare with what theory asks of them, step by step."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,22 +9,20 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks
-from unrolled._checks import Array
 from unrolled._numbers import largest
-from unrolled.dictionaries import dense
-from unrolled.layers import Unrolled
+from unrolled.dictionaries import Dictionary, dense
+from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.theory import inner_products
 
 
 class Coupling(NamedTuple):
-    """How the weights of a method stand to the dictionary at each step; (K,) each, or length 1 for
-    shared weights.
+    """The weights that act at each step against the dictionary; (K,) each, or (1,) if all share them.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1): `mismatch` is the relative
     distance to that, 0 where it is built in. It also needs w_i . d_i near 1 and small off-diagonal
-    products. W_k stands for gamma_k W in the families with a step size, for B_k in LISTA and
-    LFISTA, and S_k for S_k + M_k in LFISTA. Where W and D are shift-invariant `Conv` of one kind,
-    W'D is that of the atoms which meet every relative shift, not of all positions.
+    products. W_k and S_k are those of `layer.weights`, a step size included. Where W and D are
+    shift-invariant `Conv` of one kind, W'D is that of the atoms which meet every relative shift, not
+    of all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
@@ -34,53 +33,44 @@ class Coupling(NamedTuple):
     mismatch: np.ndarray  # norm(S - (I - W'D)) / norm(S)
 
 
-class _Acting(NamedTuple):
-    """What acts in a step; None where the family lacks it."""
-
-    W: Any  # (m, d)
-    S: Array | None  # (d, d)
-    gamma: Array | None  # () or (d,)
-
-
-def coupling(params: Unrolled, D) -> Coupling | None:
+def coupling(layer: Layer, params: Unrolled, D: Dictionary) -> Coupling | None:
     """The `Coupling` of stacked params to D; None for a family without weights."""
-    part = next(
-        (
-            part
-            for part in (params.shared, params.steps)
-            if hasattr(part, "W") or hasattr(part, "B")
-        ),
-        None,
-    )
-    if part is None:
+    if layer.weights is None:
         return None
-    acting = _Acting(part.W, None, None) if hasattr(part, "W") else _Acting(part.B, part.S, None)
-    if hasattr(part, "M"):
-        acting = acting._replace(S=part.S + part.M)
-    gamma = getattr(params.steps, "gamma", None)
-    if part is params.shared:
-        length = 1 if gamma is None else len(gamma)
-        acting = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (length, *leaf.shape)), acting)
-    acting = acting._replace(gamma=gamma)
-    dtype = _checks.common_dtype(acting, D)
-    found = _per_step(_checks.cast(acting, dtype), _checks.cast(D, dtype))
+    dtype = _checks.common_dtype(params, D)
+    found = _per_step(layer, *_checks.cast((params, D), dtype))
     return Coupling(*(np.asarray(column, float) for column in found))
 
 
 def thresholds(params: Unrolled) -> np.ndarray | None:
     """The mean threshold of each step of stacked params, (K,); None for a family without."""
-    if not hasattr(params.steps, "theta"):
+    names = names_with_role(params.steps, "threshold")
+    if not names:
         return None
-    theta = np.asarray(params.steps.theta)
+    theta = np.asarray(getattr(params.steps, names[0]))
     return theta.reshape(len(theta), -1).mean(1)
 
 
-@jax.jit
-def _per_step(acting: _Acting, D) -> Coupling:
-    return lax.map(lambda step: _one_step(*step, D), acting)
+@partial(jax.jit, static_argnames="layer")
+def _per_step(layer: Layer, params: Unrolled, D) -> Coupling:
+    def one(p):
+        W, gamma, S = layer.weights(params.shared, p, D)
+        return _one_step(W, S, gamma, D)
+
+    first = jax.tree.map(lambda leaf: leaf[0], params.steps)
+    if _depends(lambda p: layer.weights(params.shared, p, D), first):
+        return lax.map(one, params.steps)
+    return jax.tree.map(lambda number: number[None], one(first))
 
 
-def _one_step(W, S, gamma, D) -> Coupling:
+def _depends(f, argument) -> bool:
+    """True if the result of `f` has to do with any leaf of its argument."""
+    jaxpr = jax.make_jaxpr(f)(argument).jaxpr
+    used = [*jaxpr.outvars, *(v for equation in jaxpr.eqns for v in equation.invars)]
+    return any(v is given for v in used for given in jaxpr.invars)
+
+
+def _one_step(W: Any, S, gamma, D) -> Coupling:
     if np.ndim(gamma):  # a step size per atom: no weights of a convolution any more
         W, gamma = dense(W) * gamma[None, :], None
     products, own = inner_products(W, D)

@@ -1,25 +1,9 @@
-"""Layers: solvers cut after K steps. A family is a `step` and its params; `unroll` runs any of
-them.
-"""
+"""Layers: solvers cut after K steps. A family is a step and its params; one loop runs them all."""
 
-from unrolled.layers._ada_lista import (
-    SignalMatrices,
-    ada_lista,
-)
-from unrolled.layers._alista import (
-    alista,
-    robust_alista,
-    tilista,
-)
-from unrolled.layers._glista import (
-    Gated,
-    glista,
-)
-from unrolled.layers._hyperlista import (
-    Analytic,
-    Hyper,
-    hyperlista,
-)
+from unrolled.layers._ada_lista import SignalMatrices, ada_lista
+from unrolled.layers._alista import alista, robust_alista, tilista
+from unrolled.layers._glista import Gated, glista
+from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
 from unrolled.layers._ista import (
     Step,
     StepAndThreshold,
@@ -29,81 +13,91 @@ from unrolled.layers._ista import (
     lipschitz,
     step_lista,
 )
-from unrolled.layers._lamp import (
-    Message,
-    lamp,
-)
-from unrolled.layers._lamp_bg import (
-    lamp_bg,
-)
-from unrolled.layers._lfista import (
-    MomentumMatrices,
-    lfista,
-)
-from unrolled.layers._liht import (
-    keep_largest,
-    liht,
-)
-from unrolled.layers._lista import (
-    Matrices,
-    MatricesAndThreshold,
-    Threshold,
-    lista,
-    lista_ss,
-    repeat,
-)
-from unrolled.layers._lista_cp import (
-    WeightsAndThreshold,
-    lista_cp,
-    lista_cpss,
-)
-from unrolled.layers._na_alista import (
-    Recurrent,
-    na_alista,
-)
-from unrolled.layers._tista import (
-    bernoulli_gaussian_mean,
-    tista,
-)
-from unrolled.layers._unroll import (
+from unrolled.layers._lamp import Message, lamp
+from unrolled.layers._lamp_bg import lamp_bg
+from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped, as_precision
+from unrolled.layers._lfista import MomentumMatrices, lfista
+from unrolled.layers._liht import keep_largest, liht
+from unrolled.layers._lista import Matrices, MatricesAndThreshold, Threshold, lista, lista_ss
+from unrolled.layers._lista_cp import WeightsAndThreshold, lista_cp, lista_cpss
+from unrolled.layers._na_alista import Recurrent, na_alista
+from unrolled.layers._options import Interned, option
+from unrolled.layers._records import (
     Fixed,
-    Layer,
+    Gamma,
+    Matrix,
+    Number,
+    Shape,
+    Square,
+    Theta,
     Unrolled,
     Weights,
     check_params,
-    check_precision,
+    fold_thresholds,
+    is_record,
     magnitude,
+    names_with_role,
+    records_of,
+    repeat,
     stack,
-    unroll,
     unstack,
 )
+from unrolled.layers._shrinking import (
+    Coupled,
+    Selecting,
+    Shrinking,
+    as_activation,
+    as_support,
+    select_or_shrink,
+)
+from unrolled.layers._tista import bernoulli_gaussian_mean, tista
+from unrolled.layers._unroll import unroll
+from unrolled.pursuit import State
 
 __all__ = [
+    "Acting",
     "Analytic",
+    "Coupled",
+    "FAMILIES",
     "Fixed",
+    "Gamma",
     "Gated",
     "Hyper",
+    "Interned",
     "Layer",
+    "Looped",
     "Matrices",
     "MatricesAndThreshold",
+    "Matrix",
     "Message",
     "MomentumMatrices",
+    "Number",
     "Recurrent",
+    "Selecting",
+    "Shape",
+    "Shrinking",
     "SignalMatrices",
+    "Square",
+    "State",
     "Step",
     "StepAndThreshold",
+    "Theta",
     "Threshold",
     "Unrolled",
     "Weights",
     "WeightsAndThreshold",
     "ada_lista",
     "alista",
+    "as_activation",
+    "as_precision",
+    "as_support",
     "bernoulli_gaussian_mean",
     "check_params",
-    "check_precision",
     "fista",
+    "fold_thresholds",
     "glista",
     "hyperlista",
+    "is_record",
     "ista",
     "ista_params",
     "keep_largest",
@@ -118,8 +112,12 @@ __all__ = [
     "lista_ss",
     "magnitude",
     "na_alista",
+    "names_with_role",
+    "option",
+    "records_of",
     "repeat",
     "robust_alista",
+    "select_or_shrink",
     "stack",
     "step_lista",
     "tilista",

@@ -1,39 +1,30 @@
-"""ISTA and FISTA as networks: the solver's step, K times, with a step size and a threshold per
-step.
-"""
+"""ISTA and FISTA as networks: the step of the solver, K times, each with its own parameters."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import relu
 from unrolled.dictionaries import as_dictionary, spectral_norm
-from unrolled.layers._unroll import Layer, Unrolled, factory, magnitude, make_layer
+from unrolled.layers._layer import Acting
+from unrolled.layers._options import option
+from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
+from unrolled.layers._shrinking import Coupled, Shrinking
 from unrolled.pursuit import Momentum, State, fista_step, ista_step
 
 
 class StepAndThreshold(NamedTuple):
     """What one step learns: its step size and its threshold."""
 
-    gamma: Array  # ()
-    theta: Array  # (), (d,) or one per filter
-
-
-FORMS = (((), StepAndThreshold._fields),)
+    gamma: Gamma
+    theta: Theta
 
 
 class Step(NamedTuple):
     """A step size alone."""
 
-    gamma: Array  # ()
-
-
-def zero_state(D, y: Array) -> State:
-    """The code 0."""
-    return State(jnp.zeros(D.shape[1], y.dtype))
+    gamma: Gamma
 
 
 def ista_params(D, lam: float, depth: int) -> Unrolled:
@@ -50,86 +41,60 @@ def lipschitz(D, where: str) -> Array:
     return L
 
 
-@factory
-def ista(
-    depth: int,
-    *,
-    lam: float = 0.1,
-    activation: Callable = relu,
-    precision: str = "highest",
-    unroll: int = 1,
-    remat: bool = False,
-) -> Layer:
+class ista(Coupled, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), theta_k).
 
-    Params: steps (gamma, theta), no shared ones. `init` sets them to 1/L and lam/L: then it is the
+    Params: steps (gamma, theta), none shared. `init` sets them to 1/L and lam/L: then it is the
     solver `pursuit.ista`, step by step. Learned, it is step-LISTA (Ablin et al. 2019).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> layer = ur.layers.ista(10, lam=0.1)
+        >>> x = layer.apply(layer.init(None, D), D, D[:, 1])
+        >>> x.round(2).tolist()
+        [0.0, 0.89, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
 
-    def init(key, D):
-        return ista_params(as_dictionary(D, "ista"), lam, depth)
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
-    def step(shared, p, D, y, state):
-        return State(ista_step(D, y, state.x, p.gamma, p.theta, activation))
+    forms = (Unrolled(None, StepAndThreshold),)
 
-    return make_layer(
-        "ista",
-        depth,
-        FORMS,
-        init,
-        zero_state,
-        step,
-        precision=precision,
-        unroll=unroll,
-        remat=remat,
-    )
+    def init(self, key, D):
+        return ista_params(as_dictionary(D, self.family), self.lam, self.depth)
+
+    def weights(self, shared, p, D):
+        return Acting(D, p.gamma)
 
 
-@factory
-def step_lista(
-    depth: int,
-    *,
-    lam: float = 0.1,
-    activation: Callable = relu,
-    precision: str = "highest",
-    unroll: int = 1,
-    remat: bool = False,
-) -> Layer:
-    r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA for the LASSO with K learned
-    step sizes.
+class step_lista(Shrinking):
+    r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA with K learned step sizes.
 
     Params: steps gamma, used as abs(gamma). `init` sets 1/L; then it is `pursuit.ista`. lam is not
-    a parameter: whatever the steps, a fixed point is a solution of the LASSO with this lam. Train
-    with `training.lasso(lam)`.
+        a
+    parameter: whatever the steps, a fixed point solves the LASSO with this lam. Train with
+    `training.lasso(lam)`.
 
     Reference: Ablin, Moreau, Massias, Gramfort (2019).
     """
 
-    def init(key, D):
-        D = as_dictionary(D, "step_lista")
-        return Unrolled(None, Step(jnp.full(depth, 1 / lipschitz(D, "step_lista"), D.dtype)))
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO")
 
-    def step(shared, p, D, y, state):
+    forms = (Unrolled(None, Step),)
+
+    def init(self, key, D):
+        D = as_dictionary(D, self.family)
+        return Unrolled(None, Step(jnp.full(self.depth, 1 / lipschitz(D, self.family), D.dtype)))
+
+    def step(self, shared, p, D, y, state):
         gamma = magnitude(p.gamma)  # a threshold must not be negative
-        return State(ista_step(D, y, state.x, gamma, gamma * lam, activation))
+        return State(ista_step(D, y, state.x, gamma, gamma * self.lam, self.activation))
 
-    forms = (((), Step._fields),)
-    options = dict(precision=precision, unroll=unroll, remat=remat)
-    return make_layer("step_lista", depth, forms, init, zero_state, step, **options)
+    def weights(self, shared, p, D):
+        return Acting(D, magnitude(p.gamma))
 
 
-@factory
-def fista(
-    depth: int,
-    *,
-    lam: float = 0.1,
-    activation: Callable = relu,
-    precision: str = "highest",
-    unroll: int = 1,
-    remat: bool = False,
-) -> Layer:
-    r"""K steps of FISTA, without restart: an ISTA step at z, then momentum (t - 1) / t_next,
-    untrained.
+class fista(Shrinking):
+    r"""K steps of FISTA, without restart: an ISTA step at z, then untrained momentum.
 
     Params as in `ista`. With 1/L and lam/L its objective is within 2 L norm(x*)^2 / (k + 1)^2 of
     the optimum.
@@ -137,16 +102,19 @@ def fista(
     Reference: Beck, Teboulle (2009), Theorem 4.4.
     """
 
-    def init(key, D):
-        return ista_params(as_dictionary(D, "fista"), lam, depth)
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
-    def start(D, y):
+    forms = ista.forms
+
+    def init(self, key, D):
+        return ista_params(as_dictionary(D, self.family), self.lam, self.depth)
+
+    def start(self, D, y):
         x = jnp.zeros(D.shape[1], y.dtype)
         return Momentum(x, x, jnp.ones((), y.dtype))
 
-    def step(shared, p, D, y, state):
-        return fista_step(D, y, state, p.gamma, p.theta, activation)
+    def step(self, shared, p, D, y, state):
+        return fista_step(D, y, state, p.gamma, p.theta, self.activation)
 
-    return make_layer(
-        "fista", depth, FORMS, init, start, step, precision=precision, unroll=unroll, remat=remat
-    )
+    def weights(self, shared, p, D):
+        return Acting(D, p.gamma)

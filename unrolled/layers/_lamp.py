@@ -1,24 +1,23 @@
-"""LAMP (Borgerding, Schniter, Rangan 2017): LISTA with the Onsager correction of approximate
-message passing.
-"""
+"""LAMP (Borgerding, Schniter, Rangan 2017): LISTA with the Onsager correction."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.activations import relu, shrink
+from unrolled.activations import shrink
 from unrolled.dictionaries import as_dictionary, column_norms
-from unrolled.layers._lista import repeat
-from unrolled.layers._unroll import Layer, Unrolled, factory, magnitude, make_layer
+from unrolled.layers._layer import Acting
+from unrolled.layers._options import option
+from unrolled.layers._records import Matrix, Shape, Unrolled, magnitude, repeat
+from unrolled.layers._shrinking import Shrinking
 
 
 class Message(NamedTuple):
     """One step of LAMP."""
 
-    W: Any  # (m, d)
-    alpha: Array  # () threshold per unit of the estimated noise level
+    W: Matrix
+    alpha: Annotated[Array, Shape("", "d")]  # threshold per unit of the estimated noise level
 
 
 class Corrected(NamedTuple):
@@ -28,47 +27,44 @@ class Corrected(NamedTuple):
     v: Array  # (m,)
 
 
-@factory
-def lamp(
-    depth: int,
-    *,
-    alpha: float = 1.1,
-    activation: Callable = relu,
-    precision: str = "highest",
-    unroll: int = 1,
-    remat: bool = False,
-) -> Layer:
+def message_passing(D, alpha: float, depth: int) -> Unrolled:
+    """W = D and `alpha` for unit atoms, the same in the units of D for others."""
+    size = jnp.mean(column_norms(D) ** 2)
+    steps = Message(repeat(D / size, depth), jnp.full(depth, alpha / jnp.sqrt(size), D.dtype))
+    return Unrolled(None, steps)
+
+
+class lamp(Shrinking):
     r"""K steps of learned approximate message passing.
 
     .. math::
         v_k = y - D x_k + \frac{\|x_k\|_0}{m} v_{k-1}, \qquad
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
-    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing, W = D
+    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing: W = D
     and the given `alpha` for unit atoms, the same in the units of D for others. The count norm(x,
     0) carries no gradient.
 
-    Not claimed: convergence for other than Gaussian D; at the start the steps can diverge for a
-    coherent one.
+    Not claimed: convergence for other than Gaussian D; for a coherent one the start can diverge.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1.
     """
 
-    def init(key, D):
-        D = as_dictionary(D, "lamp")
-        size = jnp.mean(column_norms(D) ** 2)
-        return Unrolled(
-            None, Message(repeat(D / size, depth), jnp.full(depth, alpha / jnp.sqrt(size), D.dtype))
-        )
+    alpha: float = option(default=1.1, least=0, help="threshold per noise level at the start")
 
-    def start(D, y):
+    forms = (Unrolled(None, Message),)
+
+    def init(self, key, D):
+        return message_passing(as_dictionary(D, self.family), self.alpha, self.depth)
+
+    def start(self, D, y):
         return Corrected(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y))
 
-    def step(shared, p, D, y, state):
+    def step(self, shared, p, D, y, state):
         m = y.shape[0]
         v = y - D @ state.x + jnp.sum(state.x != 0, dtype=y.dtype) / m * state.v
         theta = magnitude(p.alpha) * jnp.sqrt(jnp.sum(v**2) / m + jnp.finfo(y.dtype).tiny)
-        return Corrected(shrink(state.x + v @ p.W, theta, activation), v)
+        return Corrected(shrink(state.x + v @ p.W, theta, self.activation), v)
 
-    options = dict(precision=precision, unroll=unroll, remat=remat)
-    return make_layer("lamp", depth, (((), Message._fields),), init, start, step, **options)
+    def weights(self, shared, p, D):
+        return Acting(p.W)
