@@ -6,21 +6,27 @@ and `D / c`; `dense(D)` gives the matrix. Structured ones are pytrees: they pass
 grad and scan, and serve as W.
 """
 
+from unrolled.dictionaries._answers import (
+    cuts_atoms,
+    entries,
+    inner_products,
+    magnitudes,
+    normalize,
+    normalized,
+    replicate,
+    representatives,
+    spectral_norm,
+    spread,
+    threshold_shapes,
+)
 from unrolled.dictionaries._base import (
+    Dictionary,
     Rescaled,
     Structured,
     Transposed,
-    as_dictionary,
     column_norms,
     dense,
-    nonzero_atoms,
-    normalize,
-    normalized,
-    operands,
     pytree,
-    spectral_norm,
-    spread,
-    unit_atoms,
 )
 from unrolled.dictionaries._composed import (
     Composed,
@@ -38,30 +44,44 @@ from unrolled.dictionaries._dense import (
     paley,
     transversal,
 )
+from unrolled.dictionaries._operands import (
+    as_dictionary,
+    nonzero_atoms,
+    operands,
+    unit_atoms,
+)
 
 __all__ = [
     "Composed",
     "Concatenated",
     "Conv",
+    "Dictionary",
     "Rescaled",
     "Sparse",
     "Structured",
     "Transposed",
     "as_dictionary",
     "column_norms",
+    "cuts_atoms",
     "dct",
     "dense",
+    "entries",
     "gaussian",
     "identity_hadamard",
     "ill_conditioned",
+    "inner_products",
+    "magnitudes",
     "nonzero_atoms",
     "normalize",
     "normalized",
     "operands",
     "paley",
     "pytree",
+    "replicate",
+    "representatives",
     "spectral_norm",
     "spread",
+    "threshold_shapes",
     "transversal",
     "unit_atoms",
 ]

@@ -8,15 +8,15 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled.dictionaries._answers import magnitudes, spectral_norm
 from unrolled.dictionaries._base import (
     Structured,
-    as_dictionary,
     column_norms,
     dense,
     pytree,
     scale_columns,
-    spectral_norm,
 )
+from unrolled.dictionaries._operands import as_dictionary
 
 # Above this many entries a product of norms stands in for the norm of the product.
 _DENSE_LIMIT = 2**24
@@ -69,6 +69,9 @@ class Composed(Structured):
             return spectral_norm(dense(self))
         return math.prod(spectral_norm(D) for D in self.factors)
 
+    def magnitudes(self) -> "Composed":
+        return Composed(*map(magnitudes, self.factors))
+
 
 @pytree(data=("parts",))
 @dataclass(frozen=True, eq=False, init=False)
@@ -119,6 +122,9 @@ class Concatenated(Structured):
     def spectral_norm(self) -> Array:
         """An upper bound: norm([A, B])^2 <= norm(A)^2 + norm(B)^2 (exact for orthonormal parts)."""
         return jnp.sqrt(sum(spectral_norm(D) ** 2 for D in self.parts))
+
+    def magnitudes(self) -> "Concatenated":
+        return Concatenated(*map(magnitudes, self.parts))
 
 
 @pytree(data=("base", "indices", "values"))
@@ -191,3 +197,6 @@ class Sparse(Structured):
 
     def scale_columns(self, c: Array) -> "Sparse":
         return Sparse._of(self.base, self.indices, self.values * c[None, :])
+
+    def magnitudes(self) -> "Sparse":
+        return Sparse._of(magnitudes(self.base), self.indices, jnp.abs(self.values))

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import Structured, pytree
+from unrolled.dictionaries._base import Dictionary, Structured, dense, pytree
 from unrolled.dictionaries._windows import windows
 
 BOUNDARIES = ("valid", "circular", "zero")
@@ -131,6 +132,15 @@ class Conv(Structured):
             return jnp.pad(r, [(0, 0), *reach], mode="wrap")
         return jnp.pad(r, [(0, 0), *reach])
 
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """(n_atoms,): the positions of a filter are a group."""
+        return self.code_grid[:1]
+
+    @property
+    def cuts_atoms(self) -> bool:
+        return self.boundary == "zero"
+
     def unflatten_code(self, x: Array) -> Array:
         """A flat code (..., d) as feature maps (..., n_atoms, *positions)."""
         return x.reshape(*x.shape[:-1], *self.code_grid)
@@ -140,7 +150,7 @@ class Conv(Structured):
         left alone.
         """
         theta = jnp.asarray(theta)
-        if theta.shape != self.code_grid[:1]:
+        if theta.shape != self.groups:
             return theta
         # Not jnp.repeat: it transposes to a scatter.
         return jnp.broadcast_to(theta[:, None], (len(theta), math.prod(self.positions))).reshape(-1)
@@ -199,6 +209,71 @@ class Conv(Structured):
         """True if all atoms of a filter see the same neighbours, up to missing ones at the border."""
         divides = all(N % t == 0 for N, t in zip(self.signal_shape, self.stride))
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
+
+    def inner_products(self, W: Dictionary) -> tuple[Array, Array]:
+        """Of pairs of filters under every relative shift, where W and D are shift-invariant."""
+        if not (self.is_shift_invariant() and self.is_shift_of(W)):
+            return super().inner_products(W)
+        W, D = W.local(1), self.local(1)
+        codes = D.corner_codes()
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
+
+    def entries(self) -> Array:
+        """The filters as the atoms show them."""
+        return self._folded()
+
+    def magnitudes(self) -> "Conv":
+        return jax.tree.map(jnp.abs, self)
+
+    def representatives(self) -> np.ndarray:
+        """On a circle the first position of every filter: all its positions have equal neighbours."""
+        atoms = np.arange(self.shape[1])
+        return atoms[:: math.prod(self.positions)] if self._is_torus() else atoms
+
+    def replicate(self, W: Array) -> Dictionary:
+        if not self._is_torus():
+            return W
+        filters = W.T.reshape(self.code_grid[0], *self.signal_grid)
+        return Conv(filters, self.signal_shape, self.stride, self.boundary)
+
+    def closed_form(self, ridge: ArrayLike) -> "Conv | None":
+        """The formula on one window of the signal: one small system for the whole bank.
+
+        None where the atoms are not shifts of each other, or wrap onto themselves.
+        """
+        fits = all(n <= N for n, N in zip(self.kernel, self.signal_shape))
+        if not (self.is_shift_invariant() and fits):
+            return None
+        # Every atom that meets one window of the signal, cut to it: the middle one under "valid",
+        # any on a circle.
+        whole = self.local(2)
+        start = (
+            (0,) * len(self.kernel)
+            if whole is self
+            else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, self.kernel))
+        )
+        window = (slice(None), *(slice(s, s + n) for s, n in zip(start, self.kernel)))
+        others = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
+        filters = self.filters.reshape(self.filters.shape[0], -1).T
+        with jax.default_matmul_precision("highest"):
+            S = others @ others.T
+            S = S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
+            W = jnp.linalg.pinv(S, hermitian=True) @ filters
+            W = W / jnp.sum(W * filters, axis=0, keepdims=True)
+        return Conv(W.T.reshape(self.filters.shape), self.signal_shape, self.stride, self.boundary)
+
+    def _is_torus(self) -> bool:
+        return self.boundary == "circular" and self.is_shift_invariant()
+
+    def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
+        """How many positions away atoms still overlap, per dimension, and whether on a circle."""
+        circular = self.boundary == "circular"
+        sizes = zip(self.kernel, self.stride, self.positions, self.signal_shape)
+        # From the last position of a circle to the first it is N - (p-1) t, less than t where t
+        # does not divide N.
+        steps = ((n, t, N - (p - 1) * t if circular else t) for n, t, p, N in sizes)
+        return tuple(-(-(n - step) // t) for n, t, step in steps), circular
 
     def local(self, reach: int) -> "Conv":
         """The same filters on the shortest signal where overlapping shifts occur over `reach` times

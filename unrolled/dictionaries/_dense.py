@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import normalize
+from unrolled.dictionaries._answers import normalize
 
 
 def gaussian(key: Array, m: int, d: int) -> Array:

@@ -18,9 +18,10 @@ from unrolled.dictionaries import (
     as_dictionary,
     column_norms,
     dense,
+    magnitudes,
     nonzero_atoms,
 )
-from unrolled.theory._coherence import _abs, max_sparsity, mutual_coherence, sparsity_bound
+from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import _numbers
 
 # A column of a product that cancels to below this part of its terms is taken for zero: rounding is
@@ -192,11 +193,7 @@ def _coherence_of(D: Conv, where: str) -> float:
 
 
 def _conv_stripe_norm(D: Conv, x: Array) -> Array:
-    circular = D.boundary == "circular"
-    sizes = zip(D.kernel, D.stride, D.positions, D.signal_shape)
-    # From the last position of a circle to the first it is N - (p-1) t, less than t where t does
-    # not divide N.
-    reach = tuple(-(-(n - (N - (p - 1) * t if circular else t)) // t) for n, t, p, N in sizes)
+    reach, circular = D.stripe_reach()
     return _fullest_stripe(D.unflatten_code(x) != 0, reach, circular)
 
 
@@ -314,11 +311,6 @@ def _product(Ds):
     return functools.reduce(
         np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds]
     )
-
-
-def magnitudes(D):
-    """|D|, entry by entry; of a factored dictionary, the product of the magnitudes of its factors."""
-    return jax.tree.map(_abs, D)
 
 
 def of_length(values, name: str, J: int, where: str) -> None:
