@@ -125,8 +125,8 @@ def evolution(watch):
     A line per step of the network, a black one for what all of them share; dashed, what theory
     predicts, if that was given. No panel for a coupling that is built in.
     """
-    names = ["validation", *(["theta"] if watch.looks[0].theta is not None else [])]
-    if watch.looks[0].coupling is not None:
+    names = ["validation", *(["theta"] if watch.evaluations[0].theta is not None else [])]
+    if watch.evaluations[0].coupling is not None:
         names += [
             "diagonal_mean",
             "mu_W",

@@ -8,17 +8,8 @@ from unrolled import _checks
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import block_schedule, chain_schedules
 from unrolled.dictionaries import as_dictionary
-from unrolled.layers import (
-    Fixed,
-    StepAndThreshold,
-    Threshold,
-    Unrolled,
-    Weights,
-    WeightsAndThreshold,
-    ista_params,
-    repeat,
-)
-from unrolled.layers import hyperlista as layers_hyperlista
+from unrolled import layers
+from unrolled.layers import Unrolled, ista_params
 
 
 def ista(D, lam: float, depth: int) -> Unrolled:
@@ -79,9 +70,7 @@ def lista_cp(
         per_atom=per_atom,
     )
     W, theta = _weights_and_thresholds(D, W, activation, **problem)
-    if tied:
-        return Unrolled(Weights(W), Threshold(theta))
-    return Unrolled(None, WeightsAndThreshold(repeat(W, len(theta)), theta))
+    return layers.lista_cp(depth, tied=tied).from_theory(W, theta)
 
 
 def alista(
@@ -106,7 +95,7 @@ def alista(
         per_atom=per_atom,
     )
     W, theta = _weights_and_thresholds(D, W, activation, **problem)
-    return Unrolled(Fixed(W), StepAndThreshold(jnp.ones(len(theta), theta.dtype), theta))
+    return layers.alista(depth).from_theory(W, theta)
 
 
 def hyperlista(D) -> Unrolled:
@@ -118,7 +107,7 @@ def hyperlista(D) -> Unrolled:
     Raises:
         ValueError: a zero atom, or atoms off unit norm.
     """
-    return layers_hyperlista(0).init(None, D)
+    return layers.hyperlista(0).init(None, D)
 
 
 def dsc(
@@ -140,7 +129,7 @@ def dsc(
     )
     certified, schedules = chain_schedules(Ds, **problem)
     return tuple(
-        Unrolled(Weights(c.W), Threshold(_stored(found.theta, c.W.dtype)))
+        layers.lista_cp(len(found.theta)).from_theory(c.W, _stored(found.theta, c.W.dtype))
         for c, found in zip(certified, schedules)
     )
 

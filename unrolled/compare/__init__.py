@@ -13,12 +13,9 @@ from unrolled.compare._coupling import (
     Coupling,
 )
 from unrolled.compare._evolution import (
+    Evaluation,
     Evolution,
-    Look,
     evolution,
-)
-from unrolled.compare._plain import (
-    plain,
 )
 
 __all__ = [
@@ -26,10 +23,9 @@ __all__ = [
     "Comparison",
     "Coupling",
     "Curve",
+    "Evaluation",
     "Evolution",
-    "Look",
     "QUANTILES",
     "compare",
     "evolution",
-    "plain",
 ]

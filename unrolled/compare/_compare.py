@@ -1,8 +1,5 @@
-"""Methods side by side on one sample: what each does step by step, and how far its params are from
-those of a reference.
-"""
+"""Methods side by side on one sample: their errors, step by step, and what training has moved."""
 
-import json
 from functools import partial
 from typing import NamedTuple
 
@@ -12,9 +9,10 @@ import numpy as np
 
 from unrolled import metrics, plots
 from unrolled._checks import Array
+from unrolled._json import to_json
+from unrolled._numbers import largest
 from unrolled.compare._coupling import Coupling, coupling, thresholds
-from unrolled.compare._plain import plain
-from unrolled.dictionaries import as_dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.pursuit import fista, lasso_objective
 
@@ -102,7 +100,7 @@ class Comparison(NamedTuple):
 
     def to_json(self) -> str:
         """Everything, as JSON; numbers that are not finite become null."""
-        return json.dumps(plain(self._asdict()), indent=1)
+        return to_json(self)
 
     def plot(self):
         """A figure: error, failures and support per step, thresholds, and weights."""
@@ -111,21 +109,20 @@ class Comparison(NamedTuple):
 
 def compare(
     methods: dict[str, tuple[Layer, Unrolled]],
-    D,
-    X: Array,
+    D: Dictionary,
     Y: Array,
+    X: Array,
     reference: str | None = None,
     *,
     lam: float | None = None,
 ) -> Comparison:
-    """Put methods side by side on one sample: `compare({"analytic": (layer, p), "learned": (layer,
-    q)}, D, X, Y)`.
+    """Put methods side by side on one sample of signals and their codes.
 
     Args:
         methods: name -> (layer, params).
         D: (m, d).
-        X: (batch, d), the true codes.
-        Y: (batch, m), their signals.
+        Y: (batch, m), the signals.
+        X: (batch, d), their true codes.
         reference: the name of the method against which params are measured, where they have the
             same form; None takes for each method the first one before it whose params have the same
             form.
@@ -133,50 +130,50 @@ def compare(
 
     Raises:
         ValueError: no methods, shapes that do not fit, an unknown reference. TypeError: a network.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
+        >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
+        >>> layers = {"ISTA": ur.layers.ista(8), "FISTA": ur.layers.fista(8)}
+        >>> methods = {name: (layer, layer.init(None, D)) for name, layer in layers.items()}
+        >>> curves = ur.compare.compare(methods, D, Y, X).curves
+        >>> bool(curves["FISTA"].nmse[-1] < curves["ISTA"].nmse[-1])
+        True
     """
     D = as_dictionary(D, "compare")
+    _check_methods(methods, reference)
+    Y, X = check_batch(D, Y, X, "compare")
+    optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
+    stacked = {name: stack(p) if p.steps else p for name, (_, p) in methods.items()}
+    curves, theta, couplings, references, changes = {}, {}, {}, {}, {}
+    for name, (layer, params) in methods.items():
+        curves[name] = _curve(layer, params, D, X, Y, lam, optimum)
+        theta[name] = thresholds(stacked[name])
+        couplings[name] = coupling(layer, stacked[name], D)
+        earlier = list(curves)[:-1] if reference is None else [reference]
+        same = (n for n in earlier if n != name and _same_form(stacked[n], stacked[name]))
+        if (other := next(same, None)) is not None:
+            references[name] = other
+            changes[name] = _changes(stacked[other], stacked[name])
+    return Comparison(curves, _known(theta), references, changes, _known(couplings))
+
+
+def _check_methods(methods, reference: str | None) -> None:
     if not methods:
         raise ValueError("compare: expected at least one method, got none")
     if reference is not None and reference not in methods:
-        raise ValueError(
-            f"compare: unknown reference {reference!r}; expected one of {', '.join(methods)}"
-        )
+        names = ", ".join(methods)
+        raise ValueError(f"compare: unknown reference {reference!r}; expected one of {names}")
     for name, (layer, _) in methods.items():
         if not isinstance(layer, Layer):
-            got = type(layer).__name__
             raise TypeError(
-                f"compare: {name!r} is a {got}; expected a Layer, try the last layer of a network alone"
+                f"compare: {name!r} is a {type(layer).__name__}; expected a Layer, "
+                "try the last layer of a network alone"
             )
-    m, d = D.shape
-    if (
-        np.ndim(X) != 2
-        or np.ndim(Y) != 2
-        or X.shape[1] != d
-        or Y.shape != (len(X), m)
-        or not len(X)
-    ):
-        raise ValueError(
-            f"compare: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected (batch, {d}) and (batch, {m})"
-        )
-    X, Y = jnp.asarray(X), jnp.asarray(Y)
-    optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
-    curves, references, changes = {}, {}, {}
-    stacked = {
-        name: stack(params) if params.steps else params for name, (_, params) in methods.items()
-    }
-    for name, (layer, params) in methods.items():
-        curves[name] = _curve(layer, params, D, X, Y, lam, optimum)
-        earlier = list(curves)[:-1] if reference is None else [reference]
-        other = next(
-            (n for n in earlier if n != name and _same_form(stacked[n], stacked[name])), None
-        )
-        if other is not None:
-            references[name], changes[name] = other, _changes(stacked[other], stacked[name])
-    theta = {name: found for name, p in stacked.items() if (found := thresholds(p)) is not None}
-    couplings = {
-        name: found for name, p in stacked.items() if (found := coupling(p, D)) is not None
-    }
-    return Comparison(curves, theta, references, changes, couplings)
+
+
+def _known(found: dict) -> dict:
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _curve(layer, params, D, X, Y, lam, optimum) -> Curve:
@@ -197,7 +194,7 @@ def _measure(layer, params, D, X, Y, lam, optimum):
             mean_nmse=metrics.mean_nmse(x, X),
             quantiles=jnp.nanquantile(metrics.signal_nmse(x, X), jnp.asarray(QUANTILES, x.dtype)),
             failure_rate=metrics.failure_rate(x, X),
-            largest_l1=jnp.abs(x - X).sum(-1).max(),
+            largest_l1=largest(jnp.abs(x - X).sum(-1)),
             **metrics.support_scores(x, X)._asdict(),
         )
 

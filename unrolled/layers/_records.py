@@ -43,7 +43,7 @@ class Shape:
         found = []
         for shape in self.shapes:
             if shape == "filters":
-                found += [D.code_grid[:1]] if hasattr(D, "code_grid") else []
+                found += [D.groups] if isinstance(D, Structured) and D.groups else []
             else:
                 found.append(tuple(sizes[letter] for letter in shape.split(",") if letter))
         return found
