@@ -31,22 +31,24 @@ class Update:
         return float(np.linalg.norm(self.T, 2)), float(np.linalg.norm(self.G, 2))
 
 
-class Step(NamedTuple):
+class MatrixStep(NamedTuple):
     """One LISTA-CP step, x <- rho(u - theta) - rho(-u - theta)."""
 
     update: Update
     theta: np.ndarray  # (d,)
 
 
-class Block(NamedTuple):
+class MatrixBlock(NamedTuple):
     """One layer of a chain: the shape (m, d) of its dictionary, and its steps."""
 
     m: int
     d: int
-    steps: tuple[Step, ...]
+    steps: tuple[MatrixStep, ...]
 
 
-def next_bound(step: Step, x: Bound, y: Bound, activation: Activation) -> tuple[np.ndarray, Bound]:
+def next_bound(
+    step: MatrixStep, x: Bound, y: Bound, activation: Activation
+) -> tuple[np.ndarray, Bound]:
     r"""Bounds of u = T x + G y and of the next code, whatever x and y are within theirs.
 
     .. math::

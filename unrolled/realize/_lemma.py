@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unrolled.realize._code_bounds import Block, Bound, Step, next_bound
+from unrolled.realize._code_bounds import Bound, MatrixBlock, MatrixStep, next_bound
 from unrolled.realize._conv_layer import ConvLayer
 from unrolled.realize._polyphase import Architecture, first_tap, polyphase
 
@@ -26,7 +26,7 @@ class State(NamedTuple):
 
 
 def block_layers(
-    blocks: tuple[Block, ...], net: Architecture, M: float
+    blocks: tuple[MatrixBlock, ...], net: Architecture, M: float
 ) -> tuple[list[tuple[Layers, Layers]], float]:
     """The hidden layers and the read-out of every block, and the largest constant that lifts the
     state.
@@ -44,7 +44,7 @@ def block_layers(
 
 
 def _hidden(
-    block: Block, state: State, signal: Bound, lift: np.ndarray, net: Architecture
+    block: MatrixBlock, state: State, signal: Bound, lift: np.ndarray, net: Architecture
 ) -> tuple[Layers, State, Bound]:
     """The layers of a block up to its last parts z, and bounds of its code, of use if
     `net.bounded`.
@@ -63,7 +63,7 @@ def _hidden(
     return tuple(layers), state, code
 
 
-def _step_map(step: Step, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
+def _step_map(step: MatrixStep, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
     """B_k and c_k, or B_0 and c_0, which see only the signal, as x^0 = 0; a signal in two parts is
     their difference.
     """
@@ -116,7 +116,7 @@ def _next_signal(
     )
 
 
-def _reach(step: Step, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
+def _reach(step: MatrixStep, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
     """How far below 0 rho can fall in a step, and bounds of its code; computed only where the form
     uses them.
     """
