@@ -22,7 +22,7 @@ from unrolled.layers import (
     WeightsAndThreshold,
 )
 from unrolled.realize import cnn, cnn_size, nnx_module
-from unrolled.realize._code_bounds import Bound, Step, Update, next_bound
+from unrolled.realize._code_bounds import Bound, MatrixStep, Update, next_bound
 from unrolled.realize._polyphase import Architecture, identity_from, polyphase, tree_depth
 
 EPS = np.finfo(float).eps
@@ -639,13 +639,16 @@ def test_bounds_of_codes_are_attained():
     """By u = 1 and theta = 1, where leaky ReLU gives 2 slope and ReLU gives 0, and by steps that
     only rotate.
     """
-    one, step = Bound(np.ones(1), 1.0), Step(Update(np.zeros((1, 1)), np.ones((1, 1))), np.ones(1))
+    one, step = (
+        Bound(np.ones(1), 1.0),
+        MatrixStep(Update(np.zeros((1, 1)), np.ones((1, 1))), np.ones(1)),
+    )
     for rho in (activations.relu, activations.leaky_relu(0.2)):
         u, code = next_bound(step, one, one, rho)
         attained = float(rho(jnp.zeros(())) - rho(jnp.full((), -2.0)))
         assert (u, code.entries, code.norm) == (1, pytest.approx(attained), pytest.approx(attained))
     rotation = np.array([[0.6, -0.8], [0.8, 0.6]])
-    step = Step(Update(rotation, np.zeros((2, 1))), np.zeros(2))
+    step = MatrixStep(Update(rotation, np.zeros((2, 1))), np.zeros(2))
     _, code = next_bound(step, Bound(np.full(2, 5.0), 1.0), one, activations.relu)
     assert code.norm == pytest.approx(1) and code.entries == pytest.approx(np.ones(2))
 

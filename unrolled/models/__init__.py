@@ -1,5 +1,6 @@
-"""Vision models made of unrolled sparse coding, as modules of flax.nnx. Not imported by `import
-unrolled`: it needs flax.
+"""Vision models made of unrolled sparse coding, as modules of flax.nnx.
+
+`import unrolled` does not import this package, which needs flax.
 """
 
 from unrolled.models._cscnet import (

@@ -1,6 +1,4 @@
-"""CSCNet (Simon, Elad 2019): denoising by strided convolutional LISTA, averaged over the shifts of
-the picture.
-"""
+"""CSCNet (Simon, Elad 2019): denoising by strided convolutional LISTA, averaged over shifts."""
 
 import functools
 
@@ -8,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -15,42 +14,56 @@ from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
 from unrolled.models._shifts import over_shifts, shift_average
 
+# Power iteration for norm(A, 2), on a torus whose sides are this many kernels.
+_NORM_STEPS, _NORM_SIDE = 100, 4
+
 
 class CSCNet(nnx.Module):
-    r"""Denoise grey pictures by K steps of convolutional LISTA with three filter banks that the
-    steps share.
+    r"""A denoiser for grey pictures: K steps of convolutional LISTA with shared filter banks.
 
     .. math:: x_{k+1} = shrink(x_k + B'(y - A x_k), theta), \quad x_0 = 0, \quad \hat y = C x_K,
 
-    where A, B, C are `dictionaries.Conv` of one geometry: the steps are `layers.lista_cp` with D =
-    A and W = B. With a stride near the kernel size the atoms are hardly coherent, but the estimate
-    depends on where the grid of positions
-    lies: the prediction is the mean over all stride^2 shifts of the grid, on the picture reflected
-    at its borders. The mean of the picture is taken off before and put back after. Trained codes
-    are not very sparse: see `density`.
+    where A, B, C are `dictionaries.Conv` of one geometry: the steps are those of `layers.lista_cp`
+    with D = A and W = B. If the stride is close to the kernel size, the atoms have low coherence,
+    but the estimate depends on where the grid of positions lies. The prediction is therefore the
+    mean over all stride^2 shifts of the grid, on the picture padded by reflection. The mean of the
+    picture is subtracted first and added back last. Trained codes are not very sparse, see
+    `density`.
 
-    With `noise_adaptive` (as in CDLNet) theta = theta_0 + theta_1 sigma, so that one net serves a
-    range of noise levels. Thresholds act as abs(theta): they stay non-negative whatever an
-    optimiser does.
+    With `noise_adaptive`, as in CDLNet, theta = theta_0 + theta_1 sigma, so that one net covers a
+    range of noise levels. Thresholds act as abs(theta), so that they stay non-negative under any
+    optimiser.
 
     Args:
-        n_filters: atoms per position.
-        kernel: side n of the square filters.
-        stride: s, at most n.
+        n_filters: number of atoms per position.
+        kernel: side n of the square filters, in pixels.
+        stride: s, in pixels, at most n.
         unfoldings: K.
-        rngs: draws the start of the filters, A = B = C.
-        filters: the start instead, (n_filters, n, n); either is scaled to norm(A, 2) = 1.
-        theta: the thresholds at the start.
-        noise_adaptive: theta follows the noise level.
+        rngs: draws the initial filters, A = B = C, unless `filters` is given.
+        filters: initial filters, (n_filters, n, n). Drawn or given, they are scaled to
+            norm(A, 2) = 1.
+        theta: initial thresholds.
+        noise_adaptive: whether theta depends on the noise level.
 
     Raises:
-        ValueError: a stride above the kernel, filters of another shape or not finite, counts below
-            1, a negative theta; when called, a noise level that is missing or not asked for, a
-            picture of another rank or too small.
+        TypeError: a size is not an integer.
+        ValueError: the stride exceeds the kernel, filters have another shape, are zero or are not
+            finite, a size is below 1, theta is negative; when called, the noise level is missing or
+            not expected, or the picture does not fit.
 
     Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019); Janjusevic,
-    Khalilian-Gourtani, Wang, "CDLNet" (2022) for the noise level. Ours shares the filters over the
-    steps also then; CDLNet does not.
+    Khalilian-Gourtani, Wang, "CDLNet" (2022) for the noise level. CDLNet has filters of its own at
+    every step; here the steps always share them.
+
+    Example:
+        >>> from flax import nnx
+        >>> from unrolled.models import CSCNet
+        >>> net = CSCNet(n_filters=4, kernel=3, stride=2, unfoldings=2, rngs=nnx.Rngs(0))
+        >>> noisy = jax.random.uniform(jax.random.key(0), (8, 6))
+        >>> net(noisy).shape, net.code(noisy[:7, :5]).shape
+        ((8, 6), (24,))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net)))  # A, B, C and theta
+        112
     """
 
     def __init__(
@@ -71,7 +84,8 @@ class CSCNet(nnx.Module):
         }
         if sizes["stride"] > sizes["kernel"]:
             raise ValueError(
-                f"CSCNet: stride {stride} leaves gaps between kernels of {kernel}; expected at most {kernel}"
+                f"CSCNet: stride {stride} leaves gaps between kernels of {kernel}; "
+                f"expected at most {kernel}"
             )
         _checks.nonnegative(theta, "theta", "CSCNet")
         self.kernel, self.stride, self.unfoldings = (
@@ -86,12 +100,15 @@ class CSCNet(nnx.Module):
         self.theta = nnx.Param(jnp.full(shape[0], theta, filters.dtype))
         self.slope = nnx.Param(jnp.zeros(shape[0], filters.dtype)) if noise_adaptive else None
 
-    def __call__(self, noisy: Array, sigma: Array | None = None) -> Array:
-        """The estimate, averaged over all shifts: (H, W) as (H, W), or a batch (batch, H, W) one
-        after the other.
+    def __call__(self, noisy: Array, sigma: ArrayLike | None = None) -> Array:
+        """The denoised picture, averaged over all shifts of the grid.
 
-        `sigma` is the noise level in the unit of the picture, for a noise-adaptive net: a scalar,
-        or (batch,).
+        Args:
+            noisy: (H, W), or (batch, H, W), whose pictures are processed one by one.
+            sigma: noise level in the unit of the picture, () or (batch,), for a noise-adaptive net.
+
+        Returns:
+            As `noisy`.
         """
         noisy, sigma = self._checked(noisy, sigma, batch=True)
         if noisy.ndim == 3:
@@ -99,34 +116,54 @@ class CSCNet(nnx.Module):
             return lax.map(lambda pair: self(*pair), (noisy, sigmas))
         mean = jnp.mean(noisy)
 
-        def estimate(window):
+        def estimate(window: Array) -> Array:
             return self._synthesize(self._code(window, sigma), window.shape)
 
         return shift_average(estimate, noisy - mean, kernel=self.kernel, stride=self.stride) + mean
 
-    def estimate(self, window: Array, sigma: Array | None = None) -> Array:
-        """The estimate of one window by the one grid that begins at its corner, (H, W): what
-        training looks at.
+    def estimate(self, window: Array, sigma: ArrayLike | None = None) -> Array:
+        """The estimate of one window by the single grid that begins at its corner, for training.
 
-        H - kernel and W - kernel must be multiples of the stride. Pixels nearer to the border than
-        kernel - stride are under fewer atoms than the others. `jax.vmap` makes batches.
+        Pixels nearer to the border than kernel - stride are covered by fewer atoms than the others.
+        Use `jax.vmap` for batches.
+
+        Args:
+            window: (H, W); H - kernel and W - kernel must be multiples of the stride.
+            sigma: noise level in the unit of the picture, (), for a noise-adaptive net.
+
+        Returns:
+            (H, W).
         """
         window, sigma = self._window(window, sigma)
         mean = jnp.mean(window)
         return self._synthesize(self._code(window - mean, sigma), window.shape) + mean
 
-    def code(self, window: Array, sigma: Array | None = None) -> Array:
-        """The flat code of one window, in the order of `dictionaries.Conv`; its mean is taken off
-        first.
+    def code(self, window: Array, sigma: ArrayLike | None = None) -> Array:
+        """The code of one window after its mean is subtracted, flat as in `dictionaries.Conv`.
+
+        Args:
+            window: (H, W); H - kernel and W - kernel must be multiples of the stride.
+            sigma: noise level in the unit of the picture, (), for a noise-adaptive net.
+
+        Returns:
+            (d,).
         """
         window, sigma = self._window(window, sigma)
         return self._code(window - jnp.mean(window), sigma)
 
-    def density(self, noisy: Array, sigma: Array | None = None) -> Array:
-        """The share of nonzero entries in the codes of one picture (H, W), over all shifts."""
+    def density(self, noisy: Array, sigma: ArrayLike | None = None) -> Array:
+        """The fraction of nonzero entries in the codes of one picture, over all shifts.
+
+        Args:
+            noisy: (H, W).
+            sigma: noise level in the unit of the picture, (), for a noise-adaptive net.
+
+        Returns:
+            (), in [0, 1].
+        """
         noisy, sigma = self._checked(noisy, sigma)
 
-        def density(window, _):
+        def density(window: Array, _: Array) -> Array:
             return jnp.mean(self._code(window, sigma) != 0, dtype=window.dtype)
 
         return jnp.mean(
@@ -146,7 +183,10 @@ class CSCNet(nnx.Module):
     def _synthesize(self, x: Array, shape: tuple[int, int]) -> Array:
         return (Conv(self.C[...], shape, self.stride) @ x).reshape(shape)
 
-    def _checked(self, picture, sigma, batch: bool = False) -> tuple[Array, Array | None]:
+    def _checked(
+        self, picture: Array, sigma: ArrayLike | None, batch: bool = False
+    ) -> tuple[Array, Array | None]:
+        """A picture and its noise level as arrays; raises if they do not fit the net."""
         picture = _checks.as_float(picture, "the picture", "CSCNet")
         if picture.ndim != 2 and not (batch and picture.ndim == 3) or 0 in picture.shape:
             expected = "(H, W)" + " or (batch, H, W)" * batch
@@ -168,12 +208,14 @@ class CSCNet(nnx.Module):
         _checks.nonnegative(sigma, "sigma", "CSCNet")
         return picture, sigma
 
-    def _window(self, window, sigma) -> tuple[Array, Array | None]:
+    def _window(self, window: Array, sigma: ArrayLike | None) -> tuple[Array, Array | None]:
+        """A window and its noise level as arrays; raises if the grid does not fit the window."""
         window, sigma = self._checked(window, sigma)
         n, s = self.kernel, self.stride
         if any(N < n or (N - n) % s for N in window.shape):
             raise ValueError(
-                f"CSCNet: a window of {window.shape} does not fit; expected sides of {n} + multiples of {s}"
+                f"CSCNet: a window of {window.shape} does not fit; "
+                f"expected sides of {n} + multiples of {s}"
             )
         return window, sigma
 
@@ -184,19 +226,19 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
         raise ValueError(f"CSCNet: filters have shape {filters.shape}; expected {shape}")
     _checks.finite(filters, "filters", "CSCNet")
     if _checks.is_concrete(filters) and not jnp.any(filters):
-        raise ValueError("CSCNet: the filters are zero; expected a start with some that are not")
+        raise ValueError("CSCNet: the filters are zero; expected some that are not")
     return filters[:, None] / _norm(filters[:, None], stride)
 
 
 @functools.partial(jax.jit, static_argnames="stride")
 def _norm(filters: Array, stride: int) -> Array:
-    """norm(A, 2) on a torus of four kernels, by 100 steps of power iteration."""
-    side = -(-4 * filters.shape[-1] // stride) * stride
+    """norm(A, 2) on a torus, by power iteration."""
+    side = -(-_NORM_SIDE * filters.shape[-1] // stride) * stride
     A = Conv(filters, (side, side), stride, "circular")
 
-    def step(_, x):
+    def step(_: int, x: Array) -> Array:
         x = (A @ x) @ A
         return x / jnp.linalg.norm(x)
 
     start = jax.random.normal(jax.random.key(0), A.shape[1:], filters.dtype)
-    return jnp.linalg.norm(A @ lax.fori_loop(0, 100, step, start))
+    return jnp.linalg.norm(A @ lax.fori_loop(0, _NORM_STEPS, step, start))

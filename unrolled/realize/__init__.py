@@ -1,4 +1,4 @@
-"""The same codes, computed by a convolutional network or by a transformer."""
+"""Layers realized as other networks: CNNs and transformers that compute the same codes."""
 
 from unrolled.realize._attention import (
     Attention,

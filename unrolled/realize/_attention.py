@@ -1,39 +1,47 @@
-"""A convolution computed by multi-head attention with relative positions: one head per tap of the
-kernel (Remark 11).
-"""
+"""Convolution as multi-head attention over relative positions: one head per tap (Remark 11)."""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv
 
+# Terms of the sums in `attention_leak`: the first one left out is below exp(-899) times the first.
+_DISTANCES = np.arange(1, 30)
+
 
 class Heads(NamedTuple):
-    """Weights of a multi-head attention whose queries and keys are positions alone, W_q = W_k = 0."""
+    """Weights of a multi-head attention that scores positions only: W_q = W_k = 0.
 
-    directions: Array  # (heads, 1 + p), integers; v_h is alpha times a row
-    values: Array  # (heads, channels out, channels in), V_h
-    bias: Array  # (channels out,)
+    Attributes:
+        directions: (heads, 1 + p), integers; v_h is alpha times row h.
+        values: (heads, channels out, channels in), V_h.
+        bias: (channels out,).
+    """
+
+    directions: Array
+    values: Array
+    bias: Array
 
 
 class Attention(NamedTuple):
-    """One multi-head attention that computes a convolution.
+    """A multi-head attention that computes a convolution.
 
     Attributes:
         apply: `apply(X) -> (n_atoms, *positions)` for X of shape (n_channels, *signal_shape).
-        heads: its weights.
-        depth: 1.
-        n_weights: how many numbers the weights hold.
+        heads: the weights.
+        depth: 1, the number of attention layers.
+        n_weights: number of entries in the weights.
     """
 
-    apply: Callable
+    apply: Callable[[Array], Array]
     heads: Heads
     depth: int
     n_weights: int
@@ -48,26 +56,36 @@ def multi_head_attention(
     alpha: float | None = None,
     period: tuple[int, ...] | None = None,
 ) -> Array:
-    r"""Multi-head attention that looks at relative positions alone, and the sum of its heads.
+    r"""Multi-head attention over relative positions, summed over its heads.
 
     .. math::
         z_q = b + \sum_h \sum_k \mathrm{softmax}_k(v_h \cdot r_{k - q}) \, V_h x_k, \qquad
         r_\delta = (|\delta|^2, \delta).
 
+    With v_h = -alpha (1, -2h) the logits are -alpha norm(delta - h)^2 up to a constant: head h
+    attends to the token at offset h from the query, or to the nearest one if there is none.
+
     Args:
         tokens: (T, channels in), x_k at position `keys[k]`.
-        heads: `relative_heads` makes them, with v_h = -alpha (1, -2 h): the logits are -alpha
-            norm(delta - h)^2, up to a constant, and head h looks at the token h ahead of the query,
-            or at the nearest one if there is none.
-        queries, keys: (Q, p) and (T, p), static integers.
-        alpha: concentration; None is its limit, hard attention: all mass on the largest logit.
-        period: of the positions along each dimension, for tokens on a circle; each h is then in 0
-            .. period - 1.
+        heads: the weights, for instance `attention(...).heads`.
+        queries: (Q, p), integer positions, static.
+        keys: (T, p), integer positions, static.
+        alpha: concentration; None is the limit alpha -> inf, hard attention, with all mass on the
+            largest logit.
+        period: (p,), period of the positions along each dimension, for tokens on a circle. Each
+            offset h then lies in 0 .. period - 1.
 
     Returns:
         (Q, channels out).
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1 and Lemmas 1, 2.
+
+    Example:
+        >>> heads = ur.realize.attention(jnp.ones((1, 1, 2)), signal_shape=3).heads
+        >>> tokens, positions = jnp.array([[1.0], [2.0], [4.0]]), np.arange(3)[:, None]
+        >>> z = ur.realize.multi_head_attention(tokens, heads, positions, positions, period=(3,))
+        >>> z[:, 0].tolist()  # x_q + x_(q+1) on a circle
+        [3.0, 6.0, 5.0]
     """
     relative = keys[None] - queries[:, None]
     relative = relative if period is None else relative % np.array(period)
@@ -75,8 +93,8 @@ def multi_head_attention(
     logits = jnp.einsum(
         "hr,qkr->hqk", heads.directions, jnp.asarray(encoding, heads.directions.dtype)
     )
-    # In integers and below their maximum: neither rounding nor overflow reaches the keys that
-    # matter.
+    # Integers, shifted so that the largest is 0: the keys that matter see neither rounding nor
+    # overflow.
     logits = logits - logits.max(-1, keepdims=True)
     mass = (
         (logits == 0).astype(tokens.dtype)
@@ -84,14 +102,12 @@ def multi_head_attention(
         else jnp.exp(alpha * logits.astype(tokens.dtype))
     )
     mass = mass / mass.sum(-1, keepdims=True)
-    seen = jnp.einsum("hoi,ki->hko", heads.values, tokens)
-    return jnp.einsum("hqk,hko->qo", mass, seen) + heads.bias[None]
+    values = jnp.einsum("hoi,ki->hko", heads.values, tokens)
+    return jnp.einsum("hqk,hko->qo", mass, values) + heads.bias[None]
 
 
 def relative_heads(taps: np.ndarray, values: Array, bias: Array) -> Heads:
-    """Heads that look at the relative positions `taps`, (heads, p), through `values`, (heads, out,
-    in).
-    """
+    """Heads that attend to the offsets `taps`, (heads, p), with `values`, (heads, out, in)."""
     directions = np.concatenate([np.full((len(taps), 1), -1), 2 * taps], -1)
     return Heads(jnp.asarray(directions, jnp.int32), values, bias)
 
@@ -109,31 +125,42 @@ def attention(
     stride: int | tuple[int, ...] = 1,
     alpha: float | None = None,
 ) -> Attention:
-    r"""The convolution of Definition 5 as one multi-head attention, in one, two or more dimensions.
+    r"""The convolution of Definition 5 as one multi-head attention, in any number of dimensions.
 
-    .. math:: out[f, i] = b_f + \sum_{c, k} filters[f, c, k] \; X[c, i t + k], \qquad i < \lceil N / t \rceil.
+    .. math::
+        out[f, i] = b_f + \sum_{c, k} filters[f, c, k] \; X[c, i t + k], \qquad
+        i < \lceil N / t \rceil.
 
-    Tokens are the positions, with the channels of X. Head k has V_k = filters[:, :, k] and looks k
-    ahead of the queries, which stand at i t. Zero tokens past the far border, as far as the last
-    query looks, give every head its target: without them a head at the border sees the last token
-    in place of zero, an error that no alpha removes.
+    Each position of X is a token, and its channels are the features. Head k has the values
+    V_k = filters[:, :, k] and attends to the token k ahead of its query; the queries stand at i t.
+    Zero tokens are appended past the far border, so that every head finds its target. Without them
+    a head at the border reads the last token instead of zero, an error that no alpha removes.
 
     Args:
         filters: (n_atoms, n_channels, *kernel); a kernel may be longer than the signal.
-        bias: (n_atoms,) or None.
-        signal_shape, stride: as in `Conv`.
-        alpha: None for hard attention, which is exact; soft attention errs by at most
+        bias: (n_atoms,), or None for zero.
+        signal_shape: N, one length per dimension, as in `dictionaries.Conv`.
+        stride: t, one for all dimensions or one for each.
+        alpha: concentration; None is hard attention, which is exact. Soft attention errs by at most
             `attention_error`, which is below rounding from alpha = 40 in float64 and 18 in float32.
 
     Returns:
-        Attention. It is a convolution in the limit alpha -> inf only, and no layer norm is in it:
-        in general a block with one does not contain this map.
+        Attention.
 
     Raises:
-        ValueError: shapes that do not fit, alpha that is not positive and finite; when called, X of
-            another shape.
+        ValueError: shapes do not fit, alpha is not positive and finite; when called, X has another
+            shape.
+
+    Not claimed: equality with the convolution at finite alpha; and nothing about attention followed
+    by a layer norm, which in general does not compute this map.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), Remark 11.
+
+    Example:
+        >>> filters = jnp.array([[[1.0, 2.0]]])
+        >>> convolution = ur.realize.attention(filters, signal_shape=3, stride=2)
+        >>> convolution.apply(jnp.array([[1.0, 2.0, 3.0]])).tolist()
+        [[5.0, 3.0]]
     """
     where = "attention"
     alpha = concentration(alpha, where)
@@ -170,63 +197,82 @@ def attention(
 
 
 def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
-    r"""A bound on the mass that a head leaves on other tokens than its target; about 2 p
-    exp(-alpha).
+    r"""A bound on the attention mass off the target of a head, about 2 p exp(-alpha).
 
-    .. math:: 1 - \Bigl(1 + 2 \sum_{u \ge 1} e^{-\alpha u^2}\Bigr)^{-p}.
+    .. math:: leak(\alpha) = 1 - \Bigl(1 + 2 \sum_{u \ge 1} e^{-\alpha u^2}\Bigr)^{-p}.
+
+    It holds for tokens that fill a grid or a torus, where the mass is a product over dimensions.
 
     Args:
         alpha: concentration; None gives 0.
-        dimensions: p; the tokens must fill a grid (or a torus), so that the mass is a product over
-            the dimensions.
+        dimensions: p, the number of dimensions.
+
+    Returns:
+        The bound, in [0, 1].
 
     Raises:
-        ValueError: alpha that is not positive and finite.
+        ValueError: alpha is not positive and finite.
+
+    Reference: Cordonnier, Loukas, Jaggi (2020), Lemma 2, states the limit alpha -> inf.
+
+    Example:
+        >>> round(ur.realize.attention_leak(4.0), 4), round(ur.realize.attention_leak(8.0), 4)
+        (0.0353, 0.0007)
     """
     alpha = concentration(alpha, "attention_leak")
     if alpha is None:
         return 0.0
     p = _checks.as_index(dimensions, "dimensions", "attention_leak", least=1)
-    u = np.arange(1, 30)
+    squares = _DISTANCES**2
     if alpha >= 1:
-        others = 2 * np.exp(-alpha * u**2).sum()
-    else:  # the same sum after Poisson's formula, whose terms fall fast where these do not
-        others = (
-            math.sqrt(math.pi / alpha) * (1 + 2 * np.exp(-((math.pi * u) ** 2) / alpha).sum()) - 1
-        )
+        others = 2 * np.exp(-alpha * squares).sum()
+    else:  # the same sum by Poisson summation, which converges fast for small alpha
+        dual = 1 + 2 * np.exp(-(math.pi**2) * squares / alpha).sum()
+        others = math.sqrt(math.pi / alpha) * dual - 1
     return -math.expm1(-p * math.log1p(others))
 
 
-def attention_error(filters: Array, X: Array | float, alpha: float | None) -> np.ndarray:
-    r"""A bound on how far soft attention is from the convolution, in exact arithmetic.
+def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.ndarray:
+    r"""A bound on the difference between soft attention and the convolution.
 
     .. math:: |out - conv| \le 2 \, leak(\alpha) \sum_h \max_j |V_h x_j|.
 
-    The mass off the target is at most the leak, and what it reads differs from the target by at
-    most twice the maximum. Rounding is not in it.
+    At most `attention_leak` of the mass lies off the target, and a value read there differs from
+    the value at the target by at most twice the maximum.
 
     Args:
-        filters: as in `attention`.
-        X: (n_channels, *signal_shape), or a bound on the magnitudes of all signals: scalar or
-            (n_channels,).
-        alpha: as in `attention`; None gives 0.
+        filters: (n_atoms, n_channels, *kernel).
+        X: the signal, (n_channels, *signal_shape), or a bound on the magnitudes of all signals,
+            () or (n_channels,).
+        alpha: concentration; None gives 0.
 
     Returns:
-        (n_atoms,), float64, one bound for all positions of a filter.
+        (n_atoms,), float64, one bound per filter for all its positions.
 
     Raises:
-        ValueError: shapes that do not fit, a negative bound, alpha that is not positive and finite.
-        TypeError: traced arguments: this is a host function.
+        ValueError: shapes do not fit, the bound is negative, alpha is not positive and finite.
+        TypeError: the arguments are traced; this is a host function.
+
+    Not claimed: a bound on rounding errors; this one is for exact arithmetic.
+
+    Example:
+        >>> filters, X = jnp.ones((1, 1, 2)), jnp.array([[1.0, 2.0, 3.0]])
+        >>> exact = ur.realize.attention(filters, signal_shape=3).apply(X)
+        >>> soft = ur.realize.attention(filters, signal_shape=3, alpha=8.0).apply(X)
+        >>> bool(jnp.abs(soft - exact).max() < ur.realize.attention_error(filters, X, 8.0)[0])
+        True
     """
     where = "attention_error"
     filters, X = (_checks.as_float(v, name, where) for v, name in ((filters, "filters"), (X, "X")))
     if not _checks.is_concrete((filters, X)):
-        raise TypeError(f"{where}: expected known arrays, got traced ones; call it outside jit")
+        raise TypeError(f"{where}: expected concrete arrays, got traced ones; call it outside jit")
     filters, X = np.asarray(filters, np.float64), np.asarray(X, np.float64)
     n_channels, p = filters.shape[1], filters.ndim - 2
     if X.shape not in ((), (n_channels,)) and (X.ndim != 1 + p or len(X) != n_channels):
-        expected = f"a bound, () or ({n_channels},), or a signal of {n_channels} channels and {p} dimensions"
-        raise ValueError(f"{where}: X has shape {X.shape}; expected {expected}")
+        raise ValueError(
+            f"{where}: X has shape {X.shape}; expected a bound, () or ({n_channels},), or a signal "
+            f"of {n_channels} channels and {p} dimensions"
+        )
     taps = filters.reshape(*filters.shape[:2], -1)
     if X.ndim > 1:
         most = np.abs(np.einsum("oih,ij->hoj", taps, X.reshape(n_channels, -1))).max(-1).sum(0)
@@ -248,6 +294,6 @@ def concentration(alpha: float | None, where: str) -> float | None:
     return value
 
 
-def n_weights(tree) -> int:
-    """Number of entries in all leaves of `tree`."""
+def n_weights(tree: Any) -> int:
+    """Number of entries in all leaves of the pytree `tree`."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -11,14 +11,14 @@ from unrolled.activations import Activation, shrink
 from unrolled.dictionaries import Structured, as_dictionary
 from unrolled.layers import Layer, Unrolled, _alista, _lista_cp, check_params, unstack
 from unrolled.networks import Network
-from unrolled.realize._code_bounds import Block, Step, Update
+from unrolled.realize._code_bounds import MatrixBlock, MatrixStep, Update
 
 FORMS = (*_lista_cp.FORMS, *_alista.FORMS)
 
 
 def blocks_of(
     layer: Layer | Network, params, D, activation: Activation, where: str
-) -> tuple[tuple[Block, ...], np.dtype]:
+) -> tuple[tuple[MatrixBlock, ...], np.dtype]:
     """The blocks of a layer or of a chain, and the common dtype.
 
     Raises:
@@ -54,7 +54,7 @@ def _matrix(D, where: str):
     return as_dictionary(D, where)
 
 
-def _block(layer: Layer, params: Unrolled, D, activation: Activation, where: str) -> Block:
+def _block(layer: Layer, params: Unrolled, D, activation: Activation, where: str) -> MatrixBlock:
     if any(
         isinstance(leaf, Structured) for leaf in jax.tree.leaves(params, is_leaf=_is_structured)
     ):
@@ -70,7 +70,7 @@ def _block(layer: Layer, params: Unrolled, D, activation: Activation, where: str
         )
     if steps:
         _check_step(layer, params.shared, steps[0], activation, where)
-    return Block(*D.shape, tuple(_steps(params.shared, steps, np.asarray(D, float))))
+    return MatrixBlock(*D.shape, tuple(_steps(params.shared, steps, np.asarray(D, float))))
 
 
 def _is_structured(leaf) -> bool:
@@ -87,7 +87,7 @@ def _steps(shared, steps, D: np.ndarray):
         if last is None or W is not last[0] or not np.array_equal(gamma, last[1]):
             G = np.broadcast_to(gamma, (d,))[:, None] * np.asarray(W, float).T
             last = W, gamma, Update(np.eye(d) - G @ D, G)
-        yield Step(last[2], np.broadcast_to(np.asarray(p.theta, float), (d,)))
+        yield MatrixStep(last[2], np.broadcast_to(np.asarray(p.theta, float), (d,)))
 
 
 def _check_step(layer: Layer, shared, p, activation: Activation, where: str) -> None:

@@ -1,6 +1,4 @@
-"""LISTA-CP blocks as convolutional networks that compute the same codes (Lemma 14, and Theorem 6
-for chains).
-"""
+"""LISTA-CP layers and chains as convolutional networks (Lemma 14 and Theorem 6)."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +11,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, by_name, relu
-from unrolled.layers import Layer
+from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 from unrolled.realize._blocks import blocks_of
 from unrolled.realize._cnn_size import geometry
@@ -26,28 +24,36 @@ class Realization(NamedTuple):
     """A convolutional network that computes the codes of a layer or of a chain.
 
     Attributes:
-        apply: `apply(y) -> x`, or (x_1, ..., x_J) for a chain. A known y out of range is a
-            ValueError; under `jit` and `vmap` it cannot be seen, and the codes are those of another
-            signal: ask `in_range`.
-        layers: the convolutional layers, in order; each called as `layer(h)`. Those marked
-            `readout` end in a linear layer that emits a code. In a chain the codes before the last
-            are read on the side.
-        depth: layers from the signal to the last code.
-        n_weights: numbers in all filters and biases, zeros included.
+        apply: `apply(y) -> x`, or (x_1, ..., x_J) for a chain. A concrete y out of range raises
+            ValueError; under `jit` and `vmap` the range cannot be checked, and the codes of a y out
+            of range are wrong: test it with `in_range`.
+        layers: the convolutional layers in order, each called as `layer(h)`. The layers marked
+            `readout` end with a linear one that emits a code. In a chain the codes before the last
+            are side outputs.
+        depth: number of layers from the signal to the last code.
+        n_weights: number of entries in all filters and biases, zeros included.
         signal_bound: the largest max abs(y) for which the codes are those of the layer.
-        offset: the largest constant that keeps the state where the activation is the identity.
-            Rounding is relative to it: see `cnn`.
+        offset: the largest constant added to the state to keep it where the activation is the
+            identity. Rounding errors are relative to it, see `cnn`.
         run: `run(layers, y)` is `apply(y)` with the weights as arguments. Under `jit` it compiles
             faster than `apply`, which holds them as constants, and runs slower.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> layer = ur.lista_cp(2)
+        >>> params = layer.init(jax.random.key(0), D)
+        >>> network = ur.realize.cnn(layer, params, D, kernel_size=2, signal_bound=1.0)
+        >>> jax.vmap(network.in_range)(jnp.array([[1.0, 0, 0, 0], [2.0, 0, 0, 0]])).tolist()
+        [True, False]
     """
 
-    apply: Callable
+    apply: Callable[[Array], Array | tuple[Array, ...]]
     layers: tuple[ConvLayer, ...]
     depth: int
     n_weights: int
     signal_bound: float
     offset: float
-    run: Callable
+    run: Callable[[tuple[ConvLayer, ...], Array], Array | tuple[Array, ...]]
 
     def in_range(self, y: Array) -> Array:
         """(), True if max abs(y) is at most `signal_bound`; traceable."""
@@ -56,17 +62,16 @@ class Realization(NamedTuple):
 
 def cnn(
     layer: Layer | Network,
-    params,
-    D,
+    params: Unrolled | tuple[Unrolled, ...],
+    D: Array | tuple[Array, ...],
     *,
     kernel_size: int,
     signal_bound: float,
     form: str = "compact",
     stride: int | None = None,
-    activation: Activation = relu,
+    activation: Activation | str = relu,
 ) -> Realization:
-    r"""A convolutional network whose codes are those of a LISTA-CP or ALISTA layer, or of a chain
-    of them.
+    r"""A convolutional network that computes the codes of a LISTA-CP or ALISTA layer or chain.
 
     With T_k = I - W_k'D, v = (x; y) and M = signal_bound the lemma iterates
 
@@ -77,45 +82,62 @@ def cnn(
         c_k = \begin{pmatrix} \theta_k \\ \theta_k \\ -M \end{pmatrix}, \quad
         e = \begin{pmatrix} 0 \\ -M \end{pmatrix}.
 
-    The first two parts of rho(..) are rho(u - theta) and rho(-u - theta), so their difference is
-    the layer's own shrinkage.
+    The first two blocks of rho(B_k v - c_k) are rho(u - theta) and rho(-u - theta), and their
+    difference is the shrinkage of the layer. Three forms realize these maps:
+
+    - "literal": A and B_k alternate, each as a polyphase tree.
+    - "positive": the state is z = rho(B_k v - c_k) itself; each step is one tree for B_k A.
+    - "compact": after the first tree all signals have length 1, and each B_k A is one layer that
+      uses only the first taps.
 
     Args:
-        layer, params, D: as in `layer.apply`; for a chain a `Network`, a tuple of params and a
-            tuple of dictionaries. D and W are plain matrices.
-        kernel_size: of every layer, at least 2.
-        signal_bound: M, finite; `apply` takes signals with max abs(y) at most M.
-        form: "literal": A and B_k in turn, each a polyphase tree. "positive": the state is z =
-            rho(..) itself, one tree B_k A per step. "compact": after the first tree all has length
-            1, and each B_k A is one layer, of which the first taps act. `cnn_size` counts all
-            three.
-        stride: of every layer, 2 to kernel_size, which is the default: with stride 1 a signal of
-            length m takes at least (m - 1) / (kernel_size - 1) layers to reach one entry, so no
-            depth is logarithmic.
-        activation: that of the layer (it is checked). It follows every layer but those that emit a
-            code.
+        layer: the layer, or a `Network` for a chain.
+        params: of the layer, or a tuple of them for a chain. W is a plain matrix.
+        D: (m, d), a plain matrix, or a tuple of them for a chain.
+        kernel_size: s, of every layer, at least 2.
+        signal_bound: M, finite; `apply` accepts signals with max abs(y) at most M.
+        form: "compact", "positive" or "literal"; `cnn_size` counts the layers and weights of each.
+        stride: t, of every layer, from 2 to kernel_size; None is kernel_size. With stride 1, at
+            least (m - 1) / (s - 1) layers are needed before one entry depends on the whole signal,
+            so the depth cannot be logarithmic in m.
+        activation: the activation of the layer, which is checked. It follows every layer except
+            those that emit a code.
 
     Returns:
-        Realization, in the common dtype of params and D. In exact arithmetic and with an activation
-        that is the identity on x >= 0, its codes equal the layer's for every y in range. Rounded,
-        they differ as two orders of summation do: each layer errs by about eps (offset + norm(h,
-        inf)) times the row sums of the absolute weights, and later steps treat that as they treat
-        the layer's own rounding. With other activations the state passes where rho(x) = x to
-        rounding, so the same holds with a larger `offset`. In a chain, block j > 1 carries its
-        signal as the two parts of the code before it (2 d_{j-1} channels) and needs no bound;
-        "literal", and an unbounded tail (leaky ReLU), lift the state by bounds of all codes that M
-        allows, which grow like a power of norm(T).
+        Realization, in the common dtype of params and D.
+
+        If rho is the identity on x >= 0, then in exact arithmetic the codes equal those of the
+        layer for every y in range. In floating point each layer errs by about
+        eps (offset + norm(h, inf)) times the largest absolute row sum of its weights, and later
+        steps propagate this error as they propagate the rounding of the layer itself. Other
+        activations carry the state where rho(x) = x to rounding, so that the same holds with a
+        larger `offset`.
+
+        In a chain, block j > 1 carries its signal as the two parts of the code before it, on
+        2 d_{j-1} channels, and needs no bound on it. Only "literal" and activations with an
+        unbounded tail (leaky ReLU) lift the state by bounds on all codes that M allows; these
+        bounds grow like a power of norm(T).
 
     Raises:
-        TypeError: params of another family, no layer or network, traced params or D (this is a host
-            function).
-        ValueError: a kernel size or stride for which there is no such network, shapes that do not
-            meet, values that are not finite, a structured D or W, support selection, an activation
-            that is not the layer's or that never becomes the identity, an offset that leaves no
-            digit of the signal.
+        TypeError: layer is neither a Layer nor a Network, params are of another family, params or D
+            are traced; this is a host function.
+        ValueError: no network has this kernel size and stride, shapes do not match, values are not
+            finite, D or W is structured, the layer selects supports, the activation is not that of
+            the layer or never becomes the identity, the offset leaves no digit of the signal.
 
-    Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6. There every layer ends with a ReLU; a
-    code has negative entries, so here the layer that emits it is linear.
+    Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6. There every layer ends with a ReLU;
+    here the layers that emit a code are linear, since codes have negative entries.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> layer = ur.lista_cp(3)
+        >>> params = ur.analytic.lista_cp(D, depth=3, sparsity=2, bound=1.0)
+        >>> network = ur.realize.cnn(layer, params, D, kernel_size=4, signal_bound=2.0)
+        >>> y = D[:, 3] - 0.5 * D[:, 20]
+        >>> bool(jnp.allclose(network.apply(y), layer.apply(params, D, y), atol=1e-5))
+        True
+        >>> network.depth, network.n_weights
+        (5, 63012)
     """
     where = "realize.cnn"
     kernel_size, stride = geometry(kernel_size, stride, form, where)
@@ -133,12 +155,12 @@ def cnn(
         dtype,
         {},
     )
-    with np.errstate(all="ignore"):  # bounds of the codes may overflow: refused below
+    with np.errstate(all="ignore"):  # bounds of the codes may overflow, which is refused below
         parts, offset = block_layers(blocks, net, M)
     if not offset * float(jnp.finfo(dtype).eps) <= M:
         raise ValueError(
-            f"{where}: the state would be lifted by {offset:.3g}, which leaves no digit of signals up to {M:g} in {dtype}; "
-            'try form="compact"'
+            f"{where}: the state would be lifted by {offset:.3g}, which leaves no digit of signals "
+            f'up to {M:g} in {dtype}; try form="compact"'
         )
     layers = tuple(one for hidden, readout in parts for one in (*hidden, *readout))
     depth = sum(len(hidden) for hidden, _ in parts) + len(parts[-1][1])
@@ -146,11 +168,13 @@ def cnn(
     return Realization(partial(run, layers), layers, depth, count_weights(layers), M, offset, run)
 
 
-def _options(activation, signal_bound, where: str) -> tuple[Activation, float]:
+def _options(
+    activation: Activation | str, signal_bound: float, where: str
+) -> tuple[Activation, float]:
     activation = by_name(activation)
     if not isinstance(activation, Activation):
         raise TypeError(
-            f"{where}: expected an Activation, whose constants it can follow; got {activation!r}"
+            f"{where}: expected an Activation, which states its constants; got {activation!r}"
         )
     _checks.nonnegative(signal_bound, "signal_bound", where)
     _checks.finite(signal_bound, "signal_bound", where)
@@ -158,16 +182,19 @@ def _options(activation, signal_bound, where: str) -> tuple[Activation, float]:
 
 
 def _runner(m: int, M: float, chain: bool, where: str) -> Callable:
-    def run(layers, y):
+    """`Realization.run`: the codes from layers and a signal, after the checks of the signal."""
+
+    def run(layers: tuple[ConvLayer, ...], y: Array) -> Array | tuple[Array, ...]:
         y = _checks.as_float(y, "y", where)
         if y.shape != (m,):
             raise ValueError(
-                f"{where}: y has shape {y.shape}; expected ({m},), one signal per call: try jax.vmap"
+                f"{where}: y has shape {y.shape}; "
+                f"expected ({m},), one signal per call: try jax.vmap"
             )
         if _checks.is_concrete(y) and not np.all(np.abs(np.asarray(y)) <= M):
             raise ValueError(
-                f"{where}: max abs(y) is {np.abs(np.asarray(y)).max():.6g}; expected at most signal_bound = {M:.6g}, try a "
-                "realization with a larger bound"
+                f"{where}: max abs(y) is {np.abs(np.asarray(y)).max():.6g}; expected at most "
+                f"signal_bound = {M:.6g}, try a realization with a larger bound"
             )
         codes = forward(layers, y)
         return codes if chain else codes[0]

@@ -1,5 +1,6 @@
-"""How deep a realization is and how many weights it has, before it is built."""
+"""The depth and the number of weights of a realization, in closed form."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from unrolled import _checks
@@ -12,8 +13,8 @@ class CnnSize(NamedTuple):
     """Size of a convolutional network.
 
     Attributes:
-        depth: layers from the signal to the last code.
-        n_weights: numbers in all filters and biases, zeros included.
+        depth: number of layers from the signal to the last code.
+        n_weights: number of entries in all filters and biases, zeros included.
     """
 
     depth: int
@@ -21,36 +22,61 @@ class CnnSize(NamedTuple):
 
 
 def cnn_size(
-    m: int, d, depth, *, kernel_size: int, stride: int | None = None, form: str = "compact"
+    m: int,
+    d: int | Sequence[int],
+    depth: int | Sequence[int],
+    *,
+    kernel_size: int,
+    stride: int | None = None,
+    form: str = "compact",
 ) -> CnnSize:
     r"""Depth and number of weights of `cnn`, in closed form.
 
-    A tree R^q -> R^p of stride t and kernel s has L(q) = max(1, ceil(log_t q)) layers and
+    A polyphase tree R^q -> R^p of kernel size s and stride t has L(q) = max(1, ceil(log_t q))
+    layers and
 
     .. math:: w(p, q) = \sum_{j<L} (s t^{2j-1} + t^j) + s \, t^{L-1} p + p
 
-    weights. With n = 2d + m, K steps have
+    weights. With n = 2d + m, a layer of K steps has
 
-    * "literal": L(m) + (K-1) L(d+m) + K L(n) layers, w(n, m) + (K-1) (w(d+m, n) + w(n, d+m)) + w(d,
-    n) weights; * "positive": L(m) + K L(n) layers, w(n, m) + (K-1) w(n, n) + w(d, n) weights; *
-    "compact": L(m) + K layers, w(n, m) + (K-1) (s n + 1) n + (s n + 1) d weights.
+    - "literal": L(m) + (K-1) L(d+m) + K L(n) layers and
+      w(n, m) + (K-1) (w(d+m, n) + w(n, d+m)) + w(d, n) weights;
+    - "positive": L(m) + K L(n) layers and w(n, m) + (K-1) w(n, n) + w(d, n) weights;
+    - "compact": L(m) + K layers and w(n, m) + (K-1) (s n + 1) n + (s n + 1) d weights.
 
-    The first two are O(K log(d+m)) layers; all are O(K (d+m)^2) weights, for a fixed kernel size.
-    In a chain these add up: over j, not multiplied as (31) of the paper has it. There, block j > 1
-    has n = 2 d_j + 2 d_{j-1} ("literal": 2 d_j + d_{j-1}) and starts from the last state before it,
-    of size q in place of m (where L(m) is 1 in the compact form); "literal" then also has a map to
-    that code, L(q) layers and w(d_{j-1}, q) weights, and codes before the last are read on the
-    side, which adds weights and no depth.
+    For a fixed kernel size the first two have O(K log(d+m)) layers, and all have O(K (d+m)^2)
+    weights.
+
+    The sizes of the blocks of a chain add up; they are not multiplied as in (31) of the paper.
+    Block j > 1 has n = 2 d_j + 2 d_{j-1} ("literal": 2 d_j + d_{j-1}) and starts from the last
+    state of the block before it, whose size q takes the place of m; in the compact form it has one
+    layer in place of the L(m). "literal" also maps that state to the code, with L(q) layers and
+    w(d_{j-1}, q) weights. The codes before the last are side outputs, which add weights but no
+    depth.
 
     Args:
         m: length of the signal.
-        d, depth: atoms and steps K of the layer, or a sequence of each for a chain.
-        kernel_size, stride, form: as in `cnn`.
+        d: number of atoms, or a sequence with one number for each block of a chain.
+        depth: number of steps K, or a sequence with one number for each block.
+        kernel_size: s, at least 2.
+        stride: t, from 2 to kernel_size; None is kernel_size.
+        form: "compact", "positive" or "literal", as in `cnn`.
+
+    Returns:
+        CnnSize.
 
     Raises:
-        ValueError: as `cnn`; d and depth of different lengths.
+        TypeError: a size is not an integer.
+        ValueError: no network has this kernel size and stride, the form is unknown, a size is too
+            small, d and depth have different lengths.
 
     Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6.
+
+    Example:
+        >>> ur.realize.cnn_size(64, 128, 10, kernel_size=2)
+        CnnSize(depth=16, n_weights=1950354)
+        >>> ur.realize.cnn_size(64, 128, 10, kernel_size=2, form="positive").depth
+        96
     """
     where = "realize.cnn_size"
     s, t = geometry(kernel_size, stride, form, where)
@@ -60,7 +86,7 @@ def cnn_size(
         raise ValueError(
             f"{where}: d is {d} and depth is {depth}; expected one depth for each of at least one d"
         )
-    hidden, readouts, q, carried = [], [], m, m
+    hidden, readouts, q, carried = [], [], m, m  # hidden: pairs (times, size of one map)
     later = _tap if form == "compact" else _tree
     for j, (d, K) in enumerate(zip(ds, depths)):
         d, K = _checks.as_index(d, "d", where, least=1), _checks.as_index(K, "depth", where)
@@ -81,21 +107,23 @@ def cnn_size(
 
 
 def _tree(p: int, q: int, s: int, t: int) -> CnnSize:
+    """Size of a polyphase tree R^q -> R^p."""
     L = tree_depth(q, t)
-    return CnnSize(
-        L, sum(s * t ** (2 * j - 1) + t**j for j in range(1, L)) + s * t ** (L - 1) * p + p
-    )
+    rearranging = sum(s * t ** (2 * j - 1) + t**j for j in range(1, L))
+    return CnnSize(L, rearranging + s * t ** (L - 1) * p + p)
 
 
 def _tap(p: int, q: int, s: int, t: int) -> CnnSize:
+    """Size of one layer R^q -> R^p on q channels of length 1."""
     return CnnSize(1, s * q * p + p)
 
 
-def geometry(kernel_size, stride, form: str, where: str) -> tuple[int, int]:
-    """Kernel size and stride of a network of trees.
+def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tuple[int, int]:
+    """Kernel size and stride of a network of trees, checked.
 
     Raises:
-        ValueError: there is no such network, or no such form.
+        TypeError: the kernel size or the stride is not an integer.
+        ValueError: no network has this kernel size and stride, or the form is unknown.
     """
     if form not in FORMS:
         raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
@@ -103,11 +131,13 @@ def geometry(kernel_size, stride, form: str, where: str) -> tuple[int, int]:
     t = s if stride is None else _checks.as_index(stride, "stride", where)
     if s < 2 or t < 2:
         raise ValueError(
-            f"{where}: kernel_size is {s} and stride is {t}; expected both at least 2: with stride 1 an entry "
-            "sees only kernel_size - 1 more of the signal per layer, so no depth is logarithmic"
+            f"{where}: kernel_size is {s} and stride is {t}; expected both at least 2: "
+            "with stride 1 the receptive field grows by only kernel_size - 1 per layer, "
+            "so no depth is logarithmic"
         )
     if t > s:
         raise ValueError(
-            f"{where}: stride {t} is above kernel_size {s}, so layers would skip entries of the signal"
+            f"{where}: stride {t} is above kernel_size {s}, "
+            "so layers would skip entries of the signal"
         )
     return s, t

@@ -1,6 +1,4 @@
-"""Bounds of all codes that a layer can reach, from a bound of the signal: what a signed state must
-be lifted by.
-"""
+"""Bounds on the codes of a layer from a bound on the signal; they lift the signed states."""
 
 import functools
 from dataclasses import dataclass
@@ -12,15 +10,15 @@ from unrolled.activations import Activation
 
 
 class Bound(NamedTuple):
-    """Bounds of a vector: of the magnitude of each entry, and of the Euclidean norm."""
+    """Bounds on a vector: on the magnitude of each entry and on the Euclidean norm."""
 
-    entries: np.ndarray
+    entries: np.ndarray  # (d,)
     norm: float
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """u = T x + G y, what a LISTA-CP step shrinks; tied steps share one."""
+    """The affine part u = T x + G y of a LISTA-CP step; tied steps share one object."""
 
     T: np.ndarray  # (d, d), I - gamma W'D
     G: np.ndarray  # (d, m), gamma W'
@@ -31,33 +29,35 @@ class Update:
         return float(np.linalg.norm(self.T, 2)), float(np.linalg.norm(self.G, 2))
 
 
-class Step(NamedTuple):
-    """One LISTA-CP step, x <- rho(u - theta) - rho(-u - theta)."""
+class MatrixStep(NamedTuple):
+    """One LISTA-CP step in matrices: x <- rho(u - theta) - rho(-u - theta), u of `update`."""
 
     update: Update
     theta: np.ndarray  # (d,)
 
 
-class Block(NamedTuple):
-    """One layer of a chain: the shape (m, d) of its dictionary, and its steps."""
+class MatrixBlock(NamedTuple):
+    """One layer of a chain in matrices: the shape (m, d) of its dictionary and its steps."""
 
     m: int
     d: int
-    steps: tuple[Step, ...]
+    steps: tuple[MatrixStep, ...]
 
 
-def next_bound(step: Step, x: Bound, y: Bound, activation: Activation) -> tuple[np.ndarray, Bound]:
-    r"""Bounds of u = T x + G y and of the next code, whatever x and y are within theirs.
+def next_bound(
+    step: MatrixStep, x: Bound, y: Bound, activation: Activation
+) -> tuple[np.ndarray, Bound]:
+    r"""Bounds on u = T x + G y and on the next code, for all x and y within their bounds.
 
     .. math::
         |u| \le |T| |x| + |G| |y|, \qquad |u_i| \le \|T_i\|_2 \|x\|_2 + \|G_i\|_2 \|y\|_2, \qquad
         |x^+| \le (|u| - \theta)_+ + \min(osc, 2 L_h |u|).
 
-    Neither decays as the codes of the theory do: over K steps they grow like min(norm(T, inf),
-        norm(T, 2))^K.
+    Over K steps the bounds grow like min(norm(T, inf), norm(T, 2))^K, whereas the errors of the
+    theory decay.
 
     Returns:
-        the bounds of the entries of u, (d,), and those of the next code.
+        Bounds on the entries of u, (d,), and on the next code.
     """
     (T, G), theta = (step.update.T, step.update.G), step.theta
     norm_T, norm_G = step.update.norms

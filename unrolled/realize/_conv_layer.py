@@ -1,7 +1,8 @@
-"""The convolutional layers of the paper (Definitions 5 and 6), and networks of them as data."""
+"""The convolutional layers of the paper (Definitions 5 and 6) and networks made of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +20,40 @@ def conv_layer(
     bias: Array,
     *,
     stride: int | tuple[int, ...],
-    activation: Callable | None = relu,
+    activation: Callable[[Array], Array] | str | None = relu,
 ) -> Array:
-    r"""One layer of a convolutional network, along any number of dimensions.
+    r"""One layer of a convolutional network, in any number of dimensions.
 
-    .. math:: out[l, i] = \rho\Big(b_l + \sum_{c, k} filters[l, c, k] \; h[c, i t + k]\Big), \qquad i < \lceil N / t \rceil,
+    .. math::
+        out[l, i] = \rho\Big(b_l + \sum_{c, k} filters[l, c, k] \; h[c, i t + k]\Big), \qquad
+        i < \lceil N / t \rceil.
 
-    zero-based, without a flip, with h = 0 past its end: zeros are padded on the right (and bottom)
-    alone, not "SAME".
+    The convolution is a correlation (no flip) with zero-based indices. Zeros are padded only past
+    the end of each dimension, unlike "SAME" padding.
 
     Args:
         h: (n_in, *spatial).
         filters: (n_out, n_in, *kernel); a kernel may be longer than h.
         bias: (n_out,), one scalar per channel.
-        stride: t, one for all dimensions or one each; t above the kernel size skips entries.
-        activation: None for a linear layer.
+        stride: t, one for all dimensions or one for each. A stride above the kernel size skips
+            entries.
+        activation: rho, a function or the name of one; None for a linear layer.
 
     Returns:
         (n_out, *ceil(spatial / t)).
 
     Raises:
-        ValueError: shapes that do not meet, a stride below 1.
+        TypeError: an array is complex or not numeric, a stride is not an integer.
+        ValueError: shapes do not match, a stride is below 1, the name of the activation is unknown.
 
-    Reference: Li, Feng, Zhou (2024), Definitions 5 and 6, which have kernels of at least 2 and end
-    with a ReLU.
+    Reference: Li, Feng, Zhou (2024), Definitions 5 and 6, with kernels of at least 2 and a ReLU.
+
+    Example:
+        >>> h, filters = jnp.array([[1.0, -2.0, 3.0, -4.0, 5.0]]), jnp.ones((1, 1, 3))
+        >>> ur.realize.conv_layer(h, filters, jnp.zeros(1), stride=2).tolist()
+        [[2.0, 4.0, 5.0]]
+        >>> ur.realize.conv_layer(h, filters, jnp.full(1, -3.0), stride=2, activation=None).tolist()
+        [[-1.0, 1.0, 2.0]]
     """
     h, filters, bias = (
         _checks.as_float(a, name, "conv_layer")
@@ -62,17 +73,21 @@ def conv_layer(
     return out if activation is None else by_name(activation)(out)
 
 
-def _strides(h, filters, bias, stride) -> tuple[int, ...]:
-    """The stride along each dimension; raises if the shapes do not meet."""
+def _strides(
+    h: Array, filters: Array, bias: Array, stride: int | tuple[int, ...]
+) -> tuple[int, ...]:
+    """The stride along each dimension; raises ValueError if the shapes do not match."""
     if h.ndim < 2 or filters.ndim != h.ndim + 1 or 0 in h.shape or 0 in filters.shape:
         raise ValueError(
-            f"conv_layer: h has shape {h.shape} and filters have shape {filters.shape}; expected (n_in, *spatial) and "
-            "(n_out, n_in, *kernel) of as many dimensions, none of them empty. One signal per call: try jax.vmap"
+            f"conv_layer: h has shape {h.shape} and filters have shape {filters.shape}; "
+            "expected (n_in, *spatial) and (n_out, n_in, *kernel) with as many dimensions, "
+            "none of them empty. One signal per call: try jax.vmap"
         )
     if filters.shape[1] != h.shape[0] or bias.shape != filters.shape[:1]:
         raise ValueError(
-            f"conv_layer: filters of shape {filters.shape} expect h with {filters.shape[1]} channels and a bias of shape "
-            f"({filters.shape[0]},); got h of shape {h.shape} and a bias of shape {bias.shape}"
+            f"conv_layer: filters of shape {filters.shape} expect h with {filters.shape[1]} "
+            f"channels and a bias of shape ({filters.shape[0]},); got h of shape {h.shape} and "
+            f"a bias of shape {bias.shape}"
         )
     strides = tuple(stride) if isinstance(stride, (tuple, list)) else (stride,) * (h.ndim - 1)
     if len(strides) != h.ndim - 1:
@@ -85,22 +100,28 @@ def _strides(h, filters, bias, stride) -> tuple[int, ...]:
 @pytree(data=("filters", "bias"), static=("stride", "activation", "flat", "readout"))
 @dataclass(frozen=True, eq=False)
 class ConvLayer:
-    """A one-dimensional `conv_layer` with its weights, called as `layer(h)`.
+    """A one-dimensional `conv_layer` with its weights, called as `layer(h)`; a pytree of both.
 
     Attributes:
         filters: (n_out, n_in, s).
         bias: (n_out,).
         stride: t.
         activation: None for the linear layer that emits a code.
-        flat: regard the p channels of its input, of length 1, as one channel of length p.
-        readout: it belongs to a read-out: what comes after the code goes on from the hidden layer
-            before the read-out.
+        flat: whether p input channels of length 1 are read as one channel of length p.
+        readout: whether the layer belongs to a read-out, which branches off: the next layer after
+            the read-out starts from the hidden layer before it.
+
+    Example:
+        >>> filters, bias = jnp.ones((2, 1, 3)), jnp.array([0.0, -7.0])
+        >>> layer = ur.realize.ConvLayer(filters, bias, 3, jax.nn.relu, flat=True, readout=False)
+        >>> layer(jnp.array([[1.0], [2.0], [3.0]])).tolist()  # 3 channels of length 1
+        [[6.0], [0.0]]
     """
 
     filters: Array
     bias: Array
     stride: int
-    activation: Callable | None
+    activation: Callable[[Array], Array] | None
     flat: bool
     readout: bool
 
@@ -112,12 +133,7 @@ class ConvLayer:
 
 
 def forward(layers: tuple[ConvLayer, ...], y: Array) -> tuple[Array, ...]:
-    """The codes that a convolutional network computes, one per block: (x_1, ..., x_J).
-
-    Args:
-        layers: of a `Realization`.
-        y: (m,).
-    """
+    """The codes (x_1, ..., x_J) that the layers of a `Realization` compute for one signal, (m,)."""
     dtype = _checks.common_dtype(layers, y)
     layers = _checks.cast(layers, dtype)
     hidden = h = jnp.asarray(y, dtype)[None]
@@ -132,6 +148,6 @@ def forward(layers: tuple[ConvLayer, ...], y: Array) -> tuple[Array, ...]:
     return tuple(codes)
 
 
-def count_weights(layers) -> int:
-    """Numbers in the filters and biases, as a convolutional network stores them."""
+def count_weights(layers: Any) -> int:
+    """Number of entries in all filters and biases, zeros and repeated arrays included."""
     return sum(leaf.size for leaf in jax.tree.leaves(layers))

@@ -1,11 +1,11 @@
-"""The matrices of Lemma 14 and the states between them: from the steps of blocks to layers."""
+"""The matrices of Lemma 14 and the states between them: from LISTA-CP steps to layers."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from unrolled.realize._code_bounds import Block, Bound, Step, next_bound
+from unrolled.realize._code_bounds import Bound, MatrixBlock, MatrixStep, next_bound
 from unrolled.realize._conv_layer import ConvLayer
 from unrolled.realize._polyphase import Architecture, first_tap, polyphase
 
@@ -13,24 +13,20 @@ Layers = tuple[ConvLayer, ...]
 
 
 class State(NamedTuple):
-    """The output h of a layer, and how the vector v that the next map takes is read from it: v = A
-    h + e.
-    """
+    """The output h of a layer, and the affine map to the input of the next, v = A h + e."""
 
     A: np.ndarray  # (p, q)
     e: np.ndarray  # (p,)
-    low: float  # every entry of h is at least this
-    tree: bool  # h is a signal of length q, or can be regarded as one; else q channels of length 1
-    signed: bool  # h is v, up to a constant, and not in parts
-    offset: float  # the largest constant that lifts a state so far
+    low: float  # lower bound on the entries of h
+    tree: bool  # h can be read as a signal of length q; otherwise it is q channels of length 1
+    signed: bool  # h is v up to a constant, rather than its positive and negative parts
+    offset: float  # the largest constant that has lifted a state so far
 
 
 def block_layers(
-    blocks: tuple[Block, ...], net: Architecture, M: float
+    blocks: tuple[MatrixBlock, ...], net: Architecture, M: float
 ) -> tuple[list[tuple[Layers, Layers]], float]:
-    """The hidden layers and the read-out of every block, and the largest constant that lifts the
-    state.
-    """
+    """Hidden layers and read-out of every block, and the largest constant that lifts the state."""
     m, found = blocks[0].m, []
     state = State(np.eye(m), np.zeros(m), -M, tree=True, signed=True, offset=M)
     signal = Bound(np.full(m, M), M * math.sqrt(m))
@@ -44,10 +40,11 @@ def block_layers(
 
 
 def _hidden(
-    block: Block, state: State, signal: Bound, lift: np.ndarray, net: Architecture
+    block: MatrixBlock, state: State, signal: Bound, lift: np.ndarray, net: Architecture
 ) -> tuple[Layers, State, Bound]:
-    """The layers of a block up to its last parts z, and bounds of its code, of use if
-    `net.bounded`.
+    """The layers of a block up to its last state, that state, and bounds on the code.
+
+    The bounds are computed only if `net.bounded`.
     """
     layers, code = [], Bound(np.zeros(block.d), 0.0)
     for k, step in enumerate(block.steps):
@@ -63,9 +60,10 @@ def _hidden(
     return tuple(layers), state, code
 
 
-def _step_map(step: Step, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
-    """B_k and c_k, or B_0 and c_0, which see only the signal, as x^0 = 0; a signal in two parts is
-    their difference.
+def _step_map(step: MatrixStep, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
+    """B_k and c_k; for the first step B_0 and c_0, which act on the signal alone, since x^0 = 0.
+
+    A signal that comes in two parts is their difference.
     """
     n, T, G, theta = len(lift), step.update.T, step.update.G, step.theta
     G = G if n == G.shape[1] else np.hstack([G, -G])
@@ -76,16 +74,16 @@ def _step_map(step: Step, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray,
 
 
 def _parts(d: int, lift: np.ndarray, low: float, offset: float, net: Architecture) -> State:
-    """After a step: h = (rho(u - theta), rho(-u - theta), s + lift), and v = (x; s) = A h + e."""
+    """The state after a step: h = (rho(u - theta), rho(-u - theta), s + lift), v = (x; s)."""
     n, tree = len(lift), net.form != "compact"
-    A = np.eye(d + n, 2 * d + n, d)  # ones where s stands
+    A = np.eye(d + n, 2 * d + n, d)  # the ones that copy s
     A[:d] = np.eye(d, 2 * d + n) - np.eye(d, 2 * d + n, d)
     offset = max(offset, net.identity_from - low) if tree else offset
     return State(A, np.concatenate([np.zeros(d), -lift]), low, tree, False, offset)
 
 
 def _lifted(state: State, bound: np.ndarray, net: Architecture) -> tuple[Layers, State]:
-    """The lemma's map A, lifted by a bound of v so that it passes rho: h = v + lift."""
+    """The map A of the lemma, lifted by a bound on v so that rho is the identity: h = v + lift."""
     lift = net.identity_from + bound
     layers = _dense(state.A, state.e + lift, state, net)
     offset = max(state.offset, lift.max())
@@ -95,11 +93,10 @@ def _lifted(state: State, bound: np.ndarray, net: Architecture) -> tuple[Layers,
 def _next_signal(
     read: np.ndarray, state: State, code: Bound, net: Architecture
 ) -> tuple[State, Bound, np.ndarray]:
-    """The state that the next block starts from, bounds of its signal and what lifts the carried
-    signal.
+    """The state that the next block starts from, the bounds on its signal, and the lift of it.
 
-    The literal form reads the code itself; the others carry its two parts, which are bounded below
-    by the tail alone.
+    The literal form carries the code itself, the others its two parts, which the tail of rho bounds
+    from below.
     """
     d, q = read.shape
     if net.form == "literal":
@@ -116,10 +113,8 @@ def _next_signal(
     )
 
 
-def _reach(step: Step, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
-    """How far below 0 rho can fall in a step, and bounds of its code; computed only where the form
-    uses them.
-    """
+def _reach(step: MatrixStep, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
+    """How far below 0 rho can fall in a step, and the bounds on its code if the form needs them."""
     rho = net.activation
     if not net.bounded:
         return rho.relu_gap, code
@@ -133,9 +128,9 @@ def _reach(step: Step, code: Bound, signal: Bound, net: Architecture) -> tuple[f
 
 
 def _dense(
-    A: np.ndarray, b: np.ndarray, state: State, net: Architecture, *, readout=False
+    A: np.ndarray, b: np.ndarray, state: State, net: Architecture, *, readout: bool = False
 ) -> Layers:
-    """rho(A h + b) from the output h of a layer."""
+    """The layers of rho(A h + b), where h is the output described by `state`."""
     if state.tree:
         return polyphase(A, b, state.low, net, readout=readout)
     return first_tap(A, b, net, readout=readout)

@@ -1,29 +1,44 @@
 """A realization as a flax.nnx model."""
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 
+from unrolled._checks import Array
 from unrolled.realize._cnn import Realization
 
+if TYPE_CHECKING:
+    from flax import nnx
 
-def nnx_module(realization: Realization):
-    """An nnx.Module with the weights of a realization: one nnx.Param per filter and bias,
-    `module(y)` as `apply(y)`.
 
-    All weights can be trained, the rearranging ones too; equal filters of tied steps become Params
-    of their own. Signals are checked as in `apply`, though after training the codes are no longer
-    those of the layer.
+def nnx_module(realization: Realization) -> "nnx.Module":
+    """A realization as an nnx.Module: `module(y)` is `realization.apply(y)`.
+
+    Every filter array and every bias is an nnx.Param and can be trained, also those that only
+    rearrange entries. Filters that tied steps share become separate Params. Signals are checked as
+    in `apply`.
+
+    Not claimed: that the codes are those of the layer after training.
 
     Raises:
         ImportError: flax is not installed.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> layer, y = ur.lista_cp(1), jnp.array([1.0, 0.0, 0.0, 0.0])
+        >>> params = layer.init(jax.random.key(0), D)
+        >>> network = ur.realize.cnn(layer, params, D, kernel_size=4, signal_bound=1.0)
+        >>> module = ur.realize.nnx_module(network)
+        >>> bool((module(y) == network.apply(y)).all())
+        True
     """
     return _module_class()(realization)
 
 
 @functools.cache
-def _module_class():
-    """The class, made once: a module's class is part of what jit compares."""
+def _module_class() -> type:
+    """The class, made once: jit retraces if the class of a module changes."""
     from flax import nnx
 
     class ConvNetwork(nnx.Module):
@@ -31,7 +46,7 @@ def _module_class():
             self.layers = nnx.data(jax.tree.map(nnx.Param, realization.layers))
             self.run = realization.run
 
-        def __call__(self, y):
+        def __call__(self, y: Array) -> Array | tuple[Array, ...]:
             weights = jax.tree.map(
                 lambda p: p[...], self.layers, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)
             )

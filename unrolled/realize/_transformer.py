@@ -38,9 +38,9 @@ class Transformer(NamedTuple):
 
     Attributes:
         apply: `apply(y) -> x`, (m,) -> (d,).
-        blocks: the weights of all blocks, leading with K.
+        blocks: the weights of all blocks, stacked along a leading axis of length K.
         depth: K, the number of blocks.
-        n_weights: how many numbers the weights hold.
+        n_weights: number of entries in the weights.
     """
 
     apply: Callable
@@ -57,35 +57,44 @@ def transformer(
     alpha: float | None = None,
     signal_bound: Array | float,
 ) -> Transformer:
-    r"""A stack of K transformer blocks that computes the codes of a LISTA-CP or ALISTA layer of
-    depth K.
+    r"""A stack of K transformer blocks that computes the codes of a layer of K LISTA-CP steps.
 
-    Block k is `transformer_block` with the W, theta_k and gamma_k of `params`; the code is read
-    from the tokens that hold one. With hard attention, or alpha above some 40 in float64 and 18 in
-    float32, it equals `layer.apply(params, D, y)` to rounding; below, `transformer_error` bounds
-    the difference.
+    Block k is the `transformer_block` of W, theta_k and gamma_k in `params`; `read_code` reads the
+    code from the last tokens. With hard attention, or alpha of at least about 40 in float64 and 18
+    in float32, the code equals `layer.apply(params, D, y)` to rounding. For smaller alpha
+    `transformer_error` bounds the difference.
 
     Args:
-        layer: of `layers.lista_cp`, `alista` or `ista`, with activation ReLU and no support
+        layer: a `layers.lista_cp`, `alista` or `ista`, with the activation ReLU and no support
             selection.
-        params: its params; theta a scalar or one per filter at every step, W a `Conv` of the
-            geometry of D.
-        D: boundary "valid" or "circular".
-        alpha: as in `transformer_block`.
-        signal_bound: of abs(y), () or (n_channels,). It sets G of every block, by bounds on the
-            codes that follow from it.
+        params: of the layer. At every step theta is a scalar or has one entry per filter; W is a
+            `Conv` of the geometry of D.
+        D: a `dictionaries.Conv` with boundary "valid" or "circular".
+        alpha: concentration of the attention; None is hard attention, which is exact.
+        signal_bound: bound on abs(y), () or (n_channels,). It implies bounds on the codes, and with
+            them sets G of every block.
 
     Returns:
-        Transformer. Its derivatives are those of the layer, except where u is exactly 0: there that
-        of a block is 1.
+        Transformer. Its derivatives are those of the layer, except where u is exactly 0: there the
+        derivative of a block is 1.
 
     Raises:
         TypeError: D or W is not a `Conv`, or params are of another family.
-        ValueError: support selection, a step that is not that of LISTA-CP (another activation,
-            momentum), and as `transformer_block`; when called, a known y above `signal_bound`. A
-            traced y is not looked at: above the bound, codes may then be wrong.
+        ValueError: the layer selects supports, its step is not that of LISTA-CP (another
+            activation, momentum), or a check of `transformer_block` fails; when called, a concrete
+            y exceeds `signal_bound`.
+
+    Not claimed: correct codes for a traced y above `signal_bound`, which cannot be checked.
 
     Reference: Li, Feng, Zhou (2024), (23) and Remark 11; Cordonnier, Loukas, Jaggi (2020).
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)) / 2, signal_shape=4)
+        >>> layer, y = ur.layers.ista(3, lam=0.1), jnp.array([1.0, 3.0, -2.0, 0.0])
+        >>> params = layer.init(jax.random.key(0), D)
+        >>> stack = ur.realize.transformer(layer, params, D, signal_bound=3.0)
+        >>> bool(jnp.allclose(stack.apply(y), layer.apply(params, D, y), atol=1e-5))
+        True
     """
     where = "transformer"
     alpha = concentration(alpha, where)
@@ -125,27 +134,46 @@ def transformer_error(
     signal_bound: Array | float,
     code_bound: float = math.inf,
 ) -> np.ndarray:
-    r"""A bound on how far the codes of a soft stack are from those of the layer, after every block.
+    r"""A bound on the error of a transformer with soft attention, after every block.
 
     .. math::
-        e_{k+1} = |T_k| e_k + 2 \, leak(\alpha) \sum_\tau |V_\tau| \begin{pmatrix} b_k + e_k \\ M \end{pmatrix}, \qquad
-        b_{k+1} = relu(|T_k| b_k + |W_k'| M - \theta_k),
+        e_{k+1} &= |T_k| e_k
+            + 2 \, leak(\alpha) \sum_\tau |V_\tau| \begin{pmatrix} b_k + e_k \\ M \end{pmatrix}, \\
+        b_{k+1} &= relu(|T_k| b_k + |W_k'| M - \theta_k),
 
-    one entry per filter, e_0 = b_0 = 0. Here b bounds the exact codes and M the signal, `|T|` and
-    `|W'|` sum the magnitudes of the filters of I - W'D and W' over positions: shrinkage is
-    1-Lipschitz, and what leaks is bounded as in `attention_error`. The bound vanishes with the
-    leak, about 2 exp(-alpha) per dimension, and grows geometrically with the depth where the sums
-    of `|T|` exceed 1. It is one for exact arithmetic: rounding is not in it.
+    with one entry per filter and e_0 = b_0 = 0. Here b bounds the codes of the layer and M the
+    signal; `|T|` and `|W'|` are the magnitudes of the filters of I - W'D and of W', summed over
+    positions. The recursion holds because shrinkage is 1-Lipschitz and the leak is bounded as in
+    `attention_error`. The bound vanishes with the leak, about 2 exp(-alpha) per dimension, and
+    grows geometrically with the depth if row sums of `|T|` exceed 1.
 
     Args:
-        layer, params, D, alpha, signal_bound: as in `transformer`.
-        code_bound: a known bound of the codes of the layer, which replaces b where it is smaller.
+        layer: as in `transformer`.
+        params: of the layer.
+        D: a `dictionaries.Conv` with boundary "valid" or "circular".
+        alpha: concentration of the attention; None gives 0.
+        signal_bound: M, bound on abs(y), () or (n_channels,).
+        code_bound: a known bound on the codes of the layer, which replaces b where it is smaller.
 
     Returns:
-        (K + 1,), float64, the largest over the filters.
+        (K + 1,), float64, at each step the largest entry over the filters.
 
     Raises:
-        TypeError: traced arguments: this is a host function. Otherwise as `transformer`.
+        TypeError: params or D are traced (this is a host function), and as `transformer`.
+        ValueError: as `transformer`.
+
+    Not claimed: a bound on rounding errors; this one is for exact arithmetic.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)) / 2, signal_shape=4)
+        >>> layer = ur.layers.ista(2, lam=0.1)
+        >>> params = layer.init(jax.random.key(0), D)
+        >>> bounds = [
+        ...     ur.realize.transformer_error(layer, params, D, alpha=alpha, signal_bound=1.0)[-1]
+        ...     for alpha in (8.0, 16.0)
+        ... ]
+        >>> round(float(bounds[0] / bounds[1]))  # about exp(16 - 8)
+        2980
     """
     where = "transformer_error"
     if not _checks.is_concrete((params, D)):

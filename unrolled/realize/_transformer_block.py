@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import Conv, as_dictionary
+from unrolled.dictionaries import Conv, Dictionary, as_dictionary
 from unrolled.realize._attention import (
     Heads,
     concentration,
@@ -20,70 +21,101 @@ from unrolled.realize._attention import (
     relative_heads,
 )
 
+# G over the bound on abs(u) that it must exceed: far more than rounding.
+_MARGIN = 2
+
 
 class BlockWeights(NamedTuple):
-    """Weights of one block on tokens of c = n_atoms + n_channels + 1 channels; those of a stack
-    lead with K.
+    """Weights of a block on tokens of c = n_atoms + n_channels + 1 channels.
+
+    In a stack of K blocks each array has a leading axis of length K.
+
+    Attributes:
+        heads: of the attention, with values (heads, c, c).
+        hidden: (4 n_atoms, c), first matrix of the feed-forward part.
+        offset: (4 n_atoms,), its bias.
+        output: (c, 4 n_atoms), second matrix of the feed-forward part.
     """
 
-    heads: Heads  # values (heads, c, c)
-    hidden: Array  # (4 n_atoms, c)
-    offset: Array  # (4 n_atoms,)
-    output: Array  # (c, 4 n_atoms)
+    heads: Heads
+    hidden: Array
+    offset: Array
+    output: Array
 
 
 class Block(NamedTuple):
-    """A transformer block: `apply(tokens) -> tokens`, both (T, c), and its weights."""
+    """A transformer block.
 
-    apply: Callable
+    Attributes:
+        apply: `apply(tokens) -> tokens`, both (T, c).
+        weights: the weights.
+    """
+
+    apply: Callable[[Array], Array]
     weights: BlockWeights
 
 
 def transformer_block(
     D: Conv,
     W: Conv,
-    theta: Array,
+    theta: ArrayLike,
     *,
-    gamma: Array | float = 1.0,
-    signal_bound: Array | float,
-    code_bound: Array | float,
+    gamma: ArrayLike = 1.0,
+    signal_bound: ArrayLike,
+    code_bound: ArrayLike,
     alpha: float | None = None,
 ) -> Block:
-    r"""One transformer block that is one iteration x <- shrink(x + gamma W'(y - D x), theta).
+    r"""A transformer block that computes one step x <- shrink(x + gamma W'(y - D x), theta).
 
     .. math::
         u = z + \sum_\tau \mathrm{head}_\tau(z), \qquad
         z^+ = u + relu(u - \theta - G p) - relu(-u - \theta - G p) - relu(u) + relu(-u).
 
-    Tokens are positions with the channels [x, y, p], see `embed`; p = 1 marks those that hold no
-    code. Head tau, for -n < tau < n, looks tau ahead and carries what x and y there add to the code
-    here,
+    Each token is a position with the channels [x, y, p], see `embed`; p = 1 marks positions without
+    a code. Head tau, -n < tau < n for kernels of length n, attends to the token tau ahead and adds
+    what x and y there contribute to the code here,
 
-    .. math:: V_\tau[x_g \to x_f] = -\gamma \sum_{c, k} w_f[c, k] \, d_g[c, k - \tau], \qquad
+    .. math::
+        V_\tau[x_g \to x_f] = -\gamma \sum_{c, k} w_f[c, k] \, d_g[c, k - \tau], \qquad
         V_\tau[y_c \to x_f] = \gamma w_f[c, \tau].
 
-    The feed-forward part, 4 n_atoms ReLUs, acts on the channels x: with the residual it is the
-    shrinkage where p = 0, and 0 where p = 1, since G >= abs(u) on all tokens. No layer norm: in
-    general a block with one does not contain this map.
+    The feed-forward part has 4 n_atoms ReLUs and acts on the channels x. With its residual it is
+    the shrinkage where p = 0, and it is 0 where p = 1, since G >= abs(u) on all tokens.
 
     Args:
-        D: boundary "valid" or "circular", any stride, in one, two or more dimensions.
+        D: a `dictionaries.Conv` with boundary "valid" or "circular", of any stride and number of
+            dimensions.
         W: (m, d), a `Conv` of the geometry of D.
-        theta: () or (n_atoms,), non-negative.
+        theta: threshold, () or (n_atoms,), non-negative.
         gamma: step size, (); 1 in LISTA-CP.
-        signal_bound: of abs(y), () or (n_channels,).
-        code_bound: of abs(x), the code that comes in, () or (n_atoms,). Together they set G.
+        signal_bound: bound on abs(y), () or (n_channels,).
+        code_bound: bound on abs(x) of the incoming code, () or (n_atoms,). The two bounds set G.
         alpha: concentration of the attention; None is hard attention, which is exact.
+
+    Returns:
+        Block.
 
     Raises:
         TypeError: D or W is not a `Conv`.
-        ValueError: boundary "zero", W of another geometry, theta or gamma of another shape, bounds
-            or theta that are negative, alpha that is not positive and finite; when called, tokens
-            of another shape, or known ones above the bounds. Traced tokens are not looked at: above
-            the bounds, codes may then appear where none belong.
+        ValueError: the boundary is "zero", W has another geometry, theta or gamma has another
+            shape, a bound or theta is negative, alpha is not positive and finite; when called,
+            tokens have another shape or concrete tokens exceed the bounds.
 
-    Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), (23) and Remark
-    11.
+    Not claimed: correct codes for traced tokens above the bounds, which cannot be checked; codes
+    may then appear on tokens with p = 1. There is no layer norm; in general a block with one does
+    not compute this map.
+
+    Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), (23) and
+    Remark 11.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)) / 2, signal_shape=4)
+        >>> y = jnp.array([1.0, 3.0, -2.0, 0.0])
+        >>> block = ur.realize.transformer_block(D, D, 0.5, signal_bound=3.0, code_bound=0.0)
+        >>> ur.realize.read_code(D, block.apply(ur.realize.embed(D, y))).tolist()
+        [1.5, 0.0, -0.5]
+        >>> ur.soft_threshold(y @ D, 0.5).tolist()
+        [1.5, 0.0, -0.5]
     """
     where = "transformer_block"
     alpha = concentration(alpha, where)
@@ -114,17 +146,28 @@ def transformer_block(
 
 
 def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
-    r"""Tokens (T, c) with the channels [x, y, p] at the positions of the signal, the code x being 0
-    if not given.
+    """The tokens of a signal and a code, with the channels [x, y, p].
 
-    The code at position i stands on the token i t, where its atom begins. Under "valid" n - 1 zero
-    tokens come before the
-    first: they are the targets of the heads that look back from it. On a circle there are none. p =
-    1 on all tokens without a code.
+    The code at position i is stored on the token i t, where its atom begins; p = 1 on all tokens
+    without a code. If the boundary is "valid", n - 1 zero tokens come first: heads with tau < 0
+    attend to them from the first positions. If it is "circular" there are none.
+
+    Args:
+        D: a `dictionaries.Conv` with boundary "valid" or "circular".
+        y: (m,).
+        x: (d,); None is the zero code.
+
+    Returns:
+        (T, n_atoms + n_channels + 1).
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)), signal_shape=3)
+        >>> ur.realize.embed(D, jnp.array([4.0, 5.0, 6.0]), jnp.array([1.0, 2.0])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 4.0, 0.0], [2.0, 5.0, 0.0], [0.0, 6.0, 1.0]]
     """
     x = jnp.zeros(D.shape[1], y.dtype) if x is None else x
     sizes = zip(_lead(D), D.signal_shape, D.positions, D.stride)
-    # Before the first code, after the last one and between two.
+    # Tokens before the first code, after the last one and between two.
     around = [(a, N - (p - 1) * t - 1, t - 1) for a, N, p, t in sizes]
     x = lax.pad(x.reshape(D.code_grid), jnp.zeros((), x.dtype), [(0, 0, 0), *around])
     y = jnp.pad(y.reshape(D.signal_grid), [(0, 0), *((a, 0) for a in _lead(D))])
@@ -135,17 +178,28 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
 
 
 def read_code(D: Conv, tokens: Array) -> Array:
-    """The code on the tokens, (d,)."""
+    """The code stored on tokens.
+
+    Args:
+        D: the dictionary that the tokens were embedded with.
+        tokens: (T, n_atoms + n_channels + 1).
+
+    Returns:
+        (d,).
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)), signal_shape=3)
+        >>> tokens = ur.realize.embed(D, jnp.zeros(3), jnp.array([1.0, 2.0]))
+        >>> ur.realize.read_code(D, tokens).tolist()
+        [1.0, 2.0]
+    """
     n_atoms = D.filters.shape[0]
-    return (
-        tokens[:, :n_atoms]
-        .T.reshape(n_atoms, *_token_grid(D))[(slice(None), *_code_places(D))]
-        .reshape(-1)
-    )
+    channels = tokens[:, :n_atoms].T.reshape(n_atoms, *_token_grid(D))
+    return channels[(slice(None), *_code_places(D))].reshape(-1)
 
 
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
-    """The tokens after one block: attention, then the feed-forward part, both with a residual."""
+    """The tokens after one block: attention, then the feed-forward part, each with a residual."""
     positions = grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
     with jax.default_matmul_precision("highest"):
@@ -158,38 +212,30 @@ def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) 
 def block_weights(
     D: Conv, W: Conv, gamma: Array, theta: Array, limits: Array
 ) -> tuple[BlockWeights, Array]:
-    """The weights of a block for codes and signals within `limits`, and the bound of the codes that
-    come out.
-    """
+    """The weights of a block for tokens within `limits`, and a bound on the codes after it."""
     n_atoms, n_channels = D.filters.shape[:2]
     c = n_atoms + n_channels + 1
     V = head_values(D, W, gamma)
-    grown = limits[:n_atoms] + jnp.einsum(
-        "hoi,i->o", jnp.abs(V), limits
-    )  # holds for any attention: masses sum to 1
-    G = 2 * grown.max()  # twice: far more than rounding
+    # A bound on abs(u) for any concentration, since the masses of a head sum to 1.
+    grown = limits[:n_atoms] + jnp.einsum("hoi,i->o", jnp.abs(V), limits)
+    G = _MARGIN * grown.max()
     theta = jnp.broadcast_to(theta, (n_atoms,))
     heads = relative_heads(
         _taps(D), jnp.pad(V, [(0, 0), (0, c - n_atoms), (0, 1)]), jnp.zeros(c, V.dtype)
     )
-    one, none, mask = (
-        jnp.eye(n_atoms, c, dtype=V.dtype),
-        jnp.zeros_like(theta),
-        jnp.eye(1, c, c - 1, dtype=V.dtype),
-    )
+    one, mask = jnp.eye(n_atoms, c, dtype=V.dtype), jnp.eye(1, c, c - 1, dtype=V.dtype)
+    none = jnp.zeros_like(theta)
     hidden = jnp.concatenate([one - G * mask, -one - G * mask, one, -one])
     offset = jnp.concatenate([-theta, -theta, none, none])
     output = jnp.concatenate([one, -one, -one, one]).T
-    # Beyond the square root of the largest number codes have diverged; the bound must not overflow
-    # before they do.
+    # Codes beyond the square root of the largest number have diverged; the bound must not overflow
+    # before that.
     most = math.sqrt(jnp.finfo(V.dtype).max)
     return BlockWeights(heads, hidden, offset, output), jnp.clip(grown - theta, 0, most)
 
 
 def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
-    """V_tau for all tau, (heads, n_atoms, n_atoms + n_channels): what x and y at distance tau add
-    to x.
-    """
+    """V_tau for all tau, (heads, n_atoms, n_atoms + n_channels): what x and y there add to x."""
     window = [n - 1 for n in D.kernel]
     with jax.default_matmul_precision("highest"):
         from_x = -lax.conv_general_dilated(
@@ -201,65 +247,79 @@ def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
 
 
 def _taps(D: Conv) -> np.ndarray:
-    """The relative positions tau of the heads, (heads, p); on a circle they are counted forward."""
+    """The offsets tau of the heads, (heads, p); on a circle they are taken modulo its length."""
     taps = grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
     return taps % np.array(D.signal_shape) if D.boundary == "circular" else taps
 
 
 def _lead(D: Conv) -> tuple[int, ...]:
-    """Zero tokens before the signal, along each dimension."""
+    """The number of zero tokens before the signal, along each dimension."""
     return tuple(0 if D.boundary == "circular" else n - 1 for n in D.kernel)
 
 
 def _token_grid(D: Conv) -> tuple[int, ...]:
+    """The number of tokens along each dimension."""
     return tuple(a + N for a, N in zip(_lead(D), D.signal_shape))
 
 
 def _code_places(D: Conv) -> tuple[slice, ...]:
-    """Where on the grid of tokens the codes stand."""
+    """The positions of the codes on the grid of tokens."""
     return tuple(
         slice(a, a + (p - 1) * t + 1, t) for a, p, t in zip(_lead(D), D.positions, D.stride)
     )
 
 
-def shift_invariant(D, where: str) -> Conv:
-    """D as a `Conv` whose atoms are all shifts of its filters; raises where it is not."""
+def shift_invariant(D: Dictionary, where: str) -> Conv:
+    """D, checked to be a `Conv` whose atoms are all shifts of its filters.
+
+    Raises:
+        TypeError: D is not a `Conv`.
+        ValueError: the boundary of D is "zero".
+    """
     if not isinstance(D, Conv):
         raise TypeError(
-            f"{where}: D is {type(D).__name__}; expected a Conv, whose codes stand at positions"
+            f"{where}: D is {type(D).__name__}; expected a Conv, whose codes have positions"
         )
     if D.boundary == "zero":
         raise ValueError(
-            f'{where}: boundary "zero" cuts atoms at the border, so that W\'D is not the same at all positions, as the '
-            'weights of a block are; expected "valid" or "circular"'
+            f'{where}: boundary "zero" cuts atoms at the border, so that W\'D differs between '
+            'positions, while the weights of a block do not; expected "valid" or "circular"'
         )
     return as_dictionary(D, where)
 
 
-def analysis_weights(W, D: Conv, where: str) -> Conv:
-    """W as a `Conv` of the geometry of D; raises where it is not."""
+def analysis_weights(W: Dictionary, D: Conv, where: str) -> Conv:
+    """W, checked to be a `Conv` of the geometry of D.
+
+    Raises:
+        TypeError: W is not a `Conv`.
+        ValueError: W has another geometry.
+    """
     if not isinstance(W, Conv):
         raise TypeError(f"{where}: W is {type(W).__name__}; expected a Conv, or D itself")
     if not D.is_shift_of(W):
         raise ValueError(
-            f"{where}: W has kernel {W.kernel}, signal {W.signal_grid}, stride {W.stride} and boundary {W.boundary!r}; "
-            f"expected those of D: {D.kernel}, {D.signal_grid}, {D.stride}, {D.boundary!r}"
+            f"{where}: W has kernel {W.kernel}, signal {W.signal_grid}, stride {W.stride} and "
+            f"boundary {W.boundary!r}; expected those of D: {D.kernel}, {D.signal_grid}, "
+            f"{D.stride}, {D.boundary!r}"
         )
     return W
 
 
-def check_per_filter(theta, gamma, n_atoms: int, lead: int, where: str) -> None:
-    """Raise unless theta, after `lead` axes, is a scalar or one per filter and gamma a scalar."""
+def check_per_filter(
+    theta: ArrayLike, gamma: ArrayLike | None, n_atoms: int, lead: int, where: str
+) -> None:
+    """Raise ValueError unless, after `lead` axes, theta is () or (n_atoms,) and gamma is ()."""
     for name, value, shapes in (("theta", theta, [(), (n_atoms,)]), ("gamma", gamma, [()])):
         if value is not None and np.shape(value)[lead:] not in shapes:
             raise ValueError(
-                f"{where}: {name} has shape {np.shape(value)[lead:]} at a step; expected one of {shapes}: a block does "
-                "the same at all positions"
+                f"{where}: {name} has shape {np.shape(value)[lead:]} at a step; expected one of "
+                f"{shapes}: a block does the same at all positions"
             )
 
 
-def as_bound(value, n: int, name: str, where: str) -> Array:
-    """A bound as (n,), one per channel."""
+def as_bound(value: ArrayLike, n: int, name: str, where: str) -> Array:
+    """A bound, () or (n,), as (n,), one per channel; checked to be finite and non-negative."""
     value = _checks.as_float(value, name, where)
     if value.shape not in ((), (n,)):
         raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({n},)")
@@ -268,17 +328,17 @@ def as_bound(value, n: int, name: str, where: str) -> Array:
     return jnp.broadcast_to(value, (n,))
 
 
-def limits_of(code_bound: Array, signal_bound: Array, dtype) -> Array:
-    """Bounds of the channels x and y of the tokens, (n_atoms + n_channels,)."""
+def limits_of(code_bound: Array, signal_bound: Array, dtype: np.dtype) -> Array:
+    """Bounds on the channels x and y of the tokens, (n_atoms + n_channels,)."""
     return jnp.concatenate([code_bound.astype(dtype), signal_bound.astype(dtype)])
 
 
-def check_within(values: Array, bound, name: str, where: str) -> None:
-    """Raise ValueError if known values exceed a known bound."""
+def check_within(values: Array, bound: Array, name: str, where: str) -> None:
+    """Raise ValueError if concrete values exceed a concrete bound."""
     if not _checks.is_concrete((values, bound)):
         return
     if not (np.abs(np.asarray(values)) <= np.asarray(bound)).all():
         raise ValueError(
-            f"{where}: {name} exceeds the declared bound (magnitude {np.abs(np.asarray(values)).max():.6g}); "
-            "build it with larger bounds"
+            f"{where}: {name} exceeds the declared bound "
+            f"(magnitude {np.abs(np.asarray(values)).max():.6g}); build it with larger bounds"
         )
