@@ -156,7 +156,7 @@ def _add_certify(commands) -> argparse.ArgumentParser:
 
 
 def _add_train(commands) -> argparse.ArgumentParser:
-    from unrolled.commands import OPTIONS
+    from unrolled.commands import all_options
 
     parser = commands.add_parser(
         "train",
@@ -173,7 +173,7 @@ def _add_train(commands) -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with the run of the output folder"
     )
     groups = {None: parser}
-    for option in OPTIONS.values():
+    for option in all_options().values():
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
         text = option.limits["help"] + (
@@ -350,7 +350,7 @@ def _integers(text: str, name: str) -> list[int]:
 def _train(arguments) -> None:
     from unrolled import commands
 
-    flags = {name: getattr(arguments, name) for name in commands.OPTIONS}
+    flags = {name: getattr(arguments, name) for name in commands.all_options()}
     summary = commands.run(arguments.config, flags, arguments.resume, _teller())
     print(json.dumps(summary.to_dict(), indent=1) if arguments.json else summary.text())
 

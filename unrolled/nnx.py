@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers import Layer
 from unrolled.networks import Network
-from unrolled.training import merge, split, unit_atoms
+from unrolled.training import merge, split, with_unit_atoms
 
 
 def __getattr__(name: str):
@@ -60,7 +60,7 @@ def _module_class():
                 else as_dictionary(D, "nnx.Module")
             )
             trained, fixed = split(params, D, learn_dictionary, None, "nnx.Module")
-            self.run = model.apply
+            self.model = model
             self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
             self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
 
@@ -69,7 +69,7 @@ def _module_class():
             one per block.
             """
             params, D = self._whole()
-            apply = functools.partial(self.run, params, D)
+            apply = functools.partial(self.model.apply, params, D)
             for _ in range(jnp.ndim(y) - 1):
                 apply = jax.vmap(apply)
             return apply(y)
@@ -88,7 +88,7 @@ def _module_class():
             """Scale the atoms of a learned D to norm 1; one that is not learned is left as it is."""
             if not jax.tree.leaves(self.trained.D, is_leaf=_is_variable):
                 return
-            new = unit_atoms(_values(self.trained.D))
+            new = with_unit_atoms(_values(self.trained.D))
             for variable, value in zip(
                 jax.tree.leaves(self.trained.D, is_leaf=_is_variable), jax.tree.leaves(new)
             ):

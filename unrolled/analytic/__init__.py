@@ -15,6 +15,7 @@ from unrolled.analytic._params import (
     hyperlista,
     ista,
     lista_cp,
+    stored_thresholds,
 )
 from unrolled.analytic._schedules import (
     Certified,
@@ -55,5 +56,6 @@ __all__ = [
     "lista_cp",
     "minimax_weights",
     "plan",
+    "stored_thresholds",
     "weights_table",
 ]

@@ -122,8 +122,8 @@ def _with(p, theta, gamma):
 
 
 def _sample(D, Y, X) -> tuple[Array, Array]:
-    Y, X = check_batch(D, Y, X, "calibrate")
+    check_batch(D, Y, X, "calibrate")
     _checks.finite((Y, X), "the sample", "calibrate")
     if not np.any(np.asarray(X)):
         raise ValueError("calibrate: all codes of the sample are zero; expected some signal to fit")
-    return Y, X
+    return _checks.as_float(Y, "Y", "calibrate"), _checks.as_float(X, "X", "calibrate")

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
+from unrolled import _checks, layers
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import block_schedule, chain_schedules
 from unrolled.dictionaries import as_dictionary
-from unrolled import layers
 from unrolled.layers import Unrolled, ista_params
 
 
@@ -129,17 +128,19 @@ def dsc(
     )
     certified, schedules = chain_schedules(Ds, **problem)
     return tuple(
-        layers.lista_cp(len(found.theta)).from_theory(c.W, _stored(found.theta, c.W.dtype))
+        layers.lista_cp(len(found.theta)).from_theory(
+            c.W, stored_thresholds(found.theta, c.W.dtype)
+        )
         for c, found in zip(certified, schedules)
     )
 
 
 def _weights_and_thresholds(D, W, activation, **problem):
     certified, found = block_schedule(D, W, activation, **problem)
-    return certified.W, _stored(found.theta, certified.W.dtype)
+    return certified.W, stored_thresholds(found.theta, certified.W.dtype)
 
 
-def _stored(theta: np.ndarray, dtype) -> jax.Array:
+def stored_thresholds(theta: np.ndarray, dtype) -> jax.Array:
     """Thresholds in the dtype of D; those of a schedule that does not contract stop short of its
     largest number.
     """

@@ -5,7 +5,7 @@ from unrolled.commands._certificate import (
     certificate,
 )
 from unrolled.commands._config import (
-    OPTIONS,
+    all_options,
 )
 from unrolled.commands._doctor import (
     doctor,
@@ -33,7 +33,7 @@ from unrolled.commands._train import (
 
 __all__ = [
     "METHODS",
-    "OPTIONS",
+    "all_options",
     "Request",
     "Settings",
     "certificate",

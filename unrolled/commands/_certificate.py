@@ -28,7 +28,7 @@ class Request(NamedTuple):
     entries: bool
 
 
-class Layer(NamedTuple):
+class DictionaryReport(NamedTuple):
     """What the theory says of one dictionary."""
 
     m: int
@@ -88,7 +88,7 @@ class Layer(NamedTuple):
         }
 
 
-class Chain(NamedTuple):
+class ChainReport(NamedTuple):
     """What the theory says of a chain, with the minimax weights of every layer."""
 
     sparsities: tuple[int, ...]
@@ -145,8 +145,8 @@ class Chain(NamedTuple):
 class Report(NamedTuple):
     """The layers of a chain, one for a single dictionary, and the chain."""
 
-    layers: tuple[Layer, ...]
-    chain: Chain | None
+    layers: tuple[DictionaryReport, ...]
+    chain: ChainReport | None
 
     def text(self) -> str:
         return "\n\n".join(
@@ -184,7 +184,7 @@ def certificate(Ds, request: Request, say: Callable) -> Report:
         return Report(layers, _chain(Ds, layers, request, say) if len(Ds) > 1 else None)
 
 
-def _layer(D, sparsity, request: Request, progress: Callable) -> Layer:
+def _layer(D, sparsity, request: Request, progress: Callable) -> DictionaryReport:
     problem = dict(sparsity=sparsity, bound=request.bound, noise=request.noise)
     table = analytic.weights_table(
         D, tolerance=request.tolerance, entries=request.entries, progress=progress, **problem
@@ -206,7 +206,7 @@ def _layer(D, sparsity, request: Request, progress: Callable) -> Layer:
     size = (
         realize.cnn_size(m, d, int(steps), kernel_size=KERNEL_SIZE) if np.isfinite(steps) else None
     )
-    return Layer(
+    return DictionaryReport(
         m, d, mu, theory.welch_bound(m, d), (lower, upper), admissible, table, schedule, size
     )
 
@@ -221,7 +221,7 @@ def _babel_sparsity(D, most: int) -> int:
     return s
 
 
-def _chain(Ds, layers, request: Request, say: Callable) -> Chain:
+def _chain(Ds, layers, request: Request, say: Callable) -> ChainReport:
     say("the chain")
     sparsities = tuple(layer.table.rows["minimax"].sparsity for layer in layers)
     Ws = [layer.table.weights["minimax"] for layer in layers]
@@ -242,7 +242,7 @@ def _chain(Ds, layers, request: Request, say: Callable) -> Chain:
         noises=(request.noise,) + (0.0,) * (J - 1),
         tol=request.tolerance,
     )
-    return Chain(
+    return ChainReport(
         sparsities,
         unique,
         theory.stability(Ds, sparsities, 0.0, 1.0, Ws=Ws),

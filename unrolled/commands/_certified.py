@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import analytic, dictionaries, layers, networks, plots, problems, theory
+from unrolled._json import plain
 from unrolled.commands._report import Section
 from unrolled.commands._settings import Settings
-from unrolled.compare import plain
 
 
 def certified_regime(D, settings: Settings, say: Callable) -> Section | None:

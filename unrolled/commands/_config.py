@@ -10,18 +10,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from unrolled import activations
-from unrolled.commands._families import (
-    FAMILIES,
-    START_FROM_THEORY,
-    WITH_THETA,
-    WITHOUT_STEPS,
-    option_names,
-)
 from unrolled.commands._options import (
     ConfigError,
     Option,
     checked,
+    family_option,
     from_text,
     options_of,
     read_toml,
@@ -29,6 +22,7 @@ from unrolled.commands._options import (
     shown,
     toml_value,
 )
+from unrolled.layers import FAMILIES, Layer, names_with_role
 
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "lasso", "reconstruction")
@@ -49,7 +43,7 @@ WITH_CODES = ("supervised", "log_nmse")  # losses that compare with known codes
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class ProblemSection:
     """The dictionary, the signals, and the weight of the LASSO."""
 
     dictionary: str = setting(
@@ -85,37 +79,21 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelSection:
     """The layer and where its params start; options left out are those of the family."""
 
-    family: str = setting("alista", "one of " + ", ".join(FAMILIES), choices=tuple(FAMILIES))
+    family: str = setting("alista", "the family of the layer", choices=FAMILIES)
     depth: int = setting(16, "steps K", least=1, most=10_000)
     start: str = setting(
         "init",
         "init, analytic (as theory sets params for the class of the sample) or calibrated",
         choices=("init", "analytic", "calibrated"),
     )
-    tied: bool | None = setting(None, "one W for all steps, or one per step")
-    support: tuple[float, float] | None = setting(
-        None, "support selection: rate and largest share, as 0.012,0.12", least=0, most=1
-    )
-    activation: str | None = setting(
-        None, "in place of ReLU: " + ", ".join(activations.NAMED), choices=tuple(activations.NAMED)
-    )
-    theta: float | None = setting(None, "threshold at the start (alista)", least=0)
-    alpha: float | None = setting(None, "threshold per noise level at the start (lamp)", least=0)
-    gain: float | None = setting(None, "of the gate at the start (glista)", least=0)
-    variance: float | None = setting(None, "of the nonzeros (tista, lamp_bg)", above=0)
-    noise: float | None = setting(None, "variance of the noise (tista)", least=0)
-    sparsity: int | None = setting(None, "entries to keep (liht, which needs it)", least=1)
-    units: int | None = setting(None, "of the LSTM (na_alista)", least=1)
-    threshold: float | None = setting(
-        None, "in units of the residual, at the start (na_alista)", above=0
-    )
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the family
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainingSection:
     """The loss, the optimiser, and when to look and to save."""
 
     method: str = setting(
@@ -148,30 +126,51 @@ class Config:
 
     output: str = setting("unrolled-run", "the run folder", words=())
     seed: int = setting(0, "of everything random but the dictionary", least=0)
-    problem: Problem = Problem()
-    model: Model = Model()
-    training: Training = Training()
+    problem: ProblemSection = ProblemSection()
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
 
 
-SECTIONS = {"problem": Problem, "model": Model, "training": Training}
-OPTIONS = {
+SECTIONS = {"problem": ProblemSection, "model": ModelSection, "training": TrainingSection}
+_OWN = {
     option.name: option
     for section, cls in {None: Config, **SECTIONS}.items()
     for option in options_of(section, cls)
-}  # fmt: skip
-_OF_PROBLEM, _OF_LAYER = (
-    [
-        name
-        for name, option in OPTIONS.items()
-        if option.section == section and option.default is None
-    ]
-    for section in ("problem", "model")
-)
+}
+# How a layer runs, and what stands in [problem].
+_NOT_OF_MODEL = {"depth", "precision", "unroll", "remat", "lam", "probability"}
+
+
+def all_options() -> dict[str, Option]:
+    """Every option by name: ours, and those of all families that are known now.
+
+    Raises:
+        ConfigError: a family has an option with the name of one of ours.
+    """
+    told: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, Option] = {}
+    for family, cls in FAMILIES.items():
+        for field in dataclasses.fields(cls):
+            name, help = field.name, field.metadata.get("help", "")
+            if name in _NOT_OF_MODEL:
+                continue
+            if name in _OWN:
+                raise ConfigError(
+                    f"train: {family} has an option {name}, but {_OWN[name].full} has that name; "
+                    "rename it"
+                )
+            told.setdefault(name, {}).setdefault(help, []).append(family)
+            found.setdefault(name, family_option(field, "model"))
+    for name, helps in told.items():
+        text = "; ".join(f"{help} ({', '.join(names)})" for help, names in helps.items())
+        found[name] = found[name]._replace(limits={**found[name].limits, "help": text})
+    return _OWN | found
 
 
 def load(path: Path | None, flags: dict[str, Any]) -> Config:
-    """The configuration of a TOML file and of flags, which override it; relative paths in the file
-    start at its folder.
+    """The configuration of a TOML file and of flags, which override it.
+
+    Relative paths in the file start at its folder, those of flags at the current one.
 
     Args:
         path: None takes flags and defaults alone.
@@ -182,40 +181,64 @@ def load(path: Path | None, flags: dict[str, Any]) -> Config:
             that do not fit together.
         FileNotFoundError: no such file.
     """
+    options = all_options()
     values = {"output": str(Path.cwd() / Config.output)}
     values |= {} if path is None else _flat(read_toml(path), path)
     for name, given in flags.items():
         if given is not None:
-            option = OPTIONS[name]
+            option = options[name]
             value = from_text(option, given) if isinstance(given, str) else given
             values[name] = checked(option, value, f"--{name}", Path.cwd())
     return _resolved(_nested(values))
 
 
 def to_toml(config: Config) -> str:
-    """The configuration as TOML; options that are None are left out. `load` of it gives the same
-    configuration.
-    """
-    lines = [_line(option, config) for option in OPTIONS.values() if option.section is None]
-    for section in SECTIONS:
-        part = getattr(config, section)
-        lines += ["", f"[{section}]"]
-        lines += [
-            _line(o, part)
-            for o in OPTIONS.values()
-            if o.section == section and getattr(part, o.name) is not None
-        ]
+    """The configuration as TOML, without options that are None; `load` gives it back."""
+    lines, section = [], None
+    for option in sorted(all_options().values(), key=lambda o: [None, *SECTIONS].index(o.section)):
+        if option.section != section:
+            section = option.section
+            lines += ["", f"[{section}]"]
+        value = get(config, option)
+        if value is not None:
+            lines.append(f"{option.name} = {toml_value(value)}")
     return "\n".join(lines) + "\n"
+
+
+def get(config: Config, option: Option):
+    """The value of an option; None for one of a family that was not given."""
+    if option.section is None:
+        return getattr(config, option.name)
+    part = getattr(config, option.section)
+    return getattr(part, option.name) if option.name in _OWN else part.options.get(option.name)
 
 
 def differences(a: Config, b: Config) -> list[str]:
     """Where two configurations differ, the run folder aside: "training.steps (100, now 200)"."""
-    pairs = {name: (_get(a, o), _get(b, o)) for name, o in OPTIONS.items() if name != "output"}
-    return [
-        f"{OPTIONS[name].full} ({old}, now {new})"
-        for name, (old, new) in pairs.items()
-        if old != new
-    ]
+    options = [option for name, option in all_options().items() if name != "output"]
+    pairs = [(option.full, get(a, option), get(b, option)) for option in options]
+    return [f"{full} ({old}, now {new})" for full, old, new in pairs if old != new]
+
+
+def family_of(config: Config) -> type[Layer]:
+    """The class of the family."""
+    return FAMILIES[config.model.family]
+
+
+def make_layer(config: Config) -> Layer:
+    """The layer that the configuration speaks of.
+
+    Raises:
+        ValueError, TypeError: options that the family refuses, or that it needs.
+    """
+    problem, cls = config.problem, family_of(config)
+    shared = {"lam": problem.lam, "probability": problem.probability}
+    shared = {name: value for name, value in shared.items() if name in _names(cls)}
+    return cls(config.model.depth, **shared, **config.model.options)
+
+
+def _names(cls: type[Layer]) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _flat(tables: dict, path: Path) -> dict[str, Any]:
@@ -232,47 +255,63 @@ def _flat(tables: dict, path: Path) -> dict[str, Any]:
 
 
 def _read(name: str, value, section: str | None, path: Path):
-    option = OPTIONS.get(name)
+    options = all_options()
+    option = options.get(name)
     if option is None or option.section != section:
-        raise ConfigError(
-            f"{path}: unknown key {shown(name if section is None else f'{section}.{name}')}{_hint(name, option)}"
-        )
+        full = shown(name if section is None else f"{section}.{name}")
+        raise ConfigError(f"{path}: unknown key {full}{_hint(name, options)}")
     return checked(option, value, f"{path}: {option.full}", path.parent)
 
 
-def _hint(name: str, option: Option | None) -> str:
+def _hint(name: str, options: dict[str, Option]) -> str:
     """What may have been meant."""
-    near = [option.name] if option else difflib.get_close_matches(name, [*OPTIONS, *SECTIONS], 1)
+    near = [name] if name in options else difflib.get_close_matches(name, [*options, *SECTIONS], 1)
     if not near:
         return f"; expected output, seed or [{'], ['.join(SECTIONS)}]"
-    return f"; did you mean {OPTIONS[near[0]].full if near[0] in OPTIONS else f'[{near[0]}]'}?"
+    return f"; did you mean {options[near[0]].full if near[0] in options else f'[{near[0]}]'}?"
 
 
 def _nested(values: dict[str, Any]) -> Config:
-    def part(section):
-        return {name: value for name, value in values.items() if OPTIONS[name].section == section}
+    options = all_options()
 
+    def part(section):
+        return {name: value for name, value in values.items() if options[name].section == section}
+
+    model = part("model")
+    own = {name: model.pop(name) for name in list(model) if name in _OWN}
     return Config(
-        **part(None), **{section: cls(**part(section)) for section, cls in SECTIONS.items()}
+        **part(None),
+        problem=ProblemSection(**part("problem")),
+        model=ModelSection(**own, options=model),
+        training=TrainingSection(**part("training")),
     )
 
 
 def _resolved(config: Config) -> Config:
     """With the defaults that depend on other options filled in, once the options fit together."""
-    problem, model = config.problem, config.model
-    allowed, defaults = option_names(model.family), _problem_defaults(config)
-    others = [name for name in _OF_PROBLEM if name not in defaults]
-    _none_of(problem, others, f"dictionary {problem.dictionary}, signals {problem.signals}")
-    _none_of(model, [name for name in _OF_LAYER if name not in allowed], f"family {model.family}")
-    for start, families in (("analytic", START_FROM_THEORY), ("calibrated", WITH_THETA)):
-        if model.start == start and model.family not in families:
-            raise ConfigError(
-                f"train: {model.family} cannot start {start}; that is for {', '.join(families)}"
-            )
+    problem, model, cls = config.problem, config.model, family_of(config)
+    defaults = _problem_defaults(config)
+    optional = [n for n, o in _OWN.items() if o.section == "problem" and o.default is None]
+    given = [name for name in optional if getattr(problem, name) is not None]
+    where = f"dictionary {problem.dictionary}, signals {problem.signals}"
+    _none_of([name for name in given if name not in defaults], where)
+    _none_of([n for n in model.options if n not in _names(cls)], f"family {model.family}")
+    for start, can in (("analytic", _can_start_analytic), ("calibrated", _can_calibrate)):
+        if model.start == start and not can(cls):
+            able = ", ".join(name for name, other in FAMILIES.items() if can(other))
+            raise ConfigError(f"train: {model.family} cannot start {start}; that is for {able}")
     if config.training.method == "curriculum":
         _fits_a_curriculum(config)
     missing = {name: value for name, value in defaults.items() if getattr(problem, name) is None}
     return dataclasses.replace(config, problem=dataclasses.replace(problem, **missing))
+
+
+def _can_start_analytic(cls: type[Layer]) -> bool:
+    return cls.from_theory is not None or cls.starts_from_theory
+
+
+def _can_calibrate(cls: type[Layer]) -> bool:
+    return any(names_with_role(form.steps, "threshold") for form in cls.forms)
 
 
 def _problem_defaults(config: Config) -> dict[str, Any]:
@@ -284,47 +323,27 @@ def _problem_defaults(config: Config) -> dict[str, Any]:
         defaults |= dict(kappa=10.0)
     if problem.signals == PLANTED:
         defaults |= dict(probability=0.1, snr=math.inf, test_signals=1000)
-    if "probability" in option_names(config.model.family):
+    if "probability" in _names(family_of(config)):
         defaults |= dict(probability=0.1)
     return defaults
 
 
-def layer_options(config: Config) -> dict[str, Any]:
-    """What the factory of the family is called with, family included: what a weights file says of
-    its layer.
-    """
-    given = {name: getattr(config.model, name) for name in _OF_LAYER}
-    given |= {"lam": config.problem.lam, "probability": config.problem.probability}
-    allowed = option_names(config.model.family)
-    chosen = {name: value for name, value in given.items() if name in allowed and value is not None}
-    return {"family": config.model.family, "depth": config.model.depth, **chosen}
-
-
 def _fits_a_curriculum(config: Config) -> None:
-    """Raise ConfigError for what a curriculum has no use for: its loss looks at one step, its
-    stages are short.
+    """Raise ConfigError for what a curriculum has no use for.
+
+    Its loss looks at one step, and its stages are short.
     """
     chosen = config.training
     wrong = [name for name in ("deep", "learn_dictionary") if getattr(chosen, name)]
     wrong += ["schedule cosine"] if chosen.schedule == "cosine" else []
-    wrong += [f"family {config.model.family}"] if config.model.family in WITHOUT_STEPS else []
+    if all(form.steps is None for form in family_of(config).forms):
+        wrong.append(f"family {config.model.family}")
     if wrong:
         raise ConfigError(
             f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end"
         )
 
 
-def _none_of(part, names: list[str], what: str) -> None:
-    given = [name for name in names if getattr(part, name) is not None]
+def _none_of(given: list[str], what: str) -> None:
     if given:
         raise ConfigError(f"train: {', '.join(given)} does not go with {what}")
-
-
-def _get(config: Config, option: Option):
-    return getattr(
-        config if option.section is None else getattr(config, option.section), option.name
-    )
-
-
-def _line(option: Option, part) -> str:
-    return f"{option.name} = {toml_value(getattr(part, option.name))}"

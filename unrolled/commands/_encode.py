@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, problems, training
-from unrolled.commands._families import make_layer
 from unrolled.commands._inputs import check_length, read_dictionary
 from unrolled.commands._report import check_folder
+from unrolled.layers import Layer
 
 _CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
 
@@ -87,17 +87,15 @@ def _layer(weights: Path, dictionary: Path | None):
         raise ValueError(f"{weights}: has no dictionary; try --dictionary")
     if isinstance(D, tuple):
         raise ValueError(f"{weights}: not the weights of one layer: it has {len(D)} dictionaries")
-    try:
-        layer = make_layer(found.metadata.get("layer", {}))
-        # With known params, so that their values are looked at too.
-        jax.eval_shape(
-            partial(layer.apply, found.params, D), jax.ShapeDtypeStruct((D.shape[0],), D.dtype)
-        )
-    except (ValueError, TypeError) as error:
+    if not isinstance(found.layer, Layer):
         raise ValueError(
-            f"{weights}: not the weights of one layer, as `unrolled train` writes them: {error}"
-        ) from error
-    return layer, found.params, D
+            f"{weights}: not the weights of one layer, as `unrolled train` writes them: it names none"
+        )
+    try:
+        found.layer.check(found.params, D)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{weights}: its weights do not fit its layer: {error}") from error
+    return found.layer, found.params, D
 
 
 @partial(jax.jit, static_argnums=0)

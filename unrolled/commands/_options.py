@@ -13,6 +13,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
+from unrolled import activations
+from unrolled.layers import as_activation, as_support
+
 # A configuration is a page of text.
 _LARGEST_BYTES = 2**20
 _LARGEST_INTEGER = 2**31 - 1
@@ -58,6 +61,19 @@ def _kind(hint) -> type:
     """int of `int` and of `int | None`, and so on."""
     hint = next((part for part in typing.get_args(hint) if part is not NoneType), hint)
     return hint if hint in (int, float, bool, str) else tuple
+
+
+def family_option(field: dataclasses.Field, section: str) -> Option:
+    """An option of a family of layers; the layer itself has the last word on its value."""
+    told = field.metadata
+    limits = {name: told[name] for name in ("least", "above") if told.get(name) is not None}
+    kinds = {"int": int, "float": float, "bool": bool}
+    kind = kinds.get(getattr(field.type, "__name__", field.type), str)
+    if told.get("check") is as_support:
+        kind, limits = tuple, dict(least=0, most=1)
+    elif told.get("check") is as_activation:
+        limits = dict(choices=activations.NAMED)
+    return Option(field.name, section, kind, None, limits | {"help": told.get("help", "")})
 
 
 def read_toml(path: Path) -> dict:

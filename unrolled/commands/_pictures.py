@@ -21,9 +21,10 @@ from unrolled import (
     theory,
     training,
 )
+from unrolled._json import plain
 from unrolled.commands._report import Section
 from unrolled.commands._settings import (
-    Problem,
+    Samples,
     Settings,
     curve_rows,
     resampler,
@@ -31,7 +32,7 @@ from unrolled.commands._settings import (
     timed,
     train,
 )
-from unrolled.compare import compare, plain
+from unrolled.compare import compare
 from unrolled.pursuit import fista
 
 _PATCH = 8
@@ -71,9 +72,9 @@ def unknown_codes(
     tested = tiles[:: max(1, len(tiles) // (500 if settings.quick else 2000))]
     say(f"solving {len(tested)} LASSO problems to a duality gap")
     optimum = jax.jit(jax.vmap(lambda y: fista(D, y, lam, tol=1e-6, max_steps=3000)))(tested)
-    problem = Problem(D, resampler(rows, batch=128), (rows, None), (tested, optimum.x))
+    problem = Samples(D, resampler(rows, batch=128), (rows, None), (tested, optimum.x))
     methods, seconds = _methods(problem, lam, settings, say)
-    result = compare(methods, D, optimum.x, tested, lam=lam)
+    result = compare(methods, D, tested, optimum.x, lam=lam)
     psnrs = {
         name: _psnr_per_step(layer, params, D, tested).tolist()
         for name, (layer, params) in methods.items()
@@ -113,7 +114,7 @@ def _default_lam(D, rows) -> float:
     return float(jnp.quantile(jnp.abs(rows[:2000] @ D).max(1), 0.9)) / 10
 
 
-def _methods(problem: Problem, lam: float, settings: Settings, say: Callable):
+def _methods(problem: Samples, lam: float, settings: Settings, say: Callable):
     """Classical and learned methods, the learned ones trained on the LASSO objective from ISTA."""
     D, K = problem.D, settings.depth
     params = analytic.ista(D, lam, K)

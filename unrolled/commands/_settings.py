@@ -36,7 +36,7 @@ class Settings:
         return jax.random.key(self.seed)
 
 
-class Problem(NamedTuple):
+class Samples(NamedTuple):
     """A dictionary, a sampler for training, and samples with known codes to choose and to test on."""
 
     D: jax.Array
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     tested_on: tuple[jax.Array, jax.Array]
 
 
-def planted_problem(D, settings: Settings) -> Problem:
+def planted_problem(D, settings: Settings) -> Samples:
     """Bernoulli-Gaussian codes of a dictionary, with `sparsity` nonzeros expected (a tenth of the
     atoms by default).
     """
@@ -58,10 +58,10 @@ def planted_problem(D, settings: Settings) -> Problem:
     def sampler(batch):
         return problems.sampler(D, batch, probability=s / d, snr=settings.snr)
 
-    return Problem(D, sampler(64), jax.jit(sampler(512))(keys[1]), jax.jit(sampler(1000))(keys[2]))
+    return Samples(D, sampler(64), jax.jit(sampler(512))(keys[1]), jax.jit(sampler(1000))(keys[2]))
 
 
-def given_problem(D, Y: np.ndarray, X: np.ndarray) -> Problem:
+def given_problem(D, Y: np.ndarray, X: np.ndarray) -> Samples:
     """Signals and codes from files: four fifths to train and choose on, the rest to test."""
     cut = max(1, len(Y) * 4 // 5)
     if len(Y) < 2:
@@ -70,7 +70,7 @@ def given_problem(D, Y: np.ndarray, X: np.ndarray) -> Problem:
         (jnp.asarray(Y[:cut]), jnp.asarray(X[:cut])),
         (jnp.asarray(Y[cut:]), jnp.asarray(X[cut:])),
     )
-    return Problem(D, resampler(*train), tuple(part[:512] for part in train), test)
+    return Samples(D, resampler(*train), tuple(part[:512] for part in train), test)
 
 
 def resampler(Y, X=None, batch: int = 64) -> Callable:

@@ -17,13 +17,13 @@ from unrolled.commands._config import (
     WITH_CODES,
     Config,
     ConfigError,
-    layer_options,
+    family_of,
+    make_layer,
 )
-from unrolled.commands._families import SET_BY_THEORY, make_layer
 from unrolled.commands._inputs import check_length, read_codes, read_dictionary
 from unrolled.commands._known_codes import from_theory
-from unrolled.commands._settings import Problem, resampler
-from unrolled.layers import Fixed, Layer, Threshold, Unrolled, Weights
+from unrolled.commands._settings import Samples, resampler
+from unrolled.layers import Layer
 
 _CHOSEN_ON = 512  # signals that a start is set on
 
@@ -51,7 +51,7 @@ def setup(config: Config, say: Callable) -> Setup:
     """
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
-    layer = make_layer(layer_options(config))
+    layer = make_layer(config)
     problem, validation = _problem(config, D, chosen_key, test_key)
     params = _start(config, layer, problem, start_key, say)
     loss, optimizer = _loss(config), _optimizer(config)
@@ -70,7 +70,7 @@ def _dictionary(config: Config):
     return dictionaries.ill_conditioned(key, problem.m, problem.d, problem.kappa)
 
 
-def _problem(config: Config, D, chosen_key, test_key) -> tuple[Problem, tuple | None]:
+def _problem(config: Config, D, chosen_key, test_key) -> tuple[Samples, tuple | None]:
     """Signals to train on, to set a start on and to test on, and those to choose the best params
     by.
     """
@@ -83,10 +83,10 @@ def _problem(config: Config, D, chosen_key, test_key) -> tuple[Problem, tuple | 
 
     chosen_on = jax.jit(sampler(_CHOSEN_ON))(chosen_key) if _set_on_codes(config) else (None, None)
     tested_on = jax.jit(sampler(config.problem.test_signals))(test_key)
-    return Problem(D, sampler(config.training.batch), chosen_on, tested_on), None
+    return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
-def _given(config: Config, D) -> tuple[Problem, tuple]:
+def _given(config: Config, D) -> tuple[Samples, tuple]:
     """Signals of a file in its order: the last fifth to test, a tenth before it to choose the best
     by, the others to train.
     """
@@ -114,41 +114,28 @@ def _given(config: Config, D) -> tuple[Problem, tuple]:
     training_set = rows(0, len(Y) - tested - chosen)
     sample = resampler(*training_set, batch=config.training.batch)
     chosen_on = tuple(None if part is None else part[:_CHOSEN_ON] for part in training_set)
-    problem = Problem(D, sample, chosen_on, rows(len(Y) - tested, len(Y)))
+    problem = Samples(D, sample, chosen_on, rows(len(Y) - tested, len(Y)))
     return problem, rows(len(Y) - tested - chosen, len(Y) - tested)
 
 
 def _set_on_codes(config: Config) -> bool:
     """Whether the start is set on signals with known codes."""
-    theory = config.model.start == "analytic" and config.model.family in SET_BY_THEORY
+    theory = config.model.start == "analytic" and family_of(config).from_theory is not None
     return theory or config.model.start == "calibrated"
 
 
-def _start(config: Config, layer: Layer, problem: Problem, key, say: Callable):
-    """The family's usual start, or what theory sets for the class of the sample, or that with
-    calibrated thresholds.
-    """
+def _start(config: Config, layer: Layer, problem: Samples, key, say: Callable):
+    """The usual start, or what theory sets for the sample's class, or that with calibrated steps."""
     params = layer.init(key, problem.D)
     if not _set_on_codes(config):
         return params  # the usual start of ISTA is that of theory
-    if config.model.family in SET_BY_THEORY:
-        found, remark = from_theory(problem, config.model.depth)
-        params = _in_the_form_of(params, found)
+    if layer.from_theory is not None:
+        (params,), remark = from_theory(problem, layer)
         if config.model.start == "analytic":
             say(remark)
             return params
     say(f"calibrating on {len(problem.chosen_on[0])} signals")
-    return analytic.calibrate(layer, params, problem.D, *reversed(problem.chosen_on))
-
-
-def _in_the_form_of(params: Unrolled, found: dict[str, Unrolled]) -> Unrolled:
-    """The params that theory found for the family, tied or not as those of its `init`."""
-    if isinstance(params.shared, Fixed):
-        return found["alista"]
-    untied = found["lista_cp"]
-    if params.shared is None:
-        return untied
-    return Unrolled(Weights(untied.steps.W[0]), Threshold(untied.steps.theta))
+    return analytic.calibrate(layer, params, problem.D, *problem.chosen_on)
 
 
 def _loss(config: Config) -> Callable:

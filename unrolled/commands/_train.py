@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from unrolled import metrics, problems, training
-from unrolled.commands._config import Config, ConfigError, differences, layer_options, load, to_toml
+from unrolled._json import plain
+from unrolled.commands._config import Config, ConfigError, differences, load, to_toml
 from unrolled.commands._encode import apply_in_chunks
 from unrolled.commands._report import check_folder, environment
 from unrolled.commands._setup import Setup, setup
-from unrolled.compare import plain
 from unrolled.pursuit import lasso_objective
 
 CONFIG, HISTORY, TABLE, WEIGHTS, SUMMARY = (
@@ -91,7 +91,7 @@ def run(path: Path | None, flags: dict[str, Any], resume: bool, say: Callable) -
     say(f"training {config.training.steps} steps")
     found = _trained(config, ready, folder, say)
     _write_history(folder, [_row(record) for record in found.history.records])
-    training.save(folder / WEIGHTS, found.best, found.D, layer=layer_options(config))
+    training.save(folder / WEIGHTS, found.best, found.D, ready.layer)
     summary = _summary(config, ready, found)
     _write(folder / SUMMARY, json.dumps(summary.to_dict(), indent=1) + "\n")
     return summary

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import metrics, plots
+from unrolled import _checks, metrics, plots
 from unrolled._checks import Array
 from unrolled._json import to_json
 from unrolled._numbers import largest
@@ -142,7 +142,8 @@ def compare(
     """
     D = as_dictionary(D, "compare")
     _check_methods(methods, reference)
-    Y, X = check_batch(D, Y, X, "compare")
+    check_batch(D, Y, X, "compare")
+    Y, X = _checks.as_float(Y, "Y", "compare"), _checks.as_float(X, "X", "compare")
     optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
     stacked = {name: stack(p) if p.steps else p for name, (_, p) in methods.items()}
     curves, theta, couplings, references, changes = {}, {}, {}, {}, {}

@@ -43,6 +43,10 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
     return register
 
 
+# The dictionaries by name: a file of weights names one of these, and can name nothing else.
+KINDS: dict[str, type["Structured"]] = {}
+
+
 class Structured:
     """A dictionary that is not a plain array.
 
@@ -74,6 +78,18 @@ class Structured:
 
     __array_ufunc__ = None  # a numpy array on the left defers to __rmatmul__
     ndim = 2
+
+    def __init_subclass__(cls, **arguments):
+        super().__init_subclass__(**arguments)
+        if cls.__name__.startswith("_"):
+            return
+        known = KINDS.get(cls.__name__)
+        if known is not None and known.__module__ != cls.__module__:
+            raise TypeError(
+                f"{cls.__module__}.{cls.__name__}: the dictionary {cls.__name__} is that of "
+                f"{known.__module__}; choose another name, or one with a leading underscore"
+            )
+        KINDS[cls.__name__] = cls
 
     # What a subclass defines
 

@@ -78,6 +78,7 @@ class hyperlista(Shrinking):
     """
 
     forms = (Unrolled(Hyper, None),)
+    starts_from_theory = True
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)

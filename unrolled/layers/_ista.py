@@ -58,6 +58,7 @@ class ista(Coupled, Shrinking):
     lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
     forms = (Unrolled(None, StepAndThreshold),)
+    starts_from_theory = True
 
     def init(self, key, D):
         return ista_params(as_dictionary(D, self.family), self.lam, self.depth)
@@ -80,6 +81,7 @@ class step_lista(Shrinking):
     lam: float = option(default=0.1, least=0, help="weight of the LASSO")
 
     forms = (Unrolled(None, Step),)
+    starts_from_theory = True
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)
@@ -105,6 +107,7 @@ class fista(Shrinking):
     lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
     forms = ista.forms
+    starts_from_theory = True
 
     def init(self, key, D):
         return ista_params(as_dictionary(D, self.family), self.lam, self.depth)

@@ -73,6 +73,7 @@ class Layer(Looped):
             form. `compare` measures it against theory, `realize` computes with it.
         from_theory: `from_theory(W, theta) -> params` from weights (m, d) and thresholds (K,) or
             (K, d); None where theory sets no params.
+        starts_from_theory: whether `init` already is what theory says.
 
     Example:
         >>> class landweber(ur.layers.Layer):
@@ -96,6 +97,7 @@ class Layer(Looped):
     forms: ClassVar[tuple[Unrolled, ...]] = ()
     weights: ClassVar[Callable[..., Acting] | None] = None
     from_theory: ClassVar[Callable[..., Unrolled] | None] = None
+    starts_from_theory: ClassVar[bool] = False
     if TYPE_CHECKING:  # families differ in the last argument
         step: ClassVar[Callable[..., Any]]
 

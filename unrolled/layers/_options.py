@@ -61,7 +61,6 @@ class _Interned(type):
             raise TypeError(f"{where}: {problem}; the options are {names}") from error
         for field in dataclasses.fields(cls):
             object.__setattr__(made, field.name, _checked(field, getattr(made, field.name), where))
-        made.validate()
         with _LOCK:
             known = _KNOWN.setdefault((cls, *made.options.values()), made)
         if known is made:  # bound once: a fresh bound method would be traced again
@@ -96,9 +95,6 @@ class Interned(metaclass=_Interned):
     def options(self) -> dict[str, Any]:
         """Every option by its name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def validate(self) -> None:
-        """Raise for options that do not fit together; each of them has been checked."""
 
     def __repr__(self) -> str:
         positional, named = [], []
@@ -171,7 +167,10 @@ def _refuse_hidden(cls) -> None:
     """Raise TypeError where a field would be ignored, or would hide a method."""
     own = inspect.get_annotations(cls)
     inherited = {
-        name for base in cls.__mro__[1:] for name in getattr(base, "__dataclass_fields__", {})
+        field.name
+        for base in cls.__mro__[1:]
+        if dataclasses.is_dataclass(base)
+        for field in dataclasses.fields(base)
     }
     for name in vars(cls):
         if name in inherited and name not in own:

@@ -10,10 +10,10 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import Activation, by_name, relu
+from unrolled.activations import Activation, by_name
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.realize._blocks import blocks_of
+from unrolled.realize._blocks import activation_of, blocks_of
 from unrolled.realize._cnn_size import geometry
 from unrolled.realize._conv_layer import ConvLayer, count_weights, forward
 from unrolled.realize._lemma import block_layers
@@ -69,7 +69,7 @@ def cnn(
     signal_bound: float,
     form: str = "compact",
     stride: int | None = None,
-    activation: Activation | str = relu,
+    activation: Activation | str | None = None,
 ) -> Realization:
     r"""A convolutional network that computes the codes of a LISTA-CP or ALISTA layer or chain.
 
@@ -141,8 +141,9 @@ def cnn(
     """
     where = "realize.cnn"
     kernel_size, stride = geometry(kernel_size, stride, form, where)
-    activation, M = _options(activation, signal_bound, where)
-    blocks, dtype = blocks_of(layer, params, D, activation, where)
+    activation = activation_of(layer, None if activation is None else by_name(activation), where)
+    M = _bound(signal_bound, where)
+    blocks, dtype = blocks_of(layer, params, D, where)
     unbounded = not math.isfinite(activation.relu_gap) and (form == "positive" or len(blocks) > 1)
     bounded = form == "literal" or unbounded
     net = Architecture(
@@ -168,17 +169,10 @@ def cnn(
     return Realization(partial(run, layers), layers, depth, count_weights(layers), M, offset, run)
 
 
-def _options(
-    activation: Activation | str, signal_bound: float, where: str
-) -> tuple[Activation, float]:
-    activation = by_name(activation)
-    if not isinstance(activation, Activation):
-        raise TypeError(
-            f"{where}: expected an Activation, which states its constants; got {activation!r}"
-        )
+def _bound(signal_bound: float, where: str) -> float:
     _checks.nonnegative(signal_bound, "signal_bound", where)
     _checks.finite(signal_bound, "signal_bound", where)
-    return activation, float(signal_bound)
+    return float(signal_bound)
 
 
 def _runner(m: int, M: float, chain: bool, where: str) -> Callable:

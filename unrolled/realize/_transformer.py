@@ -11,10 +11,11 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import shrink
+from unrolled.activations import relu
 from unrolled.dictionaries import Conv, operands
-from unrolled.layers import Fixed, Layer, Unrolled, _alista, _ista, _lista_cp, check_params, stack
+from unrolled.layers import Layer, Unrolled, stack
 from unrolled.realize._attention import attention_leak, concentration, n_weights
+from unrolled.realize._blocks import activation_of
 from unrolled.realize._transformer_block import (
     BlockWeights,
     analysis_weights,
@@ -29,8 +30,6 @@ from unrolled.realize._transformer_block import (
     run_block,
     shift_invariant,
 )
-
-FORMS = (*_lista_cp.FORMS, *_alista.FORMS, *_ista.FORMS)
 
 
 class Transformer(NamedTuple):
@@ -98,14 +97,14 @@ def transformer(
     """
     where = "transformer"
     alpha = concentration(alpha, where)
-    D, shared, steps, depth = _realizable(layer, params, D, where)
+    D, shared, steps = _realizable(layer, params, D, where)
     n_atoms, n_channels = D.filters.shape[:2]
     signal_bound = as_bound(signal_bound, n_channels, "signal_bound", where)
 
     def grow(code_bound, p):
         weights, code_bound = block_weights(
             D,
-            *_weights_and_step(shared, p, D),
+            *_weights_and_step(layer, shared, p, D),
             p.theta,
             limits_of(code_bound, signal_bound, D.dtype),
         )
@@ -114,7 +113,7 @@ def transformer(
     def run(tokens, block):
         return run_block(block, tokens, D, alpha), None
 
-    _, blocks = lax.scan(grow, jnp.zeros(n_atoms, D.dtype), steps, length=depth)
+    _, blocks = lax.scan(grow, jnp.zeros(n_atoms, D.dtype), steps, length=layer.depth)
 
     def apply(y: Array) -> Array:
         _, y, weights = operands(D, y, where, params=blocks)
@@ -122,7 +121,7 @@ def transformer(
         tokens, _ = lax.scan(run, embed(D, y), weights)
         return read_code(D, tokens)
 
-    return Transformer(apply, blocks, depth, n_weights(blocks))
+    return Transformer(apply, blocks, layer.depth, n_weights(blocks))
 
 
 def transformer_error(
@@ -183,15 +182,17 @@ def transformer_error(
     _checks.nonnegative(code_bound, "code_bound", where)
     with jax.enable_x64(True):
         D, params = _checks.cast((D, params), np.float64)
-        D, shared, steps, depth = _realizable(layer, params, D, where)
-        V = np.asarray(jax.vmap(lambda p: head_values(D, *_weights_and_step(shared, p, D)))(steps))
+        D, shared, steps = _realizable(layer, params, D, where)
+        V = np.asarray(
+            jax.vmap(lambda p: head_values(D, *_weights_and_step(layer, shared, p, D)))(steps)
+        )
         M = np.asarray(as_bound(signal_bound, V.shape[-1] - V.shape[-2], "signal_bound", where))
     leak, n_atoms = attention_leak(alpha, len(D.kernel)), V.shape[-2]
+    depth = layer.depth
     theta = np.asarray(steps.theta).reshape(depth, -1)
     read = np.abs(V).sum(1)
-    here = np.zeros(
-        V.shape[1:]
-    )  # the head that looks at its own position carries the identity of x + ...
+    # The head that looks at its own position carries the identity of x + ...
+    here = np.zeros(V.shape[1:])
     here[len(here) // 2, :, :n_atoms] = np.eye(n_atoms)
     update = np.abs(V + here).sum(1)
     e, b, errors = np.zeros(n_atoms), np.zeros(n_atoms), [0.0]
@@ -204,57 +205,22 @@ def transformer_error(
 
 
 def _realizable(layer: Layer, params: Unrolled, D: Conv, where: str):
-    """D, the shared params, those of the steps (leading with K) and K, checked and in one dtype."""
-    if layer.schedule is not None:
+    """D, the shared params and those of the steps (leading with K), checked and in one dtype."""
+    if activation_of(layer, None, where) != relu:
         raise ValueError(
-            f"{where}: the layer selects supports: which entries pass depends on all positions together, "
-            "which no block computes; try support=None"
+            f"{where}: a block shrinks by ReLU, but the layer has the activation {layer.activation}"
         )
     D = shift_invariant(D, where)
-    y = jax.ShapeDtypeStruct((D.shape[0],), D.dtype)
-    depth = jax.eval_shape(layer.iterates, params, D, y).shape[0]
-    check_params(params, D, depth, where, FORMS)
+    layer.check(params, D)
     D, (shared, steps) = _checks.cast((D, stack(params)), _checks.common_dtype(D, params))
-    if depth:
-        for p in (shared, steps):
-            if hasattr(p, "W"):
-                analysis_weights(p.W, D, where)
-        check_per_filter(steps.theta, getattr(steps, "gamma", None), D.filters.shape[0], 1, where)
-        _check_step(layer, shared, steps, where)
-    return D, shared, steps, depth
+    if layer.depth:
+        W, gamma, _ = layer.weights(shared, steps, D)
+        analysis_weights(W, D, where)
+        check_per_filter(steps.theta, gamma, D.filters.shape[0], 1, where)
+    return D, shared, steps
 
 
-def _weights_and_step(shared, p, D: Conv) -> tuple[Conv, Array]:
-    """W and gamma of a step, in any of the forms."""
-    W = getattr(p, "W", getattr(shared, "W", D))
-    W = lax.stop_gradient(W) if isinstance(shared, Fixed) else W
-    return W, getattr(p, "gamma", jnp.ones((), D.dtype))
-
-
-def _check_step(layer: Layer, shared, p, where: str) -> None:
-    """Raise if the step of the layer is not that of LISTA-CP: both are made on a small dense probe.
-
-    Activation and momentum are closed over by the step: only what it computes tells.
-    """
-    with (
-        jax.ensure_compile_time_eval(),
-        jax.enable_x64(True),
-        jax.default_matmul_precision("highest"),
-    ):
-        x, y = np.linspace(-3, 3, 8), np.linspace(2, -1, 8)
-        D = np.eye(8) + np.outer(x, y) / 16
-        x, y, D, W, gamma, theta = (jnp.asarray(v, np.float64) for v in (x, y, D, D.T, 0.5, 1.0))
-        probe = {"W": W, "gamma": gamma, "theta": theta}
-        shared, p = (
-            part and part._replace(**{name: probe[name] for name in part._fields})
-            for part in (shared, p)
-        )
-        W, gamma = _weights_and_step(shared, p, D)
-        made = layer.step(shared, p, D, y, layer.start(D, y)._replace(x=x)).x
-        gap = float(jnp.abs(made - shrink(x + gamma * ((y - D @ x) @ W), theta)).max())
-    # The same operations on numbers of size 10 in float64: they may differ by roundings alone.
-    if not gap < 1e-13:
-        raise ValueError(
-            f"{where}: a step of the layer is not x <- shrink(x + gamma W'(y - D x), theta); expected layers.lista_cp, "
-            "alista or ista with activation relu (no other activation, no momentum)"
-        )
+def _weights_and_step(layer: Layer, shared, p, D: Conv) -> tuple[Conv, Array]:
+    """W and gamma of a step."""
+    W, gamma, _ = layer.weights(shared, p, D)
+    return W, jnp.ones((), D.dtype) if gamma is None else gamma

@@ -41,7 +41,7 @@ from unrolled.training._search import (
 from unrolled.training._split import (
     merge,
     split,
-    unit_atoms,
+    with_unit_atoms,
 )
 from unrolled.training._weights import (
     Restored,
@@ -75,5 +75,5 @@ __all__ = [
     "search",
     "split",
     "supervised",
-    "unit_atoms",
+    "with_unit_atoms",
 ]

@@ -4,20 +4,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled.dictionaries import as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._fit import check_data, check_looks, watcher
-from unrolled.training._keeper import family, keeping, key_text
+from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
-from unrolled.training._records import Fit, State, Trained
+from unrolled.training._records import Fit, Progress, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._split import split
 
@@ -84,7 +84,8 @@ def curriculum(
     Reference: Chen, Liu, Wang, Yin (2018), the training of section 4. Their decay of 0.3 scales
     gradients, which Adam undoes: in effect it is 1.
     """
-    K = _depth(layer, params)
+    _check(layer, params, D)
+    K = layer.depth
     steps = _checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
     evaluate_every, patience = check_looks(evaluate_every, patience, "curriculum")
     plan = _plan(K, stages, decay)
@@ -98,13 +99,12 @@ def curriculum(
 
     loop = make_loop("curriculum", layer, of_step, sample, scaled, key, trained, fixed, validation)
     config = {
-        "model": family(layer),
         "key": key_text(key),
         "evaluate_every": evaluate_every,
         "rate": rate,
     }
     config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages], "decay": decay}
-    with keeping(checkpoint, loop, config, Trained(params, D)) as keeper:
+    with keeping(checkpoint, layer, loop, config, Trained(params, D)) as keeper:
         state = _enter(loop, loop.start(trained), 0, plan[0][1])
         loop, state = keeper.resume(state, total, at=plan[0][0]) if keeper else (loop, state)
         with watcher(loop, total, callbacks, log, progress) as watch:
@@ -120,7 +120,7 @@ def curriculum(
     return loop.result(state)
 
 
-def _enter(loop: Loop, state: State, stage: int, rates: StepRates) -> State:
+def _enter(loop: Loop, state: Progress, stage: int, rates: StepRates) -> Progress:
     """The state at the beginning of a stage: the best params so far, and the optimiser as new."""
     fresh = loop.start(state.best)
     optimizer = (*fresh.optimizer[:-1], rates)
@@ -147,22 +147,18 @@ def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, Step
     return plan
 
 
-def _depth(layer, params) -> int:
+def _check(layer, params, D) -> None:
     if not isinstance(layer, Layer):
         raise TypeError(
-            f"curriculum: expected a Layer, got {type(layer).__name__}; train the blocks of a network in turn"
+            f"curriculum: expected a Layer, got {type(layer).__name__}; "
+            "train the blocks of a network in turn"
         )
-    if not isinstance(params, Unrolled):
-        raise TypeError(
-            f"curriculum: params must be Unrolled(shared, steps), got {type(params).__name__}"
-        )
+    layer.check(params, as_dictionary(D, "curriculum"))
     if params.steps is None:
         raise TypeError(
-            "curriculum: the steps of this family share all their params; try training.search or training.fit"
+            "curriculum: the steps of this family share all their params; "
+            "try training.search or training.fit"
         )
-    if type(params.steps) is tuple:
-        return len(params.steps)
-    return len(jax.tree.leaves(params.steps)[0])
 
 
 def _made(optimizer, rate: float) -> optax.GradientTransformation:

@@ -18,7 +18,7 @@ from unrolled.dictionaries import as_dictionary
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._keeper import family, keeping, key_text
+from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
 from unrolled.training._records import Fit, Trained
@@ -114,8 +114,8 @@ def fit(
         return loss(codes, X, D, Y)
 
     loop = make_loop("fit", model, whole, sample, optimizer, key, trained, fixed, validation)
-    config = {"model": family(model), "key": key_text(key), "evaluate_every": evaluate_every}
-    with keeping(checkpoint, loop, config, Trained(params, D)) as keeper:
+    config = {"key": key_text(key), "evaluate_every": evaluate_every}
+    with keeping(checkpoint, model, loop, config, Trained(params, D)) as keeper:
         state = loop.start(trained)
         loop, state = keeper.resume(state, steps) if keeper else (loop, state)
         with watcher(loop, steps, callbacks, log, progress) as watch:

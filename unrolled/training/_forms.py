@@ -1,42 +1,117 @@
-"""Params and dictionaries as plain JSON and named arrays, and back: the form of a tree, without
-pickle.
+"""Models, params and dictionaries as plain JSON and named arrays, and back, without pickle.
 
-A form is None, the name of a leaf, or {"kind": ..., "parts": {...}} with "static" values for a
-dictionary that has some. The kinds are the records of `unrolled.layers` and that of ML-LISTA, the
-dictionaries, tuples, lists and dicts: a file cannot name anything else.
+A form of a tree is None, the name of a leaf, or {"kind": ..., "parts": {...}}, with "static" values
+for a dictionary that has some. The kinds are the records of the model's own params, the dictionaries,
+tuples, lists and dicts: a file cannot name anything else. A model is its family and all its options;
+a file names a family that this process knows, never code to import.
 """
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from unrolled import layers
+from unrolled import activations
 from unrolled._checks import Array
-from unrolled.dictionaries import (
-    Composed,
-    Concatenated,
-    Conv,
-    Rescaled,
-    Sparse,
-    Structured,
-    Transposed,
-)
-from unrolled.networks import Analysis
+from unrolled.activations import Activation
+from unrolled.dictionaries import KINDS, Conv, Structured
+from unrolled.layers import FAMILIES, Layer, Unrolled, is_record, records_of
+from unrolled.networks import NETWORKS, Analysis, Network
 
-RECORDS = {
-    kind.__name__: kind
-    for kind in (*vars(layers).values(), Analysis)
-    if isinstance(kind, type) and issubclass(kind, tuple) and kind is not layers.Layer
-}
-DICTIONARIES = {
-    kind.__name__: kind for kind in (Composed, Concatenated, Conv, Sparse, Transposed, Rescaled)
-}
+Records = Mapping[str, type]
+
 _PLAIN = {"tuple": tuple, "list": list, "dict": dict}
+_BASE: Records = {"Unrolled": Unrolled}
+# Records of params that are saved without the model they belong to.
+LIBRARY: Records = {
+    name: cls
+    for family in FAMILIES.values()
+    if family.__module__.startswith("unrolled.")
+    for name, cls in records_of(family.forms).items()
+} | {"Analysis": Analysis, **_BASE}
 
 
-def describe(tree: Any, name: str) -> tuple[Any, dict[str, Array]]:
+class UnknownFamilyError(ValueError):
+    """A file whose model is of a family that nobody has defined in this process."""
+
+
+def describe_model(model: Layer | Network) -> dict[str, Any]:
+    """The family and every option, also those at their defaults, which may change.
+
+    Raises:
+        TypeError: an option that JSON cannot hold.
+    """
+    key = "family" if isinstance(model, Layer) else "network"
+    return {key: model.family} | {
+        name: _option(value, f"{model.family}: option {name}")
+        for name, value in model.options.items()
+    }
+
+
+def _option(value: Any, where: str) -> Any:
+    if isinstance(value, Layer | Network):
+        return describe_model(value)
+    if isinstance(value, Activation) or callable(value):
+        return activations.describe(value)
+    if isinstance(value, tuple):
+        return [_option(part, where) for part in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(
+        f"{where} is {value!r}, which cannot be saved; expected numbers, text or tuples"
+    )
+
+
+def build_model(described: Mapping[str, Any]) -> Layer | Network:
+    """The model of a description; every option is checked as if it had been typed.
+
+    Raises:
+        UnknownFamilyError: a family that is not known here.
+        ValueError, TypeError: no description, or options that the family refuses.
+    """
+    options = dict(described)
+    known = FAMILIES if "family" in options else NETWORKS
+    name = options.pop("family" if "family" in options else "network", None)
+    if name not in known:
+        raise UnknownFamilyError(
+            f"unknown family {str(name)[:80]!r}; import the module that defines it first, "
+            f"or expected one of {', '.join(known)}"
+        )
+    if "layers" in options:
+        options["layers"] = [build_model(layer) for layer in options["layers"]]
+    return known[name](**options)
+
+
+def describe_params(params: Any, model: Layer | Network | None) -> tuple[Any, dict[str, Array]]:
+    """The form of params, and their leaves by path; see `describe`."""
+    if not isinstance(model, Network):
+        return describe(params, "params", _records(model))
+    parts, leaves = {}, {}
+    for j, block in enumerate(params):
+        parts[str(j)], found = describe(block, f"params.{j}", _records(model, j))
+        leaves |= found
+    return {"kind": "tuple", "parts": parts}, leaves
+
+
+def build_params(form: Any, leaves: Mapping[str, Array], model: Layer | Network | None) -> Any:
+    """The params of a form; see `build`."""
+    if not isinstance(model, Network):
+        return build(form, leaves, _records(model))
+    blocks = form["parts"].values()
+    return tuple(build(block, leaves, _records(model, j)) for j, block in enumerate(blocks))
+
+
+def _records(model: Layer | Network | None, j: int = 0) -> Records:
+    """The records that the params of a model (of block j of a network) may be made of."""
+    if model is None:
+        return LIBRARY
+    forms = model.forms if isinstance(model, Layer) else model.forms(j)
+    return {**records_of(forms), **_BASE}
+
+
+def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, dict[str, Array]]:
     """The form of `tree`, and its leaves by their dotted path below `name`.
 
     Raises:
@@ -44,13 +119,13 @@ def describe(tree: Any, name: str) -> tuple[Any, dict[str, Array]]:
     """
     if tree is None:
         return None, {}
-    split = _split(tree, name)
+    split = _split(tree, name, records)
     if split is None:
         return name, {name: tree}
     kind, parts, static = split
     forms, leaves = {}, {}
     for key, part in parts.items():
-        forms[key], found = describe(part, f"{name}.{key}")
+        forms[key], found = describe(part, f"{name}.{key}", records)
         leaves |= found
     return {"kind": kind, "parts": forms, **({"static": static} if static else {})}, leaves
 
@@ -61,7 +136,7 @@ def names(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
-def build(form: Any, leaves: dict[str, Array]) -> Any:
+def build(form: Any, leaves: Mapping[str, Array], records: Records = LIBRARY) -> Any:
     """The tree of a form.
 
     Raises:
@@ -75,23 +150,22 @@ def build(form: Any, leaves: dict[str, Array]) -> Any:
         return leaves[form]
     if not isinstance(form, dict) or not isinstance(form.get("parts"), dict):
         raise ValueError(f"the form has a node {str(form)[:80]!r}")
-    kind, parts = (
-        form.get("kind"),
-        {key: build(part, leaves) for key, part in form["parts"].items()},
-    )
+    kind = form.get("kind")
+    parts = {key: build(part, leaves, records) for key, part in form["parts"].items()}
     if kind in ("tuple", "list"):
         if list(parts) != [str(i) for i in range(len(parts))]:
             raise ValueError(f"a {kind} has the entries {list(parts)}")
         return _PLAIN[kind](parts.values())
     if kind == "dict":
         return parts
-    if kind in RECORDS:
-        _expect(kind, parts, RECORDS[kind]._fields)
-        return RECORDS[kind](**parts)
-    if kind in DICTIONARIES:
-        return _dictionary(DICTIONARIES[kind], parts, form.get("static", {}))
+    if kind in records:
+        _expect(kind, parts, records[kind]._fields)
+        return records[kind](**parts)
+    if kind in KINDS:
+        return _dictionary(KINDS[kind], parts, form.get("static", {}))
     raise ValueError(
-        f"the form names an unknown kind {str(kind)[:80]!r}; was the file made by a newer version?"
+        f"the form names an unknown kind {str(kind)[:80]!r}; was the file made by a newer version, "
+        "or without its layer?"
     )
 
 
@@ -99,15 +173,16 @@ def kinds(form) -> str:
     """A form in one line: the kinds of its nodes."""
     if not isinstance(form, dict):
         return "None" if form is None else "array"
-    return f"{form['kind']}({', '.join(f'{key}={kinds(part)}' for key, part in form['parts'].items())})"
+    parts = ", ".join(f"{key}={kinds(part)}" for key, part in form["parts"].items())
+    return f"{form['kind']}({parts})"
 
 
-def _split(node, name: str) -> tuple[str, dict, dict] | None:
+def _split(node, name: str, records: Records) -> tuple[str, dict, dict] | None:
     """(kind, parts, static) of an inner node, None for a leaf."""
     kind = type(node).__name__
-    if RECORDS.get(kind) is type(node):
+    if records.get(kind) is type(node):
         return kind, node._asdict(), {}
-    if DICTIONARIES.get(kind) is type(node):
+    if KINDS.get(kind) is type(node) and is_dataclass(node):
         values = {field.name: getattr(node, field.name) for field in fields(node)}
         static = {key: value for key, value in values.items() if _is_static(value)}
         return kind, {key: value for key, value in values.items() if key not in static}, static
@@ -115,16 +190,17 @@ def _split(node, name: str) -> tuple[str, dict, dict] | None:
         return kind, {str(i): part for i, part in enumerate(node)}, {}
     if type(node) is dict:
         if not all(isinstance(key, str) and key.isidentifier() for key in node):
-            raise TypeError(f"{name}: a dict must have names as keys to be saved, got {list(node)}")
+            raise TypeError(f"{name}: a saved dict must have names as keys, got {list(node)}")
         return kind, node, {}
-    if (
-        isinstance(node, (tuple, dict, Structured))
-        or not hasattr(node, "dtype")
-        and not isinstance(node, (int, float))
-    ):
+    if is_record(node) and records is LIBRARY:
         raise TypeError(
-            f"{name}: cannot save a {kind}; expected arrays in records of unrolled.layers, dictionaries, tuples, "
-            "lists or dicts"
+            f"{name}: cannot save a {kind}; give its model, `save(path, params, D, layer=layer)`"
+        )
+    numeric = hasattr(node, "dtype") or isinstance(node, (int, float))
+    if isinstance(node, (tuple, dict, Structured)) or not numeric:
+        raise TypeError(
+            f"{name}: cannot save a {kind}; expected arrays in records of the family, "
+            "dictionaries (frozen dataclasses), tuples, lists or dicts"
         )
     return None
 
@@ -135,26 +211,19 @@ def _is_static(value) -> bool:
 
 
 def _dictionary(kind: type, parts: dict, static: dict):
-    """A dictionary from its fields, past the constructor, as a pytree is rebuilt: it has cast and
-    normalised them once.
-    """
-    values = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in static.items()
-    }
+    """A dictionary from its fields, past the constructor, which has cast and normalised them once."""
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in static.items()}
     if not all(map(_is_static, values.values())):
         raise ValueError(f"{kind.__name__} has the static fields {str(static)[:80]}")
     values |= parts
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
-    if (
-        kind is Conv
-    ):  # its static fields decide shapes: checked by the constructor, on one of the banks of all steps
+    if kind is Conv:
+        # Its static fields decide shapes: the constructor checks them, on one of the banks of all
+        # steps.
         filters = values["filters"]
         lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
-        one = Conv(
-            **values
-            | {"filters": jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters}
-        )
-        return jax.tree.structure(one).unflatten([filters])
+        bank = jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters
+        return jax.tree.structure(Conv(**values | {"filters": bank})).unflatten([filters])
     D = object.__new__(kind)
     for key, value in values.items():
         object.__setattr__(D, key, value)

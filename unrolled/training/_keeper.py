@@ -4,6 +4,7 @@ says what differs.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,24 @@ from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
-from unrolled.training._forms import describe, names
+from unrolled.training._forms import describe, describe_model, describe_params, names
 from unrolled.training._interrupts import deferred, leave
 from unrolled.training._loop import Loop
 from unrolled.training._manifest import CheckpointError
-from unrolled.training._records import Record, State, Trained
+from unrolled.training._records import Progress, Record, Trained
 
 _HISTORY = ("losses", "records")  # they grow with the run
 
 
 @contextmanager
 def keeping(
-    checkpoint: Checkpoint | str | Path | None, loop: Loop, config: dict, start: Trained
+    checkpoint: Checkpoint | str | Path | None,
+    model: Layer | Network,
+    loop: Loop,
+    config: dict,
+    start: Trained,
 ) -> Iterator[Any]:
-    """A `Keeper`, with its folder locked, and SIGINT and SIGTERM waiting for the next save; None
-    without a checkpoint.
+    """A `Keeper` with its folder locked, SIGINT and SIGTERM waiting; None without a checkpoint.
 
     `start` has the whole params and dictionary that the training starts from.
     """
@@ -37,42 +41,34 @@ def keeping(
         yield None
         return
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    config = config | {"D sha256": _manifest.digest(start.D)}
+    # A learned D differs from step to step: it is always kept.
+    keeps_D = checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D)
+    fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
+    form = _form(model, start.params, start.D if keeps_D else None)
+    config = {"model": kind_of(model)} | config | {"D sha256": _manifest.digest(start.D)}
     with opened(checkpoint, loop.where) as steps, deferred() as caught:
-        yield Keeper(checkpoint, steps, caught, loop, config, start)
+        yield Keeper(checkpoint, steps, caught, loop, config, form, names({"fixed": fixed}))
 
 
+@dataclass
 class Keeper:
     """Saves the states of one run, and finds the newest one."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        steps: Steps,
-        caught: list[int],
-        loop: Loop,
-        config: dict,
-        start: Trained,
-    ):
-        self.checkpoint, self.steps, self.caught, self.loop, self.config = (
-            checkpoint,
-            steps,
-            caught,
-            loop,
-            config,
-        )
-        self.saved = 0  # the last step that is on disk
-        # A learned D differs from step to step: it is always kept.
-        D = start.D if checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D) else None
-        self.fixed = names({"fixed": loop.fixed._replace(D=None if D is None else loop.fixed.D)})
-        self.form = _form(start.params, D)
+    checkpoint: Checkpoint
+    steps: Steps
+    caught: list[int]  # signals that ask to leave
+    loop: Loop
+    config: dict
+    form: dict | None
+    fixed: dict[str, Any]  # leaves that are not trained
+    saved: int = 0  # the last step that is on disk
 
     def due(self, step: int, look: bool) -> bool:
         """Whether to save after this step: `every` has passed, or somebody wants to leave."""
         every = self.checkpoint.every
         return bool(self.caught) or (look if every is None else step - self.saved >= every)
 
-    def save(self, state: State) -> None:
+    def save(self, state: Progress) -> None:
         """Put the state on disk, if it is not there; then leave, if somebody wants to."""
         if state.step > self.saved or not self.steps.all():
             self.steps.save(
@@ -86,7 +82,7 @@ class Keeper:
                 f"{self.loop.where}: stopped after step {state.step}, saved in {self.steps.folder}",
             )
 
-    def resume(self, start: State, steps: int, at: int = -1) -> tuple[Loop, State]:
+    def resume(self, start: Progress, steps: int, at: int = -1) -> tuple[Loop, Progress]:
         """The newest saved state, with the fixed leaves it was reached with; `start` where nothing
         is saved.
 
@@ -98,9 +94,9 @@ class Keeper:
         requested = self.config | _types(_manifest.table(_packed(start) | self.fixed)[1])
 
         def accept(manifest):
-            report = _manifest.differences(
-                manifest["config"] | _types(manifest["leaves"]), requested
-            )
+            saved = manifest["config"] | _types(manifest["leaves"])
+            report = _manifest.differences(saved, requested)
+            report = report or self._other_options(manifest["form"])
             if not report and manifest["step"] > steps:
                 report = _manifest.differences({"steps": manifest["step"]}, {"steps": steps})
             self._refuse_if(report)
@@ -123,7 +119,7 @@ class Keeper:
         fixed = self.loop.fixed._replace(params=filled("fixed.params", self.loop.fixed.params))
         return self.loop._replace(fixed=fixed), state
 
-    def _replay(self, state: State, start: State, at: int) -> None:
+    def _replay(self, state: Progress, start: Progress, at: int) -> None:
         """Do the first look and the first two steps again: what no manifest can tell (the loss, the
         sampler, an activation, a learning rate) shows there. Up to the rounding of another
         device."""
@@ -142,6 +138,11 @@ class Keeper:
         )
         self._refuse_if("" if same.all() else _manifest.differences(saved, again))
 
+    def _other_options(self, form: dict | None) -> str:
+        """A table of the options of the model that differ, where both are known."""
+        saved, requested = (_options((f or {}).get("layer")) for f in (form, self.form))
+        return _manifest.differences(saved, requested) if saved and requested else ""
+
     def _refuse_if(self, report: str) -> None:
         if report:
             raise CheckpointError(
@@ -150,26 +151,24 @@ class Keeper:
             )
 
 
-def _form(params, D) -> dict | None:
-    """What `restore` builds from; params of a kind of the caller's own come back through the same
-    call of `fit` alone.
-    """
+def _form(model: Layer | Network, params, D) -> dict | None:
+    """What `restore` builds from; None where params, D or options are of a kind that has no form."""
     try:
-        return {"params": describe(params, "params")[0], "D": describe(D, "D")[0]}
+        form = {"params": describe_params(params, model)[0], "D": describe(D, "D")[0]}
+        return form | {"layer": describe_model(model)}
     except TypeError:
         return None
 
 
-def family(model: Layer | Network) -> str:
-    """The name of the factory of a layer or of a network, for a chain those of its layers too."""
-    if isinstance(model, Network):
-        chain = f"({', '.join(map(family, model.layers))})" if model.layers else ""
-        return _factory(model.apply) + chain
-    return _factory(model.step)
+def _options(described: dict | None) -> dict:
+    """The options of a described model that change its codes."""
+    return {k: v for k, v in (described or {}).items() if k not in ("unroll", "remat", "layers")}
 
 
-def _factory(made: Callable) -> str:
-    return getattr(made, "__qualname__", "?").partition(".")[0]
+def kind_of(model: Layer | Network) -> str:
+    """The family of a layer, or of a network with those of its layers."""
+    chain = f"({', '.join(map(kind_of, model.layers))})" if getattr(model, "layers", ()) else ""
+    return model.family + chain
 
 
 def key_text(key) -> str:
@@ -177,13 +176,13 @@ def key_text(key) -> str:
     return str(np.asarray(jax.random.key_data(key)).tolist())
 
 
-def _packed(state: State) -> dict[str, Any]:
+def _packed(state: Progress) -> dict[str, Any]:
     """The leaves of a state by name."""
     records = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
     return names(state._replace(records=records))
 
 
-def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: State) -> State:
+def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -> Progress:
     """The state with the structure of `like`; its history stays on the host, in float64."""
     trees = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
     counts = {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
@@ -191,7 +190,7 @@ def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: State) -> S
         Record(int(step), *values, int(stage))
         for step, *values, stage in arrays["records"].tolist()
     )
-    return State(
+    return Progress(
         **trees, **counts, lowest=float(arrays["lowest"]), losses=arrays["losses"], records=records
     )
 

@@ -14,8 +14,8 @@ import optax
 from unrolled._checks import Array
 from unrolled.layers import Layer
 from unrolled.networks import Network
-from unrolled.training._records import Fit, History, NonFiniteError, Record, State, Trained
-from unrolled.training._split import merge, unit_atoms
+from unrolled.training._records import Fit, History, NonFiniteError, Progress, Record, Trained
+from unrolled.training._split import merge, with_unit_atoms
 
 
 def make_loop(
@@ -50,7 +50,9 @@ def make_loop(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
             updates, state = optimizer.update(gradients, state, trained)
             trained = optax.apply_updates(trained, updates)
-        return trained._replace(D=unit_atoms(trained.D)) if learns_dictionary else trained, state
+        return trained._replace(
+            D=with_unit_atoms(trained.D)
+        ) if learns_dictionary else trained, state
 
     def update(trained, state, bad, fixed, k, at):
         batch = sample(jax.random.fold_in(key, k))
@@ -76,7 +78,7 @@ def make_loop(
 
 
 class Loop(NamedTuple):
-    """A compiled training. `run` takes a `State` from where it is, so a training may stop, be
+    """A compiled training. `run` takes a `Progress` from where it is, so a training may stop, be
     saved, and go on.
     """
 
@@ -89,13 +91,13 @@ class Loop(NamedTuple):
     fixed: Trained
     validation: tuple
 
-    def start(self, trained: Trained) -> State:
+    def start(self, trained: Trained) -> Progress:
         """Nothing done yet. The compiled step consumes its arguments: copies keep the caller's
         params apart.
         """
         trained = copy(trained)
         optimizer = copy(self.optimizer.init(trained))
-        return State(
+        return Progress(
             trained,
             optimizer,
             0,
@@ -109,7 +111,7 @@ class Loop(NamedTuple):
 
     def run(
         self,
-        state: State,
+        state: Progress,
         stop: int,
         every: int,
         watch: Callable,
@@ -117,7 +119,7 @@ class Loop(NamedTuple):
         patience: int | None = None,
         at: int = -1,
         keeper=None,
-    ) -> State:
+    ) -> Progress:
         """Train until step `stop`, look after every so many steps, and call `watch(state)` at each
         look.
 
@@ -149,7 +151,9 @@ class Loop(NamedTuple):
                 break
         return state
 
-    def _advance(self, state: State, bad: Array, done: int, at: int, keeper) -> tuple[State, Array]:
+    def _advance(
+        self, state: Progress, bad: Array, done: int, at: int, keeper
+    ) -> tuple[Progress, Array]:
         """The state after step `done`, without a look."""
         trained, optimizer, pending = state.trained, state.optimizer, []
 
@@ -171,13 +175,13 @@ class Loop(NamedTuple):
                 keeper.save(state)
         return collected(done), bad
 
-    def result(self, state: State) -> Fit:
+    def result(self, state: Progress) -> Fit:
         """What a training has reached; nothing of it is consumed when the training goes on."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
         history = History(state.losses, state.records)
         return Fit(merge(last, self.fixed).params, *merge(state.best, self.fixed), history)
 
-    def _stop_unless_finite(self, state: State, bad: int, at: int) -> None:
+    def _stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
         last = state.records[-1]
         if bad < 0 and np.isfinite(last.validation):
             return
@@ -198,7 +202,7 @@ class Loop(NamedTuple):
         raise NonFiniteError(f"{self.where}: {what}{found}; {kept}; {hint}", self.result(state))
 
 
-def _is_stale(state: State, patience: int | None) -> bool:
+def _is_stale(state: Progress, patience: int | None) -> bool:
     """True at a look at which `best` is `patience` steps old."""
     return (
         patience is not None

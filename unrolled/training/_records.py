@@ -50,7 +50,7 @@ class Trained(NamedTuple):
     D: Any
 
 
-class State(NamedTuple):
+class Progress(NamedTuple):
     """All that changes while a training runs. Saved between two looks, it lets the training go on
     bit for bit.
 

@@ -10,8 +10,8 @@ from jax import lax
 
 from unrolled import _checks, metrics
 from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary
-from unrolled.layers import Layer, Unrolled
+from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
+from unrolled.layers import Layer, Unrolled, names_with_role
 
 
 class Search(NamedTuple):
@@ -25,56 +25,65 @@ class Search(NamedTuple):
 
 
 def search(
-    layer: Layer, params: Unrolled, D, X: Array, Y: Array, *, chunk: int = 8, **values
+    layer: Layer,
+    params: Unrolled,
+    D: Dictionary,
+    Y: Array,
+    X: Array,
+    *,
+    chunk: int = 8,
+    **values: Any,
 ) -> Search:
     """Try all combinations of values of scalar fields of the params, in one compiled call.
 
-    `search(layer, params, D, X, Y, threshold=[0.02, 0.04], momentum=[0.0, 0.02], selection=[8.0,
-    12.0, 16.0])`.
-
     Args:
         layer, params, D: as for `layer.apply`.
-        X: (batch, d), the true codes. Few signals mislead: on 64 the best values overfit by 15 dB,
+        Y: (batch, m), signals.
+        X: (batch, d), their true codes. Few signals mislead: on 64 the best values overfit by 15 dB,
             so take 512 or more.
-        Y: (batch, m), their signals.
         chunk: combinations at a time; memory grows with chunk times batch.
-        values: for each field the values to try. A field of `params.shared` is a scalar; one of the
-            stacked `params.steps` gets the same value at all steps.
+        values: for each field the values to try, such as threshold=[0.02, 0.04]. A field of
+            `params.shared` is a scalar; one of the stacked `params.steps` gets the same value at all
+            steps.
 
     Raises:
         ValueError: shapes that do not fit, values that are no vector or not finite, a negative
-            theta, a field that is not a scalar, no combination with finite codes.
+            threshold, a field that is not a scalar, no combination with finite codes.
         TypeError: no values, a field that the params do not have.
 
-    Not claimed: the best values off the grid. The signals must resemble those to be coded: hold
-    some back to test.
+    Not claimed: the best values off the grid. The signals must resemble those to be coded: hold some
+    back to test.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
+        >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
+        >>> layer = ur.layers.ista(8)
+        >>> found = ur.training.search(layer, layer.init(None, D), D, Y, X, theta=[0.001, 0.01, 1.0])
+        >>> found.nmse.shape, found.values["theta"] < 1
+        ((3,), True)
     """
     D, chunk = as_dictionary(D, "search"), _checks.as_index(chunk, "chunk", "search", least=1)
-    if np.shape(X)[1:] != (D.shape[1],) or np.shape(Y) != (len(X), D.shape[0]) or not len(X):
-        expected = f"(batch, {D.shape[1]}) and (batch, {D.shape[0]})"
-        raise ValueError(
-            f"search: X has shape {np.shape(X)} and Y {np.shape(Y)}; expected {expected}"
-        )
+    check_batch(D, Y, X, "search")
+    Y, X = _checks.as_float(Y, "Y", "search"), _checks.as_float(X, "X", "search")
     axes = {name: _axis(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
             "search: there are no values to try; expected such as threshold=[0.02, 0.04]"
         )
-    points = [points.ravel() for points in np.meshgrid(*axes.values(), indexing="ij")]
+    grids = [grid.ravel() for grid in np.meshgrid(*axes.values(), indexing="ij")]
     shape = [len(tried) for tried in axes.values()]
-    points = dict(zip(axes, points))
-    nmse, mean_nmse = (
-        np.asarray(e, float).reshape(shape) for e in _errors(layer, params, D, X, Y, points, chunk)
-    )
+    points = dict(zip(axes, grids))
+    found = _errors(layer, params, D, Y, X, points, chunk)
+    nmse, mean_nmse = (np.asarray(error, float).reshape(shape) for error in found)
     if np.isnan(nmse).all():
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(nmse), shape)
-    found = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
-    return Search(with_values(params, found), found, axes, nmse, mean_nmse)
+    chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
+    return Search(with_values(params, chosen), chosen, axes, nmse, mean_nmse)
 
 
 @partial(jax.jit, static_argnames=("layer", "chunk"))
-def _errors(layer, params, D, X, Y, points, chunk):
+def _errors(layer, params, D, Y, X, points, chunk):
     """Both errors at every point, nan where a code is not finite."""
 
     def one(point):
@@ -123,6 +132,6 @@ def _axis(params: Unrolled, name: str, tried) -> np.ndarray:
             f"search: {name} has values of shape {tried.shape}; expected a vector of values to try"
         )
     _checks.finite(tried, name, "search")
-    if name == "theta":
+    if name in names_with_role(params.shared if in_shared else params.steps, "threshold"):
         _checks.nonnegative(tried, name, "search")
     return tried

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled.dictionaries import normalized
-from unrolled.layers import Fixed, magnitude
+from unrolled.layers import Fixed, fold_thresholds
 from unrolled.training._records import Trained
 
 
@@ -36,20 +36,18 @@ def split(params, D, learn_dictionary: bool, trainable, where: str) -> tuple[Tra
 
 
 def merge(trained: Trained, fixed: Trained) -> Trained:
-    """The whole of params and D, with every trained theta as the non-negative abs(theta)."""
+    """The whole of params and D, with every trained threshold as its non-negative magnitude."""
 
-    def one(path, t, f):
-        if t is None:
-            return f
-        return magnitude(t) if getattr(path[-1], "name", None) == "theta" else t
+    def one(t, f):
+        return f if t is None else t
 
-    return jax.tree_util.tree_map_with_path(one, trained, fixed, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(one, fold_thresholds(trained), fixed, is_leaf=lambda leaf: leaf is None)
 
 
-def unit_atoms(D):
+def with_unit_atoms(D):
     """D, or each of a tuple, with its atoms scaled to norm 1."""
     if isinstance(D, tuple):
-        return tuple(unit_atoms(Dj) for Dj in D)
+        return tuple(with_unit_atoms(Dj) for Dj in D)
     return normalized(D)[0]
 
 

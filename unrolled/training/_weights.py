@@ -4,14 +4,23 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from unrolled.dictionaries import as_dictionary
+from unrolled.layers import Layer, fold_thresholds
+from unrolled.networks import Network
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Steps, newest
 from unrolled.training._disk import write_whole
 from unrolled.training._formats import FORMATS
-from unrolled.training._forms import build, describe, kinds
+from unrolled.training._forms import (
+    UnknownFamilyError,
+    build,
+    build_model,
+    build_params,
+    describe,
+    describe_model,
+    describe_params,
+    kinds,
+)
 from unrolled.training._manifest import CheckpointError, DamagedError
 
 _LARGEST_FILE = 2**33
@@ -22,33 +31,50 @@ class Restored(NamedTuple):
 
     params: Any
     D: Any  # None where it was saved without
+    layer: Any  # the layer or network of the params; None where it was saved without
     metadata: dict  # what `save` was told, and "versions"
 
 
 def save(
-    path: str | Path, params: Any, D: Any = None, *, dictionary: bool = True, **metadata
+    path: str | Path,
+    params: Any,
+    D: Any = None,
+    layer: Layer | Network | None = None,
+    *,
+    dictionary: bool = True,
+    **metadata: Any,
 ) -> Path:
-    """Write params, and the D they belong to, to a `.npz` or `.safetensors` file; nothing is
-    pickled.
+    """Write params, with their D and their layer, to a `.npz` or `.safetensors` file, not pickled.
 
     The file holds every array in its own dtype under its path in the tree ("params.shared.W"; 8-bit
-    and bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, a
-    sha256 per array and of D, versions and `metadata`. It is written beside `path` and moved there
-    when complete: a file that was there before stays whole until then.
+    and bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, the
+    layer with all its options, a sha256 per array and of D, versions and `metadata`. It is written
+    beside `path` and moved there when complete: a file that was there before stays whole until then.
 
     Args:
         path: ends in .npz or .safetensors.
         params: of a layer, or the tuple of a network.
         D: a dictionary, plain or structured, or the tuple of a network.
+        layer: the layer or network that the params belong to; `restore` gives it back. Params of a
+            family of your own need it.
         dictionary: False keeps the hash of D alone, for a large D that is kept elsewhere.
-        metadata: anything that JSON can hold, such as family="alista", depth=16.
+        metadata: anything that JSON can hold.
 
     Returns:
         the absolute path.
 
     Raises:
-        ValueError: another suffix. TypeError: a tree, dtype or metadata that cannot be saved.
+        ValueError: another suffix, params that do not fit the layer. TypeError: a tree, dtype, option
+            or metadata that cannot be saved.
         CheckpointError: the file cannot be written (the message has the free bytes).
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> layer, D = ur.alista(3, support=(0.1, 0.3)), ur.dictionaries.dct(4, 6)
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.npz"
+        >>> path = ur.training.save(path, layer.init(None, D), D, layer)
+        >>> ur.training.restore(path).layer
+        alista(3, support=(0.1, 0.3))
     """
     path = Path(path).absolute()
     write, _ = _format(path, "save")
@@ -57,13 +83,18 @@ def save(
         metadata = json.loads(json.dumps(metadata))
     except (TypeError, ValueError) as error:
         raise TypeError(f"save: metadata must be what JSON can hold ({error})") from error
-    (form, leaves), (form_D, leaves_D) = (
-        describe(params, "params"),
-        describe(D if dictionary else None, "D"),
-    )
+    form: dict[str, Any] = {}
+    if layer is not None:
+        if not isinstance(layer, Layer | Network):
+            raise TypeError(f"save: layer must be a Layer or a Network, got {type(layer).__name__}")
+        if D is not None:
+            layer.check(params, D)
+        form["layer"] = describe_model(layer)
+    form["params"], leaves = describe_params(params, layer)
+    form["D"], leaves_D = describe(D if dictionary else None, "D")
     arrays, entries = _manifest.table(leaves | leaves_D)
     manifest = {
-        "form": {"params": form, "D": form_D},
+        "form": form,
         "leaves": entries,
         "D sha256": None if D is None else _manifest.digest(D),
         "versions": _manifest.versions(),
@@ -85,27 +116,48 @@ def restore(path: str | Path, like: Any = None, D: Any = None) -> Restored:
 
     Raises:
         FileNotFoundError: no such file, or a folder without a saved step.
-        CheckpointError: damaged, truncated or of a newer format; not like `like` (the message has a
-            table); saved with another D; 64-bit numbers in a process without them.
+        CheckpointError: damaged, truncated or of a newer format; of a family that is not known here;
+            not like `like` (the message has a table); saved with another D; 64-bit numbers in a
+            process without them.
     """
     path = Path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"restore: {path}: no such file; {_found(path)}")
     try:
         manifest, leaves = _read_folder(path) if path.is_dir() else _read(path)
-        params, saved = (build(manifest["form"][name], leaves) for name in ("params", "D"))
+        form = manifest["form"]
+        layer = build_model(form["layer"]) if form.get("layer") else None
+        params = build_params(form["params"], leaves, layer)
+        params = fold_thresholds(params) if path.is_dir() else params
+        saved = build(form["D"], leaves)
         saved = None if saved is None else as_dictionaries(saved, "D")
+    except UnknownFamilyError as error:
+        raise CheckpointError(f"restore: {path}: {error}") from error
     except (FileNotFoundError, CheckpointError):
         raise
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise DamagedError(f"restore: {path}: {error}") from error
     if like is not None:
-        check_like(manifest, like, f"restore: {path}")
+        check_like(manifest, like, layer, f"restore: {path}")
     if D is not None and _manifest.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
         raise CheckpointError(
             f"restore: {path}: the weights were saved with another D; expected the one given"
         )
-    return Restored(params, saved, {**manifest["metadata"], "versions": manifest["versions"]})
+    metadata = {**manifest["metadata"], "versions": manifest["versions"]}
+    if layer is None:
+        layer = _layer_of_older(metadata)
+    return Restored(params, saved, layer, metadata)
+
+
+def _layer_of_older(metadata: dict) -> Layer | Network | None:
+    """The layer that files of version 0.1 have in their metadata."""
+    described = metadata.get("layer")
+    if not (isinstance(described, dict) and {"family", "depth"} <= set(described)):
+        return None
+    try:
+        return build_model(described)
+    except (ValueError, TypeError):
+        return None
 
 
 def _read(path: Path) -> tuple[dict, dict]:
@@ -145,9 +197,8 @@ def _read_folder(path: Path) -> tuple[dict, dict]:
     for name, entry in manifest["leaves"].items():
         part, _, leaf = name.partition(".")
         if part in ("best", "fixed"):
-            trained_theta = part == "best" and leaf.split(".")[-1] == "theta"
-            array = np.abs(arrays[name]) if trained_theta else arrays[name]
-            entries[leaf], leaves[leaf] = entry, _manifest.to_device(entry["dtype"], array)
+            entries[leaf] = entry
+            leaves[leaf] = _manifest.to_device(entry["dtype"], arrays[name])
     config = manifest["config"]
     told = {
         "form": manifest["form"],
@@ -158,11 +209,12 @@ def _read_folder(path: Path) -> tuple[dict, dict]:
     return told | {"metadata": {"step": manifest["step"], **config}}, leaves
 
 
-def check_like(manifest: dict, like: Any, where: str) -> None:
-    """Raise CheckpointError with a table unless the saved params have the form, shapes and dtypes
-    of `like`.
+def check_like(manifest: dict, like: Any, layer: Layer | Network | None, where: str) -> None:
+    """Raise CheckpointError with a table unless the saved params are like `like`.
+
+    They are where form, shapes and dtypes agree.
     """
-    form, leaves = describe(like, "params")
+    form, leaves = describe_params(like, layer)
     requested = _manifest.leaf_types(_manifest.table(leaves)[1])
     types = _manifest.leaf_types(manifest["leaves"])
     saved = {name: text for name, text in types.items() if name.split(".")[0] == "params"}
