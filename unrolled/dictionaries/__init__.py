@@ -87,16 +87,3 @@ __all__ = [
     "transversal",
     "unit_atoms",
 ]
-
-
-def check_batch(D, Y, X, where):
-    import numpy as np
-
-    m, d = D.shape
-    good = np.ndim(Y) == 2 and np.shape(Y)[1] == m and len(Y) > 0
-    good = good and (X is None or np.shape(X) == (len(Y), d))
-    if not good:
-        raise ValueError(
-            f"{where}: Y has shape {np.shape(Y)} and X {np.shape(X)}; "
-            f"expected (batch, {m}) and (batch, {d})"
-        )
