@@ -7,7 +7,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation
-from unrolled.theory._schedules import _numbers, times
+from unrolled.theory._schedules import host_numbers, times
 
 
 class ActivationSchedule(NamedTuple):
@@ -68,7 +68,7 @@ def activation_schedule(
         raise TypeError(
             f"{where}: the theory needs the constants of an Activation, got {activation!r}"
         )
-    mu, C_W, B, noise, guard, eta = _numbers(
+    mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)

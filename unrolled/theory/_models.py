@@ -21,7 +21,7 @@ from unrolled.dictionaries import (
     nonzero_atoms,
 )
 from unrolled.theory._coherence import _abs, max_sparsity, mutual_coherence, sparsity_bound
-from unrolled.theory._schedules import _numbers
+from unrolled.theory._schedules import host_numbers
 
 # A column of a product that cancels to below this part of its terms is taken for zero: rounding is
 # most of it.
@@ -129,7 +129,7 @@ def is_feasible(y, Ds, xs, sparsities, eps, *, tol: float = 0.0) -> Feasibility:
     Reference: Li, Feng, Zhou (2024), Definition 2.
     """
     where = "is_feasible"
-    (tol,) = _numbers(where, tol=tol)
+    (tol,) = host_numbers(where, tol=tol)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where, dtype=None)
         codes, residuals, rounding = _evaluated(y, Ds, xs, tol, where)
@@ -171,7 +171,7 @@ def is_csc_feasible(y, Ds, xs, sparsities, *, tol: float = 0.0) -> CscFeasibilit
     Reference: Papyan, Romano, Elad (2017), Theorem 4; Li, Feng, Zhou (2024), Definition 1.
     """
     where = "is_csc_feasible"
-    (tol,) = _numbers(where, tol=tol)
+    (tol,) = host_numbers(where, tol=tol)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where, dtype=None)
         _grids_meet(Ds, where)
@@ -337,4 +337,4 @@ def layer_numbers(values, name: str, J: int, where: str) -> np.ndarray:
     """J floats that are not negative, (J,); a scalar is repeated."""
     values = (values,) * J if np.ndim(values) == 0 else values
     of_length(values, name, J, where)
-    return np.array([_numbers(where, **{name: v})[0] for v in values])
+    return np.array([host_numbers(where, **{name: v})[0] for v in values])

@@ -14,7 +14,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries import Composed, as_dictionary, column_norms, spectral_norm, unit_atoms
 from unrolled.theory._coherence import coherence, diagonal, weights_coherence
 from unrolled.theory._models import effective, host_chain, layer_numbers, measured, of_length
-from unrolled.theory._schedules import _numbers, times
+from unrolled.theory._schedules import host_numbers, times
 from unrolled.theory._uniqueness import (
     _cut,
     as_supports,
@@ -70,7 +70,7 @@ def stability(Ds, sparsities, eps, eps0: float, *, Ws=None) -> Stability:
     Reference: Li, Feng, Zhou (2024), Theorem 3, with the factor of any W beside the printed one.
     """
     where = "stability"
-    (eps0,) = _numbers(where, eps0=eps0)
+    (eps0,) = host_numbers(where, eps0=eps0)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds, t = _hypotheses(Ds, sparsities, where)
         eps = layer_numbers(eps, "eps", len(Ds), where).tolist()
@@ -97,7 +97,7 @@ def noise_stability(Ds, sparsities, eps0: float) -> np.ndarray:
 
     Reference: Li, Feng, Zhou (2024), Corollary 4, with the index i inside the product.
     """
-    (eps0,) = _numbers("noise_stability", eps0=eps0)
+    (eps0,) = host_numbers("noise_stability", eps0=eps0)
     gains = _gains(Ds, sparsities, "noise_stability")
     return np.array([_enlarged(eps0, gain) for gain in gains[0].tolist()])
 
@@ -199,7 +199,7 @@ def product_stability(Ds, sparsity: int, eps, delta: float) -> ProductStability:
     in their places.
     """
     where = "product_stability"
-    (delta,) = _numbers(where, delta=delta)
+    (delta,) = host_numbers(where, delta=delta)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
         (s,) = bounded_counts([sparsity], Ds[-1:], where)
@@ -243,7 +243,7 @@ def holistic_stability(Ds, supports, eps, eps0: float) -> HolisticStability:
     Reference: Li, Feng, Zhou (2024), remark after Corollary 5, repaired by the rows of y.
     """
     where = "holistic_stability"
-    (eps0,) = _numbers(where, eps0=eps0)
+    (eps0,) = host_numbers(where, eps0=eps0)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
         J, supports = len(Ds), as_supports(supports, Ds, where)

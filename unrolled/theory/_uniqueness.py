@@ -23,7 +23,7 @@ from unrolled.theory._models import (
     measured,
     of_length,
 )
-from unrolled.theory._schedules import _numbers
+from unrolled.theory._schedules import host_numbers
 
 
 class Uniqueness(NamedTuple):
@@ -91,7 +91,7 @@ def uniqueness(
             if not (norms > 0).all():
                 return math.inf
             value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
-            return _numbers(where, coherence=value)[0]
+            return host_numbers(where, coherence=value)[0]
 
         first, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
         alone = [
