@@ -293,7 +293,7 @@ def plan(
     limits = deep_schedule(mus, C_Ws, depths=(0,) * J, **columns)
     numbers = [
         host_numbers("plan", C=C, B=B, delta=delta, g=g)
-        for C, B, delta, g in zip(C_Ws, *list(columns.values())[1:4])
+        for C, B, delta, g in zip(C_Ws, columns["bounds"], columns["noises"], columns["guards"])
     ]
     blocks = tuple(
         _Block(found.contraction, times(s, B), 2 * s * C, delta, 2 * s * g)

@@ -185,12 +185,12 @@ def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
     with jax.default_matmul_precision("highest"):
         E, K = constraints(_checks.cast(Ds, wide), supports)
         spectrum = singular_values(E[0], K)
-        z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), _cut(spectrum))
+        z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), rank_cut(spectrum))
         residual = jnp.linalg.norm(y.astype(wide) - E[0] @ z)
     xs = [_on(S, A @ z) for S, A in zip(supports, E[1:])]
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
-    unique = sigma_min > _cut(spectrum)
+    unique = sigma_min > rank_cut(spectrum)
     return SupportRecovery(
         *_checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype)
     )
@@ -222,7 +222,7 @@ def _triangle(K: Array) -> Array:
     return jnp.linalg.qr(jnp.pad(K, ((0, max(0, k - len(K))), (0, 0))), mode="r")
 
 
-def _cut(spectrum: Array) -> Array:
+def rank_cut(spectrum: Array) -> Array:
     """Singular values up to this count as zero."""
     eps = float(jnp.finfo(spectrum.dtype).eps)
     return max(1e-10, 16 * len(spectrum) * eps) * jnp.max(spectrum, initial=0.0)
