@@ -1,7 +1,7 @@
-"""The theory: coherence and what it allows, threshold schedules with certified errors, analytic
-weights.
+"""Theory: coherence, certified threshold schedules, uniqueness, stability and analytic weights.
 
-Traceable functions work in the dtype of D; host functions return float64 records with `holds`.
+Traceable functions work in the dtype of D; host functions return float64 records with a field
+`holds`.
 """
 
 from unrolled.theory._activations import (
