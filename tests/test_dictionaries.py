@@ -580,6 +580,19 @@ def test_gradients(main_kind):
         )
 
 
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_conv_in_half_precision(half):
+    eps = float(jnp.finfo(half).eps)
+    for D in (CONVS["valid"], CONVS["circular"]):
+        low = ud.normalize(D)[0].astype(half)
+        high = low.astype(float)
+        for f in (ud.spectral_norm, lambda D: ut.frobenius_weights(D).filters):
+            ours, expected = f(low), f(high)
+            assert ours.dtype == half
+            # The bound of the norm is raised by 32 eps of the dtype under the root.
+            assert_close(ours, expected, rtol=20 * eps, atol=2 * eps)
+
+
 def test_filters_learn_through_grad():
     D = CONVS["circular"]
     x = jnp.linspace(-1, 1, D.shape[1])
@@ -992,6 +1005,43 @@ def test_operands_hint_at_the_slip(shape, hint):
             match=rf"f: D has shape \(8, 12\) but y has shape .*must have shape \(8,\)\. .*{hint}",
         ):
             ud.operands(D, np.ones(shape), "f")
+
+
+def test_chains():
+    Ds = ud.as_chain((D for D in (np.eye(8), CONV, np.ones((12, 2), int))), "f")
+    assert [D.shape for D in Ds] == [(8, 8), (8, 12), (12, 2)]
+    assert all(D.dtype == float for D in Ds)
+    for wrong, error, message in (
+        (np.eye(2), ValueError, r"f: Ds is one dictionary of shape \(2, 2\); .* try \[D\]"),
+        (CONV, ValueError, r"f: Ds is one dictionary of shape \(8, 12\)"),
+        ([], ValueError, "f: expected at least one dictionary, got none"),
+        (None, TypeError, "f: expected a sequence of dictionaries, got NoneType"),
+        ([np.eye(2), np.ones(2)], ValueError, r"f: D has shape \(2,\)"),
+        (
+            [np.eye(2), np.eye(3)],
+            ValueError,
+            r"f: D_1 has shape \(2, 2\) but D_2 has shape \(3, 3\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            ud.as_chain(wrong, "f")
+
+
+def test_batches():
+    Y, X = np.ones((3, 8)), np.ones((3, 12))
+    for D in (CONV, ud.dense(CONV)):
+        ud.check_batch(D, Y, X, "f")
+        ud.check_batch(D, jnp.asarray(Y), None, "f")
+        for wrong in ((Y[0], X), (Y, X[0]), (Y, X[:2]), (X, Y), (Y.T, X.T), (Y[:, :7], X)):
+            with pytest.raises(
+                ValueError, match=r"f: Y has .* and X .*; expected \(batch, 8\) and \(batch, 12\)$"
+            ):
+                ud.check_batch(D, *wrong, "f")
+        with pytest.raises(ValueError, match=r"\(0, 8\) and X \(0, 12\);.* at least one signal"):
+            ud.check_batch(D, Y[:0], X[:0], "f")
+        with pytest.raises(ValueError, match=r"f: Y has shape \(8,\); expected \(batch, 8\)$"):
+            ud.check_batch(D, Y[0], None, "f")
+    jax.jit(lambda Y: ud.check_batch(CONV, Y, None, "f"))(Y)
 
 
 def test_unit_atoms():
