@@ -2,8 +2,11 @@
 sorting.
 """
 
+import dataclasses
 import functools
+import json
 import math
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from registry import ACTIVATIONS
 
 from unrolled import activations as ua
 
@@ -218,6 +222,115 @@ def test_by_name_finds_names_and_passes_functions():
         assert str(ua.by_name(name)).split("(")[0] == name
     assert ua.by_name(jnp.tanh) is jnp.tanh
     assert ua.by_name(ua.relu) is ua.relu
+    assert ua.by_name(Unhashable) is Unhashable
+
+
+def test_functions_of_jax_become_the_activations_that_know_their_constants():
+    x = jnp.linspace(-4, 4, 81)
+    for function in (
+        jax.nn.relu,
+        jax.nn.leaky_relu,
+        jax.nn.elu,
+        jax.nn.celu,
+        jax.nn.selu,
+        jax.nn.silu,
+        jax.nn.swish,
+        jax.nn.gelu,
+        jax.nn.mish,
+        jax.nn.softplus,
+        jax.nn.hard_swish,
+        jax.nn.hard_silu,
+    ):
+        act = ua.by_name(function)
+        assert act in ua.NAMED.values()
+        assert_equal(act(x), function(x))
+    assert ua.by_name(jax.nn.relu) is ua.relu
+
+
+DESCRIBED = {
+    **{name: make() for name, make in ACTIVATIONS.items()},
+    "a third": ua.elu(1 / 3),
+    "deep": ua.compose(ua.scale(ua.compose(ua.leaky_relu(0.1), 2), 1e-3), 5),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_description_survives_json_and_pickle(name):
+    act = DESCRIBED[name]
+    form = json.loads(json.dumps(ua.describe(act)))
+    assert ua.from_description(form) == act
+    assert ua.describe(ua.from_description(form)) == form
+    assert pickle.loads(pickle.dumps(act)) == act
+
+
+def test_descriptions_read_as_what_one_types():
+    assert ua.describe(ua.elu()) == "elu" and ua.describe(ua.elu(0.5)) == ["elu", 0.5]
+    act = ua.scale(ua.compose(ua.elu(0.9), 3), 5.0)
+    assert ua.describe(act) == ["scale", ["compose", ["elu", 0.9], 3], 5.0]
+    assert repr(act) == str(act) == "scale(compose(elu(0.9), 3), 5)"
+    assert repr([ua.relu, ua.elu(0.5)]) == "[relu, elu(0.5)]"
+
+
+def _bent(x):
+    return x - 0.1 * jnp.tanh(x)
+
+
+def test_an_activation_of_a_users_own_is_described_by_its_name(monkeypatch):
+    own = ua.Activation("bent", 1.0, math.inf, math.inf, math.inf, _bent)
+    for what in (own, _bent, ua.scale(own, 2.0), dataclasses.replace(ua.elu(0.5), tail_sup=1.0)):
+        with pytest.raises(TypeError, match="add it to activations.NAMED under a name"):
+            ua.describe(what)
+    monkeypatch.setitem(ua.NAMED, "bent", own)
+    monkeypatch.setitem(ua.NAMED, "bare", _bent)
+    assert ua.describe(own) == "bent" and ua.from_description("bent") is own
+    assert ua.describe(_bent) == "bare" and ua.from_description("bare") is _bent
+    scaled = ua.scale(own, 2.0)
+    assert ua.describe(scaled) == ["scale", "bent", 2.0]
+    assert ua.from_description(["scale", "bent", 2.0]) == scaled
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "__import__('os')",
+        "rulu",
+        "",
+        [],
+        None,
+        3,
+        {"elu": 1},
+        ["relu"],
+        ["by_name", "relu"],
+        ["shrink", 1.0],
+        [["elu", 0.5]],
+        ["elu", 0.5, 1],
+        ["elu", "relu"],
+        ["elu", -1.0],
+        ["elu", None],
+        ["elu", float("nan")],
+        ["elu", {}],
+        ["scale", "relu"],
+        ["scale", 2.0, "relu"],
+        ["scale", "rulu", 2.0],
+        ["compose", "relu", 2.5],
+        ["compose", "relu", 0],
+        ["compose", "relu", True],
+    ],
+    ids=str,
+)
+def test_a_form_that_no_activation_has_is_refused(form):
+    with pytest.raises(ValueError, match="activation|elu|scale|compose"):
+        ua.from_description(form)
+
+
+class _Unhashable:
+    __hash__ = None
+
+    def __call__(self, x):
+        return x
+
+
+Unhashable = _Unhashable()
 
 
 def minimax_concave(x, theta, upper):

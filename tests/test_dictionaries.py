@@ -2,6 +2,7 @@
 them.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -13,7 +14,8 @@ import pytest
 import scipy.fft
 
 from unrolled import dictionaries as ud
-from unrolled.dictionaries import _base
+from unrolled import theory as ut
+from unrolled.dictionaries._base import scale_columns
 
 EPS = np.finfo(float).eps
 # For programs that run once: compiling is all their time, and this halves it.
@@ -265,6 +267,7 @@ def test_spread_repeats_one_value_per_filter():
     for theta in (jnp.asarray(0.5), jnp.arange(12.0)):
         assert_equal(ud.spread(D, theta), theta)
         assert_equal(ud.spread(jnp.ones((4, 12)), theta), theta)
+    assert ud.threshold_shapes(D) == ((), (12,), (3,)) and D.groups == (3,)
     by_filter = jax.grad(lambda theta: ud.spread(D, theta) @ jnp.arange(12.0))(jnp.zeros(3))
     assert_equal(by_filter, np.arange(12.0).reshape(3, 4).sum(1))
 
@@ -439,7 +442,7 @@ def test_normalize_splits_off_the_norms(name):
 
     unit, norms, U = jax.device_get(split(D))
     # A transpose cannot take the weights in: it is wrapped.
-    assert isinstance(unit, _base.Rescaled if name == "Conv.T" else type(D))
+    assert isinstance(unit, ud.Rescaled if name == "Conv.T" else type(D))
     assert norms.shape == M.shape[1:]
     # The norm and the products behind an atom: m + d terms at most, of size at most that of M.
     tolerance = 4 * EPS * sum(M.shape) * np.abs(M).max()
@@ -575,6 +578,19 @@ def test_gradients(main_kind):
         assert (up - down) / 2e-5 == pytest.approx(
             np.sum(by_leaves[i] * direction), rel=1e-6, abs=1e-6 * np.abs(M).sum()
         )
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_conv_in_half_precision(half):
+    eps = float(jnp.finfo(half).eps)
+    for D in (CONVS["valid"], CONVS["circular"]):
+        low = ud.normalize(D)[0].astype(half)
+        high = low.astype(float)
+        for f in (ud.spectral_norm, lambda D: ut.frobenius_weights(D).filters):
+            ours, expected = f(low), f(high)
+            assert ours.dtype == half
+            # The bound of the norm is raised by 32 eps of the dtype under the root.
+            assert_close(ours, expected, rtol=20 * eps, atol=2 * eps)
 
 
 def test_filters_learn_through_grad():
@@ -830,7 +846,7 @@ def test_sizes_are_integers():
 
 
 def test_a_kind_that_defines_nothing_says_so():
-    @_base.pytree(data=("weights",))
+    @ud.pytree(data=("weights",))
     class Empty(ud.Structured):
         shape = (2, 2)
         weights = jnp.ones(2)
@@ -849,18 +865,123 @@ def test_a_kind_that_defines_nothing_says_so():
 def test_weighted_columns(name):
     D, M = KINDS[name]
     c = np.random.default_rng(6).normal(size=M.shape[1])
-    assert_answers(_base.scale_columns(_base.Rescaled(D, jnp.asarray(c)), jnp.asarray(c)), M * c**2)
+    assert_answers(scale_columns(ud.Rescaled(D, jnp.asarray(c)), jnp.asarray(c)), M * c**2)
+
+
+# A dictionary of a user's own
+
+
+@ud.pytree(data=("direction", "gains"))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reflected(ud.Structured):
+    """[H diag(gains), I] with the reflection H = I - 2 v v': no matrix is stored."""
+
+    direction: jax.Array  # (m,), a unit vector
+    gains: jax.Array  # (m,)
+
+    @property
+    def shape(self):
+        m = self.gains.shape[-1]
+        return m, 2 * m
+
+    def _reflect(self, r):
+        return r - 2 * self.direction * (self.direction @ r)
+
+    def synthesize(self, x):
+        left, right = jnp.split(x, 2)
+        return self._reflect(self.gains * left) + self.gains * right
+
+    def analyze(self, r):
+        return jnp.concatenate([self.gains * self._reflect(r), self.gains * r])
+
+    def scale(self, c):
+        return Reflected(self.direction, self.gains * c)
+
+
+def _reflected(gains):
+    v = np.array([1.0, -2.0, 0.5, 3.0, 1.0])
+    v /= np.linalg.norm(v)
+    H, G = np.eye(5) - 2 * np.outer(v, v), np.diag(gains)
+    return Reflected(jnp.asarray(v), jnp.asarray(gains)), np.hstack([H @ G, G])
+
+
+def test_a_kind_of_a_users_own_is_its_matrix():
+    assert_answers(*_reflected(np.array([1.0, 2.0, -0.5, 3.0, 0.1])))
+
+
+def test_the_theory_of_a_kind_of_a_users_own_is_that_of_its_matrix():
+    D, M = _reflected(np.array([1.0, 2.0, -0.5, 3.0, 0.1]))
+    unit, norms = ud.normalize(D)
+    plain, expected = ud.normalize(M)
+    assert_close(norms, expected, rtol=8 * EPS)
+    assert_close(ud.dense(unit), plain, atol=16 * EPS)
+    V = np.random.default_rng(7).normal(size=M.shape)
+    rounding = 1e3 * EPS  # a pseudo-inverse of a matrix with condition number 30
+    for name, ours, theirs in (
+        ("mu", ut.mutual_coherence(D), ut.mutual_coherence(M)),
+        ("mu of units", ut.mutual_coherence(unit), ut.mutual_coherence(plain)),
+        ("coherence", ut.coherence(unit, unit), ut.coherence(plain, plain)),
+        ("coherence of other weights", ut.coherence(V, unit), ut.coherence(V, plain)),
+        ("babel", ut.babel(unit, 3), ut.babel(plain, 3)),
+        ("norm", ud.spectral_norm(D), ud.spectral_norm(M)),
+        ("closed form", ut.frobenius_weights(D), ut.frobenius_weights(M)),
+        ("closed form, ridge", ut.frobenius_weights(D, 0.3), ut.frobenius_weights(M, 0.3)),
+        ("magnitudes", ud.magnitudes(D), np.abs(M)),
+        ("magnitudes of units", ud.dense(ud.magnitudes(unit)), np.abs(plain)),
+        ("magnitudes of the transpose", ud.magnitudes(D.T), np.abs(M.T)),
+        (
+            "guard",
+            ut.rounding_guard(unit, unit, sparsity=2, bound=1.0) / EPS,
+            ut.rounding_guard(plain, plain, sparsity=2, bound=1.0) / EPS,
+        ),
+    ):
+        assert_close(ours, theirs, atol=rounding, name=name)
+    assert ud.threshold_shapes(D) == ud.threshold_shapes(M) == ((), (10,))
+    theta = jnp.arange(10.0)
+    assert ud.spread(D, theta) is theta
+    ours, theirs = ut.generalized_coherence(unit), ut.generalized_coherence(plain)
+    assert ours.holds and ours.W.shape == M.shape
+    assert_close(ours.upper, theirs.upper, rtol=2e-6)  # the gap of the programs
+    assert_close(ours.per_atom_upper, theirs.per_atom_upper, rtol=2e-6)
+    assert_close(ut.coherence(ours.W, unit).mu_W, ours.upper, rtol=1e-9)
+
+
+def test_a_kind_of_a_users_own_stands_inside_others():
+    D, M = _reflected(np.array([1.0, 2.0, -0.5, 3.0, 0.1]))
+    A = np.random.default_rng(8).normal(size=(10, 4))
+    for made, matrix in (
+        (ud.Composed(D, A), M @ A),
+        (ud.Concatenated(D, np.eye(5)), np.hstack([M, np.eye(5)])),
+        (ud.Sparse(D, np.eye(10)[:, ::3]), M[:, ::3]),
+    ):
+        assert_answers(made, matrix)
+        assert np.all(np.asarray(ud.dense(ud.magnitudes(made))) >= np.abs(matrix) - 16 * EPS)
+
+
+def test_a_kind_without_arrays_has_the_default_dtype():
+    @ud.pytree(data=(), static=("m",))
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Reversed(ud.Structured):
+        m: int
+        shape = property(lambda self: (self.m, self.m))
+        synthesize = analyze = lambda self, v: v[::-1]
+
+    D = Reversed(4)
+    assert D.dtype == float and (D @ jnp.ones(4, np.float32)).dtype == np.float32
+    assert_equal(ud.dense(D), np.eye(4)[::-1])
+    assert ut.mutual_coherence(D) == 0
+    assert ut.generalized_coherence(D).upper == 0
 
 
 # The checks at the door of the solvers
 
 
 def test_operands_come_in_one_dtype():
-    D, y, theta = _base.operands(
+    D, y, theta = ud.operands(
         np.eye(2, dtype=np.float32), np.ones(2, int), "f", params=np.ones(2, np.float32)
     )
     assert (D.dtype, y.dtype, theta.dtype) == (jnp.float64,) * 3  # integers are default floats
-    D, y, theta = _base.operands(
+    D, y, theta = ud.operands(
         np.eye(2, dtype=np.float32), np.ones(2, np.float32), "f", params=np.ones(2, np.float32)
     )
     assert (D.dtype, y.dtype, theta.dtype) == (jnp.float32,) * 3
@@ -883,18 +1004,55 @@ def test_operands_hint_at_the_slip(shape, hint):
             ValueError,
             match=rf"f: D has shape \(8, 12\) but y has shape .*must have shape \(8,\)\. .*{hint}",
         ):
-            _base.operands(D, np.ones(shape), "f")
+            ud.operands(D, np.ones(shape), "f")
+
+
+def test_chains():
+    Ds = ud.as_chain((D for D in (np.eye(8), CONV, np.ones((12, 2), int))), "f")
+    assert [D.shape for D in Ds] == [(8, 8), (8, 12), (12, 2)]
+    assert all(D.dtype == float for D in Ds)
+    for wrong, error, message in (
+        (np.eye(2), ValueError, r"f: Ds is one dictionary of shape \(2, 2\); .* try \[D\]"),
+        (CONV, ValueError, r"f: Ds is one dictionary of shape \(8, 12\)"),
+        ([], ValueError, "f: expected at least one dictionary, got none"),
+        (None, TypeError, "f: expected a sequence of dictionaries, got NoneType"),
+        ([np.eye(2), np.ones(2)], ValueError, r"f: D has shape \(2,\)"),
+        (
+            [np.eye(2), np.eye(3)],
+            ValueError,
+            r"f: D_1 has shape \(2, 2\) but D_2 has shape \(3, 3\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            ud.as_chain(wrong, "f")
+
+
+def test_batches():
+    Y, X = np.ones((3, 8)), np.ones((3, 12))
+    for D in (CONV, ud.dense(CONV)):
+        ud.check_batch(D, Y, X, "f")
+        ud.check_batch(D, jnp.asarray(Y), None, "f")
+        for wrong in ((Y[0], X), (Y, X[0]), (Y, X[:2]), (X, Y), (Y.T, X.T), (Y[:, :7], X)):
+            with pytest.raises(
+                ValueError, match=r"f: Y has .* and X .*; expected \(batch, 8\) and \(batch, 12\)$"
+            ):
+                ud.check_batch(D, *wrong, "f")
+        with pytest.raises(ValueError, match=r"\(0, 8\) and X \(0, 12\);.* at least one signal"):
+            ud.check_batch(D, Y[:0], X[:0], "f")
+        with pytest.raises(ValueError, match=r"f: Y has shape \(8,\); expected \(batch, 8\)$"):
+            ud.check_batch(D, Y[0], None, "f")
+    jax.jit(lambda Y: ud.check_batch(CONV, Y, None, "f"))(Y)
 
 
 def test_unit_atoms():
-    _base.unit_atoms(ud.normalize(CONV)[0], "f")
-    _base.unit_atoms(np.eye(3) * (1 + 5e-5), "f")
+    ud.unit_atoms(ud.normalize(CONV)[0], "f")
+    ud.unit_atoms(np.eye(3) * (1 + 5e-5), "f")
     with pytest.raises(
         ValueError,
         match=r"f: atoms have norms in \[1, 2\]; expected 1 within 0.0001, try dictionaries.norm",
     ):
-        _base.unit_atoms(np.diag([1.0, 2.0]), "f")
+        ud.unit_atoms(np.diag([1.0, 2.0]), "f")
     with pytest.raises(ValueError, match=r"f: atoms \[1\] are zero"):
-        _base.unit_atoms(np.diag([1.0, 0.0]), "f")
+        ud.unit_atoms(np.diag([1.0, 0.0]), "f")
     with pytest.raises(ValueError, match='boundary "zero" cuts the atoms at the border'):
-        _base.unit_atoms(ud.normalize(ud.Conv(FILTERS, 8, 1, "zero"))[0], "f")
+        ud.unit_atoms(ud.normalize(ud.Conv(FILTERS, 8, 1, "zero"))[0], "f")

@@ -67,10 +67,10 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def common_dtype(*trees):
-    """The dtype in which a computation on all the floating leaves of `trees` runs."""
+    """The dtype of a computation on all floating leaves of `trees`; without any, the default."""
     leaves = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*leaves)
+        return jnp.result_type(*(leaves or [float]))
 
 
 def cast(tree, dtype):

@@ -1,5 +1,6 @@
 """Numerical helpers that every floor shares."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -12,3 +13,13 @@ def largest(x: Array) -> Array:
 def widened(x: Array) -> Array:
     """x, in float32 if it is narrower: there are no decompositions in half precision."""
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+
+
+def largest_singular_value(A: Array) -> Array:
+    """norm(A, 2), rounded up a little so that 1 / norm^2 is a safe step."""
+    m, d = A.shape
+    wide = widened(A)
+    with jax.default_matmul_precision("highest"):
+        gram = wide @ wide.T if m <= d else wide.T @ wide
+    largest = jnp.linalg.eigvalsh(gram)[-1]
+    return jnp.sqrt(largest * (1 + 8 * float(jnp.finfo(A.dtype).eps))).astype(A.dtype)

@@ -18,7 +18,11 @@ from unrolled import _checks
 from unrolled._checks import Array
 
 
-@dataclass(frozen=True)
+def _relu(x):
+    return jax.nn.relu(x)
+
+
+@dataclass(frozen=True, repr=False)
 class Activation:
     r"""A scalar activation rho and its constants; hashable and equal by value, so it never
     retraces.
@@ -44,7 +48,7 @@ class Activation:
     tail_sup: float
     tail_oscillation: float
     relu_gap: float
-    function: Callable = jax.nn.relu
+    function: Callable[..., Array] = _relu
     parameters: tuple = ()
     line_oscillation: float = math.inf
     identity_on_positives: bool = False
@@ -53,7 +57,7 @@ class Activation:
     def __call__(self, x: Array) -> Array:
         return self.function(x, *self.parameters)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.name
 
 
@@ -64,6 +68,29 @@ def _one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=Fal
     )
 
 
+# Module-level functions of our own, since those of jax.nn cannot be pickled.
+
+
+def _leaky_relu(x, slope):
+    return jax.nn.leaky_relu(x, slope)
+
+
+def _elu(x, alpha):
+    return jax.nn.elu(x, alpha)
+
+
+def _celu(x, alpha):
+    return jax.nn.celu(x, alpha)
+
+
+def _selu(x):
+    return jax.nn.selu(x)
+
+
+def _silu(x):
+    return jax.nn.silu(x)
+
+
 def _gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
@@ -72,16 +99,28 @@ def _gelu_tanh(x):
     return jax.nn.gelu(x, approximate=True)
 
 
-relu = _one_signed("relu", jax.nn.relu, lipschitz=0.0, sup=0.0, gap=0.0, exact=True)
-silu = _one_signed("silu", jax.nn.silu, lipschitz=0.5, sup=0.27846455, gap=0.27846455)
+def _mish(x):
+    return jax.nn.mish(x)
+
+
+def _softplus(x):
+    return jax.nn.softplus(x)
+
+
+def _hard_swish(x):
+    return jax.nn.hard_swish(x)
+
+
+relu = _one_signed("relu", _relu, lipschitz=0.0, sup=0.0, gap=0.0, exact=True)
+silu = _one_signed("silu", _silu, lipschitz=0.5, sup=0.27846455, gap=0.27846455)
 gelu = _one_signed("gelu", _gelu, lipschitz=0.5, sup=0.16997121, gap=0.16997121)
 gelu_tanh = _one_signed("gelu_tanh", _gelu_tanh, lipschitz=0.5, sup=0.17004076, gap=0.17004076)
-mish = _one_signed("mish", jax.nn.mish, lipschitz=0.6, sup=0.30884342, gap=0.30884342)
-softplus = _one_signed("softplus", jax.nn.softplus, lipschitz=0.5, sup=0.69314719, gap=0.69314719)
-hard_swish = _one_signed("hard_swish", jax.nn.hard_swish, lipschitz=0.5, sup=0.375, gap=0.375)
+mish = _one_signed("mish", _mish, lipschitz=0.6, sup=0.30884342, gap=0.30884342)
+softplus = _one_signed("softplus", _softplus, lipschitz=0.5, sup=0.69314719, gap=0.69314719)
+hard_swish = _one_signed("hard_swish", _hard_swish, lipschitz=0.5, sup=0.375, gap=0.375)
 # SELU has slope 1.0507 on x > 0, so no scaling brings it near ReLU; selu(k x) / (1.0507 k) is
 # scale(elu(1.6732632423543772), k).
-selu = Activation("selu", 1.7580994, 1.7580994, 1.7580994, math.inf, jax.nn.selu)
+selu = Activation("selu", 1.7580994, 1.7580994, 1.7580994, math.inf, _selu)
 
 
 def _parameter(
@@ -102,7 +141,7 @@ def leaky_relu(slope: float) -> Activation:
     unbounded = math.inf if slope else 0.0
     return _one_signed(
         f"leaky_relu({slope:g})",
-        jax.nn.leaky_relu,
+        _leaky_relu,
         (slope,),
         lipschitz=slope,
         sup=unbounded,
@@ -115,7 +154,7 @@ def elu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 asks alpha < 1."""
     alpha = _parameter(alpha, "alpha", "elu")
     return _one_signed(
-        f"elu({alpha:g})", jax.nn.elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
+        f"elu({alpha:g})", _elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
     )
 
 
@@ -123,7 +162,7 @@ def celu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha."""
     alpha = _parameter(alpha, "alpha", "celu", positive=True)
     return _one_signed(
-        f"celu({alpha:g})", jax.nn.celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
+        f"celu({alpha:g})", _celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
     )
 
 
@@ -202,35 +241,16 @@ def _iterated_sup(act: Activation, m: int) -> float:
     """
     sup = act.tail_sup
     for _ in range(m - 1):
-        if act.function is jax.nn.elu:
+        if act.function is _elu:
             sup = -act.parameters[0] * math.expm1(-sup)
-        elif act.function is jax.nn.celu:
+        elif act.function is _celu:
             sup = -act.parameters[0] * math.expm1(-sup / act.parameters[0])
         else:
             sup = min(1.0, act.tail_lipschitz) * sup
     return sup * (1 + 1e-7) if math.isfinite(sup) else sup
 
 
-def by_name(name) -> Activation | Callable:
-    """The activation called `name`; an activation or a callable is returned as it is.
-
-    Raises:
-        ValueError: no activation of this module has that name (the message lists them).
-        TypeError: `name` is neither a string nor callable.
-    """
-    if isinstance(name, str):
-        if name not in NAMED:
-            raise ValueError(
-                f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
-            )
-        return NAMED[name]
-    if not callable(name):
-        raise TypeError(
-            f"activation: expected an Activation or a function, got {type(name).__name__}"
-        )
-    return name
-
-
+# Names that configurations and files may use; an activation of a user's own may be added.
 NAMED = {
     "relu": relu,
     "leaky_relu": leaky_relu(0.01),
@@ -244,6 +264,112 @@ NAMED = {
     "softplus": softplus,
     "hard_swish": hard_swish,
 }
+
+# Functions of JAX, with their default arguments, and the activations that know their constants.
+_TWINS = (
+    (jax.nn.relu, relu),
+    (jax.nn.leaky_relu, NAMED["leaky_relu"]),
+    (jax.nn.elu, NAMED["elu"]),
+    (jax.nn.celu, NAMED["celu"]),
+    (jax.nn.selu, selu),
+    (jax.nn.silu, silu),
+    (jax.nn.swish, silu),
+    (jax.nn.gelu, gelu_tanh),  # approximate=True is the default of JAX
+    (jax.nn.mish, mish),
+    (jax.nn.softplus, softplus),
+    (jax.nn.hard_swish, hard_swish),
+    (jax.nn.hard_silu, hard_swish),
+)
+
+# Factories by the function of the activations that they make: their arguments are its parameters.
+_FACTORIES = {
+    _leaky_relu: leaky_relu,
+    _elu: elu,
+    _celu: celu,
+    _scaled: scale,
+    _composed: compose,
+}
+
+
+def by_name(name: "str | Activation | Callable[[Array], Array]") -> Callable[[Array], Array]:
+    """The activation of that name; a function of `jax.nn` that has a twin here becomes the twin.
+
+    Any other callable is returned as it is, an activation too.
+
+    Raises:
+        ValueError: `NAMED` has no such name (the message lists those it has).
+        TypeError: `name` is neither a string nor callable.
+
+    Example:
+        >>> ur.activations.by_name("elu"), ur.activations.by_name(jax.nn.silu)
+        (elu(1), silu)
+    """
+    if isinstance(name, str):
+        if name not in NAMED:
+            raise ValueError(
+                f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
+            )
+        return NAMED[name]
+    if not callable(name):
+        raise TypeError(
+            f"activation: expected an Activation or a function, got {type(name).__name__}"
+        )
+    return next((twin for function, twin in _TWINS if function is name), name)
+
+
+def describe(activation: Callable[[Array], Array]) -> str | list:
+    """A form of an activation that JSON can hold; `from_description` turns it back, exactly.
+
+    It is the name in `NAMED`, or the name of a factory with its arguments. An activation of your
+    own needs a name in `NAMED`, when it is described and when it is read.
+
+    Raises:
+        TypeError: the activation has no name in `NAMED` and comes from none of the factories.
+
+    Example:
+        >>> rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.9), 3), 5.0)
+        >>> ur.activations.describe(rho)
+        ['scale', ['compose', ['elu', 0.9], 3], 5.0]
+    """
+    for name, known in NAMED.items():
+        if known == activation:
+            return name
+    factory = _FACTORIES.get(activation.function) if isinstance(activation, Activation) else None
+    if factory is not None and factory(*activation.parameters) == activation:
+        return [
+            factory.__name__,
+            *(describe(p) if callable(p) else p for p in activation.parameters),
+        ]
+    raise TypeError(
+        f"activation: {activation!r} has no name; add it to activations.NAMED under a name"
+    )
+
+
+def from_description(form: str | list) -> Callable[[Array], Array]:
+    """The activation that `describe` gave this form of; names are looked up, never evaluated.
+
+    Raises:
+        ValueError: an unknown name, or arguments that its factory does not take.
+
+    Example:
+        >>> ur.activations.from_description(["scale", "silu", 5.0])
+        scale(silu, 5)
+    """
+    if isinstance(form, str):
+        return by_name(form)
+    factories = {factory.__name__: factory for factory in _FACTORIES.values()}
+    name, *arguments = form if isinstance(form, (list, tuple)) and form else (None,)
+    if not isinstance(name, str) or name not in factories:
+        raise ValueError(
+            f"activation: unknown form {form!r}; expected a name or [factory, *arguments] with one "
+            f"of {', '.join(factories)}"
+        )
+    try:
+        return factories[name](
+            *(from_description(a) if isinstance(a, (str, list, tuple)) else a for a in arguments)
+        )
+    except TypeError as error:
+        raise ValueError(f"activation: cannot read {form!r}: {error}") from error
 
 
 def shrink(v: Array, theta: Array, activation: Callable = relu) -> Array:

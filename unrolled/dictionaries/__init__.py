@@ -1,26 +1,32 @@
-"""Dictionaries: plain arrays (m, d) with atoms in columns, or structured objects that answer the
-same products.
+"""Dictionaries: plain arrays (m, d) with atoms in columns, or structured objects like them.
 
 Every dictionary answers `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D.shape == (m, d)`
-and `D / c`; `dense(D)` gives the matrix. Structured ones are pytrees: they pass through jit, vmap,
-grad and scan, and serve as W.
+and `D / c`; `dense(D)` gives the matrix. Structured dictionaries are pytrees: they pass through
+jit, vmap, grad and scan, and can stand for the weights W. `Structured` says how to write one of
+your own; `Dictionary` is the type of both kinds.
 """
 
+from unrolled.dictionaries._answers import (
+    cuts_atoms,
+    entries,
+    inner_products,
+    magnitudes,
+    normalize,
+    normalized,
+    replicate,
+    representatives,
+    spectral_norm,
+    spread,
+    threshold_shapes,
+)
 from unrolled.dictionaries._base import (
+    Dictionary,
     Rescaled,
     Structured,
     Transposed,
-    as_dictionary,
     column_norms,
     dense,
-    nonzero_atoms,
-    normalize,
-    normalized,
-    operands,
     pytree,
-    spectral_norm,
-    spread,
-    unit_atoms,
 )
 from unrolled.dictionaries._composed import (
     Composed,
@@ -38,30 +44,48 @@ from unrolled.dictionaries._dense import (
     paley,
     transversal,
 )
+from unrolled.dictionaries._operands import (
+    as_chain,
+    as_dictionary,
+    check_batch,
+    nonzero_atoms,
+    operands,
+    unit_atoms,
+)
 
 __all__ = [
     "Composed",
     "Concatenated",
     "Conv",
+    "Dictionary",
     "Rescaled",
     "Sparse",
     "Structured",
     "Transposed",
+    "as_chain",
     "as_dictionary",
+    "check_batch",
     "column_norms",
+    "cuts_atoms",
     "dct",
     "dense",
+    "entries",
     "gaussian",
     "identity_hadamard",
     "ill_conditioned",
+    "inner_products",
+    "magnitudes",
     "nonzero_atoms",
     "normalize",
     "normalized",
     "operands",
     "paley",
     "pytree",
+    "replicate",
+    "representatives",
     "spectral_norm",
     "spread",
+    "threshold_shapes",
     "transversal",
     "unit_atoms",
 ]

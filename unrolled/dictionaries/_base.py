@@ -1,22 +1,41 @@
-"""What every dictionary answers, plain array or structured, and the checks at the door."""
+"""The base class of structured dictionaries, and the two that any of them may turn into."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
+from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import widened
+from unrolled._numbers import largest_singular_value
 
 
-def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()):
+def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[type], type]:
     """Register a frozen dataclass as a pytree whose rebuilding skips `__init__`.
 
     `vmap` and `tree.map` rebuild a node with leaves that are not arrays; the checks of the
     constructor are for users.
+
+    Args:
+        data: names of the fields that hold arrays or dictionaries.
+        static: names of the fields that are hashable and part of the structure.
+
+    Returns:
+        The decorator of the class.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @ur.dictionaries.pytree(data=("gain",), static=("m",))
+        ... @dataclass(frozen=True, eq=False)
+        ... class Multiple(ur.dictionaries.Structured):
+        ...     gain: jax.Array
+        ...     m: int
+        >>> len(jax.tree.leaves(Multiple(jnp.ones(()), 3)))
+        1
     """
 
     def register(cls):
@@ -38,8 +57,32 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()):
 
 
 class Structured:
-    """A dictionary that is not a plain array: subclasses give `shape`, `synthesize` (D x) and
-    `analyze` (D' r).
+    """A dictionary that is not a plain array.
+
+    A subclass defines `shape`, `synthesize` (D x), `analyze` (D' r) and `scale` (c D), as a frozen
+    dataclass registered with `pytree`. Everything else has a default that follows from these, most
+    often through the matrix. A subclass overrides a default where its structure gives the same
+    answer at less cost:
+
+    - `column_norms`, `spectral_norm`, `scale_columns`, `normalized`, `entries`, `magnitudes`,
+      `closed_form`, and `dtype` where no field is a floating array;
+    - for atoms that come in groups, as the shifts of one filter do: `groups`, `spread`,
+      `inner_products`, `representatives`, `replicate` and `cuts_atoms`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @ur.dictionaries.pytree(data=("gains",))
+        ... @dataclass(frozen=True, eq=False)
+        ... class Diagonal(ur.dictionaries.Structured):
+        ...     gains: jax.Array  # (m,)
+        ...     shape = property(lambda self: (self.gains.shape[-1],) * 2)
+        ...     synthesize = analyze = lambda self, v: self.gains * v
+        ...     scale = lambda self, c: Diagonal(self.gains * c)
+        >>> D = Diagonal(jnp.array([1.0, 3.0]))
+        >>> (D @ jnp.ones(2)).tolist(), ur.dictionaries.dense(D / 2).tolist()
+        ([1.0, 3.0], [[0.5, 0.0], [0.0, 1.5]])
+        >>> float(ur.theory.mutual_coherence(D))
+        0.0
     """
 
     __array_ufunc__ = None  # a numpy array on the left defers to __rmatmul__
@@ -50,19 +93,22 @@ class Structured:
         """(m, d)."""
         raise TypeError(f"{type(self).__name__} does not define shape")
 
-    @property
-    def dtype(self):
-        return _checks.common_dtype(self)
-
     def synthesize(self, x: Array) -> Array:
+        """D x for one code, (d,) -> (m,)."""
         raise TypeError(f"{type(self).__name__} does not define synthesize")
 
     def analyze(self, r: Array) -> Array:
+        """D' r for one signal, (m,) -> (d,): the exact adjoint of `synthesize`."""
         raise TypeError(f"{type(self).__name__} does not define analyze")
 
     def scale(self, c: Array) -> "Structured":
-        """c D."""
+        """c D, with a scalar c."""
         raise TypeError(f"{type(self).__name__} does not define scale")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the floating leaves; the default float if there are none."""
+        return _checks.common_dtype(self)
 
     def scale_columns(self, c: Array) -> "Structured":
         """D diag(c), with c of shape (d,)."""
@@ -78,14 +124,63 @@ class Structured:
         return jnp.linalg.norm(dense(self), axis=0)
 
     def spectral_norm(self) -> Array:
-        """norm(D, 2), or an upper bound of it where the exact one would need the matrix."""
-        return spectral_norm(dense(self))
+        """norm(D, 2), or an upper bound where the exact value would need the matrix."""
+        return largest_singular_value(dense(self))
 
-    def astype(self, dtype) -> "Structured":
+    def entries(self) -> Array:
+        """An array that holds every entry of D at least once."""
+        return dense(self)
+
+    def magnitudes(self) -> "Dictionary":
+        """|D|, entry by entry, or a dictionary with entries at least as large."""
+        return jnp.abs(dense(self))
+
+    def closed_form(self, ridge: ArrayLike) -> "Dictionary | None":
+        """W of `theory.frobenius_weights` in a structured form; None to take it from the matrix."""
+        return None
+
+    @property
+    def cuts_atoms(self) -> bool:
+        """Whether atoms of one group differ because a border cuts them; theory refuses those."""
+        return False
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Shape of the thresholds, one per group of atoms, that `spread` repeats; () if none."""
+        return ()
+
+    def spread(self, theta: Array) -> Array:
+        """Values of shape `groups`, one per group, as one per atom, (d,); others as they are."""
+        return theta
+
+    def inner_products(self, W: "Dictionary") -> tuple[Array, Array]:
+        """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
+
+        The rows must hold every value that occurs among all pairs; d may be that of a smaller
+        dictionary with the same values.
+        """
+        with jax.default_matmul_precision("highest"):
+            return dense(W).T @ dense(self), jnp.eye(self.shape[1], dtype=bool)
+
+    def representatives(self) -> np.ndarray:
+        """Indices of atoms that stand for all: all d of them, or one per group.
+
+        One is enough where all atoms of a group have the same inner products with the other atoms,
+        up to their order.
+        """
+        return np.arange(self.shape[1])
+
+    def replicate(self, W: Array) -> "Dictionary":
+        """Weights (m, n) of the representatives as weights of all atoms, (m, d)."""
+        return W
+
+    def astype(self, dtype: DTypeLike) -> "Structured":
+        """The dictionary with its floating leaves in `dtype`."""
         return _checks.cast(self, dtype)
 
     @property
     def T(self) -> "Transposed":
+        """D', as a dictionary."""
         return Transposed(self)
 
     def __matmul__(self, x):
@@ -107,7 +202,8 @@ class Structured:
     def __mul__(self, c):
         if np.ndim(c):
             raise ValueError(
-                f"c D: c has shape {np.shape(c)}; expected a scalar, or try scale_columns for one per atom"
+                f"c D: c has shape {np.shape(c)}; expected a scalar, or try scale_columns for one "
+                "per atom"
             )
         return self.scale(c)
 
@@ -121,7 +217,13 @@ class Structured:
 @pytree(data=("base",))
 @dataclass(frozen=True, eq=False)
 class Transposed(Structured):
-    """D' of a structured dictionary: `D.T @ r` is `r @ D`, exactly."""
+    """D' of a structured dictionary: `D.T @ r` is `r @ D`, exactly.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
+        >>> D.T.shape, (D.T @ jnp.ones(5)).tolist()
+        ((6, 5), [3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
+    """
 
     base: Structured
 
@@ -139,6 +241,9 @@ class Transposed(Structured):
     def scale(self, c: Array) -> "Transposed":
         return Transposed(self.base.scale(c))
 
+    def magnitudes(self) -> "Dictionary":
+        return self.base.magnitudes().T
+
     @property
     def T(self) -> Structured:
         return self.base
@@ -147,7 +252,13 @@ class Transposed(Structured):
 @pytree(data=("base", "weights"))
 @dataclass(frozen=True, eq=False)
 class Rescaled(Structured):
-    """D diag(weights) of a structured dictionary that cannot take the weights in."""
+    """D diag(weights), for a structured dictionary that cannot absorb the weights.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)), 3)
+        >>> ur.dictionaries.dense(ur.dictionaries.Rescaled(D, jnp.array([1.0, 5.0]))).tolist()
+        [[1.0, 0.0], [1.0, 5.0], [0.0, 5.0]]
+    """
 
     base: Structured
     weights: Array  # (d,)
@@ -171,147 +282,41 @@ class Rescaled(Structured):
     def column_norms(self) -> Array:
         return jnp.abs(self.weights) * self.base.column_norms()
 
+    def magnitudes(self) -> "Dictionary":
+        return scale_columns(self.base.magnitudes(), jnp.abs(self.weights))
 
-def dense(D) -> Array:
-    """The matrix of a dictionary, (m, d); a plain array is returned as it is."""
+
+# What a function of the library takes for D or W.
+Dictionary = Array | Structured
+
+
+def dense(D: Dictionary) -> Array:
+    """The matrix of a dictionary, (m, d); a plain array is returned as it is.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.array([[[1.0, 2.0]]]), 3)
+        >>> ur.dictionaries.dense(D).tolist()
+        [[1.0, 0.0], [2.0, 1.0], [0.0, 2.0]]
+    """
     if not isinstance(D, Structured):
         return jnp.asarray(D)
     m, d = D.shape
     return jnp.eye(m, dtype=D.dtype) @ D if m < d else D @ jnp.eye(d, dtype=D.dtype)
 
 
-def column_norms(D) -> Array:
-    """Euclidean norms of the atoms, (d,)."""
+def column_norms(D: Dictionary) -> Array:
+    """Euclidean norms of the atoms, (d,).
+
+    Example:
+        >>> ur.dictionaries.column_norms(jnp.array([[3.0, 0.0], [4.0, 2.0]])).tolist()
+        [5.0, 2.0]
+    """
     return D.column_norms() if isinstance(D, Structured) else jnp.linalg.norm(D, axis=0)
 
 
-def scale_columns(D, c: Array):
+def scale_columns(D: Dictionary, c: Array) -> Dictionary:
     """D diag(c): every atom times its own factor, c of shape (d,)."""
     return D.scale_columns(c) if isinstance(D, Structured) else D * c[None, :]
-
-
-def normalized(D):
-    """As `normalize`, without looking at values: a zero atom gives nan."""
-    if isinstance(D, Structured):
-        return D.normalized()
-    norms = column_norms(D)
-    return scale_columns(D, 1 / norms), norms
-
-
-def spectral_norm(D) -> Array:
-    """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step; for large structured D an
-    upper bound.
-    """
-    if isinstance(D, Structured):
-        return D.spectral_norm()
-    m, d = D.shape
-    wide = widened(D)
-    with jax.default_matmul_precision("highest"):
-        gram = wide @ wide.T if m <= d else wide.T @ wide
-    return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1] * (1 + 8 * float(jnp.finfo(D.dtype).eps))).astype(
-        D.dtype
-    )
-
-
-def spread(D, theta: Array) -> Array:
-    """`theta` against the codes of D: one value per filter of a `Conv` is repeated over its
-    positions.
-    """
-    return D.spread(theta) if isinstance(D, Structured) and hasattr(D, "spread") else theta
-
-
-def normalize(D):
-    """Unit-norm atoms and the norms: D = D_unit diag(norms), so x_unit = norms x.
-
-    For `Conv` the filters are normalised; with boundary "zero" the cut border atoms keep norms
-    below 1.
-
-    Returns:
-        D_unit, of the kind of D, and norms, (d,).
-
-    Raises:
-        ValueError: an atom is zero (the message lists which).
-    """
-    unit, norms = normalized(as_dictionary(D, "normalize"))
-    nonzero_atoms(norms, "normalize")
-    return unit, norms
-
-
-def as_dictionary(D, where: str):
-    """A dictionary in floating point: (m, d) with both at least 1; values are looked at where they
-    are known.
-
-    Raises:
-        TypeError: complex, or not numeric.
-        ValueError: not 2-D, a zero dimension, NaN or infinite entries.
-    """
-    if not isinstance(D, Structured):
-        D = _checks.as_float(D, "D", where)
-        if D.ndim != 2:
-            raise ValueError(f"{where}: D has shape {D.shape}; expected (m, d), atoms in columns")
-    if 0 in D.shape:
-        raise ValueError(
-            f"{where}: D has shape {D.shape}; expected at least one row and one column"
-        )
-    _checks.finite(D, "D", where)
-    return D
-
-
-def operands(D, y, where: str, *, params=()):
-    """D, y and params checked against each other and brought to one dtype.
-
-    Raises:
-        ValueError: `y` is not one signal of length m (the message says when D or y looks transposed
-            or batched).
-    """
-    D = as_dictionary(D, where)
-    y = _checks.as_float(y, "y", where)
-    m, d = D.shape
-    if y.shape != (m,):
-        raise ValueError(
-            f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). {_hint(D, y)}"
-        )
-    dtype = _checks.common_dtype(D, y, params)
-    return _checks.cast(D, dtype), y.astype(dtype), _checks.cast(params, dtype)
-
-
-def _hint(D, y) -> str:
-    m, d = D.shape
-    if y.ndim == 1:
-        return (
-            "Did you pass D.T?"
-            if y.shape == (d,)
-            else "Is y a signal (m,) rather than a code (d,)?"
-        )
-    if y.ndim == 2 and y.shape[1] == m:
-        return "One signal per call: use jax.vmap over the rows."
-    if y.ndim == 2 and y.shape[0] == m:
-        return "One signal per call: use jax.vmap with in_axes=1 over the columns."
-    return "One signal per call: use jax.vmap over a batch."
-
-
-def nonzero_atoms(norms: Array, where: str) -> None:
-    """Raise ValueError that lists the zero atoms, where the norms are known."""
-    if _checks.is_concrete(norms) and not (np.asarray(norms) > 0).all():
-        zero = np.flatnonzero(~(np.asarray(norms) > 0))[:8].tolist()
-        raise ValueError(f"{where}: atoms {zero} are zero; drop them, e.g. D[:, norms > 0]")
-
-
-def unit_atoms(D, where: str, tolerance: float = 1e-4) -> None:
-    """Raise ValueError if a known D has atoms off unit norm, as the theory assumes."""
-    norms = column_norms(D)
-    nonzero_atoms(norms, where)
-    if _checks.is_concrete(norms) and (np.abs(np.asarray(norms) - 1) > tolerance).any():
-        low, high = float(norms.min()), float(norms.max())
-        cut = (
-            ' (boundary "zero" cuts the atoms at the border)'
-            if getattr(D, "boundary", None) == "zero"
-            else ""
-        )
-        raise ValueError(
-            f"{where}: atoms have norms in [{low:.6g}, {high:.6g}]{cut}; expected 1 within {tolerance:g}, "
-            "try dictionaries.normalize and rescale the codes by the norms"
-        )
 
 
 def _promoted(D: Structured, v: Array):
@@ -324,5 +329,6 @@ def _promoted(D: Structured, v: Array):
 def _match(shape, got, length, expected, what: str) -> None:
     if length != expected or len(got) > 2:
         raise ValueError(
-            f"{what}: D has shape {shape} but the operand has shape {got}; expected length {expected}"
+            f"{what}: D has shape {shape} but the operand has shape {got}; expected length "
+            f"{expected}"
         )

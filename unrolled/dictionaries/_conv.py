@@ -1,4 +1,4 @@
-"""Convolutional dictionaries: shifted filters as atoms, in one, two or more spatial dimensions."""
+"""Convolutional dictionaries: atoms are shifted filters, in one or more spatial dimensions."""
 
 import itertools
 import math
@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import Structured, pytree
+from unrolled.dictionaries._base import Dictionary, Structured, pytree
+from unrolled.dictionaries._shifts import corner_products, window_weights
 from unrolled.dictionaries._windows import windows
 
 BOUNDARIES = ("valid", "circular", "zero")
-# Kernels of more strides than this are left to XLA's convolution: their windows take long to
-# compile and much memory.
+# Kernels of more strides than this go through XLA's convolution: their windows would take long to
+# compile, and much memory.
 _LONGEST = 32
 
 
@@ -41,8 +43,16 @@ class Conv(Structured):
             cut at the far border.
 
     Raises:
-        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, or a kernel
-            longer than the signal under "valid".
+        TypeError: filters that are not real numbers, or a size or stride that is not an integer.
+        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, NaN or infinite
+            filters, or a kernel longer than the signal under "valid".
+
+    Reference: Li, Feng, Zhou (2024), Definition 5.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 10, boundary="circular")
+        >>> D.shape, D.code_grid, (jnp.ones(10) @ D).shape
+        ((10, 20), (2, 10), (20,))
     """
 
     filters: Array
@@ -52,22 +62,17 @@ class Conv(Structured):
 
     def __post_init__(self):
         filters = _checks.as_float(self.filters, "filters", "Conv")
-        shape = (
-            self.signal_shape
-            if isinstance(self.signal_shape, (tuple, list))
-            else (self.signal_shape,)
-        )
-        shape = tuple(_checks.as_index(n, "signal_shape", "Conv", least=1) for n in shape)
+        shape = _integers(self.signal_shape, 1, "signal_shape")
         if filters.ndim != 2 + len(shape) or 0 in filters.shape:
-            expected = f"(n_atoms, n_channels, *kernel) with {len(shape)} kernel dimensions, none of them 0"
-            raise ValueError(f"Conv: filters have shape {filters.shape}; expected {expected}")
-        stride = (
-            self.stride if isinstance(self.stride, (tuple, list)) else (self.stride,) * len(shape)
-        )
-        stride = tuple(_checks.as_index(t, "stride", "Conv", least=1) for t in stride)
+            raise ValueError(
+                f"Conv: filters have shape {filters.shape}; expected (n_atoms, n_channels, "
+                f"*kernel) with {len(shape)} kernel dimensions, none of them 0"
+            )
+        stride = _integers(self.stride, len(shape), "stride")
         if len(stride) != len(shape):
             raise ValueError(
-                f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per dimension"
+                f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per "
+                "dimension"
             )
         if self.boundary not in BOUNDARIES:
             raise ValueError(
@@ -77,13 +82,15 @@ class Conv(Structured):
         kernel = filters.shape[2:]
         if self.boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
             raise ValueError(
-                f'Conv: kernel {kernel} is longer than the signal {shape}; try boundary="circular" or "zero"'
+                f"Conv: kernel {kernel} is longer than the signal {shape}; try "
+                'boundary="circular" or "zero"'
             )
         for name, value in (("filters", filters), ("signal_shape", shape), ("stride", stride)):
             object.__setattr__(self, name, value)
 
     @property
     def kernel(self) -> tuple[int, ...]:
+        """Spatial shape of a filter."""
         return self.filters.shape[-len(self.signal_shape) :]
 
     @property
@@ -114,8 +121,8 @@ class Conv(Structured):
             return lax.conv_general_dilated(r[None], self.filters, self.stride, "VALID")[0].reshape(
                 -1
             )
-        # One matrix product: on CPUs several times as fast as XLA's convolution, and its transpose
-        # many times.
+        # One matrix product: on CPUs several times as fast as XLA's convolution, and many times in
+        # the transpose.
         found = windows(r, self.kernel, self.stride, self.positions)
         return (self.filters.reshape(self.filters.shape[0], -1) @ found.T).reshape(-1)
 
@@ -131,16 +138,23 @@ class Conv(Structured):
             return jnp.pad(r, [(0, 0), *reach], mode="wrap")
         return jnp.pad(r, [(0, 0), *reach])
 
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """(n_atoms,): the positions of a filter are a group."""
+        return self.code_grid[:1]
+
+    @property
+    def cuts_atoms(self) -> bool:
+        return self.boundary == "zero"
+
     def unflatten_code(self, x: Array) -> Array:
         """A flat code (..., d) as feature maps (..., n_atoms, *positions)."""
         return x.reshape(*x.shape[:-1], *self.code_grid)
 
     def spread(self, theta: Array) -> Array:
-        """One value per filter, (n_atoms,), repeated over its positions, (d,); other shapes are
-        left alone.
-        """
+        """One value per filter, (n_atoms,), repeated over its positions, (d,); others as is."""
         theta = jnp.asarray(theta)
-        if theta.shape != self.code_grid[:1]:
+        if theta.shape != self.groups:
             return theta
         # Not jnp.repeat: it transposes to a scatter.
         return jnp.broadcast_to(theta[:, None], (len(theta), math.prod(self.positions))).reshape(-1)
@@ -149,8 +163,9 @@ class Conv(Structured):
         return jax.tree.map(lambda filters: filters * c, self)
 
     def normalized(self) -> tuple["Conv", Array]:
-        """Unit filters, and their norms spread over the positions: those of the atoms where nothing
-        is cut.
+        """Unit filters, and their norms spread over the positions.
+
+        They are the norms of the atoms unless a border cuts them.
         """
         axes = tuple(range(1, self.filters.ndim))
         norms = jnp.sqrt(jnp.sum(self._folded() ** 2, axes, keepdims=True))
@@ -161,9 +176,7 @@ class Conv(Structured):
         return jnp.sqrt(squared.analyze(jnp.ones(self.shape[0], self.filters.dtype)))
 
     def _folded(self) -> Array:
-        """The filters as the atoms show them: on a circle a kernel longer than the signal wraps
-        onto itself.
-        """
+        """The filters as they appear in atoms: a kernel longer than a circle wraps onto itself."""
         filters = self.filters
         if self.boundary != "circular":
             return filters
@@ -177,10 +190,9 @@ class Conv(Structured):
         return filters
 
     def spectral_norm(self) -> Array:
-        """Norm on a torus that contains the signal: exact for circular and stride 1, else an upper
-        bound.
+        """Norm on a torus that contains the signal: exact for circular with stride 1, else a bound.
 
-        Larger strides keep a subset of the atoms, and "valid" and "zero" a part of a larger torus.
+        Larger strides keep a subset of the atoms; "valid" and "zero" keep a part of a larger torus.
         """
         torus = self.signal_shape
         if self.boundary != "circular":
@@ -192,20 +204,62 @@ class Conv(Structured):
         )  # (frequencies, n_atoms, n_channels)
         with jax.default_matmul_precision("highest"):
             gram = jnp.einsum("fac,fae->fce", response.conj(), response)
-        eps = jnp.finfo(self.filters.dtype).eps
-        return jnp.sqrt(jnp.linalg.eigvalsh(gram).max() * (1 + 32 * eps))
+        eps = float(jnp.finfo(self.filters.dtype).eps)
+        largest = jnp.linalg.eigvalsh(gram).max()
+        return jnp.sqrt(largest * (1 + 32 * eps)).astype(self.filters.dtype)
 
     def is_shift_invariant(self) -> bool:
-        """True if all atoms of a filter see the same neighbours, up to missing ones at the border."""
+        """Whether all atoms of a filter have the same neighbours, but for those past a border."""
         divides = all(N % t == 0 for N, t in zip(self.signal_shape, self.stride))
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
 
-    def local(self, reach: int) -> "Conv":
-        """The same filters on the shortest signal where overlapping shifts occur over `reach` times
-        the longest one.
+    def inner_products(self, W: Dictionary) -> tuple[Array, Array]:
+        """Those of all pairs of filters under every shift, if W and D are shift-invariant."""
+        if not (self.is_shift_invariant() and self.is_shift_of(W)):
+            return super().inner_products(W)
+        return corner_products(W.local(1), self.local(1))
 
-        Inner products of atoms depend on their relative shift alone, so they can be had from this
-        small dictionary. A circle that is too short for that is returned as it is.
+    def entries(self) -> Array:
+        return self._folded()
+
+    def magnitudes(self) -> "Conv":
+        return jax.tree.map(jnp.abs, self)
+
+    def representatives(self) -> np.ndarray:
+        """On a circle the first position of every filter, since all of them are equivalent."""
+        atoms = np.arange(self.shape[1])
+        return atoms[:: math.prod(self.positions)] if self._is_torus() else atoms
+
+    def replicate(self, W: Array) -> Dictionary:
+        if not self._is_torus():
+            return W
+        filters = W.T.reshape(self.code_grid[0], *self.signal_grid)
+        return Conv(filters, self.signal_shape, self.stride, self.boundary)
+
+    def closed_form(self, ridge: ArrayLike) -> "Conv | None":
+        """W as a `Conv`; None if atoms are not shifts of each other, or wrap onto themselves."""
+        fits = all(n <= N for n, N in zip(self.kernel, self.signal_shape))
+        if not (self.is_shift_invariant() and fits):
+            return None
+        return window_weights(self, ridge)
+
+    def _is_torus(self) -> bool:
+        return self.boundary == "circular" and self.is_shift_invariant()
+
+    def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
+        """Up to how many positions apart atoms overlap, per dimension; whether on a circle."""
+        circular = self.boundary == "circular"
+        sizes = zip(self.kernel, self.stride, self.positions, self.signal_shape)
+        # From the last position of a circle to the first it is N - (p-1) t, less than t if t does
+        # not divide N.
+        steps = ((n, t, N - (p - 1) * t if circular else t) for n, t, p, N in sizes)
+        return tuple(-(-(n - step) // t) for n, t, step in steps), circular
+
+    def local(self, reach: int) -> "Conv":
+        """The same filters on a short signal: overlapping shifts up to `reach` times the longest.
+
+        Inner products of atoms depend on their relative shift only, so this small dictionary has
+        them all. A circle that is too short for that is returned as it is.
         """
         if self.boundary == "circular" and any(
             N < 2 * n - 1 for N, n in zip(self.signal_shape, self.kernel)
@@ -216,12 +270,11 @@ class Conv(Structured):
         return Conv(self.filters, shape, self.stride)
 
     def corner_codes(self) -> Array:
-        """One-hot codes whose atoms meet all others under every relative shift that occurs, (rows,
-        d).
+        """One-hot codes of atoms that meet the others under every relative shift, (rows, d).
 
-        On a circle one position of each filter is enough; under "valid" the corners see every
-        shift. The inner products of all atoms are then those of these rows: coherence from filter
-        correlations, no dense Gram matrix.
+        On a circle one position of each filter is enough; under "valid" the corner positions meet
+        every shift. Their rows of the Gram matrix contain all its values, so that coherence comes
+        from the correlations of the filters.
         """
         last = [p - 1 if self.boundary == "valid" else 0 for p in self.positions]
         corners = sorted(set(itertools.product(*({0, p} for p in last))))
@@ -231,11 +284,14 @@ class Conv(Structured):
             codes[(f, j, f, *corner)] = 1
         return jnp.asarray(codes.reshape(-1, self.shape[1]), self.filters.dtype)
 
-    def is_shift_of(self, other) -> bool:
-        """True if `other` is a Conv with filters of the same size on the same grids: compared
-        filter by filter.
-        """
+    def is_shift_of(self, other: Dictionary) -> bool:
+        """Whether `other` is a `Conv` of the same geometry, so that filters can be compared."""
         return isinstance(other, Conv) and self._geometry() == other._geometry()
 
     def _geometry(self) -> tuple:
         return self.signal_grid, self.code_grid, self.kernel, self.stride, self.boundary
+
+
+def _integers(value, dimensions: int, name: str) -> tuple[int, ...]:
+    values = value if isinstance(value, (tuple, list)) else (value,) * dimensions
+    return tuple(_checks.as_index(n, name, "Conv", least=1) for n in values)

@@ -4,6 +4,7 @@ Traceable functions work in the dtype of D; host functions return float64 record
 `holds`.
 """
 
+from unrolled.dictionaries import as_chain
 from unrolled.theory._activations import (
     ActivationSchedule,
     activation_schedule,
@@ -46,7 +47,6 @@ from unrolled.theory._generalized import (
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
-    as_chain,
     is_csc_feasible,
     is_feasible,
     stripe_norm,

@@ -10,7 +10,19 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import largest
-from unrolled.dictionaries import Conv, as_dictionary, dense, nonzero_atoms, normalized, unit_atoms
+from unrolled.dictionaries import (
+    Dictionary,
+    as_dictionary,
+    cuts_atoms,
+    dense,
+    entries,
+    inner_products,
+    magnitudes,
+    nonzero_atoms,
+    normalized,
+    representatives,
+    unit_atoms,
+)
 
 # Unit roundoffs (spacing at 1) of the products that accelerators use in place of float32.
 _PRODUCT_EPS = {
@@ -72,7 +84,7 @@ def coherence(W, D) -> Coherence:
 def weights_coherence(W, D) -> Coherence:
     """As `coherence`, without its checks: atoms of any norm, traced or known."""
     products, own = inner_products(W, D)
-    return Coherence(largest(jnp.where(own, 0.0, jnp.abs(products))), largest(jnp.abs(_atoms(W))))
+    return Coherence(largest(jnp.where(own, 0.0, jnp.abs(products))), largest(jnp.abs(entries(W))))
 
 
 def diagonal(W, D) -> Array:
@@ -83,30 +95,12 @@ def diagonal(W, D) -> Array:
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
 
-def inner_products(W, D) -> tuple[Array, Array]:
-    """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
-
-    Dense: all rows. Shift-invariant `Conv` pairs: the corner atoms of every filter, which meet
-        every relative shift.
-    """
-    with jax.default_matmul_precision("highest"):
-        if isinstance(D, Conv) and D.is_shift_invariant() and D.is_shift_of(W):
-            W, D = W.local(1), D.local(1)
-            codes = D.corner_codes()
-            return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
-        return dense(W).T @ dense(D), jnp.eye(D.shape[1], dtype=bool)
-
-
-def _atoms(W) -> Array:
-    """An array with all the entries that W has, up to repetition."""
-    return W._folded() if isinstance(W, Conv) else dense(W)
-
-
-def _refuse_cut_atoms(D, where: str) -> None:
-    if isinstance(D, Conv) and D.boundary == "zero":
+def _refuse_cut_atoms(D: Dictionary, where: str) -> None:
+    if cuts_atoms(D):
         raise ValueError(
-            f'{where}: boundary "zero" cuts the atoms at the border, so they have norms below 1 and neighbours of their '
-            'own; use boundary="valid" or "circular", or dictionaries.normalize(dictionaries.dense(D))'
+            f'{where}: boundary "zero" cuts the atoms at the border, so they have norms below 1 and '
+            'neighbours of their own; use boundary="valid" or "circular", or '
+            "dictionaries.normalize(dictionaries.dense(D))"
         )
 
 
@@ -126,9 +120,7 @@ def babel(D, s: int) -> Array:
     _refuse_cut_atoms(D, "babel")
     unit_atoms(D, "babel")
     s, d = _checks.as_index(s, "s", "babel"), D.shape[1]
-    rows = jnp.arange(d)
-    if isinstance(D, Conv) and D.boundary == "circular" and D.is_shift_invariant():
-        rows = rows[:: d // D.code_grid[0]]  # every position of a filter has the same neighbours
+    rows = representatives(D)
     with jax.default_matmul_precision("highest"):
         products = jnp.abs(dense(D)[:, rows].T @ D)
     others = jnp.where(rows[:, None] == jnp.arange(d)[None, :], 0, products)
@@ -202,12 +194,8 @@ def rounding_guard(W, D, *, sparsity: int, bound: float, precision: str | None =
     dtype = _checks.common_dtype(W, D)
     eps = _PRODUCT_EPS[precision] if precision else None
     eps = float(jnp.finfo(dtype).eps) if eps is None else eps
-    products, _ = inner_products(*(jax.tree.map(_abs, _checks.cast(A, dtype)) for A in (W, D)))
+    products, _ = inner_products(*(magnitudes(_checks.cast(A, dtype)) for A in (W, D)))
     return 4 * eps * float(products.max()) * s * float(bound)
-
-
-def _abs(leaf: Array) -> Array:
-    return jnp.abs(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _host(x, name: str, where: str) -> float:

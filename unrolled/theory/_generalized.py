@@ -14,7 +14,15 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._interior_point import least_entries, one_thread
-from unrolled.dictionaries import Conv, Dictionary, as_dictionary, dense, unit_atoms
+from unrolled.dictionaries import (
+    Dictionary,
+    as_dictionary,
+    dense,
+    replicate,
+    representatives,
+    spread,
+    unit_atoms,
+)
 from unrolled.theory._atom_programs import (
     ROUNDING,
     Progress,
@@ -97,11 +105,7 @@ def generalized_coherence(
     D = _unit_dictionary(D, where)
     _positive(tol, where)
     m, d = D.shape
-    shared = atoms is None and _has_one_program_per_filter(D)
-    if shared:  # the atom of every filter at the first position
-        chosen = np.arange(d).reshape(D.code_grid[0], -1)[:, 0]
-    else:
-        chosen = _indices(atoms, d, where)
+    chosen = representatives(D) if atoms is None else _indices(atoms, d, where)
 
     def highest(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
         return _highest(dual, tried, (1 + tol) / primal.min())
@@ -115,9 +119,8 @@ def generalized_coherence(
     upper, lower, W = _differentiable(solve, chosen)(dense(D))
     top, bottom = jnp.max(upper), jnp.max(lower)
     holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
-    if shared:
-        W = Conv(W.T.reshape(D.code_grid[0], *D.signal_grid), D.signal_shape, D.stride, D.boundary)
-        upper, lower = D.spread(upper), D.spread(lower)
+    if atoms is None:
+        W, upper, lower = replicate(D, W), spread(D, upper), spread(D, lower)
     return GeneralizedCoherence(top, bottom, upper, lower, W, holds)
 
 
@@ -295,17 +298,12 @@ def _on_host(D: Dictionary, where: str) -> np.ndarray:
         return np.asarray(dense(_unit_dictionary(D, where)), np.float64)
 
 
-def _indices(atoms, d: int, where: str) -> np.ndarray:
-    if atoms is None:
-        return np.arange(d)
+def _indices(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
+    """The chosen atoms, checked to be in [0, d)."""
     chosen = np.array([_checks.as_index(i, "atoms", where) for i in atoms], int)
     if not len(chosen) or chosen.max() >= d:
         raise ValueError(f"{where}: atoms must be some of 0..{d - 1}, got {list(atoms)[:8]}")
     return chosen
-
-
-def _has_one_program_per_filter(D) -> bool:
-    return isinstance(D, Conv) and D.boundary == "circular" and D.is_shift_invariant()
 
 
 def _highest(dual: np.ndarray, tried: np.ndarray, level: float) -> int | None:

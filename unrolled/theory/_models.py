@@ -1,6 +1,5 @@
-"""Deep sparse coding (Definition 2), its convolutional form (Definition 1), and chains."""
+"""Deep sparse coding (Definition 2) and its convolutional form (Definition 1): feasible codes."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,21 +11,10 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import (
-    Conv,
-    Dictionary,
-    Structured,
-    as_dictionary,
-    column_norms,
-    dense,
-    nonzero_atoms,
-)
-from unrolled.theory._coherence import _abs, max_sparsity, mutual_coherence, sparsity_bound
+from unrolled.dictionaries import Conv, Dictionary, magnitudes, nonzero_atoms
+from unrolled.theory._chains import host_chain, layer_counts, layer_numbers, measured, of_length
+from unrolled.theory._coherence import max_sparsity, sparsity_bound
 from unrolled.theory._schedules import host_numbers
-
-# A column of a product that cancels to below this share of its terms counts as zero, because it may
-# be mostly rounding.
-CANCELLED = 1e-6
 
 
 def stripe_norm(
@@ -234,11 +222,7 @@ def _coherence_of(D: Conv, where: str) -> float:
 
 def _conv_stripe_norm(D: Conv, x: Array) -> Array:
     """`stripe_norm` of a flat code of D."""
-    circular = D.boundary == "circular"
-    sizes = zip(D.kernel, D.stride, D.positions, D.signal_shape)
-    # From the last position of a circle to the first it is N - (p-1) t, less than t where t does
-    # not divide N.
-    reach = tuple(-(-(n - (N - (p - 1) * t if circular else t)) // t) for n, t, p, N in sizes)
+    reach, circular = D.stripe_reach()
     return _fullest_stripe(D.unflatten_code(x) != 0, reach, circular)
 
 
@@ -305,95 +289,3 @@ def _met(
 ) -> bool:
     """Whether all residuals and counts are within their limits."""
     return bool(np.all(np.isfinite(residuals) & (residuals <= allowed) & (counts <= sparsities)))
-
-
-def as_chain(Ds: Sequence[Dictionary], where: str) -> tuple[Dictionary, ...]:
-    """The dictionaries of a chain in floating point, with shapes checked against each other.
-
-    Args:
-        Ds: J dictionaries, (d_{j-1}, d_j) each.
-        where: the name of the calling function, for messages.
-
-    Raises:
-        ValueError: one dictionary in place of a sequence, no dictionary, or neighbouring shapes
-            that do not fit.
-
-    Example:
-        >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> [D.shape for D in ur.theory.as_chain([D, jnp.eye(32)], "example")]
-        [(16, 32), (32, 32)]
-    """
-    if isinstance(Ds, Structured) or getattr(Ds, "ndim", 0) == 2:
-        raise ValueError(
-            f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, "
-            "try [D]"
-        )
-    Ds = tuple(as_dictionary(D, where) for D in Ds)
-    if not Ds:
-        raise ValueError(f"{where}: expected at least one dictionary, got none")
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(
-                f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}; "
-                "the columns of one must be as many as the rows of the next"
-            )
-    return Ds
-
-
-def host_chain(Ds: Sequence[Dictionary], where: str, dtype=np.float64) -> tuple[Dictionary, ...]:
-    """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError."""
-    _checks.on_host(Ds, where)
-    Ds = as_chain(Ds, where)
-    return Ds if dtype is None else _checks.cast(Ds, dtype)
-
-
-def effective(Ds: Sequence[Dictionary]) -> tuple[Dictionary | np.ndarray, np.ndarray]:
-    """D_1 ... D_J and its column norms, 0 where a column cancels.
-
-    The product is a matrix, except that one structured dictionary stays as it is.
-    """
-    D, size = _product(Ds), _product([magnitudes(D) for D in Ds])
-    norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
-    return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
-
-
-# Compiled as a whole: one operation at a time, every new shape would compile about twenty kernels.
-@jax.jit
-def measured(D: Dictionary) -> tuple[Array, Array]:
-    """mu(D), nan with a zero atom, and the norms of the atoms, (d,)."""
-    return mutual_coherence(D), column_norms(D)
-
-
-def _product(Ds: Sequence[Dictionary]) -> Dictionary | np.ndarray:
-    """D_1 ... D_J as a numpy matrix; one structured dictionary stays as it is."""
-    if len(Ds) == 1 and isinstance(Ds[0], Structured):
-        return Ds[0]
-    return functools.reduce(
-        np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds]
-    )
-
-
-def magnitudes(D):
-    """|D|, entry by entry; of a factored dictionary, the product of the magnitudes of its factors."""
-    return jax.tree.map(_abs, D)
-
-
-def of_length(values: Sequence, name: str, J: int, where: str) -> None:
-    """Raise ValueError unless there is one value per layer."""
-    if len(values) != J:
-        raise ValueError(f"{where}: {name} has length {len(values)}; expected {J}, one per layer")
-
-
-def layer_counts(values: Sequence[int], J: int, where: str, name: str = "sparsities") -> np.ndarray:
-    """J non-negative integers, (J,)."""
-    of_length(values, name, J, where)
-    return np.array([_checks.as_index(s, name, where) for s in values])
-
-
-def layer_numbers(
-    values: ArrayLike | Sequence[ArrayLike], name: str, J: int, where: str
-) -> np.ndarray:
-    """J non-negative floats, (J,); a scalar is repeated."""
-    values = (values,) * J if np.ndim(values) == 0 else values
-    of_length(values, name, J, where)
-    return np.array([host_numbers(where, **{name: v})[0] for v in values])

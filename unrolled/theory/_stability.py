@@ -19,8 +19,8 @@ from unrolled.dictionaries import (
     spectral_norm,
     unit_atoms,
 )
+from unrolled.theory._chains import effective, host_chain, layer_numbers, measured, of_length
 from unrolled.theory._coherence import coherence, diagonal, weights_coherence
-from unrolled.theory._models import effective, host_chain, layer_numbers, measured, of_length
 from unrolled.theory._schedules import UP, host_numbers, times
 from unrolled.theory._uniqueness import (
     as_supports,

@@ -12,16 +12,9 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary, normalized, operands, unit_atoms
+from unrolled.dictionaries import Dictionary, as_chain, normalized, operands, unit_atoms
+from unrolled.theory._chains import effective, host_chain, layer_counts, measured, of_length
 from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
-from unrolled.theory._models import (
-    as_chain,
-    effective,
-    host_chain,
-    layer_counts,
-    measured,
-    of_length,
-)
 from unrolled.theory._schedules import host_numbers
 
 # Singular values up to this share of the largest count as zero.

@@ -7,7 +7,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import widened
-from unrolled.dictionaries import Conv, as_dictionary, column_norms, dense, nonzero_atoms
+from unrolled.dictionaries import Structured, as_dictionary, column_norms, dense, nonzero_atoms
 from unrolled.theory._coherence import _refuse_cut_atoms
 
 
@@ -37,10 +37,10 @@ def frobenius_weights(D, ridge: float = 0.0):
     D = as_dictionary(D, "frobenius_weights")
     nonzero_atoms(column_norms(D), "frobenius_weights")
     _checks.nonnegative(ridge, "ridge", "frobenius_weights")
-    if isinstance(D, Conv):
-        _refuse_cut_atoms(D, "frobenius_weights")
-        if D.is_shift_invariant() and all(n <= N for n, N in zip(D.kernel, D.signal_shape)):
-            return _conv_weights(D, ridge)
+    _refuse_cut_atoms(D, "frobenius_weights")
+    shared = D.closed_form(ridge) if isinstance(D, Structured) else None
+    if shared is not None:
+        return shared
     D, dtype = dense(D), D.dtype
     D = widened(D)
     with jax.default_matmul_precision("highest"):
@@ -68,23 +68,3 @@ def _is_zero(ridge) -> bool:
 def _unit_diagonal(W: Array, D: Array) -> Array:
     """W with its columns scaled to w_i . d_i = 1."""
     return W / jnp.sum(W * D, axis=0, keepdims=True)
-
-
-def _conv_weights(D: Conv, ridge) -> Conv:
-    # Every atom that meets one window of the signal, cut to it: the middle one under "valid", any
-    # on a circle.
-    whole = D.local(2)
-    start = (
-        (0,) * len(D.kernel)
-        if whole is D
-        else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.kernel))
-    )
-    window = (slice(None), *(slice(s, s + n) for s, n in zip(start, D.kernel)))
-    n_atoms = D.filters.shape[0]
-    others = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
-    filters = D.filters.reshape(n_atoms, -1).T
-    with jax.default_matmul_precision("highest"):
-        S = others @ others.T
-        S = S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
-        W = _unit_diagonal(jnp.linalg.pinv(S, hermitian=True) @ filters, filters)
-    return Conv(W.T.reshape(D.filters.shape), D.signal_shape, D.stride, D.boundary)

@@ -1,0 +1,164 @@
+"""Functions of a dictionary: a plain array is answered here, a structured one answers itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled._checks import Array
+from unrolled._numbers import largest_singular_value
+from unrolled.dictionaries._base import (
+    Dictionary,
+    Structured,
+    column_norms,
+    dense,
+    scale_columns,
+)
+from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
+
+
+def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
+    """As `normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
+
+    Example:
+        >>> D, norms = jax.jit(ur.dictionaries.normalized)(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
+        >>> norms.tolist()
+        [5.0, 2.0]
+    """
+    if isinstance(D, Structured):
+        return D.normalized()
+    norms = column_norms(D)
+    return scale_columns(D, 1 / norms), norms
+
+
+def normalize(D: Dictionary) -> tuple[Dictionary, Array]:
+    """Unit-norm atoms and the norms: D = D_unit diag(norms), so x_unit = norms x.
+
+    For `Conv` the filters are normalised; with boundary "zero" the cut border atoms keep norms
+    below 1.
+
+    Returns:
+        D_unit, of the kind of D, and norms, (d,).
+
+    Raises:
+        ValueError: an atom is zero (the message lists which).
+
+    Example:
+        >>> D, norms = ur.dictionaries.normalize(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
+        >>> norms.tolist()
+        [5.0, 2.0]
+    """
+    unit, norms = normalized(as_dictionary(D, "normalize"))
+    nonzero_atoms(norms, "normalize")
+    return unit, norms
+
+
+def spectral_norm(D: Dictionary) -> Array:
+    """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step.
+
+    For large structured dictionaries it is an upper bound.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> round(float(ur.dictionaries.spectral_norm(D)) ** 2, 3)
+        2.0
+    """
+    return D.spectral_norm() if isinstance(D, Structured) else largest_singular_value(D)
+
+
+def spread(D: Dictionary, theta: Array) -> Array:
+    """Thresholds against the codes of D: one per group of atoms becomes one per atom.
+
+    The groups of a `Conv` are its filters; any other shape is returned as it is.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
+        >>> ur.dictionaries.spread(D, jnp.array([0.1, 0.2])).shape
+        (6,)
+    """
+    return D.spread(theta) if isinstance(D, Structured) else theta
+
+
+def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
+    """Shapes that `spread` takes: one threshold for all atoms, one per atom, one per group.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
+        >>> ur.dictionaries.threshold_shapes(D)
+        ((), (6,), (2,))
+    """
+    groups = D.groups if isinstance(D, Structured) else ()
+    return (), (D.shape[-1],), *((groups,) if groups else ())
+
+
+def entries(D: Dictionary) -> Array:
+    """An array that holds every entry of D at least once; for a `Conv`, its filters.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.array([[[1.0, -2.0]]]), 100)
+        >>> float(jnp.abs(ur.dictionaries.entries(D)).max())
+        2.0
+    """
+    return D.entries() if isinstance(D, Structured) else D
+
+
+def magnitudes(D: Dictionary) -> Dictionary:
+    """|D|, entry by entry; for a product of factors, the product of their magnitudes.
+
+    The entries of a `Composed`, `Sparse` or wrapped `Conv` are then at least those of |D|.
+
+    Example:
+        >>> ur.dictionaries.magnitudes(jnp.array([[1.0, -2.0]])).tolist()
+        [[1.0, 2.0]]
+    """
+    return D.magnitudes() if isinstance(D, Structured) else jnp.abs(D)
+
+
+def cuts_atoms(D: Dictionary) -> bool:
+    """Whether atoms of one group differ because a border cuts them.
+
+    Example:
+        >>> filters = jnp.ones((2, 1, 3))
+        >>> ur.dictionaries.cuts_atoms(ur.dictionaries.Conv(filters, 5, boundary="zero"))
+        True
+    """
+    return isinstance(D, Structured) and D.cuts_atoms
+
+
+def representatives(D: Dictionary) -> np.ndarray:
+    """Indices of atoms that stand for all: all d of them, or one per group.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5, boundary="circular")
+        >>> ur.dictionaries.representatives(D).tolist()
+        [0, 5]
+    """
+    return D.representatives() if isinstance(D, Structured) else np.arange(D.shape[1])
+
+
+def replicate(D: Dictionary, W: Array) -> Dictionary:
+    """Weights (m, n) of the `representatives` of D as weights of all atoms, (m, d).
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5, boundary="circular")
+        >>> ur.dictionaries.replicate(D, jnp.ones((5, 2))).shape
+        (5, 10)
+    """
+    return D.replicate(W) if isinstance(D, Structured) else W
+
+
+def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
+    """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
+
+    For matrices the rows are all atoms. For two shift-invariant `Conv` of the same geometry they
+    are the corner atoms of every filter, which meet every relative shift.
+
+    Example:
+        >>> D = jnp.array([[1.0, 0.6], [0.0, 0.8]])
+        >>> products, own = ur.dictionaries.inner_products(D, D)
+        >>> round(float(jnp.abs(jnp.where(own, 0, products)).max()), 3)
+        0.6
+    """
+    if isinstance(D, Structured):
+        return D.inner_products(W)
+    with jax.default_matmul_precision("highest"):
+        return dense(W).T @ dense(D), jnp.eye(D.shape[1], dtype=bool)
