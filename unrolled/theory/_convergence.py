@@ -323,7 +323,7 @@ class _Block(NamedTuple):
             times(self.gain, self.delta + inherited) + self.guard
         )
 
-    def tolerance(self, K: int, tol: float) -> float:
+    def tolerance(self, K: float, tol: float) -> float:
         """The inherited error with which K steps end at `tol`, negative where none does."""
         room = tol - self.error(K, 0.0)
         share = (1 - self.a**K) / (1 - self.a)
