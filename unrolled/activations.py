@@ -1,8 +1,8 @@
 r"""Activations with the constants that the theory needs, and the shrinkages built from them.
 
-An activation rho stands in for ReLU inside shrinkage. The theory of general activations (Theorems
-9, 10, 15) sees it only through numbers: how steep and how large its tail is on x <= 0, and how far
-it is from ReLU. They are fields of `Activation`, beside the function itself.
+An activation rho replaces ReLU inside shrinkage. The theory of general activations (Theorems 9, 10
+and 15) uses only a few numbers of it: how steep and how large its tail is on x <= 0, and how far it
+is from ReLU. They are fields of `Activation`, next to the function itself.
 """
 
 import math
@@ -13,9 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import widened
+
+# Iterated suprema are raised by this part, above the rounding of the few steps that find them.
+_ROUNDED_UP = 1e-7
 
 
 def _relu(x):
@@ -24,14 +29,14 @@ def _relu(x):
 
 @dataclass(frozen=True, repr=False)
 class Activation:
-    r"""A scalar activation rho and its constants; hashable and equal by value, so it never
-    retraces.
+    r"""A scalar activation rho and its constants; hashable and equal by value.
 
-    The constants are upper bounds; for the activations of this module they are the exact suprema,
-    rounded up. Write h for rho on the tail x <= 0.
+    It can be a static argument of `jit` without retracing. The constants are upper bounds; for the
+    activations of this module they are the exact suprema, rounded up. Write h for rho on the tail
+    x <= 0.
 
     Attributes:
-        name: shown in tables and messages.
+        name: shown in tables and messages, and as `repr`.
         tail_lipschitz: L_h, the Lipschitz constant of h.
         tail_sup: beta = sup abs(h).
         tail_oscillation: sup h - inf h.
@@ -41,6 +46,11 @@ class Activation:
         line_oscillation: sup - inf of rho - relu over the whole line (at most twice `relu_gap`).
         identity_on_positives: rho(x) = x for x >= 0, the hypothesis of Theorems 9 and 15.
         nonpositive_tail: rho(x) <= 0 for x <= 0; without it composing does not shrink the tail.
+
+    Example:
+        >>> rho = ur.activations.elu(0.5)
+        >>> rho, rho.tail_sup, float(rho(jnp.float32(2.0)))
+        (elu(0.5), 0.5, 2.0)
     """
 
     name: str
@@ -62,7 +72,7 @@ class Activation:
 
 
 def _one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
-    """An activation whose tail and whose distance from ReLU keep one sign: oscillation = supremum."""
+    """An activation whose tail and distance from ReLU keep one sign: oscillation = supremum."""
     return Activation(
         name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
     )
@@ -136,7 +146,15 @@ def _parameter(
 
 
 def leaky_relu(slope: float) -> Activation:
-    """max(x, 0) + slope min(x, 0), with 0 <= slope <= 1; unbounded tail unless slope = 0."""
+    """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
+
+    Raises:
+        ValueError: slope outside [0, 1].
+
+    Example:
+        >>> ur.activations.leaky_relu(0.1)(jnp.array([-10.0, 10.0])).tolist()
+        [-1.0, 10.0]
+    """
     slope = _parameter(slope, "slope", "leaky_relu", most=1.0)
     unbounded = math.inf if slope else 0.0
     return _one_signed(
@@ -151,7 +169,15 @@ def leaky_relu(slope: float) -> Activation:
 
 
 def elu(alpha: float = 1.0) -> Activation:
-    """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 asks alpha < 1."""
+    """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 requires alpha < 1.
+
+    Raises:
+        ValueError: alpha negative, infinite or NaN.
+
+    Example:
+        >>> ur.activations.elu(0.5).tail_lipschitz
+        0.5
+    """
     alpha = _parameter(alpha, "alpha", "elu")
     return _one_signed(
         f"elu({alpha:g})", _elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
@@ -159,7 +185,15 @@ def elu(alpha: float = 1.0) -> Activation:
 
 
 def celu(alpha: float = 1.0) -> Activation:
-    """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha."""
+    """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha.
+
+    Raises:
+        ValueError: alpha not positive, infinite or NaN.
+
+    Example:
+        >>> ur.activations.celu(0.5).tail_lipschitz, ur.activations.celu(0.5).tail_sup
+        (1.0, 0.5)
+    """
     alpha = _parameter(alpha, "alpha", "celu", positive=True)
     return _one_signed(
         f"celu({alpha:g})", _celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
@@ -171,8 +205,20 @@ def _scaled(x, act, k):
 
 
 def scale(act: Activation, k: float) -> Activation:
-    """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay (theory of
-    Theorem 10).
+    """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay.
+
+    Args:
+        act: rho.
+        k: positive and finite.
+
+    Raises:
+        TypeError: act is not an `Activation`. ValueError: k out of range.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 10.
+
+    Example:
+        >>> ur.activations.scale(ur.activations.softplus, 100.0).relu_gap < 0.007
+        True
     """
     _has_constants(act, "scale")
     k = _parameter(k, "k", "scale", positive=True)
@@ -192,9 +238,7 @@ def scale(act: Activation, k: float) -> Activation:
 
 def _has_constants(act, where: str) -> None:
     if not isinstance(act, Activation):
-        raise TypeError(
-            f"{where}: expected an Activation, whose constants it can follow; got {act!r}"
-        )
+        raise TypeError(f"{where}: expected an Activation, whose constants are known; got {act!r}")
 
 
 def _composed(x, act, times):
@@ -204,12 +248,27 @@ def _composed(x, act, times):
 
 
 def compose(act: Activation, times: int) -> Activation:
-    r"""rho applied `times` times (the rho^m of Theorem 9), with valid, not always exact, constants.
+    r"""rho applied `times` times, the rho^m of Theorem 9; `scale` shrinks the tail at less cost.
 
-    If rho(x) = x on x >= 0 and h <= 0, the tail of rho^m is at most min(beta, L_h^(m-1) beta) and
-    L_h^m-Lipschitz, and where h is also monotone (ELU, CELU) its supremum is found by iterating
-    from -beta. Otherwise relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and
-    1-Lipschitz. `scale` reaches the same tail with no extra depth.
+    The constants are valid upper bounds, not always exact. If rho(x) = x on x >= 0 and h <= 0, the
+    tail of rho^m is at most min(beta, L_h^(m-1) beta) and L_h^m-Lipschitz; if h is also monotone
+    (ELU, CELU), its supremum is found by iterating from -beta. Otherwise
+    relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and 1-Lipschitz.
+
+    Args:
+        act: rho.
+        times: m, at least 1.
+
+    Raises:
+        TypeError: act is not an `Activation`, or times is not an integer.
+        ValueError: times below 1.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 9.
+
+    Example:
+        >>> rho = ur.activations.elu(0.5)
+        >>> [round(ur.activations.compose(rho, m).tail_sup, 3) for m in (1, 2, 3)]
+        [0.5, 0.197, 0.089]
     """
     _has_constants(act, "compose")
     m = _checks.as_index(times, "times", "compose", least=1)
@@ -236,9 +295,7 @@ def compose(act: Activation, times: int) -> Activation:
 
 
 def _iterated_sup(act: Activation, m: int) -> float:
-    """sup abs(h^m): beta_1 = beta, and beta_{k+1} = abs(h(-beta_k)) for the monotone tails, else
-    min(1, L) beta_k.
-    """
+    """sup abs(h^m): beta_{k+1} = abs(h(-beta_k)) for monotone tails, else min(1, L) beta_k."""
     sup = act.tail_sup
     for _ in range(m - 1):
         if act.function is _elu:
@@ -247,7 +304,7 @@ def _iterated_sup(act: Activation, m: int) -> float:
             sup = -act.parameters[0] * math.expm1(-sup / act.parameters[0])
         else:
             sup = min(1.0, act.tail_lipschitz) * sup
-    return sup * (1 + 1e-7) if math.isfinite(sup) else sup
+    return sup * (1 + _ROUNDED_UP) if math.isfinite(sup) else sup
 
 
 # Names that configurations and files may use; an activation of a user's own may be added.
@@ -372,22 +429,30 @@ def from_description(form: str | list) -> Callable[[Array], Array]:
         raise ValueError(f"activation: cannot read {form!r}: {error}") from error
 
 
-def shrink(v: Array, theta: Array, activation: Callable = relu) -> Array:
+def shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = relu) -> Array:
     r"""Shrinkage by two activations: rho(v - theta) - rho(-v - theta).
 
     With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the
-    kink. That derivative is read off the result, in forward and reverse mode and any order, so that
-    a backward pass keeps nothing but x.
+    kink. Its derivative is read off the result, in forward and reverse mode and at any order, so
+    that a backward pass stores nothing but x.
 
     Args:
         v: any shape.
-        theta: threshold, broadcast against `v`; non-negative (for theta < 0 the two forms differ).
+        theta: threshold, broadcast against `v`; non-negative.
+        activation: rho.
+
+    Returns:
+        The shape of v and theta, broadcast.
 
     Raises:
-        ValueError: a known theta is negative or NaN. Under `jit` it cannot be seen: theta < 0 then
-            expands.
+        ValueError: a known theta is negative or NaN. A traced one is not checked: theta < 0 expands
+            instead of shrinking.
 
     Reference: Li, Feng, Zhou (2024), equations (20) and (33).
+
+    Example:
+        >>> ur.shrink(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [-2.0, 0.0, 1.0]
     """
     _checks.nonnegative(theta, "theta", "shrink")
     if activation == relu:
@@ -407,61 +472,100 @@ def _soft_jvp(primals, tangents):
     return x, jnp.where(x != 0, dv - jnp.sign(x) * dtheta, jnp.zeros_like(x))
 
 
-def soft_threshold(v: Array, theta: Array) -> Array:
-    """sign(v) max(abs(v) - theta, 0), the proximal map of theta norm(x, 1); see `shrink`."""
+def soft_threshold(v: Array, theta: ArrayLike) -> Array:
+    """sign(v) max(abs(v) - theta, 0), the proximal map of theta norm(x, 1); see `shrink`.
+
+    Example:
+        >>> ur.soft_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [-2.0, 0.0, 1.0]
+    """
     return shrink(v, theta)
 
 
-def hard_threshold(v: Array, theta: Array) -> Array:
-    """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0)."""
+def hard_threshold(v: Array, theta: ArrayLike) -> Array:
+    """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0).
+
+    Raises:
+        ValueError: a known theta is negative or NaN.
+
+    Example:
+        >>> ur.activations.hard_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [-3.0, 0.0, 2.0]
+    """
     _checks.nonnegative(theta, "theta", "hard_threshold")
     return jnp.where(jnp.abs(v) > theta, v, jnp.zeros_like(v))
 
 
-def firm_threshold(v: Array, theta: Array, upper: Array) -> Array:
-    """0 up to theta, v from `upper` on, linear between (Gao and Bruce 1997); soft as upper -> inf.
+def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
+    """0 up to theta, v from `upper` on, linear in between; the soft threshold as upper -> inf.
 
     Raises:
         ValueError: known thresholds without 0 <= theta < upper.
+
+    Reference: Gao, Bruce (1997).
+
+    Example:
+        >>> ur.activations.firm_threshold(jnp.array([0.5, 2.0, 3.0]), 1.0, 3.0).tolist()
+        [0.0, 1.5, 3.0]
     """
     _checks.nonnegative(theta, "theta", "firm_threshold")
     if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
         raise ValueError(
             f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
         )
-    between = jax.nn.relu(jnp.abs(v) - theta) / (1 - theta / upper)  # this form stands upper = inf
+    between = jax.nn.relu(jnp.abs(v) - theta) / (1 - theta / upper)  # also for upper = inf
     return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
 
 
-def nonnegative_threshold(v: Array, theta: Array, activation: Callable = relu) -> Array:
-    """rho(v - theta): the proximal map of theta norm(x, 1) on x >= 0, a CNN's biased ReLU."""
+def nonnegative_threshold(
+    v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = relu
+) -> Array:
+    """rho(v - theta): a CNN's biased ReLU, the proximal map of theta norm(x, 1) on x >= 0.
+
+    Raises:
+        ValueError: a known theta is negative or NaN.
+
+    Example:
+        >>> ur.activations.nonnegative_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [0.0, 0.0, 1.0]
+    """
     _checks.nonnegative(theta, "theta", "nonnegative_threshold")
     return activation(v - theta)
 
 
-def select_support(v: Array, theta: Array, fraction: Array, activation: Callable = relu) -> Array:
-    r"""Shrinkage that lets the largest entries pass unshrunk ("support selection", LISTA-CPSS).
+def select_support(
+    v: Array, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array] = relu
+) -> Array:
+    r"""Shrinkage that passes the largest entries unshrunk: the support selection of LISTA-CPSS.
 
-    An entry passes as it is if it exceeds theta and belongs to the round(fraction d) largest
-    magnitudes; the comparison with the next magnitude is strict, so ties at the border are shrunk.
-    The choice carries no gradient.
+    An entry passes if it exceeds theta and is one of the round(fraction d) largest magnitudes. The
+    comparison with the next magnitude is strict, so that ties with it are shrunk. The selection
+    carries no gradient.
 
     Args:
         v: (d,).
         theta: () or (d,), non-negative.
         fraction: share of the entries, in [0, 1]; may be traced.
+        activation: rho of the shrinkage.
+
+    Returns:
+        (d,).
 
     Raises:
-        ValueError: a known fraction is outside [0, 1], or theta negative.
+        ValueError: a known fraction is outside [0, 1], or a known theta is negative or NaN.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 2.3.
+
+    Example:
+        >>> ur.activations.select_support(jnp.array([-3.0, 0.5, 2.0, 1.5]), 1.0, 0.5).tolist()
+        [-3.0, 0.0, 2.0, 0.5]
     """
     if _checks.is_concrete(fraction) and not 0 <= float(fraction) <= 1:
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
     d = v.shape[-1]
     magnitude = lax.stop_gradient(jnp.abs(v))
     count = jnp.round(jnp.asarray(fraction, jnp.float32) * d).astype(jnp.int32)
-    # For count = d there is no next magnitude and every entry that exceeds theta passes.
+    # For count = d there is no next magnitude, and every entry that exceeds theta passes.
     border = jnp.where(
         count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), -jnp.ones((), v.dtype)
     )
@@ -469,7 +573,7 @@ def select_support(v: Array, theta: Array, fraction: Array, activation: Callable
     return jnp.where(passes, v, shrink(v, theta, activation))
 
 
-def kth_largest(magnitude: Array, k: Array) -> Array:
+def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     r"""The k-th largest of non-negative numbers, exactly, by a binary search over the bit pattern.
 
     Non-negative floats are ordered as their bits are, so the answer is built bit by bit from the
@@ -482,12 +586,15 @@ def kth_largest(magnitude: Array, k: Array) -> Array:
 
     Returns:
         (), in the dtype of `magnitude`.
+
+    Example:
+        >>> float(ur.activations.kth_largest(jnp.array([3.0, 1.0, 2.0]), 2))
+        2.0
     """
+    narrow, magnitude = magnitude.dtype, widened(magnitude)
     dtype, k = magnitude.dtype, jnp.asarray(k).astype(jnp.int32)
-    if dtype.itemsize < 4:
-        return kth_largest(magnitude.astype(jnp.float32), k).astype(dtype)
     bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)
-    # floats are summed faster, and exactly up to 2^24
+    # Floats are summed faster than integers, and exactly up to 2^24.
     count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32
 
     def keep(i, found):
@@ -495,8 +602,8 @@ def kth_largest(magnitude: Array, k: Array) -> Array:
         count = jnp.sum((bits >= trial).astype(count_dtype))
         return jnp.where(count >= k.astype(count_dtype), trial, found)
 
-    # i is an int32 index: in bits' dtype the shift needs no promotion.
+    # i is an int32 index; in the dtype of `bits` the shift needs no promotion.
     found = lax.fori_loop(
         0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0
     )
-    return lax.bitcast_convert_type(found, dtype)
+    return lax.bitcast_convert_type(found, dtype).astype(narrow)

@@ -15,7 +15,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries import (
     Conv,
     Structured,
-    as_dictionary,
+    as_chain,
     column_norms,
     dense,
     magnitudes,
@@ -255,29 +255,6 @@ def _signals(y, Ds, xs, where: str) -> list[Array]:
 
 def _met(residuals, allowed, counts, sparsities) -> bool:
     return bool(np.all(np.isfinite(residuals) & (residuals <= allowed) & (counts <= sparsities)))
-
-
-def as_chain(Ds, where: str) -> tuple:
-    """The dictionaries of a chain in floating point, their shapes checked against each other.
-
-    Raises:
-        ValueError: one dictionary in place of a sequence, no dictionary, or neighbouring shapes
-            that do not meet.
-    """
-    if isinstance(Ds, Structured) or getattr(Ds, "ndim", 0) == 2:
-        raise ValueError(
-            f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, try [D]"
-        )
-    Ds = tuple(as_dictionary(D, where) for D in Ds)
-    if not Ds:
-        raise ValueError(f"{where}: expected at least one dictionary, got none")
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(
-                f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}; "
-                "the columns of one must be as many as the rows of the next"
-            )
-    return Ds
 
 
 def host_chain(Ds, where: str, dtype=np.float64) -> tuple:
