@@ -22,9 +22,7 @@ def gaussian(seed, m, d):
 
 
 def kkt(S, atoms):
-    """min_w w'S w subject to w . a = 1, column by column, from the linear system of its KKT
-    conditions.
-    """
+    """min_w w'S w subject to w . a = 1, column by column, from its KKT system."""
     m = len(S)
     columns = []
     for a in atoms.T:
@@ -120,9 +118,7 @@ def test_analytic_exports_the_same_function():
 
 
 def window_system(filters, stride):
-    """The matrix, on the entries of a window, that collects every filter at every shift by a
-    multiple of the stride.
-    """
+    """S on the entries of a window: every filter at every shift by a multiple of the stride."""
     n_atoms, channels, *kernel = filters.shape
     reach = [range(-((n - 1) // t), (n - 1) // t + 1) for n, t in zip(kernel, stride)]
     Q = np.zeros((channels * int(np.prod(kernel)),) * 2)
@@ -238,9 +234,7 @@ def test_no_weights_have_a_lower_ridged_energy():
 
 
 def test_a_ridge_is_the_trade_of_noise_against_interference():
-    """With codes of variance v and noise of variance s^2, W of ridge s^2 / v has the least mean
-    squared error of w.y.
-    """
+    """With codes of variance v and noise of variance s^2, ridge s^2 / v minimises the error."""
     D, v, noise = gaussian(2, 8, 20), 0.7, 0.4
 
     def error(W):  # of w_i . (D x + e) - x_i, in expectation
@@ -376,7 +370,6 @@ def test_the_public_lista_benchmark_has_the_known_optimum():
     products = np.asarray(theory.frobenius_weights(D)).T @ D
     assert np.diag(products) == pytest.approx(np.ones(500), abs=250 * EPS)
     off = products - np.diag(np.diag(products))
-    # The known numbers, to their last digit; the atoms were born in float32, so nothing finer is
-    # meant.
+    # The known numbers to their last digit; the atoms were made in float32.
     assert np.sum(off**2) == pytest.approx(502.270929, abs=5e-7)
     assert np.abs(off).max() == pytest.approx(0.206865, abs=5e-7)
