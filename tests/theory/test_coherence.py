@@ -1,4 +1,4 @@
-"""Coherence against brute force, the sparsity that it admits (Theorem 1), and rounding."""
+"""Coherence against brute force, what it permits (Theorem 1), and the rounding guard."""
 
 import itertools
 import math
@@ -91,7 +91,7 @@ def test_a_zero_column_is_refused_where_values_are_known_and_nan_under_jit():
 
 @jax.jit
 def everything(W, D):
-    """Every coherence of a pair, and the pair as numpy matrices, so that one compilation serves."""
+    """What theory says about a pair, and the pair as matrices, from one compilation."""
     return (
         theory.mutual_coherence(D),
         *theory.coherence(W, D),
@@ -194,11 +194,17 @@ def test_coherence_refuses_other_shapes_and_atoms_off_unit_norm():
         theory.coherence(D, D.at[:, 0].set(0.0))
 
 
-@pytest.mark.parametrize("D, error", [(np.ones(3), ValueError), (np.ones((3, 0)), ValueError),
-                                      (np.full((2, 2), np.nan), ValueError),
-                                      (np.eye(2) * 1j, TypeError),
-                                      ("D", TypeError)])  # fmt: skip
-def test_other_objects_than_dictionaries_are_refused(D, error):
+@pytest.mark.parametrize(
+    "D, error",
+    [
+        (np.ones(3), ValueError),
+        (np.ones((3, 0)), ValueError),
+        (np.full((2, 2), np.nan), ValueError),
+        (np.eye(2) * 1j, TypeError),
+        ("D", TypeError),
+    ],
+)
+def test_what_is_not_a_dictionary_is_refused(D, error):
     with pytest.raises(error, match="mutual_coherence"):
         theory.mutual_coherence(D)
 
@@ -236,7 +242,7 @@ def test_babel_of_equiangular_atoms_is_s_mu_and_of_one_atom_zero():
 
 
 def test_babel_knows_that_close_pairs_are_far_from_the_rest():
-    """Orthogonal pairs at 0.45: mu admits one nonzero, the babel condition any number."""
+    """With coherent pairs only, mu admits one nonzero but the Babel condition any number."""
     D = np.kron(np.eye(4), unit(np.array([[1, 0.45], [0, math.sqrt(1 - 0.45**2)]])))
     assert theory.max_sparsity(theory.mutual_coherence(D), 8) == 1
     assert theory.babel(D, 6) + theory.babel(D, 7) == pytest.approx(0.9, abs=ROUNDING)
@@ -368,8 +374,8 @@ def test_sparsity_bound_by_hand():
     (1 / 31, 10, 10),  # no more than d
     (1 / 32, 2048, 16),  # 16.5
     (1 / 30.9999999999, 100, 15),  # an integer within rounding
-    (0.0, 7, 7), (1e-320, 7, 7), (1.0, 5, 0), (2.0, 5, 0),
-    (0.34, 5, 1), (1 / 3, 5, 1), (0.33, 5, 2),
+    (0.0, 7, 7), (1e-320, 7, 7), (1.0, 5, 0), (2.0, 5, 0), (0.34, 5, 1), (1 / 3, 5, 1),
+    (0.33, 5, 2),
 ])  # fmt: skip
 def test_max_sparsity_is_the_largest_integer_strictly_below_the_bound(mu, d, expected):
     assert theory.max_sparsity(mu, d) == expected
@@ -401,9 +407,16 @@ def test_max_sparsity_needs_a_dictionary_size():
 # Rounding guard.
 
 
-@pytest.mark.parametrize("precision, eps", [(None, None), ("highest", None), ("float32", 2.0**-23),
-                                            ("tensorfloat32", 2.0**-10),
-                                            ("bfloat16", 2.0**-7)])  # fmt: skip
+@pytest.mark.parametrize(
+    "precision, eps",
+    [
+        (None, None),
+        ("highest", None),
+        ("float32", 2.0**-23),
+        ("tensorfloat32", 2.0**-10),
+        ("bfloat16", 2.0**-7),
+    ],
+)
 def test_rounding_guard_is_4_eps_G_s_B(dtype, precision, eps):
     rng = np.random.default_rng(6)
     D = unit(rng.normal(size=(9, 14))).astype(dtype)

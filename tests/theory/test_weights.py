@@ -22,7 +22,7 @@ def gaussian(seed, m, d):
 
 
 def kkt(S, atoms):
-    """argmin_w w'S w subject to w . a = 1 for every column a, by the KKT system."""
+    """min_w w'S w subject to w . a = 1, column by column, from its KKT system."""
     m = len(S)
     columns = []
     for a in atoms.T:
@@ -116,7 +116,7 @@ def test_analytic_exports_the_same_function():
 
 
 def window_system(filters, stride):
-    """S of one window: the products of all filters at all shifts by multiples of the stride."""
+    """S on the entries of a window: every filter at every shift by a multiple of the stride."""
     n_atoms, channels, *kernel = filters.shape
     reach = [range(-((n - 1) // t), (n - 1) // t + 1) for n, t in zip(kernel, stride)]
     Q = np.zeros((channels * int(np.prod(kernel)),) * 2)
@@ -229,8 +229,8 @@ def test_no_weights_have_a_lower_ridged_energy():
             assert np.sum((other.T @ D) ** 2) + ridge * np.sum(other**2) > energy
 
 
-def test_a_ridge_trades_noise_against_interference():
-    """With codes of variance v and noise of variance s^2, ridge s^2 / v has the least error."""
+def test_a_ridge_is_the_trade_of_noise_against_interference():
+    """With codes of variance v and noise of variance s^2, ridge s^2 / v minimises the error."""
     D, v, noise = gaussian(2, 8, 20), 0.7, 0.4
 
     def error(W):  # of w_i . (D x + e) - x_i, in expectation
@@ -365,6 +365,6 @@ def test_the_public_lista_benchmark_has_the_known_optimum():
     products = np.asarray(theory.frobenius_weights(D)).T @ D
     assert np.diag(products) == pytest.approx(np.ones(500), abs=250 * EPS)
     off = products - np.diag(np.diag(products))
-    # The published numbers, to their last digit; the atoms were generated in float32.
+    # The known numbers to their last digit; the atoms were made in float32.
     assert np.sum(off**2) == pytest.approx(502.270929, abs=5e-7)
     assert np.abs(off).max() == pytest.approx(0.206865, abs=5e-7)
