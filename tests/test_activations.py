@@ -1,6 +1,4 @@
-"""Activations against dense grids, thresholds against brute-force proximal maps, supports against
-sorting.
-"""
+"""Activations against grids, thresholds against proximal maps, supports against sorting."""
 
 import dataclasses
 import functools
@@ -31,9 +29,7 @@ STEP = 1e-3  # grid spacing: slopes are seen to about STEP, extreme values to ab
 
 
 def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
-    """Comparison on the host: numpy's asserts would compile their operations for every shape of a
-    jax array.
-    """
+    """Compare on the host: numpy's asserts on jax arrays would compile for every shape."""
     np.testing.assert_allclose(
         np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name
     )
@@ -56,17 +52,13 @@ def measured(act, unit=1.0, reach=50.0):
 
 
 def assert_bounds(act, seen):
-    """The constants of `act` are at least what the grid shows; 1e-9 is the rounding of a difference
-    quotient.
-    """
+    """The constants of `act` bound what the grid shows, to the rounding of a quotient, 1e-9."""
     for name in CONSTANTS:
         assert seen[name] <= getattr(act, name) + 1e-9, name
 
 
 def assert_tight(act, seen, unit=1.0, names=CONSTANTS):
-    """Finite constants are at most what the grid shows plus its accuracy: as abs(h'') <= 2, slopes
-    are good to STEP.
-    """
+    """Finite constants are what the grid shows, to its accuracy: STEP for slopes, abs(h'') <= 2."""
     for name in names:
         slack = 2 * STEP if name == "tail_lipschitz" else 1e-6 * unit
         if math.isfinite(getattr(act, name)):

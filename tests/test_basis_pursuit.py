@@ -1,6 +1,4 @@
-"""Basis pursuit against HiGHS and its optimality conditions, where it equals l0 (Theorem 2), and
-its chain (DSC_1).
-"""
+"""Basis pursuit against HiGHS and optimality conditions, where it equals l0, and its chain."""
 
 import itertools
 from functools import cache
@@ -15,7 +13,7 @@ from oracles import matrix, normal, unit
 from unrolled import dictionaries, pursuit, theory
 
 EPS = np.finfo(float).eps
-# All but the large one, which is asked for by name.
+# All but the large one, which tests request by name.
 every_dictionary = pytest.mark.parametrize(
     "name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"]
 )
@@ -34,7 +32,7 @@ def identity_dct():
 
 
 def assert_solved(D, y, found, expected, near=1e-7):
-    """The fields of a result say what it is, and its l1 norm is the least."""
+    """The fields of a result are consistent, and its l1 norm is the least."""
     x = np.asarray(found.x)
     assert found.converged and -1e-9 <= found.gap <= 1e-9
     assert found.residual == pytest.approx(
@@ -81,7 +79,7 @@ def test_the_gap_is_closed_where_many_atoms_tie():
 
 
 def test_optimality_by_a_dual_certificate_of_its_own():
-    """z with D_S'z = sign(x_S) and |D'z| <= 1 elsewhere proves x optimal, whatever solved it."""
+    """z with D_S'z = sign(x_S) and |D'z| <= 1 elsewhere proves that x is optimal."""
     D = matrix("gaussian 8x16")
     for seed in range(5):
         x = np.asarray(pursuit.basis_pursuit(D, D @ normal(seed, 16)).x)
@@ -184,9 +182,7 @@ def test_zero_atoms_get_no_weight():
 
 
 def test_twins_share_one_weight():
-    """Duplicates make the solution a set: any one of it has the least norm, and twins never pull
-    against each other.
-    """
+    """With duplicate atoms the solution is not unique, but twins never oppose each other."""
     D = matrix("duplicate and antiparallel")
     y = D @ normal(1, 16)
     found = pursuit.basis_pursuit(D, y)
@@ -225,7 +221,7 @@ def test_atoms_of_any_norms():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_small_random_degenerate_programs(seed):
-    """Entries -1, 0, 1, repeated atoms, low rank: every one is solved to HiGHS's value and says so."""
+    """Entries -1, 0, 1, repeated atoms, low rank: each is solved to the value of HiGHS."""
     rng = np.random.default_rng(seed)
     for _ in range(40):
         m, d = rng.integers(1, 7), rng.integers(1, 13)
@@ -290,8 +286,7 @@ def test_jit_is_eager_and_vmap_over_signals_is_a_loop():
         alone, inside = pursuit.basis_pursuit(D, y), jitted(D, y)
         for a, b in zip(alone, inside):
             assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
-        # One matrix product of a batch rounds otherwise than that of a signal; dense codes are
-        # vertices.
+        # A product of a batch rounds differently from that of a signal; dense codes are vertices.
         assert batch.x[k] == pytest.approx(np.asarray(alone.x), rel=1e-9, abs=1e-12)
         assert batch.converged[k] and batch.residual[k] <= 1e-12 * np.linalg.norm(y)
 
@@ -330,9 +325,7 @@ def test_empty_and_single_batches():
 
 
 def slope_and_difference(f, at, along, h=1e-6):
-    """The directional derivative by jvp and by central differences; the map is rational near a
-    nondegenerate vertex.
-    """
+    """The directional derivative by jvp and by central differences, near a nondegenerate vertex."""
     _, slope = jax.jvp(f, (at,), (along,))
     return np.asarray(slope), np.asarray(f(at + h * along) - f(at - h * along)) / (2 * h)
 
@@ -365,9 +358,7 @@ def test_gradients_are_the_transposed_derivatives_under_jit_and_vmap():
 
 @pytest.mark.parametrize("name", UNIQUE)
 def test_the_derivative_at_a_sparse_code_moves_its_support_alone(name):
-    """y moves within the span of the support, so the code does: exactly by the coefficients of the
-    motion.
-    """
+    """If y moves within the span of the support, the code moves by the same coefficients."""
     D = UNIQUE[name]()
     code = sparse(D.shape[1], 2)
     motion = np.where(code != 0, normal(4, D.shape[1]), 0)
@@ -495,9 +486,7 @@ def test_structured_dictionaries_give_the_codes_of_their_matrix():
 
 @cache
 def chain():
-    """Two dictionaries: the sparse codes of the second make sparse signals, which are codes of the
-    first.
-    """
+    """Two dictionaries: sparse codes of the second make sparse codes of the first."""
     D1 = np.asarray(dictionaries.identity_hadamard(32))  # mu = 1 / sqrt(32): s <= 3
     D2 = np.asarray(dictionaries.transversal(jax.random.key(1), 3, 7, 40))  # mu = 1 / 3: s <= 1
     D2 = np.vstack([D2, np.zeros((64 - 21, 40))])  # its 21 rows are the first atoms of D1

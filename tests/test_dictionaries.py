@@ -1,6 +1,4 @@
-"""Dictionaries against matrices built entry by entry: families, convolutions, and what is made of
-them.
-"""
+"""Dictionaries against matrices built entry by entry: families, convolutions, compositions."""
 
 import dataclasses
 import functools
@@ -18,14 +16,12 @@ from unrolled import theory as ut
 from unrolled.dictionaries._base import scale_columns
 
 EPS = np.finfo(float).eps
-# For programs that run once: compiling is all their time, and this halves it.
+# For programs that run once: nearly all their time is compiling, and this halves it.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
-    """Comparison on the host: numpy's asserts would compile their operations for every shape of a
-    jax array.
-    """
+    """Compare on the host: numpy's asserts on jax arrays would compile for every shape."""
     np.testing.assert_allclose(
         np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name
     )
@@ -152,9 +148,7 @@ def test_ill_conditioned(key):
 
 
 def conv_matrix(filters, signal_shape, stride, boundary):
-    """The matrix of a `Conv` from its definition: atom (f, i) holds filters[f, c, k] at row (c, i t
-    + k).
-    """
+    """The matrix of a `Conv` from its definition: filters[f, c, k] at row (c, i t + k)."""
     n_atoms, n_channels, *kernel = filters.shape
     if boundary == "valid":
         positions = [(N - n) // t + 1 for N, n, t in zip(signal_shape, kernel, stride)]
@@ -184,9 +178,7 @@ def all_norms(Ds):
 
 
 def assert_convs(filters, signal_shape, strides, boundary):
-    """The `Conv` of each stride agrees with the matrix from the definition; with more channels, so
-    do its norms.
-    """
+    """The `Conv` of each stride is the matrix of the definition; so are its norms."""
     Ds = [ud.Conv(filters, signal_shape, stride, boundary) for stride in strides]
     Ms = [conv_matrix(filters, signal_shape, stride, boundary) for stride in strides]
     # a sum of that many entries, in another order
@@ -240,7 +232,7 @@ def test_conv_in_three_dimensions_with_unequal_strides(boundary):
 
 
 def test_conv_with_a_kernel_of_many_strides():
-    """Beyond 32 of them the products are computed otherwise."""
+    """More than 32 strides take another path."""
     filters = np.random.default_rng(0).normal(size=(2, 1, 33))
     assert_convs(filters, (35,), [(1,), (2,)], "valid")
 
@@ -321,7 +313,7 @@ def test_shift_invariance_and_shifts():
 
 @compiled
 def answers(D, x, r, X, R):
-    """All that a dictionary answers, compiled at once."""
+    """What a dictionary answers, compiled at once."""
     return {
         "dense": ud.dense(D),
         "dense(T)": ud.dense(D.T),
@@ -338,9 +330,7 @@ def answers(D, x, r, X, R):
 
 
 def assert_answers(D, M, name=""):
-    """`D` answers as the matrix `M` does; all sums have at most m + d terms of size 1, hence the
-    tolerance.
-    """
+    """`D` answers as the matrix `M` does, to the rounding of sums of m + d terms of size 1."""
     m, d = M.shape
     rng = np.random.default_rng(m * d)
     x, r, X, R = (rng.normal(size=shape) for shape in (d, m, (d, 2), (2, m)))
@@ -415,7 +405,7 @@ def kind(request):
     params=["Conv", "Conv.T", "Composed, nested", "Concatenated, mixed", "Sparse over Conv"]
 )
 def main_kind(request):
-    """One of each class: what the classes share need not be tried on every combination."""
+    """One dictionary of each class, for what the combinations share."""
     return KINDS[request.param]
 
 
@@ -441,7 +431,7 @@ def test_normalize_splits_off_the_norms(name):
         return unit, norms, ud.dense(unit)
 
     unit, norms, U = jax.device_get(split(D))
-    # A transpose cannot take the weights in: it is wrapped.
+    # A transpose cannot absorb the weights: it is wrapped.
     assert isinstance(unit, ud.Rescaled if name == "Conv.T" else type(D))
     assert norms.shape == M.shape[1:]
     # The norm and the products behind an atom: m + d terms at most, of size at most that of M.
@@ -578,6 +568,19 @@ def test_gradients(main_kind):
         assert (up - down) / 2e-5 == pytest.approx(
             np.sum(by_leaves[i] * direction), rel=1e-6, abs=1e-6 * np.abs(M).sum()
         )
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_conv_in_half_precision(half):
+    eps = float(jnp.finfo(half).eps)
+    for D in (CONVS["valid"], CONVS["circular"]):
+        low = ud.normalize(D)[0].astype(half)
+        high = low.astype(float)
+        for f in (ud.spectral_norm, lambda D: ut.frobenius_weights(D).filters):
+            ours, expected = f(low), f(high)
+            assert ours.dtype == half
+            # The bound of the norm is raised by 32 eps of the dtype under the root.
+            assert_close(ours, expected, rtol=20 * eps, atol=2 * eps)
 
 
 def test_filters_learn_through_grad():
@@ -992,6 +995,43 @@ def test_operands_hint_at_the_slip(shape, hint):
             match=rf"f: D has shape \(8, 12\) but y has shape .*must have shape \(8,\)\. .*{hint}",
         ):
             ud.operands(D, np.ones(shape), "f")
+
+
+def test_chains():
+    Ds = ud.as_chain((D for D in (np.eye(8), CONV, np.ones((12, 2), int))), "f")
+    assert [D.shape for D in Ds] == [(8, 8), (8, 12), (12, 2)]
+    assert all(D.dtype == float for D in Ds)
+    for wrong, error, message in (
+        (np.eye(2), ValueError, r"f: Ds is one dictionary of shape \(2, 2\); .* try \[D\]"),
+        (CONV, ValueError, r"f: Ds is one dictionary of shape \(8, 12\)"),
+        ([], ValueError, "f: expected at least one dictionary, got none"),
+        (None, TypeError, "f: expected a sequence of dictionaries, got NoneType"),
+        ([np.eye(2), np.ones(2)], ValueError, r"f: D has shape \(2,\)"),
+        (
+            [np.eye(2), np.eye(3)],
+            ValueError,
+            r"f: D_1 has shape \(2, 2\) but D_2 has shape \(3, 3\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            ud.as_chain(wrong, "f")
+
+
+def test_batches():
+    Y, X = np.ones((3, 8)), np.ones((3, 12))
+    for D in (CONV, ud.dense(CONV)):
+        ud.check_batch(D, Y, X, "f")
+        ud.check_batch(D, jnp.asarray(Y), None, "f")
+        for wrong in ((Y[0], X), (Y, X[0]), (Y, X[:2]), (X, Y), (Y.T, X.T), (Y[:, :7], X)):
+            with pytest.raises(
+                ValueError, match=r"f: Y has .* and X .*; expected \(batch, 8\) and \(batch, 12\)$"
+            ):
+                ud.check_batch(D, *wrong, "f")
+        with pytest.raises(ValueError, match=r"\(0, 8\) and X \(0, 12\);.* at least one signal"):
+            ud.check_batch(D, Y[:0], X[:0], "f")
+        with pytest.raises(ValueError, match=r"f: Y has shape \(8,\); expected \(batch, 8\)$"):
+            ud.check_batch(D, Y[0], None, "f")
+    jax.jit(lambda Y: ud.check_batch(CONV, Y, None, "f"))(Y)
 
 
 def test_unit_atoms():

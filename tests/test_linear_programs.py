@@ -1,6 +1,4 @@
-"""Basis pursuit in batches against HiGHS: the first-order method, the simplex and the interior
-point by themselves.
-"""
+"""Basis pursuit in batches against HiGHS, and each of its three methods alone."""
 
 from functools import cache
 
@@ -30,20 +28,19 @@ def gap(found):
 
 
 def check_certificate(A, Y, found):
-    """V makes Y, |A'Z| <= 1, and both values are what they say, to rounding; no gap is negative."""
+    """A V = Y, |A'Z| <= 1 and the values are right, up to rounding; no gap is negative."""
     V, Z, S = found.V, found.Z, np.linalg.svd(A, compute_uv=False)
     cond = S[0] / S[S > 1e-12 * S[0]][-1]
     assert np.abs(A @ V - Y).max() <= 1e-11 * np.abs(Y).max()
-    assert (
-        np.abs(A.T @ Z).max() <= 1 + 4 * len(A) * EPS * cond
-    )  # z is lifted by the inverse singular values
+    # The lift divides z by the singular values.
+    assert np.abs(A.T @ Z).max() <= 1 + 4 * len(A) * EPS * cond
     assert found.primal == pytest.approx(np.abs(V).sum(0), rel=1e-12)
     assert found.dual == pytest.approx(np.sum(Y * Z, 0), rel=1e-9)
     assert (found.dual <= found.primal * (1 + 1e-11)).all()
 
 
 def give_up(monkeypatch):
-    """The simplex gives up at once; the list of its calls."""
+    """Make the simplex give up at once; returns the list of its calls."""
     calls = []
     monkeypatch.setattr(lp, "_simplex", lambda *args: calls.append(args) or (None, 0))
     return calls
@@ -65,8 +62,8 @@ def test_the_first_order_method_only_saves_pivots(name, iterations):
     A, Y = matrix(name), dense_signals(name)
     found, expected = (lp.basis_pursuit(lp.whiten(A), Y, iterations=k) for k in (iterations, 50))
     check_certificate(A, Y, found)
-    # Neighbouring bumps make every basis singular: the interior point, without a start, ends where
-    # its matrices do.
+    # Neighbouring bumps make every basis singular, and without a good start the interior point ends
+    # when its matrices become singular.
     most = 1e-5 if name == "bumps" and iterations < 200 else 1e-9
     assert gap(found) <= most
     assert found.primal == pytest.approx(expected.primal, rel=2 * most)
@@ -79,8 +76,8 @@ def test_the_interior_point_alone_reaches_the_gap(name, iterations, monkeypatch)
     expected, calls = lp.basis_pursuit(lp.whiten(A), Y), give_up(monkeypatch)
     found = lp.basis_pursuit(lp.whiten(A), Y, iterations=iterations)
     check_certificate(A, Y, found)
-    # Neighbouring bumps make every basis singular: the interior point, without a start, ends where
-    # its matrices do.
+    # Neighbouring bumps make every basis singular, and without a good start the interior point ends
+    # when its matrices become singular.
     most = 1e-5 if name == "bumps" and iterations < 200 else 1e-9
     assert gap(found) <= most
     assert found.primal == pytest.approx(expected.primal, rel=2 * most)
@@ -102,9 +99,8 @@ def test_a_banned_entry_stays_zero_and_the_rest_is_optimal(name):
     A = matrix(name)
     leverage = np.sum(lp.whiten(A).Q ** 2, 0)
     atoms = np.flatnonzero(leverage < 1 - 1e-6)[:4]  # atoms in the span of the others
-    found = lp.basis_pursuit(
-        lp.whiten(A), A[:, atoms], banned=atoms, tol=1e-6
-    )  # as the coherence programs ask
+    # The form of the coherence programs.
+    found = lp.basis_pursuit(lp.whiten(A), A[:, atoms], banned=atoms, tol=1e-6)
     assert not found.V[atoms, np.arange(len(atoms))].any() and gap(found) <= 1e-6
     assert np.abs(A @ found.V - A[:, atoms]).max() <= 1e-12 * np.abs(found.V).sum(0).max()
     products = np.abs(A.T @ found.Z)
@@ -153,13 +149,13 @@ def test_eta_updates_solve_with_the_exchanged_basis():
         basis.exchange(r, basis.solve(a))
         B[:, r] = a
     c = rng.normal(size=20)
-    # 63 updates of random matrices: errors grow by their condition numbers, some 1e2 each at worst.
+    # 63 updates of random matrices: errors grow by their condition numbers, up to about 1e2 each.
     assert basis.solve(c) == pytest.approx(np.linalg.solve(B, c), rel=1e-6, abs=1e-8)
     assert basis.solve_transposed(c) == pytest.approx(np.linalg.solve(B.T, c), rel=1e-6, abs=1e-8)
 
 
 def test_long_steps_pass_breakpoints_and_save_pivots(monkeypatch):
-    """With signs that flip several times in one pivot the objective still falls at every pivot."""
+    """The objective falls at every pivot, even if several signs flip in one."""
     values, passed, basis = [], [], lp._Basis
 
     class Watched(basis):
@@ -183,15 +179,13 @@ def test_the_simplex_gives_up_on_a_singular_basis_and_on_unbounded_stalling():
     atoms = atoms.copy()
     atoms[1] = atoms[0]
     assert lp._simplex(atoms, c, S, None, 1e-9) == (None, 0)
-    # A vertex of one nonzero among many degenerate bases: few pivots, or none of use.
+    # A vertex of one nonzero has many degenerate bases: pivots are few or useless.
     assert lp._simplex(start(6, 20)[1], Q[:, 0], S.copy(), None, 1e-9)[1] <= 20 + 3 * 6
 
 
 @pytest.mark.parametrize("name", ["bumps", "vandermonde", "near duplicate", "gaussian 20x60"])
-def test_the_vertex_of_the_simplex_makes_its_signal(name):
-    """Pivots through nearly singular bases leave their error in v, unless the last basis is solved
-    again.
-    """
+def test_the_vertex_of_the_simplex_reproduces_its_signal(name):
+    """Errors of pivots through nearly singular bases are removed by a last solve."""
     whitened, rng, solved = lp.whiten(matrix(name)), np.random.default_rng(0), 0
     Q, C = whitened.Q, whitened.into @ dense_signals(name)
     atoms, (r, d) = np.ascontiguousarray(Q.T), Q.shape
@@ -211,9 +205,7 @@ def test_the_vertex_of_the_simplex_makes_its_signal(name):
 
 @pytest.mark.parametrize("m, n", [(1, 3), (4, 4), (5, 12), (20, 60)])
 def test_the_interior_point_solves_a_minimax_program(m, n):
-    """min max |B'w| : c . w = 1 against HiGHS, with multipliers that prove it: B v = nu c, |v|_1 =
-    1, nu = the value.
-    """
+    """min max |B'w| : c . w = 1 against HiGHS, proved by the multipliers: B v = nu c, |v|_1 = 1."""
     B, c = normal(0, m, n), normal(1, m)
     w, (v, nu), steps = lp.interior_point(B, np.zeros(n), np.ones(n), c, c, 1e-9)
     value = np.abs(B.T @ w).max()
@@ -240,7 +232,7 @@ def test_the_interior_point_starts_anywhere():
     assert len(values) > 3 and values == pytest.approx([values[0]] * len(values), rel=1e-8)
 
 
-def test_the_interior_point_returns_its_best_iterate_where_steps_run_out():
+def test_the_interior_point_returns_its_best_iterate_when_steps_run_out():
     B, c = normal(0, 6, 15), normal(1, 6)
     for max_steps in (0, 1, 3):
         w, (v, nu), steps = lp.interior_point(
@@ -250,7 +242,7 @@ def test_the_interior_point_returns_its_best_iterate_where_steps_run_out():
 
 
 def test_dependent_and_nearly_dependent_rows_do_not_stop_the_interior_point():
-    """The normal equations are singular there: the Cholesky factor takes a little on its diagonal."""
+    """The normal equations are singular there, so the factorisation adds a ridge."""
     B, c = normal(0, 3, 12), normal(1, 3)
     expected = oracles.least_coherence(np.column_stack([c, B]), 0)
     for extra in (0, 1e-9, 1e-6):
@@ -290,13 +282,14 @@ def test_the_caller_chooses_the_order_and_the_end():
 
 def test_progress_counts_settled_programs():
     seen = []
-    lp.basis_pursuit(lp.whiten(matrix("gaussian 20x60")), dense_signals("gaussian 20x60"), iterations=0,
+    lp.basis_pursuit(lp.whiten(matrix("gaussian 20x60")), dense_signals("gaussian 20x60"),
+                     iterations=0,
                      progress=lambda *counts: seen.append(counts))  # fmt: skip
     assert seen[-1] == (3, 3) and seen == sorted(seen)
 
 
 def test_bounds_never_get_worse(monkeypatch):
-    """A finish that returns rubbish leaves the points of the first-order method."""
+    """If the finish returns bad points, those of the first-order method stay."""
     A, Y = matrix("gaussian 8x16"), dense_signals("gaussian 8x16")
     untouched = lp.basis_pursuit(lp.whiten(A), Y, choose=lambda *args: None)
     rng = np.random.default_rng(0)
@@ -314,9 +307,8 @@ def test_whitening_keeps_the_row_space(name):
     Q, into, lift = lp.whiten(A)
     r = np.linalg.matrix_rank(A)
     assert Q.shape == (r, A.shape[1]) and Q @ Q.T == pytest.approx(np.eye(r), abs=1e-13)
-    assert into @ A == pytest.approx(
-        Q, abs=1e-9
-    )  # rounding times the inverse singular values, 1e6 at worst
+    # Rounding times the inverse singular values, 1e6 at worst.
+    assert into @ A == pytest.approx(Q, abs=1e-9)
     assert np.array_equal(lift, into.T)
 
 

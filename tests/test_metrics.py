@@ -1,6 +1,4 @@
-"""Metrics against plain numpy formulas, their edge cases, and optimality against scikit-learn's
-LASSO.
-"""
+"""Metrics against plain numpy formulas, their edge cases, and the LASSO of scikit-learn."""
 
 import jax
 import jax.numpy as jnp

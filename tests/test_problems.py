@@ -1,6 +1,4 @@
-"""Planted problems have exactly the sparsity, bounds and noise they promise, and the statistics
-they name.
-"""
+"""Planted problems have the sparsity, bounds and noise they promise, and the statistics."""
 
 import math
 

@@ -17,9 +17,7 @@ def unit(D):
 
 
 def problem(seed, m=M, d=N, share=0.2):
-    """A dictionary, a signal of three atoms with noise, and a penalty that is `share` of the
-    largest useful one.
-    """
+    """D, a noisy signal of three atoms, and a penalty that is `share` of the largest useful one."""
     rng = np.random.default_rng(seed)
     D = unit(rng.normal(size=(m, d)))
     y = D[:, :3] @ rng.normal(size=3) + 0.1 * rng.normal(size=m)
@@ -36,7 +34,7 @@ def far(D, y, lam):
 
 
 def exact(D, y, lam):
-    """The solution from its support and signs by a linear solve, with its optimality checked here."""
+    """The solution from its support and signs by a linear solve, checked to be optimal."""
     x = np.asarray(far(D, y, lam))
     S = np.abs(x) > 1e-6 * np.abs(x).max()
     signs = np.sign(x[S])

@@ -1,9 +1,9 @@
 """Checks of what a user passes in: a static fault raises here, at trace time.
 
-Every message says what was wrong, what was got, what was expected and what to try.
-Values can be checked only where they are known: under `jit` the value checks pass,
-and the caller's docstring says what the result is then. They look through numpy, since
-inside `jit` even an operation on known arrays is traced.
+Every message says what was wrong, what was passed, what was expected and what to try. Values can be
+checked only where they are known: under `jit` the value checks pass, and the docstring of the
+caller says what the result is then. The checks use numpy, since inside `jit` even an operation on
+known arrays is traced.
 """
 
 import operator
@@ -20,7 +20,7 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 def is_concrete(tree) -> bool:
-    """True if no leaf of `tree` is a tracer, so that values may be looked at."""
+    """Whether no leaf of `tree` is a tracer, so that values can be checked."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
@@ -41,8 +41,8 @@ def as_float(x, name: str, where: str) -> Array:
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
         if not jax.config.jax_enable_x64:
             warn(
-                f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or enable "
-                "float64 with `jax.config.update('jax_enable_x64', True)`"
+                f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or "
+                "enable float64 with `jax.config.update('jax_enable_x64', True)`"
             )
             x = x.astype(np.float32)
     try:
@@ -53,13 +53,14 @@ def as_float(x, name: str, where: str) -> Array:
         ) from error
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(
-            f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary parts"
+            f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary "
+            "parts"
         )
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the caller outside of this package, however deep inside it was noticed."""
+    """Warn at the line of the caller outside of this package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1

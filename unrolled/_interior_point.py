@@ -1,23 +1,39 @@
-"""An interior point for linear programs of the minimax kind, and the least entries at a given
-coherence (Definition 8).
-"""
+"""An interior point method for minimax linear programs, and for the least entries of weights."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
+# Steps go this share of the way to the border, at most 1.
+_TO_BORDER = 0.995
+# Centrality corrections (Gondzio 1996): at most so many; they aim at steps longer by _AMBITION,
+# with complementarity products within a factor _SPREAD of the centre, and one is kept if it
+# lengthens the two steps together by _WORTH. More than two gained little.
+_CORRECTIONS, _AMBITION, _SPREAD, _WORTH = 2, 0.3, 10, 0.02
+# Shares of the largest diagonal entry added in turn until a Cholesky factorisation succeeds.
+_RIDGES = (0.0, 1e-15, 1e-12, 1e-9)
+# The start: t above the largest excess by a factor of two, slacks at least this share of the
+# largest right-hand side.
+_LEAST_SLACK = 0.03
+_LEAST_EXCESS = 1e-8
+# Keeps a scale from being zero.
+_TINY = 1e-300
 
-def lapack():
-    """scipy's LAPACK, imported when it is first needed."""
+
+def lapack() -> ModuleType:
+    """scipy's LAPACK, imported on first use."""
     from scipy.linalg import lapack
 
     return lapack
 
 
-def blas():
-    """scipy's products, for loops that factorise too: numpy's threads, another pool, would spin
-    beside scipy's.
+def blas() -> ModuleType:
+    """scipy's BLAS, for products in loops that also factorise.
+
+    numpy has a thread pool of its own, whose threads would spin beside those of scipy.
     """
     from scipy.linalg import blas
 
@@ -25,11 +41,11 @@ def blas():
 
 
 @contextmanager
-def one_thread():
-    """One BLAS thread inside, where threadpoolctl is installed (scikit-learn brings it).
+def one_thread() -> Iterator[None]:
+    """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
 
-    Factorisations of a few hundred rows gain nothing from two, and lose up to a hundredfold where
-    another process holds a core.
+    Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
+    hundred times slower when another process holds a core.
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -41,29 +57,30 @@ def one_thread():
 
 
 class _Rows:
-    """The constraints |M'w| <= b + e t as rows of x = (w, t), for both signs at once: arrays of
-    them are (2, len(b)).
+    """The constraints |M'w| <= b + e t as rows of x = (w, t), M = B or [B, I].
+
+    Arrays over the constraints have shape (2, len(b)), one row per sign.
     """
 
-    def __init__(self, B, b, e):
+    def __init__(self, B: np.ndarray, b: np.ndarray, e: np.ndarray):
         self.B, self.b, self.e = np.asfortranarray(B), b, e
         self.r, self.n = B.shape
         self.boxed = len(b) > self.n  # M = [B, I]
 
-    def forward(self, x):
+    def forward(self, x: np.ndarray) -> np.ndarray:
         """(+-M, -e)'x."""
         products = blas().dgemv(1.0, self.B, x[:-1], trans=1) if self.n else np.zeros(0)
         products = np.append(products, x[:-1]) if self.boxed else products
         return np.stack([products, -products]) - self.e * x[-1]
 
-    def adjoint(self, v):
+    def adjoint(self, v: np.ndarray) -> np.ndarray:
         """(M (v+ - v-), -e'(v+ + v-))."""
         total, v = np.sum(self.e * (v[0] + v[1])), v[0] - v[1]
         products = blas().dgemv(1.0, self.B, v[: self.n]) if self.n else np.zeros(self.r)
         return np.append(products + v[self.n :] if self.boxed else products, -total)
 
-    def hessian(self, weights):
-        """The sum of weights times the outer products of the rows; its lower triangle."""
+    def hessian(self, weights: np.ndarray) -> np.ndarray:
+        """The weighted sum of the outer products of the rows, lower triangle."""
         r, both = self.r, weights[0] + weights[1]
         H = np.zeros((r + 1, r + 1), order="F")
         if self.n:
@@ -75,21 +92,30 @@ class _Rows:
         return H
 
 
-class _Newton:
-    """The linearised conditions at (x, s, l, nu), factorised once and solved for several targets of
-    l s.
-    """
+Move = tuple[np.ndarray, float, np.ndarray, np.ndarray]
 
-    def __init__(self, rows, factor, a, s, l, off):
+
+class _Newton:
+    """The linearised conditions at (x, s, l, nu), factorised once for several targets of l s."""
+
+    def __init__(
+        self,
+        rows: _Rows,
+        factor: np.ndarray,
+        a: np.ndarray,
+        s: np.ndarray,
+        l: np.ndarray,
+        off: tuple[np.ndarray, np.ndarray, float],
+    ):
         self.rows, self.factor, self.a, self.s, self.l = rows, factor, a, s, l
         self.off_primal, self.off_dual, self.off_unit = off
         self.across = self.solve(a)
 
-    def solve(self, right):
+    def solve(self, right: np.ndarray) -> np.ndarray:
         return lapack().dpotrs(self.factor, right, lower=1)[0]
 
-    def towards(self, target):
-        """(dx, dnu, ds, dl)."""
+    def towards(self, target: np.ndarray | float) -> Move:
+        """The move (dx, dnu, ds, dl) that brings l s to `target`, to first order."""
         s, l, a = self.s, self.l, self.a
         missing = (target - l * s - l * self.off_primal) / s
         dx = self.solve(self.off_dual - self.rows.adjoint(missing))
@@ -98,14 +124,16 @@ class _Newton:
         ds = self.off_primal - self.rows.forward(dx)
         return dx, dnu, ds, (target - l * s - l * ds) / s
 
-    def lengths(self, move):
-        """How far s and l may follow, 0.995 of the way to the border and at most 1."""
-        return tuple(
-            min(1.0, 0.995 * _longest(x, dx)) for x, dx in ((self.s, move[2]), (self.l, move[3]))
+    def lengths(self, move: Move) -> tuple[float, float]:
+        """The step lengths of s and l, just short of the border and at most 1."""
+        ds, dl = move[2:]
+        return (
+            min(1.0, _TO_BORDER * _longest(self.s, ds)),
+            min(1.0, _TO_BORDER * _longest(self.l, dl)),
         )
 
-    def predicted(self):
-        """The target and the move of Mehrotra's predictor and corrector."""
+    def predicted(self) -> tuple[float, np.ndarray]:
+        """The centre and the target of Mehrotra's predictor and corrector."""
         s, l = self.s, self.l
         average = np.sum(l * s) / l.size
         _, _, ds, dl = self.towards(0.0)
@@ -113,53 +141,60 @@ class _Newton:
         centre = average * min(1.0, (reached / average) ** 3)
         return centre, centre - ds * dl
 
-    def move(self):
-        """The step, with centrality corrections (Gondzio 1996) while they lengthen it, and its
-        lengths.
-        """
+    def move(self) -> tuple[Move, tuple[float, float]]:
+        """The move and its step lengths, with centrality corrections while they lengthen it."""
         centre, target = self.predicted()
         move = self.towards(target)
         lengths = self.lengths(move)
-        for _ in range(2):
-            ahead, along = (min(1.0, length + 0.3) for length in lengths)
+        for _ in range(_CORRECTIONS):
+            ahead, along = (min(1.0, length + _AMBITION) for length in lengths)
             reached = (self.s + ahead * move[2]) * (self.l + along * move[3])
-            target = target + np.maximum(
-                np.clip(reached, centre / 10, centre * 10) - reached, -10 * centre
-            )
+            wanted = np.clip(reached, centre / _SPREAD, centre * _SPREAD)
+            target = target + np.maximum(wanted - reached, -_SPREAD * centre)
             trial = self.towards(target)
             further = self.lengths(trial)
-            if sum(further) < sum(lengths) + 0.02:
+            if sum(further) < sum(lengths) + _WORTH:
                 break
             move, lengths = trial, further
         return move, lengths
 
 
-def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
-    r"""min t : |M'w| <= b + e t, c . w = 1, by a primal-dual method from w; M = B, or [B, I] for b
-    and e of that length.
+def interior_point(
+    B: np.ndarray,
+    b: np.ndarray,
+    e: np.ndarray,
+    c: np.ndarray,
+    w: np.ndarray,
+    tol: float,
+    *,
+    max_steps: int = 60,
+) -> tuple[np.ndarray, tuple[np.ndarray, float], int]:
+    r"""Minimise t subject to |M'w| <= b + e t and c . w = 1, by a primal-dual method from w.
 
-    With B = A without column i, b = 0, e = 1 the optimum is the generalized coherence of atom i;
-    with [B, I], b = (mu, 0) and e = (0, 1) it is the least largest entry at coherence mu
-    (Definition 8).
+    M is B, or [B, I] for b and e of that length. With B = A without column i, b = 0 and e = 1 the
+    optimum is the generalized coherence of atom i. With [B, I], b = (mu, 0) and e = (0, 1) it is
+    the least largest entry at coherence mu (Definition 8).
 
     Args:
-        B: (r, n); b, e: (n,) or (n + r,), non-negative; c, w: (r,), c . w > 0.
+        B: (r, n).
+        b, e: (n,) or (n + r,), non-negative.
+        c, w: (r,), c . w > 0.
         tol: relative complementarity gap and residuals at which to stop.
+        max_steps: number of steps at which to stop.
 
     Returns:
-        w with c . w = 1; the multipliers v and nu, with M v = nu c nearly; the steps taken. The
-        best of the iterates, not
-        certified: the callers make bounds of them.
+        w with c . w = 1; the multipliers (v, nu), with M v = nu c nearly; the number of steps. They
+        belong to the best iterate and are not certified; the callers turn them into bounds.
     """
     rows, a = _Rows(B, b, e), np.append(c, 0.0)
     cost = np.append(np.zeros(len(c)), 1.0)
     x = np.append(w / (c @ w), 0.0)
-    x[-1] = 2 * max((rows.forward(x) - b)[:, e > 0].max(), 1e-8)
-    s = np.maximum(b - rows.forward(x), 0.03 * np.max(b + e * x[-1]))
+    x[-1] = 2 * max((rows.forward(x) - b)[:, e > 0].max(), _LEAST_EXCESS)
+    s = np.maximum(b - rows.forward(x), _LEAST_SLACK * np.max(b + e * x[-1]))
     l, nu = 1 / (s * np.sum(e / s)), 0.0
     best, least = (x, l, nu), np.inf
     for steps in range(max_steps + 1):
-        scale = max(abs(x[-1]), 1e-300)
+        scale = max(abs(x[-1]), _TINY)
         off = b - rows.forward(x) - s, nu * a - rows.adjoint(l) - cost, 1 - a @ x
         merit = np.sum(l * s) / scale + max(
             np.abs(off[0]).max() / scale, np.abs(off[1]).sum(), abs(off[2])
@@ -175,18 +210,16 @@ def interior_point(B, b, e, c, w, tol: float, *, max_steps: int = 60):
     return x[:-1] / (c @ x[:-1]), (l[0] - l[1], nu), steps
 
 
-def _longest(x, dx):
-    """The longest step in [0, 1 / 0.995] that keeps x + step dx non-negative."""
+def _longest(x: np.ndarray, dx: np.ndarray) -> float:
+    """The longest step in [0, 1 / _TO_BORDER] that keeps x + step dx non-negative."""
     falling = dx < 0
-    return min(1 / 0.995, np.min(-x[falling] / dx[falling], initial=np.inf))
+    return min(1 / _TO_BORDER, np.min(-x[falling] / dx[falling], initial=np.inf))
 
 
-def _factored(H):
-    """The Cholesky factor of H, with a little added to its diagonal where it needs it; None where
-    even that fails.
-    """
+def _factored(H: np.ndarray) -> np.ndarray | None:
+    """The Cholesky factor of H, with a ridge if it needs one; None if every ridge fails."""
     diagonal = np.arange(len(H))
-    for ridge in (0.0, 1e-15, 1e-12, 1e-9):
+    for ridge in _RIDGES:
         H[diagonal, diagonal] += ridge * H[diagonal, diagonal].max()
         factor, failed = lapack().dpotrf(H, lower=1)
         if not failed and np.isfinite(factor).all():
@@ -195,9 +228,7 @@ def _factored(H):
 
 
 class LeastEntries(NamedTuple):
-    """The w with the least largest entry at a given coherence, between certified bounds (inf where
-    there is none).
-    """
+    """The w with the least largest entry at a given coherence, between certified bounds."""
 
     w: np.ndarray  # (m,)
     upper: float  # max abs(w)
@@ -205,15 +236,21 @@ class LeastEntries(NamedTuple):
 
 
 def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float) -> LeastEntries:
-    r"""min \max_k |w_k| : w . a_i = 1, |w . a_j| <= level for j != i, from a feasible w.
+    r"""The w of least largest entry with w . a_i = 1 and |w . a_j| <= level for all j != i.
 
-    The lower bound is that of (v, nu): norm(u, 1) = 1 and B v + u = nu a_i give nu - level norm(v,
-    1) <= max abs(w).
+    Args:
+        A: (m, d).
+        i: the atom.
+        level: the coherence that w keeps.
+        w: (m,), a feasible start.
+        tol: relative gap of the bounds.
+
+    The lower bound comes from the multipliers (v, nu): if B v + u = nu a_i with norm(u, 1) = 1,
+    then nu - level norm(v, 1) <= norm(w, inf).
     """
-    a, B = A[:, i], np.delete(A.T, i, axis=0).T  # in the order that Fortran wants
+    a, B = A[:, i], np.delete(A.T, i, axis=0).T  # B in Fortran order
     n, m = B.shape[1], len(a)
-    # No w with entries up to those of the given one is above this: a level that binds nothing does
-    # not spoil the scaling.
+    # No better w exceeds this level, and a larger one, which binds nothing, spoils the scaling.
     level = min(level, np.abs(B).sum(0).max(initial=1.0) * np.abs(w).max())
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
     found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
@@ -224,10 +261,10 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     return LeastEntries(best, np.abs(best).max(), max(lower, 0.0))
 
 
-def _pulled_inside(B, level, a, found, inside):
-    """A point near `found` where |B'w| <= level: least squares first, the rest on the way to
-    `inside`.
-    """
+def _pulled_inside(
+    B: np.ndarray, level: float, a: np.ndarray, found: np.ndarray, inside: np.ndarray
+) -> np.ndarray:
+    """A point near `found` with |B'w| <= level: by least squares, then on the way to `inside`."""
     from scipy.linalg import lstsq
 
     if not B.size:

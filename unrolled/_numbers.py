@@ -1,4 +1,4 @@
-"""Numerical helpers that every floor shares."""
+"""Numerical helpers that all floors share."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ from jax import Array
 
 
 def largest(x: Array) -> Array:
-    """max(x), and nan if x has one: the reduction of XLA on a CPU drops it in long arrays."""
+    """max(x), nan if x contains one: XLA's reduction on a CPU loses it in long arrays."""
     return jnp.where(jnp.isnan(x).any(), jnp.nan, jnp.max(x))
 
 
 def widened(x: Array) -> Array:
-    """x, in float32 if it is narrower: there are no decompositions in half precision."""
+    """x, in float32 if it is narrower: JAX has no decompositions in half precision."""
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""Readers with checks: arrays, pictures and the sample photographs; every fault names the file."""
+"""Readers with checks: arrays, pictures and the sample photographs; errors name the file."""
 
 import os
 import zipfile
@@ -6,19 +6,33 @@ from pathlib import Path
 
 import numpy as np
 
-# Larger arrays are refused before they are read into memory.
+# Larger arrays (2 GiB) are refused before they are read into memory.
 _LARGEST_BYTES = 2**31
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp")
 
 
 def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
-    """One real array from a `.npy` file, or from a `.npz` file by its name (or its only entry).
+    """One real array from a `.npy` file, or from a `.npz` file by its name.
+
+    Args:
+        path: the file.
+        name: the entry of a `.npz` file; None for its only entry.
+
+    Returns:
+        The array, in float64 if the file has it, else in float32.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, entries that
-            are not real numbers (pickled objects are never loaded), NaN or infinite ones, or more
+        ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, values that
+            are not real numbers (pickled objects are never loaded), NaN or infinite values, or more
             than 2 GiB.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/D.npy", np.eye(2))
+        ...     ur.datasets.read_array(f"{folder}/D.npy").tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     path = Path(path)
     if not path.is_file():
@@ -60,7 +74,7 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
 
 
 def _where(array: np.ndarray) -> str:
-    """The rows that are not finite, the first few by index."""
+    """Which rows are not finite, the first few by index."""
     if array.ndim < 1:
         return ""
     rows = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
@@ -69,7 +83,15 @@ def _where(array: np.ndarray) -> str:
 
 
 def entries(path: str | Path) -> list[str]:
-    """The names in a `.npz` file."""
+    """The names of the arrays in a `.npz` file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/codes.npz", x_1=np.ones(3), x_2=np.ones(5))
+        ...     ur.datasets.entries(f"{folder}/codes.npz")
+        ['x_1', 'x_2']
+    """
     with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return archive.files
 
@@ -93,11 +115,23 @@ def _entry(path: Path, name: str | None) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """A picture as grey values in [0, 1], (height, width).
+    """A picture as grey values in [0, 1].
+
+    Returns:
+        (height, width), float32.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not a picture. ImportError: Pillow is not
-            there.
+        FileNotFoundError: no such file.
+        ValueError: not a readable picture.
+        ImportError: Pillow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.full((2, 3), 255, np.uint8)).save(f"{folder}/white.png")
+        ...     ur.datasets.read_image(f"{folder}/white.png").tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
     try:
         from PIL import Image, UnidentifiedImageError
@@ -116,14 +150,26 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_images(folder: str | Path) -> dict[str, np.ndarray]:
-    """The pictures of a folder as grey values in [0, 1], by file name without suffix, in the order
-    of the names.
+    """The pictures of a folder as grey values in [0, 1], in the order of their names.
 
-    Other files are passed over, folders below are not looked at.
+    Other files, and folders inside it, are ignored.
+
+    Returns:
+        Arrays (height, width) by file name without suffix.
 
     Raises:
-        FileNotFoundError: no such folder. ImportError: Pillow is not there.
-        ValueError: no picture in it, one that cannot be read, or two of one name.
+        FileNotFoundError: no such folder.
+        ValueError: no picture in it, one that cannot be read, or two with the same name.
+        ImportError: Pillow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b", "a"):
+        ...         Image.fromarray(np.zeros((2, 3), np.uint8)).save(f"{folder}/{name}.png")
+        ...     {name: x.shape for name, x in ur.datasets.read_images(folder).items()}
+        {'a': (2, 3), 'b': (2, 3)}
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -137,11 +183,21 @@ def read_images(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 def locate(name: str, root: str | Path | None = None) -> Path:
-    """The folder `name` of a data collection: below `root`, by default below the environment
-    variable UNROLLED_DATA.
+    """The folder of a data collection.
+
+    Args:
+        name: of the folder.
+        root: where it is; by default the value of the environment variable UNROLLED_DATA.
 
     Raises:
-        FileNotFoundError: neither is given, or there is no such folder.
+        FileNotFoundError: no root is known, or there is no such folder.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     pathlib.Path(root, "digits").mkdir()
+        ...     ur.datasets.locate("digits", root).name
+        'digits'
     """
     root = root or os.environ.get("UNROLLED_DATA")
     if not root:
@@ -154,11 +210,17 @@ def locate(name: str, root: str | Path | None = None) -> Path:
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """The two sample photographs of scikit-learn, "china" and "flower", as grey values in [0, 1],
-    (427, 640) each.
+    """The sample photographs of scikit-learn, "china" and "flower", as grey values in [0, 1].
+
+    Returns:
+        Arrays (427, 640) by name.
 
     Raises:
-        ImportError: scikit-learn or Pillow is not there.
+        ImportError: scikit-learn or Pillow is not installed.
+
+    Example:
+        >>> {name: picture.shape for name, picture in ur.datasets.photographs().items()}
+        {'china': (427, 640), 'flower': (427, 640)}
     """
     try:
         from sklearn.datasets import load_sample_image
@@ -166,7 +228,7 @@ def photographs() -> dict[str, np.ndarray]:
         raise ImportError(
             "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
         ) from error
-    # ITU-R 601 weights, as Pillow's grey conversion.
+    # ITU-R 601 weights, as in Pillow's grey conversion.
     weights = np.asarray([0.299, 0.587, 0.114], np.float32) / 255
     return {
         name: load_sample_image(f"{name}.jpg").astype(np.float32) @ weights
@@ -175,11 +237,22 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
-    """Square patches of a picture, flattened row by row, (patches, size^2); stride `size` (the
-    default) tiles it.
+    """Square patches of a picture, flattened row by row.
+
+    Args:
+        image: (height, width).
+        size: side of a patch.
+        stride: distance of two patches; None for `size`, which tiles the picture.
+
+    Returns:
+        (patches, size^2).
 
     Raises:
         ValueError: a picture smaller than a patch.
+
+    Example:
+        >>> ur.datasets.to_patches(np.arange(8).reshape(2, 4), 2).tolist()
+        [[0, 1, 4, 5], [2, 3, 6, 7]]
     """
     if min(image.shape) < size:
         raise ValueError(
@@ -191,7 +264,18 @@ def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.nd
 
 
 def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
-    """The picture that tiles of `to_patches(image, size)` came from, cropped to whole tiles."""
+    """The picture that the tiles of `to_patches(image, size)` came from, cropped to whole tiles.
+
+    Args:
+        patches: (patches, size^2).
+        shape: (height, width) of the picture.
+        size: side of a patch.
+
+    Example:
+        >>> image = np.arange(8).reshape(2, 4)
+        >>> ur.datasets.from_patches(ur.datasets.to_patches(image, 2), (2, 4), 2).tolist()
+        [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
     rows, columns = shape[0] // size, shape[1] // size
     tiles = np.asarray(patches).reshape(rows, columns, size, size)
     return tiles.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)

@@ -1,12 +1,12 @@
-r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps, and the interior
-point behind it.
+r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps.
 
 .. math:: \min \|v\|_1 : A v = y, \; v_b = 0 \qquad = \qquad \max y' z : |a_j' z| \le 1, \; j \ne b.
 
-A first-order method runs on all programs at once and all but names the optimal vertex; a few pivots
-of a simplex, whose every basis is feasible, then reach it. An interior point takes what
-degenerates. Everything is numpy in float64 on the host (the first-order method in float32), so a
-host callback may call it; LU, Cholesky and the products between them are scipy's.
+A first-order method runs on all programs at once and nearly identifies the optimal vertex. A few
+pivots of a simplex method, for which every basis is feasible, then reach it. An interior point
+method takes over where the simplex gives up. Everything is numpy in float64 on the host (the
+first-order method in float32), so host callbacks may use it; LU, Cholesky and the products between
+them are scipy's.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,42 @@ import numpy as np
 
 from unrolled._interior_point import blas, interior_point, lapack, one_thread
 
+# First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d) with v the least-norm
+# solution; both tuned on one Gaussian dictionary of 250 x 500.
+_RELAXATION = np.float32(1.7)
+_THRESHOLD_SCALE = np.float32(1.5)
+# No basis lacks an atom whose leverage is within this of 1.
+_LEVERAGE_TOL = 1e-6
+# Simplex: a basis with a diagonal entry of U, or a pivot, below this is singular.
+_SINGULAR = 1e-7
+# Exchanges after which the basis is factorised afresh.
+_REFACTOR = 64
+# Steps below this share of the largest coefficient make no progress; more than so many in a row
+# count as cycling.
+_STALLED, _MOST_STALLS = 1e-14, 5
+# Pivots allowed: 20 + 3 r. Near duplicates of atoms need more than r / 3.
+_PIVOTS, _PIVOTS_PER_ROW = 20, 3
+# At the optimum, an error of A v = y above this, from exchanges through bad bases, is repaired.
+_RESIDUAL = 1e-13
+# Slopes below this are rounding of zero.
+_SLOPE = 1e-12
+
 
 class Solution(NamedTuple):
-    """Feasible points of both sides, one column per program; primal >= optimum >= dual, up to
-    rounding in float64.
+    """Feasible points of both sides, one column per program.
+
+    primal >= optimum >= dual, up to rounding in float64.
     """
 
     V: np.ndarray  # (d, n) with A V = Y
     Z: np.ndarray  # (m, n) with |A' Z| <= 1 apart from the banned entries
     primal: np.ndarray  # (n,) l1 norms of V
     dual: np.ndarray  # (n,) y . z
-    steps: np.ndarray  # (n,) pivots and interior steps taken beyond the first-order method
+    steps: np.ndarray  # (n,) pivots and interior steps after the first-order method
 
 
 class Whitened(NamedTuple):
-    """A = back Q with orthonormal rows Q: rank deficiency and bad scaling of rows do no harm there."""
+    """A = B Q with orthonormal rows Q, where low rank and badly scaled rows are harmless."""
 
     Q: np.ndarray  # (r, d)
     into: np.ndarray  # (r, m): y -> c
@@ -38,7 +59,16 @@ class Whitened(NamedTuple):
 
 
 def whiten(A: np.ndarray) -> Whitened:
-    """A = U S Q, cut at its numerical rank."""
+    """The factor Q of A = U S Q with orthonormal rows, cut at the numerical rank of A.
+
+    Args:
+        A: (m, d).
+
+    Example:
+        >>> A = np.array([[1.0, 0.0, 1.0], [2.0, 0.0, 2.0]])
+        >>> ur.linear_programs.whiten(A).Q.shape
+        (1, 3)
+    """
     with one_thread():
         U, S, Q = np.linalg.svd(A, full_matrices=False)
     rank = int(np.sum(S > S[0] * max(A.shape) * np.finfo(float).eps))
@@ -52,31 +82,41 @@ def basis_pursuit(
     *,
     banned: np.ndarray | None = None,
     tol: float = 1e-9,
-    choose: Callable | None = None,
+    choose: Callable[[np.ndarray, np.ndarray, np.ndarray], int | None] | None = None,
     iterations: int = 200,
-    progress: Callable | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Solution:
-    """Solve min norm(v, 1) : A v = y for every column y of Y, each to a relative gap of `tol`.
+    """Minimise norm(v, 1) subject to A v = y for every column y of Y, to a relative gap of `tol`.
 
     Args:
-        whitened: of A, (m, d).
-        Y: (m, n), in the range of A; with `banned` those columns of A, in the range of the others.
-        banned: (n,), index of the entry that program k must leave at 0, or None.
+        whitened: `whiten(A)` of A, (m, d).
+        Y: (m, n), in the range of A; with `banned`, in the range of the remaining columns of A.
+        banned: (n,), index of the entry that must be 0 in program k, or None.
         tol: relative gap (primal - dual) / primal.
         choose: (primal, dual, tried) -> index of the next program to finish, or None to stop; the
             default finishes all.
-        iterations: of the first-order method.
+        iterations: number of iterations of the first-order method.
         progress: called as progress(settled, n).
 
-    Not claimed: the bounds are float64, not interval arithmetic.
+    Returns:
+        Solution. A program that ends above the gap is no error: its bounds show it.
+
+    Not claimed: interval arithmetic; the bounds are computed in float64.
+
+    Example:
+        >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
+        >>> whitened = ur.linear_programs.whiten(A)
+        >>> found = ur.linear_programs.basis_pursuit(whitened, np.array([[1.2], [1.6]]))
+        >>> found.V.round(6).ravel().tolist(), found.primal.round(6).tolist()
+        ([0.0, 0.0, 2.0], [2.0])
     """
     Q, into, lift = whitened
     C, n = into @ Y, Y.shape[1]
     size = np.abs(C).max(0) if banned is None else np.ones(n)
     size = np.where(size > 0, size, 1.0)
-    C = C / size  # float32 has no room for signals of any scale
+    C = C / size  # the range of float32 is too small for signals of any scale
 
-    def unsettled(primal, dual, tried):
+    def unsettled(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
         return next(iter(np.flatnonzero((primal - dual > tol * primal) & ~tried)), None)
 
     V, Z = _first_order(Q, C, banned, iterations)
@@ -102,26 +142,31 @@ def basis_pursuit(
     return Solution(V * size, lift @ Z, primal * size, dual * size, steps)
 
 
-def _first_order(Q, C, banned, iterations):
-    """ADMM on x in {Q x = c} and y = shrink(x + u), y_b = 0, over-relaxed; returns x and the dual Q
-    u, both approximate.
+def _first_order(
+    Q: np.ndarray, C: np.ndarray, banned: np.ndarray | None, iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Approximate solutions y, (d, n), and dual points Q u, (r, n), in float32.
+
+    Over-relaxed ADMM alternates between x in {Q x = c} and y = shrink(x + u) with y_b = 0.
     """
-    d, columns, over = Q.shape[1], np.arange(C.shape[1]), np.float32(1.7)
+    d, columns, over = Q.shape[1], np.arange(C.shape[1]), _RELAXATION
     X = Q.T @ C  # the least-norm solutions
     y = X.copy()
     if banned is not None:
         y[banned, columns] = 0
         y /= 1 - X[banned, columns]
     X, y, thin = np.float32(X), np.float32(y), np.float32(Q) * np.sqrt(over)
+    # With few rows, two thin products are cheaper than one with the projector P.
     P = None if 2 * len(Q) < d else over * np.eye(d, dtype=np.float32) - thin.T @ thin
-    r = np.maximum(np.abs(y).sum(0) / np.float32(1.5 * d), np.float32(1e-30))
+    r = np.maximum(np.abs(y).sum(0) / (_THRESHOLD_SCALE * np.float32(d)), np.float32(1e-30))
     x, u, low = np.empty_like(X), np.zeros_like(X), -r
     X *= over
     for _ in range(iterations):
         step = y - u
-        np.matmul(P, step, out=x) if P is not None else np.subtract(
-            over * step, thin.T @ (thin @ step), out=x
-        )
+        if P is not None:
+            np.matmul(P, step, out=x)
+        else:
+            np.subtract(over * step, thin.T @ (thin @ step), out=x)
         x += X
         y *= 1 - over
         x += y
@@ -134,30 +179,34 @@ def _first_order(Q, C, banned, iterations):
     return np.float64(y), Q @ (u / r)
 
 
-def _feasible(Q, C, banned, V, Z):
-    """Exactly feasible points near V and Z, and their values."""
+def _feasible(
+    Q: np.ndarray, C: np.ndarray, banned: np.ndarray | None, V: np.ndarray, Z: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Feasible points near V and Z, and their primal and dual values."""
     off = C - Q @ V
     size = np.linalg.norm(C, axis=0) + np.linalg.norm(V, axis=0)
-    made = np.linalg.norm(off, axis=0) <= 4 * np.finfo(float).eps * np.sqrt(Q.shape[1]) * size
-    V = V + np.where(made, 0, Q.T @ off)  # a vertex keeps its zeros
+    exact = np.linalg.norm(off, axis=0) <= 4 * np.finfo(float).eps * np.sqrt(Q.shape[1]) * size
+    V = V + np.where(exact, 0, Q.T @ off)  # exact points stay, so a vertex keeps its zeros
     products = np.abs(Q.T @ Z)
     if banned is not None:
         columns = np.arange(C.shape[1])
-        share = V[banned, columns]  # the rest of v makes (1 - share) c
+        share = V[banned, columns]  # without it v gives (1 - share) c
         V[banned, columns], products[banned, columns] = 0, 0
         V = V / np.where(share == 1, np.finfo(float).tiny, 1 - share)
     Z = Z / np.maximum(products.max(0), np.finfo(float).tiny) * np.sign(np.sum(C * Z, 0))
     return V, Z, np.abs(V).sum(0), np.sum(C * Z, 0)
 
 
-def _likely_bases(Q, Z, V, banned):
-    """The r entries of every program that are most likely nonzero at its vertex: tight constraints,
-    large coefficients.
+def _likely_bases(
+    Q: np.ndarray, Z: np.ndarray, V: np.ndarray, banned: np.ndarray | None
+) -> np.ndarray:
+    """The r entries of every program that are most likely nonzero at its vertex, (r, n).
+
+    They have tight constraints or large coefficients.
     """
     r, products = len(Q), np.abs(Q.T @ Z)
     top = np.partition(products, -r, axis=0)[-r:]
-    # without an atom that is nearly independent no basis is one
-    needed = np.sum(Q**2, 0) > 1 - 1e-6
+    needed = np.sum(Q**2, 0) > 1 - _LEVERAGE_TOL
     score = products / np.maximum(np.median(top, 0), 1e-300) + np.abs(V) / np.maximum(
         np.abs(V).mean(0), 1e-300
     )
@@ -167,13 +216,24 @@ def _likely_bases(Q, Z, V, banned):
     return np.argpartition(score, -r, axis=0)[-r:]
 
 
-def _finish(Q, atoms, c, banned, basis, v, z, primal, dual, tol):
-    """v, z and the steps taken: by the simplex, or by the interior point where that gives up."""
+def _finish(
+    Q: np.ndarray,
+    atoms: np.ndarray,
+    c: np.ndarray,
+    banned: int | None,
+    basis: np.ndarray,
+    v: np.ndarray,
+    z: np.ndarray,
+    primal: float,
+    dual: float,
+    tol: float,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """v, z and the steps taken, by the simplex or, where that gives up, by the interior point."""
     found, pivots = _simplex(atoms, c, basis.copy(), banned, tol / 2)
     if found is not None:
         return *found, pivots
     B = Q if banned is None else np.delete(Q, banned, axis=1)
-    # min max |B'w| : c.w = 1 has the solution w = z / (c.z), and v / norm(v, 1) is its multiplier.
+    # min max |B'w| : c.w = 1 is solved by w = z / (c.z), with the multiplier v / norm(v, 1).
     w = z / dual if dual > 0 else c / (c @ c)
     w, (multiplier, nu), steps = interior_point(
         B, np.zeros(B.shape[1]), np.ones(B.shape[1]), c, w, tol / 2
@@ -183,19 +243,17 @@ def _finish(Q, atoms, c, banned, basis, v, z, primal, dual, tol):
 
 
 class _Basis:
-    """Solves with Q_S and its transpose under exchanges of columns: an LU and a list of eta
-    vectors.
-    """
+    """Solves with Q_S and its transpose: an LU factorisation and eta vectors for exchanges."""
 
-    def __init__(self, rows):
-        # The transposed copy of contiguous rows is what Fortran wants: nothing is copied again.
+    def __init__(self, rows: np.ndarray):
+        # The transpose of contiguous rows is in Fortran order, so LAPACK needs no further copy.
         self.lu, self.order, _ = lapack().dgetrf(rows.T, overwrite_a=True)
         self.etas = []
 
-    def is_singular(self):
-        return np.abs(np.diag(self.lu)).min() < 1e-7
+    def is_singular(self) -> bool:
+        return np.abs(np.diag(self.lu)).min() < _SINGULAR
 
-    def solve(self, c):
+    def solve(self, c: np.ndarray) -> np.ndarray:
         x = lapack().dgetrs(self.lu, self.order, c)[0]
         for r, u in self.etas:
             step = x[r] / u[r]
@@ -203,22 +261,23 @@ class _Basis:
             x[r] = step
         return x
 
-    def solve_transposed(self, s):
+    def solve_transposed(self, s: np.ndarray) -> np.ndarray:
         s = s.copy()
         for r, u in reversed(self.etas):
             s[r] = (s[r] - (u @ s - u[r] * s[r])) / u[r]
         return lapack().dgetrs(self.lu, self.order, s, trans=1)[0]
 
-    def exchange(self, r, u):
+    def exchange(self, r: int, u: np.ndarray) -> None:
+        """Replace column r by the one with coordinates u."""
         self.etas.append((r, u))
 
 
-def _simplex(atoms, c, S, banned, tol):
-    """min norm(v, 1) : Q v = c from the basis S; ((v, z), pivots), or (None, pivots) where it gives
-    up.
-    """
+def _simplex(
+    atoms: np.ndarray, c: np.ndarray, S: np.ndarray, banned: int | None, tol: float
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, int]:
+    """min norm(v, 1) : Q v = c from the basis S: ((v, z), pivots), or (None, pivots) on failure."""
     basis, pivots, stalls = _Basis(atoms[S]), 0, 0
-    limit = 20 + 3 * len(S)
+    limit = _PIVOTS + _PIVOTS_PER_ROW * len(S)
     if basis.is_singular():
         return None, pivots
     v = basis.solve(c)
@@ -232,26 +291,26 @@ def _simplex(atoms, c, S, banned, tol):
             outside[banned] = 0
         j = outside.argmax()
         optimal = outside[j] <= 1 + tol
-        if optimal and not (basis.etas and np.abs(v @ atoms[S] - c).max() > 1e-13):
+        if optimal and not (basis.etas and np.abs(v @ atoms[S] - c).max() > _RESIDUAL):
             full = np.zeros(len(atoms))
             full[S] = v
             return (full, z), pivots
-        if not optimal and (pivots == limit or stalls > 5):
+        if not optimal and (pivots == limit or stalls > _MOST_STALLS):
             return None, pivots
-        if optimal or len(basis.etas) == 64:
+        if optimal or len(basis.etas) == _REFACTOR:
             basis = _Basis(atoms[S])
             if basis.is_singular():
                 return None, pivots
-        if optimal:  # what exchanges through bad bases have left in v goes: solved afresh, and looked at again
+        if optimal:  # solved afresh without the errors of the exchanges, and tested again
             v = basis.solve(c)
             s = np.where(v == 0, s, np.sign(v))
             continue
         u, sign = basis.solve(atoms[j]), np.sign(price[j])
         leaving = _leaving(v, s, sign * u, outside[j])
-        if leaving is None or abs(u[leaving[0]]) < 1e-7:
+        if leaving is None or abs(u[leaving[0]]) < _SINGULAR:
             return None, pivots
         r, step, flips = leaving
-        stalls = stalls + 1 if step <= 1e-14 * np.abs(v).max() else 0
+        stalls = stalls + 1 if step <= _STALLED * np.abs(v).max() else 0
         s[flips] *= -1
         v -= step * sign * u
         v[r], s[r], S[r] = step * sign, sign, j
@@ -259,14 +318,15 @@ def _simplex(atoms, c, S, banned, tol):
         pivots += 1
 
 
-def _leaving(v, s, g, price):
-    """The entry of v that leaves as v - t g, its t, and the entries that change their sign before
-    it; None if none does.
+def _leaving(
+    v: np.ndarray, s: np.ndarray, g: np.ndarray, price: float
+) -> tuple[int, float, np.ndarray] | None:
+    """The entry of v that leaves as v - t g, its t, and the entries that change sign before it.
 
-    Long steps: the entering entry passes through every breakpoint of the piecewise linear objective
-        that still pays.
+    Long steps: the entering entry passes every breakpoint of the piecewise linear objective as long
+    as the objective falls. None if it falls without end.
     """
-    falling = np.flatnonzero(s * g > 1e-12)
+    falling = np.flatnonzero(s * g > _SLOPE)
     t = np.abs(v[falling]) / np.abs(g[falling])
     order = np.argsort(t)
     slopes = 1 - price + 2 * np.cumsum(np.abs(g[falling[order]]))

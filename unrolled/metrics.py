@@ -1,4 +1,4 @@
-"""Numbers that judge codes and images. Batches are (batch, d); every function runs under jit.
+"""Scores of codes and images. Batches are (batch, d); every function runs under jit.
 
 Two definitions of NMSE are in use and differ by many dB when a few signals fail: `nmse` is a ratio
 of sums, `mean_nmse` a mean of decibels. Report both, with `failure_rate`.
@@ -8,38 +8,99 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled._checks import Array, as_float, common_dtype
+from unrolled.dictionaries import Dictionary
+
+# Decibels of an exact estimate, where the logarithm is -inf.
+_FLOOR = -300.0
 
 
 def nmse(estimates: Array, X: Array) -> Array:
-    """10 log10(sum norm(x^ - x)^2 / sum norm(x)^2) over the batch, dB: the definition of LISTA-CPSS
-    and ALISTA.
+    r"""The normalised error of a batch in dB, as a ratio of sums: that of LISTA-CPSS and ALISTA.
+
+    .. math:: 10 \log_{10} \sum_i \|\hat x_i - x_i\|^2 / \sum_i \|x_i\|^2.
+
+    Args:
+        estimates, X: (batch, d).
+
+    Returns:
+        NMSE in dB, ().
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> X = jnp.ones((2, 5))
+        >>> round(float(ur.metrics.nmse(0.9 * X, X)), 3)
+        -20.0
     """
     estimates, X = _same(estimates, X, "nmse")
     return 10 * jnp.log10(jnp.sum((estimates - X) ** 2) / jnp.sum(X**2))
 
 
 def signal_nmse(estimates: Array, X: Array) -> Array:
-    """10 log10(norm(x^ - x)^2 / norm(x)^2) of every signal, dB; (batch,). A zero code gives nan or
-    inf.
+    """10 log10(norm(x^ - x)^2 / norm(x)^2) of every signal, in dB; nan or inf for a zero code.
+
+    Args:
+        estimates, X: (batch, d).
+
+    Returns:
+        (batch,).
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> X = jnp.ones((2, 5))
+        >>> ur.metrics.signal_nmse(X * jnp.array([[0.9], [0.99]]), X).round(1).tolist()
+        [-20.0, -40.0]
     """
     estimates, X = _same(estimates, X, "signal_nmse")
     return 10 * jnp.log10(jnp.sum((estimates - X) ** 2, -1) / jnp.sum(X**2, -1))
 
 
 def mean_nmse(estimates: Array, X: Array) -> Array:
-    """Mean over the signals of `signal_nmse`, floored at -300 dB: the definition of Open-L2O.
+    """The mean of `signal_nmse` over the signals, floored at -300 dB: that of Open-L2O.
 
-    Zero codes are left out (nan if all are).
+    Args:
+        estimates, X: (batch, d); zero codes are left out.
+
+    Returns:
+        Decibels, (); nan if all codes are zero.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> X = jnp.ones((2, 5))
+        >>> round(float(ur.metrics.mean_nmse(X * jnp.array([[0.9], [0.99]]), X)), 1)
+        -30.0
     """
-    per_signal = jnp.maximum(signal_nmse(estimates, X), -300.0)
+    per_signal = jnp.maximum(signal_nmse(estimates, X), _FLOOR)
     nonzero = jnp.any(X != 0, -1)
     return jnp.mean(per_signal, where=nonzero)
 
 
 def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
-    """Share of the signals whose error is not below `level` dB; an estimate with NaN fails."""
+    """Share of the signals whose NMSE exceeds `level` dB; an estimate with NaN fails.
+
+    Args:
+        estimates, X: (batch, d).
+        level: in dB.
+
+    Returns:
+        In [0, 1], ().
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> X = jnp.ones((2, 5))
+        >>> float(ur.metrics.failure_rate(X * jnp.array([[0.5], [0.99]]), X))
+        0.5
+    """
     estimates, X = _same(estimates, X, "failure_rate")
     error, energy = jnp.sum((estimates - X) ** 2, -1), jnp.sum(X**2, -1)
     return jnp.mean(~(error <= 10 ** (level / 10) * energy))
@@ -48,13 +109,29 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
 class SupportScores(NamedTuple):
     """How well a support is found, averaged over the signals."""
 
-    precision: Array  # share of the chosen entries that are right, 1 where none is chosen
-    recall: Array  # share of the true entries that are chosen, 1 where there is none
-    false_positives: Array  # chosen entries that are wrong, per signal
+    precision: Array  # () share of the chosen entries that are right, 1 where none is chosen
+    recall: Array  # () share of the true entries that are chosen, 1 where there is none
+    false_positives: Array  # () chosen entries that are wrong, per signal
 
 
 def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> SupportScores:
-    """Precision and recall of the support; an entry is chosen if its magnitude exceeds `tolerance`."""
+    """Precision and recall of the support, and false positives per signal.
+
+    Args:
+        estimates, X: (batch, d).
+        tolerance: an entry of an estimate is chosen if its magnitude exceeds this.
+
+    Returns:
+        SupportScores.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> X = jnp.array([[1.0, 2.0, 0.0, 0.0]])
+        >>> [float(v) for v in ur.metrics.support_scores(jnp.array([[1.0, 0.0, 0.5, 0.0]]), X)]
+        [0.5, 0.5, 1.0]
+    """
     estimates, X = _same(estimates, X, "support_scores")
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (
@@ -65,18 +142,31 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
     return SupportScores(precision.mean(), recall.mean(), (n_chosen - hits).mean())
 
 
-def kkt_violation(D, y: Array, x: Array, lam: Array) -> Array:
-    """Largest violation of the optimality of x for 1/2 norm(y - D x)^2 + lam norm(x, 1), in units
-    of lam.
+def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+    """The largest violation of the optimality of x for the LASSO, in units of lam.
 
-    On the support D' r = lam sign(x), off it abs(D' r) <= lam. Asks lam > 0.
+    For r = y - D x, optimality is D' r = lam sign(x) on the support and abs(D' r) <= lam off it.
+
+    Args:
+        D: (m, d).
+        y, x: (m,) and (d,).
+        lam: penalty weight, positive.
+
+    Returns:
+        The violation, (); 0 at a solution.
 
     Raises:
         ValueError: y or x of the wrong shape.
+
+    Example:
+        >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
+        >>> float(ur.metrics.kkt_violation(D, y, jnp.array([2.0, 0.0]), 1.0))
+        0.0
     """
     if (np.shape(y), np.shape(x)) != ((D.shape[0],), (D.shape[1],)):
         raise ValueError(
-            f"kkt_violation: D has shape {D.shape}, y {np.shape(y)} and x {np.shape(x)}; they must fit"
+            f"kkt_violation: D has shape {D.shape}, y {np.shape(y)} and x {np.shape(x)}; they "
+            "must fit"
         )
     g = (y - D @ x) @ D
     violation = jnp.where(
@@ -86,13 +176,29 @@ def kkt_violation(D, y: Array, x: Array, lam: Array) -> Array:
 
 
 def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
-    """20 log10(peak / rms(estimate - reference)), dB, over all entries; nothing is clipped."""
+    """20 log10(peak / rms(estimate - reference)) in dB, over all entries; nothing is clipped.
+
+    Args:
+        estimate, reference: images or batches of them, of one shape.
+        peak: the largest possible value.
+
+    Returns:
+        PSNR in dB, ().
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> picture = jnp.full((4, 4), 0.5)
+        >>> round(float(ur.metrics.psnr(picture + 0.1, picture)), 3)
+        20.0
+    """
     estimate, reference = _same(estimate, reference, "psnr")
     return -10 * jnp.log10(jnp.mean((estimate - reference) ** 2) / peak**2)
 
 
 def _same(a: Array, b: Array, where: str) -> tuple[Array, Array]:
-    """Both as floats (bytes would wrap around), of one shape."""
+    """Both as floats of one dtype (bytes would wrap around), checked to have one shape."""
     if np.shape(a) != np.shape(b):
         raise ValueError(
             f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones"

@@ -1,6 +1,13 @@
 """Figures from arrays; matplotlib is imported when one is drawn."""
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Colour-blind safe (Okabe and Ito), in the order in which methods are given.
 COLOURS = (
@@ -15,12 +22,37 @@ COLOURS = (
     "#8C564B",
 )
 
+_TITLES = {
+    "validation": "Validation loss",
+    "theta": "Mean threshold",
+    "diagonal_mean": "Diagonal of W'D (shade: least to largest)",
+    "mu_W": "Largest off-diagonal of W'D, mu_W",
+    "off_diagonal": "Root mean square off the diagonal",
+    "mismatch": "Coupling: |S - (I - W'D)| / |S|",
+}
+# A line of at most this many steps shows its points.
+_MARKED = 40
 
-def figure(rows: int, columns: int, *, width: float = 5.2, height: float = 3.7):
-    """A matplotlib figure with a grid of panels, (rows, columns), independent of any window system.
+
+def figure(
+    rows: int, columns: int, *, width: float = 5.2, height: float = 3.7
+) -> "tuple[Figure, np.ndarray]":
+    """A matplotlib figure with a grid of panels, independent of any window system.
+
+    Args:
+        rows, columns: of the grid.
+        width, height: of a panel, in inches.
+
+    Returns:
+        The figure and its panels, (rows, columns).
 
     Raises:
-        ImportError: matplotlib is not there; the message names the extra.
+        ImportError: matplotlib is not installed; the message names the extra.
+
+    Example:
+        >>> fig, panels = ur.plots.figure(2, 3)
+        >>> panels.shape
+        (2, 3)
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,9 +64,13 @@ def figure(rows: int, columns: int, *, width: float = 5.2, height: float = 3.7):
     return fig, fig.subplots(rows, columns, squeeze=False)
 
 
-def styles(names) -> dict[str, dict]:
-    """Line styles by name: what stands before a comma gives the colour, what stands after it the
-    dashes.
+def styles(names: Iterable[str]) -> dict[str, dict]:
+    """Line styles by name, "family, variant": the family gives the colour, the variant the dashes.
+
+    Example:
+        >>> looks = ur.plots.styles(["lista", "alista", "alista, analytic"])
+        >>> looks["alista, analytic"]
+        {'color': '#D55E00', 'linestyle': ':'}
     """
     families = list(dict.fromkeys(name.split(",")[0] for name in names))
     dashes = {"analytic": ":", "calibrated": "--"}
@@ -48,7 +84,7 @@ def styles(names) -> dict[str, dict]:
 
 
 def curves(
-    panel,
+    panel: "Axes",
     lines: dict[str, np.ndarray],
     *,
     title: str,
@@ -56,13 +92,26 @@ def curves(
     log: bool = False,
     looks: dict[str, dict] | None = None,
 ) -> None:
-    """One line per name over the steps 1, 2, ...; `looks` (None: `styles` of the names) keeps
-    panels alike.
+    """Draw one line per name over the steps 1, 2, ...
+
+    Args:
+        panel: the matplotlib axes to draw on.
+        lines: values (K,) by name.
+        title, ylabel: of the panel.
+        log: whether the values have a logarithmic axis.
+        looks: line styles by name, the same for all panels of a figure; None for `styles`.
+
+    Example:
+        >>> fig, panels = ur.plots.figure(1, 1)
+        >>> lines = {"ista": np.array([1.0, 0.5, 0.25]), "fista": np.array([1.0, 0.4, 0.1])}
+        >>> ur.plots.curves(panels[0, 0], lines, title="Error", ylabel="NMSE", log=True)
+        >>> len(panels[0, 0].lines)
+        2
     """
     looks = styles(lines) if looks is None else looks
     for name, values in lines.items():
         values = np.asarray(values)
-        marker = dict(marker="o", markersize=2.5) if len(values) <= 40 else {}
+        marker = dict(marker="o", markersize=2.5) if len(values) <= _MARKED else {}
         panel.plot(np.arange(1, len(values) + 1), values, label=name, **looks[name], **marker)
     if log:
         panel.set_yscale("log")
@@ -71,9 +120,16 @@ def curves(
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def comparison(result):
-    """The figure of a `compare.Comparison`: error, failures or objective gap, support, thresholds
-    and weights per step.
+def comparison(result: Any) -> "Figure":
+    """The figure of a `compare.Comparison`: errors, supports, thresholds and weights per step.
+
+    Example:
+        >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.layers.ista(3)
+        >>> Y, X = ur.problems.sampler(D, 8)(jax.random.key(0))
+        >>> params = layer.init(jax.random.key(1), D)
+        >>> result = ur.compare.compare({"ista": (layer, params)}, D, Y=Y, X=X)
+        >>> len(ur.plots.comparison(result).axes)
+        6
     """
     fig, panels = figure(3, 2, height=3.2)
     c, looks = result.curves, styles(result.curves)
@@ -107,7 +163,7 @@ def comparison(result):
     thresholds = {n: _positive(v) for n, v in result.thresholds.items()}
     draw(panels[2, 0], thresholds, "Thresholds", "mean theta of the step", log=True)
     if thresholds:
-        # A schedule that does not contract leaves the picture rather than flatten the others.
+        # A schedule that does not contract runs out of the panel rather than flatten the others.
         values = np.concatenate(list(thresholds.values()))
         panels[2, 0].set_ylim(top=min(np.nanmax(values), 1e3 * np.nanmedian(values)) * 1.5)
     weights = {n: np.broadcast_to(v.mu_W, len(c[n].nmse)) for n, v in result.couplings.items()}
@@ -119,11 +175,20 @@ def comparison(result):
     return fig
 
 
-def evolution(watch):
+def evolution(watch: Any) -> "Figure":
     """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
 
-    A line per step of the network, a black one for what all of them share; dashed, what theory
-    predicts, if that was given. No panel for a coupling that is built in.
+    There is one line per step of the network, or a black one for what all steps share; dashed lines
+    are what theory predicts, if that was given. A coupling that is built in has no panel.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.layers.ista(3)
+        >>> watch, params = ur.compare.evolution(D), layer.init(jax.random.key(1), D)
+        >>> for step in (0, 10):
+        ...     watch(SimpleNamespace(step=step, loss=1.0, validation=1.0), params)
+        >>> ur.plots.evolution(watch).axes[0].get_title()
+        'Validation loss'
     """
     names = ["validation", *(["theta"] if watch.evaluations[0].theta is not None else [])]
     if watch.evaluations[0].coupling is not None:
@@ -146,8 +211,8 @@ def evolution(watch):
     return fig
 
 
-def _lines(panel, watch, name: str) -> int:
-    """One panel of `evolution`; the number of its lines."""
+def _lines(panel: "Axes", watch: Any, name: str) -> int:
+    """Draw one panel of `evolution`; the number of its lines."""
     steps = watch.series("step")
     values = watch.series(name).reshape(len(steps), -1)
     depth = values.shape[1]
@@ -167,39 +232,40 @@ def _lines(panel, watch, name: str) -> int:
     return depth
 
 
-_TITLES = {
-    "validation": "Validation loss",
-    "theta": "Mean threshold",
-    "diagonal_mean": "Diagonal of W'D (shade: least to largest)",
-    "mu_W": "Largest off-diagonal of W'D, mu_W",
-    "off_diagonal": "Root mean square off the diagonal",
-    "mismatch": "Coupling: |S - (I - W'D)| / |S|",
-}
-
-
-def _shade(k: int, depth: int):
+def _shade(k: int, depth: int) -> Any:
     from matplotlib import colormaps
 
     return colormaps["viridis"](k / (depth - 1)) if depth > 1 else "black"
 
 
-def _predicted(prediction, name: str) -> np.ndarray:
-    """What theory says of a panel of `evolution`: a value per step, one for all, or none."""
+def _predicted(prediction: Any, name: str) -> np.ndarray:
+    """What theory predicts for a panel of `evolution`: a value per step, one for all, or none."""
     if name == "theta":
         theta = np.asarray(prediction.theta, float)
         return theta.reshape(len(theta), -1).mean(1)
     return np.asarray({"diagonal_mean": [1.0], "mismatch": [0.0]}.get(name, []))
 
 
-def _positive(values) -> np.ndarray:
-    """Values for a logarithmic axis: what is not positive is left out."""
+def _positive(values: np.ndarray) -> np.ndarray:
+    """Values for a logarithmic axis: nan where they are not positive."""
     values = np.asarray(values, float)
     return np.where(values > 0, values, np.nan)
 
 
-def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel: str = "step"):
-    """Measured errors (solid) under certified bounds (dashed), both from step 0, on a logarithmic
-    axis.
+def bound(
+    lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel: str = "step"
+) -> "Figure":
+    """Measured errors (solid) and their certified bounds (dashed) on a logarithmic axis.
+
+    Args:
+        lines: measured and certified errors by name, (K + 1,) each, from step 0.
+        title, xlabel: of the panel.
+
+    Example:
+        >>> certified = 0.5 ** np.arange(4)
+        >>> fig = ur.plots.bound({"alista": (0.9 * certified, certified)}, title="Error")
+        >>> [line.get_label() for line in fig.axes[0].lines]
+        ['alista: certified bound', 'alista: largest error']
     """
     fig, panels = figure(1, 1, width=6.4, height=4.2)
     panel = panels[0, 0]
@@ -216,12 +282,20 @@ def bound(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel
     return fig
 
 
-def gram(dictionaries: list[dict[str, np.ndarray]]):
-    """|W'D| for every kind of weights of every dictionary, (d, d) each by name, and the
-    distribution off the diagonal.
+def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
+    """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
 
-    One row per dictionary, whose colours share a scale that ends at the largest off-diagonal entry
-    of its first matrix.
+    There is one row per dictionary. The colours of a row share a scale that ends at the largest
+    off-diagonal entry of its first matrix.
+
+    Args:
+        dictionaries: for each dictionary, W'D by the name of the weights, (d, d) each.
+
+    Example:
+        >>> D = np.asarray(ur.dictionaries.identity_hadamard(4))
+        >>> fig = ur.plots.gram([{"W = D": D.T @ D}])
+        >>> fig.axes[0].get_title()
+        'W = D: mu_W = 0.5000'
     """
     columns = 1 + max(map(len, dictionaries))
     fig, panels = figure(len(dictionaries), columns, width=3.4, height=3.2)
@@ -252,8 +326,17 @@ def gram(dictionaries: list[dict[str, np.ndarray]]):
     return fig
 
 
-def images(pictures: dict[str, np.ndarray]):
-    """Grey pictures in [0, 1], of one shape, side by side under their titles."""
+def images(pictures: dict[str, np.ndarray]) -> "Figure":
+    """Grey pictures side by side under their titles.
+
+    Args:
+        pictures: values in [0, 1] by title, (height, width), all of one shape.
+
+    Example:
+        >>> fig = ur.plots.images({"noisy": np.ones((4, 4)), "denoised": np.zeros((4, 4))})
+        >>> [panel.get_title() for panel in fig.axes]
+        ['noisy', 'denoised']
+    """
     rows, columns = next(iter(pictures.values())).shape
     fig, panels = figure(1, len(pictures), width=3.4, height=3.4 * rows / columns + 0.3)
     for panel, (title, picture) in zip(panels[0], pictures.items()):

@@ -1,6 +1,4 @@
-"""Planted problems: codes of a known class, noise of a known size, and the field's standard
-benchmark.
-"""
+"""Planted problems: codes of a known class, noise of a known size, the standard benchmark."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +10,28 @@ import numpy as np
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array
+from unrolled.dictionaries import Dictionary
 
 
 def bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -> Array:
-    """Codes whose entries are N(0, 1) with the given probability and 0 otherwise."""
+    """Codes whose entries are N(0, 1) with the given probability and 0 otherwise.
+
+    Args:
+        key: a typed key, `jax.random.key`.
+        shape: (..., d).
+        probability: of a nonzero, in [0, 1].
+
+    Returns:
+        Codes of that shape.
+
+    Raises:
+        ValueError: probability outside [0, 1].
+
+    Example:
+        >>> X = ur.problems.bernoulli_gaussian(jax.random.key(0), (100, 50), 0.1)
+        >>> X.shape, round(float((X != 0).mean()), 1)
+        ((100, 50), 0.1)
+    """
     if not 0 <= probability <= 1:
         raise ValueError(f"bernoulli_gaussian: probability must be in [0, 1], got {probability}")
     support_key, value_key = jax.random.split(key)
@@ -24,7 +40,24 @@ def bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -
 
 
 def exact_sparse(key: Array, shape: tuple[int, ...], sparsity: int) -> Array:
-    """Codes with exactly `sparsity` nonzeros on a uniformly random support, with N(0, 1) values."""
+    """Codes with exactly `sparsity` nonzeros, N(0, 1), on a uniformly random support.
+
+    Args:
+        key: a typed key.
+        shape: (..., d).
+        sparsity: in 0..d.
+
+    Returns:
+        Codes of that shape.
+
+    Raises:
+        TypeError: sparsity is not an integer. ValueError: sparsity outside 0..d.
+
+    Example:
+        >>> X = ur.problems.exact_sparse(jax.random.key(0), (3, 50), 4)
+        >>> (X != 0).sum(1).tolist()
+        [4, 4, 4]
+    """
     support_key, value_key = jax.random.split(key)
     return _support(support_key, shape, sparsity, "exact_sparse") * jax.random.normal(
         value_key, shape
@@ -34,11 +67,28 @@ def exact_sparse(key: Array, shape: tuple[int, ...], sparsity: int) -> Array:
 def bounded(
     key: Array, shape: tuple[int, ...], sparsity: int, bound: float = 1.0, least: float = 0.0
 ) -> Array:
-    """Codes of the class of Assumption 2: `sparsity` nonzeros of random sign, magnitudes uniform in
-    [least, bound].
+    """Codes of the class of Assumption 2: bounded nonzeros of random sign on a random support.
+
+    Args:
+        key: a typed key.
+        shape: (..., d).
+        sparsity: the number of nonzeros s, in 0..d.
+        bound, least: magnitudes are uniform in [least, bound].
+
+    Returns:
+        Codes of that shape.
 
     Raises:
+        TypeError: sparsity is not an integer.
         ValueError: sparsity outside 0..d, or not 0 <= least <= bound < inf.
+
+    Reference: Li, Feng, Zhou (2024), Assumption 2.
+
+    Example:
+        >>> X = ur.problems.bounded(jax.random.key(0), (3, 50), 4, bound=2.0, least=1.0)
+        >>> magnitudes = jnp.abs(X[X != 0])
+        >>> len(magnitudes), bool(((magnitudes >= 1) & (magnitudes <= 2)).all())
+        (12, True)
     """
     if not 0 <= least <= bound < math.inf:
         raise ValueError(f"bounded: expected 0 <= least <= bound, got least={least}, bound={bound}")
@@ -60,8 +110,24 @@ def _support(key: Array, shape: tuple[int, ...], sparsity: int, where: str) -> A
     return (ranks < s).astype(float)
 
 
-def synthesize(D, X: Array) -> Array:
-    """Signals (batch, m) of the codes (batch, d), in full precision."""
+def synthesize(D: Dictionary, X: Array) -> Array:
+    """The signals D x of a batch of codes, in full precision.
+
+    Args:
+        D: (m, d).
+        X: (batch, d).
+
+    Returns:
+        Y, (batch, m).
+
+    Raises:
+        ValueError: X of another shape.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> ur.problems.synthesize(D, jnp.eye(8)[:2]).tolist()
+        [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
+    """
     if np.ndim(X) != 2 or X.shape[1] != D.shape[1]:
         raise ValueError(f"synthesize: X has shape {np.shape(X)}; expected (batch, {D.shape[1]})")
     with jax.default_matmul_precision("highest"):
@@ -69,10 +135,27 @@ def synthesize(D, X: Array) -> Array:
 
 
 def add_noise(key: Array, Y: Array, snr: float) -> Array:
-    """Y plus white Gaussian noise at `snr` dB for every signal; inf adds none.
+    """Y plus white Gaussian noise at `snr` dB for every signal.
 
-    The noise level of a signal is std(y) 10^(-snr / 20), the benchmark's convention (the mean of y
-    is left out).
+    The standard deviation of the noise of a signal is std(y) 10^(-snr / 20), the convention of the
+    benchmark (std leaves out the mean of y).
+
+    Args:
+        key: a typed key.
+        Y: (..., m).
+        snr: signal-to-noise ratio in dB; inf adds no noise.
+
+    Returns:
+        The noisy signals, in the shape of Y.
+
+    Raises:
+        ValueError: snr is nan.
+
+    Example:
+        >>> Y = jax.random.normal(jax.random.key(0), (1, 10_000))
+        >>> noise = ur.problems.add_noise(jax.random.key(1), Y, 20.0) - Y
+        >>> round(float(noise.std()), 2)
+        0.1
     """
     if math.isnan(snr):
         raise ValueError("add_noise: snr is nan; expected decibels, or inf for no noise")
@@ -83,8 +166,25 @@ def add_noise(key: Array, Y: Array, snr: float) -> Array:
 
 
 def l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
-    """Noise vectors of l1 norm exactly `noise` in random directions: the budget delta of Assumption
-    2.
+    """Noise vectors of l1 norm `noise`, the budget delta of Assumption 2, in random directions.
+
+    Args:
+        key: a typed key.
+        shape: (..., m).
+        noise: delta, non-negative and finite.
+
+    Returns:
+        Noise vectors of that shape.
+
+    Raises:
+        ValueError: noise negative, infinite or NaN.
+
+    Reference: Li, Feng, Zhou (2024), Assumption 2.
+
+    Example:
+        >>> e = ur.problems.l1_noise(jax.random.key(0), (2, 50), 0.5)
+        >>> jnp.abs(e).sum(1).round(3).tolist()
+        [0.5, 0.5]
     """
     if not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
@@ -93,10 +193,10 @@ def l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
 
 
 class Benchmark(NamedTuple):
-    """A dictionary and a sampler: `sample(key)` draws a batch `(Y, X)`, (batch, m) and (batch, d)."""
+    """A dictionary and a sampler of its signals."""
 
-    D: Array
-    sample: Callable
+    D: Array  # (m, d)
+    sample: Callable[[Array], tuple[Array, Array]]  # key -> (Y, X), (batch, m) and (batch, d)
 
 
 def standard_benchmark(
@@ -109,10 +209,29 @@ def standard_benchmark(
     kappa: float | None = None,
     batch: int = 64,
 ) -> Benchmark:
-    """The benchmark of the LISTA literature: Gaussian D (or ill-conditioned, `kappa`),
-    Bernoulli-Gaussian codes.
+    """The benchmark of the LISTA literature: Bernoulli-Gaussian codes of a Gaussian dictionary.
+
+    Args:
+        key: a typed key; it draws D.
+        m, d: the shape of D.
+        probability: of a nonzero.
+        snr: signal-to-noise ratio in dB, see `add_noise`.
+        kappa: condition number for `dictionaries.ill_conditioned`; None for a Gaussian D.
+        batch: signals per call of `sample`.
+
+    Returns:
+        Benchmark.
+
+    Raises:
+        TypeError, ValueError: sizes, a kappa or a batch that are out of range.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 4.1.
+
+    Example:
+        >>> D, sample = ur.problems.standard_benchmark(jax.random.key(0), m=25, d=50)
+        >>> Y, X = sample(jax.random.key(1))
+        >>> D.shape, Y.shape, X.shape
+        ((25, 50), (64, 25), (64, 50))
     """
     D = (
         dictionaries.gaussian(key, m, d)
@@ -122,9 +241,28 @@ def standard_benchmark(
     return Benchmark(D, sampler(D, batch, probability=probability, snr=snr))
 
 
-def sampler(D, batch: int, *, probability: float = 0.1, snr: float = math.inf) -> Callable:
-    """`sample(key) -> (Y, X)` of Bernoulli-Gaussian codes and noisy signals of D, for
-    `training.fit`.
+def sampler(
+    D: Dictionary, batch: int, *, probability: float = 0.1, snr: float = math.inf
+) -> Callable[[Array], tuple[Array, Array]]:
+    """A sampler of noisy signals of D and their Bernoulli-Gaussian codes, for `training.fit`.
+
+    Args:
+        D: (m, d).
+        batch: signals per call.
+        probability: of a nonzero.
+        snr: signal-to-noise ratio in dB, see `add_noise`.
+
+    Returns:
+        `sample(key) -> (Y, X)`, (batch, m) and (batch, d).
+
+    Raises:
+        TypeError: batch is not an integer. ValueError: batch below 1.
+
+    Example:
+        >>> sample = ur.problems.sampler(ur.dictionaries.identity_hadamard(4), 16)
+        >>> Y, X = sample(jax.random.key(0))
+        >>> Y.shape, X.shape
+        ((16, 4), (16, 8))
     """
     batch = _checks.as_index(batch, "batch", "sampler", least=1)
 

@@ -1,4 +1,4 @@
-"""Coherence against brute force, what it allows (Theorem 1), and the rounding guard."""
+"""Coherence against brute force, what it permits (Theorem 1), and the rounding guard."""
 
 import itertools
 import math
@@ -49,7 +49,7 @@ def conv(name, seed=0):
     return dictionaries.normalize(dictionaries.Conv(filters, *rest))[0]
 
 
-# An inner product of unit vectors of length m carries at most m eps of rounding; m <= 250 here.
+# The rounding of an inner product of unit vectors of length m is at most m eps; m <= 250 here.
 ROUNDING = 250 * EPS
 
 
@@ -68,7 +68,7 @@ def test_mutual_coherence_ignores_scale_sign_and_order():
     )
 
 
-def test_mutual_coherence_of_one_atom_is_zero_and_of_orthonormal_atoms_a_rounding():
+def test_mutual_coherence_of_one_atom_is_zero_and_of_orthonormal_atoms_is_rounding():
     assert theory.mutual_coherence(np.ones((3, 1))) == 0
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(20, 20)))[0]
     assert theory.mutual_coherence(Q) <= 20 * EPS
@@ -82,7 +82,7 @@ def test_mutual_coherence_of_duplicate_or_opposite_columns_is_one_and_never_abov
         assert 1 - 7 * np.finfo(dtype).eps <= mu <= 1
 
 
-def test_a_zero_column_is_refused_where_it_is_seen_and_nan_under_jit():
+def test_a_zero_column_is_refused_where_values_are_known_and_nan_under_jit():
     D = np.eye(3, 4)
     with pytest.raises(ValueError, match=r"atoms \[3\] are zero"):
         theory.mutual_coherence(D)
@@ -91,9 +91,7 @@ def test_a_zero_column_is_refused_where_it_is_seen_and_nan_under_jit():
 
 @jax.jit
 def everything(W, D):
-    """All that theory says of a pair, and the pair as matrices (numpy arrays, so that one
-    compilation serves).
-    """
+    """What theory says about a pair, and the pair as matrices, from one compilation."""
     return (
         theory.mutual_coherence(D),
         *theory.coherence(W, D),
@@ -130,7 +128,7 @@ def test_convolutional_coherences_are_those_of_the_dense_matrix(name):
     assert mu_D == pytest.approx(brute_force(matrix), abs=ROUNDING)
     assert mu_W == pytest.approx(gram(weights, matrix).max(), abs=ROUNDING)
     assert C_W == pytest.approx(np.abs(weights).max(), abs=EPS)
-    # One entry per representative atom; all shifts of a filter have the same.
+    # One entry per representative atom; it is the same for all shifts of a filter.
     expected = np.sum(weights * matrix, axis=0)
     assert [own.min(), own.max()] == pytest.approx([expected.min(), expected.max()], abs=ROUNDING)
 
@@ -196,9 +194,16 @@ def test_coherence_refuses_other_shapes_and_atoms_off_unit_norm():
         theory.coherence(D, D.at[:, 0].set(0.0))
 
 
-@pytest.mark.parametrize("D, error", [(np.ones(3), ValueError), (np.ones((3, 0)), ValueError),
-                                      (np.full((2, 2), np.nan), ValueError), (np.eye(2) * 1j, TypeError),
-                                      ("D", TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "D, error",
+    [
+        (np.ones(3), ValueError),
+        (np.ones((3, 0)), ValueError),
+        (np.full((2, 2), np.nan), ValueError),
+        (np.eye(2) * 1j, TypeError),
+        ("D", TypeError),
+    ],
+)
 def test_what_is_not_a_dictionary_is_refused(D, error):
     with pytest.raises(error, match="mutual_coherence"):
         theory.mutual_coherence(D)
@@ -222,9 +227,8 @@ def test_babel_is_the_largest_sum_of_s_products(m, d):
     mu = float(theory.mutual_coherence(D))
     assert values[0] == 0 and values[1] == pytest.approx(mu, abs=ROUNDING)
     assert all(values[s] <= s * mu + d * ROUNDING for s in sizes)
-    assert [values[d], values[d + 2]] == pytest.approx(
-        [values[d - 1]] * 2, rel=d * EPS
-    )  # all the others
+    # From s = d - 1 on, all other atoms count.
+    assert [values[d], values[d + 2]] == pytest.approx([values[d - 1]] * 2, rel=d * EPS)
 
 
 def test_babel_of_equiangular_atoms_is_s_mu_and_of_one_atom_zero():
@@ -238,7 +242,7 @@ def test_babel_of_equiangular_atoms_is_s_mu_and_of_one_atom_zero():
 
 
 def test_babel_knows_that_close_pairs_are_far_from_the_rest():
-    """Pairs at 0.45, nothing between them: mu admits one nonzero, the babel condition any number."""
+    """With coherent pairs only, mu admits one nonzero but the Babel condition any number."""
     D = np.kron(np.eye(4), unit(np.array([[1, 0.45], [0, math.sqrt(1 - 0.45**2)]])))
     assert theory.max_sparsity(theory.mutual_coherence(D), 8) == 1
     assert theory.babel(D, 6) + theory.babel(D, 7) == pytest.approx(0.9, abs=ROUNDING)
@@ -274,9 +278,8 @@ def test_the_gradient_of_babel_matches_finite_differences():
         return theory.babel(dictionaries.normalize(X)[0], 3)
 
     numeric = (f(X + h * direction) - f(X - h * direction)) / (2 * h)
-    assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(
-        float(numeric), rel=1e-7
-    )  # EPS / h = 2e-10
+    # Rounding over the step, EPS / h, is 2e-10.
+    assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(float(numeric), rel=1e-7)
 
 
 def test_babel_errors():
@@ -323,9 +326,8 @@ def test_fewer_atoms_than_the_spark_bound_are_independent_and_the_bound_is_attai
 def test_paley_frames_attain_the_welch_bound(q):
     D = dictionaries.paley(q)
     assert theory.welch_bound(*D.shape) == pytest.approx(1 / math.sqrt(q), rel=4 * EPS)
-    assert theory.mutual_coherence(D) == pytest.approx(
-        1 / math.sqrt(q), abs=D.shape[0] * 8 * EPS
-    )  # eigenvectors
+    # The rounding of the eigenvectors.
+    assert theory.mutual_coherence(D) == pytest.approx(1 / math.sqrt(q), abs=D.shape[0] * 8 * EPS)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -372,14 +374,15 @@ def test_sparsity_bound_by_hand():
     (1 / 31, 10, 10),  # no more than d
     (1 / 32, 2048, 16),  # 16.5
     (1 / 30.9999999999, 100, 15),  # an integer within rounding
-    (0.0, 7, 7), (1e-320, 7, 7), (1.0, 5, 0), (2.0, 5, 0), (0.34, 5, 1), (1 / 3, 5, 1), (0.33, 5, 2),
+    (0.0, 7, 7), (1e-320, 7, 7), (1.0, 5, 0), (2.0, 5, 0), (0.34, 5, 1), (1 / 3, 5, 1),
+    (0.33, 5, 2),
 ])  # fmt: skip
 def test_max_sparsity_is_the_largest_integer_strictly_below_the_bound(mu, d, expected):
     assert theory.max_sparsity(mu, d) == expected
 
 
 def test_max_sparsity_is_what_the_schedule_admits():
-    # Any mu away from 1 / (2s - 1) by more than the conservative margin 1e-9.
+    # For any mu that differs from 1 / (2s - 1) by more than the conservative margin of 1e-9.
     for mu in np.random.default_rng(0).uniform(0.005, 1.2, 500):
         s = theory.max_sparsity(mu, 10**6)
         admitted = [
@@ -404,8 +407,16 @@ def test_max_sparsity_needs_a_dictionary_size():
 # Rounding guard.
 
 
-@pytest.mark.parametrize("precision, eps", [(None, None), ("highest", None), ("float32", 2.0**-23),
-                                            ("tensorfloat32", 2.0**-10), ("bfloat16", 2.0**-7)])  # fmt: skip
+@pytest.mark.parametrize(
+    "precision, eps",
+    [
+        (None, None),
+        ("highest", None),
+        ("float32", 2.0**-23),
+        ("tensorfloat32", 2.0**-10),
+        ("bfloat16", 2.0**-7),
+    ],
+)
 def test_rounding_guard_is_4_eps_G_s_B(dtype, precision, eps):
     rng = np.random.default_rng(6)
     D = unit(rng.normal(size=(9, 14))).astype(dtype)

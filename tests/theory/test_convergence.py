@@ -1,6 +1,4 @@
-"""Thresholds atom by atom, stability of the iterates, objectives, plans: random members of the
-classes and brute force.
-"""
+"""Schedules per atom, stability of iterates, objectives and plans, on random members of classes."""
 
 import functools
 import itertools
@@ -38,7 +36,7 @@ def iterates(D, W, theta, Y, rho=None):
 
 
 class Pair(NamedTuple):
-    """A dictionary, weights, and what theory sees of them, by plain sums in float64."""
+    """A dictionary, weights, and the numbers of theory, by plain sums in float64."""
 
     D: np.ndarray
     W: np.ndarray
@@ -78,7 +76,7 @@ def minimax():
 
 
 def one_poor_atom():
-    """Weights that serve all atoms but the first: w_1 keeps w_1 . d_1 = 1 and gets w_1 . d_2 = .34."""
+    """Good weights for all atoms except the first: w_1 . d_1 = 1 and w_1 . d_2 = .34."""
     D, W = minimax()
     away = D[:, 1] - (D[:, 0] @ D[:, 1]) * D[:, 0]
     w = W[:, 0] + (0.34 - W[:, 0] @ D[:, 1]) / (away @ D[:, 1]) * away
@@ -96,9 +94,7 @@ def conv():
 
 
 def transversal():
-    """30 lines over the field of 7 elements with 4 nonzeros each; the first four are parallel and
-    meet no other one of them.
-    """
+    """30 lines over the field of 7 elements with 4 nonzeros each; the first four are disjoint."""
     rng, D = np.random.default_rng(0), np.zeros((28, 30))
     for column, line in zip(D.T, [0, 7, 14, 21, *rng.choice(np.arange(22, 49), 26, replace=False)]):
         column[[7 * i + (line // 7 + i * line) % 7 for i in range(4)]] = rng.choice([-1, 1], 4) / 2
@@ -127,9 +123,7 @@ UNEVEN = ["minimax", "minimax, off its diagonal", "one poor atom", "transversal"
 
 
 def members(rng, p, n, s, *, least=0.0):
-    """Codes with at most s nonzeros in [least, 1]: random ones, and ones whose atoms all push one
-    w_i the same way.
-    """
+    """Codes with at most s nonzeros in [least, 1], random and aligned against one w_i."""
     d = p.D.shape[1]
     support = (
         np.argsort(rng.random((n, d)), axis=1) < rng.integers(max(s - 1, 1), s + 1, n)[:, None]
@@ -163,23 +157,21 @@ def signals(p, X, E=0.0):
 
 
 def assert_certified(p, found, X, Y, rho=None):
-    """No false positive at any step and no l1 error above the certified one, without tolerance: the
-    guard is one.
-    """
+    """No false positives, no l1 error above the certified one; the guard is the only slack."""
     for k, codes in enumerate(iterates(p.D, p.W, found.theta, Y, rho), start=1):
         assert not codes[X == 0].any(), k
         assert np.abs(codes - X).sum(1).max() <= found.error[k], k
 
 
-# Thresholds atom by atom.
+# Thresholds per atom.
 
 
-def test_atom_coherence_is_read_off_the_products(dtype):
+def test_atom_coherence_is_the_largest_product_of_every_atom(dtype):
     for name in ("minimax, off its diagonal", "conv"):
         p = load(name, dtype)
         found = theory.atom_coherence(p.W, p.D)
         assert found.mu_W.dtype == found.C_W.dtype == dtype
-        # A product of two unit vectors of length 48.
+        # Rounding of a product of two unit vectors of length 48.
         assert np.asarray(found.mu_W) == pytest.approx(p.mus, abs=48 * float(np.finfo(dtype).eps))
         assert np.asarray(found.C_W).tolist() == p.C_Ws.tolist()
 
@@ -213,7 +205,7 @@ def test_atom_schedule_is_the_worst_support_by_brute_force():
                 for S in itertools.combinations(range(7), s)
                 for j in S
             )
-            # With noise the two sums of the largest may be over different atoms.
+            # With noise, the two sums of the largest entries may run over different atoms.
             assert worst <= after * (1 + 8 * EPS) and (noise or after == pytest.approx(worst))
 
 
@@ -256,7 +248,7 @@ def test_no_member_breaks_the_bounds_of_its_atoms(name, noise):
 
 
 def tiny(rng):
-    """A pair of a few atoms: weights near the atoms or far from them, the diagonal exact or off."""
+    """A few atoms, with weights near them or far away, and an exact or inexact diagonal."""
     D = unit(rng.normal(size=(rng.integers(2, 6), rng.integers(1, 7))))
     W = D + rng.choice([0, 0.1, 0.5]) * rng.normal(size=D.shape)
     off = rng.choice([0, 0.1, 0.5])
@@ -272,9 +264,8 @@ def test_tiny_pairs_stay_under_the_recursion_whether_it_contracts_or_not():
         X = members(rng, p, 200, s)
         codes = iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, 200, noise)))
         for error, x in zip(found.error[1:], codes):
-            slack = 1e-12 * max(
-                1, error
-            )  # no guard: rounding of codes of size 1, and of errors that grow
+            # No guard: rounding of codes of size 1, and of errors that grow.
+            slack = 1e-12 * max(1, error)
             assert (
                 np.abs(x[X == 0]).max(initial=0) <= slack
                 and np.abs(x - X).sum(1).max() <= error + slack
@@ -283,14 +274,14 @@ def test_tiny_pairs_stay_under_the_recursion_whether_it_contracts_or_not():
     assert tightest > 0.99
 
 
-def test_atoms_contract_where_their_worst_does_not():
+def test_schedules_per_atom_contract_where_the_worst_atom_does_not():
     p, rng = load("one poor atom"), np.random.default_rng(4)
     assert np.sort(p.mus)[-2] < 0.18 and 0.34 <= p.mu < 0.4
     options = dict(sparsity=2, bound=1.0, depth=100, guard=p.guard(2))
     found = p.atoms(**options)
     assert found.holds and not p.common(**options).holds
     X = members(rng, p, 1000, 2)
-    X[:500] *= 0  # half of them hold the poor atom
+    X[:500] *= 0  # half of the codes contain the poor atom
     X[:500, 0], X[np.arange(500), rng.integers(1, 48, 500)] = 1, -1
     assert_certified(p, found, X, signals(p, X))
     assert found.error[-1] < 1e-3
@@ -314,7 +305,7 @@ def test_the_guard_of_the_atoms_keeps_depth_harmless(name, dtype):
 
 
 def test_without_the_guard_the_atoms_diverge(dtype):
-    # d = 3 m, so I - W'D expands what rounding leaves off the support.
+    # d = 3 m, so I - W'D expands the rounding errors off the support.
     D = unit(np.random.default_rng(1).normal(size=(40, 120)))
     p, rng = pair(D, theory.frobenius_weights(D), dtype), np.random.default_rng(7)
     X = members(rng, p, 100, 1).astype(dtype).astype(float)
@@ -326,7 +317,7 @@ def test_without_the_guard_the_atoms_diverge(dtype):
     assert not np.abs(last).max() < 10
 
 
-def test_the_l1_error_of_the_atoms_over_s_does_not_bound_the_largest_entry():
+def test_the_error_per_atom_over_s_does_not_bound_the_largest_entry():
     # w_1 = e_1 meets d_2 by mu, w_2 does not meet d_1: mus (mu, 0), E_1 = 2 mu E_0. From x* = (1,
     # -1) the first entry is 1 - mu - 2 mu after a step, off by 3 mu, where E_1 / 2 = 2 mu.
     mu = 0.2
@@ -372,7 +363,7 @@ def test_atom_schedule_at_the_ends_of_its_range():
 
 def test_noise_gain_is_the_largest_norm(dtype):
     p = load("minimax", dtype)
-    # In float32 a norm of 48 squares; as a Conv, of its filters.
+    # In float32 a norm of 48 squares; for a Conv, of its filters.
     expected = np.linalg.norm(p.W.astype(float), axis=0).max()
     assert theory.noise_gain(p.W) == pytest.approx(expected, rel=8 * float(np.finfo(dtype).eps))
     assert theory.noise_gain(conv()[1]) == pytest.approx(
@@ -401,14 +392,14 @@ def test_twice_the_l2_noise_makes_a_false_positive_of_every_atom():
     found = schedule(p.mu, theory.noise_gain(p.W), sparsity=1, bound=1.0, noise=delta, depth=40)
     last = list(iterates(p.D, p.W, found.theta, 2 * delta * p.D.T))[-1]
     assert (np.diag(last) != 0).all()
-    # So the noise is used up: with its l1 norm, 8 times as large, thresholds and error would be 8
-    # times theirs.
+    # So the bound on the noise is tight. With its l1 norm, 8 times as large, thresholds and error
+    # would be 8 times larger.
     assert schedule(
         p.mu, p.C, sparsity=1, bound=1.0, noise=8 * delta, depth=1
     ).floor == pytest.approx(8 * found.floor)
 
 
-def test_largest_entries_do_not_answer_for_noise_in_l2():
+def test_largest_entries_do_not_cover_noise_in_l2():
     # C_W delta in place of omega delta: only a w_i with a single entry has C_W = omega.
     p, delta = load("minimax"), 0.05
     Y = delta * unit(p.W).T
@@ -421,8 +412,10 @@ def test_largest_entries_do_not_answer_for_noise_in_l2():
 # Steps until the support is found.
 
 
-@pytest.mark.parametrize("name, s, noise", [("hadamard", 2, 0.0), ("hadamard", 4, 0.0), ("paley", 3, 0.0),
-                                            ("hadamard", 2, 0.01), ("paley", 2, 0.01), ("minimax", 2, 0.0)])  # fmt: skip
+@pytest.mark.parametrize("name, s, noise", [
+    ("hadamard", 2, 0.0), ("hadamard", 4, 0.0), ("paley", 3, 0.0),
+    ("hadamard", 2, 0.01), ("paley", 2, 0.01), ("minimax", 2, 0.0),
+])  # fmt: skip
 def test_the_support_is_found_from_the_promised_step_on(name, s, noise):
     p, rng, depth = load(name), np.random.default_rng(9), 80
     found = p.common(sparsity=s, bound=1.0, noise=noise, depth=depth, guard=p.guard(s))
@@ -430,9 +423,8 @@ def test_the_support_is_found_from_the_promised_step_on(name, s, noise):
         promised = found.steps_to_support(smallest, sparsity=s)
         assert 1 <= promised <= depth and found.error[promised] / s < smallest
         X = members(rng, p, 700, s, least=smallest)
-        X[:100] *= smallest / np.abs(
-            np.where(X[:100] == 0, 1, X[:100])
-        )  # all of them as small as allowed
+        # All nonzeros as small as allowed.
+        X[:100] *= smallest / np.abs(np.where(X[:100] == 0, 1, X[:100]))
         codes = list(
             iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, len(X), noise)))
         )
@@ -477,11 +469,12 @@ def test_with_noise_the_support_may_never_be_found():
 def test_steps_to_support_at_the_ends_of_its_range():
     found = schedule(0.1, 1.0, sparsity=2, bound=1.0, depth=9)
     assert found.steps_to_support(1.0, sparsity=2) == 1  # error_0 / s is 1, not below
+    # No such code.
     assert (
         found.steps_to_support(1.01, sparsity=2)
         == found.steps_to_support(math.inf, sparsity=2)
         == 0
-    )  # no such code
+    )
     assert found.steps_to_support(0.0, sparsity=2) == math.inf
     assert found.steps_to_support(0.1, sparsity=0) == 0
     assert (
@@ -517,7 +510,7 @@ def test_two_runs_stay_within_the_sequence_bound(shape):
             change = rng.normal(size=Y.shape) * 10.0 ** rng.uniform(-6, 1, (200, 1))
             change[:50] = W.T[rng.integers(shape[1], size=50)]
             runs = zip(iterates(D, W, thresholds, Y), iterates(D, W, thresholds, Y + change))
-            # Rounding of codes of size |x| that differ by little.
+            # Rounding of codes of size |x| with a small difference.
             for k, (x, other) in enumerate(runs, start=1):
                 limit = factors[k] * np.linalg.norm(change, axis=1)
                 slack = 1e3 * EPS * factors[k] * np.linalg.norm(Y, axis=1)
@@ -529,14 +522,12 @@ def test_sequence_bound_is_the_sum_of_its_definition_and_grows():
     W = np.asarray(theory.frobenius_weights(D))
     found, step = theory.sequence_bound(W, D, 12), np.linalg.norm(np.eye(25) - W.T @ D, 2)
     expected = [np.linalg.norm(W, 2) * sum(step**i for i in range(k)) for k in range(13)]
-    assert (
-        found == pytest.approx(expected, rel=2e-8) and (found >= expected).all()
-    )  # padded by 1e-9 a factor
+    # Each factor is rounded up by 1e-9.
+    assert found == pytest.approx(expected, rel=2e-8) and (found >= expected).all()
     assert (found >= np.linalg.norm(W, 2) * np.arange(13)).all()  # d > m: at least linearly
     assert theory.sequence_bound(W, D, 0).tolist() == [0]
-    assert theory.sequence_bound(np.eye(3), np.eye(3), 4) == pytest.approx(
-        [0, 1, 1, 1, 1]
-    )  # no growth: W'D = I
+    # No growth: W'D = I.
+    assert theory.sequence_bound(np.eye(3), np.eye(3), 4) == pytest.approx([0, 1, 1, 1, 1])
 
 
 def test_sequence_bound_overflows_to_infinity_without_a_warning():
@@ -562,7 +553,7 @@ def test_without_thresholds_the_iterates_grow_as_the_spectral_radius():
 
 
 def test_two_runs_on_one_support_stay_within_the_support_bound():
-    # Runs that know no other atoms are supported on them, whatever the thresholds and signals are.
+    # Runs on a dictionary of these atoms alone stay on them, for any thresholds and signals.
     rng, tightest = np.random.default_rng(13), 0.0
     for _ in range(60):
         p, t = (
@@ -649,7 +640,7 @@ def test_the_true_code_does_not_minimise_the_objective():
     # C-14: a shrunk code does. D = [1], y = 1, gamma = 1/2: .4375 at .75, .5 at 1.
     D, z = np.ones((1, 1)), np.ones((1, 1))
     assert objective(D, z, np.array([[0.75], [1.0]]), 0.5).tolist() == [0.4375, 0.5]
-    # And iterates of LISTA-CP are shrunk: below at every step, though never by more than the bound.
+    # Iterates of LISTA-CP are shrunk too: lower at every step, but never by more than the bound.
     p = load("hadamard")
     found = schedule(1 / 8, 1.0, sparsity=2, bound=1.0, depth=8)
     X = np.zeros((1, 128))
@@ -670,7 +661,7 @@ def test_the_objective_of_a_diverging_schedule_is_infinite(error):
 
 
 def chains(rng, J):
-    """Parameters of a random chain, now and then with a block that is trivial."""
+    """Parameters of a random chain, sometimes with a trivial block."""
     s, options = rng.integers(1, 4, J), {}
     a = np.where(rng.random(J) < 0.1, 0.0, rng.uniform(0.05, 0.7, J))
     C = np.where(rng.random(J) < 0.05, 0.0, rng.uniform(0.05, 0.8, J))
@@ -703,7 +694,7 @@ def test_a_plan_is_the_best_of_all_depths(J, N, draws):
         mus, C_Ws, options = chains(rng, J)
         E = last_errors(mus, C_Ws, N, **options)[(slice(1, None),) * J]
         low = E.min()
-        # Not on an E_k, where rounding decides; not below what N steps reach.
+        # Neither on an E_k, where rounding decides, nor below what N steps reach.
         tol = float(low + (E.max() - low) * 10.0 ** rng.uniform(-4, -0.05) + 1e-9)
         steps = sum(np.meshgrid(*[np.arange(1, N + 1)] * J, indexing="ij"))
         best = steps[E <= tol].min()
@@ -733,7 +724,8 @@ def test_a_plan_of_one_block_is_steps_for():
 
 
 def test_an_error_that_starts_below_its_floor_is_planned_too():
-    # B = .01 and noise .1: E = .01, .205, .2245, ... grows to .2278. One step, or none that helps.
+    # B = .01 and noise .1: E = .01, .205, .2245, ... grows to .2278. If one step is not enough, no
+    # depth is.
     options = dict(sparsities=[1], bounds=[0.01], noises=[0.1])
     E = deep_schedule([0.1], [1.0], depths=[30], **options)[0].error
     assert E[0] < E[1] < E[30]
@@ -747,7 +739,7 @@ def test_a_plan_for_the_exact_error_of_some_depths_ends_at_it():
         mus, C_Ws, options = chains(rng, 2)
         tol = float(last_errors(mus, C_Ws, 9, **options)[tuple(rng.integers(2, 9, 2))])
         found = plan(mus, C_Ws, tol=tol, **options)
-        # The closed form and the recursion round apart.
+        # The closed form and the recursion round differently.
         assert not found.holds or found.schedules[-1].error[-1] <= tol * (1 + 100 * EPS)
 
 
@@ -759,7 +751,7 @@ def test_a_plan_for_the_exact_error_of_some_depths_ends_at_it():
     dict(mus=[0.1, 0.1], noises=[0.0, 0.0], tol=0.0),
     dict(mus=[0.1, 0.1], noises=[math.inf, 0.0], tol=1.0),
 ])  # fmt: skip
-def test_what_cannot_be_reached_has_no_plan(problem):
+def test_unreachable_tolerances_have_no_plan(problem):
     found = plan(C_Ws=[1.0, 1.0], sparsities=[2, 2], bounds=[1.0, 1.0], **problem)
     assert found == ((math.inf, math.inf), (), False)
 
@@ -780,8 +772,7 @@ def test_more_blocks_before_need_more_steps():
 
 
 def test_a_hopeless_plan_is_given_up_at_once():
-    # The floors are known beforehand; the search visits every pair of depths at which anything
-    # still moves.
+    # The floors are known beforehand; the search would visit all pairs of depths that still matter.
     started = time.process_time()
     found = plan(
         [0.98 / 3] * 2, [1.0] * 2, sparsities=[2, 2], bounds=[1.0, 1.0], noises=[0.01, 0.0], tol=0.1
@@ -819,7 +810,7 @@ def test_plans_take_arrays_as_deep_schedule_does(name):
 
 @pytest.mark.parametrize("kind", [np.float32, jnp.float32])
 def test_plans_of_float32_numbers_are_as_short_as_those_of_floats(kind):
-    # As `coherence` gives them; a search in float32 misses the last digits of the tolerance.
+    # As returned by `coherence`; a search in float32 would miss the last digits of the tolerance.
     options = dict(sparsities=[2, 2], bounds=[1.0, 1.0])
     for i in range(0, 40, 2):
         mus, C_Ws = [kind(0.1 + 0.002 * i)] * 2, [kind(0.3 + 0.01 * i)] * 2
@@ -833,7 +824,7 @@ def test_plans_of_float32_numbers_are_as_short_as_those_of_floats(kind):
 @pytest.mark.parametrize(
     "problem", [dict(mus=[0.1, 0.1], bounds=[0.0, 0.0]), dict(mus=[0.0, 0.0], bounds=[1.0, 1.0])]
 )
-def test_a_chain_that_leaves_no_error_has_a_plan_for_none(problem):
+def test_a_chain_without_error_has_a_plan_for_tolerance_zero(problem):
     options = dict(C_Ws=[1.0, 1.0], sparsities=[1, 1], **problem)
     assert deep_schedule(depths=[1, 1], **options)[1].error[1] == 0
     assert plan(tol=0.0, **options).depths == (1, 1)
@@ -867,20 +858,23 @@ def test_plan_refuses_what_deep_schedule_refuses():
         with pytest.raises(ValueError, match="must be non-negative and not NaN"):
             plan([0.1], [1.0], **{**options, name: value})
     for name in ("tol", "bounds"):
+
+        def refused(v, name=name):
+            return plan([0.1], [1.0], **{**options, name: v if name == "tol" else [v]})
+
         with pytest.raises(TypeError, match="traced"):
-            jax.jit(lambda v: plan([0.1], [1.0], **{**options, name: v if name == "tol" else [v]}))(
-                0.1
-            )  # noqa: B023
+            jax.jit(refused)(0.1)
 
 
-# General activations: definitions, and the printed statements against the corrected ones.
+# General activations: definitions, and printed statements against the corrected ones.
 
 
 MORE = [
-    act.scale(act.softplus, 1e3), act.scale(act.silu, 30.0), act.scale(act.hard_swish, 0.5), act.compose(act.elu(0.5), 4),
-    act.scale(act.elu(1.6732632423543772), 1e3), act.compose(act.silu, 2), act.compose(act.leaky_relu(0.5), 3),
-    act.scale(act.compose(act.elu(0.1), 2), 100.0), act.compose(act.scale(act.mish, 10.0), 2), act.scale(act.selu, 50.0),
-    act.elu(0.0), act.leaky_relu(0.0),
+    act.scale(act.softplus, 1e3), act.scale(act.silu, 30.0), act.scale(act.hard_swish, 0.5),
+    act.compose(act.elu(0.5), 4), act.scale(act.elu(1.6732632423543772), 1e3),
+    act.compose(act.silu, 2), act.compose(act.leaky_relu(0.5), 3),
+    act.scale(act.compose(act.elu(0.1), 2), 100.0), act.compose(act.scale(act.mish, 10.0), 2),
+    act.scale(act.selu, 50.0), act.elu(0.0), act.leaky_relu(0.0),
 ]  # fmt: skip
 
 
@@ -890,7 +884,7 @@ def test_theorem_of_follows_the_definitions(rho):
     values, tail = np.asarray(rho(x)), np.asarray(rho(-x))
     exact = np.allclose(values, x, rtol=1e-12, atol=0)  # rho(x) = x on x >= 0
     distance = np.maximum(np.abs(values - x), np.abs(tail))
-    bounded = distance[-1] < 10 * distance[:-5].max() + 1e-3  # what is unbounded grows by 1e4 here
+    bounded = distance[-1] < 10 * distance[:-5].max() + 1e-3  # an unbounded gap grows by 1e4 here
     expected = "12" if not distance.any() else "15" if exact else "10" if bounded else ""
     assert theory.theorem_of(rho) == expected
     for mu, covers in ((1e-3, True), (1.0, False)):
@@ -906,7 +900,7 @@ def shifted(x):
 
 
 def test_theorem_of_agrees_with_the_schedule_on_activations_of_a_user():
-    # The gap alone is given: line_oscillation, at most twice that, is left at its default.
+    # Only the gap is given: line_oscillation, at most twice as large, keeps its default.
     rho = act.Activation("shifted", 1.0, 0.05, 0.1, 0.05, shifted)
     assert theory.theorem_of(rho) == "10"
     found = activation_schedule(rho, 1e-3, 1.0, d=16, sparsity=1, bound=1.0, depth=3)
@@ -1024,13 +1018,11 @@ def test_the_error_is_exactly_proportional_to_the_scale_and_free_of_the_depth(rh
         found = activation_schedule(scaled, 1 / 8, 1.0, d=128, sparsity=2, bound=1.0, depth=60)
         errors = errors_of(scaled, p, found, X)
         assert (errors <= found.error[1:] * (1 + 1e-12)).all()
-        assert k * found.floor == pytest.approx(
-            230 * rho.line_oscillation
-        )  # (s + 2 s mu (d-s)) / (1-a) + d - s
+        # 230 = (s + 2 s mu (d-s)) / (1-a) + d - s.
+        assert k * found.floor == pytest.approx(230 * rho.line_oscillation)
         observed.append(k * errors[-1])
-    assert observed == pytest.approx(
-        observed[:1] * 3, rel=1e-6
-    )  # at 1e6 an error of 1e-5 is rounded by 1e-14
+    # At scale 1e6 the rounding of 1e-14 meets an error of 1e-5.
+    assert observed == pytest.approx(observed[:1] * 3, rel=1e-6)
     assert 127 / 8 * (127 / 8) ** 59 > 1e70 * max(observed)
 
 
@@ -1064,7 +1056,7 @@ def test_an_unbounded_code_is_covered_by_no_activation():
         assert found.error[-1] == math.inf and found.floor == math.inf and not found.holds
 
 
-# What is no input.
+# Bad input.
 
 
 def test_infinite_numbers_make_no_nan():
@@ -1081,10 +1073,13 @@ ATOMS = dict(mus=[0.1, 0.2], C_Ws=[1.0, 0.5], sparsity=1, bound=1.0, depth=3)
 
 
 @pytest.mark.parametrize("name, value, error", [
-    ("mus", [0.1, -0.2], ValueError), ("mus", [0.1, math.nan], ValueError), ("C_Ws", [1.0, -1.0], ValueError),
+    ("mus", [0.1, -0.2], ValueError), ("mus", [0.1, math.nan], ValueError),
+    ("C_Ws", [1.0, -1.0], ValueError),
     ("mus", [0.1], ValueError), ("mus", 0.1, ValueError), ("mus", [[0.1, 0.2]], ValueError),
-    ("bound", -1.0, ValueError), ("noise", math.nan, ValueError), ("guard", -1e-9, ValueError), ("eta", -0.1, ValueError),
-    ("sparsity", -1, ValueError), ("depth", -1, ValueError), ("sparsity", 1.0, TypeError), ("depth", True, TypeError),
+    ("bound", -1.0, ValueError), ("noise", math.nan, ValueError),
+    ("guard", -1e-9, ValueError), ("eta", -0.1, ValueError),
+    ("sparsity", -1, ValueError), ("depth", -1, ValueError),
+    ("sparsity", 1.0, TypeError), ("depth", True, TypeError),
 ])  # fmt: skip
 def test_atom_schedule_refuses(name, value, error):
     with pytest.raises(error, match="atom_schedule: "):
@@ -1107,7 +1102,7 @@ def test_host_functions_refuse_tracers():
             jax.jit(call)(1.0)
 
 
-def test_bounds_refuse_what_is_no_number_or_shape():
+def test_bounds_refuse_bad_numbers_and_shapes():
     D = np.eye(3)
     for call in (
         lambda: theory.support_bound(-0.1, 1.0, size=2),

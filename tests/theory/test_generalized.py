@@ -1,6 +1,4 @@
-"""Generalized coherence against HiGHS, its certificates, and the weights with the least entries
-(Definitions 7 and 8).
-"""
+"""Generalized coherence and least entries (Definitions 7 and 8) against HiGHS; certificates."""
 
 import itertools
 import math
@@ -18,7 +16,7 @@ from unrolled import analytic, dictionaries, linear_programs, theory
 
 EPS = np.finfo(np.float64).eps
 TOL = 1e-6  # the default gap
-# For programs that run once: compiling is all their time, and this halves it.
+# For programs that run once: they spend their time compiling, and this halves it.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 KNOWN = {  # mu~ in closed form
@@ -47,11 +45,11 @@ def products(W, A):
 
 
 def assert_bracketed(found, name, atoms, value):
-    """`value(i)` lies between the bounds of atom i, to what HiGHS can tell of it."""
+    """`value(i)` lies between the bounds of atom i, up to the accuracy of HiGHS."""
     near = oracles.agreement(name)
     for i, low, high in zip(atoms, found.per_atom_lower, found.per_atom_upper):
         expected = value(matrix(name), i)
-        # 1e-10 is the feasibility tolerance of HiGHS: coherences that are zero show as that.
+        # 1e-10 is the feasibility tolerance of HiGHS, hence the size of a zero coherence.
         assert low <= expected * (1 + near) + 1e-10 and high >= expected * (1 - near) - 1e-10, (
             i,
             low,
@@ -71,7 +69,7 @@ def subset(found, atoms):
 
 @every_dictionary
 @pytest.mark.parametrize("value", [oracles.least_coherence, oracles.least_coherence_by_duality])
-def test_the_bounds_hold_the_value_of_highs_from_both_sides_of_duality(name, value):
+def test_the_bounds_enclose_the_primal_and_the_dual_value_of_highs(name, value):
     atoms = oracles.sampled(name, 2 if name == "dct 64x256" else 12)
     assert_bracketed(subset(solved(name), atoms), name, atoms, value)
 
@@ -80,7 +78,7 @@ def test_the_bounds_hold_the_value_of_highs_from_both_sides_of_duality(name, val
 def test_the_gap_is_closed_for_every_atom(name):
     found = solved(name)
     assert found.holds and found.holds.dtype == bool
-    # Coherences of independent atoms are rounding: |w_i| eps, with |w| below 1e3.
+    # Coherences of independent atoms are mere rounding, |w_i| eps, with |w| below 1e3.
     assert (
         found.per_atom_upper - found.per_atom_lower <= np.maximum(TOL * found.per_atom_upper, 1e-12)
     ).all()
@@ -139,18 +137,16 @@ def test_atoms_a_little_off_unit_norm_are_solved_as_they_are():
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-4, 3e-5, 1e-5, 1e-6, 1e-8])
 def test_bounds_are_true_where_an_atom_is_nearly_independent(gap):
-    """Two atoms that differ along a third: removing that third atom leaves two nearly equal,
-    independent ones.
-    """
+    """Two atoms differ along a third; without it they are nearly equal and independent."""
     u, e = np.eye(3)[1], np.eye(3)[0]
     A = unit(np.stack([u, u + gap * e, e], 1))
     found = theory.generalized_coherence(A)
     for i, low, high in zip(range(3), found.per_atom_lower, found.per_atom_upper):
-        # The dependence by hand: a_2 = (a_1 + gap a_3) / norm; atom i over the others, l1 norm of
-        # the coefficients.
+        # The dependence by hand, a_2 = (a_1 + gap a_3) / norm: the l1 norm of the coefficients of
+        # atom i in the others.
         norm = math.sqrt(1 + gap**2)
         expected = 1 / ((1 + gap) / norm, norm + gap, (1 + norm) / gap)[(1, 0, 2)[i]]
-        # coherences of the size of the gap are known to rounding over it
+        # Coherences of the size of the gap are known up to rounding divided by it.
         near = 1e-9 * expected + 1e-11
         assert low <= expected + near and high >= expected - near, (i, low, expected, high)
     assert found.upper == pytest.approx(1 / ((1 + gap) / math.sqrt(1 + gap**2)), rel=TOL)
@@ -171,10 +167,8 @@ def test_bounds_are_true_where_a_small_part_of_one_atom_ties_the_others_together
     assert found.upper <= products(A, A)[0].max() + 8 * EPS  # W = D is feasible
 
 
-def test_an_atom_that_the_others_do_not_make_is_not_bounded_by_its_projection_on_them():
-    """a_1 and a_2 are equal to rounding, so only a_3 leaves their line: w = (0, 1e6) has coherence
-    1e-10 there.
-    """
+def test_an_atom_outside_the_span_of_the_others_is_not_bounded_by_its_projection():
+    """a_1 and a_2 are equal up to rounding, so w = (0, 1e6) has coherence 1e-10 for a_3."""
     A = unit(np.array([[1, 1, 1], [0, 1e-16, 1e-6]]))
     w = np.array([0, 1e6])
     assert w @ A[:, 2] == pytest.approx(1, abs=1e-9) and np.abs(w @ A[:, :2]).max() <= 1e-9
@@ -184,9 +178,7 @@ def test_an_atom_that_the_others_do_not_make_is_not_bounded_by_its_projection_on
 
 
 def exact_values(A):
-    """mu~ of m + 1 atoms in m dimensions in rational arithmetic: |n_i| / (|n|_1 - |n_i|) for the
-    one n in the kernel.
-    """
+    """Exact mu~_i of m + 1 atoms in m dimensions: |n_i| / (|n|_1 - |n_i|), n in the kernel."""
     m, d = A.shape
     rows, pivots = [[Fraction(v) for v in row] for row in A.tolist()], []
     for column in range(d):
@@ -205,10 +197,8 @@ def exact_values(A):
 
 
 @pytest.mark.parametrize("m", [2, 4, 6])
-def test_the_bounds_hold_the_value_of_exact_arithmetic(m):
-    """Near duplicates and scaled rows with condition numbers up to 1e5, which lose that much of the
-    rounding.
-    """
+def test_the_bounds_enclose_the_value_of_exact_arithmetic(m):
+    """Near duplicates and scaled rows, with condition numbers up to 1e5."""
     rng, seen = np.random.default_rng(m), 0
     for _ in range(25):
         A, k = rng.normal(size=(m, m + 1)), rng.integers(1, m // 2 + 1)
@@ -231,7 +221,7 @@ def test_the_upper_values_are_the_coherences_of_the_weights_exactly(name):
     A, found = matrix(name), solved(name)
     off, own = products(found.W, A)
     size = np.linalg.norm(found.W, axis=0)
-    rounding = 4 * len(A) * EPS * size  # two ways of summing m products
+    rounding = 4 * len(A) * EPS * size  # two orders of summing m products
     assert (np.abs(own - 1) <= rounding).all()
     assert (np.abs(off.max(1) - found.per_atom_upper) <= rounding).all()
 
@@ -250,7 +240,7 @@ def test_no_weights_have_less_than_the_lower_values(name):
             assert (products(W, A)[0].max(1) + slack >= found.per_atom_lower).all()
 
 
-def test_where_the_gap_stays_open_it_is_said_and_the_bounds_are_still_true(monkeypatch):
+def test_an_open_gap_is_reported_and_the_bounds_are_still_true(monkeypatch):
     monkeypatch.setattr(
         linear_programs, "_finish", lambda Q, atoms, c, b, basis, v, z, *rest: (v, z, 0)
     )
@@ -283,7 +273,7 @@ def test_the_interior_point_alone_gives_the_same_values(name, monkeypatch):
     assert (found.per_atom_upper >= solved(name).per_atom_lower * (1 - 1e-12)).all()
 
 
-def test_a_smaller_tolerance_gives_a_smaller_gap_and_one_below_rounding_ends():
+def test_a_smaller_tolerance_gives_a_smaller_gap_and_one_below_rounding_terminates():
     for tol in (1e-2, 1e-9, 1e-300):
         found = theory.generalized_coherence(matrix("gaussian 8x16"), tol)
         assert np.max(found.per_atom_upper / found.per_atom_lower - 1) <= max(2 * tol, 1e-13)
@@ -305,7 +295,7 @@ def test_the_maximum_alone_is_the_same_maximum(name):
     assert off.max() == pytest.approx(float(found.upper), abs=rounding) and own == pytest.approx(
         1, abs=rounding
     )
-    # Bounds of every atom are true also where they were left open.
+    # The bounds of every atom are true, also of the unsettled ones.
     assert (found.per_atom_lower <= all_atoms.per_atom_upper + 1e-12).all()
     assert (found.per_atom_upper >= all_atoms.per_atom_lower - 1e-12).all()
 
@@ -362,7 +352,7 @@ def test_coherence_at_most_agrees_with_the_value(name):
     assert theory.coherence_at_most(A, math.inf).answer is True
 
 
-def test_coherence_at_most_says_neither_between_its_bounds(monkeypatch):
+def test_coherence_at_most_is_undecided_between_its_bounds(monkeypatch):
     monkeypatch.setattr(
         linear_programs, "_finish", lambda Q, atoms, c, b, basis, v, z, *rest: (v, z, 0)
     )
@@ -393,7 +383,7 @@ def test_minimax_weights_are_those_weights():
 
 @pytest.fixture
 def kept(tmp_path):
-    """A small dictionary, its answer, the folder and the one file in it."""
+    """A small dictionary, its result, the folder and the one file in it."""
     A = np.array([[0.6, 0, 1.0], [0.8, 1.0, 0]])
     found = theory.generalized_coherence(A, cache=tmp_path)
     (file,) = tmp_path.iterdir()
@@ -471,7 +461,7 @@ def test_one_flipped_bit_anywhere_is_noticed(kept):
 
 
 @pytest.mark.parametrize("place, bit", [(6, 0), (8, 7), (494, 0), (496, 7), (492, 7)])
-def test_a_file_that_says_it_is_encrypted_or_packed_otherwise_is_computed_again(kept, place, bit):
+def test_a_file_marked_as_encrypted_or_packed_otherwise_is_computed_again(kept, place, bit):
     A, found, folder, file = kept
     bad = bytearray(file.read_bytes())
     bad[place] ^= 1 << bit
@@ -520,10 +510,8 @@ def test_a_file_without_the_arrays_is_computed_again(kept):
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-10, 1e-12, 1e-13])
-def test_multipliers_that_make_an_atom_only_nearly_prove_nothing(tmp_path, size):
-    """Small rows tell these atoms apart; a file that ignores them would certify the coherence 1 of
-    equal atoms.
-    """
+def test_multipliers_that_only_nearly_represent_an_atom_prove_nothing(tmp_path, size):
+    """Only small rows separate these atoms; a file that ignores them would certify 1."""
     A = unit(np.vstack([[1, 1, -1, 1, 1.0], size * normal(0, 3, 5)]))
     honest = theory.generalized_coherence(A, cache=tmp_path)
     assert honest.holds and honest.upper < 0.8
@@ -552,7 +540,7 @@ def test_float32_keeps_its_dtype_and_rounds_the_bounds_outwards():
 
 
 @pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
-def test_half_precision_bounds_hold_the_value(half):
+def test_half_precision_bounds_enclose_the_value(half):
     A = dictionaries.identity_hadamard(4).astype(half)
     for solve in (theory.generalized_coherence, jax.jit(theory.generalized_coherence)):
         found = solve(A)
@@ -589,7 +577,7 @@ def test_jit_and_vmap_give_the_same_numbers():
     assert maximum.shape == (3,) and (maximum <= batch.upper * (1 + TOL)).all()
 
 
-def test_a_bad_dictionary_is_marked_under_jit_and_spoils_no_other():
+def test_a_bad_dictionary_is_marked_under_jit_and_affects_no_other():
     A = matrix("gaussian 8x16")
     stack = np.stack([A, np.where(A == A[0, 0], np.nan, A), np.where(np.arange(16) == 3, 0.0, A)])
     found = jax.vmap(theory.generalized_coherence)(stack)
@@ -599,9 +587,7 @@ def test_a_bad_dictionary_is_marked_under_jit_and_spoils_no_other():
 
 
 def test_derivatives_of_every_atom_match_finite_differences():
-    """At a vertex the value is smooth; h^2 times third derivatives, and rounding eps / h, stay
-    below 1e-8.
-    """
+    """The value is smooth at a vertex: the error of differences, h^2 and eps / h, is below 1e-8."""
     A, direction, h = matrix("gaussian 8x16"), normal(11, 8, 16), 1e-5
 
     @jax.jit
@@ -790,7 +776,7 @@ EVERY = {
     (np.eye(2) * 1j, TypeError, "complex"),
     ("D", TypeError, "numeric"),
 ])  # fmt: skip
-def test_what_is_not_a_unit_dictionary_is_refused_by_name(where, D, error, message):
+def test_other_objects_than_unit_dictionaries_are_refused_by_name(where, D, error, message):
     with pytest.raises(error, match=message) as caught:
         EVERY[where](D)
     assert where in str(caught.value)
@@ -810,9 +796,10 @@ def test_the_tolerance_must_be_positive(call, tol):
 
 
 @pytest.mark.parametrize("atoms, error", [([], ValueError), ([16], ValueError), ([-1], ValueError),
-                                          ([1.0], TypeError), ([True], TypeError), ("12", TypeError),
+                                          ([1.0], TypeError), ([True], TypeError),
+                                          ("12", TypeError),
                                           ([[1]], TypeError), (3, TypeError)])  # fmt: skip
-def test_atoms_must_be_some_of_them(atoms, error):
+def test_atoms_must_be_valid_indices(atoms, error):
     with pytest.raises(error):
         theory.generalized_coherence(matrix("gaussian 8x16"), atoms=atoms)
 
@@ -831,8 +818,8 @@ def test_host_functions_refuse_tracers_and_say_so(function):
 
 # Least entries (Definition 8).
 
-# Where the level is thin against the conditioning the gap is not always reached: checked at a wider
-# one.
+# At levels too close to mu~ for the conditioning, the gap is not always reached; wider levels are
+# checked too.
 THIN = {"near duplicate", "rows from 1e-6 to 1", "vandermonde", "bumps"}
 small_dictionaries = pytest.mark.parametrize(
     "name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"]
@@ -861,7 +848,7 @@ def test_least_entries_agree_with_highs_at_their_level(name, factor):
 
 @small_dictionaries
 @pytest.mark.parametrize("factor", [None, 1.05])
-def test_weights_of_least_entries_keep_their_level_and_see_their_atoms(name, factor):
+def test_weights_of_least_entries_keep_their_level_and_their_unit_diagonal(name, factor):
     A, found = matrix(name), least(name, factor)
     off, own = products(found.W, A)
     assert off.max() <= found.coherence and own == pytest.approx(1, abs=1e-12)
@@ -870,7 +857,7 @@ def test_weights_of_least_entries_keep_their_level_and_see_their_atoms(name, fac
         and found.lower <= found.upper
     )
     assert np.abs(found.W).max(0) == pytest.approx(found.per_atom_upper, rel=4 * EPS)
-    # The weights it starts from are feasible, so theirs are no smaller, atom by atom.
+    # The start is feasible, so for every atom its largest entry is no smaller.
     assert (found.per_atom_upper <= np.abs(solved(name).W).max(0) * (1 + 1e-12)).all()
     assert (found.per_atom_lower >= 0).all() and np.isfinite(found.W).all()
 
@@ -878,8 +865,8 @@ def test_weights_of_least_entries_keep_their_level_and_see_their_atoms(name, fac
 @pytest.mark.parametrize("name", ["near duplicate", "rows from 1e-6 to 1", "vandermonde", "bumps"])
 def test_least_entries_close_their_gap_also_at_thin_levels(name):
     found = least(name, None)
-    # The multipliers of a near duplicate at its level are near 1e6: what that leaves of the dual
-    # residual stays open.
+    # The multipliers of a near duplicate at its level are near 1e6, and multiply the dual residual
+    # in the gap.
     most = 2e-2 if name == "near duplicate" else 1e-5
     assert np.max((found.per_atom_upper - found.per_atom_lower) / found.per_atom_upper) <= most
 
@@ -941,9 +928,8 @@ def test_least_entries_from_any_start():
     found = [theory.minimal_entry_weights(A, start) for start in starts]
     for one, other in itertools.combinations(found, 2):
         assert one.coherence == pytest.approx(other.coherence, rel=2 * TOL)
-        assert one.upper == pytest.approx(
-            other.upper, rel=1e-4
-        )  # the levels differ by 1e-6, their slopes by 1e2
+        # The levels differ by 1e-6, their slopes by 1e2.
+        assert one.upper == pytest.approx(other.upper, rel=1e-4)
     with pytest.raises(ValueError, match="all atoms"):
         theory.minimal_entry_weights(A, theory.generalized_coherence(A, atoms=[0, 1]))
 
@@ -970,7 +956,7 @@ def test_least_entries_report_progress():
     assert seen[-1] == (16, 16) and seen == sorted(seen)
 
 
-# What it is for.
+# Applications.
 
 
 def null_space_constant(A):
@@ -1001,9 +987,8 @@ def test_the_null_space_constant_is_mu_tilde_over_one_plus_mu_tilde(name):
 def test_the_spark_is_at_least_its_bound(name):
     A = matrix(name)
     bound = theory.spark_bound(float(solved(name).upper))
-    for k in range(
-        1, math.ceil(bound - 1e-6)
-    ):  # sets of fewer atoms than the bound are independent
+    # Sets of fewer atoms than the bound are independent.
+    for k in range(1, math.ceil(bound - 1e-6)):
         sets = np.array([*itertools.combinations(range(A.shape[1]), k)])
         assert np.linalg.svd(A.T[sets], compute_uv=False).min() > 1e-6
     assert bound >= theory.spark_bound(products(A, A)[0].max()) * (1 - 1e-12)

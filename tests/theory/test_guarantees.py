@@ -22,9 +22,7 @@ def unit(D):
 
 
 def transversal(seed, c, q, d, m):
-    """d lines (a, b) with a nonzero at row a + i b mod q of every group i < c, zero rows up to m:
-    mu <= 1/c.
-    """
+    """Transversal design of d columns with c nonzeros and zero rows up to m; mu <= 1/c."""
     rng = np.random.default_rng(seed)
     D = np.zeros((m, d))
     for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
@@ -39,9 +37,7 @@ class Threshold(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A dictionary, its weights, and the numbers that theory takes from them, in float64 from the
-    stored arrays.
-    """
+    """A dictionary, its weights, and the numbers of theory, in float64 from the stored arrays."""
 
     D: Any
     W: Any
@@ -77,9 +73,7 @@ def pair(D, W, dtype):
 
 
 def barker(boundary):
-    """Spikes and the Barker code of length 13, whose autocorrelation is at most 1 in 13: coherence
-    1 / sqrt(13).
-    """
+    """Spikes and the Barker code of length 13: coherence 1 / sqrt(13)."""
     code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1]) / math.sqrt(13)
     return dictionaries.Conv(np.stack([np.eye(13)[0], code])[:, None], 32, boundary=boundary)
 
@@ -103,12 +97,13 @@ def load(name, dtype="float64"):
     return pair(D, W, np.dtype(dtype))
 
 
-PAIRS = ["identity_hadamard", "paley", "gaussian, closed-form W", "gaussian, W off its diagonal", "transversal",
+PAIRS = ["identity_hadamard", "paley", "gaussian, closed-form W",
+         "gaussian, W off its diagonal", "transversal",
          "Conv, circular", "Conv, valid", "[I | DCT]"]  # fmt: skip
 
 
 def members(rng, n, d, m, s, noise):
-    """Codes with at most s nonzeros of magnitude at most B, and noise of l1 norm exactly `noise`."""
+    """Codes with at most s nonzeros of magnitude at most B, and noise of l1 norm `noise`."""
     ranks = np.argsort(rng.random((n, d)), axis=1)
     support = ranks < rng.choice([s, s, s, max(s - 1, 1)], n)[:, None]
     magnitudes = np.stack(
@@ -136,14 +131,12 @@ class Worst(NamedTuple):
     linf: Any
     on_support: Any
     off_support: Any
-    missed: Any  # nonzeros that are missed although the schedule promises them
+    missed: Any  # nonzeros missed although the schedule guarantees them
 
 
 @functools.partial(jax.jit, static_argnames="layer")
 def run(layer, params, D, X, Y, promised):
-    """All the iterates of a batch, against the true codes; `promised` (K,) is what the l_inf error
-    may be.
-    """
+    """All iterates of a batch against the true codes; `promised` (K,) bounds the l_inf error."""
 
     def one(x, y):
         codes = layer.iterates(params, D, y)
@@ -168,9 +161,8 @@ def worst_of(pair, found, s, X, E, activation=act.relu):
     """The worst over the given codes and noises under the thresholds of a schedule."""
     dtype = pair.D.dtype
     X = X.astype(dtype).astype(np.float64)
-    Y = (X @ np.asarray(dictionaries.dense(pair.D), np.float64).T + E).astype(
-        dtype
-    )  # exact, then rounded once
+    # Exact, then rounded once.
+    Y = (X @ np.asarray(dictionaries.dense(pair.D), np.float64).T + E).astype(dtype)
     params = Unrolled(Weights(pair.W), Threshold(jnp.asarray(found.theta, dtype)))
     layer = layers.lista_cp(len(found.theta), activation=activation)
     return Worst(*map(np.asarray, run(layer, params, pair.D, X, Y, found.error[1:] / s)))
@@ -184,7 +176,7 @@ def worst(pair, found, s, noise, *, n, seed=0, activation=act.relu):
     )
 
 
-# Theorem 12. The bounds are compared without tolerance: the guard stands for the rounding.
+# Theorem 12. The bounds are compared without tolerance: the guard covers the rounding.
 
 
 @pytest.mark.parametrize(
@@ -208,7 +200,7 @@ def test_no_member_of_the_class_breaks_a_bound(name, dtype):
 
 
 def test_noise_above_the_budget_does_break_the_bounds():
-    # So the tests above can fail: twice the noise on one coordinate is a false positive at the last
+    # The tests above can fail: twice the noise on one coordinate is a false positive at the last
     # threshold.
     p = load("identity_hadamard")
     found = p.schedule(1, noise=0.05)
@@ -216,14 +208,14 @@ def test_noise_above_the_budget_does_break_the_bounds():
     assert seen.false_positives[-1] >= 1
 
 
-def test_the_guard_is_what_keeps_depth_harmless(dtype):
-    # d / m = 3: I - W'D expands, so what rounding puts off the support grows once the thresholds
-    # are below it.
+def test_the_guard_makes_depth_harmless(dtype):
+    # d / m = 3: I - W'D expands, so rounding errors off the support grow once the thresholds are
+    # below them.
     D = unit(np.random.default_rng(1).normal(size=(40, 120)))
     p = pair(D, theory.frobenius_weights(D), dtype)
     rng, eps = np.random.default_rng(2), np.finfo(dtype).eps
     X, _ = members(rng, 200, 120, 40, 1, 0.0)
-    E = eps / 2 * (X @ D.T) * rng.choice([-1, 1], (200, 40))  # the last bit of y
+    E = eps / 2 * (X @ D.T) * rng.choice([-1, 1], (200, 40))  # half the last bit of y
     bare, guarded = p.schedule(1, guard=0.0), p.schedule(1)
     assert guarded.holds and guarded.floor < 1e3 * eps * BOUND
     seen = worst_of(p, guarded, 1, X, E)
@@ -247,8 +239,8 @@ def test_the_rate_is_attained_by_a_paley_frame():
     for codes, s in ((x, 3), (BOUND * np.eye(62)[:1], 1)):
         found = p.schedule(s, depth=20, guard=0.0)
         seen = worst_of(p, found, s, codes, np.zeros((1, 31)))
-        # error >= 1e-17 at s = 1 after 20 steps: compare down to the rounding of D x*, some 31 eps
-        # B.
+        # At s = 1 the error reaches 1e-17 after 20 steps: compared down to the rounding of D x*,
+        # about 31 eps B.
         assert np.asarray(seen.l1) == pytest.approx(found.error[1:], rel=1e-7, abs=1e-14)
 
 
@@ -292,9 +284,8 @@ def test_the_three_forms_of_the_params_compute_the_same_codes():
     )
     fixed = layers.alista(10).iterates(analytic.alista(p.D, **options), p.D, y)
     for other in (untied, fixed):
-        assert other == pytest.approx(
-            np.asarray(tied), abs=1e-14
-        )  # products in another order: some 31 eps B
+        # Products in another order: about 31 eps B.
+        assert other == pytest.approx(np.asarray(tied), abs=1e-14)
 
 
 def test_weights_are_chosen_by_their_coherence():
@@ -302,8 +293,7 @@ def test_weights_are_chosen_by_their_coherence():
     assert p.mu < theory.mutual_coherence(p.D)
     chosen = analytic.lista_cp(p.D, depth=1, sparsity=1, bound=1.0).shared.W
     assert np.asarray(chosen) == pytest.approx(np.asarray(p.W))
-    # An orthonormal pair of near-duplicates beside it: the closed form is worse than D, so D is
-    # taken.
+    # With near-duplicates, the closed form is worse than D, so D is taken.
     D = load("transversal").D
     assert theory.coherence(theory.frobenius_weights(D), D).mu_W > theory.mutual_coherence(D)
     assert analytic.lista_cp(D, depth=1, sparsity=1, bound=1.0).shared.W is D
@@ -332,7 +322,7 @@ def test_violated_hypotheses_leave_finite_params_at_depth():
     assert np.isfinite(np.asarray(params.steps.theta)).all()
 
 
-def test_analytic_refuses_what_is_no_class():
+def test_analytic_refuses_bad_classes():
     D = load("paley").D
     for options in (
         {"sparsity": 63},
@@ -353,8 +343,9 @@ def test_analytic_refuses_what_is_no_class():
 
 
 ACTIVATIONS = [
-    act.elu(0.1), act.elu(0.5), act.elu(1.0), act.celu(0.3), act.compose(act.elu(0.5), 4), act.scale(act.elu(1.0), 1e4),
-    act.leaky_relu(0.01), act.scale(act.gelu, 1e3), act.scale(act.softplus, 1e4), act.scale(act.mish, 30.0),
+    act.elu(0.1), act.elu(0.5), act.elu(1.0), act.celu(0.3),
+    act.compose(act.elu(0.5), 4), act.scale(act.elu(1.0), 1e4), act.leaky_relu(0.01),
+    act.scale(act.gelu, 1e3), act.scale(act.softplus, 1e4), act.scale(act.mish, 30.0),
     act.hard_swish, act.scale(act.elu(1.6732632423543772), 1e3),
 ]  # fmt: skip
 
@@ -373,13 +364,12 @@ def test_other_activations_stay_under_their_bounds(activation, noise):
     assert (seen.l1 <= found.error[1:]).all()
     assert (seen.on_support <= found.on_support[1:]).all()
     assert (seen.off_support <= found.off_support[1:]).all()
-    # And what `analytic` returns are these thresholds.
+    # `analytic` returns these thresholds.
     params = analytic.lista_cp(
         p.D, W=p.W, activation=activation, **{k: v for k, v in options.items() if k != "d"}
     )
-    assert np.asarray(params.steps.theta) == pytest.approx(
-        found.theta, rel=1e-9
-    )  # its guard may be .1 % above ours
+    # Its guard may exceed ours by .1 %.
+    assert np.asarray(params.steps.theta) == pytest.approx(found.theta, rel=1e-9)
 
 
 @functools.cache
@@ -451,22 +441,20 @@ def test_the_corrected_chain_converges_where_the_printed_one_diverges(K, certifi
     D1, D2, X1, X2 = short_chain()
     options = dict(sparsities=(8, 2), bounds=(1.0, 1.0), depths=(K, K))
     schedules = theory.deep_schedule((1 / 16, 1 / 4), (1.0, 0.5), guards=(1e-13, 1e-13), **options)
-    assert schedules[1].error[-1] == pytest.approx(
-        certificate, rel=0.02
-    )  # the numbers of C-13, to their digits
+    # The numbers of C-13, to their digits.
+    assert schedules[1].error[-1] == pytest.approx(certificate, rel=0.02)
     params = analytic.dsc((D1, D2), Ws=(D1, D2), **options)
     codes = code((K, K), params, (D1, D2), X1 @ D1.T)
     for found, truth, p, x in zip(schedules, (X1, X2), params, codes):
-        assert np.asarray(p.steps.theta) == pytest.approx(
-            found.theta, rel=1e-6, abs=1e-11
-        )  # mu is padded by 1e-9
+        # mu is padded by 1e-9.
+        assert np.asarray(p.steps.theta) == pytest.approx(found.theta, rel=1e-6, abs=1e-11)
         assert not np.asarray(x)[truth == 0].any()
         assert np.abs(np.asarray(x) - truth).sum(1).max() <= found.error[-1]
     # The printed construction: thresholds of block 2 for an exact x_1.
     alone = theory.schedule(1 / 4, 0.5, sparsity=2, bound=1.0, depth=K)
     printed = code((K, K), chain_params((D1, D2), (schedules[0], alone)), (D1, D2), X1 @ D1.T)
     assert np.linalg.norm(np.asarray(printed[1]) - X2, axis=1).max() > {40: 1e3, 160: 1e30}[K]
-    # It is the error of block 1 that does it: on the exact x_1 the same thresholds converge.
+    # The error of block 1 is the cause: on the exact x_1 the same thresholds converge.
     given = code((K,), chain_params((D2,), (alone,)), (D2,), X1)
     assert (
         np.linalg.norm(np.asarray(given[0]) - X2, axis=1).max()

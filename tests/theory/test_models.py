@@ -1,6 +1,4 @@
-"""Stripe norms against brute force, and which chains of codes solve the models (Definitions 1 and
-2).
-"""
+"""Stripe norms against brute force, and feasibility of chains (Definitions 1 and 2)."""
 
 import itertools
 import math
@@ -20,9 +18,7 @@ def unit(D):
 
 
 def transversal(rng, c, q, d, m=None):
-    """d lines (a, b) with a nonzero at row a + i b mod q of every group i < c, zero rows up to m:
-    mu <= 1/c.
-    """
+    """Transversal design of d columns with c nonzeros and zero rows up to m; mu <= 1/c."""
     D = np.zeros((m or c * q, d))
     for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
         column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice(
@@ -35,9 +31,7 @@ def transversal(rng, c, q, d, m=None):
 
 
 def stripe_by_definition(x, kernel, stride, circular):
-    """Every pair of positions whose windows of the kernel share a sample, on a line or on a circle
-    of N = p t.
-    """
+    """The stripe norm by all pairs of positions whose kernel windows share a sample."""
     positions, most = list(np.ndindex(x.shape[1:])), 0
     for p in positions:
         total = 0
@@ -70,7 +64,7 @@ def stripe_by_definition(x, kernel, stride, circular):
         ((1, 3, 6), (4, 3), (1, 2)),
     ],
 )
-def test_stripe_norm_counts_what_overlaps(shape, kernel, stride, circular):
+def test_stripe_norm_counts_overlapping_atoms(shape, kernel, stride, circular):
     rng = np.random.default_rng(0)
     norms = jax.jit(jax.vmap(lambda x: stripe_norm(x, kernel, stride=stride, circular=circular)))
     x = rng.normal(size=(20, *shape)) * (
@@ -100,7 +94,7 @@ def test_stripe_norm_has_a_tolerance_and_counts_nan(dtype):
     assert stripe_norm(np.eye(3, dtype=int), 1) == 1
 
 
-def test_stripe_norm_refuses_what_has_no_stripes():
+def test_stripe_norm_refuses_codes_without_stripes():
     x = np.zeros((2, 5))
     for wrong in (np.zeros(5), np.zeros((2, 0)), np.zeros((0, 5))):
         with pytest.raises(ValueError, match=r"expected \(n_atoms, \*positions\)"):
@@ -121,9 +115,7 @@ def test_stripe_norm_refuses_what_has_no_stripes():
 
 
 def deep_chain(rng, dtype):
-    """32 -> 64 -> 49 and codes of 6 and 2 nonzeros that solve it: the columns of D_2 have three
-    nonzeros.
-    """
+    """A chain 32 -> 64 -> 49 with codes of 6 and 2 nonzeros; columns of D_2 have three."""
     D1, D2 = dictionaries.identity_hadamard(32), transversal(rng, 3, 7, 49, 64)
     x2 = np.zeros(49)
     x2[rng.choice(49, 2, replace=False)] = rng.normal(size=2)
@@ -132,7 +124,7 @@ def deep_chain(rng, dtype):
     return D1 @ x1, [D1, D2], [x1, x2]
 
 
-def test_planted_chains_are_feasible_and_the_record_says_by_how_much(dtype):
+def test_planted_chains_are_feasible_with_the_right_residuals(dtype):
     rng = np.random.default_rng(0)
     for _ in range(100):
         y, Ds, xs = deep_chain(rng, dtype)
@@ -197,7 +189,7 @@ def test_codes_that_are_not_finite_are_not_feasible():
             assert not found.holds and found.residuals == math.inf and found.counts == 3
 
 
-def test_is_feasible_refuses_what_does_not_meet():
+def test_is_feasible_refuses_shapes_and_numbers_that_do_not_fit():
     y, Ds, xs = deep_chain(np.random.default_rng(0), np.float64)
     with pytest.raises(ValueError, match=r"D_1 has shape \(32, 64\) but D_2 has shape \(49, 64\)"):
         is_feasible(y, [Ds[0], Ds[1].T], xs, [6, 2], 0.0)
@@ -257,9 +249,7 @@ def matrix(D):
 def conv_chain(
     rng, boundary, filters=((3, 1, 4), (4, 3, 3)), signal=(24,), stride=(1, 1), dtype=np.float64
 ):
-    """Two Conv layers with sparse filters in the second, and a code of one nonzero per channel
-    behind them.
-    """
+    """Two Conv layers, the second with sparse filters, and a code with one nonzero per channel."""
     first, second = (rng.normal(size=shape) for shape in filters)
     second *= np.arange(second[0].size).reshape(second.shape[1:]) < 2
     D1 = dictionaries.Conv(np.asarray(first, dtype), signal, stride[0], boundary)
@@ -302,8 +292,8 @@ def test_convolutional_chains_in_two_dimensions_and_float32():
 
 
 def test_stripes_certify_codes_that_global_counts_cannot():
-    # C-2: spikes and the Barker code of length 13, and 20 nonzeros with one in each stripe; global
-    # counts allow 2.
+    # C-2: spikes and the Barker code of length 13, and 20 nonzeros with one in each stripe, where
+    # global counts allow 2.
     barker = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1]) / math.sqrt(13)
     D = dictionaries.Conv(np.stack([np.eye(13)[0], barker])[:, None], 500, boundary="circular")
     x = np.zeros(D.code_grid)
@@ -314,9 +304,7 @@ def test_stripes_certify_codes_that_global_counts_cannot():
 
 
 def dependent_supports(A):
-    """All supports on which the columns of A are dependent, (n, d); the support of every kernel
-    vector is one.
-    """
+    """All supports on which the columns of A are dependent, (n, d), kernel vectors included."""
     supports = np.array(list(itertools.product([False, True], repeat=A.shape[1])))[1:]
     values = np.linalg.svd(A[None] * supports[:, None, :], compute_uv=False)
     rank = (values > 1e-10).sum(1)  # unit columns: rounding is below 1e-14
@@ -366,7 +354,7 @@ def test_a_stripe_holds_every_atom_that_meets_its_middle(name):
     assert meet.any() and together[meet].all()
 
 
-def test_is_csc_feasible_refuses_what_is_not_a_chain_of_convolutions():
+def test_is_csc_feasible_refuses_other_chains_than_of_convolutions():
     y, (D1, D2), xs = conv_chain(np.random.default_rng(0), "circular")
     with pytest.raises(TypeError, match="D_2 is a Composed; expected a Conv"):
         is_csc_feasible(y, [D1, dictionaries.Composed(D2)], xs, [9, 9])

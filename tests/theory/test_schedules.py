@@ -37,7 +37,7 @@ def test_schedule_follows_the_closed_form(mu, noise, guard, eta):
     found = schedule(mu, C, sparsity=s, bound=B, noise=noise, depth=K, guard=guard, eta=eta)
     a, c = 5 * mu + eta, C * noise + guard
     expected = closed_form(a, s, B, c, np.arange(K + 1))
-    # Every step of the recursion rounds a few times; the errors contract with it.
+    # Every step of the recursion rounds a few times; these errors contract too.
     assert found.error == pytest.approx(expected, rel=8 * K * EPS)
     assert found.theta == pytest.approx(mu * expected[:-1] + c, rel=8 * K * EPS)
     assert (found.contraction, found.holds) == (pytest.approx(a), True)
@@ -57,7 +57,7 @@ def test_one_coherent_step_is_the_recursion_of_the_sup_norm():
         m = 0.25 * m + 2 * (0.007 + 1e-6)
 
 
-def test_scalars_of_every_kind_are_taken():
+def test_scalars_of_every_kind_are_accepted():
     for mu in (np.float32(0.25), jnp.asarray(0.25), 0.25):
         assert schedule(mu, 1, sparsity=np.int64(1), bound=1, depth=2).error.tolist() == [
             1,
@@ -70,9 +70,8 @@ def test_no_nonzeros_leave_no_error():
     found = schedule(0.9, 1.0, **{**CLASS, "sparsity": 0})
     assert found.holds and found.error.tolist() == [0] * 51
     assert (found.contraction, found.rate, found.floor) == (0, math.inf, 0)
-    assert found.theta == pytest.approx(
-        np.full(50, 0.01 + 1e-6)
-    )  # enough to keep noise out of the code
+    # The threshold suffices to keep noise out of the code.
+    assert found.theta == pytest.approx(np.full(50, 0.01 + 1e-6))
 
 
 def test_incoherent_atoms_are_found_in_one_step():
@@ -91,7 +90,7 @@ def test_depth_zero_is_the_starting_error():
 @pytest.mark.parametrize("mu, s", [(0.2, 3), (0.5, 3), (1.0, 1), (3.0, 40)])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 @pytest.mark.parametrize("depth", [5, 2000])
-def test_beyond_the_hypotheses_the_recursion_comes_back_without_a_floor(mu, s, noise, depth):
+def test_beyond_the_hypotheses_the_recursion_is_returned_without_a_floor(mu, s, noise, depth):
     found = schedule(mu, 1.0, sparsity=s, bound=1.0, noise=noise, depth=depth)
     assert not found.holds and found.floor == math.inf and found.contraction >= 1
     assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
@@ -119,7 +118,7 @@ def test_schedule_refuses_negative_nan_and_traced_numbers(name):
 
 
 @pytest.mark.parametrize("name", ["sparsity", "depth"])
-def test_schedule_refuses_counts_that_are_not(name):
+def test_schedule_refuses_counts_that_are_no_integers(name):
     for value, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)):
         with pytest.raises(error, match=f"schedule: {name}"):
             schedule(0.1, 1.0, **{**CLASS, name: value})
@@ -127,7 +126,7 @@ def test_schedule_refuses_counts_that_are_not(name):
         jax.jit(lambda n: schedule(0.1, 1.0, **{**CLASS, name: n}))(1)
 
 
-# Steps for a tolerance.
+# Steps to a tolerance.
 
 
 def test_steps_for_every_case():
@@ -145,8 +144,7 @@ def test_steps_for_is_the_first_step_below_the_tolerance(mu, noise):
     found = schedule(mu, 0.7, sparsity=3, bound=2.0, noise=noise, depth=500)
     for tol in found.floor + (6 - found.floor) * 10.0 ** np.linspace(-9, -0.01, 40):
         k = found.steps_for(tol)
-        # At a tolerance that is itself some E_k the count may be one off by rounding; these are
-        # not.
+        # If the tolerance is itself some E_k, rounding may change the count by one; these are not.
         assert isinstance(k, int) and k >= 1
         assert found.error[k] <= tol < found.error[k - 1]
 
@@ -221,14 +219,15 @@ def test_unbounded_noise_never_makes_nan(mu, s):
     "name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas"]
 )
 def test_deep_schedule_refuses_sequences_of_other_lengths(name):
-    options = {"C_Ws": [1.0] * 2, "sparsities": [1] * 2, "bounds": [1.0] * 2, "noises": [0.0] * 2, "depths": [3] * 2,
+    options = {"C_Ws": [1.0] * 2, "sparsities": [1] * 2, "bounds": [1.0] * 2,
+               "noises": [0.0] * 2, "depths": [3] * 2,
                "guards": [0.0] * 2, "etas": [0.0] * 2}  # fmt: skip
     deep_schedule([0.1, 0.1], **options)
     with pytest.raises(ValueError, match=f"{name} has length 3; expected 2, one per block"):
         deep_schedule([0.1, 0.1], **{**options, name: [1] * 3})
 
 
-def test_deep_schedule_refuses_what_schedule_refuses():
+def test_deep_schedule_refuses_the_same_values_as_schedule():
     options = dict(sparsities=[1], bounds=[1.0], depths=[3])
     with pytest.raises(ValueError, match="mu must be non-negative"):
         deep_schedule([-0.1], [1.0], **options)
@@ -270,9 +269,8 @@ def test_error_bar_and_code_bound_are_never_violated(pair):
             bar = theory.error_bar(W, D, guess, y, sparsity=1, noise=noise)
             assert bar.holds
             true = [np.abs(h).max(), np.linalg.norm(h), np.abs(h).sum()]
-            assert (
-                np.array(true) <= np.array(bar[:3]) + 1e-14
-            ).all()  # y itself is rounded: a few dozen eps
+            # y itself is rounded, by a few dozen eps.
+            assert (np.array(true) <= np.array(bar[:3]) + 1e-14).all()
         assert theory.code_bound(W, D, y, sparsity=1, noise=noise) >= np.abs(truth).max() * (
             1 - 48 * EPS
         )
@@ -325,7 +323,8 @@ def test_after_the_fact_bounds_refuse_tracers_and_bad_numbers(pair):
         jax.jit(lambda y: theory.code_bound(W, D, y, sparsity=1))(y)
     for function, args in ((theory.error_bar, (W, D, x, y)), (theory.code_bound, (W, D, y))):
         for options, error in (({"sparsity": -1}, ValueError), ({"sparsity": 0.5}, TypeError),
-                               ({"noise": -1.0}, ValueError), ({"noise": math.nan}, ValueError)):  # fmt: skip
+                               ({"noise": -1.0}, ValueError),
+                               ({"noise": math.nan}, ValueError)):  # fmt: skip
             with pytest.raises(error, match=function.__name__):
                 function(*args, **{"sparsity": 1, **options})
         with pytest.raises(ValueError, match="they must agree"):
@@ -381,13 +380,16 @@ act = activations
     (act.elu(0.1), SMALL, "15"), (act.elu(0.1), LARGE, "15"), (act.celu(0.1), LARGE, "15"),
     (act.compose(act.elu(0.5), 4), SMALL, "15"), (act.compose(act.elu(0.5), 4), LARGE, "15"),
     (act.scale(act.elu(1.673), 1e3), LARGE, "15"),
-    (act.leaky_relu(0.01), SMALL, "15"),  # unbounded tail: only while mu (2 s + 2 L (d - s) + 2 s L) < 1
+    # An unbounded tail is covered only while mu (2 s + 2 L (d - s) + 2 s L) < 1.
+    (act.leaky_relu(0.01), SMALL, "15"),
     (act.leaky_relu(0.1), LARGE, ""),
-    (act.scale(act.gelu, 1e3), LARGE, "10"), (act.silu, LARGE, "10"), (act.scale(act.softplus, 1e4), LARGE, "10"),
+    (act.scale(act.gelu, 1e3), LARGE, "10"), (act.silu, LARGE, "10"),
+    (act.scale(act.softplus, 1e4), LARGE, "10"),
     (act.compose(act.silu, 2), SMALL, "10"),
-    (act.selu, SMALL, ""),  # slope 1.05 on x > 0: no distance from ReLU
+    (act.selu, SMALL, ""),  # slope 1.05 on x > 0: unbounded distance from ReLU
     (act.relu, LARGE, "12"),
-    (act.relu, dict(mu=0.34, d=40, sparsity=2), ""), (act.silu, dict(mu=0.34, d=40, sparsity=2), ""),
+    (act.relu, dict(mu=0.34, d=40, sparsity=2), ""),
+    (act.silu, dict(mu=0.34, d=40, sparsity=2), ""),
 ])  # fmt: skip
 def test_which_theorem_covers_which_activation(activation, problem, theorem):
     found = activation_schedule(activation, C_W=1.0, bound=1.0, noise=1e-3, depth=400, **problem)
@@ -397,9 +399,8 @@ def test_which_theorem_covers_which_activation(activation, problem, theorem):
         bool(theorem),
     )
     if theorem:
-        assert found.error[-1] <= found.floor * (
-            1 + 1e-9
-        )  # contraction <= .9: settled after 400 steps
+        # With a contraction of at most .9 the error has settled after 400 steps.
+        assert found.error[-1] <= found.floor * (1 + 1e-9)
         assert found.rate == pytest.approx(-math.log(found.contraction)) and found.contraction < 1
 
 
@@ -459,7 +460,7 @@ def test_a_diverging_activation_with_one_nonzero_is_reported_without_nan():
     assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
 
 
-def test_what_no_regime_covers_does_not_contract():
+def test_without_a_regime_there_is_no_contraction():
     found = activation_schedule(act.leaky_relu(0.1), 0.3, 1.0, d=40, sparsity=2, bound=1.0, depth=1)
     assert not found.holds and found.contraction >= 1
 
@@ -474,7 +475,8 @@ def test_activation_schedule_errors():
             activation_schedule(act.relu, **{**options, name: -1.0})
         with pytest.raises(TypeError, match="traced"):
             jax.jit(lambda v: activation_schedule(act.relu, **{**options, name: v}))(0.1)  # noqa: B023
-    for name, value, error in (("d", 0, ValueError), ("d", 1.0, TypeError), ("sparsity", -1, ValueError),
+    for name, value, error in (("d", 0, ValueError), ("d", 1.0, TypeError),
+                               ("sparsity", -1, ValueError),
                                ("depth", -1, ValueError), ("depth", 2.0, TypeError)):  # fmt: skip
         with pytest.raises(error, match=f"activation_schedule: {name}"):
             activation_schedule(act.relu, **{**options, name: value})

@@ -1,6 +1,4 @@
-"""Theorem 3, its corollaries and the bounds that skip layers: no pair of chains may be further
-apart than they say.
-"""
+"""Theorem 3, its corollaries and bounds that skip layers, against random pairs of chains."""
 
 import functools
 import math
@@ -20,8 +18,8 @@ from unrolled.theory._stability import (
     stability,
 )
 
-# Distances and residuals are computed to a few hundred eps of the codes' size, which exceeds the
-# distances up to 1e3 times.
+# Distances and residuals are accurate to a few hundred eps of the size of the codes, which is up to
+# 1e3 times that of the distances.
 ROUNDING = 1 + 1e-9
 
 
@@ -42,7 +40,7 @@ def sparse_columns(seed, c, q, d, m):
 
 @functools.cache
 def chain(name):
-    """Dictionaries, and sparsities that Theorem 3 allows on all layers."""
+    """Dictionaries, and sparsities that Theorem 3 admits on all layers."""
     rng = np.random.default_rng(0)
     return {
         "identity_hadamard": lambda: ([np.asarray(dictionaries.identity_hadamard(16))], [2]),
@@ -77,10 +75,9 @@ def largest_entries(X, s):
 
 
 def pairs(Ds, sparsities, n, seed=0):
-    """n exact chains and n perturbed ones with their eps_j, all with at most s_j nonzeros: far
-    apart, near, and worst.
+    """n exact and n perturbed chains with at most s_j nonzeros, and eps_j: far, near, worst.
 
-    For the worst the difference of the deepest codes is the least singular vector of 2 s_J columns.
+    In the worst case the deepest codes differ by the least singular vector of 2 s_J columns.
     """
     rng = np.random.default_rng(seed)
     d, s = Ds[-1].shape[1], sparsities[-1]
@@ -111,7 +108,7 @@ def pairs(Ds, sparsities, n, seed=0):
 def test_no_pair_of_chains_is_further_apart_than_delta(name):
     Ds, s = chain(name)
     eps, distance, _, _ = pairs(Ds, s, 3000)
-    # delta is linear in (eps0, eps): its columns give all the bounds at once.
+    # delta is linear in (eps0, eps), so its columns give all bounds at once.
     J = len(Ds)
     gains = [stability(Ds, s, e[1:], e[0]).delta for e in np.eye(J + 1)]
     assert np.isfinite(gains).all()
@@ -196,9 +193,8 @@ def test_weights_may_be_given_for_some_layers():
 
 def test_violated_hypotheses_give_inf_and_never_nan():
     Ds, s = chain("two layers")
-    found = stability(
-        Ds, [3, 2], 0.0, 0.0
-    )  # not even exact data bound a code that need not be unique
+    # Even exact data do not bound a code that need not be unique.
+    found = stability(Ds, [3, 2], 0.0, 0.0)
     assert (
         not found.holds and found.delta.tolist() == [0.0, math.inf] and found.factor[1] == math.inf
     )
@@ -208,7 +204,7 @@ def test_violated_hypotheses_give_inf_and_never_nan():
         and found.delta.tolist() == [math.inf, math.inf]
         and math.isfinite(found.factor[1])
     )
-    # At s = 0 both codes are 0, whatever came before.
+    # At s = 0 both codes are 0, whatever the layers before.
     found = stability(Ds, [9, 0], 1.0, 1.0)
     assert not found.holds and found.delta.tolist() == [math.inf, 0.0] and found.factor[1] == 0
     assert stability(Ds, [0, 1], 1.0, 1.0).delta == pytest.approx([0.0, math.sqrt(2)], rel=1e-7)
@@ -218,7 +214,7 @@ def test_violated_hypotheses_give_inf_and_never_nan():
 
 
 def test_a_radicand_of_zero_is_not_positive_after_rounding():
-    # Two equal atoms: mu = 1, which comes out as 1 - eps for every third of them.
+    # Two equal atoms: mu = 1, which rounds to 1 - eps for every third of them.
     rng = np.random.default_rng(0)
     for v in rng.normal(size=(50, 7, 1)):
         D = unit(np.hstack([v, v]))
@@ -236,7 +232,7 @@ def test_orthonormal_dictionaries_and_single_atoms_pass_errors_on_unchanged():
         [0.75, 1.0, 1.25], rel=1e-9
     )
     assert stability([np.ones((1, 1))], [1], 0.0, 2.0).delta.tolist() == [2.0]
-    # t = min(2 s, d): d independent atoms stay apart where 2 s - 1 of the formula would not.
+    # t = min(2 s, d): the bound of d independent atoms is finite where that of 2 s is not.
     D = unit(np.array([[1.0, 0.4], [0.0, 1.0]]))
     assert stability([D], [2], 0.0, 1.0).delta[0] == pytest.approx(
         1 / math.sqrt(1 - mu_of(D)), rel=1e-7
@@ -269,7 +265,7 @@ def test_the_corollaries_are_the_recursion_in_their_special_cases(name):
     rng = np.random.default_rng(0)
     for bad in range(4):
         s = list(s)
-        if bad:  # a code that is 0, then one that nothing bounds
+        if bad:  # a code that is 0, then one without a bound
             s[rng.integers(len(s))] = 0 if bad < 3 else 12
         eps, eps0 = rng.random(len(Ds)) * rng.integers(0, 2, len(Ds)), rng.random()
         assert noise_stability(Ds, s, eps0) == pytest.approx(
@@ -386,7 +382,7 @@ def test_products_bound_the_codes_behind_several_layers(start, stop):
         "i,in->n", [found.delta for found in gains], np.stack([distance[start], *eps[start:stop]])
     )
     assert (distance[stop] <= bound * ROUNDING).all()
-    # eps of the layers together, against the one that is seen.
+    # eps of the layers together, against the measured one.
     together = np.einsum("i,in->n", [found.eps for found in gains[1:]], eps[start:stop])
     seen = np.linalg.norm(other[start] - other[stop] @ P.T, axis=1)
     assert (seen <= together * ROUNDING).all()
@@ -397,7 +393,7 @@ def test_products_bound_the_codes_behind_several_layers(start, stop):
     assert measured.eps == seen[0]
 
 
-def test_a_product_may_bound_what_the_layers_between_do_not():
+def test_a_product_may_bound_codes_where_the_layers_between_do_not():
     # D_1 has every atom twice and D_1 D_2 = I: the recursion stops at layer 1.
     D1, D2 = np.tile(np.eye(4), 2), np.eye(8, 4)
     assert stability([D1, D2], [2, 2], 0.0, 1.0).delta.tolist() == [math.inf, math.inf]
@@ -423,9 +419,7 @@ def test_products_that_bound_nothing():
 
 
 def on_supports(rng, n):
-    """n chains on fixed supports, 6 -> 8 -> 9 -> 8, exact and perturbed: D_2 and D_3 map the
-    supports onto each other.
-    """
+    """n exact and perturbed chains 6 -> 8 -> 9 -> 8 on supports that D_2 and D_3 preserve."""
     supports = [np.array([0, 2, 3, 5, 7]), np.array([1, 2, 4, 8]), np.array([0, 3, 6])]
     D1, D2, D3 = (rng.normal(size=shape) for shape in ((6, 8), (8, 9), (9, 8)))
     for S, T, D in zip(supports, supports[1:], (D2, D3)):
@@ -466,7 +460,7 @@ def test_the_whole_system_bounds_the_deepest_codes():
         assert found.sigma_min == pytest.approx(
             np.linalg.svd(np.vstack([P[:, S], *K]), compute_uv=False)[-1], rel=1e-9
         )
-        # eps of all the draws, from the amended formula and from the norms of the partial products.
+        # eps of all draws, by the amended formula and by the norms of the partial products.
         norms = [
             1,
             np.linalg.norm(Ds[0], 2),
@@ -504,9 +498,8 @@ def test_supports_that_determine_nothing_or_everything():
     Ds = [np.tile(np.eye(2), 2), np.eye(4)]
     found = holistic_stability(Ds, [[0, 2], [0, 2]], 0.0, 0.0)  # two equal atoms
     assert not found.holds and found.delta == math.inf and found.sigma_min == 0
-    assert (
-        holistic_stability(Ds, [[0, 1, 2], [0, 1, 2]], 0.0, 1.0).delta == math.inf
-    )  # more columns than rows
+    # More columns than rows.
+    assert holistic_stability(Ds, [[0, 1, 2], [0, 1, 2]], 0.0, 1.0).delta == math.inf
     found = holistic_stability(Ds, [[0], []], 1.0, 1.0)
     assert found.holds and found.delta == 0 and found.sigma_min == math.inf
     found = holistic_stability(Ds, [[0], [0]], math.inf, 1.0)
@@ -517,11 +510,11 @@ def test_supports_that_determine_nothing_or_everything():
         jax.jit(lambda D: holistic_stability([D], [[0]], 0.0, 0.0))(Ds[1])
 
 
-# Structured dictionaries, and what is refused
+# Structured dictionaries and bad input
 
 
 def test_structured_dictionaries_have_the_bounds_of_their_matrices():
-    # Filters of two taps at stride 2: orthogonal up to what one filter has of the other.
+    # Filters of two taps at stride 2: orthogonal except for the product of the two filters.
     filters = np.array([[[1.0, 0.1]], [[0.0, 1.0]]])
     conv = dictionaries.normalize(dictionaries.Conv(filters, 8, 2))[0]
     mu = 0.1 / math.sqrt(1.01)
@@ -535,7 +528,7 @@ def test_structured_dictionaries_have_the_bounds_of_their_matrices():
     assert one.eps == pytest.approx(0.1 + 0.1 * math.sqrt(1 + mu)) and one.holds
 
 
-def test_stability_refuses_what_is_no_chain_or_no_number():
+def test_stability_refuses_bad_chains_and_numbers():
     Ds, s = chain("two layers")
     with pytest.raises(
         ValueError, match=r"stability: D_1 has shape \(32, 64\) but D_2 has shape \(32, 64\)"

@@ -1,6 +1,4 @@
-"""Theorems 1 and 2 and equation (6) against enumeration, and the codes on given supports (equation
-7).
-"""
+"""Theorems 1, 2 and equation (6) against enumeration; codes on given supports (equation 7)."""
 
 import functools
 import itertools
@@ -27,7 +25,7 @@ def mu_of(D):
 
 
 def spark(D):
-    """The least number of dependent columns, d + 1 if there are none."""
+    """The least number of dependent columns, d + 1 if all are independent."""
     d = D.shape[1]
     for k in range(1, d + 1):
         columns = np.stack([D[:, S] for S in map(list, itertools.combinations(range(d), k))])
@@ -43,7 +41,7 @@ def near_orthogonal(rng, m, d):
 
 @functools.cache
 def load(name, dtype="float64"):
-    """Zero rows up to 10 change nothing, and one shape compiles once."""
+    """A dictionary padded by zero rows to 10, so that all kinds share one compilation."""
     rng = np.random.default_rng(0)
     D = {
         "gaussian": lambda: unit(rng.normal(size=(5, 8))),
@@ -58,7 +56,8 @@ def load(name, dtype="float64"):
     return jnp.asarray(np.pad(D, ((0, 10 - len(D)), (0, 0))), dtype)
 
 
-KINDS = ["gaussian", "wide gaussian", "identity_hadamard", "paley", "transversal", "near-orthogonal", "orthonormal",
+KINDS = ["gaussian", "wide gaussian", "identity_hadamard", "paley",
+         "transversal", "near-orthogonal", "orthonormal",
          "duplicates"]  # fmt: skip
 
 
@@ -78,9 +77,8 @@ def test_certified_sparsities_are_below_half_the_spark(name):
             == (s == 0 or s <= theory.max_sparsity(mu, 8))
         )
         assert not found.holds or 2 * s < least or least == 9  # 9: no columns are dependent
-        assert 1 / (2 * found.bounds[0] - 1) == pytest.approx(
-            mu, abs=1e-14
-        )  # 10 terms of an inner product
+        # 10 terms of an inner product.
+        assert 1 / (2 * found.bounds[0] - 1) == pytest.approx(mu, abs=1e-14)
         assert found.slack[0] == found.bounds[0] - s and found.path[0] == 1
     assert found.holds == (name == "orthonormal")
 
@@ -122,8 +120,8 @@ def test_bounds_are_strict_and_guarded():
     found = uniqueness([load("duplicates")], [1])
     assert found.bounds[0] == 1 and not found.holds and not found.l1[0]
     assert uniqueness([load("duplicates")], [0]).holds
-    # mu = 1/3: a regular simplex of four dependent vectors; the bound is 2, also where rounding
-    # makes it a little more.
+    # mu = 1/3: a regular simplex of four dependent vectors; the bound is 2, also where it is
+    # rounded up.
     D = np.zeros((6, 4))
     for i, (j, k) in enumerate(itertools.combinations(range(4), 2)):
         D[i, j], D[i, k] = 1 / math.sqrt(3), -1 / math.sqrt(3)
@@ -141,9 +139,8 @@ def test_counts_and_sparsities_may_be_traded():
     holds = {(c, s): uniqueness([D], [s], counts=[c]).holds for c in range(4) for s in range(4)}
     assert holds == {(c, s): c + s < 3 for c in range(4) for s in range(4)}
     found = uniqueness([D], [3], counts=[0])
-    assert (
-        found.slack[0] == 0 and not found.holds and found.l1[0]
-    )  # basis pursuit finds 0 whatever else is allowed
+    # Basis pursuit finds 0 whatever else is allowed.
+    assert found.slack[0] == 0 and not found.holds and found.l1[0]
 
 
 def test_float32_dictionaries_and_float32_jax(dtype):
@@ -177,9 +174,7 @@ def subspaces(D2, s1, s2):
 
 
 def unique_by_enumeration(D1, D2, s1, s2):
-    """Whether x_1 and x_2 are the only ones for every y: D_1 D_2 (D_1 after D_2) is injective on
-    all sums of subspaces.
-    """
+    """Whether x_1 and x_2 are unique for every y: D_1 D_2 is injective on all sums of subspaces."""
     rank = functools.partial(np.linalg.matrix_rank, tol=1e-9)
     unique = [True, True]
     for B, C in itertools.combinations_with_replacement(subspaces(D2, s1, s2), 2):
@@ -208,13 +203,11 @@ def test_certified_layers_of_random_chains_are_unique_by_enumeration():
 
 
 def test_the_product_from_j_needs_the_layer_before_j_and_certifies_all_below():
-    # C-3: D_1 has every atom twice, so x_1 alone is not unique; D_2 uses the first of each twin,
+    # C-3: D_1 has every atom twice, so x_1 alone is not unique; D_2 uses the first of each pair,
     # and D_1 D_2 = I.
     D1, D2 = np.tile(np.eye(4), 2), np.eye(8, 4)
-    assert dictionaries.Composed(D1, D2).shape == (
-        4,
-        4,
-    )  # D_[1,2] x_2 lies where y does, not where x_1 does
+    # D_[1,2] x_2 lies where y does, not where x_1 does.
+    assert dictionaries.Composed(D1, D2).shape == (4, 4)
     found = uniqueness([D1, D2], [2, 2])
     assert found.holds and found.path.tolist() == [1, 1]
     assert found.bounds.tolist() == [1, math.inf] and found.slack[0] == -1
@@ -222,7 +215,7 @@ def test_the_product_from_j_needs_the_layer_before_j_and_certifies_all_below():
     # The printed requirement, x_1 unique for D_[1,2], is not met by x_1 alone: it would certify
     # neither.
     assert not uniqueness([D1], [2]).holds
-    # Basis pursuit goes layer by layer and cannot use the product: it may return the other twin.
+    # Basis pursuit proceeds by layer and cannot use the product: it may return the other atom.
     assert found.l1.tolist() == [False, False]
     assert uniqueness([D1[:, :4], D2[:4]], [2, 2]).l1.tolist() == [True, True]
     assert uniqueness([np.eye(4), D1], [2, 2]).l1.tolist() == [True, False]
@@ -267,10 +260,8 @@ def test_products_with_a_vanishing_column_are_not_used():
         found = uniqueness([D1, D2], [2, 1])  # x_1 is not unique, so D_2 alone may not be used
         assert found.unique.tolist() == [False, False]
         assert found.bounds[1] == 0 and found.path[1] == 0 and found.slack[1] == -1
-        assert uniqueness([D1, D2], [2, 0]).unique.tolist() == [
-            True,
-            True,
-        ]  # 0 is the only code, and x_1 = D_2 0
+        # 0 is the only code, and x_1 = D_2 0.
+        assert uniqueness([D1, D2], [2, 0]).unique.tolist() == [True, True]
 
 
 def test_structured_dictionaries_and_their_products_are_those_of_the_matrices():
@@ -328,15 +319,12 @@ def test_smaller_coherences_certify_more_for_l0_and_l1():
     for _ in range(60):
         x = np.zeros(32)
         x[rng.choice(32, 2, replace=False)] = rng.normal(size=2)
-        assert basis_pursuit(D, D @ x) == pytest.approx(
-            x, abs=1e-7
-        )  # the tolerance of the linear program
+        # Up to the tolerance of the linear program.
+        assert basis_pursuit(D, D @ x) == pytest.approx(x, abs=1e-7)
 
 
 def null_space_constant(D, s):
-    """max norm(h_S, 1) / norm(h, 1) over kernel vectors h and |S| = s: below 1/2 iff l1 finds all
-    s-sparse codes.
-    """
+    """max norm(h_S, 1) / norm(h, 1) over kernel vectors h, |S| = s: below 1/2 iff l1 succeeds."""
     d, best = D.shape[1], 0.0
     for S in itertools.combinations(range(d), s):
         for signs in itertools.product([1], *[[-1, 1]] * (s - 1)):
@@ -382,15 +370,14 @@ def test_weights_in_closed_form_certify_where_the_mutual_coherence_does_not():
     D = unit(np.random.default_rng(8).normal(size=(50, 52)))
     D2 = near_orthogonal(np.random.default_rng(9), 52, 60)
     assert uniqueness([D], [2], coherence=mu_W).holds and not uniqueness([D], [2]).holds
-    # Through a product, which is all there is behind a layer that is not unique, it is that of the
-    # normalised product.
+    # Behind a layer that is not unique only the product counts, and it is normalised.
     found = uniqueness([D, D2], [20, 20], coherence=mu_W)
     assert not found.unique.any() and found.path.tolist() == [1, 1]
     assert found.bounds[1] == pytest.approx((1 + 1 / mu_W(unit(D @ D2))) / 2, rel=1e-9)
     assert mu_W(D @ D2) != pytest.approx(mu_W(unit(D @ D2)), rel=0.01)
 
 
-def test_uniqueness_refuses_what_is_no_chain_or_no_count():
+def test_uniqueness_refuses_bad_chains_and_counts():
     D1, D2 = np.eye(4, 6) + np.eye(4, 6, 4), np.eye(6, 3)
     Ds = [unit(D1), D2]
     with pytest.raises(
@@ -423,13 +410,11 @@ def test_uniqueness_refuses_what_is_no_chain_or_no_count():
 
 
 def planted(rng, n):
-    """n chains 3 -> 5 -> 6 with entries -1, 0, 1, and codes x_2 on {0, 2, 3, 5} with x_1 = D_2 x_2
-    on {1, 2, 4}.
-    """
+    """n chains 3 -> 5 -> 6 of entries -1, 0, 1, with x_2 on {0, 2, 3, 5}, x_1 on {1, 2, 4}."""
     supports = [np.array([1, 2, 4]), np.array([0, 2, 3, 5])]
     D1 = rng.integers(-1, 2, (n, 3, 5)).astype(float)
     D2 = rng.choice([-1, 0, 0, 1], (n, 5, 6)).astype(float)
-    D2[:, [0, 3]] *= rng.random((n, 2, 1)) < 0.5  # often nothing is forbidden
+    D2[:, [0, 3]] *= rng.random((n, 2, 1)) < 0.5  # often no entry is forbidden
     z = rng.normal(size=(n, 4))
     K = D2[:, [0, 3]][:, :, supports[1]]
     z -= np.einsum("nij,nj->ni", np.linalg.pinv(K) @ K, z)
@@ -447,12 +432,12 @@ def recovery_of(supports):
     return jax.jit(jax.vmap(lambda y, D1, D2: recover_on_supports(y, [D1, D2], supports)))
 
 
-def test_codes_on_supports_are_found_exactly_where_they_are_unique():
+def test_codes_on_supports_are_exact_where_they_are_unique():
     supports, D1, D2, X2 = planted(np.random.default_rng(0), 3000)
     X1 = np.einsum("nij,nj->ni", D2, X2)
     found = jax.tree.map(np.asarray, recovery_of(supports)(np.einsum("nij,nj->ni", D1, X1), D1, D2))
     A, K = systems(supports, D1, D2)
-    # Small integers: a rank is decided by singular values that are 0 up to rounding or above 1e-3.
+    # Small integers: singular values are 0 up to rounding or above 1e-3, which decides the rank.
     M = np.concatenate([A, K], axis=1)
     values = np.linalg.svd(M, compute_uv=False)
     assert not ((values > 1e-12) & (values < 1e-3)).any()
@@ -460,13 +445,12 @@ def test_codes_on_supports_are_found_exactly_where_they_are_unique():
     assert (found.unique == unique).all() and 0.1 < unique.mean() < 0.9
     assert (found.kernel_dim == kernel).all() and set(kernel) >= {2, 3, 4}
     assert found.sigma_min == pytest.approx(values[:, -1], abs=1e-13)
-    assert (
-        found.residual.max() < 1e-13
-    )  # 5 terms of size 10 at most, and a condition number below 1e3
+    # 5 terms of size 10 at most, and a condition number below 1e3.
+    assert found.residual.max() < 1e-13
     for x, X in zip(found.xs, (X1, X2)):
         assert x[unique] == pytest.approx(X[unique], abs=1e-12)
     assert not found.xs[0][:, [0, 3]].any() and not found.xs[1][:, [1, 4]].any()
-    # Where they are not unique they solve the chain all the same, with the least norm.
+    # Codes that are not unique solve the chain too, with least norm.
     assert found.xs[0] == pytest.approx(np.einsum("nij,nj->ni", D2, found.xs[1]), abs=1e-12)
     assert (np.linalg.norm(found.xs[1], axis=1) <= np.linalg.norm(X2, axis=1) + 1e-12).all()
 
@@ -493,12 +477,11 @@ def test_noisy_signals_give_the_least_squares_among_codes_on_the_supports():
     r = Y - np.einsum("nij,nj->ni", A, z)
     assert found.residual == pytest.approx(np.linalg.norm(r, axis=1), abs=1e-12)
     N = np.eye(4) - np.linalg.pinv(K) @ K
-    assert np.einsum("nji,njk,nk->ni", N, A.transpose(0, 2, 1), r) == pytest.approx(
-        0, abs=1e-11
-    )  # none is nearer
+    # No other code on the supports is closer to y.
+    assert np.einsum("nji,njk,nk->ni", N, A.transpose(0, 2, 1), r) == pytest.approx(0, abs=1e-11)
 
 
-def test_dependence_is_seen_in_the_dtype_of_the_data(dtype):
+def test_dependence_is_decided_in_the_dtype_of_the_data(dtype):
     # Column 2 of (D_1 D_2)_{S_2} is a combination of the others, up to the rounding of its storage.
     rng, missed = np.random.default_rng(3), 0
     n, S = 500, [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2]]
@@ -529,9 +512,8 @@ def test_the_smallest_singular_value_decides_against_1e_10_of_the_largest():
     Ds = np.stack([5 * U[:, :3] * [1, 0.1, ratio] @ V for ratio in ratios])
     found = recover(Ds)
     assert found.unique.tolist() == [True, True, False, False]
-    assert np.asarray(found.sigma_min) == pytest.approx(
-        5 * ratios, abs=1e-14
-    )  # rounding of the largest, 5
+    # The rounding of the largest singular value, 5.
+    assert np.asarray(found.sigma_min) == pytest.approx(5 * ratios, abs=1e-14)
 
 
 def test_fewer_equations_than_unknowns_have_the_smallest_singular_value_0():
@@ -577,9 +559,8 @@ def test_empty_supports():
         and found.residual == 5
     )
     assert not any(np.asarray(x).any() for x in found.xs)
-    found = jax.jit(lambda y: recover_on_supports(y, [D1, D2], [[], [0, 1]]))(
-        y
-    )  # x_1 = 0 leaves x_2 = 0
+    # x_1 = 0 leaves x_2 = 0.
+    found = jax.jit(lambda y: recover_on_supports(y, [D1, D2], [[], [0, 1]]))(y)
     assert found.unique and found.kernel_dim == 0 and not np.asarray(found.xs[1]).any()
     found = jax.jit(lambda y: recover_on_supports(y, [np.zeros((3, 3)), D2], [[0, 1, 2], [0]]))(y)
     assert not found.unique and found.sigma_min == 0
@@ -593,7 +574,7 @@ def test_recovery_in_half_precision_and_under_float32_jax(x64, kind):
     assert found.unique and found.xs[0].dtype == kind and found.xs[0].tolist() == [1, 2, 0]
 
 
-def test_recovery_refuses_supports_that_are_none():
+def test_recovery_refuses_bad_supports():
     Ds, y = [np.eye(4, 6), np.eye(6, 5)], np.zeros(4)
     for S in ([0, 6], [-1, 0], [1, 1], [[0, 1]]):
         with pytest.raises(ValueError, match=r"S_1 is .* expected distinct indices in \[0, 6\)"):

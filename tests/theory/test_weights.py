@@ -22,9 +22,7 @@ def gaussian(seed, m, d):
 
 
 def kkt(S, atoms):
-    """min_w w'S w subject to w . a = 1, column by column, from the linear system of its KKT
-    conditions.
-    """
+    """min_w w'S w subject to w . a = 1, column by column, from its KKT system."""
     m = len(S)
     columns = []
     for a in atoms.T:
@@ -33,8 +31,7 @@ def kkt(S, atoms):
     return np.column_stack(columns)
 
 
-# A solve loses cond(S) eps on the nonzero singular values, S = D D'; the largest is that of the
-# square D, 1.7e4.
+# A solve loses cond(S) eps, S = D D' on its range; the largest, 1.7e4, is that of the square D.
 SOLVE = 2e4 * EPS
 
 
@@ -56,7 +53,7 @@ def test_weights_are_stationary_against_projected_gradient_descent():
     D = gaussian(1, 10, 18)
     S, W = D @ D.T, D.copy()
     step = 1 / np.linalg.norm(S, 2)
-    for _ in range(5000):  # contracts by 1 - 1/cond(S) a step, cond(S) < 100: to rounding
+    for _ in range(5000):  # contracts by 1 - 1/cond(S) per step, cond(S) < 100
         W -= step * (S @ W)
         W += D * (1 - np.sum(W * D, axis=0))  # the projection on w . d = 1, for unit atoms
     assert np.linalg.cond(S) < 100
@@ -107,9 +104,8 @@ def test_gradient_in_D_matches_finite_differences():
     D, direction, h = gaussian(6, 6, 9), rng.normal(size=(6, 9)), 1e-5
     slope = float(jnp.vdot(jax.jit(jax.grad(loss))(D), direction))
     numeric = float(loss(D + h * direction) - loss(D - h * direction)) / (2 * h)
-    assert slope == pytest.approx(
-        numeric, rel=1e-7
-    )  # h^2 = 1e-10 times third derivatives of order 1e2
+    # h^2 = 1e-10 times third derivatives of order 1e2.
+    assert slope == pytest.approx(numeric, rel=1e-7)
 
 
 def test_analytic_exports_the_same_function():
@@ -120,9 +116,7 @@ def test_analytic_exports_the_same_function():
 
 
 def window_system(filters, stride):
-    """The matrix, on the entries of a window, that collects every filter at every shift by a
-    multiple of the stride.
-    """
+    """S on the entries of a window: every filter at every shift by a multiple of the stride."""
     n_atoms, channels, *kernel = filters.shape
     reach = [range(-((n - 1) // t), (n - 1) // t + 1) for n, t in zip(kernel, stride)]
     Q = np.zeros((channels * int(np.prod(kernel)),) * 2)
@@ -155,16 +149,15 @@ def test_convolutional_weights_solve_the_small_system(name, boundary):
     flat = filters.reshape(shape[0], -1).T
     expected = kkt(window_system(filters, stride), flat).T.reshape(shape)
     assert (W.signal_shape, W.stride, W.boundary) == (signal, stride, boundary)
-    # Coordinates that no shift reaches have no unique weight, but the closed form gives none and so
-    # does lstsq.
+    # Coordinates that no shift reaches have no unique weight; the closed form and lstsq both set it
+    # to 0.
     assert np.asarray(W.filters) == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
     own = np.sum(np.asarray(W.filters).reshape(shape[0], -1).T * flat, axis=0)
     assert own == pytest.approx(np.ones(shape[0]), abs=4 * len(flat) * EPS)
 
 
-@pytest.mark.parametrize(
-    "N", [12, 6, 4]
-)  # long, overlapping round the circle, and as long as the kernel
+# Long, overlapping round the circle, and as long as the kernel.
+@pytest.mark.parametrize("N", [12, 6, 4])
 def test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter(N):
     n, filters = 4, np.random.default_rng(8).normal(size=(2, 1, 4))
     padded = np.pad(filters[:, 0], ((0, 0), (0, N - n)))
@@ -207,9 +200,8 @@ def test_convolutional_weights_are_differentiable_in_the_filters():
 
     h = 1e-5
     numeric = float(loss(filters + h * direction) - loss(filters - h * direction)) / (2 * h)
-    assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(
-        numeric, rel=1e-7
-    )  # h^2 = 1e-10, as above
+    # h^2 = 1e-10, as above.
+    assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(numeric, rel=1e-7)
 
 
 # With a ridge.
@@ -221,7 +213,7 @@ def test_weights_with_a_ridge_solve_their_quadratic_program(m, d, ridge):
     D = gaussian(0, m, d)
     W = np.asarray(theory.frobenius_weights(D, ridge))
     S = D @ D.T + ridge * np.eye(m)
-    # cond(S) eps: up to 1 / 1e-6 for the tall D.
+    # cond(S) eps, with cond(S) up to 1e6 for the tall D.
     assert W == pytest.approx(kkt(S, D), rel=1e-8, abs=1e-8)
     assert np.sum(W * D, axis=0) == pytest.approx(np.ones(d), abs=4 * m * EPS)
 
@@ -238,9 +230,7 @@ def test_no_weights_have_a_lower_ridged_energy():
 
 
 def test_a_ridge_is_the_trade_of_noise_against_interference():
-    """With codes of variance v and noise of variance s^2, W of ridge s^2 / v has the least mean
-    squared error of w.y.
-    """
+    """With codes of variance v and noise of variance s^2, ridge s^2 / v minimises the error."""
     D, v, noise = gaussian(2, 8, 20), 0.7, 0.4
 
     def error(W):  # of w_i . (D x + e) - x_i, in expectation
@@ -253,7 +243,7 @@ def test_a_ridge_is_the_trade_of_noise_against_interference():
     )
 
 
-def test_a_large_ridge_gives_the_atoms_and_a_small_one_the_weights_without():
+def test_a_large_ridge_gives_the_atoms_and_a_small_one_the_plain_weights():
     D = gaussian(3, 6, 10)
     for ridge in (1e8, 1e30, 1e300):
         assert theory.frobenius_weights(D, ridge) == pytest.approx(D, abs=1e2 / ridge + 10 * EPS)
@@ -274,10 +264,9 @@ def test_a_small_ridge_is_harmless_where_the_rank_is_deficient(shape, ridge):
     )
     W = np.asarray(theory.frobenius_weights(D, ridge))
     Q = np.linalg.svd(D)[0][:, :4]
-    assert np.abs(W - Q @ Q.T @ W).max() <= 1e-5  # nothing outside the span of the atoms
-    assert W == pytest.approx(
-        np.asarray(theory.frobenius_weights(D)), abs=1e-5
-    )  # 1e-8 over the least singular value
+    assert np.abs(W - Q @ Q.T @ W).max() <= 1e-5  # the weights lie in the span of the atoms
+    # 1e-8 over the least singular value.
+    assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
@@ -376,7 +365,6 @@ def test_the_public_lista_benchmark_has_the_known_optimum():
     products = np.asarray(theory.frobenius_weights(D)).T @ D
     assert np.diag(products) == pytest.approx(np.ones(500), abs=250 * EPS)
     off = products - np.diag(np.diag(products))
-    # The known numbers, to their last digit; the atoms were born in float32, so nothing finer is
-    # meant.
+    # The known numbers to their last digit; the atoms were made in float32.
     assert np.sum(off**2) == pytest.approx(502.270929, abs=5e-7)
     assert np.abs(off).max() == pytest.approx(0.206865, abs=5e-7)

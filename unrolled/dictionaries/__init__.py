@@ -1,9 +1,9 @@
-"""Dictionaries: plain arrays (m, d) with atoms in columns, or structured objects that answer the
-same products.
+"""Dictionaries: plain arrays (m, d) with atoms in columns, or structured objects like them.
 
 Every dictionary answers `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D.shape == (m, d)`
-and `D / c`; `dense(D)` gives the matrix. Structured ones are pytrees: they pass through jit, vmap,
-grad and scan, and serve as W.
+and `D / c`; `dense(D)` gives the matrix. Structured dictionaries are pytrees: they pass through
+jit, vmap, grad and scan, and can stand for the weights W. `Structured` says how to write one of
+your own; `Dictionary` is the type of both kinds.
 """
 
 from unrolled.dictionaries._answers import (
@@ -46,7 +46,9 @@ from unrolled.dictionaries._dense import (
     transversal,
 )
 from unrolled.dictionaries._operands import (
+    as_chain,
     as_dictionary,
+    check_batch,
     nonzero_atoms,
     operands,
     unit_atoms,
@@ -62,7 +64,9 @@ __all__ = [
     "Sparse",
     "Structured",
     "Transposed",
+    "as_chain",
     "as_dictionary",
+    "check_batch",
     "column_norms",
     "cuts_atoms",
     "dct",

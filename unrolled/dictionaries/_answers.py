@@ -17,7 +17,13 @@ from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
 
 
 def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
-    """As `normalize`, without looking at values: a zero atom gives nan."""
+    """As `normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
+
+    Example:
+        >>> D, norms = jax.jit(ur.dictionaries.normalized)(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
+        >>> norms.tolist()
+        [5.0, 2.0]
+    """
     if isinstance(D, Structured):
         return D.normalized()
     norms = column_norms(D)
@@ -85,35 +91,66 @@ def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
 
 
 def entries(D: Dictionary) -> Array:
-    """An array that holds every entry of D at least once."""
+    """An array that holds every entry of D at least once; for a `Conv`, its filters.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.array([[[1.0, -2.0]]]), 100)
+        >>> float(jnp.abs(ur.dictionaries.entries(D)).max())
+        2.0
+    """
     return D.entries() if isinstance(D, Structured) else D
 
 
 def magnitudes(D: Dictionary) -> Dictionary:
-    """|D|, entry by entry; of a factored dictionary, the product of the magnitudes."""
+    """|D|, entry by entry; for a product of factors, the product of their magnitudes.
+
+    The entries of a `Composed`, `Sparse` or wrapped `Conv` are then at least those of |D|.
+
+    Example:
+        >>> ur.dictionaries.magnitudes(jnp.array([[1.0, -2.0]])).tolist()
+        [[1.0, 2.0]]
+    """
     return D.magnitudes() if isinstance(D, Structured) else jnp.abs(D)
 
 
 def cuts_atoms(D: Dictionary) -> bool:
-    """Whether atoms of one group differ because a border cuts them."""
+    """Whether atoms of one group differ because a border cuts them.
+
+    Example:
+        >>> filters = jnp.ones((2, 1, 3))
+        >>> ur.dictionaries.cuts_atoms(ur.dictionaries.Conv(filters, 5, boundary="zero"))
+        True
+    """
     return isinstance(D, Structured) and D.cuts_atoms
 
 
 def representatives(D: Dictionary) -> np.ndarray:
-    """Indices of atoms that stand for all: all d of them, or one per group."""
+    """Indices of atoms that stand for all: all d of them, or one per group.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5, boundary="circular")
+        >>> ur.dictionaries.representatives(D).tolist()
+        [0, 5]
+    """
     return D.representatives() if isinstance(D, Structured) else np.arange(D.shape[1])
 
 
 def replicate(D: Dictionary, W: Array) -> Dictionary:
-    """Weights (m, n) of the `representatives` of D as weights of all atoms, (m, d)."""
+    """Weights (m, n) of the `representatives` of D as weights of all atoms, (m, d).
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5, boundary="circular")
+        >>> ur.dictionaries.replicate(D, jnp.ones((5, 2))).shape
+        (5, 10)
+    """
     return D.replicate(W) if isinstance(D, Structured) else W
 
 
 def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
-    Dense: all rows. Shift-invariant `Conv` pairs: the corner atoms of every filter, which meet
-    every relative shift.
+    For matrices the rows are all atoms. For two shift-invariant `Conv` of the same geometry they
+    are the corner atoms of every filter, which meet every relative shift.
 
     Example:
         >>> D = jnp.array([[1.0, 0.6], [0.0, 0.8]])

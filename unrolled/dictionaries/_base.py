@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -18,11 +18,24 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
     """Register a frozen dataclass as a pytree whose rebuilding skips `__init__`.
 
     `vmap` and `tree.map` rebuild a node with leaves that are not arrays; the checks of the
-    constructor are for users. `Structured` shows an example.
+    constructor are for users.
 
     Args:
         data: names of the fields that hold arrays or dictionaries.
         static: names of the fields that are hashable and part of the structure.
+
+    Returns:
+        The decorator of the class.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @ur.dictionaries.pytree(data=("gain",), static=("m",))
+        ... @dataclass(frozen=True, eq=False)
+        ... class Multiple(ur.dictionaries.Structured):
+        ...     gain: jax.Array
+        ...     m: int
+        >>> len(jax.tree.leaves(Multiple(jnp.ones(()), 3)))
+        1
     """
 
     def register(cls):
@@ -58,7 +71,7 @@ class Structured:
     - `column_norms`, `spectral_norm`, `scale_columns`, `normalized`, `entries`, `magnitudes`,
       `closed_form`, and `dtype` where no field is a floating array;
     - for atoms that come in groups, as the shifts of one filter do: `groups`, `spread`,
-      `inner_products`, `representatives` and `replicate`.
+      `inner_products`, `representatives`, `replicate` and `cuts_atoms`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -110,10 +123,8 @@ class Structured:
         """c D, with a scalar c."""
         raise TypeError(f"{type(self).__name__} does not define scale")
 
-    # What follows from it
-
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """The dtype of the floating leaves; the default float if there are none."""
         return _checks.common_dtype(self)
 
@@ -143,10 +154,8 @@ class Structured:
         return jnp.abs(dense(self))
 
     def closed_form(self, ridge: ArrayLike) -> "Dictionary | None":
-        """The weights of `theory.frobenius_weights` in a structured form; None: from the matrix."""
+        """W of `theory.frobenius_weights` in a structured form; None to take it from the matrix."""
         return None
-
-    # Atoms in groups
 
     @property
     def cuts_atoms(self) -> bool:
@@ -183,11 +192,13 @@ class Structured:
         """Weights (m, n) of the representatives as weights of all atoms, (m, d)."""
         return W
 
-    def astype(self, dtype) -> "Structured":
+    def astype(self, dtype: DTypeLike) -> "Structured":
+        """The dictionary with its floating leaves in `dtype`."""
         return _checks.cast(self, dtype)
 
     @property
     def T(self) -> "Transposed":
+        """D', as a dictionary."""
         return Transposed(self)
 
     def __matmul__(self, x):
@@ -209,7 +220,8 @@ class Structured:
     def __mul__(self, c):
         if np.ndim(c):
             raise ValueError(
-                f"c D: c has shape {np.shape(c)}; expected a scalar, or try scale_columns for one per atom"
+                f"c D: c has shape {np.shape(c)}; expected a scalar, or try scale_columns for one "
+                "per atom"
             )
         return self.scale(c)
 
@@ -223,7 +235,13 @@ class Structured:
 @pytree(data=("base",))
 @dataclass(frozen=True, eq=False)
 class Transposed(Structured):
-    """D' of a structured dictionary: `D.T @ r` is `r @ D`, exactly."""
+    """D' of a structured dictionary: `D.T @ r` is `r @ D`, exactly.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
+        >>> D.T.shape, (D.T @ jnp.ones(5)).tolist()
+        ((6, 5), [3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
+    """
 
     base: Structured
 
@@ -252,7 +270,13 @@ class Transposed(Structured):
 @pytree(data=("base", "weights"))
 @dataclass(frozen=True, eq=False)
 class Rescaled(Structured):
-    """D diag(weights) of a structured dictionary that cannot take the weights in."""
+    """D diag(weights), for a structured dictionary that cannot absorb the weights.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)), 3)
+        >>> ur.dictionaries.dense(ur.dictionaries.Rescaled(D, jnp.array([1.0, 5.0]))).tolist()
+        [[1.0, 0.0], [1.0, 5.0], [0.0, 5.0]]
+    """
 
     base: Structured
     weights: Array  # (d,)
@@ -280,6 +304,7 @@ class Rescaled(Structured):
         return scale_columns(self.base.magnitudes(), jnp.abs(self.weights))
 
 
+# What a function of the library takes for D or W.
 Dictionary = Array | Structured
 
 
@@ -322,5 +347,6 @@ def _promoted(D: Structured, v: Array):
 def _match(shape, got, length, expected, what: str) -> None:
     if length != expected or len(got) > 2:
         raise ValueError(
-            f"{what}: D has shape {shape} but the operand has shape {got}; expected length {expected}"
+            f"{what}: D has shape {shape} but the operand has shape {got}; expected length "
+            f"{expected}"
         )

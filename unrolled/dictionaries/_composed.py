@@ -1,47 +1,53 @@
-"""Dictionaries made of dictionaries: products, unions, and sparse combinations of base atoms."""
+"""Dictionaries made of dictionaries: products, unions, and sparse combinations of atoms."""
 
 import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries._answers import magnitudes, spectral_norm
 from unrolled.dictionaries._base import (
+    Dictionary,
     Structured,
     column_norms,
     dense,
     pytree,
     scale_columns,
 )
-from unrolled.dictionaries._operands import as_dictionary
+from unrolled.dictionaries._operands import as_chain, as_dictionary
 
-# Above this many entries a product of norms stands in for the norm of the product.
+# Up to this many entries (64 MiB in float32) the norm of a product is that of its matrix; above,
+# the product of the norms bounds it.
 _DENSE_LIMIT = 2**24
 
 
 @pytree(data=("factors",))
 @dataclass(frozen=True, eq=False, init=False)
 class Composed(Structured):
-    """D_1 D_2 ... D_J, never multiplied out: the effective dictionary of a chain (theory: D_[1,J]).
+    """D_1 D_2 ... D_J, never multiplied out: the effective dictionary of a chain.
+
+    The paper writes D_[1,J] for it.
+
+    Args:
+        factors: D_1, ..., D_J, plain or structured, (d_{j-1}, d_j) each.
 
     Raises:
         ValueError: no factor, or neighbouring shapes that do not meet.
+
+    Example:
+        >>> D = ur.dictionaries.Composed(jnp.ones((2, 3)), jnp.ones((3, 4)))
+        >>> D.shape, (D @ jnp.ones(4)).tolist()
+        ((2, 4), [12.0, 12.0])
     """
 
-    factors: tuple
+    factors: tuple[Dictionary, ...]
 
-    def __init__(self, *factors):
-        factors = tuple(as_dictionary(D, "Composed") for D in factors)
-        if not factors:
-            raise ValueError("Composed: expected at least one dictionary, got none")
-        for j, (left, right) in enumerate(zip(factors, factors[1:]), start=1):
-            if left.shape[1] != right.shape[0]:
-                raise ValueError(
-                    f"Composed: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}"
-                )
+    def __init__(self, *factors: Dictionary):
+        factors = as_chain(factors, "Composed")
         object.__setattr__(self, "factors", _checks.cast(factors, _checks.common_dtype(factors)))
 
     @property
@@ -78,19 +84,28 @@ class Composed(Structured):
 class Concatenated(Structured):
     """[D_1, D_2, ...]: the union of the atoms; the code is the concatenation of the codes.
 
+    Args:
+        parts: D_1, D_2, ..., plain or structured, (m, d_j) each.
+
     Raises:
         ValueError: no part, or parts of different signal length.
+
+    Example:
+        >>> D = ur.dictionaries.Concatenated(jnp.eye(3), ur.dictionaries.dct(3, 4))
+        >>> D.shape
+        (3, 7)
     """
 
-    parts: tuple
+    parts: tuple[Dictionary, ...]
 
-    def __init__(self, *parts):
+    def __init__(self, *parts: Dictionary):
         parts = tuple(as_dictionary(D, "Concatenated") for D in parts)
         if not parts:
             raise ValueError("Concatenated: expected at least one dictionary, got none")
         if len({D.shape[0] for D in parts}) > 1:
             raise ValueError(
-                f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number of rows"
+                f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number "
+                "of rows"
             )
         object.__setattr__(self, "parts", _checks.cast(parts, _checks.common_dtype(parts)))
 
@@ -120,7 +135,7 @@ class Concatenated(Structured):
         return jnp.concatenate([column_norms(D) for D in self.parts])
 
     def spectral_norm(self) -> Array:
-        """An upper bound: norm([A, B])^2 <= norm(A)^2 + norm(B)^2 (exact for orthonormal parts)."""
+        """The upper bound norm([A, B])^2 <= norm(A)^2 + norm(B)^2, exact for orthonormal parts."""
         return jnp.sqrt(sum(spectral_norm(D) ** 2 for D in self.parts))
 
     def magnitudes(self) -> "Concatenated":
@@ -130,10 +145,9 @@ class Concatenated(Structured):
 @pytree(data=("base", "indices", "values"))
 @dataclass(frozen=True, eq=False, init=False)
 class Sparse(Structured):
-    """Phi A with sparse columns in A ("double sparsity"): every atom combines a few atoms of a base
-    dictionary.
+    """Phi A with sparse columns in A ("double sparsity"): atoms that combine a few base atoms.
 
-    A is kept column by column, padded to the largest count k: `indices` and `values`, both (k, d).
+    A is stored column by column, padded to the largest count k: `indices` and `values`, (k, d).
 
     Args:
         base: Phi, (m, p), plain or structured.
@@ -144,13 +158,18 @@ class Sparse(Structured):
         ValueError: shapes that do not meet.
 
     Reference: Rubinstein, Zibulevsky, Elad (2010).
+
+    Example:
+        >>> D = ur.dictionaries.Sparse(ur.dictionaries.dct(4, 4), jnp.eye(4)[:, :2])
+        >>> D.shape, D.values.shape
+        ((4, 2), (1, 2))
     """
 
-    base: Array | Structured
+    base: Dictionary
     indices: Array
     values: Array
 
-    def __init__(self, base, atoms):
+    def __init__(self, base: Dictionary, atoms: ArrayLike):
         base = as_dictionary(base, "Sparse")
         if not _checks.is_concrete(atoms):
             raise TypeError(
@@ -173,7 +192,7 @@ class Sparse(Structured):
             object.__setattr__(self, name, value)
 
     @classmethod
-    def _of(cls, base, indices, values) -> "Sparse":
+    def _of(cls, base: Dictionary, indices: Array, values: Array) -> "Sparse":
         self = object.__new__(cls)
         for name, value in (("base", base), ("indices", indices), ("values", values)):
             object.__setattr__(self, name, value)

@@ -1,4 +1,4 @@
-"""Convolutional dictionaries: shifted filters as atoms, in one, two or more spatial dimensions."""
+"""Convolutional dictionaries: atoms are shifted filters, in one or more spatial dimensions."""
 
 import itertools
 import math
@@ -12,12 +12,13 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import Dictionary, Structured, dense, pytree
+from unrolled.dictionaries._base import Dictionary, Structured, pytree
+from unrolled.dictionaries._shifts import corner_products, window_weights
 from unrolled.dictionaries._windows import windows
 
 BOUNDARIES = ("valid", "circular", "zero")
-# Kernels of more strides than this are left to XLA's convolution: their windows take long to
-# compile and much memory.
+# Kernels of more strides than this go through XLA's convolution: their windows would take long to
+# compile, and much memory.
 _LONGEST = 32
 
 
@@ -42,8 +43,16 @@ class Conv(Structured):
             cut at the far border.
 
     Raises:
-        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, or a kernel
-            longer than the signal under "valid".
+        TypeError: filters that are not real numbers, or a size or stride that is not an integer.
+        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, NaN or infinite
+            filters, or a kernel longer than the signal under "valid".
+
+    Reference: Li, Feng, Zhou (2024), Definition 5.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 10, boundary="circular")
+        >>> D.shape, D.code_grid, (jnp.ones(10) @ D).shape
+        ((10, 20), (2, 10), (20,))
     """
 
     filters: Array
@@ -53,22 +62,17 @@ class Conv(Structured):
 
     def __post_init__(self):
         filters = _checks.as_float(self.filters, "filters", "Conv")
-        shape = (
-            self.signal_shape
-            if isinstance(self.signal_shape, (tuple, list))
-            else (self.signal_shape,)
-        )
-        shape = tuple(_checks.as_index(n, "signal_shape", "Conv", least=1) for n in shape)
+        shape = _integers(self.signal_shape, 1, "signal_shape")
         if filters.ndim != 2 + len(shape) or 0 in filters.shape:
-            expected = f"(n_atoms, n_channels, *kernel) with {len(shape)} kernel dimensions, none of them 0"
-            raise ValueError(f"Conv: filters have shape {filters.shape}; expected {expected}")
-        stride = (
-            self.stride if isinstance(self.stride, (tuple, list)) else (self.stride,) * len(shape)
-        )
-        stride = tuple(_checks.as_index(t, "stride", "Conv", least=1) for t in stride)
+            raise ValueError(
+                f"Conv: filters have shape {filters.shape}; expected (n_atoms, n_channels, "
+                f"*kernel) with {len(shape)} kernel dimensions, none of them 0"
+            )
+        stride = _integers(self.stride, len(shape), "stride")
         if len(stride) != len(shape):
             raise ValueError(
-                f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per dimension"
+                f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per "
+                "dimension"
             )
         if self.boundary not in BOUNDARIES:
             raise ValueError(
@@ -78,13 +82,15 @@ class Conv(Structured):
         kernel = filters.shape[2:]
         if self.boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
             raise ValueError(
-                f'Conv: kernel {kernel} is longer than the signal {shape}; try boundary="circular" or "zero"'
+                f"Conv: kernel {kernel} is longer than the signal {shape}; try "
+                'boundary="circular" or "zero"'
             )
         for name, value in (("filters", filters), ("signal_shape", shape), ("stride", stride)):
             object.__setattr__(self, name, value)
 
     @property
     def kernel(self) -> tuple[int, ...]:
+        """Spatial shape of a filter."""
         return self.filters.shape[-len(self.signal_shape) :]
 
     @property
@@ -115,8 +121,8 @@ class Conv(Structured):
             return lax.conv_general_dilated(r[None], self.filters, self.stride, "VALID")[0].reshape(
                 -1
             )
-        # One matrix product: on CPUs several times as fast as XLA's convolution, and its transpose
-        # many times.
+        # One matrix product: on CPUs several times as fast as XLA's convolution, and many times in
+        # the transpose.
         found = windows(r, self.kernel, self.stride, self.positions)
         return (self.filters.reshape(self.filters.shape[0], -1) @ found.T).reshape(-1)
 
@@ -146,9 +152,7 @@ class Conv(Structured):
         return x.reshape(*x.shape[:-1], *self.code_grid)
 
     def spread(self, theta: Array) -> Array:
-        """One value per filter, (n_atoms,), repeated over its positions, (d,); other shapes are
-        left alone.
-        """
+        """One value per filter, (n_atoms,), repeated over its positions, (d,); others as is."""
         theta = jnp.asarray(theta)
         if theta.shape != self.groups:
             return theta
@@ -159,8 +163,9 @@ class Conv(Structured):
         return jax.tree.map(lambda filters: filters * c, self)
 
     def normalized(self) -> tuple["Conv", Array]:
-        """Unit filters, and their norms spread over the positions: those of the atoms where nothing
-        is cut.
+        """Unit filters, and their norms spread over the positions.
+
+        They are the norms of the atoms unless a border cuts them.
         """
         axes = tuple(range(1, self.filters.ndim))
         norms = jnp.sqrt(jnp.sum(self._folded() ** 2, axes, keepdims=True))
@@ -171,9 +176,7 @@ class Conv(Structured):
         return jnp.sqrt(squared.analyze(jnp.ones(self.shape[0], self.filters.dtype)))
 
     def _folded(self) -> Array:
-        """The filters as the atoms show them: on a circle a kernel longer than the signal wraps
-        onto itself.
-        """
+        """The filters as they appear in atoms: a kernel longer than a circle wraps onto itself."""
         filters = self.filters
         if self.boundary != "circular":
             return filters
@@ -187,10 +190,9 @@ class Conv(Structured):
         return filters
 
     def spectral_norm(self) -> Array:
-        """Norm on a torus that contains the signal: exact for circular and stride 1, else an upper
-        bound.
+        """Norm on a torus that contains the signal: exact for circular with stride 1, else a bound.
 
-        Larger strides keep a subset of the atoms, and "valid" and "zero" a part of a larger torus.
+        Larger strides keep a subset of the atoms; "valid" and "zero" keep a part of a larger torus.
         """
         torus = self.signal_shape
         if self.boundary != "circular":
@@ -202,32 +204,29 @@ class Conv(Structured):
         )  # (frequencies, n_atoms, n_channels)
         with jax.default_matmul_precision("highest"):
             gram = jnp.einsum("fac,fae->fce", response.conj(), response)
-        eps = jnp.finfo(self.filters.dtype).eps
-        return jnp.sqrt(jnp.linalg.eigvalsh(gram).max() * (1 + 32 * eps))
+        eps = float(jnp.finfo(self.filters.dtype).eps)
+        largest = jnp.linalg.eigvalsh(gram).max()
+        return jnp.sqrt(largest * (1 + 32 * eps)).astype(self.filters.dtype)
 
     def is_shift_invariant(self) -> bool:
-        """True if all atoms of a filter see the same neighbours, up to missing ones at the border."""
+        """Whether all atoms of a filter have the same neighbours, but for those past a border."""
         divides = all(N % t == 0 for N, t in zip(self.signal_shape, self.stride))
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
 
     def inner_products(self, W: Dictionary) -> tuple[Array, Array]:
-        """Of pairs of filters under every relative shift, where W and D are shift-invariant."""
+        """Those of all pairs of filters under every shift, if W and D are shift-invariant."""
         if not (self.is_shift_invariant() and self.is_shift_of(W)):
             return super().inner_products(W)
-        W, D = W.local(1), self.local(1)
-        codes = D.corner_codes()
-        with jax.default_matmul_precision("highest"):
-            return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
+        return corner_products(W.local(1), self.local(1))
 
     def entries(self) -> Array:
-        """The filters as the atoms show them."""
         return self._folded()
 
     def magnitudes(self) -> "Conv":
         return jax.tree.map(jnp.abs, self)
 
     def representatives(self) -> np.ndarray:
-        """On a circle the first position of every filter: all its positions have equal neighbours."""
+        """On a circle the first position of every filter, since all of them are equivalent."""
         atoms = np.arange(self.shape[1])
         return atoms[:: math.prod(self.positions)] if self._is_torus() else atoms
 
@@ -238,49 +237,29 @@ class Conv(Structured):
         return Conv(filters, self.signal_shape, self.stride, self.boundary)
 
     def closed_form(self, ridge: ArrayLike) -> "Conv | None":
-        """The formula on one window of the signal: one small system for the whole bank.
-
-        None where the atoms are not shifts of each other, or wrap onto themselves.
-        """
+        """W as a `Conv`; None if atoms are not shifts of each other, or wrap onto themselves."""
         fits = all(n <= N for n, N in zip(self.kernel, self.signal_shape))
         if not (self.is_shift_invariant() and fits):
             return None
-        # Every atom that meets one window of the signal, cut to it: the middle one under "valid",
-        # any on a circle.
-        whole = self.local(2)
-        start = (
-            (0,) * len(self.kernel)
-            if whole is self
-            else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, self.kernel))
-        )
-        window = (slice(None), *(slice(s, s + n) for s, n in zip(start, self.kernel)))
-        others = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
-        filters = self.filters.reshape(self.filters.shape[0], -1).T
-        with jax.default_matmul_precision("highest"):
-            S = others @ others.T
-            S = S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
-            W = jnp.linalg.pinv(S, hermitian=True) @ filters
-            W = W / jnp.sum(W * filters, axis=0, keepdims=True)
-        return Conv(W.T.reshape(self.filters.shape), self.signal_shape, self.stride, self.boundary)
+        return window_weights(self, ridge)
 
     def _is_torus(self) -> bool:
         return self.boundary == "circular" and self.is_shift_invariant()
 
     def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
-        """How many positions away atoms still overlap, per dimension, and whether on a circle."""
+        """Up to how many positions apart atoms overlap, per dimension; whether on a circle."""
         circular = self.boundary == "circular"
         sizes = zip(self.kernel, self.stride, self.positions, self.signal_shape)
-        # From the last position of a circle to the first it is N - (p-1) t, less than t where t
-        # does not divide N.
+        # From the last position of a circle to the first it is N - (p-1) t, less than t if t does
+        # not divide N.
         steps = ((n, t, N - (p - 1) * t if circular else t) for n, t, p, N in sizes)
         return tuple(-(-(n - step) // t) for n, t, step in steps), circular
 
     def local(self, reach: int) -> "Conv":
-        """The same filters on the shortest signal where overlapping shifts occur over `reach` times
-        the longest one.
+        """The same filters on a short signal: overlapping shifts up to `reach` times the longest.
 
-        Inner products of atoms depend on their relative shift alone, so they can be had from this
-        small dictionary. A circle that is too short for that is returned as it is.
+        Inner products of atoms depend on their relative shift only, so this small dictionary has
+        them all. A circle that is too short for that is returned as it is.
         """
         if self.boundary == "circular" and any(
             N < 2 * n - 1 for N, n in zip(self.signal_shape, self.kernel)
@@ -291,12 +270,11 @@ class Conv(Structured):
         return Conv(self.filters, shape, self.stride)
 
     def corner_codes(self) -> Array:
-        """One-hot codes whose atoms meet all others under every relative shift that occurs, (rows,
-        d).
+        """One-hot codes of atoms that meet the others under every relative shift, (rows, d).
 
-        On a circle one position of each filter is enough; under "valid" the corners see every
-        shift. The inner products of all atoms are then those of these rows: coherence from filter
-        correlations, no dense Gram matrix.
+        On a circle one position of each filter is enough; under "valid" the corner positions meet
+        every shift. Their rows of the Gram matrix contain all its values, so that coherence comes
+        from the correlations of the filters.
         """
         last = [p - 1 if self.boundary == "valid" else 0 for p in self.positions]
         corners = sorted(set(itertools.product(*({0, p} for p in last))))
@@ -306,11 +284,14 @@ class Conv(Structured):
             codes[(f, j, f, *corner)] = 1
         return jnp.asarray(codes.reshape(-1, self.shape[1]), self.filters.dtype)
 
-    def is_shift_of(self, other) -> bool:
-        """True if `other` is a Conv with filters of the same size on the same grids: compared
-        filter by filter.
-        """
+    def is_shift_of(self, other: Dictionary) -> bool:
+        """Whether `other` is a `Conv` of the same geometry, so that filters can be compared."""
         return isinstance(other, Conv) and self._geometry() == other._geometry()
 
     def _geometry(self) -> tuple:
         return self.signal_grid, self.code_grid, self.kernel, self.stride, self.boundary
+
+
+def _integers(value, dimensions: int, name: str) -> tuple[int, ...]:
+    values = value if isinstance(value, (tuple, list)) else (value,) * dimensions
+    return tuple(_checks.as_index(n, name, "Conv", least=1) for n in values)

@@ -1,6 +1,4 @@
-"""Families of dense dictionaries with unit-norm atoms, from random ones to those with the least
-coherence.
-"""
+"""Families of dense dictionaries with unit atoms, from random ones to the least coherent."""
 
 import math
 
@@ -14,26 +12,45 @@ from unrolled.dictionaries._answers import normalize
 
 
 def gaussian(key: Array, m: int, d: int) -> Array:
-    """Independent N(0, 1/m) entries, atoms then normalised; (m, d). The field's standard benchmark
-    dictionary.
+    """Independent Gaussian entries, atoms then normalised: the standard benchmark dictionary.
+
+    Args:
+        key: a typed key, `jax.random.key`.
+        m, d: the numbers of rows and of atoms.
+
+    Returns:
+        D, (m, d).
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
+        >>> D.shape, round(float(jnp.linalg.norm(D[:, 7])), 3)
+        ((50, 100), 1.0)
     """
     m, d = _size(m, d, "gaussian")
     return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
 
 
 def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
-    r"""Overcomplete cosines: atom k is cos(pi (i + 1/2) k / d), its mean removed for k > 0,
-    normalised; (m, d).
+    """The overcomplete cosine dictionary, orthonormal (the DCT-II) for d = m.
 
-    For d = m this is the orthonormal DCT-II.
+    Atom k is cos(pi (i + 1/2) k / d), i = 0, ..., m - 1, with its mean removed for k > 0 and
+    normalised. Tuples give the separable dictionary of patches: dct((8, 8), (16, 16)) is the usual
+    64 x 256 dictionary, for patches flattened row by row.
 
-    Tuples give the separable dictionary of patches: dct((8, 8), (16, 16)) is the usual 64 x 256
-    one, for patches flattened row by row.
+    Args:
+        m, d: the numbers of rows and of atoms, an int or one per dimension.
+
+    Returns:
+        D, (prod(m), prod(d)).
 
     Raises:
         ValueError: d < m in some dimension, or tuples of different length.
 
     Reference: Elad, Aharon (2006), section IV.
+
+    Example:
+        >>> ur.dictionaries.dct((8, 8), (16, 16)).shape
+        (64, 256)
     """
     ms, ds = (v if isinstance(v, tuple) else (v,) for v in (m, d))
     if len(ms) != len(ds):
@@ -45,18 +62,27 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
             raise ValueError(f"dct: expected d >= m in every dimension, got m={m}, d={d}")
         V = np.cos(np.pi * np.outer(np.arange(rows) + 0.5, np.arange(columns)) / columns)
         V[:, 1:] -= V[:, 1:].mean(0)
-        # In one row every cosine but the constant vanishes with its mean: keep the constant.
+        # With one row, removing the mean leaves nothing but rounding: keep the constant.
         V = np.where(np.abs(V).max(0) > 1e-12, V, 1.0)
         D = np.kron(D, V / np.linalg.norm(V, axis=0))
     return jnp.asarray(D, float)
 
 
 def identity_hadamard(m: int) -> Array:
-    """[I, H / sqrt(m)] with the Hadamard matrix of order m; (m, 2m), coherence 1 / sqrt(m) =
-    generalized coherence.
+    """[I, H / sqrt(m)] with the Hadamard matrix H of order m.
+
+    Mutual and generalized coherence are both 1 / sqrt(m).
+
+    Returns:
+        D, (m, 2m).
 
     Raises:
         ValueError: m is not a power of two.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> float(ur.theory.mutual_coherence(D))
+        0.25
     """
     m = _checks.as_index(m, "m", "identity_hadamard", least=1)
     if m & (m - 1):
@@ -68,18 +94,25 @@ def identity_hadamard(m: int) -> Array:
 
 
 def paley(q: int) -> Array:
-    """The Paley equiangular tight frame: ((q+1)/2, q+1), coherence 1/sqrt(q), the Welch bound.
+    """The Paley equiangular tight frame: every two atoms have coherence 1/sqrt(q), the Welch bound.
 
-    From the conference matrix C of the quadratic residues mod q, the Gram matrix is I + C /
-    sqrt(q).
+    Its Gram matrix is I + C / sqrt(q) with the conference matrix C of the quadratic residues mod q.
+
+    Returns:
+        D, ((q + 1) / 2, q + 1).
 
     Raises:
         ValueError: q is not a prime with q = 1 mod 4 (prime powers are not built).
+
+    Example:
+        >>> D = ur.dictionaries.paley(13)
+        >>> D.shape, round(float(ur.theory.mutual_coherence(D)) ** -2, 3)
+        ((7, 14), 13.0)
     """
     q = _checks.as_index(q, "q", "paley", least=2)
     if not _is_prime(q) or q % 4 != 1:
         raise ValueError(
-            f"paley: q must be a prime with q = 1 mod 4, such as 5, 13, 61 or 1009; got {q}"
+            f"paley: q must be a prime with q = 1 mod 4, e.g. 5, 13, 61 or 1009; got {q}"
         )
     character = -np.ones(q)
     character[np.unique(np.arange(1, q) ** 2 % q)] = 1
@@ -94,15 +127,28 @@ def paley(q: int) -> Array:
 
 
 def transversal(key: Array, c: int, q: int, d: int) -> Array:
-    """Sparse atoms: c nonzeros +-1/sqrt(c), one in each of c groups of q rows, two atoms share at
-    most one row; (c q, d).
+    """Sparse atoms with coherence at most 1/c, for the layers j >= 2 of a chain.
 
-    Column (a, b) has its i-th nonzero at row a + i b mod q of group i: a transversal design of
-    lines over the field of q elements. Hence coherence at most 1/c, and a sparse code makes a
-    sparse signal: the layers j >= 2 of a chain. `key` chooses the d of the q^2 lines and the signs.
+    An atom has c nonzeros +-1/sqrt(c), one in each of c groups of q rows, and two atoms share at
+    most one row, so that a sparse code makes a sparse signal. Column (a, b) has its i-th nonzero at
+    row a + i b mod q of group i: a transversal design of lines over the field of q elements.
+
+    Args:
+        key: a typed key; it chooses d of the q^2 lines, and the signs.
+        c: nonzeros of an atom, at most q.
+        q: rows of a group, a prime.
+        d: the number of atoms, at most q^2.
+
+    Returns:
+        D, (c q, d).
 
     Raises:
         ValueError: q is not prime, c > q, or d > q^2.
+
+    Example:
+        >>> D = ur.dictionaries.transversal(jax.random.key(0), 4, 5, 25)
+        >>> D.shape, float(ur.theory.mutual_coherence(D))
+        ((20, 25), 0.25)
     """
     c, d = _size(c, d, "transversal")
     q = _checks.as_index(q, "q", "transversal", least=2)
@@ -119,20 +165,33 @@ def transversal(key: Array, c: int, q: int, d: int) -> Array:
 
 
 def ill_conditioned(key: Array, m: int, d: int, kappa: float) -> Array:
-    """A Gaussian matrix given the singular values 1 ... 1/kappa (log-spaced), atoms then
-    normalised; (m, d).
+    """A Gaussian matrix with singular values 1, ..., 1/kappa (log-spaced), then normalised atoms.
 
-    Normalising changes the condition number: kappa = 5 ends about where a plain Gaussian is.
+    Normalising changes the condition number: with kappa = 5 it ends near that of a plain Gaussian
+    dictionary.
+
+    Args:
+        key: a typed key.
+        m, d: the numbers of rows and of atoms.
+        kappa: condition number before the atoms are normalised, finite and at least 1.
+
+    Returns:
+        D, (m, d).
 
     Raises:
-        ValueError: kappa < 1.
+        ValueError: kappa < 1, infinite or NaN.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 4.
+
+    Example:
+        >>> D = ur.dictionaries.ill_conditioned(jax.random.key(0), 20, 40, 50.0)
+        >>> bool(jnp.linalg.cond(D) > 10)
+        True
     """
     m, d = _size(m, d, "ill_conditioned")
     if not 1 <= kappa < math.inf:
         raise ValueError(
-            f"ill_conditioned: kappa must be at least 1, got {kappa}; expected a finite number"
+            f"ill_conditioned: kappa must be at least 1, got {kappa}; it must also be finite"
         )
     U, _, V = jnp.linalg.svd(jax.random.normal(key, (m, d)), full_matrices=False)
     s = jnp.logspace(0, -math.log10(kappa), min(m, d), dtype=U.dtype)

@@ -1,19 +1,33 @@
-"""The checks at the door: dictionaries, and what is passed in along with them."""
+"""The checks at the door: dictionaries, chains of them, and the signals that come with them."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries._base import Structured, column_norms
+from unrolled.dictionaries._base import Dictionary, Structured, column_norms
+
+# How far atoms may be off unit norm in theory: well above the rounding of float32.
+_UNIT_TOLERANCE = 1e-4
 
 
-def as_dictionary(D, where: str):
-    """A dictionary in floating point: (m, d) with both at least 1; values are looked at where they
-    are known.
+def as_dictionary(D: Dictionary, where: str) -> Dictionary:
+    """A dictionary in floating point, (m, d) with m and d at least 1.
+
+    Args:
+        D: a `Structured`, or what `jnp.asarray` takes.
+        where: the name of the caller, which messages begin with.
 
     Raises:
         TypeError: complex, or not numeric.
-        ValueError: not 2-D, a zero dimension, NaN or infinite entries.
+        ValueError: not 2-D, a zero dimension, or NaN or infinite entries where they are known.
+
+    Example:
+        >>> ur.dictionaries.as_dictionary([[1, 2], [3, 4]], "caller").dtype
+        dtype('float32')
     """
     if not isinstance(D, Structured):
         D = _checks.as_float(D, "D", where)
@@ -27,25 +41,104 @@ def as_dictionary(D, where: str):
     return D
 
 
-def operands(D, y, where: str, *, params=()):
-    """D, y and params checked against each other and brought to one dtype.
+def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Dictionary, ...]:
+    """The dictionaries of a chain in floating point, (d_{j-1}, d_j) each.
+
+    Args:
+        Ds: the dictionaries, first the one of the signals.
+        where: the name of the caller, which messages begin with.
 
     Raises:
-        ValueError: `y` is not one signal of length m (the message says when D or y looks transposed
-            or batched).
+        TypeError: not a sequence, or an entry that `as_dictionary` refuses.
+        ValueError: one dictionary in place of a sequence, no dictionary, or neighbouring shapes
+            that do not meet.
+
+    Example:
+        >>> Ds = ur.dictionaries.as_chain([jnp.ones((2, 3)), jnp.ones((3, 4))], "caller")
+        >>> [D.shape for D in Ds]
+        [(2, 3), (3, 4)]
+    """
+    if isinstance(Ds, Structured) or getattr(Ds, "ndim", 0) == 2:
+        raise ValueError(
+            f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, "
+            "try [D]"
+        )
+    if not isinstance(Ds, Iterable):
+        raise TypeError(
+            f"{where}: expected a sequence of dictionaries, got {type(Ds).__name__}; try [D]"
+        )
+    Ds = tuple(as_dictionary(D, where) for D in Ds)
+    if not Ds:
+        raise ValueError(f"{where}: expected at least one dictionary, got none")
+    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
+        if left.shape[1] != right.shape[0]:
+            raise ValueError(
+                f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}; "
+                "the columns of one must be as many as the rows of the next"
+            )
+    return Ds
+
+
+def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) -> None:
+    """Raise ValueError unless Y holds signals of D and X, if it is given, one code for each.
+
+    Args:
+        D: (m, d).
+        Y: (batch, m), with at least one signal.
+        X: (batch, d), or None.
+        where: the name of the caller, which messages begin with.
+
+    Raises:
+        ValueError: any other shapes, or an empty batch.
+
+    Example:
+        >>> ur.dictionaries.check_batch(np.ones((2, 3)), np.ones((5, 2)), np.ones((5, 3)), "caller")
+    """
+    m, d = D.shape
+    shape, codes = np.shape(Y), None if X is None else np.shape(X)
+    fits = len(shape) == 2 and shape[0] > 0 and shape[1] == m
+    if not fits or codes not in (None, (shape[0], d)):
+        got, expected = ("", "") if X is None else (f" and X {codes}", f" and (batch, {d})")
+        some = ", with at least one signal" if 0 in shape[:1] else ""
+        raise ValueError(
+            f"{where}: Y has shape {shape}{got}; expected (batch, {m}){expected}{some}"
+        )
+
+
+def operands(
+    D: Dictionary, y: ArrayLike, where: str, *, params: Any = ()
+) -> tuple[Dictionary, Array, Any]:
+    """D, y and params, checked against each other and brought to one dtype.
+
+    Args:
+        D: (m, d).
+        y: (m,), one signal.
+        where: the name of the caller, which messages begin with.
+        params: a tree of arrays that takes part in the common dtype.
+
+    Raises:
+        TypeError: D or y is complex, or not numeric.
+        ValueError: a D that `as_dictionary` refuses, or a y that is not one signal of length m (the
+            message says when D or y looks transposed or batched).
+
+    Example:
+        >>> D, y, _ = ur.dictionaries.operands(jnp.ones((2, 3)), [1, 2], "caller")
+        >>> D.dtype == y.dtype
+        True
     """
     D = as_dictionary(D, where)
     y = _checks.as_float(y, "y", where)
     m, d = D.shape
     if y.shape != (m,):
         raise ValueError(
-            f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). {_hint(D, y)}"
+            f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). "
+            f"{_hint(D, y)}"
         )
     dtype = _checks.common_dtype(D, y, params)
     return _checks.cast(D, dtype), y.astype(dtype), _checks.cast(params, dtype)
 
 
-def _hint(D, y) -> str:
+def _hint(D: Dictionary, y: Array) -> str:
     m, d = D.shape
     if y.ndim == 1:
         return (
@@ -61,14 +154,24 @@ def _hint(D, y) -> str:
 
 
 def nonzero_atoms(norms: Array, where: str) -> None:
-    """Raise ValueError that lists the zero atoms, where the norms are known."""
+    """Raise ValueError with a list of the zero atoms, where the norms are known.
+
+    Example:
+        >>> ur.dictionaries.nonzero_atoms(jnp.array([1.0, 0.0]), "caller")
+        Traceback (most recent call last):
+        ValueError: caller: atoms [1] are zero; drop them, e.g. D[:, norms > 0]
+    """
     if _checks.is_concrete(norms) and not (np.asarray(norms) > 0).all():
         zero = np.flatnonzero(~(np.asarray(norms) > 0))[:8].tolist()
         raise ValueError(f"{where}: atoms {zero} are zero; drop them, e.g. D[:, norms > 0]")
 
 
-def unit_atoms(D, where: str, tolerance: float = 1e-4) -> None:
-    """Raise ValueError if a known D has atoms off unit norm, as the theory assumes."""
+def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:
+    """Raise ValueError if a known D has atoms off unit norm, which the theory assumes.
+
+    Example:
+        >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
+    """
     norms = column_norms(D)
     nonzero_atoms(norms, where)
     if _checks.is_concrete(norms) and (np.abs(np.asarray(norms) - 1) > tolerance).any():
@@ -76,6 +179,6 @@ def unit_atoms(D, where: str, tolerance: float = 1e-4) -> None:
         cuts = isinstance(D, Structured) and D.cuts_atoms
         cut = ' (boundary "zero" cuts the atoms at the border)' if cuts else ""
         raise ValueError(
-            f"{where}: atoms have norms in [{low:.6g}, {high:.6g}]{cut}; expected 1 within {tolerance:g}, "
-            "try dictionaries.normalize and rescale the codes by the norms"
+            f"{where}: atoms have norms in [{low:.6g}, {high:.6g}]{cut}; expected 1 within "
+            f"{tolerance:g}, try dictionaries.normalize and rescale the codes by the norms"
         )

@@ -11,12 +11,11 @@ from unrolled._checks import Array
 def windows(
     r: Array, kernel: tuple[int, ...], stride: tuple[int, ...], positions: tuple[int, ...]
 ) -> Array:
-    """All windows of a signal, (n_channels, *signal) -> (prod(positions), n_channels prod(kernel));
-    row-major.
+    """All windows of a signal: (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)).
 
-    The signal is cut into blocks as long as the stride, and a window is a few blocks side by side:
-    slices and concatenations alone, whose transpose is as cheap, where a gather would transpose to
-    a scatter.
+    Rows and columns are in row-major order. The signal is cut into blocks as long as the stride,
+    and a window is a few blocks side by side: slices and concatenations only, whose transpose is as
+    cheap, where a gather would transpose to a scatter.
     """
     for i, (n, t, p) in enumerate(zip(kernel, stride, positions)):
         axis = 1 + 2 * i  # the axes before it are pairs (position, offset) already
@@ -33,7 +32,7 @@ def windows(
 
 
 def _resized(r: Array, axis: int, length: int) -> Array:
-    """`r` cut, or continued by entries that no window shows, to `length` along `axis`."""
+    """`r` cut along `axis` to `length`, or padded to it by entries that no window contains."""
     size = r.shape[axis]
     if size >= length:
         return lax.slice_in_dim(r, 0, length, axis=axis)

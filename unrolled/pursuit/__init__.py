@@ -1,4 +1,4 @@
-"""Pursuits: solvers that take `(D, y, ...)` for one signal and say how good their code is."""
+"""Pursuits: solvers that take `(D, y, ...)` for one signal and report how good their code is."""
 
 from unrolled.pursuit._basis_pursuit import (
     basis_pursuit,

@@ -1,44 +1,58 @@
-"""Basis pursuit, min norm(x, 1) : D x = y, to a certified gap, and its chain (DSC_1, Definition 4)."""
+"""Basis pursuit, min norm(x, 1) : D x = y, to a certified gap, and its chain (Definition 4)."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
 from unrolled._numbers import widened
-from unrolled.dictionaries import dense, operands
+from unrolled.dictionaries import Dictionary, as_chain, dense, operands
 from unrolled.pursuit._ista import Pursuit
 
+# Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
+_NEGLIGIBLE = 1e-9
+# Relative to norm(y): less than this is the rounding of one product in float64.
+_ROUNDING = 1e-13
 
-def basis_pursuit(D, y: Array, *, tol: float = 1e-9) -> Pursuit:
-    r"""The code of least l1 norm that makes y exactly: min norm(x, 1) : D x = y.
+
+def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
+    r"""The code of least l1 norm that reproduces y exactly.
+
+    .. math:: \min_x \|x\|_1 : D x = y.
 
     The linear program is solved in float64 on the host; under `vmap` over signals a whole batch is
-    solved together.
+    solved together. Traceable. Differentiable in D and y with the support held fixed, if the
+    solution is unique and the atoms of its support are independent. For many sparse signals and a
+    common penalty the LASSO solvers are faster.
 
     Args:
-        D: (m, d). Structured ones are made dense.
+        D: (m, d). Structured dictionaries are made dense.
         y: (m,).
         tol: relative duality gap.
 
     Returns:
-        Pursuit. `gap` is (norm(x, 1) - dual) / norm(x, 1), `steps` counts the pivots beyond the
-        first-order method, `converged` says that the gap is at most tol and D x = y to rounding:
-        False if y is not in the range of D (then x is that of its projection) or not finite (then x
-        = 0).
-
-    Traceable. Differentiable in D and y with the support held, where the solution is unique and its
-    support independent. Where there are several solutions, one of them.
+        Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
+        counts the pivots after the first-order method. `converged` says that the gap is at most tol
+        and D x = y to rounding: it is False if y is not in the range of D (x is then the code of
+        its projection) or not finite (x is then 0).
 
     Raises:
-        ValueError, TypeError: shapes that do not fit, tol not positive.
+        TypeError: operands that are not real numbers.
+        ValueError: shapes that do not fit, or tol not positive.
 
-    Reference: Chen, Donoho, Saunders (1998). For many sparse signals and a common penalty the LASSO
-    solvers are faster.
+    Reference: Chen, Donoho, Saunders (1998).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> found = ur.pursuit.basis_pursuit(D, 2 * D[:, 3] - D[:, 20])
+        >>> bool(found.converged), found.x[jnp.array([3, 20])].round(3).tolist()
+        (True, [2.0, -1.0])
     """
     D, y, _ = operands(D, y, "basis_pursuit")
     if not tol > 0:
@@ -49,23 +63,39 @@ def basis_pursuit(D, y: Array, *, tol: float = 1e-9) -> Pursuit:
         return Pursuit(x, gap, jnp.linalg.norm(y - D @ x), steps, converged)
 
 
-def layered_basis_pursuit(Ds, y: Array, *, tol: float = 1e-9) -> tuple[Pursuit, ...]:
-    r"""DSC_1: basis pursuit of the code of every layer in the next dictionary, x_j = argmin norm(x,
-    1) : D_j x = x_{j-1}.
+def layered_basis_pursuit(
+    Ds: Sequence[Dictionary], y: ArrayLike, *, tol: float = 1e-9
+) -> tuple[Pursuit, ...]:
+    r"""DSC_1: basis pursuit of each code in the next dictionary, with x_0 = y.
+
+    .. math:: x_j = \arg\min_x \|x\|_1 : D_j x = x_{j-1}, \qquad j = 1, \dots, J.
 
     Under Assumption 1 (strict, with mu or the generalized coherence) its codes are those of the DSC
-    problem (Theorem 2). A layer whose input is not in the range of its dictionary says so by
-    converged = False.
+    problem (Theorem 2).
+
+    Args:
+        Ds: J dictionaries (d_{j-1}, d_j), d_0 = m.
+        y: (m,).
+        tol: relative duality gap of every layer.
+
+    Returns:
+        J pursuits, as from `basis_pursuit`. `converged` is False for a layer whose input is not in
+        the range of its dictionary.
 
     Raises:
-        ValueError: no dictionary, or shapes that do not meet.
+        TypeError: operands that are not real numbers.
+        ValueError: no dictionary, shapes that do not meet, or tol not positive.
 
     Reference: Li, Feng, Zhou (2024), Definition 4; Papyan, Romano, Elad (2017).
+
+    Example:
+        >>> Ds = ur.dictionaries.paley(5), jnp.eye(6)
+        >>> codes = ur.pursuit.layered_basis_pursuit(Ds, Ds[0][:, 2])
+        >>> [found.x.round(3).tolist()[2] for found in codes]
+        [1.0, 1.0]
     """
-    Ds, found = tuple(Ds), []
-    if not Ds:
-        raise ValueError("layered_basis_pursuit: expected at least one dictionary, got none")
-    for D in Ds:
+    found = []
+    for D in as_chain(Ds, "layered_basis_pursuit"):
         found.append(basis_pursuit(D, y, tol=tol))
         y = found[-1].x
     return tuple(found)
@@ -94,9 +124,7 @@ def _derivative(tol, primals, tangents):
 
 
 def _solve(D, y, *, tol):
-    """x, gap, steps and converged of every signal of a batch; D and y lead with the same axes, or
-    with ones.
-    """
+    """x, gap, steps and converged per signal; D and y lead with the same axes, or with ones."""
     dtype, eps = y.dtype, float(jnp.finfo(y.dtype).eps)
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
@@ -125,12 +153,12 @@ def _one_dictionary(D, Y, tol, eps):
     known, zero = np.isfinite(Y).all(0) & Y.any(0), ~Y.any(0)
     gap[zero], converged[zero] = 0, True
     if known.any() and np.isfinite(D).all() and D.any():
-        # Every program is finished, also one within tol: a vertex has exact zeros.
+        # Every program is run to its vertex, even one within tol: a vertex has exact zeros.
         found = lp.basis_pursuit(lp.whiten(D), Y[:, known], tol=tol, choose=_next)
         V = np.stack([_polished(D, y, v) for y, v in zip(Y[:, known].T, found.V.T)], 1)
         X[known], steps[known], size = V.T, found.steps, np.abs(V).sum(0)
         gap[known] = np.maximum(size - found.dual, 0) / np.maximum(size, np.finfo(float).tiny)
-        # Rounding of y and of the products alone moves y by this much out of the range of D.
+        # The rounding of y and of the products alone moves y this far out of the range of D.
         misses = np.linalg.norm(Y[:, known] - D @ V, axis=0)
         scale = np.linalg.norm(Y[:, known], axis=0) + np.linalg.norm(D, axis=0) @ np.abs(V)
         converged[known] = (misses <= 4 * eps * max(D.shape) * scale) & (gap[known] <= tol)
@@ -138,19 +166,16 @@ def _one_dictionary(D, Y, tol, eps):
 
 
 def _polished(D, y, v):
-    """v with exact zeros: without the entries that are rounding, and solved again on the others, if
-    these make y as well.
-    """
-    large = np.abs(v) > 1e-9 * np.abs(v).max()
+    """v solved again without the entries that are rounding, if the others reproduce y as well."""
+    large = np.abs(v) > _NEGLIGIBLE * np.abs(v).max()
     if large.all():
         return v
     again = np.zeros_like(v)
     again[large] = np.linalg.lstsq(D[:, large], y, rcond=None)[0]
     misses = [np.linalg.norm(y - D @ x) for x in (again, v)]
-    longer = np.abs(again).sum() > np.abs(v).sum() * (
-        1 + 1e-9
-    )  # dependent atoms: least squares chose others
-    return v if longer or misses[0] > misses[1] + 1e-13 * np.linalg.norm(y) else again
+    # Of dependent atoms, least squares may choose others, with a larger l1 norm.
+    longer = np.abs(again).sum() > np.abs(v).sum() * (1 + _NEGLIGIBLE)
+    return v if longer or misses[0] > misses[1] + _ROUNDING * np.linalg.norm(y) else again
 
 
 def _integer():

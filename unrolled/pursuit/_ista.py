@@ -1,32 +1,31 @@
-"""ISTA and FISTA for the LASSO, 1/2 norm(y - D x)^2 + lam norm(x, 1), run to a duality gap by one
-loop.
-"""
+"""ISTA and FISTA for the LASSO, min 1/2 norm(y - D x)^2 + lam norm(x, 1), to a duality gap."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu, shrink
-from unrolled.dictionaries import operands, spectral_norm, spread
+from unrolled.dictionaries import Dictionary, operands, spectral_norm, spread
 
 
 class Pursuit(NamedTuple):
-    """A code and what is known about it."""
+    """A code and how good it is."""
 
     x: Array  # (d,)
-    gap: Array  # duality gap of x for the LASSO, relative to norm(y)^2 / 2
-    residual: Array  # norm(y - D x)
-    steps: Array  # steps taken
-    converged: Array  # gap <= tol
+    gap: Array  # () duality gap of x for the LASSO, relative to norm(y)^2 / 2
+    residual: Array  # () norm(y - D x)
+    steps: Array  # () steps taken
+    converged: Array  # () gap <= tol
 
 
 class State(NamedTuple):
-    """The code alone: what a method without memory carries."""
+    """The state of a method without memory: the code alone."""
 
     x: Array  # (d,)
 
@@ -40,29 +39,65 @@ class Momentum(NamedTuple):
 
 
 def ista_step(
-    D, y: Array, x: Array, gamma: Array, theta: Array, activation: Callable = relu
+    D: Dictionary,
+    y: Array,
+    x: Array,
+    gamma: ArrayLike,
+    theta: ArrayLike,
+    activation: Callable[[Array], Array] = relu,
 ) -> Array:
     """x <- shrink(x + gamma D'(y - D x), theta): one gradient step, one shrinkage.
 
-    Reference: Daubechies, Defrise, De Mol (2004). Solver and layer share this function.
+    The solver and the layer share this function.
+
+    Args:
+        D: (m, d).
+        y, x: (m,) and (d,).
+        gamma: step size, () or (d,).
+        theta: thresholds, (), (d,), or one per filter of a `Conv`.
+        activation: replaces ReLU in the shrinkage.
+
+    Returns:
+        The next code, (d,).
+
+    Reference: Daubechies, Defrise, De Mol (2004).
+
+    Example:
+        >>> D, y = jnp.eye(3), jnp.array([3.0, 0.5, -2.0])
+        >>> ur.pursuit.ista_step(D, y, jnp.zeros(3), 1.0, 1.0).tolist()
+        [2.0, 0.0, -1.0]
     """
     return shrink(x + gamma * ((y - D @ x) @ D), spread(D, theta), activation)
 
 
 def fista_step(
-    D,
+    D: Dictionary,
     y: Array,
     state: Momentum,
-    gamma: Array,
-    theta: Array,
-    activation: Callable = relu,
+    gamma: ArrayLike,
+    theta: ArrayLike,
+    activation: Callable[[Array], Array] = relu,
     restart: bool = False,
 ) -> Momentum:
-    """An ISTA step at z, then extrapolation by the momentum of t <- (1 + sqrt(1 + 4 t^2)) / 2.
+    r"""An ISTA step at the extrapolated point z, then the next extrapolation.
 
-    With `restart` the momentum is dropped whenever it points uphill: (z - x_new) . (x_new - x) > 0.
+    .. math:: t_+ = (1 + \sqrt{1 + 4 t^2}) / 2, \qquad z_+ = x_+ + (t - 1) / t_+ \, (x_+ - x).
+
+    Args:
+        D, y, gamma, theta, activation: as in `ista_step`.
+        state: x, z and t; at the start x = z = 0 and t = 1.
+        restart: set t = 1 whenever the momentum points uphill, (z - x_+) . (x_+ - x) > 0.
+
+    Returns:
+        The next state.
 
     Reference: Beck, Teboulle (2009); O'Donoghue, Candes (2015) for the restart.
+
+    Example:
+        >>> D, y, zero = jnp.eye(2), jnp.array([3.0, 0.5]), jnp.zeros(2)
+        >>> start = ur.pursuit.Momentum(zero, zero, jnp.ones(()))
+        >>> ur.pursuit.fista_step(D, y, start, 1.0, 1.0).x.tolist()
+        [2.0, 0.0]
     """
     x = ista_step(D, y, state.z, gamma, theta, activation)
     step = x - state.x
@@ -75,20 +110,37 @@ def fista_step(
     return Momentum(x, x + (t - 1) / t_next * step, t_next)
 
 
-def lasso_objective(D, y: Array, x: Array, lam: Array) -> Array:
-    """1/2 norm(y - D x)^2 + lam norm(x, 1)."""
+def lasso_objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+    """1/2 norm(y - D x)^2 + lam norm(x, 1).
+
+    Example:
+        >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
+        >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
+        2.625
+    """
     return jnp.sum((y - D @ x) ** 2) / 2 + lam * jnp.sum(jnp.abs(x))
 
 
-def duality_gap(D, y: Array, x: Array, lam: Array) -> Array:
-    r"""An upper bound of F(x) - F* that needs no F*, from the dual point nu = s r, s = min(1, min_i
-    lam_i / |D'r|_i).
+def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+    r"""An upper bound of F(x) - F* for the LASSO that needs no F*.
 
-    Written without cancellation, as sums of non-negative terms, so that it is accurate in float32:
+    It comes from the dual point s r, with r = y - D x and s = min(1, min_i lam_i / |D'r|_i), as a
+    sum of non-negative terms without cancellation, so that it is accurate in float32:
 
-    .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i), \quad r = y - D x.
+    .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
-    Args: lam is a scalar or one weight per entry of x.
+    Args:
+        D: (m, d).
+        y, x: (m,) and (d,).
+        lam: penalty weight, () or (d,).
+
+    Returns:
+        The gap, (), in the units of norm(y)^2.
+
+    Example:
+        >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
+        >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
+        0.0
     """
     r = y - D @ x
     g = r @ D
@@ -96,18 +148,25 @@ def duality_gap(D, y: Array, x: Array, lam: Array) -> Array:
     return (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(jnp.maximum(lam * jnp.abs(x) - s * x * g, 0))
 
 
-# Steps between two looks at the gap, which costs as much as a step.
+# Steps between two evaluations of the gap, which costs as much as a step.
 _BLOCK = 10
 
 
-def solve(step: Callable, start, gap: Callable, *, tol: float | None, max_steps: int):
-    """The one loop: `state <- step(state)` until gap(state) <= tol, looked at every 10 steps.
+def solve(
+    step: Callable[[Any], Any],
+    start: Any,
+    gap: Callable[[Any], Array],
+    *,
+    tol: float | None,
+    max_steps: int,
+) -> tuple[Any, Array]:
+    """The loop of all solvers: `state <- step(state)` until gap(state) <= tol.
 
-    With tol=None exactly `max_steps` steps run as one scan, which reverse-mode differentiation can
-    unroll.
+    The gap is evaluated every `_BLOCK` steps. With tol=None exactly `max_steps` steps run as one
+    scan, which can be differentiated in reverse mode.
 
     Returns:
-        the last state and the number of steps.
+        The last state and the number of steps.
     """
 
     def run(state, n):
@@ -130,37 +189,47 @@ def solve(step: Callable, start, gap: Callable, *, tol: float | None, max_steps:
 
 
 def ista(
-    D,
-    y: Array,
-    lam: Array,
+    D: Dictionary,
+    y: ArrayLike,
+    lam: ArrayLike,
     *,
     tol: float | None = 1e-6,
     max_steps: int = 10_000,
-    activation: Callable = relu,
+    activation: Callable[[Array], Array] = relu,
 ) -> Pursuit:
-    r"""LASSO by ISTA: x <- shrink(x + D'(y - D x) / L, lam / L), L = norm(D, 2)^2, from 0.
+    r"""The LASSO by ISTA, from x = 0.
+
+    .. math:: x \leftarrow shrink(x + D'(y - D x) / L, lam / L), \qquad L = \|D\|_2^2.
 
     The objective never rises, and F(x_k) - F* <= L norm(x*)^2 / (2 k).
 
     Args:
         D: (m, d).
         y: (m,).
-        lam: penalty weight, one number, one per atom or (`Conv`) one per filter; lam >= max
+        lam: penalty weight, one number, one per atom, or one per filter of a `Conv`; lam >= max
             abs(D'y) gives x = 0. (A paper that puts lambda on the data term, norm(x, 1) + lambda
             norm(y - D x)^2, has lam = 1 / (2 lambda).)
-        tol: relative duality gap to stop at; None runs exactly `max_steps` steps, differentiable in
-            reverse mode.
-        max_steps: at most so many steps; with a tol, rounded up to a multiple of 10.
-        activation: replaces ReLU in the shrinkage; the gap certifies only ReLU's.
+        tol: relative duality gap to stop at; None runs exactly `max_steps` steps and is
+            differentiable in reverse mode.
+        max_steps: the most steps; with a tol, rounded up to a multiple of 10.
+        activation: replaces ReLU in the shrinkage; the gap certifies the LASSO, so ReLU only.
 
     Returns:
         Pursuit. In float32 the gap of hard problems stalls near 1e-6.
 
     Raises:
-        ValueError, TypeError: shapes that do not fit, lam < 0, D = 0 (where known), tol <= 0.
+        TypeError: operands that are not real numbers, or a traced tol or max_steps.
+        ValueError: shapes that do not fit, lam < 0, D = 0 (where known), or tol <= 0.
+
+    Reference: Daubechies, Defrise, De Mol (2004); Beck, Teboulle (2009), Theorem 3.1.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> found = ur.pursuit.ista(D, D[:, 3] - 0.5 * D[:, 20], 0.01)
+        >>> bool(found.converged), jnp.flatnonzero(jnp.abs(found.x) > 0.1).tolist()
+        (True, [3, 20])
     """
     D, y, lam, gamma, tol, max_steps = _prepare("ista", D, y, lam, tol, max_steps)
-
     activation = by_name(activation)
 
     def step(state):
@@ -170,19 +239,37 @@ def ista(
 
 
 def fista(
-    D,
-    y: Array,
-    lam: Array,
+    D: Dictionary,
+    y: ArrayLike,
+    lam: ArrayLike,
     *,
     tol: float | None = 1e-6,
     max_steps: int = 10_000,
     restart: bool = True,
-    activation: Callable = relu,
+    activation: Callable[[Array], Array] = relu,
 ) -> Pursuit:
-    r"""LASSO by FISTA: ISTA steps at extrapolated points; arguments and errors as in `ista`.
+    r"""The LASSO by FISTA: ISTA steps at extrapolated points, see `fista_step`.
 
-    Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With it (the default) there is no
-    such guarantee but the local rate is linear and the gap is reached sooner.
+    Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With restart there is no such
+    guarantee, but the local rate is linear and the gap is reached sooner.
+
+    Args:
+        D, y, lam, tol, max_steps, activation: as in `ista`.
+        restart: drop the momentum whenever it points uphill.
+
+    Returns:
+        Pursuit, as from `ista`.
+
+    Raises:
+        TypeError, ValueError: as in `ista`.
+
+    Reference: Beck, Teboulle (2009), Theorem 4.4; O'Donoghue, Candes (2015) for the restart.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> found = ur.pursuit.fista(D, D[:, 3] - 0.5 * D[:, 20], 0.01)
+        >>> bool(found.converged), jnp.flatnonzero(jnp.abs(found.x) > 0.1).tolist()
+        (True, [3, 20])
     """
     D, y, lam, gamma, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps)
     x, activation = jnp.zeros(D.shape[1], y.dtype), by_name(activation)
@@ -194,13 +281,38 @@ def fista(
 
 
 def threshold(
-    D, y: Array, theta: Array, *, activation: Callable = relu, tol: float = 1e-6
+    D: Dictionary,
+    y: ArrayLike,
+    theta: ArrayLike,
+    *,
+    activation: Callable[[Array], Array] = relu,
+    tol: float = 1e-6,
 ) -> Pursuit:
-    """One layer of a CNN as a pursuit: x = shrink(D'y, theta), the LASSO's solution where D is
-    orthonormal.
+    """One layer of a CNN as a pursuit: x = shrink(D'y, theta).
 
-    `gap` and `converged` judge it as a solution of the LASSO with lam = theta (scalar, or one per
-    atom).
+    It solves the LASSO with lam = theta if D is orthonormal; `gap` and `converged` judge it as a
+    solution of that problem for any D.
+
+    Args:
+        D: (m, d).
+        y: (m,).
+        theta: one number, one per atom, or one per filter of a `Conv`.
+        activation: replaces ReLU in the shrinkage.
+        tol: relative duality gap up to which `converged` is True.
+
+    Returns:
+        Pursuit, with one step.
+
+    Raises:
+        TypeError: operands that are not real numbers.
+        ValueError: shapes that do not fit, or theta < 0 (where known).
+
+    Reference: Papyan, Romano, Elad (2017).
+
+    Example:
+        >>> found = ur.pursuit.threshold(jnp.eye(3), jnp.array([3.0, 0.5, -2.0]), 1.0)
+        >>> found.x.tolist(), bool(found.converged)
+        ([2.0, 0.0, -1.0], True)
     """
     D, y, _ = operands(D, y, "threshold")
     _checks.nonnegative(theta, "theta", "threshold")
@@ -230,7 +342,7 @@ def _prepare(where, D, y, lam, tol, max_steps):
 
 
 def _per_atom(D, y, value, name: str, where: str) -> Array:
-    """One number, or one per atom; one per filter of a `Conv` is spread over its positions."""
+    """One number or one per atom; one per filter of a `Conv` is repeated over its positions."""
     value = spread(D, jnp.asarray(value, y.dtype))
     if value.shape not in ((), (D.shape[1],)):
         raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({D.shape[1]},)")

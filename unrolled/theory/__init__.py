@@ -1,9 +1,10 @@
-"""The theory: coherence and what it allows, threshold schedules with certified errors, analytic
-weights.
+"""Theory: coherence, certified threshold schedules, uniqueness, stability and analytic weights.
 
-Traceable functions work in the dtype of D; host functions return float64 records with `holds`.
+Traceable functions work in the dtype of D; host functions return float64 records with a field
+`holds`.
 """
 
+from unrolled.dictionaries import as_chain
 from unrolled.theory._activations import (
     ActivationSchedule,
     activation_schedule,
@@ -46,7 +47,6 @@ from unrolled.theory._generalized import (
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
-    as_chain,
     is_csc_feasible,
     is_feasible,
     stripe_norm,

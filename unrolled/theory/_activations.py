@@ -4,16 +4,15 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled.activations import Activation
-from unrolled.theory._schedules import _numbers, times
+from unrolled.theory._schedules import host_numbers, times
 
 
 class ActivationSchedule(NamedTuple):
-    """Thresholds for a general activation; the error splits into the part on the support and the
-    rest.
-    """
+    """Thresholds for a general activation, and the error on the support and off it."""
 
     theta: np.ndarray  # (K,)
     error: np.ndarray  # (K+1,) l1 error, on_support + off_support
@@ -21,54 +20,72 @@ class ActivationSchedule(NamedTuple):
     off_support: np.ndarray  # (K+1,)
     contraction: float  # of the regime behind `floor`
     rate: float  # -ln(contraction), inf at 0
-    floor: float  # limit of the error; it holds a share of the activation's tail, and inf if no regime applies
-    theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU); "" for none
-    holds: bool
+    floor: float  # limit of the error, with a multiple of the tail; inf if no regime applies
+    theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU), "" for none
+    holds: bool  # a regime applies
 
 
 def activation_schedule(
     activation: Activation,
-    mu: float,
-    C_W: float,
+    mu: ArrayLike,
+    C_W: ArrayLike,
     *,
     d: int,
     sparsity: int,
-    bound: float,
-    noise: float = 0.0,
+    bound: ArrayLike,
+    noise: ArrayLike = 0.0,
     depth: int,
-    guard: float = 0.0,
-    eta: float = 0.0,
+    guard: ArrayLike = 0.0,
+    eta: ArrayLike = 0.0,
 ) -> ActivationSchedule:
-    r"""Thresholds of x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x), with their
-    certified errors.
+    r"""Thresholds of LISTA-CP with another activation than ReLU, and their certified errors.
 
-    The deviation H from soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta and
-    |H| <= osc elsewhere, so
+    The step is x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x). Its deviation H from
+    soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta, and |H| <= osc elsewhere,
+    so
 
     .. math::
         \theta &= \max(\mu_W, \eta) (E_S + E_O) + c, \qquad c = C_W \delta + g, \\
-        E_S &\leftarrow ((s-1) \mu_W + \eta) E_S + s \mu_W E_O + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
+        E_S &\leftarrow ((s-1) \mu_W + \eta) E_S + s \mu_W E_O
+            + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
-    Entries off the support are small, at most min(2 L_h theta_k, osc), but no longer zero. Errors
-    stay bounded, and `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W < 1, or a
-    small slope with mu_W (2 L_h d + (2 - 2 L_h) s) < 1 (for eta = 0). The floor holds a multiple of
-    the tail's oscillation in both (the printed (34) misses it); `scale(activation, k)` divides it
-    by k. For rho that is not x on x >= 0 (Theorem 10) osc is that of rho - relu over the whole line
-    and L_h is not used.
+    Entries off the support are at most min(2 L_h theta_k, osc), but no longer zero. The error stays
+    bounded, and `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W < 1, or a small
+    slope with mu_W (2 L_h d + (2 - 2 L_h) s) < 1 (for eta = 0). Both floors contain a multiple of
+    the oscillation of the tail, which the printed (34) omits; `scale(activation, k)` divides it by
+    k. If rho is not x on x >= 0 (Theorem 10), osc is the oscillation of rho - relu over the whole
+    line, and L_h is not used.
 
     Args:
-        activation: with its constants; a bare function is a TypeError.
-        d: length of the code. The others as in `schedule`.
+        activation: rho, with its constants.
+        d: length of the code.
+        mu, C_W, sparsity, bound, noise, depth, guard, eta: as in `schedule`.
+
+    Returns:
+        ActivationSchedule. Where no regime applies, the same recursion is returned with holds =
+        False and floor = inf.
+
+    Raises:
+        TypeError: a bare function in place of an Activation, or a traced argument.
+        ValueError: a negative or NaN argument.
 
     Reference: Li, Feng, Zhou (2024), Theorems 9, 10 and 15, corrected.
+
+    Example:
+        >>> elu = ur.activations.scale(ur.activations.elu(1.0), 1e4)
+        >>> found = ur.theory.activation_schedule(
+        ...     elu, 1 / 8, 1.0, d=128, sparsity=2, bound=1.0, depth=30
+        ... )
+        >>> found.theorem, found.holds, round(found.floor, 3)
+        ('15', True, 0.023)
     """
     where = "activation_schedule"
     if not isinstance(activation, Activation):
         raise TypeError(
             f"{where}: the theory needs the constants of an Activation, got {activation!r}"
         )
-    mu, C_W, B, noise, guard, eta = _numbers(
+    mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
@@ -82,11 +99,11 @@ def activation_schedule(
         else min(activation.line_oscillation, 2 * activation.relu_gap)
     )
     c = times(C_W, noise) + guard
-    # Where the tail deviates, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
+    # With a deviating tail, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
     M = max(mu, eta) if osc else mu
 
-    def tail(u):
-        """A bound of the deviation at an argument of size u."""
+    def tail(u: float) -> float:
+        """Bound on the deviation at an argument of size u."""
         return min(osc, times(L, u)) if math.isfinite(L) else osc
 
     E_S, E_O, theta = np.zeros(K + 1), np.zeros(K + 1), np.zeros(K)
@@ -108,12 +125,19 @@ def activation_schedule(
 
 
 def theorem_of(activation: Activation) -> str:
-    """Which theorem speaks of an activation: "12", "15", "10", or "" for none.
+    """The theorem that covers an activation: "12", "15", "10", or "" for none.
 
-    "12": it is ReLU. "15": it is x on x >= 0 and its tail is bounded or Lipschitz (Theorem 9
-    composes such ones). "10": it is at bounded distance from ReLU. None: SELU, whose slope is not 1
-    on x > 0; use scale(elu(1.6732632423543772), k). Whether its hypotheses hold depends on mu_W, s
-    and d: `activation_schedule` says.
+    "12": it is ReLU. "15": it is x on x >= 0, and its tail is bounded or Lipschitz (Theorem 9
+    composes such activations). "10": its distance from ReLU is bounded. None: SELU, whose slope on
+    x > 0 is not 1; use scale(elu(1.6732632423543772), k). Whether the hypotheses hold depends on
+    mu_W, s and d, and is answered by `activation_schedule`.
+
+    Raises:
+        TypeError: not an Activation.
+
+    Example:
+        >>> [ur.theory.theorem_of(rho) for rho in (ur.activations.relu, ur.activations.gelu)]
+        ['12', '10']
     """
     if not isinstance(activation, Activation):
         raise TypeError(
@@ -126,10 +150,18 @@ def theorem_of(activation: Activation) -> str:
     return "10" if math.isfinite(activation.relu_gap) else ""
 
 
-def _regimes(mu, M, c, eta, s, d, B, L, osc) -> list[tuple[float, float]]:
-    """(contraction, limit of the error) of the regimes that can apply; the limit is inf where one
-    does not contract.
-    """
+def _regimes(
+    mu: float,
+    M: float,
+    c: float,
+    eta: float,
+    s: int,
+    d: int,
+    B: float,
+    L: float,
+    osc: float,
+) -> list[tuple[float, float]]:
+    """(contraction, limit of the error) of each regime, the limit inf without contraction."""
     own = times(s - 1, mu) + eta if s else 0.0
     gain = 2 * s + 2 * L * (d - s) if d > s else 2 * s
     regimes = []

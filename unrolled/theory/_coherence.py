@@ -1,4 +1,4 @@
-"""Mutual coherence (Definition 3), the coherence of given weights W, and what they allow."""
+"""Mutual coherence (Definition 3), the coherence of given weights W, and what they permit."""
 
 import math
 from typing import NamedTuple
@@ -24,29 +24,47 @@ from unrolled.dictionaries import (
     unit_atoms,
 )
 
-# Unit roundoffs (spacing at 1) of the products that accelerators use in place of float32.
+# Spacing at 1 of the formats in which accelerators multiply in place of float32.
 _PRODUCT_EPS = {
     "bfloat16": 2.0**-7,
     "tensorfloat32": 2.0**-10,
     "float32": 2.0**-23,
     "highest": None,
 }
+# A sparsity bound this close to an integer, relatively, counts as the integer: far above the
+# rounding of the few operations in float64 that compute it.
+_INTEGER = 1e-9
 
 
 class Coherence(NamedTuple):
-    """The two numbers through which weights W enter every theorem."""
+    """The two numbers by which weights W enter every theorem."""
 
     mu_W: Array  # max over i != j of abs(w_i . d_j)
     C_W: Array  # max abs(W_ij)
 
 
-def mutual_coherence(D) -> Array:
-    r"""mu(D) = max_{i != j} |d_i . d_j| / (|d_i| |d_j|), in [0, 1]; 0 for a single atom.
+def mutual_coherence(D: Dictionary) -> Array:
+    r"""The largest cosine between two atoms, in [0, 1]; 0 for a single atom.
 
-    Columns need not be normalised. A zero atom is a ValueError where it can be seen, nan under
-    `jit`. Convolutional dictionaries are answered from the correlations of their filters.
+    .. math:: \mu(D) = \max_{i \ne j} |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
+
+    Traceable. For a `Conv` it is computed from the correlations of the filters.
+
+    Args:
+        D: (m, d); atoms need not be normalised.
+
+    Returns:
+        mu, (); nan for a traced D with a zero atom.
+
+    Raises:
+        ValueError: a zero atom where D is known, or a `Conv` whose border atoms are cut.
 
     Reference: Li, Feng, Zhou (2024), Definition 3; Donoho, Huo (2001).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> float(ur.theory.mutual_coherence(D))
+        0.25
     """
     D = as_dictionary(D, "mutual_coherence")
     _refuse_cut_atoms(D, "mutual_coherence")
@@ -56,18 +74,32 @@ def mutual_coherence(D) -> Array:
     return jnp.where((norms > 0).all(), mu, jnp.nan)
 
 
-def coherence(W, D) -> Coherence:
-    r"""(mu_W, C_W): mu_W = max_{i != j} |w_i . d_j| and C_W = max |W_ij|.
+def coherence(W: Dictionary, D: Dictionary) -> Coherence:
+    r"""The coherence of weights W with D, and the largest entry of W.
 
-    Every convergence theorem holds with these two numbers for any W with w_i . d_i = 1, so weights
-    from anywhere (D itself, the closed form, linear programs, training) are certified by evaluating
-    them.
+    .. math:: \mu_W = \max_{i \ne j} |w_i \cdot d_j|, \qquad C_W = \max_{i, j} |W_{ij}|.
+
+    Every convergence theorem holds with these two numbers for any W with w_i . d_i = 1, so that
+    weights from any source (D itself, the closed form, linear programs, training) are certified by
+    computing them. Traceable.
+
+    Args:
+        W, D: (m, d); the atoms of D have unit norm.
+
+    Returns:
+        Coherence(mu_W, C_W), () each.
 
     Raises:
-        ValueError: shapes that differ, or a known D whose atoms are off unit norm by more than
-            1e-4.
+        ValueError: shapes that differ, a known D whose atoms are off unit norm by more than 1e-4,
+            or a `Conv` whose border atoms are cut.
 
     Reference: Li, Feng, Zhou (2024), Definitions 7 and 8.
+
+    Example:
+        >>> D = ur.dictionaries.paley(13)
+        >>> mu_W, C_W = ur.theory.coherence(ur.theory.frobenius_weights(D), D)
+        >>> round(float(mu_W) ** -2, 3)
+        13.0
     """
     D, W = as_dictionary(D, "coherence"), as_dictionary(W, "coherence")
     if W.shape != D.shape:
@@ -81,15 +113,25 @@ def coherence(W, D) -> Coherence:
     return weights_coherence(_checks.cast(W, dtype), _checks.cast(D, dtype))
 
 
-def weights_coherence(W, D) -> Coherence:
-    """As `coherence`, without its checks: atoms of any norm, traced or known."""
+def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
+    """As `coherence` but without its checks: atoms may have any norm.
+
+    Example:
+        >>> W, D = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[1.0, 0.5], [0.1, 1.0]])
+        >>> [round(float(v), 3) for v in ur.theory.weights_coherence(W, D)]
+        [0.5, 2.0]
+    """
     products, own = inner_products(W, D)
     return Coherence(largest(jnp.where(own, 0.0, jnp.abs(products))), largest(jnp.abs(entries(W))))
 
 
-def diagonal(W, D) -> Array:
-    """w_i . d_i for every row of `inner_products`: all atoms, or those that stand for all of a
-    `Conv`.
+def diagonal(W: Dictionary, D: Dictionary) -> Array:
+    """w_i . d_i for every row of `inner_products`: all atoms, or those that represent a `Conv`.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 4, 8)
+        >>> bool(jnp.allclose(ur.theory.diagonal(ur.theory.frobenius_weights(D), D), 1, atol=1e-5))
+        True
     """
     products, own = inner_products(W, D)
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
@@ -104,17 +146,30 @@ def _refuse_cut_atoms(D: Dictionary, where: str) -> None:
         )
 
 
-def babel(D, s: int) -> Array:
-    r"""mu_1(s) = max_i of the sum of the s largest |d_i . d_j|, j != i: the coherence of one atom
-    with s others.
+def babel(D: Dictionary, s: int) -> Array:
+    r"""The Babel function: the largest total coherence of one atom with s others.
 
-    mu_1(1) = mu, and mu_1(s) <= s mu. Codes with at most s nonzeros are unique, and basis pursuit
-    finds them, if mu_1(s - 1) + mu_1(s) < 1. Unit atoms; s >= d counts all others. Traceable.
+    .. math:: \mu_1(s) = \max_i \max_{|J| = s, \, i \notin J} \sum_{j \in J} |d_i \cdot d_j|.
+
+    mu_1(1) = mu, and mu_1(s) <= s mu. If mu_1(s - 1) + mu_1(s) < 1, codes with at most s nonzeros
+    are unique and basis pursuit finds them. Traceable in D.
+
+    Args:
+        D: (m, d), unit atoms.
+        s: number of other atoms; from d - 1 on, all of them.
+
+    Returns:
+        mu_1(s), ().
 
     Raises:
-        ValueError: atoms off unit norm, or s negative.
+        ValueError: atoms off unit norm, a `Conv` whose border atoms are cut, or s negative.
 
     Reference: Tropp (2004), Greed is good.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> float(ur.theory.babel(D, 3))
+        0.75
     """
     D = as_dictionary(D, "babel")
     _refuse_cut_atoms(D, "babel")
@@ -128,29 +183,56 @@ def babel(D, s: int) -> Array:
 
 
 def spark_bound(mu: float) -> float:
-    """1 + 1/mu: fewer atoms are never dependent. For mu the mutual, the generalized coherence or
-    any mu_W; inf at mu = 0.
+    """1 + 1/mu: fewer atoms than this are linearly independent; inf at mu = 0.
+
+    Args:
+        mu: the mutual coherence, the generalized coherence, or any mu_W.
+
+    Raises:
+        TypeError: mu is traced. ValueError: mu is negative or NaN.
+
+    Example:
+        >>> ur.theory.spark_bound(0.25)
+        5.0
     """
     return 2 * sparsity_bound(mu)
 
 
 def welch_bound(m: int, d: int) -> float:
-    """sqrt((d - m) / (m (d - 1))), 0 if d <= m: no dictionary has less coherence, and no W less
-    mu_W.
+    r"""The least coherence of any (m, d) dictionary, and the least mu_W of any W; 0 if d <= m.
 
-    For W: G = W'D has rank at most m and trace d, so d <= sqrt(m) norm(G)_F <= sqrt(m (d + d (d -
-        1) mu_W^2)).
+    .. math:: \mu \ge \sqrt{(d - m) / (m (d - 1))}.
+
+    It holds for mu_W since G = W'D has rank at most m and trace d:
+    d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
+
+    Raises:
+        TypeError: sizes that are not integers. ValueError: sizes below 1.
+
+    Reference: Welch (1974).
+
+    Example:
+        >>> round(ur.theory.welch_bound(7, 14) ** -2, 3)
+        13.0
     """
-    m, d = (
-        _checks.as_index(m, "m", "welch_bound", least=1),
-        _checks.as_index(d, "d", "welch_bound", least=1),
-    )
+    m, d = (_checks.as_index(n, name, "welch_bound", least=1) for n, name in ((m, "m"), (d, "d")))
     return math.sqrt((d - m) / (m * (d - 1))) if d > m else 0.0
 
 
 def sparsity_bound(mu: float) -> float:
-    """(1 + 1/mu) / 2, inf at mu = 0: codes with fewer nonzeros are unique (Theorem 1) and LISTA-CP
-    finds them.
+    """(1 + 1/mu) / 2: codes with fewer nonzeros are unique, and LISTA-CP finds them.
+
+    Args:
+        mu: the mutual or generalized coherence, or any mu_W; at mu = 0 the bound is inf.
+
+    Raises:
+        TypeError: mu is traced. ValueError: mu is negative or NaN.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 1.
+
+    Example:
+        >>> ur.theory.sparsity_bound(0.25)
+        2.5
     """
     mu = _host(mu, "mu", "sparsity_bound")
     if not mu >= 0:
@@ -159,22 +241,33 @@ def sparsity_bound(mu: float) -> float:
 
 
 def max_sparsity(mu: float, d: int) -> int:
-    """The largest integer strictly below `sparsity_bound(mu)`, at most d; conservative within
-    rounding of an integer.
+    """The largest integer strictly below `sparsity_bound(mu)`, at most d.
 
-    A mu computed in float32 may be low by its rounding: multiply it by 1 + 1e-6 first.
+    A bound within rounding of an integer counts as that integer. A mu computed in float32 may be
+    too low by its rounding: multiply it by 1 + 1e-6 first.
+
+    Raises:
+        TypeError: mu is traced, or d is not an integer.
+        ValueError: mu is negative or NaN, or d is below 1.
+
+    Example:
+        >>> ur.theory.max_sparsity(0.25, 32), ur.theory.max_sparsity(1 / 3, 32)
+        (2, 1)
     """
     d = _checks.as_index(d, "d", "max_sparsity", least=1)
     b = sparsity_bound(mu)
-    return d if b == math.inf else max(0, min(d, math.ceil(b - 1e-9 * max(1.0, b)) - 1))
+    return d if b == math.inf else max(0, min(d, math.ceil(b - _INTEGER * max(1.0, b)) - 1))
 
 
-def rounding_guard(W, D, *, sparsity: int, bound: float, precision: str | None = None) -> float:
-    r"""g = 4 eps G s B with G = max_ij (|W|' |D|)_ij: what rounding adds to an inner product w_i .
-    (y - D x).
+def rounding_guard(
+    W: Dictionary, D: Dictionary, *, sparsity: int, bound: float, precision: str | None = None
+) -> float:
+    r"""What rounding may add to an inner product w_i . (y - D x).
 
-    Theoretical thresholds fall to zero, rounding does not; without the guard the iteration diverges
-    at depth. Pass it to `schedule`, where it stands beside C_W delta inside the recursion.
+    .. math:: g = 4 \, eps \, G s B, \qquad G = \max_{i, j} (|W|' |D|)_{ij}.
+
+    Theoretical thresholds fall to zero, but rounding does not: without the guard, deep iterations
+    diverge. Pass it to `schedule`, where it is added to C_W delta inside the recursion.
 
     Args:
         W, D: (m, d).
@@ -182,13 +275,26 @@ def rounding_guard(W, D, *, sparsity: int, bound: float, precision: str | None =
         precision: of the products: None for the dtype of D, or "tensorfloat32" or "bfloat16" where
             an accelerator uses those for float32.
 
+    Returns:
+        g, in the units of the signal.
+
+    Raises:
+        TypeError: W or D is traced, or sparsity is not an integer.
+        ValueError: an unknown precision, or a negative bound or sparsity.
+
     Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> bool(ur.theory.rounding_guard(D, D, sparsity=2, bound=1.0) < 2e-6)
+        True
     """
     _checks.nonnegative(bound, "bound", "rounding_guard")
     s = _checks.as_index(sparsity, "sparsity", "rounding_guard")
     if precision is not None and precision not in _PRODUCT_EPS:
         raise ValueError(
-            f"rounding_guard: unknown precision {precision!r}; expected one of {', '.join(_PRODUCT_EPS)}"
+            f"rounding_guard: unknown precision {precision!r}; expected one of "
+            f"{', '.join(_PRODUCT_EPS)}"
         )
     _checks.on_host((W, D), "rounding_guard")
     dtype = _checks.common_dtype(W, D)

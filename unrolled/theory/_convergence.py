@@ -1,23 +1,42 @@
-"""What else convergence yields: thresholds atom by atom, the stability of the iterates, objectives,
-and how to share steps.
-"""
+"""Further consequences of convergence: schedules per atom, stability, objectives, and depths."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled.dictionaries import as_dictionary, column_norms, dense, spectral_norm
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense, spectral_norm
 from unrolled.theory._coherence import Coherence, _host, coherence
-from unrolled.theory._schedules import Schedule, _numbers, deep_schedule, times
+from unrolled.theory._schedules import UP, Schedule, deep_schedule, host_numbers, times
+
+# A share of the tolerance below which further steps of a block change nothing in float64.
+_NEGLIGIBLE = 1e-18
 
 
-def atom_coherence(W, D) -> Coherence:
-    """(mu_Wi, C_Wi) of every atom, (d,) each: max over j != i of |w_i . d_j|, and max over k of
-    |W_ki|. Traceable.
+def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
+    r"""(mu_Wi, C_Wi) of every atom, (d,) each.
+
+    .. math:: \mu_{W,i} = \max_{j \ne i} |w_i \cdot d_j|, \qquad C_{W,i} = \max_k |W_{ki}|.
+
+    Traceable.
+
+    Args:
+        W: (m, d), weights.
+        D: (m, d), unit atoms.
+
+    Raises:
+        ValueError: as in `coherence`.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
+        >>> mus, C_Ws = ur.theory.atom_coherence(D, D)
+        >>> mus.shape, bool(jnp.isclose(mus.max(), ur.theory.mutual_coherence(D)))
+        ((40,), True)
     """
     coherence(W, D)  # the checks
     W, D = dense(W), dense(D)
@@ -29,9 +48,18 @@ def atom_coherence(W, D) -> Coherence:
     return Coherence(jnp.where(own, 0, products).max(1), jnp.abs(W).max(0))
 
 
-def noise_gain(W) -> float:
-    """omega = max norm(w_i, 2): in `schedule` omega norm(e, 2) may stand for C_W norm(e, 1), so
-    pass omega for C_W.
+def noise_gain(W: Dictionary) -> float:
+    """omega = max norm(w_i, 2), which takes the place of C_W for noise bounded in l2.
+
+    Where norm(e, 2) is bounded instead of norm(e, 1), pass omega to `schedule` for C_W, and the
+    bound for `noise`.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> omega = ur.theory.noise_gain(D)
+        >>> l2 = ur.theory.schedule(1 / 8, omega, sparsity=3, bound=1.0, noise=1e-3, depth=20)
+        >>> round(l2.floor, 3)
+        0.016
     """
     return float(np.max(np.asarray(column_norms(as_dictionary(W, "noise_gain")))))
 
@@ -40,40 +68,55 @@ class AtomSchedule(NamedTuple):
     """Thresholds of K steps, one per atom, and the l1 error that they certify."""
 
     theta: np.ndarray  # (K, d)
-    error: np.ndarray  # (K+1,) l1
+    error: np.ndarray  # (K+1,) l1 error after k steps
     contraction: float  # top_{s-1}(mu_W) + top_s(mu_W) + eta
-    rate: float
-    floor: float
-    holds: bool
+    rate: float  # -ln of the contraction, inf at 0
+    floor: float  # limit of the error, inf where it does not contract
+    holds: bool  # the contraction is below 1
 
 
 def atom_schedule(
-    mus,
-    C_Ws,
+    mus: ArrayLike,
+    C_Ws: ArrayLike,
     *,
     sparsity: int,
-    bound: float,
-    noise: float = 0.0,
+    bound: ArrayLike,
+    noise: ArrayLike = 0.0,
     depth: int,
-    guard: float = 0.0,
-    eta: float = 0.0,
+    guard: ArrayLike = 0.0,
+    eta: ArrayLike = 0.0,
 ) -> AtomSchedule:
-    r"""Thresholds of LISTA-CP atom by atom, tighter in l1 than the common ones of `schedule`.
+    r"""Thresholds of LISTA-CP per atom, tighter in l1 than the common ones of `schedule`.
 
-    With top_k the sum of the k largest and c_i = C_{W,i} \delta + g,
+    With top_k the sum of the k largest entries and c_i = C_{W,i} \delta + g,
 
     .. math::
         \theta_{k,i} = \mu_{W,i} E_k + c_i, \qquad
         E_{k+1} = (top_{s-1}(\mu_W) + top_s(\mu_W) + \eta) E_k + 2 \, top_s(c).
 
-    No step has a false positive and `error` bounds the l1 error. Divided by s it does not bound the
-    l_inf error, as that of `schedule` does.
+    No step has a false positive, and `error` bounds the l1 error.
 
     Args:
-        mus, C_Ws: (d,), from `atom_coherence`. The others as in `schedule`.
+        mus, C_Ws: (d,) each, from `atom_coherence`. The others as in `schedule`.
+
+    Returns:
+        AtomSchedule, with holds = False and floor = inf where the error does not contract.
+
+    Raises:
+        TypeError: a traced argument.
+        ValueError: shapes that differ, or a negative or NaN value.
+
+    Not claimed: a bound on the l_inf error by error / s, as in `schedule`.
+
+    Example:
+        >>> mus, C_Ws = np.array([0.2, 0.1, 0.1]), np.ones(3)
+        >>> atoms = ur.theory.atom_schedule(mus, C_Ws, sparsity=2, bound=1.0, depth=10)
+        >>> common = ur.theory.schedule(0.2, 1.0, sparsity=2, bound=1.0, depth=10)
+        >>> round(atoms.contraction, 3), round(common.contraction, 3)
+        (0.5, 0.6)
     """
     where = "atom_schedule"
-    bound, noise, guard, eta = _numbers(where, bound=bound, noise=noise, guard=guard, eta=eta)
+    bound, noise, guard, eta = host_numbers(where, bound=bound, noise=noise, guard=guard, eta=eta)
     _checks.on_host((mus, C_Ws), where)
     mus, C_Ws = np.asarray(mus, np.float64), np.asarray(C_Ws, np.float64)
     if mus.ndim != 1 or mus.shape != C_Ws.shape:
@@ -84,7 +127,7 @@ def atom_schedule(
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
     s, c = min(s, len(mus)), _products(C_Ws, noise) + guard
 
-    def top(values, k):
+    def top(values: np.ndarray, k: int) -> float:
         return float(np.sort(values)[::-1][: max(k, 0)].sum())
 
     a = top(mus, s - 1) + top(mus, s) + eta if s else 0.0
@@ -100,110 +143,164 @@ def atom_schedule(
 
 
 def _products(values: np.ndarray, x: float) -> np.ndarray:
-    """values x, with 0 inf = 0."""
+    """values x with 0 inf = 0."""
     return np.array([times(v, x) for v in values.tolist()])
 
 
-def sequence_bound(W, D, depth: int) -> np.ndarray:
-    r"""Factors F_k, (K+1,), with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), whatever the
-    thresholds.
+def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
+    r"""Factors F_k with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), for any thresholds; (K+1,).
 
     .. math:: F_k = \|W\|_2 \sum_{i < k} \|I - W'D\|_2^i.
 
-    Two runs of LISTA-CP with the same thresholds on signals y and y~. Since norm(I - W'D, 2) >= 1
-    where d > m, the factors grow without end there: the constant of the printed Lemma 13, which
-    does not depend on k, does not exist. On a common support `support_bound` holds for all k.
+    They compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. Where
+    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound: the constant independent of k
+    of the printed Lemma 13 does not exist. `support_bound` holds for all k on a common support.
+
+    Args:
+        W: (m, d), weights.
+        D: (m, d), unit atoms.
+        depth: K, the number of steps.
 
     Reference: Li, Feng, Zhou (2024), Lemma 13, corrected.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> ur.theory.sequence_bound(D, D, 3).round(3).tolist()
+        [0.0, 1.414, 2.828, 4.243]
     """
     K = _checks.as_index(depth, "depth", "sequence_bound")
     coherence(W, D)  # the checks
     W, D = (np.asarray(dense(A), np.float64) for A in (W, D))
-    step = np.linalg.norm(np.eye(D.shape[1]) - W.T @ D, 2) * (1 + 1e-9)
+    step = np.linalg.norm(np.eye(D.shape[1]) - W.T @ D, 2) * UP
     with np.errstate(over="ignore"):
         powers = step ** np.arange(K)
-        return np.linalg.norm(W, 2) * (1 + 1e-9) * np.concatenate([[0.0], np.cumsum(powers)])
+        return np.linalg.norm(W, 2) * UP * np.concatenate([[0.0], np.cumsum(powers)])
 
 
-def support_bound(mu: float, C_W: float, *, size: int, eta: float = 0.0) -> float:
-    r"""c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, if both runs stay on one set of t
-    atoms.
+def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 0.0) -> float:
+    r"""Factor c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, on a common support.
 
     .. math:: c = t C_W / (1 - (t - 1) \mu_W - \eta),
 
-    inf where the denominator is not positive. Inside the class of `schedule` t = s: both runs have
-    their support in that of the code.
+    inf where the denominator is not positive. Both runs must stay on one set of t atoms. Inside the
+    class of `schedule` t = s: the supports of both runs lie in that of the code.
+
+    Args:
+        mu, C_W, eta: as in `schedule`.
+        size: t.
+
+    Raises:
+        TypeError: a traced argument.
+        ValueError: a negative or NaN argument.
 
     Reference: Li, Feng, Zhou (2024), Lemma 13, corrected.
+
+    Example:
+        >>> ur.theory.support_bound(0.1, 0.5, size=6)
+        6.0
     """
-    mu, C_W, eta = _numbers("support_bound", mu=mu, C_W=C_W, eta=eta)
+    mu, C_W, eta = host_numbers("support_bound", mu=mu, C_W=C_W, eta=eta)
     t = _checks.as_index(size, "size", "support_bound")
     room = 1 - times(max(t - 1, 0), mu) - eta
     return 0.0 if t == 0 else t * C_W / room if room > 0 else math.inf
 
 
-def objective_bound(D, error: float, *, sparsity: int, gamma: float) -> float:
-    r"""How far the objective at x~ can be from that at the true code x, L(v) = norm(z - D v)^2 +
-    gamma norm(v, 1), z = D x.
+def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: ArrayLike) -> float:
+    r"""Bound on the difference of the objective at x~ from its value at the true code x.
 
-    .. math:: |L(\tilde x) - L(x)| \le \|D\|_2^2 E^2 / s + \gamma E, \qquad \|\tilde x - x\|_1 \le E.
+    .. math::
+        L(v) = \|D x - D v\|_2^2 + \gamma \|v\|_1, \qquad
+        |L(\tilde x) - L(x)| \le \|D\|_2^2 E^2 / s + \gamma E, \qquad \|\tilde x - x\|_1 \le E.
 
-    `error` is an entry of a `Schedule`'s, whose l2 error is below E / sqrt(s). Both signs occur:
-    the true code does not minimise L, a shrunk one does, so the lower bound 0 of the printed
-    corollary is false.
+    The difference takes both signs: a shrunk code minimises L, the true code does not, so the lower
+    bound 0 of the printed corollary is false.
+
+    Args:
+        D: (m, d).
+        error: E, an entry of the `error` of a `Schedule`, whose l2 error is at most E / sqrt(s).
+        sparsity: s.
+        gamma: weight of the penalty.
+
+    Raises:
+        TypeError: a traced argument.
+        ValueError: a negative or NaN argument.
 
     Reference: Li, Feng, Zhou (2024), Corollary 8, corrected.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> round(ur.theory.objective_bound(D, 0.1, sparsity=4, gamma=0.5), 4)
+        0.055
     """
-    error, gamma = _numbers("objective_bound", error=error, gamma=gamma)
+    error, gamma = host_numbers("objective_bound", error=error, gamma=gamma)
     s = _checks.as_index(sparsity, "sparsity", "objective_bound")
     norm = _host(spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound")
-    moved = times(norm, error)  # a product overflows to inf where a power would raise
+    moved = times(norm, error)  # its square overflows to inf, where ** would raise
     return moved * moved / s + times(gamma, error) if s else 0.0
 
 
 class Plan(NamedTuple):
-    """The fewest steps, over all blocks, after which the code of a chain is certified to a
-    tolerance.
-    """
+    """The fewest steps, over all blocks, that certify the code of a chain to a tolerance."""
 
-    depths: tuple[int | float, ...]  # inf if there are none
-    schedules: tuple[Schedule, ...]  # () if there are none
+    depths: tuple[int | float, ...]  # inf where no depths reach the tolerance
+    schedules: tuple[Schedule, ...]  # () where no depths reach the tolerance
     holds: bool
 
 
-def plan(mus, C_Ws, *, sparsities, bounds, noises=None, guards=None, etas=None, tol: float) -> Plan:
-    r"""Depths K_1 .. K_J with E^{(J)}_{K_J} <= tol and the least K_1 + ... + K_J, each at least 1.
+def plan(
+    mus: Sequence[ArrayLike],
+    C_Ws: Sequence[ArrayLike],
+    *,
+    sparsities: Sequence[int],
+    bounds: Sequence[ArrayLike],
+    noises: Sequence[ArrayLike] | None = None,
+    guards: Sequence[ArrayLike] | None = None,
+    etas: Sequence[ArrayLike] | None = None,
+    tol: ArrayLike,
+) -> Plan:
+    r"""Depths K_1, ..., K_J with E^{(J)}_{K_J} <= tol and the least sum, each at least 1.
 
-    The errors are those of `deep_schedule`. A block passes 2 s_j C_j / (1 - a_j) times its
-    inherited error on, so blocks that come early usually need more steps. Found exactly: for each
-    K_J the tolerance that is left decides the blocks before.
+    The errors are those of `deep_schedule`. A block amplifies its inherited error by
+    2 s_j C_j / (1 - a_j), so early blocks usually need more steps. The search is exact: for each
+    K_J, the remaining tolerance decides the blocks before.
 
-    Args: as in `deep_schedule`, without the depths; tol: l1 error of the last code.
+    Args:
+        mus, C_Ws, sparsities, bounds, noises, guards, etas: as in `deep_schedule`.
+        tol: l1 error of the last code.
 
     Returns:
-        Plan; holds = False, with depths inf, where a block does not contract or the tolerance is
-        not above the floor.
+        Plan. Where a block does not contract or the tolerance is not above the floor, holds is
+        False and the depths are inf.
+
+    Raises:
+        TypeError: a traced argument.
+        ValueError: sequences of different lengths, or a negative or NaN value.
+
+    Example:
+        >>> found = ur.theory.plan(
+        ...     (1 / 32, 1 / 5), (1.0, 1.0), sparsities=(4, 2), bounds=(1.0, 1.0), tol=1e-3
+        ... )
+        >>> found.depths
+        (9, 15)
     """
-    (tol,) = _numbers("plan", tol=tol)
+    (tol,) = host_numbers("plan", tol=tol)
     J = len(mus)
     columns = dict(sparsities=sparsities, bounds=bounds, noises=noises, guards=guards, etas=etas)
     columns = {
         name: [0.0] * J if column is None else list(column) for name, column in columns.items()
     }
-    limits = deep_schedule(
-        mus, C_Ws, depths=(0,) * J, **columns
-    )  # the checks, and the contractions
+    # the checks, and the contractions
+    limits = deep_schedule(mus, C_Ws, depths=(0,) * J, **columns)
     numbers = [
-        _numbers("plan", C=C, B=B, delta=delta, g=g)
-        for C, B, delta, g in zip(C_Ws, *list(columns.values())[1:4])
+        host_numbers("plan", C=C, B=B, delta=delta, g=g)
+        for C, B, delta, g in zip(C_Ws, columns["bounds"], columns["noises"], columns["guards"])
     ]
     blocks = tuple(
         _Block(found.contraction, times(s, B), 2 * s * C, delta, 2 * s * g)
         for found, s, (C, B, delta, g) in zip(limits, columns["sparsities"], numbers)
     )
-    depths = (
-        _fewest(blocks, tol, math.inf) if all(found.contraction < 1 for found in limits) else None
-    )
+    contracts = all(found.contraction < 1 for found in limits)
+    depths = _fewest(blocks, tol, math.inf) if contracts else None
     if depths is None:
         return Plan((math.inf,) * J, (), False)
     return Plan(depths, deep_schedule(mus, C_Ws, depths=depths, **columns), True)
@@ -219,23 +316,21 @@ class _Block(NamedTuple):
     guard: float
 
     def error(self, K: float, inherited: float) -> float:
-        """E_K; its limit for K = inf."""
+        """E_K, or its limit for K = inf."""
         left = self.a**K
         share = (1 - left) / (1 - self.a)
         return times(left, self.start) + share * (
             times(self.gain, self.delta + inherited) + self.guard
         )
 
-    def tolerance(self, K: int, tol: float) -> float:
-        """The inherited error with which K steps end at `tol`; negative where there is none."""
+    def tolerance(self, K: float, tol: float) -> float:
+        """The inherited error with which K steps end at `tol`, negative where none does."""
         room = tol - self.error(K, 0.0)
         share = (1 - self.a**K) / (1 - self.a)
         return room / (share * self.gain) if self.gain else (math.inf if room >= 0 else -1.0)
 
     def steps(self, tol: float) -> float:
-        """The fewest steps, at least 1, that end at `tol` with nothing inherited; inf if there are
-        none.
-        """
+        """The fewest steps, at least 1, that end at `tol` with nothing inherited, or inf."""
         floor = self.error(math.inf, 0.0)
         if self.error(1, 0.0) <= tol:
             return 1
@@ -246,17 +341,15 @@ class _Block(NamedTuple):
         return K - 1 if K > 1 and self.error(K - 1, 0.0) <= tol else K
 
 
-def _fewest(blocks, tol: float, most: float) -> tuple[int, ...] | None:
-    """Depths of the blocks with the least sum below `most` that end at `tol`; None where there are
-    none.
-    """
+def _fewest(blocks: Sequence[_Block], tol: float, most: float) -> tuple[int, ...] | None:
+    """Depths of the blocks with the least sum below `most` that end at `tol`, or None."""
     if not blocks:
         return ()
     *before, last = blocks
     K, best, least = last.steps(tol), None, 0.0
     if not before:
         return (K,) if K < most else None
-    for block in blocks:  # between one step and its limit an error only falls or only rises
+    for block in blocks:  # between one step and its limit an error is monotone
         least = min(block.error(1, least), block.error(math.inf, least))
     if least > tol:
         return None
@@ -264,7 +357,7 @@ def _fewest(blocks, tol: float, most: float) -> tuple[int, ...] | None:
         found = _fewest(before, last.tolerance(K, tol), most - K)
         if found is not None:
             best, most = (*found, K), K + sum(found)
-        if last.a**K * last.start <= 1e-18 * tol:
-            break  # more steps of this block change nothing
+        if last.a**K * last.start <= _NEGLIGIBLE * tol:
+            break
         K += 1
     return best

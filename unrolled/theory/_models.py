@@ -1,32 +1,20 @@
-"""The models: deep sparse coding (Definition 2), multilayer convolutional sparse coding (Definition
-1), and chains.
-"""
+"""Deep sparse coding (Definition 2) and its convolutional form (Definition 1): feasible codes."""
 
-import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import (
-    Conv,
-    Structured,
-    as_dictionary,
-    column_norms,
-    dense,
-    magnitudes,
-    nonzero_atoms,
-)
-from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
-from unrolled.theory._schedules import _numbers
-
-# A column of a product that cancels to below this part of its terms is taken for zero: rounding is
-# most of it.
-CANCELLED = 1e-6
+from unrolled.dictionaries import Conv, Dictionary, magnitudes, nonzero_atoms
+from unrolled.theory._chains import host_chain, layer_counts, layer_numbers, measured, of_length
+from unrolled.theory._coherence import max_sparsity, sparsity_bound
+from unrolled.theory._schedules import host_numbers
 
 
 def stripe_norm(
@@ -37,28 +25,35 @@ def stripe_norm(
     circular: bool = False,
     tol: float = 0.0,
 ) -> Array:
-    r"""The most nonzeros in one stripe: all the channels at the positions whose atoms overlap those
-    of one position.
+    r"""The largest number of nonzeros in one stripe of a convolutional code.
 
-    .. math:: \|x\|^s_{0,\infty} = \max_p \#\{(f, q) : x_{f,q} \ne 0, \; |q_k - p_k| < \lceil n_k / t_k \rceil\}.
+    .. math::
+        \|x\|^s_{0,\infty} =
+        \max_p \#\{(f, q) : x_{f,q} \ne 0, \; |q_k - p_k| < \lceil n_k / t_k \rceil\}.
 
-    A stripe has 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, all of them on a
+    The stripe of a position consists of all channels at the positions whose atoms overlap those of
+    this one: 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, all of them on a
     short circle. Traceable in x and tol.
 
     Args:
-        x: (n_atoms, *positions), as `Conv.unflatten_code` gives it.
-        kernel, stride: n and t, an int or one per dimension; on a circle t divides the signal.
-        circular: positions are on a circle (torus).
+        x: (n_atoms, *positions), as returned by `Conv.unflatten_code`.
+        kernel, stride: n and t, an int or one per dimension; on a circle, t divides the signal.
+        circular: whether the positions lie on a circle (torus).
         tol: entries of magnitude at most tol count as zeros; nan never does.
 
     Returns:
         An integer, ().
 
     Raises:
-        ValueError: x without channels or positions, a kernel or stride below 1 or for other
-            dimensions, tol < 0.
+        ValueError: x without channels or positions, a kernel or stride below 1 or for another
+            number of dimensions, tol < 0.
 
     Reference: Papyan, Romano, Elad (2017); Li, Feng, Zhou (2024), Definition 1.
+
+    Example:
+        >>> x = jnp.zeros((2, 10)).at[:, jnp.array([1, 3, 8])].set(1.0)
+        >>> int(ur.theory.stripe_norm(x, kernel=3))
+        4
     """
     where = "stripe_norm"
     x = _checks.as_float(x, "x", where)
@@ -75,7 +70,7 @@ def stripe_norm(
 
 
 def _fullest_stripe(nonzero: Array, reach: tuple[int, ...], circular: bool) -> Array:
-    """The largest count in a window of 2 reach + 1 positions, all channels together."""
+    """The largest count in a window of 2 reach + 1 positions, over all channels together."""
     counts = jnp.sum(nonzero, axis=0)
     if circular:
         window = tuple(min(2 * r + 1, N) for r, N in zip(reach, counts.shape))
@@ -88,6 +83,7 @@ def _fullest_stripe(nonzero: Array, reach: tuple[int, ...], circular: bool) -> A
 
 
 def _per_dimension(value, x: Array, name: str, where: str) -> tuple[int, ...]:
+    """One positive integer per dimension of the positions."""
     values = value if isinstance(value, (tuple, list)) else (value,) * (x.ndim - 1)
     if len(values) != x.ndim - 1:
         raise ValueError(
@@ -97,40 +93,56 @@ def _per_dimension(value, x: Array, name: str, where: str) -> tuple[int, ...]:
 
 
 class Feasibility(NamedTuple):
-    """How a chain of codes meets the DSC problem."""
+    """Residuals and sparsities of a chain of codes, and whether they solve the DSC problem."""
 
     holds: bool  # residuals <= eps + rounding and counts <= sparsities, in every layer
     residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf where a code is not finite
     counts: np.ndarray  # (J,) nonzeros of x_j
-    rounding: np.ndarray  # (J,) what rounding in the dtype of the data may put into a residual
+    rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
 
 
-def is_feasible(y, Ds, xs, sparsities, eps, *, tol: float = 0.0) -> Feasibility:
+def is_feasible(
+    y: ArrayLike,
+    Ds: Sequence[Dictionary],
+    xs: Sequence[ArrayLike],
+    sparsities: Sequence[int],
+    eps: ArrayLike | Sequence[ArrayLike],
+    *,
+    tol: float = 0.0,
+) -> Feasibility:
     r"""Whether the codes x_1, ..., x_J solve the deep sparse coding problem, with x_0 = y.
 
-    .. math:: \|x_{j-1} - D_j x_j\|_2 \le \epsilon_j, \qquad \|x_j\|_0 \le s_j, \qquad j = 1, \dots, J.
+    .. math::
+        \|x_{j-1} - D_j x_j\|_2 \le \epsilon_j, \qquad \|x_j\|_0 \le s_j, \qquad j = 1, \dots, J.
 
-    In float64, on the host. A residual may exceed eps_j by `rounding`, (s + 2) eps norm(|x_{j-1}| +
-    |D_j| |x_j|) with s nonzeros and eps of the coarsest dtype in the layer: what a product in that
-    dtype can leave, so that eps = 0 can be met. More, as from products in TF32, is for eps to
-    allow.
+    Computed in float64 on the host. So that eps = 0 can be met, a residual may exceed eps_j by
+    `rounding` = (s + 2) u norm(|x_{j-1}| + |D_j| |x_j|, 2) with s nonzeros and u the machine
+    epsilon of the coarsest dtype in the layer: the rounding of a product in that dtype. Larger
+    errors, such as those of products in TF32, must be covered by eps.
 
     Args:
         y: (m,).
-        Ds, xs: J dictionaries (d_{j-1}, d_j), d_0 = m, and J codes (d_j,).
+        Ds: J dictionaries (d_{j-1}, d_j), with d_0 = m.
+        xs: J codes (d_j,).
         sparsities: J integers s_j (the paper's lambda_j).
         eps: one tolerance, or one per layer.
         tol: entries of the codes of magnitude at most tol are set to zero first, for counts and
             residuals alike.
 
     Raises:
-        TypeError: traced arguments. ValueError: shapes or lengths that do not meet, negative or NaN
-            numbers.
+        TypeError: a traced argument.
+        ValueError: shapes or lengths that do not fit, negative or NaN numbers.
 
     Reference: Li, Feng, Zhou (2024), Definition 2.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> x = jnp.zeros(32).at[jnp.array([3, 20])].set(1.0)
+        >>> ur.theory.is_feasible(D @ x, [D], [x], sparsities=[2], eps=0.0).holds
+        True
     """
     where = "is_feasible"
-    (tol,) = _numbers(where, tol=tol)
+    (tol,) = host_numbers(where, tol=tol)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where, dtype=None)
         codes, residuals, rounding = _evaluated(y, Ds, xs, tol, where)
@@ -140,39 +152,54 @@ def is_feasible(y, Ds, xs, sparsities, eps, *, tol: float = 0.0) -> Feasibility:
 
 
 class CscFeasibility(NamedTuple):
-    """How a chain of codes meets the ML-CSC problem, and the local condition for it to be the only
-    one.
-    """
+    """Residuals and stripe norms of a chain of codes, and the local condition for uniqueness."""
 
     holds: bool  # residuals <= rounding and stripes <= sparsities, in every layer
     residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf where a code is not finite
     stripes: np.ndarray  # (J,) stripe norms of x_j
-    rounding: np.ndarray  # (J,) what rounding in the dtype of the data may put into a residual
+    rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
     bounds: np.ndarray  # (J,) (1 + 1/mu(D_j)) / 2
     unique: np.ndarray  # (J,) stripes < bounds, strictly beyond rounding
 
 
-def is_csc_feasible(y, Ds, xs, sparsities, *, tol: float = 0.0) -> CscFeasibility:
+def is_csc_feasible(
+    y: ArrayLike,
+    Ds: Sequence[Conv],
+    xs: Sequence[ArrayLike],
+    sparsities: Sequence[int],
+    *,
+    tol: float = 0.0,
+) -> CscFeasibility:
     r"""Whether the codes solve the multilayer convolutional sparse coding problem, with x_0 = y.
 
     .. math:: x_{j-1} = D_j x_j, \qquad \|x_j\|^s_{0,\infty} \le s_j, \qquad j = 1, \dots, J.
 
-    Equality up to `rounding`, as in `is_feasible`. Stripes follow the kernel, stride and boundary
-    of each `Conv`; on a circle that the stride does not divide they are widened to what overlaps
-    across the seam. Where `unique` is True in every layer, no other chain for y has all its stripe
-    norms below `bounds`; global counts may be far above them.
+    Equality holds up to `rounding`, as in `is_feasible`. Stripes follow the kernel, stride and
+    boundary of each `Conv`; on a circle not divided by the stride, they are widened to include all
+    overlaps across the seam. Where `unique` is True in every layer, no other chain for y has all
+    its stripe norms below `bounds`; the global counts may be far above them.
 
-    Args: as in `is_feasible`; Ds are `Conv`, whose code grid is the signal grid of the next.
+    Args:
+        y, xs, sparsities, tol: as in `is_feasible`.
+        Ds: J `Conv` dictionaries; the code grid of each is the signal grid of the next.
 
     Raises:
-        TypeError: traced arguments, or a dictionary that is not a `Conv`. ValueError: grids or
-            lengths that do not meet, negative or NaN numbers, a zero filter, or boundary "zero"
-            (its cut atoms are not those of one filter).
+        TypeError: a traced argument, or a dictionary that is not a `Conv`.
+        ValueError: grids or lengths that do not fit, negative or NaN numbers, a zero filter, or
+            boundary "zero", which cuts the atoms at the border.
 
     Reference: Papyan, Romano, Elad (2017), Theorem 4; Li, Feng, Zhou (2024), Definition 1.
+
+    Example:
+        >>> filters = jax.random.normal(jax.random.key(0), (2, 1, 5))
+        >>> D = ur.dictionaries.Conv(filters, (40,), boundary="circular")
+        >>> x = jnp.zeros((2, 40)).at[0, ::10].set(1.0).ravel()
+        >>> found = ur.theory.is_csc_feasible(D @ x, [D], [x], sparsities=[1])
+        >>> found.holds, found.stripes.tolist()
+        (True, [1])
     """
     where = "is_csc_feasible"
-    (tol,) = _numbers(where, tol=tol)
+    (tol,) = host_numbers(where, tol=tol)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where, dtype=None)
         _grids_meet(Ds, where)
@@ -187,17 +214,20 @@ def is_csc_feasible(y, Ds, xs, sparsities, *, tol: float = 0.0) -> CscFeasibilit
 
 
 def _coherence_of(D: Conv, where: str) -> float:
+    """mu(D) in float64."""
     mu, norms = measured(_checks.cast(D, np.float64))
     nonzero_atoms(norms, where)
     return float(mu)
 
 
 def _conv_stripe_norm(D: Conv, x: Array) -> Array:
+    """`stripe_norm` of a flat code of D."""
     reach, circular = D.stripe_reach()
     return _fullest_stripe(D.unflatten_code(x) != 0, reach, circular)
 
 
-def _grids_meet(Ds, where: str) -> None:
+def _grids_meet(Ds: Sequence[Dictionary], where: str) -> None:
+    """Raise unless every dictionary is a `Conv` on the code grid of the one before."""
     for j, D in enumerate(Ds, start=1):
         if not isinstance(D, Conv):
             raise TypeError(
@@ -206,17 +236,15 @@ def _grids_meet(Ds, where: str) -> None:
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(
-                f"{where}: D_{j} has code grid {left.code_grid} but D_{j + 1} has signal grid {right.signal_grid}; "
-                "they must agree"
+                f"{where}: D_{j} has code grid {left.code_grid} but D_{j + 1} has signal grid "
+                f"{right.signal_grid}; they must agree"
             )
 
 
 def _evaluated(
-    y, Ds, xs, tol: float, where: str
+    y: ArrayLike, Ds: Sequence[Dictionary], xs: Sequence[ArrayLike], tol: float, where: str
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The codes without what tol drops, norm(x_{j-1} - D_j x_j), (J,), and its rounding, (J,), in
-    float64.
-    """
+    """The codes without entries up to tol, norm(x_{j-1} - D_j x_j) and its rounding, (J,) each."""
     given = _signals(y, Ds, xs, where)
     signals = [np.asarray(x, np.float64) for x in given]
     signals[1:] = [np.where(np.abs(x) <= tol, 0.0, x) for x in signals[1:]]
@@ -233,13 +261,15 @@ def _evaluated(
 
 
 @jax.jit
-def _images(D, x: Array) -> tuple[Array, Array]:
+def _images(D: Dictionary, x: Array) -> tuple[Array, Array]:
     """D x and |D| |x|."""
     return D @ x, magnitudes(D) @ jnp.abs(x)
 
 
-def _signals(y, Ds, xs, where: str) -> list[Array]:
-    """y, x_1, ..., x_J in the dtypes they came in, checked against the dictionaries."""
+def _signals(
+    y: ArrayLike, Ds: Sequence[Dictionary], xs: Sequence[ArrayLike], where: str
+) -> list[Array]:
+    """y, x_1, ..., x_J in their own dtypes, checked against the dictionaries."""
     _checks.on_host((y, xs), where)
     of_length(xs, "xs", len(Ds), where)
     names = ["y", *(f"x_{j}" for j in range(1, len(Ds) + 1))]
@@ -248,85 +278,14 @@ def _signals(y, Ds, xs, where: str) -> list[Array]:
         if x.shape != (size,):
             shapes = ", ".join(str(D.shape) for D in Ds)
             raise ValueError(
-                f"{where}: {name} has shape {x.shape}; expected ({size},) with Ds of shapes {shapes}"
+                f"{where}: {name} has shape {x.shape}; expected ({size},) with Ds of shapes "
+                f"{shapes}"
             )
     return signals
 
 
-def _met(residuals, allowed, counts, sparsities) -> bool:
+def _met(
+    residuals: np.ndarray, allowed: np.ndarray, counts: np.ndarray, sparsities: np.ndarray
+) -> bool:
+    """Whether all residuals and counts are within their limits."""
     return bool(np.all(np.isfinite(residuals) & (residuals <= allowed) & (counts <= sparsities)))
-
-
-def as_chain(Ds, where: str) -> tuple:
-    """The dictionaries of a chain in floating point, their shapes checked against each other.
-
-    Raises:
-        ValueError: one dictionary in place of a sequence, no dictionary, or neighbouring shapes
-            that do not meet.
-    """
-    if isinstance(Ds, Structured) or getattr(Ds, "ndim", 0) == 2:
-        raise ValueError(
-            f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, try [D]"
-        )
-    Ds = tuple(as_dictionary(D, where) for D in Ds)
-    if not Ds:
-        raise ValueError(f"{where}: expected at least one dictionary, got none")
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(
-                f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}; "
-                "the columns of one must be as many as the rows of the next"
-            )
-    return Ds
-
-
-def host_chain(Ds, where: str, dtype=np.float64) -> tuple:
-    """`as_chain` for functions that run on the host, cast to `dtype`; traced dictionaries are a
-    TypeError.
-    """
-    _checks.on_host(Ds, where)
-    Ds = as_chain(Ds, where)
-    return Ds if dtype is None else _checks.cast(Ds, dtype)
-
-
-def effective(Ds) -> tuple:
-    """D_1 ... D_J, a matrix unless it is one structured dictionary, and its column norms, 0 for
-    those that cancel.
-    """
-    D, size = _product(Ds), _product([magnitudes(D) for D in Ds])
-    norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
-    return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
-
-
-# Compiled as one: operation by operation, every new shape would compile some twenty kernels.
-@jax.jit
-def measured(D) -> tuple[Array, Array]:
-    """mu(D), nan with a zero atom, and the norms of the atoms, (d,)."""
-    return mutual_coherence(D), column_norms(D)
-
-
-def _product(Ds):
-    if len(Ds) == 1 and isinstance(Ds[0], Structured):
-        return Ds[0]
-    return functools.reduce(
-        np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds]
-    )
-
-
-def of_length(values, name: str, J: int, where: str) -> None:
-    """Raise ValueError unless there is one value per layer."""
-    if len(values) != J:
-        raise ValueError(f"{where}: {name} has length {len(values)}; expected {J}, one per layer")
-
-
-def layer_counts(values, J: int, where: str, name: str = "sparsities") -> np.ndarray:
-    """J integers that are not negative, (J,)."""
-    of_length(values, name, J, where)
-    return np.array([_checks.as_index(s, name, where) for s in values])
-
-
-def layer_numbers(values, name: str, J: int, where: str) -> np.ndarray:
-    """J floats that are not negative, (J,); a scalar is repeated."""
-    values = (values,) * J if np.ndim(values) == 0 else values
-    of_length(values, name, J, where)
-    return np.array([_numbers(where, **{name: v})[0] for v in values])

@@ -1,21 +1,32 @@
-"""Threshold schedules of LISTA-CP with their certified errors (Theorem 12), and of chains (Theorem
-6).
-"""
+"""Threshold schedules of LISTA-CP with certified errors (Theorem 12), alone and in chains."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
-from unrolled.dictionaries import operands
+from unrolled.dictionaries import Dictionary, operands
 from unrolled.theory._coherence import Coherence, _host, coherence, diagonal
+
+# Measured coherences and norms are rounded up by this factor, far above the rounding of float64
+# sums: a denominator that is zero must not come out positive.
+UP = 1 + 1e-9
 
 
 class Schedule(NamedTuple):
-    """Thresholds of K steps and the error that they certify, for every code of the class."""
+    """Thresholds of K steps and the error that they certify for every code of the class.
+
+    Example:
+        >>> schedule = ur.theory.schedule(0.1, 1.0, sparsity=3, bound=1.0, depth=10)
+        >>> schedule.steps_for(0.01)
+        9
+        >>> schedule.steps_to_support(0.5, sparsity=3)
+        2
+    """
 
     theta: np.ndarray  # (K,) thresholds
     # (K+1,) l1 error after k steps; error / s bounds l_inf, error / sqrt(s) bounds l2
@@ -26,8 +37,9 @@ class Schedule(NamedTuple):
     holds: bool  # the hypotheses hold: a < 1
 
     def steps_for(self, tol: float) -> float:
-        """Steps until the certified l1 error is at most `tol`: 0 if it starts there, inf if the
-        floor is above.
+        """Number of steps until the certified l1 error is at most `tol`.
+
+        It is 0 if the error starts there, and inf if `tol` is not above the floor.
         """
         if math.isnan(tol):
             raise ValueError("steps_for: tol is nan")
@@ -42,57 +54,70 @@ class Schedule(NamedTuple):
         )
 
     def steps_to_support(self, smallest: float, *, sparsity: int) -> float:
-        """Steps until the support is that of the code, for codes whose nonzeros are at least
-        `smallest`: error / s < smallest.
+        """Number of steps until error / s < smallest, the least magnitude of the nonzeros.
 
-        Not claimed: equality before that, or with magnitudes below floor / s (inf).
+        From then on the support equals that of the code. The result is inf where `smallest` is not
+        above floor / s.
+
+        Not claimed: that the supports differ before.
         """
         s = _checks.as_index(sparsity, "sparsity", "steps_to_support")
         return self.steps_for(math.nextafter(s * smallest, 0.0)) if s else 0
 
 
 def schedule(
-    mu: float,
-    C_W: float,
+    mu: ArrayLike,
+    C_W: ArrayLike,
     *,
     sparsity: int,
-    bound: float,
-    noise: float = 0.0,
+    bound: ArrayLike,
+    noise: ArrayLike = 0.0,
     depth: int,
-    guard: float = 0.0,
-    eta: float = 0.0,
+    guard: ArrayLike = 0.0,
+    eta: ArrayLike = 0.0,
 ) -> Schedule:
-    r"""Thresholds of LISTA-CP with which no step has a false positive and the l1 error stays below
-    `error`.
+    r"""Thresholds of LISTA-CP without false positives, and the l1 error that they certify.
 
     .. math::
         E_0 = s B, \quad \theta_k = \mu_W E_k + C_W \delta + g, \quad
         E_{k+1} = a E_k + 2 s (C_W \delta + g), \quad a = (2s - 1) \mu_W + \eta.
 
-    For every code with at most s nonzeros of magnitude at most B and noise of l1 norm at most
-    delta, the iterates of x <- shrink(x + W'(y - D x), theta_k) from 0 keep their support inside
-    that of the code, and error_k bounds their l1 error (divided by s the l_inf, by sqrt(s) the l2
-    error). The support is found once error_k / s is below the smallest magnitude.
+    The class consists of the codes with at most s nonzeros of magnitude at most B, observed with
+    noise of l1 norm at most delta. For each of them, the iterates of
+    x <- shrink(x + W'(y - D x), theta_k) from 0 keep their support inside that of the code, and
+    E_k bounds their l1 error, E_k / s their l_inf error and E_k / sqrt(s) their l2 error. The
+    support is found as soon as E_k / s is below the smallest magnitude.
 
     Args:
-        mu: coherence mu_W of the weights in hand, from `coherence(W, D)`.
-        C_W: largest entry of W.
+        mu: coherence mu_W of the weights in use, from `coherence(W, D)`.
+        C_W: largest magnitude of an entry of W. For a bound on the l2 norm of the noise, pass
+            `noise_gain(W)` in its place.
         sparsity, bound, noise: s, B and delta of the class.
-        depth: K.
-        guard: g, what rounding adds, from `rounding_guard`.
+        depth: K, the number of steps.
+        guard: g, the effect of rounding, from `rounding_guard`.
         eta: max abs(1 - w_i . d_i), for weights whose diagonal is not exactly 1.
 
     Returns:
-        Schedule. With a >= 1 the same recursion comes back with holds = False, floor = inf and
+        Schedule. With a >= 1 the same recursion is returned with holds = False, floor = inf and
         growing errors.
 
     Raises:
-        TypeError: traced arguments. ValueError: negative or NaN ones.
+        TypeError: a traced argument.
+        ValueError: a negative or NaN argument.
 
-    Reference: Li, Feng, Zhou (2024), Theorem 12, with the constants that its proof yields; Chen et
-    al. (2018).
+    Reference: Li, Feng, Zhou (2024), Theorem 12, with the constants of its proof; Chen et al.
+    (2018).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> mu, C_W = ur.theory.coherence(D, D)
+        >>> schedule = ur.theory.schedule(mu, C_W, sparsity=3, bound=1.0, depth=20)
+        >>> schedule.contraction, schedule.holds
+        (0.625, True)
+        >>> round(float(schedule.error[-1]), 6)
+        0.000248
     """
-    mu, C_W, bound, noise, guard, eta = _numbers(
+    mu, C_W, bound, noise, guard, eta = host_numbers(
         "schedule", mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
     s = _checks.as_index(sparsity, "sparsity", "schedule")
@@ -111,23 +136,45 @@ def schedule(
 
 
 def deep_schedule(
-    mus, C_Ws, *, sparsities, bounds, noises=None, depths, guards=None, etas=None
+    mus: Sequence[ArrayLike],
+    C_Ws: Sequence[ArrayLike],
+    *,
+    sparsities: Sequence[int],
+    bounds: Sequence[ArrayLike],
+    noises: Sequence[ArrayLike] | None = None,
+    depths: Sequence[int],
+    guards: Sequence[ArrayLike] | None = None,
+    etas: Sequence[ArrayLike] | None = None,
 ) -> tuple[Schedule, ...]:
-    r"""Schedules of a chain: the certified error of one block is noise for the next, inside its
-    thresholds.
+    r"""Schedules of a chain of J blocks: the certified error of a block is noise for the next one.
 
     .. math:: \hat\delta_1 = \delta_1, \qquad \hat\delta_{j+1} = \delta_{j+1} + E^{(j)}_{K_j}.
 
-    Block j runs on the code of block j-1; no block has a false positive, and its l1 error is below
-    its `error`. Thresholds built for exact inputs, as in the printed proof, diverge where a block
-    contracts slower than the next.
+    The enlarged noise enters the thresholds. Block j runs on the code of block j-1; no block has a
+    false positive, and its l1 error is at most its `error`. Thresholds made for exact inputs, as in
+    the printed proof, diverge where a block contracts more slowly than the next.
 
-    Args: sequences over the J blocks, as in `schedule`; noises, guards and etas default to zeros.
+    Args:
+        mus, C_Ws, sparsities, bounds, noises, depths, guards, etas: one value per block, as in
+            `schedule`; noises, guards and etas are zero by default.
+
+    Returns:
+        One Schedule per block.
 
     Raises:
-        ValueError: sequences of different lengths.
+        TypeError: a traced argument.
+        ValueError: sequences of different lengths, or a negative or NaN value.
 
     Reference: Li, Feng, Zhou (2024), Theorem 6, corrected.
+
+    Example:
+        >>> first, second = ur.theory.deep_schedule(
+        ...     (1 / 32, 1 / 5), (1.0, 1.0), sparsities=(4, 2), bounds=(1.0, 1.0), depths=(20, 20)
+        ... )
+        >>> round(first.contraction, 3), round(second.contraction, 3)
+        (0.219, 0.6)
+        >>> round(float(second.error[-1]), 5)
+        7e-05
     """
     J = len(mus)
     zeros = (0.0,) * J
@@ -156,22 +203,55 @@ def deep_schedule(
 
 
 class ErrorBar(NamedTuple):
-    """How far a given code can be from the true one."""
+    """Bounds on the distance of a given code from the true one."""
 
     linf: float
     l2: float
     l1: float
-    holds: bool  # (2s-1) mu_W + eta < 1 and the given code is s-sparse
+    holds: bool  # (2s-1) mu_W + eta < 1 and the given code has at most s nonzeros
 
 
-def error_bar(W, D, x: Array, y: Array, *, sparsity: int, noise: float = 0.0) -> ErrorBar:
-    r"""Bounds on the error of any code x, from whatever solver, after the fact.
+def error_bar(
+    W: Dictionary,
+    D: Dictionary,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    sparsity: int,
+    noise: ArrayLike = 0.0,
+) -> ErrorBar:
+    r"""Bounds on the error of a code x from any solver, after the fact.
 
-    .. math:: \|x - x^*\|_\infty \le \frac{\|W'(y - D x)\|_\infty + C_W \delta}{1 - (2s - 1) \mu_W - \eta},
+    .. math::
+        \|x - x^*\|_\infty \le
+        \frac{\|W'(y - D x)\|_\infty + C_W \delta}{1 - (2s - 1) \mu_W - \eta},
 
-    sqrt(2s) times that in l2 and 2s times in l1, for every s-sparse x* with y = D x* + e, norm(e,
-    1) <= noise. Infinite, with holds = False, where the denominator is not positive or x has more
-    than s nonzeros.
+    sqrt(2s) times that in l2 and 2s times in l1, for every x* with at most s nonzeros and
+    y = D x* + e, norm(e, 1) <= noise.
+
+    Args:
+        W: (m, d), weights with w_i . d_i near 1.
+        D: (m, d), unit atoms.
+        x: (d,), the code.
+        y: (m,), the signal.
+        sparsity, noise: s and delta of the class of x*.
+
+    Returns:
+        ErrorBar, in float64; infinite with holds = False where the denominator is not positive or x
+        has more than s nonzeros.
+
+    Raises:
+        TypeError: a traced argument.
+        ValueError: shapes that differ, atoms off unit norm, or negative or NaN noise.
+
+    Not claimed: interval arithmetic; mu_W and the score are computed in float64 and rounded up.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> x = jnp.zeros(128).at[jnp.array([3, 70])].set(1.0)
+        >>> bar = ur.theory.error_bar(D, D, 0.99 * x, D @ x, sparsity=2)
+        >>> round(bar.linf, 3), bar.holds
+        (0.014, True)
     """
     s, score, noise, found, eta = _after_the_fact("error_bar", W, D, x, y, sparsity, noise)
     denominator = 1 - max(2 * s - 1, 0) * found.mu_W - eta
@@ -182,12 +262,23 @@ def error_bar(W, D, x: Array, y: Array, *, sparsity: int, noise: float = 0.0) ->
     return ErrorBar(linf, math.sqrt(2 * s) * linf, 2 * s * linf, True)
 
 
-def code_bound(W, D, y: Array, *, sparsity: int, noise: float = 0.0) -> float:
-    r"""A bound B on the entries of the code behind y, where none is known: (|W'y|_inf + C_W delta)
-    / (1 - (s-1) mu_W).
+def code_bound(
+    W: Dictionary, D: Dictionary, y: ArrayLike, *, sparsity: int, noise: ArrayLike = 0.0
+) -> float:
+    r"""A bound B on the entries of the code behind y, for use where none is known.
 
-    Holds for every code with at most s nonzeros and noise of l1 norm at most `noise`; infinite
-    where (s-1) mu_W + eta >= 1.
+    .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta}{1 - (s - 1) \mu_W - \eta},
+
+    for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise. Infinite where the
+    denominator is not positive.
+
+    Args and Raises: as in `error_bar`.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> x = jnp.zeros(128).at[jnp.array([3, 70])].set(1.0)
+        >>> round(ur.theory.code_bound(D, D, D @ x, sparsity=2), 3)
+        1.0
     """
     x = np.zeros(D.shape[1])
     s, score, noise, found, eta = _after_the_fact("code_bound", W, D, x, y, sparsity, noise)
@@ -199,9 +290,11 @@ def code_bound(W, D, y: Array, *, sparsity: int, noise: float = 0.0) -> float:
     )
 
 
-def _after_the_fact(where: str, W, D, x, y, sparsity, noise):
+def _after_the_fact(
+    where: str, W: Dictionary, D: Dictionary, x: ArrayLike, y: ArrayLike, sparsity: int, noise
+) -> tuple[int, float, float, Coherence, float]:
     """s, |W'(y - D x)|_inf, delta, (mu_W, C_W) and eta, in float64 and rounded up."""
-    (noise,) = _numbers(where, noise=noise)
+    (noise,) = host_numbers(where, noise=noise)
     s = _checks.as_index(sparsity, "sparsity", where)
     _checks.on_host((W, D, x, y), where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -212,16 +305,16 @@ def _after_the_fact(where: str, W, D, x, y, sparsity, noise):
         mu, C_W = (float(v) for v in coherence(W, D))
         eta = float(np.abs(1 - np.asarray(diagonal(W, D))).max())
         score = np.abs(np.asarray((y - D @ x) @ W)).max()
-    return s, float(score) * (1 + 1e-9), noise, Coherence(mu * (1 + 1e-9), C_W), eta
+    return s, float(score) * UP, noise, Coherence(mu * UP, C_W), eta
 
 
 def times(a: float, b: float) -> float:
-    """a b, with 0 inf = 0: a term that is absent stays absent when an error has overflowed."""
+    """a b with 0 inf = 0: an absent term stays absent after an error has overflowed."""
     return a * b if a and b else 0.0
 
 
-def _numbers(where: str, **values) -> list[float]:
-    """The values as host floats, each non-negative."""
+def host_numbers(where: str, **values: ArrayLike) -> list[float]:
+    """The values as host floats, checked to be non-negative."""
     floats = [_host(value, name, where) for name, value in values.items()]
     for name, value in zip(values, floats):
         if not value >= 0:

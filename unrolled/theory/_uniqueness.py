@@ -1,80 +1,92 @@
-"""When the codes of a chain are the only ones: by coherence (Theorems 1 and 2), and on given
-supports (equation 7).
-"""
+"""Uniqueness of the codes of a chain: by coherence (Theorems 1, 2), on supports (equation 7)."""
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import normalized, operands, unit_atoms
+from unrolled.dictionaries import Dictionary, as_chain, normalized, operands, unit_atoms
+from unrolled.theory._chains import effective, host_chain, layer_counts, measured, of_length
 from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
-from unrolled.theory._models import (
-    as_chain,
-    effective,
-    host_chain,
-    layer_counts,
-    measured,
-    of_length,
-)
-from unrolled.theory._schedules import _numbers
+from unrolled.theory._schedules import host_numbers
+
+# Singular values up to this share of the largest count as zero.
+_RANK_TOL = 1e-10
+# The same in multiples of |S_J| eps, the larger one in float32: rounding of a zero singular value.
+_RANK_ROUNDING = 16
 
 
 class Uniqueness(NamedTuple):
-    """Which layers of a chain have at most one code, and by which effective dictionary."""
+    """The layers of a chain with at most one code, and the products that certify them."""
 
-    unique: np.ndarray  # (J,) x_j is the only one; also where only a deeper layer shows it
+    unique: np.ndarray  # (J,) x_j is the only one, by itself or by a deeper layer
     # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 where no product can be measured
     bounds: np.ndarray
     slack: np.ndarray  # (J,) bounds minus the sparsities (minus their mean with counts)
-    path: np.ndarray  # (J,) the j whose D_[j,j0] gave the bound of layer j0 (j0 itself: the layer alone), 0 for none
+    # (J,) the j whose D_[j,j0] gave the bound of layer j0 (j0: the layer alone), 0 for none
+    path: np.ndarray
     l1: np.ndarray  # (J,) basis pursuit, layer after layer, finds x_1, ..., x_j
     holds: bool  # all layers are unique
 
 
 def uniqueness(
-    Ds, sparsities, *, counts=None, coherence: Callable[..., float] = mutual_coherence
+    Ds: Sequence[Dictionary],
+    sparsities: Sequence[int],
+    *,
+    counts: Sequence[int] | None = None,
+    coherence: Callable[..., ArrayLike] = mutual_coherence,
 ) -> Uniqueness:
-    r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one solution with norm(x_j, 0) <=
-    s_j, for every y.
+    r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one sparse solution, for every y.
 
-    .. math:: s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad D_{[j,j_0]} = D_j D_{j+1} \cdots D_{j_0},
+    A solution is sparse if norm(x_j, 0) <= s_j for all j. Layer j0 is certified by
 
-    for some j <= j0 whose x_{j-1} is unique certifies layer j0 (j = j0 is Theorem 1 on the layer
-    alone). A certified x_{j0} gives all x_i, i < j0, as D_[i+1,j0] x_{j0}: the unique layers are
-    the first ones, up to the deepest certified.
+    .. math::
+        s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad
+        D_{[j,j_0]} = D_j D_{j+1} \cdots D_{j_0},
 
-    For a solution in hand, `counts` are its norm(x_j, 0): it is the only one with the given
-    sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone says nothing of codes
-    with s_j nonzeros.
+    for some j <= j0 whose x_{j-1} is unique; j = j0 is Theorem 1 on the layer alone. A certified
+    x_{j0} determines all x_i = D_[i+1,j0] x_{j0}, i < j0, so the unique layers are the first ones,
+    up to the deepest certified.
 
-    The same inequality on the layers alone, for all i <= j, makes basis pursuit find x_1, ..., x_j
-    one after the other (Theorem 2, DSC_1): that is `l1`, and there is no second condition. It must
-    be strict, as a duplicate atom shows.
+    For a given solution, pass its norm(x_j, 0) as `counts`: it is the only one with the given
+    sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone does not exclude
+    other codes with s_j nonzeros.
+
+    If the inequality holds for the layers i <= j alone, basis pursuit finds x_1, ..., x_j one after
+    the other (Theorem 2, DSC_1): this is `l1`. The inequality must be strict, as a duplicate atom
+    shows.
 
     Args:
         Ds: J dictionaries with unit atoms. Their products are normalised before they are measured;
-            one with a column that vanishes, or cancels to 1e-6 of its terms, is not used.
+            a product with a column that vanishes, or cancels to 1e-6 of its terms, is not used.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j.
-        counts: J integers, the nonzeros of a solution in hand; None for any solution.
-        coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1,
-            such as the generalized coherence, which certifies more (then `l1` is the condition of
-            Juditsky and Nemirovski (2011)).
+        counts: J integers, the nonzeros of a given solution; None for any solution.
+        coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1.
+            The generalized coherence certifies more; `l1` is then the condition of Juditsky and
+            Nemirovski (2011).
 
     Raises:
-        TypeError: traced dictionaries. ValueError: shapes or lengths that do not meet, counts that
-            are negative or above d_j, atoms off unit norm.
+        TypeError: a traced dictionary.
+        ValueError: shapes or lengths that do not fit, counts that are negative or above d_j, atoms
+            off unit norm.
 
     Not claimed: that a solution exists, or that a layer without a certificate has several.
 
     Reference: Li, Feng, Zhou (2024), Theorems 1 and 2 and equation (6), corrected; Donoho, Elad
     (2003).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> found = ur.theory.uniqueness([D], sparsities=[4])
+        >>> found.bounds.tolist(), found.holds
+        ([4.5], True)
     """
     where = "uniqueness"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
@@ -86,12 +98,12 @@ def uniqueness(
 
         @functools.cache
         def mu(j: int, j0: int) -> float:
-            """Coherence of D_[j,j0], inf where a column vanishes."""
+            """Coherence of D_[j,j0], inf if a column vanishes."""
             D, norms = effective(Ds[j - 1 : j0])
             if not (norms > 0).all():
                 return math.inf
             value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
-            return _numbers(where, coherence=value)[0]
+            return host_numbers(where, coherence=value)[0]
 
         first, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
         alone = [
@@ -103,12 +115,13 @@ def uniqueness(
     return Uniqueness(unique, bounds, bounds - (counts + s) / 2, path, l1, bool(unique.all()))
 
 
-def _visit(mu: Callable, pairs, sizes) -> tuple[int, list[float], np.ndarray]:
-    """How many layers are unique (the first ones), and the least coherence and its path per layer."""
+def _visit(
+    mu: Callable[[int, int], float], pairs: np.ndarray, sizes: Sequence[int]
+) -> tuple[int, list[float], np.ndarray]:
+    """The number of unique layers (the first ones), and the least coherence and path per layer."""
     first, best, path = 0, [math.inf] * len(pairs), np.zeros(len(pairs), int)
-    for _ in range(
-        2
-    ):  # the second time every layer is measured from behind all that turned out unique
+    # The second pass starts from all the layers that the first one found unique.
+    for _ in range(2):
         for j0, (pair, d) in enumerate(zip(pairs, sizes), start=1):
             best[j0 - 1], j = min((mu(j, j0), j) for j in range(1, min(j0, first + 1) + 1))
             path[j0 - 1] = j if best[j0 - 1] < math.inf else 0
@@ -118,20 +131,24 @@ def _visit(mu: Callable, pairs, sizes) -> tuple[int, list[float], np.ndarray]:
 
 
 def _admits(mu: float, pair: int, d: int) -> bool:
-    """Two codes with `pair` nonzeros between them cannot differ: pair < 1 + 1/mu, with the guard of
-    `max_sparsity`.
+    """Whether two codes with `pair` nonzeros together must agree: pair < 1 + 1/mu.
+
+    Rounding is guarded against as in `max_sparsity`.
     """
     # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
     return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
 
 
-def bounded_counts(values, Ds, where: str, name: str = "sparsities") -> np.ndarray:
+def bounded_counts(
+    values: Sequence[int], Ds: Sequence[Dictionary], where: str, name: str = "sparsities"
+) -> np.ndarray:
     """One integer per layer, between 0 and d_j, (J,)."""
     counts = layer_counts(values, len(Ds), where, name)
     for j, (s, D) in enumerate(zip(counts, Ds), start=1):
         if s > D.shape[1]:
             raise ValueError(
-                f"{where}: {name}[{j - 1}] is {s} but D_{j} has {D.shape[1]} atoms; expected at most as many"
+                f"{where}: {name}[{j - 1}] is {s} but D_{j} has {D.shape[1]} atoms; expected at "
+                "most as many"
             )
     return counts
 
@@ -141,26 +158,26 @@ class SupportRecovery(NamedTuple):
 
     xs: tuple[Array, ...]  # x_j, (d_j,), zero off S_j
     unique: Array  # (), bool: no other codes on these supports
-    kernel_dim: Array  # (), integer: dim of the z that keep all supports, |S_J| - rank K
-    sigma_min: (
-        Array  # (), smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
-    )
+    kernel_dim: Array  # (), integer: |S_J| - rank K, the dimension of the z that keep all supports
+    # (), smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
+    sigma_min: Array
     residual: Array  # (), norm(y - D_1 x_1)
 
 
-def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
-    r"""Codes x_j on the supports S_j with y = D_1 x_1 in the least squares, and x_{j-1} = D_j x_j
-    exactly.
+def recover_on_supports(
+    y: Array, Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]]
+) -> SupportRecovery:
+    r"""Codes x_j on the supports S_j with x_{j-1} = D_j x_j, and y = D_1 x_1 in least squares.
 
     .. math::
         \min_z \|y - (D_{[1,J]})_{S_J} z\|_2 : K z = 0, \qquad
         K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
 
-    The null space of K alone does not know y: the codes are unique iff M = stack[(D_[1,J])_{S_J};
-    K] has full column rank, decided by sigma_min(M) > cut sigma_max(M) with cut = 1e-10, or 16
-    |S_J| eps of the dtype where that is larger (float32: what rounding makes of a zero singular
-    value). Where they are not, z is the solution of least norm. Solvable where `residual` is at the
-    level of rounding. An empty S_J has the one solution 0, and sigma_min = inf.
+    The codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank; the null space of K
+    alone does not involve y. The test is sigma_min(M) > cut sigma_max(M), where cut is 1e-10, or
+    16 |S_J| eps of the dtype if that is larger. If the codes are not unique, z is the solution of
+    least norm. The chain is solved exactly where `residual` is at the level of rounding. An empty
+    S_J has the one solution 0, and sigma_min = inf.
 
     Traceable in y and the dictionaries, differentiable in y; the supports are static.
 
@@ -170,35 +187,45 @@ def recover_on_supports(y: Array, Ds, supports) -> SupportRecovery:
         supports: J sequences of distinct integers in [0, d_j).
 
     Raises:
-        TypeError: supports that are traced or not integers. ValueError: shapes or lengths that do
-            not meet, indices out of range or repeated.
+        TypeError: supports that are traced or not integers.
+        ValueError: shapes or lengths that do not fit, indices out of range or repeated.
 
     Reference: Li, Feng, Zhou (2024), equation (7), completed; Aberdam, Sulam, Elad (2019).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> x = jnp.zeros(128).at[jnp.array([3, 70])].set(jnp.array([1.0, -2.0]))
+        >>> found = ur.theory.recover_on_supports(D @ x, [D], [[3, 70]])
+        >>> bool(found.unique), found.xs[0][jnp.array([3, 70])].round(3).tolist()
+        (True, [1.0, -2.0])
     """
     where = "recover_on_supports"
     Ds = as_chain(Ds, where)
     supports = as_supports(supports, Ds, where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     dtype = y.dtype
-    # no singular values in half precision
+    # JAX has no singular value decomposition in half precision.
     wide = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
     with jax.default_matmul_precision("highest"):
         E, K = constraints(_checks.cast(Ds, wide), supports)
         spectrum = singular_values(E[0], K)
-        z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), _cut(spectrum))
+        z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), rank_cut(spectrum))
         residual = jnp.linalg.norm(y.astype(wide) - E[0] @ z)
     xs = [_on(S, A @ z) for S, A in zip(supports, E[1:])]
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
-    unique = sigma_min > _cut(spectrum)
+    unique = sigma_min > rank_cut(spectrum)
     return SupportRecovery(
         *_checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype)
     )
 
 
-def constraints(Ds, supports) -> tuple[list[Array], Array]:
-    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, with a row for every entry that a
-    support forbids.
+def constraints(
+    Ds: Sequence[Dictionary], supports: Sequence[np.ndarray]
+) -> tuple[list[Array], Array]:
+    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K.
+
+    K has one row for every entry of a code that its support forbids.
     """
     E, columns = [], jnp.eye(Ds[-1].shape[1], dtype=Ds[-1].dtype)[:, supports[-1]]
     for D in reversed(Ds):
@@ -209,7 +236,7 @@ def constraints(Ds, supports) -> tuple[list[Array], Array]:
 
 
 def singular_values(A: Array, K: Array) -> Array:
-    """Those of M = stack[A; K], falling, one per column: 0 in place of those that a wide M lacks."""
+    """Singular values of M = stack[A; K] in descending order, padded by 0 to one per column."""
     k = A.shape[1]
     values = jnp.linalg.svd(jnp.concatenate([A, _triangle(K)]), compute_uv=False)[:k]
     lacking = max(0, k - len(A) - len(K))
@@ -217,19 +244,19 @@ def singular_values(A: Array, K: Array) -> Array:
 
 
 def _triangle(K: Array) -> Array:
-    """R, (k, k), with R'R = K'K."""
+    """The triangular factor R of K, (k, k), with R'R = K'K."""
     k = K.shape[1]
     return jnp.linalg.qr(jnp.pad(K, ((0, max(0, k - len(K))), (0, 0))), mode="r")
 
 
-def _cut(spectrum: Array) -> Array:
-    """Singular values up to this count as zero."""
-    eps = float(jnp.finfo(spectrum.dtype).eps)
-    return max(1e-10, 16 * len(spectrum) * eps) * jnp.max(spectrum, initial=0.0)
+def rank_cut(spectrum: Array) -> Array:
+    """Singular values up to this one count as zero."""
+    rounding = _RANK_ROUNDING * len(spectrum) * float(jnp.finfo(spectrum.dtype).eps)
+    return max(_RANK_TOL, rounding) * jnp.max(spectrum, initial=0.0)
 
 
 def _constrained_least_squares(A: Array, K: Array, y: Array, cut: Array) -> tuple[Array, Array]:
-    """The z of least norm among the minimisers of norm(y - A z) with K z = 0, and dim null(K)."""
+    """The minimiser z of norm(y - A z) with K z = 0 of least norm, and dim null(K)."""
     _, values, V = jnp.linalg.svd(_triangle(K))
     null = values <= cut
     N = jnp.where(null[None, :], V.T, 0)
@@ -239,11 +266,13 @@ def _constrained_least_squares(A: Array, K: Array, y: Array, cut: Array) -> tupl
 
 
 def _on(support: np.ndarray, x: Array) -> Array:
-    """x with its entries off the support, which are rounding, set to zero."""
+    """x with its entries off the support, which are mere rounding, set to zero."""
     return jnp.where(np.isin(np.arange(len(x)), support), x, 0)
 
 
-def as_supports(supports, Ds, where: str) -> list[np.ndarray]:
+def as_supports(
+    supports: Sequence[ArrayLike | Sequence[int]], Ds: Sequence[Dictionary], where: str
+) -> list[np.ndarray]:
     """J arrays of distinct indices, each into the code of its layer."""
     of_length(supports, "supports", len(Ds), where)
     if not _checks.is_concrete(supports):
@@ -253,12 +282,14 @@ def as_supports(supports, Ds, where: str) -> list[np.ndarray]:
         S = np.asarray(support)
         if S.size and not np.issubdtype(S.dtype, np.integer):
             raise TypeError(
-                f"{where}: S_{j} has dtype {S.dtype}; expected integers, or try np.flatnonzero(mask)"
+                f"{where}: S_{j} has dtype {S.dtype}; expected integers, or try "
+                "np.flatnonzero(mask)"
             )
         S, d = S.astype(int), D.shape[1]
         if S.ndim != 1 or (S < 0).any() or (S >= d).any() or len(np.unique(S)) < len(S):
             raise ValueError(
-                f"{where}: S_{j} is {S.tolist()}; expected distinct indices in [0, {d}), one dimension"
+                f"{where}: S_{j} is {S.tolist()}; expected distinct indices in [0, {d}), one "
+                "dimension"
             )
         arrays.append(S)
     return arrays

@@ -3,36 +3,61 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import widened
-from unrolled.dictionaries import Structured, as_dictionary, column_norms, dense, nonzero_atoms
+from unrolled.dictionaries import (
+    Dictionary,
+    Structured,
+    as_dictionary,
+    column_norms,
+    dense,
+    nonzero_atoms,
+)
 from unrolled.theory._coherence import _refuse_cut_atoms
 
+# A ridge below this part of the mean squared singular value acts as none: rounding would decide
+# what S does outside the span of D.
+_LEAST_RIDGE = 1e-9
 
-def frobenius_weights(D, ridge: float = 0.0):
-    r"""W with w_i . d_i = 1 and the least norm(W'D, "fro"), in closed form: w_i = S^+ d_i / (d_i'
-    S^+ d_i), S = D D'.
 
-    A `ridge` regularises for noise: S = D D' + ridge I minimises norm(W'D, "fro")^2 + ridge norm(W,
-    "fro")^2. For codes of variance v and white noise of variance sigma^2 per entry, ridge = sigma^2
-    / v weighs both as they come; ridge -> inf is W = D.
+def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
+    r"""The weights W of least norm(W'D, "fro") with w_i . d_i = 1, in closed form.
 
-    Any rank of D is handled by the pseudo-inverse. For a shift-invariant `Conv` the same formula
-    holds on one window of the signal, where S collects every shift of every filter: one small
-    system for the whole bank, and W is a `Conv` (optimal among shared filters of the same support;
-    border effects are not used). Other structured dictionaries are made dense. Traceable, and
-    differentiable in D. The maximal coherence mu_W may exceed that of D (`coherence` tells).
+    .. math:: w_i = S^+ d_i / (d_i' S^+ d_i), \qquad S = D D' + ridge \, I.
+
+    With a ridge, W minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, which regularises for
+    noise: for codes of variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 /
+    v weighs interference and noise by their variances. As ridge -> inf, W tends to D.
+
+    The pseudo-inverse handles any rank of D. For a shift-invariant `Conv` the same formula holds on
+    one window of the signal, where S collects every shift of every filter: one small system for the
+    whole bank, and W is a `Conv` (optimal among shared filters of the same support; border effects
+    are not used). Other structured dictionaries are made dense, unless they define `closed_form`.
+    Traceable, and differentiable in D.
+
+    Args:
+        D: (m, d), atoms of any norm but 0.
+        ridge: non-negative, in the units of D^2.
 
     Returns:
         W, (m, d): an array, or a `Conv` for a `Conv` whose atoms are shifts of each other (on a
-        circle the stride must divide the signal and the kernel fit into it).
+        circle the stride must divide the signal and the kernel must fit into it).
 
     Raises:
-        ValueError: a zero atom, a negative ridge, or a `Conv` with cut border atoms.
+        ValueError: a zero atom, a negative ridge, or a `Conv` whose border atoms are cut.
+
+    Not claimed: a small mu_W. It may exceed the coherence of D; `coherence` computes it.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (16), solved exactly.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
+        >>> W = ur.theory.frobenius_weights(D)
+        >>> bool(jnp.linalg.norm(W.T @ D) < jnp.linalg.norm(D.T @ D))
+        True
     """
     D = as_dictionary(D, "frobenius_weights")
     nonzero_atoms(column_norms(D), "frobenius_weights")
@@ -47,21 +72,25 @@ def frobenius_weights(D, ridge: float = 0.0):
         if _is_zero(ridge):
             return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
         ridge = jnp.asarray(ridge, D.dtype)
-        # below, rounding decides what lies outside the span: as without
-        least = 1e-9 * jnp.sum(D**2) / min(D.shape)
+        least = _LEAST_RIDGE * jnp.sum(D**2) / min(D.shape)
         S = D @ D.T + jnp.maximum(ridge, least) * jnp.eye(len(D), dtype=D.dtype)
         W = jnp.where(ridge > least, jnp.linalg.solve(S, D), jnp.linalg.pinv(D).T)
         return _unit_diagonal(W, D).astype(dtype)
 
 
-def pseudo_inverse(D) -> Array:
-    """D^+, (d, m), in the dtype of D."""
+def pseudo_inverse(D: Dictionary) -> Array:
+    """D^+, (d, m), in the dtype of D.
+
+    Example:
+        >>> ur.theory.pseudo_inverse(jnp.array([[2.0], [0.0]])).tolist()
+        [[0.5, 0.0]]
+    """
     A = dense(D)
     with jax.default_matmul_precision("highest"):
         return jnp.linalg.pinv(widened(A)).astype(A.dtype)
 
 
-def _is_zero(ridge) -> bool:
+def _is_zero(ridge: ArrayLike) -> bool:
     return _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
 
 

@@ -1,0 +1,66 @@
+"""Activations with the constants that the theory needs, and the shrinkages built from them.
+
+An activation rho replaces ReLU inside shrinkage. The theory of general activations (Theorems 9, 10
+and 15) uses only a few numbers of it: how steep and how large its tail is on x <= 0, and how far it
+is from ReLU. They are fields of `Activation`, next to the function itself.
+"""
+
+from unrolled.activations._activation import (
+    Activation,
+    celu,
+    compose,
+    elu,
+    gelu,
+    gelu_tanh,
+    hard_swish,
+    leaky_relu,
+    mish,
+    relu,
+    scale,
+    selu,
+    silu,
+    softplus,
+)
+from unrolled.activations._names import (
+    NAMED,
+    by_name,
+    describe,
+    from_description,
+)
+from unrolled.activations._thresholds import (
+    firm_threshold,
+    hard_threshold,
+    kth_largest,
+    nonnegative_threshold,
+    select_support,
+    shrink,
+    soft_threshold,
+)
+
+__all__ = [
+    "Activation",
+    "NAMED",
+    "by_name",
+    "celu",
+    "compose",
+    "describe",
+    "elu",
+    "firm_threshold",
+    "from_description",
+    "gelu",
+    "gelu_tanh",
+    "hard_swish",
+    "hard_threshold",
+    "kth_largest",
+    "leaky_relu",
+    "mish",
+    "nonnegative_threshold",
+    "relu",
+    "scale",
+    "select_support",
+    "selu",
+    "shrink",
+    "silu",
+    "soft_threshold",
+    "softplus",
+]

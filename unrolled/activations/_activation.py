@@ -1,0 +1,295 @@
+"""Scalar activations with their constants, and the ways to make new ones from them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from unrolled import _checks
+from unrolled._checks import Array
+
+# Iterated suprema are raised by this part, above the rounding of the few steps that find them.
+_ROUNDED_UP = 1e-7
+
+
+# Module-level functions of our own, since those of jax.nn cannot be pickled.
+def _relu(x):
+    return jax.nn.relu(x)
+
+
+@dataclass(frozen=True, repr=False)
+class Activation:
+    r"""A scalar activation rho and its constants; hashable and equal by value.
+
+    It can be a static argument of `jit` without retracing. The constants are upper bounds; for the
+    activations of this module they are the exact suprema, rounded up. Write h for rho on the tail
+    x <= 0.
+
+    Attributes:
+        name: shown in tables and messages, and as `repr`.
+        tail_lipschitz: L_h, the Lipschitz constant of h.
+        tail_sup: beta = sup abs(h).
+        tail_oscillation: sup h - inf h.
+        relu_gap: sup over the whole line of abs(rho - relu).
+        function: called as `function(x, *parameters)`; give a module-level function, not a lambda.
+        parameters: hashable arguments of `function`.
+        line_oscillation: sup - inf of rho - relu over the whole line (at most twice `relu_gap`).
+        identity_on_positives: rho(x) = x for x >= 0, the hypothesis of Theorems 9 and 15.
+        nonpositive_tail: rho(x) <= 0 for x <= 0; without it composing does not shrink the tail.
+
+    Example:
+        >>> rho = ur.activations.elu(0.5)
+        >>> rho, rho.tail_sup, float(rho(jnp.float32(2.0)))
+        (elu(0.5), 0.5, 2.0)
+    """
+
+    name: str
+    tail_lipschitz: float
+    tail_sup: float
+    tail_oscillation: float
+    relu_gap: float
+    function: Callable[..., Array] = _relu
+    parameters: tuple = ()
+    line_oscillation: float = math.inf
+    identity_on_positives: bool = False
+    nonpositive_tail: bool = False
+
+    def __call__(self, x: Array) -> Array:
+        return self.function(x, *self.parameters)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
+    """An activation whose tail and distance from ReLU keep one sign: oscillation = supremum."""
+    return Activation(
+        name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
+    )
+
+
+def _leaky_relu(x, slope):
+    return jax.nn.leaky_relu(x, slope)
+
+
+def _elu(x, alpha):
+    return jax.nn.elu(x, alpha)
+
+
+def _celu(x, alpha):
+    return jax.nn.celu(x, alpha)
+
+
+def _selu(x):
+    return jax.nn.selu(x)
+
+
+def _silu(x):
+    return jax.nn.silu(x)
+
+
+def _gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _mish(x):
+    return jax.nn.mish(x)
+
+
+def _softplus(x):
+    return jax.nn.softplus(x)
+
+
+def _hard_swish(x):
+    return jax.nn.hard_swish(x)
+
+
+relu = _one_signed("relu", _relu, lipschitz=0.0, sup=0.0, gap=0.0, exact=True)
+silu = _one_signed("silu", _silu, lipschitz=0.5, sup=0.27846455, gap=0.27846455)
+gelu = _one_signed("gelu", _gelu, lipschitz=0.5, sup=0.16997121, gap=0.16997121)
+gelu_tanh = _one_signed("gelu_tanh", _gelu_tanh, lipschitz=0.5, sup=0.17004076, gap=0.17004076)
+mish = _one_signed("mish", _mish, lipschitz=0.6, sup=0.30884342, gap=0.30884342)
+softplus = _one_signed("softplus", _softplus, lipschitz=0.5, sup=0.69314719, gap=0.69314719)
+hard_swish = _one_signed("hard_swish", _hard_swish, lipschitz=0.5, sup=0.375, gap=0.375)
+# SELU has slope 1.0507 on x > 0, so no scaling brings it near ReLU; selu(k x) / (1.0507 k) is
+# scale(elu(1.6732632423543772), k).
+selu = Activation("selu", 1.7580994, 1.7580994, 1.7580994, math.inf, _selu)
+
+
+def _parameter(
+    value: float, name: str, where: str, *, most: float = math.inf, positive: bool = False
+) -> float:
+    value = float(value)
+    if not (0 < value if positive else 0 <= value) or not value <= most or not math.isfinite(value):
+        bounds = f"{'above' if positive else 'at least'} 0" + (
+            f" and at most {most:g}" if most < math.inf else ""
+        )
+        raise ValueError(f"{where}: {name} must be {bounds}, got {value}")
+    return value
+
+
+def leaky_relu(slope: float) -> Activation:
+    """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
+
+    Raises:
+        ValueError: slope outside [0, 1].
+
+    Example:
+        >>> ur.activations.leaky_relu(0.1)(jnp.array([-10.0, 10.0])).tolist()
+        [-1.0, 10.0]
+    """
+    slope = _parameter(slope, "slope", "leaky_relu", most=1.0)
+    unbounded = math.inf if slope else 0.0
+    return _one_signed(
+        f"leaky_relu({slope:g})",
+        _leaky_relu,
+        (slope,),
+        lipschitz=slope,
+        sup=unbounded,
+        gap=unbounded,
+        exact=True,
+    )
+
+
+def elu(alpha: float = 1.0) -> Activation:
+    """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 requires alpha < 1.
+
+    Raises:
+        ValueError: alpha negative, infinite or NaN.
+
+    Example:
+        >>> ur.activations.elu(0.5).tail_lipschitz
+        0.5
+    """
+    alpha = _parameter(alpha, "alpha", "elu")
+    return _one_signed(
+        f"elu({alpha:g})", _elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
+    )
+
+
+def celu(alpha: float = 1.0) -> Activation:
+    """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha.
+
+    Raises:
+        ValueError: alpha not positive, infinite or NaN.
+
+    Example:
+        >>> ur.activations.celu(0.5).tail_lipschitz, ur.activations.celu(0.5).tail_sup
+        (1.0, 0.5)
+    """
+    alpha = _parameter(alpha, "alpha", "celu", positive=True)
+    return _one_signed(
+        f"celu({alpha:g})", _celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
+    )
+
+
+def _scaled(x, act, k):
+    return act(x * k) / k
+
+
+def scale(act: Activation, k: float) -> Activation:
+    """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay.
+
+    Args:
+        act: rho.
+        k: positive and finite.
+
+    Raises:
+        TypeError: act is not an `Activation`. ValueError: k out of range.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 10.
+
+    Example:
+        >>> ur.activations.scale(ur.activations.softplus, 100.0).relu_gap < 0.007
+        True
+    """
+    _has_constants(act, "scale")
+    k = _parameter(k, "k", "scale", positive=True)
+    return Activation(
+        f"scale({act.name}, {k:g})",
+        act.tail_lipschitz,
+        act.tail_sup / k,
+        act.tail_oscillation / k,
+        act.relu_gap / k,
+        _scaled,
+        (act, k),
+        act.line_oscillation / k,
+        act.identity_on_positives,
+        act.nonpositive_tail,
+    )
+
+
+def _has_constants(act, where: str) -> None:
+    if not isinstance(act, Activation):
+        raise TypeError(f"{where}: expected an Activation, whose constants are known; got {act!r}")
+
+
+def _composed(x, act, times):
+    for _ in range(times):
+        x = act(x)
+    return x
+
+
+def compose(act: Activation, times: int) -> Activation:
+    r"""rho applied `times` times, the rho^m of Theorem 9; `scale` shrinks the tail at less cost.
+
+    The constants are valid upper bounds, not always exact. If rho(x) = x on x >= 0 and h <= 0, the
+    tail of rho^m is at most min(beta, L_h^(m-1) beta) and L_h^m-Lipschitz; if h is also monotone
+    (ELU, CELU), its supremum is found by iterating from -beta. Otherwise
+    relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and 1-Lipschitz.
+
+    Args:
+        act: rho.
+        times: m, at least 1.
+
+    Raises:
+        TypeError: act is not an `Activation`, or times is not an integer.
+        ValueError: times below 1.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 9.
+
+    Example:
+        >>> rho = ur.activations.elu(0.5)
+        >>> [round(ur.activations.compose(rho, m).tail_sup, 3) for m in (1, 2, 3)]
+        [0.5, 0.197, 0.089]
+    """
+    _has_constants(act, "compose")
+    m = _checks.as_index(times, "times", "compose", least=1)
+    if m == 1:
+        return act
+    gap = m * act.relu_gap
+    lipschitz, sup, oscillation, line = math.inf, gap, 2 * gap, 2 * gap
+    if act.identity_on_positives and act.nonpositive_tail:
+        lipschitz = act.tail_lipschitz**m
+        sup = _iterated_sup(act, m)
+        gap = line = oscillation = sup
+    return Activation(
+        f"compose({act.name}, {m})",
+        lipschitz,
+        sup,
+        oscillation,
+        gap,
+        _composed,
+        (act, m),
+        line,
+        act.identity_on_positives,
+        act.nonpositive_tail,
+    )
+
+
+def _iterated_sup(act: Activation, m: int) -> float:
+    """sup abs(h^m): beta_{k+1} = abs(h(-beta_k)) for monotone tails, else min(1, L) beta_k."""
+    sup = act.tail_sup
+    for _ in range(m - 1):
+        if act.function is _elu:
+            sup = -act.parameters[0] * math.expm1(-sup)
+        elif act.function is _celu:
+            sup = -act.parameters[0] * math.expm1(-sup / act.parameters[0])
+        else:
+            sup = min(1.0, act.tail_lipschitz) * sup
+    return sup * (1 + _ROUNDED_UP) if math.isfinite(sup) else sup

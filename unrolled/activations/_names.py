@@ -1,0 +1,149 @@
+"""Activations by name, and in a form that JSON can hold."""
+
+from collections.abc import Callable
+
+import jax
+
+from unrolled._checks import Array
+from unrolled.activations._activation import (
+    Activation,
+    _celu,
+    _composed,
+    _elu,
+    _leaky_relu,
+    _scaled,
+    celu,
+    compose,
+    elu,
+    gelu,
+    gelu_tanh,
+    hard_swish,
+    leaky_relu,
+    mish,
+    relu,
+    scale,
+    selu,
+    silu,
+    softplus,
+)
+
+# Names that configurations and files may use; an activation of a user's own may be added.
+NAMED = {
+    "relu": relu,
+    "leaky_relu": leaky_relu(0.01),
+    "elu": elu(),
+    "celu": celu(),
+    "selu": selu,
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "mish": mish,
+    "softplus": softplus,
+    "hard_swish": hard_swish,
+}
+
+# Functions of JAX, with their default arguments, and the activations that know their constants.
+_TWINS = (
+    (jax.nn.relu, relu),
+    (jax.nn.leaky_relu, NAMED["leaky_relu"]),
+    (jax.nn.elu, NAMED["elu"]),
+    (jax.nn.celu, NAMED["celu"]),
+    (jax.nn.selu, selu),
+    (jax.nn.silu, silu),
+    (jax.nn.swish, silu),
+    (jax.nn.gelu, gelu_tanh),  # approximate=True is the default of JAX
+    (jax.nn.mish, mish),
+    (jax.nn.softplus, softplus),
+    (jax.nn.hard_swish, hard_swish),
+    (jax.nn.hard_silu, hard_swish),
+)
+
+# Factories by the function of the activations that they make: their arguments are its parameters.
+_FACTORIES = {
+    _leaky_relu: leaky_relu,
+    _elu: elu,
+    _celu: celu,
+    _scaled: scale,
+    _composed: compose,
+}
+
+
+def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The activation of that name; a function of `jax.nn` that has a twin here becomes the twin.
+
+    Any other callable is returned as it is, an activation too.
+
+    Raises:
+        ValueError: `NAMED` has no such name (the message lists those it has).
+        TypeError: `name` is neither a string nor callable.
+
+    Example:
+        >>> ur.activations.by_name("elu"), ur.activations.by_name(jax.nn.silu)
+        (elu(1), silu)
+    """
+    if isinstance(name, str):
+        if name not in NAMED:
+            raise ValueError(
+                f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
+            )
+        return NAMED[name]
+    if not callable(name):
+        raise TypeError(
+            f"activation: expected an Activation or a function, got {type(name).__name__}"
+        )
+    return next((twin for function, twin in _TWINS if function is name), name)
+
+
+def describe(activation: Callable[[Array], Array]) -> str | list:
+    """A form of an activation that JSON can hold; `from_description` turns it back, exactly.
+
+    It is the name in `NAMED`, or the name of a factory with its arguments. An activation of your
+    own needs a name in `NAMED`, when it is described and when it is read.
+
+    Raises:
+        TypeError: the activation has no name in `NAMED` and comes from none of the factories.
+
+    Example:
+        >>> rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.9), 3), 5.0)
+        >>> ur.activations.describe(rho)
+        ['scale', ['compose', ['elu', 0.9], 3], 5.0]
+    """
+    for name, known in NAMED.items():
+        if known == activation:
+            return name
+    factory = _FACTORIES.get(activation.function) if isinstance(activation, Activation) else None
+    if factory is not None and factory(*activation.parameters) == activation:
+        return [
+            factory.__name__,
+            *(describe(p) if callable(p) else p for p in activation.parameters),
+        ]
+    raise TypeError(
+        f"activation: {activation!r} has no name; add it to activations.NAMED under a name"
+    )
+
+
+def from_description(form: str | list) -> Callable[[Array], Array]:
+    """The activation that `describe` gave this form of; names are looked up, never evaluated.
+
+    Raises:
+        ValueError: an unknown name, or arguments that its factory does not take.
+
+    Example:
+        >>> ur.activations.from_description(["scale", "silu", 5.0])
+        scale(silu, 5)
+    """
+    if isinstance(form, str):
+        return by_name(form)
+    factories = {factory.__name__: factory for factory in _FACTORIES.values()}
+    name, *arguments = form if isinstance(form, (list, tuple)) and form else (None,)
+    if not isinstance(name, str) or name not in factories:
+        raise ValueError(
+            f"activation: unknown form {form!r}; expected a name or [factory, *arguments] with one "
+            f"of {', '.join(factories)}"
+        )
+    try:
+        return factories[name](
+            *(from_description(a) if isinstance(a, (str, list, tuple)) else a for a in arguments)
+        )
+    except TypeError as error:
+        raise ValueError(f"activation: cannot read {form!r}: {error}") from error

@@ -1,0 +1,194 @@
+"""Shrinkage by two activations, the other thresholds, and support selection."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled._numbers import widened
+from unrolled.activations._activation import relu
+
+
+def shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = relu) -> Array:
+    r"""Shrinkage by two activations: rho(v - theta) - rho(-v - theta).
+
+    With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the
+    kink. Its derivative is read off the result, in forward and reverse mode and at any order, so
+    that a backward pass stores nothing but x.
+
+    Args:
+        v: any shape.
+        theta: threshold, broadcast against `v`; non-negative.
+        activation: rho.
+
+    Returns:
+        The shape of v and theta, broadcast.
+
+    Raises:
+        ValueError: a known theta is negative or NaN. A traced one is not checked: theta < 0 expands
+            instead of shrinking.
+
+    Reference: Li, Feng, Zhou (2024), equations (20) and (33).
+
+    Example:
+        >>> ur.shrink(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [-2.0, 0.0, 1.0]
+    """
+    _checks.nonnegative(theta, "theta", "shrink")
+    if activation == relu:
+        return _soft(v, jnp.asarray(theta, jnp.result_type(v, theta)))
+    return activation(v - theta) - activation(-v - theta)
+
+
+@jax.custom_jvp
+def _soft(v: Array, theta: Array) -> Array:
+    return jax.nn.relu(v - theta) - jax.nn.relu(-v - theta)
+
+
+@_soft.defjvp
+def _soft_jvp(primals, tangents):
+    dv, dtheta = tangents
+    x = _soft(*primals)
+    return x, jnp.where(x != 0, dv - jnp.sign(x) * dtheta, jnp.zeros_like(x))
+
+
+def soft_threshold(v: Array, theta: ArrayLike) -> Array:
+    """sign(v) max(abs(v) - theta, 0), the proximal map of theta norm(x, 1); see `shrink`.
+
+    Example:
+        >>> ur.soft_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [-2.0, 0.0, 1.0]
+    """
+    return shrink(v, theta)
+
+
+def hard_threshold(v: Array, theta: ArrayLike) -> Array:
+    """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0).
+
+    Raises:
+        ValueError: a known theta is negative or NaN.
+
+    Example:
+        >>> ur.activations.hard_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [-3.0, 0.0, 2.0]
+    """
+    _checks.nonnegative(theta, "theta", "hard_threshold")
+    return jnp.where(jnp.abs(v) > theta, v, jnp.zeros_like(v))
+
+
+def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
+    """0 up to theta, v from `upper` on, linear in between; the soft threshold as upper -> inf.
+
+    Raises:
+        ValueError: known thresholds without 0 <= theta < upper.
+
+    Reference: Gao, Bruce (1997).
+
+    Example:
+        >>> ur.activations.firm_threshold(jnp.array([0.5, 2.0, 3.0]), 1.0, 3.0).tolist()
+        [0.0, 1.5, 3.0]
+    """
+    _checks.nonnegative(theta, "theta", "firm_threshold")
+    if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
+        raise ValueError(
+            f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
+        )
+    between = jax.nn.relu(jnp.abs(v) - theta) / (1 - theta / upper)  # also for upper = inf
+    return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
+
+
+def nonnegative_threshold(
+    v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = relu
+) -> Array:
+    """rho(v - theta): a CNN's biased ReLU, the proximal map of theta norm(x, 1) on x >= 0.
+
+    Raises:
+        ValueError: a known theta is negative or NaN.
+
+    Example:
+        >>> ur.activations.nonnegative_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [0.0, 0.0, 1.0]
+    """
+    _checks.nonnegative(theta, "theta", "nonnegative_threshold")
+    return activation(v - theta)
+
+
+def select_support(
+    v: Array, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array] = relu
+) -> Array:
+    r"""Shrinkage that passes the largest entries unshrunk: the support selection of LISTA-CPSS.
+
+    An entry passes if it exceeds theta and is one of the round(fraction d) largest magnitudes. The
+    comparison with the next magnitude is strict, so that ties with it are shrunk. The selection
+    carries no gradient.
+
+    Args:
+        v: (d,).
+        theta: () or (d,), non-negative.
+        fraction: share of the entries, in [0, 1]; may be traced.
+        activation: rho of the shrinkage.
+
+    Returns:
+        (d,).
+
+    Raises:
+        ValueError: a known fraction is outside [0, 1], or a known theta is negative or NaN.
+
+    Reference: Chen, Liu, Wang, Yin (2018), section 2.3.
+
+    Example:
+        >>> ur.activations.select_support(jnp.array([-3.0, 0.5, 2.0, 1.5]), 1.0, 0.5).tolist()
+        [-3.0, 0.0, 2.0, 0.5]
+    """
+    if _checks.is_concrete(fraction) and not 0 <= float(fraction) <= 1:
+        raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
+    d = v.shape[-1]
+    magnitude = lax.stop_gradient(jnp.abs(v))
+    count = jnp.round(jnp.asarray(fraction, jnp.float32) * d).astype(jnp.int32)
+    # For count = d there is no next magnitude, and every entry that exceeds theta passes.
+    border = jnp.where(
+        count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), -jnp.ones((), v.dtype)
+    )
+    passes = (magnitude > border) & (magnitude > lax.stop_gradient(theta))
+    return jnp.where(passes, v, shrink(v, theta, activation))
+
+
+def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
+    r"""The k-th largest of non-negative numbers, exactly, by a binary search over the bit pattern.
+
+    Non-negative floats are ordered as their bits are, so the answer is built bit by bit from the
+    top: a bit stays if at least k entries are no smaller. About 30 passes of compare-and-count,
+    many times faster than a sort.
+
+    Args:
+        magnitude: (d,), non-negative.
+        k: integer in 1..d; may be traced.
+
+    Returns:
+        (), in the dtype of `magnitude`.
+
+    Example:
+        >>> float(ur.activations.kth_largest(jnp.array([3.0, 1.0, 2.0]), 2))
+        2.0
+    """
+    narrow, magnitude = magnitude.dtype, widened(magnitude)
+    dtype, k = magnitude.dtype, jnp.asarray(k).astype(jnp.int32)
+    bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)
+    # Floats are summed faster than integers, and exactly up to 2^24.
+    count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32
+
+    def keep(i, found):
+        trial = found | (jnp.ones_like(found) << (dtype.itemsize * 8 - 2 - i))
+        count = jnp.sum((bits >= trial).astype(count_dtype))
+        return jnp.where(count >= k.astype(count_dtype), trial, found)
+
+    # i is an int32 index; in the dtype of `bits` the shift needs no promotion.
+    found = lax.fori_loop(
+        0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0
+    )
+    return lax.bitcast_convert_type(found, dtype).astype(narrow)

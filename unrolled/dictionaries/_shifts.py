@@ -1,0 +1,42 @@
+"""What the shifts of a filter bank have in common: inner products, and weights from one window."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from unrolled._checks import Array
+from unrolled._numbers import widened
+from unrolled.dictionaries._base import Structured, dense
+
+
+def corner_products(W: Structured, D: Structured) -> tuple[Array, Array]:
+    """w_i . d_j for the corner atoms i of `Conv.corner_codes`, and the mask of i = j."""
+    codes = D.corner_codes()
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
+
+
+def window_weights(D: Structured, ridge: ArrayLike) -> Structured:
+    """The closed form of `theory.frobenius_weights` on one window as long as the kernel.
+
+    S = A A' collects the atoms that meet the window, cut to it, as columns of A: one small system
+    for the whole bank.
+    """
+    whole = D.local(2)
+    # Any window of a circle; under "valid" the middle one, which every shift meets.
+    start = (
+        (0,) * len(D.kernel)
+        if whole is D
+        else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.kernel))
+    )
+    window = (slice(None), *(slice(s, s + n) for s, n in zip(start, D.kernel)))
+    A = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
+    A, filters = widened(A), widened(D.filters.reshape(D.filters.shape[0], -1).T)
+    with jax.default_matmul_precision("highest"):
+        S = A @ A.T
+        S = S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
+        W = jnp.linalg.pinv(S, hermitian=True) @ filters
+        W = W / jnp.sum(W * filters, axis=0, keepdims=True)
+    return replace(D, filters=W.T.reshape(D.filters.shape).astype(D.filters.dtype))

@@ -1,0 +1,191 @@
+"""The linear programs of generalized coherence, one per atom: solved, certified, and cached."""
+
+import hashlib
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from unrolled import linear_programs as lp
+
+# A coherence of zero has no relative gap: absolute gaps and products up to this are rounding.
+ROUNDING = 1e-12
+# Iterations of the first-order method. On a Gaussian dictionary of 250 x 500, 200 leave about six
+# pivots per atom. For the maximum alone few atoms are finished, so fewer iterations pay off.
+_ITERATIONS = 200
+_ITERATIONS_FOR_MAXIMUM = 60
+# Atoms with sqrt(h (1 - h)) below this, h their leverage, have programs of their own.
+_NEARLY_INDEPENDENT = 1e-3
+# A v that misses its atom by more than this bounds nothing.
+_MISSED = 1e-11
+# What numpy and zipfile raise on an absent or damaged file.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+
+Progress = Callable[[int, int], None]
+# (primal, dual, tried) -> index of the next program to finish, None to stop
+Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], int | None]
+
+
+def solve_atoms(
+    A: np.ndarray,
+    *,
+    chosen: np.ndarray,
+    tol: float,
+    choose: Choice | None,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """upper (n,), lower (n,), W (m, n) and V (d, n) of the chosen atoms, in float64."""
+    A = np.asarray(A, np.float64)
+    (m, d), n = A.shape, len(chosen)
+    W, V = np.zeros((m, n)), np.zeros((d, n))
+    if not np.isfinite(A).all() or not np.abs(A).max(0).all():
+        return np.full(n, np.inf), np.zeros(n), W, V
+    whitened = lp.whiten(A)
+    alone, nearly = _independent(whitened.Q)
+    # p_k . a_k = 1 and p_k . a_j = 0 for independent atoms k
+    P = whitened.lift @ whitened.Q[:, alone]
+    rest, own = np.flatnonzero(~alone), ~alone[chosen] & ~nearly[chosen]
+    W[:, alone[chosen]] = P[:, np.searchsorted(np.flatnonzero(alone), chosen[alone[chosen]])]
+    if own.any():
+        found = lp.basis_pursuit(
+            lp.whiten(A[:, rest]) if alone.any() else whitened,
+            A[:, chosen[own]],
+            banned=np.searchsorted(rest, chosen[own]),
+            tol=tol,
+            choose=choose,
+            iterations=_ITERATIONS_FOR_MAXIMUM if quick else _ITERATIONS,
+            progress=progress,
+        )
+        W[:, own], V[np.ix_(rest, own)] = found.Z, found.V
+    for k in np.flatnonzero(nearly[chosen]):
+        others = rest[rest != chosen[k]]
+        W[:, k], V[others, k] = _apart(A[:, chosen[k]], A[:, others], tol)
+    W -= P @ (A[:, alone].T @ W * ~alone[chosen])
+    W, upper = certified(A, W, chosen)
+    plain, mu = certified(A, A[:, chosen], chosen)
+    W, upper = np.where(mu < upper, plain, W), np.minimum(mu, upper)
+    return upper, np.minimum(_lower_bounds(A, whitened, V, chosen), upper), W, V
+
+
+def _independent(Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the atoms that are independent of the others, and of those that nearly are.
+
+    Both have a small sqrt(h (1 - h)), where h is the leverage. It is computed as the norm of the
+    products with the other atoms, which is accurate to eps; 1 - h itself would cancel.
+    """
+    ties = np.abs(Q.T @ Q)
+    np.fill_diagonal(ties, 0)
+    ties = np.linalg.norm(ties, axis=0)
+    return ties < ROUNDING, (ties >= ROUNDING) & (ties < _NEARLY_INDEPENDENT)
+
+
+def _apart(atom: np.ndarray, others: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """w and v of one nearly independent atom, by a program of its own.
+
+    What the other atoms leave of it would be lost in the rounding of the shared program.
+    """
+    found = lp.basis_pursuit(lp.whiten(others), atom[:, None], tol=tol)
+    z, v = found.Z[:, 0], found.V[:, 0]
+    missed = atom - others @ v
+    # If the others cannot represent the atom, the remainder is orthogonal to them.
+    return (missed, np.zeros_like(v)) if np.linalg.norm(missed) > ROUNDING else (z, v)
+
+
+def _lower_bounds(
+    A: np.ndarray, whitened: lp.Whitened, V: np.ndarray, chosen: np.ndarray
+) -> np.ndarray:
+    r"""Lower bounds (1 - sqrt(d) |rho|) / |v|_1, 0 for a v that misses its atom.
+
+    rho is what v misses, in whitened coordinates. Every relevant w has |w| <= sqrt(d) there, since
+    |w|^2 is the sum over j of (w . a_j)^2, each at most 1.
+    """
+    missed = A[:, chosen] - A @ V
+    off = np.linalg.norm(whitened.into @ missed, axis=0) * np.sqrt(A.shape[1])
+    size = np.abs(V).sum(0)
+    hits = (np.linalg.norm(missed, axis=0) <= _MISSED) & (size > 0) & (off < 1)
+    return np.where(hits, (1 - off) / np.where(hits, size, 1), 0)
+
+
+def certified(A: np.ndarray, W: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """W scaled to w_i . a_i = 1, and the coherence of every w_i, by products with A itself."""
+    atoms, columns = A[:, chosen], np.arange(len(chosen))
+    own = np.sum(W * atoms, 0)
+    W = np.where(own > 0, W, atoms)  # the atom itself replaces a w that cannot be scaled
+    W = W / np.sum(W * atoms, 0)
+    products = np.abs(A.T @ W)
+    products[chosen, columns] = 0
+    return W, products.max(0)
+
+
+def is_closed(upper, lower, tol: float, only_maximum: bool):
+    """Whether the relative gap of every atom, or of the maximum, is at most tol (traceable)."""
+    if only_maximum:
+        upper, lower = upper.max(), lower.max()
+    gap = upper - lower
+    return ((gap <= tol * upper) | (gap <= ROUNDING)).all()
+
+
+def cached(
+    solve: Callable, folder: Path, chosen: np.ndarray, mode: tuple[float, bool], A: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`solve(A)`, stored in `folder`.
+
+    Entries are certified against A again when they are read, so a wrong file only costs time.
+    """
+    A = np.asarray(A, np.float64)
+    key = hashlib.sha256(
+        repr((A.shape, chosen.tolist(), mode)).encode() + np.ascontiguousarray(A).tobytes()
+    )
+    path = folder / f"coherence-{key.hexdigest()}.npz"
+    kept = _read(path, A.shape, len(chosen))
+    if kept is not None:
+        upper, lower, W, V = _recertified(A, *kept, chosen)
+        if np.isfinite(upper).all() and is_closed(upper, lower, *mode):
+            return upper, lower, W, V
+    upper, lower, W, V = solve(A)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(file, W=W, V=V)
+    part.replace(path)
+    return upper, lower, W, V
+
+
+def _read(path: Path, shape: tuple[int, int], n: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """W (m, n) and V (d, n) of a cache file, None if it is absent, damaged or something else."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            W, V = kept["W"], kept["V"]
+    except _UNREADABLE:
+        return None
+    fits = (
+        W.shape == (shape[0], n) and V.shape == (shape[1], n) and W.dtype == V.dtype == np.float64
+    )
+    return (W, V) if fits and np.isfinite(W).all() and np.isfinite(V).all() else None
+
+
+def _recertified(
+    A: np.ndarray, W: np.ndarray, V: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Bounds of W and V as they are."""
+    with np.errstate(all="ignore"):  # an overflow gives no bound either
+        W, upper = certified(A, W, chosen)
+        upper = np.where(np.isfinite(upper), upper, np.inf)
+        V[chosen, np.arange(len(chosen))] = 0
+        lower = _lower_bounds(A, lp.whiten(A), V, chosen)
+    return upper, np.minimum(lower, upper), W, V
