@@ -1,6 +1,6 @@
-"""Layers and networks as nnx modules: the same numbers, the same gradients and the same training as
-the pure form.
-"""
+"""Layers and networks as nnx modules: the codes, gradients and training of the pure form."""
+
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ from flax import nnx
 import unrolled as ur
 
 M, N, DEPTH, BATCH = 5, 8, 2, 6
-# Sums of some ten terms in another order, through a few products: far below 1e4 roundings of
-# float64.
+# Sums of about ten terms in another order, through a few products, stay far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -36,9 +35,7 @@ def assert_close(tree, expected):
 
 
 def trainable(params):
-    """The leaves of `params` that training moves, in the order of their names, as an nnx state has
-    them.
-    """
+    """The trained leaves of `params`, ordered by name as in an nnx state."""
 
     def thaw(node):
         return None if isinstance(node, ur.layers.Fixed) else node
@@ -52,7 +49,7 @@ def square(codes):
     return jnp.sum(codes**2)
 
 
-# One of every form of params: shared, per step, both, frozen ones, steps that share everything.
+# Every form of params: shared, per step, both, frozen, and steps that share everything.
 FORMS = (
     "ista",
     "lista",
@@ -95,7 +92,7 @@ def test_one_signal_and_any_leading_axes(D):
     assert_close(codes[1, 2], model(Y[1, 2]))
 
 
-def test_params_and_dictionary_come_back_as_they_went_in(D):
+def test_params_and_dictionary_are_returned_unchanged(D):
     layer = ur.alista(DEPTH)
     params = layer.init(None, D)
     model = ur.nnx.Module(layer, params, D)
@@ -104,7 +101,7 @@ def test_params_and_dictionary_come_back_as_they_went_in(D):
     assert_close(model.dictionary(), D)
 
 
-def test_what_is_not_trained_is_a_variable_but_no_param(D):
+def test_untrained_arrays_are_variables_but_not_params(D):
     layer = ur.alista(DEPTH)
     params = layer.init(None, D)
 
@@ -136,7 +133,7 @@ def test_a_negative_threshold_acts_as_its_magnitude_and_one_at_zero_can_move(D):
 
 
 def trained(model, sample, optimizer, steps, key):
-    """The training of `fit` with a learned dictionary, written as users of nnx write it."""
+    """The training of `fit` with a learned dictionary, as users of nnx write it."""
     optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
 
     @nnx.jit
@@ -145,7 +142,7 @@ def trained(model, sample, optimizer, steps, key):
         loss, gradients = nnx.value_and_grad(
             lambda model: ur.training.supervised(model(Y)[None], X, None, Y)
         )(model)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its scalars
             optimizer.update(model, gradients)
         model.normalize()
         return loss
@@ -248,13 +245,21 @@ def test_a_dictionary_that_is_not_learned_is_not_normalized(D):
         np.testing.assert_array_equal(ur.dictionaries.dense(module.dictionary()), 2 * D)
 
 
+def test_the_example_of_the_class_runs():
+    """The class is made on first use, so a search of the module does not find its example."""
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        ur.nnx.Module, "Module", globs={"ur": ur, "jax": jax, "jnp": jnp}
+    )
+    assert doctest.DocTestRunner().run(example) == doctest.TestResults(failed=0, attempted=5)
+
+
 def test_the_class_is_one_and_other_names_are_refused():
     assert ur.nnx.Module is ur.nnx.Module and issubclass(ur.nnx.Module, nnx.Module)
     with pytest.raises(AttributeError, match="no attribute 'Modul'"):
         _ = ur.nnx.Modul
 
 
-def test_what_is_no_layer_or_has_nothing_to_train_is_refused(D):
+def test_arguments_without_a_layer_or_trainable_leaf_are_refused(D):
     layer = ur.lista_cp(DEPTH)
     with pytest.raises(TypeError, match="expected a Layer or a Network, got function"):
         ur.nnx.Module(layer.apply, layer.init(None, D), D)

@@ -1,5 +1,7 @@
-"""Layers and networks as modules of flax.nnx, beside nnx.Linear and under nnx.Optimizer. flax is
-imported on first use.
+"""Layers and networks as modules of flax.nnx; `Module` is the only public name.
+
+A module nests in other modules like nnx.Linear and trains under nnx.Optimizer. flax is imported on
+first use of `Module`.
 """
 
 import functools
@@ -8,46 +10,62 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrolled.dictionaries import as_dictionary
-from unrolled.layers import Layer
+from unrolled._checks import Array
+from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.training import merge, split, with_unit_atoms
+from unrolled.training import Trained, merge, split, with_unit_atoms
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> type:
     if name != "Module":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _module_class()
 
 
 @functools.cache
-def _module_class():
-    """The class, made once: a module's class is part of what jit compares."""
+def _module_class() -> type:
+    """The class, made once: jit retraces if the class of a module changes."""
     from flax import nnx
 
     class Module(nnx.Module):
-        """A layer or a network with its params and its dictionary: `module(y)` is
-        `model.apply(params, D, y)`.
+        """A layer or network with its params and D: `module(y)` is `model.apply(params, D, y)`.
 
-        What `training.fit` trains is an nnx.Param, leaf by leaf; the rest (leaves inside a
-        `layers.Fixed`, a D that is not learned, integers) is an nnx.Variable, which
-        `nnx.Optimizer(..., wrt=nnx.Param)` leaves alone. As in `fit`, fields named `theta` act as
-        abs(theta), so that thresholds stay non-negative. `fit` also keeps a learned D at unit
-        atoms: call `normalize()` after each update for the same.
+        Each array that `training.fit` would train is an nnx.Param. The others (inside a
+        `layers.Fixed`, a D that is not learned, integers) are nnx.Variables, which
+        `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, fields named `theta` act
+        as abs(theta), so that thresholds stay non-negative. `fit` also keeps the atoms of a learned
+        D at norm 1; for the same effect call `normalize()` after each update.
 
         Args:
-            model: a layer, or a network with tuples for `params` and `D`.
-            params: from `init`, `analytic` or training.
-            D: the dictionary, plain or structured.
-            learn_dictionary: make D trainable too.
+            model: a layer or a network.
+            params: of the model, from `init`, `analytic` or training; a tuple for a network.
+            D: (m, d), plain or structured; a tuple for a network.
+            learn_dictionary: whether D is trained too.
 
         Raises:
-            TypeError: not a layer or network, or no floating-point leaf to train.
-            ImportError: flax is not installed (when the name `Module` is looked up).
+            TypeError: model is neither a Layer nor a Network, or params have no floating-point leaf
+                to train.
+            ValueError: D is not a dictionary of shape (m, d).
+            ImportError: flax is not installed; raised when the name `Module` is looked up.
+
+        Example:
+            >>> from flax import nnx
+            >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.lista_cp(2)
+            >>> module = ur.nnx.Module(layer, layer.init(jax.random.key(0), D), D)
+            >>> module(jnp.ones((3, 4))).shape  # a batch of 3 signals
+            (3, 8)
+            >>> [leaf.shape for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))]  # W, theta
+            [(4, 8), (2,)]
         """
 
         def __init__(
-            self, model: Layer | Network, params: Any, D: Any, *, learn_dictionary: bool = False
+            self,
+            model: Layer | Network,
+            params: Unrolled | tuple[Unrolled, ...],
+            D: Dictionary | tuple[Dictionary, ...],
+            *,
+            learn_dictionary: bool = False,
         ):
             if not isinstance(model, Layer | Network):
                 raise TypeError(
@@ -64,9 +82,14 @@ def _module_class():
             self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
             self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
 
-        def __call__(self, y):
-            """The code of one signal (m,), or of each in a batch (..., m); of a network a tuple,
-            one per block.
+        def __call__(self, y: Array) -> Array | tuple[Array, ...]:
+            """The codes of one signal or of a batch.
+
+            Args:
+                y: (..., m).
+
+            Returns:
+                (..., d); for a network a tuple with one such array for each block.
             """
             params, D = self._whole()
             apply = functools.partial(self.model.apply, params, D)
@@ -74,18 +97,16 @@ def _module_class():
                 apply = jax.vmap(apply)
             return apply(y)
 
-        def params(self):
-            """The params as pure data, thresholds non-negative: for `model.apply`, `compare`,
-            `realize`.
-            """
+        def params(self) -> Unrolled | tuple[Unrolled, ...]:
+            """The params as pure data with non-negative thresholds, as for `model.apply`."""
             return self._whole()[0]
 
-        def dictionary(self):
+        def dictionary(self) -> Dictionary | tuple[Dictionary, ...]:
             """The dictionary as pure data; a tuple for a network."""
             return self._whole()[1]
 
         def normalize(self) -> None:
-            """Scale the atoms of a learned D to norm 1; one that is not learned is left as it is."""
+            """Scale the atoms of a learned D to norm 1; a D that is not learned stays as it is."""
             if not jax.tree.leaves(self.trained.D, is_leaf=_is_variable):
                 return
             new = with_unit_atoms(_values(self.trained.D))
@@ -94,13 +115,14 @@ def _module_class():
             ):
                 variable[...] = value
 
-        def _whole(self):
+        def _whole(self) -> Trained:
+            """The params and D as pure data."""
             return merge(_values(self.trained), _values(self.fixed))
 
-    def _is_variable(leaf) -> bool:
+    def _is_variable(leaf: Any) -> bool:
         return isinstance(leaf, nnx.Variable)
 
-    def _values(tree):
+    def _values(tree: Any) -> Any:
         return jax.tree.map(lambda variable: variable[...], tree, is_leaf=_is_variable)
 
     return Module

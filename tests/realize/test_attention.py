@@ -1,4 +1,4 @@
-"""Attention against a convolution written as loops: equal when hard, within its bound when soft."""
+"""Attention against a convolution in loops: equal if hard, within its error bound if soft."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ from unrolled.realize._attention import (
     multi_head_attention,
 )
 
-# For programs that run once: compiling is all their time, and this halves it.
+# For programs that run once: most of their time is compilation, and this halves it.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # (n_atoms, n_channels, *kernel), signal shape, stride
 SHAPES = [
@@ -40,9 +40,7 @@ def attended(filters, bias, X, **options):
 
 
 def naive_conv(filters, X, stride, bias):
-    """Definition 5 entry by entry: zero-based, no flip, zeros past the far border, ceil(N / t)
-    outputs.
-    """
+    """Definition 5 entry by entry: zero-based, no flip, zeros past the end, ceil(N / t) outputs."""
     n_atoms, n_channels, *kernel = filters.shape
     shape = X.shape[1:]
     stride = stride if isinstance(stride, tuple) else (stride,) * len(shape)
@@ -71,16 +69,10 @@ def draw(filter_shape, signal_shape, seed=0):
 
 
 def rounding(filters, dtype=float):
-    """Of a sum over channels and taps, the masses that weigh it, and the bias; entries are at most
-    9.
-    """
+    """The rounding of a sum over channels and taps, of its masses and of the bias; entries <= 9."""
     n_terms = filters[0].size + 4
-    return (
-        n_terms
-        * float(np.finfo(dtype).eps)
-        * (np.abs(filters).sum((1, *range(2, filters.ndim))).max() + 1)
-        * 9
-    )
+    largest = 9 * (np.abs(filters).sum((1, *range(2, filters.ndim))).max() + 1)
+    return n_terms * float(np.finfo(dtype).eps) * largest
 
 
 @pytest.mark.parametrize("filter_shape, signal_shape, stride", SHAPES)
@@ -92,19 +84,14 @@ def test_hard_attention_is_the_convolution(filter_shape, signal_shape, stride):
 
 @pytest.mark.parametrize("filter_shape, signal_shape, stride", [SHAPES[i] for i in (1, 6)])
 def test_soft_attention_errs_by_less_than_its_bound(filter_shape, signal_shape, stride):
-    """For every concentration and draw; the bound from the signal is below the one from its largest
-    magnitude.
-    """
+    """The bound from the signal is at most the bound from its largest magnitude."""
     for alpha, seed in itertools.product((0.1, 1.0, 4.0, 16.0, 40.0), range(3)):
         filters, X, bias = draw(filter_shape, signal_shape, seed)
         out = attention(filters, bias, signal_shape=signal_shape, stride=stride, alpha=alpha).apply(
             X
         )
-        error = (
-            np.abs(np.asarray(out) - naive_conv(filters, X, stride, bias))
-            .reshape(len(filters), -1)
-            .max(1)
-        )
+        difference = np.asarray(out) - naive_conv(filters, X, stride, bias)
+        error = np.abs(difference).reshape(len(filters), -1).max(1)
         bound = attention_error(filters, X, alpha)
         assert (error <= bound + rounding(filters)).all()
         assert (bound <= attention_error(filters, np.abs(X).max(), alpha) * (1 + 1e-12)).all()
@@ -113,9 +100,7 @@ def test_soft_attention_errs_by_less_than_its_bound(filter_shape, signal_shape, 
 
 
 def test_the_error_halves_as_alpha_grows_by_log_2():
-    """It is exp(-alpha) times what the nearest tokens differ by; what is next in size is exp(-2
-    alpha).
-    """
+    """It is proportional to exp(-alpha), up to a term of order exp(-2 alpha)."""
     filters, X, _ = draw((2, 2, 3), (10,))
     exact = naive_conv(filters, X, 1, np.zeros(2))
     errors = [
@@ -131,21 +116,16 @@ def test_the_error_halves_as_alpha_grows_by_log_2():
 
 
 @pytest.mark.parametrize("alpha", [4.0, 40.0, None])
-def test_without_zero_tokens_the_border_sees_the_last_token(alpha):
-    """C-26: at the last output all heads see x_N, where the convolution sees it once and then
-    zeros.
-    """
+def test_without_zero_tokens_the_border_reads_the_last_token(alpha):
+    """C-26: at the last output all heads read x_N; the convolution reads it once, then zeros."""
     N, w = 6, np.array([1.0, 2.0, 3.0])
     X = np.arange(1.0, N + 1)
     made = attention(w[None, None], signal_shape=N, alpha=alpha)
     zero_based = naive_conv(w[None, None], X[None], 1, np.zeros(1))[0]
-    bare = np.asarray(
-        multi_head_attention(
-            jnp.asarray(X)[:, None], made.heads, grid((N,)), grid((N,)), alpha=alpha
-        )
-    )
+    tokens, positions = jnp.asarray(X)[:, None], grid((N,))
+    bare = np.asarray(multi_head_attention(tokens, made.heads, positions, positions, alpha=alpha))
     leaked = 6 * attention_leak(alpha or 800.0) * 2 * N
-    assert abs(bare[-1, 0] - w.sum() * N) <= leaked + 1e-12  # 36 in place of 6
+    assert abs(bare[-1, 0] - w.sum() * N) <= leaked + 1e-12  # 36 instead of 6
     assert abs(bare[-1, 0] - zero_based[-1]) > 25
     np.testing.assert_allclose(
         np.asarray(made.apply(X[None]))[0], zero_based, rtol=0, atol=leaked + 1e-12
@@ -162,10 +142,8 @@ def test_periodic_positions_give_the_circular_convolution():
     np.testing.assert_array_equal(out.T, twice)
 
 
-def test_far_positions_are_told_apart_in_float32():
-    """Squares of distances exceed 2^24 here, what float32 holds exactly: logits are formed in
-    integers.
-    """
+def test_distant_positions_are_resolved_in_float32():
+    """Squared distances exceed 2^24, the integers exact in float32: logits are integers."""
     T = 20_000
     heads = attention(np.eye(3, dtype=np.float32)[:, None], signal_shape=T).heads
     tokens = jnp.arange(T, dtype=jnp.float32)[:, None]
@@ -176,7 +154,7 @@ def test_far_positions_are_told_apart_in_float32():
         np.testing.assert_array_equal(np.asarray(out), [[17, 18, 19], [T - 5, T - 4, T - 3]])
 
 
-def test_dtype_is_kept_and_float32_is_at_rounding_from_alpha_18(dtype):
+def test_the_dtype_is_kept_and_alpha_18_reaches_rounding_in_float32(dtype):
     filters, X, bias = (v.astype(dtype) for v in draw((2, 2, 4), (12,)))
     alpha = 18.0 if dtype == np.float32 else 40.0
     out = attended(filters, bias, X, signal_shape=12, alpha=alpha)
@@ -190,7 +168,7 @@ def test_dtype_is_kept_and_float32_is_at_rounding_from_alpha_18(dtype):
 
 
 def test_jit_vmap_and_derivatives():
-    """Attention is linear in X and in the filters: its derivative in X is the synthesis of `Conv`."""
+    """Attention is linear in X and in the filters; its adjoint in X is the synthesis of `Conv`."""
     filters, _, bias = draw((2, 2, 3), (7,))
     Xs = integers(np.random.default_rng(1), 4, 2, 7)
     made = attention(filters, bias, signal_shape=7, stride=2)
@@ -212,9 +190,9 @@ def test_jit_vmap_and_derivatives():
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.3, 0.999, 1.0, 4.0, 40.0, 700.0])
-def test_leak_is_the_sum_of_the_theory(alpha):
+def test_the_leak_is_the_sum_of_the_theory(alpha):
     others = 2 * np.exp(-alpha * np.arange(1.0, 1000.0) ** 2).sum()
-    # Ten roundings; the terms left out are below exp(-1000).
+    # About ten roundings; the terms left out are below exp(-1000).
     assert attention_leak(alpha) == pytest.approx(others / (1 + others), rel=1e-14)
     for p in (2, 3):
         assert attention_leak(alpha, p) == pytest.approx(
@@ -222,7 +200,7 @@ def test_leak_is_the_sum_of_the_theory(alpha):
         )
 
 
-def test_leak_bounds_the_mass_of_other_tokens_and_is_reached_far_from_the_border():
+def test_the_leak_bounds_the_mass_off_the_target_and_is_attained_far_from_the_border():
     positions = np.arange(-30.0, 31.0)
     for alpha in (0.2, 1.0, 5.0):
         mass = np.exp(-alpha * positions**2)
@@ -233,7 +211,7 @@ def test_leak_bounds_the_mass_of_other_tokens_and_is_reached_far_from_the_border
     assert attention_leak(None) == 0 and attention_leak(1e-9) < 1
 
 
-def test_bounds_per_channel_and_of_hard_attention():
+def test_error_bounds_per_channel_and_for_hard_attention():
     filters, X, _ = draw((3, 2, 4), (9,))
     per_channel = attention_error(filters, np.abs(X).max(1), 5.0)
     assert per_channel.shape == (3,)
@@ -260,7 +238,7 @@ def test_alpha_must_be_positive_and_finite(alpha):
             call()
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     filters = np.ones((2, 3, 4))
     with pytest.raises(ValueError, match=r"filters have shape \(2, 3, 4\)"):
         attention(filters, signal_shape=(5, 5))

@@ -1,6 +1,4 @@
-"""The convolutional networks of Lemma 14: they compute the codes of the layers, and are as large as
-they are said to be.
-"""
+"""The convolutional networks of Lemma 14: their codes are those of the layers, and their sizes."""
 
 import itertools
 import math
@@ -26,17 +24,17 @@ from unrolled.realize._code_bounds import Bound, MatrixStep, Update, next_bound
 from unrolled.realize._polyphase import Architecture, identity_from, polyphase, tree_depth
 
 EPS = np.finfo(float).eps
-# For programs that run once: compiling is all their time, and this halves it.
+# For programs that run once: most of their time is compilation, and this halves it.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FORMS = ("compact", "positive", "literal")
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def rounding(realization, n, depth, eps=EPS):
-    """n-term sums of numbers up to 1 + offset at every step, whose errors later steps (norm(T) near
-    1) hardly amplify.
+    """The rounding of n-term sums of numbers up to 1 + offset, one at every step.
 
-    Two computations of it, each sum with weights of absolute row sums up to 4.
+    Two computations are compared, the absolute row sums of the weights are at most 4, and later
+    steps, with norm(T) near 1, hardly amplify the errors.
     """
     return 8 * eps * n * (depth + 1) * (1 + realization.offset)
 
@@ -46,29 +44,27 @@ def assert_close(ours, expected, atol):
 
 
 def dictionary(m, d, seed=0):
-    """Unit columns, drawn by numpy: no compilation for a new shape."""
+    """Unit columns, drawn by numpy, which compiles nothing for a new shape."""
     D = np.random.default_rng([seed, m, d]).normal(size=(m, d))
     return D / np.linalg.norm(D, axis=0)
 
 
 def tied(D, K, seed=0):
-    """W near D / norm(D, 2)^2, so that I - W'D hardly expands, and thresholds that let about half
-    of the entries pass.
-    """
+    """W near D / norm(D, 2)^2, so that I - W'D hardly expands; about half of the entries pass."""
     rng = np.random.default_rng([seed, K])
     W = D / np.linalg.norm(D, 2) ** 2 * rng.uniform(0.9, 1.1, D.shape)
     return Unrolled(Weights(W), Threshold(rng.uniform(0.01, 0.05, K)))
 
 
 def untied(D, K, seed=0):
-    """Weights of their own at every step, and one threshold per atom."""
+    """Different weights at every step, and one threshold per atom."""
     rng = np.random.default_rng([seed, K])
     W = D / np.linalg.norm(D, 2) ** 2 * rng.uniform(0.9, 1.1, (K, *D.shape))
     return Unrolled(None, WeightsAndThreshold(W, rng.uniform(0.01, 0.05, (K, D.shape[1]))))
 
 
 def signal(m, seed=0):
-    """max abs(y) = 1, attained by a negative entry: the border of what `signal_bound = 1` admits."""
+    """A signal with max abs(y) = 1, attained by a negative entry."""
     y = np.random.default_rng([seed, m]).uniform(-1, 1, m)
     y[0] = -1
     return y
@@ -79,7 +75,7 @@ def relu(u):
 
 
 def on_numpy(rho):
-    """An activation of numpy arrays of any shape, evaluated in one shape, compiled once."""
+    """An activation of numpy arrays of any shape, padded to one shape that is compiled once."""
 
     def apply(u):
         padded = np.zeros(256)
@@ -90,22 +86,18 @@ def on_numpy(rho):
 
 
 def iterate(D, params, y, rho=relu):
-    """LISTA-CP by numpy."""
+    """LISTA-CP in numpy."""
     x = np.zeros(D.shape[1])
     for k in range(len(params.steps.theta)):
-        W, theta = (
-            params.steps.W[k] if params.shared is None else params.shared.W,
-            params.steps.theta[k],
-        )
+        W = params.steps.W[k] if params.shared is None else params.shared.W
+        theta = params.steps.theta[k]
         u = x + W.T @ (y - D @ x)
         x = rho(u - theta) - rho(-u - theta)
     return x
 
 
 def run_by_numpy(network, y, rho=relu):
-    """The layers as they describe themselves: window by window, zeros past the end, rho where not
-    linear.
-    """
+    """The layers in numpy: window by window, with zeros past the end and rho unless linear."""
     hidden = h = np.asarray(y)[None]
     codes = []
     for layer in network.layers:
@@ -123,24 +115,13 @@ def run_by_numpy(network, y, rho=relu):
     return codes
 
 
-# The codes are the layer's
-
-SHAPES = [
-    (1, 1),
-    (1, 4),
-    (3, 1),
-    (2, 3),
-    (4, 7),
-    (9, 5),
-    (8, 8),
-    (16, 3),
-    (25, 12),
-]  # with powers of 2, 3, 4 and 5
+# The numbers include powers of 2, 3, 4 and 5.
+SHAPES = [(1, 1), (1, 4), (3, 1), (2, 3), (4, 7), (9, 5), (8, 8), (16, 3), (25, 12)]
 
 
 @every_form
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
-def test_the_layers_described_compute_the_codes(kernel_size, form):
+def test_the_layers_as_records_compute_the_codes(kernel_size, form):
     for (m, d), K, params_of in zip(
         SHAPES, (5, 1, 2, 0, 3, 4, 1, 5, 2), itertools.cycle([tied, untied])
     ):
@@ -157,10 +138,8 @@ def test_the_layers_described_compute_the_codes(kernel_size, form):
 
 
 @every_form
-def test_apply_gives_the_codes_of_apply(form):
-    """Of the layer itself, eagerly and compiled, one signal and a batch, with negative entries
-    (C-9).
-    """
+def test_apply_gives_the_codes_of_the_layer(form):
+    """Eagerly and compiled, for one signal and a batch, with negative entries (C-9)."""
     D, Y = dictionary(6, 10), np.stack([signal(6, seed) for seed in range(4)])
     layer, params = layers.lista_cp(5, tied=False), untied(D, 5)
     network = cnn(layer, params, D, kernel_size=3, signal_bound=1.0, form=form)
@@ -174,19 +153,12 @@ def test_apply_gives_the_codes_of_apply(form):
 
 
 @every_form
-def test_only_what_emits_a_code_is_linear(form):
-    """Definition 5 ends every layer with a ReLU; a code has negative entries, so its layer cannot."""
+def test_only_layers_that_emit_a_code_are_linear(form):
+    """Definition 5 ends every layer with a ReLU, which would remove the negative entries."""
     D = dictionary(6, 10)
     for kernel_size, stride in ((3, 3), (5, 2)):
-        network = cnn(
-            layers.lista_cp(2),
-            tied(D, 2),
-            D,
-            kernel_size=kernel_size,
-            stride=stride,
-            signal_bound=1.0,
-            form=form,
-        )
+        sizes = dict(kernel_size=kernel_size, stride=stride, form=form)
+        network = cnn(layers.lista_cp(2), tied(D, 2), D, signal_bound=1.0, **sizes)
         assert all(one.activation == activations.relu for one in network.layers[:-1])
         assert network.layers[-1].activation is None
         assert all(
@@ -194,13 +166,12 @@ def test_only_what_emits_a_code_is_linear(form):
         )
         (x,) = run_by_numpy(network, signal(6))
         assert_close(x, iterate(D, tied(D, 2), signal(6)), rounding(network, 26, 2))
-        size = cnn_size(6, 10, 2, kernel_size=kernel_size, stride=stride, form=form)
-        assert size == (network.depth, network.n_weights)
+        assert cnn_size(6, 10, 2, **sizes) == (network.depth, network.n_weights)
 
 
 @every_form
 def test_alista(form):
-    """gamma W in place of W, with one step size for all or one per atom."""
+    """With one step size for all atoms and with one per atom."""
     D, y, K = dictionary(6, 10), signal(6), 3
     W = tied(D, K).shared.W
     for gamma in (np.array([1.2, 0.7, 0.9]), np.random.default_rng(1).uniform(0.7, 1.2, (K, 10))):
@@ -223,9 +194,6 @@ def test_params_from_theory_and_as_a_tuple_of_steps():
             network = cnn(layers.lista_cp(5), some, D, kernel_size=2, signal_bound=1.3, form=form)
             # norm(I - W'D, 2) is 2 here: five steps may amplify by 2^5.
             assert_close(run_by_numpy(network, y)[0], expected, 32 * rounding(network, 80, 5))
-
-
-# Chains
 
 
 def chain(depths, shapes=((6, 8), (8, 11)), activation=activations.relu):
@@ -260,7 +228,7 @@ def test_a_chain_runs_as_its_network():
         assert_close(ours, expected, rounding(realized, 38, 5))
 
 
-def test_deeper_blocks_need_no_bound_but_in_the_literal_form():
+def test_deeper_blocks_need_a_bound_only_in_the_literal_form():
     network, params, Ds = chain((4, 4))
     offsets = {
         form: cnn(network, params, Ds, kernel_size=3, signal_bound=1.0, form=form).offset
@@ -269,26 +237,20 @@ def test_deeper_blocks_need_no_bound_but_in_the_literal_form():
     assert offsets["compact"] == offsets["positive"] == 1.0 < offsets["literal"]
 
 
-# The range of signals
-
-
 @every_form
-def test_signals_out_of_range_are_said(form):
+def test_signals_out_of_range_are_refused(form):
     network, params, Ds = chain((2, 1))
     realized = cnn(network, params, Ds, kernel_size=3, signal_bound=1.0, form=form)
     inside, outside, nan = signal(6), -1.5 * signal(6), np.full(6, np.nan)
     assert [bool(realized.in_range(y)) for y in (inside, outside, nan)] == [True, False, False]
-    assert jax.jit(jax.vmap(realized.in_range))(np.stack([inside, outside, nan])).tolist() == [
-        True,
-        False,
-        False,
-    ]
+    batch = np.stack([inside, outside, nan])
+    assert jax.jit(jax.vmap(realized.in_range))(batch).tolist() == [True, False, False]
     for y in (outside, nan):
         with pytest.raises(ValueError, match="signal_bound = 1"):
             realized.apply(y)
     with pytest.raises(ValueError, match="signal_bound = 1"):
         realized.run(realized.layers, outside)
-    # where it is not said, under jit, the state y + M is cut at 0 and the codes are others
+    # Under jit nothing is raised: the state y + M is cut at 0, and the codes are wrong.
     below = 3 * inside
     assert not np.allclose(jax.jit(realized.apply)(below)[1], network.apply(params, Ds, below)[1])
 
@@ -309,8 +271,6 @@ def test_the_zero_bound_admits_the_zero_signal():
     np.testing.assert_array_equal(network.apply(np.zeros(6)), np.zeros(10))
 
 
-# Other activations
-
 ACTIVATIONS = {
     "elu": activations.elu(0.5),
     "celu": activations.celu(0.5),
@@ -327,9 +287,7 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_other_activations_shrink_as_the_layer_does(name):
-    """The units that shrink are the layer's; what passes the state on is exact, or where rho(x) = x
-    to rounding.
-    """
+    """The state is carried where rho(x) = x, exactly or to rounding."""
     rho, y = ACTIVATIONS[name], signal(6)
     network, params, Ds = chain((2, 2), activation=rho)
     first = iterate(Ds[0], params[0], y, on_numpy(rho))
@@ -365,35 +323,22 @@ def test_identity_from_is_where_the_activation_is_the_identity_to_rounding():
             c = identity_from(rho, dtype, "test")
             x = c + np.geomspace(1e-3, 1e6, 500)
             off = np.abs(np.asarray(rho(jnp.asarray(x))) - x)
-            assert (off <= 16 * np.finfo(dtype).eps * x).all(), (
-                name
-            )  # twice what the search asks: between its points
+            # Twice the tolerance of the search, for the points between those that it tries.
+            assert (off <= 16 * np.finfo(dtype).eps * x).all(), name
             assert (c == 0) is rho.identity_on_positives
-    for dtype, expected in (
-        (np.float32, 13.9),
-        (np.float64, 34.0),
-    ):  # x sigmoid(x) = x (1 - exp(-x)) nearly: -log(8 eps)
+    # x sigmoid(x) is nearly x (1 - exp(-x)), so that c is about -log(8 eps).
+    for dtype, expected in ((np.float32, 13.9), (np.float64, 34.0)):
         assert identity_from(activations.silu, dtype, "test") == pytest.approx(expected, abs=0.2)
 
 
-def test_a_compact_leaky_network_needs_no_bound_of_its_codes():
-    """One block passes on nothing but y + M."""
+def test_a_compact_leaky_network_needs_no_bound_on_its_codes():
+    """A single block carries only y + M."""
     D, rho = dictionary(6, 10), activations.leaky_relu(0.1)
-    params = tied(D, 3)
-    network = cnn(
-        layers.lista_cp(3, activation=rho),
-        params,
-        D,
-        kernel_size=3,
-        signal_bound=1.0,
-        activation=rho,
-    )
+    layer, params = layers.lista_cp(3, activation=rho), tied(D, 3)
+    network = cnn(layer, params, D, kernel_size=3, signal_bound=1.0, activation=rho)
     assert network.offset == 1.0
-    expected = layers.lista_cp(3, activation=rho).apply(params, D, signal(6))
+    expected = layer.apply(params, D, signal(6))
     assert_close(network.apply(signal(6)), expected, rounding(network, 26, 3))
-
-
-# Precision, size and training
 
 
 def test_float32():
@@ -436,7 +381,7 @@ def test_a_wide_network_of_sixteen_steps():
     assert sum(distinct.values()) < 0.2 * network.n_weights
 
 
-def test_an_nnx_model_of_it_is_trained():
+def test_an_nnx_module_of_a_realization_trains():
     from flax import nnx
 
     D = dictionary(3, 4)
@@ -463,18 +408,13 @@ def test_an_nnx_model_of_it_is_trained():
     before = float(loss(model))
     nnx.Optimizer(model, optax.sgd(1e-3), wrt=nnx.Param).update(model, gradient)
     assert float(loss(model)) < 0.99 * before
-    assert_close(
-        realized.apply(y), x, rounding(realized, 11, 2)
-    )  # the realization keeps its own weights
+    assert_close(realized.apply(y), x, rounding(realized, 11, 2))  # its weights are unchanged
     with pytest.raises(ValueError, match="signal_bound"):
         model(2 * y)
 
 
-# Counts
-
-
 def test_the_counts_of_the_specification():
-    """6 x 10 and K = 5."""
+    """For m = 6, d = 10 and K = 5."""
     expected = {
         ("positive", 3): (17, 3974),
         ("positive", 2): (28, 5872),
@@ -486,9 +426,7 @@ def test_the_counts_of_the_specification():
 
 
 def test_depth_and_weights_have_the_orders_of_lemma_14():
-    """Between fixed multiples of K log_s(d+m) and K (d+m)^2; a weight count moves with q / s^L, so
-    by up to s.
-    """
+    """Both lie between fixed multiples; the number of weights varies with q / s^L, by up to s."""
     for m, K, s in itertools.product((64, 128, 256, 512, 1024), (5, 10, 50), (2, 3)):
         d = 2 * m
         depth, n_weights = cnn_size(m, d, K, kernel_size=s, form="positive")
@@ -505,9 +443,7 @@ def test_depth_and_weights_have_the_orders_of_lemma_14():
 
 
 def test_the_weights_of_a_chain_add_up():
-    """C-16: a sum over the blocks; the printed product is 7 orders of magnitude above it at 1024 ->
-    2048 -> 4096.
-    """
+    """C-16: at 1024 -> 2048 -> 4096 the printed product is 7 orders of magnitude above the sum."""
     K, pairs = 10, ((1024, 2048), (2048, 4096))
     for form in FORMS:
         depth, n_weights = cnn_size(1024, (2048, 4096), (K, K), kernel_size=3, form=form)
@@ -524,31 +460,20 @@ def test_a_chain_of_one_is_a_layer():
         assert cnn_size(6, (10,), [5], **options) == cnn_size(6, 10, 5, **options)
 
 
-# The parts of the construction
-
-
 def geometry(kernel_size, stride=None):
-    return Architecture(
-        "positive",
-        kernel_size,
-        stride or kernel_size,
-        activations.relu,
-        0.0,
-        False,
-        np.dtype(float),
-        {},
-    )
+    stride, rho = stride or kernel_size, activations.relu
+    return Architecture("positive", kernel_size, stride, rho, 0.0, False, np.dtype(float), {})
 
 
 class Only:
-    """Layers alone, as `run_by_numpy` takes them."""
+    """Layers without a realization, for `run_by_numpy`."""
 
     def __init__(self, layers):
         self.layers = layers
 
 
 @pytest.mark.parametrize("kernel_size, stride", [(2, 2), (3, 3), (4, 4), (4, 3), (5, 2)])
-def test_a_polyphase_tree_is_its_dense_map(kernel_size, stride):
+def test_a_polyphase_tree_equals_its_dense_map(kernel_size, stride):
     rng = np.random.default_rng(0)
     for p, q in itertools.product((1, 3), (1, 2, 3, 4, 5, 8, 9, 10, 16, 17, 27, 28)):
         A, b, h = rng.normal(size=(p, q)), rng.normal(size=p), rng.uniform(-2, 2, q)
@@ -556,7 +481,7 @@ def test_a_polyphase_tree_is_its_dense_map(kernel_size, stride):
         assert len(found) == tree_depth(q, stride)
         (out,) = run_by_numpy(Only(found), h)
         assert_close(out, A @ h + b, 16 * q * EPS * np.abs(A).sum())
-        for one in found[:-1]:  # it only rearranges
+        for one in found[:-1]:  # these only rearrange
             assert set(np.unique(one.filters)) <= {0.0, 1.0}
             np.testing.assert_array_equal(np.asarray(one.filters).sum((1, 2)), 1)
 
@@ -574,22 +499,13 @@ def test_nonnegative_entries_and_single_layers_get_no_offset():
 
 def test_depth_is_counted_in_integers():
     """Floating logarithms fail at 125 = 5^3, 216 = 6^3 and 16807 = 7^5."""
-    for q, stride, L in (
-        (125, 5, 3),
-        (126, 5, 4),
-        (216, 6, 3),
-        (16807, 7, 5),
-        (1, 2, 1),
-        (2, 2, 1),
-        (3, 2, 2),
-    ):
+    depths = {(125, 5): 3, (126, 5): 4, (216, 6): 3, (16807, 7): 5}
+    for (q, stride), L in (depths | {(1, 2): 1, (2, 2): 1, (3, 2): 2}).items():
         assert tree_depth(q, stride) == L
 
 
 def test_the_literal_form_has_the_matrices_of_the_lemma():
-    """With a kernel as long as the state every dense map is one layer, and its filters are the
-    matrix (C-15: shapes).
-    """
+    """If the kernel is as long as the state, the filters of a layer are its matrix (C-15)."""
     (m, d), K, M, n = (3, 4), 2, 1.5, 11
     D = dictionary(m, d)
     params = untied(D, K)
@@ -610,19 +526,18 @@ def test_the_literal_form_has_the_matrices_of_the_lemma():
     np.testing.assert_array_equal(read, A[:d])
     theta = params.steps.theta
     assert_close(network.layers[0].bias, np.concatenate([-theta[0], -theta[0], np.full(m, M)]), EPS)
-    # v is lifted to pass its ReLU: e + lift, and B_1 takes the lift off again.
+    # v is lifted to pass its ReLU, by e + lift, and the next layer subtracts the lift.
     lift = np.asarray(network.layers[1].bias) + np.concatenate([np.zeros(d), np.full(m, M)])
     c_1 = np.concatenate([theta[1], theta[1], np.full(m, -M)])
     assert_close(network.layers[2].bias, -c_1 - B_1 @ lift, 8 * n * EPS * lift.max())
     np.testing.assert_array_equal(network.layers[3].bias, np.zeros(d))
 
 
-def test_what_lifts_the_literal_state_bounds_every_code():
+def test_the_lift_of_the_literal_state_bounds_every_code():
     D, K = dictionary(6, 10), 6
     params = untied(D, K)
-    Y = np.sign(
-        np.random.default_rng(3).normal(size=(200, 6))
-    )  # the corners of the cube, where codes are large
+    # The corners of the cube, where codes are large.
+    Y = np.sign(np.random.default_rng(3).normal(size=(200, 6)))
     for rho in (activations.relu, activations.elu(0.5), activations.leaky_relu(0.2)):
         layer = layers.lista_cp(K, activation=rho)
         network = cnn(
@@ -635,10 +550,8 @@ def test_what_lifts_the_literal_state_bounds_every_code():
         assert largest.max() <= network.offset <= 50 * largest.max()
 
 
-def test_bounds_of_codes_are_attained():
-    """By u = 1 and theta = 1, where leaky ReLU gives 2 slope and ReLU gives 0, and by steps that
-    only rotate.
-    """
+def test_bounds_on_codes_are_attained():
+    """By u = theta = 1, where leaky ReLU gives 2 slope and ReLU gives 0, and by a rotation."""
     one, step = (
         Bound(np.ones(1), 1.0),
         MatrixStep(Update(np.zeros((1, 1)), np.ones((1, 1))), np.ones(1)),
@@ -653,75 +566,146 @@ def test_bounds_of_codes_are_attained():
     assert code.norm == pytest.approx(1) and code.entries == pytest.approx(np.ones(2))
 
 
-# Faults
-
 D = dictionary(4, 6)
 OK = dict(kernel_size=3, signal_bound=1.0)
 LAYER, PARAMS = layers.lista_cp(2), tied(D, 2)
 CONV = dictionaries.Conv(np.ones((2, 1, 3)), 6)
-LISTA = layers.lista(2).init(jax.random.key(0), D)
+LISTA, ALISTA = (make(2).init(jax.random.key(0), D) for make in (layers.lista, layers.alista))
+CHAIN = chain((1, 1), ((4, 6), (6, 5)))
 
 
 def spoiled(value):
     return PARAMS._replace(steps=Threshold(np.array([0.1, value])))
 
 
-CHAIN = chain((1, 1), ((4, 6), (6, 5)))
-FAULTS = {
-    "kernel of 1": ((LAYER, PARAMS, D), dict(kernel_size=1), ValueError, "at least 2: with stride 1 .* logarithmic"),
-    "kernel of 0": ((LAYER, PARAMS, D), dict(kernel_size=0), ValueError, "kernel_size is 0"),
-    "stride 1": ((LAYER, PARAMS, D), dict(stride=1), ValueError, "no depth is logarithmic"),
-    "stride above the kernel": ((LAYER, PARAMS, D), dict(stride=4), ValueError, "layers would skip entries"),
-    "kernel of 2.5": ((LAYER, PARAMS, D), dict(kernel_size=2.5), TypeError, "kernel_size must be an integer"),
-    "unknown form": ((LAYER, PARAMS, D), dict(form="short"), ValueError, "unknown form 'short'; expected one of compact"),
-    "negative bound": ((LAYER, PARAMS, D), dict(signal_bound=-1.0), ValueError, "signal_bound must be non-negative"),
-    "infinite bound": ((LAYER, PARAMS, D), dict(signal_bound=np.inf), ValueError, "signal_bound has NaN or infinite"),
+def weighted(W):
+    return PARAMS._replace(shared=Weights(W))
+
+
+def shrinking_by(activation):
+    return layers.lista_cp(2, activation=activation), PARAMS, D
+
+
+# Name: options, error, message.
+BAD_OPTIONS = {
+    "kernel of 1": (dict(kernel_size=1), ValueError, "at least 2: with stride 1 .* logarithmic"),
+    "kernel of 0": (dict(kernel_size=0), ValueError, "kernel_size is 0"),
+    "stride 1": (dict(stride=1), ValueError, "no depth is logarithmic"),
+    "stride above the kernel": (dict(stride=4), ValueError, "layers would skip entries"),
+    "kernel of 2.5": (dict(kernel_size=2.5), TypeError, "kernel_size must be an integer"),
+    "unknown form": (
+        dict(form="short"),
+        ValueError,
+        "unknown form 'short'; expected one of compact",
+    ),
+    "negative bound": (dict(signal_bound=-1.0), ValueError, "signal_bound must be non-negative"),
+    "infinite bound": (dict(signal_bound=np.inf), ValueError, "signal_bound has NaN or infinite"),
+    "another activation is passed": (dict(activation="silu"), ValueError, "pass the `activation`"),
+    "a bare function": (dict(activation=jax.nn.relu), TypeError, "expected an Activation"),
+}
+# Name: layer, params and D, options, error, message.
+BAD_ARGUMENTS = {
     "another family": ((layers.lista(2), LISTA, D), {}, TypeError, r"\('B', 'S'\).*another family"),
     "params of another family": ((LAYER, LISTA, D), {}, TypeError, "another family"),
-    "no layer": ((LAYER.apply, PARAMS, D), {}, TypeError, "expected a Layer or a Network, got function"),
-    "params of another depth": ((layers.lista_cp(3), PARAMS, D), {}, ValueError, r"params have \[2\] steps .* depth 3"),
+    "no layer": (
+        (LAYER.apply, PARAMS, D),
+        {},
+        TypeError,
+        "expected a Layer or a Network, got function",
+    ),
+    "params of another depth": (
+        (layers.lista_cp(3), PARAMS, D),
+        {},
+        ValueError,
+        r"params have \[2\] steps .* depth 3",
+    ),
     "params of another shape": ((LAYER, PARAMS, D.T), {}, ValueError, "W has shape"),
-    "weights not finite": ((LAYER, PARAMS._replace(shared=Weights(D * np.nan)), D), {}, ValueError, "params has NaN"),
-    "dictionary not finite": ((LAYER, PARAMS, D * np.inf), {}, ValueError, "D has NaN or infinite"),
-    "threshold infinite": ((LAYER, spoiled(np.inf), D), {}, ValueError, "params has NaN or infinite"),
-    "threshold negative": ((LAYER, spoiled(-0.1), D), {}, ValueError, "theta must be non-negative"),
-    "structured dictionary": ((LAYER, PARAMS, CONV), {}, ValueError, r"Conv; try dictionaries\.dense\(D\)"),
+    "weights not finite": ((LAYER, weighted(D * np.nan), D), {}, ValueError, "params has NaN"),
+    "dictionary not finite": (
+        (LAYER, PARAMS, D * np.inf),
+        {},
+        ValueError,
+        "D has NaN or infinite",
+    ),
+    "threshold infinite": (
+        (LAYER, spoiled(np.inf), D),
+        {},
+        ValueError,
+        "params has NaN or infinite",
+    ),
+    "threshold negative": (
+        (LAYER, spoiled(-0.1), D),
+        {},
+        ValueError,
+        "theta must be non-negative",
+    ),
+    "structured dictionary": (
+        (LAYER, PARAMS, CONV),
+        {},
+        ValueError,
+        r"Conv; try dictionaries\.dense\(D\)",
+    ),
     "structured weights": (
-        (LAYER, PARAMS._replace(shared=Weights(CONV)), dictionary(*CONV.shape)), {}, ValueError, r"dense\(W\)"
+        (LAYER, weighted(CONV), dictionary(*CONV.shape)),
+        {},
+        ValueError,
+        r"dense\(W\)",
     ),
     "support selection": (
-        (layers.alista(2, support=(0.1, 0.3)), layers.alista(2).init(jax.random.key(0), D), D),
-        {}, ValueError, "support selection, which compares entries",
+        (layers.alista(2, support=(0.1, 0.3)), ALISTA, D),
+        {},
+        ValueError,
+        "support selection, which compares entries",
     ),
     "the layer has another activation": (
-        (layers.lista_cp(2, activation="elu"), PARAMS, D), {}, ValueError, "pass the `activation` that the layer"
+        shrinking_by("elu"),
+        {},
+        ValueError,
+        "pass the `activation` that the layer",
     ),
     "ReLU but for a scale": (
-        (layers.lista_cp(2, activation=activations.scale(activations.gelu, 1e6)), PARAMS, D), {},
-        ValueError, "pass the `activation`",
+        shrinking_by(activations.scale(activations.gelu, 1e6)),
+        {},
+        ValueError,
+        "pass the `activation`",
     ),
-    "another activation is passed": ((LAYER, PARAMS, D), dict(activation="silu"), ValueError, "pass the `activation`"),
     "never the identity": (
-        (layers.lista_cp(2, activation="selu"), PARAMS, D), dict(activation="selu"), ValueError, "selu does not become"
+        shrinking_by("selu"),
+        dict(activation="selu"),
+        ValueError,
+        "selu does not become",
     ),
-    "a bare function": ((LAYER, PARAMS, D), dict(activation=jax.nn.relu), TypeError, "expected an Activation"),
-    "chain with one dictionary": ((CHAIN[0], CHAIN[1], CHAIN[2][0]), {}, ValueError, "expected a tuple of 2 Ds"),
-    "chain without params": ((CHAIN[0], (), CHAIN[2]), {}, ValueError, "expected a tuple of 2 params"),
-    "chain that does not meet": ((CHAIN[0], CHAIN[1], CHAIN[2][::-1]), {}, ValueError, "D_1 has shape"),
-}  # fmt: skip
+    "chain with one dictionary": (
+        (CHAIN[0], CHAIN[1], CHAIN[2][0]),
+        {},
+        ValueError,
+        "expected a tuple of 2 Ds",
+    ),
+    "chain without params": (
+        (CHAIN[0], (), CHAIN[2]),
+        {},
+        ValueError,
+        "expected a tuple of 2 params",
+    ),
+    "chain that does not match": (
+        (CHAIN[0], CHAIN[1], CHAIN[2][::-1]),
+        {},
+        ValueError,
+        "D_1 has shape",
+    ),
+}
+FAULTS = BAD_ARGUMENTS | {name: ((LAYER, PARAMS, D), *fault) for name, fault in BAD_OPTIONS.items()}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_said(fault):
+def test_faults_are_refused(fault):
     arguments, options, error, message = FAULTS[fault]
     with pytest.raises(error, match=message):
         cnn(*arguments, **{**OK, **options})
 
 
 def test_a_bound_that_leaves_no_digit_is_refused():
-    """The literal form lifts by what the codes could reach; with W = 20 D that is 20^K and more, at
-    last infinite.
-    """
+    """The literal form lifts by a bound on the codes: at least 20^K for W = 20 D, even infinite."""
     for K in (40, 400):
         params = Unrolled(Weights(20 * D), Threshold(np.full(K, 0.1)))
         with pytest.raises(ValueError, match='leaves no digit .* try form="compact"'):
@@ -729,7 +713,7 @@ def test_a_bound_that_leaves_no_digit_is_refused():
         assert cnn(layers.lista_cp(K), params, D, form="positive", **OK).offset == 1.0
 
 
-def test_it_is_a_host_function():
+def test_traced_arguments_are_refused():
     with pytest.raises(TypeError, match="call it outside jit"):
         jax.jit(lambda D: cnn(LAYER, PARAMS, D, **OK).layers)(D)
 
@@ -746,6 +730,6 @@ def test_it_is_a_host_function():
         ((6, 8, -1), "depth must be at least 0, got -1"),
     ],
 )
-def test_sizes_that_cannot_be(arguments, message):
+def test_invalid_sizes_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         cnn_size(*arguments, kernel_size=3)

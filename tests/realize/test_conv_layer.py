@@ -1,4 +1,4 @@
-"""The convolution of Definitions 5 and 6, against loops that spell it out."""
+"""The convolution of Definitions 5 and 6 against loops over its indices."""
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +57,12 @@ def draw(name, seed=0):
 
 
 def close(filters):
-    """A sum of as many products as a filter has weights, of normal numbers below 5, rounded once
-    each.
-    """
+    """The rounding of a sum of products, one for each weight of a filter, of numbers below 5."""
     return 25 * filters[0].size * EPS
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_layer_is_its_loops(name):
+def test_a_layer_equals_its_loops(name):
     h, filters, bias, stride = draw(name)
     relu, linear = (
         conv_layer(h, filters, bias, stride=stride, activation=a) for a in (activations.relu, None)
@@ -76,12 +74,11 @@ def test_a_layer_is_its_loops(name):
     np.testing.assert_allclose(relu, np.maximum(expected, 0), rtol=0, atol=close(filters))
 
 
-def test_zeros_are_padded_on_the_far_side_alone():
+def test_zeros_are_padded_past_the_end_only():
     h, filters = np.arange(1.0, 6)[None], np.ones((1, 1, 3))
     out = conv_layer(h, filters, np.zeros(1), stride=2)
-    np.testing.assert_array_equal(
-        out, [[1 + 2 + 3, 3 + 4 + 5, 5]]
-    )  # "SAME" would begin with 0 + 1 + 2
+    # "SAME" padding would give 0 + 1 + 2 first.
+    np.testing.assert_array_equal(out, [[1 + 2 + 3, 3 + 4 + 5, 5]])
 
 
 def test_other_activations_follow_the_bias():
@@ -101,8 +98,7 @@ def test_jit_vmap_and_gradient():
     batch = jax.jit(jax.vmap(layer, (0, None, None)))(jnp.stack([h, -h]), filters, bias)
     np.testing.assert_allclose(batch[0], expected, rtol=0, atol=close(filters))
     np.testing.assert_allclose(batch[1], layer(-h, filters, bias), rtol=0, atol=close(filters))
-    # Piecewise linear: away from a kink the derivative along (h, filters) and the bias is a
-    # difference.
+    # A bias moves the outputs of its filter that are positive, one for one.
     gradient = jax.grad(lambda b: layer(h, filters, b).sum())(bias)
     np.testing.assert_array_equal(gradient, (np.asarray(expected) > 0).sum((1, 2)))
 
@@ -112,12 +108,11 @@ def test_the_wider_dtype_wins():
     narrow = [np.asarray(a, np.float32) for a in (h, filters, bias)]
     assert conv_layer(*narrow, stride=3).dtype == np.float32
     assert conv_layer(h, *narrow[1:], stride=3).dtype == np.float64
-    assert (
-        conv_layer(np.arange(6)[None], *narrow[1:], stride=3).dtype == np.float64
-    )  # integers: the default float
+    integers = np.arange(6)[None]  # become the default float
+    assert conv_layer(integers, *narrow[1:], stride=3).dtype == np.float64
 
 
-def test_a_layer_record_regards_channels_as_a_signal():
+def test_a_flat_layer_reads_channels_as_a_signal():
     _, filters, bias, stride = draw("a last window past the end")
     h = np.random.default_rng(1).normal(size=(10, 1))
     layer = ConvLayer(filters[:, :1], bias, stride, None, True, False)
@@ -131,7 +126,7 @@ def test_a_layer_record_regards_channels_as_a_signal():
 
 H, F, B = np.ones((2, 9)), np.ones((3, 2, 4)), np.ones(3)
 FAULTS = {
-    "channels that do not meet": (
+    "channels that do not match": (
         (H[:1], F, B),
         {},
         ValueError,
@@ -156,7 +151,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_said(fault):
+def test_faults_are_refused(fault):
     arrays, options, error, message = FAULTS[fault]
     with pytest.raises(error, match=message):
         conv_layer(*arrays, **{"stride": 2, **options})

@@ -1,6 +1,4 @@
-"""Transformers against the layers whose codes they compute: equal when hard, within their bound
-when soft.
-"""
+"""Transformers against their layers: equal if attention is hard, within their bound if soft."""
 
 import functools
 import math
@@ -18,10 +16,9 @@ from unrolled.realize._transformer import transformer, transformer_error
 from unrolled.realize._transformer_block import embed, read_code, run_block, transformer_block
 
 EPS = np.finfo(float).eps
-# For programs that run once: compiling is all their time, and this halves it.
+# For programs that run once: most of their time is compilation, and this halves it.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-# A step is a sum of some 30 products and three roundings of the shrinkage; six of them, each of
-# gain below 3.
+# Six steps, each of gain below 3, with sums of about 30 products and three roundings of shrinkage.
 ROUNDING = 1e3 * EPS
 
 
@@ -55,9 +52,7 @@ def geometry(name):
 
 @functools.cache
 def families():
-    """D with 4 filters on signals of two channels, and layers of depth 6 with their params, by
-    name.
-    """
+    """D with 4 filters on two channels, and layers of depth 6 with their params, by name."""
     D = conv(4, 2, 5, signal=18)
     W = analytic.frobenius_weights(D)
     per_filter = jnp.asarray(np.linspace(0.02, 0.2, 24).reshape(6, 4))
@@ -88,9 +83,7 @@ def families():
 
 @functools.partial(compiled, static_argnums=(0,), static_argnames="alpha")
 def realized(layer, params, D, Y, alpha=None):
-    """The codes of a batch from a transformer that is built under jit, where bounds are not looked
-    at.
-    """
+    """The codes of a batch from a transformer built under jit, where bounds are not checked."""
     return jax.vmap(transformer(layer, params, D, alpha=alpha, signal_bound=5.0).apply)(Y)
 
 
@@ -103,20 +96,13 @@ def assert_close(ours, expected, atol):
     np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
 
 
-# One block
-
-
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_a_block_is_an_iteration(name):
-    """With whole numbers, so that it is one exactly; tokens without a code keep none."""
+def test_a_block_equals_an_iteration(name):
+    """Exactly, on whole numbers; tokens without a code stay without one."""
     D = geometry(name)
     rng = np.random.default_rng(1)
-    D, W = (
-        Conv(
-            rng.integers(-3, 4, D.filters.shape).astype(float), D.signal_shape, D.stride, D.boundary
-        )
-        for _ in "DW"
-    )
+    banks = (rng.integers(-3, 4, D.filters.shape).astype(float) for _ in "DW")
+    D, W = (Conv(bank, D.signal_shape, D.stride, D.boundary) for bank in banks)
     y, x = (rng.integers(-9, 10, n).astype(float) for n in D.shape)
     theta = np.arange(5.0, 5 + D.code_grid[0])
 
@@ -138,7 +124,7 @@ def test_a_block_is_an_iteration(name):
     assert (after[:, -1] == 0).sum() == math.prod(D.positions)
 
 
-def test_heads_and_hidden_units_are_as_many_as_the_theory_says():
+def test_the_numbers_of_heads_and_hidden_units_are_those_of_the_theory():
     D = conv(3, 2, 4, signal=10)
     block = jax.eval_shape(
         lambda: transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0).weights
@@ -148,10 +134,8 @@ def test_heads_and_hidden_units_are_as_many_as_the_theory_says():
     assert jax.eval_shape(lambda: embed(D, jnp.zeros(20))).shape == (10 + 3, 6)
 
 
-def test_the_mask_keeps_codes_off_tokens_that_hold_none():
-    """G is what does it: with bounds far too small, which a traced call cannot see, codes appear
-    there.
-    """
+def test_the_mask_keeps_codes_off_tokens_without_a_code():
+    """With a G far too small, from bounds that a traced call cannot check, codes appear there."""
     D = conv(3, 1, 4, signal=13)
 
     @compiled
@@ -163,17 +147,15 @@ def test_the_mask_keeps_codes_off_tokens_that_hold_none():
         assert (not tokens[tokens[:, -1] == 1, :3].any()) is kept
 
 
-def test_the_mask_exceeds_what_it_must():
-    """G >= abs(u) on all tokens and blocks, for signals that fill their bound and attention of any
-    concentration.
-    """
+def test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks():
+    """For signals that attain their bound, and for concentrated and spread attention."""
     D, cases = families()
     layer, params = cases["lista_cp, untied"]
     positions = grid((D.signal_shape[0] + 4,))
 
     @functools.partial(compiled, static_argnames="alpha")
     def largest(params, Y, alpha):
-        """G of every block, and the largest abs(u) there."""
+        """G of every block, and the largest abs(u) in it."""
         blocks = transformer(layer, params, D, signal_bound=1.0).blocks
 
         def body(tokens, block):
@@ -188,13 +170,9 @@ def test_the_mask_exceeds_what_it_must():
 
     for alpha in (None, 0.01):
         G, found = map(np.asarray, largest(params, np.sign(normal(3, 50, 36)), alpha=alpha))
-        assert (
-            found <= G / 2 * (1 + 1e-12)
-        ).all()  # G is twice its bound, for the sake of rounding
-        assert alpha or found[0] > 0.9 * G[0] / 2  # which the first block nearly reaches
-
-
-# The stack
+        bound = G / 2  # G is twice the bound, as a margin for rounding
+        assert (found <= bound * (1 + 1e-12)).all()
+        assert alpha or found[0] > 0.9 * bound[0]
 
 
 FORMS = [
@@ -248,7 +226,7 @@ def test_stacks_of_all_depths(depth):
 
 
 def test_float32():
-    """At rounding from alpha = 18; float64 signals are computed in float64."""
+    """alpha = 18 reaches rounding; float64 signals are computed in float64."""
     D, cases = families()
     layer, params = cases["alista"]
     D, params = jax.tree.map(lambda leaf: leaf.astype(np.float32), (D, params))
@@ -261,7 +239,7 @@ def test_float32():
 
 
 def test_a_deep_stack_stays_finite():
-    """The bounds behind G grow geometrically, past the largest float32, though the codes do not."""
+    """The bounds behind G grow geometrically beyond the largest float32; the codes do not."""
     D, layer = conv(4, 1, 6, signal=16), layers.ista(300, lam=0.01)
 
     @compiled
@@ -273,7 +251,7 @@ def test_a_deep_stack_stays_finite():
     D = jax.tree.map(lambda leaf: leaf.astype(np.float32), D)
     hidden, ours, expected = map(np.asarray, both(D, normal(2, 16).astype(np.float32)))
     assert np.isfinite(hidden).all() and -hidden.min() > np.sqrt(np.finfo(np.float32).max)
-    # ISTA is non-expansive: the roundings of its steps add up, 300 times some 30 eps.
+    # ISTA is non-expansive: the roundings of its 300 steps add up, about 30 eps each.
     assert_close(ours, expected, 1e4 * np.finfo(np.float32).eps)
 
 
@@ -321,17 +299,15 @@ def test_the_fixed_weights_of_alista_stay_fixed():
     )
 
 
-# The error of soft attention
-
-
 def test_soft_codes_stay_within_their_bound():
-    """For all draws and concentrations, also where the layer expands; a bound of the codes makes it
-    smaller.
-    """
+    """Also where the layer expands; a bound on the codes makes the error bound smaller."""
     layer = layers.lista_cp(6, lam=0.05)
-    params = compiled(
-        lambda D, c: jax.tree.map(lambda leaf: leaf * c, layer.init(jax.random.key(0), D))
-    )  # c / L
+
+    @compiled
+    def params(D, c):
+        """Those of the start, scaled by c: the step size is c / L."""
+        return jax.tree.map(lambda leaf: leaf * c, layer.init(jax.random.key(0), D))
+
     for alpha in (2.0, 8.0, 16.0, 30.0):
         for seed in range(3):
             D = conv(3, 2, 4, signal=12, seed=seed)
@@ -347,11 +323,11 @@ def test_soft_codes_stay_within_their_bound():
             assert (sharper <= bound).all() and sharper[-1] < bound[-1]
 
 
-def test_the_bound_is_reached():
-    """One tap and W = -D / 2, so that codes and their errors grow, and signs that alternate.
+def test_the_bound_is_attained():
+    """With one tap and W = -D / 2, so that codes and errors grow, and signs that alternate.
 
-    Away from the border both neighbours of a target carry its opposite, and what is read of x and y
-    adds up: all that the recursion gives away is of second order in the leak.
+    Away from the border both neighbours of a target have the opposite value, and the contributions
+    of x and y add up: the bound exceeds the error only by terms of second order in the leak.
     """
     alpha, theta = 6.0, 0.1
     D = Conv(np.ones((1, 1, 1)), 12)
@@ -381,9 +357,8 @@ def test_the_error_and_its_bound_vanish_as_alpha_grows():
     bounds = [transformer_error(layer, params, D, alpha=a, signal_bound=5.0)[-1] for a in alphas]
     for numbers in (errors, bounds):
         for one, other in zip(numbers, numbers[1:]):
-            assert one / other == pytest.approx(
-                math.exp(4), rel=0.02
-            )  # the rest is of order exp(-2 alpha)
+            # Up to terms of order exp(-2 alpha).
+            assert one / other == pytest.approx(math.exp(4), rel=0.02)
     assert 1e-5 < errors[0] < 1e-2
     np.testing.assert_array_equal(
         transformer_error(layer, params, D, alpha=None, signal_bound=5.0), np.zeros(7)
@@ -401,9 +376,6 @@ def test_the_bound_is_computed_in_float64_from_float32_weights():
     np.testing.assert_allclose(ours, expected, rtol=1e3 * np.finfo(np.float32).eps)
 
 
-# What is refused
-
-
 SMALL = conv(2, 2, 3, signal=9)  # (18, 14)
 
 
@@ -414,7 +386,7 @@ def built(D=None, layer=None, params=None, **options):
     return transformer(layer, params, D, **{"signal_bound": 1.0, **options})
 
 
-def test_signals_above_the_bound_are_said():
+def test_signals_above_the_bound_are_refused():
     made = built(signal_bound=jnp.asarray([1.0, 2.0]))
     made.apply(np.repeat([1.0, -2.0], 9))
     with pytest.raises(ValueError, match=r"y exceeds the declared bound \(magnitude 1.5\)"):
@@ -441,7 +413,7 @@ def test_weights_that_no_block_realizes_are_refused():
     params = layer.init(jax.random.key(0), D)
     with pytest.raises(TypeError, match="W is .*; expected a Conv, or D itself"):
         built(D, layer, params._replace(shared=layers.Weights(dictionaries.dense(D))))
-    # The same (m, d) from another kernel.
+    # The same shape (m, d) from another kernel.
     other = Conv(normal(0, 14, 2, 9), 9)
     assert other.shape == D.shape
     with pytest.raises(ValueError, match=r"W has kernel \(9,\).*expected those of D: \(3,\)"):
@@ -491,7 +463,7 @@ def test_alpha_must_be_positive_and_finite(alpha):
         transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0, alpha=alpha)
 
 
-def test_bounds_must_be_numbers():
+def test_bounds_must_be_finite_non_negative_and_of_the_right_shape():
     for bound in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="signal_bound"):
             built(signal_bound=bound)
