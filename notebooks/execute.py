@@ -26,7 +26,9 @@ def execute(notebook: dict) -> None:
     names, cells = {"__name__": "__main__"}, notebook["cells"]
     for number, cell in enumerate((c for c in cells if c["cell_type"] == "code"), start=1):
         text, value = run("".join(cell["source"]), f"cell {number}", names)
-        outputs = [] if not text else [{"name": "stdout", "output_type": "stream", "text": lines(text)}]
+        outputs = (
+            [] if not text else [{"name": "stdout", "output_type": "stream", "text": lines(text)}]
+        )
         if value is not None:
             result = {"execution_count": number, "metadata": {}, "output_type": "execute_result"}
             outputs.append({"data": shown(value), **result})
