@@ -1,6 +1,4 @@
-"""Timing that can be compared: rivals in turn within one run, medians, compile time apart from run
-time.
-"""
+"""Timing that can be compared: contestants in turn within one run, medians, compile time apart."""
 
 import json
 import os
@@ -15,11 +13,10 @@ import numpy as np
 
 
 def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
-    """Median milliseconds of each function over `rounds` turns (A B C A B C ...) of `calls` timed
-    calls.
+    """Median milliseconds of each function, measured in turns (A B C A B C ...).
 
-    A turn begins with a pause and one call that is not timed: the thread pool of the rival before
-        it may still spin.
+    Each of `rounds` turns has `calls` timed calls. It begins with a pause and one call that is not
+    timed, because the thread pool of the previous contestant may still spin.
     """
     times = {name: [] for name in functions}
     for _ in range(rounds):
@@ -34,9 +31,7 @@ def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
 
 
 def compile_seconds(function, *args) -> float:
-    """Seconds to trace and compile `function` afresh: a new wrapper and empty caches leave nothing
-    to reuse.
-    """
+    """Seconds to trace and compile `function`; a new wrapper and empty caches prevent reuse."""
     jax.clear_caches()
     began = time.perf_counter()
     jax.jit(lambda *args: function(*args)).lower(*args).compile()
@@ -44,7 +39,7 @@ def compile_seconds(function, *args) -> float:
 
 
 def environment() -> dict[str, str]:
-    """What a figure depends on."""
+    """Versions and hardware on which a measurement depends."""
     found = {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -74,7 +69,7 @@ def _processor() -> str:
 
 
 def save(path: Path, results: dict) -> None:
-    """Write the results with the environment as JSON, and show them."""
+    """Write the results and the environment as JSON, and print them."""
     text = json.dumps({"environment": environment(), **results}, indent=1)
     path.write_text(text + "\n")
     print(text)

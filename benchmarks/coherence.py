@@ -1,10 +1,11 @@
-"""Coherence programs: this library beside HiGHS (and Clarabel, where it is installed), one solve
-per atom for them.
+"""Coherence programs: this library beside HiGHS and, where it is installed, Clarabel.
 
-Run `python benchmarks/coherence.py`: about five minutes on two cores. Small dictionaries are solved
-whole by every solver; where a rival would take hours it solves a sample of atoms, two at a time
-like the whole, and its total is the sample's times the number of atoms per sampled one. Every
-figure of ours includes certificates. Writes coherence.json.
+    python benchmarks/coherence.py
+
+It takes about five minutes on two cores and writes coherence.json. The other solvers solve one
+program per atom, two atoms at a time. They solve small dictionaries completely. Where that would
+take hours they solve a sample of the atoms, and the total is scaled up from it. All times of this
+library include the certificates.
 """
 
 import importlib.util
@@ -31,7 +32,10 @@ def gaussian(m: int, d: int) -> np.ndarray:
 
 
 def highs_coherence(job) -> float:
-    """1 / min norm(v, 1) : sum_{j != i} v_j d_j = d_i, by the dual simplex: HiGHS's faster form."""
+    """1 / min norm(v, 1) : sum_{j != i} v_j d_j = d_i, by the dual simplex.
+
+    This is the form that HiGHS solves faster.
+    """
     from scipy.optimize import linprog
 
     D, i = job
@@ -46,8 +50,9 @@ def highs_coherence(job) -> float:
 
 
 def highs_entries(job) -> float:
-    """min max abs(w) : w . d_i = 1, abs(w . d_j) <= level, by the interior point: HiGHS's faster
-    form here.
+    """min max abs(w) : w . d_i = 1, abs(w . d_j) <= level, by the interior-point method.
+
+    Here this is the form that HiGHS solves faster.
     """
     from scipy.optimize import linprog
 
@@ -65,7 +70,7 @@ def highs_entries(job) -> float:
 
 
 def clarabel_coherence(job) -> float:
-    """The basis-pursuit form by Clarabel's interior point."""
+    """The basis-pursuit form by the interior-point method of Clarabel."""
     import clarabel
     from scipy import sparse
 
@@ -81,20 +86,13 @@ def clarabel_coherence(job) -> float:
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     cost, right = np.append(np.zeros(n), np.ones(n)), np.append(D[:, i], np.zeros(2 * n))
-    return (
-        1
-        / clarabel.DefaultSolver(
-            sparse.csc_matrix((2 * n, 2 * n)), cost, rows, right, cones, settings
-        )
-        .solve()
-        .obj_val
-    )
+    quadratic = sparse.csc_matrix((2 * n, 2 * n))
+    solver = clarabel.DefaultSolver(quadratic, cost, rows, right, cones, settings)
+    return 1 / solver.solve().obj_val
 
 
 def rival(solve, jobs) -> tuple[float, np.ndarray]:
-    """Seconds and values of all jobs, in two processes of one thread each (the start of the
-    processes is not counted).
-    """
+    """Seconds and values of all jobs, in two processes of one thread each, without their start."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.map(solve, jobs[:2])
         began = time.perf_counter()
@@ -173,7 +171,7 @@ def measure(m: int, d: int) -> dict:
 
 
 def cost_law(results: dict, key: str) -> float:
-    """p in seconds ~ d^p at d = 2 m, from the two largest sizes."""
+    """The exponent p of seconds ~ d^p at d = 2 m, from the two largest sizes."""
     (small, a), (large, b) = (
         (int(name.split("x")[1]), value[key]) for name, value in list(results.items())[-2:]
     )
@@ -181,7 +179,7 @@ def cost_law(results: dict, key: str) -> float:
 
 
 def rectangular() -> dict:
-    """Seconds for all atoms at one m and growing d, and at one d and growing m."""
+    """Seconds for all atoms at fixed m and growing d, and at fixed d and growing m."""
     import jax
 
     from unrolled import theory

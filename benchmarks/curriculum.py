@@ -1,10 +1,9 @@
-"""What stage-wise training adds to end-to-end training in as many steps, and what HyperLISTA
-reaches without any.
+"""Stage-wise beside end-to-end training in as many steps, and HyperLISTA without training.
 
     python benchmarks/curriculum.py [--steps-per-stage 50] [--output benchmarks/curriculum.json]
 
-The standard benchmark: 250 x 500, K = 16, no noise; NMSE in dB after 16 steps on 1,000 test
-    signals, by both definitions.
+The standard benchmark: 250 x 500, K = 16, no noise. NMSE in dB after 16 steps on 1,000 test
+signals, by both definitions.
 """
 
 import argparse
@@ -22,7 +21,7 @@ D, SAMPLE = ur.problems.standard_benchmark(jax.random.key(0))
 
 
 def signals(seed: int, batch: int):
-    """Y, X."""
+    """A batch (Y, X) of the benchmark."""
     return ur.problems.sampler(D, batch)(jax.random.key(seed))
 
 
@@ -45,9 +44,9 @@ def timed(layer, make) -> dict[str, float]:
 
 
 def trainings(layer, params, steps_per_stage: int) -> dict[str, dict]:
-    """Both ways of training from calibrated params, in 3 K stages or as many steps at once."""
+    """Both ways of training from calibrated params: 3 K stages, or as many steps end to end."""
     Y, X = signals(77, 512)
-    start = ur.analytic.calibrate(layer, params, D, X, Y)
+    start = ur.analytic.calibrate(layer, params, D, Y, X)
     steps, options = (
         3 * K * steps_per_stage,
         dict(key=1, validation=signals(78, 512), evaluate_every=steps_per_stage),
@@ -83,7 +82,7 @@ def searched() -> dict[str, dict]:
         selection=[10.0, 11.0, 12.0, 13.0],
     )
     began = time.perf_counter()
-    found = ur.training.search(layer, params, D, X, Y, chunk=1, **grid)
+    found = ur.training.search(layer, params, D, Y, X, chunk=1, **grid)
     seconds = time.perf_counter() - began
     return {
         "as given": judge(layer, params, 0.0),

@@ -1,12 +1,11 @@
-"""Denoising: CSCNet trained here, beside BM3D and beside ISTA with the dictionary that CSCNet
-learned.
+"""Denoising: CSCNet trained here, beside BM3D and the LASSO in the dictionary that it learned.
 
     python benchmarks/denoising.py [--data DIR] [--weights DIR] [--output benchmarks/denoising.json]
-    [--steps N N]
+        [--steps N N] [--stop]
 
 DIR, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training writes
-its state to the weights folder at every look and goes on from there; `--stop` evaluates what is
-there. float32, pictures in [0, 1], nothing clipped.
+its state to the weights folder at every evaluation and continues from there; `--stop` evaluates
+the saved state. float32, pictures in [0, 1], nothing is clipped.
 """
 
 import argparse
@@ -28,19 +27,14 @@ from unrolled.models import CSCNet, shift_average
 
 SIGMA, LEVELS, RANGE = 25 / 255, (15, 25, 50), (5 / 255, 50 / 255)
 FILTERS, KERNEL, STRIDE, UNFOLDINGS = 100, 9, 4, 8
-BATCH, POSITIONS, HELD_OUT, LOOK = 4, 22, 8, 400
+BATCH, POSITIONS, HELD_OUT, EVALUATE_EVERY = 4, 22, 8, 400
 LASSO_STEPS = 100  # of FISTA with restart
 WINDOW = (POSITIONS - 1) * STRIDE + KERNEL
 ONE_GRID, FOUR_GRIDS = ((0, 0),), ((0, 0), (0, 2), (2, 0), (2, 2))  # corners
 
 
-# The nets
-
-
 def dct_filters(count: int, n: int, rng) -> np.ndarray:
-    """The lowest frequencies of the two-dimensional DCT, a little disturbed; noise where there are
-    no more.
-    """
+    """The lowest frequencies of the 2-D DCT with a little noise; noise alone beyond n^2 filters."""
     line = np.sqrt(2 / n) * np.cos(np.pi * (np.arange(n) + 0.5) * np.arange(n)[:, None] / n)
     line[0] /= np.sqrt(2)
     order = sorted(np.ndindex(n, n), key=sum)
@@ -65,9 +59,7 @@ def new_net(noise_adaptive: bool = False) -> CSCNet:
 
 
 def adapted(net: CSCNet) -> CSCNet:
-    """A noise-adaptive net that equals `net` at its noise level: theta_0 = 0, theta_1 = theta /
-    sigma.
-    """
+    """A noise-adaptive net, equal to `net` at its noise level: theta_0 = 0, slope theta / sigma."""
     new = new_net(noise_adaptive=True)
     for name in ("A", "B", "C"):
         getattr(new, name)[...] = getattr(net, name)[...]
@@ -76,12 +68,10 @@ def adapted(net: CSCNet) -> CSCNet:
     return new
 
 
-# Training
-
-
 def sampler(pictures, batch: int, size: int):
-    """`sample(key, low, high) -> (clean, noisy, sigmas)`: windows turned and mirrored, noise levels
-    uniform in a range.
+    """`sample(key, low, high) -> (clean, noisy, sigmas)`.
+
+    The windows are turned and mirrored, the noise levels uniform between `low` and `high`.
     """
     side = pictures.shape[1] - size + 1
 
@@ -108,8 +98,9 @@ def sampler(pictures, batch: int, size: int):
 
 
 def objective(net, corners, clean, noisy, sigmas):
-    """Squared error of the mean over some grids, where all atoms are there, weighted so that all
-    noise levels count.
+    """Squared error of the mean over some grids, weighted so that all noise levels count.
+
+    It counts the pixels that are covered by as many atoms as in the interior of a picture.
     """
     reach = max(max(corner) for corner in corners)
 
@@ -141,8 +132,9 @@ def train(
     folder: Path,
     stop: bool,
 ) -> list[dict]:
-    """Adam with a warm-up and a cosine; the state goes to a file, from where a stopped run goes on.
-    Returns the curve.
+    """Train by Adam with a warm-up and a cosine schedule; returns the curve.
+
+    The state is saved to a file, from which a stopped run continues.
     """
     path = folder / f"{name}.npz"
     rates = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 30), steps, rate / 100)
@@ -164,7 +156,7 @@ def train(
     done, seconds = (curve[-1]["step"], curve[-1]["seconds"]) if curve else (0, 0.0)
     while done < steps and not stop:
         began, losses = time.perf_counter(), []
-        for k in range(done, min(done + LOOK, steps)):
+        for k in range(done, min(done + EVALUATE_EVERY, steps)):
             losses.append(step(net, optimizer, jax.random.fold_in(jax.random.key(1), k)))
         loss = float(jnp.mean(jnp.stack(losses)))
         done, seconds = done + len(losses), seconds + time.perf_counter() - began
@@ -212,12 +204,9 @@ def psnr(estimate, picture) -> float:
 
 
 def held_out(net, pictures, level: float = 25) -> float:
-    """Mean PSNR over pictures kept from the training, the average over all shifts."""
+    """Mean PSNR over pictures that the training does not see, averaged over all shifts."""
     noisy = [noise(picture, level, j) for j, picture in enumerate(pictures)]
     return float(np.mean([psnr(denoise(net, y, level / 255), p) for y, p in zip(noisy, pictures)]))
-
-
-# Rivals
 
 
 @jax.jit
@@ -234,7 +223,7 @@ def ista(A, noisy, lam):
 
 @jax.jit
 def ista_density(A, noisy, lam):
-    """The share of nonzero entries of one of its codes: that of the largest window in the corner."""
+    """The share of nonzero entries in the code of one window, the largest in the corner."""
     rows, columns = (KERNEL + (N - KERNEL) // STRIDE * STRIDE for N in noisy.shape)
     window = noisy[:rows, :columns] - jnp.mean(noisy)
     return jnp.mean(lasso(A, window, lam)[1] != 0)
@@ -251,13 +240,8 @@ def bm3d(noisy, level: float):
     return run(np.asarray(noisy, np.float64), level / 255)
 
 
-# The table
-
-
 def judged(name: str, estimate, pictures: dict, level: float, seed: int = 1000) -> dict:
-    """PSNR of `estimate(noisy)` on every picture; median seconds of the clock, and of the processor
-    over all threads.
-    """
+    """PSNR of `estimate(noisy)` on every picture; median wall-clock and processor seconds."""
     found = []
     for j, (title, picture) in enumerate(pictures.items()):
         noisy = noise(picture, level, seed + j)
@@ -280,9 +264,8 @@ def judged(name: str, estimate, pictures: dict, level: float, seed: int = 1000) 
 
 def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
     for shape in {p.shape for p in pictures.values()}:
-        denoise(
-            net, np.zeros(shape, np.float32), level / 255
-        ).block_until_ready()  # compiled before it is timed
+        blank = np.zeros(shape, np.float32)  # compiles, so that the times are those of a run
+        denoise(net, blank, level / 255).block_until_ready()
     name = "CSCNet" if net.slope is None else "CSCNet, noise-adaptive"
     row = judged(name, lambda noisy: denoise(net, noisy, level / 255), pictures, level)
     some = [noise(p, level, 1000 + j) for j, p in enumerate(pictures.values())]
@@ -290,8 +273,9 @@ def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
 
 
 def ista_row(A, pictures: dict, training) -> dict:
-    """lam by the best mean PSNR on training pictures, in units of sigma times the mean norm of an
-    atom.
+    """The LASSO with the lam that has the best mean PSNR on training pictures.
+
+    lam is in units of sigma times the mean norm of an atom.
     """
     noisy = [noise(picture, 25, j) for j, picture in enumerate(training)]
     lams = [float(c) * SIGMA for c in (1.0, 2.0, 3.0, 4.5, 7.0, 10.0)]
@@ -312,9 +296,7 @@ def ista_row(A, pictures: dict, training) -> dict:
 def figure(
     net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path
 ) -> None:
-    """One detail, noisy and denoised, the learned filters, and PSNR on held-out pictures during
-    training.
-    """
+    """A detail, noisy and denoised; the learned filters; PSNR on held-out pictures in training."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -347,7 +329,7 @@ def figure(
 
 
 def mosaic(filters: np.ndarray) -> np.ndarray:
-    """The filters, the strongest first, each scaled to its own largest entry, ten in a row."""
+    """The filters, strongest first, ten in a row, each scaled by its largest entry."""
     order = np.argsort(-np.linalg.norm(filters, axis=(1, 2)))
     cells = [
         np.pad(f / np.abs(f).max(), 1, constant_values=1)
@@ -368,10 +350,10 @@ def main() -> None:
         type=int,
         nargs=2,
         default=(6000, 2000),
-        help="on one grid and on four; half for the adaptive net",
+        help="on one grid and on four; the adaptive net takes half",
     )
     parser.add_argument(
-        "--stop", action="store_true", help="train no further, evaluate what is there"
+        "--stop", action="store_true", help="evaluate the saved state without training"
     )
     options = parser.parse_args()
     folder = ur.datasets.locate("denoising", options.data)
@@ -425,9 +407,7 @@ def main() -> None:
 
 
 def remembered(path: Path, key: str, compute, *args) -> dict:
-    """The row of a method: from the file if a run that was stopped left it there, else computed and
-    left there.
-    """
+    """The row of a method: read from the file of a stopped run, else computed and saved."""
     rows = json.loads(path.read_text()) if path.exists() else {}
     if key not in rows:
         rows[key] = compute(*args)

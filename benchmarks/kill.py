@@ -1,9 +1,11 @@
-"""SIGKILL at random moments of a training that saves after every step: what is lost, what is
-damaged, what differs.
+"""SIGKILL at random moments of a training that saves after every step.
 
-`python benchmarks/kill.py [kills]` starts a training, kills it, starts it again in the same folder,
-until it is finished; then it begins another one, until so many were killed. After every kill all
-saved steps are read and checked.
+    python benchmarks/kill.py [kills]
+
+The script starts a training, kills it and restarts it in the same folder until it finishes. Then it
+begins another one, until there were `kills` kills (200 by default). After every kill it reads and
+checks all saved steps. It counts steps that were lost or damaged, and finished runs that differ
+from an uninterrupted one.
 """
 
 import hashlib
@@ -26,7 +28,7 @@ STEPS = 40
 
 
 def train(folder: str | None):
-    """The training; every look tells its step."""
+    """The training; it prints its step at every evaluation."""
     D = ur.dictionaries.gaussian(jax.random.key(0), 64, 128)
     layer = ur.lista_cp(4, tied=False)
     options = dict(optimizer=optax.adam(1e-3), steps=STEPS, key=1, evaluate_every=1, progress=False)
@@ -39,7 +41,7 @@ def train(folder: str | None):
 
 
 def bits(fit) -> str:
-    """A sha256 of everything that a training returns, but for the seconds."""
+    """The sha256 of everything that a training returns, except the seconds."""
     leaves = [
         np.asarray(leaf).tobytes()
         for leaf in jax.tree.leaves((fit.params, fit.best, fit.D, fit.history.loss))
@@ -49,7 +51,7 @@ def bits(fit) -> str:
 
 
 def start(folder: str) -> subprocess.Popen:
-    """A training in a process of its own; what one has compiled, the others load."""
+    """A training in its own process; all of them share one compilation cache."""
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(Path(folder).parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -60,8 +62,9 @@ def start(folder: str) -> subprocess.Popen:
 
 
 def killed_after(folder: str, seconds: float) -> tuple[bool, int]:
-    """Kill a training so long after its first step; whether it was still running, and the last step
-    that it told.
+    """Kill a training `seconds` after its first step.
+
+    Returns whether it was still running, and the last step that it printed.
     """
     process, told = start(folder), 0
     while told == 0 and (line := process.stdout.readline()):

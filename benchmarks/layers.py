@@ -1,10 +1,9 @@
-"""How fast the layers are: against their own matrix products, numpy and PyTorch; compile time in
-depth; cost of `fit`.
+"""Speed of the layers, beside their own matrix products, numpy and PyTorch.
 
     python benchmarks/layers.py [--output benchmarks/layers.json]
 
-Everything in one run, rivals in turn, medians. PyTorch is measured where it is installed. float32
-throughout.
+It also measures how compile time grows with depth, and the overhead of `fit`. One run, contestants
+in turn, medians, float32. PyTorch takes part where it is installed.
 """
 
 import argparse
@@ -23,7 +22,7 @@ M, D_ATOMS, K = 250, 500, 16
 
 
 def setting(batch: int):
-    """An untied LISTA-CP of 16 steps on the standard 250 x 500 dictionary, and a batch of signals."""
+    """D (250 x 500), params of an untied LISTA-CP of 16 steps, a batch of signals and codes."""
     D = ur.dictionaries.gaussian(jax.random.key(0), M, D_ATOMS)
     Y, X = ur.problems.sampler(D, batch)(jax.random.key(1))
     params = ur.layers.lista_cp(K, tied=False).init(None, D)
@@ -31,9 +30,7 @@ def setting(batch: int):
 
 
 def products_alone(params, D, Y):
-    """The matrix products of the 16 steps and nothing else, in the layout of the layer: x <- (D x)
-    W_k.
-    """
+    """The matrix products of the 16 steps alone, in the layout of the layer: x <- (D x) W_k."""
 
     def one(y):
         x = jnp.zeros(D_ATOMS, y.dtype) + y[0]
@@ -44,8 +41,9 @@ def products_alone(params, D, Y):
 
 
 def forward(batch: int) -> dict:
-    """Milliseconds of a batch: the layer, in chunks of 1,000 signals that stay in the cache, its
-    products, numpy, torch.
+    """Milliseconds for a batch: the layer, its products, numpy, torch.
+
+    The layer runs in chunks of 1,000 signals, which stay in the cache.
     """
     D, params, Y, _ = setting(batch)
     apply = ur.layers.lista_cp(K, tied=False).apply
@@ -64,9 +62,7 @@ def forward(batch: int) -> dict:
 
 
 def single() -> dict:
-    """Milliseconds of one signal: unstacked steps (a Python loop), stacked ones (a scan), numpy,
-    torch eager.
-    """
+    """Milliseconds for one signal: unstacked steps (a loop), stacked (a scan), numpy, torch."""
     D, params, Y, _ = setting(1)
     layer = ur.layers.lista_cp(K, tied=False)
     loop, scan = ur.layers.unstack(params), params
@@ -100,7 +96,7 @@ def numpy_forward(D, params, Y):
 
 
 def torch_forward(D, params, Y) -> dict:
-    """The same network in PyTorch, eager; empty where it is not installed."""
+    """The same network in PyTorch, eager; an empty dict where it is not installed."""
     try:
         import torch
     except ImportError:
@@ -121,9 +117,7 @@ def torch_forward(D, params, Y) -> dict:
 
 
 def compile_times() -> dict:
-    """Seconds to compile, forward and gradient, at depths 16, 64 and 256 (m = 50, d = 100); medians
-    of three.
-    """
+    """Seconds to compile, forward and gradient, at three depths (50 x 100); medians of three."""
     D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
     y = D[:, 0]
     found = {}
@@ -143,9 +137,7 @@ def compile_times() -> dict:
 
 
 def fit_overhead() -> dict:
-    """Milliseconds per step of `fit` and of a bare loop over a compiled step that does the same
-    work.
-    """
+    """Milliseconds per step of `fit`, and of a bare loop over a compiled step of the same work."""
     D, params, _, _ = setting(64)
     sample, layer = ur.problems.sampler(D, 64), ur.layers.lista_cp(K, tied=False)
     optimizer, key = optax.adam(1e-4), jax.random.key(2)
@@ -184,7 +176,7 @@ def fit_overhead() -> dict:
     per_step = {}
     for name, run in (("bare loop", run_bare), ("fit", run_fit)):
         differences = []
-        for _ in range(3):  # a long run less a short one: compilation and set-up cancel
+        for _ in range(3):  # a long run minus a short one: compilation and set-up cancel
             began = time.perf_counter()
             run(100)
             middle = time.perf_counter()
@@ -195,9 +187,7 @@ def fit_overhead() -> dict:
 
 
 def support_threshold() -> dict:
-    """Microseconds per signal of the exact 60th largest magnitude of 500, for 1,000 signals: bit
-    search and top_k.
-    """
+    """Microseconds per signal for the exact 60th largest of 500 magnitudes, for 1,000 signals."""
     X = jnp.abs(jax.random.normal(jax.random.key(0), (1000, 500)))
     search = jax.jit(jax.vmap(lambda x: ur.activations.kth_largest(x, 60)))
     sort = jax.jit(jax.vmap(lambda x: jax.lax.top_k(x, 60)[0][-1]))

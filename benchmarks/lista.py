@@ -1,15 +1,14 @@
-"""The LISTA benchmark: every learned family on the standard problem, noiseless, noisy and
-ill-conditioned, over three seeds.
+"""The LISTA benchmark: every learned family, without noise, with noise, and ill-conditioned.
 
     python benchmarks/lista.py [--settings noiseless,...] [--families ALISTA-SS,...] [--seeds 3]
-    [--steps 400] [--output FILE]
+        [--steps 400] [--output FILE]
 
-m = 250, n = 500, K = 16, Bernoulli(0.1)-Gaussian codes. The dictionary is `RandomState(0).normal`,
-columns normalised (that of NA-ALISTA); a condition number is set as in LISTA-CPSS. A seed draws the
-codes, the noise and the order of training. Penalties, grids, ridges and calibration look at 256
-signals, training draws its own, the best iterate is chosen on 512 more, and the 1,000 test signals
-are used for the table alone. "public" is the dictionary and the test set of ALISTA's repository,
-found through UNROLLED_DATA. float32. Results of a run are merged into the file, family by family.
+m = 250, n = 500, K = 16, Bernoulli(0.1)-Gaussian codes, float32. The dictionary is
+`RandomState(0).normal` with normalised columns, as in NA-ALISTA; a condition number is set as in
+LISTA-CPSS. A seed draws the codes, the noise and the training batches. Penalties, grids, ridges and
+calibration use 256 signals, training draws its own, the best params are chosen on 512 more, and the
+1,000 test signals serve the table alone. "public" is the dictionary and the test set of the ALISTA
+repository, found through UNROLLED_DATA. A run merges its results into the file, family by family.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from unrolled.layers import Fixed, Unrolled
 
 M, N, K, PROBABILITY = 250, 500, 16, 0.1
 SUPPORT = (0.012, 0.13)
-# name: (SNR in dB, condition number; None for the Gaussian dictionary as it is drawn)
+# name: (SNR in dB, condition number, or None for the Gaussian dictionary as drawn)
 SETTINGS = {
     "noiseless": (math.inf, None),
     "SNR 40": (40.0, None),
@@ -63,13 +62,15 @@ class Problem(NamedTuple):
 
     @property
     def noise_variance(self) -> float:
-        """Of an entry of y: std(y)^2 10^(-SNR / 10)."""
+        """The variance of the noise in an entry of y: std(y)^2 10^(-SNR / 10)."""
         return float(jnp.var(self.chosen_on[0])) * 10 ** (-self.snr / 10)
 
 
 def dictionary(kappa: float | None) -> jax.Array:
-    """RandomState(0), singular values set to a geometric sequence from kappa to 1 if one is given,
-    unit columns.
+    """The dictionary of RandomState(0), with unit columns.
+
+    With `kappa`, its singular values are a geometric sequence of that ratio before the columns are
+    normalised.
     """
     D = np.random.RandomState(0).normal(size=(M, N)) / math.sqrt(M)
     if kappa is not None:
@@ -102,13 +103,13 @@ def problem(setting: str, seed: int) -> Problem:
 
 
 def weights(problem: Problem) -> jax.Array:
-    """The closed-form weights, with the ridge under which a calibrated ALISTA errs least."""
+    """The closed-form weights, with the ridge that gives a calibrated ALISTA the least error."""
     D, (Y, X) = problem.D, (part[:64] for part in problem.chosen_on)
 
     def error(W):
         layer = layers.alista(K, support=SUPPORT)
         start = layer.init(None, D)._replace(shared=Fixed(W))
-        return _nmse(layer, analytic.calibrate(layer, start, D, X, Y), D, Y, X)
+        return _nmse(layer, analytic.calibrate(layer, start, D, Y, X), D, Y, X)
 
     ridges = (0.0, 0.003, 0.01, 0.03, 0.1)
     candidates = [analytic.frobenius_weights(D, ridge * N / M) for ridge in ridges]
@@ -116,15 +117,13 @@ def weights(problem: Problem) -> jax.Array:
 
 
 class Family(NamedTuple):
-    """How a family is trained: its layer, its start on a problem, and the rate of Adam; a rate of 0
-    trains nothing.
-    """
+    """How a family is trained: its layer, its start, and the rate of Adam (0: no training)."""
 
     layer: Callable  # (problem) -> Layer
     start: Callable  # (problem, layer) -> params
     rate: float
     calibrated: bool = True
-    steps: int = 0  # of training; 0 takes as many as are asked for
+    steps: int = 0  # of training; 0 takes the number of the command line
     steps_per_stage: int = 0  # of a curriculum; 0 trains end to end
 
 
@@ -133,7 +132,7 @@ def _from_init(problem, layer):
 
 
 def _with_weights(problem, layer):
-    """ISTA's start with the analytic weights in the place of D / L, at every step."""
+    """The start of ISTA with the analytic weights in place of D / L at every step."""
     params = layer.init(problem.key, problem.D)
     if hasattr(params.steps, "W"):
         return params._replace(
@@ -143,9 +142,7 @@ def _with_weights(problem, layer):
 
 
 def _coupled(problem, layer):
-    """The matrices of a LISTA-CP in a family without its coupling: B = W, S = I - W'D, and no
-    memory of an older code.
-    """
+    """The matrices of LISTA-CP in a family without its coupling: B = W, S = I - W'D, M = 0."""
     params = layer.init(problem.key, problem.D)
     S = jnp.eye(N) - problem.W.T @ problem.D
     matrices = {"B": problem.W, "S": S, "M": jnp.zeros_like(S)}
@@ -158,8 +155,9 @@ def _coupled(problem, layer):
 
 
 def _whitened(problem, layer):
-    """Ada-LISTA with the steps of ALISTA: P = Q'Q = (D D')^-1, as the rows of D^+ are the analytic
-    weights up to scale.
+    """Ada-LISTA with the steps of ALISTA: P = Q'Q = (D D')^-1.
+
+    Up to scale, the rows of D^+ are the analytic weights.
     """
     params, D = layer.init(problem.key, problem.D), np.asarray(problem.D, float)
     values, vectors = np.linalg.eigh(D @ D.T)
@@ -174,7 +172,7 @@ def _with_recurrent_weights(problem, layer):
 
 
 def _best_of(options: tuple, make: Callable, start: Callable) -> Callable:
-    """The layer `make(option)` whose start errs least after K steps."""
+    """The layer `make(option)` whose start has the least error after K steps."""
 
     def choose(problem):
         D, (Y, X) = problem.D, problem.chosen_on
@@ -190,8 +188,9 @@ def _penalised(make: Callable) -> Callable:
 
 
 def _grid(problem, layer):
-    """HyperLISTA's three numbers. They are not trained, so the 512 signals of validation are free:
-    fewer would mislead.
+    """The three numbers of HyperLISTA, by a grid search on the 512 validation signals.
+
+    Nothing is trained, so these are free; fewer signals would mislead.
     """
     Y, X = problem.validation
     values = dict(
@@ -200,7 +199,7 @@ def _grid(problem, layer):
         selection=np.linspace(6.0, 18.0, 7),
     )
     return training.search(
-        layer, layer.init(problem.key, problem.D), problem.D, X, Y, **values
+        layer, layer.init(problem.key, problem.D), problem.D, Y, X, **values
     ).params
 
 
@@ -213,7 +212,7 @@ def _tista(problem):
 
 
 def _na_alista(problem):
-    """In noise with the published shares of the support, which grow more slowly."""
+    """With noise, NA-ALISTA has the published support shares, which grow more slowly."""
     return layers.na_alista(K, support=SUPPORT if math.isinf(problem.snr) else (0.0075, 0.12))
 
 
@@ -258,7 +257,7 @@ FAMILIES = {
 
 
 def loss(codes, X, D, Y):
-    """Mostly the error of the last step; a tenth on all of them keeps the way there short."""
+    """The error of the last step, and with a tenth of the weight that of all steps."""
     return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(
         codes, X, D, Y
     )
@@ -271,7 +270,7 @@ def run(family: Family, problem: Problem, steps: int) -> dict:
     layer = family.layer(problem)
     params = family.start(problem, layer)
     if family.calibrated:
-        params = analytic.calibrate(layer, params, D, X, Y)
+        params = analytic.calibrate(layer, params, D, Y, X)
     untrained = jax.block_until_ready(params)
     started = time.perf_counter() - began
     if family.steps_per_stage:
@@ -295,14 +294,12 @@ def run(family: Family, problem: Problem, steps: int) -> dict:
 
 
 def training_steps(family: Family, steps: int) -> int:
-    """How many a family is trained for: 0 if it is not, and three stages for every step of the
-    network by a curriculum.
-    """
+    """The training steps of a family; a curriculum has three stages per step of the network."""
     return 3 * K * family.steps_per_stage or family.steps or (steps if family.rate else 0)
 
 
 def train(layer, params, problem: Problem, rate: float, steps: int):
-    """End to end, from a tuple of steps, which trains faster than stacked ones."""
+    """Train end to end, with a tuple of steps, which trains faster than stacked ones."""
     schedule = optax.cosine_decay_schedule(rate, steps)
     return ur.fit(
         layer,
@@ -320,7 +317,7 @@ def train(layer, params, problem: Problem, rate: float, steps: int):
 
 
 def train_in_stages(layer, params, problem: Problem, family: Family):
-    """Step after step, by the curriculum of the library."""
+    """Train step after step, by the curriculum of the library."""
     return training.curriculum(
         layer,
         layers.unstack(params),
@@ -349,7 +346,7 @@ def medians(runs: list[dict]) -> dict:
 
 
 def main() -> None:
-    """Run what is asked for and merge it into the JSON."""
+    """Run the chosen settings and families, and merge the results into the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -374,8 +371,9 @@ def main() -> None:
             results.setdefault(setting, {})[name] = found
             m = found["median"]
             print(
-                f"{setting:13} {name:11} {m['nmse']:7.1f} dB, mean {m['mean_nmse']:7.1f}, fails {m['failure_rate']:.1%}, "
-                f"untrained {m['untrained']:.1f}, {m['seconds']:.0f} s",
+                f"{setting:13} {name:11} {m['nmse']:7.1f} dB, mean {m['mean_nmse']:7.1f}, "
+                f"fails {m['failure_rate']:.1%}, untrained {m['untrained']:.1f}, "
+                f"{m['seconds']:.0f} s",
                 flush=True,
             )
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")

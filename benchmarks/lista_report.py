@@ -1,11 +1,11 @@
 """The table and the figure of `benchmarks/lista.json`, beside published numbers.
 
-    python benchmarks/lista_report.py [--results benchmarks/lista.json] [--figure
-    benchmarks/lista.png]
+    python benchmarks/lista_report.py [--results benchmarks/lista.json]
+        [--figure benchmarks/lista.png]
 
-Published: [log] a repository's own training log (NA-ALISTA, ratio of sums, the same dictionary);
-[fig] read off a figure of Open-L2O, mean of dB, 256 x 512, within about 0.7 dB. They were trained
-for hours; the definitions of NMSE differ as marked.
+Published numbers: [log] is from a training log of NA-ALISTA (ratio of sums, the same dictionary);
+[fig] is read off a figure of Open-L2O (mean of dB, 256 x 512, within about 0.7 dB). They come from
+hours of training.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def settings_of(results: dict) -> list[str]:
 
 
 def table(results: dict) -> str:
-    """A row per family, a column per setting: ratio of sums / mean of dB, and what was published."""
+    """A row per family, a column per setting: ratio of sums / mean of dB (published value)."""
     settings = settings_of(results)
     families = list(dict.fromkeys(family for setting in settings for family in results[setting]))
     rows = ["| family | " + " | ".join(settings) + " |", "|---" * (1 + len(settings)) + "|"]
@@ -75,14 +75,14 @@ def table(results: dict) -> str:
 
 
 def _both(median: dict) -> str:
-    """Ratio of sums / mean of dB; errors above the signal itself are not told apart."""
+    """Ratio of sums / mean of dB, or "diverges" if the error exceeds the signal."""
     return (
         "diverges" if median["nmse"] > 0.1 else f"{median['nmse']:.1f} / {median['mean_nmse']:.1f}"
     )
 
 
 def seconds(results: dict, setting: str = "noiseless") -> str:
-    """What a setting cost and how it failed, family by family."""
+    """The cost and the failures of a setting, family by family."""
     rows = [
         "| family | training steps | seconds | untrained | signals above -20 dB |",
         "|---|---|---|---|---|",
@@ -101,9 +101,9 @@ def seconds(results: dict, setting: str = "noiseless") -> str:
 
 
 def figure(results: dict):
-    """NMSE step by step, the median over the seeds, for three settings."""
+    """NMSE step by step, the median over the seeds, for four settings."""
     chosen = [name for name in ("noiseless", "SNR 40", "SNR 20", "condition 50") if name in results]
-    looks = plots.styles(SHOWN)
+    styles = plots.styles(SHOWN)
     fig, panels = plots.figure(1, len(chosen), width=4.2, height=3.6)
     for panel, setting in zip(panels[0], chosen):
         lines = {
@@ -111,7 +111,7 @@ def figure(results: dict):
             for f in SHOWN
             if f in results[setting]
         }
-        plots.curves(panel, lines, title=setting, ylabel="NMSE, dB (ratio of sums)", looks=looks)
+        plots.curves(panel, lines, title=setting, ylabel="NMSE, dB (ratio of sums)", looks=styles)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return fig

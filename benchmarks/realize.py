@@ -1,7 +1,8 @@
-"""CNN realizations: seconds to build and to compile, beside the layer that they compute; 256 x 512,
-16 untied steps, float32.
+"""CNN realizations: seconds to build and to compile, beside the layer that they compute.
 
-Run `python benchmarks/realize.py`: about a minute on two cores. Writes realize.json.
+    python benchmarks/realize.py
+
+256 x 512, 16 untied steps, float32. It takes about a minute on two cores and writes realize.json.
 """
 
 import time

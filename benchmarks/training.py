@@ -1,11 +1,10 @@
-"""How fast a training step is: forward, backward and Adam of a 16-step LISTA-CP beside PyTorch,
-eager and compiled.
+"""Speed of a training step: forward, backward and Adam of LISTA-CP, beside PyTorch.
 
     python benchmarks/training.py [--output benchmarks/training.json]
 
-250 x 500, untied weights, loss on the last code, the same batch for all, float32; with and without
-support selection. Rivals in turn within one run, medians. `torch.compile` needs a C++ compiler; its
-Adam is the fused one.
+250 x 500, 16 untied steps, loss on the last code, the same batch for all, float32, with and without
+support selection. Contestants in turn within one run, medians. PyTorch runs eager and compiled,
+with its fused Adam; `torch.compile` needs a C++ compiler.
 """
 
 import argparse
@@ -25,9 +24,7 @@ SUPPORT = (0.012, 0.13)
 
 
 def ours(params, D, Y, X, support):
-    """One step of Adam on params in the form given: stacked steps run as a scan, a tuple of steps
-    as a Python loop.
-    """
+    """One step of Adam: stacked steps run as a scan, a tuple of steps as a Python loop."""
     layer = ur.layers.lista_cp(K, tied=False, support=support)
     optimizer = optax.adam(1e-4)
 
@@ -53,7 +50,7 @@ def ours(params, D, Y, X, support):
 
 
 def products(params, D, Y):
-    """The 5 K matrix products of such a step and nothing else: two forward, three backward, by XLA."""
+    """The 5 K matrix products of such a step alone, by XLA: two forward, three backward."""
 
     @partial(jax.jit, donate_argnums=0, keep_unused=True)
     def chain(gradients, steps, D, Y):
@@ -77,7 +74,7 @@ def products(params, D, Y):
 
 
 def torch_steps(params, D, Y, X, support) -> dict:
-    """The same step in PyTorch; empty where it is not installed."""
+    """The same step in PyTorch; an empty dict where it is not installed."""
     try:
         import torch
     except ImportError:
@@ -121,7 +118,7 @@ def torch_steps(params, D, Y, X, support) -> dict:
 
 
 def training_step(batch: int, support) -> dict:
-    """Milliseconds of a step for each contestant."""
+    """Milliseconds per step of each contestant."""
     D = ur.dictionaries.gaussian(jax.random.key(0), M, N)
     Y, X = ur.problems.sampler(D, batch)(jax.random.key(1))
     params = ur.layers.lista_cp(K, tied=False).init(None, D)

@@ -1,0 +1,97 @@
+"""Execute the notebooks and store what they print and draw.
+
+    python notebooks/execute.py [--small] [--output FOLDER] [NOTEBOOK ...]
+
+Without arguments: every notebook of this folder, in place. A notebook is JSON and its cells are
+Python, so neither Jupyter nor a kernel is needed. Each notebook runs in a process of its own.
+`--small` runs the reduced form that the tests run. Figures become PNG files of 64 colours.
+"""
+
+import argparse
+import ast
+import base64
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DPI, COLOURS = 70, 64  # a notebook stays below 250 kB
+
+
+def execute(notebook: dict) -> None:
+    """Run the code cells from top to bottom and put their outputs into `notebook`."""
+    names, cells = {"__name__": "__main__"}, notebook["cells"]
+    for number, cell in enumerate((c for c in cells if c["cell_type"] == "code"), start=1):
+        text, value = run("".join(cell["source"]), f"cell {number}", names)
+        outputs = (
+            [] if not text else [{"name": "stdout", "output_type": "stream", "text": lines(text)}]
+        )
+        if value is not None:
+            result = {"execution_count": number, "metadata": {}, "output_type": "execute_result"}
+            outputs.append({"data": shown(value), **result})
+        cell["execution_count"], cell["outputs"] = number, outputs
+
+
+def run(source: str, title: str, names: dict) -> tuple[str, object]:
+    """What a cell prints, and the value of its last line where that is an expression."""
+    tree, value = ast.parse(source), None
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        exec(compile(tree, title, "exec"), names)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), title, "eval"), names)
+    return text.getvalue(), value
+
+
+def shown(value) -> dict:
+    """The forms in which a notebook shows a value: a figure as a picture, anything else as text."""
+    if not hasattr(value, "savefig"):
+        return {"text/plain": lines(repr(value))}
+    from PIL import Image
+
+    drawn, small = io.BytesIO(), io.BytesIO()
+    value.savefig(drawn, format="png", dpi=DPI)
+    picture = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture.save(small, format="png", optimize=True)
+    width, height = picture.size
+    return {
+        "image/png": base64.b64encode(small.getvalue()).decode(),
+        "text/plain": [f"<Figure of {width} x {height} pixels>"],
+    }
+
+
+def lines(text: str) -> list[str]:
+    """Text as a notebook stores it."""
+    return text.splitlines(keepends=True)
+
+
+def main() -> None:
+    """Execute what is asked for, several notebooks one after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("--small", action="store_true", help="the reduced form of the tests")
+    parser.add_argument("--output", type=Path, help="write there, not in place")
+    arguments = parser.parse_args()
+    paths = arguments.notebooks or sorted(Path(__file__).parent.glob("*.ipynb"))
+    if len(paths) > 1:
+        for path in paths:
+            print(path.name, flush=True)
+            command = [sys.executable, __file__, path, *(["--small"] if arguments.small else [])]
+            command += ["--output", arguments.output] if arguments.output else []
+            subprocess.run(command, check=True)
+        return
+    if arguments.small:
+        os.environ["UNROLLED_SMALL"] = "1"
+    notebook = json.loads(paths[0].read_text())
+    execute(notebook)
+    target = (arguments.output or paths[0].parent) / paths[0].name
+    target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What the Markdown files say: links lead somewhere, names exist, examples run."""
+
+import ast
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unrolled as ur
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "benchmarks/README.md",
+        "notebooks/README.md",
+        ".github/CONTRIBUTING.md",
+        ".github/CHANGELOG.md",
+    )
+]
+README, _, GUIDES, CONTRIBUTING, _ = DOCUMENTS
+MODULES = {module.name for module in pkgutil.iter_modules(ur.__path__)}
+FILES = {"md", "py", "json", "toml", "npz", "npy", "png", "ipynb", "safetensors", "csv", "jsonl"}
+
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def prose(text):
+    """Without blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def blocks(path, language="python"):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+
+
+def anchors(path):
+    """The names by which GitHub links to the headings of a document."""
+    titles = re.findall(r"^#+ (.*)$", prose(path.read_text()), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def names(text):
+    """The names of the library in backticks, as `theory.babel`, `unrolled.nnx` or `ur.fit`."""
+    dotted = re.findall(r"`(?:unrolled\.|ur\.)?([A-Za-z_]\w*(?:\.\w+)*)(?:\([^`]*\))?`", text)
+    return {
+        name
+        for name in dotted
+        if name.split(".")[0] in MODULES and name.split(".")[-1] not in FILES
+    }
+
+
+def resolves(name):
+    try:
+        pkgutil.resolve_name(f"unrolled.{name}")
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def chains(source):
+    """The dotted names that begin with `ur`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if re.fullmatch(r"ur(\.\w+)+", text):
+                yield text.removeprefix("ur.")
+
+
+@every_document
+def test_relative_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file) if file else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_links_between_notebooks_lead_somewhere(path):
+    for target in re.findall(r"\]\((\w+\.ipynb)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+@every_document
+def test_names_of_the_library_exist(path):
+    assert [name for name in sorted(names(path.read_text())) if not resolves(name)] == []
+
+
+@every_document
+def test_names_in_examples_exist(path):
+    used = {name for block in blocks(path) for name in chains(block)}
+    assert [name for name in sorted(used) if not resolves(name)] == []
+
+
+@every_document
+def test_files_that_are_named_exist(path):
+    named = re.findall(r"`((?:tests|benchmarks|notebooks|unrolled)/[\w/]+\.\w+)`", path.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_names_are_found():
+    """The checks above see what they are meant to see."""
+    found = names(GUIDES.read_text())
+    assert {"theory.mutual_coherence", "layers.alista", "realize.cnn"} <= found and len(found) > 60
+    assert not resolves("theory.no_such_function")
+
+
+def test_the_table_of_methods_lists_every_family():
+    families = getattr(ur.layers, "FAMILIES", None)
+    if families is None:
+        pytest.skip("no registry of families")
+    ours = {name for name, family in families.items() if family.__module__.startswith("unrolled.")}
+    table = GUIDES.read_text().partition("## Methods")[2].partition("## Paper map")[0]
+    assert ours <= {name.removeprefix("layers.") for name in names(table)}
+
+
+def test_the_readme_is_one_page_and_keeps_its_commands():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 130
+    commands = blocks(README, "bash")
+    assert commands[0].rstrip().endswith("-m unrolled compare")
+    assert f"<!-- test command -->\n```bash\n{commands[1]}```" in text
+    assert commands[1].rstrip().endswith("-m pytest -q")
+
+
+# The example of the README at a size that runs in seconds.
+SMALLER = {"250, 500": "40, 80", "16": "3", "sparsity=2": "sparsity=1", "steps=300": "steps=2"}
+
+
+def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_default):
+    (source,) = blocks(README)
+    for large, small in SMALLER.items():
+        assert large in source
+        source = source.replace(large, small)
+    exec(compile(source, "README.md", "exec"), {})
+    rows = capsys.readouterr().out.strip().splitlines()
+    stored = README.read_text().partition("```python")[2]
+    header = next(line for line in stored.splitlines() if line.startswith("| method"))
+    assert rows[0] == header
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| analytic", "| calibrated", "| learned"]
+
+
+GUEST = """
+import jax, jax.numpy as jnp, numpy as np, unrolled as ur
+D = ur.dictionaries.gaussian(jax.random.key(0), 6, 10)
+layer, plain = relaxed_ista(4, relaxation=1.0), ur.layers.ista(4)
+params, y = layer.init(None, D), D[:, 0]
+np.testing.assert_allclose(layer.apply(params, D, y), plain.apply(params, D, y), atol=1e-6)
+ur.training.save("weights.npz", params, D, layer=relaxed_ista(4))
+assert ur.training.restore("weights.npz").layer is relaxed_ista(4)
+"""
+
+
+def test_the_family_of_the_guide_works(tmp_path):
+    """In a process of its own: a family registers itself for good."""
+    if not hasattr(ur.layers, "FAMILIES"):
+        pytest.skip("no registry of families")
+    (tmp_path / "guest.py").write_text(blocks(CONTRIBUTING)[0])
+    done = subprocess.run(
+        [sys.executable, "-c", f"from guest import relaxed_ista\n{GUEST}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
