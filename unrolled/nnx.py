@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 from unrolled.training import Trained, merge, split, with_unit_atoms
@@ -71,13 +71,9 @@ def _module_class() -> type:
                 raise TypeError(
                     f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
                 )
-            several = isinstance(D, tuple | list)
-            D = (
-                tuple(as_dictionary(Dj, "nnx.Module") for Dj in D)
-                if several
-                else as_dictionary(D, "nnx.Module")
-            )
-            trained, fixed = split(params, D, learn_dictionary, None, "nnx.Module")
+            checked = as_chain if isinstance(D, tuple | list) else as_dictionary
+            D = checked(D, "nnx.Module")
+            trained, fixed = split(params, D, learn_dictionary=learn_dictionary, where="nnx.Module")
             self.model = model
             self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
             self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
@@ -109,10 +105,9 @@ def _module_class() -> type:
             """Scale the atoms of a learned D to norm 1; a D that is not learned stays as it is."""
             if not jax.tree.leaves(self.trained.D, is_leaf=_is_variable):
                 return
-            new = with_unit_atoms(_values(self.trained.D))
-            for variable, value in zip(
-                jax.tree.leaves(self.trained.D, is_leaf=_is_variable), jax.tree.leaves(new)
-            ):
+            variables = jax.tree.leaves(self.trained.D, is_leaf=_is_variable)
+            values = jax.tree.leaves(with_unit_atoms(_values(self.trained.D)))
+            for variable, value in zip(variables, values):
                 variable[...] = value
 
         def _whole(self) -> Trained:
