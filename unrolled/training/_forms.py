@@ -82,10 +82,16 @@ def build_model(described: Mapping[str, Any]) -> Model:
     return known[name](**options)
 
 
+def is_activation(value: Any) -> bool:
+    """True for the description of an option that is an activation."""
+    return isinstance(value, dict) and list(value) == ["activation"]
+
+
 def _build_option(value: Any) -> Any:
+    if is_activation(value):
+        return activations.from_description(value["activation"])
     if isinstance(value, dict):
-        known = "activation" in value
-        return activations.from_description(value["activation"]) if known else build_model(value)
+        return build_model(value)
     return tuple(map(_build_option, value)) if isinstance(value, list) else value
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from unrolled._checks import Array
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
-from unrolled.training._forms import describe, describe_model, describe_params, names
+from unrolled.training._forms import describe, describe_model, describe_params, is_activation, names
 from unrolled.training._interrupts import deferred, leave
 from unrolled.training._loop import Loop
 from unrolled.training._manifest import CheckpointError
@@ -174,7 +174,7 @@ def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
             for j, layer in enumerate(value):
                 found |= _options(layer, f"layers[{j}].")
         elif name not in _ONLY_SPEED:
-            found[of + name] = value["activation"] if isinstance(value, dict) else value
+            found[of + name] = value["activation"] if is_activation(value) else value
     return found
 
 
