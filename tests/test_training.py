@@ -189,8 +189,21 @@ def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sampl
         found = run(layer, D, sample, steps=40)
         start, end = found.history.records[0].validation, found.history.records[-1].validation
         assert end < 0.95 * start
-        far = run(layer, D, sample, steps=2, optimizer=optax.sgd(1e3))
-        assert (np.asarray(far.params.steps.tau) >= 0).all() and type(far.params.steps) is Damped
+        params = layer.init(None, D)
+        params = params._replace(steps=params.steps._replace(tau=jnp.full(DEPTH, 0.03)))
+        moved = run(
+            layer,
+            D,
+            sample,
+            params,
+            steps=1,
+            optimizer=optax.adam(0.1),
+            loss=lambda codes, X, D, Y: -jnp.sum(codes[-1] ** 2),  # lower thresholds
+            trainable=layers.Unrolled(False, Damped(False, True, False)),
+        ).params.steps
+        # From 0.03 to -0.07, which acts as 0.07.
+        assert np.isclose(moved.tau, 0.07, atol=1e-6).any() and (np.asarray(moved.tau) >= 0).all()
+        assert type(moved) is Damped
 
 
 @pytest.mark.parametrize("name", LOSSES)
