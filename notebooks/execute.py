@@ -18,6 +18,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# As in the tests: with more threads BLAS rounds otherwise, and a grid search may choose otherwise.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 DPI, COLOURS = 70, 256  # a notebook stays below 250 kB
 
 
