@@ -13,7 +13,6 @@ from unrolled.commands._known_codes import known_codes
 from unrolled.commands._pictures import photograph_patches, unknown_codes
 from unrolled.commands._report import RESULTS, Section, check_folder, write_report
 from unrolled.commands._settings import METHODS, Settings, given_problem, planted_problem
-from unrolled.dictionaries import Dictionary
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\
@@ -150,7 +149,7 @@ def _sections(
 def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     """The standard benchmark, its certified regime, photographs, and a certified chain."""
     say("the standard benchmark, 250 x 500")
-    D: Dictionary = problems.standard_benchmark(settings.key).D
+    D = problems.standard_benchmark(settings.key).D
     problem, title = planted_problem(D, settings), "The standard benchmark"
     benchmark = known_codes(problem, settings, say, title, "benchmark")
     certified = certified_regime(D, settings, say)
