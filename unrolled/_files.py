@@ -7,8 +7,8 @@ from pathlib import Path
 def write_whole(path: Path, blob: bytes | memoryview) -> None:
     """Put `blob` at `path` in one move.
 
-    The bytes go to a temporary file beside `path`, which is renamed once they are on the disk. After
-    a fault or a kill the previous file is still there.
+    The bytes go to a temporary file beside `path`, which is renamed once they are on the disk.
+    After a fault or a kill the previous file is still there.
 
     Raises:
         OSError: the file cannot be written.
