@@ -33,9 +33,9 @@ def _module_class() -> type:
 
         Each array that `training.fit` would train is an nnx.Param. The others (inside a
         `layers.Fixed`, a D that is not learned, integers) are nnx.Variables, which
-        `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, fields named `theta` act
-        as abs(theta), so that thresholds stay non-negative. `fit` also keeps the atoms of a learned
-        D at norm 1; for the same effect call `normalize()` after each update.
+        `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, thresholds act as
+        abs(theta), so that they stay non-negative. `fit` also keeps the atoms of a learned D at
+        norm 1; for the same effect call `normalize()` after each update.
 
         Args:
             model: a layer or a network.
@@ -71,8 +71,10 @@ def _module_class() -> type:
                 raise TypeError(
                     f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
                 )
-            checked = as_chain if isinstance(D, tuple | list) else as_dictionary
-            D = checked(D, "nnx.Module")
+            if isinstance(D, tuple | list):
+                D = as_chain(D, "nnx.Module")
+            else:
+                D = as_dictionary(D, "nnx.Module")
             trained, fixed = split(params, D, learn_dictionary=learn_dictionary, where="nnx.Module")
             self.model = model
             self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
@@ -103,12 +105,11 @@ def _module_class() -> type:
 
         def normalize(self) -> None:
             """Scale the atoms of a learned D to norm 1; a D that is not learned stays as it is."""
-            if not jax.tree.leaves(self.trained.D, is_leaf=_is_variable):
-                return
             variables = jax.tree.leaves(self.trained.D, is_leaf=_is_variable)
-            values = jax.tree.leaves(with_unit_atoms(_values(self.trained.D)))
-            for variable, value in zip(variables, values):
-                variable[...] = value
+            if variables:
+                values = jax.tree.leaves(with_unit_atoms(_values(self.trained.D)))
+                for variable, value in zip(variables, values):
+                    variable[...] = value
 
         def _whole(self) -> Trained:
             """The params and D as pure data."""

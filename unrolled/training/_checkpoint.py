@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from unrolled import _checks
+from unrolled._files import sync_folder
 from unrolled.training import _manifest
-from unrolled.training._disk import free_bytes, sync_folder
+from unrolled.training._disk import free_bytes
 from unrolled.training._manifest import CheckpointError, DamagedError
 
 # Bytes of a step: a manifest that promises more is damaged, and nothing is allocated for it.
@@ -230,10 +231,10 @@ def newest(
                 raise
             damaged.append((step, error))
             continue
-        for broken, error in damaged:
+        for broken, reason in damaged:
             aside = steps.set_aside(broken)
             _checks.warn(
-                f"{where}: resumes from step {step}: {error}. "
+                f"{where}: resumes from step {step}: {reason}. "
                 f"Step {broken} is kept as {aside.name}."
             )
         return found

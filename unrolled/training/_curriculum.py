@@ -98,8 +98,8 @@ def curriculum(
     evaluate_every, patience = check_evaluations(evaluate_every, patience, "curriculum")
     plan = _plan(K, stages, decay)
     total = len(plan) * steps
-    key, D, validation = check_data(layer, D, sample, key, validation, "curriculum")
-    trained, fixed = split(params, D, trainable=trainable, where="curriculum")
+    key, whole, validation = check_data(layer, D, sample, key, validation, "curriculum")
+    trained, fixed = split(params, whole, trainable=trainable, where="curriculum")
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
 
     def of_step(codes, X, D, Y, at):
@@ -109,7 +109,7 @@ def curriculum(
     config = {"key": key_text(key), "evaluate_every": evaluate_every, "rate": float(rate)}
     config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages]}
     config |= {"decay": float(decay)}
-    with keeping(checkpoint, layer, loop, config, Trained(params, D)) as keeper:
+    with keeping(checkpoint, layer, loop, config, Trained(params, whole)) as keeper:
         state = _enter(loop, loop.start(trained), 0, plan[0][1])
         loop, state = keeper.resume(state, total, at=plan[0][0]) if keeper else (loop, state)
         with watcher(loop, total, callbacks, log, progress) as watch:
@@ -117,8 +117,9 @@ def curriculum(
                 state = _enter(loop, state, stage, rates) if stage > state.stage else state
                 evaluated = (record.step for record in state.records if record.stage == stage)
                 stop = next(evaluated, state.step) + steps
-                options = dict(patience=patience, at=k, keeper=keeper)
-                state = loop.run(state, stop, evaluate_every, watch, **options)
+                state = loop.run(
+                    state, stop, evaluate_every, watch, patience=patience, at=k, keeper=keeper
+                )
         if keeper:
             keeper.save(state)
     return loop.result(state)

@@ -70,16 +70,16 @@ def _from_npy(blob: bytes) -> np.ndarray:
 
 def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
     """A `.safetensors` file with the text in its metadata."""
-    header, end = {"__metadata__": {"unrolled": text}}, 0
+    header: dict[str, dict] = {"__metadata__": {"unrolled": text}}
+    end = 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
         kind = _SAFETENSORS[array.dtype.name]
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join(
-        [len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())]
-    )
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    size = len(head).to_bytes(8, "little")
+    return b"".join([size, head, *(array.tobytes() for array in arrays.values())])
 
 
 def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:

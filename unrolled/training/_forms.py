@@ -20,7 +20,8 @@ from unrolled.layers import FAMILIES, Layer, Unrolled, is_record, records_of
 from unrolled.networks import NETWORKS, Analysis, Network
 from unrolled.training._records import Model
 
-Records = Mapping[str, type]
+Records = Mapping[str, Any]  # the classes of records by name
+Leaves = dict[str, Array]  # by their dotted path
 
 _SEQUENCES = {"tuple": tuple, "list": list}
 _BASE: Records = {"Unrolled": Unrolled}
@@ -95,18 +96,19 @@ def _build_option(value: Any) -> Any:
     return tuple(map(_build_option, value)) if isinstance(value, list) else value
 
 
-def describe_params(params: Any, model: Model | None) -> tuple[Any, dict[str, Array]]:
+def describe_params(params: Any, model: Model | None) -> tuple[Any, Leaves]:
     """The form of params, and their leaves by path; see `describe`."""
     if not isinstance(model, Network):
         return describe(params, "params", _records(model))
-    parts, leaves = {}, {}
+    parts: dict[str, Any] = {}
+    leaves: dict[str, Array] = {}
     for j, block in enumerate(params):
         parts[str(j)], found = describe(block, f"params.{j}", _records(model, j))
         leaves |= found
     return {"kind": "tuple", "parts": parts}, leaves
 
 
-def build_params(form: Any, leaves: Mapping[str, Array], model: Model | None) -> Any:
+def build_params(form: Any, leaves: Leaves, model: Model | None) -> Any:
     """The params of a form; see `build`."""
     if not isinstance(model, Network):
         return build(form, leaves, _records(model))
@@ -122,7 +124,7 @@ def _records(model: Model | None, j: int = 0) -> Records:
     return {**records_of(forms), **_BASE}
 
 
-def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, dict[str, Array]]:
+def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Leaves]:
     """The form of `tree`, and its leaves by their dotted path below `name`.
 
     Raises:
@@ -134,7 +136,8 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, dic
     if split is None:
         return name, {name: tree}
     kind, parts, static = split
-    forms, leaves = {}, {}
+    forms: dict[str, Any] = {}
+    leaves: dict[str, Array] = {}
     for key, part in parts.items():
         forms[key], found = describe(part, f"{name}.{key}", records)
         leaves |= found
@@ -147,7 +150,7 @@ def names(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
-def build(form: Any, leaves: Mapping[str, Array], records: Records = LIBRARY) -> Any:
+def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:
     """The tree of a form.
 
     Raises:
@@ -161,7 +164,7 @@ def build(form: Any, leaves: Mapping[str, Array], records: Records = LIBRARY) ->
         return leaves[form]
     if not isinstance(form, dict) or not isinstance(form.get("parts"), dict):
         raise ValueError(f"the form has a node {str(form)[:80]!r}")
-    kind = form.get("kind")
+    kind = str(form.get("kind"))
     parts = {key: build(part, leaves, records) for key, part in form["parts"].items()}
     if kind in _SEQUENCES:
         if list(parts) != [str(i) for i in range(len(parts))]:
@@ -175,7 +178,7 @@ def build(form: Any, leaves: Mapping[str, Array], records: Records = LIBRARY) ->
     if kind in KINDS:
         return _dictionary(KINDS[kind], parts, form.get("static", {}))
     raise ValueError(
-        f"the form names an unknown kind {str(kind)[:80]!r}; was the file made by a newer version, "
+        f"the form names an unknown kind {kind[:80]!r}; was the file made by a newer version, "
         "or without its layer?"
     )
 
@@ -221,8 +224,9 @@ def _is_static(value: Any) -> bool:
     return all(isinstance(entry, (int, str)) for entry in values)
 
 
-def _dictionary(kind: type[Structured], parts: dict, static: dict) -> Structured:
+def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
     """A dictionary from its fields, without its constructor, which has converted them before."""
+    values: dict[str, Any]
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in static.items()}
     if not all(map(_is_static, values.values())):
         raise ValueError(f"{kind.__name__} has the static fields {str(static)[:80]}")
@@ -233,7 +237,7 @@ def _dictionary(kind: type[Structured], parts: dict, static: dict) -> Structured
         filters = values["filters"]
         lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
         bank = jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters
-        return jax.tree.structure(Conv(**values | {"filters": bank})).unflatten([filters])
+        return jax.tree.unflatten(jax.tree.structure(Conv(**values | {"filters": bank})), [filters])
     D = object.__new__(kind)
     for key, value in values.items():
         object.__setattr__(D, key, value)

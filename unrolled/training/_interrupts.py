@@ -13,7 +13,7 @@ def deferred() -> Iterator[list[int]]:
     The previous handlers are restored at the end. Only the main thread may handle signals: in other
     threads, and for signals that are ignored, nothing changes.
     """
-    caught = []
+    caught: list[int] = []
 
     def note(number, frame):
         if caught:

@@ -110,9 +110,8 @@ class Keeper:
         def filled(name, like):
             leaves = names({name: like})
             entries = manifest["leaves"]
-            return jax.tree.structure(like).unflatten(
-                [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
-            )
+            values = [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
+            return jax.tree.unflatten(jax.tree.structure(like), values)
 
         state = _unpacked(filled, arrays, start)
         self._replay(state, start, at)
@@ -155,20 +154,21 @@ class Keeper:
 
 def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
     """What `restore` builds from; None where params or D are of a kind that has no form."""
+    known: Model | None = model
     try:
         layer = describe_model(model)
     except TypeError:  # an option that has no form, such as a lambda
-        model, layer = None, None
+        known, layer = None, None
     try:
-        form = {"params": describe_params(params, model)[0], "D": describe(D, "D")[0]}
+        params_form, D_form = describe_params(params, known)[0], describe(D, "D")[0]
     except TypeError:
         return None
-    return form | {"layer": layer}
+    return {"params": params_form, "D": D_form, "layer": layer}
 
 
 def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
     """The options of a described model that change its codes, those of its layers included."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in described.items():
         if name == "layers":
             for j, layer in enumerate(value):
@@ -180,8 +180,8 @@ def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
 
 def kind_of(model: Model) -> str:
     """The family of a layer, or of a network with those of its layers."""
-    chain = f"({', '.join(map(kind_of, model.layers))})" if getattr(model, "layers", ()) else ""
-    return model.family + chain
+    layers = getattr(model, "layers", ())
+    return model.family + (f"({', '.join(map(kind_of, layers))})" if layers else "")
 
 
 def key_text(key: Array) -> str:
@@ -191,21 +191,21 @@ def key_text(key: Array) -> str:
 
 def _packed(state: Progress) -> dict[str, Any]:
     """The leaves of a state by name."""
-    records = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
+    records: Any = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
     return names(state._replace(records=records))
 
 
 def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -> Progress:
     """The state with the structure of `like`; its history stays on the host, in float64."""
-    trees = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
-    counts = {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
+    found: dict[str, Any]
+    found = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
+    found |= {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
     records = tuple(
-        Record(int(step), *values, int(stage))
-        for step, *values, stage in arrays["records"].tolist()
+        Record(int(step), loss, validation, seconds, int(stage))
+        for step, loss, validation, seconds, stage in arrays["records"].tolist()
     )
-    return Progress(
-        **trees, **counts, lowest=float(arrays["lowest"]), losses=arrays["losses"], records=records
-    )
+    lowest, losses = float(arrays["lowest"]), arrays["losses"]
+    return Progress(**found, lowest=lowest, losses=losses, records=records)
 
 
 def _types(entries: dict[str, dict]) -> dict[str, str]:

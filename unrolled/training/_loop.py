@@ -160,7 +160,8 @@ class Loop(NamedTuple):
         self, state: Progress, bad: Array, done: int, at: int, keeper: Any
     ) -> tuple[Progress, Array]:
         """The state after step `done`, without an evaluation."""
-        trained, optimizer, pending = state.trained, state.optimizer, []
+        trained, optimizer = state.trained, state.optimizer
+        pending: list[Array] = []
 
         def collected(step):
             losses = np.concatenate([state.losses, np.asarray([float(value) for value in pending])])

@@ -44,7 +44,7 @@ def to_device(dtype: str, array: np.ndarray) -> jax.Array:
         ValueError: 64 bits in a process that runs without them.
     """
     if dtype.startswith("key "):
-        return jax.random.wrap_key_data(array, impl=dtype.removeprefix("key "))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype.removeprefix("key "))
     if array.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
         raise ValueError(
             f"holds {dtype}, but JAX runs in float32 here; enable float64, "

@@ -14,7 +14,7 @@ from unrolled.training._records import Dictionaries, Params, Trained
 def as_dictionaries(D: Any, where: str) -> Dictionaries:
     """D, or each of a tuple of them, checked."""
     if isinstance(D, tuple | list):
-        return tuple(as_dictionaries(Dj, where) for Dj in D)
+        return tuple(as_dictionary(Dj, where) for Dj in D)
     return as_dictionary(D, where)
 
 
@@ -105,7 +105,7 @@ def with_unit_atoms(D: Dictionaries) -> Dictionaries:
         [1.0, 1.0]
     """
     if isinstance(D, tuple):
-        return tuple(with_unit_atoms(Dj) for Dj in D)
+        return tuple(normalized(Dj)[0] for Dj in D)
     return normalized(D)[0]
 
 
