@@ -362,9 +362,9 @@ def test_no_flipped_bit_or_cut_gives_other_weights(suffix, tmp_path):
     assert silent <= 10
 
 
-def sealed(form="params", leaves=None, **changes):
+def sealed(params="params", leaves=None, **changes):
     manifest = {
-        "form": {"params": form, "D": None},
+        "form": {"params": params, "D": None},
         "leaves": leaves or {},
         "D sha256": None,
         "versions": {},
@@ -395,7 +395,29 @@ def tensors(header, data=b"", length=None):
 
 LEAF = {"params": {"dtype": "float64", "shape": [3], "sha256": _manifest.sha256(np.arange(3.0))}}
 META = {"__metadata__": {"unrolled": sealed(leaves=LEAF)}}
+
+
+def of_layer(layer):
+    """A file whose form has this layer."""
+    return npz(sealed(None, form={"params": None, "D": None, "layer": layer}))
+
+
 MALICE = {
+    "family.npz": (
+        of_layer({"family": "Popen", "args": ["ls"]}),
+        "unknown family 'Popen'; import the module",
+    ),
+    "network.npz": (
+        of_layer({"network": "dsc", "layers": [{"family": "os"}]}),
+        "unknown family 'os'",
+    ),
+    "option.npz": (of_layer({"family": "ista", "depth": 2, "nobody": 1}), "nobody"),
+    "value.npz": (of_layer({"family": "ista", "depth": "2"}), "depth must be an integer"),
+    "activation.npz": (
+        of_layer({"family": "ista", "depth": 2, "activation": {"activation": ["system", "ls"]}}),
+        "unknown form",
+    ),
+    "layer.npz": (of_layer("ista(2)"), "'str' object"),
     "objects.npz": (
         npz(sealed(leaves=LEAF), params=npy(np.asarray([{}, 1, 2], object))),
         "dtype object",
