@@ -140,8 +140,8 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
 def _refuse_cut_atoms(D: Dictionary, where: str) -> None:
     if cuts_atoms(D):
         raise ValueError(
-            f'{where}: boundary "zero" cuts the atoms at the border, so they have norms below 1 and '
-            'neighbours of their own; use boundary="valid" or "circular", or '
+            f'{where}: boundary "zero" cuts the atoms at the border, so they have norms below 1 '
+            'and neighbours of their own; use boundary="valid" or "circular", or '
             "dictionaries.normalize(dictionaries.dense(D))"
         )
 
