@@ -45,7 +45,7 @@ def to_device(dtype: str, array: np.ndarray) -> jax.Array:
     """
     if dtype.startswith("key "):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype.removeprefix("key "))
-    if array.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
+    if array.dtype.itemsize == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError(
             f"holds {dtype}, but JAX runs in float32 here; enable float64, "
             "or load `with jax.enable_x64(True)`"
