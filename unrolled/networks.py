@@ -18,10 +18,10 @@ from unrolled.layers import (
     Unrolled,
     as_activation,
     check_params,
-    lipschitz,
     option,
     unstack,
 )
+from unrolled.pursuit import lipschitz
 
 __all__ = ["NETWORKS", "Analysis", "Network", "dsc", "ml_lista"]
 
