@@ -53,6 +53,6 @@ class ada_lista(FromISTA, Shrinking):
         return State(self.shrink(state.x + p.gamma * (r @ D), spread(D, p.theta)))
 
     def weights(self, shared, p, D):
-        A = dense(D)
-        S = jnp.eye(A.shape[1], dtype=A.dtype) - p.gamma * (A.T @ (shared.Q.T @ (shared.Q @ A))).T
-        return Acting(shared.P @ A, p.gamma, S.T)
+        A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
+        S = jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ (shared.Q.T @ (shared.Q @ A)))
+        return Acting(shared.P @ A, p.gamma, S)
