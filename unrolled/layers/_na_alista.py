@@ -89,11 +89,14 @@ class na_alista(Selecting):
 
     def check(self, params, D):
         super().check(params, D)
-        got, n = params.shared.kernel.shape, self.units
-        if got != (2 + n, 4 * n):
-            raise ValueError(
-                f"na_alista: kernel has shape {got}; expected {(2 + n, 4 * n)} for {n} units"
-            )
+        n = self.units
+        shapes = dict(kernel=(2 + n, 4 * n), bias=(4 * n,), middle=(n, n), middle_bias=(n,))
+        for name, expected in (shapes | dict(head=(n, 2), head_bias=(2,))).items():
+            got = jnp.shape(getattr(params.shared, name))
+            if got != expected:
+                raise ValueError(
+                    f"{self.family}: {name} has shape {got}; expected {expected} for {n} units"
+                )
 
     def start(self, D, y):
         nothing = jnp.zeros(self.units, y.dtype)
