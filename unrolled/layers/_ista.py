@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting
-from unrolled.layers._options import option
 from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
 from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz
@@ -62,7 +61,7 @@ class ista(Coupled, FromISTA, Shrinking):
         return Acting(D, p.gamma)
 
 
-class step_lista(Shrinking):
+class step_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA with learned step sizes.
 
     Params: steps gamma, of which the magnitude counts. `init` sets 1 / L, which gives the steps of
@@ -77,14 +76,12 @@ class step_lista(Shrinking):
         [0.25, 0.25]
     """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO")
-
     forms = (Unrolled(None, Step),)
     starts_from_theory = True
 
     def init(self, key, D):
-        D = as_dictionary(D, self.family)
-        return Unrolled(None, Step(jnp.full(self.depth, 1 / lipschitz(D, self.family), D.dtype)))
+        D, L, theta = self.ista_start(D)
+        return Unrolled(None, Step(jnp.full_like(theta, 1 / L)))
 
     def step(self, shared, p, D, y, state):
         gamma = magnitude(p.gamma)  # a threshold must not be negative

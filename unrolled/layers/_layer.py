@@ -77,8 +77,18 @@ class Looped(Interned):
         depth: int | None = None,
     ) -> tuple[Any, Any]:
         """`layers.unroll` with these options."""
-        how = dict(precision=self.precision, unroll=self.unroll, remat=self.remat)
-        return unroll(step, params, D, y, state, schedule, depth=depth, **how)
+        return unroll(
+            step,
+            params,
+            D,
+            y,
+            state,
+            schedule,
+            precision=self.precision,
+            unroll=self.unroll,
+            remat=self.remat,
+            depth=depth,
+        )
 
 
 class Layer(Looped):

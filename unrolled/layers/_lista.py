@@ -10,7 +10,7 @@ from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
-from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, as_support
+from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
 from unrolled.pursuit import State
 
 
@@ -69,7 +69,8 @@ class lista(FromISTA, Selecting):
         matrices = ista_matrices(D, L)
         if self.tied:
             return Unrolled(matrices, Threshold(theta))
-        return Unrolled(None, MatricesAndThreshold(*repeat(matrices, self.depth), theta))
+        B, S = repeat(matrices, self.depth)
+        return Unrolled(None, MatricesAndThreshold(B, S, theta))
 
     def step(self, shared, p, D, y, state, fraction=None):
         B, _, S = self.weights(shared, p, D)
@@ -90,6 +91,4 @@ class lista_ss(lista):
         (0.012, 0.024)
     """
 
-    support: tuple[float, float] | None = option(
-        default=PUBLISHED_SUPPORT, check=as_support, help="(rate, largest), as in `lista`"
-    )
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)

@@ -11,7 +11,7 @@ from unrolled.layers._shrinking import (
     Coupled,
     FromISTA,
     Selecting,
-    as_support,
+    support_option,
 )
 
 
@@ -66,6 +66,4 @@ class lista_cpss(lista_cp):
         (lista_cpss(2), (0.012, 0.024))
     """
 
-    support: tuple[float, float] | None = option(
-        default=PUBLISHED_SUPPORT, check=as_support, help="(rate, largest), as in `lista_cp`"
-    )
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)

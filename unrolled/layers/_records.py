@@ -318,7 +318,7 @@ def names_with_role(record: Any, role: str) -> list[str]:
     """
     if record is None:
         return []
-    kind = type(record) if is_record(record) else record
+    kind: Any = type(record) if is_record(record) else record
     return [
         name
         for name, field in fields_of(kind).items()

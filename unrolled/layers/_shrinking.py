@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from unrolled._checks import Array
 from unrolled.activations import Activation, by_name, relu, select_support, shrink
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
-from unrolled.layers._layer import Layer
+from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._options import option
 from unrolled.pursuit import State, lipschitz
 
@@ -109,6 +109,16 @@ def select_or_shrink(
     return select_support(u, theta, fraction, activation)
 
 
+def support_option(default: tuple[float, float] | None) -> Any:
+    """The option `support` of a family, with this default."""
+    return option(
+        default=default,
+        check=as_support,
+        help="(rate, largest) of support selection: at step k = 1..K, of the min(k rate, largest) "
+        "d entries of largest magnitude those above theta pass unshrunk",
+    )
+
+
 class Shrinking(Layer):
     """A family whose steps end in `self.shrink(u, theta)`, with any activation.
 
@@ -140,12 +150,7 @@ class Selecting(Shrinking):
         [3.0, -1.0, 0.0]
     """
 
-    support: tuple[float, float] | None = option(
-        default=None,
-        check=as_support,
-        help="(rate, largest) of support selection: at step k = 1..K, of the min(k rate, largest) "
-        "d entries of largest magnitude those above theta pass unshrunk",
-    )
+    support: tuple[float, float] | None = support_option(None)
 
     @property
     def schedule(self) -> tuple[float, ...] | None:
@@ -166,7 +171,7 @@ class FromISTA(Layer):
         4.0 [0.025 0.025]
     """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO")
 
     def ista_start(self, D: Dictionary) -> tuple[Dictionary, Array, Array]:
         """D as a checked dictionary, L = norm(D, 2)^2, and the K thresholds lam / L."""
@@ -188,6 +193,10 @@ class Coupled(Layer):
         >>> print(state.x.round(2))
         [0.9 0. ]
     """
+
+    if TYPE_CHECKING:  # of the family, and of `Shrinking` or `Selecting`
+        weights: ClassVar[Callable[..., Acting]]
+        shrink: ClassVar[Callable[..., Array]]
 
     def step(self, shared, p, D, y, state, *fraction):
         W, gamma, _ = self.weights(shared, p, D)
