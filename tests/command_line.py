@@ -1,10 +1,10 @@
-"""What the tests of the command line read its output with."""
+"""Helpers for the tests of the command line."""
 
 import json
 
 
 def strict_json(text):
-    """`json.loads` that refuses NaN and Infinity, which are no JSON."""
+    """`json.loads`, which refuses NaN and Infinity here: JSON has neither."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} in JSON")

@@ -1,10 +1,12 @@
-"""One line per method: a name and how it is built. A new line gives the method the whole
-conformance suite.
+"""One line per method: a name and how it is built. A new line gets the whole conformance suite.
+
+A test sees to it that every family, dictionary, activation and solver of the library has a line.
 """
 
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import unrolled as ur
@@ -42,6 +44,11 @@ LAYERS = {
     "ada_lista": ur.layers.ada_lista,
     "na_alista": partial(ur.layers.na_alista, units=3, threshold=0.3),
 }
+
+# The first line of each family.
+FAMILIES = {}
+for _build in LAYERS.values():
+    FAMILIES.setdefault(_build(1).family, _build)
 
 # Each is called without arguments. `MONOTONE` names those that never fall.
 ACTIVATIONS = {
@@ -104,6 +111,9 @@ DICTIONARIES = {
     ),
     "conv 2-D, zero, stride 2": lambda: _conv(4, 1, 2, 2, signal=(3, 4), stride=2, boundary="zero"),
     "conv, transposed": lambda: _conv(2, 1, 3, signal=8).T,
+    "conv, rescaled": lambda: ur.dictionaries.Rescaled(
+        _conv(2, 1, 3, signal=6), jnp.linspace(0.5, 1.5, 8)
+    ),
     "composed": lambda: ur.dictionaries.Composed(_array(0, 5, 7), _array(1, 7, 9)),
     "composed, conv": lambda: ur.dictionaries.Composed(_conv(2, 1, 3, signal=8), _array(1, 12, 15)),
     "concatenated": lambda: ur.dictionaries.Concatenated(_array(0, 6, 4), _array(1, 6, 5)),
@@ -118,8 +128,8 @@ DICTIONARIES = {
     ),
 }
 
-# Each is called as `solve(D, y, lam, **options)`; the threshold is that of the LASSO where D is
-# orthonormal.
+# The pursuits with a penalty, each called as `solve(D, y, lam, **options)`. The threshold is that
+# of the LASSO where D is orthonormal.
 SOLVERS = {
     "threshold": ur.pursuit.threshold,
     "ista": ur.pursuit.ista,

@@ -607,7 +607,7 @@ def test_chains_that_do_not_meet_are_refused():
     D1, D2 = chain()
     with pytest.raises(ValueError, match="at least one dictionary"):
         pursuit.layered_basis_pursuit([], np.ones(3))
-    with pytest.raises(ValueError, match=r"\(64, 40\) but y has shape \(40,\)"):
+    with pytest.raises(ValueError, match=r"D_2 has shape \(64, 40\) but D_3 has shape \(64, 40\)"):
         pursuit.layered_basis_pursuit((D1, D2, D2), np.ones(32))
     with pytest.raises(ValueError):
         pursuit.layered_basis_pursuit(D1, np.ones(32))  # one matrix, not a chain

@@ -1,6 +1,4 @@
-"""The command line in process: what it prints, what it writes, and one line on stderr for what a
-user can mend.
-"""
+"""The command line in process: what it prints and writes, and one line for what a user can mend."""
 
 import csv
 import os
@@ -18,7 +16,7 @@ from PIL import Image
 import unrolled
 from unrolled import analytic, dictionaries, theory
 from unrolled.cli import main
-from unrolled.commands import _job
+from unrolled.commands import _compare
 from unrolled.commands._report import Section
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
@@ -27,9 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Input files: a dictionary of 12 x 24, its signals, the Paley frame, pictures, and broken
-    ones.
-    """
+    """Input files: a dictionary of 12 x 24, its signals, frames, pictures, and broken files."""
     folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
     D = rng.normal(size=(12, 24))
     D /= np.linalg.norm(D, axis=0)
@@ -60,14 +56,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", ["compare", "certify", "doctor"])
-def test_help_shows_an_example(command, capsys):
+@pytest.mark.parametrize("command", ["compare", "certify", "train", "encode", "doctor"])
+def test_help_shows_an_example_and_the_shared_options(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert re.search(rf"examples?:\n  unrolled {command} ", shown)
-    assert "--json" in shown and "--seed" in shown
+    assert all(option in shown for option in ("--json", "--seed", "--import MODULE"))
 
 
 def test_no_command_prints_the_help(run):
@@ -81,6 +77,46 @@ def test_an_unknown_option_is_refused(run, capsys):
     assert stopped.value.code == 2 and "--colour" in capsys.readouterr().err
 
 
+def test_help_asks_for_no_device(capsys, monkeypatch):
+    def devices():
+        raise AssertionError("asked for a device")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0 and "certify" in capsys.readouterr().out
+
+
+BROKEN_MODULES = {
+    "broken_syntax": ("def f(:\n", "SyntaxError"),
+    "broken_value": ("raise ValueError('two\\nlines')\n", "ValueError: two; lines"),
+    "broken_layer": (
+        "import unrolled as ur\nclass alista(ur.layers.Layer):\n"
+        "    def init(self, key, D): ...\n    def step(self, shared, p, D, y, state): ...\n",
+        "TypeError: .*alista",
+    ),
+}
+
+
+@pytest.mark.parametrize("module", [*BROKEN_MODULES, "not_there"])
+def test_an_import_that_fails_is_one_line(module, capsys, tmp_path, monkeypatch):
+    text, expected = BROKEN_MODULES.get(module, ("", "ModuleNotFoundError: No module named"))
+    if text:
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    status, shown = main(["doctor", "--import", "json", "--import", module]), capsys.readouterr()
+    assert status == 2 and not shown.out
+    assert re.fullmatch(rf"unrolled: --import {module}: {expected}.*\n", shown.err), shown.err
+
+
+def test_an_import_without_a_module_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "--import"])
+    assert stopped.value.code == 2
+    assert "unrolled doctor: error: argument --import: expected one" in capsys.readouterr().err
+
+
 # doctor
 
 
@@ -88,11 +124,8 @@ def test_doctor(run, tmp_path):
     status, out, _ = run("doctor", "--output", tmp_path / "new")
     assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
-    assert found["jax"] == jax.__version__ and {
-        "JAX_PLATFORMS",
-        "memory",
-        "compilation cache",
-    } <= set(found)
+    assert found["jax"] == jax.__version__
+    assert {"JAX_PLATFORMS", "memory", "compilation cache"} <= set(found)
     assert f"{tmp_path / 'new'} is writable" in out and re.search("certified check .*passed", out)
 
 
@@ -126,19 +159,16 @@ def test_certify_agrees_with_the_theory(run):
     )
     found = strict_json(out)
     assert status == 0 and (found["m"], found["d"]) == (7, 14)
-    # The frame meets Welch's bound, 1 / sqrt(13), to rounding.
+    # The frame attains the Welch bound, 1 / sqrt(13), to rounding.
     assert found["mutual_coherence"] == pytest.approx(1 / np.sqrt(13), abs=1e-14)
     assert found["welch_bound"] == pytest.approx(1 / np.sqrt(13), abs=1e-14)
     assert list(found["weights"]) == ["W = D", "closed form", "minimax"]
     mu = found["generalized_coherence"]
-    assert (
-        mu["lower"] <= 1 / np.sqrt(13) * (1 + 1e-14)
-        and mu["upper"] - mu["lower"] <= 1e-6 * mu["upper"]
-    )
+    assert mu["lower"] <= 1 / np.sqrt(13) * (1 + 1e-14)
+    assert mu["upper"] - mu["lower"] <= 1e-6 * mu["upper"]
     assert found["admissible_sparsity"] == {"mu": 2, "babel": 2, "mu~": 2}
-    assert (
-        found["cnn"]["depth"] == 2 + found["weights"]["minimax"]["steps"]
-    )  # ceil(log_3 7) and a layer per step
+    # ceil(log_3 7) layers, and one per step
+    assert found["cnn"]["depth"] == 2 + found["weights"]["minimax"]["steps"]
     with jax.enable_x64(True):
         D = dictionaries.paley(13)
         kinds = {
@@ -158,19 +188,14 @@ def test_certify_agrees_with_the_theory(run):
                 guard=certified.guard * 4,
                 eta=certified.eta,
             )
-            assert (
-                row["largest_sparsity"]
-                == row["sparsity"]
-                == theory.max_sparsity(certified.mu_W, 14)
-                == 2
-            )
+            largest = theory.max_sparsity(certified.mu_W, 14)
+            assert row["largest_sparsity"] == row["sparsity"] == largest == 2
             assert row["holds"] is True and row["steps"] == expected.steps_for(1e-3)
-            # the programs' tolerance; mu_W is rounded up by 1e-9
+            # The programs have a tolerance; mu_W is rounded up by 1e-9.
             gap = 1e-6 if name == "minimax" else 1e-8
             assert row["contraction"] == pytest.approx(3 / np.sqrt(13), rel=gap)
-            assert row["omega"] == pytest.approx(
-                np.linalg.norm(np.asarray(W), axis=0).max(), rel=1e-8
-            )
+            omega = np.linalg.norm(np.asarray(W), axis=0).max()
+            assert row["omega"] == pytest.approx(omega, rel=1e-8)
             assert row["norm_W"] == pytest.approx(np.linalg.norm(np.asarray(W), 2), rel=1e-12)
             for field in ("contraction", "rate", "floor"):
                 assert row[field] == pytest.approx(getattr(expected, field), rel=1e-12)
@@ -181,9 +206,8 @@ def test_certify_as_text(run):
     assert status == 0
     lines = {line[:24].strip(): line[24:].split() for line in out.splitlines()[4:]}
     assert "7 x 14" in out and f"{1 / np.sqrt(13):.6f}" in out
-    assert (
-        "2 by mu, 2 by babel, 2 by mu~" in out and "fewer than 4.606 atoms" in out
-    )  # 1 + sqrt(13)
+    assert "2 by mu, 2 by babel, 2 by mu~" in out
+    assert "fewer than 4.606 atoms" in out  # 1 + sqrt(13)
     assert [float(v) for v in lines["mu W"]] == pytest.approx([1 / np.sqrt(13)] * 3, rel=1e-5)
     assert lines["largest sparsity"] == ["2"] * 3 and lines["holds"] == ["True"] * 3
     assert all(int(steps) > 0 for steps in lines["steps to 1e-06"])
@@ -198,18 +222,10 @@ def test_certify_says_what_does_not_hold(run):
     assert status == 0 and "False" in out and "inf" in out
 
 
-def test_certify_tells_of_an_activation_and_of_least_entries(run):
+def test_certify_covers_an_activation_and_the_smallest_entries(run):
     arguments = (
-        "certify",
-        "D.npy",
-        "--sparsity",
-        "1",
-        "--noise",
-        "1e-4",
-        "--activation",
-        "softplus",
-        "--scale",
-        "1e5",
+        *("certify", "D.npy", "--sparsity", "1", "--noise", "1e-4"),
+        *("--activation", "softplus", "--scale", "1e5"),
     )
     found = strict_json(run(*arguments, "--entries", "--json")[1])
     assert found["activation"]["theorem"] == "10" and found["activation"]["holds"] is True
@@ -221,7 +237,7 @@ def test_certify_tells_of_an_activation_and_of_least_entries(run):
     assert "no theorem applies" in run("certify", "D.npy", "--activation", "selu")[1]
 
 
-def test_certify_speaks_of_a_chain(run, tmp_path):
+def test_certify_reports_on_a_chain(run, tmp_path):
     status, out, _ = run(
         "certify", "H.npy", "T.npy", "--sparsity", "3,2", "--tolerance", "1e-4", "--json"
     )
@@ -268,7 +284,8 @@ REFUSED = {
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
     "compare --output D.npy": "D.npy: is a file; expected a folder",
-    "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method omp, ksvd; expected some of ista, fista",
+    "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method omp, ksvd; expected some "
+    "of ista, fista",
     "compare --dictionary D.npy --method ": "unknown method",
     "compare --dictionary D.npy --depth 0": "depth must be at least 1, got 0",
     "compare --dictionary D.npy --steps -1": "steps must be at least 0, got -1",
@@ -276,14 +293,20 @@ REFUSED = {
     "compare --dictionary D.npy --sparsity 25": "sparsity must be in 1..24, got 25",
     "compare --dictionary gone.npy": "gone.npy: no such file",
     "compare --signals Y.npy": "signals in an array need --dictionary",
-    "compare --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(12, 60\).*transpose them",
-    "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected \(signals, 12\)",
+    "compare --dictionary D.npy --seed x": "--seed must be an integer, got 'x'",
+    "compare --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(12, 60\)"
+    ".*transpose them",
+    "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected "
+    r"\(signals, 12\)",
     "compare --dictionary D.npy --signals one.npy": "one.npy: expected at least 2 signals, got 1",
-    "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, got 2",
-    "compare --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape \(60, 23\); expected .*24\)",
+    "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, "
+    "got 2",
+    "compare --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape "
+    r"\(60, 23\); expected .*24\)",
     "compare --signals first.png text.png": "text.png: not a readable picture",
     "compare --signals first.png tiny.png": r"tiny.png: smaller than a patch of 8 x 8",
-    "compare --dictionary D.npy --signals first.png": r"signals have shape .*, 64\); expected \(signals, 12\)",
+    "compare --dictionary D.npy --signals first.png": r"signals have shape .*, 64\); expected "
+    r"\(signals, 12\)",
 }
 
 
@@ -301,7 +324,7 @@ def test_an_interrupt_is_one_line_too(run, monkeypatch):
     def interrupt(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unrolled.commands.doctor", interrupt)
+    monkeypatch.setattr("unrolled.commands._doctor.doctor", interrupt)
     assert run("doctor") == (130, "", "unrolled: interrupted\n")
 
 
@@ -309,11 +332,9 @@ def test_an_interrupt_is_one_line_too(run, monkeypatch):
 
 
 def check_report(folder, slugs):
-    """The files of a report: parseable, readable, linked. Returns the data by section."""
-    report, results = (
-        (folder / "report.md").read_text(),
-        strict_json((folder / "results.json").read_text()),
-    )
+    """Check the files of a report: parseable, readable, linked. Returns the data by section."""
+    report = (folder / "report.md").read_text()
+    results = strict_json((folder / "results.json").read_text())
     assert list(results["sections"]) == slugs and results["environment"]["jax"] == jax.__version__
     linked = set(re.findall(r"\]\(([^)]+)\)", report))
     assert {path.name for path in folder.iterdir()} == linked | {"report.md", "results.json"}
@@ -352,24 +373,14 @@ def test_compare_on_an_own_dictionary(run, tmp_path):
     assert list(data["planted"]["comparison"]["curves"]) == names
     assert curve_rows(out_folder, "planted") == dict.fromkeys(names, 3)
     assert all(f"| {name} |" in out for name in names)
-    # The certified regime: no error above its bound but by rounding of its own sum.
+    # In the certified regime no error exceeds its bound by more than the rounding of its sum.
     for curve in data["certified"]["curves"].values():
         assert (np.asarray(curve["measured"]) <= np.asarray(curve["bound"]) * (1 + 1e-12)).all()
 
 
 def test_compare_on_own_signals(run, tmp_path):
-    status, _, err = run(
-        "compare",
-        "--dictionary",
-        "D.npy",
-        "--signals",
-        "Y.npy",
-        "--method",
-        "ista",
-        *QUICK,
-        "--output",
-        tmp_path / "r",
-    )
+    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista", *QUICK)
+    status, _, err = run("compare", *arguments, "--output", tmp_path / "r")
     assert status == 0, err
     data = check_report(tmp_path / "r", ["signals"])["signals"]
     assert curve_rows(tmp_path / "r", "signals") == {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3}
@@ -378,18 +389,9 @@ def test_compare_on_own_signals(run, tmp_path):
 
 
 def test_compare_on_own_signals_with_codes(run, tmp_path):
-    """And as JSON: standard output is the file that was written."""
-    arguments = (
-        "--dictionary",
-        "D.npy",
-        "--signals",
-        "YX.npz",
-        "--method",
-        "alista",
-        "--json",
-        *QUICK,
-    )
-    status, out, err = run("compare", *arguments, "--output", tmp_path / "r")
+    """Also as JSON: standard output is the file that was written."""
+    arguments = ("--dictionary", "D.npy", "--signals", "YX.npz", "--method", "alista", *QUICK)
+    status, out, err = run("compare", *arguments, "--json", "--output", tmp_path / "r")
     assert status == 0, err
     check_report(tmp_path / "r", ["signals"])
     assert strict_json(out) == strict_json((tmp_path / "r" / "results.json").read_text())
@@ -409,36 +411,26 @@ def test_compare_on_own_pictures(run, tmp_path):
     assert len(data["psnr"]["ISTA"]) == 3 and np.isfinite(data["psnr"]["ISTA"]).all()
 
 
-def test_the_main_job_has_all_its_sections(run, tmp_path, monkeypatch):
-    """Its experiments are replaced by records of what they are given."""
+def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monkeypatch):
+    """The experiments are replaced by records of what they are given."""
     given = {}
 
-    def stub(slug, title=None):
+    def stub(slug):
         def experiment(first, *rest):
-            words = [word for word in rest if isinstance(word, str)]
-            given[words[1] if words else slug] = first
-            return Section(
-                words[0] if words else slug,
-                words[1] if words else slug,
-                "text",
-                {},
-                (["a"], [[1]]),
-                {},
-            )
+            title, name = [word for word in rest if isinstance(word, str)] or (slug, slug)
+            given[name] = first
+            return Section(title, name, "text", {}, (["a"], [[1]]), {})
 
         return experiment
 
     for name in ("known_codes", "unknown_codes", "certified_regime", "chain"):
-        monkeypatch.setattr(_job, name, stub(name))
+        monkeypatch.setattr(_compare, name, stub(name))
     status, out, _ = run("compare", "--output", tmp_path)
     assert status == 0
     assert list(given) == ["benchmark", "certified_regime", "patches", "chain"]
     assert given["benchmark"].D.shape == given["certified_regime"].shape == (250, 500)
-    assert (
-        given["patches"].shape == (64, 256)
-        and given["chain"].depth == 16
-        and given["chain"].steps == 400
-    )
+    assert given["patches"].shape == (64, 256)
+    assert (given["chain"].depth, given["chain"].steps) == (16, 400)
     titles = ["The standard benchmark", "certified_regime", "Patches of real photographs", "chain"]
     assert re.findall("^# (.*)$", out, re.M) == titles
     assert re.findall("^## (.*)$", (tmp_path / "report.md").read_text(), re.M)[:4] == titles

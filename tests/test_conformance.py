@@ -1,9 +1,12 @@
-"""What every method of the registry must do, whatever it is: transformations change nothing, and
-kin reduce to kin.
-"""
+"""What every method of the registry must do: transformations change nothing, kin reduce to kin."""
 
+import copy
+import dataclasses
 import inspect
-from functools import lru_cache, partial
+import itertools
+import pickle
+import typing
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +24,7 @@ M, N, K, BATCH = 6, 10, 4, 4
 # A step sums M + N products of numbers near 1 and rounds each; K steps that hardly grow add up: (M
 # + N) K eps, twice.
 CLOSE = 2 * (M + N) * K * EPS
-# For programs that run once: compiling is all their time, and this halves it.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def assert_close(ours, expected, atol=CLOSE):
@@ -64,10 +66,68 @@ def signals(m, batch=BATCH, seed=0):
     return np.random.default_rng(seed).normal(size=(batch, m))
 
 
+# The registry
+
+
+@cache
+def dictionary(kind):
+    return registry.DICTIONARIES[kind]()
+
+
+def nodes(tree):
+    """The types of all dictionaries inside of a dictionary, itself included."""
+    if isinstance(tree, Structured):
+        yield type(tree)
+        for field in dataclasses.fields(tree):
+            yield from nodes(getattr(tree, field.name))
+
+
+def words(form):
+    """The names in the description of an activation."""
+    if isinstance(form, str):
+        yield form
+    elif isinstance(form, list):
+        yield from itertools.chain.from_iterable(map(words, form))
+
+
+def ours(registered):
+    return {name for name, kind in registered.items() if kind.__module__.startswith("unrolled.")}
+
+
+def offered(module, kind, positional=None):
+    """The functions of a module that return a record, with so many arguments by position."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isfunction(value) and typing.get_type_hints(value).get("return") is kind:
+            required = inspect.signature(value).parameters.values()
+            if positional in (None, sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in required)):
+                yield name
+
+
+def test_every_family_has_a_line():
+    assert ours(ur.layers.FAMILIES) == set(registry.FAMILIES)
+
+
+def test_every_kind_of_dictionary_has_a_line():
+    built = {kind for name in registry.DICTIONARIES for kind in nodes(dictionary(name))}
+    assert ours(ur.dictionaries.KINDS) == {kind.__name__ for kind in built}
+
+
+def test_every_activation_has_a_line():
+    built = [ur.activations.describe(build()) for build in registry.ACTIVATIONS.values()]
+    listed = {word for form in built for word in words(form)}
+    assert {*ur.activations.NAMED, *offered(ur.activations, ur.activations.Activation)} == listed
+
+
+def test_every_pursuit_with_a_penalty_has_a_line():
+    listed = {getattr(solve, "func", solve).__name__ for solve in registry.SOLVERS.values()}
+    assert set(offered(ur.pursuit, ur.pursuit.Pursuit, positional=3)) == listed
+
+
 # Layers
 
 
-@lru_cache
+@cache
 def case(name):
     """A layer of K steps, params that differ from step to step, a dictionary and a batch of
     signals.
@@ -90,13 +150,23 @@ def theory_given(params):
     return jax.tree.leaves(marks)
 
 
-@lru_cache
+@cache
 def fast(name):
     """The compiled `apply` of `case(name)`."""
-    return compiled(case(name)[0].apply)
+    return jax.jit(case(name)[0].apply)
 
 
-@pytest.fixture(params=registry.LAYERS)
+def by_activation(name):
+    """Whether a line is another one with an activation, which the shrinkage alone sees."""
+    return registry.LAYERS[name](K).options.get("activation", ur.activations.relu).name != "relu"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if by_activation(name) else [])
+        for name in registry.LAYERS
+    ]
+)
 def name(request):
     return request.param
 
@@ -104,25 +174,32 @@ def name(request):
 def test_every_way_to_run_a_layer_gives_the_same_code(name):
     layer, params, D, Y = case(name)
     apply = fast(name)
+
+    def ways(params, loose, D, Y):
+        return jax.vmap(layer.apply, (None, None, 0))(params, D, Y), layer.apply(loose, D, Y[0])
+
     codes = np.stack([apply(params, D, y) for y in Y])
     assert (codes != 0).any(1).all() and codes.shape == (BATCH, N)
     assert_close(layer.apply(params, D, Y[0]), codes[0])
-    assert_close(compiled(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y), codes)
-    assert_close(apply(unstack(params), D, Y[0]), codes[0])
-    in_threes = registry.LAYERS[name](K, unroll=3, remat=True)
-    assert_close(compiled(in_threes.apply)(params, D, Y[0]), codes[0])
+    batch, unstacked = jax.jit(ways)(params, unstack(params), D, Y)
+    assert_close(batch, codes)
+    assert_close(unstacked, codes[0])
     assert_equal(apply(stack(unstack(params)), D, Y[0]), codes[0])
     assert_close(apply(params, D, -Y[0]), -codes[0])  # every layer is odd
 
 
 def test_iterates_end_at_the_code_and_begin_as_shorter_layers(name):
     layer, params, D, Y = case(name)
-    path = compiled(layer.iterates)(params, D, Y[0])
+    shorter, short = registry.LAYERS[name](K - 1), part(params, slice(0, K - 1))
+
+    def ways(params, loose, short, D, y):
+        return *(layer.iterates(p, D, y) for p in (params, loose)), shorter.apply(short, D, y)
+
+    path, unstacked, code = jax.jit(ways)(params, unstack(params), short, D, Y[0])
     assert path.shape == (K, N)
     assert_close(path[-1], fast(name)(params, D, Y[0]))
-    assert_close(compiled(layer.iterates)(unstack(params), D, Y[0]), path)
-    short = part(params, slice(0, K - 1))
-    assert_close(compiled(registry.LAYERS[name](K - 1).apply)(short, D, Y[0]), path[-2])
+    assert_close(unstacked, path)
+    assert_close(code, path[-2])
 
 
 def test_two_stacks_of_half_the_depth_are_the_whole(name):
@@ -130,7 +207,7 @@ def test_two_stacks_of_half_the_depth_are_the_whole(name):
     state, parts = layer.start(D, jnp.asarray(Y[0])), []
     for half in (slice(0, K // 2), slice(K // 2, K)):
         schedule = layer.schedule and layer.schedule[half]
-        run = compiled(partial(unroll, layer.step, schedule=schedule, depth=K // 2))
+        run = jax.jit(partial(unroll, layer.step, schedule=schedule, depth=K // 2))
         state, path = run(part(params, half), D, jnp.asarray(Y[0]), state)
         parts.append(np.asarray(path))
     assert_equal(state.x, parts[-1][-1])
@@ -146,27 +223,23 @@ def test_no_steps_give_the_zero_code(name):
         assert jax.eval_shape(layer.iterates, form, D, Y[0]).shape == (0, N)
 
 
+WEIGHT = np.random.default_rng(2).normal(size=N)
+
+
+def gradient(layer):
+    """The compiled derivative of a weighted sum of the code in params, D and y."""
+    return jax.jit(jax.grad(lambda *at: jnp.vdot(layer.apply(*at), WEIGHT), argnums=(0, 1, 2)))
+
+
 def test_gradients_are_central_differences_in_every_leaf(name):
     layer, params, D, Y = case(name)
-    weight, y, origin = np.random.default_rng(2).normal(size=N), jnp.asarray(Y[0]), jnp.zeros(M)
-
-    def gradient(layer):
-        return jax.grad(lambda *at: jnp.vdot(layer.apply(*at), weight), argnums=(0, 1, 2))
-
-    def gradients(params, D, y):
-        again = gradient(registry.LAYERS[name](K, unroll=4, remat=True))
-        return (
-            gradient(layer)(params, D, y),
-            again(params, D, y),
-            gradient(layer)(params, D, origin),
-        )
-
-    plain, again, at_origin = compiled(gradients)(params, D, y)
+    y, derivative = jnp.asarray(Y[0]), gradient(layer)
+    plain, at_origin = derivative(params, D, y), derivative(params, D, jnp.zeros(M))
     fixed = theory_given(params)
     # Truncation h^2 times third derivatives of order 10, rounding 10 eps / h: 1e-9 each; 1e-7
     # leaves a hundredfold.
     for i, (slope, difference) in enumerate(
-        slopes(lambda *at: fast(name)(*at) @ weight, plain, (params, D, y))
+        slopes(lambda *at: fast(name)(*at) @ WEIGHT, plain, (params, D, y))
     ):
         if i < len(fixed) and fixed[i]:  # though the code depends on them
             assert slope == 0 and abs(difference) > 1e-3
@@ -174,18 +247,28 @@ def test_gradients_are_central_differences_in_every_leaf(name):
             assert slope == pytest.approx(difference, rel=1e-7, abs=1e-7) and (
                 slope != 0 or difference == 0
             )
-    for ours, expected in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
-        assert_close(
-            ours, expected, 100 * CLOSE
-        )  # a gradient is up to 100 times its loss, and sums as many terms
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(at_origin))
+
+
+# One of each way to loop: shared params alone, tied, untied, a schedule, a state with memory.
+@pytest.mark.parametrize(
+    "name", ["hyperlista", "lista", "lista_cp, untied", "alista, support", "lamp", "na_alista"]
+)
+def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
+    layer, params, D, Y = case(name)
+    again = registry.LAYERS[name](K, unroll=3, remat=True)
+    assert_close(jax.jit(again.apply)(params, D, Y[0]), fast(name)(params, D, Y[0]))
+    ours, expected = (gradient(layer)(params, D, jnp.asarray(Y[0])) for layer in (again, layer))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        # A gradient is up to 100 times its loss, and sums as many terms.
+        assert_close(a, b, 100 * CLOSE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_keeps_its_dtype(name, dtype):
     layer, params, D, Y = case(name)
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.dtype(dtype)), (params, D, Y[0]))
-    x = compiled(layer.apply)(*narrow)
+    x = jax.jit(layer.apply)(*narrow)
     assert x.dtype == jax.eval_shape(layer.iterates, *narrow).dtype == dtype
     # Relative to its own precision a narrow layer errs as a wide one does; the inputs are those
     # that it saw.
@@ -209,7 +292,7 @@ def test_equal_shapes_are_traced_once(name):
     layer, params, D, Y = case(name)
     traces = []
 
-    @partial(compiled, static_argnums=0)
+    @partial(jax.jit, static_argnums=0)
     def apply(layer, params, D, y):
         traces.append(1)
         return layer.apply(params, D, y)
@@ -227,22 +310,27 @@ def test_equal_shapes_are_traced_once(name):
 def test_signatures_say_the_same_of_every_layer(name):
     layer, _, D, Y = case(name)
     names = {
-        field: list(inspect.signature(getattr(layer, field)).parameters)
-        for field in layer._fields[:5]
+        method: list(inspect.signature(getattr(layer, method)).parameters)
+        for method in ("init", "start", "apply", "iterates", "check", "step")
     }
     assert names["init"] == ["key", "D"] and names["start"] == ["D", "y"]
     assert names["apply"] == names["iterates"] == ["params", "D", "y"]
-    assert (names["step"][0], *names["step"][2:5]) == ("shared", "D", "y", "state")
-    assert (
-        len(
-            inspect.signature(layer.step)
-            .bind(*"spDyx", *([] if layer.schedule is None else "c"))
-            .args
-        )
-        >= 5
-    )
+    assert names["check"] == ["params", "D"]
+    assert names["step"][:5] == ["shared", "p", "D", "y", "state"]
+    constants = () if layer.schedule is None else layer.schedule[:1]
+    inspect.signature(layer.step).bind(*"spDyx", *constants)
     assert layer.schedule is None or len(layer.schedule) == K
     assert_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
+
+
+def test_a_layer_is_a_record_of_its_options(name):
+    layer, params, D, _ = case(name)
+    assert type(layer)(**layer.options) is layer
+    assert ur.layers.FAMILIES[layer.family] is type(layer)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other is layer
+    assert dataclasses.replace(layer, depth=K + 1) is registry.LAYERS[name](K + 1)
+    layer.check(params, D)
 
 
 STRUCTURED = [(name, "conv, valid, stride 2") for name in registry.LAYERS] + [
@@ -254,10 +342,10 @@ STRUCTURED = [(name, "conv, valid, stride 2") for name in registry.LAYERS] + [
 def test_a_structured_dictionary_is_its_matrix(layer, kind):
     layer, D = (
         registry.LAYERS[layer](2),
-        registry.DICTIONARIES[kind]() / 3.0,
+        dictionary(kind) / 3.0,
     )  # norms near 1, as CLOSE asks
     y = signals(D.shape[0])[0]
-    params = jittered(compiled(layer.init)(jax.random.key(1), D))
+    params = jittered(jax.jit(layer.init)(jax.random.key(1), D))
     filters, positions = D.code_grid if hasattr(D, "code_grid") else (D.shape[1], 1)
     each = np.random.default_rng(3).uniform(
         0.01, 0.1, (2, filters)
@@ -276,19 +364,22 @@ def test_a_structured_dictionary_is_its_matrix(layer, kind):
             matrices = matrices._replace(steps=steps)
         return layer.apply(params, D, y), layer.apply(matrices, dense(D), y)
 
-    ours, expected = compiled(apply)(params, D, y)
+    ours, expected = jax.jit(apply)(params, D, y)
     assert ours.shape == (D.shape[1],) and np.isfinite(ours).all()
     assert_close(ours, expected, 8 * CLOSE * max(1, np.abs(expected).max()))
 
 
 def test_params_survive_a_file(name, tmp_path):
-    _, params, D, Y = case(name)
-    leaves, form = jax.tree.flatten(params)
-    np.savez(tmp_path / "params.npz", *leaves)
-    with np.load(tmp_path / "params.npz", allow_pickle=False) as saved:
-        loaded = form.unflatten([saved[f"arr_{i}"] for i in range(len(leaves))])
-    assert_equal(fast(name)(loaded, D, Y[0]), fast(name)(params, D, Y[0]))
-    assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(loaded), leaves))
+    layer, params, D, Y = case(name)
+    path = ur.training.save(tmp_path / "weights.npz", params, D, layer)
+    restored = ur.training.restore(path)
+    assert restored.layer is layer
+    assert jax.tree.structure(restored.params) == jax.tree.structure(params)
+    leaves = jax.tree.leaves((restored.params, restored.D))
+    for loaded, saved in zip(leaves, jax.tree.leaves((params, D)), strict=True):
+        assert loaded.dtype == saved.dtype
+        assert_equal(loaded, saved)
+    assert_equal(fast(name)(restored.params, D, Y[0]), fast(name)(params, D, Y[0]))
 
 
 # Reductions of one family to another
@@ -401,7 +492,7 @@ def test_without_a_threshold_ista_is_a_gradient_step(plain):
 
 def test_a_network_of_one_layer_is_the_layer(name):
     layer, params, D, Y = case(name)
-    (code,) = compiled(ur.networks.dsc([layer]).apply)((params,), (D,), Y[0])
+    (code,) = jax.jit(ur.networks.dsc([layer]).apply)((params,), (D,), Y[0])
     assert_close(code, fast(name)(params, D, Y[0]))
 
 
@@ -457,7 +548,7 @@ def kind(request):
 
 
 def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
-    D = registry.DICTIONARIES[kind]()
+    D = dictionary(kind)
     (m, d), rng = D.shape, np.random.default_rng(0)
     x, r, X, R = (rng.normal(size=shape) for shape in ((d,), (m,), (d, 3), (3, m)))
 
@@ -477,7 +568,7 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
         return ur.dictionaries.dense(D), ur.dictionaries.spectral_norm(D), *products
 
     matrix, norm, *products = (
-        np.asarray(a) for a in compiled(answers)(D, *map(jnp.asarray, (x, r, X, R)))
+        np.asarray(a) for a in jax.jit(answers)(D, *map(jnp.asarray, (x, r, X, R)))
     )
     assert matrix.shape == (m, d) and D.dtype == matrix.dtype == float
     expected = (
@@ -500,7 +591,7 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
 
 
 def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
-    D = registry.DICTIONARIES[kind]()
+    D = dictionary(kind)
     (m, d), X = D.shape, jnp.asarray(signals(D.shape[1]))
     again = jax.tree.unflatten(jax.tree.structure(D), jax.tree.leaves(D))
     assert again.shape == (m, d) and type(again) is type(D)
@@ -514,16 +605,16 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
         batch, loop = jax.vmap(lambda x: several[0] @ x)(X), jnp.stack([several[0] @ x for x in X])
         return one_by_one, scanned, jax.vmap(lambda D: D @ X[0])(stacked), loop, batch
 
-    one_by_one, scanned, mapped, loop, batch = compiled(run)(several, stacked, X)
+    one_by_one, scanned, mapped, loop, batch = jax.jit(run)(several, stacked, X)
     close = 16 * d * max(1, np.abs(one_by_one).max()) * EPS
     for ours, theirs in ((scanned, one_by_one), (mapped, one_by_one), (batch, loop)):
         assert_close(ours, theirs, close)
 
 
 def test_gradients_reach_every_array_of_a_dictionary(kind):
-    D = registry.DICTIONARIES[kind]()
+    D = dictionary(kind)
     x, y = (jnp.asarray(signals(n)[0]) for n in D.shape[::-1])
-    f = compiled(
+    f = jax.jit(
         jax.value_and_grad(
             lambda D, x: jnp.sum((y - D @ x) ** 2) / 2, argnums=(0, 1), allow_int=True
         )
@@ -554,11 +645,11 @@ def test_solvers_answer_alike_however_they_are_run(solver, plain):
         traces.append(1)
         return solver(D, y, lam)
 
-    one = compiled(count)
+    one = jax.jit(count)
     each = [one(D, y, LAM * (1 + i)) for i, y in enumerate(Y)]
     assert len(traces) == 1
     lams = LAM * np.arange(1, BATCH + 1)
-    batch = compiled(jax.vmap(solver, (None, 0, 0)))(D, Y, lams)
+    batch = jax.jit(jax.vmap(solver, (None, 0, 0)))(D, Y, lams)
     eager = solver(D, Y[0], LAM)
     # Ill-posed to the gap: two runs that stop at 1e-6 may differ by its root, but here they take
     # the same steps.
@@ -574,7 +665,7 @@ def test_solvers_answer_alike_however_they_are_run(solver, plain):
 def optimum(plain):
     """The least objective of the plain problem, to 1e-13 of its energy."""
     D, y, _ = plain
-    found = compiled(partial(ur.pursuit.fista, tol=1e-13))(D, y, LAM)
+    found = jax.jit(partial(ur.pursuit.fista, tol=1e-13))(D, y, LAM)
     assert found.converged
     return objective(D, y, found.x)
 
@@ -586,7 +677,7 @@ def objective(D, y, x):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_solvers_certify_what_they_return(solver, plain, optimum, dtype):
     D, y, _ = plain
-    found = compiled(solver)(np.asarray(D, dtype), np.asarray(y, dtype), LAM)
+    found = jax.jit(solver)(np.asarray(D, dtype), np.asarray(y, dtype), LAM)
     assert found.x.dtype == found.gap.dtype == found.residual.dtype == dtype
     x = np.asarray(found.x, float)
     # The gap bounds the excess, up to rounding: a dozen sums of terms below the energy, the data
@@ -600,9 +691,9 @@ def test_solvers_certify_what_they_return(solver, plain, optimum, dtype):
 
 @pytest.mark.parametrize("kind", ["conv, circular", "sparse, conv"])
 def test_solvers_take_structured_dictionaries(solver, kind):
-    D = registry.DICTIONARIES[kind]()
+    D = dictionary(kind)
     y = signals(D.shape[0])[0]
-    ours, matrix = (compiled(solver)(E, y, 0.2) for E in (D, dense(D)))
+    ours, matrix = (jax.jit(solver)(E, y, 0.2) for E in (D, dense(D)))
     assert ours.x.shape == (D.shape[1],) and ours.converged == matrix.converged
     # Both are optimal within their gaps, 1e-6 of the energy: residuals of minimisers differ by the
     # root of both.

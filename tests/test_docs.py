@@ -23,11 +23,14 @@ DOCUMENTS = [
         ".github/CHANGELOG.md",
     )
 ]
-README, _, GUIDES, CONTRIBUTING, _ = DOCUMENTS
+README, _, GUIDES, CONTRIBUTING, CHANGELOG = DOCUMENTS
+CURRENT = [path for path in DOCUMENTS if path != CHANGELOG]  # that names what is gone, too
 MODULES = {module.name for module in pkgutil.iter_modules(ur.__path__)}
 FILES = {"md", "py", "json", "toml", "npz", "npy", "png", "ipynb", "safetensors", "csv", "jsonl"}
 
-every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+
+def each(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda p: str(p.relative_to(ROOT)))
 
 
 def prose(text):
@@ -72,7 +75,7 @@ def chains(source):
                 yield text.removeprefix("ur.")
 
 
-@every_document
+@each(DOCUMENTS)
 def test_relative_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
         if target.startswith("http"):
@@ -83,24 +86,24 @@ def test_relative_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(found), target
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+@each(sorted((ROOT / "notebooks").glob("*.ipynb")))
 def test_links_between_notebooks_lead_somewhere(path):
     for target in re.findall(r"\]\((\w+\.ipynb)\)", path.read_text()):
         assert (path.parent / target).exists(), target
 
 
-@every_document
+@each(CURRENT)
 def test_names_of_the_library_exist(path):
     assert [name for name in sorted(names(path.read_text())) if not resolves(name)] == []
 
 
-@every_document
+@each(CURRENT)
 def test_names_in_examples_exist(path):
     used = {name for block in blocks(path) for name in chains(block)}
     assert [name for name in sorted(used) if not resolves(name)] == []
 
 
-@every_document
+@each(CURRENT)
 def test_files_that_are_named_exist(path):
     named = re.findall(r"`((?:tests|benchmarks|notebooks|unrolled)/[\w/]+\.\w+)`", path.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -1,7 +1,8 @@
 """The notebooks run from top to bottom and print what is stored in them.
 
 Those that have a reduced form run in it here. With UNROLLED_SLOW=1 they run in full, and their
-numbers too are compared with the stored ones.
+numbers too are compared with the stored ones: that is meant for the machine that stored them, since
+rounding may change what a grid search chooses.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""`unrolled train` and `unrolled encode` in process: configurations, run folders, weights, and what
-a user can mend.
-"""
+"""`unrolled train` and `unrolled encode` in process: configurations, run folders and weights."""
 
 import csv
 import dataclasses
@@ -24,9 +22,10 @@ from hypothesis import strategies as st
 
 import unrolled as ur
 from unrolled.cli import main
-from unrolled.commands import _config, _doctor, _encode, _families, _setup, _train
-from unrolled.commands._config import OPTIONS, Config, load, to_toml
+from unrolled.commands import _config, _doctor, _encode, _setup, _train
+from unrolled.commands._config import Config, all_options, get, load, to_toml
 from unrolled.commands._options import ConfigError
+from unrolled.layers import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
@@ -61,20 +60,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", ["train", "encode"])
-def test_help_shows_an_example(command, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
-    shown = capsys.readouterr().out
-    assert stopped.value.code == 0 and re.search(rf"examples?:\n  unrolled {command} ", shown)
-    assert "--json" in shown and "--seed" in shown
-
-
 def test_every_option_is_a_flag_of_the_same_name(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert all(f"--{name} " in shown or f"--{name}," in shown for name in OPTIONS)
+    assert all(f"--{name} " in shown or f"--{name}," in shown for name in all_options())
 
 
 # Configurations
@@ -121,8 +111,7 @@ OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
 
 
 def value_of(config, name):
-    section = OPTIONS[name].section
-    return getattr(config if section is None else getattr(config, section), name)
+    return get(config, all_options()[name])
 
 
 def test_every_option_has_one_section_and_survives_toml(tmp_path):
@@ -130,7 +119,7 @@ def test_every_option_has_one_section_and_survives_toml(tmp_path):
         f.name for cls in (Config, *_config.SECTIONS.values()) for f in dataclasses.fields(cls)
     ]
     assert len(set(names)) == len(names)
-    assert {*VALUES, *OTHERS} == set(OPTIONS)
+    assert {*VALUES, *OTHERS} == set(all_options())
     config, path = load(None, VALUES), tmp_path / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     assert load(path, {}) == config
@@ -149,7 +138,22 @@ def test_flags_are_text_and_override_the_file(tmp_path):
     assert (config.model.family, config.model.depth) == ("ista", 5)
     assert (config.training.steps, config.training.rate, config.training.deep) == (7, 0.01, True)
     assert config.training.clip == config.problem.snr == math.inf
-    assert load(None, {"support": "0.1, 0.5"}).model.support == (0.1, 0.5)
+    assert value_of(load(None, {"support": "0.1, 0.5"}), "support") == (0.1, 0.5)
+
+
+def test_an_activation_may_be_a_description(tmp_path):
+    """As `unrolled.activations.describe` gives it: a list in TOML, JSON as a flag."""
+    path, form = tmp_path / "config.toml", '["scale", ["compose", ["elu", 0.5], 2], 5]'
+    path.write_text(f"model.activation = {form}")
+    for config in (load(path, {}), load(None, {"activation": form})):
+        assert value_of(config, "activation") == ("scale", ("compose", ("elu", 0.5), 2), 5.0)
+        path.write_text(to_toml(config))
+        assert load(path, {}) == config
+        rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.5), 2), 5.0)
+        assert _config.make_layer(config) is ur.layers.alista(16, activation=rho)
+    assert value_of(load(None, {"activation": '["elu", 1]'}), "activation") == "elu"
+    with pytest.raises(ConfigError, match="--activation must be a name or a list such as"):
+        load(None, {"activation": "[elu"})
 
 
 def test_paths_start_at_the_folder_of_the_file_and_flags_at_the_current_one(tmp_path, monkeypatch):
@@ -170,10 +174,16 @@ WRONG = {
     "steps = 3": "unknown key 'steps'; did you mean training.steps[?]",
     "[model]\nbatch = 3": "unknown key 'model.batch'; did you mean training.batch[?]",
     "zzzz = 1": "unknown key 'zzzz'; expected output, seed or .problem., .model., .training.",
+    "import = 'my_module'": "unknown key 'import'",
     "training = 3": "training must be a table, got 3; try .training.",
-    "model.family = 'alistaa'": "model.family: unknown 'alistaa'; expected one of ista, .*; did you mean 'alista'[?]",
+    "model.family = 'alistaa'": "model.family: unknown 'alistaa'; expected one of ista, .*; "
+    "did you mean 'alista'[?]; a family of your own needs --import MODULE",
     "model.activation = 'rely'": "unknown 'rely'; .* did you mean 'relu'[?]",
-    "training.optimizer = 'adamax'": "training.optimizer: unknown 'adamax'; expected one of adam, ",
+    "model.activation = 3": "model.activation must be a name or a list such as .*, got 3",
+    "model.activation = ['tanh', 2]": "model.activation must be a name or a list .*unknown form",
+    "model.activation = ['elu', -1]": "model.activation must be a name or a list .*alpha must be",
+    "model.activation = []": "model.activation must be a name or a list .*unknown form",
+    "training.optimizer = 'adamax'": "optimizer: unknown 'adamax'; expected one of adam, ",
     "training.optimizer = 3": "training.optimizer must be a string, got 3",
     "training.loss = 'mse'": "unknown 'mse'; expected one of supervised",
     "training.steps = 2.5": "training.steps must be an integer, got 2.5",
@@ -198,14 +208,18 @@ WRONG = {
     "a = " + 5000 * "[": "not readable as TOML",
     "problem = {dictionary = 'D.npy', m = 8}": "m does not go with dictionary .*D.npy",
     "problem.kappa = 3": "kappa does not go with dictionary gaussian",
-    "problem = {signals = 'Y.npy', snr = 3}": "snr does not go with dictionary gaussian, signals .*Y.npy",
+    "problem = {signals = 'Y.npy', snr = 3}": "snr does not go with dictionary gaussian, "
+    "signals .*Y.npy",
     "model = {family = 'ista', tied = true}": "tied does not go with family ista",
     "model.noise = 0.1": "noise does not go with family alista",
-    "training = {method = 'curriculum', deep = true}": "deep does not go with method curriculum; try end_to_end",
-    "training = {method = 'curriculum', schedule = 'cosine'}": "schedule cosine does not go with method curriculum",
-    "model.family = 'hyperlista'\ntraining.method = 'curriculum'": "family hyperlista does not go with method curriculum",
-    "model = {family = 'lamp', start = 'analytic'}": "lamp cannot start analytic; that is for ista, fista",
-    "model = {family = 'lamp', start = 'calibrated'}": "lamp cannot start calibrated; that is for ista",
+    "training = {method = 'curriculum', deep = true}": "deep does not go with method curriculum; "
+    "try end_to_end",
+    "training = {method = 'curriculum', schedule = 'cosine'}": "schedule cosine does not go with "
+    "method curriculum",
+    "model.family = 'hyperlista'\ntraining.method = 'curriculum'": "family hyperlista does not go "
+    "with method curriculum",
+    "model = {family = 'lamp', start = 'analytic'}": "lamp cannot start analytic; .* for ista,",
+    "model = {family = 'lamp', start = 'calibrated'}": "lamp cannot start calibrated; .* for ista,",
 }
 
 
@@ -246,7 +260,7 @@ any_value = st.recursive(
     ),
     max_leaves=6,
 )
-any_name = st.sampled_from([*OPTIONS, "step", "familly"]) | st.text(max_size=6)
+any_name = st.sampled_from([*all_options(), "step", "familly"]) | st.text(max_size=6)
 any_table = st.dictionaries(any_name, any_value, max_size=4)
 
 
@@ -258,15 +272,13 @@ any_table = st.dictionaries(any_name, any_value, max_size=4)
     ),
     top=any_table,
     flags=st.dictionaries(
-        st.sampled_from(list(OPTIONS)), st.text(max_size=8) | st.booleans(), max_size=3
+        st.sampled_from(list(all_options())), st.text(max_size=8) | st.booleans(), max_size=3
     ),
 )
 def test_whatever_is_read_the_answer_is_a_configuration_or_an_error_of_ours(
     fuzzed, text, tables, top, flags
 ):
-    """From text of any kind, from tables of any values, and from any flags; what is accepted comes
-    back from its TOML.
-    """
+    """For any text, any tables and any flags; what is accepted comes back from its TOML."""
     path = fuzzed / "config.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     for read in (
@@ -289,22 +301,30 @@ def fuzzed(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def test_the_table_of_families_says_the_truth():
-    """Every factory is there, theory and calibration work for those that are said to have them, and
-    for no others.
-    """
-    factories = {n for n, v in vars(ur.layers).items() if callable(v) and hasattr(v, "__wrapped__")}
-    assert set(_families.FAMILIES) == factories | {"lista_ss", "lista_cpss"}
-    D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)
-    for family in _families.FAMILIES:
-        needed = {"sparsity": 2} if family == "liht" else {}
-        layer = _families.make_layer({"family": family, "depth": 1, **needed})
-        params = jax.eval_shape(layer.init, jax.random.key(0), D)
-        assert (family in _families.WITH_THETA) == hasattr(params.steps, "theta")
-    with pytest.raises(ValueError, match="ista has no option theta, tied; it has "):
-        _families.make_layer({"family": "ista", "depth": 1, "tied": True, "theta": 1.0})
-    with pytest.raises(ValueError, match="unknown family 'omp'"):
-        _families.make_layer({"family": "omp", "depth": 1})
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
+    """At each `start` that the configuration accepts, the params are those of the layer."""
+    cls = FAMILIES[family]
+    needed = {"sparsity": 2} if family == "liht" else {}
+    tiny = dict(family=family, depth=2, m=4, d=6, test_signals=2, batch=2, **needed)
+    layer, D = _config.make_layer(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
+    steps = jax.eval_shape(layer.init, jax.random.key(0), D).steps
+    theory = cls.from_theory is not None or cls.starts_from_theory
+    possible = {"init": True, "analytic": theory, "calibrated": hasattr(steps, "theta")}
+    for start, can in possible.items():
+        if not can:
+            with pytest.raises(ConfigError, match=f"{family} cannot start {start}; that is for "):
+                load(None, tiny | {"start": start})
+            continue
+        ready = _setup.setup(load(None, tiny | {"start": start}), lambda message: None)
+        assert type(ready.layer) is cls and ready.layer.depth == 2
+        ready.layer.check(ready.params, ready.D)
+    foreign = {"units": 3, "gain": 1.0}
+    wrong = [name for name in foreign if name not in layer.options]
+    with pytest.raises(ConfigError, match=f"{', '.join(wrong)} does not go with family {family}"):
+        load(None, tiny | {name: foreign[name] for name in wrong})
+    with pytest.raises(TypeError, match=f"{family}: .*no_such.*; the options are"):
+        cls(2, no_such=1)
 
 
 # train
@@ -313,7 +333,7 @@ TINY = (
     *("--dictionary", "D.npy", "--signals", "YX.npz", "--family", "ista", "--depth", 3),
     *("--steps", 20, "--batch", 8, "--evaluate_every", 5, "--save_every", 5),
 )
-LOOKS = [0, 5, 10, 15, 20]
+EVALUATIONS = [0, 5, 10, 15, 20]
 
 
 def history(folder):
@@ -328,9 +348,7 @@ def steps_saved(folder):
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """The run folder of TINY, never interrupted, and what it printed as JSON; from a file and
-    flags.
-    """
+    """The run folder of TINY, never interrupted, and the JSON it printed; from a file and flags."""
     output, path = tmp_path_factory.mktemp("whole") / "new run é", folder / "tiny.toml"
     flags = {str(name)[2:]: str(value) for name, value in zip(TINY[::2], TINY[1::2])}
     flags |= {name: str(folder / flags[name]) for name in ("dictionary", "signals")}
@@ -355,17 +373,11 @@ def test_a_run_folder_has_all_of_a_training(whole, folder):
     ]
     assert sorted(path.name for path in output.iterdir()) == names
     config = load(output / "config.toml", {})
-    assert (
-        config.output == str(output)
-        and config.training.steps == 20
-        and config.model.family == "ista"
-    )
+    assert config.output == str(output)
+    assert (config.training.steps, config.model.family) == (20, "ista")
     rows = history(output)
-    assert (
-        [row["step"] for row in rows] == LOOKS
-        and rows[0]["loss"] is None
-        and steps_saved(output)[-1] == 20
-    )
+    assert [row["step"] for row in rows] == EVALUATIONS and rows[0]["loss"] is None
+    assert steps_saved(output)[-1] == 20
     with (output / "history.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [(float(row["validation"]), row["loss"] == "") for row in table] == [
@@ -380,11 +392,9 @@ def test_a_run_folder_has_all_of_a_training(whole, folder):
 
 def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder):
     output, out = whole
-    weights, D = (
-        ur.training.restore(output / "weights.npz"),
-        np.load(folder / "D.npy").astype(np.float32),
-    )
-    assert weights.metadata["layer"] == {"family": "ista", "depth": 3, "lam": 0.1}
+    weights = ur.training.restore(output / "weights.npz")
+    D = np.load(folder / "D.npy").astype(np.float32)
+    assert weights.layer is ur.layers.ista(3, lam=0.1)
     assert np.array_equal(weights.D, D)
     Y, X = (np.load(folder / "YX.npz")[name][-8:].astype(np.float32) for name in "YX")
     codes = jax.vmap(ur.layers.ista(3).apply, (None, None, 0))(weights.params, D, Y)
@@ -398,24 +408,12 @@ def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder)
 
 
 def test_planted_test_signals_are_none_of_those_that_train_or_validate():
-    flags = dict(
-        probability="1",
-        batch="4",
-        dictionary="ill_conditioned",
-        m="8",
-        d="12",
-        kappa="5",
-        test_signals="20",
-        snr="30",
-        depth="1",
-    )
+    flags = dict(dictionary="ill_conditioned", m="8", d="12", kappa="5", depth="1")
+    flags |= dict(probability="1", batch="4", test_signals="20", snr="30")
     ready = _setup.setup(load(None, flags), print)
     singular = np.linalg.svd(np.asarray(ready.D), compute_uv=False)
-    assert (
-        ready.validation is None
-        and ready.tested_on[0].shape == (20, 8)
-        and singular[0] / singular[-1] > 2
-    )
+    assert ready.validation is None and ready.tested_on[0].shape == (20, 8)
+    assert singular[0] / singular[-1] > 2
     batches = [ready.sample(jax.random.fold_in(ready.key, k))[0] for k in range(5)]
     assert not np.isin(np.asarray(ready.tested_on[0])[:, 0], np.concatenate(batches)[:, 0]).any()
     noise = np.asarray(ready.tested_on[0]) - np.asarray(ready.tested_on[1]) @ np.asarray(ready.D).T
@@ -426,9 +424,7 @@ KILLED = dict(JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_PLATFORMS="cpu", OPENBLAS_
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_path):
-    """SIGKILL at an arbitrary moment between two saves; then a second run, as the first one would
-    have gone on.
-    """
+    """SIGKILL at an arbitrary moment between two saves; the resumed run ends as the whole one."""
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "unrolled", "train", *map(str, TINY), "--output", str(output)]
     environment = {**os.environ, **KILLED, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
@@ -442,33 +438,30 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_p
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(
-        output
-    )  # 0 only if it was faster than the kill
+    # 0 only if it was faster than the kill
+    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(output)
     with (output / "history.jsonl").open("a") as file:
         file.write('{"step": 15, "lo')  # a line torn off
     status, out, err = run("train", "--output", output, "--resume")
     assert status == 0, err
-    assert (
-        "20 training steps" in out
-        and "NMSE, ratio of sums, dB" in out
-        and str(output / "weights.npz") in out
-    )
+    assert "20 training steps" in out and "NMSE, ratio of sums, dB" in out
+    assert str(output / "weights.npz") in out
     assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
-    without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in history(whole[0])]
-    assert [
-        {k: v for k, v in row.items() if k != "seconds"} for row in history(output)
-    ] == without_time
+    ours, expected = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in history(path)]
+        for path in (output, whole[0])
+    )
+    assert ours == expected
 
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, monkeypatch):
-    """SIGINT at a look of the first run, SIGTERM at one of the second."""
-    output, log = tmp_path / "stopped", _train._log
+    """SIGINT at an evaluation of the first run, SIGTERM at one of the second."""
+    output, logger = tmp_path / "stopped", _train.logger
 
     def stopped_by(number, step):
         def log_and_stop(*arguments):
-            write = log(*arguments)
+            write = logger(*arguments)
 
             def stop(record, params):
                 write(record, params)
@@ -477,16 +470,9 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, mon
 
             return stop
 
-        monkeypatch.setattr(_train, "_log", log_and_stop)
-        return run(
-            "train",
-            *TINY,
-            "--save_every",
-            50,
-            "--output",
-            output,
-            *(("--resume",) if output.exists() else ()),
-        )
+        monkeypatch.setattr(_train, "logger", log_and_stop)
+        resume = ("--resume",) if output.exists() else ()
+        return run("train", *TINY, "--save_every", 50, "--output", output, *resume)
 
     status, out, err = stopped_by(signal.SIGINT, 10)
     assert (status, out) == (130, "") and "--resume goes on from here" in err
@@ -502,24 +488,18 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     output = tmp_path / "copy"
     shutil.copytree(whole[0], output)
     status, _, err = run("train", *TINY, "--output", output)
-    assert (
-        status == 2
-        and err
-        == f"unrolled: {output}: is not empty; try --resume to go on with its run, or another --output\n"
-    )
-    status, _, err = run(
-        "train", "--output", output, "--resume", "--rate", "0.01", "--seed", "4", "--lam", "0.2"
-    )
-    assert (
-        status == 2
-        and "seed (0, now 4), problem.lam (0.1, now 0.2), training.rate (0.001, now 0.01)" in err
-    )
+    advice = "is not empty; try --resume to go on with its run, or another --output"
+    assert status == 2 and err == f"unrolled: {output}: {advice}\n"
+    other = ("--rate", "0.01", "--seed", "4", "--lam", "0.2")
+    status, _, err = run("train", "--output", output, "--resume", *other)
+    told = "seed (0, now 4), problem.lam (0.1, now 0.2), training.rate (0.001, now 0.01)"
+    assert status == 2 and told in err
     status, _, err = run("train", "--output", output, "--resume", "--steps", "19")
     assert status == 2 and "training.steps (20, now 19)" in err
     assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
     status, out, err = run("train", "--output", output, "--resume", "--steps", "25", "--json")
     assert status == 0 and strict_json(out)["steps"] == 25, err
-    assert [row["step"] for row in history(output)] == [*LOOKS, 25]
+    assert [row["step"] for row in history(output)] == [*EVALUATIONS, 25]
     assert load(output / "config.toml", {}).training.steps == 25
 
 
@@ -534,83 +514,41 @@ def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
 
 
 def test_signals_of_a_file_without_codes(run, tmp_path):
-    """Trained on the LASSO with a learned dictionary, judged by the LASSO on the last fifth of the
-    file.
-    """
+    """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
     output = tmp_path / "own"
     arguments = (
-        "--dictionary",
-        "D.npy",
-        "--signals",
-        "Y.npy",
-        "--loss",
-        "lasso",
-        "--lam",
-        0.05,
-        "--learn_dictionary",
+        *("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.05),
+        *("--learn_dictionary", "--family", "step_lista", "--depth", 3, "--steps", 4),
     )
-    status, out, err = run(
-        "train",
-        *arguments,
-        "--family",
-        "step_lista",
-        "--depth",
-        3,
-        "--steps",
-        4,
-        "--output",
-        output,
-    )
+    status, out, err = run("train", *arguments, "--output", output)
     assert status == 0, err
     assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
     found = strict_json((output / "summary.json").read_text())
-    assert (
-        found["judged"]["learned"]["lasso_objective"] < found["judged"]["start"]["lasso_objective"]
-    )
+    judged = found["judged"]
+    assert judged["learned"]["lasso_objective"] < judged["start"]["lasso_objective"]
     assert found["config"]["problem"]["snr"] is None
     weights = ur.training.restore(output / "weights.npz")
     np.testing.assert_allclose(np.linalg.norm(weights.D, axis=0), 1, atol=1e-6)
-    assert weights.metadata["layer"] == {"family": "step_lista", "depth": 3, "lam": 0.05}
+    assert weights.layer is ur.layers.step_lista(3, lam=0.05)
 
 
 def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     """Three stages of one step; the best params are those of the last one."""
     output = tmp_path / "staged"
-    arguments = (
-        *TINY,
-        "--depth",
-        1,
-        "--method",
-        "curriculum",
-        "--steps",
-        2,
-        "--evaluate_every",
-        2,
-        "--output",
-        output,
-    )
-    status, out, err = run("train", *arguments, "--json")
+    arguments = (*TINY, "--depth", 1, "--method", "curriculum", "--steps", 2, "--evaluate_every", 2)
+    status, out, err = run("train", *arguments, "--output", output, "--json")
     assert status == 0, err
-    assert [(row["stage"], row["step"]) for row in history(output)] == [
-        (0, 0),
-        (0, 2),
-        (1, 2),
-        (1, 4),
-        (2, 4),
-        (2, 6),
-    ]
+    expected = [(0, 0), (0, 2), (1, 2), (1, 4), (2, 4), (2, 6)]
+    assert [(row["stage"], row["step"]) for row in history(output)] == expected
     summary = strict_json(out)
-    assert (
-        summary["steps"] == 6 and summary["validation"]["first"] == history(output)[4]["validation"]
-    )
+    assert summary["steps"] == 6
+    assert summary["validation"]["first"] == history(output)[4]["validation"]
     assert steps_saved(output)[-1] == 6
     assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
 
 
 def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
-    """On the Paley frame the class of one nonzero is certified: the theory's weights, then those
-    with other thresholds.
-    """
+    """Analytic params have the structure of `init`; calibrated ones keep the weights of theory."""
     monkeypatch.chdir(folder)
     told = []
     flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", start="analytic", batch="2")
@@ -636,20 +574,15 @@ def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
 
 
 def test_the_optimiser_and_the_loss_are_those_of_the_options():
-    """One step of SGD of rate 0.5 from a gradient of norm 5, clipped to norm 1; the lasso as it is
-    written.
-    """
+    """One step of SGD at rate 0.5, its gradient of norm 5 clipped to 1; the LASSO as defined."""
     config = load(None, dict(optimizer="sgd", clip=1.0, loss="lasso", lam=0.5, deep=True))
     optimizer = _setup._optimizer(config)(0.5)
     updates, _ = optimizer.update(
         {"a": np.float32([3, 4])}, optimizer.init({"a": np.float32([0, 0])})
     )
     np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
-    D, Y, codes = (
-        np.eye(2, dtype=np.float32),
-        np.float32([[1, 2]]),
-        np.float32([[[0, 0]], [[1, 0]]]),
-    )
+    D, Y = np.eye(2, dtype=np.float32), np.float32([[1, 2]])
+    codes = np.float32([[[0, 0]], [[1, 0]]])
     assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
     for name in _config.OPTIMIZERS:
         made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
@@ -660,14 +593,118 @@ def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_pa
     output = tmp_path / "broken"
     arguments = (*TINY, "--optimizer", "sgd", "--rate", "1e25", "--output", output)
     status, out, err = run("train", *arguments)
-    assert (
-        status == 2
-        and not out
-        and "training stopped at step" in err
-        and "--clip" in err
-        and len(err.splitlines()) == 2
-    )
+    assert status == 2 and not out and len(err.splitlines()) == 2
+    assert "training stopped at step" in err and "--clip" in err
     assert (output / "history.jsonl").exists() and not (output / "weights.npz").exists()
+
+
+# A family of the user's own
+
+MODULE = """
+from typing import NamedTuple
+import jax.numpy as jnp
+import unrolled as ur
+from unrolled.layers import Gamma, Layer, State, Unrolled, option
+
+class Step(NamedTuple):
+    gamma: Gamma
+
+class my_family(Layer):
+    scale: float = option(default=1.0, above=0, help="of the step sizes, 100 % at 1")
+    powers: tuple = option(default=(1, 2), check=lambda v, name, where: tuple(map(int, v)))
+    forms = (Unrolled(None, Step),)
+    def init(self, key, D):
+        gamma = self.scale / ur.dictionaries.spectral_norm(D) ** 2
+        return Unrolled(None, Step(jnp.full(self.depth, gamma)))
+    def step(self, shared, p, D, y, state):
+        return State(state.x + p.gamma * ((y - D @ state.x) @ D))
+"""
+
+
+def forget(module, family):
+    """As in a process that has not imported the module."""
+    FAMILIES.pop(family, None)
+    sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def own(tmp_path, folder, monkeypatch, capsys):
+    """A runner in a folder with my_module.py, which is not on the path."""
+    (tmp_path / "my_module.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        forget("my_module", "my_family")
+        monkeypatch.setattr(
+            sys, "path", [path for path in sys.path if path not in ("", os.getcwd())]
+        )
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    yield run
+    forget("my_module", "my_family")
+
+
+def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
+    inputs = ("--dictionary", folder / "D.npy", "--signals", folder / "YX.npz")
+    options = ("--scale", 0.5, "--powers", "[3, 4]", "--steps", 4, "--batch", 4, "--depth", 2)
+    train = ("--family", "my_family", *inputs, *options, "--output", "run")
+    status, out, err = own("train", "--import", "my_module", *train)
+    assert status == 0 and out.startswith("my_family, 2 steps, 8 x 12: 4 training steps"), err
+    assert 'family = "my_family"' in (tmp_path / "run" / "config.toml").read_text()
+    assert "powers = [3, 4]" in (tmp_path / "run" / "config.toml").read_text()
+    status, out, err = own(
+        "train", "--import", "my_module", "--output", "run", "--resume", "--steps", 6, "--json"
+    )
+    assert status == 0 and strict_json(out)["steps"] == 6, err
+    encode = ("run/weights.npz", folder / "Y.npy", "--output", "codes.npy")
+    status, _, err = own("encode", "--import", "json", "--import", "my_module", *encode)
+    assert status == 0, err
+    found = ur.training.restore("run/weights.npz")
+    assert repr(found.layer) == "my_family(2, scale=0.5, powers=(3, 4))"
+    y = np.load(folder / "Y.npy").astype(np.float32)[0]
+    expected = found.layer.apply(found.params, found.D, y)
+    np.testing.assert_allclose(np.load("codes.npy")[0], expected, atol=1e-6)
+
+
+def test_without_import_an_unknown_family_is_one_line_of_advice(own, folder, tmp_path):
+    tiny = ("--family", "my_family", "--m", 4, "--d", 6, "--depth", 1, "--steps", 1, "--batch", 2)
+    assert own("train", "--import", "my_module", *tiny, "--output", "run")[0] == 0
+    np.save("Y.npy", np.ones((3, 4)))
+    for arguments, advice in (
+        (("train", "--output", "run", "--resume"), "a family of your own needs --import MODULE"),
+        (("encode", "run/weights.npz", "Y.npy", "--output", "X.npy"), "import the module that def"),
+    ):
+        status, out, err = own(*arguments)
+        assert status == 2 and not out and len(err.splitlines()) == 1
+        assert "unknown" in err and "'my_family'" in err and advice in err
+
+
+def test_the_help_knows_the_options_of_your_own_family(own, capsys):
+    with pytest.raises(SystemExit):
+        own("train", "--import", "my_module", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "na_alista, my_family; default alista" in shown and "--powers VALUE" in shown
+    assert "--scale FLOAT of the step sizes, 100 % at 1 (my_family)" in shown
+
+
+def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
+    """Here theta is an integer and gain may be negative; seed is an option of the command."""
+    shared = "theta: int = option(default=2)\n    gain: float = option(default=0.0)"
+    (tmp_path / "my_module.py").write_text(
+        MODULE.replace("scale: float", f"{shared}\n    scale: float")
+    )
+    own("doctor", "--import", "my_module")
+    config = load(None, {"family": "my_family", "theta": "3", "gain": "-1.5"})
+    made = _config.make_layer(config)
+    assert (made.theta, type(made.theta), made.gain) == (3, int, -1.5)
+    assert _config.make_layer(load(None, {"theta": "0.3"})) is ur.layers.alista(16, theta=0.3)
+    with pytest.raises(ValueError, match="alista: theta must be at least 0"):
+        _config.make_layer(load(None, {"theta": "-1"}))
+    text = MODULE.replace("scale: float", "seed: int = option(default=2)\n    scale: float")
+    (tmp_path / "my_module.py").write_text(text)
+    status, _, err = own("doctor", "--import", "my_module")
+    assert status == 2 and "the family my_family has an option seed" in err and "rename it" in err
 
 
 REFUSED = {
@@ -679,8 +716,10 @@ REFUSED = {
     "train --support 0.1": "--support must be two numbers",
     "train --rate 0": "--rate must be above 0, got 0.0",
     "train --family lists": "--family: unknown 'lists'; expected .*; did you mean 'lista'[?]",
-    "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and below 1",
-    "train --family liht --m 4 --d 6": "liht: missing a required argument: 'sparsity'",
+    "train --family my_family": "a family of your own needs --import MODULE",
+    "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and "
+    "below 1",
+    "train --family liht --m 4 --d 6": "liht: missing .* argument: 'sparsity'",
     "train --output D.npy": "D.npy: is a file; expected a folder",
     "train --output D.npy/run": "D.npy",
     "train --output full": "full: is not empty; try --resume",
@@ -691,34 +730,47 @@ REFUSED = {
     "train --dictionary text.npy": "text.npy: not a readable array file",
     "train --dictionary D.npy --signals gone.npy": "gone.npy: no such file",
     "train --dictionary D.npy --signals torn.npy": "torn.npy: not a readable array file",
-    "train --dictionary D.npy --signals nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
-    "train --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
-    "train --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(40, 16\); expected \(signals, 8\)",
-    "train --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape \(40, 11\); expected \(40, 12\)",
-    "train --dictionary D.npy --signals few.npy --loss lasso": "few.npy: expected at least 3 signals",
-    "train --dictionary D.npy --signals Y.npy": "Y.npy: has no codes .*which loss supervised would need; try loss lasso",
-    "train --dictionary D.npy --signals Y.npy --loss lasso --family lista --start calibrated": "which start calibrated would",
+    "train --dictionary D.npy --signals nan.npy": "nan.npy: has NaN or infinite entries .in rows "
+    "3, 7.",
+    "train --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(8, 40\)"
+    r".*transpose them",
+    "train --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(40, 16\); "
+    r"expected \(signals, 8\)",
+    "train --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape "
+    r"\(40, 11\); expected \(40, 12\)",
+    "train --dictionary D.npy --signals few.npy --loss lasso": "few.npy: expected "
+    "at least 3 signals",
+    "train --dictionary D.npy --signals Y.npy": "Y.npy: has no codes .*which "
+    "loss supervised would need; try loss lasso",
+    "train --dictionary D.npy --signals Y.npy --loss lasso --start calibrated": "which start "
+    "calibrated would",
     "encode gone.npz Y.npy": "gone.npz: no such file",
     "encode D.npy Y.npy": "D.npy must end in .npz",
     "encode YX.npz Y.npy": "YX.npz",
     "encode torn.npz Y.npy": "torn.npz",
-    "encode plain.npz Y.npy": "plain.npz: not the weights of one layer, as `unrolled train` writes them: .*unknown family None",
-    "encode deeper.npz Y.npy": "deeper.npz: not the weights of one layer.* params have .2. steps but the layer has depth 4",
+    "encode plain.npz Y.npy": "plain.npz: not the weights of one layer: it names no layer",
+    "encode deeper.npz Y.npy": "deeper.npz: its weights do not fit its layer: .*params have .2. "
+    "steps but the layer has depth 4",
     "encode bare.npz Y.npy": "bare.npz: has no dictionary; try --dictionary",
-    "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights were saved with another D",
+    "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
+    "were saved with another D",
     "encode weights.npz gone.npy": "gone.npy: no such file",
     "encode weights.npz columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
     "encode weights.npz longer.npy": r"longer.npy: .*\(40, 16\); expected \(signals, 8\)",
     "encode weights.npz nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
     "encode weights.npz none.npy": "none.npy: expected at least one signal",
-    "encode weights.npz Y.npy --output codes.txt": "codes.txt: expected a name that ends in .npy or .npz",
+    "encode weights.npz Y.npy --output codes.txt": "codes.txt: expected "
+    "a name that ends in .npy or .npz",
     "encode weights.npz Y.npy --output D.npy/codes.npy": "D.npy",
     "encode weights.npz Y.npy --output folder.npy": "folder.npy: is a folder; expected a file",
-    "encode weights.npz Y.npy --output Y.npy": "Y.npy: is read by this command; expected another file",
+    "encode weights.npz Y.npy --output Y.npy": "Y.npy: is read by this command; "
+    "expected another file",
     "encode weights.npz Y.npy --output weights.npz": "weights.npz: is read by this command",
-    "encode negative.npz Y.npy": "negative.npz: not the weights of one layer.* theta must be non-negative",
+    "encode negative.npz Y.npy": "negative.npz: its weights do not fit its layer: .*theta "
+    "must be non-negative",
     "encode chain.npz Y.npy": "chain.npz: not the weights of one layer: it has 2 dictionaries",
-    "encode infinite.npz Y.npy": "encode: 40 codes are not finite, the first of signal 0; nothing was written",
+    "encode infinite.npz Y.npy": "encode: 40 codes are not finite, "
+    "the first of signal 0; nothing was written",
 }
 
 
@@ -738,22 +790,21 @@ def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
 
 @pytest.fixture(scope="module")
 def saved(folder):
-    """Weights of ALISTA with support selection in the folder of the inputs, good and wrong ones."""
+    """Weights of ALISTA with support selection in the folder of the inputs, and broken ones."""
     D, layer = np.load(folder / "D.npy").astype(np.float32), ur.layers.alista(2, support=(0.1, 0.3))
     params = layer.init(jax.random.key(0), D)
-    said = {"family": "alista", "depth": 2, "support": [0.1, 0.3]}
-    save = ur.training.save
-    save(folder / "weights.npz", params, D, layer=said)
-    save(folder / "bare.npz", params, D, dictionary=False, layer=said)
+    save, steps = ur.training.save, params.steps
+    save(folder / "weights.npz", params, D, layer)
+    save(folder / "bare.npz", params, D, layer, dictionary=False)
     save(folder / "plain.npz", params, D)
-    save(folder / "deeper.npz", params, D, layer=said | {"depth": 4})
-    infinite = params._replace(
-        steps=params.steps._replace(gamma=params.steps.gamma * np.float32(np.inf))
-    )
-    save(folder / "infinite.npz", infinite, D, layer=said)
-    negative = params._replace(steps=params.steps._replace(theta=-params.steps.theta))
-    save(folder / "negative.npz", negative, D, layer=said)
-    save(folder / "chain.npz", (params, params), (D, D), layer=said)
+    infinite = params._replace(steps=steps._replace(gamma=steps.gamma * np.float32(np.inf)))
+    save(folder / "infinite.npz", infinite, D, layer)
+    save(folder / "chain.npz", (params, params), (D, D))
+    with pytest.MonkeyPatch.context() as patch:  # `save` would refuse them
+        patch.setattr(ur.layers.Layer, "check", lambda self, params, D: None)
+        save(folder / "deeper.npz", params, D, ur.layers.alista(4, support=(0.1, 0.3)))
+        negative = params._replace(steps=steps._replace(theta=-steps.theta))
+        save(folder / "negative.npz", negative, D, layer)
     (folder / "torn.npz").write_bytes((folder / "weights.npz").read_bytes()[:900])
     (folder / "folder.npy").mkdir()
     return layer, params, D
@@ -775,8 +826,7 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
     assert found["relative_residual"] == pytest.approx(
         np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y), rel=1e-5
     )
-    # The same from an archive into an archive, over what was there, with the dictionary from a
-    # file.
+    # The same from an archive into an existing archive, with the dictionary from a file.
     (tmp_path / "codes.npz").write_text("old")
     status, out, err = run(
         "encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", tmp_path / "codes.npz"
@@ -789,11 +839,11 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
 def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(
     run, saved, tmp_path, monkeypatch
 ):
-    def full(*arguments):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "codes.npy").write_text("old")
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     status, _, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy")
     assert status == 2 and "No space left on device" in err
     assert (tmp_path / "codes.npy").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
@@ -836,12 +886,5 @@ def test_no_device_is_one_line(run, monkeypatch):
 
         monkeypatch.setattr(jax, "devices", devices)
         status, out, err = run("doctor")
-        assert (
-            (status, out)
-            == (
-                2,
-                "",
-            )
-            and err
-            == f"unrolled: no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu\n"
-        )
+        told = f"no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu"
+        assert (status, out, err) == (2, "", f"unrolled: {told}\n")

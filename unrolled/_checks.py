@@ -10,21 +10,23 @@ import operator
 import os
 import sys
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 Array = jax.Array
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
-def is_concrete(tree) -> bool:
+def is_concrete(tree: Any) -> bool:
     """Whether no leaf of `tree` is a tracer, so that values can be checked."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def on_host(tree, where: str, name: str = "an argument") -> None:
+def on_host(tree: Any, where: str, name: str = "an argument") -> None:
     """Raise TypeError if a leaf is traced: the function runs on the host."""
     if not is_concrete(tree):
         raise TypeError(
@@ -32,14 +34,14 @@ def on_host(tree, where: str, name: str = "an argument") -> None:
         )
 
 
-def as_float(x, name: str, where: str) -> Array:
+def as_float(x: Any, name: str, where: str) -> Array:
     """`x` as a real floating-point array: integers become the default float.
 
     Raises:
         TypeError: `x` is complex or not numeric.
     """
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
-        if not jax.config.jax_enable_x64:
+        if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # set at run time
             warn(
                 f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or "
                 "enable float64 with `jax.config.update('jax_enable_x64', True)`"
@@ -67,14 +69,14 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def common_dtype(*trees):
+def common_dtype(*trees: Any) -> np.dtype:
     """The dtype of a computation on all floating leaves of `trees`; without any, the default."""
     leaves = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(leaves or [float]))
 
 
-def cast(tree, dtype):
+def cast(tree: Any, dtype: DTypeLike) -> Any:
     """`tree` with its floating leaves in `dtype`."""
 
     def one(leaf):
@@ -84,7 +86,7 @@ def cast(tree, dtype):
     return jax.tree.map(one, tree)
 
 
-def as_index(n, name: str, where: str, *, least: int = 0) -> int:
+def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
     """`n` as a Python integer, at least `least`.
 
     Raises:
@@ -104,13 +106,13 @@ def as_index(n, name: str, where: str, *, least: int = 0) -> int:
     return value
 
 
-def nonnegative(x, name: str, where: str) -> None:
+def nonnegative(x: Any, name: str, where: str) -> None:
     """Raise ValueError if a known `x` has a negative or NaN entry (a traced one passes)."""
     if is_concrete(x) and not np.all(np.asarray(x) >= 0):
         raise ValueError(f"{where}: {name} must be non-negative and not NaN, got {_short(x)}")
 
 
-def finite(tree, name: str, where: str) -> None:
+def finite(tree: Any, name: str, where: str) -> None:
     """Raise ValueError if a known array has a NaN or an infinity (a traced one passes)."""
     if is_concrete(tree) and not all(
         np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree)
@@ -118,6 +120,6 @@ def finite(tree, name: str, where: str) -> None:
         raise ValueError(f"{where}: {name} has NaN or infinite entries")
 
 
-def _short(x) -> str:
+def _short(x: Any) -> str:
     x = np.asarray(x)
     return str(x) if x.size <= 4 else f"an array with minimum {x.min()}"

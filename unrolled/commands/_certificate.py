@@ -1,24 +1,27 @@
-"""What the theory says of a dictionary or a chain of them: `unrolled certify`."""
+"""What the theory says about a dictionary or a chain of dictionaries."""
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from unrolled import analytic, plots, realize, theory
 from unrolled.activations import Activation
-from unrolled.analytic import finite_or_none, line
-from unrolled.dictionaries import dense
+from unrolled.analytic import line
+from unrolled.commands._console import Say
+from unrolled.dictionaries import Dictionary, dense
 from unrolled.theory import as_chain
 
-KERNEL_SIZE = 3  # of the network that the report speaks of
+_KERNEL_SIZE = 3  # of the CNN in the report
+_ROUNDING = 1e-9  # allowed for the rounding of the Babel function
+_SILENCE = 1.0  # seconds between two messages on the linear programs
 
 
 class Request(NamedTuple):
-    """What the command line sets."""
+    """What is to be certified, and for which class of codes."""
 
     sparsities: Sequence[int] | None
     bound: float
@@ -29,25 +32,27 @@ class Request(NamedTuple):
 
 
 class DictionaryReport(NamedTuple):
-    """What the theory says of one dictionary."""
+    """What the theory says about one dictionary."""
 
     m: int
     d: int
     mu: float
     welch: float
     generalized: tuple[float, float]  # mu~ from below and from above
-    admissible: dict[str, int]  # the largest sparsity of unique codes, by mu, babel and mu~
+    admissible: dict[str, int]  # largest sparsity of unique codes, by mu, babel and mu~
     table: analytic.WeightsTable
     activation: theory.ActivationSchedule | None
     cnn: realize.CnnSize | None  # for the steps of the best weights to the tolerance
 
     def text(self) -> str:
+        """The report as lines of text."""
         low, high = self.generalized
         by = ", ".join(f"{s} by {name}" for name, s in self.admissible.items())
         lines = [
             f"{self.m} x {self.d}",
-            f"mutual coherence {self.mu:.6f}, generalized coherence in [{low:.8f}, {high:.8f}], Welch bound {self.welch:.6f}",
-            f"unique, and found by basis pursuit, up to this many nonzeros: {by}",
+            f"mutual coherence {self.mu:.6f}, generalized coherence in [{low:.8f}, {high:.8f}], "
+            f"Welch bound {self.welch:.6f}",
+            f"codes are unique, and found by basis pursuit, up to this many nonzeros: {by}",
             f"fewer than {theory.spark_bound(high):.4g} atoms are never dependent (spark)",
             "",
             self.table.text(),
@@ -57,39 +62,39 @@ class DictionaryReport(NamedTuple):
             theorem = f"Theorem {found.theorem}" if found.theorem else "no theorem applies"
             lines += [
                 "",
-                f"with the activation: {theorem}, contraction {found.contraction:.6g}, floor {found.floor:.6g}",
+                f"with the activation: {theorem}, contraction {found.contraction:.6g}, "
+                f"floor {found.floor:.6g}",
             ]
         if self.cnn is not None:
-            size = f"{self.cnn.depth} convolutional layers with {self.cnn.n_weights:,} weights"
             lines += [
                 "",
-                f"the minimax network to {self.table.tolerance:g} as a CNN of kernel {KERNEL_SIZE}: {size}",
+                f"the minimax network to {self.table.tolerance:g} as a CNN of kernel size "
+                f"{_KERNEL_SIZE}: {self.cnn.depth} convolutional layers with "
+                f"{self.cnn.n_weights:,} weights",
             ]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict:
-        found = self.activation
-        activation = (
-            None
-            if found is None
-            else dict(theorem=found.theorem, holds=found.holds, floor=found.floor)
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """The report as data."""
+        found, activation = self.activation, None
+        if found is not None:
+            activation = dict(theorem=found.theorem, holds=found.holds, floor=found.floor)
         return {
             "m": self.m,
             "d": self.d,
             "mutual_coherence": self.mu,
             "generalized_coherence": {"lower": self.generalized[0], "upper": self.generalized[1]},
             "welch_bound": self.welch,
-            "spark_bound": finite_or_none(theory.spark_bound(self.generalized[1])),
+            "spark_bound": theory.spark_bound(self.generalized[1]),
             "admissible_sparsity": self.admissible,
             **self.table.to_dict(),
-            "activation": activation and {k: finite_or_none(v) for k, v in activation.items()},
-            "cnn": self.cnn and self.cnn._asdict(),
+            "activation": activation,
+            "cnn": self.cnn,
         }
 
 
 class ChainReport(NamedTuple):
-    """What the theory says of a chain, with the minimax weights of every layer."""
+    """What the theory says about a chain, with the minimax weights of every layer."""
 
     sparsities: tuple[int, ...]
     unique: dict[str, theory.Uniqueness]  # by mu and by mu~
@@ -98,6 +103,7 @@ class ChainReport(NamedTuple):
     tolerance: float
 
     def text(self) -> str:
+        """A table, one column per layer."""
         rows = {"layer": range(1, len(self.sparsities) + 1), "sparsity": self.sparsities}
         for name, found in self.unique.items():
             rows[f"unique by {name}"] = found.unique.tolist()
@@ -110,73 +116,66 @@ class ChainReport(NamedTuple):
         return "\n".join(["chain", *(line(label, cells) for label, cells in rows.items())])
 
     def _errors(self) -> list[float]:
-        return [float(found.error[-1]) for found in self.plan.schedules] or [np.inf] * len(
-            self.sparsities
-        )
+        """The certified l1 error of every layer, inf where no plan reaches the tolerance."""
+        errors = [float(found.error[-1]) for found in self.plan.schedules]
+        return errors or [np.inf] * len(self.sparsities)
 
-    def to_dict(self) -> dict:
-        def clean(values):
-            return [finite_or_none(v) for v in values]
-
+    def to_dict(self) -> dict[str, Any]:
+        """The report as data."""
         unique = {
             name: {
-                "unique": found.unique.tolist(),
-                "bounds": clean(found.bounds.tolist()),
-                "path": found.path.tolist(),
-                "l1": found.l1.tolist(),
+                "unique": found.unique,
+                "bounds": found.bounds,
+                "path": found.path,
+                "l1": found.l1,
             }
             for name, found in self.unique.items()
         }
+        stability, plan = self.stability, self.plan
         return {
-            "sparsities": list(self.sparsities),
+            "sparsities": self.sparsities,
             "uniqueness": unique,
-            "stability": {
-                "delta": clean(self.stability.delta.tolist()),
-                "holds": self.stability.holds,
-            },
-            "plan": {
-                "depths": clean(self.plan.depths),
-                "errors": clean(self._errors()),
-                "holds": self.plan.holds,
-            },
+            "stability": {"delta": stability.delta, "holds": stability.holds},
+            "plan": {"depths": plan.depths, "errors": self._errors(), "holds": plan.holds},
         }
 
 
 class Report(NamedTuple):
-    """The layers of a chain, one for a single dictionary, and the chain."""
+    """The dictionaries of a chain one by one, and the chain; None for a single dictionary."""
 
     layers: tuple[DictionaryReport, ...]
     chain: ChainReport | None
 
     def text(self) -> str:
-        return "\n\n".join(
-            [layer.text() for layer in self.layers] + ([self.chain.text()] if self.chain else [])
-        )
+        """All parts as text."""
+        parts = [*self.layers, *([self.chain] if self.chain else [])]
+        return "\n\n".join(part.text() for part in parts)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """All parts as data."""
         if self.chain is None:
             return self.layers[0].to_dict()
         return {"layers": [layer.to_dict() for layer in self.layers], "chain": self.chain.to_dict()}
 
-    def figure(self):
-        """The Gram matrix D'D of every dictionary beside W'D of its weights."""
+    def figure(self) -> Any:
+        """The Gram matrix D'D of every dictionary, beside W'D of its weights, with matplotlib."""
         return plots.gram([_grams(layer.table.weights) for layer in self.layers])
 
 
-def _grams(weights) -> dict[str, np.ndarray]:
+def _grams(weights: Mapping[str, Dictionary]) -> dict[str, np.ndarray]:
     D = np.asarray(dense(weights["W = D"]))
     return {name: np.asarray(dense(W)).T @ D for name, W in weights.items()}
 
 
-def certificate(Ds, request: Request, say: Callable) -> Report:
-    """The report of one dictionary or of a chain, in float64."""
+def certificate(Ds: Sequence[Dictionary], request: Request, say: Say) -> Report:
+    """The report on one dictionary or on a chain, in float64."""
     Ds, given = as_chain(Ds, "certify"), request.sparsities
     if given is not None and len(given) != len(Ds):
         raise ValueError(
             f"certify: {len(given)} sparsities for {len(Ds)} dictionaries; expected one for each"
         )
     with jax.enable_x64(True), warnings.catch_warnings():
-        warnings.simplefilter("ignore", analytic.HypothesisWarning)  # the report says it
+        warnings.simplefilter("ignore", analytic.HypothesisWarning)  # the report says so
         layers = tuple(
             _layer(D, None if given is None else given[j], request, _progress(say, j, len(Ds)))
             for j, D in enumerate(Ds)
@@ -184,7 +183,9 @@ def certificate(Ds, request: Request, say: Callable) -> Report:
         return Report(layers, _chain(Ds, layers, request, say) if len(Ds) > 1 else None)
 
 
-def _layer(D, sparsity, request: Request, progress: Callable) -> DictionaryReport:
+def _layer(
+    D: Dictionary, sparsity: int | None, request: Request, progress: Callable[[int, int], None]
+) -> DictionaryReport:
     problem = dict(sparsity=sparsity, bound=request.bound, noise=request.noise)
     table = analytic.weights_table(
         D, tolerance=request.tolerance, entries=request.entries, progress=progress, **problem
@@ -196,32 +197,32 @@ def _layer(D, sparsity, request: Request, progress: Callable) -> DictionaryRepor
         "babel": _babel_sparsity(D, theory.max_sparsity(upper, d)),
         "mu~": theory.max_sparsity(upper, d),
     }
-    schedule = None
+    activation = None
     if request.activation is not None:
         options = dict(problem, sparsity=best.sparsity, depth=0)
-        _, schedule = analytic.block_schedule(
-            D, table.weights["minimax"], request.activation, **options
-        )
-    steps = best.steps if best.holds else np.inf
-    size = (
-        realize.cnn_size(m, d, int(steps), kernel_size=KERNEL_SIZE) if np.isfinite(steps) else None
-    )
-    return DictionaryReport(
-        m, d, mu, theory.welch_bound(m, d), (lower, upper), admissible, table, schedule, size
-    )
+        W = table.weights["minimax"]
+        _, activation = analytic.block_schedule(D, W, request.activation, **options)
+    size = None
+    if best.holds and np.isfinite(best.steps):
+        size = realize.cnn_size(m, d, int(best.steps), kernel_size=_KERNEL_SIZE)
+    welch = theory.welch_bound(m, d)
+    return DictionaryReport(m, d, mu, welch, (lower, upper), admissible, table, activation, size)
 
 
-def _babel_sparsity(D, most: int) -> int:
-    """The largest s with mu_1(s-1) + mu_1(s) < 1, at most `most`: the generalized coherence
-    certifies no less.
+def _babel_sparsity(D: Dictionary, most: int) -> int:
+    """The largest s with mu_1(s - 1) + mu_1(s) < 1.
+
+    It is at most `most`, the s of the generalized coherence, which certifies no less.
     """
     s = 0
-    while s < most and theory.babel(D, s) + theory.babel(D, s + 1) < 1 - 1e-9:
+    while s < most and theory.babel(D, s) + theory.babel(D, s + 1) < 1 - _ROUNDING:
         s += 1
     return s
 
 
-def _chain(Ds, layers, request: Request, say: Callable) -> ChainReport:
+def _chain(
+    Ds: Sequence[Dictionary], layers: Sequence[DictionaryReport], request: Request, say: Say
+) -> ChainReport:
     say("the chain")
     sparsities = tuple(layer.table.rows["minimax"].sparsity for layer in layers)
     Ws = [layer.table.weights["minimax"] for layer in layers]
@@ -242,22 +243,17 @@ def _chain(Ds, layers, request: Request, say: Callable) -> ChainReport:
         noises=(request.noise,) + (0.0,) * (J - 1),
         tol=request.tolerance,
     )
-    return ChainReport(
-        sparsities,
-        unique,
-        theory.stability(Ds, sparsities, 0.0, 1.0, Ws=Ws),
-        plan,
-        request.tolerance,
-    )
+    stability = theory.stability(Ds, sparsities, 0.0, 1.0, Ws=Ws)
+    return ChainReport(sparsities, unique, stability, plan, request.tolerance)
 
 
-def _progress(say: Callable, j: int, J: int) -> Callable:
-    """Tells of the programs of a dictionary, at most once a second."""
+def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
+    """Says how many programs of a dictionary are solved, not too often."""
     which, told = "" if J == 1 else f"dictionary {j + 1} of {J}: ", time.monotonic()
 
     def progress(settled: int, total: int) -> None:
         nonlocal told
-        if time.monotonic() - told >= 1:
+        if time.monotonic() - told >= _SILENCE:
             told = time.monotonic()
             say(f"{which}{settled} of {total} linear programs")
 

@@ -1,21 +1,26 @@
-"""What a training is, as frozen dataclasses: read from TOML and from flags, checked, and written
-back as TOML.
+"""What a training is, as frozen dataclasses: read from TOML and flags, checked, written as TOML.
 
 Every option has one name, the same in the file and as a flag, and no two sections share one.
 """
 
 import dataclasses
 import difflib
+import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from unrolled import activations
+from unrolled.activations import Activation
 from unrolled.commands._options import (
     ConfigError,
     Option,
     checked,
     family_option,
     from_text,
+    merged,
     options_of,
     read_toml,
     setting,
@@ -27,19 +32,12 @@ from unrolled.layers import FAMILIES, Layer, names_with_role
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "lasso", "reconstruction")
 OPTIMIZERS = (
-    "adam",
-    "adamw",
-    "adabelief",
-    "amsgrad",
-    "lion",
-    "nadam",
-    "radam",
-    "rmsprop",
-    "sgd",
-    "yogi",
+    *("adam", "adamw", "adabelief", "amsgrad", "lion"),
+    *("nadam", "radam", "rmsprop", "sgd", "yogi"),
 )
 PLANTED = "planted"
 WITH_CODES = ("supervised", "log_nmse")  # losses that compare with known codes
+_LARGEST_SIZE = 2**14  # of a generated dictionary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,43 +48,48 @@ class ProblemSection:
         "gaussian", f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D)", words=GENERATED
     )
     m: int | None = setting(
-        None, "signal length of a generated dictionary (default 250)", least=1, most=2**14
+        None, "signal length of a generated D (default 250)", least=1, most=_LARGEST_SIZE
     )
     d: int | None = setting(
-        None, "atoms of a generated dictionary (default 500)", least=1, most=2**14
+        None, "number of atoms of a generated D (default 500)", least=1, most=_LARGEST_SIZE
     )
     kappa: float | None = setting(
-        None, "condition number of an ill_conditioned one (default 10)", least=1
+        None, "condition number of an ill_conditioned D (default 10)", least=1
     )
-    dictionary_seed: int | None = setting(None, "of a generated dictionary (default 0)", least=0)
+    dictionary_seed: int | None = setting(None, "seed of a generated D (default 0)", least=0)
     signals: str = setting(
         PLANTED,
         "planted, or a .npy or .npz file (entry Y, and X if codes are known)",
         words=(PLANTED,),
     )
     probability: float | None = setting(
-        None, "of a nonzero in planted codes, and TISTA's prior (default 0.1)", above=0, most=1
+        None, "of a nonzero in planted codes and in TISTA's prior (default 0.1)", above=0, most=1
     )
     snr: float | None = setting(
         None, "of planted signals, dB (default inf: no noise)", least=-300, most=math.inf
     )
     test_signals: int | None = setting(
-        None, "planted signals of the summary (default 1000)", least=1, most=10**6
+        None, "number of planted signals to test on (default 1000)", least=1, most=10**6
     )
     lam: float = setting(
-        0.1, "weight of the LASSO, in its loss and in the start of families that have it", least=0
+        0.1, "weight of the LASSO, in its loss and at the start of families that have it", least=0
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """The layer and where its params start; options left out are those of the family."""
+    """The layer and the start of its params; options left out are those of the family."""
 
-    family: str = setting("alista", "the family of the layer", choices=FAMILIES)
-    depth: int = setting(16, "steps K", least=1, most=10_000)
+    family: str = setting(
+        "alista",
+        "family of the layer",
+        choices=FAMILIES,
+        unknown="a family of your own needs --import MODULE",
+    )
+    depth: int = setting(16, "number of steps K", least=1, most=10_000)
     start: str = setting(
         "init",
-        "init, analytic (as theory sets params for the class of the sample) or calibrated",
+        "start of the params; analytic: set by theory for the class of the signals",
         choices=("init", "analytic", "calibrated"),
     )
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the family
@@ -94,30 +97,28 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSection:
-    """The loss, the optimiser, and when to look and to save."""
+    """The loss, the optimiser, and when to evaluate and to save."""
 
     method: str = setting(
         "end_to_end",
-        "end_to_end, or curriculum: step after step",
+        "all steps at once, or step after step",
         choices=("end_to_end", "curriculum"),
     )
-    loss: str = setting("supervised", ", ".join(LOSSES), choices=LOSSES)
-    deep: bool = setting(False, "the loss on every step, not only on the last")
-    optimizer: str = setting("adam", "of optax: " + ", ".join(OPTIMIZERS), choices=OPTIMIZERS)
+    loss: str = setting("supervised", "loss of the codes", choices=LOSSES)
+    deep: bool = setting(False, "the loss of every step, not only of the last")
+    optimizer: str = setting("adam", "optimiser of optax", choices=OPTIMIZERS)
     rate: float = setting(1e-3, "learning rate", above=0)
-    schedule: str = setting(
-        "constant", "of the rate: constant or cosine", choices=("constant", "cosine")
-    )
+    schedule: str = setting("constant", "of the learning rate", choices=("constant", "cosine"))
     clip: float = setting(
         math.inf, "largest norm of a gradient, inf for any", above=0, most=math.inf
     )
     steps: int = setting(
-        1000, "how many; of every stage in a curriculum, which has 3 K of them", least=1
+        1000, "training steps; in a curriculum, steps of each of its 3 K stages", least=1
     )
-    batch: int = setting(64, "signals of a step", least=1)
+    batch: int = setting(64, "signals of a training step", least=1)
     learn_dictionary: bool = setting(False, "train D too")
-    evaluate_every: int = setting(50, "steps between two looks", least=1)
-    save_every: int = setting(500, "steps between two checkpoints", least=1)
+    evaluate_every: int = setting(50, "training steps between two evaluations", least=1)
+    save_every: int = setting(500, "training steps between two checkpoints", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,37 +138,45 @@ _OWN = {
     for section, cls in {None: Config, **SECTIONS}.items()
     for option in options_of(section, cls)
 }
-# How a layer runs, and what stands in [problem].
-_NOT_OF_MODEL = {"depth", "precision", "unroll", "remat", "lam", "probability"}
+# Options of families that are set elsewhere: how a layer runs, and what stands in [problem].
+_NOT_OF_MODEL = ("depth", "precision", "unroll", "remat", "lam", "probability")
+_RESERVED = ("config", "help", "json", "resume")  # arguments of the command itself
 
 
-def all_options() -> dict[str, Option]:
+def all_options() -> Mapping[str, Option]:
     """Every option by name: ours, and those of all families that are known now.
 
     Raises:
         ConfigError: a family has an option with the name of one of ours.
     """
-    told: dict[str, dict[str, list[str]]] = {}
+    return _options_with(tuple(FAMILIES.values()))
+
+
+@functools.lru_cache(maxsize=1)
+def _options_with(families: tuple[type[Layer], ...]) -> Mapping[str, Option]:
     found: dict[str, Option] = {}
-    for family, cls in FAMILIES.items():
+    meanings: dict[str, dict[str, list[str]]] = {}  # option -> help -> families
+    for cls in families:
         for field in dataclasses.fields(cls):
-            name, help = field.name, field.metadata.get("help", "")
+            name = field.name
             if name in _NOT_OF_MODEL:
                 continue
-            if name in _OWN:
+            if name in _OWN or name in _RESERVED:
                 raise ConfigError(
-                    f"train: {family} has an option {name}, but {_OWN[name].full} has that name; "
-                    "rename it"
+                    f"train: the family {cls.__name__} has an option {name}, "
+                    "which has another meaning here; rename it"
                 )
-            told.setdefault(name, {}).setdefault(help, []).append(family)
-            found.setdefault(name, family_option(field, "model"))
-    for name, helps in told.items():
+            option = family_option(field, "model")
+            found[name] = merged(found[name], option) if name in found else option
+            helps = meanings.setdefault(name, {})
+            helps.setdefault(field.metadata.get("help", ""), []).append(cls.__name__)
+    for name, helps in meanings.items():
         text = "; ".join(f"{help} ({', '.join(names)})" for help, names in helps.items())
-        found[name] = found[name]._replace(limits={**found[name].limits, "help": text})
-    return _OWN | found
+        found[name] = found[name]._replace(limits={**found[name].limits, "help": text.strip()})
+    return MappingProxyType(_OWN | found)
 
 
-def load(path: Path | None, flags: dict[str, Any]) -> Config:
+def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
     """The configuration of a TOML file and of flags, which override it.
 
     Relative paths in the file start at its folder, those of flags at the current one.
@@ -182,18 +191,17 @@ def load(path: Path | None, flags: dict[str, Any]) -> Config:
         FileNotFoundError: no such file.
     """
     options = all_options()
-    values = {"output": str(Path.cwd() / Config.output)}
+    values: dict[str, Any] = {"output": str(Path.cwd() / Config.output)}
     values |= {} if path is None else _flat(read_toml(path), path)
     for name, given in flags.items():
         if given is not None:
-            option = options[name]
-            value = from_text(option, given) if isinstance(given, str) else given
-            values[name] = checked(option, value, f"--{name}", Path.cwd())
+            value = from_text(options[name], given) if isinstance(given, str) else given
+            values[name] = checked(options[name], value, f"--{name}", Path.cwd())
     return _resolved(_nested(values))
 
 
 def to_toml(config: Config) -> str:
-    """The configuration as TOML, without options that are None; `load` gives it back."""
+    """The configuration as TOML, without options that are None; `load` reads it back."""
     lines, section = [], None
     for option in sorted(all_options().values(), key=lambda o: [None, *SECTIONS].index(o.section)):
         if option.section != section:
@@ -205,8 +213,8 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def get(config: Config, option: Option):
-    """The value of an option; None for one of a family that was not given."""
+def get(config: Config, option: Option) -> Any:
+    """The value of an option; None for an option of a family that was not given."""
     if option.section is None:
         return getattr(config, option.name)
     part = getattr(config, option.section)
@@ -226,22 +234,26 @@ def family_of(config: Config) -> type[Layer]:
 
 
 def make_layer(config: Config) -> Layer:
-    """The layer that the configuration speaks of.
+    """The layer of a configuration.
 
     Raises:
-        ValueError, TypeError: options that the family refuses, or that it needs.
+        ValueError, TypeError: options that the family refuses, or lacks.
     """
-    problem, cls = config.problem, family_of(config)
+    problem, cls, options = config.problem, family_of(config), all_options()
     shared = {"lam": problem.lam, "probability": problem.probability}
     shared = {name: value for name, value in shared.items() if name in _names(cls)}
-    return cls(config.model.depth, **shared, **config.model.options)
+    own = {
+        name: activations.from_description(value) if options[name].kind is Activation else value
+        for name, value in config.model.options.items()
+    }
+    return cls(config.model.depth, **shared, **own)
 
 
 def _names(cls: type[Layer]) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)}
 
 
-def _flat(tables: dict, path: Path) -> dict[str, Any]:
+def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Option name -> checked value."""
     values = {}
     for key, value in tables.items():
@@ -254,7 +266,7 @@ def _flat(tables: dict, path: Path) -> dict[str, Any]:
     return values
 
 
-def _read(name: str, value, section: str | None, path: Path):
+def _read(name: str, value: Any, section: str | None, path: Path) -> Any:
     options = all_options()
     option = options.get(name)
     if option is None or option.section != section:
@@ -263,15 +275,18 @@ def _read(name: str, value, section: str | None, path: Path):
     return checked(option, value, f"{path}: {option.full}", path.parent)
 
 
-def _hint(name: str, options: dict[str, Option]) -> str:
+def _hint(name: str, options: Mapping[str, Option]) -> str:
     """What may have been meant."""
     near = [name] if name in options else difflib.get_close_matches(name, [*options, *SECTIONS], 1)
     if not near:
-        return f"; expected output, seed or [{'], ['.join(SECTIONS)}]"
+        return (
+            f"; expected output, seed or [{'], ['.join(SECTIONS)}]; "
+            "an option of a family of your own needs --import MODULE"
+        )
     return f"; did you mean {options[near[0]].full if near[0] in options else f'[{near[0]}]'}?"
 
 
-def _nested(values: dict[str, Any]) -> Config:
+def _nested(values: Mapping[str, Any]) -> Config:
     options = all_options()
 
     def part(section):
@@ -288,7 +303,7 @@ def _nested(values: dict[str, Any]) -> Config:
 
 
 def _resolved(config: Config) -> Config:
-    """With the defaults that depend on other options filled in, once the options fit together."""
+    """The configuration with defaults that depend on other options, if all options fit together."""
     problem, model, cls = config.problem, config.model, family_of(config)
     defaults = _problem_defaults(config)
     optional = [n for n, o in _OWN.items() if o.section == "problem" and o.default is None]
@@ -329,9 +344,9 @@ def _problem_defaults(config: Config) -> dict[str, Any]:
 
 
 def _fits_a_curriculum(config: Config) -> None:
-    """Raise ConfigError for what a curriculum has no use for.
+    """Raise ConfigError for options that a curriculum has no use for.
 
-    Its loss looks at one step, and its stages are short.
+    Its loss is that of one step, and its stages are short.
     """
     chosen = config.training
     wrong = [name for name in ("deep", "learn_dictionary") if getattr(chosen, name)]

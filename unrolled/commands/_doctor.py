@@ -1,7 +1,6 @@
-"""`unrolled doctor`: versions, devices, a write check, and one certified computation on this
-device.
-"""
+"""`unrolled doctor`: versions, devices, a write check, and one certified computation."""
 
+import argparse
 import math
 import os
 import tempfile
@@ -11,11 +10,38 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import analytic, dictionaries, layers
+from unrolled.commands._console import show
 from unrolled.commands._report import check_folder, environment
+
+# The certified check: LISTA-CP with analytic params on [I, Hadamard] (64 x 128), where two nonzeros
+# are certified; its l1 error after these steps is rounding.
+_DEPTH = 40
+_LARGEST_ERROR = 1e-4
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled doctor`."""
+    parser = commands.add_parser(
+        "doctor",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="show versions and devices, and check that they work",
+        description="Print versions, devices and settings, and run one small certified check.",
+        epilog="example:\n  unrolled doctor --json",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a folder that must be writable")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what `doctor` finds."""
+    found = doctor(arguments.output)
+    text = "\n".join(f"{name:18} {value}" for name, value in found.items())
+    show(arguments.json, found, text)
 
 
 def doctor(folder: Path | None) -> dict[str, str]:
-    """What is installed and whether it computes.
+    """What is installed, and whether it computes.
 
     Raises:
         OSError: the folder cannot be written.
@@ -23,13 +49,11 @@ def doctor(folder: Path | None) -> dict[str, str]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         check_folder(Path(scratch) / "check" if folder is None else folder)
-    D = dictionaries.identity_hadamard(64)
-    x = jnp.zeros(128).at[jnp.asarray([3, 70])].set(jnp.asarray([1.0, -0.5]))
-    params = analytic.lista_cp(D, depth=40, sparsity=2, bound=1.0)
-    error = float(jnp.abs(jax.jit(layers.lista_cp(40).apply)(params, D, D @ x) - x).sum())
-    if not error < 1e-4:
+    error = _certified_error()
+    if not error < _LARGEST_ERROR:
         raise ArithmeticError(
-            f"doctor: the certified check failed on {jax.devices()[0]}: l1 error {error:.1e} after 40 steps"
+            f"doctor: the certified check failed on {jax.devices()[0]}: "
+            f"l1 error {error:.1e} after {_DEPTH} steps"
         )
     return environment() | {
         "default device": str(jax.devices()[0]),
@@ -39,12 +63,20 @@ def doctor(folder: Path | None) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "compilation cache": _cache(),
         "write check": f"{folder or 'the temporary folder'} is writable",
-        "certified check": f"passed, l1 error {error:.1e} after 40 steps",
+        "certified check": f"passed, l1 error {error:.1e} after {_DEPTH} steps",
     }
 
 
+def _certified_error() -> float:
+    """The l1 error of analytic LISTA-CP on one signal of its certified class."""
+    D = dictionaries.identity_hadamard(64)
+    x = jnp.zeros(128).at[jnp.asarray([3, 70])].set(jnp.asarray([1.0, -0.5]))
+    params = analytic.lista_cp(D, depth=_DEPTH, sparsity=2, bound=1.0)
+    return float(jnp.abs(jax.jit(layers.lista_cp(_DEPTH).apply)(params, D, D @ x) - x).sum())
+
+
 def _memory() -> str:
-    """Of the default device, or of the host where its devices do not say."""
+    """The memory of the default device, or of the host if the device does not report it."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return f"{stats['bytes_limit'] / 2**30:.1f} GiB of the device"
@@ -55,13 +87,13 @@ def _memory() -> str:
 
 
 def _cache() -> str:
+    """The folder of the compilation cache, and whether it can be written."""
     folder = jax.config.jax_compilation_cache_dir
     if not folder:
         return "off"
     try:
         check_folder(Path(folder))
     except OSError as error:
-        return (
-            f"{folder}, which cannot be written: nothing will be kept ({error.strerror or error})"
-        )
+        reason = error.strerror or error
+        return f"{folder}, which cannot be written: nothing will be kept ({reason})"
     return f"{folder}, writable"

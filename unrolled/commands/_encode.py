@@ -1,20 +1,65 @@
-"""`unrolled encode`: saved weights on the signals of a file."""
+"""`unrolled encode`: the codes of the signals of a file, by saved weights."""
 
-import os
+import argparse
+import io
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, problems, training
+from unrolled._files import write_whole
+from unrolled.commands._console import show
 from unrolled.commands._inputs import check_length, read_dictionary
 from unrolled.commands._report import check_folder
+from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer
 
 _CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled encode`."""
+    parser = commands.add_parser(
+        "encode",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="compute codes of signals with saved weights",
+        description="Run the layer of a weights file, as `unrolled train` writes it, on signals.",
+        epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
+        "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
+    )
+    add = parser.add_argument
+    add("weights", type=Path, metavar="WEIGHTS", help="written by `unrolled train`")
+    add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="CODES",
+        help="(signals, d), as .npy or .npz (entry X)",
+    )
+    add(
+        "--dictionary",
+        type=Path,
+        metavar="FILE",
+        help="D, where the weights were saved without it, as .npy or .npz (entry D)",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the codes, and print what they are."""
+    found = encode(arguments.weights, arguments.signals, arguments.output, arguments.dictionary)
+    text = (
+        f"{found.signals} signals, {found.atoms} atoms: {found.mean_nonzeros:.1f} nonzeros on "
+        f"average, relative residual {found.relative_residual:.4g}\n{found.output}"
+    )
+    show(arguments.json, found, text)
 
 
 class Encoded(NamedTuple):
@@ -28,8 +73,7 @@ class Encoded(NamedTuple):
 
 
 def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) -> Encoded:
-    """Write the codes (signals, d) of the signals (signals, m) that the layer of a weights file
-    computes.
+    """Write the codes (signals, d) that the layer of a weights file computes of signals.
 
     Raises:
         ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an
@@ -37,17 +81,7 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
         OSError: the output cannot be written.
         ArithmeticError: codes that are not finite; nothing is written.
     """
-    if output.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{output}: expected a name that ends in .npy or .npz")
-    if output.is_dir():
-        raise IsADirectoryError(f"{output}: is a folder; expected a file to write the codes into")
-    if output.exists() and any(
-        path and path.exists() and output.samefile(path) for path in (weights, signals, dictionary)
-    ):
-        raise ValueError(
-            f"{output}: is read by this command; expected another file to write the codes into"
-        )
-    check_folder(output.absolute().parent)  # before any work
+    _check_output(output, [path for path in (weights, signals, dictionary) if path is not None])
     layer, params, D = _layer(weights, dictionary)
     Y = datasets.read_array(signals, "Y").astype(np.float32)
     check_length(signals, Y, D)
@@ -57,7 +91,8 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
     bad = np.flatnonzero(~np.isfinite(X).all(1))
     if len(bad):
         raise ArithmeticError(
-            f"encode: {len(bad)} codes are not finite, the first of signal {bad[0]}; nothing was written"
+            f"encode: {len(bad)} codes are not finite, the first of signal {bad[0]}; "
+            "nothing was written"
         )
     write_codes(output, X)
     residual = np.linalg.norm(Y - np.asarray(problems.synthesize(D, jnp.asarray(X))))
@@ -66,20 +101,27 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
 
 
 def write_codes(path: Path, X: np.ndarray) -> None:
-    """X as `.npy`, or as entry X of a `.npz` file; whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.save(file, X) if path.suffix == ".npy" else np.savez(file, X=X)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write X as `.npy`, or as entry X of a `.npz` file; whole or not at all."""
+    with io.BytesIO() as blob:
+        np.save(blob, X) if path.suffix == ".npy" else np.savez(blob, X=X)
+        write_whole(path, blob.getvalue())
 
 
-def _layer(weights: Path, dictionary: Path | None):
-    """The layer that a weights file speaks of, its params and the dictionary."""
+def _check_output(output: Path, inputs: list[Path]) -> None:
+    """Raise, before any work, if the codes cannot go to `output`."""
+    if output.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{output}: expected a name that ends in .npy or .npz")
+    if output.is_dir():
+        raise IsADirectoryError(f"{output}: is a folder; expected a file to write the codes into")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise ValueError(
+            f"{output}: is read by this command; expected another file to write the codes into"
+        )
+    check_folder(output.absolute().parent)
+
+
+def _layer(weights: Path, dictionary: Path | None) -> tuple[Layer, Any, Dictionary]:
+    """The layer of a weights file, its params and the dictionary."""
     given = None if dictionary is None else read_dictionary(dictionary)
     found = training.restore(weights, D=given)
     D = found.D if given is None else given
@@ -89,7 +131,7 @@ def _layer(weights: Path, dictionary: Path | None):
         raise ValueError(f"{weights}: not the weights of one layer: it has {len(D)} dictionaries")
     if not isinstance(found.layer, Layer):
         raise ValueError(
-            f"{weights}: not the weights of one layer, as `unrolled train` writes them: it names none"
+            f"{weights}: not the weights of one layer: it names no layer, as `unrolled train` does"
         )
     try:
         found.layer.check(found.params, D)
@@ -99,6 +141,6 @@ def _layer(weights: Path, dictionary: Path | None):
 
 
 @partial(jax.jit, static_argnums=0)
-def apply_in_chunks(apply, params, D, Y):
-    """The codes (signals, d) of many signals."""
+def apply_in_chunks(apply: Callable, params: Any, D: Dictionary, Y: jax.Array) -> jax.Array:
+    """The codes (signals, d) of many signals (signals, m)."""
     return jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=_CHUNK)

@@ -1,36 +1,33 @@
-"""What the user brings: a dictionary, signals with or without codes, pictures."""
+"""What a user brings: a dictionary, signals with or without codes, pictures."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, dictionaries
-from unrolled.commands._pictures import Pictures, photograph_patches
-from unrolled.dictionaries import as_dictionary
+from unrolled.commands._pictures import PATCH, Pictures, photograph_patches
+from unrolled.dictionaries import Dictionary, as_dictionary
 
 
-def read_dictionary(path: Path, dtype=np.float32):
+def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:
     """D from a `.npy` or `.npz` file (entry D)."""
     return as_dictionary(jnp.asarray(datasets.read_array(path, "D").astype(dtype)), str(path))
 
 
-def read_signals(paths: list[Path], D):
-    """(D, Y, X) for signals with known codes, (D, Pictures, None) for others; pictures take an
-    overcomplete DCT if D is None.
+def read_signals(
+    paths: list[Path], D: Dictionary | None
+) -> tuple[Dictionary, np.ndarray | Pictures, np.ndarray | None]:
+    """(D, Y, X) for signals with known codes, (D, Pictures, None) for others.
+
+    Where D is None, the dictionary of pictures is an overcomplete DCT.
 
     Raises:
         ValueError: several array files, arrays without a dictionary, or shapes that do not fit.
     """
     if paths[0].suffix not in (".npy", ".npz"):
-        images = {path: datasets.read_image(path) for path in paths}
-        small = [str(path) for path, image in images.items() if min(image.shape) < 8]
-        if small:
-            raise ValueError(f"{', '.join(small)}: smaller than a patch of 8 x 8")
-        pictures = photograph_patches(images)
-        D = dictionaries.dct((8, 8), (16, 16)) if D is None else D
-        check_length(paths[0], pictures.testing, D)
-        return D, pictures, None
+        return _read_pictures(paths, D)
     if len(paths) > 1:
         raise ValueError(f"compare: expected one array file with signals, got {len(paths)}")
     if D is None:
@@ -46,8 +43,19 @@ def read_signals(paths: list[Path], D):
     return D, Pictures(Y[:cut], Y[cut:], None, None), None
 
 
-def read_codes(path: Path, Y, D):
-    """The codes of the signals Y, entry X of a `.npz` file; None where there is none.
+def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures, None]:
+    images = {str(path): datasets.read_image(path) for path in paths}
+    small = [path for path, image in images.items() if min(image.shape) < PATCH]
+    if small:
+        raise ValueError(f"{', '.join(small)}: smaller than a patch of {PATCH} x {PATCH}")
+    pictures = photograph_patches(images)
+    D = dictionaries.dct((PATCH, PATCH), (2 * PATCH, 2 * PATCH)) if D is None else D
+    check_length(paths[0], pictures.testing, D)
+    return D, pictures, None
+
+
+def read_codes(path: Path, Y: np.ndarray, D: Dictionary) -> np.ndarray | None:
+    """The codes (signals, d) of the signals Y, entry X of a `.npz` file; None if there is none.
 
     Raises:
         ValueError: codes that do not fit Y and D.
@@ -60,14 +68,14 @@ def read_codes(path: Path, Y, D):
     return X
 
 
-def check_length(path: Path, Y, D) -> None:
+def check_length(path: Path, Y: np.ndarray, D: Dictionary) -> None:
     """Raise ValueError unless Y is (signals, m)."""
-    if Y.ndim != 2 or Y.shape[1] != D.shape[0]:
-        hint = (
-            " The signals seem to be in columns: transpose them."
-            if Y.ndim == 2 and len(Y) == D.shape[0]
-            else ""
-        )
-        raise ValueError(
-            f"{path}: signals have shape {Y.shape}; expected (signals, {D.shape[0]}) for D {D.shape}.{hint}"
-        )
+    if Y.ndim == 2 and Y.shape[1] == D.shape[0]:
+        return
+    hint = ""
+    if Y.ndim == 2 and len(Y) == D.shape[0]:
+        hint = " The signals seem to be in columns: transpose them."
+    raise ValueError(
+        f"{path}: signals have shape {Y.shape}; "
+        f"expected (signals, {D.shape[0]}) for D {D.shape}.{hint}"
+    )

@@ -1,7 +1,6 @@
 """Classical, analytic, calibrated and learned methods on signals whose codes are known."""
 
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,28 +8,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
-from unrolled._json import plain
+from unrolled.commands._console import Say
 from unrolled.commands._report import Section
 from unrolled.commands._settings import Samples, Settings, curve_rows, spent, timed, train
 from unrolled.compare import compare
+from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 
 # Residuals below this share of the mean signal are rounding.
 _ROUNDING = 1e-4
+_UNIT = 1e-4  # how far the norms of unit atoms may be from 1
+# Penalties of ISTA to choose from, as shares of the largest entry of the codes.
+_PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2)
+# Support selection of ALISTA-SS: the share per step, and the largest.
+_SUPPORT = (0.012, 0.12)
+# Weight of all steps in the loss; the last step has the rest.
+_DEEP = 0.1
 
 
-def known_codes(
-    problem: Samples, settings: Settings, say: Callable, title: str, slug: str
-) -> Section:
-    """Classical, analytic, calibrated and learned methods on signals whose codes are known."""
-    D = problem.D
+def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug: str) -> Section:
+    """The section on signals whose codes are known."""
+    D, (Y, X) = problem.D, problem.tested_on
     found = _methods(problem, settings, say)
     say("comparing on the test signals")
-    result = compare(found.methods, D, *problem.tested_on)
+    result = compare(found.methods, D, Y, X)
     text = [
-        f"Dictionary {D.shape[0]} x {D.shape[1]}, {problem.tested_on[0].shape[0]} test signals with "
-        f"{float((problem.tested_on[1] != 0).sum(1).mean()):.1f} nonzeros on average, K = {settings.depth} steps, SNR "
-        f"{settings.snr:g} dB. Calibration and ISTA's penalty are chosen on {len(problem.chosen_on[0])} other signals.",
+        f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
+        f"{float((X != 0).sum(1).mean()):.1f} nonzeros on average, K = {settings.depth} steps, SNR "
+        f"{settings.snr:g} dB. Calibration and ISTA's penalty are chosen on "
+        f"{len(problem.chosen_on[0])} other signals.",
         "",
         result.table(),
         "",
@@ -43,18 +49,17 @@ def known_codes(
         spent(found.seconds),
     ]
     figures = {f"{title}: error, failures, support and thresholds, step by step": result.plot()}
-    data = {"comparison": plain(result._asdict()), "seconds": found.seconds}
+    data = {"comparison": result, "seconds": found.seconds}
     return Section(title, slug, "\n".join(text), figures, curve_rows(result), data)
 
 
 class _Found(NamedTuple):
-    methods: dict
+    methods: dict[str, tuple[Layer, Unrolled]]  # with analytic, calibrated and learned params
     remarks: list[str]
     seconds: dict[str, float]
 
 
-def _methods(problem: Samples, settings: Settings, say: Callable) -> _Found:
-    """name -> (layer, params): as theory sets them, calibrated, and learned."""
+def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
     D, (Y, X), K = problem.D, problem.chosen_on, settings.depth
     methods, seconds = {}, {}
     lam = best_lam(problem, settings) if settings.lam is None else settings.lam
@@ -68,7 +73,7 @@ def _methods(problem: Samples, settings: Settings, say: Callable) -> _Found:
         "lista": ("LISTA", layers.lista(K, tied=False, lam=lam), 5e-4),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False), 5e-4),
         "alista": ("ALISTA", layers.alista(K), 5e-3),
-        "alista_ss": ("ALISTA-SS", layers.alista(K, support=(0.012, 0.12)), 2e-3),
+        "alista_ss": ("ALISTA-SS", layers.alista(K, support=_SUPPORT), 2e-3),
     }
     covered = [layer for _, layer, _ in families.values() if layer.from_theory is not None]
     found, remark = from_theory(problem, *covered)
@@ -92,12 +97,12 @@ def _methods(problem: Samples, settings: Settings, say: Callable) -> _Found:
 
 
 def from_theory(problem: Samples, *models: Layer) -> tuple[list[Unrolled], str]:
-    """Params of the layers as theory sets them for the class of the sample, and what it certifies."""
+    """The params that theory sets for the class of the sample, and what it certifies."""
     D, (Y, X) = problem.D, problem.chosen_on
     unit, norms = dictionaries.normalize(D)
     s = int((X != 0).sum(1).max())
     bound = float(jnp.abs(X * norms[None, :]).max())
-    # A noiseless sample still shows the rounding of its own making, which the guard covers.
+    # A noiseless sample still has rounding errors, which the guard covers.
     noise = float(jnp.abs(Y - problems.synthesize(D, X)).sum(1).max())
     noise = noise if noise > _ROUNDING * float(jnp.abs(Y).sum(1).mean()) else 0.0
     with warnings.catch_warnings():
@@ -115,29 +120,26 @@ def from_theory(problem: Samples, *models: Layer) -> tuple[list[Unrolled], str]:
     if not schedule.holds:
         remark += (
             "Its thresholds then grow until they silence every entry: the analytic rows show what "
-            "an uncertified schedule does. Calibration keeps W and sets thresholds by the sample; "
-            "training moves everything."
+            "an uncertified schedule does. Calibration keeps W and chooses thresholds on the "
+            "sample; training moves everything."
         )
-    if not np.allclose(np.asarray(norms), 1, atol=1e-4):
-        # Codes of D are those of the unit dictionary over the norms.
+    if not np.allclose(np.asarray(norms), 1, atol=_UNIT):
+        # The codes of D are those of the unit dictionary, divided by the norms.
         W, theta = W / norms[None, :], theta[:, None] / norms[None, :]
         remark += " The atoms were normalised for the theory and the params scaled back."
     return [layer.from_theory(W, theta) for layer in models], remark
 
 
 def best_lam(problem: Samples, settings: Settings) -> float:
-    """The penalty of a small grid with the least error of ISTA after K steps, on the sample to
-    choose on.
-    """
+    """The penalty of a small grid with the smallest error of ISTA after K steps."""
     D, (Y, X), K = problem.D, problem.chosen_on, settings.depth
     apply = jax.jit(jax.vmap(layers.ista(K).apply, (None, None, 0)))
     scale = float(jnp.abs(X).max()) or 1.0
-    lams = [scale * r for r in (0.01, 0.02, 0.05, 0.1, 0.2)]
+    lams = [scale * share for share in _PENALTIES]
     return min(lams, key=lambda lam: float(metrics.nmse(apply(analytic.ista(D, lam, K), D, Y), X)))
 
 
-def _code_loss(codes, X, D, Y):
-    """Mostly the error of the last step; a tenth on all of them keeps the way there short."""
-    return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(
-        codes, X, D, Y
-    )
+def _code_loss(codes: jax.Array, X: jax.Array, D: Dictionary, Y: jax.Array) -> jax.Array:
+    """Mostly the error of the last step; the errors of all steps keep the way there short."""
+    last, deep = training.log_nmse, training.deep(training.log_nmse)
+    return (1 - _DEEP) * last(codes, X, D, Y) + _DEEP * deep(codes, X, D, Y)

@@ -1,9 +1,7 @@
-"""A report: sections of text, tables, figures and data, written as Markdown, CSV, JSON and PNG into
-one folder.
-"""
+"""A report: sections of text, tables, figures and data, as files in one folder."""
 
 import csv
-import json
+import io
 import platform
 import time
 from collections.abc import Sequence
@@ -12,6 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from unrolled._files import write_whole
+from unrolled._json import to_json
+
+RESULTS = "results.json"
+_DPI = 150
 
 
 class Section(NamedTuple):
@@ -26,7 +30,7 @@ class Section(NamedTuple):
 
 
 def environment() -> dict[str, str]:
-    """Versions and devices that a figure depends on."""
+    """The versions and devices that results depend on."""
     import flax
     import jaxlib
     import optax
@@ -45,7 +49,7 @@ def environment() -> dict[str, str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder and prove that it can be written, before any work is done.
+    """Make the folder, and check that it can be written before any work is done.
 
     Raises:
         OSError: it cannot be made or written; NotADirectoryError if a file has that name.
@@ -58,28 +62,50 @@ def check_folder(folder: Path) -> None:
     probe.unlink()
 
 
-def write(folder: Path, title: str, summary: str, sections: list[Section], settings: dict) -> Path:
-    """Write `report.md`, `results.json`, one CSV per section and the figures; returns the path of
-    the report.
+def write_report(
+    folder: Path, title: str, summary: str, sections: list[Section], settings: dict[str, str]
+) -> Path:
+    """Write `report.md`, `results.json`, one CSV per section and the figures.
+
+    Returns:
+        the path of `report.md`.
     """
     found = environment()
     lines = [f"# {title}", "", summary, ""]
-    results = {"environment": found, "settings": settings, "sections": {}}
     for section in sections:
         lines += [f"## {section.title}", "", section.text.strip(), ""]
         for i, (caption, figure) in enumerate(section.figures.items()):
             name = f"{section.slug}.png" if i == 0 else f"{section.slug}-{i + 1}.png"
-            figure.savefig(folder / name, dpi=150)
+            write_figure(folder / name, figure)
             lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
-        with (folder / f"{section.slug}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(section.rows[0])
-            writer.writerows(section.rows[1])
+        write_table(folder / f"{section.slug}.csv", *section.rows)
         lines += [f"Step by step: [{section.slug}.csv]({section.slug}.csv).", ""]
-        results["sections"][section.slug] = section.data
     lines += ["## Where this was measured", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in {**found, **settings}.items()]
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    data = {section.slug: section.data for section in sections}
+    results = {"environment": found, "settings": settings, "sections": data}
+    write_text(folder / RESULTS, to_json(results) + "\n")
     report = folder / "report.md"
-    report.write_text("\n".join(lines) + "\n")
+    write_text(report, "\n".join(lines) + "\n")
     return report
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all."""
+    write_whole(path, text.encode())
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """Write a CSV, whole or not at all."""
+    with io.StringIO(newline="") as text:
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+        write_text(path, text.getvalue())
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure in the format of its suffix (PNG without one), or not at all."""
+    with io.BytesIO() as blob:
+        figure.savefig(blob, format=path.suffix[1:] or "png", dpi=_DPI)
+        write_whole(path, blob.getvalue())

@@ -1,11 +1,11 @@
-"""What every experiment shares: settings, problems, training, and how results become rows."""
+"""What the experiments share: settings, samples, training, and results as rows of a table."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,21 @@ import optax
 
 from unrolled import problems, training
 from unrolled.compare import Comparison
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled
 
 METHODS = ("ista", "fista", "lista", "lista_cp", "alista", "alista_ss")
+
+BATCH = 64  # signals of a training step
+CHOSEN_ON = 512  # signals that thresholds, step sizes and penalties are chosen on
+_TESTED_ON = 1000  # planted signals
+_CLIP = 1.0  # largest norm of a gradient
+_EVALUATE_EVERY = 100  # steps
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line sets."""
+    """What the command line sets for all experiments."""
 
     methods: tuple[str, ...] = METHODS
     depth: int = 16
@@ -32,22 +40,24 @@ class Settings:
     quick: bool = False
 
     @property
-    def key(self):
+    def key(self) -> jax.Array:
+        """The key of everything random."""
         return jax.random.key(self.seed)
 
 
 class Samples(NamedTuple):
-    """A dictionary, a sampler for training, and samples with known codes to choose and to test on."""
+    """A dictionary, a sampler to train with, and samples (Y, X) to choose and to test on."""
 
-    D: jax.Array
-    sample: Callable
-    chosen_on: tuple[jax.Array, jax.Array]  # (Y, X)
-    tested_on: tuple[jax.Array, jax.Array]
+    D: Dictionary
+    sample: Callable[..., Any]
+    chosen_on: tuple[Any, Any]  # (Y, X); X is None where codes are not known
+    tested_on: tuple[Any, Any]
 
 
-def planted_problem(D, settings: Settings) -> Samples:
-    """Bernoulli-Gaussian codes of a dictionary, with `sparsity` nonzeros expected (a tenth of the
-    atoms by default).
+def planted_problem(D: Dictionary, settings: Settings) -> Samples:
+    """Bernoulli-Gaussian codes of a dictionary.
+
+    The expected number of nonzeros is `settings.sparsity`, by default a tenth of the atoms.
     """
     d = D.shape[1]
     s = d / 10 if settings.sparsity is None else settings.sparsity
@@ -58,23 +68,22 @@ def planted_problem(D, settings: Settings) -> Samples:
     def sampler(batch):
         return problems.sampler(D, batch, probability=s / d, snr=settings.snr)
 
-    return Samples(D, sampler(64), jax.jit(sampler(512))(keys[1]), jax.jit(sampler(1000))(keys[2]))
+    chosen_on, tested_on = jax.jit(sampler(CHOSEN_ON)), jax.jit(sampler(_TESTED_ON))
+    return Samples(D, sampler(BATCH), chosen_on(keys[1]), tested_on(keys[2]))
 
 
-def given_problem(D, Y: np.ndarray, X: np.ndarray) -> Samples:
-    """Signals and codes from files: four fifths to train and choose on, the rest to test."""
+def given_problem(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> Samples:
+    """Signals and codes from files: four fifths to train and to choose on, the rest to test on."""
     cut = max(1, len(Y) * 4 // 5)
     if len(Y) < 2:
         raise ValueError(f"compare: expected at least 2 signals, got {len(Y)}")
-    train, test = (
-        (jnp.asarray(Y[:cut]), jnp.asarray(X[:cut])),
-        (jnp.asarray(Y[cut:]), jnp.asarray(X[cut:])),
-    )
-    return Samples(D, resampler(*train), tuple(part[:512] for part in train), test)
+    first = (jnp.asarray(Y[:cut]), jnp.asarray(X[:cut]))
+    last = (jnp.asarray(Y[cut:]), jnp.asarray(X[cut:]))
+    return Samples(D, resampler(*first), tuple(part[:CHOSEN_ON] for part in first), last)
 
 
-def resampler(Y, X=None, batch: int = 64) -> Callable:
-    """`sample(key)` that draws signals (and codes) of a set with replacement."""
+def resampler(Y: jax.Array, X: jax.Array | None = None, batch: int = BATCH) -> Callable[..., Any]:
+    """`sample(key)` that draws signals, and codes, of a set with replacement."""
 
     def sample(key):
         rows = jax.random.randint(key, (batch,), 0, len(Y))
@@ -83,10 +92,17 @@ def resampler(Y, X=None, batch: int = 64) -> Callable:
     return sample
 
 
-def train(layer, params, problem, settings: Settings, rate: float, loss: Callable):
-    """`fit` with clipped Adam at a cosine-decayed rate, the same for every family."""
+def train(
+    layer: Layer,
+    params: Unrolled,
+    problem: Samples,
+    settings: Settings,
+    rate: float,
+    loss: Callable[..., jax.Array],
+) -> training.Fit:
+    """`fit` by clipped Adam with a cosine-decayed rate, the same for every family."""
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
+        optax.clip_by_global_norm(_CLIP),
         optax.adam(optax.cosine_decay_schedule(rate, max(1, settings.steps))),
     )
     return training.fit(
@@ -98,33 +114,29 @@ def train(layer, params, problem, settings: Settings, rate: float, loss: Callabl
         steps=settings.steps,
         key=jax.random.fold_in(settings.key, 1),
         loss=loss,
-        evaluate_every=max(1, min(100, settings.steps)),
+        evaluate_every=max(1, min(_EVALUATE_EVERY, settings.steps)),
     )
+
+
+_FIELDS = (
+    *("nmse", "mean_nmse", "failure_rate", "precision"),
+    *("recall", "false_positives", "largest_l1", "gap"),
+)
 
 
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
-    """The curves of a comparison as a CSV: one row per method and step."""
-    fields = (
-        "nmse",
-        "mean_nmse",
-        "failure_rate",
-        "precision",
-        "recall",
-        "false_positives",
-        "largest_l1",
-        "gap",
-    )
+    """The curves of a comparison as a table: one row per method and step."""
     rows = []
     for name, curve in result.curves.items():
         for k in range(len(curve.nmse)):
-            values = [getattr(curve, field) for field in fields]
+            values = [getattr(curve, field) for field in _FIELDS]
             rows.append([name, k + 1, *["" if v is None else float(v[k]) for v in values]])
-    return ["method", "step", *fields], rows
+    return ["method", "step", *_FIELDS], rows
 
 
 @contextmanager
-def timed(seconds: dict[str, float], name: str):
-    """Add the seconds of a block to `seconds`."""
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Put the seconds of a block into `seconds`."""
     began = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - began
@@ -134,8 +146,5 @@ def spent(seconds: dict[str, float]) -> str:
     """The seconds as one sentence of a report."""
     if not seconds:
         return ""
-    return (
-        "Seconds, compilation included: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-        + "."
-    )
+    told = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return f"Seconds, compilation included: {told}."

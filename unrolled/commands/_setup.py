@@ -1,4 +1,4 @@
-"""From a configuration to what `fit` takes: dictionary, signals, layer, start, loss and optimiser."""
+"""What `fit` takes, from a configuration: dictionary, signals, layer, start, loss, optimiser."""
 
 import math
 from collections.abc import Callable
@@ -20,34 +20,36 @@ from unrolled.commands._config import (
     family_of,
     make_layer,
 )
+from unrolled.commands._console import Say
 from unrolled.commands._inputs import check_length, read_codes, read_dictionary
 from unrolled.commands._known_codes import from_theory
-from unrolled.commands._settings import Samples, resampler
-from unrolled.layers import Layer
+from unrolled.commands._settings import CHOSEN_ON, Samples, resampler
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled
 
-_CHOSEN_ON = 512  # signals that a start is set on
+Batch = tuple[Any, Any]  # (Y, X); X is None where codes are not known
 
 
 class Setup(NamedTuple):
     """A training, ready to run."""
 
     layer: Layer
-    params: Any  # the start
-    D: Any
-    sample: Callable
-    validation: tuple | None  # (Y, X) to choose the best params by; None lets `fit` draw them
-    tested_on: tuple  # (Y, X), X is None where codes are not known
-    loss: Callable
-    optimizer: Callable  # of the rate, or of its schedule
-    key: Any
+    params: Unrolled  # the start
+    D: Dictionary
+    sample: Callable[..., Any]
+    validation: Batch | None  # to choose the best params by; None lets `fit` draw it
+    tested_on: Batch
+    loss: Callable[..., jax.Array]
+    optimizer: Callable[..., optax.GradientTransformation]  # of the rate, or of its schedule
+    key: jax.Array
 
 
-def setup(config: Config, say: Callable) -> Setup:
+def setup(config: Config, say: Say) -> Setup:
     """Everything that the training needs, checked before its first step.
 
     Raises:
-        ValueError: files that do not fit, options that the layer refuses. OSError: files that
-            cannot be read.
+        ValueError: files that do not fit, options that the layer refuses.
+        OSError: files that cannot be read.
     """
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
@@ -60,7 +62,7 @@ def setup(config: Config, say: Callable) -> Setup:
     )
 
 
-def _dictionary(config: Config):
+def _dictionary(config: Config) -> Dictionary:
     problem = config.problem
     if problem.dictionary not in GENERATED:
         return read_dictionary(Path(problem.dictionary))
@@ -70,10 +72,10 @@ def _dictionary(config: Config):
     return dictionaries.ill_conditioned(key, problem.m, problem.d, problem.kappa)
 
 
-def _problem(config: Config, D, chosen_key, test_key) -> tuple[Samples, tuple | None]:
-    """Signals to train on, to set a start on and to test on, and those to choose the best params
-    by.
-    """
+def _problem(
+    config: Config, D: Dictionary, chosen_key: jax.Array, test_key: jax.Array
+) -> tuple[Samples, Batch | None]:
+    """Signals to train on, to set a start on and to test on, and the validation signals."""
     if config.problem.signals != PLANTED:
         return _given(config, D)
     probability, snr = config.problem.probability, config.problem.snr
@@ -81,15 +83,15 @@ def _problem(config: Config, D, chosen_key, test_key) -> tuple[Samples, tuple | 
     def sampler(batch):
         return problems.sampler(D, batch, probability=probability, snr=snr)
 
-    chosen_on = jax.jit(sampler(_CHOSEN_ON))(chosen_key) if _set_on_codes(config) else (None, None)
+    chosen_on = (None, None)
+    if _set_on_codes(config):
+        chosen_on = jax.jit(sampler(CHOSEN_ON))(chosen_key)
     tested_on = jax.jit(sampler(config.problem.test_signals))(test_key)
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
-def _given(config: Config, D) -> tuple[Samples, tuple]:
-    """Signals of a file in its order: the last fifth to test, a tenth before it to choose the best
-    by, the others to train.
-    """
+def _given(config: Config, D: Dictionary) -> tuple[Samples, Batch]:
+    """Signals of a file, in its order: seven tenths to train, one to validate, two to test."""
     path = Path(config.problem.signals)
     Y = datasets.read_array(path, "Y").astype(np.float32)
     check_length(path, Y, D)
@@ -98,24 +100,25 @@ def _given(config: Config, D) -> tuple[Samples, tuple]:
     needs += [f"start {config.model.start}"] if _set_on_codes(config) else []
     if X is None and needs:
         raise ConfigError(
-            f"{path}: has no codes (entry X of a .npz file), which {' and '.join(needs)} would need; try loss lasso, start init"
+            f"{path}: has no codes (entry X of a .npz file), which {' and '.join(needs)} would "
+            "need; try loss lasso, start init"
         )
     if len(Y) < 3:
         raise ValueError(
-            f"{path}: expected at least 3 signals, to train, to choose and to test on, got {len(Y)}"
+            f"{path}: expected at least 3 signals, to train, to validate and to test, got {len(Y)}"
         )
     tested = max(1, len(Y) // 5)
-    chosen = max(1, len(Y) // 10)
+    validated = max(1, len(Y) // 10)
     Y, X = jnp.asarray(Y), None if X is None else jnp.asarray(X)
 
     def rows(first, last):
         return Y[first:last], None if X is None else X[first:last]
 
-    training_set = rows(0, len(Y) - tested - chosen)
+    trained, last = len(Y) - tested - validated, len(Y) - tested
+    training_set = rows(0, trained)
     sample = resampler(*training_set, batch=config.training.batch)
-    chosen_on = tuple(None if part is None else part[:_CHOSEN_ON] for part in training_set)
-    problem = Samples(D, sample, chosen_on, rows(len(Y) - tested, len(Y)))
-    return problem, rows(len(Y) - tested - chosen, len(Y) - tested)
+    chosen_on = tuple(None if part is None else part[:CHOSEN_ON] for part in training_set)
+    return Samples(D, sample, chosen_on, rows(last, len(Y))), rows(trained, last)
 
 
 def _set_on_codes(config: Config) -> bool:
@@ -124,11 +127,11 @@ def _set_on_codes(config: Config) -> bool:
     return theory or config.model.start == "calibrated"
 
 
-def _start(config: Config, layer: Layer, problem: Samples, key, say: Callable):
-    """The usual start, or what theory sets for the sample's class, or that with calibrated steps."""
+def _start(config: Config, layer: Layer, problem: Samples, key: jax.Array, say: Say) -> Unrolled:
+    """The usual start, or what theory sets for the class of the sample, or that calibrated."""
     params = layer.init(key, problem.D)
     if not _set_on_codes(config):
-        return params  # the usual start of ISTA is that of theory
+        return params  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None:
         (params,), remark = from_theory(problem, layer)
         if config.model.start == "analytic":
@@ -138,22 +141,20 @@ def _start(config: Config, layer: Layer, problem: Samples, key, say: Callable):
     return analytic.calibrate(layer, params, problem.D, *problem.chosen_on)
 
 
-def _loss(config: Config) -> Callable:
+def _loss(config: Config) -> Callable[..., jax.Array]:
     name = config.training.loss
     loss = training.lasso(config.problem.lam) if name == "lasso" else getattr(training, name)
     return training.deep(loss) if config.training.deep else loss
 
 
-def _optimizer(config: Config) -> Callable:
+def _optimizer(config: Config) -> Callable[..., optax.GradientTransformation]:
     """The optimiser as a function of its rate."""
     name, clip = config.training.optimizer, config.training.clip
 
-    def make(rate) -> optax.GradientTransformation:
+    def make(rate):
         optimizer = getattr(optax, name)(rate)
-        return (
-            optimizer
-            if math.isinf(clip)
-            else optax.chain(optax.clip_by_global_norm(clip), optimizer)
-        )
+        if math.isinf(clip):
+            return optimizer
+        return optax.chain(optax.clip_by_global_norm(clip), optimizer)
 
     return make

@@ -1,121 +1,111 @@
-"""`unrolled train`: one training in its run folder, from a configuration to weights and a summary."""
+"""`unrolled train`: one training in its run folder, from a configuration to weights."""
 
-import csv
+import argparse
 import dataclasses
-import io
-import json
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from unrolled import metrics, problems, training
-from unrolled._json import plain
-from unrolled.commands._config import Config, ConfigError, differences, load, to_toml
-from unrolled.commands._encode import apply_in_chunks
-from unrolled.commands._report import check_folder, environment
+from unrolled import training
+from unrolled._json import to_json
+from unrolled.activations import Activation
+from unrolled.commands._config import Config, ConfigError, all_options, differences, load, to_toml
+from unrolled.commands._console import Say, show, teller
+from unrolled.commands._history import logger, write_history
+from unrolled.commands._options import Option
+from unrolled.commands._report import check_folder, write_text
 from unrolled.commands._setup import Setup, setup
-from unrolled.pursuit import lasso_objective
+from unrolled.commands._summary import WEIGHTS, Summary, summarize
 
-CONFIG, HISTORY, TABLE, WEIGHTS, SUMMARY = (
-    "config.toml",
-    "history.jsonl",
-    "history.csv",
-    "weights.npz",
-    "summary.json",
-)
-CHECKPOINTS = "checkpoints"
-_TITLES = {
-    "nmse": "NMSE, ratio of sums, dB",
-    "mean_nmse": "NMSE, mean of dB",
-    "failure_rate": "share above -20 dB",
-    "lasso_objective": "LASSO objective",
-    "relative_residual": "relative residual",
-    "nonzeros": "nonzeros",
+CONFIG, SUMMARY, CHECKPOINTS = "config.toml", "summary.json", "checkpoints"
+
+_METAVARS = {
+    int: "INT",
+    float: "FLOAT",
+    str: "TEXT",
+    tuple: "A,B",
+    Activation: "NAME",
+    object: "VALUE",
 }
 
 
-class Summary(NamedTuple):
-    """What a training has reached: the judgements of the start and of the learned params on the
-    test signals.
-    """
-
-    config: Config
-    shape: tuple[int, int]
-    steps: int
-    seconds: float
-    best_step: int
-    validation: dict[str, float]
-    tested_on: int  # signals
-    judged: dict[str, dict[str, float]]  # of "start" and "learned", judgement -> number
-
-    def text(self) -> str:
-        model, (m, d) = self.config.model, self.shape
-        start, best = self.validation["first"], self.validation["best"]
-        lines = [
-            f"{model.family}, {model.depth} steps, {m} x {d}: {self.steps} training steps in {self.seconds:.1f} s, "
-            f"validation loss {start:.4g} at first, {best:.4g} at step {self.best_step}",
-            f"on {self.tested_on} test signals:",
-        ]
-        lines += [f"  {'':24}  {'start':>10}  {'learned':>10}"]
-        for name, value in self.judged["start"].items():
-            lines += [f"  {_TITLES[name]:24}  {value:10.4g}  {self.judged['learned'][name]:10.4g}"]
-        return "\n".join([*lines, f"weights: {Path(self.config.output) / WEIGHTS}"])
-
-    def to_dict(self) -> dict:
-        found = self._asdict() | {
-            "config": dataclasses.asdict(self.config),
-            "weights": str(Path(self.config.output) / WEIGHTS),
-            "environment": environment(),
-        }
-        return plain(found)
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled train`, with a flag for every option of every known family."""
+    parser = commands.add_parser(
+        "train",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="train a layer, configured by a TOML file and flags",
+        description="Train a layer, and write its weights, the history and checkpoints into a run "
+        "folder.\nEvery option below may stand in the file, in the table of its heading. "
+        "A flag overrides the file.",
+        epilog="examples:\n  unrolled train run.toml --output run\n"
+        "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
+        "  unrolled train --output run --resume\n"
+        "  unrolled train --import my_module --family my_family --output run",
+    )
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
+    parser.add_argument("--resume", action="store_true", help="continue the run of the folder")
+    groups = {None: parser}
+    for option in _flags().values():
+        if option.section not in groups:
+            groups[option.section] = parser.add_argument_group(f"[{option.section}]")
+        _add_flag(groups[option.section], option)
+    parser.set_defaults(run=run)
+    return parser
 
 
-def run(path: Path | None, flags: dict[str, Any], resume: bool, say: Callable) -> Summary:
-    """Train as a TOML file and flags say, or go on with the run of a folder.
+def _flags() -> dict[str, Option]:
+    """The options that have a flag here; all commands share `--seed`."""
+    return {name: option for name, option in all_options().items() if name != "seed"}
+
+
+def _add_flag(group: Any, option: Option) -> None:
+    told = [", ".join(option.limits["choices"])] if "choices" in option.limits else []
+    told += [] if option.default in (None, False) else [f"default {option.default}"]
+    text = option.limits["help"] + (f" ({'; '.join(told)})" if told else "")
+    how = {"metavar": _METAVARS.get(option.kind)}
+    if option.kind is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    group.add_argument(f"--{option.name}", default=None, help=text.replace("%", "%%"), **how)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, and print the summary."""
+    flags = {name: getattr(arguments, name) for name in all_options()}
+    summary = train(arguments.config, flags, arguments.resume, teller())
+    show(arguments.json, summary.to_dict(), summary.text())
+
+
+def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Summary:
+    """Train as a TOML file and flags say, or continue the run of a folder.
 
     Raises:
-        ConfigError: see `load`; a folder that holds a run, or another run than the one to resume.
-        ArithmeticError: the training broke; the checkpoints before that stay.
-        KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, with the step saved.
+        ConfigError: see `load`; also a folder that is not empty, or holds another run than the one
+            to resume.
+        ArithmeticError: the training broke; its checkpoints stay.
+        KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
     """
     config = _opened(path, flags, resume)
     folder = Path(config.output)
     ready = setup(config, say)
     if not resume:
-        _write(folder / CONFIG, to_toml(config))
+        write_text(folder / CONFIG, to_toml(config))
     say(f"training {config.training.steps} steps")
     found = _trained(config, ready, folder, say)
-    _write_history(folder, [_row(record) for record in found.history.records])
+    write_history(folder, found.history.records)
     training.save(folder / WEIGHTS, found.best, found.D, ready.layer)
-    summary = _summary(config, ready, found)
-    _write(folder / SUMMARY, json.dumps(summary.to_dict(), indent=1) + "\n")
+    summary = summarize(config, ready, found)
+    write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
     return summary
 
 
-def _grown(saved: Config, config: Config) -> Config:
-    """The saved configuration with the steps of this one, if a run may go on beyond its end."""
-    chosen = saved.training
-    if (
-        chosen.method == "end_to_end"
-        and chosen.schedule == "constant"
-        and config.training.steps > chosen.steps
-    ):
-        return dataclasses.replace(
-            saved, training=dataclasses.replace(chosen, steps=config.training.steps)
-        )
-    return saved
-
-
-def _opened(path: Path | None, flags: dict[str, Any], resume: bool) -> Config:
-    """The configuration, and its folder made: an empty one, or that of the same run."""
-    if resume and path is None:  # the folder knows what was run
+def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool) -> Config:
+    """The configuration, with its folder made: empty, or that of the run to resume."""
+    if resume and path is None:  # the folder has the configuration
         folder = Path(flags.get("output") or Config.output).absolute()
-        config = load(_saved(folder), flags | {"output": str(folder)})
+        config = load(_saved(folder), {**flags, "output": str(folder)})
     else:
         config = load(path, flags)
         folder = Path(config.output)
@@ -123,7 +113,8 @@ def _opened(path: Path | None, flags: dict[str, Any], resume: bool) -> Config:
         other = differences(_grown(load(_saved(folder), {}), config), config)
         if other:
             raise ConfigError(
-                f"{folder}: holds a run with another configuration: {', '.join(other)}; try another --output"
+                f"{folder}: holds a run with another configuration: {', '.join(other)}; "
+                "try another --output"
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
@@ -134,7 +125,7 @@ def _opened(path: Path | None, flags: dict[str, Any], resume: bool) -> Config:
 
 
 def _saved(folder: Path) -> Path:
-    """The configuration of the run of a folder."""
+    """The configuration of the run in a folder."""
     if not (folder / CONFIG).is_file():
         raise ConfigError(
             f"{folder}: there is no {CONFIG} in it, so no run to resume; try without --resume"
@@ -142,19 +133,32 @@ def _saved(folder: Path) -> Path:
     return folder / CONFIG
 
 
-def _trained(config: Config, ready: Setup, folder: Path, say: Callable) -> training.Fit:
+def _grown(saved: Config, config: Config) -> Config:
+    """The saved configuration, with the steps of this one if a run may go on beyond its end."""
+    before, steps = saved.training, config.training.steps
+    longer = before.method == "end_to_end" and before.schedule == "constant"
+    if not (longer and steps > before.steps):
+        return saved
+    return dataclasses.replace(saved, training=dataclasses.replace(before, steps=steps))
+
+
+def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.Fit:
     chosen = config.training
+
+    def started():  # the steps of a resumed run may have grown
+        write_text(folder / CONFIG, to_toml(config))
+
     options = dict(
         key=ready.key,
         loss=ready.loss,
         validation=ready.validation,
         evaluate_every=chosen.evaluate_every,
-        callbacks=(_log(folder, config),),
+        callbacks=(logger(folder, started),),
         checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
     )
     if chosen.method == "curriculum":
         options |= dict(steps_per_stage=chosen.steps, rate=chosen.rate, optimizer=ready.optimizer)
-        train = training.curriculum
+        fit = training.curriculum
     else:
         cosine = chosen.schedule == "cosine"
         rate = optax.cosine_decay_schedule(chosen.rate, chosen.steps) if cosine else chosen.rate
@@ -163,123 +167,11 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Callable) -> train
             optimizer=ready.optimizer(rate),
             learn_dictionary=chosen.learn_dictionary,
         )
-        train = training.fit
+        fit = training.fit
     try:
-        return train(ready.layer, ready.params, ready.D, ready.sample, **options)
+        return fit(ready.layer, ready.params, ready.D, ready.sample, **options)
     except (KeyboardInterrupt, SystemExit):  # after the step has been saved
         say("stopped; --resume goes on from here")
         raise
     except training.NonFiniteError as error:
         raise ArithmeticError(f"{error} (here --rate and --clip)") from error
-
-
-def _log(folder: Path, config: Config) -> Callable:
-    """A callback that writes one JSON line per look; looks of a run before, from there on, are
-    replaced.
-
-    It is called when the checkpoints are locked: until then a run that is resumed twice at once
-        changes nothing.
-    """
-    path = folder / HISTORY
-    before = _read_history(path)
-
-    def write(record, params):
-        nonlocal before
-        row = _row(record)
-        if before is not None:
-            kept = [
-                old for old in before if (old["stage"], old["step"]) < (row["stage"], row["step"])
-            ]
-            _write(path, "".join(json.dumps(old) + "\n" for old in kept))
-            _write(folder / CONFIG, to_toml(config))  # its steps may have grown
-            before = None
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    return write
-
-
-def _read_history(path: Path) -> list[dict]:
-    """The looks of a history, up to a line that was torn off when the run was killed."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            rows.append(row | {"stage": int(row["stage"]), "step": int(row["step"])})
-        except (ValueError, TypeError, KeyError):
-            break
-    return rows
-
-
-def _row(record: training.Record) -> dict:
-    return {name: _plain(value) for name, value in record._asdict().items()}
-
-
-def _write_history(folder: Path, rows: list[dict]) -> None:
-    """The whole history, as JSON lines and as a table."""
-    _write(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
-    with io.StringIO(newline="") as text:
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        _write(folder / TABLE, text.getvalue())
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _plain(value):
-    """Strict JSON knows no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _summary(config: Config, ready: Setup, found: training.Fit) -> Summary:
-    whole = found.history.records
-    records = [
-        record for record in whole if record.stage == whole[-1].stage
-    ]  # of a curriculum the last one counts
-    best = min(records, key=lambda record: record.validation)
-    judged = {
-        name: _judged(ready.layer, params, D, *ready.tested_on, config.problem.lam)
-        for name, params, D in (("start", ready.params, ready.D), ("learned", found.best, found.D))
-    }
-    validation = {"first": records[0].validation, "best": best.validation}
-    steps, seconds = records[-1].step, records[-1].seconds
-    return Summary(
-        config,
-        ready.D.shape,
-        steps,
-        seconds,
-        best.step,
-        validation,
-        len(ready.tested_on[0]),
-        judged,
-    )
-
-
-def _judged(layer, params, D, Y, X, lam: float) -> dict[str, float]:
-    """What the codes of the test signals are worth: beside the true ones where they are known, and
-    in the LASSO.
-    """
-    codes = apply_in_chunks(layer.apply, params, D, Y)
-    found = {}
-    if X is not None:
-        found = {
-            "nmse": metrics.nmse(codes, X),
-            "mean_nmse": metrics.mean_nmse(codes, X),
-            "failure_rate": metrics.failure_rate(codes, X),
-        }
-    objective = jax.vmap(lasso_objective, (None, 0, 0, None))(
-        D, Y, codes, jnp.asarray(lam, codes.dtype)
-    )
-    residual = Y - problems.synthesize(D, codes)
-    found |= {
-        "lasso_objective": objective.mean(),
-        "relative_residual": jnp.linalg.norm(residual) / jnp.linalg.norm(Y),
-        "nonzeros": (codes != 0).sum(1).mean(),
-    }
-    return {name: float(value) for name, value in found.items()}

@@ -1,0 +1,275 @@
+"""A family, a dictionary and an activation that nobody but this file knows work everywhere."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import registry
+import test_conformance as conformance
+
+import unrolled as ur
+from unrolled.activations import Activation
+from unrolled.dictionaries import Structured, pytree, spectral_norm, spread
+from unrolled.layers import Acting, Gamma, Shape, Shrinking, Theta, Unrolled, option
+
+# What a stranger writes
+
+
+class OwnStep(NamedTuple):
+    gamma: Gamma
+    theta: Theta
+    inertia: Annotated[jax.Array, Shape("")]
+
+
+class OwnState(NamedTuple):
+    x: jax.Array  # (d,)
+    before: jax.Array  # (d,)
+
+
+class own_heavy_ball(Shrinking):
+    """K steps x <- shrink(x + gamma D'(y - D x) + inertia (x - x_before), theta)."""
+
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
+    forms = (Unrolled(None, OwnStep),)
+
+    def init(self, key, D):
+        gamma = 1 / spectral_norm(D) ** 2
+        values = gamma, self.lam * gamma, jnp.full_like(gamma, 0.2)
+        return Unrolled(None, OwnStep(*(jnp.full(self.depth, v, D.dtype) for v in values)))
+
+    def start(self, D, y):
+        return OwnState(*(jnp.zeros(D.shape[1], y.dtype) for _ in range(2)))
+
+    def step(self, shared, p, D, y, state):
+        u = state.x + p.gamma * ((y - D @ state.x) @ D) + p.inertia * (state.x - state.before)
+        return OwnState(self.shrink(u, spread(D, p.theta)), state.x)
+
+    def weights(self, shared, p, D):
+        return Acting(D, p.gamma)
+
+
+@pytree(data=("A", "B"))
+@dataclass(frozen=True, eq=False)
+class OwnKronecker(Structured):
+    """The Kronecker product of two matrices."""
+
+    A: jax.Array
+    B: jax.Array
+
+    @property
+    def shape(self):
+        return tuple(a * b for a, b in zip(self.A.shape[-2:], self.B.shape[-2:]))
+
+    def synthesize(self, x):
+        return (self.A @ x.reshape(self.A.shape[1], -1) @ self.B.T).ravel()
+
+    def analyze(self, r):
+        return (self.A.T @ r.reshape(self.A.shape[0], -1) @ self.B).ravel()
+
+    def scale(self, c):
+        return OwnKronecker(self.A * c, self.B)
+
+
+def _squareplus(x):
+    return (x + jnp.sqrt(x * x + 0.04)) / 2
+
+
+own_squareplus = Activation(
+    "own_squareplus", 0.5, 0.1, 0.1, 0.1, function=_squareplus, line_oscillation=0.1
+)
+
+
+# The library around it
+
+M, N, K = 4, 6, 3
+D = ur.dictionaries.gaussian(jax.random.key(0), M, N)
+LAYER = own_heavy_ball(K)
+PARAMS = LAYER.init(None, D)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def sample(key):
+    X = ur.problems.bounded(key, (4, N), 1).astype(D.dtype)
+    return X @ D.T, X
+
+
+Y, X = sample(jax.random.key(1))
+TRAINING = dict(optimizer=optax.adam(1e-2), key=3, evaluate_every=2, validation=(Y, X))
+
+
+def loss(params):
+    codes = jax.vmap(LAYER.apply, (None, None, 0))(params, D, Y)
+    return float(jnp.mean((codes - X) ** 2))
+
+
+def assert_same(ours, expected):
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def conforms(argument):
+    """Parametrised by the tests of the conformance suite that need no more than a line's name."""
+    given = {argument, "dtype", "tmp_path"}
+    tests = [
+        pytest.param(test, id=name.removeprefix("test_"))
+        for name, test in vars(conformance).items()
+        if name.startswith("test_") and argument in (needed := parameters(test)) and needed <= given
+    ]
+    assert len(tests) >= 2
+    return pytest.mark.parametrize("test", tests)
+
+
+def parameters(test):
+    return set(inspect.signature(test).parameters)
+
+
+@conforms("name")
+def test_a_family_conforms(test, monkeypatch, tmp_path):
+    monkeypatch.setitem(registry.LAYERS, "own", own_heavy_ball)
+    given = {"name": "own", "dtype": "float32", "tmp_path": tmp_path}
+    test(**{name: given[name] for name in parameters(test)})
+
+
+def test_a_family_trains_and_is_watched():
+    watch = ur.compare.evolution(LAYER, D)
+    found = ur.fit(LAYER, PARAMS, D, sample, steps=20, callbacks=[watch], **TRAINING)
+    assert loss(found.best) < loss(PARAMS) and (found.params.steps.theta >= 0).all()
+    assert len(watch.evaluations) == 11
+    assert watch.evaluations[-1].theta.shape == watch.evaluations[-1].coupling.mu_W.shape == (K,)
+    assert "training step" in watch.table()
+
+
+def test_a_family_trains_step_by_step():
+    options = dict(key=3, steps_per_stage=4, stages=(1.0,), rate=1e-2, validation=(Y, X))
+    found = ur.training.curriculum(LAYER, PARAMS, D, sample, **options)
+    assert loss(found.params) < loss(PARAMS)
+
+
+def test_thresholds_and_steps_of_a_family_are_calibrated_and_searched():
+    calibrated = ur.analytic.calibrate(LAYER, PARAMS, D, Y, X)
+    np.testing.assert_array_equal(calibrated.steps.inertia, PARAMS.steps.inertia)
+    found = ur.training.search(LAYER, PARAMS, D, Y, X, theta=[0.01, 0.1, 10.0])
+    assert max(loss(calibrated), loss(found.params)) < loss(PARAMS)
+    assert found.values["theta"] < 10
+
+
+def test_a_family_is_compared():
+    ista = ur.layers.ista(K)
+    methods = {"ISTA": (ista, ista.init(None, D)), "own": (LAYER, PARAMS)}
+    found = ur.compare.compare(methods, D, Y, X)
+    expected = ur.metrics.nmse(jax.vmap(LAYER.apply, (None, None, 0))(PARAMS, D, Y), X)
+    assert found.curves["own"].nmse[-1] == pytest.approx(float(expected), abs=1e-9)
+    assert found.couplings["own"].mu_W.shape == (K,)
+    np.testing.assert_allclose(found.thresholds["own"], PARAMS.steps.theta)
+    assert "| own |" in found.table()
+
+
+def test_a_training_of_a_family_goes_on_from_its_checkpoint(tmp_path):
+    whole = ur.fit(LAYER, PARAMS, D, sample, steps=6, **TRAINING)
+    for steps in (3, 6):
+        parts = ur.fit(LAYER, PARAMS, D, sample, steps=steps, checkpoint=tmp_path / "a", **TRAINING)
+    assert_same(parts.params, whole.params)
+    restored = ur.training.restore(tmp_path / "a")
+    assert restored.layer is LAYER
+    assert_same(restored.params, parts.best)
+
+
+def test_a_family_is_a_module():
+    module = ur.nnx.Module(LAYER, PARAMS, D)
+    codes = jax.vmap(LAYER.apply, (None, None, 0))(PARAMS, D, Y)
+    np.testing.assert_allclose(module(Y), codes, atol=1e-14)
+    assert_same(module.params(), PARAMS)
+
+
+def test_a_family_is_a_layer_of_a_chain(tmp_path):
+    network, Ds = ur.dsc([LAYER, ur.layers.ista(2)]), (D, jnp.eye(N))
+    params = network.init(jax.random.key(0), Ds)
+    first, second = network.apply(params, Ds, Y[0])
+    np.testing.assert_allclose(first, LAYER.apply(PARAMS, D, Y[0]), atol=1e-14)
+    assert second.shape == (N,)
+    restored = ur.training.restore(ur.training.save(tmp_path / "a.npz", params, Ds, network))
+    assert restored.layer is network
+    assert_same(restored.params, params)
+
+
+@pytest.fixture(scope="module")
+def own():
+    A, B = (ur.dictionaries.gaussian(jax.random.key(seed), 2, 3) for seed in (1, 2))
+    return OwnKronecker(A, B)
+
+
+@conforms("kind")
+def test_a_dictionary_conforms(test, own, monkeypatch):
+    monkeypatch.setitem(registry.DICTIONARIES, "own", lambda: own)
+    test("own")
+
+
+@pytest.mark.parametrize("name", registry.FAMILIES)
+def test_every_family_takes_a_dictionary(name, own):
+    layer, matrix = registry.FAMILIES[name](2), ur.dictionaries.dense(own)
+    y = jnp.asarray(np.random.default_rng(0).normal(size=matrix.shape[0]))
+    params = layer.init(jax.random.key(0), own)
+
+    def codes(params, D, y):
+        matrices = jax.tree.map(
+            ur.dictionaries.dense,
+            ur.layers.unstack(params),
+            is_leaf=lambda leaf: isinstance(leaf, Structured),
+        )
+        return layer.apply(params, D, y), layer.apply(matrices, matrix, y)
+
+    ours, expected = jax.jit(codes)(params, own, y)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_theory_answers_for_a_dictionary(own, tmp_path):
+    """The coherence of a Kronecker product of unit atoms is the larger one of its factors."""
+    A, B, matrix = own.A, own.B, ur.dictionaries.dense(own)
+    whole, *factors = (float(ur.theory.mutual_coherence(D)) for D in (own, A, B))
+    assert whole == pytest.approx(max(factors), abs=1e-14)
+    W = ur.theory.frobenius_weights(own)
+    np.testing.assert_allclose(
+        ur.dictionaries.dense(W), ur.theory.frobenius_weights(matrix), atol=1e-12
+    )
+    found, expected = map(ur.theory.generalized_coherence, (own, matrix))
+    assert found.holds and float(found.upper) == pytest.approx(float(expected.upper), abs=1e-6)
+    restored = ur.training.restore(ur.training.save(tmp_path / "a.npz", PARAMS.steps.theta, own))
+    assert type(restored.D) is OwnKronecker
+    assert_same(restored.D, own)
+
+
+@conforms("activation")
+def test_an_activation_conforms(test, monkeypatch):
+    monkeypatch.setitem(registry.ACTIVATIONS, "own", lambda: own_squareplus)
+    test("own")
+
+
+def test_theory_answers_for_an_activation(tmp_path, monkeypatch):
+    D = ur.dictionaries.identity_hadamard(16)
+    activation = ur.activations.scale(own_squareplus, 100.0)
+    problem = dict(depth=8, sparsity=1, bound=1.0, activation=activation)
+    layer, params = (
+        ur.lista_cp(8, activation=activation),
+        ur.analytic.lista_cp(D, **problem),
+    )
+    found = ur.theory.activation_schedule(
+        activation, *ur.theory.coherence(D, D), d=32, sparsity=1, bound=1.0, depth=8
+    )
+    codes = layer.iterates(params, D, D[:, 3])
+    errors = np.abs(np.asarray(codes) - np.eye(32)[3]).sum(1)
+    assert found.holds and (errors <= found.error[1:]).all()
+    with pytest.raises(
+        TypeError, match="own_squareplus.* has no name; add it to activations.NAMED"
+    ):
+        ur.training.save(tmp_path / "a.npz", params, D, ur.lista_cp(8, activation=own_squareplus))
+    monkeypatch.setitem(ur.activations.NAMED, "own_squareplus", own_squareplus)
+    assert ur.lista_cp(8, activation="own_squareplus").activation is own_squareplus
+    path = ur.training.save(tmp_path / "a.npz", params, D, layer)
+    assert ur.training.restore(path).layer is layer

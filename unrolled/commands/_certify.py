@@ -1,0 +1,106 @@
+"""`unrolled certify`: what the theory certifies for a dictionary or a chain."""
+
+import argparse
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from unrolled import activations, dictionaries
+from unrolled.commands._certificate import Request, certificate
+from unrolled.commands._console import show, teller
+from unrolled.commands._inputs import read_dictionary
+from unrolled.commands._report import check_folder, write_figure
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled certify`."""
+    parser = commands.add_parser(
+        "certify",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="certify a dictionary or a chain by theory",
+        description="Certified coherence, admissible sparsity, rate and number of steps, for W = D,"
+        "\nthe closed-form W and the minimax W. For several dictionaries also uniqueness,"
+        "\nstability, and a plan of the chain.",
+        epilog="examples:\n"
+        "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
+        "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json",
+    )
+    add = parser.add_argument
+    add(
+        "dictionaries",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order",
+    )
+    add(
+        "--sparsity",
+        metavar="S",
+        help="nonzeros s of a code, of a chain s_1,s_2,... (default: the largest admissible)",
+    )
+    add("--bound", type=float, default=1.0, help="bound B of the entries of a code (default 1)")
+    add("--noise", type=float, default=0.0, help="l1 norm of the noise at most (default 0)")
+    add("--tolerance", type=float, default=1e-6, help="l1 error to reach (default 1e-6)")
+    add("--normalize", action="store_true", help="scale the atoms to norm 1 first")
+    add(
+        "--activation",
+        metavar="NAME",
+        help="also what holds with this activation, such as elu (see --scale)",
+    )
+    add(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="K",
+        help="take rho(K x) / K as the activation (default 1)",
+    )
+    add(
+        "--entries",
+        action="store_true",
+        help="also the weights of smallest entries (Definition 8); takes many times as long",
+    )
+    add("--figure", type=Path, metavar="PNG", help="save a picture of D'D beside W'D")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what the theory certifies, and save the figure if one is asked for."""
+    request = _request(arguments)
+    if arguments.figure is not None:
+        check_folder(arguments.figure.parent)  # before any work
+    say = teller()
+    with jax.enable_x64(True):
+        Ds = [read_dictionary(path, np.float64) for path in arguments.dictionaries]
+        if arguments.normalize:
+            Ds = [dictionaries.normalize(D)[0] for D in Ds]
+    found = certificate(Ds, request, say)
+    if arguments.figure is not None:
+        write_figure(arguments.figure, found.figure())
+    names = " ".join(str(path) for path in arguments.dictionaries)
+    show(arguments.json, found.to_dict(), f"{names}: {found.text()}")
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    activation = None
+    if arguments.activation is not None:
+        activation = activations.scale(activations.by_name(arguments.activation), arguments.scale)
+    return Request(
+        sparsities=None if arguments.sparsity is None else _sparsities(arguments.sparsity),
+        bound=arguments.bound,
+        noise=arguments.noise,
+        tolerance=arguments.tolerance,
+        activation=activation,
+        entries=arguments.entries,
+    )
+
+
+def _sparsities(text: str) -> list[int]:
+    """Integers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"certify: sparsity must be integers with commas between them, got {text!r}"
+        ) from error

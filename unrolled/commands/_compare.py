@@ -1,0 +1,162 @@
+"""`unrolled compare`: analytic beside calibrated and learned weights, as a report."""
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+
+from unrolled import datasets, dictionaries, problems
+from unrolled.commands._certified import certified_regime, chain
+from unrolled.commands._console import Say, teller
+from unrolled.commands._inputs import read_dictionary, read_signals
+from unrolled.commands._known_codes import known_codes
+from unrolled.commands._pictures import photograph_patches, unknown_codes
+from unrolled.commands._report import RESULTS, Section, check_folder, write_report
+from unrolled.commands._settings import METHODS, Settings, given_problem, planted_problem
+
+_TITLE = "Analytic and learned sparse coding"
+_SUMMARY = """\
+How close do weights that theory sets come to weights that were learned? *Analytic* params come from
+theory alone (weights in closed form, thresholds from Theorem 12), *calibrated* ones keep those
+weights and choose thresholds and step sizes on a sample without gradients, *learned* ones start
+there and are trained end to end."""
+# LISTA is left out by default: its two free matrices per step are slow to train.
+_BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
+_STEPS, _QUICK_STEPS = 400, 60
+# Weight of the LASSO for patches whose grey values are in [0, 1].
+_LAM_OF_PATCHES = 0.05
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled compare`."""
+    parser = commands.add_parser(
+        "compare",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="compare analytic with learned weights in a report",
+        description="Compare weights set by theory with learned ones, and write a report with "
+        "tables and figures.\nWithout arguments: the standard benchmark, patches of real "
+        "photographs, and a certified chain.",
+        epilog="examples:\n  unrolled compare --quick\n"
+        "  unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report\n"
+        "  unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp\n"
+        "  unrolled compare --signals one.png two.png",
+    )
+    add = parser.add_argument
+    add("--dictionary", type=Path, metavar="FILE", help="D, (m, d), as .npy or .npz (entry D)")
+    add(
+        "--signals",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known), or "
+        "pictures, of which the last is for testing",
+    )
+    add(
+        "--method",
+        metavar="NAMES",
+        help=f"some of {','.join(METHODS)} (default: all but lista)",
+    )
+    add("--depth", type=int, default=16, help="number of steps K (default 16)")
+    add("--sparsity", type=int, help="expected nonzeros of planted codes (default d / 10)")
+    add("--snr", type=float, default=math.inf, help="of planted signals, dB (default: no noise)")
+    add("--lam", type=float, help="weight of the LASSO (default: chosen on the data)")
+    add("--steps", type=int, help=f"training steps (default {_STEPS}; {_QUICK_STEPS} with --quick)")
+    add("--quick", action="store_true", help="a smaller run, under a minute")
+    add(
+        "--output",
+        type=Path,
+        default=Path("unrolled-report"),
+        metavar="DIR",
+        help="folder of the report (default unrolled-report)",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the experiments, write the report and print its text, or its data as JSON."""
+    settings = _settings(arguments)
+    check_folder(arguments.output)  # before any work
+    say = teller()
+    sections = _sections(arguments.dictionary, arguments.signals, settings, say)
+    say("writing the report")
+    given = {
+        name: str(value)
+        for name, value in vars(arguments).items()
+        if name not in ("run", "json") and value not in (None, False)
+    }
+    report = write_report(arguments.output, _TITLE, _SUMMARY, sections, given)
+    if arguments.json:
+        print((arguments.output / RESULTS).read_text())
+    else:
+        for section in sections:
+            print(f"\n# {section.title}\n\n{section.text.strip()}")
+        print(f"\nReport: {report}")
+    say("done")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """The settings of the experiments, checked before any work."""
+    methods = _BY_DEFAULT
+    if arguments.method is not None:
+        methods = tuple(name.strip() for name in arguments.method.split(","))
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ValueError(
+            f"compare: unknown method {', '.join(unknown)}; expected some of {', '.join(METHODS)}"
+        )
+    steps = arguments.steps
+    if steps is None:
+        steps = _QUICK_STEPS if arguments.quick else _STEPS
+    for name, value, least in (("depth", arguments.depth, 1), ("steps", steps, 0)):
+        if value < least:
+            raise ValueError(f"compare: {name} must be at least {least}, got {value}")
+    if arguments.lam is not None and not 0 < arguments.lam < math.inf:
+        raise ValueError(f"compare: lam must be positive, got {arguments.lam}")
+    if math.isnan(arguments.snr):
+        raise ValueError("compare: snr must be a number of decibels, got nan")
+    return Settings(
+        methods=methods,
+        depth=arguments.depth,
+        sparsity=arguments.sparsity,
+        snr=arguments.snr,
+        lam=arguments.lam,
+        steps=steps,
+        seed=arguments.seed or 0,
+        quick=arguments.quick,
+    )
+
+
+def _sections(
+    dictionary: Path | None, signals: list[Path] | None, settings: Settings, say: Say
+) -> list[Section]:
+    """The experiments on the files of a user, or the standard ones without files."""
+    D = None if dictionary is None else read_dictionary(dictionary)
+    if signals is not None:
+        D, Y, X = read_signals(signals, D)
+        if X is None:
+            return [unknown_codes(D, Y, settings, say, "Own signals", "signals")]
+        problem, title = given_problem(D, Y, X), "Own signals with known codes"
+        return [known_codes(problem, settings, say, title, "signals")]
+    if D is None:
+        return _standard_sections(settings, say)
+    title = "Planted codes of the dictionary"
+    planted = known_codes(planted_problem(D, settings), settings, say, title, "planted")
+    certified = certified_regime(D, settings, say)
+    return [planted] if certified is None else [planted, certified]
+
+
+def _standard_sections(settings: Settings, say: Say) -> list[Section]:
+    """The standard benchmark, its certified regime, photographs, and a certified chain."""
+    say("the standard benchmark, 250 x 500")
+    D = problems.standard_benchmark(settings.key).D
+    problem, title = planted_problem(D, settings), "The standard benchmark"
+    benchmark = known_codes(problem, settings, say, title, "benchmark")
+    certified = certified_regime(D, settings, say)
+    say("patches of photographs, 64 x 256")
+    pictures = photograph_patches(datasets.photographs())
+    cosines, title = dictionaries.dct((8, 8), (16, 16)), "Patches of real photographs"
+    lam = _LAM_OF_PATCHES if settings.lam is None else settings.lam
+    on_patches = dataclasses.replace(settings, lam=lam)
+    patches = unknown_codes(cosines, pictures, on_patches, say, title, "patches")
+    return [benchmark, certified, patches, chain(settings, say)]
