@@ -209,19 +209,18 @@ def _refuse_hidden(cls) -> None:
 
 def _signature(cls) -> inspect.Signature:
     """What `help` shows: options given by position, then the family's own, then inherited ones."""
-    return inspect.Signature(
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY
-            if field.kw_only
-            else inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=inspect.Parameter.empty
-            if field.default is dataclasses.MISSING
-            else field.default,
-            annotation=field.type,
+    parameters = []
+    for field in _ordered(cls):
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if field.kw_only:
+            kind = inspect.Parameter.KEYWORD_ONLY
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        parameters.append(
+            inspect.Parameter(field.name, kind, default=default, annotation=field.type)
         )
-        for field in _ordered(cls)
-    )
+    return inspect.Signature(parameters)
 
 
 def _ordered(cls) -> list[dataclasses.Field]:
@@ -229,7 +228,7 @@ def _ordered(cls) -> list[dataclasses.Field]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     order = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
     nearest = [fields[name] for name in dict.fromkeys(order) if name in fields]
-    return sorted(nearest, key=lambda field: field.kw_only)
+    return sorted(nearest, key=lambda field: bool(field.kw_only))
 
 
 _ARGUMENT = textwrap.TextWrapper(88, initial_indent=4 * " ", subsequent_indent=8 * " ")
