@@ -195,9 +195,8 @@ def chain_schedules(
         >>> round(float(second.error[-1] / first.error[-1]), 2)
         2.0
     """
-    columns = dict(
-        depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, activations=activations
-    )
+    columns: dict[str, Any] = dict(depths=depths, bounds=bounds, noises=noises)
+    columns |= dict(sparsities=sparsities, activations=activations)
     Ds, Ws, certified = _chain(Ds, Ws, "analytic.dsc", **columns)
     noises = (0.0,) * len(Ds) if noises is None else noises
     activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
@@ -212,16 +211,16 @@ def chain_schedules(
     return certified, tuple(schedules)
 
 
-def _chain(Ds, Ws, where: str, **columns: Sequence[Any] | None):
+def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
     """The dictionaries of a chain, their weights and certificates, after all checks of lengths."""
     Ds = as_chain(Ds, where)
     Ws = (None,) * len(Ds) if Ws is None else Ws
-    for name, column in {**columns, "Ws": Ws}.items():
+    for name, column in {"sparsities": sparsities, **columns, "Ws": Ws}.items():
         if column is not None and len(column) != len(Ds):
             raise ValueError(
                 f"{where}: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary"
             )
-    for D, s in zip(Ds, columns["sparsities"]):
+    for D, s in zip(Ds, sparsities):
         _check_sparsity(D, s)
     return Ds, Ws, tuple(certify(D, W) for D, W in zip(Ds, Ws))
 
@@ -258,9 +257,10 @@ def _atom_schedule(
     """The schedule of one block atom by atom; warns if it certifies nothing."""
     with jax.enable_x64(True):
         D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
-        mus, C_Ws = atom_coherence(W64, D64)
-        C_Ws = column_norms(W64) * _UP if noise_norm == "l2" else C_Ws
-    mus, guard = np.asarray(mus) * _UP, c.guard * sparsity * bound
+        coherences, sizes = atom_coherence(W64, D64)
+        sizes = column_norms(W64) * _UP if noise_norm == "l2" else sizes
+    mus, C_Ws = np.asarray(coherences) * _UP, np.asarray(sizes)
+    guard = c.guard * sparsity * bound
 
     def at(sparsity, depth):
         options = dict(

@@ -90,7 +90,7 @@ def save(
         if not isinstance(layer, Layer | Network):
             raise TypeError(f"save: layer must be a Layer or a Network, got {type(layer).__name__}")
         if D is not None:
-            layer.check(params, D)
+            layer.check(params, D)  # type: ignore[arg-type]  # a tuple for a network
         form["layer"] = describe_model(layer)
     form["params"], leaves = describe_params(params, layer)
     form["D"], leaves_D = describe(D if dictionary else None, "D")
