@@ -41,7 +41,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
         TypeError: `x` is complex or not numeric.
     """
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
-        if not jax.config.jax_enable_x64:
+        if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # set at run time
             warn(
                 f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or "
                 "enable float64 with `jax.config.update('jax_enable_x64', True)`"

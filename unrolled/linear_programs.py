@@ -117,7 +117,8 @@ def basis_pursuit(
     C = C / size  # the range of float32 is too small for signals of any scale
 
     def unsettled(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
-        return next(iter(np.flatnonzero((primal - dual > tol * primal) & ~tried)), None)
+        left = np.flatnonzero((primal - dual > tol * primal) & ~tried)
+        return int(left[0]) if len(left) else None
 
     V, Z = _first_order(Q, C, banned, iterations)
     V, Z, primal, dual = _feasible(Q, C, banned, V, Z)
@@ -130,7 +131,7 @@ def basis_pursuit(
                 Q, atoms, C[:, k], b, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol
             )
             v, z, (p,), (q,) = _feasible(
-                Q, C[:, [k]], None if b is None else banned[[k]], v[:, None], z[:, None]
+                Q, C[:, [k]], None if banned is None else banned[[k]], v[:, None], z[:, None]
             )
             if p < primal[k]:
                 V[:, k], primal[k] = v[:, 0], p
@@ -155,7 +156,8 @@ def _first_order(
     if banned is not None:
         y[banned, columns] = 0
         y /= 1 - X[banned, columns]
-    X, y, thin = np.float32(X), np.float32(y), np.float32(Q) * np.sqrt(over)
+    X, y = X.astype(np.float32), y.astype(np.float32)
+    thin = Q.astype(np.float32) * np.sqrt(over)
     # With few rows, two thin products are cheaper than one with the projector P.
     P = None if 2 * len(Q) < d else over * np.eye(d, dtype=np.float32) - thin.T @ thin
     r = np.maximum(np.abs(y).sum(0) / (_THRESHOLD_SCALE * np.float32(d)), np.float32(1e-30))
@@ -176,7 +178,7 @@ def _first_order(
         np.subtract(x, u, out=y)
         if banned is not None:
             y[banned, columns], u[banned, columns] = 0, x[banned, columns]
-    return np.float64(y), Q @ (u / r)
+    return y.astype(np.float64), Q @ (u / r)
 
 
 def _feasible(
@@ -248,7 +250,7 @@ class _Basis:
     def __init__(self, rows: np.ndarray):
         # The transpose of contiguous rows is in Fortran order, so LAPACK needs no further copy.
         self.lu, self.order, _ = lapack().dgetrf(rows.T, overwrite_a=True)
-        self.etas = []
+        self.etas: list[tuple[int, np.ndarray]] = []
 
     def is_singular(self) -> bool:
         return np.abs(np.diag(self.lu)).min() < _SINGULAR

@@ -111,7 +111,7 @@ def curves(
     looks = styles(lines) if looks is None else looks
     for name, values in lines.items():
         values = np.asarray(values)
-        marker = dict(marker="o", markersize=2.5) if len(values) <= _MARKED else {}
+        marker: dict[str, Any] = dict(marker="o", markersize=2.5) if len(values) <= _MARKED else {}
         panel.plot(np.arange(1, len(values) + 1), values, label=name, **looks[name], **marker)
     if log:
         panel.set_yscale("log")
@@ -221,7 +221,7 @@ def _lines(panel: "Axes", watch: Any, name: str) -> int:
     if name == "diagonal_mean":
         low, high = watch.series("diagonal_low").min(1), watch.series("diagonal_high").max(1)
         panel.fill_between(steps, low, high, color="#7F7F7F", alpha=0.15, linewidth=0)
-    predicted = [] if watch.prediction is None else _predicted(watch.prediction, name)
+    predicted = _predicted(watch.prediction, name)
     for k, value in enumerate(predicted):
         panel.axhline(value, color=_shade(k, len(predicted)), linestyle="--", linewidth=0.8)
     panel.set(title=_TITLES[name], xlabel="training step")
@@ -240,6 +240,8 @@ def _shade(k: int, depth: int) -> Any:
 
 def _predicted(prediction: Any, name: str) -> np.ndarray:
     """What theory predicts for a panel of `evolution`: a value per step, one for all, or none."""
+    if prediction is None:
+        return np.zeros(0)
     if name == "theta":
         theta = np.asarray(prediction.theta, float)
         return theta.reshape(len(theta), -1).mean(1)

@@ -59,7 +59,7 @@ _TWINS = (
 )
 
 # Factories by the function of the activations that they make: their arguments are its parameters.
-_FACTORIES = {
+_FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
     _leaky_relu: leaky_relu,
     _elu: elu,
     _celu: celu,
@@ -111,18 +111,16 @@ def describe(activation: Callable[[Array], Array]) -> str | list:
     for name, known in NAMED.items():
         if known == activation:
             return name
-    factory = _FACTORIES.get(activation.function) if isinstance(activation, Activation) else None
-    if factory is not None and factory(*activation.parameters) == activation:
-        return [
-            factory.__name__,
-            *(describe(p) if callable(p) else p for p in activation.parameters),
-        ]
+    if isinstance(activation, Activation) and activation.function in _FACTORIES:
+        factory, parameters = _FACTORIES[activation.function], activation.parameters
+        if factory(*parameters) == activation:
+            return [factory.__name__, *(describe(p) if callable(p) else p for p in parameters)]
     raise TypeError(
         f"activation: {activation!r} has no name; add it to activations.NAMED under a name"
     )
 
 
-def from_description(form: str | list) -> Callable[[Array], Array]:
+def from_description(form: str | list | tuple) -> Callable[[Array], Array]:
     """The activation that `describe` gave this form of; names are looked up, never evaluated.
 
     Raises:

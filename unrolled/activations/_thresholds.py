@@ -145,7 +145,7 @@ def select_support(
         >>> ur.activations.select_support(jnp.array([-3.0, 0.5, 2.0, 1.5]), 1.0, 0.5).tolist()
         [-3.0, 0.0, 2.0, 0.5]
     """
-    if _checks.is_concrete(fraction) and not 0 <= float(fraction) <= 1:
+    if _checks.is_concrete(fraction) and not 0 <= float(np.asarray(fraction)) <= 1:
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
     d = v.shape[-1]
     magnitude = lax.stop_gradient(jnp.abs(v))

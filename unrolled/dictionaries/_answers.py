@@ -1,8 +1,11 @@
 """Functions of a dictionary: a plain array is answered here, a structured one answers itself."""
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled._checks import Array
 from unrolled._numbers import largest_singular_value
@@ -30,6 +33,10 @@ def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
     return scale_columns(D, 1 / norms), norms
 
 
+@overload
+def normalize(D: Array) -> tuple[Array, Array]: ...
+@overload
+def normalize(D: Structured) -> tuple[Structured, Array]: ...
 def normalize(D: Dictionary) -> tuple[Dictionary, Array]:
     """Unit-norm atoms and the norms: D = D_unit diag(norms), so x_unit = norms x.
 
@@ -65,7 +72,11 @@ def spectral_norm(D: Dictionary) -> Array:
     return D.spectral_norm() if isinstance(D, Structured) else largest_singular_value(D)
 
 
-def spread(D: Dictionary, theta: Array) -> Array:
+@overload
+def spread(D: Dictionary, theta: Array) -> Array: ...
+@overload
+def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike: ...
+def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike:
     """Thresholds against the codes of D: one per group of atoms becomes one per atom.
 
     The groups of a `Conv` are its filters; any other shape is returned as it is.

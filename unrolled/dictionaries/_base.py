@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ class Structured:
     __array_ufunc__ = None  # a numpy array on the left defers to __rmatmul__
     ndim = 2
 
-    def __init_subclass__(cls, **arguments):
+    def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if cls.__name__.startswith("_"):
             return
@@ -119,7 +120,7 @@ class Structured:
         """D' r for one signal, (m,) -> (d,): the exact adjoint of `synthesize`."""
         raise TypeError(f"{type(self).__name__} does not define analyze")
 
-    def scale(self, c: Array) -> "Structured":
+    def scale(self, c: ArrayLike) -> "Structured":
         """c D, with a scalar c."""
         raise TypeError(f"{type(self).__name__} does not define scale")
 
@@ -167,7 +168,7 @@ class Structured:
         """Shape of the thresholds, one per group of atoms, that `spread` repeats; () if none."""
         return ()
 
-    def spread(self, theta: Array) -> Array:
+    def spread(self, theta: ArrayLike) -> ArrayLike:
         """Values of shape `groups`, one per group, as one per atom, (d,); others as they are."""
         return theta
 
@@ -197,11 +198,11 @@ class Structured:
         return _checks.cast(self, dtype)
 
     @property
-    def T(self) -> "Transposed":
+    def T(self) -> "Structured":
         """D', as a dictionary."""
         return Transposed(self)
 
-    def __matmul__(self, x):
+    def __matmul__(self, x: ArrayLike) -> Array:
         if isinstance(x, Structured):
             raise TypeError(
                 "D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)"
@@ -211,13 +212,13 @@ class Structured:
         _match(self.shape, x.shape, x.shape[0] if x.ndim else None, self.shape[1], "D @ x")
         return self.synthesize(x) if x.ndim == 1 else jax.vmap(self.synthesize, 1, 1)(x)
 
-    def __rmatmul__(self, r):
+    def __rmatmul__(self, r: ArrayLike) -> Array:
         r = jnp.asarray(r)
         self, r = _promoted(self, r)
         _match(self.shape, r.shape, r.shape[-1] if r.ndim else None, self.shape[0], "r @ D")
         return self.analyze(r) if r.ndim == 1 else jax.vmap(self.analyze)(r)
 
-    def __mul__(self, c):
+    def __mul__(self, c: ArrayLike) -> "Structured":
         if np.ndim(c):
             raise ValueError(
                 f"c D: c has shape {np.shape(c)}; expected a scalar, or try scale_columns for one "
@@ -225,10 +226,10 @@ class Structured:
             )
         return self.scale(c)
 
-    def __rmul__(self, c):
+    def __rmul__(self, c: ArrayLike) -> "Structured":
         return self * c
 
-    def __truediv__(self, c):
+    def __truediv__(self, c: ArrayLike) -> "Structured":
         return self * (1 / c)
 
 
@@ -256,7 +257,7 @@ class Transposed(Structured):
     def analyze(self, r: Array) -> Array:
         return self.base.synthesize(r)
 
-    def scale(self, c: Array) -> "Transposed":
+    def scale(self, c: ArrayLike) -> "Transposed":
         return Transposed(self.base.scale(c))
 
     def magnitudes(self) -> "Dictionary":
@@ -291,7 +292,7 @@ class Rescaled(Structured):
     def analyze(self, r: Array) -> Array:
         return self.weights * self.base.analyze(r)
 
-    def scale(self, c: Array) -> "Rescaled":
+    def scale(self, c: ArrayLike) -> "Rescaled":
         return Rescaled(self.base, self.weights * c)
 
     def scale_columns(self, c: Array) -> "Rescaled":
@@ -337,7 +338,7 @@ def scale_columns(D: Dictionary, c: Array) -> Dictionary:
     return D.scale_columns(c) if isinstance(D, Structured) else D * c[None, :]
 
 
-def _promoted(D: Structured, v: Array):
+def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:
     if D.dtype == v.dtype:
         return D, v
     dtype = _checks.common_dtype(D, v)

@@ -1,5 +1,6 @@
 """Dictionaries made of dictionaries: products, unions, and sparse combinations of atoms."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Composed(Structured):
             r = r @ D
         return r
 
-    def scale(self, c: Array) -> "Composed":
+    def scale(self, c: ArrayLike) -> "Composed":
         return Composed(self.factors[0] * c, *self.factors[1:])
 
     def scale_columns(self, c: Array) -> "Composed":
@@ -73,7 +74,7 @@ class Composed(Structured):
     def spectral_norm(self) -> Array:
         if math.prod(self.shape) <= _DENSE_LIMIT:
             return spectral_norm(dense(self))
-        return math.prod(spectral_norm(D) for D in self.factors)
+        return functools.reduce(jnp.multiply, map(spectral_norm, self.factors))
 
     def magnitudes(self) -> "Composed":
         return Composed(*map(magnitudes, self.factors))
@@ -118,12 +119,12 @@ class Concatenated(Structured):
         return jnp.split(x, ends)
 
     def synthesize(self, x: Array) -> Array:
-        return sum(D @ part for D, part in zip(self.parts, self._split(x)))
+        return jnp.asarray(sum(D @ part for D, part in zip(self.parts, self._split(x))))
 
     def analyze(self, r: Array) -> Array:
         return jnp.concatenate([r @ D for D in self.parts])
 
-    def scale(self, c: Array) -> "Concatenated":
+    def scale(self, c: ArrayLike) -> "Concatenated":
         return Concatenated(*(D * c for D in self.parts))
 
     def scale_columns(self, c: Array) -> "Concatenated":
@@ -211,7 +212,7 @@ class Sparse(Structured):
     def analyze(self, r: Array) -> Array:
         return jnp.sum(self.values * (r @ self.base)[self.indices], axis=0)
 
-    def scale(self, c: Array) -> "Sparse":
+    def scale(self, c: ArrayLike) -> "Sparse":
         return Sparse._of(self.base, self.indices, self.values * c)
 
     def scale_columns(self, c: Array) -> "Sparse":

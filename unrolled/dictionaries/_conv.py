@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ _LONGEST = 32
 
 
 @pytree(data=("filters",), static=("signal_shape", "stride", "boundary"))
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Conv(Structured):
     r"""The dictionary of the shifts of a bank of filters.
 
@@ -57,35 +58,46 @@ class Conv(Structured):
 
     filters: Array
     signal_shape: tuple[int, ...]
-    stride: tuple[int, ...] = 1
-    boundary: str = "valid"
+    stride: tuple[int, ...]
+    boundary: str
 
-    def __post_init__(self):
-        filters = _checks.as_float(self.filters, "filters", "Conv")
-        shape = _integers(self.signal_shape, 1, "signal_shape")
+    def __init__(
+        self,
+        filters: ArrayLike,
+        signal_shape: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        boundary: str = "valid",
+    ):
+        filters = _checks.as_float(filters, "filters", "Conv")
+        shape = _integers(signal_shape, 1, "signal_shape")
         if filters.ndim != 2 + len(shape) or 0 in filters.shape:
             raise ValueError(
                 f"Conv: filters have shape {filters.shape}; expected (n_atoms, n_channels, "
                 f"*kernel) with {len(shape)} kernel dimensions, none of them 0"
             )
-        stride = _integers(self.stride, len(shape), "stride")
-        if len(stride) != len(shape):
+        strides = _integers(stride, len(shape), "stride")
+        if len(strides) != len(shape):
             raise ValueError(
-                f"Conv: stride {stride} does not fit signal_shape {shape}; expected one per "
+                f"Conv: stride {strides} does not fit signal_shape {shape}; expected one per "
                 "dimension"
             )
-        if self.boundary not in BOUNDARIES:
+        if boundary not in BOUNDARIES:
             raise ValueError(
-                f"Conv: unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}"
+                f"Conv: unknown boundary {boundary!r}; expected one of {', '.join(BOUNDARIES)}"
             )
         _checks.finite(filters, "filters", "Conv")
         kernel = filters.shape[2:]
-        if self.boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
+        if boundary == "valid" and any(n > N for n, N in zip(kernel, shape)):
             raise ValueError(
                 f"Conv: kernel {kernel} is longer than the signal {shape}; try "
                 'boundary="circular" or "zero"'
             )
-        for name, value in (("filters", filters), ("signal_shape", shape), ("stride", stride)):
+        for name, value in (
+            ("filters", filters),
+            ("signal_shape", shape),
+            ("stride", strides),
+            ("boundary", boundary),
+        ):
             object.__setattr__(self, name, value)
 
     @property
@@ -151,7 +163,7 @@ class Conv(Structured):
         """A flat code (..., d) as feature maps (..., n_atoms, *positions)."""
         return x.reshape(*x.shape[:-1], *self.code_grid)
 
-    def spread(self, theta: Array) -> Array:
+    def spread(self, theta: ArrayLike) -> Array:
         """One value per filter, (n_atoms,), repeated over its positions, (d,); others as is."""
         theta = jnp.asarray(theta)
         if theta.shape != self.groups:
@@ -159,7 +171,7 @@ class Conv(Structured):
         # Not jnp.repeat: it transposes to a scatter.
         return jnp.broadcast_to(theta[:, None], (len(theta), math.prod(self.positions))).reshape(-1)
 
-    def scale(self, c: Array) -> "Conv":
+    def scale(self, c: ArrayLike) -> "Conv":
         return jax.tree.map(lambda filters: filters * c, self)
 
     def normalized(self) -> tuple["Conv", Array]:
@@ -284,7 +296,7 @@ class Conv(Structured):
             codes[(f, j, f, *corner)] = 1
         return jnp.asarray(codes.reshape(-1, self.shape[1]), self.filters.dtype)
 
-    def is_shift_of(self, other: Dictionary) -> bool:
+    def is_shift_of(self, other: Dictionary) -> TypeGuard["Conv"]:
         """Whether `other` is a `Conv` of the same geometry, so that filters can be compared."""
         return isinstance(other, Conv) and self._geometry() == other._geometry()
 
@@ -292,6 +304,6 @@ class Conv(Structured):
         return self.signal_grid, self.code_grid, self.kernel, self.stride, self.boundary
 
 
-def _integers(value, dimensions: int, name: str) -> tuple[int, ...]:
+def _integers(value: int | tuple[int, ...], dimensions: int, name: str) -> tuple[int, ...]:
     values = value if isinstance(value, (tuple, list)) else (value,) * dimensions
     return tuple(_checks.as_index(n, name, "Conv", least=1) for n in values)

@@ -14,7 +14,7 @@ from unrolled.dictionaries._base import Dictionary, Structured, column_norms
 _UNIT_TOLERANCE = 1e-4
 
 
-def as_dictionary(D: Dictionary, where: str) -> Dictionary:
+def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
     """A dictionary in floating point, (m, d) with m and d at least 1.
 
     Args:
@@ -58,7 +58,7 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Dictionary, ...]:
         >>> [D.shape for D in Ds]
         [(2, 3), (3, 4)]
     """
-    if isinstance(Ds, Structured) or getattr(Ds, "ndim", 0) == 2:
+    if isinstance(Ds, Dictionary | np.ndarray) and Ds.ndim == 2:
         raise ValueError(
             f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, "
             "try [D]"

@@ -1,6 +1,7 @@
 """What the shifts of a filter bank have in common: inner products, and weights from one window."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,19 @@ from jax.typing import ArrayLike
 
 from unrolled._checks import Array
 from unrolled._numbers import widened
-from unrolled.dictionaries._base import Structured, dense
+from unrolled.dictionaries._base import dense
+
+# `Any` below is a `Conv`, whose module imports this one.
 
 
-def corner_products(W: Structured, D: Structured) -> tuple[Array, Array]:
+def corner_products(W: Any, D: Any) -> tuple[Array, Array]:
     """w_i . d_j for the corner atoms i of `Conv.corner_codes`, and the mask of i = j."""
     codes = D.corner_codes()
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
 
 
-def window_weights(D: Structured, ridge: ArrayLike) -> Structured:
+def window_weights(D: Any, ridge: ArrayLike) -> Any:
     """The closed form of `theory.frobenius_weights` on one window as long as the kernel.
 
     S = A A' collects the atoms that meet the window, cut to it, as columns of A: one small system

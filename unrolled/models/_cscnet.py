@@ -173,14 +173,14 @@ class CSCNet(nnx.Module):
     def _code(self, window: Array, sigma: Array | None) -> Array:
         A, B = (Conv(bank[...], window.shape, self.stride) for bank in (self.A, self.B))
         theta = magnitude(self.theta[...])
-        if self.slope is not None:
+        if self.slope is not None and sigma is not None:  # both or neither
             theta = theta + magnitude(self.slope[...]) * sigma
         params = Unrolled(
             Weights(B), Threshold(jnp.broadcast_to(theta, (self.unfoldings, *theta.shape)))
         )
         return lista_cp(self.unfoldings).apply(params, A, window.reshape(-1))
 
-    def _synthesize(self, x: Array, shape: tuple[int, int]) -> Array:
+    def _synthesize(self, x: Array, shape: tuple[int, ...]) -> Array:
         return (Conv(self.C[...], shape, self.stride) @ x).reshape(shape)
 
     def _checked(

@@ -322,7 +322,15 @@ def threshold(
         return _result(D, y, x, theta, tol, jnp.ones((), int))
 
 
-def _prepare(where, D, y, lam, tol, max_steps):
+def _prepare(
+    where: str,
+    D: Dictionary,
+    y: ArrayLike,
+    lam: ArrayLike,
+    tol: float | None,
+    max_steps: int,
+) -> tuple[Dictionary, Array, Array, Array, float | None, int]:
+    """The checked operands, the step size, and the checked options."""
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(lam, "lam", where)
     _checks.finite(lam, "lam", where)
@@ -341,12 +349,12 @@ def _prepare(where, D, y, lam, tol, max_steps):
     return D, y, lam, gamma, tol, _checks.as_index(max_steps, "max_steps", where)
 
 
-def _per_atom(D, y, value, name: str, where: str) -> Array:
+def _per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
     """One number or one per atom; one per filter of a `Conv` is repeated over its positions."""
-    value = spread(D, jnp.asarray(value, y.dtype))
-    if value.shape not in ((), (D.shape[1],)):
-        raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({D.shape[1]},)")
-    return value
+    each = spread(D, jnp.asarray(value, y.dtype))
+    if each.shape not in ((), (D.shape[1],)):
+        raise ValueError(f"{where}: {name} has shape {each.shape}; expected () or ({D.shape[1]},)")
+    return each
 
 
 def _pursue(step, start, D, y, lam, tol, max_steps) -> Pursuit:

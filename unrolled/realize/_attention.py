@@ -266,14 +266,14 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
     filters, X = (_checks.as_float(v, name, where) for v, name in ((filters, "filters"), (X, "X")))
     if not _checks.is_concrete((filters, X)):
         raise TypeError(f"{where}: expected concrete arrays, got traced ones; call it outside jit")
-    filters, X = np.asarray(filters, np.float64), np.asarray(X, np.float64)
+    X = np.asarray(X, np.float64)
     n_channels, p = filters.shape[1], filters.ndim - 2
     if X.shape not in ((), (n_channels,)) and (X.ndim != 1 + p or len(X) != n_channels):
         raise ValueError(
             f"{where}: X has shape {X.shape}; expected a bound, () or ({n_channels},), or a signal "
             f"of {n_channels} channels and {p} dimensions"
         )
-    taps = filters.reshape(*filters.shape[:2], -1)
+    taps = np.asarray(filters, np.float64).reshape(*filters.shape[:2], -1)
     if X.ndim > 1:
         most = np.abs(np.einsum("oih,ij->hoj", taps, X.reshape(n_channels, -1))).max(-1).sum(0)
     else:

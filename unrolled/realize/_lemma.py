@@ -46,7 +46,8 @@ def _hidden(
 
     The bounds are computed only if `net.bounded`.
     """
-    layers, code = [], Bound(np.zeros(block.d), 0.0)
+    layers: list[ConvLayer] = []
+    code = Bound(np.zeros(block.d), 0.0)
     for k, step in enumerate(block.steps):
         if net.form == "literal" and not state.signed:
             more, state = _lifted(

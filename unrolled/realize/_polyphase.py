@@ -57,10 +57,9 @@ class Architecture(NamedTuple):
         known = self.stored.get(filters.shape)
         if known is None or not np.array_equal(known[0], filters):
             known = self.stored[filters.shape] = filters, jnp.asarray(filters)
-        bias = jnp.asarray(bias.astype(self.dtype))
-        return ConvLayer(
-            known[1], bias, self.stride, None if linear else self.activation, flat, readout
-        )
+        rho = None if linear else self.activation
+        bias = bias.astype(self.dtype)
+        return ConvLayer(known[1], jnp.asarray(bias), self.stride, rho, flat, readout)
 
 
 def tree_depth(q: int, stride: int) -> int:

@@ -172,7 +172,7 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     x = lax.pad(x.reshape(D.code_grid), jnp.zeros((), x.dtype), [(0, 0, 0), *around])
     y = jnp.pad(y.reshape(D.signal_grid), [(0, 0), *((a, 0) for a in _lead(D))])
     mask = np.ones((1, *_token_grid(D)))
-    mask[(0, *_code_places(D))] = 0
+    mask[0][_code_places(D)] = 0
     tokens = jnp.concatenate([x, y, jnp.asarray(mask, y.dtype)])
     return tokens.reshape(len(tokens), -1).T
 
@@ -285,7 +285,8 @@ def shift_invariant(D: Dictionary, where: str) -> Conv:
             f'{where}: boundary "zero" cuts atoms at the border, so that W\'D differs between '
             'positions, while the weights of a block do not; expected "valid" or "circular"'
         )
-    return as_dictionary(D, where)
+    as_dictionary(D, where)  # its checks
+    return D
 
 
 def analysis_weights(W: Dictionary, D: Conv, where: str) -> Conv:

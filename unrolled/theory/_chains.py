@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -25,14 +27,16 @@ from unrolled.theory._schedules import host_numbers
 CANCELLED = 1e-6
 
 
-def host_chain(Ds: Sequence[Dictionary], where: str, dtype=np.float64) -> tuple[Dictionary, ...]:
+def host_chain(
+    Ds: Sequence[Dictionary], where: str, dtype: DTypeLike | None = np.float64
+) -> tuple[Dictionary, ...]:
     """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError."""
     _checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
     return Ds if dtype is None else _checks.cast(Ds, dtype)
 
 
-def effective(Ds: Sequence[Dictionary]) -> tuple[Dictionary | np.ndarray, np.ndarray]:
+def effective(Ds: Sequence[Dictionary]) -> tuple[Dictionary, np.ndarray]:
     """D_1 ... D_J and its column norms, 0 where a column cancels.
 
     The product is a matrix, except that one structured dictionary stays as it is.
@@ -49,13 +53,11 @@ def measured(D: Dictionary) -> tuple[Array, Array]:
     return mutual_coherence(D), column_norms(D)
 
 
-def _product(Ds: Sequence[Dictionary]) -> Dictionary | np.ndarray:
-    """D_1 ... D_J as a numpy matrix; one structured dictionary stays as it is."""
+def _product(Ds: Sequence[Dictionary]) -> Dictionary:
+    """D_1 ... D_J as a matrix, multiplied by numpy; one structured dictionary stays as it is."""
     if len(Ds) == 1 and isinstance(Ds[0], Structured):
         return Ds[0]
-    return functools.reduce(
-        np.matmul, [np.asarray(dense(D) if isinstance(D, Structured) else D) for D in Ds]
-    )
+    return jnp.asarray(functools.reduce(np.matmul, [np.asarray(dense(D)) for D in Ds]))
 
 
 def of_length(values: Sequence, name: str, J: int, where: str) -> None:
@@ -70,10 +72,8 @@ def layer_counts(values: Sequence[int], J: int, where: str, name: str = "sparsit
     return np.array([_checks.as_index(s, name, where) for s in values])
 
 
-def layer_numbers(
-    values: ArrayLike | Sequence[ArrayLike], name: str, J: int, where: str
-) -> np.ndarray:
-    """J non-negative floats, (J,); a scalar is repeated."""
+def layer_numbers(values: Any, name: str, J: int, where: str) -> np.ndarray:
+    """J non-negative floats, (J,), of one number for all layers or a sequence of J."""
     values = (values,) * J if np.ndim(values) == 0 else values
     of_length(values, name, J, where)
     return np.array([host_numbers(where, **{name: v})[0] for v in values])

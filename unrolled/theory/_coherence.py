@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -67,7 +68,7 @@ def mutual_coherence(D: Dictionary) -> Array:
         0.25
     """
     D = as_dictionary(D, "mutual_coherence")
-    _refuse_cut_atoms(D, "mutual_coherence")
+    refuse_cut_atoms(D, "mutual_coherence")
     unit, norms = normalized(D)
     nonzero_atoms(norms, "mutual_coherence")
     mu = jnp.minimum(weights_coherence(unit, unit).mu_W, 1.0)
@@ -107,7 +108,7 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
         raise ValueError(
             f"coherence: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}"
         )
-    _refuse_cut_atoms(D, "coherence")
+    refuse_cut_atoms(D, "coherence")
     unit_atoms(D, "coherence")
     dtype = _checks.common_dtype(W, D)
     return weights_coherence(_checks.cast(W, dtype), _checks.cast(D, dtype))
@@ -137,7 +138,7 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
 
-def _refuse_cut_atoms(D: Dictionary, where: str) -> None:
+def refuse_cut_atoms(D: Dictionary, where: str) -> None:
     if cuts_atoms(D):
         raise ValueError(
             f'{where}: boundary "zero" cuts the atoms at the border, so they have norms below 1 '
@@ -172,7 +173,7 @@ def babel(D: Dictionary, s: int) -> Array:
         0.75
     """
     D = as_dictionary(D, "babel")
-    _refuse_cut_atoms(D, "babel")
+    refuse_cut_atoms(D, "babel")
     unit_atoms(D, "babel")
     s, d = _checks.as_index(s, "s", "babel"), D.shape[1]
     rows = representatives(D)
@@ -234,7 +235,7 @@ def sparsity_bound(mu: float) -> float:
         >>> ur.theory.sparsity_bound(0.25)
         2.5
     """
-    mu = _host(mu, "mu", "sparsity_bound")
+    mu = host_float(mu, "mu", "sparsity_bound")
     if not mu >= 0:
         raise ValueError(f"sparsity_bound: mu must be non-negative, got {mu}")
     return (1 + 1 / mu) / 2 if mu else math.inf
@@ -304,7 +305,7 @@ def rounding_guard(
     return 4 * eps * float(products.max()) * s * float(bound)
 
 
-def _host(x, name: str, where: str) -> float:
+def host_float(x: ArrayLike, name: str, where: str) -> float:
     """`x` as a Python float; a tracer is a TypeError that says so."""
     _checks.on_host(x, where, name)
     return float(np.asarray(x))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense, spectral_norm
-from unrolled.theory._coherence import Coherence, _host, coherence
+from unrolled.theory._coherence import Coherence, coherence, host_float
 from unrolled.theory._schedules import UP, Schedule, deep_schedule, host_numbers, times
 
 # A share of the tolerance below which further steps of a block change nothing in float64.
@@ -123,7 +124,8 @@ def atom_schedule(
         raise ValueError(
             f"{where}: mus has shape {mus.shape} and C_Ws {C_Ws.shape}; expected (d,) both"
         )
-    _checks.nonnegative(mus, "mus", where), _checks.nonnegative(C_Ws, "C_Ws", where)
+    _checks.nonnegative(mus, "mus", where)
+    _checks.nonnegative(C_Ws, "C_Ws", where)
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
     s, c = min(s, len(mus)), _products(C_Ws, noise) + guard
 
@@ -170,11 +172,11 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     """
     K = _checks.as_index(depth, "depth", "sequence_bound")
     coherence(W, D)  # the checks
-    W, D = (np.asarray(dense(A), np.float64) for A in (W, D))
-    step = np.linalg.norm(np.eye(D.shape[1]) - W.T @ D, 2) * UP
+    weights, atoms = (np.asarray(dense(A), np.float64) for A in (W, D))
+    step = np.linalg.norm(np.eye(D.shape[1]) - weights.T @ atoms, 2) * UP
     with np.errstate(over="ignore"):
         powers = step ** np.arange(K)
-        return np.linalg.norm(W, 2) * UP * np.concatenate([[0.0], np.cumsum(powers)])
+        return np.linalg.norm(weights, 2) * UP * np.concatenate([[0.0], np.cumsum(powers)])
 
 
 def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 0.0) -> float:
@@ -234,7 +236,7 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
     """
     error, gamma = host_numbers("objective_bound", error=error, gamma=gamma)
     s = _checks.as_index(sparsity, "sparsity", "objective_bound")
-    norm = _host(spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound")
+    norm = host_float(spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound")
     moved = times(norm, error)  # its square overflows to inf, where ** would raise
     return moved * moved / s + times(gamma, error) if s else 0.0
 
@@ -285,25 +287,33 @@ def plan(
     """
     (tol,) = host_numbers("plan", tol=tol)
     J = len(mus)
-    columns = dict(sparsities=sparsities, bounds=bounds, noises=noises, guards=guards, etas=etas)
-    columns = {
-        name: [0.0] * J if column is None else list(column) for name, column in columns.items()
-    }
-    # the checks, and the contractions
-    limits = deep_schedule(mus, C_Ws, depths=(0,) * J, **columns)
+    zeros = (0.0,) * J
+    noises = zeros if noises is None else noises
+    guards = zeros if guards is None else guards
+    schedules = partial(
+        deep_schedule,
+        mus,
+        C_Ws,
+        sparsities=sparsities,
+        bounds=bounds,
+        noises=noises,
+        guards=guards,
+        etas=etas,
+    )
+    limits = schedules(depths=(0,) * J)  # the checks, and the contractions
     numbers = [
         host_numbers("plan", C=C, B=B, delta=delta, g=g)
-        for C, B, delta, g in zip(C_Ws, columns["bounds"], columns["noises"], columns["guards"])
+        for C, B, delta, g in zip(C_Ws, bounds, noises, guards)
     ]
     blocks = tuple(
         _Block(found.contraction, times(s, B), 2 * s * C, delta, 2 * s * g)
-        for found, s, (C, B, delta, g) in zip(limits, columns["sparsities"], numbers)
+        for found, s, (C, B, delta, g) in zip(limits, sparsities, numbers)
     )
     contracts = all(found.contraction < 1 for found in limits)
     depths = _fewest(blocks, tol, math.inf) if contracts else None
     if depths is None:
         return Plan((math.inf,) * J, (), False)
-    return Plan(depths, deep_schedule(mus, C_Ws, depths=depths, **columns), True)
+    return Plan(depths, schedules(depths=depths), True)
 
 
 class _Block(NamedTuple):
@@ -348,7 +358,7 @@ def _fewest(blocks: Sequence[_Block], tol: float, most: float) -> tuple[int, ...
     *before, last = blocks
     K, best, least = last.steps(tol), None, 0.0
     if not before:
-        return (K,) if K < most else None
+        return (int(K),) if K < most else None
     for block in blocks:  # between one step and its limit an error is monotone
         least = min(block.error(1, least), block.error(math.inf, least))
     if least > tol:
@@ -356,7 +366,7 @@ def _fewest(blocks: Sequence[_Block], tol: float, most: float) -> tuple[int, ...
     while K + len(before) < most:
         found = _fewest(before, last.tolerance(K, tol), most - K)
         if found is not None:
-            best, most = (*found, K), K + sum(found)
+            best, most = (*found, int(K)), K + sum(found)
         if last.a**K * last.start <= _NEGLIGIBLE * tol:
             break
         K += 1

@@ -31,7 +31,7 @@ from unrolled.theory._atom_programs import (
     is_closed,
     solve_atoms,
 )
-from unrolled.theory._coherence import _host, _refuse_cut_atoms
+from unrolled.theory._coherence import host_float, refuse_cut_atoms
 
 # The level of Definition 8 exceeds the coherence reached by this share, and is at least this large,
 # so that the start is strictly inside for the atoms that attain it.
@@ -119,9 +119,10 @@ def generalized_coherence(
     upper, lower, W = _differentiable(solve, chosen)(dense(D))
     top, bottom = jnp.max(upper), jnp.max(lower)
     holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
-    if atoms is None:
-        W, upper, lower = replicate(D, W), spread(D, upper), spread(D, lower)
-    return GeneralizedCoherence(top, bottom, upper, lower, W, holds)
+    if atoms is not None:
+        return GeneralizedCoherence(top, bottom, upper, lower, W, holds)
+    upper, lower = spread(D, upper), spread(D, lower)
+    return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds)
 
 
 def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Dictionary:
@@ -176,17 +177,17 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
     """
     A = _on_host(D, "coherence_at_most")
     _positive(tol, "coherence_at_most")
-    level = _host(level, "level", "coherence_at_most")
+    level = host_float(level, "level", "coherence_at_most")
     if not level >= 0:
         raise ValueError(f"coherence_at_most: level must be non-negative, got {level}")
 
     def choose(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
         return None if 1 / primal.min() > level else _highest(dual, tried, level)
 
-    upper, lower, _, _ = solve_atoms(
+    uppers, lowers, _, _ = solve_atoms(
         A, chosen=np.arange(A.shape[1]), tol=tol, choose=choose, quick=True
     )
-    upper, lower = float(upper.max()), float(lower.max())
+    upper, lower = float(uppers.max()), float(lowers.max())
     if lower > level:
         return AtMost(False, upper, lower)
     return AtMost(True if upper <= max(level, ROUNDING) else None, upper, lower)
@@ -243,13 +244,17 @@ def minimal_entry_weights(
         (True, True)
     """
     where = "minimal_entry_weights"
-    A, start = _on_host(D, where), coherence
+    A = _on_host(D, where)
     _positive(tol, where)
-    d, given = A.shape[1], coherence is not None and not isinstance(coherence, GeneralizedCoherence)
-    if not isinstance(start, GeneralizedCoherence):
+    d = A.shape[1]
+    if coherence is None or isinstance(coherence, GeneralizedCoherence):
+        start, level = coherence, None
+    else:
+        start, level = None, host_float(coherence, "coherence", where)
+    if start is None:
         with jax.enable_x64(True):
             # A given level may lie between the values of the atoms, so each must be settled.
-            start = generalized_coherence(A, tol, only_maximum=not given)
+            start = generalized_coherence(jnp.asarray(A), tol, only_maximum=level is None)
     _checks.on_host(start, where, "coherence")
     W = np.array(dense(start.W), np.float64)
     if W.shape != A.shape:
@@ -258,9 +263,7 @@ def minimal_entry_weights(
             "atoms"
         )
     W, reached = certified(A, W, np.arange(d))
-    if given:
-        level = _host(coherence, "coherence", where)
-    else:
+    if level is None:
         level = max(float(reached.max()) * (1 + _LEVEL_SLACK), _LEAST_LEVEL)
     if not level >= 0:
         raise ValueError(f"{where}: coherence must be non-negative, got {level}")
@@ -268,10 +271,10 @@ def minimal_entry_weights(
     feasible = np.flatnonzero(reached <= level + ROUNDING)
     level = max(level, reached[feasible].max(initial=0.0))
     with one_thread():
-        for i in feasible:
+        for i in feasible.tolist():
             W[:, i], upper[i], lower[i] = least_entries(A, i, level, W[:, i], tol)
             if progress is not None:
-                progress(int(i) + 1, d)
+                progress(i + 1, d)
     holds = bool(np.all(np.isfinite(upper) & (upper - lower <= tol * upper)))
     return MinimalEntryWeights(
         W, float(upper.max()), float(lower.max()), upper, lower, level, holds
@@ -281,7 +284,7 @@ def minimal_entry_weights(
 def _unit_dictionary(D: Dictionary, where: str) -> Dictionary:
     """D in floating point, checked for unit atoms that are not cut at a border."""
     D = as_dictionary(D, where)
-    _refuse_cut_atoms(D, where)
+    refuse_cut_atoms(D, where)
     unit_atoms(D, where)
     return D
 

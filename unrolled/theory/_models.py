@@ -201,10 +201,9 @@ def is_csc_feasible(
     where = "is_csc_feasible"
     (tol,) = host_numbers(where, tol=tol)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        Ds = host_chain(Ds, where, dtype=None)
-        _grids_meet(Ds, where)
+        Ds = _on_grids(host_chain(Ds, where, dtype=None), where)
         codes, residuals, rounding = _evaluated(y, Ds, xs, tol, where)
-        stripes = np.array([int(_conv_stripe_norm(D, x)) for D, x in zip(Ds, codes)])
+        stripes = np.array([int(_conv_stripe_norm(D, jnp.asarray(x))) for D, x in zip(Ds, codes)])
         mus = [_coherence_of(D, where) for D in Ds]
     met = _met(residuals, rounding, stripes, layer_counts(sparsities, len(Ds), where))
     unique = np.array([n <= max_sparsity(mu, D.shape[1]) for n, mu, D in zip(stripes, mus, Ds)])
@@ -226,19 +225,22 @@ def _conv_stripe_norm(D: Conv, x: Array) -> Array:
     return _fullest_stripe(D.unflatten_code(x) != 0, reach, circular)
 
 
-def _grids_meet(Ds: Sequence[Dictionary], where: str) -> None:
-    """Raise unless every dictionary is a `Conv` on the code grid of the one before."""
+def _on_grids(Ds: Sequence[Dictionary], where: str) -> list[Conv]:
+    """The dictionaries, checked to be `Conv` on the code grid of the one before."""
+    convs = []
     for j, D in enumerate(Ds, start=1):
         if not isinstance(D, Conv):
             raise TypeError(
                 f"{where}: D_{j} is a {type(D).__name__}; expected a Conv, or try is_feasible"
             )
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
+        convs.append(D)
+    for j, (left, right) in enumerate(zip(convs, convs[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(
                 f"{where}: D_{j} has code grid {left.code_grid} but D_{j + 1} has signal grid "
                 f"{right.signal_grid}; they must agree"
             )
+    return convs
 
 
 def _evaluated(

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled.dictionaries import Dictionary, operands
-from unrolled.theory._coherence import Coherence, _host, coherence, diagonal
+from unrolled.theory._coherence import coherence, diagonal, host_float
 
 # Measured coherences and norms are rounded up by this factor, far above the rounding of float64
 # sums: a denominator that is zero must not come out positive.
@@ -253,12 +253,12 @@ def error_bar(
         >>> round(bar.linf, 3), bar.holds
         (0.014, True)
     """
-    s, score, noise, found, eta = _after_the_fact("error_bar", W, D, x, y, sparsity, noise)
-    denominator = 1 - max(2 * s - 1, 0) * found.mu_W - eta
+    s, score, noise, mu, C_W, eta = _after_the_fact("error_bar", W, D, x, y, sparsity, noise)
+    denominator = 1 - max(2 * s - 1, 0) * mu - eta
     holds = denominator > 0 and int(np.count_nonzero(np.asarray(x))) <= s and math.isfinite(score)
     if not holds:
         return ErrorBar(math.inf, math.inf, math.inf, False)
-    linf = (score + found.C_W * noise) / denominator if s else 0.0
+    linf = (score + C_W * noise) / denominator if s else 0.0
     return ErrorBar(linf, math.sqrt(2 * s) * linf, 2 * s * linf, True)
 
 
@@ -281,31 +281,37 @@ def code_bound(
         1.0
     """
     x = np.zeros(D.shape[1])
-    s, score, noise, found, eta = _after_the_fact("code_bound", W, D, x, y, sparsity, noise)
-    denominator = 1 - max(s - 1, 0) * found.mu_W - eta
+    s, score, noise, mu, C_W, eta = _after_the_fact("code_bound", W, D, x, y, sparsity, noise)
+    denominator = 1 - max(s - 1, 0) * mu - eta
     return (
-        (score + found.C_W * noise) / denominator
+        (score + C_W * noise) / denominator
         if denominator > 0 and math.isfinite(score)
         else math.inf
     )
 
 
 def _after_the_fact(
-    where: str, W: Dictionary, D: Dictionary, x: ArrayLike, y: ArrayLike, sparsity: int, noise
-) -> tuple[int, float, float, Coherence, float]:
-    """s, |W'(y - D x)|_inf, delta, (mu_W, C_W) and eta, in float64 and rounded up."""
+    where: str,
+    W: Dictionary,
+    D: Dictionary,
+    x: ArrayLike,
+    y: ArrayLike,
+    sparsity: int,
+    noise: ArrayLike,
+) -> tuple[int, float, float, float, float, float]:
+    """s, |W'(y - D x)|_inf, delta, mu_W, C_W and eta, in float64 and rounded up."""
     (noise,) = host_numbers(where, noise=noise)
     s = _checks.as_index(sparsity, "sparsity", where)
     _checks.on_host((W, D, x, y), where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D, W, x, y = (_checks.cast(a, np.float64) for a in (D, W, x, y))
         D, y, _ = operands(D, y, where)
-        if x.shape != (D.shape[1],):
-            raise ValueError(f"{where}: x has shape {x.shape}; expected ({D.shape[1]},)")
+        if np.shape(x) != (D.shape[1],):
+            raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({D.shape[1]},)")
         mu, C_W = (float(v) for v in coherence(W, D))
         eta = float(np.abs(1 - np.asarray(diagonal(W, D))).max())
         score = np.abs(np.asarray((y - D @ x) @ W)).max()
-    return s, float(score) * UP, noise, Coherence(mu * UP, C_W), eta
+    return s, float(score) * UP, noise, mu * UP, C_W, eta
 
 
 def times(a: float, b: float) -> float:
@@ -315,7 +321,7 @@ def times(a: float, b: float) -> float:
 
 def host_numbers(where: str, **values: ArrayLike) -> list[float]:
     """The values as host floats, checked to be non-negative."""
-    floats = [_host(value, name, where) for name, value in values.items()]
+    floats = [host_float(value, name, where) for name, value in values.items()]
     for name, value in zip(values, floats):
         if not value >= 0:
             raise ValueError(f"{where}: {name} must be non-negative and not NaN, got {value}")

@@ -97,13 +97,13 @@ def stability(
     (eps0,) = host_numbers(where, eps0=eps0)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds, t = _hypotheses(Ds, sparsities, where)
-        eps = layer_numbers(eps, "eps", len(Ds), where).tolist()
+        tolerances = layer_numbers(eps, "eps", len(Ds), where).tolist()
         Ws = _weights((None,) * len(Ds) if Ws is None else Ws, len(Ds), where)
         factor = np.array([_factor(D, n) for D, n in zip(Ds, t)])
         factor_W = np.array([_factor_of_weights(W, D, n) for W, D, n in zip(Ws, Ds, t)])
     delta, error = np.empty(len(Ds)), eps0
     for j, c in enumerate(np.minimum(factor, factor_W).tolist()):
-        delta[j] = error = _enlarged(eps[j] + error, c)
+        delta[j] = error = _enlarged(tolerances[j] + error, c)
     return Stability(delta, factor, factor_W, bool(np.isfinite(delta).all()))
 
 
@@ -156,9 +156,12 @@ def model_stability(
         [0.163]
     """
     gains = _gains(Ds, sparsities, "model_stability")
-    eps = layer_numbers(eps, "eps", len(gains), "model_stability").tolist()
+    tolerances = layer_numbers(eps, "eps", len(gains), "model_stability").tolist()
     return np.array(
-        [sum(map(_enlarged, eps[: j + 1], gains[: j + 1, j].tolist())) for j in range(len(gains))]
+        [
+            sum(map(_enlarged, tolerances[: j + 1], gains[: j + 1, j].tolist()))
+            for j in range(len(gains))
+        ]
     )
 
 
@@ -325,8 +328,8 @@ def holistic_stability(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
         J, supports = len(Ds), as_supports(supports, Ds, where)
-        eps = layer_numbers(eps, "eps", J, where).tolist()
-        parts = [_accumulated(Ds[j:], eps[j:]) for j in range(J)]
+        tolerances = layer_numbers(eps, "eps", J, where).tolist()
+        parts = [_accumulated(Ds[j:], tolerances[j:]) for j in range(J)]
         E, K = constraints(Ds, supports)
         spectrum = singular_values(E[0], K)
         sigma_min, cut = _rounded_down(spectrum), float(rank_cut(spectrum))

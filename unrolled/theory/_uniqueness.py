@@ -92,7 +92,7 @@ def uniqueness(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
         s = bounded_counts(sparsities, Ds, where)
-        counts = s if counts is None else bounded_counts(counts, Ds, where, "counts")
+        nonzeros = s if counts is None else bounded_counts(counts, Ds, where, "counts")
         for D in Ds:
             unit_atoms(D, where)
 
@@ -105,14 +105,14 @@ def uniqueness(
             value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
             return host_numbers(where, coherence=value)[0]
 
-        first, best, path = _visit(mu, counts + s, [D.shape[1] for D in Ds])
+        first, best, path = _visit(mu, nonzeros + s, [D.shape[1] for D in Ds])
         alone = [
-            _admits(mu(j, j), 2 * c, D.shape[1])
-            for j, (c, D) in enumerate(zip(counts, Ds), start=1)
+            _admits(mu(j, j), 2 * n, D.shape[1])
+            for j, (n, D) in enumerate(zip(nonzeros, Ds), start=1)
         ]
     unique, l1 = np.arange(len(Ds)) < first, np.logical_and.accumulate(alone)
     bounds = np.array([sparsity_bound(m) if m < math.inf else 0.0 for m in best])
-    return Uniqueness(unique, bounds, bounds - (counts + s) / 2, path, l1, bool(unique.all()))
+    return Uniqueness(unique, bounds, bounds - (nonzeros + s) / 2, path, l1, bool(unique.all()))
 
 
 def _visit(
@@ -227,7 +227,8 @@ def constraints(
 
     K has one row for every entry of a code that its support forbids.
     """
-    E, columns = [], jnp.eye(Ds[-1].shape[1], dtype=Ds[-1].dtype)[:, supports[-1]]
+    E: list[Array] = []
+    columns = jnp.eye(Ds[-1].shape[1], dtype=Ds[-1].dtype)[:, supports[-1]]
     for D in reversed(Ds):
         columns = D @ columns
         E.insert(0, columns)

@@ -16,7 +16,7 @@ from unrolled.dictionaries import (
     dense,
     nonzero_atoms,
 )
-from unrolled.theory._coherence import _refuse_cut_atoms
+from unrolled.theory._coherence import refuse_cut_atoms
 
 # A ridge below this part of the mean squared singular value acts as none: rounding would decide
 # what S does outside the span of D.
@@ -62,7 +62,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
     D = as_dictionary(D, "frobenius_weights")
     nonzero_atoms(column_norms(D), "frobenius_weights")
     _checks.nonnegative(ridge, "ridge", "frobenius_weights")
-    _refuse_cut_atoms(D, "frobenius_weights")
+    refuse_cut_atoms(D, "frobenius_weights")
     shared = D.closed_form(ridge) if isinstance(D, Structured) else None
     if shared is not None:
         return shared
