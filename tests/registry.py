@@ -11,37 +11,30 @@ import numpy as np
 
 import unrolled as ur
 
-# Each is called as `build(depth, **options)`.
+# Every family of the library as it comes, and lines of its own for options that matter or that it
+# needs. Each is called as `build(depth, **options)`.
 LAYERS = {
-    "ista": ur.layers.ista,
+    name: family
+    for name, family in ur.layers.FAMILIES.items()
+    if family.__module__.startswith("unrolled.")
+}
+LAYERS |= {
     "ista, elu": partial(ur.layers.ista, activation=ur.activations.elu(0.5)),
-    "fista": ur.layers.fista,
     "fista, silu": partial(ur.layers.fista, activation="silu"),
-    "lista": ur.layers.lista,
     "lista, untied": partial(ur.layers.lista, tied=False),
-    "lista_cp": ur.layers.lista_cp,
     "lista_cp, untied": partial(ur.layers.lista_cp, tied=False),
     "lista_cp, gelu": partial(
         ur.layers.lista_cp, activation=ur.activations.scale(ur.activations.gelu, 8.0)
     ),
-    "alista": ur.layers.alista,
     "alista, support": partial(ur.layers.alista, support=(0.1, 0.3)),
     "alista, support, leaky_relu": partial(
         ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)
     ),
     "lista_ss": partial(ur.layers.lista_ss, support=(0.1, 0.3)),
-    "lista_cpss, untied": partial(ur.layers.lista_cpss, support=(0.1, 0.3), tied=False),
-    "tilista": ur.layers.tilista,
-    "robust_alista": ur.layers.robust_alista,
-    "step_lista": ur.layers.step_lista,
+    "lista_cpss": partial(ur.layers.lista_cpss, support=(0.1, 0.3), tied=False),
     "glista": partial(ur.layers.glista, gain=0.5, support=(0.1, 0.3)),
-    "hyperlista": ur.layers.hyperlista,
-    "lfista": ur.layers.lfista,
-    "lamp": ur.layers.lamp,
-    "lamp_bg": ur.layers.lamp_bg,
     "tista": partial(ur.layers.tista, noise=0.01),
     "liht": partial(ur.layers.liht, sparsity=3),
-    "ada_lista": ur.layers.ada_lista,
     "na_alista": partial(ur.layers.na_alista, units=3, threshold=0.3),
 }
 

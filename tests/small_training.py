@@ -69,7 +69,7 @@ def families_of_a_user():
         forms = (Unrolled(Scale, Damped),)
 
         def init(self, key, D):
-            gamma = 1 / ur.layers.lipschitz(D, self.family)
+            gamma = 1 / ur.pursuit.lipschitz(D, self.family)
             values = (gamma, self.lam * gamma, jnp.ones((), D.dtype))
             steps = Damped(*(jnp.full(self.depth, value, D.dtype) for value in values))
             return Unrolled(Scale(jnp.ones((), D.dtype)), steps)
@@ -84,7 +84,7 @@ def families_of_a_user():
         forms = (Unrolled(None, OfAnother.Damped),)
 
         def init(self, key, D):
-            values = (1 / ur.layers.lipschitz(D, self.family), jnp.ones((), D.dtype))
+            values = (1 / ur.pursuit.lipschitz(D, self.family), jnp.ones((), D.dtype))
             steps = (jnp.full(self.depth, value, D.dtype) for value in values)
             return Unrolled(None, OfAnother.Damped(*steps))
 

@@ -790,7 +790,7 @@ def test_networks_refuse_what_does_not_chain():
     for Ds, message in (
         ((D, D), r"D_1 has shape \(5, 8\) but D_2"),
         ((D,), "expected a tuple of 2 Ds"),
-        (D, "of 2 Ds"),
+        (D, "Ds is one dictionary"),
     ):
         with pytest.raises(ValueError, match=message):
             network.init(KEY, Ds)

@@ -684,7 +684,7 @@ def test_the_help_knows_the_options_of_your_own_family(own, capsys):
     with pytest.raises(SystemExit):
         own("train", "--import", "my_module", "--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "na_alista, my_family; default alista" in shown and "--powers VALUE" in shown
+    assert ", my_family; default alista" in shown and "--powers VALUE" in shown
     assert "--scale FLOAT of the step sizes, 100 % at 1 (my_family)" in shown
 
 

@@ -184,7 +184,7 @@ def evolution(watch: Any) -> "Figure":
     Example:
         >>> from types import SimpleNamespace
         >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.layers.ista(3)
-        >>> watch, params = ur.compare.evolution(D), layer.init(jax.random.key(1), D)
+        >>> watch, params = ur.compare.evolution(layer, D), layer.init(jax.random.key(1), D)
         >>> for step in (0, 10):
         ...     watch(SimpleNamespace(step=step, loss=1.0, validation=1.0), params)
         >>> ur.plots.evolution(watch).axes[0].get_title()

@@ -12,7 +12,7 @@ import pytest
 
 from unrolled import activations as act
 from unrolled import analytic, dictionaries, layers, theory
-from unrolled.layers import Unrolled, Weights
+from unrolled.layers import Threshold, Unrolled, Weights
 
 BOUND = 1.5
 
@@ -30,10 +30,6 @@ def transversal(seed, c, q, d, m):
             [-1, 1], c
         ) / math.sqrt(c)
     return D
-
-
-class Threshold(NamedTuple):
-    theta: Any  # (K,)
 
 
 class Pair(NamedTuple):

@@ -55,11 +55,11 @@ from unrolled.dictionaries._operands import (
 )
 
 __all__ = [
-    "KINDS",
     "Composed",
     "Concatenated",
     "Conv",
     "Dictionary",
+    "KINDS",
     "Rescaled",
     "Sparse",
     "Structured",
