@@ -62,7 +62,13 @@ def differences(stored, found):
     return [pair for pair in pairs if not close(*pair)]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def marked(path):
+    """A reduced form shows less than a full one: all but the shortest are slow tests."""
+    reduced = small(path) and path.stem != "11_your_own"
+    return pytest.param(path, marks=pytest.mark.slow if reduced else ())
+
+
+@pytest.mark.parametrize("path", map(marked, NOTEBOOKS), ids=lambda path: path.stem)
 def test_runs_and_prints_what_is_stored(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
     if not SLOW:  # most of the time is compiling: done fast rather than well
