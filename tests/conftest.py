@@ -1,7 +1,9 @@
 """Tests run in float64 with strict promotion; where users use float32, a test names it."""
 
+import collections
 import os
 import signal
+from pathlib import Path
 
 # The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for
 # the other's.
@@ -21,6 +23,8 @@ import pytest  # noqa: E402
 
 from unrolled.cli import main  # noqa: E402
 
+FOLDER = Path(__file__).parent
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,6 +43,70 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# Tests whose cases show one property again and again, a second or more each: how many cases run
+# by default. The others are slow tests.
+DEFAULT_CASES = {
+    "realize/test_cnn.py": {
+        "test_a_wide_network_of_sixteen_steps": 0,
+        "test_apply_gives_the_codes_of_the_layer": 1,
+        "test_the_layers_as_records_compute_the_codes": 4,
+    },
+    "realize/test_transformer.py": {
+        "test_a_block_equals_an_iteration": 4,
+        "test_a_stack_has_the_codes_of_its_layer": 3,
+        "test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks": 0,
+    },
+    "test_analytic.py": {
+        "test_depth_is_harmless_per_atom": 1,
+        "test_no_member_breaks_the_bounds_per_atom": 2,
+        "test_params_per_atom_are_those_of_the_atom_schedule": 1,
+    },
+    "test_cli.py": {
+        "test_compare_on_own_pictures": 0,
+        "test_compare_on_own_signals_with_codes": 0,
+    },
+    "test_conformance.py": {"test_a_structured_dictionary_is_its_matrix": 12},
+    "test_dictionaries.py": {
+        "test_conv_in_half_precision": 0,
+        "test_conv_is_its_matrix": 8,
+        "test_structured_dictionaries_are_their_matrices": 6,
+    },
+    "test_nnx.py": {"test_a_module_has_the_codes_and_the_gradients_of_its_layer": 3},
+    "test_train_cli.py": {"test_every_family_starts_as_it_says_and_refuses_foreign_options": 8},
+    "test_weights_table.py": {"test_every_number_is_that_of_the_weights_it_stands_for": 2},
+    "theory/test_coherence.py": {
+        "test_convolutional_coherences_are_those_of_the_dense_matrix": 5,
+        "test_weights_may_have_a_longer_kernel_than_the_dictionary": 0,
+    },
+    "theory/test_generalized.py": {
+        "test_convolutions_under_jit_vmap_and_grad": 0,
+        "test_least_entries_agree_with_highs_at_their_level": 8,
+        "test_other_convolutions_are_answered_by_their_matrix": 1,
+        "test_some_atoms_of_a_circle_are_answered_one_by_one": 0,
+        "test_the_bounds_enclose_the_value_of_exact_arithmetic": 1,
+    },
+    "theory/test_guarantees.py": {
+        "test_analytic_params_are_the_schedule": 2,
+        "test_no_member_of_the_class_breaks_a_bound": 4,
+        "test_other_activations_stay_under_their_bounds": 8,
+        "test_the_corrected_chain_converges_where_the_printed_one_diverges": 1,
+    },
+    "theory/test_stability.py": {"test_no_pair_of_chains_is_further_apart_than_delta": 2},
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the cases beyond those of `DEFAULT_CASES` as slow."""
+    seen = collections.Counter()
+    for item in items:
+        path, name = item.path.relative_to(FOLDER).as_posix(), item.originalname
+        most = DEFAULT_CASES.get(path, {}).get(name)
+        seen[path, name] += 1
+        if most is not None and seen[path, name] > most:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -68,7 +68,7 @@ def marked(path):
     return pytest.param(path, marks=pytest.mark.slow if reduced else ())
 
 
-@pytest.mark.parametrize("path", map(marked, NOTEBOOKS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [marked(path) for path in NOTEBOOKS], ids=lambda path: path.stem)
 def test_runs_and_prints_what_is_stored(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
     if not SLOW:  # most of the time is compiling: done fast rather than well
