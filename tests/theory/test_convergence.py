@@ -921,8 +921,9 @@ def test_the_printed_condition_on_L_is_void_and_the_corrected_one_is_that_of_the
             assert found.holds  # by its bounded tail, with a = (2s-1) mu alone
             if slope < 1:
                 first.setdefault(alpha, m)
-                assert found.contraction == pytest.approx(slope)
-                assert found.floor == pytest.approx(s * rho.tail_oscillation / (1 - slope))
+                # The condition bounds the l1 norm, which is above the spectral radius.
+                assert found.contraction <= slope
+                assert found.floor <= s * rho.tail_oscillation / (1 - slope) * (1 + 1e-12)
             else:
                 assert found.contraction == pytest.approx(3 * mu)
     assert first == {0.1: 2, 0.5: 8}

@@ -417,14 +417,71 @@ def test_the_floor_of_a_bounded_tail():
 
 
 def test_the_floor_of_a_small_slope():
-    # alpha = mu (2 L d + (2 - 2 L) s); floor (s osc + (2 s + 2 L (d - s)) C delta) / (1 - alpha).
+    # alpha = mu (2 L d + (2 - 2 L) s); floor (s osc + (2 s + 2 L (d - s)) C delta) / (1 - alpha): by
+    # the l1 norm of the recursion, which its spectral radius and its fixed point undercut.
     mu, C, d, s, delta, L = 0.01, 0.7, 40, 2, 0.01, 0.1
-    found = activation_schedule(act.elu(L), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=1)
-    alpha = mu * (2 * L * d + (2 - 2 * L) * s)
-    assert found.contraction == pytest.approx(alpha)
-    assert found.floor == pytest.approx(
-        (s * L + (2 * s + 2 * L * (d - s)) * C * delta) / (1 - alpha)
+    found = activation_schedule(
+        act.elu(L), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=60
     )
+    alpha = mu * (2 * L * d + (2 - 2 * L) * s)
+    assert 0.9 * alpha < found.contraction < alpha
+    floor = (s * L + (2 * s + 2 * L * (d - s)) * C * delta) / (1 - alpha)
+    assert 0.9 * floor < found.floor < floor
+    assert found.floor == pytest.approx(found.error[-1], rel=1e-12)
+
+
+def test_an_unbounded_tail_contracts_by_its_spectral_radius():
+    # The l1 norm is 1.016, the radius .771: the errors converge although the norm does not say so.
+    options = dict(d=32, sparsity=2, bound=1.0, noise=0.0)
+    found = activation_schedule(act.leaky_relu(0.001), 0.25, 1.0, depth=200, **options)
+    assert found.holds and found.theorem == "15" and not found.vacuous
+    assert found.contraction == pytest.approx(0.771, abs=5e-4)
+    assert found.floor == pytest.approx(0.00869, abs=5e-6)
+    assert found.error[-1] == pytest.approx(found.floor, rel=1e-12)
+
+
+RECURSIONS = [
+    act.leaky_relu(0.001), act.leaky_relu(0.03), act.leaky_relu(0.3), act.elu(0.1), act.elu(1.0),
+    act.compose(act.elu(0.5), 4), act.scale(act.elu(), 1e3), act.scale(act.softplus, 30.0), act.relu,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rho", RECURSIONS, ids=str)
+def test_the_floor_is_the_limit_of_the_recursion_and_exists_exactly_where_it_converges(rho):
+    rng, converging, diverging = np.random.default_rng(0), 0, 0
+    for _ in range(25):
+        d, s = int(rng.integers(2, 60)), int(rng.integers(0, 4))
+        mu, noise, eta = 10.0 ** rng.uniform(-3, 0), rng.choice([0, 0.02]), rng.choice([0, 0.01])
+        found = activation_schedule(
+            rho, mu, 1.0, d=d, sparsity=s, bound=1.0, noise=noise, eta=eta, depth=2000
+        )
+        if found.holds and found.contraction < 0.98:
+            converging += 1
+            assert found.error[-1] == pytest.approx(found.floor, rel=1e-9, abs=1e-12)
+            # Around the limit the error contracts by the radius, and no faster.
+            off = np.abs(found.error - found.floor)
+            k = np.flatnonzero(off > 1e-9 * (1 + found.floor))[-1:]
+            if len(k) and k[0] > 60 and not noise:
+                assert off[k[0]] / off[k[0] - 1] == pytest.approx(found.contraction, rel=1e-3)
+        elif not found.holds:
+            diverging += 1
+            assert found.contraction >= 1 and found.floor == math.inf
+            assert s == 0 or found.contraction < 1.01 or found.error[-1] > 1e3
+    assert converging > 2 and diverging > 0
+
+
+def test_an_error_above_its_beginning_is_vacuous():
+    options = dict(d=40, sparsity=2, bound=1.0)
+    wide = activation_schedule(act.silu, 0.3, 1.0, depth=400, **options)
+    assert wide.holds and wide.vacuous and wide.error[-1] > wide.error[0]
+    for rho in (act.relu, act.scale(act.silu, 1e3)):
+        found = activation_schedule(rho, 0.3, 1.0, depth=400, **options)
+        assert found.holds and not found.vacuous and found.error[-1] < found.error[0]
+        assert activation_schedule(rho, 0.3, 1.0, depth=0, **options).vacuous
+        assert activation_schedule(rho, 0.34, 1.0, depth=400, **options).vacuous
+    assert not activation_schedule(
+        act.relu, 0.3, 1.0, depth=3, d=40, sparsity=0, bound=1.0
+    ).vacuous  # x = 0 is the code
 
 
 def test_scaling_divides_the_noiseless_floor():
