@@ -417,8 +417,8 @@ def test_the_floor_of_a_bounded_tail():
 
 
 def test_the_floor_of_a_small_slope():
-    # alpha = mu (2 L d + (2 - 2 L) s); floor (s osc + (2 s + 2 L (d - s)) C delta) / (1 - alpha): by
-    # the l1 norm of the recursion, which its spectral radius and its fixed point undercut.
+    # The l1 norm of the recursion gives alpha = mu (2 L d + (2 - 2 L) s) and the floor
+    # (s osc + (2 s + 2 L (d - s)) C delta) / (1 - alpha); the radius and the limit are smaller.
     mu, C, d, s, delta, L = 0.01, 0.7, 40, 2, 0.01, 0.1
     found = activation_schedule(
         act.elu(L), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=60
@@ -442,7 +442,8 @@ def test_an_unbounded_tail_contracts_by_its_spectral_radius():
 
 RECURSIONS = [
     act.leaky_relu(0.001), act.leaky_relu(0.03), act.leaky_relu(0.3), act.elu(0.1), act.elu(1.0),
-    act.compose(act.elu(0.5), 4), act.scale(act.elu(), 1e3), act.scale(act.softplus, 30.0), act.relu,
+    act.compose(act.elu(0.5), 4), act.scale(act.elu(), 1e3), act.scale(act.softplus, 30.0),
+    act.relu,
 ]  # fmt: skip
 
 
