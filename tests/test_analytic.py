@@ -1,6 +1,4 @@
-"""Params from theory, run by the layers that they are for: no draw may break what their schedule
-certifies.
-"""
+"""Params from theory in their layers: no draw may break what the schedule certifies."""
 
 import functools
 import math
@@ -28,8 +26,9 @@ def conv(boundary):
 
 
 def lines(seed, c, q, d, m):
-    """d lines over the field of q elements, c nonzeros +-1/sqrt(c) each, and zero rows up to m:
-    coherence at most 1/c.
+    """d lines over the field of q elements, with zero rows up to m: coherence at most 1/c.
+
+    Each has c nonzeros +-1/sqrt(c).
     """
     rng, D = np.random.default_rng(seed), np.zeros((m, d))
     for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
@@ -77,8 +76,9 @@ def matrix(D):
 
 
 def members(rng, D, W, n, s):
-    """Codes with at most s nonzeros of magnitude at most 1: random ones, and ones whose atoms all
-    push one w_i alike.
+    """Codes with at most s nonzeros of magnitude at most 1.
+
+    They are random, or their atoms all have products of one sign with one w_i.
     """
     d = D.shape[1]
     support = (
@@ -93,8 +93,9 @@ def members(rng, D, W, n, s):
 
 
 def noise_along(rng, W, n, delta, norm):
-    """Noise of that norm with the largest products with some w_i: along it (l2), at its largest
-    entry (l1).
+    """Noise of norm delta with the largest product with some w_i.
+
+    In l2 it points along w_i; in l1 it sits at the largest entry of w_i.
     """
     w = matrix(W).T[rng.integers(W.shape[1], size=n)]
     e = w if norm == "l2" else np.where(np.abs(w) == np.abs(w).max(1, keepdims=True), np.sign(w), 0)
@@ -113,8 +114,9 @@ def iterates(layer, params, D, Y):
 
 
 def assert_certified(layer, params, found, D, X, E=0.0):
-    """No false positive at any step and no l1 error above the certified one, without tolerance: the
-    guard is one.
+    """No step has a false positive or an l1 error above the certified one.
+
+    There is no tolerance, because the schedule contains the rounding guard.
     """
     X = X.astype(D.dtype).astype(float)
     Y = (X @ matrix(D).T + E).astype(D.dtype)
@@ -197,7 +199,9 @@ def test_thresholds_per_atom_are_for_relu_alone():
     options = dict(depth=2, sparsity=1, bound=1.0, per_atom=True)
     by_name = analytic.lista_cp(D, activation="relu", **options)
     assert by_name.steps.theta.shape == (2, 128)
-    for rho in (act.elu(0.1), "silu", jax.nn.relu):
+    jax_relu = analytic.lista_cp(D, activation=jax.nn.relu, **options)  # has the twin act.relu
+    assert jax_relu.steps.theta.tolist() == by_name.steps.theta.tolist()
+    for rho in (act.elu(0.1), "silu", jax.nn.elu, jnp.tanh):
         for family in (analytic.lista_cp, analytic.alista):
             with pytest.raises(ValueError, match="per atom are certified for ReLU alone"):
                 family(D, activation=rho, **options)
@@ -239,9 +243,8 @@ def test_noise_in_l2_stays_under_the_bounds(name, dtype):
             params.steps.theta.tolist() == analytic.alista(D, W=W, **options).steps.theta.tolist()
         )
         X = members(rng, D, certified.W, 500, s)
-        E = noise_along(
-            rng, certified.W, 500, delta * (1 - 4 * np.finfo(dtype).eps), "l2"
-        )  # y is rounded as well
+        # y is rounded as well.
+        E = noise_along(rng, certified.W, 500, delta * (1 - 4 * np.finfo(dtype).eps), "l2")
         assert_certified(layers.lista_cp(40), params, found, D, X, E)
 
 
@@ -272,8 +275,7 @@ def test_noise_in_l2_for_an_activation():
 
 @pytest.mark.parametrize("name", ["hadamard", "gaussian, minimax W", "Conv, minimax W"])
 def test_noise_in_l2_stays_under_the_bounds_per_atom(name):
-    # An atom with small entries has a large norm all the same: omega C_Wi / C_W does not answer for
-    # |w_i|.
+    # An atom with small entries can have a large norm: omega C_Wi / C_W does not bound |w_i|.
     (D, W), rng, delta = load(name), np.random.default_rng(5), 0.05
     options = dict(depth=40, sparsity=1, bound=1.0, noise=delta, noise_norm="l2", per_atom=True)
     certified, found = analytic.block_schedule(D, W, **options)
@@ -385,9 +387,8 @@ def test_a_plan_knows_guard_and_noise():
     floor = analytic.block_schedule(D, depth=1, sparsity=2, bound=1.0)[1].floor
     assert 1e-7 < floor < 1e-4
     assert analytic.plan([D], tol=2 * floor, **options).holds
-    assert not analytic.plan(
-        [D], tol=floor / 2, **options
-    ).holds  # within rounding of float32 there is no certificate
+    # Within rounding of float32 there is no certificate.
+    assert not analytic.plan([D], tol=floor / 2, **options).holds
     assert not analytic.plan([D], tol=0.1, noises=[0.1], **options).holds
 
 
@@ -428,10 +429,15 @@ def test_plans_and_chains_check_their_lengths():
 
 
 RHOS = [
-    *act.NAMED.values(), act.scale(act.softplus, 1e3), act.scale(act.elu(1.6732632423543772), 1e3),
-    act.scale(act.gelu, 10.0), act.compose(act.elu(0.5), 4), act.compose(act.silu, 2),
-    act.scale(act.compose(act.elu(0.1), 2), 100.0), act.compose(act.scale(act.mish, 10.0), 2),
-]  # fmt: skip
+    *act.NAMED.values(),
+    act.scale(act.softplus, 1e3),
+    act.scale(act.elu(1.6732632423543772), 1e3),
+    act.scale(act.gelu, 10.0),
+    act.compose(act.elu(0.5), 4),
+    act.compose(act.silu, 2),
+    act.scale(act.compose(act.elu(0.1), 2), 100.0),
+    act.compose(act.scale(act.mish, 10.0), 2),
+]
 SHORT = dict(depths=(20, 20), sparsities=(2, 1), bounds=(0.8, 1.0), noises=(0.01, 0.02))
 
 
@@ -442,9 +448,8 @@ def short_chain():
     Ds = np.asarray(dictionaries.identity_hadamard(16)), lines(3, 2, 13, 40, 32)
     X2 = members(rng, Ds[1], Ds[1], 400, 1)
     X1 = X2 @ Ds[1].T
-    X1 = X1 + np.where(
-        np.abs(X1) == np.abs(X1).max(1, keepdims=True), 0.01 * np.sign(X1), 0
-    )  # on its support
+    largest = np.abs(X1) == np.abs(X1).max(1, keepdims=True)
+    X1 = X1 + np.where(largest, 0.01 * np.sign(X1), 0)  # on its support
     return Ds, (X1, X2), X1 @ Ds[0].T + noise_along(rng, Ds[0], 400, 0.01, "l1")
 
 
@@ -502,12 +507,11 @@ def test_activations_of_a_chain_may_differ_and_have_names():
     with pytest.raises(ValueError, match="unknown name"):
         analytic.dsc(Ds, activations=("silu", "rely"), **SHORT)
     with pytest.raises(TypeError, match="constants of an Activation"):
-        analytic.dsc(Ds, activations=(jax.nn.relu, act.relu), **SHORT)
+        analytic.dsc(Ds, activations=(jnp.tanh, act.relu), **SHORT)
 
 
 def test_a_chain_must_know_what_the_tail_of_one_block_leaves_to_the_next():
-    # C-13, for activations: thresholds of block 2 for an exact code break the certificate that they
-    # come with.
+    # C-13, for activations: thresholds of block 2 that are made for an exact code do not certify.
     Ds, truths, Y = short_chain()
     options = {**SHORT, "noises": None}
     rhos = (act.softplus, act.relu)
@@ -584,7 +588,7 @@ def _plural(name):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_warnings_point_at_the_caller(call):
-    # Else the default filter shows one in a process, for the one line of the library.
+    # At a line of the library, the default filter would show one warning per process.
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         CALLS[call](load("hadamard")[0], depth=2, sparsity=9, bound=1.0)
@@ -621,18 +625,26 @@ def test_warnings_per_atom_name_the_largest_sparsity_that_holds_per_atom():
     assert largest_named(D, W, sparsity=3, per_atom=True) == 2
 
 
+NO_CLASS = {
+    "sparsity": (129, -1),
+    "bound": (-1.0, math.nan),
+    "noise": (-1.0, math.nan),
+    "depth": (-1,),
+}
+
+
 @pytest.mark.parametrize("family", [analytic.lista_cp, analytic.alista, analytic.block_schedule])
 def test_params_refuse_what_is_no_class(family):
     D = load("hadamard")[0]
     options = dict(depth=2, sparsity=1, bound=1.0, noise=0.1)
     for each in ({}, {"per_atom": True}, {"noise_norm": "l2"}, {"activation": "elu"}):
-        for wrong in ({"sparsity": 129}, {"sparsity": -1}, {"bound": -1.0}, {"bound": math.nan}, {"noise": -1.0},
-                      {"noise": math.nan}, {"depth": -1}):  # fmt: skip
-            with pytest.raises(ValueError):
-                family(D, **{**options, **each, **wrong})
-        for wrong in ({"sparsity": 1.0}, {"depth": 2.5}, {"depth": None}, {"sparsity": True}):
+        for name, values in NO_CLASS.items():
+            for value in values:
+                with pytest.raises(ValueError):
+                    family(D, **{**options, **each, name: value})
+        for name, value in (("sparsity", 1.0), ("sparsity", True), ("depth", 2.5), ("depth", None)):
             with pytest.raises(TypeError):
-                family(D, **{**options, **each, **wrong})
+                family(D, **{**options, **each, name: value})
     for unknown in ("l0", "L2", 2, None, ["l1"]):
         with pytest.raises(ValueError, match='unknown noise_norm .*expected "l1" or "l2"'):
             family(D, **options, noise_norm=unknown)
@@ -660,15 +672,11 @@ def test_beyond_the_hypotheses_nothing_is_nan(each, dtype):
     options = dict(depth=1000, sparsity=40, bound=1.0, noise=0.1)
     _, found = analytic.block_schedule(D, **options, **each)
     assert not found.holds and found.floor == math.inf
-    assert (
-        not np.isnan(found.error).any()
-        and not np.isnan(found.theta).any()
-        and found.error[-1] == math.inf
-    )
-    for params in (analytic.lista_cp(D, **options, **each), analytic.alista(D, **options, **each)):
-        assert (
-            params.steps.theta.dtype == dtype and np.isfinite(np.asarray(params.steps.theta)).all()
-        )
+    assert not np.isnan(found.error).any() and not np.isnan(found.theta).any()
+    assert found.error[-1] == math.inf
+    for family in (analytic.lista_cp, analytic.alista):
+        theta = family(D, **options, **each).steps.theta
+        assert theta.dtype == dtype and np.isfinite(np.asarray(theta)).all()
 
 
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")

@@ -1,6 +1,4 @@
-"""Calibration: what the greedy choice of thresholds and step sizes promises, and what it leaves
-alone.
-"""
+"""Calibration: the greedy choice of thresholds and step sizes, and the params it leaves alone."""
 
 from functools import partial
 
@@ -30,19 +28,19 @@ ROUNDING = 1e4 * np.finfo(float).eps
 
 @pytest.fixture(scope="module")
 def planted():
-    """D, X, Y: 40 signals with 3 nonzeros, without noise."""
+    """D, Y, X: 40 signals with 3 nonzeros, without noise."""
     D = dictionaries.gaussian(jax.random.key(1), 30, 60)
     X = problems.exact_sparse(jax.random.key(2), (40, 60), 3)
-    return D, X, problems.synthesize(D, X)
+    return D, problems.synthesize(D, X), X
 
 
 @pytest.fixture(scope="module")
 def calibrated(planted):
     """name -> (params of `init`, calibrated params)."""
-    D, X, Y = planted
+    D, Y, X = planted
     starts = {name: layer.init(jax.random.key(0), D) for name, layer in FAMILIES.items()}
     return {
-        name: (start, calibrate(FAMILIES[name], start, D, X, Y)) for name, start in starts.items()
+        name: (start, calibrate(FAMILIES[name], start, D, Y, X)) for name, start in starts.items()
     }
 
 
@@ -51,7 +49,7 @@ def iterates(layer, params, D, Y):
     return jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
 
 
-def errors(layer, params, D, X, Y):
+def errors(layer, params, D, Y, X):
     """Squared error of the whole sample after every step, relative to its energy."""
     codes = np.asarray(iterates(layer, params, D, Y))
     return ((codes - np.asarray(X)) ** 2).sum((1, 2)) / (np.asarray(X) ** 2).sum()
@@ -71,9 +69,7 @@ def others(params):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_step_is_at_least_as_good_as_the_one_it_replaces(name, planted, calibrated):
-    """Step k of the start, run after the calibrated steps before it, is never better than the
-    calibrated step k.
-    """
+    """After the calibrated steps before it, step k of the start is never better than its own."""
     layer, (start, found) = FAMILIES[name], calibrated[name]
     ours = errors(layer, found, *planted)
     for k, step in enumerate(layers.unstack(start).steps):
@@ -82,11 +78,12 @@ def test_each_step_is_at_least_as_good_as_the_one_it_replaces(name, planted, cal
 
 @pytest.mark.parametrize("name", ["ista", "lista_cp", "alista with support"])
 def test_no_pair_of_a_coarse_grid_beats_a_step_by_much(name, planted, calibrated):
-    """Step 2 against our own grid: the search ends between grid points 4 % apart, where the error
-    is flat.
+    """Step 2 against a grid of our own.
+
+    The search ends between grid points 4 % apart, where the error is flat.
     """
     layer, (start, found) = FAMILIES[name], calibrated[name]
-    chosen, peak = errors(layer, found, *planted)[1], float(jnp.abs(planted[1]).max())
+    chosen, peak = errors(layer, found, *planted)[1], float(jnp.abs(planted[2]).max())
     step = layers.unstack(found).steps[1]
     for theta in peak * np.geomspace(1e-4, 1, 12):
         for factor in (0.4, 1.0, 2.5) if hasattr(step, "gamma") else (1.0,):
@@ -98,31 +95,28 @@ def test_no_pair_of_a_coarse_grid_beats_a_step_by_much(name, planted, calibrated
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_noise_every_step_lowers_the_error(name, planted, calibrated):
-    """True of steps that contract; weights that do not admit no choice that does (see the next
-    test).
-    """
+    """This holds for weights that can contract; the next test has some that cannot."""
     found = errors(FAMILIES[name], calibrated[name][1], *planted)
     assert (np.diff([1.0, *found]) < 0).all()
 
 
-def test_weights_that_expand_cannot_be_mended_by_thresholds(planted):
-    D, X, Y = planted
-    start = Unrolled(layers.Weights(3 * D), layers.lista_cp(DEPTH).init(jax.random.key(0), D).steps)
-    found = errors(
-        layers.lista_cp(DEPTH), calibrate(layers.lista_cp(DEPTH), start, D, X, Y), D, X, Y
-    )
+def test_thresholds_cannot_mend_weights_that_expand(planted):
+    D, Y, X = planted
+    start = layers.lista_cp(DEPTH).init(None, D)._replace(shared=layers.Weights(3 * D))
+    layer = layers.lista_cp(DEPTH)
+    found = errors(layer, calibrate(layer, start, D, Y, X), D, Y, X)
     assert found[0] < 1 and found.max() > found[0]
 
 
 def test_calibration_beats_the_solver_by_several_decibels(planted, calibrated):
     """At the best penalty of a grid for ISTA's own params, after as many steps."""
-    D, X, Y = planted
+    D, Y, X = planted
     layer = FAMILIES["ista"]
     best = min(
-        errors(layer, analytic.ista(D, lam, DEPTH), D, X, Y)[-1] for lam in (0.01, 0.03, 0.1, 0.3)
+        errors(layer, analytic.ista(D, lam, DEPTH), D, Y, X)[-1] for lam in (0.01, 0.03, 0.1, 0.3)
     )
-    assert errors(layer, calibrated["ista"][1], D, X, Y)[-1] < best / 10**0.2
-    assert errors(FAMILIES["alista"], calibrated["alista"][1], D, X, Y)[-1] < best / 10**0.6
+    assert errors(layer, calibrated["ista"][1], D, Y, X)[-1] < best / 10**0.2
+    assert errors(FAMILIES["alista"], calibrated["alista"][1], D, Y, X)[-1] < best / 10**0.6
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -147,9 +141,9 @@ def test_the_support_schedule_is_part_of_the_search(planted, calibrated):
 
 
 def test_the_unstacked_form_comes_back_unstacked(planted, calibrated):
-    D, X, Y = planted
+    D, Y, X = planted
     start, expected = calibrated["lista_cp untied"]
-    found = calibrate(FAMILIES["lista_cp untied"], layers.unstack(start), D, X, Y)
+    found = calibrate(FAMILIES["lista_cp untied"], layers.unstack(start), D, Y, X)
     assert type(found.steps) is tuple and len(found.steps) == DEPTH
     for ours, theirs in zip(
         jax.tree.leaves(layers.stack(found)), jax.tree.leaves(expected), strict=True
@@ -159,35 +153,34 @@ def test_the_unstacked_form_comes_back_unstacked(planted, calibrated):
 
 @pytest.fixture(scope="module")
 def filters():
-    """D, X, Y of three filters on 20 samples."""
+    """D, Y, X of three filters on 20 samples."""
     D = dictionaries.normalize(
         dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 5)), 20)
     )[0]
     X = problems.exact_sparse(jax.random.key(2), (20, D.shape[1]), 2)
-    return D, X, problems.synthesize(D, X)
+    return D, problems.synthesize(D, X), X
 
 
 @pytest.mark.parametrize("per_filter", [False, True])
 def test_a_convolutional_dictionary(filters, per_filter):
-    D, X, Y = filters
+    D, Y, X = filters
     layer = layers.alista(2)
     start = layer.init(jax.random.key(0), D)
     if per_filter:
         start = start._replace(steps=start.steps._replace(theta=jnp.full((2, 3), 0.1)))
-    found = calibrate(layer, start, D, X, Y)
+    found = calibrate(layer, start, D, Y, X)
     assert found.steps.theta.shape == start.steps.theta.shape and found.steps.gamma.shape == (2,)
     rows = np.asarray(found.steps.theta).reshape(2, -1)
     np.testing.assert_array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape))
-    assert errors(layer, found, D, X, Y)[-1] < errors(layer, start, D, X, Y)[-1]
+    assert errors(layer, found, D, Y, X)[-1] < errors(layer, start, D, Y, X)[-1]
 
 
 def test_thresholds_per_atom_keep_their_shape(planted, calibrated):
-    D, X, Y = planted
+    D, Y, X = planted
     start, expected = calibrated["lista_cp"]
     start = start._replace(steps=start.steps._replace(theta=jnp.full((DEPTH, 60), 0.1)))
-    found = calibrate(FAMILIES["lista_cp"], start, D, X, Y).steps.theta
-    # One value per step, that of a single threshold: the same sums, compiled differently, around a
-    # flat optimum.
+    found = calibrate(FAMILIES["lista_cp"], start, D, Y, X).steps.theta
+    # The value of a single threshold: the same sums, compiled differently, around a flat optimum.
     np.testing.assert_allclose(
         np.asarray(found), np.asarray(expected.steps.theta)[:, None] * np.ones(60), rtol=1e-2
     )
@@ -199,35 +192,42 @@ def test_in_float32():
         X = problems.exact_sparse(jax.random.key(2), (40, 60), 3)
         Y = problems.synthesize(D, X)
         start = FAMILIES["alista"].init(jax.random.key(0), D)
-        found = calibrate(FAMILIES["alista"], start, D, X, Y)
+        found = calibrate(FAMILIES["alista"], start, D, Y, X)
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
         assert (
-            errors(FAMILIES["alista"], found, D, X, Y)[-1]
-            < errors(FAMILIES["alista"], start, D, X, Y)[-1]
+            errors(FAMILIES["alista"], found, D, Y, X)[-1]
+            < errors(FAMILIES["alista"], start, D, Y, X)[-1]
         )
 
 
 def test_a_family_without_thresholds_is_refused(planted):
-    D, X, Y = planted
-    with pytest.raises(TypeError, match="steps with a field theta"):
-        calibrate(layers.ista(1), Unrolled(None, (layers.Weights(D),)), D, X, Y)
+    D, Y, X = planted
+    layer = layers.liht(1, sparsity=3)
+    with pytest.raises(TypeError, match="steps with a threshold.*this family has none"):
+        calibrate(layer, layer.init(None, D), D, Y, X)
+
+
+def test_params_of_another_family_are_refused(planted):
+    D, Y, X = planted
+    with pytest.raises(TypeError, match="another family"):
+        calibrate(layers.ista(1), Unrolled(None, (layers.Weights(D),)), D, Y, X)
 
 
 def test_samples_that_do_not_fit_are_refused(planted):
-    D, X, Y = planted
+    D, Y, X = planted
     layer = FAMILIES["ista"]
     start = layer.init(jax.random.key(0), D)
     wrong = {
-        "shapes": (X[:, 1:], Y),
-        "swapped": (Y, X),
-        "numbers": (X[1:], Y),
-        "one signal": (X[0], Y[0]),
-        "no signal": (X[:0], Y[:0]),
+        "shapes": (Y, X[:, 1:]),
+        "swapped": (X, Y),
+        "numbers": (Y, X[1:]),
+        "one signal": (Y[0], X[0]),
+        "no signal": (Y[:0], X[:0]),
     }
     for bad in wrong.values():
-        with pytest.raises(ValueError, match=r"expected \(batch, 60\) and \(batch, 30\)"):
+        with pytest.raises(ValueError, match=r"expected \(batch, 30\) and \(batch, 60\)"):
             calibrate(layer, start, D, *bad)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        calibrate(layer, start, D, X, Y.at[0, 0].set(jnp.nan))
+        calibrate(layer, start, D, Y.at[0, 0].set(jnp.nan), X)
     with pytest.raises(ValueError, match="all codes of the sample are zero"):
-        calibrate(layer, start, D, 0 * X, Y)
+        calibrate(layer, start, D, Y, 0 * X)

@@ -1,6 +1,4 @@
-"""Comparison: every number against direct computation in numpy, and what table, JSON and figure
-show.
-"""
+"""Comparison: every number against numpy, and the contents of tables, JSON and figures."""
 
 import json
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems
 from unrolled.compare import QUANTILES, compare
 
@@ -22,10 +21,11 @@ LISTA, LISTA_CP, ALISTA = layers.lista(DEPTH), layers.lista_cp(DEPTH), layers.al
 
 @pytest.fixture(scope="module")
 def problem():
-    """D, X, Y with a little noise; the last code is zero."""
+    """D, Y, X with a little noise; the last code is zero."""
     D = dictionaries.gaussian(jax.random.key(1), M, N)
     X = problems.exact_sparse(jax.random.key(2), (30, N), 2).at[-1].set(0)
-    return D, X, problems.synthesize(D, X) + 0.01 * jax.random.normal(jax.random.key(3), (30, M))
+    noise = 0.01 * jax.random.normal(jax.random.key(3), (30, M))
+    return D, problems.synthesize(D, X) + noise, X
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def result(methods, problem):
 
 
 def test_curves_against_direct_computation(result, methods, problem):
-    D, X, Y = problem
+    D, Y, X = problem
     for name in ("LISTA-CP", "ALISTA, learned", "untied"):
         layer, params = methods[name]
         curve, X = result.curves[name], np.asarray(X)
@@ -109,8 +109,8 @@ def test_thresholds_are_means_per_step(result, methods):
     found = compare(
         {"a": (layer, params._replace(steps=params.steps._replace(theta=per_atom)))},
         D,
-        D.T @ D,
         D.T,
+        jnp.eye(N),
     )
     np.testing.assert_allclose(found.thresholds["a"], np.asarray(per_atom).mean(1), rtol=ROUNDING)
 
@@ -130,7 +130,7 @@ def test_a_named_reference(methods, problem):
         {name: methods[name] for name in names}, *problem, reference="LISTA-CP, learned"
     )
     assert found.references == {"LISTA-CP": "LISTA-CP, learned"}
-    # 1.1 times the start was the other way round: back is 1 - 1 / 1.1.
+    # The start is 1 / 1.1 times the reference.
     assert all(
         c.distance == pytest.approx(1 - 1 / 1.1, rel=ROUNDING) for c in found.changes["LISTA-CP"]
     )
@@ -157,9 +157,7 @@ def test_changes_against_direct_computation(result, methods):
 
 
 def weights_by_hand(W, D):
-    """Least, mean and largest w_i . d_i, and the largest and the root mean square off-diagonal
-    product.
-    """
+    """The least, mean and largest w_i . d_i, and the largest and rms off-diagonal product."""
     products = np.asarray(W).T @ np.asarray(D)
     diagonal, off = np.diag(products), products[~np.eye(N, dtype=bool)]
     return (
@@ -173,15 +171,16 @@ def weights_by_hand(W, D):
 
 def test_couplings_against_dense_algebra(result, methods, problem):
     D = problem[0]
-    assert set(result.couplings) == set(methods) - {"ISTA"}
+    assert set(result.couplings) == set(methods)
     W = {
+        "ISTA": D / float(ur.dictionaries.spectral_norm(D)) ** 2,
         "LISTA-CP": methods["LISTA-CP"][1].shared.W,
         "LISTA": methods["LISTA"][1].shared.B,
         "untied": methods["untied"][1].steps[2].W,
     }
     for name, matrix in W.items():
         c = result.couplings[name]
-        assert len(c.mu_W) == (DEPTH if name == "untied" else 1)
+        assert len(c.mu_W) == (DEPTH if name in ("ISTA", "untied") else 1)
         found = [column[-1] for column in c[:5]]
         np.testing.assert_allclose(found, weights_by_hand(matrix, D), rtol=ROUNDING)
     learned, gammas = result.couplings["ALISTA, learned"], (1.0, 0.5, 0.25, 2.0)
@@ -192,9 +191,7 @@ def test_couplings_against_dense_algebra(result, methods, problem):
 
 
 def test_the_coupling_mismatch(result, methods, problem):
-    """0 where the coupling is built in, rounding for LISTA at ISTA's start, the distance of S where
-    it was moved.
-    """
+    """It is 0 if built in, rounding for LISTA at its start, and the distance of a moved S."""
     for name in ("LISTA-CP", "LISTA-CP, learned", "ALISTA, learned", "untied"):
         np.testing.assert_array_equal(result.couplings[name].mismatch, 0)
     assert result.couplings["LISTA"].mismatch.max() < ROUNDING
@@ -208,7 +205,7 @@ def test_the_coupling_mismatch(result, methods, problem):
 
 
 def test_the_gap_to_the_lasso_optimum(problem):
-    D, X, Y = problem
+    D, Y, X = problem
     long = layers.fista(300)
     found = compare(
         {
@@ -216,8 +213,8 @@ def test_the_gap_to_the_lasso_optimum(problem):
             "FISTA": (long, analytic.ista(D, LAM, 300)),
         },
         D,
-        X,
         Y,
+        X,
         lam=LAM,
     )
     ista, fista = found.curves["ISTA"].gap, found.curves["FISTA"].gap
@@ -239,12 +236,10 @@ def test_the_gap_to_the_lasso_optimum(problem):
 
 
 def test_a_zero_signal_leaves_the_gap_finite(problem):
-    """As a flat patch of a picture gives: its optimum is 0, and every method is there from the
-    start.
-    """
-    D, X, Y = problem
+    """A flat patch of a picture has one: its optimum is 0, where every method starts."""
+    D, Y, X = problem
     methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
-    gap = compare(methods, D, X.at[0].set(0), Y.at[0].set(0), lam=LAM).curves["ISTA"].gap
+    gap = compare(methods, D, Y.at[0].set(0), X.at[0].set(0), lam=LAM).curves["ISTA"].gap
     assert np.isfinite(gap).all() and (gap > 0).all()
 
 
@@ -262,8 +257,8 @@ def test_json_holds_everything_without_nan(result):
 
 def test_json_turns_what_is_not_finite_into_null(problem):
     """Zero codes have no NMSE in decibels."""
-    D, X, Y = problem
-    found = compare({"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}, D, 0 * X, Y)
+    D, Y, X = problem
+    found = compare({"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}, D, Y, 0 * X)
     assert not np.isfinite(found.curves["ISTA"].nmse).any()
     assert json.loads(found.to_json())["curves"]["ISTA"]["nmse"] == [None] * DEPTH
 
@@ -275,10 +270,8 @@ def test_tables_have_a_row_per_method(result, methods):
         assert {line.count("|") for line in (header, rule, *rows)} == {header.count("|")}
     curve = result.curves["ALISTA"]
     (row,) = [row for row in result.table().split("\n") if row.startswith("| ALISTA |")]
-    assert (
-        f"| {DEPTH} | {curve.nmse[-1]:.1f} | {curve.mean_nmse[-1]:.1f} | {curve.failure_rate[-1]:.1%} |"
-        in row
-    )
+    errors = f"| {curve.nmse[-1]:.1f} | {curve.mean_nmse[-1]:.1f} | {curve.failure_rate[-1]:.1%} |"
+    assert f"| {DEPTH} {errors}" in row
     assert "| gamma " in result.parameters_table() or ", theta " in result.parameters_table()
 
 
@@ -297,14 +290,14 @@ def test_the_figure_draws_every_method(result, methods, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(methods, problem):
-    D, X, Y = problem
+    D, Y, X = problem
     one = {"ISTA": methods["ISTA"]}
     with pytest.raises(ValueError, match="at least one method, got none"):
-        compare({}, D, X, Y)
+        compare({}, D, Y, X)
     with pytest.raises(ValueError, match="unknown reference 'FISTA'; expected one of ISTA"):
-        compare(one, D, X, Y, reference="FISTA")
-    for bad in ((Y, X), (X[1:], Y), (X[0], Y[0]), (X[:0], Y[:0]), (X[:, 1:], Y)):
-        with pytest.raises(ValueError, match=r"expected \(batch, 24\) and \(batch, 12\)"):
+        compare(one, D, Y, X, reference="FISTA")
+    for bad in ((X, Y), (Y, X[1:]), (Y[0], X[0]), (Y[:0], X[:0]), (Y, X[:, 1:])):
+        with pytest.raises(ValueError, match=r"expected \(batch, 12\) and \(batch, 24\)"):
             compare(one, D, *bad)
     with pytest.raises(ValueError, match="steps but the layer has depth 5"):
-        compare({"ISTA": (layers.ista(5), methods["ISTA"][1])}, D, X, Y)
+        compare({"ISTA": (layers.ista(5), methods["ISTA"][1])}, D, Y, X)

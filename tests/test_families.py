@@ -1,6 +1,4 @@
-"""The learned families: each is its formula in numpy, and reduces to its kin where the extra parts
-are switched off.
-"""
+"""The learned families: each equals its formula in numpy, and reduces to a simpler one."""
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +40,18 @@ def steps_of(params):
     return jax.tree.map(np.asarray, layers.unstack(params).steps)
 
 
-def test_support_selection_makes_ss_and_cpss():
-    assert layers.lista_ss(K, support=SUPPORT) is layers.lista(K, support=SUPPORT)
-    assert layers.lista_cpss(K, tied=False) is layers.lista_cp(K, tied=False, support=(0.012, 0.13))
-    assert layers.lista_cpss(3).schedule == pytest.approx((0.012, 0.024, 0.036))
+@pytest.mark.parametrize("selecting, plain", [("lista_ss", "lista"), ("lista_cpss", "lista_cp")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_support_selection_makes_ss_and_cpss(problem, selecting, plain, tied):
+    """They are families of their own, with the params and the codes of the plain one."""
+    D, y = problem
+    ours, theirs = getattr(layers, selecting), getattr(layers, plain)
+    assert layers.FAMILIES[selecting] is ours and issubclass(ours, theirs)
+    assert ours(3).schedule == pytest.approx((0.012, 0.024, 0.036))
+    params = moved(theirs(K, tied=tied).init(None, D))
+    found = ours(K, tied=tied, support=SUPPORT).iterates(params, D, y)
+    expected = theirs(K, tied=tied, support=SUPPORT).iterates(params, D, y)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_options_may_be_numbers_of_any_library():
@@ -141,9 +147,8 @@ def test_lamp_is_its_formula(problem):
         x = shrink(x + p.W.T @ v, p.alpha * np.linalg.norm(v) / np.sqrt(M))
         path.append(x)
     assert 0 < np.count_nonzero(path[-2]) < N
-    assert_close(
-        layer.iterates(params, D, y), path, 10 * CLOSE
-    )  # the memory term carries rounding from step to step
+    # The memory term carries rounding from step to step.
+    assert_close(layer.iterates(params, D, y), path, 10 * CLOSE)
 
 
 def test_lamp_starts_as_amp_whatever_the_scale_of_the_dictionary(problem):
@@ -169,8 +174,7 @@ def test_lamp_bg_is_its_formula_whatever_the_scale_of_the_dictionary(problem):
 
         x, memory = eta(u), np.sum(eta(u + h) - eta(u - h)) / (2 * h) / M
         path.append(x)
-    # Slopes by central differences: their truncation h^2 and rounding 1e-16 / h go on from step to
-    # step.
+    # Central differences truncate h^2 and round 1e-16 / h, which later steps carry on.
     assert_close(layer.iterates(params, D, y), path, 1e-8)
     ours, scaled = (layer.apply(layer.init(None, c * D), c * D, c * y) for c in (1, 3))
     assert_close(scaled, ours, 100 * CLOSE)
@@ -195,9 +199,8 @@ def test_the_bernoulli_gaussian_mean_is_the_integral(r):
     ours = layers.bernoulli_gaussian_mean(
         jnp.asarray(r), jnp.asarray(tau2), probability=probability, variance=variance
     )
-    assert float(ours) == pytest.approx(
-        expected, abs=1e-10
-    )  # the quadrature's tolerance over a mass of 1e-3
+    # The tolerance of the quadrature over a mass of 1e-3.
+    assert float(ours) == pytest.approx(expected, abs=1e-10)
 
 
 def test_tista_is_its_formula(problem):
@@ -279,6 +282,54 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
     assert_close(layer.iterates(Unrolled(p, None), D, y), path, 10 * CLOSE)
 
 
+WITHOUT_MEMORY = {
+    "ista": layers.ista(K),
+    "step_lista": layers.step_lista(K, lam=0.0),  # its thresholds are gamma lam
+    "lista": layers.lista(K),
+    "lista, untied": layers.lista(K, tied=False),
+    "lista_ss": layers.lista_ss(K),
+    "lista_cp": layers.lista_cp(K),
+    "lista_cp, untied": layers.lista_cp(K, tied=False),
+    "lista_cpss": layers.lista_cpss(K),
+    "alista": layers.alista(K, support=SUPPORT),
+    "tilista": layers.tilista(K),
+    "robust_alista": layers.robust_alista(K),
+    "ada_lista": layers.ada_lista(K),
+    "liht": layers.liht(K, sparsity=N),
+}
+# Their steps carry more than the code, or end in another estimate than shrinkage.
+OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
+
+
+@pytest.mark.parametrize("name", WITHOUT_MEMORY)
+@pytest.mark.parametrize("per_atom", [False, True])
+def test_weights_are_those_that_act_in_the_step(problem, name, per_atom):
+    """With thresholds of 0 a step is x <- S x + gamma W'y, where S is I - gamma W'D unless given.
+
+    Step sizes take either sign: `step_lista` acts by their magnitude.
+    """
+    (D, y), layer, rng = problem, WITHOUT_MEMORY[name], np.random.default_rng(7)
+    params, x = layers.unstack(moved(layer.init(None, D))), rng.normal(size=N)
+    for p in params.steps:
+        zero = dict.fromkeys(layers.names_with_role(p, "threshold"), jnp.zeros(()))
+        gamma = jnp.asarray(rng.normal(size=N if per_atom else ()))
+        p = p._replace(**zero, **dict.fromkeys(layers.names_with_role(p, "step size"), gamma))
+        state = layer.start(D, jnp.asarray(y))._replace(x=jnp.asarray(x))
+        constants = () if layer.schedule is None else (jnp.asarray(0.2),)
+        found = layer.step(params.shared, p, D, y, state, *constants).x
+        W, gamma, S = layer.weights(params.shared, p, D)
+        G = np.broadcast_to(1.0 if gamma is None else gamma, (N,))[:, None] * np.asarray(W).T
+        S = np.eye(N) - G @ D if S is None else np.asarray(S)
+        assert_close(found, S @ x + G @ y, 10 * CLOSE)
+        x = np.asarray(found) / np.linalg.norm(found)
+
+
+def test_every_family_but_na_alista_has_weights():
+    ours = {n: f for n, f in layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
+    assert {name for name, family in ours.items() if family.weights is None} == {"na_alista"}
+    assert {layer.family for layer in WITHOUT_MEMORY.values()} == set(ours) - OTHERS
+
+
 @pytest.fixture(scope="module")
 def two():
     return tuple(
@@ -339,69 +390,135 @@ def test_ml_lista_trains_and_takes_structured_dictionaries(problem):
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
-def test_what_does_not_fit_is_refused(problem, two):
+# Name: family, options, the essential words of the message.
+BAD_OPTIONS = {
+    "sparsity 0": ("liht", dict(sparsity=0), "sparsity must be at least 1"),
+    "probability 0": ("tista", dict(probability=0.0), "probability must be above 0"),
+    "probability 1": ("lamp_bg", dict(probability=1.0), "probability must be .*below 1"),
+    "variance negative": ("tista", dict(variance=-1.0), "variance must be above 0"),
+    "noise negative": ("tista", dict(noise=-0.1), "noise must be at least 0"),
+    "units 0": ("na_alista", dict(units=0), "units must be at least 1"),
+    "threshold 0": ("na_alista", dict(threshold=0.0), "threshold must be above 0"),
+    "threshold infinite": ("na_alista", dict(threshold=np.inf), "threshold must be .*finite"),
+    "largest share above 1": ("glista", dict(support=(0.1, 1.5)), "support must be"),
+    "support of one number": ("alista", dict(support=(0.1,)), "support must be"),
+    "alpha negative": ("lamp", dict(alpha=-1.0), "alpha must be at least 0"),
+    "gain nan": ("glista", dict(gain=np.nan), "gain must be .*finite, got nan"),
+    "lam negative": ("lista_cp", dict(lam=-0.1), "lam must be at least 0"),
+    "theta negative": ("alista", dict(theta=-0.1), "theta must be at least 0"),
+    "unroll 0": ("ista", dict(unroll=0), "unroll must be at least 1"),
+    "unknown precision": ("ista", dict(precision="best"), "unknown precision 'best'"),
+    "unknown activation": ("ista", dict(activation="rely"), "unknown name 'rely'"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_OPTIONS)
+def test_options_outside_their_limits_are_refused(fault):
+    family, options, message = BAD_OPTIONS[fault]
+    with pytest.raises(ValueError, match=message):
+        getattr(layers, family)(K, **options)
+
+
+# Name: family, field, its value, the essential words of the message.
+BAD_FIELDS = {
+    "gain of glista": ("glista", "gain", np.ones((K, M)), rf"gain has shape \({M},\) at a step"),
+    "slope of glista": ("glista", "slope", np.ones((K, M)), rf"slope has shape \({M},\) at a step"),
+    "alpha of lamp": ("lamp", "alpha", np.ones((K, M)), rf"alpha has shape \({M},\) at a step"),
+    "P of ada_lista": ("ada_lista", "P", np.eye(M + 1), r"P has shape \(7, 7\)"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FIELDS)
+def test_params_of_another_shape_are_refused(problem, fault):
+    family, field, value, message = BAD_FIELDS[fault]
     D, y = problem
-    with pytest.raises(ValueError, match="sparsity must be at least 1"):
-        layers.liht(K, sparsity=0)
-    with pytest.raises(ValueError, match="probability must be above 0"):
-        layers.tista(K, probability=0.0)
-    with pytest.raises(ValueError, match="variance must be above 0"):
-        layers.tista(K, variance=-1.0)
-    with pytest.raises(ValueError, match="units must be at least 1"):
-        layers.na_alista(K, units=0)
-    with pytest.raises(ValueError, match="threshold must be positive"):
-        layers.na_alista(K, threshold=0.0)
-    with pytest.raises(ValueError, match="support must be"):
-        layers.glista(K, support=(0.1, 1.5))
-    with pytest.raises(ValueError, match="threshold must be positive and finite"):
-        layers.na_alista(K, threshold=np.inf)
-    with pytest.raises(ValueError, match="alpha must be non-negative"):
-        layers.lamp(K, alpha=-1.0)
-    with pytest.raises(ValueError, match="gain must be non-negative and not NaN"):
-        layers.glista(K, gain=np.nan)
+    layer = getattr(layers, family)(K)
+    params = layer.init(None, D)
+    part = "steps" if hasattr(params.steps, field) else "shared"
+    wrong = getattr(params, part)._replace(**{field: value})
+    with pytest.raises(ValueError, match=message):
+        layer.apply(params._replace(**{part: wrong}), D, y)
+
+
+@pytest.mark.parametrize(
+    "units, atoms, message",
+    [
+        (4, N, r"kernel has shape \(5, 12\); expected \(6, 16\) for 4 units"),
+        (3, N - 1, "W has shape .*another dictionary"),
+    ],
+    ids=["units", "dictionary"],
+)
+def test_na_alista_refuses_params_of_another_layer(problem, units, atoms, message):
+    D, y = problem
     params = layers.na_alista(K, units=3).init(jax.random.key(0), D)
-    with pytest.raises(
-        ValueError, match=r"kernel has shape \(5, 12\); expected \(6, 16\) for 4 units"
-    ):
-        layers.na_alista(K, units=4).apply(params, D, y)
-    with pytest.raises(ValueError, match="W has shape .*another dictionary"):
-        layers.na_alista(K, units=3).apply(params, D[:, 1:], y)
-    for family, name in ((layers.glista, "gain"), (layers.glista, "slope"), (layers.lamp, "alpha")):
-        params = family(K).init(None, D)
-        params = params._replace(steps=params.steps._replace(**{name: np.ones((K, M))}))
-        with pytest.raises(ValueError, match=rf"{name} has shape \({M},\) at a step"):
-            family(K).apply(params, D, y)
-    params = layers.ada_lista(K).init(None, D)
-    wrong = params._replace(shared=params.shared._replace(P=np.eye(M + 1)))
-    with pytest.raises(ValueError, match=r"P has shape \(7, 7\)"):
-        layers.ada_lista(K).apply(wrong, D, y)
+    with pytest.raises(ValueError, match=message):
+        layers.na_alista(K, units=units).apply(params, D[:, :atoms], y)
+
+
+def _run(Ds=None, count=None, depth=K):
+    """The codes of ML-LISTA, with the dictionaries, the number of params or the depth replaced."""
+
+    def call(D, y, two):
+        params = ur.networks.ml_lista(K).init(None, two)[:count]
+        return ur.networks.ml_lista(depth).apply(params, two if Ds is None else Ds, y)
+
+    return call
+
+
+def _calibrate_without_thresholds(D, y, two):
+    layer = layers.hyperlista(K)
+    sample = np.ones((2, M)), np.ones((2, N))
+    return ur.analytic.calibrate(layer, layer.init(None, D), D, *sample)
+
+
+def _realize_another_family(D, y, two):
+    layer = layers.hyperlista(K)
+    return ur.realize.cnn(layer, layer.init(None, D), D, kernel_size=3, signal_bound=1.0)
+
+
+def _compare_a_network(D, y, two):
     network = ur.networks.ml_lista(K)
-    params = network.init(None, two)
-    with pytest.raises(ValueError, match="one per layer, got 1"):
-        network.apply(params[:1], two, y)
-    with pytest.raises(ValueError, match="depth 2"):
-        ur.networks.ml_lista(2).apply(params, two, y)
-    for wrong in ((), D):
-        with pytest.raises(ValueError, match="expected a tuple of dictionaries"):
-            network.apply(params, wrong, y)
-        with pytest.raises(ValueError, match="expected a tuple of dictionaries"):
-            network.init(None, wrong)
-    with pytest.raises(ValueError, match="unknown precision 'best'"):
-        ur.networks.ml_lista(2, precision="best")
-    shared = layers.hyperlista(K)
-    with pytest.raises(TypeError, match="steps with a field theta; this family has none"):
-        ur.analytic.calibrate(shared, shared.init(None, D), D, np.ones((2, N)), np.ones((2, M)))
-    with pytest.raises(TypeError, match="another family"):
-        ur.realize.cnn(shared, shared.init(None, D), D, kernel_size=3, signal_bound=1.0)
-    with pytest.raises(TypeError, match="'deep' is a Network; expected a Layer"):
-        ur.compare.compare({"deep": (network, params)}, D, np.ones((2, N)), np.ones((2, M)))
-    with pytest.raises(TypeError, match="chain of layers"):
-        ur.realize.cnn(network, params, two, kernel_size=3, signal_bound=1.0)
+    methods = {"deep": (network, network.init(None, two))}
+    return ur.compare.compare(methods, D, np.ones((2, M)), np.ones((2, N)))
+
+
+def _realize_no_chain(D, y, two):
+    network = ur.networks.ml_lista(K)
+    return ur.realize.cnn(network, network.init(None, two), two, kernel_size=3, signal_bound=1.0)
+
+
+# Name: call of (D, y, two), error, the essential words of the message.
+MISUSES = {
+    "params of one block": (_run(count=1), ValueError, "2 params, one per layer, got 1"),
+    "params of another depth": (_run(depth=2), ValueError, "depth 2"),
+    "no dictionaries": (_run(Ds=()), ValueError, "at least one dictionary, got none"),
+    "one dictionary": (_run(Ds=np.eye(M)), ValueError, "Ds is one dictionary"),
+    "a number for dictionaries": (_run(Ds=3), TypeError, "sequence of dictionaries, got int"),
+    "calibration without thresholds": (
+        _calibrate_without_thresholds,
+        TypeError,
+        "steps with a threshold.*this family has none",
+    ),
+    "a CNN of another family": (_realize_another_family, TypeError, "expected such a family"),
+    "a CNN of no chain": (_realize_no_chain, TypeError, "chain of layers"),
+    "a comparison of a network": (
+        _compare_a_network,
+        TypeError,
+        "'deep' is a ml_lista; expected a Layer",
+    ),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_misuses_are_refused(problem, two, misuse):
+    call, error, message = MISUSES[misuse]
+    with pytest.raises(error, match=message):
+        call(*problem, two)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_tista_starts_and_codes_nothing_in_half_precision(problem, dtype):
-    """Its floors of 1e-9 are below every positive number of float16."""
+    """Its least error of 1e-9 is below every positive number of float16."""
     D, layer = problem[0].astype(dtype), layers.tista(K)
     params = layer.init(None, D)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}

@@ -1,6 +1,4 @@
-"""D, the closed form and the minimax weights side by side: every number of the table against its
-definition.
-"""
+"""The table of D, the closed form and the minimax weights: every number by its definition."""
 
 import json
 

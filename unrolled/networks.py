@@ -1,6 +1,6 @@
 """Networks through dictionaries D_1 .. D_J: deep sparse coding (DSC) chains, and ML-LISTA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu, shrink
-from unrolled.dictionaries import as_dictionary, operands, spread
+from unrolled.dictionaries import Dictionary, as_chain, operands, spread
 from unrolled.layers import (
     Interned,
     Layer,
@@ -18,25 +18,34 @@ from unrolled.layers import (
     Unrolled,
     as_activation,
     check_params,
-    lipschitz,
     option,
     unstack,
 )
+from unrolled.pursuit import lipschitz
 
 __all__ = ["NETWORKS", "Analysis", "Network", "dsc", "ml_lista"]
 
 NETWORKS: dict[str, type["Network"]] = {}
 
+Dictionaries = Sequence[Dictionary]
+Params = tuple[Unrolled, ...]
+Codes = tuple[Array, ...]
+
 
 class Network(Interned):
     """Codes of J dictionaries: a frozen record of options whose methods are pure functions.
 
-    A subclass defines `init`, `run`, `check`, `forms`, `layers` and `depth`. As a family of layers
-    does, it joins `NETWORKS` under its name.
+    A subclass defines `layers`, `depth`, `forms`, `init`, `check` and `run`. As with families of
+    layers, a subclass whose name has no leading underscore joins `NETWORKS`.
 
     Attributes:
-        layers: the layers of a chain; none where the blocks do not run one after the other.
-        depth: the number of steps, those of all blocks of a chain together.
+        layers: the layers of a chain, or () if the blocks do not run one after the other.
+        depth: the number of steps, summed over the blocks of a chain.
+
+    Example:
+        >>> network = ur.dsc([ur.lista_cp(8), ur.lista_cp(4)])
+        >>> isinstance(network, ur.networks.Network), network.family
+        (True, 'dsc')
     """
 
     bound = ("apply", "iterates")
@@ -55,32 +64,32 @@ class Network(Interned):
         return type(self).__name__
 
     def forms(self, j: int) -> tuple[Unrolled, ...]:
-        """What the params of block j may be, as in `Layer`."""
+        """The forms of the params of block j, as in `Layer`."""
         raise NotImplementedError
 
-    def init(self, key: Array | None, Ds: Any) -> tuple[Unrolled, ...]:
-        """The usual start, a tuple with the params of every block."""
+    def init(self, key: Array | None, Ds: Dictionaries) -> Params:
+        """The usual params to start from, a tuple with those of every block."""
         raise NotImplementedError
 
-    def check(self, params: Any, Ds: Any) -> None:
-        """Raise where `params` are not for this network and the shapes of Ds, as `Layer.check`."""
+    def check(self, params: Params, Ds: Dictionaries) -> None:
+        """Raise unless `params` are of this network and fit the shapes of Ds, as `Layer.check`."""
         raise NotImplementedError
 
-    def run(self, params: Any, Ds: Any, y: Array) -> tuple[tuple, tuple]:
-        """The code of every block, (d_j,), and those after each of its steps, (K_j, d_j)."""
+    def run(self, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
+        """The code of every block, (d_j,), and the codes after each of its steps, (K_j, d_j)."""
         raise NotImplementedError
 
-    def apply(self, params: tuple[Unrolled, ...], Ds: Any, y: Array) -> tuple[Array, ...]:
+    def apply(self, params: Params, Ds: Dictionaries, y: Array) -> Codes:
         """The code of every block, (x_1, ..., x_J)."""
         return self.run(params, Ds, y)[0]
 
-    def iterates(self, params: tuple[Unrolled, ...], Ds: Any, y: Array) -> tuple[Array, ...]:
-        """The code of every block after each of its steps, J arrays (K_j, d_j)."""
+    def iterates(self, params: Params, Ds: Dictionaries, y: Array) -> Codes:
+        """The codes of every block after each of its steps, J arrays (K_j, d_j)."""
         return self.run(params, Ds, y)[1]
 
 
-def as_layers(value, name: str, where: str) -> tuple[Layer, ...]:
-    """A tuple of layers, at least one."""
+def as_layers(value: Any, name: str, where: str) -> tuple[Layer, ...]:
+    """`value` as a tuple of at least one layer."""
     layers = tuple(value)
     if not layers:
         raise ValueError(f"networks.{where}: expected at least one layer, got none")
@@ -117,23 +126,24 @@ class dsc(Network):
 
     @property
     def depth(self) -> int:
+        """The number of steps of all layers together."""
         return sum(layer.depth for layer in self.layers)
 
     def forms(self, j):
         return self.layers[j].forms
 
     def init(self, key, Ds):
-        _check(self, len(self.layers), Ds=Ds)
+        Ds = _chain(self, Ds, len(self.layers))
         keys = [key if key is None else jax.random.fold_in(key, j) for j in range(len(self.layers))]
         return tuple(layer.init(k, D) for layer, k, D in zip(self.layers, keys, Ds))
 
     def check(self, params, Ds):
-        _check(self, len(self.layers), params=params, Ds=Ds)
+        Ds = _chain(self, Ds, len(self.layers), params)
         for layer, p, D in zip(self.layers, params, Ds):
             layer.check(p, D)
 
     def run(self, params, Ds, y):
-        _check(self, len(self.layers), params=params, Ds=Ds)
+        Ds = _chain(self, Ds, len(self.layers), params)
         codes, paths = [], []
         for layer, p, D in zip(self.layers, params, Ds):
             state, path = layer.run(p, D, y)
@@ -144,15 +154,15 @@ class dsc(Network):
 
 
 class Analysis(NamedTuple):
-    """What a block of ML-LISTA shares among its steps."""
+    """The matrix that the steps of a block of ML-LISTA share."""
 
     B: Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
 
 
-class Codes(NamedTuple):
+class AllCodes(NamedTuple):
     """The state of ML-LISTA: the codes of all blocks."""
 
-    x: tuple[Array, ...]
+    x: Codes
 
 
 class Blocks(NamedTuple):
@@ -169,21 +179,28 @@ class ml_lista(Network, Looped):
         x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j),
         \quad j = 1, \dots, J, \quad x_0 = y,
 
-    where the first line goes down from the deepest code and the second up through the codes just
-    found.
+    where the first line goes down from the deepest code and the second goes up, each time from the
+    code just found.
 
-    Params: for each block shared B, learned, and steps (gamma, theta). `init` is ML-ISTA:
+    Params: for each block shared B, which is learned, and steps (gamma, theta). `init` is ML-ISTA:
     B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2;
     J = 1 is ISTA.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of
     ML-ISTA is only near the optimum of its objective.
+
+    Example:
+        >>> network = ur.networks.ml_lista(8, lam=0.02)
+        >>> Ds = ur.dictionaries.gaussian(jax.random.key(0), 8, 12), jnp.eye(12)
+        >>> params = network.init(None, Ds)
+        >>> [x.shape for x in network.iterates(params, Ds, jnp.ones(8))]
+        [(8, 12), (8, 12)]
     """
 
     depth: int = option(kw_only=False, help="K, the number of steps")
     lam: float = option(default=0.1, least=0, help="weight of the l1 norm at the start")
     activation: Activation | Callable = option(
-        default=relu, check=as_activation, help="in place of ReLU in the shrinkage"
+        default=relu, check=as_activation, help="replaces ReLU in the shrinkage"
     )
 
     layers: ClassVar[tuple[Layer, ...]] = ()
@@ -192,9 +209,8 @@ class ml_lista(Network, Looped):
         return (Unrolled(Analysis, StepAndThreshold),)
 
     def init(self, key, Ds):
-        _check_chain(self, Ds)
         params, theta = [], self.lam
-        for D in (as_dictionary(D, _where(self)) for D in Ds):
+        for D in _chain(self, Ds):
             gamma = 1 / lipschitz(D, _where(self))
             theta = theta * gamma
             steps = (jnp.full(self.depth, value, D.dtype) for value in (gamma, theta))
@@ -202,22 +218,20 @@ class ml_lista(Network, Looped):
         return tuple(params)
 
     def check(self, params, Ds):
-        _check_chain(self, Ds)
-        _check(self, len(Ds), params=params, Ds=Ds)
+        Ds = _chain(self, Ds, None, params)
         for j, (p, D) in enumerate(zip(params, Ds)):
             check_params(p, D, self.forms(j), self.depth, _where(self))
 
     def run(self, params, Ds, y):
-        _check_chain(self, Ds)
-        _check(self, len(Ds), params=params, Ds=Ds)
-        Ds = tuple(as_dictionary(D, _where(self)) for D in Ds)
+        Ds = _chain(self, Ds, None, params)
         _, y, (params, *Ds) = operands(Ds[0], y, _where(self), params=(params, *Ds))
         self.check(params, Ds)
-        start = Codes(tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds))
+        start = AllCodes(tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds))
         state, path = self.loop(self.step, _together(params), Ds, y, start)
         return state.x, path
 
     def step(self, shared, p, Ds, y, state):
+        """One sweep down and up through the codes of all blocks."""
         down = state.x[-1:]
         for D in reversed(Ds[1:]):
             down = (D @ down[0], *down)
@@ -226,10 +240,10 @@ class ml_lista(Network, Looped):
             u = x - at.gamma * ((D @ x) @ D) + before @ weights.B
             before = shrink(u, spread(D, at.theta), self.activation)
             codes = (*codes, before)
-        return Codes(codes)
+        return AllCodes(codes)
 
 
-def _together(params: tuple[Unrolled, ...]) -> Unrolled:
+def _together(params: Params) -> Unrolled:
     """The params of all blocks as those of one loop, stacked if all of them are."""
     steps = [p.steps for p in params]
     shared = tuple(p.shared for p in params)
@@ -243,25 +257,14 @@ def _where(network: Network) -> str:
     return f"networks.{network.family}"
 
 
-def _check_chain(network: Network, Ds) -> None:
-    if not isinstance(Ds, (tuple, list)) or not Ds:
-        raise ValueError(
-            f"{_where(network)}: expected a tuple of dictionaries, at least one, "
-            f"got {type(Ds).__name__}"
-        )
-
-
-def _check(network: Network, J: int, *, Ds, params=None) -> None:
-    """Raise ValueError for params or dictionaries of another number, or shapes that do not meet."""
-    for name, given in (("params", params), ("Ds", Ds)):
+def _chain(network: Network, Ds: Any, J: int | None = None, params: Any = None) -> Dictionaries:
+    """The checked dictionaries; raise unless there are J of them, and as many params if given."""
+    Ds = as_chain(Ds, _where(network))
+    J = len(Ds) if J is None else J
+    for name, given in (("Ds", Ds), ("params", params)):
         if given is not None and (not isinstance(given, (tuple, list)) or len(given) != J):
             got = len(given) if isinstance(given, (tuple, list)) else type(given).__name__
             raise ValueError(
                 f"{_where(network)}: expected a tuple of {J} {name}, one per layer, got {got}"
             )
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(
-                f"{_where(network)}: D_{j} has shape {left.shape} "
-                f"but D_{j + 1} has shape {right.shape}"
-            )
+    return Ds

@@ -306,11 +306,14 @@ def test_other_activations_shrink_as_the_layer_does(name):
 
 
 def test_a_soft_network_runs_as_its_layer():
+    """It takes the activation of the layer; passing that too changes nothing."""
     D, rho = dictionary(6, 10), ACTIVATIONS["softplus scaled"]
     params, layer = tied(D, 3), layers.lista_cp(3, activation=rho)
-    network = cnn(
-        layer, params, D, kernel_size=3, signal_bound=1.0, form="positive", activation=rho
-    )
+    options = dict(kernel_size=3, signal_bound=1.0, form="positive")
+    network = cnn(layer, params, D, **options)
+    assert network.layers[0].activation == rho
+    given = cnn(layer, params, D, activation=rho, **options)
+    assert jax.tree.all(jax.tree.map(np.array_equal, network.layers, given.layers))
     expected = layer.apply(params, D, signal(6))
     assert_close(
         compiled(network.run)(network.layers, signal(6)), expected, rounding(network, 26, 3)
@@ -345,9 +348,8 @@ def test_float32():
     D, y = dictionary(12, 20), signal(12)
     layer, params = layers.lista_cp(5), tied(D, 5)
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (params, D, y))
-    expected = iterate(
-        *jax.tree.map(lambda leaf: leaf.astype(float), (narrow[1], narrow[0], narrow[2]))
-    )
+    wide = jax.tree.map(lambda leaf: leaf.astype(float), narrow)
+    expected = iterate(wide[1], wide[0], wide[2])
     for form in FORMS:
         network = cnn(layer, *narrow[:2], kernel_size=3, signal_bound=1.0, form=form)
         assert {leaf.dtype for leaf in jax.tree.leaves(network.layers)} == {np.dtype(np.float32)}
@@ -366,16 +368,11 @@ def test_a_wide_network_of_sixteen_steps():
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tied(D, K))
     network = cnn(layers.lista_cp(K), params, D, kernel_size=3, signal_bound=1.0, form="positive")
     y = signal(256).astype(np.float32)
-    x, expected = (
-        compiled(network.run)(network.layers, y),
-        iterate(*jax.tree.map(lambda leaf: leaf.astype(float), (D, params, y))),
-    )
+    x = compiled(network.run)(network.layers, y)
+    expected = iterate(*jax.tree.map(lambda leaf: leaf.astype(float), (D, params, y)))
     # Random errors in sums of n = 1280 terms add up like sqrt(n), not n.
-    assert_close(
-        x,
-        expected,
-        rounding(network, math.sqrt(1280), K, np.finfo(np.float32).eps) * np.abs(expected).max(),
-    )
+    close = rounding(network, math.sqrt(1280), K, np.finfo(np.float32).eps)
+    assert_close(x, expected, close * np.abs(expected).max())
     # Tied steps share their filters, and so do all trees.
     distinct = {id(one.filters): one.filters.size for one in network.layers}
     assert sum(distinct.values()) < 0.2 * network.n_weights
@@ -586,6 +583,14 @@ def shrinking_by(activation):
     return layers.lista_cp(2, activation=activation), PARAMS, D
 
 
+class _doubled(layers.lista_cp):
+    """A test double: LISTA-CP that takes every step twice."""
+
+    def step(self, shared, p, D, y, state, *fraction):
+        once = super().step(shared, p, D, y, state, *fraction)
+        return super().step(shared, p, D, y, once, *fraction)
+
+
 # Name: options, error, message.
 BAD_OPTIONS = {
     "kernel of 1": (dict(kernel_size=1), ValueError, "at least 2: with stride 1 .* logarithmic"),
@@ -600,18 +605,50 @@ BAD_OPTIONS = {
     ),
     "negative bound": (dict(signal_bound=-1.0), ValueError, "signal_bound must be non-negative"),
     "infinite bound": (dict(signal_bound=np.inf), ValueError, "signal_bound has NaN or infinite"),
-    "another activation is passed": (dict(activation="silu"), ValueError, "pass the `activation`"),
-    "a bare function": (dict(activation=jax.nn.relu), TypeError, "expected an Activation"),
+    "another activation is passed": (
+        dict(activation="silu"),
+        ValueError,
+        "expected one activation, that of the layer, got silu and relu",
+    ),
+    "a bare function is passed": (dict(activation=jnp.tanh), ValueError, "one activation"),
 }
 # Name: layer, params and D, options, error, message.
 BAD_ARGUMENTS = {
-    "another family": ((layers.lista(2), LISTA, D), {}, TypeError, r"\('B', 'S'\).*another family"),
-    "params of another family": ((LAYER, LISTA, D), {}, TypeError, "another family"),
+    "another family": (
+        (layers.lista(2), LISTA, D),
+        {},
+        TypeError,
+        r"a step of lista\(2\) is not x <- shrink.*expected such a family",
+    ),
+    "a family with momentum": (
+        (layers.fista(2), layers.fista(2).init(None, D), D),
+        {},
+        TypeError,
+        r"a step of fista\(2\) is not",
+    ),
+    "a coupled family with a step of its own": (
+        (_doubled(2), PARAMS, D),
+        {},
+        TypeError,
+        r"a step of _doubled\(2\) is not",
+    ),
+    "params of another family": (
+        (LAYER, LISTA, D),
+        {},
+        TypeError,
+        r"Matrices\(B, S\).*another family",
+    ),
     "no layer": (
         (LAYER.apply, PARAMS, D),
         {},
         TypeError,
-        "expected a Layer or a Network, got function",
+        "expected a Layer or a Network, got method",
+    ),
+    "a function without constants": (
+        shrinking_by(jnp.tanh),
+        {},
+        TypeError,
+        "expected an Activation, with the constants of its tail",
     ),
     "params of another depth": (
         (layers.lista_cp(3), PARAMS, D),
@@ -655,31 +692,32 @@ BAD_ARGUMENTS = {
         (layers.alista(2, support=(0.1, 0.3)), ALISTA, D),
         {},
         ValueError,
-        "support selection, which compares entries",
+        "selects supports, which compares all entries",
     ),
-    "the layer has another activation": (
+    "ReLU for a layer with another activation": (
         shrinking_by("elu"),
-        {},
+        dict(activation="relu"),
         ValueError,
-        "pass the `activation` that the layer",
+        "expected one activation, that of the layer, got relu and elu",
     ),
-    "ReLU but for a scale": (
+    "ReLU for a layer that is ReLU but for a scale": (
         shrinking_by(activations.scale(activations.gelu, 1e6)),
+        dict(activation="relu"),
+        ValueError,
+        "expected one activation",
+    ),
+    "never the identity": (shrinking_by("selu"), {}, ValueError, "selu does not become"),
+    "a chain with two activations": (
+        (networks.dsc([LAYER, layers.lista_cp(2, activation="elu")]), CHAIN[1], CHAIN[2]),
         {},
         ValueError,
-        "pass the `activation`",
-    ),
-    "never the identity": (
-        shrinking_by("selu"),
-        dict(activation="selu"),
-        ValueError,
-        "selu does not become",
+        "expected one activation, that of the layer, got relu and elu",
     ),
     "chain with one dictionary": (
         (CHAIN[0], CHAIN[1], CHAIN[2][0]),
         {},
         ValueError,
-        "expected a tuple of 2 Ds",
+        "Ds is one dictionary",
     ),
     "chain without params": (
         (CHAIN[0], (), CHAIN[2]),

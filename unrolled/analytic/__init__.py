@@ -1,9 +1,9 @@
-"""Theory to params: one function per family, returning what training returns, and what theory says
-of given weights.
+"""Theory to params: one function per family, which returns what training returns.
 
-Host functions: coherences and schedules are computed in float64 from D and W as they are stored,
-and the leaves have the dtype of D. If the hypotheses of the theory fail, params come back all the
-same and a `HypothesisWarning` says by how much.
+These are host functions: they compute coherences and schedules in float64 from D and W as they are
+stored, and their leaves have the dtype of D. If the hypotheses of the theory fail, the params come
+back all the same and a `HypothesisWarning` says by how much. `certify` and `weights_table` report
+what the theory says of given weights.
 """
 
 from unrolled.analytic._calibrate import (
@@ -28,7 +28,6 @@ from unrolled.analytic._schedules import (
 from unrolled.analytic._table import (
     WeightsRow,
     WeightsTable,
-    finite_or_none,
     line,
     weights_table,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "certify",
     "chain_schedules",
     "dsc",
-    "finite_or_none",
     "frobenius_weights",
     "hyperlista",
     "ista",

@@ -12,12 +12,13 @@ from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
 
-# One search tries every pair of a threshold and a step size on a grid, then twice on finer grids
-# around the best.
+# A search tries every pair of a threshold and a step size on a grid, then on two finer grids around
+# the best pair.
 _ROUNDS = 3
 _THETAS = 24
 _GAMMAS = 9
-# In logarithms: theta from 1e-5 of the largest entry up to it, gamma from a third to three times.
+# Half-widths of the first grid, in logarithms: theta runs from 1e-5 of the largest entry up to it,
+# gamma from a third of its start to three times that.
 _THETA_SPAN = 5.75
 _GAMMA_SPAN = 1.1
 
@@ -25,24 +26,24 @@ _GAMMA_SPAN = 1.1
 def calibrate(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled:
     """Choose thresholds (and step sizes) step by step, to minimise the error on a sample.
 
-    Step k is chosen with the steps before it fixed, by a grid search over all signals of the sample
-    at once: the honest middle between theory, whose hypotheses rarely hold in practice, and training.
-    It sets the fields whose role is "threshold" or "step size" (theta and gamma); other params stay
-    as they are. A field with several entries gets one value.
+    A grid search over the whole sample chooses step k with the steps before it fixed. It is for
+    problems where the hypotheses of the theory fail, and needs no gradients. It sets the fields
+    whose role is "threshold" or "step size" (theta and gamma) and leaves all others as they are. A
+    field with several entries gets one value.
 
     Args:
-        layer, params: any family whose steps have a threshold, such as `ista`, `lista`, `lista_cp`,
-            `alista`.
+        layer: any family whose steps have a threshold, such as `ista`, `lista_cp` or `alista`.
+        params: of the layer.
         D: (m, d).
-        Y: (batch, m), signals.
+        Y: (batch, m), the signals.
         X: (batch, d), their true codes.
 
     Returns:
         params of the same form.
 
     Raises:
-        ValueError: shapes that do not fit, an empty or all-zero sample.
         TypeError: a family whose steps have no threshold.
+        ValueError: shapes that do not fit, or an empty or all-zero sample.
 
     Not claimed: the best thresholds for the last step; the choice is greedy.
 
@@ -80,7 +81,7 @@ def calibrate(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array)
 
 @partial(jax.jit, static_argnames="layer")
 def _search(layer, shared, p, D, Y, X, state, constants):
-    """The best threshold and step size of one step, and the states after it."""
+    """The params of one step with the best threshold and step size, and the states after it."""
     sizes = names_with_role(p, "step size")
 
     def after(theta, gamma):

@@ -1,22 +1,40 @@
-"""Theory to params, one function per family, with leaves in the dtype of D."""
+"""Params from theory, one function per family, with leaves in the dtype of D."""
 
-import jax
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from unrolled import _checks, layers
+from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import block_schedule, chain_schedules
-from unrolled.dictionaries import as_dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled, ista_params
 
+# Stored thresholds stop at this share of the largest number of their dtype: they are finite.
+_LARGEST_SHARE = 1 / 4
 
-def ista(D, lam: float, depth: int) -> Unrolled:
-    """Params of `layers.ista` and `layers.fista`: gamma = 1 / L, theta = lam / L, with L = norm(D,
-    2)^2.
+
+def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
+    """Params of `layers.ista` and `layers.fista`: gamma = 1 / L, theta = lam / L, L = norm(D, 2)^2.
+
+    Args:
+        D: (m, d).
+        lam: weight of the LASSO.
+        depth: K.
+
+    Returns:
+        params with steps (gamma, theta), (K,) each.
 
     Raises:
-        ValueError: lam < 0, D = 0, or a negative depth. TypeError: a depth that is not an integer.
+        TypeError: a depth that is not an integer.
+        ValueError: lam < 0, D = 0, or a negative depth.
+
+    Example:
+        >>> ur.analytic.ista(2 * jnp.eye(3), 1.0, 2).steps.gamma.round(3).tolist()
+        [0.25, 0.25]
     """
     D = as_dictionary(D, "analytic.ista")
     _checks.nonnegative(lam, "lam", "analytic.ista")
@@ -24,43 +42,56 @@ def ista(D, lam: float, depth: int) -> Unrolled:
 
 
 def lista_cp(
-    D,
+    D: Dictionary,
     *,
     depth: int,
     sparsity: int,
     bound: float,
     noise: float = 0.0,
-    W=None,
-    activation: Activation = relu,
+    W: Dictionary | None = None,
+    activation: Activation | str = relu,
     tied: bool = True,
     noise_norm: str = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
-    """Params of `layers.lista_cp` from theory: W as given and the thresholds of Theorem 12 (15 or
-    10 for other rho).
+    """Params of `layers.lista_cp`: the given W, with thresholds that certify the error.
 
     Args:
         D: (m, d), unit atoms.
         depth: K.
-        sparsity, bound, noise: s, B, delta: at most s nonzeros of magnitude at most B, noise of l1
-            norm at most delta.
-        W: any weights with w_i . d_i = 1; None takes D or `frobenius_weights(D)`, whichever has the
-            smaller mu_W.
-        activation: as in the layer.
-        tied: False repeats W at every step, for training an untied network.
-        noise_norm: "l1", or "l2" where `noise` bounds norm(e, 2): omega = max norm(w_i, 2) then
-            stands for C_W.
-        per_atom: thresholds of `theory.atom_schedule`, (K, d): smaller, and certified in l1 alone.
-            ReLU only.
+        sparsity, bound, noise: s, B and delta: at most s nonzeros of magnitude at most B, noise of
+            l1 norm at most delta.
+        W: (m, d), weights with w_i . d_i near 1; None takes D or `frobenius_weights(D)`, whichever
+            has the smaller mu_W.
+        activation: the activation of the layer.
+        tied: False repeats W at every step, to train an untied network.
+        noise_norm: "l1", or "l2" where `noise` bounds norm(e, 2): then omega = max norm(w_i, 2)
+            replaces C_W.
+        per_atom: take the thresholds of `theory.atom_schedule`, (K, d): smaller, and certified in
+            l1 only. For ReLU.
+
+    Returns:
+        params of the form that `tied` says.
 
     Warns:
         HypothesisWarning: (2s-1) mu_W >= 1, or no theorem covers the activation: nothing is
             certified.
 
     Raises:
-        ValueError: atoms off unit norm, a zero atom, sparsity above d, negative or NaN numbers.
+        ValueError: atoms off unit norm, a zero atom, sparsity above d, or negative or NaN numbers.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 12 for ReLU, 15 or 10 for other activations.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> params = ur.analytic.lista_cp(D, depth=3, sparsity=1, bound=1.0)
+        >>> print(params.steps.theta.round(2))  # mu_W E_k, with mu_W = 1/4 and E_k = 4^-k
+        [0.25 0.06 0.02]
     """
-    problem = dict(
+    W, theta = _weights_and_thresholds(
+        D,
+        W,
+        activation,
         depth=depth,
         sparsity=sparsity,
         bound=bound,
@@ -68,24 +99,35 @@ def lista_cp(
         noise_norm=noise_norm,
         per_atom=per_atom,
     )
-    W, theta = _weights_and_thresholds(D, W, activation, **problem)
     return layers.lista_cp(depth, tied=tied).from_theory(W, theta)
 
 
 def alista(
-    D,
+    D: Dictionary,
     *,
     depth: int,
     sparsity: int,
     bound: float,
     noise: float = 0.0,
-    W=None,
-    activation: Activation = relu,
+    W: Dictionary | None = None,
+    activation: Activation | str = relu,
     noise_norm: str = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
-    """Params of `layers.alista` from theory: as `lista_cp`, with gamma = 1 and W held fixed."""
-    problem = dict(
+    """Params of `layers.alista`: those of `lista_cp`, with gamma = 1 and with W held fixed.
+
+    Arguments, warnings and errors are those of `lista_cp`.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> params = ur.analytic.alista(D, depth=3, sparsity=1, bound=1.0)
+        >>> type(params.shared).__name__, params.steps.gamma.tolist()
+        ('Fixed', [1.0, 1.0, 1.0])
+    """
+    W, theta = _weights_and_thresholds(
+        D,
+        W,
+        activation,
         depth=depth,
         sparsity=sparsity,
         bound=bound,
@@ -93,32 +135,65 @@ def alista(
         noise_norm=noise_norm,
         per_atom=per_atom,
     )
-    W, theta = _weights_and_thresholds(D, W, activation, **problem)
     return layers.alista(depth).from_theory(W, theta)
 
 
-def hyperlista(D) -> Unrolled:
-    """Params of `layers.hyperlista`, of any depth: the closed-form weights, and three numbers that
-    suit the standard benchmark.
+def hyperlista(D: Dictionary) -> Unrolled:
+    """Params of `layers.hyperlista` for any depth: closed-form weights and three numbers.
 
-    For other dictionaries and codes choose the numbers on a sample by `training.search`.
+    The numbers suit the standard benchmark. For other dictionaries and codes choose them on a
+    sample by `training.search`.
+
+    Args:
+        D: (m, d), unit atoms.
+
+    Returns:
+        params with shared (analytic, threshold, momentum, selection), no steps.
 
     Raises:
         ValueError: a zero atom, or atoms off unit norm.
+
+    Example:
+        >>> params = ur.analytic.hyperlista(ur.dictionaries.identity_hadamard(16))
+        >>> round(float(params.shared.analytic.W.mu_W), 3)
+        0.25
     """
     return layers.hyperlista(0).init(None, D)
 
 
 def dsc(
-    Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None
+    Ds: Sequence[Dictionary],
+    *,
+    depths: Sequence[int],
+    sparsities: Sequence[int],
+    bounds: Sequence[float],
+    noises: Sequence[float] | None = None,
+    Ws: Sequence[Dictionary | None] | None = None,
+    activations: Sequence[Activation | str] | None = None,
 ) -> tuple[Unrolled, ...]:
-    """Params of a chain of LISTA-CP blocks, one per dictionary, certified together (Theorem 6,
-    corrected).
+    """Params of a chain of LISTA-CP blocks, one per dictionary, which are certified together.
 
-    Arguments are sequences over the J blocks, each as in `lista_cp`; noises default to zeros,
-    activations to ReLU.
+    Args:
+        Ds: the dictionaries of the J blocks, (d_{j-1}, d_j).
+        depths, sparsities, bounds, noises, Ws, activations: one value per block, as in `lista_cp`;
+            noises are zero and activations ReLU by default.
+
+    Returns:
+        The params of `networks.dsc` of J layers `lista_cp`.
+
+    Warns, Raises: as in `lista_cp`; also ValueError for sequences of different lengths.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 6, corrected.
+
+    Example:
+        >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
+        >>> classes = dict(sparsities=(1, 1), bounds=(1.0, 1.0))
+        >>> params = ur.analytic.dsc(Ds, depths=(3, 2), **classes)
+        >>> [p.steps.theta.shape for p in params]
+        [(3,), (2,)]
     """
-    problem = dict(
+    certified, schedules = chain_schedules(
+        Ds,
         depths=depths,
         sparsities=sparsities,
         bounds=bounds,
@@ -126,7 +201,6 @@ def dsc(
         Ws=Ws,
         activations=activations,
     )
-    certified, schedules = chain_schedules(Ds, **problem)
     return tuple(
         layers.lista_cp(len(found.theta)).from_theory(
             c.W, stored_thresholds(found.theta, c.W.dtype)
@@ -135,13 +209,17 @@ def dsc(
     )
 
 
-def _weights_and_thresholds(D, W, activation, **problem):
+def _weights_and_thresholds(D, W, activation, **problem) -> tuple[Dictionary, Array]:
     certified, found = block_schedule(D, W, activation, **problem)
     return certified.W, stored_thresholds(found.theta, certified.W.dtype)
 
 
-def stored_thresholds(theta: np.ndarray, dtype) -> jax.Array:
-    """Thresholds in the dtype of D; those of a schedule that does not contract stop short of its
-    largest number.
+def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
+    """Thresholds of a schedule in the dtype of D; those of one that diverges are cut short.
+
+    Example:
+        >>> ur.analytic.stored_thresholds(np.array([0.5, np.inf]), "float16").tolist()
+        [0.5, 16376.0]
     """
-    return jnp.asarray(np.minimum(theta, float(jnp.finfo(dtype).max) / 4), dtype)
+    largest = float(jnp.finfo(dtype).max) * _LARGEST_SHARE
+    return jnp.asarray(np.minimum(theta, largest), dtype)

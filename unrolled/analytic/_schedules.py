@@ -1,9 +1,9 @@
-"""Weights certified as they are stored, and the schedules of blocks and chains that rest on them."""
+"""Certificates of weights as they are stored, and the schedules of blocks and chains from them."""
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,13 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation, by_name, relu
-from unrolled.dictionaries import as_dictionary, column_norms, unit_atoms
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_atoms
 from unrolled.theory import (
     ActivationSchedule,
     AtomSchedule,
     Plan,
     Schedule,
     activation_schedule,
-    as_chain,
     atom_coherence,
     atom_schedule,
     coherence,
@@ -30,15 +29,22 @@ from unrolled.theory import (
 )
 from unrolled.theory import plan as plan_blocks
 
+# Measured coherences and norms are rounded up by this factor, as in the theory.
+_UP = 1 + 1e-9
+# With another activation than ReLU the guard depends on the error off the support, which the guard
+# raises itself: it grows until it covers what it needs, each time by this margin.
+_GUARD_MARGIN = 1 + 1e-3
+_GUARD_ROUNDS = 100
+
 
 class HypothesisWarning(UserWarning):
     """The theory does not cover this dictionary and sparsity: its thresholds do not contract."""
 
 
 class Certified(NamedTuple):
-    """Weights in hand and what the theory sees of them, in float64 from the stored arrays."""
+    """Weights and the numbers that the theory needs, in float64 from the stored arrays."""
 
-    W: object  # (m, d)
+    W: Dictionary  # (m, d)
     mu_W: float  # rounded up
     C_W: float
     eta: float  # max abs(1 - w_i . d_i)
@@ -46,12 +52,24 @@ class Certified(NamedTuple):
     omega: float  # max norm(w_i, 2), rounded up
 
 
-def certify(D, W=None) -> Certified:
-    """The numbers of W against D; None takes D or `frobenius_weights(D)`, whichever has the smaller
-    mu_W.
+def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
+    """The coherence, the norms and the rounding guard of the weights W for D.
+
+    Args:
+        D: (m, d), unit atoms.
+        W: (m, d); None takes D or `frobenius_weights(D)`, whichever has the smaller mu_W.
+
+    Returns:
+        Certified, with W in the dtype of D.
 
     Raises:
-        ValueError: atoms of D off unit norm, a zero atom, shapes that differ.
+        ValueError: atoms of D off unit norm, a zero atom, or shapes that differ.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> certified = ur.analytic.certify(D, D)
+        >>> round(certified.mu_W, 6), certified.C_W, certified.eta
+        (0.25, 1.0, 0.0)
     """
     D = as_dictionary(D, "certify")
     unit_atoms(D, "certify")
@@ -68,14 +86,34 @@ def certify(D, W=None) -> Certified:
         mu, C = (float(v) for v in coherence(W64, D64))
         eta = float(jnp.abs(1 - diagonal(W64, D64)).max())
         omega = noise_gain(W64)
-    return Certified(W, mu * (1 + 1e-9), C, eta, guard, omega * (1 + 1e-9))
+    return Certified(W, mu * _UP, C, eta, guard, omega * _UP)
 
 
-def plan(Ds, *, sparsities, bounds, noises=None, Ws=None, tol: float) -> Plan:
-    """Depths of the blocks of a chain, the fewest steps in all, after which its last code is
-    certified to `tol` in l1.
+def plan(
+    Ds: Sequence[Dictionary],
+    *,
+    sparsities: Sequence[int],
+    bounds: Sequence[float],
+    noises: Sequence[float] | None = None,
+    Ws: Sequence[Dictionary | None] | None = None,
+    tol: float,
+) -> Plan:
+    """The depths of a chain with the fewest steps in all that certify its last code to `tol`.
 
-    Arguments as in `dsc`; see `theory.plan`. Pass the depths on to `dsc`.
+    Args:
+        Ds, sparsities, bounds, noises, Ws: as in `dsc`.
+        tol: l1 error of the last code.
+
+    Returns:
+        The `theory.Plan`, whose depths `dsc` takes; holds is False where no depths reach `tol`.
+
+    Raises:
+        ValueError: as in `dsc`.
+
+    Example:
+        >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
+        >>> ur.analytic.plan(Ds, sparsities=(1, 1), bounds=(1.0, 1.0), tol=0.01).depths
+        (4, 1)
     """
     Ds, Ws, certified = _chain(
         Ds, Ws, "analytic.plan", sparsities=sparsities, bounds=bounds, noises=noises
@@ -93,57 +131,69 @@ def plan(Ds, *, sparsities, bounds, noises=None, Ws=None, tol: float) -> Plan:
 
 
 def block_schedule(
-    D,
-    W=None,
-    activation: Activation = relu,
+    D: Dictionary,
+    W: Dictionary | None = None,
+    activation: Activation | str = relu,
     *,
-    depth,
-    sparsity,
-    bound,
-    noise=0.0,
-    noise_norm="l1",
-    per_atom=False,
+    depth: int,
+    sparsity: int,
+    bound: float,
+    noise: float = 0.0,
+    noise_norm: str = "l1",
+    per_atom: bool = False,
 ) -> tuple[Certified, Schedule | ActivationSchedule | AtomSchedule]:
-    """The schedule behind `lista_cp` and `alista`, and the certified weights."""
+    """The certified weights of `lista_cp` and `alista`, and the schedule of their thresholds.
+
+    Arguments, warnings and errors are those of `lista_cp`.
+
+    Returns:
+        The weights, and the schedule of the theorem that covers the activation, with the rounding
+        guard.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> _, found = ur.analytic.block_schedule(D, depth=3, sparsity=1, bound=1.0)
+        >>> print(found.error.round(3), found.holds)
+        [1.    0.25  0.063 0.016] True
+    """
     D, activation = as_dictionary(D, "analytic"), by_name(activation)
     c = certify(D, W)
     _check_sparsity(D, sparsity)
     if noise_norm not in ("l1", "l2"):
         raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
     problem = dict(sparsity=sparsity, bound=bound, depth=depth)
-    if not per_atom:
-        # In l2 omega stands for C_W: the l1 noise that enters as much.
-        return c, _schedule(
-            D,
-            c,
-            activation,
-            noise=noise * c.omega / c.C_W if noise_norm == "l2" else noise,
-            **problem,
-        )
-    if activation != relu:
-        raise ValueError(
-            f"analytic: thresholds per atom are certified for ReLU alone, got {activation}"
-        )
-    with jax.enable_x64(True):
-        D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
-        mus, C_Ws = atom_coherence(W64, D64)
-        C_Ws = column_norms(W64) * (1 + 1e-9) if noise_norm == "l2" else C_Ws
-    mus, guard = np.asarray(mus) * (1 + 1e-9), c.guard * sparsity * bound
-
-    def at(sparsity, depth):
-        options = dict(
-            sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
-        )
-        return atom_schedule(mus, C_Ws, **options)
-
-    return c, _told(at(sparsity, depth), sparsity, at, D)
+    if per_atom:
+        if activation != relu:
+            raise ValueError(
+                f"analytic: thresholds per atom are certified for ReLU alone, got {activation}"
+            )
+        return c, _atom_schedule(D, c, noise=noise, noise_norm=noise_norm, **problem)
+    # In l2 omega stands for C_W: this l1 noise enters as much.
+    noise = noise * c.omega / c.C_W if noise_norm == "l2" else noise
+    return c, _schedule(D, c, activation, noise=noise, **problem)
 
 
 def chain_schedules(
-    Ds, *, depths, sparsities, bounds, noises=None, Ws=None, activations=None
+    Ds: Sequence[Dictionary],
+    *,
+    depths: Sequence[int],
+    sparsities: Sequence[int],
+    bounds: Sequence[float],
+    noises: Sequence[float] | None = None,
+    Ws: Sequence[Dictionary | None] | None = None,
+    activations: Sequence[Activation | str] | None = None,
 ) -> tuple[tuple[Certified, ...], tuple[Schedule | ActivationSchedule, ...]]:
-    """The schedules behind `dsc`, block by block, and the certified weights: what a block leaves is
-    noise to the next.
+    """The certified weights of `dsc`, and the schedules of its blocks.
+
+    The error of a block is noise for the next one. Arguments, warnings and errors are those of
+    `dsc`.
+
+    Example:
+        >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
+        >>> classes = dict(sparsities=(1, 1), bounds=(1.0, 1.0))
+        >>> _, (first, second) = ur.analytic.chain_schedules(Ds, depths=(3, 1), **classes)
+        >>> round(float(second.error[-1] / first.error[-1]), 2)
+        2.0
     """
     columns = dict(
         depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, activations=activations
@@ -162,10 +212,8 @@ def chain_schedules(
     return certified, tuple(schedules)
 
 
-def _chain(Ds, Ws, where: str, **columns):
-    """The dictionaries of a chain, checked against each other and the arguments, and their
-    certified weights.
-    """
+def _chain(Ds, Ws, where: str, **columns: Sequence[Any] | None):
+    """The dictionaries of a chain, their weights and certificates, after all checks of lengths."""
     Ds = as_chain(Ds, where)
     Ws = (None,) * len(Ds) if Ws is None else Ws
     for name, column in {**columns, "Ws": Ws}.items():
@@ -179,9 +227,9 @@ def _chain(Ds, Ws, where: str, **columns):
 
 
 def _schedule(
-    D, c: Certified, activation, *, sparsity, bound, noise, depth
+    D, c: Certified, activation: Activation, *, sparsity, bound, noise, depth
 ) -> Schedule | ActivationSchedule:
-    """The schedule of one block with its rounding guard; warns where it certifies nothing."""
+    """The schedule of one block with its rounding guard; warns if it certifies nothing."""
     guard = c.guard * sparsity * bound
 
     def at(sparsity, depth):
@@ -194,33 +242,50 @@ def _schedule(
 
     found = at(sparsity, depth)
     if activation != relu:
-        # The codes are off the support too: the guard must cover s B + max E_O, which it moves
-        # itself.
-        for _ in range(100):
+        # These codes have entries off the support: the guard must cover s B + max E_O.
+        for _ in range(_GUARD_ROUNDS):
             needed = c.guard * (sparsity * bound + found.off_support.max())
             if not needed > guard or not math.isfinite(needed):
                 break
-            guard = needed * (1 + 1e-3)
+            guard = needed * _GUARD_MARGIN
             found = at(sparsity, depth)
-    return _told(found, sparsity, at, D, activation)
+    return _warned(found, sparsity, at, D, activation)
 
 
-def _check_sparsity(D, sparsity) -> None:
+def _atom_schedule(
+    D, c: Certified, *, sparsity, bound, noise, noise_norm: str, depth
+) -> AtomSchedule:
+    """The schedule of one block atom by atom; warns if it certifies nothing."""
+    with jax.enable_x64(True):
+        D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
+        mus, C_Ws = atom_coherence(W64, D64)
+        C_Ws = column_norms(W64) * _UP if noise_norm == "l2" else C_Ws
+    mus, guard = np.asarray(mus) * _UP, c.guard * sparsity * bound
+
+    def at(sparsity, depth):
+        options = dict(
+            sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
+        )
+        return atom_schedule(mus, C_Ws, **options)
+
+    return _warned(at(sparsity, depth), sparsity, at, D)
+
+
+def _check_sparsity(D: Dictionary, sparsity: int) -> None:
     s = _checks.as_index(sparsity, "sparsity", "analytic")
     if s > D.shape[1]:
         raise ValueError(f"analytic: sparsity {s} exceeds the number of atoms {D.shape[1]}")
 
 
-def _told(found, sparsity: int, at: Callable, D, activation=relu):
-    """`found`, after a warning if it does not hold; `at(sparsity, depth)` are the schedules of
-    other sparsities.
-    """
+def _warned(found, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):
+    """`found`, after a warning if it does not hold; `at(sparsity, depth)` gives other schedules."""
     if not found.holds:
         covered = itertools.takewhile(lambda s: at(s, 0).holds, range(D.shape[1] + 1))
         name = "" if activation == relu else f" with {activation}"
         _checks.warn(
-            f"the theory does not cover s = {sparsity}{name}: contraction a = {found.contraction:.4g} (expected < 1); the "
-            f"largest admissible s is {max(covered, default=0)}. The thresholds come back but do not contract; try "
+            f"the theory does not cover s = {sparsity}{name}: contraction a = "
+            f"{found.contraction:.4g} (expected < 1); the largest admissible s is "
+            f"{max(covered, default=0)}. The thresholds come back but do not contract; try "
             "analytic.calibrate on a sample, or training",
             HypothesisWarning,
         )

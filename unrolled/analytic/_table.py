@@ -1,16 +1,16 @@
 """D, the closed form and the minimax weights side by side: what each of them certifies."""
 
-import math
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from unrolled import _checks
+from unrolled._json import plain
 from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
-from unrolled.dictionaries import as_dictionary, spectral_norm, unit_atoms
+from unrolled.dictionaries import Dictionary, as_dictionary, spectral_norm, unit_atoms
 from unrolled.theory import (
     GeneralizedCoherence,
     frobenius_weights,
@@ -37,57 +37,71 @@ class WeightsRow(NamedTuple):
 
 
 class WeightsTable(NamedTuple):
-    """Kinds of weights of one dictionary side by side, with the weights themselves."""
+    """Kinds of weights of one dictionary side by side, with the weights themselves.
+
+    Example:
+        >>> table = ur.analytic.weights_table(ur.dictionaries.identity_hadamard(4))
+        >>> table.text().splitlines()[0].split("  ")[-1].strip(), list(table.weights)
+        ('minimax', ['W = D', 'closed form', 'minimax'])
+        >>> table.to_dict()["weights"]["minimax"]["largest_sparsity"]
+        1
+    """
 
     m: int
     d: int
     tolerance: float
     coherence: GeneralizedCoherence  # mu~, certified
     rows: dict[str, WeightsRow]
-    weights: dict[str, object]
+    weights: dict[str, Dictionary]
 
     def text(self) -> str:
-        """The table, one column per kind of weights."""
+        """The table as text, one column per kind of weights."""
         lines = [line("", self.rows)]
         for field in WeightsRow._fields:
             label = f"steps to {self.tolerance:g}" if field == "steps" else field.replace("_", " ")
             lines.append(line(label, [getattr(row, field) for row in self.rows.values()]))
         return "\n".join(lines)
 
-    def to_dict(self) -> dict:
-        """The numbers, for JSON: what is not finite becomes None."""
-        rows = {
-            name: {k: finite_or_none(v) for k, v in row._asdict().items()}
-            for name, row in self.rows.items()
-        }
-        return {"tolerance": self.tolerance, "weights": rows}
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers for JSON; those that are not finite become None."""
+        return plain({"tolerance": self.tolerance, "weights": self.rows})
 
 
 def weights_table(
-    D,
+    D: Dictionary,
     *,
     sparsity: int | None = None,
     bound: float = 1.0,
     noise: float = 0.0,
     tolerance: float = 1e-6,
     entries: bool = False,
-    progress: Callable | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> WeightsTable:
-    """W = D, the closed form and the minimax weights beside each other, in float64.
+    """W = D, the closed form and the minimax weights side by side, in float64.
 
-    No W has less mu_W than the minimax one; a smaller C_W or omega lowers the floor under noise, a
-    smaller norm(W) keeps a step tame outside the class.
+    No W has a smaller mu_W than the minimax one. A smaller C_W or omega lowers the floor under
+    noise; a smaller norm(W) bounds a step outside the class.
 
     Args:
         D: (m, d), unit atoms.
-        sparsity: s; None takes for each kind of weights the largest that it certifies.
-        bound, noise, tolerance: B and delta of the class, and the l1 error to reach.
-        entries: also the weights of least largest entry at mu~ (Definition 8), which take many
-            times as long.
+        sparsity: s; None takes the largest s that each kind of weights certifies.
+        bound, noise: B and delta of the class.
+        tolerance: the l1 error to reach.
+        entries: also take the weights with the least largest entry at mu~ (Definition 8), which
+            are many times slower to compute.
         progress: as in `theory.generalized_coherence`.
 
+    Returns:
+        WeightsTable.
+
     Raises:
-        TypeError: a traced D. ValueError: atoms off unit norm, sparsity above d.
+        TypeError: a traced D.
+        ValueError: atoms off unit norm, or sparsity above d.
+
+    Example:
+        >>> rows = ur.analytic.weights_table(ur.dictionaries.identity_hadamard(4)).rows
+        >>> {name: round(row.mu_W, 3) for name, row in rows.items()}
+        {'W = D': 0.5, 'closed form': 0.5, 'minimax': 0.5}
     """
     D = as_dictionary(D, "weights_table")
     _checks.on_host(D, "weights_table", "D")
@@ -107,7 +121,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     largest = max_sparsity(certified.mu_W, D.shape[1])
     s = largest if sparsity is None else sparsity
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HypothesisWarning)  # the table says it
+        warnings.simplefilter("ignore", HypothesisWarning)  # the table says whether it holds
         _, found = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
     return WeightsRow(
         certified.mu_W,
@@ -124,13 +138,13 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     )
 
 
-def line(label: str, cells) -> str:
-    """A line of a table: the label and its cells, in columns."""
+def line(label: str, cells: Iterable[Any]) -> str:
+    """A line of a table: the label and its cells, in columns.
+
+    Example:
+        >>> ur.analytic.line("mu_W", [0.25, "none"]).split()
+        ['mu_W', '0.25', 'none']
+    """
     return f"{label:24}" + "".join(
         f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells
     )
-
-
-def finite_or_none(value):
-    """`value`, or None for a float that JSON cannot hold."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

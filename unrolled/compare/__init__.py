@@ -1,6 +1,4 @@
-"""Learned beside analytic: what each set of params does step by step, what training did to them,
-and how it went there.
-"""
+"""Learned params beside analytic ones: their errors step by step, and what training changes."""
 
 from unrolled.compare._compare import (
     QUANTILES,

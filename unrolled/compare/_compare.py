@@ -1,7 +1,7 @@
-"""Methods side by side on one sample: their errors, step by step, and what training has moved."""
+"""Methods side by side on one sample: their errors step by step, and what training changed."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,15 @@ from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.pursuit import fista, lasso_objective
 
+# The quantiles of the errors of single signals that a `Curve` holds.
 QUANTILES = (0.1, 0.5, 0.9)
+
+# The most steps of FISTA to the optimum of the LASSO.
+_MAX_STEPS = 3000
 
 
 class Curve(NamedTuple):
-    """What one method does, step by step; all arrays are (K,) unless noted."""
+    """The errors of one method after every step; all arrays are (K,) unless noted."""
 
     nmse: np.ndarray  # dB, ratio of sums
     mean_nmse: np.ndarray  # dB, mean over the signals
@@ -29,12 +33,12 @@ class Curve(NamedTuple):
     precision: np.ndarray  # of the support
     recall: np.ndarray
     false_positives: np.ndarray  # wrong entries per signal
-    largest_l1: np.ndarray  # the largest l1 error of a signal: what a theorem bounds
-    gap: np.ndarray | None  # sum of F - F* over the sum of F*, for the LASSO, if lam was given
+    largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
+    gap: np.ndarray | None  # sum of F - F* over the sum of F* for the LASSO, if lam was given
 
 
 class Change(NamedTuple):
-    """How far one leaf of the params is from that of the reference."""
+    """The distance of one leaf of the params from that of the reference."""
 
     leaf: str
     distance: float  # norm(params - reference) / norm(reference)
@@ -42,68 +46,58 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The result of `compare`; dictionaries are keyed by the names of the methods."""
+    """The result of `compare`; every field maps names of methods to results.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
+        >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
+        >>> layer = ur.layers.ista(8)
+        >>> found = ur.compare.compare({"ISTA": (layer, layer.init(None, D))}, D, Y, X)
+        >>> [row[:10] for row in found.table().splitlines()]
+        ['| method |', '|---|---|-', '| ISTA | 8']
+    """
 
     curves: dict[str, Curve]
     thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
-    references: dict[str, str]  # the method that each one's params are measured against
+    references: dict[str, str]  # the method that its params are measured against
     changes: dict[str, tuple[Change, ...]]
     couplings: dict[str, Coupling]  # for families with weights
 
     def table(self) -> str:
         """A Markdown table: errors at the last step, in both definitions, and support scores."""
-        rows = [
-            "| method | K | NMSE dB (ratio of sums) | NMSE dB (mean) | failures | precision | recall | wrong entries |"
-        ]
-        rows.append("|---|---|---|---|---|---|---|---|")
         gaps = any(curve.gap is not None for curve in self.curves.values())
-        if gaps:
-            rows = [rows[0] + " (F - F*) / F* |", rows[1] + "---|"]
+        columns = ["method", "K", "NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures"]
+        columns += ["precision", "recall", "wrong entries", *(["(F - F*) / F*"] if gaps else [])]
+        rows = []
         for name, c in self.curves.items():
-            cells = [
-                name,
-                str(len(c.nmse)),
-                f"{c.nmse[-1]:.1f}",
-                f"{c.mean_nmse[-1]:.1f}",
-                f"{c.failure_rate[-1]:.1%}",
-            ]
-            cells += [
-                f"{c.precision[-1]:.3f}",
-                f"{c.recall[-1]:.3f}",
-                f"{c.false_positives[-1]:.2f}",
-            ]
-            cells += [f"{c.gap[-1]:.2e}"] if gaps else []
-            rows.append("| " + " | ".join(cells) + " |")
-        return "\n".join(rows)
+            cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}", f"{c.mean_nmse[-1]:.1f}"]
+            cells += [f"{c.failure_rate[-1]:.1%}", f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}"]
+            cells += [f"{c.false_positives[-1]:.2f}", *([f"{c.gap[-1]:.2e}"] if gaps else [])]
+            rows.append(cells)
+        return markdown(columns, rows)
 
     def parameters_table(self) -> str:
-        """A Markdown table of what the weights are and how far training moved them."""
-        rows = [
-            "| method | largest mu_W | rms off-diagonal | diagonal of W'D | coupling mismatch | moved | from |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        """A Markdown table of the weights, and of how far training moved each leaf."""
+        columns = ["method", "largest mu_W", "rms off-diagonal", "diagonal of W'D"]
+        columns += ["coupling mismatch", "moved", "from"]
+        rows = []
         for name in self.curves:
-            cells = [name, "", "", "", ""]
+            cells = ["", "", "", ""]
             if name in self.couplings:
                 c = self.couplings[name]
-                low, high = c.diagonal_low.min(), c.diagonal_high.max()
-                cells = [
-                    name,
-                    f"{c.mu_W.max():.4f}",
-                    f"{c.off_diagonal.max():.4f}",
-                    f"{low:.4f} to {high:.4f}",
-                ]
+                diagonal = f"{c.diagonal_low.min():.4f} to {c.diagonal_high.max():.4f}"
+                cells = [f"{c.mu_W.max():.4f}", f"{c.off_diagonal.max():.4f}", diagonal]
                 cells.append(f"{c.mismatch.max():.2e}")
             moved = ", ".join(f"{c.leaf} {c.distance:.3g}" for c in self.changes.get(name, ()))
-            rows.append("| " + " | ".join([*cells, moved, self.references.get(name, "")]) + " |")
-        return "\n".join(rows)
+            rows.append([name, *cells, moved, self.references.get(name, "")])
+        return markdown(columns, rows)
 
     def to_json(self) -> str:
-        """Everything, as JSON; numbers that are not finite become null."""
+        """All results as JSON; numbers that are not finite become null."""
         return to_json(self)
 
-    def plot(self):
-        """A figure: error, failures and support per step, thresholds, and weights."""
+    def plot(self) -> Any:
+        """A figure with errors, failures and support per step, thresholds, and weights."""
         return plots.comparison(self)
 
 
@@ -116,20 +110,23 @@ def compare(
     *,
     lam: float | None = None,
 ) -> Comparison:
-    """Put methods side by side on one sample of signals and their codes.
+    """Run methods on one sample of signals and measure their errors, thresholds and weights.
 
     Args:
         methods: name -> (layer, params).
         D: (m, d).
         Y: (batch, m), the signals.
         X: (batch, d), their true codes.
-        reference: the name of the method against which params are measured, where they have the
-            same form; None takes for each method the first one before it whose params have the same
-            form.
-        lam: also report the gap to the LASSO optimum at this weight.
+        reference: the name of the method from which the distances of params of the same form are
+            measured; None takes the first method before each one that has params of its form.
+        lam: also report the gap to the optimum of the LASSO with this weight.
+
+    Returns:
+        Comparison.
 
     Raises:
-        ValueError: no methods, shapes that do not fit, an unknown reference. TypeError: a network.
+        TypeError: a network.
+        ValueError: no methods, shapes that do not fit, or an unknown reference.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -159,7 +156,14 @@ def compare(
     return Comparison(curves, _known(theta), references, changes, _known(couplings))
 
 
-def _check_methods(methods, reference: str | None) -> None:
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, *rows]
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([head, "|" + "---|" * len(columns), *body])
+
+
+def _check_methods(methods: dict[str, tuple[Layer, Unrolled]], reference: str | None) -> None:
     if not methods:
         raise ValueError("compare: expected at least one method, got none")
     if reference is not None and reference not in methods:
@@ -208,7 +212,7 @@ def _measure(layer, params, D, X, Y, lam, optimum):
 def _optimum(D, Y, lam) -> Array:
     """F* of every signal, to a relative duality gap of 1e-6 of its energy where float32 allows."""
     solve = jax.jit(
-        jax.vmap(lambda y: lasso_objective(D, y, fista(D, y, lam, max_steps=3000).x, lam))
+        jax.vmap(lambda y: lasso_objective(D, y, fista(D, y, lam, max_steps=_MAX_STEPS).x, lam))
     )
     return solve(Y)
 

@@ -1,5 +1,6 @@
-"""How the weights and thresholds of a layer compare with what theory asks of them, step by step."""
+"""The weights and thresholds of a layer, step by step, beside what theory asks of them."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._numbers import largest
@@ -16,13 +18,13 @@ from unrolled.theory import inner_products
 
 
 class Coupling(NamedTuple):
-    """The weights that act at each step against the dictionary; (K,) each, or (1,) if all share them.
+    """The weights of each step against the dictionary: (K,), or (1,) if the steps share them.
 
-    Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1): `mismatch` is the relative
-    distance to that, 0 where it is built in. It also needs w_i . d_i near 1 and small off-diagonal
-    products. W_k and S_k are those of `layer.weights`, a step size included. Where W and D are
-    shift-invariant `Conv` of one kind, W'D is that of the atoms which meet every relative shift, not
-    of all positions.
+    Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
+    off-diagonal products. `mismatch` is the relative distance of S_k from I - W_k'D, 0 where the
+    coupling is built in. W_k and S_k are those of `layer.weights`, times the step size. If W and D
+    are shift-invariant `Conv` of one geometry, W'D is taken over atoms that meet every relative
+    shift, not over all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
@@ -43,16 +45,19 @@ def coupling(layer: Layer, params: Unrolled, D: Dictionary) -> Coupling | None:
 
 
 def thresholds(params: Unrolled) -> np.ndarray | None:
-    """The mean threshold of each step of stacked params, (K,); None for a family without."""
+    """The mean threshold of each step of stacked params, (K,); None for a family without any."""
     names = names_with_role(params.steps, "threshold")
-    if not names:
-        return None
-    theta = np.asarray(getattr(params.steps, names[0]))
+    return step_means(getattr(params.steps, names[0])) if names else None
+
+
+def step_means(theta: ArrayLike) -> np.ndarray:
+    """The mean of each row, (K,), of thresholds per step, (K,) or (K, d)."""
+    theta = np.asarray(theta)
     return theta.reshape(len(theta), -1).mean(1)
 
 
 @partial(jax.jit, static_argnames="layer")
-def _per_step(layer: Layer, params: Unrolled, D) -> Coupling:
+def _per_step(layer: Layer, params: Unrolled, D: Dictionary) -> Coupling:
     def one(p):
         W, gamma, S = layer.weights(params.shared, p, D)
         return _one_step(W, S, gamma, D)
@@ -63,15 +68,15 @@ def _per_step(layer: Layer, params: Unrolled, D) -> Coupling:
     return jax.tree.map(lambda number: number[None], one(first))
 
 
-def _depends(f, argument) -> bool:
-    """True if the result of `f` has to do with any leaf of its argument."""
+def _depends(f: Callable[[Any], Any], argument: Any) -> bool:
+    """Whether the result of `f` depends on any leaf of its argument."""
     jaxpr = jax.make_jaxpr(f)(argument).jaxpr
     used = [*jaxpr.outvars, *(v for equation in jaxpr.eqns for v in equation.invars)]
     return any(v is given for v in used for given in jaxpr.invars)
 
 
-def _one_step(W: Any, S, gamma, D) -> Coupling:
-    if np.ndim(gamma):  # a step size per atom: no weights of a convolution any more
+def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
+    if np.ndim(gamma):  # with a step size per atom the weights are no convolution any more
         W, gamma = dense(W) * gamma[None, :], None
     products, own = inner_products(W, D)
     if gamma is not None:
@@ -79,9 +84,8 @@ def _one_step(W: Any, S, gamma, D) -> Coupling:
     diagonal, off = jnp.sum(jnp.where(own, products, 0), 1), jnp.where(own, 0, products)
     mismatch = jnp.zeros((), products.dtype)
     if S is not None:
-        mismatch = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products) / jnp.linalg.norm(
-            S
-        )
+        distance = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products)
+        mismatch = distance / jnp.linalg.norm(S)
     return Coupling(
         diagonal_low=-largest(-diagonal),
         diagonal_mean=diagonal.mean(),

@@ -1,4 +1,4 @@
-"""How thresholds, weights and their coupling move while a layer trains, beside theory."""
+"""The thresholds, the weights and their coupling while a layer trains, beside theory."""
 
 from typing import Any, NamedTuple
 
@@ -6,29 +6,39 @@ import numpy as np
 
 from unrolled import plots
 from unrolled._json import to_json
-from unrolled.compare._coupling import Coupling, coupling, thresholds
+from unrolled.compare._compare import markdown
+from unrolled.compare._coupling import Coupling, coupling, step_means, thresholds
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
+from unrolled.theory import ActivationSchedule, AtomSchedule, Schedule
 
 
 class Evaluation(NamedTuple):
-    """The params at one evaluation of the training."""
+    """What `Evolution` measures of the params at one evaluation of the training."""
 
     step: int  # training steps done
-    loss: float  # mean training loss since the last evaluation; nan before the first step
+    loss: float  # mean training loss since the evaluation before; nan before the first step
     validation: float  # loss on the validation batch
-    theta: np.ndarray | None  # (K,) mean threshold of each step of the network
-    coupling: Coupling | None  # of the weights, for families that have them
+    theta: np.ndarray | None  # (K,) mean threshold of each step, for families that have some
+    coupling: Coupling | None  # of the weights, for families that have some
 
 
 class Evolution:
-    """What a training did: `fit(..., callbacks=[watch])` with `watch = evolution(layer, D)` fills it.
+    """The record of a training, which `fit(..., callbacks=[watch])` fills; see `evolution`.
 
     Attributes:
         layer: the layer that is trained.
         D: (m, d), the dictionary that the weights are measured against.
-        prediction: what theory predicts, or None.
-        evaluations: the list of `Evaluation`; the first is the start, the last the result.
+        prediction: the schedule of the theory, or None.
+        evaluations: the list of `Evaluation`, from the start to the result.
+
+    Example:
+        >>> layer, D = ur.lista_cp(3), ur.dictionaries.identity_hadamard(8)
+        >>> watch = ur.compare.evolution(layer, D)
+        >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
+        >>> watch(start, layer.init(None, D))
+        >>> print(watch.series("mu_W").round(2), watch.contraction(1).round(2))
+        [[0.18]] [[0.68]]
     """
 
     def __init__(self, layer: Layer, D: Dictionary, prediction: Any = None):
@@ -36,11 +46,11 @@ class Evolution:
         self.evaluations: list[Evaluation] = []
 
     def __call__(self, record: Any, params: Unrolled) -> None:
-        """Measure `params`; `record` has the fields `step`, `loss` and `validation`."""
+        """Append the measurements of `params`; `record` has `step`, `loss` and `validation`."""
         if not isinstance(params, Unrolled):
             raise TypeError(
                 f"evolution: params must be Unrolled(shared, steps), got {type(params).__name__}; "
-                "of a network watch one block: "
+                "for a network watch one block: "
                 "callbacks=[lambda record, params: watch(record, params[0])]"
             )
         self.layer.check(params, self.D)
@@ -56,12 +66,13 @@ class Evolution:
         self.evaluations.append(Evaluation(*numbers, theta, found))
 
     def series(self, field: str) -> np.ndarray:
-        """A field over the evaluations: (evaluations,), or (evaluations, K) for one per step.
+        """A field over the evaluations: (evaluations,), or (evaluations, K) if it is per step.
 
-        Those are "theta" and the fields of a `Coupling`; weights that all steps share have K = 1.
+        "theta" and the fields of a `Coupling` are per step; for weights that all steps share,
+        K = 1.
 
         Raises:
-            ValueError: an unknown field, one that the family lacks, no evaluation yet.
+            ValueError: an unknown field, one that the family lacks, or no evaluation yet.
         """
         known = (*Evaluation._fields[:-1], *Coupling._fields)
         if field not in known:
@@ -75,26 +86,24 @@ class Evolution:
         return np.asarray(values)
 
     def contraction(self, sparsity: int) -> np.ndarray:
-        """a = (2s-1) mu_W + max abs(1 - w_i . d_i), (evaluations, K): below 1 theory covers s."""
+        """a = (2s-1) mu_W + max abs(1 - w_i . d_i), (evaluations, K); theory covers s if a < 1."""
         low, high = (np.abs(1 - self.series(f"diagonal_{end}")) for end in ("low", "high"))
         return max(2 * sparsity - 1, 0) * self.series("mu_W") + np.maximum(low, high)
 
     def table(self) -> str:
         """A Markdown table, one row per evaluation, over all steps; theory last, if given."""
+        columns = ["training step", "validation", "threshold, first to last step"]
+        columns += ["diagonal of W'D: least, mean, largest", "largest mu_W", "rms off-diagonal"]
         rows = [
-            "| training step | validation | threshold, first to last step "
-            "| diagonal of W'D: least, mean, largest | largest mu_W | rms off-diagonal "
-            "| coupling mismatch |",
-            "|---|---|---|---|---|---|---|",
+            [str(at.step), f"{at.validation:.4g}", _range(at.theta), *_cells(at.coupling)]
+            for at in self._seen()
         ]
-        for at in self._seen():
-            rows.append(_row(str(at.step), f"{at.validation:.4g}", at.theta, at.coupling))
         if self.prediction is not None:
-            rows.append(f"| theory | | {_range(self.prediction.theta)} | 1 | | | 0 |")
-        return "\n".join(rows)
+            rows.append(["theory", "", _range(self.prediction.theta), "1", "", "", "0"])
+        return markdown([*columns, "coupling mismatch"], rows)
 
     def steps_table(self) -> str:
-        """A Markdown table, one row per step: start -> result, beside the threshold of theory."""
+        """A Markdown table, one row per step: start -> result, with the threshold of theory."""
         first, last = self._seen()[0], self.evaluations[-1]
         columns = {} if first.theta is None else {"threshold": (first.theta, last.theta)}
         if first.coupling is not None:
@@ -104,19 +113,18 @@ class Evolution:
             title: [f"{a:.4g} -> {b:.4g}" for a, b in zip(*ends)] for title, ends in columns.items()
         }
         if self.prediction is not None:
-            cells["threshold of theory"] = [f"{v:.4g}" for v in _means(self.prediction.theta)]
+            cells["threshold of theory"] = [f"{v:.4g}" for v in step_means(self.prediction.theta)]
         K = max(map(len, cells.values()), default=0)
         spread = [column * K if len(column) == 1 else column for column in cells.values()]
-        rows = [["step", *cells], ["---"] * (1 + len(cells))]
-        rows += [[str(k + 1), *row] for k, row in enumerate(zip(*spread))]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        rows = [[str(k + 1), *row] for k, row in enumerate(zip(*spread))]
+        return markdown(["step", *cells], rows)
 
     def to_json(self) -> str:
         """All evaluations and the prediction; numbers that are not finite become null."""
         return to_json({"evaluations": self._seen(), "prediction": self.prediction})
 
     def plot(self) -> Any:
-        """A figure over the training steps, a line per step of the layer; theory is dashed."""
+        """A figure over the training steps with a line per step of the layer; theory is dashed."""
         self._seen()
         return plots.evolution(self)
 
@@ -129,7 +137,7 @@ class Evolution:
         return self.evaluations
 
 
-# Fields of a `Coupling` and their titles in a table.
+# The fields of a `Coupling` that the tables show, and their titles.
 _TITLES = {
     "diagonal_mean": "mean diagonal",
     "mu_W": "mu_W",
@@ -138,31 +146,38 @@ _TITLES = {
 }
 
 
-def evolution(layer: Layer, D: Dictionary, *, prediction: Any = None) -> Evolution:
+def evolution(
+    layer: Layer,
+    D: Dictionary,
+    *,
+    prediction: Schedule | ActivationSchedule | AtomSchedule | None = None,
+) -> Evolution:
     """A recorder of a training: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
 
-    At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the mean
-    threshold, the diagonal of W_k'D, its largest (mu_W) and its root mean square off-diagonal entry,
-    and how far S_k is from I - W_k'D; see `Coupling`. Families without weights give thresholds alone.
+    At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
+    mean threshold, the diagonal of W_k'D, its largest (mu_W) and its root mean square off-diagonal
+    entry, and the distance of S_k from I - W_k'D; see `Coupling`. For families without weights it
+    measures the thresholds only.
 
     Args:
         layer: the layer that is trained.
-        D: (m, d), held fixed: with `learn_dictionary=True` the weights are still measured against
-            this one.
-        prediction: what theory predicts, from `analytic.block_schedule` or `theory.schedule`: its
-            thresholds stand beside the trained ones, a diagonal of 1 and a mismatch of 0 beside the
-            rest.
+        D: (m, d). With `learn_dictionary=True` the weights are still measured against this D.
+        prediction: a schedule from `analytic.block_schedule` or `theory.schedule`. The tables show
+            its thresholds beside the trained ones, with a diagonal of 1 and a mismatch of 0.
+
+    Returns:
+        Evolution, without evaluations.
 
     Raises:
-        TypeError: not a layer, the dictionaries of a chain, a prediction without thresholds.
+        TypeError: no layer, the dictionaries of a chain, or a prediction without thresholds.
 
     Example:
         >>> layer, D = ur.alista(3), ur.dictionaries.identity_hadamard(8)
         >>> watch = ur.compare.evolution(layer, D)
         >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
         >>> watch(start, layer.init(None, D))
-        >>> watch.series("theta").round(3).tolist()
-        [[0.1, 0.1, 0.1]]
+        >>> print(watch.series("theta"))
+        [[0.1 0.1 0.1]]
     """
     if not isinstance(layer, Layer):
         raise TypeError(f"evolution: expected a Layer first, got {type(layer).__name__}")
@@ -178,28 +193,20 @@ def evolution(layer: Layer, D: Dictionary, *, prediction: Any = None) -> Evoluti
     return Evolution(layer, as_dictionary(D, "evolution"), prediction)
 
 
-def _row(step: str, validation: str, theta, c: Coupling | None) -> str:
-    cells = [step, validation, "" if theta is None else _range(theta)]
+def _cells(c: Coupling | None) -> list[str]:
+    """The diagonal, mu_W, the off-diagonal entries and the mismatch, over all steps."""
     if c is None:
-        return "| " + " | ".join([*cells, "", "", "", ""]) + " |"
-    diagonal = (
-        f"{c.diagonal_low.min():.4f}, {c.diagonal_mean.mean():.4f}, {c.diagonal_high.max():.4f}"
-    )
-    cells += [
-        diagonal,
+        return [""] * 4
+    diagonal = (c.diagonal_low.min(), c.diagonal_mean.mean(), c.diagonal_high.max())
+    return [
+        ", ".join(f"{value:.4f}" for value in diagonal),
         f"{c.mu_W.max():.4f}",
         f"{c.off_diagonal.max():.4f}",
         f"{c.mismatch.max():.2e}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
-def _range(theta) -> str:
-    means = _means(theta)
+def _range(theta: np.ndarray | None) -> str:
+    """The first and the last mean threshold."""
+    means = () if theta is None else step_means(theta)
     return f"{means[0]:.4g} to {means[-1]:.4g}" if len(means) else ""
-
-
-def _means(theta) -> np.ndarray:
-    """(K,) from thresholds of steps, or of steps and atoms."""
-    theta = np.asarray(theta, float)
-    return theta.reshape(len(theta), -1).mean(1)

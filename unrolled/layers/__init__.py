@@ -1,7 +1,8 @@
-"""Layers: solvers cut after K steps. A family is a step and its params; one loop runs them all."""
+"""Layers: solvers cut after K steps. A family is a step and its params; one loop runs all steps."""
 
 from unrolled.layers._ada_lista import SignalMatrices, ada_lista
 from unrolled.layers._alista import alista, robust_alista, tilista
+from unrolled.layers._bernoulli_gaussian import Estimating, bernoulli_gaussian_mean
 from unrolled.layers._glista import Gated, glista
 from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
 from unrolled.layers._ista import (
@@ -10,7 +11,6 @@ from unrolled.layers._ista import (
     fista,
     ista,
     ista_params,
-    lipschitz,
     step_lista,
 )
 from unrolled.layers._lamp import Message, lamp
@@ -44,13 +44,14 @@ from unrolled.layers._records import (
 )
 from unrolled.layers._shrinking import (
     Coupled,
+    FromISTA,
     Selecting,
     Shrinking,
     as_activation,
     as_support,
     select_or_shrink,
 )
-from unrolled.layers._tista import bernoulli_gaussian_mean, tista
+from unrolled.layers._tista import tista
 from unrolled.layers._unroll import unroll
 from unrolled.pursuit import State
 
@@ -58,8 +59,10 @@ __all__ = [
     "Acting",
     "Analytic",
     "Coupled",
+    "Estimating",
     "FAMILIES",
     "Fixed",
+    "FromISTA",
     "Gamma",
     "Gated",
     "Hyper",
@@ -105,7 +108,6 @@ __all__ = [
     "lamp_bg",
     "lfista",
     "liht",
-    "lipschitz",
     "lista",
     "lista_cp",
     "lista_cpss",

@@ -1,4 +1,4 @@
-"""Ada-LISTA (Aberdam, Golts, Elad 2021): matrices on signals, one network for many dictionaries."""
+"""Ada-LISTA (Aberdam, Golts, Elad 2021): one network for many dictionaries."""
 
 from typing import Annotated, NamedTuple
 
@@ -8,9 +8,8 @@ from unrolled._checks import Array
 from unrolled.dictionaries import as_dictionary, dense, spread
 from unrolled.layers._ista import StepAndThreshold, ista_params
 from unrolled.layers._layer import Acting
-from unrolled.layers._options import option
 from unrolled.layers._records import Shape, Unrolled
-from unrolled.layers._shrinking import Shrinking
+from unrolled.layers._shrinking import FromISTA, Shrinking
 from unrolled.pursuit import State
 
 OnSignals = Annotated[Array, Shape("m,m")]
@@ -23,7 +22,7 @@ class SignalMatrices(NamedTuple):
     Q: OnSignals  # applied to D x as Q'Q
 
 
-class ada_lista(Shrinking):
+class ada_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(P'y - Q'Q D x), theta_k): D may differ between signals.
 
     Params: shared (P, Q), steps (gamma, theta). `init` is ISTA: P = Q = I, gamma = 1 / L,
@@ -32,9 +31,14 @@ class ada_lista(Shrinking):
     (Y, X, Ds).
 
     Reference: Aberdam, Golts, Elad (2021), equation (5); their W_1 and W_2 are our P and Q.
-    """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
+    Example:
+        >>> layer, Ds = ur.layers.ada_lista(8), jnp.stack([jnp.eye(3), -jnp.eye(3)])
+        >>> params = layer.init(None, Ds[0])
+        >>> print(jax.vmap(layer.apply, (None, 0, 0))(params, Ds, jnp.eye(3)[:2]).round(2))
+        [[ 0.9  0.   0. ]
+         [ 0.  -0.9  0. ]]
+    """
 
     forms = (Unrolled(SignalMatrices, StepAndThreshold),)
 
@@ -49,6 +53,6 @@ class ada_lista(Shrinking):
         return State(self.shrink(state.x + p.gamma * (r @ D), spread(D, p.theta)))
 
     def weights(self, shared, p, D):
-        A = dense(D)
-        S = jnp.eye(A.shape[1], dtype=A.dtype) - p.gamma * (A.T @ (shared.Q.T @ (shared.Q @ A))).T
-        return Acting(shared.P @ A, p.gamma, S.T)
+        A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
+        S = jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ (shared.Q.T @ (shared.Q @ A)))
+        return Acting(shared.P @ A, p.gamma, S)

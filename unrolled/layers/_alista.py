@@ -1,4 +1,4 @@
-"""ALISTA (Liu, Chen, Wang, Yin 2019): weights from theory, learned or recomputed."""
+"""ALISTA (Liu, Chen, Wang, Yin 2019): weights from theory, trained, or recomputed for each D."""
 
 from typing import Any, NamedTuple
 
@@ -7,24 +7,24 @@ from jax import lax
 
 from unrolled._checks import Array
 from unrolled.dictionaries import as_dictionary, spread
-from unrolled.layers._ista import StepAndThreshold, lipschitz
+from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
 from unrolled.layers._records import Fixed, Unrolled, Weights
-from unrolled.layers._shrinking import Coupled, Selecting
+from unrolled.layers._shrinking import Coupled, FromISTA, Selecting
 from unrolled.theory import frobenius_weights
 
 
 def with_unit_steps(theta: Array) -> StepAndThreshold:
-    """gamma = 1 beside the thresholds of K steps."""
+    """The thresholds of K steps with gamma = 1."""
     return StepAndThreshold(jnp.ones(len(theta), theta.dtype), theta)
 
 
 class alista(Coupled, Selecting):
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with W fixed; 2 K numbers are learned.
 
-    Params: shared W (no gradient passes, and `fit` leaves it alone), steps (gamma, theta). `init`
-    takes the closed-form `frobenius_weights(D)`, gamma = 1 and the given `theta`.
+    Params: shared W, which carries no gradient and which `fit` leaves alone; steps (gamma, theta).
+    `init` takes the closed form `frobenius_weights(D)`, gamma = 1 and the given `theta`.
 
     Reference: Liu, Chen, Wang, Yin (2019). Their support selection is about (0.012, 0.13).
 
@@ -51,24 +51,28 @@ class alista(Coupled, Selecting):
         return Unrolled(Fixed(W), with_unit_steps(theta))
 
 
-class tilista(Coupled, Selecting):
+class tilista(Coupled, FromISTA, Selecting):
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with one trained W: TiLISTA.
 
     Params: shared W, steps (gamma, theta): m d + 2 K numbers. `init` is ISTA: W = D / L, gamma = 1,
-    theta = lam / L. Params of `alista` become its own with
+    theta = lam / L. To start from params of `alista` take
     `Unrolled(Weights(params.shared.W), params.steps)`.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (15).
-    """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> shared, steps = ur.alista(2).init(None, D)
+        >>> params = ur.layers.Unrolled(ur.layers.Weights(shared.W), steps)
+        >>> ur.layers.tilista(2).apply(params, D, D[:, 1]).shape
+        (8,)
+    """
 
     forms = (Unrolled(Weights, StepAndThreshold),)
 
     def init(self, key, D):
-        D = as_dictionary(D, self.family)
-        L = lipschitz(D, self.family)
-        return self.from_theory(D / L, jnp.full(self.depth, self.lam / L, D.dtype))
+        D, L, theta = self.ista_start(D)
+        return self.from_theory(D / L, theta)
 
     def weights(self, shared, p, D):
         return Acting(shared.W, p.gamma)
@@ -85,16 +89,23 @@ class WithWeights(NamedTuple):
 
 
 class robust_alista(Selecting):
-    r"""ALISTA with W(D) in closed form for the D of each call.
+    r"""K steps x <- shrink(x + gamma_k W(D)'(y - D x), theta_k) with W(D) in closed form.
 
-    K steps x <- shrink(x + gamma_k W(D)'(y - D x), theta_k). Params: steps (gamma, theta), none
-    shared; `init` as in `alista`. W is `frobenius_weights(D)`, one pseudo-inverse per dictionary,
-    and gradients pass through it to D. Codes of a traced D with a zero atom are nan. For
-    dictionaries that change from signal to signal map over both, `jax.vmap(layer.apply, (None, 0,
-    0))(params, Ds, Y)`, and let the sampler of `fit` return (Y, X, Ds).
+    Params: steps (gamma, theta), none shared; `init` as in `alista`. W(D) is `frobenius_weights(D)`
+    of the D of each call, one pseudo-inverse per dictionary, and gradients pass through it to D.
+    The codes of a traced D with a zero atom are nan. For dictionaries that change from signal to
+    signal map over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler
+    of `fit` return (Y, X, Ds).
 
     Reference: Liu, Chen, Wang, Yin (2019), section 4, where a network of four layers approximates
     W(D).
+
+    Example:
+        >>> layer, Ds = ur.layers.robust_alista(2), jnp.stack([jnp.eye(3), -jnp.eye(3)])
+        >>> params = layer.init(None, Ds[0])
+        >>> print(jax.vmap(layer.apply, (None, 0, 0))(params, Ds, jnp.eye(3)[:2]).round(2))
+        [[ 0.9  0.   0. ]
+         [ 0.  -0.9  0. ]]
     """
 
     theta: float = option(default=0.1, least=0, help="threshold at the start")

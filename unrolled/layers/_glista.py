@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary, spread
-from unrolled.layers._ista import lipschitz
+from unrolled.dictionaries import spread
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Shape, Theta, Unrolled, repeat
-from unrolled.layers._shrinking import Selecting
+from unrolled.layers._shrinking import FromISTA, Selecting
 
 Gate = Annotated[Array, Shape("", "d")]
+
+# As in the published code: the overshoot stays finite where an entry does not move.
+_SOFTENING = 0.1
 
 
 class Gated(NamedTuple):
@@ -33,39 +35,38 @@ class Gates(NamedTuple):
     shrunk_by: Array  # (d,)
 
 
-# As in the published code: keeps the overshoot finite where an entry does not move.
-_SOFTENING = 0.1
-
-
-class glista(Selecting):
-    r"""K steps of LISTA-CP from an amplified code, each carried a little beyond its end.
+class glista(FromISTA, Selecting):
+    r"""K steps of LISTA-CP, each from an amplified code and carried a little beyond its end.
 
     .. math::
         u &= g \odot x, \qquad g = 1 + a_k \, relu(1 - relu(b_k |x|)), \\
         \tilde x &= \mathrm{shrink}(u + W_k'(y - D u), \theta_k), \\
         x &\leftarrow x + o \odot (\tilde x - x), \qquad o = 1 + c_k \tau / (|\tilde x - x| + 0.1),
 
-    with tau the threshold by which the entry was shrunk in the step before, 0 where it passed
-    unshrunk.
+    where tau is the threshold by which the step before shrank the entry, 0 if it passed unshrunk.
 
     Params: steps (W, theta, gain = a, slope = b, overshoot = c). `init` is ISTA with slope 1,
-    overshoot 0 and the given `gain`; with gain = overshoot = 0 a step is that of `lista_cp`.
+    overshoot 0 and the given `gain`. With gain = overshoot = 0 a step is that of `lista_cp`.
 
     Reference: Wu, Guo, Li, Zhang (2020), with the ReLU gain. Their code starts at gain 5 and writes
     the overshoot with the opposite sign.
+
+    Example:
+        >>> layer, D = ur.layers.glista(3, gain=0.5), ur.dictionaries.identity_hadamard(4)
+        >>> params = layer.init(None, D)
+        >>> params.steps.gain.tolist(), layer.apply(params, D, D[:, 1]).shape
+        ([0.5, 0.5, 0.5], (8,))
     """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
-    gain: float = option(default=0.0, least=0, help="of the gate at the start")
+    gain: float = option(default=0.0, least=0, help="gain of the gate at the start")
 
     forms = (Unrolled(None, Gated),)
 
     def init(self, key, D):
-        D, K = as_dictionary(D, self.family), self.depth
-        L, d = lipschitz(D, self.family), D.shape[1]
-        theta, gain = jnp.full(K, self.lam / L, D.dtype), jnp.full(K, self.gain, D.dtype)
-        slope, overshoot = jnp.ones((K, d), D.dtype), jnp.zeros(K, D.dtype)
-        return Unrolled(None, Gated(repeat(D / L, K), theta, gain, slope, overshoot))
+        D, L, theta = self.ista_start(D)
+        gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)
+        slope = jnp.ones((self.depth, D.shape[1]), D.dtype)
+        return Unrolled(None, Gated(repeat(D / L, self.depth), theta, gain, slope, overshoot))
 
     def start(self, D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)

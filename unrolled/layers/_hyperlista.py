@@ -1,4 +1,4 @@
-"""HyperLISTA (Chen, Liu, Wang, Yin 2021): three numbers for all steps, the rest from the signal."""
+"""HyperLISTA (Chen, Liu, Wang, Yin 2021): three learned numbers; the residual sets the rest."""
 
 from typing import Annotated, NamedTuple
 
@@ -8,7 +8,7 @@ from jax import lax
 
 from unrolled._checks import Array
 from unrolled.activations import select_support
-from unrolled.dictionaries import as_dictionary, dense
+from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, magnitude
 from unrolled.layers._shrinking import Shrinking
@@ -20,10 +20,10 @@ _NUMBERS = (0.035, 0.015, 12.0)
 
 
 class Analytic(NamedTuple):
-    """What theory gives: closed-form weights, their coherence, and d_i . (D D')^+ d_i.
+    """What theory gives: the weights in closed form, their coherence, and d_i . (D D')^+ d_i.
 
-    So D^+ r = leverage W'r. (For a `Conv`, whose weights are filters, this is an approximation:
-    norm(D^+ r, 1) only sets the scale of thresholds.)
+    Hence D^+ r = leverage W'r. (For a `Conv`, whose weights are filters, this is an approximation;
+    norm(D^+ r, 1) only sets the scale of the thresholds.)
     """
 
     W: Matrix
@@ -32,7 +32,7 @@ class Analytic(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """The params of HyperLISTA; training moves the three numbers alone."""
+    """The params of HyperLISTA; training moves the three numbers only."""
 
     analytic: Fixed[Analytic]
     threshold: Number  # c_1
@@ -48,8 +48,8 @@ class Adaptive(NamedTuple):
     initial: Array  # ()
 
 
-def analytic_part(D) -> Fixed[Analytic]:
-    """The fixed part of the params, from D alone."""
+def analytic_part(D: Dictionary) -> Fixed[Analytic]:
+    """The fixed part of the params, which D determines."""
     W = frobenius_weights(D)
     with jax.default_matmul_precision("highest"):
         leverage = jnp.sum(pseudo_inverse(D).T * dense(D), axis=0)
@@ -57,7 +57,7 @@ def analytic_part(D) -> Fixed[Analytic]:
 
 
 class hyperlista(Shrinking):
-    r"""K steps that set threshold, momentum and support from the residual; three learned numbers.
+    r"""K steps with threshold, momentum and support from the residual; three numbers are learned.
 
     .. math::
         \rho_k = \|D^+ (y - D x_k)\|_1, \qquad
@@ -69,12 +69,19 @@ class hyperlista(Shrinking):
     (`select_support`).
 
     Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3), no steps. `init`
-    (and `analytic.hyperlista`) takes the closed-form weights and three numbers that suit
+    and `analytic.hyperlista` take the weights in closed form and three numbers that suit
     Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16; for others try
-    `training.search`. c_3 carries no gradient: training moves the other two.
+    `training.search`. The magnitude of c_1 counts. c_3 carries no gradient, so that `fit` moves
+    only the other two.
 
-    Reference: Chen, Liu, Wang, Yin (2021), with unit step size and estimates by D^+ in place of the
-    true code. Not claimed: a bound on the error.
+    Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ in place
+    of the true code. Not claimed: a bound on the error.
+
+    Example:
+        >>> layer, D = ur.layers.hyperlista(4), ur.dictionaries.identity_hadamard(16)
+        >>> params = layer.init(None, D)
+        >>> print(jnp.stack(params.shared[1:]), layer.apply(params, D, D[:, 3]).shape)
+        [ 0.035  0.015 12.   ] (32,)
     """
 
     forms = (Unrolled(Hyper, None),)

@@ -5,8 +5,7 @@ from typing import Annotated, NamedTuple
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.activations import shrink
-from unrolled.dictionaries import as_dictionary, column_norms
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Shape, Unrolled, magnitude, repeat
@@ -21,14 +20,14 @@ class Message(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """The state: the code, and the residual that remembers the one before it."""
+    """The state: the code, and the residual with the Onsager correction."""
 
     x: Array  # (d,)
     v: Array  # (m,)
 
 
-def message_passing(D, alpha: float, depth: int) -> Unrolled:
-    """W = D and `alpha` for unit atoms, the same in the units of D for others."""
+def message_passing(D: Dictionary, alpha: float, depth: int) -> Unrolled:
+    """W = D and alpha for unit atoms; for atoms of another size the same in their units."""
     size = jnp.mean(column_norms(D) ** 2)
     steps = Message(repeat(D / size, depth), jnp.full(depth, alpha / jnp.sqrt(size), D.dtype))
     return Unrolled(None, steps)
@@ -41,16 +40,23 @@ class lamp(Shrinking):
         v_k = y - D x_k + \frac{\|x_k\|_0}{m} v_{k-1}, \qquad
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
-    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing: W = D
-    and the given `alpha` for unit atoms, the same in the units of D for others. The count norm(x,
-    0) carries no gradient.
+    Params: steps (W, alpha), of which the magnitude of alpha counts. `init` is approximate message
+    passing: W = D and the given `alpha` for unit atoms, the same in the units of D for others. The
+    count norm(x, 0) carries no gradient.
 
-    Not claimed: convergence for other than Gaussian D; for a coherent one the start can diverge.
+    Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence for other than
+    Gaussian D; for a coherent one the start can diverge.
 
-    Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1.
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
+        >>> layer, y = ur.layers.lamp(8), 2 * D[:, 3] - D[:, 7]
+        >>> jnp.flatnonzero(jnp.abs(layer.apply(layer.init(None, D), D, y)) > 0.1).tolist()
+        [3, 7]
     """
 
-    alpha: float = option(default=1.1, least=0, help="threshold per noise level at the start")
+    alpha: float = option(
+        default=1.1, least=0, help="threshold at the start, per unit of the estimated noise level"
+    )
 
     forms = (Unrolled(None, Message),)
 
@@ -64,7 +70,7 @@ class lamp(Shrinking):
         m = y.shape[0]
         v = y - D @ state.x + jnp.sum(state.x != 0, dtype=y.dtype) / m * state.v
         theta = magnitude(p.alpha) * jnp.sqrt(jnp.sum(v**2) / m + jnp.finfo(y.dtype).tiny)
-        return Corrected(shrink(state.x + v @ p.W, theta, self.activation), v)
+        return Corrected(self.shrink(state.x + v @ p.W, theta), v)
 
     def weights(self, shared, p, D):
         return Acting(p.W)

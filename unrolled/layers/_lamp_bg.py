@@ -1,6 +1,5 @@
-"""LAMP with the Bernoulli-Gaussian estimator, for codes whose distribution is known."""
+"""LAMP with the Bernoulli-Gaussian estimator, for codes with a known distribution."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,11 +7,10 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.dictionaries import as_dictionary
+from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._lamp import Message, message_passing
-from unrolled.layers._layer import Acting, Layer
-from unrolled.layers._options import option
+from unrolled.layers._layer import Acting
 from unrolled.layers._records import Unrolled
-from unrolled.layers._tista import bernoulli_gaussian_mean
 
 # Noise variance per variance of the codes below which nothing is left to estimate (-100 dB): the
 # odds stay finite.
@@ -20,14 +18,14 @@ _LEAST_NOISE = 1e-10
 
 
 class Estimated(NamedTuple):
-    """The state: the code, the residual with its memory, and how much of it to keep."""
+    """The state: the code, the residual with its memory, and the share of it to keep."""
 
     x: Array  # (d,)
     v: Array  # (m,)
     memory: Array  # ()
 
 
-class lamp_bg(Layer):
+class lamp_bg(Estimating):
     r"""K steps of LAMP whose shrinkage is the best estimate of a Bernoulli-Gaussian code.
 
     .. math::
@@ -36,17 +34,20 @@ class lamp_bg(Layer):
         x_{k+1} = \eta(u; \tau_k), \qquad b_{k+1} = \tfrac1m \sum_i \eta'(u_i; \tau_k), \qquad
         \eta(u; \tau) = E[x | x + \tau n = u].
 
-    Params: steps (W, alpha), alpha used as abs(alpha). `init` is approximate message passing, W = D
-    and alpha = 1 for unit atoms, the same in the units of D for others; the noise level is
-    estimated from the residual.
+    Params: steps (W, alpha), of which the magnitude of alpha counts. `init` is approximate message
+    passing: W = D and alpha = 1 for unit atoms, the same in the units of D for others. The residual
+    gives the noise level.
 
     Reference: Borgerding, Schniter, Rangan (2017), the shrinkage eta_bg, whose prior they learn
     too; Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, entries are
     small but not zero; convergence for other than Gaussian D.
-    """
 
-    probability: float = option(default=0.1, above=0, below=1, help="of a nonzero of the code")
-    variance: float = option(default=1.0, above=0, help="of the nonzeros of the code")
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
+        >>> layer, y = ur.layers.lamp_bg(8, probability=0.02), 2 * D[:, 3] - D[:, 7]
+        >>> jnp.flatnonzero(jnp.abs(layer.apply(layer.init(None, D), D, y)) > 0.1).tolist()
+        [3, 7]
+    """
 
     forms = (Unrolled(None, Message),)
 
@@ -57,13 +58,12 @@ class lamp_bg(Layer):
         return Estimated(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y), jnp.zeros((), y.dtype))
 
     def step(self, shared, p, D, y, state):
-        m, prior = y.shape[0], dict(probability=self.probability, variance=self.variance)
+        m = y.shape[0]
         v = y - D @ state.x + state.memory * state.v
         least = max(_LEAST_NOISE * self.variance, float(jnp.finfo(y.dtype).tiny))
         tau2 = jnp.maximum(p.alpha**2 * jnp.sum(v**2) / m, least)
-        eta = partial(bernoulli_gaussian_mean, tau2=tau2, **prior)
         u = state.x + v @ p.W
-        x, slope = jax.jvp(eta, (u,), (jnp.ones_like(u),))
+        x, slope = jax.jvp(lambda u: self.estimate(u, tau2), (u,), (jnp.ones_like(u),))
         return Estimated(x, v, jnp.sum(slope) / m)
 
     def weights(self, shared, p, D):

@@ -1,4 +1,4 @@
-"""LFISTA (Moreau, Bruna 2017): FISTA whose matrices are learned, with memory of one step."""
+"""LFISTA (Moreau, Bruna 2017): FISTA with learned matrices and a memory of one step."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary, spread
-from unrolled.layers._ista import lipschitz
+from unrolled.dictionaries import spread
 from unrolled.layers._layer import Acting
 from unrolled.layers._lista import ista_matrices
-from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
-from unrolled.layers._shrinking import Shrinking
+from unrolled.layers._shrinking import FromISTA, Shrinking
 
 
 class MomentumMatrices(NamedTuple):
@@ -31,28 +29,40 @@ class TwoCodes(NamedTuple):
     before: Array  # (d,)
 
 
-class lfista(Shrinking):
+def fista_momentum(depth: int) -> list[float]:
+    """m_0 = 0 and m_k = (t_{k-1} - 1) / t_k, with t_k = (1 + sqrt(1 + 4 t_{k-1}^2)) / 2."""
+    t = [1.0]
+    for _ in range(depth):
+        t.append((1 + np.sqrt(1 + 4 * t[-1] ** 2)) / 2)
+    return [0.0, *((a - 1) / b for a, b in zip(t, t[1:]))][:depth]
+
+
+class lfista(FromISTA, Shrinking):
     r"""K steps x_{k+1} = shrink(B_k'y + S_k x_k + M_k x_{k-1}, theta_k).
 
-    Params: steps (B, S, M, theta). `init` is FISTA without restart: S_k = (1 + m_k) (I - D'D / L),
-    M_k = -m_k (I - D'D / L), B = D / L, theta = lam / L, with its momentum m_0 = 0,
+    Params: steps (B, S, M, theta). `init` is FISTA without restart: B = D / L, theta = lam / L,
+    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L), with its momentum m_0 = 0,
     m_k = (t_{k-1} - 1) / t_k.
 
     Reference: Moreau, Bruna (2017), section 4.
-    """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> ours, fista = (
+        ...     layer.apply(layer.init(None, D), D, D[:, 1])
+        ...     for layer in (ur.layers.lfista(3), ur.layers.fista(3))
+        ... )
+        >>> bool(jnp.allclose(ours, fista, atol=1e-5))
+        True
+    """
 
     forms = (Unrolled(None, MomentumMatrices),)
 
     def init(self, key, D):
-        D, K = as_dictionary(D, self.family), self.depth
-        L, t = lipschitz(D, self.family), [1.0]
-        for _ in range(K):
-            t.append((1 + np.sqrt(1 + 4 * t[-1] ** 2)) / 2)
-        momentum = jnp.asarray([0.0, *((a - 1) / b for a, b in zip(t, t[1:]))][:K], D.dtype)
-        B, S = repeat(ista_matrices(D, L), K)
-        scaled, theta = momentum[:, None, None] * S, jnp.full(K, self.lam / L, D.dtype)
+        D, L, theta = self.ista_start(D)
+        momentum = jnp.asarray(fista_momentum(self.depth), D.dtype)
+        B, S = repeat(ista_matrices(D, L), self.depth)
+        scaled = momentum[:, None, None] * S
         return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
 
     def start(self, D, y):

@@ -1,4 +1,4 @@
-"""Learned iterative hard thresholding (Xin et al. 2016): the s largest entries are kept."""
+"""Learned iterative hard thresholding (Xin et al. 2016): each step keeps the s largest entries."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -6,18 +6,17 @@ from jax import lax
 from unrolled._checks import Array
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import as_dictionary
-from unrolled.layers._ista import lipschitz
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._lista import Matrices, ista_matrices
 from unrolled.layers._options import option
 from unrolled.layers._records import Unrolled, repeat
-from unrolled.pursuit import State
+from unrolled.pursuit import State, lipschitz
 
 
 def keep_largest(v: Array, sparsity: int) -> Array:
     """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
 
-    NaN counts as largest and stays.
+    A nan counts as largest and stays.
 
     Example:
         >>> ur.layers.keep_largest(jnp.array([3.0, -1.0, 2.0]), 2).tolist()
@@ -30,13 +29,18 @@ def keep_largest(v: Array, sparsity: int) -> Array:
 class liht(Layer):
     r"""K steps x <- H_s(B_k'y + S_k x), where H_s keeps the s largest magnitudes.
 
-    Params: steps (B, S). `init` is iterative hard thresholding with step 1/L: B = D / L,
+    Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
     S = I - D'D / L.
 
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
+
+    Example:
+        >>> layer, D = ur.layers.liht(8, sparsity=1), ur.dictionaries.identity_hadamard(4)
+        >>> print(layer.apply(layer.init(None, D), D, 2 * D[:, 1]).round(2))
+        [0.   1.99 0.   0.   0.   0.   0.   0.  ]
     """
 
-    sparsity: int = option(least=1, help="s, the entries to keep; above d everything is kept")
+    sparsity: int = option(least=1, help="s, how many entries to keep; from d on all are kept")
 
     forms = (Unrolled(None, Matrices),)
 

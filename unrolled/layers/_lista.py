@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary, dense, spread
-from unrolled.layers._ista import lipschitz
+from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
-from unrolled.layers._shrinking import Selecting, as_support
+from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
 from unrolled.pursuit import State
 
 
@@ -23,7 +22,7 @@ class Matrices(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """What a step of a tied network keeps for itself."""
+    """The threshold of one step."""
 
     theta: Theta
 
@@ -36,51 +35,60 @@ class MatricesAndThreshold(NamedTuple):
     theta: Theta
 
 
-def ista_matrices(D, L: Array) -> Matrices:
-    """Those of an ISTA step: B = D / L, S = I - D'D / L."""
+def ista_matrices(D: Dictionary, L: Array) -> Matrices:
+    """The matrices of an ISTA step: B = D / L, S = I - D'D / L."""
     with jax.default_matmul_precision("highest"):
         A = dense(D)
         return Matrices(A / L, jnp.eye(D.shape[1], dtype=D.dtype) - A.T @ A / L)
 
 
-class lista(Selecting):
+class lista(FromISTA, Selecting):
     r"""K steps x <- shrink(B'y + S x, theta_k).
 
-    Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either.
-    `init` is ISTA: B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are our B'
-    and S.)
+    Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either
+    form. `init` is ISTA: B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are
+    our B' and S.)
 
     Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1), which `lista_cp` builds
     in.
 
-    Reference: Gregor, LeCun (2010); with `support` it is LISTA-SS (Chen, Liu, Wang, Yin 2018).
+    Reference: Gregor, LeCun (2010).
+
+    Example:
+        >>> layer, D = ur.lista(2, tied=False), ur.dictionaries.identity_hadamard(4)
+        >>> layer.init(None, D).steps.S.shape
+        (2, 8, 8)
     """
 
     tied: bool = option(default=True, help="`init` gives B and S once, not once per step")
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
     forms = (Unrolled(Matrices, Threshold), Unrolled(None, MatricesAndThreshold))
 
     def init(self, key, D):
-        D = as_dictionary(D, self.family)
-        L = lipschitz(D, self.family)
-        shared, theta = ista_matrices(D, L), jnp.full(self.depth, self.lam / L, D.dtype)
+        D, L, theta = self.ista_start(D)
+        matrices = ista_matrices(D, L)
         if self.tied:
-            return Unrolled(shared, Threshold(theta))
-        return Unrolled(None, MatricesAndThreshold(*repeat(shared, self.depth), theta))
+            return Unrolled(matrices, Threshold(theta))
+        B, S = repeat(matrices, self.depth)
+        return Unrolled(None, MatricesAndThreshold(B, S, theta))
 
     def step(self, shared, p, D, y, state, fraction=None):
         B, _, S = self.weights(shared, p, D)
         return State(self.shrink(y @ B + S @ state.x, spread(D, p.theta), fraction))
 
     def weights(self, shared, p, D):
-        given = p if shared is None else shared
-        return Acting(given.B, S=given.S)
+        matrices = p if shared is None else shared
+        return Acting(matrices.B, S=matrices.S)
 
 
 class lista_ss(lista):
-    """LISTA with support selection (Chen et al. 2018)."""
+    """LISTA with support selection; see `lista`.
 
-    support: tuple[float, float] | None = option(
-        default=(0.012, 0.13), check=as_support, help="(rate, largest), as in `lista`"
-    )
+    Reference: Chen, Liu, Wang, Yin (2018).
+
+    Example:
+        >>> ur.layers.lista_ss(2).schedule
+        (0.012, 0.024)
+    """
+
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)

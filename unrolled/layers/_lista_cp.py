@@ -2,15 +2,17 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
-from unrolled.dictionaries import as_dictionary
-from unrolled.layers._ista import lipschitz
 from unrolled.layers._layer import Acting
 from unrolled.layers._lista import Threshold
 from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Theta, Unrolled, Weights, repeat
-from unrolled.layers._shrinking import Coupled, Selecting, as_support
+from unrolled.layers._shrinking import (
+    PUBLISHED_SUPPORT,
+    Coupled,
+    FromISTA,
+    Selecting,
+    support_option,
+)
 
 
 class WeightsAndThreshold(NamedTuple):
@@ -20,15 +22,14 @@ class WeightsAndThreshold(NamedTuple):
     theta: Theta
 
 
-class lista_cp(Coupled, Selecting):
-    r"""K steps x <- shrink(x + W_k'(y - D x), theta_k): the iteration (23) of the paper.
+class lista_cp(Coupled, FromISTA, Selecting):
+    r"""K steps x <- shrink(x + W_k'(y - D x), theta_k).
 
-    Params: tied, shared W and steps theta; untied, steps (W, theta). `apply` takes either form; W
-    may be structured. `init` is ISTA: W = D / L, theta = lam / L. `analytic.lista_cp` sets W and
-    theta from theory, whose theorems are about the layer without `support`.
+    Params: tied, shared W and steps theta; untied, steps (W, theta). `apply` takes either form, and
+    W may be structured. `init` is ISTA: W = D / L, theta = lam / L. `analytic.lista_cp` takes W and
+    theta from theory, whose theorems hold without `support`.
 
-    Reference: Li, Feng, Zhou (2024), (23), (33); Chen, Liu, Wang, Yin (2018), equation (15), and
-    LISTA-CPSS with `support`.
+    Reference: Chen, Liu, Wang, Yin (2018), equation (15); Li, Feng, Zhou (2024), (23) and (33).
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -39,14 +40,12 @@ class lista_cp(Coupled, Selecting):
     """
 
     tied: bool = option(default=True, help="`init` gives W once, not once per step")
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
     forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
 
     def init(self, key, D):
-        D = as_dictionary(D, self.family)
-        L = lipschitz(D, self.family)
-        return self.from_theory(D / L, jnp.full(self.depth, self.lam / L, D.dtype))
+        D, L, theta = self.ista_start(D)
+        return self.from_theory(D / L, theta)
 
     def weights(self, shared, p, D):
         return Acting(p.W if shared is None else shared.W)
@@ -58,8 +57,13 @@ class lista_cp(Coupled, Selecting):
 
 
 class lista_cpss(lista_cp):
-    """LISTA-CP with support selection (Chen et al. 2018)."""
+    """LISTA-CP with support selection; see `lista_cp`.
 
-    support: tuple[float, float] | None = option(
-        default=(0.012, 0.13), check=as_support, help="(rate, largest), as in `lista_cp`"
-    )
+    Reference: Chen, Liu, Wang, Yin (2018).
+
+    Example:
+        >>> ur.layers.lista_cpss(2), ur.layers.lista_cpss(2).schedule
+        (lista_cpss(2), (0.012, 0.024))
+    """
+
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)

@@ -14,6 +14,10 @@ from unrolled.layers._records import Fixed, Unrolled
 from unrolled.layers._shrinking import Selecting
 from unrolled.theory import frobenius_weights
 
+# The scale of the random matrices at the start, times 1 / sqrt(n): so small that the biases of the
+# head decide gamma and tau.
+_SMALL = 0.1
+
 
 class Recurrent(NamedTuple):
     """Weights from theory, an LSTM of n units, and the head that reads its memory."""
@@ -28,7 +32,7 @@ class Recurrent(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """The state: the code, and that of the LSTM."""
+    """The state: the code, and the state of the LSTM."""
 
     x: Array  # (d,)
     hidden: Array  # (n,)
@@ -36,23 +40,31 @@ class Remembered(NamedTuple):
 
 
 class na_alista(Selecting):
-    r"""K steps of ALISTA whose step size and threshold an LSTM reads from the signal's residual.
+    r"""K steps of ALISTA; an LSTM reads their step size and threshold from the residual.
 
     .. math::
         r = y - D x, \qquad
         (\gamma, \tau) = \mathrm{head}(\mathrm{LSTM}(\ln |r|_1 / m, \ln |W'r|_1 / d)), \\
         x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau |W'r|_1 / d).
 
-    Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes the
-    closed-form W (never trained), small random matrices from `key`, and biases that make gamma near
-    1 and tau near `threshold` at the start.
+    Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes W in closed
+    form (never trained), small random matrices from `key`, and biases that make gamma near 1 and
+    tau near `threshold` at the start.
 
-    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself and the
-    inputs are standardised by the first batch; in units of the residual neither needs data, and the
-    layer follows a scaled signal.
+    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself, and the
+    first batch standardises the inputs. Here both are in units of the residual: neither needs data,
+    and a scaled signal has a scaled code.
+
+    Example:
+        >>> layer, D = ur.layers.na_alista(4, units=8), ur.dictionaries.identity_hadamard(16)
+        >>> params = layer.init(jax.random.key(0), D)
+        >>> params.shared.kernel.shape, layer.apply(params, D, D[:, 3]).shape
+        ((10, 32), (32,))
     """
 
-    units: int = option(default=32, least=1, help="n, of the LSTM; published with 32 to 256")
+    units: int = option(
+        default=32, least=1, help="n, the units of the LSTM; the paper uses 32 to 256"
+    )
     threshold: float = option(
         default=3.0, above=0, help="tau at the start, in units of the residual"
     )
@@ -63,12 +75,12 @@ class na_alista(Selecting):
         D, n = as_dictionary(D, self.family), self.units
         shapes = ((2 + n, 4 * n), (n, n), (n, 2))
         kernel, middle, head = (
-            jax.random.normal(k, shape, D.dtype) * (0.1 / math.sqrt(n))
+            jax.random.normal(k, shape, D.dtype) * (_SMALL / math.sqrt(n))
             for k, shape in zip(jax.random.split(key, 3), shapes)
         )
         no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
         at_start = jnp.asarray([1.0, self.threshold], D.dtype)
-        # softplus undone, also where exp(threshold) overflows
+        # The inverse of softplus, in a form that holds where exp(threshold) overflows.
         head_bias = at_start + jnp.log(-jnp.expm1(-at_start))
         W = Fixed(frobenius_weights(D))
         return Unrolled(
@@ -77,11 +89,14 @@ class na_alista(Selecting):
 
     def check(self, params, D):
         super().check(params, D)
-        got, n = params.shared.kernel.shape, self.units
-        if got != (2 + n, 4 * n):
-            raise ValueError(
-                f"na_alista: kernel has shape {got}; expected {(2 + n, 4 * n)} for {n} units"
-            )
+        n = self.units
+        shapes = dict(kernel=(2 + n, 4 * n), bias=(4 * n,), middle=(n, n), middle_bias=(n,))
+        for name, expected in (shapes | dict(head=(n, 2), head_bias=(2,))).items():
+            got = jnp.shape(getattr(params.shared, name))
+            if got != expected:
+                raise ValueError(
+                    f"{self.family}: {name} has shape {got}; expected {expected} for {n} units"
+                )
 
     def start(self, D, y):
         nothing = jnp.zeros(self.units, y.dtype)
@@ -100,7 +115,7 @@ class na_alista(Selecting):
 
 
 def _lstm(p: Recurrent, u: Array, state: Remembered) -> tuple[Array, Array]:
-    """One step of an LSTM: what it shows, and what it remembers."""
+    """One step of an LSTM: its new hidden state and memory."""
     gates = jnp.concatenate([u, state.hidden]) @ p.kernel + p.bias
     write, keep, candidate, show = jnp.split(gates, 4)
     memory = jax.nn.sigmoid(keep) * state.memory + jax.nn.sigmoid(write) * jnp.tanh(candidate)

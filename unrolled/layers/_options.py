@@ -1,9 +1,11 @@
-"""Records that are known by their options: equal options make the same object."""
+"""Records identified by their options: equal options give the same object."""
 
 import collections
 import dataclasses
 import inspect
 import math
+import re
+import textwrap
 import threading
 import weakref
 from collections.abc import Callable
@@ -25,17 +27,26 @@ def option(
     below: float | None = None,
     kw_only: bool = True,
 ) -> Any:
-    """An option of a family: a field of its class, with what it may be and what it means.
+    """An option of a family: a field of its class with a default, limits and a help text.
 
-    `depth: int = option(default=16, least=1, help="the number of steps")`. An `int`, a `float` and
-    a `bool` are checked as such, floats are finite; other types need a `check`.
+    Fields annotated `int`, `float` or `bool` are checked as such, and a float must be finite. Any
+    other type needs a `check`.
 
     Args:
-        default: the value where none is given; without one the option must be given.
-        help: shown by `help` of the class and of the command line.
+        default: the default value; without one the option is required.
+        help: the text that `help` of the class and of the command line shows.
         check: `check(value, name, where)` returns the value in its one hashable form, or raises.
-        least, above, below: limits of a number.
-        kw_only: False for an option that is given by position.
+        least, above, below: limits of a number: `>= least`, `> above`, `< below`.
+        kw_only: False for an option that is also given by position.
+
+    Example:
+        >>> class _relaxed(ur.layers.ista):
+        ...     relaxation: float = ur.layers.option(default=1.0, above=0, below=2)
+        >>> _relaxed(3, relaxation=1.5)
+        _relaxed(3, relaxation=1.5)
+        >>> _relaxed(3, relaxation=2)
+        Traceback (most recent call last):
+        ValueError: _relaxed: relaxation must be above 0 and below 2 and finite, got 2.0
     """
     metadata = dict(help=help, check=check, least=least, above=above, below=below)
     return dataclasses.field(default=default, kw_only=kw_only, metadata=metadata)
@@ -43,13 +54,13 @@ def option(
 
 _LOCK = threading.Lock()
 _KNOWN: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
-# Records that nobody holds at the moment: without them a program that makes its layer again at
-# every call would be traced again at every call.
+# The latest records stay alive even if nobody holds them. Otherwise a program that builds its layer
+# anew at every call would be traced anew at every call.
 _RECENT: collections.deque = collections.deque(maxlen=256)
 
 
 class _Interned(type):
-    """Makes the record of some options once, after every option has been checked."""
+    """Checks the options, then returns the one record that has them."""
 
     def __call__(cls, *args, **given):
         where = cls.__name__
@@ -57,15 +68,15 @@ class _Interned(type):
             made = super().__call__(*args, **given)
         except TypeError as error:
             problem = str(error).rpartition("__init__() ")[2]
-            names = ", ".join(field.name for field in dataclasses.fields(cls))
+            names = ", ".join(cls.__signature__.parameters)
             raise TypeError(f"{where}: {problem}; the options are {names}") from error
         for field in dataclasses.fields(cls):
             object.__setattr__(made, field.name, _checked(field, getattr(made, field.name), where))
         with _LOCK:
             known = _KNOWN.setdefault((cls, *made.options.values()), made)
-        if known is made:  # bound once: a fresh bound method would be traced again
-            vars(made).update({name: getattr(made, name) for name in cls.bound})
-        _RECENT.append(known)
+            if known is made:  # `jit` would trace a fresh bound method anew
+                vars(made).update({name: getattr(made, name) for name in cls.bound})
+            _RECENT.append(known)
         return known
 
 
@@ -73,14 +84,22 @@ class _Interned(type):
     frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(option,)
 )
 class Interned(metaclass=_Interned):
-    """A frozen record of options with pure methods; equal options make the same object.
+    """A frozen record of options with pure methods; equal options give the same object.
 
-    So two records are equal where they are identical, a record is a static argument of `jit`, and a
-    leafless node of a pytree. It can be pickled, copied and changed by `dataclasses.replace`. Its
-    `repr` is what one types. Options are numbers, text, tuples, activations: what can be hashed.
+    Hence records are equal exactly if they are identical. A record can be a static argument of
+    `jit` and is a pytree node without leaves. It can be pickled, copied, and changed with
+    `dataclasses.replace`. Its `repr` is the expression that makes it. Options must be hashable:
+    numbers, strings, tuples, activations.
+
+    Example:
+        >>> layer = ur.lista_cp(3, lam=0.2)
+        >>> layer is ur.lista_cp(3, lam=0.2), layer
+        (True, lista_cp(3, lam=0.2))
+        >>> jax.tree.leaves(layer)
+        []
     """
 
-    # Methods that are bound once, as `jit` compares functions by identity.
+    # The methods that are bound once, because `jit` tells functions apart by identity.
     bound: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **arguments):
@@ -93,18 +112,18 @@ class Interned(metaclass=_Interned):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option by its name."""
+        """All options by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __repr__(self) -> str:
-        positional, named = [], []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not field.kw_only:
-                positional.append(repr(value))
-            elif value != field.default:
-                named.append(f"{field.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(positional + named)})"
+        parts = []
+        for name, parameter in type(self).__signature__.parameters.items():
+            value = getattr(self, name)
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                parts.append(repr(value))
+            elif value != parameter.default:
+                parts.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self):
         return _remade, (type(self), self.options)
@@ -116,29 +135,29 @@ def _remade(cls, options):
 
 def _checked(field: dataclasses.Field, value, where: str):
     """The value of an option in its one hashable form."""
-    name, told = field.name, field.metadata
-    if told.get("check") is not None:
-        value = told["check"](value, name, where)
+    name, limits = field.name, field.metadata
+    if not _checks.is_concrete(value):
+        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    if limits.get("check") is not None:
+        value = limits["check"](value, name, where)
     elif field.type in (int, "int"):
-        value = _checks.as_index(value, name, where, least=told.get("least") or 0)
+        value = _checks.as_index(value, name, where, least=limits.get("least") or 0)
     elif field.type in (float, "float"):
-        value = _number(value, name, where, told)
+        value = _number(value, name, where, limits)
     elif field.type in (bool, "bool"):
         value = _boolean(value, name, where)
     try:
         hash(value)
     except TypeError as error:
         raise TypeError(
-            f"{where}: option {name} must be a number, text, a tuple or another hashable value, "
-            f"got {type(value).__name__}"
+            f"{where}: option {name} must be a number, a string, a tuple or another hashable "
+            f"value, got {type(value).__name__}"
         ) from error
     return value
 
 
 def _number(value, name: str, where: str, limits) -> float:
-    """A finite float within its limits."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    """`value` as a finite float within the limits."""
     if isinstance(value, str | bytes | bool | np.bool_) or np.ndim(value):
         raise TypeError(f"{where}: {name} must be a number, got {value!r}")
     try:
@@ -164,7 +183,7 @@ def _boolean(value, name: str, where: str) -> bool:
 
 
 def _refuse_hidden(cls) -> None:
-    """Raise TypeError where a field would be ignored, or would hide a method."""
+    """Raise TypeError for an option that would be ignored, or that would hide a method."""
     own = inspect.get_annotations(cls)
     inherited = {
         field.name
@@ -175,45 +194,52 @@ def _refuse_hidden(cls) -> None:
     for name in vars(cls):
         if name in inherited and name not in own:
             raise TypeError(
-                f"{cls.__name__}: {name} is an option; give it its type again, "
-                f"such as `{name}: float = option(default=...)`"
+                f"{cls.__name__}: {name} is an option; repeat its type, "
+                f"as in `{name}: float = option(default=...)`"
             )
     for name, kind in own.items():
         if name in inherited or "ClassVar" in str(kind):
             continue
         if any(name in vars(base) for base in cls.__mro__[1:]):
-            raise TypeError(f"{cls.__name__}: the option {name} would hide what Layer calls {name}")
+            raise TypeError(
+                f"{cls.__name__}: the option {name} would hide an inherited attribute of that "
+                "name; choose another name"
+            )
 
 
 def _signature(cls) -> inspect.Signature:
-    """What `help` shows: by position first, then the family's own, then how the loop runs."""
-    kinds = {False: inspect.Parameter.POSITIONAL_OR_KEYWORD, True: inspect.Parameter.KEYWORD_ONLY}
-    ordered = sorted(_by_family(cls), key=lambda field: field.kw_only)
-    return inspect.Signature(
-        [
-            inspect.Parameter(
-                field.name,
-                kinds[field.kw_only],
-                default=inspect.Parameter.empty
-                if field.default is dataclasses.MISSING
-                else field.default,
-                annotation=field.type,
-            )
-            for field in ordered
-        ]
-    )
+    """What `help` shows: options given by position, then the family's own, then inherited ones."""
+    parameters = []
+    for field in _ordered(cls):
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if field.kw_only:
+            kind = inspect.Parameter.KEYWORD_ONLY
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        parameters.append(
+            inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+        )
+    return inspect.Signature(parameters)
 
 
-def _by_family(cls) -> list[dataclasses.Field]:
-    """The fields, those of the nearest class first."""
+def _ordered(cls) -> list[dataclasses.Field]:
+    """The fields given by position, then those of the nearest class, and so on."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     order = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
-    return [fields[name] for name in dict.fromkeys(order) if name in fields]
+    nearest = [fields[name] for name in dict.fromkeys(order) if name in fields]
+    return sorted(nearest, key=lambda field: bool(field.kw_only))
+
+
+_ARGUMENT = textwrap.TextWrapper(88, initial_indent=4 * " ", subsequent_indent=8 * " ")
 
 
 def _documented(cls) -> str:
-    """The docstring of the class, and what its options mean."""
+    """The docstring of the class with its options under `Args`, before any `Reference`."""
     text = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
-    told = [(field.name, field.metadata.get("help")) for field in _by_family(cls)]
-    lines = [f"    {name}: {help}." for name, help in told if help]
-    return "\n".join([text, "", "Args:", *lines, ""]) if lines else text
+    told = [(field.name, field.metadata.get("help")) for field in _ordered(cls)]
+    lines = [_ARGUMENT.fill(f"{name}: {help}.") for name, help in told if help]
+    if not lines:
+        return text
+    head, *rest = re.split(r"^(?=Reference:|Example:)", text, maxsplit=1, flags=re.MULTILINE)
+    return "\n".join([head.rstrip(), "", "Args:", *lines, "", *rest])

@@ -1,4 +1,4 @@
-"""Params as records: what a field holds stands beside the field, and every check reads it there."""
+"""Params as records: the annotation of a field says what it holds, and every check reads it."""
 
 import functools
 import operator
@@ -14,7 +14,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import Structured
+from unrolled.dictionaries import Dictionary, Structured
 
 THRESHOLD, STEP_SIZE = "threshold", "step size"
 
@@ -24,10 +24,14 @@ class Shape:
     """What a field of params holds: `theta: Annotated[Array, Shape("", "d", role="threshold")]`.
 
     Args:
-        shapes: the shapes that it may have at a step: "" for one number, "m,d" and so on for sizes
-            of D, "filters" for one number per filter of a convolutional D.
-        role: "threshold": never negative, training folds it, `calibrate` and `search` set it;
-            "step size": `calibrate` sets it; None for all else.
+        shapes: the shapes that the field may have at a step: "" for one number, the sizes of D as
+            in "m,d", or "filters" for one number per filter of a convolutional D.
+        role: "threshold" for a field that is never negative, which training folds and `calibrate`
+            and `search` set; "step size" for one that `calibrate` sets; else None.
+
+    Example:
+        >>> ur.layers.Shape("", "m,d").of(jnp.ones((2, 3)))
+        [(), (2, 3)]
     """
 
     shapes: tuple[str, ...]
@@ -37,8 +41,8 @@ class Shape:
         object.__setattr__(self, "shapes", shapes)
         object.__setattr__(self, "role", role)
 
-    def of(self, D) -> list[tuple[int, ...]]:
-        """The shapes as numbers, for a dictionary."""
+    def of(self, D: Dictionary) -> list[tuple[int, ...]]:
+        """The shapes for a dictionary, as tuples of numbers."""
         sizes = dict(zip("md", D.shape))
         found = []
         for shape in self.shapes:
@@ -58,11 +62,12 @@ Theta = Annotated[Array, Shape("", "d", "filters", role=THRESHOLD)]
 
 
 class Unrolled(NamedTuple):
-    """Params of K steps: `shared` by all of them (None if there are none), and one set per step.
+    """Params of K steps: `shared` by all of them (None if they share nothing), and `steps`.
 
-    `steps` is a NamedTuple whose leaves lead with K, run as one scan, or a plain tuple of K
-    NamedTuples, run as a Python loop: the form for a single signal, where a scan would copy each
-    step's weights. `stack` and `unstack` go between. None stands for steps that share everything.
+    `steps` is a NamedTuple whose leaves lead with K, which runs as one scan, or a plain tuple of K
+    NamedTuples, which runs as a Python loop. The loop is for a single signal, where a scan would
+    copy each step's weights. `stack` and `unstack` convert between the two. `steps` is None if the
+    steps share everything.
     """
 
     shared: Any
@@ -70,9 +75,9 @@ class Unrolled(NamedTuple):
 
 
 class Fixed(NamedTuple, Generic[T]):
-    """Shared weights that training leaves alone (ALISTA), or `Fixed[Record]`: a fixed record."""
+    """Shared weights that training leaves alone; `Fixed[Record]` is a fixed record."""
 
-    W: T  # (m, d) where nothing else is said
+    W: T  # (m, d) unless it is a record
 
 
 class Weights(NamedTuple):
@@ -89,7 +94,13 @@ class Field(NamedTuple):
 
 
 def stack(params: Unrolled) -> Unrolled:
-    """Steps as one NamedTuple with leading K (for a scan), from a tuple of K NamedTuples."""
+    """The params with a tuple of K steps as one NamedTuple with leading K, for a scan.
+
+    Example:
+        >>> Unrolled, Step = ur.layers.Unrolled, ur.layers.Step
+        >>> ur.layers.stack(Unrolled(None, (Step(jnp.ones(())), Step(jnp.zeros(()))))).steps.gamma
+        Array([1., 0.], dtype=float32)
+    """
     if type(params.steps) is not tuple:
         return params
     if not params.steps:
@@ -99,9 +110,14 @@ def stack(params: Unrolled) -> Unrolled:
 
 
 def unstack(params: Unrolled) -> Unrolled:
-    """Steps as a tuple of K NamedTuples (for a Python loop), from one with leading K.
+    """The params with stacked steps as a tuple of K NamedTuples, for a Python loop.
 
-    Call it outside of `jit`.
+    Call it outside `jit`.
+
+    Example:
+        >>> params = ur.layers.Unrolled(None, ur.layers.Step(jnp.array([1.0, 0.5])))
+        >>> [float(p.gamma) for p in ur.layers.unstack(params).steps]
+        [1.0, 0.5]
     """
     if type(params.steps) is tuple or params.steps is None:
         return params
@@ -110,40 +126,55 @@ def unstack(params: Unrolled) -> Unrolled:
     return Unrolled(params.shared, steps)
 
 
-def repeat(tree, depth: int):
-    """Every leaf `depth` times along a new leading axis: the start of an untied network."""
+def repeat(tree: Any, depth: int) -> Any:
+    """`tree` with every leaf repeated `depth` times along a new leading axis, for untied steps.
+
+    Example:
+        >>> ur.layers.repeat(ur.layers.Weights(jnp.eye(2)), 3).W.shape
+        (3, 2, 2)
+    """
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), tree)
 
 
 def magnitude(v: Array) -> Array:
-    """abs(v), with derivative 1 at 0 where `jnp.abs` has 0: what starts at 0 can move."""
+    """abs(v) with derivative 1 at 0, where `jnp.abs` has 0, so that training can leave 0.
+
+    Example:
+        >>> jax.vmap(jax.grad(ur.layers.magnitude))(jnp.array([-2.0, 0.0, 2.0])).tolist()
+        [-1.0, 1.0, 1.0]
+    """
     return jnp.where(v >= 0, v, -v)
 
 
-def depth_of(steps) -> int:
-    """K of stacked steps."""
+def depth_of(steps: Any) -> int:
+    """The number K of stacked steps."""
     return jax.tree.leaves(steps)[0].shape[0]
 
 
-def is_record(node) -> bool:
-    """True for a NamedTuple, in which the params of a part stand."""
+def is_record(node: Any) -> bool:
+    """Whether `node` is a NamedTuple.
+
+    Example:
+        >>> ur.layers.is_record(ur.layers.Step(1.0)), ur.layers.is_record((1.0,))
+        (True, False)
+    """
     return isinstance(node, tuple) and hasattr(node, "_fields")
 
 
 @functools.lru_cache(maxsize=512)
-def fields_of(kind) -> types.MappingProxyType:
-    """Name -> `Field` of a record, from the annotations of its class.
+def fields_of(kind: Any) -> types.MappingProxyType:
+    """The `Field` of each name of a record, from the annotations of its class.
 
     Raises:
-        TypeError: annotations that cannot be read, such as names that are local to a function.
+        TypeError: the annotations cannot be read, because they name something local to a function.
     """
     cls, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise TypeError(
-            f"{cls.__name__}: its annotations cannot be read ({error}); "
-            "define the record, and what it names, at the top of a module"
+            f"{cls.__name__}: the annotations cannot be read ({error}); define the record, and "
+            "everything that its annotations name, at the top level of a module"
         ) from error
     given = dict(zip(getattr(cls, "__parameters__", ()), arguments))
     default = {T: Matrix} if cls is Fixed else {}
@@ -158,16 +189,16 @@ def _field(hint) -> Field:
     return Field(held if hasattr(typing.get_origin(held) or held, "_fields") else None, shape)
 
 
-def name_of(kind) -> str:
-    """A record and its fields as text: "Weights(W)"; "None" for no record."""
+def name_of(kind: Any) -> str:
+    """A record and its fields as text, as in "Weights(W)"; "None" for no record."""
     if kind is None:
         return "None"
     cls = typing.get_origin(kind) or kind
     return f"{cls.__name__}({', '.join(cls._fields)})" if hasattr(cls, "_fields") else cls.__name__
 
 
-def matches(kind, value) -> bool:
-    """True if `value` is a record of this kind, nested records included; kind None is no record."""
+def matches(kind: Any, value: Any) -> bool:
+    """Whether `value` is a record of this kind with its nested records; None matches only None."""
     if kind is None:
         return value is None
     if type(value) is not (typing.get_origin(kind) or kind):
@@ -176,8 +207,8 @@ def matches(kind, value) -> bool:
     return all(f.record is None or matches(f.record, getattr(value, name)) for name, f in found)
 
 
-def records_in(kind) -> dict[str, type]:
-    """All records of a kind by name, itself included."""
+def records_in(kind: Any) -> dict[str, type]:
+    """A record and the records nested in it, by name."""
     if kind is None:
         return {}
     cls = typing.get_origin(kind) or kind
@@ -188,13 +219,38 @@ def records_in(kind) -> dict[str, type]:
 
 
 def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
-    """The records of the params of some forms by name."""
+    """The records that params of these forms are made of, by name.
+
+    Example:
+        >>> list(ur.layers.records_of(ur.layers.hyperlista.forms))
+        ['Hyper', 'Fixed', 'Analytic']
+    """
     kinds = [kind for form in forms for kind in form]
     return {name: cls for kind in kinds for name, cls in records_in(kind).items()}
 
 
-def check_params(params: Unrolled, D, forms: tuple[Unrolled, ...], depth: int, where: str) -> None:
-    """Raise where `params` are of none of the forms, not of `depth` steps, or not for D."""
+def check_params(
+    params: Unrolled, D: Dictionary, forms: tuple[Unrolled, ...], depth: int, where: str
+) -> None:
+    """Raise unless `params` have one of the forms and `depth` steps, and fit the shape of D.
+
+    Args:
+        params: what is checked.
+        D: (m, d).
+        forms: the records of (shared, one step), as `Unrolled` of classes.
+        depth: K.
+        where: the name of the caller, which messages begin with.
+
+    Raises:
+        TypeError: other records than those of the forms.
+        ValueError: another number of steps, another shape, or a known negative threshold.
+
+    Example:
+        >>> layer, D = ur.alista(3), jnp.eye(2)
+        >>> ur.layers.check_params(layer.init(None, D), D, layer.forms, 4, "caller")
+        Traceback (most recent call last):
+        ValueError: caller: params have [3] steps but the layer has depth 4
+    """
     if not isinstance(params, Unrolled):
         raise TypeError(
             f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}"
@@ -226,7 +282,7 @@ def _form_of(params: Unrolled, parts: tuple, forms, where: str) -> Unrolled:
 
 
 def _lengths(steps, depth: int) -> set[int]:
-    """The numbers of steps that the leaves of the params have."""
+    """The numbers of steps that the leaves of the params have; `depth` if there are no leaves."""
     if steps is None:
         return {depth}
     if type(steps) is tuple:
@@ -234,8 +290,8 @@ def _lengths(steps, depth: int) -> set[int]:
     return {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(steps))}
 
 
-def check_record(kind, value, D, lead: int, where: str) -> None:
-    """Raise ValueError for another shape after `lead` axes, or for a known negative threshold."""
+def check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -> None:
+    """Raise ValueError for a wrong shape after `lead` axes, or for a known negative threshold."""
     for name, field in fields_of(kind).items() if kind is not None else ():
         held = getattr(value, name)
         if field.record is not None:
@@ -253,11 +309,16 @@ def check_record(kind, value, D, lead: int, where: str) -> None:
                 _checks.nonnegative(held, name, where)
 
 
-def names_with_role(record, role: str) -> list[str]:
-    """The fields of a record, or of its class, that have a role."""
+def names_with_role(record: Any, role: str) -> list[str]:
+    """The names of the fields of a record, or of its class, that have this role.
+
+    Example:
+        >>> ur.layers.names_with_role(ur.layers.StepAndThreshold, "threshold")
+        ['theta']
+    """
     if record is None:
         return []
-    kind = type(record) if is_record(record) else record
+    kind: Any = type(record) if is_record(record) else record
     return [
         name
         for name, field in fields_of(kind).items()
@@ -265,13 +326,19 @@ def names_with_role(record, role: str) -> list[str]:
     ]
 
 
-def fold_thresholds(params):
-    """The params with every threshold as the non-negative `magnitude` of it."""
+def fold_thresholds(params: Any) -> Any:
+    """`params` with the `magnitude` of every threshold.
+
+    Example:
+        >>> steps = ur.layers.StepAndThreshold(jnp.array([-1.0]), jnp.array([-0.5]))
+        >>> ur.layers.fold_thresholds(steps).theta.tolist()
+        [0.5]
+    """
     return map_role(THRESHOLD, magnitude, params)
 
 
-def map_role(role: str, f: Callable, tree):
-    """`tree` with `f` of every leaf of the fields that have a role."""
+def map_role(role: str, f: Callable[[Any], Any], tree: Any) -> Any:
+    """`tree` with `f` applied to every leaf of the fields that have this role."""
     if is_record(tree):
         named = names_with_role(tree, role)
         return tree._replace(

@@ -27,17 +27,20 @@ def unroll(
     """Run K steps from `state`: state <- step(params.shared, params.steps[k], D, y, state).
 
     Args:
-        step: with a `schedule` its entry k comes last.
-        params: see `Unrolled`.
-        D, y, state: handed to `step`; `state.x` is the code.
+        step: one step; with a `schedule`, its entry k is the last argument.
+        params: stacked steps run as one scan, a tuple of steps as a Python loop; see `Unrolled`.
+        D, y: the arguments of `step`.
+        state: the state to start from; `state.x` is the code.
         schedule: untrained constants, one per step.
-        precision: of the matrix products; below "highest" the thresholds of the theory may fail.
-        unroll: steps per turn of the scan.
-        remat: recompute the steps in the backward pass and keep only the states.
-        depth: K, where params.steps is None: nothing differs between the steps.
+        precision: precision of the matrix products; below "highest" the thresholds of the theory
+            may fail.
+        unroll: how many steps one turn of the scan runs.
+        remat: keep only the states of the forward pass, and recompute each step in the backward
+            pass.
+        depth: K, needed only where params.steps is None.
 
     Returns:
-        the last state, and the codes after every step, (K, d).
+        The last state, and the code after every step, (K, d).
 
     Example:
         >>> def step(shared, p, D, y, state):

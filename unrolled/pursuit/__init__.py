@@ -14,6 +14,7 @@ from unrolled.pursuit._ista import (
     ista,
     ista_step,
     lasso_objective,
+    lipschitz,
     threshold,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "ista_step",
     "lasso_objective",
     "layered_basis_pursuit",
+    "lipschitz",
     "threshold",
 ]

@@ -38,6 +38,22 @@ class Momentum(NamedTuple):
     t: Array  # ()
 
 
+def lipschitz(D: Dictionary, where: str) -> Array:
+    """L = norm(D, 2)^2, the Lipschitz constant of the gradient D'(D x - y), for the step 1 / L.
+
+    Raises:
+        ValueError: a known D is zero.
+
+    Example:
+        >>> round(float(ur.pursuit.lipschitz(2 * jnp.eye(3), "caller")), 3)
+        4.0
+    """
+    L = spectral_norm(D) ** 2
+    if _checks.is_concrete(L) and not L > 0:
+        raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
+    return L
+
+
 def ista_step(
     D: Dictionary,
     y: Array,
@@ -341,12 +357,8 @@ def _prepare(
         raise ValueError(
             f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}"
         )
-    norm = spectral_norm(D)
-    if _checks.is_concrete(norm) and not norm > 0:
-        raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
-    gamma = 1 / norm**2
     tol = None if tol is None else float(tol)
-    return D, y, lam, gamma, tol, _checks.as_index(max_steps, "max_steps", where)
+    return D, y, lam, 1 / lipschitz(D, where), tol, _checks.as_index(max_steps, "max_steps", where)
 
 
 def _per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:

@@ -1,5 +1,6 @@
-"""What a realization starts from: LISTA-CP blocks as matrices, after all checks of layer and params."""
+"""The start of a realization: LISTA-CP blocks as matrices, after all checks of layer and params."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation
-from unrolled.dictionaries import Structured, as_dictionary
+from unrolled.dictionaries import Dictionary, Structured, as_dictionary
 from unrolled.layers import Coupled, Layer, Selecting, Shrinking, Unrolled, unstack
 from unrolled.networks import Network
 from unrolled.realize._code_bounds import MatrixBlock, MatrixStep, Update
@@ -17,50 +18,49 @@ def check_coupled(layer: Layer, where: str) -> None:
     """Raise unless a step of the layer is x <- shrink(x + gamma W'(y - D x), theta).
 
     Raises:
-        TypeError: another family. ValueError: support selection.
+        TypeError: another family.
+        ValueError: support selection.
     """
     own = type(layer)
     coupled = isinstance(layer, Coupled) and own.step is Coupled.step
     if not coupled or own.shrink not in (Shrinking.shrink, Selecting.shrink):
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
-            "expected such a family: layers.lista_cp, alista, tilista or ista"
+            "expected such a family, as layers.lista_cp, alista, tilista or ista"
         )
     if layer.schedule is not None:
         raise ValueError(
-            f"{where}: the layer selects supports: which entries pass depends on all of them "
-            "together, which nothing local computes; try the layer without `support`"
+            f"{where}: the layer selects supports, which compares all entries with each other; "
+            "no local operation does that, try the layer without `support`"
         )
 
 
 def activation_of(model: Layer | Network, given: Activation | None, where: str) -> Activation:
-    """The one activation of all layers, with its constants.
+    """The activation that all layers have in common, with its constants.
 
     Raises:
-        TypeError: neither a Layer nor a chain, another family, or an activation without constants.
-        ValueError: support selection, activations that differ from layer to layer or from `given`.
+        TypeError: neither a layer nor a chain, another family, or an activation without constants.
+        ValueError: support selection, or activations that differ between layers or from `given`.
     """
     if not isinstance(model, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
     layers = model.layers if isinstance(model, Network) else (model,)
     if not layers:
         raise TypeError(
-            f"{where}: expected a chain of layers, as networks.dsc makes them; {model} is none"
+            f"{where}: expected a chain of layers, as networks.dsc makes it; {model} is none"
         )
     for layer in layers:
         check_coupled(layer, where)
-    found = list(
-        dict.fromkeys([*([] if given is None else [given]), *(x.activation for x in layers)])
-    )
-    if len(found) > 1:
-        raise ValueError(
-            f"{where}: expected one activation, that of the layer, got {' and '.join(map(str, found))}"
-        )
-    if not isinstance(found[0], Activation):
+    own = [layer.activation for layer in layers]
+    found, *others = dict.fromkeys(own if given is None else [given, *own])
+    if others:
+        got = " and ".join(map(str, (found, *others)))
+        raise ValueError(f"{where}: expected one activation, that of the layer, got {got}")
+    if not isinstance(found, Activation):
         raise TypeError(
-            f"{where}: expected an Activation, whose constants it can follow; got {found[0]!r}"
+            f"{where}: expected an Activation, with the constants of its tail, got {found!r}"
         )
-    return found[0]
+    return found
 
 
 def blocks_of(
@@ -69,13 +69,12 @@ def blocks_of(
     """The blocks of a layer or of a chain, and the common dtype.
 
     Raises:
-        TypeError: params of another family, traced arrays.
-        ValueError: shapes that do not meet, values that are not finite, a structured D or W.
+        TypeError: params of another family, or traced arrays.
+        ValueError: shapes that do not meet, values that are not finite, or a structured D or W.
     """
     if not _checks.is_concrete((params, D)):
         raise TypeError(
-            f"{where}: builds on the host from known params and D, got traced ones; "
-            "call it outside jit"
+            f"{where}: params or D are traced; this function runs on the host, call it outside jit"
         )
     chain = isinstance(model, Network)
     several = chain and isinstance(D, (tuple, list))
@@ -86,13 +85,13 @@ def blocks_of(
     return blocks, np.dtype(_checks.common_dtype(params, dictionaries))
 
 
-def _matrix(D, where: str):
+def _matrix(D: Dictionary, where: str) -> Dictionary:
     if isinstance(D, Structured):
         raise ValueError(f"{where}: D is a {type(D).__name__}; try dictionaries.dense(D)")
     return as_dictionary(D, where)
 
 
-def _block(layer: Layer, params: Unrolled, D, where: str) -> MatrixBlock:
+def _block(layer: Layer, params: Unrolled, D: Dictionary, where: str) -> MatrixBlock:
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Structured))
     if any(isinstance(leaf, Structured) for leaf in leaves):
         raise ValueError(f"{where}: W is structured; try dictionaries.dense(W) in the params")
@@ -101,8 +100,8 @@ def _block(layer: Layer, params: Unrolled, D, where: str) -> MatrixBlock:
     return MatrixBlock(*D.shape, tuple(_steps(layer, params, np.asarray(D))))
 
 
-def _steps(layer: Layer, params: Unrolled, D: np.ndarray):
-    """The update and the threshold of every step, in float64; equal updates are one object."""
+def _steps(layer: Layer, params: Unrolled, D: np.ndarray) -> Iterator[MatrixStep]:
+    """The steps in float64; those with equal updates share one object."""
     d, last = D.shape[1], None
     for p in unstack(params).steps or ():
         W, gamma, _ = layer.weights(params.shared, p, D)

@@ -1,13 +1,14 @@
-"""A transformer that computes LISTA-CP with a convolutional dictionary: one block is one iteration."""
+"""A transformer that computes LISTA-CP for a convolutional dictionary, one iteration per block."""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -42,7 +43,7 @@ class Transformer(NamedTuple):
         n_weights: number of entries in the weights.
     """
 
-    apply: Callable
+    apply: Callable[[Array], Array]
     blocks: BlockWeights
     depth: int
     n_weights: int
@@ -54,7 +55,7 @@ def transformer(
     D: Conv,
     *,
     alpha: float | None = None,
-    signal_bound: Array | float,
+    signal_bound: ArrayLike,
 ) -> Transformer:
     r"""A stack of K transformer blocks that computes the codes of a layer of K LISTA-CP steps.
 
@@ -64,24 +65,23 @@ def transformer(
     `transformer_error` bounds the difference.
 
     Args:
-        layer: a `layers.lista_cp`, `alista` or `ista`, with the activation ReLU and no support
-            selection.
+        layer: a layer of the family `lista_cp`, `alista`, `tilista` or `ista`, with the activation
+            ReLU and no support selection.
         params: of the layer. At every step theta is a scalar or has one entry per filter; W is a
             `Conv` of the geometry of D.
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
         alpha: concentration of the attention; None is hard attention, which is exact.
-        signal_bound: bound on abs(y), () or (n_channels,). It implies bounds on the codes, and with
-            them sets G of every block.
+        signal_bound: bound on abs(y), () or (n_channels,). It bounds the codes, and these bounds
+            set the G of every block.
 
     Returns:
         Transformer. Its derivatives are those of the layer, except where u is exactly 0: there the
         derivative of a block is 1.
 
     Raises:
-        TypeError: D or W is not a `Conv`, or params are of another family.
-        ValueError: the layer selects supports, its step is not that of LISTA-CP (another
-            activation, momentum), or a check of `transformer_block` fails; when called, a concrete
-            y exceeds `signal_bound`.
+        TypeError: D or W is not a `Conv`, or the layer or the params are of another family.
+        ValueError: the layer selects supports or has another activation, or a check of
+            `transformer_block` fails; when called, a known y exceeds `signal_bound`.
 
     Not claimed: correct codes for a traced y above `signal_bound`, which cannot be checked.
 
@@ -130,7 +130,7 @@ def transformer_error(
     D: Conv,
     *,
     alpha: float | None,
-    signal_bound: Array | float,
+    signal_bound: ArrayLike,
     code_bound: float = math.inf,
 ) -> np.ndarray:
     r"""A bound on the error of a transformer with soft attention, after every block.
@@ -177,7 +177,7 @@ def transformer_error(
     where = "transformer_error"
     if not _checks.is_concrete((params, D)):
         raise TypeError(
-            f"{where}: expected known params and D, got traced ones; call it outside jit"
+            f"{where}: params or D are traced; this function runs on the host, call it outside jit"
         )
     _checks.nonnegative(code_bound, "code_bound", where)
     with jax.enable_x64(True):
@@ -191,7 +191,7 @@ def transformer_error(
     depth = layer.depth
     theta = np.asarray(steps.theta).reshape(depth, -1)
     read = np.abs(V).sum(1)
-    # The head that looks at its own position carries the identity of x + ...
+    # The head that reads the target's own position also carries the identity in x + ...
     here = np.zeros(V.shape[1:])
     here[len(here) // 2, :, :n_atoms] = np.eye(n_atoms)
     update = np.abs(V + here).sum(1)
@@ -204,8 +204,8 @@ def transformer_error(
     return np.array(errors)
 
 
-def _realizable(layer: Layer, params: Unrolled, D: Conv, where: str):
-    """D, the shared params and those of the steps (leading with K), checked and in one dtype."""
+def _realizable(layer: Layer, params: Unrolled, D: Conv, where: str) -> tuple[Conv, Any, Any]:
+    """D, the shared params and the stacked steps, checked and in one dtype."""
     if activation_of(layer, None, where) != relu:
         raise ValueError(
             f"{where}: a block shrinks by ReLU, but the layer has the activation {layer.activation}"
@@ -220,7 +220,7 @@ def _realizable(layer: Layer, params: Unrolled, D: Conv, where: str):
     return D, shared, steps
 
 
-def _weights_and_step(layer: Layer, shared, p, D: Conv) -> tuple[Conv, Array]:
+def _weights_and_step(layer: Layer, shared: Any, p: Any, D: Conv) -> tuple[Conv, Array]:
     """W and gamma of a step."""
     W, gamma, _ = layer.weights(shared, p, D)
     return W, jnp.ones((), D.dtype) if gamma is None else gamma

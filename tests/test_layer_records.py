@@ -1,0 +1,685 @@
+"""Layers and networks as records of their options: identity, text, errors and checks of params."""
+
+import copy
+import dataclasses
+import gc
+import inspect
+import pickle
+import re
+import sys
+import threading
+import weakref
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import registry
+
+import unrolled as ur
+from unrolled import layers
+from unrolled.layers import Fixed, Unrolled, Weights, _layer, option, unstack
+
+M, N, K = 4, 6, 2
+EPS = np.finfo(float).eps
+# K steps of sums of M + N products of numbers near 1, each rounded, twice.
+CLOSE = 2 * (M + N) * K * EPS
+
+FAMILIES = {n: f for n, f in layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
+NETWORKS = dict(ur.networks.NETWORKS)
+NAMESPACE = vars(ur.activations) | FAMILIES | NETWORKS
+every_family = pytest.mark.parametrize("name", FAMILIES)
+every_layer = pytest.mark.parametrize("name", registry.LAYERS)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    D = np.array(ur.dictionaries.gaussian(jax.random.key(0), M, N))
+    return D, np.random.default_rng(0).normal(size=M)
+
+
+@pytest.fixture
+def families(monkeypatch):
+    """A registry of its own, for tests that define families."""
+    known = dict(layers.FAMILIES)
+    monkeypatch.setattr(_layer, "FAMILIES", known)
+    return known
+
+
+def started(name, problem, depth=K):
+    layer = registry.LAYERS[name](depth)
+    return layer, layer.init(jax.random.key(1), problem[0])
+
+
+# Identity.
+
+
+EQUAL = {
+    "a numpy integer": (lambda: ur.alista(np.int64(16)), lambda: ur.alista(16)),
+    "a number of jax": (
+        lambda: ur.alista(3, theta=jnp.asarray(0.5)),
+        lambda: ur.alista(3, theta=0.5),
+    ),
+    "an integer for a float": (lambda: ur.alista(3, theta=1), lambda: ur.alista(3, theta=1.0)),
+    "a default that is given": (lambda: ur.alista(3, theta=0.1), lambda: ur.alista(3)),
+    "depth by name": (lambda: ur.alista(depth=3), lambda: ur.alista(3)),
+    "a numpy bool": (lambda: ur.lista(3, tied=np.bool_(False)), lambda: ur.lista(3, tied=False)),
+    "a list": (lambda: ur.alista(3, support=[0.1, 1]), lambda: ur.alista(3, support=(0.1, 1.0))),
+    "an array": (
+        lambda: ur.alista(3, support=np.array([0.1, 0.5])),
+        lambda: ur.alista(3, support=(0.1, 0.5)),
+    ),
+    "the name of an activation": (
+        lambda: ur.lista_cp(3, activation="silu"),
+        lambda: ur.lista_cp(3, activation=ur.activations.silu),
+    ),
+    "a function of jax.nn": (
+        lambda: ur.lista_cp(3, activation=jax.nn.relu),
+        lambda: ur.lista_cp(3),
+    ),
+    "an activation made again": (
+        lambda: ur.lista_cp(3, activation=ur.activations.elu(0.5)),
+        lambda: ur.lista_cp(3, activation=ur.activations.elu(0.5)),
+    ),
+    "a chain from a list": (
+        lambda: ur.dsc([ur.alista(2), ur.lista_cp(3)]),
+        lambda: ur.dsc((ur.alista(2), ur.lista_cp(3))),
+    ),
+    "ML-LISTA": (
+        lambda: ur.networks.ml_lista(3, lam=1),
+        lambda: ur.networks.ml_lista(np.int32(3), lam=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_equal_options_give_the_same_object(case):
+    one, other = EQUAL[case]
+    assert one() is other() and one() == other() and hash(one()) == hash(other())
+    assert one().apply is other().apply and one().iterates is other().iterates
+
+
+def test_other_options_and_families_give_other_objects():
+    made = [
+        *(ur.alista(K), ur.alista(K + 1), ur.alista(K, theta=0.2), ur.alista(K, unroll=2)),
+        *(ur.alista(K, remat=True), ur.alista(K, precision="high"), layers.robust_alista(K)),
+        *(ur.lista_cp(K), layers.lista_cpss(K), ur.lista_cp(K, support=(0.012, 0.13))),
+    ]
+    assert len(set(made)) == len(made)
+
+
+class _counted(layers.ista):
+    """A test double: ISTA that counts its traces."""
+
+    traces = []
+
+    def step(self, shared, p, D, y, state):
+        self.traces.append(self.depth)
+        return super().step(shared, p, D, y, state)
+
+
+@pytest.fixture
+def traces():
+    _counted.traces.clear()
+    return _counted.traces
+
+
+def test_a_layer_that_is_written_twice_is_traced_once(problem, traces):
+    D, y = problem
+    params = _counted(K).init(None, D)
+    for theta in (0.1, 0.2, 0.3):
+        p = params._replace(steps=params.steps._replace(theta=jnp.full(K, theta)))
+        jax.jit(_counted(K).apply)(p, D, y)
+    assert traces == [K]
+    jax.jit(_counted(K, lam=0.2).apply)(params, D, y)
+    assert traces == [K, K]
+
+
+def test_a_layer_is_a_static_argument(problem, traces):
+    D, y = problem
+    apply = jax.jit(lambda layer, *at: layer.apply(*at), static_argnums=0)
+    for depth in (K, K, K + 1, np.int64(K)):
+        apply(_counted(depth), _counted(depth).init(None, D), D, y)
+    assert traces == [K, K + 1]
+
+
+def test_a_layer_is_a_node_without_leaves(problem, traces):
+    D, y = problem
+    layer = _counted(K)
+    params = layer.init(None, D)
+    assert jax.tree.leaves(layer) == [] and jax.tree.map(abs, {"at": layer})["at"] is layer
+
+    @jax.jit
+    def apply(pair, Y):
+        layer, params = pair
+        return jax.vmap(lambda pair, y: pair[0].apply(pair[1], D, y), (None, 0))((layer, params), Y)
+
+    codes = apply((layer, params), np.stack([y, 2 * y]))
+    apply((_counted(K), params), np.stack([3 * y, y]))
+    assert traces == [K]
+    np.testing.assert_allclose(codes[0], layer.apply(params, D, y), rtol=0, atol=CLOSE)
+    # A batch of params may carry its layer along.
+    together = jax.vmap(lambda pair: pair[0].apply(pair[1], D, jnp.asarray(y)))
+    pair = (layer, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params))
+    np.testing.assert_allclose(together(pair)[1], codes[0], rtol=0, atol=CLOSE)
+
+
+def test_a_layer_is_an_attribute_of_an_nnx_module(problem):
+    from flax import nnx
+
+    class Holder(nnx.Module):
+        def __init__(self, layer, params):
+            self.layer = layer
+            self.params = nnx.data(jax.tree.map(nnx.Param, params))
+
+    D, y = problem
+    layer = ur.lista_cp(K)
+    params = layer.init(None, D)
+    graph, state = nnx.split(Holder(layer, params))
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(params))
+    assert nnx.merge(graph, state).layer is layer
+    code = nnx.jit(lambda module, y: module.layer.apply(params, D, y))(Holder(layer, params), y)
+    np.testing.assert_allclose(code, layer.apply(params, D, y), rtol=0, atol=CLOSE)
+
+
+COPIES = {
+    "pickle": lambda made: pickle.loads(pickle.dumps(made)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "replace": dataclasses.replace,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@every_layer
+def test_copies_of_a_layer_are_the_layer(name, way):
+    layer = registry.LAYERS[name](K)
+    assert COPIES[way](layer) is layer
+    assert COPIES[way]([layer])[0] is layer if way != "replace" else True
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_of_a_network_are_the_network(way):
+    for network in (ur.dsc([ur.alista(2), ur.lista(3)]), ur.networks.ml_lista(3, lam=0.2)):
+        assert COPIES[way](network) is network
+
+
+def test_replace_makes_the_layer_of_the_new_options():
+    layer = ur.alista(K, support=(0.1, 0.2))
+    assert dataclasses.replace(layer, depth=9, unroll=3) is ur.alista(
+        9, support=(0.1, 0.2), unroll=3
+    )
+    with pytest.raises(ValueError, match="theta must be at least 0"):
+        dataclasses.replace(layer, theta=-1.0)
+
+
+@pytest.mark.parametrize("name", ["depth", "theta", "schedule", "anything"])
+def test_records_are_frozen(name):
+    with pytest.raises(AttributeError):
+        setattr(ur.alista(K), name, 1)
+
+
+def test_threads_that_make_the_same_layer_get_one_object():
+    count, interval = 50, sys.getswitchinterval()
+    for depth in range(700, 705):
+        barrier, made = threading.Barrier(count), [None] * count
+
+        def make(i, depth=depth, barrier=barrier, made=made):
+            barrier.wait()
+            layer = ur.alista(depth, theta=0.123)
+            made[i] = layer, layer.apply
+
+        threads = [threading.Thread(target=make, args=(i,)) for i in range(count)]
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert {id(layer) for layer, _ in made} == {id(ur.alista(depth, theta=0.123))}
+        assert {id(apply) for _, apply in made} == {id(ur.alista(depth, theta=0.123).apply)}
+
+
+def test_layers_that_nobody_holds_are_freed_beyond_the_latest():
+    held = ur.alista(999)
+    made = [weakref.ref(ur.alista(1000 + i)) for i in range(400)]
+    gc.collect()
+    alive = [ref() is not None for ref in made]
+    assert alive == [False] * (400 - 256) + [True] * 256
+    assert ur.alista(999) is held and ur.alista(1399) is made[-1]()
+
+
+# Text.
+
+
+@every_layer
+def test_the_text_of_a_layer_makes_it(name):
+    layer = registry.LAYERS[name](K)
+    assert eval(repr(layer), dict(NAMESPACE)) is layer
+    changed = dataclasses.replace(layer, unroll=2, remat=True, precision="high")
+    assert eval(repr(changed), dict(NAMESPACE)) is changed
+    assert str(layer) == repr(layer) and layer.family in repr(layer)
+
+
+def test_the_text_of_a_network_makes_it():
+    rho = ur.activations.compose(ur.activations.elu(0.5), 2)
+    chain = ur.dsc([ur.lista_cp(8, activation=rho), ur.alista(4, support=(0.1, 0.2))])
+    assert repr(chain) == (
+        "dsc((lista_cp(8, activation=compose(elu(0.5), 2)), alista(4, support=(0.1, 0.2))))"
+    )
+    for network in (chain, ur.networks.ml_lista(8, activation="silu", unroll=4)):
+        assert eval(repr(network), dict(NAMESPACE)) is network
+
+
+def test_the_text_has_the_order_of_the_signature():
+    layer = ur.lista_cp(3, remat=True, lam=0.5, activation="silu", tied=False)
+    assert repr(layer) == "lista_cp(3, tied=False, lam=0.5, activation=silu, remat=True)"
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *NETWORKS])
+def test_the_signature_and_the_help_name_every_option(name):
+    cls = (FAMILIES | NETWORKS)[name]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    parameters = inspect.signature(cls).parameters
+    assert set(parameters) == set(fields)
+    for field, parameter in ((fields[name], parameters[name]) for name in fields):
+        missing = field.default is dataclasses.MISSING
+        assert parameter.default == (inspect.Parameter.empty if missing else field.default)
+        assert parameter.annotation == field.type
+        by_name = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert by_name is field.kw_only
+        assert re.search(rf"^    {field.name}: \S", cls.__doc__, flags=re.MULTILINE)
+    first = "layers" if cls is ur.networks.dsc else "depth"
+    assert list(parameters)[0] == first and not fields[first].kw_only
+    assert max(map(len, cls.__doc__.splitlines())) <= 100
+    summary, gap, *_ = cls.__doc__.splitlines()
+    assert summary.endswith(".") and gap == ""
+    for method in ("init", "step", "start", "apply", "iterates", "check"):
+        if hasattr(cls, method):
+            assert inspect.getdoc(getattr(cls, method))
+
+
+def test_the_options_of_the_help_stand_before_the_reference():
+    sections = re.findall(r"^(\w+):", ur.alista.__doc__, flags=re.MULTILINE)
+    assert sections == ["Params", "Args", "Reference", "Example"]
+
+
+# Errors.
+
+
+class _taking(layers.ista):
+    """A test double with an option of any type."""
+
+    taps: tuple = option(default=())
+
+
+# Name: call, error, the essential words of the message.
+BAD_OPTIONS = {
+    "unknown": (
+        lambda: ur.alista(K, thresh=1),
+        TypeError,
+        "alista: .*'thresh'; the options are depth, theta, support",
+    ),
+    "missing": (lambda: layers.liht(K), TypeError, "liht: missing .*'sparsity'"),
+    "no depth": (lambda: ur.alista(), TypeError, "alista: missing .*'depth'"),
+    "by position": (lambda: ur.alista(K, 0.1), TypeError, "alista: takes 2 positional .* 3"),
+    "text for a depth": (lambda: ur.alista("3"), TypeError, "depth must be an integer, got '3'"),
+    "a fraction for a depth": (lambda: ur.alista(2.5), TypeError, "depth must be an integer"),
+    "nan for a depth": (lambda: ur.alista(np.nan), TypeError, "depth must be an integer, got nan"),
+    "a bool for a depth": (lambda: ur.alista(True), TypeError, "depth must be an integer"),
+    "a negative depth": (lambda: ur.alista(-1), ValueError, "depth must be at least 0, got -1"),
+    "text for a number": (
+        lambda: ur.alista(K, theta="0.1"),
+        TypeError,
+        "theta must be a number, got '0.1'",
+    ),
+    "a bool for a number": (lambda: ur.alista(K, theta=True), TypeError, "theta must be a number"),
+    "None for a number": (lambda: ur.alista(K, theta=None), TypeError, "theta must be a number"),
+    "a list for a number": (lambda: ur.alista(K, theta=[0.1]), TypeError, "theta must be a number"),
+    "an array for a number": (
+        lambda: ur.alista(K, theta=np.full(K, 0.1)),
+        TypeError,
+        "theta must be a number",
+    ),
+    "nan": (lambda: ur.alista(K, theta=np.nan), ValueError, "theta must be .*finite, got nan"),
+    "infinity": (lambda: ur.alista(K, theta=np.inf), ValueError, "theta must be .*finite, got inf"),
+    "negative": (lambda: ur.alista(K, theta=-0.1), ValueError, "theta must be at least 0"),
+    "a number for a bool": (
+        lambda: ur.lista(K, tied=1),
+        TypeError,
+        "tied must be True or False, got 1",
+    ),
+    "a list": (lambda: _taking(K, taps=[1]), TypeError, "option taps must be .*hashable.*list"),
+    "an array": (lambda: _taking(K, taps=np.ones(2)), TypeError, "option taps .*ndarray"),
+    "an array of jax": (lambda: _taking(K, taps=jnp.ones(2)), TypeError, "option taps .*Array"),
+    "an array in a tuple": (lambda: _taking(K, taps=(np.ones(2),)), TypeError, "option taps"),
+    "a function that changes the shape": (
+        lambda: ur.lista_cp(K, activation=jnp.sum),
+        ValueError,
+        "activation .*expected the same shape and dtype",
+    ),
+    "no activation": (lambda: ur.lista_cp(K, activation=3), TypeError, "activation"),
+    "no layers": (lambda: ur.dsc([]), ValueError, "at least one layer"),
+    "families for layers": (lambda: ur.dsc([ur.alista]), TypeError, "expected layers"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_OPTIONS)
+def test_bad_options_are_refused(fault):
+    call, error, message = BAD_OPTIONS[fault]
+    with pytest.raises(error, match=message):
+        call()
+
+
+TRACED = {
+    "a float": lambda v: ur.alista(K, theta=v),
+    "an int": lambda v: ur.alista(v),
+    "a bool": lambda v: ur.lista(K, tied=v),
+    "part of a tuple": lambda v: ur.alista(K, support=(v, 0.5)),
+    "an activation": lambda v: ur.lista_cp(K, activation=v),
+    "an option of any type": lambda v: _taking(K, taps=(v,)),
+}
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_traced_options_are_refused(case):
+    with pytest.raises(TypeError, match="must be static, got a traced value"):
+        jax.jit(lambda v: TRACED[case](v).init(None, jnp.eye(2)))(1)
+
+
+def test_an_option_is_overridden_with_its_type():
+    class _tuned(layers.ista):
+        lam: float = option(default=0.5, least=0.25)
+
+    assert _tuned(K).lam == 0.5 and layers.ista(K).lam == 0.1
+    with pytest.raises(ValueError, match="_tuned: lam must be at least 0.25"):
+        _tuned(K, lam=0.1)
+    with pytest.raises(TypeError, match="_forgetful: lam is an option; repeat its type"):
+
+        class _forgetful(layers.ista):
+            lam = 0.5
+
+    with pytest.raises(TypeError, match="unroll is an option; repeat its type"):
+
+        class _shadowing(layers.ista):
+            def unroll(self):
+                return 1
+
+
+@pytest.mark.parametrize("name", ["apply", "step", "init", "weights", "forms", "options", "family"])
+def test_an_option_cannot_hide_what_a_layer_has(name):
+    body = {"__annotations__": {name: int}, name: option(default=1)}
+    with pytest.raises(TypeError, match=f"the option {name} would hide"):
+        type(layers.ista)("_hiding", (layers.ista,), body)
+
+
+# The registry.
+
+
+@every_family
+def test_a_family_is_known_by_its_name(name):
+    family = FAMILIES[name]
+    assert family.__name__ == name and getattr(layers, name) is family
+
+
+def test_abstract_bases_and_names_with_an_underscore_are_not_registered(families):
+    bases = ["Layer", "Looped", "Interned", "Shrinking", "Selecting", "Coupled", "FromISTA"]
+    assert not {*bases, "Estimating", "_counted", "_taking"} & set(families)
+
+    class _hidden(layers.ista):
+        """A test double."""
+
+    class Half(layers.Layer):
+        """Without `init`."""
+
+        def step(self, shared, p, D, y, state):
+            return state
+
+    class OtherHalf(layers.Layer):
+        """Without `step`."""
+
+        def init(self, key, D):
+            return Unrolled(None, None)
+
+    class whole(Half):
+        """A family."""
+
+        def init(self, key, D):
+            return Unrolled(None, None)
+
+    assert families.keys() - layers.FAMILIES.keys() == {"whole"} and families["whole"] is whole
+    with pytest.raises(NotImplementedError):
+        Half(K).init(None, np.eye(2))
+
+
+def test_two_modules_cannot_define_the_same_family(families):
+    with pytest.raises(TypeError, match="already defines a family of this name"):
+        type(layers.ista)("alista", (layers.ista,), {"__module__": "elsewhere"})
+    assert families["alista"] is layers.alista
+    first = type(layers.ista)("again", (layers.ista,), {"__module__": "elsewhere"})
+    second = type(layers.ista)("again", (layers.ista,), {"__module__": "elsewhere"})
+    assert families["again"] is second is not first  # a cell or a module that runs again
+    assert first(K) is not second(K)
+
+
+# Records of params.
+
+
+class Unresolved(NamedTuple):
+    """As of `from __future__ import annotations` inside a function."""
+
+    theta: "ThetaOfAFunction"  # noqa: F821
+
+
+def test_records_with_annotations_that_cannot_be_read_say_so(problem):
+    class _local(layers.ista):
+        forms = (Unrolled(None, Unresolved),)
+
+    params = Unrolled(None, Unresolved(np.ones(K)))
+    message = "Unresolved: the annotations cannot be read .*ThetaOfAFunction.*top level of a module"
+    with pytest.raises(TypeError, match=message):
+        _local(K).check(params, problem[0])
+    with pytest.raises(TypeError, match=message):
+        _local(K).apply(params, *problem)
+
+
+def test_a_record_may_be_local_if_its_annotations_can_be_read(problem):
+    class local(NamedTuple):
+        gamma: layers.Gamma
+        theta: layers.Theta
+
+    class _relaxed(layers.ista):
+        forms = (Unrolled(None, local),)
+
+    params = Unrolled(None, local(np.ones(K), np.ones(K)))
+    _relaxed(K).check(params, problem[0])
+    with pytest.raises(ValueError, match="theta must be non-negative"):
+        _relaxed(K).check(params._replace(steps=local(np.ones(K), -np.ones(K))), problem[0])
+    assert list(_relaxed(K).records) == ["local"]
+
+
+@every_layer
+def test_check_takes_the_params_of_init_in_both_forms(name, problem):
+    layer, params = started(name, problem)
+    layer.check(params, problem[0])
+    layer.check(unstack(params), problem[0])
+    assert {type(params.shared).__name__, type(params.steps).__name__} <= {
+        "NoneType",
+        *layer.records,
+    }
+
+
+@every_layer
+def test_check_refuses_another_depth(name, problem):
+    layer, params = started(name, problem)
+    deeper = registry.LAYERS[name](K + 1)
+    if params.steps is None:  # the steps share everything: any depth will do
+        deeper.check(params, problem[0])
+        return
+    for form in (params, unstack(params)):
+        with pytest.raises(ValueError, match=rf"params have \[{K}\] steps .* depth {K + 1}"):
+            deeper.check(form, problem[0])
+    *others, last = params.steps._fields
+    uneven = params.steps._replace(**{last: jnp.ones(K + 1)})
+    found = f"{K}, {K + 1}" if others else K + 1
+    with pytest.raises(ValueError, match=rf"params have \[{found}\] steps"):
+        layer.check(params._replace(steps=uneven), problem[0])
+
+
+@every_layer
+def test_check_refuses_another_shape_of_every_array(name, problem):
+    D, _ = problem
+    layer, params = started(name, problem)
+    leaves, form = jax.tree.flatten(params)
+    tried = 0
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
+        stacked = path[0].name == "steps"
+        if leaf.ndim <= stacked:
+            continue
+        tried += 1
+        wrong = form.unflatten([*leaves[:i], jnp.repeat(leaf, 2, axis=-1), *leaves[i + 1 :]])
+        with pytest.raises(ValueError, match=f"{path[-1].name} has shape"):
+            layer.check(wrong, D)
+        with pytest.raises(ValueError, match=f"{path[-1].name} has shape"):
+            jax.eval_shape(layer.apply, wrong, D, jnp.ones(M))
+    matrices = {name.partition(",")[0] for name in registry.LAYERS} - WITHOUT_MATRICES
+    assert (tried > 0) is (layer.family in matrices)
+
+
+WITHOUT_MATRICES = {"ista", "fista", "step_lista", "robust_alista"}
+
+
+@every_layer
+def test_check_refuses_a_known_negative_threshold(name, problem):
+    D, y = problem
+    layer, params = started(name, problem)
+    names = layers.names_with_role(params.steps, "threshold")
+    for field in names:
+        steps = params.steps._replace(**{field: -jnp.ones(K)})
+        for form in (params._replace(steps=steps), unstack(params._replace(steps=steps))):
+            for call in (lambda p: layer.check(p, D), lambda p: layer.apply(p, D, y)):
+                with pytest.raises(ValueError, match=f"{field} must be non-negative"):
+                    call(form)
+        traced = jax.jit(lambda steps: layer.apply(params._replace(steps=steps), D, y))
+        assert traced(steps).shape == (N,)  # the value is not known: only shapes are checked
+    without = {"step_lista", "hyperlista", "lamp", "lamp_bg", "tista", "liht", "na_alista"}
+    assert bool(names) is (layer.family not in without)
+
+
+@pytest.mark.parametrize("family", ["alista", "tista"])
+def test_trained_weights_are_not_fixed_ones(family, problem):
+    """Training would move them otherwise, and could not in the other direction."""
+    layer = getattr(layers, family)(K)
+    params = layer.init(None, problem[0])
+    with pytest.raises(TypeError, match=r"Weights\(W\).*expected \(Fixed\(W\).*another family"):
+        layer.check(params._replace(shared=Weights(params.shared.W)), problem[0])
+
+
+def test_fixed_weights_are_not_trained_ones(problem):
+    layer = layers.tilista(K)
+    params = layer.init(None, problem[0])
+    with pytest.raises(TypeError, match=r"Fixed\(W\).*expected \(Weights\(W\)"):
+        layer.check(params._replace(shared=Fixed(params.shared.W)), problem[0])
+
+
+@pytest.mark.parametrize("params", [None, (), (None, None), {}, np.ones(2)], ids=str)
+def test_check_refuses_what_are_no_params(params, problem):
+    with pytest.raises(TypeError, match=r"params must be Unrolled\(shared, steps\), got"):
+        ur.alista(K).check(params, problem[0])
+
+
+# Networks.
+
+
+@pytest.fixture(scope="module")
+def two():
+    shapes = [(M, N), (N, 5)]
+    return tuple(
+        np.array(ur.dictionaries.gaussian(jax.random.key(j), *shape))
+        for j, shape in enumerate(shapes)
+    )
+
+
+CHAINS = {
+    "dsc": lambda **options: ur.dsc(
+        [ur.lista_cp(2, lam=0.02, **options), ur.alista(3, theta=0.01, **options)]
+    ),
+    "dsc with support": lambda **options: ur.dsc(
+        [ur.lista(2, lam=0.02, support=(0.2, 0.5), **options), layers.fista(3, lam=0.01, **options)]
+    ),
+    "ml_lista": lambda **options: ur.networks.ml_lista(3, lam=0.01, **options),
+}
+every_network = pytest.mark.parametrize("name", CHAINS)
+
+
+def test_networks_know_their_layers_and_depth():
+    parts = ur.lista_cp(2), ur.alista(3)
+    chain = ur.dsc(parts)
+    assert chain.layers == parts and chain.depth == 5 and chain.family == "dsc"
+    assert chain.forms(0) is parts[0].forms and chain.forms(1) is parts[1].forms
+    whole = ur.networks.ml_lista(4)
+    assert whole.layers == () and whole.depth == 4 and whole.family == "ml_lista"
+
+
+@every_network
+def test_iterates_of_a_network_end_at_its_codes(name, two, problem):
+    network = CHAINS[name]()
+    params = network.init(None, two)
+    codes, paths = (run(params, two, problem[1]) for run in (network.apply, network.iterates))
+    depths = [layer.depth for layer in network.layers] or [network.depth] * 2
+    assert [path.shape for path in paths] == [(depths[0], N), (depths[1], 5)]
+    for code, path in zip(codes, paths, strict=True):
+        assert np.any(np.asarray(code))
+        np.testing.assert_array_equal(np.asarray(path[-1]), np.asarray(code))
+
+
+@every_network
+def test_other_ways_to_run_a_network_change_nothing(name, two, problem):
+    network = CHAINS[name]()
+    params = network.init(None, two)
+    codes = network.apply(params, two, problem[1])
+    others = [CHAINS[name](unroll=2), CHAINS[name](remat=True)]
+    found = [other.apply(params, two, problem[1]) for other in others]
+    found.append(network.apply(tuple(map(unstack, params)), two, problem[1]))
+    found.append(network.apply((params[0], unstack(params[1])), two, problem[1]))
+    found.append(network.apply(list(params), list(two), problem[1]))
+    for other in found:
+        for ours, expected in zip(other, codes, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=10 * CLOSE)
+
+
+@every_network
+def test_a_network_that_is_written_twice_is_traced_once(name, two, problem):
+    params, traces = CHAINS[name]().init(None, two), []
+
+    @jax.jit
+    def apply(network, y):
+        traces.append(1)
+        return network.apply(params, two, y)
+
+    for y in (problem[1], 2 * problem[1]):
+        apply(CHAINS[name](), y)
+    assert len(traces) == 1 and CHAINS[name]().apply is CHAINS[name]().apply
+
+
+@every_network
+def test_check_of_a_network_is_that_of_every_block(name, two):
+    network = CHAINS[name]()
+    params = network.init(None, two)
+    network.check(params, two)
+    network.check([unstack(p) for p in params], list(two))
+    for j, p in enumerate(params):
+        negative = p._replace(steps=p.steps._replace(theta=-p.steps.theta))
+        with pytest.raises(ValueError, match="theta must be non-negative"):
+            network.check((*params[:j], negative, *params[j + 1 :]), two)
+        with pytest.raises(TypeError, match="another family"):
+            network.check((*params[:j], p._replace(shared=3), *params[j + 1 :]), two)
+    with pytest.raises(ValueError, match="expected a tuple of 2 params, one per layer, got 1"):
+        network.check(params[:1], two)
+    with pytest.raises(ValueError, match="D_1 has shape"):
+        network.check(params, two[::-1])
+    with pytest.raises(ValueError, match="Ds is one dictionary"):
+        network.check(params, two[0])

@@ -1,0 +1,60 @@
+"""The best estimate of a Bernoulli-Gaussian code, and the families whose steps end in it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from unrolled._checks import Array
+from unrolled.layers._layer import Layer
+from unrolled.layers._options import option
+
+
+def bernoulli_gaussian_mean(
+    r: Array, tau2: ArrayLike, *, probability: float, variance: float
+) -> Array:
+    r"""E[x | x + n = r] for x ~ N(0, variance) with this probability and else 0, n ~ N(0, tau2).
+
+    .. math::
+        \frac{v}{v + \tau^2} r \; \sigma\Big(\ln \frac{p}{1-p}
+        + \tfrac12 \ln \frac{\tau^2}{v + \tau^2}
+        + \frac{r^2}{2} \Big(\frac{1}{\tau^2} - \frac{1}{v + \tau^2}\Big)\Big).
+
+    Args:
+        r: any shape.
+        tau2: noise variance, positive, broadcast against r.
+        probability: p, in (0, 1).
+        variance: v, positive.
+
+    Returns:
+        The estimate, of the shape of r.
+
+    Example:
+        >>> r, prior = jnp.array([0.1, 2.0]), dict(probability=0.1, variance=1.0)
+        >>> [round(float(x), 3) for x in ur.layers.bernoulli_gaussian_mean(r, 0.01, **prior)]
+        [0.002, 1.98]
+    """
+    total = variance + tau2
+    odds = math.log(probability) - math.log1p(-probability) + jnp.log(tau2 / total) / 2
+    return variance / total * r * jax.nn.sigmoid(odds + r**2 / 2 * (1 / tau2 - 1 / total))
+
+
+class Estimating(Layer):
+    """A family whose steps end in `self.estimate(r, tau2)`, for codes with a known distribution.
+
+    Example:
+        >>> layer = ur.layers.tista(3, probability=0.1, variance=1.0)
+        >>> [round(float(x), 3) for x in layer.estimate(jnp.array([0.1, 2.0]), 0.01)]
+        [0.002, 1.98]
+    """
+
+    probability: float = option(
+        default=0.1, above=0, below=1, help="probability that an entry of the code is nonzero"
+    )
+    variance: float = option(default=1.0, above=0, help="variance of the nonzeros of the code")
+
+    def estimate(self, r: Array, tau2: ArrayLike) -> Array:
+        """`bernoulli_gaussian_mean` for the options of the layer."""
+        prior = dict(probability=self.probability, variance=self.variance)
+        return bernoulli_gaussian_mean(r, tau2, **prior)
