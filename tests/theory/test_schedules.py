@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import activations, theory
+from unrolled import activations, dictionaries, theory
 from unrolled.theory import activation_schedule, deep_schedule, schedule
 
 EPS = np.finfo(np.float64).eps
@@ -170,6 +170,54 @@ def test_deep_schedule_follows_the_hand_recursion():
         before = E[-1]
 
 
+def test_gains_take_the_place_of_C_W_for_what_is_inherited():
+    mus, C_Ws, s, B, K = [0.05, 0.2, 0.1], [1.0, 0.5, 0.7], [4, 2, 1], [1.0, 3.0, 2.0], [9, 10, 20]
+    options = dict(sparsities=s, bounds=B, noises=[0.01, 0.0, 0.1], depths=K)
+    plain = deep_schedule(mus, C_Ws, **options)
+    same = deep_schedule(mus, C_Ws, gains=C_Ws, **options)
+    assert [b.error.tolist() for b in same] == [b.error.tolist() for b in plain]
+    gains, before = [9.0, 0.3, 0.2], 0.0  # the first is not used
+    for j, block in enumerate(deep_schedule(mus, C_Ws, gains=gains, **options)):
+        c = C_Ws[j] * options["noises"][j] + gains[j] * before
+        a = (2 * s[j] - 1) * mus[j]
+        assert block.floor == pytest.approx(2 * s[j] * c / (1 - a))
+        assert block.error[0] == plain[j].error[0] and block.error[-1] <= plain[j].error[-1]
+        before = block.error[-1]
+    assert plain[2].error[-1] > 1.2 * before
+
+
+def test_error_gain_is_the_most_that_a_sparse_error_moves_a_product():
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(7, 9))
+    assert theory.error_gain(W, sparsity=0) == theory.error_gain(W, sparsity=1) == np.abs(W).max()
+    gains = [theory.error_gain(W, sparsity=s) for s in range(1, 12)]
+    assert all(np.diff(gains) <= 0)
+    assert gains[6] == pytest.approx(np.abs(W).sum(0).max() / 7)
+    assert gains[10] == pytest.approx(np.abs(W).sum(0).max() / 11)  # longer than w_i
+    for s in (1, 3, 7):
+        h = np.zeros((2000, 7))
+        for row in h:
+            row[rng.choice(7, s, replace=False)] = rng.uniform(-1, 1, s)
+        moved = np.abs(h @ W).max(1) / np.abs(h).max(1) / s
+        assert moved.max() <= gains[s - 1] * (1 + 1e-12)
+        i = np.argmax(np.sort(np.abs(W), 0)[-s:].sum(0))
+        top = np.argsort(-np.abs(W[:, i]))[:s]
+        worst = np.zeros(7)
+        worst[top] = np.sign(W[top, i]) / s  # l1 norm 1, l_inf norm 1 / s
+        assert worst @ W[:, i] == pytest.approx(gains[s - 1])
+
+
+@pytest.mark.parametrize("boundary, N", [("valid", 9), ("circular", 8), ("circular", 2)])
+def test_error_gain_of_a_convolution_is_that_of_its_matrix(boundary, N):
+    filters = np.random.default_rng(1).normal(size=(3, 2, 4))
+    D = dictionaries.Conv(filters, N, 1, boundary)
+    matrix = np.asarray(dictionaries.dense(D))
+    for s in (1, 2, 5):
+        assert theory.error_gain(D, sparsity=s) == pytest.approx(
+            theory.error_gain(matrix, sparsity=s)
+        )
+
+
 def test_deep_schedule_of_one_block_is_schedule_and_defaults_are_zero():
     (block,) = deep_schedule([0.1], [0.7], sparsities=[3], bounds=[2.0], depths=[9])
     alone = schedule(0.1, 0.7, sparsity=3, bound=2.0, depth=9)
@@ -216,12 +264,12 @@ def test_unbounded_noise_never_makes_nan(mu, s):
 
 
 @pytest.mark.parametrize(
-    "name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas"]
+    "name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas", "gains"]
 )
 def test_deep_schedule_refuses_sequences_of_other_lengths(name):
     options = {"C_Ws": [1.0] * 2, "sparsities": [1] * 2, "bounds": [1.0] * 2,
                "noises": [0.0] * 2, "depths": [3] * 2,
-               "guards": [0.0] * 2, "etas": [0.0] * 2}  # fmt: skip
+               "guards": [0.0] * 2, "etas": [0.0] * 2, "gains": [1.0] * 2}  # fmt: skip
     deep_schedule([0.1, 0.1], **options)
     with pytest.raises(ValueError, match=f"{name} has length 3; expected 2, one per block"):
         deep_schedule([0.1, 0.1], **{**options, name: [1] * 3})

@@ -145,18 +145,23 @@ def deep_schedule(
     depths: Sequence[int],
     guards: Sequence[ArrayLike] | None = None,
     etas: Sequence[ArrayLike] | None = None,
+    gains: Sequence[ArrayLike] | None = None,
 ) -> tuple[Schedule, ...]:
     r"""Schedules of a chain of J blocks: the certified error of a block is noise for the next one.
 
-    .. math:: \hat\delta_1 = \delta_1, \qquad \hat\delta_{j+1} = \delta_{j+1} + E^{(j)}_{K_j}.
+    .. math:: c_1 = C_1 \delta_1 + g_1, \qquad
+        c_{j+1} = C_{j+1} \delta_{j+1} + G_{j+1} E^{(j)}_{K_j} + g_{j+1}, \qquad G_j \le C_j.
 
-    The enlarged noise enters the thresholds. Block j runs on the code of block j-1; no block has a
-    false positive, and its l1 error is at most its `error`. Thresholds made for exact inputs, as in
-    the printed proof, diverge where a block contracts more slowly than the next.
+    Here c_j stands for C_W delta + g in `schedule`, so the inherited error enters the thresholds.
+    Block j runs on the code of block j-1; no block has a false positive, and its l1 error is at
+    most its `error`. Thresholds made for exact inputs, as in the printed proof, diverge where a
+    block contracts more slowly than the next.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, depths, guards, etas: one value per block, as in
             `schedule`; noises, guards and etas are zero by default.
+        gains: G_j = `error_gain(W_j, sparsity=s_{j-1})`, the sharpest factor of the error of the
+            block before; C_Ws by default. The first one is not used.
 
     Returns:
         One Schedule per block.
@@ -186,6 +191,7 @@ def deep_schedule(
         "depths": depths,
         "guards": guards if guards is not None else zeros,
         "etas": etas if etas is not None else zeros,
+        "gains": gains if gains is not None else C_Ws,
     }
     for name, column in columns.items():
         if len(column) != J:
@@ -193,12 +199,12 @@ def deep_schedule(
                 f"deep_schedule: {name} has length {len(column)}; expected {J}, one per block"
             )
     blocks, inherited = [], 0.0
-    for mu, C_W, s, B, delta, K, g, eta in zip(mus, *columns.values()):
-        block = schedule(
-            mu, C_W, sparsity=s, bound=B, noise=delta + inherited, depth=K, guard=g, eta=eta
-        )
+    for mu, C_W, s, B, delta, K, g, eta, gain in zip(mus, *columns.values()):
+        g, gain = host_numbers("deep_schedule", guard=g, gain=gain)
+        guard = g + times(gain, inherited)
+        block = schedule(mu, C_W, sparsity=s, bound=B, noise=delta, depth=K, guard=guard, eta=eta)
         blocks.append(block)
-        inherited = block.error[-1]
+        inherited = float(block.error[-1])
     return tuple(blocks)
 
 
