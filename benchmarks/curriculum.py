@@ -20,37 +20,36 @@ K = 16
 D, SAMPLE = ur.problems.standard_benchmark(jax.random.key(0))
 
 
-def signals(seed: int, batch: int):
+def signals(seed: int, batch: int) -> tuple[jax.Array, jax.Array]:
     """A batch (Y, X) of the benchmark."""
     return ur.problems.sampler(D, batch)(jax.random.key(seed))
 
 
-def judge(layer, params, seconds: float) -> dict[str, float]:
+def judge(layer: ur.layers.Layer, params, seconds: float) -> dict[str, float]:
+    """The test errors of params, and how long it took to find them."""
     Y, X = signals(99, 1000)
     codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
     found = {
         "ratio of sums": ur.metrics.nmse(codes, X),
         "mean of dB": ur.metrics.mean_nmse(codes, X),
     }
-    return {name: round(float(value), 2) for name, value in found.items()} | {
-        "seconds": round(seconds, 1)
-    }
+    numbers = {name: round(float(value), 2) for name, value in found.items()}
+    return numbers | {"seconds": round(seconds, 1)}
 
 
-def timed(layer, make) -> dict[str, float]:
+def timed(layer: ur.layers.Layer, make) -> dict[str, float]:
+    """`judge` of the params that `make()` returns."""
     began = time.perf_counter()
     params = jax.block_until_ready(make())
     return judge(layer, params, time.perf_counter() - began)
 
 
-def trainings(layer, params, steps_per_stage: int) -> dict[str, dict]:
+def trainings(layer: ur.layers.Layer, params, steps_per_stage: int) -> dict[str, dict]:
     """Both ways of training from calibrated params: 3 K stages, or as many steps end to end."""
     Y, X = signals(77, 512)
     start = ur.analytic.calibrate(layer, params, D, Y, X)
-    steps, options = (
-        3 * K * steps_per_stage,
-        dict(key=1, validation=signals(78, 512), evaluate_every=steps_per_stage),
-    )
+    steps = 3 * K * steps_per_stage
+    options = dict(key=1, validation=signals(78, 512), evaluate_every=steps_per_stage)
     log_nmse, adam = ur.training.log_nmse, optax.adam
 
     def end_to_end(rate):
@@ -63,18 +62,18 @@ def trainings(layer, params, steps_per_stage: int) -> dict[str, dict]:
         how = dict(steps_per_stage=steps_per_stage, decay=decay)
         return ur.training.curriculum(layer, start, D, SAMPLE, **how, **options).best
 
+    cosine = optax.cosine_decay_schedule(2e-3, steps)
     return {
         "calibrated": judge(layer, start, 0.0),
         "end to end, Adam 1e-3": timed(layer, lambda: end_to_end(1e-3)),
-        "end to end, cosine from 2e-3": timed(
-            layer, lambda: end_to_end(optax.cosine_decay_schedule(2e-3, steps))
-        ),
+        "end to end, cosine from 2e-3": timed(layer, lambda: end_to_end(cosine)),
         "curriculum": timed(layer, lambda: staged(1.0)),
         "curriculum, decay 0.3": timed(layer, lambda: staged(0.3)),
     }
 
 
 def searched() -> dict[str, dict]:
+    """HyperLISTA as given and after a search over its three numbers."""
     layer, params, (Y, X) = ur.layers.hyperlista(K), ur.analytic.hyperlista(D), signals(50, 2048)
     grid = dict(
         threshold=[0.03, 0.035, 0.04],
@@ -90,7 +89,8 @@ def searched() -> dict[str, dict]:
     }
 
 
-def main():
+def main() -> None:
+    """Run everything and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps-per-stage", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))

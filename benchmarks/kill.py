@@ -4,8 +4,8 @@
 
 The script starts a training, kills it and restarts it in the same folder until it finishes. Then it
 begins another one, until there were `kills` kills (200 by default). After every kill it reads and
-checks all saved steps. It counts steps that were lost or damaged, and finished runs that differ
-from an uninterrupted one.
+checks all saved steps. It counts the steps that were lost or damaged, and the finished runs that
+differ from an uninterrupted one.
 """
 
 import hashlib
@@ -22,12 +22,11 @@ import numpy as np
 import optax
 
 import unrolled as ur
-from unrolled.training import DamagedError, Steps
 
 STEPS = 40
 
 
-def train(folder: str | None):
+def train(folder: str | None) -> ur.training.Fit:
     """The training; it prints its step at every evaluation."""
     D = ur.dictionaries.gaussian(jax.random.key(0), 64, 128)
     layer = ur.lista_cp(4, tied=False)
@@ -40,12 +39,10 @@ def train(folder: str | None):
     )
 
 
-def bits(fit) -> str:
+def bits(fit: ur.training.Fit) -> str:
     """The sha256 of everything that a training returns, except the seconds."""
-    leaves = [
-        np.asarray(leaf).tobytes()
-        for leaf in jax.tree.leaves((fit.params, fit.best, fit.D, fit.history.loss))
-    ]
+    leaves = jax.tree.leaves((fit.params, fit.best, fit.D, fit.history.loss))
+    leaves = [np.asarray(leaf).tobytes() for leaf in leaves]
     records = [repr(record._replace(seconds=0.0)).encode() for record in fit.history.records]
     return hashlib.sha256(b"".join(leaves + records)).hexdigest()
 
@@ -72,27 +69,30 @@ def killed_after(folder: str, seconds: float) -> tuple[bool, int]:
     time.sleep(seconds)
     process.kill()
     rest, _ = process.communicate()
-    return process.returncode != 0, max(
-        [told, *(int(line) for line in rest.splitlines() if line.isdigit())]
-    )
+    printed = [int(line) for line in rest.splitlines() if line.isdigit()]
+    return process.returncode != 0, max([told, *printed])
+
+
+def saved(folder: Path) -> list[int]:
+    """The steps that are saved in a folder."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 def unreadable(folder: Path) -> list[int]:
-    steps, bad = Steps(folder), []
-    for step in steps.all():
+    """The saved steps that are not what was written."""
+    bad = []
+    for step in saved(folder):
         try:
-            steps.load(step, steps.manifest(step))
-        except DamagedError:
+            ur.training.restore(folder, step=step)
+        except ur.training.CheckpointError:
             bad.append(step)
-    steps.close()
     return bad
 
 
-def torture(kills: int) -> dict:
-    rng, found = (
-        np.random.default_rng(0),
-        dict(kills=0, in_a_save=0, runs=0, different=0, unreadable=0, most_lost=0),
-    )
+def torture(kills: int) -> dict[str, float]:
+    """Kill trainings and count what was lost."""
+    names = ("kills", "in_a_save", "runs", "different", "unreadable", "most_lost")
+    rng, found = np.random.default_rng(0), dict.fromkeys(names, 0)
     began, expected = time.perf_counter(), None
     with tempfile.TemporaryDirectory() as name:
         while found["kills"] < kills:
@@ -104,10 +104,8 @@ def torture(kills: int) -> dict:
                     "orbax-checkpoint-tmp" in path.name for path in folder.iterdir()
                 )
                 found["unreadable"] += len(unreadable(folder))
-                saved = max(
-                    (int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0
-                )
-                found["most_lost"] = max(found["most_lost"], told - saved)
+                last_saved = max(saved(folder), default=0)
+                found["most_lost"] = max(found["most_lost"], told - last_saved)
             last = start(str(folder)).communicate()[0].split()[-1]
             expected = expected or bits(train(None))
             found["runs"] += 1

@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--output benchmarks/training.json]
 
-250 x 500, 16 untied steps, loss on the last code, the same batch for all, float32, with and without
-support selection. Contestants in turn within one run, medians. PyTorch runs eager and compiled,
-with its fused Adam; `torch.compile` needs a C++ compiler.
+250 x 500, 16 untied steps, the loss of the last code, the same batch for all, float32, with and
+without support selection. The contestants take turns within one run, and medians are reported.
+PyTorch runs eager and compiled, with its fused Adam; `torch.compile` needs a C++ compiler.
 """
 
 import argparse
@@ -29,10 +29,8 @@ def ours(params, D, Y, X, support):
     optimizer = optax.adam(1e-4)
 
     def loss(params, D, Y, X):
-        return (
-            jnp.mean(jnp.sum((jax.vmap(layer.apply, (None, None, 0))(params, D, Y) - X) ** 2, -1))
-            / 2
-        )
+        codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+        return jnp.mean(jnp.sum((codes - X) ** 2, -1)) / 2
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, D, Y, X):
@@ -80,11 +78,8 @@ def torch_steps(params, D, Y, X, support) -> dict:
     except ImportError:
         return {}
     D, Y, X = (torch.from_numpy(np.array(a)) for a in (D, Y, X))
-    counts = (
-        [0] * K
-        if support is None
-        else [round(min((k + 1) * support[0], support[1]) * N) for k in range(K)]
-    )
+    rate, largest = support or (0, 0)
+    counts = [round(min((k + 1) * rate, largest) * N) for k in range(K)]
 
     def make(compiled: bool):
         W = [torch.nn.Parameter(torch.from_numpy(np.array(w))) for w in params.steps.W]
@@ -129,15 +124,14 @@ def training_step(batch: int, support) -> dict:
         **torch_steps(params, D, Y, X, support),
     }
     times = median_ms(functions, rounds=5, calls=20 if batch < 500 else 5)
-    times["unrolled, a tuple of steps / its products"] = (
-        times["unrolled, a tuple of steps"] / times["its matrix products alone"]
-    )
+    ours_ms = times["unrolled, a tuple of steps"]
+    ratios = {
+        "unrolled, a tuple of steps / its products": ours_ms / times["its matrix products alone"]
+    }
     if "torch compiled" in times:
         best = min(times["torch compiled"], times["torch eager"])
-        times["best torch / unrolled, a tuple of steps"] = (
-            best / times["unrolled, a tuple of steps"]
-        )
-    return times
+        ratios["best torch / unrolled, a tuple of steps"] = best / ours_ms
+    return times | ratios
 
 
 def main() -> None:

@@ -1,6 +1,4 @@
-"""Every test runs in float64 with strict promotion; float32 is asked for by name where users use
-it.
-"""
+"""Tests run in float64 with strict promotion; where users use float32, a test names it."""
 
 import os
 import signal
@@ -29,9 +27,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """What one process has compiled the others load, and the next run too: two thirds of the time
-    of a test is compiling.
+    """Save compiling, which is two thirds of the time of a test.
+
+    The default tests compile without most optimisations; `-m slow` and other selections compile as
+    users do. What one process has compiled the others load, and the next run too.
     """
+    jax.config.update("jax_disable_most_optimizations", config.option.markexpr == "not slow")
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
     folder = str(config.cache.mkdir("compiled"))
@@ -60,10 +61,11 @@ def interruptible():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Tiny problems spend their time in the compiler."""
+    """Tiny problems spend their time in the compiler, however the tests are selected."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,9 @@ def float32_by_default():
 
 @pytest.fixture
 def run(capsys, folder, monkeypatch):
-    """The command line in process, in the `folder` of a module's inputs: `run(*arguments) ->
-    (status, stdout, stderr)`.
+    """The command line in process, in the `folder` of a module's inputs.
+
+    `run(*arguments)` returns (status, stdout, stderr).
     """
     monkeypatch.chdir(folder)
 

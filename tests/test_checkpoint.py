@@ -1,6 +1,4 @@
-"""Saved weights and saved trainings: bit for bit what they were, or an error that says what is
-wrong; kills are real.
-"""
+"""Saved weights and trainings come back bit for bit, or an error says why; kills are real."""
 
 import contextlib
 import io
@@ -15,8 +13,8 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,7 @@ import numpy as np
 import optax
 import pytest
 import registry
-from small_training import D, run, sample
+from small_training import D, Damped, OfAnother, families_of_a_user, run, sample
 
 import unrolled as ur
 from unrolled import dictionaries
@@ -33,11 +31,14 @@ from unrolled.training import (
     Checkpoint,
     CheckpointError,
     NonFiniteError,
+    _formats,
+    _forms,
     _keeper,
     _manifest,
     restore,
     save,
 )
+from unrolled.training._checkpoint import Steps
 from unrolled.training._interrupts import deferred
 
 # A restore that fails leaves other reads of orbax behind, whose event loop is gone.
@@ -66,23 +67,118 @@ def gaussian(seed=0, m=M, d=N):
 
 @pytest.fixture(scope="module")
 def families(compiled_as_in_the_child):
-    """Params of every family."""
-    return {
-        name: build(K).init(jax.random.key(1), gaussian())
-        for name, build in registry.LAYERS.items()
-    }
+    """A layer of every family, and its params."""
+    layers = {name: build(K) for name, build in registry.LAYERS.items()}
+    return {n: (layer, layer.init(jax.random.key(1), gaussian())) for n, layer in layers.items()}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_weights_of_every_family_come_back_bit_for_bit(suffix, families, tmp_path):
+def test_weights_of_every_family_come_back_bit_for_bit_with_their_layer(suffix, families, tmp_path):
     D = gaussian()
-    for name, params in families.items():
+    for name, (layer, params) in families.items():
         found = restore(
-            save(tmp_path / f"a{suffix}", params, D, family=name, depth=K), like=params, D=D
+            save(tmp_path / f"a{suffix}", params, D, layer, note=name), like=params, D=D
         )
         assert same((found.params, found.D), (params, D)), name
-        assert (found.metadata["family"], found.metadata["depth"]) == (name, K)
+        assert found.layer is layer and found.metadata["note"] == name
         assert found.metadata["versions"]["jax"] == jax.__version__
+        bare = restore(save(tmp_path / f"b{suffix}", params, D), like=params)
+        assert same(bare.params, params) and bare.layer is None
+
+
+@pytest.mark.parametrize("name", registry.ACTIVATIONS)
+def test_an_activation_comes_back_with_its_parameters(name, tmp_path):
+    layer = ur.layers.ista(K, activation=registry.ACTIVATIONS[name]())
+    assert restore(save(tmp_path / "a.npz", (), layer=layer)).layer is layer
+
+
+def test_networks_come_back_with_all_options_of_their_layers(tmp_path):
+    Ds = gaussian(), gaussian(1, N, 7)
+    elu = ur.activations.elu(0.5)
+    for network in (
+        ur.dsc([ur.alista(K, support=(0.1, 0.3), activation=elu), ur.layers.lamp(3)]),
+        ur.networks.ml_lista(K, lam=0.2, activation=elu, unroll=2),
+    ):
+        params = network.init(jax.random.key(0), Ds)
+        found = restore(save(tmp_path / "a.npz", params, Ds, network), like=params, D=Ds)
+        assert found.layer is network and same((found.params, found.D), (params, Ds))
+
+
+def test_params_that_are_not_of_the_layer_are_refused(tmp_path):
+    params, D = ur.layers.ista(K).init(None, gaussian()), gaussian()
+    with pytest.raises(TypeError, match="another family"):
+        save(tmp_path / "a.npz", params, D, ur.lista_cp(K))
+    with pytest.raises(ValueError, match="depth 3"):
+        save(tmp_path / "a.npz", params, D, ur.layers.ista(3))
+    with pytest.raises(TypeError, match="cannot save a StepAndThreshold"):  # without D, by records
+        save(tmp_path / "a.npz", params, layer=ur.lista_cp(K))
+    with pytest.raises(TypeError, match="layer must be a Layer or a Network, got dict"):
+        save(tmp_path / "a.npz", params, D, dict(family="ista"))
+    with pytest.raises(TypeError, match="no name; add it to activations.NAMED"):
+        save(tmp_path / "a.npz", params, D, ur.layers.ista(K, activation=lambda v: v))
+    assert not list(tmp_path.iterdir())
+
+
+def older_weights(path, params, D, **metadata):
+    """A file as it was before the layer had a place in the form."""
+    (form, leaves), (form_D, leaves_D) = _forms.describe(params, "params"), _forms.describe(D, "D")
+    arrays, entries = _manifest.table(leaves | leaves_D)
+    manifest = {
+        "form": {"params": form, "D": form_D},
+        "leaves": entries,
+        "D sha256": _manifest.digest(D),
+        "versions": {},
+        "metadata": metadata,
+    }
+    path.write_bytes(_formats.to_npz(json.dumps(_manifest.seal("weights", manifest)), arrays))
+    return path
+
+
+def test_weights_of_an_older_version_come_back_with_the_layer_of_their_metadata(tmp_path):
+    layer, D = ur.alista(K, theta=0.2, support=(0.1, 0.3), activation="silu"), gaussian()
+    params = layer.init(None, D)
+    told = dict(family="alista", depth=K, theta=0.2, support=[0.1, 0.3], activation="silu")
+    found = restore(older_weights(tmp_path / "a.npz", params, D, layer=told), like=params, D=D)
+    assert same((found.params, found.D), (params, D)) and found.layer is layer
+    for other in ("a note", dict(family="nobody", depth=2), dict(told, tied=True), None):
+        found = restore(older_weights(tmp_path / "a.npz", params, D, layer=other))
+        assert found.layer is None and found.metadata["layer"] == other
+        assert same(found.params, params)
+
+
+# Families of a user
+
+
+def test_families_of_a_user_come_back_with_records_of_one_name(tmp_path):
+    D = gaussian()
+    with families_of_a_user() as families:
+        layers = [family(K) for family in families]
+        params = [layer.init(None, D) for layer in layers]
+        paths = [
+            save(tmp_path / f"{layer.family}.npz", p, D, layer) for layer, p in zip(layers, params)
+        ]
+        for path, layer, p, record in zip(paths, layers, params, (Damped, OfAnother.Damped)):
+            found = restore(path, like=p)
+            assert found.layer is layer and same(found.params, p)
+            assert type(found.params.steps) is record
+        network = ur.dsc(layers)
+        Ds = D, gaussian(1, N, 7)
+        chain = network.init(None, Ds)
+        found = restore(save(tmp_path / "both.npz", chain, Ds, network), like=chain)
+        assert found.layer is network and same(found.params, chain)
+        with pytest.raises(TypeError, match=r"cannot save a Scale; give its model, `save\("):
+            save(tmp_path / "bare.npz", params[0])
+    for path in (*paths, tmp_path / "both.npz"):
+        with pytest.raises(CheckpointError, match="'damped_.*'; import the module that defines it"):
+            restore(path)
+
+
+def test_a_training_of_a_family_of_a_user_resumes_bit_for_bit(tmp_path):
+    with families_of_a_user() as (damped_ista, _):
+        layer = damped_ista(K, support=(0.1, 0.3))
+        straight, found = resumed_like_straight(tmp_path, layer=layer)
+        assert same(found.params, straight.best) and type(found.params.steps) is Damped
+        assert found.layer is layer
 
 
 def test_every_kind_of_dictionary_comes_back_bit_for_bit_and_has_its_own_hash(tmp_path):
@@ -194,7 +290,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     for arguments, error, message in (
         (("a.txt", ()), ValueError, "must end in .npz or .safetensors"),
         (("a.npz", Stranger()), TypeError, "params: cannot save a Stranger"),
-        (("a.npz", {"not a name": np.ones(1)}), TypeError, "a dict must have names as keys"),
+        (("a.npz", {"not a name": np.ones(1)}), TypeError, "dict must have names as keys"),
         (("a.npz", "text"), TypeError, "cannot save a str"),
         (("a.npz", np.ones(1) * 1j), TypeError, "params has dtype complex128"),
         (("a.npz", np.asarray([{}], object)), TypeError, "params has dtype object"),
@@ -266,9 +362,9 @@ def test_no_flipped_bit_or_cut_gives_other_weights(suffix, tmp_path):
     assert silent <= 10
 
 
-def sealed(form="params", leaves=None, **changes):
+def sealed(params="params", leaves=None, **changes):
     manifest = {
-        "form": {"params": form, "D": None},
+        "form": {"params": params, "D": None},
         "leaves": leaves or {},
         "D sha256": None,
         "versions": {},
@@ -299,7 +395,29 @@ def tensors(header, data=b"", length=None):
 
 LEAF = {"params": {"dtype": "float64", "shape": [3], "sha256": _manifest.sha256(np.arange(3.0))}}
 META = {"__metadata__": {"unrolled": sealed(leaves=LEAF)}}
+
+
+def of_layer(layer):
+    """A file whose form has this layer."""
+    return npz(sealed(None, form={"params": None, "D": None, "layer": layer}))
+
+
 MALICE = {
+    "family.npz": (
+        of_layer({"family": "Popen", "args": ["ls"]}),
+        "unknown family 'Popen'; import the module",
+    ),
+    "network.npz": (
+        of_layer({"network": "dsc", "layers": [{"family": "os"}]}),
+        "unknown family 'os'",
+    ),
+    "option.npz": (of_layer({"family": "ista", "depth": 2, "nobody": 1}), "nobody"),
+    "value.npz": (of_layer({"family": "ista", "depth": "2"}), "depth must be an integer"),
+    "activation.npz": (
+        of_layer({"family": "ista", "depth": 2, "activation": {"activation": ["system", "ls"]}}),
+        "unknown form",
+    ),
+    "layer.npz": (of_layer("ista(2)"), "'str' object"),
     "objects.npz": (
         npz(sealed(leaves=LEAF), params=npy(np.asarray([{}, 1, 2], object))),
         "dtype object",
@@ -377,7 +495,8 @@ def test_malicious_and_foreign_files_are_refused_with_their_name(name, tmp_path)
 
 
 def test_the_package_never_unpickles_or_evaluates_what_it_reads():
-    words = r"\b(pickle|joblib|cloudpickle|dill|shelve|marshal)\b(?!=False)|\beval\(|\bexec\(|allow_pickle=True|shell=True"
+    words = r"\b(pickle|joblib|cloudpickle|dill|shelve|marshal)\b(?!=False)"
+    words += r"|\beval\(|\bexec\(|allow_pickle=True|shell=True"
     for path in Path(ur.__file__).parent.rglob("*.py"):
         code = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.S)
         assert not re.search(words, code), path
@@ -442,13 +561,14 @@ def steps_in(folder):
 
 
 def test_a_saved_training_is_the_same_training_and_keeps_the_newest_steps(finished):
-    assert steps_in(finished) == [6, 9, 12]  # 9 lies between two looks
+    assert steps_in(finished) == [6, 9, 12]  # 9 lies between two evaluations
 
 
-def test_a_finished_run_returns_what_it_found_without_a_look(finished, reference):
-    looks = []
-    assert_same_run(run(finished, STEPS, callbacks=[lambda *look: looks.append(look)]), reference)
-    assert not looks
+def test_a_finished_run_returns_what_it_found_without_an_evaluation(finished, reference):
+    def never(record, params):
+        pytest.fail("evaluated")
+
+    assert_same_run(run(finished, STEPS, callbacks=[never]), reference)
 
 
 @pytest.mark.parametrize("step", [6, 9])
@@ -471,6 +591,16 @@ def test_a_run_may_grow(folder):
 def test_the_folder_of_a_run_gives_its_best_params_and_its_dictionary(finished, reference):
     found = restore(finished, like=reference.best, D=D)
     assert same((found.params, found.D), (reference.best, D)) and found.metadata["step"] == STEPS
+    assert found.layer is ur.lista_cp(K)
+
+
+def test_any_saved_step_of_a_run_can_be_read(finished):
+    found = restore(finished, step=6)
+    assert found.metadata["step"] == 6 and same(found.params, run(None, 4).best)
+    with pytest.raises(FileNotFoundError, match=r"no saved step 7; there are \[6, 9, 12\]"):
+        restore(finished, step=7)
+    with pytest.raises(ValueError, match="is a file, which has no steps"):
+        restore(finished / "lock", step=6)
 
 
 def resumed_like_straight(folder, **options):
@@ -509,27 +639,44 @@ def test_a_learned_dictionary_and_an_optimiser_without_state_go_on(tmp_path):
     assert same((found.params, found.D), (straight.best, straight.D)) and not same(found.D, D)
 
 
-class StepAndTheta(NamedTuple):
-    """Params that the library does not know."""
-
-    gamma: jax.Array
-    theta: jax.Array
-
-
-def test_a_layer_of_the_caller_goes_on_and_stays_stopped_when_out_of_patience(tmp_path):
-    theirs = ur.layers.ista(K)
-
-    def with_form(p):
-        return ur.layers.Unrolled(None, ur.layers.StepAndThreshold(*p))
-
-    layer = theirs._replace(iterates=lambda p, D, y: theirs.iterates(with_form(p), D, y))
-    params = StepAndTheta(jnp.full(K, 0.1), jnp.full(K, 0.1))
-    options = dict(layer=layer, params=params, optimizer=optax.sgd(0.0), patience=8)
+def test_a_run_that_is_out_of_patience_stays_stopped(tmp_path):
+    options = dict(optimizer=optax.sgd(0.0), patience=8)
     stopped = run(tmp_path, 40, **options)
     assert steps_in(tmp_path) == [0, 4, 8]
     assert_same_run(run(tmp_path, 40, **options), stopped)
+
+
+def test_a_model_without_a_form_goes_on_and_its_params_come_back_where_they_have_one(tmp_path):
+    """An activation of the caller's own has no name; a dictionary may have none either."""
+
+    def rho(v):
+        return jnp.maximum(v, 0)
+
+    @dictionaries.pytree(data=("base",))
+    @dataclass(frozen=True, eq=False)
+    class _Twice(dictionaries.Structured):
+        base: jax.Array
+        shape = property(lambda self: self.base.shape)
+
+        def synthesize(self, x):
+            return 2 * (self.base @ x)
+
+        def analyze(self, r):
+            return 2 * (r @ self.base)
+
+        def scale(self, c):
+            return _Twice(c * self.base)
+
+    layer = ur.lista_cp(K, activation=rho)
+    straight, found = resumed_like_straight(tmp_path / "a", layer=layer)
+    assert same(found.params, straight.best) and found.layer is None
+    theirs = dict(layer=ur.layers.ista(K), D=_Twice(D))
+    where = Checkpoint(tmp_path / "b", every=2)
+    straight = run(where, 4, **theirs)
+    shutil.rmtree(tmp_path / "b" / "4")
+    assert_same_run(run(where, 4, **theirs), straight)
     with pytest.raises(CheckpointError, match="of a kind of the caller's own"):
-        restore(tmp_path)
+        restore(tmp_path / "b")
 
 
 def test_a_curriculum_goes_on_in_the_stage_it_was_in(tmp_path):
@@ -545,7 +692,7 @@ def test_a_curriculum_goes_on_in_the_stage_it_was_in(tmp_path):
 
     straight = curriculum(tmp_path)
     for step in steps_in(tmp_path):
-        if step > 7:  # between two looks of the second stage
+        if step > 7:  # between two evaluations of the second stage
             shutil.rmtree(tmp_path / str(step))
     assert steps_in(tmp_path)[-1] in (6, 7)
     assert_same_run(curriculum(tmp_path), straight)
@@ -567,8 +714,26 @@ def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path)
 
 def test_a_network_is_named_after_what_made_it():
     layer = ur.layers.ista(K)
-    assert _keeper.family(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
-    assert _keeper.family(ur.networks.ml_lista(K)) == "ml_lista"
+    assert _keeper.kind_of(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
+    assert _keeper.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
+
+
+def test_a_run_of_an_older_version_goes_on_bit_for_bit(finished, reference, tmp_path):
+    """Its form has no layer, and its families may have had other names."""
+    new, old = Steps(finished), Steps(tmp_path)
+    manifest = new.manifest(6)
+    config, form = manifest["config"] | {"model": "lista"}, manifest["form"]
+    form.pop("layer")
+    leaves = {
+        name: _manifest.to_device(manifest["leaves"][name]["dtype"], array)
+        for name, array in new.load(6, manifest).items()
+    }
+    old.save(6, leaves, config=config, form=form)
+    new.close(), old.close()
+    assert restore(tmp_path).layer is None
+    with pytest.raises(CheckpointError, match="(?s)saved +requested.*loss of step 1"):
+        run(tmp_path, STEPS, layer=ur.lista_cp(K, activation="silu"))
+    assert_same_run(run(tmp_path, STEPS), reference)
 
 
 OTHERS = {
@@ -592,10 +757,15 @@ OTHERS = {
     ),
     "trained leaves": (dict(learn_dictionary=True), r"trained.D +- +float64 \(3, 5\)"),
     "key": (dict(key=4), r"key +\[0, 3\] +\[0, 4\]"),
-    "looks": (dict(evaluate_every=5), r"evaluate_every +4 +5"),
+    "evaluations": (dict(evaluate_every=5), r"evaluate_every +4 +5"),
     "learning rate": (dict(optimizer=optax.adam(2e-2)), r"loss of step 1 +\S+ +\S+$"),
     "sampler": (dict(sample=lambda key: tuple(2 * v for v in sample(key))), r"loss of step 0"),
-    "activation": (dict(layer=ur.lista_cp(K, activation="silu")), r"validation loss at the start"),
+    "activation": (
+        dict(layer=ur.lista_cp(K, activation=ur.activations.elu(0.5))),
+        r"activation +relu +\['elu', 0.5\]$",
+    ),
+    "support": (dict(layer=ur.lista_cp(K, support=(0.1, 0.3))), r"support +- +\[0.1, 0.3\]$"),
+    "precision": (dict(layer=ur.lista_cp(K, precision="high")), r"precision +highest +high$"),
 }
 
 
@@ -606,6 +776,26 @@ def test_another_run_is_refused_with_a_table_of_what_differs(what, finished):
     with pytest.raises(CheckpointError, match=rf"(?s)holds another run.*saved +requested.*{row}"):
         run(finished, STEPS, **options)
     assert steps_in(finished) == before
+
+
+def test_how_the_steps_run_may_change(folder, reference):
+    shutil.rmtree(folder / "12")
+    found = run(folder, STEPS, layer=ur.lista_cp(K, unroll=2, remat=True))
+    np.testing.assert_allclose(found.history.loss, reference.history.loss, rtol=1e-9)
+
+
+def test_another_option_of_a_layer_of_a_network_is_refused(tmp_path):
+    def train(support):
+        network = ur.dsc([ur.layers.ista(K), ur.lista_cp(K, support=support)])
+        Ds = D, gaussian(1, N, 7)
+        options = dict(layer=network, params=network.init(None, Ds), D=Ds, loss=loss)
+        return run(tmp_path, 1, sample=lambda key: (sample(key)[0], None), **options)
+
+    loss = ur.training.lasso(0.1)
+    train((0.1, 0.3))
+    row = r"layers\[1\].support +\[0.1, 0.3\] +\[0.1, 0.5\]$"
+    with pytest.raises(CheckpointError, match=rf"(?s)saved +requested.*{row}"):
+        train((0.1, 0.5))
 
 
 # Folders, damage and disks
@@ -697,7 +887,7 @@ def test_a_damaged_step_stops_the_run_unless_asked_to_go_on_from_the_one_before(
     ):
         run(folder, STEPS)
     with pytest.warns(
-        UserWarning, match=r"goes on from step 9: .*12: damaged.* Step 12 is kept as 12.damaged-0"
+        UserWarning, match=r"resumes from step 9: .*12: damaged.* Step 12 is kept as 12.damaged-0"
     ):
         assert_same_run(run(Checkpoint(folder, strict=False), STEPS), reference)
     assert steps_in(folder) == [6, 9, 12] and (folder / "12.damaged-0").is_dir()
@@ -787,15 +977,15 @@ def test_the_second_signal_leaves_at_once_and_one_that_nobody_saw_is_not_lost():
 def test_signals_stay_as_they_are_outside_the_main_thread_and_where_they_are_ignored():
     seen = []
 
-    def look():
+    def note():
         with deferred():
             seen.append(signal.getsignal(signal.SIGINT))
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=note)
     thread.start()
     thread.join()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    look()
+    note()
     signal.signal(signal.SIGINT, before)
     assert seen == [before, signal.SIG_IGN]
 
@@ -803,9 +993,7 @@ def test_signals_stay_as_they_are_outside_the_main_thread_and_where_they_are_ign
 def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(
     tmp_path, compiled_as_in_the_child, reference
 ):
-    """Three processes, each killed by SIGKILL at its own random moment; what they left is finished
-    here.
-    """
+    """Three processes are killed at random moments; what they left is finished here."""
     script = Path(__file__).with_name("small_training.py")
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": compiled_as_in_the_child,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_training import Damped, Scale, families_of_a_user
 
 from unrolled import dictionaries, layers, metrics, networks, problems, training
 from unrolled.layers import StepAndThreshold, Unrolled
@@ -70,9 +71,7 @@ def moved(optimizer, params, gradients):
 
 @pytest.mark.parametrize("form", [layers.stack, layers.unstack])
 def test_rates_per_step_are_separate_optimisers(form):
-    """Adam with its own rate for every step and for the shared params, against one Adam and
-    `scale_steps` after it.
-    """
+    """One Adam for each step and for the shared params, against one Adam and `scale_steps`."""
     gradients = [random_like(PARAMS, seed) for seed in range(3)]
     together = optax.chain(optax.adam(1e-2), scale_steps(RATES, shared=0.5))
     found = layers.stack(moved(together, form(PARAMS), [form(g) for g in gradients]))
@@ -149,7 +148,7 @@ def test_scale_steps_refuses_what_is_no_rate():
             ValueError, match=r"there are 3 rates, .* leading axes \[\(4,\)\]; expected 3 steps"
         ):
             scale_steps(np.ones(3)).init(params)
-    with pytest.raises(ValueError, match="found no Unrolled"):
+    with pytest.raises(ValueError, match=r"there is no Unrolled\("):
         scale_steps(np.ones(3)).init(PARAMS.steps)
     with pytest.raises(ValueError, match="share all their params"):
         scale_steps(np.ones(3)).init(layers.Unrolled(PARAMS.shared, None))
@@ -164,7 +163,7 @@ class Course(NamedTuple):
     found: training.Fit
     start: Unrolled
     layer: layers.Layer
-    seen: list  # (record, params) at every look
+    seen: list  # (record, params) at every evaluation
     traces: int
     validation: tuple
 
@@ -228,14 +227,18 @@ def test_a_stage_moves_its_steps_alone(untied):
         assert still == [j != k if first == 0 else j > k for j in range(DEPTH)]
 
 
+def validation_of(evaluation):
+    return evaluation[0].validation
+
+
 def test_every_stage_starts_from_the_best_of_the_one_before(untied):
     for stage in range(1, DEPTH * STAGES):
         before = untied.of_stage(stage - 1)
-        record, params = min(before, key=lambda look: look[0].validation)
+        record, params = min(before, key=validation_of)
         assert same(untied.of_stage(stage)[0][1], params)
         if stage % STAGES:
             assert untied.of_stage(stage)[0][0].validation == record.validation
-    record, params = min(untied.of_stage(DEPTH * STAGES - 1), key=lambda look: look[0].validation)
+    record, params = min(untied.of_stage(DEPTH * STAGES - 1), key=validation_of)
     assert same(untied.found.best, params)
 
 
@@ -248,9 +251,7 @@ def test_the_validation_loss_is_that_of_the_step_in_training(untied):
 
 
 def test_steps_trained_before_move_less(D, sample):
-    """One step of Adam moves every entry by its rate: 1 for the last step, then decay and its
-    square; all times 0.2.
-    """
+    """One step of Adam moves every entry by its rate: 0.2 times 1, decay and its square."""
     params = layers.ista(DEPTH).init(None, D)
     found = course(
         layers.ista(DEPTH),
@@ -270,9 +271,7 @@ def test_steps_trained_before_move_less(D, sample):
 
 
 def test_shared_weights_and_unstacked_steps(D, sample):
-    """The trained W of TiLISTA rests in the first stages of k > 1; the two forms of the steps train
-    alike.
-    """
+    """The trained W of TiLISTA rests in the first stages of k > 1; both forms train alike."""
     layer = layers.tilista(DEPTH)
     params = layer.init(None, D)
     stacked, loose = (
@@ -291,9 +290,7 @@ def test_shared_weights_and_unstacked_steps(D, sample):
 
 
 def test_patience_ends_a_stage(D, sample):
-    """At a rate of 10 training only harms: every stage ends at the first look after 7 steps, with
-    what it began with.
-    """
+    """At a rate of 10 training only harms: a stage ends at the first evaluation after 7 steps."""
     layer = layers.alista(DEPTH)
     frozen = Unrolled(True, StepAndThreshold(gamma=False, theta=True))
     found = course(
@@ -334,7 +331,7 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
 
     hyper = layers.hyperlista(DEPTH)
     refused(TypeError, "share all their params; try training.search", hyper, hyper.init(None, D))
-    refused(TypeError, "expected a Layer, got Network", networks.dsc((layer,)), (params,))
+    refused(TypeError, "expected a Layer, got dsc", networks.dsc((layer,)), (params,))
     refused(TypeError, "params must be Unrolled", params=(params,))
     refused(
         TypeError,
@@ -356,6 +353,22 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
         "params have .* steps but the layer has depth 3",
         params=layers.ista(4).init(None, D),
     )
+    bare = layers.ista(0)
+    refused(ValueError, "depth must be at least 1", bare, bare.init(None, D))
+
+
+def test_a_family_of_a_user_has_a_curriculum_and_a_search(D, sample):
+    with families_of_a_user() as (damped_ista, _):
+        layer = damped_ista(DEPTH)
+        found = course(layer, D, sample, steps_per_stage=8)
+        assert (found.errors(found.found.best) < found.errors(found.start)).all()
+        assert type(found.found.best.steps) is Damped and type(found.found.best.shared) is Scale
+        Y, X = sample(jax.random.key(5))
+        grid = dict(tau=[0.01, 10.0], scale=[0.5, 1.0])
+        tried = search(layer, found.start, D, Y, X, **grid)
+        assert tried.nmse.shape == (2, 2) and tried.values["tau"] == 0.01
+        with pytest.raises(ValueError, match="tau must be non-negative"):
+            search(layer, found.start, D, Y, X, tau=[-0.1])
 
 
 # The grid
@@ -363,16 +376,15 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
 
 @pytest.fixture(scope="module")
 def hyper(D, sample):
-    """HyperLISTA on the small problem: layer, params, codes and signals."""
+    """HyperLISTA on the small problem: layer, params, signals and codes."""
     layer = layers.hyperlista(4)
-    Y, X = sample(jax.random.key(5))
-    return layer, layer.init(None, D), X, Y
+    return layer, layer.init(None, D), *sample(jax.random.key(5))
 
 
 def test_a_search_equals_a_loop(D, hyper):
-    layer, params, X, Y = hyper
+    layer, params, Y, X = hyper
     grid = dict(threshold=[0.02, 0.1, 0.5], momentum=[0.0, 0.05], selection=[1.0, 4.0])
-    found = search(layer, params, D, X, Y, chunk=5, **grid)
+    found = search(layer, params, D, Y, X, chunk=5, **grid)
     apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
     assert found.nmse.shape == found.mean_nmse.shape == (3, 2, 2)
     for index in np.ndindex(found.nmse.shape):
@@ -392,7 +404,7 @@ def test_a_search_over_a_field_of_the_steps_skips_what_diverges(D, sample):
     layer = layers.ista(60)
     Y, X = sample(jax.random.key(5))
     params = layer.init(None, D)
-    found = search(layer, params, D, X, Y, gamma=[1e9, 0.1, 0.2])
+    found = search(layer, params, D, Y, X, gamma=[1e9, 0.1, 0.2])
     assert (
         np.isnan(found.nmse[0])
         and np.isfinite(found.nmse[1:]).all()
@@ -400,15 +412,15 @@ def test_a_search_over_a_field_of_the_steps_skips_what_diverges(D, sample):
     )
     np.testing.assert_array_equal(found.params.steps.gamma, np.full(60, found.values["gamma"]))
     with pytest.raises(ValueError, match="no combination of values gives finite codes"):
-        search(layer, params, D, X, Y, gamma=[1e9])
+        search(layer, params, D, Y, X, gamma=[1e9])
 
 
 def test_search_refuses_what_is_no_grid(D, hyper):
-    layer, params, X, Y = hyper
+    layer, params, Y, X = hyper
 
-    def refused(error, match, X=X, Y=Y, params=params, **options):
+    def refused(error, match, Y=Y, X=X, params=params, **options):
         with pytest.raises(error, match=match):
-            search(layer, params, D, X, Y, **options)
+            search(layer, params, D, Y, X, **options)
 
     refused(TypeError, "there are no values to try")
     refused(TypeError, r"no field 'theta'; expected one of \['analytic', 'threshold'", theta=[0.1])
@@ -417,8 +429,8 @@ def test_search_refuses_what_is_no_grid(D, hyper):
     refused(ValueError, r"threshold has values of shape \(0,\)", threshold=[])
     refused(ValueError, "threshold has NaN or infinite", threshold=[np.nan])
     refused(ValueError, "chunk must be at least 1", chunk=0, threshold=[0.1])
-    refused(ValueError, r"X has shape \(20,\) and Y", X=X[0], threshold=[0.1])
-    refused(ValueError, rf"expected \(batch, {N}\) and \(batch, {M}\)", Y=Y[1:], threshold=[0.1])
+    refused(ValueError, r"and X \(20,\)", X=X[0], threshold=[0.1])
+    refused(ValueError, rf"expected \(batch, {M}\) and \(batch, {N}\)", Y=Y[1:], threshold=[0.1])
     refused(TypeError, "no field 'count'", count=[1.0])  # a method of every tuple
     refused(TypeError, "params must be Unrolled", params=(params,), threshold=[0.1])
     steps = layers.ista(2).init(None, D)

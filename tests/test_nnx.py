@@ -9,6 +9,7 @@ import optax
 import pytest
 import registry
 from flax import nnx
+from small_training import Damped, families_of_a_user
 
 import unrolled as ur
 
@@ -80,6 +81,19 @@ def test_a_module_has_the_codes_and_the_gradients_of_its_layer(name, D):
     (value, gradient), (found, found_gradient) = both(params, Y)
     np.testing.assert_allclose(found, value, rtol=ROUNDING)
     assert_close(found_gradient, trainable(gradient))
+
+
+def test_a_family_of_a_user_is_a_module(D):
+    with families_of_a_user() as (damped_ista, _):
+        layer = damped_ista(DEPTH)
+        params = layer.init(None, D)
+        model = ur.nnx.Module(layer, params, D)
+        Y = jax.random.normal(jax.random.key(2), (3, M))
+        assert_close(model(Y), jax.vmap(layer.apply, (None, None, 0))(params, D, Y))
+        tau = model.trained.params.steps.tau
+        tau[...] = -tau[...]
+        assert type(model.params().steps) is Damped
+        assert_close(model.params(), params)
 
 
 def test_one_signal_and_any_leading_axes(D):
@@ -261,7 +275,7 @@ def test_the_class_is_one_and_other_names_are_refused():
 
 def test_arguments_without_a_layer_or_trainable_leaf_are_refused(D):
     layer = ur.lista_cp(DEPTH)
-    with pytest.raises(TypeError, match="expected a Layer or a Network, got function"):
+    with pytest.raises(TypeError, match="expected a Layer or a Network, got method"):
         ur.nnx.Module(layer.apply, layer.init(None, D), D)
     with pytest.raises(TypeError, match="no floating-point leaf to train"):
         ur.nnx.Module(layer, None, D)

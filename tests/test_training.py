@@ -1,6 +1,4 @@
-"""Training: losses against numpy, and what `fit` promises about its params, its history and its
-failures.
-"""
+"""Training: losses against numpy, and what `fit` promises of params, history and failures."""
 
 import json
 
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_training import Damped, families_of_a_user
 
 from unrolled import analytic, dictionaries, layers, networks, problems, training
 from unrolled.training import NonFiniteError, Trained, fit
@@ -183,6 +182,30 @@ def test_training_lowers_the_validation_loss_of_every_family(name, D, sample):
     assert found.history.loss.shape == (40,) and finite(found.params)
 
 
+def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sample):
+    """The role of a field counts, not its name."""
+    with families_of_a_user() as (damped_ista, _):
+        layer = damped_ista(DEPTH, support=(0.05, 0.1))
+        found = run(layer, D, sample, steps=40)
+        start, end = found.history.records[0].validation, found.history.records[-1].validation
+        assert end < 0.95 * start
+        params = layer.init(None, D)
+        params = params._replace(steps=params.steps._replace(tau=jnp.full(DEPTH, 0.03)))
+        moved = run(
+            layer,
+            D,
+            sample,
+            params,
+            steps=1,
+            optimizer=optax.adam(0.1),
+            loss=lambda codes, X, D, Y: -jnp.sum(codes[-1] ** 2),  # lower thresholds
+            trainable=layers.Unrolled(False, Damped(False, True, False)),
+        ).params.steps
+        # From 0.03 to -0.07, which acts as 0.07.
+        assert np.isclose(moved.tau, 0.07, atol=1e-6).any() and (np.asarray(moved.tau) >= 0).all()
+        assert type(moved) is Damped
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_training_lowers_every_loss(name, D, sample):
     found = run(FAMILIES["lista_cp"], D, sample, steps=40, loss=LOSSES[name])
@@ -269,9 +292,7 @@ def test_best_is_the_start_where_training_only_harms(D, sample):
 
 
 def test_thresholds_stay_non_negative(D, sample):
-    """The first step of Adam moves theta by the rate of 1, from 0.9 through 0 to -0.1, which counts
-    as 0.1.
-    """
+    """The first step of Adam moves theta by the rate of 1, from 0.9 to -0.1, which acts as 0.1."""
     seen = []
     found = run(
         layers.alista(DEPTH, theta=0.9),
@@ -486,23 +507,19 @@ def test_an_update_that_is_not_finite_stops_the_training(D, sample):
 @pytest.mark.parametrize("form", [layers.stack, layers.unstack])
 def test_the_step_whose_gradient_breaks_is_named(D, sample, form):
     """The square root has no finite derivative where the third threshold stands."""
-    layer = FAMILIES["ista"]
     params = analytic.ista(D, 0.1, DEPTH)
     params = form(
         params._replace(steps=params.steps._replace(theta=params.steps.theta.at[2].set(0.0)))
     )
 
-    def step(shared, p, D, y, state):
-        after = layer.step(shared, p, D, y, state)
-        return after._replace(x=after.x + 0 * jnp.sqrt(p.theta))
+    class _broken(layers.ista):
+        def step(self, shared, p, D, y, state):
+            after = super().step(shared, p, D, y, state)
+            return after._replace(x=after.x + 0 * jnp.sqrt(p.theta))
 
-    def iterates(params, D, y):
-        return layers.unroll(step, params, D, y, layer.start(D, y), depth=DEPTH)[1]
-
-    broken = layer._replace(step=step, iterates=iterates)
     name = r"steps.theta\[2\]" if form is layers.stack else r"steps\[2\].theta"
     with pytest.raises(NonFiniteError, match=f"stopped at step 0:.*the gradient of params.{name}"):
-        run(broken, D, sample, params, steps=2)
+        run(_broken(DEPTH), D, sample, params, steps=2)
 
 
 def test_a_loss_that_is_nan_from_the_start(D, sample):
@@ -513,7 +530,7 @@ def test_a_loss_that_is_nan_from_the_start(D, sample):
     assert finite(caught.value.fit.best)
 
 
-# Looks at the training
+# Evaluations
 
 
 def test_callbacks_get_records_and_params_in_order(D, sample):
@@ -541,7 +558,7 @@ def test_callbacks_get_records_and_params_in_order(D, sample):
     assert same(calls[2][2], run(layer, D, sample, params, steps=5).params)
 
 
-def test_the_log_has_one_json_line_per_look(D, sample, tmp_path):
+def test_the_log_has_one_json_line_per_evaluation(D, sample, tmp_path):
     path = tmp_path / "log.jsonl"
     found = [
         run(FAMILIES["ista"], D, sample, steps=4, evaluate_every=2, log=path) for _ in range(2)
@@ -617,7 +634,7 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
     refused(ValueError, "steps must be at least 0, got -1", steps=-1)
     refused(TypeError, "steps must be an integer", steps=2.5)
     refused(ValueError, "evaluate_every must be at least 1, got 0", evaluate_every=0)
-    refused(TypeError, "expected a Layer or a Network, got function", model=layer.apply)
+    refused(TypeError, "expected a Layer or a Network, got method", model=layer.apply)
     refused(TypeError, r"sample must return \(Y, X\)", sample=lambda key: sample(key)[0])
     refused(
         ValueError,
@@ -719,7 +736,7 @@ def test_trainable_refuses_what_it_cannot_read(D, sample):
 
 
 def test_patience_stops_when_the_best_is_old(D, sample):
-    """At a rate of 10 every look is worse than the start."""
+    """At a rate of 10 every evaluation is worse than the start."""
     found = run(
         FAMILIES["ista"],
         D,

@@ -110,5 +110,5 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         arguments.run(arguments)
     except SystemExit as stop:  # by SIGTERM, when a training has saved itself
-        return stop.code
+        return stop.code if isinstance(stop.code, int) else _ERROR
     return 0

@@ -1,7 +1,7 @@
 """Networks through dictionaries D_1 .. D_J: deep sparse coding (DSC) chains, and ML-LISTA."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,13 @@ class Network(Interned):
     """
 
     bound = ("apply", "iterates")
-    if TYPE_CHECKING:
-        layers: ClassVar[Any]
-        depth: ClassVar[Any]
+    if TYPE_CHECKING:  # options of a subclass, or properties
+
+        @property
+        def layers(self) -> tuple[Layer, ...]: ...
+
+        @property
+        def depth(self) -> int: ...
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -203,13 +207,17 @@ class ml_lista(Network, Looped):
         default=relu, check=as_activation, help="replaces ReLU in the shrinkage"
     )
 
-    layers: ClassVar[tuple[Layer, ...]] = ()
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """None: the blocks do not run one after the other."""
+        return ()
 
     def forms(self, j):
         return (Unrolled(Analysis, StepAndThreshold),)
 
     def init(self, key, Ds):
-        params, theta = [], self.lam
+        params: list[Unrolled] = []
+        theta: Any = self.lam
         for D in _chain(self, Ds):
             gamma = 1 / lipschitz(D, _where(self))
             theta = theta * gamma
@@ -235,12 +243,12 @@ class ml_lista(Network, Looped):
         down = state.x[-1:]
         for D in reversed(Ds[1:]):
             down = (D @ down[0], *down)
-        before, codes = y, ()
+        before, codes = y, []
         for D, weights, at, x in zip(Ds, shared, p.blocks, down):
             u = x - at.gamma * ((D @ x) @ D) + before @ weights.B
             before = shrink(u, spread(D, at.theta), self.activation)
-            codes = (*codes, before)
-        return AllCodes(codes)
+            codes.append(before)
+        return AllCodes(tuple(codes))
 
 
 def _together(params: Params) -> Unrolled:

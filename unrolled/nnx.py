@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 from unrolled.training import Trained, merge, split, with_unit_atoms
@@ -33,9 +33,9 @@ def _module_class() -> type:
 
         Each array that `training.fit` would train is an nnx.Param. The others (inside a
         `layers.Fixed`, a D that is not learned, integers) are nnx.Variables, which
-        `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, fields named `theta` act
-        as abs(theta), so that thresholds stay non-negative. `fit` also keeps the atoms of a learned
-        D at norm 1; for the same effect call `normalize()` after each update.
+        `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, thresholds act as
+        abs(theta), so that they stay non-negative. `fit` also keeps the atoms of a learned D at
+        norm 1; for the same effect call `normalize()` after each update.
 
         Args:
             model: a layer or a network.
@@ -71,13 +71,11 @@ def _module_class() -> type:
                 raise TypeError(
                     f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
                 )
-            several = isinstance(D, tuple | list)
-            D = (
-                tuple(as_dictionary(Dj, "nnx.Module") for Dj in D)
-                if several
-                else as_dictionary(D, "nnx.Module")
-            )
-            trained, fixed = split(params, D, learn_dictionary, None, "nnx.Module")
+            if isinstance(D, tuple | list):
+                D = as_chain(D, "nnx.Module")
+            else:
+                D = as_dictionary(D, "nnx.Module")
+            trained, fixed = split(params, D, learn_dictionary=learn_dictionary, where="nnx.Module")
             self.model = model
             self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
             self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
@@ -107,13 +105,11 @@ def _module_class() -> type:
 
         def normalize(self) -> None:
             """Scale the atoms of a learned D to norm 1; a D that is not learned stays as it is."""
-            if not jax.tree.leaves(self.trained.D, is_leaf=_is_variable):
-                return
-            new = with_unit_atoms(_values(self.trained.D))
-            for variable, value in zip(
-                jax.tree.leaves(self.trained.D, is_leaf=_is_variable), jax.tree.leaves(new)
-            ):
-                variable[...] = value
+            variables = jax.tree.leaves(self.trained.D, is_leaf=_is_variable)
+            if variables:
+                values = jax.tree.leaves(with_unit_atoms(_values(self.trained.D)))
+                for variable, value in zip(variables, values):
+                    variable[...] = value
 
         def _whole(self) -> Trained:
             """The params and D as pure data."""

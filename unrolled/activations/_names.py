@@ -1,6 +1,7 @@
 """Activations by name, and in a form that JSON can hold."""
 
 from collections.abc import Callable
+from typing import overload
 
 import jax
 
@@ -68,6 +69,10 @@ _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
 }
 
 
+@overload
+def by_name(name: str | Activation) -> Activation: ...
+@overload
+def by_name(name: Callable[[Array], Array]) -> Callable[[Array], Array]: ...
 def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The activation of that name; a function of `jax.nn` that has a twin here becomes the twin.
 

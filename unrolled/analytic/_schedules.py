@@ -189,8 +189,8 @@ def chain_schedules(
 ) -> tuple[tuple[Certified, ...], tuple[Schedule | ActivationSchedule, ...]]:
     """The certified weights of `dsc`, and the schedules of its blocks.
 
-    The error of a block is noise for the next one. Arguments, warnings and errors are those of
-    `dsc`.
+    The error of a block is noise for the next one, weighted by `theory.error_gain`. Arguments,
+    warnings and errors are those of `dsc`.
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
@@ -199,9 +199,8 @@ def chain_schedules(
         >>> round(float(second.error[-1] / first.error[-1]), 2)
         2.0
     """
-    columns = dict(
-        depths=depths, sparsities=sparsities, bounds=bounds, noises=noises, activations=activations
-    )
+    columns: dict[str, Any] = dict(depths=depths, bounds=bounds, noises=noises)
+    columns |= dict(sparsities=sparsities, activations=activations)
     Ds, Ws, certified = _chain(Ds, Ws, "analytic.dsc", **columns)
     noises = (0.0,) * len(Ds) if noises is None else noises
     activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
@@ -216,23 +215,20 @@ def chain_schedules(
 
 
 def _gain(c: Certified, before: int) -> float:
-    """The factor of the error of the block before, of so many nonzeros; 0: not that of a sparse code.
-
-    Rounding included.
-    """
+    """`error_gain` with rounding, for a block before of so many nonzeros; C_W for 0."""
     return error_gain(c.W, sparsity=before) * _UP + c.noise_guard
 
 
-def _chain(Ds, Ws, where: str, **columns: Sequence[Any] | None):
+def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
     """The dictionaries of a chain, their weights and certificates, after all checks of lengths."""
     Ds = as_chain(Ds, where)
     Ws = (None,) * len(Ds) if Ws is None else Ws
-    for name, column in {**columns, "Ws": Ws}.items():
+    for name, column in {"sparsities": sparsities, **columns, "Ws": Ws}.items():
         if column is not None and len(column) != len(Ds):
             raise ValueError(
                 f"{where}: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary"
             )
-    for D, s in zip(Ds, columns["sparsities"]):
+    for D, s in zip(Ds, sparsities):
         _check_sparsity(D, s)
     return Ds, Ws, tuple(certify(D, W) for D, W in zip(Ds, Ws))
 
@@ -244,13 +240,11 @@ def _schedule(
 
     `inherited` is what the error of the block before adds to the products.
     """
-    C_W, own = c.C_W + c.noise_guard, c.guard * sparsity * bound + inherited
-    guard = own
+    C_W, guard = c.C_W + c.noise_guard, c.guard * sparsity * bound
 
     def at(sparsity, depth):
-        options = dict(
-            sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
-        )
+        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, eta=c.eta)
+        options["guard"] = guard + inherited
         if activation == relu:
             return schedule(c.mu_W, C_W, **options)
         return activation_schedule(activation, c.mu_W, C_W, d=D.shape[1], **options)
@@ -259,7 +253,7 @@ def _schedule(
     if activation != relu:
         # These codes have entries off the support: the guard must cover s B + max E_O.
         for _ in range(_GUARD_ROUNDS):
-            needed = own + c.guard * found.off_support.max()
+            needed = c.guard * (sparsity * bound + found.off_support.max())
             if not needed > guard or not math.isfinite(needed):
                 break
             guard = needed * _GUARD_MARGIN
@@ -273,9 +267,10 @@ def _atom_schedule(
     """The schedule of one block atom by atom; warns if it certifies nothing."""
     with jax.enable_x64(True):
         D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
-        mus, C_Ws = atom_coherence(W64, D64)
-        C_Ws = column_norms(W64) * _UP if noise_norm == "l2" else C_Ws
-    mus, guard = np.asarray(mus) * _UP, c.guard * sparsity * bound
+        coherences, sizes = atom_coherence(W64, D64)
+        sizes = column_norms(W64) * _UP if noise_norm == "l2" else sizes
+    mus, C_Ws = np.asarray(coherences) * _UP, np.asarray(sizes)
+    guard = c.guard * sparsity * bound
     guard += c.noise_guard * noise * (c.omega / c.C_W if noise_norm == "l2" else 1)
 
     def at(sparsity, depth):

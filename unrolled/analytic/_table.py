@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
@@ -111,9 +112,11 @@ def weights_table(
         found = generalized_coherence(D, progress=progress)
         weights = {"W = D": D, "closed form": frobenius_weights(D), "minimax": found.W}
         if entries:
-            weights["least entries"] = minimal_entry_weights(D, found, progress=progress).W
+            least = minimal_entry_weights(D, found, progress=progress)
+            weights["least entries"] = jnp.asarray(least.W)
         rows = {name: _row(D, W, sparsity, bound, noise, tolerance) for name, W in weights.items()}
-    return WeightsTable(*D.shape, tolerance, found, rows, weights)
+    m, d = D.shape
+    return WeightsTable(m, d, tolerance, found, rows, weights)
 
 
 def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
@@ -134,7 +137,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
         found.contraction,
         found.rate,
         found.floor,
-        found.steps_for(tolerance),
+        found.steps_for(tolerance),  # type: ignore[union-attr]  # of a `Schedule`: ReLU
     )
 
 

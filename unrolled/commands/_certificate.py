@@ -104,7 +104,10 @@ class ChainReport(NamedTuple):
 
     def text(self) -> str:
         """A table, one column per layer."""
-        rows = {"layer": range(1, len(self.sparsities) + 1), "sparsity": self.sparsities}
+        rows: dict[str, Sequence] = {
+            "layer": range(1, len(self.sparsities) + 1),
+            "sparsity": self.sparsities,
+        }
         for name, found in self.unique.items():
             rows[f"unique by {name}"] = found.unique.tolist()
             rows[f"  {name}: sparsity below"] = found.bounds.tolist()
@@ -148,8 +151,9 @@ class Report(NamedTuple):
 
     def text(self) -> str:
         """All parts as text."""
-        parts = [*self.layers, *([self.chain] if self.chain else [])]
-        return "\n\n".join(part.text() for part in parts)
+        texts = [layer.text() for layer in self.layers]
+        texts += [] if self.chain is None else [self.chain.text()]
+        return "\n\n".join(texts)
 
     def to_dict(self) -> dict[str, Any]:
         """All parts as data."""
@@ -186,9 +190,14 @@ def certificate(Ds: Sequence[Dictionary], request: Request, say: Say) -> Report:
 def _layer(
     D: Dictionary, sparsity: int | None, request: Request, progress: Callable[[int, int], None]
 ) -> DictionaryReport:
-    problem = dict(sparsity=sparsity, bound=request.bound, noise=request.noise)
     table = analytic.weights_table(
-        D, tolerance=request.tolerance, entries=request.entries, progress=progress, **problem
+        D,
+        sparsity=sparsity,
+        bound=request.bound,
+        noise=request.noise,
+        tolerance=request.tolerance,
+        entries=request.entries,
+        progress=progress,
     )
     (m, d), best, mu = D.shape, table.rows["minimax"], float(theory.mutual_coherence(D))
     lower, upper = float(table.coherence.lower), float(table.coherence.upper)
@@ -197,11 +206,20 @@ def _layer(
         "babel": _babel_sparsity(D, theory.max_sparsity(upper, d)),
         "mu~": theory.max_sparsity(upper, d),
     }
-    activation = None
+    activation: theory.ActivationSchedule | None = None
     if request.activation is not None:
-        options = dict(problem, sparsity=best.sparsity, depth=0)
-        W = table.weights["minimax"]
-        _, activation = analytic.block_schedule(D, W, request.activation, **options)
+        _, found = analytic.block_schedule(
+            D,
+            table.weights["minimax"],
+            request.activation,
+            depth=0,
+            sparsity=best.sparsity,
+            bound=request.bound,
+            noise=request.noise,
+        )
+        # The command scales every activation: none is `relu` itself, which has another schedule.
+        assert isinstance(found, theory.ActivationSchedule)
+        activation = found
     size = None
     if best.holds and np.isfinite(best.steps):
         size = realize.cnn_size(m, d, int(best.steps), kernel_size=_KERNEL_SIZE)

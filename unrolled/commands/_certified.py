@@ -151,11 +151,11 @@ def chain(settings: Settings, say: Say) -> Section:
 
 
 class _Chain(NamedTuple):
-    """What a chain was certified to do, and what it did."""
+    """What a chain was certified to do, and what it did, layer by layer."""
 
-    contractions: tuple[float, float]
-    measured: tuple[np.ndarray, np.ndarray]  # largest l1 error, from step 0
-    bounds: tuple[np.ndarray, np.ndarray]
+    contractions: tuple[float, ...]
+    measured: tuple[np.ndarray, ...]  # largest l1 error, from step 0
+    bounds: tuple[np.ndarray, ...]
     wrong: int
     printed: float  # largest l1 error of layer 2 with the thresholds of the printed proof
 
@@ -170,7 +170,7 @@ def _chain_run(
     X_2 = problems.bounded(key, (_CHAIN_SIGNALS, D_2.shape[1]), sparsities[1], 1.0)
     X_1 = problems.synthesize(D_2, X_2)
     Y, bounds = problems.synthesize(D_1, X_1), (sparsities[1] / 2, 1.0)
-    options = dict(sparsities=sparsities, bounds=bounds, Ws=(D_1, D_2))
+    options: dict[str, Any] = dict(sparsities=sparsities, bounds=bounds, Ws=(D_1, D_2))
     _, schedules = analytic.chain_schedules((D_1, D_2), depths=depths, **options)
     params = analytic.dsc((D_1, D_2), depths=depths, **options)
     first, second = (layers.lista_cp(K) for K in depths)

@@ -10,7 +10,7 @@ from unrolled.commands._certified import certified_regime, chain
 from unrolled.commands._console import Say, teller
 from unrolled.commands._inputs import read_dictionary, read_signals
 from unrolled.commands._known_codes import known_codes
-from unrolled.commands._pictures import photograph_patches, unknown_codes
+from unrolled.commands._pictures import Pictures, photograph_patches, unknown_codes
 from unrolled.commands._report import RESULTS, Section, check_folder, write_report
 from unrolled.commands._settings import METHODS, Settings, given_problem, planted_problem
 
@@ -133,10 +133,10 @@ def _sections(
     """The experiments on the files of a user, or the standard ones without files."""
     D = None if dictionary is None else read_dictionary(dictionary)
     if signals is not None:
-        D, Y, X = read_signals(signals, D)
-        if X is None:
-            return [unknown_codes(D, Y, settings, say, "Own signals", "signals")]
-        problem, title = given_problem(D, Y, X), "Own signals with known codes"
+        D, given = read_signals(signals, D)
+        if isinstance(given, Pictures):
+            return [unknown_codes(D, given, settings, say, "Own signals", "signals")]
+        problem, title = given_problem(D, *given), "Own signals with known codes"
         return [known_codes(problem, settings, say, title, "signals")]
     if D is None:
         return _standard_sections(settings, say)
@@ -159,4 +159,5 @@ def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     lam = _LAM_OF_PATCHES if settings.lam is None else settings.lam
     on_patches = dataclasses.replace(settings, lam=lam)
     patches = unknown_codes(cosines, pictures, on_patches, say, title, "patches")
-    return [benchmark, certified, patches, chain(settings, say)]
+    sections = [benchmark, certified, patches, chain(settings, say)]
+    return [section for section in sections if section is not None]

@@ -135,7 +135,7 @@ class Config:
 SECTIONS = {"problem": ProblemSection, "model": ModelSection, "training": TrainingSection}
 _OWN = {
     option.name: option
-    for section, cls in {None: Config, **SECTIONS}.items()
+    for section, cls in [(None, Config), *SECTIONS.items()]
     for option in options_of(section, cls)
 }
 # Options of families that are set elsewhere: how a layer runs, and what stands in [problem].
@@ -240,9 +240,8 @@ def make_layer(config: Config) -> Layer:
         ValueError, TypeError: options that the family refuses, or lacks.
     """
     problem, cls, options = config.problem, family_of(config), all_options()
-    shared = {"lam": problem.lam, "probability": problem.probability}
-    shared = {name: value for name, value in shared.items() if name in _names(cls)}
-    own = {
+    shared = {n: getattr(problem, n) for n in ("lam", "probability") if n in _names(cls)}
+    own: dict[str, Any] = {
         name: activations.from_description(value) if options[name].kind is Activation else value
         for name, value in config.model.options.items()
     }
@@ -255,7 +254,7 @@ def _names(cls: type[Layer]) -> set[str]:
 
 def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Option name -> checked value."""
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in tables.items():
         if key in SECTIONS and isinstance(value, dict):
             values |= {name: _read(name, v, key, path) for name, v in value.items()}
@@ -331,7 +330,8 @@ def _can_calibrate(cls: type[Layer]) -> bool:
 
 def _problem_defaults(config: Config) -> dict[str, Any]:
     """The options that go with the dictionary and the signals, with their defaults."""
-    problem, defaults = config.problem, {}
+    problem = config.problem
+    defaults: dict[str, Any] = {}
     if problem.dictionary in GENERATED:
         defaults |= dict(m=250, d=500, dictionary_seed=0)
     if problem.dictionary == "ill_conditioned":

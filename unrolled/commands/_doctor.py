@@ -59,7 +59,7 @@ def doctor(folder: Path | None) -> dict[str, str]:
         "default device": str(jax.devices()[0]),
         "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS") or "not set: the best there is",
         "memory": _memory(),
-        "float64": "on" if jax.config.jax_enable_x64 else "off",
+        "float64": "on" if jax.config.values["jax_enable_x64"] else "off",
         "cores": str(os.cpu_count()),
         "compilation cache": _cache(),
         "write check": f"{folder or 'the temporary folder'} is writable",
@@ -88,7 +88,7 @@ def _memory() -> str:
 
 def _cache() -> str:
     """The folder of the compilation cache, and whether it can be written."""
-    folder = jax.config.jax_compilation_cache_dir
+    folder = jax.config.values["jax_compilation_cache_dir"]
     if not folder:
         return "off"
     try:

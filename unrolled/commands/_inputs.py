@@ -18,8 +18,8 @@ def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:
 
 def read_signals(
     paths: list[Path], D: Dictionary | None
-) -> tuple[Dictionary, np.ndarray | Pictures, np.ndarray | None]:
-    """(D, Y, X) for signals with known codes, (D, Pictures, None) for others.
+) -> tuple[Dictionary, Pictures | tuple[np.ndarray, np.ndarray]]:
+    """(D, (Y, X)) for signals with known codes, (D, Pictures) for others.
 
     Where D is None, the dictionary of pictures is an overcomplete DCT.
 
@@ -38,12 +38,12 @@ def read_signals(
         raise ValueError(f"{paths[0]}: expected at least 2 signals, got {len(Y)}")
     X = read_codes(paths[0], Y, D)
     if X is not None:
-        return D, Y, X
+        return D, (Y, X)
     cut = len(Y) * 4 // 5
-    return D, Pictures(Y[:cut], Y[cut:], None, None), None
+    return D, Pictures(Y[:cut], Y[cut:], None)
 
 
-def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures, None]:
+def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures]:
     images = {str(path): datasets.read_image(path) for path in paths}
     small = [path for path, image in images.items() if min(image.shape) < PATCH]
     if small:
@@ -51,7 +51,7 @@ def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary,
     pictures = photograph_patches(images)
     D = dictionaries.dct((PATCH, PATCH), (2 * PATCH, 2 * PATCH)) if D is None else D
     check_length(paths[0], pictures.testing, D)
-    return D, pictures, None
+    return D, pictures
 
 
 def read_codes(path: Path, Y: np.ndarray, D: Dictionary) -> np.ndarray | None:

@@ -61,7 +61,8 @@ class _Found(NamedTuple):
 
 def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
     D, (Y, X), K = problem.D, problem.chosen_on, settings.depth
-    methods, seconds = {}, {}
+    methods: dict[str, tuple[Layer, Unrolled]] = {}
+    seconds: dict[str, float] = {}
     lam = best_lam(problem, settings) if settings.lam is None else settings.lam
     ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
     if "ista" in settings.methods:
@@ -69,15 +70,13 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
         methods["ISTA, calibrated"] = (ista, analytic.calibrate(ista, ista_params, D, Y, X))
     if "fista" in settings.methods:
         methods["FISTA"] = (layers.fista(K), ista_params)
-    families = {  # title, layer, learning rate
+    families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
         "lista": ("LISTA", layers.lista(K, tied=False, lam=lam), 5e-4),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False), 5e-4),
         "alista": ("ALISTA", layers.alista(K), 5e-3),
         "alista_ss": ("ALISTA-SS", layers.alista(K, support=_SUPPORT), 2e-3),
     }
-    covered = [layer for _, layer, _ in families.values() if layer.from_theory is not None]
-    found, remark = from_theory(problem, *covered)
-    starts = dict(zip(covered, found))
+    starts, remark = from_theory(problem, *(layer for _, layer, _ in families.values()))
     for name, layer, rate in (families[m] for m in families if m in settings.methods):
         params = starts.get(layer)
         if params is None:
@@ -96,8 +95,11 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
     return _Found(methods, remarks, seconds)
 
 
-def from_theory(problem: Samples, *models: Layer) -> tuple[list[Unrolled], str]:
-    """The params that theory sets for the class of the sample, and what it certifies."""
+def from_theory(problem: Samples, *models: Layer) -> tuple[dict[Layer, Unrolled], str]:
+    """The params that theory sets for the class of the sample, and what it certifies.
+
+    Layers that theory sets no params for are left out.
+    """
     D, (Y, X) = problem.D, problem.chosen_on
     unit, norms = dictionaries.normalize(D)
     s = int((X != 0).sum(1).max())
@@ -127,7 +129,8 @@ def from_theory(problem: Samples, *models: Layer) -> tuple[list[Unrolled], str]:
         # The codes of D are those of the unit dictionary, divided by the norms.
         W, theta = W / norms[None, :], theta[:, None] / norms[None, :]
         remark += " The atoms were normalised for the theory and the params scaled back."
-    return [layer.from_theory(W, theta) for layer in models], remark
+    params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
+    return params, remark
 
 
 def best_lam(problem: Samples, settings: Settings) -> float:

@@ -45,13 +45,19 @@ _DEEP = 0.5
 Methods = dict[str, tuple[Layer, Unrolled]]
 
 
+class Picture(NamedTuple):
+    """What turns the test patches into a picture again."""
+
+    mean: np.ndarray  # (signals, 1), subtracted from the patches
+    shape: tuple[int, int]
+
+
 class Pictures(NamedTuple):
     """Signals without known codes, to train and to test on; the test ones may make a picture."""
 
     training: np.ndarray  # (signals, m)
     testing: np.ndarray
-    mean: np.ndarray | None  # (signals, 1), subtracted from the test patches
-    shape: tuple[int, int] | None  # of the test picture
+    picture: Picture | None
 
 
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
@@ -61,7 +67,8 @@ def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
     rows = np.concatenate(patches)
     tiles = datasets.to_patches(last, PATCH)
     mean = tiles.mean(1, keepdims=True)
-    return Pictures(rows - rows.mean(1, keepdims=True), tiles - mean, mean, last.shape)
+    picture = Picture(mean, last.shape)
+    return Pictures(rows - rows.mean(1, keepdims=True), tiles - mean, picture)
 
 
 def unknown_codes(
@@ -103,9 +110,9 @@ def unknown_codes(
     ]
     shown = "error against the optimal codes, objective gap, support, thresholds and weights"
     figures = {f"{title}: {shown}": result.plot()}
-    if pictures.shape is not None:
+    if pictures.picture is not None:
         caption = f"{title}: the test picture rebuilt from its codes after {K} steps"
-        figures[caption] = _show(pictures, methods, D)
+        figures[caption] = _show(pictures.picture, pictures.testing, methods, D)
     header, curve = curve_rows(result)
     curve = [[*row, psnrs[row[0]][row[1] - 1]] for row in curve]
     data = {"comparison": result, "psnr": psnrs, "lam": lam, "seconds": seconds}
@@ -123,8 +130,9 @@ def _methods(
     """Classical methods, and learned ones trained on the LASSO objective; seconds of training."""
     D, K = problem.D, settings.depth
     params = analytic.ista(D, lam, K)
-    methods, seconds = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}, {}
-    families = {  # title, layer, learning rate
+    methods: Methods = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}
+    seconds: dict[str, float] = {}
+    families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
         "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
         "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
@@ -153,6 +161,7 @@ def _table(result: Comparison, psnrs: dict[str, list[float]], best: float) -> st
         "|---|---|---|---|---|",
     ]
     for name, curve in result.curves.items():
+        assert curve.gap is not None  # `compare` was given lam
         K = len(curve.gap)
         gaps = [f"{curve.gap[max(0, k - 1)]:.2e}" for k in (K // 4, K // 2, K)]
         rows.append("| " + " | ".join([name, *gaps, f"{psnrs[name][-1]:.2f}"]) + " |")
@@ -177,16 +186,16 @@ def _psnr_per_step(layer: Layer, params: Unrolled, D: Dictionary, Y: jax.Array) 
     return jax.lax.map(lambda X: metrics.psnr(problems.synthesize(D, X), Y), codes)
 
 
-def _show(pictures: Pictures, methods: Methods, D: Dictionary) -> Any:
+def _show(picture: Picture, patches: np.ndarray, methods: Methods, D: Dictionary) -> Any:
     """The test picture, and the same rebuilt from the codes of ISTA and of the last method."""
-    tiles, shown = jnp.asarray(pictures.testing), {"original": pictures.testing}
+    tiles, shown = jnp.asarray(patches), {"original": patches}
     for name in dict.fromkeys(["ISTA", list(methods)[-1]]):
         layer, params = methods[name]
         codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, tiles)
         rebuilt = problems.synthesize(D, codes)
         shown[f"{name}, {float(metrics.psnr(rebuilt, tiles)):.2f} dB"] = np.asarray(rebuilt)
     whole = {
-        name: datasets.from_patches(rows + pictures.mean, pictures.shape, PATCH)
+        name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
         for name, rows in shown.items()
     }
     return plots.images(whole)

@@ -25,7 +25,7 @@ class Section(NamedTuple):
     slug: str  # the stem of the files that belong to it
     text: str  # Markdown, tables included
     figures: dict[str, Any]  # caption -> matplotlib figure
-    rows: tuple[Sequence[str], list[Sequence]]  # header and rows of its CSV
+    rows: tuple[Sequence[str], Sequence[Sequence]]  # header and rows of its CSV
     data: Any  # for the JSON
 
 

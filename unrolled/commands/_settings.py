@@ -77,9 +77,12 @@ def given_problem(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> Samples:
     cut = max(1, len(Y) * 4 // 5)
     if len(Y) < 2:
         raise ValueError(f"compare: expected at least 2 signals, got {len(Y)}")
-    first = (jnp.asarray(Y[:cut]), jnp.asarray(X[:cut]))
-    last = (jnp.asarray(Y[cut:]), jnp.asarray(X[cut:]))
-    return Samples(D, resampler(*first), tuple(part[:CHOSEN_ON] for part in first), last)
+
+    def rows(first: int, last: int) -> tuple[jax.Array, jax.Array]:
+        return jnp.asarray(Y[first:last]), jnp.asarray(X[first:last])
+
+    sample = resampler(*rows(0, cut))
+    return Samples(D, sample, rows(0, min(cut, CHOSEN_ON)), rows(cut, len(Y)))
 
 
 def resampler(Y: jax.Array, X: jax.Array | None = None, batch: int = BATCH) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,9 +67,12 @@ def _dictionary(config: Config) -> Dictionary:
     problem = config.problem
     if problem.dictionary not in GENERATED:
         return read_dictionary(Path(problem.dictionary))
+    # `load` has given these options a value.
+    assert problem.m and problem.d and problem.dictionary_seed is not None
     key = jax.random.key(problem.dictionary_seed)
     if problem.dictionary == "gaussian":
         return dictionaries.gaussian(key, problem.m, problem.d)
+    assert problem.kappa
     return dictionaries.ill_conditioned(key, problem.m, problem.d, problem.kappa)
 
 
@@ -78,15 +82,14 @@ def _problem(
     """Signals to train on, to set a start on and to test on, and the validation signals."""
     if config.problem.signals != PLANTED:
         return _given(config, D)
-    probability, snr = config.problem.probability, config.problem.snr
-
-    def sampler(batch):
-        return problems.sampler(D, batch, probability=probability, snr=snr)
-
-    chosen_on = (None, None)
+    problem = config.problem
+    # `load` has given these options a value.
+    assert problem.probability and problem.snr is not None and problem.test_signals
+    sampler = partial(problems.sampler, D, probability=problem.probability, snr=problem.snr)
+    chosen_on: Batch = (None, None)
     if _set_on_codes(config):
         chosen_on = jax.jit(sampler(CHOSEN_ON))(chosen_key)
-    tested_on = jax.jit(sampler(config.problem.test_signals))(test_key)
+    tested_on = jax.jit(sampler(problem.test_signals))(test_key)
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
@@ -109,15 +112,14 @@ def _given(config: Config, D: Dictionary) -> tuple[Samples, Batch]:
         )
     tested = max(1, len(Y) // 5)
     validated = max(1, len(Y) // 10)
-    Y, X = jnp.asarray(Y), None if X is None else jnp.asarray(X)
 
-    def rows(first, last):
-        return Y[first:last], None if X is None else X[first:last]
+    def rows(first: int, last: int) -> Batch:
+        codes = None if X is None else jnp.asarray(X[first:last])
+        return jnp.asarray(Y[first:last]), codes
 
     trained, last = len(Y) - tested - validated, len(Y) - tested
-    training_set = rows(0, trained)
-    sample = resampler(*training_set, batch=config.training.batch)
-    chosen_on = tuple(None if part is None else part[:CHOSEN_ON] for part in training_set)
+    sample = resampler(*rows(0, trained), batch=config.training.batch)
+    chosen_on = rows(0, min(trained, CHOSEN_ON))
     return Samples(D, sample, chosen_on, rows(last, len(Y))), rows(trained, last)
 
 
@@ -133,7 +135,8 @@ def _start(config: Config, layer: Layer, problem: Samples, key: jax.Array, say: 
     if not _set_on_codes(config):
         return params  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None:
-        (params,), remark = from_theory(problem, layer)
+        starts, remark = from_theory(problem, layer)
+        params = starts[layer]
         if config.model.start == "analytic":
             say(remark)
             return params

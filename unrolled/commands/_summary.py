@@ -32,7 +32,7 @@ class Summary(NamedTuple):
     """The numbers that `unrolled train` ends with."""
 
     config: Config
-    shape: tuple[int, int]
+    shape: tuple[int, ...]  # of D
     steps: int
     seconds: float
     best_step: int

@@ -47,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
     parser.add_argument("--resume", action="store_true", help="continue the run of the folder")
-    groups = {None: parser}
+    groups: dict[str | None, Any] = {None: parser}
     for option in _flags().values():
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
@@ -65,7 +65,7 @@ def _add_flag(group: Any, option: Option) -> None:
     told = [", ".join(option.limits["choices"])] if "choices" in option.limits else []
     told += [] if option.default in (None, False) else [f"default {option.default}"]
     text = option.limits["help"] + (f" ({'; '.join(told)})" if told else "")
-    how = {"metavar": _METAVARS.get(option.kind)}
+    how: dict[str, Any] = {"metavar": _METAVARS.get(option.kind)}
     if option.kind is bool:
         how = {"action": argparse.BooleanOptionalAction}
     group.add_argument(f"--{option.name}", default=None, help=text.replace("%", "%%"), **how)
@@ -148,7 +148,8 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.F
     def started():  # the steps of a resumed run may have grown
         write_text(folder / CONFIG, to_toml(config))
 
-    options = dict(
+    given = (ready.layer, ready.params, ready.D, ready.sample)
+    shared: dict[str, Any] = dict(
         key=ready.key,
         loss=ready.loss,
         validation=ready.validation,
@@ -156,20 +157,24 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.F
         callbacks=(logger(folder, started),),
         checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
     )
-    if chosen.method == "curriculum":
-        options |= dict(steps_per_stage=chosen.steps, rate=chosen.rate, optimizer=ready.optimizer)
-        fit = training.curriculum
-    else:
+    try:
+        if chosen.method == "curriculum":
+            return training.curriculum(
+                *given,
+                steps_per_stage=chosen.steps,
+                rate=chosen.rate,
+                optimizer=ready.optimizer,
+                **shared,
+            )
         cosine = chosen.schedule == "cosine"
         rate = optax.cosine_decay_schedule(chosen.rate, chosen.steps) if cosine else chosen.rate
-        options |= dict(
+        return training.fit(
+            *given,
             steps=chosen.steps,
             optimizer=ready.optimizer(rate),
             learn_dictionary=chosen.learn_dictionary,
+            **shared,
         )
-        fit = training.fit
-    try:
-        return fit(ready.layer, ready.params, ready.D, ready.sample, **options)
     except (KeyboardInterrupt, SystemExit):  # after the step has been saved
         say("stopped; --resume goes on from here")
         raise

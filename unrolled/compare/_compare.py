@@ -72,7 +72,10 @@ class Comparison(NamedTuple):
         for name, c in self.curves.items():
             cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}", f"{c.mean_nmse[-1]:.1f}"]
             cells += [f"{c.failure_rate[-1]:.1%}", f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}"]
-            cells += [f"{c.false_positives[-1]:.2f}", *([f"{c.gap[-1]:.2e}"] if gaps else [])]
+            cells += [
+                f"{c.false_positives[-1]:.2f}",
+                *([] if c.gap is None else [f"{c.gap[-1]:.2e}"]),
+            ]
             rows.append(cells)
         return markdown(columns, rows)
 
@@ -224,7 +227,8 @@ def _objective_gap(D, Y, x, lam, optimum) -> Array:
 
 def _same_form(a, b) -> bool:
     shapes = ([np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
-    return jax.tree.structure(a) == jax.tree.structure(b) and len(set(map(tuple, shapes))) == 1
+    forms: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+    return forms[0] == forms[1] and len(set(map(tuple, shapes))) == 1
 
 
 def _changes(a: Unrolled, b: Unrolled) -> tuple[Change, ...]:

@@ -86,7 +86,7 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
     if S is not None:
         distance = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products)
         mismatch = distance / jnp.linalg.norm(S)
-    return Coupling(
+    found: dict[str, Any] = dict(
         diagonal_low=-largest(-diagonal),
         diagonal_mean=diagonal.mean(),
         diagonal_high=largest(diagonal),
@@ -94,3 +94,4 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
         off_diagonal=jnp.sqrt(jnp.sum(off**2) / max(1, off.size - len(off))),
         mismatch=mismatch,
     )
+    return Coupling(**found)

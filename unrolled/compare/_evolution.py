@@ -105,7 +105,9 @@ class Evolution:
     def steps_table(self) -> str:
         """A Markdown table, one row per step: start -> result, with the threshold of theory."""
         first, last = self._seen()[0], self.evaluations[-1]
-        columns = {} if first.theta is None else {"threshold": (first.theta, last.theta)}
+        columns: dict[str, Any] = {}
+        if first.theta is not None:
+            columns["threshold"] = (first.theta, last.theta)
         if first.coupling is not None:
             for field, title in _TITLES.items():
                 columns[title] = getattr(first.coupling, field), getattr(last.coupling, field)
@@ -208,5 +210,5 @@ def _cells(c: Coupling | None) -> list[str]:
 
 def _range(theta: np.ndarray | None) -> str:
     """The first and the last mean threshold."""
-    means = () if theta is None else step_means(theta)
+    means = np.empty(0) if theta is None else step_means(theta)
     return f"{means[0]:.4g} to {means[-1]:.4g}" if len(means) else ""

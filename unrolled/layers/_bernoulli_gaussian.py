@@ -1,19 +1,17 @@
 """The best estimate of a Bernoulli-Gaussian code, and the families whose steps end in it."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from unrolled._checks import Array
 from unrolled.layers._layer import Layer
 from unrolled.layers._options import option
 
 
-def bernoulli_gaussian_mean(
-    r: Array, tau2: ArrayLike, *, probability: float, variance: float
-) -> Array:
+def bernoulli_gaussian_mean(r: Array, tau2: Any, *, probability: float, variance: float) -> Array:
     r"""E[x | x + n = r] for x ~ N(0, variance) with this probability and else 0, n ~ N(0, tau2).
 
     .. math::
@@ -54,7 +52,7 @@ class Estimating(Layer):
     )
     variance: float = option(default=1.0, above=0, help="variance of the nonzeros of the code")
 
-    def estimate(self, r: Array, tau2: ArrayLike) -> Array:
+    def estimate(self, r: Array, tau2: Any) -> Array:
         """`bernoulli_gaussian_mean` for the options of the layer."""
         prior = dict(probability=self.probability, variance=self.variance)
         return bernoulli_gaussian_mean(r, tau2, **prior)

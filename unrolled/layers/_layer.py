@@ -130,8 +130,8 @@ class Layer(Looped):
 
     bound = ("apply", "iterates")
     forms: ClassVar[tuple[Unrolled, ...]] = ()
-    weights: ClassVar[Callable[..., Acting] | None] = None
-    from_theory: ClassVar[Callable[..., Unrolled] | None] = None
+    weights: ClassVar[Any] = None
+    from_theory: ClassVar[Any] = None
     starts_from_theory: ClassVar[bool] = False
     if TYPE_CHECKING:  # families differ in the last argument
         step: ClassVar[Callable[..., Any]]

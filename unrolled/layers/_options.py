@@ -9,7 +9,7 @@ import textwrap
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -62,7 +62,10 @@ _RECENT: collections.deque = collections.deque(maxlen=256)
 class _Interned(type):
     """Checks the options, then returns the one record that has them."""
 
-    def __call__(cls, *args, **given):
+    bound: tuple[str, ...]
+    __signature__: inspect.Signature
+
+    def __call__(cls: Any, *args: Any, **given: Any) -> Any:
         where = cls.__name__
         try:
             made = super().__call__(*args, **given)
@@ -101,6 +104,9 @@ class Interned(metaclass=_Interned):
 
     # The methods that are bound once, because `jit` tells functions apart by identity.
     bound: ClassVar[tuple[str, ...]] = ()
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+        __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -207,13 +213,15 @@ def _refuse_hidden(cls) -> None:
             )
 
 
-def _signature(cls) -> inspect.Signature:
+def _signature(cls: Any) -> inspect.Signature:
     """What `help` shows: options given by position, then the family's own, then inherited ones."""
     parameters = []
     for field in _ordered(cls):
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        if field.kw_only:
-            kind = inspect.Parameter.KEYWORD_ONLY
+        by_position, by_name = (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        kind = by_name if field.kw_only else by_position
         default = field.default
         if default is dataclasses.MISSING:
             default = inspect.Parameter.empty

@@ -1,6 +1,6 @@
 """The start of a realization: LISTA-CP blocks as matrices, after all checks of layer and params."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ def check_coupled(layer: Layer, where: str) -> None:
         TypeError: another family.
         ValueError: support selection.
     """
-    own = type(layer)
+    own: Any = type(layer)
     coupled = isinstance(layer, Coupled) and own.step is Coupled.step
     if not coupled or own.shrink not in (Shrinking.shrink, Selecting.shrink):
         raise TypeError(
@@ -35,7 +35,7 @@ def check_coupled(layer: Layer, where: str) -> None:
         )
 
 
-def activation_of(model: Layer | Network, given: Activation | None, where: str) -> Activation:
+def activation_of(model: Layer | Network, given: Callable | None, where: str) -> Activation:
     """The activation that all layers have in common, with its constants.
 
     Raises:
@@ -44,7 +44,7 @@ def activation_of(model: Layer | Network, given: Activation | None, where: str) 
     """
     if not isinstance(model, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
-    layers = model.layers if isinstance(model, Network) else (model,)
+    layers: tuple[Any, ...] = model.layers if isinstance(model, Network) else (model,)
     if not layers:
         raise TypeError(
             f"{where}: expected a chain of layers, as networks.dsc makes it; {model} is none"
@@ -76,12 +76,15 @@ def blocks_of(
         raise TypeError(
             f"{where}: params or D are traced; this function runs on the host, call it outside jit"
         )
-    chain = isinstance(model, Network)
-    several = chain and isinstance(D, (tuple, list))
+    several = isinstance(model, Network) and isinstance(D, (tuple, list))
     dictionaries = tuple(_matrix(one, where) for one in (D if several else (D,)))
-    model.check(params, dictionaries if several else dictionaries[0])
-    parts = zip(model.layers, params, dictionaries) if chain else [(model, params, *dictionaries)]
-    blocks = tuple(_block(*part, where) for part in parts)
+    given: Any = dictionaries if several else dictionaries[0]
+    model.check(params, given)
+    if isinstance(model, Network):
+        parts = list(zip(model.layers, params, dictionaries))
+    else:
+        parts = [(model, params, dictionaries[0])]
+    blocks = tuple(_block(layer, p, one, where) for layer, p, one in parts)
     return blocks, np.dtype(_checks.common_dtype(params, dictionaries))
 
 
@@ -97,7 +100,8 @@ def _block(layer: Layer, params: Unrolled, D: Dictionary, where: str) -> MatrixB
         raise ValueError(f"{where}: W is structured; try dictionaries.dense(W) in the params")
     params = jax.tree.map(np.asarray, params)
     _checks.finite(params, "params", where)
-    return MatrixBlock(*D.shape, tuple(_steps(layer, params, np.asarray(D))))
+    m, d = D.shape
+    return MatrixBlock(m, d, tuple(_steps(layer, params, np.asarray(D))))
 
 
 def _steps(layer: Layer, params: Unrolled, D: np.ndarray) -> Iterator[MatrixStep]:

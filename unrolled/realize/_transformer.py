@@ -206,9 +206,10 @@ def transformer_error(
 
 def _realizable(layer: Layer, params: Unrolled, D: Conv, where: str) -> tuple[Conv, Any, Any]:
     """D, the shared params and the stacked steps, checked and in one dtype."""
-    if activation_of(layer, None, where) != relu:
+    activation = activation_of(layer, None, where)
+    if activation != relu:
         raise ValueError(
-            f"{where}: a block shrinks by ReLU, but the layer has the activation {layer.activation}"
+            f"{where}: a block shrinks by ReLU, but the layer has the activation {activation}"
         )
     D = shift_invariant(D, where)
     layer.check(params, D)

@@ -1,10 +1,11 @@
-"""Training with optax, end to end or stage by stage, the losses for it, and the search over a grid
-where it is not needed.
+"""Training with optax: end to end, stage by stage, or by a search over a grid.
+
+`fit` and `curriculum` train, `save` and `restore` keep the result, and a `Checkpoint` lets a
+training resume. `Sample`, `Loss` and `Callback` are the types of the functions that they take.
 """
 
 from unrolled.training._checkpoint import (
     Checkpoint,
-    Steps,
 )
 from unrolled.training._curriculum import (
     curriculum,
@@ -21,7 +22,11 @@ from unrolled.training._losses import (
 )
 from unrolled.training._manifest import (
     CheckpointError,
-    DamagedError,
+)
+from unrolled.training._protocols import (
+    Callback,
+    Loss,
+    Sample,
 )
 from unrolled.training._records import (
     Fit,
@@ -50,17 +55,18 @@ from unrolled.training._weights import (
 )
 
 __all__ = [
+    "Callback",
     "Checkpoint",
     "CheckpointError",
-    "DamagedError",
     "Fit",
     "History",
+    "Loss",
     "NonFiniteError",
     "Record",
     "Restored",
+    "Sample",
     "Search",
     "StepRates",
-    "Steps",
     "Trained",
     "curriculum",
     "deep",

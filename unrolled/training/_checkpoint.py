@@ -1,10 +1,8 @@
-"""Steps of a training in a folder: written by orbax, each committed together with a manifest that
-can prove it whole.
-"""
+"""The saved steps of a training: orbax writes each together with a manifest of its hashes."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +11,32 @@ from typing import Any
 import numpy as np
 
 from unrolled import _checks
+from unrolled._files import sync_folder
 from unrolled.training import _manifest
-from unrolled.training._disk import free_bytes, sync_folder
+from unrolled.training._disk import free_bytes
 from unrolled.training._manifest import CheckpointError, DamagedError
 
-_LARGEST = 2**36  # bytes of a step
+# Bytes of a step: a manifest that promises more is damaged, and nothing is allocated for it.
+_LARGEST = 2**36
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where and how often `fit` saves.
+    """Where and how often a training saves.
 
     Attributes:
-        folder: one run; it is made if it is not there.
-        every: steps between two saves; None saves at every look. A kill loses at most so many
-            steps.
-        keep: how many of the newest steps stay.
+        folder: of one run; it is made if it does not exist.
+        every: training steps between two saves, and the most that a kill can lose; None saves at
+            every evaluation.
+        keep: how many of the newest steps are kept.
         dictionary: False leaves D out, for a large D that is kept elsewhere; its hash is always
-            there.
-        strict: False lets a damaged newest step be set aside, with a warning, and goes on from the
-            one before it.
+            saved.
+        strict: False sets a damaged newest step aside, with a warning, and resumes from the one
+            before it.
+
+    Example:
+        >>> ur.training.Checkpoint("runs/a", every=500).keep
+        3
     """
 
     folder: str | Path
@@ -50,29 +54,26 @@ class Checkpoint:
 
 
 class Steps:
-    """The saved steps of one folder, each a folder of its own that orbax writes elsewhere and moves
-    here when complete.
-    """
+    """The saved steps of one folder; orbax writes each elsewhere and moves it in when complete."""
 
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp
 
         self.folder = folder
         self._args = ocp.args
-        self._orbax = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler()
-        )  # a full disk is told at the step itself
+        # Not asynchronous: a full disk is reported at the step itself.
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
     def all(self) -> list[int]:
         """Oldest first."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def close(self) -> None:
+        """Release what orbax holds."""
         self._orbax.close()
 
-    def save(self, step: int, leaves: dict[str, Any], **manifest) -> None:
-        """Commit named leaves and their manifest as one step; a step that is there is never written
-        again.
+    def save(self, step: int, leaves: dict[str, Any], **manifest: Any) -> None:
+        """Write named leaves and their manifest as one step; a saved step is never overwritten.
 
         Raises:
             CheckpointError: not written; the earlier steps are as they were.
@@ -80,9 +81,7 @@ class Steps:
         arrays, entries = _manifest.table(leaves)
         manifest = {"step": step, "leaves": entries, "versions": _manifest.versions(), **manifest}
         # orbax refuses arrays without entries: their manifest says all there is.
-        state = self._args.StandardSave(
-            {name: array for name, array in arrays.items() if array.size}
-        )
+        state = self._args.StandardSave({n: array for n, array in arrays.items() if array.size})
         sealed = self._args.JsonSave(_manifest.seal("training", manifest))
         try:
             self._orbax.save(
@@ -92,12 +91,13 @@ class Steps:
         except Exception as error:
             self.sweep()
             raise CheckpointError(
-                f"{self.folder}: step {step} was not saved ({_short(error)}); {free_bytes(self.folder)}, "
-                f"the steps {[s for s in self.all() if s != step]} are whole; make room and run the same call again"
+                f"{self.folder}: step {step} was not saved ({_short(error)}); "
+                f"{free_bytes(self.folder)}, the steps {[s for s in self.all() if s != step]} are "
+                "whole; make room and run the same call again"
             ) from error
 
     def keep(self, n: int) -> None:
-        """Delete all but the newest n steps; a step that is half deleted has another name already."""
+        """Delete all but the newest n steps, each after it was renamed: a kill leaves no half."""
         for step in self.all()[:-n]:
             (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
         self.sweep()
@@ -106,13 +106,15 @@ class Steps:
         """Delete what a kill or a fault left: steps half written, steps half deleted."""
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
             for path in self.folder.glob(pattern):
-                if path.name.partition(".")[
-                    0
-                ].isdigit():  # of a step: the rest of the folder is not ours
+                if path.name.partition(".")[0].isdigit():  # a step; other files are the user's
                     shutil.rmtree(path, ignore_errors=True)
 
     def manifest(self, step: int) -> dict:
-        """Raises DamagedError where it cannot be trusted."""
+        """The manifest of a step.
+
+        Raises:
+            DamagedError: it is not what was saved.
+        """
         try:
             items = self._orbax.restore(
                 self.folder / str(step),
@@ -125,8 +127,12 @@ class Steps:
         except Exception as error:
             raise self._damaged(step, error) from error
 
-    def load(self, step: int, manifest: dict) -> dict[str, Any]:
-        """The leaves of a step, bit for bit. Raises DamagedError where they are not what was saved."""
+    def load(self, step: int, manifest: dict) -> dict[str, np.ndarray]:
+        """The leaves of a step, bit for bit.
+
+        Raises:
+            DamagedError: they are not what was saved.
+        """
         entries = manifest["leaves"]
         try:
             if (total := sum(map(_manifest.n_bytes, entries.values()))) > _LARGEST:
@@ -148,7 +154,7 @@ class Steps:
             raise self._damaged(step, error) from error
 
     def set_aside(self, step: int) -> Path:
-        """Rename a damaged step, so that it is no step any more but nothing of it is lost."""
+        """Rename a damaged step: it is no longer a step, but nothing of it is lost."""
         aside = next(
             path for i in range(1000) if not (path := self.folder / f"{step}.damaged-{i}").exists()
         )
@@ -159,7 +165,7 @@ class Steps:
         rest = [s for s in self.all() if s != step]
         return DamagedError(
             f"{self.folder / str(step)}: damaged ({_short(error)}); other steps: {rest or 'none'}; "
-            "Checkpoint(folder, strict=False) goes on from the newest whole one"
+            "Checkpoint(folder, strict=False) resumes from the newest whole one"
         )
 
 
@@ -189,10 +195,8 @@ def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
 
 
 def _take(lock, where: str) -> None:
-    """Lock the file, for as long as it is open; the lock of a process that was killed falls with
-    it.
-    """
-    import fcntl
+    """Lock the file while it is open; the lock of a killed process ends with it."""
+    import fcntl  # absent on Windows, where the rest of the package works
 
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,10 +211,11 @@ def _take(lock, where: str) -> None:
 
 
 def newest(
-    steps: Steps, strict: bool, accept, where: str
+    steps: Steps, strict: bool, accept: Callable[[dict], None], where: str
 ) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """Manifest and arrays of the newest step, None if there is none; `accept(manifest)` is asked
-    before the arrays are read.
+    """Manifest and arrays of the newest step, None if there is none.
+
+    `accept(manifest)` is called before the arrays are read, and may raise.
 
     Raises:
         CheckpointError: the step is damaged and `strict`, or no step is whole.
@@ -226,10 +231,11 @@ def newest(
                 raise
             damaged.append((step, error))
             continue
-        for broken, error in damaged:
+        for broken, reason in damaged:
             aside = steps.set_aside(broken)
             _checks.warn(
-                f"{where}: goes on from step {step}: {error}. Step {broken} is kept as {aside.name}."
+                f"{where}: resumes from step {step}: {reason}. "
+                f"Step {broken} is kept as {aside.name}."
             )
         return found
     if damaged:
@@ -240,5 +246,6 @@ def newest(
 
 
 def _short(error: Exception) -> str:
+    """The message of an error in one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"

@@ -10,13 +10,14 @@ import optax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._fit import check_data, check_looks, watcher
+from unrolled.training._fit import check_data, check_evaluations, watcher
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
+from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Fit, Progress, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._split import split
@@ -25,51 +26,50 @@ from unrolled.training._split import split
 def curriculum(
     layer: Layer,
     params: Unrolled,
-    D,
-    sample: Callable,
+    D: Dictionary,
+    sample: Sample,
     *,
-    key: Array,
+    key: Array | int,
     steps_per_stage: int = 100,
     stages: Sequence[float] = (1.0, 0.2, 0.02),
     rate: float = 1e-3,
     decay: float = 1.0,
-    optimizer: Callable = optax.adam,
-    loss: Callable = supervised,
+    optimizer: Callable[[float], optax.GradientTransformation] = optax.adam,
+    loss: Loss = supervised,
     trainable: Any = None,
     validation: tuple | None = None,
     evaluate_every: int = 50,
     patience: int | None = None,
     checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callable] = (),
+    callbacks: Iterable[Callback] = (),
     log: str | Path | None = None,
     progress: bool | None = None,
 ) -> Fit:
-    r"""Train a layer step by step: for k = 1, ..., K in turn a few stages, all of them with the
-    loss of the code after step k.
+    r"""Train a layer step by step, by the loss of the code after step k = 1, ..., K in turn.
 
-    The first stage of k moves the params of step k alone, the others those of steps 1..k. In a
-    stage with factor c the updates of step j are those of `optimizer(rate)` times
+    Each k has several stages. The first one moves the params of step k alone, the others those of
+    steps 1..k. In a stage with factor c the updates of step j are those of `optimizer(rate)` times
 
     .. math:: c \; decay^{k - j} \quad (j \le k), \qquad 0 \quad (j > k),
 
     and those of trained shared params (a tied W) are times c; the first stage moves them at k = 1
-    only. Every stage starts from the best params of the one before it (on the validation batch, by
-    the loss of its k) with the optimiser as new. There is one compiled step for all stages: k and
-    the rates are arguments of it, so that early stages cost as much as late ones.
+    only. Every stage starts from the best params of the stage before (on the validation batch, by
+    the loss of its k) and initialises the optimiser again. One compiled step serves all stages: k
+    and the rates are its arguments, so early stages cost as much as late ones.
 
     Args:
         layer, params, D, sample, key, loss, trainable, validation, evaluate_every, checkpoint,
             callbacks, log, progress: as in `fit`. The loss sees one code, as `codes[-1]`.
-        steps_per_stage: how many at most; there are K len(stages) stages.
+        steps_per_stage: training steps, at most; there are K len(stages) stages.
         stages: the factors c.
         rate: of the optimiser in a stage with factor 1, for step k.
-        decay: how much less a step moves each time that a later one is trained, in [0, 1]. Small
-            values are greedy: on the standard benchmark (LISTA-CPSS from `analytic.calibrate`, 50
-            steps a stage) 0.3 reaches -43 dB and 1 -62 dB, where as many steps of `fit` reach -58
-            dB.
+        decay: in [0, 1]; the rate of a step is multiplied by it each time that a later step is
+            trained. Small values are greedy: on the standard benchmark (LISTA-CPSS from
+            `analytic.calibrate`, 50 training steps per stage) 0.3 reaches -43 dB and 1 reaches -62
+            dB, where as many steps of `fit` reach -58 dB.
         optimizer: a function from a rate to an optax transformation.
-        patience: end a stage at the first look at which its best params are so many steps old; None
-            never does.
+        patience: end a stage at the first evaluation at which its best params are this many steps
+            old; None never does.
 
     Returns:
         as `fit`. `best` is that of the last stage, by the loss of the code after step K. The
@@ -77,58 +77,63 @@ def curriculum(
         losses are those of that step.
 
     Raises:
-        TypeError: a family whose steps share all their params (`training.search` is for it), a
-            network, an `optimizer` that is no such function. ValueError: no stages, factors, rate
-            or decay out of range. And what `fit` raises.
+        TypeError: a family whose steps share all their params (use `training.search`), a network,
+            an `optimizer` that is no such function.
+        ValueError: no stages; factors, rate or decay out of range. And what `fit` raises.
 
-    Reference: Chen, Liu, Wang, Yin (2018), the training of section 4. Their decay of 0.3 scales
-    gradients, which Adam undoes: in effect it is 1.
+    Reference: Chen, Liu, Wang, Yin (2018), the training of section 4, with these stages. Their
+    decay of 0.3 scales gradients, which Adam undoes: in effect it is 1.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
+        >>> layer, sample = ur.lista_cp(2, tied=False), ur.problems.sampler(D, batch=16)
+        >>> start = layer.init(None, D)
+        >>> found = ur.training.curriculum(layer, start, D, sample, key=0, steps_per_stage=5)
+        >>> found.history.loss.shape  # 2 steps of the network, 3 stages each
+        (30,)
     """
     _check(layer, params, D)
-    K = layer.depth
+    K = _checks.as_index(layer.depth, "depth", "curriculum", least=1)
     steps = _checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
-    evaluate_every, patience = check_looks(evaluate_every, patience, "curriculum")
+    evaluate_every, patience = check_evaluations(evaluate_every, patience, "curriculum")
     plan = _plan(K, stages, decay)
     total = len(plan) * steps
-    key, D, validation = check_data(layer, D, sample, key, validation, "curriculum")
-    trained, fixed = split(params, D, False, trainable, "curriculum")
+    key, whole, validation = check_data(layer, D, sample, key, validation, "curriculum")
+    trained, fixed = split(params, whole, trainable=trainable, where="curriculum")
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
 
     def of_step(codes, X, D, Y, at):
         return loss(codes[at][None], X, D, Y)
 
     loop = make_loop("curriculum", layer, of_step, sample, scaled, key, trained, fixed, validation)
-    config = {
-        "key": key_text(key),
-        "evaluate_every": evaluate_every,
-        "rate": rate,
-    }
-    config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages], "decay": decay}
-    with keeping(checkpoint, layer, loop, config, Trained(params, D)) as keeper:
+    config = {"key": key_text(key), "evaluate_every": evaluate_every, "rate": float(rate)}
+    config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages]}
+    config |= {"decay": float(decay)}
+    with keeping(checkpoint, layer, loop, config, Trained(params, whole)) as keeper:
         state = _enter(loop, loop.start(trained), 0, plan[0][1])
         loop, state = keeper.resume(state, total, at=plan[0][0]) if keeper else (loop, state)
         with watcher(loop, total, callbacks, log, progress) as watch:
             for stage, (k, rates) in list(enumerate(plan))[state.stage :]:
                 state = _enter(loop, state, stage, rates) if stage > state.stage else state
-                begun = next(
-                    (record.step for record in state.records if record.stage == stage), state.step
+                evaluated = (record.step for record in state.records if record.stage == stage)
+                stop = next(evaluated, state.step) + steps
+                state = loop.run(
+                    state, stop, evaluate_every, watch, patience=patience, at=k, keeper=keeper
                 )
-                options = dict(patience=patience, at=k, keeper=keeper)
-                state = loop.run(state, begun + steps, evaluate_every, watch, **options)
         if keeper:
             keeper.save(state)
     return loop.result(state)
 
 
 def _enter(loop: Loop, state: Progress, stage: int, rates: StepRates) -> Progress:
-    """The state at the beginning of a stage: the best params so far, and the optimiser as new."""
+    """The state at the beginning of a stage: the best params so far, and a new optimiser state."""
     fresh = loop.start(state.best)
     optimizer = (*fresh.optimizer[:-1], rates)
     return state._replace(trained=fresh.trained, optimizer=optimizer, stage=stage, lowest=np.inf)
 
 
 def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, StepRates]]:
-    """For every stage the step whose code it judges, and the rates of all steps."""
+    """For every stage, the step whose code it judges and the rates of all steps."""
     factors = np.asarray(stages, float)
     if factors.ndim != 1 or not len(factors) or not (np.isfinite(factors) & (factors >= 0)).all():
         raise ValueError(
@@ -147,7 +152,7 @@ def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, Step
     return plan
 
 
-def _check(layer, params, D) -> None:
+def _check(layer: Layer, params: Unrolled, D: Dictionary) -> None:
     if not isinstance(layer, Layer):
         raise TypeError(
             f"curriculum: expected a Layer, got {type(layer).__name__}; "
@@ -167,7 +172,7 @@ def _made(optimizer, rate: float) -> optax.GradientTransformation:
     made = optimizer(rate) if callable(optimizer) else optimizer
     if not callable(optimizer) or not (hasattr(made, "init") and hasattr(made, "update")):
         raise TypeError(
-            "curriculum: optimizer must be a function from a rate to an optax transformation, such as optax.adam, got "
-            f"{type(optimizer).__name__}"
+            "curriculum: optimizer must be a function from a rate to an optax transformation, "
+            f"such as optax.adam, got {type(optimizer).__name__}"
         )
     return made

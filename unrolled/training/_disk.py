@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from unrolled import _files
-from unrolled._files import sync_folder as sync_folder
 from unrolled.training._manifest import CheckpointError
 
 

@@ -1,5 +1,6 @@
-"""Two file formats for named arrays and a text: (text, arrays) -> bytes, and back without trust in
-what a header promises.
+"""Two file formats for named arrays and a text: `.npz` and `.safetensors`.
+
+Reading trusts no header: what it promises is compared with the bytes before anything is allocated.
 """
 
 import io
@@ -12,34 +13,20 @@ from unrolled.training._manifest import array_dtype
 
 # Names of dtypes in a `.safetensors` header.
 _SAFETENSORS = {
-    **{
-        "bool": "BOOL",
-        "int8": "I8",
-        "int16": "I16",
-        "int32": "I32",
-        "int64": "I64",
-        "uint8": "U8",
-        "uint16": "U16",
-    },
-    **{
-        "uint32": "U32",
-        "uint64": "U64",
-        "float16": "F16",
-        "bfloat16": "BF16",
-        "float32": "F32",
-        "float64": "F64",
-    },
-    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
+    "bool": "BOOL",
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
 }
-_LARGEST_HEADER = 10**8
+_LARGEST_HEADER = 10**8  # bytes, as in the reference implementation of safetensors
 
 
 def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
     """A `.npz` file, uncompressed, with the text as `manifest.json`."""
     blob = io.BytesIO()
-    with zipfile.ZipFile(
-        blob, "w"
-    ) as archive:  # stored, not compressed: a file cannot unpack to more than it holds
+    # Stored, not compressed: a file cannot unpack to more than it holds.
+    with zipfile.ZipFile(blob, "w") as archive:
         archive.writestr(zipfile.ZipInfo("manifest.json"), text)
         for name, array in arrays.items():
             plain = array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
@@ -50,8 +37,10 @@ def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def from_npz(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """The text and the arrays of such a file; ValueError where it is compressed or promises more
-    than it has.
+    """The text and the arrays of such a file.
+
+    Raises:
+        ValueError: it is compressed, or promises more than it has.
     """
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         entries = archive.infolist()
@@ -60,14 +49,15 @@ def from_npz(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
         if sum(entry.file_size for entry in entries) > len(blob):
             raise ValueError("its entries promise more bytes than the file has")
         names = [entry.filename for entry in entries if entry.filename != "manifest.json"]
-        return archive.read("manifest.json").decode(), {
-            n.removesuffix(".npy"): _from_npy(archive.read(n)) for n in names
-        }
+        arrays = {n.removesuffix(".npy"): _from_npy(archive.read(n)) for n in names}
+        return archive.read("manifest.json").decode(), arrays
 
 
 def _from_npy(blob: bytes) -> np.ndarray:
-    """The array of a .npy entry, by its bytes: a header that lies about them is a ValueError, and
-    objects have none.
+    """The array of a .npy entry, from its bytes.
+
+    Raises:
+        ValueError: the header does not fit the bytes, or describes objects.
     """
     stream = io.BytesIO(blob)
     if np.lib.format.read_magic(stream) != (1, 0):
@@ -80,21 +70,23 @@ def _from_npy(blob: bytes) -> np.ndarray:
 
 def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
     """A `.safetensors` file with the text in its metadata."""
-    header, end = {"__metadata__": {"unrolled": text}}, 0
+    header: dict[str, dict] = {"__metadata__": {"unrolled": text}}
+    end = 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
         kind = _SAFETENSORS[array.dtype.name]
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join(
-        [len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())]
-    )
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    size = len(head).to_bytes(8, "little")
+    return b"".join([size, head, *(array.tobytes() for array in arrays.values())])
 
 
 def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """The text and the arrays of such a file; ValueError where the header does not cover its bytes
-    exactly.
+    """The text and the arrays of such a file.
+
+    Raises:
+        ValueError: the header does not cover the bytes exactly.
     """
     length = int.from_bytes(blob[:8], "little")
     if len(blob) < 8 or length > min(len(blob) - 8, _LARGEST_HEADER):

@@ -1,12 +1,12 @@
 """Models, params and dictionaries as plain JSON and named arrays, and back, without pickle.
 
-A form of a tree is None, the name of a leaf, or {"kind": ..., "parts": {...}}, with "static" values
-for a dictionary that has some. The kinds are the records of the model's own params, the dictionaries,
-tuples, lists and dicts: a file cannot name anything else. A model is its family and all its options;
-a file names a family that this process knows, never code to import.
+The form of a tree is None, the name of a leaf, or {"kind": ..., "parts": {...}}, with a "static"
+entry for the static fields of a dictionary. The kinds are the records of the model's own params,
+the dictionaries, tuples, lists and dicts; a form cannot name anything else. A model is described by
+its family and all its options: a file names a family that this process knows, never code to import.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -15,16 +15,17 @@ import jax.numpy as jnp
 
 from unrolled import activations
 from unrolled._checks import Array
-from unrolled.activations import Activation
 from unrolled.dictionaries import KINDS, Conv, Structured
 from unrolled.layers import FAMILIES, Layer, Unrolled, is_record, records_of
 from unrolled.networks import NETWORKS, Analysis, Network
+from unrolled.training._records import Model
 
-Records = Mapping[str, type]
+Records = Mapping[str, Any]  # the classes of records by name
+Leaves = dict[str, Array]  # by their dotted path
 
-_PLAIN = {"tuple": tuple, "list": list, "dict": dict}
+_SEQUENCES = {"tuple": tuple, "list": list}
 _BASE: Records = {"Unrolled": Unrolled}
-# Records of params that are saved without the model they belong to.
+# The records of params that are saved without their model.
 LIBRARY: Records = {
     name: cls
     for family in FAMILIES.values()
@@ -34,10 +35,10 @@ LIBRARY: Records = {
 
 
 class UnknownFamilyError(ValueError):
-    """A file whose model is of a family that nobody has defined in this process."""
+    """A file names a family that nobody has defined in this process."""
 
 
-def describe_model(model: Layer | Network) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
     """The family and every option, also those at their defaults, which may change.
 
     Raises:
@@ -45,18 +46,18 @@ def describe_model(model: Layer | Network) -> dict[str, Any]:
     """
     key = "family" if isinstance(model, Layer) else "network"
     return {key: model.family} | {
-        name: _option(value, f"{model.family}: option {name}")
+        name: _describe_option(value, f"{model.family}: option {name}")
         for name, value in model.options.items()
     }
 
 
-def _option(value: Any, where: str) -> Any:
+def _describe_option(value: Any, where: str) -> Any:
     if isinstance(value, Layer | Network):
         return describe_model(value)
-    if isinstance(value, Activation) or callable(value):
-        return activations.describe(value)
+    if callable(value):
+        return {"activation": activations.describe(value)}
     if isinstance(value, tuple):
-        return [_option(part, where) for part in value]
+        return [_describe_option(part, where) for part in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(
@@ -64,38 +65,50 @@ def _option(value: Any, where: str) -> Any:
     )
 
 
-def build_model(described: Mapping[str, Any]) -> Layer | Network:
+def build_model(described: Mapping[str, Any]) -> Model:
     """The model of a description; every option is checked as if it had been typed.
 
     Raises:
         UnknownFamilyError: a family that is not known here.
         ValueError, TypeError: no description, or options that the family refuses.
     """
-    options = dict(described)
+    options = {name: _build_option(value) for name, value in described.items()}
     known = FAMILIES if "family" in options else NETWORKS
     name = options.pop("family" if "family" in options else "network", None)
     if name not in known:
         raise UnknownFamilyError(
-            f"unknown family {str(name)[:80]!r}; import the module that defines it first, "
-            f"or expected one of {', '.join(known)}"
+            f"unknown family {str(name)[:80]!r}; import the module that defines it first; "
+            f"known are {', '.join(known)}"
         )
-    if "layers" in options:
-        options["layers"] = [build_model(layer) for layer in options["layers"]]
     return known[name](**options)
 
 
-def describe_params(params: Any, model: Layer | Network | None) -> tuple[Any, dict[str, Array]]:
+def is_activation(value: Any) -> bool:
+    """True for the description of an option that is an activation."""
+    return isinstance(value, dict) and list(value) == ["activation"]
+
+
+def _build_option(value: Any) -> Any:
+    if is_activation(value):
+        return activations.from_description(value["activation"])
+    if isinstance(value, dict):
+        return build_model(value)
+    return tuple(map(_build_option, value)) if isinstance(value, list) else value
+
+
+def describe_params(params: Any, model: Model | None) -> tuple[Any, Leaves]:
     """The form of params, and their leaves by path; see `describe`."""
     if not isinstance(model, Network):
         return describe(params, "params", _records(model))
-    parts, leaves = {}, {}
+    parts: dict[str, Any] = {}
+    leaves: dict[str, Array] = {}
     for j, block in enumerate(params):
         parts[str(j)], found = describe(block, f"params.{j}", _records(model, j))
         leaves |= found
     return {"kind": "tuple", "parts": parts}, leaves
 
 
-def build_params(form: Any, leaves: Mapping[str, Array], model: Layer | Network | None) -> Any:
+def build_params(form: Any, leaves: Leaves, model: Model | None) -> Any:
     """The params of a form; see `build`."""
     if not isinstance(model, Network):
         return build(form, leaves, _records(model))
@@ -103,15 +116,15 @@ def build_params(form: Any, leaves: Mapping[str, Array], model: Layer | Network 
     return tuple(build(block, leaves, _records(model, j)) for j, block in enumerate(blocks))
 
 
-def _records(model: Layer | Network | None, j: int = 0) -> Records:
-    """The records that the params of a model (of block j of a network) may be made of."""
+def _records(model: Model | None, j: int = 0) -> Records:
+    """The records that the params of a layer, or of block j of a network, are made of."""
     if model is None:
         return LIBRARY
     forms = model.forms if isinstance(model, Layer) else model.forms(j)
     return {**records_of(forms), **_BASE}
 
 
-def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, dict[str, Array]]:
+def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Leaves]:
     """The form of `tree`, and its leaves by their dotted path below `name`.
 
     Raises:
@@ -123,7 +136,8 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, dic
     if split is None:
         return name, {name: tree}
     kind, parts, static = split
-    forms, leaves = {}, {}
+    forms: dict[str, Any] = {}
+    leaves: dict[str, Array] = {}
     for key, part in parts.items():
         forms[key], found = describe(part, f"{name}.{key}", records)
         leaves |= found
@@ -131,12 +145,12 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, dic
 
 
 def names(tree: Any) -> dict[str, Any]:
-    """The leaves of any tree by their dotted paths, also of one that has no form."""
+    """The leaves of any tree by their dotted paths; the tree needs no form."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
-def build(form: Any, leaves: Mapping[str, Array], records: Records = LIBRARY) -> Any:
+def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:
     """The tree of a form.
 
     Raises:
@@ -150,12 +164,12 @@ def build(form: Any, leaves: Mapping[str, Array], records: Records = LIBRARY) ->
         return leaves[form]
     if not isinstance(form, dict) or not isinstance(form.get("parts"), dict):
         raise ValueError(f"the form has a node {str(form)[:80]!r}")
-    kind = form.get("kind")
+    kind = str(form.get("kind"))
     parts = {key: build(part, leaves, records) for key, part in form["parts"].items()}
-    if kind in ("tuple", "list"):
+    if kind in _SEQUENCES:
         if list(parts) != [str(i) for i in range(len(parts))]:
             raise ValueError(f"a {kind} has the entries {list(parts)}")
-        return _PLAIN[kind](parts.values())
+        return _SEQUENCES[kind](parts.values())
     if kind == "dict":
         return parts
     if kind in records:
@@ -164,21 +178,21 @@ def build(form: Any, leaves: Mapping[str, Array], records: Records = LIBRARY) ->
     if kind in KINDS:
         return _dictionary(KINDS[kind], parts, form.get("static", {}))
     raise ValueError(
-        f"the form names an unknown kind {str(kind)[:80]!r}; was the file made by a newer version, "
+        f"the form names an unknown kind {kind[:80]!r}; was the file made by a newer version, "
         "or without its layer?"
     )
 
 
-def kinds(form) -> str:
-    """A form in one line: the kinds of its nodes."""
+def kinds(form: Any) -> str:
+    """The kinds of the nodes of a form, as one line of text."""
     if not isinstance(form, dict):
         return "None" if form is None else "array"
     parts = ", ".join(f"{key}={kinds(part)}" for key, part in form["parts"].items())
     return f"{form['kind']}({parts})"
 
 
-def _split(node, name: str, records: Records) -> tuple[str, dict, dict] | None:
-    """(kind, parts, static) of an inner node, None for a leaf."""
+def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | None:
+    """The kind, the parts and the static fields of an inner node; None for a leaf."""
     kind = type(node).__name__
     if records.get(kind) is type(node):
         return kind, node._asdict(), {}
@@ -205,31 +219,32 @@ def _split(node, name: str, records: Records) -> tuple[str, dict, dict] | None:
     return None
 
 
-def _is_static(value) -> bool:
+def _is_static(value: Any) -> bool:
     values = value if isinstance(value, tuple) else (value,)
     return all(isinstance(entry, (int, str)) for entry in values)
 
 
-def _dictionary(kind: type, parts: dict, static: dict):
-    """A dictionary from its fields, past the constructor, which has cast and normalised them once."""
+def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
+    """A dictionary from its fields, without its constructor, which has converted them before."""
+    values: dict[str, Any]
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in static.items()}
     if not all(map(_is_static, values.values())):
         raise ValueError(f"{kind.__name__} has the static fields {str(static)[:80]}")
     values |= parts
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
     if kind is Conv:
-        # Its static fields decide shapes: the constructor checks them, on one of the banks of all
-        # steps.
+        # Its static fields decide shapes. The constructor checks them, on the bank of one step.
         filters = values["filters"]
         lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
         bank = jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters
-        return jax.tree.structure(Conv(**values | {"filters": bank})).unflatten([filters])
+        return jax.tree.unflatten(jax.tree.structure(Conv(**values | {"filters": bank})), [filters])
     D = object.__new__(kind)
     for key, value in values.items():
         object.__setattr__(D, key, value)
     return D
 
 
-def _expect(kind: str, parts: dict, names) -> None:
-    if set(parts) != set(names):
-        raise ValueError(f"{kind} has the fields {sorted(parts)}; expected {sorted(names)}")
+def _expect(kind: str, parts: dict, expected: Iterable[str]) -> None:
+    """Raise ValueError unless the parts have these names."""
+    if set(parts) != set(expected):
+        raise ValueError(f"{kind} has the fields {sorted(parts)}; expected {sorted(expected)}")

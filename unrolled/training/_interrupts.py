@@ -1,4 +1,4 @@
-"""Signals that let a training finish its step and save before it leaves."""
+"""Signals that let a training finish its step and save before the process ends."""
 
 import signal
 import threading
@@ -8,13 +8,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
-    """A list that gets the first SIGINT or SIGTERM; the second one leaves at once. The handlers
-    before come back.
+    """A list that receives the first SIGINT or SIGTERM; the second one ends the process at once.
 
-    Only the main thread may handle signals: elsewhere, and for signals that are ignored, nothing
-        changes.
+    The previous handlers are restored at the end. Only the main thread may handle signals: in other
+    threads, and for signals that are ignored, nothing changes.
     """
-    caught = []
+    caught: list[int] = []
 
     def note(number, frame):
         if caught:
@@ -22,16 +21,9 @@ def deferred() -> Iterator[list[int]]:
         caught.append(number)
 
     mine = threading.current_thread() is threading.main_thread()
-    before = (
-        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        if mine
-        else {}
-    )
-    handled = {
-        number: handler
-        for number, handler in before.items()
-        if handler not in (None, signal.SIG_IGN)
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM) if mine else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     try:
         for number in handled:
             signal.signal(number, note)
@@ -44,7 +36,7 @@ def deferred() -> Iterator[list[int]]:
 
 
 def leave(number: int, message: str = "") -> None:
-    """What the signal would have done: KeyboardInterrupt, or SystemExit(143)."""
+    """Do what the signal would have done: raise KeyboardInterrupt, or SystemExit(143)."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
     raise SystemExit(128 + number)

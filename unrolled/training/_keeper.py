@@ -1,6 +1,4 @@
-"""A training that saves itself, and goes on from what was saved: the same run, or an error that
-says what differs.
-"""
+"""A training that saves itself and resumes: the same run, or an error that says what differs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,28 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled.layers import Layer
-from unrolled.networks import Network
+from unrolled._checks import Array
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
-from unrolled.training._forms import describe, describe_model, describe_params, names
+from unrolled.training._forms import describe, describe_model, describe_params, is_activation, names
 from unrolled.training._interrupts import deferred, leave
 from unrolled.training._loop import Loop
 from unrolled.training._manifest import CheckpointError
-from unrolled.training._records import Progress, Record, Trained
+from unrolled.training._records import Dictionaries, Model, Params, Progress, Record, Trained
 
 _HISTORY = ("losses", "records")  # they grow with the run
+_ONLY_SPEED = ("unroll", "remat")  # options of a model that a resumed run may change
+_REPLAYED = 2  # steps that are done again at a resume: the second shows a learning rate
 
 
 @contextmanager
 def keeping(
     checkpoint: Checkpoint | str | Path | None,
-    model: Layer | Network,
+    model: Model,
     loop: Loop,
-    config: dict,
+    config: dict[str, Any],
     start: Trained,
-) -> Iterator[Any]:
-    """A `Keeper` with its folder locked, SIGINT and SIGTERM waiting; None without a checkpoint.
+) -> Iterator["Keeper | None"]:
+    """A `Keeper` with its folder locked and signals deferred; None without a checkpoint.
 
     `start` has the whole params and dictionary that the training starts from.
     """
@@ -41,7 +40,7 @@ def keeping(
         yield None
         return
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    # A learned D differs from step to step: it is always kept.
+    # A learned D differs from step to step: it is always saved.
     keeps_D = checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D)
     fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
     form = _form(model, start.params, start.D if keeps_D else None)
@@ -56,20 +55,20 @@ class Keeper:
 
     checkpoint: Checkpoint
     steps: Steps
-    caught: list[int]  # signals that ask to leave
+    caught: list[int]  # signals that ask the training to stop
     loop: Loop
-    config: dict
+    config: dict[str, Any]
     form: dict | None
     fixed: dict[str, Any]  # leaves that are not trained
     saved: int = 0  # the last step that is on disk
 
-    def due(self, step: int, look: bool) -> bool:
-        """Whether to save after this step: `every` has passed, or somebody wants to leave."""
+    def due(self, step: int, evaluated: bool) -> bool:
+        """Whether to save after this step: `every` has passed, or a signal has arrived."""
         every = self.checkpoint.every
-        return bool(self.caught) or (look if every is None else step - self.saved >= every)
+        return bool(self.caught) or (evaluated if every is None else step - self.saved >= every)
 
     def save(self, state: Progress) -> None:
-        """Put the state on disk, if it is not there; then leave, if somebody wants to."""
+        """Write the state if it is not on disk; then stop the training if a signal has arrived."""
         if state.step > self.saved or not self.steps.all():
             self.steps.save(
                 state.step, _packed(state) | self.fixed, config=self.config, form=self.form
@@ -83,10 +82,9 @@ class Keeper:
             )
 
     def resume(self, start: Progress, steps: int, at: int = -1) -> tuple[Loop, Progress]:
-        """The newest saved state, with the fixed leaves it was reached with; `start` where nothing
-        is saved.
+        """The newest saved state, and the loop with the fixed leaves that it was reached with.
 
-        `steps` and `at` are those of the `run` that `start` would begin.
+        `start` where nothing is saved; `steps` and `at` are those of the `run` that it would begin.
 
         Raises:
             CheckpointError: the newest step is damaged, or it belongs to another run.
@@ -95,8 +93,11 @@ class Keeper:
 
         def accept(manifest):
             saved = manifest["config"] | _types(manifest["leaves"])
-            report = _manifest.differences(saved, requested)
-            report = report or self._other_options(manifest["form"])
+            form = manifest["form"]
+            if form is not None and "layer" not in form:
+                # Of an older version, where lista_ss was called lista: the losses tell them apart.
+                saved["model"] = self.config["model"]
+            report = _manifest.differences(saved, requested) or self._other_options(form)
             if not report and manifest["step"] > steps:
                 report = _manifest.differences({"steps": manifest["step"]}, {"steps": steps})
             self._refuse_if(report)
@@ -109,9 +110,8 @@ class Keeper:
         def filled(name, like):
             leaves = names({name: like})
             entries = manifest["leaves"]
-            return jax.tree.structure(like).unflatten(
-                [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
-            )
+            values = [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
+            return jax.tree.unflatten(jax.tree.structure(like), values)
 
         state = _unpacked(filled, arrays, start)
         self._replay(state, start, at)
@@ -120,81 +120,95 @@ class Keeper:
         return self.loop._replace(fixed=fixed), state
 
     def _replay(self, state: Progress, start: Progress, at: int) -> None:
-        """Do the first look and the first two steps again: what no manifest can tell (the loss, the
-        sampler, an activation, a learning rate) shows there. Up to the rounding of another
-        device."""
+        """Repeat the first evaluation and the first two steps, and refuse other losses.
+
+        What no manifest can tell shows there: the loss, the sampler, a learning rate. Losses agree
+        up to the rounding of another device.
+        """
         loop, saved, again = self.loop, {}, {}
         value = loop.objective(start.trained, loop.fixed, loop.validation, at)
         saved["validation loss at the start"] = state.records[0].validation
         again["validation loss at the start"] = float(value)
         trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)
-        begun = [record.step for record in state.records if record.stage > 0]
-        for k, loss in enumerate(state.losses[: min([2, *begun])]):  # a later stage begins anew
+        # A later stage starts from other params: it is not repeated.
+        end = min([_REPLAYED, *(record.step for record in state.records if record.stage > 0)])
+        for k, loss in enumerate(state.losses[:end]):
             trained, optimizer, bad, value = loop.update(trained, optimizer, bad, loop.fixed, k, at)
             saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
         tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5
-        same = np.isclose(
-            list(saved.values()), list(again.values()), rtol=tolerance, atol=tolerance
-        )
-        self._refuse_if("" if same.all() else _manifest.differences(saved, again))
+        close = np.isclose([*saved.values()], [*again.values()], rtol=tolerance, atol=tolerance)
+        self._refuse_if("" if close.all() else _manifest.differences(saved, again))
 
     def _other_options(self, form: dict | None) -> str:
         """A table of the options of the model that differ, where both are known."""
-        saved, requested = (_options((f or {}).get("layer")) for f in (form, self.form))
+        saved, requested = (_options((f or {}).get("layer") or {}) for f in (form, self.form))
         return _manifest.differences(saved, requested) if saved and requested else ""
 
     def _refuse_if(self, report: str) -> None:
         if report:
             raise CheckpointError(
-                f"{self.loop.where}: checkpoint {self.steps.folder} holds another run; try another folder, or "
-                f"`restore` it and train from its params:\n{report}"
+                f"{self.loop.where}: checkpoint {self.steps.folder} holds another run; "
+                f"try another folder, or `restore` it and train from its params:\n{report}"
             )
 
 
-def _form(model: Layer | Network, params, D) -> dict | None:
-    """What `restore` builds from; None where params, D or options are of a kind that has no form."""
+def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
+    """What `restore` builds from; None where params or D are of a kind that has no form."""
+    known: Model | None = model
     try:
-        form = {"params": describe_params(params, model)[0], "D": describe(D, "D")[0]}
-        return form | {"layer": describe_model(model)}
+        layer = describe_model(model)
+    except TypeError:  # an option that has no form, such as a lambda
+        known, layer = None, None
+    try:
+        params_form, D_form = describe_params(params, known)[0], describe(D, "D")[0]
     except TypeError:
         return None
+    return {"params": params_form, "D": D_form, "layer": layer}
 
 
-def _options(described: dict | None) -> dict:
-    """The options of a described model that change its codes."""
-    return {k: v for k, v in (described or {}).items() if k not in ("unroll", "remat", "layers")}
+def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
+    """The options of a described model that change its codes, those of its layers included."""
+    found: dict[str, Any] = {}
+    for name, value in described.items():
+        if name == "layers":
+            for j, layer in enumerate(value):
+                found |= _options(layer, f"layers[{j}].")
+        elif name not in _ONLY_SPEED:
+            found[of + name] = value["activation"] if is_activation(value) else value
+    return found
 
 
-def kind_of(model: Layer | Network) -> str:
+def kind_of(model: Model) -> str:
     """The family of a layer, or of a network with those of its layers."""
-    chain = f"({', '.join(map(kind_of, model.layers))})" if getattr(model, "layers", ()) else ""
-    return model.family + chain
+    layers = getattr(model, "layers", ())
+    return model.family + (f"({', '.join(map(kind_of, layers))})" if layers else "")
 
 
-def key_text(key) -> str:
+def key_text(key: Array) -> str:
     """A random key, old or new, as text."""
     return str(np.asarray(jax.random.key_data(key)).tolist())
 
 
 def _packed(state: Progress) -> dict[str, Any]:
     """The leaves of a state by name."""
-    records = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
+    records: Any = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
     return names(state._replace(records=records))
 
 
 def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -> Progress:
     """The state with the structure of `like`; its history stays on the host, in float64."""
-    trees = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
-    counts = {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
+    found: dict[str, Any]
+    found = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
+    found |= {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
     records = tuple(
-        Record(int(step), *values, int(stage))
-        for step, *values, stage in arrays["records"].tolist()
+        Record(int(step), loss, validation, seconds, int(stage))
+        for step, loss, validation, seconds, stage in arrays["records"].tolist()
     )
-    return Progress(
-        **trees, **counts, lowest=float(arrays["lowest"]), losses=arrays["losses"], records=records
-    )
+    lowest, losses = float(arrays["lowest"]), arrays["losses"]
+    return Progress(**found, lowest=lowest, losses=losses, records=records)
 
 
 def _types(entries: dict[str, dict]) -> dict[str, str]:
+    """The dtype and shape of every leaf that a resumed run must share."""
     types = _manifest.leaf_types(entries)
     return {name: kind for name, kind in types.items() if name not in _HISTORY}

@@ -1,10 +1,8 @@
-"""The compiled training step, and the host's side of a training: when to look, what is best, when
-to stop.
-"""
+"""The compiled training step, and the loop on the host around it."""
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +12,29 @@ import optax
 from unrolled._checks import Array
 from unrolled.layers import Layer
 from unrolled.networks import Network
-from unrolled.training._records import Fit, History, NonFiniteError, Progress, Record, Trained
+from unrolled.training._protocols import Sample
+from unrolled.training._records import (
+    Fit,
+    History,
+    Model,
+    NonFiniteError,
+    Progress,
+    Record,
+    Trained,
+)
 from unrolled.training._split import merge, with_unit_atoms
 
 
 def make_loop(
     where: str,
-    model,
-    loss: Callable,
-    sample: Callable,
-    optimizer,
-    key,
+    model: Model,
+    loss: Callable[..., Array],
+    sample: Sample,
+    optimizer: optax.GradientTransformation,
+    key: Array,
     trained: Trained,
     fixed: Trained,
-    validation,
+    validation: tuple,
 ) -> "Loop":
     """Compile a training once, for any number of stages.
 
@@ -50,9 +57,9 @@ def make_loop(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
             updates, state = optimizer.update(gradients, state, trained)
             trained = optax.apply_updates(trained, updates)
-        return trained._replace(
-            D=with_unit_atoms(trained.D)
-        ) if learns_dictionary else trained, state
+        if learns_dictionary:
+            trained = trained._replace(D=with_unit_atoms(trained.D))
+        return trained, state
 
     def update(trained, state, bad, fixed, k, at):
         batch = sample(jax.random.fold_in(key, k))
@@ -78,9 +85,7 @@ def make_loop(
 
 
 class Loop(NamedTuple):
-    """A compiled training. `run` takes a `Progress` from where it is, so a training may stop, be
-    saved, and go on.
-    """
+    """A compiled training; `run` continues a `Progress` from where it is."""
 
     where: str
     update: Callable
@@ -92,16 +97,17 @@ class Loop(NamedTuple):
     validation: tuple
 
     def start(self, trained: Trained) -> Progress:
-        """Nothing done yet. The compiled step consumes its arguments: copies keep the caller's
-        params apart.
+        """The state before the first step.
+
+        The compiled step consumes its arguments: copies keep the caller's params apart.
         """
         trained = copy(trained)
         optimizer = copy(self.optimizer.init(trained))
         return Progress(
             trained,
             optimizer,
-            0,
-            0,
+            step=0,
+            stage=0,
             best=trained,
             lowest=np.inf,
             best_at=0,
@@ -114,48 +120,48 @@ class Loop(NamedTuple):
         state: Progress,
         stop: int,
         every: int,
-        watch: Callable,
+        watch: Callable[[Progress], None],
         *,
         patience: int | None = None,
         at: int = -1,
-        keeper=None,
+        keeper: Any = None,
     ) -> Progress:
-        """Train until step `stop`, look after every so many steps, and call `watch(state)` at each
-        look.
+        """Train until step `stop`; every so many steps evaluate, then call `watch(state)`.
 
-        A state that was saved, also between two looks, goes on at the looks of the stage it is in.
-        A `keeper` is asked after every step whether it is `due` to `save`.
+        A saved state, also one between two evaluations, continues with the evaluations of its
+        stage. A `keeper` is asked after every step whether it is `due` to `save`.
         """
         bad = jnp.full((), -1, jnp.int32)
         began = time.perf_counter() - (state.records[-1].seconds if state.records else 0.0)
-        looks = [record.step for record in state.records if record.stage == state.stage]
-        first, looked = (looks[0], looks[-1]) if looks else (state.step, None)
-        if looks and _is_stale(state, patience):
+        evaluations = [record.step for record in state.records if record.stage == state.stage]
+        first, evaluated = (evaluations[0], evaluations[-1]) if evaluations else (state.step, None)
+        if evaluations and _is_stale(state, patience):
             return state
         for done in [*range(first, stop, every), stop]:
-            if looked is not None and done <= looked:  # before this state was saved
+            if evaluated is not None and done <= evaluated:  # before this state was saved
                 continue
             state, bad = self._advance(state, bad, done, at, keeper)
-            recent = state.losses[done if looked is None else looked : done]
+            recent = state.losses[done if evaluated is None else evaluated : done]
             value = float(self.objective(state.trained, self.fixed, self.validation, at))
-            loss, looked = float(recent.mean()) if len(recent) else np.nan, done
+            loss, evaluated = float(recent.mean()) if len(recent) else np.nan, done
             record = Record(done, loss, value, time.perf_counter() - began, state.stage)
             state = state._replace(records=(*state.records, record))
             if value < state.lowest:
                 state = state._replace(best=copy(state.trained), lowest=value, best_at=done)
             self._stop_unless_finite(state, int(bad), at)
             watch(state)
-            if keeper is not None and keeper.due(done, look=True):
+            if keeper is not None and keeper.due(done, evaluated=True):
                 keeper.save(state)
             if _is_stale(state, patience):
                 break
         return state
 
     def _advance(
-        self, state: Progress, bad: Array, done: int, at: int, keeper
+        self, state: Progress, bad: Array, done: int, at: int, keeper: Any
     ) -> tuple[Progress, Array]:
-        """The state after step `done`, without a look."""
-        trained, optimizer, pending = state.trained, state.optimizer, []
+        """The state after step `done`, without an evaluation."""
+        trained, optimizer = state.trained, state.optimizer
+        pending: list[Array] = []
 
         def collected(step):
             losses = np.concatenate([state.losses, np.asarray([float(value) for value in pending])])
@@ -164,46 +170,47 @@ class Loop(NamedTuple):
         for k in range(state.step, done):
             trained, optimizer, bad, value = self.update(trained, optimizer, bad, self.fixed, k, at)
             pending.append(value)
-            if (
-                keeper is not None
-                and k + 1 < done
-                and keeper.due(k + 1, look=False)
-                and int(bad) < 0
-            ):
+            due = keeper is not None and k + 1 < done and keeper.due(k + 1, evaluated=False)
+            if due and int(bad) < 0:
                 state = collected(k + 1)
                 pending.clear()
                 keeper.save(state)
         return collected(done), bad
 
     def result(self, state: Progress) -> Fit:
-        """What a training has reached; nothing of it is consumed when the training goes on."""
+        """The result so far; it stays usable when the training continues."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
         history = History(state.losses, state.records)
         return Fit(merge(last, self.fixed).params, *merge(state.best, self.fixed), history)
 
     def _stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
+        """Raise NonFiniteError after a step that was `bad`, or for the last validation loss."""
         last = state.records[-1]
         if bad < 0 and np.isfinite(last.validation):
             return
-        batch = self.validation if bad < 0 else self.batch(bad)
         if all_finite(state.trained):
+            batch = self.validation if bad < 0 else self.batch(bad)
             (value, codes), gradients = self.inspect(state.trained, self.fixed, batch, at)
             place = place_of_non_finite(codes, value, gradients)
         else:
             place = place_of_non_finite((), 0.0, state.trained, "")
         if bad >= 0:
-            loss = f"the loss is {state.losses[bad]:.4g}, and it, its gradient or the update is not finite"
-            what = f"training stopped at step {bad}: {loss}"
+            what = (
+                f"training stopped at step {bad}: the loss is {state.losses[bad]:.4g}, "
+                "and it, its gradient or the update is not finite"
+            )
         else:
             what = f"training stopped at step {last.step}: the validation loss is {last.validation}"
         found = f", first in {place}" if place else ""
-        kept = "`.fit` of this error holds the params before it and the best"
-        hint = "try a smaller learning rate or optax.clip_by_global_norm"
-        raise NonFiniteError(f"{self.where}: {what}{found}; {kept}; {hint}", self.result(state))
+        raise NonFiniteError(
+            f"{self.where}: {what}{found}; `.fit` of this error holds the params before it and the "
+            "best; try a smaller learning rate or optax.clip_by_global_norm",
+            self.result(state),
+        )
 
 
 def _is_stale(state: Progress, patience: int | None) -> bool:
-    """True at a look at which `best` is `patience` steps old."""
+    """True at an evaluation at which `best` is `patience` steps old."""
     return (
         patience is not None
         and state.records[-1].step == state.step
@@ -212,7 +219,8 @@ def _is_stale(state: Progress, patience: int | None) -> bool:
 
 
 def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:
-    """The first code that is not finite, else the loss, else the leaf of `tree` of the least step;
+    """The first code that is not finite, else the loss, else the leaf of `tree` of the least step.
+
     "" if all are finite.
     """
     for k, x in enumerate(codes):
@@ -226,9 +234,7 @@ def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of "
 
 
 def _step_and_name(path, leaf) -> tuple[float, str]:
-    """The first step at which a leaf is not finite (infinity for a shared one), and the name of the
-    place.
-    """
+    """The first step at which a leaf is not finite (infinity if it is shared), and its name."""
     keys = [getattr(entry, "name", getattr(entry, "idx", None)) for entry in path]
     name = jax.tree_util.keystr(path).lstrip(".")
     if "steps" not in keys:
@@ -240,9 +246,8 @@ def _step_and_name(path, leaf) -> tuple[float, str]:
     return k, f"{name}[{k}]"
 
 
-def codes_of(model, where: str) -> Callable:
-    """`codes(params, D, Y, axis)`: (K, batch, d) for a layer, a tuple over the blocks for a
-    network.
+def codes_of(model: Model, where: str) -> Callable[..., Any]:
+    """`codes(params, D, Y, axis)`: (K, batch, d) for a layer, a tuple of blocks for a network.
 
     `axis` is 0 where every signal has a dictionary of its own, else None.
     """
@@ -255,9 +260,11 @@ def codes_of(model, where: str) -> Callable:
     raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
 
 
-def copy(tree):
+def copy(tree: Any) -> Any:
+    """Every leaf in a buffer of its own."""
     return jax.tree.map(jnp.copy, tree)
 
 
-def all_finite(tree) -> Array:
+def all_finite(tree: Any) -> Array:
+    """Whether all leaves are finite, ()."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

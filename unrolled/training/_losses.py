@@ -1,37 +1,67 @@
-"""Losses of a batch: `loss(codes, X, D, Y) -> scalar`.
+"""Losses of a batch, `loss(codes, X, D, Y) -> scalar`; the arguments are those of `Loss`."""
 
-`codes[k]` is a batch of codes: for a layer the code after step k, an array (K, batch, d); for a
-network the code of block k, a tuple of (batch, d_k). `codes[-1]` is the output either way. X is the
-batch of true codes (for a network a tuple, or that of the last block alone), or None for the losses
-that do not look at it.
-"""
-
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled._checks import Array
 from unrolled.pursuit import lasso_objective
+from unrolled.training._protocols import Loss
 
 
-def supervised(codes, X, D, Y: Array) -> Array:
-    """Mean of 1/2 norm(x_K - x)^2."""
+def supervised(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+    """The mean over the batch of 1/2 norm(x_K - x)^2.
+
+    Args:
+        codes, X, D, Y: as for `Loss`; D and Y are not used.
+
+    Raises:
+        ValueError: X is None.
+
+    Example:
+        >>> codes, X = jnp.ones((3, 2, 4)), jnp.zeros((2, 4))  # K = 3, two signals, d = 4
+        >>> float(ur.training.supervised(codes, X, None, None))
+        2.0
+    """
     return jnp.mean(jnp.sum((codes[-1] - _last(X)) ** 2, -1)) / 2
 
 
-def log_nmse(codes, X, D, Y: Array) -> Array:
-    """ln(sum norm(x_K - x)^2 / sum norm(x)^2): decibels up to a factor; its gradient does not fade
-    as the error does.
+def log_nmse(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+    """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, up to a factor.
+
+    Its gradient does not fade as the error falls.
+
+    Args:
+        codes, X, D, Y: as for `Loss`; D and Y are not used.
+
+    Raises:
+        ValueError: X is None.
+
+    Example:
+        >>> codes, X = 1.1 * jnp.ones((3, 2, 4)), jnp.ones((2, 4))
+        >>> round(float(ur.training.log_nmse(codes, X, None, None) * 10 / np.log(10)), 3)  # dB
+        -20.0
     """
     target = _last(X)
     return jnp.log(jnp.sum((codes[-1] - target) ** 2)) - jnp.log(jnp.sum(target**2))
 
 
-def lasso(lam: float) -> Callable:
-    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1); for a network the sum
-    over its blocks.
+def lasso(lam: ArrayLike) -> Loss:
+    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
+
+    For a network it is the sum over the blocks, each with the code before it as its signal.
+
+    Args:
+        lam: weight of the l1 norm.
+
+    Example:
+        >>> loss = ur.training.lasso(0.1)
+        >>> float(loss(jnp.zeros((3, 1, 2)), None, jnp.eye(2), jnp.array([[3.0, 1.0]])))
+        5.0
     """
 
     def objective(D):
@@ -44,17 +74,39 @@ def lasso(lam: float) -> Callable:
     return loss
 
 
-def reconstruction(codes, X, D, Y: Array) -> Array:
-    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J."""
+def reconstruction(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J.
+
+    Args:
+        codes, X, D, Y: as for `Loss`; X is not used.
+
+    Example:
+        >>> codes, Y = jnp.zeros((3, 1, 2)), jnp.array([[3.0, 1.0]])
+        >>> float(ur.training.reconstruction(codes, None, jnp.eye(2), Y))
+        5.0
+    """
     signals = codes[-1]
     for Dj in reversed(D if isinstance(D, tuple) else (D,)):
         signals = jax.vmap(lambda D, x: D @ x, (_axis(Dj), 0))(Dj, signals)
     return jnp.mean(jnp.sum((Y - signals) ** 2, -1)) / 2
 
 
-def deep(loss: Callable, weights=None) -> Callable:
-    """Deep supervision: the weighted sum of `loss` over all steps (or blocks), equal weights that
-    sum to 1 by default.
+def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss:
+    """Deep supervision: the weighted sum of a loss over all steps (or blocks).
+
+    Args:
+        loss: of the codes up to one step, as if that step were the last.
+        weights: (K,), or (J,) for a network; None weighs all equally, with sum 1.
+
+    Raises:
+        ValueError: when called, weights of another length, or a network with codes that are neither
+            None nor a tuple.
+
+    Example:
+        >>> codes, X = jnp.arange(3.0)[:, None, None], jnp.zeros((1, 1))  # the codes 0, 1, 2
+        >>> loss = ur.training.deep(ur.training.supervised, weights=[0.0, 0.5, 1.0])
+        >>> float(loss(codes, X, None, None))  # 0.5 * 1/2 + 1.0 * 4/2
+        2.25
     """
 
     def total(codes, X, D, Y):
@@ -71,7 +123,8 @@ def deep(loss: Callable, weights=None) -> Callable:
             return jnp.mean(losses)
         if np.shape(weights) != losses.shape:
             raise ValueError(
-                f"deep: weights have shape {np.shape(weights)}; expected {losses.shape}, one per step"
+                f"deep: weights have shape {np.shape(weights)}; "
+                f"expected {losses.shape}, one per step"
             )
         return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
@@ -79,9 +132,7 @@ def deep(loss: Callable, weights=None) -> Callable:
 
 
 def _axis(D) -> int | None:
-    """The batch axis of dictionaries (batch, m, d) that belong to a signal each, None for one that
-    all share.
-    """
+    """The batch axis of dictionaries (batch, m, d), one per signal; None for a shared one."""
     return 0 if getattr(D, "ndim", 2) == 3 else None
 
 

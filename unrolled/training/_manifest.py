@@ -1,6 +1,4 @@
-"""What stands beside saved numbers: a sealed JSON record with the dtype, shape and sha256 of every
-leaf.
-"""
+"""The manifest of saved numbers: sealed JSON with dtype, shape and sha256 of every leaf."""
 
 import hashlib
 import json
@@ -14,7 +12,8 @@ import numpy as np
 
 from unrolled.training._forms import describe, names
 
-FORMAT = 1
+FORMAT = 1  # of the manifest; a newer one is refused
+_ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
@@ -22,17 +21,15 @@ _DTYPES = (
 
 
 class CheckpointError(ValueError):
-    """A file or folder of saved numbers that is damaged, cannot be written, or belongs to something
-    else.
-    """
+    """A file or folder of saved numbers is damaged, cannot be written, or is of something else."""
 
 
 class DamagedError(CheckpointError):
     """A file or a step that cannot be read as what was written."""
 
 
-def on_host(leaf) -> tuple[str, np.ndarray]:
-    """The dtype and the bits of a leaf; a random key is kept as its data."""
+def on_host(leaf: Any) -> tuple[str, np.ndarray]:
+    """The dtype and the bits of a leaf; a random key is saved as its data."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return f"key {jax.random.key_impl(leaf)}", np.array(jax.random.key_data(leaf))
     array = np.array(leaf, order="C")  # a copy: the buffer of a leaf may be given to the next step
@@ -40,17 +37,18 @@ def on_host(leaf) -> tuple[str, np.ndarray]:
     return array.dtype.name, array
 
 
-def to_device(dtype: str, array: np.ndarray):
-    """The leaf that `on_host` took apart.
+def to_device(dtype: str, array: np.ndarray) -> jax.Array:
+    """The leaf of which `on_host` gave the dtype and the bits.
 
     Raises:
         ValueError: 64 bits in a process that runs without them.
     """
     if dtype.startswith("key "):
-        return jax.random.wrap_key_data(array, impl=dtype.removeprefix("key "))
-    if array.dtype.itemsize == 8 and not jax.config.jax_enable_x64:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype.removeprefix("key "))
+    if array.dtype.itemsize == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError(
-            f"holds {dtype}, but JAX runs in float32 here; enable float64, or load `with jax.enable_x64(True)`"
+            f"holds {dtype}, but JAX runs in float32 here; enable float64, "
+            "or load `with jax.enable_x64(True)`"
         )
     return jnp.asarray(array)
 
@@ -95,35 +93,32 @@ def n_bytes(entry: dict) -> int:
 def verify(name: str, entry: dict, array: np.ndarray) -> None:
     """Raise ValueError if the array is not the one that was saved."""
     if array.dtype != array_dtype(entry) or list(array.shape) != entry["shape"]:
-        raise ValueError(
-            f"{name} is {array.dtype} {array.shape}; expected {entry['dtype']} {tuple(entry['shape'])}"
-        )
+        expected = f"{entry['dtype']} {tuple(entry['shape'])}"
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; expected {expected}")
     if sha256(array) != entry["sha256"]:
         raise ValueError(f"{name} has changed since it was saved: its sha256 differs")
 
 
 def sha256(array: np.ndarray) -> str:
-    """Of the bits of an array."""
+    """The hash of the bits of an array."""
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def digest(tree: Any) -> str:
-    """The sha256 of a dictionary, or of a tuple of them: kinds, static fields, dtypes, shapes and
-    bits.
-    """
+    """The sha256 of a dictionary or a tuple of them, of kinds, static fields, shapes and bits."""
     try:
         form, leaves = describe(tree, "D")
-    except TypeError:  # a kind of the caller's own
+    except TypeError:  # of a kind that has no form
         form, leaves = str(jax.tree.structure(tree)), names({"D": tree})
     return _hash([form, table(leaves)[1]])
 
 
 def versions() -> dict[str, str]:
-    """The versions that a number may depend on."""
+    """The versions of what computed the numbers."""
     found = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
     try:
         return {"unrolled": metadata.version("unrolled"), **found}
-    except metadata.PackageNotFoundError:  # run from its source
+    except metadata.PackageNotFoundError:  # used from its source
         return found
 
 
@@ -158,15 +153,12 @@ def differences(saved: dict, requested: dict) -> str:
     names = [name for name in {**saved, **requested} if saved.get(name) != requested.get(name)]
     if not names:
         return ""
-    rows = [
-        ("", "saved", "requested"),
-        *((n, *(_cell(side.get(n)) for side in (saved, requested))) for n in names[:12]),
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
-    return "\n".join([*lines, *([f"and {len(names) - 12} more"] if len(names) > 12 else [])])
+    shown, more = names[:_ROWS], len(names) - _ROWS
+    cells = [(name, _cell(saved.get(name)), _cell(requested.get(name))) for name in shown]
+    rows = [("", "saved", "requested"), *cells]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
 
 
 def leaf_types(entries: dict[str, dict]) -> dict[str, str]:
@@ -174,10 +166,10 @@ def leaf_types(entries: dict[str, dict]) -> dict[str, str]:
     return {name: f"{entry['dtype']} {tuple(entry['shape'])}" for name, entry in entries.items()}
 
 
-def _cell(value) -> str:
+def _cell(value: Any) -> str:
     text = "-" if value is None else str(value)
-    return text if len(text) <= 64 else text[:61] + "..."
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
-def _hash(value) -> str:
+def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -4,12 +4,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled
+from unrolled.networks import Network
+
+Model = Layer | Network
+Params = Unrolled | tuple[Unrolled, ...]  # of a layer, of a network
+Dictionaries = Dictionary | tuple[Dictionary, ...]  # of a layer, of a network
+
 
 class Record(NamedTuple):
-    """What is known at one look at the training."""
+    """One evaluation of a training."""
 
     step: int  # steps done
-    loss: float  # mean training loss since the last look; nan before the first step
+    loss: float  # mean training loss since the last evaluation; nan before the first step
     validation: float  # loss on the validation batch
     seconds: float  # since the start
     stage: int = 0  # of a curriculum
@@ -18,8 +26,8 @@ class Record(NamedTuple):
 class History(NamedTuple):
     """The course of a training."""
 
-    loss: np.ndarray  # (steps,) training loss at every step
-    records: tuple[Record, ...]
+    loss: np.ndarray  # (steps,) training loss of every step
+    records: tuple[Record, ...]  # one per evaluation
 
 
 class Fit(NamedTuple):
@@ -32,8 +40,10 @@ class Fit(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss, its gradient or an update stopped being finite; `fit` holds what was reached
-    before.
+    """The loss, its gradient or an update is not finite; `fit` holds what was reached before.
+
+    Attributes:
+        fit: a `Fit` with the params before the step that failed, and the best ones.
     """
 
     def __init__(self, message: str, fit: Fit):
@@ -42,24 +52,21 @@ class NonFiniteError(FloatingPointError):
 
 
 class Trained(NamedTuple):
-    """What the optimiser sees: the params and the dictionary, with None at every leaf that is not
-    trained.
-    """
+    """What the optimiser sees: params and dictionary, None at every leaf that is not trained."""
 
     params: Any
     D: Any
 
 
 class Progress(NamedTuple):
-    """All that changes while a training runs. Saved between two looks, it lets the training go on
-    bit for bit.
+    """Everything that changes during a training; a training resumes from it bit for bit.
 
-    The compiled step consumes `trained` and `optimizer`: copy them before the training goes on.
+    The compiled step consumes `trained` and `optimizer`: copy what is to be kept.
     """
 
     trained: Trained
     optimizer: Any  # the state of the optimiser
-    step: int  # done
+    step: int  # steps done
     stage: int  # of a curriculum, else 0
     best: Trained
     lowest: float  # validation loss of `best`

@@ -1,16 +1,19 @@
-"""Where a training tells how it goes: a file of JSON lines and a progress bar."""
+"""The reports of a running training: a file of JSON lines and a progress bar."""
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from unrolled.training._protocols import Callback
+
 
 @contextmanager
-def writer(log):
-    """A callback that appends one JSON line per look to the file `log`."""
+def writer(log: str | Path | None) -> Iterator[Callback]:
+    """A callback that appends one line of JSON per evaluation to the file `log`."""
     if log is None:
         yield lambda record, params: None
         return
@@ -25,8 +28,8 @@ def writer(log):
 
 
 @contextmanager
-def bar(steps: int, progress: bool | None):
-    """A callback that moves a progress bar, on a terminal or on request."""
+def bar(steps: int, progress: bool | None) -> Iterator[Callback]:
+    """A callback that advances a progress bar, on a terminal or on request."""
     if not (sys.stderr.isatty() if progress is None else progress):
         yield lambda record, params: None
         return

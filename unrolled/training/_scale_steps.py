@@ -1,13 +1,13 @@
-"""A learning rate for every step of a network: the updates are scaled along K, after the optimiser
-has made them.
-"""
+"""A learning rate for every step of the network, applied to the updates of an optimiser."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -15,29 +15,35 @@ from unrolled.layers import Unrolled
 
 
 class StepRates(NamedTuple):
-    """The state of `scale_steps`: replaced between two steps of a training, it changes the rates
-    without compiling anew.
-    """
+    """The state of `scale_steps`; replacing it changes the rates without compiling again."""
 
     rates: Array  # (K,)
     shared: Array  # ()
 
 
-def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformation:
-    """Scale the updates of step k by `rates[k]`, and those of shared params and of the dictionary
-    by `shared`.
+def scale_steps(
+    rates: ArrayLike | Sequence[float], shared: ArrayLike = 1.0
+) -> optax.GradientTransformation:
+    """Scale the updates of step k by `rates[k]`, and all others by `shared`.
 
-    Place it last: `optax.chain(optax.adam(1e-3), scale_steps(rates))`. Before Adam it would do
-    nothing, since Adam divides by the size of the gradient. A rate of 0 freezes a step.
+    Place it last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`: before Adam it has no
+    effect, since Adam divides by the size of the gradient. A rate of 0 freezes a step.
 
     Args:
-        rates: (K,), not negative. It reads stacked steps (leaves that lead with K) and tuples of K
-            steps, in `Unrolled` or inside of `Trained`.
-        shared: of everything outside of `Unrolled.steps`.
+        rates: (K,), not negative, for stacked steps (leaves that lead with K) or tuples of K steps,
+            in `Unrolled` or inside `Trained`.
+        shared: for everything outside `Unrolled.steps`: shared params and the dictionary.
 
     Raises:
         ValueError: rates that are no vector, negative or not finite; at `init`, params without
             steps or with another number of them.
+
+    Example:
+        >>> params = ur.layers.Unrolled(None, ur.layers.Step(jnp.ones(3)))
+        >>> optimizer = ur.training.scale_steps([1.0, 0.5, 0.0])
+        >>> updates, state = optimizer.update(params, optimizer.init(params))
+        >>> updates.steps.gamma.tolist()
+        [1.0, 0.5, 0.0]
     """
     for name, value, ndim in (("rates", rates, 1), ("shared", shared, 0)):
         if np.ndim(value) != ndim:
@@ -51,18 +57,13 @@ def scale_steps(rates: Array, shared: float = 1.0) -> optax.GradientTransformati
     def init(params):
         # Copies: a compiled step may consume its state, and must not consume the caller's array.
         state = StepRates(jnp.array(rates, float), jnp.array(shared, float))
-        networks = [
-            node for node in jax.tree.leaves(params, is_leaf=_is_unrolled) if _is_unrolled(node)
-        ]
-        if not networks:
+        nodes = jax.tree.leaves(params, is_leaf=_is_unrolled)
+        found = [node for node in nodes if _is_unrolled(node)]
+        if not found:
             raise ValueError(
-                "scale_steps: found no Unrolled(shared, steps) in what is trained, so there are no steps"
+                "scale_steps: there is no Unrolled(shared, steps) in what is trained, so no steps"
             )
-        for node in networks:
-            if node.steps is None:
-                raise ValueError(
-                    "scale_steps: the steps of this family share all their params, so none has a rate"
-                )
+        for node in found:
             _check_depth(node, len(state.rates))
         return state
 
@@ -95,14 +96,17 @@ def _is_unrolled(node) -> bool:
 
 
 def _check_depth(params: Unrolled, K: int) -> None:
-    stacked = type(params.steps) is not tuple
-    lengths = (
-        {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params.steps)}
-        if stacked
-        else {(len(params.steps),)}
-    )
-    if lengths - {(K,)}:
-        got = sorted(lengths)
+    """Raise ValueError unless there are K steps."""
+    if params.steps is None:
         raise ValueError(
-            f"scale_steps: there are {K} rates, but the steps have the leading axes {got}; expected {K} steps"
+            "scale_steps: the steps of this family share all their params; none has a rate"
+        )
+    if type(params.steps) is tuple:
+        lengths = {(len(params.steps),)}
+    else:
+        lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params.steps)}
+    if lengths - {(K,)}:
+        raise ValueError(
+            f"scale_steps: there are {K} rates, but the steps have the leading axes "
+            f"{sorted(lengths)}; expected {K} steps"
         )

@@ -1,23 +1,24 @@
-"""Search over a grid: for the families that few numbers rule, where training is not needed."""
+"""Search over a grid, in place of training: for families with few parameters."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks, metrics
-from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
 
 
 class Search(NamedTuple):
-    """What a grid search found."""
+    """The result of a grid search."""
 
-    params: Any  # with the best values, by `nmse`
+    params: Unrolled  # with the best values, by `nmse`
     values: dict[str, float]  # the best values
     axes: dict[str, np.ndarray]  # the values tried, in the order of the axes of the tables
     nmse: np.ndarray  # dB, ratio of sums; one axis per field; nan where a code was not finite
@@ -28,37 +29,37 @@ def search(
     layer: Layer,
     params: Unrolled,
     D: Dictionary,
-    Y: Array,
-    X: Array,
+    Y: ArrayLike,
+    X: ArrayLike,
     *,
     chunk: int = 8,
-    **values: Any,
+    **values: ArrayLike | Sequence[float],
 ) -> Search:
     """Try all combinations of values of scalar fields of the params, in one compiled call.
 
     Args:
         layer, params, D: as for `layer.apply`.
         Y: (batch, m), signals.
-        X: (batch, d), their true codes. Few signals mislead: on 64 the best values overfit by 15 dB,
-            so take 512 or more.
+        X: (batch, d), their true codes. Take 512 or more: on 64, the best values overfit by 15 dB.
         chunk: combinations at a time; memory grows with chunk times batch.
-        values: for each field the values to try, such as threshold=[0.02, 0.04]. A field of
-            `params.shared` is a scalar; one of the stacked `params.steps` gets the same value at all
-            steps.
+        values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
+            `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
+            at all steps.
 
     Raises:
         ValueError: shapes that do not fit, values that are no vector or not finite, a negative
             threshold, a field that is not a scalar, no combination with finite codes.
         TypeError: no values, a field that the params do not have.
 
-    Not claimed: the best values off the grid. The signals must resemble those to be coded: hold some
-    back to test.
+    Not claimed: the best values between the points of the grid. The signals must resemble those to
+    be coded: keep some apart to test on.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
         >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
         >>> layer = ur.layers.ista(8)
-        >>> found = ur.training.search(layer, layer.init(None, D), D, Y, X, theta=[0.001, 0.01, 1.0])
+        >>> start, theta = layer.init(None, D), [0.001, 0.01, 1.0]
+        >>> found = ur.training.search(layer, start, D, Y, X, theta=theta)
         >>> found.nmse.shape, found.values["theta"] < 1
         ((3,), True)
     """
@@ -68,7 +69,7 @@ def search(
     axes = {name: _axis(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
-            "search: there are no values to try; expected such as threshold=[0.02, 0.04]"
+            "search: there are no values to try; expected a field, as in threshold=[0.02, 0.04]"
         )
     grids = [grid.ravel() for grid in np.meshgrid(*axes.values(), indexing="ij")]
     shape = [len(tried) for tried in axes.values()]
@@ -97,10 +98,10 @@ def _errors(layer, params, D, Y, X, points, chunk):
     return lax.map(one, points, batch_size=chunk)
 
 
-def with_values(params: Unrolled, values) -> Unrolled:
-    """The params with the named fields of `shared` or `steps` set to one value each."""
+def with_values(params: Unrolled, values: Mapping[str, ArrayLike]) -> Unrolled:
+    """The params with each named field of `shared` or `steps` set to one value."""
     for name, value in values.items():
-        part = "shared" if hasattr(params.shared, name) else "steps"
+        part = "shared" if name in getattr(params.shared, "_fields", ()) else "steps"
         fields = getattr(params, part)
         old = jnp.asarray(getattr(fields, name))
         new = jnp.broadcast_to(jnp.asarray(value).astype(old.dtype), old.shape)
@@ -108,30 +109,29 @@ def with_values(params: Unrolled, values) -> Unrolled:
     return params
 
 
-def _axis(params: Unrolled, name: str, tried) -> np.ndarray:
+def _axis(params: Unrolled, name: str, tried: ArrayLike | Sequence[float]) -> np.ndarray:
     """The values to try of a field, checked."""
     if not isinstance(params, Unrolled):
         raise TypeError(
             f"search: params must be Unrolled(shared, steps), got {type(params).__name__}"
         )
-    fields = [*getattr(params.shared, "_fields", ()), *getattr(params.steps, "_fields", ())]
-    in_shared = name in getattr(params.shared, "_fields", ())
-    if name not in fields:
+    shared, steps = (getattr(part, "_fields", ()) for part in params)
+    if name not in (*shared, *steps):
         hint = "; try layers.stack" if type(params.steps) is tuple else ""
-        raise TypeError(f"search: params have no field {name!r}; expected one of {fields}{hint}")
-    field = getattr(params.shared if in_shared else params.steps, name)
-    if len(jax.tree.leaves(field)) != 1 or np.ndim(jax.tree.leaves(field)[0]) != (
-        0 if in_shared else 1
-    ):
-        raise ValueError(
-            f"search: {name} is not one number{'' if in_shared else ' per step'}, so it has no grid"
+        raise TypeError(
+            f"search: params have no field {name!r}; expected one of {[*shared, *steps]}{hint}"
         )
+    record, ndim = (params.shared, 0) if name in shared else (params.steps, 1)
+    leaves = jax.tree.leaves(getattr(record, name))
+    if len(leaves) != 1 or np.ndim(leaves[0]) != ndim:
+        each = " per step" if ndim else ""
+        raise ValueError(f"search: {name} is not one number{each}, so it has no grid")
     tried = np.asarray(tried, float)
     if tried.ndim != 1 or not len(tried):
         raise ValueError(
             f"search: {name} has values of shape {tried.shape}; expected a vector of values to try"
         )
     _checks.finite(tried, name, "search")
-    if name in names_with_role(params.shared if in_shared else params.steps, "threshold"):
+    if name in names_with_role(record, "threshold"):
         _checks.nonnegative(tried, name, "search")
     return tried

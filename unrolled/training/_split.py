@@ -1,16 +1,54 @@
 """Which leaves of the params and of the dictionary are trained, and which are only used."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled.dictionaries import normalized
+from unrolled.dictionaries import as_dictionary, normalized
 from unrolled.layers import Fixed, fold_thresholds
-from unrolled.training._records import Trained
+from unrolled.training._records import Dictionaries, Params, Trained
 
 
-def split(params, D, learn_dictionary: bool, trainable, where: str) -> tuple[Trained, Trained]:
-    """Trained and fixed leaves, as two trees with None at the places of the other."""
+def as_dictionaries(D: Any, where: str) -> Dictionaries:
+    """D, or each of a tuple of them, checked."""
+    if isinstance(D, tuple | list):
+        return tuple(as_dictionary(Dj, where) for Dj in D)
+    return as_dictionary(D, where)
+
+
+def split(
+    params: Params,
+    D: Dictionaries,
+    *,
+    learn_dictionary: bool = False,
+    trainable: Any = None,
+    where: str = "split",
+) -> tuple[Trained, Trained]:
+    """The trained and the fixed leaves, two trees with None where the other has its leaf.
+
+    Floating-point leaves are trained, except those inside a `layers.Fixed`.
+
+    Args:
+        params, D: of a layer; tuples of a network.
+        learn_dictionary: train D too.
+        trainable: bools, a tree prefix of `params`; None trains all.
+        where: the name of the caller, which messages begin with.
+
+    Raises:
+        TypeError: params without floating-point leaves, a `trainable` that holds other things than
+            bools.
+        ValueError: a `trainable` that is no tree prefix of params, or that freezes everything.
+
+    Example:
+        >>> layer, D = ur.alista(3), ur.dictionaries.dct(4, 6)
+        >>> trained, fixed = ur.training.split(layer.init(None, D), D)
+        >>> trained.params.shared.W is None, trained.params.steps.theta.shape
+        (True, (3,))
+        >>> ur.training.merge(trained, fixed).params.shared.W.shape
+        (4, 6)
+    """
 
     def is_fixed(node):
         return isinstance(node, Fixed)
@@ -20,7 +58,7 @@ def split(params, D, learn_dictionary: bool, trainable, where: str) -> tuple[Tra
 
     whole = Trained(params, D)
     floats = jax.tree.map(mark, params, is_leaf=is_fixed)
-    if learn_dictionary is False and not any(jax.tree.leaves(floats)):
+    if not learn_dictionary and not any(jax.tree.leaves(floats)):
         raise TypeError(f"{where}: there is no floating-point leaf to train")
     if trainable is not None:
         floats = jax.tree.map(
@@ -36,7 +74,18 @@ def split(params, D, learn_dictionary: bool, trainable, where: str) -> tuple[Tra
 
 
 def merge(trained: Trained, fixed: Trained) -> Trained:
-    """The whole of params and D, with every trained threshold as its non-negative magnitude."""
+    """The whole params and D, with every trained threshold as its non-negative magnitude.
+
+    Args:
+        trained, fixed: from `split`, or trained since then.
+
+    Example:
+        >>> layer, D = ur.alista(1), ur.dictionaries.dct(4, 6)
+        >>> trained, fixed = ur.training.split(layer.init(None, D), D)
+        >>> negative = jax.tree.map(jnp.negative, trained)
+        >>> ur.training.merge(negative, fixed).params.steps
+        StepAndThreshold(gamma=Array([-1.], dtype=float32), theta=Array([0.1], dtype=float32))
+    """
 
     def one(t, f):
         return f if t is None else t
@@ -44,10 +93,19 @@ def merge(trained: Trained, fixed: Trained) -> Trained:
     return jax.tree.map(one, fold_thresholds(trained), fixed, is_leaf=lambda leaf: leaf is None)
 
 
-def with_unit_atoms(D):
-    """D, or each of a tuple, with its atoms scaled to norm 1."""
+def with_unit_atoms(D: Dictionaries) -> Dictionaries:
+    """D, or each of a tuple, with its atoms scaled to norm 1, as `fit` does after every update.
+
+    Args:
+        D: (m, d); a tuple of a network.
+
+    Example:
+        >>> D = ur.training.with_unit_atoms(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
+        >>> ur.dictionaries.column_norms(D).round(3).tolist()
+        [1.0, 1.0]
+    """
     if isinstance(D, tuple):
-        return tuple(with_unit_atoms(Dj) for Dj in D)
+        return tuple(normalized(Dj)[0] for Dj in D)
     return normalized(D)[0]
 
 
@@ -65,8 +123,8 @@ def _spread(trainable, params, where: str):
         return jax.tree.broadcast(trainable, params)
     except ValueError as error:
         raise ValueError(
-            f"{where}: trainable is not a tree prefix of params; expected such as Unrolled(False, True) for params of the "
-            f"form {jax.tree.structure(params)}: {error}"
+            f"{where}: trainable is not a tree prefix of params, {jax.tree.structure(params)}; "
+            f"expected a prefix such as Unrolled(False, True): {error}"
         ) from error
 
 

@@ -1,14 +1,14 @@
 """Weights alone, in one small file that any numpy (`.npz`) or safetensors reader opens."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unrolled.dictionaries import as_dictionary
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.training import _manifest
-from unrolled.training._checkpoint import Steps, newest
+from unrolled.training._checkpoint import Steps
 from unrolled.training._disk import write_whole
 from unrolled.training._formats import FORMATS
 from unrolled.training._forms import (
@@ -22,24 +22,26 @@ from unrolled.training._forms import (
     kinds,
 )
 from unrolled.training._manifest import CheckpointError, DamagedError
+from unrolled.training._records import Dictionaries, Model
+from unrolled.training._split import as_dictionaries
 
-_LARGEST_FILE = 2**33
+_LARGEST_FILE = 2**33  # bytes: a file is read into memory at once
 
 
 class Restored(NamedTuple):
-    """What a file of weights holds."""
+    """What a file of weights or the folder of a training holds."""
 
     params: Any
-    D: Any  # None where it was saved without
-    layer: Any  # the layer or network of the params; None where it was saved without
-    metadata: dict  # what `save` was told, and "versions"
+    D: Dictionaries | None  # None where it was saved without
+    layer: Model | None  # of the params; None where they were saved without
+    metadata: dict  # what `save` was given, and "versions"
 
 
 def save(
     path: str | Path,
     params: Any,
-    D: Any = None,
-    layer: Layer | Network | None = None,
+    D: Dictionaries | None = None,
+    layer: Model | None = None,
     *,
     dictionary: bool = True,
     **metadata: Any,
@@ -49,24 +51,24 @@ def save(
     The file holds every array in its own dtype under its path in the tree ("params.shared.W"; 8-bit
     and bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, the
     layer with all its options, a sha256 per array and of D, versions and `metadata`. It is written
-    beside `path` and moved there when complete: a file that was there before stays whole until then.
+    beside `path` and moved there when complete: a previous file stays whole until then.
 
     Args:
         path: ends in .npz or .safetensors.
         params: of a layer, or the tuple of a network.
         D: a dictionary, plain or structured, or the tuple of a network.
-        layer: the layer or network that the params belong to; `restore` gives it back. Params of a
-            family of your own need it.
-        dictionary: False keeps the hash of D alone, for a large D that is kept elsewhere.
+        layer: the layer or network that the params belong to; `restore` returns it. Params of your
+            own family need it.
+        dictionary: False saves the hash of D alone, for a large D that is kept elsewhere.
         metadata: anything that JSON can hold.
 
     Returns:
         the absolute path.
 
     Raises:
-        ValueError: another suffix, params that do not fit the layer. TypeError: a tree, dtype, option
-            or metadata that cannot be saved.
-        CheckpointError: the file cannot be written (the message has the free bytes).
+        ValueError: another suffix, params that do not fit the layer.
+        TypeError: a tree, dtype, option or metadata that cannot be saved; params of another family.
+        CheckpointError: the file cannot be written (the message says how many bytes are free).
 
     Example:
         >>> import tempfile, pathlib
@@ -88,7 +90,7 @@ def save(
         if not isinstance(layer, Layer | Network):
             raise TypeError(f"save: layer must be a Layer or a Network, got {type(layer).__name__}")
         if D is not None:
-            layer.check(params, D)
+            layer.check(params, D)  # type: ignore[arg-type]  # a tuple for a network
         form["layer"] = describe_model(layer)
     form["params"], leaves = describe_params(params, layer)
     form["D"], leaves_D = describe(D if dictionary else None, "D")
@@ -104,27 +106,42 @@ def save(
     return path
 
 
-def restore(path: str | Path, like: Any = None, D: Any = None) -> Restored:
+def restore(
+    path: str | Path, like: Any = None, D: Dictionaries | None = None, *, step: int | None = None
+) -> Restored:
     """Read what `save` wrote, bit for bit and in the saved dtypes, after checking every hash.
 
-    Of the folder of a training it reads the best params of the newest step, and needs orbax.
+    From the folder of a training it reads the best params of a saved step; this needs orbax.
 
     Args:
         path: the file, or the folder.
         like: params that the saved ones must match in structure, shapes and dtypes.
         D: the dictionary that the weights must have been saved with.
+        step: of a folder, the saved step to read; None reads the newest.
 
     Raises:
-        FileNotFoundError: no such file, or a folder without a saved step.
-        CheckpointError: damaged, truncated or of a newer format; of a family that is not known here;
-            not like `like` (the message has a table); saved with another D; 64-bit numbers in a
-            process without them.
+        FileNotFoundError: no such file, or a folder without such a step.
+        ValueError: a step of a file.
+        CheckpointError: damaged, truncated or of a newer format; of a family that is not known
+            here; not like `like` (the message has a table); saved with another D; 64-bit numbers in
+            a process without them.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> layer, D = ur.lista_cp(2), ur.dictionaries.dct(4, 6)
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
+        >>> path = ur.training.save(path, layer.init(None, D), D, layer, dataset="digits")
+        >>> found = ur.training.restore(path, D=D)
+        >>> found.layer.apply(found.params, found.D, D[:, 0]).shape, found.metadata["dataset"]
+        ((6,), 'digits')
     """
     path = Path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"restore: {path}: no such file; {_found(path)}")
+    if step is not None and not path.is_dir():
+        raise ValueError(f"restore: {path} is a file, which has no steps; expected a folder")
     try:
-        manifest, leaves = _read_folder(path) if path.is_dir() else _read(path)
+        manifest, leaves = _read_folder(path, step) if path.is_dir() else _read(path)
         form = manifest["form"]
         layer = build_model(form["layer"]) if form.get("layer") else None
         params = build_params(form["params"], leaves, layer)
@@ -138,7 +155,7 @@ def restore(path: str | Path, like: Any = None, D: Any = None) -> Restored:
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise DamagedError(f"restore: {path}: {error}") from error
     if like is not None:
-        check_like(manifest, like, layer, f"restore: {path}")
+        _check_like(manifest, like, layer, f"restore: {path}")
     if D is not None and _manifest.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
         raise CheckpointError(
             f"restore: {path}: the weights were saved with another D; expected the one given"
@@ -149,8 +166,8 @@ def restore(path: str | Path, like: Any = None, D: Any = None) -> Restored:
     return Restored(params, saved, layer, metadata)
 
 
-def _layer_of_older(metadata: dict) -> Layer | Network | None:
-    """The layer that files of version 0.1 have in their metadata."""
+def _layer_of_older(metadata: dict) -> Model | None:
+    """The layer that older files have in their metadata, as family, depth and options."""
     described = metadata.get("layer")
     if not (isinstance(described, dict) and {"family", "depth"} <= set(described)):
         return None
@@ -177,21 +194,25 @@ def _read(path: Path) -> tuple[dict, dict]:
     return manifest, leaves
 
 
-def _read_folder(path: Path) -> tuple[dict, dict]:
-    """The same of the best params and the dictionary of the newest step of a training."""
+def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
+    """The same of the best params and the dictionary of a saved step of a training."""
     steps = Steps(path)
     try:
-        found = newest(steps, True, lambda manifest: None, "restore")
+        saved = steps.all()
+        if not saved or step not in (None, *saved):
+            raise FileNotFoundError(
+                f"restore: {path}: no saved step{'' if step is None else f' {step}'}; "
+                f"there are {saved or sorted(p.name for p in path.iterdir())[:8]}"
+            )
+        step = saved[-1] if step is None else step
+        manifest = steps.manifest(step)
+        arrays = steps.load(step, manifest)
     finally:
         steps.close()
-    if found is None:
-        raise FileNotFoundError(
-            f"restore: {path}: no saved step; there are {sorted(p.name for p in path.iterdir())[:8]}"
-        )
-    manifest, arrays = found
     if manifest["form"] is None:
         raise ValueError(
-            "its params or dictionary are of a kind of the caller's own; run the same call of `fit` again"
+            "its params or dictionary are of a kind of the caller's own; "
+            "run the same call of `fit` again"
         )
     entries, leaves = {}, {}
     for name, entry in manifest["leaves"].items():
@@ -209,11 +230,8 @@ def _read_folder(path: Path) -> tuple[dict, dict]:
     return told | {"metadata": {"step": manifest["step"], **config}}, leaves
 
 
-def check_like(manifest: dict, like: Any, layer: Layer | Network | None, where: str) -> None:
-    """Raise CheckpointError with a table unless the saved params are like `like`.
-
-    They are where form, shapes and dtypes agree.
-    """
+def _check_like(manifest: dict, like: Any, layer: Model | None, where: str) -> None:
+    """Raise CheckpointError, with a table, where form, shapes or dtypes differ from `like`."""
     form, leaves = describe_params(like, layer)
     requested = _manifest.leaf_types(_manifest.table(leaves)[1])
     types = _manifest.leaf_types(manifest["leaves"])
@@ -228,22 +246,15 @@ def check_like(manifest: dict, like: Any, layer: Layer | Network | None, where: 
 
 
 def _found(path: Path) -> str:
+    """What lies beside a file that does not exist."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
     beside = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".npz", ".safetensors"))
     return f"beside it: {', '.join(beside[:8]) or 'no weights'}"
 
 
-def as_dictionaries(D, where: str):
-    """D, or each of a tuple of them, checked."""
-    return (
-        tuple(as_dictionaries(Dj, where) for Dj in D)
-        if isinstance(D, tuple | list)
-        else as_dictionary(D, where)
-    )
-
-
-def _format(path: Path, where: str):
+def _format(path: Path, where: str) -> tuple[Callable, Callable]:
+    """The writer and the reader of the format of a file."""
     if path.suffix not in FORMATS:
         raise ValueError(f"{where}: {path} must end in {' or '.join(FORMATS)}")
     return FORMATS[path.suffix]
