@@ -12,7 +12,7 @@ import pytest
 
 from unrolled import activations as act
 from unrolled import analytic, dictionaries, layers, theory
-from unrolled.layers import Unrolled, Weights
+from unrolled.layers import Threshold, Unrolled, Weights
 
 BOUND = 1.5
 
@@ -32,10 +32,6 @@ def transversal(seed, c, q, d, m):
     return D
 
 
-class Threshold(NamedTuple):
-    theta: Any  # (K,)
-
-
 class Pair(NamedTuple):
     """A dictionary, its weights, and the numbers of theory, in float64 from the stored arrays."""
 
@@ -47,7 +43,7 @@ class Pair(NamedTuple):
 
     def schedule(self, s, noise=0.0, depth=200, guard=None):
         guard = (
-            theory.rounding_guard(self.W, self.D, sparsity=s, bound=BOUND)
+            theory.rounding_guard(self.W, self.D, sparsity=s, bound=BOUND, noise=noise)
             if guard is None
             else guard
         )
