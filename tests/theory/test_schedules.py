@@ -1,6 +1,7 @@
 """Schedules against the closed form of their recursion, and the bounds that need no schedule."""
 
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -327,18 +328,72 @@ def test_error_bar_and_code_bound_are_never_violated(pair):
 def test_error_bar_by_its_formula(pair):
     D, W, mu, C, eta = pair
     rng = np.random.default_rng(2)
-    x, y = sparse(rng, 48, 1), rng.normal(size=24)
-    expected = (np.abs(W.T @ (y - D @ x)).max() + C * 0.3) / (1 - mu - eta)
-    bar = theory.error_bar(W, D, x, y, sparsity=1, noise=0.3)
-    assert np.all(np.asarray(bar[:3]) >= np.asarray([1, math.sqrt(2), 2]) * expected)
-    assert bar[:3] == pytest.approx(
-        (expected, math.sqrt(2) * expected, 2 * expected), rel=ROUNDED_UP
-    )
+    y = rng.normal(size=24)
+    for x, n in ((sparse(rng, 48, 1, least=0.1), 2), (np.zeros(48), 1)):
+        r = np.sort(np.abs(W.T @ (y - D @ x)))[::-1] + C * 0.3
+        expected = np.array([r[0], r[:n].sum()]) / (1 - (n - 1) * mu - eta)
+        bar = theory.error_bar(W, D, x, y, sparsity=1, noise=0.3)
+        assert bar.holds and (bar.linf, bar.l1) == pytest.approx(expected, rel=ROUNDED_UP)
+        assert bar.linf >= expected[0] and bar.l1 >= expected[1]
+        assert bar.l2 == pytest.approx(math.sqrt(bar.linf * bar.l1))
+        assert bar.l1 <= n * bar.linf and bar.l2 <= math.sqrt(n) * bar.linf
     for s in (1, 2):
         expected = (np.abs(W.T @ y).max() + C * 0.3) / (1 - (s - 1) * mu - eta)
-        assert theory.code_bound(W, D, y, sparsity=s, noise=0.3) == pytest.approx(
-            expected, rel=ROUNDED_UP
-        )
+        found = theory.code_bound(W, D, y, sparsity=s, noise=0.3)
+        assert found == pytest.approx(expected, rel=ROUNDED_UP)
+        assert found == theory.error_bar(W, D, np.zeros(48), y, sparsity=s, noise=0.3).linf
+
+
+def test_error_bar_counts_the_nonzeros_of_the_given_code(pair):
+    D, W, mu, _, eta = pair
+    rng, tightest = np.random.default_rng(4), 0.0
+    for _ in range(40):
+        # x has more nonzeros than the class, none, or as many; W'D restricted to n atoms decides.
+        s, k = int(rng.integers(0, 2)), int(rng.integers(0, 4))
+        truth, x = sparse(rng, 48, s), sparse(rng, 48, k, least=0.1)
+        bar = theory.error_bar(W, D, x, D @ truth, sparsity=s)
+        n = k + s
+        assert bar.holds == (n == 0 or (n - 1) * mu + eta < 1)
+        h = x - truth
+        true = np.array([np.abs(h).max(), np.linalg.norm(h), np.abs(h).sum()])
+        assert (true <= np.array(bar[:3]) * (1 + 1e-12)).all()
+        if bar.holds and true[0]:
+            tightest = max(tightest, true[2] / bar.l1)
+    assert tightest > 0.7
+    # All entries of h: n is capped by d.
+    full = theory.error_bar(np.eye(3), np.eye(3), np.ones(3), np.zeros(3), sparsity=3)
+    assert full.holds and full.linf == pytest.approx(1) and full.l1 == pytest.approx(3)
+
+
+def test_error_bar_covers_the_rounding_of_its_own_residual():
+    # The residual of x = x* is mostly rounding: fractions give the exact code of the stored y.
+    rng, below = np.random.default_rng(5), 0
+    for _ in range(60):
+        m = 6
+        D = unit(rng.integers(-9, 10, (m, m)) + 20 * np.eye(m))
+        W = np.linalg.inv(D).T
+        x = rng.normal(size=m)
+        y = D @ x
+        bar = theory.error_bar(W, D, x, y, sparsity=m)
+        exact = [[Fraction(v) for v in row] for row in np.column_stack([D, y]).tolist()]
+        h = np.array([float(a - Fraction(b)) for a, b in zip(solved(exact), x.tolist())])
+        assert np.abs(h).max() <= bar.linf and np.abs(h).sum() <= bar.l1
+        assert bar.linf < 1e-11
+        below += np.abs(W.T @ (y - D @ x)).max() < 0.99 * np.abs(h).max()
+    assert below > 5  # the score alone is no bound
+
+
+def solved(rows):
+    """The exact solution of a square system of fractions, by Gauss and Jordan."""
+    n = len(rows)
+    for i in range(n):
+        pivot = next(k for k in range(i, n) if rows[k][i])
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [v / rows[i][i] for v in rows[i]]
+        for k in range(n):
+            if k != i:
+                rows[k] = [a - rows[k][i] * b for a, b in zip(rows[k], rows[i])]
+    return [row[n] for row in rows]
 
 
 def test_error_bar_is_attained_by_two_atoms():
@@ -355,7 +410,7 @@ def test_error_bar_is_attained_by_two_atoms():
 def test_error_bar_beyond_its_hypotheses(pair):
     D, W, *_ = pair
     y = np.ones(24)
-    for s, x in ((40, np.zeros(48)), (1, sparse(np.random.default_rng(3), 48, 2, least=0.1))):
+    for s, x in ((40, np.zeros(48)), (1, sparse(np.random.default_rng(3), 48, 40, least=0.1))):
         assert theory.error_bar(W, D, x, y, sparsity=s) == (math.inf, math.inf, math.inf, False)
     assert theory.code_bound(W, D, y, sparsity=48) == math.inf
     empty = theory.error_bar(W, D, np.zeros(48), y, sparsity=0)
