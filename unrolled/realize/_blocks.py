@@ -1,5 +1,6 @@
 """The start of a realization: LISTA-CP blocks as matrices, after all checks of layer and params."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,7 +41,8 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
 
     Raises:
         TypeError: neither a layer nor a chain, another family, or an activation without constants.
-        ValueError: support selection, or activations that differ between layers or from `given`.
+        ValueError: support selection, activations that differ between layers or from `given`, or
+            one whose constants hold on a part of the line.
     """
     if not isinstance(model, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
@@ -59,6 +61,10 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
     if not isinstance(found, Activation):
         raise TypeError(
             f"{where}: expected an Activation, with the constants of its tail, got {found!r}"
+        )
+    if math.isfinite(found.reach):
+        raise ValueError(
+            f"{where}: {found} is near ReLU only up to {found.reach:g}; states may leave that range"
         )
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled.activations import Activation
+from unrolled.activations import Activation, check, is_known
 from unrolled.theory._schedules import host_numbers, times
 
 
@@ -69,11 +69,13 @@ def activation_schedule(
     Returns:
         ActivationSchedule. Without contraction, the same recursion is returned with holds = False
         and floor = inf. A true bound may still say nothing, because the tail is large or the depth
-        small: `vacuous` is True unless the error ends below s B, or at 0.
+        small: `vacuous` is True unless the error ends below s B, or at 0. If an argument of rho,
+        at most B + 2 theta, may exceed its `reach`, nothing holds and contraction = inf.
 
     Raises:
         TypeError: a bare function in place of an Activation, or a traced argument.
-        ValueError: a negative or NaN argument.
+        ValueError: a negative or NaN argument, or an activation of your own whose constants
+            `activations.check` refutes.
 
     Reference: Li, Feng, Zhou (2024), Theorems 9, 10 and 15, corrected.
 
@@ -90,6 +92,8 @@ def activation_schedule(
         raise TypeError(
             f"{where}: the theory needs the constants of an Activation, got {activation!r}"
         )
+    if not is_known(activation):
+        check(activation)
     mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
@@ -122,6 +126,10 @@ def activation_schedule(
             E_O[k + 1] = times(d - s, tail(2 * theta[k]))
         error = E_S + E_O
     contraction, floor = _limit(mu, M, c, eta, s, d, B, L, osc)
+    # No argument +-u - theta exceeds B + 2 theta: there the constants must hold, now and later.
+    largest = max(float(error.max()), floor)
+    if not B + 2 * (times(M, largest) + c) <= activation.reach:
+        contraction = floor = math.inf
     holds = math.isfinite(floor)
     theorem = theorem_of(activation) if holds else ""
     rate = -math.log(contraction) if contraction else math.inf
