@@ -10,7 +10,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary
-from unrolled.layers import Coupled, Layer, Selecting, Shrinking, Unrolled, unstack
+from unrolled.layers import Layer, Unrolled, unstack
 from unrolled.networks import Network
 from unrolled.realize._code_bounds import MatrixBlock, MatrixStep, Update
 
@@ -22,9 +22,7 @@ def check_coupled(layer: Layer, where: str) -> None:
         TypeError: another family.
         ValueError: support selection.
     """
-    own: Any = type(layer)
-    coupled = isinstance(layer, Coupled) and own.step is Coupled.step
-    if not coupled or own.shrink not in (Shrinking.shrink, Selecting.shrink):
+    if not layer.is_coupled:
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
             "expected such a family, as layers.lista_cp, alista, tilista or ista"

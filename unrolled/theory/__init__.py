@@ -10,6 +10,10 @@ from unrolled.theory._activations import (
     activation_schedule,
     theorem_of,
 )
+from unrolled.theory._certificates import (
+    Certificate,
+    certify,
+)
 from unrolled.theory._coherence import (
     Coherence,
     babel,
@@ -86,6 +90,7 @@ __all__ = [
     "ActivationSchedule",
     "AtMost",
     "AtomSchedule",
+    "Certificate",
     "Coherence",
     "CscFeasibility",
     "ErrorBar",
@@ -104,6 +109,7 @@ __all__ = [
     "atom_coherence",
     "atom_schedule",
     "babel",
+    "certify",
     "code_bound",
     "coherence",
     "coherence_at_most",

@@ -308,8 +308,11 @@ def rounding_guard(
     dtype = _checks.common_dtype(W, D)
     eps = _PRODUCT_EPS[precision] if precision else None
     eps = float(jnp.finfo(dtype).eps) if eps is None else eps
-    products, _ = inner_products(*(magnitudes(_checks.cast(A, dtype)) for A in (W, D)))
-    code, C_W = float(largest(products)) * s * float(bound), float(largest(jnp.abs(entries(W))))
+    with jax.enable_x64(True):
+        W, D = _checks.cast((W, D), np.float64)
+        products, _ = inner_products(magnitudes(W), magnitudes(D))
+        G, C_W = float(largest(products)), float(largest(jnp.abs(entries(W))))
+    code = G * s * float(bound)
     return 4 * eps * (code + C_W * float(noise) if noise else code)
 
 

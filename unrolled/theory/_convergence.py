@@ -90,20 +90,24 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
         ValueError: a negative sparsity.
 
     Example:
-        >>> W = np.array([[0.6, 0.0], [0.8, 1.0]])
+        >>> W = jnp.array([[0.5, 0.0], [0.75, 1.0]])
         >>> [ur.theory.error_gain(W, sparsity=s) for s in (1, 2)]
-        [1.0, 0.7]
+        [1.0, 0.625]
     """
     s = max(1, _checks.as_index(sparsity, "sparsity", "error_gain"))
     _checks.on_host(W, "error_gain", "W")
-    W = as_dictionary(W, "error_gain")
+    return sum_of_largest(as_dictionary(W, "error_gain"), s) / s
+
+
+def sum_of_largest(W: Dictionary, s: int) -> float:
+    """The largest sum of the magnitudes of s entries of one w_i."""
     if isinstance(W, Structured):
         units = jnp.zeros((len(rows := representatives(W)), W.shape[1]), W.dtype)
         columns = jax.vmap(lambda e: W @ e)(units.at[jnp.arange(len(rows)), rows].set(1))
     else:
         columns = W.T
     size = -np.sort(-np.abs(np.asarray(columns, np.float64)), axis=1)
-    return float(size[:, :s].sum(1).max()) / s
+    return float(size[:, :s].sum(1).max())
 
 
 class AtomSchedule(NamedTuple):
