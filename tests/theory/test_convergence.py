@@ -277,7 +277,7 @@ def test_tiny_pairs_stay_under_the_recursion_whether_it_contracts_or_not():
 
 def test_schedules_per_atom_contract_where_the_worst_atom_does_not():
     p, rng = load("one poor atom"), np.random.default_rng(4)
-    assert np.sort(p.mus)[-2] < 0.18 and 0.34 <= p.mu < 0.4
+    assert np.sort(p.mus)[-2] < 0.18 and 0.34 * (1 - 4 * EPS) <= p.mu < 0.4  # .34 to rounding
     options = dict(sparsity=2, bound=1.0, depth=100, guard=p.guard(2))
     found = p.atoms(**options)
     assert found.holds and not p.common(**options).holds
