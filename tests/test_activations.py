@@ -178,6 +178,142 @@ def test_selu_is_a_scaled_elu():
         assert_close(ua.selu(k * x) / (1.0507009873554805 * k), theirs, rtol=1e-14)
 
 
+# Sums of sigmoids.
+
+
+SUMS = [
+    ua.sigmoid_sum(0.1, 2.0), ua.tanh_sum(0.1, 2.0), ua.sigmoid_sum(0.05, 1.0, 500.0),
+    ua.sigmoid_sum(0.3, 1.0, 0.5), ua.tanh_sum(0.3, 1.0, 4.0), ua.sigmoid_sum(0.3, 1.0),
+    ua.sigmoid_sum(1.0, 1.0), ua.scale(ua.sigmoid_sum(0.1, 2.0), 5.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("act", SUMS, ids=str)
+def test_sums_of_sigmoids_are_as_near_to_relu_as_they_say(act):
+    x = np.linspace(-act.reach, act.reach, 8001)
+    rho = np.asarray(act(jnp.asarray(x)))
+    gap = np.abs(rho - np.maximum(x, 0)).max()
+    assert 0.2 * act.relu_gap < gap <= act.relu_gap
+    assert np.ptp(rho - np.maximum(x, 0)) <= act.line_oscillation
+    # The tail is bounded on the whole half-line: rho increases from 0.
+    tail = np.asarray(act(jnp.asarray(-np.geomspace(1e-9, 1e3, 999))))
+    assert tail.min() >= 0 and tail.max() <= min(act.tail_sup, act.tail_oscillation)
+    assert (np.diff(rho) >= -1e-15).all()
+    assert np.diff(rho)[x[1:] <= 0].max() / (x[1] - x[0]) <= act.tail_lipschitz
+    assert not act.identity_on_positives and math.isfinite(act.reach)
+
+
+def test_a_sum_of_sigmoids_is_its_formula():
+    x, h, M, k = np.linspace(-3, 3, 61), 0.25, 2.0, 7.0
+    t = (np.arange(8) + 0.5) * h
+    expected = h * (1 / (1 + np.exp(-k * (x[:, None] - t)))).sum(1)
+    assert_close(ua.sigmoid_sum(h, M, k)(jnp.asarray(x)), expected, atol=1e-14)
+    expected = h / 2 * (1 + np.tanh(k * (x[:, None] - t))).sum(1)
+    assert_close(ua.tanh_sum(h, M, k)(jnp.asarray(x)), expected, atol=1e-14)
+    assert ua.sigmoid_sum(h, M, k)(jnp.float32(1.0)).dtype == jnp.float32
+    assert ua.sigmoid_sum(h, M)(jnp.ones((2, 3))).shape == (2, 3)
+
+
+def test_the_gap_of_a_sum_of_sigmoids_is_proportional_to_their_distance():
+    gaps = [ua.sigmoid_sum(h, 1.0).relu_gap / h for h in (0.1, 0.01, 0.001)]
+    assert gaps == pytest.approx([math.sqrt(math.log(2)) / 2] * 3)
+    # No steepness has a smaller bound.
+    assert all(ua.sigmoid_sum(0.1, 1.0, k).relu_gap >= 0.1 * gaps[0] for k in (5, 30, 35, 400))
+
+
+@pytest.mark.parametrize("act", SUMS[:4], ids=str)
+def test_composing_sums_of_sigmoids_shrinks_their_reach(act):
+    composed = ua.compose(act, 3)
+    assert composed.reach == max(act.reach - 2 * act.relu_gap, 0)
+    if composed.reach:
+        x = np.linspace(-composed.reach, composed.reach, 2001)
+        gap = np.asarray(composed(jnp.asarray(x))) - np.maximum(x, 0)
+        assert np.abs(gap).max() <= composed.relu_gap
+
+
+@pytest.mark.parametrize("make", [ua.sigmoid_sum, ua.tanh_sum])
+def test_sums_of_sigmoids_refuse(make):
+    for arguments in ((0.0, 1.0), (0.1, 0.0), (-0.1, 1.0), (0.1, math.inf), (0.2, 0.1),
+                      (0.1, 1.0, 0.0), (0.1, 1.0, math.nan)):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{make.__name__}: "):
+            make(*arguments)
+    act = make(0.1, 2.0)
+    assert ua.from_description(json.loads(json.dumps(ua.describe(act)))) == act
+    assert pickle.loads(pickle.dumps(act)) == act
+
+
+# Claimed constants.
+
+
+@pytest.mark.parametrize("act", [*BUILT_IN, *SUMS[:2], ua.scale(ua.mish, 1e4)], ids=str)
+def test_check_passes_true_constants_and_refuses_smaller_ones(act):
+    seen = ua.check(act)
+    assert ua.is_known(act)
+    for name in CONSTANTS:
+        assert getattr(seen, name) <= getattr(act, name) * (1 + 1e-9)
+        if getattr(seen, name) > 1e-6:
+            false = dataclasses.replace(act, **{name: 0.99 * getattr(seen, name)})
+            assert not ua.is_known(false)
+            with pytest.raises(ValueError, match=rf"claims {name} = [\d.e-]+, measured"):
+                ua.check(false)
+    for name in ("identity_on_positives", "nonpositive_tail"):
+        if not getattr(act, name) and act.name not in ("hard_swish", "gelu", "silu", "mish"):
+            x = jnp.linspace(-1, 1, 201)
+            holds = {
+                "identity_on_positives": jnp.allclose(act(x[100:]), x[100:]),
+                "nonpositive_tail": (act(x[:101]) <= 0).all(),
+            }[name]
+            if not holds:
+                with pytest.raises(ValueError, match=f"claims {name} = True, measured rho"):
+                    ua.check(dataclasses.replace(act, **{name: True}))
+
+
+def test_check_finds_a_bend_at_every_scale():
+    for k in (1e-4, 1.0, 1e6):
+        act = ua.scale(ua.softplus, k)
+        assert ua.check(act).relu_gap == pytest.approx(act.relu_gap, rel=1e-6)
+        with pytest.raises(ValueError, match="relu_gap"):
+            ua.check(dataclasses.replace(act, relu_gap=0.999 * act.relu_gap))
+
+
+def _bad(x, kind):
+    return {
+        "nan": jnp.where(x > 3, jnp.nan, x),
+        "shape": x[None],
+        "integers": jnp.round(x).astype(jnp.int32),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("nan", "is nan at x = 3.0"),
+    ("shape", "expected floats of the same shape"),
+    ("integers", "to int32 .* expected floats"),
+])  # fmt: skip
+def test_check_refuses_what_is_no_activation(kind, message):
+    with pytest.raises(ValueError, match=f"check: own .*{message}"):
+        ua.check(ua.Activation("own", 1.0, 1.0, 1.0, 1.0, _bad, (kind,)))
+    with pytest.raises(TypeError, match="check: expected an Activation"):
+        ua.check(jax.nn.relu)
+
+
+def _counted(x, calls):
+    calls.append(x.shape)
+    return jax.nn.relu(x)
+
+
+class _Calls(list):
+    __hash__ = object.__hash__
+
+
+def test_check_is_cached_where_the_parameters_hash_and_works_under_jit():
+    for calls, cached in ((_Calls(), True), ([], False)):
+        act = ua.Activation("own", 0.0, 0.0, 0.0, 0.0, _counted, (calls,))
+        jax.jit(lambda v: v * ua.check(act).relu_gap)(1.0)  # noqa: B023
+        first = len(calls)
+        assert first and ua.check(act).relu_gap == 0
+        assert (len(calls) == first) == cached
+
+
 def test_equal_by_value():
     makers = [
         lambda: ua.elu(0.5),

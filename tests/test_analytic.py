@@ -226,7 +226,7 @@ def test_noise_in_l2_stays_under_the_bounds(name, dtype):
         certified, found = analytic.block_schedule(D, W, **options)
         omega = np.linalg.norm(matrix(certified.W), axis=0).max()
         assert omega <= certified.omega == pytest.approx(omega, rel=1e-8)
-        guard = certified.guard * s
+        guard = certified.guard * s + certified.noise_guard * delta * omega / certified.C_W
         expected = theory.schedule(
             certified.mu_W,
             omega,

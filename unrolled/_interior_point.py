@@ -21,6 +21,12 @@ _LEAST_SLACK = 0.03
 _LEAST_EXCESS = 1e-8
 # Keeps a scale from being zero.
 _TINY = 1e-300
+# From an interior point to a vertex: exchanges allowed per entry of w and besides, and what counts
+# as a violated constraint and as a falling multiplier.
+_PIVOTS_PER_ROW, _PIVOTS = 2, 20
+_VIOLATED, _FALLING = 1e-13, 1e-9
+# The weight of the equality, which is always tight, over that of the tightest constraint.
+_ALWAYS = 1e3
 
 
 def lapack() -> ModuleType:
@@ -246,7 +252,8 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
         tol: relative gap of the bounds.
 
     The lower bound comes from the multipliers (v, nu): if B v + u = nu a_i with norm(u, 1) = 1,
-    then nu - level norm(v, 1) <= norm(w, inf).
+    then nu - level norm(v, 1) <= norm(w, inf). Where the gap of the interior point is too wide, a
+    vertex near it follows.
     """
     a, B = A[:, i], np.delete(A.T, i, axis=0).T  # B in Fortran order
     n, m = B.shape[1], len(a)
@@ -254,11 +261,75 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     level = min(level, np.abs(B).sum(0).max(initial=1.0) * np.abs(w).max())
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
     found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
-    found = _pulled_inside(B, level * (1 - 1e-12), a, found, w)
-    u = nu * a - (blas().dgemv(1.0, B, v[:n]) if n else 0)
-    lower = (nu - level * np.abs(v[:n]).sum()) / np.abs(u).sum()
-    best = min(found, w, key=lambda w: np.abs(w).max())
-    return LeastEntries(best, np.abs(best).max(), max(lower, 0.0))
+    best, lower = w, 0.0
+    for from_vertex in (False, True):
+        if from_vertex:
+            found, (v, nu) = _vertex(B, b, e, a, found, v)
+        inside = _pulled_inside(B, level * (1 - 1e-12), a, found, w)
+        best = min(inside, best, key=lambda w: np.abs(w).max())
+        lower = max(lower, _lower_bound(B, level, a, v[:n], nu))
+        upper = np.abs(best).max()
+        if upper - lower <= tol * upper:
+            break
+    return LeastEntries(best, upper, lower)
+
+
+def _lower_bound(B: np.ndarray, level: float, a: np.ndarray, v: np.ndarray, nu: float) -> float:
+    """What any multipliers (v, nu) prove."""
+    u = nu * a - (blas().dgemv(1.0, B, v) if len(v) else 0)
+    size = np.abs(u).sum()
+    return float(max((nu - level * np.abs(v).sum()) / size, 0.0)) if size else 0.0
+
+
+def _vertex(
+    B: np.ndarray, b: np.ndarray, e: np.ndarray, a: np.ndarray, w: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, float]]:
+    """w and the multipliers (v, nu) of a vertex near an interior point, by a dual simplex method.
+
+    At a thin level the multipliers are large, and magnify what the interior point leaves of the
+    dual conditions to a gap of 1e-5 and more; at a vertex nothing is left of them. The vertex is
+    that of the m constraints with the largest ratios of multiplier to slack that are independent;
+    while it violates another constraint, that one enters.
+    """
+    from scipy.linalg import qr
+
+    m, M = len(a), np.hstack([B, np.eye(len(a))])
+    at = M.T @ w
+    slack = b + e * np.abs(w).max() - np.abs(at)
+    ratio = np.abs(v) / np.maximum(slack, _TINY + np.finfo(float).eps * np.max(b + e))
+    ratio = np.append(_ALWAYS**2 * ratio.max(), np.maximum(ratio, _TINY))
+    rows = np.column_stack([np.append(a, 0.0), np.vstack([M * np.where(at < 0, -1, 1), -e])])
+    weighted = rows / np.linalg.norm(rows, axis=0) * np.sqrt(ratio / ratio[0])
+    order = qr(weighted, mode="r", pivoting=True)[-1][: m + 1]
+    tight = order[order > 0] - 1
+    S, right = np.column_stack([rows[:, 0], rows[:, tight + 1]]), np.append(1.0, b[tight])
+    cost = np.append(np.zeros(m), 1.0)
+    found = w, (v, 0.0)
+    for _ in range(_PIVOTS_PER_ROW * m + _PIVOTS):
+        if len(tight) < m:
+            break
+        try:
+            x, c = np.linalg.solve(S.T, right), np.linalg.solve(S, cost)
+        except np.linalg.LinAlgError:
+            break
+        multipliers = np.zeros(len(b))
+        multipliers[tight] = -c[1:] * np.where(np.sum(M[:, tight] * S[:m, 1:], 0) < 0, -1, 1)
+        found = x[:m], (multipliers, float(c[0]))
+        at = M.T @ x[:m]
+        excess = np.abs(at) - b - e * x[m]
+        excess[tight] = -1.0
+        r = int(excess.argmax())
+        if excess[r] <= _VIOLATED * max(1.0, abs(x[m])):
+            break
+        row = np.append(M[:, r] * np.sign(at[r]), -e[r])
+        y = np.linalg.solve(S, row)[1:]
+        falls = y > _FALLING
+        if not falls.any():
+            break
+        steps = np.maximum(-c[1:], 0) / np.where(falls, y, 1)
+        j = int(np.argmin(np.where(falls, steps, np.inf)))
+        tight[j], S[:, j + 1], right[j + 1] = r, row, b[r]
+    return found
 
 
 def _pulled_inside(

@@ -427,6 +427,46 @@ def test_rounding_guard_is_4_eps_G_s_B(dtype, precision, eps):
     assert found == pytest.approx(expected, rel=9 * float(np.finfo(dtype).eps))
 
 
+def test_rounding_guard_covers_the_noise():
+    rng = np.random.default_rng(6)
+    D, W = unit(rng.normal(size=(9, 14))), rng.normal(size=(9, 14))
+    expected = 4 * EPS * ((np.abs(W).T @ np.abs(D)).max() * 3 * 2.5 + np.abs(W).max() * 7)
+    assert theory.rounding_guard(W, D, sparsity=3, bound=2.5, noise=7.0) == pytest.approx(expected)
+    assert theory.rounding_guard(W, D, sparsity=0, bound=0.0, noise=1.0) == pytest.approx(
+        4 * EPS * np.abs(W).max()
+    )
+    # A Conv is measured by its filters.
+    C = conv("1-D valid, stride 3")
+    dense = np.asarray(everything(C, C)[-1])
+    given = dict(sparsity=2, bound=1.0, noise=5.0)
+    assert theory.rounding_guard(C, C, **given) == pytest.approx(
+        theory.rounding_guard(dense, dense, **given), rel=ROUNDING
+    )
+
+
+def test_large_noise_makes_no_false_positive_by_its_rounding():
+    # float32: rounding of y and of W'y grows with delta, far above 4 eps s B.
+    rng, B, delta = np.random.default_rng(0), 1.0, 1e5
+    D = np.linalg.qr(rng.normal(size=(12, 12)))[0].astype(np.float32)
+    X = np.zeros((3000, 12), np.float32)
+    X[np.arange(3000), rng.integers(12, size=3000)] = B
+    # Noise in the entry that holds C_W meets the whole bound in the product with its atom.
+    E = np.zeros((3000, 12))
+    row, atom = np.unravel_index(np.abs(D).argmax(), D.shape)
+    E[:, row] = delta * rng.uniform(1 - 1e-7, 1, 3000)
+    Y = (X.astype(float) @ D.T.astype(float) + E).astype(np.float32)
+    scores = np.abs(Y @ D)
+    products = D.T.astype(float) @ D
+    mu, C_W = np.abs(products - np.diag(np.diag(products))).max(), float(np.abs(D).max())
+    wrong = []
+    for noise in (0.0, delta):
+        guard = theory.rounding_guard(D, D, sparsity=1, bound=B, noise=noise)
+        options = dict(sparsity=1, bound=B, noise=delta, depth=1, guard=guard)
+        theta = theory.schedule(mu, C_W, **options).theta
+        wrong.append(int(((scores > theta) & (X == 0)).any(1).sum()))
+    assert wrong[0] > 0 and wrong[1] == 0
+
+
 def test_rounding_guard_of_unit_atoms_with_themselves_has_G_one():
     D = unit(np.random.default_rng(9).normal(size=(20, 40)))
     assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) == pytest.approx(
@@ -458,6 +498,8 @@ def test_rounding_guard_errors():
         ({"sparsity": 1.0}, TypeError),
         ({"bound": -1.0}, ValueError),
         ({"bound": math.nan}, ValueError),
+        ({"noise": -1.0}, ValueError),
+        ({"noise": math.nan}, ValueError),
         ({"precision": "fp8"}, ValueError),
     )
     for options, error in cases:

@@ -1,5 +1,6 @@
 """Schedules per atom, stability of iterates, objectives and plans, on random members of classes."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -276,7 +277,7 @@ def test_tiny_pairs_stay_under_the_recursion_whether_it_contracts_or_not():
 
 def test_schedules_per_atom_contract_where_the_worst_atom_does_not():
     p, rng = load("one poor atom"), np.random.default_rng(4)
-    assert np.sort(p.mus)[-2] < 0.18 and 0.34 <= p.mu < 0.4
+    assert np.sort(p.mus)[-2] < 0.18 and 0.34 * (1 - 4 * EPS) <= p.mu < 0.4  # .34 to rounding
     options = dict(sparsity=2, bound=1.0, depth=100, guard=p.guard(2))
     found = p.atoms(**options)
     assert found.holds and not p.common(**options).holds
@@ -907,6 +908,34 @@ def test_theorem_of_agrees_with_the_schedule_on_activations_of_a_user():
     assert found.holds and found.theorem == "10"
 
 
+def test_false_constants_of_a_user_are_refused():
+    rho = act.Activation("shifted", 1.0, 0.05, 0.1, 0.04, shifted)
+    with pytest.raises(ValueError, match="shifted claims relu_gap = 0.04, measured 0.0[45]"):
+        activation_schedule(rho, 1e-3, 1.0, d=16, sparsity=1, bound=1.0, depth=3)
+    false = dataclasses.replace(act.elu(1.0), tail_sup=0.5, tail_oscillation=0.5)
+    for rho in (false, act.scale(false, 3.0)):
+        with pytest.raises(ValueError, match=r"claims tail_sup = 0\.\d+, measured"):
+            activation_schedule(rho, 1e-3, 1.0, d=16, sparsity=1, bound=1.0, depth=3)
+
+
+@pytest.mark.parametrize("make", [act.sigmoid_sum, act.tanh_sum])
+def test_sums_of_sigmoids_stay_under_the_bounds_of_theorem_10(make):
+    # The largest argument is B + 2 theta_0 = 1 + 4 mu B = 1.5, and 1.6 leaves room for the gap.
+    p, X = load("hadamard"), two_spikes(128, 3, 70)
+    options = dict(d=128, sparsity=2, bound=1.0, depth=60)
+    last = []
+    for h in (4e-3, 1e-3):
+        found = activation_schedule(make(h, 1.6), 1 / 8, 1.0, **options)
+        assert (found.holds, found.theorem, found.vacuous) == (True, "10", False)
+        errors = errors_of(make(h, 1.6), p, found, X)
+        assert (errors <= found.error[1:]).all()
+        last.append(errors[-1])
+    assert last[0] / last[1] == pytest.approx(4, rel=0.5)  # no factor that grows with the depth
+    # Where an argument may leave the reach, nothing is claimed.
+    short = activation_schedule(make(1e-3, 1.4), 1 / 8, 1.0, **options)
+    assert (short.holds, short.theorem, short.floor) == (False, "", math.inf)
+
+
 def test_the_printed_condition_on_L_is_void_and_the_corrected_one_is_that_of_the_tail():
     # C-17. L, the Lipschitz constant of rho, is at least 1 since rho(x) = x on x >= 0: 2 - 2 L <=
     # 0. With L_h instead, mu (2 L_h^m d + (2 - 2 L_h^m) s) < 1 holds for ELU(.1) from m = 2 on, for
@@ -921,8 +950,9 @@ def test_the_printed_condition_on_L_is_void_and_the_corrected_one_is_that_of_the
             assert found.holds  # by its bounded tail, with a = (2s-1) mu alone
             if slope < 1:
                 first.setdefault(alpha, m)
-                assert found.contraction == pytest.approx(slope)
-                assert found.floor == pytest.approx(s * rho.tail_oscillation / (1 - slope))
+                # The condition bounds the l1 norm, which is above the spectral radius.
+                assert found.contraction <= slope
+                assert found.floor <= s * rho.tail_oscillation / (1 - slope) * (1 + 1e-12)
             else:
                 assert found.contraction == pytest.approx(3 * mu)
     assert first == {0.1: 2, 0.5: 8}

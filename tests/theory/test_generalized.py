@@ -865,10 +865,34 @@ def test_weights_of_least_entries_keep_their_level_and_their_unit_diagonal(name,
 @pytest.mark.parametrize("name", ["near duplicate", "rows from 1e-6 to 1", "vandermonde", "bumps"])
 def test_least_entries_close_their_gap_also_at_thin_levels(name):
     found = least(name, None)
-    # The multipliers of a near duplicate at its level are near 1e6, and multiply the dual residual
-    # in the gap.
-    most = 2e-2 if name == "near duplicate" else 1e-5
+    # The multipliers of a near duplicate at its level are near 1e6, and magnify the 1e-12 by which
+    # every w stays inside.
+    most = 1e-5 if name == "near duplicate" else 1e-6
     assert np.max((found.per_atom_upper - found.per_atom_lower) / found.per_atom_upper) <= most
+    assert found.holds or name == "near duplicate"
+
+
+@pytest.mark.parametrize("name", ["rows from 1e-6 to 1", "vandermonde", "bumps"])
+@pytest.mark.parametrize("above", [1e-5, 1e-7, 1e-9])
+def test_least_entries_hold_at_levels_just_above_the_coherence(name, above):
+    A = matrix(name)
+    found = theory.minimal_entry_weights(A, float(solved(name).upper) * (1 + above))
+    gap = (found.per_atom_upper - found.per_atom_lower) / found.per_atom_upper
+    assert np.isfinite(found.upper) and gap.max() <= 3e-6
+    assert products(found.W, A)[0].max() <= found.coherence
+
+
+@pytest.mark.parametrize("tol", [0.3, 0.03, 1e-3])
+def test_a_loose_tolerance_refuses_no_level_above_the_coherence(tol):
+    # The programs of the start are solved to tol: at a level between mu~ and mu~ (1 + tol) they may
+    # look infeasible.
+    A = matrix("gaussian 8x16")
+    mu = float(solved("gaussian 8x16").upper)
+    for above in (1e-6, tol / 10):
+        found = theory.minimal_entry_weights(A, mu * (1 + above), tol)
+        assert found.holds and np.isfinite(found.per_atom_upper).all()
+    below = theory.minimal_entry_weights(A, mu * (1 - 1e-6), tol)
+    assert np.isinf(below.per_atom_upper).any() and not below.holds
 
 
 def test_a_wider_level_needs_no_larger_entries():

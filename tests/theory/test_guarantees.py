@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 
     def schedule(self, s, noise=0.0, depth=200, guard=None):
         guard = (
-            theory.rounding_guard(self.W, self.D, sparsity=s, bound=BOUND)
+            theory.rounding_guard(self.W, self.D, sparsity=s, bound=BOUND, noise=noise)
             if guard is None
             else guard
         )
@@ -439,6 +439,14 @@ def test_the_corrected_chain_converges_where_the_printed_one_diverges(K, certifi
     schedules = theory.deep_schedule((1 / 16, 1 / 4), (1.0, 0.5), guards=(1e-13, 1e-13), **options)
     # The numbers of C-13, to their digits.
     assert schedules[1].error[-1] == pytest.approx(certificate, rel=0.02)
+    # A code with 8 nonzeros errs on 8 entries, and w_i has 4 nonzeros: half of C_W = 1/2.
+    gains = tuple(theory.error_gain(D, sparsity=s) for D, s in zip((D1, D2), (0, 8)))
+    assert gains[1] == pytest.approx(1 / 4)
+    sharper = theory.deep_schedule(
+        (1 / 16, 1 / 4), (1.0, 0.5), guards=(1e-13, 1e-13), gains=gains, **options
+    )
+    assert sharper[1].error[-1] < 0.52 * schedules[1].error[-1]
+    schedules = sharper
     params = analytic.dsc((D1, D2), Ws=(D1, D2), **options)
     codes = code((K, K), params, (D1, D2), X1 @ D1.T)
     for found, truth, p, x in zip(schedules, (X1, X2), params, codes):

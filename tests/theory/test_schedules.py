@@ -1,13 +1,14 @@
 """Schedules against the closed form of their recursion, and the bounds that need no schedule."""
 
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import activations, theory
+from unrolled import activations, dictionaries, theory
 from unrolled.theory import activation_schedule, deep_schedule, schedule
 
 EPS = np.finfo(np.float64).eps
@@ -170,6 +171,54 @@ def test_deep_schedule_follows_the_hand_recursion():
         before = E[-1]
 
 
+def test_gains_take_the_place_of_C_W_for_what_is_inherited():
+    mus, C_Ws, s, B, K = [0.05, 0.2, 0.1], [1.0, 0.5, 0.7], [4, 2, 1], [1.0, 3.0, 2.0], [9, 10, 20]
+    options = dict(sparsities=s, bounds=B, noises=[0.01, 0.0, 0.1], depths=K)
+    plain = deep_schedule(mus, C_Ws, **options)
+    same = deep_schedule(mus, C_Ws, gains=C_Ws, **options)
+    assert [b.error.tolist() for b in same] == [b.error.tolist() for b in plain]
+    gains, before = [9.0, 0.3, 0.2], 0.0  # the first is not used
+    for j, block in enumerate(deep_schedule(mus, C_Ws, gains=gains, **options)):
+        c = C_Ws[j] * options["noises"][j] + gains[j] * before
+        a = (2 * s[j] - 1) * mus[j]
+        assert block.floor == pytest.approx(2 * s[j] * c / (1 - a))
+        assert block.error[0] == plain[j].error[0] and block.error[-1] <= plain[j].error[-1]
+        before = block.error[-1]
+    assert plain[2].error[-1] > 1.2 * before
+
+
+def test_error_gain_is_the_most_that_a_sparse_error_moves_a_product():
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(7, 9))
+    assert theory.error_gain(W, sparsity=0) == theory.error_gain(W, sparsity=1) == np.abs(W).max()
+    gains = [theory.error_gain(W, sparsity=s) for s in range(1, 12)]
+    assert all(np.diff(gains) <= 0)
+    assert gains[6] == pytest.approx(np.abs(W).sum(0).max() / 7)
+    assert gains[10] == pytest.approx(np.abs(W).sum(0).max() / 11)  # longer than w_i
+    for s in (1, 3, 7):
+        h = np.zeros((2000, 7))
+        for row in h:
+            row[rng.choice(7, s, replace=False)] = rng.uniform(-1, 1, s)
+        moved = np.abs(h @ W).max(1) / np.abs(h).max(1) / s
+        assert moved.max() <= gains[s - 1] * (1 + 1e-12)
+        i = np.argmax(np.sort(np.abs(W), 0)[-s:].sum(0))
+        top = np.argsort(-np.abs(W[:, i]))[:s]
+        worst = np.zeros(7)
+        worst[top] = np.sign(W[top, i]) / s  # l1 norm 1, l_inf norm 1 / s
+        assert worst @ W[:, i] == pytest.approx(gains[s - 1])
+
+
+@pytest.mark.parametrize("boundary, N", [("valid", 9), ("circular", 8), ("circular", 2)])
+def test_error_gain_of_a_convolution_is_that_of_its_matrix(boundary, N):
+    filters = np.random.default_rng(1).normal(size=(3, 2, 4))
+    D = dictionaries.Conv(filters, N, 1, boundary)
+    matrix = np.asarray(dictionaries.dense(D))
+    for s in (1, 2, 5):
+        assert theory.error_gain(D, sparsity=s) == pytest.approx(
+            theory.error_gain(matrix, sparsity=s)
+        )
+
+
 def test_deep_schedule_of_one_block_is_schedule_and_defaults_are_zero():
     (block,) = deep_schedule([0.1], [0.7], sparsities=[3], bounds=[2.0], depths=[9])
     alone = schedule(0.1, 0.7, sparsity=3, bound=2.0, depth=9)
@@ -216,12 +265,12 @@ def test_unbounded_noise_never_makes_nan(mu, s):
 
 
 @pytest.mark.parametrize(
-    "name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas"]
+    "name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas", "gains"]
 )
 def test_deep_schedule_refuses_sequences_of_other_lengths(name):
     options = {"C_Ws": [1.0] * 2, "sparsities": [1] * 2, "bounds": [1.0] * 2,
                "noises": [0.0] * 2, "depths": [3] * 2,
-               "guards": [0.0] * 2, "etas": [0.0] * 2}  # fmt: skip
+               "guards": [0.0] * 2, "etas": [0.0] * 2, "gains": [1.0] * 2}  # fmt: skip
     deep_schedule([0.1, 0.1], **options)
     with pytest.raises(ValueError, match=f"{name} has length 3; expected 2, one per block"):
         deep_schedule([0.1, 0.1], **{**options, name: [1] * 3})
@@ -279,18 +328,72 @@ def test_error_bar_and_code_bound_are_never_violated(pair):
 def test_error_bar_by_its_formula(pair):
     D, W, mu, C, eta = pair
     rng = np.random.default_rng(2)
-    x, y = sparse(rng, 48, 1), rng.normal(size=24)
-    expected = (np.abs(W.T @ (y - D @ x)).max() + C * 0.3) / (1 - mu - eta)
-    bar = theory.error_bar(W, D, x, y, sparsity=1, noise=0.3)
-    assert np.all(np.asarray(bar[:3]) >= np.asarray([1, math.sqrt(2), 2]) * expected)
-    assert bar[:3] == pytest.approx(
-        (expected, math.sqrt(2) * expected, 2 * expected), rel=ROUNDED_UP
-    )
+    y = rng.normal(size=24)
+    for x, n in ((sparse(rng, 48, 1, least=0.1), 2), (np.zeros(48), 1)):
+        r = np.sort(np.abs(W.T @ (y - D @ x)))[::-1] + C * 0.3
+        expected = np.array([r[0], r[:n].sum()]) / (1 - (n - 1) * mu - eta)
+        bar = theory.error_bar(W, D, x, y, sparsity=1, noise=0.3)
+        assert bar.holds and (bar.linf, bar.l1) == pytest.approx(expected, rel=ROUNDED_UP)
+        assert bar.linf >= expected[0] and bar.l1 >= expected[1]
+        assert bar.l2 == pytest.approx(math.sqrt(bar.linf * bar.l1))
+        assert bar.l1 <= n * bar.linf and bar.l2 <= math.sqrt(n) * bar.linf
     for s in (1, 2):
         expected = (np.abs(W.T @ y).max() + C * 0.3) / (1 - (s - 1) * mu - eta)
-        assert theory.code_bound(W, D, y, sparsity=s, noise=0.3) == pytest.approx(
-            expected, rel=ROUNDED_UP
-        )
+        found = theory.code_bound(W, D, y, sparsity=s, noise=0.3)
+        assert found == pytest.approx(expected, rel=ROUNDED_UP)
+        assert found == theory.error_bar(W, D, np.zeros(48), y, sparsity=s, noise=0.3).linf
+
+
+def test_error_bar_counts_the_nonzeros_of_the_given_code(pair):
+    D, W, mu, _, eta = pair
+    rng, tightest = np.random.default_rng(4), 0.0
+    for _ in range(40):
+        # x has more nonzeros than the class, none, or as many; W'D restricted to n atoms decides.
+        s, k = int(rng.integers(0, 2)), int(rng.integers(0, 4))
+        truth, x = sparse(rng, 48, s), sparse(rng, 48, k, least=0.1)
+        bar = theory.error_bar(W, D, x, D @ truth, sparsity=s)
+        n = k + s
+        assert bar.holds == (n == 0 or (n - 1) * mu + eta < 1)
+        h = x - truth
+        true = np.array([np.abs(h).max(), np.linalg.norm(h), np.abs(h).sum()])
+        assert (true <= np.array(bar[:3]) * (1 + 1e-12)).all()
+        if bar.holds and true[0]:
+            tightest = max(tightest, true[2] / bar.l1)
+    assert tightest > 0.7
+    # All entries of h: n is capped by d.
+    full = theory.error_bar(np.eye(3), np.eye(3), np.ones(3), np.zeros(3), sparsity=3)
+    assert full.holds and full.linf == pytest.approx(1) and full.l1 == pytest.approx(3)
+
+
+def test_error_bar_covers_the_rounding_of_its_own_residual():
+    # The residual of x = x* is mostly rounding: fractions give the exact code of the stored y.
+    rng, below = np.random.default_rng(5), 0
+    for _ in range(60):
+        m = 6
+        D = unit(rng.integers(-9, 10, (m, m)) + 20 * np.eye(m))
+        W = np.linalg.inv(D).T
+        x = rng.normal(size=m)
+        y = D @ x
+        bar = theory.error_bar(W, D, x, y, sparsity=m)
+        exact = [[Fraction(v) for v in row] for row in np.column_stack([D, y]).tolist()]
+        h = np.array([float(a - Fraction(b)) for a, b in zip(solved(exact), x.tolist())])
+        assert np.abs(h).max() <= bar.linf and np.abs(h).sum() <= bar.l1
+        assert bar.linf < 1e-11
+        below += np.abs(W.T @ (y - D @ x)).max() < 0.99 * np.abs(h).max()
+    assert below > 5  # the score alone is no bound
+
+
+def solved(rows):
+    """The exact solution of a square system of fractions, by Gauss and Jordan."""
+    n = len(rows)
+    for i in range(n):
+        pivot = next(k for k in range(i, n) if rows[k][i])
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [v / rows[i][i] for v in rows[i]]
+        for k in range(n):
+            if k != i:
+                rows[k] = [a - rows[k][i] * b for a, b in zip(rows[k], rows[i])]
+    return [row[n] for row in rows]
 
 
 def test_error_bar_is_attained_by_two_atoms():
@@ -307,7 +410,7 @@ def test_error_bar_is_attained_by_two_atoms():
 def test_error_bar_beyond_its_hypotheses(pair):
     D, W, *_ = pair
     y = np.ones(24)
-    for s, x in ((40, np.zeros(48)), (1, sparse(np.random.default_rng(3), 48, 2, least=0.1))):
+    for s, x in ((40, np.zeros(48)), (1, sparse(np.random.default_rng(3), 48, 40, least=0.1))):
         assert theory.error_bar(W, D, x, y, sparsity=s) == (math.inf, math.inf, math.inf, False)
     assert theory.code_bound(W, D, y, sparsity=48) == math.inf
     empty = theory.error_bar(W, D, np.zeros(48), y, sparsity=0)
@@ -417,14 +520,72 @@ def test_the_floor_of_a_bounded_tail():
 
 
 def test_the_floor_of_a_small_slope():
-    # alpha = mu (2 L d + (2 - 2 L) s); floor (s osc + (2 s + 2 L (d - s)) C delta) / (1 - alpha).
+    # The l1 norm of the recursion gives alpha = mu (2 L d + (2 - 2 L) s) and the floor
+    # (s osc + (2 s + 2 L (d - s)) C delta) / (1 - alpha); the radius and the limit are smaller.
     mu, C, d, s, delta, L = 0.01, 0.7, 40, 2, 0.01, 0.1
-    found = activation_schedule(act.elu(L), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=1)
-    alpha = mu * (2 * L * d + (2 - 2 * L) * s)
-    assert found.contraction == pytest.approx(alpha)
-    assert found.floor == pytest.approx(
-        (s * L + (2 * s + 2 * L * (d - s)) * C * delta) / (1 - alpha)
+    found = activation_schedule(
+        act.elu(L), mu, C, d=d, sparsity=s, bound=1.0, noise=delta, depth=60
     )
+    alpha = mu * (2 * L * d + (2 - 2 * L) * s)
+    assert 0.9 * alpha < found.contraction < alpha
+    floor = (s * L + (2 * s + 2 * L * (d - s)) * C * delta) / (1 - alpha)
+    assert 0.9 * floor < found.floor < floor
+    assert found.floor == pytest.approx(found.error[-1], rel=1e-12)
+
+
+def test_an_unbounded_tail_contracts_by_its_spectral_radius():
+    # The l1 norm is 1.016, the radius .771: the errors converge although the norm does not say so.
+    options = dict(d=32, sparsity=2, bound=1.0, noise=0.0)
+    found = activation_schedule(act.leaky_relu(0.001), 0.25, 1.0, depth=200, **options)
+    assert found.holds and found.theorem == "15" and not found.vacuous
+    assert found.contraction == pytest.approx(0.771, abs=5e-4)
+    assert found.floor == pytest.approx(0.00869, abs=5e-6)
+    assert found.error[-1] == pytest.approx(found.floor, rel=1e-12)
+
+
+RECURSIONS = [
+    act.leaky_relu(0.001), act.leaky_relu(0.03), act.leaky_relu(0.3), act.elu(0.1), act.elu(1.0),
+    act.compose(act.elu(0.5), 4), act.scale(act.elu(), 1e3), act.scale(act.softplus, 30.0),
+    act.relu,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rho", RECURSIONS, ids=str)
+def test_the_floor_is_the_limit_of_the_recursion_and_exists_exactly_where_it_converges(rho):
+    rng, converging, diverging = np.random.default_rng(0), 0, 0
+    for _ in range(25):
+        d, s = int(rng.integers(2, 60)), int(rng.integers(0, 4))
+        mu, noise, eta = 10.0 ** rng.uniform(-3, 0), rng.choice([0, 0.02]), rng.choice([0, 0.01])
+        found = activation_schedule(
+            rho, mu, 1.0, d=d, sparsity=s, bound=1.0, noise=noise, eta=eta, depth=2000
+        )
+        if found.holds and found.contraction < 0.98:
+            converging += 1
+            assert found.error[-1] == pytest.approx(found.floor, rel=1e-9, abs=1e-12)
+            # Around the limit the error contracts by the radius, and no faster.
+            off = np.abs(found.error - found.floor)
+            k = np.flatnonzero(off > 1e-9 * (1 + found.floor))[-1:]
+            if len(k) and k[0] > 60 and not noise:
+                assert off[k[0]] / off[k[0] - 1] == pytest.approx(found.contraction, rel=1e-3)
+        elif not found.holds:
+            diverging += 1
+            assert found.contraction >= 1 and found.floor == math.inf
+            assert s == 0 or found.contraction < 1.01 or found.error[-1] > 1e3
+    assert converging > 2 and diverging > 0
+
+
+def test_an_error_above_its_beginning_is_vacuous():
+    options = dict(d=40, sparsity=2, bound=1.0)
+    wide = activation_schedule(act.silu, 0.3, 1.0, depth=400, **options)
+    assert wide.holds and wide.vacuous and wide.error[-1] > wide.error[0]
+    for rho in (act.relu, act.scale(act.silu, 1e3)):
+        found = activation_schedule(rho, 0.3, 1.0, depth=400, **options)
+        assert found.holds and not found.vacuous and found.error[-1] < found.error[0]
+        assert activation_schedule(rho, 0.3, 1.0, depth=0, **options).vacuous
+        assert activation_schedule(rho, 0.34, 1.0, depth=400, **options).vacuous
+    assert not activation_schedule(
+        act.relu, 0.3, 1.0, depth=3, d=40, sparsity=0, bound=1.0
+    ).vacuous  # x = 0 is the code
 
 
 def test_scaling_divides_the_noiseless_floor():

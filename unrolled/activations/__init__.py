@@ -18,14 +18,21 @@ from unrolled.activations._activation import (
     relu,
     scale,
     selu,
+    sigmoid_sum,
     silu,
     softplus,
+    tanh_sum,
+)
+from unrolled.activations._check import (
+    Constants,
+    check,
 )
 from unrolled.activations._names import (
     NAMED,
     by_name,
     describe,
     from_description,
+    is_known,
 )
 from unrolled.activations._thresholds import (
     firm_threshold,
@@ -39,9 +46,11 @@ from unrolled.activations._thresholds import (
 
 __all__ = [
     "Activation",
+    "Constants",
     "NAMED",
     "by_name",
     "celu",
+    "check",
     "compose",
     "describe",
     "elu",
@@ -51,6 +60,7 @@ __all__ = [
     "gelu_tanh",
     "hard_swish",
     "hard_threshold",
+    "is_known",
     "kth_largest",
     "leaky_relu",
     "mish",
@@ -60,7 +70,9 @@ __all__ = [
     "select_support",
     "selu",
     "shrink",
+    "sigmoid_sum",
     "silu",
     "soft_threshold",
     "softplus",
+    "tanh_sum",
 ]

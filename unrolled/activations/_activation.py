@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -31,12 +33,15 @@ class Activation:
         tail_lipschitz: L_h, the Lipschitz constant of h.
         tail_sup: beta = sup abs(h).
         tail_oscillation: sup h - inf h.
-        relu_gap: sup over the whole line of abs(rho - relu).
+        relu_gap: sup over abs(x) <= reach of abs(rho - relu).
         function: called as `function(x, *parameters)`; give a module-level function, not a lambda.
         parameters: hashable arguments of `function`.
-        line_oscillation: sup - inf of rho - relu over the whole line (at most twice `relu_gap`).
+        line_oscillation: sup - inf of rho - relu over abs(x) <= reach (at most twice `relu_gap`).
         identity_on_positives: rho(x) = x for x >= 0, the hypothesis of Theorems 9 and 15.
         nonpositive_tail: rho(x) <= 0 for x <= 0; without it composing does not shrink the tail.
+        reach: the constants hold for abs(x) <= reach, the whole line by default.
+
+    `check` compares the constants with the function.
 
     Example:
         >>> rho = ur.activations.elu(0.5)
@@ -54,6 +59,7 @@ class Activation:
     line_oscillation: float = math.inf
     identity_on_positives: bool = False
     nonpositive_tail: bool = False
+    reach: float = math.inf
 
     def __call__(self, x: Array) -> Array:
         return self.function(x, *self.parameters)
@@ -188,6 +194,91 @@ def celu(alpha: float = 1.0) -> Activation:
     )
 
 
+# With this k the two terms of the bound, ln 2 / k and h^2 k / 16, are equal and their sum least.
+_STEEPNESS = 4 * math.sqrt(math.log(2))
+
+
+def _sigmoid_sum(x, h, M, k):
+    t = jnp.asarray((np.arange(math.ceil(M / h)) + 0.5) * h, x.dtype)
+    shifted = jnp.expand_dims(x, -1) - t.reshape((1,) * x.ndim + t.shape)
+    return jnp.asarray(h, x.dtype) * jnp.sum(jax.nn.sigmoid(k * shifted), -1)
+
+
+def sigmoid_sum(h: float, M: float, k: float | None = None) -> Activation:
+    r"""A sum of shifted sigmoids near ReLU on [-M, M]: the sub-network of Theorem 10 for sigmoid.
+
+    .. math:: \rho(x) = h \sum_{i < M / h} \sigma(k (x - t_i)), \quad t_i = (i + 1/2) h, \qquad
+        \sup_{|x| \le M} |\rho(x) - relu(x)| \le \frac{\ln 2}{k} + \min(h/2, h^2 k / 16).
+
+    The sum is a midpoint rule for the integral of sigma(k (x - t)) over 0 <= t <= M, which is
+    (softplus(k x) - softplus(k (x - M))) / k, within ln 2 / k of ReLU; the minimum bounds the error
+    of the rule. Beyond M it saturates: the constants hold for abs(x) <= `reach` = M, and
+    `theory.activation_schedule` checks that no argument is larger.
+
+    Args:
+        h: distance between the sigmoids, of which there are ceil(M / h).
+        M: largest argument.
+        k: steepness; 4 sqrt(ln 2) / h by default, for which the gap is at most .417 h.
+
+    Raises:
+        ValueError: an argument that is not positive and finite, or h > M.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 10, made explicit.
+
+    Example:
+        >>> rho = ur.activations.sigmoid_sum(0.1, 2.0)
+        >>> rho(jnp.array([-1.0, 0.5])).round(2).tolist(), round(rho.relu_gap, 4)
+        ([0.0, 0.5], 0.0416)
+    """
+    return _sum("sigmoid_sum", _sigmoid_sum, h, M, k, 1.0)
+
+
+def _tanh_sum(x, h, M, k):
+    return _sigmoid_sum(x, h, M, 2 * k)
+
+
+def tanh_sum(h: float, M: float, k: float | None = None) -> Activation:
+    r"""A sum of shifted tanh near ReLU on [-M, M]: the sub-network of Theorem 10 for tanh.
+
+    .. math:: \rho(x) = \frac{h}{2} \sum_{i < M / h} (1 + \tanh(k (x - t_i))),
+
+    which is `sigmoid_sum` with 2 k in place of k.
+
+    Args:
+        h, M, k: as in `sigmoid_sum`; k is 2 sqrt(ln 2) / h by default.
+
+    Raises:
+        ValueError: as `sigmoid_sum`.
+
+    Example:
+        >>> rho = ur.activations.tanh_sum(0.1, 2.0)
+        >>> rho(jnp.array([-1.0, 0.5])).round(2).tolist(), round(rho.relu_gap, 4)
+        ([0.0, 0.5], 0.0416)
+    """
+    return _sum("tanh_sum", _tanh_sum, h, M, k, 2.0)
+
+
+def _sum(name: str, function: Callable, h, M, k, factor: float) -> Activation:
+    """A sum of sigmoids whose steepness is `factor` k."""
+    h, M = (_parameter(v, n, name, positive=True) for n, v in (("h", h), ("M", M)))
+    if h > M:
+        raise ValueError(f"{name}: expected h <= M, got h = {h} and M = {M}")
+    k = _STEEPNESS / h / factor if k is None else _parameter(k, "k", name, positive=True)
+    steep = factor * k
+    gap = math.log(2) / steep + min(h / 2, h * h * steep / 16)
+    return Activation(
+        f"{name}({h:g}, {M:g}, {k:g})",
+        1 / 2 + h * steep / 8,
+        gap,
+        gap,
+        gap,
+        function,
+        (h, M, k),
+        2 * gap,
+        reach=M,
+    )
+
+
 def _scaled(x, act, k):
     return act(x * k) / k
 
@@ -221,6 +312,7 @@ def scale(act: Activation, k: float) -> Activation:
         act.line_oscillation / k,
         act.identity_on_positives,
         act.nonpositive_tail,
+        act.reach / k,
     )
 
 
@@ -279,6 +371,8 @@ def compose(act: Activation, times: int) -> Activation:
         line,
         act.identity_on_positives,
         act.nonpositive_tail,
+        # rho moves no argument up by more than the gap.
+        max(act.reach - (m - 1) * act.relu_gap, 0.0) if math.isfinite(act.reach) else math.inf,
     )
 
 

@@ -13,6 +13,8 @@ from unrolled.activations._activation import (
     _elu,
     _leaky_relu,
     _scaled,
+    _sigmoid_sum,
+    _tanh_sum,
     celu,
     compose,
     elu,
@@ -24,8 +26,10 @@ from unrolled.activations._activation import (
     relu,
     scale,
     selu,
+    sigmoid_sum,
     silu,
     softplus,
+    tanh_sum,
 )
 
 # Names that configurations and files may use; an activation of a user's own may be added.
@@ -66,7 +70,28 @@ _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
     _celu: celu,
     _scaled: scale,
     _composed: compose,
+    _sigmoid_sum: sigmoid_sum,
+    _tanh_sum: tanh_sum,
 }
+
+_OWN = frozenset(NAMED.values())
+
+
+def is_known(activation: Activation) -> bool:
+    """Whether an activation is of this package, with the constants that the package gives it.
+
+    Example:
+        >>> rho = ur.activations.elu(0.5)
+        >>> import dataclasses
+        >>> false = dataclasses.replace(rho, tail_sup=0.1)
+        >>> ur.activations.is_known(rho), ur.activations.is_known(false)
+        (True, False)
+    """
+    factory = _FACTORIES.get(activation.function)
+    if factory is None:
+        return activation in _OWN
+    inner = [p for p in activation.parameters if isinstance(p, Activation)]
+    return factory(*activation.parameters) == activation and all(map(is_known, inner))
 
 
 @overload

@@ -22,6 +22,7 @@ from unrolled.theory import (
     atom_schedule,
     coherence,
     diagonal,
+    error_gain,
     frobenius_weights,
     noise_gain,
     rounding_guard,
@@ -50,6 +51,7 @@ class Certified(NamedTuple):
     eta: float  # max abs(1 - w_i . d_i)
     guard: float  # rounding guard per unit of s B
     omega: float  # max norm(w_i, 2), rounded up
+    noise_guard: float  # rounding guard per unit of l1 noise
 
 
 def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
@@ -81,12 +83,13 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
             f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
         )
     guard = rounding_guard(W, D, sparsity=1, bound=1.0)
+    noise_guard = rounding_guard(W, D, sparsity=0, bound=0.0, noise=1.0)
     with jax.enable_x64(True):
         W64, D64 = _checks.cast(W, np.float64), _checks.cast(D, np.float64)
         mu, C = (float(v) for v in coherence(W64, D64))
         eta = float(jnp.abs(1 - diagonal(W64, D64)).max())
         omega = noise_gain(W64)
-    return Certified(W, mu * _UP, C, eta, guard, omega * _UP)
+    return Certified(W, mu * _UP, C, eta, guard, omega * _UP, noise_guard)
 
 
 def plan(
@@ -120,12 +123,13 @@ def plan(
     )
     return plan_blocks(
         [c.mu_W for c in certified],
-        [c.C_W for c in certified],
+        [c.C_W + c.noise_guard for c in certified],
         sparsities=sparsities,
         bounds=bounds,
         noises=noises,
         guards=[c.guard * s * B for c, s, B in zip(certified, sparsities, bounds)],
         etas=[c.eta for c in certified],
+        gains=[_gain(c, s) for c, s in zip(certified, (0, *sparsities))],
         tol=tol,
     )
 
@@ -185,8 +189,8 @@ def chain_schedules(
 ) -> tuple[tuple[Certified, ...], tuple[Schedule | ActivationSchedule, ...]]:
     """The certified weights of `dsc`, and the schedules of its blocks.
 
-    The error of a block is noise for the next one. Arguments, warnings and errors are those of
-    `dsc`.
+    The error of a block is noise for the next one, weighted by `theory.error_gain`. Arguments,
+    warnings and errors are those of `dsc`.
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
@@ -200,15 +204,19 @@ def chain_schedules(
     Ds, Ws, certified = _chain(Ds, Ws, "analytic.dsc", **columns)
     noises = (0.0,) * len(Ds) if noises is None else noises
     activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
-    schedules, inherited = [], 0.0
+    schedules, inherited, before = [], 0.0, 0
     for D, c, rho, s, B, delta, K in zip(
         Ds, certified, activations, sparsities, bounds, noises, depths
     ):
-        schedules.append(
-            _schedule(D, c, rho, sparsity=s, bound=B, noise=delta + inherited, depth=K)
-        )
-        inherited = float(schedules[-1].error[-1])
+        options = dict(sparsity=s, bound=B, noise=delta, depth=K)
+        schedules.append(_schedule(D, c, rho, inherited=_gain(c, before) * inherited, **options))
+        inherited, before = float(schedules[-1].error[-1]), s if rho == relu else 0
     return certified, tuple(schedules)
+
+
+def _gain(c: Certified, before: int) -> float:
+    """`error_gain` with rounding, for a block before of so many nonzeros; C_W for 0."""
+    return error_gain(c.W, sparsity=before) * _UP + c.noise_guard
 
 
 def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
@@ -226,18 +234,20 @@ def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence
 
 
 def _schedule(
-    D, c: Certified, activation: Activation, *, sparsity, bound, noise, depth
+    D, c: Certified, activation: Activation, *, sparsity, bound, noise, depth, inherited=0.0
 ) -> Schedule | ActivationSchedule:
-    """The schedule of one block with its rounding guard; warns if it certifies nothing."""
-    guard = c.guard * sparsity * bound
+    """The schedule of one block with its rounding guard; warns if it certifies nothing.
+
+    `inherited` is what the error of the block before adds to the products.
+    """
+    C_W, guard = c.C_W + c.noise_guard, c.guard * sparsity * bound
 
     def at(sparsity, depth):
-        options = dict(
-            sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
-        )
+        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, eta=c.eta)
+        options["guard"] = guard + inherited
         if activation == relu:
-            return schedule(c.mu_W, c.C_W, **options)
-        return activation_schedule(activation, c.mu_W, c.C_W, d=D.shape[1], **options)
+            return schedule(c.mu_W, C_W, **options)
+        return activation_schedule(activation, c.mu_W, C_W, d=D.shape[1], **options)
 
     found = at(sparsity, depth)
     if activation != relu:
@@ -261,6 +271,7 @@ def _atom_schedule(
         sizes = column_norms(W64) * _UP if noise_norm == "l2" else sizes
     mus, C_Ws = np.asarray(coherences) * _UP, np.asarray(sizes)
     guard = c.guard * sparsity * bound
+    guard += c.noise_guard * noise * (c.omega / c.C_W if noise_norm == "l2" else 1)
 
     def at(sparsity, depth):
         options = dict(

@@ -161,6 +161,11 @@ class Layer(Looped):
         return type(self).__name__
 
     @property
+    def is_coupled(self) -> bool:
+        """Whether a step is x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems."""
+        return False
+
+    @property
     def schedule(self) -> tuple[float, ...] | None:
         """Untrained constants, one per step, or None."""
         return None

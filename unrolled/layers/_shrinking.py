@@ -198,6 +198,13 @@ class Coupled(Layer):
         weights: ClassVar[Callable[..., Acting]]
         shrink: ClassVar[Callable[..., Array]]
 
+    @property
+    def is_coupled(self) -> bool:
+        """True, unless a subclass has a step, a shrinkage or a start of its own."""
+        own: Any = type(self)
+        shrinks = own.shrink in (Shrinking.shrink, Selecting.shrink)
+        return shrinks and own.step is Coupled.step and own.start is Layer.start
+
     def step(self, shared, p, D, y, state, *fraction):
         W, gamma, _ = self.weights(shared, p, D)
         g = (y - D @ state.x) @ W

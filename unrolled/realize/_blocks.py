@@ -1,5 +1,6 @@
 """The start of a realization: LISTA-CP blocks as matrices, after all checks of layer and params."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary
-from unrolled.layers import Coupled, Layer, Selecting, Shrinking, Unrolled, unstack
+from unrolled.layers import Layer, Unrolled, unstack
 from unrolled.networks import Network
 from unrolled.realize._code_bounds import MatrixBlock, MatrixStep, Update
 
@@ -21,9 +22,7 @@ def check_coupled(layer: Layer, where: str) -> None:
         TypeError: another family.
         ValueError: support selection.
     """
-    own: Any = type(layer)
-    coupled = isinstance(layer, Coupled) and own.step is Coupled.step
-    if not coupled or own.shrink not in (Shrinking.shrink, Selecting.shrink):
+    if not layer.is_coupled:
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
             "expected such a family, as layers.lista_cp, alista, tilista or ista"
@@ -40,7 +39,8 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
 
     Raises:
         TypeError: neither a layer nor a chain, another family, or an activation without constants.
-        ValueError: support selection, or activations that differ between layers or from `given`.
+        ValueError: support selection, activations that differ between layers or from `given`, or
+            one whose constants hold on a part of the line.
     """
     if not isinstance(model, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
@@ -59,6 +59,10 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
     if not isinstance(found, Activation):
         raise TypeError(
             f"{where}: expected an Activation, with the constants of its tail, got {found!r}"
+        )
+    if math.isfinite(found.reach):
+        raise ValueError(
+            f"{where}: {found} is near ReLU only up to {found.reach:g}; states may leave that range"
         )
     return found
 

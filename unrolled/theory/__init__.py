@@ -10,6 +10,10 @@ from unrolled.theory._activations import (
     activation_schedule,
     theorem_of,
 )
+from unrolled.theory._certificates import (
+    Certificate,
+    certify,
+)
 from unrolled.theory._coherence import (
     Coherence,
     babel,
@@ -29,6 +33,7 @@ from unrolled.theory._convergence import (
     Plan,
     atom_coherence,
     atom_schedule,
+    error_gain,
     noise_gain,
     objective_bound,
     plan,
@@ -85,6 +90,7 @@ __all__ = [
     "ActivationSchedule",
     "AtMost",
     "AtomSchedule",
+    "Certificate",
     "Coherence",
     "CscFeasibility",
     "ErrorBar",
@@ -103,12 +109,14 @@ __all__ = [
     "atom_coherence",
     "atom_schedule",
     "babel",
+    "certify",
     "code_bound",
     "coherence",
     "coherence_at_most",
     "deep_schedule",
     "diagonal",
     "error_bar",
+    "error_gain",
     "frobenius_weights",
     "generalized_coherence",
     "holistic_stability",

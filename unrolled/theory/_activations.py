@@ -1,5 +1,6 @@
 """Schedules for activations other than ReLU (Theorems 9, 15 and 10, corrected)."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled.activations import Activation
+from unrolled.activations import Activation, check, is_known
 from unrolled.theory._schedules import host_numbers, times
 
 
@@ -18,11 +19,12 @@ class ActivationSchedule(NamedTuple):
     error: np.ndarray  # (K+1,) l1 error, on_support + off_support
     on_support: np.ndarray  # (K+1,)
     off_support: np.ndarray  # (K+1,)
-    contraction: float  # of the regime behind `floor`
+    contraction: float  # spectral radius of the recursion around `floor`
     rate: float  # -ln(contraction), inf at 0
-    floor: float  # limit of the error, with a multiple of the tail; inf if no regime applies
+    floor: float  # limit of the error, with a multiple of the tail; inf without contraction
     theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU), "" for none
-    holds: bool  # a regime applies
+    holds: bool  # the recursion contracts, so its errors bound those of every code of the class
+    vacuous: bool  # the error ends no lower than s B, where x = 0 begins: it says nothing
 
 
 def activation_schedule(
@@ -50,12 +52,14 @@ def activation_schedule(
             + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
-    Entries off the support are at most min(2 L_h theta_k, osc), but no longer zero. The error stays
-    bounded, and `holds` is True, in two regimes: a bounded tail with (2s-1) mu_W < 1, or a small
-    slope with mu_W (2 L_h d + (2 - 2 L_h) s) < 1 (for eta = 0). Both floors contain a multiple of
-    the oscillation of the tail, which the printed (34) omits; `scale(activation, k)` divides it by
-    k. If rho is not x on x >= 0 (Theorem 10), osc is the oscillation of rho - relu over the whole
-    line, and L_h is not used.
+    Entries off the support are at most min(2 L_h theta_k, osc), but no longer zero. Each minimum is
+    osc or linear, so the recursion is the least of four affine ones (two with an unbounded tail,
+    one with L_h unknown). It converges if and only if one of their matrices has a spectral radius
+    below 1, and its limit `floor` is the least of their fixed points. Sufficient conditions for
+    eta = 0 are (2s-1) mu_W < 1 for a bounded tail, and mu_W (2 L_h d + (2 - 2 L_h) s) < 1 for a
+    small slope. The floor contains a multiple of the oscillation of the tail, which the printed
+    (34) omits; `scale(activation, k)` divides it by k. If rho is not x on x >= 0 (Theorem 10), osc
+    is the oscillation of rho - relu over the whole line, and L_h is not used.
 
     Args:
         activation: rho, with its constants.
@@ -63,12 +67,15 @@ def activation_schedule(
         mu, C_W, sparsity, bound, noise, depth, guard, eta: as in `schedule`.
 
     Returns:
-        ActivationSchedule. Where no regime applies, the same recursion is returned with holds =
-        False and floor = inf.
+        ActivationSchedule. Without contraction, the same recursion is returned with holds = False
+        and floor = inf. A true bound may still say nothing, because the tail is large or the depth
+        small: `vacuous` is True unless the error ends below s B, or at 0. If an argument of rho,
+        at most B + 2 theta, may exceed its `reach`, nothing holds and contraction = inf.
 
     Raises:
         TypeError: a bare function in place of an Activation, or a traced argument.
-        ValueError: a negative or NaN argument.
+        ValueError: a negative or NaN argument, or an activation of your own whose constants
+            `activations.check` refutes.
 
     Reference: Li, Feng, Zhou (2024), Theorems 9, 10 and 15, corrected.
 
@@ -85,6 +92,8 @@ def activation_schedule(
         raise TypeError(
             f"{where}: the theory needs the constants of an Activation, got {activation!r}"
         )
+    if not is_known(activation):
+        check(activation)
     mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
@@ -115,13 +124,19 @@ def activation_schedule(
                 drift = times(times(s - 1, mu) + eta, E_S[k]) + times(s * mu, E_O[k])
                 E_S[k + 1] = drift + s * (c + theta[k] + tail(B + 2 * theta[k]))
             E_O[k + 1] = times(d - s, tail(2 * theta[k]))
-    regimes = _regimes(mu, M, c, eta, s, d, B, L, osc)
-    contraction, floor = min(regimes, key=lambda regime: regime[::-1], default=(math.inf, math.inf))
-    holds = math.isfinite(floor) and math.isfinite(B + c)
-    floor = floor if holds else math.inf
+        error = E_S + E_O
+    contraction, floor = _limit(mu, M, c, eta, s, d, B, L, osc)
+    # No argument +-u - theta exceeds B + 2 theta: there the constants must hold, now and later.
+    largest = max(float(error.max()), floor)
+    if not B + 2 * (times(M, largest) + c) <= activation.reach:
+        contraction = floor = math.inf
+    holds = math.isfinite(floor)
     theorem = theorem_of(activation) if holds else ""
     rate = -math.log(contraction) if contraction else math.inf
-    return ActivationSchedule(theta, E_S + E_O, E_S, E_O, contraction, rate, floor, theorem, holds)
+    vacuous = not (holds and (error[-1] < error[0] or error[-1] == 0))
+    return ActivationSchedule(
+        theta, error, E_S, E_O, contraction, rate, floor, theorem, holds, vacuous
+    )
 
 
 def theorem_of(activation: Activation) -> str:
@@ -150,7 +165,7 @@ def theorem_of(activation: Activation) -> str:
     return "10" if math.isfinite(activation.relu_gap) else ""
 
 
-def _regimes(
+def _limit(
     mu: float,
     M: float,
     c: float,
@@ -160,18 +175,36 @@ def _regimes(
     B: float,
     L: float,
     osc: float,
-) -> list[tuple[float, float]]:
-    """(contraction, limit of the error) of each regime, the limit inf without contraction."""
-    own = times(s - 1, mu) + eta if s else 0.0
-    gain = 2 * s + 2 * L * (d - s) if d > s else 2 * s
-    regimes = []
-    if math.isfinite(osc):
-        a, off = own + times(s, M), times(d - s, osc)
-        regimes.append((a, times(2 * s, c) + s * osc + times(s * (mu + M), off), off))
-    if math.isfinite(L):
-        slope = max(own, s * mu) + (gain - s) * M
-        if math.isfinite(osc):
-            regimes.append((slope, s * osc + times(gain, c), 0.0))
-        else:
-            regimes.append((slope + 2 * s * L * M, s * L * B + times(gain + 2 * s * L, c), 0.0))
-    return [(a, constant / (1 - a) + off if a < 1 else math.inf) for a, constant, off in regimes]
+) -> tuple[float, float]:
+    """The contraction and the limit of the error; (a, inf) with a >= 1 without contraction.
+
+    The recursion is monotone, and the least of affine maps (E_S, E_O) -> A (E_S, E_O) + b. So it
+    stays below the fixed point of each map that contracts, and its own limit is one of them.
+    """
+    if not math.isfinite(mu + M + c + eta + B):
+        return math.inf, math.inf
+    if not (s * B or c) and (math.isfinite(L) or not osc):
+        return 0.0, 0.0  # the error begins at a fixed point, zero, and stays there
+    own = (s - 1) * mu + eta if s else 0.0
+    found, least = [], math.inf
+    tails = [(0.0, osc)] * math.isfinite(osc) + [(L, 0.0)] * math.isfinite(L)  # slope u + constant
+    for (slope, constant), (off_slope, off_constant) in itertools.product(tails, repeat=2):
+        gain = s * M * (1 + 2 * slope)
+        pull = 2 * off_slope * (d - s) * M
+        b = s * (2 * c + constant + slope * (B + 2 * c))
+        b_off = (d - s) * (off_constant + 2 * off_slope * c)
+        A = own + gain, s * mu + gain, pull, pull
+        radius = _spectral_radius(*A)
+        least = min(least, radius)
+        determinant = (1 - A[0]) * (1 - A[3]) - A[1] * A[2]
+        if radius < 1 and determinant > 0:
+            on = ((1 - A[3]) * b + A[1] * b_off) / determinant
+            off = (A[2] * b + (1 - A[0]) * b_off) / determinant
+            found.append((on + off, radius))
+    floor, contraction = min(found, default=(math.inf, max(least, 1.0)))
+    return contraction, floor
+
+
+def _spectral_radius(a: float, b: float, c: float, d: float) -> float:
+    """The largest eigenvalue of [[a, b], [c, d]] with entries >= 0."""
+    return (a + d + math.hypot(a - d, 2 * math.sqrt(b * c))) / 2

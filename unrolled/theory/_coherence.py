@@ -261,18 +261,24 @@ def max_sparsity(mu: float, d: int) -> int:
 
 
 def rounding_guard(
-    W: Dictionary, D: Dictionary, *, sparsity: int, bound: float, precision: str | None = None
+    W: Dictionary,
+    D: Dictionary,
+    *,
+    sparsity: int,
+    bound: float,
+    noise: float = 0.0,
+    precision: str | None = None,
 ) -> float:
     r"""What rounding may add to an inner product w_i . (y - D x).
 
-    .. math:: g = 4 \, eps \, G s B, \qquad G = \max_{i, j} (|W|' |D|)_{ij}.
+    .. math:: g = 4 \, eps \, (G s B + C_W \delta), \qquad G = \max_{i, j} (|W|' |D|)_{ij}.
 
     Theoretical thresholds fall to zero, but rounding does not: without the guard, deep iterations
     diverge. Pass it to `schedule`, where it is added to C_W delta inside the recursion.
 
     Args:
         W, D: (m, d).
-        sparsity, bound: s and B of the class of signals.
+        sparsity, bound, noise: s, B and delta of the class of signals.
         precision: of the products: None for the dtype of D, or "tensorfloat32" or "bfloat16" where
             an accelerator uses those for float32.
 
@@ -281,7 +287,7 @@ def rounding_guard(
 
     Raises:
         TypeError: W or D is traced, or sparsity is not an integer.
-        ValueError: an unknown precision, or a negative bound or sparsity.
+        ValueError: an unknown precision, or a negative bound, noise or sparsity.
 
     Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger.
 
@@ -291,6 +297,7 @@ def rounding_guard(
         True
     """
     _checks.nonnegative(bound, "bound", "rounding_guard")
+    _checks.nonnegative(noise, "noise", "rounding_guard")
     s = _checks.as_index(sparsity, "sparsity", "rounding_guard")
     if precision is not None and precision not in _PRODUCT_EPS:
         raise ValueError(
@@ -301,8 +308,12 @@ def rounding_guard(
     dtype = _checks.common_dtype(W, D)
     eps = _PRODUCT_EPS[precision] if precision else None
     eps = float(jnp.finfo(dtype).eps) if eps is None else eps
-    products, _ = inner_products(*(magnitudes(_checks.cast(A, dtype)) for A in (W, D)))
-    return 4 * eps * float(products.max()) * s * float(bound)
+    with jax.enable_x64(True):
+        W, D = _checks.cast((W, D), np.float64)
+        products, _ = inner_products(magnitudes(W), magnitudes(D))
+        G, C_W = float(largest(products)), float(largest(jnp.abs(entries(W))))
+    code = G * s * float(bound)
+    return 4 * eps * (code + C_W * float(noise) if noise else code)
 
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:

@@ -11,7 +11,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense, spectral_norm
+from unrolled.dictionaries import (
+    Dictionary,
+    Structured,
+    as_dictionary,
+    column_norms,
+    dense,
+    representatives,
+    spectral_norm,
+)
 from unrolled.theory._coherence import Coherence, coherence, host_float
 from unrolled.theory._schedules import UP, Schedule, deep_schedule, host_numbers, times
 
@@ -63,6 +71,43 @@ def noise_gain(W: Dictionary) -> float:
         0.016
     """
     return float(np.max(np.asarray(column_norms(as_dictionary(W, "noise_gain")))))
+
+
+def error_gain(W: Dictionary, *, sparsity: int) -> float:
+    r"""The factor that takes the place of C_W for the error of the block before in a chain.
+
+    .. math:: \max_i \frac{1}{s} \sum_{k \le s} |w_i|_{(k)} \le C_W,
+
+    with the s largest magnitudes of w_i. An error on at most s entries, whose l_inf norm is at most
+    E / s, changes W'y by at most `error_gain` E. What `schedule` leaves is such an error.
+
+    Args:
+        W: (m, d), the weights of the block.
+        sparsity: s of the block before; at s = 0 the result is C_W.
+
+    Raises:
+        TypeError: W is traced.
+        ValueError: a negative sparsity.
+
+    Example:
+        >>> W = jnp.array([[0.5, 0.0], [0.75, 1.0]])
+        >>> [ur.theory.error_gain(W, sparsity=s) for s in (1, 2)]
+        [1.0, 0.625]
+    """
+    s = max(1, _checks.as_index(sparsity, "sparsity", "error_gain"))
+    _checks.on_host(W, "error_gain", "W")
+    return sum_of_largest(as_dictionary(W, "error_gain"), s) / s
+
+
+def sum_of_largest(W: Dictionary, s: int) -> float:
+    """The largest sum of the magnitudes of s entries of one w_i."""
+    if isinstance(W, Structured):
+        units = jnp.zeros((len(rows := representatives(W)), W.shape[1]), W.dtype)
+        columns = jax.vmap(lambda e: W @ e)(units.at[jnp.arange(len(rows)), rows].set(1))
+    else:
+        columns = W.T
+    size = -np.sort(-np.abs(np.asarray(columns, np.float64)), axis=1)
+    return float(size[:, :s].sum(1).max())
 
 
 class AtomSchedule(NamedTuple):
@@ -258,16 +303,17 @@ def plan(
     noises: Sequence[ArrayLike] | None = None,
     guards: Sequence[ArrayLike] | None = None,
     etas: Sequence[ArrayLike] | None = None,
+    gains: Sequence[ArrayLike] | None = None,
     tol: ArrayLike,
 ) -> Plan:
     r"""Depths K_1, ..., K_J with E^{(J)}_{K_J} <= tol and the least sum, each at least 1.
 
     The errors are those of `deep_schedule`. A block amplifies its inherited error by
-    2 s_j C_j / (1 - a_j), so early blocks usually need more steps. The search is exact: for each
+    2 s_j G_j / (1 - a_j), so early blocks usually need more steps. The search is exact: for each
     K_J, the remaining tolerance decides the blocks before.
 
     Args:
-        mus, C_Ws, sparsities, bounds, noises, guards, etas: as in `deep_schedule`.
+        mus, C_Ws, sparsities, bounds, noises, guards, etas, gains: as in `deep_schedule`.
         tol: l1 error of the last code.
 
     Returns:
@@ -290,6 +336,7 @@ def plan(
     zeros = (0.0,) * J
     noises = zeros if noises is None else noises
     guards = zeros if guards is None else guards
+    gains = C_Ws if gains is None else gains
     schedules = partial(
         deep_schedule,
         mus,
@@ -299,15 +346,16 @@ def plan(
         noises=noises,
         guards=guards,
         etas=etas,
+        gains=gains,
     )
     limits = schedules(depths=(0,) * J)  # the checks, and the contractions
     numbers = [
-        host_numbers("plan", C=C, B=B, delta=delta, g=g)
-        for C, B, delta, g in zip(C_Ws, bounds, noises, guards)
+        host_numbers("plan", C=C, B=B, delta=delta, g=g, gain=gain)
+        for C, B, delta, g, gain in zip(C_Ws, bounds, noises, guards, gains)
     ]
     blocks = tuple(
-        _Block(found.contraction, times(s, B), 2 * s * C, delta, 2 * s * g)
-        for found, s, (C, B, delta, g) in zip(limits, sparsities, numbers)
+        _Block(found.contraction, times(s, B), 2 * s * gain, 2 * s * (times(C, delta) + g))
+        for found, s, (C, B, delta, g, gain) in zip(limits, sparsities, numbers)
     )
     contracts = all(found.contraction < 1 for found in limits)
     depths = _fewest(blocks, tol, math.inf) if contracts else None
@@ -317,21 +365,18 @@ def plan(
 
 
 class _Block(NamedTuple):
-    """E_K = a^K start + (1 - a^K) / (1 - a) (gain (delta + inherited) + guard)."""
+    """E_K = a^K start + (1 - a^K) / (1 - a) (gain inherited + own)."""
 
     a: float
     start: float
     gain: float
-    delta: float
-    guard: float
+    own: float
 
     def error(self, K: float, inherited: float) -> float:
         """E_K, or its limit for K = inf."""
         left = self.a**K
         share = (1 - left) / (1 - self.a)
-        return times(left, self.start) + share * (
-            times(self.gain, self.delta + inherited) + self.guard
-        )
+        return times(left, self.start) + share * (times(self.gain, inherited) + self.own)
 
     def tolerance(self, K: float, tol: float) -> float:
         """The inherited error with which K steps end at `tol`, negative where none does."""

@@ -37,6 +37,8 @@ from unrolled.theory._coherence import host_float, refuse_cut_atoms
 # so that the start is strictly inside for the atoms that attain it.
 _LEVEL_SLACK = 1e-6
 _LEAST_LEVEL = 1e-9
+# Relative gap of the programs of atoms that look infeasible at a given level.
+_REFINED = 1e-12
 
 
 class GeneralizedCoherence(NamedTuple):
@@ -263,6 +265,14 @@ def minimal_entry_weights(
             "atoms"
         )
     W, reached = certified(A, W, np.arange(d))
+    if level is not None:
+        # A start to within tol may look infeasible at a level that others reach.
+        unsure = np.asarray(start.per_atom_lower, np.float64) <= level
+        unsure = np.flatnonzero(unsure & (reached > level + ROUNDING))
+        if len(unsure):
+            upper, _, finer, _ = solve_atoms(A, chosen=unsure, tol=_REFINED, choose=None)
+            better = upper < reached[unsure]
+            W[:, unsure[better]], reached[unsure[better]] = finer[:, better], upper[better]
     if level is None:
         level = max(float(reached.max()) * (1 + _LEVEL_SLACK), _LEAST_LEVEL)
     if not level >= 0:

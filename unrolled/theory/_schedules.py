@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled.dictionaries import Dictionary, operands
+from unrolled.dictionaries import Dictionary, magnitudes, operands
 from unrolled.theory._coherence import coherence, diagonal, host_float
 
 # Measured coherences and norms are rounded up by this factor, far above the rounding of float64
@@ -145,18 +146,23 @@ def deep_schedule(
     depths: Sequence[int],
     guards: Sequence[ArrayLike] | None = None,
     etas: Sequence[ArrayLike] | None = None,
+    gains: Sequence[ArrayLike] | None = None,
 ) -> tuple[Schedule, ...]:
     r"""Schedules of a chain of J blocks: the certified error of a block is noise for the next one.
 
-    .. math:: \hat\delta_1 = \delta_1, \qquad \hat\delta_{j+1} = \delta_{j+1} + E^{(j)}_{K_j}.
+    .. math:: c_1 = C_1 \delta_1 + g_1, \qquad
+        c_{j+1} = C_{j+1} \delta_{j+1} + G_{j+1} E^{(j)}_{K_j} + g_{j+1}, \qquad G_j \le C_j.
 
-    The enlarged noise enters the thresholds. Block j runs on the code of block j-1; no block has a
-    false positive, and its l1 error is at most its `error`. Thresholds made for exact inputs, as in
-    the printed proof, diverge where a block contracts more slowly than the next.
+    Here c_j stands for C_W delta + g in `schedule`, so the inherited error enters the thresholds.
+    Block j runs on the code of block j-1; no block has a false positive, and its l1 error is at
+    most its `error`. Thresholds made for exact inputs, as in the printed proof, diverge where a
+    block contracts more slowly than the next.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, depths, guards, etas: one value per block, as in
             `schedule`; noises, guards and etas are zero by default.
+        gains: G_j = `error_gain(W_j, sparsity=s_{j-1})`, the sharpest factor of the error of the
+            block before; C_Ws by default. The first one is not used.
 
     Returns:
         One Schedule per block.
@@ -186,6 +192,7 @@ def deep_schedule(
         "depths": depths,
         "guards": guards if guards is not None else zeros,
         "etas": etas if etas is not None else zeros,
+        "gains": gains if gains is not None else C_Ws,
     }
     for name, column in columns.items():
         if len(column) != J:
@@ -193,12 +200,12 @@ def deep_schedule(
                 f"deep_schedule: {name} has length {len(column)}; expected {J}, one per block"
             )
     blocks, inherited = [], 0.0
-    for mu, C_W, s, B, delta, K, g, eta in zip(mus, *columns.values()):
-        block = schedule(
-            mu, C_W, sparsity=s, bound=B, noise=delta + inherited, depth=K, guard=g, eta=eta
-        )
+    for mu, C_W, s, B, delta, K, g, eta, gain in zip(mus, *columns.values()):
+        g, gain = host_numbers("deep_schedule", guard=g, gain=gain)
+        guard = g + times(gain, inherited)
+        block = schedule(mu, C_W, sparsity=s, bound=B, noise=delta, depth=K, guard=guard, eta=eta)
         blocks.append(block)
-        inherited = block.error[-1]
+        inherited = float(block.error[-1])
     return tuple(blocks)
 
 
@@ -208,7 +215,7 @@ class ErrorBar(NamedTuple):
     linf: float
     l2: float
     l1: float
-    holds: bool  # (2s-1) mu_W + eta < 1 and the given code has at most s nonzeros
+    holds: bool  # (n-1) mu_W + eta < 1
 
 
 def error_bar(
@@ -223,28 +230,30 @@ def error_bar(
     r"""Bounds on the error of a code x from any solver, after the fact.
 
     .. math::
-        \|x - x^*\|_\infty \le
-        \frac{\|W'(y - D x)\|_\infty + C_W \delta}{1 - (2s - 1) \mu_W - \eta},
+        \|x - x^*\|_\infty &\le (|r|_{(1)} + c) / q, \qquad r = W'(y - D x), \\
+        \|x - x^*\|_1 &\le (|r|_{(1)} + \dots + |r|_{(n)} + n c) / q, \\
+        n &= \min(\|x\|_0 + s, d), \quad q = 1 - (n - 1) \mu_W - \eta, \quad
+        c = C_W \delta + g,
 
-    sqrt(2s) times that in l2 and 2s times in l1, for every x* with at most s nonzeros and
-    y = D x* + e, norm(e, 1) <= noise.
+    with the largest magnitudes of r, for every x* with at most s nonzeros and y = D x* + e,
+    norm(e, 1) <= noise. The l2 bound is the geometric mean of the two. g bounds the rounding of r.
+    For x = 0 the first one is `code_bound`.
 
     Args:
         W: (m, d), weights with w_i . d_i near 1.
         D: (m, d), unit atoms.
-        x: (d,), the code.
+        x: (d,), the code, with any number of nonzeros.
         y: (m,), the signal.
         sparsity, noise: s and delta of the class of x*.
 
     Returns:
-        ErrorBar, in float64; infinite with holds = False where the denominator is not positive or x
-        has more than s nonzeros.
+        ErrorBar, in float64; infinite with holds = False where q is not positive.
 
     Raises:
         TypeError: a traced argument.
         ValueError: shapes that differ, atoms off unit norm, or negative or NaN noise.
 
-    Not claimed: interval arithmetic; mu_W and the score are computed in float64 and rounded up.
+    Not claimed: interval arithmetic; mu_W is computed in float64 and rounded up.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -253,13 +262,7 @@ def error_bar(
         >>> round(bar.linf, 3), bar.holds
         (0.014, True)
     """
-    s, score, noise, mu, C_W, eta = _after_the_fact("error_bar", W, D, x, y, sparsity, noise)
-    denominator = 1 - max(2 * s - 1, 0) * mu - eta
-    holds = denominator > 0 and int(np.count_nonzero(np.asarray(x))) <= s and math.isfinite(score)
-    if not holds:
-        return ErrorBar(math.inf, math.inf, math.inf, False)
-    linf = (score + C_W * noise) / denominator if s else 0.0
-    return ErrorBar(linf, math.sqrt(2 * s) * linf, 2 * s * linf, True)
+    return _after_the_fact("error_bar", W, D, x, y, sparsity, noise)
 
 
 def code_bound(
@@ -267,10 +270,10 @@ def code_bound(
 ) -> float:
     r"""A bound B on the entries of the code behind y, for use where none is known.
 
-    .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta}{1 - (s - 1) \mu_W - \eta},
+    .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta + g}{1 - (s - 1) \mu_W - \eta},
 
-    for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise. Infinite where the
-    denominator is not positive.
+    for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise: the `linf` of
+    `error_bar` at x = 0. Infinite where the denominator is not positive.
 
     Args and Raises: as in `error_bar`.
 
@@ -280,38 +283,45 @@ def code_bound(
         >>> round(ur.theory.code_bound(D, D, D @ x, sparsity=2), 3)
         1.0
     """
-    x = np.zeros(D.shape[1])
-    s, score, noise, mu, C_W, eta = _after_the_fact("code_bound", W, D, x, y, sparsity, noise)
-    denominator = 1 - max(s - 1, 0) * mu - eta
-    return (
-        (score + C_W * noise) / denominator
-        if denominator > 0 and math.isfinite(score)
-        else math.inf
-    )
+    return _after_the_fact("code_bound", W, D, None, y, sparsity, noise).linf
 
 
 def _after_the_fact(
     where: str,
     W: Dictionary,
     D: Dictionary,
-    x: ArrayLike,
+    x: ArrayLike | None,
     y: ArrayLike,
     sparsity: int,
     noise: ArrayLike,
-) -> tuple[int, float, float, float, float, float]:
-    """s, |W'(y - D x)|_inf, delta, mu_W, C_W and eta, in float64 and rounded up."""
+) -> ErrorBar:
+    """`error_bar`, in float64; None is x = 0."""
     (noise,) = host_numbers(where, noise=noise)
     s = _checks.as_index(sparsity, "sparsity", where)
     _checks.on_host((W, D, x, y), where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D, W, x, y = (_checks.cast(a, np.float64) for a in (D, W, x, y))
         D, y, _ = operands(D, y, where)
-        if np.shape(x) != (D.shape[1],):
-            raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({D.shape[1]},)")
+        m, d = D.shape
+        x = jnp.zeros(d) if x is None else jnp.asarray(x)
+        if np.shape(x) != (d,):
+            raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({d},)")
         mu, C_W = (float(v) for v in coherence(W, D))
         eta = float(np.abs(1 - np.asarray(diagonal(W, D))).max())
-        score = np.abs(np.asarray((y - D @ x) @ W)).max()
-    return s, float(score) * UP, noise, mu * UP, C_W, eta
+        scores = np.abs(np.asarray((y - D @ x) @ W))
+        sizes = np.asarray((jnp.abs(y) + magnitudes(D) @ jnp.abs(x)) @ magnitudes(W))
+    n = min(int(np.count_nonzero(np.asarray(x))) + s, d)
+    if not n:
+        return ErrorBar(0.0, 0.0, 0.0, True)
+    # Two sums of m and at most d products, each rounded by eps / 2; twice that, for second orders.
+    scores = scores + (m + d + 4) * np.finfo(float).eps * sizes
+    q = 1 - times(n - 1, mu * UP) - eta
+    top = -np.sort(-scores)[:n]
+    if not q > 0 or not np.isfinite(top).all():
+        return ErrorBar(math.inf, math.inf, math.inf, False)
+    c = times(C_W, noise)
+    linf, l1 = float(top[0] + c) / q * UP, float(top.sum() + n * c) / q * UP
+    return ErrorBar(linf, math.sqrt(linf) * math.sqrt(l1), l1, math.isfinite(l1))
 
 
 def times(a: float, b: float) -> float:

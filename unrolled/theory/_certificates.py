@@ -1,0 +1,319 @@
+"""What theory certifies for given params of LISTA-CP or ALISTA, learned ones included."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled.activations import relu
+from unrolled.dictionaries import (
+    Dictionary,
+    Structured,
+    as_dictionary,
+    dense,
+    entries,
+    inner_products,
+    magnitudes,
+    spread,
+)
+from unrolled.theory._convergence import sum_of_largest
+from unrolled.theory._schedules import host_numbers
+
+# Rounding of an inner product, in eps of its magnitudes: the 4 of `rounding_guard` less 1/2 for the
+# thresholds, whose stored values are known here.
+_GUARD = 3.5
+# x + gamma W'r rounds by eps / 2 too, which this floor of G covers.
+_LEAST_G = 0.25
+# Few roundings of float64 in the comparison of a threshold with what it must reach.
+_ULPS = 1 + 8 * np.finfo(float).eps
+# Relative errors of products of float32 where a layer multiplies less precisely.
+_PRECISION_EPS = {
+    "default": 2.0**-7,
+    "bfloat16": 2.0**-7,
+    "high": 2.0**-10,
+    "tensorfloat32": 2.0**-10,
+    "bfloat16_3x": 2.0**-10,
+}
+
+
+class Certificate(NamedTuple):
+    """An error bound for every code of a class, step by step."""
+
+    error: np.ndarray  # (K+1,) l1 error after k steps
+    false_positives_excluded: np.ndarray  # (K,) no entry off the support after step k
+    holds: bool  # the bound ends below where it began, or at 0; otherwise it says nothing
+    largest_sparsity: int  # a sparsity at which it holds, the largest by bisection; 0 for none
+
+
+@overload
+def certify(
+    layer: Any,
+    params: Any,
+    D: Dictionary,
+    *,
+    sparsity: int,
+    bound: ArrayLike,
+    noise: ArrayLike = 0.0,
+) -> Certificate: ...
+@overload
+def certify(
+    layer: Any,
+    params: Sequence[Any],
+    D: Sequence[Dictionary],
+    *,
+    sparsity: Sequence[int],
+    bound: Sequence[ArrayLike],
+    noise: ArrayLike | Sequence[ArrayLike] = 0.0,
+) -> tuple[Certificate, ...]: ...
+def certify(
+    layer: Any, params: Any, D: Any, *, sparsity: Any, bound: Any, noise: Any = 0.0
+) -> Certificate | tuple[Certificate, ...]:
+    r"""Certify any params whose step is x <- shrink(x + gamma W'(y - D x), theta).
+
+    For every code with at most s nonzeros of magnitude at most B, observed with noise of l1 norm at
+    most delta, the l1 error stays below
+
+    .. math::
+        e_0 = s B, \qquad e_{k+1} = o_k e_k + top_{s-1}(\mu_k) e_k + top_s(\theta_k + n_k), \qquad
+        n_{k,i} = C_{k,i} \delta + g_k,
+
+    and there is no false positive, while \theta_{k,i} >= \mu_{k,i} e_k + n_{k,i} for every atom. Of
+    gamma_k W_k, o_k = max_i abs(1 - w_i . d_i), \mu_{k,i} = max abs(w_i . d_j) over j != i and
+    C_{k,i} = max_j abs(W_ji); top_s is the sum of the s largest, and g_k the rounding.
+
+    After a step with smaller thresholds the error reaches beyond the support S. Then
+
+    .. math::
+        e_{k+1} = \max_S \Bigl( \sum_{i \in S} (\theta_{k,i} + n_{k,i})
+            + \sum_{i \notin S} (\mu_{k,i} e_k + n_{k,i} - \theta_{k,i})_+ \Bigr)
+            + o_k e_k + top_{s-1}(\mu_k) e_k,
+
+    with top_s in place of top_{s-1}, and max(o_k, \mu_{k,i}) in place of \mu_{k,i} in the
+    condition, until the thresholds suffice again. With support selection a false positive may pass
+    unshrunk, which adds its threshold, for as many entries as the step selects.
+
+    Args:
+        layer: of a family with this step, as `layers.lista_cp`, `alista`, `tilista` or `ista`, with
+            ReLU; or a chain, `networks.dsc`, of such layers.
+        params: of the layer, tied or not, from theory or from training.
+        D: (m, d), atoms of any norm; for a chain a tuple.
+        sparsity, bound, noise: s, B and delta; for a chain one value per layer (or noise of the
+            signal alone). What one layer leaves is noise for the next, weighted as in
+            `error_gain` where its false positives are excluded.
+
+    Returns:
+        Certificate, in float64 from the stored arrays; for a chain a tuple of them.
+
+    Raises:
+        TypeError: another family, or a traced argument.
+        ValueError: another activation than ReLU, params that do not fit, or numbers out of range.
+
+    Not claimed: that codes are lost where the certificate does not hold. The rounding g_k is that
+    of `rounding_guard`, which is no worst case.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 12, for thresholds that are given.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(64)
+        >>> params = ur.analytic.alista(D, depth=20, sparsity=2, bound=1.0)
+        >>> found = ur.theory.certify(ur.alista(20), params, D, sparsity=2, bound=1.0)
+        >>> found.holds, bool(found.false_positives_excluded.all()), found.largest_sparsity
+        (True, True, 2)
+    """
+    if getattr(layer, "layers", None) is None:
+        return _layer(layer, params, D, sparsity, bound, noise, None)[0]
+    return _chain(layer, params, D, sparsity, bound, noise)
+
+
+class _Error(NamedTuple):
+    """Bounds on the error of a code; `size` is the number of its entries, 0 if unknown."""
+
+    l1: float
+    linf: float
+    size: int
+
+
+class _Step(NamedTuple):
+    """What the theory sees of one step, per atom, (d,) each, in float64."""
+
+    own: np.ndarray  # abs(1 - gamma w_i . d_i)
+    mu: np.ndarray  # max over j != i of abs(gamma w_i . d_j)
+    noise: np.ndarray  # the most that the noise adds to a product
+    G: float  # max (gamma |W|'|D|)_ij, by which rounding scales
+    theta: np.ndarray
+    passing: int  # entries that may pass unshrunk
+
+
+class _Weights(NamedTuple):
+    """What the theory sees of W, per atom, (d,) each."""
+
+    own: np.ndarray  # w_i . d_i
+    mu: np.ndarray  # max over j != i of abs(w_i . d_j)
+    C: np.ndarray  # max_j abs(W_ji)
+    G: np.ndarray  # max_j (|W|'|D|)_ij
+    gain: float  # the largest sum of so many magnitudes of one w_i as the error before has entries
+
+
+def _layer(
+    layer: Any, params: Any, D: Any, sparsity: Any, bound: Any, noise: Any, before: _Error | None
+) -> tuple[Certificate, _Error]:
+    """The certificate of one layer, whose signal errs by `before` too, and the error it leaves."""
+    where = "certify"
+    _checks.on_host((params, D), where, "params or D")
+    D = as_dictionary(D, where)
+    if not getattr(layer, "is_coupled", False):
+        raise TypeError(
+            f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
+            "expected such a family, as layers.lista_cp, alista, tilista or ista"
+        )
+    if layer.activation != relu:
+        raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
+    layer.check(params, D)
+    _checks.finite((params, D), "params or D", where)
+    s = min(_checks.as_index(sparsity, "sparsity", where), D.shape[1])
+    B, delta = host_numbers(where, bound=bound, noise=noise)
+    _checks.finite((B, delta), "bound or noise", where)
+    dtype = _checks.common_dtype(params, D)
+    eps = float(jnp.finfo(dtype).eps)
+    if dtype == np.float32:
+        eps = _PRECISION_EPS.get(layer.precision, eps)
+    with jax.enable_x64(True):
+        params, D = _checks.cast((params, D), np.float64)
+        steps = list(_steps(layer, params, D, delta, before))
+    run = partial(_run, steps, bound=B, eps=eps)
+    errors, excluded, left = run(s)
+    most = _largest_sparsity(lambda s: _holds(run(s)[0]), D.shape[1])
+    most = max(most, s) if _holds(errors) else most
+    return Certificate(errors, excluded, _holds(errors), most), left
+
+
+def _chain(
+    network: Any, params: Any, Ds: Any, sparsities: Any, bounds: Any, noises: Any
+) -> tuple[Certificate, ...]:
+    layers = network.layers
+    noises = (noises, *[0.0] * (len(layers) - 1)) if np.ndim(noises) == 0 else noises
+    columns = dict(params=params, D=Ds, sparsity=sparsities, bound=bounds, noise=noises)
+    for name, column in columns.items():
+        if not hasattr(column, "__len__") or len(column) != len(layers):
+            raise ValueError(f"certify: expected {len(layers)} {name}, one per layer of the chain")
+    found, before = [], None
+    for layer, p, D, s, B, delta in zip(layers, params, Ds, sparsities, bounds, noises):
+        certificate, before = _layer(layer, p, D, s, B, delta, before)
+        found.append(certificate)
+    return tuple(found)
+
+
+def _steps(
+    layer: Any, params: Any, D: Dictionary, delta: float, before: _Error | None
+) -> Iterator[_Step]:
+    d, steps = D.shape[1], params.steps
+    if type(steps) is not tuple:
+        steps = [jax.tree.map(lambda leaf: leaf[k], steps) for k in range(layer.depth)]  # noqa: B023
+    last: Any = None
+    found: _Weights | None = None
+    for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
+        W, gamma, _ = layer.weights(params.shared, p, D)
+        if found is None or not _same(W, last):  # tied weights are measured once
+            last, found = W, _products(W, D, before.size if before else 0)
+        gamma = np.asarray(1.0 if gamma is None else gamma)
+        size = np.broadcast_to(np.abs(gamma), (d,))
+        noise = found.C * delta
+        if before is not None and before.l1:
+            # An error on few entries, none above l_inf, adds less than C_W times its l1 norm.
+            noise = noise + np.minimum(
+                found.C * before.l1, found.gain * before.linf if before.size else np.inf
+            )
+        theta = np.broadcast_to(np.asarray(spread(D, jnp.asarray(p.theta))), (d,))
+        # As `activations.select_support` counts.
+        passing = int(np.round(np.float32(fraction) * np.float32(d)))
+        G = max(float((found.G * size).max()), _LEAST_G)
+        own = np.abs(1 - gamma * found.own)
+        yield _Step(own, found.mu * size, noise * size, G, theta, passing)
+
+
+def _same(A: Any, B: Any) -> bool:
+    return A is B or all(map(np.array_equal, jax.tree.leaves(A), jax.tree.leaves(B)))
+
+
+def _products(W: Dictionary, D: Dictionary, size: int) -> _Weights:
+    d = D.shape[1]
+    products, mine = map(np.asarray, inner_products(W, D))
+    sizes, _ = inner_products(magnitudes(W), magnitudes(D))
+    group = mine.argmax(1)
+    if isinstance(D, Structured) and len(mine) != d:  # rows of a `Conv`: positions of its filters
+        group = group // (mine.shape[1] // D.groups[0])
+    n = int(group.max()) + 1
+    largest = np.zeros((2, n))
+    np.maximum.at(largest[0], group, np.where(mine, 0, np.abs(products)).max(1))
+    np.maximum.at(largest[1], group, np.asarray(sizes).max(1))
+    own = np.zeros(n)
+    own[group] = products[mine]
+    if isinstance(W, Structured):
+        C = np.asarray(spread(W, jnp.abs(entries(W)).reshape(len(entries(W)), -1).max(1)))
+        C = C if W.groups and C.shape == (d,) else np.abs(np.asarray(dense(W))).max(0)
+    else:
+        C = np.abs(np.asarray(W)).max(0)
+    own, mu, G = (v if n == d else np.asarray(spread(D, jnp.asarray(v))) for v in (own, *largest))
+    return _Weights(own, mu, C, G, sum_of_largest(W, size))
+
+
+def _run(
+    steps: list[_Step], s: int, *, bound: float, eps: float
+) -> tuple[np.ndarray, np.ndarray, _Error]:
+    """The errors after 0..K steps, where false positives are excluded, and what is left."""
+    e, linf, clean = s * bound, bound if s else 0.0, True
+    errors, excluded = [e], []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for own, mu, noise, G, theta, passing in steps:
+            d, o = len(mu), float(own.max())
+            n = noise + _GUARD * eps * (G * max(s * bound, e) + noise.max())
+            reach = (mu if clean else np.maximum(own, mu)) * e + n
+            inside = clean or s == d  # the error is on s entries
+            drift = o * e + _top(mu, s - 1 if inside else s) * e
+            clean = not (theta * _ULPS < reach).any()
+            if clean or s == d:
+                # The largest entry errs by no more than the others move it.
+                on, moved = (linf, min((s - 1) * linf, e)) if inside else (e, e)
+                after = o * on + float(mu.max()) * moved + float((theta + n).max())
+                e = drift + _top(theta + n, s)
+                linf = min(after, e) if s else 0.0
+            else:
+                within, beyond = theta + n, np.maximum(mu * e + n - theta, 0)
+                e = drift + float(beyond.sum()) + _top(within - beyond, s)
+                # Each of those that pass exceeds its threshold, which is then below `reach`.
+                low = theta[theta < reach]
+                e += _top(low, min(passing, d - s, len(low)))
+                linf = e
+            if not np.isfinite(e):
+                e = linf = np.inf
+            errors.append(e)
+            excluded.append(clean)
+    left = _Error(e, linf, s if clean or (steps and s == len(steps[0].mu)) else 0)
+    return np.asarray(errors), np.asarray(excluded, bool), left
+
+
+def _top(values: np.ndarray, k: int) -> float:
+    """The sum of the k largest."""
+    if k <= 0:
+        return 0.0
+    return float(np.partition(values, -k)[-k:].sum()) if k < len(values) else float(values.sum())
+
+
+def _holds(errors: np.ndarray) -> bool:
+    return bool(errors[-1] < errors[0] or errors[-1] == 0)
+
+
+def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
+    low, high = 0, 1
+    while high <= d and holds(high):
+        low, high = high, 2 * high
+    high = min(high, d + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
