@@ -267,8 +267,8 @@ def minimal_entry_weights(
     W, reached = certified(A, W, np.arange(d))
     if level is not None:
         # A start to within tol may look infeasible at a level that others reach.
-        unsure = np.asarray(start.per_atom_lower, np.float64) <= level
-        unsure = np.flatnonzero(unsure & (reached > level + ROUNDING))
+        allowed = np.asarray(start.per_atom_lower, np.float64) <= level
+        unsure = np.flatnonzero(allowed & (reached > level + ROUNDING))
         if len(unsure):
             upper, _, finer, _ = solve_atoms(A, chosen=unsure, tol=_REFINED, choose=None)
             better = upper < reached[unsure]
