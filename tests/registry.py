@@ -51,6 +51,8 @@ ACTIVATIONS = {
     "scaled composition": lambda: ur.activations.scale(
         ur.activations.compose(ur.activations.celu(0.5), 2), 3.0
     ),
+    "sum of sigmoids": lambda: ur.activations.sigmoid_sum(0.5, 200.0),
+    "sum of tanh": lambda: ur.activations.tanh_sum(0.5, 200.0),
 }
 MONOTONE = {
     "relu",
@@ -61,6 +63,8 @@ MONOTONE = {
     "softplus",
     "composed elu",
     "scaled composition",
+    "sum of sigmoids",
+    "sum of tanh",
 }
 
 

@@ -152,7 +152,10 @@ def test_an_analytic_chain_keeps_its_certificate():
     for layer, p, D, given, X, block, last in zip(
         blocks, params, (D_1, D_2), inputs, (X_1, X_2), expected, codes
     ):
-        np.testing.assert_array_equal(np.asarray(p.steps.theta), block.theta)
+        # `analytic` rounds the factor of the inherited error up, by 1e-9; the theorem is the least.
+        theta = np.asarray(p.steps.theta)
+        np.testing.assert_allclose(theta, block.theta, rtol=2e-9, atol=0)
+        assert (theta >= block.theta).all()
         iterates = np.asarray(
             jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(p, D, given)
         )
