@@ -92,12 +92,12 @@ DEFAULT_CASES = {
     },
     "test_conformance.py": {
         "test_a_dictionary_is_a_pytree_of_its_arrays": 10,
-        "test_a_layer_keeps_its_dtype": 14,
+        "test_a_layer_keeps_its_dtype": 10,
         "test_a_network_of_one_layer_is_the_layer": 8,
         "test_a_structured_dictionary_is_its_matrix": 8,
         "test_codes_and_gradients_are_the_same_however_the_loop_runs": 3,
-        "test_every_way_to_run_a_layer_gives_the_same_code": 14,
-        "test_gradients_are_central_differences_in_every_leaf": 10,
+        "test_every_way_to_run_a_layer_gives_the_same_code": 10,
+        "test_gradients_are_central_differences_in_every_leaf": 8,
         "test_iterates_end_at_the_code_and_begin_as_shorter_layers": 10,
         "test_solvers_take_structured_dictionaries": 4,
         "test_the_wider_dtype_wins": 4,
@@ -105,11 +105,11 @@ DEFAULT_CASES = {
     },
     "test_dictionaries.py": {
         "test_conv_in_half_precision": 0,
-        "test_conv_is_its_matrix": 8,
+        "test_conv_is_its_matrix": 6,
         "test_structured_dictionaries_are_their_matrices": 6,
     },
     "test_doctests.py": {
-        "test_examples_run": 36,
+        "test_examples_run": 24,
     },
     "test_nnx.py": {
         "test_a_module_has_the_codes_and_the_gradients_of_its_layer": 3,
@@ -124,7 +124,7 @@ DEFAULT_CASES = {
         "test_training_lowers_the_validation_loss_of_every_family": 4,
     },
     "test_weights_table.py": {
-        "test_every_number_is_that_of_the_weights_it_stands_for": 2,
+        "test_every_number_is_that_of_the_weights_it_stands_for": 1,
     },
     "theory/test_certificates.py": {
         "test_theory_s_own_params_have_the_error_of_their_schedule": 2,
@@ -149,7 +149,7 @@ DEFAULT_CASES = {
     },
     "theory/test_guarantees.py": {
         "test_analytic_params_are_the_schedule": 2,
-        "test_no_member_of_the_class_breaks_a_bound": 3,
+        "test_no_member_of_the_class_breaks_a_bound": 2,
         "test_other_activations_stay_under_their_bounds": 5,
         "test_the_corrected_chain_converges_where_the_printed_one_diverges": 1,
         "test_the_guard_makes_depth_harmless": 1,
