@@ -11,8 +11,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 
-# Compiling is most of the time of a test, and half of it are the fusion emitters; later versions do
-# not know the flag.
+# Compiling is most of the time of a test, and half of that goes into the fusion emitters; later
+# versions do not know the flag.
 if jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
@@ -34,7 +34,7 @@ def pytest_configure(config):
     """Save compiling, which is two thirds of the time of a test.
 
     The default tests compile without most optimisations; `-m slow` and other selections compile as
-    users do. What one process has compiled the others load, and the next run too.
+    users do. Other processes, and later runs, load what one process has compiled.
     """
     jax.config.update("jax_disable_most_optimizations", config.option.markexpr == "not slow")
     if not config.pluginmanager.hasplugin("cacheprovider"):
@@ -66,9 +66,12 @@ DEFAULT_CASES = {
         "test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks": 0,
     },
     "test_analytic.py": {
+        "test_a_planned_chain_ends_within_its_tolerance": 1,
+        "test_activations_in_float32_stay_under_their_bounds_at_depth": 1,
         "test_depth_is_harmless_per_atom": 0,
         "test_no_member_breaks_the_bounds_per_atom": 2,
         "test_noise_in_l2_stays_under_the_bounds": 2,
+        "test_noise_in_l2_stays_under_the_bounds_per_atom": 0,
         "test_params_per_atom_are_those_of_the_atom_schedule": 0,
         "test_thresholds_per_atom_are_never_above_the_common_ones": 2,
     },
@@ -81,10 +84,12 @@ DEFAULT_CASES = {
         "test_small_random_degenerate_programs": 1,
     },
     "test_calibrate.py": {
-        "test_a_convolutional_dictionary": 1,
+        "test_a_convolutional_dictionary": 0,
     },
     "test_cli.py": {
+        "test_certify_covers_an_activation_and_the_smallest_entries": 0,
         "test_compare_on_own_pictures": 0,
+        "test_compare_on_own_signals": 0,
         "test_compare_on_own_signals_with_codes": 0,
     },
     "test_compare.py": {
@@ -95,6 +100,7 @@ DEFAULT_CASES = {
         "test_a_layer_keeps_its_dtype": 10,
         "test_a_network_of_one_layer_is_the_layer": 8,
         "test_a_structured_dictionary_is_its_matrix": 8,
+        "test_activations_conform": 6,
         "test_codes_and_gradients_are_the_same_however_the_loop_runs": 3,
         "test_every_way_to_run_a_layer_gives_the_same_code": 10,
         "test_gradients_are_central_differences_in_every_leaf": 8,
@@ -104,12 +110,23 @@ DEFAULT_CASES = {
         "test_two_stacks_of_half_the_depth_are_the_whole": 8,
     },
     "test_dictionaries.py": {
+        "test_a_batch_of_dictionaries": 2,
+        "test_arrays_of_both_libraries_defer_on_the_left": 2,
         "test_conv_in_half_precision": 0,
         "test_conv_is_its_matrix": 6,
         "test_structured_dictionaries_are_their_matrices": 6,
     },
+    "test_docs.py": {
+        "test_the_example_of_the_readme_runs": 0,
+    },
     "test_doctests.py": {
-        "test_examples_run": 24,
+        "test_examples_run": 16,
+    },
+    "test_families.py": {
+        "test_ml_lista_trains_and_takes_structured_dictionaries": 0,
+    },
+    "test_layer_records.py": {
+        "test_other_ways_to_run_a_network_change_nothing": 1,
     },
     "test_nnx.py": {
         "test_a_module_has_the_codes_and_the_gradients_of_its_layer": 3,
@@ -118,22 +135,30 @@ DEFAULT_CASES = {
         "test_every_family_takes_a_dictionary": 5,
     },
     "test_train_cli.py": {
-        "test_every_family_starts_as_it_says_and_refuses_foreign_options": 8,
+        "test_every_family_starts_as_it_says_and_refuses_foreign_options": 4,
+        "test_killed_and_resumed_it_ends_with_the_same_bits": 0,
     },
     "test_training.py": {
+        "test_learning_a_convolutional_dictionary": 0,
+        "test_signals_with_dictionaries_of_their_own": 1,
+        "test_training_lowers_every_loss": 2,
         "test_training_lowers_the_validation_loss_of_every_family": 4,
     },
     "test_weights_table.py": {
         "test_every_number_is_that_of_the_weights_it_stands_for": 1,
     },
     "theory/test_certificates.py": {
+        "test_no_member_of_the_class_breaks_a_certificate": 2,
         "test_theory_s_own_params_have_the_error_of_their_schedule": 2,
     },
     "theory/test_coherence.py": {
+        "test_convolutional_coherence_outside_jit_and_with_dense_weights": 0,
         "test_convolutional_coherences_are_those_of_the_dense_matrix": 5,
+        "test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices": 1,
         "test_weights_may_have_a_longer_kernel_than_the_dictionary": 0,
     },
     "theory/test_convergence.py": {
+        "test_atom_coherence_is_the_largest_product_of_every_atom": 1,
         "test_the_support_is_found_from_the_promised_step_on": 2,
     },
     "theory/test_generalized.py": {
@@ -154,8 +179,14 @@ DEFAULT_CASES = {
         "test_the_corrected_chain_converges_where_the_printed_one_diverges": 1,
         "test_the_guard_makes_depth_harmless": 1,
     },
+    "theory/test_schedules.py": {
+        "test_error_gain_of_a_convolution_is_that_of_its_matrix": 1,
+    },
     "theory/test_stability.py": {
         "test_no_pair_of_chains_is_further_apart_than_delta": 2,
+    },
+    "theory/test_weights.py": {
+        "test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter": 1,
     },
 }
 
@@ -165,7 +196,7 @@ def pytest_collection_modifyitems(items):
     """Mark the cases beyond those of `DEFAULT_CASES` as slow."""
     seen = collections.Counter()
     for item in items:
-        path, name = item.path.relative_to(FOLDER).as_posix(), item.originalname
+        path, name = os.path.relpath(item.path, FOLDER), getattr(item, "originalname", "")
         most = DEFAULT_CASES.get(path, {}).get(name)
         seen[path, name] += 1
         if most is not None and seen[path, name] > most:

@@ -771,6 +771,11 @@ def test_bad_fraction(fraction):
             for v in (0, -2, math.nan, math.inf)
         ),
         *((lambda v=v: ua.compose(ua.relu, v), "times must be at least 1") for v in (0, -1)),
+        (lambda: ua.compose(ua.elu(0.9), 10**12), "times must be at most 1000"),
+        (
+            lambda: ua.from_description(["compose", ["elu", 0.9], 10**12]),
+            "times must be at most 1000",
+        ),
     ],
 )
 def test_bad_parameter(make, bounds):

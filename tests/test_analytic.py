@@ -658,7 +658,7 @@ def test_params_refuse_tracers(each):
     options = dict(depth=2, sparsity=1, bound=1.0, noise=0.1)
     for name in ("bound", "noise"):
         with pytest.raises(TypeError):
-            jax.jit(lambda v: analytic.lista_cp(D, **{**options, **each, name: v}))(0.1)  # noqa: B023
+            jax.jit(lambda v, name=name: analytic.lista_cp(D, **(options | each | {name: v})))(0.1)
     with pytest.raises(TypeError):
         jax.jit(lambda D: analytic.lista_cp(D, **options, **each))(D)
 

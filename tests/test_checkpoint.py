@@ -89,7 +89,8 @@ def test_weights_of_every_family_come_back_bit_for_bit_with_their_layer(suffix, 
 @pytest.mark.parametrize("name", registry.ACTIVATIONS)
 def test_an_activation_comes_back_with_its_parameters(name, tmp_path):
     layer = ur.layers.ista(K, activation=registry.ACTIVATIONS[name]())
-    assert restore(save(tmp_path / "a.npz", (), layer=layer)).layer is layer
+    params = layer.init(None, gaussian())
+    assert restore(save(tmp_path / "a.npz", params, layer=layer)).layer is layer
 
 
 def test_networks_come_back_with_all_options_of_their_layers(tmp_path):
@@ -110,7 +111,7 @@ def test_params_that_are_not_of_the_layer_are_refused(tmp_path):
         save(tmp_path / "a.npz", params, D, ur.lista_cp(K))
     with pytest.raises(ValueError, match="depth 3"):
         save(tmp_path / "a.npz", params, D, ur.layers.ista(3))
-    with pytest.raises(TypeError, match="cannot save a StepAndThreshold"):  # without D, by records
+    with pytest.raises(TypeError, match="another family"):
         save(tmp_path / "a.npz", params, layer=ur.lista_cp(K))
     with pytest.raises(TypeError, match="layer must be a Layer or a Network, got dict"):
         save(tmp_path / "a.npz", params, D, dict(family="ista"))
@@ -259,9 +260,10 @@ def test_without_the_dictionary_its_hash_is_kept(tmp_path):
         restore(path, D=gaussian(1))
 
 
-def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(tmp_path):
+@pytest.mark.parametrize("layer", [None, ur.layers.ista(K)])
+def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(tmp_path, layer):
     D = gaussian()
-    path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, D))
+    path = save(tmp_path / "a.npz", ur.layers.ista(K).init(None, D), layer=layer)
     for like, row in (
         (ur.layers.ista(3).init(None, D), r"params.steps.gamma +float64 \(2,\) +float64 \(3,\)"),
         (
@@ -269,9 +271,42 @@ def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(t
             r"params.steps.theta +float64 \(2,\) +float32 \(2,\)",
         ),
         (ur.lista_cp(K).init(None, D), r"params.shared.W +- +float64 \(3, 5\)"),
+        (jnp.ones(2), r"form +Unrolled\(shared=None, steps=Step.* array"),
+        ({"steps": None}, r"form +Unrolled\(shared=None, .* dict\(steps=None\)"),
     ):
         with pytest.raises(CheckpointError, match=rf"(?s)saved +requested.*{row}"):
             restore(path, like=like)
+
+
+def test_weights_without_a_dictionary_fit_their_layer(tmp_path):
+    layer, Ds = ur.alista(K), (gaussian(), gaussian(1, N, 7))
+    params = layer.init(None, Ds[0])
+    network = ur.dsc([layer, layer])
+    chain = network.init(None, Ds)
+    whole = ur.networks.ml_lista(K)
+    path = tmp_path / "a.npz"
+    for tree, model, error, message in (
+        (params, ur.alista(K + 1), ValueError, f"save: params have .* depth {K + 1}"),
+        (params, ur.lista(K), TypeError, "save: params have the records .* another family?"),
+        ((*chain, params), network, ValueError, "save: params have 3 blocks; expected 2"),
+        ((params, ur.alista(1).init(None, Ds[1])), network, ValueError, f"depth {K}"),
+        (whole.init(None, Ds), ur.networks.ml_lista(K + 1), ValueError, f"depth {K + 1}"),
+    ):
+        with pytest.raises(error, match=message):
+            save(path, tree, layer=model)
+    for tree, model in ((params, layer), (chain, network), (whole.init(None, Ds), whole)):
+        found = restore(save(path, tree, layer=model), like=tree)
+        assert found.layer is model and same(found.params, tree)
+        with pytest.raises(CheckpointError, match="the weights were saved without a D"):
+            restore(path, D=gaussian())
+
+
+def test_chains_of_other_lengths_are_refused_with_a_table(tmp_path):
+    layer, D = ur.alista(K), gaussian()
+    params = layer.init(None, D)
+    path = save(tmp_path / "a.npz", (params,), layer=ur.dsc([layer]))
+    with pytest.raises(CheckpointError, match=r"params.1.shared.W +- +float64 \(3, 5\)"):
+        restore(path, like=(params, params))
 
 
 def test_64_bits_are_not_cast_in_a_process_without_them(tmp_path):

@@ -17,7 +17,7 @@ from jax import lax
 
 import unrolled as ur
 from unrolled.dictionaries import Structured, dense
-from unrolled.layers import Unrolled, stack, unroll, unstack
+from unrolled.layers import Unrolled, names_with_role, stack, unroll, unstack
 
 EPS = np.finfo(float).eps
 M, N, K, BATCH = 6, 10, 4, 4
@@ -350,7 +350,7 @@ def test_a_structured_dictionary_is_its_matrix(layer, kind):
     each = np.random.default_rng(3).uniform(
         0.01, 0.1, (2, filters)
     )  # one threshold per filter, at all its positions
-    has_theta = hasattr(params.steps, "theta")
+    has_theta = names_with_role(params.steps, "threshold") == ["theta"]
     if has_theta:
         params = params._replace(steps=params.steps._replace(theta=jnp.asarray(each)))
 

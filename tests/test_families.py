@@ -529,8 +529,13 @@ def test_numbers_used_by_their_magnitude_can_leave_zero(problem):
     D, y = problem
     lamp, hyper = layers.lamp(1, alpha=0.0), layers.hyperlista(1)
     at, shared = lamp.init(None, D), hyper.init(None, D).shared
-    with_alpha = lambda alpha: lamp.apply(Unrolled(None, at.steps._replace(alpha=alpha)), D, y)  # noqa: E731
-    with_threshold = lambda c: hyper.apply(Unrolled(shared._replace(threshold=c), None), D, y)  # noqa: E731
+
+    def with_alpha(alpha):
+        return lamp.apply(Unrolled(None, at.steps._replace(alpha=alpha)), D, y)
+
+    def with_threshold(c):
+        return hyper.apply(Unrolled(shared._replace(threshold=c), None), D, y)
+
     for code, zero in ((with_alpha, jnp.zeros(1)), (with_threshold, jnp.zeros(()))):
         gradient = jax.grad(lambda number, code=code: jnp.sum(jnp.abs(code(number))))(zero)
         assert np.all(np.asarray(gradient) < 0)  # a threshold shrinks

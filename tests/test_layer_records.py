@@ -1,5 +1,6 @@
 """Layers and networks as records of their options: identity, text, errors and checks of params."""
 
+import collections
 import copy
 import dataclasses
 import gc
@@ -20,6 +21,7 @@ import registry
 import unrolled as ur
 from unrolled import layers
 from unrolled.layers import Fixed, Unrolled, Weights, _layer, option, unstack
+from unrolled.layers._records import fields_of
 
 M, N, K = 4, 6, 2
 EPS = np.finfo(float).eps
@@ -310,6 +312,12 @@ def test_the_options_of_the_help_stand_before_the_reference():
 # Errors.
 
 
+class _limited(layers.ista):
+    """A test double with a limited whole number."""
+
+    taps: int = option(default=2, above=1, below=9)
+
+
 class _taking(layers.ista):
     """A test double with an option of any type."""
 
@@ -361,8 +369,36 @@ BAD_OPTIONS = {
         ValueError,
         "activation .*expected the same shape and dtype",
     ),
+    "a function of numpy": (
+        lambda: ur.lista_cp(K, activation=np.tanh),
+        ValueError,
+        "activation .*tanh.* fails on a traced float32 array",
+    ),
+    "a function that branches": (
+        lambda: ur.lista_cp(K, activation=lambda v: v if v > 0 else 0),
+        ValueError,
+        "fails on a traced float32 array",
+    ),
+    "a function of two arguments": (
+        lambda: ur.lista_cp(K, activation=lambda v, theta: v),
+        ValueError,
+        "fails on a traced float32 array .*missing 1 required",
+    ),
     "no activation": (lambda: ur.lista_cp(K, activation=3), TypeError, "activation"),
+    "text in a tuple": (lambda: ur.alista(K, support=("0.1", "0.5")), ValueError, "support must"),
+    "text for a tuple": (lambda: ur.alista(K, support="01"), ValueError, "support must"),
+    "an int at its limit": (
+        lambda: _limited(K, taps=9),
+        ValueError,
+        "_limited: taps must be above 1 and below 9 and finite, got 9",
+    ),
+    "an int below its limit": (lambda: _limited(K, taps=1), ValueError, "taps must be above 1"),
     "no layers": (lambda: ur.dsc([]), ValueError, "at least one layer"),
+    "a layer for layers": (
+        lambda: ur.dsc(ur.alista(K)),
+        TypeError,
+        r"networks.dsc: expected a sequence of layers, got alista; try \[layer\]",
+    ),
     "families for layers": (lambda: ur.dsc([ur.alista]), TypeError, "expected layers"),
 }
 
@@ -465,6 +501,18 @@ def test_two_modules_cannot_define_the_same_family(families):
     assert first(K) is not second(K)
 
 
+def test_two_modules_cannot_define_the_same_network(monkeypatch):
+    monkeypatch.setattr(ur.networks, "NETWORKS", networks := dict(ur.networks.NETWORKS))
+    dsc, Network = ur.networks.dsc, ur.networks.Network
+    with pytest.raises(TypeError, match="already defines a network of this name"):
+        type(dsc)("dsc", (dsc,), {"__module__": "elsewhere"})
+    type(dsc)("without_a_run", (Network,), {"init": dsc.init})
+    type(dsc)("_example", (dsc,), {})
+    assert networks == NETWORKS
+    mine = type(dsc)("mine", (dsc,), {})
+    assert networks == {**NETWORKS, "mine": mine}
+
+
 # Records of params.
 
 
@@ -510,6 +558,49 @@ def test_check_takes_the_params_of_init_in_both_forms(name, problem):
         "NoneType",
         *layer.records,
     }
+
+
+def test_a_record_may_have_no_annotations(problem):
+    Plain = collections.namedtuple("Plain", "gamma theta")
+
+    class _plain(layers.ista):
+        forms = (Unrolled(None, Plain),)
+
+    params = Unrolled(None, Plain(np.full(K, 0.1), np.zeros(K)))
+    expected = Unrolled(None, layers.StepAndThreshold(*params.steps))
+    np.testing.assert_array_equal(
+        _plain(K).apply(params, *problem), layers.ista(K).apply(expected, *problem)
+    )
+
+
+def test_check_takes_a_dictionary_as_lists(problem):
+    layer = ur.alista(K)
+    params = layer.init(None, problem[0])
+    layer.check(params, np.asarray(problem[0]).tolist())
+    with pytest.raises(ValueError, match=r"alista: W has shape .* expected one of \[\(1, 2\)\]"):
+        layer.check(params, [[1, 2]])
+
+
+@every_layer
+def test_check_refuses_none_for_an_array(name, problem):
+    layer, params = started(name, problem)
+    leaves, form = jax.tree.flatten(params)
+    for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
+        missing = form.unflatten([*leaves[:i], None, *leaves[i + 1 :]])
+        if path[-1].name in fields_with_a_shape(layer):
+            with pytest.raises(TypeError, match=f"{path[-1].name} is None; expected an array"):
+                layer.check(missing, problem[0])
+
+
+def fields_with_a_shape(layer):
+    kinds = layer.records.values()
+    fields = {name: field for kind in kinds for name, field in fields_of(kind).items()}
+    return {name for name, field in fields.items() if field.shape is not None}
+
+
+def test_an_init_that_draws_needs_a_key(problem):
+    with pytest.raises(TypeError, match=r"na_alista: init draws .* try jax.random.key\(0\)"):
+        layers.na_alista(K).init(None, problem[0])
 
 
 @every_layer

@@ -63,8 +63,8 @@ def differences(stored, found):
 
 
 def marked(path):
-    """Three notebooks run by default: two compare what they print, one uses most of the library."""
-    default = path.stem[:2] in ("01", "07", "11")
+    """Two notebooks run by default: one compares what it prints, one uses most of the library."""
+    default = path.stem[:2] in ("01", "11")
     return pytest.param(path, marks=() if default else pytest.mark.slow)
 
 

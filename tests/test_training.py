@@ -753,6 +753,13 @@ def test_patience_stops_when_the_best_is_old(D, sample):
         run(FAMILIES["ista"], D, sample, steps=1, patience=0)
 
 
+def test_a_frozen_negative_threshold_is_refused(D, sample):
+    start = FAMILIES["ista"].init(None, D)
+    start = start._replace(steps=start.steps._replace(theta=-start.steps.theta))
+    with pytest.raises(ValueError, match="theta must be non-negative"):
+        run(FAMILIES["ista"], D, sample, start, steps=1)
+
+
 # A dictionary for every signal
 
 
@@ -763,6 +770,24 @@ def many_dictionaries(key, D):
     Ds = Ds / jnp.linalg.norm(Ds, axis=1, keepdims=True)
     X = problems.exact_sparse(code_key, (BATCH, D.shape[1]), 1)
     return jax.vmap(jnp.matmul)(Ds, X), X, Ds
+
+
+def test_signals_with_structured_dictionaries_of_their_own():
+    layer, key = layers.ada_lista(DEPTH), jax.random.key(3)
+    filters = jax.random.normal(key, (BATCH, 2, 1, 3))
+    Ds = jax.vmap(lambda f: dictionaries.Conv(f, 8, boundary="circular") / jnp.linalg.norm(f))(
+        filters
+    )
+    D = jax.tree.map(lambda leaf: leaf[0], Ds)
+    X = problems.exact_sparse(key, (BATCH, D.shape[1]), 1)
+    Y = jax.vmap(jnp.matmul)(jax.vmap(dictionaries.dense)(Ds), X)
+    codes = jax.vmap(layer.iterates, (None, 0, 0), 1)(layer.init(None, D), Ds, Y)
+    for batched in (Ds, dictionaries.Composed(Ds, jnp.eye(D.shape[1]))):
+        assert batched.ndim == 3 and batched.T.ndim == 3
+    for loss in (LASSO, training.reconstruction, training.deep(LASSO)):
+        matrices = jax.vmap(dictionaries.dense)(Ds)
+        each = [loss(codes[:, n : n + 1], None, A, Y[n : n + 1]) for n, A in enumerate(matrices)]
+        assert float(loss(codes, None, Ds, Y)) == pytest.approx(float(np.mean(each)), rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", [training.supervised, LASSO])

@@ -21,6 +21,23 @@ Array = jax.Array
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
+def register(known: dict[str, Any], cls: type, what: str) -> None:
+    """Add a class to a table of its kind by its name, unless that begins with an underscore.
+
+    Raises:
+        TypeError: another module has defined a class of that name.
+    """
+    name, other = cls.__name__, known.get(cls.__name__)
+    if name.startswith("_"):
+        return
+    if other is not None and other.__module__ != cls.__module__:
+        raise TypeError(
+            f"{cls.__module__}.{name}: {other.__module__} already defines a {what} of this name; "
+            "choose another name, or one with a leading underscore"
+        )
+    known[name] = cls
+
+
 def is_concrete(tree: Any) -> bool:
     """Whether no leaf of `tree` is a tracer, so that values can be checked."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

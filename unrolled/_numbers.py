@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+# Measured coherences and norms are rounded up by this factor, far above the rounding of float64
+# sums: a denominator that is zero must not come out positive.
+UP = 1 + 1e-9
+
 
 def largest(x: Array) -> Array:
     """max(x), nan if x contains one: XLA's reduction on a CPU loses it in long arrays."""

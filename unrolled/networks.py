@@ -1,11 +1,12 @@
 """Networks through dictionaries D_1 .. D_J: deep sparse coding (DSC) chains, and ML-LISTA."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu, shrink
 from unrolled.dictionaries import Dictionary, as_chain, operands, spread
@@ -59,8 +60,8 @@ class Network(Interned):
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
-        if not cls.__name__.startswith("_"):
-            NETWORKS[cls.__name__] = cls
+        if cls.init is not Network.init and cls.run is not Network.run:
+            _checks.register(NETWORKS, cls, "network")
 
     @property
     def family(self) -> str:
@@ -94,6 +95,11 @@ class Network(Interned):
 
 def as_layers(value: Any, name: str, where: str) -> tuple[Layer, ...]:
     """`value` as a tuple of at least one layer."""
+    if not isinstance(value, Iterable):
+        raise TypeError(
+            f"networks.{where}: expected a sequence of layers, got {type(value).__name__}; "
+            "try [layer]"
+        )
     layers = tuple(value)
     if not layers:
         raise ValueError(f"networks.{where}: expected at least one layer, got none")

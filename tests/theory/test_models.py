@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -332,7 +333,7 @@ def test_two_codes_never_differ_where_their_stripes_are_below_the_bounds(name):
         A = unit(matrix(D))
         dependent = dependent_supports(A)
         assert len(dependent)
-        stripe_norms = stripe_norms or jax.jit(jax.vmap(lambda x: _conv_stripe_norm(D, x)))  # noqa: B023
+        stripe_norms = stripe_norms or jax.jit(jax.vmap(partial(_conv_stripe_norm, D)))
         mu = np.abs(A.T @ A - np.eye(len(A.T))).max()
         padded = np.zeros((2 ** len(A.T), len(A.T)))
         padded[: len(dependent)] = dependent

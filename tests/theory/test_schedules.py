@@ -635,7 +635,7 @@ def test_activation_schedule_errors():
         with pytest.raises(ValueError, match=f"activation_schedule: {name}"):
             activation_schedule(act.relu, **{**options, name: -1.0})
         with pytest.raises(TypeError, match="traced"):
-            jax.jit(lambda v: activation_schedule(act.relu, **{**options, name: v}))(0.1)  # noqa: B023
+            jax.jit(lambda v, n=name: activation_schedule(act.relu, **(options | {n: v})))(0.1)
     for name, value, error in (("d", 0, ValueError), ("d", 1.0, TypeError),
                                ("sparsity", -1, ValueError),
                                ("depth", -1, ValueError), ("depth", 2.0, TypeError)):  # fmt: skip

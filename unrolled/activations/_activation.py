@@ -13,6 +13,8 @@ from unrolled._checks import Array
 
 # Iterated suprema are raised by this part, above the rounding of the few steps that find them.
 _ROUNDED_UP = 1e-7
+# The loop over the compositions is written out when an activation is traced.
+_MOST_TIMES = 1000
 
 
 # Module-level functions of our own, since those of jax.nn cannot be pickled.
@@ -139,6 +141,11 @@ def _parameter(
     return value
 
 
+def _shown(value: float) -> str:
+    """A parameter with all its digits, and no more."""
+    return short if float(short := f"{value:g}") == value else repr(value)
+
+
 def leaky_relu(slope: float) -> Activation:
     """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
 
@@ -152,7 +159,7 @@ def leaky_relu(slope: float) -> Activation:
     slope = _parameter(slope, "slope", "leaky_relu", most=1.0)
     unbounded = math.inf if slope else 0.0
     return _one_signed(
-        f"leaky_relu({slope:g})",
+        f"leaky_relu({_shown(slope)})",
         _leaky_relu,
         (slope,),
         lipschitz=slope,
@@ -174,7 +181,7 @@ def elu(alpha: float = 1.0) -> Activation:
     """
     alpha = _parameter(alpha, "alpha", "elu")
     return _one_signed(
-        f"elu({alpha:g})", _elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
+        f"elu({_shown(alpha)})", _elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
     )
 
 
@@ -190,7 +197,7 @@ def celu(alpha: float = 1.0) -> Activation:
     """
     alpha = _parameter(alpha, "alpha", "celu", positive=True)
     return _one_signed(
-        f"celu({alpha:g})", _celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
+        f"celu({_shown(alpha)})", _celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
     )
 
 
@@ -267,7 +274,7 @@ def _sum(name: str, function: Callable, h, M, k, factor: float) -> Activation:
     steep = factor * k
     gap = math.log(2) / steep + min(h / 2, h * h * steep / 16)
     return Activation(
-        f"{name}({h:g}, {M:g}, {k:g})",
+        f"{name}({_shown(h)}, {_shown(M)}, {_shown(k)})",
         1 / 2 + h * steep / 8,
         gap,
         gap,
@@ -302,7 +309,7 @@ def scale(act: Activation, k: float) -> Activation:
     _has_constants(act, "scale")
     k = _parameter(k, "k", "scale", positive=True)
     return Activation(
-        f"scale({act.name}, {k:g})",
+        f"scale({act.name}, {_shown(k)})",
         act.tail_lipschitz,
         act.tail_sup / k,
         act.tail_oscillation / k,
@@ -337,11 +344,11 @@ def compose(act: Activation, times: int) -> Activation:
 
     Args:
         act: rho.
-        times: m, at least 1.
+        times: m, from 1 to 1000.
 
     Raises:
         TypeError: act is not an `Activation`, or times is not an integer.
-        ValueError: times below 1.
+        ValueError: times out of range.
 
     Reference: Li, Feng, Zhou (2024), Theorem 9.
 
@@ -352,6 +359,10 @@ def compose(act: Activation, times: int) -> Activation:
     """
     _has_constants(act, "compose")
     m = _checks.as_index(times, "times", "compose", least=1)
+    if m > _MOST_TIMES:
+        raise ValueError(
+            f"compose: times must be at most {_MOST_TIMES}, got {m}; try scale, which is one step"
+        )
     if m == 1:
         return act
     gap = m * act.relu_gap

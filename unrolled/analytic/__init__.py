@@ -28,7 +28,6 @@ from unrolled.analytic._schedules import (
 from unrolled.analytic._table import (
     WeightsRow,
     WeightsTable,
-    line,
     weights_table,
 )
 from unrolled.theory import (
@@ -50,7 +49,6 @@ __all__ = [
     "frobenius_weights",
     "hyperlista",
     "ista",
-    "line",
     "lista_cp",
     "minimax_weights",
     "plan",

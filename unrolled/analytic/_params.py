@@ -38,7 +38,8 @@ def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
     """
     D = as_dictionary(D, "analytic.ista")
     _checks.nonnegative(lam, "lam", "analytic.ista")
-    return ista_params(D, lam, _checks.as_index(depth, "depth", "analytic.ista"))
+    depth = _checks.as_index(depth, "depth", "analytic.ista")
+    return ista_params(D, lam, depth, "analytic.ista")
 
 
 def lista_cp(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._numbers import UP
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_atoms
 from unrolled.theory import (
@@ -30,9 +31,7 @@ from unrolled.theory import (
 )
 from unrolled.theory import plan as plan_blocks
 
-# Measured coherences and norms are rounded up by this factor, as in the theory.
-_UP = 1 + 1e-9
-# With another activation than ReLU the guard depends on the error off the support, which the guard
+# With an activation other than ReLU the guard depends on the error off the support, which the guard
 # raises itself: it grows until it covers what it needs, each time by this margin.
 _GUARD_MARGIN = 1 + 1e-3
 _GUARD_ROUNDS = 100
@@ -89,7 +88,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
         mu, C = (float(v) for v in coherence(W64, D64))
         eta = float(jnp.abs(1 - diagonal(W64, D64)).max())
         omega = noise_gain(W64)
-    return Certified(W, mu * _UP, C, eta, guard, omega * _UP, noise_guard)
+    return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard)
 
 
 def plan(
@@ -216,7 +215,7 @@ def chain_schedules(
 
 def _gain(c: Certified, before: int) -> float:
     """`error_gain` with rounding, for a block before of so many nonzeros; C_W for 0."""
-    return error_gain(c.W, sparsity=before) * _UP + c.noise_guard
+    return error_gain(c.W, sparsity=before) * UP + c.noise_guard
 
 
 def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
@@ -268,8 +267,8 @@ def _atom_schedule(
     with jax.enable_x64(True):
         D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
         coherences, sizes = atom_coherence(W64, D64)
-        sizes = column_norms(W64) * _UP if noise_norm == "l2" else sizes
-    mus, C_Ws = np.asarray(coherences) * _UP, np.asarray(sizes)
+        sizes = column_norms(W64) * UP if noise_norm == "l2" else sizes
+    mus, C_Ws = np.asarray(coherences) * UP, np.asarray(sizes)
     guard = c.guard * sparsity * bound
     guard += c.noise_guard * noise * (c.omega / c.C_W if noise_norm == "l2" else 1)
 

@@ -1,7 +1,7 @@
 """D, the closed form and the minimax weights side by side: what each of them certifies."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._json import plain
+from unrolled._text import line
 from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
 from unrolled.dictionaries import Dictionary, as_dictionary, spectral_norm, unit_atoms
 from unrolled.theory import (
@@ -138,16 +139,4 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
         found.rate,
         found.floor,
         found.steps_for(tolerance),  # type: ignore[union-attr]  # of a `Schedule`: ReLU
-    )
-
-
-def line(label: str, cells: Iterable[Any]) -> str:
-    """A line of a table: the label and its cells, in columns.
-
-    Example:
-        >>> ur.analytic.line("mu_W", [0.25, "none"]).split()
-        ['mu_W', '0.25', 'none']
-    """
-    return f"{label:24}" + "".join(
-        f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells
     )

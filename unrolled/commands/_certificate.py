@@ -9,11 +9,10 @@ import jax
 import numpy as np
 
 from unrolled import analytic, plots, realize, theory
+from unrolled._text import line
 from unrolled.activations import Activation
-from unrolled.analytic import line
 from unrolled.commands._console import Say
-from unrolled.dictionaries import Dictionary, dense
-from unrolled.theory import as_chain
+from unrolled.dictionaries import Dictionary, as_chain, dense
 
 _KERNEL_SIZE = 3  # of the CNN in the report
 _ROUNDING = 1e-9  # allowed for the rounding of the Babel function

@@ -11,6 +11,7 @@ from unrolled import _checks, metrics, plots
 from unrolled._checks import Array
 from unrolled._json import to_json
 from unrolled._numbers import largest
+from unrolled._text import markdown
 from unrolled.compare._coupling import Coupling, coupling, thresholds
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
@@ -157,13 +158,6 @@ def compare(
             references[name] = other
             changes[name] = _changes(stacked[other], stacked[name])
     return Comparison(curves, _known(theta), references, changes, _known(couplings))
-
-
-def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, *rows]
-    head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
-    return "\n".join([head, "|" + "---|" * len(columns), *body])
 
 
 def _check_methods(methods: dict[str, tuple[Layer, Unrolled]], reference: str | None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from unrolled import plots
 from unrolled._json import to_json
-from unrolled.compare._compare import markdown
+from unrolled._text import markdown
 from unrolled.compare._coupling import Coupling, coupling, step_means, thresholds
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack

@@ -71,6 +71,7 @@ class Structured:
 
     - `column_norms`, `spectral_norm`, `scale_columns`, `normalized`, `entries`, `magnitudes`,
       `closed_form`, and `dtype` where no field is a floating array;
+    - `ndim`, for losses of signals with dictionaries of their own;
     - for atoms that come in groups, as the shifts of one filter do: `groups`, `spread`,
       `inner_products`, `representatives`, `replicate` and `cuts_atoms`.
 
@@ -91,19 +92,10 @@ class Structured:
     """
 
     __array_ufunc__ = None  # a numpy array on the left defers to __rmatmul__
-    ndim = 2
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if cls.__name__.startswith("_"):
-            return
-        known = KINDS.get(cls.__name__)
-        if known is not None and known.__module__ != cls.__module__:
-            raise TypeError(
-                f"{cls.__module__}.{cls.__name__}: the dictionary {cls.__name__} is that of "
-                f"{known.__module__}; choose another name, or one with a leading underscore"
-            )
-        KINDS[cls.__name__] = cls
+        _checks.register(KINDS, cls, "dictionary")
 
     # What a subclass defines
 
@@ -123,6 +115,11 @@ class Structured:
     def scale(self, c: ArrayLike) -> "Structured":
         """c D, with a scalar c."""
         raise TypeError(f"{type(self).__name__} does not define scale")
+
+    @property
+    def ndim(self) -> int:
+        """2, and one more for each axis of a batch of dictionaries (as `vmap` maps over)."""
+        return 2
 
     @property
     def dtype(self) -> np.dtype:
@@ -251,6 +248,10 @@ class Transposed(Structured):
         m, d = self.base.shape
         return d, m
 
+    @property
+    def ndim(self) -> int:
+        return self.base.ndim
+
     def synthesize(self, x: Array) -> Array:
         return self.base.analyze(x)
 
@@ -285,6 +286,10 @@ class Rescaled(Structured):
     @property
     def shape(self) -> tuple[int, int]:
         return self.base.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.base.ndim
 
     def synthesize(self, x: Array) -> Array:
         return self.base.synthesize(self.weights * x)

@@ -55,6 +55,10 @@ class Composed(Structured):
     def shape(self) -> tuple[int, int]:
         return self.factors[0].shape[-2], self.factors[-1].shape[-1]
 
+    @property
+    def ndim(self) -> int:
+        return max(D.ndim for D in self.factors)
+
     def synthesize(self, x: Array) -> Array:
         for D in reversed(self.factors):
             x = D @ x
@@ -113,6 +117,10 @@ class Concatenated(Structured):
     @property
     def shape(self) -> tuple[int, int]:
         return self.parts[0].shape[-2], sum(D.shape[-1] for D in self.parts)
+
+    @property
+    def ndim(self) -> int:
+        return max(D.ndim for D in self.parts)
 
     def _split(self, x: Array) -> list[Array]:
         ends = np.cumsum([D.shape[1] for D in self.parts])[:-1]
@@ -202,6 +210,10 @@ class Sparse(Structured):
     @property
     def shape(self) -> tuple[int, int]:
         return self.base.shape[-2], self.values.shape[-1]
+
+    @property
+    def ndim(self) -> int:
+        return self.values.ndim
 
     def synthesize(self, x: Array) -> Array:
         coefficients = (

@@ -127,6 +127,10 @@ class Conv(Structured):
     def shape(self) -> tuple[int, int]:
         return math.prod(self.signal_grid), math.prod(self.code_grid)
 
+    @property
+    def ndim(self) -> int:
+        return self.filters.ndim - len(self.signal_shape)
+
     def analyze(self, r: Array) -> Array:
         r = self._extend(r.reshape(self.signal_grid))
         if any(n > _LONGEST * t for n, t in zip(self.kernel, self.stride)):

@@ -15,9 +15,9 @@ from unrolled.layers._ista import (
 )
 from unrolled.layers._lamp import Message, lamp
 from unrolled.layers._lamp_bg import lamp_bg
-from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped, as_precision
+from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped
 from unrolled.layers._lfista import MomentumMatrices, lfista
-from unrolled.layers._liht import keep_largest, liht
+from unrolled.layers._liht import liht
 from unrolled.layers._lista import Matrices, MatricesAndThreshold, Threshold, lista, lista_ss
 from unrolled.layers._lista_cp import WeightsAndThreshold, lista_cp, lista_cpss
 from unrolled.layers._na_alista import Recurrent, na_alista
@@ -33,6 +33,7 @@ from unrolled.layers._records import (
     Unrolled,
     Weights,
     check_params,
+    check_records,
     fold_thresholds,
     is_record,
     magnitude,
@@ -49,7 +50,6 @@ from unrolled.layers._shrinking import (
     Shrinking,
     as_activation,
     as_support,
-    select_or_shrink,
 )
 from unrolled.layers._tista import tista
 from unrolled.layers._unroll import unroll
@@ -92,10 +92,10 @@ __all__ = [
     "ada_lista",
     "alista",
     "as_activation",
-    "as_precision",
     "as_support",
     "bernoulli_gaussian_mean",
     "check_params",
+    "check_records",
     "fista",
     "fold_thresholds",
     "glista",
@@ -103,7 +103,6 @@ __all__ = [
     "is_record",
     "ista",
     "ista_params",
-    "keep_largest",
     "lamp",
     "lamp_bg",
     "lfista",
@@ -119,7 +118,6 @@ __all__ = [
     "records_of",
     "repeat",
     "robust_alista",
-    "select_or_shrink",
     "stack",
     "step_lista",
     "tilista",

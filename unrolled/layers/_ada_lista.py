@@ -26,7 +26,7 @@ class ada_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(P'y - Q'Q D x), theta_k): D may differ between signals.
 
     Params: shared (P, Q), steps (gamma, theta). `init` is ISTA: P = Q = I, gamma = 1 / L,
-    theta = lam / L. For signals with dictionaries of their own map over both,
+    theta = lam / L. For signals with dictionaries of their own, map over both:
     `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit` return
     (Y, X, Ds).
 
@@ -45,7 +45,7 @@ class ada_lista(FromISTA, Shrinking):
     def init(self, key, D):
         D = as_dictionary(D, self.family)
         identity = jnp.eye(D.shape[0], dtype=D.dtype)
-        steps = ista_params(D, self.lam, self.depth).steps
+        steps = ista_params(D, self.lam, self.depth, self.family).steps
         return Unrolled(SignalMatrices(identity, identity), steps)
 
     def step(self, shared, p, D, y, state):

@@ -32,7 +32,7 @@ class Analytic(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """The params of HyperLISTA; training moves the three numbers only."""
+    """The params of HyperLISTA: what theory gives, and three numbers."""
 
     analytic: Fixed[Analytic]
     threshold: Number  # c_1
@@ -65,14 +65,15 @@ class hyperlista(Shrinking):
         \theta_k = c_1 \mu_W \rho_k, \qquad \beta_k = c_2 \mu_W \|x_k\|_0, \qquad
         p_k = c_3 \ln(\rho_0 / \rho_k) / d,
 
-    where eta lets the largest share p_k of the entries, clipped to [0, 1], pass unshrunk
+    where eta lets the share p_k of largest entries, with p_k clipped to [0, 1], pass unshrunk
     (`select_support`).
 
     Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3), no steps. `init`
     and `analytic.hyperlista` take the weights in closed form and three numbers that suit
     Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16; for others try
-    `training.search`. The magnitude of c_1 counts. c_3 carries no gradient, so that `fit` moves
-    only the other two.
+    `training.search`, which sets all three. The magnitude of c_1 counts. c_3 carries no gradient:
+    `fit` moves the other two only, unless the optimiser has weight decay, which moves c_3 too where
+    `trainable` does not freeze it.
 
     Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ in place
     of the true code. Not claimed: a bound on the error.

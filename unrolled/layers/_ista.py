@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting
+from unrolled.layers._options import option
 from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
 from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz
@@ -24,14 +25,14 @@ class Step(NamedTuple):
     gamma: Gamma
 
 
-def ista_params(D: Dictionary, lam: float, depth: int) -> Unrolled:
+def ista_params(D: Dictionary, lam: float, depth: int, where: str) -> Unrolled:
     """gamma = 1 / L and theta = lam / L at every step, with L = norm(D, 2)^2.
 
     Example:
-        >>> print(ur.layers.ista_params(2 * jnp.eye(3), 0.1, 2).steps.theta.round(3))
+        >>> print(ur.layers.ista_params(2 * jnp.eye(3), 0.1, 2, "caller").steps.theta.round(3))
         [0.025 0.025]
     """
-    gamma = jnp.full(depth, 1 / lipschitz(D, "ista"), D.dtype)
+    gamma = jnp.full(depth, 1 / lipschitz(D, where), D.dtype)
     return Unrolled(None, StepAndThreshold(gamma, gamma * lam))
 
 
@@ -55,7 +56,7 @@ class ista(Coupled, FromISTA, Shrinking):
     starts_from_theory = True
 
     def init(self, key, D):
-        return ista_params(as_dictionary(D, self.family), self.lam, self.depth)
+        return ista_params(as_dictionary(D, self.family), self.lam, self.depth, self.family)
 
     def weights(self, shared, p, D):
         return Acting(D, p.gamma)
@@ -75,6 +76,8 @@ class step_lista(FromISTA, Shrinking):
         >>> layer.init(None, D).steps.gamma.round(3).tolist()
         [0.25, 0.25]
     """
+
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO, at every step")
 
     forms = (Unrolled(None, Step),)
     starts_from_theory = True
@@ -111,7 +114,7 @@ class fista(FromISTA, Shrinking):
     starts_from_theory = True
 
     def init(self, key, D):
-        return ista_params(as_dictionary(D, self.family), self.lam, self.depth)
+        return ista_params(as_dictionary(D, self.family), self.lam, self.depth, self.family)
 
     def start(self, D, y):
         x = jnp.zeros(D.shape[1], y.dtype)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
+from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary, operands
+from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._options import Interned, option
 from unrolled.layers._records import Unrolled, check_params, records_of
 from unrolled.layers._unroll import unroll
@@ -20,13 +21,8 @@ PRECISIONS = (
 FAMILIES: dict[str, type["Layer"]] = {}
 
 
-def as_precision(value: str, name: str, where: str) -> str:
-    """`value`, or a ValueError if it is no precision of JAX's matrix products.
-
-    Example:
-        >>> ur.layers.as_precision("high", "precision", "caller")
-        'high'
-    """
+def _as_precision(value: str, name: str, where: str) -> str:
+    """`value`, or a ValueError if it is no precision of JAX's matrix products."""
     if value not in PRECISIONS:
         raise ValueError(
             f"{where}: unknown {name} {value!r}; expected one of {', '.join(PRECISIONS)}"
@@ -55,7 +51,7 @@ class Looped(Interned):
 
     precision: str = option(
         default="highest",
-        check=as_precision,
+        check=_as_precision,
         help='precision of the matrix products; below "highest" the thresholds of the theory '
         "may fail",
     )
@@ -104,11 +100,11 @@ class Layer(Looped):
         forms: the records that (shared, one step) of the params may be, as `Unrolled` of classes.
         schedule: untrained constants, one per step, scanned beside the params, or None.
         weights: `weights(shared, p, D) -> Acting`, the W, gamma and S of the step with params p;
-            None for a family without them. `compare` measures them against theory, and `realize`
-            computes with them.
+            None for a family without them. `compare` measures them against theory,
+            `theory.certify` bounds the error with them, and `realize` computes with them.
         from_theory: `from_theory(W, theta) -> params`, from weights (m, d) and thresholds (K,) or
             (K, d); None for a family that theory gives no params.
-        starts_from_theory: whether theory gives the params of `init`.
+        starts_from_theory: whether the params of `init` already are those of theory.
 
     Example:
         >>> class _landweber(ur.layers.Layer):  # a leading underscore: an example, not a family
@@ -144,16 +140,8 @@ class Layer(Looped):
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
-        abstract = cls.init is Layer.init or cls.step is Layer.step
-        if abstract or cls.__name__.startswith("_"):
-            return
-        known = FAMILIES.get(cls.__name__)
-        if known is not None and known.__module__ != cls.__module__:
-            raise TypeError(
-                f"{cls.__module__}.{cls.__name__}: {known.__module__} already defines a family of "
-                "this name; choose another name, or one with a leading underscore"
-            )
-        FAMILIES[cls.__name__] = cls
+        if cls.init is not Layer.init and cls.step is not Layer.step:
+            _checks.register(FAMILIES, cls, "family")
 
     @property
     def family(self) -> str:
@@ -198,6 +186,7 @@ class Layer(Looped):
         Known values are checked too: a negative threshold is a ValueError. `apply` and `iterates`
         run this check first; inside `jit` it sees shapes only.
         """
+        D = as_dictionary(D, self.family)
         check_params(params, D, self.forms, self.depth, self.family)
 
     @property

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._checks import Array
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._layer import Acting, Layer
@@ -13,21 +12,10 @@ from unrolled.layers._records import Unrolled, repeat
 from unrolled.pursuit import State, lipschitz
 
 
-def keep_largest(v: Array, sparsity: int) -> Array:
-    """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
-
-    A nan counts as largest and stays.
-
-    Example:
-        >>> ur.layers.keep_largest(jnp.array([3.0, -1.0, 2.0]), 2).tolist()
-        [3.0, 0.0, 2.0]
-    """
-    magnitude = lax.stop_gradient(jnp.abs(v))
-    return jnp.where(magnitude < kth_largest(magnitude, sparsity), 0, v)
-
-
 class liht(Layer):
     r"""K steps x <- H_s(B_k'y + S_k x), where H_s keeps the s largest magnitudes.
+
+    Equal magnitudes stay together. A NaN counts as largest and stays.
 
     Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
     S = I - D'D / L.
@@ -49,7 +37,10 @@ class liht(Layer):
         return Unrolled(None, repeat(ista_matrices(D, lipschitz(D, self.family)), self.depth))
 
     def step(self, shared, p, D, y, state):
-        return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))
+        v = y @ p.B + p.S @ state.x
+        magnitude = lax.stop_gradient(jnp.abs(v))
+        least = kth_largest(magnitude, min(self.sparsity, D.shape[1]))
+        return State(jnp.where(magnitude < least, 0, v))
 
     def weights(self, shared, p, D):
         return Acting(p.B, S=p.S)

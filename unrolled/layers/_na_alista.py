@@ -72,6 +72,11 @@ class na_alista(Selecting):
     forms = (Unrolled(Recurrent, None),)
 
     def init(self, key, D):
+        if key is None:
+            raise TypeError(
+                f"{self.family}: init draws random matrices; expected a key, got None, "
+                "try jax.random.key(0)"
+            )
         D, n = as_dictionary(D, self.family), self.units
         shapes = ((2 + n, 4 * n), (n, n), (n, 2))
         kernel, middle, head = (

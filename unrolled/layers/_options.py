@@ -29,8 +29,9 @@ def option(
 ) -> Any:
     """An option of a family: a field of its class with a default, limits and a help text.
 
-    Fields annotated `int`, `float` or `bool` are checked as such, and a float must be finite. Any
-    other type needs a `check`.
+    Fields annotated `int`, `float` or `bool` are checked as such: an int without `least` must not
+    be negative, and a float must be finite. A value of another type is taken as it is, unless there
+    is a `check`.
 
     Args:
         default: the default value; without one the option is required.
@@ -148,8 +149,10 @@ def _checked(field: dataclasses.Field, value, where: str):
         value = limits["check"](value, name, where)
     elif field.type in (int, "int"):
         value = _checks.as_index(value, name, where, least=limits.get("least") or 0)
+        _within(value, name, where, limits)
     elif field.type in (float, "float"):
-        value = _number(value, name, where, limits)
+        value = as_number(value, name, where)
+        _within(value, name, where, limits)
     elif field.type in (bool, "bool"):
         value = _boolean(value, name, where)
     try:
@@ -162,14 +165,18 @@ def _checked(field: dataclasses.Field, value, where: str):
     return value
 
 
-def _number(value, name: str, where: str, limits) -> float:
-    """`value` as a finite float within the limits."""
+def as_number(value, name: str, where: str) -> float:
+    """`value` as a float; neither text nor a bool is one."""
     if isinstance(value, str | bytes | bool | np.bool_) or np.ndim(value):
         raise TypeError(f"{where}: {name} must be a number, got {value!r}")
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{where}: {name} must be a number, got {value!r}") from error
+
+
+def _within(number: float, name: str, where: str, limits) -> None:
+    """Raise ValueError unless a number is finite and within the limits of its option."""
     least, above, below = (limits.get(limit) for limit in ("least", "above", "below"))
     bounds = [f"at least {least}"] if least is not None else []
     bounds += [f"above {above}"] if above is not None else []
@@ -179,7 +186,6 @@ def _number(value, name: str, where: str, limits) -> float:
         raise ValueError(
             f"{where}: {name} must be {' and '.join([*bounds, 'finite'])}, got {number}"
         )
-    return number
 
 
 def _boolean(value, name: str, where: str) -> bool:
@@ -215,19 +221,11 @@ def _refuse_hidden(cls) -> None:
 
 def _signature(cls: Any) -> inspect.Signature:
     """What `help` shows: options given by position, then the family's own, then inherited ones."""
-    parameters = []
+    Parameter, parameters = inspect.Parameter, []
     for field in _ordered(cls):
-        by_position, by_name = (
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.KEYWORD_ONLY,
-        )
-        kind = by_name if field.kw_only else by_position
-        default = field.default
-        if default is dataclasses.MISSING:
-            default = inspect.Parameter.empty
-        parameters.append(
-            inspect.Parameter(field.name, kind, default=default, annotation=field.type)
-        )
+        kind = Parameter.KEYWORD_ONLY if field.kw_only else Parameter.POSITIONAL_OR_KEYWORD
+        default = Parameter.empty if field.default is dataclasses.MISSING else field.default
+        parameters.append(Parameter(field.name, kind, default=default, annotation=field.type))
     return inspect.Signature(parameters)
 
 

@@ -4,7 +4,6 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
@@ -26,8 +25,9 @@ class Shape:
     Args:
         shapes: the shapes that the field may have at a step: "" for one number, the sizes of D as
             in "m,d", or "filters" for one number per filter of a convolutional D.
-        role: "threshold" for a field that is never negative, which training folds and `calibrate`
-            and `search` set; "step size" for one that `calibrate` sets; else None.
+        role: "threshold" for a field that is never negative: training folds it, `calibrate` sets
+            it, and `search` tries no negative values; "step size" for one that `calibrate` sets;
+            else None.
 
     Example:
         >>> ur.layers.Shape("", "m,d").of(jnp.ones((2, 3)))
@@ -176,11 +176,10 @@ def fields_of(kind: Any) -> types.MappingProxyType:
             f"{cls.__name__}: the annotations cannot be read ({error}); define the record, and "
             "everything that its annotations name, at the top level of a module"
         ) from error
-    given = dict(zip(getattr(cls, "__parameters__", ()), arguments))
-    default = {T: Matrix} if cls is Fixed else {}
-    return types.MappingProxyType(
-        {name: _field((default | given).get(hints[name], hints[name])) for name in cls._fields}
-    )
+    known = {T: Matrix} if cls is Fixed else {}
+    known |= dict(zip(getattr(cls, "__parameters__", ()), arguments))
+    kinds = {name: hints.get(name, Any) for name in cls._fields}
+    return types.MappingProxyType({name: _field(known.get(k, k)) for name, k in kinds.items()})
 
 
 def _field(hint) -> Field:
@@ -242,7 +241,7 @@ def check_params(
         where: the name of the caller, which messages begin with.
 
     Raises:
-        TypeError: other records than those of the forms.
+        TypeError: records that none of the forms has, or None in place of an array.
         ValueError: another number of steps, another shape, or a known negative threshold.
 
     Example:
@@ -251,21 +250,41 @@ def check_params(
         Traceback (most recent call last):
         ValueError: caller: params have [3] steps but the layer has depth 4
     """
+    form = check_records(params, forms, depth, where)
+    _check_record(form.shared, params.shared, D, 0, where)
+    for part in _parts(params):
+        _check_record(form.steps, part, D, int(type(params.steps) is not tuple), where)
+
+
+def check_records(
+    params: Unrolled, forms: tuple[Unrolled, ...], depth: int, where: str
+) -> Unrolled:
+    """The form that `params` have; raise unless there is one, with `depth` steps.
+
+    Arguments and errors are those of `check_params`.
+
+    Example:
+        >>> layer = ur.alista(3)
+        >>> params = layer.init(None, jnp.eye(2))
+        >>> ur.layers.check_records(params, layer.forms, 3, "caller") is layer.forms[0]
+        True
+    """
     if not isinstance(params, Unrolled):
         raise TypeError(
             f"{where}: params must be Unrolled(shared, steps), got {type(params).__name__}"
         )
-    stacked = type(params.steps) is not tuple
-    parts = (params.steps,) if stacked else params.steps
-    form = _form_of(params, parts, forms, where)
+    form = _form_of(params, _parts(params), forms, where)
     lengths = _lengths(params.steps, depth)
     if lengths != {depth}:
         raise ValueError(
             f"{where}: params have {sorted(lengths)} steps but the layer has depth {depth}"
         )
-    check_record(form.shared, params.shared, D, 0, where)
-    for part in parts:
-        check_record(form.steps, part, D, int(stacked), where)
+    return form
+
+
+def _parts(params: Unrolled) -> tuple:
+    """The records of single steps, or the one record of stacked steps."""
+    return params.steps if type(params.steps) is tuple else (params.steps,)
 
 
 def _form_of(params: Unrolled, parts: tuple, forms, where: str) -> Unrolled:
@@ -283,20 +302,21 @@ def _form_of(params: Unrolled, parts: tuple, forms, where: str) -> Unrolled:
 
 def _lengths(steps, depth: int) -> set[int]:
     """The numbers of steps that the leaves of the params have; `depth` if there are no leaves."""
-    if steps is None:
-        return {depth}
     if type(steps) is tuple:
         return {len(steps)}
-    return {leaf.shape[0] if leaf.ndim else 0 for leaf in map(jnp.asarray, jax.tree.leaves(steps))}
+    leaves = map(jnp.asarray, jax.tree.leaves(steps))
+    return {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves} or {depth}
 
 
-def check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -> None:
-    """Raise ValueError for a wrong shape after `lead` axes, or for a known negative threshold."""
+def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -> None:
+    """Raise for no array, for a wrong shape after `lead` axes, or a known negative threshold."""
     for name, field in fields_of(kind).items() if kind is not None else ():
         held = getattr(value, name)
         if field.record is not None:
-            check_record(field.record, held, D, lead, where)
+            _check_record(field.record, held, D, lead, where)
         elif field.shape is not None:
+            if held is None:
+                raise TypeError(f"{where}: {name} is None; expected an array")
             shape = held.shape if isinstance(held, Structured) else np.shape(held)[lead:]
             expected = field.shape.of(D)
             if shape not in expected:
@@ -334,21 +354,16 @@ def fold_thresholds(params: Any) -> Any:
         >>> ur.layers.fold_thresholds(steps).theta.tolist()
         [0.5]
     """
-    return map_role(THRESHOLD, magnitude, params)
-
-
-def map_role(role: str, f: Callable[[Any], Any], tree: Any) -> Any:
-    """`tree` with `f` applied to every leaf of the fields that have this role."""
-    if is_record(tree):
-        named = names_with_role(tree, role)
-        return tree._replace(
+    if is_record(params):
+        named = names_with_role(params, THRESHOLD)
+        return params._replace(
             **{
-                name: jax.tree.map(f, part) if name in named else map_role(role, f, part)
-                for name, part in tree._asdict().items()
+                name: jax.tree.map(magnitude, part) if name in named else fold_thresholds(part)
+                for name, part in params._asdict().items()
             }
         )
-    if type(tree) in (tuple, list):
-        return type(tree)(map_role(role, f, part) for part in tree)
-    if type(tree) is dict:
-        return {name: map_role(role, f, part) for name, part in tree.items()}
-    return tree
+    if type(params) in (tuple, list):
+        return type(params)(map(fold_thresholds, params))
+    if type(params) is dict:
+        return {name: fold_thresholds(part) for name, part in params.items()}
+    return params

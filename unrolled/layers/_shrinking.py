@@ -14,7 +14,7 @@ from unrolled._checks import Array
 from unrolled.activations import Activation, by_name, relu, select_support, shrink
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
-from unrolled.layers._options import option
+from unrolled.layers._options import as_number, option
 from unrolled.pursuit import State, lipschitz
 
 # The published setting of LISTA-CPSS: 1.2 % of the entries more at every step, up to 13 %.
@@ -25,7 +25,9 @@ def as_activation(value: Any, name: str, where: str) -> Activation | Callable[[A
     """An activation from its name, its record, or a function of arrays.
 
     Raises:
-        ValueError: an unknown name, or a function that changes shape or dtype.
+        ValueError: an unknown name, or a function that fails on a traced array or changes its shape
+            or dtype.
+        TypeError: neither a string nor callable.
 
     Example:
         >>> ur.layers.as_activation("silu", "activation", "caller")
@@ -35,10 +37,10 @@ def as_activation(value: Any, name: str, where: str) -> Activation | Callable[[A
     """
     rho = by_name(value)
     try:
-        problem = _problem_of(rho)
-    except TypeError:  # not hashable, which the record reports
+        hash(rho)
+    except TypeError:  # which the record reports
         return rho
-    if problem:
+    if problem := _problem_of(rho):
         raise ValueError(f"{where}: {name} {rho} {problem}")
     return rho
 
@@ -46,7 +48,10 @@ def as_activation(value: Any, name: str, where: str) -> Activation | Callable[[A
 @functools.lru_cache(maxsize=256)
 def _problem_of(rho) -> str:
     probe = jax.ShapeDtypeStruct((3,), np.float32)
-    out = jax.eval_shape(rho, probe)
+    try:
+        out = jax.eval_shape(rho, probe)
+    except Exception as error:  # whatever a function of the caller raises
+        return f"fails on a traced float32 array (3,): {str(error).splitlines()[0]}"
     if getattr(out, "shape", None) == probe.shape and out.dtype == probe.dtype:
         return ""
     return f"maps float32 (3,) to {out}; expected the same shape and dtype"
@@ -65,7 +70,7 @@ def as_support(value: Any, name: str, where: str) -> tuple[float, float] | None:
     if value is None:
         return None
     try:
-        rate, largest = (float(part) for part in value)
+        rate, largest = (as_number(part, name, where) for part in value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {name} must be (rate, largest), got {value!r}") from error
     if not (0 <= rate < math.inf and 0 <= largest <= 1):
@@ -81,32 +86,6 @@ def support_schedule(support: tuple[float, float] | None, depth: int) -> tuple[f
         return None
     rate, largest = support
     return tuple(min(k * rate, largest) for k in range(1, depth + 1))
-
-
-def select_or_shrink(
-    u: Array,
-    theta: ArrayLike,
-    fraction: ArrayLike | None,
-    activation: Callable[[Array], Array] = relu,
-) -> Array:
-    """`select_support` with this fraction of the entries, or `shrink` if it is None.
-
-    Args:
-        u: (d,).
-        theta: thresholds, () or (d,).
-        fraction: the share of the entries that may pass unshrunk.
-        activation: replaces ReLU in the shrinkage.
-
-    Example:
-        >>> u = jnp.array([3.0, -2.0, 0.5])
-        >>> ur.layers.select_or_shrink(u, 1.0, None).tolist()
-        [2.0, -1.0, 0.0]
-        >>> ur.layers.select_or_shrink(u, 1.0, 1 / 3).tolist()
-        [3.0, -1.0, 0.0]
-    """
-    if fraction is None:
-        return shrink(u, theta, activation)
-    return select_support(u, theta, fraction, activation)
 
 
 def support_option(default: tuple[float, float] | None) -> Any:
@@ -158,8 +137,10 @@ class Selecting(Shrinking):
         return support_schedule(self.support, self.depth)
 
     def shrink(self, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None) -> Array:
-        """The code from u, (d,) -> (d,)."""
-        return select_or_shrink(u, theta, fraction, self.activation)
+        """The code from u, (d,) -> (d,); the share `fraction` of the entries may pass unshrunk."""
+        if fraction is None:
+            return shrink(u, theta, self.activation)
+        return select_support(u, theta, fraction, self.activation)
 
 
 class FromISTA(Layer):
@@ -171,7 +152,7 @@ class FromISTA(Layer):
         4.0 [0.025 0.025]
     """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO")
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
     def ista_start(self, D: Dictionary) -> tuple[Dictionary, Array, Array]:
         """D as a checked dictionary, L = norm(D, 2)^2, and the K thresholds lam / L."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv
+from unrolled.realize._conv_layer import count_weights
 
 # Terms of the sums in `attention_leak`: the first one left out is below exp(-899) times the first.
 _DISTANCES = np.arange(1, 30)
@@ -193,7 +194,7 @@ def attention(
             )
         return out.T.reshape(conv.code_grid)
 
-    return Attention(apply, heads, 1, n_weights(heads))
+    return Attention(apply, heads, 1, count_weights(heads))
 
 
 def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
@@ -292,8 +293,3 @@ def concentration(alpha: float | None, where: str) -> float | None:
             f"{where}: alpha must be positive and finite, got {value}; try None for hard attention"
         )
     return value
-
-
-def n_weights(tree: Any) -> int:
-    """Number of entries in all leaves of the pytree `tree`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -148,6 +148,6 @@ def forward(layers: tuple[ConvLayer, ...], y: Array) -> tuple[Array, ...]:
     return tuple(codes)
 
 
-def count_weights(layers: Any) -> int:
-    """Number of entries in all filters and biases, zeros and repeated arrays included."""
-    return sum(leaf.size for leaf in jax.tree.leaves(layers))
+def count_weights(tree: Any) -> int:
+    """Number of entries in all leaves, zeros and repeated arrays included."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -15,8 +15,9 @@ from unrolled._checks import Array
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, operands
 from unrolled.layers import Layer, Unrolled, stack
-from unrolled.realize._attention import attention_leak, concentration, n_weights
+from unrolled.realize._attention import attention_leak, concentration
 from unrolled.realize._blocks import activation_of
+from unrolled.realize._conv_layer import count_weights
 from unrolled.realize._transformer_block import (
     BlockWeights,
     analysis_weights,
@@ -121,7 +122,7 @@ def transformer(
         tokens, _ = lax.scan(run, embed(D, y), weights)
         return read_code(D, tokens)
 
-    return Transformer(apply, blocks, layer.depth, n_weights(blocks))
+    return Transformer(apply, blocks, layer.depth, count_weights(blocks))
 
 
 def transformer_error(

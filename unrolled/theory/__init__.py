@@ -4,7 +4,6 @@ Traceable functions work in the dtype of D; host functions return float64 record
 `holds`.
 """
 
-from unrolled.dictionaries import as_chain
 from unrolled.theory._activations import (
     ActivationSchedule,
     activation_schedule,
@@ -105,7 +104,6 @@ __all__ = [
     "SupportRecovery",
     "Uniqueness",
     "activation_schedule",
-    "as_chain",
     "atom_coherence",
     "atom_schedule",
     "babel",

@@ -40,7 +40,7 @@ def activation_schedule(
     guard: ArrayLike = 0.0,
     eta: ArrayLike = 0.0,
 ) -> ActivationSchedule:
-    r"""Thresholds of LISTA-CP with another activation than ReLU, and their certified errors.
+    r"""Thresholds of LISTA-CP with an activation other than ReLU, and their certified errors.
 
     The step is x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x). Its deviation H from
     soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta, and |H| <= osc elsewhere,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -82,9 +83,9 @@ def certify(
         e_0 = s B, \qquad e_{k+1} = o_k e_k + top_{s-1}(\mu_k) e_k + top_s(\theta_k + n_k), \qquad
         n_{k,i} = C_{k,i} \delta + g_k,
 
-    and there is no false positive, while \theta_{k,i} >= \mu_{k,i} e_k + n_{k,i} for every atom. Of
-    gamma_k W_k, o_k = max_i abs(1 - w_i . d_i), \mu_{k,i} = max abs(w_i . d_j) over j != i and
-    C_{k,i} = max_j abs(W_ji); top_s is the sum of the s largest, and g_k the rounding.
+    and there is no false positive, while theta_ki >= mu_ki e_k + n_ki for every atom i. The numbers
+    are those of gamma_k W_k: o_k = max_i abs(1 - w_i . d_i), mu_ki = max abs(w_i . d_j) over j != i
+    and C_ki = max_j abs(W_ji). top_s is the sum of the s largest entries, and g_k the rounding.
 
     After a step with smaller thresholds the error reaches beyond the support S. Then
 
@@ -93,9 +94,9 @@ def certify(
             + \sum_{i \notin S} (\mu_{k,i} e_k + n_{k,i} - \theta_{k,i})_+ \Bigr)
             + o_k e_k + top_{s-1}(\mu_k) e_k,
 
-    with top_s in place of top_{s-1}, and max(o_k, \mu_{k,i}) in place of \mu_{k,i} in the
-    condition, until the thresholds suffice again. With support selection a false positive may pass
-    unshrunk, which adds its threshold, for as many entries as the step selects.
+    with top_s in place of top_{s-1}, and max(o_k, mu_ki) in place of mu_ki in the condition, until
+    the thresholds suffice again. With support selection a false positive may pass unshrunk, which
+    adds its threshold, for as many entries as the step selects.
 
     Args:
         layer: of a family with this step, as `layers.lista_cp`, `alista`, `tilista` or `ista`, with
@@ -111,7 +112,7 @@ def certify(
 
     Raises:
         TypeError: another family, or a traced argument.
-        ValueError: another activation than ReLU, params that do not fit, or numbers out of range.
+        ValueError: an activation other than ReLU, params that do not fit, or numbers out of range.
 
     Not claimed: that codes are lost where the certificate does not hold. The rounding g_k is that
     of `rounding_guard`, which is no worst case.
@@ -213,7 +214,7 @@ def _steps(
 ) -> Iterator[_Step]:
     d, steps = D.shape[1], params.steps
     if type(steps) is not tuple:
-        steps = [jax.tree.map(lambda leaf: leaf[k], steps) for k in range(layer.depth)]  # noqa: B023
+        steps = [jax.tree.map(itemgetter(k), steps) for k in range(layer.depth)]
     last: Any = None
     found: _Weights | None = None
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._numbers import UP
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -21,7 +22,7 @@ from unrolled.dictionaries import (
     spectral_norm,
 )
 from unrolled.theory._coherence import Coherence, coherence, host_float
-from unrolled.theory._schedules import UP, Schedule, deep_schedule, host_numbers, times
+from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
 
 # A share of the tolerance below which further steps of a block change nothing in float64.
 _NEGLIGIBLE = 1e-18

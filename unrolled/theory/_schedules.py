@@ -10,12 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._numbers import UP
 from unrolled.dictionaries import Dictionary, magnitudes, operands
 from unrolled.theory._coherence import coherence, diagonal, host_float
-
-# Measured coherences and norms are rounded up by this factor, far above the rounding of float64
-# sums: a denominator that is zero must not come out positive.
-UP = 1 + 1e-9
 
 
 class Schedule(NamedTuple):

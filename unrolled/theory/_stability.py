@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import UP
 from unrolled.dictionaries import (
     Composed,
     Dictionary,
@@ -21,7 +22,7 @@ from unrolled.dictionaries import (
 )
 from unrolled.theory._chains import effective, host_chain, layer_numbers, measured, of_length
 from unrolled.theory._coherence import coherence, diagonal, weights_coherence
-from unrolled.theory._schedules import UP, host_numbers, times
+from unrolled.theory._schedules import host_numbers, times
 from unrolled.theory._uniqueness import (
     as_supports,
     bounded_counts,

@@ -13,7 +13,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._files import sync_folder
 from unrolled.training import _manifest
-from unrolled.training._disk import free_bytes
+from unrolled.training._disk import free_space
 from unrolled.training._manifest import CheckpointError, DamagedError
 
 # Bytes of a step: a manifest that promises more is damaged, and nothing is allocated for it.
@@ -92,7 +92,7 @@ class Steps:
             self.sweep()
             raise CheckpointError(
                 f"{self.folder}: step {step} was not saved ({_short(error)}); "
-                f"{free_bytes(self.folder)}, the steps {[s for s in self.all() if s != step]} are "
+                f"{free_space(self.folder)}, the steps {[s for s in self.all() if s != step]} are "
                 "whole; make room and run the same call again"
             ) from error
 

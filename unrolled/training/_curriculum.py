@@ -60,9 +60,9 @@ def curriculum(
     Args:
         layer, params, D, sample, key, loss, trainable, validation, evaluate_every, checkpoint,
             callbacks, log, progress: as in `fit`. The loss sees one code, as `codes[-1]`.
-        steps_per_stage: training steps, at most; there are K len(stages) stages.
+        steps_per_stage: the most training steps of a stage; there are K len(stages) stages.
         stages: the factors c.
-        rate: of the optimiser in a stage with factor 1, for step k.
+        rate: the rate of the optimiser in a stage with factor 1, for step k.
         decay: in [0, 1]; the rate of a step is multiplied by it each time that a later step is
             trained. Small values are greedy: on the standard benchmark (LISTA-CPSS from
             `analytic.calibrate`, 50 training steps per stage) 0.3 reaches -43 dB and 1 reaches -62

@@ -17,11 +17,11 @@ def write_whole(path: Path, blob: bytes) -> None:
         _files.write_whole(path, blob)
     except OSError as error:
         raise CheckpointError(
-            f"save: {path}: cannot be written ({error.strerror}); {free_bytes(path)}"
+            f"save: {path}: cannot be written ({error.strerror}); {free_space(path)}"
         ) from error
 
 
-def free_bytes(path: Path) -> str:
+def free_space(path: Path) -> str:
     """The free space of the disk that holds `path`, for a message."""
     there = next((parent for parent in (path, *path.parents) if parent.exists()), Path("/"))
     return f"{shutil.disk_usage(there).free} bytes are free"

@@ -60,7 +60,7 @@ def fit(
         sample: `sample(key) -> (Y, X)`, see `Sample`. Where it returns (Y, X, Ds), the model and
             the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA).
         optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained.
-        steps: of the training, at most.
+        steps: the most training steps to take.
         key: of the samples; an int is a seed.
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso`,
             `reconstruction`, `deep`, or your own.
@@ -90,7 +90,7 @@ def fit(
             Its `fit` holds the params before that step (after a broken update, the best ones) and
             the best ones.
         TypeError: not an optax optimiser, not a model, params without floating-point leaves, a
-            `trainable` that holds other things than bools.
+            `trainable` that holds anything but bools.
         ValueError: a batch that does not fit or is not finite; steps, patience or evaluate_every
             out of range; a `trainable` that is no tree prefix of params or freezes everything.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
@@ -116,6 +116,7 @@ def fit(
         )
     evaluate_every, patience = check_evaluations(evaluate_every, patience, "fit")
     key, D, validation = check_data(model, D, sample, key, validation, "fit")
+    model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
         raise ValueError(
             "fit: there is no dictionary to learn where every signal has one of its own; try (Y, X)"

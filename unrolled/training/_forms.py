@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from unrolled import activations
 from unrolled._checks import Array
 from unrolled.dictionaries import KINDS, Conv, Structured
-from unrolled.layers import FAMILIES, Layer, Unrolled, is_record, records_of
+from unrolled.layers import FAMILIES, Layer, Unrolled, check_records, is_record, records_of
 from unrolled.networks import NETWORKS, Analysis, Network
 from unrolled.training._records import Model
 
@@ -73,12 +73,12 @@ def build_model(described: Mapping[str, Any]) -> Model:
         ValueError, TypeError: no description, or options that the family refuses.
     """
     options = {name: _build_option(value) for name, value in described.items()}
-    known = FAMILIES if "family" in options else NETWORKS
-    name = options.pop("family" if "family" in options else "network", None)
+    what, known = ("family", FAMILIES) if "family" in options else ("network", NETWORKS)
+    name = options.pop(what, None)
     if name not in known:
         raise UnknownFamilyError(
-            f"unknown family {str(name)[:80]!r}; import the module that defines it first; "
-            f"known are {', '.join(known)}"
+            f"unknown {what} {str(name)[:80]!r}; import the module that defines it first; "
+            f"known here: {', '.join(known)}"
         )
     return known[name](**options)
 
@@ -94,6 +94,23 @@ def _build_option(value: Any) -> Any:
     if isinstance(value, dict):
         return build_model(value)
     return tuple(map(_build_option, value)) if isinstance(value, list) else value
+
+
+def check_form(params: Any, model: Model) -> None:
+    """Raise unless params have the records and the steps of a model; there is no D to fit.
+
+    Raises:
+        TypeError: params of another family.
+        ValueError: another number of steps or blocks.
+    """
+    if isinstance(model, Layer):
+        check_records(params, model.forms, model.depth, "save")
+        return
+    depths = [layer.depth for layer in model.layers] or [model.depth] * len(params)
+    if len(params) != len(depths):
+        raise ValueError(f"save: params have {len(params)} blocks; expected {len(depths)}")
+    for j, (block, depth) in enumerate(zip(params, depths)):
+        check_records(block, model.forms(j), depth, "save")
 
 
 def describe_params(params: Any, model: Model | None) -> tuple[Any, Leaves]:
@@ -183,12 +200,15 @@ def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:
     )
 
 
-def kinds(form: Any) -> str:
-    """The kinds of the nodes of a form, as one line of text."""
-    if not isinstance(form, dict):
-        return "None" if form is None else "array"
-    parts = ", ".join(f"{key}={kinds(part)}" for key, part in form["parts"].items())
-    return f"{form['kind']}({parts})"
+def kinds(tree: Any) -> str:
+    """The kinds of the nodes of any tree, as one line of text."""
+    if tree is None:
+        return "None"
+    parts, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    if any(not path for path, _ in parts):
+        return "array"
+    shown = (f"{jax.tree_util.keystr(path, simple=True)}={kinds(part)}" for path, part in parts)
+    return f"{type(tree).__name__}({', '.join(shown)})"
 
 
 def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | None:

@@ -37,7 +37,7 @@ def split(
         where: the name of the caller, which messages begin with.
 
     Raises:
-        TypeError: params without floating-point leaves, a `trainable` that holds other things than
+        TypeError: params without floating-point leaves, a `trainable` that holds anything but
             bools.
         ValueError: a `trainable` that is no tree prefix of params, or that freezes everything.
 

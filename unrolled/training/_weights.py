@@ -16,10 +16,12 @@ from unrolled.training._forms import (
     build,
     build_model,
     build_params,
+    check_form,
     describe,
     describe_model,
     describe_params,
     kinds,
+    names,
 )
 from unrolled.training._manifest import CheckpointError, DamagedError
 from unrolled.training._records import Dictionaries, Model
@@ -89,7 +91,9 @@ def save(
     if layer is not None:
         if not isinstance(layer, Layer | Network):
             raise TypeError(f"save: layer must be a Layer or a Network, got {type(layer).__name__}")
-        if D is not None:
+        if D is None:
+            check_form(params, layer)
+        else:
             layer.check(params, D)  # type: ignore[arg-type]  # a tuple for a network
         form["layer"] = describe_model(layer)
     form["params"], leaves = describe_params(params, layer)
@@ -155,10 +159,11 @@ def restore(
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise DamagedError(f"restore: {path}: {error}") from error
     if like is not None:
-        _check_like(manifest, like, layer, f"restore: {path}")
+        _check_like(params, like, f"restore: {path}")
     if D is not None and _manifest.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
+        how = "with another D" if manifest["D sha256"] else "without a D"
         raise CheckpointError(
-            f"restore: {path}: the weights were saved with another D; expected the one given"
+            f"restore: {path}: the weights were saved {how}; expected the one given"
         )
     metadata = {**manifest["metadata"], "versions": manifest["versions"]}
     if layer is None:
@@ -230,16 +235,13 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
     return told | {"metadata": {"step": manifest["step"], **config}}, leaves
 
 
-def _check_like(manifest: dict, like: Any, layer: Model | None, where: str) -> None:
-    """Raise CheckpointError, with a table, where form, shapes or dtypes differ from `like`."""
-    form, leaves = describe_params(like, layer)
-    requested = _manifest.leaf_types(_manifest.table(leaves)[1])
-    types = _manifest.leaf_types(manifest["leaves"])
-    saved = {name: text for name, text in types.items() if name.split(".")[0] == "params"}
-    report = _manifest.differences(
-        {"form": kinds(manifest["form"]["params"]), **saved}, {"form": kinds(form), **requested}
+def _check_like(params: Any, like: Any, where: str) -> None:
+    """Raise CheckpointError, with a table, where structure, shapes or dtypes differ from `like`."""
+    saved, requested = (
+        {"form": kinds(tree), **_manifest.leaf_types(_manifest.table(names({"params": tree}))[1])}
+        for tree in (params, like)
     )
-    if report:
+    if report := _manifest.differences(saved, requested):
         raise CheckpointError(
             f"{where}: the saved params are not like the requested ones:\n{report}"
         )
