@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import activations, analytic, dictionaries, layers
-from unrolled.dictionaries import Conv
+from unrolled import activations, analytic, dictionaries, layers, theory
+from unrolled.dictionaries import Conv, dense, normalize
 from unrolled.layers._lista import Threshold
 from unrolled.realize._attention import attention_leak, grid, multi_head_attention
 from unrolled.realize._transformer import transformer, transformer_error
@@ -365,6 +365,78 @@ def test_the_error_and_its_bound_vanish_as_alpha_grows():
     )
 
 
+SHAPES = {
+    "a line": (3, 2, 4, 12, 1, "valid"),
+    "a line, stride 2": (3, 1, 4, 12, 2, "valid"),
+    "a circle": (3, 1, 3, 10, 1, "circular"),
+    "a circle, stride 2": (2, 1, 3, 10, 2, "circular"),
+    "a short circle": (2, 1, 4, 5, 1, "circular"),
+    "an image": (2, 1, (2, 3), (5, 6), 1, "valid"),
+    "a torus": (2, 1, (2, 2), (4, 5), 1, "circular"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_bound_for_given_signals_is_never_exceeded(name):
+    filters, channels, kernel, N, stride, boundary = SHAPES[name]
+    rng = np.random.default_rng(0)
+    size = (filters, channels, *np.atleast_1d(kernel))
+    D, _ = normalize(Conv(rng.normal(size=size), N, stride, boundary))
+    layer = layers.lista_cp(3, lam=0.1)
+    params = layer.init(jax.random.key(0), D)
+    params = params._replace(shared=layers.Weights(params.shared.W * 1.5))  # it may expand
+    Y = rng.choice([-1, 1], (12, D.shape[0])) * rng.uniform(0, 2, (12, 1))
+    Y[:4] = (rng.random((4, D.shape[1])) < 0.1) @ np.asarray(dense(D)).T
+    exact = np.asarray(iterates(layer, params, D, Y))[:, -1]
+    for alpha in (0.7, 9.0):
+        options = dict(alpha=alpha, signals=Y)
+        bound = transformer_error(layer, params, D, **options)
+        seen = np.abs(np.asarray(realized(layer, params, D, Y, alpha=alpha)) - exact).max()
+        assert bound.shape == (4,) and bound[0] == 0
+        assert seen <= bound[-1] + ROUNDING
+        box = transformer_error(layer, params, D, alpha=alpha, signal_bound=np.abs(Y).max())
+        if alpha > 2:
+            assert bound[-1] <= 100 * seen and bound[-1] < box[-1]
+    assert not transformer_error(layer, params, D, alpha=None, signals=Y).any()
+    assert transformer_error(layer, params, D, alpha=9.0, signals=Y[0])[-1] <= bound[-1]
+
+
+def test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error():
+    """The bound for all signals is 6e5 times the error of these, and 350 times that of others."""
+    rng, alpha = np.random.default_rng(0), 8.0
+    D, _ = normalize(Conv(rng.normal(size=(4, 1, 5)), 64))
+    layer = layers.lista_cp(6)
+    W = analytic.frobenius_weights(D)
+    found = theory.schedule(*map(float, theory.coherence(W, D)), sparsity=1, bound=1.0, depth=6)
+    params = layer.from_theory(W, jnp.asarray(found.theta))
+    X = np.zeros((20, D.shape[1]))
+    X[np.arange(20), rng.integers(D.shape[1], size=20)] = rng.uniform(0.8, 1, 20)
+    Y = X @ np.asarray(dense(D)).T
+    exact = np.asarray(iterates(layer, params, D, Y))[:, -1]
+    error = np.abs(np.asarray(realized(layer, params, D, Y, alpha=alpha)) - exact).max()
+    bound = transformer_error(layer, params, D, alpha=alpha, signals=Y)[-1]
+    assert 1e-5 < error <= bound < 30 * error
+    M = float(np.abs(Y).max())
+    free = transformer_error(layer, params, D, alpha=alpha, signal_bound=M)[-1]
+    assert free > 1e5 * error
+    # The reason: signals within M that do not stop at a threshold err by thousands of times more.
+    soft = transformer(layer, params, D, signal_bound=M, alpha=alpha)
+
+    @compiled
+    def ascent(Y):
+        def largest(y):
+            return jnp.abs(soft.apply(y) - layer.apply(params, D, y)).max()
+
+        values, slopes = jax.vmap(jax.value_and_grad(largest))(Y)
+        return values.max(), jnp.where(slopes > 0, M, -M)
+
+    worst, Y = 0.0, jnp.asarray(M * rng.choice([-1, 1], (30, 64)))
+    for _ in range(5):
+        value, Y = ascent(Y)
+        worst = max(worst, float(value))
+    assert free / 2000 < worst <= free
+
+
 def test_the_bound_is_computed_in_float64_from_float32_weights():
     D, cases = families()
     layer, params = cases["lista_cp"]
@@ -471,6 +543,12 @@ def test_bounds_must_be_finite_non_negative_and_of_the_right_shape():
         built(signal_bound=np.ones(3))
     D, layer = SMALL, layers.lista_cp(2)
     params = layer.init(jax.random.key(0), D)
+    for options in ({}, dict(signal_bound=1.0, signals=np.ones(18))):
+        with pytest.raises(ValueError, match="either signal_bound or signals"):
+            transformer_error(layer, params, D, alpha=4.0, **options)
+    for bad in (np.ones(3), np.ones((2, 3)), np.ones((0, D.shape[0])), np.full(D.shape[0], np.nan)):
+        with pytest.raises(ValueError, match="transformer_error: signals ha(ve|s)"):
+            transformer_error(layer, params, D, alpha=4.0, signals=bad)
     with pytest.raises(ValueError, match="code_bound must be non-negative"):
         transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0, code_bound=-1.0)
     with pytest.raises(TypeError, match="call it outside jit"):
