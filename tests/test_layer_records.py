@@ -123,6 +123,7 @@ class _counted(layers.ista):
 
 @pytest.fixture
 def traces():
+    jax.clear_caches()  # what a layer has compiled outlives the test that called it
     _counted.traces.clear()
     return _counted.traces
 

@@ -1,5 +1,9 @@
 """unrolled: sparse-coding solvers as networks in JAX, with weights from theory or from training."""
 
+import sys
+from functools import partial
+from types import ModuleType
+
 from unrolled import (
     activations,
     analytic,
@@ -61,3 +65,39 @@ __all__ = [
     "theory",
     "training",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up in the metadata of the installed package when it is asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
+    from importlib import metadata
+
+    try:
+        return metadata.version("unrolled")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _public_names(module: ModuleType) -> list[str]:
+    """What `dir` shows of a module: its `__all__`, else what is defined in it."""
+    held = vars(module)
+    own = (
+        name
+        for name, value in held.items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", module.__name__ if name.isupper() else "")
+        == module.__name__
+        and not isinstance(value, bool)
+    )
+    return sorted(held.get("__all__", own))
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+for _name in list(sys.modules):
+    if _name.startswith("unrolled.") and "._" not in _name:
+        vars(sys.modules[_name])["__dir__"] = partial(_public_names, sys.modules[_name])
+del _name

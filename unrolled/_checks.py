@@ -6,6 +6,7 @@ caller says what the result is then. The checks use numpy, since inside `jit` ev
 known arrays is traced.
 """
 
+import math
 import operator
 import os
 import sys
@@ -18,6 +19,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 Array = jax.Array
+Key = jax.Array | int  # what a function that draws takes: a typed key, or a seed
+# Results of more bytes than this are announced before they are made.
+_LARGE_BYTES = 2 * 10**9
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -57,6 +61,8 @@ def as_float(x: Any, name: str, where: str) -> Array:
     Raises:
         TypeError: `x` is complex or not numeric.
     """
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
+        return x
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
         if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # set at run time
             warn(
@@ -76,6 +82,37 @@ def as_float(x: Any, name: str, where: str) -> Array:
             "parts"
         )
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def as_key(key: Any, where: str) -> Array:
+    """A key of JAX: a seed becomes `jax.random.key(seed)`, a key stays as it is.
+
+    Raises:
+        TypeError: neither a key nor an integer.
+        ValueError: a seed outside 0..2^32 - 1, which JAX would cut to 32 bits in float32.
+    """
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if np.ndim(key):
+        return jnp.asarray(key)  # the raw form of a key, which JAX checks
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.key(key)
+    try:
+        seed = as_index(key, "key", where)
+    except TypeError as error:
+        raise TypeError(
+            f"{where}: key must be a key of jax.random, or a seed; got {key!r}"
+        ) from error
+    if seed >= 2**32:
+        raise ValueError(f"{where}: the seed must be below 2^32, got {seed}")
+    return jax.random.key(seed)
+
+
+def announce(shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str) -> None:
+    """Warn before an array of more than 2 GB is made, with its size."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size > _LARGE_BYTES:
+        warn(f"{where}: {what}, {shape} in {np.dtype(dtype)}, takes {size / 1e9:.1f} GB of memory")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -1,29 +1,106 @@
-"""Numerical helpers that all floors share."""
+"""Numerical helpers that all floors share: sums of squares at any scale, and maxima that keep nan.
+
+A square leaves the range of a dtype long before its root does. The helpers here first divide by a
+power of two near the largest magnitude and multiply by it at the end, which is exact: at ordinary
+scales not a bit changes.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+Axes = int | tuple[int, ...] | None
 
 # Measured coherences and norms are rounded up by this factor, far above the rounding of float64
 # sums: a denominator that is zero must not come out positive.
 UP = 1 + 1e-9
 
 
-def largest(x: Array) -> Array:
+def largest(x: Array, axis: Axes = None) -> Array:
     """max(x), nan if x contains one: XLA's reduction on a CPU loses it in long arrays."""
-    return jnp.where(jnp.isnan(x).any(), jnp.nan, jnp.max(x))
+    return jnp.where(jnp.isnan(x).any(axis), jnp.nan, jnp.max(x, axis))
+
+
+def at_least(x: Array, floor: ArrayLike) -> Array:
+    """max(x, floor), nan where x is: fused with a sum, XLA's maximum on a CPU loses it."""
+    return jnp.where(x < floor, jnp.asarray(floor, x.dtype), x)
 
 
 def widened(x: Array) -> Array:
     """x, in float32 if it is narrower: JAX has no decompositions in half precision."""
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+    return x.astype(wide_dtype(x.dtype))
+
+
+def wide_dtype(dtype: DTypeLike) -> np.dtype:
+    """The dtype, or float32 if it is narrower."""
+    return np.dtype(dtype if np.dtype(dtype).itemsize >= 4 else np.float32)
+
+
+@partial(jax.jit, static_argnames="axis")
+def exponent(x: Array, axis: Axes = None) -> Array:
+    """k with 2^k <= max abs(x) < 2^(k + 1), an integer; 0 where the maximum is 0 or infinite.
+
+    With an axis, it keeps its place with length 1. Both 2^k and 2^-k are normal numbers of the
+    dtype of x, for which k is at most one off at the upper end. It carries no gradient.
+    """
+    least = int(jnp.finfo(x.dtype).minexp)
+    x = lax.stop_gradient(widened(x))
+    size = jnp.max(jnp.abs(x), axis, keepdims=axis is not None, initial=0)
+    integer, digits, bias = _layout(x.dtype)
+    k = (lax.bitcast_convert_type(size, integer) >> digits) - bias
+    known = (k > -bias) & (k <= bias)
+    return jnp.where(known, jnp.clip(k, least, -least), 0).astype(jnp.int32)
+
+
+@jax.jit
+def ldexp(x: Array, k: Array) -> Array:
+    """x 2^k, exactly unless the result leaves the range; k is an integer below 2^8 (2^11) in size.
+
+    jnp.ldexp takes a general power, which is slower and not exact everywhere.
+    """
+    wide, half = widened(x), k // 2  # neither factor leaves the range before the result does
+    first, second = (power_of_two(part, wide.dtype) for part in (half, k - half))
+    return (wide * first * second).astype(x.dtype)
+
+
+def power_of_two(k: Array, dtype: DTypeLike) -> Array:
+    """2^k, exactly, where it is a normal number of the dtype."""
+    wide = wide_dtype(dtype)
+    integer, digits, bias = _layout(wide)
+    k = jnp.clip(k, 1 - bias, bias).astype(integer)
+    return lax.bitcast_convert_type((k + bias) << digits, wide).astype(dtype)
+
+
+def _layout(dtype: DTypeLike) -> tuple[type, int, int]:
+    """The integer as wide as the dtype, the bits of its mantissa, the bias of its exponent."""
+    return (jnp.int64, 52, 1023) if np.dtype(dtype).itemsize == 8 else (jnp.int32, 23, 127)
+
+
+@partial(jax.jit, static_argnames="axis")
+def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
+    """(e, k) with sum(x^2) = e 2^(2 k); e neither overflows nor underflows."""
+    k = exponent(x, axis)
+    e = jnp.sum(ldexp(widened(x), -k) ** 2, axis)
+    return e, k.reshape(e.shape)
+
+
+@partial(jax.jit, static_argnames="axis")
+def norm(x: Array, axis: Axes = None) -> Array:
+    """sqrt(sum(x^2)), right wherever it is in the range of the dtype."""
+    e, k = energy(x, axis)
+    return ldexp(jnp.sqrt(e), k).astype(x.dtype)
 
 
 def largest_singular_value(A: Array) -> Array:
     """norm(A, 2), rounded up a little so that 1 / norm^2 is a safe step."""
     m, d = A.shape
-    wide = widened(A)
+    k = exponent(A)
+    wide = ldexp(widened(A), -k)
     with jax.default_matmul_precision("highest"):
         gram = wide @ wide.T if m <= d else wide.T @ wide
-    largest = jnp.linalg.eigvalsh(gram)[-1]
-    return jnp.sqrt(largest * (1 + 8 * float(jnp.finfo(A.dtype).eps))).astype(A.dtype)
+    top = jnp.linalg.eigvalsh(gram)[-1]
+    return ldexp(jnp.sqrt(top * (1 + 8 * float(jnp.finfo(A.dtype).eps))), k).astype(A.dtype)

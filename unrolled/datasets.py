@@ -149,16 +149,19 @@ def read_image(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: not a readable picture ({error})") from error
 
 
-def read_images(folder: str | Path) -> dict[str, np.ndarray]:
+def read_images(path: str | Path) -> dict[str, np.ndarray]:
     """The pictures of a folder as grey values in [0, 1], in the order of their names.
 
-    Other files, and folders inside it, are ignored.
+    Other files, and folders inside it, are ignored. One picture is read as a folder of one.
+
+    Args:
+        path: the folder, or the picture.
 
     Returns:
         Arrays (height, width) by file name without suffix.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder or picture.
         ValueError: no picture in it, one that cannot be read, or two with the same name.
         ImportError: Pillow is not installed.
 
@@ -171,9 +174,11 @@ def read_images(folder: str | Path) -> dict[str, np.ndarray]:
         ...     {name: x.shape for name, x in ur.datasets.read_images(folder).items()}
         {'a': (2, 3), 'b': (2, 3)}
     """
-    folder = Path(folder)
+    folder = Path(path)
+    if folder.is_file():
+        return {folder.stem: read_image(folder)}
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        raise FileNotFoundError(f"{folder}: no such folder or picture")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
     if not paths:
         raise ValueError(f"{folder}: no picture in it; expected files {', '.join(_PICTURES)}")

@@ -4,6 +4,7 @@ Two definitions of NMSE are in use and differ by many dB when a few signals fail
 of sums, `mean_nmse` a mean of decibels. Report both, with `failure_rate`.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,8 +12,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled._checks import Array, as_float, common_dtype
-from unrolled.dictionaries import Dictionary
+from unrolled._numbers import at_least, energy, exponent, largest, ldexp, widened
+from unrolled.dictionaries import Dictionary, operands
 
+# Ratios of magnitudes of two numbers up to this power of two have a square in float32.
+_RATIO = 60
 # Decibels of an exact estimate, where the logarithm is -inf.
 _FLOOR = -300.0
 
@@ -37,7 +41,7 @@ def nmse(estimates: Array, X: Array) -> Array:
         -20.0
     """
     estimates, X = _same(estimates, X, "nmse")
-    return 10 * jnp.log10(jnp.sum((estimates - X) ** 2) / jnp.sum(X**2))
+    return _decibels(*_energies(estimates, X)).astype(X.dtype)
 
 
 def signal_nmse(estimates: Array, X: Array) -> Array:
@@ -58,7 +62,7 @@ def signal_nmse(estimates: Array, X: Array) -> Array:
         [-20.0, -40.0]
     """
     estimates, X = _same(estimates, X, "signal_nmse")
-    return 10 * jnp.log10(jnp.sum((estimates - X) ** 2, -1) / jnp.sum(X**2, -1))
+    return _decibels(*_energies(estimates, X, -1)).astype(X.dtype)
 
 
 def mean_nmse(estimates: Array, X: Array) -> Array:
@@ -78,7 +82,7 @@ def mean_nmse(estimates: Array, X: Array) -> Array:
         >>> round(float(ur.metrics.mean_nmse(X * jnp.array([[0.9], [0.99]]), X)), 1)
         -30.0
     """
-    per_signal = jnp.maximum(signal_nmse(estimates, X), _FLOOR)
+    per_signal = at_least(signal_nmse(estimates, X), _FLOOR)
     nonzero = jnp.any(X != 0, -1)
     return jnp.mean(per_signal, where=nonzero)
 
@@ -102,8 +106,8 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
         0.5
     """
     estimates, X = _same(estimates, X, "failure_rate")
-    error, energy = jnp.sum((estimates - X) ** 2, -1), jnp.sum(X**2, -1)
-    return jnp.mean(~(error <= 10 ** (level / 10) * energy))
+    (error, j), (size, k) = _energies(estimates, X, -1)
+    return jnp.mean(~(ldexp(error, 2 * (j - k)) <= 10 ** (level / 10) * size))
 
 
 class SupportScores(NamedTuple):
@@ -122,7 +126,7 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
         tolerance: an entry of an estimate is chosen if its magnitude exceeds this.
 
     Returns:
-        SupportScores.
+        SupportScores, nan if a code has a NaN.
 
     Raises:
         ValueError: shapes that differ.
@@ -133,13 +137,15 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
         [0.5, 0.5, 1.0]
     """
     estimates, X = _same(estimates, X, "support_scores")
+    known = ~(jnp.isnan(estimates) | jnp.isnan(X)).any(-1)
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (
         jnp.sum(mask, -1, dtype=float) for mask in (chosen & true, chosen, true)
     )
     precision = jnp.where(n_chosen > 0, hits / jnp.maximum(n_chosen, 1), 1.0)
     recall = jnp.where(n_true > 0, hits / jnp.maximum(n_true, 1), 1.0)
-    return SupportScores(precision.mean(), recall.mean(), (n_chosen - hits).mean())
+    scores = (precision, recall, n_chosen - hits)
+    return SupportScores(*(jnp.where(known, score, jnp.nan).mean() for score in scores))
 
 
 def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
@@ -168,11 +174,11 @@ def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
             f"kkt_violation: D has shape {D.shape}, y {np.shape(y)} and x {np.shape(x)}; they "
             "must fit"
         )
+    D, y, (x,) = operands(D, y, "kkt_violation", params=(as_float(x, "x", "kkt_violation"),))
     g = (y - D @ x) @ D
-    violation = jnp.where(
-        x != 0, jnp.abs(g - lam * jnp.sign(x)), jnp.maximum(jnp.abs(g) - lam, 0.0)
-    )
-    return violation.max() / lam
+    lam = jnp.asarray(lam, g.dtype)
+    violation = jnp.where(x != 0, jnp.abs(g - lam * jnp.sign(x)), at_least(jnp.abs(g) - lam, 0.0))
+    return largest(violation) / lam
 
 
 def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
@@ -194,7 +200,28 @@ def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
         20.0
     """
     estimate, reference = _same(estimate, reference, "psnr")
-    return -10 * jnp.log10(jnp.mean((estimate - reference) ** 2) / peak**2)
+    (error, j), _ = _energies(estimate, reference)
+    top = jnp.asarray(peak, error.dtype)
+    k = exponent(top)
+    mean = error / max(1, estimate.size)
+    return -_decibels((mean, j), (ldexp(top, -k) ** 2, k)).astype(estimate.dtype)
+
+
+def _energies(
+    estimates: Array, X: Array, axis: int | None = None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The sums of (x^ - x)^2 and of x^2, each as (e, k) for e 2^(2 k)."""
+    estimates, X = widened(estimates), widened(X)
+    error, k = energy(estimates / 2 - X / 2, axis)  # a difference of halves cannot overflow
+    return (error, k + 1), energy(X, axis)
+
+
+def _decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
+    """10 log10 of a ratio of two such sums, also where the ratio is out of range."""
+    (top, j), (bottom, k) = above, below
+    within = jnp.clip(j - k, -_RATIO, _RATIO)
+    ratio = ldexp(top / bottom, 2 * within)
+    return 10 * jnp.log10(ratio) + 20 * math.log10(2) * (j - k - within).astype(ratio.dtype)
 
 
 def _same(a: Array, b: Array, where: str) -> tuple[Array, Array]:

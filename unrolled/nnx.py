@@ -16,6 +16,8 @@ from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 from unrolled.training import Trained, merge, split, with_unit_atoms
 
+__all__ = ["Module"]  # noqa: F822  # made on first use
+
 
 def __getattr__(name: str) -> type:
     if name != "Module":

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, dictionaries
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
+from unrolled._numbers import exponent, ldexp, widened
 from unrolled.dictionaries import Dictionary
 
 
-def bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -> Array:
+def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float) -> Array:
     """Codes whose entries are N(0, 1) with the given probability and 0 otherwise.
 
     Args:
-        key: a typed key, `jax.random.key`.
+        key: a typed key, or a seed.
         shape: (..., d).
         probability: of a nonzero, in [0, 1].
 
@@ -34,16 +35,16 @@ def bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"bernoulli_gaussian: probability must be in [0, 1], got {probability}")
-    support_key, value_key = jax.random.split(key)
+    support_key, value_key = jax.random.split(_checks.as_key(key, "bernoulli_gaussian"))
     values = jax.random.normal(value_key, shape)
     return jnp.where(jax.random.bernoulli(support_key, probability, shape), values, 0)
 
 
-def exact_sparse(key: Array, shape: tuple[int, ...], sparsity: int) -> Array:
+def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
     """Codes with exactly `sparsity` nonzeros, N(0, 1), on a uniformly random support.
 
     Args:
-        key: a typed key.
+        key: a typed key, or a seed.
         shape: (..., d).
         sparsity: in 0..d.
 
@@ -58,19 +59,19 @@ def exact_sparse(key: Array, shape: tuple[int, ...], sparsity: int) -> Array:
         >>> (X != 0).sum(1).tolist()
         [4, 4, 4]
     """
-    support_key, value_key = jax.random.split(key)
+    support_key, value_key = jax.random.split(_checks.as_key(key, "exact_sparse"))
     return _support(support_key, shape, sparsity, "exact_sparse") * jax.random.normal(
         value_key, shape
     )
 
 
 def bounded(
-    key: Array, shape: tuple[int, ...], sparsity: int, bound: float = 1.0, least: float = 0.0
+    key: Key, shape: tuple[int, ...], sparsity: int, bound: float = 1.0, least: float = 0.0
 ) -> Array:
     """Codes of the class of Assumption 2: bounded nonzeros of random sign on a random support.
 
     Args:
-        key: a typed key.
+        key: a typed key, or a seed.
         shape: (..., d).
         sparsity: the number of nonzeros s, in 0..d.
         bound, least: magnitudes are uniform in [least, bound].
@@ -92,7 +93,7 @@ def bounded(
     """
     if not 0 <= least <= bound < math.inf:
         raise ValueError(f"bounded: expected 0 <= least <= bound, got least={least}, bound={bound}")
-    support_key, sign_key, value_key = jax.random.split(key, 3)
+    support_key, sign_key, value_key = jax.random.split(_checks.as_key(key, "bounded"), 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     return (
         _support(support_key, shape, sparsity, "bounded")
@@ -134,14 +135,14 @@ def synthesize(D: Dictionary, X: Array) -> Array:
         return jax.vmap(lambda x: D @ x)(X)
 
 
-def add_noise(key: Array, Y: Array, snr: float) -> Array:
+def add_noise(key: Key, Y: Array, snr: float) -> Array:
     """Y plus white Gaussian noise at `snr` dB for every signal.
 
     The standard deviation of the noise of a signal is std(y) 10^(-snr / 20), the convention of the
     benchmark (std leaves out the mean of y).
 
     Args:
-        key: a typed key.
+        key: a typed key, or a seed.
         Y: (..., m).
         snr: signal-to-noise ratio in dB; inf adds no noise.
 
@@ -159,17 +160,20 @@ def add_noise(key: Array, Y: Array, snr: float) -> Array:
     """
     if math.isnan(snr):
         raise ValueError("add_noise: snr is nan; expected decibels, or inf for no noise")
+    key, Y = _checks.as_key(key, "add_noise"), _checks.as_float(Y, "Y", "add_noise")
     if snr == math.inf:
         return Y
-    level = jnp.std(Y, axis=-1, keepdims=True) * 10 ** (-snr / 20)
+    k = exponent(Y, -1)
+    spread = ldexp(jnp.std(ldexp(widened(Y), -k), axis=-1, keepdims=True), k).astype(Y.dtype)
+    level = spread * 10 ** (-snr / 20)
     return Y + level * jax.random.normal(key, Y.shape, Y.dtype)
 
 
-def l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
+def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:
     """Noise vectors of l1 norm `noise`, the budget delta of Assumption 2, in random directions.
 
     Args:
-        key: a typed key.
+        key: a typed key, or a seed.
         shape: (..., m).
         noise: delta, non-negative and finite.
 
@@ -188,7 +192,7 @@ def l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
     """
     if not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
-    e = jax.random.laplace(key, shape)
+    e = jax.random.laplace(_checks.as_key(key, "l1_noise"), shape)
     return e * (noise / jnp.sum(jnp.abs(e), axis=-1, keepdims=True))
 
 
@@ -196,11 +200,11 @@ class Benchmark(NamedTuple):
     """A dictionary and a sampler of its signals."""
 
     D: Array  # (m, d)
-    sample: Callable[[Array], tuple[Array, Array]]  # key -> (Y, X), (batch, m) and (batch, d)
+    sample: Callable[[Key], tuple[Array, Array]]  # key -> (Y, X), (batch, m) and (batch, d)
 
 
 def standard_benchmark(
-    key: Array,
+    key: Key,
     *,
     m: int = 250,
     d: int = 500,
@@ -212,7 +216,7 @@ def standard_benchmark(
     """The benchmark of the LISTA literature: Bernoulli-Gaussian codes of a Gaussian dictionary.
 
     Args:
-        key: a typed key; it draws D.
+        key: a typed key or a seed; it draws D.
         m, d: the shape of D.
         probability: of a nonzero.
         snr: signal-to-noise ratio in dB, see `add_noise`.
@@ -243,7 +247,7 @@ def standard_benchmark(
 
 def sampler(
     D: Dictionary, batch: int, *, probability: float = 0.1, snr: float = math.inf
-) -> Callable[[Array], tuple[Array, Array]]:
+) -> Callable[[Key], tuple[Array, Array]]:
     """A sampler of noisy signals of D and their Bernoulli-Gaussian codes, for `training.fit`.
 
     Args:
@@ -266,8 +270,8 @@ def sampler(
     """
     batch = _checks.as_index(batch, "batch", "sampler", least=1)
 
-    def sample(key):
-        code_key, noise_key = jax.random.split(key)
+    def sample(key: Key) -> tuple[Array, Array]:
+        code_key, noise_key = jax.random.split(_checks.as_key(key, "sampler"))
         X = bernoulli_gaussian(code_key, (batch, D.shape[1]), probability).astype(D.dtype)
         return add_noise(noise_key, synthesize(D, X), snr), X
 

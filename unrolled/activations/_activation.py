@@ -64,7 +64,7 @@ class Activation:
     reach: float = math.inf
 
     def __call__(self, x: Array) -> Array:
-        return self.function(x, *self.parameters)
+        return self.function(_checks.as_float(x, "x", self.name), *self.parameters)
 
     def __repr__(self) -> str:
         return self.name

@@ -39,10 +39,27 @@ def shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = re
         >>> ur.shrink(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
         [-2.0, 0.0, 1.0]
     """
-    _checks.nonnegative(theta, "theta", "shrink")
+    v, theta = _operands(v, theta, "shrink")
     if activation == relu:
         return _soft(v, jnp.asarray(theta, jnp.result_type(v, theta)))
     return activation(v - theta) - activation(-v - theta)
+
+
+def _operands(v: ArrayLike, theta: ArrayLike, where: str) -> tuple[Array, ArrayLike]:
+    """v in floating point, and a real threshold that is not known to be negative or NaN."""
+    v = _checks.as_float(v, "v", where)
+    real = _real(theta, v, "theta", where)
+    _checks.nonnegative(theta, "theta", where)  # as given: inside of jit the other may be traced
+    return v, real
+
+
+def _real(theta: ArrayLike, v: Array, name: str, where: str) -> ArrayLike:
+    """A threshold in floating point: numbers and integer arrays take the dtype of v."""
+    if isinstance(theta, bool | int | float):
+        return float(theta)
+    integer = not jnp.issubdtype(getattr(theta, "dtype", float), jnp.floating)
+    theta = _checks.as_float(theta, name, where)
+    return theta.astype(v.dtype) if integer else theta
 
 
 @jax.custom_jvp
@@ -68,7 +85,7 @@ def soft_threshold(v: Array, theta: ArrayLike) -> Array:
 
 
 def hard_threshold(v: Array, theta: ArrayLike) -> Array:
-    """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0).
+    """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0). NaN stays.
 
     Raises:
         ValueError: a known theta is negative or NaN.
@@ -77,8 +94,8 @@ def hard_threshold(v: Array, theta: ArrayLike) -> Array:
         >>> ur.activations.hard_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
         [-3.0, 0.0, 2.0]
     """
-    _checks.nonnegative(theta, "theta", "hard_threshold")
-    return jnp.where(jnp.abs(v) > theta, v, jnp.zeros_like(v))
+    v, theta = _operands(v, theta, "hard_threshold")
+    return jnp.where(jnp.abs(v) <= theta, jnp.zeros_like(v), v)
 
 
 def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
@@ -93,11 +110,12 @@ def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
         >>> ur.activations.firm_threshold(jnp.array([0.5, 2.0, 3.0]), 1.0, 3.0).tolist()
         [0.0, 1.5, 3.0]
     """
-    _checks.nonnegative(theta, "theta", "firm_threshold")
+    v, theta = _operands(v, theta, "firm_threshold")
     if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
         raise ValueError(
             f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
         )
+    upper = _real(upper, v, "upper", "firm_threshold")
     between = jax.nn.relu(jnp.abs(v) - theta) / (1 - theta / upper)  # also for upper = inf
     return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
 
@@ -114,7 +132,7 @@ def nonnegative_threshold(
         >>> ur.activations.nonnegative_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
         [0.0, 0.0, 1.0]
     """
-    _checks.nonnegative(theta, "theta", "nonnegative_threshold")
+    v, theta = _operands(v, theta, "nonnegative_threshold")
     return activation(v - theta)
 
 
@@ -147,6 +165,7 @@ def select_support(
     """
     if _checks.is_concrete(fraction) and not 0 <= float(np.asarray(fraction)) <= 1:
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
+    v, theta = _operands(v, theta, "select_support")
     d = v.shape[-1]
     magnitude = lax.stop_gradient(jnp.abs(v))
     count = jnp.round(jnp.asarray(fraction, jnp.float32) * d).astype(jnp.int32)
@@ -172,12 +191,24 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     Returns:
         (), in the dtype of `magnitude`.
 
+    Raises:
+        ValueError: a known k outside 1..d.
+
     Example:
         >>> float(ur.activations.kth_largest(jnp.array([3.0, 1.0, 2.0]), 2))
         2.0
     """
-    narrow, magnitude = magnitude.dtype, widened(magnitude)
-    dtype, k = magnitude.dtype, jnp.asarray(k).astype(jnp.int32)
+    magnitude = _checks.as_float(magnitude, "magnitude", "kth_largest")
+    if _checks.is_concrete(k) and not 1 <= int(np.asarray(k)) <= magnitude.size:
+        raise ValueError(f"kth_largest: k must be in 1..{magnitude.size}, got {k}")
+    return _kth_largest(widened(magnitude), jnp.asarray(k).astype(jnp.int32)).astype(
+        magnitude.dtype
+    )
+
+
+@jax.jit
+def _kth_largest(magnitude: Array, k: Array) -> Array:
+    dtype = magnitude.dtype
     bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)
     # Floats are summed faster than integers, and exactly up to 2^24.
     count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32
@@ -191,4 +222,4 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     found = lax.fori_loop(
         0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0
     )
-    return lax.bitcast_convert_type(found, dtype).astype(narrow)
+    return lax.bitcast_convert_type(found, dtype)

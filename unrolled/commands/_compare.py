@@ -49,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         nargs="+",
         metavar="FILE",
         help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known), or "
-        "pictures, of which the last is for testing",
+        "pictures or folders of them, of which the last picture is for testing",
     )
     add(
         "--method",

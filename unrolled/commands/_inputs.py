@@ -44,7 +44,11 @@ def read_signals(
 
 
 def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures]:
-    images = {str(path): datasets.read_image(path) for path in paths}
+    images = {
+        str(path / name if path.is_dir() else path): image
+        for path in paths
+        for name, image in datasets.read_images(path).items()
+    }
     small = [path for path, image in images.items() if min(image.shape) < PATCH]
     if small:
         raise ValueError(f"{', '.join(small)}: smaller than a patch of {PATCH} x {PATCH}")

@@ -2,18 +2,16 @@
 
 from typing import overload
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled._checks import Array
-from unrolled._numbers import largest_singular_value
+from unrolled._numbers import exponent, largest_singular_value, ldexp, norm
 from unrolled.dictionaries._base import (
     Dictionary,
     Structured,
-    column_norms,
-    dense,
+    matrix_products,
     scale_columns,
 )
 from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
@@ -29,8 +27,10 @@ def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
     """
     if isinstance(D, Structured):
         return D.normalized()
-    norms = column_norms(D)
-    return scale_columns(D, 1 / norms), norms
+    k = exponent(D, 0)
+    near = ldexp(D, -k)  # 1 / norm of these atoms is in the range of the dtype
+    norms = norm(near, 0)
+    return scale_columns(near, 1 / norms), ldexp(norms, k[0])
 
 
 @overload
@@ -47,7 +47,8 @@ def normalize(D: Dictionary) -> tuple[Dictionary, Array]:
         D_unit, of the kind of D, and norms, (d,).
 
     Raises:
-        ValueError: an atom is zero (the message lists which).
+        ValueError: an atom is zero, or its norm is above the range of the dtype (the message lists
+            which).
 
     Example:
         >>> D, norms = ur.dictionaries.normalize(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
@@ -171,5 +172,4 @@ def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """
     if isinstance(D, Structured):
         return D.inner_products(W)
-    with jax.default_matmul_precision("highest"):
-        return dense(W).T @ dense(D), jnp.eye(D.shape[1], dtype=bool)
+    return matrix_products(W, D)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import largest_singular_value
+from unrolled._numbers import largest_singular_value, norm
 
 
 def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[type], type]:
@@ -133,11 +133,12 @@ class Structured:
     def normalized(self) -> tuple["Structured", Array]:
         """The dictionary with unit atoms, and the norms, (d,)."""
         norms = self.column_norms()
-        return self.scale_columns(1 / norms), norms
+        # A norm whose inverse leaves the range of the dtype counts as one that does so itself.
+        return self.scale_columns(1 / norms), jnp.where(1 / norms > 0, norms, jnp.inf)
 
     def column_norms(self) -> Array:
         """Euclidean norms of the atoms, (d,)."""
-        return jnp.linalg.norm(dense(self), axis=0)
+        return norm(dense(self), 0)
 
     def spectral_norm(self) -> Array:
         """norm(D, 2), or an upper bound where the exact value would need the matrix."""
@@ -175,8 +176,7 @@ class Structured:
         The rows must hold every value that occurs among all pairs; d may be that of a smaller
         dictionary with the same values.
         """
-        with jax.default_matmul_precision("highest"):
-            return dense(W).T @ dense(self), jnp.eye(self.shape[1], dtype=bool)
+        return matrix_products(W, self)
 
     def representatives(self) -> np.ndarray:
         """Indices of atoms that stand for all: all d of them, or one per group.
@@ -325,6 +325,7 @@ def dense(D: Dictionary) -> Array:
     if not isinstance(D, Structured):
         return jnp.asarray(D)
     m, d = D.shape
+    _checks.announce((m, d), D.dtype, "the matrix of a structured dictionary", "dense")
     return jnp.eye(m, dtype=D.dtype) @ D if m < d else D @ jnp.eye(d, dtype=D.dtype)
 
 
@@ -335,12 +336,20 @@ def column_norms(D: Dictionary) -> Array:
         >>> ur.dictionaries.column_norms(jnp.array([[3.0, 0.0], [4.0, 2.0]])).tolist()
         [5.0, 2.0]
     """
-    return D.column_norms() if isinstance(D, Structured) else jnp.linalg.norm(D, axis=0)
+    return D.column_norms() if isinstance(D, Structured) else norm(D, 0)
 
 
 def scale_columns(D: Dictionary, c: Array) -> Dictionary:
     """D diag(c): every atom times its own factor, c of shape (d,)."""
     return D.scale_columns(c) if isinstance(D, Structured) else D * c[None, :]
+
+
+def matrix_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
+    """w_i . d_j and the mask of i = j, (d, d) each, by one product of the two matrices."""
+    d = D.shape[1]
+    _checks.announce((d, d), D.dtype, "the matrix of all inner products", "inner_products")
+    with jax.default_matmul_precision("highest"):
+        return dense(W).T @ dense(D), jnp.eye(d, dtype=bool)
 
 
 def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:

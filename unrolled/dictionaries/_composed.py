@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import norm
 from unrolled.dictionaries._answers import magnitudes, spectral_norm
 from unrolled.dictionaries._base import (
     Dictionary,
@@ -145,7 +146,7 @@ class Concatenated(Structured):
 
     def spectral_norm(self) -> Array:
         """The upper bound norm([A, B])^2 <= norm(A)^2 + norm(B)^2, exact for orthonormal parts."""
-        return jnp.sqrt(sum(spectral_norm(D) ** 2 for D in self.parts))
+        return norm(jnp.stack([spectral_norm(D) for D in self.parts]))
 
     def magnitudes(self) -> "Concatenated":
         return Concatenated(*map(magnitudes, self.parts))

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import exponent, largest, ldexp, norm, widened
 from unrolled.dictionaries._base import Dictionary, Structured, pytree
 from unrolled.dictionaries._shifts import corner_products, window_weights
 from unrolled.dictionaries._windows import windows
@@ -183,13 +184,23 @@ class Conv(Structured):
 
         They are the norms of the atoms unless a border cuts them.
         """
+        near, k = self._near()
         axes = tuple(range(1, self.filters.ndim))
-        norms = jnp.sqrt(jnp.sum(self._folded() ** 2, axes, keepdims=True))
-        return self.scale(1 / norms), self.spread(norms.reshape(-1))
+        norms = norm(near._folded(), axes)
+        unit = near.scale(1 / jnp.expand_dims(norms, axes))
+        return unit, self.spread(ldexp(norms, k))
 
     def column_norms(self) -> Array:
-        squared = Conv(self._folded() ** 2, self.signal_shape, self.stride, self.boundary)
-        return jnp.sqrt(squared.analyze(jnp.ones(self.shape[0], self.filters.dtype)))
+        near, k = self._near()
+        filters = widened(near._folded())
+        squared = Conv(filters**2, self.signal_shape, self.stride, self.boundary)
+        norms = jnp.sqrt(squared.analyze(jnp.ones(self.shape[0], filters.dtype)))
+        return ldexp(norms, self.spread(k)).astype(self.filters.dtype)
+
+    def _near(self) -> tuple["Conv", Array]:
+        """Every filter divided by 2^k, so that squares stay in the range of the dtype; and k."""
+        k = exponent(self.filters, tuple(range(1, self.filters.ndim)))
+        return jax.tree.map(lambda filters: ldexp(filters, -k), self), k.reshape(-1)
 
     def _folded(self) -> Array:
         """The filters as they appear in atoms: a kernel longer than a circle wraps onto itself."""
@@ -214,15 +225,17 @@ class Conv(Structured):
         if self.boundary != "circular":
             torus = tuple(N + n - 1 for N, n in zip(torus, self.kernel))
         axes = tuple(range(-len(torus), 0))
-        response = jnp.fft.fftn(self._folded(), torus, axes)
+        folded = widened(self._folded())
+        k = exponent(folded)
+        response = jnp.fft.fftn(ldexp(folded, -k), torus, axes)
         response = jnp.moveaxis(
             response.reshape(*response.shape[:2], -1), -1, 0
         )  # (frequencies, n_atoms, n_channels)
         with jax.default_matmul_precision("highest"):
             gram = jnp.einsum("fac,fae->fce", response.conj(), response)
         eps = float(jnp.finfo(self.filters.dtype).eps)
-        largest = jnp.linalg.eigvalsh(gram).max()
-        return jnp.sqrt(largest * (1 + 32 * eps)).astype(self.filters.dtype)
+        top = largest(jnp.linalg.eigvalsh(gram))
+        return ldexp(jnp.sqrt(top * (1 + 32 * eps)), k).astype(self.filters.dtype)
 
     def is_shift_invariant(self) -> bool:
         """Whether all atoms of a filter have the same neighbours, but for those past a border."""

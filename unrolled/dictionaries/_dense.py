@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled.dictionaries._answers import normalize
 
 
-def gaussian(key: Array, m: int, d: int) -> Array:
+def gaussian(key: Key, m: int, d: int) -> Array:
     """Independent Gaussian entries, atoms then normalised: the standard benchmark dictionary.
 
     Args:
-        key: a typed key, `jax.random.key`.
+        key: a typed key, or a seed.
         m, d: the numbers of rows and of atoms.
 
     Returns:
@@ -27,6 +27,7 @@ def gaussian(key: Array, m: int, d: int) -> Array:
         ((50, 100), 1.0)
     """
     m, d = _size(m, d, "gaussian")
+    key = _checks.as_key(key, "gaussian")
     return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
 
 
@@ -126,7 +127,7 @@ def paley(q: int) -> Array:
     return jnp.asarray(math.sqrt(2) * vectors[:, (q + 1) // 2 :].T, float)
 
 
-def transversal(key: Array, c: int, q: int, d: int) -> Array:
+def transversal(key: Key, c: int, q: int, d: int) -> Array:
     """Sparse atoms with coherence at most 1/c, for the layers j >= 2 of a chain.
 
     An atom has c nonzeros +-1/sqrt(c), one in each of c groups of q rows, and two atoms share at
@@ -134,7 +135,7 @@ def transversal(key: Array, c: int, q: int, d: int) -> Array:
     row a + i b mod q of group i: a transversal design of lines over the field of q elements.
 
     Args:
-        key: a typed key; it chooses d of the q^2 lines, and the signs.
+        key: a typed key or a seed; it chooses d of the q^2 lines, and the signs.
         c: nonzeros of an atom, at most q.
         q: rows of a group, a prime.
         d: the number of atoms, at most q^2.
@@ -156,7 +157,7 @@ def transversal(key: Array, c: int, q: int, d: int) -> Array:
         raise ValueError(
             f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}"
         )
-    line_key, sign_key = jax.random.split(key)
+    line_key, sign_key = jax.random.split(_checks.as_key(key, "transversal"))
     line = jax.random.permutation(line_key, q * q)[:d]
     i, (a, b) = jnp.arange(c)[:, None], (line[None, :] // q, line[None, :] % q)
     rows = i * q + (a + i * b) % q
@@ -164,14 +165,14 @@ def transversal(key: Array, c: int, q: int, d: int) -> Array:
     return jnp.zeros((c * q, d), float).at[rows, jnp.arange(d)[None, :]].set(signs / math.sqrt(c))
 
 
-def ill_conditioned(key: Array, m: int, d: int, kappa: float) -> Array:
+def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
     """A Gaussian matrix with singular values 1, ..., 1/kappa (log-spaced), then normalised atoms.
 
     Normalising changes the condition number: with kappa = 5 it ends near that of a plain Gaussian
     dictionary.
 
     Args:
-        key: a typed key.
+        key: a typed key, or a seed.
         m, d: the numbers of rows and of atoms.
         kappa: condition number before the atoms are normalised, finite and at least 1.
 
@@ -193,6 +194,7 @@ def ill_conditioned(key: Array, m: int, d: int, kappa: float) -> Array:
         raise ValueError(
             f"ill_conditioned: kappa must be at least 1, got {kappa}; it must also be finite"
         )
+    key = _checks.as_key(key, "ill_conditioned")
     U, _, V = jnp.linalg.svd(jax.random.normal(key, (m, d)), full_matrices=False)
     s = jnp.logspace(0, -math.log10(kappa), min(m, d), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):

@@ -156,6 +156,8 @@ def _hint(D: Dictionary, y: Array) -> str:
 def nonzero_atoms(norms: Array, where: str) -> None:
     """Raise ValueError with a list of the zero atoms, where the norms are known.
 
+    So does an atom whose norm is above the range of the dtype.
+
     Example:
         >>> ur.dictionaries.nonzero_atoms(jnp.array([1.0, 0.0]), "caller")
         Traceback (most recent call last):
@@ -164,6 +166,11 @@ def nonzero_atoms(norms: Array, where: str) -> None:
     if _checks.is_concrete(norms) and not (np.asarray(norms) > 0).all():
         zero = np.flatnonzero(~(np.asarray(norms) > 0))[:8].tolist()
         raise ValueError(f"{where}: atoms {zero} are zero; drop them, e.g. D[:, norms > 0]")
+    if _checks.is_concrete(norms) and np.isinf(np.asarray(norms)).any():
+        large = np.flatnonzero(np.isinf(np.asarray(norms)))[:8].tolist()
+        raise ValueError(
+            f"{where}: the norms of atoms {large} are above the range of {norms.dtype}; divide D"
+        )
 
 
 def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:

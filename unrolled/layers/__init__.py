@@ -17,7 +17,7 @@ from unrolled.layers._lamp import Message, lamp
 from unrolled.layers._lamp_bg import lamp_bg
 from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped
 from unrolled.layers._lfista import MomentumMatrices, lfista
-from unrolled.layers._liht import liht
+from unrolled.layers._liht import keep_largest, liht
 from unrolled.layers._lista import Matrices, MatricesAndThreshold, Threshold, lista, lista_ss
 from unrolled.layers._lista_cp import WeightsAndThreshold, lista_cp, lista_cpss
 from unrolled.layers._na_alista import Recurrent, na_alista
@@ -103,6 +103,7 @@ __all__ = [
     "is_record",
     "ista",
     "ista_params",
+    "keep_largest",
     "lamp",
     "lamp_bg",
     "lfista",

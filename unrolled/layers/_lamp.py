@@ -3,8 +3,11 @@
 from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
+from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import exponent, ldexp, power_of_two
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
@@ -26,11 +29,21 @@ class Corrected(NamedTuple):
     v: Array  # (m,)
 
 
-def message_passing(D: Dictionary, alpha: float, depth: int) -> Unrolled:
+def message_passing(D: Dictionary, alpha: float, depth: int, where: str) -> Unrolled:
     """W = D and alpha for unit atoms; for atoms of another size the same in their units."""
-    size = jnp.mean(column_norms(D) ** 2)
-    steps = Message(repeat(D / size, depth), jnp.full(depth, alpha / jnp.sqrt(size), D.dtype))
-    return Unrolled(None, steps)
+    norms = column_norms(D)
+    nonzero(norms, where)
+    k = exponent(norms)
+    size = jnp.mean(ldexp(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
+    alphas = jnp.full(depth, ldexp(alpha / jnp.sqrt(size), -k), D.dtype)
+    scale = power_of_two(-k, D.dtype)
+    return Unrolled(None, Message(repeat(D * scale / size * scale, depth), alphas))
+
+
+def nonzero(norms: Array, where: str) -> None:
+    """Raise ValueError if all atoms of a known D are zero."""
+    if _checks.is_concrete(norms) and not (np.asarray(norms) > 0).any():
+        raise ValueError(f"{where}: D is zero; expected a dictionary with atoms")
 
 
 class lamp(Shrinking):
@@ -61,7 +74,7 @@ class lamp(Shrinking):
     forms = (Unrolled(None, Message),)
 
     def init(self, key, D):
-        return message_passing(as_dictionary(D, self.family), self.alpha, self.depth)
+        return message_passing(as_dictionary(D, self.family), self.alpha, self.depth, self.family)
 
     def start(self, D, y):
         return Corrected(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y))

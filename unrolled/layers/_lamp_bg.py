@@ -52,7 +52,7 @@ class lamp_bg(Estimating):
     forms = (Unrolled(None, Message),)
 
     def init(self, key, D):
-        return message_passing(as_dictionary(D, self.family), 1.0, self.depth)
+        return message_passing(as_dictionary(D, self.family), 1.0, self.depth, self.family)
 
     def start(self, D, y):
         return Estimated(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y), jnp.zeros((), y.dtype))

@@ -1,8 +1,10 @@
 """The base of all families: a record of options with a step that the one loop runs."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from unrolled import _checks
@@ -178,7 +180,7 @@ class Layer(Looped):
         """The last state, and the code after every step."""
         D, y, params = operands(D, y, self.family, params=params)
         self.check(params, D)
-        return self.loop(self.step, params, D, y, self.start(D, y), self.schedule, self.depth)
+        return _run(self, params, D, y)
 
     def check(self, params: Unrolled, D: Dictionary) -> None:
         """Raise unless `params` are of this family and depth and fit the shape of D.
@@ -193,3 +195,10 @@ class Layer(Looped):
     def records(self) -> dict[str, type]:
         """The records that the params are made of, by name."""
         return records_of(self.forms)
+
+
+# Compiled once per layer and shape, where an eager scan would be compiled at every call.
+@partial(jax.jit, static_argnums=0)
+def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
+    start = layer.start(D, y)
+    return layer.loop(layer.step, params, D, y, start, layer.schedule, layer.depth)

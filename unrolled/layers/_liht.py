@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jax import lax
 
+from unrolled import _checks
+from unrolled._checks import Array
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._layer import Acting, Layer
@@ -12,10 +14,27 @@ from unrolled.layers._records import Unrolled, repeat
 from unrolled.pursuit import State, lipschitz
 
 
+def keep_largest(v: Array, sparsity: int) -> Array:
+    """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
+
+    A nan counts as largest and stays; with sparsity 0 nothing does.
+
+    Raises:
+        TypeError: v is complex. ValueError: a known sparsity is negative.
+
+    Example:
+        >>> ur.layers.keep_largest(jnp.array([3.0, -1.0, 2.0]), 2).tolist()
+        [3.0, 0.0, 2.0]
+    """
+    _checks.nonnegative(sparsity, "sparsity", "keep_largest")
+    v = _checks.as_float(v, "v", "keep_largest")
+    magnitude, count = lax.stop_gradient(jnp.abs(v)), jnp.clip(sparsity, 1, v.size)
+    small = magnitude < kth_largest(magnitude, count)
+    return jnp.where(small | (jnp.asarray(sparsity) == 0), 0, v)
+
+
 class liht(Layer):
     r"""K steps x <- H_s(B_k'y + S_k x), where H_s keeps the s largest magnitudes.
-
-    Equal magnitudes stay together. A NaN counts as largest and stays.
 
     Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
     S = I - D'D / L.
@@ -37,10 +56,7 @@ class liht(Layer):
         return Unrolled(None, repeat(ista_matrices(D, lipschitz(D, self.family)), self.depth))
 
     def step(self, shared, p, D, y, state):
-        v = y @ p.B + p.S @ state.x
-        magnitude = lax.stop_gradient(jnp.abs(v))
-        least = kth_largest(magnitude, min(self.sparsity, D.shape[1]))
-        return State(jnp.where(magnitude < least, 0, v))
+        return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))
 
     def weights(self, shared, p, D):
         return Acting(p.B, S=p.S)

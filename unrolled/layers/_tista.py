@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled.dictionaries import as_dictionary, dense
+from unrolled.dictionaries import as_dictionary, column_norms, dense
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._ista import Step
+from unrolled.layers._lamp import nonzero
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
 from unrolled.layers._records import Fixed, Unrolled
@@ -44,6 +45,7 @@ class tista(Estimating):
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)
+        nonzero(column_norms(D), self.family)
         return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.ones(self.depth, D.dtype)))
 
     def step(self, shared, p, D, y, state):

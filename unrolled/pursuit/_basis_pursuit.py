@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
-from unrolled._numbers import widened
+from unrolled._numbers import exponent, ldexp, norm, widened
 from unrolled.dictionaries import Dictionary, as_chain, dense, operands
-from unrolled.pursuit._ista import Pursuit
+from unrolled.pursuit._ista import Pursuit, in_range
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
 _NEGLIGIBLE = 1e-9
@@ -58,9 +58,13 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     if not tol > 0:
         raise ValueError(f"basis_pursuit: tol must be positive, got {tol}")
     D = dense(D)
+    a, b = exponent(D), exponent(y)
+    D, y = ldexp(D, -a), ldexp(y, -b)
     x, gap, steps, converged = _solution(D, y, float(tol))
+    found = ldexp(x, b - a)
     with jax.default_matmul_precision("highest"):
-        return Pursuit(x, gap, jnp.linalg.norm(y - D @ x), steps, converged)
+        residual = ldexp(norm(y - D @ x), b)
+    return Pursuit(found, gap, residual, steps, converged & in_range(found, x, b - a))
 
 
 def layered_basis_pursuit(

@@ -1,6 +1,7 @@
 """ISTA and FISTA for the LASSO, min 1/2 norm(y - D x)^2 + lam norm(x, 1), to a duality gap."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm, spread
 
@@ -21,7 +23,7 @@ class Pursuit(NamedTuple):
     gap: Array  # () duality gap of x for the LASSO, relative to norm(y)^2 / 2
     residual: Array  # () norm(y - D x)
     steps: Array  # () steps taken
-    converged: Array  # () gap <= tol
+    converged: Array  # () gap <= tol, and x is in the range of the dtype
 
 
 class State(NamedTuple):
@@ -134,7 +136,8 @@ def lasso_objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
         >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
         2.625
     """
-    return jnp.sum((y - D @ x) ** 2) / 2 + lam * jnp.sum(jnp.abs(x))
+    r = y - D @ x
+    return jnp.sum(r * (r / 2)) + lam * jnp.sum(jnp.abs(x))  # r^2 may leave the range, r^2/2 not
 
 
 def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
@@ -158,6 +161,15 @@ def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
     """
+    # Over a power of two near y or D x the terms stay in the range, wherever their sum does.
+    r = y - D @ x
+    k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
+    y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, lam))
+    return ldexp(_gap(D, y, x, weight), 2 * k)
+
+
+def _gap(D: Dictionary, y: Array, x: Array, lam: Array) -> Array:
+    """`duality_gap` for y and D x near 1."""
     r = y - D @ x
     g = r @ D
     s = jnp.min(jnp.where(jnp.abs(g) > lam, lam / jnp.abs(g), jnp.ones_like(g)))
@@ -245,13 +257,20 @@ def ista(
         >>> bool(found.converged), jnp.flatnonzero(jnp.abs(found.x) > 0.1).tolist()
         (True, [3, 20])
     """
-    D, y, lam, gamma, tol, max_steps = _prepare("ista", D, y, lam, tol, max_steps)
     activation = by_name(activation)
+    problem, tol, max_steps = _prepare("ista", D, y, lam, tol, max_steps, activation)
+    return _ista(problem, tol, max_steps, activation)
+
+
+# The loops are compiled once per shape and options: an eager loop would be at every call.
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _ista(problem: "_Problem", tol: float | None, max_steps: int, activation: Callable) -> Pursuit:
+    D, y, lam, gamma, _ = problem
 
     def step(state):
         return State(ista_step(D, y, state.x, gamma, gamma * lam, activation))
 
-    return _pursue(step, State(jnp.zeros(D.shape[1], y.dtype)), D, y, lam, tol, max_steps)
+    return _pursue(step, State(jnp.zeros(D.shape[1], y.dtype)), problem, tol, max_steps)
 
 
 def fista(
@@ -287,13 +306,22 @@ def fista(
         >>> bool(found.converged), jnp.flatnonzero(jnp.abs(found.x) > 0.1).tolist()
         (True, [3, 20])
     """
-    D, y, lam, gamma, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps)
-    x, activation = jnp.zeros(D.shape[1], y.dtype), by_name(activation)
+    activation = by_name(activation)
+    problem, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps, activation)
+    return _fista(problem, tol, max_steps, activation, restart)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _fista(
+    problem: "_Problem", tol: float | None, max_steps: int, activation: Callable, restart: bool
+) -> Pursuit:
+    D, y, lam, gamma, _ = problem
+    x = jnp.zeros(D.shape[1], y.dtype)
 
     def step(state):
         return fista_step(D, y, state, gamma, gamma * lam, activation, restart)
 
-    return _pursue(step, Momentum(x, x, jnp.ones((), y.dtype)), D, y, lam, tol, max_steps)
+    return _pursue(step, Momentum(x, x, jnp.ones((), y.dtype)), problem, tol, max_steps)
 
 
 def threshold(
@@ -333,9 +361,37 @@ def threshold(
     D, y, _ = operands(D, y, "threshold")
     _checks.nonnegative(theta, "theta", "threshold")
     theta, activation = _per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
+    zero = jnp.zeros((), jnp.int32)
+    problem = _scaled(D, y, theta, (zero, exponent(y) if activation == relu else zero))
     with jax.default_matmul_precision("highest"):
-        x = shrink(y @ D, theta, activation)
-        return _result(D, y, x, theta, tol, jnp.ones((), int))
+        x = shrink(problem.y @ D, problem.lam, activation)
+        return _result(problem, x, tol, jnp.ones((), int))
+
+
+class _Problem(NamedTuple):
+    """A LASSO in units in which squares and products of its numbers stay in the range of the dtype.
+
+    D is divided by 2^a, y by 2^b, lam by 2^(a + b): then x is divided by 2^(b - a), exactly.
+    """
+
+    D: Dictionary
+    y: Array  # (m,)
+    lam: Array  # () or (d,)
+    gamma: Any  # () step size; None where no step is taken
+    exponents: tuple[Array, Array]  # a, b
+
+
+def _scaled(
+    D: Dictionary,
+    y: Array,
+    lam: Array,
+    exponents: tuple[Array, Array],
+    gamma: Array | None = None,
+) -> _Problem:
+    a, b = exponents
+    # A penalty above the range of the dtype in these units acts like the largest in it.
+    lam = jnp.minimum(ldexp(lam, -(a + b)), float(jnp.finfo(y.dtype).max)).astype(y.dtype)
+    return _Problem(D * power_of_two(-a, y.dtype), ldexp(y, -b), lam, gamma, exponents)
 
 
 def _prepare(
@@ -345,8 +401,9 @@ def _prepare(
     lam: ArrayLike,
     tol: float | None,
     max_steps: int,
-) -> tuple[Dictionary, Array, Array, Array, float | None, int]:
-    """The checked operands, the step size, and the checked options."""
+    activation: Callable[[Array], Array],
+) -> tuple[_Problem, float | None, int]:
+    """The checked problem with its step size, and the checked options."""
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(lam, "lam", where)
     _checks.finite(lam, "lam", where)
@@ -357,30 +414,52 @@ def _prepare(
         raise ValueError(
             f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}"
         )
+    size = spectral_norm(D)
+    if _checks.is_concrete(size) and not size > 0:
+        raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
+    # Other activations do not commute with a change of units.
+    zero = jnp.zeros((), jnp.int32)
+    a, b = (exponent(size), exponent(y)) if activation == relu else (zero, zero)
+    problem = _scaled(D, y, lam, (a, b), 1 / ldexp(size, -a) ** 2)
     tol = None if tol is None else float(tol)
-    return D, y, lam, 1 / lipschitz(D, where), tol, _checks.as_index(max_steps, "max_steps", where)
+    return problem, tol, _checks.as_index(max_steps, "max_steps", where)
 
 
 def _per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
     """One number or one per atom; one per filter of a `Conv` is repeated over its positions."""
-    each = spread(D, jnp.asarray(value, y.dtype))
+    each = spread(D, jnp.asarray(value, wide_dtype(y.dtype)))
     if each.shape not in ((), (D.shape[1],)):
         raise ValueError(f"{where}: {name} has shape {each.shape}; expected () or ({D.shape[1]},)")
     return each
 
 
-def _pursue(step, start, D, y, lam, tol, max_steps) -> Pursuit:
-    energy = jnp.sum(y**2) / 2
+def _pursue(step, start, problem: _Problem, tol: float | None, max_steps: int) -> Pursuit:
+    D, y, lam, *_ = problem
 
     def relative_gap(state):
-        return duality_gap(D, y, state.x, lam) / jnp.where(energy > 0, energy, 1)
+        return _gap(D, y, state.x, lam) / _half_energy(y)
 
     with jax.default_matmul_precision("highest"):
         state, steps = solve(step, start, relative_gap, tol=tol, max_steps=max_steps)
-        return _result(D, y, state.x, lam, 0 if tol is None else tol, steps)
+        return _result(problem, state.x, 0 if tol is None else tol, steps)
 
 
-def _result(D, y, x, lam, tol, steps) -> Pursuit:
+def _result(problem: _Problem, x: Array, tol: float, steps: Array) -> Pursuit:
+    D, y, lam, _, (a, b) = problem
+    gap = _gap(D, y, x, lam) / _half_energy(y)
+    found = ldexp(x, b - a)
+    converged = (gap <= tol) & in_range(found, x, b - a)
+    return Pursuit(found, gap, ldexp(norm(y - D @ x), b), steps, converged)
+
+
+def in_range(found: Array, x: Array, k: Array) -> Array:
+    """Whether found = x 2^k lost no more of x to the range of its dtype than rounding would."""
+    eps = float(jnp.finfo(x.dtype).eps)
+    missed = jnp.abs(ldexp(found, -k) - x)
+    return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
+
+
+def _half_energy(y: Array) -> Array:
+    """norm(y)^2 / 2, or 1 for y = 0: the unit of the gap."""
     energy = jnp.sum(y**2) / 2
-    gap = duality_gap(D, y, x, lam) / jnp.where(energy > 0, energy, 1)
-    return Pursuit(x, gap, jnp.linalg.norm(y - D @ x), steps, gap <= tol)
+    return jnp.where(energy > 0, energy, 1)

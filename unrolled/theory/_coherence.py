@@ -1,11 +1,13 @@
 """Mutual coherence (Definition 3), the coherence of given weights W, and what they permit."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
@@ -13,6 +15,7 @@ from unrolled._checks import Array
 from unrolled._numbers import largest
 from unrolled.dictionaries import (
     Dictionary,
+    Structured,
     as_dictionary,
     cuts_atoms,
     dense,
@@ -32,6 +35,8 @@ _PRODUCT_EPS = {
     "float32": 2.0**-23,
     "highest": None,
 }
+# Products of atoms in more entries than this (64 MiB in float32) are formed in blocks.
+_BLOCK = 2**24
 # A sparsity bound this close to an integer, relatively, counts as the integer: far above the
 # rounding of the few operations in float64 that compute it.
 _INTEGER = 1e-9
@@ -49,7 +54,8 @@ def mutual_coherence(D: Dictionary) -> Array:
 
     .. math:: \mu(D) = \max_{i \ne j} |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
 
-    Traceable. For a `Conv` it is computed from the correlations of the filters.
+    Traceable. For a `Conv` it is computed from the correlations of the filters; the products of
+    many atoms are formed block by block, never as a (d, d) array.
 
     Args:
         D: (m, d); atoms need not be normalised.
@@ -58,7 +64,8 @@ def mutual_coherence(D: Dictionary) -> Array:
         mu, (); nan for a traced D with a zero atom.
 
     Raises:
-        ValueError: a zero atom where D is known, or a `Conv` whose border atoms are cut.
+        ValueError: an atom that is zero, or whose norm is above the range of the dtype, where D is
+            known; or a `Conv` whose border atoms are cut.
 
     Reference: Li, Feng, Zhou (2024), Definition 3; Donoho, Huo (2001).
 
@@ -72,7 +79,7 @@ def mutual_coherence(D: Dictionary) -> Array:
     unit, norms = normalized(D)
     nonzero_atoms(norms, "mutual_coherence")
     mu = jnp.minimum(weights_coherence(unit, unit).mu_W, 1.0)
-    return jnp.where((norms > 0).all(), mu, jnp.nan)
+    return jnp.where(((norms > 0) & (norms < jnp.inf)).all(), mu, jnp.nan)
 
 
 def coherence(W: Dictionary, D: Dictionary) -> Coherence:
@@ -122,8 +129,43 @@ def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
         >>> [round(float(v), 3) for v in ur.theory.weights_coherence(W, D)]
         [0.5, 2.0]
     """
-    products, own = inner_products(W, D)
-    return Coherence(largest(jnp.where(own, 0.0, jnp.abs(products))), largest(jnp.abs(entries(W))))
+    if _exceeds(D):
+        mu_W = largest(_row_sums(dense(W), dense(D), np.arange(D.shape[1]), 1))
+    else:
+        products, own = inner_products(W, D)
+        mu_W = largest(jnp.where(own, 0.0, jnp.abs(products)))
+    return Coherence(mu_W, largest(jnp.abs(entries(W))))
+
+
+def _exceeds(D: Dictionary) -> bool:
+    """Whether the matrix of all inner products is too large to be made whole."""
+    whole = not isinstance(D, Structured) or type(D).inner_products is Structured.inner_products
+    return whole and D.shape[1] ** 2 > _BLOCK
+
+
+def _row_sums(
+    W: Array, D: Dictionary, rows: np.ndarray, s: int, *, diagonal: bool = False
+) -> Array:
+    """The sum of the s largest abs(w_i . d_j), j != i, for every i of `rows`, in blocks of rows.
+
+    With `diagonal` j = i takes part.
+    """
+    with jax.default_matmul_precision("highest"):
+        return _blocks(W, D, rows, s, diagonal)
+
+
+# One compiled function, since an eager `lax.map` would compile its loop at every call.
+@partial(jax.jit, static_argnames=("s", "diagonal"))
+def _blocks(W: Array, D: Dictionary, rows: Array, s: int, diagonal: bool) -> Array:
+    d = D.shape[1]
+
+    @jax.checkpoint
+    def row(i):
+        products = jnp.abs(W[:, i] @ D)
+        others = products if diagonal else jnp.where(jnp.arange(d) == i, 0, products)
+        return largest(others) if s == 1 else jnp.sum(jnp.sort(others)[d - min(s, d) :])
+
+    return lax.map(row, rows, batch_size=max(1, _BLOCK // d))
 
 
 def diagonal(W: Dictionary, D: Dictionary) -> Array:
@@ -134,6 +176,8 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
         >>> bool(jnp.allclose(ur.theory.diagonal(ur.theory.frobenius_weights(D), D), 1, atol=1e-5))
         True
     """
+    if _exceeds(D):
+        return jnp.sum(dense(W) * dense(D), axis=0)
     products, own = inner_products(W, D)
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
@@ -177,6 +221,8 @@ def babel(D: Dictionary, s: int) -> Array:
     unit_atoms(D, "babel")
     s, d = _checks.as_index(s, "s", "babel"), D.shape[1]
     rows = representatives(D)
+    if len(rows) * d > _BLOCK:
+        return largest(_row_sums(dense(D), D, rows, s))
     with jax.default_matmul_precision("highest"):
         products = jnp.abs(dense(D)[:, rows].T @ D)
     others = jnp.where(rows[:, None] == jnp.arange(d)[None, :], 0, products)
@@ -310,9 +356,13 @@ def rounding_guard(
     eps = float(jnp.finfo(dtype).eps) if eps is None else eps
     with jax.enable_x64(True):
         W, D = _checks.cast((W, D), np.float64)
-        products, _ = inner_products(magnitudes(W), magnitudes(D))
-        G, C_W = float(largest(products)), float(largest(jnp.abs(entries(W))))
-    code = G * s * float(bound)
+        C_W = float(largest(jnp.abs(entries(W))))
+        W, D = magnitudes(W), magnitudes(D)
+        if _exceeds(D):
+            products = _row_sums(dense(W), dense(D), np.arange(D.shape[1]), 1, diagonal=True)
+        else:
+            products, _ = inner_products(W, D)
+        code = float(largest(products)) * s * float(bound)
     return 4 * eps * (code + C_W * float(noise) if noise else code)
 
 

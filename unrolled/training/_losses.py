@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.pursuit import lasso_objective
 from unrolled.training._protocols import Loss
@@ -58,11 +59,15 @@ def lasso(lam: ArrayLike) -> Loss:
     Args:
         lam: weight of the l1 norm.
 
+    Raises:
+        ValueError: a known lam is negative or NaN.
+
     Example:
         >>> loss = ur.training.lasso(0.1)
         >>> float(loss(jnp.zeros((3, 1, 2)), None, jnp.eye(2), jnp.array([[3.0, 1.0]])))
         5.0
     """
+    _checks.nonnegative(lam, "lam", "lasso")
 
     def objective(D):
         return jax.vmap(lasso_objective, (_axis(D), 0, 0, None))

@@ -1,0 +1,497 @@
+"""Numbers at every scale: powers of two in, the same bits out; seeds, memory, and calls that do not
+compile again.
+"""
+
+import contextlib
+import math
+import warnings
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import registry
+from numpy.testing import assert_allclose, assert_array_equal
+
+import unrolled as ur
+from unrolled import _checks, _numbers
+from unrolled.theory import _coherence
+
+ua, ud, um, up, ut = ur.activations, ur.dictionaries, ur.metrics, ur.pursuit, ur.theory
+
+M, D_ATOMS, BATCH = 6, 10, 4
+# D is multiplied by 2^a, signals by 2^b: then codes have the factor 2^(b - a), penalties 2^(a + b).
+SCALES = [(0, 0), (0, 14), (0, -14), (13, 0), (-13, 0), (8, 7), (-8, -7), (9, -5), (-7, 8)]
+# What the numbers above are multiplied by: the range of the exponent of a dtype over 16 or so.
+RANGES = {"float32": 8, "float64": 64, "float16": 0.5, "bfloat16": 8}
+
+
+def arrays(dtype):
+    """D, y, a code x, a batch of codes and estimates of them; no entry is small against others."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return (rng.choice([-1.0, 1.0], shape) * rng.uniform(0.25, 2, shape)).astype(dtype)
+
+    return dict(
+        D=draw(M, D_ATOMS), y=draw(M), x=draw(D_ATOMS), X=draw(BATCH, D_ATOMS), Z=draw(2, 10)
+    )
+
+
+def unit(D):
+    return ud.normalize(D)[0]
+
+
+# Each is called with D, y, a code x, a penalty lam, codes X and signals Z; its results have the
+# exponents that follow, for the scales 2^a of D and 2^b of y.
+ANY = {  # what follows any dtype at any of the scales
+    "column_norms": (lambda D, y, x, lam, X, Z: ud.column_norms(D), lambda a, b: a),
+    "normalize": (lambda D, y, x, lam, X, Z: ud.normalize(D), lambda a, b: (0, a)),
+    "normalized": (lambda D, y, x, lam, X, Z: ud.normalized(D), lambda a, b: (0, a)),
+    "spectral_norm": (lambda D, y, x, lam, X, Z: ud.spectral_norm(D), lambda a, b: a),
+    "entries": (lambda D, y, x, lam, X, Z: ud.entries(D), lambda a, b: a),
+    "magnitudes": (lambda D, y, x, lam, X, Z: ud.magnitudes(D), lambda a, b: a),
+    "mutual_coherence": (lambda D, y, x, lam, X, Z: ut.mutual_coherence(D), lambda a, b: 0),
+    "coherence": (lambda D, y, x, lam, X, Z: ut.coherence(D, unit(D)), lambda a, b: (a, a)),
+    "babel": (lambda D, y, x, lam, X, Z: ut.babel(unit(D), 3), lambda a, b: 0),
+    "nmse": (lambda D, y, x, lam, X, Z: um.nmse(X[:2], X[2:]), lambda a, b: 0),
+    "signal_nmse": (lambda D, y, x, lam, X, Z: um.signal_nmse(X[:2], X[2:]), lambda a, b: 0),
+    "mean_nmse": (lambda D, y, x, lam, X, Z: um.mean_nmse(X[:2], X[2:]), lambda a, b: 0),
+    "failure_rate": (lambda D, y, x, lam, X, Z: um.failure_rate(X[:2], X[2:], 3.0), lambda a, b: 0),
+    "support_scores": (lambda D, y, x, lam, X, Z: um.support_scores(X[:2], X[2:]), lambda a, b: 0),
+    "psnr": (lambda D, y, x, lam, X, Z: um.psnr(X[:2], X[2:], x[0]), lambda a, b: 0),
+    "ista": (lambda D, y, x, lam, X, Z: up.ista(D, y, lam, max_steps=20), "pursuit"),
+    "fista": (lambda D, y, x, lam, X, Z: up.fista(D, y, lam, max_steps=20), "pursuit"),
+    "basis_pursuit": (lambda D, y, x, lam, X, Z: up.basis_pursuit(D, y, tol=1e-3), "pursuit"),
+    "add_noise": (lambda D, y, x, lam, X, Z: ur.problems.add_noise(0, Z, 9.0), lambda a, b: b),
+    "shrink": (lambda D, y, x, lam, X, Z: ua.shrink(Z, abs(y[0])), lambda a, b: b),
+    "soft": (lambda D, y, x, lam, X, Z: ua.soft_threshold(Z, abs(y[0])), lambda a, b: b),
+    "hard": (lambda D, y, x, lam, X, Z: ua.hard_threshold(Z, abs(y[0])), lambda a, b: b),
+    "firm": (lambda D, y, x, lam, X, Z: ua.firm_threshold(Z, abs(y[0]) / 4, abs(y[0])), "signal"),
+    "nonnegative": (lambda D, y, x, lam, X, Z: ua.nonnegative_threshold(Z, abs(y[0])), "signal"),
+    "select": (lambda D, y, x, lam, X, Z: ua.select_support(Z[0], abs(y[0]), 0.3), "signal"),
+    "kth_largest": (lambda D, y, x, lam, X, Z: ua.kth_largest(abs(Z[0]), 3), lambda a, b: b),
+    "keep_largest": (lambda D, y, x, lam, X, Z: ur.layers.keep_largest(Z[0], 3), lambda a, b: b),
+    "lamp": (lambda D, y, x, lam, X, Z: ur.layers.lamp(2).init(None, D).steps.alpha, "code"),
+}
+# Products, whose terms must be in the range as well: the scales stay moderate.
+PRODUCTS = {
+    "lasso_objective": (lambda D, y, x, lam, X, Z: up.lasso_objective(D, y, x, lam), "square"),
+    "duality_gap": (lambda D, y, x, lam, X, Z: up.duality_gap(D, y, x, lam), "square"),
+    "kkt_violation": (lambda D, y, x, lam, X, Z: um.kkt_violation(D, y, x, lam), lambda a, b: 0),
+    "inner_products": (lambda D, y, x, lam, X, Z: ud.inner_products(D, D)[0], lambda a, b: 2 * a),
+    "diagonal": (lambda D, y, x, lam, X, Z: ut.diagonal(D, D), lambda a, b: 2 * a),
+}
+# Without another unit of D: x is not linear in it.
+SIGNALS = {
+    "threshold": (lambda D, y, x, lam, X, Z: up.threshold(D, y, lam), "pursuit"),
+    "ista_step": (lambda D, y, x, lam, X, Z: up.ista_step(D, y, x, 0.25, lam), "code"),
+}
+NAMED = {
+    "pursuit": lambda a, b: up.Pursuit(b - a, 0, b, 0, 0),
+    "signal": lambda a, b: b,
+    "code": lambda a, b: b - a,
+    "square": lambda a, b: 2 * b,
+}
+NAMED_LAMP = {"lamp": lambda a, b: -a}
+
+
+def called(f, at, a=0, b=0):
+    """f with its arguments multiplied by powers of two, exactly."""
+
+    def times(v, k):
+        return jnp.asarray(np.ldexp(v.astype(np.float64), k).astype(v.dtype))
+
+    D, y, x, X, Z = (at[name] for name in ("D", "y", "x", "X", "Z"))
+    lam = times(np.abs(y[:1]) / 4, a + b)[0]
+    return f(times(D, a), times(y, b), times(x, b - a), lam, times(X, b - a), times(Z, b))
+
+
+def agrees(got, exact, k, dtype, rounding):
+    """got = exact 2^k, where that is in the range of the dtype; past it, inf or what is near 0."""
+    with np.errstate(all="ignore"):
+        want = np.ldexp(np.asarray(exact, np.float64), k)
+    got = np.asarray(got, np.float64)
+    info = jnp.finfo(dtype)
+    large, small = np.abs(want) > float(info.max) / 2, np.abs(want) < 2 * float(info.tiny)
+    inside = ~(large | small) | (want == 0) | np.isnan(want) | np.isinf(np.asarray(exact))
+    assert_allclose(got[inside], want[inside], rtol=rounding, atol=0)
+    assert (np.abs(got[large & ~inside]) >= float(info.max) / 4).all()
+    assert (np.abs(got[small & ~inside]) <= 4 * float(info.tiny)).all()
+
+
+def cases():
+    for name, (f, degree) in {**ANY, **PRODUCTS, **SIGNALS}.items():
+        degree = NAMED_LAMP.get(name, NAMED.get(degree, degree))
+        for dtype in RANGES:
+            yield pytest.param(f, degree, name, dtype, id=f"{name}-{dtype}")
+
+
+@pytest.mark.parametrize("f, degree, name, dtype", [*cases()])
+def test_powers_of_two_go_through(f, degree, name, dtype):
+    """f(2^k inputs) = 2^(degree k) f(inputs): bit for bit, but where the range of half precision
+    cuts entries inside of the products of the caller.
+    """
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    at, unscaled = arrays(kind), None
+    rounding = 0 if dtype.startswith("float") and dtype != "float16" else 0.02
+    for i, j in SCALES:
+        if name in SIGNALS and i:
+            continue
+        half = 0.5 if name in PRODUCTS else 1
+        a, b = (int(RANGES[dtype] * n * half) for n in (i, j))
+        if name in ("coherence", "babel") and np.dtype(kind).itemsize == 2:
+            with pytest.raises(ValueError, match="atoms have norms in"):  # not within 1e-4 of 1
+                called(f, at, a, b)
+            continue
+        result = called(f, at, a, b)
+        if unscaled is None:
+            unscaled = result
+        degrees = degree(a, b)
+        leaves = jax.tree.leaves(result)
+        degrees = jax.tree.leaves(degrees) if jax.tree.leaves(degrees) != [0] else [0] * len(leaves)
+        degrees = degrees * len(leaves) if len(degrees) == 1 else degrees
+        for got, exact, k in zip(leaves, jax.tree.leaves(unscaled), degrees, strict=True):
+            agrees(got, exact, k, kind, rounding)
+
+
+@pytest.mark.parametrize("kind", registry.DICTIONARIES)
+def test_every_dictionary_has_norms_at_every_scale(kind):
+    D = registry.DICTIONARIES[kind]().astype(jnp.float32)
+    norms, top = ud.column_norms(D), ud.spectral_norm(D)
+    unit, sizes = ud.normalized(D)
+    for k in (80, -80):
+        scaled = D * jnp.asarray(2.0**k, jnp.float32)
+        assert_allclose(ud.column_norms(scaled), norms * 2.0**k, rtol=1e-6)
+        assert_allclose(ud.spectral_norm(scaled), top * 2.0**k, rtol=1e-6)
+        again, their = ud.normalized(scaled)
+        assert_allclose(their, sizes * 2.0**k, rtol=1e-6)
+        assert_allclose(ud.dense(again), ud.dense(unit), rtol=1e-5, atol=1e-6)
+
+
+# The examples that were wrong
+
+F32 = jnp.float32
+
+
+@pytest.fixture
+def D32():
+    return ud.gaussian(0, 20, 40).astype(F32)
+
+
+def test_coherence_of_a_large_dictionary(D32):
+    mu = ut.mutual_coherence(D32)
+    assert mu > 0.3
+    assert_allclose(ut.mutual_coherence(D32 * F32(1e20)), mu, rtol=1e-5)
+    half = (D32 * 300).astype(jnp.float16)
+    assert_allclose(ut.mutual_coherence(half), mu, rtol=5e-3)
+
+
+def test_normalize_of_a_large_dictionary(D32):
+    unit, norms = ud.normalize(D32 * F32(1e20))
+    assert_allclose(np.linalg.norm(unit, axis=0), 1, rtol=1e-5)
+    assert_allclose(norms, 1e20, rtol=1e-5)
+
+
+def test_atoms_of_very_different_norms():
+    D = jnp.asarray([[1e-30, 3e30, 1.0], [1e-30, 4e30, 0.0]], F32)
+    unit, norms = ud.normalize(D)
+    assert_allclose(norms, [math.sqrt(2) * 1e-30, 5e30, 1], rtol=1e-6)
+    assert_allclose(np.linalg.norm(unit, axis=0), 1, rtol=1e-6)
+
+
+def test_norms_above_the_range_are_refused():
+    D = jnp.full((9, 2), 3e38, F32)
+    for f in (ud.normalize, ut.mutual_coherence):
+        with pytest.raises(ValueError, match="the norms of atoms .* above the range of float32"):
+            f(D)
+    assert np.isnan(jax.jit(ut.mutual_coherence)(D))
+
+
+@pytest.mark.parametrize("solve", [up.ista, up.fista])
+def test_a_faint_signal_is_coded(solve, D32):
+    y = D32[:, 3] - D32[:, 7] / 2
+    exact = solve(D32, y, 0.01)
+    faint = solve(D32, y * F32(1e-20), 1e-22)
+    assert faint.converged and exact.converged and faint.steps == exact.steps
+    assert_allclose(faint.x * 1e20, exact.x, atol=1e-5)
+    large = solve(D32 * F32(1e20), y, 1e18)
+    assert large.converged
+    assert_allclose(large.x * 1e20, exact.x, atol=1e-5)
+
+
+def test_a_code_out_of_range_is_not_called_converged(D32):
+    for D, size, lam in ((D32 * F32(1e-20), 1e30, 1e8), (D32 * F32(1e20), 1e-30, 0)):
+        y = D32[:, 3] * F32(size)
+        assert not up.fista(D, y, F32(lam)).converged
+        assert not up.basis_pursuit(D, y).converged
+
+
+def test_a_penalty_above_the_range_gives_zero(D32):
+    found = up.fista(D32 * F32(1e-20), D32[:, 0] * F32(1e-10), 1e20)
+    assert found.converged and not found.x.any() and found.gap == 0
+
+
+def test_other_activations_keep_their_units(D32):
+    """ELU does not commute with a change of units, so that the solver must not change them."""
+    rho, y = ua.elu(0.5), 100 * D32[:, 0]
+    found = up.ista(D32, y, 1.0, tol=None, max_steps=3, activation=rho)
+    x, gamma = jnp.zeros(40, F32), 1 / ud.spectral_norm(D32) ** 2
+    for _ in range(3):
+        x = up.ista_step(D32, y, x, gamma, gamma, rho)
+    assert_allclose(found.x, x, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_go_through_the_change_of_units(D32):
+    y = D32[:, 3] - D32[:, 7] / 2
+
+    def total(D, y, lam):
+        return jnp.sum(up.ista(D, y, lam, tol=None, max_steps=20).x)
+
+    exact = jax.grad(total, (0, 1, 2))(D32, y, F32(0.01))
+    scaled = jax.grad(total, (0, 1, 2))(D32 * F32(2.0**20), y * F32(2.0**-30), F32(0.01 * 2.0**-10))
+    for got, want, k in zip(scaled, exact, (-70, -20, -40), strict=True):
+        assert_allclose(np.ldexp(np.asarray(got, float), -k), want, rtol=1e-4, atol=1e-4)
+
+
+def test_metrics_of_large_and_of_half_precision_codes():
+    Z = np.random.default_rng(0).normal(size=(5, 30)).astype(np.float32)
+    assert um.failure_rate(0 * Z, np.float32(1e20) * Z) == 1
+    assert um.failure_rate(0 * Z, np.float32(1e-30) * Z) == 1
+    half = (300 * Z).astype(np.float16)
+    assert_allclose(um.nmse((half * 0.9).astype(np.float16), half), -20, atol=0.1)
+    assert_allclose(um.nmse(np.float32(1e-25) * Z, np.float32(1e25) * Z), 0, atol=1e-3)
+    error = np.zeros((1, 2), np.float32), np.asarray([[1e-30, 1e10]], np.float32)
+    assert_allclose(um.nmse(np.asarray([[0, 1e10]], np.float32), error[1]), -800, atol=0.1)
+    assert_allclose(um.psnr(np.float32(1e25) * (Z + 1), np.float32(1e25) * Z, 1e25), 0, atol=1e-3)
+
+
+def test_support_scores_of_nan_codes_are_nan():
+    X = jnp.ones((2, 5))
+    assert all(np.isnan(score) for score in um.support_scores(X.at[0, 1].set(jnp.nan), X))
+
+
+def test_what_hard_threshold_and_keep_largest_keep():
+    assert np.isnan(ua.hard_threshold(jnp.asarray([jnp.nan]), 1.0)).all()
+    v = jnp.asarray([3.0, -1.0, 2.0])
+    for keep in (ur.layers.keep_largest, jax.jit(ur.layers.keep_largest)):
+        assert_array_equal(keep(v, 0), [0, 0, 0])
+        assert_array_equal(keep(v, 1), [3, 0, 0])
+        assert_array_equal(keep(v, 9), v)
+    with pytest.raises(ValueError, match="sparsity must be non-negative"):
+        ur.layers.keep_largest(v, -1)
+    with pytest.raises(ValueError, match="k must be in 1..3, got 0"):
+        ua.kth_largest(v, 0)
+
+
+THRESHOLDS = {
+    "shrink": ua.shrink,
+    "soft": ua.soft_threshold,
+    "hard": ua.hard_threshold,
+    "firm": lambda v, theta: ua.firm_threshold(v, theta, 8),
+    "nonnegative": ua.nonnegative_threshold,
+    "select": lambda v, theta: ua.select_support(v, theta, 0.5),
+    "kth_largest": lambda v, theta: ua.kth_largest(v, 1),
+    "keep_largest": lambda v, theta: ur.layers.keep_largest(v, 1),
+    **{name: lambda v, _, build=build: build()(v) for name, build in registry.ACTIVATIONS.items()},
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_integers_become_floats_and_complex_is_refused(name):
+    f = THRESHOLDS[name]
+    want = f(jnp.asarray([3.0, 4.0]), 1.0)
+    assert want.dtype == jnp.float64
+    for dtype in (np.uint8, np.int8, np.int32, bool):
+        v = np.asarray([3, 4]).astype(dtype)
+        for given in (v, jnp.asarray(v), v.tolist()):
+            got = f(given, 1)
+            assert got.dtype == jnp.float64
+            assert_array_equal(got, f(jnp.asarray(v, float), 1.0))
+        assert_array_equal(jax.jit(f)(v, 1), got)
+    assert_array_equal(f(np.asarray([3, 4], np.uint8), np.asarray(1, np.uint8)), want)
+    for bad in (np.asarray([1j, 2]), jnp.asarray([1j, 2])):
+        with pytest.raises(TypeError, match="complex"):
+            f(bad, 1.0)
+        with pytest.raises(TypeError, match="complex"):
+            jax.jit(f)(bad, 1.0)
+
+
+def test_complex_thresholds_are_refused():
+    for f in list(THRESHOLDS.values())[:6]:
+        with pytest.raises(TypeError, match="theta is complex"):
+            f(jnp.ones(2), 1j)
+
+
+@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
+def test_a_zero_dictionary_is_refused(family):
+    with pytest.raises(ValueError, match=f"{family}: D is zero"):
+        ur.layers.FAMILIES[family](2).init(None, jnp.zeros((3, 5)))
+
+
+@pytest.mark.parametrize("lam", [-1.0, float("nan")])
+def test_the_loss_refuses_a_negative_penalty(lam):
+    with pytest.raises(ValueError, match="lasso: lam must be non-negative"):
+        ur.training.lasso(lam)
+
+
+# Helpers
+
+
+def test_powers_of_two_are_exact_to_the_ends_of_the_range():
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
+        info = jnp.finfo(dtype)
+        for v in (float(info.tiny), 1.0, 1.5, float(info.max)):
+            x = jnp.asarray([v, 0], dtype)
+            k = _numbers.exponent(x)
+            assert -info.minexp >= int(k) >= info.minexp
+            assert_array_equal(_numbers.ldexp(_numbers.ldexp(x, -k), k), x)
+            assert_array_equal(_numbers.norm(x), jnp.asarray(v, dtype))
+    x = jnp.asarray(2.0**-100, F32)
+    assert jax.jit(lambda: _numbers.ldexp(x, jnp.asarray(200)))() == 2.0**100
+    assert _numbers.exponent(jnp.asarray([0.0, jnp.inf])) == _numbers.exponent(jnp.zeros(0)) == 0
+
+
+# Seeds
+
+SEEDED = {
+    "gaussian": lambda key: ud.gaussian(key, 3, 5),
+    "transversal": lambda key: ud.transversal(key, 2, 3, 4),
+    "ill_conditioned": lambda key: ud.ill_conditioned(key, 3, 5, 2.0),
+    "bernoulli_gaussian": lambda key: ur.problems.bernoulli_gaussian(key, (2, 9), 0.5),
+    "exact_sparse": lambda key: ur.problems.exact_sparse(key, (2, 9), 3),
+    "bounded": lambda key: ur.problems.bounded(key, (2, 9), 3),
+    "add_noise": lambda key: ur.problems.add_noise(key, jnp.arange(3.0), 1.0),
+    "l1_noise": lambda key: ur.problems.l1_noise(key, (3,), 1.0),
+    "standard_benchmark": lambda key: ur.problems.standard_benchmark(key, m=3, d=5).D,
+    "sampler": lambda key: ur.problems.sampler(jnp.eye(3), 2)(key)[1],
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seed_is_a_key(name):
+    draw = SEEDED[name]
+    want = draw(jax.random.key(3))
+    for seed in (3, np.int64(3), jnp.asarray(3)):
+        assert_array_equal(draw(seed), want)
+    for bad, error in (("3", TypeError), (None, TypeError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="key must be a key of jax.random, or a seed"):
+            draw(bad)
+    for bad, error in ((-1, "at least 0"), (2**32, r"below 2\^32")):
+        with pytest.raises(ValueError, match=error):
+            draw(bad)
+
+
+def test_traced_seeds_and_raw_keys_stay():
+    raw = jax.random.key_data(jax.random.key(3))
+    want = jax.random.normal(jax.random.key(3))
+    assert jax.random.normal(jax.jit(lambda n: _checks.as_key(n, "f"))(3)) == want
+    assert jax.random.normal(_checks.as_key(raw, "f")) == want
+
+
+# Memory
+
+
+def test_products_come_in_blocks(monkeypatch):
+    D = ud.gaussian(0, 7, 43)
+    composed = ud.normalize(ud.Composed(ud.gaussian(1, 7, 9), ud.gaussian(2, 9, 43)))[0]
+
+    def all_of(D):
+        values = (
+            *ut.coherence(D * 1.5, D),
+            ut.mutual_coherence(D),
+            ut.babel(D, 3),
+            ut.babel(D, 60),
+            ut.rounding_guard(D, D, sparsity=2, bound=1.0),
+            ut.diagonal(D * 1.5, D),
+        )
+        return [np.asarray(v) for v in values]
+
+    whole = [all_of(D) for D in (D, composed)]
+    slope = jax.grad(ut.mutual_coherence)(D)
+    monkeypatch.setattr(_coherence, "_BLOCK", 200)
+    jax.clear_caches()
+    for D_, want in zip((D, composed), whole):
+        for got, exact in zip(all_of(D_), want, strict=True):
+            assert_allclose(got, exact, rtol=1e-12)
+    assert_allclose(jax.grad(ut.mutual_coherence)(D), slope, atol=1e-12)
+    program = str(jax.make_jaxpr(ut.mutual_coherence)(D))
+    assert "43,43" not in program and "4,43" in program
+    jax.clear_caches()
+
+
+def test_large_results_are_announced():
+    shape = jax.ShapeDtypeStruct((2, 30_000), jnp.float32)
+    with pytest.warns(UserWarning, match="inner_products: .* takes 3.6 GB of memory"):
+        jax.eval_shape(ud.inner_products, shape, shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.eval_shape(ut.mutual_coherence, shape)
+        jax.eval_shape(lambda D: ut.babel(D, 2), shape)
+    D = ud.Conv(jnp.ones((1, 1, 3)), 20_000)
+    with pytest.warns(UserWarning, match=r"dense: .*\(20000, 19998\) in float64, takes 3.2 GB"):
+        jax.eval_shape(ud.dense, D)
+
+
+# Compilation
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts what is compiled; a listener of JAX can only be added, so that it is added once."""
+    _COUNT[0] = 0
+    yield _COUNT
+
+
+_COUNT = [0]
+
+
+def _listen(event, duration, **more):
+    _COUNT[0] += "backend_compile" in event
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+_D = ud.identity_hadamard(4)
+_Y = _D[:, 1]
+EAGER = {
+    "ista": lambda: up.ista(_D, _Y, 0.1, max_steps=10),
+    "ista, all steps": lambda: up.ista(_D, _Y, 0.1, tol=None, max_steps=10),
+    "fista": lambda: up.fista(_D, _Y, 0.1, max_steps=10),
+    "fista, elu": lambda: up.fista(_D, _Y, 0.1, max_steps=10, activation=ua.elu(0.5)),
+    "threshold": lambda: up.threshold(_D, _Y, 0.1),
+    "mutual_coherence": lambda: ut.mutual_coherence(_D),
+    "kth_largest": lambda: ua.kth_largest(jnp.abs(_Y), 2),
+    "select_support": lambda: ua.select_support(_Y, 0.1, 0.5),
+    "layer": lambda: ur.layers.alista(3).apply(_PARAMS, _D, _Y),
+    "iterates": lambda: ur.layers.alista(3).iterates(_PARAMS, _D, _Y),
+    "layer, batch": lambda: jax.vmap(ur.layers.alista(3).apply, (None, None, 0))(
+        _PARAMS, _D, _Y[None]
+    ),
+    "network": lambda: ur.dsc([ur.layers.alista(3)]).apply((_PARAMS,), (_D,), _Y),
+}
+_PARAMS = ur.layers.alista(3).init(None, _D)
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_eager_calls_compile_once(name):
+    EAGER[name]()
+    with compilations() as count:
+        EAGER[name]()
+    assert count[0] == 0
+
+
+# The module
+
+
+def test_the_version_and_what_dir_shows():
+    assert ur.__version__.count(".") == 2
+    assert dir(ur) == sorted([*ur.__all__, "__version__"])
+    assert dir(ur.dictionaries) == sorted(ur.dictionaries.__all__)
+    assert dir(ur.nnx) == ["Module"] and dir(ur.metrics)[:2] == ["SupportScores", "failure_rate"]
+    assert {"NETWORKS", "Network"} <= set(dir(ur.networks)) and "jax" not in dir(ur.networks)
+    assert not [n for n in ur.__all__ for shown in dir(getattr(ur, n)) if shown == "Array"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ur.nothing  # noqa: B018
