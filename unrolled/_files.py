@@ -1,7 +1,27 @@
 """Files that are written whole, or not at all."""
 
 import os
+import tempfile
 from pathlib import Path
+
+
+class CheckpointError(ValueError):
+    """A file or folder of saved numbers is damaged, cannot be written, or is of something else."""
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError unless files can be written into a folder, or it can be made; nothing is left.
+
+    Raises:
+        NotADirectoryError: a file has its name, or that of a folder above it.
+        OSError: it cannot be written.
+    """
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there}: is a file; expected a folder to write into")
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def write_whole(path: Path, blob: bytes | memoryview) -> None:

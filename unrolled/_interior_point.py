@@ -1,7 +1,8 @@
 """An interior point method for minimax linear programs, and for the least entries of weights."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -46,20 +47,47 @@ def blas() -> ModuleType:
     return blas
 
 
+class _OneThread:
+    """The limit of `one_thread`: the first one in sets it, the last one out takes it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.limits = threading.Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with self.lock:
+            if not self.inside:
+                self.limits.enter_context(threadpool_limits(1, user_api="blas"))
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.limits.close()
+
+
+_ONE_THREAD = _OneThread()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
 
     Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
-    hundred times slower when another process holds a core.
+    hundred times slower when another process holds a core. The limit is one of the whole process;
+    several threads may be inside.
     """
     try:
-        from threadpoolctl import threadpool_limits
+        _ONE_THREAD.enter()
     except ImportError:
         yield
-    else:
-        with threadpool_limits(1, user_api="blas"):
-            yield
+        return
+    try:
+        yield
+    finally:
+        _ONE_THREAD.leave()
 
 
 class _Rows:

@@ -1,13 +1,15 @@
 """Networks through dictionaries D_1 .. D_J: deep sparse coding (DSC) chains, and ML-LISTA."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
+from unrolled._export import exportable
 from unrolled.activations import Activation, relu, shrink
 from unrolled.dictionaries import Dictionary, as_chain, operands, spread
 from unrolled.layers import (
@@ -72,7 +74,7 @@ class Network(Interned):
         """The forms of the params of block j, as in `Layer`."""
         raise NotImplementedError
 
-    def init(self, key: Array | None, Ds: Dictionaries) -> Params:
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         """The usual params to start from, a tuple with those of every block."""
         raise NotImplementedError
 
@@ -144,6 +146,7 @@ class dsc(Network):
 
     def init(self, key, Ds):
         Ds = _chain(self, Ds, len(self.layers))
+        key = key if key is None else _checks.as_key(key, _where(self))
         keys = [key if key is None else jax.random.fold_in(key, j) for j in range(len(self.layers))]
         return tuple(layer.init(k, D) for layer, k, D in zip(self.layers, keys, Ds))
 
@@ -167,6 +170,9 @@ class Analysis(NamedTuple):
     """The matrix that the steps of a block of ML-LISTA share."""
 
     B: Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
+
+
+exportable(Analysis)
 
 
 class AllCodes(NamedTuple):
@@ -240,8 +246,7 @@ class ml_lista(Network, Looped):
         Ds = _chain(self, Ds, None, params)
         _, y, (params, *Ds) = operands(Ds[0], y, _where(self), params=(params, *Ds))
         self.check(params, Ds)
-        start = AllCodes(tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds))
-        state, path = self.loop(self.step, _together(params), Ds, y, start)
+        state, path = _sweeps(self, params, Ds, y)
         return state.x, path
 
     def step(self, shared, p, Ds, y, state):
@@ -255,6 +260,13 @@ class ml_lista(Network, Looped):
             before = shrink(u, spread(D, at.theta), self.activation)
             codes.append(before)
         return AllCodes(tuple(codes))
+
+
+# Compiled once, where an eager scan would be compiled at every call.
+@partial(jax.jit, static_argnums=0)
+def _sweeps(network: ml_lista, params: Params, Ds: Dictionaries, y: Array) -> tuple[Any, Any]:
+    start = AllCodes(tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds))
+    return network.loop(network.step, _together(params), Ds, y, start)
 
 
 def _together(params: Params) -> Unrolled:

@@ -17,9 +17,10 @@ _ROUNDED_UP = 1e-7
 _MOST_TIMES = 1000
 
 
-# Module-level functions of our own, since those of jax.nn cannot be pickled.
+# Module-level functions of our own, since those of jax.nn cannot be pickled, and since relu and
+# celu of jax.nn lose nan where XLA fuses their maximum with a sum on a CPU.
 def _relu(x):
-    return jax.nn.relu(x)
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,7 +87,7 @@ def _elu(x, alpha):
 
 
 def _celu(x, alpha):
-    return jax.nn.celu(x, alpha)
+    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, jnp.zeros_like(x), x) / alpha))
 
 
 def _selu(x):

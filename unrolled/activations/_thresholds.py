@@ -64,7 +64,7 @@ def _real(theta: ArrayLike, v: Array, name: str, where: str) -> ArrayLike:
 
 @jax.custom_jvp
 def _soft(v: Array, theta: Array) -> Array:
-    return jax.nn.relu(v - theta) - jax.nn.relu(-v - theta)
+    return relu(v - theta) - relu(-v - theta)
 
 
 @_soft.defjvp
@@ -116,7 +116,7 @@ def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
             f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
         )
     upper = _real(upper, v, "upper", "firm_threshold")
-    between = jax.nn.relu(jnp.abs(v) - theta) / (1 - theta / upper)  # also for upper = inf
+    between = relu(jnp.abs(v) - theta) / (1 - theta / upper)  # also for upper = inf
     return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._numbers import UP
+from unrolled._numbers import UP, largest
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_atoms
 from unrolled.theory import (
@@ -86,7 +86,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     with jax.enable_x64(True):
         W64, D64 = _checks.cast(W, np.float64), _checks.cast(D, np.float64)
         mu, C = (float(v) for v in coherence(W64, D64))
-        eta = float(jnp.abs(1 - diagonal(W64, D64)).max())
+        eta = float(largest(jnp.abs(1 - diagonal(W64, D64))))
         omega = noise_gain(W64)
     return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard)
 

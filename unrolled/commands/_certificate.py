@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unrolled import analytic, plots, realize, theory
+from unrolled import _checks, analytic, plots, realize, theory
 from unrolled._text import line
 from unrolled.activations import Activation
 from unrolled.commands._console import Say
@@ -167,6 +167,7 @@ class Report(NamedTuple):
 
 def _grams(weights: Mapping[str, Dictionary]) -> dict[str, np.ndarray]:
     D = np.asarray(dense(weights["W = D"]))
+    _checks.announce((D.shape[1],) * 2, D.dtype, "the picture of W'D", "certify")
     return {name: np.asarray(dense(W)).T @ D for name, W in weights.items()}
 
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._export import exportable
 from unrolled._numbers import largest_singular_value, norm
 
 
@@ -52,6 +53,7 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
             return self
 
         jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+        exportable(cls)
         return cls
 
     return register

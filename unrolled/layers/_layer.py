@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
+from unrolled._export import exportable
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._options import Interned, option
 from unrolled.layers._records import Unrolled, check_params, records_of
@@ -144,6 +145,9 @@ class Layer(Looped):
         super().__init_subclass__(**arguments)
         if cls.init is not Layer.init and cls.step is not Layer.step:
             _checks.register(FAMILIES, cls, "family")
+            if FAMILIES.get(cls.__name__) is cls:
+                for record in records_of(cls.forms).values():
+                    exportable(record)
 
     @property
     def family(self) -> str:
@@ -160,7 +164,7 @@ class Layer(Looped):
         """Untrained constants, one per step, or None."""
         return None
 
-    def init(self, key: Array | None, D: Dictionary) -> Unrolled:
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         """The usual params to start from, made from the dictionary."""
         raise NotImplementedError
 

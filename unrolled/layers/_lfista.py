@@ -9,7 +9,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries import spread
 from unrolled.layers._layer import Acting
 from unrolled.layers._lista import ista_matrices
-from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
+from unrolled.layers._records import Matrix, Square, Theta, Unrolled
 from unrolled.layers._shrinking import FromISTA, Shrinking
 
 
@@ -61,7 +61,7 @@ class lfista(FromISTA, Shrinking):
     def init(self, key, D):
         D, L, theta = self.ista_start(D)
         momentum = jnp.asarray(fista_momentum(self.depth), D.dtype)
-        B, S = repeat(ista_matrices(D, L), self.depth)
+        B, S = ista_matrices(D, L, self.family, self.depth)
         scaled = momentum[:, None, None] * S
         return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
 

@@ -10,7 +10,7 @@ from unrolled.dictionaries import as_dictionary
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._lista import Matrices, ista_matrices
 from unrolled.layers._options import option
-from unrolled.layers._records import Unrolled, repeat
+from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lipschitz
 
 
@@ -53,7 +53,8 @@ class liht(Layer):
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)
-        return Unrolled(None, repeat(ista_matrices(D, lipschitz(D, self.family)), self.depth))
+        L = lipschitz(D, self.family)
+        return Unrolled(None, ista_matrices(D, L, self.family, self.depth))
 
     def step(self, shared, p, D, y, state):
         return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))

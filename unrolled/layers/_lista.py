@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._layer import Acting
@@ -35,11 +36,14 @@ class MatricesAndThreshold(NamedTuple):
     theta: Theta
 
 
-def ista_matrices(D: Dictionary, L: Array) -> Matrices:
-    """The matrices of an ISTA step: B = D / L, S = I - D'D / L."""
+def ista_matrices(D: Dictionary, L: Array, where: str, depth: int | None = None) -> Matrices:
+    """The matrices of an ISTA step: B = D / L, S = I - D'D / L; with a depth, of so many steps."""
+    d, lead = D.shape[1], () if depth is None else (depth,)
+    _checks.announce((*lead, d, d), D.dtype, "S, which is dense whatever D is", where)
     with jax.default_matmul_precision("highest"):
         A = dense(D)
-        return Matrices(A / L, jnp.eye(D.shape[1], dtype=D.dtype) - A.T @ A / L)
+        matrices = Matrices(A / L, jnp.eye(d, dtype=D.dtype) - A.T @ A / L)
+    return matrices if depth is None else repeat(matrices, depth)
 
 
 class lista(FromISTA, Selecting):
@@ -47,7 +51,7 @@ class lista(FromISTA, Selecting):
 
     Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either
     form. `init` is ISTA: B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are
-    our B' and S.)
+    our B' and S.) S has d^2 entries, for a `Conv` too; `init` warns where they take above 2 GB.
 
     Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1), which `lista_cp` builds
     in.
@@ -66,10 +70,9 @@ class lista(FromISTA, Selecting):
 
     def init(self, key, D):
         D, L, theta = self.ista_start(D)
-        matrices = ista_matrices(D, L)
         if self.tied:
-            return Unrolled(matrices, Threshold(theta))
-        B, S = repeat(matrices, self.depth)
+            return Unrolled(ista_matrices(D, L, self.family), Threshold(theta))
+        B, S = ista_matrices(D, L, self.family, self.depth)
         return Unrolled(None, MatricesAndThreshold(B, S, theta))
 
     def step(self, shared, p, D, y, state, fraction=None):

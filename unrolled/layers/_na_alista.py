@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._options import option
@@ -77,7 +78,7 @@ class na_alista(Selecting):
                 f"{self.family}: init draws random matrices; expected a key, got None, "
                 "try jax.random.key(0)"
             )
-        D, n = as_dictionary(D, self.family), self.units
+        key, D, n = _checks.as_key(key, self.family), as_dictionary(D, self.family), self.units
         shapes = ((2 + n, 4 * n), (n, n), (n, 2))
         kernel, middle, head = (
             jax.random.normal(k, shape, D.dtype) * (_SMALL / math.sqrt(n))

@@ -13,6 +13,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._export import exportable
 from unrolled.dictionaries import Dictionary, Structured
 
 THRESHOLD, STEP_SIZE = "threshold", "step size"
@@ -72,6 +73,9 @@ class Unrolled(NamedTuple):
 
     shared: Any
     steps: Any
+
+
+exportable(Unrolled)
 
 
 class Fixed(NamedTuple, Generic[T]):

@@ -26,6 +26,8 @@ def unroll(
 ) -> tuple[Any, Any]:
     """Run K steps from `state`: state <- step(params.shared, params.steps[k], D, y, state).
 
+    Call it inside `jit`: outside, its scan is compiled at every call.
+
     Args:
         step: one step; with a `schedule`, its entry k is the last argument.
         params: stacked steps run as one scan, a tuple of steps as a Python loop; see `Unrolled`.

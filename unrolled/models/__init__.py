@@ -14,3 +14,7 @@ __all__ = [
     "CSCNet",
     "shift_average",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

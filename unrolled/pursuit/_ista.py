@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype
+from unrolled._numbers import at_least, exponent, ldexp, norm, power_of_two, wide_dtype
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm, spread
 
@@ -173,7 +173,7 @@ def _gap(D: Dictionary, y: Array, x: Array, lam: Array) -> Array:
     r = y - D @ x
     g = r @ D
     s = jnp.min(jnp.where(jnp.abs(g) > lam, lam / jnp.abs(g), jnp.ones_like(g)))
-    return (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(jnp.maximum(lam * jnp.abs(x) - s * x * g, 0))
+    return (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(at_least(lam * jnp.abs(x) - s * x * g, 0))
 
 
 # Steps between two evaluations of the gap, which costs as much as a step.

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import struct
 import zipfile
 import zlib
@@ -11,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled import _checks
 from unrolled import linear_programs as lp
+from unrolled._files import CheckpointError, check_writable, write_whole
 
 # A coherence of zero has no relative gap: absolute gaps and products up to this are rounding.
 ROUNDING = 1e-12
@@ -30,10 +31,14 @@ _UNREADABLE = (
     KeyError,
     EOFError,
     RuntimeError,
+    MemoryError,
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
 )
+
+# Bytes of a cache file beside its two arrays, at most.
+_HEADERS = 2**14
 
 Progress = Callable[[int, int], None]
 # (primal, dual, tried) -> index of the next program to finish, None to stop
@@ -158,18 +163,35 @@ def cached(
         if np.isfinite(upper).all() and is_closed(upper, lower, *mode):
             return upper, lower, W, V
     upper, lower, W, V = solve(A)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.savez(file, W=W, V=V)
-    part.replace(path)
+    with io.BytesIO() as blob:
+        np.savez(blob, W=W, V=V)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, blob.getvalue())
+        except OSError as error:  # such as a full disk: the result is worth more than its copy
+            _checks.warn(f"generalized_coherence: {path}: not stored ({error.strerror})")
     return upper, lower, W, V
+
+
+def check_cache(folder: Path, where: str) -> None:
+    """Raise CheckpointError, before any work, if results cannot be stored in the folder."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{where}: the cache {folder} cannot be written ({error.strerror or error})"
+        ) from error
 
 
 def _read(path: Path, shape: tuple[int, int], n: int) -> tuple[np.ndarray, np.ndarray] | None:
     """W (m, n) and V (d, n) of a cache file, None if it is absent, damaged or something else."""
+    most = 8 * sum(shape) * n + _HEADERS
     try:
+        if path.stat().st_size > most:
+            return None
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            if sum(entry.file_size for entry in kept.zip.infolist()) > most:
+                return None
             W, V = kept["W"], kept["V"]
     except _UNREADABLE:
         return None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._numbers import UP
+from unrolled._numbers import UP, largest
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -52,10 +52,16 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
     W, D = dense(W), dense(D)
     dtype = _checks.common_dtype(W, D)
     W, D = W.astype(dtype), D.astype(dtype)
+    _announce_products(D, "atom_coherence")
     with jax.default_matmul_precision("highest"):
         products = jnp.abs(W.T @ D)
     own = jnp.eye(D.shape[1], dtype=bool)
-    return Coherence(jnp.where(own, 0, products).max(1), jnp.abs(W).max(0))
+    return Coherence(largest(jnp.where(own, 0, products), 1), largest(jnp.abs(W), 0))
+
+
+def _announce_products(D: Any, where: str) -> None:
+    d = D.shape[1]
+    _checks.announce((d, d), D.dtype, "the matrix of all products w_i . d_j", where)
 
 
 def noise_gain(W: Dictionary) -> float:
@@ -219,6 +225,7 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     K = _checks.as_index(depth, "depth", "sequence_bound")
     coherence(W, D)  # the checks
     weights, atoms = (np.asarray(dense(A), np.float64) for A in (W, D))
+    _announce_products(atoms, "sequence_bound")
     step = np.linalg.norm(np.eye(D.shape[1]) - weights.T @ atoms, 2) * UP
     with np.errstate(over="ignore"):
         powers = step ** np.arange(K)

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._interior_point import least_entries, one_thread
+from unrolled._numbers import largest
 from unrolled.dictionaries import (
     Dictionary,
     as_dictionary,
@@ -28,6 +29,7 @@ from unrolled.theory._atom_programs import (
     Progress,
     cached,
     certified,
+    check_cache,
     is_closed,
     solve_atoms,
 )
@@ -92,6 +94,7 @@ def generalized_coherence(
 
     Raises:
         ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive.
+        CheckpointError: the cache folder cannot be written.
 
     Not claimed: interval arithmetic; the bounds are computed in float64.
 
@@ -117,9 +120,10 @@ def generalized_coherence(
         solve_atoms, chosen=chosen, tol=tol, choose=choose, quick=only_maximum, progress=progress
     )
     if cache is not None:
+        check_cache(Path(cache), where)
         solve = partial(cached, solve, Path(cache), chosen, (tol, only_maximum))
     upper, lower, W = _differentiable(solve, chosen)(dense(D))
-    top, bottom = jnp.max(upper), jnp.max(lower)
+    top, bottom = largest(upper), largest(lower)
     holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
     if atoms is not None:
         return GeneralizedCoherence(top, bottom, upper, lower, W, holds)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import UP
+from unrolled._numbers import UP, largest
 from unrolled.dictionaries import (
     Composed,
     Dictionary,
@@ -389,8 +389,8 @@ def _factor_of_weights(W: Dictionary | None, D: Dictionary, t: int) -> float:
 def _measured_weights(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     """mu_W, max abs(1 - w_i . d_i), max norm(w_i), max abs(w_i . w_j) for i != j, norm(W, 2)."""
     mu_W = coherence(W, D).mu_W
-    eta = jnp.abs(1 - diagonal(W, D)).max()
-    return mu_W, eta, column_norms(W).max(), weights_coherence(W, W).mu_W, spectral_norm(W)
+    eta, omega = largest(jnp.abs(1 - diagonal(W, D))), largest(column_norms(W))
+    return mu_W, eta, omega, weights_coherence(W, W).mu_W, spectral_norm(W)
 
 
 def _enlarged(error: float, factor: float) -> float:
@@ -414,5 +414,5 @@ def _rounded_down(spectrum: Array) -> float:
     """The smallest singular value less the rounding from the largest, inf for an empty spectrum."""
     if not len(spectrum):
         return math.inf
-    smallest, largest = float(spectrum[-1]), float(spectrum[0])
-    return max(0.0, smallest - len(spectrum) * float(np.finfo(float).eps) * largest)
+    smallest, top = float(spectrum[-1]), float(spectrum[0])
+    return max(0.0, smallest - len(spectrum) * float(np.finfo(float).eps) * top)

@@ -7,6 +7,20 @@ from unrolled import _files
 from unrolled.training._manifest import CheckpointError
 
 
+def check_parent(path: Path) -> None:
+    """Raise CheckpointError, before any work, unless a file can be written at `path`."""
+    try:
+        if not path.parent.is_dir():
+            raise NotADirectoryError(f"the folder {path.parent} does not exist")
+        _files.check_writable(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError("is a folder")
+    except OSError as error:
+        raise CheckpointError(
+            f"save: {path}: cannot be written ({error.strerror or error}); {free_space(path)}"
+        ) from error
+
+
 def write_whole(path: Path, blob: bytes) -> None:
     """Put `blob` at `path` in one move: after a fault or a kill, the previous file is still there.
 

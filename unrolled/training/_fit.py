@@ -179,7 +179,7 @@ def check_data(
     where: str,
 ) -> tuple[Array, Dictionaries, tuple]:
     """The key, the dictionary and the validation batch of a training, drawn if there is none."""
-    key = jax.random.key(int(key)) if isinstance(key, int | np.integer) else key
+    key = _checks.as_key(key, where)
     D = as_dictionaries(D, where)
     validation = _validation(sample, key) if validation is None else validation
     _check_batch(validation, D, where)

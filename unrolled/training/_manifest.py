@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled._files import CheckpointError
 from unrolled.training._forms import describe, names
 
 FORMAT = 1  # of the manifest; a newer one is refused
@@ -18,10 +19,6 @@ _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
 )
-
-
-class CheckpointError(ValueError):
-    """A file or folder of saved numbers is damaged, cannot be written, or is of something else."""
 
 
 class DamagedError(CheckpointError):

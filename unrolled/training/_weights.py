@@ -9,7 +9,7 @@ from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Steps
-from unrolled.training._disk import write_whole
+from unrolled.training._disk import check_parent, write_whole
 from unrolled.training._formats import FORMATS
 from unrolled.training._forms import (
     UnknownFamilyError,
@@ -82,6 +82,7 @@ def save(
     """
     path = Path(path).absolute()
     write, _ = _format(path, "save")
+    check_parent(path)
     D = None if D is None else as_dictionaries(D, "save")
     try:
         metadata = json.loads(json.dumps(metadata))
