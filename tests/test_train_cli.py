@@ -45,6 +45,7 @@ def folder(tmp_path_factory):
         "other": -D,
         "Y": Y,
         "columns": Y.T,
+        "huge": np.where(np.arange(40)[:, None] == 2, 1.3e38, Y),
         "longer": np.hstack([Y, Y]),
         "nan": broken,
         "few": Y[:2],
@@ -665,6 +666,16 @@ def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
     y = np.load(folder / "Y.npy").astype(np.float32)[0]
     expected = found.layer.apply(found.params, found.D, y)
     np.testing.assert_allclose(np.load("codes.npy")[0], expected, atol=1e-6)
+    # A run that has not ended has no weights yet: the folder stands for its newest checkpoint.
+    encode = ("encode", "--import", "my_module", "run", folder / "Y.npy", "--output", "again.npy")
+    for used in ("run/weights.npz", "run/checkpoints"):
+        status, out, err = own(*encode)
+        assert status == 0 and f"{used} -> again.npy" in out, err
+        found = ur.training.restore(used)
+        expected = found.layer.apply(found.params, found.D, y)
+        np.testing.assert_allclose(np.load("again.npy")[0], expected, atol=1e-6)
+        os.remove("run/weights.npz") if used.endswith("npz") else None
+    assert found.metadata["step"] == 6
 
 
 def test_without_import_an_unknown_family_is_one_line_of_advice(own, folder, tmp_path):
@@ -771,6 +782,9 @@ REFUSED = {
     "encode chain.npz Y.npy": "chain.npz: not the weights of one layer: it has 2 dictionaries",
     "encode infinite.npz Y.npy": "encode: 40 codes are not finite, "
     "the first of signal 0; nothing was written",
+    "encode weights.npz huge.npy": "encode: 1 relative residuals are not finite, "
+    "the first of signal 2; nothing was written",
+    "encode D.npy Y.npy --output new/folder/codes.npy": "D.npy must end in .npz",
 }
 
 
@@ -783,6 +797,7 @@ def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
     assert status == 2 and not out
     assert re.fullmatch(rf"unrolled: .*{REFUSED[command]}.*\n", err), err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not Path("new").exists()
 
 
 # encode
@@ -834,6 +849,26 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
     assert status == 0 and "40 signals, 12 atoms: " in out and "relative residual" in out, err
     assert np.array_equal(np.load(tmp_path / "codes.npz")["X"], X)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npy", "codes.npz"]
+
+
+def test_encode_makes_the_folder_of_its_codes(run, saved, tmp_path):
+    codes = tmp_path / "new" / "folder" / "codes.npy"
+    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
+    assert status == 0 and codes.exists(), err
+
+
+def test_encode_measures_faint_and_loud_signals(run, saved, tmp_path, folder):
+    Y = np.load(folder / "Y.npy")
+    for scale in (1e-30, 1e30):
+        np.save(tmp_path / "Y.npy", scale * Y)
+        files = ("weights.npz", tmp_path / "Y.npy", "--output", tmp_path / "codes.npy")
+        status, out, err = run("encode", *files, "--json")
+        assert status == 0, err
+        X = np.load(tmp_path / "codes.npy").astype(float)
+        residual = scale * Y - X @ np.load(folder / "D.npy").T
+        assert strict_json(out)["relative_residual"] == pytest.approx(
+            np.linalg.norm(residual) / np.linalg.norm(scale * Y), rel=1e-4
+        )
 
 
 def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(

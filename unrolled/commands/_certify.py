@@ -11,6 +11,7 @@ from unrolled.commands._certificate import Request, certificate
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
 from unrolled.commands._report import check_folder, write_figure
+from unrolled.dictionaries import Dictionary
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -75,11 +76,22 @@ def run(arguments: argparse.Namespace) -> None:
         Ds = [read_dictionary(path, np.float64) for path in arguments.dictionaries]
         if arguments.normalize:
             Ds = [dictionaries.normalize(D)[0] for D in Ds]
+        for path, D in zip(arguments.dictionaries, Ds):
+            _check_norms(path, D)
     found = certificate(Ds, request, say)
     if arguments.figure is not None:
         write_figure(arguments.figure, found.figure())
     names = " ".join(str(path) for path in arguments.dictionaries)
     show(arguments.json, found.to_dict(), f"{names}: {found.text()}")
+
+
+def _check_norms(path: Path, D: Dictionary) -> None:
+    """Raise ValueError, with the option to try, if the atoms of a file are off unit norm."""
+    dictionaries.nonzero_atoms(dictionaries.column_norms(D), str(path))
+    try:
+        dictionaries.unit_atoms(D, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error} (here --normalize)") from error
 
 
 def _request(arguments: argparse.Namespace) -> Request:

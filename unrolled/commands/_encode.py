@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, problems, training
-from unrolled._files import write_whole
+from unrolled._files import check_writable, write_whole
+from unrolled._numbers import norm
 from unrolled.commands._console import show
-from unrolled.commands._inputs import check_length, read_dictionary
-from unrolled.commands._report import check_folder
+from unrolled.commands._inputs import check_length, read_dictionary, weights_of
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer
 
@@ -33,7 +33,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
     )
     add = parser.add_argument
-    add("weights", type=Path, metavar="WEIGHTS", help="written by `unrolled train`")
+    add(
+        "weights",
+        type=Path,
+        metavar="WEIGHTS",
+        help="written by `unrolled train`, or the folder of a run: before its end, the best params "
+        "at its newest checkpoint",
+    )
     add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
     add(
         "--output",
@@ -57,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     found = encode(arguments.weights, arguments.signals, arguments.output, arguments.dictionary)
     text = (
         f"{found.signals} signals, {found.atoms} atoms: {found.mean_nonzeros:.1f} nonzeros on "
-        f"average, relative residual {found.relative_residual:.4g}\n{found.output}"
+        f"average, relative residual {found.relative_residual:.4g}\n"
+        f"{found.weights} -> {found.output}"
     )
     show(arguments.json, found, text)
 
@@ -69,6 +76,7 @@ class Encoded(NamedTuple):
     atoms: int
     mean_nonzeros: float
     relative_residual: float  # norm(Y - X D', "fro") / norm(Y, "fro")
+    weights: str  # the file, or the folder with the checkpoints
     output: str
 
 
@@ -79,25 +87,36 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
         ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an
             output that is an input.
         OSError: the output cannot be written.
-        ArithmeticError: codes that are not finite; nothing is written.
+        ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
     """
+    weights = weights_of(weights)
     _check_output(output, [path for path in (weights, signals, dictionary) if path is not None])
     layer, params, D = _layer(weights, dictionary)
     Y = datasets.read_array(signals, "Y").astype(np.float32)
     check_length(signals, Y, D)
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    X = np.asarray(apply_in_chunks(layer.apply, params, D, jnp.asarray(Y)))
-    bad = np.flatnonzero(~np.isfinite(X).all(1))
-    if len(bad):
-        raise ArithmeticError(
-            f"encode: {len(bad)} codes are not finite, the first of signal {bad[0]}; "
-            "nothing was written"
-        )
+    X = apply_in_chunks(layer.apply, params, D, jnp.asarray(Y))
+    size, residual = _norms(D, jnp.asarray(Y), X)
+    X, measured = np.asarray(X), np.isfinite(size) & np.isfinite(residual)
+    for what, good in (("codes", np.isfinite(X).all(1)), ("relative residuals", measured)):
+        bad = np.flatnonzero(~good)
+        if len(bad):
+            raise ArithmeticError(
+                f"encode: {len(bad)} {what} are not finite, the first of signal {bad[0]}; "
+                "nothing was written"
+            )
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_codes(output, X)
-    residual = np.linalg.norm(Y - np.asarray(problems.synthesize(D, jnp.asarray(X))))
-    relative = float(residual / max(np.linalg.norm(Y), np.finfo(np.float32).tiny))
-    return Encoded(len(X), X.shape[1], float((X != 0).sum(1).mean()), relative, str(output))
+    relative = float(np.linalg.norm(residual) / (np.linalg.norm(size) or 1))
+    nonzeros = float((X != 0).sum(1).mean())
+    return Encoded(len(X), X.shape[1], nonzeros, relative, str(weights), str(output))
+
+
+def _norms(D: Dictionary, Y: jax.Array, X: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """norm(y) and norm(y - D x) of every signal, in float64."""
+    both = norm(Y, 1), norm(Y - problems.synthesize(D, X), 1)
+    return np.asarray(both[0], float), np.asarray(both[1], float)
 
 
 def write_codes(path: Path, X: np.ndarray) -> None:
@@ -117,7 +136,7 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
         raise ValueError(
             f"{output}: is read by this command; expected another file to write the codes into"
         )
-    check_folder(output.absolute().parent)
+    check_writable(output.absolute().parent)
 
 
 def _layer(weights: Path, dictionary: Path | None) -> tuple[Layer, Any, Dictionary]:

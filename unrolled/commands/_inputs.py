@@ -10,6 +10,8 @@ from unrolled import datasets, dictionaries
 from unrolled.commands._pictures import PATCH, Pictures, photograph_patches
 from unrolled.dictionaries import Dictionary, as_dictionary
 
+WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
+
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:
     """D from a `.npy` or `.npz` file (entry D)."""
@@ -70,6 +72,12 @@ def read_codes(path: Path, Y: np.ndarray, D: Dictionary) -> np.ndarray | None:
     if X.shape != (len(Y), D.shape[1]):
         raise ValueError(f"{path}: codes have shape {X.shape}; expected {(len(Y), D.shape[1])}")
     return X
+
+
+def weights_of(path: Path) -> Path:
+    """A file of weights, as it is or in the folder of a run; before its end, its checkpoints."""
+    inside = (path / WEIGHTS, path / CHECKPOINTS)
+    return next((found for found in inside if found.exists()), path)
 
 
 def check_length(path: Path, Y: np.ndarray, D: Dictionary) -> None:

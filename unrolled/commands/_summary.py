@@ -11,13 +11,13 @@ from unrolled import metrics, problems, training
 from unrolled._json import plain
 from unrolled.commands._config import Config
 from unrolled.commands._encode import apply_in_chunks
+from unrolled.commands._inputs import WEIGHTS
 from unrolled.commands._report import environment
 from unrolled.commands._setup import Setup
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import lasso_objective
 
-WEIGHTS = "weights.npz"
 _TITLES = {
     "nmse": "NMSE, ratio of sums, dB",
     "mean_nmse": "NMSE, mean of dB",

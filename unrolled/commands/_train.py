@@ -14,12 +14,13 @@ from unrolled.activations import Activation
 from unrolled.commands._config import Config, ConfigError, all_options, differences, load, to_toml
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._history import logger, write_history
+from unrolled.commands._inputs import CHECKPOINTS, WEIGHTS
 from unrolled.commands._options import Option
 from unrolled.commands._report import check_folder, write_text
 from unrolled.commands._setup import Setup, setup
-from unrolled.commands._summary import WEIGHTS, Summary, summarize
+from unrolled.commands._summary import Summary, summarize
 
-CONFIG, SUMMARY, CHECKPOINTS = "config.toml", "summary.json", "checkpoints"
+CONFIG, SUMMARY = "config.toml", "summary.json"
 
 _METAVARS = {
     int: "INT",
