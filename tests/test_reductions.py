@@ -10,6 +10,7 @@ import pytest
 
 import unrolled as ur
 from unrolled import _numbers
+from unrolled.theory._stability import _measured_weights
 
 N = 5000
 _V = np.ones(N, np.float32)
@@ -44,7 +45,11 @@ REDUCTIONS = {
     "norm": lambda v: _numbers.norm(v),
     "at_least": lambda v: _numbers.at_least(v, 0.0).sum(),
     "kth_largest": lambda v: ur.activations.kth_largest(v, 1),
+    "duality_gap, lam": lambda v: ur.pursuit.duality_gap(EYE, ONES, ONES, v),
+    "ista, lam": lambda v: traced(ur.pursuit.ista, v, max_steps=10).gap,
+    "codes of a layer": lambda v: ur.layers.ista(2).apply(STEPS, EYE, v),
 }
+STEPS = ur.layers.Unrolled(None, ur.layers.StepAndThreshold(*np.full((2, 2), 0.1, np.float32)))
 # These refuse a known NaN in D; a traced one must reach the result.
 OF_DICTIONARIES = {
     "column_norms": lambda v: ur.dictionaries.column_norms(v[:, None]),
@@ -57,7 +62,30 @@ OF_DICTIONARIES = {
     "weights_coherence": lambda v: ur.theory.weights_coherence(WIDE * v, WIDE),
     "babel": lambda v: ur.theory.babel(jnp.stack([v, 0 * ONES]), 1),
     "diagonal": lambda v: ur.theory.diagonal(v[:, None], v[:, None]),
+    "atom_coherence": lambda v: ur.theory.atom_coherence(v[:, None] * np.eye(1, 2), SPARSE),
+    "weights of a stability": lambda v: _measured_weights(v[:, None] * np.eye(1, 2), SPARSE),
 }
+SPARSE = np.eye(N, 2, dtype=np.float32)
+
+
+# Each maps an array to one of its shape; the sum is what XLA fuses them with.
+MAPS = {
+    **{f"activations.{name}": ur.activations.by_name(name) for name in ur.activations.NAMED},
+    "jax.nn.relu, by name": ur.activations.by_name(jax.nn.relu),
+    "shrink": lambda v: ur.shrink(v, 0.5),
+    "shrink, many thresholds": lambda v: ur.shrink(v, 0.5 * ONES),
+    "shrink, elu": lambda v: ur.shrink(v, 0.5, ur.activations.elu(0.5)),
+    "soft_threshold": lambda v: ur.soft_threshold(v, 0.5),
+    "hard_threshold": lambda v: ur.activations.hard_threshold(v, 0.5),
+    "firm_threshold": lambda v: ur.activations.firm_threshold(v, 0.5, 2.0),
+    "nonnegative_threshold": lambda v: ur.activations.nonnegative_threshold(v, 0.5),
+    "select_support": lambda v: ur.activations.select_support(v, 0.5, 0.1),
+    "keep_largest": lambda v: ur.layers.keep_largest(v, 3),
+}
+
+
+def traced(solve, lam, **options):
+    return jax.jit(lambda lam: solve(EYE, ONES, lam, **options))(lam)
 
 
 def _conv(v):
@@ -87,6 +115,30 @@ def test_a_nan_reaches_the_result(name):
     assert has_nan(f, jnp.asarray(_V))
     assert has_nan(jax.jit(f), jnp.asarray(_V))
     assert has_nan(jax.jit(lambda v: f(v * 2 - 1)), jnp.asarray(_V))
+
+
+def test_a_nan_goes_through_every_map():
+    """Alone, and fused with what makes its argument and with a sum of its result."""
+
+    def alone(v):
+        return {name: f(v) for name, f in MAPS.items()}
+
+    def fused(v):
+        return {name: jnp.sum(f(2 * v - 1)) for name, f in MAPS.items()}
+
+    pair = jnp.stack([_V, _V])
+    for run, v in ((alone, _V), (jax.jit(alone), _V), (jax.jit(jax.vmap(fused)), pair)):
+        for name, found in run(jnp.asarray(v)).items():
+            assert np.isnan(found).any(), name
+
+
+def test_relu_and_celu_are_those_of_jax():
+    v = jnp.linspace(-3, 3, 601)
+    for ours, theirs in ((ur.activations.relu, jax.nn.relu), (ur.activations.celu(), jax.nn.celu)):
+        np.testing.assert_array_equal(ours(v), theirs(v))
+        slopes = [jax.vmap(jax.grad(f))(v) for f in (ours, theirs)]
+        np.testing.assert_allclose(*slopes, rtol=1e-6)
+    assert jax.grad(ur.activations.relu)(0.0) == 0 and jax.grad(ur.activations.celu())(0.0) == 1
 
 
 @pytest.mark.parametrize("name", OF_DICTIONARIES)

@@ -4,6 +4,7 @@ compile again.
 
 import contextlib
 import math
+import types
 import warnings
 
 import jax
@@ -11,11 +12,13 @@ import jax.monitoring
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 import registry
 from numpy.testing import assert_allclose, assert_array_equal
 
 import unrolled as ur
+import unrolled.models
 from unrolled import _checks, _numbers
 from unrolled.theory import _coherence
 
@@ -367,7 +370,20 @@ SEEDED = {
     "l1_noise": lambda key: ur.problems.l1_noise(key, (3,), 1.0),
     "standard_benchmark": lambda key: ur.problems.standard_benchmark(key, m=3, d=5).D,
     "sampler": lambda key: ur.problems.sampler(jnp.eye(3), 2)(key)[1],
+    "na_alista": lambda key: ur.layers.na_alista(2, units=3).init(key, jnp.eye(3)).shared.kernel,
+    "dsc": lambda key: _CHAIN.init(key, [jnp.eye(3)] * 2)[1].shared.kernel,
+    "fit": lambda key: _trained(ur.fit, key, steps=2),
+    "curriculum": lambda key: _trained(ur.training.curriculum, key, steps_per_stage=1),
 }
+_CHAIN = ur.dsc([ur.lista_cp(1), ur.layers.na_alista(2, units=3)])
+
+
+def _trained(train, key, **options):
+    layer, D = ur.layers.step_lista(1), jnp.eye(3)
+    if train is ur.fit:
+        options["optimizer"] = optax.sgd(0.1)
+    sample = ur.problems.sampler(D, 2)
+    return train(layer, layer.init(None, D), D, sample, key=key, **options).params.steps.gamma
 
 
 @pytest.mark.parametrize("name", SEEDED)
@@ -376,7 +392,10 @@ def test_a_seed_is_a_key(name):
     want = draw(jax.random.key(3))
     for seed in (3, np.int64(3), jnp.asarray(3)):
         assert_array_equal(draw(seed), want)
+    optional = name in ("na_alista", "dsc")  # other families need no key
     for bad, error in (("3", TypeError), (None, TypeError), (1.5, TypeError), (True, TypeError)):
+        if bad is None and optional:
+            continue
         with pytest.raises(error, match="key must be a key of jax.random, or a seed"):
             draw(bad)
     for bad, error in ((-1, "at least 0"), (2**32, r"below 2\^32")):
@@ -433,6 +452,27 @@ def test_large_results_are_announced():
     D = ud.Conv(jnp.ones((1, 1, 3)), 20_000)
     with pytest.warns(UserWarning, match=r"dense: .*\(20000, 19998\) in float64, takes 3.2 GB"):
         jax.eval_shape(ud.dense, D)
+    with pytest.warns(UserWarning, match="atom_coherence: .* takes 3.6 GB of memory"):
+        jax.eval_shape(ut.atom_coherence, shape, shape)
+
+
+DENSE_S = {  # of 2000 atoms, 16 MB in float32
+    "lista": (ur.lista(1), (12_000,), 12_000),
+    "lista, untied": (ur.lista(600, tied=False), (600, 1998), 2000),
+    "lfista": (ur.layers.lfista(600), (600, 1998), 2000),
+    "liht": (ur.layers.liht(600, sparsity=1), (600, 1998), 2000),
+}
+
+
+@pytest.mark.parametrize("name", DENSE_S)
+def test_the_dense_matrices_of_a_layer_are_announced(name):
+    layer, S, signal = DENSE_S[name]
+    D = ud.Conv(jnp.ones((2, 1, 3), F32), signal)
+    d = D.shape[1]
+    size = 4 * d * d * getattr(layer, "depth", 1) * (len(S) > 1) or 4 * d * d
+    message = f"{layer.family}: S, which is dense whatever D is, .*takes {size / 1e9:.1f} GB"
+    with pytest.warns(UserWarning, match=message):
+        jax.eval_shape(lambda D: layer.init(None, D), D)
 
 
 # Compilation
@@ -470,9 +510,15 @@ EAGER = {
     "layer, batch": lambda: jax.vmap(ur.layers.alista(3).apply, (None, None, 0))(
         _PARAMS, _D, _Y[None]
     ),
+    "ml_lista": lambda: _SWEEPS.apply(_SWEEPS.init(None, [_D]), [_D], _Y),
+    "transformer": lambda: _STACK.apply(jnp.ones(4)),
     "network": lambda: ur.dsc([ur.layers.alista(3)]).apply((_PARAMS,), (_D,), _Y),
 }
 _PARAMS = ur.layers.alista(3).init(None, _D)
+_SWEEPS, _BANK = ur.networks.ml_lista(3), ud.Conv(jnp.ones((1, 1, 2)) / 2, 4)
+_STACK = ur.realize.transformer(
+    ur.layers.ista(2), ur.layers.ista(2).init(None, _BANK), _BANK, signal_bound=1.0
+)
 
 
 @pytest.mark.parametrize("name", EAGER)
@@ -492,6 +538,12 @@ def test_the_version_and_what_dir_shows():
     assert dir(ur.dictionaries) == sorted(ur.dictionaries.__all__)
     assert dir(ur.nnx) == ["Module"] and dir(ur.metrics)[:2] == ["SupportScores", "failure_rate"]
     assert {"NETWORKS", "Network"} <= set(dir(ur.networks)) and "jax" not in dir(ur.networks)
-    assert not [n for n in ur.__all__ for shown in dir(getattr(ur, n)) if shown == "Array"]
+    modules = [getattr(ur, n) for n in ur.__all__ if isinstance(getattr(ur, n), types.ModuleType)]
+    for module in (*modules, unrolled.models):  # the latter is imported by its user
+        for name in dir(module):
+            held = getattr(module, name)
+            assert not name.startswith("_") and not isinstance(held, types.ModuleType)
+            home = getattr(held, "__module__", None) or "unrolled"
+            assert home.startswith(("unrolled", "typing", "types")) and name != "Array", name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ur.nothing  # noqa: B018

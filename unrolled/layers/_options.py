@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import difflib
 import inspect
 import math
 import re
@@ -68,12 +69,10 @@ class _Interned(type):
 
     def __call__(cls: Any, *args: Any, **given: Any) -> Any:
         where = cls.__name__
-        try:
-            made = super().__call__(*args, **given)
-        except TypeError as error:
-            problem = str(error).rpartition("__init__() ")[2]
+        if problem := _misfit(cls, args, given):
             names = ", ".join(cls.__signature__.parameters)
-            raise TypeError(f"{where}: {problem}; the options are {names}") from error
+            raise TypeError(f"{where}: {problem}; the options are {names}")
+        made = super().__call__(*args, **given)
         for field in dataclasses.fields(cls):
             object.__setattr__(made, field.name, _checked(field, getattr(made, field.name), where))
         with _LOCK:
@@ -134,6 +133,26 @@ class Interned(metaclass=_Interned):
 
     def __reduce__(self):
         return _remade, (type(self), self.options)
+
+
+def _misfit(cls: Any, args: tuple, given: dict[str, Any]) -> str | None:
+    """Why these are not the options of a class, in words that do not depend on the Python."""
+    parameters = cls.__signature__.parameters
+    first = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    known = {*first[: len(args)], *given}
+    if len(args) > len(first):
+        return f"{len(args)} options given by position, expected {len(first)} ({', '.join(first)})"
+    for name in given:
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, 1)
+            return f"unknown option {name!r}" + (f", perhaps {near[0]!r}" if near else "")
+        if name in first[: len(args)]:
+            return f"{name} given by position and by name"
+    for name, p in parameters.items():
+        if p.default is p.empty and name not in known:
+            meaning = cls.__dataclass_fields__[name].metadata.get("help")
+            return f"{name} is missing" + (f" ({meaning})" if meaning else "")
+    return None
 
 
 def _remade(cls, options):
