@@ -91,40 +91,7 @@ def some_entry(request):
     return ENTRIES[request.param]
 
 
-# Faults of shape and type: the same error, whether values are known or not.
-
-FAULTS = {
-    "1 scalar signal": (D, y[0], ValueError, r"y has shape \(\); y must have shape \(5,\)"),
-    "1 signal of rank 3": (
-        D,
-        np.ones((2, 2, M)),
-        ValueError,
-        r"y must have shape \(5,\).*jax\.vmap",
-    ),
-    "1 dictionary of rank 1": (D[:, 0], y, ValueError, r"D has shape \(5,\); expected \(m, d\)"),
-    "1 dictionary of rank 3": (np.ones((2, M, N)), y, ValueError, r"expected \(m, d\)"),
-    "2 batch of signals": (D, np.ones((7, M)), ValueError, "jax.vmap over the rows"),
-    "2 batch in columns": (D, np.ones((M, 7)), ValueError, "in_axes=1 over the columns"),
-    "3 signal too long": (
-        D,
-        np.ones(M + 1),
-        ValueError,
-        r"D has shape \(5, 8\) but y has shape \(6,\)",
-    ),
-    "5 dictionary transposed": (D.T, y, ValueError, r"Did you pass D\.T\?"),
-    "7 no rows": (D[:0], y[:0], ValueError, "at least one row and one column"),
-    "7 no columns": (D[:, :0], y, ValueError, "at least one row and one column"),
-    "12 complex signal": (D, y * 1j, TypeError, "y is complex128; expected real numbers"),
-    "12 complex dictionary": (D * 1j, y, TypeError, "D is complex128; expected real numbers"),
-}
-
-
-@pytest.mark.parametrize("entry, mode", WAYS)
-@pytest.mark.parametrize("fault", FAULTS)
-def test_static_faults_raise_at_trace_time(entry, fault, mode):
-    bad_D, bad_y, error, message = FAULTS[fault]
-    with pytest.raises(error, match=message):
-        mode(ENTRIES[entry], bad_D, bad_y)
+# Faults of params. Those of D and y are in test_matrix.py.
 
 
 def with_steps(name, **fields):

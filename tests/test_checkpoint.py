@@ -360,6 +360,16 @@ def test_a_write_that_fails_leaves_the_file_before_it(tmp_path):
     assert same(restore(path).params, jnp.arange(3.0)) and os.listdir(tmp_path) == ["a.npz"]
 
 
+def test_save_looks_at_the_folder_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(ur.training._weights, "describe_params", None)
+    (tmp_path / "a.npz").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "no" / "b.npz", tmp_path / "a.npz", tmp_path / "file" / "b.npz"):
+        with pytest.raises(CheckpointError, match=f"save: {path}: cannot be written"):
+            save(path, ())
+    assert sorted(os.listdir(tmp_path)) == ["a.npz", "file"]
+
+
 class file_size_limit:
     """Files of this process cannot grow beyond so many bytes: a disk that is full."""
 

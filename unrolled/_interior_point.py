@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -47,28 +47,7 @@ def blas() -> ModuleType:
     return blas
 
 
-class _OneThread:
-    """The limit of `one_thread`: the first one in sets it, the last one out takes it back."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.limits = threading.Lock(), 0, ExitStack()
-
-    def enter(self) -> None:
-        from threadpoolctl import threadpool_limits
-
-        with self.lock:
-            if not self.inside:
-                self.limits.enter_context(threadpool_limits(1, user_api="blas"))
-            self.inside += 1
-
-    def leave(self) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                self.limits.close()
-
-
-_ONE_THREAD = _OneThread()
+_LIMITING = threading.Lock()  # held by the one that has set the limit of BLAS
 
 
 @contextmanager
@@ -76,18 +55,22 @@ def one_thread() -> Iterator[None]:
     """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
 
     Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
-    hundred times slower when another process holds a core. The limit is one of the whole process;
-    several threads may be inside.
+    hundred times slower when another process holds a core. The limit is one of the process: who
+    comes first sets it and takes it back, and who comes meanwhile leaves it alone.
     """
     try:
-        _ONE_THREAD.enter()
+        from threadpoolctl import threadpool_limits
     except ImportError:
         yield
         return
-    try:
+    if not _LIMITING.acquire(blocking=False):
         yield
+        return
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
-        _ONE_THREAD.leave()
+        _LIMITING.release()
 
 
 class _Rows:

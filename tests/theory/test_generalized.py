@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from fractions import Fraction
 from functools import cache, partial
 
@@ -12,7 +13,7 @@ import oracles
 import pytest
 from oracles import matrix, normal, unit
 
-from unrolled import analytic, dictionaries, linear_programs, theory
+from unrolled import analytic, dictionaries, linear_programs, theory, training
 
 EPS = np.finfo(np.float64).eps
 TOL = 1e-6  # the default gap
@@ -429,6 +430,40 @@ def test_the_cache_keeps_dictionaries_tolerances_and_atoms_apart(kept):
 def test_the_cache_folder_is_made_and_left_without_parts(tmp_path):
     theory.generalized_coherence(np.eye(2), cache=tmp_path / "a" / "b")
     assert [path.suffix for path in (tmp_path / "a" / "b").iterdir()] == [".npz"]
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_any_work(kept, monkeypatch):
+    A, _, _, file = kept
+    monkeypatch.setattr(linear_programs, "basis_pursuit", None)
+    for folder in (file, file / "below"):
+        call = partial(theory.generalized_coherence, cache=folder)
+        for f in (call, jax.jit(call)):
+            with pytest.raises(training.CheckpointError, match="the cache .* cannot be written"):
+                f(-A)
+
+
+def test_a_full_disk_costs_the_copy_and_not_the_result(kept, monkeypatch):
+    A, _, folder, file = kept
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(UserWarning, match=r"generalized_coherence: .* not stored \(No space left"):
+        assert theory.generalized_coherence(A[:, ::-1], cache=folder).holds
+    assert [*folder.iterdir()] == [file]
+
+
+def test_a_file_that_is_too_large_or_unpacks_to_too_much_is_computed_again(kept):
+    A, found, folder, file = kept
+    with file.open("ab") as out:
+        out.truncate(2**40)  # sparse: reading it would take a terabyte
+    assert same(theory.generalized_coherence(A, cache=folder), found)
+    with file.open("wb") as out:
+        np.savez_compressed(out, W=np.zeros((2, 3)), V=np.zeros((3, 3)), more=np.zeros(10**7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.lib.npyio.NpzFile, "__getitem__", None)  # nothing may be unpacked
+        assert same(theory.generalized_coherence(A, cache=folder), found)
 
 
 def test_truncated_and_foreign_files_are_computed_again(kept):

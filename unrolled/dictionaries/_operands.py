@@ -29,6 +29,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
         >>> ur.dictionaries.as_dictionary([[1, 2], [3, 4]], "caller").dtype
         dtype('float32')
     """
+    given = D
     if not isinstance(D, Structured):
         D = _checks.as_float(D, "D", where)
         if D.ndim != 2:
@@ -37,7 +38,8 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
         raise ValueError(
             f"{where}: D has shape {D.shape}; expected at least one row and one column"
         )
-    _checks.finite(D, "D", where)
+    # As given: inside of jit, what is made of a known array of numpy is traced.
+    _checks.finite(given if isinstance(given, np.ndarray) else D, "D", where)
     return D
 
 
