@@ -6,13 +6,15 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import unrolled as ur
 
-ROOT = Path(__file__).parents[1]
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
 DOCUMENTS = [
     ROOT / name
     for name in (
@@ -176,3 +178,15 @@ def test_the_family_of_the_guide_works(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_supported_python_has_the_versions_that_it_was_tested_with():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    supported = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d", c)]
+    needed = project["dependencies"] + project["optional-dependencies"]["test"]
+    for python in supported:
+        assert f" {python}" in CONTRIBUTING.read_text()
+        lines = (FOLDER / f"constraints-py{python.replace('.', '')}.txt").read_text().splitlines()
+        assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+        pinned = {line.partition("=")[0].lower() for line in lines}
+        assert {re.match(r"[\w-]+", need)[0] for need in needed} <= pinned

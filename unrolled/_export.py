@@ -12,7 +12,7 @@ def exportable(cls: type) -> None:
 
     A class that is defined anew keeps the entry of the first, as JAX has one per name.
     """
-    name = f"{cls.__module__.partition('._')[0]}.{cls.__qualname__}"
+    name = f"{cls.__module__.partition('._')[0]}.{cls.__name__}"
     with suppress(ValueError):
         if hasattr(cls, "_fields"):
             export.register_namedtuple_serialization(cls, serialized_name=name)
