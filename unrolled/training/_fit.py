@@ -13,6 +13,7 @@ import optax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.training._checkpoint import Checkpoint
+from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
@@ -147,17 +148,27 @@ def watcher(
     callbacks: Iterable[Callback],
     log: str | Path | None,
     progress: bool | None,
-) -> Iterator[Callable[[Progress], None]]:
-    """`watch(state)`, to call at every evaluation: the user's callbacks, the log and the bar."""
+) -> Iterator[Callable[[Progress, int], None]]:
+    """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
+
+    It warns, once, of a training that does nothing or diverges.
+    """
     with bar(steps, progress) as show, writer(log) as write:
         calls = (*callbacks, show, write)
 
-        def watch(state):
-            params = loop.result(state).params
+        records, warned = (), False
+
+        def watch(state, at):
+            nonlocal records, warned
+            records, params = state.records, loop.result(state).params
             for callback in calls:
-                callback(state.records[-1], params)
+                callback(records[-1], params)
+            if not warned and is_stuck(state):
+                warned = warn_of_cause(loop, state, at)
 
         yield watch
+        if records and not warned:
+            warn_of_end(loop, records)
 
 
 def check_evaluations(

@@ -120,13 +120,13 @@ class Loop(NamedTuple):
         state: Progress,
         stop: int,
         every: int,
-        watch: Callable[[Progress], None],
+        watch: Callable[[Progress, int], None],
         *,
         patience: int | None = None,
         at: int = -1,
         keeper: Any = None,
     ) -> Progress:
-        """Train until step `stop`; every so many steps evaluate, then call `watch(state)`.
+        """Train until step `stop`; every so many steps evaluate, then call `watch(state, at)`.
 
         A saved state, also one between two evaluations, continues with the evaluations of its
         stage. A `keeper` is asked after every step whether it is `due` to `save`.
@@ -149,7 +149,7 @@ class Loop(NamedTuple):
             if value < state.lowest:
                 state = state._replace(best=copy(state.trained), lowest=value, best_at=done)
             self._stop_unless_finite(state, int(bad), at)
-            watch(state)
+            watch(state, at)
             if keeper is not None and keeper.due(done, evaluated=True):
                 keeper.save(state)
             if _is_stale(state, patience):
