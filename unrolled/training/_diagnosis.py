@@ -5,7 +5,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.training._loop import Loop
-from unrolled.training._records import Progress, Record, ends
+from unrolled.training._records import Progress, ends
 
 
 def is_stuck(state: Progress) -> bool:
@@ -25,15 +25,18 @@ def warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
             "the loss see what these leaves change?"
         )
     else:
-        cause = "all codes are zero: the thresholds silence every entry. Try analytic.calibrate first"
+        cause = (
+            "all codes are zero: the thresholds silence every entry. Try analytic.calibrate first"
+        )
         if any(np.any(np.asarray(x)) for x in codes):
-            cause += ", or training.deep: the codes of other steps are not zero"
+            cause += ", or training.deep: the codes before the last are not zero"
     _checks.warn(f"{loop.where}: the training does nothing: {cause}")
     return True
 
 
-def warn_of_end(loop: Loop, records: tuple[Record, ...]) -> None:
-    """Warn of a training that never moved its loss, or ends with a larger one than it began."""
+def warn_of_end(loop: Loop, state: Progress, at: int) -> None:
+    """Warn of a training that never moved its loss, or ends above its start and zero codes."""
+    records = state.records
     first, last = ends(records)
     losses = {(record.stage, record.validation) for record in records}
     if last.step > 0 and len(losses) == len({record.stage for record in records}):
@@ -43,8 +46,10 @@ def warn_of_end(loop: Loop, records: tuple[Record, ...]) -> None:
             "too small for the dtype; try a larger rate"
         )
     elif last.validation > first.validation:
-        _checks.warn(
-            f"{loop.where}: the training diverges: it began with the validation loss "
-            f"{first.validation:.6g} and ends with {last.validation:.6g}. `best` has the params "
-            "with the smallest; try a smaller rate"
-        )
+        silent = float(loop.silent(state.trained, loop.fixed, loop.validation, at))
+        if last.validation > silent:
+            _checks.warn(
+                f"{loop.where}: the training diverges: it began with the validation loss "
+                f"{first.validation:.6g} and ends with {last.validation:.6g}, and zero codes have "
+                f"{silent:.6g}. `best` has the params of the smallest; try a smaller rate"
+            )

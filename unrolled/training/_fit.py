@@ -156,19 +156,20 @@ def watcher(
     with bar(steps, progress) as show, writer(log) as write:
         calls = (*callbacks, show, write)
 
-        records, warned = (), False
+        last: tuple[Progress, int] | None = None
+        warned = False
 
         def watch(state, at):
-            nonlocal records, warned
-            records, params = state.records, loop.result(state).params
+            nonlocal last, warned
+            last, params = (state, at), loop.result(state).params
             for callback in calls:
-                callback(records[-1], params)
+                callback(state.records[-1], params)
             if not warned and is_stuck(state):
                 warned = warn_of_cause(loop, state, at)
 
         yield watch
-        if records and not warned:
-            warn_of_end(loop, records)
+        if last is not None and not warned:
+            warn_of_end(loop, *last)
 
 
 def check_evaluations(
