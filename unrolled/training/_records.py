@@ -39,7 +39,7 @@ class Fit(NamedTuple):
     history: History
 
     @property
-    def diverged(self) -> bool:
+    def worsened(self) -> bool:
         """Whether the last validation loss exceeds that of the start (of the last stage)."""
         first, last = ends(self.history.records)
         return last.validation > first.validation
