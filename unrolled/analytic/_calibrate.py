@@ -1,15 +1,14 @@
 """Calibration: thresholds and step sizes chosen on a sample, without gradients."""
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.analytic._passes import greedy, scaled_weights, squared_error, with_factor
+from unrolled.analytic._passes import greedy, scaled_weights, squared_errors, with_factor
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
 from unrolled.networks import Network
@@ -33,7 +32,7 @@ def calibrate(
 ) -> tuple[Unrolled, ...]: ...
 
 
-def calibrate(model, params, D, Y, X):
+def calibrate(model: Layer | Network, params: Any, D: Any, Y: Array, X: Any) -> Any:
     r"""Choose thresholds and step sizes on a sample, without gradients.
 
     It is for problems where the hypotheses of the theory fail. The first pass is greedy: a grid
@@ -108,15 +107,21 @@ def _calibrate_layer(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X:
         )
     if not steps:
         return params
-    seen, held_back = _parts(Y, X)
-    start = stack(params)
+    start, n = stack(params), _n_held_back(Y)
+    seen = (Y[:-n], X[:-n]) if n < len(Y) else (Y, X)
     candidates = [
         with_factor(layer, greedy(layer, begun, D, *seen), D, *seen)
         for begun in (start, *scaled_weights(layer, start, D))
     ]
-    found = min(candidates, key=lambda p: _error(layer, p, D, Y, X))
-    found = _unless_worse(layer, start, found, D, *held_back)
-    _warn_of_divergence(layer, found, D, *held_back)
+    found = min(candidates, key=lambda p: _errors(layer, p, D, Y, X).sum())
+    found = _unless_worse(layer, start, found, D, Y, X)
+    error = _held_back_error(layer, found, D, Y, X)
+    if error > np.sum(np.asarray(X[-n:]) ** 2):
+        _checks.warn(
+            f"calibrate: the codes diverge: their NMSE on {n} held-back signals is "
+            f"{_decibels(error, X):.1f} dB, worse than zero codes. Try smaller weights or step "
+            "sizes"
+        )
     return unstack(found) if type(params.steps) is tuple else found
 
 
@@ -137,7 +142,7 @@ def _calibrate_chain(network: Network, params, Ds, Y, X) -> tuple[Unrolled, ...]
     for layer, p, D, codes in zip(network.layers, params, Ds, targets):
         found.append(_calibrate_layer(layer, p, D, *_sample(D, signals, codes)))
         signals = jax.vmap(layer.apply, (None, None, 0))(found[-1], D, signals)
-    return _unless_worse(network, params, tuple(found), Ds, *_parts(Y, targets[-1])[1])
+    return _unless_worse(network, params, tuple(found), Ds, Y, targets[-1])
 
 
 def _targets(Ds, X) -> tuple[Array, ...]:
@@ -155,45 +160,40 @@ def _targets(Ds, X) -> tuple[Array, ...]:
 
 
 def _unless_worse(model, params, found, D, Y, X):
-    """What was found, or the start, with a warning, where that is better on these signals."""
-    before, after = (_error(model, p, D, Y, X) for p in (params, found))
+    """What was found, or the start, with a warning, where that is better when held back."""
+    before, after = (_held_back_error(model, p, D, Y, X) for p in (params, found))
     if after <= before:
         return found
     _checks.warn(
-        f"calibrate: the start comes back. Its NMSE on {len(Y)} held-back signals is "
+        f"calibrate: the start comes back. Its NMSE on {_n_held_back(Y)} held-back signals is "
         f"{_decibels(before, X):.1f} dB, that of what was found is {_decibels(after, X):.1f} dB"
     )
     return params
 
 
-def _warn_of_divergence(layer, params, D, Y, X) -> None:
-    """Warn where the codes are worse than zero codes on these signals."""
-    if (nmse := _decibels(_error(layer, params, D, Y, X), X)) > 0:
-        _checks.warn(
-            f"calibrate: the codes diverge: their NMSE on {len(Y)} held-back signals is "
-            f"{nmse:.1f} dB, worse than zero codes. Try smaller weights or step sizes"
-        )
+def _n_held_back(Y: Array) -> int:
+    """How many signals, from the end, are held back: all of a sample that is too small for it."""
+    return len(Y) // _HELD_BACK or len(Y)
+
+
+def _held_back_error(model, params, D, Y, X) -> float:
+    return float(_errors(model, params, D, Y, X)[-_n_held_back(Y) :].sum())
 
 
 def _decibels(error: float, X: Array) -> float:
-    """The squared error of a batch as NMSE."""
-    with np.errstate(divide="ignore"):
-        return float(10 * np.log10(error / float(jnp.sum(X**2))))
+    """The error of the held-back signals as NMSE."""
+    energy = np.sum(np.asarray(X[-_n_held_back(X) :], np.float64) ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(10 * np.log10(error / energy))
 
 
-def _error(model, params, D, Y, X) -> float:
-    """The squared error of a batch; infinity where a code is not finite."""
-    error = float(_squared_error(model, params, D, Y, X))
-    return error if np.isfinite(error) else np.inf
+def _errors(model, params, D, Y, X) -> np.ndarray:
+    """The squared error of each signal, (batch,); infinity where a code is not finite."""
+    errors = np.asarray(_squared_errors(model, params, D, Y, X), np.float64)
+    return np.where(np.isfinite(errors), errors, np.inf)
 
 
-_squared_error = jax.jit(squared_error, static_argnums=0)
-
-
-def _parts(Y: Array, X: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """The signals to choose on, and those held back; of fewer than four, all are both."""
-    n = len(Y) // _HELD_BACK
-    return ((Y[:-n], X[:-n]), (Y[-n:], X[-n:])) if n else ((Y, X), (Y, X))
+_squared_errors = jax.jit(squared_errors, static_argnums=0)
 
 
 def _sample(D, Y, X) -> tuple[Array, Array]:

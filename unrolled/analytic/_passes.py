@@ -20,9 +20,9 @@ _GAMMAS = 9
 # gamma from a third of its start to three times that.
 _THETA_SPAN = 5.75
 _GAMMA_SPAN = 1.1
-# The second pass multiplies all thresholds by one factor: of 25 from 1/8 to 8, and then of 9 around
-# the best one.
-_FACTORS = (25, 9)
+# The second pass multiplies all thresholds by one factor: first of 17 from 1/8 to 8.
+_FACTOR_ROUNDS = 2
+_FACTORS = 17
 _FACTOR_SPAN = math.log(8)
 _POWER_STEPS = 64
 
@@ -57,16 +57,20 @@ def _search(layer, shared, p, D, Y, X, state, constants):
     at = [jnp.log(jnp.max(jnp.abs(X)).astype(Y.dtype)) - _THETA_SPAN, jnp.log(_positive(gamma))]
     widths = [_THETA_SPAN * one, (_GAMMA_SPAN if sizes else 0.0) * one]
     counts = [_THETAS, _GAMMAS if sizes else 1]
+
+    def finer(_, window):
+        at, widths = window
+        thetas, gammas = (
+            jnp.exp(a + w * jnp.linspace(-1, 1, n, dtype=Y.dtype))
+            for a, w, n in zip(at, widths, counts)
+        )
+        errors = lax.map(partial(jax.vmap(error, (0, None)), thetas), gammas)
+        i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
+        at = [jnp.log(thetas[j]), jnp.log(gammas[i])]
+        return at, [2 * w / (n - 1) for w, n in zip(widths, (_THETAS, _GAMMAS))]
+
     with jax.default_matmul_precision("highest"):
-        for _ in range(_ROUNDS):
-            thetas, gammas = (
-                jnp.exp(a + w * jnp.linspace(-1, 1, n, dtype=Y.dtype))
-                for a, w, n in zip(at, widths, counts)
-            )
-            errors = lax.map(partial(jax.vmap(error, (0, None)), thetas), gammas)
-            i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
-            at = [jnp.log(thetas[j]), jnp.log(gammas[i])]
-            widths = [2 * w / (n - 1) for w, n in zip(widths, (_THETAS, _GAMMAS))]
+        at, _ = lax.fori_loop(0, _ROUNDS, finer, (at, widths))
         theta, gamma = (jnp.exp(a) for a in at)
         return _with(p, theta, gamma), after(theta, gamma)
 
@@ -93,21 +97,22 @@ def with_factor(layer, params, D, Y, X):
         return params._replace(steps=params.steps._replace(**thetas))
 
     def error(log_t):
-        return squared_error(layer, scaled(log_t), D, Y, X)
+        return jnp.sum(squared_errors(layer, scaled(log_t), D, Y, X))
 
-    best, width = jnp.zeros((), Y.dtype), _FACTOR_SPAN
-    for n in _FACTORS:
+    def finer(_, window):
+        best, width = window
         # The middle of an odd grid is the best so far: the greedy choice is left for a better one.
-        tried = best + width * jnp.linspace(-1, 1, n, dtype=Y.dtype)
-        best = tried[jnp.nanargmin(lax.map(error, tried))]
-        width = 2 * width / (n - 1)
-    return scaled(best)
+        tried = best + width * jnp.linspace(-1, 1, _FACTORS, dtype=Y.dtype)
+        return tried[jnp.nanargmin(lax.map(error, tried))], 2 * width / (_FACTORS - 1)
+
+    one = jnp.ones((), Y.dtype)
+    return scaled(lax.fori_loop(0, _FACTOR_ROUNDS, finer, (0 * one, _FACTOR_SPAN * one))[0])
 
 
-def squared_error(model, params, D, Y, X) -> Array:
-    """The squared error of a batch, for a network that of its last codes."""
+def squared_errors(model, params, D, Y, X) -> Array:
+    """The squared error of each signal, (batch,), for a network that of its last codes."""
     codes = jax.vmap(model.apply, (None, None, 0))(params, D, Y)
-    return jnp.sum(((codes[-1] if isinstance(codes, tuple) else codes) - X) ** 2)
+    return jnp.sum(((codes[-1] if isinstance(codes, tuple) else codes) - X) ** 2, axis=1)
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:

@@ -85,6 +85,12 @@ def fit(
     Returns:
         the last and the best params, D, and the history.
 
+    Warns:
+        UserWarning: once, of a training that does nothing (all codes are zero, the gradient is zero
+            at the start, or the validation loss never moves), or that diverges: its last validation
+            loss exceeds those of the start and of zero codes. Where it exceeds that of the start
+            alone, `worsened` of the result is True, without a warning.
+
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
             step, and the first code, gradient or param that is not finite where that can be told.
