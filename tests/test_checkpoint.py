@@ -667,7 +667,7 @@ def test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on(tmp_path
         return X @ Ds[1].T @ Ds[0].T, X
 
     noisy = optax.chain(optax.add_noise(0.01, 0.5, jax.random.key(1)), optax.adam(1e-2))
-    steps = ur.layers.StepAndThreshold(*np.full((2, K), 0.1, np.float32))
+    steps = ur.layers.StepAndThreshold(*np.full((2, K), [[0.1], [0.01]], np.float32))
     params = (ur.layers.Unrolled(ur.layers.Fixed(Ds[0]), steps), ur.layers.Unrolled(None, steps))
     network = ur.dsc([ur.alista(K), ur.layers.ista(K)])
     options = dict(layer=network, params=params, D=Ds, sample=chained, optimizer=noisy)
@@ -686,7 +686,8 @@ def test_a_learned_dictionary_and_an_optimiser_without_state_go_on(tmp_path):
 
 def test_a_run_that_is_out_of_patience_stays_stopped(tmp_path):
     options = dict(optimizer=optax.sgd(0.0), patience=8)
-    stopped = run(tmp_path, 40, **options)
+    with pytest.warns(UserWarning, match="the validation loss stays at"):
+        stopped = run(tmp_path, 40, **options)
     assert steps_in(tmp_path) == [0, 4, 8]
     assert_same_run(run(tmp_path, 40, **options), stopped)
 
@@ -752,7 +753,8 @@ def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path)
             layer, layer.init(None, D), D, sample, checkpoint=tmp_path, **options
         )
 
-    straight = curriculum()
+    with pytest.warns(UserWarning, match="the training diverges"):
+        straight = curriculum()
     assert straight.history.records[1].validation > straight.history.records[0].validation
     assert_same_run(curriculum(), straight)
 

@@ -271,7 +271,7 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
         g = W.T @ r
         sizes = np.array([np.abs(r).mean(), np.abs(g).mean()])
         write, keep, candidate, show = np.split(
-            np.concatenate([np.log(sizes), hidden]) @ p.kernel + p.bias, 4
+            np.concatenate([np.log(sizes / np.abs(y).mean()), hidden]) @ p.kernel + p.bias, 4
         )
         memory = sigmoid(keep) * memory + sigmoid(write) * np.tanh(candidate)
         hidden = sigmoid(show) * np.tanh(memory)
@@ -539,6 +539,22 @@ def test_numbers_used_by_their_magnitude_can_leave_zero(problem):
     for code, zero in ((with_alpha, jnp.zeros(1)), (with_threshold, jnp.zeros(()))):
         gradient = jax.grad(lambda number, code=code: jnp.sum(jnp.abs(code(number))))(zero)
         assert np.all(np.asarray(gradient) < 0)  # a threshold shrinks
+
+
+def test_a_trained_na_alista_follows_a_scaled_signal(problem):
+    """Weights that react to their inputs; by powers of two no step rounds differently."""
+    D, y = problem
+    layer = layers.na_alista(K, units=3, threshold=0.4)
+    params = layer.init(jax.random.key(0), D)
+    strong = params.shared._replace(kernel=30 * params.shared.kernel, head=30 * params.shared.head)
+    code = jax.jit(lambda y: layer.apply(Unrolled(strong, None), D, y))
+    other = jax.jit(lambda y: layer.apply(params, D, y))
+    assert np.any(code(y)) and np.abs(code(y) - other(y)).max() > 1e-2 * np.abs(code(y)).max()
+    for scale in (2.0**-40, 0.125, 1024.0, 2.0**40):
+        np.testing.assert_array_equal(code(scale * y), scale * code(y))
+    assert not np.any(code(0 * y))
+    gradient = jax.grad(lambda y: jnp.sum(layer.apply(params, D, y)))(0 * y)
+    assert np.isfinite(gradient).all()
 
 
 def test_a_large_threshold_of_na_alista_is_the_one_it_starts_with(problem):

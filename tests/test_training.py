@@ -78,6 +78,14 @@ def run(layer, D, sample, params=None, *, steps=20, key=0, optimizer=None, **opt
     )
 
 
+def told_once(match, *arguments, **options):
+    """The `Fit` of a run that warns exactly once."""
+    with pytest.warns(UserWarning, match=match) as told:
+        found = run(*arguments, **options)
+    assert len(told) == 1
+    return found
+
+
 def nan_at(sample, step, key=0):
     """The same sampler, but NaN in the signals of one step of a training with this key."""
     poisoned = jax.random.key_data(jax.random.fold_in(jax.random.key(key), step))
@@ -264,7 +272,8 @@ def test_best_has_the_smallest_validation_loss(D, sample):
     layer, rate = FAMILIES["lista_cp"], optax.piecewise_constant_schedule(1e-2, {15: 100.0})
     Y, X = sample(jax.random.key(5))
     params, held = layer.init(jax.random.key(9), D), []
-    found = run(
+    found = told_once(
+        "the training diverges",
         layer,
         D,
         sample,
@@ -288,7 +297,7 @@ def test_best_is_the_start_where_training_only_harms(D, sample):
     found = run(layer, D, sample, params, steps=5, evaluate_every=1, optimizer=optax.adam(10.0))
     values = [record.validation for record in found.history.records]
     assert min(values[1:]) > values[0]
-    assert same(found.best, params)
+    assert same(found.best, params) and found.worsened
 
 
 def test_thresholds_stay_non_negative(D, sample):
@@ -614,6 +623,123 @@ def test_a_masked_optimizer_trains_a_part(D, sample):
     found = run(layer, D, sample, params, steps=5, optimizer=frozen)
     assert same(found.params.steps.gamma, params.steps.gamma)
     assert not same(found.params.steps.theta, params.steps.theta)
+
+
+# Training that does nothing, or that does harm
+
+
+def test_thresholds_of_theory_that_silence_every_entry_are_reported(D, sample):
+    """Outside of the hypotheses they grow from step to step."""
+    layer = FAMILIES["alista"]
+    with pytest.warns(analytic.HypothesisWarning):
+        params = analytic.alista(D, depth=DEPTH, sparsity=5, bound=3.0)
+    match = "fit: the training does nothing: all codes are zero: .* Try analytic.calibrate first$"
+    found = told_once(match, layer, D, sample, params, steps=8, evaluate_every=2)
+    assert same(found.params, params) and not found.worsened
+
+
+def test_a_last_step_that_silences_every_entry_is_reported(D, sample):
+    layer = FAMILIES["alista"]
+    params = layer.init(None, D)
+    theta = params.steps.theta.at[-1].set(100.0)
+    params = params._replace(steps=params.steps._replace(theta=theta))
+    match = "all codes are zero: .*, or training.deep: the codes before the last are not zero"
+    told_once(match, layer, D, sample, params, steps=4)
+    found = run(layer, D, sample, params, steps=4, loss=training.deep(training.supervised))
+    assert not same(found.params.steps.theta[:-1], theta[:-1])
+
+
+def test_a_silent_curriculum_is_reported_once(D, sample):
+    layer = layers.alista(2, theta=100.0)
+    options = dict(key=0, steps_per_stage=2, validation=sample(jax.random.key(8)))
+    with pytest.warns(UserWarning, match="curriculum: the training does nothing: all") as told:
+        training.curriculum(layer, layer.init(None, D), D, sample, **options)
+    assert len(told) == 1
+
+
+def test_a_gradient_of_zero_is_reported(D, sample):
+    def of_signals(codes, X, D, Y):
+        return jnp.sum(Y**2)
+
+    match = "does nothing: the gradient is zero at every leaf that is trained"
+    told_once(match, FAMILIES["ista"], D, sample, steps=4, loss=of_signals)
+
+
+def test_a_loss_that_does_not_move_is_reported(D, sample):
+    match = "does nothing: the validation loss stays at .* although its gradient is not zero"
+    told_once(match, FAMILIES["ista"], D, sample, steps=4, optimizer=optax.sgd(0.0))
+    late = optax.sgd(optax.piecewise_constant_schedule(0.0, {0: 1.0}))  # rate 0 throughout
+    told_once(match, FAMILIES["ista"], D, sample, steps=4, evaluate_every=1, optimizer=late)
+
+
+def test_a_rate_that_begins_at_zero_is_not_reported(D, sample):
+    """The second evaluation is the first one again, but the gradient is not zero."""
+    warmed = optax.sgd(optax.linear_schedule(0.0, 1e-2, 3))
+    found = run(FAMILIES["ista"], D, sample, steps=4, evaluate_every=1, optimizer=warmed)
+    first, second, *_, last = (record.validation for record in found.history.records)
+    assert first == second and last < first and not found.worsened
+
+
+def test_divergence_is_reported(D, sample):
+    """A loss above the start is a field; one above that of zero codes is a warning too."""
+    batch = sample(jax.random.key(8))
+    found = told_once(
+        "fit: the training diverges: it began with the validation loss .* and zero codes have",
+        FAMILIES["lista_cp"],
+        D,
+        sample,
+        steps=5,
+        optimizer=optax.adam(1.0),
+        validation=batch,
+    )
+    assert found.worsened
+    first, last = found.history.records[0], found.history.records[-1]
+    assert last.validation > max(first.validation, half_mean_square(0 * batch[1], batch[1]))
+    assert same(found.best, FAMILIES["lista_cp"].init(jax.random.key(9), D))
+    worse = run(FAMILIES["lista_cp"], D, sample, steps=1, optimizer=optax.sgd(-0.1))
+    assert worse.worsened
+    assert not run(FAMILIES["lista_cp"], D, sample, steps=20).worsened
+
+
+# Fixed weights in an optax loop of one's own
+
+
+def own_loop(layer, params, D, sample, optimizer):
+    """Three steps, written as a user would."""
+
+    def loss(params, Y, X):
+        return jnp.sum((jax.vmap(layer.apply, (None, None, 0))(params, D, Y) - X) ** 2)
+
+    state = optimizer.init(params)
+    for k in range(3):
+        gradients = jax.grad(loss)(params, *sample(jax.random.key(k)))
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_a_mask_keeps_fixed_weights_where_weight_decay_moves_them(D, sample):
+    layer = FAMILIES["alista"]
+    params = layer.init(None, D)
+    mask = training.trainable(params)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    decaying = optax.adamw(1e-2, weight_decay=0.5)
+    plain = own_loop(layer, params, D, sample, decaying)
+    masked = own_loop(layer, params, D, sample, optax.masked(decaying, mask))
+    assert not same(plain.shared, params.shared) and same(masked.shared, params.shared)
+    assert not same(masked.steps, params.steps)
+
+
+def test_a_mask_is_what_fit_trains(D):
+    """Leaf by leaf the same as `split`, also in a network and for a nested fixed record."""
+    chain = (FAMILIES["alista"].init(None, D), FAMILIES["lista_cp"].init(None, D))
+    for params in (layers.na_alista(2, units=2).init(jax.random.key(0), D), chain):
+        trained, _ = training.split(params, D)
+        mask = training.trainable(params)
+        agree = jax.tree.map(lambda bit, leaf: bit is (leaf is not None), mask, trained.params)
+        assert all(jax.tree.leaves(agree))
+        assert set(jax.tree.leaves(mask)) == {True, False}
 
 
 # What is refused

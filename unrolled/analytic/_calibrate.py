@@ -1,51 +1,81 @@
-"""Calibration: thresholds and step sizes chosen on a sample, step by step, without gradients."""
+"""Calibration: thresholds and step sizes chosen on a sample, without gradients."""
 
-from functools import partial
+from collections.abc import Sequence
+from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
+from unrolled.analytic._passes import greedy, scaled_weights, squared_errors, with_factor
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
+from unrolled.networks import Network
+from unrolled.problems import synthesize
 
-# A search tries every pair of a threshold and a step size on a grid, then on two finer grids around
-# the best pair.
-_ROUNDS = 3
-_THETAS = 24
-_GAMMAS = 9
-# Half-widths of the first grid, in logarithms: theta runs from 1e-5 of the largest entry up to it,
-# gamma from a third of its start to three times that.
-_THETA_SPAN = 5.75
-_GAMMA_SPAN = 1.1
+# One signal of so many is held back: it chooses between the start and what was found.
+_HELD_BACK = 4
 
 
-def calibrate(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled:
-    """Choose thresholds (and step sizes) step by step, to minimise the error on a sample.
+@overload
+def calibrate(model: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled: ...
 
-    A grid search over the whole sample chooses step k with the steps before it fixed. It is for
-    problems where the hypotheses of the theory fail, and needs no gradients. It sets the fields
-    whose role is "threshold" or "step size" (theta and gamma) and leaves all others as they are. A
-    field with several entries gets one value.
+
+@overload
+def calibrate(
+    model: Network,
+    params: tuple[Unrolled, ...],
+    D: Sequence[Dictionary],
+    Y: Array,
+    X: Array | Sequence[Array],
+) -> tuple[Unrolled, ...]: ...
+
+
+def calibrate(model: Layer | Network, params: Any, D: Any, Y: Array, X: Any) -> Any:
+    r"""Choose thresholds and step sizes on a sample, without gradients.
+
+    It is for problems where the hypotheses of the theory fail. The first pass is greedy: a grid
+    search chooses theta_k and gamma_k by the error after step k, with the steps before it fixed.
+    The second pass looks ahead: by the error after the last step it chooses one factor t,
+
+    .. math:: \theta_k \leftarrow t \, \theta_k, \qquad k = 1, \dots, K,
+
+    where t = 1 is the greedy choice. Both see three quarters of the sample. The last quarter is
+    held back: the start comes back, with a warning, where it has the smaller error on it. (Fewer
+    than four signals do both.)
+
+    The fields whose role is "threshold" or "step size" (theta and gamma) are set; a field with
+    several entries gets one value. Steps x <- shrink(x + W'(y - D x), theta), which have no step
+    size, expand where W'D has an eigenvalue above 2. There W is tried as it is and as c W, with
+    c = 2 / (spectral radius of W'D), and the smaller error on the sample decides. All other fields
+    stay as they are.
+
+    A chain is calibrated block by block, each on the codes of the blocks before it.
 
     Args:
-        layer: any family whose steps have a threshold, such as `ista`, `lista_cp` or `alista`.
-        params: of the layer.
+        model: any family whose steps have a threshold, such as `ista`, `lista_cp` or `alista`, or a
+            chain of such layers (`dsc`), with tuples for `params` and `D`.
+        params: of the model.
         D: (m, d).
         Y: (batch, m), the signals.
-        X: (batch, d), their true codes.
+        X: (batch, d), their true codes. For a chain a tuple with those of every block, or those of
+            the last one, (batch, d_J), which give the others: x_{j-1} = D_j x_j.
 
     Returns:
         params of the same form.
 
+    Warns:
+        UserWarning: the start comes back, or the codes diverge: on the held-back signals they are
+            worse than zero codes.
+
     Raises:
-        TypeError: a family whose steps have no threshold.
+        TypeError: a family whose steps have no threshold, a network that is no chain.
         ValueError: shapes that do not fit, or an empty or all-zero sample.
 
-    Not claimed: the best thresholds for the last step; the choice is greedy.
+    Not claimed: the best thresholds. What the second pass adds on Gaussian dictionaries 250 x 500,
+    closed-form W, K = 16, 10 % nonzeros, 256 signals, in dB on other signals: LISTA-CP from -16.8
+    to -23.4, ALISTA from -17.6 to -22.7, ALISTA-SS from -38.4 to -47.9, ISTA from -9.4 to -11.2.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -58,68 +88,112 @@ def calibrate(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array)
         >>> bool(errors[1] < errors[0])
         True
     """
+    if isinstance(model, Network):
+        return _calibrate_chain(model, params, D, Y, X)
     D = as_dictionary(D, "calibrate")
     Y, X = _sample(D, Y, X)
     dtype = _checks.common_dtype(params, D, X, Y)
     params, D, X, Y = (_checks.cast(tree, dtype) for tree in (params, D, X, Y))
-    layer.check(params, D)
+    model.check(params, D)
+    return _calibrate_layer(model, params, D, Y, X)
+
+
+def _calibrate_layer(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled:
+    """The result of both passes, or the start where that is better on the held-back signals."""
     steps = unstack(params).steps
     if steps is None or not all(names_with_role(p, "threshold") for p in steps):
         raise TypeError(
             "calibrate: expected steps with a threshold, such as theta; this family has none"
         )
-    schedule = layer.schedule or (None,) * len(steps)
-    state = jax.vmap(lambda y: layer.start(D, y))(Y)
-    chosen = []
-    for p, constant in zip(steps, schedule):
-        constants = () if constant is None else (jnp.asarray(constant, jnp.float32),)
-        p, state = _search(layer, params.shared, p, D, Y, X, state, constants)
-        chosen.append(p)
-    calibrated = Unrolled(params.shared, tuple(chosen))
-    return calibrated if type(params.steps) is tuple else stack(calibrated)
+    if not steps:
+        return params
+    start, n = stack(params), _n_held_back(Y)
+    seen = (Y[:-n], X[:-n]) if n < len(Y) else (Y, X)
+    candidates = [
+        with_factor(layer, greedy(layer, begun, D, *seen), D, *seen)
+        for begun in (start, *scaled_weights(layer, start, D))
+    ]
+    found = min(candidates, key=lambda p: _errors(layer, p, D, Y, X).sum())
+    found = _unless_worse(layer, start, found, D, Y, X)
+    error = _held_back_error(layer, found, D, Y, X)
+    if error > np.sum(np.asarray(X[-n:]) ** 2):
+        _checks.warn(
+            f"calibrate: the codes diverge: their NMSE on {n} held-back signals is "
+            f"{_decibels(error, X):.1f} dB, worse than zero codes. Try smaller weights or step "
+            "sizes"
+        )
+    return unstack(found) if type(params.steps) is tuple else found
 
 
-@partial(jax.jit, static_argnames="layer")
-def _search(layer, shared, p, D, Y, X, state, constants):
-    """The params of one step with the best threshold and step size, and the states after it."""
-    sizes = names_with_role(p, "step size")
+def _calibrate_chain(network: Network, params, Ds, Y, X) -> tuple[Unrolled, ...]:
+    """Block after block, each on the codes of the calibrated blocks before it."""
+    if not network.layers:
+        raise TypeError(
+            f"calibrate: the blocks of {network.family} do not run one after the other; expected a "
+            "layer or a chain of layers, try training"
+        )
+    Ds = as_chain(Ds, "calibrate")
+    network.check(params, Ds)
+    targets = _targets(Ds, X)
+    Y, _ = _sample(Ds[0], Y, targets[0])
+    dtype = _checks.common_dtype(params, Ds, targets, Y)
+    params, Ds, targets, Y = (_checks.cast(tree, dtype) for tree in (params, Ds, targets, Y))
+    found, signals = [], Y
+    for layer, p, D, codes in zip(network.layers, params, Ds, targets):
+        found.append(_calibrate_layer(layer, p, D, *_sample(D, signals, codes)))
+        signals = jax.vmap(layer.apply, (None, None, 0))(found[-1], D, signals)
+    return _unless_worse(network, params, tuple(found), Ds, Y, targets[-1])
 
-    def after(theta, gamma):
-        trial = _with(p, theta, gamma)
-        return jax.vmap(lambda y, s: layer.step(shared, trial, D, y, s, *constants))(Y, state)
 
-    def error(theta, gamma):
-        return jnp.sum((after(theta, gamma).x - X) ** 2)
-
-    one = jnp.ones((), Y.dtype)
-    gamma = jnp.mean(getattr(p, sizes[0])).astype(Y.dtype) if sizes else one
-    at = [jnp.log(jnp.max(jnp.abs(X)).astype(Y.dtype)) - _THETA_SPAN, jnp.log(_positive(gamma))]
-    widths = [_THETA_SPAN * one, (_GAMMA_SPAN if sizes else 0.0) * one]
-    counts = [_THETAS, _GAMMAS if sizes else 1]
-    with jax.default_matmul_precision("highest"):
-        for _ in range(_ROUNDS):
-            thetas, gammas = (
-                jnp.exp(a + w * jnp.linspace(-1, 1, n, dtype=Y.dtype))
-                for a, w, n in zip(at, widths, counts)
+def _targets(Ds, X) -> tuple[Array, ...]:
+    """The codes of every block, from the last one where they are not given."""
+    if isinstance(X, tuple | list):
+        if len(X) != len(Ds):
+            raise ValueError(
+                f"calibrate: X has {len(X)} arrays of codes; expected {len(Ds)}, one per block"
             )
-            errors = lax.map(partial(jax.vmap(error, (0, None)), thetas), gammas)
-            i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
-            at = [jnp.log(thetas[j]), jnp.log(gammas[i])]
-            widths = [2 * w / (n - 1) for w, n in zip(widths, (_THETAS, _GAMMAS))]
-        theta, gamma = (jnp.exp(a) for a in at)
-        return _with(p, theta, gamma), after(theta, gamma)
+        return tuple(X)
+    codes = [X]
+    for D in reversed(Ds[1:]):
+        codes.append(synthesize(D, codes[-1]))
+    return tuple(reversed(codes))
 
 
-def _positive(gamma: Array) -> Array:
-    """gamma, or 1 where it is not positive."""
-    return jnp.where(gamma > 0, gamma, 1)
+def _unless_worse(model, params, found, D, Y, X):
+    """What was found, or the start, with a warning, where that is better when held back."""
+    before, after = (_held_back_error(model, p, D, Y, X) for p in (params, found))
+    if after <= before:
+        return found
+    _checks.warn(
+        f"calibrate: the start comes back. Its NMSE on {_n_held_back(Y)} held-back signals is "
+        f"{_decibels(before, X):.1f} dB, that of what was found is {_decibels(after, X):.1f} dB"
+    )
+    return params
 
 
-def _with(p, theta, gamma):
-    """Step params with one threshold, and one step size where there is one."""
-    values = dict.fromkeys(names_with_role(p, "threshold"), theta)
-    values |= dict.fromkeys(names_with_role(p, "step size"), gamma)
-    return p._replace(**{name: jnp.full_like(getattr(p, name), v) for name, v in values.items()})
+def _n_held_back(Y: Array) -> int:
+    """How many signals, from the end, are held back: all of a sample that is too small for it."""
+    return len(Y) // _HELD_BACK or len(Y)
+
+
+def _held_back_error(model, params, D, Y, X) -> float:
+    return float(_errors(model, params, D, Y, X)[-_n_held_back(Y) :].sum())
+
+
+def _decibels(error: float, X: Array) -> float:
+    """The error of the held-back signals as NMSE."""
+    energy = np.sum(np.asarray(X[-_n_held_back(X) :], np.float64) ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(10 * np.log10(error / energy))
+
+
+def _errors(model, params, D, Y, X) -> np.ndarray:
+    """The squared error of each signal, (batch,); infinity where a code is not finite."""
+    errors = np.asarray(_squared_errors(model, params, D, Y, X), np.float64)
+    return np.where(np.isfinite(errors), errors, np.inf)
+
+
+_squared_errors = jax.jit(squared_errors, static_argnums=0)
 
 
 def _sample(D, Y, X) -> tuple[Array, Array]:

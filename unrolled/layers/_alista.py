@@ -24,6 +24,7 @@ class alista(Coupled, Selecting):
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with W fixed; 2 K numbers are learned.
 
     Params: shared W, which carries no gradient and which `fit` leaves alone; steps (gamma, theta).
+    In an optax loop of one's own, weight decay would move W: mask it by `training.trainable`.
     `init` takes the closed form `frobenius_weights(D)`, gamma = 1 and the given `theta`.
 
     Reference: Liu, Chen, Wang, Yin (2019). Their support selection is about (0.012, 0.13).

@@ -45,16 +45,20 @@ class na_alista(Selecting):
 
     .. math::
         r = y - D x, \qquad
-        (\gamma, \tau) = \mathrm{head}(\mathrm{LSTM}(\ln |r|_1 / m, \ln |W'r|_1 / d)), \\
-        x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau |W'r|_1 / d).
+        (\gamma, \tau) = \mathrm{head}(\mathrm{LSTM}(\ln (a / c), \ln (b / c))), \qquad
+        x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau b),
+
+    where a = norm(r, 1) / m and b = norm(W'r, 1) / d are mean magnitudes, and c = norm(y, 1) / m is
+    that of the first residual, which is y.
 
     Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes W in closed
     form (never trained), small random matrices from `key`, and biases that make gamma near 1 and
     tau near `threshold` at the start.
 
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself, and the
-    first batch standardises the inputs. Here both are in units of the residual: neither needs data,
-    and a scaled signal has a scaled code.
+    first batch standardises the inputs. Here tau is in units of the residual, and the inputs in
+    units of the signal: neither needs data, and a scaled signal has a scaled code, also after
+    training.
 
     Example:
         >>> layer, D = ur.layers.na_alista(4, units=8), ur.dictionaries.identity_hadamard(16)
@@ -112,8 +116,9 @@ class na_alista(Selecting):
         W = lax.stop_gradient(shared.analytic.W)
         r = y - D @ state.x
         g = r @ W
-        sizes = jnp.stack([jnp.mean(jnp.abs(r)), jnp.mean(jnp.abs(g))])
-        hidden, memory = _lstm(shared, jnp.log(sizes + jnp.finfo(y.dtype).tiny), state)
+        first, *sizes = (jnp.mean(jnp.abs(v)) for v in (y, r, g))
+        relative = jnp.stack(sizes) / jnp.where(first > 0, first, 1)
+        hidden, memory = _lstm(shared, jnp.log(relative + jnp.finfo(y.dtype).tiny), state)
         middle = jax.nn.relu(memory @ shared.middle + shared.middle_bias)
         gamma, tau = jax.nn.softplus(middle @ shared.head + shared.head_bias)
         x = self.shrink(state.x + gamma * g, tau * sizes[1], fraction)

@@ -16,7 +16,7 @@ from unrolled._checks import Array
 from unrolled._export import exportable
 from unrolled.dictionaries import Dictionary, Structured
 
-THRESHOLD, STEP_SIZE = "threshold", "step size"
+THRESHOLD, STEP_SIZE, WEIGHTS = "threshold", "step size", "weights"
 
 
 @dataclass(frozen=True, init=False)
@@ -28,7 +28,7 @@ class Shape:
             in "m,d", or "filters" for one number per filter of a convolutional D.
         role: "threshold" for a field that is never negative: training folds it, `calibrate` sets
             it, and `search` tries no negative values; "step size" for one that `calibrate` sets;
-            else None.
+            "weights" for a matrix that it may scale; else None.
 
     Example:
         >>> ur.layers.Shape("", "m,d").of(jnp.ones((2, 3)))
@@ -55,7 +55,7 @@ class Shape:
 
 
 T = TypeVar("T")
-Matrix = Annotated[Any, Shape("m,d")]  # an array or a structured dictionary
+Matrix = Annotated[Any, Shape("m,d", role=WEIGHTS)]  # an array or a structured dictionary
 Square = Annotated[Array, Shape("d,d")]
 Number = Annotated[Array, Shape("")]
 Gamma = Annotated[Array, Shape("", "d", role=STEP_SIZE)]
@@ -79,7 +79,10 @@ exportable(Unrolled)
 
 
 class Fixed(NamedTuple, Generic[T]):
-    """Shared weights that training leaves alone; `Fixed[Record]` is a fixed record."""
+    """Shared weights that `fit` leaves alone; `Fixed[Record]` is a fixed record.
+
+    In an optax loop of one's own, mask them by `training.trainable`: weight decay would move them.
+    """
 
     W: T  # (m, d) unless it is a record
 

@@ -23,6 +23,9 @@ from unrolled.training._losses import (
 from unrolled.training._manifest import (
     CheckpointError,
 )
+from unrolled.training._mask import (
+    trainable,
+)
 from unrolled.training._protocols import (
     Callback,
     Loss,
@@ -81,5 +84,6 @@ __all__ = [
     "search",
     "split",
     "supervised",
+    "trainable",
     "with_unit_atoms",
 ]

@@ -76,6 +76,8 @@ def curriculum(
         records of stage i belong to step k = i // len(stages), counted from 0, and their validation
         losses are those of that step.
 
+    Warns: as `fit`.
+
     Raises:
         TypeError: a family whose steps share all their params (use `training.search`), a network,
             an `optimizer` that is no such function.

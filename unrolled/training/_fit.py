@@ -13,6 +13,7 @@ import optax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.training._checkpoint import Checkpoint
+from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
@@ -84,6 +85,12 @@ def fit(
     Returns:
         the last and the best params, D, and the history.
 
+    Warns:
+        UserWarning: once, of a training that does nothing (all codes are zero, the gradient is zero
+            at the start, or the validation loss never moves), or that diverges: its last validation
+            loss exceeds those of the start and of zero codes. Where it exceeds that of the start
+            alone, `worsened` of the result is True, without a warning.
+
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
             step, and the first code, gradient or param that is not finite where that can be told.
@@ -147,17 +154,28 @@ def watcher(
     callbacks: Iterable[Callback],
     log: str | Path | None,
     progress: bool | None,
-) -> Iterator[Callable[[Progress], None]]:
-    """`watch(state)`, to call at every evaluation: the user's callbacks, the log and the bar."""
+) -> Iterator[Callable[[Progress, int], None]]:
+    """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
+
+    It warns, once, of a training that does nothing or diverges.
+    """
     with bar(steps, progress) as show, writer(log) as write:
         calls = (*callbacks, show, write)
 
-        def watch(state):
-            params = loop.result(state).params
+        last: tuple[Progress, int] | None = None
+        warned = False
+
+        def watch(state, at):
+            nonlocal last, warned
+            last, params = (state, at), loop.result(state).params
             for callback in calls:
                 callback(state.records[-1], params)
+            if not warned and is_stuck(state):
+                warned = warn_of_cause(loop, state, at)
 
         yield watch
+        if last is not None and not warned:
+            warn_of_end(loop, *last)
 
 
 def check_evaluations(

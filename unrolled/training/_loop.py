@@ -53,6 +53,12 @@ def make_loop(
     def objective(*arguments):
         return judged(*arguments)[0]
 
+    def silent(trained, fixed, batch, at):
+        D = merge(trained, fixed).D
+        Y, X, *own = batch
+        found = jax.tree.map(jnp.zeros_like, judged(trained, fixed, batch, at)[1])
+        return loss(found, X, own[0] if own else D, Y, at)
+
     def advance(trained, state, gradients):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
             updates, state = optimizer.update(gradients, state, trained)
@@ -77,6 +83,7 @@ def make_loop(
         jax.jit(update, donate_argnums=(0, 1, 2)),
         jax.jit(objective),
         jax.jit(jax.value_and_grad(judged, has_aux=True)),
+        jax.jit(silent),
         jax.jit(lambda k: sample(jax.random.fold_in(key, k))),
         optimizer,
         fixed,
@@ -90,7 +97,8 @@ class Loop(NamedTuple):
     where: str
     update: Callable
     objective: Callable
-    inspect: Callable  # codes and gradients, where something is not finite
+    inspect: Callable  # codes and gradients, where something is wrong
+    silent: Callable  # the objective of zero codes
     batch: Callable
     optimizer: optax.GradientTransformation
     fixed: Trained
@@ -120,13 +128,13 @@ class Loop(NamedTuple):
         state: Progress,
         stop: int,
         every: int,
-        watch: Callable[[Progress], None],
+        watch: Callable[[Progress, int], None],
         *,
         patience: int | None = None,
         at: int = -1,
         keeper: Any = None,
     ) -> Progress:
-        """Train until step `stop`; every so many steps evaluate, then call `watch(state)`.
+        """Train until step `stop`; every so many steps evaluate, then call `watch(state, at)`.
 
         A saved state, also one between two evaluations, continues with the evaluations of its
         stage. A `keeper` is asked after every step whether it is `due` to `save`.
@@ -149,7 +157,7 @@ class Loop(NamedTuple):
             if value < state.lowest:
                 state = state._replace(best=copy(state.trained), lowest=value, best_at=done)
             self._stop_unless_finite(state, int(bad), at)
-            watch(state)
+            watch(state, at)
             if keeper is not None and keeper.due(done, evaluated=True):
                 keeper.save(state)
             if _is_stale(state, patience):

@@ -38,6 +38,17 @@ class Fit(NamedTuple):
     D: Any  # as given, or as learned together with `best`
     history: History
 
+    @property
+    def worsened(self) -> bool:
+        """Whether the last validation loss exceeds that of the start (of the last stage)."""
+        first, last = ends(self.history.records)
+        return last.validation > first.validation
+
+
+def ends(records: tuple[Record, ...]) -> tuple[Record, Record]:
+    """The first and the last record of the last stage."""
+    return next(r for r in records if r.stage == records[-1].stage), records[-1]
+
 
 class NonFiniteError(FloatingPointError):
     """The loss, its gradient or an update is not finite; `fit` holds what was reached before.

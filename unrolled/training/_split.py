@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled.dictionaries import as_dictionary, normalized
-from unrolled.layers import Fixed, fold_thresholds
+from unrolled.layers import fold_thresholds
+from unrolled.training import _mask
 from unrolled.training._records import Dictionaries, Params, Trained
 
 
@@ -50,21 +51,17 @@ def split(
         (4, 6)
     """
 
-    def is_fixed(node):
-        return isinstance(node, Fixed)
-
-    def mark(node):
-        return jax.tree.map(lambda leaf: not is_fixed(node) and _is_float(leaf), node)
-
     whole = Trained(params, D)
-    floats = jax.tree.map(mark, params, is_leaf=is_fixed)
+    floats = _mask.trainable(params)
     if not learn_dictionary and not any(jax.tree.leaves(floats)):
         raise TypeError(f"{where}: there is no floating-point leaf to train")
     if trainable is not None:
         floats = jax.tree.map(
             lambda chosen, own: chosen and own, _spread(trainable, params, where), floats
         )
-    trains = Trained(floats, jax.tree.map(lambda leaf: learn_dictionary and _is_float(leaf), D))
+    trains = Trained(
+        floats, jax.tree.map(lambda leaf: learn_dictionary and _mask.is_float(leaf), D)
+    )
     if not any(jax.tree.leaves(trains)):
         raise ValueError(
             f"{where}: trainable leaves nothing to train; expected True at a floating-point leaf"
@@ -126,7 +123,3 @@ def _spread(trainable, params, where: str):
             f"{where}: trainable is not a tree prefix of params, {jax.tree.structure(params)}; "
             f"expected a prefix such as Unrolled(False, True): {error}"
         ) from error
-
-
-def _is_float(leaf) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -1,0 +1,148 @@
+"""The passes of a calibration: step by step, then one factor; and the weights they begin with."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unrolled._checks import Array
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
+
+# A search tries every pair of a threshold and a step size on a grid, then on two finer grids around
+# the best pair.
+_ROUNDS = 3
+_THETAS = 24
+_GAMMAS = 9
+# Half-widths of the first grid, in logarithms: theta runs from 1e-5 of the largest entry up to it,
+# gamma from a third of its start to three times that.
+_THETA_SPAN = 5.75
+_GAMMA_SPAN = 1.1
+# The second pass multiplies all thresholds by one factor: first of 17 from 1/8 to 8.
+_FACTOR_ROUNDS = 2
+_FACTORS = 17
+_FACTOR_SPAN = math.log(8)
+_POWER_STEPS = 64
+
+
+def greedy(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled:
+    """Every step with the threshold and step size of least error after it."""
+    shared, steps = unstack(params)
+    schedule = layer.schedule or (None,) * len(steps)
+    state = jax.vmap(lambda y: layer.start(D, y))(Y)
+    chosen = []
+    for p, constant in zip(steps, schedule):
+        constants = () if constant is None else (jnp.asarray(constant, jnp.float32),)
+        p, state = _search(layer, shared, p, D, Y, X, state, constants)
+        chosen.append(p)
+    return stack(Unrolled(shared, tuple(chosen)))
+
+
+@partial(jax.jit, static_argnames="layer")
+def _search(layer, shared, p, D, Y, X, state, constants):
+    """The params of one step with the best threshold and step size, and the states after it."""
+    sizes = names_with_role(p, "step size")
+
+    def after(theta, gamma):
+        trial = _with(p, theta, gamma)
+        return jax.vmap(lambda y, s: layer.step(shared, trial, D, y, s, *constants))(Y, state)
+
+    def error(theta, gamma):
+        return jnp.sum((after(theta, gamma).x - X) ** 2)
+
+    one = jnp.ones((), Y.dtype)
+    gamma = jnp.mean(getattr(p, sizes[0])).astype(Y.dtype) if sizes else one
+    at = [jnp.log(jnp.max(jnp.abs(X)).astype(Y.dtype)) - _THETA_SPAN, jnp.log(_positive(gamma))]
+    widths = [_THETA_SPAN * one, (_GAMMA_SPAN if sizes else 0.0) * one]
+    counts = [_THETAS, _GAMMAS if sizes else 1]
+
+    def finer(_, window):
+        at, widths = window
+        thetas, gammas = (
+            jnp.exp(a + w * jnp.linspace(-1, 1, n, dtype=Y.dtype))
+            for a, w, n in zip(at, widths, counts)
+        )
+        errors = lax.map(partial(jax.vmap(error, (0, None)), thetas), gammas)
+        i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
+        at = [jnp.log(thetas[j]), jnp.log(gammas[i])]
+        return at, [2 * w / (n - 1) for w, n in zip(widths, (_THETAS, _GAMMAS))]
+
+    with jax.default_matmul_precision("highest"):
+        at, _ = lax.fori_loop(0, _ROUNDS, finer, (at, widths))
+        theta, gamma = (jnp.exp(a) for a in at)
+        return _with(p, theta, gamma), after(theta, gamma)
+
+
+def _positive(gamma: Array) -> Array:
+    """gamma, or 1 where it is not positive."""
+    return jnp.where(gamma > 0, gamma, 1)
+
+
+def _with(p, theta, gamma):
+    """Step params with one threshold, and one step size where there is one."""
+    values = dict.fromkeys(names_with_role(p, "threshold"), theta)
+    values |= dict.fromkeys(names_with_role(p, "step size"), gamma)
+    return p._replace(**{name: jnp.full_like(getattr(p, name), v) for name, v in values.items()})
+
+
+@partial(jax.jit, static_argnames="layer")
+def with_factor(layer, params, D, Y, X):
+    """The params with all thresholds times the factor of least error after the last step."""
+    names = names_with_role(params.steps, "threshold")
+
+    def scaled(log_t):
+        thetas = {name: getattr(params.steps, name) * jnp.exp(log_t) for name in names}
+        return params._replace(steps=params.steps._replace(**thetas))
+
+    def error(log_t):
+        return jnp.sum(squared_errors(layer, scaled(log_t), D, Y, X))
+
+    def finer(_, window):
+        best, width = window
+        # The middle of an odd grid is the best so far: the greedy choice is left for a better one.
+        tried = best + width * jnp.linspace(-1, 1, _FACTORS, dtype=Y.dtype)
+        return tried[jnp.nanargmin(lax.map(error, tried))], 2 * width / (_FACTORS - 1)
+
+    one = jnp.ones((), Y.dtype)
+    return scaled(lax.fori_loop(0, _FACTOR_ROUNDS, finer, (0 * one, _FACTOR_SPAN * one))[0])
+
+
+def squared_errors(model, params, D, Y, X) -> Array:
+    """The squared error of each signal, (batch,), for a network that of its last codes."""
+    codes = jax.vmap(model.apply, (None, None, 0))(params, D, Y)
+    return jnp.sum(((codes[-1] if isinstance(codes, tuple) else codes) - X) ** 2, axis=1)
+
+
+def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
+    """The params with c W, if their steps have no step size and one of them expands."""
+    shared, steps = unstack(params)
+    if not layer.is_coupled or names_with_role(steps[0], "step size"):
+        return []
+    radii = [float(_radius(layer.weights(shared, p, D).W, D)) for p in steps]
+    if max(radii) <= 2:
+        return []
+    c = [min(1.0, 2 / radius) for radius in radii]
+    return [stack(Unrolled(_times(shared, c[0]), tuple(map(_times, steps, c))))]
+
+
+def _times(record, c: float):
+    """A record with its weights times c."""
+    weights = {name: getattr(record, name) * c for name in names_with_role(record, "weights")}
+    return record._replace(**weights) if weights else record
+
+
+@jax.jit
+def _radius(W: Dictionary, D: Dictionary) -> Array:
+    """About the spectral radius of W'D: the growth of its powers, at the end of some of them."""
+
+    def turn(v, _):
+        v = (D @ v) @ W
+        size = jnp.linalg.norm(v)
+        return v / jnp.where(size > 0, size, 1), size
+
+    start = jax.random.normal(jax.random.key(0), (D.shape[1],), D.dtype)
+    with jax.default_matmul_precision("highest"):
+        sizes = lax.scan(turn, start, length=_POWER_STEPS)[1]
+    return jnp.exp(jnp.mean(jnp.log(sizes[_POWER_STEPS // 2 :])))

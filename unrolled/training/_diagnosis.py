@@ -1,0 +1,55 @@
+"""What is wrong with a training that does nothing, or that does harm: one warning each."""
+
+import jax
+import numpy as np
+
+from unrolled import _checks
+from unrolled.training._loop import Loop
+from unrolled.training._records import Progress, ends
+
+
+def is_stuck(state: Progress) -> bool:
+    """Whether the second evaluation of a stage has the loss of the first, bit for bit."""
+    losses = [record.validation for record in state.records if record.stage == state.stage]
+    return len(losses) == 2 and losses[0] == losses[1]
+
+
+def warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
+    """Warn of a training that cannot begin: codes or gradient are zero. True if it warned."""
+    (_, codes), gradients = loop.inspect(state.trained, loop.fixed, loop.validation, at)
+    if np.any(np.asarray(codes[at])):
+        if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradients)):
+            return False
+        cause = (
+            "the gradient is zero at every leaf that is trained, although the codes are not; does "
+            "the loss see what these leaves change?"
+        )
+    else:
+        cause = (
+            "all codes are zero: the thresholds silence every entry. Try analytic.calibrate first"
+        )
+        if any(np.any(np.asarray(x)) for x in codes):
+            cause += ", or training.deep: the codes before the last are not zero"
+    _checks.warn(f"{loop.where}: the training does nothing: {cause}")
+    return True
+
+
+def warn_of_end(loop: Loop, state: Progress, at: int) -> None:
+    """Warn of a training that never moved its loss, or ends above its start and zero codes."""
+    records = state.records
+    first, last = ends(records)
+    losses = {(record.stage, record.validation) for record in records}
+    if last.step > 0 and len(losses) == len({record.stage for record in records}):
+        _checks.warn(
+            f"{loop.where}: the training does nothing: the validation loss stays at "
+            f"{last.validation:.6g}, although its gradient is not zero. The updates are zero or "
+            "too small for the dtype; try a larger rate"
+        )
+    elif last.validation > first.validation:
+        silent = float(loop.silent(state.trained, loop.fixed, loop.validation, at))
+        if last.validation > silent:
+            _checks.warn(
+                f"{loop.where}: the training diverges: it began with the validation loss "
+                f"{first.validation:.6g} and ends with {last.validation:.6g}, and zero codes have "
+                f"{silent:.6g}. `best` has the params of the smallest; try a smaller rate"
+            )
