@@ -111,7 +111,8 @@ OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
 
 
 def value_of(config, name):
-    return get(config, all_options()[name])
+    option = all_options()[name]
+    return get(config if option.section is None else getattr(config, option.section), option)
 
 
 def test_every_option_has_one_section_and_survives_toml(tmp_path):
@@ -150,7 +151,7 @@ def test_an_activation_may_be_a_description(tmp_path):
         path.write_text(to_toml(config))
         assert load(path, {}) == config
         rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.5), 2), 5.0)
-        assert _config.make_layer(config) is ur.layers.alista(16, activation=rho)
+        assert _config.make_model(config) is ur.layers.alista(16, activation=rho)
     assert value_of(load(None, {"activation": '["elu", 1]'}), "activation") == "elu"
     with pytest.raises(ConfigError, match="--activation must be a name or a list such as"):
         load(None, {"activation": "[elu"})
@@ -307,7 +308,7 @@ def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
     cls = FAMILIES[family]
     needed = {"sparsity": 2} if family == "liht" else {}
     tiny = dict(family=family, depth=2, m=4, d=6, test_signals=2, batch=2, **needed)
-    layer, D = _config.make_layer(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
+    layer, D = _config.make_model(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
     steps = jax.eval_shape(layer.init, jax.random.key(0), D).steps
     theory = cls.from_theory is not None or cls.starts_from_theory
     possible = {"init": True, "analytic": theory, "calibrated": hasattr(steps, "theta")}
@@ -317,8 +318,8 @@ def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
                 load(None, tiny | {"start": start})
             continue
         ready = _setup.setup(load(None, tiny | {"start": start}), lambda message: None)
-        assert type(ready.layer) is cls and ready.layer.depth == 2
-        ready.layer.check(ready.params, ready.D)
+        assert type(ready.model) is cls and ready.model.depth == 2
+        ready.model.check(ready.params, ready.D)
     foreign = {"units": 3, "gain": 1.0}
     wrong = [name for name in foreign if name not in layer.options]
     with pytest.raises(ConfigError, match=f"{', '.join(wrong)} does not go with family {family}"):
@@ -555,7 +556,7 @@ def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
     for more in (dict(family="lista_cpss", tied=False), dict(family="lista_cp")):
         ready = _setup.setup(load(None, flags | more), told.append)
         assert jax.tree.structure(ready.params) == jax.tree.structure(
-            ready.layer.init(jax.random.key(0), ready.D)
+            ready.model.init(jax.random.key(0), ready.D)
         )
         W = ready.params.steps.W[0] if ready.params.shared is None else ready.params.shared.W
         np.testing.assert_allclose(np.sum(W * np.asarray(ready.D), 0), 1, atol=1e-5)
@@ -696,11 +697,11 @@ def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
     )
     own("doctor", "--import", "my_module")
     config = load(None, {"family": "my_family", "theta": "3", "gain": "-1.5"})
-    made = _config.make_layer(config)
+    made = _config.make_model(config)
     assert (made.theta, type(made.theta), made.gain) == (3, int, -1.5)
-    assert _config.make_layer(load(None, {"theta": "0.3"})) is ur.layers.alista(16, theta=0.3)
+    assert _config.make_model(load(None, {"theta": "0.3"})) is ur.layers.alista(16, theta=0.3)
     with pytest.raises(ValueError, match="alista: theta must be at least 0"):
-        _config.make_layer(load(None, {"theta": "-1"}))
+        _config.make_model(load(None, {"theta": "-1"}))
     text = MODULE.replace("scale: float", "seed: int = option(default=2)\n    scale: float")
     (tmp_path / "my_module.py").write_text(text)
     status, _, err = own("doctor", "--import", "my_module")
@@ -748,7 +749,7 @@ REFUSED = {
     "encode D.npy Y.npy": "D.npy must end in .npz",
     "encode YX.npz Y.npy": "YX.npz",
     "encode torn.npz Y.npy": "torn.npz",
-    "encode plain.npz Y.npy": "plain.npz: not the weights of one layer: it names no layer",
+    "encode plain.npz Y.npy": "plain.npz: it names no layer",
     "encode deeper.npz Y.npy": "deeper.npz: its weights do not fit its layer: .*params have .2. "
     "steps but the layer has depth 4",
     "encode bare.npz Y.npy": "bare.npz: has no dictionary; try --dictionary",
@@ -768,7 +769,9 @@ REFUSED = {
     "encode weights.npz Y.npy --output weights.npz": "weights.npz: is read by this command",
     "encode negative.npz Y.npy": "negative.npz: its weights do not fit its layer: .*theta "
     "must be non-negative",
-    "encode chain.npz Y.npy": "chain.npz: not the weights of one layer: it has 2 dictionaries",
+    "encode chain.npz Y.npy": "chain.npz: it names no layer",
+    "encode bare.npz Y.npy --dictionary D.npy --dictionary D.npy": "bare.npz: its layer has one "
+    "dictionary, got 2",
     "encode infinite.npz Y.npy": "encode: 40 codes are not finite, "
     "the first of signal 0; nothing was written",
 }

@@ -2,7 +2,7 @@
 
 import argparse
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import datasets, problems, training
 from unrolled._files import write_whole
@@ -18,6 +19,7 @@ from unrolled.commands._inputs import check_length, read_dictionary
 from unrolled.commands._report import check_folder
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer
+from unrolled.networks import Network
 
 _CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
 
@@ -28,7 +30,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "encode",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="compute codes of signals with saved weights",
-        description="Run the layer of a weights file, as `unrolled train` writes it, on signals.",
+        description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
+        "on signals.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
     )
@@ -40,13 +43,16 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="CODES",
-        help="(signals, d), as .npy or .npz (entry X)",
+        help="(signals, d), as .npy or .npz (entry X); of a chain the last codes as .npy, or all "
+        "as .npz (entries X_1, X_2, ...)",
     )
     add(
         "--dictionary",
         type=Path,
+        action="append",
         metavar="FILE",
-        help="D, where the weights were saved without it, as .npy or .npz (entry D)",
+        help="D, where the weights were saved without it, as .npy or .npz (entry D); once for each "
+        "layer of a chain",
     )
     parser.set_defaults(run=run)
     return parser
@@ -54,26 +60,50 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the codes, and print what they are."""
-    found = encode(arguments.weights, arguments.signals, arguments.output, arguments.dictionary)
-    text = (
-        f"{found.signals} signals, {found.atoms} atoms: {found.mean_nonzeros:.1f} nonzeros on "
-        f"average, relative residual {found.relative_residual:.4g}\n{found.output}"
-    )
-    show(arguments.json, found, text)
+    paths = arguments.dictionary or []
+    found = encode(arguments.weights, arguments.signals, arguments.output, paths)
+    show(arguments.json, found.to_dict(), found.text())
+
+
+class EncodedLayer(NamedTuple):
+    """What the command prints of the codes of one layer."""
+
+    atoms: int
+    mean_nonzeros: float
+    relative_residual: float  # norm(Y - X D', "fro") / norm(Y, "fro"), with D_1 ... D_j for D
+
+    def text(self) -> str:
+        """The numbers as a line of text."""
+        return (
+            f"{self.atoms} atoms: {self.mean_nonzeros:.1f} nonzeros on average, "
+            f"relative residual {self.relative_residual:.4g}"
+        )
 
 
 class Encoded(NamedTuple):
     """What the command prints."""
 
     signals: int
-    atoms: int
-    mean_nonzeros: float
-    relative_residual: float  # norm(Y - X D', "fro") / norm(Y, "fro")
+    layers: tuple[EncodedLayer, ...]
+    chained: bool
     output: str
 
+    def text(self) -> str:
+        """The numbers as lines of text, one for each layer of a chain."""
+        if not self.chained:
+            return f"{self.signals} signals, {self.layers[0].text()}\n{self.output}"
+        lines = [f"  layer {j}: {layer.text()}" for j, layer in enumerate(self.layers, start=1)]
+        return "\n".join([f"{self.signals} signals", *lines, self.output])
 
-def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) -> Encoded:
-    """Write the codes (signals, d) that the layer of a weights file computes of signals.
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as data."""
+        if self.chained:
+            return {"signals": self.signals, "layers": self.layers, "output": self.output}
+        return {"signals": self.signals, **self.layers[0]._asdict(), "output": self.output}
+
+
+def encode(weights: Path, signals: Path, output: Path, dictionaries: list[Path]) -> Encoded:
+    """Write the codes that the layer, or the chain, of a weights file computes of signals.
 
     Raises:
         ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an
@@ -81,29 +111,48 @@ def encode(weights: Path, signals: Path, output: Path, dictionary: Path | None) 
         OSError: the output cannot be written.
         ArithmeticError: codes that are not finite; nothing is written.
     """
-    _check_output(output, [path for path in (weights, signals, dictionary) if path is not None])
-    layer, params, D = _layer(weights, dictionary)
+    _check_output(output, [weights, signals, *dictionaries])
+    model, params, D = _model(weights, dictionaries)
+    chained = isinstance(model, Network)
+    Ds = D if chained else (D,)
     Y = datasets.read_array(signals, "Y").astype(np.float32)
-    check_length(signals, Y, D)
+    check_length(signals, Y, Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    X = np.asarray(apply_in_chunks(layer.apply, params, D, jnp.asarray(Y)))
-    bad = np.flatnonzero(~np.isfinite(X).all(1))
+    found = apply_in_chunks(model.apply, params, D, jnp.asarray(Y))
+    codes = [np.asarray(X) for X in (found if chained else (found,))]
+    bad = np.flatnonzero(~np.all([np.isfinite(X).all(1) for X in codes], axis=0))
     if len(bad):
         raise ArithmeticError(
             f"encode: {len(bad)} codes are not finite, the first of signal {bad[0]}; "
             "nothing was written"
         )
-    write_codes(output, X)
-    residual = np.linalg.norm(Y - np.asarray(problems.synthesize(D, jnp.asarray(X))))
-    relative = float(residual / max(np.linalg.norm(Y), np.finfo(np.float32).tiny))
-    return Encoded(len(X), X.shape[1], float((X != 0).sum(1).mean()), relative, str(output))
+    write_codes(output, codes, chained)
+    layers = tuple(
+        EncodedLayer(X.shape[1], float((X != 0).sum(1).mean()), float(residual))
+        for X, residual in zip(codes, residuals(Ds, Y, codes))
+    )
+    return Encoded(len(Y), layers, chained, str(output))
 
 
-def write_codes(path: Path, X: np.ndarray) -> None:
-    """Write X as `.npy`, or as entry X of a `.npz` file; whole or not at all."""
+def residuals(Ds: Sequence[Dictionary], Y: ArrayLike, codes: Sequence[ArrayLike]) -> list[Any]:
+    """norm(Y - D_1 ... D_j X_j) / norm(Y) of the codes of every layer."""
+    Y, found = jnp.asarray(Y), []
+    size = jnp.maximum(jnp.linalg.norm(Y), np.finfo(np.float32).tiny)
+    for j, X in enumerate(codes, start=1):
+        signals = jnp.asarray(X)
+        for D in reversed(Ds[:j]):
+            signals = problems.synthesize(D, signals)
+        found.append(jnp.linalg.norm(Y - signals) / size)
+    return found
+
+
+def write_codes(path: Path, codes: Sequence[np.ndarray], chained: bool) -> None:
+    """Write the last codes as `.npy`, or all as entries of a `.npz` file; whole or not at all."""
+    names = [f"X_{j}" for j in range(1, len(codes) + 1)] if chained else ["X"]
+    entries: dict[str, Any] = dict(zip(names, codes))
     with io.BytesIO() as blob:
-        np.save(blob, X) if path.suffix == ".npy" else np.savez(blob, X=X)
+        np.save(blob, codes[-1]) if path.suffix == ".npy" else np.savez(blob, **entries)
         write_whole(path, blob.getvalue())
 
 
@@ -120,27 +169,40 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
     check_folder(output.absolute().parent)
 
 
-def _layer(weights: Path, dictionary: Path | None) -> tuple[Layer, Any, Dictionary]:
-    """The layer of a weights file, its params and the dictionary."""
-    given = None if dictionary is None else read_dictionary(dictionary)
-    found = training.restore(weights, D=given)
-    D = found.D if given is None else given
-    if D is None:
-        raise ValueError(f"{weights}: has no dictionary; try --dictionary")
-    if isinstance(D, tuple):
-        raise ValueError(f"{weights}: not the weights of one layer: it has {len(D)} dictionaries")
-    if not isinstance(found.layer, Layer):
-        raise ValueError(
-            f"{weights}: not the weights of one layer: it names no layer, as `unrolled train` does"
-        )
+def _model(weights: Path, dictionaries: list[Path]) -> tuple[Layer | Network, Any, Any]:
+    """The layer or the chain of a weights file, its params and the dictionary or dictionaries."""
+    found = restore_model(weights, dictionaries)
+    model: Any = found.layer
     try:
-        found.layer.check(found.params, D)
+        model.check(found.params, found.D)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{weights}: its weights do not fit its layer: {error}") from error
-    return found.layer, found.params, D
+    return model, found.params, found.D
+
+
+def restore_model(weights: Path, dictionaries: list[Path]) -> training.Restored:
+    """What `training.restore` returns, with a model and the dictionary or dictionaries.
+
+    Raises:
+        ValueError: weights without a layer, or without a dictionary where none is given; several
+            dictionaries for one layer.
+    """
+    found = training.restore(weights)
+    if found.layer is None:
+        raise ValueError(f"{weights}: it names no layer, as the files of `unrolled train` do")
+    if dictionaries:
+        given: Any = tuple(map(read_dictionary, dictionaries))
+        if isinstance(found.layer, Layer):
+            if len(given) > 1:
+                raise ValueError(f"{weights}: its layer has one dictionary, got {len(given)}")
+            given = given[0]
+        found = training.restore(weights, D=given)._replace(D=given)
+    if found.D is None:
+        raise ValueError(f"{weights}: has no dictionary; try --dictionary")
+    return found
 
 
 @partial(jax.jit, static_argnums=0)
-def apply_in_chunks(apply: Callable, params: Any, D: Dictionary, Y: jax.Array) -> jax.Array:
-    """The codes (signals, d) of many signals (signals, m)."""
+def apply_in_chunks(apply: Callable, params: Any, D: Any, Y: jax.Array) -> Any:
+    """The codes (signals, d) of many signals (signals, m); of a network a tuple of them."""
     return jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=_CHUNK)

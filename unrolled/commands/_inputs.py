@@ -72,6 +72,28 @@ def read_codes(path: Path, Y: np.ndarray, D: Dictionary) -> np.ndarray | None:
     return X
 
 
+def read_chain_codes(
+    path: Path, Y: np.ndarray, Ds: tuple[Dictionary, ...]
+) -> tuple[np.ndarray, ...] | None:
+    """The codes of every layer, entries X_1 .. X_J of a `.npz` file; None if there is none.
+
+    Raises:
+        ValueError: some layers without codes, or codes that do not fit Y and Ds.
+    """
+    names = [f"X_{j}" for j in range(1, len(Ds) + 1)]
+    held = datasets.entries(path) if path.suffix == ".npz" else []
+    if not set(names) & set(held):
+        return None
+    missing = [name for name in names if name not in held]
+    if missing:
+        raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
+    Xs = tuple(datasets.read_array(path, name).astype(np.float32) for name in names)
+    for name, X, D in zip(names, Xs, Ds):
+        if X.shape != (len(Y), D.shape[1]):
+            raise ValueError(f"{path}: {name} has shape {X.shape}; expected {(len(Y), D.shape[1])}")
+    return Xs
+
+
 def check_length(path: Path, Y: np.ndarray, D: Dictionary) -> None:
     """Raise ValueError unless Y is (signals, m)."""
     if Y.ndim == 2 and Y.shape[1] == D.shape[0]:

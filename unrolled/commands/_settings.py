@@ -48,9 +48,9 @@ class Settings:
 class Samples(NamedTuple):
     """A dictionary, a sampler to train with, and samples (Y, X) to choose and to test on."""
 
-    D: Dictionary
+    D: Any  # a tuple for a chain
     sample: Callable[..., Any]
-    chosen_on: tuple[Any, Any]  # (Y, X); X is None where codes are not known
+    chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None where codes are not known
     tested_on: tuple[Any, Any]
 
 
@@ -85,12 +85,12 @@ def given_problem(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> Samples:
     return Samples(D, sample, rows(0, min(cut, CHOSEN_ON)), rows(cut, len(Y)))
 
 
-def resampler(Y: jax.Array, X: jax.Array | None = None, batch: int = BATCH) -> Callable[..., Any]:
+def resampler(Y: jax.Array, X: Any = None, batch: int = BATCH) -> Callable[..., Any]:
     """`sample(key)` that draws signals, and codes, of a set with replacement."""
 
     def sample(key):
         rows = jax.random.randint(key, (batch,), 0, len(Y))
-        return Y[rows], None if X is None else X[rows]
+        return jax.tree.map(lambda array: array[rows], (Y, X))
 
     return sample
 
