@@ -92,7 +92,7 @@ class Encoded(NamedTuple):
         """The numbers as lines of text, one for each layer of a chain."""
         if not self.chained:
             return f"{self.signals} signals, {self.layers[0].text()}\n{self.output}"
-        lines = [f"  layer {j}: {layer.text()}" for j, layer in enumerate(self.layers, start=1)]
+        lines = [f"  layer {j}, {layer.text()}" for j, layer in enumerate(self.layers, start=1)]
         return "\n".join([f"{self.signals} signals", *lines, self.output])
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,6 +43,25 @@ def read_signals(
     return D, Pictures(Y[:cut], Y[cut:], None)
 
 
+def read_chain(
+    paths: list[Path], Ds: tuple[Dictionary, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """(Y, Xs) of one file, with the codes of every layer of a chain.
+
+    Raises:
+        ValueError: other files, signals without codes, or shapes that do not fit.
+    """
+    if len(paths) > 1 or paths[0].suffix != ".npz":
+        got = " ".join(map(str, paths))
+        raise ValueError(f"compare: a chain needs one .npz file with signals and codes, got {got}")
+    Y = datasets.read_array(paths[0], "Y").astype(np.float32)
+    check_length(paths[0], Y, Ds[0])
+    Xs = read_chain_codes(paths[0], Y, Ds)
+    if Xs is None:
+        raise ValueError(f"{paths[0]}: has no codes; expected entries X_1 to X_{len(Ds)}")
+    return Y, Xs
+
+
 def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures]:
     images = {
         str(path / name if path.is_dir() else path): image

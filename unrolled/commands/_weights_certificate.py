@@ -44,9 +44,9 @@ class WeightsCertificate(NamedTuple):
             ],
             "largest sparsity": [c.largest_sparsity for c in found],
         }
-        of = f"entries of at most {self.bound:g}, noise of at most {self.noise:g}"
+        of = f"for entries of at most {self.bound:g} and noise of l1 norm at most {self.noise:g}"
         table = (line(label, cells) for label, cells in rows.items())
-        return "\n".join([f"weights, {of}", *table])
+        return "\n".join([f"what these weights guarantee, {of}", "", *table])
 
     def to_dict(self) -> dict[str, Any]:
         """The certificates as data, layer by layer."""

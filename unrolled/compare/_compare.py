@@ -123,8 +123,8 @@ def compare(
     blocks = {name: _blocks(name, method, sample, classes) for name, method in found.items()}
     layers = [_comparison({n: b[j] for n, b in blocks.items()}, reference) for j in range(J)]
     result = ChainComparison(tuple(layers)) if chained else layers[0]
-    if notes := result.notes():
-        _checks.warn(f"compare: {' '.join(notes)}", DivergenceWarning)
+    if any(layer.diverged for layer in layers):
+        _checks.warn(f"compare: {' '.join(result.notes())}", DivergenceWarning)
     return result
 
 
@@ -158,6 +158,7 @@ class _Block(NamedTuple):
     curve: Curve
     guarantee: Guarantee | None
     diverged: Divergence | None
+    silent: bool
 
 
 def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Method]:
@@ -236,12 +237,14 @@ def _blocks(name: str, method: _Method, sample: _Sample, classes: list[tuple]) -
     blocks = tuple(params) if chained else (params,)
     held = guarantees(model, blocks, Ds, sample.pairs, classes)
     made = []
-    for j, (p, D, (errors, gap, zero_gap), guarantee) in enumerate(zip(blocks, Ds, found, held)):
-        arrays = {name: np.asarray(value) for name, value in errors.items()}
-        curve = Curve(**arrays, gap=None if gap is None else np.asarray(gap))
+    for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, found, held)):
+        errors = {name: np.asarray(value) for name, value in measured.errors.items()}
+        gap = None if measured.gap is None else np.asarray(measured.gap)
+        curve = Curve(**errors, gap=gap)
         weights = model.weights(j) if isinstance(model, Network) else model.weights
         p = stack(p) if p.steps else p
-        made.append(_Block(p, D, weights, curve, guarantee, _divergence(curve, zero_gap)))
+        diverged = _divergence(curve, measured.zero_gap)
+        made.append(_Block(p, D, weights, curve, guarantee, diverged, bool(measured.silent)))
     return made
 
 
@@ -262,6 +265,7 @@ def _comparison(blocks: dict[str, _Block], reference: str | None) -> Comparison:
         _known({n: coupling(b.weights, b.params, b.D) for n, b in blocks.items()}),
         _known({name: block.guarantee for name, block in blocks.items()}),
         _known({name: block.diverged for name, block in blocks.items()}),
+        tuple(name for name, block in blocks.items() if block.silent),
     )
 
 
@@ -269,12 +273,16 @@ def _known(found: dict) -> dict:
     return {name: value for name, value in found.items() if value is not None}
 
 
-@partial(jax.jit, static_argnames="model")
-def _measure(model: Any, params: Any, D: Any, sample: _Sample) -> list[tuple]:
-    """For every layer the fields of a `Curve`, its gap, and that of the zero code.
+class _Measured(NamedTuple):
+    errors: dict[str, Array]  # the fields of a `Curve`
+    gap: Array | None
+    zero_gap: Array | None  # of the zero code
+    silent: Array
 
-    Compiled once for all params of a model.
-    """
+
+@partial(jax.jit, static_argnames="model")
+def _measure(model: Any, params: Any, D: Any, sample: _Sample) -> list[_Measured]:
+    """The codes of every layer against the true ones; compiled once for all params of a model."""
     paths = jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, sample.Y)
     paths = paths if isinstance(paths, tuple) else (paths,)
     found = []
@@ -285,7 +293,8 @@ def _measure(model: Any, params: Any, D: Any, sample: _Sample) -> list[tuple]:
         if lam is not None:
             measured = partial(_objective_gap, D, Y, lam=lam, optimum=optimum)
             gap, zero_gap = jax.lax.map(measured, path), measured(jnp.zeros_like(X))
-        found.append((jax.lax.map(partial(_errors, X), path), gap, zero_gap))
+        silent = ~(path[-1] != 0).any() & (X != 0).any()
+        found.append(_Measured(jax.lax.map(partial(_errors, X), path), gap, zero_gap, silent))
     return found
 
 

@@ -73,11 +73,12 @@ class Comparison(NamedTuple):
     couplings: dict[str, Coupling]  # for families with weights
     guarantees: dict[str, Guarantee]  # for families with a certificate
     diverged: dict[str, Divergence]  # only methods that end worse than the zero code
+    silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
 
     def table(self) -> str:
         """A Markdown table: errors at the last step, in both definitions, and support scores.
 
-        A note below it names each method that diverges.
+        A note below it names each method that diverges, or whose codes are all zero.
         """
         return _with_notes(*self._errors(), self.notes())
 
@@ -95,8 +96,10 @@ class Comparison(NamedTuple):
         return markdown(*self._guarantees())
 
     def notes(self) -> list[str]:
-        """A sentence for each method that diverges."""
-        return [f"{name} diverges: {found.reason}." for name, found in self.diverged.items()]
+        """A sentence for each method that diverges, and one for those whose codes are all zero."""
+        far = [f"{name} diverges: {found.reason}." for name, found in self.diverged.items()]
+        quiet = "; ".join(self.silent)
+        return [*far, *([f"Silent, all codes are zero: {quiet}."] if quiet else [])]
 
     def to_json(self) -> str:
         """All results as JSON; numbers that are not finite become null."""
@@ -186,7 +189,7 @@ class ChainComparison(NamedTuple):
         return markdown(*self._together("_guarantees"))
 
     def notes(self) -> list[str]:
-        """A sentence for each layer of a method that diverges."""
+        """`Comparison.notes` of every layer, with the number of the layer."""
         return [f"Layer {j}: {note}" for j, found in self._numbered() for note in found.notes()]
 
     def to_json(self) -> str:
