@@ -349,7 +349,7 @@ def test_the_result_of_a_training_is_a_method(problem):
 
 def certified(depth=6):
     """A dictionary and params that theory certifies for s = 2, and the same params "learned"."""
-    D, layer = dictionaries.identity_hadamard(64), layers.alista(depth)
+    D, layer = dictionaries.identity_hadamard(16), layers.alista(depth)
     params = analytic.alista(D, depth=depth, sparsity=2, bound=1.0)
     lower = params._replace(steps=params.steps._replace(theta=params.steps.theta / 2))
     return D, {"analytic": (layer, params), "learned": (layer, lower)}
@@ -358,7 +358,7 @@ def certified(depth=6):
 def test_guarantees_are_those_of_the_theory():
     """For the class of the sample by default, or for the class that is given."""
     D, methods = certified()
-    X = problems.bounded(jax.random.key(0), (40, 128), 2, 1.0)
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
     Y = problems.synthesize(D, X)
     found = compare(methods, D, Y, X)
     noise = np.abs(np.asarray(Y) - np.asarray(X) @ np.asarray(D).T).sum(1).max()
@@ -377,7 +377,7 @@ def test_guarantees_are_those_of_the_theory():
 
 def test_the_table_shows_what_training_did_to_the_guarantee():
     D, methods = certified()
-    X = problems.bounded(jax.random.key(0), (8, 128), 2, 1.0)
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
     methods["LISTA"] = (layers.lista(2), layers.lista(2).init(None, D))
     found = compare(methods, D, problems.synthesize(D, X), X, sparsity=2, bound=1.0, noise=0.0)
     head, _, *rows = found.guarantees_table().split("\n")

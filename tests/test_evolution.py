@@ -402,7 +402,7 @@ def test_a_network_is_watched_layer_by_layer(lista):
     assert held == [json.loads(part.to_json()) for part in alone]
 
 
-def test_the_figure_of_a_network_has_a_column_per_layer(lista, tmp_path):
+def test_the_figure_of_a_network_has_a_column_per_layer(lista):
     params = (lista, CHAIN.layers[1].init(None, CHAIN_Ds[1]))
     watch = watched(CHAIN, params, params, D=CHAIN_Ds)
     with pytest.raises(ValueError, match="no evaluation yet"):
@@ -413,7 +413,6 @@ def test_the_figure_of_a_network_has_a_column_per_layer(lista, tmp_path):
     assert titles[2:4] == ["Mean threshold"] * 2
     lines = [len(axes.get_lines()) for axes in figure.axes[2:4]]
     assert lines == [DEPTH, CHAIN.layers[1].depth]
-    figure.savefig(tmp_path / "figure.png", dpi=30)
 
 
 def test_the_layers_of_ml_lista_are_watched_too():
@@ -427,6 +426,7 @@ def test_the_layers_of_ml_lista_are_watched_too():
         assert len(found.theta) == DEPTH
 
 
+@pytest.mark.slow
 def test_training_of_a_network_fills_its_recorder():
     network, Ds = ur.dsc([ur.lista_cp(1), ur.layers.ista(2)]), CHAIN_Ds
     watch = evolution(network, Ds)
@@ -436,5 +436,5 @@ def test_training_of_a_network_fills_its_recorder():
         return X @ (Ds[0] @ Ds[1]).T, X
 
     options = dict(optimizer=optax.sgd(1e-3), steps=1, key=0, callbacks=[watch])
-    ur.fit(network, network.init(None, Ds), Ds, sample, **options)
+    assert ur.fit(network, network.init(None, Ds), Ds, sample, **options).model is network
     assert [len(layer.evaluations) for layer in watch.layers] == [2, 2]

@@ -145,9 +145,8 @@ def chain(result: Any) -> "Figure":
         >>> methods = {"ista": (network, network.init(None, Ds))}
         >>> result = ur.compare.compare(methods, Ds, jnp.eye(4), [jnp.eye(4)] * 2)
         >>> fig = ur.plots.chain(result)
-        >>> [panel.get_title() for panel in fig.axes[:2]]
-        ['Layer 1\nError of the codes (shade: 10 to 90 % of signals)', \
-'Layer 2\nError of the codes (shade: 10 to 90 % of signals)']
+        >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
+        ['Layer 1', 'Layer 2']
     """
     fig, panels = figure(6, len(result.layers), height=3.2)
     for j, found in enumerate(result.layers):
@@ -235,8 +234,9 @@ def chain_evolution(watch: Any) -> "Figure":
         >>> watch = ur.compare.evolution(network, Ds)
         >>> for step in (0, 10):
         ...     watch(SimpleNamespace(step=step, loss=1.0, validation=1.0), network.init(None, Ds))
-        >>> [panel.get_title() for panel in ur.plots.chain_evolution(watch).axes[:2]]
-        ['Layer 1\\nValidation loss', 'Layer 2\\nValidation loss']
+        >>> fig = ur.plots.chain_evolution(watch)
+        >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
+        ['Layer 1', 'Layer 2']
     """
     names = [_seen(layer) for layer in watch.layers]
     fig, panels = figure(max(map(len, names)), len(names), width=4.4, height=3.2)

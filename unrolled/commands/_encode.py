@@ -196,7 +196,8 @@ def restore_model(weights: Path, dictionaries: list[Path]) -> training.Restored:
             if len(given) > 1:
                 raise ValueError(f"{weights}: its layer has one dictionary, got {len(given)}")
             given = given[0]
-        found = training.restore(weights, D=given)._replace(D=given)
+        found = training.restore(weights, D=given)
+        return found._replace(D=given)
     if found.D is None:
         raise ValueError(f"{weights}: has no dictionary; try --dictionary")
     return found

@@ -168,7 +168,7 @@ class ChainComparison(NamedTuple):
         >>> methods = {"ISTA": (network, network.init(None, Ds))}
         >>> found = ur.compare.compare(methods, Ds, ur.problems.synthesize(Ds[0], X), (X, X))
         >>> [row[:14] for row in found.table().splitlines()]
-        ['| layer | meth', '|---|---|---|--', '| 1 | ISTA | 8', '| 2 | ISTA | 4']
+        ['| layer | meth', '|---|---|---|-', '| 1 | ISTA | 8', '| 2 | ISTA | 4']
     """
 
     layers: tuple[Comparison, ...]
