@@ -444,5 +444,8 @@ def test_codes_no_worse_than_zero_are_not_marked(problem):
     D, Y, X = problem
     silent = LISTA_CP.init(None, D)
     silent = silent._replace(steps=silent.steps._replace(theta=1e3 * silent.steps.theta))
-    assert not compare({"silent": (LISTA_CP, silent)}, D, Y, X).diverged
-    assert not compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X).diverged
+    found = compare({"quiet": (LISTA_CP, silent)}, D, Y, X)
+    assert not found.diverged and found.silent == ("quiet",)
+    assert found.table().endswith("\n\nSilent, all codes are zero: quiet.")
+    exact = compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X)
+    assert not exact.diverged and not exact.silent
