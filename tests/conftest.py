@@ -136,6 +136,7 @@ DEFAULT_CASES = {
     },
     "test_train_cli.py": {
         "test_every_family_starts_as_it_says_and_refuses_foreign_options": 4,
+        "test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before": 0,
         "test_killed_and_resumed_it_ends_with_the_same_bits": 0,
     },
     "test_training.py": {

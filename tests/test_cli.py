@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
         )
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+    np.save(folder / "I.npy", np.eye(24))
     np.savez(folder / "YX.npz", Y=Y, X=X)
+    np.savez(folder / "chain.npz", Y=Y, X_1=X, X_2=X)
     np.savez(folder / "YX_wrong.npz", Y=Y, X=X[:, 1:])
     (folder / "text.npy").write_text("not an array\n")
     (folder / "text.png").write_text("not a picture\n")
@@ -293,6 +295,10 @@ REFUSED = {
     "compare --dictionary D.npy --lam 0": "lam must be positive, got 0",
     "compare --dictionary D.npy --sparsity 25": "sparsity must be in 1..24, got 25",
     "compare --dictionary gone.npy": "gone.npy: no such file",
+    "compare --dictionary D.npy paley.npy": r"D_1 has shape \(12, 24\) but D_2 has shape \(7, 14\)",
+    "compare --dictionary H.npy T.npy --signals Y.npy": "a chain needs one .npz file with signals",
+    "compare --dictionary D.npy --signals YX.npz --dictionary D.npy I.npy": "YX.npz: has no codes; "
+    "expected entries X_1 to X_2",
     "compare --signals Y.npy": "signals in an array need --dictionary",
     "compare --dictionary D.npy --seed x": "--seed must be an integer, got 'x'",
     "compare --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(12, 60\)"
@@ -377,6 +383,25 @@ def test_compare_on_an_own_dictionary(run, tmp_path):
     # In the certified regime no error exceeds its bound by more than the rounding of its sum.
     for curve in data["certified"]["curves"].values():
         assert (np.asarray(curve["measured"]) <= np.asarray(curve["bound"]) * (1 + 1e-12)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [("--sparsity", 2), ("--signals", "chain.npz")])
+def test_compare_on_a_chain(run, tmp_path, signals):
+    chain = ("compare", "--dictionary", "D.npy", "I.npy", *signals)
+    options = ("--method", "ista,lista_cp,lista", "--output", tmp_path)
+    status, out, err = run(*chain, *QUICK, *options)
+    assert status == 0, err
+    slug = "signals" if "--signals" in signals else "planted-chain"
+    data = check_report(tmp_path, [slug])
+    names = ["ISTA", *(f"LISTA, {kind}" for kind in ("calibrated", "learned"))]
+    names += [f"LISTA-CP, {kind}" for kind in ("analytic", "calibrated", "learned")]
+    for layer in data[slug]["comparison"]["layers"]:
+        assert list(layer["curves"]) == names
+    assert curve_rows(tmp_path, slug) == dict.fromkeys(names, 6)  # three steps of two layers
+    assert "| 2 | LISTA-CP, learned | 3 |" in out
+    # The start that theory sets for too many nonzeros gives the zero code.
+    assert re.search("^Layer 1: Silent, all codes are zero: LISTA-CP, analytic", out, re.M)
 
 
 def test_compare_on_own_signals(run, tmp_path):

@@ -5,12 +5,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
 import unrolled as ur
-from unrolled import analytic, dictionaries, layers, problems
-from unrolled.compare import QUANTILES, compare
+from unrolled import analytic, dictionaries, layers, problems, theory
+from unrolled.compare import QUANTILES, Comparison, DivergenceWarning, compare
 
 M, N, DEPTH, LAM = 12, 24, 4, 0.05
 # Sums of some hundred terms, compiled differently, through four steps.
@@ -248,7 +249,7 @@ def test_json_holds_everything_without_nan(result):
         raise AssertionError(f"{constant} in JSON")
 
     held = json.loads(result.to_json(), parse_constant=refuse)
-    assert set(held) == {"curves", "thresholds", "references", "changes", "couplings"}
+    assert set(held) == set(Comparison._fields)
     assert list(held["curves"]) == list(result.curves)
     assert held["curves"]["ALISTA"]["nmse"] == result.curves["ALISTA"].nmse.tolist()
     assert held["changes"]["LISTA, learned"][1]["leaf"] == "S"
@@ -256,9 +257,11 @@ def test_json_holds_everything_without_nan(result):
 
 
 def test_json_turns_what_is_not_finite_into_null(problem):
-    """Zero codes have no NMSE in decibels."""
+    """Zero codes have no NMSE in decibels; codes that are not zero are worse than the zero code."""
     D, Y, X = problem
-    found = compare({"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}, D, Y, 0 * X)
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    with pytest.warns(DivergenceWarning, match="ISTA diverges: its error is not finite from step"):
+        found = compare(methods, D, Y, 0 * X)
     assert not np.isfinite(found.curves["ISTA"].nmse).any()
     assert json.loads(found.to_json())["curves"]["ISTA"]["nmse"] == [None] * DEPTH
 
@@ -301,3 +304,148 @@ def test_what_does_not_fit_is_refused(methods, problem):
             compare(one, D, *bad)
     with pytest.raises(ValueError, match="steps but the layer has depth 5"):
         compare({"ISTA": (layers.ista(5), methods["ISTA"][1])}, D, Y, X)
+
+
+def test_what_is_no_method_is_refused(methods, problem):
+    layer, params = methods["ISTA"]
+    for bad, told in ((layer, "a ista"), ((params, layer), "a pair that begins with a Unrolled")):
+        with pytest.raises(TypeError, match=f"'x' is {told}; expected .layer, params."):
+            compare({"x": bad}, *problem)
+    network = ur.dsc([layer])
+    mixed = {"one": (layer, params), "chain": (network, (params,))}
+    with pytest.raises(TypeError, match="'one' is a layer and 'chain' a network.*compare them"):
+        compare(mixed, *problem)
+    D, Y, X = problem
+    with pytest.raises(ValueError, match="compare: Y or X has NaN"):
+        compare({"ISTA": methods["ISTA"]}, D, Y.at[0, 0].set(np.nan), X)
+
+
+# The results of a training
+
+
+def trained(problem, layer, D, **options):
+    _, Y, X = problem
+    return ur.fit(
+        *(layer, layer.init(None, D), D, lambda key: (Y, X)),
+        **dict(optimizer=optax.sgd(1e-3), steps=2, key=0, validation=(Y, X)),
+        **options,
+    )
+
+
+def test_the_result_of_a_training_is_a_method(problem):
+    """Its best params run with the dictionary that was learned with them."""
+    D, Y, X = problem
+    fit = trained(problem, ALISTA, D, learn_dictionary=True)
+    assert fit.model is ALISTA and not np.array_equal(fit.D, D)
+    found, expected = compare({"a": fit}, D, Y, X), compare({"a": (ALISTA, fit.best)}, fit.D, Y, X)
+    np.testing.assert_array_equal(found.curves["a"].nmse, expected.curves["a"].nmse)
+    np.testing.assert_array_equal(found.couplings["a"], expected.couplings["a"])
+    with pytest.raises(ValueError, match=r"'a' was trained with D of \[\(12, 24\)\]; expected"):
+        compare({"a": fit}, jnp.eye(12), Y, Y)
+
+
+# Guarantees
+
+
+def certified(depth=6):
+    """A dictionary and params that theory certifies for s = 2, and the same params "learned"."""
+    D, layer = dictionaries.identity_hadamard(16), layers.alista(depth)
+    params = analytic.alista(D, depth=depth, sparsity=2, bound=1.0)
+    lower = params._replace(steps=params.steps._replace(theta=params.steps.theta / 2))
+    return D, {"analytic": (layer, params), "learned": (layer, lower)}
+
+
+def test_guarantees_are_those_of_the_theory():
+    """For the class of the sample by default, or for the class that is given."""
+    D, methods = certified()
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
+    Y = problems.synthesize(D, X)
+    found = compare(methods, D, Y, X)
+    noise = np.abs(np.asarray(Y) - np.asarray(X) @ np.asarray(D).T).sum(1).max()
+    for name, (layer, params) in methods.items():
+        held = found.guarantees[name]
+        assert held[:2] == (2, float(jnp.abs(X).max()))
+        assert held.noise == pytest.approx(noise, abs=1e-14)
+        options = dict(zip(("sparsity", "bound", "noise"), held))
+        expected = theory.certify(layer, params, D, **options)
+        np.testing.assert_array_equal(held.certificate.error, expected.error)
+        # The sample is of the class: the theorem bounds every error of it.
+        assert (found.curves[name].largest_l1 <= expected.error[1:]).all()
+    given = compare(methods, D, Y, X, sparsity=3, bound=0.5, noise=0.1).guarantees["learned"]
+    assert given[:3] == (3, 0.5, 0.1)
+
+
+def test_the_table_shows_what_training_did_to_the_guarantee():
+    D, methods = certified()
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
+    methods["LISTA"] = (layers.lista(2), layers.lista(2).init(None, D))
+    found = compare(methods, D, problems.synthesize(D, X), X, sparsity=2, bound=1.0, noise=0.0)
+    head, _, *rows = found.guarantees_table().split("\n")
+    assert "guaranteed l1 error | steps without false positives | largest s" in head
+    analytic_row, learned, without = ([c.strip() for c in row.split("|")[1:-1]] for row in rows)
+    certificate = found.guarantees["analytic"].certificate
+    assert analytic_row[:5] == ["analytic", "2", "1", "0", "2"]
+    assert analytic_row[5:7] == [f"{certificate.error[-1]:.2e}", "6 of 6"]
+    assert learned[5:7] == ["none", "0 of 6"] and int(learned[7]) < int(analytic_row[7])
+    assert without == ["LISTA", *[""] * 7]
+
+
+def test_params_that_are_not_finite_have_no_guarantee(problem):
+    D, Y, X = problem
+    params = LISTA_CP.init(None, D)
+    broken = params._replace(
+        steps=params.steps._replace(theta=params.steps.theta.at[1].set(jnp.inf))
+    )
+    assert compare({"broken": (LISTA_CP, broken)}, D, Y, X).guarantees == {}
+
+
+# Divergence
+
+
+def test_a_method_that_ends_worse_than_the_zero_code_is_marked(problem):
+    """In a field, in the table and by one warning; a large step size diverges."""
+    D, Y, X = problem
+    params = LISTA_CP.init(None, D)
+    far = params._replace(shared=params.shared._replace(W=4 * params.shared.W))
+    methods = {"good": (LISTA_CP, params), "bad": (LISTA_CP, far)}
+    with pytest.warns(DivergenceWarning, match="^compare: bad diverges: its error ends") as caught:
+        found = compare(methods, D, Y, X)
+    assert len(caught) == 1 and set(found.diverged) == {"bad"}
+    nmse = found.curves["bad"].nmse
+    step = found.diverged["bad"].step
+    assert (nmse[step - 1 :] > 0).all() and (step == 1 or nmse[step - 2] <= 0)
+    (row,) = [line for line in found.table().split("\n") if line.startswith("| bad")]
+    assert f"| {nmse[-1]:.1f} (diverges) |" in row
+    note = f"bad diverges: its error ends {nmse[-1]:.1f} dB above that of the zero code"
+    assert found.table().split("\n\n")[1].startswith(note)
+    assert json.loads(found.to_json())["diverged"]["bad"]["step"] == step
+
+
+def test_codes_that_are_not_finite_diverge(problem):
+    D, Y, X = problem
+    params = LISTA_CP.init(None, D)
+    broken = params._replace(shared=params.shared._replace(W=params.shared.W * 1e200))
+    with pytest.warns(DivergenceWarning, match="x diverges: its error is not finite from step"):
+        found = compare({"x": (LISTA_CP, broken)}, D, Y, X)
+    assert found.diverged["x"].step <= DEPTH
+
+
+def test_an_objective_above_that_of_the_zero_code_diverges(problem):
+    """The codes are near the true ones, but lam is so large that the zero code is optimal."""
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    with pytest.warns(DivergenceWarning, match=r"\(F - F\*\) / F\* ends at .*, above the"):
+        found = compare(methods, D, Y, X, lam=100.0)
+    assert found.curves["ISTA"].nmse[-1] < 0 and set(found.diverged) == {"ISTA"}
+
+
+def test_codes_no_worse_than_zero_are_not_marked(problem):
+    """The zero code itself, and codes without any error."""
+    D, Y, X = problem
+    silent = LISTA_CP.init(None, D)
+    silent = silent._replace(steps=silent.steps._replace(theta=1e3 * silent.steps.theta))
+    found = compare({"quiet": (LISTA_CP, silent)}, D, Y, X)
+    assert not found.diverged and found.silent == ("quiet",)
+    assert found.table().endswith("\n\nSilent, all codes are zero: quiet.")
+    exact = compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X)
+    assert not exact.diverged and not exact.silent

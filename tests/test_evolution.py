@@ -11,7 +11,6 @@ import pytest
 
 import unrolled as ur
 from unrolled.compare import evolution
-from unrolled.compare._coupling import coupling
 from unrolled.training import Record
 
 M, N, DEPTH = 8, 12, 3
@@ -40,11 +39,12 @@ def shaken(params, scale=0.1):
     )
 
 
-def by_hand(W, S=None):
+def by_hand(W, S=None, D=D):
     """The fields of a `Coupling` at one step, from dense matrices."""
     G = np.asarray(W).T @ np.asarray(ur.dictionaries.dense(D))
-    diagonal, off = np.diag(G), G[~np.eye(N, dtype=bool)]
-    mismatch = 0 if S is None else np.linalg.norm(S - (np.eye(N) - G)) / np.linalg.norm(S)
+    eye = np.eye(len(G))
+    diagonal, off = np.diag(G), G[eye == 0]
+    mismatch = 0 if S is None else np.linalg.norm(S - (eye - G)) / np.linalg.norm(S)
     return (
         diagonal.min(),
         diagonal.mean(),
@@ -60,6 +60,8 @@ def assert_rows(found, expected):
 
 
 LISTA = ur.lista(DEPTH, tied=False)
+CHAIN = ur.dsc([LISTA, ur.lista_cp(2)])
+CHAIN_Ds = D, ur.dictionaries.gaussian(jax.random.key(2), N, N + 2)
 
 
 @pytest.fixture(scope="module")
@@ -294,16 +296,35 @@ PREDICTION = types.SimpleNamespace(theta=np.ones(DEPTH + 1))
 
 # Name: a call of untied LISTA's params, error, the essential words of the message.
 FAULTS = {
-    "no layer": (lambda lista: evolution(D, D), TypeError, "expected a Layer first, got ArrayImpl"),
-    "a network": (
-        lambda lista: evolution(ur.dsc([LISTA]), D),
+    "no layer": (
+        lambda lista: evolution(D, D),
         TypeError,
-        "expected a Layer first, got dsc",
+        "expected a Layer or a Network first, got ArrayImpl",
+    ),
+    "a network of one dictionary": (
+        lambda lista: evolution(ur.dsc([LISTA]), D),
+        ValueError,
+        "Ds is one dictionary",
+    ),
+    "too few dictionaries": (
+        lambda lista: evolution(CHAIN, (D,)),
+        ValueError,
+        "expected 2 dictionaries, one per layer of the network, got 1",
+    ),
+    "one prediction for a network": (
+        lambda lista: evolution(CHAIN, CHAIN_Ds, prediction=PREDICTION),
+        ValueError,
+        "expected 2 predictions, one per layer of the network, got one",
+    ),
+    "params of a layer for a network": (
+        lambda lista: evolution(CHAIN, CHAIN_Ds)(record(0), lista),
+        TypeError,
+        "lista: params must be Unrolled",
     ),
     "dictionaries of a chain": (
         lambda lista: evolution(LISTA, (D, D)),
         TypeError,
-        "one dictionary, got a tuple; make a recorder for each block",
+        "one dictionary for a layer, got several",
     ),
     "a vector for D": (lambda lista: evolution(LISTA, D[0]), ValueError, "expected"),
     "a number for a prediction": (
@@ -314,7 +335,7 @@ FAULTS = {
     "params of a network": (
         lambda lista: watched(LISTA, (lista, lista)),
         TypeError,
-        "for a network watch one block",
+        r"for a network try evolution\(network, Ds\)",
     ),
     "params of another dictionary": (
         lambda lista: watched(LISTA, lista, D=D[:, 1:]),
@@ -354,7 +375,66 @@ def test_faults_are_refused(lista, fault):
         call(lista)
 
 
-def test_a_block_of_a_network_is_watched_through_its_params(lista):
-    watch = evolution(LISTA, D)
-    (lambda record, params: watch(record, params[1]))(record(0), (None, lista))
-    assert_rows(watch.evaluations[0].coupling, np.stack(coupling(LISTA, lista, D), 1))
+# Networks
+
+
+def test_a_network_is_watched_layer_by_layer(lista):
+    """Every layer has the evaluations of a recorder of its own, tables and JSON included."""
+    trees = [(lista, CHAIN.layers[1].init(None, CHAIN_Ds[1]))]
+    trees.append(tuple(map(shaken, trees[0])))
+    schedules = [
+        ur.theory.schedule(0.01, 1.0, sparsity=1, bound=1.0, depth=layer.depth)
+        for layer in CHAIN.layers
+    ]
+    watch = watched(CHAIN, *trees, D=CHAIN_Ds, prediction=schedules)
+    alone = [
+        watched(layer, *params, D=D, prediction=schedule)
+        for layer, params, D, schedule in zip(CHAIN.layers, zip(*trees), CHAIN_Ds, schedules)
+    ]
+    for part, expected in zip(watch.layers, alone, strict=True):
+        for ours, theirs in zip(part.evaluations, expected.evaluations, strict=True):
+            np.testing.assert_array_equal(ours.theta, theirs.theta)
+            assert_rows(ours.coupling, np.stack(theirs.coupling, 1))
+    for table in ("table", "steps_table"):
+        parts = [f"Layer {j}\n\n{getattr(w, table)()}" for j, w in enumerate(alone, start=1)]
+        assert getattr(watch, table)() == "\n\n".join(parts)
+    held = json.loads(watch.to_json())["layers"]
+    assert held == [json.loads(part.to_json()) for part in alone]
+
+
+def test_the_figure_of_a_network_has_a_column_per_layer(lista):
+    params = (lista, CHAIN.layers[1].init(None, CHAIN_Ds[1]))
+    watch = watched(CHAIN, params, params, D=CHAIN_Ds)
+    with pytest.raises(ValueError, match="no evaluation yet"):
+        evolution(CHAIN, CHAIN_Ds).plot()
+    figure = watch.plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:2] == ["Layer 1\nValidation loss", "Layer 2\nValidation loss"]
+    assert titles[2:4] == ["Mean threshold"] * 2
+    lines = [len(axes.get_lines()) for axes in figure.axes[2:4]]
+    assert lines == [DEPTH, CHAIN.layers[1].depth]
+
+
+def test_the_layers_of_ml_lista_are_watched_too():
+    """At its start B = D / L and gamma = 1 / L: W'D = D'D / L, and S is I - W'D."""
+    network = ur.networks.ml_lista(DEPTH)
+    watch = watched(network, network.init(None, CHAIN_Ds), D=CHAIN_Ds)
+    for part, D in zip(watch.layers, CHAIN_Ds):
+        found = part.evaluations[0]
+        expected = by_hand(D / float(ur.dictionaries.spectral_norm(D)) ** 2, D=D)
+        assert_rows(found.coupling, [expected] * len(found.coupling.mu_W))
+        assert len(found.theta) == DEPTH
+
+
+@pytest.mark.slow
+def test_training_of_a_network_fills_its_recorder():
+    network, Ds = ur.dsc([ur.lista_cp(1), ur.layers.ista(2)]), CHAIN_Ds
+    watch = evolution(network, Ds)
+
+    def sample(key):
+        X = jax.random.normal(key, (4, Ds[1].shape[1]), D.dtype)
+        return X @ (Ds[0] @ Ds[1]).T, X
+
+    options = dict(optimizer=optax.sgd(1e-3), steps=1, key=0, callbacks=[watch])
+    assert ur.fit(network, network.init(None, Ds), Ds, sample, **options).model is network
+    assert [len(layer.evaluations) for layer in watch.layers] == [2, 2]

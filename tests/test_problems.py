@@ -164,6 +164,20 @@ def test_standard_benchmark_options(key):
     assert 20 * np.log10(np.sqrt((levels**2).mean())) == pytest.approx(-20, abs=0.5)
 
 
+def test_sampler_of_a_chain_draws_the_last_code(key):
+    """x_{j-1} = D_j x_j, and y = D_1 x_1; the last code is that of a sampler of D_J alone."""
+    Ds = dictionaries.gaussian(key, 4, 6), jnp.eye(6), dictionaries.gaussian(key, 6, 9)
+    Y, Xs = problems.sampler(Ds, 8, probability=0.3)(key)
+    assert [X.shape for X in Xs] == [(8, 6), (8, 6), (8, 9)]
+    for D, before, X in zip(Ds, (Y, *Xs), Xs):
+        np.testing.assert_array_equal(before, problems.synthesize(D, X))
+    np.testing.assert_array_equal(Xs[2], problems.sampler(Ds[2], 8, probability=0.3)(key)[1])
+    noisy, _ = problems.sampler(Ds, 8, probability=0.3, snr=20.0)(key)
+    assert 0 < float(jnp.linalg.norm(noisy - Y)) < 0.5 * float(jnp.linalg.norm(Y))
+    with pytest.raises(ValueError, match="D_1 has shape .4, 6. but D_2 has shape .9, 2."):
+        problems.sampler((Ds[0], jnp.ones((9, 2))), 8)
+
+
 def test_sampler_of_a_structured_dictionary(key):
     D = dictionaries.Conv(np.ones((2, 1, 3)), 8)
     Y, X = problems.sampler(D, 4, probability=0.5)(key)

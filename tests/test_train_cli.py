@@ -30,6 +30,36 @@ from unrolled.layers import FAMILIES
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
 
+# A chain of three layers, of which one starts from theory and one calibrated.
+CHAIN = """
+output = "chain-run"
+
+[problem]
+dictionary = ["D_1.npy", "D_2.npy", "D_3.npy"]
+signals = "chain_signals.npz"
+
+[[model]]
+family = "lista_cp"
+depth = 3
+tied = false
+
+[[model]]
+family = "ista"
+depth = 2
+start = "analytic"
+
+[[model]]
+family = "alista"
+depth = 2
+support = [0.1, 0.3]
+
+[training]
+steps = 4
+batch = 8
+evaluate_every = 2
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Input files: a dictionary of 8 x 12, its signals and codes, and broken ones."""
@@ -53,6 +83,14 @@ def folder(tmp_path_factory):
     for name, array in {**arrays, "none": Y[:0]}.items():
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "YX.npz", Y=Y, X=X)
+    chain = {"D_1": D, "D_2": np.eye(12), "D_3": np.eye(12)[:, [*range(12), 0, 1]]}
+    codes = {"X_1": X, "X_2": X, "X_3": np.pad(X, ((0, 0), (0, 2)))}
+    for name, array in chain.items():
+        np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "chain_signals.npz", Y=Y, **codes)
+    np.savez(folder / "chain_part.npz", Y=Y, X_1=X, X_3=codes["X_3"])
+    np.savez(folder / "chain_wrong.npz", Y=Y, X_1=X, X_2=X, X_3=X)
+    (folder / "chain.toml").write_text(CHAIN)
     np.savez(folder / "YX_wrong.npz", Y=Y, X=X[:, 1:])
     (folder / "torn.npy").write_bytes((folder / "Y.npy").read_bytes()[:700])
     (folder / "text.npy").write_text("not an array\n")
@@ -112,7 +150,8 @@ OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
 
 
 def value_of(config, name):
-    return get(config, all_options()[name])
+    option = all_options()[name]
+    return get(config if option.section is None else getattr(config, option.section), option)
 
 
 def test_every_option_has_one_section_and_survives_toml(tmp_path):
@@ -142,6 +181,26 @@ def test_flags_are_text_and_override_the_file(tmp_path):
     assert value_of(load(None, {"support": "0.1, 0.5"}), "support") == (0.1, 0.5)
 
 
+def test_a_list_of_layers_is_a_chain(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(CHAIN)
+    config = load(path, {"steps": "7"})
+    assert config.chained and [model.depth for model in config.layers] == [3, 2, 2]
+    assert config.problem.dictionary[2] == str(tmp_path / "D_3.npy")
+    cp, al = ur.lista_cp(3, tied=False), ur.alista(2, support=(0.1, 0.3))
+    assert _config.make_model(config) is ur.dsc([cp, ur.layers.ista(2), al])
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load(path, {}) == config
+    path.write_text(CHAIN.replace("depth = 3", "depth = 5"))
+    other = load(path, {})
+    assert _config.differences(config, other) == [
+        "model.1.depth (3, now 5)",
+        "training.steps (7, now 4)",
+    ]
+    with pytest.raises(ConfigError, match="--depth: the file has a chain; set it there"):
+        load(path, {"depth": "5"})
+
+
 def test_an_activation_may_be_a_description(tmp_path):
     """As `unrolled.activations.describe` gives it: a list in TOML, JSON as a flag."""
     path, form = tmp_path / "config.toml", '["scale", ["compose", ["elu", 0.5], 2], 5]'
@@ -151,7 +210,7 @@ def test_an_activation_may_be_a_description(tmp_path):
         path.write_text(to_toml(config))
         assert load(path, {}) == config
         rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.5), 2), 5.0)
-        assert _config.make_layer(config) is ur.layers.alista(16, activation=rho)
+        assert _config.make_model(config) is ur.layers.alista(16, activation=rho)
     assert value_of(load(None, {"activation": '["elu", 1]'}), "activation") == "elu"
     with pytest.raises(ConfigError, match="--activation must be a name or a list such as"):
         load(None, {"activation": "[elu"})
@@ -219,6 +278,19 @@ WRONG = {
     "method curriculum",
     "model.family = 'hyperlista'\ntraining.method = 'curriculum'": "family hyperlista does not go "
     "with method curriculum",
+    "model = [{depth = 2}, {depth = 3}]": r"\[\[model\]\] has 2 layers; expected as many files, "
+    r"problem.dictionary = .* got one",
+    "model = [{depth = 2}]\nproblem.dictionary = ['D.npy', 'E.npy']": "has 1 layers; .* got 2",
+    "problem.dictionary = ['D.npy', 'E.npy']": r"dictionary has 2 files; expected one for .model., "
+    r"or a \[\[model\]\] for each",
+    "problem.dictionary = ['D.npy', 3]": "problem.dictionary must be a string, got 3",
+    "model = [3]": r"model must be a list of tables, \[\[model\]\], got 3",
+    "model = []": "model must be a table, got",
+    "model = [{depth = 2, steps = 3}]": "unknown key 'model.steps'; did you mean training.steps",
+    "model = [{family = 'ista', tied = true}]\nproblem.dictionary = ['D.npy']": "tied does not go "
+    "with family ista",
+    "training.method = 'curriculum'\nmodel = [{depth = 2}]\nproblem.dictionary = ['D.npy']": "a "
+    "chain does not go with method curriculum",
     "model = {family = 'lamp', start = 'analytic'}": "lamp cannot start analytic; .* for ista,",
     "model = {family = 'lamp', start = 'calibrated'}": "lamp cannot start calibrated; .* for ista,",
 }
@@ -308,7 +380,7 @@ def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
     cls = FAMILIES[family]
     needed = {"sparsity": 2} if family == "liht" else {}
     tiny = dict(family=family, depth=2, m=4, d=6, test_signals=2, batch=2, **needed)
-    layer, D = _config.make_layer(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
+    layer, D = _config.make_model(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
     steps = jax.eval_shape(layer.init, jax.random.key(0), D).steps
     theory = cls.from_theory is not None or cls.starts_from_theory
     possible = {"init": True, "analytic": theory, "calibrated": hasattr(steps, "theta")}
@@ -318,8 +390,8 @@ def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
                 load(None, tiny | {"start": start})
             continue
         ready = _setup.setup(load(None, tiny | {"start": start}), lambda message: None)
-        assert type(ready.layer) is cls and ready.layer.depth == 2
-        ready.layer.check(ready.params, ready.D)
+        assert type(ready.model) is cls and ready.model.depth == 2
+        ready.model.check(ready.params, ready.D)
     foreign = {"units": 3, "gain": 1.0}
     wrong = [name for name in foreign if name not in layer.options]
     with pytest.raises(ConfigError, match=f"{', '.join(wrong)} does not go with family {family}"):
@@ -556,7 +628,7 @@ def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
     for more in (dict(family="lista_cpss", tied=False), dict(family="lista_cp")):
         ready = _setup.setup(load(None, flags | more), told.append)
         assert jax.tree.structure(ready.params) == jax.tree.structure(
-            ready.layer.init(jax.random.key(0), ready.D)
+            ready.model.init(jax.random.key(0), ready.D)
         )
         W = ready.params.steps.W[0] if ready.params.shared is None else ready.params.shared.W
         np.testing.assert_allclose(np.sum(W * np.asarray(ready.D), 0), 1, atol=1e-5)
@@ -707,11 +779,11 @@ def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
     )
     own("doctor", "--import", "my_module")
     config = load(None, {"family": "my_family", "theta": "3", "gain": "-1.5"})
-    made = _config.make_layer(config)
+    made = _config.make_model(config)
     assert (made.theta, type(made.theta), made.gain) == (3, int, -1.5)
-    assert _config.make_layer(load(None, {"theta": "0.3"})) is ur.layers.alista(16, theta=0.3)
+    assert _config.make_model(load(None, {"theta": "0.3"})) is ur.layers.alista(16, theta=0.3)
     with pytest.raises(ValueError, match="alista: theta must be at least 0"):
-        _config.make_layer(load(None, {"theta": "-1"}))
+        _config.make_model(load(None, {"theta": "-1"}))
     text = MODULE.replace("scale: float", "seed: int = option(default=2)\n    scale: float")
     (tmp_path / "my_module.py").write_text(text)
     status, _, err = own("doctor", "--import", "my_module")
@@ -759,10 +831,19 @@ REFUSED = {
     "encode D.npy Y.npy": "D.npy must end in .npz",
     "encode YX.npz Y.npy": "YX.npz",
     "encode torn.npz Y.npy": "torn.npz",
-    "encode plain.npz Y.npy": "plain.npz: not the weights of one layer: it names no layer",
+    "encode plain.npz Y.npy": "plain.npz: it names no layer",
     "encode deeper.npz Y.npy": "deeper.npz: its weights do not fit its layer: .*params have .2. "
     "steps but the layer has depth 4",
     "encode bare.npz Y.npy": "bare.npz: has no dictionary; try --dictionary",
+    "train chain.toml --signals chain_part.npz": "chain_part.npz: has no X_2; expected X_1, X_2",
+    "train chain.toml --signals chain_wrong.npz": r"X_3 has shape \(40, 12\); expected \(40, 14\)",
+    "train chain.toml --signals Y.npy": r"Y.npy: has no codes \(entries X_1 to X_3 of a .npz",
+    "train chain.toml --dictionary D.npy": "has 3 layers; expected as many files, .* got one",
+    "certify weights.npz --normalize": "weights.npz: holds weights, which --normalize does not go",
+    "certify weights.npz D.npy": "weights.npz: holds weights, which D.npy does not go with",
+    "certify weights.npz --sparsity 1,2": "weights.npz: 2 sparsities for 1 layers",
+    "certify plain.npz": "plain.npz: it names no layer",
+    "certify full": "weights.npz: no such file",
     "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
     "were saved with another D",
     "encode weights.npz gone.npy": "gone.npy: no such file",
@@ -779,7 +860,9 @@ REFUSED = {
     "encode weights.npz Y.npy --output weights.npz": "weights.npz: is read by this command",
     "encode negative.npz Y.npy": "negative.npz: its weights do not fit its layer: .*theta "
     "must be non-negative",
-    "encode chain.npz Y.npy": "chain.npz: not the weights of one layer: it has 2 dictionaries",
+    "encode chain.npz Y.npy": "chain.npz: it names no layer",
+    "encode bare.npz Y.npy --dictionary D.npy --dictionary D.npy": "bare.npz: its layer has one "
+    "dictionary, got 2",
     "encode infinite.npz Y.npy": "encode: 40 codes are not finite, "
     "the first of signal 0; nothing was written",
     "encode weights.npz huge.npy": "encode: 1 relative residuals are not finite, "
@@ -791,13 +874,79 @@ REFUSED = {
 @pytest.mark.parametrize("command", REFUSED)
 def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
     arguments = command.split(" ")
-    if "--output" not in arguments:
+    if "--output" not in arguments and arguments[0] != "certify":
         arguments += ["--output", tmp_path / ("run" if arguments[0] == "train" else "codes.npy")]
     status, out, err = run(*arguments)
     assert status == 2 and not out
     assert re.fullmatch(rf"unrolled: .*{REFUSED[command]}.*\n", err), err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert not Path("new").exists()
+
+
+# Chains
+
+
+def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
+    output = tmp_path / "chain"
+    status, out, err = run("train", "chain.toml", "--output", output)
+    assert status == 0, err
+    assert out.startswith("lista_cp, 3 steps, 8 x 12; ista, 2 steps, 12 x 12; alista, 2 steps, 12 ")
+    assert [f"layer {j}" in out for j in (1, 2, 3, 4)] == [True, True, True, False]
+    summary = strict_json((output / "summary.json").read_text())
+    assert summary["shape"] == [[8, 12], [12, 12], [12, 14]]
+    saved = ur.training.restore(output / "weights.npz")
+    assert saved.layer is _config.make_model(load(folder / "chain.toml", {}))
+    Y = np.load(folder / "chain_signals.npz")["Y"].astype(np.float32)
+    codes = jax.vmap(saved.layer.apply, (None, None, 0))(saved.params, saved.D, Y[-8:])
+    for j, (judged, x) in enumerate(zip(summary["judged"]["learned"], codes)):
+        X = np.load(folder / "chain_signals.npz")[f"X_{j + 1}"][-8:].astype(np.float32)
+        assert judged["nmse"] == pytest.approx(float(ur.metrics.nmse(x, X)), rel=1e-4)
+        back = np.linalg.multi_dot([*map(np.asarray, saved.D[: j + 1]), np.asarray(x).T]).T
+        relative = np.linalg.norm(Y[-8:] - back) / np.linalg.norm(Y[-8:])
+        assert judged["relative_residual"] == pytest.approx(relative, rel=1e-4)
+    status, out, err = run("train", "--output", output, "--resume", "--steps", 6, "--json")
+    assert status == 0 and strict_json(out)["steps"] == 6, err
+
+    weights, signals = output / "weights.npz", "Y.npy"
+    saved = ur.training.restore(weights)
+    codes = jax.vmap(saved.layer.apply, (None, None, 0))(saved.params, saved.D, Y)
+    status, out, err = run("encode", weights, signals, "--output", tmp_path / "all.npz")
+    assert status == 0 and "  layer 3, 14 atoms: " in out, err
+    with np.load(tmp_path / "all.npz") as held:
+        assert sorted(held) == ["X_1", "X_2", "X_3"]
+        for name, x in zip(sorted(held), codes):
+            np.testing.assert_allclose(held[name], x, atol=1e-6)
+    status, out, _ = run("encode", weights, signals, "--output", tmp_path / "last.npy", "--json")
+    assert [layer["atoms"] for layer in strict_json(out)["layers"]] == [12, 12, 14]
+    np.testing.assert_allclose(np.load(tmp_path / "last.npy"), codes[2], atol=1e-6)
+
+    status, out, err = run("certify", output, "--sparsity", "2,1,1", "--bound", "0.5", "--json")
+    found = strict_json(out)
+    expected = ur.theory.certify(
+        *(saved.layer, saved.params, saved.D),
+        **dict(sparsity=(2, 1, 1), bound=(0.5,) * 3, noise=(0.0,) * 3),
+    )
+    for layer, certificate in zip(found["layers"], expected, strict=True):
+        assert layer["error"] == certificate.error.tolist()
+        assert layer["holds"] is certificate.holds
+    out = run("certify", weights)[1]
+    rows = {line[:24].strip(): line[24:].split() for line in out.splitlines()[2:]}
+    assert rows["family"] == ["lista_cp", "ista", "alista"] and rows["sparsity"] == ["1"] * 3
+
+
+@pytest.mark.parametrize("signals", ["planted", "chain_signals.npz"])
+def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, signals):
+    text = CHAIN.replace("chain_signals.npz", signals).replace("depth = 2\nsup", START)
+    (folder / f"{signals}.toml").write_text(text)
+    ready = _setup.setup(load(folder / f"{signals}.toml", {}), lambda message: None)
+    ready.model.check(ready.params, ready.D)
+    Y, Xs = ready.tested_on
+    assert [X.shape[1] for X in Xs] == [12, 12, 14] and len(Y) == len(Xs[0])
+    for D, before, X in zip(ready.D, (Y, *Xs), Xs):
+        np.testing.assert_allclose(before, np.asarray(X) @ np.asarray(D).T, atol=1e-5)
+
+
+START = 'depth = 2\nstart = "calibrated"\nsup'
 
 
 # encode

@@ -11,8 +11,9 @@ from unrolled import _checks
 from unrolled._checks import Array, Key
 from unrolled._export import exportable
 from unrolled.activations import Activation, relu, shrink
-from unrolled.dictionaries import Dictionary, as_chain, operands, spread
+from unrolled.dictionaries import Dictionary, as_chain, dense, operands, spread
 from unrolled.layers import (
+    Acting,
     Interned,
     Layer,
     Looped,
@@ -73,6 +74,10 @@ class Network(Interned):
     def forms(self, j: int) -> tuple[Unrolled, ...]:
         """The forms of the params of block j, as in `Layer`."""
         raise NotImplementedError
+
+    def weights(self, j: int) -> Callable[..., Acting] | None:
+        """The `weights` of block j, as in `Layer`; None for a block without them."""
+        return None
 
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         """The usual params to start from, a tuple with those of every block."""
@@ -143,6 +148,9 @@ class dsc(Network):
 
     def forms(self, j):
         return self.layers[j].forms
+
+    def weights(self, j):
+        return self.layers[j].weights
 
     def init(self, key, Ds):
         Ds = _chain(self, Ds, len(self.layers))
@@ -227,6 +235,9 @@ class ml_lista(Network, Looped):
     def forms(self, j):
         return (Unrolled(Analysis, StepAndThreshold),)
 
+    def weights(self, j):
+        return _acting
+
     def init(self, key, Ds):
         params: list[Unrolled] = []
         theta: Any = self.lam
@@ -260,6 +271,12 @@ class ml_lista(Network, Looped):
             before = shrink(u, spread(D, at.theta), self.activation)
             codes.append(before)
         return AllCodes(tuple(codes))
+
+
+def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
+    """B and I - gamma D'D, by which a step acts on the code before and on its own."""
+    A = dense(D)
+    return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - p.gamma * (A.T @ A))
 
 
 # Compiled once, where an eager scan would be compiled at every call.

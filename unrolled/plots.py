@@ -132,6 +132,40 @@ def comparison(result: Any) -> "Figure":
         6
     """
     fig, panels = figure(3, 2, height=3.2)
+    _methods(panels, result)
+    _legend_below(fig, panels[0, 0])
+    return fig
+
+
+def chain(result: Any) -> "Figure":
+    """The figure of a `compare.ChainComparison`: the panels of `comparison`, a column per layer.
+
+    Example:
+        >>> Ds, network = [jnp.eye(4)] * 2, ur.dsc([ur.layers.ista(3), ur.layers.ista(2)])
+        >>> methods = {"ista": (network, network.init(None, Ds))}
+        >>> result = ur.compare.compare(methods, Ds, jnp.eye(4), [jnp.eye(4)] * 2)
+        >>> fig = ur.plots.chain(result)
+        >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
+        ['Layer 1', 'Layer 2']
+    """
+    fig, panels = figure(6, len(result.layers), height=3.2)
+    for j, found in enumerate(result.layers):
+        _methods(panels[:, j].reshape(3, 2), found)
+        panels[0, j].set_title(f"Layer {j + 1}\n{panels[0, j].get_title()}")
+    _legend_below(fig, panels[0, 0])
+    return fig
+
+
+def _legend_below(fig: "Figure", panel: "Axes") -> None:
+    """The lines of a panel in a legend of the figure."""
+    handles, labels = panel.get_legend_handles_labels()
+    fig.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False
+    )
+
+
+def _methods(panels: np.ndarray, result: Any) -> None:
+    """Draw the six panels of a `compare.Comparison`, (3, 2)."""
     c, looks = result.curves, styles(result.curves)
 
     def draw(panel, lines, title, ylabel, log=False):
@@ -168,11 +202,6 @@ def comparison(result: Any) -> "Figure":
         panels[2, 0].set_ylim(top=min(np.nanmax(values), 1e3 * np.nanmedian(values)) * 1.5)
     weights = {n: np.broadcast_to(v.mu_W, len(c[n].nmse)) for n, v in result.couplings.items()}
     draw(panels[2, 1], weights, "Weights: largest off-diagonal of W'D", "mu_W of the step")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    fig.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False
-    )
-    return fig
 
 
 def evolution(watch: Any) -> "Figure":
@@ -190,25 +219,53 @@ def evolution(watch: Any) -> "Figure":
         >>> ur.plots.evolution(watch).axes[0].get_title()
         'Validation loss'
     """
-    names = ["validation", *(["theta"] if watch.evaluations[0].theta is not None else [])]
-    if watch.evaluations[0].coupling is not None:
-        names += [
-            "diagonal_mean",
-            "mu_W",
-            "off_diagonal",
-            *(["mismatch"] if watch.series("mismatch").any() else []),
-        ]
+    names = _seen(watch)
     fig, panels = figure(-(-len(names) // 3), min(3, len(names)), width=4.4, height=3.2)
-    depth = max(_lines(panel, watch, name) for panel, name in zip(panels.flat, names))
-    for panel in panels.flat[len(names) :]:
+    _evolve(fig, panels.ravel(), watch, names)
+    return fig
+
+
+def chain_evolution(watch: Any) -> "Figure":
+    """The figure of a `compare.ChainEvolution`: the panels of `evolution`, a column per layer.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> Ds, network = [jnp.eye(4)] * 2, ur.dsc([ur.layers.ista(3), ur.layers.ista(2)])
+        >>> watch = ur.compare.evolution(network, Ds)
+        >>> for step in (0, 10):
+        ...     watch(SimpleNamespace(step=step, loss=1.0, validation=1.0), network.init(None, Ds))
+        >>> fig = ur.plots.chain_evolution(watch)
+        >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
+        ['Layer 1', 'Layer 2']
+    """
+    names = [_seen(layer) for layer in watch.layers]
+    fig, panels = figure(max(map(len, names)), len(names), width=4.4, height=3.2)
+    for j, layer in enumerate(watch.layers):
+        _evolve(fig, panels[:, j], layer, names[j])
+        panels[0, j].set_title(f"Layer {j + 1}\n{panels[0, j].get_title()}")
+    return fig
+
+
+def _seen(watch: Any) -> list[str]:
+    """The names of the panels of `evolution`."""
+    names = ["validation", *(["theta"] if watch.evaluations[0].theta is not None else [])]
+    if watch.evaluations[0].coupling is None:
+        return names
+    names += ["diagonal_mean", "mu_W", "off_diagonal"]
+    return [*names, *(["mismatch"] if watch.series("mismatch").any() else [])]
+
+
+def _evolve(fig: "Figure", panels: np.ndarray, watch: Any, names: Sequence[str]) -> None:
+    """Draw the panels of `evolution`, and the scale of their colours."""
+    depth = max(_lines(panel, watch, name) for panel, name in zip(panels, names))
+    for panel in panels[len(names) :]:
         panel.set_axis_off()
     if depth > 1:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
         scale = ScalarMappable(Normalize(1, depth), "viridis")
-        fig.colorbar(scale, ax=panels.ravel().tolist(), label="step of the network", shrink=0.7)
-    return fig
+        fig.colorbar(scale, ax=panels.tolist(), label="step of the network", shrink=0.7)
 
 
 def _lines(panel: "Axes", watch: Any, name: str) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, Key
 from unrolled._numbers import exponent, ldexp, widened
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, as_chain
 
 
 def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float) -> Array:
@@ -246,18 +246,23 @@ def standard_benchmark(
 
 
 def sampler(
-    D: Dictionary, batch: int, *, probability: float = 0.1, snr: float = math.inf
-) -> Callable[[Key], tuple[Array, Array]]:
+    D: Dictionary | tuple[Dictionary, ...] | list[Dictionary],
+    batch: int,
+    *,
+    probability: float = 0.1,
+    snr: float = math.inf,
+) -> Callable[[Key], tuple[Array, Any]]:
     """A sampler of noisy signals of D and their Bernoulli-Gaussian codes, for `training.fit`.
 
     Args:
-        D: (m, d).
+        D: (m, d); or the tuple of a chain, of which the last code is drawn.
         batch: signals per call.
         probability: of a nonzero.
         snr: signal-to-noise ratio in dB, see `add_noise`.
 
     Returns:
-        `sample(key) -> (Y, X)`, (batch, m) and (batch, d).
+        `sample(key) -> (Y, X)`, (batch, m) and (batch, d). For a chain X is a tuple with the codes
+        of every layer, x_{j-1} = D_j x_j.
 
     Raises:
         TypeError: batch is not an integer. ValueError: batch below 1.
@@ -269,10 +274,17 @@ def sampler(
         ((16, 4), (16, 8))
     """
     batch = _checks.as_index(batch, "batch", "sampler", least=1)
+    chained = isinstance(D, tuple | list)
+    Ds = as_chain(D, "sampler") if isinstance(D, tuple | list) else (D,)
+    last = Ds[-1]
 
-    def sample(key: Key) -> tuple[Array, Array]:
+    def sample(key: Key) -> tuple[Array, Any]:
         code_key, noise_key = jax.random.split(_checks.as_key(key, "sampler"))
-        X = bernoulli_gaussian(code_key, (batch, D.shape[1]), probability).astype(D.dtype)
-        return add_noise(noise_key, synthesize(D, X), snr), X
+        X = bernoulli_gaussian(code_key, (batch, last.shape[1]), probability).astype(last.dtype)
+        codes = [X]
+        for Dj in reversed(Ds[1:]):
+            codes.insert(0, synthesize(Dj, codes[0]))
+        Y = add_noise(noise_key, synthesize(Ds[0], codes[0]), snr)
+        return Y, tuple(codes) if chained else X
 
     return sample

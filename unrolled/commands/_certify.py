@@ -1,4 +1,4 @@
-"""`unrolled certify`: what the theory certifies for a dictionary or a chain."""
+"""`unrolled certify`: what the theory certifies for a dictionary, a chain, or saved weights."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +11,7 @@ from unrolled.commands._certificate import Request, certificate
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
 from unrolled.commands._report import check_folder, write_figure
+from unrolled.commands._weights_certificate import holds_weights, weights_certificate
 from unrolled.dictionaries import Dictionary
 
 
@@ -19,13 +20,15 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "certify",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        help="certify a dictionary or a chain by theory",
+        help="certify a dictionary, a chain or saved weights by theory",
         description="Certified coherence, admissible sparsity, rate and number of steps, for W = D,"
         "\nthe closed-form W and the minimax W. For several dictionaries also uniqueness,"
-        "\nstability, and a plan of the chain.",
+        "\nstability, and a plan of the chain. For saved weights, which may be learned: the error"
+        "\nthat they guarantee, layer by layer.",
         epilog="examples:\n"
         "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
-        "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json",
+        "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json\n"
+        "  unrolled certify run/weights.npz --sparsity 10,2",
     )
     add = parser.add_argument
     add(
@@ -33,12 +36,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order",
+        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order; or a file "
+        "of weights or a run folder",
     )
     add(
         "--sparsity",
         metavar="S",
-        help="nonzeros s of a code, of a chain s_1,s_2,... (default: the largest admissible)",
+        help="nonzeros s of a code, of a chain s_1,s_2,... (default: the largest admissible; 1 in "
+        "every layer for the weights of a chain)",
     )
     add("--bound", type=float, default=1.0, help="bound B of the entries of a code (default 1)")
     add("--noise", type=float, default=0.0, help="l1 norm of the noise at most (default 0)")
@@ -68,6 +73,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the theory certifies, and save the figure if one is asked for."""
+    if holds_weights(arguments.dictionaries[0]):
+        _run_on_weights(arguments)
+        return
     request = _request(arguments)
     if arguments.figure is not None:
         check_folder(arguments.figure.parent)  # before any work
@@ -92,6 +100,22 @@ def _check_norms(path: Path, D: Dictionary) -> None:
         dictionaries.unit_atoms(D, str(path))
     except ValueError as error:
         raise ValueError(f"{error} (here --normalize)") from error
+
+
+def _run_on_weights(arguments: argparse.Namespace) -> None:
+    path, *others = arguments.dictionaries
+    given = [
+        name
+        for name in ("normalize", "activation", "entries", "figure")
+        if getattr(arguments, name)
+    ]
+    if given or others:
+        what = f"--{given[0]}" if given else str(others[0])
+        raise ValueError(f"{path}: holds weights, which {what} does not go with")
+    sparsities = None if arguments.sparsity is None else _sparsities(arguments.sparsity)
+    numbers = (arguments.bound, arguments.noise, arguments.tolerance)
+    found = weights_certificate(path, sparsities, *numbers)
+    show(arguments.json, found.to_dict(), f"{path}: {found.text()}")
 
 
 def _request(arguments: argparse.Namespace) -> Request:

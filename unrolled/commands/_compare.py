@@ -7,12 +7,14 @@ from pathlib import Path
 
 from unrolled import datasets, dictionaries, problems
 from unrolled.commands._certified import certified_regime, chain
+from unrolled.commands._chains import known_chain
 from unrolled.commands._console import Say, teller
-from unrolled.commands._inputs import read_dictionary, read_signals
+from unrolled.commands._inputs import read_chain, read_dictionary, read_signals
 from unrolled.commands._known_codes import known_codes
 from unrolled.commands._pictures import Pictures, photograph_patches, unknown_codes
 from unrolled.commands._report import RESULTS, Section, check_folder, write_report
 from unrolled.commands._settings import METHODS, Settings, given_problem, planted_problem
+from unrolled.dictionaries import Dictionary, as_chain
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\
@@ -39,17 +41,24 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         epilog="examples:\n  unrolled compare --quick\n"
         "  unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report\n"
         "  unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp\n"
+        "  unrolled compare --dictionary D_1.npy D_2.npy D_3.npy\n"
         "  unrolled compare --signals one.png two.png",
     )
     add = parser.add_argument
-    add("--dictionary", type=Path, metavar="FILE", help="D, (m, d), as .npy or .npz (entry D)")
+    add(
+        "--dictionary",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order",
+    )
     add(
         "--signals",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known), or "
-        "pictures or folders of them, of which the last picture is for testing",
+        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known; of a chain "
+        "X_1, X_2, ...), or pictures or folders of them, of which the last picture is for testing",
     )
     add(
         "--method",
@@ -81,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     sections = _sections(arguments.dictionary, arguments.signals, settings, say)
     say("writing the report")
     given = {
-        name: str(value)
+        name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
@@ -128,10 +137,13 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _sections(
-    dictionary: Path | None, signals: list[Path] | None, settings: Settings, say: Say
+    paths: list[Path] | None, signals: list[Path] | None, settings: Settings, say: Say
 ) -> list[Section]:
     """The experiments on the files of a user, or the standard ones without files."""
-    D = None if dictionary is None else read_dictionary(dictionary)
+    Ds = [read_dictionary(path) for path in paths or ()]
+    if len(Ds) > 1:
+        return [_chain_section(as_chain(Ds, "compare"), signals, settings, say)]
+    D = Ds[0] if Ds else None
     if signals is not None:
         D, given = read_signals(signals, D)
         if isinstance(given, Pictures):
@@ -144,6 +156,17 @@ def _sections(
     planted = known_codes(planted_problem(D, settings), settings, say, title, "planted")
     certified = certified_regime(D, settings, say)
     return [planted] if certified is None else [planted, certified]
+
+
+def _chain_section(
+    Ds: tuple[Dictionary, ...], signals: list[Path] | None, settings: Settings, say: Say
+) -> Section:
+    """The experiment on a chain of dictionaries."""
+    if signals is None:
+        problem, title = planted_problem(Ds, settings), "Planted codes of the chain"
+        return known_chain(problem, settings, say, title, "planted-chain")
+    problem = given_problem(Ds, *read_chain(signals, Ds))
+    return known_chain(problem, settings, say, "Own signals of the chain", "signals")
 
 
 def _standard_sections(settings: Settings, say: Say) -> list[Section]:

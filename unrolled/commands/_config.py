@@ -28,6 +28,7 @@ from unrolled.commands._options import (
     toml_value,
 )
 from unrolled.layers import FAMILIES, Layer, names_with_role
+from unrolled.networks import Network, dsc
 
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "lasso", "reconstruction")
@@ -44,8 +45,11 @@ _LARGEST_SIZE = 2**14  # of a generated dictionary
 class ProblemSection:
     """The dictionary, the signals, and the weight of the LASSO."""
 
-    dictionary: str = setting(
-        "gaussian", f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D)", words=GENERATED
+    dictionary: str | tuple[str, ...] = setting(
+        "gaussian",
+        f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D); of a chain a list of files",
+        words=GENERATED,
+        several=True,
     )
     m: int | None = setting(
         None, "signal length of a generated D (default 250)", least=1, most=_LARGEST_SIZE
@@ -59,7 +63,8 @@ class ProblemSection:
     dictionary_seed: int | None = setting(None, "seed of a generated D (default 0)", least=0)
     signals: str = setting(
         PLANTED,
-        "planted, or a .npy or .npz file (entry Y, and X if codes are known)",
+        "planted, or a .npy or .npz file (entry Y, and X, of a chain X_1, X_2, ..., if codes are "
+        "known)",
         words=(PLANTED,),
     )
     probability: float | None = setting(
@@ -78,7 +83,7 @@ class ProblemSection:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """The layer and the start of its params; options left out are those of the family."""
+    """A layer and the start of its params; options left out are those of the family."""
 
     family: str = setting(
         "alista",
@@ -128,8 +133,18 @@ class Config:
     output: str = setting("unrolled-run", "the run folder", words=())
     seed: int = setting(0, "of everything random but the dictionary", least=0)
     problem: ProblemSection = ProblemSection()
-    model: ModelSection = ModelSection()
+    model: ModelSection | tuple[ModelSection, ...] = ModelSection()  # a tuple for a chain
     training: TrainingSection = TrainingSection()
+
+    @property
+    def chained(self) -> bool:
+        """Whether the model is a chain: a list of tables, [[model]]."""
+        return isinstance(self.model, tuple)
+
+    @property
+    def layers(self) -> tuple[ModelSection, ...]:
+        """The layers of the chain, or the one layer."""
+        return self.model if isinstance(self.model, tuple) else (self.model,)
 
 
 SECTIONS = {"problem": ProblemSection, "model": ModelSection, "training": TrainingSection}
@@ -140,7 +155,7 @@ _OWN = {
 }
 # Options of families that are set elsewhere: how a layer runs, and what stands in [problem].
 _NOT_OF_MODEL = ("depth", "precision", "unroll", "remat", "lam", "probability")
-_RESERVED = ("config", "help", "json", "resume")  # arguments of the command itself
+_RESERVED = ("config", "help", "json", "resume", "model")  # arguments, and what `_flat` returns
 
 
 def all_options() -> Mapping[str, Option]:
@@ -195,6 +210,8 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
     values |= {} if path is None else _flat(read_toml(path), path)
     for name, given in flags.items():
         if given is not None:
+            if "model" in values and options[name].section == "model":
+                raise ConfigError(f"--{name}: the file has a chain; set it there, in [[model]]")
             value = from_text(options[name], given) if isinstance(given, str) else given
             values[name] = checked(options[name], value, f"--{name}", Path.cwd())
     return _resolved(_nested(values))
@@ -202,50 +219,74 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML, without options that are None; `load` reads it back."""
-    lines, section = [], None
-    for option in sorted(all_options().values(), key=lambda o: [None, *SECTIONS].index(o.section)):
-        if option.section != section:
-            section = option.section
-            lines += ["", f"[{section}]"]
-        value = get(config, option)
-        if value is not None:
-            lines.append(f"{option.name} = {toml_value(value)}")
+    lines = _assignments(None, config)
+    for section in SECTIONS:
+        for part in _parts(config, section):
+            head = f"[[{section}]]" if section == "model" and config.chained else f"[{section}]"
+            lines += ["", head, *_assignments(section, part)]
     return "\n".join(lines) + "\n"
 
 
-def get(config: Config, option: Option) -> Any:
-    """The value of an option; None for an option of a family that was not given."""
-    if option.section is None:
-        return getattr(config, option.name)
-    part = getattr(config, option.section)
+def _assignments(section: str | None, part: Any) -> list[str]:
+    """The values of one table as TOML."""
+    options = [option for option in all_options().values() if option.section == section]
+    values = [(option.name, get(part, option)) for option in options]
+    return [f"{name} = {toml_value(value)}" for name, value in values if value is not None]
+
+
+def _parts(config: Config, section: str | None) -> tuple:
+    """The tables of a section; more than one for the layers of a chain."""
+    if section == "model":
+        return config.layers
+    return (config if section is None else getattr(config, section),)
+
+
+def get(part: Any, option: Option) -> Any:
+    """The value of an option in its table; None for an option of a family that was not given."""
     return getattr(part, option.name) if option.name in _OWN else part.options.get(option.name)
 
 
 def differences(a: Config, b: Config) -> list[str]:
     """Where two configurations differ, the run folder aside: "training.steps (100, now 200)"."""
-    options = [option for name, option in all_options().items() if name != "output"]
-    pairs = [(option.full, get(a, option), get(b, option)) for option in options]
-    return [f"{full} ({old}, now {new})" for full, old, new in pairs if old != new]
+    olds, news = _values(a), _values(b)
+    pairs = [(name, olds.get(name), news.get(name)) for name in olds | news]
+    return [f"{name} ({old}, now {new})" for name, old, new in pairs if old != new]
 
 
-def family_of(config: Config) -> type[Layer]:
+def _values(config: Config) -> dict[str, Any]:
+    """Every option by its full name, as "model.depth", or "model.2.depth" in a chain."""
+    found = {}
+    for option in all_options().values():
+        for j, part in enumerate(_parts(config, option.section), start=1):
+            chained = option.section == "model" and config.chained
+            full = f"model.{j}.{option.name}" if chained else option.full
+            found[full] = get(part, option)
+    return {name: value for name, value in found.items() if name != "output"}
+
+
+def family_of(model: ModelSection) -> type[Layer]:
     """The class of the family."""
-    return FAMILIES[config.model.family]
+    return FAMILIES[model.family]
 
 
-def make_layer(config: Config) -> Layer:
-    """The layer of a configuration.
+def make_model(config: Config) -> Layer | Network:
+    """The layer, or the chain, of a configuration.
 
     Raises:
         ValueError, TypeError: options that the family refuses, or lacks.
     """
-    problem, cls, options = config.problem, family_of(config), all_options()
+    layers = tuple(_layer(model, config.problem) for model in config.layers)
+    return dsc(layers) if config.chained else layers[0]
+
+
+def _layer(model: ModelSection, problem: ProblemSection) -> Layer:
+    cls, options = family_of(model), all_options()
     shared = {n: getattr(problem, n) for n in ("lam", "probability") if n in _names(cls)}
     own: dict[str, Any] = {
         name: activations.from_description(value) if options[name].kind is Activation else value
-        for name, value in config.model.options.items()
+        for name, value in model.options.items()
     }
-    return cls(config.model.depth, **shared, **own)
+    return cls(model.depth, **shared, **own)
 
 
 def _names(cls: type[Layer]) -> set[str]:
@@ -258,11 +299,20 @@ def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key, value in tables.items():
         if key in SECTIONS and isinstance(value, dict):
             values |= {name: _read(name, v, key, path) for name, v in value.items()}
+        elif key == "model" and isinstance(value, list) and value:
+            values[key] = [_flat_layer(table, path) for table in value]
         elif key in SECTIONS:
             raise ConfigError(f"{path}: {key} must be a table, got {shown(value)}; try [{key}]")
         else:
             values[key] = _read(key, value, None, path)
     return values
+
+
+def _flat_layer(table: Any, path: Path) -> dict[str, Any]:
+    """One table of [[model]]."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: model must be a list of tables, [[model]], got {shown(table)}")
+    return {name: _read(name, value, "model", path) for name, value in table.items()}
 
 
 def _read(name: str, value: Any, section: str | None, path: Path) -> Any:
@@ -287,37 +337,65 @@ def _hint(name: str, options: Mapping[str, Option]) -> str:
 
 def _nested(values: Mapping[str, Any]) -> Config:
     options = all_options()
+    values = dict(values)
+    layers = values.pop("model", None)  # of a chain
 
     def part(section):
         return {name: value for name, value in values.items() if options[name].section == section}
 
-    model = part("model")
-    own = {name: model.pop(name) for name in list(model) if name in _OWN}
+    def model(given):
+        own = {name: value for name, value in given.items() if name in _OWN}
+        return ModelSection(**own, options={n: v for n, v in given.items() if n not in _OWN})
+
     return Config(
         **part(None),
         problem=ProblemSection(**part("problem")),
-        model=ModelSection(**own, options=model),
+        model=model(part("model")) if layers is None else tuple(map(model, layers)),
         training=TrainingSection(**part("training")),
     )
 
 
 def _resolved(config: Config) -> Config:
     """The configuration with defaults that depend on other options, if all options fit together."""
-    problem, model, cls = config.problem, config.model, family_of(config)
+    problem = config.problem
+    _fits_its_dictionaries(config)
     defaults = _problem_defaults(config)
     optional = [n for n, o in _OWN.items() if o.section == "problem" and o.default is None]
     given = [name for name in optional if getattr(problem, name) is not None]
     where = f"dictionary {problem.dictionary}, signals {problem.signals}"
     _none_of([name for name in given if name not in defaults], where)
+    for model in config.layers:
+        _check_layer(model)
+    if config.training.method == "curriculum":
+        _fits_a_curriculum(config)
+    missing = {name: value for name, value in defaults.items() if getattr(problem, name) is None}
+    return dataclasses.replace(config, problem=dataclasses.replace(problem, **missing))
+
+
+def _fits_its_dictionaries(config: Config) -> None:
+    """Raise ConfigError unless a chain has a dictionary per layer, and a layer has one."""
+    given, J = config.problem.dictionary, len(config.layers)
+    if config.chained and not (isinstance(given, tuple) and len(given) == J):
+        got = len(given) if isinstance(given, tuple) else "one"
+        raise ConfigError(
+            f"train: [[model]] has {J} layers; expected as many files, problem.dictionary = "
+            f'["D_1.npy", "D_2.npy", ...], got {got}'
+        )
+    if isinstance(given, tuple) and not config.chained:
+        raise ConfigError(
+            f"train: problem.dictionary has {len(given)} files; expected one for [model], "
+            "or a [[model]] for each"
+        )
+
+
+def _check_layer(model: ModelSection) -> None:
+    """Raise ConfigError unless the options and the start of a layer are of its family."""
+    cls = family_of(model)
     _none_of([n for n in model.options if n not in _names(cls)], f"family {model.family}")
     for start, can in (("analytic", _can_start_analytic), ("calibrated", _can_calibrate)):
         if model.start == start and not can(cls):
             able = ", ".join(name for name, other in FAMILIES.items() if can(other))
             raise ConfigError(f"train: {model.family} cannot start {start}; that is for {able}")
-    if config.training.method == "curriculum":
-        _fits_a_curriculum(config)
-    missing = {name: value for name, value in defaults.items() if getattr(problem, name) is None}
-    return dataclasses.replace(config, problem=dataclasses.replace(problem, **missing))
 
 
 def _can_start_analytic(cls: type[Layer]) -> bool:
@@ -338,7 +416,7 @@ def _problem_defaults(config: Config) -> dict[str, Any]:
         defaults |= dict(kappa=10.0)
     if problem.signals == PLANTED:
         defaults |= dict(probability=0.1, snr=math.inf, test_signals=1000)
-    if "probability" in _names(family_of(config)):
+    if any("probability" in _names(family_of(model)) for model in config.layers):
         defaults |= dict(probability=0.1)
     return defaults
 
@@ -351,8 +429,10 @@ def _fits_a_curriculum(config: Config) -> None:
     chosen = config.training
     wrong = [name for name in ("deep", "learn_dictionary") if getattr(chosen, name)]
     wrong += ["schedule cosine"] if chosen.schedule == "cosine" else []
-    if all(form.steps is None for form in family_of(config).forms):
-        wrong.append(f"family {config.model.family}")
+    if config.chained:
+        wrong.append("a chain")
+    elif all(form.steps is None for form in family_of(config.layers[0]).forms):
+        wrong.append(f"family {config.layers[0].family}")
     if wrong:
         raise ConfigError(
             f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end"

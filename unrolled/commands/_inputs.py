@@ -45,6 +45,25 @@ def read_signals(
     return D, Pictures(Y[:cut], Y[cut:], None)
 
 
+def read_chain(
+    paths: list[Path], Ds: tuple[Dictionary, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """(Y, Xs) of one file, with the codes of every layer of a chain.
+
+    Raises:
+        ValueError: other files, signals without codes, or shapes that do not fit.
+    """
+    if len(paths) > 1 or paths[0].suffix != ".npz":
+        got = " ".join(map(str, paths))
+        raise ValueError(f"compare: a chain needs one .npz file with signals and codes, got {got}")
+    Y = datasets.read_array(paths[0], "Y").astype(np.float32)
+    check_length(paths[0], Y, Ds[0])
+    Xs = read_chain_codes(paths[0], Y, Ds)
+    if Xs is None:
+        raise ValueError(f"{paths[0]}: has no codes; expected entries X_1 to X_{len(Ds)}")
+    return Y, Xs
+
+
 def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures]:
     images = {
         str(path / name if path.is_dir() else path): image
@@ -78,6 +97,28 @@ def weights_of(path: Path) -> Path:
     """A file of weights, as it is or in the folder of a run; before its end, its checkpoints."""
     inside = (path / WEIGHTS, path / CHECKPOINTS)
     return next((found for found in inside if found.exists()), path)
+
+
+def read_chain_codes(
+    path: Path, Y: np.ndarray, Ds: tuple[Dictionary, ...]
+) -> tuple[np.ndarray, ...] | None:
+    """The codes of every layer, entries X_1 .. X_J of a `.npz` file; None if there is none.
+
+    Raises:
+        ValueError: some layers without codes, or codes that do not fit Y and Ds.
+    """
+    names = [f"X_{j}" for j in range(1, len(Ds) + 1)]
+    held = datasets.entries(path) if path.suffix == ".npz" else []
+    if not set(names) & set(held):
+        return None
+    missing = [name for name in names if name not in held]
+    if missing:
+        raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
+    Xs = tuple(datasets.read_array(path, name).astype(np.float32) for name in names)
+    for name, X, D in zip(names, Xs, Ds):
+        if X.shape != (len(Y), D.shape[1]):
+            raise ValueError(f"{path}: {name} has shape {X.shape}; expected {(len(Y), D.shape[1])}")
+    return Xs
 
 
 def check_length(path: Path, Y: np.ndarray, D: Dictionary) -> None:

@@ -10,8 +10,15 @@ import numpy as np
 from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
 from unrolled.commands._console import Say
 from unrolled.commands._report import Section
-from unrolled.commands._settings import Samples, Settings, curve_rows, spent, timed, train
-from unrolled.compare import compare
+from unrolled.commands._settings import (
+    Samples,
+    Settings,
+    compared,
+    curve_rows,
+    spent,
+    timed,
+    train,
+)
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 
@@ -21,7 +28,14 @@ _UNIT = 1e-4  # how far the norms of unit atoms may be from 1
 # Penalties of ISTA to choose from, as shares of the largest entry of the codes.
 _PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2)
 # Support selection of ALISTA-SS: the share per step, and the largest.
-_SUPPORT = (0.012, 0.12)
+SUPPORT = (0.012, 0.12)
+# What the table of guarantees means.
+GUARANTEES = (
+    "What theory guarantees for the same params: a bound on the l1 error of every code with at "
+    "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. These "
+    "are the least numbers that cover the test signals. The last column has the largest s that has "
+    "a guarantee."
+)
 # Weight of all steps in the loss; the last step has the rest.
 _DEEP = 0.1
 
@@ -31,7 +45,7 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
     D, (Y, X) = problem.D, problem.tested_on
     found = _methods(problem, settings, say)
     say("comparing on the test signals")
-    result = compare(found.methods, D, Y, X)
+    result = compared(found.methods, D, Y, X)
     text = [
         f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
         f"{float((X != 0).sum(1).mean()):.1f} nonzeros on average, K = {settings.depth} steps, SNR "
@@ -45,6 +59,10 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
         "What the weights are, and how far training moved each of them (relative distance):",
         "",
         result.parameters_table(),
+        "",
+        GUARANTEES,
+        "",
+        result.guarantees_table(),
         "",
         spent(found.seconds),
     ]
@@ -74,7 +92,7 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
         "lista": ("LISTA", layers.lista(K, tied=False, lam=lam), 5e-4),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False), 5e-4),
         "alista": ("ALISTA", layers.alista(K), 5e-3),
-        "alista_ss": ("ALISTA-SS", layers.alista(K, support=_SUPPORT), 2e-3),
+        "alista_ss": ("ALISTA-SS", layers.alista(K, support=SUPPORT), 2e-3),
     }
     starts, remark = from_theory(problem, *(layer for _, layer, _ in families.values()))
     for name, layer, rate in (families[m] for m in families if m in settings.methods):
@@ -89,7 +107,7 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
         methods[f"{name}, calibrated"] = (layer, calibrated)
         say(f"{name}: training {settings.steps} steps")
         with timed(seconds, f"{name}, learned"):
-            learned = train(layer, calibrated, problem, settings, rate, _code_loss)
+            learned = train(layer, calibrated, problem, settings, rate, code_loss)
         methods[f"{name}, learned"] = (layer, learned.best)
     remarks = [f"ISTA and FISTA use lam = {lam:g}.", remark]
     return _Found(methods, remarks, seconds)
@@ -142,7 +160,7 @@ def best_lam(problem: Samples, settings: Settings) -> float:
     return min(lams, key=lambda lam: float(metrics.nmse(apply(analytic.ista(D, lam, K), D, Y), X)))
 
 
-def _code_loss(codes: jax.Array, X: jax.Array, D: Dictionary, Y: jax.Array) -> jax.Array:
+def code_loss(codes: jax.Array, X: jax.Array, D: Dictionary, Y: jax.Array) -> jax.Array:
     """Mostly the error of the last step; the errors of all steps keep the way there short."""
     last, deep = training.log_nmse, training.deep(training.log_nmse)
     return (1 - _DEEP) * last(codes, X, D, Y) + _DEEP * deep(codes, X, D, Y)

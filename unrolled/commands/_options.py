@@ -32,7 +32,8 @@ def setting(default: Any, text: str, **limits: Any) -> Any:
         default: its value where none is given.
         text: shown by `--help`.
         limits: `choices`, `least`, `above`, `most`; `words`, which a path may be instead of a file;
-            `unknown`, advice on a value that is not among the choices.
+            `unknown`, advice on a value that is not among the choices; `several`, whether a list of
+            files may stand for one.
     """
     return dataclasses.field(default=default, metadata=dict(help=text, **limits))
 
@@ -152,8 +153,11 @@ def checked(option: Option, value: Any, where: str, base: Path) -> Any:
     Raises:
         ConfigError: another type, or beyond the limits; `where` says which option it is.
     """
-    value = _typed(option.kind, value, where)
     limits = option.limits
+    if limits.get("several") and isinstance(value, list | tuple):
+        one = option._replace(limits={**limits, "several": False, "words": ()})
+        return tuple(checked(one, part, where, base) for part in value)
+    value = _typed(option.kind, value, where)
     if isinstance(value, str):
         if not (value and value.isprintable()):
             raise ConfigError(f"{where} must be printable and not empty, got {value!r}")

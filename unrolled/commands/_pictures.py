@@ -23,13 +23,14 @@ from unrolled.commands._report import Section
 from unrolled.commands._settings import (
     Samples,
     Settings,
+    compared,
     curve_rows,
     resampler,
     spent,
     timed,
     train,
 )
-from unrolled.compare import Comparison, compare
+from unrolled.compare import Comparison
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import fista
@@ -85,7 +86,7 @@ def unknown_codes(
     optimum = solve(tested)
     problem = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (tested, optimum.x))
     methods, seconds = _methods(problem, lam, settings, say)
-    result = compare(methods, D, tested, optimum.x, lam=lam)
+    result = compared(methods, D, tested, optimum.x, lam=lam)
     psnrs = {
         name: _psnr_per_step(layer, params, D, tested).tolist()
         for name, (layer, params) in methods.items()
@@ -100,6 +101,7 @@ def unknown_codes(
         "",
         _table(result, psnrs, float(metrics.psnr(problems.synthesize(D, optimum.x), tested))),
         "",
+        *(part for note in result.notes() for part in (note, "")),
         _remark(D),
         "",
         "What the weights are, and how far training moved each of them (relative distance):",

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,7 @@ import numpy as np
 import optax
 
 from unrolled import problems, training
-from unrolled.compare import Comparison
-from unrolled.dictionaries import Dictionary
-from unrolled.layers import Layer, Unrolled
+from unrolled.compare import Comparison, DivergenceWarning, compare
 
 METHODS = ("ista", "fista", "lista", "lista_cp", "alista", "alista_ss")
 
@@ -48,18 +47,18 @@ class Settings:
 class Samples(NamedTuple):
     """A dictionary, a sampler to train with, and samples (Y, X) to choose and to test on."""
 
-    D: Dictionary
+    D: Any  # a tuple for a chain
     sample: Callable[..., Any]
-    chosen_on: tuple[Any, Any]  # (Y, X); X is None where codes are not known
+    chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None where codes are not known
     tested_on: tuple[Any, Any]
 
 
-def planted_problem(D: Dictionary, settings: Settings) -> Samples:
-    """Bernoulli-Gaussian codes of a dictionary.
+def planted_problem(D: Any, settings: Settings) -> Samples:
+    """Bernoulli-Gaussian codes of a dictionary, or of the last one of a chain.
 
     The expected number of nonzeros is `settings.sparsity`, by default a tenth of the atoms.
     """
-    d = D.shape[1]
+    d = (D[-1] if isinstance(D, tuple) else D).shape[1]
     s = d / 10 if settings.sparsity is None else settings.sparsity
     if not 0 < s <= d:
         raise ValueError(f"compare: sparsity must be in 1..{d}, got {settings.sparsity}")
@@ -72,32 +71,32 @@ def planted_problem(D: Dictionary, settings: Settings) -> Samples:
     return Samples(D, sampler(BATCH), chosen_on(keys[1]), tested_on(keys[2]))
 
 
-def given_problem(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> Samples:
+def given_problem(D: Any, Y: np.ndarray, X: Any) -> Samples:
     """Signals and codes from files: four fifths to train and to choose on, the rest to test on."""
     cut = max(1, len(Y) * 4 // 5)
     if len(Y) < 2:
         raise ValueError(f"compare: expected at least 2 signals, got {len(Y)}")
 
-    def rows(first: int, last: int) -> tuple[jax.Array, jax.Array]:
-        return jnp.asarray(Y[first:last]), jnp.asarray(X[first:last])
+    def rows(first: int, last: int) -> tuple[Any, Any]:
+        return jax.tree.map(lambda array: jnp.asarray(array[first:last]), (Y, X))
 
     sample = resampler(*rows(0, cut))
     return Samples(D, sample, rows(0, min(cut, CHOSEN_ON)), rows(cut, len(Y)))
 
 
-def resampler(Y: jax.Array, X: jax.Array | None = None, batch: int = BATCH) -> Callable[..., Any]:
+def resampler(Y: jax.Array, X: Any = None, batch: int = BATCH) -> Callable[..., Any]:
     """`sample(key)` that draws signals, and codes, of a set with replacement."""
 
     def sample(key):
         rows = jax.random.randint(key, (batch,), 0, len(Y))
-        return Y[rows], None if X is None else X[rows]
+        return jax.tree.map(lambda array: array[rows], (Y, X))
 
     return sample
 
 
 def train(
-    layer: Layer,
-    params: Unrolled,
+    layer: Any,
+    params: Any,
     problem: Samples,
     settings: Settings,
     rate: float,
@@ -125,6 +124,13 @@ _FIELDS = (
     *("nmse", "mean_nmse", "failure_rate", "precision"),
     *("recall", "false_positives", "largest_l1", "gap"),
 )
+
+
+def compared(*arguments: Any, **options: Any) -> Any:
+    """`compare` without its warning: a report has the notes of the result."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        return compare(*arguments, **options)
 
 
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:

@@ -18,25 +18,34 @@ from unrolled.commands._config import (
     WITH_CODES,
     Config,
     ConfigError,
+    ModelSection,
     family_of,
-    make_layer,
+    make_model,
 )
 from unrolled.commands._console import Say
-from unrolled.commands._inputs import check_length, read_codes, read_dictionary
+from unrolled.commands._inputs import (
+    check_length,
+    read_chain_codes,
+    read_codes,
+    read_dictionary,
+)
 from unrolled.commands._known_codes import from_theory
 from unrolled.commands._settings import CHOSEN_ON, Samples, resampler
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
+from unrolled.networks import Network
 
-Batch = tuple[Any, Any]  # (Y, X); X is None where codes are not known
+Model = Layer | Network
+Dictionaries = Any  # one, or a tuple for a chain
+Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None where codes are not known
 
 
 class Setup(NamedTuple):
     """A training, ready to run."""
 
-    layer: Layer
-    params: Unrolled  # the start
-    D: Dictionary
+    model: Model
+    params: Any  # the start
+    D: Dictionaries
     sample: Callable[..., Any]
     validation: Batch | None  # to choose the best params by; None lets `fit` draw it
     tested_on: Batch
@@ -54,17 +63,19 @@ def setup(config: Config, say: Say) -> Setup:
     """
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
-    layer = make_layer(config)
+    model = make_model(config)
     problem, validation = _problem(config, D, chosen_key, test_key)
-    params = _start(config, layer, problem, start_key, say)
+    params = _start(config, model, problem, start_key, say)
     loss, optimizer = _loss(config), _optimizer(config)
     return Setup(
-        layer, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key
+        model, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key
     )
 
 
-def _dictionary(config: Config) -> Dictionary:
+def _dictionary(config: Config) -> Dictionaries:
     problem = config.problem
+    if isinstance(problem.dictionary, tuple):
+        return as_chain([read_dictionary(Path(path)) for path in problem.dictionary], "train")
     if problem.dictionary not in GENERATED:
         return read_dictionary(Path(problem.dictionary))
     # `load` has given these options a value.
@@ -77,7 +88,7 @@ def _dictionary(config: Config) -> Dictionary:
 
 
 def _problem(
-    config: Config, D: Dictionary, chosen_key: jax.Array, test_key: jax.Array
+    config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array
 ) -> tuple[Samples, Batch | None]:
     """Signals to train on, to set a start on and to test on, and the validation signals."""
     if config.problem.signals != PLANTED:
@@ -87,23 +98,28 @@ def _problem(
     assert problem.probability and problem.snr is not None and problem.test_signals
     sampler = partial(problems.sampler, D, probability=problem.probability, snr=problem.snr)
     chosen_on: Batch = (None, None)
-    if _set_on_codes(config):
+    if any(map(_set_on_codes, config.layers)):
         chosen_on = jax.jit(sampler(CHOSEN_ON))(chosen_key)
     tested_on = jax.jit(sampler(problem.test_signals))(test_key)
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
-def _given(config: Config, D: Dictionary) -> tuple[Samples, Batch]:
+def _given(config: Config, D: Dictionaries) -> tuple[Samples, Batch]:
     """Signals of a file, in its order: seven tenths to train, one to validate, two to test."""
     path = Path(config.problem.signals)
     Y = datasets.read_array(path, "Y").astype(np.float32)
-    check_length(path, Y, D)
-    X = read_codes(path, Y, D)
+    X: Any
+    if isinstance(D, tuple):
+        check_length(path, Y, D[0])
+        X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
+    else:
+        check_length(path, Y, D)
+        X, entries = read_codes(path, Y, D), "entry X"
     needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
-    needs += [f"start {config.model.start}"] if _set_on_codes(config) else []
+    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _set_on_codes(m))
     if X is None and needs:
         raise ConfigError(
-            f"{path}: has no codes (entry X of a .npz file), which {' and '.join(needs)} would "
+            f"{path}: has no codes ({entries} of a .npz file), which {' and '.join(needs)} would "
             "need; try loss lasso, start init"
         )
     if len(Y) < 3:
@@ -114,8 +130,7 @@ def _given(config: Config, D: Dictionary) -> tuple[Samples, Batch]:
     validated = max(1, len(Y) // 10)
 
     def rows(first: int, last: int) -> Batch:
-        codes = None if X is None else jnp.asarray(X[first:last])
-        return jnp.asarray(Y[first:last]), codes
+        return jax.tree.map(lambda array: jnp.asarray(array[first:last]), (Y, X))
 
     trained, last = len(Y) - tested - validated, len(Y) - tested
     sample = resampler(*rows(0, trained), batch=config.training.batch)
@@ -123,21 +138,46 @@ def _given(config: Config, D: Dictionary) -> tuple[Samples, Batch]:
     return Samples(D, sample, chosen_on, rows(last, len(Y))), rows(trained, last)
 
 
-def _set_on_codes(config: Config) -> bool:
+def _set_on_codes(model: ModelSection) -> bool:
     """Whether the start is set on signals with known codes."""
-    theory = config.model.start == "analytic" and family_of(config).from_theory is not None
-    return theory or config.model.start == "calibrated"
+    theory = model.start == "analytic" and family_of(model).from_theory is not None
+    return theory or model.start == "calibrated"
 
 
-def _start(config: Config, layer: Layer, problem: Samples, key: jax.Array, say: Say) -> Unrolled:
+def _start(config: Config, model: Model, problem: Samples, key: jax.Array, say: Say) -> Any:
+    """The start of the layer; in a chain each layer starts on the codes of the one before."""
+    if isinstance(model, Layer):
+        return _layer_start(config.layers[0], model, problem, key, say)
+    signals, X = problem.chosen_on
+    found: list[Unrolled] = []
+    for j, (section, layer, D) in enumerate(zip(config.layers, model.layers, problem.D)):
+        pair = (None, None) if signals is None else (signals, X[j])
+        one = problem._replace(D=D, chosen_on=pair)
+        told = _of_layer(say, j + 1)
+        found.append(_layer_start(section, layer, one, jax.random.fold_in(key, j), told))
+        if signals is not None:
+            signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(found[j], D, signals)
+    return tuple(found)
+
+
+def _of_layer(say: Say, j: int) -> Say:
+    def told(message: str) -> None:
+        say(f"layer {j}: {message}")
+
+    return told
+
+
+def _layer_start(
+    section: ModelSection, layer: Layer, problem: Samples, key: jax.Array, say: Say
+) -> Unrolled:
     """The usual start, or what theory sets for the class of the sample, or that calibrated."""
     params = layer.init(key, problem.D)
-    if not _set_on_codes(config):
+    if not _set_on_codes(section):
         return params  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None:
         starts, remark = from_theory(problem, layer)
         params = starts[layer]
-        if config.model.start == "analytic":
+        if section.start == "analytic":
             say(remark)
             return params
     say(f"calibrating on {len(problem.chosen_on[0])} signals")

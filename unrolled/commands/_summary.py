@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled import metrics, problems, training
+from unrolled import metrics, training
 from unrolled._json import plain
 from unrolled.commands._config import Config
-from unrolled.commands._encode import apply_in_chunks
+from unrolled.commands._encode import apply_in_chunks, relative_residuals, residual_norms
 from unrolled.commands._inputs import WEIGHTS
 from unrolled.commands._report import environment
-from unrolled.commands._setup import Setup
-from unrolled.dictionaries import Dictionary
-from unrolled.layers import Layer, Unrolled
+from unrolled.commands._setup import Dictionaries, Model, Setup
+from unrolled.layers import Layer
 from unrolled.pursuit import lasso_objective
 
 _TITLES = {
@@ -32,27 +31,36 @@ class Summary(NamedTuple):
     """The numbers that `unrolled train` ends with."""
 
     config: Config
-    shape: tuple[int, ...]  # of D
+    shape: Any  # of D, or of every D of a chain
     steps: int
     seconds: float
     best_step: int
     validation: dict[str, float]  # the loss of the "first" and of the "best" evaluation
     tested_on: int  # signals
-    judged: dict[str, dict[str, float]]  # of "start" and "learned", judgement -> number
+    # Of "start" and "learned": judgement -> number, for a chain a list with those of every layer.
+    judged: dict[str, Any]
 
     def text(self) -> str:
         """The summary as lines of text."""
-        model, (m, d) = self.config.model, self.shape
         first, best = self.validation["first"], self.validation["best"]
+        shapes, judged = self.shape, list(zip(self.judged["start"], self.judged["learned"]))
+        if not self.config.chained:
+            shapes, judged = [self.shape], [(self.judged["start"], self.judged["learned"])]
+        models = [
+            f"{model.family}, {model.depth} steps, {m} x {d}"
+            for model, (m, d) in zip(self.config.layers, shapes)
+        ]
         lines = [
-            f"{model.family}, {model.depth} steps, {m} x {d}: {self.steps} training steps in "
+            f"{'; '.join(models)}: {self.steps} training steps in "
             f"{self.seconds:.1f} s, validation loss {first:.4g} at first, "
             f"{best:.4g} at step {self.best_step}",
             f"on {self.tested_on} test signals:",
-            f"  {'':24}  {'start':>10}  {'learned':>10}",
         ]
-        for name, value in self.judged["start"].items():
-            lines += [f"  {_TITLES[name]:24}  {value:10.4g}  {self.judged['learned'][name]:10.4g}"]
+        for j, (start, learned) in enumerate(judged, start=1):
+            title = f"layer {j}" if self.config.chained else ""
+            lines.append(f"  {title:24}  {'start':>10}  {'learned':>10}")
+            for name, value in start.items():
+                lines.append(f"  {_TITLES[name]:24}  {value:10.4g}  {learned[name]:10.4g}")
         return "\n".join([*lines, f"weights: {self._weights()}"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,12 +84,13 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
     best = min(records, key=lambda record: record.validation)
     lam, tested_on = config.problem.lam, ready.tested_on
     judged = {
-        "start": _judged(ready.layer, ready.params, ready.D, *tested_on, lam),
-        "learned": _judged(ready.layer, found.best, found.D, *tested_on, lam),
+        "start": _judged(ready.model, ready.params, ready.D, *tested_on, lam),
+        "learned": _judged(ready.model, found.best, found.D, *tested_on, lam),
     }
+    Ds = ready.D
     return Summary(
         config,
-        ready.D.shape,
+        tuple(D.shape for D in Ds) if isinstance(Ds, tuple) else Ds.shape,
         records[-1].step,
         records[-1].seconds,
         best.step,
@@ -92,22 +101,34 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
 
 
 def _judged(
-    layer: Layer, params: Unrolled, D: Dictionary, Y: jax.Array, X: jax.Array | None, lam: float
-) -> dict[str, float]:
-    """Errors of the codes of test signals where the true codes are known, and their LASSO."""
-    codes = apply_in_chunks(layer.apply, params, D, Y)
-    found = {}
-    if X is not None:
-        found = {
-            "nmse": metrics.nmse(codes, X),
-            "mean_nmse": metrics.mean_nmse(codes, X),
-            "failure_rate": metrics.failure_rate(codes, X),
+    model: Model, params: Any, D: Dictionaries, Y: jax.Array, X: Any, lam: float
+) -> dict[str, float] | list[dict[str, float]]:
+    """Errors of the codes of test signals where the true codes are known, and their LASSO.
+
+    For a chain a list with those of every layer, whose LASSO has the code before as its signal.
+    """
+    codes = apply_in_chunks(model.apply, params, D, Y)
+    if isinstance(model, Layer):
+        D, codes, X = (D,), (codes,), (X,)
+    assert isinstance(D, tuple)
+    Xs = [None] * len(D) if X is None else X
+    found = []
+    residuals = relative_residuals(residual_norms(D, Y, codes))
+    for D_j, signals, x, X_j, residual in zip(D, (Y, *codes), codes, Xs, residuals):
+        objective = jax.vmap(lasso_objective, (None, 0, 0, None))
+        numbers = {} if X_j is None else _errors(x, X_j)
+        numbers |= {
+            "lasso_objective": objective(D_j, signals, x, jnp.asarray(lam, x.dtype)).mean(),
+            "relative_residual": residual,
+            "nonzeros": (x != 0).sum(1).mean(),
         }
-    objective = jax.vmap(lasso_objective, (None, 0, 0, None))
-    residual = Y - problems.synthesize(D, codes)
-    found |= {
-        "lasso_objective": objective(D, Y, codes, jnp.asarray(lam, codes.dtype)).mean(),
-        "relative_residual": jnp.linalg.norm(residual) / jnp.linalg.norm(Y),
-        "nonzeros": (codes != 0).sum(1).mean(),
+        found.append({name: float(value) for name, value in numbers.items()})
+    return found[0] if isinstance(model, Layer) else found
+
+
+def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
+    return {
+        "nmse": metrics.nmse(x, X),
+        "mean_nmse": metrics.mean_nmse(x, X),
+        "failure_rate": metrics.failure_rate(x, X),
     }
-    return {name: float(value) for name, value in found.items()}

@@ -37,10 +37,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "train",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        help="train a layer, configured by a TOML file and flags",
+        help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
         "folder.\nEvery option below may stand in the file, in the table of its heading. "
-        "A flag overrides the file.",
+        "A flag overrides the file.\nA file with a table [[model]] for each layer, and a list of "
+        "files as dictionary, trains a chain.",
         epilog="examples:\n  unrolled train run.toml --output run\n"
         "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
         "  unrolled train --output run --resume\n"
@@ -96,7 +97,7 @@ def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -
     say(f"training {config.training.steps} steps")
     found = _trained(config, ready, folder, say)
     write_history(folder, found.history.records)
-    training.save(folder / WEIGHTS, found.best, found.D, ready.layer)
+    training.save(folder / WEIGHTS, found.best, found.D, ready.model)
     summary = summarize(config, ready, found)
     write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
     return summary
@@ -149,7 +150,7 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.F
     def started():  # the steps of a resumed run may have grown
         write_text(folder / CONFIG, to_toml(config))
 
-    given = (ready.layer, ready.params, ready.D, ready.sample)
+    given: Any = (ready.model, ready.params, ready.D, ready.sample)
     shared: dict[str, Any] = dict(
         key=ready.key,
         loss=ready.loss,

@@ -2,27 +2,39 @@
 
 from unrolled.compare._compare import (
     QUANTILES,
+    compare,
+)
+from unrolled.compare._comparison import (
+    ChainComparison,
     Change,
     Comparison,
     Curve,
-    compare,
+    Divergence,
+    DivergenceWarning,
+    Guarantee,
 )
 from unrolled.compare._coupling import (
     Coupling,
 )
 from unrolled.compare._evolution import (
+    ChainEvolution,
     Evaluation,
     Evolution,
     evolution,
 )
 
 __all__ = [
+    "ChainComparison",
+    "ChainEvolution",
     "Change",
     "Comparison",
     "Coupling",
     "Curve",
+    "Divergence",
+    "DivergenceWarning",
     "Evaluation",
     "Evolution",
+    "Guarantee",
     "QUANTILES",
     "compare",
     "evolution",

@@ -1,136 +1,109 @@
 """Methods side by side on one sample: their errors step by step, and what training changed."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from unrolled import _checks, metrics, plots
+from unrolled import _checks, metrics
 from unrolled._checks import Array
-from unrolled._json import to_json
 from unrolled._numbers import largest
-from unrolled._text import markdown
-from unrolled.compare._coupling import Coupling, coupling, thresholds
-from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
+from unrolled.compare._comparison import (
+    ChainComparison,
+    Change,
+    Comparison,
+    Curve,
+    Divergence,
+    DivergenceWarning,
+    Guarantee,
+)
+from unrolled.compare._coupling import Weights, coupling, thresholds
+from unrolled.compare._guarantees import guarantees
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
+from unrolled.networks import Network
 from unrolled.pursuit import fista, lasso_objective
+from unrolled.training import Fit
 
 # The quantiles of the errors of single signals that a `Curve` holds.
 QUANTILES = (0.1, 0.5, 0.9)
 
 # The most steps of FISTA to the optimum of the LASSO.
 _MAX_STEPS = 3000
+# What rounding may add to the error of the zero code: in dB, and as a share of F*.
+_ROUNDING = 1e-3
+
+Model = Layer | Network
 
 
-class Curve(NamedTuple):
-    """The errors of one method after every step; all arrays are (K,) unless noted."""
-
-    nmse: np.ndarray  # dB, ratio of sums
-    mean_nmse: np.ndarray  # dB, mean over the signals
-    quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
-    failure_rate: np.ndarray  # share of signals not below -20 dB
-    precision: np.ndarray  # of the support
-    recall: np.ndarray
-    false_positives: np.ndarray  # wrong entries per signal
-    largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
-    gap: np.ndarray | None  # sum of F - F* over the sum of F* for the LASSO, if lam was given
-
-
-class Change(NamedTuple):
-    """The distance of one leaf of the params from that of the reference."""
-
-    leaf: str
-    distance: float  # norm(params - reference) / norm(reference)
-    per_step: np.ndarray  # (K,) the same step by step, or of length 1 for a shared leaf
-
-
-class Comparison(NamedTuple):
-    """The result of `compare`; every field maps names of methods to results.
-
-    Example:
-        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
-        >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
-        >>> layer = ur.layers.ista(8)
-        >>> found = ur.compare.compare({"ISTA": (layer, layer.init(None, D))}, D, Y, X)
-        >>> [row[:10] for row in found.table().splitlines()]
-        ['| method |', '|---|---|-', '| ISTA | 8']
-    """
-
-    curves: dict[str, Curve]
-    thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
-    references: dict[str, str]  # the method that its params are measured against
-    changes: dict[str, tuple[Change, ...]]
-    couplings: dict[str, Coupling]  # for families with weights
-
-    def table(self) -> str:
-        """A Markdown table: errors at the last step, in both definitions, and support scores."""
-        gaps = any(curve.gap is not None for curve in self.curves.values())
-        columns = ["method", "K", "NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures"]
-        columns += ["precision", "recall", "wrong entries", *(["(F - F*) / F*"] if gaps else [])]
-        rows = []
-        for name, c in self.curves.items():
-            cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}", f"{c.mean_nmse[-1]:.1f}"]
-            cells += [f"{c.failure_rate[-1]:.1%}", f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}"]
-            cells += [
-                f"{c.false_positives[-1]:.2f}",
-                *([] if c.gap is None else [f"{c.gap[-1]:.2e}"]),
-            ]
-            rows.append(cells)
-        return markdown(columns, rows)
-
-    def parameters_table(self) -> str:
-        """A Markdown table of the weights, and of how far training moved each leaf."""
-        columns = ["method", "largest mu_W", "rms off-diagonal", "diagonal of W'D"]
-        columns += ["coupling mismatch", "moved", "from"]
-        rows = []
-        for name in self.curves:
-            cells = ["", "", "", ""]
-            if name in self.couplings:
-                c = self.couplings[name]
-                diagonal = f"{c.diagonal_low.min():.4f} to {c.diagonal_high.max():.4f}"
-                cells = [f"{c.mu_W.max():.4f}", f"{c.off_diagonal.max():.4f}", diagonal]
-                cells.append(f"{c.mismatch.max():.2e}")
-            moved = ", ".join(f"{c.leaf} {c.distance:.3g}" for c in self.changes.get(name, ()))
-            rows.append([name, *cells, moved, self.references.get(name, "")])
-        return markdown(columns, rows)
-
-    def to_json(self) -> str:
-        """All results as JSON; numbers that are not finite become null."""
-        return to_json(self)
-
-    def plot(self) -> Any:
-        """A figure with errors, failures and support per step, thresholds, and weights."""
-        return plots.comparison(self)
-
-
+@overload
 def compare(
-    methods: dict[str, tuple[Layer, Unrolled]],
+    methods: Mapping[str, tuple[Layer, Unrolled] | Fit],
     D: Dictionary,
     Y: Array,
     X: Array,
     reference: str | None = None,
     *,
-    lam: float | None = None,
-) -> Comparison:
-    """Run methods on one sample of signals and measure their errors, thresholds and weights.
+    lam: ArrayLike | None = None,
+    sparsity: int | None = None,
+    bound: float | None = None,
+    noise: float | None = None,
+) -> Comparison: ...
+@overload
+def compare(
+    methods: Mapping[str, tuple[Network, Any] | Fit],
+    D: Sequence[Dictionary],
+    Y: Array,
+    X: Sequence[Array],
+    reference: str | None = None,
+    *,
+    lam: ArrayLike | Sequence[float] | None = None,
+    sparsity: Sequence[int] | None = None,
+    bound: Sequence[float] | None = None,
+    noise: Sequence[float] | None = None,
+) -> ChainComparison: ...
+def compare(
+    methods: Mapping[str, Any],
+    D: Any,
+    Y: Array,
+    X: Any,
+    reference: str | None = None,
+    *,
+    lam: Any = None,
+    sparsity: Any = None,
+    bound: Any = None,
+    noise: Any = None,
+) -> Comparison | ChainComparison:
+    """Run methods on one sample and measure their errors, thresholds, weights and guarantees.
+
+    The methods are layers, or networks through the same dictionaries; the two are compared apart.
+    A method that ends with a larger error than the zero code, or with one that is not finite, is
+    marked in the result, and one `DivergenceWarning` names all of them.
 
     Args:
-        methods: name -> (layer, params).
-        D: (m, d).
+        methods: name -> (layer, params), or the `Fit` of a training, of which the best params run
+            with the dictionary that they were trained with. For networks (network, params).
+        D: (m, d); for networks a tuple, one per layer.
         Y: (batch, m), the signals.
-        X: (batch, d), their true codes.
+        X: (batch, d), their true codes; for networks a tuple, one per layer.
         reference: the name of the method from which the distances of params of the same form are
             measured; None takes the first method before each one that has params of its form.
-        lam: also report the gap to the optimum of the LASSO with this weight.
+        lam: also report the gap to the optimum of the LASSO with this weight. The signal of a layer
+            of a network is then the true code before it; one weight, or one per layer.
+        sparsity, bound, noise: s, B and delta of the codes that `theory.certify` is asked about;
+            for networks one per layer. None takes the least that covers the sample.
 
     Returns:
-        Comparison.
+        Comparison; for networks ChainComparison, which holds one for every layer.
 
     Raises:
-        TypeError: a network.
-        ValueError: no methods, shapes that do not fit, or an unknown reference.
+        TypeError: a method that is none; a layer and a network together.
+        ValueError: no methods, shapes that do not fit, NaN or infinite signals, or an unknown
+            reference.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -141,69 +114,199 @@ def compare(
         >>> bool(curves["FISTA"].nmse[-1] < curves["ISTA"].nmse[-1])
         True
     """
-    D = as_dictionary(D, "compare")
-    _check_methods(methods, reference)
-    check_batch(D, Y, X, "compare")
-    Y, X = _checks.as_float(Y, "Y", "compare"), _checks.as_float(X, "X", "compare")
-    optimum = None if lam is None else _optimum(D, Y, jnp.asarray(lam, Y.dtype))
-    stacked = {name: stack(p) if p.steps else p for name, (_, p) in methods.items()}
-    curves, theta, couplings, references, changes = {}, {}, {}, {}, {}
-    for name, (layer, params) in methods.items():
-        curves[name] = _curve(layer, params, D, X, Y, lam, optimum)
-        theta[name] = thresholds(stacked[name])
-        couplings[name] = coupling(layer, stacked[name], D)
-        earlier = list(curves)[:-1] if reference is None else [reference]
-        same = (n for n in earlier if n != name and _same_form(stacked[n], stacked[name]))
-        if (other := next(same, None)) is not None:
-            references[name] = other
-            changes[name] = _changes(stacked[other], stacked[name])
-    return Comparison(curves, _known(theta), references, changes, _known(couplings))
+    found = _methods(methods, reference)
+    chained = any(isinstance(method.model, Network) for method in found.values())
+    sample = _sample(chained, D, Y, X, lam)
+    J = len(sample.Ds)
+    numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
+    classes = list(zip(*(_per_layer(v, name, J, chained) for name, v in numbers.items())))
+    blocks = {name: _blocks(name, method, sample, classes) for name, method in found.items()}
+    layers = [_comparison({n: b[j] for n, b in blocks.items()}, reference) for j in range(J)]
+    result = ChainComparison(tuple(layers)) if chained else layers[0]
+    if any(layer.diverged for layer in layers):
+        _checks.warn(f"compare: {' '.join(result.notes())}", DivergenceWarning)
+    return result
 
 
-def _check_methods(methods: dict[str, tuple[Layer, Unrolled]], reference: str | None) -> None:
+class _Method(NamedTuple):
+    model: Model
+    params: Any
+    D: Any  # the dictionary that it runs with, or a tuple; None for that of the sample
+
+
+class _Sample(NamedTuple):
+    """What all methods run on, layer by layer."""
+
+    Ds: tuple[Dictionary, ...]
+    Y: Array
+    Xs: tuple[Array, ...]
+    lams: tuple[Any, ...]  # None without gaps to the optimum
+    optima: tuple[Any, ...]  # F* of every signal
+
+    @property
+    def pairs(self) -> list[tuple[Array, Array]]:
+        """The signals and the codes of every layer."""
+        return list(zip((self.Y, *self.Xs), self.Xs))
+
+
+class _Block(NamedTuple):
+    """A layer of a method: its params, stacked, and what was measured of its codes."""
+
+    params: Unrolled
+    D: Dictionary
+    weights: Weights | None
+    curve: Curve
+    guarantee: Guarantee | None
+    diverged: Divergence | None
+    silent: bool
+
+
+def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Method]:
     if not methods:
         raise ValueError("compare: expected at least one method, got none")
     if reference is not None and reference not in methods:
         names = ", ".join(methods)
         raise ValueError(f"compare: unknown reference {reference!r}; expected one of {names}")
-    for name, (layer, _) in methods.items():
-        if not isinstance(layer, Layer):
-            raise TypeError(
-                f"compare: {name!r} is a {type(layer).__name__}; expected a Layer, "
-                "try the last layer of a network alone"
-            )
+    found = {name: _method(name, given) for name, given in methods.items()}
+    kinds = {isinstance(method.model, Layer): name for name, method in found.items()}
+    if len(kinds) > 1:
+        raise TypeError(
+            f"compare: {kinds[True]!r} is a layer and {kinds[False]!r} a network, which have "
+            "codes of different dictionaries; compare them apart, or try dsc([layer])"
+        )
+    return found
+
+
+def _method(name: str, given: Any) -> _Method:
+    if isinstance(given, Fit):
+        return _Method(given.model, given.best, given.D)
+    if not (isinstance(given, tuple | list) and len(given) == 2):
+        what = type(given).__name__
+    elif not isinstance(given[0], Model):
+        what = f"pair that begins with a {type(given[0]).__name__}"
+    else:
+        return _Method(given[0], given[1], None)
+    raise TypeError(
+        f"compare: {name!r} is a {what}; expected (layer, params), (network, params) or the result "
+        "of `fit`"
+    )
+
+
+def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
+    """One value per layer."""
+    if not chained or value is None:
+        return (value,) * J
+    if np.ndim(value) != 1 or len(value) != J:
+        raise ValueError(f"compare: expected {J} values of {name}, one per layer, got {value!r}")
+    return tuple(value)
+
+
+def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> _Sample:
+    where = "compare"
+    Ds = as_chain(D, where) if chained else (as_dictionary(D, where),)
+    if chained and not (isinstance(X, tuple | list) and len(X) == len(Ds)):
+        got = f"{len(X)}" if isinstance(X, tuple | list) else f"an array of shape {np.shape(X)}"
+        raise ValueError(
+            f"compare: expected a tuple X with the codes of all {len(Ds)} layers, got {got}; "
+            "the code before x_j is D_j x_j, try problems.synthesize(D_j, X_j)"
+        )
+    signals = Y
+    for Dj, Xj in zip(Ds, X if chained else (X,)):
+        check_batch(Dj, signals, Xj, where)
+        signals = Xj
+    Y = _checks.as_float(Y, "Y", where)
+    Xs = tuple(_checks.as_float(Xj, "X", where) for Xj in (X if chained else (X,)))
+    _checks.finite((Y, Xs), "Y or X", where)
+    lams = _per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)
+    optima = tuple(
+        None if lam is None else _optimum(Dj, signals, jnp.asarray(lam, signals.dtype))
+        for Dj, signals, lam in zip(Ds, (Y, *Xs), lams)
+    )
+    return _Sample(Ds, Y, Xs, lams, optima)
+
+
+def _blocks(name: str, method: _Method, sample: _Sample, classes: list[tuple]) -> list[_Block]:
+    """Run a method, and measure the codes, the weights and the guarantees of its layers."""
+    model, params, own = method
+    chained = isinstance(model, Network)
+    Ds = sample.Ds if own is None else own if chained else (own,)
+    shapes, expected = ([D.shape for D in chain] for chain in (Ds, sample.Ds))
+    if shapes != expected:
+        raise ValueError(f"compare: {name!r} was trained with D of {shapes}; expected {expected}")
+    found = _measure(model, params, Ds if chained else Ds[0], sample)
+    blocks = tuple(params) if chained else (params,)
+    held = guarantees(model, blocks, Ds, sample.pairs, classes)
+    made = []
+    for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, found, held)):
+        errors = {name: np.asarray(value) for name, value in measured.errors.items()}
+        gap = None if measured.gap is None else np.asarray(measured.gap)
+        curve = Curve(**errors, gap=gap)
+        weights = model.weights(j) if isinstance(model, Network) else model.weights
+        p = stack(p) if p.steps else p
+        diverged = _divergence(curve, measured.zero_gap)
+        made.append(_Block(p, D, weights, curve, guarantee, diverged, bool(measured.silent)))
+    return made
+
+
+def _comparison(blocks: dict[str, _Block], reference: str | None) -> Comparison:
+    """The blocks of all methods that have the same place."""
+    references, changes = {}, {}
+    for i, (name, block) in enumerate(blocks.items()):
+        earlier = list(blocks)[:i] if reference is None else [reference]
+        same = (n for n in earlier if n != name and _same_form(blocks[n].params, block.params))
+        if (other := next(same, None)) is not None:
+            references[name] = other
+            changes[name] = _changes(blocks[other].params, block.params)
+    return Comparison(
+        {name: block.curve for name, block in blocks.items()},
+        _known({name: thresholds(block.params) for name, block in blocks.items()}),
+        references,
+        changes,
+        _known({n: coupling(b.weights, b.params, b.D) for n, b in blocks.items()}),
+        _known({name: block.guarantee for name, block in blocks.items()}),
+        _known({name: block.diverged for name, block in blocks.items()}),
+        tuple(name for name, block in blocks.items() if block.silent),
+    )
 
 
 def _known(found: dict) -> dict:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _curve(layer, params, D, X, Y, lam, optimum) -> Curve:
-    found, gap = _measure(layer, params, D, X, Y, lam, optimum)
-    return Curve(
-        **{k: np.asarray(v) for k, v in found.items()}, gap=None if gap is None else np.asarray(gap)
+class _Measured(NamedTuple):
+    errors: dict[str, Array]  # the fields of a `Curve`
+    gap: Array | None
+    zero_gap: Array | None  # of the zero code
+    silent: Array
+
+
+@partial(jax.jit, static_argnames="model")
+def _measure(model: Any, params: Any, D: Any, sample: _Sample) -> list[_Measured]:
+    """The codes of every layer against the true ones; compiled once for all params of a model."""
+    paths = jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, sample.Y)
+    paths = paths if isinstance(paths, tuple) else (paths,)
+    found = []
+    for path, D, (Y, X), lam, optimum in zip(
+        paths, sample.Ds, sample.pairs, sample.lams, sample.optima
+    ):
+        gap = zero_gap = None
+        if lam is not None:
+            measured = partial(_objective_gap, D, Y, lam=lam, optimum=optimum)
+            gap, zero_gap = jax.lax.map(measured, path), measured(jnp.zeros_like(X))
+        silent = ~(path[-1] != 0).any() & (X != 0).any()
+        found.append(_Measured(jax.lax.map(partial(_errors, X), path), gap, zero_gap, silent))
+    return found
+
+
+def _errors(X: Array, x: Array) -> dict[str, Array]:
+    return dict(
+        nmse=metrics.nmse(x, X),
+        mean_nmse=metrics.mean_nmse(x, X),
+        quantiles=jnp.nanquantile(metrics.signal_nmse(x, X), jnp.asarray(QUANTILES, x.dtype)),
+        failure_rate=metrics.failure_rate(x, X),
+        largest_l1=largest(jnp.abs(x - X).sum(-1)),
+        **metrics.support_scores(x, X)._asdict(),
     )
-
-
-@partial(jax.jit, static_argnames="layer")
-def _measure(layer, params, D, X, Y, lam, optimum):
-    """The fields of a `Curve`; compiled once for all params of a layer."""
-    codes = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
-
-    def one(x):
-        return dict(
-            nmse=metrics.nmse(x, X),
-            mean_nmse=metrics.mean_nmse(x, X),
-            quantiles=jnp.nanquantile(metrics.signal_nmse(x, X), jnp.asarray(QUANTILES, x.dtype)),
-            failure_rate=metrics.failure_rate(x, X),
-            largest_l1=largest(jnp.abs(x - X).sum(-1)),
-            **metrics.support_scores(x, X)._asdict(),
-        )
-
-    gap = (
-        None if lam is None else jax.lax.map(lambda x: _objective_gap(D, Y, x, lam, optimum), codes)
-    )
-    return jax.lax.map(one, codes), gap
 
 
 def _optimum(D, Y, lam) -> Array:
@@ -217,6 +320,33 @@ def _optimum(D, Y, lam) -> Array:
 def _objective_gap(D, Y, x, lam, optimum) -> Array:
     objective = jax.vmap(lasso_objective, (None, 0, 0, None))(D, Y, x, jnp.asarray(lam, Y.dtype))
     return jnp.sum(objective - optimum) / jnp.sum(optimum)
+
+
+def _divergence(curve: Curve, zero_gap: Any) -> Divergence | None:
+    """How the codes end worse than the zero code, where every method starts; None if they do not.
+
+    Codes without any error are no worse, also where the true codes are all zero.
+    """
+    error = curve.nmse[-1]
+    if step := _worse_from(~((curve.nmse <= _ROUNDING) | (curve.largest_l1 == 0))):
+        if not np.isfinite(error):
+            return Divergence(step, f"its error is not finite from step {step} on")
+        ends = f"its error ends {error:.1f} dB above that of the zero code"
+        return Divergence(step, f"{ends}, and is above it from step {step} on")
+    if curve.gap is None:
+        return None
+    most = float(zero_gap) + _ROUNDING
+    if step := _worse_from(~(curve.gap <= most)):
+        ends = f"(F - F*) / F* ends at {curve.gap[-1]:.3g}, above the {float(zero_gap):.3g} of"
+        return Divergence(step, f"{ends} the zero code, and is above it from step {step} on")
+    return None
+
+
+def _worse_from(worse: np.ndarray) -> int:
+    """The step from which on all are worse, counted from 1; 0 if the last is not."""
+    good = np.flatnonzero(~worse)
+    first = good[-1] + 2 if len(good) else 1
+    return int(first) if first <= len(worse) else 0
 
 
 def _same_form(a, b) -> bool:

@@ -13,8 +13,10 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._numbers import largest
 from unrolled.dictionaries import Dictionary, dense
-from unrolled.layers import Layer, Unrolled, names_with_role
+from unrolled.layers import Acting, Unrolled, names_with_role
 from unrolled.theory import inner_products
+
+Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights`
 
 
 class Coupling(NamedTuple):
@@ -35,12 +37,12 @@ class Coupling(NamedTuple):
     mismatch: np.ndarray  # norm(S - (I - W'D)) / norm(S)
 
 
-def coupling(layer: Layer, params: Unrolled, D: Dictionary) -> Coupling | None:
-    """The `Coupling` of stacked params to D; None for a family without weights."""
-    if layer.weights is None:
+def coupling(weights: Weights | None, params: Unrolled, D: Dictionary) -> Coupling | None:
+    """The `Coupling` of stacked params to D, where `weights` is that of a layer or a block."""
+    if weights is None:
         return None
     dtype = _checks.common_dtype(params, D)
-    found = _per_step(layer, *_checks.cast((params, D), dtype))
+    found = _per_step(weights, *_checks.cast((params, D), dtype))
     return Coupling(*(np.asarray(column, float) for column in found))
 
 
@@ -56,14 +58,14 @@ def step_means(theta: ArrayLike) -> np.ndarray:
     return theta.reshape(len(theta), -1).mean(1)
 
 
-@partial(jax.jit, static_argnames="layer")
-def _per_step(layer: Layer, params: Unrolled, D: Dictionary) -> Coupling:
+@partial(jax.jit, static_argnames="weights")
+def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
     def one(p):
-        W, gamma, S = layer.weights(params.shared, p, D)
+        W, gamma, S = weights(params.shared, p, D)
         return _one_step(W, S, gamma, D)
 
     first = jax.tree.map(lambda leaf: leaf[0], params.steps)
-    if _depends(lambda p: layer.weights(params.shared, p, D), first):
+    if _depends(lambda p: weights(params.shared, p, D), first):
         return lax.map(one, params.steps)
     return jax.tree.map(lambda number: number[None], one(first))
 

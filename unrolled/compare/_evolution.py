@@ -1,15 +1,17 @@
 """The thresholds, the weights and their coupling while a layer trains, beside theory."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from unrolled import plots
 from unrolled._json import to_json
 from unrolled._text import markdown
-from unrolled.compare._coupling import Coupling, coupling, step_means, thresholds
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.compare._coupling import Coupling, Weights, coupling, step_means, thresholds
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
+from unrolled.networks import Network
 from unrolled.theory import ActivationSchedule, AtomSchedule, Schedule
 
 
@@ -27,7 +29,7 @@ class Evolution:
     """The record of a training, which `fit(..., callbacks=[watch])` fills; see `evolution`.
 
     Attributes:
-        layer: the layer that is trained.
+        layer: the layer that is trained, or the network of which this is one layer.
         D: (m, d), the dictionary that the weights are measured against.
         prediction: the schedule of the theory, or None.
         evaluations: the list of `Evaluation`, from the start to the result.
@@ -41,7 +43,7 @@ class Evolution:
         [[0.18]] [[0.68]]
     """
 
-    def __init__(self, layer: Layer, D: Dictionary, prediction: Any = None):
+    def __init__(self, layer: Layer | Network, D: Dictionary, prediction: Any = None):
         self.layer, self.D, self.prediction = layer, D, prediction
         self.evaluations: list[Evaluation] = []
 
@@ -50,10 +52,14 @@ class Evolution:
         if not isinstance(params, Unrolled):
             raise TypeError(
                 f"evolution: params must be Unrolled(shared, steps), got {type(params).__name__}; "
-                "for a network watch one block: "
-                "callbacks=[lambda record, params: watch(record, params[0])]"
+                "for a network try evolution(network, Ds)"
             )
-        self.layer.check(params, self.D)
+        layer: Any = self.layer
+        layer.check(params, self.D)
+        self._measure(record, params, layer.weights)
+
+    def _measure(self, record: Any, params: Unrolled, weights: Weights | None) -> None:
+        """The same for params that were checked, where `weights` is that of the layer."""
         params = stack(params) if params.steps else params
         theta, expected = thresholds(params), getattr(self.prediction, "theta", None)
         if expected is not None and theta is not None and len(theta) != len(expected):
@@ -62,7 +68,7 @@ class Evolution:
                 f"but the params have {len(theta)}"
             )
         numbers = int(record.step), float(record.loss), float(record.validation)
-        found = coupling(self.layer, params, self.D)
+        found = coupling(weights, params, self.D)
         self.evaluations.append(Evaluation(*numbers, theta, found))
 
     def series(self, field: str) -> np.ndarray:
@@ -123,7 +129,11 @@ class Evolution:
 
     def to_json(self) -> str:
         """All evaluations and the prediction; numbers that are not finite become null."""
-        return to_json({"evaluations": self._seen(), "prediction": self.prediction})
+        return to_json(self._data())
+
+    def _data(self) -> dict[str, Any]:
+        """All evaluations and the prediction, as `to_json` writes them."""
+        return {"evaluations": self._seen(), "prediction": self.prediction}
 
     def plot(self) -> Any:
         """A figure over the training steps with a line per step of the layer; theory is dashed."""
@@ -139,6 +149,53 @@ class Evolution:
         return self.evaluations
 
 
+class ChainEvolution:
+    """The record of the training of a network: an `Evolution` for each of its layers.
+
+    Attributes:
+        network: the network that is trained.
+        layers: a tuple of `Evolution`.
+
+    Example:
+        >>> network, Ds = ur.dsc([ur.lista_cp(3), ur.alista(2)]), [jnp.eye(4)] * 2
+        >>> watch = ur.compare.evolution(network, Ds)
+        >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
+        >>> watch(start, network.init(None, Ds))
+        >>> [layer.series("theta").shape for layer in watch.layers]
+        [(1, 3), (1, 2)]
+    """
+
+    def __init__(self, network: Network, layers: tuple[Evolution, ...]):
+        self.network, self.layers = network, layers
+
+    def __call__(self, record: Any, params: Any) -> None:
+        """Append the measurements of the params of every layer."""
+        self.network.check(params, [layer.D for layer in self.layers])
+        for j, (layer, p) in enumerate(zip(self.layers, params)):
+            layer._measure(record, p, self.network.weights(j))
+
+    def table(self) -> str:
+        """`Evolution.table` of every layer under its heading."""
+        return self._together("table")
+
+    def steps_table(self) -> str:
+        """`Evolution.steps_table` of every layer under its heading."""
+        return self._together("steps_table")
+
+    def to_json(self) -> str:
+        """The evaluations and the prediction of every layer."""
+        return to_json({"layers": [layer._data() for layer in self.layers]})
+
+    def plot(self) -> Any:
+        """The figure of `Evolution.plot` with one column per layer."""
+        self.layers[0]._data()
+        return plots.chain_evolution(self)
+
+    def _together(self, table: str) -> str:
+        parts = [f"Layer {j}\n\n{getattr(e, table)()}" for j, e in enumerate(self.layers, start=1)]
+        return "\n\n".join(parts)
+
+
 # The fields of a `Coupling` that the tables show, and their titles.
 _TITLES = {
     "diagonal_mean": "mean diagonal",
@@ -148,12 +205,21 @@ _TITLES = {
 }
 
 
+Prediction = Schedule | ActivationSchedule | AtomSchedule
+
+
+@overload
 def evolution(
-    layer: Layer,
-    D: Dictionary,
+    model: Layer, D: Dictionary, *, prediction: Prediction | None = None
+) -> Evolution: ...
+@overload
+def evolution(
+    model: Network,
+    D: Sequence[Dictionary],
     *,
-    prediction: Schedule | ActivationSchedule | AtomSchedule | None = None,
-) -> Evolution:
+    prediction: Sequence[Prediction | None] | None = None,
+) -> ChainEvolution: ...
+def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | ChainEvolution:
     """A recorder of a training: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
 
     At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
@@ -162,16 +228,20 @@ def evolution(
     measures the thresholds only.
 
     Args:
-        layer: the layer that is trained.
-        D: (m, d). With `learn_dictionary=True` the weights are still measured against this D.
-        prediction: a schedule from `analytic.block_schedule` or `theory.schedule`. The tables show
-            its thresholds beside the trained ones, with a diagonal of 1 and a mismatch of 0.
+        model: the layer, or the network, that is trained.
+        D: (m, d); for a network a tuple. With `learn_dictionary=True` the weights are still
+            measured against this D.
+        prediction: a schedule from `analytic.block_schedule` or `theory.schedule`; for a network
+            one per layer, as from `analytic.chain_schedules`. The tables show its thresholds beside
+            the trained ones, with a diagonal of 1 and a mismatch of 0.
 
     Returns:
-        Evolution, without evaluations.
+        Evolution, without evaluations; for a network ChainEvolution, which holds one per layer.
 
     Raises:
-        TypeError: no layer, the dictionaries of a chain, or a prediction without thresholds.
+        TypeError: no layer or network, a tuple of dictionaries for a layer, or a prediction without
+            thresholds.
+        ValueError: another number of dictionaries, or of predictions, than the network has layers.
 
     Example:
         >>> layer, D = ur.alista(3), ur.dictionaries.identity_hadamard(8)
@@ -181,18 +251,34 @@ def evolution(
         >>> print(watch.series("theta"))
         [[0.1 0.1 0.1]]
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(f"evolution: expected a Layer first, got {type(layer).__name__}")
-    if type(D) is tuple:
+    if isinstance(model, Network):
+        Ds = as_chain(D, "evolution")
+        J = len(model.layers) or len(Ds)
+        schedules = (None,) * J if prediction is None else prediction
+        for what, given in (("dictionaries", Ds), ("predictions", schedules)):
+            got = len(given) if isinstance(given, tuple | list) else "one"
+            if got != J:
+                raise ValueError(
+                    f"evolution: expected {J} {what}, one per layer of the network, got {got}"
+                )
+        parts = (_recorder(model, *pair) for pair in zip(Ds, schedules))
+        return ChainEvolution(model, tuple(parts))
+    if not isinstance(model, Layer):
         raise TypeError(
-            "evolution: expected one dictionary, got a tuple; make a recorder for each block"
+            f"evolution: expected a Layer or a Network first, got {type(model).__name__}"
         )
+    if isinstance(D, tuple | list) and isinstance(D[0] if D else None, Dictionary):
+        raise TypeError("evolution: expected one dictionary for a layer, got several")
+    return _recorder(model, D, prediction)
+
+
+def _recorder(model: Layer | Network, D: Dictionary, prediction: Any) -> Evolution:
     if prediction is not None and not hasattr(prediction, "theta"):
         raise TypeError(
             "evolution: the prediction must have thresholds `theta`, got "
             f"{type(prediction).__name__}; try `analytic.block_schedule(...)[1]`"
         )
-    return Evolution(layer, as_dictionary(D, "evolution"), prediction)
+    return Evolution(model, as_dictionary(D, "evolution"), prediction)
 
 
 def _cells(c: Coupling | None) -> list[str]:

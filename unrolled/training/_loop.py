@@ -80,6 +80,7 @@ def make_loop(
 
     return Loop(
         where,
+        model,
         jax.jit(update, donate_argnums=(0, 1, 2)),
         jax.jit(objective),
         jax.jit(jax.value_and_grad(judged, has_aux=True)),
@@ -95,6 +96,7 @@ class Loop(NamedTuple):
     """A compiled training; `run` continues a `Progress` from where it is."""
 
     where: str
+    model: Model
     update: Callable
     objective: Callable
     inspect: Callable  # codes and gradients, where something is wrong
@@ -189,7 +191,8 @@ class Loop(NamedTuple):
         """The result so far; it stays usable when the training continues."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
         history = History(state.losses, state.records)
-        return Fit(merge(last, self.fixed).params, *merge(state.best, self.fixed), history)
+        best = merge(state.best, self.fixed)
+        return Fit(merge(last, self.fixed).params, *best, history, self.model)
 
     def _stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
         """Raise NonFiniteError after a step that was `bad`, or for the last validation loss."""

@@ -37,6 +37,7 @@ class Fit(NamedTuple):
     best: Any  # with the smallest validation loss, the start included
     D: Any  # as given, or as learned together with `best`
     history: History
+    model: Model  # that was trained
 
     @property
     def worsened(self) -> bool:

@@ -1,0 +1,215 @@
+"""What a comparison holds: curves, divergence, guarantees and changes by method, and its tables."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unrolled import plots
+from unrolled._json import to_json
+from unrolled._text import markdown
+from unrolled.compare._coupling import Coupling
+from unrolled.theory import Certificate
+
+
+class Curve(NamedTuple):
+    """The errors of one method after every step; all arrays are (K,) unless noted."""
+
+    nmse: np.ndarray  # dB, ratio of sums
+    mean_nmse: np.ndarray  # dB, mean over the signals
+    quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
+    failure_rate: np.ndarray  # share of signals not below -20 dB
+    precision: np.ndarray  # of the support
+    recall: np.ndarray
+    false_positives: np.ndarray  # wrong entries per signal
+    largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
+    gap: np.ndarray | None  # sum of F - F* over the sum of F* for the LASSO, if lam was given
+
+
+class Change(NamedTuple):
+    """The distance of one leaf of the params from that of the reference."""
+
+    leaf: str
+    distance: float  # norm(params - reference) / norm(reference)
+    per_step: np.ndarray  # (K,) the same step by step, or of length 1 for a shared leaf
+
+
+class DivergenceWarning(UserWarning):
+    """A method ends worse than the zero code, from which every method starts."""
+
+
+class Divergence(NamedTuple):
+    """How a method ends worse than the zero code."""
+
+    step: int  # from which on it is worse, counted from 1
+    reason: str  # as text
+
+
+class Guarantee(NamedTuple):
+    """What theory certifies for the params of a method, and for which codes."""
+
+    sparsity: int  # s, nonzeros at most
+    bound: float  # B, of their magnitude
+    noise: float  # delta, the l1 norm of the noise in the signal of the layer
+    certificate: Certificate
+
+
+class Comparison(NamedTuple):
+    """The result of `compare` for layers; every field maps names of methods to results.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
+        >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
+        >>> layer = ur.layers.ista(8)
+        >>> found = ur.compare.compare({"ISTA": (layer, layer.init(None, D))}, D, Y, X)
+        >>> [row[:10] for row in found.table().splitlines()]
+        ['| method |', '|---|---|-', '| ISTA | 8']
+    """
+
+    curves: dict[str, Curve]
+    thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
+    references: dict[str, str]  # the method that its params are measured against
+    changes: dict[str, tuple[Change, ...]]
+    couplings: dict[str, Coupling]  # for families with weights
+    guarantees: dict[str, Guarantee]  # for families with a certificate
+    diverged: dict[str, Divergence]  # only methods that end worse than the zero code
+    silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
+
+    def table(self) -> str:
+        """A Markdown table: errors at the last step, in both definitions, and support scores.
+
+        A note below it names each method that diverges, or whose codes are all zero.
+        """
+        return _with_notes(*self._errors(), self.notes())
+
+    def parameters_table(self) -> str:
+        """A Markdown table of the weights, and of how far training moved each leaf."""
+        return markdown(*self._parameters())
+
+    def guarantees_table(self) -> str:
+        """A Markdown table of what theory certifies for the params of each method.
+
+        It bounds the l1 error of every code of the class, after the last step; "none" where the
+        bound ends no lower than it began. The class (s, B, delta) is that of the sample, unless it
+        was given.
+        """
+        return markdown(*self._guarantees())
+
+    def notes(self) -> list[str]:
+        """A sentence for each method that diverges, and one for those whose codes are all zero."""
+        far = [f"{name} diverges: {found.reason}." for name, found in self.diverged.items()]
+        quiet = "; ".join(self.silent)
+        return [*far, *([f"Silent, all codes are zero: {quiet}."] if quiet else [])]
+
+    def to_json(self) -> str:
+        """All results as JSON; numbers that are not finite become null."""
+        return to_json(self)
+
+    def plot(self) -> Any:
+        """A figure with errors, failures and support per step, thresholds, and weights."""
+        return plots.comparison(self)
+
+    def _errors(self) -> tuple[list[str], list[list[str]]]:
+        gaps = any(curve.gap is not None for curve in self.curves.values())
+        columns = ["method", "K", "NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures"]
+        columns += ["precision", "recall", "wrong entries", *(["(F - F*) / F*"] if gaps else [])]
+        rows = []
+        for name, c in self.curves.items():
+            mark = " (diverges)" if name in self.diverged else ""
+            cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}"]
+            cells += [f"{c.failure_rate[-1]:.1%}", f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}"]
+            cells += [
+                f"{c.false_positives[-1]:.2f}",
+                *([] if c.gap is None else [f"{c.gap[-1]:.2e}"]),
+            ]
+            rows.append(cells)
+        return columns, rows
+
+    def _parameters(self) -> tuple[list[str], list[list[str]]]:
+        columns = ["method", "largest mu_W", "rms off-diagonal", "diagonal of W'D"]
+        columns += ["coupling mismatch", "moved", "from"]
+        rows = []
+        for name in self.curves:
+            cells = ["", "", "", ""]
+            if name in self.couplings:
+                c = self.couplings[name]
+                diagonal = f"{c.diagonal_low.min():.4f} to {c.diagonal_high.max():.4f}"
+                cells = [f"{c.mu_W.max():.4f}", f"{c.off_diagonal.max():.4f}", diagonal]
+                cells.append(f"{c.mismatch.max():.2e}")
+            moved = ", ".join(f"{c.leaf} {c.distance:.3g}" for c in self.changes.get(name, ()))
+            rows.append([name, *cells, moved, self.references.get(name, "")])
+        return columns, rows
+
+    def _guarantees(self) -> tuple[list[str], list[list[str]]]:
+        columns = ["method", "s", "B", "delta", "l1 error at the start", "guaranteed l1 error"]
+        columns += ["steps without false positives", "largest s"]
+        return columns, [[name, *self._guaranteed(name)] for name in self.curves]
+
+    def _guaranteed(self, name: str) -> list[str]:
+        if name not in self.guarantees:
+            return [""] * 7
+        s, B, noise, found = self.guarantees[name]
+        clean = found.false_positives_excluded
+        return [
+            *(str(s), f"{B:.3g}", f"{noise:.2g}", f"{found.error[0]:.3g}"),
+            f"{found.error[-1]:.2e}" if found.holds else "none",
+            f"{clean.sum()} of {len(clean)}",
+            str(found.largest_sparsity),
+        ]
+
+
+class ChainComparison(NamedTuple):
+    """The result of `compare` for networks: a `Comparison` of the codes of every layer.
+
+    Example:
+        >>> Ds = ur.dictionaries.gaussian(jax.random.key(0), 20, 30), jnp.eye(30)
+        >>> X = ur.problems.exact_sparse(jax.random.key(1), (64, 30), 2)
+        >>> network = ur.dsc([ur.layers.ista(8), ur.layers.ista(4)])
+        >>> methods = {"ISTA": (network, network.init(None, Ds))}
+        >>> found = ur.compare.compare(methods, Ds, ur.problems.synthesize(Ds[0], X), (X, X))
+        >>> [row[:14] for row in found.table().splitlines()]
+        ['| layer | meth', '|---|---|---|-', '| 1 | ISTA | 8', '| 2 | ISTA | 4']
+    """
+
+    layers: tuple[Comparison, ...]
+
+    def table(self) -> str:
+        """`Comparison.table` of every layer, with a column for the layer."""
+        return _with_notes(*self._together("_errors"), self.notes())
+
+    def parameters_table(self) -> str:
+        """`Comparison.parameters_table` of every layer, with a column for the layer."""
+        return markdown(*self._together("_parameters"))
+
+    def guarantees_table(self) -> str:
+        """`Comparison.guarantees_table` of every layer, with a column for the layer.
+
+        The noise of a layer is that of its signal alone; the error of the layer before adds to it.
+        """
+        return markdown(*self._together("_guarantees"))
+
+    def notes(self) -> list[str]:
+        """`Comparison.notes` of every layer, with the number of the layer."""
+        return [f"Layer {j}: {note}" for j, found in self._numbered() for note in found.notes()]
+
+    def to_json(self) -> str:
+        """The results of every layer as JSON; numbers that are not finite become null."""
+        return to_json(self)
+
+    def plot(self) -> Any:
+        """The figure of `Comparison.plot` with one column per layer."""
+        return plots.chain(self)
+
+    def _numbered(self) -> Iterator[tuple[int, Comparison]]:
+        return enumerate(self.layers, start=1)
+
+    def _together(self, part: str) -> tuple[list[str], list[list[str]]]:
+        columns, _ = getattr(self.layers[0], part)()
+        rows = [
+            [str(j), *row] for j, found in self._numbered() for row in getattr(found, part)()[1]
+        ]
+        return ["layer", *columns], rows
+
+
+def _with_notes(columns: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    return "\n\n".join([markdown(columns, rows), *notes])

@@ -1,0 +1,68 @@
+"""What theory certifies for the params of a method, for the class of codes of a sample."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks, theory
+from unrolled._checks import Array
+from unrolled.activations import relu
+from unrolled.compare._comparison import Guarantee
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled
+from unrolled.networks import Network, dsc
+from unrolled.problems import synthesize
+
+Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None where the sample decides
+
+
+def guarantees(
+    model: Layer | Network,
+    params: tuple[Unrolled, ...],
+    Ds: tuple[Dictionary, ...],
+    pairs: list[tuple[Array, Array]],
+    classes: list[Class],
+) -> list[Guarantee | None]:
+    """The guarantee of every layer, from the first to the last that theory certifies.
+
+    Args:
+        model: a layer, or a network of J layers.
+        params, Ds: J of each.
+        pairs: J times (signals, codes), as in `check_batch`.
+        classes: J of them.
+    """
+    layers = (model,) if isinstance(model, Layer) else model.layers
+    certified: list[Layer] = []
+    for layer, p in zip(layers, params):
+        if not _has_certificate(layer, p):
+            break
+        certified.append(layer)
+    if not certified:
+        return [None] * len(params)
+    J = len(certified)
+    told = [_class_of(D, *pair, given) for D, pair, given in zip(Ds[:J], pairs, classes)]
+    sparsity, bound, noise = zip(*told)
+    found = theory.certify(
+        dsc(tuple(certified)), params[:J], Ds[:J], sparsity=sparsity, bound=bound, noise=noise
+    )
+    held = [Guarantee(*of, certificate) for of, certificate in zip(told, found)]
+    return [*held, *[None] * (len(params) - J)]
+
+
+def _has_certificate(layer: Any, params: Unrolled) -> bool:
+    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
+    return finite and layer.is_coupled and layer.activation == relu
+
+
+def _class_of(D: Dictionary, Y: Array, X: Array, given: Class) -> tuple[int, float, float]:
+    """The least class that holds the sample, where it is not given."""
+    s, B, delta = given
+    s = int((X != 0).sum(1).max()) if s is None else s
+    B = float(jnp.abs(X).max()) if B is None else B
+    if delta is None:
+        with jax.enable_x64(True):  # the rounding of the signals counts as noise
+            D, Y, X = _checks.cast((D, Y, X), np.float64)
+            delta = jnp.abs(Y - synthesize(D, X)).sum(1).max()
+    return s, float(B), float(delta)
