@@ -802,7 +802,7 @@ REFUSED = {
     "train --family my_family": "a family of your own needs --import MODULE",
     "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and "
     "below 1",
-    "train --family liht --m 4 --d 6": "liht: missing .* argument: 'sparsity'",
+    "train --family liht --m 4 --d 6": "liht: sparsity is missing",
     "train --output D.npy": "D.npy: is a file; expected a folder",
     "train --output D.npy/run": "D.npy",
     "train --output full": "full: is not empty; try --resume",
@@ -843,7 +843,7 @@ REFUSED = {
     "certify weights.npz D.npy": "weights.npz: holds weights, which D.npy does not go with",
     "certify weights.npz --sparsity 1,2": "weights.npz: 2 sparsities for 1 layers",
     "certify plain.npz": "plain.npz: it names no layer",
-    "certify full": "weights.npz: no such file",
+    "certify full": "full: no saved step",
     "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
     "were saved with another D",
     "encode weights.npz gone.npy": "gone.npy: no such file",
