@@ -108,8 +108,8 @@ def unknown_codes(
         "",
         spent(seconds),
     ]
-    shown = "error against the optimal codes, objective gap, support, thresholds and weights"
-    figures = {f"{title}: {shown}": result.plot()}
+    shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
+    figures = {f"{title}: {shown}": result.plot(codes="LASSO codes")}
     if pictures.picture is not None:
         caption = f"{title}: the test picture rebuilt from its codes after {K} steps"
         figures[caption] = _show(pictures.picture, pictures.testing, methods, D)

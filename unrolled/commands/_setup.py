@@ -135,7 +135,7 @@ def _start(config: Config, layer: Layer, problem: Samples, key: jax.Array, say: 
     if not _set_on_codes(config):
         return params  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None:
-        starts, remark = from_theory(problem, layer)
+        starts, remark, _ = from_theory(problem, layer)
         params = starts[layer]
         if config.model.start == "analytic":
             say(remark)

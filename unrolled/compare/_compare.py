@@ -31,7 +31,7 @@ class Curve(NamedTuple):
     mean_nmse: np.ndarray  # dB, mean over the signals
     quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
     failure_rate: np.ndarray  # share of signals not below -20 dB
-    precision: np.ndarray  # of the support
+    precision: np.ndarray  # of the support; nan where no signal has an entry
     recall: np.ndarray
     false_positives: np.ndarray  # wrong entries per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
@@ -65,14 +65,18 @@ class Comparison(NamedTuple):
     couplings: dict[str, Coupling]  # for families with weights
 
     def table(self) -> str:
-        """A Markdown table: errors at the last step, in both definitions, and support scores."""
+        """A Markdown table: errors at the last step, in both definitions, and support scores.
+
+        Scores that are undefined, such as the precision of codes that are all zero, are empty.
+        """
         gaps = any(curve.gap is not None for curve in self.curves.values())
         columns = ["method", "K", "NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures"]
         columns += ["precision", "recall", "wrong entries", *(["(F - F*) / F*"] if gaps else [])]
         rows = []
         for name, c in self.curves.items():
             cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}", f"{c.mean_nmse[-1]:.1f}"]
-            cells += [f"{c.failure_rate[-1]:.1%}", f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}"]
+            scores = ["" if np.isnan(v[-1]) else f"{v[-1]:.3f}" for v in (c.precision, c.recall)]
+            cells += [f"{c.failure_rate[-1]:.1%}", *scores]
             cells += [
                 f"{c.false_positives[-1]:.2f}",
                 *([] if c.gap is None else [f"{c.gap[-1]:.2e}"]),
@@ -100,9 +104,14 @@ class Comparison(NamedTuple):
         """All results as JSON; numbers that are not finite become null."""
         return to_json(self)
 
-    def plot(self) -> Any:
-        """A figure with errors, failures and support per step, thresholds, and weights."""
-        return plots.comparison(self)
+    def plot(self, *, codes: str = "true codes", note: str = "") -> Any:
+        """A figure with errors, failures and support per step, thresholds, and weights.
+
+        Args:
+            codes: what the codes X of `compare` are, for the titles.
+            note: what a reader should know, written below the panels.
+        """
+        return plots.comparison(self, codes=codes, note=note)
 
 
 def compare(

@@ -86,9 +86,12 @@ class Evolution:
         return np.asarray(values)
 
     def contraction(self, sparsity: int) -> np.ndarray:
-        """a = (2s-1) mu_W + max abs(1 - w_i . d_i), (evaluations, K); theory covers s if a < 1."""
+        """(2s-1) max abs(w_i . d_j) + max abs(1 - w_i . d_i), (evaluations, K); s is covered if < 1.
+
+        The products are those of the step as it stands, not scaled to w_i . d_i = 1.
+        """
         low, high = (np.abs(1 - self.series(f"diagonal_{end}")) for end in ("low", "high"))
-        return max(2 * sparsity - 1, 0) * self.series("mu_W") + np.maximum(low, high)
+        return max(2 * sparsity - 1, 0) * self.series("largest_product") + np.maximum(low, high)
 
     def table(self) -> str:
         """A Markdown table, one row per evaluation, over all steps; theory last, if given."""
@@ -158,7 +161,7 @@ def evolution(
 
     At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
     mean threshold, the diagonal of W_k'D, its largest (mu_W) and its root mean square off-diagonal
-    entry, and the distance of S_k from I - W_k'D; see `Coupling`. For families without weights it
+    entry once the diagonal is scaled to 1, and the distance of S_k from I - W_k'D; see `Coupling`. For families without weights it
     measures the thresholds only.
 
     Args:
