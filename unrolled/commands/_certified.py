@@ -110,9 +110,7 @@ class _Run(NamedTuple):
         return row + f" {self.wrong} | {self.measured[-1]:.2e} | {schedule.error[-1]:.2e} |"
 
 
-def _certified_run(
-    D: Dictionary, name: str, W: Dictionary, s: int, K: int, key: jax.Array
-) -> _Run:
+def _certified_run(D: Dictionary, name: str, W: Dictionary, s: int, K: int, key: jax.Array) -> _Run:
     options: dict[str, Any] = dict(depth=K, sparsity=s, bound=1.0)
     certified, schedule = _quietly(analytic.block_schedule, D, W, **options)
     if not schedule.holds:

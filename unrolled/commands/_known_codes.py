@@ -121,10 +121,12 @@ def from_theory(problem: Samples, *models: Layer) -> tuple[dict[Layer, Unrolled]
     remark = (
         f"Theory, for s = {s} nonzeros (the most in the sample) and W with mu_W = "
         f"{certified.mu_W:.4f}: contraction a = {schedule.contraction:.3g}, so holds is "
-        f"{schedule.holds}; it certifies up to s = {largest}. "
+        f"{schedule.holds}. "
     )
     caution = ""
-    if not schedule.holds:
+    if schedule.holds:
+        remark += f"It certifies up to s = {largest}."
+    else:
         caution = (
             f"Theory certifies up to s = {largest} nonzeros and the sample has {s}: the analytic "
             f"thresholds grow by a factor of about {schedule.contraction:.3g} a step instead of "

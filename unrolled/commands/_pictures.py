@@ -193,7 +193,7 @@ def _show(picture: Picture, patches: np.ndarray, methods: Methods, D: Dictionary
         layer, params = methods[name]
         codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, tiles)
         rebuilt = problems.synthesize(D, codes)
-        shown[f"{name}, {float(metrics.psnr(rebuilt, tiles)):.2f} dB"] = np.asarray(rebuilt)
+        shown[f"{name}, PSNR {float(metrics.psnr(rebuilt, tiles)):.2f} dB"] = np.asarray(rebuilt)
     whole = {
         name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
         for name, rows in shown.items()

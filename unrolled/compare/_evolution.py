@@ -86,9 +86,10 @@ class Evolution:
         return np.asarray(values)
 
     def contraction(self, sparsity: int) -> np.ndarray:
-        """(2s-1) max abs(w_i . d_j) + max abs(1 - w_i . d_i), (evaluations, K); s is covered if < 1.
+        """a of the theory, (evaluations, K): s nonzeros are covered if a < 1.
 
-        The products are those of the step as it stands, not scaled to w_i . d_i = 1.
+        a = (2s-1) max_{i != j} abs(w_i . d_j) + max_i abs(1 - w_i . d_i), with the weights as they
+        are, not scaled to w_i . d_i = 1.
         """
         low, high = (np.abs(1 - self.series(f"diagonal_{end}")) for end in ("low", "high"))
         return max(2 * sparsity - 1, 0) * self.series("largest_product") + np.maximum(low, high)
@@ -161,8 +162,8 @@ def evolution(
 
     At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
     mean threshold, the diagonal of W_k'D, its largest (mu_W) and its root mean square off-diagonal
-    entry once the diagonal is scaled to 1, and the distance of S_k from I - W_k'D; see `Coupling`. For families without weights it
-    measures the thresholds only.
+    entry once the diagonal is scaled to 1, and the distance of S_k from I - W_k'D; see `Coupling`.
+    For families without weights it measures the thresholds only.
 
     Args:
         layer: the layer that is trained.

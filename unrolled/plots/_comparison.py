@@ -68,7 +68,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
         failures = {n: v.failure_rate for n, v in c.items()}
         draw(panels[0, 1], failures, "Signals with an NMSE above -20 dB", "share of signals")
     precision, recall = ({n: getattr(v, f) for n, v in c.items()} for f in ("precision", "recall"))
-    draw(panels[1, 0], precision, "Chosen entries that are right", "precision")
+    draw(panels[1, 0], precision, f"Chosen entries that are in the {codes}", "precision")
     draw(panels[1, 1], recall, f"Entries of the {codes} that are chosen", "recall")
     top = _most_threshold(result.thresholds)
     title = "Threshold of each step"
@@ -78,9 +78,9 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
     draw(panels[2, 1], weights, title, "mu_W of each step", top=_MOST_COHERENCE)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     columns = min(4, len(labels))
-    fig.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    if told := " ".join(filter(None, [_silent(c), note])):
-        fig.supxlabel(textwrap.fill(told, _CHARACTERS), fontsize=10)
+    told = textwrap.fill(" ".join(filter(None, [_silent(c), note])), _CHARACTERS)
+    options: dict[str, Any] = dict(loc="outside lower center", ncols=columns, frameon=False)
+    fig.legend(handles, labels, title=told or None, **options)
     return fig
 
 
@@ -184,5 +184,3 @@ def _predicted(prediction: Any, name: str) -> np.ndarray:
         theta = np.asarray(prediction.theta, float)
         return theta.reshape(len(theta), -1).mean(1)
     return np.asarray({"diagonal_mean": [1.0], "mismatch": [0.0]}.get(name, []))
-
-

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKERS_OF_A_LINE = 6
 _CHARACTERS = 13  # of a line of text, per inch
 
 
@@ -80,10 +79,9 @@ def curves(
     values = {name: np.asarray(line, float) for name, line in lines.items()}
     for i, (name, line) in enumerate(values.items()):
         shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
-        every = -(-len(line) // _MARKERS_OF_A_LINE)
-        if np.isnan(shown).any():  # a point between gaps is seen by its marker alone
-            every = 1
-        panel.plot(steps, shown, label=name, markevery=(i % every, every), **looks[name])
+        # A point between gaps is seen by its marker alone.
+        marked = (0, 1) if np.isnan(shown).any() else _marked(i, len(line))
+        panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
     if log:
         panel.set_yscale("log")
     tidy(panel, title=title, xlabel="step", ylabel=ylabel)
@@ -91,6 +89,12 @@ def curves(
         limit(panel, values, top, log)
     named = {name: (np.arange(1, len(line) + 1), line) for name, line in values.items()}
     mark_outside(panel, named, {name: looks[name]["color"] for name in named}, log)
+
+
+def _marked(i: int, length: int) -> tuple[int, int]:
+    """The first point of line i that has a marker, and the distance to the next one."""
+    every = max(1, round(length / 3))
+    return i % 5 * max(every, 5) // 5 % every, every
 
 
 def tidy(panel: "Axes", **labels: str) -> None:
@@ -113,7 +117,7 @@ def limit(panel: "Axes", lines: dict[str, np.ndarray], top: float, log: bool) ->
     if not ends or max(ends) <= (top := max(top, min(ends))):
         return
     low = min(line.min() for line in shown if line.size)
-    margin = 0.05 * (top - low)
+    margin = 0.05 * (top - low) or 1.0
     panel.set_ylim(*((low / 1.5, top * 1.5) if log else (low - margin, top + margin)))
 
 
@@ -131,9 +135,9 @@ def mark_outside(
         sides = (y > high, (y < low) | (log & (y <= 0)))
         for place, marker, side, told in zip((1, 0), "^v", sides, beyond.values()):
             if side.any():
-                at = dict(transform=panel.get_xaxis_transform(), clip_on=False, zorder=3)
-                colour = [colours[name]]
-                panel.scatter(x[side], np.full(side.sum(), place), 18, colour, marker, **at)
+                at: dict[str, Any] = dict(transform=panel.get_xaxis_transform(), clip_on=False)
+                at |= dict(color=colours[name], marker=marker, zorder=3)
+                panel.scatter(x[side], np.full(side.sum(), place), 18, **at)
                 told.append(f"{name} (to {(max if place else min)(y[side]):.2g})")
         if (unknown := np.isnan(y)).any():
             missing.append(name if unknown.all() else f"{name} ({unknown.sum()} of {len(y)})")
@@ -174,8 +178,8 @@ def bound(
         parts = {"certified bound": ("--", certified), "largest error": ("-", measured)}
         for part, (dash, values) in parts.items():
             steps, label = np.arange(len(values)), f"{name}: {part}"
-            every = -(-len(steps) // _MARKERS_OF_A_LINE)
-            look = looks[name] | dict(linestyle=dash, markevery=(i % every, every), label=label)
+            marked = _marked(i, len(steps))
+            look = looks[name] | dict(linestyle=dash, markevery=marked, label=label)
             panel.plot(steps, drawable(values, True), **look)
             drawn[label], colours[label] = (steps, np.asarray(values, float)), look["color"]
     panel.set_yscale("log")

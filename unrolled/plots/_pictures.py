@@ -69,9 +69,9 @@ def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
 
 
 def _unit_diagonal(G: np.ndarray) -> np.ndarray:
-    """|w_i . d_j| / |w_i . d_i|."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs(G) / np.abs(np.diag(G))[:, None]
+    """|w_i . d_j| / |w_i . d_i|, infinite where w_i . d_i = 0."""
+    diagonal = np.abs(np.diag(G))[:, None]
+    return np.where(diagonal == 0, np.inf, np.abs(G) / np.where(diagonal == 0, 1, diagonal))
 
 
 def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure":
@@ -126,7 +126,8 @@ def atoms(
         columns: atoms in a row; None makes the whole about square.
 
     Raises:
-        ValueError: a shape that does not fit, none for a matrix, or a kernel with three axes.
+        ValueError: a shape that does not fit, none for a matrix, a kernel with three axes, or
+            entries that are not finite.
 
     Example:
         >>> fig = ur.plots.atoms(ur.dictionaries.dct((4, 4), (8, 8)), (4, 4))
@@ -245,9 +246,14 @@ def _title(panel: "Axes", picture: np.ndarray, title: str, extent: Any = None) -
     rows, columns = np.nonzero(~known)
     if rows.size:
         title += f"\n{rows.size} not finite (crosses)"
-        left, right, bottom, top = extent or (-0.5, known.shape[1] - 0.5, known.shape[0] - 0.5, -0.5)
+        left, right, bottom, top = extent or (
+            -0.5,
+            known.shape[1] - 0.5,
+            known.shape[0] - 0.5,
+            -0.5,
+        )
         x = left + (columns + 0.5) / known.shape[1] * (right - left)
         y = top + (rows + 0.5) / known.shape[0] * (bottom - top)
-        panel.scatter(x, y, 12, COLOURS[1], "x", linewidths=1)
+        panel.scatter(x, y, 12, COLOURS[1], marker="x", linewidths=1)
     panel.set_title(title, fontsize=9)
     panel.set_axis_off()

@@ -38,8 +38,8 @@ def styles(names: Iterable[str]) -> dict[str, dict]:
     """Line styles by name, "family, variant": no two names share colour, dashes and marker.
 
     The family gives the colour; the variant ("analytic", "calibrated", "learned" or none) gives
-    dashes and marker. The families of the library look the same whatever is drawn beside them;
-    others take the colours that are left, in their order.
+    dashes and marker. Of a family of the library these variants look the same whatever is drawn
+    beside them; other families take the colours that are left, in their order.
 
     Args:
         names: of the curves of a figure.
@@ -60,6 +60,7 @@ def styles(names: Iterable[str]) -> dict[str, dict]:
     if len(names) > most:
         raise ValueError(f"styles: expected at most {most} names, got {len(names)}")
     known = [name for name in names if _family(name) in _FAMILIES]
+    known.sort(key=lambda name: _variant(name) not in _VARIANTS)  # what has its own look, first
     others = [name for name in names if _family(name) not in _FAMILIES]
     wanted = {name: _pinned(_family(name), _variant(name)) for name in known}
     used = {colour for colour, _, _ in wanted.values()}
