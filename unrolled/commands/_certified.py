@@ -42,24 +42,20 @@ def certified_regime(D: Dictionary, settings: Settings, say: Say) -> Section | N
             name: theory.max_sparsity(analytic.certify(D, W).mu_W, D.shape[1])
             for name, W in weights.items()
         }
-        *others, minimax = largest.values()
-        common = max(others)
-        cases = {common: list(weights), minimax: ["minimax W"]} | {common: list(weights)}
-        told = ", ".join(f"s = {s}" for s in cases if s)
-        if not told:
+        # D and the closed form certify no more than the minimax weights.
+        common, most = max(largest["W = D"], largest["closed-form W"]), largest["minimax W"]
+        cases = [(name, common) for name in weights]
+        cases += [("minimax W", most)] if most > common else []
+        cases = [(name, s) for name, s in cases if s]
+        if not cases:
             return None
-        say(f"the certified regime: {told}")
+        say(f"the certified regime: s = {', '.join(map(str, sorted({s for _, s in cases})))}")
         K = _QUICK_DEPTH if settings.quick else _DEPTH
-        runs = [
-            _certified_run(D, name, weights[name], s, K, settings.key)
-            for s, names in cases.items()
-            for name in names
-            if s
-        ]
+        runs = [_certified_run(D, name, weights[name], s, K, settings.key) for name, s in cases]
     welch = theory.max_sparsity(theory.welch_bound(*D.shape), D.shape[1])
     text = [
         f"The same dictionary with nonzeros of magnitude at most 1, as many as are certified: "
-        f"{common} by D and the closed form, {minimax} by the minimax weights of the linear "
+        f"{common} by D and the closed form, {most} by the minimax weights of the linear "
         f"programs (Welch's bound allows no dictionary of this size more than {welch}). LISTA-CP "
         f"with thresholds from Theorem 12, {_SIGNALS} signals, {K} steps, float64; wrong entries "
         "are counted over all signals and steps.",
@@ -69,7 +65,7 @@ def certified_regime(D: Dictionary, settings: Settings, say: Say) -> Section | N
         "|---|---|---|---|---|---|---|---|---|---|",
         *(run.row(largest[run.weights]) for run in runs),
     ]
-    held = {f"{run.weights}, s = {run.sparsity}": run for run in runs if run.measured is not None}
+    held = {f"{run.weights}, s = {run.sparsity}": run for run in runs if run.schedule.holds}
     rows = [
         [run.weights, run.sparsity, k, e, b]
         for run in held.values()
@@ -97,7 +93,7 @@ class _Run(NamedTuple):
     sparsity: int
     mu_W: float
     schedule: Any
-    measured: np.ndarray | None  # largest l1 error, from step 0
+    measured: np.ndarray  # largest l1 error, from step 0; of length 0 where nothing holds
     wrong: int
 
     def row(self, largest: int) -> str:
@@ -105,7 +101,7 @@ class _Run(NamedTuple):
         schedule, steps = self.schedule, self.schedule.steps_for(1e-6)
         told = (self.mu_W, schedule.contraction, schedule.holds, steps, largest)
         row = _ROW.format(self.weights, self.sparsity, *told)
-        if self.measured is None:
+        if not schedule.holds:
             return row + " | | |"
         return row + f" {self.wrong} | {self.measured[-1]:.2e} | {schedule.error[-1]:.2e} |"
 
@@ -114,7 +110,7 @@ def _certified_run(D: Dictionary, name: str, W: Dictionary, s: int, K: int, key:
     options: dict[str, Any] = dict(depth=K, sparsity=s, bound=1.0)
     certified, schedule = _quietly(analytic.block_schedule, D, W, **options)
     if not schedule.holds:
-        return _Run(name, s, certified.mu_W, schedule, None, 0)
+        return _Run(name, s, certified.mu_W, schedule, np.zeros(0), 0)
     X = problems.bounded(jax.random.fold_in(key, 2), (_SIGNALS, D.shape[1]), s, 1.0)
     params = _quietly(analytic.lista_cp, D, W=W, **options)
     found = _iterates(layers.lista_cp(K), params, D, problems.synthesize(D, X))

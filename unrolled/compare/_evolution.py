@@ -38,7 +38,7 @@ class Evolution:
         >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
         >>> watch(start, layer.init(None, D))
         >>> print(watch.series("mu_W").round(2), watch.contraction(1).round(2))
-        [[0.18]] [[0.68]]
+        [[0.35]] [[0.68]]
     """
 
     def __init__(self, layer: Layer, D: Dictionary, prediction: Any = None):

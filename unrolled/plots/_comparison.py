@@ -140,9 +140,10 @@ def _legend(fig: "Figure", panels: np.ndarray, depth: int, predicted: bool) -> N
     if depth > 1:
         scale = ScalarMappable(Normalize(1, depth), "viridis")
         fig.colorbar(scale, ax=panels.ravel().tolist(), label="step of the network", shrink=0.7)
-    names = {"all steps together": "-", **({"theory": "--"} if predicted else {})}
-    handles = [Line2D([], [], color="black", linestyle=dash) for dash in names.values()]
-    fig.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    handles = [Line2D([], [], color="black", linestyle="-", label="all steps together")]
+    if predicted:
+        handles.append(Line2D([], [], color="black", linestyle="--", label="theory"))
+    fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 
 
 def _lines(panel: "Axes", watch: Any, name: str) -> int:

@@ -4,7 +4,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from unrolled.plots._styles import styles
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CHARACTERS = 13  # of a line of text, per inch
+_CHARACTERS = 62  # of a line of text below a panel
 
 
 def figure(
@@ -84,6 +84,7 @@ def curves(
         panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
     if log:
         panel.set_yscale("log")
+    panel.locator_params(axis="x", integer=True)
     tidy(panel, title=title, xlabel="step", ylabel=ylabel)
     if top is not None:
         limit(panel, values, top, log)
@@ -147,9 +148,7 @@ def mark_outside(
 
 def note(panel: "Axes", sentences: list[str]) -> None:
     """Write sentences below the label of the horizontal axis."""
-    across = int(_CHARACTERS * panel.get_figure().get_figwidth())
-    across //= panel.get_subplotspec().get_gridspec().ncols
-    lines = [line for sentence in sentences for line in textwrap.wrap(sentence, across)]
+    lines = [line for sentence in sentences for line in textwrap.wrap(sentence, _CHARACTERS)]
     panel.set_xlabel("\n".join([panel.get_xlabel(), *lines]))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, dense
 from unrolled.plots._curves import figure
@@ -113,7 +113,7 @@ def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure"
 
 
 def atoms(
-    D: Dictionary | ArrayLike, shape: Sequence[int] | None = None, *, columns: int | None = None
+    D: Dictionary, shape: Sequence[int] | None = None, *, columns: int | None = None
 ) -> "Figure":
     """The atoms of a dictionary as small pictures, row by row: zero is grey, one scale for all.
 
@@ -215,8 +215,8 @@ def _strongest(X: np.ndarray, block: tuple[int, int]) -> np.ndarray:
     rows, columns = (-(-size // b) for size, b in zip(X.shape, block))
     padded = np.zeros((rows * block[0], columns * block[1]))
     padded[: len(X), : X.shape[1]] = X
-    blocks = padded.reshape(rows, block[0], columns, block[1]).transpose(0, 2, 1, 3)
-    blocks = blocks.reshape(rows, columns, -1)
+    split = padded.reshape(rows, block[0], columns, block[1])
+    blocks = split.transpose(0, 2, 1, 3).reshape(rows, columns, -1)
     size = np.where(np.isfinite(blocks), np.abs(blocks), np.inf)
     return np.take_along_axis(blocks, size.argmax(-1)[..., None], -1)[..., 0]
 
