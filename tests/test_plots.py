@@ -247,6 +247,13 @@ def test_a_panel_without_outliers_has_neither_marks_nor_notes():
         assert marks(panel) == [] and panel.get_xlabel() == "step"
 
 
+def test_rounding_does_not_fill_an_axis():
+    mu = 0.125 * (1 + 1e-7 * np.arange(K))
+    figure = made({"a": curve(1.0)}, mu_W={"a": mu}).plot()
+    low, high = figure.axes[-1].get_ylim()
+    assert low < mu.min() and mu.max() < high and high - low >= 0.00125
+
+
 def test_zero_and_infinite_errors_of_a_bound_are_marked():
     errors = np.r_[1.0, 0.1, 0.0], np.r_[1.0, np.inf, 1e-3]
     (panel,) = plots.bound({"a": errors}, title="").axes

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CHARACTERS = 62  # of a line of text below a panel
+_LEAST_SPAN = 0.01  # of a vertical axis, relative to its values
 
 
 def figure(
@@ -129,7 +130,7 @@ def mark_outside(
     log: bool,
 ) -> None:
     """Mark values (x, y) beyond the limits of the panel at its border, and name them below it."""
-    low, high = panel.get_ylim()
+    low, high = _widened(panel)
     beyond: dict[str, list[str]] = {"\u25b2 above the axis": [], "\u25bc below the axis": []}
     missing = []
     for name, (x, y) in lines.items():
@@ -144,6 +145,15 @@ def mark_outside(
             missing.append(name if unknown.all() else f"{name} ({unknown.sum()} of {len(y)})")
     beyond["not a number"] = missing
     note(panel, [f"{what}: {'; '.join(names)}" for what, names in beyond.items() if names])
+
+
+def _widened(panel: "Axes") -> tuple[float, float]:
+    """The vertical limits, a hundredth of their size apart at least: rounding is no change."""
+    low, high = panel.get_ylim()
+    lacking = _LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
+    if lacking > 0:
+        panel.set_ylim(low := low - lacking / 2, high := high + lacking / 2)
+    return low, high
 
 
 def note(panel: "Axes", sentences: list[str]) -> None:
