@@ -42,7 +42,8 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
         "",
         *found.remarks,
         "",
-        "What the weights are, and how far training moved each of them (relative distance):",
+        "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
+        "moved each of them (relative distance):",
         "",
         result.parameters_table(),
         "",

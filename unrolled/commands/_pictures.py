@@ -102,7 +102,8 @@ def unknown_codes(
         "",
         _remark(D),
         "",
-        "What the weights are, and how far training moved each of them (relative distance):",
+        "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
+        "moved each of them (relative distance):",
         "",
         result.parameters_table(),
         "",

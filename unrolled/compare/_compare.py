@@ -85,7 +85,10 @@ class Comparison(NamedTuple):
         return markdown(columns, rows)
 
     def parameters_table(self) -> str:
-        """A Markdown table of the weights, and of how far training moved each leaf."""
+        """A Markdown table of the weights, and of how far training moved each leaf.
+
+        mu_W and the rms are those of weights scaled to w_i . d_i = 1.
+        """
         columns = ["method", "largest mu_W", "rms off-diagonal", "diagonal of W'D"]
         columns += ["coupling mismatch", "moved", "from"]
         rows = []

@@ -92,7 +92,7 @@ def _most_threshold(thresholds: dict[str, np.ndarray]) -> float | None:
 
 
 def _silent(found: dict[str, Any]) -> str:
-    """Which methods choose no entry at any step, as sentences; none choose nothing: no text."""
+    """Which methods choose no entry at any step, in a sentence; empty if all choose some."""
     names = [n for n, c in found.items() if np.isnan(c.precision).all() and (c.recall == 0).all()]
     if not names:
         return ""

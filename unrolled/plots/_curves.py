@@ -78,11 +78,13 @@ def curves(
     """
     looks = styles(lines) if looks is None else looks
     values = {name: np.asarray(line, float) for name, line in lines.items()}
+    colours = {}
     for i, (name, line) in enumerate(values.items()):
         shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
         # A point between gaps is seen by its marker alone.
         marked = (0, 1) if np.isnan(shown).any() else _marked(i, len(line))
-        panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
+        (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
+        colours[name] = drawn.get_color()
     if log:
         panel.set_yscale("log")
     panel.locator_params(axis="x", integer=True)
@@ -90,7 +92,7 @@ def curves(
     if top is not None:
         limit(panel, values, top, log)
     named = {name: (np.arange(1, len(line) + 1), line) for name, line in values.items()}
-    mark_outside(panel, named, {name: looks[name]["color"] for name in named}, log)
+    mark_outside(panel, named, colours, log)
 
 
 def _marked(i: int, length: int) -> tuple[int, int]:
