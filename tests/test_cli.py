@@ -14,10 +14,12 @@ from command_line import strict_json
 from PIL import Image
 
 import unrolled
-from unrolled import analytic, dictionaries, theory
+from unrolled import analytic, dictionaries, plots, problems, theory
 from unrolled.cli import main
 from unrolled.commands import _compare
+from unrolled.commands._certified import certified_regime
 from unrolled.commands._report import Section
+from unrolled.commands._settings import Settings
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
@@ -363,7 +365,20 @@ def curve_rows(folder, slug):
     return {name: names.count(name) for name in names}
 
 
-def test_compare_on_an_own_dictionary(run, tmp_path):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of comparisons, as they are drawn."""
+    figures, comparison = [], plots.comparison
+
+    def record(*args, **options):
+        figures.append(comparison(*args, **options))
+        return figures[-1]
+
+    monkeypatch.setattr(plots, "comparison", record)
+    return figures
+
+
+def test_compare_on_an_own_dictionary(run, tmp_path, drawn):
     out_folder = tmp_path / "deep" / "report"
     status, out, err = run(
         "compare", "--dictionary", "D.npy", *QUICK, "--sparsity", 2, "--output", out_folder
@@ -380,6 +395,11 @@ def test_compare_on_an_own_dictionary(run, tmp_path):
     assert list(data["planted"]["comparison"]["curves"]) == names
     assert curve_rows(out_folder, "planted") == dict.fromkeys(names, 3)
     assert all(f"| {name} |" in out for name in names)
+    # The analytic rows are flat; the report and its figure say why.
+    why = "Theory certifies up to s = 1 nonzeros and the sample has"
+    told = drawn[0].legends[0].get_title().get_text().replace("\n", " ")
+    assert why in out and "grow by a factor of about" in out and why in told
+    assert drawn[0].axes[0].get_title().startswith("Distance to the true codes")
     # In the certified regime no error exceeds its bound by more than the rounding of its sum.
     for curve in data["certified"]["curves"].values():
         assert (np.asarray(curve["measured"]) <= np.asarray(curve["bound"]) * (1 + 1e-12)).all()
@@ -404,7 +424,29 @@ def test_compare_on_a_chain(run, tmp_path, signals):
     assert re.search("^Layer 1: Silent, all codes are zero: LISTA-CP, analytic", out, re.M)
 
 
-def test_compare_on_own_signals(run, tmp_path):
+@pytest.mark.parametrize(
+    "m, d, most",
+    [(12, 14, {1: 3, 2: 1}), pytest.param(250, 500, {2: 3, 7: 1}, marks=pytest.mark.slow)],
+)
+def test_the_minimax_weights_run_at_their_own_sparsity(m, d, most):
+    """The sparsities that are run, and how many weights run at each."""
+    D = problems.standard_benchmark(jax.random.key(0)).D
+    D = D if m == 250 else dictionaries.gaussian(jax.random.key(0), m, d)
+    section = certified_regime(D, Settings(quick=True), lambda text: None)
+    curves = section.data["curves"]
+    sparsities = [curve["sparsity"] for curve in curves.values()]
+    assert {s: sparsities.count(s) for s in sparsities} == most
+    assert f"minimax W, s = {max(most)}" in curves
+    for curve in curves.values():
+        assert (curve["measured"] <= curve["bound"] * (1 + 1e-12)).all()
+    (figure,) = section.figures.values()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [
+        f"{name}: {part}" for name in curves for part in ("certified bound", "largest error")
+    ]
+
+
+def test_compare_on_own_signals(run, tmp_path, drawn):
     arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista", *QUICK)
     status, _, err = run("compare", *arguments, "--output", tmp_path / "r")
     assert status == 0, err
@@ -412,6 +454,8 @@ def test_compare_on_own_signals(run, tmp_path):
     assert curve_rows(tmp_path / "r", "signals") == {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3}
     gap = np.asarray(data["comparison"]["curves"]["ISTA"]["gap"])
     assert (np.diff(gap) < 0).all() and (gap > 0).all() and data["lam"] > 0
+    assert "distance to the LASSO codes" in (tmp_path / "r" / "report.md").read_text()
+    assert drawn[0].axes[0].get_title().startswith("Distance to the LASSO codes")
 
 
 def test_compare_on_own_signals_with_codes(run, tmp_path):

@@ -43,16 +43,16 @@ def by_hand(W, S=None, D=D):
     """The fields of a `Coupling` at one step, from dense matrices."""
     G = np.asarray(W).T @ np.asarray(ur.dictionaries.dense(D))
     eye = np.eye(len(G))
-    diagonal, off = np.diag(G), G[eye == 0]
     mismatch = 0 if S is None else np.linalg.norm(S - (eye - G)) / np.linalg.norm(S)
-    return (
-        diagonal.min(),
-        diagonal.mean(),
-        diagonal.max(),
-        np.abs(off).max(),
-        np.sqrt((off**2).mean()),
-        mismatch,
-    )
+    return (*of_products(G), mismatch)
+
+
+def of_products(G):
+    """The fields of a `Coupling` but the last, from W'D."""
+    diagonal, off = np.diag(G), ~np.eye(len(G), dtype=bool)
+    scaled = (G / diagonal[:, None])[off]
+    ends = diagonal.min(), diagonal.mean(), diagonal.max()
+    return *ends, np.abs(scaled).max(), np.sqrt((scaled**2).mean()), np.abs(G[off]).max()
 
 
 def assert_rows(found, expected):
@@ -179,15 +179,7 @@ def test_a_convolutional_dictionary_is_measured_by_its_filters(tied):
     (found,) = watched(layer, layer.init(None, C), D=C).evaluations
     A = np.asarray(ur.dictionaries.dense(C))
     G = A.T @ A / np.linalg.norm(A, 2) ** 2
-    diagonal, off = np.diag(G), G[~np.eye(len(G), dtype=bool)]
-    expected = (
-        diagonal.min(),
-        diagonal.mean(),
-        diagonal.max(),
-        np.abs(off).max(),
-        np.sqrt((off**2).mean()),
-        0,
-    )
+    expected = (*of_products(G), 0)
     # The norm that init divides by is known to 32 eps times its square.
     np.testing.assert_allclose(
         np.stack(found.coupling, 1), [expected] * (1 if tied else DEPTH), rtol=1e-12, atol=ROUNDING
@@ -199,7 +191,7 @@ def test_weights_that_are_not_finite_are_seen():
     params = layer.init(None, D)
     params = params._replace(shared=params.shared._replace(W=params.shared.W.at[0, 0].set(jnp.nan)))
     watch = watched(layer, params)
-    assert np.isnan([watch.evaluations[0].coupling[i] for i in range(5)]).all()
+    assert np.isnan([watch.evaluations[0].coupling[i] for i in range(6)]).all()
     assert json.loads(watch.to_json())["evaluations"][0]["coupling"]["mu_W"] == [None]
 
 
@@ -220,9 +212,9 @@ def test_the_first_evaluation_is_the_start_and_the_last_the_result(trained):
 
 def test_the_contraction_of_theory_at_each_evaluation(trained):
     watch, start, fitted = trained
-    low, _, high, mu, *_ = by_hand(fitted.params.shared.W)
+    low, _, high, *_, largest, _ = by_hand(fitted.params.shared.W)
     assert watch.contraction(2)[-1, 0] == pytest.approx(
-        3 * mu + max(abs(1 - low), abs(1 - high)), rel=1e-9
+        3 * largest + max(abs(1 - low), abs(1 - high)), rel=1e-9
     )
     W = ur.analytic.frobenius_weights(D)
     params = ur.analytic.lista_cp(D, W=W, depth=DEPTH, sparsity=1, bound=1.0)

@@ -89,9 +89,9 @@ def test_support_scores_formula(codes):
 @pytest.mark.parametrize(
     "estimate, truth, expected",
     [
-        ([0, 0, 0], [1, 0, 2], (1, 0, 0)),  # nothing chosen
-        ([1, 0, 2], [0, 0, 0], (0, 1, 2)),  # nothing true
-        ([0, 0, 0], [0, 0, 0], (1, 1, 0)),  # neither
+        ([0, 0, 0], [1, 0, 2], (np.nan, 0, 0)),  # nothing chosen
+        ([1, 0, 2], [0, 0, 0], (0, np.nan, 2)),  # nothing true
+        ([0, 0, 0], [0, 0, 0], (np.nan, np.nan, 0)),  # neither
         ([1, 2, 3], [1, 0, 0], (1 / 3, 1, 2)),
         ([1e-9, 0, 0], [1, 1, 0], (1, 0.5, 0)),
     ],
@@ -99,6 +99,12 @@ def test_support_scores_formula(codes):
 def test_support_scores_edges(estimate, truth, expected):
     scores = metrics.support_scores(np.array([estimate], float), np.array([truth], float))
     np.testing.assert_allclose(np.asarray(scores), expected, rtol=2 * EPS)
+
+
+def test_support_scores_are_means_over_the_signals_that_have_them():
+    X = np.array([[1.0, 0, 0], [0, 0, 1], [0, 0, 0]])
+    estimates = np.array([[1.0, 1, 0], [0, 0, 0], [0, 1, 0]])
+    np.testing.assert_allclose(metrics.support_scores(estimates, X), (0.25, 0.5, 2 / 3))
 
 
 def test_support_scores_tolerance_is_strict():

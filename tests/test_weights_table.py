@@ -88,7 +88,7 @@ def test_progress_is_told():
 
 
 def test_a_picture_has_a_row_for_every_dictionary():
-    grams = [{"D'D": np.eye(3), "W'D": np.full((3, 3), 0.1)}, {"D'D": np.ones((1, 1))}]
+    grams = [{"D'D": np.eye(3), "W'D": 0.1 + 0.9 * np.eye(3)}, {"D'D": np.ones((1, 1))}]
     fig = ur.plots.gram(grams)
     titles = [axes.get_title() for axes in fig.axes]
     assert "W'D: mu_W = 0.1000" in titles and titles.count("off the diagonal") == 2

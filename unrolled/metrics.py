@@ -111,10 +111,10 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
 
 
 class SupportScores(NamedTuple):
-    """How well a support is found, averaged over the signals."""
+    """How well a support is found, averaged over the signals for which a score is defined."""
 
-    precision: Array  # () share of the chosen entries that are right, 1 where none is chosen
-    recall: Array  # () share of the true entries that are chosen, 1 where there is none
+    precision: Array  # () share of the chosen entries that are right; undefined if none is chosen
+    recall: Array  # () share of the true entries that are chosen; undefined if there is none
     false_positives: Array  # () chosen entries that are wrong, per signal
 
 
@@ -126,7 +126,7 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
         tolerance: an entry of an estimate is chosen if its magnitude exceeds this.
 
     Returns:
-        SupportScores, nan if a code has a NaN.
+        SupportScores; a score is nan if it is undefined for every signal, or a code has a NaN.
 
     Raises:
         ValueError: shapes that differ.
@@ -142,10 +142,10 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
     hits, n_chosen, n_true = (
         jnp.sum(mask, -1, dtype=float) for mask in (chosen & true, chosen, true)
     )
-    precision = jnp.where(n_chosen > 0, hits / jnp.maximum(n_chosen, 1), 1.0)
-    recall = jnp.where(n_true > 0, hits / jnp.maximum(n_true, 1), 1.0)
-    scores = (precision, recall, n_chosen - hits)
-    return SupportScores(*(jnp.where(known, score, jnp.nan).mean() for score in scores))
+    precision = jnp.mean(hits / jnp.maximum(n_chosen, 1), where=n_chosen > 0)
+    recall = jnp.mean(hits / jnp.maximum(n_true, 1), where=n_true > 0)
+    scores = (precision, recall, (n_chosen - hits).mean())
+    return SupportScores(*(jnp.where(known.all(), score, jnp.nan) for score in scores))
 
 
 def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:

@@ -56,7 +56,8 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
         "",
         *found.remarks,
         "",
-        "What the weights are, and how far training moved each of them (relative distance):",
+        "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
+        "moved each of them (relative distance):",
         "",
         result.parameters_table(),
         "",
@@ -66,7 +67,8 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
         "",
         spent(found.seconds),
     ]
-    figures = {f"{title}: error, failures, support and thresholds, step by step": result.plot()}
+    caption = f"{title}: distance to the true codes, failures, support and thresholds, step by step"
+    figures = {caption: result.plot(note=found.caution)}
     data = {"comparison": result, "seconds": found.seconds}
     return Section(title, slug, "\n".join(text), figures, curve_rows(result), data)
 
@@ -74,6 +76,7 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
 class _Found(NamedTuple):
     methods: dict[str, tuple[Layer, Unrolled]]  # with analytic, calibrated and learned params
     remarks: list[str]
+    caution: str  # why the analytic rows are what they are, where nothing is certified
     seconds: dict[str, float]
 
 
@@ -94,7 +97,7 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
         "alista": ("ALISTA", layers.alista(K), 5e-3),
         "alista_ss": ("ALISTA-SS", layers.alista(K, support=SUPPORT), 2e-3),
     }
-    starts, remark = from_theory(problem, *(layer for _, layer, _ in families.values()))
+    starts, remark, caution = from_theory(problem, *(layer for _, layer, _ in families.values()))
     for name, layer, rate in (families[m] for m in families if m in settings.methods):
         params = starts.get(layer)
         if params is None:
@@ -110,13 +113,15 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
             learned = train(layer, calibrated, problem, settings, rate, code_loss)
         methods[f"{name}, learned"] = (layer, learned.best)
     remarks = [f"ISTA and FISTA use lam = {lam:g}.", remark]
-    return _Found(methods, remarks, seconds)
+    shown = any(name.endswith(", analytic") for name in methods)
+    return _Found(methods, remarks, caution if shown else "", seconds)
 
 
-def from_theory(problem: Samples, *models: Layer) -> tuple[dict[Layer, Unrolled], str]:
+def from_theory(problem: Samples, *models: Layer) -> tuple[dict[Layer, Unrolled], str, str]:
     """The params that theory sets for the class of the sample, and what it certifies.
 
-    Layers that theory sets no params for are left out.
+    Layers that theory sets no params for are left out. The second text says why the thresholds are
+    not certified, if so; the first contains it.
     """
     D, (Y, X) = problem.D, problem.chosen_on
     unit, norms = dictionaries.normalize(D)
@@ -135,20 +140,27 @@ def from_theory(problem: Samples, *models: Layer) -> tuple[dict[Layer, Unrolled]
     remark = (
         f"Theory, for s = {s} nonzeros (the most in the sample) and W with mu_W = "
         f"{certified.mu_W:.4f}: contraction a = {schedule.contraction:.3g}, so holds is "
-        f"{schedule.holds}; it certifies up to s = {largest}. "
+        f"{schedule.holds}. "
     )
-    if not schedule.holds:
+    caution = ""
+    if schedule.holds:
+        remark += f"It certifies up to s = {largest}."
+    else:
+        caution = (
+            f"Theory certifies up to s = {largest} nonzeros and the sample has {s}: the analytic "
+            f"thresholds grow by a factor of about {schedule.contraction:.3g} a step instead of "
+            "shrinking."
+        )
         remark += (
-            "Its thresholds then grow until they silence every entry: the analytic rows show what "
-            "an uncertified schedule does. Calibration keeps W and chooses thresholds on the "
-            "sample; training moves everything."
+            f"{caution} The analytic rows show what an uncertified schedule does. Calibration "
+            "keeps W and chooses thresholds on the sample; training moves everything."
         )
     if not np.allclose(np.asarray(norms), 1, atol=_UNIT):
         # The codes of D are those of the unit dictionary, divided by the norms.
         W, theta = W / norms[None, :], theta[:, None] / norms[None, :]
         remark += " The atoms were normalised for the theory and the params scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
-    return params, remark
+    return params, remark, caution
 
 
 def best_lam(problem: Samples, settings: Settings) -> float:

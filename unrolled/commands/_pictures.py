@@ -104,14 +104,15 @@ def unknown_codes(
         *(part for note in result.notes() for part in (note, "")),
         _remark(D),
         "",
-        "What the weights are, and how far training moved each of them (relative distance):",
+        "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
+        "moved each of them (relative distance):",
         "",
         result.parameters_table(),
         "",
         spent(seconds),
     ]
-    shown = "error against the optimal codes, objective gap, support, thresholds and weights"
-    figures = {f"{title}: {shown}": result.plot()}
+    shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
+    figures = {f"{title}: {shown}": result.plot(codes="LASSO codes")}
     if pictures.picture is not None:
         caption = f"{title}: the test picture rebuilt from its codes after {K} steps"
         figures[caption] = _show(pictures.picture, pictures.testing, methods, D)
@@ -195,7 +196,7 @@ def _show(picture: Picture, patches: np.ndarray, methods: Methods, D: Dictionary
         layer, params = methods[name]
         codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, tiles)
         rebuilt = problems.synthesize(D, codes)
-        shown[f"{name}, {float(metrics.psnr(rebuilt, tiles)):.2f} dB"] = np.asarray(rebuilt)
+        shown[f"{name}, PSNR {float(metrics.psnr(rebuilt, tiles)):.2f} dB"] = np.asarray(rebuilt)
     whole = {
         name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
         for name, rows in shown.items()

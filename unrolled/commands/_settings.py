@@ -134,12 +134,13 @@ def compared(*arguments: Any, **options: Any) -> Any:
 
 
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
-    """The curves of a comparison as a table: one row per method and step."""
+    """The curves of a comparison, one row per method and step; what is undefined is empty."""
     rows = []
     for name, curve in result.curves.items():
         for k in range(len(curve.nmse)):
-            values = [getattr(curve, field) for field in _FIELDS]
-            rows.append([name, k + 1, *["" if v is None else float(v[k]) for v in values]])
+            values = [None if v is None else v[k] for v in (getattr(curve, f) for f in _FIELDS)]
+            cells = ["" if v is None or np.isnan(v) else float(v) for v in values]
+            rows.append([name, k + 1, *cells])
     return ["method", "step", *_FIELDS], rows
 
 

@@ -175,7 +175,7 @@ def _layer_start(
     if not _set_on_codes(section):
         return params  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None:
-        starts, remark = from_theory(problem, layer)
+        starts, remark, _ = from_theory(problem, layer)
         params = starts[layer]
         if section.start == "analytic":
             say(remark)

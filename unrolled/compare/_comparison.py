@@ -19,7 +19,7 @@ class Curve(NamedTuple):
     mean_nmse: np.ndarray  # dB, mean over the signals
     quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
     failure_rate: np.ndarray  # share of signals not below -20 dB
-    precision: np.ndarray  # of the support
+    precision: np.ndarray  # of the support; nan where no signal has an entry
     recall: np.ndarray
     false_positives: np.ndarray  # wrong entries per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
@@ -78,12 +78,16 @@ class Comparison(NamedTuple):
     def table(self) -> str:
         """A Markdown table: errors at the last step, in both definitions, and support scores.
 
-        A note below it names each method that diverges, or whose codes are all zero.
+        Scores that are undefined, such as the precision of codes that are all zero, are empty. A
+        note below the table names each method that diverges, or whose codes are all zero.
         """
         return _with_notes(*self._errors(), self.notes())
 
     def parameters_table(self) -> str:
-        """A Markdown table of the weights, and of how far training moved each leaf."""
+        """A Markdown table of the weights, and of how far training moved each leaf.
+
+        mu_W and the rms are those of weights scaled to w_i . d_i = 1.
+        """
         return markdown(*self._parameters())
 
     def guarantees_table(self) -> str:
@@ -105,9 +109,14 @@ class Comparison(NamedTuple):
         """All results as JSON; numbers that are not finite become null."""
         return to_json(self)
 
-    def plot(self) -> Any:
-        """A figure with errors, failures and support per step, thresholds, and weights."""
-        return plots.comparison(self)
+    def plot(self, *, codes: str = "true codes", note: str = "") -> Any:
+        """A figure with errors, failures and support per step, thresholds, and weights.
+
+        Args:
+            codes: what the codes X of `compare` are, for the titles.
+            note: what a reader should know, written below the panels.
+        """
+        return plots.comparison(self, codes=codes, note=note)
 
     def _errors(self) -> tuple[list[str], list[list[str]]]:
         gaps = any(curve.gap is not None for curve in self.curves.values())
@@ -117,7 +126,8 @@ class Comparison(NamedTuple):
         for name, c in self.curves.items():
             mark = " (diverges)" if name in self.diverged else ""
             cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}"]
-            cells += [f"{c.failure_rate[-1]:.1%}", f"{c.precision[-1]:.3f}", f"{c.recall[-1]:.3f}"]
+            scores = ["" if np.isnan(v[-1]) else f"{v[-1]:.3f}" for v in (c.precision, c.recall)]
+            cells += [f"{c.failure_rate[-1]:.1%}", *scores]
             cells += [
                 f"{c.false_positives[-1]:.2f}",
                 *([] if c.gap is None else [f"{c.gap[-1]:.2e}"]),
@@ -196,9 +206,9 @@ class ChainComparison(NamedTuple):
         """The results of every layer as JSON; numbers that are not finite become null."""
         return to_json(self)
 
-    def plot(self) -> Any:
-        """The figure of `Comparison.plot` with one column per layer."""
-        return plots.chain(self)
+    def plot(self, *, codes: str = "true codes", note: str = "") -> Any:
+        """The figure of `Comparison.plot`, with the same arguments and one column per layer."""
+        return plots.chain(self, codes=codes, note=note)
 
     def _numbered(self) -> Iterator[tuple[int, Comparison]]:
         return enumerate(self.layers, start=1)

@@ -23,17 +23,19 @@ class Coupling(NamedTuple):
     """The weights of each step against the dictionary: (K,), or (1,) if the steps share them.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
-    off-diagonal products. `mismatch` is the relative distance of S_k from I - W_k'D, 0 where the
-    coupling is built in. W_k and S_k are those of `layer.weights`, times the step size. If W and D
-    are shift-invariant `Conv` of one geometry, W'D is taken over atoms that meet every relative
-    shift, not over all positions.
+    off-diagonal products. Weights of any scale are compared by `mu_W` and `off_diagonal`, which are
+    taken after w_i . d_i is scaled to 1; `largest_product` is what a step meets. `mismatch` is the
+    relative distance of S_k from I - W_k'D, 0 where the coupling is built in. W_k and S_k are those
+    of `layer.weights`, times the step size. If W and D are shift-invariant `Conv` of one geometry,
+    W'D is taken over atoms that meet every relative shift, not over all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
     diagonal_mean: np.ndarray
     diagonal_high: np.ndarray  # max of w_i . d_i
-    mu_W: np.ndarray  # largest off-diagonal abs(w_i . d_j)
-    off_diagonal: np.ndarray  # root mean square of w_i . d_j over i != j
+    mu_W: np.ndarray  # largest abs(w_i . d_j) / abs(w_i . d_i) over i != j; inf if w_i . d_i = 0
+    off_diagonal: np.ndarray  # root mean square of the same
+    largest_product: np.ndarray  # largest abs(w_i . d_j) over i != j
     mismatch: np.ndarray  # norm(S - (I - W'D)) / norm(S)
 
 
@@ -84,6 +86,8 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
     if gamma is not None:
         products = gamma * products
     diagonal, off = jnp.sum(jnp.where(own, products, 0), 1), jnp.where(own, 0, products)
+    missed = (diagonal == 0)[:, None]  # no scale makes w_i . d_i = 1
+    scaled = jnp.where(own, 0, jnp.where(missed, jnp.inf, products / diagonal[:, None]))
     mismatch = jnp.zeros((), products.dtype)
     if S is not None:
         distance = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products)
@@ -92,8 +96,9 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
         diagonal_low=-largest(-diagonal),
         diagonal_mean=diagonal.mean(),
         diagonal_high=largest(diagonal),
-        mu_W=largest(jnp.abs(off)),
-        off_diagonal=jnp.sqrt(jnp.sum(off**2) / max(1, off.size - len(off))),
+        mu_W=largest(jnp.abs(scaled)),
+        off_diagonal=jnp.sqrt(jnp.sum(scaled**2) / max(1, off.size - len(off))),
+        largest_product=largest(jnp.abs(off)),
         mismatch=mismatch,
     )
     return Coupling(**found)

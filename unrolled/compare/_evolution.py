@@ -40,7 +40,7 @@ class Evolution:
         >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
         >>> watch(start, layer.init(None, D))
         >>> print(watch.series("mu_W").round(2), watch.contraction(1).round(2))
-        [[0.18]] [[0.68]]
+        [[0.35]] [[0.68]]
     """
 
     def __init__(self, layer: Layer | Network, D: Dictionary, prediction: Any = None):
@@ -92,9 +92,13 @@ class Evolution:
         return np.asarray(values)
 
     def contraction(self, sparsity: int) -> np.ndarray:
-        """a = (2s-1) mu_W + max abs(1 - w_i . d_i), (evaluations, K); theory covers s if a < 1."""
+        """a of the theory, (evaluations, K): s nonzeros are covered if a < 1.
+
+        a = (2s-1) max_{i != j} abs(w_i . d_j) + max_i abs(1 - w_i . d_i), with the weights as they
+        are, not scaled to w_i . d_i = 1.
+        """
         low, high = (np.abs(1 - self.series(f"diagonal_{end}")) for end in ("low", "high"))
-        return max(2 * sparsity - 1, 0) * self.series("mu_W") + np.maximum(low, high)
+        return max(2 * sparsity - 1, 0) * self.series("largest_product") + np.maximum(low, high)
 
     def table(self) -> str:
         """A Markdown table, one row per evaluation, over all steps; theory last, if given."""
@@ -224,8 +228,8 @@ def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | Chai
 
     At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
     mean threshold, the diagonal of W_k'D, its largest (mu_W) and its root mean square off-diagonal
-    entry, and the distance of S_k from I - W_k'D; see `Coupling`. For families without weights it
-    measures the thresholds only.
+    entry once the diagonal is scaled to 1, and the distance of S_k from I - W_k'D; see `Coupling`.
+    For families without weights it measures the thresholds only.
 
     Args:
         model: the layer, or the network, that is trained.

@@ -1,0 +1,27 @@
+"""Figures from arrays; matplotlib is imported when one is drawn.
+
+No two curves of a figure share colour, dashes and marker, and a method has the same look in every
+figure. Values outside the axes are marked at the border and named below it, as are those that are
+no numbers.
+"""
+
+from unrolled.plots._comparison import chain, chain_evolution, comparison, evolution
+from unrolled.plots._curves import bound, curves, figure
+from unrolled.plots._pictures import atoms, codes, gram, images
+from unrolled.plots._styles import COLOURS, styles
+
+__all__ = [
+    "COLOURS",
+    "atoms",
+    "bound",
+    "chain",
+    "chain_evolution",
+    "codes",
+    "comparison",
+    "curves",
+    "evolution",
+    "figure",
+    "gram",
+    "images",
+    "styles",
+]

@@ -1,0 +1,200 @@
+"""Curves over steps, and what marks their values outside the axes."""
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled.plots._styles import styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CHARACTERS = 62  # of a line of text below a panel
+_LEAST_SPAN = 0.01  # of a vertical axis, relative to its values
+
+
+def figure(
+    rows: int, columns: int, *, width: float = 5.2, height: float = 3.7
+) -> "tuple[Figure, np.ndarray]":
+    """A matplotlib figure with a grid of panels, independent of any window system.
+
+    Args:
+        rows, columns: of the grid.
+        width, height: of a panel, in inches.
+
+    Returns:
+        The figure and its panels, (rows, columns).
+
+    Raises:
+        ImportError: matplotlib is not installed; the message names the extra.
+
+    Example:
+        >>> fig, panels = ur.plots.figure(2, 3)
+        >>> panels.shape
+        (2, 3)
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; install unrolled[plots]") from error
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def curves(
+    panel: "Axes",
+    lines: dict[str, ArrayLike],
+    *,
+    title: str,
+    ylabel: str,
+    log: bool = False,
+    looks: dict[str, dict] | None = None,
+    top: float | None = None,
+) -> None:
+    """Draw one line per name over the steps 1, 2, ...; the caller adds the legend.
+
+    Markers stand at some steps, at others for each line, so that lines that coincide are seen.
+    Values outside the axes are marked at the border and named below it.
+
+    Args:
+        panel: the matplotlib axes to draw on.
+        lines: values (K,) by name.
+        title, ylabel: of the panel.
+        log: whether the values have a logarithmic axis.
+        looks: line styles by name, the same for all panels of a figure; None for `styles`.
+        top: the largest value to draw, if one line at least stays below.
+
+    Example:
+        >>> fig, panels = ur.plots.figure(1, 1)
+        >>> lines = {"ista": np.array([1.0, 0.5, 0.25]), "fista": np.array([1.0, 0.4, 0.1])}
+        >>> ur.plots.curves(panels[0, 0], lines, title="Error", ylabel="NMSE", log=True)
+        >>> len(panels[0, 0].lines)
+        2
+    """
+    looks = styles(lines) if looks is None else looks
+    values = {name: np.asarray(line, float) for name, line in lines.items()}
+    colours = {}
+    for i, (name, line) in enumerate(values.items()):
+        shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
+        # A point between gaps is seen by its marker alone.
+        marked = (0, 1) if np.isnan(shown).any() else _marked(i, len(line))
+        (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
+        colours[name] = drawn.get_color()
+    if log:
+        panel.set_yscale("log")
+    panel.locator_params(axis="x", integer=True)
+    tidy(panel, title=title, xlabel="step", ylabel=ylabel)
+    if top is not None:
+        limit(panel, values, top, log)
+    named = {name: (np.arange(1, len(line) + 1), line) for name, line in values.items()}
+    mark_outside(panel, named, colours, log)
+
+
+def _marked(i: int, length: int) -> tuple[int, int]:
+    """The first point of line i that has a marker, and the distance to the next one."""
+    every = max(1, round(length / 3))
+    return i % 5 * max(every, 5) // 5 % every, every
+
+
+def tidy(panel: "Axes", **labels: str) -> None:
+    """Titles and labels, a light grid, and no frame above and to the right."""
+    panel.set(**labels)
+    panel.grid(True, alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def drawable(values: ArrayLike, log: bool) -> np.ndarray:
+    """The values, nan where an axis has no place for them: infinite, or not positive on a log."""
+    values = np.asarray(values, float)
+    return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
+
+
+def limit(panel: "Axes", lines: dict[str, np.ndarray], top: float, log: bool) -> None:
+    """End the axis at `top` where lines go beyond, but let it hold one line at least."""
+    shown = [line[~np.isnan(line)] for line in (drawable(v, log) for v in lines.values())]
+    ends = [line.max() for line in shown if line.size]
+    if not ends or max(ends) <= (top := max(top, min(ends))):
+        return
+    low = min(line.min() for line in shown if line.size)
+    margin = 0.05 * (top - low) or 1.0
+    panel.set_ylim(*((low / 1.5, top * 1.5) if log else (low - margin, top + margin)))
+
+
+def mark_outside(
+    panel: "Axes",
+    lines: dict[str, tuple[np.ndarray, np.ndarray]],
+    colours: dict[str, Any],
+    log: bool,
+) -> None:
+    """Mark values (x, y) beyond the limits of the panel at its border, and name them below it."""
+    low, high = _widened(panel)
+    beyond: dict[str, list[str]] = {"\u25b2 above the axis": [], "\u25bc below the axis": []}
+    missing = []
+    for name, (x, y) in lines.items():
+        sides = (y > high, (y < low) | (log & (y <= 0)))
+        for place, marker, side, told in zip((1, 0), "^v", sides, beyond.values()):
+            if side.any():
+                at: dict[str, Any] = dict(transform=panel.get_xaxis_transform(), clip_on=False)
+                at |= dict(color=colours[name], marker=marker, zorder=3)
+                panel.scatter(x[side], np.full(side.sum(), place), 18, **at)
+                told.append(f"{name} (to {(max if place else min)(y[side]):.2g})")
+        if (unknown := np.isnan(y)).any():
+            missing.append(name if unknown.all() else f"{name} ({unknown.sum()} of {len(y)})")
+    beyond["not a number"] = missing
+    note(panel, [f"{what}: {'; '.join(names)}" for what, names in beyond.items() if names])
+
+
+def _widened(panel: "Axes") -> tuple[float, float]:
+    """The vertical limits, a hundredth of their size apart at least: rounding is no change."""
+    low, high = panel.get_ylim()
+    lacking = _LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
+    if lacking > 0:
+        panel.set_ylim(low := low - lacking / 2, high := high + lacking / 2)
+    return low, high
+
+
+def note(panel: "Axes", sentences: list[str]) -> None:
+    """Write sentences below the label of the horizontal axis."""
+    lines = [line for sentence in sentences for line in textwrap.wrap(sentence, _CHARACTERS)]
+    panel.set_xlabel("\n".join([panel.get_xlabel(), *lines]))
+
+
+def bound(
+    lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel: str = "step"
+) -> "Figure":
+    """Measured errors (solid) and their certified bounds (dashed) on a logarithmic axis.
+
+    Args:
+        lines: measured and certified errors by name, (K + 1,) each, from step 0.
+        title, xlabel: of the panel.
+
+    Example:
+        >>> certified = 0.5 ** np.arange(4)
+        >>> fig = ur.plots.bound({"alista": (0.9 * certified, certified)}, title="Error")
+        >>> [line.get_label() for line in fig.axes[0].lines]
+        ['alista: certified bound', 'alista: largest error']
+    """
+    fig, panels = figure(1, 1, width=6.4, height=4.2)
+    panel = panels[0, 0]
+    # Plain names, so that all differ in colour or marker: the dashes tell bounds from errors.
+    looks = dict(zip(lines, styles(f"line {i}" for i in range(len(lines))).values()))
+    drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    colours = {}
+    for i, (name, (measured, certified)) in enumerate(lines.items()):
+        parts = {"certified bound": ("--", certified), "largest error": ("-", measured)}
+        for part, (dash, values) in parts.items():
+            steps, label = np.arange(len(values)), f"{name}: {part}"
+            marked = _marked(i, len(steps))
+            look = looks[name] | dict(linestyle=dash, markevery=marked, label=label)
+            panel.plot(steps, drawable(values, True), **look)
+            drawn[label], colours[label] = (steps, np.asarray(values, float)), look["color"]
+    panel.set_yscale("log")
+    tidy(panel, title=title, xlabel=xlabel, ylabel="l1 error of the code")
+    mark_outside(panel, drawn, colours, True)
+    fig.legend(loc="outside lower center", ncols=2, frameon=False)
+    return fig

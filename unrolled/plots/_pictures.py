@@ -1,0 +1,259 @@
+"""Matrices and images as pictures: products of weights and atoms, pictures, atoms, codes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled.dictionaries import Conv, Dictionary, as_dictionary, dense
+from unrolled.plots._curves import figure
+from unrolled.plots._styles import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The most cells of a picture of codes: a screen shows each of them.
+_CELLS = (128, 256)
+
+
+def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
+    """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
+
+    Weights are compared after w_i . d_i is scaled to 1. There is one row per dictionary. The
+    colours of a row share a scale that ends at the largest off-diagonal entry of its first matrix;
+    how many entries of the others exceed it is told.
+
+    Args:
+        dictionaries: for each dictionary, W'D by the name of the weights, (d, d) each.
+
+    Example:
+        >>> D = np.asarray(ur.dictionaries.identity_hadamard(4))
+        >>> fig = ur.plots.gram([{"W = D": D.T @ D}])
+        >>> fig.axes[0].get_title()
+        'W = D: mu_W = 0.5000'
+    """
+    columns = 1 + max(map(len, dictionaries))
+    fig, panels = figure(len(dictionaries), columns, width=3.4, height=3.2)
+    for row, matrices in zip(panels, dictionaries):
+        matrices = {name: _unit_diagonal(np.asarray(G)) for name, G in matrices.items()}
+        off = {name: G[~np.eye(len(G), dtype=bool)] for name, G in matrices.items()}
+        first = next(iter(off.values()))
+        top = max(first[np.isfinite(first)].max(initial=0.0), 1e-12)
+        for panel, (name, G) in zip(row, matrices.items()):
+            picture = panel.imshow(G, cmap="magma", vmin=0, vmax=top)
+            panel.set_title(f"{name}: mu_W = {off[name].max(initial=0.0):.4f}", fontsize=9)
+            panel.set_axis_off()
+        label = "|w_i . d_j| / |w_i . d_i|"
+        fig.colorbar(picture, ax=row[len(matrices) - 1], shrink=0.8, label=label, extend="max")
+        for i, (name, values) in enumerate(off.items()):
+            end = 1.02 * top
+            beyond = int((~(values <= end)).sum())
+            row[-1].hist(
+                values[values <= end],
+                bins=60,
+                range=(0, end),
+                histtype="step",
+                color=COLOURS[i],
+                label=f"{name}, {beyond} beyond" if beyond else name,
+            )
+        row[-1].set(title="off the diagonal", xlabel=label, ylabel="entries")
+        if matrices[name].size > 1:
+            row[-1].set(yscale="log", ylim=(0.7, None))
+        row[-1].spines[["top", "right"]].set_visible(False)
+        row[-1].legend(frameon=False, fontsize=8)
+        for panel in row[len(matrices) : -1]:
+            panel.set_axis_off()
+    return fig
+
+
+def _unit_diagonal(G: np.ndarray) -> np.ndarray:
+    """|w_i . d_j| / |w_i . d_i|, infinite where w_i . d_i = 0."""
+    diagonal = np.abs(np.diag(G))[:, None]
+    return np.where(diagonal == 0, np.inf, np.abs(G) / np.where(diagonal == 0, 1, diagonal))
+
+
+def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure":
+    """Grey pictures side by side under their titles.
+
+    Args:
+        pictures: values in [0, 1] by title, (height, width), all of one shape; what is outside is
+            clipped, and the title says how much.
+        signed: the values have signs: zero is the middle grey and all pictures share one scale.
+
+    Raises:
+        ValueError: no pictures, or pictures of several shapes.
+
+    Example:
+        >>> fig = ur.plots.images({"noisy": np.ones((4, 4)), "denoised": np.zeros((4, 4))})
+        >>> [panel.get_title() for panel in fig.axes]
+        ['noisy', 'denoised']
+    """
+    values = {title: np.asarray(picture, float) for title, picture in pictures.items()}
+    shapes = {picture.shape for picture in values.values()}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 2:
+        raise ValueError(
+            "images: expected pictures of one shape (height, width), got "
+            f"{', '.join(str(picture.shape) for picture in values.values()) or 'none'}"
+        )
+    fig, panels = figure(1, len(values), width=3.4, height=3.4 * shape[0] / shape[1] + 0.5)
+    top = _largest(*values.values())
+    for panel, (title, picture) in zip(panels[0], values.items()):
+        if signed:
+            shown = _signed(panel, picture, top, title)
+            continue
+        panel.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1)
+        outside = np.mean((picture < 0) | (picture > 1))
+        clipped = f"\n{outside:.2%} outside 0 to 1, clipped" if outside else ""
+        _title(panel, picture, title + clipped)
+    if signed:
+        fig.colorbar(shown, ax=panels.ravel().tolist(), shrink=0.8, label="value")
+    return fig
+
+
+def atoms(
+    D: Dictionary, shape: Sequence[int] | None = None, *, columns: int | None = None
+) -> "Figure":
+    """The atoms of a dictionary as small pictures, row by row: zero is grey, one scale for all.
+
+    Several channels of an atom stand side by side.
+
+    Args:
+        D: (m, d), or a `Conv`, whose filters are drawn.
+        shape: of an atom as a picture, (height, width) or (channels, height, width); not for a
+            `Conv`, whose kernels have a shape.
+        columns: atoms in a row; None makes the whole about square.
+
+    Raises:
+        ValueError: a shape that does not fit, none for a matrix, a kernel with three axes, or
+            entries that are not finite.
+
+    Example:
+        >>> fig = ur.plots.atoms(ur.dictionaries.dct((4, 4), (8, 8)), (4, 4))
+        >>> fig.axes[0].get_title()
+        '64 atoms of 4 x 4'
+    """
+    stacks = _stacks(as_dictionary(D, "atoms"), shape)
+    n, channels, height, width = stacks.shape
+    tiles = stacks.transpose(0, 2, 1, 3).reshape(n, height, channels * width)
+    width *= channels
+    columns = columns or round(np.sqrt(n * (height + 1) / (width + 1))) or 1
+    rows = -(-n // columns)
+    sheet = np.ma.masked_all((rows, height + 1, columns, width + 1))
+    for i, tile in enumerate(tiles):
+        sheet[i // columns, :height, i % columns, :width] = tile
+    sheet = sheet.reshape(rows * (height + 1), columns * (width + 1))[:-1, :-1]
+    size = np.clip(5.0 * sheet.shape[0] / sheet.shape[1], 1.0, 8.0)
+    fig, panels = figure(1, 1, width=6.0, height=float(size) + 0.5)
+    size_of_one = " x ".join(map(str, stacks.shape[1 if channels > 1 else 2 :]))
+    title = f"{n} {'filters' if isinstance(D, Conv) else 'atoms'} of {size_of_one}"
+    shown = _signed(panels[0, 0], sheet, _largest(tiles), title)
+    fig.colorbar(shown, ax=panels[0, 0], shrink=0.8, label="entry of an atom")
+    return fig
+
+
+def _stacks(D: Dictionary, shape: Sequence[int] | None) -> np.ndarray:
+    """The atoms as pictures with channels, (n, channels, height, width)."""
+    if isinstance(D, Conv):
+        filters = np.asarray(D.filters, float)  # (n, channels, *kernel)
+        if shape is not None or filters.ndim > 4:
+            raise ValueError(
+                f"atoms: the filters have kernels of shape {filters.shape[2:]}; expected one or "
+                "two axes and no `shape` beside them"
+            )
+        return filters if filters.ndim == 4 else filters[:, :, None]
+    m, d = D.shape
+    given = () if shape is None else tuple(shape)
+    if len(given) not in (2, 3) or np.prod(given) != m:
+        root = round(np.sqrt(m))
+        hint = f"({root}, {root})" if root**2 == m else f"(1, {m})"
+        raise ValueError(
+            f"atoms: an atom has {m} entries, got shape {shape}; expected (height, width) or "
+            f"(channels, height, width) with that product, try shape={hint}"
+        )
+    return np.asarray(dense(D), float).T.reshape(d, *given[:-2] or (1,), *given[-2:])
+
+
+def codes(X: ArrayLike) -> "Figure":
+    """Codes as a picture, a row per signal: zero is grey, one scale for all signs and sizes.
+
+    Where there are more entries than a screen shows, a cell shows the largest of its block, so that
+    no nonzero is lost; the title says so.
+
+    Args:
+        X: (batch, d) or (d,).
+
+    Raises:
+        ValueError: other shapes, or no entries.
+
+    Example:
+        >>> fig = ur.plots.codes(np.eye(3) - np.eye(3)[::-1])
+        >>> fig.axes[0].get_title()
+        '3 codes of 3 entries'
+    """
+    X = np.asarray(X, float)
+    if X.ndim not in (1, 2) or not X.size:
+        raise ValueError(f"codes: expected (batch, d) or (d,), got shape {X.shape}")
+    X = np.atleast_2d(X)
+    (n, d), block = X.shape, tuple(-(-size // most) for size, most in zip(X.shape, _CELLS))
+    cells = _strongest(X, block)
+    fig, panels = figure(1, 1, width=6.4, height=min(4.0, 1.4 + 0.15 * len(cells)))
+    title = f"{n} codes of {d} entries"
+    if block != (1, 1):
+        title += f"; a cell shows the largest of {block[0]} x {block[1]}"
+    edges = (-0.5, cells.shape[1] * block[1] - 0.5, len(cells) * block[0] - 0.5, -0.5)
+    shown = _signed(panels[0, 0], cells, _largest(X), title, extent=edges, aspect="auto")
+    panels[0, 0].set(xlabel="entry", ylabel="signal", xlim=(-0.5, d - 0.5), ylim=(n - 0.5, -0.5))
+    panels[0, 0].set_axis_on()
+    fig.colorbar(shown, ax=panels[0, 0], label="value")
+    return fig
+
+
+def _strongest(X: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """The entry of the largest magnitude of every block, one that is not finite before all."""
+    rows, columns = (-(-size // b) for size, b in zip(X.shape, block))
+    padded = np.zeros((rows * block[0], columns * block[1]))
+    padded[: len(X), : X.shape[1]] = X
+    split = padded.reshape(rows, block[0], columns, block[1])
+    blocks = split.transpose(0, 2, 1, 3).reshape(rows, columns, -1)
+    size = np.where(np.isfinite(blocks), np.abs(blocks), np.inf)
+    return np.take_along_axis(blocks, size.argmax(-1)[..., None], -1)[..., 0]
+
+
+def _largest(*pictures: np.ndarray) -> float:
+    """The largest finite magnitude, or 1 where all values are zero."""
+    return max(float(np.abs(p[np.isfinite(p)]).max(initial=0.0)) for p in pictures) or 1.0
+
+
+def _signed(panel: "Axes", picture: np.ndarray, top: float, title: str, **options: Any) -> Any:
+    """A picture with values from -top to top, zero in the middle of the greys."""
+    shown = panel.imshow(
+        np.ma.masked_invalid(picture),
+        cmap="gray",
+        vmin=-top,
+        vmax=top,
+        interpolation="nearest",
+        **options,
+    )
+    _title(panel, picture, title, shown.get_extent())
+    return shown
+
+
+def _title(panel: "Axes", picture: np.ndarray, title: str, extent: Any = None) -> None:
+    """The title, and crosses where values are not finite, which it then says."""
+    known = np.ma.filled(np.isfinite(picture), True)
+    rows, columns = np.nonzero(~known)
+    if rows.size:
+        title += f"\n{rows.size} not finite (crosses)"
+        left, right, bottom, top = extent or (
+            -0.5,
+            known.shape[1] - 0.5,
+            known.shape[0] - 0.5,
+            -0.5,
+        )
+        x = left + (columns + 0.5) / known.shape[1] * (right - left)
+        y = top + (rows + 0.5) / known.shape[0] * (bottom - top)
+        panel.scatter(x, y, 12, COLOURS[1], marker="x", linewidths=1)
+    panel.set_title(title, fontsize=9)
+    panel.set_axis_off()
