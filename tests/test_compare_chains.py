@@ -104,7 +104,7 @@ def test_tables_and_json_have_every_layer(result, methods):
 def test_the_figure_has_a_column_per_layer(result):
     grid = np.asarray(result.plot().axes, dtype=object).reshape(6, 2)
     for j, found in enumerate(result.layers):
-        assert grid[0, j].get_title().startswith(f"Layer {j + 1}\nError of the codes")
+        assert grid[0, j].get_title().startswith(f"Layer {j + 1}\nDistance to the true codes")
         for line, curve in zip(grid[0, j].get_lines(), found.curves.values(), strict=True):
             np.testing.assert_array_equal(line.get_ydata(), curve.nmse)
         assert [axes.get_title() for axes in grid[1:, j]] == [

@@ -37,7 +37,7 @@ def made(curves, thresholds=None, mu_W=None):
     thresholds = {name: np.ones(K) for name in curves} if thresholds is None else thresholds
     weights = dict.fromkeys(curves, np.full(K, 0.2)) if mu_W is None else mu_W
     couplings = {name: Coupling(*[mu] * len(Coupling._fields)) for name, mu in weights.items()}
-    return Comparison(curves, thresholds, {}, {}, couplings)
+    return Comparison(curves, thresholds, {}, {}, couplings, {}, {}, ())
 
 
 def marks(panel):
@@ -161,6 +161,11 @@ def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     products = np.abs(W.T @ np.asarray(D))[~np.eye(16, dtype=bool)]
     assert start.largest_product == pytest.approx([products.max()], rel=eps)
     assert scaled.largest_product == pytest.approx([3 * products.max()], rel=eps)
+    norms = np.linspace(0.1, 9, 16)[None, :]
+    unscaled = params._replace(shared=params.shared._replace(W=params.shared.W / norms))
+    other = ur.compare.compare({"own": (layer, unscaled)}, D * norms, Y, X).couplings["own"]
+    for field in ("mu_W", "off_diagonal"):
+        np.testing.assert_allclose(getattr(other, field), getattr(start, field), rtol=eps)
     cells = [row.split("|")[2].strip() for row in result.parameters_table().splitlines()[2:]]
     assert cells == [f"{mu:.4f}"] * 2
     *_, weights = result.plot().axes

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._numbers import largest
-from unrolled.dictionaries import Dictionary, dense
+from unrolled.dictionaries import Dictionary, dense, normalized
 from unrolled.layers import Acting, Unrolled, names_with_role
 from unrolled.theory import inner_products
 
@@ -24,18 +24,18 @@ class Coupling(NamedTuple):
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
     off-diagonal products. Weights of any scale are compared by `mu_W` and `off_diagonal`, which are
-    taken after w_i . d_i is scaled to 1; `largest_product` is what a step meets. `mismatch` is the
-    relative distance of S_k from I - W_k'D, 0 where the coupling is built in. W_k and S_k are those
-    of `layer.weights`, times the step size. If W and D are shift-invariant `Conv` of one geometry,
-    W'D is taken over atoms that meet every relative shift, not over all positions.
+    taken with unit atoms and w_i . d_i scaled to 1; `largest_product` is what a step meets.
+    `mismatch` is the relative distance of S_k from I - W_k'D, 0 where the coupling is built in. W_k
+    and S_k are those of `layer.weights`, times the step size. If W and D are shift-invariant `Conv`
+    of one geometry, W'D is taken over atoms that meet every relative shift, not over all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
     diagonal_mean: np.ndarray
     diagonal_high: np.ndarray  # max of w_i . d_i
-    mu_W: np.ndarray  # largest abs(w_i . d_j) / abs(w_i . d_i) over i != j; inf if w_i . d_i = 0
+    mu_W: np.ndarray  # largest abs(w_i . d_j) over i != j, so scaled; inf if w_i . d_i = 0
     off_diagonal: np.ndarray  # root mean square of the same
-    largest_product: np.ndarray  # largest abs(w_i . d_j) over i != j
+    largest_product: np.ndarray  # largest abs(w_i . d_j) over i != j, as it is
     mismatch: np.ndarray  # norm(S - (I - W'D)) / norm(S)
 
 
@@ -86,8 +86,10 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
     if gamma is not None:
         products = gamma * products
     diagonal, off = jnp.sum(jnp.where(own, products, 0), 1), jnp.where(own, 0, products)
-    missed = (diagonal == 0)[:, None]  # no scale makes w_i . d_i = 1
-    scaled = jnp.where(own, 0, jnp.where(missed, jnp.inf, products / diagonal[:, None]))
+    unit, _ = inner_products(W, normalized(D)[0])
+    scale = jnp.sum(jnp.where(own, unit, 0), 1)[:, None]
+    # No scale makes w_i . d_i = 1 where it is 0.
+    scaled = jnp.where(own, 0, jnp.where(scale == 0, jnp.inf, unit / scale))
     mismatch = jnp.zeros((), products.dtype)
     if S is not None:
         distance = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products)
