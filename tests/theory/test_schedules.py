@@ -344,6 +344,13 @@ def test_error_bar_by_its_formula(pair):
         assert found == theory.error_bar(W, D, np.zeros(48), y, sparsity=s, noise=0.3).linf
 
 
+def test_error_bars_of_one_entry_are_all_the_same(pair):
+    D, W, *_ = pair
+    for y in np.random.default_rng(5).normal(size=(20, 24)):
+        bar = theory.error_bar(W, D, np.zeros(48), y, sparsity=1)
+        assert bar.linf == bar.l1 and bar.l2 <= bar.l1 and bar.l2 == pytest.approx(bar.l1)
+
+
 def test_error_bar_counts_the_nonzeros_of_the_given_code(pair):
     D, W, mu, _, eta = pair
     rng, tightest = np.random.default_rng(4), 0.0

@@ -69,6 +69,9 @@ class Unrolled(NamedTuple):
     NamedTuples, which runs as a Python loop. The loop is for a single signal, where a scan would
     copy each step's weights. `stack` and `unstack` convert between the two. `steps` is None if the
     steps share everything.
+
+    Params may be arguments of a function that `jax.export` writes, as dictionaries may; reading it
+    back takes `import unrolled`, and the module of a family of one's own.
     """
 
     shared: Any

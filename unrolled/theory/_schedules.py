@@ -318,7 +318,9 @@ def _after_the_fact(
         return ErrorBar(math.inf, math.inf, math.inf, False)
     c = times(C_W, noise)
     linf, l1 = float(top[0] + c) / q * UP, float(top.sum() + n * c) / q * UP
-    return ErrorBar(linf, math.sqrt(linf) * math.sqrt(l1), l1, math.isfinite(l1))
+    # The product may be rounded to above what its factors bound.
+    l2 = min(math.sqrt(linf) * math.sqrt(l1), math.sqrt(n) * linf, l1)
+    return ErrorBar(linf, l2, l1, math.isfinite(l1))
 
 
 def times(a: float, b: float) -> float:
