@@ -391,7 +391,7 @@ def test_a_training_that_breaks_is_a_remark_of_the_report():
     start, remarks = layer.init(None, D), []
     found = _settings.train(
         *(layer, start, problem, _settings.Settings(steps=3), 1e30),
-        *(lambda codes, X, D, Y: (codes**2).sum() * 1e37, "ISTA", remarks),
+        *(lambda codes, X, D, Y: (codes**2).sum() * 1e38, "ISTA", remarks),
     )
     (remark,) = remarks
     assert remark.startswith("The training of ISTA broke, because its loss or gradient was not")
