@@ -16,7 +16,7 @@ from PIL import Image
 import unrolled
 from unrolled import analytic, dictionaries, plots, problems, theory
 from unrolled.cli import main
-from unrolled.commands import _compare
+from unrolled.commands import _compare, _settings
 from unrolled.commands._certified import certified_regime
 from unrolled.commands._report import Section
 from unrolled.commands._settings import Settings
@@ -403,6 +403,20 @@ def test_compare_on_an_own_dictionary(run, tmp_path, drawn):
     # In the certified regime no error exceeds its bound by more than the rounding of its sum.
     for curve in data["certified"]["curves"].values():
         assert (np.asarray(curve["measured"]) <= np.asarray(curve["bound"]) * (1 + 1e-12)).all()
+
+
+def test_a_training_that_breaks_is_a_remark_of_the_report():
+    """Its row shows the best params before, here the start."""
+    D, layer = np.eye(4, dtype=np.float32), unrolled.layers.ista(1)
+    problem = _settings.Samples(D, lambda key: (D, D), (D, D), (D, D))
+    start, remarks = layer.init(None, D), []
+    found = _settings.train(
+        *(layer, start, problem, _settings.Settings(steps=3), 1e30),
+        *(lambda codes, X, D, Y: (codes**2).sum() * 1e38, "ISTA", remarks),
+    )
+    (remark,) = remarks
+    assert remark.startswith("The training of ISTA broke, because its loss or gradient was not")
+    assert jax.tree.all(jax.tree.map(np.array_equal, found.best, start))
 
 
 @pytest.mark.slow

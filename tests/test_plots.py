@@ -142,6 +142,7 @@ def test_the_lines_of_a_training_have_a_legend_and_a_bar(tied):
 # Coherence at a unit diagonal
 
 
+@pytest.mark.filterwarnings("ignore::unrolled.compare.DivergenceWarning")
 def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     """Neither a scale nor a sign per atom changes it; what a step meets is told beside it."""
     D, layer = ur.dictionaries.identity_hadamard(8), ur.lista_cp(2)

@@ -840,7 +840,8 @@ REFUSED = {
     "train chain.toml --signals Y.npy": r"Y.npy: has no codes \(entries X_1 to X_3 of a .npz",
     "train chain.toml --dictionary D.npy": "has 3 layers; expected as many files, .* got one",
     "certify weights.npz --normalize": "weights.npz: holds weights, which --normalize does not go",
-    "certify weights.npz D.npy": "weights.npz: holds weights, which D.npy does not go with",
+    "certify weights.npz other.npy": "weights.npz: the weights were saved with another D",
+    "certify bare.npz": "bare.npz: has no dictionary; try its file after that of the weights",
     "certify weights.npz --sparsity 1,2": "weights.npz: 2 sparsities for 1 layers",
     "certify plain.npz": "plain.npz: it names no layer",
     "certify full": "full: no saved step",
@@ -920,7 +921,8 @@ def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
     assert [layer["atoms"] for layer in strict_json(out)["layers"]] == [12, 12, 14]
     np.testing.assert_allclose(np.load(tmp_path / "last.npy"), codes[2], atol=1e-6)
 
-    status, out, err = run("certify", output, "--sparsity", "2,1,1", "--bound", "0.5", "--json")
+    options = ("--sparsity", "2,1,1", "--bound", "0.5")
+    status, out, err = run("certify", output, *options, "--json")
     found = strict_json(out)
     expected = ur.theory.certify(
         *(saved.layer, saved.params, saved.D),
@@ -929,6 +931,9 @@ def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
     for layer, certificate in zip(found["layers"], expected, strict=True):
         assert layer["error"] == certificate.error.tolist()
         assert layer["holds"] is certificate.holds
+    bare = ur.training.save(tmp_path / "bare.npz", *saved[:3], dictionary=False)
+    files = [folder / f"D_{j}.npy" for j in (1, 2, 3)]
+    assert strict_json(run("certify", bare, *files, *options, "--json")[1]) == found
     out = run("certify", weights)[1]
     rows = {line[:24].strip(): line[24:].split() for line in out.splitlines()[2:]}
     assert rows["family"] == ["lista_cp", "ista", "alista"] and rows["sparsity"] == ["1"] * 3
@@ -946,6 +951,15 @@ def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, si
         np.testing.assert_allclose(before, np.asarray(X) @ np.asarray(D).T, atol=1e-5)
 
 
+def test_a_chain_trains_on_signals_without_codes(folder):
+    text = CHAIN.replace("chain_signals.npz", "Y.npy").replace("[training]", "[training]\n" + LASSO)
+    (folder / "unknown.toml").write_text(text.replace('start = "analytic"', ""))
+    ready = _setup.setup(load(folder / "unknown.toml", {}), lambda message: None)
+    ready.model.check(ready.params, ready.D)
+    assert ready.tested_on[1] is None and ready.sample(jax.random.key(0))[1] is None
+
+
+LASSO = 'loss = "lasso"'
 START = 'depth = 2\nstart = "calibrated"\nsup'
 
 

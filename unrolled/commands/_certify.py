@@ -104,17 +104,13 @@ def _check_norms(path: Path, D: Dictionary) -> None:
 
 def _run_on_weights(arguments: argparse.Namespace) -> None:
     path, *others = arguments.dictionaries
-    given = [
-        name
-        for name in ("normalize", "activation", "entries", "figure")
-        if getattr(arguments, name)
-    ]
-    if given or others:
-        what = f"--{given[0]}" if given else str(others[0])
-        raise ValueError(f"{path}: holds weights, which {what} does not go with")
+    unused = ("normalize", "activation", "entries", "figure")
+    given = [f"--{name}" for name in unused if getattr(arguments, name)]
+    if given:
+        raise ValueError(f"{path}: holds weights, which {', '.join(given)} does not go with")
     sparsities = None if arguments.sparsity is None else _sparsities(arguments.sparsity)
     numbers = (arguments.bound, arguments.noise, arguments.tolerance)
-    found = weights_certificate(path, sparsities, *numbers)
+    found = weights_certificate(path, others, sparsities, *numbers)
     show(arguments.json, found.to_dict(), f"{path}: {found.text()}")
 
 

@@ -36,7 +36,8 @@ def known_chain(problem: Samples, settings: Settings, say: Say, title: str, slug
     """The section on a chain of dictionaries, on signals whose codes are known."""
     Ds, (Y, Xs), K = problem.D, problem.tested_on, settings.depth
     seconds: dict[str, float] = {}
-    methods = _methods(problem, settings, say, seconds)
+    remarks: list[str] = []
+    methods = _methods(problem, settings, say, seconds, remarks)
     say("comparing on the test signals")
     result = compared(methods, Ds, Y, Xs)
     text = [
@@ -52,6 +53,7 @@ def known_chain(problem: Samples, settings: Settings, say: Say, title: str, slug
         "",
         result.table(),
         "",
+        *(part for remark in remarks for part in (remark, "")),
         "What the weights are, and how far training moved each of them (relative distance):",
         "",
         result.parameters_table(),
@@ -84,7 +86,9 @@ def _table(Ds: Any, Xs: Any) -> str:
     return markdown(columns, rows)
 
 
-def _methods(problem: Samples, settings: Settings, say: Say, seconds: dict[str, float]) -> Methods:
+def _methods(
+    problem: Samples, settings: Settings, say: Say, seconds: dict[str, float], remarks: list[str]
+) -> Methods:
     K = settings.depth
     methods: Methods = {}
     classical: dict[str, tuple[str, Layer]] = {
@@ -109,7 +113,7 @@ def _methods(problem: Samples, settings: Settings, say: Say, seconds: dict[str, 
         methods[f"{name}, calibrated"] = network, start
         say(f"{name}: training {settings.steps} steps")
         with timed(seconds, f"{name}, learned"):
-            learned = train(network, start, problem, settings, rate, code_loss)
+            learned = train(network, start, problem, settings, rate, code_loss, name, remarks)
         methods[f"{name}, learned"] = network, learned.best
     return methods
 

@@ -200,7 +200,9 @@ def _model(weights: Path, dictionaries: list[Path]) -> tuple[Layer | Network, An
     return model, found.params, found.D
 
 
-def restore_model(weights: Path, dictionaries: list[Path]) -> training.Restored:
+def restore_model(
+    weights: Path, dictionaries: list[Path], advice: str = "--dictionary"
+) -> training.Restored:
     """What `training.restore` returns, with a model and the dictionary or dictionaries.
 
     Raises:
@@ -219,7 +221,7 @@ def restore_model(weights: Path, dictionaries: list[Path]) -> training.Restored:
         found = training.restore(weights, D=given)
         return found._replace(D=given)
     if found.D is None:
-        raise ValueError(f"{weights}: has no dictionary; try --dictionary")
+        raise ValueError(f"{weights}: has no dictionary; try {advice}")
     return found
 
 

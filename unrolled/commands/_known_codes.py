@@ -84,6 +84,7 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
     D, (Y, X), K = problem.D, problem.chosen_on, settings.depth
     methods: dict[str, tuple[Layer, Unrolled]] = {}
     seconds: dict[str, float] = {}
+    broken: list[str] = []
     lam = best_lam(problem, settings) if settings.lam is None else settings.lam
     ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
     if "ista" in settings.methods:
@@ -110,9 +111,9 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
         methods[f"{name}, calibrated"] = (layer, calibrated)
         say(f"{name}: training {settings.steps} steps")
         with timed(seconds, f"{name}, learned"):
-            learned = train(layer, calibrated, problem, settings, rate, code_loss)
+            learned = train(layer, calibrated, problem, settings, rate, code_loss, name, broken)
         methods[f"{name}, learned"] = (layer, learned.best)
-    remarks = [f"ISTA and FISTA use lam = {lam:g}.", remark]
+    remarks = [f"ISTA and FISTA use lam = {lam:g}.", remark, *broken]
     shown = any(name.endswith(", analytic") for name in methods)
     return _Found(methods, remarks, caution if shown else "", seconds)
 

@@ -85,7 +85,8 @@ def unknown_codes(
     solve = jax.jit(jax.vmap(lambda y: fista(D, y, lam, tol=1e-6, max_steps=_MAX_STEPS)))
     optimum = solve(tested)
     problem = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (tested, optimum.x))
-    methods, seconds = _methods(problem, lam, settings, say)
+    remarks: list[str] = []
+    methods, seconds = _methods(problem, lam, settings, say, remarks)
     result = compared(methods, D, tested, optimum.x, lam=lam)
     psnrs = {
         name: _psnr_per_step(layer, params, D, tested).tolist()
@@ -101,7 +102,7 @@ def unknown_codes(
         "",
         _table(result, psnrs, float(metrics.psnr(problems.synthesize(D, optimum.x), tested))),
         "",
-        *(part for note in result.notes() for part in (note, "")),
+        *(part for note in (*result.notes(), *remarks) for part in (note, "")),
         _remark(D),
         "",
         "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
@@ -128,7 +129,7 @@ def _default_lam(D: Dictionary, rows: jax.Array) -> float:
 
 
 def _methods(
-    problem: Samples, lam: float, settings: Settings, say: Say
+    problem: Samples, lam: float, settings: Settings, say: Say, remarks: list[str]
 ) -> tuple[Methods, dict[str, float]]:
     """Classical methods, and learned ones trained on the LASSO objective; seconds of training."""
     D, K = problem.D, settings.depth
@@ -153,7 +154,7 @@ def _methods(
         if family != "ista":
             methods[f"{name}, analytic"] = (layer, start)
         with timed(seconds, f"{name}, learned"):
-            learned = train(layer, start, problem, settings, rate, loss)
+            learned = train(layer, start, problem, settings, rate, loss, name, remarks)
         methods[f"{name}, learned"] = (layer, learned.best)
     return methods, seconds
 

@@ -101,23 +101,35 @@ def train(
     settings: Settings,
     rate: float,
     loss: Callable[..., jax.Array],
+    name: str,
+    remarks: list[str],
 ) -> training.Fit:
-    """`fit` by clipped Adam with a cosine-decayed rate, the same for every family."""
+    """`fit` by clipped Adam with a cosine-decayed rate, the same for every family.
+
+    A training that breaks counts as far as it came, and a remark says so.
+    """
     optimizer = optax.chain(
         optax.clip_by_global_norm(_CLIP),
         optax.adam(optax.cosine_decay_schedule(rate, max(1, settings.steps))),
     )
-    return training.fit(
-        layer,
-        params,
-        problem.D,
-        problem.sample,
-        optimizer=optimizer,
-        steps=settings.steps,
-        key=jax.random.fold_in(settings.key, 1),
-        loss=loss,
-        evaluate_every=max(1, min(_EVALUATE_EVERY, settings.steps)),
-    )
+    try:
+        return training.fit(
+            layer,
+            params,
+            problem.D,
+            problem.sample,
+            optimizer=optimizer,
+            steps=settings.steps,
+            key=jax.random.fold_in(settings.key, 1),
+            loss=loss,
+            evaluate_every=max(1, min(_EVALUATE_EVERY, settings.steps)),
+        )
+    except training.NonFiniteError as broken:
+        remarks.append(
+            f"The training of {name} broke, because its loss or gradient was not finite: its row "
+            "shows the best params before. Atoms of norm 1 may help (`dictionaries.normalize`)."
+        )
+        return broken.fit
 
 
 _FIELDS = (

@@ -109,11 +109,10 @@ def _given(config: Config, D: Dictionaries) -> tuple[Samples, Batch]:
     path = Path(config.problem.signals)
     Y = datasets.read_array(path, "Y").astype(np.float32)
     X: Any
+    check_length(path, Y, D[0] if isinstance(D, tuple) else D)
     if isinstance(D, tuple):
-        check_length(path, Y, D[0])
         X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
     else:
-        check_length(path, Y, D)
         X, entries = read_codes(path, Y, D), "entry X"
     needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
     needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _set_on_codes(m))
@@ -148,14 +147,14 @@ def _start(config: Config, model: Model, problem: Samples, key: jax.Array, say: 
     """The start of the layer; in a chain each layer starts on the codes of the one before."""
     if isinstance(model, Layer):
         return _layer_start(config.layers[0], model, problem, key, say)
-    signals, X = problem.chosen_on
+    signals, Xs = problem.chosen_on
+    known = any(map(_set_on_codes, config.layers))
     found: list[Unrolled] = []
     for j, (section, layer, D) in enumerate(zip(config.layers, model.layers, problem.D)):
-        pair = (None, None) if signals is None else (signals, X[j])
-        one = problem._replace(D=D, chosen_on=pair)
+        one = problem._replace(D=D, chosen_on=(signals, Xs[j]) if known else (None, None))
         told = _of_layer(say, j + 1)
         found.append(_layer_start(section, layer, one, jax.random.fold_in(key, j), told))
-        if signals is not None:
+        if known:
             signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(found[j], D, signals)
     return tuple(found)
 

@@ -82,16 +82,24 @@ def holds_weights(path: Path) -> bool:
 
 
 def weights_certificate(
-    path: Path, sparsities: Sequence[int] | None, bound: float, noise: float, tolerance: float
+    path: Path,
+    dictionaries: list[Path],
+    sparsities: Sequence[int] | None,
+    bound: float,
+    noise: float,
+    tolerance: float,
 ) -> WeightsCertificate:
     """The certificates of a file of weights, or of that of a run folder.
+
+    The dictionaries are those of weights that were saved without theirs.
 
     Raises:
         ValueError: no weights of a layer or a chain, another number of sparsities than layers, or
             numbers that `theory.certify` refuses.
         TypeError: a family that it refuses.
     """
-    found = restore_model(weights_of(path), [])
+    where = "its file after that of the weights"
+    found = restore_model(weights_of(path), dictionaries, where)
     model: Any = found.layer
     single = isinstance(model, Layer)
     layers = (model,) if single else model.layers

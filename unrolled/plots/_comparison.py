@@ -167,7 +167,7 @@ def chain_evolution(watch: Any) -> "Figure":
         ['Layer 1', 'Layer 2']
     """
     names = [_seen(layer) for layer in watch.layers]
-    fig, panels = figure(max(map(len, names)), len(names), width=4.4, height=3.2)
+    fig, panels = figure(max(map(len, names)), len(names), height=3.2)
     for j, layer in enumerate(watch.layers):
         _evolve(fig, panels[:, j], layer, names[j])
         panels[0, j].set_title(f"Layer {j + 1}\n{panels[0, j].get_title()}")
