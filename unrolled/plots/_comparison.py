@@ -59,7 +59,7 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
         >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
         ['Layer 1', 'Layer 2']
     """
-    fig, panels = figure(6, len(result.layers), height=3.3)
+    fig, panels = figure(6, len(result.layers), width=5.6, height=3.3)
     told = []
     for j, found in enumerate(result.layers):
         _methods(panels[:, j].reshape(3, 2), found, codes)
