@@ -730,7 +730,7 @@ REFUSED = {
     "train --family my_family": "a family of your own needs --import MODULE",
     "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and "
     "below 1",
-    "train --family liht --m 4 --d 6": "liht: missing .* argument: 'sparsity'",
+    "train --family liht --m 4 --d 6": "liht: sparsity is missing",
     "train --output D.npy": "D.npy: is a file; expected a folder",
     "train --output D.npy/run": "D.npy",
     "train --output full": "full: is not empty; try --resume",
