@@ -4,6 +4,10 @@ from unrolled.pursuit._basis_pursuit import (
     basis_pursuit,
     layered_basis_pursuit,
 )
+from unrolled.pursuit._deep import (
+    DeepPursuit,
+    sweep,
+)
 from unrolled.pursuit._ista import (
     Momentum,
     Pursuit,
@@ -17,8 +21,14 @@ from unrolled.pursuit._ista import (
     lipschitz,
     threshold,
 )
+from unrolled.pursuit._ml_ista import (
+    ml_fista,
+    ml_ista,
+    ml_ista_step,
+)
 
 __all__ = [
+    "DeepPursuit",
     "Momentum",
     "Pursuit",
     "State",
@@ -31,5 +41,9 @@ __all__ = [
     "lasso_objective",
     "layered_basis_pursuit",
     "lipschitz",
+    "ml_fista",
+    "ml_ista",
+    "ml_ista_step",
+    "sweep",
     "threshold",
 ]
