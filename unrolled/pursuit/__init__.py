@@ -21,6 +21,9 @@ from unrolled.pursuit._ista import (
     lipschitz,
     threshold,
 )
+from unrolled.pursuit._ml_basis_pursuit import (
+    ml_basis_pursuit,
+)
 from unrolled.pursuit._ml_ista import (
     ml_fista,
     ml_ista,
@@ -41,6 +44,7 @@ __all__ = [
     "lasso_objective",
     "layered_basis_pursuit",
     "lipschitz",
+    "ml_basis_pursuit",
     "ml_fista",
     "ml_ista",
     "ml_ista_step",

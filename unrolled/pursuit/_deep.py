@@ -203,11 +203,23 @@ def chain_gap(
     return (1 - s) ** 2 * jnp.sum(r**2) / 2 + sum(map(jnp.sum, terms))
 
 
-def result(chain: Chain, x: Array, gap: Array, steps: Array, met: Array) -> DeepPursuit:
-    """The codes from x_J, in the units of the caller. `gap` is in those of the chain."""
-    xs = codes_of(chain.Ds, x)
-    found = tuple(ldexp(v, k) for v, k in zip(xs, chain.up))
-    for code, v, k in zip(found, xs, chain.up):
-        met = met & in_range(code, v, k)
+def result(
+    chain: Chain,
+    xs: Codes,
+    gap: Array,
+    steps: Array,
+    met: Array,
+    *,
+    zeros: Sequence[Array] | None = None,
+) -> DeepPursuit:
+    """The result in the units of the caller, from codes in those of the chain.
+
+    `zeros` marks entries that are zero up to rounding.
+    """
     residual = ldexp(norm(chain.y - chain.Ds[0] @ xs[0]), chain.b)
-    return DeepPursuit(found, gap / half_energy(chain.y), residual, steps, met)
+    if zeros is not None:
+        xs = tuple(jnp.where(zero, 0, x) for zero, x in zip(zeros, xs))
+    found = tuple(ldexp(x, k) for x, k in zip(xs, chain.up))
+    for code, x, k in zip(found, xs, chain.up):
+        met = met & in_range(code, x, k)
+    return DeepPursuit(found, gap, residual, steps, met)

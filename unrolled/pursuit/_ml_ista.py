@@ -23,7 +23,7 @@ from unrolled.pursuit._deep import (
     result,
     sweep,
 )
-from unrolled.pursuit._ista import Momentum, State, extrapolated, ista_step, solve
+from unrolled.pursuit._ista import Momentum, State, extrapolated, half_energy, ista_step, solve
 
 
 def ml_ista_step(
@@ -230,8 +230,8 @@ def _pursue(
             return jnp.clip(c + xs[j] / ts[j], -chain.lams[j], chain.lams[j])
 
         xs = codes_of(chain.Ds, state.x)
-        gap = chain_gap(chain.Ds, chain.y, xs, chain.lams, multipliers)
-        return result(chain, state.x, gap, steps, met)
+        gap = chain_gap(chain.Ds, chain.y, xs, chain.lams, multipliers) / half_energy(chain.y)
+        return result(chain, xs, gap, steps, met)
 
 
 def _options(where: str, step: Any, tol: Any, max_steps: Any) -> tuple[float, float | None, int]:
