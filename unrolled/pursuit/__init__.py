@@ -29,6 +29,9 @@ from unrolled.pursuit._ml_ista import (
     ml_ista,
     ml_ista_step,
 )
+from unrolled.pursuit._project import (
+    project,
+)
 
 __all__ = [
     "DeepPursuit",
@@ -48,6 +51,7 @@ __all__ = [
     "ml_fista",
     "ml_ista",
     "ml_ista_step",
+    "project",
     "sweep",
     "threshold",
 ]

@@ -11,7 +11,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, as_chain, operands, spectral_norm
-from unrolled.pursuit._ista import half_energy, in_range, per_atom
+from unrolled.pursuit._ista import in_range, per_atom
 
 Codes = tuple[Array, ...]
 
@@ -122,7 +122,7 @@ def codes_of(Ds: Sequence[Dictionary], x: Array) -> Codes:
         >>> [x.tolist() for x in ur.pursuit.codes_of(Ds, jnp.array([1.0, 1.0, 0.0]))]
         [[3.0, 1.0], [1.0, 1.0, 0.0]]
     """
-    xs = (x,)
+    xs: Codes = (x,)
     for D in reversed(Ds[1:]):
         xs = (D @ xs[0], *xs)
     return xs
