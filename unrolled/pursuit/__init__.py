@@ -2,7 +2,6 @@
 
 from unrolled.pursuit._basis_pursuit import (
     basis_pursuit,
-    layered_basis_pursuit,
 )
 from unrolled.pursuit._deep import (
     DeepPursuit,
@@ -21,6 +20,11 @@ from unrolled.pursuit._ista import (
     lipschitz,
     threshold,
 )
+from unrolled.pursuit._layered import (
+    Layered,
+    layered_basis_pursuit,
+    layered_thresholding,
+)
 from unrolled.pursuit._ml_basis_pursuit import (
     ml_basis_pursuit,
 )
@@ -35,6 +39,7 @@ from unrolled.pursuit._project import (
 
 __all__ = [
     "DeepPursuit",
+    "Layered",
     "Momentum",
     "Pursuit",
     "State",
@@ -46,6 +51,7 @@ __all__ = [
     "ista_step",
     "lasso_objective",
     "layered_basis_pursuit",
+    "layered_thresholding",
     "lipschitz",
     "ml_basis_pursuit",
     "ml_fista",

@@ -115,13 +115,7 @@ def as_start(chain: Chain, start: ArrayLike | None, where: str) -> Array:
 
 
 def codes_of(Ds: Sequence[Dictionary], x: Array) -> Codes:
-    """(x_1, ..., x_J) from x = x_J by x_{j-1} = D_j x_j.
-
-    Example:
-        >>> Ds = jnp.eye(2), jnp.array([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0]])
-        >>> [x.tolist() for x in ur.pursuit.codes_of(Ds, jnp.array([1.0, 1.0, 0.0]))]
-        [[3.0, 1.0], [1.0, 1.0, 0.0]]
-    """
+    """(x_1, ..., x_J) from x = x_J, by x_{j-1} = D_j x_j."""
     xs: Codes = (x,)
     for D in reversed(Ds[1:]):
         xs = (D @ xs[0], *xs)

@@ -193,5 +193,5 @@ def _vertex(
     # The multipliers of the zeros take up what is left, with the least change.
     U = U + (((y - A @ x) @ A) - U @ B) @ pseudo
     ends = np.cumsum([len(a) for a in v])[:-1]
-    Us, zeros = (jnp.split(a, ends) for a in (jnp.clip(U, -lam, lam), zero))
-    return jnp.where(zeros[-1], 0, x), tuple(Us), tuple(zeros)
+    Us, zeros = (tuple(jnp.split(a, ends)) for a in (jnp.clip(U, -lam, lam), zero))
+    return jnp.where(zeros[-1], 0, x), Us, zeros

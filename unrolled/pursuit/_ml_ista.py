@@ -162,9 +162,7 @@ def ml_fista(
 
 # Compiled once per shape and options, as in `ista`.
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _ml_ista(
-    chain: Chain, x: Array, step: float, tol: float | None, max_steps: int
-) -> DeepPursuit:
+def _ml_ista(chain: Chain, x: Array, step: float, tol: float | None, max_steps: int) -> DeepPursuit:
     once = _step_of(chain, step)
     return _pursue(chain, once, lambda state: State(once(state.x)), State(x), step, tol, max_steps)
 

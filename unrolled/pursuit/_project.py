@@ -198,7 +198,8 @@ def _with_next_atom(D: Dictionary, inverse: Array, y: Array, state: _Matching) -
 
 def _sparse_codes(Ds: Sequence[Dictionary], x: Array) -> Codes:
     """(x_1, ..., x_J) from x_J, where entries that are the rounding of their product are zero."""
-    tiny, xs = _ROUNDING * float(jnp.finfo(x.dtype).eps), (x,)
+    tiny = _ROUNDING * float(jnp.finfo(x.dtype).eps)
+    xs: Codes = (x,)
     for D in reversed(Ds[1:]):
         x, size = D @ x, magnitudes(D) @ jnp.abs(x)
         x = jnp.where(jnp.abs(x) > tiny * size, x, 0)

@@ -48,6 +48,11 @@ from unrolled.theory._generalized import (
     minimal_entry_weights,
     minimax_weights,
 )
+from unrolled.theory._layered import (
+    LayeredSchedule,
+    layered_penalties,
+    layered_thresholds,
+)
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
@@ -96,6 +101,7 @@ __all__ = [
     "Feasibility",
     "GeneralizedCoherence",
     "HolisticStability",
+    "LayeredSchedule",
     "MinimalEntryWeights",
     "Plan",
     "ProductStability",
@@ -121,6 +127,8 @@ __all__ = [
     "inner_products",
     "is_csc_feasible",
     "is_feasible",
+    "layered_penalties",
+    "layered_thresholds",
     "max_sparsity",
     "minimal_entry_weights",
     "minimax_weights",
