@@ -7,6 +7,9 @@ from unrolled.pursuit._deep import (
     DeepPursuit,
     sweep,
 )
+from unrolled.pursuit._holistic import (
+    holistic,
+)
 from unrolled.pursuit._ista import (
     Momentum,
     Pursuit,
@@ -47,6 +50,7 @@ __all__ = [
     "duality_gap",
     "fista",
     "fista_step",
+    "holistic",
     "ista",
     "ista_step",
     "lasso_objective",

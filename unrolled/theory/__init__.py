@@ -80,8 +80,10 @@ from unrolled.theory._stability import (
     stability,
 )
 from unrolled.theory._uniqueness import (
+    OracleErrors,
     SupportRecovery,
     Uniqueness,
+    oracle_errors,
     recover_on_supports,
     uniqueness,
 )
@@ -103,6 +105,7 @@ __all__ = [
     "HolisticStability",
     "LayeredSchedule",
     "MinimalEntryWeights",
+    "OracleErrors",
     "Plan",
     "ProductStability",
     "Schedule",
@@ -137,6 +140,7 @@ __all__ = [
     "noise_gain",
     "noise_stability",
     "objective_bound",
+    "oracle_errors",
     "perturbed_eps",
     "plan",
     "product_stability",
