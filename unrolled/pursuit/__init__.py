@@ -28,6 +28,13 @@ from unrolled.pursuit._layered import (
     layered_basis_pursuit,
     layered_thresholding,
 )
+from unrolled.pursuit._local_error import (
+    Constrained,
+    local_error,
+)
+from unrolled.pursuit._local_sparsity import (
+    local_sparsity,
+)
 from unrolled.pursuit._ml_basis_pursuit import (
     ml_basis_pursuit,
 )
@@ -41,6 +48,7 @@ from unrolled.pursuit._project import (
 )
 
 __all__ = [
+    "Constrained",
     "DeepPursuit",
     "Layered",
     "Momentum",
@@ -57,6 +65,8 @@ __all__ = [
     "layered_basis_pursuit",
     "layered_thresholding",
     "lipschitz",
+    "local_error",
+    "local_sparsity",
     "ml_basis_pursuit",
     "ml_fista",
     "ml_ista",

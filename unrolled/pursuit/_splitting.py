@@ -64,7 +64,7 @@ def admm(
         after = prox(jax.tree.map(jnp.add, w, u), rho)
         u = jax.tree.map(lambda u, w, v: u + w - v, u, w, after)
         primal = _size(_minus(image, after)) / jnp.maximum(_size(image), _size(after))
-        dual = _size(adjoint(_minus(after, v))) / _size(adjoint(u))
+        dual = _size(_minus(after, v)) / _size(u)
         factor = jnp.clip(jnp.sqrt(primal / dual), 1 / _MOST, _MOST)
         due = (steps % _PERIOD == _PERIOD - 1) & (steps < _BALANCED) & jnp.isfinite(factor)
         factor = jnp.where(due, factor, 1)
