@@ -118,7 +118,7 @@ def _counts(zeros: Any, chain: Chain, where: str) -> tuple[int, ...]:
 class _Held(NamedTuple):
     """The zeros held so far, and the solution that has them."""
 
-    zeros: Codes  # (d_j,) bool each, for j < J
+    zeros: Codes  # (d_j,) bool each; none of x_J while the cosupports grow
     x: Array  # (d_J,) zero off its support up to rounding and the gap
     support: Array  # (d_J,) bool
     gap: Array  # ()
@@ -132,14 +132,20 @@ def _holistic(
 ) -> DeepPursuit:
     Ds, y, d = chain.Ds, chain.y, chain.end
     with jax.default_matmul_precision("highest"):
-        # D_{j+1} ... D_J for j < J: their rows are the constraints of the zeros.
-        A, *below = codes_of((Ds[0], *Ds), jnp.eye(d, dtype=y.dtype))[:-1]
+        # D_{j+1} ... D_J for all j: their rows are the constraints of the zeros.
+        A, *below = codes_of((Ds[0], *Ds), jnp.eye(d, dtype=y.dtype))
+
+        def held_at(zeros):
+            return jnp.concatenate(
+                [jnp.where(zero[:, None], B, 0) for B, zero in zip(below, zeros)]
+            )
+
+        def solved(held):
+            return _solved(chain, A, held_at(held.zeros), tol, max_steps, held)
 
         def body(_, held):
-            zeros = _one_more(held.zeros, codes_of(Ds, held.x)[:-1], counts)
-            return _solved(
-                chain, A, _rows(below, zeros), tol, max_steps, held._replace(zeros=zeros)
-            )
+            zeros = _one_more(held.zeros, codes_of(Ds, held.x), (*counts, 0))
+            return solved(held._replace(zeros=zeros))
 
         nothing = _Held(
             zeros=tuple(jnp.zeros(len(B), bool) for B in below),
@@ -148,18 +154,12 @@ def _holistic(
             gap=jnp.zeros((), y.dtype),
             steps=jnp.zeros((), int),
         )
-        start = _solved(chain, A, _rows(below, nothing.zeros), tol, max_steps, nothing)
-        held = lax.fori_loop(0, sum(counts), body, start)
+        held = lax.fori_loop(0, sum(counts), body, solved(nothing))
         rank = jnp.argsort(jnp.argsort(-jnp.abs(held.x)))  # 0 for the largest entry
-        off = (*held.zeros, ~held.support | (rank >= most))
-        N, _ = null_space(_rows((*below, jnp.eye(d, dtype=y.dtype)), off))
+        zeros = (*held.zeros[:-1], ~held.support | (rank >= most))
+        N, _ = null_space(held_at(zeros))
         x = N @ (jnp.linalg.pinv(A @ N) @ y)
-        return result(chain, codes_of(Ds, x), held.gap, held.steps, held.gap <= tol, zeros=off)
-
-
-def _rows(below: Sequence[Array], zeros: Codes) -> Array:
-    """The rows of the zeros, the others 0."""
-    return jnp.concatenate([jnp.where(zero[:, None], B, 0) for B, zero in zip(below, zeros)])
+        return result(chain, codes_of(Ds, x), held.gap, held.steps, held.gap <= tol, zeros=zeros)
 
 
 def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
@@ -175,8 +175,8 @@ def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
 
 def _solved(chain: Chain, A: Array, rows: Array, tol: float, max_steps: int, held: _Held) -> _Held:
     """The LASSO in A = D_1 ... D_J with rows x = 0, from the code held."""
-    y, lam, d = chain.y, chain.lams[-1], chain.end
-    N, _ = null_space(jnp.pad(rows, ((0, max(0, d - len(rows))), (0, 0))))
+    y, lam = chain.y, chain.lams[-1]
+    N, _ = null_space(rows)
     AN = A @ N
     w, Q = jnp.linalg.eigh(AN.T @ AN)
     T = N @ Q
