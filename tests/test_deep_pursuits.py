@@ -53,11 +53,11 @@ def assert_in_chain(Ds, xs):
 
 # Each is called with Ds and y, and has a tolerance that float32 can meet.
 DEEP = {
+    "ml_ista": lambda Ds, y: up.ml_ista(Ds, y, LAMS, tol=1e-4),
     "layered_thresholding": lambda Ds, y: up.layered_thresholding(Ds, y, LAMS),
     "layered_basis_pursuit": lambda Ds, y: up.layered_basis_pursuit(Ds, y, LAMS, tol=1e-4),
     "project, sparsity": lambda Ds, y: up.project(Ds, y, sparsity=3),
     "project, lam": lambda Ds, y: up.project(Ds, y, lam=0.1, tol=1e-4),
-    "ml_ista": lambda Ds, y: up.ml_ista(Ds, y, LAMS, tol=1e-4),
     "ml_fista": lambda Ds, y: up.ml_fista(Ds, y, LAMS, tol=1e-4),
     "ml_basis_pursuit": lambda Ds, y: up.ml_basis_pursuit(Ds, y, LAMS, tol=1e-4),
     "holistic": lambda Ds, y: up.holistic(Ds, y, lam=0.05, zeros=2, tol=1e-4),
@@ -216,6 +216,7 @@ def test_layered_thresholding_is_the_forward_pass_of_a_cnn(dtype, tol):
         assert_allclose(D.unflatten_code(x), feature, atol=tol)
 
 
+@pytest.mark.slow
 def test_signed_thresholding_is_a_rectifier_of_the_doubled_dictionary():
     Ds, y = chain()
     signed = up.layered_thresholding(Ds, y, (0.1, 0.2))
@@ -226,6 +227,7 @@ def test_signed_thresholding_is_a_rectifier_of_the_doubled_dictionary():
     assert_allclose(signed.xs[1], second[:20] - second[20:], atol=20 * EPS)
 
 
+@pytest.mark.slow
 def test_the_gap_of_a_nonnegative_layer_is_that_of_the_lasso_over_nonnegative_codes():
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
     y = np.random.default_rng(1).normal(size=12)
@@ -234,6 +236,7 @@ def test_the_gap_of_a_nonnegative_layer_is_that_of_the_lasso_over_nonnegative_co
     assert not up.layered_thresholding(chain()[0][:1], chain()[1], (0.3,)).converged
 
 
+@pytest.mark.slow
 def test_layered_basis_pursuit_solves_the_lasso_of_every_layer():
     Ds, y = chain()
     found = up.layered_basis_pursuit(Ds, y, (0.1, 0.05), tol=1e-10)
@@ -246,6 +249,7 @@ def test_layered_basis_pursuit_solves_the_lasso_of_every_layer():
     assert found.converged and found.gap.shape == found.residual.shape == found.steps.shape == (2,)
 
 
+@pytest.mark.slow
 def test_orthonormal_layers_make_thresholding_basis_pursuit():
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
     P = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
@@ -275,6 +279,7 @@ def test_projection_of_one_layer_is_orthogonal_matching_pursuit(s):
     assert_allclose(up.project((D * scale,), y, sparsity=s).xs[0] * scale, x, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_projected_codes_lie_in_the_chain_and_a_signal_of_the_model_stays():
     Ds, y = chain(3)
     found = up.project(Ds, y, sparsity=3)
@@ -286,6 +291,7 @@ def test_projected_codes_lie_in_the_chain_and_a_signal_of_the_model_stays():
     assert again.residual <= 100 * EPS and np.isinf(found.gap)
 
 
+@pytest.mark.slow
 def test_the_pursuit_stops_before_a_code_exceeds_its_sparsity():
     Ds, y = chain(0)
     free = up.project(Ds, y, sparsity=4)
@@ -298,6 +304,7 @@ def test_the_pursuit_stops_before_a_code_exceeds_its_sparsity():
     assert nothing.steps == 0 and not np.any(nothing.xs[1])
 
 
+@pytest.mark.slow
 def test_dependent_zero_and_too_many_atoms():
     D = stored.unit(np.random.default_rng(0).normal(size=(6, 3)))
     y = np.random.default_rng(1).normal(size=6)
@@ -311,6 +318,7 @@ def test_dependent_zero_and_too_many_atoms():
     assert up.project((D,), y, sparsity=0).steps == 0
 
 
+@pytest.mark.slow
 def test_projection_by_the_lasso_is_the_lasso_in_the_effective_dictionary():
     Ds, y = chain()
     found = up.project(Ds, y, lam=0.1, tol=1e-10)
@@ -320,6 +328,7 @@ def test_projection_by_the_lasso_is_the_lasso_in_the_effective_dictionary():
     assert found.converged and found.gap <= 1e-10
 
 
+@pytest.mark.slow
 def test_projection_beats_layered_pursuit_on_the_shallow_layer():
     """64/64/80, D_1 orthonormal, D_2 4-sparse, 20 dB, as in the experiment of the paper."""
     rng = np.random.default_rng(0)
@@ -377,6 +386,7 @@ def test_one_layer_is_the_solver_of_the_lasso_bit_for_bit(names):
         assert one.gap == alone.gap and one.residual == alone.residual
 
 
+@pytest.mark.slow
 def test_without_penalties_between_and_an_orthonormal_first_layer_it_is_ista_in_the_product():
     D2, y = chain()[0][1], chain(2, (16, 16))[1]
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0]
@@ -386,6 +396,7 @@ def test_without_penalties_between_and_an_orthonormal_first_layer_it_is_ista_in_
     assert_allclose(deep.gap, alone.gap, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_one_step_from_zero_is_a_cnn_and_the_network_at_its_start_is_the_solver():
     Ds, y = chain()
     L = [float(ud.spectral_norm(D)) ** 2 for D in Ds]
@@ -406,6 +417,7 @@ def exact(tol=1e-9):
     return up.ml_basis_pursuit(Ds, y, LAMS, tol=tol)
 
 
+@pytest.mark.slow
 def test_the_bias_of_ml_ista_falls_with_its_step_and_is_never_zero():
     Ds, y = chain()
     optimum = objective(Ds, y, LAMS, np.asarray(exact().xs[1]))
@@ -426,6 +438,7 @@ def test_the_bias_of_ml_ista_falls_with_its_step_and_is_never_zero():
     assert again.steps == 0 and again.converged
 
 
+@pytest.mark.slow
 def test_the_gap_bounds_the_excess_of_any_code():
     Ds, y = chain()
     optimum = objective(Ds, y, LAMS, np.asarray(exact().xs[1]))
@@ -437,6 +450,7 @@ def test_the_gap_bounds_the_excess_of_any_code():
         assert excess <= found.gap * np.sum(y**2) / 2 * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_fixed_number_of_steps_are_central_differences():
     Ds, y = chain()
 
@@ -468,6 +482,7 @@ def test_the_exact_problem_agrees_with_a_generic_solver(name):
     assert sum(np.count_nonzero(x == 0) for x in xs) >= sizes[-1] - sizes[0]
 
 
+@pytest.mark.slow
 def test_the_exact_problem_of_one_layer_is_the_lasso():
     Ds, y = chain()
     found = up.ml_basis_pursuit(Ds[:1], y, (0.1,), tol=1e-10)
@@ -476,6 +491,7 @@ def test_the_exact_problem_of_one_layer_is_the_lasso():
     assert found.gap <= 1e-12  # a vertex
 
 
+@pytest.mark.slow
 def test_large_penalties_give_zero_at_once_and_a_step_limit_is_told():
     Ds, y = chain()
     most = np.abs(product(Ds).T @ y).max()
@@ -486,6 +502,7 @@ def test_large_penalties_give_zero_at_once_and_a_step_limit_is_told():
     assert not up.ml_basis_pursuit(Ds, y, (0.1, 0.0), max_steps=500).converged
 
 
+@pytest.mark.slow
 def test_a_warm_start_of_the_exact_problem():
     Ds, y = chain()
     near = up.ml_basis_pursuit(Ds, y, LAMS, tol=1e-9, start=exact().xs[1])
@@ -493,6 +510,7 @@ def test_a_warm_start_of_the_exact_problem():
     assert_allclose(near.xs[1], exact().xs[1], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_numbers_at_every_scale():
     Ds, y = chain()
     base = up.ml_ista(Ds, y, LAMS, tol=None, max_steps=20)
@@ -524,6 +542,7 @@ def planted(seed, ratio, zeros, sizes=(30, 50, 30), sparsity=8):
     return (D1, D2), D1 @ (D2 @ x) + noise / np.linalg.norm(noise), x, S, C
 
 
+@pytest.mark.slow
 def test_without_zeros_it_is_the_lasso_in_the_product_and_a_fit_to_its_support():
     Ds, y = chain()
     found = up.holistic(Ds, y, lam=0.2, zeros=0, tol=1e-10)
@@ -550,6 +569,7 @@ def test_the_zeros_are_held_and_the_codes_are_those_of_the_oracle_on_the_support
         assert_allclose(x, other, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_it_helps_where_the_zeros_are_found_and_not_in_noise():
     def errors(ratio):
         found = []
@@ -565,6 +585,7 @@ def test_it_helps_where_the_zeros_are_found_and_not_in_noise():
     assert noisy[0] > 0.9 * noisy[1]
 
 
+@pytest.mark.slow
 def test_more_zeros_than_freedom_leave_nothing():
     Ds, y = chain()
     found = up.holistic(Ds, y, lam=0.01, zeros=16)
@@ -634,6 +655,7 @@ def test_local_sparsity_agrees_with_a_generic_solver(name):
     assert abs(value - best) <= 1e-8 * (1 + np.sum(y**2))
 
 
+@pytest.mark.slow
 def test_one_patch_and_one_stripe_are_the_global_problems():
     D, A, y, _, _ = bank("one patch")
     found = up.local_error(D, y, 0.2, tol=1e-9)
@@ -648,6 +670,7 @@ def test_one_patch_and_one_stripe_are_the_global_problems():
     assert_allclose(sparse.x, alone.x, atol=1e-4)  # the root of the gap
 
 
+@pytest.mark.slow
 def test_local_pursuits_commute_with_shifts_on_a_circle():
     D, _, y, _, _ = bank("circular")
     for solve in (partial(up.local_error, radius=0.15), partial(up.local_sparsity, lam=0.1)):
@@ -656,6 +679,7 @@ def test_local_pursuits_commute_with_shifts_on_a_circle():
         assert_allclose(np.roll(still, 5, axis=1), moved, atol=1e-3)  # the root of the gap
 
 
+@pytest.mark.slow
 def test_local_pursuits_at_their_ends():
     D, A, y, _, _ = bank("circular")
     for found in (up.local_error(D, y, 100.0), up.local_sparsity(D, y, 100.0)):
@@ -669,6 +693,7 @@ def test_local_pursuits_at_their_ends():
     assert exact.converged and np.abs(exact.x).sum() == pytest.approx(least, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solve", [up.local_error, up.local_sparsity])
 def test_local_pursuits_under_jit_vmap_and_in_float32(solve):
     D, _, y, _, _ = bank("valid")
@@ -708,6 +733,7 @@ def test_local_pursuits_refuse_what_does_not_fit(solve, name):
         solve(D, y, 0.1, tol=-1.0)
 
 
+@pytest.mark.slow
 def test_weighted_penalties_solve_the_weighted_problem():
     """One penalty per atom, beside the local formulations: its optimality conditions."""
     D, A, y, _, _ = bank("circular")
