@@ -61,6 +61,7 @@ def test_no_signal_of_the_class_breaks_the_penalties(noise):
         assert np.abs(estimate - x).max() <= bound + 1e-5
 
 
+@pytest.mark.slow
 def test_the_error_of_penalties_is_in_proportion_to_the_noise_and_that_of_thresholds_is_not():
     Ds = transversal_chain()
     small, large = (ut.layered_penalties(Ds, sparsities=(3, 1), noise=n) for n in (0.01, 1.0))

@@ -67,8 +67,8 @@ def layered_thresholds(
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
         >>> found = ur.theory.layered_thresholds([D], sparsities=[2], bounds=1.0)
-        >>> found.lams.tolist(), found.error.tolist()
-        ([0.25000000025], [0.375000000375])
+        >>> found.lams.round(3).tolist(), found.error.round(3).tolist()
+        ([0.25], [0.375])
     """
     where = "layered_thresholds"
     Ds, s, mus, gains, delta = _measured(Ds, sparsities, noise, stripes, where)
