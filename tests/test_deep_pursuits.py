@@ -758,3 +758,26 @@ def test_the_shrinkage_of_the_fullest_rows_is_a_proximal_map(lam):
         assert F(found) <= F(found + h * np.random.default_rng(k).normal(size=rows.shape))
     taken = np.abs(rows - found).max(1)
     assert taken.sum() == pytest.approx(lam) or not found.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["project, sparsity", "ml_ista", "ml_basis_pursuit", "holistic"])
+def test_half_precision_is_computed_in_float32(name):
+    Ds, y = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), chain())
+    half = DEEP[name](Ds, y)
+    wide = DEEP[name](*jax.tree.map(lambda a: a.astype(jnp.float32), (Ds, y)))
+    for x, other in zip(half.xs, wide.xs):
+        assert x.dtype == jnp.float32
+        assert_array_equal(x, other)
+
+
+@pytest.mark.slow
+def test_one_penalty_per_filter():
+    y = chain()[1]
+    D1 = ud.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), 12, boundary="circular")
+    D2 = stored.unit(np.random.default_rng(1).normal(size=(24, 30)))
+    each, repeated = (
+        up.ml_ista((D1, D2), y, (lam, 0.1), tol=None, max_steps=9)
+        for lam in (np.array([0.1, 0.3]), np.repeat([0.1, 0.3], 12))
+    )
+    assert_array_equal(each.xs[1], repeated.xs[1])

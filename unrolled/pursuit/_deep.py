@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two
+from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype
 from unrolled.dictionaries import Dictionary, as_chain, operands, spectral_norm
 from unrolled.pursuit._ista import in_range, per_atom
 
@@ -47,7 +47,7 @@ class Chain(NamedTuple):
 
 
 def as_problem(where: str, Ds: Sequence[Dictionary], y: ArrayLike, lams: Any = None) -> Chain:
-    """The checked chain in its units.
+    """The checked chain in its units, in float32 at least.
 
     Args:
         where: the name of the caller, which messages begin with.
@@ -66,6 +66,9 @@ def as_problem(where: str, Ds: Sequence[Dictionary], y: ArrayLike, lams: Any = N
             _checks.nonnegative(lam, f"lam_{j}", where)
             _checks.finite(lam, f"lam_{j}", where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
+    # JAX has no decompositions in half precision.
+    dtype = wide_dtype(y.dtype)
+    y, Ds = y.astype(dtype), _checks.cast(Ds, dtype)
     sizes = tuple(map(spectral_norm, Ds))
     for j, size in enumerate(sizes, start=1):
         if _checks.is_concrete(size) and not size > 0:
@@ -136,7 +139,7 @@ def sweep(
     Args:
         Ds: J dictionaries.
         y, x: (m,) and (d_J,).
-        update: takes j - 1, the new code of the layer before, and the code of this layer.
+        update: takes the index of the layer, from 0, the new code before it, and its code.
 
     Returns:
         The new codes, (d_j,) each.
@@ -180,7 +183,7 @@ def chain_gap(
 
     Args:
         Ds, y, xs, lams: of a `Chain`; xs obey x_{j-1} = D_j x_j.
-        multipliers: (j - 1, D_j' z_{j-1}) -> U_j, for j < J.
+        multipliers: (index of the layer, from 0, D_j' z_{j-1}) -> U_j, for j < J.
 
     Returns:
         The gap, ().

@@ -37,7 +37,7 @@ def project(
     tol: float = 1e-6,
     max_steps: int = 10_000,
 ) -> DeepPursuit:
-    r"""A signal onto the model of the chain: x_{j-1} = D_j x_j holds exactly in every layer.
+    r"""A signal onto the model of the chain: x_{j-1} = D_j x_j in every layer, to rounding.
 
     .. math:: \min_{x_J} \|y - D_{[1,J]} x_J\|^2, \; \|x_j\|_0 \le s_j
         \quad or \quad \min_{x_J} \|y - D_{[1,J]} x_J\|^2 / 2 + lam \|x_J\|_1,
