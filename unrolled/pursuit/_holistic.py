@@ -64,8 +64,8 @@ def holistic(
         max_steps: the most steps of ADMM in one problem, rounded up to a multiple of 10.
 
     Returns:
-        DeepPursuit. `gap` is that of the last problem, before the fit, relative to norm(y)^2 / 2;
-        `converged` says that it is at most tol. `steps` are those of all problems. With more zeros
+        DeepPursuit. `gap` is the largest of all problems, before the fit, relative to norm(y)^2 /
+        2; `converged` says that it is at most tol. `steps` are those of all problems. With more zeros
         than x_J has freedom, all codes are 0.
 
     Raises:
@@ -121,7 +121,7 @@ class _Held(NamedTuple):
     zeros: Codes  # (d_j,) bool each; none of x_J while the cosupports grow
     x: Array  # (d_J,) zero off its support up to rounding and the gap
     support: Array  # (d_J,) bool
-    gap: Array  # ()
+    gap: Array  # () the largest so far
     steps: Array  # ()
 
 
@@ -200,4 +200,5 @@ def _solved(chain: Chain, A: Array, rows: Array, tol: float, max_steps: int, hel
 
     step, start = admm(minimise, lambda x: x, lambda v, rho: shrink(v, lam / rho), held.x)
     state, steps = solve(step, start, gap, tol=tol, max_steps=max_steps)
-    return _Held(held.zeros, feasible(state), state.v != 0, gap(state), held.steps + steps)
+    largest = jnp.maximum(held.gap, gap(state))
+    return _Held(held.zeros, feasible(state), state.v != 0, largest, held.steps + steps)
