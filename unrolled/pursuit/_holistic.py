@@ -65,8 +65,8 @@ def holistic(
 
     Returns:
         DeepPursuit. `gap` is the largest of all problems, before the fit, relative to norm(y)^2 /
-        2; `converged` says that it is at most tol. `steps` are those of all problems. With more zeros
-        than x_J has freedom, all codes are 0.
+        2; `converged` says that it is at most tol. `steps` are those of all problems. With more
+        zeros than x_J has freedom, all codes are 0.
 
     Raises:
         TypeError: operands that are not real numbers, or zeros that are not static integers.
