@@ -25,7 +25,7 @@ from unrolled.layers import (
     option,
     unstack,
 )
-from unrolled.pursuit import lipschitz
+from unrolled.pursuit import lipschitz, sweep
 
 __all__ = ["NETWORKS", "Analysis", "Network", "dsc", "ml_lista"]
 
@@ -207,8 +207,8 @@ class ml_lista(Network, Looped):
     code just found.
 
     Params: for each block shared B, which is learned, and steps (gamma, theta). `init` is ML-ISTA:
-    B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2;
-    J = 1 is ISTA.
+    B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2,
+    the steps of `pursuit.ml_ista`; J = 1 is ISTA.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of
     ML-ISTA is only near the optimum of its objective.
@@ -262,15 +262,13 @@ class ml_lista(Network, Looped):
 
     def step(self, shared, p, Ds, y, state):
         """One sweep down and up through the codes of all blocks."""
-        down = state.x[-1:]
-        for D in reversed(Ds[1:]):
-            down = (D @ down[0], *down)
-        before, codes = y, []
-        for D, weights, at, x in zip(Ds, shared, p.blocks, down):
-            u = x - at.gamma * ((D @ x) @ D) + before @ weights.B
-            before = shrink(u, spread(D, at.theta), self.activation)
-            codes.append(before)
-        return AllCodes(tuple(codes))
+
+        def update(j, before, x):
+            D, at = Ds[j], p.blocks[j]
+            u = x - at.gamma * ((D @ x) @ D) + before @ shared[j].B
+            return shrink(u, spread(D, at.theta), self.activation)
+
+        return AllCodes(sweep(Ds, y, state.x[-1], update))
 
 
 def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:

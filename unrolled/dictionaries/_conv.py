@@ -284,6 +284,34 @@ class Conv(Structured):
         steps = ((n, t, N - (p - 1) * t if circular else t) for n, t, p, N in sizes)
         return tuple(-(-(n - step) // t) for n, t, step in steps), circular
 
+    def patches(self, r: Array) -> Array:
+        """All windows of a signal that are as large as the kernel, on a circle in any case.
+
+        (m,) -> (prod(signal_shape), n_channels prod(kernel)); every sample is in prod(kernel) of
+        them, or in all if the kernel is longer than the signal.
+        """
+        window = tuple(min(n, N) for n, N in zip(self.kernel, self.signal_shape))
+        r = r.reshape(self.signal_grid)
+        r = jnp.pad(r, [(0, 0), *((0, n - 1) for n in window)], mode="wrap")
+        return windows(r, window, (1,) * len(window), self.signal_shape)
+
+    def stripes(self, x: Array) -> Array:
+        """The stripe of every position of a code: all coefficients whose atoms overlap its atoms.
+
+        (d,) -> (prod(positions), n_atoms prod(stripe)), filled up by zeros at a border.
+        """
+        reach, circular = self.stripe_reach()
+        if circular:
+            window = tuple(min(2 * r + 1, N) for r, N in zip(reach, self.positions))
+            pad = [(w // 2, (w - 1) // 2) for w in window]
+        else:
+            window = tuple(2 * min(r, N - 1) + 1 for r, N in zip(reach, self.positions))
+            pad = [(w // 2, w // 2) for w in window]
+        maps = jnp.pad(
+            self.unflatten_code(x), [(0, 0), *pad], mode="wrap" if circular else "constant"
+        )
+        return windows(maps, window, (1,) * len(window), self.positions)
+
     def local(self, reach: int) -> "Conv":
         """The same filters on a short signal: overlapping shifts up to `reach` times the longest.
 

@@ -2,7 +2,13 @@
 
 from unrolled.pursuit._basis_pursuit import (
     basis_pursuit,
-    layered_basis_pursuit,
+)
+from unrolled.pursuit._deep import (
+    DeepPursuit,
+    sweep,
+)
+from unrolled.pursuit._holistic import (
+    holistic,
 )
 from unrolled.pursuit._ista import (
     Momentum,
@@ -17,8 +23,34 @@ from unrolled.pursuit._ista import (
     lipschitz,
     threshold,
 )
+from unrolled.pursuit._layered import (
+    Layered,
+    layered_basis_pursuit,
+    layered_thresholding,
+)
+from unrolled.pursuit._local_error import (
+    Constrained,
+    local_error,
+)
+from unrolled.pursuit._local_sparsity import (
+    local_sparsity,
+)
+from unrolled.pursuit._ml_basis_pursuit import (
+    ml_basis_pursuit,
+)
+from unrolled.pursuit._ml_ista import (
+    ml_fista,
+    ml_ista,
+    ml_ista_step,
+)
+from unrolled.pursuit._project import (
+    project,
+)
 
 __all__ = [
+    "Constrained",
+    "DeepPursuit",
+    "Layered",
     "Momentum",
     "Pursuit",
     "State",
@@ -26,10 +58,20 @@ __all__ = [
     "duality_gap",
     "fista",
     "fista_step",
+    "holistic",
     "ista",
     "ista_step",
     "lasso_objective",
     "layered_basis_pursuit",
+    "layered_thresholding",
     "lipschitz",
+    "local_error",
+    "local_sparsity",
+    "ml_basis_pursuit",
+    "ml_fista",
+    "ml_ista",
+    "ml_ista_step",
+    "project",
+    "sweep",
     "threshold",
 ]

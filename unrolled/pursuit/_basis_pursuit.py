@@ -1,6 +1,5 @@
-"""Basis pursuit, min norm(x, 1) : D x = y, to a certified gap, and its chain (Definition 4)."""
+"""Basis pursuit, min norm(x, 1) : D x = y, to a certified gap."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -12,7 +11,7 @@ from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, widened
-from unrolled.dictionaries import Dictionary, as_chain, dense, operands
+from unrolled.dictionaries import Dictionary, dense, operands
 from unrolled.pursuit._ista import Pursuit, in_range
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
@@ -65,44 +64,6 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     with jax.default_matmul_precision("highest"):
         residual = ldexp(norm(y - D @ x), b)
     return Pursuit(found, gap, residual, steps, converged & in_range(found, x, b - a))
-
-
-def layered_basis_pursuit(
-    Ds: Sequence[Dictionary], y: ArrayLike, *, tol: float = 1e-9
-) -> tuple[Pursuit, ...]:
-    r"""DSC_1: basis pursuit of each code in the next dictionary, with x_0 = y.
-
-    .. math:: x_j = \arg\min_x \|x\|_1 : D_j x = x_{j-1}, \qquad j = 1, \dots, J.
-
-    Under Assumption 1 (strict, with mu or the generalized coherence) its codes are those of the DSC
-    problem (Theorem 2).
-
-    Args:
-        Ds: J dictionaries (d_{j-1}, d_j), d_0 = m.
-        y: (m,).
-        tol: relative duality gap of every layer.
-
-    Returns:
-        J pursuits, as from `basis_pursuit`. `converged` is False for a layer whose input is not in
-        the range of its dictionary.
-
-    Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: no dictionary, shapes that do not meet, or tol not positive.
-
-    Reference: Li, Feng, Zhou (2024), Definition 4; Papyan, Romano, Elad (2017).
-
-    Example:
-        >>> Ds = ur.dictionaries.paley(5), jnp.eye(6)
-        >>> codes = ur.pursuit.layered_basis_pursuit(Ds, Ds[0][:, 2])
-        >>> [found.x.round(3).tolist()[2] for found in codes]
-        [1.0, 1.0]
-    """
-    found = []
-    for D in as_chain(Ds, "layered_basis_pursuit"):
-        found.append(basis_pursuit(D, y, tol=tol))
-        y = found[-1].x
-    return tuple(found)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

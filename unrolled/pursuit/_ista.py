@@ -117,7 +117,11 @@ def fista_step(
         >>> ur.pursuit.fista_step(D, y, start, 1.0, 1.0).x.tolist()
         [2.0, 0.0]
     """
-    x = ista_step(D, y, state.z, gamma, theta, activation)
+    return extrapolated(state, ista_step(D, y, state.z, gamma, theta, activation), restart)
+
+
+def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
+    """The state of FISTA after a step from `state.z` to x."""
     step = x - state.x
     t = (
         jnp.where(jnp.vdot(state.z - x, step) > 0, jnp.ones_like(state.t), state.t)
@@ -360,7 +364,7 @@ def threshold(
     """
     D, y, _ = operands(D, y, "threshold")
     _checks.nonnegative(theta, "theta", "threshold")
-    theta, activation = _per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
+    theta, activation = per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
     zero = jnp.zeros((), jnp.int32)
     problem = _scaled(D, y, theta, (zero, exponent(y) if activation == relu else zero))
     with jax.default_matmul_precision("highest"):
@@ -407,7 +411,7 @@ def _prepare(
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(lam, "lam", where)
     _checks.finite(lam, "lam", where)
-    lam = _per_atom(D, y, lam, "lam", where)
+    lam = per_atom(D, y, lam, "lam", where)
     if isinstance(tol, jax.core.Tracer):
         raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
     if tol is not None and not tol > 0:
@@ -425,7 +429,7 @@ def _prepare(
     return problem, tol, _checks.as_index(max_steps, "max_steps", where)
 
 
-def _per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
+def per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
     """One number or one per atom; one per filter of a `Conv` is repeated over its positions."""
     each = spread(D, jnp.asarray(value, wide_dtype(y.dtype)))
     if each.shape not in ((), (D.shape[1],)):
@@ -437,7 +441,7 @@ def _pursue(step, start, problem: _Problem, tol: float | None, max_steps: int) -
     D, y, lam, *_ = problem
 
     def relative_gap(state):
-        return _gap(D, y, state.x, lam) / _half_energy(y)
+        return _gap(D, y, state.x, lam) / half_energy(y)
 
     with jax.default_matmul_precision("highest"):
         state, steps = solve(step, start, relative_gap, tol=tol, max_steps=max_steps)
@@ -446,7 +450,7 @@ def _pursue(step, start, problem: _Problem, tol: float | None, max_steps: int) -
 
 def _result(problem: _Problem, x: Array, tol: float, steps: Array) -> Pursuit:
     D, y, lam, _, (a, b) = problem
-    gap = _gap(D, y, x, lam) / _half_energy(y)
+    gap = _gap(D, y, x, lam) / half_energy(y)
     found = ldexp(x, b - a)
     converged = (gap <= tol) & in_range(found, x, b - a)
     return Pursuit(found, gap, ldexp(norm(y - D @ x), b), steps, converged)
@@ -459,7 +463,7 @@ def in_range(found: Array, x: Array, k: Array) -> Array:
     return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
 
 
-def _half_energy(y: Array) -> Array:
+def half_energy(y: Array) -> Array:
     """norm(y)^2 / 2, or 1 for y = 0: the unit of the gap."""
     energy = jnp.sum(y**2) / 2
     return jnp.where(energy > 0, energy, 1)

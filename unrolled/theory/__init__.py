@@ -48,6 +48,11 @@ from unrolled.theory._generalized import (
     minimal_entry_weights,
     minimax_weights,
 )
+from unrolled.theory._layered import (
+    LayeredSchedule,
+    layered_penalties,
+    layered_thresholds,
+)
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
@@ -75,8 +80,10 @@ from unrolled.theory._stability import (
     stability,
 )
 from unrolled.theory._uniqueness import (
+    OracleErrors,
     SupportRecovery,
     Uniqueness,
+    oracle_errors,
     recover_on_supports,
     uniqueness,
 )
@@ -96,7 +103,9 @@ __all__ = [
     "Feasibility",
     "GeneralizedCoherence",
     "HolisticStability",
+    "LayeredSchedule",
     "MinimalEntryWeights",
+    "OracleErrors",
     "Plan",
     "ProductStability",
     "Schedule",
@@ -121,6 +130,8 @@ __all__ = [
     "inner_products",
     "is_csc_feasible",
     "is_feasible",
+    "layered_penalties",
+    "layered_thresholds",
     "max_sparsity",
     "minimal_entry_weights",
     "minimax_weights",
@@ -129,6 +140,7 @@ __all__ = [
     "noise_gain",
     "noise_stability",
     "objective_bound",
+    "oracle_errors",
     "perturbed_eps",
     "plan",
     "product_stability",

@@ -220,6 +220,76 @@ def recover_on_supports(
     )
 
 
+class OracleErrors(NamedTuple):
+    """Expected squared errors of least squares on known supports, layer by layer."""
+
+    projection: np.ndarray  # (J,) the support of x_J alone is known; inf where it does not suffice
+    holistic: np.ndarray  # (J,) all supports are known
+    freedom: int  # |S_J| - rank K
+
+
+def oracle_errors(
+    Ds: Sequence[Dictionary],
+    supports: Sequence[ArrayLike | Sequence[int]],
+    sigma: ArrayLike = 1.0,
+) -> OracleErrors:
+    r"""What knowing the supports between is worth, for white noise of variance sigma^2.
+
+    .. math::
+        \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j (A'A)^{-1} E_j'), \qquad
+        \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j N (N'A'A N)^{-1} N'E_j'),
+
+    with A = (D_[1,J])_{S_J}, E_j = (D_[j+1,J])_{S_J} (E_J = 1), and N an orthonormal basis of the
+    null space of K of `recover_on_supports`. The first is the error of the projection oracle, the
+    second that of the holistic one. The second is never larger: of |S_J| degrees of freedom the
+    zeros between leave |S_J| - rank K.
+
+    Args:
+        Ds: J dictionaries.
+        supports: J sequences of distinct integers in [0, d_j).
+        sigma: standard deviation of the noise.
+
+    Raises:
+        TypeError: a traced argument, or supports that are not integers.
+        ValueError: shapes or lengths that do not fit, indices out of range or repeated, or a
+            negative or NaN sigma.
+
+    Not claimed: that a pursuit finds the supports.
+
+    Reference: Aberdam, Sulam, Elad (2019), section 4.
+
+    Example:
+        >>> D_2 = jnp.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+        >>> found = ur.theory.oracle_errors([jnp.eye(2), D_2], [[0], [0, 1]])
+        >>> found.projection.round(3).tolist(), found.holistic.round(3).tolist(), found.freedom
+        ([2.0, 2.0], [1.0, 1.0], 1)
+    """
+    where = "oracle_errors"
+    (sigma,) = host_numbers(where, sigma=sigma)
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        Ds = host_chain(Ds, where)
+        E, K = constraints(Ds, as_supports(supports, Ds, where))
+        cut = float(rank_cut(singular_values(E[0], K)))
+        A, *maps = (np.asarray(B) for B in (*E, jnp.eye(E[0].shape[1], dtype=np.float64)))
+        _, values, V = np.linalg.svd(np.asarray(_triangle(K)))
+    N = V[values <= cut].T
+    errors = [
+        [sigma**2 * _spread_of(A @ basis, B @ basis, cut) for B in maps]
+        for basis in (np.eye(A.shape[1]), N)
+    ]
+    return OracleErrors(np.array(errors[0]), np.array(errors[1]), N.shape[1])
+
+
+def _spread_of(A: np.ndarray, B: np.ndarray, cut: float) -> float:
+    """tr(B (A'A)^-1 B'), inf if A has not full column rank."""
+    if not A.shape[1]:
+        return 0.0
+    U, values, V = np.linalg.svd(A, full_matrices=False)
+    if len(values) < A.shape[1] or values[-1] <= cut:
+        return math.inf
+    return float(np.sum((B @ V.T / values) ** 2))
+
+
 def constraints(
     Ds: Sequence[Dictionary], supports: Sequence[np.ndarray]
 ) -> tuple[list[Array], Array]:

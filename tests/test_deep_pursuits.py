@@ -1,0 +1,783 @@
+"""Pursuits of a chain, and the local ones: special cases, certificates, stored optimal values."""
+
+import itertools
+import json
+from functools import cache, partial
+
+import composite_programs as stored
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+from numpy.testing import assert_allclose, assert_array_equal
+
+import unrolled as ur
+
+up, ud, ut = ur.pursuit, ur.dictionaries, ur.theory
+EPS = np.finfo(np.float64).eps
+OPTIMA = json.loads(stored.STORED.read_text())
+LAMS = (0.05, 0.05)
+
+
+@cache
+def chain(seed=0, sizes=(12, 16, 20)):
+    return stored.chain(seed, *sizes)
+
+
+def product(Ds):
+    return np.linalg.multi_dot(Ds) if len(Ds) > 1 else Ds[0]
+
+
+def objective(Ds, y, lams, x):
+    """F by its definition, from x_J."""
+    total = 0.0
+    for D, lam in zip(reversed(Ds), reversed(lams)):
+        total += np.sum(lam * np.abs(x))
+        x = D @ x
+    return total + np.sum((y - x) ** 2) / 2
+
+
+def arrays(found):
+    return [np.asarray(x) for x in found.xs]
+
+
+def assert_in_chain(Ds, xs):
+    """x_{j-1} = D_j x_j, to the rounding of one product."""
+    for D, before, x in zip(Ds[1:], xs, xs[1:]):
+        size = np.abs(D) @ np.abs(x)
+        assert (np.abs(before - D @ x) <= 16 * EPS * size.max()).all()
+
+
+# Every pursuit of a chain.
+
+# Each is called with Ds and y, and has a tolerance that float32 can meet.
+DEEP = {
+    "ml_ista": lambda Ds, y: up.ml_ista(Ds, y, LAMS, tol=1e-4),
+    "layered_thresholding": lambda Ds, y: up.layered_thresholding(Ds, y, LAMS),
+    "layered_basis_pursuit": lambda Ds, y: up.layered_basis_pursuit(Ds, y, LAMS, tol=1e-4),
+    "project, sparsity": lambda Ds, y: up.project(Ds, y, sparsity=3),
+    "project, lam": lambda Ds, y: up.project(Ds, y, lam=0.1, tol=1e-4),
+    "ml_fista": lambda Ds, y: up.ml_fista(Ds, y, LAMS, tol=1e-4),
+    "ml_basis_pursuit": lambda Ds, y: up.ml_basis_pursuit(Ds, y, LAMS, tol=1e-4),
+    "holistic": lambda Ds, y: up.holistic(Ds, y, lam=0.05, zeros=2, tol=1e-4),
+}
+each = pytest.mark.parametrize("name", DEEP)
+
+
+def test_every_deep_pursuit_is_in_the_table():
+    offered = {
+        name
+        for name in up.__all__
+        if getattr(getattr(up, name), "__annotations__", {}).get("return")
+        in (up.DeepPursuit, up.Layered)
+    }
+    assert offered == {name.split(",")[0] for name in DEEP}
+
+
+@each
+def test_jit_and_vmap_are_a_loop_and_a_bad_signal_spoils_only_itself(name):
+    Ds, y = chain()
+    Y = np.stack([y, 0 * y, y[::-1], np.where(np.arange(len(y)) == 2, np.nan, y)])
+    batch = jax.jit(jax.vmap(DEEP[name], (None, 0)))(Ds, Y)
+    for i in range(3):
+        alone = DEEP[name](Ds, Y[i])
+        for x, single in zip(batch.xs, alone.xs):
+            # Both stop at 1e-4; with the same steps they differ by rounding, amplified by these.
+            assert_allclose(x[i], single, atol=1e-9)
+        assert_array_equal(batch.steps[i], alone.steps)
+        assert_array_equal(batch.converged[i], alone.converged)
+    assert not any(np.asarray(x[1]).any() for x in batch.xs)
+    assert (
+        not np.asarray(batch.converged)[3] and not np.isfinite(np.asarray(batch.residual)[3]).all()
+    )
+
+
+@each
+def test_float32_stays_float32(name):
+    Ds, y = jax.tree.map(np.float32, chain())
+    found = DEEP[name](Ds, y)
+    assert {x.dtype for x in (*found.xs, found.gap, found.residual)} == {np.dtype(np.float32)}
+    if name != "layered_thresholding":
+        assert found.converged
+
+
+@each
+def test_structured_dictionaries_are_their_matrices(name):
+    rng = np.random.default_rng(0)
+    Ds = (
+        ud.Conv(rng.normal(size=(2, 1, 3)), 8, boundary="circular"),
+        ud.Sparse(np.eye(16), rng.normal(size=(16, 12)) * (rng.random((16, 12)) < 0.3)),
+        ud.Composed(rng.normal(size=(12, 5)), rng.normal(size=(5, 10))),
+    )[: 3 if "thresholding" in name or "lam" in name else 2]
+    lams = (0.5,) * len(Ds)
+    solve = {
+        "layered_thresholding": lambda Ds, y: up.layered_thresholding(Ds, y, lams),
+        "project, lam": lambda Ds, y: up.project(Ds, y, lam=5.0, tol=1e-10),
+    }.get(name, DEEP[name])
+    y = rng.normal(size=8)
+    structured, matrices = solve(Ds, y), solve(tuple(map(ud.dense, Ds)), y)
+    for x, other in zip(structured.xs, matrices.xs):
+        # Solutions within a gap of 1e-4 are this near, and those of one more step or less.
+        assert_allclose(x, other, atol=1e-2 if "pursuit" in name or "ista" in name else 1e-4)
+
+
+@each
+def test_what_does_not_fit_is_refused_by_name(name):
+    Ds, y = chain()
+    for bad, error, message in (
+        ((Ds[0], y[:-1]), ValueError, "one dictionary"),
+        (((), y), ValueError, "at least one dictionary"),
+        ((Ds[::-1], y), ValueError, "must be as many as the rows"),
+        ((Ds, y[:-1]), ValueError, "y has shape"),
+        ((Ds, np.stack([y, y])), ValueError, "jax.vmap over the rows"),
+        (((Ds[0], 1j * Ds[1]), y), TypeError, "complex"),
+        (((Ds[0], np.where(Ds[1] == 0, np.nan, Ds[1])), y), ValueError, "NaN"),
+        ((3, y), TypeError, "sequence of dictionaries"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            DEEP[name](*bad)
+        assert name.split(",")[0] in str(caught.value)
+
+
+def test_other_numbers_and_signs_of_penalties_are_refused():
+    Ds, y = chain()
+    for solve in (
+        up.layered_thresholding,
+        up.layered_basis_pursuit,
+        up.ml_ista,
+        up.ml_fista,
+        up.ml_basis_pursuit,
+    ):
+        for lams in ((0.1,), (0.1,) * 3, 0.1, np.full(2, 0.1)):
+            with pytest.raises(ValueError, match="expected a tuple of 2"):
+                solve(Ds, y, lams)
+        with pytest.raises(ValueError, match=r"_2 must be non-negative"):
+            solve(Ds, y, (0.1, -0.1))
+        with pytest.raises(ValueError, match=r"shape \(3,\)"):
+            solve(Ds, y, (0.1, np.ones(3)))
+
+
+def test_options_out_of_range_are_refused():
+    Ds, y = chain()
+    for solve in (
+        partial(up.ml_ista, Ds, y, LAMS),
+        partial(up.ml_fista, Ds, y, LAMS),
+        partial(up.ml_basis_pursuit, Ds, y, LAMS),
+        partial(up.holistic, Ds, y, lam=0.1, zeros=1),
+    ):
+        with pytest.raises(ValueError, match="tol must be positive"):
+            solve(tol=0.0)
+        with pytest.raises(ValueError, match="max_steps must be at least 0"):
+            solve(max_steps=-1)
+        with pytest.raises(TypeError, match="tol must be static"):
+            jax.jit(lambda tol, solve=solve: solve(tol=tol))(0.1)
+    for solve in (up.ml_ista, up.ml_fista):
+        for step in (0.0, 1.5, -1.0, np.nan):
+            with pytest.raises(ValueError, match="step must be in"):
+                solve(Ds, y, LAMS, step=step)
+        with pytest.raises(TypeError, match="step must be static"):
+            jax.jit(lambda step, solve=solve: solve(Ds, y, LAMS, step=step))(0.5)
+    for solve in (up.ml_ista, up.ml_fista, up.ml_basis_pursuit):
+        with pytest.raises(ValueError, match="start has shape"):
+            solve(Ds, y, LAMS, start=np.ones(3))
+        with pytest.raises(ValueError, match="start has NaN"):
+            solve(Ds, y, LAMS, start=np.full(20, np.nan))
+        with pytest.raises(ValueError, match="D_2 is zero"):
+            solve((Ds[0], 0 * Ds[1]), y, LAMS)
+
+
+# Layered pursuits.
+
+
+@pytest.mark.parametrize("dtype, tol", [("float32", 1e-6), ("float64", 1e-12)])
+def test_layered_thresholding_is_the_forward_pass_of_a_cnn(dtype, tol):
+    """Two layers of flax on a picture, with biases -theta."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(2, 9, 8)).astype(dtype)
+    shapes, strides, grid, h = [(3, 2, 3, 2), (4, 3, 2, 3)], [(1, 2), (1, 1)], (9, 8), y
+    Ds, thetas, expected = [], [], []
+    h = np.moveaxis(y, 0, -1)[None]
+    for (n_atoms, n_channels, *kernel), stride in zip(shapes, strides):
+        filters = (rng.normal(size=(n_atoms, n_channels, *kernel)) / 3).astype(dtype)
+        theta = rng.uniform(0, 0.2, n_atoms).astype(dtype)
+        layer = linen.Conv(
+            n_atoms, tuple(kernel), stride, padding="VALID", precision="highest", dtype=dtype
+        )
+        weights = {"kernel": filters.transpose(2, 3, 1, 0), "bias": -theta}
+        h = jax.nn.relu(layer.apply({"params": weights}, h))
+        expected.append(np.moveaxis(np.asarray(h[0]), -1, 0))
+        Ds.append(ud.Conv(filters, grid, stride))
+        grid = Ds[-1].positions
+        thetas.append(theta)
+    found = up.layered_thresholding(Ds, y.ravel(), thetas, nonnegative=True)
+    for D, x, feature in zip(Ds, found.xs, expected):
+        assert feature.any()
+        assert_allclose(D.unflatten_code(x), feature, atol=tol)
+
+
+@pytest.mark.slow
+def test_signed_thresholding_is_a_rectifier_of_the_doubled_dictionary():
+    Ds, y = chain()
+    signed = up.layered_thresholding(Ds, y, (0.1, 0.2))
+    twice = [np.hstack([D, -D]) for D in Ds]
+    first = up.layered_thresholding(twice[:1], y, (0.1,), nonnegative=True).xs[0]
+    assert_allclose(signed.xs[0], first[:16] - first[16:], atol=20 * EPS)
+    second = up.layered_thresholding(twice[1:], signed.xs[0], (0.2,), nonnegative=True).xs[0]
+    assert_allclose(signed.xs[1], second[:20] - second[20:], atol=20 * EPS)
+
+
+@pytest.mark.slow
+def test_the_gap_of_a_nonnegative_layer_is_that_of_the_lasso_over_nonnegative_codes():
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    y = np.random.default_rng(1).normal(size=12)
+    found = up.layered_thresholding((Q,), y, (0.3,), nonnegative=True)
+    assert found.converged and 0 <= found.gap[0] <= 200 * EPS and (found.xs[0] >= 0).all()
+    assert not up.layered_thresholding(chain()[0][:1], chain()[1], (0.3,)).converged
+
+
+@pytest.mark.slow
+def test_layered_basis_pursuit_solves_the_lasso_of_every_layer():
+    Ds, y = chain()
+    found = up.layered_basis_pursuit(Ds, y, (0.1, 0.05), tol=1e-10)
+    before = y
+    for D, layer, lam in zip(Ds, found, (0.1, 0.05)):
+        alone = up.fista(D, before, lam, tol=1e-10)
+        assert_array_equal(layer.x, alone.x)
+        assert np.abs(D.T @ (before - D @ np.asarray(layer.x))).max() <= lam + 1e-4
+        before = np.asarray(layer.x)
+    assert found.converged and found.gap.shape == found.residual.shape == found.steps.shape == (2,)
+
+
+@pytest.mark.slow
+def test_orthonormal_layers_make_thresholding_basis_pursuit():
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    P = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
+    y = np.random.default_rng(2).normal(size=12)
+    thresholded = up.layered_thresholding((Q, P), y, (0.3, 0.1))
+    pursued = up.layered_basis_pursuit((Q, P), y, (0.3, 0.1), tol=1e-12)
+    assert thresholded.converged
+    for x, other in zip(thresholded.xs, pursued.xs):
+        assert_allclose(x, other, atol=1e-5)  # the root of the gap
+
+
+# Projection pursuit.
+
+
+@pytest.mark.parametrize("s", [1, 4, 9])
+def test_projection_of_one_layer_is_orthogonal_matching_pursuit(s):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(s)
+    D, y = stored.unit(rng.normal(size=(20, 40))), rng.normal(size=20)
+    found = up.project((D,), y, sparsity=s)
+    x = np.asarray(found.xs[0])
+    assert_allclose(x, linear_model.orthogonal_mp(D, y, n_nonzero_coefs=s), atol=1e-12)
+    assert found.steps == s == np.count_nonzero(x) and found.converged
+    assert np.abs(D[:, x != 0].T @ (y - D @ x)).max() <= 20 * EPS * np.linalg.norm(y)
+    # Atoms of any norm: the choice goes by the angle.
+    scale = rng.uniform(0.1, 10, 40)
+    assert_allclose(up.project((D * scale,), y, sparsity=s).xs[0] * scale, x, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_projected_codes_lie_in_the_chain_and_a_signal_of_the_model_stays():
+    Ds, y = chain(3)
+    found = up.project(Ds, y, sparsity=3)
+    xs = arrays(found)
+    assert_in_chain(Ds, xs)
+    again = up.project(Ds, Ds[0] @ xs[0], sparsity=3)
+    for x, other in zip(xs, again.xs):
+        assert_allclose(x, other, atol=1e-12)
+    assert again.residual <= 100 * EPS and np.isinf(found.gap)
+
+
+@pytest.mark.slow
+def test_the_pursuit_stops_before_a_code_exceeds_its_sparsity():
+    Ds, y = chain(0)
+    free = up.project(Ds, y, sparsity=4)
+    assert np.count_nonzero(free.xs[0]) > 6 and free.steps == 4
+    held = up.project(Ds, y, sparsity=(6, 4))
+    assert np.count_nonzero(held.xs[0]) <= 6 and 1 <= held.steps < 4 and held.converged
+    expected = up.project(Ds, y, sparsity=int(held.steps))
+    assert_allclose(held.xs[1], expected.xs[1], atol=1e-14)
+    nothing = up.project(Ds, y, sparsity=(2, 4))  # three nonzeros in every column
+    assert nothing.steps == 0 and not np.any(nothing.xs[1])
+
+
+@pytest.mark.slow
+def test_dependent_zero_and_too_many_atoms():
+    D = stored.unit(np.random.default_rng(0).normal(size=(6, 3)))
+    y = np.random.default_rng(1).normal(size=6)
+    twice = np.hstack([D, -D, np.zeros((6, 2))])
+    found = up.project((twice,), y, sparsity=5)
+    assert found.steps == 3 and np.isfinite(found.xs[0]).all() and found.converged
+    expected = np.linalg.lstsq(D, y, rcond=None)[0]
+    assert_allclose(twice @ np.asarray(found.xs[0]), D @ expected, atol=1e-12)
+    exact = up.project((D,), 2 * D[:, 1], sparsity=3)
+    assert exact.steps == 1 and np.allclose(exact.xs[0], [0, 2, 0], atol=1e-14)
+    assert up.project((D,), y, sparsity=0).steps == 0
+
+
+@pytest.mark.slow
+def test_projection_by_the_lasso_is_the_lasso_in_the_effective_dictionary():
+    Ds, y = chain()
+    found = up.project(Ds, y, lam=0.1, tol=1e-10)
+    alone = up.fista(product(Ds), y, 0.1, tol=1e-10)
+    assert_allclose(found.xs[1], alone.x, atol=1e-5)  # the root of the gap
+    assert_in_chain(Ds, arrays(found))
+    assert found.converged and found.gap <= 1e-10
+
+
+@pytest.mark.slow
+def test_projection_beats_layered_pursuit_on_the_shallow_layer():
+    """64/64/80, D_1 orthonormal, D_2 4-sparse, 20 dB, as in the experiment of the paper."""
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(64, 64)))[0]
+    D2 = np.zeros((64, 80))
+    for k in range(80):
+        D2[rng.choice(64, 4, replace=False), k] = rng.normal(size=4)
+    D2 = stored.unit(D2)
+    X2 = np.zeros((60, 80))
+    for x in X2:
+        x[rng.choice(80, 4, replace=False)] = rng.choice([-1, 1], 4) * rng.uniform(0.5, 1.5, 4)
+    X1 = X2 @ D2.T
+    noise = rng.normal(size=(60, 64))
+    scale = np.linalg.norm(X1, axis=1) / np.linalg.norm(noise, axis=1) / 10
+    Y = X1 @ Q.T + noise * scale[:, None]
+    projected = jax.jit(jax.vmap(lambda y: up.project((Q, D2), y, sparsity=4).xs[0]))(Y)
+    first = jax.jit(jax.vmap(lambda y: up.project((Q,), y, sparsity=16).xs[0]))(Y)
+
+    def error(X):
+        return np.mean(np.linalg.norm(X - X1, axis=1) / np.linalg.norm(X1, axis=1))
+
+    # 16 free entries of noise against 4: the errors differ by a factor of about 2.
+    assert error(projected) < 0.75 * error(first)
+
+
+def test_projection_refuses_what_is_out_of_range():
+    Ds, y = chain()
+    for options in ({}, {"sparsity": 2, "lam": 0.1}):
+        with pytest.raises(ValueError, match="sparsity or lam"):
+            up.project(Ds, y, **options)
+    for sparsity, error, message in (
+        (21, ValueError, "s_2 is 21 but D_2 has 20 atoms"),
+        (-1, ValueError, "at least 0"),
+        (1.5, TypeError, "integer"),
+        ((1, 2, 3), ValueError, "tuple of 2 sparsities"),
+        ((17, 2), ValueError, "s_1 is 17 but D_1 has 16 atoms"),
+    ):
+        with pytest.raises(error, match=message):
+            up.project(Ds, y, sparsity=sparsity)
+    with pytest.raises(ValueError, match="lam must be non-negative"):
+        up.project(Ds, y, lam=-1.0)
+
+
+# ML-ISTA and the exact problem.
+
+
+@pytest.mark.parametrize("names", [("ml_ista", "ista"), ("ml_fista", "fista")])
+def test_one_layer_is_the_solver_of_the_lasso_bit_for_bit(names):
+    Ds, y = chain()
+    deep, plain = (getattr(up, name) for name in names)
+    for steps in (1, 37):
+        one = deep(Ds[:1], y, (0.1,), tol=None, max_steps=steps)
+        alone = plain(Ds[0], y, 0.1, tol=None, max_steps=steps)
+        assert_array_equal(one.xs[0], alone.x)
+        assert one.gap == alone.gap and one.residual == alone.residual
+
+
+@pytest.mark.slow
+def test_without_penalties_between_and_an_orthonormal_first_layer_it_is_ista_in_the_product():
+    D2, y = chain()[0][1], chain(2, (16, 16))[1]
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0]
+    deep = up.ml_ista((Q, D2), y, (0.0, 0.1), tol=None, max_steps=50)
+    alone = up.ista(Q @ D2, y, 0.1, tol=None, max_steps=50)
+    assert_allclose(deep.xs[1], alone.x, atol=1e-13)
+    assert_allclose(deep.gap, alone.gap, atol=1e-13)
+
+
+@pytest.mark.slow
+def test_one_step_from_zero_is_a_cnn_and_the_network_at_its_start_is_the_solver():
+    Ds, y = chain()
+    L = [float(ud.spectral_norm(D)) ** 2 for D in Ds]
+    network = ur.networks.ml_lista(7, lam=0.05)
+    params = network.init(None, Ds)
+    codes = network.iterates(params, Ds, y)
+    found = up.ml_ista(Ds, y, LAMS, tol=None, max_steps=7)
+    assert_allclose(codes[1][-1], found.xs[1], atol=1e-14)
+    theta = 0.05 / L[0], 0.05 / (L[0] * L[1])
+    first = up.layered_thresholding([D / c for D, c in zip(Ds, L)], y, theta)
+    for step, x in zip(codes, first.xs):
+        assert_allclose(step[0], x, atol=1e-15)
+
+
+@cache
+def exact(tol=1e-9):
+    Ds, y = chain()
+    return up.ml_basis_pursuit(Ds, y, LAMS, tol=tol)
+
+
+@pytest.mark.slow
+def test_the_bias_of_ml_ista_falls_with_its_step_and_is_never_zero():
+    Ds, y = chain()
+    optimum = objective(Ds, y, LAMS, np.asarray(exact().xs[1]))
+    excess = []
+    for step in (1.0, 0.25, 1 / 16):
+        found = up.ml_fista(Ds, y, LAMS, step=step, tol=1e-9, max_steps=50_000)
+        assert found.converged
+        excess.append(objective(Ds, y, LAMS, np.asarray(found.xs[1])) - optimum)
+        # The gap bounds the bias, and does not exceed it by much.
+        assert excess[-1] <= found.gap * np.sum(y**2) / 2 <= 4 * excess[-1]
+    assert excess[0] > 1.5 * excess[1] > 1.5**2 * excess[2] > 1e-7
+    # ISTA has the same fixed point.
+    slow = up.ml_ista(Ds, y, LAMS, tol=1e-9)
+    fast = up.ml_fista(Ds, y, LAMS, tol=1e-9)
+    assert slow.converged and slow.steps > fast.steps
+    assert_allclose(slow.xs[1], fast.xs[1], atol=1e-6)
+    again = up.ml_ista(Ds, y, LAMS, tol=1e-8, start=slow.xs[1])
+    assert again.steps == 0 and again.converged
+
+
+@pytest.mark.slow
+def test_the_gap_bounds_the_excess_of_any_code():
+    Ds, y = chain()
+    optimum = objective(Ds, y, LAMS, np.asarray(exact().xs[1]))
+    for k in range(5):
+        start = 10.0 ** (1 - k) * np.random.default_rng(k).normal(size=20)
+        found = up.ml_ista(Ds, y, LAMS, tol=None, max_steps=0, start=start)
+        assert_allclose(found.xs[1], start, atol=0)
+        excess = objective(Ds, y, LAMS, start) - optimum
+        assert excess <= found.gap * np.sum(y**2) / 2 * (1 + 1e-12)
+
+
+@pytest.mark.slow
+def test_gradients_of_a_fixed_number_of_steps_are_central_differences():
+    Ds, y = chain()
+
+    def loss(y, lam):
+        return jnp.sum(up.ml_ista(Ds, y, (lam, 0.02), tol=None, max_steps=12).xs[1] ** 2)
+
+    slopes = jax.grad(loss, (0, 1))(y, 0.01)
+    v, h = np.random.default_rng(0).normal(size=len(y)), 1e-6
+    along_y = (loss(y + h * v, 0.01) - loss(y - h * v, 0.01)) / (2 * h)
+    along_lam = (loss(y, 0.01 + h) - loss(y, 0.01 - h)) / (2 * h)
+    # The second difference, and rounding of the loss over h.
+    assert_allclose(np.vdot(slopes[0], v), along_y, rtol=1e-6)
+    assert_allclose(slopes[1], along_lam, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", stored.CHAINS)
+def test_the_exact_problem_agrees_with_a_generic_solver(name):
+    seed, sizes, lams = stored.CHAINS[name]
+    Ds, y = stored.chain(seed, *sizes)
+    found = up.ml_basis_pursuit(Ds, y, lams, tol=1e-8)
+    xs = arrays(found)
+    assert found.converged and 0 <= found.gap <= 1e-8
+    assert_in_chain(Ds, xs)
+    value = objective(Ds, y, lams, xs[-1])
+    # The gap, and that of the stored value.
+    assert abs(value - OPTIMA["ml_basis_pursuit"][name]) <= 1e-8 * (1 + np.sum(y**2))
+    assert found.residual == pytest.approx(np.linalg.norm(y - Ds[0] @ xs[0]), abs=1e-12)
+    # A vertex: as many exact zeros as the optimality conditions leave.
+    assert sum(np.count_nonzero(x == 0) for x in xs) >= sizes[-1] - sizes[0]
+
+
+@pytest.mark.slow
+def test_the_exact_problem_of_one_layer_is_the_lasso():
+    Ds, y = chain()
+    found = up.ml_basis_pursuit(Ds[:1], y, (0.1,), tol=1e-10)
+    alone = up.fista(Ds[0], y, 0.1, tol=1e-13)
+    assert_allclose(found.xs[0], alone.x, atol=1e-5)  # the root of the gap
+    assert found.gap <= 1e-12  # a vertex
+
+
+@pytest.mark.slow
+def test_large_penalties_give_zero_at_once_and_a_step_limit_is_told():
+    Ds, y = chain()
+    most = np.abs(product(Ds).T @ y).max()
+    for solve in (up.ml_ista, up.ml_fista, up.ml_basis_pursuit):
+        found = solve(Ds, y, (0.0, 1.0001 * most))
+        assert not np.any(found.xs[1]) and found.steps == 0 and found.converged and found.gap == 0
+        assert not solve(Ds, y, (0.01, 0.01), tol=1e-12, max_steps=0).converged
+    assert not up.ml_basis_pursuit(Ds, y, (0.1, 0.0), max_steps=500).converged
+
+
+@pytest.mark.slow
+def test_a_warm_start_of_the_exact_problem():
+    Ds, y = chain()
+    near = up.ml_basis_pursuit(Ds, y, LAMS, tol=1e-9, start=exact().xs[1])
+    assert near.converged
+    assert_allclose(near.xs[1], exact().xs[1], atol=1e-7)
+
+
+@pytest.mark.slow
+def test_numbers_at_every_scale():
+    Ds, y = chain()
+    base = up.ml_ista(Ds, y, LAMS, tol=None, max_steps=20)
+    # Powers of two in the dictionaries and the signal come out again, exactly.
+    for a1, a2, b in ((0, 0, 300), (40, -20, -200)):
+        lams = [np.ldexp(lam, b + a) for lam, a in zip(LAMS, (a1, a1 + a2))]
+        scaled = (np.ldexp(Ds[0], a1), np.ldexp(Ds[1], a2))
+        found = up.ml_ista(scaled, np.ldexp(y, b), lams, tol=None, max_steps=20)
+        assert_array_equal(np.ldexp(found.xs[0], -(b - a1)), base.xs[0])
+        assert_array_equal(np.ldexp(found.xs[1], -(b - a1 - a2)), base.xs[1])
+        assert found.gap == base.gap
+
+
+# Holistic pursuit.
+
+
+def planted(seed, ratio, zeros, sizes=(30, 50, 30), sparsity=8):
+    """A chain with Gaussian layers whose x_1 has zeros in known places, and noise of size 1."""
+    rng = np.random.default_rng(seed)
+    m, p, d = sizes
+    D1 = stored.unit(rng.normal(size=(m, p)))
+    D2 = stored.unit(rng.normal(size=(p, d)).T).T
+    S, C = (rng.choice(n, k, replace=False) for n, k in ((d, sparsity), (p, zeros)))
+    basis = np.linalg.svd(D2[np.ix_(C, S)])[2][zeros:].T
+    x = np.zeros(d)
+    x[S] = basis @ rng.normal(size=sparsity - zeros)
+    x *= ratio / np.linalg.norm(D1 @ (D2 @ x))
+    noise = rng.normal(size=m)
+    return (D1, D2), D1 @ (D2 @ x) + noise / np.linalg.norm(noise), x, S, C
+
+
+@pytest.mark.slow
+def test_without_zeros_it_is_the_lasso_in_the_product_and_a_fit_to_its_support():
+    Ds, y = chain()
+    found = up.holistic(Ds, y, lam=0.2, zeros=0, tol=1e-10)
+    alone = np.asarray(up.project(Ds, y, lam=0.2, tol=1e-12).xs[1])
+    S = np.abs(alone) > 1e-4
+    expected = np.linalg.lstsq(product(Ds)[:, S], y, rcond=None)[0]
+    assert_allclose(np.asarray(found.xs[1])[S], expected, atol=1e-9)
+    assert_array_equal(np.asarray(found.xs[1]) != 0, S)
+    one = up.holistic(Ds[:1], y, lam=0.2, zeros=(), tol=1e-10)
+    assert one.converged and len(one.xs) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_zeros_are_held_and_the_codes_are_those_of_the_oracle_on_the_supports_found(seed):
+    Ds, y, _, _, _ = planted(seed, 300.0, 5)
+    found = up.holistic(Ds, y, lam=0.1, zeros=5, sparsity=8, tol=1e-8)
+    xs = arrays(found)
+    assert found.converged and np.count_nonzero(xs[0] == 0) == 5
+    assert np.count_nonzero(xs[1]) <= 8
+    assert_in_chain(Ds, [np.where(xs[0] == 0, Ds[1] @ xs[1], xs[0]), xs[1]])
+    assert np.abs((Ds[1] @ xs[1])[xs[0] == 0]).max() <= 1e-10
+    oracle = ut.recover_on_supports(y, Ds, [np.flatnonzero(x) for x in xs])
+    for x, other in zip(xs, oracle.xs):
+        assert_allclose(x, other, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_it_helps_where_the_zeros_are_found_and_not_in_noise():
+    def errors(ratio):
+        found = []
+        for seed in range(12):
+            Ds, y, x, _, _ = planted(seed, ratio, 6)
+            holistic = up.holistic(Ds, y, lam=0.3, zeros=6, sparsity=8, tol=1e-6)
+            projected = up.holistic(Ds, y, lam=0.3, zeros=0, sparsity=8, tol=1e-6)
+            found.append([np.sum((np.asarray(f.xs[1]) - x) ** 2) for f in (holistic, projected)])
+        return np.median(found, 0)
+
+    clean, noisy = errors(3000.0), errors(10.0)
+    assert clean[0] < 0.6 * clean[1]
+    assert noisy[0] > 0.9 * noisy[1]
+
+
+@pytest.mark.slow
+def test_more_zeros_than_freedom_leave_nothing():
+    Ds, y = chain()
+    found = up.holistic(Ds, y, lam=0.01, zeros=16)
+    assert all(np.abs(x).max() <= 1e-12 for x in found.xs)
+
+
+def test_holistic_refuses_what_is_out_of_range():
+    Ds, y = chain()
+    for options, error, message in (
+        ({"zeros": 17}, ValueError, "zeros.0. is 17 but x_1 has 16"),
+        ({"zeros": (1, 2)}, ValueError, "tuple of 1 zeros"),
+        ({"zeros": 1.5}, TypeError, "integer"),
+        ({"zeros": 1, "sparsity": 21}, ValueError, "sparsity is 21"),
+    ):
+        with pytest.raises(error, match=message):
+            up.holistic(Ds, y, lam=0.1, **options)
+    with pytest.raises(ValueError, match="lam_2 must be non-negative"):
+        up.holistic(Ds, y, lam=-0.1, zeros=1)
+
+
+# Local formulations.
+
+
+@cache
+def bank(name):
+    seed, n_atoms, n_channels, kernel, signal, boundary = stored.BANKS[name]
+    filters, A, y, positions = stored.bank(seed, n_atoms, n_channels, kernel, signal, boundary)
+    D = ud.Conv(filters, signal, boundary=boundary)
+    patches = stored.patches(n_channels, kernel, signal)
+    stripes = stored.stripes(n_atoms, kernel, positions, boundary)
+    return D, A, y, patches, stripes
+
+
+def fullest(x, stripes):
+    return max(np.abs(x[i]).sum() for i in stripes)
+
+
+@pytest.mark.parametrize("name", stored.BANKS)
+def test_patches_and_stripes_are_the_windows_of_their_definition(name):
+    D, A, y, patches, stripes = bank(name)
+    assert_allclose(ud.dense(D), A, atol=0)
+    assert_array_equal(np.sort(D.patches(y), 1), np.sort([y[i] for i in patches], 1))
+    x = np.random.default_rng(0).normal(size=A.shape[1])
+    assert_allclose(np.abs(D.stripes(x)).sum(1), [np.abs(x[i]).sum() for i in stripes])
+
+
+@pytest.mark.parametrize("name", stored.BANKS)
+def test_local_error_agrees_with_a_generic_solver(name):
+    D, A, y, patches, _ = bank(name)
+    radius = stored.RADII[name]
+    found = up.local_error(D, y, radius, tol=1e-7)
+    x, best = np.asarray(found.x), OPTIMA["local_error"][name]
+    assert found.converged and found.gap <= 1e-7 and found.violation <= 1e-7
+    assert np.abs(x).sum() == pytest.approx(best, rel=1e-6)
+    worst = [max(np.linalg.norm(r[i]) for i in patches) for r in (y - A @ x, y)]
+    assert worst[0] <= radius + 1e-7 * worst[1] * (1 + 1e-9)
+    assert found.residual == pytest.approx(np.linalg.norm(y - A @ x))
+
+
+@pytest.mark.parametrize("name", stored.BANKS)
+def test_local_sparsity_agrees_with_a_generic_solver(name):
+    D, A, y, _, stripes = bank(name)
+    found = up.local_sparsity(D, y, stored.LAM, tol=1e-8)
+    x, best = np.asarray(found.x), OPTIMA["local_sparsity"][name]
+    value = np.sum((y - A @ x) ** 2) / 2 + stored.LAM * fullest(x, stripes)
+    assert found.converged and 0 <= found.gap <= 1e-8
+    assert abs(value - best) <= 1e-8 * (1 + np.sum(y**2))
+
+
+@pytest.mark.slow
+def test_one_patch_and_one_stripe_are_the_global_problems():
+    D, A, y, _, _ = bank("one patch")
+    found = up.local_error(D, y, 0.2, tol=1e-9)
+    x = np.asarray(found.x)
+    r = y - A @ x
+    assert np.linalg.norm(r) == pytest.approx(0.2, rel=1e-7)
+    # The LASSO with the multiplier as its penalty: r is in proportion to a dual point.
+    lam = np.abs(A.T @ r).max()
+    assert found.converged and up.duality_gap(A, y, x, lam) <= 1e-7
+    sparse = up.local_sparsity(D, y, 0.1, tol=1e-10)
+    alone = up.fista(A, y, 0.1, tol=1e-12)
+    assert_allclose(sparse.x, alone.x, atol=1e-4)  # the root of the gap
+
+
+@pytest.mark.slow
+def test_local_pursuits_commute_with_shifts_on_a_circle():
+    D, _, y, _, _ = bank("circular")
+    for solve in (partial(up.local_error, radius=0.15), partial(up.local_sparsity, lam=0.1)):
+        still = D.unflatten_code(solve(D, y, tol=1e-9).x)
+        moved = D.unflatten_code(solve(D, np.roll(y, 5), tol=1e-9).x)
+        assert_allclose(np.roll(still, 5, axis=1), moved, atol=1e-3)  # the root of the gap
+
+
+@pytest.mark.slow
+def test_local_pursuits_at_their_ends():
+    D, A, y, _, _ = bank("circular")
+    for found in (up.local_error(D, y, 100.0), up.local_sparsity(D, y, 100.0)):
+        assert not np.any(found.x) and found.steps == 0 and found.converged and found.gap == 0
+    valid, _, z, _, _ = bank("valid")
+    tall = ud.Conv(np.asarray(valid.filters)[:1], valid.signal_shape)
+    nowhere = up.local_error(tall, np.random.default_rng(0).normal(size=20), 1e-3, max_steps=300)
+    assert not nowhere.converged and np.isfinite(nowhere.x).all() and nowhere.violation > 1e-2
+    exact = up.local_error(D, y, 0.0, tol=1e-7)
+    least = np.abs(np.asarray(up.basis_pursuit(A, y).x)).sum()
+    assert exact.converged and np.abs(exact.x).sum() == pytest.approx(least, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solve", [up.local_error, up.local_sparsity])
+def test_local_pursuits_under_jit_vmap_and_in_float32(solve):
+    D, _, y, _, _ = bank("valid")
+    Y = np.stack([y, 0 * y, y[::-1], np.full_like(y, np.nan)])
+    run = partial(solve, tol=1e-4)
+    batch = jax.jit(jax.vmap(run, (None, 0, None)))(D, Y, 0.2)
+    for i in range(3):
+        alone = run(D, Y[i], 0.2)
+        assert alone.converged and batch.steps[i] == alone.steps
+        assert_allclose(batch.x[i], alone.x, atol=1e-9)
+    assert not batch.converged[3]
+    single = run(D.astype(np.float32), np.float32(y), np.float32(0.2))
+    assert single.converged and single.x.dtype == single.gap.dtype == np.float32
+    again = run(D, y, 0.2, start=run(D, y, 0.2).x)
+    assert again.converged
+
+
+@pytest.mark.parametrize(
+    "solve, name",
+    [(up.local_error, "radius"), (up.local_sparsity, "lam")],
+    ids=["error", "sparsity"],
+)
+def test_local_pursuits_refuse_what_does_not_fit(solve, name):
+    D, A, y, _, _ = bank("circular")
+    for arguments, error, message in (
+        ((A, y, 0.1), TypeError, "expected a Conv"),
+        ((D, y[1:], 0.1), ValueError, "y has shape"),
+        ((D, y, -0.1), ValueError, f"{name} must be non-negative"),
+        ((D, y, np.nan), ValueError, f"{name} must be non-negative"),
+        ((D, y, np.inf), ValueError, f"{name} has NaN or infinite"),
+        ((D, y, np.ones(2)), ValueError, "expected one number"),
+        ((0 * D, y, 0.1), ValueError, "zero"),
+    ):
+        with pytest.raises(error, match=message):
+            solve(*arguments)
+    with pytest.raises(ValueError, match="tol must be positive"):
+        solve(D, y, 0.1, tol=-1.0)
+
+
+@pytest.mark.slow
+def test_weighted_penalties_solve_the_weighted_problem():
+    """One penalty per atom, beside the local formulations: its optimality conditions."""
+    D, A, y, _, _ = bank("circular")
+    lam = np.random.default_rng(0).uniform(0.05, 0.2, A.shape[1])
+    x = np.asarray(up.fista(D, y, lam, tol=1e-12).x)
+    slack = A.T @ (y - A @ x)
+    assert (np.abs(slack) <= lam + 1e-5).all() and x.any()
+    large = np.abs(x) > 1e-3
+    assert_allclose(slack[large], (lam * np.sign(x))[large], atol=1e-5)
+
+
+@pytest.mark.parametrize("lam", [0.1, 1.0, 3.0, 100.0])
+def test_the_shrinkage_of_the_fullest_rows_is_a_proximal_map(lam):
+    """Against every direction, and by the conditions on the thresholds."""
+    rows = np.random.default_rng(0).normal(size=(6, 5))
+    found = np.asarray(up._local_sparsity.lower_the_fullest(jnp.asarray(rows), jnp.asarray(lam)))
+
+    def F(p):
+        return np.sum((p - rows) ** 2) / 2 + lam * np.abs(p).sum(1).max()
+
+    for k, h in itertools.product(range(50), (1e-1, 1e-3, 1e-5)):
+        assert F(found) <= F(found + h * np.random.default_rng(k).normal(size=rows.shape))
+    taken = np.abs(rows - found).max(1)
+    assert taken.sum() == pytest.approx(lam) or not found.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["project, sparsity", "ml_ista", "ml_basis_pursuit", "holistic"])
+def test_half_precision_is_computed_in_float32(name):
+    Ds, y = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), chain())
+    half = DEEP[name](Ds, y)
+    wide = DEEP[name](*jax.tree.map(lambda a: a.astype(jnp.float32), (Ds, y)))
+    for x, other in zip(half.xs, wide.xs):
+        assert x.dtype == jnp.float32
+        assert_array_equal(x, other)
+
+
+@pytest.mark.slow
+def test_one_penalty_per_filter():
+    y = chain()[1]
+    D1 = ud.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), 12, boundary="circular")
+    D2 = stored.unit(np.random.default_rng(1).normal(size=(24, 30)))
+    each, repeated = (
+        up.ml_ista((D1, D2), y, (lam, 0.1), tol=None, max_steps=9)
+        for lam in (np.array([0.1, 0.3]), np.repeat([0.1, 0.3], 12))
+    )
+    assert_array_equal(each.xs[1], repeated.xs[1])
