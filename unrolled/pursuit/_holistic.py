@@ -75,7 +75,7 @@ def holistic(
 
     Not claimed: the true cosupports; the choice is greedy and is never taken back.
 
-    Reference: Aberdam, Sulam, Elad (2019), Algorithm 1, for two layers.
+    Reference: Aberdam, Sulam, Elad (2019), for two layers.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)

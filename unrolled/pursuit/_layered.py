@@ -98,7 +98,7 @@ def layered_thresholding(
     Not claimed: that the codes are those of the model. `theory.layered_thresholds` gives thresholds
     without false positives, and the error that they leave even without noise.
 
-    Reference: Papyan, Romano, Elad (2017), sections 4 and 7.
+    Reference: Papyan, Romano, Elad (2017).
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
@@ -152,7 +152,7 @@ def layered_basis_pursuit(
         ValueError: no dictionary, shapes that do not meet, another number of lams, lam_j < 0 (where
             known), or tol not positive.
 
-    Reference: Li, Feng, Zhou (2024), Definition 4; Papyan, Romano, Elad (2017), section 8.
+    Reference: Li, Feng, Zhou (2024), Definition 4; Papyan, Romano, Elad (2017).
 
     Example:
         >>> Ds = ur.dictionaries.paley(5), jnp.eye(6)

@@ -48,7 +48,7 @@ def ml_ista_step(
     Returns:
         The codes after the step, (d_j,) each; the last one is the next x_J.
 
-    Reference: Sulam, Aberdam, Beck, Elad (2020), Algorithm 2.
+    Reference: Sulam, Aberdam, Beck, Elad (2020).
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -147,7 +147,7 @@ def ml_fista(
 
     Not claimed: convergence, which is observed.
 
-    Reference: Sulam, Aberdam, Beck, Elad (2020), Algorithm 3.
+    Reference: Sulam, Aberdam, Beck, Elad (2020).
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), ur.dictionaries.dct(32, 32)

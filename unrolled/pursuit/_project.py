@@ -72,7 +72,7 @@ def project(
     Not claimed: the least residual under the sparsities, which is NP-hard to find. Where the model
     is unique, `theory.product_stability` bounds the error of its codes.
 
-    Reference: Sulam, Papyan, Romano, Elad (2018), Algorithm 1.
+    Reference: Sulam, Papyan, Romano, Elad (2018).
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)[:, ::2]

@@ -62,7 +62,7 @@ def layered_thresholds(
 
     Not claimed: anything about rounding.
 
-    Reference: Papyan, Romano, Elad (2017), Theorem 8, for its form; the constants are derived here.
+    Reference: Papyan, Romano, Elad (2017), for its form; the constants are derived here.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -110,7 +110,7 @@ def layered_penalties(
 
     Not claimed: anything about rounding, or about solutions with a large duality gap.
 
-    Reference: Papyan, Romano, Elad (2017), Theorem 10, for its form; Tropp (2006) for the argument;
+    Reference: Papyan, Romano, Elad (2017), for its form; Tropp (2006) for the argument;
     the constants are derived here.
 
     Example:

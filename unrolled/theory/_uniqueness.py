@@ -256,7 +256,7 @@ def oracle_errors(
 
     Not claimed: that a pursuit finds the supports.
 
-    Reference: Aberdam, Sulam, Elad (2019), section 4.
+    Reference: Aberdam, Sulam, Elad (2019).
 
     Example:
         >>> D_2 = jnp.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
