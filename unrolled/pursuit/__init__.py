@@ -17,6 +17,14 @@ from unrolled.pursuit._ista import (
     lipschitz,
     threshold,
 )
+from unrolled.pursuit._lasso import (
+    lam_max,
+    lam_of_paper,
+    lasso,
+)
+from unrolled.pursuit._omp import (
+    omp,
+)
 
 __all__ = [
     "Momentum",
@@ -28,8 +36,12 @@ __all__ = [
     "fista_step",
     "ista",
     "ista_step",
+    "lam_max",
+    "lam_of_paper",
+    "lasso",
     "lasso_objective",
     "layered_basis_pursuit",
     "lipschitz",
+    "omp",
     "threshold",
 ]

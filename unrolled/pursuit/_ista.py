@@ -14,6 +14,7 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm, spread
+from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
 
 
 class Pursuit(NamedTuple):
@@ -117,7 +118,11 @@ def fista_step(
         >>> ur.pursuit.fista_step(D, y, start, 1.0, 1.0).x.tolist()
         [2.0, 0.0]
     """
-    x = ista_step(D, y, state.z, gamma, theta, activation)
+    return extrapolated(state, ista_step(D, y, state.z, gamma, theta, activation), restart)
+
+
+def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
+    """The state after a step from `state.z` to x: the momentum of `fista_step`."""
     step = x - state.x
     t = (
         jnp.where(jnp.vdot(state.z - x, step) > 0, jnp.ones_like(state.t), state.t)
@@ -258,8 +263,10 @@ def ista(
         (True, [3, 20])
     """
     activation = by_name(activation)
+    y, grid = flat_signal(D, y, "ista")
     problem, tol, max_steps = _prepare("ista", D, y, lam, tol, max_steps, activation)
-    return _ista(problem, tol, max_steps, activation)
+    found = _ista(problem, tol, max_steps, activation)
+    return on_grid(found, grid)
 
 
 # The loops are compiled once per shape and options: an eager loop would be at every call.
@@ -307,8 +314,10 @@ def fista(
         (True, [3, 20])
     """
     activation = by_name(activation)
+    y, grid = flat_signal(D, y, "fista")
     problem, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps, activation)
-    return _fista(problem, tol, max_steps, activation, restart)
+    found = _fista(problem, tol, max_steps, activation, restart)
+    return on_grid(found, grid)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -358,14 +367,15 @@ def threshold(
         >>> found.x.tolist(), bool(found.converged)
         ([2.0, 0.0, -1.0], True)
     """
+    y, grid = flat_signal(D, y, "threshold")
     D, y, _ = operands(D, y, "threshold")
     _checks.nonnegative(theta, "theta", "threshold")
-    theta, activation = _per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
+    theta, activation = per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
     zero = jnp.zeros((), jnp.int32)
     problem = _scaled(D, y, theta, (zero, exponent(y) if activation == relu else zero))
     with jax.default_matmul_precision("highest"):
         x = shrink(problem.y @ D, problem.lam, activation)
-        return _result(problem, x, tol, jnp.ones((), int))
+        return on_grid(_result(problem, x, tol, jnp.ones((), int)), grid)
 
 
 class _Problem(NamedTuple):
@@ -407,13 +417,8 @@ def _prepare(
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(lam, "lam", where)
     _checks.finite(lam, "lam", where)
-    lam = _per_atom(D, y, lam, "lam", where)
-    if isinstance(tol, jax.core.Tracer):
-        raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
-    if tol is not None and not tol > 0:
-        raise ValueError(
-            f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}"
-        )
+    lam = per_atom(D, y, lam, "lam", where)
+    tol = None if tol is None else static_tol(tol, where, ", or None for a fixed number of steps")
     size = spectral_norm(D)
     if _checks.is_concrete(size) and not size > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
@@ -421,13 +426,27 @@ def _prepare(
     zero = jnp.zeros((), jnp.int32)
     a, b = (exponent(size), exponent(y)) if activation == relu else (zero, zero)
     problem = _scaled(D, y, lam, (a, b), 1 / ldexp(size, -a) ** 2)
-    tol = None if tol is None else float(tol)
     return problem, tol, _checks.as_index(max_steps, "max_steps", where)
 
 
-def _per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
+def static_tol(tol: float, where: str, otherwise: str = "") -> float:
+    """A tolerance as a number, checked to be positive.
+
+    Example:
+        >>> from unrolled.pursuit._ista import static_tol
+        >>> static_tol(1e-6, "caller")
+        1e-06
+    """
+    if isinstance(tol, jax.core.Tracer):
+        raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
+    if not tol > 0:
+        raise ValueError(f"{where}: tol must be positive{otherwise}, got {tol}")
+    return float(tol)
+
+
+def per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
     """One number or one per atom; one per filter of a `Conv` is repeated over its positions."""
-    each = spread(D, jnp.asarray(value, wide_dtype(y.dtype)))
+    each = spread(D, jnp.asarray(flat_code(D, value), wide_dtype(y.dtype)))
     if each.shape not in ((), (D.shape[1],)):
         raise ValueError(f"{where}: {name} has shape {each.shape}; expected () or ({D.shape[1]},)")
     return each
@@ -437,7 +456,7 @@ def _pursue(step, start, problem: _Problem, tol: float | None, max_steps: int) -
     D, y, lam, *_ = problem
 
     def relative_gap(state):
-        return _gap(D, y, state.x, lam) / _half_energy(y)
+        return _gap(D, y, state.x, lam) / half_energy(y)
 
     with jax.default_matmul_precision("highest"):
         state, steps = solve(step, start, relative_gap, tol=tol, max_steps=max_steps)
@@ -446,7 +465,7 @@ def _pursue(step, start, problem: _Problem, tol: float | None, max_steps: int) -
 
 def _result(problem: _Problem, x: Array, tol: float, steps: Array) -> Pursuit:
     D, y, lam, _, (a, b) = problem
-    gap = _gap(D, y, x, lam) / _half_energy(y)
+    gap = _gap(D, y, x, lam) / half_energy(y)
     found = ldexp(x, b - a)
     converged = (gap <= tol) & in_range(found, x, b - a)
     return Pursuit(found, gap, ldexp(norm(y - D @ x), b), steps, converged)
@@ -459,7 +478,7 @@ def in_range(found: Array, x: Array, k: Array) -> Array:
     return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
 
 
-def _half_energy(y: Array) -> Array:
+def half_energy(y: Array) -> Array:
     """norm(y)^2 / 2, or 1 for y = 0: the unit of the gap."""
     energy = jnp.sum(y**2) / 2
     return jnp.where(energy > 0, energy, 1)
