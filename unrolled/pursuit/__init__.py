@@ -4,6 +4,9 @@ from unrolled.pursuit._basis_pursuit import (
     basis_pursuit,
     layered_basis_pursuit,
 )
+from unrolled.pursuit._bpdn import (
+    bpdn,
+)
 from unrolled.pursuit._ista import (
     Momentum,
     Pursuit,
@@ -22,15 +25,24 @@ from unrolled.pursuit._lasso import (
     lam_of_paper,
     lasso,
 )
+from unrolled.pursuit._lasso_batch import (
+    lasso_batch,
+)
+from unrolled.pursuit._lasso_path import (
+    Path,
+    lasso_path,
+)
 from unrolled.pursuit._omp import (
     omp,
 )
 
 __all__ = [
     "Momentum",
+    "Path",
     "Pursuit",
     "State",
     "basis_pursuit",
+    "bpdn",
     "duality_gap",
     "fista",
     "fista_step",
@@ -39,7 +51,9 @@ __all__ = [
     "lam_max",
     "lam_of_paper",
     "lasso",
+    "lasso_batch",
     "lasso_objective",
+    "lasso_path",
     "layered_basis_pursuit",
     "lipschitz",
     "omp",

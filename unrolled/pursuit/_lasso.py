@@ -96,9 +96,10 @@ def lasso(
         _checks.as_index(max_steps, "max_steps", "lasso"),
     )
     lam = weights(D, y, lam, ratio, nonnegative, "lasso")
-    l2 = _ridge(l2, y, "lasso")
+    l2 = ridge(l2, y, "lasso")
     x = start_code(D, y, start, "lasso")
-    return on_grid(solved(Penalized(D, y, lam, l2), x, tol, max_steps, nonnegative, "lasso"), grid)
+    near = near_one(Penalized(D, y, lam, l2), "lasso")
+    return on_grid(_solved(near, x, tol, max_steps, nonnegative), grid)
 
 
 def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
@@ -178,7 +179,7 @@ def start_code(D: Dictionary, y: Array, start: ArrayLike | None, where: str) -> 
     return x.astype(y.dtype)
 
 
-def _ridge(l2: ArrayLike, y: Array, where: str) -> Array:
+def ridge(l2: ArrayLike, y: Array, where: str) -> Array:
     _checks.nonnegative(l2, "l2", where)
     _checks.finite(l2, "l2", where)
     l2 = jnp.asarray(l2, y.dtype)
@@ -187,40 +188,51 @@ def _ridge(l2: ArrayLike, y: Array, where: str) -> Array:
     return l2
 
 
-def solved(
-    problem: Penalized, start: Array, tol: float, max_steps: int, nonnegative: bool, where: str
-) -> Pursuit:
-    """The solution of a checked problem, from the code `start`."""
+class Near(NamedTuple):
+    """A problem in units in which squares and products of its numbers stay in the range."""
+
+    problem: Penalized
+    size: Array  # () norm(D, 2)
+    exponents: tuple[Array, Array]  # D is divided by 2^a and y by 2^b, so x by 2^(b - a)
+
+
+def near_one(problem: Penalized, where: str) -> Near:
+    """The problem in such units; lam may have an axis of several penalties before its own."""
     D, y, lam, l2 = problem
     size = spectral_norm(lax.stop_gradient(D))
     if _checks.is_concrete(size) and not size > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
     a, b = exponent(size), exponent(y)
     top = float(jnp.finfo(y.dtype).max)
-    near = Penalized(
+    scaled = Penalized(
         D * power_of_two(-a, y.dtype),
         ldexp(y, -b),
         # Above the range of the dtype in these units they act like the largest in it.
         jnp.minimum(ldexp(lam, -(a + b)), top).astype(y.dtype),
         jnp.minimum(ldexp(l2, -2 * a), top),
     )
-    near_start = lax.stop_gradient(ldexp(start, a - b))
-    return _solved(near, near_start, ldexp(size, -a), (a, b), tol, max_steps, nonnegative)
+    return Near(scaled, ldexp(size, -a), (a, b))
 
 
 # Compiled once per shape and options: an eager loop would be at every call.
-@partial(jax.jit, static_argnums=(4, 5, 6))
-def _solved(near, start, size, exponents, tol, max_steps, nonnegative) -> Pursuit:
-    a, b = exponents
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _solved(near: Near, start: Array, tol: float, max_steps: int, nonnegative: bool) -> Pursuit:
+    a, b = near.exponents
+    start = lax.stop_gradient(ldexp(start, a - b))
     with jax.default_matmul_precision("highest"):
-        x, gap, steps = _code(nonnegative, tol, max_steps, near, start, size)
-        found = ldexp(x, b - a)
-        residual = ldexp(norm(near.y - near.D @ x), b)
+        return result(near, *code(nonnegative, tol, max_steps, near.problem, start, near.size), tol)
+
+
+def result(near: Near, x: Array, gap: Array, steps: Array, tol: float) -> Pursuit:
+    """The code x of a problem near 1, in the units of its signal."""
+    (D, y, *_), _, (a, b) = near
+    found = ldexp(x, b - a)
+    residual = ldexp(norm(y - D @ x), b)
     return Pursuit(found, gap, residual, steps, (gap <= tol) & in_range(found, x, b - a))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _code(
+def code(
     nonnegative: bool, tol: float, max_steps: int, problem: Penalized, start: Array, size: Array
 ) -> tuple[Array, Array, Array]:
     """x, its relative gap, and the steps taken, from the code `start`; size is norm(D, 2)."""
@@ -242,7 +254,7 @@ def _code(
         # After 1, 2, 4, ... blocks, at most as many products for the finish as for the steps.
         blocks = steps // _BLOCK
         due = (blocks & (blocks - 1) == 0) & (gap > tol)
-        x = _on_support(problem, state.x, jnp.where(due, steps, 0))
+        x = on_support(problem, state.x, jnp.where(due, steps, 0))
         finished = relative_gap(x)
         better = finished < gap
         state = jax.tree.map(partial(jnp.where, better), _rest(x), state)
@@ -259,10 +271,10 @@ def _code(
     return state.x, gap, steps
 
 
-@_code.defjvp
+@code.defjvp
 def _derivative(nonnegative, tol, max_steps, primals, tangents):
     problem, moved = primals[0], tangents[0]
-    x, gap, steps = _code(nonnegative, tol, max_steps, *primals)
+    x, gap, steps = code(nonnegative, tol, max_steps, *primals)
     with jax.default_matmul_precision("highest"):
         _, change = jax.jvp(lambda problem: _slope(problem, x), (problem,), (moved,))
         limit = 10 * min(problem.D.shape)
@@ -279,7 +291,7 @@ def _rest(x: Array) -> Momentum:
     return Momentum(x, x, jnp.ones((), x.dtype))
 
 
-def _on_support(problem: Penalized, x: Array, limit: Array) -> Array:
+def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
     """The minimiser with the support and signs of x, cut to these; `limit` steps at most."""
     signs = jnp.sign(x)
     change = conjugate_gradients(
