@@ -101,7 +101,7 @@ def _bpdn(near: Near, eps: Array, tol: float, max_steps: int) -> Pursuit:
         at = problem._replace(lam=lam)
         x, relative, steps = code(False, accuracy, max_steps, at, s.latest, size)
         # An error of the residual is the root of the gap: the code once more, on its support.
-        exact = on_support(at, x, 2 * min(D.shape))
+        exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
         allowed = jnp.maximum(relative, accuracy) * half_energy(y)
         x = jnp.where(penalized_gap(at, exact, False) <= allowed, exact, x)
         r = y - D @ x
@@ -115,7 +115,9 @@ def _bpdn(near: Near, eps: Array, tol: float, max_steps: int) -> Pursuit:
         # False position with halved values at an end that stays twice (the Illinois rule).
         half = jnp.where(inside == s.side, 0.5, 1).astype(y.dtype)
         keeps = jnp.isfinite(s.gap) & ~(gap < s.gap)
-        best = jax.tree.map(partial(jnp.where, keeps), (s.x, s.residual, s.gap), (x, length, gap))
+        best, best_length, best_gap = jax.tree.map(
+            partial(jnp.where, keeps), (s.x, s.residual, s.gap), (x, length, gap)
+        )
         return _Search(
             jnp.where(inside, squared, s.low),
             jnp.where(inside, s.high, squared),
@@ -123,7 +125,9 @@ def _bpdn(near: Near, eps: Array, tol: float, max_steps: int) -> Pursuit:
             jnp.where(inside, s.above * half, excess),
             inside,
             x,
-            *best,
+            best,
+            best_length,
+            best_gap,
             s.steps + steps,
             s.trials + 1,
         )

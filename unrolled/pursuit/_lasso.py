@@ -1,4 +1,4 @@
-r"""The LASSO and the elastic net for one signal, to a duality gap, with implicit derivatives."""
+"""The LASSO and the elastic net for one signal, to a duality gap, with implicit derivatives."""
 
 from collections.abc import Callable
 from functools import partial
@@ -62,8 +62,8 @@ def lasso(
     Args:
         D: (m, d).
         y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`. (`lam_of_paper`
-            converts a lambda that stands on the data term.)
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`;
+            `lam_of_paper` converts a lambda that stands on the data term.
         ratio: in place of lam, lam / lam_max(D, y).
         tol: duality gap to stop at, relative to norm(y)^2 / 2.
         nonnegative: minimise over x >= 0.
@@ -165,7 +165,9 @@ def weights(
     _checks.nonnegative(value, name, where)
     _checks.finite(value, name, where)
     each = per_atom(D, y, flat_code(D, value), name, where)
-    return each if ratio is None else each * lam_max(D, y, nonnegative=nonnegative).astype(each.dtype)
+    return (
+        each if ratio is None else each * lam_max(D, y, nonnegative=nonnegative).astype(each.dtype)
+    )
 
 
 def start_code(D: Dictionary, y: Array, start: ArrayLike | None, where: str) -> Array:
@@ -294,9 +296,7 @@ def _rest(x: Array) -> Momentum:
 def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
     """The minimiser with the support and signs of x, cut to these; `limit` steps at most."""
     signs = jnp.sign(x)
-    change = conjugate_gradients(
-        partial(_curvature, problem, signs), _slope(problem, x), limit
-    )
+    change = conjugate_gradients(partial(_curvature, problem, signs), _slope(problem, x), limit)
     found = x + change
     return jnp.where(found * signs > 0, found, 0)
 

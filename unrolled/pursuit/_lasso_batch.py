@@ -175,9 +175,7 @@ def _start(D: Dictionary, Y: Array, start: ArrayLike | None, where: str) -> Arra
         return jnp.zeros((len(Y), 1), Y.dtype)
     X = _checks.as_float(flat_code(D, start), "start", where)
     if X.shape != (len(Y), D.shape[1]):
-        raise ValueError(
-            f"{where}: start has shape {X.shape}; expected ({len(Y)}, {D.shape[1]})"
-        )
+        raise ValueError(f"{where}: start has shape {X.shape}; expected ({len(Y)}, {D.shape[1]})")
     _checks.finite(X, "start", where)
     return X.astype(Y.dtype)
 
@@ -221,9 +219,9 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
         with _threads() as share:
             for first in range(0, len(known), _BLOCK):
                 some = known[first : first + _BLOCK]
-                signals = _prepared(problem, Y[some], lam[some])
-                if warm:
-                    _begin_at(problem, signals, start[some])
+                signals = _empty(Y[some], lam[some], d)
+                first_codes = start[some] if warm else None
+                share(partial(_begin, problem, signals, first_codes), _parts(np.arange(len(some))))
                 _run(problem, steppers, signals, max_steps, share)
                 x[some], gap[some] = signals.x, signals.gap
                 residual[some], steps[some] = signals.residual, signals.steps
@@ -253,30 +251,39 @@ def _threads() -> Iterator[Callable]:
         yield lambda f, parts: list(pool.map(f, parts))
 
 
-def _prepared(problem: _Problem, Y: np.ndarray, lam: np.ndarray) -> _Signals:
-    """Signals at the code 0, with its gap."""
-    n, d = len(Y), problem.D.shape[1]
-    unit = np.sum(Y**2, 1) / 2
-    zeros = partial(np.zeros, (n, d))
-    signals = _Signals(
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    """Rows in chunks of one size."""
+    return np.array_split(rows, -(-len(rows) // _CHUNK))
+
+
+def _empty(Y: np.ndarray, lam: np.ndarray, d: int) -> _Signals:
+    """Signals at the code 0."""
+    n, unit = len(Y), np.sum(Y**2, 1) / 2
+    single, double = np.zeros((2, n, d), np.float32), np.zeros((2, n, d))
+    return _Signals(
         Y,
-        Y @ problem.D,
+        double[0],
         lam,
         np.where(unit > 0, unit, 1),
-        zeros(np.float32),
-        zeros(np.float32),
-        zeros(),
+        single[0],
+        single[1],
+        double[1],
         np.full(n, np.inf),
-        np.zeros(n),
+        np.sqrt(2 * unit),
         np.zeros(n, int),
     )
-    _keep(problem, signals, np.arange(n), signals.x)
-    return signals
 
 
-def _begin_at(problem: _Problem, signals: _Signals, start: np.ndarray) -> None:
-    """Begin with given codes and the supports that they suggest."""
-    left = np.flatnonzero(signals.gap > problem.tol)
+def _begin(
+    problem: _Problem, signals: _Signals, start: np.ndarray | None, part: np.ndarray
+) -> None:
+    """D'y and the gap of the code 0; then, of given codes and the supports that they suggest."""
+    signals.products[part] = signals.Y[part] @ problem.D
+    s = _dual_scale(problem, signals.lam[part], signals.products[part])[:, 0]
+    signals.gap[part] = (1 - s) ** 2
+    left = part[signals.gap[part] > problem.tol]
+    if start is None or not len(left):
+        return
     z = np.maximum(start[left], 0) if problem.nonnegative else start[left]
     gap, g = _keep(problem, signals, left, z)
     lam = signals.lam[left]
@@ -303,7 +310,7 @@ def _run(
             _advance(problem, step, signals, part, count)
             _finish(problem, signals, part)
 
-        share(work, np.array_split(left, -(-len(left) // _CHUNK)))
+        share(work, _parts(left))
         stage, done = stage + 1, done + count
 
 
@@ -330,11 +337,12 @@ class _Steppers:
         return self.made[rho, dtype]
 
     def _make(self, rho: float, dtype: type) -> _Stepper:
-        D, damped = self.problem.D.astype(dtype), rho + self.problem.l2
+        D: np.ndarray = self.problem.D.astype(dtype)
+        damped = rho + self.problem.l2
         m, d = D.shape
         share = _RELAXATION * rho / damped
         if d <= 2 * m:  # one product with a square matrix, else two thin ones
-            gram = self.problem.gram[:d, :d].astype(dtype)
+            gram: np.ndarray = self.problem.gram[:d, :d].astype(dtype)
             inverse = _inverse(gram + damped * np.eye(d, dtype=dtype))
             E = share * damped * inverse + (1 - _RELAXATION) * np.eye(d, dtype=dtype)
             K = _RELAXATION * D @ inverse
@@ -348,8 +356,9 @@ class _Steppers:
 def _inverse(A: np.ndarray) -> np.ndarray:
     """The inverse of a positive definite matrix, by its Cholesky factor."""
     factor, invert = (
-        (lapack().spotrf, lapack().spotri) if A.dtype == np.float32 else
-        (lapack().dpotrf, lapack().dpotri)
+        (lapack().spotrf, lapack().spotri)
+        if A.dtype == np.float32
+        else (lapack().dpotrf, lapack().dpotri)
     )
     upper = np.triu(invert(factor(A)[0])[0])
     return upper + np.triu(upper, 1).T
@@ -471,6 +480,13 @@ def _least_between(
     return np.where(t == step, 0, x + step * d)
 
 
+def _dual_scale(problem: _Problem, lam: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual."""
+    size = g if problem.nonnegative else np.abs(g)
+    top = size.max(1, keepdims=True) if lam.shape[1] == 1 else size
+    return np.divide(lam, top, out=np.ones_like(top), where=top > lam).min(1, keepdims=True)
+
+
 def _keep(
     problem: _Problem, signals: _Signals, part: np.ndarray, x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -482,9 +498,7 @@ def _keep(
     r = signals.Y[part] - x @ D.T
     h = r @ D
     g = h - l2 * x if l2 else h
-    size = g if problem.nonnegative else np.abs(g)
-    top = size.max(1, keepdims=True) if lam.shape[1] == 1 else size
-    s = np.divide(lam, top, out=np.ones_like(top), where=top > lam).min(1, keepdims=True)
+    s = _dual_scale(problem, lam, g)
     squares = np.einsum("ij,ij->i", r, r)
     energy = squares + l2 * np.einsum("ij,ij->i", x, x)
     penalty = lam * np.abs(x)

@@ -18,13 +18,13 @@ from unrolled.pursuit._ista import Pursuit, half_energy, in_range
 
 
 class _Chosen(NamedTuple):
-    """The atoms chosen so far, as many as `count`, in arrays of the largest number k."""
+    """The atoms chosen so far, as many as `size`, in arrays of the largest number k."""
 
-    atoms: Array  # (k,) their indices, 0 beyond count
+    atoms: Array  # (k,) their indices, 0 beyond size
     L: Array  # (k, k) the Cholesky factor of their Gram matrix, continued by I
     x: Array  # (d,) the code
     r: Array  # (m,) y - D x
-    count: Array  # ()
+    size: Array  # ()
     ended: Array  # () whether no further atom helps
 
 
@@ -113,7 +113,7 @@ def _omp(D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int) ->
     )
     with jax.default_matmul_precision("highest"):
         found = lax.while_loop(
-            lambda s: (s.count < most) & ~s.ended & (norm(s.r) > stop),
+            lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop),
             partial(_choose, D, y, norms, rounding),
             start,
         )
@@ -123,13 +123,13 @@ def _omp(D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int) ->
     residual = norm(found.r)
     known = jnp.isfinite(residual)
     converged = known & (gap <= rounding) & ((tol is None) | (residual <= stop))
-    return Pursuit(found.x, jnp.where(known, gap, jnp.inf), residual, found.count, converged)
+    return Pursuit(found.x, jnp.where(known, gap, jnp.inf), residual, found.size, converged)
 
 
 def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) -> _Chosen:
     """One more atom, if one helps."""
     slots, d = jnp.arange(len(s.atoms)), D.shape[1]
-    taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.count)
+    taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.size)
     g = jnp.where(taken, 0, jnp.abs(s.r @ D))
     j = jnp.argmax(g)
     column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
@@ -137,19 +137,19 @@ def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) 
     pivot = norms[j] ** 2 - jnp.sum(row**2)
     helps = (g[j] > rounding * norms[j] * norm(y)) & (pivot > rounding * norms[j] ** 2)
     root = jnp.sqrt(jnp.where(helps, pivot, 1))
-    L = jnp.where((slots == s.count)[:, None], row[None, :], s.L).at[s.count, s.count].set(root)
-    grown = s._replace(atoms=s.atoms.at[s.count].set(j), L=L, count=s.count + 1)
+    L = jnp.where((slots == s.size)[:, None], row[None, :], s.L).at[s.size, s.size].set(root)
+    grown = s._replace(atoms=s.atoms.at[s.size].set(j), L=L, size=s.size + 1)
     # From the last code, which is already solved: the error of the factor does not stay in x.
     x = s.x
     for _ in range(2):
         correction = solve_triangular(
             L, solve_triangular(L, _held(grown, (y - D @ x) @ D), lower=True), lower=True, trans=1
         )
-        x = x.at[grown.atoms].add(jnp.where(slots <= s.count, correction, 0))
+        x = x.at[grown.atoms].add(jnp.where(slots <= s.size, correction, 0))
     grown = grown._replace(x=x, r=y - D @ x)
     return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.ones((), bool)))
 
 
 def _held(s: _Chosen, v: Array) -> Array:
-    """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their count."""
-    return jnp.where(jnp.arange(len(s.atoms)) < s.count, v[s.atoms], 0)
+    """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their number."""
+    return jnp.where(jnp.arange(len(s.atoms)) < s.size, v[s.atoms], 0)
