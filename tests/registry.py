@@ -149,14 +149,17 @@ SOLVERS = {
 }
 
 # Every pursuit for one signal, each called as `solve(D, y)`.
-PURSUITS = {name: partial(solve, lam=0.1) for name, solve in SOLVERS.items()}
-PURSUITS["threshold"] = partial(ur.pursuit.threshold, theta=0.1)
-PURSUITS |= {
-    "lasso, ratio": partial(ur.pursuit.lasso, ratio=0.2),
-    "lasso, elastic and nonnegative": partial(ur.pursuit.lasso, lam=0.1, l2=0.1, nonnegative=True),
-    "lasso_path": partial(ur.pursuit.lasso_path, ratio=np.array([0.9, 0.5, 0.2])),
+PURSUITS = {
+    "lasso": partial(ur.pursuit.lasso, lam=0.1),
     "omp": partial(ur.pursuit.omp, sparsity=3),
-    "omp, tol": partial(ur.pursuit.omp, tol=0.3),
-    "basis_pursuit": ur.pursuit.basis_pursuit,
     "bpdn": partial(ur.pursuit.bpdn, eps=0.3),
+    "lasso_path": partial(ur.pursuit.lasso_path, ratio=np.array([0.9, 0.5, 0.2])),
+    "omp, tol": partial(ur.pursuit.omp, tol=0.3),
+    "lasso, elastic and nonnegative": partial(ur.pursuit.lasso, lam=0.1, l2=0.1, nonnegative=True),
+    "lasso, ratio": partial(ur.pursuit.lasso, ratio=0.2),
+    "basis_pursuit": ur.pursuit.basis_pursuit,
+    "threshold": partial(ur.pursuit.threshold, theta=0.1),
+}
+PURSUITS |= {
+    name: partial(solve, lam=0.1) for name, solve in SOLVERS.items() if name != "threshold"
 }

@@ -24,9 +24,12 @@ from unrolled.pursuit._ista import (
     per_atom,
     static_tol,
 )
+from unrolled.pursuit._line import least_between
 
 # Steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
+# Blocks between two finishes by conjugate gradients, at most.
+_OFTEN = 16
 
 
 class Penalized(NamedTuple):
@@ -253,14 +256,15 @@ def code(
         state, steps, _ = carry
         state, steps = lax.scan(step, state, length=_BLOCK)[0], steps + _BLOCK
         gap = relative_gap(state.x)
-        # After 1, 2, 4, ... blocks, at most as many products for the finish as for the steps.
+        # After 1, 2, 4, ... blocks, then every 16: as many products as for the steps, or fewer.
         blocks = steps // _BLOCK
-        due = (blocks & (blocks - 1) == 0) & (gap > tol)
-        x = on_support(problem, state.x, jnp.where(due, steps, 0))
-        finished = relative_gap(x)
-        better = finished < gap
-        state = jax.tree.map(partial(jnp.where, better), _rest(x), state)
-        return state, steps, jnp.where(better, finished, gap)
+        due = (blocks & (blocks - 1) == 0) | (blocks % _OFTEN == 0)
+        limit = jnp.minimum(steps, _OFTEN * _BLOCK)
+        due = due & (gap > tol)
+        x = on_support(problem, state.x, jnp.where(due, limit, 0))
+        x = jax.nn.relu(x) if nonnegative else x
+        state = jax.tree.map(partial(jnp.where, due), _rest(x), state)
+        return state, steps, jnp.where(due, relative_gap(x), gap)
 
     zero = jnp.zeros_like(start)
     start = jax.nn.relu(start) if nonnegative else start
@@ -294,11 +298,11 @@ def _rest(x: Array) -> Momentum:
 
 
 def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
-    """The minimiser with the support and signs of x, cut to these; `limit` steps at most."""
-    signs = jnp.sign(x)
-    change = conjugate_gradients(partial(_curvature, problem, signs), _slope(problem, x), limit)
-    found = x + change
-    return jnp.where(found * signs > 0, found, 0)
+    """The least objective from x towards the minimiser on its support, `limit` steps at most."""
+    signs, slope = jnp.sign(x), _slope(problem, x)
+    change = conjugate_gradients(partial(_curvature, problem, signs), slope, limit)
+    lam = jnp.broadcast_to(problem.lam, x.shape)
+    return least_between(jnp, *(v[None] for v in (x, change, slope, lam, signs)))[0]
 
 
 def _slope(problem: Penalized, x: Array) -> Array:

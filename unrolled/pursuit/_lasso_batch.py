@@ -25,6 +25,7 @@ from unrolled._numbers import exponent, ldexp, wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
 from unrolled.pursuit._ista import Pursuit, static_tol
+from unrolled.pursuit._line import least_between
 
 # ADMM: over-relaxation; penalties rho over the mean squared norm of an atom, and steps with each.
 # A well-conditioned support is found soonest with rho near 1, a coherent one with less.
@@ -414,6 +415,8 @@ def _finish(problem: _Problem, signals: _Signals, part: np.ndarray) -> None:
         if not len(rows):
             break
         _solve_on_supports(problem, signals, part[rows], x, signs)
+        if problem.nonnegative:
+            np.maximum(x, 0, out=x)
         gap, g = _keep(problem, signals, part[rows], x)
         left = ~(gap <= problem.tol)
         rows, x, g = rows[left], x[left], g[left]
@@ -451,33 +454,7 @@ def _solve_on_supports(
             change = np.linalg.solve(A, slope)
         except np.linalg.LinAlgError:  # these codes stay where they are
             continue
-        x[own, atom] = _least_between(p, change[..., 0], slope[..., 0], lam, s)[i, slot]
-
-
-def _least_between(
-    x: np.ndarray, d: np.ndarray, slope: np.ndarray, lam: np.ndarray, signs: np.ndarray
-) -> np.ndarray:
-    """The minimiser of the objective among x + t d, 0 <= t <= 1.
-
-    With these signs it is -f t + f t^2 / 2, f = slope . d, up to a constant; where an entry changes
-    its sign, the slope rises by 2 lam_i abs(d_i).
-    """
-    crosses = (x + d) * signs < 0
-    if not crosses.any():
-        return x + d
-    size = np.abs(d)
-    t = np.divide(np.abs(x), size, out=np.full_like(x, np.inf), where=crosses)
-    order = np.argsort(t, 1)
-    sorted_t = np.take_along_axis(t, order, 1)
-    after = np.cumsum(np.take_along_axis(np.where(crosses, 2 * lam * size, 0), order, 1), 1)
-    f = np.maximum(np.sum(d * slope, 1, keepdims=True), np.finfo(float).tiny)
-    passed = np.sum(after < f * (1 - sorted_t), 1, keepdims=True)
-    # The first crossing that is not passed, and the rises before it.
-    pad = np.zeros((len(x), 1))
-    before = np.take_along_axis(np.hstack([pad, after]), passed, 1)
-    limit = np.take_along_axis(np.hstack([sorted_t, pad + np.inf]), passed, 1)
-    step = np.minimum(1 - before / f, limit)
-    return np.where(t == step, 0, x + step * d)
+        x[own, atom] = least_between(np, p, change[..., 0], slope[..., 0], lam, s)[i, slot]
 
 
 def _dual_scale(problem: _Problem, lam: np.ndarray, g: np.ndarray) -> np.ndarray:
