@@ -3,6 +3,7 @@
 A test sees to it that every family, dictionary, activation and solver of the library has a line.
 """
 
+import functools
 from functools import partial
 
 import jax
@@ -125,6 +126,17 @@ DICTIONARIES = {
     ),
 }
 
+
+def _alone(solve):
+    """A solver of batches for one signal."""
+
+    @functools.wraps(solve)
+    def run(D, y, *arguments, **options):
+        return jax.tree.map(lambda v: v[0], solve(D, y[None], *arguments, **options))
+
+    return run
+
+
 # The pursuits with a penalty, each called as `solve(D, y, lam, **options)`. The threshold is that
 # of the LASSO where D is orthonormal.
 SOLVERS = {
@@ -132,4 +144,22 @@ SOLVERS = {
     "ista": ur.pursuit.ista,
     "fista": ur.pursuit.fista,
     "fista, no restart": partial(ur.pursuit.fista, restart=False),
+    "lasso": ur.pursuit.lasso,
+    "lasso_batch": _alone(ur.pursuit.lasso_batch),
+}
+
+# Every pursuit for one signal, each called as `solve(D, y)`.
+PURSUITS = {
+    "lasso": partial(ur.pursuit.lasso, lam=0.1),
+    "omp": partial(ur.pursuit.omp, sparsity=3),
+    "bpdn": partial(ur.pursuit.bpdn, eps=0.3),
+    "lasso_path": partial(ur.pursuit.lasso_path, ratio=np.array([0.9, 0.5, 0.2])),
+    "omp, tol": partial(ur.pursuit.omp, tol=0.3),
+    "lasso, elastic and nonnegative": partial(ur.pursuit.lasso, lam=0.1, l2=0.1, nonnegative=True),
+    "lasso, ratio": partial(ur.pursuit.lasso, ratio=0.2),
+    "basis_pursuit": ur.pursuit.basis_pursuit,
+    "threshold": partial(ur.pursuit.threshold, theta=0.1),
+}
+PURSUITS |= {
+    name: partial(solve, lam=0.1) for name, solve in SOLVERS.items() if name != "threshold"
 }

@@ -121,9 +121,25 @@ def test_every_activation_has_a_line():
 
 def test_every_pursuit_with_a_penalty_has_a_line():
     listed = {getattr(solve, "func", solve).__name__ for solve in registry.SOLVERS.values()}
-    # That of the stripes takes a `Conv` only and solves another problem.
-    offers = set(offered(ur.pursuit, ur.pursuit.Pursuit, positional=3)) - {"local_sparsity"}
-    assert offers == listed
+    penalties = {"lam", "theta"}
+    found = {
+        name
+        for name in offered(ur.pursuit, ur.pursuit.Pursuit)
+        if penalties & set(inspect.signature(getattr(ur.pursuit, name)).parameters)
+    }
+    assert found - OF_STRIPES == listed
+
+
+def test_every_pursuit_has_a_line():
+    def name(solve):
+        return name(solve.func) if isinstance(solve, partial) else solve.__name__
+
+    found = {n for kind in PURSUIT_TYPES for n in offered(ur.pursuit, kind)}
+    assert found - OF_STRIPES == {name(solve) for solve in registry.PURSUITS.values()}
+
+
+# It takes a `Conv` only, and the penalty is that of the stripes.
+OF_STRIPES = {"local_sparsity"}
 
 
 # Layers
@@ -701,3 +717,51 @@ def test_solvers_take_structured_dictionaries(solver, kind):
     # root of both.
     tolerance = 2 * np.sqrt(2e-6) * np.linalg.norm(y) if ours.converged else 1e-12
     assert float(ours.residual) == pytest.approx(float(matrix.residual), abs=tolerance)
+
+
+# Pursuits of one signal
+
+PURSUIT_TYPES = ur.pursuit.Pursuit, ur.pursuit.Path
+
+
+@pytest.fixture(params=registry.PURSUITS)
+def pursue(request):
+    return registry.PURSUITS[request.param]
+
+
+def test_pursuits_answer_alike_however_they_are_run(pursue, plain):
+    """Eager, compiled and for a batch: a zero signal has the zero code, a bad one is marked."""
+    D = plain[0]
+    Y = np.concatenate([signals(M, seed=5)[:2], np.zeros((1, M)), np.full((1, M), np.nan)])
+    run = jax.jit(jax.vmap(pursue, (None, 0)))
+    found, eager = run(D, Y), pursue(D, Y[0])
+    assert_close(found.x[0], eager.x, 1e-9)
+    assert np.all(found.steps[0] == eager.steps) and found.x.dtype == np.float64
+    assert not found.x[2].any() and found.converged[2].all() and not found.residual[2].any()
+    assert not found.converged[3].any() and not np.isfinite(found.gap[3]).any()
+    x = np.asarray(found.x[:2])
+    assert_close(
+        found.residual[:2],
+        np.linalg.norm(Y[:2, None] - x.reshape(2, -1, N) @ D.T, axis=-1).reshape(
+            found.residual[:2].shape
+        ),
+        1e-12,
+    )
+    assert jax.eval_shape(jax.vmap(pursue, (None, 0)), D, Y[:0]).x.shape[0] == 0
+
+
+def test_pursuits_keep_float32(pursue, plain):
+    D, y = (np.asarray(v, np.float32) for v in plain[:2])
+    found = pursue(D, y)
+    assert found.x.dtype == found.gap.dtype == found.residual.dtype == np.float32
+    assert np.isfinite(found.x).all() and (found.gap >= 0).all()
+
+
+def test_pursuits_take_pictures_of_convolutions(pursue):
+    D = dictionary("conv 2-D, valid")
+    y = signals(D.shape[0])[0]
+    flat = pursue(D, y)
+    for grid in (D.signal_grid, D.signal_shape):  # with the axis of the one channel, and without
+        found = pursue(D, y.reshape(grid))
+        assert found.x.shape == (*flat.gap.shape, *D.code_grid)
+        assert_equal(np.asarray(found.x).reshape(flat.x.shape), flat.x)

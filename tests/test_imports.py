@@ -283,8 +283,9 @@ PINNED = {
     "theory": "mutual_coherence welch_bound coherence babel generalized_coherence stripe_norm "
     "recover_on_supports sparsity_bound max_sparsity schedule rounding_guard error_bar "
     "deep_schedule activation_schedule minimal_entry_weights is_feasible uniqueness stability",
-    "pursuit": "threshold ista fista basis_pursuit layered_thresholding layered_basis_pursuit "
-    "project ml_ista ml_fista ml_basis_pursuit holistic local_error local_sparsity",
+    "pursuit": "threshold ista fista omp basis_pursuit bpdn lasso lasso_batch lasso_path "
+    "layered_thresholding layered_basis_pursuit project ml_ista ml_fista ml_basis_pursuit "
+    "holistic local_error local_sparsity",
     "layers": "Layer FAMILIES Unrolled stack unstack unroll ista fista lista lista_cp alista",
     "analytic": "frobenius_weights minimax_weights ista lista_cp alista hyperlista dsc calibrate "
     "HypothesisWarning",

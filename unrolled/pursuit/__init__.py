@@ -3,6 +3,9 @@
 from unrolled.pursuit._basis_pursuit import (
     basis_pursuit,
 )
+from unrolled.pursuit._bpdn import (
+    bpdn,
+)
 from unrolled.pursuit._deep import (
     DeepPursuit,
     sweep,
@@ -22,6 +25,18 @@ from unrolled.pursuit._ista import (
     lasso_objective,
     lipschitz,
     threshold,
+)
+from unrolled.pursuit._lasso import (
+    lam_max,
+    lam_of_paper,
+    lasso,
+)
+from unrolled.pursuit._lasso_batch import (
+    lasso_batch,
+)
+from unrolled.pursuit._lasso_path import (
+    Path,
+    lasso_path,
 )
 from unrolled.pursuit._layered import (
     Layered,
@@ -43,6 +58,9 @@ from unrolled.pursuit._ml_ista import (
     ml_ista,
     ml_ista_step,
 )
+from unrolled.pursuit._omp import (
+    omp,
+)
 from unrolled.pursuit._project import (
     project,
 )
@@ -52,16 +70,23 @@ __all__ = [
     "DeepPursuit",
     "Layered",
     "Momentum",
+    "Path",
     "Pursuit",
     "State",
     "basis_pursuit",
+    "bpdn",
     "duality_gap",
     "fista",
     "fista_step",
     "holistic",
     "ista",
     "ista_step",
+    "lam_max",
+    "lam_of_paper",
+    "lasso",
+    "lasso_batch",
     "lasso_objective",
+    "lasso_path",
     "layered_basis_pursuit",
     "layered_thresholding",
     "lipschitz",
@@ -73,5 +98,6 @@ __all__ = [
     "ml_ista_step",
     "project",
     "sweep",
+    "omp",
     "threshold",
 ]

@@ -12,6 +12,7 @@ from unrolled import linear_programs as lp
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, widened
 from unrolled.dictionaries import Dictionary, dense, operands
+from unrolled.pursuit._grids import flat_signal, on_grid
 from unrolled.pursuit._ista import Pursuit, in_range
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
@@ -32,7 +33,7 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
 
     Args:
         D: (m, d). Structured dictionaries are made dense.
-        y: (m,).
+        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
         tol: relative duality gap.
 
     Returns:
@@ -53,6 +54,7 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
         >>> bool(found.converged), found.x[jnp.array([3, 20])].round(3).tolist()
         (True, [2.0, -1.0])
     """
+    y, grid = flat_signal(D, y, "basis_pursuit")
     D, y, _ = operands(D, y, "basis_pursuit")
     if not tol > 0:
         raise ValueError(f"basis_pursuit: tol must be positive, got {tol}")
@@ -63,7 +65,8 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     found = ldexp(x, b - a)
     with jax.default_matmul_precision("highest"):
         residual = ldexp(norm(y - D @ x), b)
-    return Pursuit(found, gap, residual, steps, converged & in_range(found, x, b - a))
+    converged = converged & in_range(found, x, b - a)
+    return on_grid(Pursuit(found, gap, residual, steps, converged), grid)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

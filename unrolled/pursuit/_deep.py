@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -94,15 +93,6 @@ def one_per_layer(values: Any, name: str, J: int, where: str) -> tuple:
         got = len(values) if isinstance(values, (tuple, list)) else type(values).__name__
         raise ValueError(f"{where}: expected a tuple of {J} {name}, one per layer, got {got}")
     return tuple(values)
-
-
-def as_tolerance(tol: Any, where: str) -> float:
-    """A positive tolerance, static."""
-    if isinstance(tol, jax.core.Tracer):
-        raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
-    if not tol > 0:
-        raise ValueError(f"{where}: tol must be positive, got {tol}")
-    return float(tol)
 
 
 def as_start(chain: Chain, start: ArrayLike | None, where: str) -> Array:

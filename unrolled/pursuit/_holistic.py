@@ -19,12 +19,11 @@ from unrolled.pursuit._deep import (
     Codes,
     DeepPursuit,
     as_problem,
-    as_tolerance,
     codes_of,
     one_per_layer,
     result,
 )
-from unrolled.pursuit._ista import half_energy, solve
+from unrolled.pursuit._ista import half_energy, solve, static_tol
 from unrolled.pursuit._splitting import admm, null_space
 
 
@@ -85,7 +84,7 @@ def holistic(
         (True, [3, 7])
     """
     where = "holistic"
-    tol, max_steps = as_tolerance(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
     Ds = as_chain(Ds, where)
     chain = as_problem(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
     most = _most(sparsity, chain.end, where)

@@ -14,6 +14,7 @@ from unrolled._checks import Array
 from unrolled._numbers import at_least, exponent, ldexp, norm, power_of_two, wide_dtype
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm, spread
+from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
 
 
 class Pursuit(NamedTuple):
@@ -262,8 +263,10 @@ def ista(
         (True, [3, 20])
     """
     activation = by_name(activation)
+    y, grid = flat_signal(D, y, "ista")
     problem, tol, max_steps = _prepare("ista", D, y, lam, tol, max_steps, activation)
-    return _ista(problem, tol, max_steps, activation)
+    found = _ista(problem, tol, max_steps, activation)
+    return on_grid(found, grid)
 
 
 # The loops are compiled once per shape and options: an eager loop would be at every call.
@@ -311,8 +314,10 @@ def fista(
         (True, [3, 20])
     """
     activation = by_name(activation)
+    y, grid = flat_signal(D, y, "fista")
     problem, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps, activation)
-    return _fista(problem, tol, max_steps, activation, restart)
+    found = _fista(problem, tol, max_steps, activation, restart)
+    return on_grid(found, grid)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -362,6 +367,7 @@ def threshold(
         >>> found.x.tolist(), bool(found.converged)
         ([2.0, 0.0, -1.0], True)
     """
+    y, grid = flat_signal(D, y, "threshold")
     D, y, _ = operands(D, y, "threshold")
     _checks.nonnegative(theta, "theta", "threshold")
     theta, activation = per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
@@ -369,7 +375,7 @@ def threshold(
     problem = _scaled(D, y, theta, (zero, exponent(y) if activation == relu else zero))
     with jax.default_matmul_precision("highest"):
         x = shrink(problem.y @ D, problem.lam, activation)
-        return _result(problem, x, tol, jnp.ones((), int))
+        return on_grid(_result(problem, x, tol, jnp.ones((), int)), grid)
 
 
 class _Problem(NamedTuple):
@@ -412,12 +418,7 @@ def _prepare(
     _checks.nonnegative(lam, "lam", where)
     _checks.finite(lam, "lam", where)
     lam = per_atom(D, y, lam, "lam", where)
-    if isinstance(tol, jax.core.Tracer):
-        raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
-    if tol is not None and not tol > 0:
-        raise ValueError(
-            f"{where}: tol must be positive, or None for a fixed number of steps; got {tol}"
-        )
+    tol = None if tol is None else static_tol(tol, where, ", or None for a fixed number of steps")
     size = spectral_norm(D)
     if _checks.is_concrete(size) and not size > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
@@ -425,13 +426,27 @@ def _prepare(
     zero = jnp.zeros((), jnp.int32)
     a, b = (exponent(size), exponent(y)) if activation == relu else (zero, zero)
     problem = _scaled(D, y, lam, (a, b), 1 / ldexp(size, -a) ** 2)
-    tol = None if tol is None else float(tol)
     return problem, tol, _checks.as_index(max_steps, "max_steps", where)
+
+
+def static_tol(tol: float, where: str, otherwise: str = "") -> float:
+    """A tolerance as a number, checked to be positive.
+
+    Example:
+        >>> from unrolled.pursuit._ista import static_tol
+        >>> static_tol(1e-6, "caller")
+        1e-06
+    """
+    if isinstance(tol, jax.core.Tracer):
+        raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
+    if not tol > 0:
+        raise ValueError(f"{where}: tol must be positive{otherwise}, got {tol}")
+    return float(tol)
 
 
 def per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
     """One number or one per atom; one per filter of a `Conv` is repeated over its positions."""
-    each = spread(D, jnp.asarray(value, wide_dtype(y.dtype)))
+    each = spread(D, jnp.asarray(flat_code(D, value), wide_dtype(y.dtype)))
     if each.shape not in ((), (D.shape[1],)):
         raise ValueError(f"{where}: {name} has shape {each.shape}; expected () or ({D.shape[1]},)")
     return each

@@ -13,8 +13,8 @@ from unrolled._checks import Array
 from unrolled._numbers import ldexp, norm
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, dense
-from unrolled.pursuit._deep import Chain, as_problem, as_start, as_tolerance
-from unrolled.pursuit._ista import Pursuit, half_energy, in_range, solve
+from unrolled.pursuit._deep import Chain, as_problem, as_start
+from unrolled.pursuit._ista import Pursuit, half_energy, in_range, solve, static_tol
 from unrolled.pursuit._local_error import as_convolution, as_number
 from unrolled.pursuit._splitting import Splits, admm
 
@@ -72,7 +72,7 @@ def local_sparsity(
     """
     where = "local_sparsity"
     as_convolution(D, where)
-    tol, max_steps = as_tolerance(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
     chain = as_problem(where, (D,), y, (as_number(lam, "lam", where),))
     return _local_sparsity(chain, as_start(chain, start, where), tol, max_steps)
 

@@ -20,12 +20,11 @@ from unrolled.pursuit._deep import (
     DeepPursuit,
     as_problem,
     as_start,
-    as_tolerance,
     chain_gap,
     codes_of,
     result,
 )
-from unrolled.pursuit._ista import half_energy, solve
+from unrolled.pursuit._ista import half_energy, solve, static_tol
 from unrolled.pursuit._splitting import admm, null_space
 
 # Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.
@@ -82,7 +81,7 @@ def ml_basis_pursuit(
         (True, True)
     """
     where = "ml_basis_pursuit"
-    tol, max_steps = as_tolerance(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
     chain = as_problem(where, Ds, y, lams)
     return _ml_basis_pursuit(chain, as_start(chain, start, where), tol, max_steps)
 

@@ -17,13 +17,20 @@ from unrolled.pursuit._deep import (
     DeepPursuit,
     as_problem,
     as_start,
-    as_tolerance,
     chain_gap,
     codes_of,
     result,
     sweep,
 )
-from unrolled.pursuit._ista import Momentum, State, extrapolated, half_energy, ista_step, solve
+from unrolled.pursuit._ista import (
+    Momentum,
+    State,
+    extrapolated,
+    half_energy,
+    ista_step,
+    solve,
+    static_tol,
+)
 
 
 def ml_ista_step(
@@ -237,5 +244,5 @@ def _options(where: str, step: Any, tol: Any, max_steps: Any) -> tuple[float, fl
         raise TypeError(f"{where}: step must be static, got a traced value; try static_argnames")
     if not 0 < step <= 1:
         raise ValueError(f"{where}: step must be in (0, 1], got {step}")
-    tol = None if tol is None else as_tolerance(tol, where)
+    tol = None if tol is None else static_tol(tol, where)
     return float(step), tol, _checks.as_index(max_steps, "max_steps", where)

@@ -1,0 +1,77 @@
+"""Basis pursuit denoising against its dual, the LASSO, and its limits."""
+
+import jax
+import numpy as np
+import pytest
+from oracles import normal, unit
+
+from unrolled import pursuit
+
+M, N = 20, 40
+D = unit(normal(0, M, N))
+y = D[:, :3] @ normal(1, 3) + 0.1 * normal(2, M)
+
+
+@pytest.mark.parametrize("share", [1e-3, 0.1, 0.5, 0.95])
+def test_codes_are_feasible_and_their_value_is_that_of_a_dual_point(share):
+    eps = share * np.linalg.norm(y)
+    found = pursuit.bpdn(D, y, eps)
+    x = np.asarray(found.x)
+    r = y - D @ x
+    assert found.converged and np.linalg.norm(r) <= eps * (1 + 1e-14)
+    assert found.residual == pytest.approx(np.linalg.norm(r))
+    z = r / np.abs(D.T @ r).max()
+    size, dual = np.abs(x).sum(), y @ z - eps * np.linalg.norm(z)
+    assert 0 <= size - dual <= 1e-6 * size
+    assert found.gap == pytest.approx((size - dual) / size, abs=1e-12)
+
+
+def test_a_code_is_that_of_the_lasso_with_its_residual():
+    lasso = pursuit.lasso(D, y, ratio=0.2, tol=1e-14)
+    found = pursuit.bpdn(D, y, lasso.residual, tol=1e-9)
+    assert found.converged and found.x == pytest.approx(np.asarray(lasso.x), abs=1e-7)
+
+
+def test_a_small_ball_is_basis_pursuit():
+    exact, found = pursuit.basis_pursuit(D, y), pursuit.bpdn(D, y, 1e-6)
+    assert found.converged
+    assert np.abs(found.x).sum() == pytest.approx(np.abs(exact.x).sum(), rel=1e-4)
+
+
+def test_a_ball_around_the_origin_has_the_zero_code():
+    for eps in (np.linalg.norm(y), 10.0):
+        found = pursuit.bpdn(D, y, eps)
+        assert found.converged and found.steps == 0 and not found.x.any()
+
+
+def test_a_signal_too_far_from_the_range_is_reported():
+    tall = D[:, :5]
+    least = np.linalg.norm(y - tall @ np.linalg.lstsq(tall, y, rcond=None)[0])
+    found = pursuit.bpdn(tall, y, 0.9 * least)
+    assert not found.converged and found.gap == np.inf and np.isfinite(found.x).all()
+    assert found.residual >= least * (1 - 1e-12)
+    assert pursuit.bpdn(tall, y, 1.01 * least).converged
+
+
+def test_float32_says_what_it_reached():
+    single = [np.asarray(v, np.float32) for v in (D, y)]
+    assert pursuit.bpdn(*single, 0.5).converged
+    hard = pursuit.bpdn(*single, 1e-4)
+    assert hard.converged == (hard.gap <= np.float32(1e-6)) and np.isfinite(hard.x).all()
+
+
+def test_faults_are_refused():
+    for eps, message in (
+        (0.0, "eps must be positive, got 0.0; try basis_pursuit"),
+        (-1.0, "eps must be positive"),
+        (np.nan, "eps has NaN"),
+        (np.ones(2), r"eps has shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=f"bpdn: {message}"):
+            pursuit.bpdn(D, y, eps)
+    with pytest.raises(ValueError, match="bpdn: tol must be positive"):
+        pursuit.bpdn(D, y, 0.1, tol=0.0)
+    with pytest.raises(ValueError, match="bpdn: D is zero"):
+        pursuit.bpdn(0 * D, y, 0.1)
+    with pytest.raises(TypeError, match="tol must be static"):
+        jax.jit(lambda tol: pursuit.bpdn(D, y, 0.1, tol=tol))(1e-3)

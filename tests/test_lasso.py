@@ -1,0 +1,248 @@
+"""The LASSO and the elastic net for one signal: solutions, derivatives, bad inputs; its path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import normal, unit
+from sklearn.linear_model import ElasticNet, Lasso, lars_path
+
+from unrolled import dictionaries, metrics, pursuit
+
+M, N = 20, 40
+D = unit(normal(0, M, N))
+y = D[:, :3] @ normal(1, 3) + 0.1 * normal(2, M)
+LAM = 0.1 * float(np.abs(D.T @ y).max())
+
+
+def objective(x, lam=LAM, l2=0.0, D=D, y=y):
+    x = np.asarray(x)
+    return np.sum((y - D @ x) ** 2) / 2 + np.sum(lam * np.abs(x)) + l2 / 2 * np.sum(x**2)
+
+
+# Solutions.
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_codes_are_those_of_scikit_learn(l2, nonnegative):
+    found = pursuit.lasso(D, y, LAM, l2=l2, nonnegative=nonnegative, tol=1e-13)
+    options = dict(fit_intercept=False, tol=1e-14, max_iter=100_000, positive=nonnegative)
+    if l2:
+        model = ElasticNet(alpha=(LAM + l2) / M, l1_ratio=LAM / (LAM + l2), **options)
+    else:
+        model = Lasso(alpha=LAM / M, **options)
+    assert found.converged and found.gap <= 1e-13
+    assert found.x == pytest.approx(model.fit(D, y).coef_, abs=1e-7)
+
+
+def test_weights_per_atom_and_optimality():
+    lam = LAM * np.random.default_rng(3).uniform(0.5, 3, N)
+    found = pursuit.lasso(D, y, lam, tol=1e-13)
+    assert metrics.kkt_violation(D, y, found.x, lam.min()) * lam.min() <= np.ptp(lam) + 1e-9
+    g, x = D.T @ (y - D @ found.x), np.asarray(found.x)
+    assert np.abs(g[x != 0] - (lam * np.sign(x))[x != 0]).max() <= 1e-9
+    assert (np.abs(g) <= lam + 1e-9).all()
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-3, 10.0])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_the_gap_bounds_the_excess_of_any_code(l2, nonnegative):
+    """At codes on the way, of random entries, and of the solution."""
+    options = dict(l2=l2, nonnegative=nonnegative)
+    best = objective(pursuit.lasso(D, y, LAM, tol=1e-14, **options).x, l2=l2)
+    for seed in range(10):
+        start = 0.3 * normal(seed, N) * (normal(seed + 50, N) > 0.5)
+        stopped = pursuit.lasso(D, y, LAM, start=start, max_steps=0, **options)
+        excess = (objective(stopped.x, l2=l2) - best) / (np.sum(y**2) / 2)
+        assert -1e-13 <= excess <= stopped.gap * (1 + 1e-12) + 1e-13
+
+
+def test_an_orthonormal_dictionary_shrinks_the_products():
+    Q = np.linalg.qr(normal(4, M, M))[0]
+    p = Q.T @ y
+    soft = np.sign(p) * np.maximum(np.abs(p) - LAM, 0)
+    assert pursuit.lasso(Q, y, LAM, tol=1e-14).x == pytest.approx(soft, abs=1e-12)
+    ridge = pursuit.lasso(Q, y, LAM, l2=0.5, tol=1e-14).x
+    assert ridge == pytest.approx(soft / 1.5, abs=1e-12)
+
+
+def test_the_ridge_alone_is_a_linear_system():
+    found = pursuit.lasso(D, y, 0.0, l2=0.3, tol=1e-14)
+    expected = np.linalg.solve(D.T @ D + 0.3 * np.eye(N), D.T @ y)
+    assert found.converged and found.x == pytest.approx(expected, abs=1e-7)
+
+
+def test_no_penalty_reproduces_the_signal_or_says_that_it_has_no_certificate():
+    found = pursuit.lasso(D, y, 0.0, tol=1e-12)
+    assert found.converged and found.residual <= 1e-6 * np.linalg.norm(y)
+    tall = pursuit.lasso(D[:, :8], y, 0.0, max_steps=500)
+    assert not tall.converged and tall.gap > 0.01
+    assert tall.x == pytest.approx(np.linalg.lstsq(D[:, :8], y, rcond=None)[0], abs=1e-9)
+
+
+def test_large_penalties_give_zero_without_a_step():
+    top = pursuit.lam_max(D, y)
+    for options in ({}, dict(start=np.ones(N)), dict(l2=0.1)):
+        for lam in (dict(lam=top), dict(lam=2 * top), dict(ratio=1.0), dict(lam=np.full(N, top))):
+            found = pursuit.lasso(D, y, **lam, **options)
+            assert found.steps == 0 and found.converged and not found.x.any()
+    assert pursuit.lasso(D, y, ratio=0.99).x.any()
+    assert not pursuit.lasso(D, -np.abs(D[:, 0]) * 0, LAM).x.any()
+    negative = -np.abs(y)
+    E = np.abs(D)
+    assert pursuit.lam_max(E, negative, nonnegative=True) == 0
+    assert not pursuit.lasso(E, negative, ratio=0.5, nonnegative=True).x.any()
+
+
+def test_a_fraction_and_the_letter_of_the_paper():
+    value = pursuit.lasso(D, y, LAM, tol=1e-12).x
+    assert pursuit.lasso(D, y, ratio=0.1, tol=1e-12).x == pytest.approx(
+        np.asarray(value), abs=1e-12
+    )
+    paper = 1 / (2 * LAM)  # norm(x, 1) + paper norm(y - D x)^2
+    assert float(pursuit.lam_of_paper(paper)) == pytest.approx(LAM)
+    near = np.asarray(value) + 1e-3 * normal(5, 30, N)
+    costs = [np.abs(x).sum() + paper * np.sum((y - D @ x) ** 2) for x in (value, *near)]
+    assert costs[0] < min(costs[1:])
+
+
+def test_a_warm_start_saves_steps():
+    E = np.asarray(dictionaries.dct((4, 4), (8, 8)), float)
+    signal = normal(6, 16)
+    cold = pursuit.lasso(E, signal, ratio=0.1, tol=1e-10)
+    near = pursuit.lasso(E, signal, ratio=0.101, tol=1e-10)
+    warm = pursuit.lasso(E, signal, ratio=0.1, tol=1e-10, start=near.x)
+    assert warm.steps < cold.steps and warm.x == pytest.approx(np.asarray(cold.x), abs=1e-4)
+    again = pursuit.lasso(E, signal, ratio=0.1, tol=1e-10, start=cold.x)
+    assert again.steps == 0 and (again.x == cold.x).all()
+
+
+@pytest.mark.parametrize("kind", ["twins", "rank", "zero"])
+def test_degenerate_dictionaries(kind):
+    A = {
+        "twins": np.hstack([D[:, :10], D[:, :10], -D[:, :10]]),
+        "rank": normal(7, M, 4) @ normal(8, 4, 30),
+        "zero": np.hstack([np.zeros((M, 2)), D]),
+    }[kind]
+    found = pursuit.lasso(A, y, ratio=0.1, tol=1e-9)
+    assert found.converged and np.isfinite(found.x).all()
+    far = pursuit.fista(A, y, 0.1 * np.abs(A.T @ y).max(), tol=1e-9, max_steps=100_000)
+    lam = 0.1 * np.abs(A.T @ y).max()
+    excess = objective(found.x, lam, D=A) - objective(far.x, lam, D=A)
+    assert abs(excess) <= 1e-9 * np.sum(y**2)
+
+
+def test_an_unreachable_tolerance_is_reported():
+    found = pursuit.lasso(D, y, LAM, tol=1e-12, max_steps=10)
+    assert found.steps == 10 and found.converged == (found.gap <= 1e-12)
+    single = pursuit.lasso(*(np.asarray(v, np.float32) for v in (D, y)), LAM, tol=1e-12)
+    assert not single.converged and 0 < single.gap <= 1e-6 and np.isfinite(single.x).all()
+    assert pursuit.lasso(*(np.asarray(v, np.float32) for v in (D, y)), LAM).converged
+
+
+def test_faults_are_refused():
+    for options, message in (
+        (dict(lam=None), "expected one of lam and ratio"),
+        (dict(lam=0.1, ratio=0.1), "expected one of lam and ratio"),
+        (dict(lam=-0.1), "lam must be non-negative"),
+        (dict(lam=np.inf), "lam has NaN or infinite"),
+        (dict(ratio=-0.1), "ratio must be non-negative"),
+        (dict(lam=np.ones(3)), r"lam has shape \(3,\)"),
+        (dict(lam=0.1, l2=-1.0), "l2 must be non-negative"),
+        (dict(lam=0.1, l2=np.ones(2)), r"l2 has shape \(2,\)"),
+        (dict(lam=0.1, start=np.ones(3)), r"start has shape \(3,\)"),
+        (dict(lam=0.1, start=np.full(N, np.nan)), "start has NaN"),
+        (dict(lam=0.1, tol=0.0), "tol must be positive"),
+        (dict(lam=0.1, max_steps=-1), "max_steps must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=f"lasso: {message}"):
+            pursuit.lasso(D, y, **options)
+    with pytest.raises(ValueError, match="lasso: D is zero"):
+        pursuit.lasso(np.zeros((M, N)), y, 0.1)
+    with pytest.raises(TypeError, match="tol must be static"):
+        jax.jit(lambda tol: pursuit.lasso(D, y, 0.1, tol=tol))(1e-3)
+    for weight in (0.0, -1.0):
+        with pytest.raises(ValueError, match="lam_of_paper: weight"):
+            pursuit.lam_of_paper(weight)
+
+
+# Derivatives.
+
+
+def loss(D, y, lam, l2):
+    found = pursuit.lasso(D, y, lam, l2=l2, tol=1e-14)
+    return jnp.sum(jnp.sin(found.x) * jnp.arange(1.0, N + 1)) + found.residual
+
+
+def test_implicit_derivatives_are_finite_differences():
+    at = (D, y, np.full(N, LAM), 0.2)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*at)
+    value, h = jax.jit(loss), 1e-5
+    for i, gradient in enumerate(gradients):
+        direction = normal(10 + i, *np.shape(at[i])) if np.ndim(at[i]) else 1.0
+        sides = [value(*at[:i], at[i] + s * h * direction, *at[i + 1 :]) for s in (1, -1)]
+        # Truncation h^2; the support stays for steps this short.
+        assert np.sum(gradient * direction) == pytest.approx(
+            float(sides[0] - sides[1]) / (2 * h), rel=1e-6
+        )
+    forward = jax.jvp(lambda lam: loss(D, y, lam, 0.2), (LAM,), (1.0,))[1]
+    assert forward == pytest.approx(jnp.sum(gradients[2]))
+
+
+def test_implicit_derivatives_are_those_of_many_steps():
+    """Unrolled, FISTA has the derivative of its limit once the support is found."""
+
+    def implicit(D, y, lam):
+        return jnp.sum(jnp.sin(pursuit.lasso(D, y, lam, tol=1e-14).x))
+
+    def unrolled(D, y, lam):
+        return jnp.sum(jnp.sin(pursuit.fista(D, y, lam, tol=None, max_steps=2000).x))
+
+    for ours, theirs in zip(*(jax.grad(f, (0, 1, 2))(D, y, LAM) for f in (implicit, unrolled))):
+        assert ours == pytest.approx(np.asarray(theirs), rel=1e-7, abs=1e-9)
+
+
+def test_derivatives_of_a_structured_dictionary_and_of_a_batch():
+    bank, Y = normal(11, 3, 1, 4), normal(12, 2, 12)
+
+    def loss(filters):
+        C = dictionaries.Conv(filters, 12)
+        x = jax.vmap(lambda y: pursuit.lasso(C, y, ratio=0.1, tol=1e-14).x)(Y)
+        return jnp.sum(x**2)
+
+    slope = jnp.vdot(jax.grad(loss)(bank), normal(13, *bank.shape))
+    sides = [loss(bank + s * 1e-5 * normal(13, *bank.shape)) for s in (1, -1)]
+    assert slope == pytest.approx(float(sides[0] - sides[1]) / 2e-5, rel=1e-5)
+
+
+# The path.
+
+
+def test_the_path_is_that_of_least_angles():
+    alphas, _, codes = lars_path(D, y, method="lasso")
+    path = pursuit.lasso_path(D, y, alphas[:-1] * M, tol=1e-13)
+    assert path.converged.all() and path.x == pytest.approx(codes.T[:-1], abs=1e-6)
+
+
+def test_the_path_is_a_sequence_of_solutions():
+    ratios = np.array([1.0, 0.5, 0.2, 0.1])
+    path = pursuit.lasso_path(D, y, ratio=ratios, tol=1e-13)
+    for i, ratio in enumerate(ratios):
+        alone = pursuit.lasso(D, y, ratio=ratio, tol=1e-13)
+        assert path.x[i] == pytest.approx(np.asarray(alone.x), abs=1e-9)
+        assert path.residual[i] == pytest.approx(np.asarray(alone.residual), abs=1e-9)
+    assert path.lam == pytest.approx(ratios * np.abs(D.T @ y).max())
+    assert pursuit.lasso_path(D, y).x.shape == (50, N)
+    assert pursuit.lasso_path(D, y, []).x.shape == (0, N)
+
+
+def test_faults_of_a_path_are_refused():
+    for options, message in (
+        (dict(lam=[0.1], ratio=[0.1]), "expected one of lam and ratio, got both"),
+        (dict(lam=0.1), r"lam has shape \(\)"),
+        (dict(ratio=[-0.1]), "ratio must be non-negative"),
+        (dict(tol=-1.0), "tol must be positive"),
+    ):
+        with pytest.raises(ValueError, match=f"lasso_path: {message}"):
+            pursuit.lasso_path(D, y, **options)

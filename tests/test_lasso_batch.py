@@ -1,0 +1,204 @@
+"""The LASSO of a batch: certificates recomputed, the codes of other solvers, degenerate inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import normal, unit
+from sklearn.linear_model import Lasso
+
+from unrolled import dictionaries, pursuit
+from unrolled.pursuit import _lasso_batch
+
+M, N, BATCH = 20, 40, 9
+D = unit(normal(0, M, N))
+Y = normal(1, BATCH, M)
+
+
+def gaps(D, Y, X, lam):
+    """Relative gaps, from the definition in terms of primal and dual values."""
+    R = Y - X @ D.T
+    s = np.minimum(1, np.min(lam / np.abs(R @ D), 1, keepdims=True))
+    primal = np.sum(R**2, 1) / 2 + np.sum(lam * np.abs(X), 1)
+    half = np.sum(Y**2, 1) / 2
+    return (primal - half + np.sum((Y - s * R) ** 2, 1) / 2) / half
+
+
+def patches(n):
+    """Smooth signals: the codes of a coherent dictionary with many supports that nearly tie."""
+    t = np.linspace(0, 1, 8)
+    waves = [np.outer(np.sin(a * t + b), np.cos(c * t)).ravel() for a, b, c in normal(2, n, 3) * 4]
+    return unit((np.array(waves) + 0.02 * normal(3, n, 64)).T).T
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "dct"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_code_has_its_certificate(kind, dtype):
+    A, signals = (
+        (unit(normal(4, 50, 100)), normal(5, 150, 50))
+        if kind == "gaussian"
+        else (np.asarray(dictionaries.dct((8, 8), (16, 16)), float), patches(150))
+    )
+    A, signals = A.astype(dtype), signals.astype(dtype)
+    found = pursuit.lasso_batch(A, signals, ratio=0.1)
+    wide = A.astype(float), signals.astype(float)
+    lam = 0.1 * np.abs(wide[1] @ wide[0]).max(1, keepdims=True)
+    assert found.converged.all() and (found.gap <= 1e-6).all()
+    # The code and lam, rounded to the dtype, move the gap by their rounding.
+    slack = 20 * float(np.finfo(dtype).eps)
+    assert (
+        gaps(*wide, np.asarray(found.x, float), lam) <= np.asarray(found.gap, float) + slack
+    ).all()
+    R = np.linalg.norm(wide[1] - np.asarray(found.x, float) @ wide[0].T, axis=1)
+    assert found.residual == pytest.approx(R, rel=slack)
+    assert found.x.dtype == found.gap.dtype == dtype
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+@pytest.mark.parametrize("weights", ["one", "per atom", "per signal", "all"])
+def test_codes_are_those_of_the_solver_of_one_signal(weights, l2, nonnegative):
+    rng = np.random.default_rng(6)
+    lam = {
+        "one": 0.2,
+        "per atom": rng.uniform(0.1, 0.4, N),
+        "per signal": rng.uniform(0.1, 0.4, (BATCH, 1)),
+        "all": rng.uniform(0.1, 0.4, (BATCH, N)),
+    }[weights]
+    options = dict(l2=l2, nonnegative=nonnegative, tol=1e-13)
+    found = pursuit.lasso_batch(D, Y, lam, **options)
+    each = np.broadcast_to(lam, (BATCH, N))
+    alone = jax.vmap(lambda y, lam: pursuit.lasso(D, y, lam, **options))(Y, each)
+    assert found.converged.all()
+    assert found.x == pytest.approx(np.asarray(alone.x), abs=1e-6)
+    assert found.residual == pytest.approx(np.asarray(alone.residual), abs=1e-6)
+
+
+def test_codes_are_those_of_scikit_learn():
+    found = pursuit.lasso_batch(D, Y, 0.2, tol=1e-12)
+    model = Lasso(alpha=0.2 / M, fit_intercept=False, tol=1e-14, max_iter=100_000)
+    for x, y in zip(found.x, Y):
+        assert x == pytest.approx(model.fit(D, y).coef_, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 12), (6, 40)])
+def test_tall_square_and_wide_dictionaries(shape):
+    A, signals = unit(normal(7, *shape)), normal(8, 5, shape[0])
+    found = pursuit.lasso_batch(A, signals, ratio=0.05, tol=1e-10)
+    assert found.converged.all()
+    lam = 0.05 * np.abs(signals @ A).max(1, keepdims=True)
+    assert (gaps(A, signals, np.asarray(found.x), lam) <= 1e-10 + 1e-14).all()
+
+
+@pytest.mark.parametrize("kind", ["twins", "rank", "zero"])
+def test_degenerate_dictionaries(kind):
+    A = {
+        "twins": np.hstack([D[:, :10], D[:, :10], -D[:, :10]]),
+        "rank": normal(7, M, 4) @ normal(8, 4, 30),
+        "zero": np.hstack([np.zeros((M, 2)), D]),
+    }[kind]
+    found = pursuit.lasso_batch(A, Y, ratio=0.1, tol=1e-9)
+    assert found.converged.all() and np.isfinite(found.x).all()
+
+
+def test_signals_do_not_depend_on_their_neighbours():
+    """But for the rounding of products of other sizes; chunks, and one thread or several."""
+    many = np.tile(Y, (40, 1))  # several chunks
+    found, few = (pursuit.lasso_batch(D, signals, 0.2) for signals in (many, Y))
+    assert found.x == pytest.approx(np.tile(few.x, (40, 1)), abs=1e-9)
+    spoilt = Y.copy()
+    spoilt[2, 1], spoilt[3] = np.nan, 0
+    other = pursuit.lasso_batch(D, spoilt, 0.2)
+    kept = np.delete(np.arange(BATCH), [2, 3])
+    assert other.x[kept] == pytest.approx(np.asarray(few.x[kept]), abs=1e-9)
+    assert not other.converged[2] and not np.isfinite([other.gap[2], other.residual[2]]).any()
+    assert other.converged[3] and not other.x[3].any() and other.steps[3] == 0
+
+
+def test_blocks_of_memory_change_nothing(monkeypatch):
+    whole = pursuit.lasso_batch(D, Y, 0.2)
+    monkeypatch.setattr(_lasso_batch, "_BLOCK", 4)
+    assert pursuit.lasso_batch(D, Y, 0.2).x == pytest.approx(np.asarray(whole.x), abs=1e-12)
+
+
+def test_without_threadpoolctl_one_thread_works(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    assert pursuit.lasso_batch(D, Y, 0.2).converged.all()
+
+
+def test_it_is_traceable():
+    eager = pursuit.lasso_batch(D, Y, ratio=0.1)
+    jitted = jax.jit(lambda D, Y: pursuit.lasso_batch(D, Y, ratio=0.1))(D, Y)
+    mapped = jax.vmap(lambda Y: pursuit.lasso_batch(D, Y, ratio=0.1))(Y.reshape(3, 3, M))
+    for found in (jitted.x, mapped.x.reshape(BATCH, N)):
+        assert found == pytest.approx(np.asarray(eager.x), abs=1e-9)
+
+
+def test_large_penalties_and_empty_batches():
+    found = pursuit.lasso_batch(D, Y, ratio=1.0, start=np.ones((BATCH, N)))
+    assert found.converged.all() and not found.x.any() and not found.steps.any()
+    empty = pursuit.lasso_batch(D, Y[:0], ratio=0.1)
+    assert empty.x.shape == (0, N) and empty.converged.shape == (0,)
+    free = pursuit.lasso_batch(D, Y, 0.0)
+    assert free.converged.all() and (free.residual <= 1e-3).all()
+
+
+def test_a_warm_start_saves_steps():
+    first = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-10)
+    again = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-10, start=first.x)
+    near = pursuit.lasso_batch(D, Y, ratio=0.099, tol=1e-10, start=first.x)
+    assert not again.steps.any() and near.steps.sum() < first.steps.sum()
+    assert again.converged.all() and near.converged.all()
+
+
+def test_an_unreachable_tolerance_is_reported():
+    found = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-12, max_steps=3)
+    assert (found.converged == (found.gap <= 1e-12)).all() and not found.converged.all()
+    lam = 0.1 * np.abs(Y @ D).max(1, keepdims=True)
+    assert found.gap == pytest.approx(gaps(D, Y, np.asarray(found.x), lam), abs=1e-12)
+    assert (found.steps <= 3).all()
+    hopeless = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-30, max_steps=300)
+    assert not hopeless.converged.all() and (hopeless.gap <= 1e-12).all()
+
+
+def test_scales_leave_the_codes_as_they_are():
+    plain = pursuit.lasso_batch(D, Y, ratio=0.1)
+    for a, b in ((-300, 200), (250, -300)):
+        found = pursuit.lasso_batch(D * 2.0**a, Y * 2.0**b, ratio=0.1)
+        assert found.converged.all() and (found.x == plain.x * 2.0 ** (b - a)).all()
+    mixed = Y * 2.0 ** (60 * np.arange(BATCH))[:, None]
+    assert (pursuit.lasso_batch(D, mixed, ratio=0.1).gap == plain.gap).all()
+
+
+def test_convolutions_take_batches_of_pictures():
+    C = dictionaries.Conv(normal(9, 3, 1, 2, 2), (5, 6))
+    pictures = normal(10, 4, 5, 6)
+    found = pursuit.lasso_batch(C, pictures, np.array([0.2, 0.3, 0.4]), tol=1e-10)
+    assert found.x.shape == (4, *C.code_grid) and found.converged.all()
+    alone = pursuit.lasso(C, pictures[1], np.array([0.2, 0.3, 0.4]), tol=1e-12)
+    assert found.x[1] == pytest.approx(np.asarray(alone.x), abs=1e-5)
+    lam = jnp.full(C.code_grid, 0.3)
+    assert pursuit.lasso_batch(C, pictures, lam, start=found.x).x.shape == found.x.shape
+
+
+def test_faults_are_refused():
+    for options, message in (
+        ({}, "expected one of lam and ratio"),
+        (dict(lam=-0.1), "lam must be non-negative"),
+        (dict(lam=np.inf), "lam has NaN or infinite"),
+        (dict(lam=np.ones(3)), r"lam has shape \(3,\); expected \(\), \(40,\), \(9, 1\)"),
+        (dict(lam=0.1, l2=-1.0), "l2 must be non-negative"),
+        (dict(lam=0.1, l2=np.inf), "l2 has NaN or infinite"),
+        (dict(lam=0.1, l2=np.ones(2)), r"l2 has shape \(2,\)"),
+        (dict(lam=0.1, start=np.ones(N)), r"start has shape \(40,\); expected \(9, 40\)"),
+        (dict(lam=0.1, tol=0.0), "tol must be positive"),
+    ):
+        with pytest.raises(ValueError, match=f"lasso_batch: {message}"):
+            pursuit.lasso_batch(D, Y, **options)
+    for signals in (Y[0], Y[:, :-1], Y[None]):
+        with pytest.raises(ValueError, match=r"lasso_batch: Y has shape .* signals in rows"):
+            pursuit.lasso_batch(D, signals, 0.1)
+    with pytest.raises(ValueError, match="lasso_batch: D is zero"):
+        pursuit.lasso_batch(0 * D, Y, 0.1)

@@ -1,0 +1,104 @@
+"""Orthogonal matching pursuit against scikit-learn, planted codes, degenerate inputs."""
+
+import jax
+import numpy as np
+import pytest
+from oracles import normal, unit
+from sklearn.linear_model import orthogonal_mp
+
+from unrolled import dictionaries, pursuit, theory
+
+EPS = np.finfo(float).eps
+M, N = 20, 40
+D = unit(normal(0, M, N))
+Y = normal(1, 4, M)
+
+
+@pytest.mark.parametrize("sparsity", [1, 3, 10, M])
+def test_codes_are_those_of_scikit_learn(sparsity):
+    for y in Y:
+        found = pursuit.omp(D, y, sparsity)
+        assert found.steps == sparsity and found.converged and found.gap <= 1e-28
+        assert found.x == pytest.approx(
+            orthogonal_mp(D, y, n_nonzero_coefs=sparsity), abs=1e-12 * np.linalg.norm(y)
+        )
+
+
+def test_a_tolerance_bounds_the_residual_as_in_scikit_learn():
+    """Theirs is the square of ours."""
+    for y in Y:
+        for tol in np.array([0.7, 0.3, 0.03]) * np.linalg.norm(y):
+            found = pursuit.omp(D, y, tol=tol)
+            assert found.x == pytest.approx(orthogonal_mp(D, y, tol=tol**2), abs=1e-12)
+            assert found.residual <= tol and found.converged
+            fewer = pursuit.omp(D, y, int(found.steps) - 1, tol)
+            assert fewer.residual > tol and not fewer.converged
+
+
+def test_the_residual_is_orthogonal_to_the_chosen_atoms():
+    A = unit(normal(2, M, N) + 5)  # all atoms are near (1, ..., 1)
+    found = pursuit.omp(A, Y[0], 12)
+    S = np.flatnonzero(found.x)
+    assert np.abs(A[:, S].T @ (Y[0] - A @ found.x)).max() <= 1e-13 * np.linalg.norm(Y[0])
+    assert len(S) == found.steps == 12
+
+
+def test_an_orthonormal_dictionary_keeps_the_largest_products():
+    Q = np.linalg.qr(normal(3, M, M))[0]
+    products = Q.T @ Y[0]
+    kept = np.argsort(-np.abs(products))[:5]
+    expected = np.zeros(M)
+    expected[kept] = products[kept]
+    assert pursuit.omp(Q, Y[0], 5).x == pytest.approx(expected, abs=1e-14)
+
+
+def test_codes_below_the_coherence_bound_are_recovered():
+    H = np.asarray(dictionaries.identity_hadamard(64), float)
+    s = int(theory.max_sparsity(float(theory.mutual_coherence(H)), 128))
+    x = np.zeros(128)
+    x[np.random.default_rng(0).choice(128, s, replace=False)] = 1 + np.arange(s)
+    found = pursuit.omp(H, H @ x, s)
+    assert s >= 4 and found.x == pytest.approx(x, abs=1e-12)
+
+
+def test_dependent_atoms_are_never_chosen_together():
+    """A zero atom, every other atom twice or with the other sign, and a sum of two."""
+    B = D[:, :5]
+    A = np.column_stack([np.zeros(M), B, B, -B, (B[:, 0] + B[:, 1]) / 2])
+    inside, outside = B @ normal(4, 5), Y[0]
+    found = pursuit.omp(A, inside, 12)
+    assert found.converged and found.steps == 5 and found.x[0] == 0
+    assert found.residual <= 1e-13 * np.linalg.norm(inside)
+    found = pursuit.omp(A, outside, 12)
+    least = np.linalg.lstsq(B, outside, rcond=None)[0]
+    assert found.steps == 5 and found.converged
+    assert found.residual == pytest.approx(np.linalg.norm(outside - B @ least))
+    found = pursuit.omp(A, outside, tol=1e-3)
+    assert found.steps == 5 and not found.converged and np.isfinite(found.x).all()
+
+
+def test_no_atom_and_no_signal():
+    none = pursuit.omp(D, Y[0], 0)
+    assert not none.x.any() and none.residual == pytest.approx(np.linalg.norm(Y[0]))
+    zero = pursuit.omp(D, np.zeros(M), 3)
+    assert zero.steps == 0 and zero.converged and not zero.x.any()
+    assert pursuit.omp(D, Y[0], N).steps == M  # as many as there are rows
+    assert pursuit.omp(np.zeros((M, 3)), Y[0], 2).steps == 0
+    assert jax.vmap(lambda y: pursuit.omp(D, y, 3).x)(np.zeros((0, M))).shape == (0, N)
+
+
+def test_faults_are_refused():
+    for options, message in (
+        ({}, "expected sparsity, tol or both, got neither"),
+        (dict(sparsity=-1), "sparsity must be at least 0"),
+        (dict(sparsity=N + 1), "sparsity 41 exceeds the number of atoms 40"),
+        (dict(tol=-1.0), "tol must be non-negative"),
+        (dict(tol=np.nan), "tol must be non-negative"),
+        (dict(tol=np.ones(2)), r"tol has shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=f"omp: {message}"):
+            pursuit.omp(D, Y[0], **options)
+    with pytest.raises(TypeError, match="sparsity must be an integer"):
+        pursuit.omp(D, Y[0], 2.5)
+    with pytest.raises(TypeError, match="sparsity must be static"):
+        jax.jit(lambda s: pursuit.omp(D, Y[0], s))(3)

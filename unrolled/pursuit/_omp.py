@@ -1,0 +1,155 @@
+"""Orthogonal matching pursuit: atoms chosen one by one, with a growing Cholesky factor."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled._numbers import exponent, ldexp, norm, power_of_two
+from unrolled.dictionaries import Dictionary, column_norms, operands
+from unrolled.pursuit._grids import flat_signal, on_grid
+from unrolled.pursuit._ista import Pursuit, half_energy, in_range
+
+
+class _Chosen(NamedTuple):
+    """The atoms chosen so far, as many as `size`, in arrays of the largest number k."""
+
+    atoms: Array  # (k,) their indices, 0 beyond size
+    L: Array  # (k, k) the Cholesky factor of their Gram matrix, continued by I
+    x: Array  # (d,) the code
+    r: Array  # (m,) y - D x
+    size: Array  # ()
+    ended: Array  # () whether no further atom helps
+
+
+def omp(
+    D: Dictionary,
+    y: ArrayLike,
+    sparsity: int | None = None,
+    tol: ArrayLike | None = None,
+) -> Pursuit:
+    r"""Orthogonal matching pursuit: at most `sparsity` atoms, or down to a residual of `tol`.
+
+    .. math:: j = \arg\max_i |d_i' r|, \quad S \leftarrow S \cup \{j\}, \quad
+        x_S = \arg\min_u \|y - D_S u\|, \quad r = y - D x.
+
+    It needs products with D alone. It ends early where the residual is zero to rounding, or no atom
+    is correlated with it, or the next atom depends on the chosen ones: of equal atoms the first is
+    chosen, and a zero atom never. Traceable, with a static sparsity.
+
+    Args:
+        D: (m, d). The choice does not normalise: atoms of unequal norm are favoured by their norms.
+        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        sparsity: the most atoms, in 0..d; the default, with a tol, is min(m, d).
+        tol: stop at norm(y - D x) <= tol, in the units of y. (scikit-learn's `orthogonal_mp` takes
+            the square of it.)
+
+    Returns:
+        Pursuit. `steps` counts the atoms. `gap` is how far x is from the least squares code of its
+        own support, in 1/2 norm(y - D x)^2 relative to norm(y)^2 / 2: rounding, and no measure of
+        how good the support is. `converged` is True if x is that code to rounding, and with a tol
+        the residual is at most tol.
+
+    Raises:
+        TypeError: operands that are not real numbers, or a sparsity that is not a static integer.
+        ValueError: shapes that do not fit, neither sparsity nor tol, sparsity outside 0..d, or tol
+            negative or not one number.
+
+    Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the
+    Cholesky factor.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> found = ur.pursuit.omp(D, D[:, 3] - 0.5 * D[:, 20], sparsity=2)
+        >>> jnp.flatnonzero(found.x).tolist(), found.x[jnp.array([3, 20])].tolist()
+        ([3, 20], [1.0, -0.5])
+    """
+    y, grid = flat_signal(D, y, "omp")
+    D, y, _ = operands(D, y, "omp")
+    if sparsity is None and tol is None:
+        raise ValueError("omp: expected sparsity, tol or both, got neither")
+    m, d = D.shape
+    most = min(m, d)
+    if sparsity is not None:
+        most = _checks.as_index(sparsity, "sparsity", "omp")
+        if most > d:
+            raise ValueError(f"omp: sparsity {most} exceeds the number of atoms {d}")
+    if tol is not None:
+        _checks.nonnegative(tol, "tol", "omp")
+        tol = _checks.as_float(tol, "tol", "omp").astype(y.dtype)
+        if tol.shape:
+            raise ValueError(f"omp: tol has shape {tol.shape}; expected one number")
+    norms = column_norms(D)
+    a, b = exponent(norms), exponent(y)
+    near = D * power_of_two(-a, y.dtype), ldexp(y, -b), ldexp(norms, -a)
+    level = None if tol is None else ldexp(tol, -b)
+    x, gap, residual, steps, converged = _omp(*near, level, min(most, m))
+    found = ldexp(x, b - a)
+    converged = converged & in_range(found, x, b - a)
+    return on_grid(Pursuit(found, gap, ldexp(residual, b), steps, converged), grid)
+
+
+@partial(jax.jit, static_argnums=4)
+def _omp(D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int) -> Pursuit:
+    """OMP for D and y near 1."""
+    # An atom depends on the others, and a correlation is zero, if it is below the rounding of m
+    # products; a pivot is a difference of squares, so the root of that.
+    rounding = 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
+    stop = jnp.zeros((), y.dtype) if tol is None else tol
+    slots = max(1, most)
+    start = _Chosen(
+        jnp.zeros(slots, int),
+        jnp.eye(slots, dtype=y.dtype),
+        jnp.zeros(D.shape[1], y.dtype),
+        y,
+        jnp.zeros((), int),
+        jnp.zeros((), bool),
+    )
+    with jax.default_matmul_precision("highest"):
+        found = lax.while_loop(
+            lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop),
+            partial(_choose, D, y, norms, rounding),
+            start,
+        )
+        # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
+        inside = solve_triangular(found.L, _held(found, found.r @ D), lower=True)
+        gap = jnp.sum(inside**2) / 2 / half_energy(y)
+    residual = norm(found.r)
+    known = jnp.isfinite(residual)
+    converged = known & (gap <= rounding) & ((tol is None) | (residual <= stop))
+    return Pursuit(found.x, jnp.where(known, gap, jnp.inf), residual, found.size, converged)
+
+
+def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) -> _Chosen:
+    """One more atom, if one helps."""
+    slots, d = jnp.arange(len(s.atoms)), D.shape[1]
+    taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.size)
+    g = jnp.where(taken, 0, jnp.abs(s.r @ D))
+    j = jnp.argmax(g)
+    column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
+    row = solve_triangular(s.L, _held(s, column), lower=True)
+    pivot = norms[j] ** 2 - jnp.sum(row**2)
+    helps = (g[j] > rounding * norms[j] * norm(y)) & (pivot > rounding * norms[j] ** 2)
+    root = jnp.sqrt(jnp.where(helps, pivot, 1))
+    L = jnp.where((slots == s.size)[:, None], row[None, :], s.L).at[s.size, s.size].set(root)
+    grown = s._replace(atoms=s.atoms.at[s.size].set(j), L=L, size=s.size + 1)
+    # From the last code, which is already solved: the error of the factor does not stay in x.
+    x = s.x
+    for _ in range(2):
+        correction = solve_triangular(
+            L, solve_triangular(L, _held(grown, (y - D @ x) @ D), lower=True), lower=True, trans=1
+        )
+        x = x.at[grown.atoms].add(jnp.where(slots <= s.size, correction, 0))
+    grown = grown._replace(x=x, r=y - D @ x)
+    return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.ones((), bool)))
+
+
+def _held(s: _Chosen, v: Array) -> Array:
+    """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their number."""
+    return jnp.where(jnp.arange(len(s.atoms)) < s.size, v[s.atoms], 0)
