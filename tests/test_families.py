@@ -476,12 +476,6 @@ def _realize_another_family(D, y, two):
     return ur.realize.cnn(layer, layer.init(None, D), D, kernel_size=3, signal_bound=1.0)
 
 
-def _compare_a_network(D, y, two):
-    network = ur.networks.ml_lista(K)
-    methods = {"deep": (network, network.init(None, two))}
-    return ur.compare.compare(methods, D, np.ones((2, M)), np.ones((2, N)))
-
-
 def _realize_no_chain(D, y, two):
     network = ur.networks.ml_lista(K)
     return ur.realize.cnn(network, network.init(None, two), two, kernel_size=3, signal_bound=1.0)
@@ -501,11 +495,6 @@ MISUSES = {
     ),
     "a CNN of another family": (_realize_another_family, TypeError, "expected such a family"),
     "a CNN of no chain": (_realize_no_chain, TypeError, "chain of layers"),
-    "a comparison of a network": (
-        _compare_a_network,
-        TypeError,
-        "'deep' is a ml_lista; expected a Layer",
-    ),
 }
 
 
