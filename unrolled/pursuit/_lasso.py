@@ -140,8 +140,8 @@ def lam_of_paper(weight: ArrayLike) -> Array:
     Reference: Li, Feng, Zhou (2024), section 2.
 
     Example:
-        >>> float(ur.pursuit.lam_of_paper(5.0))
-        0.1
+        >>> float(ur.pursuit.lam_of_paper(2.0))
+        0.25
     """
     weight = _checks.as_float(weight, "weight", "lam_of_paper")
     _checks.nonnegative(weight, "weight", "lam_of_paper")

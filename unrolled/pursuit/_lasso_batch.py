@@ -215,9 +215,9 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
     gap, residual = np.full(n, np.inf), np.full(n, np.nan)
     known = np.flatnonzero(np.isfinite(Y).all(1) & np.isfinite(lam).all(1))
     if np.isfinite(D).all():
-        problem = _Problem(D, np.pad(D.T @ D, (0, 1)), float(l2), tol, nonnegative)
-        steppers = _Steppers(problem)
         with _threads() as share:
+            problem = _Problem(D, np.pad(D.T @ D, (0, 1)), float(l2), tol, nonnegative)
+            steppers = _Steppers(problem)
             for first in range(0, len(known), _BLOCK):
                 some = known[first : first + _BLOCK]
                 signals = _empty(Y[some], lam[some], d)
