@@ -83,6 +83,10 @@ DEFAULT_CASES = {
     "test_basis_pursuit.py": {
         "test_small_random_degenerate_programs": 1,
     },
+    "test_bpdn.py": {
+        "test_a_small_ball_is_basis_pursuit": 0,
+        "test_codes_are_feasible_and_their_value_is_that_of_a_dual_point": 2,
+    },
     "test_calibrate.py": {
         "test_a_convolutional_dictionary": 0,
     },
@@ -105,9 +109,9 @@ DEFAULT_CASES = {
         "test_every_way_to_run_a_layer_gives_the_same_code": 10,
         "test_gradients_are_central_differences_in_every_leaf": 8,
         "test_iterates_end_at_the_code_and_begin_as_shorter_layers": 10,
-        "test_pursuits_answer_alike_however_they_are_run": 4,
+        "test_pursuits_answer_alike_however_they_are_run": 2,
         "test_pursuits_keep_float32": 2,
-        "test_pursuits_take_pictures_of_convolutions": 2,
+        "test_pursuits_take_pictures_of_convolutions": 1,
         "test_solvers_take_structured_dictionaries": 4,
         "test_the_wider_dtype_wins": 4,
         "test_two_stacks_of_half_the_depth_are_the_whole": 8,
@@ -142,11 +146,27 @@ DEFAULT_CASES = {
     "test_families.py": {
         "test_ml_lista_trains_and_takes_structured_dictionaries": 0,
     },
+    "test_lasso.py": {
+        "test_codes_are_those_of_scikit_learn": 2,
+        "test_degenerate_dictionaries": 1,
+        "test_derivatives_of_a_structured_dictionary_and_of_a_batch": 0,
+        "test_the_gap_bounds_the_excess_of_any_code": 2,
+    },
+    "test_lasso_batch.py": {
+        "test_codes_are_those_of_the_solver_of_one_signal": 2,
+        "test_convolutions_take_batches_of_pictures": 0,
+        "test_degenerate_dictionaries": 1,
+        "test_every_code_has_its_certificate": 2,
+        "test_tall_square_and_wide_dictionaries": 1,
+    },
     "test_layer_records.py": {
         "test_other_ways_to_run_a_network_change_nothing": 1,
     },
     "test_nnx.py": {
         "test_a_module_has_the_codes_and_the_gradients_of_its_layer": 3,
+    },
+    "test_omp.py": {
+        "test_codes_are_those_of_scikit_learn": 2,
     },
     "test_own.py": {
         "test_every_family_takes_a_dictionary": 5,

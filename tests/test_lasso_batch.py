@@ -145,6 +145,14 @@ def test_large_penalties_and_empty_batches():
     assert free.converged.all() and (free.residual <= 1e-3).all()
 
 
+def test_small_penalties_are_finished_by_the_active_set():
+    """Supports of m atoms, which ADMM alone does not find in 10,000 steps."""
+    found = pursuit.lasso_batch(D, Y, ratio=1e-4, tol=1e-9)
+    lam = 1e-4 * np.abs(Y @ D).max(1, keepdims=True)
+    assert found.converged.all() and found.steps.max() < 1000
+    assert (gaps(D, Y, np.asarray(found.x), lam) <= 1e-9).all()
+
+
 def test_a_warm_start_saves_steps():
     first = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-10)
     again = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-10, start=first.x)

@@ -96,8 +96,8 @@ __all__ = [
     "ml_fista",
     "ml_ista",
     "ml_ista_step",
+    "omp",
     "project",
     "sweep",
-    "omp",
     "threshold",
 ]

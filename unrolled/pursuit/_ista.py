@@ -238,7 +238,7 @@ def ista(
 
     Args:
         D: (m, d).
-        y: (m,).
+        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
         lam: penalty weight, one number, one per atom, or one per filter of a `Conv`; lam >= max
             abs(D'y) gives x = 0. (A paper that puts lambda on the data term, norm(x, 1) + lambda
             norm(y - D x)^2, has lam = 1 / (2 lambda).)
@@ -348,7 +348,7 @@ def threshold(
 
     Args:
         D: (m, d).
-        y: (m,).
+        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
         theta: one number, one per atom, or one per filter of a `Conv`.
         activation: replaces ReLU in the shrinkage.
         tol: relative duality gap up to which `converged` is True.

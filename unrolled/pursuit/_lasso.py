@@ -94,10 +94,7 @@ def lasso(
     """
     y, grid = flat_signal(D, y, "lasso")
     D, y, _ = operands(D, y, "lasso")
-    tol, max_steps = (
-        static_tol(tol, "lasso"),
-        _checks.as_index(max_steps, "max_steps", "lasso"),
-    )
+    tol, max_steps = static_tol(tol, "lasso"), _checks.as_index(max_steps, "max_steps", "lasso")
     lam = weights(D, y, lam, ratio, nonnegative, "lasso")
     l2 = ridge(l2, y, "lasso")
     x = start_code(D, y, start, "lasso")
@@ -140,8 +137,8 @@ def lam_of_paper(weight: ArrayLike) -> Array:
     Reference: Li, Feng, Zhou (2024), section 2.
 
     Example:
-        >>> float(ur.pursuit.lam_of_paper(5.0))
-        0.1
+        >>> float(ur.pursuit.lam_of_paper(2.0))
+        0.25
     """
     weight = _checks.as_float(weight, "weight", "lam_of_paper")
     _checks.nonnegative(weight, "weight", "lam_of_paper")
@@ -167,10 +164,10 @@ def weights(
     assert value is not None
     _checks.nonnegative(value, name, where)
     _checks.finite(value, name, where)
-    each = per_atom(D, y, flat_code(D, value), name, where)
-    return (
-        each if ratio is None else each * lam_max(D, y, nonnegative=nonnegative).astype(each.dtype)
-    )
+    each = per_atom(D, y, value, name, where)
+    if ratio is None:
+        return each
+    return each * lam_max(D, y, nonnegative=nonnegative).astype(each.dtype)
 
 
 def start_code(D: Dictionary, y: Array, start: ArrayLike | None, where: str) -> Array:
@@ -185,6 +182,7 @@ def start_code(D: Dictionary, y: Array, start: ArrayLike | None, where: str) -> 
 
 
 def ridge(l2: ArrayLike, y: Array, where: str) -> Array:
+    """l2, checked: ()."""
     _checks.nonnegative(l2, "l2", where)
     _checks.finite(l2, "l2", where)
     l2 = jnp.asarray(l2, y.dtype)

@@ -36,8 +36,9 @@ _STEPS = (10, 30, 40)
 _GROWTH = 1.5
 # Stages in float32, whose rounding no longer matters once a support is found; then float64.
 _SINGLE = 5
-# Guesses of the support at the end of a stage, each from the solution of the last.
-_GUESSES = 2
+# Guesses of the support at the end of a stage, each from the solution of the last; and of stages in
+# float64, where they are the steps of an active set method.
+_GUESSES, _PIVOTS = 2, 50
 # Signals whose arrays stay in the cache of a core; whose linear systems are padded to one size;
 # whose arrays are in memory at a time.
 _CHUNK, _SYSTEMS, _BLOCK = 128, 32, 4096
@@ -76,7 +77,7 @@ def lasso_batch(
         ratio: in place of lam, lam / lam_max(D, y) of every signal, in the shapes of lam.
         tol, nonnegative, l2: as in `lasso`.
         start: (batch, d), codes to start from.
-        max_steps: the most steps of ADMM; the last stage may exceed it by half.
+        max_steps: the most steps of ADMM for a signal.
 
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts those of ADMM, and
@@ -214,10 +215,10 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
     x, steps = np.zeros((n, d)), np.zeros(n, int)
     gap, residual = np.full(n, np.inf), np.full(n, np.nan)
     known = np.flatnonzero(np.isfinite(Y).all(1) & np.isfinite(lam).all(1))
-    if np.isfinite(D).all():
-        problem = _Problem(D, np.pad(D.T @ D, (0, 1)), float(l2), tol, nonnegative)
-        steppers = _Steppers(problem)
+    if np.isfinite(D).all() and D.any():
         with _threads() as share:
+            problem = _Problem(D, np.pad(D.T @ D, (0, 1)), float(l2), tol, nonnegative)
+            steppers = _Steppers(problem)
             for first in range(0, len(known), _BLOCK):
                 some = known[first : first + _BLOCK]
                 signals = _empty(Y[some], lam[some], d)
@@ -307,9 +308,9 @@ def _run(
             signals = signals._replace(z=signals.z.astype(float), w=signals.w.astype(float))
         step = steppers(rho, signals.z.dtype.type)
 
-        def work(part, signals=signals, step=step, count=count):
+        def work(part, signals=signals, step=step, count=count, late=stage >= _SINGLE):
             _advance(problem, step, signals, part, count)
-            _finish(problem, signals, part)
+            _finish(problem, signals, part, late)
 
         share(work, _parts(left))
         stage, done = stage + 1, done + count
@@ -404,12 +405,22 @@ def _advance(
     signals.steps[part] += count
 
 
-def _finish(problem: _Problem, signals: _Signals, part: np.ndarray) -> None:
-    """Keep the best codes: z, or those solved on its support and on better guesses that follow."""
-    most = problem.D.shape[1] if problem.l2 > 0 else min(problem.D.shape)
+def _finish(problem: _Problem, signals: _Signals, part: np.ndarray, late: bool = False) -> None:
+    """Keep the best codes: z, or those solved on its support and on better guesses that follow.
+
+    A guess adds all atoms whose constraint is violated. Late, they begin at the best code, and add
+    the one that is violated most once the code is nearly optimal on its support, so that the
+    objective falls with each.
+    """
     z = signals.z[part].astype(np.float64)
-    rows, x, signs = np.arange(len(part)), z.copy(), np.sign(z)
-    for _ in range(_GUESSES):
+    rows = np.arange(len(part))
+    if late:
+        _keep(problem, signals, part, z)
+        rows = np.flatnonzero(~(signals.gap[part] <= problem.tol))
+    x = signals.x[part[rows]] if late else z.copy()
+    signs = np.sign(x)
+    most = problem.D.shape[1] if problem.l2 > 0 or late else min(problem.D.shape)
+    for _ in range(_PIVOTS if late else _GUESSES):
         small = np.count_nonzero(signs, axis=1) <= most
         rows, x, signs = rows[small], x[small], signs[small]
         if not len(rows):
@@ -420,10 +431,15 @@ def _finish(problem: _Problem, signals: _Signals, part: np.ndarray) -> None:
         gap, g = _keep(problem, signals, part[rows], x)
         left = ~(gap <= problem.tol)
         rows, x, g = rows[left], x[left], g[left]
-        size = g if problem.nonnegative else np.abs(g)
-        signs = np.where((x == 0) & (size > signals.lam[part[rows]]), np.sign(g), np.sign(x))
+        excess = (g if problem.nonnegative else np.abs(g)) - signals.lam[part[rows]]
+        violated = (x == 0) & (excess > 0)
+        if late:
+            inside = np.where(x != 0, np.abs(g - signals.lam[part[rows]] * np.sign(x)), 0)
+            outside = np.where(violated, excess, 0).max(1, keepdims=True)
+            violated &= (excess == outside) & (outside > 2 * inside.max(1, keepdims=True))
+        signs = np.where(violated, np.sign(g), np.sign(x))
     rest = np.flatnonzero(signals.gap[part] > problem.tol)
-    if len(rest):
+    if len(rest) and not late:
         _keep(problem, signals, part[rest], z[rest])
 
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from unrolled import _checks
@@ -118,7 +117,7 @@ def _omp(D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int) ->
             start,
         )
         # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
-        inside = solve_triangular(found.L, _held(found, found.r @ D), lower=True)
+        inside = _solve(found.L, _held(found, found.r @ D))
         gap = jnp.sum(inside**2) / 2 / half_energy(y)
     residual = norm(found.r)
     known = jnp.isfinite(residual)
@@ -133,7 +132,7 @@ def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) 
     g = jnp.where(taken, 0, jnp.abs(s.r @ D))
     j = jnp.argmax(g)
     column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
-    row = solve_triangular(s.L, _held(s, column), lower=True)
+    row = _solve(s.L, _held(s, column))
     pivot = norms[j] ** 2 - jnp.sum(row**2)
     helps = (g[j] > rounding * norms[j] * norm(y)) & (pivot > rounding * norms[j] ** 2)
     root = jnp.sqrt(jnp.where(helps, pivot, 1))
@@ -142,9 +141,7 @@ def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) 
     # From the last code, which is already solved: the error of the factor does not stay in x.
     x = s.x
     for _ in range(2):
-        correction = solve_triangular(
-            L, solve_triangular(L, _held(grown, (y - D @ x) @ D), lower=True), lower=True, trans=1
-        )
+        correction = _solve(L, _solve(L, _held(grown, (y - D @ x) @ D)), transposed=True)
         x = x.at[grown.atoms].add(jnp.where(slots <= s.size, correction, 0))
     grown = grown._replace(x=x, r=y - D @ x)
     return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.ones((), bool)))
@@ -153,3 +150,10 @@ def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) 
 def _held(s: _Chosen, v: Array) -> Array:
     """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their number."""
     return jnp.where(jnp.arange(len(s.atoms)) < s.size, v[s.atoms], 0)
+
+
+def _solve(L: Array, b: Array, transposed: bool = False) -> Array:
+    """L^-1 b, or L'^-1 b, for a lower triangular L."""
+    return lax.linalg.triangular_solve(
+        L, b[:, None], left_side=True, lower=True, transpose_a=transposed
+    )[:, 0]
