@@ -151,6 +151,9 @@ DEFAULT_CASES = {
     "test_own.py": {
         "test_every_family_takes_a_dictionary": 5,
     },
+    "test_sklearn.py": {
+        "test_the_codes_are_those_of_the_pursuit": 1,
+    },
     "test_train_cli.py": {
         "test_every_family_starts_as_it_says_and_refuses_foreign_options": 4,
         "test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before": 0,
