@@ -91,6 +91,7 @@ DEFAULT_CASES = {
         "test_compare_on_own_pictures": 0,
         "test_compare_on_own_signals": 0,
         "test_compare_on_own_signals_with_codes": 0,
+        "test_pursuits_stand_beside_layers": 0,
     },
     "test_compare.py": {
         "test_curves_against_direct_computation": 1,
