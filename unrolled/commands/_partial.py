@@ -47,7 +47,10 @@ def partial_arrays(path: Path, shapes: dict[str, tuple[int, int]]) -> Iterator[A
         whole = files[names[-1]]
         if path.suffix == ".npz":
             whole = Path(folder, "whole.npz")
-            maps = {name: np.load(file, mmap_mode="r") for name, file in files.items()}
+            maps = {
+                name: np.load(file, mmap_mode="r", allow_pickle=False)
+                for name, file in files.items()
+            }
             np.savez(whole, **maps)
         with whole.open("rb") as written:
             os.fsync(written.fileno())
