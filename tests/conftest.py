@@ -99,6 +99,7 @@ DEFAULT_CASES = {
         "test_compare_on_own_pictures": 0,
         "test_compare_on_own_signals": 0,
         "test_compare_on_own_signals_with_codes": 0,
+        "test_pursuits_stand_beside_layers": 0,
     },
     "test_compare.py": {
         "test_curves_against_direct_computation": 1,
@@ -189,6 +190,9 @@ DEFAULT_CASES = {
         "test_integers_become_floats_and_complex_is_refused": 8,
         "test_powers_of_two_go_through": 30,
         "test_products_come_in_blocks": 0,
+    },
+    "test_sklearn.py": {
+        "test_the_codes_are_those_of_the_pursuit": 1,
     },
     "test_train_cli.py": {
         "test_every_family_starts_as_it_says_and_refuses_foreign_options": 4,

@@ -14,7 +14,7 @@ from command_line import strict_json
 from PIL import Image
 
 import unrolled
-from unrolled import analytic, dictionaries, plots, problems, theory
+from unrolled import analytic, dictionaries, plots, problems, pursuit, theory
 from unrolled.cli import main
 from unrolled.commands import _compare, _settings
 from unrolled.commands._certified import certified_regime
@@ -58,6 +58,32 @@ def folder(tmp_path_factory):
     for name, shape in {"first": (64, 72), "second": (72, 64), "tiny": (7, 20)}.items():
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{name}.png")
     return folder
+
+
+BESIDE = {
+    "fista,omp": ("--sparsity", 2, "--dictionary", "D.npy", "--signals", "YX.npz"),
+    "ista,lasso_batch": ("--ratio", 0.3, "--dictionary", "D.npy", "--signals", "Y.npy"),
+    "fista,project": ("--sparsity", 2, "--dictionary", "D.npy", "I.npy", "--signals", "chain.npz"),
+}
+
+
+@pytest.mark.parametrize("method", BESIDE)
+def test_pursuits_stand_beside_layers(run, folder, tmp_path, method):
+    """With their last codes alone: of known codes, of signals alone and of a chain."""
+    options = ("--depth", 2, "--steps", 0, "--output", tmp_path)
+    status, out, err = run("compare", "--method", method, *BESIDE[method], *options)
+    assert status == 0, err
+    name, [table] = method.split(",")[1], tmp_path.glob("*.csv")
+    with table.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == name]
+    assert [row["step"] for row in rows] == [""] * (1 + (name == "project"))
+    assert re.search(rf"^\|( \d \|)? {name} \|", out, re.M) and f"\n{name}: " in out
+    if name == "omp":
+        D, archive = np.load(folder / "D.npy").astype(np.float32), np.load(folder / "YX.npz")
+        X, Y = archive["X"][48:], archive["Y"][48:].astype(np.float32)
+        codes = jax.vmap(lambda y: pursuit.omp(D, y, sparsity=2))(Y).x
+        expected = 10 * np.log10(((codes - X) ** 2).sum() / (X**2).sum())
+        assert float(rows[0]["nmse"]) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("command", ["compare", "certify", "train", "encode", "doctor"])
@@ -289,8 +315,12 @@ REFUSED = {
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
     "compare --output D.npy": "D.npy: is a file; expected a folder",
-    "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method omp, ksvd; expected some "
+    "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method ksvd; expected some "
     "of ista, fista",
+    "compare --dictionary D.npy --method ista,omp --eps 1": "--eps needs a pursuit that has it in",
+    "compare --dictionary D.npy --method bpdn": "bpdn needs eps",
+    "compare --dictionary D.npy --method project,ml_ista": "ml_ista needs lams",
+    "compare --dictionary D.npy I.npy --method omp": "omp takes one dictionary, got 2",
     "compare --dictionary D.npy --method ": "unknown method",
     "compare --dictionary D.npy --depth 0": "depth must be at least 1, got 0",
     "compare --dictionary D.npy --steps -1": "steps must be at least 0, got -1",

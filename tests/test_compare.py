@@ -288,6 +288,26 @@ def test_the_figure_draws_every_method(result, methods, tmp_path):
         assert np.asarray(picture.convert("L")).std() > 1
 
 
+def test_codes_stand_for_themselves(methods, problem):
+    """Their numbers are those of the last step of the layer that found them."""
+    D, Y, X = problem
+    layer, params = methods["LISTA-CP"]
+    codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+    found = compare({"layer": (layer, params), "codes": codes}, D, Y, X, lam=LAM)
+    for a, b in zip(found.curves["layer"], found.curves["codes"]):
+        assert b.shape == (1, *a.shape[1:])
+        np.testing.assert_allclose(b[0], a[-1], rtol=1e-4, atol=1e-4)
+    assert found.given == ("codes",) and "codes" not in found.thresholds | found.guarantees
+    assert found.table().splitlines()[3].startswith("| codes |  | ")
+    json.loads(found.to_json())
+    lines = {line.get_label(): line for line in found.plot().axes[0].lines}
+    assert len(set(lines["codes"].get_ydata())) == 1 and len(lines["codes"].get_xdata()) == DEPTH
+    only = compare({"a": np.asarray(codes), "b": 0 * codes}, D, Y, X)
+    assert only.given == ("a", "b") and only.silent == ("b",) and not only.changes
+    with pytest.raises(ValueError, match=r"'codes' has codes of \[\(29, 24\)\]; expected"):
+        compare({"codes": codes[1:]}, D, Y, X)
+
+
 def test_what_does_not_fit_is_refused(methods, problem):
     D, Y, X = problem
     one = {"ISTA": methods["ISTA"]}

@@ -176,6 +176,18 @@ def test_the_training_of_a_network_is_a_method(methods, problem):
         np.testing.assert_array_equal(part.curves["fit"].nmse, part.curves["same"].nmse)
 
 
+def test_codes_of_a_chain_stand_for_themselves(methods, problem):
+    Ds, Y, Xs = problem
+    name, (network, params) = next(iter(methods.items()))
+    codes = jax.vmap(network.apply, (None, None, 0))(params, Ds, Y)
+    found = compare({name: (network, params), "codes": codes}, Ds, Y, Xs)
+    for layer in found.layers:
+        a, b = layer.curves[name], layer.curves["codes"]
+        np.testing.assert_allclose(b.nmse, a.nmse[-1:], atol=1e-4)
+    with pytest.raises(TypeError, match="is a layer and 'codes' a network"):
+        compare({"one": codes[0], "codes": codes}, Ds, Y, Xs)
+
+
 def test_what_does_not_fit_a_chain_is_refused(methods, problem):
     Ds, Y, Xs = problem
     with pytest.raises(ValueError, match="Ds is one dictionary"):

@@ -26,7 +26,7 @@ FLOORS = (
     ("layers",),
     ("analytic", "networks"),
     ("training", "realize"),
-    ("compare", "nnx", "sklearn", "distributed", "export", "models"),
+    ("_pursuits", "compare", "nnx", "sklearn", "distributed", "export", "models"),
     ("cli", "commands", "__main__"),
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

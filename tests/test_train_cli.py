@@ -869,6 +869,20 @@ REFUSED = {
     "encode weights.npz huge.npy": "encode: 1 relative residuals are not finite, "
     "the first of signal 2; nothing was written",
     "encode D.npy Y.npy --output new/folder/codes.npy": "D.npy must end in .npz",
+    "encode Y.npy": "encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS",
+    "encode weights.npz Y.npy --sparsity 3": "encode: --sparsity needs --method",
+    "encode weights.npz Y.npy --method omp": "encode: --method takes no weights, got weights.npz",
+    "encode Y.npy --method ompp": "encode: unknown method 'ompp'; expected one of threshold, ",
+    "encode Y.npy --method bpdn": "encode: bpdn needs eps",
+    "encode Y.npy --method omp --lam 1": "encode: omp has no lam; its options are sparsity, tol",
+    "encode Y.npy --method omp": "encode: --method needs --dictionary",
+    "encode Y.npy --method omp --dictionary D.npy": "omp: .*sparsity",
+    "encode Y.npy --method omp --sparsity 13 --dictionary D.npy": "omp: .*13",
+    "encode Y.npy --method omp --dictionary D.npy --dictionary D.npy": "omp takes one dictionary, "
+    "got 2; for a chain try ",
+    "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso: lam must be non-negative",
+    "encode longer.npy --method omp --sparsity 3 --dictionary D.npy": r"longer.npy: .*\(40, 16\)",
+    "encode Y.npy --method omp --dictionary D.npy --output D.npy": "D.npy: is read by this command",
 }
 
 
@@ -1057,6 +1071,77 @@ def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
         jax.vmap(lambda y: layer.apply(params, D, y))(Y[[0, 1000, 1002]]),
         atol=1e-5,
     )
+
+
+def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
+    """OMP, alone in its dictionary; and of a chain, all codes, with what misses its tolerance."""
+    _, _, D = saved
+    Y = np.load(folder / "Y.npy").astype(np.float32)
+    given, codes = ("--method", "omp", "--sparsity", "2", "--dictionary", "D.npy"), tmp_path / "X"
+    status, out, err = run("encode", *given, "Y.npy", "--output", f"{codes}.npy", "--json")
+    assert status == 0, err
+    X, found = np.load(f"{codes}.npy"), strict_json(out)
+    expected = jax.vmap(lambda y: ur.pursuit.omp(D, y, sparsity=2))(Y).x
+    np.testing.assert_allclose(X, expected, atol=1e-5)
+    assert found["method"] == "omp" and found["missed_tolerance"] == 0 and "weights" not in found
+    assert found["mean_nonzeros"] == pytest.approx((X != 0).sum() / 40)
+    np.save(tmp_path / "B.npy", np.eye(12)[:, :6])
+    given = ("--method", "ml_ista", "--lams", "0.1,0.2", "--max-steps", "1", "--tol", "1e-9")
+    given += ("--dictionary", "D.npy", "--dictionary", tmp_path / "B.npy")
+    status, out, err = run("encode", *given, "Y.npy", "--output", f"{codes}.npz")
+    assert status == 0 and "  layer 2, 6 atoms: " in out, err
+    assert re.search(r"\n\d+ codes miss the tolerance of ml_ista\nml_ista -> ", out), out
+    with np.load(f"{codes}.npz") as archive:
+        assert {name: archive[name].shape for name in archive} == {"X_1": (40, 12), "X_2": (40, 6)}
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Chunks of 16 signals, progress after each, and the rows that were in memory together."""
+    seen, norms = [], _encode.residual_norms
+
+    def noted(Ds, Y, codes):
+        seen.append(len(Y))
+        return norms(Ds, Y, codes)
+
+    for name, value in {"_CHUNK": 16, "_PERIOD": -1.0, "residual_norms": noted}.items():
+        monkeypatch.setattr(_encode, name, value)
+    return seen
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_encode_streams_files_of_any_size(run, saved, tmp_path, folder, streamed, suffix):
+    """Also one above the limit for arrays that are read at once."""
+    layer, params, D = saved
+    Y, codes = np.load(folder / "Y.npy").astype(np.float32), tmp_path / f"codes{suffix}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ur.datasets, "_LARGEST_BYTES", Y.nbytes - 1)
+        status, out, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
+    assert status == 0 and streamed == [16, 16, 8], err
+    assert re.findall(r"\] (.*)\n", err) == [f"{n} of 40 signals" for n in (16, 32, 40)]
+    X = np.load(codes) if suffix == ".npy" else np.load(codes)["X"]
+    expected = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+    assert X.dtype == np.float32
+    np.testing.assert_allclose(X, expected, atol=1e-6)
+    assert f"{(X != 0).sum() / 40:.1f} nonzeros on average" in out
+    residual = np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y)
+    assert f"relative residual {residual:.4g}\n" in out
+
+
+def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, streamed):
+    (tmp_path / "codes.npy").write_text("old")
+    Y = np.load(folder / "Y.npy")
+    for value, message in (
+        (np.nan, "Y.npy: has NaN or infinite entries (in row 35)"),
+        (2e38, "1 codes are not finite among signals 32 to 39, the first of signal 35; nothing"),
+    ):
+        Y[35] = value
+        np.save(tmp_path / "Y.npy", Y)
+        files = ("weights.npz", tmp_path / "Y.npy", "--output", tmp_path / "codes.npy")
+        status, out, err = run("encode", *files)
+        assert status == 2 and not out and message in err
+        assert (tmp_path / "codes.npy").read_text() == "old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["Y.npy", "codes.npy"]
 
 
 def test_doctor_knows_the_memory_and_whether_the_cache_can_be_written(tmp_path, folder):

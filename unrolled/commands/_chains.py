@@ -16,6 +16,7 @@ from unrolled.commands._known_codes import (
     code_loss,
     from_theory,
 )
+from unrolled.commands._pursuit_rows import pursuit_codes
 from unrolled.commands._report import Section
 from unrolled.commands._settings import (
     Samples,
@@ -37,9 +38,11 @@ def known_chain(problem: Samples, settings: Settings, say: Say, title: str, slug
     Ds, (Y, Xs), K = problem.D, problem.tested_on, settings.depth
     seconds: dict[str, float] = {}
     remarks: list[str] = []
+    pursued = pursuit_codes(Ds, problem.tested_on, settings, say, seconds, settings.lam)
+    remarks += pursued.remarks
     methods = _methods(problem, settings, say, seconds, remarks)
     say("comparing on the test signals")
-    result = compared(methods, Ds, Y, Xs)
+    result = compared(pursued.codes | methods, Ds, Y, Xs)
     text = [
         f"A chain of {len(Ds)} dictionaries, y = D_1 x_1 and x_j = D_(j+1) x_(j+1), with K = {K} "
         f"steps in every layer, {len(Y)} test signals, SNR {settings.snr:g} dB. Each layer runs on "

@@ -6,12 +6,14 @@ import math
 from pathlib import Path
 
 from unrolled import datasets, dictionaries, problems
+from unrolled._pursuits import PURSUITS
 from unrolled.commands._certified import certified_regime, chain
 from unrolled.commands._chains import known_chain
 from unrolled.commands._console import Say, teller
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals
 from unrolled.commands._known_codes import known_codes
 from unrolled.commands._pictures import Pictures, photograph_patches, unknown_codes
+from unrolled.commands._pursuit_options import NAMES, OPTIONS, add_options, given_options
 from unrolled.commands._report import RESULTS, Section, check_folder, write_report
 from unrolled.commands._settings import METHODS, Settings, given_problem, planted_problem
 from unrolled.dictionaries import Dictionary, as_chain
@@ -25,6 +27,9 @@ there and are trained end to end."""
 # LISTA is left out by default: its two free matrices per step are slow to train.
 _BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
 _STEPS, _QUICK_STEPS = 400, 60
+_PURSUITS = tuple(name for name in NAMES if name not in METHODS)
+# Options of pursuits alone: a sparsity and a lam the layers have too.
+_OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
 # Weight of the LASSO for patches whose grey values are in [0, 1].
 _LAM_OF_PATCHES = 0.05
 
@@ -41,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         epilog="examples:\n  unrolled compare --quick\n"
         "  unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report\n"
         "  unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp\n"
+        "  unrolled compare --dictionary D.npy --method ista,omp,bpdn --sparsity 5 --eps 0.1\n"
         "  unrolled compare --dictionary D_1.npy D_2.npy D_3.npy\n"
         "  unrolled compare --signals one.png two.png",
     )
@@ -63,10 +69,15 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--method",
         metavar="NAMES",
-        help=f"some of {','.join(METHODS)} (default: all but lista)",
+        help=f"some of {','.join(METHODS)} (default: all but lista), and pursuits, of which the "
+        f"last code alone is shown: {','.join(_PURSUITS)}",
     )
     add("--depth", type=int, default=16, help="number of steps K (default 16)")
-    add("--sparsity", type=int, help="expected nonzeros of planted codes (default d / 10)")
+    add(
+        "--sparsity",
+        type=int,
+        help="expected nonzeros of planted codes (default d / 10), and the most of a pursuit",
+    )
     add("--snr", type=float, default=math.inf, help="of planted signals, dB (default: no noise)")
     add("--lam", type=float, help="weight of the LASSO (default: chosen on the data)")
     add("--steps", type=int, help=f"training steps (default {_STEPS}; {_QUICK_STEPS} with --quick)")
@@ -78,6 +89,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the report (default unrolled-report)",
     )
+    add_options(parser, _OPTIONS)
     parser.set_defaults(run=run)
     return parser
 
@@ -109,11 +121,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     methods = _BY_DEFAULT
     if arguments.method is not None:
         methods = tuple(name.strip() for name in arguments.method.split(","))
-    unknown = [name for name in methods if name not in METHODS]
+    unknown = [name for name in methods if name not in (*METHODS, *_PURSUITS)]
     if unknown:
         raise ValueError(
-            f"compare: unknown method {', '.join(unknown)}; expected some of {', '.join(METHODS)}"
+            f"compare: unknown method {', '.join(unknown)}; expected some of "
+            f"{', '.join((*METHODS, *_PURSUITS))}"
         )
+    pursuits = tuple(name for name in methods if name in _PURSUITS)
+    given = given_options(arguments, _OPTIONS)
+    has = {option for name in pursuits for option in PURSUITS[name].options.split()}
+    if idle := [option for option in given if option not in has]:
+        raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
     steps = arguments.steps
     if steps is None:
         steps = _QUICK_STEPS if arguments.quick else _STEPS
@@ -125,7 +143,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if math.isnan(arguments.snr):
         raise ValueError("compare: snr must be a number of decibels, got nan")
     return Settings(
-        methods=methods,
+        methods=tuple(name for name in methods if name in METHODS),
+        pursuits=pursuits,
+        options=given | given_options(arguments, ("sparsity", "lam")),
         depth=arguments.depth,
         sparsity=arguments.sparsity,
         snr=arguments.snr,

@@ -1,7 +1,7 @@
-"""`unrolled encode`: the codes of the signals of a file, by saved weights."""
+"""`unrolled encode`: the codes of the signals of a file, by saved weights or by a pursuit."""
 
 import argparse
-import io
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,19 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import datasets, problems, training
-from unrolled._files import check_writable, write_whole
+from unrolled._files import check_writable
 from unrolled._numbers import norm
-from unrolled.commands._console import show
+from unrolled._pursuits import CHAIN, PURSUITS, check_dictionaries, check_options, pursue
+from unrolled.commands._console import Say, show, teller
 from unrolled.commands._inputs import check_length, read_dictionary, weights_of
-from unrolled.dictionaries import Dictionary
+from unrolled.commands._partial import partial_arrays
+from unrolled.commands._pursuit_options import NAMES, add_options, given_options
+from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.layers import Layer
 from unrolled.networks import Network
 
 _CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
+_PERIOD = 5.0  # seconds between two lines of progress
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -29,19 +33,21 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "encode",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        help="compute codes of signals with saved weights",
+        help="compute codes of signals with saved weights or a pursuit",
         description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
-        "on signals.",
+        "on signals,\nor a pursuit with --method. The signals of a .npy file may be any number.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
+        "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
     )
     add = parser.add_argument
     add(
         "weights",
         type=Path,
+        nargs="?",
         metavar="WEIGHTS",
         help="written by `unrolled train`, or the folder of a run: before its end, the best params "
-        "at its newest checkpoint",
+        "at its newest checkpoint; none with --method",
     )
     add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
     add(
@@ -57,18 +63,48 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="FILE",
-        help="D, where the weights were saved without it, as .npy or .npz (entry D); once for each "
-        "layer of a chain",
+        help="D, of a pursuit or where the weights were saved without it, as .npy or .npz (entry "
+        "D); once for each layer of a chain",
     )
+    add("--method", metavar="PURSUIT", help=f"one of {', '.join(NAMES)}")
+    add_options(parser)
     parser.set_defaults(run=run)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the codes, and print what they are."""
-    paths = arguments.dictionary or []
-    found = encode(arguments.weights, arguments.signals, arguments.output, paths)
+    paths, options = arguments.dictionary or [], given_options(arguments)
+    found = encode(
+        _check_source(arguments.weights, arguments.method, options, paths),
+        arguments.signals,
+        arguments.output,
+        paths,
+        options,
+        teller(),
+    )
     show(arguments.json, found.to_dict(), found.text())
+
+
+def _check_source(
+    weights: Path | None, method: str | None, options: dict[str, Any], paths: list[Path]
+) -> Path | str:
+    """The weights, or the name of a pursuit; ValueError unless it is one of them."""
+    if method is None:
+        if weights is None:
+            raise ValueError("encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS")
+        if options:
+            raise ValueError(f"encode: --{', --'.join(options)} needs --method")
+        return weights_of(weights)
+    if weights is not None:
+        raise ValueError(f"encode: --method takes no weights, got {weights}")
+    if method not in NAMES:
+        raise ValueError(f"encode: unknown method {method!r}; expected one of {', '.join(NAMES)}")
+    check_options(method, options, "encode")
+    if not paths:
+        raise ValueError("encode: --method needs --dictionary")
+    check_dictionaries(method, len(paths), "encode")
+    return method
 
 
 class EncodedLayer(NamedTuple):
@@ -92,59 +128,127 @@ class Encoded(NamedTuple):
     signals: int
     layers: tuple[EncodedLayer, ...]
     chained: bool
-    weights: str  # the file, or the folder with the checkpoints
+    source: Path | str  # the file, or the folder with the checkpoints; the name of a pursuit
+    missed: int  # codes of the pursuit that miss their tolerance
     output: str
 
     def text(self) -> str:
         """The numbers as lines of text, one for each layer of a chain."""
-        files = f"{self.weights} -> {self.output}"
-        if not self.chained:
-            return f"{self.signals} signals, {self.layers[0].text()}\n{files}"
-        lines = [f"  layer {j}, {layer.text()}" for j, layer in enumerate(self.layers, start=1)]
-        return "\n".join([f"{self.signals} signals", *lines, files])
+        lines = [f"{self.signals} signals, {self.layers[0].text()}"]
+        if self.chained:
+            layers = enumerate(self.layers, start=1)
+            lines = [f"{self.signals} signals", *(f"  layer {j}, {x.text()}" for j, x in layers)]
+        if self.missed:
+            lines.append(f"{self.missed} codes miss the tolerance of {self.source}")
+        return "\n".join([*lines, f"{self.source} -> {self.output}"])
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as data."""
         numbers = {"layers": self.layers} if self.chained else self.layers[0]._asdict()
-        files = {"weights": self.weights, "output": self.output}
-        return {"signals": self.signals, **numbers, **files}
+        of: dict[str, Any] = {"weights": str(self.source)}
+        if isinstance(self.source, str):
+            of = {"method": self.source, "missed_tolerance": self.missed}
+        return {"signals": self.signals, **numbers, **of, "output": self.output}
 
 
-def encode(weights: Path, signals: Path, output: Path, dictionaries: list[Path]) -> Encoded:
-    """Write the codes that the layer, or the chain, of a weights file computes of signals.
+class _Coder(NamedTuple):
+    """What computes codes."""
+
+    codes: Callable[[np.ndarray], tuple[Sequence[ArrayLike], int]]  # and how many miss their aim
+    Ds: tuple[Dictionary, ...]
+    chained: bool
+
+
+def encode(
+    source: Path | str,
+    signals: Path,
+    output: Path,
+    dictionaries: list[Path],
+    options: dict[str, Any],
+    say: Say,
+) -> Encoded:
+    """Write the codes of signals, chunk by chunk.
+
+    Args:
+        source: weights, whose layer or chain computes the codes; or the name of a pursuit.
+        signals, output: files.
+        dictionaries: files.
+        options: of the pursuit.
+        say: told the progress.
 
     Raises:
         ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an
-            output that is an input.
+            output that is an input, options that a pursuit refuses.
         OSError: the output cannot be written.
         ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
     """
-    weights = weights_of(weights)
-    _check_output(output, [weights, signals, *dictionaries])
-    model, params, D = _model(weights, dictionaries)
-    chained = isinstance(model, Network)
-    Ds = D if chained else (D,)
-    Y = datasets.read_array(signals, "Y").astype(np.float32)
-    check_length(signals, Y, Ds[0])
+    inputs = [source] if isinstance(source, Path) else []
+    _check_output(output, [*inputs, signals, *dictionaries])
+    coder = (
+        _of_weights(source, dictionaries)
+        if isinstance(source, Path)
+        else _of_pursuit(source, dictionaries, options)
+    )
+    Y = datasets.open_array(signals, "Y")
+    check_length(signals, Y, coder.Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    found = apply_in_chunks(model.apply, params, D, jnp.asarray(Y))
-    codes = [np.asarray(X) for X in (found if chained else (found,))]
-    sizes = residual_norms(Ds, Y, codes)
-    for what, numbers in (("codes", codes), ("relative residuals", [sizes.T])):
+    J = len(coder.Ds)
+    names = [f"X_{j}" for j in range(1, J + 1)] if coder.chained else ["X"]
+    shapes = {name: (len(Y), D.shape[1]) for name, D in zip(names, coder.Ds)}
+    nonzeros, squares, missed, told = np.zeros(J), np.zeros(J + 1), 0, time.monotonic()
+    with partial_arrays(output, shapes) as append:
+        for first in range(0, len(Y), _CHUNK):
+            rows = datasets.read_rows(Y, signals, first, _CHUNK).astype(np.float32)
+            found, more = coder.codes(rows)
+            codes = [np.asarray(X) for X in found]
+            norms = residual_norms(coder.Ds, rows, codes)
+            _check_finite(codes, norms, first)
+            append(dict(zip(names, codes)))
+            nonzeros += [np.count_nonzero(X) for X in codes]
+            squares += (norms**2).sum(1)
+            missed += more
+            if time.monotonic() - told > _PERIOD:
+                told = time.monotonic()
+                say(f"{first + len(rows):,} of {len(Y):,} signals")
+    size, *residuals = np.sqrt(squares)
+    layers = tuple(
+        EncodedLayer(D.shape[1], float(count) / len(Y), float(residual / (size or 1)))
+        for D, count, residual in zip(coder.Ds, nonzeros, residuals)
+    )
+    return Encoded(len(Y), layers, coder.chained, source, missed, str(output))
+
+
+def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) -> None:
+    """Raise ArithmeticError for codes or residuals of a chunk that are not finite."""
+    for what, numbers in (("codes", codes), ("relative residuals", [norms.T])):
         bad = np.flatnonzero(~np.all([np.isfinite(X).all(-1) for X in numbers], axis=0))
         if len(bad):
+            among = f" among signals {first} to {first + len(norms.T) - 1}" if first else ""
             raise ArithmeticError(
-                f"encode: {len(bad)} {what} are not finite, the first of signal {bad[0]}; "
-                "nothing was written"
+                f"encode: {len(bad)} {what} are not finite{among}, the first of signal "
+                f"{first + bad[0]}; nothing was written"
             )
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    write_codes(output, codes, chained)
-    layers = tuple(
-        EncodedLayer(X.shape[1], float((X != 0).sum(1).mean()), float(residual))
-        for X, residual in zip(codes, relative_residuals(sizes))
-    )
-    return Encoded(len(Y), layers, chained, str(weights), str(output))
+
+
+def _of_weights(weights: Path, dictionaries: list[Path]) -> _Coder:
+    model, params, D = _model(weights, dictionaries)
+    chained = isinstance(model, Network)
+
+    def codes(rows):
+        found = apply_in_chunks(model.apply, params, D, jnp.asarray(rows))
+        return found if chained else (found,), 0
+
+    return _Coder(codes, D if chained else (D,), chained)
+
+
+def _of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) -> _Coder:
+    Ds = as_chain([read_dictionary(path) for path in dictionaries], "encode")
+
+    def codes(rows):
+        return pursue(name, Ds, jnp.asarray(rows), options)
+
+    return _Coder(codes, Ds, PURSUITS[name].takes == CHAIN)
 
 
 def residual_norms(
@@ -165,15 +269,6 @@ def relative_residuals(norms: np.ndarray) -> np.ndarray:
     """norm(Y - D_1 ... D_j X_j) / norm(Y) of every layer, (J,), from those of the signals."""
     size, *residuals = np.linalg.norm(norms, axis=1)
     return np.asarray(residuals) / (size or 1)
-
-
-def write_codes(path: Path, codes: Sequence[np.ndarray], chained: bool) -> None:
-    """Write the last codes as `.npy`, or all as entries of a `.npz` file; whole or not at all."""
-    names = [f"X_{j}" for j in range(1, len(codes) + 1)] if chained else ["X"]
-    entries: dict[str, Any] = dict(zip(names, codes))
-    with io.BytesIO() as blob:
-        np.save(blob, codes[-1]) if path.suffix == ".npy" else np.savez(blob, **entries)
-        write_whole(path, blob.getvalue())
 
 
 def _check_output(output: Path, inputs: list[Path]) -> None:

@@ -1,7 +1,7 @@
 """Classical, analytic, calibrated and learned methods on signals whose codes are known."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 
 from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
 from unrolled.commands._console import Say
+from unrolled.commands._pursuit_rows import pursuit_codes
 from unrolled.commands._report import Section
 from unrolled.commands._settings import (
     Samples,
@@ -74,7 +75,8 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
 
 
 class _Found(NamedTuple):
-    methods: dict[str, tuple[Layer, Unrolled]]  # with analytic, calibrated and learned params
+    # With analytic, calibrated and learned params; or codes of the test signals.
+    methods: dict[str, Any]
     remarks: list[str]
     caution: str  # why the analytic rows are what they are, where nothing is certified
     seconds: dict[str, float]
@@ -82,7 +84,7 @@ class _Found(NamedTuple):
 
 def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
     D, (Y, X), K = problem.D, problem.chosen_on, settings.depth
-    methods: dict[str, tuple[Layer, Unrolled]] = {}
+    methods: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     broken: list[str] = []
     lam = best_lam(problem, settings) if settings.lam is None else settings.lam
@@ -92,6 +94,8 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
         methods["ISTA, calibrated"] = (ista, analytic.calibrate(ista, ista_params, D, Y, X))
     if "fista" in settings.methods:
         methods["FISTA"] = (layers.fista(K), ista_params)
+    pursued = pursuit_codes((D,), problem.tested_on, settings, say, seconds, lam)
+    methods |= {name: codes for name, (codes,) in pursued.codes.items()}
     families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
         "lista": ("LISTA", layers.lista(K, tied=False, lam=lam), 5e-4),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False), 5e-4),
@@ -113,7 +117,7 @@ def _methods(problem: Samples, settings: Settings, say: Say) -> _Found:
         with timed(seconds, f"{name}, learned"):
             learned = train(layer, calibrated, problem, settings, rate, code_loss, name, broken)
         methods[f"{name}, learned"] = (layer, learned.best)
-    remarks = [f"ISTA and FISTA use lam = {lam:g}.", remark, *broken]
+    remarks = [f"ISTA and FISTA use lam = {lam:g}.", *pursued.remarks, remark, *broken]
     shown = any(name.endswith(", analytic") for name in methods)
     return _Found(methods, remarks, caution if shown else "", seconds)
 

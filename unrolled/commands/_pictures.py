@@ -19,6 +19,7 @@ from unrolled import (
     training,
 )
 from unrolled.commands._console import Say
+from unrolled.commands._pursuit_rows import pursuit_codes
 from unrolled.commands._report import Section
 from unrolled.commands._settings import (
     Samples,
@@ -86,12 +87,18 @@ def unknown_codes(
     optimum = solve(tested)
     problem = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (tested, optimum.x))
     remarks: list[str] = []
-    methods, seconds = _methods(problem, lam, settings, say, remarks)
-    result = compared(methods, D, tested, optimum.x, lam=lam)
+    seconds: dict[str, float] = {}
+    pursued = pursuit_codes((D,), problem.tested_on, settings, say, seconds, lam)
+    remarks += pursued.remarks
+    classical = {name: codes for name, (codes,) in pursued.codes.items()}
+    methods = _methods(problem, lam, settings, say, seconds, remarks)
+    result = compared(methods | classical, D, tested, optimum.x, lam=lam)
     psnrs = {
         name: _psnr_per_step(layer, params, D, tested).tolist()
         for name, (layer, params) in methods.items()
     }
+    for name, codes in classical.items():
+        psnrs[name] = [float(metrics.psnr(problems.synthesize(D, codes), tested))]
     text = [
         f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(rows)} signals to train on and "
         f"{len(tested)} others to test on, lam = {lam:.4g}, K = {K} steps. FISTA finds F* to a "
@@ -118,7 +125,7 @@ def unknown_codes(
         caption = f"{title}: the test picture rebuilt from its codes after {K} steps"
         figures[caption] = _show(pictures.picture, pictures.testing, methods, D)
     header, curve = curve_rows(result)
-    curve = [[*row, psnrs[row[0]][row[1] - 1]] for row in curve]
+    curve = [[*row, psnrs[row[0]][(row[1] or 1) - 1]] for row in curve]
     data = {"comparison": result, "psnr": psnrs, "lam": lam, "seconds": seconds}
     return Section(title, slug, "\n".join(text), figures, ([*header, "psnr"], curve), data)
 
@@ -129,13 +136,17 @@ def _default_lam(D: Dictionary, rows: jax.Array) -> float:
 
 
 def _methods(
-    problem: Samples, lam: float, settings: Settings, say: Say, remarks: list[str]
-) -> tuple[Methods, dict[str, float]]:
-    """Classical methods, and learned ones trained on the LASSO objective; seconds of training."""
+    problem: Samples,
+    lam: float,
+    settings: Settings,
+    say: Say,
+    seconds: dict[str, float],
+    remarks: list[str],
+) -> Methods:
+    """ISTA and FISTA, and learned methods trained on the LASSO objective."""
     D, K = problem.D, settings.depth
     params = analytic.ista(D, lam, K)
     methods: Methods = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}
-    seconds: dict[str, float] = {}
     families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
         "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
         "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
@@ -156,7 +167,7 @@ def _methods(
         with timed(seconds, f"{name}, learned"):
             learned = train(layer, start, problem, settings, rate, loss, name, remarks)
         methods[f"{name}, learned"] = (layer, learned.best)
-    return methods, seconds
+    return methods
 
 
 def _table(result: Comparison, psnrs: dict[str, list[float]], best: float) -> str:
@@ -168,6 +179,8 @@ def _table(result: Comparison, psnrs: dict[str, list[float]], best: float) -> st
         assert curve.gap is not None  # `compare` was given lam
         K = len(curve.gap)
         gaps = [f"{curve.gap[max(0, k - 1)]:.2e}" for k in (K // 4, K // 2, K)]
+        if name in result.given:
+            gaps[:2] = "", ""
         rows.append("| " + " | ".join([name, *gaps, f"{psnrs[name][-1]:.2f}"]) + " |")
     return "\n".join([*rows, f"| LASSO optimum | | | 0 | {best:.2f} |"])
 

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,8 @@ class Settings:
     steps: int = 400
     seed: int = 0
     quick: bool = False
+    pursuits: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)  # of the pursuits
 
     @property
     def key(self) -> jax.Array:
@@ -146,13 +148,16 @@ def compared(*arguments: Any, **options: Any) -> Any:
 
 
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
-    """The curves of a comparison, one row per method and step; what is undefined is empty."""
+    """The curves of a comparison, one row per method and step; what is undefined is empty.
+
+    Codes that were given have one row without a step.
+    """
     rows = []
     for name, curve in result.curves.items():
         for k in range(len(curve.nmse)):
             values = [None if v is None else v[k] for v in (getattr(curve, f) for f in _FIELDS)]
             cells = ["" if v is None or np.isnan(v) else float(v) for v in values]
-            rows.append([name, k + 1, *cells])
+            rows.append([name, "" if name in result.given else k + 1, *cells])
     return ["method", "step", *_FIELDS], rows
 
 

@@ -42,7 +42,7 @@ Model = Layer | Network
 
 @overload
 def compare(
-    methods: Mapping[str, tuple[Layer, Unrolled] | Fit],
+    methods: Mapping[str, tuple[Layer, Unrolled] | Fit | Array],
     D: Dictionary,
     Y: Array,
     X: Array,
@@ -55,7 +55,7 @@ def compare(
 ) -> Comparison: ...
 @overload
 def compare(
-    methods: Mapping[str, tuple[Network, Any] | Fit],
+    methods: Mapping[str, tuple[Network, Any] | Fit | tuple[Array, ...]],
     D: Sequence[Dictionary],
     Y: Array,
     X: Sequence[Array],
@@ -86,7 +86,9 @@ def compare(
 
     Args:
         methods: name -> (layer, params), or the `Fit` of a training, of which the best params run
-            with the dictionary that they were trained with. For networks (network, params).
+            with the dictionary that they were trained with. For networks (network, params). The
+            codes of any other solver, such as a pursuit, stand for themselves: an array in the
+            shape of X, for networks a tuple of them; they have one step, the last.
         D: (m, d); for networks a tuple, one per layer.
         Y: (batch, m), the signals.
         X: (batch, d), their true codes; for networks a tuple, one per layer.
@@ -115,7 +117,7 @@ def compare(
         True
     """
     found = _methods(methods, reference)
-    chained = any(isinstance(method.model, Network) for method in found.values())
+    chained = any(method.chained for method in found.values())
     sample = _sample(chained, D, Y, X, lam)
     J = len(sample.Ds)
     numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
@@ -129,9 +131,15 @@ def compare(
 
 
 class _Method(NamedTuple):
-    model: Model
-    params: Any
+    model: Model | None  # None for codes
+    params: Any  # or the codes, a tuple for a chain
     D: Any  # the dictionary that it runs with, or a tuple; None for that of the sample
+
+    @property
+    def chained(self) -> bool:
+        if self.model is None:
+            return isinstance(self.params, tuple)
+        return isinstance(self.model, Network)
 
 
 class _Sample(NamedTuple):
@@ -152,7 +160,7 @@ class _Sample(NamedTuple):
 class _Block(NamedTuple):
     """A layer of a method: its params, stacked, and what was measured of its codes."""
 
-    params: Unrolled
+    params: Unrolled | None  # None for codes
     D: Dictionary
     weights: Weights | None
     curve: Curve
@@ -168,10 +176,10 @@ def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Me
         names = ", ".join(methods)
         raise ValueError(f"compare: unknown reference {reference!r}; expected one of {names}")
     found = {name: _method(name, given) for name, given in methods.items()}
-    kinds = {isinstance(method.model, Layer): name for name, method in found.items()}
+    kinds = {method.chained: name for name, method in found.items()}
     if len(kinds) > 1:
         raise TypeError(
-            f"compare: {kinds[True]!r} is a layer and {kinds[False]!r} a network, which have "
+            f"compare: {kinds[False]!r} is a layer and {kinds[True]!r} a network, which have "
             "codes of different dictionaries; compare them apart, or try dsc([layer])"
         )
     return found
@@ -180,6 +188,14 @@ def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Me
 def _method(name: str, given: Any) -> _Method:
     if isinstance(given, Fit):
         return _Method(given.model, given.best, given.D)
+    if isinstance(given, jax.Array | np.ndarray):
+        return _Method(None, given, None)
+    if (
+        given
+        and isinstance(given, tuple)
+        and all(isinstance(X, jax.Array | np.ndarray) for X in given)
+    ):
+        return _Method(None, given, None)
     if not (isinstance(given, tuple | list) and len(given) == 2):
         what = type(given).__name__
     elif not isinstance(given[0], Model):
@@ -187,8 +203,8 @@ def _method(name: str, given: Any) -> _Method:
     else:
         return _Method(given[0], given[1], None)
     raise TypeError(
-        f"compare: {name!r} is a {what}; expected (layer, params), (network, params) or the result "
-        "of `fit`"
+        f"compare: {name!r} is a {what}; expected (layer, params), (network, params), the result "
+        "of `fit`, or codes"
     )
 
 
@@ -228,7 +244,9 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> _Sample:
 def _blocks(name: str, method: _Method, sample: _Sample, classes: list[tuple]) -> list[_Block]:
     """Run a method, and measure the codes, the weights and the guarantees of its layers."""
     model, params, own = method
-    chained = isinstance(model, Network)
+    if model is None:
+        return _of_codes(name, params if method.chained else (params,), sample)
+    chained = method.chained
     Ds = sample.Ds if own is None else own if chained else (own,)
     shapes, expected = ([D.shape for D in chain] for chain in (Ds, sample.Ds))
     if shapes != expected:
@@ -238,34 +256,52 @@ def _blocks(name: str, method: _Method, sample: _Sample, classes: list[tuple]) -
     held = guarantees(model, blocks, Ds, sample.pairs, classes)
     made = []
     for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, found, held)):
-        errors = {name: np.asarray(value) for name, value in measured.errors.items()}
-        gap = None if measured.gap is None else np.asarray(measured.gap)
-        curve = Curve(**errors, gap=gap)
         weights = model.weights(j) if isinstance(model, Network) else model.weights
         p = stack(p) if p.steps else p
-        diverged = _divergence(curve, measured.zero_gap)
-        made.append(_Block(p, D, weights, curve, guarantee, diverged, bool(measured.silent)))
+        made.append(_Block(p, D, weights, *_judged(measured, guarantee)))
     return made
+
+
+def _of_codes(name: str, codes: tuple[Array, ...], sample: _Sample) -> list[_Block]:
+    """The measurements of codes as they are."""
+    shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
+    if shapes != expected:
+        raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
+    paths = tuple(jnp.asarray(X, Y.dtype)[None] for X, (Y, _) in zip(codes, sample.pairs))
+    found = _measure_codes(paths, sample)
+    return [_Block(None, D, None, *_judged(m, None)) for D, m in zip(sample.Ds, found)]
+
+
+def _judged(
+    measured: "_Measured", guarantee: Guarantee | None
+) -> tuple[Curve, Guarantee | None, Divergence | None, bool]:
+    """The last fields of a block."""
+    errors = {name: np.asarray(value) for name, value in measured.errors.items()}
+    gap = None if measured.gap is None else np.asarray(measured.gap)
+    curve = Curve(**errors, gap=gap)
+    return curve, guarantee, _divergence(curve, measured.zero_gap), bool(measured.silent)
 
 
 def _comparison(blocks: dict[str, _Block], reference: str | None) -> Comparison:
     """The blocks of all methods that have the same place."""
     references, changes = {}, {}
-    for i, (name, block) in enumerate(blocks.items()):
-        earlier = list(blocks)[:i] if reference is None else [reference]
-        same = (n for n in earlier if n != name and _same_form(blocks[n].params, block.params))
+    params = _known({name: block.params for name, block in blocks.items()})
+    for i, (name, p) in enumerate(params.items()):
+        earlier = list(params)[:i] if reference is None else [reference]
+        same = (n for n in earlier if n != name and _same_form(params.get(n), p))
         if (other := next(same, None)) is not None:
             references[name] = other
-            changes[name] = _changes(blocks[other].params, block.params)
+            changes[name] = _changes(params[other], p)
     return Comparison(
         {name: block.curve for name, block in blocks.items()},
-        _known({name: thresholds(block.params) for name, block in blocks.items()}),
+        _known({name: thresholds(p) for name, p in params.items()}),
         references,
         changes,
-        _known({n: coupling(b.weights, b.params, b.D) for n, b in blocks.items()}),
+        _known({n: coupling(blocks[n].weights, p, blocks[n].D) for n, p in params.items()}),
         _known({name: block.guarantee for name, block in blocks.items()}),
         _known({name: block.diverged for name, block in blocks.items()}),
         tuple(name for name, block in blocks.items() if block.silent),
+        tuple(name for name in blocks if name not in params),
     )
 
 
@@ -282,9 +318,14 @@ class _Measured(NamedTuple):
 
 @partial(jax.jit, static_argnames="model")
 def _measure(model: Any, params: Any, D: Any, sample: _Sample) -> list[_Measured]:
-    """The codes of every layer against the true ones; compiled once for all params of a model."""
+    """`_measure_codes` of a model; compiled once for all of its params."""
     paths = jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, sample.Y)
-    paths = paths if isinstance(paths, tuple) else (paths,)
+    return _measure_codes(paths if isinstance(paths, tuple) else (paths,), sample)
+
+
+@jax.jit
+def _measure_codes(paths: tuple[Array, ...], sample: _Sample) -> list[_Measured]:
+    """The codes of every layer, (steps, batch, d), against the true ones."""
     found = []
     for path, D, (Y, X), lam, optimum in zip(
         paths, sample.Ds, sample.pairs, sample.lams, sample.optima

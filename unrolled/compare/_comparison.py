@@ -74,6 +74,7 @@ class Comparison(NamedTuple):
     guarantees: dict[str, Guarantee]  # for families with a certificate
     diverged: dict[str, Divergence]  # only methods that end worse than the zero code
     silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
+    given: tuple[str, ...] = ()  # methods that were given by their codes, without steps
 
     def table(self) -> str:
         """A Markdown table: errors at the last step, in both definitions, and support scores.
@@ -125,7 +126,8 @@ class Comparison(NamedTuple):
         rows = []
         for name, c in self.curves.items():
             mark = " (diverges)" if name in self.diverged else ""
-            cells = [name, str(len(c.nmse)), f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}"]
+            K = "" if name in self.given else str(len(c.nmse))
+            cells = [name, K, f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}"]
             scores = ["" if np.isnan(v[-1]) else f"{v[-1]:.3f}" for v in (c.precision, c.recall)]
             cells += [f"{c.failure_rate[-1]:.1%}", *scores]
             cells += [

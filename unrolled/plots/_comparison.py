@@ -44,7 +44,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
     """
     fig, panels = figure(3, 2, height=3.3)
     _methods(panels, result, codes)
-    _legend_of_methods(fig, panels[0, 0], [_silent(result.curves), note])
+    _legend_of_methods(fig, panels[0, 0], [_silent(result.curves), _level(result), note])
     return fig
 
 
@@ -65,13 +65,13 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
         _methods(panels[:, j].reshape(3, 2), found, codes)
         panels[0, j].set_title(f"Layer {j + 1}\n{panels[0, j].get_title()}")
         told.append((silent := _silent(found.curves)) and f"Layer {j + 1}: {silent}")
-    _legend_of_methods(fig, panels[0, 0], [*told, note])
+    _legend_of_methods(fig, panels[0, 0], [*told, _level(result.layers[0]), note])
     return fig
 
 
 def _methods(panels: np.ndarray, result: Any, codes: str) -> None:
     """Draw the six panels of a `compare.Comparison`, (3, 2)."""
-    c, looks = result.curves, styles(result.curves)
+    c, looks = _over_all_steps(result), styles(result.curves)
 
     def draw(panel, lines, title, ylabel, log=False, top=None):
         curves(panel, lines, title=title, ylabel=ylabel, log=log, looks=looks, top=top)
@@ -106,6 +106,16 @@ def _methods(panels: np.ndarray, result: Any, codes: str) -> None:
     draw(panels[2, 1], weights, title, "mu_W of each step", top=_MOST_COHERENCE)
 
 
+def _over_all_steps(result: Any) -> dict[str, Any]:
+    """The curves by name; codes without steps, such as those of a pursuit, as level lines."""
+    K = max(len(curve.nmse) for curve in result.curves.values())
+
+    def level(curve: Any) -> Any:
+        return curve._make(v if v is None else np.repeat(v, K, axis=0) for v in curve)
+
+    return {n: level(c) if n in result.given else c for n, c in result.curves.items()}
+
+
 def _legend_of_methods(fig: "Figure", panel: "Axes", sentences: list[str]) -> None:
     """The lines of a panel in a legend of the figure, below some sentences."""
     handles, labels = panel.get_legend_handles_labels()
@@ -129,6 +139,13 @@ def _silent(found: dict[str, Any]) -> str:
         return ""
     told = "; ".join(names)
     return f"Flat, since all codes are zero at every step (precision undefined): {told}."
+
+
+def _level(result: Any) -> str:
+    """Which methods have no steps, in a sentence; empty if all have."""
+    return f"Level, since only the last codes are known: {'; '.join(result.given)}." * bool(
+        result.given
+    )
 
 
 def evolution(watch: Any) -> "Figure":

@@ -1,0 +1,44 @@
+"""The options of pursuits on the command line."""
+
+import argparse
+from typing import Any
+
+from unrolled._pursuits import PURSUITS
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    return tuple(float(part) for part in text.split(","))
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "sparsity": dict(type=int, help="the most atoms of a code"),
+    "lam": dict(type=float, help="weight of the LASSO"),
+    "ratio": dict(type=float, help="in place of lam: its share of the least one with codes 0"),
+    "l2": dict(type=float, help="weight of the elastic net"),
+    "nonnegative": dict(action="store_const", const=True, help="codes without negative entries"),
+    "eps": dict(type=float, help="bound of the residual of bpdn"),
+    "theta": dict(type=float, help="threshold"),
+    "lams": dict(type=numbers, metavar="A,B,...", help="weights, one for each layer of a chain"),
+    "thetas": dict(type=numbers, metavar="A,B,...", help="thresholds, one for each layer"),
+    "zeros": dict(type=int, help="zeros of every code between, of holistic"),
+    "step": dict(type=float, help="share of the largest step, of ml_ista and ml_fista"),
+    "tol": dict(type=float, help="accuracy: duality gap, or norm of the residual of omp"),
+    "max_steps": dict(type=int, help="the most steps"),
+}
+# Those with local norms are for convolutional dictionaries, which no file holds.
+NAMES = tuple(name for name in PURSUITS if not name.startswith("local_"))
+OPTIONS = tuple(_OPTIONS)
+
+
+def add_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = OPTIONS) -> None:
+    """Add options of pursuits to the parser of a command."""
+    group = parser.add_argument_group("options of pursuits")
+    for name in names:
+        group.add_argument(f"--{name.replace('_', '-')}", **_OPTIONS[name])
+
+
+def given_options(arguments: argparse.Namespace, names: tuple[str, ...] = OPTIONS) -> dict:
+    """The options that were given, by name."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

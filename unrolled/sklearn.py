@@ -1,0 +1,245 @@
+"""A transformer of scikit-learn: codes of samples by any pursuit, layer or network."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from unrolled import _checks, problems
+from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
+from unrolled.layers import FAMILIES, Layer
+from unrolled.networks import Network
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError("unrolled.sklearn needs scikit-learn; install unrolled[sklearn]") from error
+
+_NAME = "SparseCoder"
+_DTYPES = [np.float64, np.float32]
+_OPTIONS = (  # arguments that a pursuit or a family may have
+    *("lam", "ratio", "l2", "nonnegative", "sparsity", "eps", "theta", "radius"),
+    *("lams", "thetas", "zeros", "step", "tol", "max_steps"),
+)
+_CHUNK = 1000  # samples whose intermediate arrays are in memory together
+
+
+class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Sparse codes as features: y = D x for every sample y, by a pursuit, a layer or a network.
+
+    Samples come first: X is (n_samples, n_features), its codes are (n_samples, n_components), and
+    `inverse_transform` multiplies them by D'. **Atoms are columns here**, as everywhere in this
+    library; `sklearn.decomposition.SparseCoder` has them in rows, so its dictionary is our D'.
+
+    Codes have the dtype of X, float32 or float64, and are computed in it.
+
+    Args:
+        dictionary: D, (n_features, n_components), an array or a structured one; a tuple
+            (D_1, ..., D_J) for deep pursuits and networks, whose features are the last codes. None
+            is the identity: a placeholder that keeps the features.
+        method: the name of a pursuit; the name of a family of layers, together with `depth`; a
+            layer or a network.
+        depth: number of steps, which makes `method` the name of a family of layers.
+        params: of the layer or the network; None takes its `init`.
+        random_state: the seed of `init`, for families that draw their params.
+        lam, ratio, l2, nonnegative: of `lasso`, `lasso_batch` (faster for many samples), and where
+            a pursuit or a family has them.
+        sparsity: of `omp`, `project` and `holistic`. For OMP without a sparsity and a tol it is a
+            tenth of the features, at least 1, as in scikit-learn.
+        eps, theta, radius: of `bpdn`, `threshold` and `local_error`.
+        lams, thetas, zeros, step: of deep pursuits, see there.
+        tol, max_steps: of the pursuit.
+
+    An option that is None is not given, and has the default of the pursuit.
+
+    Attributes:
+        dictionary_: the dictionary, as a tuple with one entry per layer.
+        method_: the name of the pursuit, or the layer or network.
+        params_: those of the layer or network, None for a pursuit.
+        n_components_: the number of atoms.
+
+    Warns:
+        ConvergenceWarning: codes that miss their tolerance; how many.
+
+    Raises:
+        ValueError: from `fit`, a dictionary that does not fit X, an unknown method, options that
+            it does not have or misses. What a pursuit itself refuses, `transform` raises.
+        ArithmeticError: from `transform`, codes that are not finite.
+
+    Example:
+        >>> from unrolled.sklearn import SparseCoder
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> Y = np.asarray((D[:, 3:5] - 0.5 * D[:, 20:22]).T)  # two samples of 16 features
+        >>> coder = SparseCoder(D, "omp", sparsity=2).fit(Y)
+        >>> codes = coder.transform(Y)
+        >>> codes.shape, np.allclose(coder.inverse_transform(codes), Y, atol=1e-6)
+        ((2, 32), True)
+    """
+
+    def __init__(
+        self,
+        dictionary: Any = None,
+        method: str | Layer | Network = "omp",
+        *,
+        depth: int | None = None,
+        params: Any = None,
+        random_state: int = 0,
+        lam: Any = None,
+        ratio: Any = None,
+        l2: float | None = None,
+        nonnegative: bool | None = None,
+        sparsity: int | None = None,
+        eps: float | None = None,
+        theta: Any = None,
+        radius: float | None = None,
+        lams: Any = None,
+        thetas: Any = None,
+        zeros: Any = None,
+        step: float | None = None,
+        tol: float | None = None,
+        max_steps: int | None = None,
+    ):
+        self.dictionary = dictionary
+        self.method = method
+        self.depth = depth
+        self.params = params
+        self.random_state = random_state
+        self.lam = lam
+        self.ratio = ratio
+        self.l2 = l2
+        self.nonnegative = nonnegative
+        self.sparsity = sparsity
+        self.eps = eps
+        self.theta = theta
+        self.radius = radius
+        self.lams = lams
+        self.thetas = thetas
+        self.zeros = zeros
+        self.step = step
+        self.tol = tol
+        self.max_steps = max_steps
+
+    def fit(self, X: Any, y: Any = None) -> "SparseCoder":
+        """Check the dictionary, the method and its options against X; nothing is learned."""
+        X = _samples(self, X, reset=True)
+        with jax.enable_x64(True):
+            Ds = self._dictionaries(X)
+            self.n_components_ = Ds[-1].shape[1]
+            self.method_, params = self._method(), None
+            if isinstance(self.method_, str):
+                check_options(self.method_, self._options(), _NAME)
+                check_dictionaries(self.method_, len(Ds), _NAME)
+            else:
+                params = self._params(Ds)
+            # Arrays of JAX would come back from a pickle in float32.
+            self.dictionary_, self.params_ = jax.tree.map(np.asarray, (Ds, params))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The codes of the samples, (n_samples, n_components)."""
+        check_is_fitted(self)
+        X = _samples(self, X, reset=False)
+        missed, codes = 0, np.empty((len(X), self.n_components_), X.dtype)
+        with jax.enable_x64(True):
+            Ds, params = _checks.cast((self.dictionary_, self.params_), X.dtype)
+            for first in range(0, len(X), _CHUNK):
+                rows = slice(first, first + _CHUNK)
+                codes[rows], more = self._codes(Ds, params, X[rows])
+                missed += more
+        if bad := int((~np.isfinite(codes).all(1)).sum()):
+            raise ArithmeticError(f"{_NAME}: {bad} codes are not finite")
+        if missed:
+            told = f"{_NAME}: {missed} of {len(X)} codes miss the tolerance of {self.method_}"
+            _checks.warn(f"{told}; try a larger tol or max_steps", ConvergenceWarning)
+        return codes
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """The signals D x of codes, (n_samples, n_features)."""
+        check_is_fitted(self)
+        X = check_array(X, dtype=_DTYPES, input_name="X")
+        if X.shape[1] != self.n_components_:
+            raise ValueError(
+                f"{_NAME}: codes have shape {X.shape}; expected (n_samples, {self.n_components_})"
+            )
+        with jax.enable_x64(True):
+            signals = X
+            for D in reversed(_checks.cast(self.dictionary_, X.dtype)):
+                signals = problems.synthesize(D, signals)
+            return np.asarray(signals)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_
+
+    def _dictionaries(self, X: np.ndarray) -> tuple[Dictionary, ...]:
+        given, m = self.dictionary, X.shape[1]
+        if given is None:
+            return (as_dictionary(np.eye(m), _NAME),)
+        Ds = as_chain(given, _NAME) if isinstance(given, tuple) else (as_dictionary(given, _NAME),)
+        if Ds[0].shape[0] != m:
+            hint = "; atoms are columns here, try dictionary.T" if m in Ds[0].shape else ""
+            raise ValueError(
+                f"{_NAME}: dictionary has shape {Ds[0].shape}; expected ({m}, n_components), since "
+                f"X has {m} features{hint}"
+            )
+        return Ds
+
+    def _options(self) -> dict[str, Any]:
+        """The options that are given."""
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        options = {name: value for name, value in given.items() if value is not None}
+        if self.method == "omp" and not {"sparsity", "tol"} & set(options):
+            options["sparsity"] = max(1, self.n_features_in_ // 10)
+        return options
+
+    def _method(self) -> str | Layer | Network:
+        """The name of the pursuit, or the layer or network."""
+        method, options = self.method, self._options()
+        if isinstance(method, str) and self.depth is None:
+            if method in FAMILIES and method not in PURSUITS:
+                raise ValueError(f"{_NAME}: {method} is a family of layers; give its depth")
+            if self.params is not None:
+                raise ValueError(f"{_NAME}: params are for layers, {method} is a pursuit")
+            return method
+        if isinstance(method, str) and self.depth is not None:
+            if method not in FAMILIES:
+                names = ", ".join(FAMILIES)
+                raise ValueError(f"{_NAME}: unknown family {method!r}; expected one of {names}")
+            return FAMILIES[method](self.depth, **options)
+        if not isinstance(method, Layer | Network):
+            raise TypeError(
+                f"{_NAME}: method is a {type(method).__name__}; expected the name of a pursuit or "
+                "of a family, a layer or a network"
+            )
+        if self.depth is not None or options:
+            given = ", ".join([*(["depth"] if self.depth is not None else []), *options])
+            raise ValueError(f"{_NAME}: {given} does not go with a layer, which has its own")
+        return method
+
+    def _params(self, Ds: tuple[Dictionary, ...]) -> Any:
+        """Those given, or the usual ones, checked."""
+        layer: Any = self.method_
+        if isinstance(layer, Layer) and len(Ds) > 1:
+            raise ValueError(f"{_NAME}: a layer has one dictionary, got {len(Ds)}")
+        D: Any = Ds[0] if isinstance(layer, Layer) else Ds
+        key = _checks.as_key(self.random_state, _NAME)
+        params = layer.init(key, D) if self.params is None else self.params
+        layer.check(params, D)
+        return params
+
+    def _codes(self, Ds: Any, params: Any, Y: np.ndarray) -> tuple[Any, int]:
+        """The last codes, and how many of them miss their tolerance."""
+        if isinstance(self.method_, str):
+            found = pursue(self.method_, Ds, Y, self._options())
+            return found.codes[-1], found.missed
+        layer: Any = self.method_
+        D = Ds[0] if isinstance(layer, Layer) else Ds
+        codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+        return codes if isinstance(layer, Layer) else codes[-1], 0
+
+
+def _samples(coder: SparseCoder, X: Any, reset: bool) -> np.ndarray:
+    return validate_data(coder, X, dtype=_DTYPES, reset=reset)
