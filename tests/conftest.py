@@ -64,12 +64,14 @@ DEFAULT_CASES = {
         "test_soft_codes_stay_within_their_bound": 0,
         "test_stacks_on_other_geometries": 2,
         "test_the_bound_for_given_signals_is_never_exceeded": 2,
+        "test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error": 0,
         "test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks": 0,
     },
     "test_analytic.py": {
+        "test_a_plan_of_one_block_is_steps_for": 0,
         "test_a_planned_chain_ends_within_its_tolerance": 1,
         "test_activations_in_float32_stay_under_their_bounds_at_depth": 1,
-        "test_chains_of_every_activation_stay_under_their_bounds": 8,
+        "test_chains_of_every_activation_stay_under_their_bounds": 5,
         "test_depth_is_harmless_per_atom": 0,
         "test_no_member_breaks_the_bounds_per_atom": 2,
         "test_noise_in_l2_stays_under_the_bounds": 2,
@@ -78,13 +80,21 @@ DEFAULT_CASES = {
         "test_thresholds_per_atom_are_never_above_the_common_ones": 2,
     },
     "test_bad_input.py": {
+        "test_13_14_solvers_mark_the_bad_signal": 3,
         "test_29_params_of_another_family_are_refused_unless_they_have_the_same_records": 7,
         "test_6_an_empty_batch_gives_an_empty_batch": 6,
         "test_7_one_row_or_one_atom_works": 1,
+        "test_9_layers_warn_of_float64_without_x64": 3,
     },
     "test_basis_pursuit.py": {
-        "test_dense_codes_have_the_least_l1_norm_of_highs": 8,
-        "test_small_random_degenerate_programs": 1,
+        "test_a_unique_sparse_code_is_found_with_exact_zeros_off_its_support": 2,
+        "test_codes_within_the_generalized_sparsity_bound_are_recovered": 1,
+        "test_dense_codes_have_the_least_l1_norm_of_highs": 4,
+        "test_signals_of_tying_atoms_are_made_to_rounding": 2,
+        "test_small_random_degenerate_programs": 0,
+        "test_sparse_codes_have_the_least_l1_norm_of_highs": 5,
+        "test_the_derivative_at_a_sparse_code_moves_its_support_alone": 2,
+        "test_the_unique_code_of_a_dense_signal_has_no_more_nonzeros_than_the_rank": 5,
     },
     "test_bpdn.py": {
         "test_a_small_ball_is_basis_pursuit": 0,
@@ -94,8 +104,12 @@ DEFAULT_CASES = {
         "test_a_convolutional_dictionary": 0,
         "test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces": 5,
     },
+    "test_checkpoint.py": {
+        "test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on": 0,
+    },
     "test_cli.py": {
         "test_certify_covers_an_activation_and_the_smallest_entries": 0,
+        "test_certify_reports_on_a_chain": 0,
         "test_compare_on_own_pictures": 0,
         "test_compare_on_own_signals": 0,
         "test_compare_on_own_signals_with_codes": 0,
@@ -112,13 +126,15 @@ DEFAULT_CASES = {
         "test_a_structured_dictionary_is_its_matrix": 8,
         "test_activations_conform": 6,
         "test_codes_and_gradients_are_the_same_however_the_loop_runs": 3,
-        "test_every_way_to_run_a_layer_gives_the_same_code": 10,
-        "test_gradients_are_central_differences_in_every_leaf": 8,
-        "test_iterates_end_at_the_code_and_begin_as_shorter_layers": 10,
-        "test_pursuits_answer_alike_however_they_are_run": 2,
+        "test_every_way_to_run_a_layer_gives_the_same_code": 6,
+        "test_gradients_are_central_differences_in_every_leaf": 5,
+        "test_gradients_reach_every_array_of_a_dictionary": 8,
+        "test_iterates_end_at_the_code_and_begin_as_shorter_layers": 5,
+        "test_no_steps_give_the_zero_code": 6,
+        "test_pursuits_answer_alike_however_they_are_run": 1,
         "test_pursuits_keep_float32": 2,
         "test_pursuits_take_pictures_of_convolutions": 1,
-        "test_solvers_answer_alike_however_they_are_run": 3,
+        "test_solvers_answer_alike_however_they_are_run": 1,
         "test_solvers_certify_what_they_return": 6,
         "test_solvers_take_structured_dictionaries": 2,
         "test_the_wider_dtype_wins": 4,
@@ -142,26 +158,30 @@ DEFAULT_CASES = {
         "test_a_batch_of_dictionaries": 2,
         "test_arrays_of_both_libraries_defer_on_the_left": 2,
         "test_conv_in_half_precision": 0,
-        "test_conv_is_its_matrix": 6,
+        "test_conv_is_its_matrix": 3,
         "test_structured_dictionaries_are_their_matrices": 6,
     },
     "test_docs.py": {
         "test_the_example_of_the_readme_runs": 0,
     },
     "test_doctests.py": {
-        "test_examples_run": 16,
+        "test_examples_run": 8,
     },
     "test_families.py": {
         "test_ml_lista_trains_and_takes_structured_dictionaries": 0,
+    },
+    "test_hyperlista.py": {
+        "test_three_numbers_reach_60_decibels_on_the_standard_benchmark": 0,
     },
     "test_lasso.py": {
         "test_codes_are_those_of_scikit_learn": 2,
         "test_degenerate_dictionaries": 1,
         "test_derivatives_of_a_structured_dictionary_and_of_a_batch": 0,
+        "test_implicit_derivatives_are_those_of_many_steps": 0,
         "test_the_gap_bounds_the_excess_of_any_code": 2,
     },
     "test_lasso_batch.py": {
-        "test_codes_are_those_of_the_solver_of_one_signal": 2,
+        "test_codes_are_those_of_the_solver_of_one_signal": 1,
         "test_convolutions_take_batches_of_pictures": 0,
         "test_degenerate_dictionaries": 1,
         "test_every_code_has_its_certificate": 2,
@@ -181,29 +201,31 @@ DEFAULT_CASES = {
     },
     "test_reductions.py": {
         "test_a_nan_in_a_traced_dictionary_reaches_the_result": 4,
-        "test_a_nan_reaches_the_result": 8,
+        "test_a_nan_reaches_the_result": 4,
     },
     "test_scales.py": {
         "test_a_seed_is_a_key": 6,
         "test_eager_calls_compile_once": 6,
         "test_every_dictionary_has_norms_at_every_scale": 5,
         "test_integers_become_floats_and_complex_is_refused": 8,
-        "test_powers_of_two_go_through": 30,
+        "test_powers_of_two_go_through": 20,
         "test_products_come_in_blocks": 0,
     },
     "test_sklearn.py": {
+        "test_codes_have_the_dtype_of_the_samples_and_come_in_chunks": 0,
         "test_the_codes_are_those_of_the_pursuit": 1,
     },
     "test_train_cli.py": {
-        "test_every_family_starts_as_it_says_and_refuses_foreign_options": 4,
+        "test_every_family_starts_as_it_says_and_refuses_foreign_options": 2,
         "test_killed_and_resumed_it_ends_with_the_same_bits": 0,
         "test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before": 0,
     },
     "test_training.py": {
         "test_learning_a_convolutional_dictionary": 0,
         "test_signals_with_dictionaries_of_their_own": 1,
+        "test_signals_with_structured_dictionaries_of_their_own": 0,
         "test_training_lowers_every_loss": 2,
-        "test_training_lowers_the_validation_loss_of_every_family": 4,
+        "test_training_lowers_the_validation_loss_of_every_family": 2,
     },
     "test_weights_table.py": {
         "test_every_number_is_that_of_the_weights_it_stands_for": 1,
@@ -214,12 +236,12 @@ DEFAULT_CASES = {
     },
     "theory/test_coherence.py": {
         "test_convolutional_coherence_outside_jit_and_with_dense_weights": 0,
-        "test_convolutional_coherences_are_those_of_the_dense_matrix": 5,
+        "test_convolutional_coherences_are_those_of_the_dense_matrix": 3,
         "test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices": 1,
         "test_weights_may_have_a_longer_kernel_than_the_dictionary": 0,
     },
     "theory/test_convergence.py": {
-        "test_atom_coherence_is_the_largest_product_of_every_atom": 1,
+        "test_atom_coherence_is_the_largest_product_of_every_atom": 0,
         "test_the_objective_stays_within_its_bound_on_both_sides": 8,
         "test_the_support_is_found_from_the_promised_step_on": 2,
         "test_two_runs_stay_within_the_sequence_bound": 1,
@@ -242,7 +264,7 @@ DEFAULT_CASES = {
     "theory/test_guarantees.py": {
         "test_analytic_params_are_the_schedule": 2,
         "test_no_member_of_the_class_breaks_a_bound": 2,
-        "test_other_activations_stay_under_their_bounds": 5,
+        "test_other_activations_stay_under_their_bounds": 2,
         "test_the_corrected_chain_converges_where_the_printed_one_diverges": 1,
         "test_the_guard_makes_depth_harmless": 1,
     },
@@ -281,6 +303,13 @@ def pytest_terminal_summary(terminalreporter):
     counts = [n for report in passed for name, n in report.user_properties if name == "matrix"]
     if counts:
         terminalreporter.write_line(f"bad-input matrix: {sum(counts)} cases, all refused")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Programs are kept for one file: gigabytes of them slow the garbage collector down."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(params=["float32", "float64"])
