@@ -79,8 +79,9 @@ def test_pursuits_stand_beside_layers(run, folder, tmp_path, method):
     assert [row["step"] for row in rows] == [""] * (1 + (name == "project"))
     assert re.search(rf"^\|( \d \|)? {name} \|", out, re.M) and f"\n{name}: " in out
     if name == "omp":
-        D, archive = np.load(folder / "D.npy").astype(np.float32), np.load(folder / "YX.npz")
-        X, Y = archive["X"][48:], archive["Y"][48:].astype(np.float32)
+        D = np.load(folder / "D.npy").astype(np.float32)
+        with np.load(folder / "YX.npz") as archive:
+            X, Y = archive["X"][48:], archive["Y"][48:].astype(np.float32)
         codes = jax.vmap(lambda y: pursuit.omp(D, y, sparsity=2))(Y).x
         expected = 10 * np.log10(((codes - X) ** 2).sum() / (X**2).sum())
         assert float(rows[0]["nmse"]) == pytest.approx(expected, abs=1e-3)
@@ -450,6 +451,7 @@ def test_a_training_that_breaks_is_a_remark_of_the_report():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:calibrate. the start comes back")
 @pytest.mark.parametrize("signals", [("--sparsity", 2), ("--signals", "chain.npz")])
 def test_compare_on_a_chain(run, tmp_path, signals):
     chain = ("compare", "--dictionary", "D.npy", "I.npy", *signals)

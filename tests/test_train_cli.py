@@ -374,6 +374,8 @@ def fuzzed(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
+# On a tiny problem the start may be better on the signals held back.
+@pytest.mark.filterwarnings("ignore:calibrate. the start comes back")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
     """At each `start` that the configuration accepts, the params are those of the layer."""
@@ -469,7 +471,8 @@ def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder)
     D = np.load(folder / "D.npy").astype(np.float32)
     assert weights.layer is ur.layers.ista(3, lam=0.1)
     assert np.array_equal(weights.D, D)
-    Y, X = (np.load(folder / "YX.npz")[name][-8:].astype(np.float32) for name in "YX")
+    with np.load(folder / "YX.npz") as archive:
+        Y, X = (archive[name][-8:].astype(np.float32) for name in "YX")
     codes = jax.vmap(ur.layers.ista(3).apply, (None, None, 0))(weights.params, D, Y)
     judged = strict_json(out)["judged"]["learned"]
     assert judged["nmse"] == pytest.approx(float(ur.metrics.nmse(codes, X)), rel=1e-5)
