@@ -99,5 +99,5 @@ def __dir__() -> list[str]:
 
 for _name in list(sys.modules):
     if _name.startswith("unrolled.") and "._" not in _name:
-        vars(sys.modules[_name])["__dir__"] = partial(_public_names, sys.modules[_name])
+        vars(sys.modules[_name]).setdefault("__dir__", partial(_public_names, sys.modules[_name]))
 del _name

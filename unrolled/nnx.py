@@ -16,7 +16,9 @@ from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 from unrolled.training import Trained, merge, split, with_unit_atoms
 
-__all__ = ["Module"]  # noqa: F822  # made on first use
+
+def __dir__() -> list[str]:
+    return ["Module"]  # made on first use
 
 
 def __getattr__(name: str) -> type:
