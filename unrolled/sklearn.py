@@ -27,6 +27,10 @@ _OPTIONS = (  # arguments that a pursuit or a family may have
 _CHUNK = 1000  # samples whose intermediate arrays are in memory together
 
 
+def __dir__() -> list[str]:
+    return ["SparseCoder"]
+
+
 class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Sparse codes as features: y = D x for every sample y, by a pursuit, a layer or a network.
 
