@@ -239,7 +239,7 @@ def test_the_path_is_a_sequence_of_solutions():
 
 def test_faults_of_a_path_are_refused():
     for options, message in (
-        (dict(lam=[0.1], ratio=[0.1]), "expected one of lam and ratio, got both"),
+        (dict(lam=[0.1], ratio=[0.1]), "expected one of lam and ratio, got lam="),
         (dict(lam=0.1), r"lam has shape \(\)"),
         (dict(ratio=[-0.1]), "ratio must be non-negative"),
         (dict(tol=-1.0), "tol must be positive"),

@@ -158,16 +158,23 @@ def weights(
     where: str,
 ) -> Array:
     """lam, or ratio times lam_max, checked: () or (d,)."""
-    if (lam is None) == (ratio is None):
-        raise ValueError(f"{where}: expected one of lam and ratio, got lam={lam}, ratio={ratio}")
-    name, value = ("lam", lam) if ratio is None else ("ratio", ratio)
-    assert value is not None
-    _checks.nonnegative(value, name, where)
-    _checks.finite(value, name, where)
-    each = per_atom(D, y, value, name, where)
+    each = per_atom(D, y, *given_penalty(lam, ratio, where), where)
     if ratio is None:
         return each
     return each * lam_max(D, y, nonnegative=nonnegative).astype(each.dtype)
+
+
+def given_penalty(
+    lam: ArrayLike | None, ratio: ArrayLike | None, where: str
+) -> tuple[ArrayLike, str]:
+    """The one of lam and ratio that is given, with its name; non-negative and finite."""
+    if (lam is None) == (ratio is None):
+        raise ValueError(f"{where}: expected one of lam and ratio, got lam={lam}, ratio={ratio}")
+    value, name = (lam, "lam") if lam is not None else (ratio, "ratio")
+    assert value is not None
+    _checks.nonnegative(value, name, where)
+    _checks.finite(value, name, where)
+    return value, name
 
 
 def start_code(D: Dictionary, y: Array, start: ArrayLike | None, where: str) -> Array:

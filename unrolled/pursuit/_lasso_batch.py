@@ -24,7 +24,8 @@ from unrolled._interior_point import lapack, one_thread
 from unrolled._numbers import exponent, ldexp, wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, static_tol
+from unrolled.pursuit._ista import Pursuit, in_range, static_tol
+from unrolled.pursuit._lasso import given_penalty, ridge
 from unrolled.pursuit._line import least_between
 
 # ADMM: over-relaxation; penalties rho over the mean squared norm of an atom, and steps with each.
@@ -107,10 +108,6 @@ def lasso_batch(
         raise ValueError(f"{where}: D is zero")
     tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
     lam = _weights(D, matrix, Y, lam, ratio, nonnegative, where)
-    _checks.nonnegative(l2, "l2", where)
-    _checks.finite(l2, "l2", where)
-    if np.ndim(l2):
-        raise ValueError(f"{where}: l2 has shape {np.shape(l2)}; expected one number")
     X = _start(D, Y, start, where)
     a, b = exponent(matrix), exponent(Y, 1)
     top = float(jnp.finfo(dtype).max)
@@ -118,7 +115,7 @@ def lasso_batch(
         ldexp(matrix, -a),
         ldexp(Y, -b),
         jnp.minimum(ldexp(lam, -(a + b)), top),
-        jnp.minimum(ldexp(jnp.asarray(l2, dtype), -2 * a), top),
+        jnp.minimum(ldexp(ridge(l2, Y, where), -2 * a), top),
         ldexp(X, a - b),
     )
     host = partial(
@@ -133,11 +130,9 @@ def lasso_batch(
         ]
         answers = jax.pure_callback(host, shapes, *near, vmap_method="sequential")
     x, gap, residual, steps, converged = answers
-    found = ldexp(x, b - a)
-    eps = float(jnp.finfo(dtype).eps)
-    kept = jnp.abs(ldexp(found, a - b) - x) <= 2 * eps * jnp.max(jnp.abs(x), 1, keepdims=True)
-    residual = ldexp(residual, b[:, 0])
-    return on_grid(Pursuit(found, gap, residual, steps, converged & kept.all(1)), grid)
+    found, residual = ldexp(x, b - a), ldexp(residual, b[:, 0])
+    converged = converged & jax.vmap(in_range)(found, x, (b - a)[:, 0])
+    return on_grid(Pursuit(found, gap, residual, steps, converged), grid)
 
 
 def _weights(
@@ -150,12 +145,7 @@ def _weights(
     where: str,
 ) -> Array:
     """lam, or ratio times lam_max of every signal, checked: (batch, 1) or (batch, d)."""
-    if (lam is None) == (ratio is None):
-        raise ValueError(f"{where}: expected one of lam and ratio, got lam={lam}, ratio={ratio}")
-    name, value = ("lam", lam) if ratio is None else ("ratio", ratio)
-    assert value is not None
-    _checks.nonnegative(value, name, where)
-    _checks.finite(value, name, where)
+    value, name = given_penalty(lam, ratio, where)
     each = spread(D, jnp.asarray(flat_code(D, value), wide_dtype(Y.dtype)))
     n, d = len(Y), D.shape[1]
     if each.shape not in ((), (d,), (n, 1), (n, d)):
@@ -241,7 +231,7 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
 def _threads() -> Iterator[Callable]:
     """A parallel `map`, with one thread of BLAS in each of as many threads as there are cores."""
     try:
-        import threadpoolctl  # noqa: F401  # without it BLAS takes all cores, and one thread is best
+        import threadpoolctl  # noqa: F401  # without it BLAS takes all cores: one thread is best
     except ImportError:
         cores = 1
     else:

@@ -19,6 +19,7 @@ from unrolled.pursuit._lasso import (
     Near,
     Penalized,
     code,
+    given_penalty,
     lam_max,
     near_one,
     result,
@@ -90,13 +91,9 @@ def lasso_path(
 def _penalties(
     D: Dictionary, y: Array, lam: ArrayLike | None, ratio: ArrayLike | None, nonnegative: bool
 ) -> Array:
-    if lam is not None and ratio is not None:
-        raise ValueError("lasso_path: expected one of lam and ratio, got both")
     if lam is None and ratio is None:
         ratio = np.geomspace(1, 0.01, 50)
-    name, value = ("lam", lam) if ratio is None else ("ratio", ratio)
-    _checks.nonnegative(value, name, "lasso_path")
-    _checks.finite(value, name, "lasso_path")
+    value, name = given_penalty(lam, ratio, "lasso_path")
     lams = jnp.asarray(value, wide_dtype(y.dtype))
     if lams.ndim != 1:
         raise ValueError(f"lasso_path: {name} has shape {lams.shape}; expected a sequence, (n,)")

@@ -1,5 +1,6 @@
 """Orthogonal matching pursuit: atoms chosen one by one, with a growing Cholesky factor."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from unrolled.pursuit._grids import flat_signal, on_grid
 from unrolled.pursuit._ista import Pursuit, half_energy, in_range
 
 
-class _Chosen(NamedTuple):
+class Chosen(NamedTuple):
     """The atoms chosen so far, as many as `size`, in arrays of the largest number k."""
 
     atoms: Array  # (k,) their indices, 0 beyond size
@@ -97,12 +98,36 @@ def omp(
 @partial(jax.jit, static_argnums=4)
 def _omp(D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int) -> Pursuit:
     """OMP for D and y near 1."""
-    # An atom depends on the others, and a correlation is zero, if it is below the rounding of m
-    # products; a pivot is a difference of squares, so the root of that.
-    rounding = 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
     stop = jnp.zeros((), y.dtype) if tol is None else tol
+    with jax.default_matmul_precision("highest"):
+        found = match(D, y, norms, most, stop)
+        # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
+        inside = _solve(found.L, _held(found, found.r @ D))
+        gap = jnp.sum(inside**2) / 2 / half_energy(y)
+    residual = norm(found.r)
+    known = jnp.isfinite(residual)
+    converged = known & (gap <= _rounding(D, y)) & ((tol is None) | (residual <= stop))
+    return Pursuit(found.x, jnp.where(known, gap, jnp.inf), residual, found.size, converged)
+
+
+def match(
+    D: Dictionary,
+    y: Array,
+    norms: Array,
+    most: int,
+    stop: ArrayLike,
+    admits: Callable[[Array], Array] | None = None,
+) -> Chosen:
+    """Atoms one by one, at most `most`, until norm(r) <= stop, for D and y near 1.
+
+    Args:
+        D, y: (m, d) and (m,).
+        norms: those of the atoms, (d,).
+        most, stop: when to end.
+        admits: whether a code may be the result; the first that may not ends the choice before it.
+    """
     slots = max(1, most)
-    start = _Chosen(
+    start = Chosen(
         jnp.zeros(slots, int),
         jnp.eye(slots, dtype=y.dtype),
         jnp.zeros(D.shape[1], y.dtype),
@@ -110,23 +135,26 @@ def _omp(D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int) ->
         jnp.zeros((), int),
         jnp.zeros((), bool),
     )
-    with jax.default_matmul_precision("highest"):
-        found = lax.while_loop(
-            lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop),
-            partial(_choose, D, y, norms, rounding),
-            start,
-        )
-        # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
-        inside = _solve(found.L, _held(found, found.r @ D))
-        gap = jnp.sum(inside**2) / 2 / half_energy(y)
-    residual = norm(found.r)
-    known = jnp.isfinite(residual)
-    converged = known & (gap <= rounding) & ((tol is None) | (residual <= stop))
-    return Pursuit(found.x, jnp.where(known, gap, jnp.inf), residual, found.size, converged)
+
+    def body(s):
+        grown, helps = _grown(D, y, norms, s)
+        helps = helps if admits is None else helps & admits(grown.x)
+        return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.asarray(True)))
+
+    return lax.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
 
 
-def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) -> _Chosen:
-    """One more atom, if one helps."""
+def _rounding(D: Dictionary, y: Array) -> float:
+    """An atom depends on the others, and a correlation is zero, below the rounding of m products.
+
+    A pivot is a difference of squares, so this is the square of the distance it stands for.
+    """
+    return 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
+
+
+def _grown(D: Dictionary, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:
+    """The choice with one more atom, and whether that helps."""
+    rounding = _rounding(D, y)
     slots, d = jnp.arange(len(s.atoms)), D.shape[1]
     taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.size)
     g = jnp.where(taken, 0, jnp.abs(s.r @ D))
@@ -143,11 +171,10 @@ def _choose(D: Dictionary, y: Array, norms: Array, rounding: float, s: _Chosen) 
     for _ in range(2):
         correction = _solve(L, _solve(L, _held(grown, (y - D @ x) @ D)), transposed=True)
         x = x.at[grown.atoms].add(jnp.where(slots <= s.size, correction, 0))
-    grown = grown._replace(x=x, r=y - D @ x)
-    return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.ones((), bool)))
+    return grown._replace(x=x, r=y - D @ x), helps
 
 
-def _held(s: _Chosen, v: Array) -> Array:
+def _held(s: Chosen, v: Array) -> Array:
     """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their number."""
     return jnp.where(jnp.arange(len(s.atoms)) < s.size, v[s.atoms], 0)
 

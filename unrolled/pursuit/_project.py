@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
@@ -23,8 +22,9 @@ from unrolled.pursuit._deep import (
     result,
 )
 from unrolled.pursuit._ista import fista, per_atom
+from unrolled.pursuit._omp import match
 
-# Relative to the norm of an atom, or of the signal, in units of the rounding of one product.
+# An entry counts as zero below so many roundings of the sum of magnitudes that it is computed from.
 _ROUNDING = 8
 
 
@@ -119,81 +119,24 @@ def _sparsities(sparsity: Any, chain: Chain, where: str) -> tuple[int, ...]:
     return tuple(bounds)
 
 
-class _Matching(NamedTuple):
-    """The state of orthogonal matching pursuit: chosen = Q R, and the residual of y."""
-
-    Q: Array  # (m, s)
-    R: Array  # (s, s), the identity beyond the atoms taken
-    atoms: Array  # (s,) integers
-    free: Array  # (d,) atoms that may still be taken
-    x: Array  # (d,)
-    r: Array  # (m,) y - D x
-    taken: Array  # () how many atoms
-    goes_on: Array  # ()
-
-
 # Compiled once per shape and options, as in `ista`.
 @partial(jax.jit, static_argnums=1)
 def _by_matching(chain: Chain, bounds: tuple[int, ...]) -> DeepPursuit:
     D, y = Composed(*chain.Ds), chain.y
-    most = min(bounds[-1], len(y))
     with jax.default_matmul_precision("highest"):
         norms = column_norms(D)
         inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
 
-        def body(state):
-            after = _with_next_atom(D, inverse, y, state)
-            xs = _sparse_codes(chain.Ds, after.x)
-            met = jnp.stack([jnp.count_nonzero(x) <= s for x, s in zip(xs, bounds)]).all()
-            last = state._replace(goes_on=jnp.asarray(False))
-            return jax.tree.map(partial(jnp.where, met), after, last)
+        def is_sparse(x):
+            xs = _sparse_codes(chain.Ds, inverse * x)
+            return jnp.stack([jnp.count_nonzero(x) <= s for x, s in zip(xs, bounds)]).all()
 
-        state = lax.while_loop(
-            lambda state: state.goes_on & (state.taken < most),
-            body,
-            _nothing_taken(y, chain.end, max(most, 1), norms > 0),
-        )
-        xs = _sparse_codes(chain.Ds, state.x)
+        unit, ones = D.scale_columns(inverse), (norms > 0).astype(y.dtype)
+        found = match(unit, y, ones, min(bounds[-1], len(y)), 0.0, is_sparse)
+        xs = _sparse_codes(chain.Ds, inverse * found.x)
         known = jnp.isfinite(norm(y - chain.Ds[0] @ xs[0]))
         gap = jnp.full((), jnp.inf, y.dtype)
-        return result(chain, xs, gap, state.taken, known)
-
-
-def _nothing_taken(y: Array, d: int, width: int, free: Array) -> _Matching:
-    return _Matching(
-        Q=jnp.zeros((len(y), width), y.dtype),
-        R=jnp.eye(width, dtype=y.dtype),
-        atoms=jnp.zeros(width, jnp.int32),
-        free=free,
-        x=jnp.zeros(d, y.dtype),
-        r=y,
-        taken=jnp.zeros((), jnp.int32),
-        goes_on=free.any() & (norm(y) > 0),
-    )
-
-
-def _with_next_atom(D: Dictionary, inverse: Array, y: Array, state: _Matching) -> _Matching:
-    """The state with the best free atom; one that depends on those taken only stops being free."""
-    Q, R, atoms, free, x, r, k, _ = state
-    j = jnp.argmax(jnp.where(free, jnp.abs(r @ D) * inverse, -1))
-    free = free.at[j].set(False)
-    atom = D @ jnp.zeros_like(x).at[j].set(inverse[j])
-    first = atom @ Q
-    q = atom - Q @ first
-    second = q @ Q  # once is not enough for an orthogonal Q
-    q = q - Q @ second
-    size, tiny = norm(q), _ROUNDING * len(y) * float(jnp.finfo(y.dtype).eps)
-    fresh = size > tiny
-    column = (first + second).at[k].set(size)
-    R = jnp.where(fresh, R.at[:, k].set(column), R)
-    Q = jnp.where(fresh, Q.at[:, k].set(q / jnp.where(fresh, size, 1)), Q)
-    atoms = jnp.where(fresh, atoms.at[k].set(j.astype(atoms.dtype)), atoms)
-    k = k + fresh.astype(k.dtype)
-    c = y @ Q
-    r = y - Q @ c
-    c = jax.scipy.linalg.solve_triangular(R, c)
-    x = jnp.zeros_like(x).at[atoms].add(c * inverse[atoms])
-    return _Matching(Q, R, atoms, free, x, r, k, free.any() & (norm(r) > tiny * norm(y)))
+        return result(chain, xs, gap, found.size, known)
 
 
 def _sparse_codes(Ds: Sequence[Dictionary], x: Array) -> Codes:
