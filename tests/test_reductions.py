@@ -37,6 +37,13 @@ REDUCTIONS = {
     "ista": lambda v: ur.pursuit.ista(EYE, v, 0.5, max_steps=10).gap,
     "fista": lambda v: ur.pursuit.fista(EYE, v, 0.5, max_steps=10).residual,
     "threshold": lambda v: ur.pursuit.threshold(EYE, v, 0.5).gap,
+    "lam_max": lambda v: ur.pursuit.lam_max(EYE, v),
+    "lam_max, nonnegative": lambda v: ur.pursuit.lam_max(EYE, v, nonnegative=True),
+    "lasso": lambda v: ur.pursuit.lasso(EYE, v, 0.5, max_steps=10).residual,
+    "lasso, nonnegative": lambda v: (
+        ur.pursuit.lasso(EYE, v, 0.5, max_steps=10, nonnegative=True).residual
+    ),
+    "omp": lambda v: ur.pursuit.omp(EYE, v, sparsity=1).residual,
     "add_noise": lambda v: ur.problems.add_noise(0, v[None], 9.0),
     "loss": lambda v: ur.training.supervised(v[None, None], ONES[None], EYE, ONES[None]),
     "loss of the LASSO": lambda v: ur.training.lasso(0.5)(v[None, None], None, EYE, ONES[None]),

@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two
-from unrolled.activations import shrink
+from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two
+from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
 from unrolled.pursuit._ista import (
@@ -120,7 +120,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
     D, y, _ = operands(D, flat_signal(D, y, "lam_max")[0], "lam_max")
     with jax.default_matmul_precision("highest"):
         g = y @ D
-    return jnp.max(jax.nn.relu(g) if nonnegative else jnp.abs(g))
+    return largest(relu(g) if nonnegative else jnp.abs(g))
 
 
 def lam_of_paper(weight: ArrayLike) -> Array:
@@ -254,7 +254,7 @@ def code(
 
     def step(state, _):
         v = state.z + gamma * ((y - D @ state.z) @ D)
-        x = jax.nn.relu(v - gamma * lam) if nonnegative else shrink(v, gamma * lam)
+        x = relu(v - gamma * lam) if nonnegative else shrink(v, gamma * lam)
         return extrapolated(state, x / (1 + gamma * l2), True), None
 
     def body(carry):
@@ -267,12 +267,12 @@ def code(
         limit = jnp.minimum(steps, _OFTEN * _BLOCK)
         due = due & (gap > tol)
         x = on_support(problem, state.x, jnp.where(due, limit, 0))
-        x = jax.nn.relu(x) if nonnegative else x
+        x = relu(x) if nonnegative else x
         state = jax.tree.map(partial(jnp.where, due), _rest(x), state)
         return state, steps, jnp.where(due, relative_gap(x), gap)
 
     zero = jnp.zeros_like(start)
-    start = jax.nn.relu(start) if nonnegative else start
+    start = relu(start) if nonnegative else start
     start = jnp.where(relative_gap(zero) <= tol, zero, start)
     state, steps, gap = lax.while_loop(
         lambda carry: (carry[2] > tol) & (carry[1] < max_steps),
