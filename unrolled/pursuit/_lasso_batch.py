@@ -32,7 +32,7 @@ from unrolled.pursuit._line import least_between
 # A well-conditioned support is found soonest with rho near 1, a coherent one with less.
 _RELAXATION = 1.8
 _RHO = (1.0, 0.25, 0.15)
-_STEPS = (10, 30, 40)
+_STEPS = (14, 30, 40)
 # Later stages alternate between the last two penalties, each half as long again as the one before.
 _GROWTH = 1.5
 # Stages in float32, whose rounding no longer matters once a support is found; then float64.
@@ -42,7 +42,7 @@ _SINGLE = 5
 _GUESSES, _PIVOTS = 2, 50
 # Signals whose arrays stay in the cache of a core; whose linear systems are padded to one size;
 # whose arrays are in memory at a time.
-_CHUNK, _SYSTEMS, _BLOCK = 128, 32, 4096
+_CHUNK, _SYSTEMS, _BLOCK = 256, 32, 4096
 # Added to the diagonal of a system, in units of its largest entry: dependent atoms share a change.
 _RIDGE = 1e-12
 
@@ -131,8 +131,11 @@ def lasso_batch(
         answers = jax.pure_callback(host, shapes, *near, vmap_method="sequential")
     x, gap, residual, steps, converged = answers
     found, residual = ldexp(x, b - a), ldexp(residual, b[:, 0])
-    converged = converged & jax.vmap(in_range)(found, x, (b - a)[:, 0])
+    converged = converged & _in_range(found, x, (b - a)[:, 0])
     return on_grid(Pursuit(found, gap, residual, steps, converged), grid)
+
+
+_in_range = jax.jit(jax.vmap(in_range))
 
 
 def _weights(
@@ -178,6 +181,7 @@ class _Problem(NamedTuple):
     D: np.ndarray  # (m, d)
     gram: np.ndarray  # (d + 1, d + 1), with zeros in the last row and column
     l2: float
+    ridge: float
     tol: float
     nonnegative: bool
 
@@ -202,24 +206,25 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
     dtype, wide = Y.dtype, (np.asarray(v, np.float64) for v in (D, Y, lam, start))
     D, Y, lam, start = wide
     n, d = len(Y), D.shape[1]
-    x, steps = np.zeros((n, d)), np.zeros(n, int)
+    x, steps = np.zeros((n, d), dtype), np.zeros(n, int)
     gap, residual = np.full(n, np.inf), np.full(n, np.nan)
     known = np.flatnonzero(np.isfinite(Y).all(1) & np.isfinite(lam).all(1))
     if np.isfinite(D).all() and D.any():
         with _threads() as share:
-            problem = _Problem(D, np.pad(D.T @ D, (0, 1)), float(l2), tol, nonnegative)
+            gram = np.pad(D.T @ D, (0, 1))
+            problem = _Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative)
             steppers = _Steppers(problem)
             for first in range(0, len(known), _BLOCK):
                 some = known[first : first + _BLOCK]
                 signals = _empty(Y[some], lam[some], d)
                 first_codes = start[some] if warm else None
-                share(partial(_begin, problem, signals, first_codes), _parts(np.arange(len(some))))
+                share(partial(_begin, problem, signals, first_codes), np.arange(len(some)))
                 _run(problem, steppers, signals, max_steps, share)
                 x[some], gap[some] = signals.x, signals.gap
                 residual[some], steps[some] = signals.residual, signals.steps
     integer = jnp.zeros((), int).dtype
     return (
-        x.astype(dtype),
+        x,
         gap.astype(dtype),
         residual.astype(dtype),
         steps.astype(integer),
@@ -229,23 +234,33 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
 
 @contextmanager
 def _threads() -> Iterator[Callable]:
-    """A parallel `map`, with one thread of BLAS in each of as many threads as there are cores."""
+    """A parallel `for` over parts of rows, in as many threads as cores, each with its own BLAS."""
     try:
         import threadpoolctl  # noqa: F401  # without it BLAS takes all cores: one thread is best
     except ImportError:
         cores = 1
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if cores == 1:
-        yield lambda f, parts: list(map(f, parts))
-        return
     with one_thread(), ThreadPoolExecutor(cores) as pool:
-        yield lambda f, parts: list(pool.map(f, parts))
+
+        def share(work: Callable, rows: np.ndarray) -> None:
+            parts = iter(_parts(rows, cores))
+
+            def drain() -> None:
+                for part in parts:
+                    work(part)
+
+            others = [pool.submit(drain) for _ in range(cores - 1)]
+            drain()
+            for other in others:
+                other.result()
+
+        yield share
 
 
-def _parts(rows: np.ndarray) -> list[np.ndarray]:
-    """Rows in chunks of one size."""
-    return np.array_split(rows, -(-len(rows) // _CHUNK))
+def _parts(rows: np.ndarray, cores: int) -> list[np.ndarray]:
+    """Rows in chunks of one size, as many for every core; none is empty."""
+    return np.array_split(rows, min(len(rows), cores * -(-len(rows) // (cores * _CHUNK))))
 
 
 def _empty(Y: np.ndarray, lam: np.ndarray, d: int) -> _Signals:
@@ -302,7 +317,7 @@ def _run(
             _advance(problem, step, signals, part, count)
             _finish(problem, signals, part, late)
 
-        share(work, _parts(left))
+        share(work, left)
         stage, done = stage + 1, done + count
 
 
@@ -333,27 +348,27 @@ class _Steppers:
         damped = rho + self.problem.l2
         m, d = D.shape
         share = _RELAXATION * rho / damped
-        if d <= 2 * m:  # one product with a square matrix, else two thin ones
+        if d < 2 * m:  # one product with a square matrix, else two thin ones
             gram: np.ndarray = self.problem.gram[:d, :d].astype(dtype)
-            inverse = _inverse(gram + damped * np.eye(d, dtype=dtype))
+            half = _inverse_factor(gram + damped * np.eye(d, dtype=dtype))
+            inverse = half @ half.T
             E = share * damped * inverse + (1 - _RELAXATION) * np.eye(d, dtype=dtype)
             K = _RELAXATION * D @ inverse
         else:
-            L = np.linalg.cholesky(D @ D.T + damped * np.eye(m, dtype=dtype))
-            half = np.linalg.solve(L, D)
-            E, K = np.sqrt(share) * half, _RELAXATION * np.linalg.solve(L.T, half)
+            half = _inverse_factor(D @ D.T + damped * np.eye(m, dtype=dtype))
+            E = np.sqrt(share) * (half.T @ D)
+            K = _RELAXATION / np.sqrt(share) * (half @ E)
         return _Stepper(rho, share, K.astype(dtype), E.astype(dtype))
 
 
-def _inverse(A: np.ndarray) -> np.ndarray:
-    """The inverse of a positive definite matrix, by its Cholesky factor."""
+def _inverse_factor(A: np.ndarray) -> np.ndarray:
+    """The upper triangular H with H H' the inverse of a positive definite A = U'U."""
     factor, invert = (
-        (lapack().spotrf, lapack().spotri)
+        (lapack().spotrf, lapack().strtri)
         if A.dtype == np.float32
-        else (lapack().dpotrf, lapack().dpotri)
+        else (lapack().dpotrf, lapack().dtrtri)
     )
-    upper = np.triu(invert(factor(A)[0])[0])
-    return upper + np.triu(upper, 1).T
+    return invert(factor(A)[0])[0]
 
 
 def _advance(
@@ -371,7 +386,7 @@ def _advance(
     u = signals.w[part].astype(dtype) / dtype.type(rho)
     v = signals.z[part].astype(dtype) + u
     c = signals.Y[part].astype(dtype) @ K
-    q = np.empty_like(v)
+    q, half = np.empty_like(v), np.empty((len(v), len(E)), dtype)
     square = len(E) == E.shape[1]
     beyond, kept = dtype.type(2 - _RELAXATION), dtype.type(share + 1 - _RELAXATION)
     for step in range(count):
@@ -380,10 +395,12 @@ def _advance(
             np.maximum(u, low, out=u)
         np.subtract(v, u, out=q)
         q -= u
-        if square:
+        if step == 0 and not q.any():  # a start at 0: so is the product
+            v[:] = 0
+        elif square:
             np.matmul(q, E, out=v)
         else:
-            np.matmul(q @ E.T, E, out=v)
+            np.matmul(np.matmul(q, E.T, out=half), E, out=v)
             q *= kept
             np.subtract(q, v, out=v)
         u *= beyond
@@ -402,17 +419,17 @@ def _finish(problem: _Problem, signals: _Signals, part: np.ndarray, late: bool =
     the one that is violated most once the code is nearly optimal on its support, so that the
     objective falls with each.
     """
-    z = signals.z[part].astype(np.float64)
-    rows = np.arange(len(part))
+    rows, x = np.arange(len(part)), signals.z[part].astype(np.float64)
     if late:
-        _keep(problem, signals, part, z)
+        _keep(problem, signals, part, x)
         rows = np.flatnonzero(~(signals.gap[part] <= problem.tol))
-    x = signals.x[part[rows]] if late else z.copy()
+        x = signals.x[part[rows]]
     signs = np.sign(x)
     most = problem.D.shape[1] if problem.l2 > 0 or late else min(problem.D.shape)
     for _ in range(_PIVOTS if late else _GUESSES):
         small = np.count_nonzero(signs, axis=1) <= most
-        rows, x, signs = rows[small], x[small], signs[small]
+        if not small.all():
+            rows, x, signs = rows[small], x[small], signs[small]
         if not len(rows):
             break
         _solve_on_supports(problem, signals, part[rows], x, signs)
@@ -430,7 +447,7 @@ def _finish(problem: _Problem, signals: _Signals, part: np.ndarray, late: bool =
         signs = np.where(violated, np.sign(g), np.sign(x))
     rest = np.flatnonzero(signals.gap[part] > problem.tol)
     if len(rest) and not late:
-        _keep(problem, signals, part[rest], z[rest])
+        _keep(problem, signals, part[rest], signals.z[part[rest]].astype(np.float64))
 
 
 def _solve_on_supports(
@@ -439,7 +456,6 @@ def _solve_on_supports(
     """Move the codes x, in place, towards the minimisers with these signs on their supports."""
     d, sizes = x.shape[1], np.count_nonzero(signs, axis=1)
     by_size = np.argsort(sizes)
-    ridge = _RIDGE * problem.gram.max()
     for rows in np.array_split(by_size, -(-len(part) // _SYSTEMS)):
         k, n = int(sizes[rows[-1]]), len(rows)
         i, atom = np.nonzero(signs[rows])
@@ -455,7 +471,7 @@ def _solve_on_supports(
         b[i, slot] = signals.products[part[own], atom]
         b -= lam * s
         slope = b[..., None] - A @ p[..., None]
-        A[:, np.arange(k), np.arange(k)] += np.where(atoms < d, ridge, 1)
+        A[:, np.arange(k), np.arange(k)] += np.where(atoms < d, problem.ridge, 1)
         try:
             change = np.linalg.solve(A, slope)
         except np.linalg.LinAlgError:  # these codes stay where they are
@@ -465,8 +481,12 @@ def _solve_on_supports(
 
 def _dual_scale(problem: _Problem, lam: np.ndarray, g: np.ndarray) -> np.ndarray:
     """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual."""
-    size = g if problem.nonnegative else np.abs(g)
-    top = size.max(1, keepdims=True) if lam.shape[1] == 1 else size
+    if lam.shape[1] == 1:
+        top = g.max(1, keepdims=True)
+        if not problem.nonnegative:
+            np.maximum(top, -g.min(1, keepdims=True), out=top)
+    else:
+        top = g if problem.nonnegative else np.abs(g)
     return np.divide(lam, top, out=np.ones_like(top), where=top > lam).min(1, keepdims=True)
 
 
@@ -478,13 +498,15 @@ def _keep(
     The gap is that of `penalized_gap`.
     """
     D, l2, lam = problem.D, problem.l2, signals.lam[part]
-    r = signals.Y[part] - x @ D.T
+    r = x @ D.T
+    np.subtract(signals.Y[part], r, out=r)
     h = r @ D
     g = h - l2 * x if l2 else h
     s = _dual_scale(problem, lam, g)
     squares = np.einsum("ij,ij->i", r, r)
-    energy = squares + l2 * np.einsum("ij,ij->i", x, x)
-    penalty = lam * np.abs(x)
+    energy = squares + l2 * np.einsum("ij,ij->i", x, x) if l2 else squares
+    penalty = np.abs(x)
+    penalty *= lam
     terms = x * g
     terms *= -s
     terms += penalty
