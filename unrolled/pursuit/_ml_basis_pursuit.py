@@ -56,7 +56,7 @@ def ml_basis_pursuit(
         y: (m,).
         lams: J penalties, one number, one per atom, or one per filter of a `Conv` each. lam_J must
             be positive for the gap to close.
-        tol: relative duality gap to stop at.
+        tol: relative duality gap to stop at. In float32, gaps below 1e-5 are seldom reached.
         max_steps: the most steps of ADMM, rounded up to a multiple of 500.
         start: x_J to begin from, (d_J,); zero by default.
 
