@@ -10,9 +10,11 @@ from unrolled.metrics._codes import (
     kkt_violation,
     mean_nmse,
     nmse,
-    psnr,
     signal_nmse,
     support_scores,
+)
+from unrolled.metrics._images import (
+    psnr,
 )
 
 __all__ = [
