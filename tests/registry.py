@@ -108,6 +108,10 @@ DICTIONARIES = {
         2, 1, 2, 3, signal=(3, 4), stride=(1, 2), boundary="circular"
     ),
     "conv 2-D, zero, stride 2": lambda: _conv(4, 1, 2, 2, signal=(3, 4), stride=2, boundary="zero"),
+    "conv, valid, dilation 2": lambda: _conv(2, 2, 3, signal=9, stride=2, dilation=2),
+    "conv 2-D, circular, dilation 1 and 2": lambda: _conv(
+        2, 1, 2, 3, signal=(3, 6), dilation=(1, 2), boundary="circular"
+    ),
     "conv, transposed": lambda: _conv(2, 1, 3, signal=8).T,
     "conv, rescaled": lambda: ur.dictionaries.Rescaled(
         _conv(2, 1, 3, signal=6), jnp.linspace(0.5, 1.5, 8)
