@@ -112,6 +112,7 @@ OPTIONS = {
     "omp": dict(sparsity=2),
     "basis_pursuit": {},
     "bpdn": dict(eps=0.2, tol=1e-3),
+    "half_quadratic": dict(lam=0.1, p=0.5, tol=1e-3),
     "lasso": dict(ratio=0.3, l2=0.1),
     "lasso_batch": dict(ratio=0.3, nonnegative=True),
     "local_error": dict(radius=0.5, tol=1e-3),

@@ -84,19 +84,16 @@ def as_power(p: float, where: str) -> float:
 
 def _root_of(p: float) -> Callable[[Array], Array]:
     """w -> the larger root of x - w + c x^(p - 1), c = p / (2 (1 - p)), for w from the edge on."""
-    if p == 1 / 2:
-        return _half
-    if math.isclose(p, 2 / 3):
-        return _two_thirds
     c = p / (2 * (1 - p))
+    closed = next((f for q, f in _CLOSED.items() if math.isclose(p, q)), None)
 
-    def newton(w: Array) -> Array:
-        x = w
-        for _ in range(_NEWTON):
+    def root(w: Array) -> Array:
+        x = w if closed is None else closed(w)
+        for _ in range(_NEWTON if closed is None else 1):  # 1 takes away the rounding
             x = x - (x - w + c * x ** (p - 1)) / (1 - c * (1 - p) * x ** (p - 2))
         return x
 
-    return newton
+    return root
 
 
 def _half(w: Array) -> Array:
@@ -109,3 +106,6 @@ def _two_thirds(w: Array) -> Array:
     """A quartic in x^(1/3), by its resolvent cubic and the hyperbolic cosine."""
     a = 2 / 3**0.25 * jnp.sqrt(jnp.cosh(jnp.arccosh(27 / 16 * 3**-1.5 * w**2) / 3))
     return ((a + jnp.sqrt(2 * w / a - a**2)) / 2) ** 3
+
+
+_CLOSED = {1 / 2: _half, 2 / 3: _two_thirds}

@@ -10,6 +10,9 @@ from unrolled.pursuit._deep import (
     DeepPursuit,
     sweep,
 )
+from unrolled.pursuit._half_quadratic import (
+    half_quadratic,
+)
 from unrolled.pursuit._holistic import (
     holistic,
 )
@@ -78,6 +81,7 @@ __all__ = [
     "duality_gap",
     "fista",
     "fista_step",
+    "half_quadratic",
     "holistic",
     "ista",
     "ista_step",
