@@ -155,6 +155,10 @@ NETWORKS = {
         ur.networks.msd_csc(2, lam=0.02),
         ur.networks.mixed_scale(0, 6, growth=1, depth=2, dilations=(1, 2)),
     ),
+    "deconvolutional": lambda: (
+        ur.networks.deconvolutional(2, lam=0.02, p=0.8),
+        (_array(0, 6, 8), _array(1, 8, 10)),
+    ),
     "dsc": lambda: (
         ur.dsc([ur.lista_cp(2, lam=0.02), ur.layers.ista(3, lam=0.01)]),
         (_array(0, 6, 8), _array(1, 8, 10)),

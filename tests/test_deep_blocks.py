@@ -195,3 +195,86 @@ def test_what_does_not_fit_is_refused(message):
 def test_the_dictionaries_of_msd_csc_hold_the_identity():
     with pytest.raises(TypeError, match=r"D_1 is ndarray; expected \[I, F\]|D_1 is ArrayImpl"):
         msd_csc(1).init(None, (np.eye(2),))
+
+
+# Deconvolutional networks
+
+
+def test_a_deconvolutional_layer_of_many_steps_is_half_quadratic_splitting():
+    D = ur.dictionaries.gaussian(0, 6, 8)
+    y = np.random.default_rng(0).normal(size=6)
+    network = ur.networks.deconvolutional(8, lam=0.1, p=0.5)
+    (x,) = network.apply(network.init(None, (D,)), (D,), y)
+    # The same betas, one step at each.
+    found = ur.pursuit.half_quadratic(D, y, 0.1, p=0.5, stages=8, steps=1, max_steps=0)
+    assert x.any()
+    assert_close(x, found.x)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    images = np.random.default_rng(0).normal(size=(4, 1, 6, 6))
+    network = ur.networks.deconvolutional(6, lam=0.1, p=0.8)
+    masks = None, [[1, 0], [0, 1], [1, 1]]
+    return images, ur.networks.learn_deconvolution(
+        0, network, images, [(2, 3), (3, 2)], sweeps=3, masks=masks
+    )
+
+
+@pytest.mark.slow
+def test_filters_are_learned_layer_by_layer(learned):
+    images, found = learned
+    assert (found.objective[:, -1] < found.objective[:, 0]).all()
+    assert found.objective.shape == (2, 3)
+    for D in found.Ds:
+        assert_close(ur.dictionaries.column_norms(D), np.ones(D.shape[1]))
+    unseen = np.asarray(found.Ds[1].filters)[[0, 1], [1, 0]]
+    assert not unseen.any()  # the mask
+    network = ur.networks.deconvolutional(6, lam=0.1, p=0.8)
+    codes = network.apply(found.params, found.Ds, images[0].reshape(-1))
+    assert [x.shape for x in codes] == [(72,), (108,)]
+
+
+@pytest.mark.slow
+def test_planted_filters_are_found():
+    """Up to order, sign and shift: the largest correlation of each planted filter is near 1."""
+    rng = np.random.default_rng(0)
+    planted = ur.dictionaries.normalize(
+        Conv(rng.normal(size=(2, 1, 3, 3)), (12, 12), boundary="circular")
+    )[0]
+    X = rng.normal(size=(20, planted.shape[1])) * (rng.uniform(size=(20, planted.shape[1])) < 0.03)
+    images = (X @ np.asarray(dense(planted)).T).reshape(20, 1, 12, 12)
+    network = ur.networks.deconvolutional(30, lam=0.05)
+    best = []
+    for seed in range(3):
+        found = ur.networks.learn_deconvolution(seed, network, images, [(2, 5)], sweeps=40)
+        products = np.abs(np.asarray(dense(planted).T @ dense(found.Ds[0])))
+        best.append(products.reshape(2, 144, -1).max((1, 2)).min())
+    assert max(best) > 0.95
+
+
+LEARN = {
+    "images have shape": dict(images=np.ones((2, 6))),
+    "filters of side 7 are longer": dict(banks=[(2, 7)]),
+    "at least one bank": dict(banks=[]),
+    "sweeps must be at least 1": dict(sweeps=0),
+    "got 2 masks for 1 banks": dict(masks=(None, None)),
+    "a mask of shape": dict(masks=(np.ones((1, 1)),)),
+    "images has NaN": dict(images=np.full((2, 1, 6, 6), np.nan)),
+}
+
+
+@pytest.mark.parametrize("message", LEARN)
+def test_what_cannot_be_learned_is_refused(message):
+    network = ur.networks.deconvolutional(2)
+    arguments = dict(images=np.ones((2, 1, 6, 6)), banks=[(2, 3)]) | LEARN[message]
+    with pytest.raises(ValueError, match=message):
+        ur.networks.learn_deconvolution(0, network, **arguments)
+
+
+def test_a_deconvolutional_network_has_a_power_in_range():
+    for p in (0.0, 1.5):
+        with pytest.raises(ValueError, match="p must be in"):
+            ur.networks.deconvolutional(2, p=p)
+    with pytest.raises(TypeError, match="expected networks.deconvolutional"):
+        ur.networks.learn_deconvolution(0, res_csc(1), np.ones((2, 1, 6, 6)), [(2, 3)])

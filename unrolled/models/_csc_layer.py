@@ -1,22 +1,21 @@
 """A convolutional layer of flax.nnx that is a pursuit: T more steps after its forward pass."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
-from unrolled.dictionaries import Conv
 from unrolled.layers import as_activation, magnitude
 
 # The response of a filter of side n is sampled at this many times n frequencies per dimension.
-_FINE = 8
+_FINE = 6
 
 
 class CSCLayer(nnx.Conv):
@@ -30,11 +29,13 @@ class CSCLayer(nnx.Conv):
     .. math:: \min_{x \ge 0} \|y - D x\|^2 / 2 - s \, b'x, \qquad D = s W,
 
     which converge if s norm(W)^2 <= 1, see `step_ratio`. So it starts, for images of every size;
-    training may leave it. s is one number, and the layer has no other params than `nnx.Conv`.
+    training may leave it. s is one number, which T = 0 does not have; the other params are those of
+    `nnx.Conv`.
 
     Args:
         in_features, out_features, kernel_size, strides: as of `nnx.Conv`.
         unfoldings: T.
+        warm: whether calls give a start in place of 0.
         activation: rho, any activation or its name.
         batch_norm: put a batch norm inside of the activation, in place of b. Statistics differ from
             step to step, so that each of the T + 1 has a batch norm of its own. They follow
@@ -45,7 +46,7 @@ class CSCLayer(nnx.Conv):
     Raises:
         TypeError: unfoldings is no integer, or the activation is none.
         ValueError: unfoldings < 0, or groups; when called, images of other channels, filters longer
-            than the image, or a start of another shape.
+            than the image, or a start of another shape or that `warm` did not announce.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020); Zhang, Zhang (2021) for the start.
 
@@ -66,6 +67,7 @@ class CSCLayer(nnx.Conv):
         *,
         rngs: nnx.Rngs,
         unfoldings: int = 0,
+        warm: bool = False,
         activation: Activation | Callable | str = relu,
         batch_norm: bool = False,
         padding: str = "SAME",
@@ -89,11 +91,9 @@ class CSCLayer(nnx.Conv):
             **options,
         )
         self.unfoldings, self.activation = unfoldings, activation
-        self.norms = None
-        if batch_norm:
-            self.norms = batch_norms(out_features, unfoldings + 1, rngs)
-        # Without a second step, and without a start, s would do nothing.
-        self.step = nnx.Param(1 / norm_bound(self.kernel[...]) ** 2)
+        self.norms = batch_norms(out_features, unfoldings + 1, rngs) if batch_norm else None
+        safe = 1 / norm_bound(self.kernel[...]) ** 2
+        self.step = nnx.Param(safe) if unfoldings or warm else None
 
     def __call__(self, inputs: Array, start: Array | None = None) -> Array:
         """The codes of images after T + 1 steps.
@@ -107,10 +107,9 @@ class CSCLayer(nnx.Conv):
         """
         check_images(self, inputs, type(self).__name__)
         convolved, adjoint = jax.vjp(super().__call__, inputs)
-        if start is not None and start.shape != convolved.shape:
-            raise ValueError(
-                f"CSCLayer: start has shape {start.shape}; expected {convolved.shape}"
-            )
+        if start is not None and (self.step is None or start.shape != convolved.shape):
+            expected = "warm=True" if self.step is None else convolved.shape
+            raise ValueError(f"CSCLayer: start has shape {start.shape}; expected {expected}")
         x = start
         for t in range(self.unfoldings + 1):
             if x is None:
@@ -123,8 +122,11 @@ class CSCLayer(nnx.Conv):
     def step_ratio(self) -> Array:
         """s over its safe size 1 / norm(W)^2: up to 1, steps without batch norm converge.
 
-        norm(W) is bounded for images of every size, by a few percent for small filters.
+        norm(W) is bounded for images of every size, by a few percent for small filters. A layer
+        with T = 0 takes no such steps: 0.
         """
+        if self.step is None:
+            return jnp.zeros(())
         return magnitude(self.step[...]) * norm_bound(self.kernel[...]) ** 2
 
 
@@ -133,7 +135,6 @@ def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
     return nnx.List([nnx.BatchNorm(features, momentum=0.9, rngs=rngs) for _ in range(count)])
 
 
-@functools.partial(jax.jit)
 def norm_bound(kernel: Array) -> Array:
     """An upper bound of the norm of a convolution, for images of every size and every padding.
 
@@ -143,11 +144,17 @@ def norm_bound(kernel: Array) -> Array:
     Args:
         kernel: (*sides, C_in, C_out), with any stride and dilation.
     """
-    filters = jnp.moveaxis(kernel, (-1, -2), (0, 1))
-    sides = filters.shape[2:]
+    # On the host if it can be: JAX would compile this anew for every layer of a model.
+    xp: Any = np if _checks.is_concrete(kernel) else jnp
+    filters = xp.moveaxis(xp.asarray(kernel), (-2, -1), (0, 1))
+    sides = kernel.shape[:-2]
     fine = tuple(_FINE * n for n in sides)
+    response = xp.fft.fftn(filters, fine, tuple(range(2, filters.ndim)))
+    H = xp.moveaxis(response.reshape(*filters.shape[:2], -1), -1, 0)
+    H = H if H.shape[1] < H.shape[2] else xp.swapaxes(H, 1, 2)  # the smaller of two products
+    gram = H @ xp.swapaxes(H, 1, 2).conj()
     between = math.prod(math.cos(math.pi * (n - 1) / M) for n, M in zip(sides, fine))
-    return Conv(filters, fine, boundary="circular").spectral_norm() / math.sqrt(between)
+    return jnp.sqrt(jnp.asarray(xp.linalg.eigvalsh(gram).max() / between, kernel.dtype))
 
 
 def check_images(conv: nnx.Conv, y: Array, where: str) -> None:

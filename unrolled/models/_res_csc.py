@@ -46,8 +46,8 @@ class ResCSCBlock(nnx.Module):
     ):
         options = dict(unfoldings=unfoldings, activation=activation, batch_norm=True, rngs=rngs)
         self.first = CSCLayer(in_features, features, (3, 3), (stride, stride), **options)
-        self.second = CSCLayer(features, features, (3, 3), **options)
         self.skips = stride == 1 and in_features == features
+        self.second = CSCLayer(features, features, (3, 3), warm=self.skips, **options)
 
     def __call__(self, x: Array) -> Array:
         return self.second(self.first(x), x if self.skips else None)

@@ -1,9 +1,15 @@
 """Networks through dictionaries D_1 .. D_J: chains of layers, and blocks that are more than that.
 
 `dsc` runs layers one after the other. In `ml_lista` and `msd_csc` every step sweeps through all
-blocks, and a block of `res_csc` starts from the code two blocks before it.
+blocks, a block of `res_csc` starts from the code two blocks before it, and `deconvolutional`
+penalises sum |x|^p.
 """
 
+from unrolled.networks._deconvolutional import (
+    Deconvolution,
+    deconvolutional,
+    learn_deconvolution,
+)
 from unrolled.networks._dsc import (
     dsc,
 )
@@ -25,9 +31,12 @@ from unrolled.networks._res_csc import (
 
 __all__ = [
     "Analysis",
+    "Deconvolution",
     "NETWORKS",
     "Network",
+    "deconvolutional",
     "dsc",
+    "learn_deconvolution",
     "mixed_scale",
     "ml_lista",
     "msd_csc",

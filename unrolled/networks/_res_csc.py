@@ -4,11 +4,11 @@ import jax.numpy as jnp
 
 from unrolled.layers import Acting, StepAndThreshold, Unrolled
 from unrolled.networks._network import chain_of
-from unrolled.networks._unfolded import Unfolded
+from unrolled.networks._unfolded import Activated
 from unrolled.pursuit import State, ista_step
 
 
-class res_csc(Unfolded):
+class res_csc(Activated):
     r"""Res-CSC: blocks of K steps of ISTA, each from the code two blocks before it.
 
     .. math:: x_j \leftarrow \mathrm{shrink}(x_j + \gamma_j D_j'(x_{j-1} - D_j x_j), \; \theta_j),

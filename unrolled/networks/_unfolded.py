@@ -33,9 +33,6 @@ class Unfolded(Network, Looped):
 
     depth: int = option(kw_only=False, help="K, the number of steps")
     lam: float = option(default=0.1, least=0, help="weight of the l1 norm at the start")
-    activation: Activation | Callable = option(
-        default=relu, check=as_activation, help="replaces ReLU in the shrinkage"
-    )
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -71,6 +68,14 @@ def _run(network: Unfolded, params: Params, Ds: Dictionaries, y: Array) -> tuple
     return network.unfold(params, Ds, y)
 
 
+class Activated(Unfolded):
+    """Blocks whose steps end in a shrinkage with any activation."""
+
+    activation: Activation | Callable = option(
+        default=relu, check=as_activation, help="replaces ReLU in the shrinkage"
+    )
+
+
 class AllCodes(NamedTuple):
     """The state of a sweep: the codes of all blocks."""
 
@@ -83,7 +88,7 @@ class Blocks(NamedTuple):
     blocks: tuple[StepAndThreshold, ...]
 
 
-class Sweeping(Unfolded):
+class Sweeping(Activated):
     """J blocks whose codes are found together: K sweeps down and up, the first from zero codes."""
 
     def update(self, shared: Any, p: Any, D: Dictionary, before: Array, x: Array) -> Array:

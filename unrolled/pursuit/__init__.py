@@ -12,6 +12,7 @@ from unrolled.pursuit._deep import (
 )
 from unrolled.pursuit._half_quadratic import (
     half_quadratic,
+    half_quadratic_step,
 )
 from unrolled.pursuit._holistic import (
     holistic,
@@ -82,6 +83,7 @@ __all__ = [
     "fista",
     "fista_step",
     "half_quadratic",
+    "half_quadratic_step",
     "holistic",
     "ista",
     "ista_step",

@@ -12,7 +12,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import ldexp, norm, wide_dtype
 from unrolled.activations import as_power, power_threshold, relu
-from unrolled.dictionaries import Conv, Dictionary, Structured, operands
+from unrolled.dictionaries import Conv, Dictionary, Structured, operands, spread
 from unrolled.pursuit._grids import flat_signal, on_grid
 from unrolled.pursuit._ista import (
     Problem,
@@ -103,6 +103,30 @@ def half_quadratic(
     D, y = _checks.cast((D, y), wide)
     problem, tol, max_steps = prepare(where, D, y, lam, tol, max_steps, relu)
     return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
+
+
+def half_quadratic_step(
+    D: Dictionary, y: Array, x: Array, beta: ArrayLike, theta: ArrayLike, p: float
+) -> Array:
+    """The pair of steps of `half_quadratic` with theta = lam / beta.
+
+    Args:
+        D: (m, d), in float32 at least.
+        y, x: (m,) and (d,).
+        beta: weight of the coupling, (), positive.
+        theta: thresholds, (), (d,), or one per filter of a `Conv`.
+        p: in (0, 1], static.
+
+    Returns:
+        The next code, (d,).
+
+    Example:
+        >>> D, y = jnp.eye(2), jnp.array([4.0, 0.5])
+        >>> ur.pursuit.half_quadratic_step(D, y, jnp.zeros(2), 1.0, 0.5, 1).tolist()
+        [1.5, 0.0]
+    """
+    z = x + _correction(D, jnp.asarray(beta, x.dtype))(y - D @ x)
+    return power_threshold(z, spread(D, theta), p)
 
 
 def _schedule(beta: Any, stages: int, where: str) -> tuple[float, ...]:
