@@ -26,7 +26,10 @@ def close(ours, expected, atol=1e3 * EPS):
 # The layer
 
 
-@pytest.mark.parametrize("options", [{}, dict(padding="VALID", strides=2, use_bias=False)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param(dict(padding="VALID", strides=2, use_bias=False), marks=pytest.mark.slow)],
+)
 def test_no_unfolding_is_the_convolution_and_its_activation(options):
     conv = nnx.Conv(2, 3, (3, 3), rngs=nnx.Rngs(0), **options)
     layer = CSCLayer(2, 3, (3, 3), activation="silu", rngs=nnx.Rngs(0), **options)
@@ -35,6 +38,7 @@ def test_no_unfolding_is_the_convolution_and_its_activation(options):
     assert nnx.state(layer).keys() == nnx.state(conv).keys()
 
 
+@pytest.mark.slow
 def test_unfoldings_are_steps_of_ista():
     layer = CSCLayer(2, 3, (3, 3), unfoldings=1, padding="CIRCULAR", rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.array([-0.1, 0.0, -0.2])
@@ -51,6 +55,7 @@ def test_unfoldings_are_steps_of_ista():
     close(layer.step_ratio(), 1)
 
 
+@pytest.mark.slow
 def test_the_bound_of_the_norm_holds_and_is_near():
     for shape in ((3, 3, 2, 4), (5, 3, 1)):
         kernel = jnp.asarray(images(*shape))
@@ -73,6 +78,7 @@ def test_a_warm_start_is_a_skip_connection():
 # Mixed scales
 
 
+@pytest.mark.slow
 def test_a_block_without_unfolding_is_a_concatenation_net():
     block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=0, rngs=nnx.Rngs(0))
     block.eval()
@@ -84,6 +90,7 @@ def test_a_block_without_unfolding_is_a_concatenation_net():
     close(block.step_ratios(), np.ones(2))
 
 
+@pytest.mark.slow
 def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
     block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=1, rngs=nnx.Rngs(0))
     block.eval()

@@ -47,6 +47,7 @@ def test_the_proximal_map_is_no_worse_than_brute_force(p):
     np.testing.assert_array_equal(power_threshold(-v, thetas, p), -x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", POWERS)
 def test_the_proximal_map_in_float32_and_at_its_ends(p):
     v, thetas = np.float32([0.5, 1.5, -4.0, 30.0]), np.float32([1.0, 0.1, 0.7, 2.0])
@@ -125,7 +126,9 @@ def test_below_one_it_converges_to_a_stationary_point(planted, p):
     on = np.flatnonzero(found.x)
     assert on.tolist() == np.flatnonzero(x).tolist()
     code = np.asarray(found.x)
-    slope = (y - D @ code) @ D - lam * p * np.sign(code) * np.where(code, np.abs(code), 1) ** (p - 1)
+    slope = (y - D @ code) @ D - lam * p * np.sign(code) * np.where(code, np.abs(code), 1) ** (
+        p - 1
+    )
     assert np.abs(slope[on]).max() <= tol * np.abs(y @ D).max() + 100 * EPS
     # Nearer to the planted code than the LASSO, whose entries are shrunk.
     lasso = ur.pursuit.lasso(D, y, lam).x
@@ -142,7 +145,9 @@ def test_the_three_ways_to_solve_the_linear_system_agree():
         expected = A.T @ np.linalg.solve(A @ A.T + beta * np.eye(40), r)
         # The condition is at most (norm(D)^2 + beta) / beta, near 100; sums of some 40 products.
         close = dict(rtol=0, atol=4e4 * EPS)
-        np.testing.assert_allclose(jax.jit(lambda D, r: _correction(D, beta)(r))(D, r), expected, **close)
+        np.testing.assert_allclose(
+            jax.jit(lambda D, r: _correction(D, beta)(r))(D, r), expected, **close
+        )
     for B in (A, A.T):
         r = np.linspace(-1, 1, len(B))
         expected = B.T @ np.linalg.solve(B @ B.T + beta * np.eye(len(B)), r)

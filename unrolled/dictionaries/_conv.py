@@ -33,8 +33,8 @@ class Conv(Structured):
 
     .. math:: (D' r)[f, i] = \sum_{c, k} filters[f, c, k] \; r[c, i t + k \delta],
 
-    with delta = 1 unless the filters are dilated, and synthesis `D @ x` is its exact adjoint. Signals and codes are flat vectors of the row-major
-    grids `signal_grid` and `code_grid`.
+    with delta = 1 unless the filters are dilated, and synthesis `D @ x` is its exact adjoint.
+    Signals and codes are flat vectors of the row-major grids `signal_grid` and `code_grid`.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).

@@ -110,14 +110,22 @@ class CSCLayer(nnx.Conv):
         if start is not None and (self.step is None or start.shape != convolved.shape):
             expected = "warm=True" if self.step is None else convolved.shape
             raise ValueError(f"CSCLayer: start has shape {start.shape}; expected {expected}")
-        x = start
-        for t in range(self.unfoldings + 1):
-            if x is None:
-                v = convolved
-            else:
-                v = x + super().__call__(inputs - magnitude(self.step[...]) * adjoint(x)[0])
-            x = self.activation(v if self.norms is None else self.norms[t](v))
+        x = self._activate(0, convolved) if start is None else self._step(0, inputs, start, adjoint)
+        for t in range(1, self.unfoldings + 1):
+            x = self._step(t, inputs, x, adjoint)
         return x
+
+    def _step(self, t: int, y: Array, x: Array, adjoint: Callable) -> Array:
+        """rho(x + W'(y - s W x) + b)."""
+        r = y - self._size() * adjoint(x)[0]
+        return self._activate(t, x + super().__call__(r))
+
+    def _activate(self, t: int, v: Array) -> Array:
+        return self.activation(v if self.norms is None else self.norms[t](v))
+
+    def _size(self) -> Array:
+        """s; 0 without one."""
+        return jnp.zeros(()) if self.step is None else magnitude(self.step[...])
 
     def step_ratio(self) -> Array:
         """s over its safe size 1 / norm(W)^2: up to 1, steps without batch norm converge.
@@ -125,9 +133,7 @@ class CSCLayer(nnx.Conv):
         norm(W) is bounded for images of every size, by a few percent for small filters. A layer
         with T = 0 takes no such steps: 0.
         """
-        if self.step is None:
-            return jnp.zeros(())
-        return magnitude(self.step[...]) * norm_bound(self.kernel[...]) ** 2
+        return self._size() * norm_bound(self.kernel[...]) ** 2
 
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
@@ -167,7 +173,7 @@ def check_images(conv: nnx.Conv, y: Array, where: str) -> None:
             f"{where}: the images have shape {y.shape}; expected (N, {axes}, {conv.in_features})"
         )
     dilation = conv.kernel_dilation
-    each = (dilation,) * len(kernel) if isinstance(dilation, int) else tuple(dilation)
+    each = dilation if isinstance(dilation, tuple | list) else (dilation or 1,) * len(kernel)
     extents = [(n - 1) * delta + 1 for n, delta in zip(kernel, each)]
     # With padding, the outermost entries of a filter in the middle must not miss the image.
     needed = extents if conv.padding == "VALID" else [e // 2 + 1 for e in extents]

@@ -1,6 +1,7 @@
 """ResCSC: a residual network whose skip connections are warm starts of pursuits."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -44,7 +45,9 @@ class ResCSCBlock(nnx.Module):
         unfoldings: int = 0,
         activation: Activation | Callable | str = relu,
     ):
-        options = dict(unfoldings=unfoldings, activation=activation, batch_norm=True, rngs=rngs)
+        options: dict[str, Any] = dict(
+            unfoldings=unfoldings, activation=activation, batch_norm=True, rngs=rngs
+        )
         self.first = CSCLayer(in_features, features, (3, 3), (stride, stride), **options)
         self.skips = stride == 1 and in_features == features
         self.second = CSCLayer(features, features, (3, 3), warm=self.skips, **options)
@@ -99,7 +102,7 @@ class ResCSC(nnx.Module):
         sizes |= {f"widths[{i}]": width for i, width in enumerate(widths)}
         for name, size in sizes.items():
             _checks.as_index(size, name, "ResCSC", least=1)
-        options = dict(activation=activation, rngs=rngs)
+        options: dict[str, Any] = dict(activation=activation, rngs=rngs)
         self.stem = CSCLayer(channels, widths[0], (3, 3), batch_norm=True, **options)
         found, before = [], widths[0]
         for i, width in enumerate(widths):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -170,8 +170,8 @@ def learn_deconvolution(
             raise ValueError(f"{name}: filters of side {side} are longer than the image {shape}")
         mask = _as_mask(mask, (count, channels), name).reshape(count, channels, *(1,) * len(shape))
         filters = jax.random.normal(k, (count, channels, *(side,) * len(shape)), Y.dtype)
-        D, objective = Conv(filters * mask, shape, boundary="circular"), []
-        D, _ = normalized(D)
+        D = _unit(Conv(filters * mask, shape, boundary="circular"))
+        objective: list[float] = []
         for _ in range(sweeps):
             X, value = _code(network, D, Y)
             objective.append(float(value))
@@ -214,4 +214,9 @@ def _improved(D: Conv, X: Array, Y: Array, mask: ArrayLike, steps: int) -> Conv:
     filters, _ = jax.scipy.sparse.linalg.cg(
         lambda f: analyze(synthesize(f))[0], analyze(Y)[0], x0=D.filters, maxiter=steps
     )
-    return normalized(jax.tree.map(lambda _: filters * mask, D))[0]
+    return _unit(jax.tree.map(lambda _: filters * mask, D))
+
+
+def _unit(D: Conv) -> Conv:
+    """D with filters of norm 1."""
+    return cast(Conv, normalized(D)[0])

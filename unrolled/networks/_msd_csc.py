@@ -1,6 +1,7 @@
 """MSD-CSC: dictionaries [I, F] with dilated F connect the layers densely, at mixed scales."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -8,7 +9,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled.dictionaries import Conv, WithIdentity, normalize
 from unrolled.layers import Acting, StepAndThreshold, Unrolled
-from unrolled.networks._network import chain_of, where
+from unrolled.networks._network import Dictionaries, chain_of, where
 from unrolled.networks._unfolded import Sweeping
 from unrolled.pursuit import ista_step
 
@@ -50,7 +51,8 @@ class msd_csc(Sweeping):
         return lambda shared, p, D: Acting(D, p.gamma)
 
     def init(self, key, Ds):
-        params, theta = [], self.lam
+        params: list[Unrolled] = []
+        theta: Any = self.lam
         for D in _mixed(self, chain_of(self, Ds)):
             _, theta, steps = self.start_of(D, theta)
             params.append(Unrolled(None, steps))
@@ -64,7 +66,8 @@ class msd_csc(Sweeping):
         return ista_step(D, before, x, p.gamma, p.theta, self.activation)
 
 
-def _mixed(network, Ds):
+def _mixed(network: msd_csc, Ds: Dictionaries) -> Dictionaries:
+    """The dictionaries; raise TypeError unless all are [I, F]."""
     for j, D in enumerate(Ds, start=1):
         if not isinstance(D, WithIdentity):
             raise TypeError(

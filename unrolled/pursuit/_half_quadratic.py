@@ -23,6 +23,7 @@ from unrolled.pursuit._ista import (
     in_range,
     prepare,
     solve,
+    static_tol,
 )
 
 Correction = Callable[[Array], Array]
@@ -101,7 +102,8 @@ def half_quadratic(
     D, y, _ = operands(D, y, where)
     wide = wide_dtype(y.dtype)  # JAX has no decompositions in half precision
     D, y = _checks.cast((D, y), wide)
-    problem, tol, max_steps = prepare(where, D, y, lam, tol, max_steps, relu)
+    tol = static_tol(tol, where)
+    problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps, relu)
     return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
 
 
