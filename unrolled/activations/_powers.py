@@ -41,8 +41,8 @@ def power_threshold(v: Array, theta: ArrayLike, p: float) -> Array:
     Reference: Krishnan, Fergus (2009) for 1/2 and 2/3; Xu, Chang, Xu, Zhang (2012) for 1/2.
 
     Example:
-        >>> ur.activations.power_threshold(jnp.array([-3.0, 1.4, 2.0]), 1.0, 0.5).round(3).tolist()
-        [-2.6959999561309814, 0.0, 1.6050000190734863]
+        >>> print(ur.activations.power_threshold(jnp.array([-3.0, 1.4, 2.0]), 1.0, 0.5).round(2))
+        [-2.7   0.    1.61]
     """
     p = as_power(p, "power_threshold")
     if p == 1:
