@@ -103,6 +103,7 @@ def test_one_threshold_per_channel_and_filter():
 @pytest.mark.parametrize("name", ["res_csc", "msd_csc"])
 def test_blocks_train(name, learn):
     network, Ds = registry.NETWORKS[name]()
+    Ds = ur.training.with_unit_atoms(Ds)  # as `fit` keeps them, or the first steps are not safe
     params = network.init(None, Ds)
 
     def sample(key):
@@ -116,7 +117,7 @@ def test_blocks_train(name, learn):
         loss=ur.training.lasso(0.02),
         learn_dictionary=learn,
     )
-    assert fit.history[-1].loss < fit.history[0].loss
+    assert fit.history.loss[-10:].mean() < fit.history.loss[:10].mean()
     assert jax.tree.structure(fit.D) == jax.tree.structure(Ds)
     if learn:
         for D in fit.D:

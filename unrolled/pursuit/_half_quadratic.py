@@ -124,8 +124,9 @@ def half_quadratic_step(
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([4.0, 0.5])
-        >>> print(ur.pursuit.half_quadratic_step(D, y, jnp.zeros(2), 1.0, 0.5, 1).round(3))
-        [1.5 0. ]
+        >>> x = ur.pursuit.half_quadratic_step(D, y, jnp.zeros(2), 1.0, 0.5, 1)
+        >>> [round(float(entry), 3) for entry in x]
+        [1.5, 0.0]
     """
     z = x + _correction(D, jnp.asarray(beta, x.dtype))(y - D @ x)
     return power_threshold(z, spread(D, theta), p)
