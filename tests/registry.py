@@ -108,6 +108,10 @@ DICTIONARIES = {
         2, 1, 2, 3, signal=(3, 4), stride=(1, 2), boundary="circular"
     ),
     "conv 2-D, zero, stride 2": lambda: _conv(4, 1, 2, 2, signal=(3, 4), stride=2, boundary="zero"),
+    "conv, valid, dilation 2": lambda: _conv(2, 2, 3, signal=9, stride=2, dilation=2),
+    "conv 2-D, circular, dilation 1 and 2": lambda: _conv(
+        2, 1, 2, 3, signal=(3, 6), dilation=(1, 2), boundary="circular"
+    ),
     "conv, transposed": lambda: _conv(2, 1, 3, signal=8).T,
     "conv, rescaled": lambda: ur.dictionaries.Rescaled(
         _conv(2, 1, 3, signal=6), jnp.linspace(0.5, 1.5, 8)
@@ -116,6 +120,10 @@ DICTIONARIES = {
     "composed, conv": lambda: ur.dictionaries.Composed(_conv(2, 1, 3, signal=8), _array(1, 12, 15)),
     "concatenated": lambda: ur.dictionaries.Concatenated(_array(0, 6, 4), _array(1, 6, 5)),
     "concatenated, conv": lambda: ur.dictionaries.Concatenated(np.eye(8), _conv(2, 1, 3, signal=8)),
+    "with identity": lambda: ur.dictionaries.WithIdentity(_array(0, 6, 4)),
+    "with identity, conv, dilation 2": lambda: ur.dictionaries.WithIdentity(
+        _conv(2, 2, 3, signal=7, boundary="circular", dilation=2)
+    ),
     "sparse": lambda: ur.dictionaries.Sparse(_array(0, 6, 8), _columns(8, 12)),
     "sparse, conv": lambda: ur.dictionaries.Sparse(_conv(2, 1, 3, signal=8), _columns(12, 10)),
     "nested": lambda: ur.dictionaries.Concatenated(
@@ -137,6 +145,30 @@ def _alone(solve):
     return run
 
 
+# Each is called without arguments, and returns a network and its dictionaries.
+NETWORKS = {
+    "res_csc": lambda: (
+        ur.networks.res_csc(2, lam=0.02),
+        tuple(_array(j, *shape) / 2 for j, shape in enumerate([(6, 8), (8, 10), (10, 8)])),
+    ),
+    "msd_csc": lambda: (
+        ur.networks.msd_csc(2, lam=0.02),
+        ur.networks.mixed_scale(0, 6, growth=1, depth=2, dilations=(1, 2)),
+    ),
+    "deconvolutional": lambda: (
+        ur.networks.deconvolutional(2, lam=0.02, p=0.8),
+        (_array(0, 6, 8), _array(1, 8, 10)),
+    ),
+    "dsc": lambda: (
+        ur.dsc([ur.lista_cp(2, lam=0.02), ur.layers.ista(3, lam=0.01)]),
+        (_array(0, 6, 8), _array(1, 8, 10)),
+    ),
+    "ml_lista": lambda: (
+        ur.networks.ml_lista(2, lam=0.02),
+        (_array(0, 6, 8), _array(1, 8, 10) / 2),
+    ),
+}
+
 # The pursuits with a penalty, each called as `solve(D, y, lam, **options)`. The threshold is that
 # of the LASSO where D is orthonormal.
 SOLVERS = {
@@ -144,6 +176,7 @@ SOLVERS = {
     "ista": ur.pursuit.ista,
     "fista": ur.pursuit.fista,
     "fista, no restart": partial(ur.pursuit.fista, restart=False),
+    "half_quadratic": ur.pursuit.half_quadratic,
     "lasso": ur.pursuit.lasso,
     "lasso_batch": _alone(ur.pursuit.lasso_batch),
 }
@@ -159,6 +192,7 @@ PURSUITS = {
     "lasso, ratio": partial(ur.pursuit.lasso, ratio=0.2),
     "basis_pursuit": ur.pursuit.basis_pursuit,
     "threshold": partial(ur.pursuit.threshold, theta=0.1),
+    "half_quadratic, p = 1/2": partial(ur.pursuit.half_quadratic, lam=0.1, p=0.5),
 }
 PURSUITS |= {
     name: partial(solve, lam=0.1) for name, solve in SOLVERS.items() if name != "threshold"

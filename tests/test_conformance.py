@@ -113,6 +113,10 @@ def test_every_kind_of_dictionary_has_a_line():
     assert ours(ur.dictionaries.KINDS) == {kind.__name__ for kind in built}
 
 
+def test_every_network_has_a_line():
+    assert ours(ur.networks.NETWORKS) == set(registry.NETWORKS)
+
+
 def test_every_activation_has_a_line():
     built = [ur.activations.describe(build()) for build in registry.ACTIVATIONS.values()]
     listed = {word for form in built for word in words(form)}
@@ -512,6 +516,61 @@ def test_a_network_of_one_layer_is_the_layer(name):
     layer, params, D, Y = case(name)
     (code,) = jax.jit(ur.networks.dsc([layer]).apply)((params,), (D,), Y[0])
     assert_close(code, fast(name)(params, D, Y[0]))
+
+
+# Networks
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("dsc", "ml_lista") else [])
+        for name in registry.NETWORKS
+    ]
+)
+def built(request):
+    network, Ds = registry.NETWORKS[request.param]()
+    return network, jittered(network.init(jax.random.key(0), Ds)), Ds, signals(M, 2)
+
+
+def test_a_network_runs_in_every_way(built, tmp_path):
+    """Compiled, eager and for a batch; steps as a scan and as a loop; and from a file."""
+    network, params, Ds, Y = built
+    run = jax.jit(jax.vmap(network.run, (None, None, 0)))
+    codes, paths = run(params, Ds, Y)
+    loose = network.apply(tuple(map(unstack, params)), Ds, Y[1])
+    for x, path, eager, other in zip(codes, paths, network.apply(params, Ds, Y[1]), loose):
+        assert x.any(1).all() and x.dtype == float
+        assert_equal(path[:, -1], x)
+        assert_close(eager, x[1], 8 * CLOSE)
+        assert_close(other, x[1], 8 * CLOSE)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(np.float32), (params, Ds, Y[0]))
+    assert {x.dtype for x in jax.eval_shape(network.apply, *narrow)} == {np.dtype("float32")}
+    network.check(params, Ds)
+    restored = ur.training.restore(
+        ur.training.save(tmp_path / "weights.npz", params, Ds, layer=network)
+    )
+    assert restored.layer is network
+    assert_equal(run(restored.params, restored.D, Y)[0][-1], codes[-1])
+
+
+def test_gradients_of_a_network_are_central_differences(built):
+    network, params, Ds, Y = built
+
+    def loss(params, Ds, y):
+        return sum(jnp.sum(x**2) for x in network.apply(params, Ds, y))
+
+    f = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    value, gradients = f(params, Ds, Y[0])
+    assert all(g.any() for g in jax.tree.leaves(gradients[0]))
+    rng = np.random.default_rng(0)
+    h, leaves = 1e-6, jax.tree.leaves((params, Ds))
+    v = [rng.normal(size=leaf.shape) for leaf in leaves]
+    slope = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(gradients), v))
+    form = jax.tree.structure((params, Ds))
+    moved = [form.unflatten([a + s * h * d for a, d in zip(leaves, v)]) for s in (1, -1)]
+    difference = (f(*moved[0], Y[0])[0] - f(*moved[1], Y[0])[0]) / (2 * h)
+    # Rounding eps / h of the value, truncation h^2 times third derivatives.
+    assert slope == pytest.approx(float(difference), rel=1e-7, abs=1e-8 * float(value))
 
 
 # Activations

@@ -517,7 +517,8 @@ def test_two_modules_cannot_define_the_same_family(families):
 
 
 def test_two_modules_cannot_define_the_same_network(monkeypatch):
-    monkeypatch.setattr(ur.networks, "NETWORKS", networks := dict(ur.networks.NETWORKS))
+    networks = dict(ur.networks.NETWORKS)
+    monkeypatch.setattr("unrolled.networks._network.NETWORKS", networks)
     dsc, Network = ur.networks.dsc, ur.networks.Network
     with pytest.raises(TypeError, match="already defines a network of this name"):
         type(dsc)("dsc", (dsc,), {"__module__": "elsewhere"})

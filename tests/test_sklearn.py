@@ -112,6 +112,7 @@ OPTIONS = {
     "omp": dict(sparsity=2),
     "basis_pursuit": {},
     "bpdn": dict(eps=0.2, tol=1e-3),
+    "half_quadratic": dict(lam=0.1, p=0.5, tol=1e-3),
     "lasso": dict(ratio=0.3, l2=0.1),
     "lasso_batch": dict(ratio=0.3, nonnegative=True),
     "local_error": dict(radius=0.5, tol=1e-3),
@@ -130,7 +131,7 @@ def test_every_pursuit_is_tried():
     assert list(OPTIONS) == list(PURSUITS)
     codes = {"DeepPursuit", "Momentum", "Path", "Constrained", "Layered", "Pursuit", "State"}
     helpers = {"duality_gap", "fista_step", "ista_step", "lam_max", "lam_of_paper", "lasso_path"}
-    helpers |= {"lasso_objective", "lipschitz", "ml_ista_step", "sweep"}
+    helpers |= {"half_quadratic_step", "lasso_objective", "lipschitz", "ml_ista_step", "sweep"}
     assert set(ur.pursuit.__all__) == codes | helpers | set(PURSUITS)
 
 

@@ -32,6 +32,7 @@ PURSUITS = {
     "omp": Named(pursuit.omp, "sparsity tol"),
     "basis_pursuit": Named(pursuit.basis_pursuit, "tol"),
     "bpdn": Named(pursuit.bpdn, f"eps {_ACCURACY}", "eps"),
+    "half_quadratic": Named(pursuit.half_quadratic, f"lam p {_ACCURACY}", "lam"),
     "lasso": Named(pursuit.lasso, _LASSO),
     "lasso_batch": Named(pursuit.lasso_batch, _LASSO, takes=BATCH),
     "local_error": Named(pursuit.local_error, f"radius {_ACCURACY}", "radius"),

@@ -21,7 +21,7 @@ except ImportError as error:
 _NAME = "SparseCoder"
 _DTYPES = [np.float64, np.float32]
 _OPTIONS = (  # arguments that a pursuit or a family may have
-    *("lam", "ratio", "l2", "nonnegative", "sparsity", "eps", "theta", "radius"),
+    *("lam", "ratio", "l2", "nonnegative", "sparsity", "eps", "theta", "radius", "p"),
     *("lams", "thetas", "zeros", "step", "tol", "max_steps"),
 )
 _CHUNK = 1000  # samples whose intermediate arrays are in memory together
@@ -53,7 +53,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             a pursuit or a family has them.
         sparsity: of `omp`, `project` and `holistic`. For OMP without a sparsity and a tol it is a
             tenth of the features, at least 1, as in scikit-learn.
-        eps, theta, radius: of `bpdn`, `threshold` and `local_error`.
+        eps, theta, radius, p: of `bpdn`, `threshold`, `local_error` and `half_quadratic`.
         lams, thetas, zeros, step: of deep pursuits, see there.
         tol, max_steps: of the pursuit.
 
@@ -99,6 +99,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         eps: float | None = None,
         theta: Any = None,
         radius: float | None = None,
+        p: float | None = None,
         lams: Any = None,
         thetas: Any = None,
         zeros: Any = None,
@@ -119,6 +120,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.eps = eps
         self.theta = theta
         self.radius = radius
+        self.p = p
         self.lams = lams
         self.thetas = thetas
         self.zeros = zeros

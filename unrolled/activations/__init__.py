@@ -34,6 +34,10 @@ from unrolled.activations._names import (
     from_description,
     is_known,
 )
+from unrolled.activations._powers import (
+    as_power,
+    power_threshold,
+)
 from unrolled.activations._thresholds import (
     firm_threshold,
     hard_threshold,
@@ -48,6 +52,7 @@ __all__ = [
     "Activation",
     "Constants",
     "NAMED",
+    "as_power",
     "by_name",
     "celu",
     "check",
@@ -65,6 +70,7 @@ __all__ = [
     "leaky_relu",
     "mish",
     "nonnegative_threshold",
+    "power_threshold",
     "relu",
     "scale",
     "select_support",

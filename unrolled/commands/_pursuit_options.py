@@ -15,6 +15,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "sparsity": dict(type=int, help="the most atoms of a code"),
     "lam": dict(type=float, help="weight of the LASSO"),
     "ratio": dict(type=float, help="in place of lam: its share of the least one with codes 0"),
+    "p": dict(type=float, help="power of the penalty of half_quadratic, in (0, 1]"),
     "l2": dict(type=float, help="weight of the elastic net"),
     "nonnegative": dict(action="store_const", const=True, help="codes without negative entries"),
     "eps": dict(type=float, help="bound of the residual of bpdn"),

@@ -53,6 +53,9 @@ from unrolled.dictionaries._operands import (
     operands,
     unit_atoms,
 )
+from unrolled.dictionaries._with_identity import (
+    WithIdentity,
+)
 
 __all__ = [
     "Composed",
@@ -64,6 +67,7 @@ __all__ = [
     "Sparse",
     "Structured",
     "Transposed",
+    "WithIdentity",
     "as_chain",
     "as_dictionary",
     "check_batch",

@@ -24,17 +24,17 @@ BOUNDARIES = ("valid", "circular", "zero")
 _LONGEST = 32
 
 
-@pytree(data=("filters",), static=("signal_shape", "stride", "boundary"))
+@pytree(data=("filters",), static=("signal_shape", "stride", "boundary", "dilation"))
 @dataclass(frozen=True, eq=False, init=False)
 class Conv(Structured):
     r"""The dictionary of the shifts of a bank of filters.
 
     Analysis is the paper's convolution (Definition 5: zero-based correlation, positions i t),
 
-    .. math:: (D' r)[f, i] = \sum_{c, k} filters[f, c, k] \; r[c, i t + k],
+    .. math:: (D' r)[f, i] = \sum_{c, k} filters[f, c, k] \; r[c, i t + k \delta],
 
-    and synthesis `D @ x` is its exact adjoint. Signals and codes are flat vectors of the row-major
-    grids `signal_grid` and `code_grid`.
+    with delta = 1 unless the filters are dilated, and synthesis `D @ x` is its exact adjoint.
+    Signals and codes are flat vectors of the row-major grids `signal_grid` and `code_grid`.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
@@ -43,24 +43,31 @@ class Conv(Structured):
         boundary: which shifts are atoms. "valid": those that lie inside, floor((N - n) / t) + 1
             positions. "circular": ceil(N / t) positions, wrapped. "zero": ceil(N / t) positions,
             cut at the far border.
+        dilation: delta, the distance between neighbouring entries of a filter on the signal, an int
+            or one per dimension. Above, n stands for the extent (n - 1) delta + 1.
 
     Raises:
-        TypeError: filters that are not real numbers, or a size or stride that is not an integer.
-        ValueError: shapes that do not fit, a stride below 1, an unknown boundary, NaN or infinite
-            filters, or a kernel longer than the signal under "valid".
+        TypeError: filters that are not real numbers, or a size, stride or dilation that is not an
+            integer.
+        ValueError: shapes that do not fit, a stride or dilation below 1, an unknown boundary, NaN
+            or infinite filters, a kernel longer than the signal under "valid", or a dilated one
+            that is longer under any boundary.
 
-    Reference: Li, Feng, Zhou (2024), Definition 5.
+    Reference: Li, Feng, Zhou (2024), Definition 5; Yu, Koltun (2016) for the dilation.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 10, boundary="circular")
         >>> D.shape, D.code_grid, (jnp.ones(10) @ D).shape
         ((10, 20), (2, 10), (20,))
+        >>> ur.dictionaries.Conv(jnp.ones((1, 1, 2)), 5, dilation=2).extent
+        (3,)
     """
 
     filters: Array
     signal_shape: tuple[int, ...]
     stride: tuple[int, ...]
     boundary: str
+    dilation: tuple[int, ...]
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class Conv(Structured):
         signal_shape: int | tuple[int, ...],
         stride: int | tuple[int, ...] = 1,
         boundary: str = "valid",
+        dilation: int | tuple[int, ...] = 1,
     ):
         filters = _checks.as_float(filters, "filters", "Conv")
         shape = _integers(signal_shape, 1, "signal_shape")
@@ -77,11 +85,13 @@ class Conv(Structured):
                 f"*kernel) with {len(shape)} kernel dimensions, none of them 0"
             )
         strides = _integers(stride, len(shape), "stride")
-        if len(strides) != len(shape):
-            raise ValueError(
-                f"Conv: stride {strides} does not fit signal_shape {shape}; expected one per "
-                "dimension"
-            )
+        dilations = _integers(dilation, len(shape), "dilation")
+        for name, each in (("stride", strides), ("dilation", dilations)):
+            if len(each) != len(shape):
+                raise ValueError(
+                    f"Conv: {name} {each} does not fit signal_shape {shape}; expected one per "
+                    "dimension"
+                )
         if boundary not in BOUNDARIES:
             raise ValueError(
                 f"Conv: unknown boundary {boundary!r}; expected one of {', '.join(BOUNDARIES)}"
@@ -98,8 +108,15 @@ class Conv(Structured):
             ("signal_shape", shape),
             ("stride", strides),
             ("boundary", boundary),
+            ("dilation", dilations),
         ):
             object.__setattr__(self, name, value)
+        too_long = any(e > N for e, N in zip(self.extent, shape))
+        if too_long and max(dilations) > 1:
+            raise ValueError(
+                f"Conv: kernel {kernel} with dilation {dilations} covers {self.extent} of the "
+                f"signal {shape}; try a smaller dilation"
+            )
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -107,9 +124,14 @@ class Conv(Structured):
         return self.filters.shape[-len(self.signal_shape) :]
 
     @property
+    def extent(self) -> tuple[int, ...]:
+        """Spatial shape of an atom: that of a filter, unless it is dilated."""
+        return tuple((n - 1) * delta + 1 for n, delta in zip(self.kernel, self.dilation))
+
+    @property
     def positions(self) -> tuple[int, ...]:
         """Positions of a filter along each dimension."""
-        sizes = zip(self.signal_shape, self.kernel, self.stride)
+        sizes = zip(self.signal_shape, self.extent, self.stride)
         if self.boundary == "valid":
             return tuple((N - n) // t + 1 for N, n, t in sizes)
         return tuple(-(-N // t) for N, _, t in sizes)
@@ -135,12 +157,13 @@ class Conv(Structured):
     def analyze(self, r: Array) -> Array:
         r = self._extend(r.reshape(self.signal_grid))
         if any(n > _LONGEST * t for n, t in zip(self.kernel, self.stride)):
-            return lax.conv_general_dilated(r[None], self.filters, self.stride, "VALID")[0].reshape(
-                -1
+            found = lax.conv_general_dilated(
+                r[None], self.filters, self.stride, "VALID", rhs_dilation=self.dilation
             )
+            return found[0].reshape(-1)
         # One matrix product: on CPUs several times as fast as XLA's convolution, and many times in
         # the transpose.
-        found = windows(r, self.kernel, self.stride, self.positions)
+        found = windows(r, self.kernel, self.stride, self.positions, self.dilation)
         return (self.filters.reshape(self.filters.shape[0], -1) @ found.T).reshape(-1)
 
     def synthesize(self, x: Array) -> Array:
@@ -149,7 +172,7 @@ class Conv(Structured):
 
     def _extend(self, r: Array) -> Array:
         """`r` continued on the far side, as far as the last position reaches."""
-        sizes = zip(self.positions, self.stride, self.kernel, self.signal_shape)
+        sizes = zip(self.positions, self.stride, self.extent, self.signal_shape)
         reach = [(0, max(0, (p - 1) * t + n - N)) for p, t, n, N in sizes]
         if self.boundary == "circular":
             return jnp.pad(r, [(0, 0), *reach], mode="wrap")
@@ -203,8 +226,14 @@ class Conv(Structured):
         return jax.tree.map(lambda filters: ldexp(filters, -k), self), k.reshape(-1)
 
     def _folded(self) -> Array:
-        """The filters as they appear in atoms: a kernel longer than a circle wraps onto itself."""
+        """The filters as they appear in atoms.
+
+        Dilated ones have zeros in between; a kernel longer than a circle wraps onto itself.
+        """
         filters = self.filters
+        lead = filters.ndim - len(self.dilation)
+        gaps = [(0, 0, 0)] * lead + [(0, 0, delta - 1) for delta in self.dilation]
+        filters = lax.pad(filters, jnp.zeros((), filters.dtype), gaps)
         if self.boundary != "circular":
             return filters
         for axis, N in enumerate(self.signal_shape, start=2):
@@ -223,7 +252,7 @@ class Conv(Structured):
         """
         torus = self.signal_shape
         if self.boundary != "circular":
-            torus = tuple(N + n - 1 for N, n in zip(torus, self.kernel))
+            torus = tuple(N + n - 1 for N, n in zip(torus, self.extent))
         axes = tuple(range(-len(torus), 0))
         folded = widened(self._folded())
         k = exponent(folded)
@@ -232,7 +261,10 @@ class Conv(Structured):
             response.reshape(*response.shape[:2], -1), -1, 0
         )  # (frequencies, n_atoms, n_channels)
         with jax.default_matmul_precision("highest"):
-            gram = jnp.einsum("fac,fae->fce", response.conj(), response)
+            # Of the two with the same largest eigenvalue, the smaller one.
+            fewer = response.shape[1] < response.shape[2]
+            pairs = "fac,fbc->fab" if fewer else "fac,fae->fce"
+            gram = jnp.einsum(pairs, response.conj(), response)
         eps = float(jnp.finfo(self.filters.dtype).eps)
         top = largest(jnp.linalg.eigvalsh(gram))
         return ldexp(jnp.sqrt(top * (1 + 32 * eps)), k).astype(self.filters.dtype)
@@ -267,7 +299,7 @@ class Conv(Structured):
 
     def closed_form(self, ridge: ArrayLike) -> "Conv | None":
         """W as a `Conv`; None if atoms are not shifts of each other, or wrap onto themselves."""
-        fits = all(n <= N for n, N in zip(self.kernel, self.signal_shape))
+        fits = all(n <= N for n, N in zip(self.extent, self.signal_shape))
         if not (self.is_shift_invariant() and fits):
             return None
         return window_weights(self, ridge)
@@ -278,19 +310,19 @@ class Conv(Structured):
     def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
         """Up to how many positions apart atoms overlap, per dimension; whether on a circle."""
         circular = self.boundary == "circular"
-        sizes = zip(self.kernel, self.stride, self.positions, self.signal_shape)
+        sizes = zip(self.extent, self.stride, self.positions, self.signal_shape)
         # From the last position of a circle to the first it is N - (p-1) t, less than t if t does
         # not divide N.
         steps = ((n, t, N - (p - 1) * t if circular else t) for n, t, p, N in sizes)
         return tuple(-(-(n - step) // t) for n, t, step in steps), circular
 
     def patches(self, r: Array) -> Array:
-        """All windows of a signal that are as large as the kernel, on a circle in any case.
+        """All windows of a signal that are as large as an atom, on a circle in any case.
 
-        (m,) -> (prod(signal_shape), n_channels prod(kernel)); every sample is in prod(kernel) of
-        them, or in all if the kernel is longer than the signal.
+        (m,) -> (prod(signal_shape), n_channels prod(extent)); every sample is in prod(extent) of
+        them, or in all if the atoms are longer than the signal.
         """
-        window = tuple(min(n, N) for n, N in zip(self.kernel, self.signal_shape))
+        window = tuple(min(n, N) for n, N in zip(self.extent, self.signal_shape))
         r = r.reshape(self.signal_grid)
         r = jnp.pad(r, [(0, 0), *((0, n - 1) for n in window)], mode="wrap")
         return windows(r, window, (1,) * len(window), self.signal_shape)
@@ -319,12 +351,12 @@ class Conv(Structured):
         them all. A circle that is too short for that is returned as it is.
         """
         if self.boundary == "circular" and any(
-            N < 2 * n - 1 for N, n in zip(self.signal_shape, self.kernel)
+            N < 2 * n - 1 for N, n in zip(self.signal_shape, self.extent)
         ):
             return self
-        sizes = zip(self.positions, self.kernel, self.stride)
+        sizes = zip(self.positions, self.extent, self.stride)
         shape = tuple(reach * min(p - 1, (n - 1) // t) * t + n for p, n, t in sizes)
-        return Conv(self.filters, shape, self.stride)
+        return Conv(self.filters, shape, self.stride, dilation=self.dilation)
 
     def corner_codes(self) -> Array:
         """One-hot codes of atoms that meet the others under every relative shift, (rows, d).
@@ -346,7 +378,8 @@ class Conv(Structured):
         return isinstance(other, Conv) and self._geometry() == other._geometry()
 
     def _geometry(self) -> tuple:
-        return self.signal_grid, self.code_grid, self.kernel, self.stride, self.boundary
+        grids = self.signal_grid, self.code_grid, self.kernel
+        return *grids, self.stride, self.boundary, self.dilation
 
 
 def _integers(value: int | tuple[int, ...], dimensions: int, name: str) -> tuple[int, ...]:

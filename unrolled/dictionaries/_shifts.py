@@ -32,9 +32,10 @@ def window_weights(D: Any, ridge: ArrayLike) -> Any:
     start = (
         (0,) * len(D.kernel)
         if whole is D
-        else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.kernel))
+        else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.extent))
     )
-    window = (slice(None), *(slice(s, s + n) for s, n in zip(start, D.kernel)))
+    sides = zip(start, D.extent, D.dilation)
+    window = (slice(None), *(slice(s, s + n, delta) for s, n, delta in sides))
     A = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
     A, filters = widened(A), widened(D.filters.reshape(D.filters.shape[0], -1).T)
     with jax.default_matmul_precision("highest"):

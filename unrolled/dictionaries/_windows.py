@@ -9,16 +9,26 @@ from unrolled._checks import Array
 
 
 def windows(
-    r: Array, kernel: tuple[int, ...], stride: tuple[int, ...], positions: tuple[int, ...]
+    r: Array,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    positions: tuple[int, ...],
+    dilation: tuple[int, ...] = (),
 ) -> Array:
     """All windows of a signal: (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)).
 
     Rows and columns are in row-major order. The signal is cut into blocks as long as the stride,
     and a window is a few blocks side by side: slices and concatenations only, whose transpose is as
-    cheap, where a gather would transpose to a scatter.
+    cheap, where a gather would transpose to a scatter. A dilated window is a slice for each entry.
     """
-    for i, (n, t, p) in enumerate(zip(kernel, stride, positions)):
+    dilation = dilation or (1,) * len(kernel)
+    for i, (n, t, p, delta) in enumerate(zip(kernel, stride, positions, dilation)):
         axis = 1 + 2 * i  # the axes before it are pairs (position, offset) already
+        if delta > 1:
+            starts = range(0, n * delta, delta)
+            entries = [lax.slice_in_dim(r, k, k + (p - 1) * t + 1, t, axis) for k in starts]
+            r = jnp.stack(entries, axis + 1)
+            continue
         blocks = -(-n // t)
         r = _resized(r, axis, (p + blocks - 1) * t)
         r = r.reshape(*r.shape[:axis], p + blocks - 1, t, *r.shape[axis + 1 :])

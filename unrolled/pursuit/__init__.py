@@ -10,6 +10,10 @@ from unrolled.pursuit._deep import (
     DeepPursuit,
     sweep,
 )
+from unrolled.pursuit._half_quadratic import (
+    half_quadratic,
+    half_quadratic_step,
+)
 from unrolled.pursuit._holistic import (
     holistic,
 )
@@ -78,6 +82,8 @@ __all__ = [
     "duality_gap",
     "fista",
     "fista_step",
+    "half_quadratic",
+    "half_quadratic_step",
     "holistic",
     "ista",
     "ista_step",

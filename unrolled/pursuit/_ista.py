@@ -170,10 +170,10 @@ def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, lam))
-    return ldexp(_gap(D, y, x, weight), 2 * k)
+    return ldexp(gap_near_one(D, y, x, weight), 2 * k)
 
 
-def _gap(D: Dictionary, y: Array, x: Array, lam: Array) -> Array:
+def gap_near_one(D: Dictionary, y: Array, x: Array, lam: Array) -> Array:
     """`duality_gap` for y and D x near 1."""
     r = y - D @ x
     g = r @ D
@@ -264,14 +264,14 @@ def ista(
     """
     activation = by_name(activation)
     y, grid = flat_signal(D, y, "ista")
-    problem, tol, max_steps = _prepare("ista", D, y, lam, tol, max_steps, activation)
+    problem, tol, max_steps = prepare("ista", D, y, lam, tol, max_steps, activation)
     found = _ista(problem, tol, max_steps, activation)
     return on_grid(found, grid)
 
 
 # The loops are compiled once per shape and options: an eager loop would be at every call.
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _ista(problem: "_Problem", tol: float | None, max_steps: int, activation: Callable) -> Pursuit:
+def _ista(problem: "Problem", tol: float | None, max_steps: int, activation: Callable) -> Pursuit:
     D, y, lam, gamma, _ = problem
 
     def step(state):
@@ -315,14 +315,14 @@ def fista(
     """
     activation = by_name(activation)
     y, grid = flat_signal(D, y, "fista")
-    problem, tol, max_steps = _prepare("fista", D, y, lam, tol, max_steps, activation)
+    problem, tol, max_steps = prepare("fista", D, y, lam, tol, max_steps, activation)
     found = _fista(problem, tol, max_steps, activation, restart)
     return on_grid(found, grid)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _fista(
-    problem: "_Problem", tol: float | None, max_steps: int, activation: Callable, restart: bool
+    problem: "Problem", tol: float | None, max_steps: int, activation: Callable, restart: bool
 ) -> Pursuit:
     D, y, lam, gamma, _ = problem
     x = jnp.zeros(D.shape[1], y.dtype)
@@ -378,7 +378,7 @@ def threshold(
         return on_grid(_result(problem, x, tol, jnp.ones((), int)), grid)
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """A LASSO in units in which squares and products of its numbers stay in the range of the dtype.
 
     D is divided by 2^a, y by 2^b, lam by 2^(a + b): then x is divided by 2^(b - a), exactly.
@@ -397,14 +397,14 @@ def _scaled(
     lam: Array,
     exponents: tuple[Array, Array],
     gamma: Array | None = None,
-) -> _Problem:
+) -> Problem:
     a, b = exponents
     # A penalty above the range of the dtype in these units acts like the largest in it.
     lam = jnp.minimum(ldexp(lam, -(a + b)), float(jnp.finfo(y.dtype).max)).astype(y.dtype)
-    return _Problem(D * power_of_two(-a, y.dtype), ldexp(y, -b), lam, gamma, exponents)
+    return Problem(D * power_of_two(-a, y.dtype), ldexp(y, -b), lam, gamma, exponents)
 
 
-def _prepare(
+def prepare(
     where: str,
     D: Dictionary,
     y: ArrayLike,
@@ -412,7 +412,7 @@ def _prepare(
     tol: float | None,
     max_steps: int,
     activation: Callable[[Array], Array],
-) -> tuple[_Problem, float | None, int]:
+) -> tuple[Problem, float | None, int]:
     """The checked problem with its step size, and the checked options."""
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(lam, "lam", where)
@@ -452,20 +452,20 @@ def per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -
     return each
 
 
-def _pursue(step, start, problem: _Problem, tol: float | None, max_steps: int) -> Pursuit:
+def _pursue(step, start, problem: Problem, tol: float | None, max_steps: int) -> Pursuit:
     D, y, lam, *_ = problem
 
     def relative_gap(state):
-        return _gap(D, y, state.x, lam) / half_energy(y)
+        return gap_near_one(D, y, state.x, lam) / half_energy(y)
 
     with jax.default_matmul_precision("highest"):
         state, steps = solve(step, start, relative_gap, tol=tol, max_steps=max_steps)
         return _result(problem, state.x, 0 if tol is None else tol, steps)
 
 
-def _result(problem: _Problem, x: Array, tol: float, steps: Array) -> Pursuit:
+def _result(problem: Problem, x: Array, tol: float, steps: Array) -> Pursuit:
     D, y, lam, _, (a, b) = problem
-    gap = _gap(D, y, x, lam) / half_energy(y)
+    gap = gap_near_one(D, y, x, lam) / half_energy(y)
     found = ldexp(x, b - a)
     converged = (gap <= tol) & in_range(found, x, b - a)
     return Pursuit(found, gap, ldexp(norm(y - D @ x), b), steps, converged)

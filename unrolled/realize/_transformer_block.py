@@ -274,7 +274,7 @@ def shift_invariant(D: Dictionary, where: str) -> Conv:
 
     Raises:
         TypeError: D is not a `Conv`.
-        ValueError: the boundary of D is "zero".
+        ValueError: the boundary of D is "zero", or its filters are dilated.
     """
     if not isinstance(D, Conv):
         raise TypeError(
@@ -285,6 +285,8 @@ def shift_invariant(D: Dictionary, where: str) -> Conv:
             f'{where}: boundary "zero" cuts atoms at the border, so that W\'D differs between '
             'positions, while the weights of a block do not; expected "valid" or "circular"'
         )
+    if max(D.dilation) > 1:
+        raise ValueError(f"{where}: D has dilation {D.dilation}; expected 1")
     as_dictionary(D, where)  # its checks
     return D
 

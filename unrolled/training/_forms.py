@@ -219,7 +219,10 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
     if KINDS.get(kind) is type(node) and is_dataclass(node):
         values = {field.name: getattr(node, field.name) for field in fields(node)}
         static = {key: value for key, value in values.items() if _is_static(value)}
-        return kind, {key: value for key, value in values.items() if key not in static}, static
+        parts = {key: value for key, value in values.items() if key not in static}
+        if type(node) is Conv and not any(delta > 1 for delta in node.dilation):
+            del static["dilation"]  # as in the files and hashes from before there was dilation
+        return kind, parts, static
     if type(node) in (tuple, list):
         return kind, {str(i): part for i, part in enumerate(node)}, {}
     if type(node) is dict:
@@ -251,6 +254,8 @@ def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
     if not all(map(_is_static, values.values())):
         raise ValueError(f"{kind.__name__} has the static fields {str(static)[:80]}")
     values |= parts
+    if kind is Conv:
+        values.setdefault("dilation", 1)
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
     if kind is Conv:
         # Its static fields decide shapes. The constructor checks them, on the bank of one step.

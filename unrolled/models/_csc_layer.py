@@ -1,0 +1,184 @@
+"""A convolutional layer of flax.nnx that is a pursuit: T more steps after its forward pass."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.activations import Activation, relu
+from unrolled.layers import as_activation, magnitude
+
+# The response of a filter of side n is sampled at this many times n frequencies per dimension.
+_FINE = 6
+
+
+class CSCLayer(nnx.Conv):
+    r"""A drop-in for `nnx.Conv` followed by its activation: a convolutional sparse coding layer.
+
+    .. math:: x \leftarrow \rho(x + W'(y - s W x) + b), \qquad \text{T + 1 times, from } x = 0,
+
+    where W'y is the convolution and W x its adjoint. T = 0 is the layer rho(conv(y) + b) exactly.
+    With ReLU these are steps of ISTA of size 1 / s for the non-negative LASSO
+
+    .. math:: \min_{x \ge 0} \|y - D x\|^2 / 2 - s \, b'x, \qquad D = s W,
+
+    which converge if s norm(W)^2 <= 1, see `step_ratio`. So it starts, for images of every size;
+    training may leave it. s is one number, which T = 0 does not have; the other params are those of
+    `nnx.Conv`.
+
+    Args:
+        in_features, out_features, kernel_size, strides: as of `nnx.Conv`.
+        unfoldings: T.
+        warm: whether calls give a start in place of 0.
+        activation: rho, any activation or its name.
+        batch_norm: put a batch norm inside of the activation, in place of b. Statistics differ from
+            step to step, so that each of the T + 1 has a batch norm of its own. They follow
+            `train()` and `eval()` of the model.
+        padding: "SAME", "VALID" or "CIRCULAR".
+        kernel_dilation, use_bias, options: as of `nnx.Conv`; not `feature_group_count`.
+
+    Raises:
+        TypeError: unfoldings is no integer, or the activation is none.
+        ValueError: unfoldings < 0, or groups; when called, images of other channels, filters longer
+            than the image, or a start of another shape or that `warm` did not announce.
+
+    Reference: Sulam, Aberdam, Beck, Elad (2020); Zhang, Zhang (2021) for the start.
+
+    Example:
+        >>> from flax import nnx
+        >>> from unrolled.models import CSCLayer
+        >>> layer = CSCLayer(3, 8, (3, 3), unfoldings=2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((4, 6, 6, 3))).shape, round(float(layer.step_ratio()), 3)
+        ((4, 6, 6, 8), 1.0)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, ...],
+        strides: int | tuple[int, ...] = 1,
+        *,
+        rngs: nnx.Rngs,
+        unfoldings: int = 0,
+        warm: bool = False,
+        activation: Activation | Callable | str = relu,
+        batch_norm: bool = False,
+        padding: str = "SAME",
+        use_bias: bool = True,
+        **options: Any,
+    ):
+        unfoldings = _checks.as_index(unfoldings, "unfoldings", "CSCLayer")
+        activation = as_activation(activation, "activation", "CSCLayer")
+        if padding not in ("SAME", "VALID", "CIRCULAR"):
+            raise ValueError(f'CSCLayer: padding {padding!r}; expected "SAME", "VALID", "CIRCULAR"')
+        if "feature_group_count" in options:
+            raise ValueError("CSCLayer: feature_group_count is not supported; expected one group")
+        super().__init__(
+            in_features,
+            out_features,
+            kernel_size,
+            strides,
+            padding=padding,
+            use_bias=use_bias and not batch_norm,
+            rngs=rngs,
+            **options,
+        )
+        self.unfoldings, self.activation = unfoldings, activation
+        self.norms = batch_norms(out_features, unfoldings + 1, rngs) if batch_norm else None
+        safe = 1 / norm_bound(self.kernel[...]) ** 2
+        self.step = nnx.Param(safe) if unfoldings or warm else None
+
+    def __call__(self, inputs: Array, start: Array | None = None) -> Array:
+        """The codes of images after T + 1 steps.
+
+        Args:
+            inputs: y, (N, H, W, in_features).
+            start: x before the first step, of the shape of the codes; None is 0.
+
+        Returns:
+            (N, H', W', out_features).
+        """
+        check_images(self, inputs, type(self).__name__)
+        convolved, adjoint = jax.vjp(super().__call__, inputs)
+        if start is not None and (self.step is None or start.shape != convolved.shape):
+            expected = "warm=True" if self.step is None else convolved.shape
+            raise ValueError(f"CSCLayer: start has shape {start.shape}; expected {expected}")
+        x = self._activate(0, convolved) if start is None else self._step(0, inputs, start, adjoint)
+        for t in range(1, self.unfoldings + 1):
+            x = self._step(t, inputs, x, adjoint)
+        return x
+
+    def _step(self, t: int, y: Array, x: Array, adjoint: Callable) -> Array:
+        """rho(x + W'(y - s W x) + b)."""
+        r = y - self._size() * adjoint(x)[0]
+        return self._activate(t, x + super().__call__(r))
+
+    def _activate(self, t: int, v: Array) -> Array:
+        return self.activation(v if self.norms is None else self.norms[t](v))
+
+    def _size(self) -> Array:
+        """s; 0 without one."""
+        return jnp.zeros(()) if self.step is None else magnitude(self.step[...])
+
+    def step_ratio(self) -> Array:
+        """s over its safe size 1 / norm(W)^2: up to 1, steps without batch norm converge.
+
+        norm(W) is bounded for images of every size, by a few percent for small filters. A layer
+        with T = 0 takes no such steps: 0.
+        """
+        return self._size() * norm_bound(self.kernel[...]) ** 2
+
+
+def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
+    """So many batch norms; they follow `train()` and `eval()` of the model that holds them."""
+    return nnx.List([nnx.BatchNorm(features, momentum=0.9, rngs=rngs) for _ in range(count)])
+
+
+def norm_bound(kernel: Array) -> Array:
+    """An upper bound of the norm of a convolution, for images of every size and every padding.
+
+    The squared response is a trigonometric polynomial of degree n - 1 in every dimension: its
+    maximum is at most that over M frequencies, divided by cos(pi (n - 1) / M) for each.
+
+    Args:
+        kernel: (*sides, C_in, C_out), with any stride and dilation.
+    """
+    # On the host if it can be: JAX would compile this anew for every layer of a model.
+    xp: Any = np if _checks.is_concrete(kernel) else jnp
+    filters = xp.moveaxis(xp.asarray(kernel), (-2, -1), (0, 1))
+    sides = kernel.shape[:-2]
+    fine = tuple(_FINE * n for n in sides)
+    response = xp.fft.fftn(filters, fine, tuple(range(2, filters.ndim)))
+    H = xp.moveaxis(response.reshape(*filters.shape[:2], -1), -1, 0)
+    H = H if H.shape[1] < H.shape[2] else xp.swapaxes(H, 1, 2)  # the smaller of two products
+    gram = H @ xp.swapaxes(H, 1, 2).conj()
+    between = math.prod(math.cos(math.pi * (n - 1) / M) for n, M in zip(sides, fine))
+    return jnp.sqrt(jnp.asarray(xp.linalg.eigvalsh(gram).max() / between, kernel.dtype))
+
+
+def check_images(conv: nnx.Conv, y: Array, where: str) -> None:
+    """Raise ValueError unless y are images of the channels of a convolution, and large enough."""
+    sides = y.shape[1:-1]
+    kernel = conv.kernel.shape[:-2]
+    if len(sides) != len(kernel) or y.shape[-1] != conv.in_features or 0 in y.shape:
+        axes = ", ".join("HWD"[: len(kernel)])
+        raise ValueError(
+            f"{where}: the images have shape {y.shape}; expected (N, {axes}, {conv.in_features})"
+        )
+    dilation = conv.kernel_dilation
+    each = dilation if isinstance(dilation, tuple | list) else (dilation or 1,) * len(kernel)
+    extents = [(n - 1) * delta + 1 for n, delta in zip(kernel, each)]
+    # With padding, the outermost entries of a filter in the middle must not miss the image.
+    needed = extents if conv.padding == "VALID" else [e // 2 + 1 for e in extents]
+    if any(N < least for N, least in zip(sides, needed)):
+        raise ValueError(
+            f"{where}: filters of extent {tuple(extents)} are too long for images of {sides}; "
+            "try a smaller kernel or dilation"
+        )

@@ -1,0 +1,222 @@
+"""Deconvolutional networks: each layer codes the maps of the layer before, and learns from them."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Array, Key
+from unrolled._export import exportable
+from unrolled.activations import as_power
+from unrolled.dictionaries import Conv, normalized
+from unrolled.layers import Shape, Theta, Unrolled, magnitude, option
+from unrolled.networks._network import Params, chain_of, where
+from unrolled.networks._unfolded import Unfolded
+from unrolled.pursuit import State, half_quadratic_step, lipschitz
+
+# The first and the last beta, in units of norm(D, 2)^2, as in `pursuit.half_quadratic`.
+_BETA = 0.1, 100.0
+
+
+def _as_power(value: Any, name: str, caller: str) -> float:
+    return as_power(value, caller)
+
+
+class BetaAndThreshold(NamedTuple):
+    """The weight of the coupling, of which the magnitude counts, and the threshold of one step."""
+
+    beta: Annotated[Array, Shape("")]
+    theta: Theta
+
+
+exportable(BetaAndThreshold)
+
+
+class deconvolutional(Unfolded):
+    r"""A deconvolutional network: K half-quadratic steps in every layer, one layer after the other.
+
+    .. math:: x_j \approx \arg\min_x \|x_{j-1} - D_j x\|^2 / 2 + lam \sum_i |x_i|^p, \quad x_0 = y,
+
+    by the steps of `pursuit.half_quadratic`, from zero codes, with beta that grows from step to
+    step. The paper solves them for every image; here K is fixed, so that params can be trained.
+    Dictionaries come from `learn_deconvolution`, or are any that chain.
+
+    Params: for each block steps (beta, theta), none shared. `init` takes beta from norm(D_j)^2 / 10
+    to 100 norm(D_j)^2, geometrically, and theta = lam / beta.
+
+    Raises:
+        ValueError: p outside (0, 1]; when called, shapes that do not meet.
+
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010), who put lambda on the data term: lam is 1 /
+    lambda. Not claimed: that a layer is solved to any accuracy, see `pursuit.half_quadratic`.
+
+    Example:
+        >>> network = ur.networks.deconvolutional(8, lam=0.02, p=0.8)
+        >>> Ds = ur.dictionaries.gaussian(jax.random.key(0), 8, 12), jnp.eye(12)
+        >>> [x.shape for x in network.apply(network.init(None, Ds), Ds, jnp.ones(8))]
+        [(12,), (12,)]
+    """
+
+    p: float = option(default=1.0, check=_as_power, help="power of the penalty, in (0, 1]")
+
+    def forms(self, j):
+        return (Unrolled(None, BetaAndThreshold),)
+
+    def init(self, key, Ds):
+        params = []
+        for D in chain_of(self, Ds):
+            beta = lipschitz(D, where(self)) * jnp.geomspace(*_BETA, self.depth, dtype=D.dtype)
+            params.append(Unrolled(None, BetaAndThreshold(beta, self.lam / beta)))
+        return tuple(params)
+
+    def step(self, shared, p, D, y, state):
+        """One pair of half-quadratic steps."""
+        beta = magnitude(p.beta)
+        return State(half_quadratic_step(D, y, state.x, beta, p.theta, self.p))
+
+    def unfold(self, params, Ds, y):
+        codes, paths = [y], []
+        for p, D in zip(params, Ds):
+            start = State(jnp.zeros(D.shape[1], y.dtype))
+            state, path = self.loop(self.step, p, D, codes[-1], start)
+            codes.append(state.x)
+            paths.append(path)
+        return tuple(codes[1:]), tuple(paths)
+
+
+class Deconvolution(NamedTuple):
+    """What `learn_deconvolution` finds."""
+
+    params: Params
+    Ds: tuple[Conv, ...]
+    objective: np.ndarray  # (J, sweeps), the mean over the images, after each step of the codes
+
+
+def learn_deconvolution(
+    key: Key,
+    network: deconvolutional,
+    images: ArrayLike,
+    banks: Sequence[tuple[int, int]],
+    *,
+    sweeps: int = 10,
+    filter_steps: int = 5,
+    masks: Sequence[ArrayLike | None] | None = None,
+) -> Deconvolution:
+    r"""Learn the filters of a deconvolutional network greedily, the first layer first.
+
+    A layer learns from the maps of the layers before it, which then stay. `sweeps` times, its codes
+    are found with the filters fixed; then conjugate gradients on
+
+    .. math:: \sum_n \|y_n - D x_n\|^2 / 2
+
+    improve the filters with the codes fixed, and the filters are scaled to norm 1. The boundary is
+    circular, so that maps are as large as the image.
+
+    Args:
+        key: draws the first filters.
+        network: its K, lam and p.
+        images: (n, channels, *signal_shape).
+        banks: (filters, side) of every layer.
+        sweeps: of every layer.
+        filter_steps: steps of conjugate gradients in a sweep.
+        masks: for every layer which filter sees which map, (filters, maps before) of 0 and 1, or
+            None for all.
+
+    Returns:
+        Deconvolution. The objective need not fall in every sweep, because the codes start anew and
+        the norm of the filters is fixed.
+
+    Raises:
+        TypeError: a network of another kind, sizes that are no integers.
+        ValueError: images of another shape, filters longer than the image, no banks, masks of
+            another number or shape, or a filter that sees nothing.
+
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010). Their maps are larger than the image by the
+    side of a filter less one; the circular boundary is ours.
+
+    Example:
+        >>> images = jax.random.normal(jax.random.key(1), (3, 1, 6, 6))
+        >>> network = ur.networks.deconvolutional(4, lam=0.1)
+        >>> found = ur.networks.learn_deconvolution(0, network, images, [(2, 3)], sweeps=2)
+        >>> found.Ds[0].shape, found.objective.shape
+        ((36, 72), (1, 2))
+    """
+    name = "learn_deconvolution"
+    if not isinstance(network, deconvolutional):
+        raise TypeError(f"{name}: expected networks.deconvolutional, got {network!r}")
+    images = _checks.as_float(images, "images", name)
+    _checks.finite(images, "images", name)
+    if images.ndim < 3 or 0 in images.shape:
+        raise ValueError(
+            f"{name}: images have shape {images.shape}; expected (n, channels, *signal_shape)"
+        )
+    sweeps = _checks.as_index(sweeps, "sweeps", name, least=1)
+    filter_steps = _checks.as_index(filter_steps, "filter_steps", name, least=1)
+    if not len(banks):
+        raise ValueError(f"{name}: expected at least one bank (filters, side), got none")
+    masks = (None,) * len(banks) if masks is None else masks
+    if len(masks) != len(banks):
+        raise ValueError(f"{name}: got {len(masks)} masks for {len(banks)} banks")
+    shape, channels = images.shape[2:], images.shape[1]
+    Y, found, history = images.reshape(len(images), -1), [], []
+    for k, bank, mask in zip(jax.random.split(_checks.as_key(key, name), len(banks)), banks, masks):
+        count, side = (_checks.as_index(size, "a size of a bank", name, least=1) for size in bank)
+        if any(side > N for N in shape):
+            raise ValueError(f"{name}: filters of side {side} are longer than the image {shape}")
+        mask = _as_mask(mask, (count, channels), name).reshape(count, channels, *(1,) * len(shape))
+        filters = jax.random.normal(k, (count, channels, *(side,) * len(shape)), Y.dtype)
+        D = _unit(Conv(filters * mask, shape, boundary="circular"))
+        objective: list[float] = []
+        for _ in range(sweeps):
+            X, value = _code(network, D, Y)
+            objective.append(float(value))
+            D = _improved(D, X, Y, mask, filter_steps)
+        Y, channels = _code(network, D, Y)[0], count
+        found.append(D)
+        history.append(objective)
+    return Deconvolution(network.init(None, found), tuple(found), np.array(history))
+
+
+def _as_mask(mask: ArrayLike | None, shape: tuple[int, int], caller: str) -> np.ndarray:
+    mask = np.ones(shape) if mask is None else np.asarray(mask, float)
+    if mask.shape != shape or not np.isin(mask, (0, 1)).all() or not mask.any(1).all():
+        raise ValueError(
+            f"{caller}: a mask of shape {mask.shape}; expected {shape} of 0 and 1, with a map for "
+            "every filter"
+        )
+    return mask
+
+
+@partial(jax.jit, static_argnums=0)
+def _code(network: deconvolutional, D: Conv, Y: Array) -> tuple[Array, Array]:
+    """The codes of all signals, and the mean of their objective."""
+    params = network.init(None, (D,))
+    X = jax.vmap(lambda y: network.unfold(params, (D,), y)[0][0])(Y)
+    misfit = jnp.sum((Y - jax.vmap(lambda x: D @ x)(X)) ** 2) / 2
+    return X, (misfit + network.lam * jnp.sum(jnp.abs(X) ** network.p)) / len(Y)
+
+
+@partial(jax.jit, static_argnums=4)
+def _improved(D: Conv, X: Array, Y: Array, mask: ArrayLike, steps: int) -> Conv:
+    """D with filters nearer to the least squares for given codes, scaled to norm 1."""
+    mask = jnp.asarray(mask, Y.dtype)
+
+    def synthesize(filters: Array) -> Array:
+        with_filters = jax.tree.map(lambda _: filters * mask, D)
+        return jax.vmap(lambda x: with_filters @ x)(X)
+
+    analyze = jax.linear_transpose(synthesize, D.filters)
+    filters, _ = jax.scipy.sparse.linalg.cg(
+        lambda f: analyze(synthesize(f))[0], analyze(Y)[0], x0=D.filters, maxiter=steps
+    )
+    return _unit(jax.tree.map(lambda _: filters * mask, D))
+
+
+def _unit(D: Conv) -> Conv:
+    """D with filters of norm 1."""
+    return cast(Conv, normalized(D)[0])

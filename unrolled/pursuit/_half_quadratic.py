@@ -1,0 +1,238 @@
+"""Half-quadratic splitting for the penalty sum |x|^p, p <= 1, as in deconvolutional networks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled._numbers import ldexp, norm, wide_dtype
+from unrolled.activations import as_power, power_threshold, relu
+from unrolled.dictionaries import Conv, Dictionary, Structured, operands, spread
+from unrolled.pursuit._grids import flat_signal, on_grid
+from unrolled.pursuit._ista import (
+    Problem,
+    Pursuit,
+    State,
+    gap_near_one,
+    half_energy,
+    in_range,
+    prepare,
+    solve,
+    static_tol,
+)
+
+Correction = Callable[[Array], Array]
+
+
+def half_quadratic(
+    D: Dictionary,
+    y: ArrayLike,
+    lam: ArrayLike,
+    p: float = 1.0,
+    *,
+    beta: tuple[float, float] = (0.1, 100.0),
+    stages: int = 8,
+    steps: int = 20,
+    tol: float = 1e-6,
+    max_steps: int = 10_000,
+) -> Pursuit:
+    r"""The penalty sum |x|^p, convex or not, by half-quadratic splitting, from x = 0.
+
+    .. math:: F(x) = \|y - D x\|^2 / 2 + lam \sum_i |x_i|^p, \qquad 0 < p \le 1.
+
+    A copy z of x takes the data term. In every stage beta is fixed, and `steps` times
+
+    .. math::
+        z &\leftarrow \arg\min_z \|y - D z\|^2 / 2 + \beta/2 \, \|z - x\|^2
+            = x + D'(D D' + \beta I)^{-1} (y - D x), \\
+        x &\leftarrow \arg\min_x lam \sum_i |x_i|^p + \beta/2 \, \|z - x\|^2,
+
+    so that the sum of all three terms never rises within a stage. Then beta grows by a constant
+    factor. For p = 1 the minimum of a stage is within a factor 1 + L / beta of that of F. What is
+    left is removed by proximal gradient steps on F itself, of size 1 / L with L = norm(D, 2)^2,
+    which never raise F either.
+
+    The linear system is solved by Cholesky for a matrix, in Fourier space for a circular `Conv` of
+    stride 1, and else by conjugate gradients. It is factored once per stage, also for a batch that
+    `jax.vmap` makes.
+
+    Args:
+        D: (m, d).
+        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        lam: penalty weight, one number, one per atom, or one per filter of a `Conv`. (The paper
+            puts lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p: lam = 1 / lambda.)
+        p: in (0, 1], static; the paper has 1 and 0.8.
+        beta: the first and the last beta, in units of L.
+        stages: how many values beta takes, a geometric sequence.
+        steps: pairs of steps per stage.
+        tol: where the proximal steps stop, see below.
+        max_steps: the most proximal steps, rounded up to a multiple of 10; 0 for none.
+
+    Returns:
+        Pursuit. For p = 1 `gap` and `converged` are those of `lasso`. For p < 1 no bound is known:
+        `gap` is inf, and `converged` says that x is stationary: D'(y - D x) is the derivative of
+        the penalty on the support of x, up to tol max abs(D'y). `steps` counts both kinds. The
+        result is at least of float32.
+
+    Raises:
+        TypeError: operands that are not real numbers; p, tol or a count is traced.
+        ValueError: shapes that do not fit, lam < 0 (where known), p outside (0, 1], beta that is
+            not 0 < first <= last, no stages or no steps, D = 0 (where known), or tol <= 0.
+
+    Not claimed: for p < 1, a global minimum, or that the support is right.
+
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010), section 2.2; Krishnan, Fergus (2009).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> found = ur.pursuit.half_quadratic(D, D[:, 3] - 0.5 * D[:, 20], 0.01, p=0.5)
+        >>> bool(found.converged), jnp.flatnonzero(found.x).tolist()
+        (True, [3, 20])
+    """
+    where = "half_quadratic"
+    p = as_power(p, where)
+    betas = _schedule(beta, stages, where)
+    steps = _checks.as_index(steps, "steps", where, least=1)
+    y, grid = flat_signal(D, y, where)
+    D, y, _ = operands(D, y, where)
+    wide = wide_dtype(y.dtype)  # JAX has no decompositions in half precision
+    D, y = _checks.cast((D, y), wide)
+    tol = static_tol(tol, where)
+    problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps, relu)
+    return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
+
+
+def half_quadratic_step(
+    D: Dictionary, y: Array, x: Array, beta: ArrayLike, theta: ArrayLike, p: float
+) -> Array:
+    """The pair of steps of `half_quadratic` with theta = lam / beta.
+
+    Args:
+        D: (m, d), in float32 at least.
+        y, x: (m,) and (d,).
+        beta: weight of the coupling, (), positive.
+        theta: thresholds, (), (d,), or one per filter of a `Conv`.
+        p: in (0, 1], static.
+
+    Returns:
+        The next code, (d,).
+
+    Example:
+        >>> D, y = jnp.eye(2), jnp.array([4.0, 0.5])
+        >>> x = ur.pursuit.half_quadratic_step(D, y, jnp.zeros(2), 1.0, 0.5, 1)
+        >>> [round(float(entry), 3) for entry in x]
+        [1.5, 0.0]
+    """
+    z = x + _correction(D, jnp.asarray(beta, x.dtype))(y - D @ x)
+    return power_threshold(z, spread(D, theta), p)
+
+
+def _schedule(beta: Any, stages: int, where: str) -> tuple[float, ...]:
+    """The betas of the stages, in units of L."""
+    stages = _checks.as_index(stages, "stages", where, least=1)
+    if not isinstance(beta, tuple | list) or len(beta) != 2 or not 0 < beta[0] <= beta[1] < 1e9:
+        raise ValueError(
+            f"{where}: beta must be (first, last) with 0 < first <= last < 1e9, got {beta!r}"
+        )
+    first, last = map(float, beta)
+    return tuple(first * (last / first) ** (k / max(1, stages - 1)) for k in range(stages))
+
+
+# Compiled once per shape and options, as in `ista`.
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _half_quadratic(
+    problem: Problem, p: float, betas: tuple[float, ...], steps: int, tol: float, max_steps: int
+) -> Pursuit:
+    D, y, lam, gamma, (a, b) = problem
+    lam = lam * jnp.exp2((1 - p) * (a - b).astype(y.dtype))  # the units of lam depend on p
+
+    def stage(x: Array, beta: Array) -> tuple[Array, None]:
+        correction = _correction(D, beta)
+
+        def step(x: Array, _: None) -> tuple[Array, None]:
+            z = x + correction(y - D @ x)
+            return power_threshold(z, lam / beta, p), None
+
+        return jax.lax.scan(step, x, length=steps)
+
+    def descend(state: State) -> State:
+        x = state.x
+        return State(power_threshold(x + gamma * ((y - D @ x) @ D), gamma * lam, p))
+
+    def misses(state: State) -> Array:
+        if p == 1:
+            return gap_near_one(D, y, state.x, lam) / half_energy(y)
+        return _off_stationary(D, y, state.x, lam, p)
+
+    with jax.default_matmul_precision("highest"):
+        x = jnp.zeros(D.shape[1], y.dtype)
+        x, _ = jax.lax.scan(stage, x, jnp.asarray(betas, y.dtype) / gamma)
+        state, last = solve(descend, State(x), misses, tol=tol, max_steps=max_steps)
+        missed = misses(state)
+        found = ldexp(state.x, b - a)
+        return Pursuit(
+            found,
+            missed if p == 1 else jnp.full_like(missed, jnp.inf),
+            ldexp(norm(y - D @ state.x), b),
+            len(betas) * steps + last,
+            (missed <= tol) & in_range(found, state.x, b - a),
+        )
+
+
+def _off_stationary(D: Dictionary, y: Array, x: Array, lam: Array, p: float) -> Array:
+    """How far x is from stationary on its support, over max abs(D'y)."""
+    on = x != 0
+    slope = lam * p * jnp.sign(x) * jnp.where(on, jnp.abs(x), 1) ** (p - 1)
+    off = jnp.max(jnp.abs(jnp.where(on, (y - D @ x) @ D - slope, 0 * x)))
+    unit = jnp.max(jnp.abs(y @ D))
+    return off / jnp.where(unit > 0, unit, 1)
+
+
+def _correction(D: Dictionary, beta: Array) -> Correction:
+    """r -> D'(D D' + beta I)^{-1} r, with what does not depend on r computed once."""
+    if not isinstance(D, Structured):
+        return _by_cholesky(D, beta)
+    if isinstance(D, Conv) and D.boundary == "circular" and set(D.stride) == {1}:
+        return _by_fourier(D, beta)
+
+    def solve_by_gradients(r: Array) -> Array:
+        eps = float(jnp.finfo(r.dtype).eps)
+        q, _ = jax.scipy.sparse.linalg.cg(
+            lambda q: D @ (q @ D) + beta * q, r, tol=eps, maxiter=2 * len(r)
+        )
+        return q @ D
+
+    return solve_by_gradients
+
+
+def _by_cholesky(D: Array, beta: Array) -> Correction:
+    """With the smaller one of D D' and D'D, as D'(D D' + beta I)^{-1} = (D'D + beta I)^{-1} D'."""
+    m, d = D.shape
+    gram = D @ D.T if m <= d else D.T @ D
+    factor = jax.scipy.linalg.cho_factor(gram + beta * jnp.eye(len(gram), dtype=D.dtype))
+    if m <= d:
+        return lambda r: jax.scipy.linalg.cho_solve(factor, r) @ D
+    return lambda r: jax.scipy.linalg.cho_solve(factor, r @ D)
+
+
+def _by_fourier(D: Conv, beta: Array) -> Correction:
+    """D D' is diagonal in Fourier space but for the channels: one small matrix per frequency."""
+    axes = tuple(range(1, 1 + len(D.signal_shape)))
+    folded = D.entries()
+    H = jnp.fft.rfftn(folded, D.signal_shape, tuple(axis + 1 for axis in axes))
+    H = jnp.moveaxis(H.reshape(*H.shape[:2], -1), -1, 0)  # (frequencies, n_atoms, n_channels)
+    gram = jnp.einsum("fac,fae->fce", H, H.conj())
+    ridge = (beta * jnp.eye(gram.shape[-1], dtype=folded.dtype)).astype(gram.dtype)
+    inverse = jnp.linalg.inv(gram + ridge[None])
+
+    def solve_in_fourier_space(r: Array) -> Array:
+        R = jnp.fft.rfftn(r.reshape(D.signal_grid), axes=axes)
+        Q = jnp.einsum("fce,ef->cf", inverse, R.reshape(len(R), -1)).reshape(R.shape)
+        return jnp.fft.irfftn(Q, D.signal_shape, axes).reshape(-1) @ D
+
+    return solve_in_fourier_space
