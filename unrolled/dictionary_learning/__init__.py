@@ -1,0 +1,15 @@
+"""Dictionary learning: D, and codes, from signals alone.
+
+Signals are rows and atoms are columns: Y is nearly X D'. Every function returns a `Learned`, whose
+D is what the pursuits, the layers and the theory take.
+"""
+
+from unrolled.dictionary_learning._learned import (
+    Learned,
+    Step,
+)
+
+__all__ = [
+    "Learned",
+    "Step",
+]
