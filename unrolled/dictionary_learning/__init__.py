@@ -4,6 +4,10 @@ Signals are rows and atoms are columns: Y is nearly X D'. Every function returns
 D is what the pursuits, the layers and the theory take.
 """
 
+from unrolled.dictionary_learning._ksvd import (
+    ksvd,
+    mod,
+)
 from unrolled.dictionary_learning._learned import (
     Learned,
     Step,
@@ -12,4 +16,6 @@ from unrolled.dictionary_learning._learned import (
 __all__ = [
     "Learned",
     "Step",
+    "ksvd",
+    "mod",
 ]
