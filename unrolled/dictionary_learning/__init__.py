@@ -12,10 +12,14 @@ from unrolled.dictionary_learning._learned import (
     Learned,
     Step,
 )
+from unrolled.dictionary_learning._online import (
+    online,
+)
 
 __all__ = [
     "Learned",
     "Step",
     "ksvd",
     "mod",
+    "online",
 ]
