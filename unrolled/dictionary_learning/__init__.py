@@ -15,6 +15,9 @@ from unrolled.dictionary_learning._learned import (
 from unrolled.dictionary_learning._online import (
     online,
 )
+from unrolled.dictionary_learning._sparse_ksvd import (
+    sparse_ksvd,
+)
 
 __all__ = [
     "Learned",
@@ -22,4 +25,5 @@ __all__ = [
     "ksvd",
     "mod",
     "online",
+    "sparse_ksvd",
 ]

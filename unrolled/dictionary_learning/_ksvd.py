@@ -12,7 +12,7 @@ from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._keeper import Progress
 from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._signals import Signals
-from unrolled.dictionary_learning._sweeps import Fitted, Options, alternate
+from unrolled.dictionary_learning._sweeps import Atoms, Fitted, Options, alternate
 
 # Alternating steps towards the leading pair of singular vectors of an error, from the last ones.
 _STEPS = 3
@@ -83,7 +83,7 @@ def ksvd(
     options = Options(
         d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
     )
-    return alternate("ksvd", Y, options, sweep_atoms)
+    return alternate("ksvd", Y, options, Atoms(_one_by_one))
 
 
 def mod(
@@ -128,14 +128,14 @@ def mod(
     options = Options(
         d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
     )
-    return alternate("mod", Y, options, _all_atoms)
+    return alternate("mod", Y, options, Atoms(_all_atoms))
 
 
 # (z, h) -> the admissible unit atom a that is nearest to a multiple of z, with weights h.
 Nearest = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
-def sweep_atoms(signals: Signals, fitted: Fitted) -> None:
+def _one_by_one(signals: Signals, fitted: Fitted) -> None:
     """The update of K-SVD."""
     for j in range(fitted.D.shape[1]):
         update_atom(signals, fitted, j, _unit)
@@ -146,20 +146,24 @@ def _unit(z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
     return z / size if size > 0 else z
 
 
-def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> None:
+def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> int:
     """An atom and its codes, by alternating least squares among the signals that use it.
 
     For fixed codes x and E = R + x d' the best atom is z = E'x / x'x. A `nearest` atom is taken
     only if it lowers the error.
+
+    Returns:
+        how many were taken, one after the other; at the first that is not, the update ends.
     """
     D, X, R = fitted
     users = np.flatnonzero(X[j])
     if not len(users):
-        return
+        return 0
     E = R[users] + X[j, users, None] * D[:, j]
     V = None if signals.V is None else signals.V[users]
     best = _pair(E, D[:, j], X[j, users], V)
-    for _ in range(_STEPS):
+    taken = 0
+    while taken < _STEPS:
         z, h = _best_atom(E, best, V)
         a = nearest(z, h)
         if not a.any():
@@ -167,8 +171,9 @@ def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> N
         pair = _pair(E, a, _best_codes(E, a, V), V)
         if not pair.error < best.error:
             break
-        best = pair
+        best, taken = pair, taken + 1
     D[:, j], X[j, users], R[users] = best.d, best.x, best.R
+    return taken
 
 
 class _Pair(NamedTuple):

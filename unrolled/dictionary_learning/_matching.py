@@ -13,6 +13,8 @@ _CHUNK = 128  # signals whose arrays stay in the cache of a core
 
 def share(work: Callable[[slice], None], n: int) -> None:
     """`work` on chunks of n rows: one thread of BLAS in each of as many threads as cores."""
+    if n <= _CHUNK:
+        return work(slice(None))
     parts = [slice(first, first + _CHUNK) for first in range(0, n, _CHUNK)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     with one_thread(), ThreadPoolExecutor(cores) as pool:

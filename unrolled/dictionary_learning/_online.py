@@ -16,6 +16,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary
+from unrolled.dictionary_learning._codes import lasso_codes
 from unrolled.dictionary_learning._keeper import Keeper, Progress
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._signals import (
@@ -26,10 +27,6 @@ from unrolled.dictionary_learning._signals import (
     generator,
     start_atoms,
 )
-from unrolled.pursuit import lasso, lasso_batch
-
-# Relative duality gap of the codes: the atoms move by more than this from batch to batch.
-_TOL = 1e-3
 
 
 class Sums(NamedTuple):
@@ -129,20 +126,17 @@ def online(
     began -= history[-1].seconds if history else 0
     if sums is None:
         sums, stream = _start(stream, d, start, key, where)
-    for step, signals in enumerate(stream, start=len(history) + 1):
-        if signals.Y.shape[1] != len(sums.D):
-            raise ValueError(
-                f"{where}: batch {step} has signals of length {signals.Y.shape[1]}; expected "
-                f"{len(sums.D)}"
-            )
-        dtype = signals.dtype if dtype is None else dtype
-        beta = (1 - 1 / step) ** forgetting
-        sums, objective, replaced = _absorb(sums, signals, lam, beta, generator(key, step))
-        found = Step(step, objective, time.monotonic() - began, replaced)
-        history = (*history, found)
-        keeper.save({**sums._asdict(), "dtype": np.array(str(dtype))}, history)
-        if progress is not None:
-            progress(found)
+    with one_thread():  # the threads of the codes are enough
+        for step, signals in enumerate(stream, start=len(history) + 1):
+            _check_length(signals, sums, step, where)
+            dtype = signals.dtype if dtype is None else dtype
+            beta = (1 - 1 / step) ** forgetting
+            sums, objective, replaced = _absorb(sums, signals, lam, beta, generator(key, step))
+            found = Step(step, objective, time.monotonic() - began, replaced)
+            history = (*history, found)
+            keeper.save({**sums._asdict(), "dtype": np.array(str(dtype))}, history)
+            if progress is not None:
+                progress(found)
     return Learned(jnp.asarray(sums.D, dtype), None, _mean(sums), history, sums)
 
 
@@ -168,6 +162,14 @@ def _as_batch(batch: Any, where: str) -> Signals:
     Y, weights = batch
     is_mask = np.asarray(weights).dtype == bool
     return as_signals(Y, where, **{"mask" if is_mask else "weights": weights})
+
+
+def _check_length(signals: Signals, sums: Sums, step: int, where: str) -> None:
+    if signals.Y.shape[1] != len(sums.D):
+        raise ValueError(
+            f"{where}: batch {step} has signals of length {signals.Y.shape[1]}; expected "
+            f"{len(sums.D)}"
+        )
 
 
 def _start(
@@ -209,16 +211,15 @@ def _absorb(
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
     exponent = int(sums.exponent)
     Y, lam = _near(signals, exponent), math.ldexp(lam, -exponent)
-    X = _codes(sums.D.astype(Y.dtype), Y, lam, signals.V).astype(float)
-    R = Y - X @ sums.D.T
+    D = sums.D.astype(Y.dtype)
+    X = lasso_codes(D, Y, lam, signals.V)
+    R = Y - X @ D.T
     squares = R * R if signals.V is None else signals.V * R * R
     objective = (np.sum(squares) / 2 + lam * np.sum(np.abs(X))) / len(Y)
     target = Y if signals.V is None else Y - (1 - signals.V / signals.V.max()) * R
     terms = np.sum(np.square(target, dtype=float)) / 2 + lam * np.sum(np.abs(X))
-    with one_thread():
-        D, A, B = _descend(sums.D, beta * sums.A + X.T @ X, beta * sums.B + target.T @ X)
-        fresh = duplicates(D, np.diag(A))
-    fresh = np.union1d(fresh, np.flatnonzero(np.diag(A) <= 0))
+    D, A, B = _descend(sums.D, beta * sums.A + X.T @ X, beta * sums.B + target.T @ X)
+    fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):
         errors = np.sum(squares, 1)
         worst = np.argsort(-errors, kind="stable")[: 10 * len(fresh)]
@@ -231,19 +232,6 @@ def _absorb(
     return found, math.ldexp(float(objective), 2 * exponent), len(fresh)
 
 
-def _codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) -> np.ndarray:
-    """The LASSO codes of all signals, (n, d)."""
-    if V is None:
-        return np.asarray(lasso_batch(D, Y, lam, tol=_TOL).x)
-    root = np.sqrt(V)
-    return np.asarray(_weighted(D, root * Y, root, lam))
-
-
-@jax.jit
-def _weighted(D: jax.Array, Y: jax.Array, root: jax.Array, lam: float) -> jax.Array:
-    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=_TOL).x)(Y, root)
-
-
 def _descend(
     D: np.ndarray, A: np.ndarray, B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -252,7 +240,7 @@ def _descend(
     used = np.flatnonzero(np.diag(A) > 0)
     for j in used:
         u = atoms[j] + (C[j] - A[j] @ atoms) / A[j, j]
-        atoms[j] = u / max(1, np.linalg.norm(u))
+        atoms[j] = u / max(1, math.sqrt(u @ u))
     norms = np.linalg.norm(atoms, axis=1)
     dead = norms == 0
     norms[dead] = 1

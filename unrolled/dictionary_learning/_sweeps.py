@@ -14,7 +14,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
@@ -35,15 +35,38 @@ class Fitted(NamedTuple):
     R: np.ndarray  # (n, m)
 
 
-# From the signals and what fits them, in place; it leaves alone the atoms that no code uses.
-Update = Callable[[Signals, Fitted], None]
-# From atoms to others nearby that are admissible, (m, k) to (m, k).
-Admit = Callable[[np.ndarray, np.ndarray], np.ndarray]
+class Atoms:
+    """Which atoms are admissible, and how a sweep updates them: here any unit atoms.
 
+    A subclass that keeps more than the atoms themselves says what.
+    """
 
-def any_atom(D: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Every unit atom is admissible."""
-    return D
+    def __init__(self, update: Callable[[Signals, Fitted], None]):
+        self.update = update  # in place; it leaves alone the atoms that no code uses
+        self.config: dict[str, Any] = {}  # what a checkpoint must agree in
+
+    def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Admissible atoms near those given, (m, k), which will be the atoms `which`."""
+        return D
+
+    def arrays(self) -> Arrays:
+        """What a checkpoint keeps beside D and X."""
+        return {}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take what `arrays` gave."""
+
+    def resume(self, D: Any) -> np.ndarray:
+        """The atoms of a result, (m, d)."""
+        return np.asarray(D)
+
+    def settled(self, D: np.ndarray) -> np.ndarray:
+        """The atoms as a result would give them back: D at the end of a sweep."""
+        return D
+
+    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
+        """D of the result."""
+        return jnp.asarray(D, dtype)
 
 
 class Options(NamedTuple):
@@ -65,12 +88,9 @@ def alternate(
     where: str,
     Y: ArrayLike,
     options: Options,
-    update: Update,
-    *,
-    admit: Admit = any_atom,
-    config: dict[str, Any] | None = None,
+    atoms: Atoms,
 ) -> Learned:
-    """Sweeps of OMP and `update`.
+    """Sweeps of OMP and of updates of the atoms.
 
     A code of the sweep before stays where OMP finds none with a smaller error, so that a sweep
     raises the objective only where it replaces an atom.
@@ -79,9 +99,7 @@ def alternate(
         where: the name of the caller.
         Y: (signals, m).
         options: as the caller got them.
-        update: the step in the atoms.
-        admit: makes atoms that are put in admissible; it is told which they are.
-        config: what a checkpoint must agree in, beside the options.
+        atoms: what atoms there are, and their update.
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `ksvd`.
@@ -89,30 +107,31 @@ def alternate(
     signals = as_signals(Y, where, options.weights, options.mask)
     d, sparsity, sweeps = _sizes(signals, options, where)
     key = _checks.as_key(options.key, where)
-    keeper = Keeper(options.checkpoint, _config(where, signals, options, key, config))
+    keeper = Keeper(options.checkpoint, _config(where, signals, options, key, atoms))
     began = time.monotonic()
     kept = keeper.load()
     if kept is not None:
         fitted, history = _fitted(signals, kept[0]["D"], kept[0]["X"].T), kept[1]
+        atoms.restore(kept[0])
     elif options.resume is not None:
-        fitted, history = _resumed(signals, options.resume, d, where)
+        fitted, history = _resumed(signals, options.resume, d, atoms, where)
     else:
         D = start_atoms(options.start, signals, d, generator(key, 0), where)
-        fitted = _fitted(signals, admit(D, np.arange(d)), np.zeros((d, len(signals.Y))))
+        fitted = _fitted(signals, atoms.admit(D, np.arange(d)), np.zeros((d, len(signals.Y))))
         history = ()
     began -= history[-1].seconds if history else 0
     for step in range(len(history) + 1, sweeps + 1):
         with one_thread():  # but for OMP: factorisations of few rows
             rng = generator(key, step)
-            fitted, replaced = _sweep(signals, fitted, sparsity, update, admit, rng)
+            fitted, replaced = _sweep(signals, fitted, sparsity, atoms, rng)
         found = Step(step, signals.objective(fitted.R), time.monotonic() - began, replaced)
         history = (*history, found)
-        keeper.save({"D": fitted.D, "X": fitted.X.T}, history)
+        keeper.save({"D": fitted.D, "X": fitted.X.T, **atoms.arrays()}, history)
         if options.progress is not None:
             options.progress(found)
     X = jnp.asarray(np.ldexp(fitted.X.T, signals.exponent), signals.dtype)
     objective = signals.objective(fitted.R)
-    return Learned(jnp.asarray(fitted.D, signals.dtype), X, objective, history)
+    return Learned(atoms.dictionary(fitted.D, signals.dtype), X, objective, history)
 
 
 def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, int]:
@@ -129,7 +148,7 @@ def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, in
 
 
 def _config(
-    where: str, signals: Signals, options: Options, key: jax.Array, more: dict[str, Any] | None
+    where: str, signals: Signals, options: Options, key: jax.Array, atoms: Atoms
 ) -> dict[str, Any]:
     """What the file of a checkpoint must agree in; only where there is one."""
     if options.checkpoint is None:
@@ -142,7 +161,7 @@ def _config(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "signals": fingerprint(signals.Y, signals.V),
         "start": start if isinstance(start, str) else "given",
-        **(more or {}),
+        **atoms.config,
     }
 
 
@@ -152,22 +171,21 @@ def _fitted(signals: Signals, D: np.ndarray, X: np.ndarray) -> Fitted:
 
 
 def _resumed(
-    signals: Signals, resume: Learned, d: int, where: str
+    signals: Signals, resume: Learned, d: int, atoms: Atoms, where: str
 ) -> tuple[Fitted, tuple[Step, ...]]:
     """Where a result ended."""
     (n, m), codes = signals.Y.shape, resume.X
     if isinstance(codes, tuple | None) or codes.shape != (n, d) or resume.D.shape != (m, d):  # type: ignore[union-attr]
         raise ValueError(f"{where}: resume is not of {d} atoms and these {n} signals")
     X = np.ldexp(np.asarray(codes, signals.Y.dtype), -signals.exponent)
-    return _fitted(signals, np.asarray(resume.D), X.T), resume.history
+    return _fitted(signals, atoms.resume(resume.D), X.T), resume.history
 
 
 def _sweep(
     signals: Signals,
     fitted: Fitted,
     sparsity: int,
-    update: Update,
-    admit: Admit,
+    atoms: Atoms,
     rng: np.random.Generator,
 ) -> tuple[Fitted, int]:
     """Codes, then new atoms for duplicates and unused ones, then the update of the others."""
@@ -179,9 +197,9 @@ def _sweep(
     X[again] = 0
     use[again] = 0
     dead = np.flatnonzero(use == 0)
-    replace(signals, fitted, dead, admit, rng)
-    update(signals, fitted)
-    return _fitted(signals, D, X), len(dead)
+    replace(signals, fitted, dead, atoms, rng)
+    atoms.update(signals, fitted)
+    return _fitted(signals, atoms.settled(D), X), len(dead)
 
 
 def _coded(signals: Signals, old: Fitted, sparsity: int) -> Fitted:
@@ -198,7 +216,7 @@ def _errors(signals: Signals, R: np.ndarray) -> np.ndarray:
 
 
 def replace(
-    signals: Signals, fitted: Fitted, which: np.ndarray, admit: Admit, rng: np.random.Generator
+    signals: Signals, fitted: Fitted, which: np.ndarray, atoms: Atoms, rng: np.random.Generator
 ) -> None:
     """Put the signals that are represented worst in place of some atoms, which no code uses."""
     if not len(which):
@@ -208,4 +226,4 @@ def replace(
     worst = worst[errors[worst] > 0]
     candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
     others = np.delete(fitted.D, which, 1)
-    fitted.D[:, which] = admit(distinct(candidates, others, len(which), rng).T, which)
+    fitted.D[:, which] = atoms.admit(distinct(candidates, others, len(which), rng).T, which)
