@@ -4,7 +4,6 @@ import math
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -13,7 +12,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
-from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint
+from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
@@ -110,13 +109,13 @@ def double_sparse(
     Z = signals.Y @ np.asarray(dense(base), signals.Y.dtype)
     config = dict(method=where, d=d, sparsity=sparsity, atom_sparsity=p, pairs=pairs, rate=rate)
     if checkpoint is not None:
-        config |= {"key": np.asarray(jax.random.key_data(key)).tolist(), "signals": fingerprint(Z)}
+        config |= {"key": text_of(key), "signals": fingerprint(Z)}
     keeper, began = Keeper(checkpoint, config), time.monotonic()
-    history: tuple[Step, ...] = ()
-    if (kept := keeper.load()) is not None:
-        A, history = kept[0]["A"], kept[1]
+    history: list[Step] = []
+    if (saved := keeper.load()) is not None:
+        A, history = saved[0]["A"], saved[1]
     elif resume is not None:
-        A, history = _resumed(resume, (m, d), Z.dtype, where), resume.history
+        A, history = _resumed(resume, (m, d), Z.dtype, where), [*resume.history]
     else:
         with one_thread():
             A = _spectral(Z, d, p, pairs, generator(key, 0))
@@ -125,14 +124,14 @@ def double_sparse(
         with one_thread():
             A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))
         objective = math.ldexp(squares / (2 * n), 2 * signals.exponent)
-        history = (*history, Step(step, objective, time.monotonic() - began, replaced))
-        keeper.save({"A": A}, history)
+        history.append(Step(step, objective, time.monotonic() - began, replaced))
+        keeper.save({"A": A}, history, last=step == sweeps)
         if progress is not None:
             progress(history[-1])
     X = match(A, Z, sparsity)
     codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)
     D = Sparse(_checks.cast(base, signals.dtype), jnp.asarray(A, signals.dtype))
-    return Learned(D, codes, signals.objective(Z - X @ A.T), history)
+    return Learned(D, codes, signals.objective(Z - X @ A.T), tuple(history))
 
 
 def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
@@ -175,9 +174,7 @@ def _resumed(resume: Learned, shape: tuple[int, int], dtype: np.dtype, where: st
     return A
 
 
-def _spectral(
-    Z: np.ndarray, d: int, p: int, pairs: int, rng: np.random.Generator
-) -> np.ndarray:
+def _spectral(Z: np.ndarray, d: int, p: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
     """The columns of A to start from."""
     n = len(Z)
     left = rng.integers(n, size=pairs)
@@ -207,7 +204,7 @@ def _agreed(
 ) -> np.ndarray:
     """The means of up to d groups of candidates, the largest first; the rest are signals."""
     alike = np.abs(candidates @ candidates.T) > _SAME
-    left, chosen = np.ones(len(candidates), bool), []
+    left, chosen = np.ones(len(candidates), bool), list[np.ndarray]()
     while len(chosen) < d and left.any():
         best = int(np.where(left, (alike & left).sum(1), -1).argmax())
         group = candidates[alike[best] & left]

@@ -80,9 +80,7 @@ def ksvd(
         >>> found.D.shape, found.objective < found.history[0].objective / 2
         ((8, 12), True)
     """
-    options = Options(
-        d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
-    )
+    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
     return alternate("ksvd", Y, options, Atoms(_one_by_one))
 
 
@@ -125,9 +123,7 @@ def mod(
         >>> found.X.shape, found.objective < found.history[0].objective / 2
         ((300, 12), True)
     """
-    options = Options(
-        d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
-    )
+    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
     return alternate("mod", Y, options, Atoms(_all_atoms))
 
 

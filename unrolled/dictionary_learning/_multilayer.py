@@ -1,11 +1,9 @@
 """Learning the dictionaries of a chain together, from signals of the multi-layer model."""
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -14,7 +12,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint
+from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
@@ -25,6 +23,8 @@ from unrolled.dictionary_learning._signals import (
     generator,
     start_atoms,
 )
+from unrolled.dictionary_learning._sparse_ksvd import SparseAtoms
+from unrolled.dictionary_learning._sweeps import Fitted
 
 # Passes of thresholded gradient steps over the columns of a layer, in one sweep.
 _PASSES = 3
@@ -94,14 +94,15 @@ def multilayer(
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
     config = {"method": where, "shapes": [list(s) for s in shapes], "sparsities": list(sparsities)}
     if checkpoint is not None:
-        config["key"] = np.asarray(jax.random.key_data(key)).tolist()
+        config |= {"key": text_of(key), "start": text_of(start)}
         config["signals"] = fingerprint(signals.Y, signals.V)
     keeper, began, J = Keeper(checkpoint, config), time.monotonic(), len(shapes)
-    history: tuple[Step, ...] = ()
-    if (kept := keeper.load()) is not None:
-        Ds, X, history = tuple(kept[0][f"D_{j}"] for j in range(J)), kept[0]["X"], kept[1]
+    history: list[Step] = []
+    if (saved := keeper.load()) is not None:
+        arrays, history = saved
+        Ds, X = tuple(arrays[f"D_{j}"] for j in range(J)), arrays["X"]
     elif resume is not None:
-        (Ds, X), history = _resumed(resume, signals, shapes, where), resume.history
+        (Ds, X), history = _resumed(resume, signals, shapes, where), [*resume.history]
     else:
         Ds = _start(signals, shapes, counts, start, generator(key, 0), where)
         X = np.zeros((len(signals.Y), shapes[-1][1]), signals.Y.dtype)
@@ -110,8 +111,9 @@ def multilayer(
         with one_thread():
             Ds, X, replaced = _sweep(signals, Ds, X, counts, generator(key, step))
         objective = signals.objective(_residual(signals, Ds, X))
-        history = (*history, Step(step, objective, time.monotonic() - began, replaced))
-        keeper.save({"X": X, **{f"D_{j}": D for j, D in enumerate(Ds)}}, history)
+        history.append(Step(step, objective, time.monotonic() - began, replaced))
+        kept = {"X": X, **{f"D_{j}": D for j, D in enumerate(Ds)}}
+        keeper.save(kept, history, last=step == sweeps)
         if progress is not None:
             progress(history[-1])
     codes = [X]
@@ -121,7 +123,7 @@ def multilayer(
         tuple(jnp.asarray(D, signals.dtype) for D in Ds),
         tuple(jnp.asarray(np.ldexp(x, signals.exponent), signals.dtype) for x in codes),
         signals.objective(_residual(signals, Ds, X)),
-        history,
+        tuple(history),
     )
 
 
@@ -233,10 +235,23 @@ def _sweep(
     errors = [_squares(signals, _residual(signals, Ds, codes)) for codes in (X, old)]
     X = np.where((errors[0] > errors[1])[:, None], old, X)
     Ds, X, replaced = _replaced(signals, Ds, X, counts, rng)
-    for j in range(len(Ds) - 1, 0, -1):
+    if len(Ds) > 1:
+        Ds, X = _last_layer(signals, Ds, X, counts[-2])
+    for j in range(len(Ds) - 2, 0, -1):
         Ds = (*Ds[:j], _descend(signals, Ds, X, j, counts[j - 1]), *Ds[j + 1 :])
     Ds = (_least_squares(signals, Ds, X), *Ds[1:])
     return *_normalised(Ds, X), replaced
+
+
+def _last_layer(
+    signals: Signals, Ds: Matrices, X: np.ndarray, count: int
+) -> tuple[Matrices, np.ndarray]:
+    """D_J and x_J, by the update of sparse K-SVD over D_1 ... D_{J-1}."""
+    atoms = SparseAtoms(jnp.asarray(_product(Ds[:-1])), Ds[-1], count)
+    D = _product(Ds)
+    fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T)
+    atoms.update(signals, fitted)
+    return (*Ds[:-1], atoms.A), np.ascontiguousarray(fitted.X.T)
 
 
 def _target(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
