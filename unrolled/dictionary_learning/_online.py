@@ -13,10 +13,17 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Key
+from unrolled._files import CheckpointError
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._codes import lasso_codes
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, text_of
+from unrolled.dictionary_learning._keeper import (
+    Arrays,
+    Keeper,
+    Progress,
+    fingerprint,
+    text_of,
+)
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._signals import (
     Signals,
@@ -115,10 +122,12 @@ def online(
     began, dtype = time.monotonic(), None
     history: list[Step] = []
     sums: Sums | None = None
-    if (kept := keeper.load()) is not None:
-        sums, history = Sums(**{name: kept[0][name] for name in Sums._fields}), kept[1]
-        dtype = np.dtype(str(kept[0]["dtype"]))
-        stream = itertools.islice(stream, len(history), None)
+    first = ""  # what tells this stream from others
+    if (saved := keeper.load()) is not None:
+        arrays, history = saved
+        sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))
+        first = str(arrays["first"])
+        stream = _after(stream, len(history), first, keeper.path)
     elif resume is not None:
         if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != d:
             raise ValueError(f"{where}: resume is not a result of `online` with {d} atoms")
@@ -128,15 +137,16 @@ def online(
         sums, stream = _start(stream, d, start, key, where)
     with one_thread():  # the threads of the codes are enough
         for step, signals in enumerate(stream, start=len(history) + 1):
+            first = first or _name(signals)
             _check_length(signals, sums, step, where)
             dtype = signals.dtype if dtype is None else dtype
             beta = (1 - 1 / step) ** forgetting
             sums, objective, replaced = _absorb(sums, signals, lam, beta, generator(key, step))
             history.append(Step(step, objective, time.monotonic() - began, replaced))
-            keeper.save(_kept(sums, dtype), history)
+            keeper.save(_kept(sums, dtype, first), history)
             if progress is not None:
                 progress(history[-1])
-    keeper.save(_kept(sums, dtype), history, last=True)
+    keeper.save(_kept(sums, dtype, first), history, last=True)
     return Learned(jnp.asarray(sums.D, dtype), None, _mean(sums), tuple(history), sums)
 
 
@@ -164,8 +174,22 @@ def _as_batch(batch: Any, where: str) -> Signals:
     return as_signals(Y, where, **{"mask" if is_mask else "weights": weights})
 
 
-def _kept(sums: Sums, dtype: Any) -> Arrays:
-    return {**sums._asdict(), "dtype": np.array(str(dtype))}
+def _kept(sums: Sums, dtype: Any, first: str) -> Arrays:
+    return {**sums._asdict(), "dtype": np.array(str(dtype)), "first": np.array(first)}
+
+
+def _name(signals: Signals) -> str:
+    return fingerprint(signals.Y, signals.V)
+
+
+def _after(
+    stream: Iterator[Signals], steps: int, first: str, path: Path | None
+) -> Iterator[Signals]:
+    """The stream without the batches that were seen, if it begins as it did then."""
+    begins = next(stream, None)
+    if begins is None or _name(begins) != first:
+        raise CheckpointError(f"{path}: holds the learning of another stream")
+    return itertools.islice(stream, steps - 1, None)
 
 
 def _check_length(signals: Signals, sums: Sums, step: int, where: str) -> None:
