@@ -324,6 +324,10 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Learn the dictionary."""
         X = _samples(self, X, reset=True)
         self._choose(X)
+        if (d := self.n_components_) > len(X):  # several passes would hide it from a stream
+            raise ValueError(
+                f"DictionaryLearner: {d} atoms for {len(X)} samples; expected at most as many"
+            )
         options: dict[str, Any] = dict(key=_seed(self.random_state), start=self.start)
         with jax.enable_x64(True):
             if _is_online(self):

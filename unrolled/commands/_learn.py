@@ -91,6 +91,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{arguments.signals}: signals have shape {Y.shape}; expected (signals, m)"
         )
+    if arguments.atoms > len(Y):
+        raise ValueError(
+            f"learn: {arguments.atoms} atoms for {len(Y)} signals; expected at most as many"
+        )
     shape = _shape(arguments.shape, Y.shape[1])
     check_folder(folder)
     options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
