@@ -90,12 +90,12 @@ def double_sparse(
     break it.
 
     Example:
-        >>> blocks = jnp.kron(jnp.eye(4), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
-        >>> Y = ur.problems.bounded(jax.random.key(1), (2000, 8), 2, least=1.0) @ blocks.T
-        >>> found = ur.dictionary_learning.double_sparse(Y, 8, sparsity=2, atom_sparsity=2)
+        >>> blocks = jnp.kron(jnp.eye(8), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
+        >>> Y = ur.problems.bounded(jax.random.key(100), (800, 16), 2, least=1.0) @ blocks.T
+        >>> found = ur.dictionary_learning.double_sparse(Y, 16, sparsity=2, atom_sparsity=2)
         >>> G = jnp.abs(ur.dictionaries.dense(found.D).T @ blocks)
-        >>> G.max(0).round(2).tolist()
-        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+        >>> bool((G.max(0) > 0.99).all())
+        True
     """
     where = "double_sparse"
     signals = as_signals(Y, where)
