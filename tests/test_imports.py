@@ -296,6 +296,7 @@ PINNED = {
     "metrics": "nmse psnr support_scores",
     "problems": "standard_benchmark",
     "nnx": "Module",
+    "models": "LeNet5 VGG11 UNet CSCNet tap",
 }
 FIELDS = {
     "layers.Unrolled": "shared steps",

@@ -16,11 +16,19 @@ from unrolled.models._taps import (
     Tapped,
     tap,
 )
+from unrolled.models._unet import (
+    UNet,
+)
+from unrolled.models._vgg import (
+    VGG11,
+)
 
 __all__ = [
     "CSCNet",
     "LeNet5",
     "Tapped",
+    "UNet",
+    "VGG11",
     "shift_average",
     "tap",
 ]

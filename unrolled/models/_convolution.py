@@ -11,7 +11,9 @@ from jax import lax
 
 from unrolled._checks import Array
 from unrolled.activations import is_monotone
+from unrolled.models._winograd import winograd
 
+_MANY_CHANNELS = 64  # from here on the transforms of Winograd's form cost less than they save
 _FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
 _COLUMNS = 128  # of the product of blocks of pixels, at most
 
@@ -27,9 +29,30 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
     Returns:
         (N, H', W', C_out).
     """
+    if padding == "SAME" and kernel.shape[:2] == (3, 3) and _on_cpu():
+        if min(x.shape[1:3]) <= 2:
+            return _gathered(x, kernel)
+        if min(kernel.shape[2:]) >= _MANY_CHANNELS and not any(side % 2 for side in x.shape[1:3]):
+            return winograd(x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def up_convolve(x: Array, kernel: Array) -> Array:
+    """The transposed convolution of stride 2 with filters of 2 x 2 pixels.
+
+    Outputs do not overlap, so it is a product whose columns are the pixels of a square.
+
+    Args:
+        x: (N, H, W, C_in).
+        kernel: (2, 2, C_in, C_out).
+
+    Returns:
+        (N, 2 H, 2 W, C_out).
+    """
+    C_in, C_out = kernel.shape[2:]
+    return _pixels(x @ kernel.transpose(2, 0, 1, 3).reshape(C_in, 4 * C_out), 2)
 
 
 def max_pool(x: Array) -> Array:
@@ -87,6 +110,14 @@ def _on_cpu() -> bool:
 def _largest(parts) -> Array:
     a, b, c, d = parts
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def _gathered(x: Array, kernel: Array) -> Array:
+    """As one product, of the neighbours of every pixel with all filters."""
+    H, W = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    X = jnp.concatenate([x[:, a : a + H, b : b + W] for a in range(3) for b in range(3)], -1)
+    return X @ kernel.reshape(-1, kernel.shape[-1])
 
 
 # Blocks of r x r pixels as channels. A convolution of few channels becomes a matrix product: the
