@@ -1,9 +1,12 @@
 """Convolutions and pooling of pictures (N, H, W, C), in the form that runs fastest where they run.
 
-Every form computes the sums of `lax.conv_general_dilated`, in another order. On a CPU that function
-is slow for few channels, since it falls back from matrix products to loops. Accelerators get it as
-it is.
+Every form computes the sums of `lax.conv_general_dilated`, in another order. Accelerators get that
+function as it is. On a CPU (jaxlib 0.10) it falls back from matrix products to loops for few
+channels and on maps of at most 2 x 2 pixels, and Winograd's form has fewer products for many
+channels. `benchmarks/cnn.py` says whether this still pays.
 """
+
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,8 @@ _COLUMNS = 128  # of the product of blocks of pixels, at most
 
 def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
     """The correlation of pictures with a bank of filters, of stride 1.
+
+    This function and `convolve_and_pool` choose the form, by shape and backend.
 
     Args:
         x: (N, H, W, C_in).
@@ -64,7 +69,9 @@ def max_pool(x: Array) -> Array:
     return _largest(x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1))
 
 
-def convolve_and_pool(x: Array, kernel: Array, bias: Array, activation) -> tuple[Array, Array]:
+def convolve_and_pool(
+    x: Array, kernel: Array, bias: Array, activation: Callable[[Array], Array]
+) -> tuple[Array, Array]:
     """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
 
     An activation that never falls is applied after the maximum, to a quarter of the values.
@@ -80,11 +87,10 @@ def convolve_and_pool(x: Array, kernel: Array, bias: Array, activation) -> tuple
         H' = H - k + 1. Under `jit`, features that are not used cost nothing.
     """
     r = _block_side(kernel)
-    z, pool = (
-        (convolve(x, kernel), max_pool)
-        if r == 1
-        else (_convolve_blocks(x, kernel, r), _pool_blocks)
-    )
+    if r == 1:
+        z, pool = convolve(x, kernel), max_pool
+    else:
+        z, pool = _convolve_blocks(x, kernel, r), _pool_blocks
 
     def rho(z: Array) -> Array:
         return activation(add(z, jnp.tile(bias, z.shape[-1] // len(bias))))
@@ -107,7 +113,7 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _largest(parts) -> Array:
+def _largest(parts: Iterable[Array]) -> Array:
     a, b, c, d = parts
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
@@ -120,7 +126,7 @@ def _gathered(x: Array, kernel: Array) -> Array:
     return X @ kernel.reshape(-1, kernel.shape[-1])
 
 
-# Blocks of r x r pixels as channels. A convolution of few channels becomes a matrix product: the
+# Few channels: blocks of r x r pixels become channels, and the convolution a matrix product. The
 # column of W for a pixel of the output block holds the filter, shifted to that pixel. More than
 # half of W is zero, and the product is faster than the loops nevertheless.
 #
@@ -185,5 +191,5 @@ def _features(z: Array, r: int) -> Array:
     return z.reshape(N, h * r, w * r, -1)
 
 
-def _pool_blocks(z: Array) -> Array:
-    return _largest(jnp.split(z, 4, -1))
+def _pool_blocks(x: Array) -> Array:
+    return _largest(jnp.split(x, 4, -1))

@@ -24,7 +24,8 @@ class UNet(nnx.Module):
     to the up-convolution (2 x 2 filters, stride 2) of the block below; a dense layer per pixel
     comes last. Where a side is not a multiple of 16, maxima leave out the last row or column of odd
     sides, and the up-convolution is padded there with zeros. Weights and biases are drawn uniformly
-    from [-1, 1] / sqrt(fan-in), as PyTorch does by default.
+    from [-1, 1] / sqrt(fan-in), as PyTorch does by default. Derivatives are those of reverse mode
+    (`jax.grad`, `jax.vjp`).
 
     Args:
         width: filters of the first block.

@@ -23,7 +23,8 @@ class VGG11(nnx.Module):
     with 64, 128, 256, 256, 512, 512, 512, 512 filters of 3 x 3 pixels, padding 1, and p_j the
     maxima over 2 x 2 pixels after the blocks 1, 2, 4, 6 and 8. It has 9,231,114 params for ten
     classes and pictures of 32 x 32 x 3. Weights and biases are drawn uniformly from
-    [-1, 1] / sqrt(fan-in), as PyTorch does by default.
+    [-1, 1] / sqrt(fan-in), as PyTorch does by default. Derivatives are those of reverse mode
+    (`jax.grad`, `jax.vjp`).
 
     Args:
         classes: number of outputs.
