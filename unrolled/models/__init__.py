@@ -1,6 +1,6 @@
-"""Vision models made of unrolled sparse coding, as modules of flax.nnx.
+"""Vision models as modules of flax.nnx, with features that a penalty can make sparse.
 
-`import unrolled` does not import this package, which needs flax.
+`import unrolled` does not import this package, which needs flax; `ur.models` does, on first use.
 """
 
 from unrolled.models._csc_layer import (
@@ -8,6 +8,9 @@ from unrolled.models._csc_layer import (
 )
 from unrolled.models._cscnet import (
     CSCNet,
+)
+from unrolled.models._lenet import (
+    LeNet5,
 )
 from unrolled.models._msd_csc import (
     MSDCSC,
@@ -20,15 +23,30 @@ from unrolled.models._res_csc import (
 from unrolled.models._shifts import (
     shift_average,
 )
+from unrolled.models._taps import (
+    Tapped,
+    tap,
+)
+from unrolled.models._unet import (
+    UNet,
+)
+from unrolled.models._vgg import (
+    VGG11,
+)
 
 __all__ = [
     "CSCLayer",
     "CSCNet",
+    "LeNet5",
     "MSDCSC",
     "MSDCSCBlock",
     "ResCSC",
     "ResCSCBlock",
+    "Tapped",
+    "UNet",
+    "VGG11",
     "shift_average",
+    "tap",
 ]
 
 
