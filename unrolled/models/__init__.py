@@ -14,7 +14,10 @@ from unrolled.models._lenet import (
 )
 from unrolled.models._ml_csc import (
     MLCSC,
+)
+from unrolled.models._pursuit_layer import (
     Filters,
+    Violations,
 )
 from unrolled.models._shifts import (
     shift_average,
@@ -39,6 +42,7 @@ __all__ = [
     "Tapped",
     "UNet",
     "VGG11",
+    "Violations",
     "shift_average",
     "tap",
 ]
