@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv, pytree
+from unrolled.models._convolution import on_cpu
 
 
 @pytree(data=("kernel",), static=("side", "stride", "padding"))
@@ -95,7 +97,8 @@ _synthesize.defvjp(lambda D, x: (_spread(D, x), (D, x)), _synthesize_back)
 def _correlate(D: ImageConv, r: Array) -> Array:
     if D.positions == (1, 1) and not D.padding:
         k = len(D.kernel)
-        return _as_rows(r[:, :k, :k]) @ D.kernel.reshape(-1, D.kernel.shape[-1])
+        rows = r[:, :k, :k].reshape(len(r), 1, 1, -1)
+        return rows @ D.kernel.reshape(-1, D.kernel.shape[-1])
     return lax.conv_general_dilated(
         r,
         D.kernel,
@@ -105,14 +108,8 @@ def _correlate(D: ImageConv, r: Array) -> Array:
     )
 
 
-def _as_rows(r: Array) -> Array:
-    return r.reshape(len(r), 1, 1, -1)
-
-
 def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
     """The gradient of sum((r @ D) * x) in the filters."""
-    # XLA transposes both; what makes them would be computed there, out of order, at twice the cost.
-    r, x = lax.optimization_barrier((r, x))
 
     def correlate(kernel):
         return _correlate(replace(D, kernel=kernel), r)
@@ -120,36 +117,40 @@ def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
     return replace(D, kernel=jax.linear_transpose(correlate, D.kernel)(x)[0])
 
 
+# For synthesis an image is cut into blocks as long as the stride, whose pixels are channels. A
+# window is q x q blocks, and the windows overlap by whole blocks.
+
+
 def _spread(D: ImageConv, x: Array) -> Array:
-    """D x as a product, whose rows are windows of the images that overlap."""
-    images = jax.ShapeDtypeStruct((len(x), *D.side, D.kernel.shape[2]), x.dtype)
-    gather = jax.linear_transpose(lambda r: _windows(D, r), images)
-    return gather(x @ _matrix(D).T)[0]
-
-
-# An image is cut into blocks as long as the stride, whose pixels become channels, and a window is a
-# few blocks side by side: so that its pixels are contiguous.
+    """D x as a product, whose rows are windows, and the sum of these where they overlap."""
+    (N, h, w, _), (k, _, C, _) = x.shape, D.kernel.shape
+    if not on_cpu():
+        images = jax.ShapeDtypeStruct((N, *D.side, C), x.dtype)
+        return jax.linear_transpose(lambda r: _correlate(D, r), images)(x)[0]
+    q, t = -(-k // D.stride), D.stride
+    windows = x @ _matrix(D).T
+    blocks = jnp.zeros((N, h + q - 1, w + q - 1, t * t * C), x.dtype)
+    if (h, w) == (1, 1):
+        blocks = windows.reshape(blocks.shape)
+    else:
+        for (i, j), part in zip(np.ndindex(q, q), jnp.split(windows, q * q, -1)):
+            # Updated in place. XLA would compute a sum of padded arrays again for each of its uses.
+            part = blocks[:, i : i + h, j : j + w] + part
+            blocks = lax.dynamic_update_slice(blocks, part, (0, i, j, 0))
+    r = blocks.reshape(N, h + q - 1, w + q - 1, t, t, C).transpose(0, 1, 3, 2, 4, 5)
+    return _framed(r.reshape(N, (h + q - 1) * t, (w + q - 1) * t, C), D)
 
 
 def _matrix(D: ImageConv) -> Array:
-    """The filters as columns, whose rows are ordered as those of a window."""
+    """The filters as columns, whose rows are ordered as windows are: block, pixel, channel."""
     k, _, C, m = D.kernel.shape
     q, t = -(-k // D.stride), D.stride
     kernel = jnp.pad(D.kernel, [(0, q * t - k), (0, q * t - k), (0, 0), (0, 0)])
     return kernel.reshape(q, t, q, t, C, m).transpose(0, 2, 1, 3, 4, 5).reshape(-1, m)
 
 
-def _windows(D: ImageConv, r: Array) -> Array:
-    """The windows of the images, (N, h, w, q t q t C)."""
-    N, H, W, C = r.shape
-    q, t, p = -(-len(D.kernel) // D.stride), D.stride, D.padding
-    h, w = D.positions
-    rows, columns = h + q - 1, w + q - 1
-    zero = jnp.zeros((), r.dtype)
-    far = [(p, rows * t - H - p, 0), (p, columns * t - W - p, 0)]
-    r = lax.pad(r, zero, [(0, 0, 0), *far, (0, 0, 0)])  # or cut, where negative
-    r = r.reshape(N, rows, t, columns, t, C).transpose(0, 1, 3, 2, 4, 5)
-    r = r.reshape(N, rows, columns, t * t * C)
-    if (h, w) == (1, 1):
-        return _as_rows(r)
-    return jnp.concatenate([r[:, i : i + h, j : j + w] for i in range(q) for j in range(q)], -1)
+def _framed(r: Array, D: ImageConv) -> Array:
+    """What of r, which begins with the padding, lies in the image."""
+    p = D.padding
+    far = [(-p, n + p - length, 0) for n, length in zip(D.side, r.shape[1:3])]
+    return lax.pad(r, jnp.zeros((), r.dtype), [(0, 0, 0), *far, (0, 0, 0)])
