@@ -91,6 +91,14 @@ def test_batches_of_pictures_meet_the_atoms_of_a_convolution(side, kernel, strid
     np.testing.assert_allclose(found, inside.transpose(0, 2, 3, 1), atol=ROUNDING)
 
 
+def test_accelerators_get_the_transpose_of_the_convolution(monkeypatch):
+    D = ImageConv(normal(3, 3, 2, 3), (7, 9), 2, 1)
+    x = normal(2, *D.positions, 3)
+    found = jax.jit(lambda D, x: D @ x)(D, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    np.testing.assert_allclose(jax.jit(lambda D, x: D @ x)(D, x), found, atol=ROUNDING)
+
+
 # The methods
 
 

@@ -9,7 +9,6 @@ from jax import lax
 
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv, pytree
-from unrolled.models._convolution import on_cpu
 
 
 @pytree(data=("kernel",), static=("side", "stride", "padding"))
@@ -124,7 +123,7 @@ def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
 def _spread(D: ImageConv, x: Array) -> Array:
     """D x as a product, whose rows are windows, and the sum of these where they overlap."""
     (N, h, w, _), (k, _, C, _) = x.shape, D.kernel.shape
-    if not on_cpu():
+    if jax.default_backend() != "cpu":
         images = jax.ShapeDtypeStruct((N, *D.side, C), x.dtype)
         return jax.linear_transpose(lambda r: _correlate(D, r), images)(x)[0]
     q, t = -(-k // D.stride), D.stride

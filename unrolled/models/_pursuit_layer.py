@@ -139,10 +139,10 @@ class Convolutional(nnx.Module):
         self.activation = activation
         self.convs: nnx.List[Convolution] = nnx.List()
         for inputs, outputs in ((C, 256), (256, 512), (512, 512)):
-            conv = Convolution(inputs, outputs, 3, rngs=rngs)
+            conv = Convolution(inputs, outputs, rngs=rngs)
             draws = jax.random.normal(rngs.params(), conv.kernel.shape)
-            conv.kernel[...] = draws / math.sqrt(9 * inputs)
-            conv.bias[...] = jnp.zeros(outputs)
+            conv.kernel = nnx.Param(draws / math.sqrt(9 * inputs))
+            conv.bias = nnx.Param(jnp.zeros(outputs))
             self.convs.append(conv)
         self.dense = Dense(H // 4 * (W // 4) * 512, classes, rngs=rngs)
 
