@@ -9,12 +9,22 @@ from unrolled.models._csc_layer import (
 from unrolled.models._cscnet import (
     CSCNet,
 )
+from unrolled.models._image_conv import (
+    ImageConv,
+)
 from unrolled.models._lenet import (
     LeNet5,
+)
+from unrolled.models._ml_csc import (
+    MLCSC,
 )
 from unrolled.models._msd_csc import (
     MSDCSC,
     MSDCSCBlock,
+)
+from unrolled.models._pursuit_layer import (
+    Filters,
+    Violations,
 )
 from unrolled.models._res_csc import (
     ResCSC,
@@ -37,7 +47,10 @@ from unrolled.models._vgg import (
 __all__ = [
     "CSCLayer",
     "CSCNet",
+    "Filters",
+    "ImageConv",
     "LeNet5",
+    "MLCSC",
     "MSDCSC",
     "MSDCSCBlock",
     "ResCSC",
@@ -45,6 +58,7 @@ __all__ = [
     "Tapped",
     "UNet",
     "VGG11",
+    "Violations",
     "shift_average",
     "tap",
 ]
