@@ -177,6 +177,7 @@ def test_a_file_that_is_not_a_picture(tmp_path):
         "text.png": b"hello\n",
         "empty.png": b"",
         "cut.png": whole[: len(whole) // 2],
+        "no_header.pgm": b"P5 2 x 255 1234",
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: not a readable picture"):

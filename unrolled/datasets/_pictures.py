@@ -1,6 +1,7 @@
 """Pictures as grey values, and the sample photographs."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,20 @@ def read_image(path: str | Path) -> np.ndarray:
         ...     ur.datasets.read_image(f"{folder}/white.png").tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
+    picture = open_picture(path)
+    if picture.mode.startswith("I"):  # 16 bits, which the 8 of "L" would cut off
+        return np.asarray(picture, np.float32) / 65535
+    return np.asarray(picture.convert("L"), np.float32) / 255
+
+
+def open_picture(path: str | Path) -> Any:
+    """A picture of Pillow, with its pixels in memory.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as in `read_image`.
+    """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise ImportError("reading pictures needs Pillow; install unrolled[data]") from error
     path = Path(path)
@@ -35,10 +48,9 @@ def read_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with Image.open(path) as picture:
-            if picture.mode.startswith("I"):  # 16 bits, which the 8 of "L" would cut off
-                return np.asarray(picture, np.float32) / 65535
-            return np.asarray(picture.convert("L"), np.float32) / 255
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            picture.load()
+            return picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from error
 
 
@@ -72,12 +84,21 @@ def read_images(path: str | Path) -> dict[str, np.ndarray]:
         return {folder.stem: read_image(folder)}
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder or picture")
+    return {name: read_image(path) for name, path in picture_files(folder).items()}
+
+
+def picture_files(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by file name without suffix, in the order of their names.
+
+    Raises:
+        ValueError: there is none, or two have the same name.
+    """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
     if not paths:
         raise ValueError(f"{folder}: no picture in it; expected files {', '.join(_PICTURES)}")
     if len({path.stem for path in paths}) < len(paths):
         raise ValueError(f"{folder}: two pictures have the same name but for the suffix")
-    return {path.stem: read_image(path) for path in paths}
+    return {path.stem: path for path in paths}
 
 
 def photographs() -> dict[str, np.ndarray]:

@@ -88,11 +88,10 @@ def _layers(features: Any) -> dict[Any, Array]:
 
 
 def _activations(x: Any, name: str) -> Array:
-    dtype = getattr(x, "dtype", None)
-    if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(dtype, jnp.floating):
+    if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"{_WHERE}: {name} is {dtype or type(x).__name__}; expected an array of real "
-            "floating-point numbers"
+            f"{_WHERE}: {name} is {getattr(x, 'dtype', type(x).__name__)}; expected an array of "
+            "real floating-point numbers"
         )
     if x.ndim < 2 or x.size == 0:
         raise ValueError(
