@@ -6,6 +6,11 @@
 from unrolled.experiments._data import (
     load,
 )
+from unrolled.experiments._grid import (
+    Sweep,
+    grid,
+    sweep,
+)
 from unrolled.experiments._recipe import (
     Recipe,
     deviations,
@@ -19,10 +24,13 @@ from unrolled.experiments._run import (
 __all__ = [
     "Outcome",
     "Recipe",
+    "Sweep",
     "deviations",
+    "grid",
     "load",
     "paper_recipe",
     "run",
+    "sweep",
 ]
 
 

@@ -241,7 +241,7 @@ def _opened(
     return job
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _program(recipe, build, shape, classes, steps_per_epoch, moments) -> Program:
     """The program of all runs that share it, compiled once in a process."""
     model = build(recipe, shape, classes, _rngs(recipe))
