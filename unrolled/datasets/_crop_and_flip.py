@@ -15,7 +15,8 @@ def crop_and_flip(key: Key, X: Array, pad: int = 4, flip: bool = True) -> Array:
 
     A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of its own size
     is drawn. The draws depend on the key and on the number of pictures only: the same key treats
-    masks `M[..., None]` as it treats their pictures. Normalise afterwards, if zeros shall be black.
+    masks `M[..., None]` as it treats their pictures. The padding is black unless a mean has been
+    subtracted from X.
 
     Args:
         key: a key or a seed.
