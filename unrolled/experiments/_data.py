@@ -9,7 +9,7 @@ from unrolled.datasets import Images
 from unrolled.experiments._recipe import Recipe
 from unrolled.training._manifest import sha256
 
-_EXACT = 1000  # test records of CIFAR-10 that no JPEG has touched
+EXACT = 1000  # test records of CIFAR-10 that no JPEG has touched
 _SIDE = 32  # of the pictures that LeNet-5 and VGG11 were made for
 
 
@@ -58,7 +58,7 @@ def split(images: Images, test: str) -> Images:
             raise ValueError(
                 f"experiment: {images.name} has no exact part; expected cifar10, or another test"
             )
-        return images._replace(test=tuple(part[:_EXACT] for part in images.test))
+        return images._replace(test=tuple(part[:EXACT] for part in images.test))
     if test == "held-out":
         last = len(images.train[0]) // 5
         kept, held = zip(*((part[:-last], part[-last:]) for part in images.train))

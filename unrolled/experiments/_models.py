@@ -12,9 +12,7 @@ from unrolled.experiments._recipe import Recipe
 Build = Callable[[Recipe, tuple[int, ...], int, nnx.Rngs], Any]
 
 
-def build_model(
-    recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-) -> nnx.Module:
+def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
     """The model of a recipe for images of a shape (H, W, C); 0 classes are masks.
 
     Raises:

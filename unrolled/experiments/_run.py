@@ -28,7 +28,7 @@ from unrolled.experiments._program import (
     start,
 )
 from unrolled.experiments._recipe import Recipe, from_dict
-from unrolled.experiments._scores import evaluate
+from unrolled.experiments._scores import evaluate, measure
 from unrolled.training import _manifest
 from unrolled.training._interrupts import deferred, leave
 
@@ -203,6 +203,7 @@ class _Job:
             "parameters": size(rebuild(self.program.graph, self.state.params, self.state.others)),
             "status": "diverged" if self.diverged else "complete",
             "scores": self.curve[-1]["test"],
+            "features": measure(self.program, self.state, self.tests[0]),
             "curve": self.curve,
             "seconds": self.seconds,
             "environment": _environment(),
@@ -255,7 +256,9 @@ def _rngs(recipe: Recipe) -> nnx.Rngs:
 
 def _moments(X: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel, of values in [0, 1]."""
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.rollaxis(X, 3)])
+    counts = np.stack(
+        [np.bincount(channel.ravel(), minlength=256) for channel in np.rollaxis(X, 3)]
+    )
     shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
     mean = shares @ values
     variance = np.sum(shares * (values - mean[:, None]) ** 2, 1)
