@@ -16,7 +16,7 @@ from flax import nnx
 
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows, _saved
-from unrolled.experiments._models import Build, build_model, penalised, size
+from unrolled.experiments._models import ML_CSC, Build, build_model, penalised, size
 from unrolled.experiments._program import (
     Program,
     State,
@@ -27,7 +27,7 @@ from unrolled.experiments._program import (
     rebuild,
     start,
 )
-from unrolled.experiments._recipe import Recipe, from_dict
+from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
 from unrolled.experiments._scores import evaluate, measure
 from unrolled.training import _manifest
 from unrolled.training._interrupts import deferred, leave
@@ -129,6 +129,12 @@ class _Job:
         return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
 
     @property
+    def _task(self) -> str:
+        if self.recipe.model in ML_CSC:
+            return "ml-csc"
+        return "classification" if self.images.classes else "segmentation"
+
+    @property
     def path(self) -> Path:
         """Where its state is saved."""
         return self.folder / _rows.STATES / f"{self.name}.npz"
@@ -191,6 +197,7 @@ class _Job:
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
             "recipe": self.recipe.to_dict(),
+            "deviations": deviations(self.recipe, paper_recipe(self._task, self.recipe.data)),
             "layers": list(self.program.layers),
             "images": {
                 "name": self.images.name,
