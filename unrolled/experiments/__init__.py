@@ -6,6 +6,12 @@
 from unrolled.experiments._data import (
     load,
 )
+from unrolled.experiments._figures import (
+    l1_in_training,
+    predicted_masks,
+    scores_by_activation,
+    training_loss,
+)
 from unrolled.experiments._grid import (
     Sweep,
     grid,
@@ -16,21 +22,49 @@ from unrolled.experiments._recipe import (
     deviations,
     paper_recipe,
 )
+from unrolled.experiments._restore import (
+    restore,
+)
+from unrolled.experiments._rows import (
+    read_pictures,
+    read_rows,
+)
 from unrolled.experiments._run import (
     Outcome,
     run,
 )
+from unrolled.experiments._shapes import (
+    shapes,
+)
+from unrolled.experiments._table import (
+    Cell,
+    Interval,
+    interval,
+    summarize,
+)
 
 __all__ = [
+    "Cell",
+    "Interval",
     "Outcome",
     "Recipe",
     "Sweep",
     "deviations",
     "grid",
+    "interval",
+    "l1_in_training",
     "load",
     "paper_recipe",
+    "predicted_masks",
+    "read_pictures",
+    "read_rows",
+    "restore",
     "run",
+    "scores_by_activation",
+    "shapes",
+    "summarize",
     "sweep",
+    "training_loss",
 ]
 
 

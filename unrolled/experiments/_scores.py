@@ -1,24 +1,47 @@
 """Test scores of a trained model."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from unrolled import metrics
 from unrolled._checks import Array
 from unrolled.experiments._data import EXACT
 from unrolled.experiments._program import Features, Program, Scores, State
 
+_MASK_SCORES: dict[str, Callable[..., Array]] = {
+    "pixel_accuracy": metrics.pixel_accuracy,
+    "mean_class_precision": metrics.mean_class_precision,
+    "mean_class_accuracy": metrics.mean_class_accuracy,
+    "mean_iou": metrics.mean_iou,
+}
+
+
+# The scores that tables show, the first of a row first.
+SCORES = ("accuracy", "mean_iou", "pixel_accuracy", "mean_class_precision", "mean_class_accuracy")
+
 
 def evaluate(program: Program, state: State, X: Array, Y: Array) -> dict[str, Any]:
     """Loss and scores over test images."""
+    scores = _scores(program, state, X, Y)
+    judged = (_classified if Y.ndim == 1 else _segmented)(scores.predicted, np.asarray(Y))
+    return {"loss": float(np.mean(scores.loss, dtype=np.float64)), **judged}
+
+
+def predict(program: Program, state: State, X: Array, Y: Array) -> np.ndarray:
+    """The predicted classes or masks of test images."""
+    return np.asarray(_scores(program, state, X, Y).predicted)
+
+
+def _scores(program: Program, state: State, X: Array, Y: Array) -> Scores:
     parts = [
         Scores(*(np.asarray(part)[skip:] for part in found))
         for found, skip in _batches(program, partial(program.evaluate, *state[1:3], X, Y), len(X))
     ]
-    scores = Scores(*map(np.concatenate, zip(*parts)))
-    return {"loss": float(np.mean(scores.loss, dtype=np.float64)), **_classified(scores, Y)}
+    return Scores(*map(np.concatenate, zip(*parts)))
 
 
 def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
@@ -45,10 +68,26 @@ def _batches(program: Program, call: Callable[..., Any], images: int) -> Iterato
         yield call(np.int32(begin), n), first - begin
 
 
-def _classified(scores: Scores, labels: Array) -> dict[str, float]:
-    """Accuracy, also on the first 1000 images: of CIFAR-10 those that no JPEG has touched."""
-    right = scores.predicted == np.asarray(labels)
+def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy, also on the first 1000 images: of CIFAR-10, those that are always exact."""
+    right = predicted == labels
     found = {"accuracy": float(np.mean(right))}
     if len(right) > EXACT:
         found["accuracy_first_1000"] = float(np.mean(right[:EXACT]))
+    return found
+
+
+def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Each score as mean and deviation over images, and pooled over all pixels.
+
+    Images in which a score is 0/0 are left out of its mean, and counted.
+    """
+    found: dict[str, float] = {}
+    for name, score in _MASK_SCORES.items():
+        each = np.asarray(score(predicted, masks), np.float64)
+        defined = each[~np.isnan(each)]
+        found[name] = float(defined.mean()) if defined.size else math.nan
+        found[f"{name}_std"] = float(defined.std()) if defined.size else math.nan
+        found[f"{name}_undefined"] = len(each) - len(defined)
+        found[f"{name}_pooled"] = float(score(predicted, masks, pooled=True))
     return found
