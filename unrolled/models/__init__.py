@@ -6,8 +6,15 @@
 from unrolled.models._cscnet import (
     CSCNet,
 )
+from unrolled.models._image_conv import (
+    ImageConv,
+)
 from unrolled.models._lenet import (
     LeNet5,
+)
+from unrolled.models._ml_csc import (
+    MLCSC,
+    Filters,
 )
 from unrolled.models._shifts import (
     shift_average,
@@ -19,7 +26,10 @@ from unrolled.models._taps import (
 
 __all__ = [
     "CSCNet",
+    "Filters",
+    "ImageConv",
     "LeNet5",
+    "MLCSC",
     "Tapped",
     "shift_average",
     "tap",
