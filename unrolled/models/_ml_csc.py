@@ -1,7 +1,7 @@
 """Classifiers that unfold the pursuits of a multi-layer convolutional sparse coding model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -41,18 +41,27 @@ class MLCSC(nnx.Module):
         activation: Activation = relu,
         rngs: nnx.Rngs,
     ):
-        self.image = image
+        if method not in PURSUITS:
+            raise ValueError(
+                f"MLCSC: unknown method {method!r}; expected one of {', '.join(PURSUITS)}"
+            )
+        unfoldings = _checks.as_index(unfoldings, "unfoldings", "MLCSC")
+        self.image = tuple(image)
         self.method = method
-        self.unfoldings = unfoldings
+        self.unfoldings = 0 if method == "cnn" else unfoldings
         self.activation = activation
         copies = (unfoldings + 1,) if method == "all-free" else ()
         self.layers = nnx.List()
-        shape = image
-        for bank in filters:
-            layer = Layer(shape, bank, copies, rngs, own_analysis=method == "ml-lista")
-            self.layers.append(layer)
-            shape = layer.shape
-        self.codes = nnx.List([Code() for _ in filters])
+        shape = self.image
+        for j, bank in enumerate(filters, start=1):
+            _check_bank(shape, bank, j)
+            self.layers.append(
+                PursuitLayer(shape, bank, rngs, copies=copies, analysis=method == "ml-lista")
+            )
+            shape = self.layers[-1].shape
+        if not self.layers:
+            raise ValueError("MLCSC: no filters; expected the sizes of one layer at least")
+        self.codes = nnx.List([Code() for _ in self.layers])
         self.classifier = nnx.Linear(math.prod(shape), classes, rngs=rngs, param_dtype=float)
 
     @classmethod
@@ -83,32 +92,36 @@ class MLCSC(nnx.Module):
         return images
 
 
-class Layer(nnx.Module):
-    """A bank of filters with a step size and a bias per filter."""
+class PursuitLayer(nnx.Module):
+    """A bank of filters with a step size, and a bias per filter."""
 
-    def __init__(self, image, bank, copies, rngs, *, own_analysis):
+    def __init__(
+        self,
+        image: tuple[int, int, int],
+        bank: Filters,
+        rngs: nnx.Rngs,
+        *,
+        copies: tuple[int, ...],
+        analysis: bool,
+    ):
         H, W, C = image
         m, k, self.stride, self.padding = bank
         self.side = H, W
         draws = jax.random.normal(rngs.params(), (*copies, m, C, k, k))
         self.filters = nnx.Param(0.1 / math.sqrt(C * k * k) * draws)
-        self.analysis = nnx.Param(jnp.copy(self.filters[...])) if own_analysis else None
-        self.c = None if own_analysis else nnx.Param(jnp.ones(copies))
+        self.analysis = nnx.Param(jnp.copy(self.filters[...])) if analysis else None
+        self.c = None if analysis else nnx.Param(jnp.ones(copies))
         self.bias = nnx.Param(jnp.zeros((*copies, m)))
-
-    @property
-    def shape(self):
-        D = self.conv(self.filters[...])
-        return (*D.positions, D.filters.shape[-4])
+        self.shape = (*self._conv(draws).positions, m)  # of a code
 
     def step(self) -> Step:
-        D = self.conv(self.filters[...])
-        B = D if self.analysis is None else self.conv(self.analysis[...])
+        D = self._conv(self.filters[...])
+        B = D if self.analysis is None else self._conv(self.analysis[...])
         bias = self.bias[...]
         gamma = jnp.ones((), bias.dtype) if self.c is None else self.c[...]
         return Step(D, gamma, -bias[..., None, None, None, :], B)
 
-    def conv(self, filters):
+    def _conv(self, filters: Array) -> ImageConv:
         return ImageConv(filters, self.side, self.stride, self.padding)
 
 
@@ -117,3 +130,14 @@ class Code(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         return x
+
+
+def _check_bank(shape: tuple[int, int, int], bank: Filters, j: int) -> None:
+    for name, size, least in zip(Filters._fields, bank, (1, 1, 1, 0)):
+        _checks.as_index(size, f"{name} of layer {j}", "MLCSC", least=least)
+    H, W, _ = shape
+    if bank.kernel > min(H, W) + 2 * bank.padding:
+        raise ValueError(
+            f"MLCSC: layer {j} has a kernel of {bank.kernel} on images of {H} x {W} with padding "
+            f"{bank.padding}; expected one that fits"
+        )
