@@ -22,12 +22,12 @@ def make(method, unfoldings=3, image=IMAGE, filters=FILTERS, **options):
     """A net with equal filters, step sizes and biases whatever the method, as after training."""
     net = MLCSC(image, filters, method, unfoldings, classes=3, rngs=nnx.Rngs(0), **options)
     for j, layer in enumerate(net.layers, start=1):
-        fill(layer.filters, 0.3 * normal(*layer.filters.shape[-4:], seed=j))
+        fill(layer.kernel, 0.3 * normal(*layer.kernel.shape[-4:], seed=j))
         fill(layer.bias, 0.05 * normal(*layer.bias.shape[-1:], seed=-j))
         if layer.c is not None:
             fill(layer.c, jnp.asarray(0.5 / j))
         if layer.analysis is not None:
-            fill(layer.analysis, 0.25 * normal(*layer.filters.shape, seed=j))
+            fill(layer.analysis, 0.25 * normal(*layer.kernel.shape, seed=j))
     return net
 
 
@@ -70,7 +70,7 @@ def biased(v, theta):
     [((9, 8), 4, 2, 0), ((7, 9), 3, 2, 1), ((6, 6), 2, 1, 0), ((4, 4), 4, 1, 0), ((8, 7), 4, 3, 2)],
 )
 def test_batches_of_images_meet_the_atoms_of_a_convolution(side, kernel, stride, padding):
-    D = ImageConv(normal(3, 2, kernel, kernel), side, stride, padding)
+    D = ImageConv(normal(kernel, kernel, 2, 3), side, stride, padding)
     r = normal(2, *side, 2, seed=1)
     codes = r @ D
     framed = jnp.pad(r, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
@@ -94,7 +94,7 @@ def test_without_unfoldings_they_are_the_plain_cnn_bit_for_bit():
         np.testing.assert_array_equal(run(make(method, 0), y), logits)
     x = y
     for layer, (_, _, stride, _) in zip(net.layers, FILTERS):
-        kernel = layer.filters[...].transpose(2, 3, 1, 0)
+        kernel = layer.kernel[...]
         x = lax.conv_general_dilated(
             x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -266,12 +266,12 @@ def abstract(build, *args):
 def test_the_first_filters_are_small_and_the_same_for_all_methods():
     nets = [MLCSC(IMAGE, FILTERS, method, rngs=nnx.Rngs(3)) for method in METHODS[:-1]]
     for j, layer in enumerate(nets[0].layers):
-        draws = np.asarray(layer.filters[...]) * np.sqrt(np.prod(layer.filters.shape[1:])) / 0.1
+        draws = np.asarray(layer.kernel[...]) * np.sqrt(np.prod(layer.kernel.shape[:-1])) / 0.1
         # 128 or 80 draws: four standard errors.
         assert abs(draws.std() - 1) < 4 / np.sqrt(2 * draws.size)
         assert np.all(layer.c[...] == 1) and np.all(layer.bias[...] == 0)
         for net in nets[1:]:
-            np.testing.assert_array_equal(net.layers[j].filters[...], layer.filters[...])
+            np.testing.assert_array_equal(net.layers[j].kernel[...], layer.kernel[...])
             np.testing.assert_array_equal(net.classifier.kernel[...], nets[0].classifier.kernel[...])
 
 

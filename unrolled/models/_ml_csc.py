@@ -107,22 +107,22 @@ class PursuitLayer(nnx.Module):
         H, W, C = image
         m, k, self.stride, self.padding = bank
         self.side = H, W
-        draws = jax.random.normal(rngs.params(), (*copies, m, C, k, k))
-        self.filters = nnx.Param(0.1 / math.sqrt(C * k * k) * draws)
-        self.analysis = nnx.Param(jnp.copy(self.filters[...])) if analysis else None
+        draws = jax.random.normal(rngs.params(), (*copies, k, k, C, m))
+        self.kernel = nnx.Param(0.1 / math.sqrt(C * k * k) * draws)
+        self.analysis = nnx.Param(jnp.copy(self.kernel[...])) if analysis else None
         self.c = None if analysis else nnx.Param(jnp.ones(copies))
         self.bias = nnx.Param(jnp.zeros((*copies, m)))
         self.shape = (*self._conv(draws).positions, m)  # of a code
 
     def step(self) -> Step:
-        D = self._conv(self.filters[...])
+        D = self._conv(self.kernel[...])
         B = D if self.analysis is None else self._conv(self.analysis[...])
         bias = self.bias[...]
         gamma = jnp.ones((), bias.dtype) if self.c is None else self.c[...]
         return Step(D, gamma, -bias[..., None, None, None, :], B)
 
-    def _conv(self, filters: Array) -> ImageConv:
-        return ImageConv(filters, self.side, self.stride, self.padding)
+    def _conv(self, kernel: Array) -> ImageConv:
+        return ImageConv(kernel, self.side, self.stride, self.padding)
 
 
 class Code(nnx.Module):

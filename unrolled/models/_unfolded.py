@@ -5,7 +5,6 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from unrolled._checks import Array
 from unrolled.models._image_conv import ImageConv
@@ -78,12 +77,11 @@ def layered_bp(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 def all_free(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
     """ML-ISTA with steps of their own: the leaves of `steps` lead with T + 1."""
-    first, others = (jax.tree.map(lambda leaf: leaf[at], steps) for at in (0, slice(1, None)))
-
-    def advance(xs, step):
-        return _ml_ista_step(step, y, xs[-1], rho), None
-
-    return lax.scan(advance, forward(first, y, rho), others, length=T)[0]
+    first, *others = (jax.tree.map(lambda leaf: leaf[t], steps) for t in range(T + 1))
+    xs = forward(first, y, rho)
+    for step in others:
+        xs = _ml_ista_step(step, y, xs[-1], rho)
+    return xs
 
 
 PURSUITS: dict[str, Pursue] = {
@@ -101,7 +99,8 @@ def _ml_ista_step(steps: Steps, y: Array, x: Array, rho: Rho) -> Codes:
     return ml_ista_step(Ds, y, x, gammas, thetas, lambda v, theta: rho(v - theta))
 
 
-def _repeated(advance: Callable[[Carry], Carry], start: Carry, T: int) -> Carry:
-    if T == 0:
-        return start
-    return lax.scan(lambda carry, _: (advance(carry), None), start, length=T)[0]
+def _repeated(advance: Callable[[Carry], Carry], carry: Carry, T: int) -> Carry:
+    # Not a scan: inside of one XLA's convolutions on a CPU are many times slower.
+    for _ in range(T):
+        carry = advance(carry)
+    return carry
