@@ -14,7 +14,10 @@ from unrolled.models._lenet import (
 )
 from unrolled.models._ml_csc import (
     MLCSC,
+)
+from unrolled.models._pursuit_layer import (
     Filters,
+    Violations,
 )
 from unrolled.models._shifts import (
     shift_average,
@@ -31,6 +34,7 @@ __all__ = [
     "LeNet5",
     "MLCSC",
     "Tapped",
+    "Violations",
     "shift_average",
     "tap",
 ]
