@@ -17,6 +17,9 @@ from unrolled.experiments._grid import (
     grid,
     sweep,
 )
+from unrolled.experiments._models import (
+    task_of,
+)
 from unrolled.experiments._recipe import (
     Recipe,
     deviations,
@@ -64,6 +67,7 @@ __all__ = [
     "shapes",
     "summarize",
     "sweep",
+    "task_of",
     "training_loss",
 ]
 

@@ -8,6 +8,7 @@ import numpy as np
 from unrolled import plots
 from unrolled.experiments._scores import SCORES
 from unrolled.experiments._table import interval
+from unrolled.plots._curves import tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
             )
     panel.set_xticks(range(len(groups)), groups)
     title = "each run, the mean over seeds and its 95 % interval"
-    plots.tidy(panel, title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
+    tidy(panel, title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
     panel.legend(frameon=False)
     return fig
 

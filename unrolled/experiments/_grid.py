@@ -66,13 +66,25 @@ def sweep(
     """
     if not minutes > 0:
         raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
-    until = time.monotonic() + 60 * minutes
-    told: dict[str, Any] = dict(build=build, keep_weights=keep_weights, progress=progress)
-    outcomes: list[Outcome] = [
-        run(recipe, images, folder, until=until, **told) for recipe in recipes
-    ]
+    until, recipes = time.monotonic() + 60 * minutes, list(recipes)
+    told: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until)
+    outcomes: list[Outcome] = []
+    for i, recipe in enumerate(recipes, start=1):
+        placed = _placed(progress, f"{i} of {len(recipes)}: ")
+        outcomes.append(run(recipe, images, folder, progress=placed, **told))
     return Sweep(
         {outcome.name: outcome.row for outcome in outcomes if outcome.row},
         [outcome.name for outcome in outcomes if not (outcome.row or outcome.busy)],
         [outcome.name for outcome in outcomes if outcome.busy],
     )
+
+
+def _placed(progress: Progress | None, place: str) -> Progress | None:
+    """The progress of a run that is one of many."""
+    if progress is None:
+        return None
+
+    def tell(name: str, done: int, steps: int, text: str) -> None:
+        progress(place + name, done, steps, text)
+
+    return tell

@@ -16,7 +16,7 @@ from flax import nnx
 
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows, _saved
-from unrolled.experiments._models import ML_CSC, Build, build_model, penalised, size
+from unrolled.experiments._models import Build, build_model, penalised, size, task_of
 from unrolled.experiments._program import (
     Program,
     State,
@@ -130,12 +130,6 @@ class _Job:
         return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
 
     @property
-    def _task(self) -> str:
-        if self.recipe.model in ML_CSC:
-            return "ml-csc"
-        return "classification" if self.images.classes else "segmentation"
-
-    @property
     def path(self) -> Path:
         """Where its state is saved."""
         return self.folder / _rows.STATES / f"{self.name}.npz"
@@ -198,7 +192,9 @@ class _Job:
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
             "recipe": self.recipe.to_dict(),
-            "deviations": deviations(self.recipe, paper_recipe(self._task, self.recipe.data)),
+            "deviations": deviations(
+                self.recipe, paper_recipe(task_of(self.recipe.model), self.recipe.data)
+            ),
             "layers": list(self.program.layers),
             "images": {
                 "name": self.images.name,
