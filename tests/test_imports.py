@@ -301,6 +301,7 @@ PINNED = {
     "datasets": "cifar10 mnist digits masks crop_and_flip read_array photographs",
     "problems": "standard_benchmark",
     "nnx": "Module",
+    "models": "LeNet5 VGG11 UNet CSCNet tap",
 }
 FIELDS = {
     "layers.Unrolled": "shared steps",
