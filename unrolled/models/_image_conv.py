@@ -111,6 +111,8 @@ def _as_rows(r: Array) -> Array:
 
 def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
     """The gradient of sum((r @ D) * x) in the filters."""
+    # XLA transposes both; what makes them would be computed there, out of order, at twice the cost.
+    r, x = lax.optimization_barrier((r, x))
 
     def correlate(kernel):
         return _correlate(replace(D, kernel=kernel), r)

@@ -19,8 +19,7 @@ from unrolled.models._pursuit_layer import (
     check_bank,
     violations,
 )
-from unrolled.models._unfolded import PURSUITS, at_time
-from unrolled.pursuit._deep import Codes
+from unrolled.models._unfolded import PURSUITS, Codes, at_time
 
 MNIST = Filters(32, 6, 2), Filters(64, 6, 2), Filters(512, 4)
 CIFAR10 = Filters(32, 4, 2, 1), Filters(64, 4, 2, 1), Filters(128, 4, 2, 1)

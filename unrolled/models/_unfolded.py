@@ -8,10 +8,9 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.models._image_conv import ImageConv
-from unrolled.pursuit import Momentum, ml_ista_step, sweep
-from unrolled.pursuit._deep import Codes
-from unrolled.pursuit._ista import extrapolated
+from unrolled.pursuit import Momentum, extrapolated, ml_ista_step, sweep
 
+Codes = tuple[Array, ...]
 Rho = Callable[[Array], Array]
 Carry = TypeVar("Carry")
 
