@@ -56,9 +56,10 @@ def crop_and_flip(key: Key, X: Array, pad: int = 4, flip: bool = True) -> Array:
 def _crop_and_flip(key: Array, X: Array, pad: int, flip: bool) -> Array:
     corner_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(corner_key, (len(X), 2), 0, 2 * pad + 1)
+    if flip:  # before the crop: XLA would fuse it into what comes after, and read it many times
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(X), 1, 1, 1))
+        X = jnp.where(mirrored, X[:, :, ::-1], X)
     padded = jnp.pad(X, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    X = jax.vmap(lambda x, corner: lax.dynamic_slice(x, (*corner, 0), X.shape[1:]))(padded, corners)
-    if not flip:
-        return X
-    mirrored = jax.random.bernoulli(flip_key, shape=(len(X), 1, 1, 1))
-    return jnp.where(mirrored, X[:, :, ::-1], X)
+    return jax.vmap(lambda x, corner: lax.dynamic_slice(x, (*corner, 0), X.shape[1:]))(
+        padded, corners
+    )

@@ -61,8 +61,8 @@ class ml_lista(Sweeping):
             params.append(Unrolled(Analysis(D * gamma), steps))
         return tuple(params)
 
-    def update(self, shared, p, D, before, x):
-        u = x - p.gamma * ((D @ x) @ D) + before @ shared.B
+    def update(self, shared, p, D, before, x, Dx):
+        u = x - p.gamma * (Dx @ D) + before @ shared.B
         return shrink(u, spread(D, p.theta), self.activation)
 
 

@@ -7,11 +7,11 @@ import jax
 
 from unrolled import _checks
 from unrolled._checks import Key
-from unrolled.dictionaries import Conv, WithIdentity, normalize
+from unrolled.activations import shrink
+from unrolled.dictionaries import Conv, WithIdentity, normalize, spread
 from unrolled.layers import Acting, StepAndThreshold, Unrolled
 from unrolled.networks._network import Dictionaries, chain_of, where
 from unrolled.networks._unfolded import Sweeping
-from unrolled.pursuit import ista_step
 
 
 class msd_csc(Sweeping):
@@ -62,8 +62,9 @@ class msd_csc(Sweeping):
         super().check(params, Ds)
         _mixed(self, Ds)
 
-    def update(self, shared, p, D, before, x):
-        return ista_step(D, before, x, p.gamma, p.theta, self.activation)
+    def update(self, shared, p, D, before, x, Dx):
+        u = x + p.gamma * ((before - Dx) @ D)
+        return shrink(u, spread(D, p.theta), self.activation)
 
 
 def _mixed(network: msd_csc, Ds: Dictionaries) -> Dictionaries:

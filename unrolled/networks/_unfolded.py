@@ -91,15 +91,17 @@ class Blocks(NamedTuple):
 class Sweeping(Activated):
     """J blocks whose codes are found together: K sweeps down and up, the first from zero codes."""
 
-    def update(self, shared: Any, p: Any, D: Dictionary, before: Array, x: Array) -> Array:
-        """The next code of one block, from the code before it and its own."""
+    def update(
+        self, shared: Any, p: Any, D: Dictionary, before: Array, x: Array, Dx: Array
+    ) -> Array:
+        """The next code of one block, from the code before it, its own, and D times its own."""
         raise NotImplementedError
 
     def step(self, shared, p, Ds, y, state):
         """One sweep down and up through the codes of all blocks."""
 
-        def update(j, before, x):
-            return self.update(shared[j], p.blocks[j], Ds[j], before, x)
+        def update(j, before, x, Dx):
+            return self.update(shared[j], p.blocks[j], Ds[j], before, x, Dx)
 
         return AllCodes(sweep(Ds, y, state.x[-1], update))
 

@@ -1,0 +1,138 @@
+"""The images of a run: where they come from, which of them test, and whether they are sound."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from unrolled import datasets
+from unrolled.datasets import Images
+from unrolled.experiments._recipe import Recipe
+from unrolled.experiments._shapes import shapes
+
+EXACT = 1000  # test records of CIFAR-10 that are exact where the others come from JPEG
+_DIGITS_SIDE, _MASKS_SIDE = 32, 128
+_FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
+# Without real data: what is in their place.
+EMBEDDED = ("digits", "shapes")
+
+
+def load(name: str, root: str | Path | None = None, *, side: int | None = None) -> Images:
+    """The images of a data set by its name, as an experiment takes them.
+
+    A set of pictures with masks has no classes, and masks (N, H, W) in the place of labels.
+
+    Args:
+        name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (made here, see `shapes`), or
+            a folder below `root` with pictures and masks: "ecssd", "duts", or its own name.
+        root: where data lie; None for UNROLLED_DATA.
+        side: digits are enlarged and framed by zeros to side x side (default 32); pictures with
+            masks are made or resized to side x side (default 128).
+
+    Raises:
+        FileNotFoundError, ValueError: as in the readers of `datasets`.
+
+    Example:
+        >>> from unrolled import experiments
+        >>> experiments.load("digits").train[0].shape
+        (1437, 32, 32, 1)
+    """
+    if name == "digits":
+        return _enlarged(datasets.digits(), side or _DIGITS_SIDE)
+    if name == "shapes":
+        return shapes(side or _MASKS_SIDE)
+    if name in ("cifar10", "mnist"):
+        return {"cifar10": datasets.cifar10, "mnist": datasets.mnist}[name](root)
+    folder = datasets.locate(_FOLDERS.get(name, name), root)
+    side = side or _MASKS_SIDE
+    train, test = datasets.masks(folder, (side, side))
+    return Images(name, train, test, ())
+
+
+def _enlarged(images: Images, side: int) -> Images:
+    """Each pixel as a square of pixels, and a frame of zeros."""
+    times = side // images.train[0].shape[1]
+    if times < 1:
+        raise ValueError(f"experiment: digits have 8 x 8 pixels; expected a side of 8, got {side}")
+
+    def larger(X):
+        X = X.repeat(times, axis=1).repeat(times, axis=2)
+        before = (side - X.shape[1]) // 2
+        frame = (before, side - X.shape[1] - before)
+        return np.pad(X, ((0, 0), frame, frame, (0, 0)))
+
+    (X, labels), (X_test, labels_test) = images.train, images.test
+    return images._replace(train=(larger(X), labels), test=(larger(X_test), labels_test))
+
+
+def split(images: Images, test: str) -> Images:
+    """The images with the test set of that name: "whole", "exact" or "held-out".
+
+    Raises:
+        ValueError: "exact" of another set than CIFAR-10.
+    """
+    if test == "exact":
+        if images.name != "cifar10":
+            raise ValueError(
+                f"experiment: {images.name} has no exact part; expected cifar10, or another test"
+            )
+        X, labels = images.test
+        return images._replace(test=(X[:EXACT], labels[:EXACT]))
+    if test == "held-out":
+        last = len(images.train[0]) // 5
+        X, labels = images.train
+        return images._replace(train=(X[:-last], labels[:-last]), test=(X[-last:], labels[-last:]))
+    return images
+
+
+def check(images: Images, recipe: Recipe) -> None:
+    """Raise ValueError unless a recipe can train and test on the images."""
+    (X, labels), (X_test, _) = images.train, images.test
+    where = f"experiment: {images.name}"
+    for part, (pictures, truth) in {"train": images.train, "test": images.test}.items():
+        if not len(pictures):
+            raise ValueError(f"{where}: the {part} split is empty")
+        if pictures.ndim != 4 or pictures.dtype != np.uint8:
+            raise ValueError(
+                f"{where}: the {part} pictures are {pictures.dtype} {pictures.shape}; expected "
+                "uint8 (N, H, W, C)"
+            )
+        _check_truth(pictures, truth, len(images.classes), f"{where}: the {part} split")
+    if X.shape[1:] != X_test.shape[1:]:
+        raise ValueError(
+            f"{where}: pictures of {X.shape[1:]} for training and {X_test.shape[1:]} for testing"
+        )
+    if recipe.batch > len(labels):
+        raise ValueError(
+            f"{where}: a batch of {recipe.batch} is larger than its {len(labels)} training "
+            "pictures; try a smaller batch"
+        )
+
+
+def _check_truth(X: np.ndarray, truth: np.ndarray, classes: int, where: str) -> None:
+    expected = X.shape[:1] if classes else X.shape[:3]
+    if truth.shape != expected:
+        kind = "labels" if classes else "masks"
+        raise ValueError(f"{where} has {kind} of shape {truth.shape}; expected {expected}")
+    low, high, top = int(truth.min()), int(truth.max()), (classes or 2) - 1
+    if low < 0 or high > top:
+        raise ValueError(f"{where} has labels from {low} to {high}; expected 0 to {top}")
+
+
+def digest(images: Images) -> str:
+    """The sha256 of pictures and labels, shortened: rows on other images are other rows."""
+    parts = (*images.train, *images.test)
+    hashes = "".join(hashlib.sha256(part.tobytes()).hexdigest() for part in parts)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
+
+
+def moments(X: np.ndarray, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, of values in [0, 1]; 0 and 1 if not to standardize."""
+    if not recipe.standardize:
+        return (0.0,), (1.0,)
+    counts = np.stack([np.bincount(x.ravel(), minlength=256) for x in np.moveaxis(X, 3, 0)])
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    variance = np.sum(shares * (values - mean[:, None]) ** 2, 1)
+    deviation = np.where(variance > 0, np.sqrt(variance), 1.0)
+    return tuple(mean.tolist()), tuple(deviation.tolist())
