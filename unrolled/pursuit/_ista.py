@@ -126,7 +126,8 @@ def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
 
     Example:
         >>> state = ur.pursuit.Momentum(jnp.ones(2), jnp.ones(2), jnp.asarray(2.0))
-        >>> ur.pursuit.extrapolated(state, 2 * jnp.ones(2), restart=False).z.round(3).tolist()
+        >>> z = ur.pursuit.extrapolated(state, 2 * jnp.ones(2), restart=False).z
+        >>> [round(entry, 3) for entry in z.tolist()]  # 2 + 1 / t_+
         [2.39, 2.39]
     """
     step = x - state.x
