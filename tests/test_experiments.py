@@ -391,9 +391,10 @@ def test_folders_of_something_else(images, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no experiment"):
         experiments.read_rows(tmp_path)
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "a.json").write_text("{")
-    with pytest.raises(ValueError, match="not a row of an experiment"):
-        experiments.read_rows(tmp_path)
+    for text in ("{", '{"format": 2}', '{"format": 1, "recipe": {}}', "[]"):
+        (tmp_path / "rows" / "a.json").write_text(text)
+        with pytest.raises(ValueError, match="not a row of an experiment"):
+            experiments.read_rows(tmp_path)
 
 
 # Data
@@ -445,6 +446,8 @@ def rows_of(scores, features=None):
             "features": {"l1": [0.25], "zeros": [0.5], "below": [0.5], "hoyer": [0.4]},
             "curve": [line, line],
             "seconds": 1.0,
+            "parameters": 1,
+            "environment": {},
         }
     return rows
 

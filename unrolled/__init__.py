@@ -51,6 +51,7 @@ __all__ = [
     "dictionaries",
     "dictionary_learning",
     "dsc",
+    "experiments",
     "fit",
     "layers",
     "lista",
@@ -72,9 +73,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> str | ModuleType:
-    """`models`, which needs flax, and `__version__`, from the metadata of the installed package."""
-    if name == "models":
-        return importlib.import_module("unrolled.models")
+    """`models` and `experiments`, which need flax, and `__version__`, from the metadata of the
+    installed package.
+    """
+    if name in ("experiments", "models"):
+        return importlib.import_module(f"unrolled.{name}")
     if name != "__version__":
         raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
     from importlib import metadata

@@ -27,8 +27,8 @@ _COMPARED = {
 }
 _QUICK = {
     "classification": dict(activation="relu,elu", gamma="0,1e-2", seeds=3, epochs="8"),
-    "segmentation": dict(seeds=2, epochs="8", width=4, side=32, batch=8),
-    "ml-csc": dict(model="cnn,ml-ista", seeds=2, epochs="4", unfoldings=2, rate=0.02),
+    "segmentation": dict(seeds=2, epochs="5", width=4, side=32, batch=8),
+    "ml-csc": dict(model="cnn,ml-ista", seeds=2, epochs="2", unfoldings=1, rate=0.02),
 }
 _SEEDS = 3
 _FIELDS = ("batch", "optimizer", "rate", "momentum", "decay", "augmentation", "test")

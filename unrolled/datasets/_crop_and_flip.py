@@ -38,9 +38,9 @@ def crop_and_flip(key: Key, X: Array, pad: int = 4, flip: bool = True) -> Array:
         >>> for row in ur.datasets.crop_and_flip(1, X, pad=1)[0, :, :, 0].tolist():
         ...     print(row)
         [0, 0, 0, 0]
-        [0, 3, 2, 1]
-        [0, 7, 6, 5]
-        [0, 11, 10, 9]
+        [2, 1, 0, 0]
+        [6, 5, 4, 0]
+        [10, 9, 8, 0]
     """
     where = "crop_and_flip"
     key, pad = _checks.as_key(key, where), _checks.as_index(pad, "pad", where)

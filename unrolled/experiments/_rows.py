@@ -15,6 +15,10 @@ from unrolled._json import to_json
 
 ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
 _FORMAT = 1
+_KEYS = (
+    *("recipe", "deviations", "layers", "images", "parameters", "status", "scores", "features"),
+    *("curve", "seconds", "environment"),
+)
 
 
 def open_folder(folder: str | Path) -> Path:
@@ -69,6 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
         row = json.loads(path.read_text(encoding="utf-8"))
         if row["format"] != _FORMAT:
             raise ValueError(f"format {row['format']}; expected {_FORMAT}")
+        if missing := [key for key in _KEYS if key not in row]:
+            raise ValueError(f"without {', '.join(missing)}")
         return row
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
