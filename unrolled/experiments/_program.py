@@ -159,7 +159,11 @@ def make_program(
         others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return total, (others, Sums(loss, penalty, *_l1_and_zeros(features)))
 
-    def update(key, indices, gamma, X, Y, state):
+    # One step a call: inside a loop, XLA computes gradients of convolutions on a CPU several times
+    # more slowly.
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(state, key, indices, gamma, X, Y):
+        """The state after one more step, in an epoch whose images come in the order `indices`."""
         first = state.step % steps_per_epoch * recipe.batch
         chosen = lax.dynamic_slice(indices, (first,), (recipe.batch,))
         x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
@@ -172,12 +176,6 @@ def make_program(
             params = optax.apply_updates(state.params, changes)
         sums = jax.tree.map(jnp.add, state.sums, sums)
         return State(state.step + 1, params, others, moved, sums)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def advance(state, key, indices, gamma, X, Y, end):
-        """The state at step `end` of an epoch in which images come in the order `indices`."""
-        one = functools.partial(update, key, indices, gamma, X, Y)
-        return lax.while_loop(lambda state: state.step < end, one, state)
 
     def part(X, first, n):
         return lax.dynamic_slice_in_dim(X, first, n)

@@ -148,9 +148,10 @@ class _Job:
         while done < end:
             began, chunk = time.monotonic(), self._chunk()
             stop = min(done + chunk, end)
-            self.state = self.program.advance(
-                self.state, self.key, indices, gamma, self.X, self.Y, np.int32(stop)
-            )
+            for _ in range(done, stop):
+                self.state = self.program.advance(
+                    self.state, self.key, indices, gamma, self.X, self.Y
+                )
             jax.block_until_ready(self.state.step)
             passed = time.monotonic() - began
             self.seconds, self.pace = self.seconds + passed, passed / (stop - done)
