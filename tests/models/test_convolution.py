@@ -110,6 +110,17 @@ def test_max_pool_leaves_out_odd_rows_and_columns():
     np.testing.assert_array_equal(_convolution.max_pool(x), expected)
 
 
+def test_max_pool_keeps_nan_and_gives_the_gradient_of_ties_to_the_first():
+    squares = jnp.asarray(
+        [[1.0, 1, 1, 1], [0, 2, 2, 1], [np.nan, 0, 0, 0], [0, np.nan, 0, 0], [0, 0, 0, np.nan]]
+    )
+    x = squares.reshape(5, 2, 2, 1)
+    maxima, pull = jax.vjp(_convolution.max_pool, x)
+    np.testing.assert_array_equal(maxima.reshape(-1), [1, 2, np.nan, np.nan, np.nan])
+    (g,) = pull(jnp.ones_like(maxima))
+    np.testing.assert_array_equal(g.reshape(5, 4), np.eye(4)[[0, 1, 0, 1, 3]])
+
+
 @pytest.mark.parametrize("name", ["relu", "mish"])
 def test_batch_norm_has_the_values_and_derivatives_of_its_formula(name):
     rho, x = ur.activations.by_name(name), normal(3, 4, 5, 2) + 3

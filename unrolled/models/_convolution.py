@@ -63,7 +63,7 @@ def up_convolve(x: Array, kernel: Array) -> Array:
 def max_pool(x: Array) -> Array:
     """The maxima of squares of 2 x 2 pixels; an odd last row or column is left out.
 
-    Where a maximum is attained more than once, its gradient is shared.
+    Where a maximum is attained more than once, its gradient goes to the first.
     """
     H, W = (side // 2 * 2 for side in x.shape[1:3])
     return _largest(x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1))
@@ -115,7 +115,13 @@ def _on_cpu() -> bool:
 
 def _largest(parts: Iterable[Array]) -> Array:
     a, b, c, d = parts
-    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+    return _larger(_larger(a, b), _larger(c, d))
+
+
+def _larger(a: Array, b: Array) -> Array:
+    # The gradient of jnp.maximum asks which argument equals the maximum. Where XLA computes the
+    # arguments again, rounded otherwise, none does, and gradients vanish. A choice has no such gap.
+    return jnp.where((a >= b) | (a != a), a, b)
 
 
 def _gathered(x: Array, kernel: Array) -> Array:
