@@ -541,7 +541,7 @@ def test_malicious_and_foreign_files_are_refused_with_their_name(name, tmp_path)
 
 def test_the_package_never_unpickles_or_evaluates_what_it_reads():
     words = r"\b(pickle|joblib|cloudpickle|dill|shelve|marshal)\b(?!=False)"
-    words += r"|\beval\(|\bexec\(|allow_pickle=True|shell=True"
+    words += r"|(?<!model\.)\beval\(|\bexec\(|allow_pickle=True|shell=True"
     for path in Path(ur.__file__).parent.rglob("*.py"):
         code = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.S)
         assert not re.search(words, code), path
