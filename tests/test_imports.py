@@ -26,6 +26,7 @@ FLOORS = (
     ("layers",),
     ("analytic", "networks"),
     ("training", "realize"),
+    ("dictionary_learning",),
     ("_pursuits", "compare", "nnx", "sklearn", "distributed", "export", "models"),
     ("cli", "commands", "__main__"),
 )
@@ -288,6 +289,7 @@ PINNED = {
     "pursuit": "threshold ista fista omp basis_pursuit bpdn lasso lasso_batch lasso_path "
     "layered_thresholding layered_basis_pursuit project ml_ista ml_fista ml_basis_pursuit "
     "holistic local_error local_sparsity",
+    "dictionary_learning": "Learned",
     "layers": "Layer FAMILIES Unrolled stack unstack unroll ista fista lista lista_cp alista",
     "analytic": "frobenius_weights minimax_weights ista lista_cp alista hyperlista dsc calibrate "
     "HypothesisWarning",
@@ -312,6 +314,7 @@ FIELDS = {
     "datasets.Images": "name train test classes",
     "datasets.Masks": "train test",
     "training.Fit": "params best D history",
+    "dictionary_learning.Learned": "D X objective history",
     "training.Restored": "params D layer metadata",
 }
 LAYER = ur.layers.ista(2)

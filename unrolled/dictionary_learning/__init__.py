@@ -1,0 +1,29 @@
+"""Dictionary learning: D, and codes, from signals alone.
+
+Signals are rows and atoms are columns: Y is nearly X D'. Every function returns a `Learned`, whose
+D is what the pursuits, the layers and the theory take.
+"""
+
+from unrolled.dictionary_learning._ksvd import (
+    ksvd,
+    mod,
+)
+from unrolled.dictionary_learning._learned import (
+    Learned,
+    Step,
+)
+from unrolled.dictionary_learning._online import (
+    online,
+)
+from unrolled.dictionary_learning._sparse_ksvd import (
+    sparse_ksvd,
+)
+
+__all__ = [
+    "Learned",
+    "Step",
+    "ksvd",
+    "mod",
+    "online",
+    "sparse_ksvd",
+]

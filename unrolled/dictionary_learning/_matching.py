@@ -1,0 +1,111 @@
+"""Orthogonal matching pursuit of many signals at once, on the host."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from unrolled._interior_point import one_thread
+
+_CHUNK = 128  # signals whose arrays stay in the cache of a core
+
+
+def share(work: Callable[[slice], None], n: int) -> None:
+    """`work` on chunks of n rows: one thread of BLAS in each of as many threads as cores."""
+    if n <= _CHUNK:
+        return work(slice(None))
+    parts = [slice(first, first + _CHUNK) for first in range(0, n, _CHUNK)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    with one_thread(), ThreadPoolExecutor(cores) as pool:
+        list(pool.map(work, parts))
+
+
+def match(D: np.ndarray, Y: np.ndarray, sparsity: int, V: np.ndarray | None = None) -> np.ndarray:
+    r"""`pursuit.omp` for every row of Y, as an array of codes, (n, d).
+
+    .. math:: j = \arg\max_i |d_i' V r| / \sqrt{d_i' V d_i}, \quad
+        x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad r = y - D x.
+
+    Args:
+        D: (m, d).
+        Y: (n, m).
+        sparsity: the most atoms of a code.
+        V: (n, m), the diagonals of V; None for ones.
+    """
+    X, root = np.zeros((len(Y), D.shape[1]), Y.dtype), None if V is None else np.sqrt(V)
+    atoms, squares = np.ascontiguousarray(D.T), D * D
+
+    def work(part: slice) -> None:
+        if root is None:
+            norms = np.sqrt(squares.sum(0))[None, :]
+            X[part] = _match(D, atoms, norms, Y[part], sparsity, None)
+        else:
+            w = root[part]
+            X[part] = _match(D, atoms, np.sqrt((w * w) @ squares), w * Y[part], sparsity, w)
+
+    share(work, len(Y))
+    return X
+
+
+def _match(
+    D: np.ndarray,
+    atoms: np.ndarray,
+    norms: np.ndarray,
+    Y: np.ndarray,
+    sparsity: int,
+    w: np.ndarray | None,
+) -> np.ndarray:
+    """The codes of weighted signals, where `w` weights the atoms of each.
+
+    The chosen atoms are W D_S = Q L', with orthonormal rows q_1, q_2, ... in Q: r leaves out one
+    after the other, and L' x_S = Q y at the end.
+    """
+    (n, m), rows = Y.shape, np.arange(len(Y))
+    rounding = 4 * m * np.finfo(Y.dtype).eps
+    R, Q = Y.copy(), np.zeros((n, sparsity, m), Y.dtype)
+    L, b = np.zeros((n, sparsity, sparsity), Y.dtype), np.zeros((n, sparsity), Y.dtype)
+    S = np.zeros((n, sparsity), int)
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    least = rounding * np.linalg.norm(Y, axis=1)
+    active = np.ones(n, bool)
+    for k in range(sparsity):
+        products = (R if w is None else R * w) @ D
+        np.abs(products, out=products)
+        products *= inverse
+        products[rows[:, None], S[:, :k]] = 0
+        j = products.argmax(1)
+        a = atoms[j] if w is None else atoms[j] * w
+        v, h = _orthogonal(a, Q[:, :k])
+        size, length = np.linalg.norm(v, axis=1), np.broadcast_to(norms, products.shape)[rows, j]
+        active = (
+            active & (products[rows, j] > least) & (size * size > rounding * length * length)
+        )
+        q = np.where(active, 1 / np.where(active, size, 1), 0)[:, None] * v
+        b[:, k] = np.einsum("ij,ij->i", q, R)
+        R -= b[:, k, None] * q
+        Q[:, k], S[:, k] = q, np.where(active, j, S[:, 0])
+        L[:, k, :k], L[:, k, k] = np.where(active[:, None], h, 0), np.where(active, size, 1)
+        if not active.any():
+            break
+    used = slice(0, k + 1)
+    values = np.linalg.solve(L[:, used, used].transpose(0, 2, 1), b[:, used, None])[..., 0]
+    X = np.zeros((n, D.shape[1]), Y.dtype)
+    for chosen, value in zip(S.T, values.T):
+        X[rows, chosen] += value
+    return X
+
+
+def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a less their projections on the rows of Q, and those coefficients.
+
+    Where little remains, the projection is repeated: twice is enough.
+    """
+    h = np.matmul(Q, a[:, :, None])[..., 0]
+    v = a - np.matmul(h[:, None], Q)[:, 0]
+    again = np.flatnonzero(np.sum(v * v, 1) < 0.25 * np.sum(a * a, 1))
+    if len(again):
+        more = np.matmul(Q[again], v[again, :, None])[..., 0]
+        v[again] -= np.matmul(more[:, None], Q[again])[:, 0]
+        h[again] += more
+    return v, h

@@ -1,0 +1,163 @@
+"""Signals with their weights, checked, and atoms made from them: the start, and replacements."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._numbers import wide_dtype
+from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normalize
+
+# Atoms whose inner product exceeds this are duplicates.
+PARALLEL = 0.99
+
+
+class Signals(NamedTuple):
+    """Signals near 1 in magnitude: Y 2^exponent are those given."""
+
+    Y: np.ndarray  # (n, m), zero where unknown
+    V: np.ndarray | None  # (n, m) weights of the squared errors; None for ones
+    exponent: int
+    dtype: np.dtype  # of the result
+
+    def objective(self, R: np.ndarray) -> float:
+        """The mean of 1/2 sum_i v_i r_i^2 over residuals R, in the units of the signals given."""
+        squares = R * R if self.V is None else self.V * R * R
+        mean = float(np.sum(squares, dtype=float)) / (2 * len(R))
+        return math.ldexp(mean, 2 * self.exponent)
+
+    def filled(self, R: np.ndarray) -> np.ndarray:
+        """The signals, with their approximation Y - R where they are unknown."""
+        return self.Y if self.V is None else np.where(self.V > 0, self.Y, self.Y - R)
+
+
+def as_signals(
+    Y: ArrayLike, where: str, weights: ArrayLike | None = None, mask: ArrayLike | None = None
+) -> Signals:
+    """The signals and weights that a caller gives, checked."""
+    _checks.on_host((Y, weights, mask), where, "Y, weights or mask")
+    given = _checks.as_float(Y, "Y", where)
+    if given.ndim != 2 or 0 in given.shape:
+        raise ValueError(
+            f"{where}: Y has shape {given.shape}; expected (signals, m), signals in rows"
+        )
+    Y = np.asarray(given).astype(wide_dtype(given.dtype))
+    V = _weights(Y.shape, Y.dtype, weights, mask, where)
+    known = np.isfinite(Y) if V is None else np.isfinite(Y) | (V == 0)
+    if not known.all():
+        row, column = np.argwhere(~known)[0]
+        raise ValueError(
+            f"{where}: Y has NaN or infinite entries, the first at ({row}, {column}); give the "
+            "known ones as `mask`"
+        )
+    if V is not None:
+        Y = np.where(V > 0, Y, 0)
+    exponent = int(np.frexp(np.abs(Y).max())[1])
+    return Signals(np.ldexp(Y, -exponent), V, exponent, given.dtype)
+
+
+def _weights(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    weights: ArrayLike | None,
+    mask: ArrayLike | None,
+    where: str,
+) -> np.ndarray | None:
+    """weights times mask, (n, m); None for ones."""
+    if weights is None and mask is None:
+        return None
+    V = np.ones(shape, dtype)
+    for value, name in ((weights, "weights"), (mask, "mask")):
+        if value is None:
+            continue
+        value = np.asarray(value)
+        value = value[:, None] if value.shape == shape[:1] else value
+        if value.shape not in (shape, (shape[0], 1)):
+            raise ValueError(
+                f"{where}: {name} has shape {value.shape}; expected {shape} or ({shape[0]},)"
+            )
+        if name == "mask" and value.dtype != bool:
+            raise TypeError(f"{where}: mask has dtype {value.dtype}; expected bool, True for known")
+        _checks.nonnegative(value, name, where)
+        _checks.finite(value, name, where)
+        V = V * value.astype(dtype)
+    if not V.any():
+        raise ValueError(f"{where}: all weights are zero")
+    return V
+
+
+def unit_rows(A: np.ndarray) -> np.ndarray:
+    """Rows divided by their norms; zero rows stay."""
+    norms = np.linalg.norm(A, axis=1, keepdims=True)
+    return A / np.where(norms > 0, norms, 1)
+
+
+def start_atoms(
+    start: str | Dictionary, signals: Signals, d: int, rng: np.random.Generator, where: str
+) -> np.ndarray:
+    """Unit atoms to start from, (m, d): random signals, cosines, or those given."""
+    Y = signals.Y
+    n, m = Y.shape
+    if isinstance(start, str):
+        if start == "data":
+            return distinct(Y[rng.permutation(n)], np.zeros((m, 0), Y.dtype), d, rng).T
+        if start == "dct":
+            return _cosines(m, d).astype(Y.dtype)
+        raise ValueError(f'{where}: unknown start {start!r}; expected "data", "dct" or a D')
+    _checks.on_host(start, where, "start")
+    D = as_dictionary(start, where)
+    if D.shape != (m, d):
+        raise ValueError(f"{where}: start has shape {D.shape}; expected ({m}, {d})")
+    return np.array(dense(normalize(D)[0]), Y.dtype)
+
+
+def _cosines(m: int, d: int) -> np.ndarray:
+    """The first d atoms of a cosine dictionary; of square patches where m is a square."""
+    root = math.isqrt(m)
+    square = root > 1 and root * root == m
+    side = max(root, math.isqrt(max(d, 1) - 1) + 1)
+    with jax.enable_x64(True):
+        D = dct((root, root), (side, side)) if square else dct(m, max(m, d))
+        return np.asarray(D)[:, :d]
+
+
+def distinct(
+    candidates: np.ndarray, D: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """`count` unit rows, no two parallel, nor parallel to an atom of D: candidates, then noise."""
+    rows = unit_rows(candidates)
+    rows = rows[np.abs(rows).max(1) > 0]
+    taken = np.concatenate([D.T, np.zeros((count, len(D)), D.dtype)])
+    size = D.shape[1]
+
+    def offer(row: np.ndarray) -> None:
+        nonlocal size
+        if size < len(taken) and np.abs(taken[:size] @ row).max(initial=0) < PARALLEL:
+            taken[size] = row
+            size += 1
+
+    for row in rows:
+        if size == len(taken):
+            break
+        offer(row)
+    for row in unit_rows(rng.standard_normal((len(taken) - size, len(D))).astype(D.dtype)):
+        taken[size] = row  # in one or two dimensions there may be none that is not parallel
+        size += 1
+    return taken[D.shape[1] :]
+
+
+def duplicates(D: np.ndarray, use: np.ndarray) -> np.ndarray:
+    """Indices of the atoms that are parallel to one that is used more, or that stands before."""
+    G = np.abs(D.T @ D) > PARALLEL
+    order = np.argsort(-use, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return np.flatnonzero((G & (rank[None, :] < rank[:, None])).any(1))
+
+
+def generator(key: jax.Array, step: int) -> np.random.Generator:
+    """The random numbers of one step."""
+    return np.random.default_rng([*np.asarray(jax.random.key_data(key)).tolist(), step])

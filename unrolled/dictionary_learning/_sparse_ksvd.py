@@ -1,0 +1,144 @@
+"""Sparse K-SVD: atoms that combine a few atoms of a base."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Key
+from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
+from unrolled.dictionary_learning._keeper import Arrays, Progress, fingerprint
+from unrolled.dictionary_learning._ksvd import update_atom
+from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._matching import match
+from unrolled.dictionary_learning._signals import Signals
+from unrolled.dictionary_learning._sweeps import Atoms, Fitted, Options, alternate
+
+
+def sparse_ksvd(
+    Y: ArrayLike,
+    base: Dictionary,
+    d: int,
+    *,
+    sparsity: int,
+    atom_sparsity: int,
+    sweeps: int = 20,
+    key: Key = 0,
+    start: str | Dictionary = "data",
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    progress: Progress | None = None,
+    resume: Learned | None = None,
+    checkpoint: str | Path | None = None,
+) -> Learned:
+    r"""Sparse K-SVD: a dictionary D = Phi A over a base Phi, with few nonzeros in a column of A.
+
+    .. math:: \min_{A, X} \frac1{2n} \sum_{k=1}^n \|y_k - \Phi A x_k\|^2, \qquad
+        \|x_k\|_0 \le s, \; \|a_j\|_0 \le p, \; \|\Phi a_j\| = 1.
+
+    It is `ksvd` with one change: the best atom for given codes is approximated in the base, by
+    orthogonal matching pursuit with p atoms, and taken only if it lowers the objective. With the
+    base I and p = m it is `ksvd`. With an orthonormal base it is the base times what is learned
+    from Y Phi with the base I.
+
+    Args:
+        Y: (n, m), signals in rows, with n at least d.
+        base: Phi, (m, p), such as `dictionaries.dct`, or a structured one.
+        d: the number of atoms.
+        sparsity: s, the most nonzeros of a code, in 1..min(m, d).
+        atom_sparsity: p, the most nonzeros of a column of A, in 1..min(m, p).
+        sweeps, key, start, weights, mask, progress, resume, checkpoint: as in `ksvd`; atoms to
+            start from are approximated in the base.
+
+    Returns:
+        Learned, where D is a `dictionaries.Sparse`.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and for a base or an atom_sparsity
+            that does not fit.
+
+    Reference: Rubinstein, Zibulevsky, Elad (2010).
+
+    Example:
+        >>> base = ur.dictionaries.dct(8, 8)
+        >>> Y = jax.random.normal(jax.random.key(1), (100, 8))
+        >>> found = ur.dictionary_learning.sparse_ksvd(
+        ...     Y, base, 12, sparsity=2, atom_sparsity=3, sweeps=5
+        ... )
+        >>> found.D.shape, found.D.values.shape
+        ((8, 12), (3, 12))
+    """
+    where = "sparse_ksvd"
+    _checks.on_host((Y, base), where, "Y or base")
+    base, m = as_dictionary(base, where), np.shape(Y)[-1] if np.ndim(Y) else 0
+    if base.shape[0] != m:
+        raise ValueError(f"{where}: base has shape {base.shape} but signals have length {m}")
+    atom_sparsity = _checks.as_index(atom_sparsity, "atom_sparsity", where, least=1)
+    if atom_sparsity > min(base.shape):
+        raise ValueError(
+            f"{where}: atom_sparsity is {atom_sparsity}; expected at most {min(base.shape)}, the "
+            "smaller dimension of the base"
+        )
+    options = Options(
+        d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
+    )
+    return alternate(where, Y, options, _SparseAtoms(base, d, atom_sparsity))
+
+
+class _SparseAtoms(Atoms):
+    """Unit atoms Phi a with few nonzeros in a; they are kept in A."""
+
+    def __init__(self, base: Dictionary, d: int, atom_sparsity: int):
+        super().__init__(self._one_by_one)
+        self.base, self.matrix = base, np.asarray(dense(base))
+        self.atom_sparsity = atom_sparsity
+        self.A = np.zeros((base.shape[1], d), self.matrix.dtype)
+        self.config = {"atom_sparsity": atom_sparsity, "base": fingerprint(self.matrix)}
+        self.tried: list[np.ndarray] = []
+
+    def _one_by_one(self, signals: Signals, fitted: Fitted) -> None:
+        for j in range(fitted.D.shape[1]):
+            self.tried = []
+            taken = update_atom(signals, fitted, j, self._nearest)
+            if taken:
+                self.A[:, j] = self.tried[taken - 1]
+
+    def _nearest(self, z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
+        atoms, A = self._approximate(z[None], None if h is None else h[None])
+        self.tried.append(A[0])
+        return atoms[0]
+
+    def _approximate(self, Z: np.ndarray, H: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Unit atoms near multiples of the rows of Z, and their columns of A, all in rows."""
+        A = match(self.matrix.astype(Z.dtype), Z, self.atom_sparsity, H)
+        atoms = A @ self.matrix.T.astype(Z.dtype)
+        norms = np.linalg.norm(atoms, axis=1, keepdims=True)
+        norms = np.where(norms > 0, norms, 1)
+        return atoms / norms, A / norms
+
+    def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
+        atoms, A = self._approximate(np.ascontiguousarray(D.T), None)
+        self.A = self.A.astype(D.dtype)
+        self.A[:, which] = A.T
+        return atoms.T
+
+    def arrays(self) -> Arrays:
+        return {"A": self.A}
+
+    def restore(self, arrays: Arrays) -> None:
+        self.A = arrays["A"]
+
+    def resume(self, D: Any) -> np.ndarray:
+        values = np.asarray(D.values)
+        self.A = np.zeros_like(self.A, dtype=values.dtype)
+        self.A[np.asarray(D.indices), np.arange(values.shape[1])] = values
+        return self.settled(values)
+
+    def settled(self, D: np.ndarray) -> np.ndarray:
+        return self.matrix.astype(D.dtype) @ self.A
+
+    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
+        return Sparse(_checks.cast(self.base, dtype), jnp.asarray(self.A, dtype))

@@ -1,0 +1,229 @@
+"""The alternation of K-SVD, MOD and sparse K-SVD: codes of all signals, then atoms, and again."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Key
+from unrolled._interior_point import one_thread
+from unrolled.dictionaries import Dictionary
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint
+from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._matching import match
+from unrolled.dictionary_learning._signals import (
+    Signals,
+    as_signals,
+    distinct,
+    duplicates,
+    generator,
+    start_atoms,
+)
+
+
+class Fitted(NamedTuple):
+    """Atoms and codes of the signals: Y = X' D' + R, row by row."""
+
+    D: np.ndarray  # (m, d)
+    X: np.ndarray  # (d, n), the codes in columns
+    R: np.ndarray  # (n, m)
+
+
+class Atoms:
+    """Which atoms are admissible, and how a sweep updates them: here any unit atoms.
+
+    A subclass that keeps more than the atoms themselves says what.
+    """
+
+    def __init__(self, update: Callable[[Signals, Fitted], None]):
+        self.update = update  # in place; it leaves alone the atoms that no code uses
+        self.config: dict[str, Any] = {}  # what a checkpoint must agree in
+
+    def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Admissible atoms near those given, (m, k), which will be the atoms `which`."""
+        return D
+
+    def arrays(self) -> Arrays:
+        """What a checkpoint keeps beside D and X."""
+        return {}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take what `arrays` gave."""
+
+    def resume(self, D: Any) -> np.ndarray:
+        """The atoms of a result, (m, d)."""
+        return np.asarray(D)
+
+    def settled(self, D: np.ndarray) -> np.ndarray:
+        """The atoms as a result would give them back: D at the end of a sweep."""
+        return D
+
+    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
+        """D of the result."""
+        return jnp.asarray(D, dtype)
+
+
+class Options(NamedTuple):
+    """The arguments that all alternations share."""
+
+    d: int
+    sparsity: int
+    sweeps: int
+    key: Key
+    start: str | Dictionary
+    weights: ArrayLike | None
+    mask: ArrayLike | None
+    progress: Progress | None
+    resume: Learned | None
+    checkpoint: str | Path | None
+
+
+def alternate(
+    where: str,
+    Y: ArrayLike,
+    options: Options,
+    atoms: Atoms,
+) -> Learned:
+    """Sweeps of OMP and of updates of the atoms.
+
+    A code of the sweep before stays where OMP finds none with a smaller error, so that a sweep
+    raises the objective only where it replaces an atom.
+
+    Args:
+        where: the name of the caller.
+        Y: (signals, m).
+        options: as the caller got them.
+        atoms: what atoms there are, and their update.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as in `ksvd`.
+    """
+    signals = as_signals(Y, where, options.weights, options.mask)
+    d, sparsity, sweeps = _sizes(signals, options, where)
+    key = _checks.as_key(options.key, where)
+    keeper = Keeper(options.checkpoint, _config(where, signals, options, key, atoms))
+    began = time.monotonic()
+    kept = keeper.load()
+    if kept is not None:
+        fitted, history = _fitted(signals, kept[0]["D"], kept[0]["X"].T), kept[1]
+        atoms.restore(kept[0])
+    elif options.resume is not None:
+        fitted, history = _resumed(signals, options.resume, d, atoms, where)
+    else:
+        D = start_atoms(options.start, signals, d, generator(key, 0), where)
+        fitted = _fitted(signals, atoms.admit(D, np.arange(d)), np.zeros((d, len(signals.Y))))
+        history = ()
+    began -= history[-1].seconds if history else 0
+    for step in range(len(history) + 1, sweeps + 1):
+        with one_thread():  # but for OMP: factorisations of few rows
+            rng = generator(key, step)
+            fitted, replaced = _sweep(signals, fitted, sparsity, atoms, rng)
+        found = Step(step, signals.objective(fitted.R), time.monotonic() - began, replaced)
+        history = (*history, found)
+        keeper.save({"D": fitted.D, "X": fitted.X.T, **atoms.arrays()}, history)
+        if options.progress is not None:
+            options.progress(found)
+    X = jnp.asarray(np.ldexp(fitted.X.T, signals.exponent), signals.dtype)
+    objective = signals.objective(fitted.R)
+    return Learned(atoms.dictionary(fitted.D, signals.dtype), X, objective, history)
+
+
+def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, int]:
+    n, m = signals.Y.shape
+    d = _checks.as_index(options.d, "d", where, least=1)
+    sparsity = _checks.as_index(options.sparsity, "sparsity", where, least=1)
+    if d > n:
+        raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
+    if sparsity > min(m, d):
+        raise ValueError(
+            f"{where}: sparsity is {sparsity}; expected at most {min(m, d)}, the smaller of m and d"
+        )
+    return d, sparsity, _checks.as_index(options.sweeps, "sweeps", where)
+
+
+def _config(
+    where: str, signals: Signals, options: Options, key: jax.Array, atoms: Atoms
+) -> dict[str, Any]:
+    """What the file of a checkpoint must agree in; only where there is one."""
+    if options.checkpoint is None:
+        return {}
+    start = options.start
+    return {
+        "method": where,
+        "d": options.d,
+        "sparsity": options.sparsity,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "signals": fingerprint(signals.Y, signals.V),
+        "start": start if isinstance(start, str) else "given",
+        **atoms.config,
+    }
+
+
+def _fitted(signals: Signals, D: np.ndarray, X: np.ndarray) -> Fitted:
+    D, X = (np.array(value, signals.Y.dtype, order="C") for value in (D, X))
+    return Fitted(D, X, signals.Y - X.T @ D.T)
+
+
+def _resumed(
+    signals: Signals, resume: Learned, d: int, atoms: Atoms, where: str
+) -> tuple[Fitted, tuple[Step, ...]]:
+    """Where a result ended."""
+    (n, m), codes = signals.Y.shape, resume.X
+    if isinstance(codes, tuple | None) or codes.shape != (n, d) or resume.D.shape != (m, d):  # type: ignore[union-attr]
+        raise ValueError(f"{where}: resume is not of {d} atoms and these {n} signals")
+    X = np.ldexp(np.asarray(codes, signals.Y.dtype), -signals.exponent)
+    return _fitted(signals, atoms.resume(resume.D), X.T), resume.history
+
+
+def _sweep(
+    signals: Signals,
+    fitted: Fitted,
+    sparsity: int,
+    atoms: Atoms,
+    rng: np.random.Generator,
+) -> tuple[Fitted, int]:
+    """Codes, then new atoms for duplicates and unused ones, then the update of the others."""
+    fitted = _coded(signals, fitted, sparsity)
+    D, X, R = fitted
+    use = np.count_nonzero(X, 1)
+    again = duplicates(D, use)
+    R += X[again].T @ D[:, again].T
+    X[again] = 0
+    use[again] = 0
+    dead = np.flatnonzero(use == 0)
+    replace(signals, fitted, dead, atoms, rng)
+    atoms.update(signals, fitted)
+    return _fitted(signals, atoms.settled(D), X), len(dead)
+
+
+def _coded(signals: Signals, old: Fitted, sparsity: int) -> Fitted:
+    """The codes of OMP, or the old ones where their error is smaller."""
+    X = match(old.D, signals.Y, sparsity, signals.V)
+    R = signals.Y - X @ old.D.T
+    worse = _errors(signals, R) > _errors(signals, old.R)
+    X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
+    return Fitted(old.D, np.ascontiguousarray(X.T), R)
+
+
+def _errors(signals: Signals, R: np.ndarray) -> np.ndarray:
+    return np.sum(R * R if signals.V is None else signals.V * R * R, 1)
+
+
+def replace(
+    signals: Signals, fitted: Fitted, which: np.ndarray, atoms: Atoms, rng: np.random.Generator
+) -> None:
+    """Put the signals that are represented worst in place of some atoms, which no code uses."""
+    if not len(which):
+        return
+    errors = _errors(signals, fitted.R)
+    worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
+    worst = worst[errors[worst] > 0]
+    candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
+    others = np.delete(fitted.D, which, 1)
+    fitted.D[:, which] = atoms.admit(distinct(candidates, others, len(which), rng).T, which)
