@@ -4,6 +4,9 @@ Signals are rows and atoms are columns: Y is nearly X D'. Every function returns
 D is what the pursuits, the layers and the theory take.
 """
 
+from unrolled.dictionary_learning._convolutional import (
+    convolutional,
+)
 from unrolled.dictionary_learning._ksvd import (
     ksvd,
     mod,
@@ -22,6 +25,7 @@ from unrolled.dictionary_learning._sparse_ksvd import (
 __all__ = [
     "Learned",
     "Step",
+    "convolutional",
     "ksvd",
     "mod",
     "online",
