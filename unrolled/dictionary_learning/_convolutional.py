@@ -170,7 +170,8 @@ def _start(
         filters = drawn_windows(D, signals.Y, none, len(filters), generator(key, 0))
     n, dtype = len(signals.Y), signals.Y.dtype
     X = np.zeros((n, D.shape[1]), dtype)
-    return _state(D, filters, X, np.ones((), dtype), np.ones(n, dtype)), ()
+    curvature = np.ones((), dtype), np.full(n, len(filters), dtype)
+    return _state(D, filters, X, *curvature), ()
 
 
 _ARRAYS = "filters", "X", "filter_curvature", "code_curvature"

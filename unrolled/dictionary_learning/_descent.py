@@ -87,5 +87,13 @@ def _step(fit: Fit, state: Descent) -> Descent:
         t_next,
         _LOWER * L,
     )
-    back = Descent(u, Au, u, Au, jnp.ones_like(t), jnp.where(safe, L, _HIGHER * L))
+    # Where the step was too long, again from z; where the objective would rise, from u.
+    back = Descent(
+        u,
+        Au,
+        jnp.where(safe, u, z),
+        jnp.where(safe, Au, Az),
+        jnp.where(safe, 1, t),
+        jnp.where(safe, L, _HIGHER * L),
+    )
     return jax.tree.map(lambda a, b: jnp.where(taken, a, b), forward, back)
