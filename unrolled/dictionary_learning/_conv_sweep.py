@@ -14,7 +14,7 @@ from unrolled.dictionaries import Conv
 from unrolled.dictionary_learning._descent import Descent, Fit, descend, weighted
 
 # Steps for the filters and for the codes in a sweep.
-_FILTERS, _CODES = 5, 10
+_FILTERS, _CODES = 3, 5
 
 
 class Problem(NamedTuple):
@@ -55,11 +55,22 @@ def sweep(problem: Problem, D: Conv, X: Array, curvature: Curvature, nonnegative
         norms = jnp.sqrt(jnp.sum(filters.u**2, axes))
         norms = jnp.where(norms > 0, norms, 1)
         D = replace(D, filters=filters.u / jnp.expand_dims(norms, axes))
-        X = X * D.spread(norms)
+        X = X * D.spread(norms)[None]
         codes = _codes(problem, D, X, filters.Au, curvature.codes, nonnegative)
         found = Curvature(filters.L, codes.L)
         objectives = _objectives(problem, codes.u, problem.Y - codes.Au)
         return Sweep(D, codes.u, found, objectives)
+
+
+@partial(jax.jit, static_argnames="nonnegative")
+def extrapolated(
+    old: tuple[Conv, Array], new: tuple[Conv, Array], momentum: Array, nonnegative: bool
+) -> tuple[Array, Array]:
+    """Filters and codes ahead of the new ones, seen from the old; admissible again."""
+    ahead = jax.tree.map(lambda a, b: b + momentum * (b - a), old, new)
+    filters, X = ahead[0].filters, relu(ahead[1]) if nonnegative else ahead[1]
+    norms = jnp.sqrt(jnp.sum(filters**2, tuple(range(1, filters.ndim)), keepdims=True))
+    return filters / jnp.where(norms > 0, norms, 1), X
 
 
 class Evaluated(NamedTuple):

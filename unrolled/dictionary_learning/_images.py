@@ -45,13 +45,15 @@ def checked_images(
         raise ValueError(
             f"{where}: filters of shape {tuple(kernel)} are longer than images of {signal_shape}"
         )
-    rows = [_rows(value, shape, name, where) for value, name in zip((weights, mask), _WEIGHTS)]
-    signals = as_signals(images.reshape(len(images), -1), where, *rows, name="images")
+    signals = as_signals(
+        images.reshape(len(images), -1),
+        where,
+        _rows(weights, shape, "weights", where),
+        _rows(mask, shape, "mask", where),
+        "images",
+    )
     D = Conv(bank.astype(signals.Y.dtype), signal_shape, *geometry)
     return signals, D, given
-
-
-_WEIGHTS = "weights", "mask"
 
 
 def _zeros(shape: Any, where: str) -> Array:

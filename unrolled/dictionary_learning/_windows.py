@@ -28,16 +28,18 @@ def drawn_windows(
     axes = tuple(range(2, R.ndim))
     windows = np.lib.stride_tricks.sliding_window_view(R, D.kernel, axes)
     places = tuple(slice(0, (p - 1) * t + 1, t) for p, t in zip(D.positions, D.stride))
-    windows = windows[:, :, *places]  # (n, n_channels, *positions, *kernel), a view
-    energy = _window_sums(np.sum(R.astype(float) ** 2, 1), D.kernel)[:, *places]
+    windows = windows[
+        (slice(None), slice(None), *places)
+    ]  # (n, n_channels, *positions, *kernel), a view
+    energy = _window_sums(np.sum(R.astype(float) ** 2, 1), D.kernel)[(slice(None), *places)]
     odds = np.maximum(energy, 0).reshape(-1)
-    wanted = min(10 * count, np.count_nonzero(odds))
+    wanted = min(10 * count, int(np.count_nonzero(odds)))
     size = math.prod(D.kernel) * D.signal_grid[0]
     candidates = np.zeros((0, size), R.dtype)
     if wanted:
         chosen = rng.choice(len(odds), wanted, replace=False, p=odds / odds.sum())
         image, *position = np.unravel_index(chosen, energy.shape)
-        candidates = windows[image, :, *position].reshape(wanted, size)
+        candidates = windows[(image, slice(None), *position)].reshape(wanted, size)
     found = distinct(
         np.concatenate([candidates, np.zeros((1, size), R.dtype)]), filters.T, count, rng
     )
