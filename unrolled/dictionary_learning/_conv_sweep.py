@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled._numbers import largest
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Conv
 from unrolled.dictionary_learning._descent import Descent, Fit, descend, weighted
@@ -143,35 +142,3 @@ def _codes(problem: Problem, D: Conv, X: Array, DX: Array, L: Array, nonnegative
 
     in_v = None if problem.V is None else 0
     return jax.vmap(one, (0, in_v, 0, 0, 0))(problem.Y, problem.V, X, DX, L)
-
-
-class Stationarity(NamedTuple):
-    """How far filters and codes are from a stationary point."""
-
-    gap: Array  # (n,) duality gaps of the codes, relative to norm(y)_V^2 / 2
-    filters: Array  # (n_atoms,) moves of a projected gradient step, in units of filters
-
-
-@partial(jax.jit, static_argnames="nonnegative")
-def stationarity(problem: Problem, D: Conv, X: Array, nonnegative: bool) -> Stationarity:
-    """The gaps of the codes, and what one projected gradient step would change in the filters."""
-    with jax.default_matmul_precision("highest"):
-        R = problem.Y - products(D, X)
-        VR = weighted(problem.V, R)
-        gap = jax.vmap(partial(_gap, problem.lam, nonnegative))(R, VR, X, jax.vmap(D.analyze)(VR))
-        unit = jnp.sum(problem.Y * weighted(problem.V, problem.Y), 1) / 2
-        axes = tuple(range(1, D.filters.ndim))
-        use = jnp.sum(X.reshape(len(X), D.code_grid[0], -1) ** 2, (0, 2))
-        move = filter_gradient(D, X, VR) / jnp.expand_dims(jnp.where(use > 0, use, 1), axes)
-        there = D.filters + move
-        there /= jnp.maximum(1, jnp.sqrt(jnp.sum(there**2, axes, keepdims=True)))
-        moves = jnp.sqrt(jnp.sum((there - D.filters) ** 2, axes))
-        return Stationarity(gap / jnp.where(unit > 0, unit, 1), moves)
-
-
-def _gap(lam: Array, nonnegative: bool, r: Array, vr: Array, x: Array, g: Array) -> Array:
-    """`pursuit.duality_gap` with weights."""
-    top = largest(g if nonnegative else jnp.abs(g))
-    s = jnp.where(top > lam, lam / jnp.where(top > lam, top, 1), 1)
-    terms = jnp.sum(jnp.maximum(lam * jnp.abs(x) - s * x * g, 0))
-    return (1 - s) ** 2 * jnp.vdot(r, vr) / 2 + terms

@@ -1,6 +1,7 @@
 """Filters made from images: windows, drawn where most is left to represent; and shifted copies."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def drawn_windows(
     R = _extended(D, R.reshape(grid))
     axes = tuple(range(2, R.ndim))
     windows = np.lib.stride_tricks.sliding_window_view(R, D.kernel, axes)
-    places = tuple(slice(0, (p - 1) * t + 1, t) for p, t in zip(D.positions, D.stride))
+    places: Any = tuple(slice(0, (p - 1) * t + 1, t) for p, t in zip(D.positions, D.stride))
     windows = windows[
         (slice(None), slice(None), *places)
     ]  # (n, n_channels, *positions, *kernel), a view
