@@ -87,7 +87,7 @@ def test_pursuits_stand_beside_layers(run, folder, tmp_path, method):
         assert float(rows[0]["nmse"]) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("command", ["compare", "certify", "train", "encode", "doctor"])
+@pytest.mark.parametrize("command", ["compare", "certify", "learn", "train", "encode", "doctor"])
 def test_help_shows_an_example_and_the_shared_options(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -99,7 +99,7 @@ def test_help_shows_an_example_and_the_shared_options(command, capsys):
 
 def test_no_command_prints_the_help(run):
     status, out, _ = run()
-    assert status == 2 and "{compare,certify,train,encode,doctor}" in out
+    assert status == 2 and "{compare,certify,learn,train,encode,doctor}" in out
 
 
 def test_an_unknown_option_is_refused(run, capsys):

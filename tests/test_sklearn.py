@@ -1,4 +1,4 @@
-"""`unrolled.sklearn.SparseCoder`: what scikit-learn expects of a transformer, and whose codes."""
+"""`unrolled.sklearn`: what scikit-learn expects of a transformer, and whose codes they are."""
 
 import pickle
 import subprocess
@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import unrolled as ur
 from unrolled._pursuits import CHAIN, PURSUITS
-from unrolled.sklearn import SparseCoder
+from unrolled.sklearn import DictionaryLearner, SparseCoder
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
@@ -235,3 +235,67 @@ def test_without_scikit_learn_the_message_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import unrolled; import unrolled.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "install unrolled[sklearn]" in done.stderr
+
+
+# Learned dictionaries
+
+
+def learner_checks():
+    """As `checks`, for two methods."""
+    default = {"check_no_attributes_set_in_init", "check_parameters_default_constructible"}
+    for method in ("online", "ksvd"):
+        made = DictionaryLearner(method=method, sweeps=2)
+        for learner, check in estimator_checks_generator(made):
+            name = check.func.__name__
+            marks = () if name in default else pytest.mark.slow
+            yield pytest.param(learner, check, id=f"{method}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize("learner, check", [*learner_checks()])
+def test_a_check_of_scikit_learn_for_learning(learner, check):
+    check(learner)
+
+
+SIGNALS = np.random.default_rng(2).normal(size=(60, 8))
+
+
+def test_a_learner_is_the_function_of_its_name():
+    learner = DictionaryLearner(10, "mod", sparsity=2, sweeps=3, random_state=4).fit(SIGNALS)
+    with jax.enable_x64(True):
+        found = ur.dictionary_learning.mod(SIGNALS, 10, sparsity=2, sweeps=3, key=4)
+        assert np.array_equal(learner.dictionary_, found.D)
+    codes = learner.transform(SIGNALS)
+    assert codes.shape == (60, 10) and (codes != 0).sum(1).max() <= 2
+    assert np.allclose(learner.inverse_transform(codes), codes @ learner.components_)
+    back = pickle.loads(pickle.dumps(learner))
+    assert back.learned_.history == learner.learned_.history
+    assert np.array_equal(back.transform(SIGNALS), codes)
+
+
+def test_partial_fit_goes_on_with_a_stream():
+    parts = np.split(SIGNALS, 3)
+    learner = DictionaryLearner(10, lam=0.3)
+    for part in parts:
+        learner.partial_fit(part)
+    with jax.enable_x64(True):
+        found = ur.dictionary_learning.online(parts, 10, lam=0.3, key=0)
+        assert np.array_equal(learner.dictionary_, found.D)
+    assert not hasattr(DictionaryLearner(method="ksvd"), "partial_fit")
+
+
+@pytest.mark.parametrize(
+    "learner, message",
+    [
+        (
+            DictionaryLearner(method="svd"),
+            "unknown method 'svd'; expected one of online, ksvd, mod",
+        ),
+        (DictionaryLearner(method="ksvd", lam=1.0), "ksvd has no lam"),
+        (DictionaryLearner(sparsity=2), "online has no sparsity"),
+        (DictionaryLearner(61), "61 atoms for 60 samples; expected at most as many"),
+        (DictionaryLearner(batch_size=0), "batch_size must be at least 1"),
+    ],
+)
+def test_what_a_learner_refuses(learner, message):
+    with pytest.raises(ValueError, match=message):
+        learner.fit(SIGNALS)

@@ -1,4 +1,4 @@
-"""The command line: `unrolled compare`, `certify`, `train`, `encode` and `doctor`."""
+"""The command line: `unrolled compare`, `certify`, `learn`, `train`, `encode` and `doctor`."""
 
 import argparse
 import importlib

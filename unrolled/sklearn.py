@@ -1,11 +1,12 @@
-"""A transformer of scikit-learn: codes of samples by any pursuit, layer or network."""
+"""Transformers of scikit-learn: codes of samples, in a given dictionary or a learned one."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from unrolled import _checks, problems
+from unrolled import _checks, dictionary_learning, problems
 from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import FAMILIES, Layer
@@ -14,6 +15,7 @@ from unrolled.networks import Network
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils.metaestimators import available_if
     from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError("unrolled.sklearn needs scikit-learn; install unrolled[sklearn]") from error
@@ -28,7 +30,7 @@ _CHUNK = 1000  # samples whose intermediate arrays are in memory together
 
 
 def __dir__() -> list[str]:
-    return ["SparseCoder"]
+    return ["DictionaryLearner", "SparseCoder"]
 
 
 class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -245,5 +247,175 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return codes if isinstance(layer, Layer) else codes[-1], 0
 
 
-def _samples(coder: SparseCoder, X: Any, reset: bool) -> np.ndarray:
+def _samples(coder: BaseEstimator, X: Any, reset: bool) -> np.ndarray:
     return validate_data(coder, X, dtype=_DTYPES, reset=reset)
+
+
+_BATCHED = ("ksvd", "mod")
+_METHODS = ("online", *_BATCHED)
+
+
+def _is_online(learner: "DictionaryLearner") -> bool:
+    return learner.method == "online"
+
+
+class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""A dictionary learned from samples, and their codes in it as features.
+
+    Samples come first and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms
+    in rows, as in `sklearn.decomposition.DictionaryLearning`.
+
+    Args:
+        n_components: the number of atoms; None takes that of the features, or of the samples if
+            those are fewer.
+        method: "online", "ksvd" or "mod", of `dictionary_learning`.
+        lam: of "online", the penalty weight, also of the codes, by `lasso_batch`. None is a tenth
+            of the mean norm of the samples.
+        sparsity: of "ksvd" and "mod", the most nonzeros of a code, also of `transform`, by `omp`.
+            None is a tenth of the features, at least 1.
+        sweeps: of "ksvd" and "mod", and passes over the samples of "online".
+        batch_size: samples of a batch of "online".
+        start: "data", "dct", or a D, (n_features, n_components).
+        random_state: the seed.
+
+    Attributes:
+        dictionary_: D, (n_features, n_components).
+        components_: D', (n_components, n_features).
+        learned_: the `dictionary_learning.Learned`, with the history.
+        n_components_: the number of atoms.
+        lam_, sparsity_: those used; None for the other methods.
+
+    Raises:
+        ValueError: from `fit`, an unknown method, an option of another one, and what the method
+            refuses, such as more atoms than samples.
+
+    Example:
+        >>> from unrolled.sklearn import DictionaryLearner
+        >>> D = np.asarray(ur.dictionaries.gaussian(jax.random.key(0), 8, 12))
+        >>> X = np.asarray(ur.problems.exact_sparse(jax.random.key(1), (300, 12), 2)) @ D.T
+        >>> learner = DictionaryLearner(12, "ksvd", sparsity=2, sweeps=10)
+        >>> codes = learner.fit_transform(X)
+        >>> codes.shape, learner.dictionary_.shape, int((codes != 0).sum(1).max())
+        ((300, 12), (8, 12), 2)
+    """
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        method: str = "online",
+        *,
+        lam: float | None = None,
+        sparsity: int | None = None,
+        sweeps: int = 10,
+        batch_size: int = 256,
+        start: Any = "data",
+        random_state: int = 0,
+    ):
+        self.n_components = n_components
+        self.method = method
+        self.lam = lam
+        self.sparsity = sparsity
+        self.sweeps = sweeps
+        self.batch_size = batch_size
+        self.start = start
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
+        """Learn the dictionary."""
+        X = _samples(self, X, reset=True)
+        self._choose(X)
+        if (d := self.n_components_) > len(X):  # several passes would hide it from a stream
+            raise ValueError(
+                f"DictionaryLearner: {d} atoms for {len(X)} samples; expected at most as many"
+            )
+        options: dict[str, Any] = dict(key=_seed(self.random_state), start=self.start)
+        with jax.enable_x64(True):
+            if _is_online(self):
+                options |= dict(lam=self.lam_)
+                found = dictionary_learning.online(self._batches(X), self.n_components_, **options)
+            else:
+                learn = getattr(dictionary_learning, self.method)
+                options |= dict(sparsity=self.sparsity_, sweeps=self.sweeps)
+                found = learn(X, self.n_components_, **options)
+            self._keep(found)
+        return self
+
+    @available_if(_is_online)
+    def partial_fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
+        """Go on with the samples of one batch; the first call needs `n_components` of them."""
+        first = not hasattr(self, "learned_")
+        X = _samples(self, X, reset=first)
+        if first:
+            self._choose(X)
+        before = None if first else self.learned_
+        options: dict[str, Any] = dict(key=_seed(self.random_state), start=self.start)
+        options |= dict(lam=self.lam_, resume=before)
+        with jax.enable_x64(True):
+            self._keep(dictionary_learning.online([X], self.n_components_, **options))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The codes of the samples, (n_samples, n_components)."""
+        check_is_fitted(self)
+        return self._coder(_samples(self, X, reset=False))
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """The signals D x of codes, (n_samples, n_features)."""
+        check_is_fitted(self)
+        X = check_array(X, dtype=_DTYPES, input_name="X")
+        if X.shape[1] != self.n_components_:
+            raise ValueError(
+                f"DictionaryLearner: codes have shape {X.shape}; expected (n_samples, "
+                f"{self.n_components_})"
+            )
+        return X @ self.components_.astype(X.dtype)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_
+
+    def _choose(self, X: np.ndarray) -> None:
+        """The options where they are None."""
+        where = "DictionaryLearner"
+        if self.method not in _METHODS:
+            names = ", ".join(_METHODS)
+            raise ValueError(f"{where}: unknown method {self.method!r}; expected one of {names}")
+        wrong = "sparsity" if _is_online(self) else "lam"
+        if getattr(self, wrong) is not None:
+            raise ValueError(f"{where}: {self.method} has no {wrong}")
+        n, m = X.shape
+        self.n_components_ = min(n, m) if self.n_components is None else self.n_components
+        self.lam_, self.sparsity_ = None, None
+        if _is_online(self):
+            mean = float(np.mean(np.linalg.norm(X.astype(float), axis=1)))
+            self.lam_ = (mean / 10 or 1.0) if self.lam is None else self.lam
+        else:
+            self.sparsity_ = max(1, m // 10) if self.sparsity is None else self.sparsity
+
+    def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
+        """The samples in random order, once for every sweep."""
+        size = _checks.as_index(self.batch_size, "batch_size", "DictionaryLearner", least=1)
+        rng = np.random.default_rng(_seed(self.random_state))
+        for _ in range(_checks.as_index(self.sweeps, "sweeps", "DictionaryLearner", least=1)):
+            order = rng.permutation(len(X))
+            for first in range(0, len(X), size):
+                yield X[order[first : first + size]]
+
+    def _keep(self, found: dictionary_learning.Learned) -> None:
+        # Arrays of JAX would come back from a pickle in float32.
+        D, X, _, _, state = jax.tree.map(np.asarray, found)
+        self.learned_ = found._replace(D=D, X=X, state=state)
+        self.dictionary_ = np.asarray(D)
+        self.components_ = self.dictionary_.T
+
+    def _coder(self, X: np.ndarray) -> np.ndarray:
+        coder = (
+            SparseCoder(self.dictionary_, "lasso_batch", lam=self.lam_)
+            if _is_online(self)
+            else SparseCoder(self.dictionary_, "omp", sparsity=self.sparsity_)
+        )
+        return coder.fit(X).transform(X)
+
+
+def _seed(random_state: Any) -> int:
+    return _checks.as_index(random_state, "random_state", "DictionaryLearner")

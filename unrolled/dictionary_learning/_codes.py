@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled.dictionary_learning._matching import share
@@ -43,7 +44,7 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
     share(work, len(Y))
     X = X.astype(Y.dtype)
     if left.any():
-        X[left] = lasso_batch(D, Y[left], lam, tol=TOL, start=X[left]).x
+        X[left] = lasso_batch(jnp.asarray(D), Y[left], lam, tol=TOL, start=X[left]).x
     return X
 
 

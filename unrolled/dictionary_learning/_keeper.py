@@ -3,15 +3,22 @@
 import hashlib
 import io
 import json
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled._files import CheckpointError, check_writable, write_whole
+from unrolled.dictionaries import dense
 from unrolled.dictionary_learning._learned import Step
+
+# Seconds between two writes of the file: what a loss of power may cost.
+_PERIOD = 5.0
 
 # Called after every step.
 Progress = Callable[[Step], Any]
@@ -23,10 +30,11 @@ class Keeper:
 
     def __init__(self, path: str | Path | None, config: dict[str, Any]):
         self.path, self.config = None if path is None else Path(path), config
+        self.saved = time.monotonic()
         if self.path is not None:
             check_writable(self.path.parent)
 
-    def load(self) -> tuple[Arrays, tuple[Step, ...]] | None:
+    def load(self) -> tuple[Arrays, list[Step]] | None:
         """What the file holds, None if there is none.
 
         Raises:
@@ -38,7 +46,7 @@ class Keeper:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             config = json.loads(str(arrays.pop("config")))
-            history = tuple(Step(*row) for row in json.loads(str(arrays.pop("history"))))
+            history = [Step(*row) for row in json.loads(str(arrays.pop("history")))]
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{self.path}: cannot be read as a learning: {error}") from error
         if config != self.config:
@@ -47,13 +55,15 @@ class Keeper:
             raise CheckpointError(f"{self.path}: holds another learning, with {differ}")
         return arrays, history
 
-    def save(self, arrays: Arrays, history: tuple[Step, ...]) -> None:
-        """Replace the file."""
-        if self.path is None:
+    def save(self, arrays: Arrays, history: Sequence[Step], last: bool = False) -> None:
+        """Replace the file, unless that was done a moment ago; the last time in any case."""
+        if self.path is None or not (last or time.monotonic() - self.saved > _PERIOD):
             return
+        self.saved = time.monotonic()
         texts = {"config": json.dumps(self.config), "history": json.dumps(history)}
         blob = io.BytesIO()
-        np.savez(blob, **arrays, **{name: np.array(text) for name, text in texts.items()})
+        held: dict[str, Any] = {**arrays, **{name: np.array(text) for name, text in texts.items()}}
+        np.savez(blob, **held)
         write_whole(self.path, blob.getbuffer())
 
 
@@ -65,3 +75,12 @@ def fingerprint(*arrays: np.ndarray | None) -> str:
             digest.update(f"{array.shape}{array.dtype}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def text_of(value: Any) -> str:
+    """A key, or where to start, in the config of a file."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return str(np.asarray(jax.random.key_data(value)).tolist())
+    return fingerprint(np.asarray(dense(value)))

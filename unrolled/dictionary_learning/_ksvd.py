@@ -80,9 +80,7 @@ def ksvd(
         >>> found.D.shape, found.objective < found.history[0].objective / 2
         ((8, 12), True)
     """
-    options = Options(
-        d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
-    )
+    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
     return alternate("ksvd", Y, options, Atoms(_one_by_one))
 
 
@@ -104,8 +102,9 @@ def mod(
 
     .. math:: D = Y' X (X' X)^{-1}, \quad \text{then unit atoms}.
 
-    With weights or a mask the atoms fit the signals v y + (1 - v) D x, for weights v divided by the
-    largest, which lowers the objective, too. All else, the objective included, is as in `ksvd`.
+    With weights v of signals these are the products Y'VX and X'VX. With a mask, or weights of
+    entries, the atoms fit the signals v y + (1 - v) D x instead, for v divided by the largest
+    weight, which lowers the objective, too. All else, the objective included, is as in `ksvd`.
 
     Args:
         Y, d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint: see `ksvd`.
@@ -125,9 +124,7 @@ def mod(
         >>> found.X.shape, found.objective < found.history[0].objective / 2
         ((300, 12), True)
     """
-    options = Options(
-        d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
-    )
+    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
     return alternate("mod", Y, options, Atoms(_all_atoms))
 
 
@@ -211,14 +208,15 @@ def _best_codes(E: np.ndarray, a: np.ndarray, V: np.ndarray | None) -> np.ndarra
 def _all_atoms(signals: Signals, fitted: Fitted) -> None:
     """The update of MOD; among the atoms that are used."""
     D, X, R = fitted
-    used = np.flatnonzero(X.any(1))
-    Y = signals.Y
-    if signals.V is not None:
-        Y = Y - (1 - signals.V / signals.V.max()) * R
-    codes = X[used]
+    used, V, Y = np.flatnonzero(X.any(1)), signals.V, signals.Y
+    codes, v = X[used], np.ones(len(Y), Y.dtype)
+    if V is not None and (V == V[:, :1]).all():  # one weight for a signal
+        v = V[:, 0]
+    elif V is not None:
+        Y = Y - (1 - V / V.max()) * R
     rounding = len(used) * np.finfo(X.dtype).eps
-    inverse = np.linalg.pinv(codes @ codes.T, rcond=rounding, hermitian=True)
-    atoms = (codes @ Y).T @ inverse
+    inverse = np.linalg.pinv((v * codes) @ codes.T, rcond=rounding, hermitian=True)
+    atoms = ((v * codes) @ Y).T @ inverse
     norms = np.linalg.norm(atoms, axis=0)
     kept = norms > 0  # dependent codes may need fewer atoms
     D[:, used[kept]] = atoms[:, kept] / norms[kept]

@@ -78,9 +78,7 @@ def _match(
         a = atoms[j] if w is None else atoms[j] * w
         v, h = _orthogonal(a, Q[:, :k])
         size, length = np.linalg.norm(v, axis=1), np.broadcast_to(norms, products.shape)[rows, j]
-        active = (
-            active & (products[rows, j] > least) & (size * size > rounding * length * length)
-        )
+        active = active & (products[rows, j] > least) & (size * size > rounding * length * length)
         q = np.where(active, 1 / np.where(active, size, 1), 0)[:, None] * v
         b[:, k] = np.einsum("ij,ij->i", q, R)
         R -= b[:, k, None] * q

@@ -82,20 +82,19 @@ def sparse_ksvd(
             f"{where}: atom_sparsity is {atom_sparsity}; expected at most {min(base.shape)}, the "
             "smaller dimension of the base"
         )
-    options = Options(
-        d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint
-    )
-    return alternate(where, Y, options, _SparseAtoms(base, d, atom_sparsity))
+    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
+    A = np.zeros((base.shape[1], _checks.as_index(d, "d", where)))
+    return alternate(where, Y, options, SparseAtoms(base, A, atom_sparsity))
 
 
-class _SparseAtoms(Atoms):
+class SparseAtoms(Atoms):
     """Unit atoms Phi a with few nonzeros in a; they are kept in A."""
 
-    def __init__(self, base: Dictionary, d: int, atom_sparsity: int):
+    def __init__(self, base: Dictionary, A: np.ndarray, atom_sparsity: int):
         super().__init__(self._one_by_one)
         self.base, self.matrix = base, np.asarray(dense(base))
         self.atom_sparsity = atom_sparsity
-        self.A = np.zeros((base.shape[1], d), self.matrix.dtype)
+        self.A = A.copy()  # (p, d)
         self.config = {"atom_sparsity": atom_sparsity, "base": fingerprint(self.matrix)}
         self.tried: list[np.ndarray] = []
 

@@ -14,7 +14,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
@@ -109,29 +109,30 @@ def alternate(
     key = _checks.as_key(options.key, where)
     keeper = Keeper(options.checkpoint, _config(where, signals, options, key, atoms))
     began = time.monotonic()
-    kept = keeper.load()
-    if kept is not None:
-        fitted, history = _fitted(signals, kept[0]["D"], kept[0]["X"].T), kept[1]
-        atoms.restore(kept[0])
+    if (saved := keeper.load()) is not None:
+        arrays, history = saved
+        fitted = _fitted(signals, arrays["D"], arrays["X"].T)
+        atoms.restore(arrays)
     elif options.resume is not None:
         fitted, history = _resumed(signals, options.resume, d, atoms, where)
     else:
         D = start_atoms(options.start, signals, d, generator(key, 0), where)
         fitted = _fitted(signals, atoms.admit(D, np.arange(d)), np.zeros((d, len(signals.Y))))
-        history = ()
+        history = []
     began -= history[-1].seconds if history else 0
     for step in range(len(history) + 1, sweeps + 1):
         with one_thread():  # but for OMP: factorisations of few rows
             rng = generator(key, step)
             fitted, replaced = _sweep(signals, fitted, sparsity, atoms, rng)
-        found = Step(step, signals.objective(fitted.R), time.monotonic() - began, replaced)
-        history = (*history, found)
-        keeper.save({"D": fitted.D, "X": fitted.X.T, **atoms.arrays()}, history)
+        objective = signals.objective(fitted.R)
+        history.append(Step(step, objective, time.monotonic() - began, replaced))
+        kept = {"D": fitted.D, "X": fitted.X.T, **atoms.arrays()}
+        keeper.save(kept, history, last=step == sweeps)
         if options.progress is not None:
-            options.progress(found)
+            options.progress(history[-1])
     X = jnp.asarray(np.ldexp(fitted.X.T, signals.exponent), signals.dtype)
     objective = signals.objective(fitted.R)
-    return Learned(atoms.dictionary(fitted.D, signals.dtype), X, objective, history)
+    return Learned(atoms.dictionary(fitted.D, signals.dtype), X, objective, tuple(history))
 
 
 def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, int]:
@@ -153,14 +154,13 @@ def _config(
     """What the file of a checkpoint must agree in; only where there is one."""
     if options.checkpoint is None:
         return {}
-    start = options.start
     return {
         "method": where,
         "d": options.d,
         "sparsity": options.sparsity,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": text_of(key),
         "signals": fingerprint(signals.Y, signals.V),
-        "start": start if isinstance(start, str) else "given",
+        "start": text_of(options.start),
         **atoms.config,
     }
 
@@ -172,13 +172,13 @@ def _fitted(signals: Signals, D: np.ndarray, X: np.ndarray) -> Fitted:
 
 def _resumed(
     signals: Signals, resume: Learned, d: int, atoms: Atoms, where: str
-) -> tuple[Fitted, tuple[Step, ...]]:
+) -> tuple[Fitted, list[Step]]:
     """Where a result ended."""
     (n, m), codes = signals.Y.shape, resume.X
     if isinstance(codes, tuple | None) or codes.shape != (n, d) or resume.D.shape != (m, d):  # type: ignore[union-attr]
         raise ValueError(f"{where}: resume is not of {d} atoms and these {n} signals")
     X = np.ldexp(np.asarray(codes, signals.Y.dtype), -signals.exponent)
-    return _fitted(signals, atoms.resume(resume.D), X.T), resume.history
+    return _fitted(signals, atoms.resume(resume.D), X.T), [*resume.history]
 
 
 def _sweep(

@@ -1,0 +1,245 @@
+"""`unrolled learn`: a dictionary from the signals of a file, with what the theory certifies."""
+
+import argparse
+import io
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import datasets, dictionary_learning, plots
+from unrolled._files import write_whole
+from unrolled.commands._certificate import Report, Request, certificate
+from unrolled.commands._console import Say, show, teller
+from unrolled.commands._report import Section, check_folder, write_report
+from unrolled.dictionary_learning import Learned, Step
+
+_METHODS = ("online", "ksvd", "mod")
+_PERIOD = 5.0  # seconds between two lines of progress
+_FIRST = 2000  # signals whose mean norm gives lam
+# In the folder: the result, and what an interrupted call goes on from.
+_DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled learn`."""
+    parser = commands.add_parser(
+        "learn",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="learn a dictionary from signals",
+        description="Learn a dictionary, and write D.npy and a report with a picture of the atoms "
+        "and what the\ntheory certifies. With --method online the signals of a .npy file may be "
+        "any number: they are\nread batch by batch. The same command goes on after an "
+        "interruption.",
+        epilog="examples:\n"
+        "  unrolled learn Y.npy --atoms 256 --method online --output learned\n"
+        "  unrolled learn Y.npy --atoms 256 --method ksvd --sparsity 5 --output learned",
+    )
+    add = parser.add_argument
+    add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
+    add("--atoms", type=int, required=True, metavar="D", help="the number of atoms")
+    add("--method", choices=_METHODS, default="online", help="(default online)")
+    add("--output", type=Path, default=Path("learned"), metavar="DIR", help="(default learned)")
+    add(
+        "--lam",
+        type=float,
+        help="penalty weight of online (default: a tenth of the mean norm of the first signals)",
+    )
+    add("--sparsity", type=int, help="nonzeros of a code, of ksvd and mod")
+    add("--sweeps", type=int, default=None, help="sweeps (default 20), or passes of online (1)")
+    add("--batch", type=int, default=512, help="signals of a batch of online (default 512)")
+    add("--start", choices=("data", "dct"), default="data", help="first atoms (default data)")
+    add(
+        "--shape",
+        metavar="HxW",
+        help="of an atom as a picture (default: square where m is a square, else one row)",
+    )
+    add("--no-certificate", action="store_true", help="leave out what the theory certifies")
+    parser.set_defaults(run=run)
+    return parser
+
+
+class Summary(NamedTuple):
+    """What the command prints."""
+
+    method: str
+    signals: int
+    atoms: int
+    objective: float
+    seconds: float
+    output: str
+
+    def text(self) -> str:
+        """The numbers as a line of text."""
+        return (
+            f"{self.method}: {self.atoms} atoms from {self.signals} signals in "
+            f"{self.seconds:.1f} s, objective {self.objective:.6g} -> {self.output}"
+        )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Learn, write the files, and print the summary."""
+    say, folder = teller(), arguments.output
+    options = _options(arguments)
+    Y = datasets.open_array(arguments.signals, "Y")
+    if Y.ndim != 2 or 0 in Y.shape:
+        raise ValueError(
+            f"{arguments.signals}: signals have shape {Y.shape}; expected (signals, m)"
+        )
+    if arguments.atoms > len(Y):
+        raise ValueError(
+            f"learn: {arguments.atoms} atoms for {len(Y)} signals; expected at most as many"
+        )
+    shape = _shape(arguments.shape, Y.shape[1])
+    check_folder(folder)
+    options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
+    found = _learned(arguments, Y, options)
+    D = np.asarray(found.D)
+    write_whole(folder / _DICTIONARY, _npy(D))
+    certified = None if arguments.no_certificate else _certified(D, say)
+    seconds = found.history[-1].seconds if found.history else 0.0
+    summary = Summary(
+        arguments.method, len(Y), D.shape[1], found.objective, seconds, str(folder / _DICTIONARY)
+    )
+    settings = {"signals": f"{arguments.signals}, {Y.shape}", "seed": str(arguments.seed or 0)}
+    settings |= {name: str(value) for name, value in options.items() if name in _SHOWN}
+    sections = _sections(found, D, shape, certified)
+    report = write_report(folder, "Learned dictionary", summary.text() + ".", sections, settings)
+    data = summary._asdict() | {"report": str(report)}
+    if certified is not None:
+        data["certificate"] = certified.to_dict()
+    (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call learns anew
+    show(arguments.json, data, summary.text())
+
+
+_SHOWN = ("lam", "sparsity", "sweeps", "batch", "start")
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the learning, checked before anything is read."""
+    method, where = arguments.method, "learn"
+    other = "sparsity" if method == "online" else "lam"
+    if getattr(arguments, other) is not None:
+        raise ValueError(f"{where}: --{other} does not go with --method {method}")
+    if method != "online" and arguments.sparsity is None:
+        raise ValueError(f"{where}: --method {method} needs --sparsity")
+    for name in ("atoms", "batch", "sweeps"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"{where}: --{name} must be at least 1, got {value}")
+    options: dict[str, Any] = {"key": arguments.seed or 0, "start": arguments.start}
+    if method != "online":
+        options |= {"sparsity": arguments.sparsity, "sweeps": arguments.sweeps or 20}
+    return options
+
+
+def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, Any]) -> Learned:
+    path, d = arguments.signals, arguments.atoms
+    if arguments.method != "online":
+        rows = datasets.read_rows(Y, path, 0, len(Y)).astype(np.float32)
+        return getattr(dictionary_learning, arguments.method)(rows, d, **options)
+    if arguments.lam is None:
+        first = datasets.read_rows(Y, path, 0, _FIRST).astype(float)
+        options["lam"] = float(np.mean(np.linalg.norm(first, axis=1))) / 10 or 1.0
+    else:
+        options["lam"] = arguments.lam
+    batches = _batches(Y, path, arguments.batch, arguments.sweeps or 1)
+    return dictionary_learning.online(batches, d, **options)
+
+
+def _batches(Y: np.ndarray, path: Path, size: int, passes: int) -> Iterator[np.ndarray]:
+    """The signals in the order of the file; only one batch is in memory."""
+    for _ in range(passes):
+        for first in range(0, len(Y), size):
+            yield datasets.read_rows(Y, path, first, size).astype(np.float32)
+
+
+def _progress(say: Say) -> Any:
+    told = time.monotonic()
+
+    def progress(step: Step) -> None:
+        nonlocal told
+        if time.monotonic() - told > _PERIOD:
+            told = time.monotonic()
+            say(f"step {step.step:,}: objective {step.objective:.6g}")
+
+    return progress
+
+
+def _shape(text: str | None, m: int) -> tuple[int, int]:
+    """(height, width) of an atom as a picture."""
+    if text is None:
+        root = math.isqrt(m)
+        return (root, root) if root * root == m else (1, m)
+    try:
+        height, width = (int(part) for part in text.split("x"))
+    except ValueError as error:
+        raise ValueError(f"learn: --shape must be HxW, such as 8x8, got {text!r}") from error
+    if min(height, width) < 1 or height * width != m:
+        raise ValueError(f"learn: --shape {text} does not have the {m} entries of a signal")
+    return height, width
+
+
+def _certified(D: np.ndarray, say: Say) -> Report:
+    say("what the theory certifies")
+    request = Request(None, 1.0, 0.0, 1e-6, None, False)
+    with jax.enable_x64(True):
+        return certificate([jnp.asarray(D, float)], request, say)
+
+
+def _sections(
+    found: Learned, D: np.ndarray, shape: tuple[int, int], certified: Report | None
+) -> list[Section]:
+    history = found.history
+    steps = [[s.step, s.objective, s.seconds, s.replaced] for s in history]
+    figures = {
+        "the atoms, as pictures": plots.atoms(jnp.asarray(D), shape),
+        "the objective": _curve(history),
+    }
+    replaced = sum(step.replaced for step in history)
+    text = f"{D.shape[1]} atoms of {D.shape[0]} entries; {replaced} were replaced on the way."
+    header = ("step", "objective", "seconds", "replaced")
+    sections = [
+        Section(
+            "Atoms",
+            "atoms",
+            text,
+            figures,
+            (header, steps),
+            {"objective": found.objective, "steps": [step._asdict() for step in history]},
+        )
+    ]
+    if certified is not None:
+        layer = certified.layers[0]
+        admissible = list(layer.admissible.items())
+        sections.append(
+            Section(
+                "What the theory certifies",
+                "certificate",
+                f"```\n{certified.text()}\n```",
+                {},
+                (("by", "admissible sparsity"), admissible),
+                certified.to_dict(),
+            )
+        )
+    return sections
+
+
+def _curve(history: tuple[Step, ...]) -> Any:
+    """The objective against time."""
+    figure, panels = plots.figure(1, 1)
+    panel = panels[0, 0]
+    panel.plot([s.seconds for s in history], [s.objective for s in history], linewidth=1)
+    panel.set(title="Learning", xlabel="seconds", ylabel="mean objective")
+    panel.grid(alpha=0.3)
+    return figure
+
+
+def _npy(array: np.ndarray) -> bytes:
+    with io.BytesIO() as blob:
+        np.save(blob, array)
+        return blob.getvalue()

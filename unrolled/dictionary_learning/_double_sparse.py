@@ -1,0 +1,251 @@
+"""Double sparsity from moments: a spectral start, then descent with sparse atoms."""
+
+import math
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Key
+from unrolled._interior_point import one_thread
+from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
+from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
+from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._matching import match
+from unrolled.dictionary_learning._signals import (
+    as_signals,
+    distinct,
+    duplicates,
+    generator,
+    unit_rows,
+)
+
+# Candidates with a larger inner product are of one atom; and pairs of signals whose moments are in
+# memory together.
+_SAME, _BLOCK = 0.9, 64
+# Pairs for every atom: a pair of signals gives an atom if it has one in common.
+_PAIRS = 30
+# How far a base may be from orthonormal.
+_ORTHONORMAL = 1e-4
+
+
+def double_sparse(
+    Y: ArrayLike,
+    d: int,
+    *,
+    sparsity: int,
+    atom_sparsity: int,
+    base: Dictionary | None = None,
+    pairs: int | None = None,
+    sweeps: int = 50,
+    rate: float = 0.5,
+    key: Key = 0,
+    progress: Progress | None = None,
+    resume: Learned | None = None,
+    checkpoint: str | Path | None = None,
+) -> Learned:
+    r"""Sparse atoms over an orthonormal base, by a spectral start and descent (Nguyen et al.).
+
+    .. math:: M_{uv} = \tfrac1n \sum_k \langle z_k, u \rangle \langle z_k, v \rangle z_k z_k',
+        \qquad
+        a_j \leftarrow H_p \Big( a_j - \eta \sum_k (A x_k - z_k) \operatorname{sign}(x_{kj})
+        \Big/ \sum_k |x_{kj}| \Big)
+
+    for signals z = Phi'y and pairs u, v of them. If u and v have one atom in common, the largest
+    diagonal entries of M_uv show the p rows of that atom, and on these rows its leading eigenvector
+    is nearly the atom. Of many pairs the atoms are the candidates that most others agree with. In
+    the descent x_k holds the s largest entries of A'z_k, and H_p the p largest of a column, which
+    is then scaled to norm 1.
+
+    Args:
+        Y: (n, m), signals in rows, with n at least d.
+        d: the number of atoms.
+        sparsity: s, in 1..min(m, d).
+        atom_sparsity: p, in 1..m.
+        base: Phi, (m, m), orthonormal; None for I.
+        pairs: how many for the start; None takes 30 d.
+        sweeps: steps of the descent, those of `resume` included.
+        rate: eta, in (0, 1].
+        key: a typed key, or a seed, of the pairs and of replacements.
+        progress, resume, checkpoint: as in `ksvd`.
+
+    Returns:
+        Learned, where D is a `dictionaries.Sparse`. X, and `objective`, are of orthogonal matching
+        pursuit with D at the end; those of the history, of the codes of the descent.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and for a base that is not
+            orthonormal.
+
+    Reference: Nguyen, Wong, Hegde (2019): for codes whose nonzeros are bounded away from 0, atoms
+    that are incoherent, s up to the order of sqrt(m) and n above d p up to logarithms, their
+    version of this start is near every atom and the descent converges linearly, up to an error of
+    the order of sqrt(s / m). They threshold A'z at half the least nonzero instead, and fix the rows
+    of an atom at the start.
+
+    Not claimed: their guarantee outside these hypotheses, which are not checked. Correlated codes
+    break it.
+
+    Example:
+        >>> blocks = jnp.kron(jnp.eye(8), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
+        >>> Y = ur.problems.bounded(jax.random.key(100), (800, 16), 2, least=1.0) @ blocks.T
+        >>> found = ur.dictionary_learning.double_sparse(Y, 16, sparsity=2, atom_sparsity=2)
+        >>> G = jnp.abs(ur.dictionaries.dense(found.D).T @ blocks)
+        >>> bool((G.max(0) > 0.99).all())
+        True
+    """
+    where = "double_sparse"
+    signals = as_signals(Y, where)
+    n, m = signals.Y.shape
+    d, sparsity, p = _sizes(d, sparsity, atom_sparsity, n, m, where)
+    pairs = _checks.as_index(_PAIRS * d if pairs is None else pairs, "pairs", where, least=1)
+    sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
+    if not 0 < rate <= 1:
+        raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
+    base = _orthonormal(base, signals.Y, where)
+    Z = signals.Y @ np.asarray(dense(base), signals.Y.dtype)
+    config = dict(method=where, d=d, sparsity=sparsity, atom_sparsity=p, pairs=pairs, rate=rate)
+    if checkpoint is not None:
+        config |= {"key": text_of(key), "signals": fingerprint(Z)}
+    keeper, began = Keeper(checkpoint, config), time.monotonic()
+    history: list[Step] = []
+    if (saved := keeper.load()) is not None:
+        A, history = saved[0]["A"], saved[1]
+    elif resume is not None:
+        A, history = _resumed(resume, (m, d), Z.dtype, where), [*resume.history]
+    else:
+        with one_thread():
+            A = _spectral(Z, d, p, pairs, generator(key, 0))
+    began -= history[-1].seconds if history else 0
+    for step in range(len(history) + 1, sweeps + 1):
+        with one_thread():
+            A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))
+        objective = math.ldexp(squares / (2 * n), 2 * signals.exponent)
+        history.append(Step(step, objective, time.monotonic() - began, replaced))
+        keeper.save({"A": A}, history, last=step == sweeps)
+        if progress is not None:
+            progress(history[-1])
+    X = match(A, Z, sparsity)
+    codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)
+    D = Sparse(_checks.cast(base, signals.dtype), jnp.asarray(A, signals.dtype))
+    return Learned(D, codes, signals.objective(Z - X @ A.T), tuple(history))
+
+
+def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
+    d = _checks.as_index(d, "d", where, least=1)
+    if d > n:
+        raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
+    counts = {"sparsity": (sparsity, min(m, d)), "atom_sparsity": (p, m)}
+    found = []
+    for name, (value, most) in counts.items():
+        value = _checks.as_index(value, name, where, least=1)
+        if value > most:
+            raise ValueError(f"{where}: {name} is {value}; expected at most {most}")
+        found.append(value)
+    return d, *found  # type: ignore[return-value]
+
+
+def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Dictionary:
+    m = Y.shape[1]
+    if base is None:
+        return jnp.eye(m, dtype=Y.dtype)
+    _checks.on_host(base, where, "base")
+    base = as_dictionary(base, where)
+    if base.shape != (m, m):
+        raise ValueError(f"{where}: base has shape {base.shape}; expected ({m}, {m})")
+    matrix = np.asarray(dense(base), float)
+    if (far := np.abs(matrix.T @ matrix - np.eye(m)).max()) > _ORTHONORMAL:
+        raise ValueError(
+            f"{where}: base'base is {far:.2g} from the identity; expected an orthonormal base, try "
+            "sparse_ksvd"
+        )
+    return base
+
+
+def _resumed(resume: Learned, shape: tuple[int, int], dtype: np.dtype, where: str) -> np.ndarray:
+    D = resume.D
+    if not isinstance(D, Sparse) or D.shape != shape:
+        raise ValueError(f"{where}: resume is not a result with a Sparse D of shape {shape}")
+    A = np.zeros(shape, dtype)
+    A[np.asarray(D.indices), np.arange(shape[1])] = np.asarray(D.values)
+    return A
+
+
+def _spectral(Z: np.ndarray, d: int, p: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """The columns of A to start from."""
+    n = len(Z)
+    left = rng.integers(n, size=pairs)
+    right = (left + rng.integers(1, max(n, 2), size=pairs)) % n  # another signal
+    squares, candidates = Z * Z, []
+    for first in range(0, pairs, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        products = (Z @ Z[left[block]].T) * (Z @ Z[right[block]].T)  # (n, block)
+        diagonals = np.abs(products.T @ squares)
+        rows = np.argpartition(-diagonals, p - 1, axis=1)[:, :p]
+        candidates += [_leading(Z, w, R) for w, R in zip(products.T, rows)]
+    rows = np.array([a for a in candidates if a.any()]).reshape(-1, Z.shape[1])
+    return _agreed(rows.astype(Z.dtype), Z, d, p, rng)
+
+
+def _leading(Z: np.ndarray, w: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """The leading eigenvector of sum_k w_k z_k z_k' on the rows R; zero elsewhere."""
+    part = Z[:, R]
+    values, vectors = np.linalg.eigh((part * w[:, None]).T @ part)
+    a = np.zeros(Z.shape[1], Z.dtype)
+    a[R] = vectors[:, np.abs(values).argmax()]
+    return a
+
+
+def _agreed(
+    candidates: np.ndarray, Z: np.ndarray, d: int, p: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The means of up to d groups of candidates, the largest first; the rest are signals."""
+    alike = np.abs(candidates @ candidates.T) > _SAME
+    left, chosen = np.ones(len(candidates), bool), list[np.ndarray]()
+    while len(chosen) < d and left.any():
+        best = int(np.where(left, (alike & left).sum(1), -1).argmax())
+        group = candidates[alike[best] & left]
+        chosen.append(np.sign(group @ candidates[best]) @ group)
+        left &= ~alike[best]
+    D = _sparse_columns(np.array(chosen).reshape(-1, Z.shape[1]).T, p)
+    if len(chosen) < d:
+        rows = distinct(Z[rng.permutation(len(Z))], D, d - len(chosen), rng)
+        D = np.concatenate([D, _sparse_columns(rows.T, p)], 1)
+    return D
+
+
+def _sparse_columns(A: np.ndarray, p: int) -> np.ndarray:
+    """Unit columns with the p largest entries of each."""
+    kept = np.zeros_like(A)
+    rows = np.argpartition(-np.abs(A), p - 1, axis=0)[:p]
+    np.put_along_axis(kept, rows, np.take_along_axis(A, rows, 0), 0)
+    return unit_rows(kept.T).T
+
+
+def _descend(
+    Z: np.ndarray, A: np.ndarray, sparsity: int, p: int, rate: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float, int]:
+    """One step; the sum of squared errors before it, and the atoms that were replaced."""
+    X = _largest(Z @ A, sparsity)
+    E = X @ A.T - Z
+    sizes = np.abs(X).sum(0)
+    moved = A - rate * (E.T @ np.sign(X)) / np.where(sizes > 0, sizes, 1)
+    A = _sparse_columns(moved, p)
+    errors = np.sum(E * E, 1)
+    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), duplicates(A, sizes))
+    if len(dead):  # what is left of the worst signals is most often a missing atom
+        worst = np.argsort(-errors, kind="stable")[: 10 * len(dead)]
+        rows = distinct(E[worst], np.delete(A, dead, 1), len(dead), rng)
+        A[:, dead] = _sparse_columns(rows.T, p)
+    return A, float(errors.sum(dtype=float)), len(dead)
+
+
+def _largest(C: np.ndarray, sparsity: int) -> np.ndarray:
+    """The largest entries of every row, by magnitude."""
+    X = np.zeros_like(C)
+    columns = np.argpartition(-np.abs(C), sparsity - 1, axis=1)[:, :sparsity]
+    np.put_along_axis(X, columns, np.take_along_axis(C, columns, 1), 1)
+    return X

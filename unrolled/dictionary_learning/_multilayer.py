@@ -1,0 +1,335 @@
+"""Learning the dictionaries of a chain together, from signals of the multi-layer model."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Key
+from unrolled._interior_point import one_thread
+from unrolled.dictionaries import Dictionary
+from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
+from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._matching import match
+from unrolled.dictionary_learning._signals import (
+    Signals,
+    as_signals,
+    distinct,
+    duplicates,
+    generator,
+    start_atoms,
+)
+from unrolled.dictionary_learning._sparse_ksvd import SparseAtoms
+from unrolled.dictionary_learning._sweeps import Fitted
+
+# Passes of thresholded gradient steps over the columns of a layer, in one sweep.
+_PASSES = 3
+
+Matrices = tuple[np.ndarray, ...]
+
+
+def multilayer(
+    Y: ArrayLike,
+    shapes: Sequence[tuple[int, int]],
+    *,
+    sparsities: Sequence[int],
+    sweeps: int = 20,
+    key: Key = 0,
+    start: str | Dictionary = "data",
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    progress: Progress | None = None,
+    resume: Learned | None = None,
+    checkpoint: str | Path | None = None,
+) -> Learned:
+    r"""Dictionaries of the multi-layer model: D_1, and sparse D_2, ..., D_J.
+
+    .. math:: \min \frac1{2n} \sum_{k=1}^n \|y_k - D_1 \cdots D_J x_{J,k}\|^2, \qquad
+        x_{j-1} = D_j x_j, \; \|x_j\|_0 \le s_j.
+
+    A column of D_j, j > 1, has at most max(1, s_{j-1} // s_j) nonzeros. Then the codes between are
+    as sparse as asked for whenever x_J is, so every sweep is feasible: x_J by orthogonal matching
+    pursuit in the product; D_J, ..., D_2 by passes of gradient steps, column by column, each
+    followed by a hard threshold, with the step 1 / L that never raises the objective; D_1 by least
+    squares, as in `mod`; then unit atoms in every layer. A code of the sweep before stays where the
+    new one is worse, so that only replaced atoms raise the objective.
+
+    Args:
+        Y: (n, m), signals in rows, with n at least d_J.
+        shapes: ((m, d_1), (d_1, d_2), ..., (d_{J-1}, d_J)).
+        sparsities: s_1, ..., s_J.
+        sweeps, key, weights, mask, progress, resume, checkpoint: as in `ksvd`.
+        start: of D_1, as in `ksvd`. A column of D_j starts as the code of a random signal in
+            D_1 ... D_{j-1}.
+
+    Returns:
+        Learned, where D is (D_1, ..., D_J), matrices with exact zeros, and X is (X_1, ..., X_J),
+        (n, d_j) each. One layer is `mod`.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and for shapes that do not meet or
+            sparsities that are not one per layer, below 1, or above d_j (s_J above m).
+
+    Reference: Sulam, Papyan, Romano, Elad (2018), section V, where signals come in batches, codes
+    from FISTA, and D_1 from a gradient step.
+
+    Not claimed: that D_1 and D_2 are those of a planted product; each may be mixed into the other
+    where D_2 is not sparse enough.
+
+    Example:
+        >>> D_1, D_2 = ur.dictionaries.dct(8, 8), ur.dictionaries.transversal(0, 2, 5, 12)[:8]
+        >>> Y = ur.problems.exact_sparse(jax.random.key(1), (300, 12), 1) @ (D_1 @ D_2).T
+        >>> found = ur.dictionary_learning.multilayer(Y, [(8, 8), (8, 12)], sparsities=(2, 1))
+        >>> [X.shape for X in found.X], int((found.D[1] != 0).sum(0).max())
+        ([(300, 8), (300, 12)], 2)
+    """
+    where = "multilayer"
+    signals = as_signals(Y, where, weights, mask)
+    shapes = _shapes(shapes, signals.Y.shape, where)
+    counts = _counts(sparsities, shapes, where)
+    sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
+    config = {"method": where, "shapes": [list(s) for s in shapes], "sparsities": list(sparsities)}
+    if checkpoint is not None:
+        config |= {"key": text_of(key), "start": text_of(start)}
+        config["signals"] = fingerprint(signals.Y, signals.V)
+    keeper, began, J = Keeper(checkpoint, config), time.monotonic(), len(shapes)
+    history: list[Step] = []
+    if (saved := keeper.load()) is not None:
+        arrays, history = saved
+        Ds, X = tuple(arrays[f"D_{j}"] for j in range(J)), arrays["X"]
+    elif resume is not None:
+        (Ds, X), history = _resumed(resume, signals, shapes, where), [*resume.history]
+    else:
+        Ds = _start(signals, shapes, counts, start, generator(key, 0), where)
+        X = np.zeros((len(signals.Y), shapes[-1][1]), signals.Y.dtype)
+    began -= history[-1].seconds if history else 0
+    for step in range(len(history) + 1, sweeps + 1):
+        with one_thread():
+            Ds, X, replaced = _sweep(signals, Ds, X, counts, generator(key, step))
+        objective = signals.objective(_residual(signals, Ds, X))
+        history.append(Step(step, objective, time.monotonic() - began, replaced))
+        kept = {"X": X, **{f"D_{j}": D for j, D in enumerate(Ds)}}
+        keeper.save(kept, history, last=step == sweeps)
+        if progress is not None:
+            progress(history[-1])
+    codes = [X]
+    for D in reversed(Ds[1:]):
+        codes.insert(0, codes[0] @ D.T)
+    return Learned(
+        tuple(jnp.asarray(D, signals.dtype) for D in Ds),
+        tuple(jnp.asarray(np.ldexp(x, signals.exponent), signals.dtype) for x in codes),
+        signals.objective(_residual(signals, Ds, X)),
+        tuple(history),
+    )
+
+
+def _shapes(
+    shapes: Sequence[tuple[int, int]], signals: tuple[int, ...], where: str
+) -> tuple[tuple[int, int], ...]:
+    """The shapes as integers, checked against each other and the signals."""
+    n, m = signals
+    found: list[tuple[int, int]] = []
+    for j, shape in enumerate(shapes, start=1):
+        if np.shape(shape) != (2,):
+            raise ValueError(f"{where}: shapes[{j - 1}] is {shape}; expected (rows, columns)")
+        rows, columns = (_checks.as_index(s, f"shapes[{j - 1}]", where, least=1) for s in shape)
+        expected = found[-1][1] if found else m
+        if rows != expected:
+            what = f"D_{j - 1} has {expected} columns" if found else f"signals have length {m}"
+            raise ValueError(f"{where}: D_{j} has {rows} rows but {what}")
+        found.append((rows, columns))
+    if not found:
+        raise ValueError(f"{where}: expected the shape of at least one dictionary, got none")
+    if (largest := max(columns for _, columns in found)) > n:
+        raise ValueError(
+            f"{where}: a dictionary has {largest} atoms but there are {n} signals; expected at "
+            "most as many"
+        )
+    return tuple(found)
+
+
+def _counts(
+    sparsities: Sequence[int], shapes: tuple[tuple[int, int], ...], where: str
+) -> tuple[int, ...]:
+    """The most nonzeros of a column of D_2, ..., D_J, and of x_J."""
+    if np.shape(sparsities) != (len(shapes),):
+        raise ValueError(
+            f"{where}: sparsities has shape {np.shape(sparsities)}; expected one of each of "
+            f"{len(shapes)} layers"
+        )
+    found = []
+    for j, (s, (_, d)) in enumerate(zip(sparsities, shapes), start=1):
+        most = d if j < len(shapes) else min(d, shapes[0][0])
+        s = _checks.as_index(s, f"s_{j}", where, least=1)
+        if s > most:
+            raise ValueError(f"{where}: s_{j} is {s}; expected at most {most}")
+        found.append(s)
+    return *(max(1, above // s) for above, s in zip(found, found[1:])), found[-1]
+
+
+def _resumed(
+    resume: Learned, signals: Signals, shapes: tuple[tuple[int, int], ...], where: str
+) -> tuple[Matrices, np.ndarray]:
+    Ds, codes = resume.D, resume.X
+    n = len(signals.Y)
+    if (
+        not isinstance(Ds, tuple)
+        or not isinstance(codes, tuple)
+        or tuple(D.shape for D in Ds) != shapes
+        or codes[-1].shape != (n, shapes[-1][1])
+    ):
+        raise ValueError(f"{where}: resume is not of dictionaries {shapes} and these {n} signals")
+    X = np.ldexp(np.asarray(codes[-1], signals.Y.dtype), -signals.exponent)
+    return tuple(np.array(D, signals.Y.dtype) for D in Ds), X
+
+
+def _start(
+    signals: Signals,
+    shapes: tuple[tuple[int, int], ...],
+    counts: tuple[int, ...],
+    start: str | Dictionary,
+    rng: np.random.Generator,
+    where: str,
+) -> Matrices:
+    Ds: Matrices = (start_atoms(start, signals, shapes[0][1], rng, where),)
+    for (_, d), count in zip(shapes[1:], counts):
+        atoms = distinct(signals.Y[rng.permutation(len(signals.Y))], Ds[0][:, :0], d, rng)
+        Ds = (*Ds, _columns(_product(Ds), atoms, count))
+    return Ds
+
+
+def _product(Ds: Matrices) -> np.ndarray:
+    """D_1 ... D_J."""
+    D = Ds[0]
+    for factor in Ds[1:]:
+        D = D @ factor
+    return D
+
+
+def _columns(base: np.ndarray, atoms: np.ndarray, count: int) -> np.ndarray:
+    """Unit columns with `count` nonzeros whose products with the base are near atoms in rows."""
+    A = match(base, atoms, min(count, *base.shape)).T
+    empty = ~A.any(0)
+    A[:, empty] = np.eye(len(A), dtype=A.dtype)[:, np.flatnonzero(empty) % len(A)]
+    return A / np.linalg.norm(A, axis=0)
+
+
+def _residual(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
+    return signals.Y - X @ _product(Ds).T
+
+
+def _squares(signals: Signals, R: np.ndarray) -> np.ndarray:
+    return np.sum(R * R if signals.V is None else signals.V * R * R, 1)
+
+
+def _sweep(
+    signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Matrices, np.ndarray, int]:
+    """Codes, replacements, D_J to D_1, and unit atoms."""
+    old = X
+    X = match(_product(Ds), signals.Y, counts[-1], signals.V)
+    errors = [_squares(signals, _residual(signals, Ds, codes)) for codes in (X, old)]
+    X = np.where((errors[0] > errors[1])[:, None], old, X)
+    Ds, X, replaced = _replaced(signals, Ds, X, counts, rng)
+    if len(Ds) > 1:
+        Ds, X = _last_layer(signals, Ds, X, counts[-2])
+    for j in range(len(Ds) - 2, 0, -1):
+        Ds = (*Ds[:j], _descend(signals, Ds, X, j, counts[j - 1]), *Ds[j + 1 :])
+    Ds = (_least_squares(signals, Ds, X), *Ds[1:])
+    return *_normalised(Ds, X), replaced
+
+
+def _last_layer(
+    signals: Signals, Ds: Matrices, X: np.ndarray, count: int
+) -> tuple[Matrices, np.ndarray]:
+    """D_J and x_J, by the update of sparse K-SVD over D_1 ... D_{J-1}."""
+    atoms = SparseAtoms(jnp.asarray(_product(Ds[:-1])), Ds[-1], count)
+    D = _product(Ds)
+    fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T)
+    atoms.update(signals, fitted)
+    return (*Ds[:-1], atoms.A), np.ascontiguousarray(fitted.X.T)
+
+
+def _target(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
+    """v y + (1 - v) D x: without weights its error is at least the weighted one, with equality."""
+    if signals.V is None:
+        return signals.Y
+    return signals.Y - (1 - signals.V / signals.V.max()) * _residual(signals, Ds, X)
+
+
+def _below(Ds: Matrices, X: np.ndarray, j: int) -> np.ndarray:
+    """The codes x_{j + 1} = D_{j + 2} ... D_J x_J that D_{j + 1} multiplies, (n, d)."""
+    for D in reversed(Ds[j + 1 :]):
+        X = X @ D.T
+    return X
+
+
+def _descend(signals: Signals, Ds: Matrices, X: np.ndarray, j: int, count: int) -> np.ndarray:
+    """D_{j + 1} after passes of H(a_k - g_k / L_k) over its columns, for fixed codes."""
+    A, Z, D = _product(Ds[:j]), _below(Ds, X, j), Ds[j].copy()
+    S, H = Z.T @ Z, A.T @ A
+    C = A.T @ (_target(signals, Ds, X).T @ Z)
+    L = np.linalg.eigvalsh(H)[-1] * (1 + 1e-3)
+    for k in np.tile(np.flatnonzero(np.diag(S) > 0), _PASSES):
+        a = D[:, k] - (H @ (D @ S[:, k]) - C[:, k]) / (L * S[k, k])
+        a[np.argsort(-np.abs(a), kind="stable")[count:]] = 0
+        D[:, k] = a
+    return D
+
+
+def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
+    """D_1 for fixed codes, among the atoms that are used."""
+    Z, D = _below(Ds, X, 0), Ds[0].copy()
+    used = np.flatnonzero(Z.any(0))
+    Z = Z[:, used]
+    rounding = len(used) * np.finfo(Z.dtype).eps
+    inverse = np.linalg.pinv(Z.T @ Z, rcond=rounding, hermitian=True)
+    atoms = _target(signals, Ds, X).T @ Z @ inverse
+    D[:, used] = np.where(atoms.any(0), atoms, D[:, used])
+    return D
+
+
+def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
+    """Unit columns; their norms move to the rows of the next layer, and at the end to the codes."""
+    found: Matrices = ()
+    norms = np.ones(len(Ds[0]), X.dtype)
+    for D in Ds:
+        D = norms[:, None] * D
+        norms = np.linalg.norm(D, axis=0)
+        kept = np.where(norms > 0, norms, 1)
+        found = (*found, D / kept)
+    return found, X * norms
+
+
+def _replaced(
+    signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Matrices, np.ndarray, int]:
+    """New atoms, for the worst signals, in place of those of D_J that no code uses or that repeat.
+
+    An atom of another layer is replaced where no column of the next has it.
+    """
+    total = 0
+    for j in range(len(Ds) - 1, -1, -1):
+        last = j == len(Ds) - 1
+        D = _product(Ds[: j + 1])
+        use = np.count_nonzero(X if last else Ds[j + 1].T, 0)
+        dead = np.flatnonzero(use == 0)
+        if last:
+            norms = np.linalg.norm(D, axis=0)
+            dead = np.union1d(dead, duplicates(D / np.where(norms > 0, norms, 1), use))
+            X = X.copy()
+            X[:, dead] = 0
+        if not len(dead):
+            continue
+        R = _residual(signals, Ds, X)
+        worst = np.argsort(-_squares(signals, R), kind="stable")[: 10 * len(dead)]
+        candidates = signals.filled(R)[worst]
+        rows = distinct(candidates, np.delete(D, dead, 1), len(dead), rng)
+        fresh = Ds[j].copy()
+        fresh[:, dead] = rows.T if j == 0 else _columns(_product(Ds[:j]), rows, counts[j - 1])
+        Ds, total = (*Ds[:j], fresh, *Ds[j + 1 :]), total + len(dead)
+    return Ds, X, total
