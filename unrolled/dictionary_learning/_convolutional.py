@@ -22,7 +22,7 @@ from unrolled.dictionary_learning._conv_sweep import (
     sweep,
 )
 from unrolled.dictionary_learning._images import checked_images
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._signals import Signals, generator, unit_rows
 from unrolled.dictionary_learning._windows import drawn_windows, shifted_copies
@@ -113,13 +113,13 @@ def convolutional(
         state, replaced = _refreshed(state, problem, generator(key, step))
         state = _advanced(state, problem, nonnegative)
         objective = math.ldexp(float(state.ahead.objective), 2 * signals.exponent)
-        history = (*history, Step(step, objective, time.monotonic() - began, replaced))
-        keeper.save(_arrays(state), history)
+        history.append(Step(step, objective, time.monotonic() - began, replaced))
+        keeper.save(_arrays(state), history, last=step == sweeps)
         if progress is not None:
             progress(history[-1])
     if history:
         _warn_of_zeros(state, lam, where)
-    return _result(signals, problem, state, history)
+    return _result(signals, problem, state, tuple(history))
 
 
 class Ahead(NamedTuple):
@@ -175,7 +175,7 @@ def _config(
         "boundary": D.boundary,
         "lam": float(lam),
         "nonnegative": bool(nonnegative),
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": text_of(key),
         "images": fingerprint(signals.Y, signals.V),
         "start": fingerprint(np.asarray(D.filters)) if given else "data",
     }
@@ -189,14 +189,14 @@ def _start(
     given: bool,
     key: jax.Array,
     where: str,
-) -> tuple[_State, tuple[Step, ...]]:
+) -> tuple[_State, list[Step]]:
     """Where a learning ended, or begins: with codes that are zero."""
     kept = keeper.load()
     if kept is not None:
         arrays, history = kept
         return _restored(arrays, D), history
     if resume is not None:
-        return _resumed(resume, signals, D, where), resume.history
+        return _resumed(resume, signals, D, where), list(resume.history)
     filters = np.asarray(D.filters)
     if given:
         filters = unit_rows(filters.reshape(len(filters), -1)).reshape(filters.shape)
@@ -206,7 +206,7 @@ def _start(
     n, dtype = len(signals.Y), signals.Y.dtype
     curvature = Curvature(jnp.ones((), dtype), jnp.full(n, len(filters), dtype))
     D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((n, D.shape[1]), dtype)
-    return _at_rest(D, X, np.array(np.inf), curvature), ()
+    return _at_rest(D, X, np.array(np.inf), curvature), []
 
 
 def _arrays(state: _State) -> Arrays:

@@ -1,8 +1,5 @@
 """Filters made from images: windows, drawn where most is left to represent; and shifted copies."""
 
-import math
-from typing import Any
-
 import numpy as np
 
 from unrolled.dictionaries import Conv
@@ -27,23 +24,19 @@ def drawn_windows(
     grid = (len(R), *D.signal_grid)
     R = _extended(D, R.reshape(grid))
     axes = tuple(range(2, R.ndim))
+    # (n, n_channels, *positions, *kernel), a view
     windows = np.lib.stride_tricks.sliding_window_view(R, D.kernel, axes)
-    places: Any = tuple(slice(0, (p - 1) * t + 1, t) for p, t in zip(D.positions, D.stride))
-    windows = windows[
-        (slice(None), slice(None), *places)
-    ]  # (n, n_channels, *positions, *kernel), a view
-    energy = _window_sums(np.sum(R.astype(float) ** 2, 1), D.kernel)[(slice(None), *places)]
+    places = tuple(slice(0, (p - 1) * t + 1, t) for p, t in zip(D.positions, D.stride))
+    windows = windows[:, :, *places]
+    energy = _window_sums(np.sum(R.astype(float) ** 2, 1), D.kernel)[:, *places]
     odds = np.maximum(energy, 0).reshape(-1)
-    wanted = min(10 * count, int(np.count_nonzero(odds)))
-    size = math.prod(D.kernel) * D.signal_grid[0]
+    wanted, size = min(10 * count, int(np.count_nonzero(odds))), filters.shape[1]
     candidates = np.zeros((0, size), R.dtype)
     if wanted:
         chosen = rng.choice(len(odds), wanted, replace=False, p=odds / odds.sum())
         image, *position = np.unravel_index(chosen, energy.shape)
-        candidates = windows[(image, slice(None), *position)].reshape(wanted, size)
-    found = distinct(
-        np.concatenate([candidates, np.zeros((1, size), R.dtype)]), filters.T, count, rng
-    )
+        candidates = np.moveaxis(windows, 1, len(D.kernel) + 1)[image, *position]
+    found = distinct(candidates.reshape(-1, size), filters.T, count, rng)
     return found.reshape(count, D.signal_grid[0], *D.kernel)
 
 
