@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array, Key
+from unrolled._checks import Key
 from unrolled.dictionaries import Conv
-from unrolled.dictionary_learning._conv_sweep import (
-    Curvature,
-    Problem,
-    evaluated,
-    extrapolated,
-    sweep,
-)
+from unrolled.dictionary_learning._conv_state import Ahead, State, advanced, at_rest, refreshed
+from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, evaluated
 from unrolled.dictionary_learning._images import checked_images
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._signals import Signals, generator, unit_rows
-from unrolled.dictionary_learning._windows import drawn_windows, shifted_copies
+from unrolled.dictionary_learning._windows import drawn_windows
 
 
 def convolutional(
@@ -110,8 +105,8 @@ def convolutional(
     state, history = _start(keeper, resume, signals, D, given, key, where)
     began -= history[-1].seconds if history else 0
     for step in range(len(history) + 1, sweeps + 1):
-        state, replaced = _refreshed(state, problem, generator(key, step))
-        state = _advanced(state, problem, nonnegative)
+        state, replaced = refreshed(state, problem, generator(key, step))
+        state = advanced(state, problem, nonnegative)
         objective = math.ldexp(float(state.ahead.objective), 2 * signals.exponent)
         history.append(Step(step, objective, time.monotonic() - began, replaced))
         keeper.save(_arrays(state), history, last=step == sweeps)
@@ -120,42 +115,6 @@ def convolutional(
     if history:
         _warn_of_zeros(state, lam, where)
     return _result(signals, problem, state, tuple(history))
-
-
-class Ahead(NamedTuple):
-    """What `convolutional` goes on with beside D and X: where its next sweep begins."""
-
-    filters: Array  # (n_atoms, n_channels, *kernel)
-    X: Array  # (n, d)
-    t: np.ndarray  # () momentum counter
-    objective: np.ndarray  # () of D and X, in the units of images near 1; inf at the start
-    curvature: Curvature
-
-
-class _State(NamedTuple):
-    """The best filters and codes, and where the next sweep begins."""
-
-    D: Conv
-    X: Array  # (n, d)
-    ahead: Ahead
-
-
-def _advanced(state: _State, problem: Problem, nonnegative: bool) -> _State:
-    """A sweep. If it ends above the best objective, the next one begins from the best."""
-    D, X, (filters, codes, t, objective, curvature) = state
-    found = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)
-    value = np.mean(np.asarray(found.objectives), dtype=float)
-    if value > objective:
-        return _at_rest(D, X, objective, found.curvature)
-    t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
-    momentum = jnp.asarray((t - 1) / t_next, X.dtype)
-    filters, codes = extrapolated((D, X), (found.D, found.X), momentum, nonnegative)
-    return _State(found.D, found.X, Ahead(filters, codes, t_next, value, found.curvature))
-
-
-def _at_rest(D: Conv, X: Array, objective: np.ndarray, curvature: Curvature) -> _State:
-    """A state without momentum."""
-    return _State(D, X, Ahead(D.filters, X, np.ones(()), objective, curvature))
 
 
 def _problem(signals: Signals, lam: float) -> Problem:
@@ -189,7 +148,7 @@ def _start(
     given: bool,
     key: jax.Array,
     where: str,
-) -> tuple[_State, list[Step]]:
+) -> tuple[State, list[Step]]:
     """Where a learning ended, or begins: with codes that are zero."""
     kept = keeper.load()
     if kept is not None:
@@ -206,10 +165,10 @@ def _start(
     n, dtype = len(signals.Y), signals.Y.dtype
     curvature = Curvature(jnp.ones((), dtype), jnp.full(n, len(filters), dtype))
     D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((n, D.shape[1]), dtype)
-    return _at_rest(D, X, np.array(np.inf), curvature), []
+    return at_rest(D, X, np.array(np.inf), curvature), []
 
 
-def _arrays(state: _State) -> Arrays:
+def _arrays(state: State) -> Arrays:
     D, X, (filters, codes, t, objective, curvature) = state
     values = (D.filters, X, filters, codes, t, objective, *curvature)
     return {name: np.asarray(value) for name, value in zip(_ARRAYS, values)}
@@ -218,15 +177,15 @@ def _arrays(state: _State) -> Arrays:
 _ARRAYS = ("D", "X", "filters", "codes", "t", "objective", "of_filters", "of_codes")
 
 
-def _restored(arrays: Arrays, D: Conv) -> _State:
+def _restored(arrays: Arrays, D: Conv) -> State:
     values = (jnp.asarray(arrays[name]) for name in _ARRAYS[:4])
     filters, X, filters_ahead, codes_ahead = values
     curvature = Curvature(jnp.asarray(arrays["of_filters"]), jnp.asarray(arrays["of_codes"]))
     ahead = Ahead(filters_ahead, codes_ahead, arrays["t"], arrays["objective"], curvature)
-    return _State(replace(D, filters=filters), X, ahead)
+    return State(replace(D, filters=filters), X, ahead)
 
 
-def _resumed(resume: Learned, signals: Signals, D: Conv, where: str) -> _State:
+def _resumed(resume: Learned, signals: Signals, D: Conv, where: str) -> State:
     n, past, ahead = len(signals.Y), resume.D, resume.state
     fits = isinstance(past, Conv) and past.is_shift_of(D) and past.shape == D.shape
     if not fits or not isinstance(ahead, Ahead) or len(ahead.X) != n:
@@ -235,31 +194,10 @@ def _resumed(resume: Learned, signals: Signals, D: Conv, where: str) -> _State:
         )
     dtype = signals.Y.dtype
     X = np.ldexp(np.asarray(resume.X, dtype).reshape(n, -1), -signals.exponent)
-    return _State(_checks.cast(past, dtype), jnp.asarray(X), ahead)
+    return State(_checks.cast(past, dtype), jnp.asarray(X), ahead)
 
 
-def _refreshed(state: _State, problem: Problem, rng: np.random.Generator) -> tuple[_State, int]:
-    """Windows of the residual in place of filters that are unused, or shifts of another.
-
-    Where no filter is used they all stay: the codes have not been found yet, or lam is too large.
-    """
-    D, X, ahead = state
-    filters = np.array(D.filters)
-    use = np.asarray(jnp.sum(jnp.abs(X.reshape(len(X), len(filters), -1)), (0, 2)))
-    fresh = np.union1d(np.flatnonzero(use == 0), shifted_copies(filters, use))
-    if not use.any() or not len(fresh):
-        return state, 0
-    kept = ~np.isin(np.arange(len(filters)), fresh)
-    X = X * D.spread(jnp.asarray(kept, X.dtype))[None]
-    R = np.asarray(evaluated(problem, D, X).R)
-    R = R if problem.V is None else np.where(np.asarray(problem.V) > 0, R, 0)
-    others = filters[kept].reshape(kept.sum(), -1)
-    filters[fresh] = drawn_windows(D, R, others, len(fresh), rng)
-    D = replace(D, filters=jnp.asarray(filters))
-    return _at_rest(D, X, np.array(np.inf), ahead.curvature), len(fresh)
-
-
-def _warn_of_zeros(state: _State, lam: float, where: str) -> None:
+def _warn_of_zeros(state: State, lam: float, where: str) -> None:
     if not np.asarray(state.X).any():
         _checks.warn(
             f"{where}: all codes are zero and D is the start: lam={lam} is not below max abs(D'y) "
@@ -267,9 +205,7 @@ def _warn_of_zeros(state: _State, lam: float, where: str) -> None:
         )
 
 
-def _result(
-    signals: Signals, problem: Problem, state: _State, history: tuple[Step, ...]
-) -> Learned:
+def _result(signals: Signals, problem: Problem, state: State, history: tuple[Step, ...]) -> Learned:
     D, X, ahead = state
     objectives = np.asarray(evaluated(problem, D, X).objectives)
     objective = math.ldexp(float(np.mean(objectives, dtype=float)), 2 * signals.exponent)
