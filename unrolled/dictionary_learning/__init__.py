@@ -4,6 +4,9 @@ Signals are rows and atoms are columns: Y is nearly X D'. Every function returns
 D is what the pursuits, the layers and the theory take.
 """
 
+from unrolled.dictionary_learning._convolutional import (
+    convolutional,
+)
 from unrolled.dictionary_learning._double_sparse import (
     double_sparse,
 )
@@ -31,6 +34,7 @@ from unrolled.dictionary_learning._unrolled import (
 __all__ = [
     "Learned",
     "Step",
+    "convolutional",
     "double_sparse",
     "ksvd",
     "mod",

@@ -35,14 +35,18 @@ class Signals(NamedTuple):
 
 
 def as_signals(
-    Y: ArrayLike, where: str, weights: ArrayLike | None = None, mask: ArrayLike | None = None
+    Y: ArrayLike,
+    where: str,
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    name: str = "Y",
 ) -> Signals:
     """The signals and weights that a caller gives, checked."""
-    _checks.on_host((Y, weights, mask), where, "Y, weights or mask")
-    given = _checks.as_float(Y, "Y", where)
+    _checks.on_host((Y, weights, mask), where, f"{name}, weights or mask")
+    given = _checks.as_float(Y, name, where)
     if given.ndim != 2 or 0 in given.shape:
         raise ValueError(
-            f"{where}: Y has shape {given.shape}; expected (signals, m), signals in rows"
+            f"{where}: {name} has shape {given.shape}; expected (signals, m), signals in rows"
         )
     Y = np.asarray(given).astype(wide_dtype(given.dtype))
     V = _weights(Y.shape, Y.dtype, weights, mask, where)
@@ -50,8 +54,8 @@ def as_signals(
     if not known.all():
         row, column = np.argwhere(~known)[0]
         raise ValueError(
-            f"{where}: Y has NaN or infinite entries, the first at ({row}, {column}); give the "
-            "known ones as `mask`"
+            f"{where}: {name} has NaN or infinite entries, the first at ({row}, {column}); "
+            "give the known ones as `mask`"
         )
     if V is not None:
         Y = np.where(V > 0, Y, 0)

@@ -1,0 +1,75 @@
+"""What convolutional dictionary learning goes through from sweep to sweep."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled._checks import Array
+from unrolled.dictionaries import Conv
+from unrolled.dictionary_learning._conv_sweep import (
+    Curvature,
+    Problem,
+    evaluated,
+    extrapolated,
+    sweep,
+)
+from unrolled.dictionary_learning._windows import drawn_windows, shifted_copies
+
+
+class Ahead(NamedTuple):
+    """What `convolutional` goes on with beside D and X: where its next sweep begins."""
+
+    filters: Array  # (n_atoms, n_channels, *kernel)
+    X: Array  # (n, d)
+    t: np.ndarray  # () momentum counter
+    objective: np.ndarray  # () of D and X, in the units of images near 1; inf at the start
+    curvature: Curvature
+
+
+class State(NamedTuple):
+    """The best filters and codes, and where the next sweep begins."""
+
+    D: Conv
+    X: Array  # (n, d)
+    ahead: Ahead
+
+
+def advanced(state: State, problem: Problem, nonnegative: bool) -> State:
+    """A sweep. If it ends above the best objective, the next one begins from the best."""
+    D, X, (filters, codes, t, objective, curvature) = state
+    found = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)
+    value = np.mean(np.asarray(found.objectives), dtype=float)
+    if value > objective:
+        return at_rest(D, X, objective, found.curvature)
+    t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
+    momentum = jnp.asarray((t - 1) / t_next, X.dtype)
+    filters, codes = extrapolated((D, X), (found.D, found.X), momentum, nonnegative)
+    return State(found.D, found.X, Ahead(filters, codes, t_next, value, found.curvature))
+
+
+def at_rest(D: Conv, X: Array, objective: np.ndarray, curvature: Curvature) -> State:
+    """A state without momentum."""
+    return State(D, X, Ahead(D.filters, X, np.ones(()), objective, curvature))
+
+
+def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple[State, int]:
+    """Windows of the residual in place of filters that are unused, or shifts of another.
+
+    Where no filter is used they all stay: the codes have not been found yet, or lam is too large.
+    """
+    D, X, ahead = state
+    filters = np.array(D.filters)
+    use = np.asarray(jnp.sum(jnp.abs(X.reshape(len(X), len(filters), -1)), (0, 2)))
+    fresh = np.union1d(np.flatnonzero(use == 0), shifted_copies(filters, use))
+    if not use.any() or not len(fresh):
+        return state, 0
+    kept = ~np.isin(np.arange(len(filters)), fresh)
+    X = X * D.spread(jnp.asarray(kept, X.dtype))[None]
+    R = np.asarray(evaluated(problem, D, X).R)
+    R = R if problem.V is None else np.where(np.asarray(problem.V) > 0, R, 0)
+    others = filters[kept].reshape(kept.sum(), -1)
+    filters[fresh] = drawn_windows(D, R, others, len(fresh), rng)
+    D = replace(D, filters=jnp.asarray(filters))
+    return at_rest(D, X, np.array(np.inf), ahead.curvature), len(fresh)

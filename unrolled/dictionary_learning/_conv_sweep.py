@@ -1,0 +1,144 @@
+"""One sweep of convolutional dictionary learning: the filters for given codes, then the codes."""
+
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from unrolled._checks import Array
+from unrolled.activations import relu, shrink
+from unrolled.dictionaries import Conv
+from unrolled.dictionary_learning._descent import Descent, Fit, descend, weighted
+
+# Steps for the filters and for the codes in a sweep.
+_FILTERS, _CODES = 3, 5
+
+
+class Problem(NamedTuple):
+    """Images near 1, flat, with weights of their squared errors, and the penalty weight."""
+
+    Y: Array  # (n, m)
+    V: Array | None  # (n, m); None for ones
+    lam: Array  # ()
+
+
+class Curvature(NamedTuple):
+    """What the steps of the filters and of the codes take for the curvature, from step to step."""
+
+    filters: Array  # ()
+    codes: Array  # (n,)
+
+
+class Sweep(NamedTuple):
+    """Filters and codes."""
+
+    D: Conv  # unit filters
+    X: Array  # (n, d)
+    curvature: Curvature
+    objectives: Array  # (n,) of the images
+
+
+def products(D: Conv, X: Array) -> Array:
+    """D x for every code: (n, d) -> (n, m)."""
+    return jax.vmap(D.synthesize)(X)
+
+
+@partial(jax.jit, static_argnames="nonnegative")
+def sweep(problem: Problem, D: Conv, X: Array, curvature: Curvature, nonnegative: bool) -> Sweep:
+    """Filters and codes with an objective that is not above that of D and X, but for rounding."""
+    with jax.default_matmul_precision("highest"):
+        filters = _filters(problem, D, X, curvature.filters)
+        axes = tuple(range(1, D.filters.ndim))
+        norms = jnp.sqrt(jnp.sum(filters.u**2, axes))
+        norms = jnp.where(norms > 0, norms, 1)
+        D = replace(D, filters=filters.u / jnp.expand_dims(norms, axes))
+        X = X * D.spread(norms)[None]
+        codes = _codes(problem, D, X, filters.Au, curvature.codes, nonnegative)
+        found = Curvature(filters.L, codes.L)
+        objectives = _objectives(problem, codes.u, problem.Y - codes.Au)
+        return Sweep(D, codes.u, found, objectives)
+
+
+@partial(jax.jit, static_argnames="nonnegative")
+def extrapolated(
+    old: tuple[Conv, Array], new: tuple[Conv, Array], momentum: Array, nonnegative: bool
+) -> tuple[Array, Array]:
+    """Filters and codes ahead of the new ones, seen from the old; admissible again."""
+    ahead = jax.tree.map(lambda a, b: b + momentum * (b - a), old, new)
+    filters, X = ahead[0].filters, relu(ahead[1]) if nonnegative else ahead[1]
+    norms = jnp.sqrt(jnp.sum(filters**2, tuple(range(1, filters.ndim)), keepdims=True))
+    return filters / jnp.where(norms > 0, norms, 1), X
+
+
+class Evaluated(NamedTuple):
+    """What filters and codes amount to."""
+
+    objectives: Array  # (n,) of the images
+    R: Array  # (n, m) Y - X D'
+
+
+@jax.jit
+def evaluated(problem: Problem, D: Conv, X: Array) -> Evaluated:
+    """The objectives, and the residuals."""
+    with jax.default_matmul_precision("highest"):
+        R = problem.Y - products(D, X)
+        return Evaluated(_objectives(problem, X, R), R)
+
+
+def _objectives(problem: Problem, X: Array, R: Array) -> Array:
+    penalties = problem.lam * jnp.sum(jnp.abs(X), 1)
+    return jnp.sum(R * weighted(problem.V, R), 1) / 2 + penalties
+
+
+def _filters(problem: Problem, D: Conv, X: Array, L: Array) -> Descent:
+    """Steps for the filters in the unit balls; those that no code uses stay."""
+    axes = tuple(range(1, D.filters.ndim))
+    use = jnp.sum(X.reshape(len(X), D.code_grid[0], -1) ** 2, (0, 2))
+    scales = jnp.expand_dims(jnp.where(use > 0, use, 1), axes)
+
+    def into_ball(filters, _):
+        return filters / jnp.maximum(1, jnp.sqrt(jnp.sum(filters**2, axes, keepdims=True)))
+
+    fit = Fit(
+        problem.Y,
+        problem.V,
+        lambda filters: products(replace(D, filters=filters), X),
+        partial(filter_gradient, D, X),
+        scales,
+        into_ball,
+        jnp.zeros_like,
+    )
+    return descend(fit, D.filters, products(D, X), L, _FILTERS)
+
+
+def filter_gradient(D: Conv, X: Array, R: Array) -> Array:
+    """The derivative of sum_i r_i'D x_i in the filters, in the shape of these."""
+
+    def correlation(filters):
+        return jnp.vdot(jax.vmap(replace(D, filters=filters).analyze)(R), X)
+
+    return jax.grad(correlation)(D.filters)
+
+
+def _codes(problem: Problem, D: Conv, X: Array, DX: Array, L: Array, nonnegative: bool) -> Descent:
+    lam = problem.lam
+
+    def prox(x, step):
+        return relu(x - step * lam) if nonnegative else shrink(x, step * lam)
+
+    def one(y, v, x, Dx, L):
+        fit = Fit(
+            y,
+            v,
+            D.synthesize,
+            D.analyze,
+            jnp.ones((), x.dtype),
+            prox,
+            lambda x: lam * jnp.abs(x),
+        )
+        return descend(fit, x, Dx, L, _CODES)
+
+    in_v = None if problem.V is None else 0
+    return jax.vmap(one, (0, in_v, 0, 0, 0))(problem.Y, problem.V, X, DX, L)

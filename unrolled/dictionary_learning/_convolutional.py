@@ -1,0 +1,214 @@
+"""Convolutional dictionary learning: filters, and codes at every position, from whole images."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Key
+from unrolled.dictionaries import Conv
+from unrolled.dictionary_learning._conv_state import Ahead, State, advanced, at_rest, refreshed
+from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, evaluated
+from unrolled.dictionary_learning._images import checked_images
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
+from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._signals import Signals, generator, unit_rows
+from unrolled.dictionary_learning._windows import drawn_windows
+
+
+def convolutional(
+    images: ArrayLike,
+    filters: tuple[int, ...] | ArrayLike,
+    *,
+    lam: float,
+    sweeps: int = 50,
+    key: Key = 0,
+    stride: int | tuple[int, ...] = 1,
+    boundary: str = "valid",
+    nonnegative: bool = False,
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    progress: Progress | None = None,
+    resume: Learned | None = None,
+    checkpoint: str | Path | None = None,
+) -> Learned:
+    r"""Convolutional dictionary learning: a few filters, whose shifts are the atoms.
+
+    .. math:: \min_{D, X} \frac1n \sum_{k=1}^n \tfrac12 \|y_k - D x_k\|^2 + lam \|x_k\|_1
+
+    over the `Conv` dictionaries D with unit filters. A sweep takes 3 steps for the filters in the
+    unit balls, scales these to norm 1 with the codes (which lowers the penalty), and takes 5 steps
+    for the codes, all of FISTA and as long as the curvature allows. It begins ahead of where the
+    last one ended, by the momentum of FISTA; where that raised the objective it does not count, and
+    the next begins without. So the objective falls from sweep to sweep unless filters are replaced:
+    those that no code uses, and those that are nearly shifts of another (inner product above 0.99),
+    by windows of the residual.
+
+    Args:
+        images: (n, n_channels, *signal_shape), or (n, *signal_shape) of one channel.
+        filters: the shape (n_atoms, n_channels, *kernel), or an array of it to start from. From a
+            shape, windows of the images are drawn in proportion to their energy.
+        lam: penalty weight.
+        sweeps: how many in all, those of `resume` included.
+        key: a typed key, or a seed, of the start and of replacements.
+        stride, boundary: as of `dictionaries.Conv`.
+        nonnegative: learn codes x >= 0.
+        weights: of the squared errors, (n,) or as `images`, non-negative.
+        mask: as `images`, True where a sample is known; the others may be NaN.
+        progress: called as `progress(step)` after every sweep, with a `Step`.
+        resume: a result to go on from. With the other arguments as they were it is, bit for bit,
+            as if it had never stopped.
+        checkpoint: a file (.npz) in which every sweep is kept. The same call goes on from it.
+
+    Returns:
+        Learned, in the dtype of the images. D is a `Conv`, X has the shape (n, *D.code_grid), and
+        `objective` is the mean above, with the weights.
+
+    Raises:
+        TypeError: arrays that are traced or not real numbers, a mask that is not bool, counts that
+            are not integers.
+        ValueError: shapes that do not fit, filters longer than the images, lam not above 0, NaN
+            without a mask, an unknown boundary, a `resume` of another shape.
+        CheckpointError: the file is damaged, or of another learning.
+
+    Warns:
+        UserWarning: lam is so large that all codes are zero, and D is the start.
+
+    Not claimed: a global minimum. A filter is determined up to sign and shift, and what a shift
+    moves out of the kernel is lost.
+
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010); Garcia-Cardona, Wohlberg (2018), a survey;
+    Beck, Teboulle (2009) for the steps; Pock, Sabach (2016) for momentum in blocks.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.array([[[1.0, 2.0, 1.0]], [[1.0, -1.0, 0.0]]]), 40)
+        >>> X = ur.problems.exact_sparse(jax.random.key(0), (20, D.shape[1]), 4)
+        >>> found = ur.dictionary_learning.convolutional(X @ D.T, (2, 1, 3), lam=0.05)
+        >>> found.D.filters.shape, found.X.shape
+        ((2, 1, 3), (20, 2, 38))
+    """
+    where = "convolutional"
+    signals, D, given = checked_images(images, filters, (stride, boundary), weights, mask, where)
+    if not 0 < lam < math.inf:
+        raise ValueError(f"{where}: lam must be positive and finite, got {lam}")
+    sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
+    problem = _problem(signals, lam)
+    keeper = Keeper(checkpoint, _config(signals, D, given, lam, key, nonnegative))
+    began = time.monotonic()
+    state, history = _start(keeper, resume, signals, D, given, key, where)
+    began -= history[-1].seconds if history else 0
+    for step in range(len(history) + 1, sweeps + 1):
+        state, replaced = refreshed(state, problem, generator(key, step))
+        state = advanced(state, problem, nonnegative)
+        objective = math.ldexp(float(state.ahead.objective), 2 * signals.exponent)
+        history.append(Step(step, objective, time.monotonic() - began, replaced))
+        keeper.save(_arrays(state), history, last=step == sweeps)
+        if progress is not None:
+            progress(history[-1])
+    if history:
+        _warn_of_zeros(state, lam, where)
+    return _result(signals, problem, state, tuple(history))
+
+
+def _problem(signals: Signals, lam: float) -> Problem:
+    V = None if signals.V is None else jnp.asarray(signals.V)
+    near = jnp.asarray(math.ldexp(lam, -signals.exponent), signals.Y.dtype)
+    return Problem(jnp.asarray(signals.Y), V, near)
+
+
+def _config(
+    signals: Signals, D: Conv, given: bool, lam: float, key: jax.Array, nonnegative: bool
+) -> dict[str, Any]:
+    """What the file of a checkpoint must agree in."""
+    return {
+        "method": "convolutional",
+        "filters": [*D.filters.shape],
+        "stride": [*D.stride],
+        "boundary": D.boundary,
+        "lam": float(lam),
+        "nonnegative": bool(nonnegative),
+        "key": text_of(key),
+        "images": fingerprint(signals.Y, signals.V),
+        "start": fingerprint(np.asarray(D.filters)) if given else "data",
+    }
+
+
+def _start(
+    keeper: Keeper,
+    resume: Learned | None,
+    signals: Signals,
+    D: Conv,
+    given: bool,
+    key: jax.Array,
+    where: str,
+) -> tuple[State, list[Step]]:
+    """Where a learning ended, or begins: with codes that are zero."""
+    kept = keeper.load()
+    if kept is not None:
+        arrays, history = kept
+        return _restored(arrays, D), history
+    if resume is not None:
+        return _resumed(resume, signals, D, where), list(resume.history)
+    filters = np.asarray(D.filters)
+    if given:
+        filters = unit_rows(filters.reshape(len(filters), -1)).reshape(filters.shape)
+    else:
+        none = np.zeros((0, filters[0].size), filters.dtype)
+        filters = drawn_windows(D, signals.Y, none, len(filters), generator(key, 0))
+    n, dtype = len(signals.Y), signals.Y.dtype
+    curvature = Curvature(jnp.ones((), dtype), jnp.full(n, len(filters), dtype))
+    D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((n, D.shape[1]), dtype)
+    return at_rest(D, X, np.array(np.inf), curvature), []
+
+
+def _arrays(state: State) -> Arrays:
+    D, X, (filters, codes, t, objective, curvature) = state
+    values = (D.filters, X, filters, codes, t, objective, *curvature)
+    return {name: np.asarray(value) for name, value in zip(_ARRAYS, values)}
+
+
+_ARRAYS = ("D", "X", "filters", "codes", "t", "objective", "of_filters", "of_codes")
+
+
+def _restored(arrays: Arrays, D: Conv) -> State:
+    values = (jnp.asarray(arrays[name]) for name in _ARRAYS[:4])
+    filters, X, filters_ahead, codes_ahead = values
+    curvature = Curvature(jnp.asarray(arrays["of_filters"]), jnp.asarray(arrays["of_codes"]))
+    ahead = Ahead(filters_ahead, codes_ahead, arrays["t"], arrays["objective"], curvature)
+    return State(replace(D, filters=filters), X, ahead)
+
+
+def _resumed(resume: Learned, signals: Signals, D: Conv, where: str) -> State:
+    n, past, ahead = len(signals.Y), resume.D, resume.state
+    fits = isinstance(past, Conv) and past.is_shift_of(D) and past.shape == D.shape
+    if not fits or not isinstance(ahead, Ahead) or len(ahead.X) != n:
+        raise ValueError(
+            f"{where}: resume is not a result of `convolutional` with such filters and {n} images"
+        )
+    dtype = signals.Y.dtype
+    X = np.ldexp(np.asarray(resume.X, dtype).reshape(n, -1), -signals.exponent)
+    return State(_checks.cast(past, dtype), jnp.asarray(X), ahead)
+
+
+def _warn_of_zeros(state: State, lam: float, where: str) -> None:
+    if not np.asarray(state.X).any():
+        _checks.warn(
+            f"{where}: all codes are zero and D is the start: lam={lam} is not below max abs(D'y) "
+            "of these filters; try a smaller lam"
+        )
+
+
+def _result(signals: Signals, problem: Problem, state: State, history: tuple[Step, ...]) -> Learned:
+    D, X, ahead = state
+    objectives = np.asarray(evaluated(problem, D, X).objectives)
+    objective = math.ldexp(float(np.mean(objectives, dtype=float)), 2 * signals.exponent)
+    codes = np.ldexp(np.asarray(X), signals.exponent).reshape(-1, *D.code_grid)
+    D = _checks.cast(D, signals.dtype)
+    return Learned(D, jnp.asarray(codes, signals.dtype), objective, history, ahead)
