@@ -101,7 +101,7 @@ def learning(histories: "dict[str, Sequence[Step]]", *, log: bool = False) -> "F
     tidy(panel, title="Learning", xlabel="seconds", ylabel="mean objective")
     note(panel, [f"atoms replaced (circles): {'; '.join(replaced)}"] if replaced else [])
     mark_outside(panel, lines, colours, log)
-    fig.legend(loc="outside lower center", ncols=4, frameon=False)
+    fig.legend(loc="outside lower center", ncols=2, frameon=False)
     return fig
 
 
