@@ -199,13 +199,13 @@ def _codes(
     if found.X is not None:
         return np.asarray(found.X)
     first = datasets.read_rows(Y, arguments.signals, 0, _FIRST).astype(np.float32)
-    return np.asarray(pursuit.lasso_batch(found.D, first, options["lam"]).x)
+    return np.asarray(pursuit.lasso_batch(jnp.asarray(found.D), first, options["lam"]).x)
 
 
 def _sections(
     method: str, found: Learned, X: np.ndarray, shape: tuple[int, int], certified: Report | None
 ) -> list[Section]:
-    D, history = found.D, found.history
+    D, history = jnp.asarray(found.D), found.history
     steps = [[s.step, s.objective, s.seconds, s.replaced] for s in history]
     figures = {
         "the atoms, as pictures": plots.atoms(D, shape, codes=X),

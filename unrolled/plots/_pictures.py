@@ -149,7 +149,7 @@ def atoms(
     width *= channels
     columns = columns or round(np.sqrt(n * (height + 1) / (width + 1))) or 1
     rows = -(-n // columns)
-    sheet = np.ma.masked_all((rows, height + 1, columns, width + 1))
+    sheet = np.ma.array(np.zeros((rows, height + 1, columns, width + 1)), mask=True)
     for i, tile in enumerate(tiles):
         sheet[i // columns, :height, i % columns, :width] = tile
     sheet = sheet.reshape(rows * (height + 1), columns * (width + 1))[:-1, :-1]
