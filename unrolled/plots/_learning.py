@@ -12,8 +12,6 @@ from unrolled.plots._styles import styles
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from unrolled.dictionary_learning import Step
-
 
 def use(codes: dict[str, ArrayLike]) -> "Figure":
     """How much the codes use each atom: the share of signals, and the mean magnitude.
@@ -57,14 +55,15 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
     return fig
 
 
-def learning(histories: "dict[str, Sequence[Step]]", *, log: bool = False) -> "Figure":
+def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figure":
     """The objective of dictionary learning against time; circles where atoms were replaced.
 
     Objectives of several methods compare only where they are the same function of the same signals:
     that of `online` has a penalty and is of the batch alone, that of `ksvd` is a squared error.
 
     Args:
-        histories: the `history` of results of `dictionary_learning`, by name.
+        histories: the `history` of results of `dictionary_learning` by name: records with
+            `seconds`, `objective` and `replaced`.
         log: whether the objective has a logarithmic axis.
 
     Raises:
