@@ -37,7 +37,10 @@ def test_it_writes_the_dictionary_and_a_report_with_its_picture(path, capsys):
     assert data["certificate"]["mutual_coherence"] == pytest.approx(mu, abs=1e-9)
     report = (folder / "report.md").read_text()
     assert "![the atoms, as pictures](atoms.png)" in report and "Welch bound" in report
-    assert datasets.read_image(folder / "atoms.png").size > 1000
+    assert "![the use of the atoms by 90 signals](atoms-2.png)" in report
+    assert "![the objective of every step](atoms-3.png)" in report
+    for name in ("atoms.png", "atoms-2.png", "atoms-3.png"):
+        assert datasets.read_image(folder / name).size > 1000
     assert len((folder / "atoms.csv").read_text().splitlines()) == 4
     assert not (folder / "checkpoint.npz").exists()
 

@@ -337,6 +337,27 @@ def test_atoms_with_channels_and_atoms_that_are_zero():
     assert_zero_is_grey(shown(plots.atoms(np.zeros((4, 3)), (2, 2))), 1.0)
 
 
+def test_atoms_stand_in_the_order_of_their_use():
+    D = np.arange(12.0).reshape(4, 3)
+    codes = np.array([[0, 1.0, 0], [0, -1.0, 9.0]])
+    figure = plots.atoms(D, (2, 2), columns=3, codes=codes)
+    assert figure.axes[0].get_title() == "3 atoms of 2 x 2, the most used first"
+    for place, i in enumerate((1, 2, 0)):
+        tile = shown(figure).get_array()[:, 3 * place : 3 * place + 2]
+        np.testing.assert_array_equal(tile, D[:, i].reshape(2, 2))
+    # A filter is used by a signal wherever it stands: twice in one signal counts once.
+    filters = np.arange(1.0, 5.0).reshape(2, 1, 2)
+    D = ur.dictionaries.Conv(filters, 4, boundary="circular")
+    codes = np.zeros((2, 2, 4))
+    codes[0, 0] = 1.0
+    codes[:, 1, 2] = 0.1
+    sheet = shown(plots.atoms(D, columns=1, codes=codes.reshape(2, 8))).get_array()
+    np.testing.assert_array_equal(sheet[::2], filters[::-1, 0])
+    for bad, words in ((np.ones((2, 7)), "have 7 entries; expected 8"), (np.ones(8), r"\(n, d\)")):
+        with pytest.raises(ValueError, match=f"atoms: .*{words}"):
+            plots.atoms(D, codes=bad)
+
+
 @pytest.mark.parametrize(
     "D, shape, words",
     [
@@ -401,3 +422,66 @@ def test_images_with_signs_share_a_scale_and_others_say_what_is_clipped():
     for bad in ({}, {"a": a, "b": np.ones((2, 2))}, {"a": np.ones((2, 2, 3))}):
         with pytest.raises(ValueError, match="images: expected pictures of one shape"):
             plots.images(bad)
+
+
+# Learning of dictionaries
+
+
+def test_the_use_of_atoms_is_that_of_the_codes():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(50, 6)) * (rng.random((50, 6)) < np.linspace(0, 1, 6))
+    figure = plots.use({"online": X, "ksvd": np.ones((3, 4))})
+    share, size = figure.axes
+    assert legends(figure) == ["online", "ksvd"]
+    order = sorted(range(6), key=lambda i: -np.count_nonzero(X[:, i]))
+    np.testing.assert_array_equal(share.lines[0].get_ydata(), (X != 0).mean(0)[order])
+    np.testing.assert_allclose(size.lines[0].get_ydata(), np.abs(X).mean(0)[order], rtol=1e-14)
+    assert share.lines[1].get_ydata().tolist() == [1.0] * 4
+    assert share.get_xlabel().endswith("never used: online 1 of 6")
+    assert share.get_ylim()[0] == size.get_ylim()[0] == 0
+    told = plots.use({"ksvd": np.ones((3, 4))}).axes[0].get_xlabel()
+    assert told == "atom, the most used first"
+
+
+def history(objectives, replaced):
+    steps = enumerate(zip(objectives, replaced), start=1)
+    return [ur.dictionary_learning.Step(k, value, 0.5 * k, n) for k, (value, n) in steps]
+
+
+def test_learning_is_drawn_against_time_with_circles_where_atoms_were_replaced():
+    histories = {
+        "online": history([3.0, 2.0, 1.0, 0.5], [4, 0, 1, 0]),
+        "ksvd": history([2.0, 1.0], [0, 0]),
+    }
+    figure = plots.learning(histories)
+    (panel,) = figure.axes
+    assert legends(figure) == ["online", "ksvd"]
+    np.testing.assert_array_equal(panel.lines[0].get_xydata()[:, 0], [0.5, 1.0, 1.5, 2.0])
+    np.testing.assert_array_equal(panel.lines[0].get_xydata()[:, 1], [3.0, 2.0, 1.0, 0.5])
+    (circles,) = panel.collections
+    assert np.asarray(circles.get_offsets()).tolist() == [[0.5, 3.0], [1.5, 1.0]]
+    assert panel.get_xlabel() == "seconds\natoms replaced (circles): online 5"
+    assert panel.get_yscale() == "linear"
+    assert plots.learning(histories, log=True).axes[0].get_yscale() == "log"
+
+
+def test_objectives_that_cannot_be_drawn_are_named():
+    figure = plots.learning({"a": history([1.0, np.nan, 0.0], [0] * 3)}, log=True)
+    told = " ".join(figure.axes[0].get_xlabel().split())
+    assert "below the axis: a (to 0)" in told and "not a number: a (1 of 3)" in told
+
+
+@pytest.mark.parametrize(
+    "draw, words",
+    [
+        (lambda: plots.use({}), "use: expected codes of at least one dictionary, got none"),
+        (lambda: plots.use({"a": np.ones(3)}), r"use: a: expected codes \(n, d\), got shape \(3,"),
+        (lambda: plots.use({"a": np.ones((0, 3))}), r"got shape \(0, 3\)"),
+        (lambda: plots.use({"a": np.full((2, 3), np.nan)}), "use: a: the codes have NaN"),
+        (lambda: plots.learning({}), "learning: expected histories of at least one step, got none"),
+        (lambda: plots.learning({"a": []}), "got 0 of a"),
+    ],
+)
+def test_learning_and_use_refuse_what_they_cannot_draw(draw, words):
+    with pytest.raises(ValueError, match=words):
+        draw()

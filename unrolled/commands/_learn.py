@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import datasets, dictionary_learning, plots
+from unrolled import datasets, dictionary_learning, plots, pursuit
 from unrolled._files import write_whole
 from unrolled.commands._certificate import Report, Request, certificate
 from unrolled.commands._console import Say, show, teller
@@ -21,7 +21,7 @@ from unrolled.dictionary_learning import Learned, Step
 
 _METHODS = ("online", "ksvd", "mod")
 _PERIOD = 5.0  # seconds between two lines of progress
-_FIRST = 2000  # signals whose mean norm gives lam
+_FIRST = 2000  # signals of a stream whose mean norm gives lam, and whose codes are drawn
 # In the folder: the result, and what an interrupted call goes on from.
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
 
@@ -108,7 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     settings = {"signals": f"{arguments.signals}, {Y.shape}", "seed": str(arguments.seed or 0)}
     settings |= {name: str(value) for name, value in options.items() if name in _SHOWN}
-    sections = _sections(found, D, shape, certified)
+    X = _codes(arguments, Y, found, options)
+    sections = _sections(arguments.method, found, X, shape, certified)
     report = write_report(folder, "Learned dictionary", summary.text() + ".", sections, settings)
     data = summary._asdict() | {"report": str(report)}
     if certified is not None:
@@ -191,14 +192,25 @@ def _certified(D: np.ndarray, say: Say) -> Report:
         return certificate([jnp.asarray(D, float)], request, say)
 
 
+def _codes(
+    arguments: argparse.Namespace, Y: np.ndarray, found: Learned, options: dict[str, Any]
+) -> np.ndarray:
+    """The codes of the signals; of a stream those of its first ones."""
+    if found.X is not None:
+        return np.asarray(found.X)
+    first = datasets.read_rows(Y, arguments.signals, 0, _FIRST).astype(np.float32)
+    return np.asarray(pursuit.lasso_batch(jnp.asarray(found.D), first, options["lam"]).x)
+
+
 def _sections(
-    found: Learned, D: np.ndarray, shape: tuple[int, int], certified: Report | None
+    method: str, found: Learned, X: np.ndarray, shape: tuple[int, int], certified: Report | None
 ) -> list[Section]:
-    history = found.history
+    D, history = jnp.asarray(found.D), found.history
     steps = [[s.step, s.objective, s.seconds, s.replaced] for s in history]
     figures = {
-        "the atoms, as pictures": plots.atoms(jnp.asarray(D), shape),
-        "the objective": _curve(history),
+        "the atoms, as pictures": plots.atoms(D, shape, codes=X),
+        f"the use of the atoms by {len(X):,} signals": plots.use({method: X}),
+        "the objective of every step": plots.learning({method: history}),
     }
     replaced = sum(step.replaced for step in history)
     text = f"{D.shape[1]} atoms of {D.shape[0]} entries; {replaced} were replaced on the way."
@@ -227,16 +239,6 @@ def _sections(
             )
         )
     return sections
-
-
-def _curve(history: tuple[Step, ...]) -> Any:
-    """The objective against time."""
-    figure, panels = plots.figure(1, 1)
-    panel = panels[0, 0]
-    panel.plot([s.seconds for s in history], [s.objective for s in history], linewidth=1)
-    panel.set(title="Learning", xlabel="seconds", ylabel="mean objective")
-    panel.grid(alpha=0.3)
-    return figure
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -82,7 +82,7 @@ def curves(
     for i, (name, line) in enumerate(values.items()):
         shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
         # A point between gaps is seen by its marker alone.
-        marked = (0, 1) if np.isnan(shown).any() else _marked(i, len(line))
+        marked = (0, 1) if np.isnan(shown).any() else marked_steps(i, len(line))
         (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
         colours[name] = drawn.get_color()
     if log:
@@ -95,7 +95,7 @@ def curves(
     mark_outside(panel, named, colours, log)
 
 
-def _marked(i: int, length: int) -> tuple[int, int]:
+def marked_steps(i: int, length: int) -> tuple[int, int]:
     """The first point of line i that has a marker, and the distance to the next one."""
     every = max(1, round(length / 3))
     return i % 5 * max(every, 5) // 5 % every, every
@@ -189,7 +189,7 @@ def bound(
         parts = {"certified bound": ("--", certified), "largest error": ("-", measured)}
         for part, (dash, values) in parts.items():
             steps, label = np.arange(len(values)), f"{name}: {part}"
-            marked = _marked(i, len(steps))
+            marked = marked_steps(i, len(steps))
             look = looks[name] | dict(linestyle=dash, markevery=marked, label=label)
             panel.plot(steps, drawable(values, True), **look)
             drawn[label], colours[label] = (steps, np.asarray(values, float)), look["color"]

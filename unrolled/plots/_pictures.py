@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, dense
 from unrolled.plots._curves import figure
+from unrolled.plots._learning import as_codes, most_used
 from unrolled.plots._styles import COLOURS
 
 if TYPE_CHECKING:
@@ -113,7 +114,11 @@ def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure"
 
 
 def atoms(
-    D: Dictionary, shape: Sequence[int] | None = None, *, columns: int | None = None
+    D: Dictionary,
+    shape: Sequence[int] | None = None,
+    *,
+    columns: int | None = None,
+    codes: ArrayLike | None = None,
 ) -> "Figure":
     """The atoms of a dictionary as small pictures, row by row: zero is grey, one scale for all.
 
@@ -124,6 +129,8 @@ def atoms(
         shape: of an atom as a picture, (height, width) or (channels, height, width); not for a
             `Conv`, whose kernels have a shape.
         columns: atoms in a row; None makes the whole about square.
+        codes: (n, D.shape[1]); the atoms then stand in the order of how many codes use them, a
+            filter wherever it stands.
 
     Raises:
         ValueError: a shape that does not fit, none for a matrix, a kernel with three axes, or
@@ -136,11 +143,13 @@ def atoms(
     """
     stacks = _stacks(as_dictionary(D, "atoms"), shape)
     n, channels, height, width = stacks.shape
+    if codes is not None:
+        stacks = stacks[_order(codes, D.shape[1], n)]
     tiles = stacks.transpose(0, 2, 1, 3).reshape(n, height, channels * width)
     width *= channels
     columns = columns or round(np.sqrt(n * (height + 1) / (width + 1))) or 1
     rows = -(-n // columns)
-    sheet = np.ma.masked_all((rows, height + 1, columns, width + 1))
+    sheet = np.ma.array(np.zeros((rows, height + 1, columns, width + 1)), mask=True)
     for i, tile in enumerate(tiles):
         sheet[i // columns, :height, i % columns, :width] = tile
     sheet = sheet.reshape(rows * (height + 1), columns * (width + 1))[:-1, :-1]
@@ -148,9 +157,19 @@ def atoms(
     fig, panels = figure(1, 1, width=6.0, height=float(size) + 0.5)
     size_of_one = " x ".join(map(str, stacks.shape[1 if channels > 1 else 2 :]))
     title = f"{n} {'filters' if isinstance(D, Conv) else 'atoms'} of {size_of_one}"
+    if codes is not None:
+        title += ", the most used first"
     shown = _signed(panels[0, 0], sheet, _largest(tiles), title)
     fig.colorbar(shown, ax=panels[0, 0], shrink=0.8, label="entry of an atom")
     return fig
+
+
+def _order(codes: ArrayLike, d: int, n: int) -> np.ndarray:
+    """The atoms or filters, n, in the order in which codes of d entries use them."""
+    X = as_codes(codes, "atoms")
+    if X.shape[1] != d:
+        raise ValueError(f"atoms: codes have {X.shape[1]} entries; expected {d}, one per atom of D")
+    return most_used(np.abs(X).reshape(len(X), n, -1).sum(-1))
 
 
 def _stacks(D: Dictionary, shape: Sequence[int] | None) -> np.ndarray:
