@@ -137,7 +137,7 @@ def test_entries_that_are_not_finite(tmp_path, values, bad):
 
 
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, values):
-    monkeypatch.setattr(datasets, "_LARGEST_BYTES", 50)
+    monkeypatch.setattr(datasets._arrays, "_LARGEST_BYTES", 50)
     np.save(tmp_path / "D.npy", values)
     np.savez(tmp_path / "D.npz", D=values)
     with pytest.raises(ValueError, match="D.npy: .*GiB"):
@@ -177,6 +177,7 @@ def test_a_file_that_is_not_a_picture(tmp_path):
         "text.png": b"hello\n",
         "empty.png": b"",
         "cut.png": whole[: len(whole) // 2],
+        "no_header.pgm": b"P5 2 x 255 1234",
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: not a readable picture"):

@@ -291,9 +291,11 @@ PINNED = {
     "HypothesisWarning",
     "realize": "cnn attention transformer_block",
     "networks": "dsc Network NETWORKS",
-    "training": "fit Fit scale_steps curriculum save restore Restored",
+    "training": "fit Fit scale_steps curriculum save restore Restored sparse_feature_penalty",
     "compare": "compare Comparison evolution",
-    "metrics": "nmse psnr support_scores",
+    "metrics": "nmse psnr support_scores sparsity pixel_accuracy mean_class_precision "
+    "mean_class_accuracy mean_iou",
+    "datasets": "cifar10 mnist digits masks crop_and_flip read_array photographs",
     "problems": "standard_benchmark",
     "nnx": "Module",
 }
@@ -304,6 +306,9 @@ FIELDS = {
     "realize.Realization": "apply layers depth n_weights",
     "pursuit.Pursuit": "x gap residual steps converged",
     "pursuit.DeepPursuit": "xs gap residual steps converged",
+    "metrics.Sparsity": "zeros below hoyer",
+    "datasets.Images": "name train test classes",
+    "datasets.Masks": "train test",
     "training.Fit": "params best D history",
     "training.Restored": "params D layer metadata",
 }

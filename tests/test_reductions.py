@@ -29,6 +29,8 @@ REDUCTIONS = {
     "support_scores": lambda v: ur.metrics.support_scores(v[None], ONES[None]),
     "support_scores, of a code": lambda v: ur.metrics.support_scores(ONES[None], v[None]),
     "psnr": lambda v: ur.metrics.psnr(v, ONES),
+    "sparsity": lambda v: ur.metrics.sparsity(v[None]),
+    "sparse_feature_penalty": lambda v: ur.training.sparse_feature_penalty([v[None]]),
     "kkt_violation, y": lambda v: ur.metrics.kkt_violation(EYE, v, 0 * ONES, 0.5),
     "kkt_violation, x": lambda v: ur.metrics.kkt_violation(EYE, ONES, v, 0.5),
     "duality_gap, y": lambda v: ur.pursuit.duality_gap(EYE, v, 0 * ONES, jnp.float32(0.5)),

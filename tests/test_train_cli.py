@@ -1118,7 +1118,7 @@ def test_encode_streams_files_of_any_size(run, saved, tmp_path, folder, streamed
     layer, params, D = saved
     Y, codes = np.load(folder / "Y.npy").astype(np.float32), tmp_path / f"codes{suffix}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ur.datasets, "_LARGEST_BYTES", Y.nbytes - 1)
+        patch.setattr(ur.datasets._arrays, "_LARGEST_BYTES", Y.nbytes - 1)
         status, out, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
     assert status == 0 and streamed == [16, 16, 8], err
     assert re.findall(r"\] (.*)\n", err) == [f"{n} of 40 signals" for n in (16, 32, 40)]

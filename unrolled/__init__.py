@@ -1,5 +1,6 @@
 """unrolled: sparse-coding solvers as networks in JAX, with weights from theory or from training."""
 
+import importlib
 import sys
 from functools import partial
 from types import ModuleType
@@ -53,6 +54,7 @@ __all__ = [
     "lista",
     "lista_cp",
     "metrics",
+    "models",
     "mutual_coherence",
     "networks",
     "nnx",
@@ -67,8 +69,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """`__version__`, looked up in the metadata of the installed package when it is asked for."""
+def __getattr__(name: str) -> str | ModuleType:
+    """`models`, which needs flax, and `__version__`, from the metadata of the installed package."""
+    if name == "models":
+        return importlib.import_module("unrolled.models")
     if name != "__version__":
         raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
     from importlib import metadata

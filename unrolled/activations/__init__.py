@@ -33,6 +33,7 @@ from unrolled.activations._names import (
     describe,
     from_description,
     is_known,
+    is_monotone,
 )
 from unrolled.activations._thresholds import (
     firm_threshold,
@@ -61,6 +62,7 @@ __all__ = [
     "hard_swish",
     "hard_threshold",
     "is_known",
+    "is_monotone",
     "kth_largest",
     "leaky_relu",
     "mish",

@@ -12,8 +12,11 @@ from unrolled.activations._activation import (
     _composed,
     _elu,
     _leaky_relu,
+    _relu,
     _scaled,
+    _selu,
     _sigmoid_sum,
+    _softplus,
     _tanh_sum,
     celu,
     compose,
@@ -76,6 +79,9 @@ _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
 
 _OWN = frozenset(NAMED.values())
 
+# Functions that never fall, for all parameters that the factories accept.
+_RISING = {_relu, _leaky_relu, _elu, _celu, _selu, _softplus, _sigmoid_sum, _tanh_sum}
+
 
 def is_known(activation: Activation) -> bool:
     """Whether an activation is of this package, with the constants that the package gives it.
@@ -92,6 +98,19 @@ def is_known(activation: Activation) -> bool:
         return activation in _OWN
     inner = [p for p in activation.parameters if isinstance(p, Activation)]
     return factory(*activation.parameters) == activation and all(map(is_known, inner))
+
+
+def is_monotone(activation: Callable[[Array], Array]) -> bool:
+    """Whether an activation is of this package and never falls; False where nothing is known.
+
+    Example:
+        >>> [ur.activations.is_monotone(rho) for rho in (ur.activations.elu(0.5), jnp.tanh)]
+        [True, False]
+    """
+    if not isinstance(activation, Activation) or not is_known(activation):
+        return False
+    inner = [p for p in activation.parameters if isinstance(p, Activation)]
+    return all(map(is_monotone, inner)) if inner else activation.function in _RISING
 
 
 @overload

@@ -1,18 +1,28 @@
-"""Vision models made of unrolled sparse coding, as modules of flax.nnx.
+"""Vision models as modules of flax.nnx, with features that a penalty can make sparse.
 
-`import unrolled` does not import this package, which needs flax.
+`import unrolled` does not import this package, which needs flax; `ur.models` does, on first use.
 """
 
 from unrolled.models._cscnet import (
     CSCNet,
 )
+from unrolled.models._lenet import (
+    LeNet5,
+)
 from unrolled.models._shifts import (
     shift_average,
+)
+from unrolled.models._taps import (
+    Tapped,
+    tap,
 )
 
 __all__ = [
     "CSCNet",
+    "LeNet5",
+    "Tapped",
     "shift_average",
+    "tap",
 ]
 
 

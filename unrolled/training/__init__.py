@@ -2,6 +2,7 @@
 
 `fit` and `curriculum` train, `save` and `restore` keep the result, and a `Checkpoint` lets a
 training resume. `Sample`, `Loss` and `Callback` are the types of the functions that they take.
+`sparse_feature_penalty` is for networks of one's own.
 """
 
 from unrolled.training._checkpoint import (
@@ -9,6 +10,9 @@ from unrolled.training._checkpoint import (
 )
 from unrolled.training._curriculum import (
     curriculum,
+)
+from unrolled.training._feature_penalty import (
+    sparse_feature_penalty,
 )
 from unrolled.training._fit import (
     fit,
@@ -82,6 +86,7 @@ __all__ = [
     "save",
     "scale_steps",
     "search",
+    "sparse_feature_penalty",
     "split",
     "supervised",
     "trainable",

@@ -1,22 +1,16 @@
-"""Scores of codes and images. Batches are (batch, d); every function runs under jit.
+"""Scores of codes, (batch, d): errors, supports and optimality."""
 
-Two definitions of NMSE are in use and differ by many dB when a few signals fail: `nmse` is a ratio
-of sums, `mean_nmse` a mean of decibels. Report both, with `failure_rate`.
-"""
-
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled._checks import Array, as_float, common_dtype
-from unrolled._numbers import at_least, energy, exponent, largest, ldexp, widened
+from unrolled._checks import Array, as_float
+from unrolled._numbers import at_least, largest, ldexp
 from unrolled.dictionaries import Dictionary, operands
+from unrolled.metrics._decibels import decibels, energies, same_shape
 
-# Ratios of magnitudes of two numbers up to this power of two have a square in float32.
-_RATIO = 60
 # Decibels of an exact estimate, where the logarithm is -inf.
 _FLOOR = -300.0
 
@@ -40,8 +34,8 @@ def nmse(estimates: Array, X: Array) -> Array:
         >>> round(float(ur.metrics.nmse(0.9 * X, X)), 3)
         -20.0
     """
-    estimates, X = _same(estimates, X, "nmse")
-    return _decibels(*_energies(estimates, X)).astype(X.dtype)
+    estimates, X = same_shape(estimates, X, "nmse")
+    return decibels(*energies(estimates, X)).astype(X.dtype)
 
 
 def signal_nmse(estimates: Array, X: Array) -> Array:
@@ -61,8 +55,8 @@ def signal_nmse(estimates: Array, X: Array) -> Array:
         >>> ur.metrics.signal_nmse(X * jnp.array([[0.9], [0.99]]), X).round(1).tolist()
         [-20.0, -40.0]
     """
-    estimates, X = _same(estimates, X, "signal_nmse")
-    return _decibels(*_energies(estimates, X, -1)).astype(X.dtype)
+    estimates, X = same_shape(estimates, X, "signal_nmse")
+    return decibels(*energies(estimates, X, -1)).astype(X.dtype)
 
 
 def mean_nmse(estimates: Array, X: Array) -> Array:
@@ -105,8 +99,8 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
         >>> float(ur.metrics.failure_rate(X * jnp.array([[0.5], [0.99]]), X))
         0.5
     """
-    estimates, X = _same(estimates, X, "failure_rate")
-    (error, j), (size, k) = _energies(estimates, X, -1)
+    estimates, X = same_shape(estimates, X, "failure_rate")
+    (error, j), (size, k) = energies(estimates, X, -1)
     return jnp.mean(~(ldexp(error, 2 * (j - k)) <= 10 ** (level / 10) * size))
 
 
@@ -136,7 +130,7 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
         >>> [float(v) for v in ur.metrics.support_scores(jnp.array([[1.0, 0.0, 0.5, 0.0]]), X)]
         [0.5, 0.5, 1.0]
     """
-    estimates, X = _same(estimates, X, "support_scores")
+    estimates, X = same_shape(estimates, X, "support_scores")
     known = ~(jnp.isnan(estimates) | jnp.isnan(X)).any(-1)
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (
@@ -179,57 +173,3 @@ def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     lam = jnp.asarray(lam, g.dtype)
     violation = jnp.where(x != 0, jnp.abs(g - lam * jnp.sign(x)), at_least(jnp.abs(g) - lam, 0.0))
     return largest(violation) / lam
-
-
-def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
-    """20 log10(peak / rms(estimate - reference)) in dB, over all entries; nothing is clipped.
-
-    Args:
-        estimate, reference: images or batches of them, of one shape.
-        peak: the largest possible value.
-
-    Returns:
-        PSNR in dB, ().
-
-    Raises:
-        ValueError: shapes that differ.
-
-    Example:
-        >>> picture = jnp.full((4, 4), 0.5)
-        >>> round(float(ur.metrics.psnr(picture + 0.1, picture)), 3)
-        20.0
-    """
-    estimate, reference = _same(estimate, reference, "psnr")
-    (error, j), _ = _energies(estimate, reference)
-    top = jnp.asarray(peak, error.dtype)
-    k = exponent(top)
-    mean = error / max(1, estimate.size)
-    return -_decibels((mean, j), (ldexp(top, -k) ** 2, k)).astype(estimate.dtype)
-
-
-def _energies(
-    estimates: Array, X: Array, axis: int | None = None
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """The sums of (x^ - x)^2 and of x^2, each as (e, k) for e 2^(2 k)."""
-    estimates, X = widened(estimates), widened(X)
-    error, k = energy(estimates / 2 - X / 2, axis)  # a difference of halves cannot overflow
-    return (error, k + 1), energy(X, axis)
-
-
-def _decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
-    """10 log10 of a ratio of two such sums, also where the ratio is out of range."""
-    (top, j), (bottom, k) = above, below
-    within = jnp.clip(j - k, -_RATIO, _RATIO)
-    ratio = ldexp(top / bottom, 2 * within)
-    return 10 * jnp.log10(ratio) + 20 * math.log10(2) * (j - k - within).astype(ratio.dtype)
-
-
-def _same(a: Array, b: Array, where: str) -> tuple[Array, Array]:
-    """Both as floats of one dtype (bytes would wrap around), checked to have one shape."""
-    if np.shape(a) != np.shape(b):
-        raise ValueError(
-            f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones"
-        )
-    a, b = as_float(a, "the first argument", where), as_float(b, "the second argument", where)
-    dtype = common_dtype(a, b)
-    return a.astype(dtype), b.astype(dtype)

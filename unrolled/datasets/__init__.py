@@ -1,0 +1,32 @@
+"""Readers with checks, whose errors name the file: arrays, pictures and collections of pictures."""
+
+from unrolled.datasets._arrays import entries, open_array, read_array, read_rows
+from unrolled.datasets._cifar10 import cifar10
+from unrolled.datasets._crop_and_flip import crop_and_flip
+from unrolled.datasets._digits import digits
+from unrolled.datasets._images import Images
+from unrolled.datasets._locate import locate
+from unrolled.datasets._masks import Masks, masks
+from unrolled.datasets._mnist import mnist
+from unrolled.datasets._patches import from_patches, to_patches
+from unrolled.datasets._pictures import photographs, read_image, read_images
+
+__all__ = [
+    "Images",
+    "Masks",
+    "cifar10",
+    "crop_and_flip",
+    "digits",
+    "entries",
+    "from_patches",
+    "locate",
+    "masks",
+    "mnist",
+    "open_array",
+    "photographs",
+    "read_array",
+    "read_image",
+    "read_images",
+    "read_rows",
+    "to_patches",
+]

@@ -1,0 +1,158 @@
+"""Arrays of `.npy` and `.npz` files."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+# Larger arrays (2 GiB) are refused before they are read into memory.
+_LARGEST_BYTES = 2**31
+
+
+def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
+    """One real array from a `.npy` file, or from a `.npz` file by its name.
+
+    Args:
+        path: the file.
+        name: the entry of a `.npz` file; None for its only entry.
+
+    Returns:
+        The array, in float64 if the file has it, else in float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, values that
+            are not real numbers (pickled objects are never loaded), NaN or infinite values, or more
+            than 2 GiB.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/D.npy", np.eye(2))
+        ...     ur.datasets.read_array(f"{folder}/D.npy").tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    array = open_array(path, name)
+    if array.nbytes > _LARGEST_BYTES:
+        raise ValueError(
+            f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {_LARGEST_BYTES / 2**30:.0f}"
+        )
+    return _checked(array, path)
+
+
+def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
+    """The array of `read_array` in the dtype of its file, its values neither read nor checked.
+
+    A `.npy` file may have any size: it is mapped into memory. `read_rows` reads parts of it.
+
+    Args:
+        path, name: as in `read_array`.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `read_array`, for all but the values and the size.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/Y.npy", np.zeros((1000, 2)))
+        ...     ur.datasets.open_array(f"{folder}/Y.npy").shape
+        (1000, 2)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path}: expected a .npy or .npz file")
+    try:
+        array = (
+            np.load(path, allow_pickle=False, mmap_mode="r")
+            if path.suffix == ".npy"
+            else _entry(path, name)
+        )
+        if not isinstance(array, np.ndarray):
+            raise ValueError(
+                f"expected an array in a {path.suffix} file, found {type(array).__name__}"
+            )
+    except (
+        OSError,
+        EOFError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+        MemoryError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(f"{path}: not a readable array file ({error})") from error
+    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f"{path}: entries are {array.dtype}; expected real numbers")
+    return array
+
+
+def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.ndarray:
+    """At most n rows of an array from `open_array`, as `read_array` returns them.
+
+    Args:
+        array: the array of the file.
+        path: the file, for messages.
+        first: the index of the first row.
+        n: how many rows.
+
+    Raises:
+        ValueError: NaN or infinite values.
+
+    Example:
+        >>> ur.datasets.read_rows(np.arange(6).reshape(3, 2), "Y.npy", 1, 5).tolist()
+        [[2.0, 3.0], [4.0, 5.0]]
+    """
+    return _checked(array[first : first + n], path, first)
+
+
+def _checked(array: np.ndarray, path: str | Path, first: int = 0) -> np.ndarray:
+    """A copy in float32 or float64; ValueError if an entry is not finite."""
+    array = np.array(
+        array, np.float32 if array.dtype.itemsize < 8 or array.dtype.kind != "f" else np.float64
+    )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path}: has NaN or infinite entries{_where(array, first)}")
+    return array
+
+
+def _where(array: np.ndarray, first: int) -> str:
+    """Which rows are not finite, the first few by index, counted from `first`."""
+    if array.ndim < 1:
+        return ""
+    rows = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1)) + first
+    others = f" and {len(rows) - 3} others" if len(rows) > 3 else ""
+    return f" (in row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:3]))}{others})"
+
+
+def entries(path: str | Path) -> list[str]:
+    """The names of the arrays in a `.npz` file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/codes.npz", x_1=np.ones(3), x_2=np.ones(5))
+        ...     ur.datasets.entries(f"{folder}/codes.npz")
+        ['x_1', 'x_2']
+    """
+    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return archive.files
+
+
+def _entry(path: Path, name: str | None) -> np.ndarray:
+    # The file is opened here, since np.load leaves it open when the archive is damaged.
+    if not zipfile.is_zipfile(path):
+        raise ValueError("expected an archive in a .npz file")
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        chosen = (
+            name if name in archive.files else archive.files[0] if len(archive.files) == 1 else None
+        )
+        if chosen is None:
+            raise ValueError(
+                f"entries {archive.files}; expected one called {name!r}, or a single one"
+            )
+        size = archive.zip.getinfo(f"{chosen}.npy").file_size
+        if size > _LARGEST_BYTES:
+            raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
+        return archive[chosen]

@@ -1,0 +1,48 @@
+"""Pictures cut into patches, and put together again."""
+
+import numpy as np
+
+
+def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
+    """Square patches of a picture, flattened row by row.
+
+    Args:
+        image: (height, width).
+        size: side of a patch.
+        stride: distance of two patches; None for `size`, which tiles the picture.
+
+    Returns:
+        (patches, size^2).
+
+    Raises:
+        ValueError: a picture smaller than a patch.
+
+    Example:
+        >>> ur.datasets.to_patches(np.arange(8).reshape(2, 4), 2).tolist()
+        [[0, 1, 4, 5], [2, 3, 6, 7]]
+    """
+    if min(image.shape) < size:
+        raise ValueError(
+            f"to_patches: picture {image.shape} is smaller than a patch of {size} x {size}"
+        )
+    stride = stride or size
+    windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))[::stride, ::stride]
+    return windows.reshape(-1, size * size).copy()
+
+
+def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
+    """The picture that the tiles of `to_patches(image, size)` came from, cropped to whole tiles.
+
+    Args:
+        patches: (patches, size^2).
+        shape: (height, width) of the picture.
+        size: side of a patch.
+
+    Example:
+        >>> image = np.arange(8).reshape(2, 4)
+        >>> ur.datasets.from_patches(ur.datasets.to_patches(image, 2), (2, 4), 2).tolist()
+        [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
+    rows, columns = shape[0] // size, shape[1] // size
+    tiles = np.asarray(patches).reshape(rows, columns, size, size)
+    return tiles.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)

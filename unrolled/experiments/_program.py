@@ -1,0 +1,233 @@
+"""The compiled steps of a run: one update, one evaluation, and the state that they pass on.
+
+All randomness is drawn from the key and the number of the step or epoch: the state holds no key, and
+a run goes on from a saved state as if it had not stopped.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+from unrolled import models, training
+from unrolled._checks import Array
+from unrolled.datasets import crop_and_flip
+from unrolled.experiments._recipe import Recipe
+
+_DROP_FACTOR = 0.2
+_ORDER, _CROPS = 1, 2  # streams of the key of a run; stream 0 draws the first weights
+
+
+class Sums(NamedTuple):
+    """Sums over the steps of an epoch, for its line of the curve."""
+
+    loss: Array  # without the penalty
+    penalty: Array
+    l1: Array  # (layers,), of mean |x|
+    zeros: Array  # (layers,), of the share of exact zeros
+
+
+class State(NamedTuple):
+    """What one step passes to the next."""
+
+    step: Array
+    params: Any
+    others: Any  # variables that are not trained: batch statistics
+    optimizer: Any
+    sums: Sums
+
+
+class Scores(NamedTuple):
+    """An evaluation, image by image."""
+
+    loss: Array  # (n,)
+    predicted: Array  # (n,) classes, or (n, H, W) masks
+    l1: Array  # (layers, n), mean |x|
+    zeros: Array  # (layers, n), share of exact zeros
+    below: Array  # (layers, n), share below a fraction of the maximum of the image
+    hoyer: Array  # (layers, n)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The compiled functions of all runs that differ in their seed alone, or in gamma above 0."""
+
+    graph: nnx.GraphDef  # of the model in training
+    eval_graph: nnx.GraphDef
+    layers: tuple[str, ...]  # those penalised
+    recipe: Recipe
+    steps_per_epoch: int
+    optimizer: optax.GradientTransformation
+    advance: Callable[..., State]
+    evaluate: Callable[..., Scores]
+
+
+def key_of(recipe: Recipe) -> Array:
+    """The key of a run."""
+    return jax.random.key(recipe.seed)
+
+
+@functools.partial(jax.jit, static_argnames="n")
+def order(key: Array, epoch: Array, n: int) -> Array:
+    """The permutation of n images in an epoch."""
+    key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
+    return jax.random.permutation(key, n)
+
+
+def start(program: Program, model: nnx.Module) -> State:
+    """The state before the first step of a model."""
+    _, params, others = nnx.split(model, nnx.Param, ...)
+    params, others = nnx.to_pure_dict(params), nnx.to_pure_dict(others)
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = program.optimizer.init(params)
+    step = jnp.zeros((), jnp.int32)
+    return State(step, params, others, optimizer, no_sums(len(program.layers)))
+
+
+def no_sums(layers: int) -> Sums:
+    """The sums before the first step of an epoch."""
+    shapes = ((), (), (layers,), (layers,))
+    # An array for each: the state is donated, and no buffer can be given twice.
+    return Sums(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
+
+
+def rebuild(graph: nnx.GraphDef, params: Any, others: Any) -> nnx.Module:
+    """The model of which `start` took the variables."""
+    return nnx.merge(graph, nnx.State(params), nnx.State(others))
+
+
+def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Its optimiser and schedule."""
+    steps = recipe.epochs * steps_per_epoch
+    if recipe.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(recipe.rate, steps)
+    else:
+        every = max(1, round(recipe.drop * recipe.epochs)) * steps_per_epoch
+        rate = optax.exponential_decay(recipe.rate, every, _DROP_FACTOR, staircase=True)
+    if recipe.optimizer == "adam":
+        return optax.adamw(rate, b1=recipe.momentum, weight_decay=recipe.decay)
+    # As torch.optim.SGD: the decay is part of the gradient that momentum gathers.
+    return optax.chain(
+        optax.add_decayed_weights(recipe.decay), optax.sgd(rate, recipe.momentum or None)
+    )
+
+
+def make_program(
+    model: nnx.Module,
+    layers: tuple[str, ...],
+    recipe: Recipe,
+    steps_per_epoch: int,
+    moments: tuple[np.ndarray, np.ndarray],
+) -> Program:
+    """The compiled functions for a model.
+
+    Args:
+        model: any with these layers; its weights are not used.
+        layers: the tap names of the penalised layers.
+        recipe: its seed is not used, and of gamma only whether it is 0.
+        steps_per_epoch: whole batches in an epoch.
+        moments: mean and deviation of each channel, of values in [0, 1].
+    """
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    graph = nnx.graphdef(model)
+    optimizer = make_optimizer(recipe, steps_per_epoch)
+    mean, deviation = (np.asarray(moment, np.float32) for moment in moments)
+
+    def inputs(X):
+        return (X.astype(jnp.float32) / np.float32(255) - mean) / deviation
+
+    def objective(params, others, x, y, gamma):
+        model = rebuild(graph, params, others)
+        outputs, features = _outputs(model, layers, inputs(x))
+        loss = jnp.mean(_losses(outputs, y))
+        penalty = training.sparse_feature_penalty(features) if features else jnp.zeros_like(loss)
+        total = loss if gamma is None else loss + gamma * penalty
+        others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return total, (others, Sums(loss, penalty, *_l1_and_zeros(features)))
+
+    def update(key, indices, gamma, X, Y, state):
+        first = state.step % steps_per_epoch * recipe.batch
+        chosen = lax.dynamic_slice(indices, (first,), (recipe.batch,))
+        x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
+        key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
+        x, y = _augmented(recipe.augmentation, key, x, y)
+        differentiate = jax.grad(objective, has_aux=True)
+        gradient, (others, sums) = differentiate(state.params, state.others, x, y, gamma)
+        with jax.numpy_dtype_promotion("standard"):
+            changes, moved = optimizer.update(gradient, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, changes)
+        sums = jax.tree.map(jnp.add, state.sums, sums)
+        return State(state.step + 1, params, others, moved, sums)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(state, key, indices, gamma, X, Y, end):
+        """The state at step `end` of an epoch in which images come in the order `indices`."""
+        one = functools.partial(update, key, indices, gamma, X, Y)
+        return lax.while_loop(lambda state: state.step < end, one, state)
+
+    @functools.partial(jax.jit, static_argnames="n")
+    def evaluate(params, others, X, Y, first, n):
+        """The scores of n images from `first` on."""
+        x, y = (lax.dynamic_slice_in_dim(part, first, n) for part in (X, Y))
+        model = rebuild(eval_graph, params, others)
+        outputs, features = _outputs(model, layers, inputs(x))
+        predicted = jnp.argmax(outputs, -1) if y.ndim == 1 else outputs > 0
+        measured = [_sparsity(x) for x in features.values()]
+        stacked = [jnp.stack(part) for part in zip(*measured)] or [jnp.zeros((0, n))] * 4
+        return Scores(_losses(outputs, y), predicted, *stacked)
+
+    return Program(
+        graph, eval_graph, layers, recipe, steps_per_epoch, optimizer, advance, evaluate
+    )
+
+
+def _outputs(model: nnx.Module, layers: tuple[str, ...], x: Array) -> tuple[Array, dict]:
+    """The outputs of a model, and the features of its layers."""
+    return models.tap(model, *layers)(x) if layers else (model(x), {})
+
+
+def _losses(outputs: Array, y: Array) -> Array:
+    """The cross entropy of each image: of classes, or the mean over the pixels of its mask."""
+    if y.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+    pixels = optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype))
+    return jnp.mean(pixels, axis=(1, 2))
+
+
+def _augmented(kind: str, key: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Crops of images, and of their masks likewise."""
+    if kind == "none":
+        return x, y
+    flip = kind == "crop and flip"
+    cropped = crop_and_flip(key, x, flip=flip)
+    return cropped, y if y.ndim == 1 else crop_and_flip(key, y[..., None], flip=flip)[..., 0]
+
+
+def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
+    """mean |x| and the share of exact zeros of each layer."""
+    values = [lax.stop_gradient(x) for x in features.values()]
+    if not values:
+        return jnp.zeros(0), jnp.zeros(0)
+    l1, zeros = zip(*((jnp.mean(jnp.abs(x)), jnp.mean(x == 0, dtype=x.dtype)) for x in values))
+    return jnp.stack(l1), jnp.stack(zeros)
+
+
+def _sparsity(x: Array) -> tuple[Array, Array, Array, Array]:
+    """mean |x|, and the measures of `metrics.sparsity`, of each image, (n,) each."""
+    size = jnp.abs(x).reshape(len(x), -1)
+    l1, dim = jnp.mean(size, 1), size.shape[1]
+    zeros = jnp.mean(size == 0, 1, dtype=size.dtype)
+    below = jnp.mean(size <= 0.01 * jnp.max(size, 1, keepdims=True), 1, dtype=size.dtype)
+    l2 = jnp.sqrt(jnp.sum(size**2, 1))
+    root = np.float32(dim**0.5)
+    hoyer = (root - l1 * np.float32(dim) / jnp.where(l2 > 0, l2, 1)) / (root - np.float32(1))
+    return l1, zeros, below, hoyer

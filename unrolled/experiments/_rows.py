@@ -1,0 +1,94 @@
+"""The rows of an experiment: a file each, so that several processes add to one folder."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unrolled._files import write_whole
+from unrolled._json import to_json
+
+ROWS, STATES, WEIGHTS, RESULTS = "rows", "states", "weights", "results.json"
+_FORMAT = 1
+
+
+def open_folder(folder: str | Path) -> Path:
+    """The folder of an experiment, made if it is not there.
+
+    Raises:
+        NotADirectoryError: a file has that name.
+        ValueError: it is not empty, and holds no experiment.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ROWS).is_dir():
+        raise ValueError(
+            f"{folder}: is not empty and holds no experiment; try another --output, or an empty one"
+        )
+    for part in (ROWS, STATES, WEIGHTS):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
+    """Add a row, whole or not at all."""
+    write_whole(folder / ROWS / f"{name}.json", to_json({"format": _FORMAT, **row}).encode())
+
+
+def read_row(folder: Path, name: str) -> dict[str, Any] | None:
+    """The row of that name; None if there is none.
+
+    Raises:
+        ValueError: its file is not one.
+    """
+    path = Path(folder) / ROWS / f"{name}.json"
+    return _read(path) if path.is_file() else None
+
+
+def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """All rows by their names, in the order of these.
+
+    Raises:
+        FileNotFoundError: no experiment.
+        ValueError: a file that is no row.
+    """
+    rows = Path(folder) / ROWS
+    if not rows.is_dir():
+        raise FileNotFoundError(f"{folder}: holds no experiment; expected a folder {ROWS} in it")
+    return {path.stem: _read(path) for path in sorted(rows.glob("*.json"))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if row["format"] != _FORMAT:
+            raise ValueError(f"format {row['format']}; expected {_FORMAT}")
+        return row
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not a row of an experiment ({error}); remove the file to run it again"
+        ) from error
+
+
+@contextmanager
+def claimed(folder: Path, name: str) -> Iterator[bool]:
+    """Whether this process alone runs a row meanwhile: it is locked until the block ends.
+
+    The lock of a process that was killed ends with it.
+    """
+    import fcntl  # absent on Windows, where the rest of the package works
+
+    path = folder / STATES / f"{name}.lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield True

@@ -1,0 +1,283 @@
+"""One run: a model trained by a recipe, saved as it goes, and a row of results at its end."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unrolled.datasets import Images
+from unrolled.experiments import _data, _rows, _saved
+from unrolled.experiments._models import Build, build_model, penalised, size
+from unrolled.experiments._program import (
+    Program,
+    State,
+    key_of,
+    make_program,
+    no_sums,
+    order,
+    rebuild,
+    start,
+)
+from unrolled.experiments._recipe import Recipe, from_dict
+from unrolled.experiments._scores import evaluate
+from unrolled.training import _manifest
+from unrolled.training._interrupts import deferred, leave
+
+_CHUNK_SECONDS = 1.0  # between two looks at the clock and at signals
+_SAVE_SECONDS = 30.0  # the most that a kill can lose, but for one chunk
+_FIRST_STEPS = 5  # of the first chunk, by which the speed of the others is known
+
+# progress(name of the row, steps done, all steps, text)
+Progress = Callable[[str, int, int, str], None]
+
+
+class Outcome(NamedTuple):
+    """What became of a run: its name, and its row where it is finished."""
+
+    name: str
+    row: dict[str, Any] | None
+    busy: bool = False  # another process runs it
+
+
+def run(
+    recipe: Recipe,
+    images: Images,
+    folder: str | Path,
+    *,
+    build: Build = build_model,
+    until: float = math.inf,
+    keep_weights: bool = True,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train and test one model by a recipe, and add its row to the folder of an experiment.
+
+    A row that exists is returned at once. A run that was stopped or killed goes on from its last
+    saved step, with the same result as one that was not, bit for bit on the same device.
+
+    Args:
+        recipe: of the run.
+        images: with their whole test set, from `load`.
+        folder: of the experiment.
+        build: makes the model; your own for your own model.
+        until: time (`time.monotonic`) at which the run stops at the end of its epoch.
+        keep_weights: whether the weights stay in the folder, for `restore`.
+        progress: called about once a second.
+
+    Raises:
+        ValueError: images that the recipe or the model does not fit.
+        CheckpointError: a saved state that is damaged.
+        KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
+    """
+    folder = _rows.open_folder(folder)
+    chosen = _data.split(images, recipe.test)
+    _data.check(chosen, recipe)
+    name = recipe.row_name(_data.digest(chosen))
+    if row := _rows.read_row(folder, name):
+        return Outcome(name, row)
+    with _rows.claimed(folder, name) as mine, deferred() as caught:
+        if not mine:
+            return Outcome(name, None, busy=True)
+        if row := _rows.read_row(folder, name):  # finished meanwhile
+            return Outcome(name, row)
+        job = _opened(recipe, chosen, folder, name, build, progress)
+        while not job.finished and time.monotonic() < until:
+            job.epoch(caught)
+        if not job.finished:
+            job.save()
+            return Outcome(name, None)
+        return Outcome(name, job.finish(keep_weights))
+
+
+@dataclasses.dataclass
+class _Job:
+    """A run in progress."""
+
+    recipe: Recipe
+    images: Images
+    folder: Path
+    name: str
+    program: Program
+    state: State
+    curve: list[dict[str, Any]]
+    seconds: float  # of all processes that worked on it
+    progress: Progress | None
+    pace: float = math.inf  # seconds of a step
+    saved: float = dataclasses.field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        self.key = key_of(self.recipe)
+        self.X, self.Y = (jnp.asarray(part) for part in self.images.train)
+        self.tests = tuple(jnp.asarray(part) for part in self.images.test)
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the loss is no number."""
+        return len(self.curve) == self.recipe.epochs or self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        """The loss of the last epoch is no number."""
+        return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
+
+    @property
+    def path(self) -> Path:
+        """Where its state is saved."""
+        return self.folder / _rows.STATES / f"{self.name}.npz"
+
+    def epoch(self, caught: list[int]) -> None:
+        """Go on to the end of the epoch, and evaluate there; save from time to time.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: a signal was caught; the state has been saved.
+        """
+        epoch, steps = len(self.curve), self.program.steps_per_epoch
+        indices = order(self.key, epoch, len(self.X))
+        gamma = np.float32(self.recipe.gamma) if self.recipe.gamma else None
+        done, end = int(self.state.step), (epoch + 1) * steps
+        while done < end:
+            began, chunk = time.monotonic(), self._chunk()
+            stop = min(done + chunk, end)
+            self.state = self.program.advance(
+                self.state, self.key, indices, gamma, self.X, self.Y, np.int32(stop)
+            )
+            jax.block_until_ready(self.state.step)
+            passed = time.monotonic() - began
+            self.seconds, self.pace = self.seconds + passed, passed / (stop - done)
+            done = stop
+            if done < end:
+                self._pause(done, caught)
+        self._close_epoch()
+        self._pause(done, caught)
+
+    def _chunk(self) -> int:
+        """Steps of about a second."""
+        return _FIRST_STEPS if self.pace == math.inf else max(1, int(_CHUNK_SECONDS / self.pace))
+
+    def _pause(self, done: int, caught: list[int]) -> None:
+        """Tell how far it is, and save if it is time."""
+        if self.progress:
+            all_steps = self.recipe.epochs * self.program.steps_per_epoch
+            self.progress(self.name, done, all_steps, _told(self.curve))
+        if caught or time.monotonic() - self.saved > _SAVE_SECONDS:
+            self.save()
+        if caught:
+            leave(caught[0], f"experiment: stopped after step {done} of {self.name}, saved")
+
+    def _close_epoch(self) -> None:
+        began = time.monotonic()
+        sums = jax.device_get(self.state.sums)
+        means = jax.tree.map(lambda total: total / self.program.steps_per_epoch, sums)
+        tested = evaluate(self.program, self.state, *self.tests)
+        self.curve.append({"train": _plain(means._asdict()), "test": tested})
+        self.state = self.state._replace(sums=no_sums(len(self.program.layers)))
+        self.seconds += time.monotonic() - began
+
+    def save(self) -> None:
+        """Put the state on disk."""
+        _saved.write(self.path, self.state, curve=self.curve, seconds=self.seconds)
+        self.saved = time.monotonic()
+
+    def finish(self, keep_weights: bool) -> dict[str, Any]:
+        """Write the row, and what stays with it; the saved state goes."""
+        (X, _), (X_test, _) = self.images.train, self.images.test
+        row = {
+            "recipe": self.recipe.to_dict(),
+            "layers": list(self.program.layers),
+            "images": {
+                "name": self.images.name,
+                "train": len(X),
+                "test": len(X_test),
+                "shape": list(X.shape[1:]),
+                "classes": len(self.images.classes),
+                "sha256": _data.digest(self.images),
+            },
+            "parameters": size(rebuild(self.program.graph, self.state.params, self.state.others)),
+            "status": "diverged" if self.diverged else "complete",
+            "scores": self.curve[-1]["test"],
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "environment": _environment(),
+        }
+        if keep_weights:
+            weights = {"params": self.state.params, "others": self.state.others}
+            _saved.write(self.folder / _rows.WEIGHTS / f"{self.name}.npz", weights)
+        _rows.write_row(self.folder, self.name, row)
+        self.path.unlink(missing_ok=True)
+        return _rows.read_row(self.folder, self.name) or row
+
+
+def _opened(
+    recipe: Recipe,
+    images: Images,
+    folder: Path,
+    name: str,
+    build: Build,
+    progress: Progress | None,
+) -> _Job:
+    """The run where it was saved last, or at its start."""
+    X = images.train[0]
+    model = build(recipe, X.shape[1:], len(images.classes), _rngs(recipe))
+    program = _program(
+        dataclasses.replace(recipe, seed=0, gamma=1.0 if recipe.gamma else 0.0),
+        build,
+        X.shape[1:],
+        len(images.classes),
+        len(X) // recipe.batch,
+        _moments(X) if recipe.standardize else ((0.0,), (1.0,)),
+    )
+    job = _Job(recipe, images, folder, name, program, start(program, model), [], 0.0, progress)
+    if job.path.is_file():
+        job.state, told = _saved.read(job.path, job.state)
+        job.curve, job.seconds = told["curve"], told["seconds"]
+    return job
+
+
+@functools.lru_cache(maxsize=4)
+def _program(recipe, build, shape, classes, steps_per_epoch, moments) -> Program:
+    """The program of all runs that share it, compiled once in a process."""
+    model = build(recipe, shape, classes, _rngs(recipe))
+    layers = penalised(recipe, model)
+    return make_program(model, layers, recipe, steps_per_epoch, moments)
+
+
+def _rngs(recipe: Recipe) -> nnx.Rngs:
+    return nnx.Rngs(jax.random.fold_in(key_of(recipe), 0))
+
+
+def _moments(X: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, of values in [0, 1]."""
+    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.rollaxis(X, 3)])
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    variance = np.sum(shares * (values - mean[:, None]) ** 2, 1)
+    deviation = np.where(variance > 0, np.sqrt(variance), 1.0)
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def _plain(means: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(value, np.float64).tolist() for name, value in means.items()}
+
+
+def _told(curve: list[dict[str, Any]]) -> str:
+    """The last line of a curve, in words."""
+    if not curve:
+        return "first epoch"
+    train, test = curve[-1]["train"], curve[-1]["test"]
+    score = "accuracy" if "accuracy" in test else "iou"
+    return f"epoch {len(curve)}: loss {train['loss']:.4g}, test {score} {test[score]:.4f}"
+
+
+def _environment() -> dict[str, str]:
+    """The versions and the device that a row depends on."""
+    device = jax.devices()[0]
+    flax = {"flax": metadata.version("flax")}
+    return {**_manifest.versions(), **flax, "device": f"{device.platform} {device.device_kind}"}

@@ -1,0 +1,40 @@
+"""Errors in decibels, at any scale."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled._checks import Array, as_float, common_dtype
+from unrolled._numbers import energy, ldexp, widened
+
+# Ratios of magnitudes of two numbers up to this power of two have a square in float32.
+_RATIO = 60
+
+
+def energies(
+    estimates: Array, X: Array, axis: int | None = None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The sums of (x^ - x)^2 and of x^2, each as (e, k) for e 2^(2 k)."""
+    estimates, X = widened(estimates), widened(X)
+    error, k = energy(estimates / 2 - X / 2, axis)  # a difference of halves cannot overflow
+    return (error, k + 1), energy(X, axis)
+
+
+def decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
+    """10 log10 of a ratio of two such sums, also where the ratio is out of range."""
+    (top, j), (bottom, k) = above, below
+    within = jnp.clip(j - k, -_RATIO, _RATIO)
+    ratio = ldexp(top / bottom, 2 * within)
+    return 10 * jnp.log10(ratio) + 20 * math.log10(2) * (j - k - within).astype(ratio.dtype)
+
+
+def same_shape(a: Array, b: Array, where: str) -> tuple[Array, Array]:
+    """Both as floats of one dtype (bytes would wrap around), checked to have one shape."""
+    if np.shape(a) != np.shape(b):
+        raise ValueError(
+            f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones"
+        )
+    a, b = as_float(a, "the first argument", where), as_float(b, "the second argument", where)
+    dtype = common_dtype(a, b)
+    return a.astype(dtype), b.astype(dtype)

@@ -1,0 +1,158 @@
+"""Convolutions and pooling of pictures (N, H, W, C), in the form that runs fastest where they run.
+
+Every form computes the sums of `lax.conv_general_dilated`, in another order. On a CPU that function
+is slow for few channels, since it falls back from matrix products to loops. Accelerators get it as
+it is.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unrolled._checks import Array
+from unrolled.activations import is_monotone
+
+_FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
+_COLUMNS = 128  # of the product of blocks of pixels, at most
+
+
+def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
+    """The correlation of pictures with a bank of filters, of stride 1.
+
+    Args:
+        x: (N, H, W, C_in).
+        kernel: (k, k, C_in, C_out).
+        padding: "VALID", or "SAME" for an output of the size of the input.
+
+    Returns:
+        (N, H', W', C_out).
+    """
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def max_pool(x: Array) -> Array:
+    """The maxima of squares of 2 x 2 pixels; an odd last row or column is left out.
+
+    Where a maximum is attained more than once, its gradient is shared.
+    """
+    H, W = (side // 2 * 2 for side in x.shape[1:3])
+    return _largest(x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1))
+
+
+def convolve_and_pool(x: Array, kernel: Array, bias: Array, activation) -> tuple[Array, Array]:
+    """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
+
+    An activation that never falls is applied after the maximum, to a quarter of the values.
+
+    Args:
+        x: (N, H, W, C_in).
+        kernel: (k, k, C_in, C_out).
+        bias: b, (C_out,).
+        activation: rho.
+
+    Returns:
+        The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), where
+        H' = H - k + 1. Under `jit`, features that are not used cost nothing.
+    """
+    r = _block_side(kernel)
+    z, pool = (
+        (convolve(x, kernel), max_pool)
+        if r == 1
+        else (_convolve_blocks(x, kernel, r), _pool_blocks)
+    )
+
+    def rho(z: Array) -> Array:
+        return activation(add(z, jnp.tile(bias, z.shape[-1] // len(bias))))
+
+    features = rho(z)
+    pooled = rho(pool(z)) if is_monotone(activation) else pool(features)
+    if r > 1:
+        H, W = (side - len(kernel) + 1 for side in x.shape[1:3])
+        pooled = _pixels(pooled, r // 2)[:, : H // 2, : W // 2]
+        features = _features(features, r)[:, :H, :W]
+    return pooled, features
+
+
+def add(x: Array, bias: Array) -> Array:
+    """x + bias, (..., C) and (C,)."""
+    return x + jnp.broadcast_to(bias, x.shape)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _largest(parts) -> Array:
+    a, b, c, d = parts
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+# Blocks of r x r pixels as channels. A convolution of few channels becomes a matrix product: the
+# column of W for a pixel of the output block holds the filter, shifted to that pixel. More than
+# half of W is zero, and the product is faster than the loops nevertheless.
+#
+# The channels of an output block are ordered as (2, 2, r/2, r/2, C): the pixel in its square of
+# 2 x 2, the square in the block, the filter. So the squares have their maxima over the four
+# quarters of the channels, and these are ordered as the input blocks of side r/2 are.
+
+
+def _block_side(kernel: Array) -> int:
+    """The side r of the blocks; 1 where the convolution is computed as it is."""
+    C_in, C_out = kernel.shape[2:]
+    if not _on_cpu() or max(C_in, C_out) > _FEW_CHANNELS:
+        return 1
+    return 4 if 16 * C_out <= _COLUMNS else 2
+
+
+def _convolve_blocks(x: Array, kernel: Array, r: int) -> Array:
+    """The convolution without padding, as blocks of side r: (N, blocks, blocks, r r C_out)."""
+    K = -(-(len(kernel) + r - 1) // r)  # an output block needs K x K input blocks
+    h, w = (-(-(side - len(kernel) + 1) // r) for side in x.shape[1:3])
+    X = _blocks(_fit(x, (h + K - 1) * r, (w + K - 1) * r), r)
+    X = jnp.concatenate([X[:, a : a + h, b : b + w] for a in range(K) for b in range(K)], -1)
+    return (X.reshape(-1, X.shape[-1]) @ _shifted(kernel, r, K)).reshape(*X.shape[:3], -1)
+
+
+def _shifted(kernel: Array, r: int, K: int) -> Array:
+    """W, (K K r r C_in, r r C_out): the filters at each of the r x r pixels of the output block."""
+    k, _, C_in, C_out = kernel.shape
+    room = K * r - k
+
+    def at(a: int, b: int) -> Array:
+        return jnp.pad(kernel, ((a, room - a), (b, room - b), (0, 0), (0, 0)))
+
+    W = jnp.stack([jnp.stack([at(a, b) for b in range(r)], 3) for a in range(r)], 3)
+    W = W.reshape(K, r, K, r, C_in, r // 2, 2, r // 2, 2, C_out)
+    return W.transpose(0, 2, 1, 3, 4, 6, 8, 5, 7, 9).reshape(K * K * r * r * C_in, -1)
+
+
+def _fit(x: Array, H: int, W: int) -> Array:
+    """The picture with zeros below and on the right, or cut, to (H, W)."""
+    pads = [(0, max(new - old, 0)) for new, old in zip((H, W), x.shape[1:3])]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))[:, :H, :W]
+
+
+def _blocks(x: Array, r: int) -> Array:
+    """(N, h r, w r, C) as (N, h, w, r r C)."""
+    N, H, W, C = x.shape
+    x = x.reshape(N, H // r, r, W // r, r, C).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(N, H // r, W // r, r * r * C)
+
+
+def _pixels(x: Array, r: int) -> Array:
+    """The inverse of `_blocks`; XLA removes the pair of them between two layers."""
+    N, h, w, _ = x.shape
+    return x.reshape(N, h, w, r, r, -1).transpose(0, 1, 3, 2, 4, 5).reshape(N, h * r, w * r, -1)
+
+
+def _features(z: Array, r: int) -> Array:
+    """Output blocks of side r as pixels, (N, h r, w r, C)."""
+    N, h, w, _ = z.shape
+    z = z.reshape(N, h, w, 2, 2, r // 2, r // 2, -1).transpose(0, 1, 5, 3, 2, 6, 4, 7)
+    return z.reshape(N, h * r, w * r, -1)
+
+
+def _pool_blocks(z: Array) -> Array:
+    return _largest(jnp.split(z, 4, -1))
