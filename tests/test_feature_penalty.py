@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import unrolled as ur
 from unrolled.training import sparse_feature_penalty
 
 
@@ -49,6 +48,8 @@ def test_the_gradient_is_the_weighted_sign_over_the_number_of_elements(features)
 
 
 def test_weights_may_be_traced_and_dtypes_may_differ():
+    by_weight = jax.grad(lambda w: sparse_feature_penalty([jnp.full((2, 3), -4.0)], [w]))
+    assert float(by_weight(0.5)) == 4
     features = [jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 5), jnp.float32)]
     penalty = jax.jit(sparse_feature_penalty)(features, jnp.array([1.0, 3.0], jnp.float32))
     assert penalty.dtype == jnp.float32 and float(penalty) == 4
@@ -106,15 +107,3 @@ def test_weights_of_a_sequence_that_are_refused(features):
             sparse_feature_penalty(list(features.values()), weights)
     with pytest.raises(TypeError, match="features are a list and weights a dict"):
         sparse_feature_penalty(list(features.values()), {0: 1.0, 1: 1.0})
-
-
-def test_it_trains_a_network_to_sparser_features():
-    """A step along the penalty alone lowers it by its rate times the squared norm of a gradient."""
-    W = jax.random.normal(jax.random.key(0), (5, 8))
-    X = jax.random.normal(jax.random.key(1), (16, 5))
-
-    def penalty(W):
-        return ur.training.sparse_feature_penalty([jax.nn.relu(X @ W)])
-
-    gradient = jax.grad(penalty)(W)
-    assert float(penalty(W - 1e-4 * gradient)) < float(penalty(W))

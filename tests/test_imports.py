@@ -178,6 +178,8 @@ def private_names(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             root, _, rest = ast.unparse(node.value).partition(".")
+            if "(" in rest:  # what a function returned, as in `metrics.support_scores(...)._asdict`
+                continue
             if known.get(root, root) in MODULES:
                 yield node.lineno, ".".join(filter(None, (known.get(root, root), rest, node.attr)))
 

@@ -263,9 +263,9 @@ class ml_lista(Network, Looped):
     def step(self, shared, p, Ds, y, state):
         """One sweep down and up through the codes of all blocks."""
 
-        def update(j, before, x):
+        def update(j, before, x, Dx):
             D, at = Ds[j], p.blocks[j]
-            u = x - at.gamma * ((D @ x) @ D) + before @ shared[j].B
+            u = x - at.gamma * (Dx @ D) + before @ shared[j].B
             return shrink(u, spread(D, at.theta), self.activation)
 
         return AllCodes(sweep(Ds, y, state.x[-1], update))

@@ -5,11 +5,12 @@ from unrolled.commands import (
     _compare,
     _doctor,
     _encode,
+    _experiment,
     _train,
 )
 
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
-COMMANDS = (_compare, _certify, _train, _encode, _doctor)
+COMMANDS = (_compare, _certify, _train, _encode, _experiment, _doctor)
 
 __all__ = [
     "COMMANDS",

@@ -15,7 +15,8 @@ def crop_and_flip(key: Key, X: Array, pad: int = 4, flip: bool = True) -> Array:
 
     A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of its own size
     is drawn. The draws depend on the key and on the number of pictures only: the same key treats
-    masks `M[..., None]` as it treats their pictures. Normalise afterwards, if zeros shall be black.
+    masks `M[..., None]` as it treats their pictures. The padding is black unless a mean has been
+    subtracted from X.
 
     Args:
         key: a key or a seed.
@@ -55,9 +56,10 @@ def crop_and_flip(key: Key, X: Array, pad: int = 4, flip: bool = True) -> Array:
 def _crop_and_flip(key: Array, X: Array, pad: int, flip: bool) -> Array:
     corner_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(corner_key, (len(X), 2), 0, 2 * pad + 1)
+    if flip:  # before the crop: XLA would fuse it into what comes after, and read it many times
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(X), 1, 1, 1))
+        X = jnp.where(mirrored, X[:, :, ::-1], X)
     padded = jnp.pad(X, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    X = jax.vmap(lambda x, corner: lax.dynamic_slice(x, (*corner, 0), X.shape[1:]))(padded, corners)
-    if not flip:
-        return X
-    mirrored = jax.random.bernoulli(flip_key, shape=(len(X), 1, 1, 1))
-    return jnp.where(mirrored, X[:, :, ::-1], X)
+    return jax.vmap(lambda x, corner: lax.dynamic_slice(x, (*corner, 0), X.shape[1:]))(
+        padded, corners
+    )

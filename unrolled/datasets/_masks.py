@@ -39,8 +39,8 @@ def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = 
 
     Args:
         folder: its path, or its name below the folder UNROLLED_DATA.
-        size: (H, W) of the result. Pictures and masks are resized with a bilinear filter, the masks
-            from hard ones, and cut at 1/2 again; the ratio of the sides is not kept.
+        size: (H, W) of the result; the ratio of the sides is not kept. The filter is bilinear, and
+            a pixel is of the object if at least half of what the filter sees is.
         split: a JSON file with the lists of names "train" and "test", in the folder or elsewhere;
             by default the one in the folder called `split*.json`, if there is one.
 

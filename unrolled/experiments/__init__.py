@@ -6,23 +6,69 @@
 from unrolled.experiments._data import (
     load,
 )
+from unrolled.experiments._figures import (
+    l1_in_training,
+    predicted_masks,
+    scores_by_activation,
+    training_loss,
+)
+from unrolled.experiments._grid import (
+    Sweep,
+    grid,
+    sweep,
+)
+from unrolled.experiments._models import (
+    task_of,
+)
 from unrolled.experiments._recipe import (
     Recipe,
     deviations,
     paper_recipe,
 )
+from unrolled.experiments._restore import (
+    restore,
+)
+from unrolled.experiments._rows import (
+    read_pictures,
+    read_rows,
+)
 from unrolled.experiments._run import (
     Outcome,
     run,
 )
+from unrolled.experiments._shapes import (
+    shapes,
+)
+from unrolled.experiments._table import (
+    Cell,
+    Interval,
+    interval,
+    summarize,
+)
 
 __all__ = [
+    "Cell",
+    "Interval",
     "Outcome",
     "Recipe",
+    "Sweep",
     "deviations",
+    "grid",
+    "interval",
+    "l1_in_training",
     "load",
     "paper_recipe",
+    "predicted_masks",
+    "read_pictures",
+    "read_rows",
+    "restore",
     "run",
+    "scores_by_activation",
+    "shapes",
+    "summarize",
+    "sweep",
+    "task_of",
+    "training_loss",
 ]
 
 

@@ -7,23 +7,27 @@ import numpy as np
 from unrolled import datasets
 from unrolled.datasets import Images
 from unrolled.experiments._recipe import Recipe
+from unrolled.experiments._shapes import shapes
 from unrolled.training._manifest import sha256
 
-_EXACT = 1000  # test records of CIFAR-10 that no JPEG has touched
-_SIDE = 32  # of the pictures that LeNet-5 and VGG11 were made for
+EXACT = 1000  # test records of CIFAR-10 that are exact where the others come from JPEG
+_DIGITS_SIDE, _MASKS_SIDE = 32, 128
+_FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
+# Without real data: what is in their place.
+EMBEDDED = ("digits", "shapes")
 
 
-def load(name: str, root: str | Path | None = None, *, side: int = 64) -> Images:
+def load(name: str, root: str | Path | None = None, *, side: int | None = None) -> Images:
     """The images of a data set by its name, as an experiment takes them.
 
-    Digits are enlarged to 32 x 32, each pixel to 4 x 4. A set of pictures with masks has no
-    classes, and masks as labels.
+    A set of pictures with masks has no classes, and masks (N, H, W) in the place of labels.
 
     Args:
-        name: "cifar10", "mnist", "digits", "shapes" (made here), or a folder below `root` with
-            pictures and masks, such as "ecssd".
+        name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (made here, see `shapes`), or
+            a folder below `root` with pictures and masks: "ecssd", "duts", or its own name.
         root: where data lie; None for UNROLLED_DATA.
-        side: of pictures with masks, which are resized to side x side.
+        side: digits are enlarged and framed by zeros to side x side (default 32); pictures with
+            masks are made or resized to side x side (default 128).
 
     Raises:
         FileNotFoundError, ValueError: as in the readers of `datasets`.
@@ -34,14 +38,28 @@ def load(name: str, root: str | Path | None = None, *, side: int = 64) -> Images
         (1437, 32, 32, 1)
     """
     if name == "digits":
-        return _enlarged(datasets.digits())
-    return datasets.mnist(root) if name == "mnist" else datasets.cifar10(root)
+        return _enlarged(datasets.digits(), side or _DIGITS_SIDE)
+    if name == "shapes":
+        return shapes(side or _MASKS_SIDE)
+    if name in ("cifar10", "mnist"):
+        return {"cifar10": datasets.cifar10, "mnist": datasets.mnist}[name](root)
+    folder = datasets.locate(_FOLDERS.get(name, name), root)
+    side = side or _MASKS_SIDE
+    train, test = datasets.masks(folder, (side, side))
+    return Images(name, train, test, ())
 
 
-def _enlarged(images: Images) -> Images:
+def _enlarged(images: Images, side: int) -> Images:
+    """Each pixel as a square of pixels, and a frame of zeros."""
+    times = side // images.train[0].shape[1]
+    if times < 1:
+        raise ValueError(f"experiment: digits have 8 x 8 pixels; expected a side of 8, got {side}")
+
     def larger(X):
-        times = _SIDE // X.shape[1]
-        return X.repeat(times, axis=1).repeat(times, axis=2)
+        X = X.repeat(times, axis=1).repeat(times, axis=2)
+        before = (side - X.shape[1]) // 2
+        frame = (before, side - X.shape[1] - before)
+        return np.pad(X, ((0, 0), frame, frame, (0, 0)))
 
     (X, labels), (X_test, labels_test) = images.train, images.test
     return images._replace(train=(larger(X), labels), test=(larger(X_test), labels_test))
@@ -58,7 +76,7 @@ def split(images: Images, test: str) -> Images:
             raise ValueError(
                 f"experiment: {images.name} has no exact part; expected cifar10, or another test"
             )
-        return images._replace(test=tuple(part[:_EXACT] for part in images.test))
+        return images._replace(test=tuple(part[:EXACT] for part in images.test))
     if test == "held-out":
         last = len(images.train[0]) // 5
         kept, held = zip(*((part[:-last], part[-last:]) for part in images.train))
@@ -104,3 +122,15 @@ def digest(images: Images) -> str:
     """The sha256 of pictures and labels, shortened: rows on other images are other rows."""
     parts = (*images.train, *images.test)
     return sha256(np.frombuffer("".join(map(sha256, parts)).encode(), np.uint8))[:16]
+
+
+def moments(X: np.ndarray, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, of values in [0, 1]; 0 and 1 if not to standardize."""
+    if not recipe.standardize:
+        return (0.0,), (1.0,)
+    counts = np.stack([np.bincount(x.ravel(), minlength=256) for x in np.moveaxis(X, 3, 0)])
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    variance = np.sum(shares * (values - mean[:, None]) ** 2, 1)
+    deviation = np.where(variance > 0, np.sqrt(variance), 1.0)
+    return tuple(mean.tolist()), tuple(deviation.tolist())

@@ -1,70 +1,96 @@
 """The model of a recipe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from unrolled import activations, models
 from unrolled.experiments._recipe import Recipe
 
-# (recipe, shape of an image, number of classes, rngs) -> a model.
+# (recipe, shape (H, W, C) of an image, number of classes, rngs) -> a model.
 Build = Callable[[Recipe, tuple[int, ...], int, nnx.Rngs], Any]
 
+CLASSIFICATION, SEGMENTATION = ("lenet5", "vgg11"), ("unet",)
+ML_CSC = ("cnn", "ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")
+MODELS = (*CLASSIFICATION, *SEGMENTATION, *ML_CSC)
 
-def build_model(
-    recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.Rngs
-) -> nnx.Module:
+
+def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
     """The model of a recipe for images of a shape (H, W, C); 0 classes are masks.
 
     Raises:
         ValueError: an unknown model, one of another task, or images that it does not take.
     """
-    activation, options = activations.by_name(recipe.activation), dict(recipe.options)
+    _check(recipe, shape, classes)
+    name, options = recipe.model, dict(recipe.options)
+    activation = activations.by_name(recipe.activation)
+    common: dict[str, Any] = dict(channels=shape[-1], rngs=rngs)
+    if name == "unet":
+        return models.UNet(options.get("width", 64), activation, **common)
+    if name == "lenet5":
+        return models.LeNet5(classes, activation, side=shape[0], **common)
+    if name == "vgg11":
+        return models.VGG11(classes, activation, **common)
+    make = models.MLCSC.mnist if shape == (28, 28, 1) else models.MLCSC.cifar10
+    return make(name, **options, rngs=rngs)
+
+
+def _check(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
+    """Raise ValueError unless the model takes such images."""
+    name = recipe.model
+    if name not in MODELS:
+        raise ValueError(f"experiment: unknown model {name!r}; expected one of {', '.join(MODELS)}")
+    if (name in SEGMENTATION) != (classes == 0):
+        needs, has = ("labels", "masks") if classes == 0 else ("masks", "labels")
+        raise ValueError(f"experiment: {name} needs {needs}, and {recipe.data} has {has}")
+    squares = {"vgg11": [(32, 32)]} | dict.fromkeys(ML_CSC, [(28, 28), (32, 32)])
     height, width, channels = shape
-    common: dict[str, Any] = dict(channels=channels, rngs=rngs)
-    if recipe.model not in MODELS:
-        raise ValueError(
-            f"experiment: unknown model {recipe.model!r}; expected one of {', '.join(MODELS)}"
-        )
-    if (recipe.model in SEGMENTATION) != (classes == 0):
-        raise ValueError(
-            f"experiment: {recipe.model} needs {'labels' if classes == 0 else 'masks'}, and "
-            f"{recipe.data} has {'masks' if classes == 0 else 'labels'}"
-        )
-    if recipe.model == "unet":
-        return models.UNet(options["width"], activation, **common)
-    if height != width:
-        raise ValueError(f"experiment: {recipe.model} needs square images, got {height} x {width}")
-    if recipe.model == "lenet5":
-        return models.LeNet5(classes, activation, side=height, **common)
-    if height != 32:
-        raise ValueError(f"experiment: vgg11 needs images 32 x 32, got {height} x {width}")
-    return models.VGG11(classes, activation, **common)
+    if name in squares and (height, width) not in squares[name]:
+        expected = " or ".join(f"{h} x {w}" for h, w in squares[name])
+        raise ValueError(f"experiment: {name} needs images {expected}, got {height} x {width}")
+    if name == "lenet5" and height != width:
+        raise ValueError(f"experiment: lenet5 needs square images, got {height} x {width}")
+    if name in ML_CSC and (height, channels) not in ((28, 1), (32, 3)):
+        raise ValueError(f"experiment: {name} needs images 28 x 28 x 1 or 32 x 32 x 3, got {shape}")
+    if name in ML_CSC and classes != 10:
+        raise ValueError(f"experiment: {name} has 10 outputs, and {recipe.data} {classes} classes")
+    if name in ML_CSC and recipe.activation != "relu":
+        raise ValueError(f"experiment: {name} has the activation relu, got {recipe.activation}")
 
 
-CLASSIFICATION = ("lenet5", "vgg11")
-SEGMENTATION = ("unet",)
-ML_CSC = ("cnn", "ml-ista", "ml-fista", "ml-lista", "layered-bp")
-MODELS = (*CLASSIFICATION, *SEGMENTATION, *ML_CSC)
+def task_of(model: str) -> str:
+    """The task of a model by its name; those of users are taken to classify.
+
+    Example:
+        >>> from unrolled.experiments import task_of
+        >>> task_of("unet")
+        'segmentation'
+    """
+    if model in ML_CSC:
+        return "ml-csc"
+    return "segmentation" if model in SEGMENTATION else "classification"
 
 
 def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:
     """The tap names of the layers that a recipe penalises, and that its curve follows.
 
     Raises:
-        ValueError: no name is given for a model that has none of its own.
+        ValueError: a name that does not exist, or no names for a model that has none of its own.
     """
-    if recipe.layers is not None:
-        return recipe.layers
-    early: Sequence[str] = getattr(model, "early", ())
-    if not early and recipe.gamma:
-        raise ValueError(f"experiment: gamma is {recipe.gamma}, but {recipe.model} has no layers")
-    return tuple(early)
+    layers = recipe.layers
+    if layers is None:
+        layers = tuple(getattr(model, "early", ()))
+    if layers:
+        models.tap(model, *layers)  # refuses a name that does not exist
+    elif recipe.gamma:
+        raise ValueError(
+            f"experiment: gamma is {recipe.gamma:g}, but no layers of {recipe.model} are named"
+        )
+    return layers
 
 
 def size(model: nnx.Module) -> int:
     """The number of trained parameters."""
-    import jax
-
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

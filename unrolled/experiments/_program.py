@@ -1,7 +1,7 @@
 """The compiled steps of a run: one update, one evaluation, and the state that they pass on.
 
-All randomness is drawn from the key and the number of the step or epoch: the state holds no key, and
-a run goes on from a saved state as if it had not stopped.
+All randomness is drawn from the key of the run and the number of the step or epoch: the state holds
+no key, and a run goes on from a saved state as if it had not stopped.
 """
 
 import functools
@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from unrolled import models, training
+from unrolled import metrics, models, training
 from unrolled._checks import Array
 from unrolled.datasets import crop_and_flip
 from unrolled.experiments._recipe import Recipe
@@ -49,10 +49,15 @@ class Scores(NamedTuple):
 
     loss: Array  # (n,)
     predicted: Array  # (n,) classes, or (n, H, W) masks
-    l1: Array  # (layers, n), mean |x|
-    zeros: Array  # (layers, n), share of exact zeros
-    below: Array  # (layers, n), share below a fraction of the maximum of the image
-    hoyer: Array  # (layers, n)
+
+
+class Features(NamedTuple):
+    """What the features of each layer are, image by image, (layers, n)."""
+
+    l1: Array  # mean |x|
+    zeros: Array  # share of exact zeros
+    below: Array  # share below a hundredth of the maximum of the image
+    hoyer: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,7 @@ class Program:
     optimizer: optax.GradientTransformation
     advance: Callable[..., State]
     evaluate: Callable[..., Scores]
+    measure: Callable[..., Features]
 
 
 def key_of(recipe: Recipe) -> Array:
@@ -174,20 +180,26 @@ def make_program(
         one = functools.partial(update, key, indices, gamma, X, Y)
         return lax.while_loop(lambda state: state.step < end, one, state)
 
+    def part(X, first, n):
+        return lax.dynamic_slice_in_dim(X, first, n)
+
     @functools.partial(jax.jit, static_argnames="n")
     def evaluate(params, others, X, Y, first, n):
         """The scores of n images from `first` on."""
-        x, y = (lax.dynamic_slice_in_dim(part, first, n) for part in (X, Y))
-        model = rebuild(eval_graph, params, others)
-        outputs, features = _outputs(model, layers, inputs(x))
+        y = part(Y, first, n)
+        outputs = rebuild(eval_graph, params, others)(inputs(part(X, first, n)))
         predicted = jnp.argmax(outputs, -1) if y.ndim == 1 else outputs > 0
-        measured = [_sparsity(x) for x in features.values()]
-        stacked = [jnp.stack(part) for part in zip(*measured)] or [jnp.zeros((0, n))] * 4
-        return Scores(_losses(outputs, y), predicted, *stacked)
+        return Scores(_losses(outputs, y), predicted)
 
-    return Program(
-        graph, eval_graph, layers, recipe, steps_per_epoch, optimizer, advance, evaluate
-    )
+    @functools.partial(jax.jit, static_argnames="n")
+    def measure(params, others, X, first, n):
+        """The features of n images from `first` on."""
+        model = rebuild(eval_graph, params, others)
+        _, features = _outputs(model, layers, inputs(part(X, first, n)))
+        return Features(*map(jnp.stack, zip(*map(_measures, features.values()))))
+
+    shared = (recipe, steps_per_epoch, optimizer, advance, evaluate, measure)
+    return Program(graph, eval_graph, layers, *shared)
 
 
 def _outputs(model: nnx.Module, layers: tuple[str, ...], x: Array) -> tuple[Array, dict]:
@@ -221,13 +233,7 @@ def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
     return jnp.stack(l1), jnp.stack(zeros)
 
 
-def _sparsity(x: Array) -> tuple[Array, Array, Array, Array]:
+def _measures(x: Array) -> tuple[Array, Array, Array, Array]:
     """mean |x|, and the measures of `metrics.sparsity`, of each image, (n,) each."""
-    size = jnp.abs(x).reshape(len(x), -1)
-    l1, dim = jnp.mean(size, 1), size.shape[1]
-    zeros = jnp.mean(size == 0, 1, dtype=size.dtype)
-    below = jnp.mean(size <= 0.01 * jnp.max(size, 1, keepdims=True), 1, dtype=size.dtype)
-    l2 = jnp.sqrt(jnp.sum(size**2, 1))
-    root = np.float32(dim**0.5)
-    hoyer = (root - l1 * np.float32(dim) / jnp.where(l2 > 0, l2, 1)) / (root - np.float32(1))
-    return l1, zeros, below, hoyer
+    l1 = jnp.mean(jnp.abs(x).reshape(len(x), -1), 1)
+    return l1, *jax.vmap(lambda sample: metrics.sparsity(sample[None]))(x)

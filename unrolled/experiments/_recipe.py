@@ -107,7 +107,11 @@ class Recipe:
 
     def row_name(self, images: str) -> str:
         """The name of the row of this recipe on images with that digest."""
-        text = json.dumps([self.to_dict(), images], sort_keys=True)
+        # Without defaults: a field that is added later renames no row.
+        fields = dataclasses.fields(self)
+        told = {f.name: getattr(self, f.name) for f in fields}
+        told = {f.name: told[f.name] for f in fields if told[f.name] != f.default}
+        text = json.dumps([told, images], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 

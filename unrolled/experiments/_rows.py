@@ -1,5 +1,6 @@
 """The rows of an experiment: a file each, so that several processes add to one folder."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -7,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unrolled._files import write_whole
 from unrolled._json import to_json
 
-ROWS, STATES, WEIGHTS, RESULTS = "rows", "states", "weights", "results.json"
+ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
 _FORMAT = 1
 
 
@@ -28,7 +31,7 @@ def open_folder(folder: str | Path) -> Path:
         raise ValueError(
             f"{folder}: is not empty and holds no experiment; try another --output, or an empty one"
         )
-    for part in (ROWS, STATES, WEIGHTS):
+    for part in (ROWS, STATES, WEIGHTS, PICTURES):
         (folder / part).mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -71,6 +74,22 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: not a row of an experiment ({error}); remove the file to run it again"
         ) from error
+
+
+def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
+    """Keep pictures and masks beside a row."""
+    with io.BytesIO() as blob:
+        np.savez_compressed(blob, **pictures)
+        write_whole(folder / PICTURES / f"{name}.npz", blob.getvalue())
+
+
+def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
+    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none."""
+    path = Path(folder) / PICTURES / f"{name}.npz"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        return {entry: found[entry] for entry in ("X", "truth", "predicted")}
 
 
 @contextmanager

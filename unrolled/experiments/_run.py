@@ -16,7 +16,7 @@ from flax import nnx
 
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows, _saved
-from unrolled.experiments._models import Build, build_model, penalised, size
+from unrolled.experiments._models import Build, build_model, penalised, size, task_of
 from unrolled.experiments._program import (
     Program,
     State,
@@ -27,13 +27,14 @@ from unrolled.experiments._program import (
     rebuild,
     start,
 )
-from unrolled.experiments._recipe import Recipe, from_dict
-from unrolled.experiments._scores import evaluate
+from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
+from unrolled.experiments._scores import SCORES, evaluate, measure, predict
 from unrolled.training import _manifest
 from unrolled.training._interrupts import deferred, leave
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at signals
 _SAVE_SECONDS = 30.0  # the most that a kill can lose, but for one chunk
+_PICTURES = 6  # with predicted masks that a row keeps
 _FIRST_STEPS = 5  # of the first chunk, by which the speed of the others is known
 
 # progress(name of the row, steps done, all steps, text)
@@ -191,6 +192,9 @@ class _Job:
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
             "recipe": self.recipe.to_dict(),
+            "deviations": deviations(
+                self.recipe, paper_recipe(task_of(self.recipe.model), self.recipe.data)
+            ),
             "layers": list(self.program.layers),
             "images": {
                 "name": self.images.name,
@@ -199,10 +203,12 @@ class _Job:
                 "shape": list(X.shape[1:]),
                 "classes": len(self.images.classes),
                 "sha256": _data.digest(self.images),
+                "moments": _data.moments(X, self.recipe),
             },
             "parameters": size(rebuild(self.program.graph, self.state.params, self.state.others)),
             "status": "diverged" if self.diverged else "complete",
             "scores": self.curve[-1]["test"],
+            "features": measure(self.program, self.state, self.tests[0]),
             "curve": self.curve,
             "seconds": self.seconds,
             "environment": _environment(),
@@ -210,9 +216,17 @@ class _Job:
         if keep_weights:
             weights = {"params": self.state.params, "others": self.state.others}
             _saved.write(self.folder / _rows.WEIGHTS / f"{self.name}.npz", weights)
+        if not self.images.classes:
+            _rows.write_pictures(self.folder, self.name, self._pictures())
         _rows.write_row(self.folder, self.name, row)
         self.path.unlink(missing_ok=True)
         return _rows.read_row(self.folder, self.name) or row
+
+    def _pictures(self) -> dict[str, np.ndarray]:
+        """The first test pictures, with their true and their predicted masks."""
+        X, truth = (part[:_PICTURES] for part in self.images.test)
+        predicted = predict(self.program, self.state, *self.tests)[:_PICTURES]
+        return {"X": X, "truth": truth, "predicted": predicted}
 
 
 def _opened(
@@ -232,7 +246,7 @@ def _opened(
         X.shape[1:],
         len(images.classes),
         len(X) // recipe.batch,
-        _moments(X) if recipe.standardize else ((0.0,), (1.0,)),
+        _data.moments(X, recipe),
     )
     job = _Job(recipe, images, folder, name, program, start(program, model), [], 0.0, progress)
     if job.path.is_file():
@@ -241,7 +255,7 @@ def _opened(
     return job
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _program(recipe, build, shape, classes, steps_per_epoch, moments) -> Program:
     """The program of all runs that share it, compiled once in a process."""
     model = build(recipe, shape, classes, _rngs(recipe))
@@ -253,16 +267,6 @@ def _rngs(recipe: Recipe) -> nnx.Rngs:
     return nnx.Rngs(jax.random.fold_in(key_of(recipe), 0))
 
 
-def _moments(X: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, of values in [0, 1]."""
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.rollaxis(X, 3)])
-    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean = shares @ values
-    variance = np.sum(shares * (values - mean[:, None]) ** 2, 1)
-    deviation = np.where(variance > 0, np.sqrt(variance), 1.0)
-    return tuple(mean.tolist()), tuple(deviation.tolist())
-
-
 def _plain(means: dict[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value, np.float64).tolist() for name, value in means.items()}
 
@@ -272,8 +276,9 @@ def _told(curve: list[dict[str, Any]]) -> str:
     if not curve:
         return "first epoch"
     train, test = curve[-1]["train"], curve[-1]["test"]
-    score = "accuracy" if "accuracy" in test else "iou"
-    return f"epoch {len(curve)}: loss {train['loss']:.4g}, test {score} {test[score]:.4f}"
+    score = next(name for name in SCORES if name in test)
+    told = f"test {score.replace('_', ' ')} {test[score]:.4f}"
+    return f"epoch {len(curve)}: loss {train['loss']:.4g}, {told}"
 
 
 def _environment() -> dict[str, str]:

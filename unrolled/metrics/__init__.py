@@ -1,4 +1,4 @@
-"""Scores of codes, images and masks. Batches lead; every function runs under jit.
+"""Scores of codes, features, images and masks; every function runs under jit.
 
 Two definitions of NMSE are in use and differ by many dB when a few signals fail: `nmse` is a ratio
 of sums, `mean_nmse` a mean of decibels. Report both, with `failure_rate`.

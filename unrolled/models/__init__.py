@@ -6,8 +6,18 @@
 from unrolled.models._cscnet import (
     CSCNet,
 )
+from unrolled.models._image_conv import (
+    ImageConv,
+)
 from unrolled.models._lenet import (
     LeNet5,
+)
+from unrolled.models._ml_csc import (
+    MLCSC,
+)
+from unrolled.models._pursuit_layer import (
+    Filters,
+    Violations,
 )
 from unrolled.models._shifts import (
     shift_average,
@@ -19,8 +29,12 @@ from unrolled.models._taps import (
 
 __all__ = [
     "CSCNet",
+    "Filters",
+    "ImageConv",
     "LeNet5",
+    "MLCSC",
     "Tapped",
+    "Violations",
     "shift_average",
     "tap",
 ]

@@ -12,6 +12,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
+from unrolled.models._power_norm import power_norm
 from unrolled.models._shifts import over_shifts, shift_average
 
 # Power iteration for norm(A, 2), on a torus whose sides are this many kernels.
@@ -234,11 +235,4 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
 def _norm(filters: Array, stride: int) -> Array:
     """norm(A, 2) on a torus, by power iteration."""
     side = -(-_NORM_SIDE * filters.shape[-1] // stride) * stride
-    A = Conv(filters, (side, side), stride, "circular")
-
-    def step(_: int, x: Array) -> Array:
-        x = (A @ x) @ A
-        return x / jnp.linalg.norm(x)
-
-    start = jax.random.normal(jax.random.key(0), A.shape[1:], filters.dtype)
-    return jnp.linalg.norm(A @ lax.fori_loop(0, _NORM_STEPS, step, start))
+    return power_norm(Conv(filters, (side, side), stride, "circular"), _NORM_STEPS)

@@ -107,7 +107,7 @@ def as_start(chain: Chain, start: ArrayLike | None, where: str) -> Array:
     return ldexp(start.astype(dtype), -chain.up[-1])
 
 
-def codes_of(Ds: Sequence[Dictionary], x: Array) -> Codes:
+def codes_of(Ds: Sequence[Any], x: Array) -> Codes:
     """(x_1, ..., x_J) from x = x_J, by x_{j-1} = D_j x_j."""
     xs: Codes = (x,)
     for D in reversed(Ds[1:]):
@@ -116,34 +116,38 @@ def codes_of(Ds: Sequence[Dictionary], x: Array) -> Codes:
 
 
 def sweep(
-    Ds: Sequence[Dictionary], y: Array, x: Array, update: Callable[[int, Array, Array], Array]
+    Ds: Sequence[Any], y: Array, x: Array, update: Callable[[int, Array, Array, Array], Array]
 ) -> Codes:
     r"""One sweep through a chain: down from x_J, and up again with a new code in every layer.
 
     .. math::
-        x_{j-1} &= D_j x_j, \quad j = J, \dots, 2, \\
-        \hat x_j &= update(j, \hat x_{j-1}, x_j), \quad j = 1, \dots, J, \quad \hat x_0 = y.
+        x_{j-1} &= D_j x_j, \quad j = J, \dots, 1, \\
+        \hat x_j &= update(j, \hat x_{j-1}, x_j, x_{j-1}), \quad j = 1, \dots, J,
+        \quad \hat x_0 = y.
 
-    ML-ISTA and the network that unrolls it differ in `update` alone.
+    ML-ISTA and the networks that unroll it differ in `update` alone.
 
     Args:
-        Ds: J dictionaries.
-        y, x: (m,) and (d_J,).
-        update: takes the index of the layer, from 0, the new code before it, and its code.
+        Ds: J dictionaries, or anything with `D @ x` and `r @ D`.
+        y, x: (m,) and (d_J,), or what the dictionaries take.
+        update: takes the index of the layer, from 0, the new code before it, its code x_j, and
+            D_j x_j.
 
     Returns:
         The new codes, (d_j,) each.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
-        >>> def shrunk(j, before, x):
+        >>> def shrunk(j, before, x, Dx):
         ...     return ur.shrink(before, 1.0)
         >>> [x.tolist() for x in ur.pursuit.sweep((D, D), y, y, shrunk)]
         [[2.0, 0.0], [1.0, 0.0]]
     """
+    xs = codes_of(Ds, x)
+    below = (Ds[0] @ xs[0], *xs)
     before, found = y, []
-    for j, code in enumerate(codes_of(Ds, x)):
-        before = update(j, before, code)
+    for j, code in enumerate(xs):
+        before = update(j, before, code, below[j])
         found.append(before)
     return tuple(found)
 

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary
+from unrolled.activations import shrink
+from unrolled.dictionaries import Dictionary, spread
 from unrolled.pursuit._deep import (
     Chain,
     Codes,
@@ -27,18 +28,18 @@ from unrolled.pursuit._ista import (
     State,
     extrapolated,
     half_energy,
-    ista_step,
     solve,
     static_tol,
 )
 
 
 def ml_ista_step(
-    Ds: Sequence[Dictionary],
+    Ds: Sequence[Any],
     y: Array,
     x: Array,
     gammas: Sequence[ArrayLike],
     thetas: Sequence[ArrayLike],
+    shrinkage: Callable[[Array, Any], Array] = shrink,
 ) -> Codes:
     r"""One step of ML-ISTA from x = x_J: down by multiplication, up by an ISTA step per layer.
 
@@ -47,10 +48,13 @@ def ml_ista_step(
         \hat x_j &= shrink(x_j + \gamma_j D_j'(\hat x_{j-1} - D_j x_j), \theta_j),
         \quad j = 1, \dots, J, \quad \hat x_0 = y.
 
+    Solvers and the classifiers of `models.MLCSC` share this function.
+
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j).
-        y, x: (m,) and (d_J,).
+        Ds: J dictionaries (d_{j-1}, d_j), or anything with `D @ x` and `r @ D`.
+        y, x: (m,) and (d_J,), or what the dictionaries take.
         gammas, thetas: J step sizes and thresholds, as in `ista_step`.
+        shrinkage: takes v and theta; `activations.nonnegative_threshold` for codes x >= 0.
 
     Returns:
         The codes after the step, (d_j,) each; the last one is the next x_J.
@@ -64,8 +68,8 @@ def ml_ista_step(
         [[2.0, 0.0], [1.5, 0.0]]
     """
 
-    def update(j, before, code):
-        return ista_step(Ds[j], before, code, gammas[j], thetas[j])
+    def update(j, before, x, Dx):
+        return shrinkage(x + gammas[j] * ((before - Dx) @ Ds[j]), spread(Ds[j], thetas[j]))
 
     return sweep(Ds, y, x, update)
 

@@ -111,7 +111,7 @@ def _weights(weights: Any, features: Any, layers: dict[Any, Array]) -> dict[Any,
             f"{_WHERE}: features are a {type(features).__name__} and weights a "
             f"{type(weights).__name__}; expected two dicts, or two sequences"
         )
-    if not isinstance(weights, Mapping) and np.ndim(weights) != 1:
+    if not isinstance(weights, Mapping | Sequence) and np.ndim(weights) != 1:
         raise ValueError(f"{_WHERE}: weights have shape {np.shape(weights)}; expected one a layer")
     chosen = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
     if chosen.keys() != layers.keys():

@@ -1,0 +1,215 @@
+"""`unrolled experiment`: networks with sparse features on images, in rows that grow over days."""
+
+import argparse
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unrolled.commands._console import teller
+from unrolled.commands._report import RESULTS
+from unrolled.commands._time_left import progress
+
+if TYPE_CHECKING:
+    from unrolled.experiments import Recipe
+
+_T = TypeVar("_T")
+
+# By task: the data set where real data are known, the one that needs none, and what is compared.
+_REAL = {"classification": "cifar10", "segmentation": "ecssd", "ml-csc": "mnist"}
+_EMBEDDED = {"classification": "digits", "segmentation": "shapes", "ml-csc": "digits"}
+_COMPARED = {
+    "classification": dict(model="lenet5", activation="relu,elu,mish", gamma="0,1e-3"),
+    "segmentation": dict(model="unet", activation="relu", gamma="0,1e-3"),
+    "ml-csc": dict(model="cnn,ml-ista,ml-fista,layered-bp", activation="relu", gamma="0"),
+}
+_QUICK = {
+    "classification": dict(activation="relu,elu", gamma="0,1e-2", seeds=2, epochs="10"),
+    "segmentation": dict(seeds=2, epochs="8", width=4, side=32, batch=8),
+    "ml-csc": dict(model="cnn,ml-ista", seeds=2, epochs="4", unfoldings=2, rate=0.02),
+}
+_SEEDS = 3
+_FIELDS = ("batch", "optimizer", "rate", "momentum", "decay", "augmentation", "test")
+_OPTIONS = ("width", "unfoldings", "constrained")  # of models
+_PICTURE = 28  # side of the digits of ml-csc, as of MNIST
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled experiment`."""
+    parser = commands.add_parser(
+        "experiment",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="train networks with an l1 penalty on features, and compare",
+        description="Train networks with and without a penalty on their early features, as in "
+        "Section 4 of the paper,\nor classifiers that unfold multi-layer pursuits. Each run is a "
+        "row in the folder --output. Rows that\nexist are not run again, a run that was stopped "
+        "goes on, and several processes may share the folder.\nWithout real data: digits of "
+        "scikit-learn, or synthetic shapes.",
+        epilog="examples:\n  unrolled experiment classification --quick\n"
+        "  unrolled experiment classification --data DIR --gamma 0,1e-3,1e-2 --epochs 20 "
+        "--budget 60\n"
+        "  unrolled experiment segmentation --data DIR --width 16 --side 128\n"
+        "  unrolled experiment ml-csc --data DIR --model cnn,ml-ista --epochs 10",
+    )
+    add = parser.add_argument
+    add("task", choices=tuple(_REAL), help="what to train")
+    add("--data", type=Path, metavar="DIR", help="where real data lie (default: UNROLLED_DATA)")
+    add(
+        "--dataset",
+        metavar="NAME",
+        help=f"the data set ({_said(_REAL)}; without data digits or shapes)",
+    )
+    add(
+        "--model",
+        metavar="NAMES",
+        help="lenet5,vgg11; unet; or cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
+    )
+    add("--activation", metavar="NAMES", help="activations (classification: relu,elu,mish)")
+    add("--gamma", metavar="A,B", help="weights of the penalty (default 0,1e-3; ml-csc 0)")
+    add(
+        "--layers",
+        metavar="NAMES",
+        help="penalised layers by their tap names (default: the early ones)",
+    )
+    add(
+        "--seeds", type=int, metavar="N", help=f"number of seeds, from --seed on (default {_SEEDS})"
+    )
+    add("--epochs", metavar="A,B", help="epochs (default: those of the papers, 200, 200 and 100)")
+    add("--batch", type=int, metavar="INT", help="images per step")
+    add("--optimizer", choices=("sgd", "adam"), help="default sgd; segmentation adam")
+    add("--rate", type=float, metavar="FLOAT", help="learning rate of the first step")
+    add(
+        "--momentum", type=float, metavar="FLOAT", help="of sgd (default 0.9: the paper names none)"
+    )
+    add("--decay", type=float, metavar="FLOAT", help="weight decay")
+    add("--augmentation", choices=("none", "crop", "crop and flip"), help="of training images")
+    add(
+        "--test",
+        choices=("whole", "exact", "held-out"),
+        help="the whole test set, its first 1000 images (cifar10), or the last fifth of the "
+        "training images, which are then not trained on (default whole)",
+    )
+    add("--width", type=int, metavar="INT", help="channels of the first block of unet (default 64)")
+    add("--side", type=int, metavar="INT", help="side of pictures with masks (default 128)")
+    add("--unfoldings", type=int, metavar="INT", help="of ml-csc (default 6)")
+    add(
+        "--constrained", action="store_true", default=None, help="keep the steps of ml-csc proximal"
+    )
+    add("--budget", type=float, metavar="MINUTES", help="stop at the end of an epoch after so long")
+    add("--no-weights", action="store_true", help="do not keep the weights of each row")
+    add("--quick", action="store_true", help="a small run on embedded data, under a minute")
+    add(
+        "--output",
+        type=Path,
+        default=Path("unrolled-experiment"),
+        metavar="DIR",
+        help="folder of the rows and the report (default unrolled-experiment)",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _said(names: dict[str, str]) -> str:
+    return ", ".join(f"{task} {name}" for task, name in names.items())
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run what has no row yet, write the report of all rows, and print it."""
+    from unrolled import experiments
+    from unrolled.commands._experiment_report import write
+
+    say = teller()
+    _complete(arguments)
+    root = arguments.data or os.environ.get("UNROLLED_DATA")
+    name = (
+        arguments.dataset or (_REAL if root and not arguments.quick else _EMBEDDED)[arguments.task]
+    )
+    recipes = _recipes(arguments, name)
+    budget = math.inf if arguments.budget is None else arguments.budget
+    side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
+    images = experiments.load(name, root, side=side)
+    say(
+        f"{name}: {len(images.train[0])} training and {len(images.test[0])} test images{_why(name)}"
+    )
+    with progress(say) as tell:
+        found = experiments.sweep(
+            recipes,
+            images,
+            arguments.output,
+            minutes=budget,
+            keep_weights=not arguments.no_weights,
+            progress=tell,
+        )
+    text = write(arguments.output, found)
+    print((arguments.output / RESULTS).read_text() if arguments.json else text)
+    say("done" if not found.open else f"{len(found.open)} runs are open; the same command goes on")
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    """Fill in what was not given."""
+    defaults: dict[str, Any] = _COMPARED[arguments.task] | dict(seeds=_SEEDS)
+    defaults |= _QUICK[arguments.task] if arguments.quick else {}
+    for option, value in defaults.items():
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, value)
+
+
+def _why(name: str) -> str:
+    """What to say of data that stand in for real ones."""
+    if name in _EMBEDDED.values():
+        kind = "synthetic, " if name == "shapes" else ""
+        return f" ({kind}embedded; for real data give --data or set UNROLLED_DATA)"
+    return ""
+
+
+def _recipes(arguments: argparse.Namespace, name: str) -> "list[Recipe]":
+    """The recipes that the options ask for, all checked."""
+    from unrolled import experiments
+
+    task = arguments.task
+    paper = experiments.paper_recipe(task, name)
+    chosen = {f: getattr(arguments, f) for f in _FIELDS if getattr(arguments, f) is not None}
+    if name == "digits":  # a mirrored digit is another one
+        chosen = {"augmentation": "none", **chosen}
+    given = {f: getattr(arguments, f) for f in _OPTIONS if getattr(arguments, f) is not None}
+    options = dict(paper.options) | given
+    layers = None if arguments.layers is None else tuple(_words(arguments.layers))
+    recipe = dataclasses.replace(
+        paper, data=name, layers=layers, options=tuple(sorted(options.items())), **chosen
+    )
+    if idle := [f for f in given if f not in _OPTIONS_OF[task]]:
+        raise ValueError(f"experiment: --{idle[0]} is no option of {task}")
+    if arguments.seeds < 1:
+        raise ValueError(f"experiment: --seeds must be at least 1, got {arguments.seeds}")
+    epochs = arguments.epochs or str(paper.epochs)
+    seed = arguments.seed or 0
+    return experiments.grid(
+        recipe,
+        models=_words(arguments.model),
+        activations=_words(arguments.activation),
+        gammas=_numbers(arguments.gamma, float, "gamma"),
+        seeds=range(seed, seed + arguments.seeds),
+        epochs=_numbers(epochs, int, "epochs"),
+    )
+
+
+_OPTIONS_OF: dict[str, Sequence[str]] = {
+    "classification": (),
+    "segmentation": ("width",),
+    "ml-csc": ("unfoldings", "constrained"),
+}
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str, kind: Callable[[str], _T], option: str) -> list[_T]:
+    try:
+        return [kind(word) for word in _words(text)]
+    except ValueError as error:
+        raise ValueError(
+            f"experiment: --{option} must be numbers separated by commas, got {text!r}"
+        ) from error

@@ -1,0 +1,213 @@
+"""The report of an experiment: tables of all rows of a folder, figures, JSON and CSV."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unrolled import experiments
+from unrolled._text import markdown
+from unrolled.commands._report import Section, write_report, write_table
+from unrolled.experiments import Cell, Interval, Recipe, Sweep, task_of
+
+CSV = "results.csv"
+_TITLE = "Networks with sparse features"
+_SUMMARY = """\
+Each network is trained with and without gamma times the mean absolute activation of its early
+layers, with the same first weights, order of images and crops. A difference is that of two runs
+with the same seed; it is stated with the 95 % t interval over seeds, and with one seed it is no
+claim. The sparsity of features is measured on the test images: the share of exact zeros, the share
+below a hundredth of the largest magnitude of an image, and Hoyer's measure (0 dense, 1 sparse)."""
+_PICTURED = 4  # networks beside the truth, at most
+# Fields in which the runs of one section differ.
+_WITHIN = ("activation", "gamma", "seed")
+_PERCENT = 100
+
+
+def write(folder: Path, found: Sweep) -> str:
+    """Write the report of all rows of a folder, and return its text."""
+    rows = experiments.read_rows(folder)
+    parts = [_section(folder, named) for named in _groups(rows).values()]
+    state = _state(found)
+    write_report(folder, _TITLE, "\n\n".join(filter(None, [_SUMMARY, state])), parts, {})
+    write_table(folder / CSV, *_table(rows))
+    texts = [f"# {part.title}\n\n{part.text}" for part in parts]
+    return "\n\n".join([*texts, *([state] if state else []), f"Report: {folder / 'report.md'}"])
+
+
+def _state(found: Sweep) -> str:
+    """What is not in the tables yet."""
+    told = []
+    if found.open:
+        told.append(f"Not finished: {', '.join(found.open)}. The same command goes on with them.")
+    if found.busy:
+        told.append(f"In the hands of another process: {', '.join(found.busy)}.")
+    return " ".join(told)
+
+
+def _groups(rows: dict[str, dict]) -> dict[Any, dict[str, dict]]:
+    """Rows by what a section has in common."""
+    groups: dict[Any, dict[str, dict]] = {}
+    for name, row in rows.items():
+        recipe = row["recipe"]
+        within = (*_WITHIN, *(("model",) if task_of(recipe["model"]) == "ml-csc" else ()))
+        key = str([value for field, value in recipe.items() if field not in within])
+        groups.setdefault((key, row["images"]["sha256"]), {})[name] = row
+    return groups
+
+
+def _section(folder: Path, rows: dict[str, dict]) -> Section:
+    """One table and its figures."""
+    first = next(iter(rows.values()))
+    recipe, task = first["recipe"], task_of(first["recipe"]["model"])
+    what = recipe["data"] + ("" if task == "ml-csc" else f", {recipe['model']}")
+    cells = experiments.summarize(rows)
+    text = "\n\n".join([_told(first, rows), _scores_table(cells), *_feature_tables(cells)])
+    return Section(
+        f"{what}, {recipe['epochs']} epochs",
+        "-".join([recipe["data"], recipe["model"], f"{recipe['epochs']}-epochs", _short(rows)]),
+        text,
+        _figures(folder, rows),
+        _table(rows),
+        {"cells": [_plain(cell) for cell in cells], "rows": rows},
+    )
+
+
+def _short(rows: dict[str, dict]) -> str:
+    """A few characters that tell apart sections of the same data, model and epochs."""
+    return min(rows).rpartition("-")[2][:4]
+
+
+def _told(first: dict, rows: dict[str, dict]) -> str:
+    """The images, the recipe, and how it deviates from the paper's."""
+    images, recipe = first["images"], first["recipe"]
+    test = {
+        "whole": "the whole test set",
+        "exact": "the first 1000 images of the test set",
+        "held-out": "the last fifth of the training images, held out",
+    }[recipe["test"]]
+    kind = {"shapes": "Synthetic pictures, which stand in for photographs. "}
+    told = [
+        f"{kind.get(recipe['data'], '')}{images['train']} training images, tested on {test} "
+        f"({images['test']} images).",
+        f"Deviations from the paper: {'; '.join(first['deviations']) or 'none'}.",
+    ]
+    if recipe["optimizer"] == "sgd" and task_of(recipe["model"]) == "classification":
+        told.append(f"Momentum {recipe['momentum']:g}: the paper names none.")
+    if first["layers"] and any(row["recipe"]["gamma"] for row in rows.values()):
+        told.append(f"Penalised: {', '.join(first['layers'])}.")
+    return " ".join(told)
+
+
+def _scores_table(cells: Sequence[Cell]) -> str:
+    """Scores and paired differences, in percent and points."""
+    names = list(cells[0].scores)
+    head = ["model", "activation", "gamma", "runs"]
+    for name in names:
+        head += [f"{name.replace('_', ' ')}, %", "difference"]
+    lines = []
+    for cell in cells:
+        recipe, n = cell.recipe, next(iter(cell.scores.values())).n
+        line = [recipe.model, recipe.activation, f"{recipe.gamma:g}", str(n)]
+        for name in names:
+            line += [_value(cell.scores[name]), _difference(cell.differences.get(name))]
+        lines.append(line)
+    notes = ["Differences are from gamma = 0, in points."]
+    if any(cell.baseline and cell.baseline.model != cell.recipe.model for cell in cells):
+        notes = ["Differences are from gamma = 0, and where that is 0 from cnn, in points."]
+    if any(found.n < 2 for cell in cells for found in cell.differences.values()):
+        notes.append("One seed is no interval, and no claim.")
+    for cell in cells:
+        if cell.failed:
+            seeds = ", ".join(map(str, cell.failed))
+            name = f"{cell.recipe.model}, {cell.recipe.activation}, gamma {cell.recipe.gamma:g}"
+            notes.append(f"Did not train (diverged or near chance): {name}, seeds {seeds}.")
+    return "\n\n".join([markdown(head, lines), " ".join(notes)])
+
+
+def _value(found: Interval) -> str:
+    half = "" if math.isnan(found.half) else f" ± {_PERCENT * found.half:.2f}"
+    return f"{_PERCENT * found.mean:.2f}{half}"
+
+
+def _difference(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    if math.isnan(found.half):
+        return f"{_PERCENT * found.mean:+.2f} (one seed)"
+    clear = "" if found.excludes_zero else ", not clear"
+    return f"{_PERCENT * found.mean:+.2f} ± {_PERCENT * found.half:.2f}{clear}"
+
+
+def _feature_tables(cells: Sequence[Cell]) -> list[str]:
+    """What the features of the penalised layers are; nothing where no layer is followed."""
+    measured = [cell for cell in cells if cell.features]
+    if not measured:
+        return []
+    titles = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer": "Hoyer"}
+    head = ["model", "activation", "gamma", *titles.values()]
+    lines = []
+    for cell in measured:
+        line = [cell.recipe.model, cell.recipe.activation, f"{cell.recipe.gamma:g}"]
+        for name in titles:
+            scale, digits = (_PERCENT, 1) if name in ("zeros", "below") else (1, 3)
+            line.append(" / ".join(f"{scale * v:.{digits}f}" for v in cell.features[name]))
+        lines.append(line)
+    return ["Features on test images, layer by layer, means over seeds:", markdown(head, lines)]
+
+
+def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Any]:
+    """The figures of a section by their captions."""
+    runs = list(rows.values())
+    figures = {
+        "Test score by activation, with and without penalty": experiments.scores_by_activation(
+            runs
+        ),
+        "Training loss, mean over seeds": experiments.training_loss(runs),
+    }
+    for j, layer in enumerate(runs[0]["layers"]):
+        caption = f"Mean absolute value of the features of {layer} in training, mean over seeds"
+        figures[caption] = experiments.l1_in_training(runs, j)
+    if pictures := _pictures(folder, rows):
+        figures["Predicted masks beside the truth"] = experiments.predicted_masks(*pictures)
+    return figures
+
+
+def _pictures(folder: Path, rows: dict[str, dict]) -> tuple[dict, list[str]] | None:
+    """Pictures and masks of the runs with the first seed."""
+    seed = min(row["recipe"]["seed"] for row in rows.values())
+    found: dict[str, Any] = {}
+    titles: list[str] = []
+    for name, row in rows.items():
+        recipe, held = row["recipe"], experiments.read_pictures(folder, name)
+        if held is None or recipe["seed"] != seed or len(titles) == _PICTURED:
+            continue
+        titles.append(f"{recipe['activation']}, gamma {recipe['gamma']:g}")
+        found |= {"X": held["X"], "truth": held["truth"], titles[-1]: held["predicted"]}
+    return (found, titles) if titles else None
+
+
+def _table(rows: dict[str, dict]) -> tuple[list[str], list[list]]:
+    """A line per row, for CSV."""
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    scores = list(dict.fromkeys(name for row in rows.values() for name in row["scores"]))
+    measures = ("l1", "zeros", "below", "hoyer")
+    head = ["row", *fields, "status", "seconds", *scores, *measures, "deviations"]
+    lines = []
+    for name, row in rows.items():
+        line = [name, *(row["recipe"].get(field) for field in fields)]
+        line += [row["status"], row["seconds"], *(row["scores"].get(score) for score in scores)]
+        line += [" ".join(map(str, row["features"].get(m, ""))) for m in measures]
+        lines.append([*line, "; ".join(row["deviations"])])
+    return head, lines
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    """A cell as JSON has it."""
+    baseline = cell.baseline and cell.baseline.to_dict()
+    return {
+        **{field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)},
+        "recipe": cell.recipe.to_dict(),
+        "baseline": baseline,
+    }

@@ -1,0 +1,124 @@
+"""The figures of the paper's Section 4, from the rows of one experiment."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unrolled import plots
+from unrolled.experiments._scores import SCORES
+from unrolled.experiments._table import interval
+from unrolled.plots._curves import tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[dict[str, Any]]
+
+
+def scores_by_activation(rows: Rows) -> "Figure":
+    """The first score of all runs as points, with mean and 95 % interval, by activation and gamma.
+
+    Models take the place of activations where all rows have one activation.
+    """
+    name = next(score for score in SCORES if score in rows[0]["scores"])
+    kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
+    groups, gammas = _values(rows, kind), _values(rows, "gamma")
+    fig, panels = plots.figure(1, 1, width=6.4, height=4.2)
+    panel, looks = panels[0, 0], _looks(gammas)
+    width = 0.8 / len(gammas)
+    for i, gamma in enumerate(gammas):
+        for g, group in enumerate(groups):
+            found = [
+                row["scores"][name]
+                for row in rows
+                if row["recipe"][kind] == group and row["recipe"]["gamma"] == gamma
+            ]
+            values = [value for value in found if value is not None]
+            if not values:
+                continue
+            at, look = g - 0.4 + (i + 0.5) * width, looks[_label(gamma)]
+            mean, half, _ = interval(values)
+            panel.plot([at] * len(values), values, ".", color=look["color"], alpha=0.5)
+            panel.errorbar(
+                at + width / 4,
+                mean,
+                None if np.isnan(half) else half,
+                color=look["color"],
+                marker=look["marker"],
+                capsize=3,
+                label=_label(gamma) if g == 0 else None,
+            )
+    panel.set_xticks(range(len(groups)), groups)
+    title = "each run, the mean over seeds and its 95 % interval"
+    tidy(panel, title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
+    panel.legend(frameon=False)
+    return fig
+
+
+def training_loss(rows: Rows) -> "Figure":
+    """The training loss, without the penalty, over epochs: a panel per activation."""
+    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss")
+
+
+def l1_in_training(rows: Rows, layer: int) -> "Figure":
+    """mean |x| of the features of a penalised layer over epochs: a panel per activation."""
+    name = rows[0]["layers"][layer]
+    return _over_epochs(rows, lambda line: line["train"]["l1"][layer], f"mean |x| of {name}")
+
+
+def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":
+    """Pictures, their true masks, and the masks that networks predict: a row per picture.
+
+    Args:
+        pictures: X (n, H, W, 3), truth (n, H, W), and predicted masks by title.
+        titles: those of the predicted masks, in order.
+    """
+    columns = ["X", "truth", *titles]
+    n = len(pictures["X"])
+    fig, panels = plots.figure(n, len(columns), width=1.6, height=1.7)
+    for i, row in enumerate(panels):
+        for panel, column in zip(row, columns):
+            panel.imshow(pictures[column][i], cmap="gray", vmin=0, vmax=1)
+            panel.set_axis_off()
+            if i == 0:
+                panel.set_title("picture" if column == "X" else column, fontsize=8)
+    return fig
+
+
+def _over_epochs(rows: Rows, value: Any, ylabel: str) -> "Figure":
+    kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
+    groups, gammas = _values(rows, kind), _values(rows, "gamma")
+    fig, panels = plots.figure(1, len(groups), width=4.2)
+    looks = _looks(gammas)
+    for panel, group in zip(panels[0], groups):
+        lines = {}
+        for gamma in gammas:
+            curves = [
+                [np.nan if value(line) is None else value(line) for line in row["curve"]]
+                for row in rows
+                if row["recipe"][kind] == group and row["recipe"]["gamma"] == gamma
+            ]
+            if curves:
+                length = max(map(len, curves))
+                padded = [curve + [np.nan] * (length - len(curve)) for curve in curves]
+                lines[_label(gamma)] = np.mean(padded, axis=0)
+        plots.curves(panel, lines, title=group, ylabel=ylabel, log=True, looks=looks)
+        panel.set_xlabel(panel.get_xlabel().replace("step", "epoch", 1))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return fig
+
+
+def _values(rows: Rows, field: str) -> list[Any]:
+    """What a field of the recipes has, in order."""
+    found = dict.fromkeys(row["recipe"][field] for row in rows)
+    return sorted(found) if field == "gamma" else list(found)
+
+
+def _looks(gammas: Sequence[float]) -> dict[str, dict]:
+    return plots.styles([_label(gamma) for gamma in gammas])
+
+
+def _label(gamma: float) -> str:
+    return f"gamma = {gamma:g}"

@@ -1,0 +1,90 @@
+"""The runs of an experiment, one after another."""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unrolled.datasets import Images
+from unrolled.experiments._models import Build, build_model
+from unrolled.experiments._recipe import Recipe
+from unrolled.experiments._run import Outcome, Progress, run
+
+
+def grid(
+    recipe: Recipe,
+    *,
+    models: Sequence[str],
+    activations: Sequence[str],
+    gammas: Sequence[float],
+    seeds: Sequence[int],
+    epochs: Sequence[int],
+) -> list[Recipe]:
+    """The recipes of all combinations; all of one seed come before the next seed.
+
+    Example:
+        >>> from unrolled.experiments import grid, paper_recipe
+        >>> recipe = paper_recipe("classification", "cifar10")
+        >>> varied = dict(models=["lenet5"], activations=["relu", "elu"], epochs=[20])
+        >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
+        12
+    """
+    fields = ("epochs", "seed", "model", "activation", "gamma")
+    combinations = itertools.product(epochs, seeds, models, activations, gammas)
+    return [dataclasses.replace(recipe, **dict(zip(fields, values))) for values in combinations]
+
+
+class Sweep(NamedTuple):
+    """What became of the runs of a grid."""
+
+    rows: dict[str, dict[str, Any]]  # by name: those that are finished, old and new
+    open: list[str]  # stopped by the budget, or not begun
+    busy: list[str]  # in the hands of other processes
+
+
+def sweep(
+    recipes: Iterable[Recipe],
+    images: Images,
+    folder: str | Path,
+    *,
+    build: Build = build_model,
+    minutes: float = math.inf,
+    keep_weights: bool = True,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Run all recipes that have no row yet; several processes may share a folder.
+
+    Args:
+        recipes, images, folder, build, keep_weights, progress: as in `run`.
+        minutes: the budget. At its end the run in progress stops after its epoch, and is saved.
+
+    Raises:
+        ValueError: a budget that is not positive; else as in `run`.
+    """
+    if not minutes > 0:
+        raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
+    until, recipes = time.monotonic() + 60 * minutes, list(recipes)
+    told: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until)
+    outcomes: list[Outcome] = []
+    for i, recipe in enumerate(recipes, start=1):
+        placed = _placed(progress, f"{i} of {len(recipes)}: ")
+        outcomes.append(run(recipe, images, folder, progress=placed, **told))
+    return Sweep(
+        {outcome.name: outcome.row for outcome in outcomes if outcome.row},
+        [outcome.name for outcome in outcomes if not (outcome.row or outcome.busy)],
+        [outcome.name for outcome in outcomes if outcome.busy],
+    )
+
+
+def _placed(progress: Progress | None, place: str) -> Progress | None:
+    """The progress of a run that is one of many."""
+    if progress is None:
+        return None
+
+    def tell(name: str, done: int, steps: int, text: str) -> None:
+        progress(place + name, done, steps, text)
+
+    return tell

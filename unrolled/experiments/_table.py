@@ -1,0 +1,142 @@
+"""Rows of equal recipes but for their seeds, with intervals, and paired with their baseline."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unrolled.experiments._models import ML_CSC
+from unrolled.experiments._recipe import Recipe, from_dict
+from unrolled.experiments._scores import SCORES
+
+_CHANCE = 1.5  # times the accuracy of guessing: below, a network has not learned
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and half the width of its 95 % t interval; nan for one seed."""
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 is outside of the interval."""
+        return abs(self.mean) > self.half
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The runs of one recipe, by seed, and their differences from those of its baseline.
+
+    Attributes:
+        recipe: with the seed of the first run.
+        baseline: the recipe compared with: gamma = 0, or of ML-CSC the plain CNN; None if there is
+            none in the rows.
+        scores: by name.
+        differences: score minus that of the baseline of the same seed, over the common seeds.
+        features: measures of each penalised layer, means over seeds.
+        failed: seeds that diverged or stayed near chance; they count in all means.
+    """
+
+    recipe: Recipe
+    baseline: Recipe | None
+    scores: dict[str, Interval]
+    differences: dict[str, Interval]
+    features: dict[str, list[float]]
+    failed: tuple[int, ...]
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """Mean and 95 % t interval.
+
+    Example:
+        >>> from unrolled.experiments import interval
+        >>> found = interval([1.0, 2.0, 3.0])
+        >>> found.mean, round(found.half, 3), found.n
+        (2.0, 2.484, 3)
+    """
+    from scipy import stats
+
+    x = np.asarray(list(values), float)
+    half = math.nan
+    if len(x) > 1:
+        half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return Interval(float(x.mean()), half, len(x))
+
+
+def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
+    """The cells of a table, in the order of their recipes; see `Cell`.
+
+    Args:
+        rows: as `read_rows` returns them.
+    """
+    groups: dict[Any, dict[int, dict[str, Any]]] = {}
+    recipes: dict[Any, Recipe] = {}
+    for row in rows.values():
+        recipe = from_dict(row["recipe"])
+        key = _unseeded(recipe), row["images"]["sha256"]
+        recipes.setdefault(key, recipe)
+        groups.setdefault(key, {})[recipe.seed] = row
+    keys = sorted(groups, key=lambda key: _place(key[0]))
+    return [_cell(key, groups, recipes) for key in keys]
+
+
+def _unseeded(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, seed=0)
+
+
+def _place(recipe: Recipe) -> tuple:
+    model = ML_CSC.index(recipe.model) if recipe.model in ML_CSC else -1
+    return recipe.data, model, recipe.model, recipe.epochs, recipe.activation, recipe.gamma
+
+
+def _cell(key: Any, groups: dict, recipes: dict) -> Cell:
+    runs, images = groups[key], key[1]
+    base = _baseline(key[0])
+    paired = groups.get((base, images), {})
+    names = [name for name in SCORES if name in next(iter(runs.values()))["scores"]]
+    common = sorted(set(runs) & set(paired))
+    differences = {
+        name: interval(_score(runs[s], name) - _score(paired[s], name) for s in common)
+        for name in names
+        if common
+    }
+    return Cell(
+        recipes[key],
+        base if common else None,
+        {name: interval(_score(row, name) for row in runs.values()) for name in names},
+        differences,
+        _features(runs),
+        tuple(seed for seed, row in sorted(runs.items()) if _failed(row)),
+    )
+
+
+def _baseline(recipe: Recipe) -> Recipe | None:
+    if recipe.gamma:
+        return dataclasses.replace(recipe, gamma=0.0)
+    if recipe.model in ML_CSC and recipe.model != "cnn":
+        return dataclasses.replace(recipe, model="cnn")
+    return None
+
+
+def _score(row: dict[str, Any], name: str) -> float:
+    value = row["scores"][name]
+    return math.nan if value is None else value
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    classes = row["images"]["classes"]
+    chance = classes and row["scores"]["accuracy"] < _CHANCE / classes
+    return row["status"] != "complete" or bool(chance)
+
+
+def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
+    measured = [row["features"] for row in runs.values() if row["features"]]
+    names = ("l1", "zeros", "below", "hoyer") if measured else ()
+    return {
+        name: np.mean([np.array(m[name], float) for m in measured], axis=0).tolist()
+        for name in names
+    }

@@ -1,0 +1,149 @@
+"""`dictionaries.Conv` on batches of images: strided convolutions and their exact adjoints."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unrolled._checks import Array
+from unrolled.dictionaries import Conv, pytree
+
+
+@pytree(data=("kernel",), static=("side", "stride", "padding"))
+@dataclass(frozen=True, eq=False)
+class ImageConv:
+    r"""A dictionary of filters for batches of images, with `r @ D` and `D @ x`.
+
+    Analysis maps images (N, H, W, C) to codes (N, h, w, m),
+
+    .. math:: (D' r)[n, i, f] = \sum_{k, c} kernel[k, c, f] \; r[n, i t + k - p, c],
+
+    with r = 0 outside of the image, and synthesis is its exact adjoint. Image by image both are
+    those of `conv`, on the image framed by p zeros.
+
+    Gradients are those of reverse mode; forward mode is not defined.
+
+    Args:
+        kernel: (k, k, C, m).
+        side: (H, W) of the images.
+        stride: t.
+        padding: p, zeros on every side of an image.
+
+    Example:
+        >>> D = ur.models.ImageConv(jnp.ones((3, 3, 1, 2)), (5, 5), stride=2)
+        >>> codes = jnp.ones((4, 5, 5, 1)) @ D
+        >>> codes.shape, codes[0, 0, 0].tolist(), (D @ codes).shape
+        ((4, 2, 2, 2), [9.0, 9.0], (4, 5, 5, 1))
+    """
+
+    kernel: Array
+    side: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """(h, w), the positions of a filter."""
+        k = self.kernel.shape[-4]
+        h, w = ((n + 2 * self.padding - k) // self.stride + 1 for n in self.side)
+        return h, w
+
+    @property
+    def conv(self) -> Conv:
+        """The dictionary of one image that is framed by its padding."""
+        H, W = (n + 2 * self.padding for n in self.side)
+        return Conv(self.kernel.transpose(3, 2, 0, 1), (H, W), self.stride)
+
+    def __rmatmul__(self, r: Array) -> Array:
+        return _analyze(self, r)
+
+    def __matmul__(self, x: Array) -> Array:
+        return _synthesize(self, x)
+
+
+# The gradients of both maps are made of the two maps and the gradient of the filters, which are
+# fast in these forms. XLA's transpose of a strided convolution is 40 times as slow on a CPU.
+
+
+@jax.custom_vjp
+def _analyze(D: ImageConv, r: Array) -> Array:
+    return _correlate(D, r)
+
+
+_analyze.defvjp(
+    lambda D, r: (_correlate(D, r), (D, r)),
+    lambda known, g: (_of_filters(*known, g), _synthesize(known[0], g)),
+)
+
+
+@jax.custom_vjp
+def _synthesize(D: ImageConv, x: Array) -> Array:
+    return _spread(D, x)
+
+
+_synthesize.defvjp(
+    lambda D, x: (_spread(D, x), (D, x)),
+    lambda known, g: (_of_filters(known[0], g, known[1]), _analyze(known[0], g)),
+)
+
+
+def _correlate(D: ImageConv, r: Array) -> Array:
+    if D.positions == (1, 1) and not D.padding:
+        k = len(D.kernel)
+        return _as_rows(r[:, :k, :k]) @ D.kernel.reshape(-1, D.kernel.shape[-1])
+    return lax.conv_general_dilated(
+        r,
+        D.kernel,
+        (D.stride, D.stride),
+        [(D.padding, D.padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _as_rows(r: Array) -> Array:
+    return r.reshape(len(r), 1, 1, -1)
+
+
+def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
+    """The gradient of sum((r @ D) * x) in the filters."""
+
+    def correlate(kernel):
+        return _correlate(replace(D, kernel=kernel), r)
+
+    return replace(D, kernel=jax.linear_transpose(correlate, D.kernel)(x)[0])
+
+
+def _spread(D: ImageConv, x: Array) -> Array:
+    """D x as a product, whose rows are windows of the images that overlap."""
+    images = jax.ShapeDtypeStruct((len(x), *D.side, D.kernel.shape[2]), x.dtype)
+    gather = jax.linear_transpose(lambda r: _windows(D, r), images)
+    return gather(x @ _matrix(D).T)[0]
+
+
+# An image is cut into blocks as long as the stride, whose pixels become channels, and a window is a
+# few blocks side by side: so that its pixels are contiguous.
+
+
+def _matrix(D: ImageConv) -> Array:
+    """The filters as columns, whose rows are ordered as those of a window."""
+    k, _, C, m = D.kernel.shape
+    q, t = -(-k // D.stride), D.stride
+    kernel = jnp.pad(D.kernel, [(0, q * t - k), (0, q * t - k), (0, 0), (0, 0)])
+    return kernel.reshape(q, t, q, t, C, m).transpose(0, 2, 1, 3, 4, 5).reshape(-1, m)
+
+
+def _windows(D: ImageConv, r: Array) -> Array:
+    """The windows of the images, (N, h, w, q t q t C)."""
+    N, H, W, C = r.shape
+    q, t, p = -(-len(D.kernel) // D.stride), D.stride, D.padding
+    h, w = D.positions
+    rows, columns = h + q - 1, w + q - 1
+    zero = jnp.zeros((), r.dtype)
+    far = [(p, rows * t - H - p, 0), (p, columns * t - W - p, 0)]
+    r = lax.pad(r, zero, [(0, 0, 0), *far, (0, 0, 0)])  # or cut, where negative
+    r = r.reshape(N, rows, t, columns, t, C).transpose(0, 1, 3, 2, 4, 5)
+    r = r.reshape(N, rows, columns, t * t * C)
+    if (h, w) == (1, 1):
+        return _as_rows(r)
+    return jnp.concatenate([r[:, i : i + h, j : j + w] for i in range(q) for j in range(q)], -1)
