@@ -6,6 +6,15 @@
 from unrolled.experiments._data import (
     load,
 )
+from unrolled.experiments._features import (
+    Admitted,
+    Codes,
+    Features,
+    LayerFeatures,
+    Pursued,
+    features,
+    features_table,
+)
 from unrolled.experiments._figures import (
     l1_in_training,
     predicted_masks,
@@ -16,6 +25,10 @@ from unrolled.experiments._grid import (
     Sweep,
     grid,
     sweep,
+)
+from unrolled.experiments._layer_dictionary import (
+    LayerDictionary,
+    as_dictionary,
 )
 from unrolled.experiments._models import (
     task_of,
@@ -47,12 +60,21 @@ from unrolled.experiments._table import (
 )
 
 __all__ = [
+    "Admitted",
     "Cell",
+    "Codes",
+    "Features",
     "Interval",
+    "LayerDictionary",
+    "LayerFeatures",
     "Outcome",
+    "Pursued",
     "Recipe",
     "Sweep",
+    "as_dictionary",
     "deviations",
+    "features",
+    "features_table",
     "grid",
     "interval",
     "l1_in_training",

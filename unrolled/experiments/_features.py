@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from scipy import optimize, stats
+from scipy import optimize
 
 from unrolled import _checks, metrics, plots, pursuit, theory
 from unrolled._checks import Array
 from unrolled._json import to_json
+from unrolled._numbers import norm
 from unrolled._text import markdown
 from unrolled.dictionaries import Conv, dense
 from unrolled.experiments._layer_dictionary import LayerDictionary, as_dictionary, block_of
+from unrolled.experiments._table import interval
 from unrolled.models import tap
 
 # A mu in float32 may be too low by its rounding.
@@ -58,7 +60,7 @@ class Pursued(NamedTuple):
 
     bounded: bool  # whether J is, so that x* exists; else all arrays are nan
     negative: float  # share of the filters whose threshold is negative, a reward
-    step: float  # 1 / norm(D)^2, the step size that is sure to lower J
+    step: float  # 1 / L, L a bound of norm(D)^2: steps of ISTA that are sure to lower J
     scale: np.ndarray  # c that minimises J(c x); 0 where x = 0
     gap: np.ndarray  # (J(c x) - J(x*)) / (J(0) - J(x*)): 0 for the code of the pursuit, 1 for none
     change: np.ndarray  # norm(x* - x) / norm(x*)
@@ -77,6 +79,10 @@ class LayerFeatures(NamedTuple):
     codes: Codes
     pursued: Pursued
 
+    def numbers(self) -> dict[str, Any]:
+        """All but the dictionary, of which it has the shape."""
+        return {"shape": self.dictionary.D.shape, **self._asdict(), "dictionary": None}
+
 
 class Features(NamedTuple):
     """The result of `features`: by the name of the layer."""
@@ -89,12 +95,7 @@ class Features(NamedTuple):
 
     def to_json(self) -> str:
         """All numbers but the dictionaries, as JSON; those that are not finite become null."""
-        return to_json(
-            {
-                name: {"shape": layer.dictionary.D.shape, **layer._replace(dictionary=None)._asdict()}
-                for name, layer in self.layers.items()
-            }
-        )
+        return to_json({name: layer.numbers() for name, layer in self.layers.items()})
 
     def plot(self) -> Any:
         """A figure of the codes of every layer, as the network has them and after a pursuit."""
@@ -125,10 +126,10 @@ def features(
     coder the layer is, apart from its scale: see `Pursued`. Of other activations x is the positive
     part of the features.
 
-    Some theta are negative, where a bias is positive. If shifts e of the signal, constant in each
-    channel, give theta + D'e > 0, the pursuit is the LASSO of y + e with these penalties: the
-    objectives differ by a constant. If there are none, J may have no minimum, and `bounded` is
-    False.
+    Some theta are negative, where a bias is positive. If a shift e of the signal, the same at all
+    positions, gives theta + D'e > 0, the pursuit is the LASSO of y + e with these penalties: the
+    objectives differ by a constant. If there is none, J falls without end on large pictures, and
+    `bounded` is False.
 
     Args:
         model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
@@ -175,8 +176,8 @@ def features(
     inputs = _inputs(model, images, [block_of(model, name)[0] for name in names])
     found = {}
     for name, x in zip(names, inputs):
-        norm = (norms or {}).get(name)
-        layer = as_dictionary(model, name, x.shape[1:3], norm=norm, activation=activation)
+        options: dict[str, Any] = dict(norm=(norms or {}).get(name), activation=activation)
+        layer = as_dictionary(model, name, x.shape[1:3], **options)
         Y = layer.signals(x)
         found[name] = LayerFeatures(
             layer,
@@ -207,7 +208,7 @@ def features_table(found: Mapping[str, Features | Sequence[Features]]) -> str:
         for name in results[0].layers:
             every = [_numbers(result.layers[name]) for result in results]
             cells = [
-                interval([numbers[column] for numbers in every], form)
+                _cell([numbers[column] for numbers in every], form)
                 for column, form in _COLUMNS.items()
             ]
             rows.append([model, name, *cells])
@@ -259,19 +260,14 @@ def _numbers(layer: LayerFeatures) -> dict[str, float]:
     )
 
 
-def interval(values: Sequence[float], form: str) -> str:
-    """The mean as text and, of several values, the half width of its 95 % interval.
-
-    Values that are nan are left out, which the text says.
-    """
+def _cell(values: Sequence[float], form: str) -> str:
+    """Mean and 95 % interval as text; values that are nan are left out, which the text says."""
     known = [value for value in values if not math.isnan(value)]
-    n, of_all = len(known), "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
-    if n == 0:
+    if not known:
         return "none"
-    if n == 1:
-        return f"{known[0]:{form}}{of_all}"
-    half = stats.t.ppf(0.975, n - 1) * np.std(known, ddof=1) / math.sqrt(n)
-    return f"{np.mean(known):{form}} ± {half:{form}}{of_all}"
+    mean, half, n = interval(known)
+    told = format(mean, form) if n == 1 else f"{mean:{form}} ± {half:{form}}"
+    return told if n == len(values) else f"{told} ({n} of {len(values)})"
 
 
 def _inputs(model: nnx.Module, images: Array, paths: Sequence[str]) -> list[Array]:
@@ -287,97 +283,114 @@ def _inputs(model: nnx.Module, images: Array, paths: Sequence[str]) -> list[Arra
 
 
 def _admitted(D: Conv, atoms: int) -> Admitted:
+    d, generalized = D.shape[1], None
     with jax.enable_x64(True):
-        D, d, generalized = _checks.cast(D, np.float64), D.shape[1], None
-        mu = float(theory.mutual_coherence(D))
-        unit, _ = D.normalized()
-        mu_W = float(theory.coherence(theory.frobenius_weights(unit), unit).mu_W)
+        unit, mu, mu_W = _coherences(_checks.cast(D, np.float64))
         if d <= atoms:
             found = theory.generalized_coherence(dense(unit), _COHERENCE_TOL, only_maximum=True)
             generalized = float(found.lower), float(found.upper)
-    local = min(mu, mu_W)
+        local = min(float(mu), float(mu_W))
     least = local if generalized is None else min(local, generalized[1])
     stripe, signal = (theory.max_sparsity(value * (1 + _ROUNDING), d) for value in (local, least))
-    return Admitted(mu, mu_W, generalized, stripe, signal)
+    return Admitted(float(mu), float(mu_W), generalized, stripe, signal)
+
+
+@jax.jit
+def _coherences(D: Conv) -> tuple[Conv, Array, Array]:
+    """D with atoms of norm 1 in float64, its mu, and mu_W of the closed form."""
+    unit, _ = D.normalized()
+    mu_W = theory.coherence(theory.frobenius_weights(unit), unit).mu_W
+    return unit, theory.mutual_coherence(unit), mu_W
 
 
 def _codes(layer: LayerDictionary, Y: Array, fraction: float) -> Codes:
-    X, D = layer.codes(Y), layer.D
-    maps = D.unflatten_code(X)
-    stripes = jax.vmap(partial(theory.stripe_norm, kernel=D.kernel, stride=D.stride))(maps)
-    counts = np.asarray(jnp.sum(X != 0, 1)), np.asarray(stripes)
-    return Codes(*map(float, metrics.sparsity(X, fraction)), *counts)
+    X = layer.codes(Y)
+    nonzeros, stripes = map(np.asarray, _counts(layer.D, X))
+    return Codes(*map(float, metrics.sparsity(X, fraction)), nonzeros, stripes)
+
+
+@jax.jit
+def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
+    """Nonzeros, and those of the fullest stripe, of codes (N, d)."""
+    stripes = partial(theory.stripe_norm, kernel=D.kernel, stride=D.stride)
+    return jnp.sum(X != 0, 1), jax.vmap(stripes)(D.unflatten_code(X))
 
 
 def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pursued:
     D, theta = layer.D, np.asarray(layer.theta, np.float64)
     told = float(np.mean(theta < 0)), 1 / float(D.spectral_norm()) ** 2
     x = jax.nn.relu(layer.codes(Y))
-    scale, decrease = _best_multiple(layer, Y, x)
-    sums = np.asarray(D.filters, np.float64).sum(axis=(2, 3))  # D'e for an e of one per channel
-    shift = _shift(sums, theta)
-    if shift is None:
+    scale, decrease = _best_multiples(D, layer.theta, Y, x)
+    shifted = _shifted(D, theta)
+    if shifted is None:
         return Pursued(False, *told, np.asarray(scale), *[np.full(len(Y), np.nan)] * 7)
-    e = jnp.asarray(np.repeat(shift, Y.shape[1] // len(shift)), Y.dtype)
-    lam = jnp.asarray(theta + sums @ shift, Y.dtype)
-    half = jnp.sum((Y + e) ** 2, 1) / 2
-    shares = np.asarray(decrease / half)
-    smallest = float(shares[shares > 0].min(initial=1.0))
-    least = max(tol * smallest, 10 * float(jnp.finfo(Y.dtype).eps))
+    e, lam = (jnp.asarray(part, Y.dtype) for part in shifted)
+    half = np.sum((np.asarray(Y, np.float64) + shifted[0]) ** 2, 1) / 2
+    shares = np.asarray(decrease) / half
+    least = max(tol * shares[shares > 0].min(initial=1.0), 10 * float(jnp.finfo(Y.dtype).eps))
     least = 10.0 ** math.floor(math.log10(least))  # static: another value compiles again
-    found = jax.vmap(partial(_pursue, D, lam, least, max_steps))(Y + e, scale[:, None] * x)
-    return Pursued(
-        True, *told, np.asarray(scale), *_compared(layer, Y, x, decrease, found.x, found.gap * half)
-    )
+    best, gap = _pursue(D, lam, e, Y, scale, x, tol=least, max_steps=max_steps)
+    excess = jnp.asarray(np.asarray(gap) * half, Y.dtype)
+    compared = _compare(D, layer.theta, Y, x, decrease, best, excess)
+    return Pursued(True, *told, np.asarray(scale), *map(np.asarray, compared))
 
 
+@partial(jax.jit, static_argnames=("tol", "max_steps"))
 def _pursue(
-    D: Conv, lam: Array, tol: float, max_steps: int, y: Array, start: Array
-) -> pursuit.Pursuit:
-    options: dict[str, Any] = dict(nonnegative=True, tol=tol, max_steps=max_steps)
-    return pursuit.lasso(D, y, lam, start=start, **options)
+    D: Conv, lam: Array, e: Array, Y: Array, scale: Array, X: Array, *, tol: float, max_steps: int
+) -> tuple[Array, Array]:
+    """Codes x*, and their gaps relative to norm(y + e)^2 / 2, from c x on."""
+
+    def one(y, c, x):
+        options: dict[str, Any] = dict(nonnegative=True, tol=tol, max_steps=max_steps)
+        found = pursuit.lasso(D, y + e, lam, start=c * x, **options)
+        return found.x, found.gap
+
+    return jax.vmap(one)(Y, scale, X)
 
 
-def _decrease(layer: LayerDictionary, Y: Array, X: Array) -> tuple[Array, Array, Array]:
-    """a, b and D x with J(0) - J(c x) = c a - c^2 b / 2, (N,) and (N, m)."""
-    D, theta = layer.D, layer.D.spread(layer.theta)
+def _parts(D: Conv, theta: Array, y: Array, x: Array) -> tuple[Array, Array, Array]:
+    """a, b and D x with J(0) - J(c x) = c a - c^2 b / 2."""
     with jax.default_matmul_precision("highest"):
-        fitted = jax.vmap(lambda x: D @ x)(X)
-        slope = jax.vmap(lambda y: y @ D)(Y) - theta
-    return jnp.sum(X * slope, 1), jnp.sum(fitted**2, 1), fitted
+        fitted = D @ x
+        return jnp.vdot(x, y @ D - D.spread(theta)), jnp.vdot(fitted, fitted), fitted
 
 
-def _best_multiple(layer: LayerDictionary, Y: Array, X: Array) -> tuple[Array, Array]:
+@jax.jit
+def _best_multiples(D: Conv, theta: Array, Y: Array, X: Array) -> tuple[Array, Array]:
     """The c that minimises J(c x), and J(0) - J(c x); (N,) each."""
-    a, b, _ = _decrease(layer, Y, X)
-    c = _ratio(jax.nn.relu(a), b)
-    return c, c * a / 2
+
+    def one(y, x):
+        a, b, _ = _parts(D, theta, y, x)
+        c = _ratio(jax.nn.relu(a), b)
+        return c, c * a / 2
+
+    return jax.vmap(one)(Y, X)
 
 
-def _compared(
-    layer: LayerDictionary, Y: Array, x: Array, decrease: Array, best: Array, excess: Array
-) -> list[np.ndarray]:
+@jax.jit
+def _compare(
+    D: Conv, theta: Array, Y: Array, X: Array, decrease: Array, best: Array, excess: Array
+) -> tuple[Array, ...]:
     """The arrays of `Pursued` from `gap` on."""
-    a, b, fitted = _decrease(layer, Y, best)
-    most = a - b / 2  # J(0) - J(x*)
-    length = jnp.sqrt(jnp.sum(best**2, 1))
 
-    def change(c):
-        return _ratio(jnp.sqrt(jnp.sum((best - c * x) ** 2, 1)), length)
+    def one(y, x, forward, best, excess):
+        a, b, fitted = _parts(D, theta, y, best)
+        most = a - b / 2  # J(0) - J(x*)
+        closest = _ratio(jnp.vdot(x, best), jnp.vdot(x, x))
+        either = jnp.sum((x > 0) | (best > 0))
+        both = jnp.sum((x > 0) & (best > 0))
+        return (
+            _ratio(most - forward, most),
+            _ratio(norm(best - x), norm(best)),
+            _ratio(norm(best - closest * x), norm(best)),
+            jnp.where(either > 0, both / jnp.maximum(either, 1), 1),
+            jnp.sum(best > 0),
+            1 - _ratio(norm(y - fitted), norm(y)) ** 2,
+            _ratio(excess, most),
+        )
 
-    closest = _ratio(jnp.sum(x * best, 1), jnp.sum(x**2, 1))
-    both, either = (jnp.sum(join(x > 0, best > 0), 1) for join in (jnp.logical_and, jnp.logical_or))
-    explained = 1 - jnp.sum((Y - fitted) ** 2, 1) / jnp.sum(Y**2, 1)
-    arrays = (
-        _ratio(most - decrease, most),
-        change(1),
-        change(closest[:, None]),
-        jnp.where(either > 0, both / jnp.maximum(either, 1), 1),
-        jnp.sum(best > 0, 1),
-        explained,
-        _ratio(excess, most),
-    )
-    return [np.asarray(array) for array in arrays]
+    return jax.vmap(one)(Y, X, decrease, best, excess)
 
 
 def _ratio(a: Array, b: Array) -> Array:
@@ -385,15 +398,34 @@ def _ratio(a: Array, b: Array) -> Array:
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
-def _shift(sums: np.ndarray, theta: np.ndarray) -> np.ndarray | None:
-    """The least constants of the channels that make all penalties theta + sums @ shift positive.
+def _shifted(D: Conv, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """A small shift e (m,) of signals for which all penalties theta + D'e are positive, and these.
 
-    min norm(c) with S c >= h is a nonnegative least squares problem; None if no c is feasible.
-
-    Reference: Lawson, Hanson (1974), chapter 23.
+    The shift repeats itself with the stride, so D'e has one value per filter. None if there is no
+    such shift: then there are codes of equal maps with D x = 0, but for the border, and theta' x
+    negative (Farkas).
     """
-    wanted = _LEAST_PENALTY * np.abs(theta).max() - theta
-    stacked = np.vstack([sums.T, wanted])
+    n_atoms, channels = D.code_grid[0], D.signal_grid[0]
+    t, filters = D.stride, np.asarray(D.filters, np.float64)
+    room = [(0, -n % t) for n, t in zip(D.kernel, D.stride)]
+    whole = np.pad(filters, [(0, 0), (0, 0), *room])
+    height, width = whole.shape[2:]
+    phases = whole.reshape(n_atoms, channels, height // t[0], t[0], width // t[1], t[1])
+    sums = phases.sum(axis=(2, 4)).reshape(n_atoms, -1)
+    c = _least_norm(sums, _LEAST_PENALTY * np.abs(theta).max() - theta)
+    if c is None:
+        return None
+    times = [-(-N // t) for N, t in zip(D.signal_shape, t)]
+    e = np.tile(c.reshape(channels, *t), (1, *times))[:, : D.signal_shape[0], : D.signal_shape[1]]
+    return e.reshape(-1), theta + sums @ c
+
+
+def _least_norm(S: np.ndarray, h: np.ndarray) -> np.ndarray | None:
+    """The c of least norm with S c >= h, by nonnegative least squares; None if there is none.
+
+    Reference: Lawson, Hanson (1974), chapter 23, least distance programming.
+    """
+    stacked = np.vstack([S.T, h])
     target = np.eye(len(stacked))[-1]
     residual = stacked @ optimize.nnls(stacked, target)[0] - target
     if np.linalg.norm(residual) < _INFEASIBLE:

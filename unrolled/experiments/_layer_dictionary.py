@@ -1,6 +1,7 @@
 """A convolutional layer of a network as a sparse coder: its filters as a dictionary."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,6 @@ from jax import lax
 
 from unrolled import activations
 from unrolled._checks import Array
-from unrolled._numbers import norm as norm_of
 from unrolled.dictionaries import Conv
 from unrolled.models._taps import submodule
 
@@ -45,14 +45,19 @@ class LayerDictionary(NamedTuple):
 
     def codes(self, Y: Array) -> Array:
         """The features of signals (N, m) in units of unit atoms, (N, d)."""
-        n = self.D.spread(self.norms)
-        with jax.default_matmul_precision("highest"):
-            correlations = jax.vmap(lambda y: y @ self.D)(Y)
-        return self.activation(n * (correlations - self.D.spread(self.theta))) / n
+        return _codes(self.D, self.theta, self.norms, self.activation, Y)
 
     def features(self, X: Array) -> Array:
         """Codes (N, d) as the layer hands them out, (N, H', W', n_atoms)."""
-        return jnp.moveaxis(self.D.unflatten_code(X), 1, -1) * self.norms
+        maps = jnp.moveaxis(self.D.unflatten_code(X), 1, -1)
+        return maps * jnp.broadcast_to(self.norms, maps.shape)
+
+
+@partial(jax.jit, static_argnames="activation")
+def _codes(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array) -> Array:
+    n, theta = D.spread(norms), D.spread(theta)
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda y: activation(n * (y @ D - theta)) / n)(Y)
 
 
 def as_dictionary(
@@ -72,7 +77,8 @@ def as_dictionary(
         signal_shape: (height, width) of the inputs of the layer.
         norm: path of the batch normalisation of the features; None takes the one that the module
             contains, if any.
-        activation: rho; None takes the attribute `activation` of the module or of the model.
+        activation: rho; None takes the attribute `activation` of the module, of one in it, or of
+            the model.
 
     Raises:
         TypeError, ValueError: no such layer or more than one, a convolution with groups, dilation
@@ -90,7 +96,8 @@ def as_dictionary(
     _, block = block_of(model, name)
     conv = _only(block, name, _is_convolution, "convolution")
     scaling = submodule(model, norm) if norm else _only(block, name, _is_norm, "batch norm")
-    rho = activation or getattr(block, "activation", getattr(model, "activation", None))
+    named = [node.activation for node in [*_modules(block), model] if hasattr(node, "activation")]
+    rho = activation or next(iter(named), None)
     if rho is None:
         raise ValueError(f"{where}: {name!r} names no activation; pass activation=")
     if any(np.any(np.not_equal(getattr(conv, option, 1) or 1, 1)) for option in _DILATIONS):
@@ -98,15 +105,20 @@ def as_dictionary(
     if getattr(conv, "feature_group_count", 1) != 1:
         raise ValueError(f"{where}: the convolution of {name!r} has groups; expected one")
     filters, bias = _folded(conv, scaling)
-    norms = norm_of(filters, (1, 2, 3))
-    if zero := np.flatnonzero(np.asarray(norms) == 0).tolist():
+    norms = np.sqrt((filters**2).sum((1, 2, 3)))
+    if zero := np.flatnonzero(norms == 0).tolist():
         raise ValueError(f"{where}: filters {zero} of {name!r} are zero, so they are no atoms")
     strides = getattr(conv, "strides", None) or 1
     strides = (strides,) * 2 if isinstance(strides, int) else tuple(strides)
     padding = _padding(conv.padding, signal_shape, filters.shape[2:], strides, name)
     padded = tuple(size + sum(pads) for size, pads in zip(signal_shape, padding))
-    D = Conv(filters / norms[:, None, None, None], padded, strides)
-    return LayerDictionary(D, -bias / norms, norms, padding, activations.by_name(rho))
+    units, theta, norms = (
+        jnp.asarray(part, conv.kernel.dtype)
+        for part in (filters / norms[:, None, None, None], -bias / norms, norms)
+    )
+    return LayerDictionary(
+        Conv(units, padded, strides), theta, norms, padding, activations.by_name(rho)
+    )
 
 
 def block_of(model: nnx.Module, name: str) -> tuple[str, Any]:
@@ -147,19 +159,22 @@ def _is_convolution(node: Any) -> bool:
 
 
 def _is_norm(node: Any) -> bool:
-    return isinstance(node, nnx.BatchNorm)
+    return all(isinstance(getattr(node, name, None), nnx.Variable) for name in ("mean", "var"))
 
 
-def _folded(conv: Any, scaling: Any) -> tuple[Array, Array]:
+def _folded(conv: Any, scaling: Any) -> tuple[np.ndarray, np.ndarray]:
     """Filters (n_atoms, n_channels, *kernel) and biases of a convolution and its batch norm."""
-    kernel = conv.kernel[...]
-    bias = jnp.zeros(kernel.shape[-1], kernel.dtype) if conv.bias is None else conv.bias[...]
+
+    def wide(part, missing):
+        return np.float64(missing) if part is None else np.asarray(part[...], np.float64)
+
+    filters = wide(conv.kernel, 1).transpose(3, 2, 0, 1)
+    bias = wide(conv.bias, 0) + np.zeros(len(filters))
     if scaling is not None:
-        gain = 1 / jnp.sqrt(scaling.var[...] + jnp.asarray(scaling.epsilon, kernel.dtype))
-        gain = gain if scaling.scale is None else gain * scaling.scale[...]
-        kernel, bias = kernel * gain, (bias - scaling.mean[...]) * gain
-        bias = bias if scaling.bias is None else bias + scaling.bias[...]
-    return jnp.transpose(kernel, (3, 2, 0, 1)), bias
+        gain = wide(scaling.scale, 1) / np.sqrt(wide(scaling.var, 1) + scaling.epsilon)
+        filters = filters * gain[:, None, None, None]
+        bias = (bias - wide(scaling.mean, 0)) * gain + wide(scaling.bias, 0)
+    return filters, bias
 
 
 def _padding(
