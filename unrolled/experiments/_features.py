@@ -60,7 +60,6 @@ class Pursued(NamedTuple):
 
     bounded: bool  # whether J is, so that x* exists; else all arrays are nan
     negative: float  # share of the filters whose threshold is negative, a reward
-    step: float  # 1 / L, L a bound of norm(D)^2: steps of ISTA that are sure to lower J
     scale: np.ndarray  # c that minimises J(c x); 0 where x = 0
     gap: np.ndarray  # (J(c x) - J(x*)) / (J(0) - J(x*)): 0 for the code of the pursuit, 1 for none
     change: np.ndarray  # norm(x* - x) / norm(x*)
@@ -318,12 +317,12 @@ def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
 
 def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pursued:
     D, theta = layer.D, np.asarray(layer.theta, np.float64)
-    told = float(np.mean(theta < 0)), 1 / float(D.spectral_norm()) ** 2
+    negative = float(np.mean(theta < 0))
     x = jax.nn.relu(layer.codes(Y))
     scale, decrease = _best_multiples(D, layer.theta, Y, x)
     shifted = _shifted(D, theta)
     if shifted is None:
-        return Pursued(False, *told, np.asarray(scale), *[np.full(len(Y), np.nan)] * 7)
+        return Pursued(False, negative, np.asarray(scale), *[np.full(len(Y), np.nan)] * 7)
     e, lam = (jnp.asarray(part, Y.dtype) for part in shifted)
     half = np.sum((np.asarray(Y, np.float64) + shifted[0]) ** 2, 1) / 2
     shares = np.asarray(decrease) / half
@@ -332,7 +331,7 @@ def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pu
     best, gap = _pursue(D, lam, e, Y, scale, x, tol=least, max_steps=max_steps)
     excess = jnp.asarray(np.asarray(gap) * half, Y.dtype)
     compared = _compare(D, layer.theta, Y, x, decrease, best, excess)
-    return Pursued(True, *told, np.asarray(scale), *map(np.asarray, compared))
+    return Pursued(True, negative, np.asarray(scale), *map(np.asarray, compared))
 
 
 @partial(jax.jit, static_argnames=("tol", "max_steps"))
