@@ -48,6 +48,13 @@ def pytest_configure(config):
 # Tests whose cases show one property again and again, a second or more each: how many cases run
 # by default. The others are slow tests.
 DEFAULT_CASES = {
+    "models/test_ml_csc.py": {
+        "test_batches_of_pictures_meet_the_atoms_of_a_convolution": 2,
+        "test_constrained_steps_are_proximal_whatever_the_params": 1,
+        "test_gradients_are_central_differences": 1,
+        "test_one_layer_is_ista_or_fista_for_nonnegative_codes": 1,
+        "test_the_networks_for_mnist_have_the_parameters_of_the_paper": 1,
+    },
     "realize/test_cnn.py": {
         "test_a_wide_network_of_sixteen_steps": 0,
         "test_an_nnx_module_of_a_realization_trains": 0,

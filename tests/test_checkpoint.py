@@ -26,6 +26,7 @@ from small_training import D, Damped, OfAnother, families_of_a_user, run, sample
 
 import unrolled as ur
 from unrolled import dictionaries
+from unrolled._interrupts import deferred
 from unrolled.dictionaries._base import Rescaled
 from unrolled.training import (
     Checkpoint,
@@ -39,7 +40,6 @@ from unrolled.training import (
     save,
 )
 from unrolled.training._checkpoint import Steps
-from unrolled.training._interrupts import deferred
 
 # A restore that fails leaves other reads of orbax behind, whose event loop is gone.
 pytestmark = pytest.mark.filterwarnings(

@@ -18,7 +18,6 @@ import registry
 from numpy.testing import assert_allclose, assert_array_equal
 
 import unrolled as ur
-import unrolled.models
 from unrolled import _checks, _numbers
 from unrolled.theory import _coherence
 
@@ -542,7 +541,8 @@ def test_the_version_and_what_dir_shows():
     assert dir(ur.nnx) == ["Module"] and dir(ur.metrics)[:2] == ["Sparsity", "SupportScores"]
     assert {"NETWORKS", "Network"} <= set(dir(ur.networks)) and "jax" not in dir(ur.networks)
     modules = [getattr(ur, n) for n in ur.__all__ if isinstance(getattr(ur, n), types.ModuleType)]
-    for module in (*modules, unrolled.models):  # the latter is imported by its user
+    assert ur.models in modules  # found on first use
+    for module in modules:
         for name in dir(module):
             assert not name.startswith("_") and name != "Array", (module, name)
             assert not isinstance(getattr(module, name), types.ModuleType), (module, name)

@@ -81,7 +81,7 @@ def test_accelerators_get_the_plain_form(monkeypatch):
 
 def test_params_are_drawn_as_pytorch_draws_them():
     net = LeNet5(rngs=nnx.Rngs(0))
-    for layer in (net.conv1.conv, net.conv2.conv, net.dense1, net.dense2, net.dense3):
+    for layer in (net.conv1, net.conv2, net.dense1, net.dense2, net.dense3):
         bound = layer.kernel[...][..., 0].size ** -0.5
         for values in (layer.kernel[...], layer.bias[...]):
             assert jnp.abs(values).max() <= bound

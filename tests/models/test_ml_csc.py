@@ -10,6 +10,7 @@ from jax import lax
 
 import unrolled as ur
 from unrolled.models import MLCSC, Filters, ImageConv
+from unrolled.models._power_norm import power_norm
 
 PICTURE, FILTERS = (9, 8, 2), (Filters(4, 4, 2), Filters(5, 2))
 METHODS = ("ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")
@@ -43,6 +44,10 @@ def pictures(n=3, shape=PICTURE):
     return jnp.asarray(np.random.default_rng(7).uniform(size=(n, *shape)))
 
 
+def moved(tree, step, direction):
+    return jax.tree.map(lambda leaf, d: leaf + step * d, tree, direction)
+
+
 @nnx.jit
 def run(net, y):
     return net(y)
@@ -55,11 +60,16 @@ def pursue(net, y):
 
 def flat(x):
     """NHWC as the flat vectors of `Conv`."""
-    return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    return np.asarray(x).transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+
+@jax.jit
+def matrix(D):
+    return ur.dictionaries.dense(D)
 
 
 def biased(v, theta):
-    return jnp.maximum(v - theta, 0)
+    return np.maximum(v - theta, 0)
 
 
 # The dictionary of a batch
@@ -69,17 +79,16 @@ def biased(v, theta):
     "side, kernel, stride, padding",
     [((9, 8), 4, 2, 0), ((7, 9), 3, 2, 1), ((6, 6), 2, 1, 0), ((4, 4), 4, 1, 0), ((8, 7), 4, 3, 2)],
 )
-def test_batches_of_images_meet_the_atoms_of_a_convolution(side, kernel, stride, padding):
+def test_batches_of_pictures_meet_the_atoms_of_a_convolution(side, kernel, stride, padding):
     D = ImageConv(normal(kernel, kernel, 2, 3), side, stride, padding)
-    r = normal(2, *side, 2, seed=1)
-    codes = r @ D
-    framed = jnp.pad(r, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-    A = ur.dictionaries.dense(D.conv)
+    r, x = normal(2, *side, 2, seed=1), normal(2, *D.positions, 3, seed=2)
+    codes, found = jax.jit(lambda D: (r @ D, D @ x))(D)
+    framed = np.pad(r, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    A = matrix(D.conv)
     np.testing.assert_allclose(flat(codes), flat(framed) @ A, atol=ROUNDING)
-    x = normal(*codes.shape, seed=2)
     grid = (flat(x) @ A.T).reshape(2, *D.conv.signal_grid)
     inside = grid[:, :, padding : padding + side[0], padding : padding + side[1]]
-    np.testing.assert_allclose(D @ x, inside.transpose(0, 2, 3, 1), atol=ROUNDING)
+    np.testing.assert_allclose(found, inside.transpose(0, 2, 3, 1), atol=ROUNDING)
 
 
 # The methods
@@ -107,71 +116,103 @@ def test_without_unfoldings_they_are_the_plain_cnn_bit_for_bit():
 def chain(net):
     """The dictionaries, step sizes and thresholds of a net for one signal."""
     Ds = [layer.step().D.conv for layer in net.layers]
-    gammas = [layer.c[...] for layer in net.layers]
+    gammas = [1.0 if layer.c is None else layer.c[...] for layer in net.layers]
     thetas = [D.spread(-layer.bias[...]) for D, layer in zip(Ds, net.layers)]
     return Ds, gammas, thetas
 
 
-@pytest.mark.parametrize("kind", ["Conv", "dense"])
-def test_ml_ista_is_the_pursuit_of_its_dictionaries(kind):
+def dense_chain(net):
+    """The same as matrices and vectors of numpy."""
+    Ds, gammas, thetas = chain(net)
+    return [np.asarray(matrix(D)) for D in Ds], gammas, [np.asarray(theta) for theta in thetas]
+
+
+def loop(gradient, theta, steps, momentum=False):
+    """Proximal gradient steps from zero for nonnegative codes."""
+    x = z = np.zeros(len(theta))
+    t = 1.0
+    for _ in range(steps):
+        last, x = x, biased(z - gradient(z), theta)
+        t, t_last = (1 + np.sqrt(1 + 4 * t**2)) / 2, t
+        z = x + (t_last - 1) / t * (x - last) if momentum else x
+    return x
+
+
+def test_ml_ista_is_the_pursuit_of_its_dictionaries():
     net, y = make("ml-ista", 2), pictures(2)
-    Ds, *options = chain(net)
-    if kind == "dense":
-        Ds = [ur.dictionaries.dense(D) for D in Ds]
+    Ds, gammas, thetas = chain(net)
 
     @jax.jit
-    def pursuit(y):
-        x = jnp.zeros(Ds[-1].shape[1])
-        for _ in range(net.unfoldings + 1):
-            xs = ur.pursuit.ml_ista_step(Ds, y, x, *options, biased)
-            x = xs[-1]
-        return xs
+    def step(y, x):
+        def rectified(v, theta):
+            return ur.activations.relu(v - theta)
+
+        return ur.pursuit.ml_ista_step(Ds, y, x, gammas, thetas, rectified)
 
     found = pursue(net, y)
-    for x, expected in zip(found, jax.vmap(pursuit)(flat(y))):
-        np.testing.assert_allclose(flat(x), expected, atol=ROUNDING)
+    for n, signal in enumerate(flat(y)):
+        xs = step(signal, jnp.zeros(len(thetas[-1])))
+        for _ in range(net.unfoldings):
+            xs = step(signal, xs[-1])
+        for x, expected in zip(found, xs):
+            np.testing.assert_allclose(flat(x)[n], expected, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("method", ["ml-ista", "ml-fista", "layered-bp"])
+def test_momentum_is_that_of_fista():
+    net, y = make("ml-fista", 3), pictures(2)
+    Ds, gammas, thetas = dense_chain(net)
+    found = flat(pursue(net, y)[-1])
+    for x, signal in zip(found, flat(y)):
+
+        def gradient(z, signal=signal):
+            below = Ds[1] @ z
+            x_1 = biased_step(Ds[0], signal, below, gammas[0], thetas[0])
+            return gammas[1] * Ds[1].T @ (below - x_1)
+
+        expected = loop(gradient, thetas[1], net.unfoldings + 1, momentum=True)
+        np.testing.assert_allclose(x, expected, atol=ROUNDING)
+
+
+def biased_step(D, y, x, gamma, theta):
+    return biased(x + gamma * D.T @ (y - D @ x), theta)
+
+
+@pytest.mark.parametrize("method", ["ml-fista", "ml-ista", "layered-bp"])
 def test_one_layer_is_ista_or_fista_for_nonnegative_codes(method):
     net, y = make(method, 4, filters=FILTERS[:1]), pictures(2)
-    (D,), (gamma,), (theta,) = chain(net)
-    A, momentum = np.asarray(ur.dictionaries.dense(D)), method == "ml-fista"
-    for found, r in zip(flat(pursue(net, y)[0]), np.asarray(flat(y))):
-        x = z = np.zeros(A.shape[1])
-        t = 1.0
-        for _ in range(net.unfoldings + 1):
-            last, x = x, np.maximum(z + gamma * A.T @ (r - A @ z) - theta, 0)
-            t, t_last = (1 + np.sqrt(1 + 4 * t**2)) / 2, t
-            z = x + (t_last - 1) / t * (x - last) if momentum else x
-        np.testing.assert_allclose(found, x, atol=ROUNDING)
+    (D,), (gamma,), (theta,) = dense_chain(net)
+    for x, r in zip(flat(pursue(net, y)[0]), flat(y)):
+        expected = loop(
+            lambda z, r=r: gamma * D.T @ (D @ z - r), theta, 5, momentum=method == "ml-fista"
+        )
+        np.testing.assert_allclose(x, expected, atol=ROUNDING)
 
 
 def test_layered_pursuits_solve_one_layer_after_the_other():
     net, y = make("layered-bp", 4), pictures(2)
     found = pursue(net, y)
-    for j, layer in enumerate(net.layers):
-        D, gamma, theta, _ = layer.step()
-        before = found[j - 1] if j else y
-        x = jnp.zeros_like(found[j])
-        for _ in range(net.unfoldings + 1):
-            x = biased(x + gamma * ((before - D @ x) @ D), theta)
-        np.testing.assert_allclose(found[j], x, atol=ROUNDING)
+    for n, before in enumerate(flat(y)):
+        for j, (D, gamma, theta) in enumerate(zip(*dense_chain(net))):
+            before = loop(lambda z, D=D, r=before, g=gamma: g * D.T @ (D @ z - r), theta, 5)
+            np.testing.assert_allclose(flat(found[j])[n], before, atol=ROUNDING)
 
 
 def test_ml_lista_has_analysis_filters_of_its_own():
     net, y = make("ml-lista", 2), pictures(2)
     found = pursue(net, y)
-    Ds, _, thetas, Bs = zip(*(layer.step() for layer in net.layers))
-    x_2 = jnp.zeros_like(found[1])
-    for _ in range(net.unfoldings + 1):
-        x_1 = Ds[1] @ x_2
-        new_1 = biased(x_1 - (Ds[0] @ x_1) @ Ds[0] + y @ Bs[0], thetas[0])
-        x_2 = biased(x_2 - (Ds[1] @ x_2) @ Ds[1] + new_1 @ Bs[1], thetas[1])
-    np.testing.assert_allclose(found[0], new_1, atol=ROUNDING)
-    np.testing.assert_allclose(found[1], x_2, atol=ROUNDING)
+    Ds, _, thetas = dense_chain(net)
+    Bs = [np.asarray(matrix(layer.step().B.conv)) for layer in net.layers]
+    for n, signal in enumerate(flat(y)):
+        x_2 = np.zeros(len(thetas[1]))
+        for _ in range(net.unfoldings + 1):
+            x_1 = Ds[1] @ x_2
+            new_1 = biased(x_1 - Ds[0].T @ (Ds[0] @ x_1) + Bs[0].T @ signal, thetas[0])
+            x_2 = biased(x_2 - Ds[1].T @ x_1 + Bs[1].T @ new_1, thetas[1])
+        np.testing.assert_allclose(flat(found[0])[n], new_1, atol=ROUNDING)
+        np.testing.assert_allclose(flat(found[1])[n], x_2, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_free_steps_that_are_equal_are_those_of_ml_ista():
     y = pictures(2)
     tied, free = pursue(make("ml-ista"), y), pursue(make("all-free"), y)
@@ -179,11 +220,12 @@ def test_free_steps_that_are_equal_are_those_of_ml_ista():
         np.testing.assert_allclose(x, expected, atol=ROUNDING)
 
 
-def test_unfoldings_and_momentum_change_the_codes():
-    y = pictures(2)
-    found = [pursue(make(*args), y)[-1] for args in [("cnn",), ("ml-ista", 3), ("ml-fista", 3)]]
-    for a, b in [(0, 1), (1, 2)]:
-        assert np.max(np.abs(found[a] - found[b])) > 1e-3
+def test_the_codes_of_the_last_step_can_be_tapped():
+    net, y = make("ml-ista", 2), pictures(2)
+    assert net.early == ("codes.0", "codes.1")
+    _, features = nnx.jit(lambda net, y: ur.models.tap(net, *net.early)(y))(net, y)
+    for x, name in zip(pursue(net, y), net.early):
+        np.testing.assert_allclose(features[name], x, atol=ROUNDING)
 
 
 # Training
@@ -210,13 +252,12 @@ def test_gradients_are_central_differences(method):
 
     # The error of a central difference is about h^2 + eps / h, unless a step crosses a kink.
     h = 1e-6
-    ahead, behind = (
-        value(jax.tree.map(lambda p, d: p + step * d, params, direction)) for step in (h, -h)
-    )
+    ahead, behind = (value(moved(params, step, direction)) for step in (h, -h))
     np.testing.assert_allclose((ahead - behind) / (2 * h), slope, rtol=1e-6)
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_logits_agree():
     net, y = make("ml-fista", 2), pictures(2)
     np.testing.assert_allclose(run(net, y), net(y), atol=ROUNDING)
@@ -258,6 +299,36 @@ def test_the_networks_for_mnist_have_the_parameters_of_the_paper(method, unfoldi
     assert count(free) == 5_130 + (unfoldings + 1) * (604_909 - 5_130)
 
 
+def test_the_network_for_cifar10_has_the_parameters_of_the_paper():
+    net = abstract(MLCSC.cifar10, "ml-ista", 6)
+    filters = 16 * (32 * 3 + 64 * 32 + 128 * 64)
+    head = 9 * (256 * 128 + 512 * 256 + 512 * 512) + 256 + 512 + 512
+    assert count(net) == filters + (32 + 64 + 128) + 3 + head + 512 * 10 + 10 == 4_005_869
+    assert [layer.shape for layer in net.layers] == [(16, 16, 32), (8, 8, 64), (4, 4, 128)]
+
+
+@pytest.mark.slow
+def test_the_networks_of_the_paper_are_plain_cnns_without_unfoldings():
+    net, y = MLCSC.cifar10("cnn", rngs=nnx.Rngs(0)), pictures(2, (32, 32, 3))
+
+    def convolved(x, kernel, stride, c=1.0):
+        layout = ("NHWC", "HWIO", "NHWC")
+        pads = [(1, 1), (1, 1)]
+        z = lax.conv_general_dilated(x, kernel, (stride,) * 2, pads, dimension_numbers=layout)
+        return jnp.maximum(c * z, 0)  # the biases are zero at the start
+
+    x = y
+    for layer in net.layers:
+        x = convolved(x, layer.kernel[...], 2)
+    for j, conv in enumerate(net.classifier.convs):
+        x = convolved(x, conv.kernel[...], 1)
+        if j:
+            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    logits = net.classifier.dense(x.reshape(2, -1))
+    np.testing.assert_allclose(run(net, y), logits, rtol=1e-9)
+    assert np.std(logits) > 0
+
+
 def abstract(build, *args):
     """A network of shapes: nothing is drawn."""
     return nnx.eval_shape(lambda: build(*args, rngs=nnx.Rngs(0)))
@@ -272,13 +343,75 @@ def test_the_first_filters_are_small_and_the_same_for_all_methods():
         assert np.all(layer.c[...] == 1) and np.all(layer.bias[...] == 0)
         for net in nets[1:]:
             np.testing.assert_array_equal(net.layers[j].kernel[...], layer.kernel[...])
-            np.testing.assert_array_equal(net.classifier.dense.kernel[...], nets[0].classifier.dense.kernel[...])
+            np.testing.assert_array_equal(
+                net.classifier.dense.kernel[...], nets[0].classifier.dense.kernel[...]
+            )
+
+
+# Steps of a proximal gradient method
+
+
+def norms_squared(net):
+    return [np.linalg.norm(np.asarray(matrix(layer.step().D.conv)), 2) ** 2 for layer in net.layers]
+
+
+def test_violations_are_counted_against_the_norms_of_the_matrices():
+    net = make("ml-ista")
+    fill(net.layers[0].c, jnp.asarray(2.0 / norms_squared(net)[0]))
+    fill(net.layers[1].c, jnp.asarray(0.5 / norms_squared(net)[1]))
+    found = net.violations()
+    positive = [int((np.asarray(layer.bias[...]) > 0).sum()) for layer in net.layers]
+    assert found.thresholds == tuple(positive) and all(positive)
+    np.testing.assert_allclose(found.steps, (2.0, 0.5), rtol=1e-6)
+    assert found.layers == 2
+    fill(net.layers[1].bias, jnp.asarray(-0.1))
+    assert net.violations().layers == 1
+    fill(net.layers[1].c, jnp.asarray(-0.1))
+    assert net.violations().layers == 2
+
+
+@pytest.mark.parametrize("method", ["ml-ista", "cnn", "ml-fista", "layered-bp"])
+def test_constrained_steps_are_proximal_whatever_the_params(method):
+    net = make(method, constrained=True)
+    for layer, L in zip(net.layers, norms_squared(net)):
+        fill(layer.c, jnp.asarray(-3.0 / L))
+        _, gamma, theta, _ = layer.step()
+        assert 0.9 < gamma * L <= 1
+        np.testing.assert_array_equal(theta.reshape(-1), jnp.abs(layer.bias[...]))
+    assert net.violations().layers == 0
+    fill(net.layers[0].c, jnp.asarray(0.01))
+    assert net.layers[0].step().gamma == 0.01
+
+
+def test_constrained_steps_pass_on_the_gradient_of_the_norm():
+    D = ur.dictionaries.Conv(normal(2, 1, 3, 3), (5, 5), 2)
+    direction = jax.tree.map(lambda leaf: normal(*leaf.shape, seed=3), D)
+    gradient = jax.jit(jax.grad(lambda D: power_norm(D, 200)))(D)
+    h = 1e-5  # an error of h^2 + eps / h
+    ahead, behind = (np.linalg.norm(matrix(moved(D, step, direction)), 2) for step in (h, -h))
+    slope = jnp.vdot(gradient.filters, direction.filters)
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [MLCSC.mnist, MLCSC.cifar10])
+def test_the_margin_covers_what_power_iteration_misses_on_random_filters(build):
+    for seed in range(3):
+        net = build("cnn", constrained=True, rngs=nnx.Rngs(seed))
+        for layer in net.layers:
+            layer.c[...] = jnp.asarray(1e6)
+        assert max(net.violations().steps) <= 1
+
+
+# Bad input
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         (dict(method="ista"), "unknown method 'ista'; expected one of cnn, ml-ista"),
+        (dict(method="ml-lista", constrained=True), "ml-lista cannot be constrained; expected"),
+        (dict(classes=0), "classes must be at least 1"),
         (dict(unfoldings=-1), "unfoldings must be at least 0"),
         (dict(filters=[]), "no filters"),
         (dict(filters=[Filters(4, 10)]), "layer 1 has a kernel of 10 on pictures of 9 x 8"),

@@ -26,7 +26,7 @@ _COMPARED = {
     "ml-csc": dict(model="cnn,ml-ista,ml-fista,layered-bp", activation="relu", gamma="0"),
 }
 _QUICK = {
-    "classification": dict(activation="relu,elu", gamma="0,1e-2", seeds=2, epochs="10"),
+    "classification": dict(activation="relu,elu", gamma="0,1e-2", seeds=3, epochs="8"),
     "segmentation": dict(seeds=2, epochs="8", width=4, side=32, batch=8),
     "ml-csc": dict(model="cnn,ml-ista", seeds=2, epochs="4", unfoldings=2, rate=0.02),
 }

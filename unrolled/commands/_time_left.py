@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from unrolled.commands._console import Say
 
@@ -22,7 +23,7 @@ def progress(say: Say) -> Iterator[Tell]:
 
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        tasks = {}
+        tasks: dict[str, Any] = {}
 
         def tell(name: str, done: int, steps: int, text: str) -> None:
             if name not in tasks:

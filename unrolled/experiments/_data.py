@@ -1,5 +1,6 @@
 """The images of a run: where they come from, which of them test, and whether they are sound."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ from unrolled import datasets
 from unrolled.datasets import Images
 from unrolled.experiments._recipe import Recipe
 from unrolled.experiments._shapes import shapes
-from unrolled.training._manifest import sha256
 
 EXACT = 1000  # test records of CIFAR-10 that are exact where the others come from JPEG
 _DIGITS_SIDE, _MASKS_SIDE = 32, 128
@@ -76,11 +76,12 @@ def split(images: Images, test: str) -> Images:
             raise ValueError(
                 f"experiment: {images.name} has no exact part; expected cifar10, or another test"
             )
-        return images._replace(test=tuple(part[:EXACT] for part in images.test))
+        X, labels = images.test
+        return images._replace(test=(X[:EXACT], labels[:EXACT]))
     if test == "held-out":
         last = len(images.train[0]) // 5
-        kept, held = zip(*((part[:-last], part[-last:]) for part in images.train))
-        return images._replace(train=kept, test=held)
+        X, labels = images.train
+        return images._replace(train=(X[:-last], labels[:-last]), test=(X[-last:], labels[-last:]))
     return images
 
 
@@ -121,7 +122,8 @@ def _check_truth(X: np.ndarray, truth: np.ndarray, classes: int, where: str) -> 
 def digest(images: Images) -> str:
     """The sha256 of pictures and labels, shortened: rows on other images are other rows."""
     parts = (*images.train, *images.test)
-    return sha256(np.frombuffer("".join(map(sha256, parts)).encode(), np.uint8))[:16]
+    hashes = "".join(hashlib.sha256(part.tobytes()).hexdigest() for part in parts)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 def moments(X: np.ndarray, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:

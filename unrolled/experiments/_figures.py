@@ -8,7 +8,6 @@ import numpy as np
 from unrolled import plots
 from unrolled.experiments._scores import SCORES
 from unrolled.experiments._table import interval
-from unrolled.plots._curves import tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,16 +48,19 @@ def scores_by_activation(rows: Rows) -> "Figure":
                 capsize=3,
                 label=_label(gamma) if g == 0 else None,
             )
+    low, high = panel.get_ylim()
+    panel.set_ylim(max(low, 0), min(high, 1))  # an interval may leave the range of the score
     panel.set_xticks(range(len(groups)), groups)
     title = "each run, the mean over seeds and its 95 % interval"
-    tidy(panel, title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
+    panel.set(title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
+    panel.grid(True, alpha=0.3)
     panel.legend(frameon=False)
     return fig
 
 
 def training_loss(rows: Rows) -> "Figure":
     """The training loss, without the penalty, over epochs: a panel per activation."""
-    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss")
+    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
 
 
 def l1_in_training(rows: Rows, layer: int) -> "Figure":
@@ -86,7 +88,7 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
     return fig
 
 
-def _over_epochs(rows: Rows, value: Any, ylabel: str) -> "Figure":
+def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Figure":
     kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
     groups, gammas = _values(rows, kind), _values(rows, "gamma")
     fig, panels = plots.figure(1, len(groups), width=4.2)
@@ -103,7 +105,7 @@ def _over_epochs(rows: Rows, value: Any, ylabel: str) -> "Figure":
                 length = max(map(len, curves))
                 padded = [curve + [np.nan] * (length - len(curve)) for curve in curves]
                 lines[_label(gamma)] = np.mean(padded, axis=0)
-        plots.curves(panel, lines, title=group, ylabel=ylabel, log=True, looks=looks)
+        plots.curves(panel, lines, title=group, ylabel=ylabel, log=log, looks=looks)
         panel.set_xlabel(panel.get_xlabel().replace("step", "epoch", 1))
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)

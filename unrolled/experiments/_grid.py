@@ -34,7 +34,8 @@ def grid(
     """
     fields = ("epochs", "seed", "model", "activation", "gamma")
     combinations = itertools.product(epochs, seeds, models, activations, gammas)
-    return [dataclasses.replace(recipe, **dict(zip(fields, values))) for values in combinations]
+    changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]
+    return [dataclasses.replace(recipe, **change) for change in changes]
 
 
 class Sweep(NamedTuple):

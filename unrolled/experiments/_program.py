@@ -45,19 +45,19 @@ class State(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """An evaluation, image by image."""
+    """An evaluation, image by image: arrays of the device or of the host."""
 
-    loss: Array  # (n,)
-    predicted: Array  # (n,) classes, or (n, H, W) masks
+    loss: Any  # (n,)
+    predicted: Any  # (n,) classes, or (n, H, W) masks
 
 
 class Features(NamedTuple):
     """What the features of each layer are, image by image, (layers, n)."""
 
-    l1: Array  # mean |x|
-    zeros: Array  # share of exact zeros
-    below: Array  # share below a hundredth of the maximum of the image
-    hoyer: Array
+    l1: Any  # mean |x|
+    zeros: Any  # share of exact zeros
+    below: Any  # share below a hundredth of the maximum of the image
+    hoyer: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,7 @@ def order(key: Array, epoch: Array, n: int) -> Array:
 
 def start(program: Program, model: nnx.Module) -> State:
     """The state before the first step of a model."""
-    _, params, others = nnx.split(model, nnx.Param, ...)
-    params, others = nnx.to_pure_dict(params), nnx.to_pure_dict(others)
+    params, others = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, nnx.Not(nnx.Param)))
     with jax.numpy_dtype_promotion("standard"):
         optimizer = program.optimizer.init(params)
     step = jnp.zeros((), jnp.int32)
@@ -146,7 +145,7 @@ def make_program(
     model.train()
     graph = nnx.graphdef(model)
     optimizer = make_optimizer(recipe, steps_per_epoch)
-    mean, deviation = (np.asarray(moment, np.float32) for moment in moments)
+    mean, deviation = (np.asarray(m, np.float32).reshape(1, 1, 1, -1) for m in moments)
 
     def inputs(X):
         return (X.astype(jnp.float32) / np.float32(255) - mean) / deviation
@@ -228,7 +227,7 @@ def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
     """mean |x| and the share of exact zeros of each layer."""
     values = [lax.stop_gradient(x) for x in features.values()]
     if not values:
-        return jnp.zeros(0), jnp.zeros(0)
+        return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
     l1, zeros = zip(*((jnp.mean(jnp.abs(x)), jnp.mean(x == 0, dtype=x.dtype)) for x in values))
     return jnp.stack(l1), jnp.stack(zeros)
 

@@ -203,4 +203,4 @@ def _shown(recipe: Recipe) -> dict[str, Any]:
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     if recipe.schedule != "drops":
         del fields["drop"]
-    return {**fields, **dict(fields.pop("options"))}
+    return fields | dict(fields.pop("options"))

@@ -5,9 +5,10 @@ from typing import Any
 
 from flax import nnx
 
-from unrolled.experiments import _rows, _saved
+from unrolled.experiments import _rows
 from unrolled.experiments._models import Build, build_model
 from unrolled.experiments._recipe import from_dict
+from unrolled.training import restore_tree
 
 
 def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
@@ -40,9 +41,9 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
         from_dict(found["recipe"]), tuple(images["shape"]), images["classes"], nnx.Rngs(0)
     )
     model.eval()
-    _, params, others = nnx.split(model, nnx.Param, ...)
+    params, others = nnx.state(model, nnx.Param, nnx.Not(nnx.Param))
     like = {"params": nnx.to_pure_dict(params), "others": nnx.to_pure_dict(others)}
-    weights, _ = _saved.read(path, like)
+    weights, _ = restore_tree(path, like)
     for state, name in ((params, "params"), (others, "others")):
         nnx.replace_by_pure_dict(state, weights[name])
         nnx.update(model, state)

@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
 def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
     """Keep pictures and masks beside a row."""
     with io.BytesIO() as blob:
-        np.savez_compressed(blob, **pictures)
+        np.savez_compressed(blob, allow_pickle=False, **pictures)
         write_whole(folder / PICTURES / f"{name}.npz", blob.getvalue())
 
 

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import unrolled
+from unrolled._interrupts import deferred, leave
 from unrolled.datasets import Images
-from unrolled.experiments import _data, _rows, _saved
+from unrolled.experiments import _data, _rows
 from unrolled.experiments._models import Build, build_model, penalised, size, task_of
 from unrolled.experiments._program import (
     Program,
@@ -29,8 +31,7 @@ from unrolled.experiments._program import (
 )
 from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
 from unrolled.experiments._scores import SCORES, evaluate, measure, predict
-from unrolled.training import _manifest
-from unrolled.training._interrupts import deferred, leave
+from unrolled.training import restore_tree, save_tree
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at signals
 _SAVE_SECONDS = 30.0  # the most that a kill can lose, but for one chunk
@@ -184,7 +185,7 @@ class _Job:
 
     def save(self) -> None:
         """Put the state on disk."""
-        _saved.write(self.path, self.state, curve=self.curve, seconds=self.seconds)
+        save_tree(self.path, self.state, curve=self.curve, seconds=self.seconds)
         self.saved = time.monotonic()
 
     def finish(self, keep_weights: bool) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class _Job:
         }
         if keep_weights:
             weights = {"params": self.state.params, "others": self.state.others}
-            _saved.write(self.folder / _rows.WEIGHTS / f"{self.name}.npz", weights)
+            save_tree(self.folder / _rows.WEIGHTS / f"{self.name}.npz", weights)
         if not self.images.classes:
             _rows.write_pictures(self.folder, self.name, self._pictures())
         _rows.write_row(self.folder, self.name, row)
@@ -250,7 +251,7 @@ def _opened(
     )
     job = _Job(recipe, images, folder, name, program, start(program, model), [], 0.0, progress)
     if job.path.is_file():
-        job.state, told = _saved.read(job.path, job.state)
+        job.state, told = restore_tree(job.path, job.state)
         job.curve, job.seconds = told["curve"], told["seconds"]
     return job
 
@@ -284,5 +285,6 @@ def _told(curve: list[dict[str, Any]]) -> str:
 def _environment() -> dict[str, str]:
     """The versions and the device that a row depends on."""
     device = jax.devices()[0]
-    flax = {"flax": metadata.version("flax")}
-    return {**_manifest.versions(), **flax, "device": f"{device.platform} {device.device_kind}"}
+    found = {"unrolled": str(unrolled.__version__)}
+    found |= {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    return {**found, "device": f"{device.platform} {device.device_kind}"}

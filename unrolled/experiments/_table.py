@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unrolled.activations import NAMED
 from unrolled.experiments._models import ML_CSC
 from unrolled.experiments._recipe import Recipe, from_dict
 from unrolled.experiments._scores import SCORES
@@ -90,7 +91,8 @@ def _unseeded(recipe: Recipe) -> Recipe:
 
 def _place(recipe: Recipe) -> tuple:
     model = ML_CSC.index(recipe.model) if recipe.model in ML_CSC else -1
-    return recipe.data, model, recipe.model, recipe.epochs, recipe.activation, recipe.gamma
+    place = list(NAMED).index(recipe.activation) if recipe.activation in NAMED else len(NAMED)
+    return recipe.data, model, recipe.model, recipe.epochs, place, recipe.gamma
 
 
 def _cell(key: Any, groups: dict, recipes: dict) -> Cell:

@@ -26,6 +26,12 @@ from unrolled.models._taps import (
     Tapped,
     tap,
 )
+from unrolled.models._unet import (
+    UNet,
+)
+from unrolled.models._vgg import (
+    VGG11,
+)
 
 __all__ = [
     "CSCNet",
@@ -34,6 +40,8 @@ __all__ = [
     "LeNet5",
     "MLCSC",
     "Tapped",
+    "UNet",
+    "VGG11",
     "Violations",
     "shift_average",
     "tap",

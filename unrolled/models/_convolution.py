@@ -1,9 +1,12 @@
 """Convolutions and pooling of pictures (N, H, W, C), in the form that runs fastest where they run.
 
-Every form computes the sums of `lax.conv_general_dilated`, in another order. On a CPU that function
-is slow for few channels, since it falls back from matrix products to loops. Accelerators get it as
-it is.
+Every form computes the sums of `lax.conv_general_dilated`, in another order. Accelerators get that
+function as it is. On a CPU (jaxlib 0.10) it falls back from matrix products to loops for few
+channels and on maps of at most 2 x 2 pixels, and Winograd's form has fewer products for many
+channels. `benchmarks/cnn.py` says whether this still pays.
 """
+
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +14,17 @@ from jax import lax
 
 from unrolled._checks import Array
 from unrolled.activations import is_monotone
+from unrolled.models._winograd import winograd
 
+_MANY_CHANNELS = 64  # from here on the transforms of Winograd's form cost less than they save
 _FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
 _COLUMNS = 128  # of the product of blocks of pixels, at most
 
 
 def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
     """The correlation of pictures with a bank of filters, of stride 1.
+
+    This function and `convolve_and_pool` choose the form, by shape and backend.
 
     Args:
         x: (N, H, W, C_in).
@@ -27,9 +34,30 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
     Returns:
         (N, H', W', C_out).
     """
+    if padding == "SAME" and kernel.shape[:2] == (3, 3) and _on_cpu():
+        if min(x.shape[1:3]) <= 2:
+            return _gathered(x, kernel)
+        if min(kernel.shape[2:]) >= _MANY_CHANNELS and not any(side % 2 for side in x.shape[1:3]):
+            return winograd(x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def up_convolve(x: Array, kernel: Array) -> Array:
+    """The transposed convolution of stride 2 with filters of 2 x 2 pixels.
+
+    Outputs do not overlap, so it is a product whose columns are the pixels of a square.
+
+    Args:
+        x: (N, H, W, C_in).
+        kernel: (2, 2, C_in, C_out).
+
+    Returns:
+        (N, 2 H, 2 W, C_out).
+    """
+    C_in, C_out = kernel.shape[2:]
+    return _pixels(x @ kernel.transpose(2, 0, 1, 3).reshape(C_in, 4 * C_out), 2)
 
 
 def max_pool(x: Array) -> Array:
@@ -41,7 +69,9 @@ def max_pool(x: Array) -> Array:
     return _largest(x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1))
 
 
-def convolve_and_pool(x: Array, kernel: Array, bias: Array, activation) -> tuple[Array, Array]:
+def convolve_and_pool(
+    x: Array, kernel: Array, bias: Array, activation: Callable[[Array], Array]
+) -> tuple[Array, Array]:
     """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
 
     An activation that never falls is applied after the maximum, to a quarter of the values.
@@ -57,11 +87,10 @@ def convolve_and_pool(x: Array, kernel: Array, bias: Array, activation) -> tuple
         H' = H - k + 1. Under `jit`, features that are not used cost nothing.
     """
     r = _block_side(kernel)
-    z, pool = (
-        (convolve(x, kernel), max_pool)
-        if r == 1
-        else (_convolve_blocks(x, kernel, r), _pool_blocks)
-    )
+    if r == 1:
+        z, pool = convolve(x, kernel), max_pool
+    else:
+        z, pool = _convolve_blocks(x, kernel, r), _pool_blocks
 
     def rho(z: Array) -> Array:
         return activation(add(z, jnp.tile(bias, z.shape[-1] // len(bias))))
@@ -84,12 +113,20 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _largest(parts) -> Array:
+def _largest(parts: Iterable[Array]) -> Array:
     a, b, c, d = parts
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
-# Blocks of r x r pixels as channels. A convolution of few channels becomes a matrix product: the
+def _gathered(x: Array, kernel: Array) -> Array:
+    """As one product, of the neighbours of every pixel with all filters."""
+    H, W = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    X = jnp.concatenate([x[:, a : a + H, b : b + W] for a in range(3) for b in range(3)], -1)
+    return X @ kernel.reshape(-1, kernel.shape[-1])
+
+
+# Few channels: blocks of r x r pixels become channels, and the convolution a matrix product. The
 # column of W for a pixel of the output block holds the filter, shifted to that pixel. More than
 # half of W is zero, and the product is faster than the loops nevertheless.
 #
@@ -154,5 +191,5 @@ def _features(z: Array, r: int) -> Array:
     return z.reshape(N, h * r, w * r, -1)
 
 
-def _pool_blocks(z: Array) -> Array:
-    return _largest(jnp.split(z, 4, -1))
+def _pool_blocks(x: Array) -> Array:
+    return _largest(jnp.split(x, 4, -1))

@@ -65,16 +65,12 @@ class ImageConv:
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are
 # fast in these forms. XLA's transpose of a strided convolution is 40 times as slow on a CPU.
 
+_Known = tuple[ImageConv, Array]
+
 
 @jax.custom_vjp
 def _analyze(D: ImageConv, r: Array) -> Array:
     return _correlate(D, r)
-
-
-_analyze.defvjp(
-    lambda D, r: (_correlate(D, r), (D, r)),
-    lambda known, g: (_of_filters(*known, g), _synthesize(known[0], g)),
-)
 
 
 @jax.custom_vjp
@@ -82,10 +78,18 @@ def _synthesize(D: ImageConv, x: Array) -> Array:
     return _spread(D, x)
 
 
-_synthesize.defvjp(
-    lambda D, x: (_spread(D, x), (D, x)),
-    lambda known, g: (_of_filters(known[0], g, known[1]), _analyze(known[0], g)),
-)
+def _analyze_back(known: _Known, g: Array) -> _Known:
+    D, r = known
+    return _of_filters(D, r, g), _synthesize(D, g)
+
+
+def _synthesize_back(known: _Known, g: Array) -> _Known:
+    D, x = known
+    return _of_filters(D, g, x), _analyze(D, g)
+
+
+_analyze.defvjp(lambda D, r: (_correlate(D, r), (D, r)), _analyze_back)
+_synthesize.defvjp(lambda D, x: (_spread(D, x), (D, x)), _synthesize_back)
 
 
 def _correlate(D: ImageConv, r: Array) -> Array:
@@ -107,6 +111,8 @@ def _as_rows(r: Array) -> Array:
 
 def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
     """The gradient of sum((r @ D) * x) in the filters."""
+    # XLA transposes both; what makes them would be computed there, out of order, at twice the cost.
+    r, x = lax.optimization_barrier((r, x))
 
     def correlate(kernel):
         return _correlate(replace(D, kernel=kernel), r)

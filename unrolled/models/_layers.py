@@ -8,7 +8,8 @@ from flax import nnx
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.models._convolution import add, convolve, convolve_and_pool
+from unrolled.models._batch_norm import BatchNorm
+from unrolled.models._convolution import add, convolve, convolve_and_pool, up_convolve
 
 
 def drawn(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Param:
@@ -18,24 +19,15 @@ def drawn(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Param:
 
 
 class Convolution(nnx.Module):
-    """kernel (side, side, inputs, outputs) and bias (outputs,), with or without padding."""
+    """Of stride 1 with padding: kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        side: int,
-        *,
-        rngs: nnx.Rngs,
-        padding: str = "SAME",
-    ):
-        fan_in = side * side * inputs
-        self.kernel = drawn(rngs, (side, side, inputs, outputs), fan_in)
-        self.bias = drawn(rngs, (outputs,), fan_in)
-        self.padding = padding
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, bias: bool = True):
+        self.kernel = drawn(rngs, (3, 3, inputs, outputs), 9 * inputs)
+        self.bias = drawn(rngs, (outputs,), 9 * inputs) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        return add(convolve(x, self.kernel[...], self.padding), self.bias[...])
+        z = convolve(x, self.kernel[...], "SAME")
+        return z if self.bias is None else add(z, self.bias[...])
 
 
 class Dense(nnx.Module):
@@ -49,6 +41,21 @@ class Dense(nnx.Module):
         return add(x @ self.kernel[...], self.bias[...])
 
 
+class UpConvolution(nnx.Module):
+    """The transposed convolution of 2 x 2 filters with stride 2: twice the sides.
+
+    kernel (2, 2, inputs, outputs) and bias (outputs,).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        fan_in = 4 * outputs  # as PyTorch counts it for transposed convolutions
+        self.kernel = drawn(rngs, (2, 2, inputs, outputs), fan_in)
+        self.bias = drawn(rngs, (outputs,), fan_in)
+
+    def __call__(self, x: Array) -> Array:
+        return add(up_convolve(x, self.kernel[...]), self.bias[...])
+
+
 class Features(nnx.Module):
     """The identity: where a layer shows its features to `tap`."""
 
@@ -56,9 +63,29 @@ class Features(nnx.Module):
         return x
 
 
+class ConvolutionBlock(nnx.Module):
+    """Convolution with 3 x 3 filters and padding, batch normalisation, activation."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        activation: Callable[[Array], Array],
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+    ):
+        self.conv = Convolution(inputs, outputs, bias=bias, rngs=rngs)
+        self.norm = BatchNorm(outputs, activation)
+
+    def __call__(self, x: Array) -> Array:
+        return self.norm(self.conv(x))
+
+
 class PooledConvolution(nnx.Module):
-    """Convolution without padding, activation, maxima over 2 x 2 pixels; its `features` are those
-    before the maxima.
+    """Convolution without padding, activation, maxima over 2 x 2 pixels.
+
+    `features` shows what the maxima are taken of.
     """
 
     def __init__(
@@ -70,14 +97,14 @@ class PooledConvolution(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.conv = Convolution(inputs, outputs, side, padding="VALID", rngs=rngs)
+        fan_in = side * side * inputs
+        self.kernel = drawn(rngs, (side, side, inputs, outputs), fan_in)
+        self.bias = drawn(rngs, (outputs,), fan_in)
         self.activation = activation
         self.features = Features()
 
     def __call__(self, x: Array) -> Array:
-        pooled, features = convolve_and_pool(
-            x, self.conv.kernel[...], self.conv.bias[...], self.activation
-        )
+        pooled, features = convolve_and_pool(x, self.kernel[...], self.bias[...], self.activation)
         self.features(features)
         return pooled
 

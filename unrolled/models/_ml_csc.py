@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from flax import nnx
 
 from unrolled import _checks
@@ -20,8 +19,7 @@ from unrolled.models._pursuit_layer import (
     check_bank,
     violations,
 )
-from unrolled.models._unfolded import PURSUITS
-from unrolled.pursuit._deep import Codes
+from unrolled.models._unfolded import PURSUITS, Codes, at_time
 
 MNIST = Filters(32, 6, 2), Filters(64, 6, 2), Filters(512, 4)
 CIFAR10 = Filters(32, 4, 2, 1), Filters(64, 4, 2, 1), Filters(128, 4, 2, 1)
@@ -124,7 +122,7 @@ class MLCSC(nnx.Module):
             analysis=method == "ml-lista",
             constrained=constrained,
         )
-        self.layers = nnx.List()
+        self.layers: nnx.List[PursuitLayer] = nnx.List()
         for j, bank in enumerate(filters, start=1):
             check_bank(shape, bank, j)
             self.layers.append(PursuitLayer(shape, bank, rngs, **options))
@@ -191,9 +189,7 @@ class MLCSC(nnx.Module):
         y = as_pictures(y, self.layers[0].kernel, self.picture[2], "MLCSC")
         if y.shape[1:] != self.picture:
             expected = ", ".join(map(str, self.picture))
-            raise ValueError(
-                f"MLCSC: the pictures have shape {y.shape}; expected (N, {expected})"
-            )
+            raise ValueError(f"MLCSC: the pictures have shape {y.shape}; expected (N, {expected})")
         steps = [layer.step() for layer in self.layers]
         return PURSUITS[self.method](steps, y, self.unfoldings, self.activation)
 
@@ -207,5 +203,5 @@ class MLCSC(nnx.Module):
         steps = [layer.step() for layer in self.layers]
         if self.method != "all-free":
             return violations(steps)
-        each = range(self.unfoldings + 1)
-        return violations([jax.tree.map(lambda leaf: leaf[t], s) for t in each for s in steps])
+        times = range(self.unfoldings + 1)
+        return violations([step for t in times for step in at_time(steps, t)])

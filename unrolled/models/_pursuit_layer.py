@@ -137,7 +137,7 @@ class Convolutional(nnx.Module):
     def __init__(self, shape: Shape, classes: int, activation: Callable, *, rngs: nnx.Rngs):
         H, W, C = shape
         self.activation = activation
-        self.convs = nnx.List()
+        self.convs: nnx.List[Convolution] = nnx.List()
         for inputs, outputs in ((C, 256), (256, 512), (512, 512)):
             conv = Convolution(inputs, outputs, 3, rngs=rngs)
             draws = jax.random.normal(rngs.params(), conv.kernel.shape)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.models._image_conv import ImageConv
-from unrolled.pursuit import Momentum, ml_ista_step, sweep
-from unrolled.pursuit._deep import Codes
-from unrolled.pursuit._ista import extrapolated
+from unrolled.pursuit import Momentum, extrapolated, ml_ista_step, sweep
 
+Codes = tuple[Array, ...]
 Rho = Callable[[Array], Array]
 Carry = TypeVar("Carry")
 
@@ -77,11 +76,15 @@ def layered_bp(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 def all_free(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
     """ML-ISTA with steps of their own: the leaves of `steps` lead with T + 1."""
-    first, *others = (jax.tree.map(lambda leaf: leaf[t], steps) for t in range(T + 1))
-    xs = forward(first, y, rho)
-    for step in others:
-        xs = _ml_ista_step(step, y, xs[-1], rho)
+    xs = forward(at_time(steps, 0), y, rho)
+    for t in range(1, T + 1):
+        xs = _ml_ista_step(at_time(steps, t), y, xs[-1], rho)
     return xs
+
+
+def at_time(steps: Steps, t: int) -> Steps:
+    """The steps at time t of layers that have params for every time."""
+    return jax.tree.map(lambda leaf: leaf[t], steps)
 
 
 PURSUITS: dict[str, Pursue] = {

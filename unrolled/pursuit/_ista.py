@@ -122,7 +122,13 @@ def fista_step(
 
 
 def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
-    """The state of FISTA after a step from `state.z` to x."""
+    """The state of FISTA after a step from `state.z` to x; see `fista_step`.
+
+    Example:
+        >>> state = ur.pursuit.Momentum(jnp.ones(2), jnp.ones(2), jnp.asarray(2.0))
+        >>> ur.pursuit.extrapolated(state, 2 * jnp.ones(2), restart=False).z.round(3).tolist()
+        [2.39, 2.39]
+    """
     step = x - state.x
     t = (
         jnp.where(jnp.vdot(state.z - x, step) > 0, jnp.ones_like(state.t), state.t)

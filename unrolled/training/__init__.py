@@ -2,7 +2,7 @@
 
 `fit` and `curriculum` train, `save` and `restore` keep the result, and a `Checkpoint` lets a
 training resume. `Sample`, `Loss` and `Callback` are the types of the functions that they take.
-`sparse_feature_penalty` is for networks of one's own.
+`sparse_feature_penalty`, `save_tree` and `restore_tree` are for networks of one's own.
 """
 
 from unrolled.training._checkpoint import (
@@ -55,6 +55,10 @@ from unrolled.training._split import (
     split,
     with_unit_atoms,
 )
+from unrolled.training._trees import (
+    restore_tree,
+    save_tree,
+)
 from unrolled.training._weights import (
     Restored,
     restore,
@@ -83,7 +87,9 @@ __all__ = [
     "merge",
     "reconstruction",
     "restore",
+    "restore_tree",
     "save",
+    "save_tree",
     "scale_steps",
     "search",
     "sparse_feature_penalty",

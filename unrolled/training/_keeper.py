@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._checks import Array
+from unrolled._interrupts import deferred, leave
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
 from unrolled.training._forms import describe, describe_model, describe_params, is_activation, names
-from unrolled.training._interrupts import deferred, leave
 from unrolled.training._loop import Loop
 from unrolled.training._manifest import CheckpointError
 from unrolled.training._records import Dictionaries, Model, Params, Progress, Record, Trained

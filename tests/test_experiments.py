@@ -1,0 +1,565 @@
+"""Runs of experiments: what they compute, that they resume, what they refuse; tables and report."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from command_line import strict_json
+from flax import nnx
+from scipy import stats
+
+from unrolled import experiments
+from unrolled.cli import main
+from unrolled.datasets import Images
+from unrolled.experiments import Recipe, _program, _rows, _run, paper_recipe
+from unrolled.training import CheckpointError
+
+N, SIDE, CLASSES = 26, 4, 3  # three batches of eight, and two images that are left out
+
+
+class Rectified(nnx.Module):
+    def __call__(self, x):
+        return jax.nn.relu(x)
+
+
+class Tiny(nnx.Module):
+    """Batch statistics, features, and logits."""
+
+    early = ("features",)
+
+    def __init__(self, outputs, rngs):
+        self.norm = nnx.BatchNorm(SIDE * SIDE, rngs=rngs)
+        self.dense = nnx.Linear(SIDE * SIDE, 6, rngs=rngs)
+        self.features = Rectified()
+        self.last = nnx.Linear(6, outputs, rngs=rngs)
+
+    def __call__(self, x):
+        z = self.norm(x.reshape(len(x), -1))
+        return self.last(self.features(self.dense(z)))
+
+
+class Masker(nnx.Module):
+    def __init__(self, rngs):
+        self.last = nnx.Linear(3, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(x)[..., 0]
+
+
+def build(recipe, shape, classes, rngs):
+    return Tiny(classes, rngs) if classes else Masker(rngs)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (N + 5, SIDE, SIDE, 1), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, N + 5).astype(np.int32)
+    return Images("tiny", (X[:N], labels[:N]), (X[N:], labels[N:]), ("a", "b", "c"))
+
+
+RECIPE = Recipe(
+    data="tiny", model="tiny", batch=8, epochs=3, augmentation="crop and flip", optimizer="adam"
+)
+
+
+def run(recipe, images, folder, **options):
+    return experiments.run(recipe, images, folder, build=build, **options)
+
+
+def weights(folder, name):
+    with np.load(folder / "weights" / f"{name}.npz") as found:
+        return {entry: found[entry] for entry in found.files if entry != "manifest.json"}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """A run without a stop: its folder, name and row."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, *run(RECIPE, images, folder)[:2]
+
+
+# What a run computes
+
+
+def test_a_row_has_its_recipe_a_line_per_epoch_and_what_it_depends_on(finished):
+    _, name, row = finished
+    assert experiments.Recipe(**{**row["recipe"], "options": ()}) == RECIPE
+    assert row["status"] == "complete" and len(row["curve"]) == RECIPE.epochs
+    assert {"loss", "penalty", "l1", "zeros"} == set(row["curve"][0]["train"])
+    assert row["scores"] == row["curve"][-1]["test"]
+    assert row["layers"] == ["features"] and len(row["features"]["hoyer"]) == 1
+    assert row["images"]["train"] == N and row["images"]["test"] == 5
+    assert row["parameters"] == 2 * 16 + 17 * 6 + 7 * 3
+    assert {"jax", "flax", "device"} <= set(row["environment"]) and row["seconds"] > 0
+    assert any(text.startswith("epochs: 3 instead of 200") for text in row["deviations"])
+    assert name.startswith("tiny-tiny-relu-gamma0-seed0-epochs3-")
+
+
+def test_a_row_that_exists_is_not_run_again(finished, images):
+    folder, name, row = finished
+    again = run(RECIPE, images, folder, progress=lambda *told: pytest.fail("it ran"))
+    assert again == (name, row, False)
+
+
+def test_a_run_is_a_plain_loop_over_the_batches_of_its_key(images, tmp_path):
+    """SGD with momentum, decay and cosine, by hand, on images that are not augmented."""
+    recipe = dataclasses.replace(
+        RECIPE, optimizer="sgd", augmentation="none", gamma=0.3, epochs=2, decay=0.01
+    )
+    name = run(recipe, images, tmp_path).name
+    net = Tiny(CLASSES, nnx.Rngs(jax.random.fold_in(jax.random.key(0), 0)))
+    X, labels = images.train
+    values = X / np.float32(255)
+    inputs = (values - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)
+    graph, params, others = nnx.split(net, nnx.Param, ...)
+
+    @jax.jit
+    def step(params, others, velocity, x, y, rate):
+        def loss(params, others):
+            model = nnx.merge(graph, params, nnx.State(nnx.to_pure_dict(others)))
+            z = model.norm(x.reshape(len(x), -1))
+            features = jax.nn.relu(model.dense(z))
+            fit = optax.softmax_cross_entropy_with_integer_labels(model.last(features), y).mean()
+            penalty = np.float32(0.3) * jnp.abs(features).mean()
+            return fit + penalty, nnx.state(model, nnx.Not(nnx.Param))
+
+        gradient, others = jax.grad(loss, has_aux=True)(params, others)
+        decay, momentum = np.float32(0.01), np.float32(0.9)
+        gradient = jax.tree.map(lambda g, p: g + decay * p, gradient, params)
+        velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, gradient)
+        return jax.tree.map(lambda p, v: p - rate * v, params, velocity), others, velocity
+
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for epoch in range(2):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), epoch)
+        order = np.asarray(jax.random.permutation(key, N))
+        for b in range(3):
+            at = order[8 * b : 8 * b + 8]
+            rate = np.float32(0.05 * (1 + math.cos(math.pi * (3 * epoch + b) / 6)))
+            x = inputs[at].astype(np.float32)
+            params, others, velocity = step(params, others, velocity, x, labels[at], rate)
+    found = experiments.restore(tmp_path, name, build=build)
+    # Six steps in float32, in another order of sums.
+    for a, b in zip(jax.tree.leaves(nnx.state(found, nnx.Param)), jax.tree.leaves(params)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
+    finished, images, tmp_path
+):
+    folder, name, row = finished
+    without = run(dataclasses.replace(RECIPE, layers=()), images, tmp_path)
+    assert_same_bits(weights(folder, name), weights(tmp_path, without.name))
+    assert without.row["features"] == {}
+    shrunk = run(dataclasses.replace(RECIPE, gamma=30.0, epochs=3), images, tmp_path).row
+    assert shrunk["curve"][0]["train"]["loss"] != row["curve"][0]["train"]["loss"]
+    assert shrunk["features"]["l1"][0] < row["features"]["l1"][0]
+
+
+def test_epochs_and_chunks_share_one_compiled_step(images):
+    _run._program.cache_clear()
+    X, Y = map(jnp.asarray, images.train)
+    job_program = _run._program(
+        dataclasses.replace(RECIPE, layers=()), build, X.shape[1:], 3, 3, ((0.5,), (0.25,))
+    )
+    net = Tiny(CLASSES, nnx.Rngs(0))
+    state = _program.start(job_program, net)
+    for epoch, end in ((0, 1), (0, 3), (1, 4)):
+        indices = _program.order(jax.random.key(0), epoch, N)
+        state = job_program.advance(state, jax.random.key(1), indices, None, X, Y, np.int32(end))
+    assert int(state.step) == 4 and job_program.advance._cache_size() == 1
+
+
+def test_the_rate_drops_to_a_fifth_after_each_part_of_the_epochs():
+    recipe = paper_recipe("ml-csc", "mnist")
+    optimizer = _program.make_optimizer(dataclasses.replace(recipe, momentum=0.0, decay=0.0), 2)
+    one = jnp.ones((), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        state, rates = optimizer.init(one), []
+        update = jax.jit(optimizer.update)
+        for _ in range(2 * 61):
+            change, state = update(one, state, one)
+            rates.append(-float(change))
+    at = {epoch: rates[2 * epoch] for epoch in (0, 29, 30, 59, 60)}
+    expected = {0: 1.0, 29: 1.0, 30: 0.2, 59: 0.2, 60: 0.04}
+    for epoch, factor in expected.items():
+        assert at[epoch] == pytest.approx(0.002 * factor, rel=1e-5)
+
+
+def test_a_run_that_diverges_is_a_row_that_says_so(images, tmp_path):
+    recipe = dataclasses.replace(RECIPE, optimizer="sgd", rate=1e30)
+    row = run(recipe, images, tmp_path).row
+    assert row["status"] == "diverged" and len(row["curve"]) < 3
+    assert row["curve"][-1]["train"]["loss"] is None
+    cell = experiments.summarize({"a": row})[0]
+    assert cell.failed == (0,)
+
+
+# Stops and resumes
+
+
+def test_a_run_stopped_by_a_signal_in_an_epoch_ends_as_one_that_was_not(
+    finished, images, tmp_path, monkeypatch
+):
+    folder, name, row = finished
+
+    def stop(name, done, steps, text):
+        if done == 5:  # in the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(_run, "_FIRST_STEPS", 1)
+    monkeypatch.setattr(_run, "_CHUNK_SECONDS", 0.0)  # one step at a time
+    with pytest.raises(SystemExit):
+        run(RECIPE, images, tmp_path, progress=stop)
+    seen = []
+    resumed = run(RECIPE, images, tmp_path, progress=lambda name, done, *_: seen.append(done))
+    assert seen[0] == 6  # goes on after step 5
+    assert resumed.name == name and resumed.row["curve"] == row["curve"]
+    assert_same_bits(weights(folder, name), weights(tmp_path, name))
+    assert not list((tmp_path / "states").glob("*.npz"))
+
+
+def test_a_killed_run_goes_on_from_what_it_saved_last(finished, images, tmp_path, monkeypatch):
+    folder, name, row = finished
+    monkeypatch.setattr(_run, "_SAVE_SECONDS", -1.0)
+
+    def kill(name, done, steps, text):
+        if done == 6:
+            raise MemoryError  # as sudden as a kill: nothing more is saved
+
+    with pytest.raises(MemoryError):
+        run(RECIPE, images, tmp_path, progress=kill)
+    assert run(RECIPE, images, tmp_path).row["curve"] == row["curve"]
+    assert_same_bits(weights(folder, name), weights(tmp_path, name))
+
+
+def test_a_budget_stops_at_the_end_of_an_epoch(finished, images, tmp_path, monkeypatch):
+    _, name, row = finished
+    options = dict(build=build, minutes=1e-9)
+    found = experiments.sweep([RECIPE], images, tmp_path, **options)
+    assert found.open == [name] and not found.rows
+    state = next((tmp_path / "states").glob("*.npz"))
+    found = experiments.sweep([RECIPE], images, tmp_path, build=build)
+    assert not state.exists() and found.rows[name]["curve"] == row["curve"]
+    with pytest.raises(ValueError, match="budget must be above 0 minutes, got 0"):
+        experiments.sweep([RECIPE], images, tmp_path, build=build, minutes=0)
+    until = time.monotonic()
+    monkeypatch.setattr(_run.time, "monotonic", lambda: until)
+    assert run(dataclasses.replace(RECIPE, seed=1), images, tmp_path, until=until).row is None
+
+
+def test_a_row_in_the_hands_of_another_process_is_left_to_it(images, tmp_path):
+    folder = _rows.open_folder(tmp_path)
+    name = RECIPE.row_name(experiments._data.digest(images))
+    with _rows.claimed(folder, name) as mine:
+        assert mine
+        found = experiments.sweep([RECIPE], images, tmp_path, build=build)
+    assert found.busy == [name] and not found.rows
+    with _rows.claimed(folder, name) as mine:  # whose holder is gone
+        assert mine
+
+
+def test_a_damaged_state_is_refused(images, tmp_path):
+    run(RECIPE, images, tmp_path, until=-math.inf)
+    state = next((tmp_path / "states").glob("*.npz"))
+    blob = bytearray(state.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    state.write_bytes(blob)
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(RECIPE, images, tmp_path)
+
+
+# Weights and pictures
+
+
+def test_restored_models_have_the_scores_of_their_row(finished, images):
+    folder, name, row = finished
+    net = experiments.restore(folder, name, build=build)
+    mean, deviation = (np.float32(m) for m in row["images"]["moments"])
+    X, labels = images.test
+    logits = net((X / np.float32(255) - mean) / deviation)
+    assert np.mean(np.argmax(np.asarray(logits), -1) == labels) == row["scores"]["accuracy"]
+
+
+def test_weights_that_were_not_kept_or_of_no_row(images, tmp_path):
+    name = run(RECIPE, images, tmp_path, keep_weights=False).name
+    with pytest.raises(FileNotFoundError, match="were not kept"):
+        experiments.restore(tmp_path, name, build=build)
+    with pytest.raises(FileNotFoundError, match="has no row 'b'"):
+        experiments.restore(tmp_path, "b", build=build)
+
+
+def test_masks_have_all_scores_and_pictures(tmp_path):
+    images = experiments.shapes(8, train=8, test=3)
+    recipe = dataclasses.replace(RECIPE, data="shapes", epochs=1, batch=4)
+    name, row, _ = run(recipe, images, tmp_path)
+    for score in ("pixel_accuracy", "mean_class_precision", "mean_class_accuracy", "mean_iou"):
+        assert 0 <= row["scores"][score] <= 1 and 0 <= row["scores"][f"{score}_pooled"] <= 1
+        assert row["scores"][f"{score}_std"] >= 0 and row["scores"][f"{score}_undefined"] >= 0
+    pictures = experiments.read_pictures(tmp_path, name)
+    assert pictures["predicted"].shape == pictures["truth"].shape == (3, 8, 8)
+    right = pictures["predicted"] == pictures["truth"]
+    assert right.mean() == pytest.approx(row["scores"]["pixel_accuracy"], rel=1e-6)
+
+
+def test_shapes_are_one_object_each_and_always_the_same():
+    X, M = experiments.shapes(16, train=20, test=1).train
+    assert X.dtype == np.uint8 and M.any((1, 2)).all() and not M.all((1, 2)).any()
+    np.testing.assert_array_equal(X, experiments.shapes(16, train=20, test=1).train[0])
+
+
+# What is refused
+
+
+def test_images_that_cannot_be_trained_on(images, tmp_path):
+    (X, labels), test = images.train, images.test
+    bad = {
+        "labels from 0 to 3; expected 0 to 2": ((X, labels * 0 + 3 * (labels > 0)), test),
+        r"labels of shape \(25,\); expected \(26,\)": ((X, labels[1:]), test),
+        "the test split is empty": ((X, labels), (X[:0], labels[:0])),
+        "the train pictures are float64": ((X / 1, labels), test),
+        r"\(4, 4, 1\) for training and \(2, 4, 1\) for testing": (
+            (X, labels),
+            (test[0][:, :2], test[1]),
+        ),
+        "a batch of 8 is larger than its 7 training": ((X[:7], labels[:7]), test),
+    }
+    for message, (train, tested) in bad.items():
+        with pytest.raises(ValueError, match=message):
+            run(RECIPE, images._replace(train=train, test=tested), tmp_path)
+    masks = Images("m", (X, X[..., 0] > 9), (X, np.full(X.shape[:3], 2)), ())
+    with pytest.raises(ValueError, match="labels from 2 to 2; expected 0 to 1"):
+        run(RECIPE, masks, tmp_path)
+    with pytest.raises(ValueError, match="no exact part"):
+        run(dataclasses.replace(RECIPE, test="exact"), images, tmp_path)
+
+
+def test_recipes_that_make_no_sense():
+    bad = {
+        "gamma must be at least 0": [dict(gamma=-1.0), dict(gamma=math.nan)],
+        "rate must be positive": [dict(rate=0.0), dict(rate=math.inf)],
+        "momentum must be at least 0 and below 1": [dict(momentum=1.0)],
+        "unknown optimizer 'lion'": [dict(optimizer="lion")],
+        "epochs must be at least 1": [dict(epochs=0)],
+    }
+    for message, options in bad.items():
+        for option in options:
+            with pytest.raises(ValueError, match=message):
+                dataclasses.replace(RECIPE, **option)
+
+
+def test_a_layer_that_does_not_exist_is_named_with_those_that_do(images, tmp_path):
+    with pytest.raises(ValueError, match="no submodule 'conv7'; it has dense, features"):
+        run(dataclasses.replace(RECIPE, layers=("conv7",)), images, tmp_path)
+
+
+def test_models_that_do_not_fit_their_images():
+    bad = {
+        "unknown model 'resnet'": (dict(model="resnet"), (32, 32, 3), 10),
+        "unet needs masks, and tiny has labels": (dict(model="unet"), (32, 32, 3), 10),
+        "vgg11 needs labels, and tiny has masks": (dict(model="vgg11"), (32, 32, 3), 0),
+        "vgg11 needs images 32 x 32, got 28 x 28": (dict(model="vgg11"), (28, 28, 3), 10),
+        "cnn needs images 28 x 28 x 1 or": (dict(model="cnn"), (28, 28, 3), 10),
+    }
+    for message, (fields, shape, classes) in bad.items():
+        recipe = dataclasses.replace(RECIPE, **fields)
+        with pytest.raises(ValueError, match=message):
+            experiments._models.build_model(recipe, shape, classes, nnx.Rngs(0))
+
+
+def test_folders_of_something_else(images, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no experiment"):
+        run(RECIPE, images, tmp_path)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        run(RECIPE, images, tmp_path / "notes.txt")
+    with pytest.raises(FileNotFoundError, match="holds no experiment"):
+        experiments.read_rows(tmp_path)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.json").write_text("{")
+    with pytest.raises(ValueError, match="not a row of an experiment"):
+        experiments.read_rows(tmp_path)
+
+
+# Data
+
+
+def test_test_sets_are_parts_of_the_images():
+    X = np.zeros((50, 2, 2, 1), np.uint8)
+    X[:, 0, 0, 0] = np.arange(50)
+    labels = np.arange(50, dtype=np.int32) % 10
+    images = Images(
+        "cifar10", (X, labels), (X.repeat(40, 0), labels.repeat(40)), tuple("0123456789")
+    )
+    held = experiments._data.split(images, "held-out")
+    assert held.test[0][:, 0, 0, 0].tolist() == list(range(40, 50))
+    assert held.train[0][:, 0, 0, 0].tolist() == list(range(40))
+    assert len(experiments._data.split(images, "exact").test[1]) == 1000
+    assert experiments._data.split(images, "whole") is images
+
+
+def test_digits_are_enlarged_and_framed():
+    small = experiments.load("digits", side=8).train[0]
+    large = experiments.load("digits", side=28).train[0]
+    assert large.shape[1:] == (28, 28, 1)
+    np.testing.assert_array_equal(large[:, 2:26:3, 4:26:3], small)
+    assert not large[:, :2].any() and not large[:, :, 26:].any()
+
+
+# Tables and the report
+
+
+def rows_of(scores, features=None):
+    """Rows by (activation, gamma, seed) -> accuracy."""
+    rows = {}
+    for (activation, gamma, seed), accuracy in scores.items():
+        recipe = Recipe(data="cifar10", model="lenet5", epochs=2, activation=activation)
+        recipe = dataclasses.replace(recipe, gamma=gamma, seed=seed)
+        line = {
+            "train": {"loss": 1.0, "penalty": 0.1, "l1": [0.2], "zeros": [0.5]},
+            "test": {"loss": 1.0, "accuracy": accuracy},
+        }
+        rows[recipe.row_name("x")] = {
+            "format": 1,
+            "recipe": recipe.to_dict(),
+            "deviations": ["epochs: 2 instead of 200"],
+            "layers": ["conv1.features"],
+            "images": {"sha256": "x", "classes": 10, "train": 9, "test": 3},
+            "status": "complete",
+            "scores": line["test"],
+            "features": {"l1": [0.25], "zeros": [0.5], "below": [0.5], "hoyer": [0.4]},
+            "curve": [line, line],
+            "seconds": 1.0,
+        }
+    return rows
+
+
+SCORES = {
+    **{("relu", 0.0, seed): value for seed, value in enumerate((0.50, 0.52, 0.57))},
+    **{("relu", 0.1, seed): value for seed, value in enumerate((0.53, 0.54, 0.60, 0.10))},
+    ("mish", 0.1, 0): 0.7,
+}
+
+
+def test_differences_are_of_equal_seeds_with_t_intervals():
+    cells = {
+        (cell.recipe.activation, cell.recipe.gamma): cell
+        for cell in experiments.summarize(rows_of(SCORES))
+    }
+    found = cells["relu", 0.1].differences["accuracy"]
+    differences = np.array([0.03, 0.02, 0.03])
+    low, high = stats.t.interval(
+        0.95, 2, differences.mean(), differences.std(ddof=1) / math.sqrt(3)
+    )
+    assert found.n == 3 and found.excludes_zero
+    assert found.mean - found.half == pytest.approx(low, rel=1e-9)
+    assert found.mean + found.half == pytest.approx(high, rel=1e-9)
+    assert cells["relu", 0.1].failed == (3,) and cells["relu", 0.1].scores["accuracy"].n == 4
+    assert cells["relu", 0.0].baseline is None and not cells["relu", 0.0].differences
+    one = cells["mish", 0.1]
+    assert math.isnan(one.scores["accuracy"].half) and not one.differences
+
+
+def test_unfolded_pursuits_are_compared_with_the_plain_network():
+    rows = rows_of({("relu", 0.0, 0): 0.5, ("relu", 0.0, 1): 0.6})
+    plain, unfolded = rows.values()
+    for row, model in ((plain, "cnn"), (unfolded, "ml-ista")):
+        row["recipe"] |= {"model": model, "seed": 0}
+    cells = experiments.summarize(rows)
+    assert [cell.recipe.model for cell in cells] == ["cnn", "ml-ista"]
+    assert cells[1].baseline.model == "cnn"
+    assert cells[1].differences["accuracy"].mean == pytest.approx(0.1)
+    assert not cells[1].differences["accuracy"].excludes_zero  # one seed is no claim
+
+
+def test_the_report_of_a_folder(tmp_path):
+    from unrolled.commands._experiment_report import write
+
+    folder = _rows.open_folder(tmp_path)
+    rows = rows_of(SCORES)
+    for name, row in rows.items():
+        _rows.write_row(folder, name, row)
+    text = write(folder, experiments.Sweep({}, ["later"], ["other"]))
+    assert "+2.67 ± 1.43" in text and "seeds 3" in text and "epochs: 2 instead of 200" in text
+    assert "Not finished: later" in text and "another process: other" in text
+    results = strict_json((folder / "results.json").read_text())
+    (section,) = results["sections"].values()
+    assert section["rows"].keys() == rows.keys()
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
+    assert len(list(folder.glob("*.png"))) == 3
+
+
+def test_what_deviates_from_the_recipes_of_the_papers():
+    recipe = paper_recipe("classification", "cifar10")
+    varied = dataclasses.replace(recipe, model="vgg11", activation="mish", gamma=0.1, seed=3)
+    assert experiments.deviations(varied, recipe) == []
+    segmentation = paper_recipe("segmentation", "ecssd")
+    narrow = dataclasses.replace(segmentation, data="ecssd", options=(("width", 16),))
+    assert experiments.deviations(narrow, segmentation) == [
+        "data: ecssd instead of duts",
+        "width: 16 instead of 64",
+    ]
+    assert segmentation.optimizer == "adam" and segmentation.batch == 4
+    with pytest.raises(ValueError, match="unknown task 'x'"):
+        paper_recipe("x", "cifar10")
+
+
+# The command
+
+
+def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("UNROLLED_DATA", raising=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    bad = {
+        "--gamma must be numbers separated by commas, got 'x'": ["--gamma", "x"],
+        "gamma must be at least 0, and finite, got -1": ["--gamma", "0,-1"],
+        "budget must be above 0 minutes, got 0": ["--budget", "0"],
+        "--seeds must be at least 1": ["--seeds", "0"],
+        "--width is no option of classification": ["--width", "3"],
+        "unknown name 'swoosh'": ["--activation", "swoosh"],
+        "no root given": ["--dataset", "cifar10"],
+        "is not empty and holds no experiment": ["--output", str(tmp_path)],
+        "a batch of 5000 is larger than its 1437": ["--batch", "5000"],
+    }
+    for message, arguments in bad.items():
+        given = ["experiment", "classification", "--output", str(tmp_path / "out"), *arguments]
+        assert main(given) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_time_left_in_words():
+    from unrolled.commands._time_left import progress, time_left
+
+    assert [time_left(s) for s in (40, 120, 12000)] == ["40 s", "2 min", "3 h 20 min"]
+    told = []
+    with progress(told.append) as tell:
+        tell("a", 1, 4, "first epoch")
+        tell("a", 4, 4, "epoch 1")
+    assert told == ["a: step 1 of 4, first epoch", "a: step 4 of 4, epoch 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "segmentation", "ml-csc"])
+def test_quick_experiments_end_in_a_minute(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("UNROLLED_DATA", raising=False)
+    began = time.process_time()
+    assert main(["experiment", task, "--quick", "--json", "--output", str(tmp_path / "out")]) == 0
+    assert time.process_time() - began < 60
+    found = capsys.readouterr()
+    results = json.loads(found.out)
+    assert results["sections"] and "embedded" in found.err
