@@ -1,4 +1,4 @@
-"""What the features of a network are: its layers as dictionaries, and their codes after a pursuit."""
+"""What the features of a network are: dictionaries of layers, and codes beside a pursuit."""
 
 import json
 
@@ -114,14 +114,20 @@ def test_the_pursuit_finds_the_minimum_of_the_objective(images, found):
         r = y - D @ x
         return r @ r / 2 + theta @ x, theta - r @ D
 
+    def best(x, y):
+        """The scale that minimises J, and J there."""
+        r = D @ x
+        c = max(x @ (y @ D - theta) / (r @ r), 0)
+        return c, J(c * x, y)[0]
+
     for i, (y, x) in enumerate(zip(Y, X)):
         options = dict(jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(x))
         options["options"] = dict(ftol=1e-15, gtol=1e-10, maxiter=10_000)
         least = optimize.minimize(J, x, args=(y,), **options)
-        multiples = optimize.minimize_scalar(lambda c: J(c * x, y)[0], (0, 1), tol=1e-12)
-        gap = (multiples.fun - least.fun) / (J(0 * x, y)[0] - least.fun)
+        c, value = best(x, y)
+        gap = (value - least.fun) / (J(0 * x, y)[0] - least.fun)
         assert pursued.gap[i] == pytest.approx(gap, abs=1e-6)
-        assert pursued.scale[i] == pytest.approx(multiples.x, rel=1e-5)
+        assert pursued.scale[i] == pytest.approx(c, rel=1e-10)
         change = np.linalg.norm(least.x - x) / np.linalg.norm(least.x)
         assert pursued.change[i] == pytest.approx(change, rel=1e-3)
         assert pursued.scaled_change[i] <= pursued.change[i] + EPS
@@ -162,8 +168,8 @@ def test_table_figure_and_json(found):
     assert len(table) == 4 and table[2].startswith("| network | orthonormal | 0.000 | 36 |")
     several = experiments.features_table({"gamma 0": [found, found, found]}).splitlines()
     assert "0.000 ± 0.000" in several[2]
-    held = json.loads(found.to_json())["coherent"]
-    assert held["shape"] == [36, 36] and len(held["pursued"]["gap"]) == 3
+    again = experiments.Features.from_json(found.to_json())
+    assert again.table() == found.table()
     fig = ur.plots.features({"gamma 0": found, "gamma 0.1": found})
     assert [panel.get_title() for panel in fig.axes][0] == "Zeros of the code"
     assert len(fig.axes[1].patches) == 4
@@ -216,3 +222,30 @@ def test_a_filter_of_zeros_is_refused():
     net.orthonormal.kernel[...] = net.orthonormal.kernel[...].at[..., 2].set(0)
     with pytest.raises(ValueError, match=r"filters \[2\] of 'orthonormal' are zero"):
         as_dictionary(net, "orthonormal", (6, 6), activation=jax.nn.relu)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (lambda rngs: ur.models.LeNet5(activation="elu", rngs=rngs), (32, 32, 3)),
+        (lambda rngs: ur.models.VGG11(rngs=rngs), (32, 32, 3)),
+        (lambda rngs: ur.models.UNet(2, rngs=rngs), (32, 32, 3)),
+    ],
+    ids=["lenet5", "vgg11", "unet"],
+)
+def test_the_features_of_the_models_are_codes(make, shape):
+    """In float32: products of up to 1152 terms near 1, so 1e-4 is far above their rounding."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = make(nnx.Rngs(0))
+        X = jax.random.normal(jax.random.key(0), (2, *shape), jnp.float32)
+        model(X)  # moves the statistics of batch norm
+        model.eval()
+        _, outputs = ur.models.tap(model, *model.early)(X)
+        found = features(model, X, tol=1e-2)
+    assert len(found.layers) == len(model.early)
+    for features_, layer in zip(outputs.values(), found.layers.values()):
+        zeros = float((features_ == 0).mean())
+        assert layer.codes.zeros == pytest.approx(zeros, abs=1e-3)
+        assert layer.codes.entries == features_[0].size
+        assert not layer.pursued.bounded or (layer.pursued.gap < 1).all()

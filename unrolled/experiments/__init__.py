@@ -13,6 +13,7 @@ from unrolled.experiments._features import (
     LayerFeatures,
     Pursued,
     features,
+    features_rows,
     features_table,
 )
 from unrolled.experiments._figures import (
@@ -40,6 +41,9 @@ from unrolled.experiments._recipe import (
 )
 from unrolled.experiments._restore import (
     restore,
+)
+from unrolled.experiments._row_features import (
+    row_features,
 )
 from unrolled.experiments._rows import (
     read_pictures,
@@ -74,6 +78,7 @@ __all__ = [
     "as_dictionary",
     "deviations",
     "features",
+    "features_rows",
     "features_table",
     "grid",
     "interval",
@@ -84,6 +89,7 @@ __all__ = [
     "read_pictures",
     "read_rows",
     "restore",
+    "row_features",
     "run",
     "scores_by_activation",
     "shapes",

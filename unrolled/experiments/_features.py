@@ -1,5 +1,6 @@
 """What the features of a network are: the codes of a dictionary, and how good ones."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from scipy import optimize
 
 from unrolled import _checks, metrics, plots, pursuit, theory
@@ -46,6 +48,7 @@ class Codes(NamedTuple):
     zeros: float  # share of exact zeros
     below: float  # share of entries that are small beside the largest of their image
     hoyer: float
+    entries: int  # d, of a code
     nonzeros: np.ndarray  # (images,)
     stripe: np.ndarray  # (images,) nonzeros of the fullest stripe
 
@@ -73,14 +76,10 @@ class Pursued(NamedTuple):
 class LayerFeatures(NamedTuple):
     """What the features of one layer are."""
 
-    dictionary: LayerDictionary
+    dictionary: LayerDictionary | None  # None if read from a file
     admitted: Admitted
     codes: Codes
     pursued: Pursued
-
-    def numbers(self) -> dict[str, Any]:
-        """All but the dictionary, of which it has the shape."""
-        return {"shape": self.dictionary.D.shape, **self._asdict(), "dictionary": None}
 
 
 class Features(NamedTuple):
@@ -93,8 +92,15 @@ class Features(NamedTuple):
         return features_table({"network": self})
 
     def to_json(self) -> str:
-        """All numbers but the dictionaries, as JSON; those that are not finite become null."""
-        return to_json({name: layer.numbers() for name, layer in self.layers.items()})
+        """All but the dictionaries, as JSON; numbers that are not finite become null."""
+        return to_json(
+            {name: layer._replace(dictionary=None) for name, layer in self.layers.items()}
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "Features":
+        """What `to_json` gave the text of, without the dictionaries."""
+        return Features({name: _layer(held) for name, held in json.loads(text).items()})
 
     def plot(self) -> Any:
         """A figure of the codes of every layer, as the network has them and after a pursuit."""
@@ -103,7 +109,7 @@ class Features(NamedTuple):
 
 def features(
     model: nnx.Module,
-    images: Array,
+    images: ArrayLike,
     layers: Sequence[str] | None = None,
     *,
     norms: Mapping[str, str] | None = None,
@@ -133,7 +139,8 @@ def features(
     Args:
         model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
         images: (N, H, W, C), as the model takes them. 64 are enough for means.
-        layers: paths of layers, as `as_dictionary` takes them; None takes `model.early`.
+        layers: paths of layers, as `as_dictionary` takes them; None takes those that the model
+            names in `convolutions`, or in `early`.
         norms: path of the batch norm of a layer, for layers that do not contain their own.
         activation: as in `as_dictionary`.
         fraction: of the largest entry of an image, for `Codes.below`.
@@ -164,7 +171,8 @@ def features(
         (2,)
     """
     where = "features"
-    names = tuple(getattr(model, "early", ()) if layers is None else layers)
+    early = getattr(model, "convolutions", getattr(model, "early", ()))
+    names = tuple(early if layers is None else layers)
     if not names:
         raise ValueError(f"{where}: {type(model).__name__} has no `early`; pass layers")
     images = _checks.as_float(images, "images", where)
@@ -187,7 +195,29 @@ def features(
     return Features(found)
 
 
-def features_table(found: Mapping[str, Features | Sequence[Features]]) -> str:
+# By the name of a model: one result, or several.
+Results = Mapping[str, Features | Sequence[Features]]
+
+
+def _layer(held: dict[str, Any]) -> LayerFeatures:
+    """The numbers of a layer from JSON."""
+
+    def arrays(part):
+        lists = {name: value for name, value in part.items() if isinstance(value, list)}
+        return part | {name: np.array(value, float) for name, value in lists.items()}
+
+    admitted = dict(held["admitted"])
+    if admitted["generalized"] is not None:
+        admitted["generalized"] = tuple(admitted["generalized"])
+    return LayerFeatures(
+        None,
+        Admitted(**admitted),
+        Codes(**arrays(held["codes"])),
+        Pursued(**arrays(held["pursued"])),
+    )
+
+
+def features_table(found: Results) -> str:
     """A Markdown table of results of `features`, a row per model and layer, of means over images.
 
     Of several results of one name, such as those of several seeds, it has the mean and the half
@@ -201,17 +231,28 @@ def features_table(found: Mapping[str, Features | Sequence[Features]]) -> str:
         >>> features_table({}).splitlines()[0][:26]
         '| model | layer | mu | adm'
     """
+    return markdown(*features_rows(found))
+
+
+def features_rows(found: Results) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of `features_table`.
+
+    Example:
+        >>> from unrolled.experiments import features_rows
+        >>> features_rows({})[0][:3]
+        ['model', 'layer', 'mu']
+    """
     rows = []
     for model, results in found.items():
-        results = [results] if isinstance(results, Features) else list(results)
-        for name in results[0].layers:
-            every = [_numbers(result.layers[name]) for result in results]
+        several = [results] if isinstance(results, Features) else results
+        for name in several[0].layers:
+            every = [_numbers(result.layers[name]) for result in several]
             cells = [
                 _cell([numbers[column] for numbers in every], form)
                 for column, form in _COLUMNS.items()
             ]
             rows.append([model, name, *cells])
-    return markdown(["model", "layer", *_COLUMNS], rows)
+    return ["model", "layer", *_COLUMNS], rows
 
 
 _COLUMNS = {
@@ -231,32 +272,20 @@ _COLUMNS = {
 
 
 def _numbers(layer: LayerFeatures) -> dict[str, float]:
-    """The numbers of a row of the table."""
-    dictionary, admitted, codes, pursued = layer
-    means = {
-        name: float(np.mean(getattr(pursued, name)))
-        for name in ("gap", "scaled_change", "change", "overlap", "nonzeros", "explained")
+    """The numbers of a row of the table, by its columns."""
+    _, admitted, codes, pursued = layer
+    mean = {
+        name: float(np.mean(value))
+        for name, value in pursued._asdict().items()
+        if isinstance(value, np.ndarray)
     }
-    return dict(
-        zip(
-            _COLUMNS,
-            (
-                admitted.coherence,
-                admitted.stripe,
-                float(codes.stripe.mean()),
-                codes.zeros,
-                codes.hoyer,
-                pursued.negative,
-                means["gap"],
-                means["scaled_change"],
-                means["change"],
-                means["overlap"],
-                1 - means["nonzeros"] / dictionary.D.shape[1],
-                means["explained"],
-            ),
-            strict=True,
-        )
+    values = (
+        *(admitted.coherence, admitted.stripe, float(codes.stripe.mean())),
+        *(codes.zeros, codes.hoyer, pursued.negative),
+        *(mean["gap"], mean["scaled_change"], mean["change"], mean["overlap"]),
+        *(1 - mean["nonzeros"] / codes.entries, mean["explained"]),
     )
+    return dict(zip(_COLUMNS, values, strict=True))
 
 
 def _cell(values: Sequence[float], form: str) -> str:
@@ -304,8 +333,8 @@ def _coherences(D: Conv) -> tuple[Conv, Array, Array]:
 
 def _codes(layer: LayerDictionary, Y: Array, fraction: float) -> Codes:
     X = layer.codes(Y)
-    nonzeros, stripes = map(np.asarray, _counts(layer.D, X))
-    return Codes(*map(float, metrics.sparsity(X, fraction)), nonzeros, stripes)
+    zeros, below, hoyer = map(float, metrics.sparsity(X, fraction))
+    return Codes(zeros, below, hoyer, X.shape[1], *map(np.asarray, _counts(layer.D, X)))
 
 
 @jax.jit

@@ -63,7 +63,7 @@ def _codes(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array) -> Ar
 def as_dictionary(
     model: nnx.Module,
     name: str,
-    signal_shape: tuple[int, int],
+    signal_shape: tuple[int, ...],
     *,
     norm: str | None = None,
     activation: Callable[[Array], Array] | None = None,
@@ -83,6 +83,9 @@ def as_dictionary(
     Raises:
         TypeError, ValueError: no such layer or more than one, a convolution with groups, dilation
             or another padding than zeros, a filter that is zero, or no activation.
+
+    A convolution is a module with a kernel (height, width, inputs, outputs), a bias or None, and a
+    padding, such as nnx.Conv; a batch norm has mean, var, scale, bias and epsilon.
 
     Example:
         >>> from flax import nnx
@@ -154,8 +157,8 @@ def _only(block: Any, name: str, wanted: Callable[[Any], bool], what: str) -> An
 
 def _is_convolution(node: Any) -> bool:
     kernel = getattr(node, "kernel", None)
-    transposed = hasattr(node, "transpose_kernel")
-    return isinstance(kernel, nnx.Variable) and kernel.ndim == 4 and not transposed
+    plain = hasattr(node, "padding") and not hasattr(node, "transpose_kernel")
+    return plain and isinstance(kernel, nnx.Variable) and kernel.ndim == 4
 
 
 def _is_norm(node: Any) -> bool:

@@ -27,7 +27,8 @@ def features(found: Mapping[str, Any]) -> "Figure":
     shows the zeros of the pursuit. A layer whose pursuit has no minimum has no bars.
 
     Args:
-        found: results of `experiments.features` by name; networks with the same layers.
+        found: results of `experiments.features` by name, one or several of each, whose images then
+            count together; networks with the same layers.
 
     Raises:
         ValueError: no results, or other layers in one of them.
@@ -41,21 +42,28 @@ def features(found: Mapping[str, Any]) -> "Figure":
         >>> [panel.get_title() for panel in fig.axes[:2]]
         ['Zeros of the code', 'Objective of the forward code']
     """
-    layers = list(dict.fromkeys(name for result in found.values() for name in result.layers))
-    if not found or any(list(result.layers) != layers for result in found.values()):
+    results = {
+        name: list(several)
+        if isinstance(several, list | tuple) and not hasattr(several, "layers")
+        else [several]
+        for name, several in found.items()
+    }
+    known = {tuple(result.layers) for several in results.values() for result in several}
+    if len(known) != 1:
         raise ValueError("features: expected results with the same layers, and at least one")
+    (layers,) = known
     fig, panels = figure(1, len(_TITLES), width=3.6, height=3.6)
     looks, width = styles(found), _WIDTH / len(found)
     for panel, (quantity, (title, ylabel)) in zip(panels[0], _TITLES.items()):
-        for i, (model, result) in enumerate(found.items()):
+        for i, (model, several) in enumerate(results.items()):
             at = np.arange(len(layers)) + (i + 0.5) * width - _WIDTH / 2
-            values = [_values(result.layers[name], quantity) for name in layers]
-            low, mean, high = np.transpose([_summary(value) for value in values])
+            pooled = [[result.layers[name] for result in several] for name in layers]
+            low, mean, high = np.transpose([_summary(group, quantity) for group in pooled])
             colour = looks[model]["color"]
             panel.bar(at, mean, 0.9 * width, color=colour, alpha=0.6, label=model)
             panel.vlines(at, low, high, color=colour)
             if quantity == "zeros":
-                after = [1 - _mean_share(result.layers[name]) for name in layers]
+                after = [_summary(group, "zeros of x*")[1] for group in pooled]
                 panel.plot(at, after, "o", color=colour, markerfacecolor="white")
         tidy(panel, title=title, ylabel=ylabel)
         panel.set_xticks(range(len(layers)), [name.removesuffix(".features") for name in layers])
@@ -65,19 +73,20 @@ def features(found: Mapping[str, Any]) -> "Figure":
     return fig
 
 
+def _summary(layers: list[Any], quantity: str) -> tuple[float, float, float]:
+    """Lower quartile, mean and upper quartile over the images of all results; nan are left out."""
+    values = np.concatenate([_values(layer, quantity) for layer in layers])
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return np.nan, np.nan, np.nan
+    low, high = np.quantile(values, [0.25, 0.75])
+    return float(low), float(np.mean(values)), float(high)
+
+
 def _values(layer: Any, quantity: str) -> np.ndarray:
     """One number per image."""
     if quantity == "zeros":
-        return 1 - layer.codes.nonzeros / layer.dictionary.D.shape[1]
+        return 1 - layer.codes.nonzeros / layer.codes.entries
+    if quantity == "zeros of x*":
+        return 1 - layer.pursued.nonzeros / layer.codes.entries
     return getattr(layer.pursued, quantity)
-
-
-def _mean_share(layer: Any) -> float:
-    """Nonzeros of the code of the pursuit over all entries."""
-    return float(np.mean(layer.pursued.nonzeros)) / layer.dictionary.D.shape[1]
-
-
-def _summary(values: np.ndarray) -> tuple[float, float, float]:
-    """Lower quartile, mean and upper quartile."""
-    low, high = np.quantile(values, [0.25, 0.75])
-    return float(low), float(np.mean(values)), float(high)
