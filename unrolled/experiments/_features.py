@@ -25,9 +25,10 @@ from unrolled.models import tap
 
 # A mu in float32 may be too low by its rounding.
 _ROUNDING = 1e-6
-# Least penalty of the equivalent problem, in units of the largest threshold: the certificate of the
-# pursuit divides by the penalties.
-_LEAST_PENALTY = 0.1
+# Least penalty of the equivalent problem, in units of the largest threshold or entry of a code: the
+# certificate of the pursuit divides by the penalties.
+_LEAST_PENALTY = 0.01
+_LEAST_GAP = 1e-12  # to ask for, relative to half the energy of the signal
 _COHERENCE_TOL = 1e-3  # relative gap of the linear programs
 _INFEASIBLE = 1e-9  # norm of the residual, at most 1, below which no shift is feasible
 
@@ -133,8 +134,8 @@ def features(
 
     Some theta are negative, where a bias is positive. If a shift e of the signal, the same at all
     positions, gives theta + D'e > 0, the pursuit is the LASSO of y + e with these penalties: the
-    objectives differ by a constant. If there is none, J falls without end on large pictures, and
-    `bounded` is False.
+    objectives differ by a constant. If there is none, J falls without end on large pictures; small
+    ones, of at most `atoms` atoms, may have another shift. Else `bounded` is False.
 
     Args:
         model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
@@ -146,7 +147,8 @@ def features(
         fraction: of the largest entry of an image, for `Codes.below`.
         tol: how far J(x*) may be from the minimum, relative to J(0) - J(x*).
         max_steps: the most steps of FISTA.
-        atoms: the most atoms for which the linear programs of mu~ are solved.
+        atoms: the most atoms for which the linear programs of mu~, and the least squares problem of
+            a shift that is not the same everywhere, are solved.
 
     Returns:
         Features, with means and numbers for every image.
@@ -190,7 +192,7 @@ def features(
             layer,
             _admitted(layer.D, atoms),
             _codes(layer, Y, fraction),
-            _pursued(layer, Y, tol, max_steps),
+            _pursued(layer, Y, tol, max_steps, atoms),
         )
     return Features(found)
 
@@ -344,23 +346,26 @@ def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
     return jnp.sum(X != 0, 1), jax.vmap(stripes)(D.unflatten_code(X))
 
 
-def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pursued:
-    D, theta = layer.D, np.asarray(layer.theta, np.float64)
-    negative = float(np.mean(theta < 0))
-    x = jax.nn.relu(layer.codes(Y))
-    scale, decrease = _best_multiples(D, layer.theta, Y, x)
-    shifted = _shifted(D, theta)
-    if shifted is None:
-        return Pursued(False, negative, np.asarray(scale), *[np.full(len(Y), np.nan)] * 7)
-    e, lam = (jnp.asarray(part, Y.dtype) for part in shifted)
-    half = np.sum((np.asarray(Y, np.float64) + shifted[0]) ** 2, 1) / 2
-    shares = np.asarray(decrease) / half
-    least = max(tol * shares[shares > 0].min(initial=1.0), 10 * float(jnp.finfo(Y.dtype).eps))
-    least = 10.0 ** math.floor(math.log10(least))  # static: another value compiles again
-    best, gap = _pursue(D, lam, e, Y, scale, x, tol=least, max_steps=max_steps)
-    excess = jnp.asarray(np.asarray(gap) * half, Y.dtype)
-    compared = _compare(D, layer.theta, Y, x, decrease, best, excess)
-    return Pursued(True, negative, np.asarray(scale), *map(np.asarray, compared))
+def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int, atoms: int) -> Pursued:
+    """In float64: where a code explains little of a signal, the gap is a small difference."""
+    wide = [np.asarray(part, np.float64) for part in (layer.theta, Y, jax.nn.relu(layer.codes(Y)))]
+    with jax.enable_x64(True):
+        D = _checks.cast(layer.D, np.float64)
+        theta, Y, X = map(jnp.asarray, wide)
+        least = _LEAST_PENALTY * max(np.abs(wide[0]).max(), wide[2].max())
+        negative, shifted = float(np.mean(wide[0] < 0)), _shifted(D, wide[0], least, atoms)
+        scale, decrease = _best_multiples(D, theta, Y, X)
+        if shifted is None:
+            return Pursued(False, negative, np.asarray(scale), *[np.full(len(Y), np.nan)] * 7)
+        e, lam = shifted
+        half = np.sum((wide[1] + e) ** 2, 1) / 2
+        shares = np.asarray(decrease) / half
+        least = max(tol * shares[shares > 0].min(initial=1.0), _LEAST_GAP)
+        least = 10.0 ** math.floor(math.log10(least))  # static: another value compiles again
+        shift, lam = jnp.asarray(e), jnp.asarray(lam)
+        best, gap = _pursue(D, lam, shift, Y, scale, X, tol=least, max_steps=max_steps)
+        compared = _compare(D, theta, Y, X, decrease, best, gap * jnp.asarray(half))
+        return Pursued(True, negative, *map(np.asarray, (scale, *compared)))
 
 
 @partial(jax.jit, static_argnames=("tol", "max_steps"))
@@ -426,12 +431,14 @@ def _ratio(a: Array, b: Array) -> Array:
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
-def _shifted(D: Conv, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """A small shift e (m,) of signals for which all penalties theta + D'e are positive, and these.
+def _shifted(
+    D: Conv, theta: np.ndarray, least: float, atoms: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """A small shift e (m,) of signals with penalties theta + D'e of at least `least`, and these.
 
-    The shift repeats itself with the stride, so D'e has one value per filter. None if there is no
-    such shift: then there are codes of equal maps with D x = 0, but for the border, and theta' x
-    negative (Farkas).
+    A shift that repeats itself with the stride has one penalty per filter. If there is none, there
+    are codes of equal maps with D x = 0, but for the border, and theta' x negative (Farkas); only
+    for at most `atoms` atoms any shift is then tried.
     """
     n_atoms, channels = D.code_grid[0], D.signal_grid[0]
     t, filters = D.stride, np.asarray(D.filters, np.float64)
@@ -440,7 +447,11 @@ def _shifted(D: Conv, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None
     height, width = whole.shape[2:]
     phases = whole.reshape(n_atoms, channels, height // t[0], t[0], width // t[1], t[1])
     sums = phases.sum(axis=(2, 4)).reshape(n_atoms, -1)
-    c = _least_norm(sums, _LEAST_PENALTY * np.abs(theta).max() - theta)
+    c = _least_norm(sums, least - theta)
+    if c is None and D.shape[1] <= atoms:
+        matrix, each = np.asarray(dense(D)).T, np.repeat(theta, D.shape[1] // n_atoms)
+        e = _least_norm(matrix, least - each)
+        return None if e is None else (e, each + matrix @ e)
     if c is None:
         return None
     times = [-(-N // t) for N, t in zip(D.signal_shape, t)]
