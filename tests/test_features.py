@@ -11,6 +11,7 @@ from scipy import optimize
 
 import unrolled as ur
 from unrolled import experiments
+from unrolled.cli import main
 from unrolled.experiments import as_dictionary, features
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -249,3 +250,20 @@ def test_the_features_of_the_models_are_codes(make, shape):
         assert layer.codes.zeros == pytest.approx(zeros, abs=1e-3)
         assert layer.codes.entries == features_[0].size
         assert not layer.pursued.bounded or (layer.pursued.gap < 1).all()
+
+
+@pytest.mark.slow
+def test_the_report_of_an_experiment_has_the_features(tmp_path, capsys):
+    options = "--quick --activation relu --epochs 1 --seeds 2 --features --output".split()
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        main(["experiment", "classification", *options, str(tmp_path)])
+        kept = sorted((tmp_path / "features").iterdir())
+        assert len(kept) == 4
+        times = [path.stat().st_mtime_ns for path in kept]
+        main(["experiment", "classification", *options, str(tmp_path)])
+    assert [path.stat().st_mtime_ns for path in kept] == times  # read, not measured again
+    report = (tmp_path / "report.md").read_text()
+    assert "What the features are: digits, lenet5, 1 epochs" in report
+    assert report.count("| relu, gamma 0 | conv") == 2 and "±" in report
+    assert (tmp_path / "features-digits-lenet5-1-epochs.png").is_file()
+    capsys.readouterr()

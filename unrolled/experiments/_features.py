@@ -360,10 +360,10 @@ def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int, atoms
         e, lam = shifted
         half = np.sum((wide[1] + e) ** 2, 1) / 2
         shares = np.asarray(decrease) / half
-        least = max(tol * shares[shares > 0].min(initial=1.0), _LEAST_GAP)
-        least = 10.0 ** math.floor(math.log10(least))  # static: another value compiles again
-        shift, lam = jnp.asarray(e), jnp.asarray(lam)
-        best, gap = _pursue(D, lam, shift, Y, scale, X, tol=least, max_steps=max_steps)
+        tight = max(tol * shares[shares > 0].min(initial=1.0), _LEAST_GAP)
+        tight = 10.0 ** math.floor(math.log10(tight))  # static: another value compiles again
+        problem = D, jnp.asarray(lam), jnp.asarray(e)
+        best, gap = _pursue(*problem, Y, scale, X, tol=tight, max_steps=max_steps)
         compared = _compare(D, theta, Y, X, decrease, best, gap * jnp.asarray(half))
         return Pursued(True, negative, *map(np.asarray, (scale, *compared)))
 

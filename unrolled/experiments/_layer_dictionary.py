@@ -13,7 +13,7 @@ from jax import lax
 from unrolled import activations
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv
-from unrolled.models._taps import submodule
+from unrolled.models import submodule
 
 _DILATIONS = ("kernel_dilation", "input_dilation")
 

@@ -99,7 +99,18 @@ def _recording(cls: type, inputs: bool) -> type:
 
 
 def submodule(model: nnx.Module, name: str) -> nnx.Module:
-    """The submodule at a path; raises ValueError, with the paths that exist."""
+    """The submodule at a path, as `tap` finds it.
+
+    Raises:
+        TypeError: the name is not a string.
+        ValueError: there is none that can be called; the message lists those that exist.
+
+    Example:
+        >>> from flax import nnx
+        >>> net = ur.models.LeNet5(rngs=nnx.Rngs(0))
+        >>> ur.models.submodule(net, "conv1") is net.conv1
+        True
+    """
     if not isinstance(name, str):
         raise TypeError(f"tap: a name must be a string, got {name!r}")
     node: Any = model
