@@ -62,7 +62,7 @@ class Pursued(NamedTuple):
     also judged at its best multiple.
     """
 
-    bounded: bool  # whether J is, so that x* exists; else all arrays are nan
+    bounded: bool  # whether J is, as far as `features` can tell; else all arrays but scale are nan
     negative: float  # share of the filters whose threshold is negative, a reward
     scale: np.ndarray  # c that minimises J(c x); 0 where x = 0
     gap: np.ndarray  # (J(c x) - J(x*)) / (J(0) - J(x*)): 0 for the code of the pursuit, 1 for none
