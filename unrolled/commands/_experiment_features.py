@@ -20,8 +20,9 @@ stripe*: nonzeros in that of an image. *theta < 0*: share of filters with a posi
 rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) of the forward code x at its best multiple
 c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least |x* - c x| / |x*|.
 *change*: the same at c = 1. *overlap*: nonzeros in both supports over those in either. *explained*:
-energy of y in D x*. *none*: J has no
-bound on large pictures. Of other activations x is the positive part."""
+energy of y in D x*. *certificate*: the most by which J(x*) exceeds the minimum, in units of the
+gap, on any image. *none*: J has no bound on large pictures. Of other activations x is the positive
+part."""
 
 
 def features_sections(folder: Path, images: Images, say: Say) -> list[Section]:

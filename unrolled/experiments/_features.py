@@ -134,8 +134,8 @@ def features(
 
     Some theta are negative, where a bias is positive. If a shift e of the signal, the same at all
     positions, gives theta + D'e > 0, the pursuit is the LASSO of y + e with these penalties: the
-    objectives differ by a constant. If there is none, J falls without end on large pictures; small
-    ones, of at most `atoms` atoms, may have another shift. Else `bounded` is False.
+    objectives differ by a constant. If there is none, J falls without end on large pictures, a
+    minimum on a small one is an effect of its border, and `bounded` is False.
 
     Args:
         model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
@@ -147,8 +147,7 @@ def features(
         fraction: of the largest entry of an image, for `Codes.below`.
         tol: how far J(x*) may be from the minimum, relative to J(0) - J(x*).
         max_steps: the most steps of FISTA.
-        atoms: the most atoms for which the linear programs of mu~, and the least squares problem of
-            a shift that is not the same everywhere, are solved.
+        atoms: the most atoms for which the linear programs of mu~ are solved.
 
     Returns:
         Features, with means and numbers for every image.
@@ -192,7 +191,7 @@ def features(
             layer,
             _admitted(layer.D, atoms),
             _codes(layer, Y, fraction),
-            _pursued(layer, Y, tol, max_steps, atoms),
+            _pursued(layer, Y, tol, max_steps),
         )
     return Features(found)
 
@@ -223,7 +222,7 @@ def features_table(found: Results) -> str:
     """A Markdown table of results of `features`, a row per model and layer, of means over images.
 
     Of several results of one name, such as those of several seeds, it has the mean and the half
-    width of the 95 % interval of Student's t.
+    width of the 95 % interval of Student's t. The certificate is the largest of all images.
 
     Args:
         found: by the name of the model.
@@ -253,8 +252,10 @@ def features_rows(found: Results) -> tuple[list[str], list[list[str]]]:
                 _cell([numbers[column] for numbers in every], form)
                 for column, form in _COLUMNS.items()
             ]
-            rows.append([model, name, *cells])
-    return ["model", "layer", *_COLUMNS], rows
+            certificates = np.array([r.layers[name].pursued.certificate.max() for r in several])
+            known = certificates[~np.isnan(certificates)]
+            rows.append([model, name, *cells, f"{known.max():.0e}" if known.size else "none"])
+    return ["model", "layer", *_COLUMNS, "certificate"], rows
 
 
 _COLUMNS = {
@@ -346,14 +347,14 @@ def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
     return jnp.sum(X != 0, 1), jax.vmap(stripes)(D.unflatten_code(X))
 
 
-def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int, atoms: int) -> Pursued:
+def _pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pursued:
     """In float64: where a code explains little of a signal, the gap is a small difference."""
     wide = [np.asarray(part, np.float64) for part in (layer.theta, Y, jax.nn.relu(layer.codes(Y)))]
     with jax.enable_x64(True):
         D = _checks.cast(layer.D, np.float64)
         theta, Y, X = map(jnp.asarray, wide)
         least = _LEAST_PENALTY * max(np.abs(wide[0]).max(), wide[2].max())
-        negative, shifted = float(np.mean(wide[0] < 0)), _shifted(D, wide[0], least, atoms)
+        negative, shifted = float(np.mean(wide[0] < 0)), _shifted(D, wide[0], least)
         scale, decrease = _best_multiples(D, theta, Y, X)
         if shifted is None:
             return Pursued(False, negative, np.asarray(scale), *[np.full(len(Y), np.nan)] * 7)
@@ -431,14 +432,12 @@ def _ratio(a: Array, b: Array) -> Array:
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
-def _shifted(
-    D: Conv, theta: np.ndarray, least: float, atoms: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray] | None:
     """A small shift e (m,) of signals with penalties theta + D'e of at least `least`, and these.
 
-    A shift that repeats itself with the stride has one penalty per filter. If there is none, there
-    are codes of equal maps with D x = 0, but for the border, and theta' x negative (Farkas); only
-    for at most `atoms` atoms any shift is then tried.
+    The shift repeats itself with the stride, so D'e has one value per filter. If there is none,
+    there are codes of equal maps with D x = 0, but for the border, and theta' x negative (Farkas):
+    minimisers, where they exist, live on the border.
     """
     n_atoms, channels = D.code_grid[0], D.signal_grid[0]
     t, filters = D.stride, np.asarray(D.filters, np.float64)
@@ -448,12 +447,8 @@ def _shifted(
     phases = whole.reshape(n_atoms, channels, height // t[0], t[0], width // t[1], t[1])
     sums = phases.sum(axis=(2, 4)).reshape(n_atoms, -1)
     c = _least_norm(sums, least - theta)
-    if c is None and D.shape[1] <= atoms:
-        matrix, each = np.asarray(dense(D)).T, np.repeat(theta, D.shape[1] // n_atoms)
-        e = _least_norm(matrix, least - each)
-        return None if e is None else (e, each + matrix @ e)
-    if c is None:
-        return None
+    if c is None:  # without rewards J >= 0, but the certificate is loose where a threshold is 0
+        return (np.zeros(D.shape[0]), theta) if (theta >= 0).all() else None
     times = [-(-N // t) for N, t in zip(D.signal_shape, t)]
     e = np.tile(c.reshape(channels, *t), (1, *times))[:, : D.signal_shape[0], : D.signal_shape[1]]
     return e.reshape(-1), theta + sums @ c
