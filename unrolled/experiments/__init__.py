@@ -11,7 +11,6 @@ from unrolled.experiments._features import (
     Codes,
     Features,
     LayerFeatures,
-    Pursued,
     features,
     features_rows,
     features_table,
@@ -30,6 +29,9 @@ from unrolled.experiments._grid import (
 from unrolled.experiments._layer_dictionary import (
     LayerDictionary,
     as_dictionary,
+)
+from unrolled.experiments._layer_pursuit import (
+    Pursued,
 )
 from unrolled.experiments._models import (
     task_of,
