@@ -99,6 +99,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     add("--budget", type=float, metavar="MINUTES", help="stop at the end of an epoch after so long")
     add("--no-weights", action="store_true", help="do not keep the weights of each row")
+    add(
+        "--features",
+        action="store_true",
+        help="also measure what the features of all rows are, beside a pursuit (a minute a row)",
+    )
     add("--quick", action="store_true", help="a small run on embedded data, under a minute")
     add(
         "--output",
@@ -118,6 +123,7 @@ def _said(names: dict[str, str]) -> str:
 def run(arguments: argparse.Namespace) -> None:
     """Run what has no row yet, write the report of all rows, and print it."""
     from unrolled import experiments
+    from unrolled.commands._experiment_features import features_sections
     from unrolled.commands._experiment_report import write
 
     say = teller()
@@ -142,7 +148,8 @@ def run(arguments: argparse.Namespace) -> None:
             keep_weights=not arguments.no_weights,
             progress=tell,
         )
-    text = write(arguments.output, found)
+    features = features_sections(arguments.output, images, say) if arguments.features else []
+    text = write(arguments.output, found, features)
     print((arguments.output / RESULTS).read_text() if arguments.json else text)
     say("done" if not found.open else f"{len(found.open)} runs are open; the same command goes on")
 

@@ -25,10 +25,10 @@ _WITHIN = ("activation", "gamma", "seed")
 _PERCENT = 100
 
 
-def write(folder: Path, found: Sweep) -> str:
-    """Write the report of all rows of a folder, and return its text."""
+def write(folder: Path, found: Sweep, more: Sequence[Section] = ()) -> str:
+    """Write the report of all rows of a folder and more sections, and return its text."""
     rows = experiments.read_rows(folder)
-    parts = [_section(folder, named) for named in _groups(rows).values()]
+    parts = [*(_section(folder, named) for named in _groups(rows).values()), *more]
     state = _state(found)
     write_report(folder, _TITLE, "\n\n".join(filter(None, [_SUMMARY, state])), parts, {})
     write_table(folder / CSV, *_table(rows))

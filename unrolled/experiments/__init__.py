@@ -6,6 +6,15 @@
 from unrolled.experiments._data import (
     load,
 )
+from unrolled.experiments._features import (
+    Admitted,
+    Codes,
+    Features,
+    LayerFeatures,
+    features,
+    features_rows,
+    features_table,
+)
 from unrolled.experiments._figures import (
     l1_in_training,
     predicted_masks,
@@ -17,6 +26,13 @@ from unrolled.experiments._grid import (
     grid,
     sweep,
 )
+from unrolled.experiments._layer_dictionary import (
+    LayerDictionary,
+    as_dictionary,
+)
+from unrolled.experiments._layer_pursuit import (
+    Pursued,
+)
 from unrolled.experiments._models import (
     task_of,
 )
@@ -27,6 +43,9 @@ from unrolled.experiments._recipe import (
 )
 from unrolled.experiments._restore import (
     restore,
+)
+from unrolled.experiments._row_features import (
+    row_features,
 )
 from unrolled.experiments._rows import (
     read_pictures,
@@ -47,12 +66,22 @@ from unrolled.experiments._table import (
 )
 
 __all__ = [
+    "Admitted",
     "Cell",
+    "Codes",
+    "Features",
     "Interval",
+    "LayerDictionary",
+    "LayerFeatures",
     "Outcome",
+    "Pursued",
     "Recipe",
     "Sweep",
+    "as_dictionary",
     "deviations",
+    "features",
+    "features_rows",
+    "features_table",
     "grid",
     "interval",
     "l1_in_training",
@@ -62,6 +91,7 @@ __all__ = [
     "read_pictures",
     "read_rows",
     "restore",
+    "row_features",
     "run",
     "scores_by_activation",
     "shapes",

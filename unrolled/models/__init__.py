@@ -35,6 +35,7 @@ from unrolled.models._shifts import (
 )
 from unrolled.models._taps import (
     Tapped,
+    submodule,
     tap,
 )
 from unrolled.models._unet import (
@@ -60,6 +61,7 @@ __all__ = [
     "VGG11",
     "Violations",
     "shift_average",
+    "submodule",
     "tap",
 ]
 

@@ -21,6 +21,8 @@ class BatchNorm(nnx.Module):
     divisor N H W, as in flax and unlike PyTorch.
     """
 
+    epsilon = _EPSILON
+
     def __init__(self, n: int, activation: Callable[[Array], Array]):
         self.scale, self.bias = nnx.Param(jnp.ones(n)), nnx.Param(jnp.zeros(n))
         self.mean, self.var = nnx.BatchStat(jnp.zeros(n)), nnx.BatchStat(jnp.ones(n))

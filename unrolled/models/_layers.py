@@ -21,12 +21,14 @@ def drawn(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Param:
 class Convolution(nnx.Module):
     """Of stride 1 with padding: kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
 
+    padding = "SAME"
+
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, bias: bool = True):
         self.kernel = drawn(rngs, (3, 3, inputs, outputs), 9 * inputs)
         self.bias = drawn(rngs, (outputs,), 9 * inputs) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        z = convolve(x, self.kernel[...], "SAME")
+        z = convolve(x, self.kernel[...], self.padding)
         return z if self.bias is None else add(z, self.bias[...])
 
 
@@ -87,6 +89,8 @@ class PooledConvolution(nnx.Module):
 
     `features` shows what the maxima are taken of.
     """
+
+    padding = "VALID"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from unrolled._checks import Array
 _RECORD = "tapped_outputs"
 
 
-def tap(model: nnx.Module, *names: str) -> "Tapped":
+def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
     """The model, which also hands out what its named submodules return.
 
     `outputs, features = tap(model, "conv1", "blocks.0")(x)`: features is a dictionary with one
@@ -26,6 +26,7 @@ def tap(model: nnx.Module, *names: str) -> "Tapped":
     Args:
         model: any nnx.Module.
         names: paths of submodules.
+        inputs: hand out the first argument of their calls in place of what they return.
 
     Raises:
         TypeError: the model is not an nnx.Module, or a name not a string.
@@ -46,27 +47,27 @@ def tap(model: nnx.Module, *names: str) -> "Tapped":
         >>> outputs.shape, features["layers.0"].shape
         ((5, 2), (5, 3))
     """
-    return Tapped(model, names)
+    return Tapped(model, names, inputs)
 
 
 class Tapped(nnx.Module):
     """A model with the names of the submodules whose outputs it hands out; made by `tap`."""
 
-    def __init__(self, model: nnx.Module, names: tuple[str, ...]):
+    def __init__(self, model: nnx.Module, names: tuple[str, ...], inputs: bool = False):
         if not isinstance(model, nnx.Module):
             raise TypeError(f"tap: expected a model of flax.nnx, got {type(model).__name__}")
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tap: expected names that differ, got {names}")
         for name in names:
-            _submodule(model, name)
-        self.model, self.names = model, names
+            submodule(model, name)
+        self.model, self.names, self.inputs = model, names, inputs
 
     def __call__(self, *args: Any, **options: Any) -> tuple[Any, dict[str, Array]]:
         """The outputs of the model, and the features by name."""
         model = nnx.clone(self.model, variables=False)  # modules of its own, the same variables
-        taps = {name: _submodule(model, name) for name in self.names}
+        taps = {name: submodule(model, name) for name in self.names}
         for module in {id(module): module for module in taps.values()}.values():
-            module.__class__ = _recording(type(module))
+            module.__class__ = _recording(type(module), self.inputs)
         outputs = model(*args, **options)
         features: dict[str, Array] = {}
         for name, module in taps.items():
@@ -82,23 +83,34 @@ class Tapped(nnx.Module):
 
 
 @functools.cache
-def _recording(cls: type) -> type:
-    """The class whose calls append what they return to a variable of the module."""
+def _recording(cls: type, inputs: bool) -> type:
+    """The class whose calls append what they return, or take, to a variable of the module."""
 
     class Recording(cls):
         def __call__(self, *args, **options):
             output = super().__call__(*args, **options)
             record = getattr(self, _RECORD, None)
             before = () if record is None else record.get_value()
-            setattr(self, _RECORD, nnx.Intermediate((*before, output)))
+            setattr(self, _RECORD, nnx.Intermediate((*before, args[0] if inputs else output)))
             return output
 
     Recording.__name__ = cls.__name__
     return Recording
 
 
-def _submodule(model: nnx.Module, name: str) -> nnx.Module:
-    """The submodule at a path; raises ValueError, with the paths that exist."""
+def submodule(model: nnx.Module, name: str) -> nnx.Module:
+    """The submodule at a path, as `tap` finds it.
+
+    Raises:
+        TypeError: the name is not a string.
+        ValueError: there is none that can be called; the message lists those that exist.
+
+    Example:
+        >>> from flax import nnx
+        >>> net = ur.models.LeNet5(rngs=nnx.Rngs(0))
+        >>> ur.models.submodule(net, "conv1") is net.conv1
+        True
+    """
     if not isinstance(name, str):
         raise TypeError(f"tap: a name must be a string, got {name!r}")
     node: Any = model

@@ -35,6 +35,7 @@ class UNet(nnx.Module):
 
     Attributes:
         early: the names of the first four encoder blocks for `tap`.
+        convolutions: the names of the convolution blocks that end these.
 
     Raises:
         TypeError: a size is not an integer, the activation is not a function.
@@ -54,6 +55,7 @@ class UNet(nnx.Module):
     """
 
     early = tuple(f"encoder.{j}" for j in range(_LEVELS - 1))
+    convolutions = tuple(f"{name}.second" for name in early)
 
     def __init__(
         self,

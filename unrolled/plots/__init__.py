@@ -7,6 +7,7 @@ no numbers.
 
 from unrolled.plots._comparison import chain, chain_evolution, comparison, evolution
 from unrolled.plots._curves import bound, curves, figure
+from unrolled.plots._features import features
 from unrolled.plots._learning import learning, use
 from unrolled.plots._pictures import atoms, codes, gram, images
 from unrolled.plots._styles import COLOURS, styles
@@ -21,6 +22,7 @@ __all__ = [
     "comparison",
     "curves",
     "evolution",
+    "features",
     "figure",
     "gram",
     "images",

@@ -1,0 +1,61 @@
+"""`unrolled experiment --features`: what the features of the trained networks are."""
+
+from pathlib import Path
+from typing import Any
+
+from unrolled import experiments, plots
+from unrolled.commands._console import Say
+from unrolled.commands._report import Section
+from unrolled.datasets import Images
+from unrolled.experiments import Features, task_of
+
+_TEXT = """\
+The features of a convolutional layer are codes: its filters, scaled to norm 1, are the atoms of a
+dictionary D, its biases thresholds theta, its input a signal y. With ReLU the layer is one step of
+nonnegative ISTA from zero on J(x) = 1/2 |y - D x|^2 + theta' x. A pursuit with the same D and theta
+goes on to the minimum x*. Here are means over {n} test images, and over seeds with the half width
+of the 95 % t interval. *mu*: coherence of the filters. *admitted*: nonzeros in a stripe (all
+coefficients whose atoms overlap one position) up to which theory calls a code unique. *fullest
+stripe*: nonzeros in that of an image. *theta < 0*: share of filters with a positive bias, which
+rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) of the forward code x at its best multiple
+c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least |x* - c x| / |x*|.
+*change*: the same at c = 1. *overlap*: nonzeros in both supports over those in either. *explained*:
+energy of y in D x*. *certificate*: the most by which J(x*) exceeds the minimum, in units of the
+gap, on any image. *none*: J has no bound on large pictures. Of other activations x is the positive
+part."""
+
+
+def features_sections(folder: Path, images: Images, say: Say) -> list[Section]:
+    """A section for each model and number of epochs: a table and a figure of all trained rows."""
+    groups: dict[tuple[str, int], dict[str, list[Features]]] = {}
+    for name, row in experiments.read_rows(folder).items():
+        recipe = row["recipe"]
+        if not _measurable(folder, name, row, images):
+            continue
+        say(f"features of {name}")
+        found = experiments.row_features(folder, name, images)
+        key = recipe["model"], recipe["epochs"]
+        label = f"{recipe['activation']}, gamma {recipe['gamma']:g}"
+        groups.setdefault(key, {}).setdefault(label, []).append(found)
+    return [_section(images.name, *key, found=found) for key, found in groups.items()]
+
+
+def _measurable(folder: Path, name: str, row: dict[str, Any], images: Images) -> bool:
+    """Whether a row has trained weights of a network with features, on these images."""
+    kept = (folder / "weights" / f"{name}.npz").is_file()
+    same = row["images"]["name"] == images.name
+    convolutional = task_of(row["recipe"]["model"]) != "ml-csc"
+    return kept and same and convolutional and row["status"] == "complete"
+
+
+def _section(data: str, model: str, epochs: int, *, found: dict[str, list[Features]]) -> Section:
+    first = next(iter(found.values()))[0]
+    n = min(len(layer.codes.nonzeros) for layer in first.layers.values())
+    return Section(
+        f"What the features are: {data}, {model}, {epochs} epochs",
+        f"features-{data}-{model}-{epochs}-epochs",
+        f"{_TEXT.format(n=n)}\n\n{experiments.features_table(found)}",
+        {"Codes of the layers, in the network and after a pursuit": plots.features(found)},
+        experiments.features_rows(found),
+        {label: [result.layers for result in results] for label, results in found.items()},
+    )

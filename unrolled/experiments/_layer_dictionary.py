@@ -1,0 +1,200 @@
+"""A convolutional layer of a network as a sparse coder: its filters as a dictionary."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from unrolled import activations
+from unrolled._checks import Array
+from unrolled.dictionaries import Conv
+from unrolled.models import submodule
+
+_DILATIONS = ("kernel_dilation", "input_dilation")
+
+
+class LayerDictionary(NamedTuple):
+    r"""The dictionary of a layer with filters f_i and biases b_i, as it acts on its input y.
+
+    .. math:: x = \rho(N (D'y - theta)) / N, \quad n_i = \|f_i\|, \quad d_i = f_i / n_i, \quad
+        theta_i = -b_i / n_i.
+
+    The features of the layer are N x. With ReLU, x = relu(D'y - theta) whatever N: one step of
+    nonnegative ISTA from zero, of step size 1 and penalties theta. A positive bias is a negative
+    threshold. Batch normalisation is part of f and b, with its running statistics.
+
+    The signal of a layer with padding is its padded input. So all atoms are whole, and have norm 1;
+    D must also explain the zeros of the padding.
+    """
+
+    D: Conv  # (m, d) boundary "valid"
+    theta: Array  # (n_atoms,)
+    norms: Array  # (n_atoms,) n_i
+    padding: tuple[tuple[int, int], ...]  # zeros before and after, per dimension
+    activation: Callable[[Array], Array]  # rho
+
+    def signals(self, inputs: Array) -> Array:
+        """Inputs of the layer (N, H, W, C) as signals (N, m)."""
+        padded = jnp.pad(inputs, ((0, 0), *self.padding, (0, 0)))
+        return jnp.moveaxis(padded, -1, 1).reshape(len(inputs), -1)
+
+    def codes(self, Y: Array) -> Array:
+        """The features of signals (N, m) in units of unit atoms, (N, d)."""
+        return _codes(self.D, self.theta, self.norms, self.activation, Y)
+
+    def features(self, X: Array) -> Array:
+        """Codes (N, d) as the layer hands them out, (N, H', W', n_atoms)."""
+        maps = jnp.moveaxis(self.D.unflatten_code(X), 1, -1)
+        return maps * jnp.broadcast_to(self.norms, maps.shape)
+
+
+@partial(jax.jit, static_argnames="activation")
+def _codes(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array) -> Array:
+    n, theta = D.spread(norms), D.spread(theta)
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda y: activation(n * (y @ D - theta)) / n)(Y)
+
+
+def as_dictionary(
+    model: nnx.Module,
+    name: str,
+    signal_shape: tuple[int, ...],
+    *,
+    norm: str | None = None,
+    activation: Callable[[Array], Array] | None = None,
+) -> LayerDictionary:
+    """The dictionary that the filters of a convolutional layer form.
+
+    Args:
+        model: any nnx.Module; of batch normalisation the running statistics count.
+        name: path of the layer: a convolution, a module that contains one, or its features as in
+            `model.early`, which lie in such a module.
+        signal_shape: (height, width) of the inputs of the layer.
+        norm: path of the batch normalisation of the features; None takes the one that the module
+            contains, if any.
+        activation: rho; None takes the attribute `activation` of the module, of one in it, or of
+            the model.
+
+    Raises:
+        TypeError, ValueError: no such layer or more than one, a convolution with groups, dilation
+            or another padding than zeros, a filter that is zero, or no activation.
+
+    A convolution is a module with a kernel (height, width, inputs, outputs), a bias or None, and a
+    padding, such as nnx.Conv; a batch norm has mean, var, scale, bias and epsilon.
+
+    Example:
+        >>> from flax import nnx
+        >>> from unrolled.experiments import as_dictionary
+        >>> net = ur.models.LeNet5(rngs=nnx.Rngs(0))
+        >>> layer = as_dictionary(net, "conv2.features", (14, 14))
+        >>> layer.D.filters.shape, layer.D.shape, layer.theta.shape
+        ((16, 6, 5, 5), (1176, 1600), (16,))
+    """
+    where = "as_dictionary"
+    _, block = block_of(model, name)
+    conv = _only(block, name, _is_convolution, "convolution")
+    scaling = submodule(model, norm) if norm else _only(block, name, _is_norm, "batch norm")
+    named = [node.activation for node in [*_modules(block), model] if hasattr(node, "activation")]
+    rho = activation or next(iter(named), None)
+    if rho is None:
+        raise ValueError(f"{where}: {name!r} names no activation; pass activation=")
+    if any(np.any(np.not_equal(getattr(conv, option, 1) or 1, 1)) for option in _DILATIONS):
+        raise ValueError(f"{where}: the convolution of {name!r} is dilated; expected no dilation")
+    if getattr(conv, "feature_group_count", 1) != 1:
+        raise ValueError(f"{where}: the convolution of {name!r} has groups; expected one")
+    filters, bias = _folded(conv, scaling)
+    norms = np.sqrt((filters**2).sum((1, 2, 3)))
+    if zero := np.flatnonzero(norms == 0).tolist():
+        raise ValueError(f"{where}: filters {zero} of {name!r} are zero, so they are no atoms")
+    strides = getattr(conv, "strides", None) or 1
+    strides = (strides,) * 2 if isinstance(strides, int) else tuple(strides)
+    padding = _padding(conv.padding, signal_shape, filters.shape[2:], strides, name)
+    padded = tuple(size + sum(pads) for size, pads in zip(signal_shape, padding))
+    units, theta, norms = (
+        jnp.asarray(part, conv.kernel.dtype)
+        for part in (filters / norms[:, None, None, None], -bias / norms, norms)
+    )
+    return LayerDictionary(
+        Conv(units, padded, strides), theta, norms, padding, activations.by_name(rho)
+    )
+
+
+def block_of(model: nnx.Module, name: str) -> tuple[str, Any]:
+    """Path and module of a layer: of that name, or the one around it if it has no convolution.
+
+    The path of the model itself is "".
+
+    Raises:
+        TypeError, ValueError: there is none.
+    """
+    block: Any = submodule(model, name)
+    while not any(map(_is_convolution, _modules(block))):
+        if not name:
+            raise ValueError(f"as_dictionary: {type(model).__name__} has no convolution")
+        name = name.rpartition(".")[0]
+        block = submodule(model, name) if name else model
+    return name, block
+
+
+def _modules(node: Any) -> list[Any]:
+    return [module for _, module in nnx.iter_modules(node)]
+
+
+def _only(block: Any, name: str, wanted: Callable[[Any], bool], what: str) -> Any:
+    """The module of a kind in a block, None for a missing batch norm."""
+    found = [node for node in _modules(block) if wanted(node)]
+    if len(found) > 1:
+        raise ValueError(
+            f"as_dictionary: {name!r} has {len(found)} modules that are a {what}; name one of them"
+        )
+    return found[0] if found else None
+
+
+def _is_convolution(node: Any) -> bool:
+    kernel = getattr(node, "kernel", None)
+    plain = hasattr(node, "padding") and not hasattr(node, "transpose_kernel")
+    return plain and isinstance(kernel, nnx.Variable) and kernel.ndim == 4
+
+
+def _is_norm(node: Any) -> bool:
+    return all(isinstance(getattr(node, name, None), nnx.Variable) for name in ("mean", "var"))
+
+
+def _folded(conv: Any, scaling: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Filters (n_atoms, n_channels, *kernel) and biases of a convolution and its batch norm."""
+
+    def wide(part, missing):
+        return np.float64(missing) if part is None else np.asarray(part[...], np.float64)
+
+    filters = wide(conv.kernel, 1).transpose(3, 2, 0, 1)
+    bias = wide(conv.bias, 0) + np.zeros(len(filters))
+    if scaling is not None:
+        gain = wide(scaling.scale, 1) / np.sqrt(wide(scaling.var, 1) + scaling.epsilon)
+        filters = filters * gain[:, None, None, None]
+        bias = (bias - wide(scaling.mean, 0)) * gain + wide(scaling.bias, 0)
+    return filters, bias
+
+
+def _padding(
+    padding: Any,
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    name: str,
+) -> tuple[tuple[int, int], ...]:
+    """Zeros before and after, per dimension."""
+    if isinstance(padding, str):
+        if padding.upper() not in ("VALID", "SAME"):
+            raise ValueError(
+                f"as_dictionary: the convolution of {name!r} has padding {padding!r}; expected "
+                "zeros: VALID, SAME or numbers"
+            )
+        pads = lax.padtype_to_pads(shape, kernel, strides, padding.upper())
+        return tuple((int(low), int(high)) for low, high in pads)
+    each = (padding,) * len(shape) if isinstance(padding, int) else padding
+    return tuple((pad, pad) if isinstance(pad, int) else tuple(pad) for pad in each)

@@ -1,0 +1,62 @@
+"""What the features of the trained models of rows are."""
+
+from pathlib import Path
+
+import numpy as np
+
+from unrolled._files import write_whole
+from unrolled.datasets import Images
+from unrolled.experiments import _data, _rows
+from unrolled.experiments._features import Features, features
+from unrolled.experiments._models import Build, build_model
+from unrolled.experiments._recipe import from_dict
+from unrolled.experiments._restore import restore
+
+_FOLDER = "features"
+_PIXELS = 64 * 32 * 32  # of all images together
+
+
+def row_features(
+    folder: str | Path,
+    row: str,
+    images: Images,
+    *,
+    build: Build = build_model,
+    n: int | None = None,
+) -> Features:
+    """`features` of the model of a row, on its first test images; kept in the folder.
+
+    Args:
+        folder: of the experiment.
+        row: name of the row, as in `read_rows`.
+        images: those of the run, from `load`.
+        build: as in `run`, for a row of your own model.
+        n: number of images; None takes 64 of 32 x 32 pixels, and fewer of larger ones.
+
+    Raises:
+        FileNotFoundError: no such row, or its weights were not kept.
+        ValueError: other images than those of the run; else as in `features`.
+
+    Example:
+        >>> from unrolled import experiments
+        >>> images = experiments.load("digits")
+        >>> experiments.row_features("runs", "digits-lenet5-...", images)  # doctest: +SKIP
+    """
+    model, held = restore(folder, row, build=build), _rows.read_row(Path(folder), row)
+    assert held is not None
+    recipe = from_dict(held["recipe"])
+    chosen = _data.split(images, recipe.test)
+    if _data.digest(chosen) != held["images"]["sha256"]:
+        raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
+    height, width = chosen.test[0].shape[1:3]
+    X = chosen.test[0][: n or max(1, _PIXELS // (height * width))]
+    path = Path(folder) / _FOLDER / f"{row}-{len(X)}.json"
+    if path.is_file():
+        return Features.from_json(path.read_text(encoding="utf-8"))
+    mean, deviation = (
+        np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
+    )
+    found = features(model, (X.astype(np.float32) / np.float32(255) - mean) / deviation)
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, found.to_json().encode())
+    return found
