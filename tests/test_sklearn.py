@@ -131,7 +131,14 @@ def test_every_pursuit_is_tried():
     assert list(OPTIONS) == list(PURSUITS)
     codes = {"DeepPursuit", "Momentum", "Path", "Constrained", "Layered", "Pursuit", "State"}
     helpers = {"duality_gap", "fista_step", "ista_step", "lam_max", "lam_of_paper", "lasso_path"}
-    helpers |= {"half_quadratic_step", "lasso_objective", "lipschitz", "ml_ista_step", "sweep"}
+    helpers |= {
+        "extrapolated",
+        "half_quadratic_step",
+        "lasso_objective",
+        "lipschitz",
+        "ml_ista_step",
+        "sweep",
+    }
     assert set(ur.pursuit.__all__) == codes | helpers | set(PURSUITS)
 
 

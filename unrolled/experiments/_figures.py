@@ -19,6 +19,13 @@ def scores_by_activation(rows: Rows) -> "Figure":
     """The first score of all runs as points, with mean and 95 % interval, by activation and gamma.
 
     Models take the place of activations where all rows have one activation.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
+        >>> rows = [{"recipe": recipe, "scores": {"accuracy": score}} for score in (0.6, 0.7)]
+        >>> isinstance(ur.experiments.scores_by_activation(rows), Figure)
+        True
     """
     name = next(score for score in SCORES if score in rows[0]["scores"])
     kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
@@ -59,12 +66,27 @@ def scores_by_activation(rows: Rows) -> "Figure":
 
 
 def training_loss(rows: Rows) -> "Figure":
-    """The training loss, without the penalty, over epochs: a panel per activation."""
+    """The training loss, without the penalty, over epochs: a panel per activation.
+
+    Example:
+        >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
+        >>> curve = [{"train": {"loss": loss}} for loss in (2.3, 1.9)]
+        >>> len(ur.experiments.training_loss([{"recipe": recipe, "curve": curve}]).axes)
+        1
+    """
     return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
 
 
 def l1_in_training(rows: Rows, layer: int) -> "Figure":
-    """mean |x| of the features of a penalised layer over epochs: a panel per activation."""
+    """mean |x| of the features of a penalised layer over epochs: a panel per activation.
+
+    Example:
+        >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
+        >>> curve = [{"train": {"l1": [size]}} for size in (0.5, 0.3)]
+        >>> rows = [{"recipe": recipe, "curve": curve, "layers": ["conv1.features"]}]
+        >>> ur.experiments.l1_in_training(rows, 0).axes[0].get_ylabel()
+        'mean |x| of conv1.features'
+    """
     name = rows[0]["layers"][layer]
     return _over_epochs(rows, lambda line: line["train"]["l1"][layer], f"mean |x| of {name}")
 
@@ -75,6 +97,12 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
     Args:
         pictures: X (n, H, W, 3), truth (n, H, W), and predicted masks by title.
         titles: those of the predicted masks, in order.
+
+    Example:
+        >>> masks = np.zeros((2, 8, 8), bool)
+        >>> pictures = {"X": np.zeros((2, 8, 8, 3)), "truth": masks, "gamma = 0": masks}
+        >>> len(ur.experiments.predicted_masks(pictures, ["gamma = 0"]).axes)
+        6
     """
     columns = ["X", "truth", *titles]
     n = len(pictures["X"])

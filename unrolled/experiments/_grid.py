@@ -64,6 +64,12 @@ def sweep(
 
     Raises:
         ValueError: a budget that is not positive; else as in `run`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ur.experiments.sweep([], ur.experiments.load("digits"), folder).open
+        []
     """
     if not minutes > 0:
         raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")

@@ -61,6 +61,13 @@ def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
         FileNotFoundError: no experiment.
         ValueError: a file that is no row.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # of an experiment that has not begun
+        ...     pathlib.Path(folder, "rows").mkdir()
+        ...     ur.experiments.read_rows(folder)
+        {}
     """
     rows = Path(folder) / ROWS
     if not rows.is_dir():
@@ -90,7 +97,12 @@ def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> 
 
 
 def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
-    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none."""
+    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
+
+    Example:
+        >>> ur.experiments.read_pictures("an-experiment", "a-row") is None
+        True
+    """
     path = Path(folder) / PICTURES / f"{name}.npz"
     if not path.is_file():
         return None

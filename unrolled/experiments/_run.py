@@ -78,6 +78,27 @@ def run(
         ValueError: images that the recipe or the model does not fit.
         CheckpointError: a saved state that is damaged.
         KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
+
+    Example:
+        >>> import tempfile
+        >>> from flax import nnx
+        >>> class Net(nnx.Module):  # a network of your own, without layers to penalise
+        ...     early = ()
+        ...     def __init__(self, rngs):
+        ...         self.dense = nnx.Linear(32 * 32, 10, rngs=rngs)
+        ...     def __call__(self, x):
+        ...         return self.dense(x.reshape(len(x), -1))
+        >>> images = ur.experiments.load("digits")
+        >>> recipe = ur.experiments.Recipe(
+        ...     data="digits", model="linear", epochs=1, augmentation="none")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     name, row, _ = ur.experiments.run(
+        ...         recipe, images, folder, build=lambda recipe, shape, classes, rngs: Net(rngs))
+        ...     rows = ur.experiments.read_rows(folder)
+        >>> row["status"], list(rows) == [name]
+        ('complete', True)
+        >>> ur.experiments.summarize(rows)[0].scores["accuracy"].n  # seeds
+        1
     """
     folder = _rows.open_folder(folder)
     chosen = _data.split(images, recipe.test)

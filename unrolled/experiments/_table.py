@@ -73,6 +73,10 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
 
     Args:
         rows: as `read_rows` returns them.
+
+    Example:
+        >>> ur.experiments.summarize({})
+        []
     """
     groups: dict[Any, dict[int, dict[str, Any]]] = {}
     recipes: dict[Any, Recipe] = {}
