@@ -48,9 +48,12 @@ def pytest_configure(config):
 # Tests whose cases show one property again and again, a second or more each: how many cases run
 # by default. The others are slow tests.
 DEFAULT_CASES = {
+    "models/test_lenet.py": {
+        "test_params_are_drawn_as_pytorch_draws_them": 0,
+    },
     "models/test_ml_csc.py": {
         "test_batches_of_pictures_meet_the_atoms_of_a_convolution": 2,
-        "test_constrained_steps_are_proximal_whatever_the_params": 1,
+        "test_constrained_steps_are_proximal_whatever_the_params": 0,
         "test_gradients_are_central_differences": 1,
         "test_one_layer_is_ista_or_fista_for_nonnegative_codes": 1,
         "test_the_networks_for_mnist_have_the_parameters_of_the_paper": 1,
@@ -66,11 +69,11 @@ DEFAULT_CASES = {
     },
     "realize/test_transformer.py": {
         "test_a_block_equals_an_iteration": 4,
-        "test_a_stack_has_the_codes_of_its_layer": 2,
+        "test_a_stack_has_the_codes_of_its_layer": 1,
         "test_layers_that_no_block_realizes_are_refused": 1,
         "test_soft_codes_stay_within_their_bound": 0,
-        "test_stacks_on_other_geometries": 2,
-        "test_the_bound_for_given_signals_is_never_exceeded": 2,
+        "test_stacks_on_other_geometries": 1,
+        "test_the_bound_for_given_signals_is_never_exceeded": 1,
         "test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error": 0,
         "test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks": 0,
     },
@@ -95,6 +98,7 @@ DEFAULT_CASES = {
     },
     "test_basis_pursuit.py": {
         "test_a_unique_sparse_code_is_found_with_exact_zeros_off_its_support": 2,
+        "test_all_codes_that_mu_tilde_admits_are_recovered": 0,
         "test_codes_within_the_generalized_sparsity_bound_are_recovered": 1,
         "test_dense_codes_have_the_least_l1_norm_of_highs": 4,
         "test_signals_of_tying_atoms_are_made_to_rounding": 2,
@@ -112,11 +116,14 @@ DEFAULT_CASES = {
         "test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces": 5,
     },
     "test_checkpoint.py": {
+        "test_a_curriculum_goes_on_in_the_stage_it_was_in": 0,
+        "test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on": 0,
         "test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on": 0,
     },
     "test_cli.py": {
         "test_certify_covers_an_activation_and_the_smallest_entries": 0,
         "test_certify_reports_on_a_chain": 0,
+        "test_compare_on_an_own_dictionary": 0,
         "test_compare_on_own_pictures": 0,
         "test_compare_on_own_signals": 0,
         "test_compare_on_own_signals_with_codes": 0,
@@ -133,7 +140,7 @@ DEFAULT_CASES = {
         "test_a_network_runs_in_every_way": 1,
         "test_a_structured_dictionary_is_its_matrix": 8,
         "test_activations_conform": 6,
-        "test_codes_and_gradients_are_the_same_however_the_loop_runs": 3,
+        "test_codes_and_gradients_are_the_same_however_the_loop_runs": 2,
         "test_every_way_to_run_a_layer_gives_the_same_code": 6,
         "test_gradients_are_central_differences_in_every_leaf": 5,
         "test_gradients_of_a_network_are_central_differences": 1,
@@ -141,13 +148,23 @@ DEFAULT_CASES = {
         "test_iterates_end_at_the_code_and_begin_as_shorter_layers": 5,
         "test_no_steps_give_the_zero_code": 6,
         "test_pursuits_answer_alike_however_they_are_run": 1,
-        "test_pursuits_keep_float32": 2,
-        "test_pursuits_take_pictures_of_convolutions": 1,
+        "test_pursuits_keep_float32": 1,
+        "test_pursuits_take_pictures_of_convolutions": 0,
         "test_solvers_answer_alike_however_they_are_run": 1,
         "test_solvers_certify_what_they_return": 6,
         "test_solvers_take_structured_dictionaries": 2,
         "test_the_wider_dtype_wins": 4,
         "test_two_stacks_of_half_the_depth_are_the_whole": 8,
+    },
+    "test_csc_models.py": {
+        "test_batch_norms_are_trained_saved_and_switched": 1,
+    },
+    "test_curriculum.py": {
+        "test_a_search_equals_a_loop": 0,
+        "test_shared_weights_and_unstacked_steps": 0,
+    },
+    "test_deep_blocks.py": {
+        "test_one_sweep_is_a_network_with_dense_connections_and_more_are_ml_ista": 0,
     },
     "test_deep_pursuits.py": {
         "test_float32_stays_float32": 0,
@@ -169,21 +186,28 @@ DEFAULT_CASES = {
         "test_conv_in_half_precision": 0,
         "test_conv_is_its_matrix": 3,
         "test_structured_dictionaries_are_their_matrices": 6,
+        "test_the_theory_of_a_kind_of_a_users_own_is_that_of_its_matrix": 0,
     },
     "test_docs.py": {
         "test_the_example_of_the_readme_runs": 0,
     },
     "test_doctests.py": {
-        "test_examples_run": 8,
+        "test_examples_run": 5,
+    },
+    "test_export.py": {
+        "test_all_records_and_dictionaries_are_arguments": 0,
     },
     "test_families.py": {
         "test_ml_lista_trains_and_takes_structured_dictionaries": 0,
+    },
+    "test_half_quadratic.py": {
+        "test_the_three_ways_to_solve_the_linear_system_agree": 0,
     },
     "test_hyperlista.py": {
         "test_three_numbers_reach_60_decibels_on_the_standard_benchmark": 0,
     },
     "test_lasso.py": {
-        "test_codes_are_those_of_scikit_learn": 2,
+        "test_codes_are_those_of_scikit_learn": 1,
         "test_degenerate_dictionaries": 1,
         "test_derivatives_of_a_structured_dictionary_and_of_a_batch": 0,
         "test_implicit_derivatives_are_those_of_many_steps": 0,
@@ -200,6 +224,7 @@ DEFAULT_CASES = {
         "test_other_ways_to_run_a_network_change_nothing": 1,
     },
     "test_nnx.py": {
+        "test_a_convolutional_dictionary_can_be_learned": 0,
         "test_a_module_has_the_codes_and_the_gradients_of_its_layer": 3,
     },
     "test_omp.py": {
