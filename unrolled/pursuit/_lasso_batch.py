@@ -33,6 +33,9 @@ from unrolled.pursuit._line import least_between
 _RELAXATION = 1.8
 _RHO = (1.0, 0.25, 0.15)
 _STEPS = (14, 30, 40)
+# The second stage keeps the penalty of the first for fewer signals than this share: to factorise for
+# another one would take longer than their steps.
+_FEW = 0.1
 # Later stages alternate between the last two penalties, each half as long again as the one before.
 _GROWTH = 1.5
 # Stages in float32, whose rounding no longer matters once a support is found; then float64.
@@ -305,7 +308,8 @@ def _run(
     stage, length, done = 0, 0.0, 0
     while done < max_steps and len(left := np.flatnonzero(~(signals.gap <= problem.tol))):
         if stage < len(_RHO):
-            rho, length = _RHO[stage], float(_STEPS[stage])
+            few = stage == 1 and len(left) < _FEW * len(signals.gap)
+            rho, length = _RHO[0 if few else stage], float(_STEPS[stage])
         else:
             rho, length = _RHO[-2 + stage % 2], length * _GROWTH
         count = min(int(length), max_steps - done)
