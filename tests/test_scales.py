@@ -171,7 +171,8 @@ def test_every_dictionary_has_norms_at_every_scale(kind):
     for k in (80, -80):
         scaled = D * jnp.asarray(2.0**k, jnp.float32)
         assert_allclose(ud.column_norms(scaled), norms * 2.0**k, rtol=1e-6)
-        assert_allclose(ud.spectral_norm(scaled), top * 2.0**k, rtol=1e-6)
+        # Two iterations, each to a few units in the last place.
+        assert_allclose(ud.spectral_norm(scaled), top * 2.0**k, rtol=16 * 2.0**-23)
         again, their = ud.normalized(scaled)
         assert_allclose(their, sizes * 2.0**k, rtol=1e-6)
         assert_allclose(ud.dense(again), ud.dense(unit), rtol=1e-5, atol=1e-6)

@@ -33,8 +33,8 @@ from unrolled.pursuit._line import least_between
 _RELAXATION = 1.8
 _RHO = (1.0, 0.25, 0.15)
 _STEPS = (14, 30, 40)
-# The second stage keeps the penalty of the first for fewer signals than this share: to factorise for
-# another one would take longer than their steps.
+# The second stage keeps the penalty of the first for fewer signals than this share: to factorise
+# for another one would take longer than their steps.
 _FEW = 0.1
 # Later stages alternate between the last two penalties, each half as long again as the one before.
 _GROWTH = 1.5
