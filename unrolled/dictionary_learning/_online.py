@@ -132,7 +132,8 @@ def online(
     elif resume is not None:
         if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != d:
             raise ValueError(f"{where}: resume is not a result of `online` with {d} atoms")
-        sums, history, dtype = resume.state, [*resume.history], resume.D.dtype  # type: ignore[union-attr]
+        sums, history = resume.state, [*resume.history]
+        dtype = resume.D.dtype  # type: ignore[union-attr]
     began -= history[-1].seconds if history else 0
     if sums is None:
         sums, stream = _start(stream, d, start, key, where)

@@ -175,7 +175,8 @@ def _resumed(
 ) -> tuple[Fitted, list[Step]]:
     """Where a result ended."""
     (n, m), codes = signals.Y.shape, resume.X
-    if isinstance(codes, tuple | None) or codes.shape != (n, d) or resume.D.shape != (m, d):  # type: ignore[union-attr]
+    other = isinstance(codes, tuple | None) or codes.shape != (n, d)
+    if other or resume.D.shape != (m, d):  # type: ignore[union-attr]
         raise ValueError(f"{where}: resume is not of {d} atoms and these {n} signals")
     X = np.ldexp(np.asarray(codes, signals.Y.dtype), -signals.exponent)
     return _fitted(signals, atoms.resume(resume.D), X.T), [*resume.history]
