@@ -1057,3 +1057,17 @@ def test_lista_cp_with_minimax_weights_certifies_more_than_with_the_dictionary()
     A = np.asarray(dictionaries.gaussian(jax.random.key(0), 20, 24))
     mus = [float(theory.mutual_coherence(A)), float(theory.generalized_coherence(A).upper)]
     assert theory.max_sparsity(mus[1], 24) > theory.max_sparsity(mus[0], 24)
+
+
+def test_weights_that_lose_their_certificate_when_rounded_do_not_hold():
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((8, 3)) @ rng.standard_normal((3, 16))
+    A += 1e-6 * rng.standard_normal(A.shape)
+    D = jnp.asarray(A / np.linalg.norm(A, axis=0), jnp.float32)
+    for solve in (theory.generalized_coherence, jax.jit(theory.generalized_coherence)):
+        found = solve(D)
+        W, exact = np.asarray(found.W, float), np.asarray(D, float)
+        reached = (np.abs(exact.T @ W) - np.eye(16) * np.abs(exact.T @ W)).max()
+        assert reached > 1.01 * float(found.upper) and not found.holds
+    with jax.enable_x64(True):  # where nothing is rounded
+        assert theory.generalized_coherence(jnp.asarray(D, jnp.float64)).holds

@@ -51,7 +51,7 @@ class GeneralizedCoherence(NamedTuple):
     per_atom_upper: Array  # (n,)
     per_atom_lower: Array  # (n,)
     W: Dictionary  # (m, n), w_i . d_i = 1; a `Conv` for a shift-invariant circular one
-    holds: Array  # () the relative gaps are at most tol
+    holds: Array  # () the relative gaps are at most tol, and W attains its bounds when rounded
 
 
 def generalized_coherence(
@@ -75,8 +75,10 @@ def generalized_coherence(
 
     Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
     d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no
-    derivative. For a float32 D, W is rounded after its certification. A traced D with NaN or a zero
-    atom gives upper = inf and holds = False.
+    derivative. A traced D with NaN or a zero atom gives upper = inf and holds = False. The weights
+    of a nearly rank-deficient D are large, and a float32 W then loses what was certified before it
+    was rounded: holds is False where the coherence of the rounded W exceeds `upper` by more than
+    half of the digits of the dtype, a share of sqrt(eps). Use float64 there.
 
     Args:
         D: (m, d), unit atoms.
@@ -122,9 +124,10 @@ def generalized_coherence(
     if cache is not None:
         check_cache(Path(cache), where)
         solve = partial(cached, solve, Path(cache), chosen, (tol, only_maximum))
-    upper, lower, W = _differentiable(solve, chosen)(dense(D))
+    upper, lower, reached, W = _differentiable(solve, chosen)(dense(D))
     top, bottom = largest(upper), largest(lower)
     holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
+    holds &= _attained(upper, reached, only_maximum)
     if atoms is not None:
         return GeneralizedCoherence(top, bottom, upper, lower, W, holds)
     upper, lower = spread(D, upper), spread(D, lower)
@@ -329,36 +332,47 @@ def _highest(dual: np.ndarray, tried: np.ndarray, level: float) -> int | None:
     return k if not tried[k] and dual[k] * level < 1 else None
 
 
-def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tuple[Array, ...]]:
-    """A -> (upper, lower, W) in the dtype of A, by the host function `solve`.
+def _attained(upper: Array, reached: Array, only_maximum: bool) -> Array:
+    """Whether the rounded weights attain every upper bound, or the largest, to half the digits."""
+    if only_maximum:
+        upper, reached = largest(upper), largest(reached)
+    eps = float(jnp.finfo(upper.dtype).eps)
+    # A coherence of zero has no digits: products within a few eps are rounding.
+    return jnp.all(reached <= upper * (1 + eps**0.5) + max(16 * eps, ROUNDING))
 
-    The bounds carry derivatives, W does not.
+
+def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tuple[Array, ...]]:
+    """A -> (upper, lower, reached, W) in the dtype of A, by the host function `solve`.
+
+    `reached` is the coherence of the rounded W. The bounds carry derivatives, W does not.
     """
     n = len(chosen)
 
     def host(A):
         upper, lower, W, V = solve(np.asarray(A))
-        return (*_outwards(upper, lower, A.dtype), W.astype(A.dtype), V.astype(A.dtype))
+        W, bounds, reached = W.astype(A.dtype), _outwards(upper, lower, A.dtype), upper
+        if np.isfinite(upper).all():
+            _, reached = certified(np.asarray(A, np.float64), W.astype(np.float64), chosen)
+        return *bounds, reached.astype(A.dtype), W, V.astype(A.dtype)
 
     def call(A):
         if _checks.is_concrete(A):
             return tuple(map(jnp.asarray, host(A)))
         (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
-        return jax.pure_callback(
-            host, (of((n,)), of((n,)), of((m, n)), of((d, n))), A, vmap_method="sequential"
-        )
+        shapes = ((n,), (n,), (n,), (m, n), (d, n))
+        return jax.pure_callback(host, tuple(map(of, shapes)), A, vmap_method="sequential")
 
     @jax.custom_jvp
     def values(A):
-        return call(A)[:3]
+        return call(A)[:4]
 
     @values.defjvp
     def derivative(primals, tangents):
         (A,), (dA,) = primals, tangents
-        upper, lower, W, V = call(A)
+        upper, lower, reached, W, V = call(A)
         with jax.default_matmul_precision("highest"):
             slope = -upper * jnp.sum(W * (dA[:, chosen] - dA @ V), axis=0)
-        return (upper, lower, W), (slope, slope, jnp.zeros_like(W))
+        return (upper, lower, reached, W), (slope, slope, *map(jnp.zeros_like, (reached, W)))
 
     return values
 
