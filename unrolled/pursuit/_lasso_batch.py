@@ -6,10 +6,6 @@ constraints that its solution shows, and only signals without a certificate go o
 Everything is numpy on the host, where threads share the signals; every product is a matrix product.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -20,8 +16,9 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._interior_point import lapack, one_thread
+from unrolled._interior_point import lapack
 from unrolled._numbers import exponent, ldexp, wide_dtype
+from unrolled._threads import Threads, threads
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
 from unrolled.pursuit._ista import Pursuit, in_range, static_tol
@@ -213,7 +210,7 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
     gap, residual = np.full(n, np.inf), np.full(n, np.nan)
     known = np.flatnonzero(np.isfinite(Y).all(1) & np.isfinite(lam).all(1))
     if np.isfinite(D).all() and D.any():
-        with _threads() as share:
+        with threads() as team:
             gram = np.pad(D.T @ D, (0, 1))
             problem = _Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative)
             steppers = _Steppers(problem)
@@ -221,8 +218,9 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
                 some = known[first : first + _BLOCK]
                 signals = _empty(Y[some], lam[some], d)
                 first_codes = start[some] if warm else None
-                share(partial(_begin, problem, signals, first_codes), np.arange(len(some)))
-                _run(problem, steppers, signals, max_steps, share)
+                begin = partial(_begin, problem, signals, first_codes)
+                team.share(begin, _parts(np.arange(len(some)), team.cores))
+                _run(problem, steppers, signals, max_steps, team)
                 x[some], gap[some] = signals.x, signals.gap
                 residual[some], steps[some] = signals.residual, signals.steps
     integer = jnp.zeros((), int).dtype
@@ -233,32 +231,6 @@ def _solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
         steps.astype(integer),
         gap <= tol,
     )
-
-
-@contextmanager
-def _threads() -> Iterator[Callable]:
-    """A parallel `for` over parts of rows, in as many threads as cores, each with its own BLAS."""
-    try:
-        import threadpoolctl  # noqa: F401  # without it BLAS takes all cores: one thread is best
-    except ImportError:
-        cores = 1
-    else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    with one_thread(), ThreadPoolExecutor(cores) as pool:
-
-        def share(work: Callable, rows: np.ndarray) -> None:
-            parts = iter(_parts(rows, cores))
-
-            def drain() -> None:
-                for part in parts:
-                    work(part)
-
-            others = [pool.submit(drain) for _ in range(cores - 1)]
-            drain()
-            for other in others:
-                other.result()
-
-        yield share
 
 
 def _parts(rows: np.ndarray, cores: int) -> list[np.ndarray]:
@@ -302,7 +274,7 @@ def _begin(
 
 
 def _run(
-    problem: _Problem, steppers: "_Steppers", signals: _Signals, max_steps: int, share: Callable
+    problem: _Problem, steppers: "_Steppers", signals: _Signals, max_steps: int, team: Threads
 ) -> None:
     """Stages of ADMM, each followed by a finish, until every signal has its certificate."""
     stage, length, done = 0, 0.0, 0
@@ -321,7 +293,7 @@ def _run(
             _advance(problem, step, signals, part, count)
             _finish(problem, signals, part, late)
 
-        share(work, left)
+        team.share(work, _parts(left, team.cores))
         stage, done = stage + 1, done + count
 
 
