@@ -52,8 +52,8 @@ class Steppers:
 
 def advance(
     problem: Problem, stepper: Stepper, signals: Signals, part: np.ndarray, count: int
-) -> None:
-    r"""`count` steps of over-relaxed ADMM for some signals.
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""z and w of some signals after `count` more steps of over-relaxed ADMM.
 
     With v = alpha x + (1 - alpha) z + u, z = shrink(v, lam / rho) and the next u = v - z, a step is
     a map of q = z - u = v - 2 u: v <- alpha x(q) + (1 - alpha) q + (2 - alpha) u.
@@ -87,8 +87,8 @@ def advance(
         v += c
     np.minimum(v, lam, out=u)
     np.maximum(u, low, out=u)
-    signals.z[part], signals.w[part] = v - u, u * dtype.type(rho)
     signals.steps[part] += count
+    return v - u, u * dtype.type(rho)
 
 
 def _inverse_factor(A: np.ndarray) -> np.ndarray:

@@ -77,7 +77,8 @@ def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: n
     gap, g = keep(problem, signals, left, z)
     lam = signals.lam[left]
     signals.z[left], signals.w[left] = z, np.clip(g, -lam, lam)
-    finish(problem, signals, left[gap > problem.tol])
+    rest = gap > problem.tol
+    finish(problem, signals, left[rest], z[rest])
 
 
 def _run(
@@ -97,8 +98,10 @@ def _run(
         step = steppers(rho, signals.z.dtype.type)
 
         def work(part, signals=signals, step=step, count=count, late=stage >= _SINGLE):
-            advance(problem, step, signals, part, count)
-            finish(problem, signals, part, late)
+            z, w = advance(problem, step, signals, part, count)
+            finish(problem, signals, part, z, late)
+            rest = ~(signals.gap[part] <= problem.tol)
+            signals.z[part[rest]], signals.w[part[rest]] = z[rest], w[rest]
 
         team.share(work, _parts(left, team.cores))
         stage, done = stage + 1, done + count

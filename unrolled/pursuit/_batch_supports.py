@@ -12,14 +12,16 @@ _GUESSES, _PIVOTS = 2, 50
 _SYSTEMS = 32
 
 
-def finish(problem: Problem, signals: Signals, part: np.ndarray, late: bool = False) -> None:
+def finish(
+    problem: Problem, signals: Signals, part: np.ndarray, z: np.ndarray, late: bool = False
+) -> None:
     """Keep the best codes: z, or those solved on its support and on better guesses that follow.
 
     A guess adds all atoms whose constraint is violated. Late, they begin at the best code, and add
     the one that is violated most once the code is nearly optimal on its support, so that the
     objective falls with each.
     """
-    rows, x = np.arange(len(part)), signals.z[part].astype(np.float64)
+    rows, x = np.arange(len(part)), z.astype(np.float64)
     if late:
         keep(problem, signals, part, x)
         rows = np.flatnonzero(~(signals.gap[part] <= problem.tol))
@@ -47,23 +49,25 @@ def finish(problem: Problem, signals: Signals, part: np.ndarray, late: bool = Fa
         signs = np.where(violated, np.sign(g), np.sign(x))
     rest = np.flatnonzero(signals.gap[part] > problem.tol)
     if len(rest) and not late:
-        keep(problem, signals, part[rest], signals.z[part[rest]].astype(np.float64))
+        keep(problem, signals, part[rest], z[rest].astype(np.float64))
 
 
 def _solve_on_supports(
     problem: Problem, signals: Signals, part: np.ndarray, x: np.ndarray, signs: np.ndarray
 ) -> None:
     """Move the codes x, in place, towards the minimisers with these signs on their supports."""
-    d, sizes = x.shape[1], np.count_nonzero(signs, axis=1)
+    d, on = x.shape[1], signs != 0
+    sizes = np.count_nonzero(on, axis=1)
     by_size = np.argsort(sizes)
     for rows in np.array_split(by_size, -(-len(part) // _SYSTEMS)):
         k, n = int(sizes[rows[-1]]), len(rows)
-        i, atom = np.nonzero(signs[rows])
+        i, atom = np.nonzero(on[rows])
         slot = np.arange(len(i)) - np.repeat(np.cumsum(sizes[rows]) - sizes[rows], sizes[rows])
         atoms = np.full((n, k), d)  # where the Gram matrix has zeros
         atoms[i, slot] = atom
-        A = problem.gram.ravel().take(atoms[:, :, None] * (d + 1) + atoms[:, None, :], mode="clip")
-        A[:, np.arange(k), np.arange(k)] += problem.l2
+        A = problem.gram[atoms[:, :, None], atoms[:, None, :]]
+        diagonal = A.reshape(n, -1)[:, :: k + 1]
+        diagonal += problem.l2
         own, s, p, lam, b = rows[i], *np.zeros((4, n, k))
         s[i, slot], p[i, slot] = signs[own, atom], x[own, atom]
         weight = signals.lam[part[own]]
@@ -71,9 +75,14 @@ def _solve_on_supports(
         b[i, slot] = signals.products[part[own], atom]
         b -= lam * s
         slope = b[..., None] - A @ p[..., None]
-        A[:, np.arange(k), np.arange(k)] += np.where(atoms < d, problem.ridge, 1)
+        diagonal += np.where(atoms < d, problem.ridge, 1)
         try:
-            change = np.linalg.solve(A, slope)
+            change = np.linalg.solve(A, slope)[..., 0]
         except np.linalg.LinAlgError:  # these codes stay where they are
             continue
-        x[own, atom] = least_between(np, p, change[..., 0], slope[..., 0], lam, s)[i, slot]
+        q = p + change
+        turns = (q * s < 0).any(1)
+        if turns.any():
+            cut = (v[turns] for v in (p, change, slope[..., 0], lam, s))
+            q[turns] = least_between(np, *cut)
+        x[own, atom] = q[i, slot]
