@@ -28,7 +28,7 @@ _GROWTH = 1.5
 # Stages in float32, whose rounding no longer matters once a support is found; then float64.
 _SINGLE = 5
 # Signals whose arrays stay in the cache of a core; whose arrays are in memory at a time.
-_CHUNK, _BLOCK = 256, 4096
+_CHUNK, _BLOCK = 512, 4096
 # Added to the diagonal of a system, in units of its largest entry: dependent atoms share a change.
 _RIDGE = 1e-12
 

@@ -9,7 +9,7 @@ from unrolled.pursuit._line import least_between
 # float64, where they are the steps of an active set method.
 _GUESSES, _PIVOTS = 2, 50
 # Signals whose linear systems are padded to one size.
-_SYSTEMS = 32
+_SYSTEMS = 64
 
 
 def finish(
