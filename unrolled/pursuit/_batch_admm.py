@@ -1,5 +1,6 @@
 """Over-relaxed ADMM for many signals in one dictionary, with few products and in place."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Steppers:
 
     def __init__(self, problem: Problem):
         self.problem = problem
-        self.size = np.trace(problem.gram) / problem.D.shape[1]
+        self.size = float(np.trace(problem.gram)) / problem.D.shape[1]
         self.made: dict[tuple, Stepper] = {}
 
     def __call__(self, rho: float, dtype: type) -> Stepper:
@@ -45,9 +46,9 @@ class Steppers:
             K = _RELAXATION * D @ inverse
         else:
             half = _inverse_factor(D @ D.T + damped * np.eye(m, dtype=dtype))
-            E = np.sqrt(share) * (half.T @ D)
-            K = _RELAXATION / np.sqrt(share) * (half @ E)
-        return Stepper(rho, share, K.astype(dtype), E.astype(dtype))
+            E = math.sqrt(share) * (half.T @ D)
+            K = _RELAXATION / math.sqrt(share) * (half @ E)
+        return Stepper(rho, share, K, E)
 
 
 def advance(

@@ -43,7 +43,8 @@ def solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
     known = np.flatnonzero(np.isfinite(Y).all(1) & np.isfinite(lam).all(1))
     if np.isfinite(D).all() and D.any():
         with threads() as team:
-            gram = np.pad(D.T @ D, (0, 1))
+            gram = np.zeros((d + 1, d + 1))
+            np.matmul(D.T, D, out=gram[:d, :d])
             problem = Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative)
             steppers = Steppers(problem)
             for first in range(0, len(known), _BLOCK):
@@ -67,8 +68,9 @@ def solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
 
 def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: np.ndarray) -> None:
     """D'y and the gap of the code 0; then, of given codes and the supports that they suggest."""
-    signals.products[part] = signals.Y[part] @ problem.D
-    s = dual_scale(problem, signals.lam[part], signals.products[part])[:, 0]
+    rows = slice(part[0], part[-1] + 1)
+    products = np.matmul(signals.Y[rows], problem.D, out=signals.products[rows])
+    s = dual_scale(problem, signals.lam[rows], products)[:, 0]
     signals.gap[part] = (1 - s) ** 2
     left = part[signals.gap[part] > problem.tol]
     if start is None or not len(left):

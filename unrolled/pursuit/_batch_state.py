@@ -34,15 +34,15 @@ class Signals(NamedTuple):
 def empty(Y: np.ndarray, lam: np.ndarray, d: int) -> Signals:
     """Signals at the code 0."""
     n, unit = len(Y), np.sum(Y**2, 1) / 2
-    single, double = np.zeros((2, n, d), np.float32), np.zeros((2, n, d))
+    z, w = np.zeros((2, n, d), np.float32)
     return Signals(
         Y,
-        double[0],
+        np.empty((n, d)),
         lam,
         np.where(unit > 0, unit, 1),
-        single[0],
-        single[1],
-        double[1],
+        z,
+        w,
+        np.zeros((n, d)),
         np.full(n, np.inf),
         np.sqrt(2 * unit),
         np.zeros(n, int),
