@@ -13,7 +13,7 @@ import numpy as np
 
 from unrolled._threads import Threads, threads
 from unrolled.pursuit._batch_admm import Steppers, advance
-from unrolled.pursuit._batch_state import Problem, Signals, dual_scale, empty, keep
+from unrolled.pursuit._batch_state import Problem, Signals, dual_scale, empty, keep, largest
 from unrolled.pursuit._batch_supports import finish
 
 # ADMM: penalties rho over the mean squared norm of an atom, and steps with each. A well-conditioned
@@ -33,7 +33,7 @@ _CHUNK, _BLOCK = 512, 4096
 _RIDGE = 1e-12
 
 
-def solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
+def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
     """x, gap, residual, steps and converged of every signal."""
     dtype, wide = Y.dtype, (np.asarray(v, np.float64) for v in (D, Y, lam, start))
     D, Y, lam, start = wide
@@ -45,7 +45,7 @@ def solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
         with threads() as team:
             gram = np.zeros((d + 1, d + 1))
             np.matmul(D.T, D, out=gram[:d, :d])
-            problem = Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative)
+            problem = Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative, relative)
             steppers = Steppers(problem)
             for first in range(0, len(known), _BLOCK):
                 some = known[first : first + _BLOCK]
@@ -67,9 +67,11 @@ def solve(D, Y, lam, l2, start, *, tol, nonnegative, max_steps, warm):
 
 
 def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: np.ndarray) -> None:
-    """D'y and the gap of the code 0; then, of given codes and the supports that they suggest."""
+    """D'y, lam, the gap of the code 0; then, of given codes and the supports that they suggest."""
     rows = slice(part[0], part[-1] + 1)
     products = np.matmul(signals.Y[rows], problem.D, out=signals.products[rows])
+    if problem.relative:
+        signals.lam[rows] *= np.maximum(largest(problem, products), 0)
     s = dual_scale(problem, signals.lam[rows], products)[:, 0]
     signals.gap[part] = (1 - s) ** 2
     left = part[signals.gap[part] > problem.tol]

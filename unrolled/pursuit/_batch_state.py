@@ -14,6 +14,7 @@ class Problem(NamedTuple):
     ridge: float
     tol: float
     nonnegative: bool
+    relative: bool  # lam is given in units of lam_max
 
 
 class Signals(NamedTuple):
@@ -49,12 +50,16 @@ def empty(Y: np.ndarray, lam: np.ndarray, d: int) -> Signals:
     )
 
 
+def largest(problem: Problem, g: np.ndarray) -> np.ndarray:
+    """The largest |g_i|, or g_i for codes that are non-negative: (n, 1)."""
+    top = g.max(1, keepdims=True)
+    return top if problem.nonnegative else np.maximum(top, -g.min(1, keepdims=True))
+
+
 def dual_scale(problem: Problem, lam: np.ndarray, g: np.ndarray) -> np.ndarray:
     """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual."""
     if lam.shape[1] == 1:
-        top = g.max(1, keepdims=True)
-        if not problem.nonnegative:
-            np.maximum(top, -g.min(1, keepdims=True), out=top)
+        top = largest(problem, g)
     else:
         top = g if problem.nonnegative else np.abs(g)
     return np.divide(lam, top, out=np.ones_like(top), where=top > lam).min(1, keepdims=True)

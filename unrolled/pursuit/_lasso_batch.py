@@ -74,22 +74,27 @@ def lasso_batch(
         raise ValueError(f"{where}: Y has shape {Y.shape}; expected (batch, {m}), signals in rows")
     dtype = _checks.common_dtype(D, Y)
     matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
-    if _checks.is_concrete(matrix) and not matrix.any():
+    if _checks.is_concrete(matrix) and not np.asarray(matrix).any():
         raise ValueError(f"{where}: D is zero")
     tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
-    lam = _weights(D, matrix, Y, lam, ratio, nonnegative, where)
+    weights = _weights(D, Y, lam, ratio, where)
     X = _start(D, Y, start, where)
     a, b = exponent(matrix), exponent(Y, 1)
     top = float(jnp.finfo(dtype).max)
     near = (
         ldexp(matrix, -a),
         ldexp(Y, -b),
-        jnp.minimum(ldexp(lam, -(a + b)), top),
+        weights if lam is None else jnp.minimum(ldexp(weights, -(a + b)), top),
         jnp.minimum(ldexp(ridge(l2, Y, where), -2 * a), top),
         ldexp(X, a - b),
     )
     host = partial(
-        solve, tol=tol, nonnegative=nonnegative, max_steps=max_steps, warm=start is not None
+        solve,
+        relative=lam is None,
+        tol=tol,
+        nonnegative=nonnegative,
+        max_steps=max_steps,
+        warm=start is not None,
     )
     if _checks.is_concrete(near):
         answers = tuple(map(jnp.asarray, host(*map(np.asarray, near))))
@@ -109,15 +114,9 @@ _in_range = jax.jit(jax.vmap(in_range))
 
 
 def _weights(
-    D: Dictionary,
-    matrix: Array,
-    Y: Array,
-    lam: ArrayLike | None,
-    ratio: ArrayLike | None,
-    nonnegative: bool,
-    where: str,
+    D: Dictionary, Y: Array, lam: ArrayLike | None, ratio: ArrayLike | None, where: str
 ) -> Array:
-    """lam, or ratio times lam_max of every signal, checked: (batch, 1) or (batch, d)."""
+    """lam or ratio for every signal, checked: (batch, 1) or (batch, d)."""
     value, name = given_penalty(lam, ratio, where)
     each = spread(D, jnp.asarray(flat_code(D, value), wide_dtype(Y.dtype)))
     n, d = len(Y), D.shape[1]
@@ -125,13 +124,7 @@ def _weights(
         raise ValueError(
             f"{where}: {name} has shape {each.shape}; expected (), ({d},), ({n}, 1) or ({n}, {d})"
         )
-    each = jnp.broadcast_to(each, (n, d if each.shape[-1:] == (d,) else 1))
-    if ratio is None:
-        return each.astype(Y.dtype)
-    with jax.default_matmul_precision("highest"):
-        g = Y @ matrix
-    size = jnp.max(jax.nn.relu(g) if nonnegative else jnp.abs(g), 1, keepdims=True, initial=0)
-    return (each * size.astype(each.dtype)).astype(Y.dtype)
+    return jnp.broadcast_to(each, (n, d if each.shape[-1:] == (d,) else 1)).astype(Y.dtype)
 
 
 def _start(D: Dictionary, Y: Array, start: ArrayLike | None, where: str) -> Array:
