@@ -27,7 +27,8 @@ _FEW = 0.1
 _GROWTH = 1.5
 # Stages in float32, whose rounding no longer matters once a support is found; then float64.
 _SINGLE = 5
-# Signals whose arrays stay in the cache of a core; whose arrays are in memory at a time.
+# Signals that a thread takes at once, enough for its products to be fast; whose arrays are in
+# memory at a time.
 _CHUNK, _BLOCK = 512, 4096
 # Added to the diagonal of a system, in units of its largest entry: dependent atoms share a change.
 _RIDGE = 1e-12
@@ -68,7 +69,7 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
 
 def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: np.ndarray) -> None:
     """D'y, lam, the gap of the code 0; then, of given codes and the supports that they suggest."""
-    rows = slice(part[0], part[-1] + 1)
+    rows = slice(part[0], part[-1] + 1)  # neighbours: views of them need no copies
     products = np.matmul(signals.Y[rows], problem.D, out=signals.products[rows])
     if problem.relative:
         signals.lam[rows] *= np.maximum(largest(problem, products), 0)

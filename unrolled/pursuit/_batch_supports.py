@@ -80,9 +80,9 @@ def _solve_on_supports(
             change = np.linalg.solve(A, slope)[..., 0]
         except np.linalg.LinAlgError:  # these codes stay where they are
             continue
-        q = p + change
-        turns = (q * s < 0).any(1)
+        to = p + change
+        turns = (to * s < 0).any(1)  # an entry changes its sign on the way
         if turns.any():
-            cut = (v[turns] for v in (p, change, slope[..., 0], lam, s))
-            q[turns] = least_between(np, *cut)
-        x[own, atom] = q[i, slot]
+            way = (v[turns] for v in (p, change, slope[..., 0], lam, s))
+            to[turns] = least_between(np, *way)
+        x[own, atom] = to[i, slot]
