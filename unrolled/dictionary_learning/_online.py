@@ -14,7 +14,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._files import CheckpointError
-from unrolled._interior_point import one_thread
+from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._codes import lasso_codes
 from unrolled.dictionary_learning._keeper import (
