@@ -1,7 +1,6 @@
 """Convolutional dictionary learning: filters, and codes at every position, from whole images."""
 
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,21 +99,22 @@ def convolutional(
         raise ValueError(f"{where}: lam must be positive and finite, got {lam}")
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
     problem = _problem(signals, lam)
-    keeper = Keeper(checkpoint, _config(signals, D, given, lam, key, nonnegative))
-    began = time.monotonic()
-    state, history = _start(keeper, resume, signals, D, given, key, where)
-    began -= history[-1].seconds if history else 0
-    for step in range(len(history) + 1, sweeps + 1):
+    config = _config(signals, D, given, lam, key, nonnegative)
+    keeper = Keeper(checkpoint, config, resume, progress)
+    if keeper.arrays is not None:
+        state = _restored(keeper.arrays, D)
+    elif resume is not None:
+        state = _resumed(resume, signals, D, where)
+    else:
+        state = _start(signals, D, given, key)
+    for step in keeper.steps(sweeps):
         state, replaced = refreshed(state, problem, generator(key, step))
         state = advanced(state, problem, nonnegative)
         objective = math.ldexp(float(state.ahead.objective), 2 * signals.exponent)
-        history.append(Step(step, objective, time.monotonic() - began, replaced))
-        keeper.save(_arrays(state), history, last=step == sweeps)
-        if progress is not None:
-            progress(history[-1])
-    if history:
+        keeper.add(objective, replaced, _arrays(state), last=step == sweeps)
+    if keeper.history:
         _warn_of_zeros(state, lam, where)
-    return _result(signals, problem, state, tuple(history))
+    return _result(signals, problem, state, tuple(keeper.history))
 
 
 def _problem(signals: Signals, lam: float) -> Problem:
@@ -140,22 +140,8 @@ def _config(
     }
 
 
-def _start(
-    keeper: Keeper,
-    resume: Learned | None,
-    signals: Signals,
-    D: Conv,
-    given: bool,
-    key: jax.Array,
-    where: str,
-) -> tuple[State, list[Step]]:
-    """Where a learning ended, or begins: with codes that are zero."""
-    kept = keeper.load()
-    if kept is not None:
-        arrays, history = kept
-        return _restored(arrays, D), history
-    if resume is not None:
-        return _resumed(resume, signals, D, where), list(resume.history)
+def _start(signals: Signals, D: Conv, given: bool, key: jax.Array) -> State:
+    """Where a learning begins: with codes that are zero."""
     filters = np.asarray(D.filters)
     if given:
         filters = unit_rows(filters.reshape(len(filters), -1)).reshape(filters.shape)
@@ -165,7 +151,7 @@ def _start(
     n, dtype = len(signals.Y), signals.Y.dtype
     curvature = Curvature(jnp.ones((), dtype), jnp.full(n, len(filters), dtype))
     D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((n, D.shape[1]), dtype)
-    return at_rest(D, X, np.array(np.inf), curvature), []
+    return at_rest(D, X, np.array(np.inf), curvature)
 
 
 def _arrays(state: State) -> Arrays:

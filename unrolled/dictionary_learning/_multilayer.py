@@ -1,6 +1,5 @@
 """Learning the dictionaries of a chain together, from signals of the multi-layer model."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     Signals,
@@ -96,26 +95,20 @@ def multilayer(
     if checkpoint is not None:
         config |= {"key": text_of(key), "start": text_of(start)}
         config["signals"] = fingerprint(signals.Y, signals.V)
-    keeper, began, J = Keeper(checkpoint, config), time.monotonic(), len(shapes)
-    history: list[Step] = []
-    if (saved := keeper.load()) is not None:
-        arrays, history = saved
-        Ds, X = tuple(arrays[f"D_{j}"] for j in range(J)), arrays["X"]
+    keeper = Keeper(checkpoint, config, resume, progress)
+    if (arrays := keeper.arrays) is not None:
+        Ds, X = tuple(arrays[f"D_{j}"] for j in range(len(shapes))), arrays["X"]
     elif resume is not None:
-        (Ds, X), history = _resumed(resume, signals, shapes, where), [*resume.history]
+        Ds, X = _resumed(resume, signals, shapes, where)
     else:
         Ds = _start(signals, shapes, counts, start, generator(key, 0), where)
         X = np.zeros((len(signals.Y), shapes[-1][1]), signals.Y.dtype)
-    began -= history[-1].seconds if history else 0
-    for step in range(len(history) + 1, sweeps + 1):
+    for step in keeper.steps(sweeps):
         with one_thread():
             Ds, X, replaced = _sweep(signals, Ds, X, counts, generator(key, step))
         objective = signals.objective(_residual(signals, Ds, X))
-        history.append(Step(step, objective, time.monotonic() - began, replaced))
         kept = {"X": X, **{f"D_{j}": D for j, D in enumerate(Ds)}}
-        keeper.save(kept, history, last=step == sweeps)
-        if progress is not None:
-            progress(history[-1])
+        keeper.add(objective, replaced, kept, last=step == sweeps)
     codes = [X]
     for D in reversed(Ds[1:]):
         codes.insert(0, codes[0] @ D.T)
@@ -123,7 +116,7 @@ def multilayer(
         tuple(jnp.asarray(D, signals.dtype) for D in Ds),
         tuple(jnp.asarray(np.ldexp(x, signals.exponent), signals.dtype) for x in codes),
         signals.objective(_residual(signals, Ds, X)),
-        tuple(history),
+        tuple(keeper.history),
     )
 
 

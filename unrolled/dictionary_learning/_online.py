@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from unrolled.dictionary_learning._keeper import (
     fingerprint,
     text_of,
 )
-from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,
@@ -118,38 +117,29 @@ def online(
         raise ValueError(f"{where}: lam must be positive and finite, got {lam}")
     if not 0 <= forgetting < math.inf:
         raise ValueError(f"{where}: forgetting must be non-negative and finite, got {forgetting}")
-    keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting))
+    keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting), resume, progress)
     stream: Iterator[Signals] = (_as_batch(batch, where) for batch in batches)
-    began, dtype = time.monotonic(), None
-    history: list[Step] = []
-    sums: Sums | None = None
-    first = ""  # what tells this stream from others
-    if (saved := keeper.load()) is not None:
-        arrays, history = saved
+    first, dtype = "", None  # what tells this stream from others, and its dtype
+    if (arrays := keeper.arrays) is not None:
         sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))
         first = str(arrays["first"])
-        stream = _after(stream, len(history), first, keeper.path)
+        stream = _after(stream, len(keeper.history), first, keeper.path)
     elif resume is not None:
         if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != d:
             raise ValueError(f"{where}: resume is not a result of `online` with {d} atoms")
-        sums, history = resume.state, [*resume.history]
-        dtype = resume.D.dtype  # type: ignore[union-attr]
-    began -= history[-1].seconds if history else 0
-    if sums is None:
+        sums, dtype = resume.state, resume.D.dtype  # type: ignore[union-attr]
+    else:
         sums, stream = _start(stream, d, start, key, where)
     with one_thread():  # the threads of the codes are enough
-        for step, signals in enumerate(stream, start=len(history) + 1):
+        for step, signals in enumerate(stream, start=len(keeper.history) + 1):
             first = first or _name(signals)
             _check_length(signals, sums, step, where)
             dtype = signals.dtype if dtype is None else dtype
             beta = (1 - 1 / step) ** forgetting
             sums, objective, replaced = _absorb(sums, signals, lam, beta, generator(key, step))
-            history.append(Step(step, objective, time.monotonic() - began, replaced))
-            keeper.save(_kept(sums, dtype, first), history)
-            if progress is not None:
-                progress(history[-1])
-    keeper.save(_kept(sums, dtype, first), history, last=True)
-    return Learned(jnp.asarray(sums.D, dtype), None, _mean(sums), tuple(history), sums)
+            keeper.add(objective, replaced, _kept(sums, dtype, first))
+    keeper.save(_kept(sums, dtype, first), last=True)
+    return Learned(jnp.asarray(sums.D, dtype), None, _mean(sums), tuple(keeper.history), sums)
 
 
 def _config(

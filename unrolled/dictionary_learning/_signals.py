@@ -93,6 +93,14 @@ def _weights(
     return V
 
 
+def atom_count(d: int, n: int, where: str) -> int:
+    """The number of atoms that a caller gives, for n signals, checked."""
+    d = _checks.as_index(d, "d", where, least=1)
+    if d > n:
+        raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
+    return d
+
+
 def unit_rows(A: np.ndarray) -> np.ndarray:
     """Rows divided by their norms; zero rows stay."""
     norms = np.linalg.norm(A, axis=1, keepdims=True)
