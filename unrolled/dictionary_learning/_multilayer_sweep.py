@@ -34,17 +34,13 @@ def residual(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
     return signals.Y - X @ product(Ds).T
 
 
-def _squares(signals: Signals, R: np.ndarray) -> np.ndarray:
-    return np.sum(R * R if signals.V is None else signals.V * R * R, 1)
-
-
 def sweep(
     signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Matrices, np.ndarray, int]:
     """Codes, replacements, D_J to D_1, and unit atoms."""
     old = X
     X = match(product(Ds), signals.Y, counts[-1], signals.V)
-    errors = [_squares(signals, residual(signals, Ds, codes)) for codes in (X, old)]
+    errors = [signals.errors(residual(signals, Ds, codes)) for codes in (X, old)]
     X = np.where((errors[0] > errors[1])[:, None], old, X)
     Ds, X, replaced = _replaced(signals, Ds, X, counts, rng)
     if len(Ds) > 1:
@@ -67,10 +63,7 @@ def _last_layer(
 
 
 def _target(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    """v y + (1 - v) D x: without weights its error is at least the weighted one, with equality."""
-    if signals.V is None:
-        return signals.Y
-    return signals.Y - (1 - signals.V / signals.V.max()) * residual(signals, Ds, X)
+    return signals.Y if signals.V is None else signals.target(residual(signals, Ds, X))
 
 
 def _below(Ds: Matrices, X: np.ndarray, j: int) -> np.ndarray:
@@ -138,7 +131,7 @@ def _replaced(
         if not len(dead):
             continue
         R = residual(signals, Ds, X)
-        worst = np.argsort(-_squares(signals, R), kind="stable")[: 10 * len(dead)]
+        worst = np.argsort(-signals.errors(R), kind="stable")[: 10 * len(dead)]
         candidates = signals.filled(R)[worst]
         rows = distinct(candidates, np.delete(D, dead, 1), len(dead), rng)
         fresh = Ds[j].copy()

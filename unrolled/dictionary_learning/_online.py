@@ -23,7 +23,7 @@ from unrolled.dictionary_learning._keeper import (
     text_of,
 )
 from unrolled.dictionary_learning._learned import Learned
-from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective, scaled
+from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,
@@ -197,7 +197,7 @@ def _start(
             )
         first.append(signals)
     exponent = max(signals.exponent for signals in first)
-    Y = np.concatenate([scaled(signals, exponent) for signals in first])
+    Y = np.concatenate([signals.rescaled(exponent).Y for signals in first])
     together = Signals(Y, None, exponent, first[0].dtype)
     D = start_atoms(start, together, d, generator(key, 0), where).astype(float)
     m = len(D)

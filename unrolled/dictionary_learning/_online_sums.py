@@ -24,33 +24,26 @@ class Sums(NamedTuple):
     exponent: np.ndarray  # () signals are divided by 2^exponent
 
 
-def scaled(signals: Signals, exponent: int) -> np.ndarray:
-    """The signals divided by 2^exponent."""
-    return np.ldexp(signals.Y, signals.exponent - exponent)
-
-
 def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
     exponent = int(sums.exponent)
-    Y, lam = scaled(signals, exponent), math.ldexp(lam, -exponent)
-    D = sums.D.astype(Y.dtype)
-    X = lasso_codes(D, Y, lam, signals.V)
-    R = Y - X @ D.T
-    squares = R * R if signals.V is None else signals.V * R * R
-    objective = (np.sum(squares) / 2 + lam * np.sum(np.abs(X))) / len(Y)
-    target = Y if signals.V is None else Y - (1 - signals.V / signals.V.max()) * R
-    terms = np.sum(np.square(target, dtype=float)) / 2 + lam * np.sum(np.abs(X))
+    signals, lam = signals.rescaled(exponent), math.ldexp(lam, -exponent)
+    D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
+    X = lasso_codes(D, signals.Y, lam, signals.V)
+    R = signals.Y - X @ D.T
+    errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
+    objective = (np.sum(errors) / 2 + penalty) / n
+    terms = np.sum(np.square(target, dtype=float)) / 2 + penalty
     D, A, B = _descend(sums.D, beta * sums.A + X.T @ X, beta * sums.B + target.T @ X)
     fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):
-        errors = np.sum(squares, 1)
         worst = np.argsort(-errors, kind="stable")[: 10 * len(fresh)]
         others = np.delete(D, fresh, 1)
         D[:, fresh] = distinct(target[worst].astype(float), others, len(fresh), rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
-    found = Sums(D, A, B, beta * sums.terms + terms, beta * sums.weight + len(Y), sums.exponent)
+    found = Sums(D, A, B, beta * sums.terms + terms, beta * sums.weight + n, sums.exponent)
     return found, math.ldexp(float(objective), 2 * exponent), len(fresh)
 
 

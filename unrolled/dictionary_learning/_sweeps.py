@@ -196,13 +196,9 @@ def _coded(signals: Signals, old: Fitted, sparsity: int) -> Fitted:
     """The codes of OMP, or the old ones where their error is smaller."""
     X = match(old.D, signals.Y, sparsity, signals.V)
     R = signals.Y - X @ old.D.T
-    worse = _errors(signals, R) > _errors(signals, old.R)
+    worse = signals.errors(R) > signals.errors(old.R)
     X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
     return Fitted(old.D, np.ascontiguousarray(X.T), R)
-
-
-def _errors(signals: Signals, R: np.ndarray) -> np.ndarray:
-    return np.sum(R * R if signals.V is None else signals.V * R * R, 1)
 
 
 def replace(
@@ -211,7 +207,7 @@ def replace(
     """Put the signals that are represented worst in place of some atoms, which no code uses."""
     if not len(which):
         return
-    errors = _errors(signals, fitted.R)
+    errors = signals.errors(fitted.R)
     worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
     worst = worst[errors[worst] > 0]
     candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
