@@ -46,9 +46,11 @@ def convolutional(
     unit balls, scales these to norm 1 with the codes (which lowers the penalty), and takes 5 steps
     for the codes, all of FISTA and as long as the curvature allows. It begins ahead of where the
     last one ended, by the momentum of FISTA; where that raised the objective it does not count, and
-    the next begins without. So the objective falls from sweep to sweep unless filters are replaced:
-    those that no code uses, and those that are nearly shifts of another (inner product above 0.99),
-    by windows of the residual.
+    the next begins without. Every tenth sweep begins with a third of the filters that are off the
+    centre of their kernels moved there, with their codes; it counts if it lowers the objective. So
+    the objective falls from sweep to sweep unless filters are replaced: those that no code uses,
+    and those that are nearly shifts of another (inner product above 0.99), by windows of the
+    residual.
 
     Args:
         images: (n, n_channels, *signal_shape), or (n, *signal_shape) of one channel.
@@ -81,7 +83,7 @@ def convolutional(
         UserWarning: lam is so large that all codes are zero, and D is the start.
 
     Not claimed: a global minimum. A filter is determined up to sign and shift, and what a shift
-    moves out of the kernel is lost.
+    moves out of the kernel is lost; moves to the centre repair most of that.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010); Garcia-Cardona, Wohlberg (2018), a survey;
     Beck, Teboulle (2009) for the steps; Pock, Sabach (2016) for momentum in blocks.
@@ -109,7 +111,7 @@ def convolutional(
         state = _start(signals, D, given, key)
     for step in keeper.steps(sweeps):
         state, replaced = refreshed(state, problem, generator(key, step))
-        state = advanced(state, problem, nonnegative)
+        state = advanced(state, problem, nonnegative, step)
         objective = math.ldexp(float(state.ahead.objective), 2 * signals.exponent)
         keeper.add(objective, replaced, _arrays(state), last=step == sweeps)
     if keeper.history:
