@@ -24,6 +24,7 @@ from unrolled import experiments
 from unrolled.cli import main
 from unrolled.datasets import Images
 from unrolled.experiments import Recipe, _program, _rows, _run, paper_recipe
+from unrolled.models._layers import Dense
 from unrolled.training import CheckpointError
 
 N, SIDE, CLASSES = 26, 4, 3  # three batches of eight, and two images that are left out
@@ -203,6 +204,37 @@ def test_the_rate_drops_to_a_fifth_after_each_part_of_the_epochs():
     expected = {0: 1.0, 29: 1.0, 30: 0.2, 59: 0.2, 60: 0.04}
     for epoch, factor in expected.items():
         assert at[epoch] == pytest.approx(0.002 * factor, rel=1e-5)
+
+
+class Drawn(nnx.Module):
+    """Weights in the default dtype, as the models of the library have them."""
+
+    early = ("dense",)
+
+    def __init__(self, rngs):
+        self.dense = Dense(SIDE * SIDE, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(x.reshape(len(x), -1))
+
+
+def drawn(recipe, shape, classes, rngs):
+    return Drawn(rngs)
+
+
+def test_rows_and_weights_do_not_depend_on_the_default_dtype_of_jax(images, tmp_path):
+    recipe = dataclasses.replace(RECIPE, gamma=0.1, epochs=1)
+    found = {}
+    for wide, promotion in ((True, "strict"), (False, "standard")):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
+            folder = tmp_path / promotion
+            name, row, _ = experiments.run(recipe, images, folder, build=drawn)
+            net = experiments.restore(folder, name, build=drawn)
+            logits = net(np.ones((1, SIDE, SIDE, 1), np.float32))
+            found[promotion] = row["curve"], row["features"], weights(folder, name), logits
+    assert found["strict"][:2] == found["standard"][:2]
+    assert_same_bits(found["strict"][2], found["standard"][2])
+    assert found["strict"][3].dtype == found["standard"][3].dtype == np.float32
 
 
 def test_a_run_that_diverges_is_a_row_that_says_so(images, tmp_path):

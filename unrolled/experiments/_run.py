@@ -63,7 +63,8 @@ def run(
     """Train and test one model by a recipe, and add its row to the folder of an experiment.
 
     A row that exists is returned at once. A run that was stopped or killed goes on from its last
-    saved step, with the same result as one that was not, bit for bit on the same device.
+    saved step, with the same result as one that was not, bit for bit on the same device. It
+    computes in float32, also where JAX makes float64 by default.
 
     Args:
         recipe: of the run.
@@ -106,7 +107,7 @@ def run(
     name = recipe.row_name(_data.digest(chosen))
     if row := _rows.read_row(folder, name):
         return Outcome(name, row)
-    with _rows.claimed(folder, name) as mine, deferred() as caught:
+    with jax.enable_x64(False), _rows.claimed(folder, name) as mine, deferred() as caught:
         if not mine:
             return Outcome(name, None, busy=True)
         if row := _rows.read_row(folder, name):  # finished meanwhile
