@@ -1,5 +1,7 @@
 """Convolutional sparse coding layers of flax.nnx, and the residual and mixed-scale models."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,15 @@ def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
     x_1 = D(1, x_2)
     z_1 = up(0, 1, x_1, y - D(0, x_1))
     close(block(y), up(1, 1, x_2, z_1 - x_1))
+
+
+@pytest.mark.slow
+def test_filters_are_drawn_as_those_of_a_convolution():
+    filters = MSDCSCBlock(100, growth=20, depth=1, rngs=nnx.Rngs(0)).filters[0].kernel[...]
+    scaled = np.asarray(filters).ravel() * math.sqrt(900)
+    # 18,000 numbers: the mean is known to 1 / sqrt(18000), and 4.5 of these are never seen.
+    assert abs(scaled.mean()) < 4.5 / math.sqrt(len(scaled)) and abs(scaled.std() - 1) < 0.02
+    assert 2.2 < np.abs(scaled).max() < 2.28 and len(np.unique(scaled)) > 0.99 * len(scaled)
 
 
 # Models

@@ -34,6 +34,7 @@ from unrolled.experiments._layer_pursuit import (
     Pursued,
 )
 from unrolled.experiments._models import (
+    options_of,
     task_of,
 )
 from unrolled.experiments._recipe import (
@@ -86,6 +87,7 @@ __all__ = [
     "interval",
     "l1_in_training",
     "load",
+    "options_of",
     "paper_recipe",
     "predicted_masks",
     "read_pictures",

@@ -72,6 +72,11 @@ class ResCSC(nnx.Module):
         activation: rho, any activation or its name.
         rngs: draws the filters.
 
+    Attributes:
+        early: the names of the codes of the first width for `tap`: of `stem` and of the blocks.
+        convolutions: the names of those layers of the same that take one step from 0, so that
+            `experiments.features` can read a dictionary; the second of a block starts elsewhere.
+
     Raises:
         TypeError, ValueError: sizes that are no positive integers, no widths; when called, as
             `CSCLayer`.
@@ -113,6 +118,9 @@ class ResCSC(nnx.Module):
                 )
                 before = width
         self.blocks = nnx.List(found)
+        self.early = ("stem", *(f"blocks.{j}" for j in range(blocks)))
+        plain = self.early[1:] if unfoldings == 0 else ()
+        self.convolutions = ("stem", *(f"{name}.first" for name in plain))
         self.head = nnx.Linear(before, classes, rngs=rngs)
 
     def __call__(self, y: Array) -> Array:
