@@ -285,11 +285,11 @@ def test_the_features_of_the_models_are_codes(make, shape):
 def test_the_report_of_an_experiment_has_the_features(tmp_path, capsys):
     options = "--quick --activation relu --epochs 1 --seeds 2 --features --output".split()
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        main(["experiment", "classification", *options, str(tmp_path)])
+        assert main(["experiment", "classification", *options, str(tmp_path)]) == 0
         kept = sorted((tmp_path / "features").iterdir())
         assert len(kept) == 4
         times = [path.stat().st_mtime_ns for path in kept]
-        main(["experiment", "classification", *options, str(tmp_path)])
+        assert main(["experiment", "classification", *options, str(tmp_path)]) == 0
     assert [path.stat().st_mtime_ns for path in kept] == times  # read, not measured again
     report = (tmp_path / "report.md").read_text()
     assert "What the features are: digits, lenet5, 1 epochs" in report
