@@ -23,7 +23,7 @@ import unrolled as ur
 from unrolled import experiments
 from unrolled.cli import main
 from unrolled.datasets import Images
-from unrolled.experiments import Recipe, _program, _rows, _run, paper_recipe
+from unrolled.experiments import Recipe, _job, _program, _rows, _run, paper_recipe
 from unrolled.models._layers import Dense
 from unrolled.training import CheckpointError
 
@@ -297,8 +297,8 @@ def test_a_run_stopped_by_a_signal_in_an_epoch_ends_as_one_that_was_not(
         if done == 5:  # in the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_run, "_FIRST_STEPS", 1)
-    monkeypatch.setattr(_run, "_CHUNK_SECONDS", 0.0)  # one step at a time
+    monkeypatch.setattr(_job, "_FIRST_STEPS", 1)
+    monkeypatch.setattr(_job, "_CHUNK_SECONDS", 0.0)  # one step at a time
     with pytest.raises(SystemExit):
         run(RECIPE, images, tmp_path, progress=stop)
     seen = []
@@ -311,7 +311,7 @@ def test_a_run_stopped_by_a_signal_in_an_epoch_ends_as_one_that_was_not(
 
 def test_a_killed_run_goes_on_from_what_it_saved_last(finished, images, tmp_path, monkeypatch):
     folder, name, row = finished
-    monkeypatch.setattr(_run, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(_job, "_SAVE_SECONDS", -1.0)
 
     def kill(name, done, steps, text):
         if done == 6:

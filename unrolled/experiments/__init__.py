@@ -6,14 +6,16 @@
 from unrolled.experiments._data import (
     load,
 )
-from unrolled.experiments._features import (
+from unrolled.experiments._feature_records import (
     Admitted,
     Codes,
     Features,
     LayerFeatures,
-    features,
     features_rows,
     features_table,
+)
+from unrolled.experiments._features import (
+    features,
 )
 from unrolled.experiments._figures import (
     l1_in_training,
