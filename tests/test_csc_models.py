@@ -189,7 +189,10 @@ WRONG = {
     "one group": lambda: CSCLayer(2, 2, (3, 3), feature_group_count=2, rngs=RNGS),
     "unknown name .nothing.": lambda: CSCLayer(1, 1, (3, 3), activation="nothing", rngs=RNGS),
     "expected .N, H, W, 1.": lambda: CSCLayer(1, 1, (3, 3), rngs=RNGS)(images(1, 6, 6, 2)),
-    "too long for images": lambda: CSCLayer(1, 1, (5, 5), padding="VALID", rngs=RNGS)(
+    "ResCSC: the pictures have shape .1, 6, 6, 2.; expected .N, H, W, 3.": lambda: ResCSC(
+        widths=(1,), blocks=1, rngs=RNGS
+    )(images(1, 6, 6, 2)),
+    "too long for pictures": lambda: CSCLayer(1, 1, (5, 5), padding="VALID", rngs=RNGS)(
         images(1, 4, 4, 1)
     ),
     "extent .17, 17. are too long": lambda: MSDCSCBlock(

@@ -12,7 +12,8 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
-from unrolled.models._csc_layer import CSCLayer, batch_norms, check_images, norm_bound
+from unrolled.models._csc_layer import CSCLayer, batch_norms, norm_bound
+from unrolled.models._pictures import as_pictures, check_extent, check_pictures
 
 _PART = 4096  # numbers that are drawn together
 _TRUNCATED = 0.8796256610342398  # deviation of a normal number that is within 2 of 0
@@ -85,8 +86,9 @@ class MSDCSCBlock(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth growth)."""
+        check_pictures(y, self.filters[0].in_features, "MSDCSCBlock")
         for F in self.filters:
-            check_images(F, y[..., :1].repeat(F.in_features, -1), "MSDCSCBlock")
+            check_extent(F, y, "MSDCSCBlock")
         xs = self._up(y, 0)
         for t in range(self.unfoldings):
             below = self._down(y, xs[-1])
@@ -206,7 +208,7 @@ class MSDCSC(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """The logits of pictures, (N, H, W, channels) -> (N, classes)."""
-        x = self.stem(y)
+        x = self.stem(as_pictures(y, self.head.bias, self.stem.in_features, "MSDCSC"))
         for i, block in enumerate(self.blocks):
             if i > 0:
                 x = nnx.max_pool(self.between[i - 1](x), (2, 2), (2, 2))

@@ -10,6 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.models._csc_layer import CSCLayer
+from unrolled.models._pictures import as_pictures
 
 
 class ResCSCBlock(nnx.Module):
@@ -78,8 +79,8 @@ class ResCSC(nnx.Module):
             `experiments.features` can read a dictionary; the second of a block starts elsewhere.
 
     Raises:
-        TypeError, ValueError: sizes that are no positive integers, no widths; when called, as
-            `CSCLayer`.
+        TypeError, ValueError: sizes that are no positive integers, no widths; when called, pictures
+            of other channels, or too small.
 
     Reference: Zhang, Zhang (2021), whose sizes and code are not published; He, Zhang, Ren, Sun
     (2016) for the sizes.
@@ -125,7 +126,7 @@ class ResCSC(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """The logits of pictures, (N, H, W, channels) -> (N, classes)."""
-        x = self.stem(y)
+        x = self.stem(as_pictures(y, self.head.bias, self.stem.in_features, "ResCSC"))
         for block in self.blocks:
             x = block(x)
         return self.head(jnp.mean(x, (1, 2)))
