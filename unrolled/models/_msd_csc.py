@@ -208,7 +208,7 @@ class MSDCSC(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """The logits of pictures, (N, H, W, channels) -> (N, classes)."""
-        x = self.stem(as_pictures(y, self.head.bias, self.stem.in_features, "MSDCSC"))
+        x = self.stem(as_pictures(y, self.head.kernel, self.stem.in_features, "MSDCSC"))
         for i, block in enumerate(self.blocks):
             if i > 0:
                 x = nnx.max_pool(self.between[i - 1](x), (2, 2), (2, 2))

@@ -126,7 +126,7 @@ class ResCSC(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """The logits of pictures, (N, H, W, channels) -> (N, classes)."""
-        x = self.stem(as_pictures(y, self.head.bias, self.stem.in_features, "ResCSC"))
+        x = self.stem(as_pictures(y, self.head.kernel, self.stem.in_features, "ResCSC"))
         for block in self.blocks:
             x = block(x)
         return self.head(jnp.mean(x, (1, 2)))
