@@ -125,7 +125,7 @@ class MSDCSCBlock(nnx.Module):
 def _lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> Array:
     """As nnx.Conv draws its filters, truncated normal with deviation 1 / sqrt(fan-in).
 
-    They come in parts of one size: to draw an array of each shape would compile for two seconds.
+    They come in parts of one size: a draw of another shape compiles for two seconds.
     """
     n, fan_in = math.prod(shape), math.prod(shape[:-1])
     keys = [jax.random.fold_in(key, i) for i in range(-(-n // _PART))]
