@@ -1,6 +1,5 @@
 """Double sparsity from moments: a spectral start, then descent with sparse atoms."""
 
-import math
 import time
 from pathlib import Path
 
@@ -13,13 +12,14 @@ from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._learned import Learned, Step, as_learned
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     as_signals,
     distinct,
     duplicates,
     generator,
+    in_units,
     unit_rows,
 )
 
@@ -103,7 +103,7 @@ def double_sparse(
     d, sparsity, p = _sizes(d, sparsity, atom_sparsity, n, m, where)
     pairs = _checks.as_index(_PAIRS * d if pairs is None else pairs, "pairs", where, least=1)
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
-    if not 0 < rate <= 1:
+    if not 0 < _checks.as_number(rate, "rate", where) <= 1:
         raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
     base = _orthonormal(base, signals.Y, where)
     Z = signals.Y @ np.asarray(dense(base), signals.Y.dtype)
@@ -123,7 +123,7 @@ def double_sparse(
     for step in range(len(history) + 1, sweeps + 1):
         with one_thread():
             A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))
-        objective = math.ldexp(squares / (2 * n), 2 * signals.exponent)
+        objective = in_units(squares / (2 * n), signals.exponent)
         history.append(Step(step, objective, time.monotonic() - began, replaced))
         keeper.save({"A": A}, history, last=step == sweeps)
         if progress is not None:
@@ -166,7 +166,7 @@ def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Dictiona
 
 
 def _resumed(resume: Learned, shape: tuple[int, int], dtype: np.dtype, where: str) -> np.ndarray:
-    D = resume.D
+    D = as_learned(resume, where).D
     if not isinstance(D, Sparse) or D.shape != shape:
         raise ValueError(f"{where}: resume is not a result with a Sparse D of shape {shape}")
     A = np.zeros(shape, dtype)

@@ -33,6 +33,8 @@ class Keeper:
         self.saved = time.monotonic()
         if self.path is not None:
             check_writable(self.path.parent)
+            if not self.path.parent.is_dir():
+                raise FileNotFoundError(f"{self.path}: there is no folder {self.path.parent}")
 
     def load(self) -> tuple[Arrays, list[Step]] | None:
         """What the file holds, None if there is none.

@@ -13,7 +13,7 @@ from unrolled._checks import Key
 from unrolled._interior_point import one_thread
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._learned import Learned, Step, as_learned
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     Signals,
@@ -174,7 +174,7 @@ def _counts(
 def _resumed(
     resume: Learned, signals: Signals, shapes: tuple[tuple[int, int], ...], where: str
 ) -> tuple[Matrices, np.ndarray]:
-    Ds, codes = resume.D, resume.X
+    Ds, codes = as_learned(resume, where).D, resume.X
     n = len(signals.Y)
     if (
         not isinstance(Ds, tuple)

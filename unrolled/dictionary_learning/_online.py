@@ -24,13 +24,16 @@ from unrolled.dictionary_learning._keeper import (
     fingerprint,
     text_of,
 )
-from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._learned import Learned, Step, as_learned
 from unrolled.dictionary_learning._signals import (
     Signals,
+    as_lam,
     as_signals,
     distinct,
     duplicates,
     generator,
+    in_units,
+    near_one,
     start_atoms,
 )
 
@@ -47,7 +50,7 @@ class Sums(NamedTuple):
     B: np.ndarray  # (m, d) sum of y x'
     terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1)
     weight: np.ndarray  # () sum of the weights of age
-    exponent: np.ndarray  # () signals are divided by 2^exponent
+    exponent: np.ndarray  # () signals are divided by 2^exponent, so that the largest is near 1
 
 
 def online(
@@ -101,7 +104,8 @@ def online(
         CheckpointError: the file is damaged, or of another learning.
 
     With weights a code is that of the weighted signal, and the atoms fit v y + (1 - v) D x, for
-    weights v divided by the largest of the batch, which lowers the objective, too.
+    weights v divided by the largest of the batch, which lowers the objective, too. A batch counts
+    in proportion to its largest weight.
 
     Reference: Mairal, Bach, Ponce, Sapiro (2009, 2010).
 
@@ -114,8 +118,11 @@ def online(
     """
     where = "online"
     d, key = _checks.as_index(d, "d", where, least=1), _checks.as_key(key, where)
-    if not 0 < lam < math.inf:
-        raise ValueError(f"{where}: lam must be positive and finite, got {lam}")
+    lam, forgetting = as_lam(lam, where), _checks.as_number(forgetting, "forgetting", where)
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{where}: batches must be an iterable of signals (n, m), got {type(batches).__name__}"
+        )
     if not 0 <= forgetting < math.inf:
         raise ValueError(f"{where}: forgetting must be non-negative and finite, got {forgetting}")
     keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting))
@@ -130,7 +137,7 @@ def online(
         first = str(arrays["first"])
         stream = _after(stream, len(history), first, keeper.path)
     elif resume is not None:
-        if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != d:
+        if not isinstance(as_learned(resume, where).state, Sums) or resume.state.D.shape[1] != d:
             raise ValueError(f"{where}: resume is not a result of `online` with {d} atoms")
         sums, history = resume.state, [*resume.history]
         dtype = resume.D.dtype  # type: ignore[union-attr]
@@ -239,16 +246,19 @@ def _absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    exponent = int(sums.exponent)
-    Y, lam = _near(signals, exponent), math.ldexp(lam, -exponent)
+    sums = _holding(sums, signals)
+    Y, lam = signals.Y, near_one(lam, signals.exponent)
     D = sums.D.astype(Y.dtype)
     X = lasso_codes(D, Y, lam, signals.V)
     R = Y - X @ D.T
     squares = R * R if signals.V is None else signals.V * R * R
     objective = (np.sum(squares) / 2 + lam * np.sum(np.abs(X))) / len(Y)
+    top = 1.0 if signals.V is None else float(signals.V.max())
     target = Y if signals.V is None else Y - (1 - signals.V / signals.V.max()) * R
-    terms = np.sum(np.square(target, dtype=float)) / 2 + lam * np.sum(np.abs(X))
-    D, A, B = _descend(sums.D, beta * sums.A + X.T @ X, beta * sums.B + target.T @ X)
+    terms = top * np.sum(np.square(target, dtype=float)) / 2 + lam * np.sum(np.abs(X))
+    unit = math.ldexp(1, 2 * (signals.exponent - int(sums.exponent)))  # of the batch, in the sums'
+    A, B = beta * sums.A + unit * top * (X.T @ X), beta * sums.B + unit * top * (target.T @ X)
+    D, A, B = _descend(sums.D, A, B)
     fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):
         errors = np.sum(squares, 1)
@@ -256,8 +266,19 @@ def _absorb(
         others = np.delete(D, fresh, 1)
         D[:, fresh] = distinct(target[worst].astype(float), others, len(fresh), rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
-    found = Sums(D, A, B, beta * sums.terms + terms, beta * sums.weight + len(Y), sums.exponent)
-    return found, math.ldexp(float(objective), 2 * exponent), len(fresh)
+    terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + len(Y)
+    found = Sums(D, A, B, terms, weight, sums.exponent)
+    return found, in_units(objective, signals.exponent), len(fresh)
+
+
+def _holding(sums: Sums, signals: Signals) -> Sums:
+    """The sums in units of the largest signals so far, these included."""
+    exponent, larger = int(sums.exponent), signals.exponent > int(sums.exponent)
+    if not signals.Y.any() or not (larger or sums.terms == 0):
+        return sums
+    unit = np.ldexp(1.0, 2 * (exponent - signals.exponent)) if sums.terms else 1.0
+    D, A, B, terms, weight, _ = sums
+    return Sums(D, unit * A, unit * B, unit * terms, weight, np.array(signals.exponent))
 
 
 def _descend(
@@ -281,4 +302,4 @@ def _mean(sums: Sums) -> float:
     """The mean objective over the past, in the units of the signals."""
     D, A, B, terms, weight, exponent = sums
     value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return math.ldexp(float(value), 2 * int(exponent))
+    return in_units(value, int(exponent))

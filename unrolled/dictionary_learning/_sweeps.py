@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._interior_point import one_thread
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._learned import Learned, Step, as_learned
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     Signals,
@@ -58,7 +58,7 @@ class Atoms:
 
     def resume(self, D: Any) -> np.ndarray:
         """The atoms of a result, (m, d)."""
-        return np.asarray(D)
+        return np.asarray(dense(D))
 
     def settled(self, D: np.ndarray) -> np.ndarray:
         """The atoms as a result would give them back: D at the end of a sweep."""
@@ -174,7 +174,7 @@ def _resumed(
     signals: Signals, resume: Learned, d: int, atoms: Atoms, where: str
 ) -> tuple[Fitted, list[Step]]:
     """Where a result ended."""
-    (n, m), codes = signals.Y.shape, resume.X
+    (n, m), codes = signals.Y.shape, as_learned(resume, where).X
     other = isinstance(codes, tuple | None) or codes.shape != (n, d)
     if other or resume.D.shape != (m, d):  # type: ignore[union-attr]
         raise ValueError(f"{where}: resume is not of {d} atoms and these {n} signals")
