@@ -92,7 +92,7 @@ class CSCLayer(nnx.Conv):
         )
         self.unfoldings, self.activation = unfoldings, activation
         self.norms = batch_norms(out_features, unfoldings + 1, rngs) if batch_norm else None
-        safe = 1 / norm_bound(self.kernel[...]) ** 2
+        safe = 1 / self._norm_bound() ** 2
         self.step = nnx.Param(safe) if unfoldings or warm else None
 
     def __call__(self, inputs: Array, start: Array | None = None) -> Array:
@@ -105,7 +105,7 @@ class CSCLayer(nnx.Conv):
         Returns:
             (N, H', W', out_features).
         """
-        check_images(self, inputs, type(self).__name__)
+        inputs = checked_images(self, inputs, type(self).__name__)
         convolved, adjoint = jax.vjp(super().__call__, inputs)
         if start is not None and (self.step is None or start.shape != convolved.shape):
             expected = "warm=True" if self.step is None else convolved.shape
@@ -133,7 +133,11 @@ class CSCLayer(nnx.Conv):
         norm(W) is bounded for images of every size, by a few percent for small filters. A layer
         with T = 0 takes no such steps: 0.
         """
-        return self._size() * norm_bound(self.kernel[...]) ** 2
+        return self._size() * self._norm_bound() ** 2
+
+    def _norm_bound(self) -> Array:
+        kernel = self.kernel[...]
+        return norm_bound(kernel if self.mask is None else kernel * self.mask)
 
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
@@ -163,8 +167,14 @@ def norm_bound(kernel: Array) -> Array:
     return jnp.sqrt(jnp.asarray(xp.linalg.eigvalsh(gram).max() / between, kernel.dtype))
 
 
-def check_images(conv: nnx.Conv, y: Array, where: str) -> None:
-    """Raise ValueError unless y are images of the channels of a convolution, and large enough."""
+def checked_images(conv: nnx.Conv, y: Array, where: str) -> Array:
+    """Images of the channels of a convolution, and large enough; integers as floats.
+
+    Raises:
+        TypeError: y are no real numbers.
+        ValueError: they do not fit.
+    """
+    y = _checks.as_float(y, "the images", where)
     sides = y.shape[1:-1]
     kernel = conv.kernel.shape[:-2]
     if len(sides) != len(kernel) or y.shape[-1] != conv.in_features or 0 in y.shape:
@@ -182,3 +192,4 @@ def check_images(conv: nnx.Conv, y: Array, where: str) -> None:
             f"{where}: filters of extent {tuple(extents)} are too long for images of {sides}; "
             "try a smaller kernel or dilation"
         )
+    return y

@@ -10,7 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
-from unrolled.models._csc_layer import CSCLayer, batch_norms, check_images, norm_bound
+from unrolled.models._csc_layer import CSCLayer, batch_norms, checked_images, norm_bound
 
 
 class MSDCSCBlock(nnx.Module):
@@ -57,6 +57,8 @@ class MSDCSCBlock(nnx.Module):
         sizes = dict(in_features=in_features, growth=growth, depth=depth, dilations=len(dilations))
         for name, size in sizes.items():
             _checks.as_index(size, name, where, least=1)
+        for dilation in dilations:
+            _checks.as_index(dilation, "a dilation", where, least=1)
         self.unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
         self.activation = as_activation(activation, "activation", where)
         widths = [in_features + i * growth for i in range(depth + 1)]
@@ -79,8 +81,9 @@ class MSDCSCBlock(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth growth)."""
+        y = checked_images(self.filters[0], y, "MSDCSCBlock")
         for F in self.filters:
-            check_images(F, y[..., :1].repeat(F.in_features, -1), "MSDCSCBlock")
+            checked_images(F, y[..., :1].repeat(F.in_features, -1), "MSDCSCBlock")
         xs = self._up(y, 0)
         for t in range(self.unfoldings):
             below = self._down(y, xs[-1])
@@ -157,7 +160,8 @@ class MSDCSC(nnx.Module):
         unfoldings: int = 1,
         activation: Activation | Callable | str = relu,
     ):
-        for name, size in dict(classes=classes, channels=channels, blocks=blocks).items():
+        sizes = dict(classes=classes, channels=channels, width=width, blocks=blocks)
+        for name, size in sizes.items():
             _checks.as_index(size, name, "MSDCSC", least=1)
         self.stem = CSCLayer(
             channels, width, (3, 3), activation=activation, batch_norm=True, rngs=rngs
