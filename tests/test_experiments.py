@@ -538,6 +538,11 @@ def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch
         "budget must be above 0 minutes, got 0": ["--budget", "0"],
         "--seeds must be at least 1": ["--seeds", "0"],
         "--width is no option of classification": ["--width", "3"],
+        "--side is no option of classification with mnist": [
+            *("--dataset", "mnist"),
+            *("--side", "32"),
+        ],
+        "side must be at least 1, got 0": ["--side", "0"],
         "unknown name 'swoosh'": ["--activation", "swoosh"],
         "no root given": ["--dataset", "cifar10"],
         "is not empty and holds no experiment": ["--output", str(tmp_path)],

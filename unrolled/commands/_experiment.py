@@ -33,6 +33,7 @@ _QUICK = {
 _SEEDS = 3
 _FIELDS = ("batch", "optimizer", "rate", "momentum", "decay", "augmentation", "test")
 _OPTIONS = ("width", "unfoldings", "constrained")  # of models
+_OF_ONE_SIDE = ("cifar10", "mnist")
 _PICTURE = 28  # side of the digits of ml-csc, as of MNIST
 
 
@@ -81,7 +82,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--optimizer", choices=("sgd", "adam"), help="default sgd; segmentation adam")
     add("--rate", type=float, metavar="FLOAT", help="learning rate of the first step")
     add(
-        "--momentum", type=float, metavar="FLOAT", help="of sgd (default 0.9: the paper names none)"
+        "--momentum",
+        type=float,
+        metavar="FLOAT",
+        help="of sgd, or of the first moment of adam (default 0.9: the paper names none)",
     )
     add("--decay", type=float, metavar="FLOAT", help="weight decay")
     add("--augmentation", choices=("none", "crop", "crop and flip"), help="of training images")
@@ -92,7 +96,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "training images, which are then not trained on (default whole)",
     )
     add("--width", type=int, metavar="INT", help="channels of the first block of unet (default 64)")
-    add("--side", type=int, metavar="INT", help="side of pictures with masks (default 128)")
+    add(
+        "--side",
+        type=int,
+        metavar="INT",
+        help="side of pictures with masks (default 128), or of digits of classification (32)",
+    )
     add("--unfoldings", type=int, metavar="INT", help="of ml-csc (default 6)")
     add(
         "--constrained", action="store_true", default=None, help="keep the steps of ml-csc proximal"
@@ -134,6 +143,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     recipes = _recipes(arguments, name)
     budget = math.inf if arguments.budget is None else arguments.budget
+    if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
+        raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")
     side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
     images = experiments.load(name, root, side=side)
     say(
