@@ -504,6 +504,11 @@ CASES = [
     (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(2, 1)), "expected one of each of 1 layers"),
     (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(0,)), "s_1 must be at least 1"),
     (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(6,)), "s_1 is 6; expected at most 5"),
+    (
+        lambda: dl.multilayer(Y, [(M, 5), (5, 7)], sparsities=(1, 2)),
+        "s_2 is 2 but s_1 is 1; expected sparsities that do not grow",
+    ),
+    (lambda: dl.unrolled(ur.layers.ista(2), Y, 6, lam=0.1, rate=-1.0), "rate must be positive"),
     (lambda: dl.multilayer(Y, [], sparsities=()), "at least one dictionary, got none"),
     (lambda: dl.unrolled(ur.layers.ista(2), Y[:5], 6, lam=0.1), "d is 6 but there are 5 signals"),
     (lambda: learn("sparse_ksvd", resume=learn("ksvd")), "atoms over another base, or over none"),
