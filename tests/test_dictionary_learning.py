@@ -274,6 +274,11 @@ def test_a_stream_may_begin_far_below_its_signals(first):
     assert last == pytest.approx(float(np.sum(quiet.astype(float) ** 2)) / 120, rel=1e-5)
 
 
+def test_a_batch_of_zeros_may_follow_the_smallest_signals():
+    found = dl.online([1e-250 * Y, 0 * Y], D_ATOMS, lam=1e-251)
+    assert np.isfinite(found.D).all() and found.history[1].objective == 0
+
+
 @pytest.mark.slow
 def test_online_counts_a_batch_by_its_weights():
     parts = [(Y[:120], np.full(120, 3.0)), (Y[120:], np.full(120, 6.0))]
@@ -519,6 +524,13 @@ CASES = [
 def test_bad_input_is_a_value_error_that_says_what(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_file_without_a_folder_is_refused_before_the_first_sweep(tmp_path):
+    steps = []
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        learn("ksvd", checkpoint=tmp_path / "no" / "c.npz", progress=steps.append)
+    assert not steps
 
 
 def test_what_is_no_array_is_a_type_error():

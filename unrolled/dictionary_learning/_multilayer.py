@@ -51,8 +51,8 @@ def multilayer(
     .. math:: \min \frac1{2n} \sum_{k=1}^n \|y_k - D_1 \cdots D_J x_{J,k}\|^2, \qquad
         x_{j-1} = D_j x_j, \; \|x_j\|_0 \le s_j.
 
-    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. Then the codes between are
-    as sparse as asked for whenever x_J is, so every sweep is feasible: x_J by orthogonal matching
+    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. Then the codes between are as
+    sparse as asked for whenever x_J is, so every sweep is feasible: x_J by orthogonal matching
     pursuit in the product; D_J, ..., D_2 by passes of gradient steps, column by column, each
     followed by a hard threshold, with the step 1 / L that never raises the objective; D_1 by least
     squares, as in `mod`; then unit atoms in every layer. A code of the sweep before stays where the
@@ -162,7 +162,7 @@ def _counts(
             f"{where}: sparsities has shape {np.shape(sparsities)}; expected one of each of "
             f"{len(shapes)} layers"
         )
-    found = []
+    found: list[int] = []
     for j, (s, (_, d)) in enumerate(zip(sparsities, shapes), start=1):
         most = d if j < len(shapes) else min(d, shapes[0][0])
         s = _checks.as_index(s, f"s_{j}", where, least=1)

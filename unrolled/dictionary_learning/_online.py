@@ -256,8 +256,10 @@ def _absorb(
     top = 1.0 if signals.V is None else float(signals.V.max())
     target = Y if signals.V is None else Y - (1 - signals.V / signals.V.max()) * R
     terms = top * np.sum(np.square(target, dtype=float)) / 2 + lam * np.sum(np.abs(X))
-    unit = math.ldexp(1, 2 * (signals.exponent - int(sums.exponent)))  # of the batch, in the sums'
-    A, B = beta * sums.A + unit * top * (X.T @ X), beta * sums.B + unit * top * (target.T @ X)
+    # The unit of the batch in that of the sums; of a batch of zeros it does not matter.
+    unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent))))
+    A = beta * sums.A + unit * top * (X.T @ X).astype(float)
+    B = beta * sums.B + unit * top * (target.T @ X).astype(float)
     D, A, B = _descend(sums.D, A, B)
     fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):

@@ -106,7 +106,7 @@ def half_quadratic(
     D, y = _checks.cast((D, y), wide)
     tol = static_tol(tol, where)
     if p < 1:
-        _check_range(lam, y.dtype, where)
+        _check_range(lam, wide, where)
     problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps, relu)
     return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
 
