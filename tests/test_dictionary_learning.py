@@ -526,6 +526,12 @@ def test_bad_input_is_a_value_error_that_says_what(call, message):
         call()
 
 
+def test_a_stream_that_ends_before_its_file_is_refused(tmp_path):
+    learn("online", steps=3, checkpoint=tmp_path / "c.npz")
+    with pytest.raises(ur.training.CheckpointError, match="seen 3 batches but .* ends after 2"):
+        learn("online", steps=2, checkpoint=tmp_path / "c.npz")
+
+
 def test_a_file_without_a_folder_is_refused_before_the_first_sweep(tmp_path):
     steps = []
     with pytest.raises(FileNotFoundError, match="there is no folder"):

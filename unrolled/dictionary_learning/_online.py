@@ -198,7 +198,12 @@ def _after(
     begins = next(stream, None)
     if begins is None or _name(begins) != first:
         raise CheckpointError(f"{path}: holds the learning of another stream")
-    return itertools.islice(stream, steps - 1, None)
+    passed = 1 + sum(1 for _ in itertools.islice(stream, steps - 1))
+    if passed < steps:
+        raise CheckpointError(
+            f"{path}: has seen {steps} batches but the stream ends after {passed}"
+        )
+    return stream
 
 
 def _check_length(signals: Signals, sums: Sums, step: int, where: str) -> None:
