@@ -11,7 +11,12 @@ import pytest
 import unrolled as ur
 from unrolled.dictionary_learning._conv_sweep import filter_gradient, products
 from unrolled.dictionary_learning._descent import Fit, descend
-from unrolled.dictionary_learning._windows import drawn_windows, shifted_copies
+from unrolled.dictionary_learning._windows import (
+    drawn_windows,
+    moved,
+    shifted_copies,
+    steps_to_centre,
+)
 
 Conv, learn = ur.dictionaries.Conv, ur.dictionary_learning.convolutional
 
@@ -278,6 +283,37 @@ def test_drawn_windows_are_windows_where_the_energy_is(boundary):
     assert all(np.abs(all_ @ f.ravel()).max() > 1 - 1e-12 for f in found)
 
 
+def test_moves_to_the_centre_bring_back_what_a_kernel_cuts_off(monkeypatch):
+    filters, images = planted(18, n=6)
+    centred = learn(images, (3, 1, 12), lam=0.05, sweeps=60, key=18)
+    monkeypatch.setattr("unrolled.dictionary_learning._conv_state._PERIOD", 1000)
+    cut = learn(images, (3, 1, 12), lam=0.05, sweeps=60, key=18)
+    assert recovered(filters, cut.D.filters).min() < 0.95
+    assert recovered(filters, centred.D.filters).min() > 0.97
+    assert centred.objective < 0.9 * cut.objective
+    assert (np.diff(objectives(centred)) <= 0).all()
+
+
+@pytest.mark.parametrize("boundary", ["valid", "circular"])
+def test_filters_and_codes_that_move_apart_give_the_same_images(boundary):
+    rng = np.random.default_rng(0)
+    filters = np.zeros((2, 3, 6, 8))
+    filters[0, :, 4:, 4:] = rng.standard_normal((3, 2, 4))
+    filters[1, :, 2:4] = rng.standard_normal((3, 1, 8)) * np.hanning(8)
+    D = Conv(filters, (18, 24), (1, 2), boundary)
+    X = rng.standard_normal((4, *D.code_grid))
+    if boundary == "valid":  # here what leaves on a side is lost
+        X[:, 0, -2:], X[:, 0, :, -2:] = 0, 0
+    steps = steps_to_centre(D)
+    assert steps[0].tolist() in ([-2, -1], [-3, -1], [-2, -2]) and abs(steps[1]).max() <= 1
+    there, codes = np.zeros_like(filters), np.zeros_like(X)
+    for j, s in enumerate(steps):
+        there[j] = moved(filters[j], s * D.stride, False)
+        codes[:, j] = moved(X[:, j], -s, boundary == "circular")
+    again = products(dataclasses.replace(D, filters=jnp.asarray(there)), codes.reshape(4, -1))
+    np.testing.assert_allclose(again, products(D, jnp.asarray(X.reshape(4, -1))), atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:convolutional. all codes are zero")
 def test_constant_images_give_finite_results():
@@ -359,14 +395,14 @@ def test_what_is_no_number_is_refused():
     [((3, 1, 12), (200,), 100), ((3, 4, 12), (200,), 100), ((3, 1, 6, 6), (24, 24), 60)],
 )
 def test_the_rate_of_recovery_over_20_seeds(shape, signal, sweeps):
-    """85 % of the filters have an inner product above 0.9, and 97 % above 0.8, in all three.
+    """Above 0.9 are 100 % of the inner products in one dimension and 98 % in two.
 
-    The others are cut by a shift that began at the first window.
+    Without moves to the centre it is 85 % in all three.
     """
     inner = []
     for seed in range(20):
         filters, images = planted(seed, shape, signal)
         found = learn(images, shape, lam=0.05, sweeps=sweeps, key=seed)
         inner.append(recovered(filters, found.D.filters))
-    assert np.mean(np.array(inner) > 0.9) >= 0.8
-    assert np.mean(np.array(inner) > 0.8) >= 0.95
+    assert np.mean(np.array(inner) > 0.9) >= 0.95
+    assert np.mean(np.array(inner) > 0.8) >= 0.98

@@ -1,5 +1,7 @@
 """Convolutional sparse coding layers of flax.nnx, and the residual and mixed-scale models."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +127,15 @@ def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
     close(block(y), up(1, 1, x_2, z_1 - x_1))
 
 
+@pytest.mark.slow
+def test_filters_are_drawn_as_those_of_a_convolution():
+    filters = MSDCSCBlock(100, growth=20, depth=1, rngs=nnx.Rngs(0)).filters[0].kernel[...]
+    scaled = np.asarray(filters).ravel() * math.sqrt(900)
+    # 18,000 numbers: the mean is known to 1 / sqrt(18000), and 4.5 of these are never seen.
+    assert abs(scaled.mean()) < 4.5 / math.sqrt(len(scaled)) and abs(scaled.std() - 1) < 0.02
+    assert 2.2 < np.abs(scaled).max() < 2.28 and len(np.unique(scaled)) > 0.99 * len(scaled)
+
+
 # Models
 
 
@@ -192,7 +203,10 @@ WRONG = {
     "one group": lambda: CSCLayer(2, 2, (3, 3), feature_group_count=2, rngs=RNGS),
     "unknown name .nothing.": lambda: CSCLayer(1, 1, (3, 3), activation="nothing", rngs=RNGS),
     "expected .N, H, W, 1.": lambda: CSCLayer(1, 1, (3, 3), rngs=RNGS)(images(1, 6, 6, 2)),
-    "too long for images": lambda: CSCLayer(1, 1, (5, 5), padding="VALID", rngs=RNGS)(
+    "ResCSC: the pictures have shape .1, 6, 6, 2.; expected .N, H, W, 3.": lambda: ResCSC(
+        widths=(1,), blocks=1, rngs=RNGS
+    )(images(1, 6, 6, 2)),
+    "too long for pictures": lambda: CSCLayer(1, 1, (5, 5), padding="VALID", rngs=RNGS)(
         images(1, 4, 4, 1)
     ),
     "extent .17, 17. are too long": lambda: MSDCSCBlock(
@@ -210,7 +224,7 @@ WRONG = {
     "blocks must be at least 1": lambda: ResCSC(blocks=0, rngs=RNGS),
     "width must be at least 1": lambda: MSDCSC(width=0, rngs=RNGS),
     "a dilation must be at least 1": lambda: MSDCSCBlock(1, dilations=(1, 0), rngs=RNGS),
-    "MSDCSCBlock: the images have shape .1, 8, 8, 3.; expected .N, H, W, 2.": lambda: MSDCSCBlock(
+    "MSDCSCBlock: the pictures have shape .1, 8, 8, 3.; expected .N, H, W, 2.": lambda: MSDCSCBlock(
         2, growth=1, depth=1, rngs=RNGS
     )(images(1, 8, 8, 3)),
 }

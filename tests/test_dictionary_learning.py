@@ -1,6 +1,8 @@
 """Dictionary learning: what falls, what is recovered, special cases, and runs that go on."""
 
 import functools
+import itertools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -424,21 +426,45 @@ def lasso_mean(D, Y, lam):
     return (np.sum((Y - X @ D.T) ** 2) / 2 + lam * np.abs(X).sum()) / len(Y)
 
 
+class TimeIsOver(Exception):
+    pass
+
+
 @pytest.mark.slow
-def test_the_objective_on_digits_is_that_of_scikit_learn():
-    """Within 2 % after the same passes, in which this is the faster one; often it is below."""
+def test_the_objective_on_digits_is_that_of_scikit_learn_after_equal_time():
+    """Within 2 % of its faster algorithm, after a second from digits as atoms; often it is below.
+
+    Coordinate descent in batches of 32: after a second it is 3 % better in these than in 256.
+    """
     from sklearn.datasets import load_digits
     from sklearn.decomposition import MiniBatchDictionaryLearning
 
     Y = load_digits().data / 16
     Y = np.random.default_rng(0).permutation(Y - Y.mean(1, keepdims=True))
-    theirs = MiniBatchDictionaryLearning(
-        100, alpha=0.2, max_iter=5, batch_size=256, random_state=0, max_no_improvement=None
-    ).fit(Y)
-    batches = [Y[first : first + 256] for first in range(0, len(Y), 256)] * 5
-    ours = dl.online(batches, 100, lam=0.2)
-    D = theirs.components_.T / np.linalg.norm(theirs.components_, axis=1)
-    assert lasso_mean(np.asarray(ours.D), Y, 0.2) <= 1.02 * lasso_mean(D, Y, 0.2)
+    start, found = Y[:64] / np.linalg.norm(Y[:64], axis=1, keepdims=True), {}
+
+    def batches():
+        end = time.perf_counter() + 1
+        for first in itertools.cycle(range(0, len(Y), 256)):
+            yield Y[first : first + 256]
+            if time.perf_counter() > end:
+                return
+
+    def stop(step):
+        found["D"] = step["dictionary"].T
+        if time.perf_counter() > end:
+            raise TimeIsOver
+
+    options = dict(alpha=0.2, max_iter=10**9, max_no_improvement=None, tol=0, callback=stop)
+    fastest = dict(fit_algorithm="cd", batch_size=32, dict_init=start)
+    learner = MiniBatchDictionaryLearning(64, **options, **fastest)
+    dl.online([Y] * 2, 64, lam=0.2)  # to compile
+    ours = dl.online(batches(), 64, lam=0.2)
+    end = time.perf_counter() + 1
+    with pytest.raises(TimeIsOver):
+        learner.fit(Y)
+    theirs = found["D"] / np.linalg.norm(found["D"], axis=0)
+    assert lasso_mean(np.asarray(ours.D), Y, 0.2) <= 1.02 * lasso_mean(theirs, Y, 0.2)
 
 
 # Where a learned dictionary goes

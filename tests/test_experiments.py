@@ -23,7 +23,8 @@ import unrolled as ur
 from unrolled import experiments
 from unrolled.cli import main
 from unrolled.datasets import Images
-from unrolled.experiments import Recipe, _program, _rows, _run, paper_recipe
+from unrolled.experiments import Recipe, _job, _program, _rows, _run, paper_recipe
+from unrolled.models._layers import Dense
 from unrolled.training import CheckpointError
 
 N, SIDE, CLASSES = 26, 4, 3  # three batches of eight, and two images that are left out
@@ -205,6 +206,76 @@ def test_the_rate_drops_to_a_fifth_after_each_part_of_the_epochs():
         assert at[epoch] == pytest.approx(0.002 * factor, rel=1e-5)
 
 
+class Drawn(nnx.Module):
+    """Weights in the default dtype, as the models of the library have them."""
+
+    early = ("dense",)
+
+    def __init__(self, rngs):
+        self.dense = Dense(SIDE * SIDE, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(x.reshape(len(x), -1))
+
+
+def drawn(recipe, shape, classes, rngs):
+    return Drawn(rngs)
+
+
+def test_rows_and_weights_do_not_depend_on_the_default_dtype_of_jax(images, tmp_path):
+    recipe = dataclasses.replace(RECIPE, gamma=0.1, epochs=1)
+    found = {}
+    for wide, promotion in ((True, "strict"), (False, "standard")):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
+            folder = tmp_path / promotion
+            name, row, _ = experiments.run(recipe, images, folder, build=drawn)
+            net = experiments.restore(folder, name, build=drawn)
+            logits = net(np.ones((1, SIDE, SIDE, 1), np.float32))
+            found[promotion] = row["curve"], row["features"], weights(folder, name), logits
+    assert found["strict"][:2] == found["standard"][:2]
+    assert_same_bits(found["strict"][2], found["standard"][2])
+    assert found["strict"][3].dtype == found["standard"][3].dtype == np.float32
+
+
+CSC = {
+    "msd-csc": (
+        dict(blocks=1, depth=1, growth=1, width=2, unfoldings=1),
+        {"stem": 8 * 8 * 2, "blocks.0": 8 * 8 * 3},
+    ),
+    "res-csc": (
+        dict(blocks=1, width=2, unfoldings=0),
+        {"stem": 8 * 8 * 2, "blocks.0": 8 * 8 * 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["msd-csc", pytest.param("res-csc", marks=pytest.mark.slow)])
+def test_networks_of_convolutional_sparse_coding_are_trained_and_restored(name, tmp_path):
+    options, layers = CSC[name]
+    images = experiments.load("digits", side=8)
+    (X, labels), (X_test, labels_test) = images.train, images.test
+    images = images._replace(train=(X[:24], labels[:24]), test=(X_test[:8], labels_test[:8]))
+    recipe = Recipe(
+        data="digits", model=name, gamma=0.1, epochs=1, batch=8, options=tuple(options.items())
+    )
+    name, row, _ = experiments.run(recipe, images, tmp_path)
+    assert row["layers"] == list(layers) and all(l1 > 0 for l1 in row["features"]["l1"])
+    assert {f"{option}: {value}" for option, value in options.items()} <= set(row["deviations"])
+    net = experiments.restore(tmp_path, name)
+    assert all(norm.use_running_average for norm in norms(net))
+    assert all((norm.mean[...] != 0).any() for norm in norms(net))
+    mean, deviation = (np.asarray(m, np.float32) for m in row["images"]["moments"])
+    x = (X_test[:8] / np.float32(255) - mean) / deviation
+    logits, features = ur.models.tap(net, *net.early)(x)
+    found = np.mean(np.argmax(np.asarray(logits), -1) == labels_test[:8])
+    assert found == row["scores"]["accuracy"]
+    assert {name: code[0].size for name, code in features.items()} == layers
+
+
+def norms(net):
+    return [module for _, module in nnx.iter_modules(net) if isinstance(module, nnx.BatchNorm)]
+
+
 def test_a_run_that_diverges_is_a_row_that_says_so(images, tmp_path):
     recipe = dataclasses.replace(RECIPE, optimizer="sgd", rate=1e30)
     row = run(recipe, images, tmp_path).row
@@ -226,8 +297,8 @@ def test_a_run_stopped_by_a_signal_in_an_epoch_ends_as_one_that_was_not(
         if done == 5:  # in the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_run, "_FIRST_STEPS", 1)
-    monkeypatch.setattr(_run, "_CHUNK_SECONDS", 0.0)  # one step at a time
+    monkeypatch.setattr(_job, "_FIRST_STEPS", 1)
+    monkeypatch.setattr(_job, "_CHUNK_SECONDS", 0.0)  # one step at a time
     with pytest.raises(SystemExit):
         run(RECIPE, images, tmp_path, progress=stop)
     seen = []
@@ -240,7 +311,7 @@ def test_a_run_stopped_by_a_signal_in_an_epoch_ends_as_one_that_was_not(
 
 def test_a_killed_run_goes_on_from_what_it_saved_last(finished, images, tmp_path, monkeypatch):
     folder, name, row = finished
-    monkeypatch.setattr(_run, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(_job, "_SAVE_SECONDS", -1.0)
 
     def kill(name, done, steps, text):
         if done == 6:
@@ -385,6 +456,16 @@ def test_models_that_do_not_fit_their_images():
         "vgg11 needs labels, and tiny has masks": (dict(model="vgg11"), (32, 32, 3), 0),
         "vgg11 needs images 32 x 32, got 28 x 28": (dict(model="vgg11"), (28, 28, 3), 10),
         "cnn needs images 28 x 28 x 1 or": (dict(model="cnn"), (28, 28, 3), 10),
+        "lenet5 has no option 'width'; it has none": (
+            dict(model="lenet5", options=(("width", 3),)),
+            (32, 32, 3),
+            10,
+        ),
+        "msd-csc has no option 'widths'; it has width, blocks, growth": (
+            dict(model="msd-csc", options=(("widths", 3),)),
+            (32, 32, 3),
+            10,
+        ),
     }
     for message, (fields, shape, classes) in bad.items():
         recipe = dataclasses.replace(RECIPE, **fields)
@@ -517,6 +598,26 @@ def test_the_report_of_a_folder(tmp_path):
     assert len(list(folder.glob("*.png"))) == 3
 
 
+def test_names_of_rows_that_were_made_are_those_of_their_recipes():
+    kept = sorted((Path(ur.__file__).parents[1] / "benchmarks/sparse_features/rows").glob("*"))
+    assert len(kept) >= 7
+    for path in kept:
+        row = json.loads(path.read_text())
+        recipe = experiments._recipe.from_dict(row["recipe"])
+        assert recipe.row_name(row["images"]["sha256"]) == path.stem
+
+
+def test_rows_with_other_options_are_other_sections():
+    from unrolled.commands._experiment_report import grouped, section_name
+
+    rows = rows_of(SCORES)
+    other = rows.popitem()
+    other[1]["recipe"]["options"] = [["unfoldings", 1]]
+    parts = grouped(rows | dict([other]))
+    assert [set(part) for part in parts] == [set(rows), {other[0]}]
+    assert section_name(parts[0]) != section_name(parts[1])
+
+
 def test_what_deviates_from_the_recipes_of_the_papers():
     recipe = paper_recipe("classification", "cifar10")
     varied = dataclasses.replace(recipe, model="vgg11", activation="mish", gamma=0.1, seed=3)
@@ -543,7 +644,7 @@ def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch
         "gamma must be at least 0, and finite, got -1": ["--gamma", "0,-1"],
         "budget must be above 0 minutes, got 0": ["--budget", "0"],
         "--seeds must be at least 1": ["--seeds", "0"],
-        "--width is no option of classification": ["--width", "3"],
+        "--width is no option of lenet5": ["--model", "res-csc,lenet5", "--width", "3"],
         "--side is no option of classification with mnist": [
             *("--dataset", "mnist"),
             *("--side", "32"),

@@ -204,6 +204,35 @@ def test_bad_layers_are_refused(net, images):
         as_dictionary(nnx.Dict(a=nnx.Linear(2, 2, rngs=nnx.Rngs(0))), "a", (6, 6))
 
 
+def test_layers_of_several_steps_or_from_a_start_have_no_dictionary():
+    """The first of a block is one step from 0; the second starts from the input."""
+    net = ur.models.ResCSC(channels=1, widths=(2,), blocks=1, rngs=nnx.Rngs(0))
+    assert net.convolutions == ("stem", "blocks.0.first")
+    with pytest.raises(ValueError, match="blocks.0.second' takes several steps, or one from a st"):
+        as_dictionary(net, "blocks.0.second", (6, 6))
+    net = ur.models.ResCSC(channels=1, widths=(2,), blocks=1, unfoldings=1, rngs=nnx.Rngs(0))
+    assert net.convolutions == ("stem",) and net.early == ("stem", "blocks.0")
+    with pytest.raises(ValueError, match="blocks.0.first' takes several steps"):
+        as_dictionary(net, "blocks.0.first", (6, 6))
+
+
+@pytest.mark.parametrize("name", ["stem", pytest.param("blocks.0.first", marks=pytest.mark.slow)])
+def test_one_step_of_a_network_of_sparse_coding_is_its_dictionary(name):
+    """In float32, with running statistics that are not those of the start."""
+    with jax.enable_x64(False):
+        net = ur.models.ResCSC(channels=1, widths=(2,), blocks=1, rngs=nnx.Rngs(0))
+        for layer in (net.stem, net.blocks[0].first):
+            layer.norms[0].mean[...] = jnp.array([0.3, -0.2])
+            layer.norms[0].var[...] = jnp.array([0.5, 2.0])
+        net.eval()
+        X = jax.random.normal(jax.random.key(0), (2, 6, 6, 1), jnp.float32)
+        _, taken = ur.models.tap(net, name, inputs=True)(X)
+        _, given = ur.models.tap(net, name)(X)
+        layer = as_dictionary(net, name, (6, 6))
+        made = layer.features(layer.codes(layer.signals(taken[name])))
+        np.testing.assert_allclose(made, given[name], atol=1e-5)  # sums of 18 terms near 1
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -256,14 +285,14 @@ def test_the_features_of_the_models_are_codes(make, shape):
 def test_the_report_of_an_experiment_has_the_features(tmp_path, capsys):
     options = "--quick --activation relu --epochs 1 --seeds 2 --features --output".split()
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        main(["experiment", "classification", *options, str(tmp_path)])
+        assert main(["experiment", "classification", *options, str(tmp_path)]) == 0
         kept = sorted((tmp_path / "features").iterdir())
         assert len(kept) == 4
         times = [path.stat().st_mtime_ns for path in kept]
-        main(["experiment", "classification", *options, str(tmp_path)])
+        assert main(["experiment", "classification", *options, str(tmp_path)]) == 0
     assert [path.stat().st_mtime_ns for path in kept] == times  # read, not measured again
     report = (tmp_path / "report.md").read_text()
     assert "What the features are: digits, lenet5, 1 epochs" in report
     assert report.count("| relu, gamma 0 | conv") == 2 and "±" in report
-    assert (tmp_path / "features-digits-lenet5-1-epochs.png").is_file()
+    assert len(list(tmp_path.glob("features-digits-lenet5-1-epochs-*.png"))) == 1
     capsys.readouterr()

@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 # The first part of a module's name under `unrolled`, by floor. A file imports from lower floors and
 # from its own.
 FLOORS = (
-    ("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_text"),
+    ("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_text", "_threads"),
     ("activations", "dictionaries", "plots"),
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point"),
     ("theory", "pursuit"),

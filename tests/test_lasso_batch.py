@@ -8,7 +8,7 @@ from oracles import normal, unit
 from sklearn.linear_model import Lasso
 
 from unrolled import dictionaries, pursuit
-from unrolled.pursuit import _lasso_batch
+from unrolled.pursuit import _batch_stages
 
 M, N, BATCH = 20, 40, 9
 D = unit(normal(0, M, N))
@@ -74,6 +74,18 @@ def test_codes_are_those_of_the_solver_of_one_signal(weights, l2, nonnegative):
     assert found.residual == pytest.approx(np.asarray(alone.residual), abs=1e-6)
 
 
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_ratio_is_one_of_lam_max_of_every_signal(nonnegative):
+    A = np.abs(D)
+    signals = np.vstack([Y, -np.abs(Y[:1])])  # the last one has no code that is positive
+    top = np.max(signals @ A if nonnegative else np.abs(signals @ A), 1, keepdims=True)
+    options = dict(nonnegative=nonnegative, tol=1e-12)
+    found = pursuit.lasso_batch(A, signals, ratio=0.3, **options)
+    same = pursuit.lasso_batch(A, signals, 0.3 * np.maximum(top, 0), **options)
+    assert found.converged.all() and found.x == pytest.approx(np.asarray(same.x), abs=1e-6)
+    assert found.x[-1].any() != nonnegative
+
+
 def test_codes_are_those_of_scikit_learn():
     found = pursuit.lasso_batch(D, Y, 0.2, tol=1e-12)
     model = Lasso(alpha=0.2 / M, fit_intercept=False, tol=1e-14, max_iter=100_000)
@@ -117,7 +129,7 @@ def test_signals_do_not_depend_on_their_neighbours():
 
 def test_blocks_of_memory_change_nothing(monkeypatch):
     whole = pursuit.lasso_batch(D, Y, 0.2)
-    monkeypatch.setattr(_lasso_batch, "_BLOCK", 4)
+    monkeypatch.setattr(_batch_stages, "_BLOCK", 4)
     assert pursuit.lasso_batch(D, Y, 0.2).x == pytest.approx(np.asarray(whole.x), abs=1e-12)
 
 

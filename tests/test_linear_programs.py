@@ -1,8 +1,5 @@
 """Basis pursuit in batches against HiGHS, and each of its three methods alone."""
 
-import sys
-import threading
-import types
 from functools import cache
 
 import numpy as np
@@ -11,7 +8,6 @@ import pytest
 from oracles import matrix, normal, unit
 
 from unrolled import linear_programs as lp
-from unrolled._interior_point import one_thread
 
 EPS = np.finfo(float).eps
 INDEPENDENT = {"square", "tall", "two atoms", "one atom", "one entry"}
@@ -329,61 +325,3 @@ def test_signals_of_different_sizes_are_solved_together():
     scales = np.array([1e-12, 1.0, 1e12])
     found, expected = (lp.basis_pursuit(lp.whiten(A), s * Y) for s in (scales, np.ones(3)))
     assert found.primal == pytest.approx(scales * expected.primal, rel=1e-9, abs=0)
-
-
-# Threads.
-
-
-class Limits:
-    """`threadpool_limits` of threadpoolctl, whose limit is one of the process."""
-
-    limit = 2
-
-    def __init__(self, limit, user_api):
-        self.before, Limits.limit = Limits.limit, limit
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        Limits.limit = self.before
-
-
-@pytest.fixture
-def limits(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "threadpoolctl", types.SimpleNamespace(threadpool_limits=Limits)
-    )
-
-
-def test_the_limit_of_threads_may_be_nested(limits):
-    with one_thread():
-        with pytest.raises(KeyError), one_thread():
-            assert Limits.limit == 1
-            raise KeyError
-        assert Limits.limit == 1
-    assert Limits.limit == 2
-
-
-def test_threads_that_overlap_leave_the_limit_as_it_was(limits):
-    """The first one in is the first one out."""
-    inside, leave = threading.Event(), threading.Event()
-
-    def second():
-        with one_thread():
-            inside.set()
-            leave.wait(30)
-
-    other = threading.Thread(target=second)
-    with one_thread():
-        other.start()
-        assert inside.wait(30) and Limits.limit == 1
-    leave.set()
-    other.join()
-    assert Limits.limit == 2
-
-
-def test_the_limit_is_one_of_blas():
-    ctl = pytest.importorskip("threadpoolctl")
-    with one_thread():
-        assert {p["num_threads"] for p in ctl.threadpool_info() if p["user_api"] == "blas"} == {1}

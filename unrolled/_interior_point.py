@@ -1,8 +1,5 @@
 """An interior point method for minimax linear programs, and for the least entries of weights."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -45,32 +42,6 @@ def blas() -> ModuleType:
     from scipy.linalg import blas
 
     return blas
-
-
-_LIMITING = threading.Lock()  # held by the one that has set the limit of BLAS
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
-
-    Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
-    hundred times slower when another process holds a core. The limit is one of the process: who
-    comes first sets it and takes it back, and who comes meanwhile leaves it alone.
-    """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        yield
-        return
-    if not _LIMITING.acquire(blocking=False):
-        yield
-        return
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        _LIMITING.release()
 
 
 class _Rows:

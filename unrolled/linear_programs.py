@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unrolled._interior_point import blas, interior_point, lapack, one_thread
+from unrolled._interior_point import blas, interior_point, lapack
+from unrolled._threads import one_thread
 
 # First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d) with v the least-norm
 # solution; both tuned on one Gaussian dictionary of 250 x 500.

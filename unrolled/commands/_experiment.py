@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +32,7 @@ _QUICK = {
 }
 _SEEDS = 3
 _FIELDS = ("batch", "optimizer", "rate", "momentum", "decay", "augmentation", "test")
-_OPTIONS = ("width", "unfoldings", "constrained")  # of models
+_OPTIONS = ("width", "blocks", "growth", "depth", "unfoldings", "constrained")  # of models
 _OF_ONE_SIDE = ("cifar10", "mnist")
 _PICTURE = 28  # side of the digits of ml-csc, as of MNIST
 
@@ -65,7 +65,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--model",
         metavar="NAMES",
-        help="lenet5,vgg11; unet; or cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
+        help="lenet5,vgg11,res-csc,msd-csc; unet; or "
+        "cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
     )
     add("--activation", metavar="NAMES", help="activations (classification: relu,elu,mish)")
     add("--gamma", metavar="A,B", help="weights of the penalty (default 0,1e-3; ml-csc 0)")
@@ -95,14 +96,28 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="the whole test set, its first 1000 images (cifar10), or the last fifth of the "
         "training images, which are then not trained on (default whole)",
     )
-    add("--width", type=int, metavar="INT", help="channels of the first block of unet (default 64)")
+    add(
+        "--width",
+        type=int,
+        metavar="INT",
+        help="channels of the first block of unet (default 64), or of the first convolution of "
+        "res-csc and msd-csc (16)",
+    )
+    add("--blocks", type=int, metavar="INT", help="of msd-csc, or of each width of res-csc (3)")
+    add("--growth", type=int, metavar="INT", help="channels of each layer of msd-csc (12)")
+    add("--depth", type=int, metavar="INT", help="layers of each block of msd-csc (12)")
     add(
         "--side",
         type=int,
         metavar="INT",
         help="side of pictures with masks (default 128), or of digits of classification (32)",
     )
-    add("--unfoldings", type=int, metavar="INT", help="of ml-csc (default 6)")
+    add(
+        "--unfoldings",
+        type=int,
+        metavar="INT",
+        help="of ml-csc (default 6), res-csc (0) and msd-csc (1)",
+    )
     add(
         "--constrained", action="store_true", default=None, help="keep the steps of ml-csc proximal"
     )
@@ -197,27 +212,22 @@ def _recipes(arguments: argparse.Namespace, name: str) -> "list[Recipe]":
     recipe = dataclasses.replace(
         paper, data=name, layers=layers, options=tuple(sorted(options.items())), **chosen
     )
-    if idle := [f for f in given if f not in _OPTIONS_OF[task]]:
-        raise ValueError(f"experiment: --{idle[0]} is no option of {task}")
+    models = _words(arguments.model)
+    for model in models:
+        if idle := [f for f in given if f not in experiments.options_of(model)]:
+            raise ValueError(f"experiment: --{idle[0]} is no option of {model}")
     if arguments.seeds < 1:
         raise ValueError(f"experiment: --seeds must be at least 1, got {arguments.seeds}")
     epochs = arguments.epochs or str(paper.epochs)
     seed = arguments.seed or 0
     return experiments.grid(
         recipe,
-        models=_words(arguments.model),
+        models=models,
         activations=_words(arguments.activation),
         gammas=_numbers(arguments.gamma, float, "gamma"),
         seeds=range(seed, seed + arguments.seeds),
         epochs=_numbers(epochs, int, "epochs"),
     )
-
-
-_OPTIONS_OF: dict[str, Sequence[str]] = {
-    "classification": (),
-    "segmentation": ("width",),
-    "ml-csc": ("unfoldings", "constrained"),
-}
 
 
 def _words(text: str) -> list[str]:

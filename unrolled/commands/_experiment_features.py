@@ -5,6 +5,7 @@ from typing import Any
 
 from unrolled import experiments, plots
 from unrolled.commands._console import Say
+from unrolled.commands._experiment_report import grouped, section_name
 from unrolled.commands._report import Section
 from unrolled.datasets import Images
 from unrolled.experiments import Features, task_of
@@ -26,18 +27,13 @@ part."""
 
 
 def features_sections(folder: Path, images: Images, say: Say) -> list[Section]:
-    """A section for each model and number of epochs: a table and a figure of all trained rows."""
-    groups: dict[tuple[str, int], dict[str, list[Features]]] = {}
-    for name, row in experiments.read_rows(folder).items():
-        recipe = row["recipe"]
-        if not _measurable(folder, name, row, images):
-            continue
-        say(f"features of {name}")
-        found = experiments.row_features(folder, name, images)
-        key = recipe["model"], recipe["epochs"]
-        label = f"{recipe['activation']}, gamma {recipe['gamma']:g}"
-        groups.setdefault(key, {}).setdefault(label, []).append(found)
-    return [_section(images.name, *key, found=found) for key, found in groups.items()]
+    """A table and a figure of the trained rows of every section of the report."""
+    rows = {
+        name: row
+        for name, row in experiments.read_rows(folder).items()
+        if _measurable(folder, name, row, images)
+    }
+    return [_section(folder, named, images, say) for named in grouped(rows)]
 
 
 def _measurable(folder: Path, name: str, row: dict[str, Any], images: Images) -> bool:
@@ -48,12 +44,19 @@ def _measurable(folder: Path, name: str, row: dict[str, Any], images: Images) ->
     return kept and same and convolutional and row["status"] == "complete"
 
 
-def _section(data: str, model: str, epochs: int, *, found: dict[str, list[Features]]) -> Section:
+def _section(folder: Path, rows: dict[str, dict], images: Images, say: Say) -> Section:
+    """Rows of equal activation and gamma are one line of the table."""
+    found: dict[str, list[Features]] = {}
+    for name, row in rows.items():
+        recipe = row["recipe"]
+        say(f"features of {name}")
+        label = f"{recipe['activation']}, gamma {recipe['gamma']:g}"
+        found.setdefault(label, []).append(experiments.row_features(folder, name, images))
     first = next(iter(found.values()))[0]
     n = min(len(layer.codes.nonzeros) for layer in first.layers.values())
     return Section(
-        f"What the features are: {data}, {model}, {epochs} epochs",
-        f"features-{data}-{model}-{epochs}-epochs",
+        f"What the features are: {images.name}, {recipe['model']}, {recipe['epochs']} epochs",
+        f"features-{section_name(rows)}",
         f"{_TEXT.format(n=n)}\n\n{experiments.features_table(found)}",
         {"Codes of the layers, in the network and after a pursuit": plots.features(found)},
         experiments.features_rows(found),

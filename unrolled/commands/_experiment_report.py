@@ -28,7 +28,7 @@ _PERCENT = 100
 def write(folder: Path, found: Sweep, more: Sequence[Section] = ()) -> str:
     """Write the report of all rows of a folder and more sections, and return its text."""
     rows = experiments.read_rows(folder)
-    parts = [*(_section(folder, named) for named in _groups(rows).values()), *more]
+    parts = [*(_section(folder, named) for named in grouped(rows)), *more]
     state = _state(found)
     write_report(folder, _TITLE, "\n\n".join(filter(None, [_SUMMARY, state])), parts, {})
     write_table(folder / CSV, *_table(rows))
@@ -46,15 +46,15 @@ def _state(found: Sweep) -> str:
     return " ".join(told)
 
 
-def _groups(rows: dict[str, dict]) -> dict[Any, dict[str, dict]]:
-    """Rows by what a section has in common."""
+def grouped(rows: dict[str, dict]) -> list[dict[str, dict]]:
+    """The rows of each section: those that differ in what it compares alone."""
     groups: dict[Any, dict[str, dict]] = {}
     for name, row in rows.items():
         recipe = row["recipe"]
         within = (*_WITHIN, *(("model",) if task_of(recipe["model"]) == "ml-csc" else ()))
         key = str([value for field, value in recipe.items() if field not in within])
         groups.setdefault((key, row["images"]["sha256"]), {})[name] = row
-    return groups
+    return list(groups.values())
 
 
 def _section(folder: Path, rows: dict[str, dict]) -> Section:
@@ -66,7 +66,7 @@ def _section(folder: Path, rows: dict[str, dict]) -> Section:
     text = "\n\n".join([_told(first, rows), _scores_table(cells), *_feature_tables(cells)])
     return Section(
         f"{what}, {recipe['epochs']} epochs",
-        "-".join([recipe["data"], recipe["model"], f"{recipe['epochs']}-epochs", _short(rows)]),
+        section_name(rows),
         text,
         _figures(folder, rows),
         _table(rows),
@@ -74,9 +74,11 @@ def _section(folder: Path, rows: dict[str, dict]) -> Section:
     )
 
 
-def _short(rows: dict[str, dict]) -> str:
-    """A few characters that tell apart sections of the same data, model and epochs."""
-    return min(rows).rpartition("-")[2][:4]
+def section_name(rows: dict[str, dict]) -> str:
+    """Data, model and epochs, and a few characters for what else tells sections apart."""
+    recipe = next(iter(rows.values()))["recipe"]
+    digest = min(rows).rpartition("-")[2]
+    return f"{recipe['data']}-{recipe['model']}-{recipe['epochs']}-epochs-{digest[:4]}"
 
 
 def _told(first: dict, rows: dict[str, dict]) -> str:

@@ -15,7 +15,16 @@ from unrolled.dictionary_learning._conv_sweep import (
     extrapolated,
     sweep,
 )
-from unrolled.dictionary_learning._windows import drawn_windows, shifted_copies
+from unrolled.dictionary_learning._windows import (
+    drawn_windows,
+    moved,
+    shifted_copies,
+    steps_to_centre,
+)
+
+# Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:
+# a filter that loses by it holds back only the others of its turn.
+_PERIOD, _TURNS = 10, 3
 
 
 class Ahead(NamedTuple):
@@ -36,7 +45,21 @@ class State(NamedTuple):
     ahead: Ahead
 
 
-def advanced(state: State, problem: Problem, nonnegative: bool) -> State:
+def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> State:
+    """A sweep, now and then from centred filters, which count if the objective is lower then.
+
+    A filter begins as a window of the images, which may cut what it finds, and codes that fit the
+    cut filter hold it there.
+    """
+    turn, rest = divmod(step, _PERIOD)
+    ahead = centred(state, turn) if rest == 0 else None
+    if ahead is None:
+        return _advanced(state, problem, nonnegative)
+    found = _advanced(state._replace(ahead=ahead), problem, nonnegative)
+    return found if found.ahead.objective < state.ahead.objective else state
+
+
+def _advanced(state: State, problem: Problem, nonnegative: bool) -> State:
     """A sweep. If it ends above the best objective, the next one begins from the best."""
     D, X, (filters, codes, t, objective, curvature) = state
     found = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)
@@ -52,6 +75,28 @@ def advanced(state: State, problem: Problem, nonnegative: bool) -> State:
 def at_rest(D: Conv, X: Array, objective: np.ndarray, curvature: Curvature) -> State:
     """A state without momentum."""
     return State(D, X, Ahead(D.filters, X, np.ones(()), objective, curvature))
+
+
+def centred(state: State, turn: int) -> Ahead | None:
+    """The best filters and codes with some filters in the middle of their kernels.
+
+    A filter and its codes move in opposite directions, so that only what is cut changes the images.
+
+    Returns:
+        Where a sweep may begin; None where there is nothing to move, or nothing to compare with.
+    """
+    D, X, ahead = state
+    steps = steps_to_centre(D)
+    chosen = np.roll(np.flatnonzero(steps.any(1)), turn)[::_TURNS]
+    if not len(chosen) or not np.isfinite(ahead.objective):
+        return None
+    filters, codes = np.array(D.filters), np.array(X).reshape(len(X), *D.code_grid)
+    for j in chosen:
+        filters[j] = moved(filters[j], steps[j] * D.stride, False)
+        codes[:, j] = moved(codes[:, j], -steps[j], D.boundary == "circular")
+    return ahead._replace(
+        filters=jnp.asarray(filters), X=jnp.asarray(codes.reshape(X.shape)), t=np.ones(())
+    )
 
 
 def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple[State, int]:

@@ -1,6 +1,5 @@
 """Convolutional dictionary learning: filters, and codes at every position, from whole images."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from unrolled.dictionary_learning._conv_state import Ahead, State, advanced, at_
 from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, evaluated
 from unrolled.dictionary_learning._images import checked_images
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step, as_learned
+from unrolled.dictionary_learning._learned import Learned, Step
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_lam,
@@ -53,9 +52,11 @@ def convolutional(
     unit balls, scales these to norm 1 with the codes (which lowers the penalty), and takes 5 steps
     for the codes, all of FISTA and as long as the curvature allows. It begins ahead of where the
     last one ended, by the momentum of FISTA; where that raised the objective it does not count, and
-    the next begins without. So the objective falls from sweep to sweep unless filters are replaced:
-    those that no code uses, and those that are nearly shifts of another (inner product above 0.99),
-    by windows of the residual.
+    the next begins without. Every tenth sweep begins with a third of the filters that are off the
+    centre of their kernels moved there, with their codes; it counts if it lowers the objective. So
+    the objective falls from sweep to sweep unless filters are replaced: those that no code uses,
+    and those that are nearly shifts of another (inner product above 0.99), by windows of the
+    residual.
 
     Args:
         images: (n, n_channels, *signal_shape), or (n, *signal_shape) of one channel.
@@ -89,7 +90,7 @@ def convolutional(
         UserWarning: lam is so large that all codes are zero, and D is the start.
 
     Not claimed: a global minimum. A filter is determined up to sign and shift, and what a shift
-    moves out of the kernel is lost.
+    moves out of the kernel is lost; moves to the centre repair most of that.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010); Garcia-Cardona, Wohlberg (2018), a survey;
     Beck, Teboulle (2009) for the steps; Pock, Sabach (2016) for momentum in blocks.
@@ -106,21 +107,22 @@ def convolutional(
     lam = as_lam(lam, where)
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
     problem = _problem(signals, lam)
-    keeper = Keeper(checkpoint, _config(signals, D, given, lam, key, nonnegative))
-    began = time.monotonic()
-    state, history = _start(keeper, resume, signals, D, key, where)
-    began -= history[-1].seconds if history else 0
-    for step in range(len(history) + 1, sweeps + 1):
+    config = _config(signals, D, given, lam, key, nonnegative)
+    keeper = Keeper(checkpoint, config, resume, progress)
+    if keeper.arrays is not None:
+        state = _restored(keeper.arrays, D)
+    elif resume is not None:
+        state = _resumed(resume, signals, D, where)
+    else:
+        state = _start(signals, D, key)
+    for step in keeper.steps(sweeps):
         state, replaced = refreshed(state, problem, generator(key, step))
-        state = advanced(state, problem, nonnegative)
+        state = advanced(state, problem, nonnegative, step)
         objective = _in_units(state.ahead.objective, signals)
-        history.append(Step(step, objective, time.monotonic() - began, replaced))
-        keeper.save(_arrays(state), history, last=step == sweeps)
-        if progress is not None:
-            progress(history[-1])
-    if history:
+        keeper.add(objective, replaced, _arrays(state), last=step == sweeps)
+    if keeper.history:
         _warn_of_zeros(state, lam, where)
-    return _result(signals, problem, state, tuple(history))
+    return _result(signals, problem, state, tuple(keeper.history))
 
 
 def _problem(signals: Signals, lam: float) -> Problem:
@@ -156,21 +158,8 @@ def _config(
     }
 
 
-def _start(
-    keeper: Keeper,
-    resume: Learned | None,
-    signals: Signals,
-    D: Conv,
-    key: jax.Array,
-    where: str,
-) -> tuple[State, list[Step]]:
-    """Where a learning ended, or begins: with codes that are zero, and windows for zero filters."""
-    kept = keeper.load()
-    if kept is not None:
-        arrays, history = kept
-        return _restored(arrays, D), history
-    if resume is not None:
-        return _resumed(resume, signals, D, where), list(resume.history)
+def _start(signals: Signals, D: Conv, key: jax.Array) -> State:
+    """Where a learning begins: with codes that are zero, and windows for zero filters."""
     rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
     drawn = ~rows.any(1)
     filters = rows.reshape(D.filters.shape)
@@ -178,7 +167,7 @@ def _start(
     n, dtype = len(signals.Y), signals.Y.dtype
     curvature = Curvature(jnp.ones((), dtype), jnp.full(n, len(filters), dtype))
     D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((n, D.shape[1]), dtype)
-    return at_rest(D, X, np.array(np.inf), curvature), []
+    return at_rest(D, X, np.array(np.inf), curvature)
 
 
 def _arrays(state: State) -> Arrays:
@@ -199,7 +188,7 @@ def _restored(arrays: Arrays, D: Conv) -> State:
 
 
 def _resumed(resume: Learned, signals: Signals, D: Conv, where: str) -> State:
-    n, past, ahead = len(signals.Y), as_learned(resume, where).D, resume.state
+    n, past, ahead = len(signals.Y), resume.D, resume.state
     fits = isinstance(past, Conv) and past.is_shift_of(D) and past.shape == D.shape
     if not fits or not isinstance(ahead, Ahead) or len(ahead.X) != n:
         raise ValueError(

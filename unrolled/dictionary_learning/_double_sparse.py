@@ -1,6 +1,5 @@
 """Double sparsity from moments: a spectral start, then descent with sparse atoms."""
 
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,13 +8,14 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Key
-from unrolled._interior_point import one_thread
+from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step, as_learned
+from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     as_signals,
+    atom_count,
     distinct,
     duplicates,
     generator,
@@ -110,34 +110,27 @@ def double_sparse(
     config = dict(method=where, d=d, sparsity=sparsity, atom_sparsity=p, pairs=pairs, rate=rate)
     if checkpoint is not None:
         config |= {"key": text_of(key), "signals": fingerprint(Z)}
-    keeper, began = Keeper(checkpoint, config), time.monotonic()
-    history: list[Step] = []
-    if (saved := keeper.load()) is not None:
-        A, history = saved[0]["A"], saved[1]
+    keeper = Keeper(checkpoint, config, resume, progress)
+    if keeper.arrays is not None:
+        A = keeper.arrays["A"]
     elif resume is not None:
-        A, history = _resumed(resume, (m, d), Z.dtype, where), [*resume.history]
+        A = _resumed(resume, (m, d), Z.dtype, where)
     else:
         with one_thread():
             A = _spectral(Z, d, p, pairs, generator(key, 0))
-    began -= history[-1].seconds if history else 0
-    for step in range(len(history) + 1, sweeps + 1):
+    for step in keeper.steps(sweeps):
         with one_thread():
             A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))
         objective = in_units(squares / (2 * n), signals.exponent)
-        history.append(Step(step, objective, time.monotonic() - began, replaced))
-        keeper.save({"A": A}, history, last=step == sweeps)
-        if progress is not None:
-            progress(history[-1])
+        keeper.add(objective, replaced, {"A": A}, last=step == sweeps)
     X = match(A, Z, sparsity)
     codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)
     D = Sparse(_checks.cast(base, signals.dtype), jnp.asarray(A, signals.dtype))
-    return Learned(D, codes, signals.objective(Z - X @ A.T), tuple(history))
+    return Learned(D, codes, signals.objective(Z - X @ A.T), tuple(keeper.history))
 
 
 def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
-    d = _checks.as_index(d, "d", where, least=1)
-    if d > n:
-        raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
+    d = atom_count(d, n, where)
     counts = {"sparsity": (sparsity, min(m, d)), "atom_sparsity": (p, m)}
     found = []
     for name, (value, most) in counts.items():
@@ -166,7 +159,7 @@ def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Dictiona
 
 
 def _resumed(resume: Learned, shape: tuple[int, int], dtype: np.dtype, where: str) -> np.ndarray:
-    D = as_learned(resume, where).D
+    D = resume.D
     if not isinstance(D, Sparse) or D.shape != shape:
         raise ValueError(f"{where}: resume is not a result with a Sparse D of shape {shape}")
     A = np.zeros(shape, dtype)

@@ -5,7 +5,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from unrolled._files import CheckpointError, check_writable, write_whole
 from unrolled.dictionaries import dense
-from unrolled.dictionary_learning._learned import Step
+from unrolled.dictionary_learning._learned import Learned, Step, as_learned
 
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
@@ -26,43 +26,70 @@ Arrays = dict[str, np.ndarray]
 
 
 class Keeper:
-    """The file of one learning, with what it needs to go on; None for none."""
+    """The history of one learning, its clock, and its file with what it needs to go on.
 
-    def __init__(self, path: str | Path | None, config: dict[str, Any]):
+    Args:
+        path: of the file; None for none.
+        config: what the file must agree in.
+        resume: a result whose history goes on; a file that is there has precedence.
+        progress: told every step.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another learning.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        config: dict[str, Any],
+        resume: Learned | None,
+        progress: Progress | None,
+    ):
         self.path, self.config = None if path is None else Path(path), config
+        self.progress = progress
         self.saved = time.monotonic()
         if self.path is not None:
             check_writable(self.path.parent)
             if not self.path.parent.is_dir():
                 raise FileNotFoundError(f"{self.path}: there is no folder {self.path.parent}")
+        self.arrays: Arrays | None = None  # those of the file
+        self.history = [*as_learned(resume, config["method"]).history] if resume is not None else []
+        if self.path is not None and self.path.exists():
+            self.arrays, self.history = self._loaded(self.path)
+        self.began = time.monotonic() - (self.history[-1].seconds if self.history else 0)
 
-    def load(self) -> tuple[Arrays, list[Step]] | None:
-        """What the file holds, None if there is none.
-
-        Raises:
-            CheckpointError: it is damaged, or of another learning.
-        """
-        if self.path is None or not self.path.exists():
-            return None
+    def _loaded(self, path: Path) -> tuple[Arrays, list[Step]]:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             config = json.loads(str(arrays.pop("config")))
             history = [Step(*row) for row in json.loads(str(arrays.pop("history")))]
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{self.path}: cannot be read as a learning: {error}") from error
+            raise CheckpointError(f"{path}: cannot be read as a learning: {error}") from error
         if config != self.config:
             names = [n for n in {**config, **self.config} if config.get(n) != self.config.get(n)]
             differ = ", ".join(f"{n}={config.get(n)} (now {self.config.get(n)})" for n in names)
-            raise CheckpointError(f"{self.path}: holds another learning, with {differ}")
+            raise CheckpointError(f"{path}: holds another learning, with {differ}")
         return arrays, history
 
-    def save(self, arrays: Arrays, history: Sequence[Step], last: bool = False) -> None:
+    def steps(self, last: int) -> range:
+        """The numbers of the steps that are left."""
+        return range(len(self.history) + 1, last + 1)
+
+    def add(self, objective: float, replaced: int, arrays: Arrays, last: bool = False) -> None:
+        """Note a step, save it, and tell of it."""
+        seconds = time.monotonic() - self.began
+        self.history.append(Step(len(self.history) + 1, objective, seconds, replaced))
+        self.save(arrays, last)
+        if self.progress is not None:
+            self.progress(self.history[-1])
+
+    def save(self, arrays: Arrays, last: bool = False) -> None:
         """Replace the file, unless that was done a moment ago; the last time in any case."""
         if self.path is None or not (last or time.monotonic() - self.saved > _PERIOD):
             return
         self.saved = time.monotonic()
-        texts = {"config": json.dumps(self.config), "history": json.dumps(history)}
+        texts = {"config": json.dumps(self.config), "history": json.dumps(self.history)}
         blob = io.BytesIO()
         held: dict[str, Any] = {**arrays, **{name: np.array(text) for name, text in texts.items()}}
         np.savez(blob, **held)

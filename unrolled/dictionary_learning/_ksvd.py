@@ -214,7 +214,7 @@ def _all_atoms(signals: Signals, fitted: Fitted) -> None:
     if V is not None and (V == V[:, :1]).all():  # one weight for a signal
         v = V[:, 0]
     elif V is not None:
-        Y = Y - (1 - V / V.max()) * R
+        Y = signals.target(R)
     rounding = len(used) * np.finfo(X.dtype).eps
     inverse = np.linalg.pinv((v * codes) @ codes.T, rcond=rounding, hermitian=True)
     atoms = ((v * codes) @ Y).T @ inverse

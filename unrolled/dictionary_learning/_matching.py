@@ -1,24 +1,20 @@
 """Orthogonal matching pursuit of many signals at once, on the host."""
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from unrolled._interior_point import one_thread
+from unrolled._threads import threads
 
 _CHUNK = 128  # signals whose arrays stay in the cache of a core
 
 
 def share(work: Callable[[slice], None], n: int) -> None:
-    """`work` on chunks of n rows: one thread of BLAS in each of as many threads as cores."""
+    """`work` on chunks of n rows, by all cores."""
     if n <= _CHUNK:
         return work(slice(None))
-    parts = [slice(first, first + _CHUNK) for first in range(0, n, _CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    with one_thread(), ThreadPoolExecutor(cores) as pool:
-        list(pool.map(work, parts))
+    with threads() as team:
+        team.share(work, [slice(first, first + _CHUNK) for first in range(0, n, _CHUNK)])
 
 
 def match(D: np.ndarray, Y: np.ndarray, sparsity: int, V: np.ndarray | None = None) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Learning the dictionaries of a chain together, from signals of the multi-layer model."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,26 +9,24 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Key
-from unrolled._interior_point import one_thread
+from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step, as_learned
-from unrolled.dictionary_learning._matching import match
+from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._multilayer_sweep import (
+    Matrices,
+    product,
+    residual,
+    sparse_columns,
+    sweep,
+)
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,
     distinct,
-    duplicates,
     generator,
     start_atoms,
 )
-from unrolled.dictionary_learning._sparse_ksvd import SparseAtoms
-from unrolled.dictionary_learning._sweeps import Fitted
-
-# Passes of thresholded gradient steps over the columns of a layer, in one sweep.
-_PASSES = 3
-
-Matrices = tuple[np.ndarray, ...]
 
 
 def multilayer(
@@ -51,8 +48,8 @@ def multilayer(
     .. math:: \min \frac1{2n} \sum_{k=1}^n \|y_k - D_1 \cdots D_J x_{J,k}\|^2, \qquad
         x_{j-1} = D_j x_j, \; \|x_j\|_0 \le s_j.
 
-    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. Then the codes between are as
-    sparse as asked for whenever x_J is, so every sweep is feasible: x_J by orthogonal matching
+    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. Then the codes between are
+    as sparse as asked for whenever x_J is, so every sweep is feasible: x_J by orthogonal matching
     pursuit in the product; D_J, ..., D_2 by passes of gradient steps, column by column, each
     followed by a hard threshold, with the step 1 / L that never raises the objective; D_1 by least
     squares, as in `mod`; then unit atoms in every layer. A code of the sweep before stays where the
@@ -97,34 +94,28 @@ def multilayer(
     if checkpoint is not None:
         config |= {"key": text_of(key), "start": text_of(start)}
         config["signals"] = fingerprint(signals.Y, signals.V)
-    keeper, began, J = Keeper(checkpoint, config), time.monotonic(), len(shapes)
-    history: list[Step] = []
-    if (saved := keeper.load()) is not None:
-        arrays, history = saved
-        Ds, X = tuple(arrays[f"D_{j}"] for j in range(J)), arrays["X"]
+    keeper = Keeper(checkpoint, config, resume, progress)
+    if (arrays := keeper.arrays) is not None:
+        Ds, X = tuple(arrays[f"D_{j}"] for j in range(len(shapes))), arrays["X"]
     elif resume is not None:
-        (Ds, X), history = _resumed(resume, signals, shapes, where), [*resume.history]
+        Ds, X = _resumed(resume, signals, shapes, where)
     else:
         Ds = _start(signals, shapes, counts, start, generator(key, 0), where)
         X = np.zeros((len(signals.Y), shapes[-1][1]), signals.Y.dtype)
-    began -= history[-1].seconds if history else 0
-    for step in range(len(history) + 1, sweeps + 1):
+    for step in keeper.steps(sweeps):
         with one_thread():
-            Ds, X, replaced = _sweep(signals, Ds, X, counts, generator(key, step))
-        objective = signals.objective(_residual(signals, Ds, X))
-        history.append(Step(step, objective, time.monotonic() - began, replaced))
+            Ds, X, replaced = sweep(signals, Ds, X, counts, generator(key, step))
+        objective = signals.objective(residual(signals, Ds, X))
         kept = {"X": X, **{f"D_{j}": D for j, D in enumerate(Ds)}}
-        keeper.save(kept, history, last=step == sweeps)
-        if progress is not None:
-            progress(history[-1])
+        keeper.add(objective, replaced, kept, last=step == sweeps)
     codes = [X]
     for D in reversed(Ds[1:]):
         codes.insert(0, codes[0] @ D.T)
     return Learned(
         tuple(jnp.asarray(D, signals.dtype) for D in Ds),
         tuple(jnp.asarray(np.ldexp(x, signals.exponent), signals.dtype) for x in codes),
-        signals.objective(_residual(signals, Ds, X)),
-        tuple(history),
+        signals.objective(residual(signals, Ds, X)),
+        tuple(keeper.history),
     )
 
 
@@ -181,7 +172,7 @@ def _counts(
 def _resumed(
     resume: Learned, signals: Signals, shapes: tuple[tuple[int, int], ...], where: str
 ) -> tuple[Matrices, np.ndarray]:
-    Ds, codes = as_learned(resume, where).D, resume.X
+    Ds, codes = resume.D, resume.X
     n = len(signals.Y)
     if (
         not isinstance(Ds, tuple)
@@ -205,138 +196,5 @@ def _start(
     Ds: Matrices = (start_atoms(start, signals, shapes[0][1], rng, where),)
     for (_, d), count in zip(shapes[1:], counts):
         atoms = distinct(signals.Y[rng.permutation(len(signals.Y))], Ds[0][:, :0], d, rng)
-        Ds = (*Ds, _columns(_product(Ds), atoms, count))
+        Ds = (*Ds, sparse_columns(product(Ds), atoms, count))
     return Ds
-
-
-def _product(Ds: Matrices) -> np.ndarray:
-    """D_1 ... D_J."""
-    D = Ds[0]
-    for factor in Ds[1:]:
-        D = D @ factor
-    return D
-
-
-def _columns(base: np.ndarray, atoms: np.ndarray, count: int) -> np.ndarray:
-    """Unit columns with `count` nonzeros whose products with the base are near atoms in rows."""
-    A = match(base, atoms, min(count, *base.shape)).T
-    empty = ~A.any(0)
-    A[:, empty] = np.eye(len(A), dtype=A.dtype)[:, np.flatnonzero(empty) % len(A)]
-    return A / np.linalg.norm(A, axis=0)
-
-
-def _residual(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    return signals.Y - X @ _product(Ds).T
-
-
-def _squares(signals: Signals, R: np.ndarray) -> np.ndarray:
-    return np.sum(R * R if signals.V is None else signals.V * R * R, 1)
-
-
-def _sweep(
-    signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
-) -> tuple[Matrices, np.ndarray, int]:
-    """Codes, replacements, D_J to D_1, and unit atoms."""
-    old = X
-    X = match(_product(Ds), signals.Y, counts[-1], signals.V)
-    errors = [_squares(signals, _residual(signals, Ds, codes)) for codes in (X, old)]
-    X = np.where((errors[0] > errors[1])[:, None], old, X)
-    Ds, X, replaced = _replaced(signals, Ds, X, counts, rng)
-    if len(Ds) > 1:
-        Ds, X = _last_layer(signals, Ds, X, counts[-2])
-    for j in range(len(Ds) - 2, 0, -1):
-        Ds = (*Ds[:j], _descend(signals, Ds, X, j, counts[j - 1]), *Ds[j + 1 :])
-    Ds = (_least_squares(signals, Ds, X), *Ds[1:])
-    return *_normalised(Ds, X), replaced
-
-
-def _last_layer(
-    signals: Signals, Ds: Matrices, X: np.ndarray, count: int
-) -> tuple[Matrices, np.ndarray]:
-    """D_J and x_J, by the update of sparse K-SVD over D_1 ... D_{J-1}."""
-    atoms = SparseAtoms(jnp.asarray(_product(Ds[:-1])), Ds[-1], count)
-    D = _product(Ds)
-    fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T)
-    atoms.update(signals, fitted)
-    return (*Ds[:-1], atoms.A), np.ascontiguousarray(fitted.X.T)
-
-
-def _target(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    """v y + (1 - v) D x: without weights its error is at least the weighted one, with equality."""
-    if signals.V is None:
-        return signals.Y
-    return signals.Y - (1 - signals.V / signals.V.max()) * _residual(signals, Ds, X)
-
-
-def _below(Ds: Matrices, X: np.ndarray, j: int) -> np.ndarray:
-    """The codes x_{j + 1} = D_{j + 2} ... D_J x_J that D_{j + 1} multiplies, (n, d)."""
-    for D in reversed(Ds[j + 1 :]):
-        X = X @ D.T
-    return X
-
-
-def _descend(signals: Signals, Ds: Matrices, X: np.ndarray, j: int, count: int) -> np.ndarray:
-    """D_{j + 1} after passes of H(a_k - g_k / L_k) over its columns, for fixed codes."""
-    A, Z, D = _product(Ds[:j]), _below(Ds, X, j), Ds[j].copy()
-    S, H = Z.T @ Z, A.T @ A
-    C = A.T @ (_target(signals, Ds, X).T @ Z)
-    L = np.linalg.eigvalsh(H)[-1] * (1 + 1e-3)
-    for k in np.tile(np.flatnonzero(np.diag(S) > 0), _PASSES):
-        a = D[:, k] - (H @ (D @ S[:, k]) - C[:, k]) / (L * S[k, k])
-        a[np.argsort(-np.abs(a), kind="stable")[count:]] = 0
-        D[:, k] = a
-    return D
-
-
-def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    """D_1 for fixed codes, among the atoms that are used."""
-    Z, D = _below(Ds, X, 0), Ds[0].copy()
-    used = np.flatnonzero(Z.any(0))
-    Z = Z[:, used]
-    rounding = len(used) * np.finfo(Z.dtype).eps
-    inverse = np.linalg.pinv(Z.T @ Z, rcond=rounding, hermitian=True)
-    atoms = _target(signals, Ds, X).T @ Z @ inverse
-    D[:, used] = np.where(atoms.any(0), atoms, D[:, used])
-    return D
-
-
-def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
-    """Unit columns; their norms move to the rows of the next layer, and at the end to the codes."""
-    found: Matrices = ()
-    norms = np.ones(len(Ds[0]), X.dtype)
-    for D in Ds:
-        D = norms[:, None] * D
-        norms = np.linalg.norm(D, axis=0)
-        kept = np.where(norms > 0, norms, 1)
-        found = (*found, D / kept)
-    return found, X * norms
-
-
-def _replaced(
-    signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
-) -> tuple[Matrices, np.ndarray, int]:
-    """New atoms, for the worst signals, in place of those of D_J that no code uses or that repeat.
-
-    An atom of another layer is replaced where no column of the next has it.
-    """
-    total = 0
-    for j in range(len(Ds) - 1, -1, -1):
-        last = j == len(Ds) - 1
-        D = _product(Ds[: j + 1])
-        use = np.count_nonzero(X if last else Ds[j + 1].T, 0)
-        dead = np.flatnonzero(use == 0)
-        if last:
-            norms = np.linalg.norm(D, axis=0)
-            dead = np.union1d(dead, duplicates(D / np.where(norms > 0, norms, 1), use))
-            X = X.copy()
-            X[:, dead] = 0
-        if not len(dead):
-            continue
-        R = _residual(signals, Ds, X)
-        worst = np.argsort(-_squares(signals, R), kind="stable")[: 10 * len(dead)]
-        candidates = signals.filled(R)[worst]
-        rows = distinct(candidates, np.delete(D, dead, 1), len(dead), rng)
-        fresh = Ds[j].copy()
-        fresh[:, dead] = rows.T if j == 0 else _columns(_product(Ds[:j]), rows, counts[j - 1])
-        Ds, total = (*Ds[:j], fresh, *Ds[j + 1 :]), total + len(dead)
-    return Ds, X, total

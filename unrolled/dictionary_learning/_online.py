@@ -2,10 +2,9 @@
 
 import itertools
 import math
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,8 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._files import CheckpointError
-from unrolled._interior_point import one_thread
+from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._codes import lasso_codes
 from unrolled.dictionary_learning._keeper import (
     Arrays,
     Keeper,
@@ -24,33 +22,15 @@ from unrolled.dictionary_learning._keeper import (
     fingerprint,
     text_of,
 )
-from unrolled.dictionary_learning._learned import Learned, Step, as_learned
+from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_lam,
     as_signals,
-    distinct,
-    duplicates,
     generator,
-    in_units,
-    near_one,
     start_atoms,
 )
-
-
-class Sums(NamedTuple):
-    """What `online` keeps of the signals that it has seen, weighted by age; in float64.
-
-    With x the codes, the mean of the objective over the past is, for any D,
-    (terms + tr(D A D') / 2 - tr(D' B)) / weight.
-    """
-
-    D: np.ndarray  # (m, d)
-    A: np.ndarray  # (d, d) sum of x x'
-    B: np.ndarray  # (m, d) sum of y x'
-    terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1)
-    weight: np.ndarray  # () sum of the weights of age
-    exponent: np.ndarray  # () signals are divided by 2^exponent, so that the largest is near 1
 
 
 def online(
@@ -125,38 +105,31 @@ def online(
         )
     if not 0 <= forgetting < math.inf:
         raise ValueError(f"{where}: forgetting must be non-negative and finite, got {forgetting}")
-    keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting))
+    keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting), resume, progress)
     stream: Iterator[Signals] = (_as_batch(batch, where) for batch in batches)
-    began, dtype = time.monotonic(), None
-    history: list[Step] = []
-    sums: Sums | None = None
-    first = ""  # what tells this stream from others
-    if (saved := keeper.load()) is not None:
-        arrays, history = saved
+    first, dtype = "", None  # what tells this stream from others, and its dtype
+    if (arrays := keeper.arrays) is not None:
         sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))
         first = str(arrays["first"])
-        stream = _after(stream, len(history), first, keeper.path)
+        stream = _after(stream, len(keeper.history), first, keeper.path)
     elif resume is not None:
-        if not isinstance(as_learned(resume, where).state, Sums) or resume.state.D.shape[1] != d:
+        if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != d:
             raise ValueError(f"{where}: resume is not a result of `online` with {d} atoms")
-        sums, history = resume.state, [*resume.history]
-        dtype = resume.D.dtype  # type: ignore[union-attr]
-    began -= history[-1].seconds if history else 0
-    if sums is None:
+        sums, dtype = resume.state, resume.D.dtype  # type: ignore[union-attr]
+    else:
         sums, stream = _start(stream, d, start, key, where)
     with one_thread():  # the threads of the codes are enough
-        for step, signals in enumerate(stream, start=len(history) + 1):
+        for step, signals in enumerate(stream, start=len(keeper.history) + 1):
             first = first or _name(signals)
             _check_length(signals, sums, step, where)
             dtype = signals.dtype if dtype is None else dtype
             beta = (1 - 1 / step) ** forgetting
-            sums, objective, replaced = _absorb(sums, signals, lam, beta, generator(key, step))
-            history.append(Step(step, objective, time.monotonic() - began, replaced))
-            keeper.save(_kept(sums, dtype, first), history)
-            if progress is not None:
-                progress(history[-1])
-    keeper.save(_kept(sums, dtype, first), history, last=True)
-    return Learned(jnp.asarray(sums.D, dtype), None, _mean(sums), tuple(history), sums)
+            sums, objective, replaced = absorb(sums, signals, lam, beta, generator(key, step))
+            keeper.add(objective, replaced, _kept(sums, dtype, first))
+    keeper.save(_kept(sums, dtype, first), last=True)
+    return Learned(
+        jnp.asarray(sums.D, dtype), None, mean_objective(sums), tuple(keeper.history), sums
+    )
 
 
 def _config(
@@ -234,79 +207,9 @@ def _start(
             )
         first.append(signals)
     exponent = max(signals.exponent for signals in first)
-    Y = np.concatenate([_near(signals, exponent) for signals in first])
+    Y = np.concatenate([signals.rescaled(exponent).Y for signals in first])
     together = Signals(Y, None, exponent, first[0].dtype)
     D = start_atoms(start, together, d, generator(key, 0), where).astype(float)
     m = len(D)
     zeros = np.zeros((d, d)), np.zeros((m, d)), np.zeros(()), np.zeros(())
     return Sums(D, *zeros, np.array(exponent)), itertools.chain(first, stream)
-
-
-def _near(signals: Signals, exponent: int) -> np.ndarray:
-    """The signals divided by 2^exponent."""
-    return np.ldexp(signals.Y, signals.exponent - exponent)
-
-
-def _absorb(
-    sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
-) -> tuple[Sums, float, int]:
-    """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    sums = _holding(sums, signals)
-    Y, lam = signals.Y, near_one(lam, signals.exponent)
-    D = sums.D.astype(Y.dtype)
-    X = lasso_codes(D, Y, lam, signals.V)
-    R = Y - X @ D.T
-    squares = R * R if signals.V is None else signals.V * R * R
-    objective = (np.sum(squares) / 2 + lam * np.sum(np.abs(X))) / len(Y)
-    top = 1.0 if signals.V is None else float(signals.V.max())
-    target = Y if signals.V is None else Y - (1 - signals.V / signals.V.max()) * R
-    terms = top * np.sum(np.square(target, dtype=float)) / 2 + lam * np.sum(np.abs(X))
-    # The unit of the batch in that of the sums; of a batch of zeros it does not matter.
-    unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent))))
-    A = beta * sums.A + unit * top * (X.T @ X).astype(float)
-    B = beta * sums.B + unit * top * (target.T @ X).astype(float)
-    D, A, B = _descend(sums.D, A, B)
-    fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
-    if len(fresh):
-        errors = np.sum(squares, 1)
-        worst = np.argsort(-errors, kind="stable")[: 10 * len(fresh)]
-        others = np.delete(D, fresh, 1)
-        D[:, fresh] = distinct(target[worst].astype(float), others, len(fresh), rng).T
-        A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
-    terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + len(Y)
-    found = Sums(D, A, B, terms, weight, sums.exponent)
-    return found, in_units(objective, signals.exponent), len(fresh)
-
-
-def _holding(sums: Sums, signals: Signals) -> Sums:
-    """The sums in units of the largest signals so far, these included."""
-    exponent, larger = int(sums.exponent), signals.exponent > int(sums.exponent)
-    if not signals.Y.any() or not (larger or sums.terms == 0):
-        return sums
-    unit = np.ldexp(1.0, 2 * (exponent - signals.exponent)) if sums.terms else 1.0
-    D, A, B, terms, weight, _ = sums
-    return Sums(D, unit * A, unit * B, unit * terms, weight, np.array(signals.exponent))
-
-
-def _descend(
-    D: np.ndarray, A: np.ndarray, B: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One pass of block coordinate descent over the atoms; then unit atoms, with A and B."""
-    atoms, C = np.ascontiguousarray(D.T), np.ascontiguousarray(B.T)
-    used = np.flatnonzero(np.diag(A) > 0)
-    for j in used:
-        u = atoms[j] + (C[j] - A[j] @ atoms) / A[j, j]
-        atoms[j] = u / max(1, math.sqrt(u @ u))
-    norms = np.linalg.norm(atoms, axis=1)
-    dead = norms == 0
-    norms[dead] = 1
-    A, B = norms[:, None] * A * norms, B * norms
-    A[dead], A[:, dead] = 0, 0
-    return (atoms / norms[:, None]).T, A, B
-
-
-def _mean(sums: Sums) -> float:
-    """The mean objective over the past, in the units of the signals."""
-    D, A, B, terms, weight, exponent = sums
-    value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return in_units(value, int(exponent))

@@ -28,6 +28,21 @@ class Signals(NamedTuple):
         squares = R * R if self.V is None else self.V * R * R
         return in_units(np.sum(squares, dtype=float) / (2 * len(R)), self.exponent)
 
+    def errors(self, R: np.ndarray) -> np.ndarray:
+        """sum_i v_i r_i^2 for every residual in R, (n,)."""
+        return np.sum(R * R if self.V is None else self.V * R * R, 1)
+
+    def target(self, R: np.ndarray) -> np.ndarray:
+        """v y + (1 - v) D x, for R = Y - X D' and weights divided by the largest.
+
+        The error of atoms for it, without weights, is at least the weighted one; equal for D.
+        """
+        return self.Y if self.V is None else self.Y - (1 - self.V / self.V.max()) * R
+
+    def rescaled(self, exponent: int) -> "Signals":
+        """The same signals, divided by 2^exponent."""
+        return self._replace(Y=np.ldexp(self.Y, self.exponent - exponent), exponent=exponent)
+
     def filled(self, R: np.ndarray) -> np.ndarray:
         """The signals, with their approximation Y - R where they are unknown."""
         return self.Y if self.V is None else np.where(self.V > 0, self.Y, self.Y - R)
@@ -90,6 +105,14 @@ def _weights(
     if not V.any():
         raise ValueError(f"{where}: all weights are zero")
     return V
+
+
+def atom_count(d: int, n: int, where: str) -> int:
+    """The number of atoms that a caller gives, for n signals, checked."""
+    d = _checks.as_index(d, "d", where, least=1)
+    if d > n:
+        raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
+    return d
 
 
 def in_units(objective: Any, exponent: int) -> float:

@@ -1,6 +1,5 @@
 """The alternation of K-SVD, MOD and sparse K-SVD: codes of all signals, then atoms, and again."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +11,15 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Key
-from unrolled._interior_point import one_thread
+from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step, as_learned
+from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,
+    atom_count,
     distinct,
     duplicates,
     generator,
@@ -107,40 +107,31 @@ def alternate(
     signals = as_signals(Y, where, options.weights, options.mask)
     d, sparsity, sweeps = _sizes(signals, options, where)
     key = _checks.as_key(options.key, where)
-    keeper = Keeper(options.checkpoint, _config(where, signals, options, key, atoms))
-    began = time.monotonic()
-    if (saved := keeper.load()) is not None:
-        arrays, history = saved
-        fitted = _fitted(signals, arrays["D"], arrays["X"].T)
-        atoms.restore(arrays)
+    config = _config(where, signals, options, key, atoms)
+    keeper = Keeper(options.checkpoint, config, options.resume, options.progress)
+    if keeper.arrays is not None:
+        fitted = _fitted(signals, keeper.arrays["D"], keeper.arrays["X"].T)
+        atoms.restore(keeper.arrays)
     elif options.resume is not None:
-        fitted, history = _resumed(signals, options.resume, d, atoms, where)
+        fitted = _resumed(signals, options.resume, d, atoms, where)
     else:
         D = start_atoms(options.start, signals, d, generator(key, 0), where)
         fitted = _fitted(signals, atoms.admit(D, np.arange(d)), np.zeros((d, len(signals.Y))))
-        history = []
-    began -= history[-1].seconds if history else 0
-    for step in range(len(history) + 1, sweeps + 1):
+    for step in keeper.steps(sweeps):
         with one_thread():  # but for OMP: factorisations of few rows
             rng = generator(key, step)
             fitted, replaced = _sweep(signals, fitted, sparsity, atoms, rng)
-        objective = signals.objective(fitted.R)
-        history.append(Step(step, objective, time.monotonic() - began, replaced))
         kept = {"D": fitted.D, "X": fitted.X.T, **atoms.arrays()}
-        keeper.save(kept, history, last=step == sweeps)
-        if options.progress is not None:
-            options.progress(history[-1])
+        keeper.add(signals.objective(fitted.R), replaced, kept, last=step == sweeps)
     X = jnp.asarray(np.ldexp(fitted.X.T, signals.exponent), signals.dtype)
     objective = signals.objective(fitted.R)
-    return Learned(atoms.dictionary(fitted.D, signals.dtype), X, objective, tuple(history))
+    return Learned(atoms.dictionary(fitted.D, signals.dtype), X, objective, tuple(keeper.history))
 
 
 def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, int]:
     n, m = signals.Y.shape
-    d = _checks.as_index(options.d, "d", where, least=1)
+    d = atom_count(options.d, n, where)
     sparsity = _checks.as_index(options.sparsity, "sparsity", where, least=1)
-    if d > n:
-        raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
     if sparsity > min(m, d):
         raise ValueError(
             f"{where}: sparsity is {sparsity}; expected at most {min(m, d)}, the smaller of m and d"
@@ -151,9 +142,9 @@ def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, in
 def _config(
     where: str, signals: Signals, options: Options, key: jax.Array, atoms: Atoms
 ) -> dict[str, Any]:
-    """What the file of a checkpoint must agree in; only where there is one."""
+    """What the file of a checkpoint must agree in; only the method where there is none."""
     if options.checkpoint is None:
-        return {}
+        return {"method": where}
     return {
         "method": where,
         "d": options.d,
@@ -170,16 +161,14 @@ def _fitted(signals: Signals, D: np.ndarray, X: np.ndarray) -> Fitted:
     return Fitted(D, X, signals.Y - X.T @ D.T)
 
 
-def _resumed(
-    signals: Signals, resume: Learned, d: int, atoms: Atoms, where: str
-) -> tuple[Fitted, list[Step]]:
+def _resumed(signals: Signals, resume: Learned, d: int, atoms: Atoms, where: str) -> Fitted:
     """Where a result ended."""
-    (n, m), codes = signals.Y.shape, as_learned(resume, where).X
+    (n, m), codes = signals.Y.shape, resume.X
     other = isinstance(codes, tuple | None) or codes.shape != (n, d)
     if other or resume.D.shape != (m, d):  # type: ignore[union-attr]
         raise ValueError(f"{where}: resume is not of {d} atoms and these {n} signals")
     X = np.ldexp(np.asarray(codes, signals.Y.dtype), -signals.exponent)
-    return _fitted(signals, atoms.resume(resume.D), X.T), [*resume.history]
+    return _fitted(signals, atoms.resume(resume.D), X.T)
 
 
 def _sweep(
@@ -207,13 +196,9 @@ def _coded(signals: Signals, old: Fitted, sparsity: int) -> Fitted:
     """The codes of OMP, or the old ones where their error is smaller."""
     X = match(old.D, signals.Y, sparsity, signals.V)
     R = signals.Y - X @ old.D.T
-    worse = _errors(signals, R) > _errors(signals, old.R)
+    worse = signals.errors(R) > signals.errors(old.R)
     X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
     return Fitted(old.D, np.ascontiguousarray(X.T), R)
-
-
-def _errors(signals: Signals, R: np.ndarray) -> np.ndarray:
-    return np.sum(R * R if signals.V is None else signals.V * R * R, 1)
 
 
 def replace(
@@ -222,7 +207,7 @@ def replace(
     """Put the signals that are represented worst in place of some atoms, which no code uses."""
     if not len(which):
         return
-    errors = _errors(signals, fitted.R)
+    errors = signals.errors(fitted.R)
     worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
     worst = worst[errors[worst] > 0]
     candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]

@@ -14,7 +14,7 @@ from unrolled._checks import Key
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._keeper import Progress
 from unrolled.dictionary_learning._learned import Learned, Step
-from unrolled.dictionary_learning._signals import as_signals, generator, start_atoms
+from unrolled.dictionary_learning._signals import as_signals, atom_count, generator, start_atoms
 from unrolled.layers import Layer
 
 _CHUNK = 1000  # signals whose codes are computed together
@@ -83,9 +83,7 @@ def unrolled(
         raise TypeError(f"{where}: layer is a {type(layer).__name__}; expected a layer")
     signals = as_signals(Y, where)
     n = len(signals.Y)
-    d = _checks.as_index(d, "d", where, least=1)
-    if d > n:
-        raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
+    d = atom_count(d, n, where)
     batch = _checks.as_index(batch, "batch", where, least=1)
     rate = _checks.as_number(rate, "rate", where)
     if not 0 < rate < np.inf:

@@ -1,4 +1,4 @@
-"""Filters made from images: windows, drawn where most is left to represent; and shifted copies."""
+"""Filters made from images: windows where most is left to represent; and shifts of filters."""
 
 import numpy as np
 
@@ -72,3 +72,25 @@ def shifted_copies(filters: np.ndarray, use: np.ndarray) -> np.ndarray:
         if np.abs(inner).max(initial=0) > PARALLEL:
             copies.append(int(j))
     return np.array(sorted(copies), int)
+
+
+def steps_to_centre(D: Conv) -> np.ndarray:
+    """By how many positions each filter is to move to have its centre of energy in the middle.
+
+    Returns:
+        (n_atoms, axes), integers.
+    """
+    energy = np.sum(np.square(D.filters), 1).reshape(len(D.filters), -1)
+    places = np.indices(D.kernel).reshape(len(D.kernel), -1)
+    total = energy.sum(1, keepdims=True)
+    centre = energy @ places.T / np.where(total > 0, total, 1)
+    return np.rint(((np.array(D.kernel) - 1) / 2 - centre) / D.stride).astype(int)
+
+
+def moved(A: np.ndarray, steps: np.ndarray, circular: bool) -> np.ndarray:
+    """A with entry k of its last axes at k + step; zeros come in, or what left on the far side."""
+    sides = [(max(s, 0), max(-s, 0)) for s in steps.tolist()]
+    first = A.ndim - len(sides)
+    sides = [(0, 0)] * first + sides
+    kept = tuple(slice(after, after + n) for (_, after), n in zip(sides, A.shape))
+    return np.pad(A, sides, "wrap" if circular else "constant")[kept]

@@ -6,14 +6,16 @@
 from unrolled.experiments._data import (
     load,
 )
-from unrolled.experiments._features import (
+from unrolled.experiments._feature_records import (
     Admitted,
     Codes,
     Features,
     LayerFeatures,
-    features,
     features_rows,
     features_table,
+)
+from unrolled.experiments._features import (
+    features,
 )
 from unrolled.experiments._figures import (
     l1_in_training,
@@ -34,6 +36,7 @@ from unrolled.experiments._layer_pursuit import (
     Pursued,
 )
 from unrolled.experiments._models import (
+    options_of,
     task_of,
 )
 from unrolled.experiments._recipe import (
@@ -86,6 +89,7 @@ __all__ = [
     "interval",
     "l1_in_training",
     "load",
+    "options_of",
     "paper_recipe",
     "predicted_masks",
     "read_pictures",

@@ -1,10 +1,8 @@
 """What the features of a network are: the codes of a dictionary, and how good ones."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,74 +10,17 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from unrolled import _checks, metrics, plots, theory
+from unrolled import _checks, metrics, theory
 from unrolled._checks import Array
-from unrolled._json import to_json
-from unrolled._text import markdown
 from unrolled.dictionaries import Conv, dense
+from unrolled.experiments._feature_records import Admitted, Codes, Features, LayerFeatures
 from unrolled.experiments._layer_dictionary import LayerDictionary, as_dictionary, block_of
-from unrolled.experiments._layer_pursuit import Pursued, pursued
-from unrolled.experiments._table import interval
+from unrolled.experiments._layer_pursuit import pursued
 from unrolled.models import tap
 
 # A mu in float32 may be too low by its rounding.
 _ROUNDING = 1e-6
 _COHERENCE_TOL = 1e-3  # relative gap of the linear programs
-
-
-class Admitted(NamedTuple):
-    """How many nonzeros theory admits: with fewer than (1 + 1/mu) / 2 a code is unique."""
-
-    coherence: float  # mu of the filters under all shifts
-    weights_coherence: float  # mu_W of the closed-form weights, at least mu~
-    generalized: tuple[float, float] | None  # bounds of mu~; None: not computed, too many atoms
-    stripe: int  # nonzeros in a stripe, by the smaller of mu and mu_W
-    signal: int  # nonzeros of a code, by the smallest of all
-
-
-class Codes(NamedTuple):
-    """How sparse the codes of a layer are."""
-
-    zeros: float  # share of exact zeros
-    below: float  # share of entries that are small beside the largest of their image
-    hoyer: float
-    entries: int  # d, of a code
-    nonzeros: np.ndarray  # (images,)
-    stripe: np.ndarray  # (images,) nonzeros of the fullest stripe
-
-
-class LayerFeatures(NamedTuple):
-    """What the features of one layer are."""
-
-    dictionary: LayerDictionary | None  # None if read from a file
-    admitted: Admitted
-    codes: Codes
-    pursued: Pursued
-
-
-class Features(NamedTuple):
-    """The result of `features`: by the name of the layer."""
-
-    layers: dict[str, LayerFeatures]
-
-    def table(self) -> str:
-        """A Markdown table with a row per layer, of means over the images."""
-        return features_table({"network": self})
-
-    def to_json(self) -> str:
-        """All but the dictionaries, as JSON; numbers that are not finite become null."""
-        return to_json(
-            {name: layer._replace(dictionary=None) for name, layer in self.layers.items()}
-        )
-
-    @staticmethod
-    def from_json(text: str) -> "Features":
-        """What `to_json` gave the text of, without the dictionaries."""
-        return Features({name: _layer(held) for name, held in json.loads(text).items()})
-
-    def plot(self) -> Any:
-        """A figure of the codes of every layer, as the network has them and after a pursuit."""
-        return plots.features({"network": self})
 
 
 def features(
@@ -168,111 +109,6 @@ def features(
             pursued(layer, Y, tol, max_steps),
         )
     return Features(found)
-
-
-# By the name of a model: one result, or several.
-Results = Mapping[str, Features | Sequence[Features]]
-
-
-def _layer(held: dict[str, Any]) -> LayerFeatures:
-    """The numbers of a layer from JSON."""
-
-    def arrays(part):
-        lists = {name: value for name, value in part.items() if isinstance(value, list)}
-        return part | {name: np.array(value, float) for name, value in lists.items()}
-
-    admitted = dict(held["admitted"])
-    if admitted["generalized"] is not None:
-        admitted["generalized"] = tuple(admitted["generalized"])
-    return LayerFeatures(
-        None,
-        Admitted(**admitted),
-        Codes(**arrays(held["codes"])),
-        Pursued(**arrays(held["pursued"])),
-    )
-
-
-def features_table(found: Results) -> str:
-    """A Markdown table of results of `features`, a row per model and layer, of means over images.
-
-    Of several results of one name, such as those of several seeds, it has the mean and the half
-    width of the 95 % interval of Student's t. The certificate is the largest of all images.
-
-    Args:
-        found: by the name of the model.
-
-    Example:
-        >>> from unrolled.experiments import features_table
-        >>> features_table({}).splitlines()[0][:26]
-        '| model | layer | mu | adm'
-    """
-    return markdown(*features_rows(found))
-
-
-def features_rows(found: Results) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of `features_table`.
-
-    Example:
-        >>> from unrolled.experiments import features_rows
-        >>> features_rows({})[0][:3]
-        ['model', 'layer', 'mu']
-    """
-    rows = []
-    for model, results in found.items():
-        several = [results] if isinstance(results, Features) else results
-        for name in several[0].layers:
-            every = [_numbers(result.layers[name]) for result in several]
-            cells = [
-                _cell([numbers[column] for numbers in every], form)
-                for column, form in _COLUMNS.items()
-            ]
-            certificates = np.array([r.layers[name].pursued.certificate.max() for r in several])
-            known = certificates[~np.isnan(certificates)]
-            rows.append([model, name, *cells, f"{known.max():.0e}" if known.size else "none"])
-    return ["model", "layer", *_COLUMNS, "certificate"], rows
-
-
-_COLUMNS = {
-    "mu": ".3f",
-    "admitted": ".0f",
-    "fullest stripe": ".0f",
-    "zeros": ".1%",
-    "Hoyer": ".3f",
-    "theta < 0": ".0%",
-    "gap": ".3f",
-    "scaled change": ".3f",
-    "change": ".2f",
-    "overlap": ".3f",
-    "zeros of x*": ".1%",
-    "explained": ".1%",
-}
-
-
-def _numbers(layer: LayerFeatures) -> dict[str, float]:
-    """The numbers of a row of the table, by its columns."""
-    _, admitted, codes, pursued = layer
-    mean = {
-        name: float(np.mean(value))
-        for name, value in pursued._asdict().items()
-        if isinstance(value, np.ndarray)
-    }
-    values = (
-        *(admitted.coherence, admitted.stripe, float(codes.stripe.mean())),
-        *(codes.zeros, codes.hoyer, pursued.negative),
-        *(mean["gap"], mean["scaled_change"], mean["change"], mean["overlap"]),
-        *(1 - mean["nonzeros"] / codes.entries, mean["explained"]),
-    )
-    return dict(zip(_COLUMNS, values, strict=True))
-
-
-def _cell(values: Sequence[float], form: str) -> str:
-    """Mean and 95 % interval as text; values that are nan are left out, which the text says."""
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return "none"
-    mean, half, n = interval(known)
-    told = format(mean, form) if n == 1 else f"{mean:{form}} ± {half:{form}}"
-    return told if n == len(values) else f"{told} ({n} of {len(values)})"
 
 
 def _inputs(model: nnx.Module, images: Array, paths: Sequence[str]) -> list[Array]:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from unrolled import _checks
 from unrolled.datasets import Images
+from unrolled.experiments._job import Progress
 from unrolled.experiments._models import Build, build_model
 from unrolled.experiments._recipe import Recipe
-from unrolled.experiments._run import Outcome, Progress, run
+from unrolled.experiments._run import Outcome, run
 
 
 def grid(

@@ -13,7 +13,7 @@ from jax import lax
 from unrolled import activations
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv
-from unrolled.models import submodule
+from unrolled.models import CSCLayer, submodule
 
 _DILATIONS = ("kernel_dilation", "input_dilation")
 
@@ -82,7 +82,8 @@ def as_dictionary(
 
     Raises:
         TypeError, ValueError: no such layer or more than one, a convolution with groups, dilation
-            or another padding than zeros, a filter that is zero, or no activation.
+            or another padding than zeros, a filter that is zero, no activation, or a `CSCLayer`
+            that is not one step from 0.
 
     A convolution is a module with a kernel (height, width, inputs, outputs), a bias or None, and a
     padding, such as nnx.Conv; a batch norm has mean, var, scale, bias and epsilon.
@@ -98,6 +99,11 @@ def as_dictionary(
     where = "as_dictionary"
     _, block = block_of(model, name)
     conv = _only(block, name, _is_convolution, "convolution")
+    if isinstance(conv, CSCLayer) and conv.step is not None:
+        raise ValueError(
+            f"{where}: {name!r} takes several steps, or one from a start; expected a layer that is "
+            "one step from 0, such as a CSCLayer with unfoldings=0 and warm=False"
+        )
     scaling = submodule(model, norm) if norm else _only(block, name, _is_norm, "batch norm")
     named = [node.activation for node in [*_modules(block), model] if hasattr(node, "activation")]
     rho = activation or next(iter(named), None)

@@ -12,16 +12,23 @@ from unrolled.experiments._recipe import Recipe
 # (recipe, shape (H, W, C) of an image, number of classes, rngs) -> a model.
 Build = Callable[[Recipe, tuple[int, ...], int, nnx.Rngs], Any]
 
-CLASSIFICATION, SEGMENTATION = ("lenet5", "vgg11"), ("unet",)
+CLASSIFICATION, SEGMENTATION = ("lenet5", "vgg11", "res-csc", "msd-csc"), ("unet",)
 ML_CSC = ("cnn", "ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")
 MODELS = (*CLASSIFICATION, *SEGMENTATION, *ML_CSC)
+_OPTIONS = {
+    "unet": ("width",),
+    "res-csc": ("width", "blocks", "unfoldings"),
+    "msd-csc": ("width", "blocks", "growth", "depth", "unfoldings"),
+    **dict.fromkeys(ML_CSC, ("unfoldings", "constrained")),
+}
 
 
 def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
     """The model of a recipe for images of a shape (H, W, C); 0 classes are masks.
 
     Raises:
-        ValueError: an unknown model, one of another task, or images that it does not take.
+        ValueError: an unknown model, one of another task, options that it does not have, or images
+            that it does not take.
     """
     _check(recipe, shape, classes)
     name, options = recipe.model, dict(recipe.options)
@@ -33,6 +40,12 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
         return models.LeNet5(classes, activation, side=shape[0], **common)
     if name == "vgg11":
         return models.VGG11(classes, activation, **common)
+    if name == "res-csc":
+        width = options.pop("width", 16)
+        widths = width, 2 * width, 4 * width
+        return models.ResCSC(classes, widths=widths, activation=activation, **options, **common)
+    if name == "msd-csc":
+        return models.MSDCSC(classes, activation=activation, **options, **common)
     make = models.MLCSC.mnist if shape == (28, 28, 1) else models.MLCSC.cifar10
     return make(name, **options, rngs=rngs)
 
@@ -40,8 +53,11 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
 def _check(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
     """Raise ValueError unless the model takes such images."""
     name = recipe.model
-    if name not in MODELS:
-        raise ValueError(f"experiment: unknown model {name!r}; expected one of {', '.join(MODELS)}")
+    known = options_of(name)
+    if unknown := [option for option, _ in recipe.options if option not in known]:
+        raise ValueError(
+            f"experiment: {name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+        )
     if (name in SEGMENTATION) != (classes == 0):
         needs, has = ("labels", "masks") if classes == 0 else ("masks", "labels")
         raise ValueError(f"experiment: {name} needs {needs}, and {recipe.data} has {has}")
@@ -71,6 +87,24 @@ def task_of(model: str) -> str:
     if model in ML_CSC:
         return "ml-csc"
     return "segmentation" if model in SEGMENTATION else "classification"
+
+
+def options_of(model: str) -> tuple[str, ...]:
+    """The names of the options of a model, as `Recipe.options` has them.
+
+    Raises:
+        ValueError: an unknown model.
+
+    Example:
+        >>> from unrolled.experiments import options_of
+        >>> options_of("res-csc"), options_of("lenet5")
+        (('width', 'blocks', 'unfoldings'), ())
+    """
+    if model not in MODELS:
+        raise ValueError(
+            f"experiment: unknown model {model!r}; expected one of {', '.join(MODELS)}"
+        )
+    return _OPTIONS.get(model, ())
 
 
 def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:

@@ -193,7 +193,7 @@ def deviations(recipe: Recipe, paper: Recipe) -> list[str]:
     given, wanted = _shown(recipe), _shown(paper)
     names = [name for name in {**wanted, **given} if name not in _VARIED]
     return [
-        f"{name}: {given.get(name)} instead of {wanted.get(name)}"
+        f"{name}: {given.get(name)}" + (f" instead of {wanted[name]}" if name in wanted else "")
         for name in names
         if given.get(name) != wanted.get(name)
     ]

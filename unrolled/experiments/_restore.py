@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 
 from unrolled.experiments import _rows
@@ -36,15 +37,14 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
     path = Path(folder) / _rows.WEIGHTS / f"{row}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the weights of this row were not kept")
-    images = found["images"]
-    model = build(
-        from_dict(found["recipe"]), tuple(images["shape"]), images["classes"], nnx.Rngs(0)
-    )
-    model.eval()
-    params, others = nnx.state(model, nnx.Param, nnx.Not(nnx.Param))
-    like = {"params": nnx.to_pure_dict(params), "others": nnx.to_pure_dict(others)}
-    weights, _ = restore_tree(path, like)
-    for state, name in ((params, "params"), (others, "others")):
-        nnx.replace_by_pure_dict(state, weights[name])
-        nnx.update(model, state)
+    recipe, images = from_dict(found["recipe"]), found["images"]
+    with jax.enable_x64(False):  # as in the run
+        model = build(recipe, tuple(images["shape"]), images["classes"], nnx.Rngs(0))
+        model.eval()
+        params, others = nnx.state(model, nnx.Param, nnx.Not(nnx.Param))
+        like = {"params": nnx.to_pure_dict(params), "others": nnx.to_pure_dict(others)}
+        weights, _ = restore_tree(path, like)
+        for state, name in ((params, "params"), (others, "others")):
+            nnx.replace_by_pure_dict(state, weights[name])
+            nnx.update(model, state)
     return model

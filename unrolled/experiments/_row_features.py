@@ -7,7 +7,8 @@ import numpy as np
 from unrolled._files import write_whole
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
-from unrolled.experiments._features import Features, features
+from unrolled.experiments._feature_records import Features
+from unrolled.experiments._features import features
 from unrolled.experiments._models import Build, build_model
 from unrolled.experiments._recipe import from_dict
 from unrolled.experiments._restore import restore
@@ -25,6 +26,8 @@ def row_features(
     n: int | None = None,
 ) -> Features:
     """`features` of the model of a row, on its first test images; kept in the folder.
+
+    The dictionaries of the layers are not kept: they are None.
 
     Args:
         folder: of the experiment.
@@ -51,12 +54,11 @@ def row_features(
     height, width = chosen.test[0].shape[1:3]
     X = chosen.test[0][: n or max(1, _PIXELS // (height * width))]
     path = Path(folder) / _FOLDER / f"{row}-{len(X)}.json"
-    if path.is_file():
-        return Features.from_json(path.read_text(encoding="utf-8"))
-    mean, deviation = (
-        np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
-    )
-    found = features(model, (X.astype(np.float32) / np.float32(255) - mean) / deviation)
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, found.to_json().encode())
-    return found
+    if not path.is_file():
+        mean, deviation = (
+            np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
+        )
+        found = features(model, (X.astype(np.float32) / np.float32(255) - mean) / deviation)
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, found.to_json().encode())
+    return Features.from_json(path.read_text(encoding="utf-8"))

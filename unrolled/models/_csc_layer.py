@@ -13,6 +13,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
+from unrolled.models._pictures import check_extent, check_pictures
 
 # The response of a filter of side n is sampled at this many times n frequencies per dimension.
 _FINE = 6
@@ -28,7 +29,7 @@ class CSCLayer(nnx.Conv):
 
     .. math:: \min_{x \ge 0} \|y - D x\|^2 / 2 - s \, b'x, \qquad D = s W,
 
-    which converge if s norm(W)^2 <= 1, see `step_ratio`. So it starts, for images of every size;
+    which converge if s norm(W)^2 <= 1, see `step_ratio`. So it starts, for pictures of every size;
     training may leave it. s is one number, which T = 0 does not have; the other params are those of
     `nnx.Conv`.
 
@@ -45,8 +46,8 @@ class CSCLayer(nnx.Conv):
 
     Raises:
         TypeError: unfoldings is no integer, or the activation is none.
-        ValueError: unfoldings < 0, or groups; when called, images of other channels, filters longer
-            than the image, or a start of another shape or that `warm` did not announce.
+        ValueError: unfoldings < 0, or groups; when called, pictures of other channels, filters
+            longer than a picture, or a start of another shape or that `warm` did not announce.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020); Zhang, Zhang (2021) for the start.
 
@@ -96,7 +97,7 @@ class CSCLayer(nnx.Conv):
         self.step = nnx.Param(safe) if unfoldings or warm else None
 
     def __call__(self, inputs: Array, start: Array | None = None) -> Array:
-        """The codes of images after T + 1 steps.
+        """The codes of pictures after T + 1 steps.
 
         Args:
             inputs: y, (N, H, W, in_features).
@@ -105,7 +106,10 @@ class CSCLayer(nnx.Conv):
         Returns:
             (N, H', W', out_features).
         """
-        inputs = checked_images(self, inputs, type(self).__name__)
+        where = type(self).__name__
+        inputs = _checks.as_float(inputs, "the pictures", where)
+        check_pictures(inputs, self.in_features, where, sides=self.kernel.ndim - 2)
+        check_extent(self, inputs, where)
         convolved, adjoint = jax.vjp(super().__call__, inputs)
         if start is not None and (self.step is None or start.shape != convolved.shape):
             expected = "warm=True" if self.step is None else convolved.shape
@@ -130,7 +134,7 @@ class CSCLayer(nnx.Conv):
     def step_ratio(self) -> Array:
         """s over its safe size 1 / norm(W)^2: up to 1, steps without batch norm converge.
 
-        norm(W) is bounded for images of every size, by a few percent for small filters. A layer
+        norm(W) is bounded for pictures of every size, by a few percent for small filters. A layer
         with T = 0 takes no such steps: 0.
         """
         return self._size() * self._norm_bound() ** 2
@@ -146,7 +150,7 @@ def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
 
 
 def norm_bound(kernel: Array) -> Array:
-    """An upper bound of the norm of a convolution, for images of every size and every padding.
+    """An upper bound of the norm of a convolution, for pictures of every size and every padding.
 
     The squared response is a trigonometric polynomial of degree n - 1 in every dimension: its
     maximum is at most that over M frequencies, divided by cos(pi (n - 1) / M) for each.
@@ -165,31 +169,3 @@ def norm_bound(kernel: Array) -> Array:
     gram = H @ xp.swapaxes(H, 1, 2).conj()
     between = math.prod(math.cos(math.pi * (n - 1) / M) for n, M in zip(sides, fine))
     return jnp.sqrt(jnp.asarray(xp.linalg.eigvalsh(gram).max() / between, kernel.dtype))
-
-
-def checked_images(conv: nnx.Conv, y: Array, where: str) -> Array:
-    """Images of the channels of a convolution, and large enough; integers as floats.
-
-    Raises:
-        TypeError: y are no real numbers.
-        ValueError: they do not fit.
-    """
-    y = _checks.as_float(y, "the images", where)
-    sides = y.shape[1:-1]
-    kernel = conv.kernel.shape[:-2]
-    if len(sides) != len(kernel) or y.shape[-1] != conv.in_features or 0 in y.shape:
-        axes = ", ".join("HWD"[: len(kernel)])
-        raise ValueError(
-            f"{where}: the images have shape {y.shape}; expected (N, {axes}, {conv.in_features})"
-        )
-    dilation = conv.kernel_dilation
-    each = dilation if isinstance(dilation, tuple | list) else (dilation or 1,) * len(kernel)
-    extents = [(n - 1) * delta + 1 for n, delta in zip(kernel, each)]
-    # With padding, the outermost entries of a filter in the middle must not miss the image.
-    needed = extents if conv.padding == "VALID" else [e // 2 + 1 for e in extents]
-    if any(N < least for N, least in zip(sides, needed)):
-        raise ValueError(
-            f"{where}: filters of extent {tuple(extents)} are too long for images of {sides}; "
-            "try a smaller kernel or dilation"
-        )
-    return y

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.models._batch_norm import BatchNorm
 from unrolled.models._convolution import add, convolve, convolve_and_pool, up_convolve
@@ -111,13 +110,3 @@ class PooledConvolution(nnx.Module):
         pooled, features = convolve_and_pool(x, self.kernel[...], self.bias[...], self.activation)
         self.features(features)
         return pooled
-
-
-def as_pictures(x: Array, like: nnx.Param, channels: int, where: str) -> Array:
-    """Pictures in the dtype of the param `like`; raises unless they are (N, H, W, channels)."""
-    x = _checks.as_float(x, "x", where)
-    if x.ndim != 4 or x.shape[-1] != channels or 0 in x.shape:
-        raise ValueError(
-            f"{where}: the pictures have shape {x.shape}; expected (N, H, W, {channels})"
-        )
-    return x.astype(like.dtype)

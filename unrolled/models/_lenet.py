@@ -7,7 +7,8 @@ from flax import nnx
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
-from unrolled.models._layers import Dense, PooledConvolution, as_pictures
+from unrolled.models._layers import Dense, PooledConvolution
+from unrolled.models._pictures import as_pictures
 
 _KERNEL, _LEAST_SIDE = 5, 16
 

@@ -1,6 +1,8 @@
 """MSDCSC: blocks of mixed-scale dense layers, unfolded by ML-ISTA through D_i = [I, F_i]."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,11 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
-from unrolled.models._csc_layer import CSCLayer, batch_norms, checked_images, norm_bound
+from unrolled.models._csc_layer import CSCLayer, batch_norms, norm_bound
+from unrolled.models._pictures import as_pictures, check_extent, check_pictures
+
+_PART = 4096  # numbers that are drawn together
+_TRUNCATED = 0.8796256610342398  # deviation of a normal number that is within 2 of 0
 
 
 class MSDCSCBlock(nnx.Module):
@@ -68,6 +74,7 @@ class MSDCSCBlock(nnx.Module):
                     *(width, growth, (3, 3)),
                     kernel_dilation=dilations[i % len(dilations)],
                     use_bias=False,
+                    kernel_init=_lecun_normal,
                     rngs=rngs,
                 )
                 for i, width in enumerate(widths[:-1])
@@ -81,9 +88,10 @@ class MSDCSCBlock(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth growth)."""
-        y = checked_images(self.filters[0], y, "MSDCSCBlock")
+        y = _checks.as_float(y, "the pictures", "MSDCSCBlock")
+        check_pictures(y, self.filters[0].in_features, "MSDCSCBlock")
         for F in self.filters:
-            checked_images(F, y[..., :1].repeat(F.in_features, -1), "MSDCSCBlock")
+            check_extent(F, y, "MSDCSCBlock")
         xs = self._up(y, 0)
         for t in range(self.unfoldings):
             below = self._down(y, xs[-1])
@@ -117,6 +125,17 @@ class MSDCSCBlock(nnx.Module):
         )
 
 
+def _lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> Array:
+    """As nnx.Conv draws its filters, truncated normal with deviation 1 / sqrt(fan-in).
+
+    They come in parts of one size: a draw of another shape compiles for two seconds.
+    """
+    n, fan_in = math.prod(shape), math.prod(shape[:-1])
+    keys = [jax.random.fold_in(key, i) for i in range(-(-n // _PART))]
+    parts = [jax.random.truncated_normal(key, -2, 2, (_PART,), dtype) for key in keys]
+    return jnp.concatenate(parts)[:n].reshape(shape) / (_TRUNCATED * math.sqrt(fan_in))
+
+
 class MSDCSC(nnx.Module):
     """MSD-CSC for CIFAR-10: blocks with a 1x1 convolution and a maximum over 2x2 pixels between.
 
@@ -130,6 +149,10 @@ class MSDCSC(nnx.Module):
         blocks: number of blocks.
         growth, depth, dilations, unfoldings, activation: of the blocks.
         rngs: draws the filters.
+
+    Attributes:
+        early: the names of the codes of `stem` and of the first block for `tap`.
+        convolutions: the name of `stem`, whose filters are a dictionary of one step.
 
     Raises:
         TypeError, ValueError: sizes that are no positive integers, no dilations; when called,
@@ -145,6 +168,9 @@ class MSDCSC(nnx.Module):
         >>> net(jnp.ones((2, 8, 8, 3))).shape
         (2, 10)
     """
+
+    early = ("stem", "blocks.0")
+    convolutions = ("stem",)
 
     def __init__(
         self,
@@ -186,7 +212,7 @@ class MSDCSC(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """The logits of pictures, (N, H, W, channels) -> (N, classes)."""
-        x = self.stem(y)
+        x = self.stem(as_pictures(y, self.head.kernel, self.stem.in_features, "MSDCSC"))
         for i, block in enumerate(self.blocks):
             if i > 0:
                 x = nnx.max_pool(self.between[i - 1](x), (2, 2), (2, 2))

@@ -10,6 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.models._csc_layer import CSCLayer
+from unrolled.models._pictures import as_pictures
 
 
 class ResCSCBlock(nnx.Module):
@@ -72,9 +73,14 @@ class ResCSC(nnx.Module):
         activation: rho, any activation or its name.
         rngs: draws the filters.
 
+    Attributes:
+        early: the names of the codes of the first width for `tap`: of `stem` and of the blocks.
+        convolutions: the names of those layers of the same that take one step from 0, so that
+            `experiments.features` can read a dictionary; the second of a block starts elsewhere.
+
     Raises:
-        TypeError, ValueError: sizes that are no positive integers, no widths; when called, as
-            `CSCLayer`.
+        TypeError, ValueError: sizes that are no positive integers, no widths; when called, pictures
+            of other channels, or too small.
 
     Reference: Zhang, Zhang (2021), whose sizes and code are not published; He, Zhang, Ren, Sun
     (2016) for the sizes.
@@ -113,11 +119,14 @@ class ResCSC(nnx.Module):
                 )
                 before = width
         self.blocks = nnx.List(found)
+        self.early = ("stem", *(f"blocks.{j}" for j in range(blocks)))
+        plain = self.early[1:] if unfoldings == 0 else ()
+        self.convolutions = ("stem", *(f"{name}.first" for name in plain))
         self.head = nnx.Linear(before, classes, rngs=rngs)
 
     def __call__(self, y: Array) -> Array:
         """The logits of pictures, (N, H, W, channels) -> (N, classes)."""
-        x = self.stem(y)
+        x = self.stem(as_pictures(y, self.head.kernel, self.stem.in_features, "ResCSC"))
         for block in self.blocks:
             x = block(x)
         return self.head(jnp.mean(x, (1, 2)))

@@ -13,8 +13,9 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._interior_point import least_entries, one_thread
+from unrolled._interior_point import least_entries
 from unrolled._numbers import largest
+from unrolled._threads import one_thread
 from unrolled.dictionaries import (
     Dictionary,
     as_dictionary,

@@ -1,0 +1,118 @@
+"""Threads: the limit of BLAS, work that is shared, and one thread where the limit is missing."""
+
+import os
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+from oracles import normal, unit
+
+from unrolled import pursuit
+from unrolled._threads import one_thread, threads
+from unrolled.dictionary_learning._matching import match
+
+
+class Limits:
+    """`threadpool_limits` of threadpoolctl, whose limit is one of the process."""
+
+    limit = 2
+
+    def __init__(self, limit, user_api):
+        self.before, Limits.limit = Limits.limit, limit
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        Limits.limit = self.before
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "threadpoolctl", types.SimpleNamespace(threadpool_limits=Limits)
+    )
+
+
+def test_the_limit_of_threads_may_be_nested(limits):
+    with one_thread():
+        with pytest.raises(KeyError), one_thread():
+            assert Limits.limit == 1
+            raise KeyError
+        assert Limits.limit == 1
+    assert Limits.limit == 2
+
+
+def test_threads_that_overlap_leave_the_limit_as_it_was(limits):
+    """The first one in is the first one out."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def second():
+        with one_thread():
+            inside.set()
+            leave.wait(30)
+
+    other = threading.Thread(target=second)
+    with one_thread():
+        other.start()
+        assert inside.wait(30) and Limits.limit == 1
+    leave.set()
+    other.join()
+    assert Limits.limit == 2
+
+
+def test_the_limit_is_one_of_blas():
+    ctl = pytest.importorskip("threadpoolctl")
+    with one_thread():
+        assert {p["num_threads"] for p in ctl.threadpool_info() if p["user_api"] == "blas"} == {1}
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+
+
+def test_work_is_shared_among_the_cores(limits, two_cores):
+    """Two parts that wait for each other, then more of them: each is done once."""
+    done, both = [], threading.Barrier(2, timeout=30)
+
+    def work(part):
+        if part < 2:
+            both.wait()
+        done.append(part)
+
+    with threads() as team:
+        assert Limits.limit == 1 and team.cores == 2
+        team.share(work, range(20))
+    assert sorted(done) == list(range(20)) and Limits.limit == 2
+
+
+def test_a_fault_in_another_thread_is_raised(limits, two_cores):
+    own, both = threading.current_thread(), threading.Barrier(2, timeout=30)
+
+    def work(part):
+        both.wait()
+        if threading.current_thread() is not own:
+            raise KeyError(part)
+
+    with threads() as team, pytest.raises(KeyError):
+        team.share(work, [0, 1])
+
+
+D = unit(normal(0, 8, 12))
+Y = normal(1, 300, 8)
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [lambda: match(D, Y, 3), lambda: np.asarray(pursuit.lasso_batch(D, Y, ratio=0.2).x)],
+    ids=["match", "lasso_batch"],
+)
+def test_without_threadpoolctl_one_thread_works_alone(solve, two_cores, monkeypatch):
+    """BLAS takes all cores then."""
+    shared = solve()
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    monkeypatch.setattr("unrolled._threads.ThreadPoolExecutor.submit", None)
+    assert solve() == pytest.approx(shared, abs=1e-9)

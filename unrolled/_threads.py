@@ -1,0 +1,74 @@
+"""Threads: BLAS in one, or work shared among several, each with a BLAS of its own."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+Part = TypeVar("Part")
+
+_LIMITING = threading.Lock()  # held by the one that has set the limit of BLAS
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
+
+    Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
+    hundred times slower when another process holds a core. The limit is one of the process: who
+    comes first sets it and takes it back, and who comes meanwhile leaves it alone.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield
+        return
+    if not _LIMITING.acquire(blocking=False):
+        yield
+        return
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        _LIMITING.release()
+
+
+class Threads(NamedTuple):
+    """Threads that share work, the caller's own among them."""
+
+    cores: int
+    pool: ThreadPoolExecutor
+
+    def share(self, work: Callable[[Part], None], parts: Sequence[Part]) -> None:
+        """`work` on every part, each by the thread that is free first."""
+        left = iter(parts)
+
+        def drain() -> None:
+            for part in left:
+                work(part)
+
+        others = [self.pool.submit(drain) for _ in range(min(self.cores, len(parts)) - 1)]
+        drain()
+        for other in others:
+            other.result()
+
+
+@contextmanager
+def threads() -> Iterator[Threads]:
+    """As many threads as cores, and BLAS in one thread of each.
+
+    Without threadpoolctl one thread works alone, since BLAS takes all cores.
+    """
+    cores = _cores()
+    with one_thread(), ThreadPoolExecutor(cores) as pool:
+        yield Threads(cores, pool)
+
+
+def _cores() -> int:
+    try:
+        import threadpoolctl  # noqa: F401
+    except ImportError:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
