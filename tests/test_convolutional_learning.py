@@ -232,11 +232,20 @@ def test_unused_and_shifted_filters_are_replaced(small):
     start = np.array(found.D.filters)
     start[1, :, 1:] = start[0, :, :-1]  # a shift of the first
     start[1, :, 0] = 0
-    start[2] = 0
+    start[2] = -start[0]
     again = learn(images, start, lam=0.05, sweeps=40, key=3)
     assert again.history[1].replaced >= 1
     assert len(shifted_copies(np.asarray(again.D.filters), np.ones(3))) == 0
     assert np.abs(again.X).sum((0, 2)).min() > 0
+
+
+def test_a_start_of_zero_filters_is_that_from_a_shape():
+    images = np.random.default_rng(0).standard_normal((3, 12))
+    drawn, zero = (
+        learn(images, start, lam=0.1, sweeps=0) for start in ((2, 1, 4), np.zeros((2, 1, 4)))
+    )
+    np.testing.assert_array_equal(drawn.D.filters, zero.D.filters)
+    np.testing.assert_allclose(jnp.sum(drawn.D.filters**2, (1, 2)), 1, rtol=1e-12)
 
 
 def test_the_gradient_of_the_filters_is_a_derivative():
@@ -322,6 +331,19 @@ def test_a_lam_above_every_correlation_gives_zero_codes_and_says_so(small):
     np.testing.assert_allclose(found.objective, np.sum(images**2) / 12, rtol=1e-12)
 
 
+@pytest.mark.slow
+def test_weights_of_any_size_are_a_smaller_lam(small):
+    """F for weights w and lam is w times F for lam / w."""
+    filters, images, _ = small
+    start = np.float32(1e-30) * filters.astype(np.float32)  # whose squares underflow
+    images = images.astype(np.float32)
+    plain = learn(images, start, lam=0.05, sweeps=2)
+    heavy = learn(images, start, lam=0.05e30, sweeps=2, weights=np.full(6, 1e30))
+    np.testing.assert_allclose(heavy.X, plain.X, atol=1e-5)
+    assert heavy.objective == pytest.approx(1e30 * plain.objective, rel=1e-5)
+    assert plain.X.any()
+
+
 IMAGES = np.ones((2, 3, 9, 9))
 
 
@@ -344,6 +366,8 @@ IMAGES = np.ones((2, 3, 9, 9))
         (IMAGES, (4, 3, 3, 3), {"weights": -np.ones(2)}, "weights must be non-negative"),
         (IMAGES, (4, 3, 3, 3), {"sweeps": -1}, "sweeps must be at least 0"),
         (IMAGES, np.full((4, 3, 3, 3), np.nan), {}, "filters has NaN"),
+        (IMAGES, (4,), {}, "images have shape"),
+        (IMAGES, 4, {}, "images have shape"),
     ],
 )
 def test_bad_input_is_refused(images, filters, options, message):
@@ -356,9 +380,11 @@ def test_what_is_no_number_is_refused():
         (IMAGES * 1j, (4, 3, 3, 3), {}),
         (IMAGES, (4, 3.5, 3, 3), {}),
         (IMAGES, (4, 3, 3, 3), {"mask": IMAGES}),
+        (IMAGES, (4, 3, 3, 3), {"lam": "a"}),
+        (IMAGES, (4, 3, 3, 3), {"resume": "a"}),
     ):
         with pytest.raises(TypeError, match="convolutional: "):
-            learn(images, filters, lam=0.1, **options)
+            learn(images, filters, **{"lam": 0.1, **options})
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda images: learn(images, (4, 3, 3, 3), lam=0.1))(IMAGES)
 

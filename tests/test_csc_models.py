@@ -68,6 +68,20 @@ def test_the_bound_of_the_norm_holds_and_is_near():
         close(jax.jit(norm_bound)(kernel) / norm_bound(kernel), 1)
 
 
+def test_the_bound_is_that_of_the_masked_kernel():
+    mask = jnp.ones((1, 1, 2, 2)).at[0, 0, 1, 1].set(0)  # whose product may have a larger norm
+    layer = CSCLayer(2, 2, (1, 1), mask=mask, warm=True, rngs=nnx.Rngs(0))
+    layer.kernel[...] = jnp.array([[[[1.0, 1.0], [1.0, -1.0]]]])
+    norm = np.linalg.norm([[1, 1], [1, 0]], 2)
+    np.testing.assert_allclose(layer.step_ratio(), layer.step[...] * norm**2, rtol=1e-5)
+
+
+def test_integer_images_are_those_of_floats():
+    layer = CSCLayer(1, 2, (3, 3), unfoldings=1, rngs=nnx.Rngs(0))
+    y = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(layer(y), layer(y.astype(np.float32)))
+
+
 def test_a_warm_start_is_a_skip_connection():
     block = ResCSCBlock(3, 3, unfoldings=0, rngs=nnx.Rngs(0))
     block.eval()
@@ -208,6 +222,11 @@ WRONG = {
     "dilations must be at least 1": lambda: MSDCSC(dilations=(), rngs=RNGS),
     "stages must be at least 1": lambda: ResCSC(widths=(), rngs=RNGS),
     "blocks must be at least 1": lambda: ResCSC(blocks=0, rngs=RNGS),
+    "width must be at least 1": lambda: MSDCSC(width=0, rngs=RNGS),
+    "a dilation must be at least 1": lambda: MSDCSCBlock(1, dilations=(1, 0), rngs=RNGS),
+    "MSDCSCBlock: the pictures have shape .1, 8, 8, 3.; expected .N, H, W, 2.": lambda: MSDCSCBlock(
+        2, growth=1, depth=1, rngs=RNGS
+    )(images(1, 8, 8, 3)),
 }
 RNGS = nnx.Rngs(0)
 

@@ -260,11 +260,27 @@ LEARN = {
     "images have shape": dict(images=np.ones((2, 6))),
     "filters of side 7 are longer": dict(banks=[(2, 7)]),
     "at least one bank": dict(banks=[]),
+    "a bank is 2; expected": dict(banks=[2]),
+    "a bank is .2, 3, 4.; expected": dict(banks=[(2, 3, 4)]),
     "sweeps must be at least 1": dict(sweeps=0),
     "got 2 masks for 1 banks": dict(masks=(None, None)),
     "a mask of shape": dict(masks=(np.ones((1, 1)),)),
     "images has NaN": dict(images=np.full((2, 1, 6, 6), np.nan)),
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [-100, 100])
+def test_the_scale_of_the_images_scales_the_objective_alone(k):
+    images = np.random.default_rng(1).normal(size=(3, 1, 6, 6)).astype(np.float32)
+    one, other = (
+        ur.networks.learn_deconvolution(
+            0, ur.networks.deconvolutional(2, lam=0.1 * c), c * images, [(2, 3)], sweeps=2
+        )
+        for c in (np.float32(1), np.float32(2.0**k))
+    )
+    np.testing.assert_allclose(one.Ds[0].filters, other.Ds[0].filters, atol=1e-5)
+    np.testing.assert_allclose(one.objective * 4.0**k, other.objective, rtol=1e-5)
 
 
 @pytest.mark.parametrize("message", LEARN)

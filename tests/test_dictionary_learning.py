@@ -245,6 +245,53 @@ def test_online_sees_known_entries_alone():
     assert full.history[0].objective == pytest.approx(plain.history[0].objective, rel=0.1)
 
 
+# Scales that differ within the signals
+
+
+@pytest.mark.parametrize("name", ["ksvd", "multilayer", "double_sparse"])
+def test_atoms_of_signals_whose_squares_underflow_have_norm_one(name):
+    small = Y.astype(np.float32)
+    small[10:] *= np.float32(1e-25)
+    found = learn(name, small, steps=2)
+    for D in dictionaries_of(found):
+        norms = np.linalg.norm(np.asarray(ur.dictionaries.dense(D)), axis=0)
+        np.testing.assert_allclose(norms, 1, atol=1e-6)
+
+
+def test_objectives_beyond_the_largest_float_are_infinite():
+    found = learn("ksvd", 1e200 * Y, steps=1)
+    assert found.objective == np.inf and np.isfinite(found.X).all()
+
+
+@pytest.mark.parametrize("first", [0.0, 1e-30])
+def test_a_stream_may_begin_far_below_its_signals(first):
+    signals = Y.astype(np.float32)
+    quiet, loud = np.float32(first) * signals[:60], np.split(signals, 4)
+    found = dl.online([quiet, *loud], D_ATOMS, lam=0.1, forgetting=0)
+    again = dl.online([*loud, quiet], D_ATOMS, lam=0.1, forgetting=0)
+    assert np.isfinite(found.D).all()
+    for one in (found, again):  # what a quiet batch adds is its energy, next to nothing
+        assert 0 < one.objective * 300 < 1.3 * dl.online(loud, D_ATOMS, lam=0.1).objective * 240
+    last = again.history[-1].objective
+    assert last == pytest.approx(float(np.sum(quiet.astype(float) ** 2)) / 120, rel=1e-5)
+
+
+def test_a_batch_of_zeros_may_follow_the_smallest_signals():
+    found = dl.online([1e-250 * Y, 0 * Y], D_ATOMS, lam=1e-251)
+    assert np.isfinite(found.D).all() and found.history[1].objective == 0
+
+
+@pytest.mark.slow
+def test_online_counts_a_batch_by_its_weights():
+    parts = [(Y[:120], np.full(120, 3.0)), (Y[120:], np.full(120, 6.0))]
+    found = dl.online(parts, D_ATOMS, lam=0.3, forgetting=0)
+    other = dl.online([(y, v / 3) for y, v in parts], D_ATOMS, lam=0.1, forgetting=0)
+    # The codes of weights v and lam are those of v / 3 and lam / 3, up to rounding.
+    np.testing.assert_allclose(found.D, other.D, atol=1e-8)
+    assert found.objective == pytest.approx(3 * other.objective, rel=1e-9)
+    assert found.objective < found.history[0].objective + found.history[1].objective
+
+
 # Replaced atoms
 
 
@@ -488,8 +535,14 @@ CASES = [
     (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(2, 1)), "expected one of each of 1 layers"),
     (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(0,)), "s_1 must be at least 1"),
     (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(6,)), "s_1 is 6; expected at most 5"),
+    (
+        lambda: dl.multilayer(Y, [(M, 5), (5, 7)], sparsities=(1, 2)),
+        "s_2 is 2 but s_1 is 1; expected sparsities that do not grow",
+    ),
+    (lambda: dl.unrolled(ur.layers.ista(2), Y, 6, lam=0.1, rate=-1.0), "rate must be positive"),
     (lambda: dl.multilayer(Y, [], sparsities=()), "at least one dictionary, got none"),
     (lambda: dl.unrolled(ur.layers.ista(2), Y[:5], 6, lam=0.1), "d is 6 but there are 5 signals"),
+    (lambda: learn("sparse_ksvd", resume=learn("ksvd")), "atoms over another base, or over none"),
 ]
 
 
@@ -499,12 +552,31 @@ def test_bad_input_is_a_value_error_that_says_what(call, message):
         call()
 
 
+def test_a_stream_that_ends_before_its_file_is_refused(tmp_path):
+    learn("online", steps=3, checkpoint=tmp_path / "c.npz")
+    with pytest.raises(ur.training.CheckpointError, match="seen 3 batches but .* ends after 2"):
+        learn("online", steps=2, checkpoint=tmp_path / "c.npz")
+
+
+def test_a_file_without_a_folder_is_refused_before_the_first_sweep(tmp_path):
+    steps = []
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        learn("ksvd", checkpoint=tmp_path / "no" / "c.npz", progress=steps.append)
+    assert not steps
+
+
 def test_what_is_no_array_is_a_type_error():
     for call, message in (
         (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2, mask=Y), "mask has dtype float64; expected bool"),
         (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2.0), "sparsity must be an integer"),
         (lambda: jax.jit(lambda Y: dl.ksvd(Y, 4, sparsity=2))(Y), "traced"),
         (lambda: dl.unrolled("ista", Y, 6, lam=0.1), "layer is a str"),
+        (lambda: dl.online(BATCHES, 4, lam="0.1"), "online: lam must be a number, got '0.1'"),
+        (lambda: dl.online(BATCHES, 4, lam=np.ones(4)), "online: lam must be a number"),
+        (lambda: jax.jit(lambda lam: dl.online(BATCHES, 4, lam=lam).D)(0.1), "lam must be static"),
+        (lambda: dl.online(7, 4, lam=0.1), "batches must be an iterable of signals"),
+        (lambda: dl.online(BATCHES, 4, lam=0.1, forgetting=None), "forgetting must be a number"),
+        *((lambda name=name: learn(name, resume="D"), "resume is a str") for name in NAMES),
     ):
         with pytest.raises(TypeError, match=message):
             call()

@@ -436,11 +436,17 @@ def test_recipes_that_make_no_sense():
         for option in options:
             with pytest.raises(ValueError, match=message):
                 dataclasses.replace(RECIPE, **option)
+    with pytest.raises(TypeError, match="Recipe: gamma must be a number, got 'a'"):
+        dataclasses.replace(RECIPE, gamma="a")
+    with pytest.raises(TypeError, match="the budget must be a number, got 'a'"):
+        experiments.sweep([RECIPE], None, "nowhere", minutes="a")
 
 
 def test_a_layer_that_does_not_exist_is_named_with_those_that_do(images, tmp_path):
     with pytest.raises(ValueError, match="no submodule 'conv7'; it has dense, features"):
         run(dataclasses.replace(RECIPE, layers=("conv7",)), images, tmp_path)
+    with pytest.raises(ValueError, match="gamma is not 0, but no layers of tiny are named"):
+        run(dataclasses.replace(RECIPE, gamma=0.5, layers=()), images, tmp_path)
 
 
 def test_models_that_do_not_fit_their_images():
@@ -639,6 +645,11 @@ def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch
         "budget must be above 0 minutes, got 0": ["--budget", "0"],
         "--seeds must be at least 1": ["--seeds", "0"],
         "--width is no option of lenet5": ["--model", "res-csc,lenet5", "--width", "3"],
+        "--side is no option of classification with mnist": [
+            *("--dataset", "mnist"),
+            *("--side", "32"),
+        ],
+        "side must be at least 1, got 0": ["--side", "0"],
         "unknown name 'swoosh'": ["--activation", "swoosh"],
         "no root given": ["--dataset", "cifar10"],
         "is not empty and holds no experiment": ["--output", str(tmp_path)],

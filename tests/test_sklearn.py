@@ -280,6 +280,12 @@ def test_a_learner_is_the_function_of_its_name():
     assert np.array_equal(back.transform(SIGNALS), codes)
 
 
+def test_the_default_lam_follows_the_scale_of_the_samples():
+    one, tiny = (DictionaryLearner(10, sweeps=1).fit(c * SIGNALS) for c in (1.0, 2.0**-700))
+    assert tiny.lam_ == one.lam_ * 2.0**-700
+    assert np.array_equal(one.dictionary_, tiny.dictionary_)
+
+
 def test_partial_fit_goes_on_with_a_stream():
     parts = np.split(SIGNALS, 3)
     learner = DictionaryLearner(10, lam=0.3)

@@ -160,6 +160,22 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
     return value
 
 
+def as_number(x: Any, name: str, where: str) -> float:
+    """`x` as a Python float.
+
+    Raises:
+        TypeError: `x` is traced, or not one real number.
+    """
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    try:
+        if isinstance(x, str | bool | np.bool_) or np.ndim(x):
+            raise TypeError
+        return float(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where}: {name} must be a number, got {x!r}") from error
+
+
 def nonnegative(x: Any, name: str, where: str) -> None:
     """Raise ValueError if a known `x` has a negative or NaN entry (a traced one passes)."""
     if is_concrete(x) and not np.all(np.asarray(x) >= 0):

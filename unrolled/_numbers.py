@@ -80,6 +80,13 @@ def _layout(dtype: DTypeLike) -> tuple[type, int, int]:
     return (jnp.int64, 52, 1023) if np.dtype(dtype).itemsize == 8 else (jnp.int32, 23, 127)
 
 
+def mean_norm(X: np.ndarray) -> float:
+    """The mean norm of the rows, in float64."""
+    k = np.frexp(np.abs(X).max(initial=0))[1]
+    near = np.ldexp(X.astype(float), -k)
+    return float(np.ldexp(np.mean(np.linalg.norm(near, axis=1)), k))
+
+
 @partial(jax.jit, static_argnames="axis")
 def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
     """(e, k) with sum(x^2) = e 2^(2 k); e neither overflows nor underflows."""

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, dictionary_learning, problems
+from unrolled._numbers import mean_norm
 from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import FAMILIES, Layer
@@ -389,8 +390,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.n_components_ = min(n, m) if self.n_components is None else self.n_components
         self.lam_, self.sparsity_ = None, None
         if _is_online(self):
-            mean = float(np.mean(np.linalg.norm(X.astype(float), axis=1)))
-            self.lam_ = (mean / 10 or 1.0) if self.lam is None else self.lam
+            self.lam_ = (mean_norm(X) / 10 or 1.0) if self.lam is None else self.lam
         else:
             self.sparsity_ = max(1, m // 10) if self.sparsity is None else self.sparsity
 

@@ -221,6 +221,13 @@ def test_training_on_windows_reaches_all_parameters_and_lowers_the_error():
     assert float(step(net)[0]) < float(first)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_given_filters_may_have_any_scale(scale):
+    filters = np.random.default_rng(0).standard_normal((3, 4, 4)).astype(np.float32)
+    nets = [CSCNet(3, 4, 2, 1, filters=f, rngs=nnx.Rngs(0)) for f in (filters, scale * filters)]
+    np.testing.assert_allclose(nets[0].A[...], nets[1].A[...], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "change, match",
     [

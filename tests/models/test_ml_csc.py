@@ -425,12 +425,19 @@ def test_the_margin_covers_what_power_iteration_misses_on_random_filters(build):
         (dict(filters=[Filters(4, 10)]), "layer 1 has a kernel of 10 on pictures of 9 x 8"),
         (dict(filters=[Filters(4, 3), Filters(4, 8)]), "layer 2 has a kernel of 8"),
         (dict(filters=[Filters(4, 3, 0)]), "stride of layer 1 must be at least 1"),
+        (dict(shape=(9, 8)), r"shape is \(9, 8\); expected \(H, W, C\)"),
+        (dict(shape=(9, 8, 0)), "C must be at least 1"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(change, message):
     options = dict(shape=PICTURE, filters=FILTERS, method="ml-ista", unfoldings=2) | change
     with pytest.raises(ValueError, match=message):
         MLCSC(**options, rngs=nnx.Rngs(0))
+
+
+def test_filters_that_are_none_are_refused():
+    with pytest.raises(TypeError, match=r"layer 1 are \(4, 3\); expected models.Filters"):
+        MLCSC(PICTURE, [(4, 3)], "cnn", rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 2), (1, 8, 9, 2)])

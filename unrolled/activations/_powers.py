@@ -73,13 +73,10 @@ def as_power(p: float, where: str) -> float:
         >>> ur.activations.as_power(1, "caller")
         1.0
     """
-    if not _checks.is_concrete(p):
-        raise TypeError(f"{where}: p must be static, got a traced value; try static_argnames")
-    if isinstance(p, bool | str) or jnp.ndim(p):
-        raise TypeError(f"{where}: p must be a number, got {p!r}")
-    if not 0 < float(p) <= 1:
+    power = _checks.as_number(p, "p", where)
+    if not 0 < power <= 1:
         raise ValueError(f"{where}: p must be in (0, 1], got {p}")
-    return float(p)
+    return power
 
 
 def _root_of(p: float) -> Callable[[Array], Array]:

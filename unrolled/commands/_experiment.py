@@ -33,6 +33,7 @@ _QUICK = {
 _SEEDS = 3
 _FIELDS = ("batch", "optimizer", "rate", "momentum", "decay", "augmentation", "test")
 _OPTIONS = ("width", "blocks", "growth", "depth", "unfoldings", "constrained")  # of models
+_OF_ONE_SIDE = ("cifar10", "mnist")
 _PICTURE = 28  # side of the digits of ml-csc, as of MNIST
 
 
@@ -82,7 +83,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--optimizer", choices=("sgd", "adam"), help="default sgd; segmentation adam")
     add("--rate", type=float, metavar="FLOAT", help="learning rate of the first step")
     add(
-        "--momentum", type=float, metavar="FLOAT", help="of sgd (default 0.9: the paper names none)"
+        "--momentum",
+        type=float,
+        metavar="FLOAT",
+        help="of sgd, or of the first moment of adam (default 0.9: the paper names none)",
     )
     add("--decay", type=float, metavar="FLOAT", help="weight decay")
     add("--augmentation", choices=("none", "crop", "crop and flip"), help="of training images")
@@ -102,7 +106,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--blocks", type=int, metavar="INT", help="of msd-csc, or of each width of res-csc (3)")
     add("--growth", type=int, metavar="INT", help="channels of each layer of msd-csc (12)")
     add("--depth", type=int, metavar="INT", help="layers of each block of msd-csc (12)")
-    add("--side", type=int, metavar="INT", help="side of pictures with masks (default 128)")
+    add(
+        "--side",
+        type=int,
+        metavar="INT",
+        help="side of pictures with masks (default 128), or of digits of classification (32)",
+    )
     add(
         "--unfoldings",
         type=int,
@@ -149,6 +158,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     recipes = _recipes(arguments, name)
     budget = math.inf if arguments.budget is None else arguments.budget
+    if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
+        raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")
     side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
     images = experiments.load(name, root, side=side)
     say(

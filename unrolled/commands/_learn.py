@@ -14,6 +14,7 @@ import numpy as np
 
 from unrolled import datasets, dictionary_learning, plots, pursuit
 from unrolled._files import write_whole
+from unrolled._numbers import mean_norm
 from unrolled.commands._certificate import Report, Request, certificate
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._report import Section, check_folder, write_report
@@ -145,7 +146,7 @@ def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, An
         return getattr(dictionary_learning, arguments.method)(rows, d, **options)
     if arguments.lam is None:
         first = datasets.read_rows(Y, path, 0, _FIRST).astype(float)
-        options["lam"] = float(np.mean(np.linalg.norm(first, axis=1))) / 10 or 1.0
+        options["lam"] = mean_norm(first) / 10 or 1.0
     else:
         options["lam"] = arguments.lam
     batches = _batches(Y, path, arguments.batch, arguments.sweeps or 1)

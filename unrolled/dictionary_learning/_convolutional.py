@@ -1,6 +1,5 @@
 """Convolutional dictionary learning: filters, and codes at every position, from whole images."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,14 @@ from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, evaluat
 from unrolled.dictionary_learning._images import checked_images
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned, Step
-from unrolled.dictionary_learning._signals import Signals, generator, unit_rows
+from unrolled.dictionary_learning._signals import (
+    Signals,
+    as_lam,
+    generator,
+    in_units,
+    near_one,
+    unit_rows,
+)
 from unrolled.dictionary_learning._windows import drawn_windows
 
 
@@ -55,7 +61,8 @@ def convolutional(
     Args:
         images: (n, n_channels, *signal_shape), or (n, *signal_shape) of one channel.
         filters: the shape (n_atoms, n_channels, *kernel), or an array of it to start from. From a
-            shape, windows of the images are drawn in proportion to their energy.
+            shape, and in place of zero filters, windows of the images are drawn in proportion to
+            their energy.
         lam: penalty weight.
         sweeps: how many in all, those of `resume` included.
         key: a typed key, or a seed, of the start and of replacements.
@@ -97,8 +104,7 @@ def convolutional(
     """
     where = "convolutional"
     signals, D, given = checked_images(images, filters, (stride, boundary), weights, mask, where)
-    if not 0 < lam < math.inf:
-        raise ValueError(f"{where}: lam must be positive and finite, got {lam}")
+    lam = as_lam(lam, where)
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
     problem = _problem(signals, lam)
     config = _config(signals, D, given, lam, key, nonnegative)
@@ -108,11 +114,11 @@ def convolutional(
     elif resume is not None:
         state = _resumed(resume, signals, D, where)
     else:
-        state = _start(signals, D, given, key)
+        state = _start(signals, D, key)
     for step in keeper.steps(sweeps):
         state, replaced = refreshed(state, problem, generator(key, step))
         state = advanced(state, problem, nonnegative, step)
-        objective = math.ldexp(float(state.ahead.objective), 2 * signals.exponent)
+        objective = _in_units(state.ahead.objective, signals)
         keeper.add(objective, replaced, _arrays(state), last=step == sweeps)
     if keeper.history:
         _warn_of_zeros(state, lam, where)
@@ -120,9 +126,19 @@ def convolutional(
 
 
 def _problem(signals: Signals, lam: float) -> Problem:
-    V = None if signals.V is None else jnp.asarray(signals.V)
-    near = jnp.asarray(math.ldexp(lam, -signals.exponent), signals.Y.dtype)
-    return Problem(jnp.asarray(signals.Y), V, near)
+    """The problem for images near 1 and weights up to 1."""
+    V = None if signals.V is None else jnp.asarray(signals.V / signals.V.max())
+    near = near_one(lam / _largest_weight(signals), signals.exponent)
+    return Problem(jnp.asarray(signals.Y), V, jnp.asarray(near, signals.Y.dtype))
+
+
+def _in_units(objective: Any, signals: Signals) -> float:
+    """An objective of that problem in the units of the images and weights given."""
+    return _largest_weight(signals) * in_units(objective, signals.exponent)
+
+
+def _largest_weight(signals: Signals) -> float:
+    return 1.0 if signals.V is None else float(signals.V.max())
 
 
 def _config(
@@ -142,14 +158,12 @@ def _config(
     }
 
 
-def _start(signals: Signals, D: Conv, given: bool, key: jax.Array) -> State:
-    """Where a learning begins: with codes that are zero."""
-    filters = np.asarray(D.filters)
-    if given:
-        filters = unit_rows(filters.reshape(len(filters), -1)).reshape(filters.shape)
-    else:
-        none = np.zeros((0, filters[0].size), filters.dtype)
-        filters = drawn_windows(D, signals.Y, none, len(filters), generator(key, 0))
+def _start(signals: Signals, D: Conv, key: jax.Array) -> State:
+    """Where a learning begins: with codes that are zero, and windows for zero filters."""
+    rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
+    drawn = ~rows.any(1)
+    filters = rows.reshape(D.filters.shape)
+    filters[drawn] = drawn_windows(D, signals.Y, rows[~drawn], drawn.sum(), generator(key, 0))
     n, dtype = len(signals.Y), signals.Y.dtype
     curvature = Curvature(jnp.ones((), dtype), jnp.full(n, len(filters), dtype))
     D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((n, D.shape[1]), dtype)
@@ -196,7 +210,7 @@ def _warn_of_zeros(state: State, lam: float, where: str) -> None:
 def _result(signals: Signals, problem: Problem, state: State, history: tuple[Step, ...]) -> Learned:
     D, X, ahead = state
     objectives = np.asarray(evaluated(problem, D, X).objectives)
-    objective = math.ldexp(float(np.mean(objectives, dtype=float)), 2 * signals.exponent)
+    objective = _in_units(np.mean(objectives, dtype=float), signals)
     codes = np.ldexp(np.asarray(X), signals.exponent).reshape(-1, *D.code_grid)
     D = _checks.cast(D, signals.dtype)
     return Learned(D, jnp.asarray(codes, signals.dtype), objective, history, ahead)

@@ -1,6 +1,5 @@
 """Double sparsity from moments: a spectral start, then descent with sparse atoms."""
 
-import math
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from unrolled.dictionary_learning._signals import (
     distinct,
     duplicates,
     generator,
+    in_units,
     unit_rows,
 )
 
@@ -103,7 +103,7 @@ def double_sparse(
     d, sparsity, p = _sizes(d, sparsity, atom_sparsity, n, m, where)
     pairs = _checks.as_index(_PAIRS * d if pairs is None else pairs, "pairs", where, least=1)
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
-    if not 0 < rate <= 1:
+    if not 0 < _checks.as_number(rate, "rate", where) <= 1:
         raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
     base = _orthonormal(base, signals.Y, where)
     Z = signals.Y @ np.asarray(dense(base), signals.Y.dtype)
@@ -121,7 +121,7 @@ def double_sparse(
     for step in keeper.steps(sweeps):
         with one_thread():
             A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))
-        objective = math.ldexp(squares / (2 * n), 2 * signals.exponent)
+        objective = in_units(squares / (2 * n), signals.exponent)
         keeper.add(objective, replaced, {"A": A}, last=step == sweeps)
     X = match(A, Z, sparsity)
     codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)

@@ -28,13 +28,13 @@ def checked_images(
     given = np.ndim(filters) > 1
     bank = _checks.as_float(filters, "filters", where) if given else _zeros(filters, where)
     images = _checks.as_float(images, "images", where)
-    channels, *kernel = bank.shape[1:]
-    dimensions, shape = len(kernel), images.shape
+    dimensions, shape = bank.ndim - 2, images.shape
     if dimensions < 1 or images.ndim not in (dimensions + 1, dimensions + 2) or 0 in shape:
         raise ValueError(
             f"{where}: images have shape {shape} and filters {bank.shape}; expected (n, n_channels,"
             " *signal_shape), or (n, *signal_shape), and (n_atoms, n_channels, *kernel)"
         )
+    channels, *kernel = bank.shape[1:]
     planes = shape[1] if images.ndim == dimensions + 2 else 1
     if planes != channels:
         raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from unrolled._files import CheckpointError, check_writable, write_whole
 from unrolled.dictionaries import dense
-from unrolled.dictionary_learning._learned import Learned, Step
+from unrolled.dictionary_learning._learned import Learned, Step, as_learned
 
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
@@ -50,8 +50,10 @@ class Keeper:
         self.saved = time.monotonic()
         if self.path is not None:
             check_writable(self.path.parent)
+            if not self.path.parent.is_dir():
+                raise FileNotFoundError(f"{self.path}: there is no folder {self.path.parent}")
         self.arrays: Arrays | None = None  # those of the file
-        self.history = [*resume.history] if resume is not None else []
+        self.history = [*as_learned(resume, config["method"]).history] if resume is not None else []
         if self.path is not None and self.path.exists():
             self.arrays, self.history = self._loaded(self.path)
         self.began = time.monotonic() - (self.history[-1].seconds if self.history else 0)

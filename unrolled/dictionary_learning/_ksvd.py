@@ -193,7 +193,8 @@ def _best_atom(
     """The best atom for given codes, and the weights of its entries; d where they are zero."""
     x = pair.x
     if V is None:
-        return x @ E / (x @ x), None
+        square = x @ x
+        return (x @ E / square if square > 0 else pair.d), None
     h = (x * x) @ V
     return np.divide(x @ (V * E), h, out=pair.d.copy(), where=h > 0), h
 

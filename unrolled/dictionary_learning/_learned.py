@@ -23,3 +23,16 @@ class Learned(NamedTuple):
     objective: float  # mean over the signals, for D and X
     history: tuple[Step, ...]
     state: Any = None  # what the algorithm needs beside D and X to go on
+
+
+def as_learned(resume: Any, where: str) -> Learned:
+    """What a caller gives as `resume`.
+
+    Raises:
+        TypeError: it is no result of dictionary learning.
+    """
+    if not isinstance(resume, Learned):
+        raise TypeError(
+            f"{where}: resume is a {type(resume).__name__}; expected a `Learned` of this function"
+        )
+    return resume

@@ -48,7 +48,7 @@ def multilayer(
     .. math:: \min \frac1{2n} \sum_{k=1}^n \|y_k - D_1 \cdots D_J x_{J,k}\|^2, \qquad
         x_{j-1} = D_j x_j, \; \|x_j\|_0 \le s_j.
 
-    A column of D_j, j > 1, has at most max(1, s_{j-1} // s_j) nonzeros. Then the codes between are
+    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. Then the codes between are
     as sparse as asked for whenever x_J is, so every sweep is feasible: x_J by orthogonal matching
     pursuit in the product; D_J, ..., D_2 by passes of gradient steps, column by column, each
     followed by a hard threshold, with the step 1 / L that never raises the objective; D_1 by least
@@ -69,7 +69,8 @@ def multilayer(
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `ksvd`, and for shapes that do not meet or
-            sparsities that are not one per layer, below 1, or above d_j (s_J above m).
+            sparsities that are not one per layer, below 1, above d_j (s_J above m) or above the
+            one before.
 
     Reference: Sulam, Papyan, Romano, Elad (2018), section V, where signals come in batches, codes
     from FISTA, and D_1 from a gradient step.
@@ -152,14 +153,20 @@ def _counts(
             f"{where}: sparsities has shape {np.shape(sparsities)}; expected one of each of "
             f"{len(shapes)} layers"
         )
-    found = []
+    found: list[int] = []
     for j, (s, (_, d)) in enumerate(zip(sparsities, shapes), start=1):
         most = d if j < len(shapes) else min(d, shapes[0][0])
         s = _checks.as_index(s, f"s_{j}", where, least=1)
         if s > most:
             raise ValueError(f"{where}: s_{j} is {s}; expected at most {most}")
+        if found and s > found[-1]:
+            raise ValueError(
+                f"{where}: s_{j} is {s} but s_{j - 1} is {found[-1]}; expected sparsities that do "
+                "not grow: a code is as sparse as the next only if the columns between have one "
+                "nonzero"
+            )
         found.append(s)
-    return *(max(1, above // s) for above, s in zip(found, found[1:])), found[-1]
+    return *(above // s for above, s in zip(found, found[1:])), found[-1]
 
 
 def _resumed(

@@ -26,6 +26,7 @@ from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective
 from unrolled.dictionary_learning._signals import (
     Signals,
+    as_lam,
     as_signals,
     generator,
     start_atoms,
@@ -83,7 +84,8 @@ def online(
         CheckpointError: the file is damaged, or of another learning.
 
     With weights a code is that of the weighted signal, and the atoms fit v y + (1 - v) D x, for
-    weights v divided by the largest of the batch, which lowers the objective, too.
+    weights v divided by the largest of the batch, which lowers the objective, too. A batch counts
+    in proportion to its largest weight.
 
     Reference: Mairal, Bach, Ponce, Sapiro (2009, 2010).
 
@@ -96,8 +98,11 @@ def online(
     """
     where = "online"
     d, key = _checks.as_index(d, "d", where, least=1), _checks.as_key(key, where)
-    if not 0 < lam < math.inf:
-        raise ValueError(f"{where}: lam must be positive and finite, got {lam}")
+    lam, forgetting = as_lam(lam, where), _checks.as_number(forgetting, "forgetting", where)
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{where}: batches must be an iterable of signals (n, m), got {type(batches).__name__}"
+        )
     if not 0 <= forgetting < math.inf:
         raise ValueError(f"{where}: forgetting must be non-negative and finite, got {forgetting}")
     keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting), resume, progress)
@@ -166,7 +171,12 @@ def _after(
     begins = next(stream, None)
     if begins is None or _name(begins) != first:
         raise CheckpointError(f"{path}: holds the learning of another stream")
-    return itertools.islice(stream, steps - 1, None)
+    passed = 1 + sum(1 for _ in itertools.islice(stream, steps - 1))
+    if passed < steps:
+        raise CheckpointError(
+            f"{path}: has seen {steps} batches but the stream ends after {passed}"
+        )
+    return stream
 
 
 def _check_length(signals: Signals, sums: Sums, step: int, where: str) -> None:

@@ -6,7 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from unrolled.dictionary_learning._codes import lasso_codes
-from unrolled.dictionary_learning._signals import Signals, distinct, duplicates
+from unrolled.dictionary_learning._signals import (
+    Signals,
+    distinct,
+    duplicates,
+    in_units,
+    near_one,
+)
 
 
 class Sums(NamedTuple):
@@ -21,30 +27,45 @@ class Sums(NamedTuple):
     B: np.ndarray  # (m, d) sum of y x'
     terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1)
     weight: np.ndarray  # () sum of the weights of age
-    exponent: np.ndarray  # () signals are divided by 2^exponent
+    exponent: np.ndarray  # () signals are divided by 2^exponent, so that the largest is near 1
 
 
 def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    exponent = int(sums.exponent)
-    signals, lam = signals.rescaled(exponent), math.ldexp(lam, -exponent)
+    sums, lam = _holding(sums, signals), near_one(lam, signals.exponent)
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V)
     R = signals.Y - X @ D.T
     errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
     objective = (np.sum(errors) / 2 + penalty) / n
-    terms = np.sum(np.square(target, dtype=float)) / 2 + penalty
-    D, A, B = _descend(sums.D, beta * sums.A + X.T @ X, beta * sums.B + target.T @ X)
+    top = 1.0 if signals.V is None else float(signals.V.max())
+    terms = top * np.sum(np.square(target, dtype=float)) / 2 + penalty
+    # The unit of the batch in that of the sums; of a batch of zeros it does not matter.
+    unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent))))
+    A = beta * sums.A + unit * top * (X.T @ X).astype(float)
+    B = beta * sums.B + unit * top * (target.T @ X).astype(float)
+    D, A, B = _descend(sums.D, A, B)
     fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):
         worst = np.argsort(-errors, kind="stable")[: 10 * len(fresh)]
         others = np.delete(D, fresh, 1)
         D[:, fresh] = distinct(target[worst].astype(float), others, len(fresh), rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
-    found = Sums(D, A, B, beta * sums.terms + terms, beta * sums.weight + n, sums.exponent)
-    return found, math.ldexp(float(objective), 2 * exponent), len(fresh)
+    terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + n
+    found = Sums(D, A, B, terms, weight, sums.exponent)
+    return found, in_units(objective, signals.exponent), len(fresh)
+
+
+def _holding(sums: Sums, signals: Signals) -> Sums:
+    """The sums in units of the largest signals so far, these included."""
+    exponent, larger = int(sums.exponent), signals.exponent > int(sums.exponent)
+    if not signals.Y.any() or not (larger or sums.terms == 0):
+        return sums
+    unit = np.ldexp(1.0, 2 * (exponent - signals.exponent)) if sums.terms else 1.0
+    D, A, B, terms, weight, _ = sums
+    return Sums(D, unit * A, unit * B, unit * terms, weight, np.array(signals.exponent))
 
 
 def _descend(
@@ -68,4 +89,4 @@ def mean_objective(sums: Sums) -> float:
     """The mean objective over the past, in the units of the signals."""
     D, A, B, terms, weight, exponent = sums
     value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return math.ldexp(float(value), 2 * int(exponent))
+    return in_units(value, int(exponent))

@@ -1,7 +1,7 @@
 """Signals with their weights, checked, and atoms made from them: the start, and replacements."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,8 +26,7 @@ class Signals(NamedTuple):
     def objective(self, R: np.ndarray) -> float:
         """The mean of 1/2 sum_i v_i r_i^2 over residuals R, in the units of the signals given."""
         squares = R * R if self.V is None else self.V * R * R
-        mean = float(np.sum(squares, dtype=float)) / (2 * len(R))
-        return math.ldexp(mean, 2 * self.exponent)
+        return in_units(np.sum(squares, dtype=float) / (2 * len(R)), self.exponent)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
         """sum_i v_i r_i^2 for every residual in R, (n,)."""
@@ -116,8 +115,29 @@ def atom_count(d: int, n: int, where: str) -> int:
     return d
 
 
+def in_units(objective: Any, exponent: int) -> float:
+    """An objective of signals near 1 in the units of those given; inf beyond the largest float."""
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(float(objective), 2 * exponent))
+
+
+def near_one(lam: float, exponent: int) -> float:
+    """lam for signals near 1; at most 2^100, which no correlation of theirs reaches."""
+    with np.errstate(over="ignore"):
+        return min(float(np.ldexp(lam, -exponent)), 2.0**100)
+
+
+def as_lam(lam: Any, where: str) -> float:
+    """A penalty weight as a positive number."""
+    value = _checks.as_number(lam, "lam", where)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{where}: lam must be positive and finite, got {lam}")
+    return value
+
+
 def unit_rows(A: np.ndarray) -> np.ndarray:
-    """Rows divided by their norms; zero rows stay."""
+    """Rows divided by their norms, whose squares may leave the range; zero rows stay."""
+    A = np.ldexp(A, -np.frexp(np.abs(A).max(1, keepdims=True, initial=0))[1])
     norms = np.linalg.norm(A, axis=1, keepdims=True)
     return A / np.where(norms > 0, norms, 1)
 

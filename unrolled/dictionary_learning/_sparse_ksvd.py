@@ -131,6 +131,8 @@ class SparseAtoms(Atoms):
         self.A = arrays["A"]
 
     def resume(self, D: Any) -> np.ndarray:
+        if not isinstance(D, Sparse) or D.base.shape != self.base.shape:
+            raise ValueError("sparse_ksvd: resume has atoms over another base, or over none")
         values = np.asarray(D.values)
         self.A = np.zeros_like(self.A, dtype=values.dtype)
         self.A[np.asarray(D.indices), np.arange(values.shape[1])] = values

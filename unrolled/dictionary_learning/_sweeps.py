@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._threads import one_thread
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._matching import match
@@ -58,7 +58,7 @@ class Atoms:
 
     def resume(self, D: Any) -> np.ndarray:
         """The atoms of a result, (m, d)."""
-        return np.asarray(D)
+        return np.asarray(dense(D))
 
     def settled(self, D: np.ndarray) -> np.ndarray:
         """The atoms as a result would give them back: D at the end of a sweep."""
@@ -142,9 +142,9 @@ def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, in
 def _config(
     where: str, signals: Signals, options: Options, key: jax.Array, atoms: Atoms
 ) -> dict[str, Any]:
-    """What the file of a checkpoint must agree in; only where there is one."""
+    """What the file of a checkpoint must agree in; only the method where there is none."""
     if options.checkpoint is None:
-        return {}
+        return {"method": where}
     return {
         "method": where,
         "d": options.d,

@@ -85,6 +85,9 @@ def unrolled(
     n = len(signals.Y)
     d = atom_count(d, n, where)
     batch = _checks.as_index(batch, "batch", where, least=1)
+    rate = _checks.as_number(rate, "rate", where)
+    if not 0 < rate < np.inf:
+        raise ValueError(f"{where}: rate must be positive and finite, got {rate}")
     key = _checks.as_key(key, where)
     D = jnp.asarray(start_atoms(start, signals, d, generator(key, 0), where), signals.dtype)
     signals_given = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unrolled import datasets
+from unrolled import _checks, datasets
 from unrolled.datasets import Images
 from unrolled.experiments._recipe import Recipe
 from unrolled.experiments._shapes import shapes
@@ -30,13 +30,16 @@ def load(name: str, root: str | Path | None = None, *, side: int | None = None) 
             masks are made or resized to side x side (default 128).
 
     Raises:
-        FileNotFoundError, ValueError: as in the readers of `datasets`.
+        FileNotFoundError, ValueError: as in the readers of `datasets`; a side below 1, or below 8
+            for digits.
 
     Example:
         >>> from unrolled import experiments
         >>> experiments.load("digits").train[0].shape
         (1437, 32, 32, 1)
     """
+    if side is not None:
+        side = _checks.as_index(side, "side", "experiment", least=1)
     if name == "digits":
         return _enlarged(datasets.digits(), side or _DIGITS_SIDE)
     if name == "shapes":

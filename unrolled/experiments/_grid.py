@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unrolled import _checks
 from unrolled.datasets import Images
 from unrolled.experiments._job import Progress
 from unrolled.experiments._models import Build, build_model
@@ -72,7 +73,7 @@ def sweep(
         ...     ur.experiments.sweep([], ur.experiments.load("digits"), folder).open
         []
     """
-    if not minutes > 0:
+    if not _checks.as_number(minutes, "the budget", "experiment") > 0:
         raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
     until, recipes = time.monotonic() + 60 * minutes, list(recipes)
     told: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until)

@@ -120,7 +120,7 @@ def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:
         models.tap(model, *layers)  # refuses a name that does not exist
     elif recipe.gamma:
         raise ValueError(
-            f"experiment: gamma is {recipe.gamma:g}, but no layers of {recipe.model} are named"
+            f"experiment: gamma is not 0, but no layers of {recipe.model} are named; try gamma 0"
         )
     return layers
 

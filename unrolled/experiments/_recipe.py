@@ -78,7 +78,7 @@ class Recipe:
             _checks.as_index(getattr(self, name), name, "Recipe", least=least)
         ranges = dict(gamma=(0, math.inf), rate=(0, math.inf), momentum=(0, 1), decay=(0, math.inf))
         for name, (least, above) in {**ranges, "drop": (0, 1)}.items():
-            value = getattr(self, name)
+            value = _checks.as_number(getattr(self, name), name, "Recipe")
             if not least <= value < above or (name in ("rate", "drop") and value == 0):
                 span = "positive" if name in ("rate", "drop") else "at least 0"
                 span += " and below 1" if above == 1 else ", and finite"

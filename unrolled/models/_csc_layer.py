@@ -93,7 +93,7 @@ class CSCLayer(nnx.Conv):
         )
         self.unfoldings, self.activation = unfoldings, activation
         self.norms = batch_norms(out_features, unfoldings + 1, rngs) if batch_norm else None
-        safe = 1 / norm_bound(self.kernel[...]) ** 2
+        safe = 1 / self._norm_bound() ** 2
         self.step = nnx.Param(safe) if unfoldings or warm else None
 
     def __call__(self, inputs: Array, start: Array | None = None) -> Array:
@@ -107,6 +107,7 @@ class CSCLayer(nnx.Conv):
             (N, H', W', out_features).
         """
         where = type(self).__name__
+        inputs = _checks.as_float(inputs, "the pictures", where)
         check_pictures(inputs, self.in_features, where, sides=self.kernel.ndim - 2)
         check_extent(self, inputs, where)
         convolved, adjoint = jax.vjp(super().__call__, inputs)
@@ -136,7 +137,11 @@ class CSCLayer(nnx.Conv):
         norm(W) is bounded for pictures of every size, by a few percent for small filters. A layer
         with T = 0 takes no such steps: 0.
         """
-        return self._size() * norm_bound(self.kernel[...]) ** 2
+        return self._size() * self._norm_bound() ** 2
+
+    def _norm_bound(self) -> Array:
+        kernel = self.kernel[...]
+        return norm_bound(kernel if self.mask is None else kernel * self.mask)
 
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
 from unrolled.models._power_norm import power_norm
@@ -228,7 +229,8 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
     _checks.finite(filters, "filters", "CSCNet")
     if _checks.is_concrete(filters) and not jnp.any(filters):
         raise ValueError("CSCNet: the filters are zero; expected some that are not")
-    return filters[:, None] / _norm(filters[:, None], stride)
+    filters = ldexp(filters, -exponent(filters))[:, None]  # whose squares stay in the range
+    return filters / _norm(filters, stride)
 
 
 @functools.partial(jax.jit, static_argnames="stride")

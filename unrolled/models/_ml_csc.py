@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from unrolled import _checks
@@ -115,6 +116,10 @@ class MLCSC(nnx.Module):
         if not filters:
             raise ValueError("MLCSC: no filters; expected the sizes of one layer at least")
         T = _checks.as_index(unfoldings, "unfoldings", "MLCSC")
+        if np.shape(shape) != (3,):
+            raise ValueError(f"MLCSC: shape is {shape}; expected (H, W, C)")
+        for name, size in zip(("H", "W", "C"), shape):
+            _checks.as_index(size, name, "MLCSC", least=1)
         self.picture, self.method = tuple(shape), method
         self.unfoldings = 0 if method == "cnn" else T
         self.activation = by_name(activation)

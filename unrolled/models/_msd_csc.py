@@ -63,6 +63,8 @@ class MSDCSCBlock(nnx.Module):
         sizes = dict(in_features=in_features, growth=growth, depth=depth, dilations=len(dilations))
         for name, size in sizes.items():
             _checks.as_index(size, name, where, least=1)
+        for dilation in dilations:
+            _checks.as_index(dilation, "a dilation", where, least=1)
         self.unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
         self.activation = as_activation(activation, "activation", where)
         widths = [in_features + i * growth for i in range(depth + 1)]
@@ -86,6 +88,7 @@ class MSDCSCBlock(nnx.Module):
 
     def __call__(self, y: Array) -> Array:
         """x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth growth)."""
+        y = _checks.as_float(y, "the pictures", "MSDCSCBlock")
         check_pictures(y, self.filters[0].in_features, "MSDCSCBlock")
         for F in self.filters:
             check_extent(F, y, "MSDCSCBlock")
@@ -183,7 +186,8 @@ class MSDCSC(nnx.Module):
         unfoldings: int = 1,
         activation: Activation | Callable | str = relu,
     ):
-        for name, size in dict(classes=classes, channels=channels, blocks=blocks).items():
+        sizes = dict(classes=classes, channels=channels, width=width, blocks=blocks)
+        for name, size in sizes.items():
             _checks.as_index(size, name, "MSDCSC", least=1)
         self.stem = CSCLayer(
             channels, width, (3, 3), activation=activation, batch_norm=True, rngs=rngs

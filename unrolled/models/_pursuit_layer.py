@@ -81,6 +81,8 @@ class PursuitLayer(nnx.Module):
 
 def check_bank(shape: Shape, bank: Filters, j: int) -> None:
     """Raise unless the filters of layer j fit codes of a shape."""
+    if not isinstance(bank, Filters):
+        raise TypeError(f"MLCSC: the filters of layer {j} are {bank!r}; expected models.Filters")
     for name, size, least in zip(Filters._fields, bank, (1, 1, 1, 0)):
         _checks.as_index(size, f"{name} of layer {j}", "MLCSC", least=least)
     H, W, _ = shape

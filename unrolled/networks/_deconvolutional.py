@@ -1,5 +1,6 @@
 """Deconvolutional networks: each layer codes the maps of the layer before, and learns from them."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple, cast
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array, Key
 from unrolled._export import exportable
+from unrolled._numbers import exponent, ldexp
 from unrolled.activations import as_power
 from unrolled.dictionaries import Conv, normalized
 from unrolled.layers import Shape, Theta, Unrolled, magnitude, option
@@ -159,24 +161,29 @@ def learn_deconvolution(
     filter_steps = _checks.as_index(filter_steps, "filter_steps", name, least=1)
     if not len(banks):
         raise ValueError(f"{name}: expected at least one bank (filters, side), got none")
+    if wrong := [bank for bank in banks if np.shape(bank) != (2,)]:
+        raise ValueError(f"{name}: a bank is {wrong[0]}; expected (filters, side)")
     masks = (None,) * len(banks) if masks is None else masks
     if len(masks) != len(banks):
         raise ValueError(f"{name}: got {len(masks)} masks for {len(banks)} banks")
     shape, channels = images.shape[2:], images.shape[1]
-    Y, found, history = images.reshape(len(images), -1), [], []
+    e = int(exponent(images))  # images near 1: no square leaves the range
+    near = dataclasses.replace(network, lam=network.lam * 2.0 ** (e * (network.p - 2)))
+    Y, found, history = ldexp(images.reshape(len(images), -1), -e), [], []
     for k, bank, mask in zip(jax.random.split(_checks.as_key(key, name), len(banks)), banks, masks):
         count, side = (_checks.as_index(size, "a size of a bank", name, least=1) for size in bank)
         if any(side > N for N in shape):
             raise ValueError(f"{name}: filters of side {side} are longer than the image {shape}")
-        mask = _as_mask(mask, (count, channels), name).reshape(count, channels, *(1,) * len(shape))
+        mask = _as_mask(mask, (count, channels), name).astype(Y.dtype)
+        mask = mask.reshape(count, channels, *(1,) * len(shape))
         filters = jax.random.normal(k, (count, channels, *(side,) * len(shape)), Y.dtype)
         D = _unit(Conv(filters * mask, shape, boundary="circular"))
         objective: list[float] = []
         for _ in range(sweeps):
-            X, value = _code(network, D, Y)
-            objective.append(float(value))
+            X, value = _code(near, D, Y)
+            objective.append(float(value) * 4.0**e)
             D = _improved(D, X, Y, mask, filter_steps)
-        Y, channels = _code(network, D, Y)[0], count
+        Y, channels = _code(near, D, Y)[0], count
         found.append(D)
         history.append(objective)
     return Deconvolution(network.init(None, found), tuple(found), np.array(history))

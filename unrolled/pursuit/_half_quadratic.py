@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
@@ -82,7 +83,8 @@ def half_quadratic(
     Raises:
         TypeError: operands that are not real numbers; p, tol or a count is traced.
         ValueError: shapes that do not fit, lam < 0 (where known), p outside (0, 1], beta that is
-            not 0 < first <= last, no stages or no steps, D = 0 (where known), or tol <= 0.
+            not 0 < first <= last, no stages or no steps, D = 0 (where known), or tol <= 0; for
+            p < 1, lam outside of the range of the dtype (where known).
 
     Not claimed: for p < 1, a global minimum, or that the support is right.
 
@@ -103,6 +105,8 @@ def half_quadratic(
     wide = wide_dtype(y.dtype)  # JAX has no decompositions in half precision
     D, y = _checks.cast((D, y), wide)
     tol = static_tol(tol, where)
+    if p < 1:
+        _check_range(lam, wide, where)
     problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps, relu)
     return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
 
@@ -135,12 +139,26 @@ def half_quadratic_step(
 def _schedule(beta: Any, stages: int, where: str) -> tuple[float, ...]:
     """The betas of the stages, in units of L."""
     stages = _checks.as_index(stages, "stages", where, least=1)
-    if not isinstance(beta, tuple | list) or len(beta) != 2 or not 0 < beta[0] <= beta[1] < 1e9:
+    known = isinstance(beta, tuple | list) and len(beta) == 2
+    first, last = (_checks.as_number(b, "beta", where) for b in beta) if known else (0.0, 0.0)
+    if not 0 < first <= last < 1e9:
         raise ValueError(
             f"{where}: beta must be (first, last) with 0 < first <= last < 1e9, got {beta!r}"
         )
-    first, last = map(float, beta)
     return tuple(first * (last / first) ** (k / max(1, stages - 1)) for k in range(stages))
+
+
+def _check_range(lam: ArrayLike, dtype: Any, where: str) -> None:
+    """Raise ValueError if a known lam, whose unit is that of y^(2 - p), would become 0 or inf."""
+    if not _checks.is_concrete(lam):
+        return
+    sizes, info = np.asarray(lam, float), jnp.finfo(dtype)
+    out = (sizes > 0) & (sizes < np.inf) & ((sizes < info.tiny) | (sizes > info.max))
+    if out.any():
+        raise ValueError(
+            f"{where}: lam={sizes[out].flat[0]:g} leaves the range of {dtype}; try signals and "
+            "atoms near 1, or float64"
+        )
 
 
 # Compiled once per shape and options, as in `ista`.
