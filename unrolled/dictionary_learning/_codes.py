@@ -13,7 +13,8 @@ from unrolled.pursuit import lasso, lasso_batch
 # nearer to its minimum than this, and a smaller gap does not lead to better atoms.
 TOL = 5e-2
 # Steps between two looks at the gap, and looks; what is left then goes to `lasso_batch`.
-_STEPS, _LOOKS = 20, 8
+_STEPS, _LOOKS = 15, 10
+_CHUNK = 256  # signals whose arrays stay in the cache of a core
 _RELAXATION = np.float32(1.8)
 
 
@@ -41,7 +42,7 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
     def work(part: slice) -> None:
         X[part], left[part] = _run(stepper, Y32[part], lam32)
 
-    share(work, len(Y))
+    share(work, len(Y), _CHUNK)
     X = X.astype(Y.dtype)
     if left.any():
         X[left] = lasso_batch(jnp.asarray(D), Y[left], lam, tol=TOL, start=X[left]).x

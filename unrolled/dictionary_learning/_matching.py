@@ -9,12 +9,12 @@ from unrolled._threads import threads
 _CHUNK = 128  # signals whose arrays stay in the cache of a core
 
 
-def share(work: Callable[[slice], None], n: int) -> None:
+def share(work: Callable[[slice], None], n: int, chunk: int) -> None:
     """`work` on chunks of n rows, by all cores."""
-    if n <= _CHUNK:
+    if n <= chunk:
         return work(slice(None))
     with threads() as team:
-        team.share(work, [slice(first, first + _CHUNK) for first in range(0, n, _CHUNK)])
+        team.share(work, [slice(first, first + chunk) for first in range(0, n, chunk)])
 
 
 def match(D: np.ndarray, Y: np.ndarray, sparsity: int, V: np.ndarray | None = None) -> np.ndarray:
@@ -40,7 +40,7 @@ def match(D: np.ndarray, Y: np.ndarray, sparsity: int, V: np.ndarray | None = No
             w = root[part]
             X[part] = _match(D, atoms, np.sqrt((w * w) @ squares), w * Y[part], sparsity, w)
 
-    share(work, len(Y))
+    share(work, len(Y), _CHUNK)
     return X
 
 
