@@ -70,6 +70,7 @@ DEFAULT_CASES = {
     "realize/test_transformer.py": {
         "test_a_block_equals_an_iteration": 4,
         "test_a_stack_has_the_codes_of_its_layer": 0,
+        "test_float32": 0,
         "test_layers_that_no_block_realizes_are_refused": 1,
         "test_soft_codes_stay_within_their_bound": 0,
         "test_stacks_on_other_geometries": 1,
@@ -121,7 +122,7 @@ DEFAULT_CASES = {
     },
     "test_calibrate.py": {
         "test_a_convolutional_dictionary": 0,
-        "test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces": 5,
+        "test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces": 3,
         "test_in_float32": 0,
         "test_weights_that_expand_begin_with_a_step_size": 0,
     },
@@ -129,6 +130,7 @@ DEFAULT_CASES = {
         "test_a_curriculum_goes_on_in_the_stage_it_was_in": 0,
         "test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on": 0,
         "test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on": 0,
+        "test_a_training_of_a_family_of_a_user_resumes_bit_for_bit": 0,
         "test_networks_lists_dicts_and_empty_arrays_come_back": 0,
     },
     "test_cli.py": {
@@ -146,6 +148,9 @@ DEFAULT_CASES = {
     "test_compare.py": {
         "test_curves_against_direct_computation": 1,
         "test_the_gap_to_the_lasso_optimum": 0,
+    },
+    "test_compare_chains.py": {
+        "test_the_numbers_of_a_layer_are_those_of_its_codes": 0,
     },
     "test_conformance.py": {
         "test_a_dictionary_is_a_matrix_and_its_adjoint": 8,
@@ -257,6 +262,7 @@ DEFAULT_CASES = {
         "test_a_tolerance_bounds_the_residual_as_in_scikit_learn": 0,
         "test_codes_are_those_of_scikit_learn": 2,
         "test_dependent_atoms_are_never_chosen_together": 0,
+        "test_no_atom_and_no_signal": 0,
     },
     "test_own.py": {
         "test_a_family_conforms": 6,
@@ -315,6 +321,7 @@ DEFAULT_CASES = {
         "test_babel_of_convolutions_is_that_of_the_dense_matrix": 2,
         "test_convolutional_coherence_outside_jit_and_with_dense_weights": 0,
         "test_convolutional_coherences_are_those_of_the_dense_matrix": 3,
+        "test_mutual_coherence_is_the_largest_cosine_between_columns": 3,
         "test_paley_frames_attain_the_welch_bound": 2,
         "test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices": 1,
         "test_weights_may_have_a_longer_kernel_than_the_dictionary": 0,
@@ -322,6 +329,7 @@ DEFAULT_CASES = {
     "theory/test_convergence.py": {
         "test_atom_coherence_is_the_largest_product_of_every_atom": 0,
         "test_atom_coherence_of_structured_dictionaries_and_under_jit": 0,
+        "test_atom_schedule_is_never_above_the_common_one": 1,
         "test_no_member_breaks_the_bounds_of_its_atoms": 4,
         "test_noise_of_a_given_l2_norm_stays_under_the_bounds_of_omega": 1,
         "test_sums_of_sigmoids_stay_under_the_bounds_of_theorem_10": 1,

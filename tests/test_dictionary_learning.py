@@ -292,6 +292,12 @@ def test_online_counts_a_batch_by_its_weights():
     assert found.objective < found.history[0].objective + found.history[1].objective
 
 
+def test_online_says_that_lam_is_too_large():
+    with pytest.warns(UserWarning, match="all codes are zero"):
+        found = dl.online(BATCHES[:2], D_ATOMS, lam=1e3, forgetting=0)
+    assert found.objective == pytest.approx(np.sum(np.square(Y[:60])) / 120)
+
+
 # Replaced atoms
 
 

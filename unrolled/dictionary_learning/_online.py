@@ -83,6 +83,9 @@ def online(
             whose shapes do not meet, NaN without a mask, lam not above 0, forgetting below 0.
         CheckpointError: the file is damaged, or of another learning.
 
+    Warns:
+        UserWarning: lam is so large that all codes are zero.
+
     With weights a code is that of the weighted signal, and the atoms fit v y + (1 - v) D x, for
     weights v divided by the largest of the batch, which lowers the objective, too. A batch counts
     in proportion to its largest weight.
@@ -127,6 +130,11 @@ def online(
             sums, objective, replaced = absorb(sums, signals, lam, beta, generator(key, step))
             keeper.add(objective, replaced, _kept(sums, dtype, first))
     keeper.save(_kept(sums, dtype, first), last=True)
+    if sums.terms > 0 and not sums.A.any():
+        _checks.warn(
+            f"{where}: all codes are zero, so D is made of signals: lam={lam} is not below "
+            "max abs(D'y); try a smaller lam"
+        )
     return Learned(
         jnp.asarray(sums.D, dtype), None, mean_objective(sums), tuple(keeper.history), sums
     )
