@@ -349,6 +349,18 @@ def test_a_row_in_the_hands_of_another_process_is_left_to_it(images, tmp_path):
         assert mine
 
 
+def test_a_row_that_was_finished_meanwhile_is_found(finished, images, tmp_path, monkeypatch):
+    _, name, row = finished
+
+    def run_elsewhere(recipe, images, folder, **_):
+        _rows.write_row(_rows.open_folder(folder), name, row)
+        return _run.Outcome(name, None, busy=True)
+
+    monkeypatch.setattr(experiments._grid, "run", run_elsewhere)
+    found = experiments.sweep([RECIPE], images, tmp_path, build=build)
+    assert found.rows[name]["curve"] == row["curve"] and not found.busy
+
+
 def test_a_damaged_state_is_refused(images, tmp_path):
     run(RECIPE, images, tmp_path, until=-math.inf)
     state = next((tmp_path / "states").glob("*.npz"))

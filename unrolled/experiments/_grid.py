@@ -13,6 +13,7 @@ from unrolled.datasets import Images
 from unrolled.experiments._job import Progress
 from unrolled.experiments._models import Build, build_model
 from unrolled.experiments._recipe import Recipe
+from unrolled.experiments._rows import read_row
 from unrolled.experiments._run import Outcome, run
 
 
@@ -81,10 +82,13 @@ def sweep(
     for i, recipe in enumerate(recipes, start=1):
         placed = _placed(progress, f"{i} of {len(recipes)}: ")
         outcomes.append(run(recipe, images, folder, progress=placed, **told))
+    # Other processes have finished some of theirs meanwhile.
+    found = {name: row or read_row(Path(folder), name) for name, row, _ in outcomes}
+    rows = {name: row for name, row in found.items() if row}
     return Sweep(
-        {outcome.name: outcome.row for outcome in outcomes if outcome.row},
-        [outcome.name for outcome in outcomes if not (outcome.row or outcome.busy)],
-        [outcome.name for outcome in outcomes if outcome.busy],
+        rows,
+        [name for name, row, busy in outcomes if not (row or busy)],
+        [name for name, _, busy in outcomes if busy and name not in rows],
     )
 
 
