@@ -581,6 +581,23 @@ def test_differences_are_of_equal_seeds_with_t_intervals():
     assert math.isnan(one.scores["accuracy"].half) and not one.differences
 
 
+def test_differences_of_features_are_paired_layer_by_layer():
+    rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(3)})
+    for row in rows.values():
+        gamma, seed = (row["recipe"][name] for name in ("gamma", "seed"))
+        row["features"] = {
+            **row["features"],
+            "zeros": [0.5 + seed / 10 + gamma, 0.9 - gamma * seed],
+        }
+        row["layers"] = ["conv1", "conv2"]
+    plain, penalised = experiments.summarize(rows)
+    first, second = penalised.feature_differences["zeros"]
+    assert first.mean == pytest.approx(0.1) and first.half < 1e-12 and first.n == 3
+    assert second.mean == pytest.approx(-0.1)
+    assert second.half == pytest.approx(experiments.interval([0.0, -0.1, -0.2]).half)
+    assert not plain.feature_differences
+
+
 def test_unfolded_pursuits_are_compared_with_the_plain_network():
     rows = rows_of({("relu", 0.0, 0): 0.5, ("relu", 0.0, 1): 0.6})
     plain, unfolded = rows.values()

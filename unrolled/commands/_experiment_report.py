@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,21 +142,44 @@ def _difference(found: Interval | None) -> str:
     return f"{_PERCENT * found.mean:+.2f} ± {_PERCENT * found.half:.2f}{clear}"
 
 
+_TITLES = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer": "Hoyer"}
+
+
 def _feature_tables(cells: Sequence[Cell]) -> list[str]:
     """What the features of the penalised layers are; nothing where no layer is followed."""
     measured = [cell for cell in cells if cell.features]
     if not measured:
         return []
-    titles = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer": "Hoyer"}
-    head = ["model", "activation", "gamma", *titles.values()]
+    parts = [
+        "Features on test images, layer by layer, means over seeds:",
+        _feature_table(measured, lambda cell: cell.features, _mean),
+    ]
+    if compared := [cell for cell in measured if cell.feature_differences]:
+        parts += [
+            "Their differences from gamma = 0, as of the scores:",
+            _feature_table(compared, lambda cell: cell.feature_differences, _paired),
+        ]
+    return parts
+
+
+def _feature_table(cells: Sequence[Cell], of: Callable, text: Callable) -> str:
     lines = []
-    for cell in measured:
+    for cell in cells:
         line = [cell.recipe.model, cell.recipe.activation, f"{cell.recipe.gamma:g}"]
-        for name in titles:
-            scale, digits = (_PERCENT, 1) if name in ("zeros", "below") else (1, 3)
-            line.append(" / ".join(f"{scale * v:.{digits}f}" for v in cell.features[name]))
+        for name in _TITLES:
+            form = (_PERCENT, 1) if name in ("zeros", "below") else (1, 3)
+            line.append(" / ".join(text(value, *form) for value in of(cell)[name]))
         lines.append(line)
-    return ["Features on test images, layer by layer, means over seeds:", markdown(head, lines)]
+    return markdown(["model", "activation", "gamma", *_TITLES.values()], lines)
+
+
+def _mean(value: float, scale: int, digits: int) -> str:
+    return f"{scale * value:.{digits}f}"
+
+
+def _paired(found: Interval, scale: int, digits: int) -> str:
+    half = "" if math.isnan(found.half) else f" ± {scale * found.half:.{digits}f}"
+    return f"{scale * found.mean:+.{digits}f}{half}"
 
 
 def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Any]:

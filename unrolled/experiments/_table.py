@@ -39,6 +39,7 @@ class Cell:
         scores: by name.
         differences: score minus that of the baseline of the same seed, over the common seeds.
         features: measures of each penalised layer, means over seeds.
+        feature_differences: of those, layer by layer, as `differences`.
         failed: seeds that diverged or stayed near chance; they count in all means.
     """
 
@@ -47,6 +48,7 @@ class Cell:
     scores: dict[str, Interval]
     differences: dict[str, Interval]
     features: dict[str, list[float]]
+    feature_differences: dict[str, list[Interval]]
     failed: tuple[int, ...]
 
 
@@ -116,6 +118,7 @@ def _cell(key: Any, groups: dict, recipes: dict) -> Cell:
         {name: interval(_score(row, name) for row in runs.values()) for name in names},
         differences,
         _features(runs),
+        _feature_differences([(runs[s], paired[s]) for s in common]),
         tuple(seed for seed, row in sorted(runs.items()) if _failed(row)),
     )
 
@@ -139,10 +142,24 @@ def _failed(row: dict[str, Any]) -> bool:
     return row["status"] != "complete" or bool(chance)
 
 
+_MEASURES = ("l1", "zeros", "below", "hoyer")
+
+
 def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
     measured = [row["features"] for row in runs.values() if row["features"]]
-    names = ("l1", "zeros", "below", "hoyer") if measured else ()
     return {
         name: np.mean([np.array(m[name], float) for m in measured], axis=0).tolist()
-        for name in names
+        for name in (_MEASURES if measured else ())
+    }
+
+
+def _feature_differences(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> dict[str, list[Interval]]:
+    """Of rows less their baselines, where both follow the same layers."""
+    measured = [(a["features"], b["features"]) for a, b in pairs if a["layers"] == b["layers"]]
+    both = [(a, b) for a, b in measured if a and b]
+    return {
+        name: [*map(interval, np.array([np.subtract(a[name], b[name]) for a, b in both]).T)]
+        for name in (_MEASURES if both else ())
     }
