@@ -223,7 +223,7 @@ WRONG = {
     "stages must be at least 1": lambda: ResCSC(widths=(), rngs=RNGS),
     "blocks must be at least 1": lambda: ResCSC(blocks=0, rngs=RNGS),
     "width must be at least 1": lambda: MSDCSC(width=0, rngs=RNGS),
-    "a dilation must be at least 1": lambda: MSDCSCBlock(1, dilations=(1, 0), rngs=RNGS),
+    r"dilations\[1\] must be at least 1": lambda: MSDCSCBlock(1, dilations=(1, 0), rngs=RNGS),
     "MSDCSCBlock: the pictures have shape .1, 8, 8, 3.; expected .N, H, W, 2.": lambda: MSDCSCBlock(
         2, growth=1, depth=1, rngs=RNGS
     )(images(1, 8, 8, 3)),

@@ -228,6 +228,14 @@ def test_a_picture_smaller_than_a_patch():
     np.testing.assert_array_equal(to_patches(np.ones((8, 8)), 8), np.ones((1, 64)))
 
 
+def test_patches_that_are_none_are_refused():
+    for sizes in ((0,), (2, 0)):
+        with pytest.raises(ValueError, match="to_patches: s.* must be at least 1"):
+            to_patches(np.ones((8, 8)), *sizes)
+    with pytest.raises(ValueError, match="expected .height, width."):
+        to_patches(np.ones((8, 8, 3)), 2)
+
+
 # Folders
 
 

@@ -78,6 +78,11 @@ def test_one_sweep_is_a_network_with_dense_connections_and_more_are_ml_ista():
 
 
 @pytest.mark.slow
+def test_one_number_is_no_sequence():
+    with pytest.raises(TypeError, match=r"dilations must be a sequence of integers, got 2; try"):
+        mixed_scale(0, 12, growth=3, depth=3, dilations=2)
+
+
 def test_mixed_scale_dictionaries():
     Ds = mixed_scale(0, 12, channels=2, growth=3, depth=3, dilations=(1, 4))
     assert [D.F.filters.shape for D in Ds] == [(3, 2, 3), (3, 5, 3), (3, 8, 3)]

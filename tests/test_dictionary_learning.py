@@ -586,3 +586,8 @@ def test_what_is_no_array_is_a_type_error():
     ):
         with pytest.raises(TypeError, match=message):
             call()
+
+
+def test_a_number_is_no_sequence_of_shapes():
+    with pytest.raises(TypeError, match=r"shapes must be a sequence of \(rows, columns\), got 5"):
+        dl.multilayer(Y, 5, sparsities=(1,))

@@ -11,6 +11,7 @@ import operator
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -174,6 +175,18 @@ def as_number(x: Any, name: str, where: str) -> float:
         return float(x)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{where}: {name} must be a number, got {x!r}") from error
+
+
+def as_indices(x: Any, name: str, where: str, *, least: int = 0) -> tuple[int, ...]:
+    """A sequence of integers, each as by `as_index`.
+
+    Raises:
+        TypeError: `x` is no sequence, or an entry is no integer.
+        ValueError: an entry is below `least`.
+    """
+    if not isinstance(x, Sequence | np.ndarray) or isinstance(x, str) or np.ndim(x) == 0:
+        raise TypeError(f"{where}: {name} must be a sequence of integers, got {x!r}; try ({x!r},)")
+    return tuple(as_index(n, f"{name}[{i}]", where, least=least) for i, n in enumerate(x))
 
 
 def nonnegative(x: Any, name: str, where: str) -> None:

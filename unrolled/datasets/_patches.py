@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from unrolled import _checks
+
 
 def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
     """Square patches of a picture, flattened row by row.
@@ -15,17 +17,23 @@ def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.nd
         (patches, size^2).
 
     Raises:
-        ValueError: a picture smaller than a patch.
+        TypeError, ValueError: a size or a stride that is no positive integer, a picture that is not
+            of two dimensions or smaller than a patch.
 
     Example:
         >>> ur.datasets.to_patches(np.arange(8).reshape(2, 4), 2).tolist()
         [[0, 1, 4, 5], [2, 3, 6, 7]]
     """
+    size = _checks.as_index(size, "size", "to_patches", least=1)
+    stride = size if stride is None else _checks.as_index(stride, "stride", "to_patches", least=1)
+    if np.ndim(image) != 2:
+        raise ValueError(
+            f"to_patches: picture has shape {np.shape(image)}; expected (height, width)"
+        )
     if min(image.shape) < size:
         raise ValueError(
             f"to_patches: picture {image.shape} is smaller than a patch of {size} x {size}"
         )
-    stride = stride or size
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))[::stride, ::stride]
     return windows.reshape(-1, size * size).copy()
 

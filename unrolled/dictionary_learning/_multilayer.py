@@ -125,10 +125,15 @@ def _shapes(
     """The shapes as integers, checked against each other and the signals."""
     n, m = signals
     found: list[tuple[int, int]] = []
+    if np.ndim(shapes) == 0:
+        raise TypeError(
+            f"{where}: shapes must be a sequence of (rows, columns), got {shapes!r}; try "
+            f"(({m}, {shapes!r}),)"
+        )
     for j, shape in enumerate(shapes, start=1):
         if np.shape(shape) != (2,):
             raise ValueError(f"{where}: shapes[{j - 1}] is {shape}; expected (rows, columns)")
-        rows, columns = (_checks.as_index(s, f"shapes[{j - 1}]", where, least=1) for s in shape)
+        rows, columns = _checks.as_indices(shape, f"shapes[{j - 1}]", where, least=1)
         expected = found[-1][1] if found else m
         if rows != expected:
             what = f"D_{j - 1} has {expected} columns" if found else f"signals have length {m}"

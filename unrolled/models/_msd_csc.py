@@ -60,11 +60,10 @@ class MSDCSCBlock(nnx.Module):
         activation: Activation | Callable | str = relu,
     ):
         where = "MSDCSCBlock"
+        dilations = _checks.as_indices(dilations, "dilations", where, least=1)
         sizes = dict(in_features=in_features, growth=growth, depth=depth, dilations=len(dilations))
         for name, size in sizes.items():
             _checks.as_index(size, name, where, least=1)
-        for dilation in dilations:
-            _checks.as_index(dilation, "a dilation", where, least=1)
         self.unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
         self.activation = as_activation(activation, "activation", where)
         widths = [in_features + i * growth for i in range(depth + 1)]

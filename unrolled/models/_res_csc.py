@@ -104,8 +104,8 @@ class ResCSC(nnx.Module):
         unfoldings: int = 0,
         activation: Activation | Callable | str = relu,
     ):
+        widths = _checks.as_indices(widths, "widths", "ResCSC", least=1)
         sizes = dict(classes=classes, channels=channels, blocks=blocks, stages=len(widths))
-        sizes |= {f"widths[{i}]": width for i, width in enumerate(widths)}
         for name, size in sizes.items():
             _checks.as_index(size, name, "ResCSC", least=1)
         options: dict[str, Any] = dict(activation=activation, rngs=rngs)

@@ -119,7 +119,8 @@ def mixed_scale(
     sizes = dict(channels=channels, growth=growth, depth=depth, kernel=kernel)
     for what, size in sizes.items():
         _checks.as_index(size, what, name, least=1)
-    if not len(dilations):
+    dilations = _checks.as_indices(dilations, "dilations", name, least=1)
+    if not dilations:
         raise ValueError(f"{name}: expected at least one dilation, got none")
     if boundary == "valid":
         raise ValueError(
