@@ -171,7 +171,8 @@ def test_table_figure_and_json(found):
     assert "0.000 ± 0.000" in several[2]
     again = experiments.Features.from_json(found.to_json())
     assert again.table() == found.table()
-    fig = ur.plots.features({"gamma 0": found, "gamma 0.1": found})
+    fig = ur.plots.features({"relu, gamma 0": found, "relu, gamma 0.1": found})
+    assert len({bar.get_facecolor() for bar in fig.axes[0].patches}) == 2
     assert [panel.get_title() for panel in fig.axes][0] == "Zeros of the code"
     assert len(fig.axes[1].patches) == 4
     with pytest.raises(ValueError, match="same layers"):

@@ -53,7 +53,9 @@ def features(found: Mapping[str, Any]) -> "Figure":
         raise ValueError("features: expected results with the same layers, and at least one")
     (layers,) = known
     fig, panels = figure(1, len(_TITLES), width=3.6, height=3.6)
-    looks, width = styles(found), _WIDTH / len(found)
+    # Bars have a colour alone: variants of a family need their own.
+    looks = dict(zip(found, styles(f"bar {i}" for i in range(len(found))).values()))
+    width = _WIDTH / len(found)
     for panel, (quantity, (title, ylabel)) in zip(panels[0], _TITLES.items()):
         for i, (model, several) in enumerate(results.items()):
             at = np.arange(len(layers)) + (i + 0.5) * width - _WIDTH / 2
