@@ -9,7 +9,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 import unrolled as ur
-from unrolled.models import _batch_norm, _convolution, _winograd
+from unrolled.models import _batch_norm, _convolution, _strips, _winograd
 
 # Sums of at most 9 x 70 terms in another order, or through transforms whose entries are at most 1.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
@@ -48,11 +48,17 @@ def assert_close(found, expected, tolerance):
         ((2, 1, 1, 5), 3, "_gathered"),
         ((2, 5, 4, 64), 64, None),  # an odd side
         ((2, 4, 4, 3), 64, None),  # few channels
+        ((2, 5, 6, 3), 16, "_convolve_blocks"),
+        ((2, 3, 7, 4), 8, "_convolve_blocks"),
+        ((1, 64, 65, 16), 20, "in_strips"),
+        ((2, 64, 64, 20), 16, "in_strips"),
+        ((1, 63, 65, 16), 17, None),  # few pixels
+        ((1, 64, 64, 15), 17, None),
     ],
 )
 def test_values_and_gradients_are_those_of_the_plain_form(shape, filters, form, monkeypatch):
     used = []
-    for name in ("winograd", "_gathered"):
+    for name in ("winograd", "_gathered", "_convolve_blocks", "in_strips"):
         function = getattr(_convolution, name)
         monkeypatch.setattr(
             _convolution, name, lambda *a, f=function, n=name: used.append(n) or f(*a)
@@ -66,11 +72,11 @@ def test_values_and_gradients_are_those_of_the_plain_form(shape, filters, form, 
 
 def test_accelerators_get_the_plain_form(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(_convolution, "winograd", None)
-    monkeypatch.setattr(_convolution, "_gathered", None)
-    for shape in ((1, 4, 4, 64), (1, 2, 2, 64)):
-        x, kernel = normal(*shape), normal(3, 3, 64, 64)
-        assert _convolution.convolve(x, kernel, "SAME").shape == shape
+    for form in ("winograd", "_gathered", "_convolve_blocks", "in_strips"):
+        monkeypatch.setattr(_convolution, form, None)
+    for shape in ((1, 4, 4, 64), (1, 2, 2, 64), (1, 4, 4, 3), (1, 64, 64, 16)):
+        x, kernel = normal(*shape), normal(3, 3, shape[-1], 64)
+        assert _convolution.convolve(x, kernel, "SAME").shape == (*shape[:-1], 64)
 
 
 def test_winograd_goes_through_a_batch_in_chunks(monkeypatch):
@@ -78,6 +84,15 @@ def test_winograd_goes_through_a_batch_in_chunks(monkeypatch):
     monkeypatch.setattr(_winograd, "_AT_ONCE", 40)  # two pictures
     assert _winograd._chunks(x).shape == (3, 2, 4, 4, 3)
     found = with_gradients(_winograd.winograd, x, kernel, g)
+    assert_close(found, with_gradients(plain, x, kernel, g), ROUNDING)
+
+
+@pytest.mark.parametrize(("H", "W", "rows"), [(6, 4, 3), (7, 4, 1), (4, 30, 1)])
+def test_a_map_is_divided_into_strips_of_whole_rows(H, W, rows, monkeypatch):
+    monkeypatch.setattr(_strips, "_AT_ONCE", 15)
+    x, kernel, g = normal(2, H, W, 3), normal(3, 3, 3, 2, seed=1), normal(2, H, W, 2, seed=2)
+    assert _strips._rows_at_once(H, W) == rows
+    found = with_gradients(_strips.in_strips, x, kernel, g)
     assert_close(found, with_gradients(plain, x, kernel, g), ROUNDING)
 
 
@@ -162,3 +177,4 @@ def test_batch_norm_moves_its_statistics_in_training_alone():
 def test_derivatives_against_finite_differences():
     x, kernel = normal(1, 4, 4, 2), normal(3, 3, 2, 2, seed=1)
     check_grads(_winograd.winograd, (x, kernel), 1, modes=["rev"])
+    check_grads(_strips.in_strips, (x, kernel), 2, modes=["rev"])

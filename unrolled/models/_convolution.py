@@ -2,22 +2,25 @@
 
 Every form computes the sums of `lax.conv_general_dilated`, in another order. Accelerators get that
 function as it is. On a CPU (jaxlib 0.10) it falls back from matrix products to loops for few
-channels and on maps of at most 2 x 2 pixels, and Winograd's form has fewer products for many
-channels. `benchmarks/cnn.py` says whether this still pays.
+channels and on maps of at most 2 x 2 pixels. Winograd's form has fewer products for many channels,
+and for a large map the gradient of the kernel is faster in strips that stay in the cache.
+`benchmarks/cnn.py` says whether this still pays.
 """
 
 from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from unrolled._checks import Array
 from unrolled.activations import is_monotone
+from unrolled.models._strips import in_strips, plain
 from unrolled.models._winograd import winograd
 
 _MANY_CHANNELS = 64  # from here on the transforms of Winograd's form cost less than they save
+_COLOURS = 4  # up to this many, blocks of pixels pay also where nothing is pooled
 _FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
+_MANY_PIXELS = 4096  # from here on the gradient of a kernel is faster strip by strip
 _COLUMNS = 128  # of the product of blocks of pixels, at most
 
 
@@ -35,13 +38,18 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
         (N, H', W', C_out).
     """
     if padding == "SAME" and kernel.shape[:2] == (3, 3) and _on_cpu():
-        if min(x.shape[1:3]) <= 2:
+        H, W = x.shape[1:3]
+        C_in = kernel.shape[2]
+        if min(H, W) <= 2:
             return _gathered(x, kernel)
-        if min(kernel.shape[2:]) >= _MANY_CHANNELS and not any(side % 2 for side in x.shape[1:3]):
+        if min(kernel.shape[2:]) >= _MANY_CHANNELS and not (H % 2 or W % 2):
             return winograd(x, kernel)
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+        if C_in <= _COLOURS and (r := _block_side(kernel)) > 1:
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            return _features(_convolve_blocks(x, kernel, r), r)[:, :H, :W]
+        if C_in >= _FEW_CHANNELS and H * W >= _MANY_PIXELS:
+            return in_strips(x, kernel)
+    return plain(x, kernel, padding)
 
 
 def up_convolve(x: Array, kernel: Array) -> Array:
@@ -57,7 +65,8 @@ def up_convolve(x: Array, kernel: Array) -> Array:
         (N, 2 H, 2 W, C_out).
     """
     C_in, C_out = kernel.shape[2:]
-    return _pixels(x @ kernel.transpose(2, 0, 1, 3).reshape(C_in, 4 * C_out), 2)
+    z = x.reshape(-1, C_in) @ kernel.transpose(2, 0, 1, 3).reshape(C_in, 4 * C_out)
+    return _pixels(z.reshape(*x.shape[:3], -1), 2)
 
 
 def max_pool(x: Array) -> Array:
