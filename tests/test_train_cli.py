@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 import unrolled as ur
 from unrolled.cli import main
-from unrolled.commands import _config, _doctor, _encode, _setup, _train
-from unrolled.commands._config import Config, all_options, get, load, to_toml
+from unrolled.commands import _config, _doctor, _encode, _sections, _setup, _train
+from unrolled.commands._config import all_options, get, load, to_toml
 from unrolled.commands._options import ConfigError
+from unrolled.commands._sections import Config
 from unrolled.layers import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
@@ -156,7 +157,7 @@ def value_of(config, name):
 
 def test_every_option_has_one_section_and_survives_toml(tmp_path):
     names = [
-        f.name for cls in (Config, *_config.SECTIONS.values()) for f in dataclasses.fields(cls)
+        f.name for cls in (Config, *_sections.SECTIONS.values()) for f in dataclasses.fields(cls)
     ]
     assert len(set(names)) == len(names)
     assert {*VALUES, *OTHERS} == set(all_options())
@@ -356,7 +357,7 @@ def test_whatever_is_read_the_answer_is_a_configuration_or_an_error_of_ours(
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     for read in (
         lambda: load(path, {}),
-        lambda: _config._resolved(_config._nested(_config._flat(top | tables, path))),
+        lambda: _config.resolved(_config._nested(_config._flat(top | tables, path))),
         lambda: load(None, flags),
     ):
         try:
@@ -660,7 +661,7 @@ def test_the_optimiser_and_the_loss_are_those_of_the_options():
     D, Y = np.eye(2, dtype=np.float32), np.float32([[1, 2]])
     codes = np.float32([[[0, 0]], [[1, 0]]])
     assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
-    for name in _config.OPTIMIZERS:
+    for name in _sections.OPTIMIZERS:
         made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
         assert callable(made.init) and callable(made.update)
 

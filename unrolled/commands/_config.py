@@ -1,12 +1,8 @@
-"""What a training is, as frozen dataclasses: read from TOML and flags, checked, written as TOML.
-
-Every option has one name, the same in the file and as a flag, and no two sections share one.
-"""
+"""The configuration of a training: read from TOML and flags, checked, written as TOML."""
 
 import dataclasses
 import difflib
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +10,7 @@ from typing import Any
 
 from unrolled import activations
 from unrolled.activations import Activation
+from unrolled.commands._consistency import resolved
 from unrolled.commands._options import (
     ConfigError,
     Option,
@@ -23,131 +20,21 @@ from unrolled.commands._options import (
     merged,
     options_of,
     read_toml,
-    setting,
     shown,
     toml_value,
 )
-from unrolled.layers import FAMILIES, Layer, names_with_role
+from unrolled.commands._sections import (
+    SECTIONS,
+    Config,
+    ModelSection,
+    ProblemSection,
+    TrainingSection,
+    family_of,
+    option_names,
+)
+from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network, dsc
 
-GENERATED = ("gaussian", "ill_conditioned")
-LOSSES = ("supervised", "log_nmse", "lasso", "reconstruction")
-OPTIMIZERS = (
-    *("adam", "adamw", "adabelief", "amsgrad", "lion"),
-    *("nadam", "radam", "rmsprop", "sgd", "yogi"),
-)
-PLANTED = "planted"
-WITH_CODES = ("supervised", "log_nmse")  # losses that compare with known codes
-_LARGEST_SIZE = 2**14  # of a generated dictionary
-
-
-@dataclasses.dataclass(frozen=True)
-class ProblemSection:
-    """The dictionary, the signals, and the weight of the LASSO."""
-
-    dictionary: str | tuple[str, ...] = setting(
-        "gaussian",
-        f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D); of a chain a list of files",
-        words=GENERATED,
-        several=True,
-    )
-    m: int | None = setting(
-        None, "signal length of a generated D (default 250)", least=1, most=_LARGEST_SIZE
-    )
-    d: int | None = setting(
-        None, "number of atoms of a generated D (default 500)", least=1, most=_LARGEST_SIZE
-    )
-    kappa: float | None = setting(
-        None, "condition number of an ill_conditioned D (default 10)", least=1
-    )
-    dictionary_seed: int | None = setting(None, "seed of a generated D (default 0)", least=0)
-    signals: str = setting(
-        PLANTED,
-        "planted, or a .npy or .npz file (entry Y, and X, of a chain X_1, X_2, ..., if codes are "
-        "known)",
-        words=(PLANTED,),
-    )
-    probability: float | None = setting(
-        None, "of a nonzero in planted codes and in TISTA's prior (default 0.1)", above=0, most=1
-    )
-    snr: float | None = setting(
-        None, "of planted signals, dB (default inf: no noise)", least=-300, most=math.inf
-    )
-    test_signals: int | None = setting(
-        None, "number of planted signals to test on (default 1000)", least=1, most=10**6
-    )
-    lam: float = setting(
-        0.1, "weight of the LASSO, in its loss and at the start of families that have it", least=0
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """A layer and the start of its params; options left out are those of the family."""
-
-    family: str = setting(
-        "alista",
-        "family of the layer",
-        choices=FAMILIES,
-        unknown="a family of your own needs --import MODULE",
-    )
-    depth: int = setting(16, "number of steps K", least=1, most=10_000)
-    start: str = setting(
-        "init",
-        "start of the params; analytic: set by theory for the class of the signals",
-        choices=("init", "analytic", "calibrated"),
-    )
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the family
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSection:
-    """The loss, the optimiser, and when to evaluate and to save."""
-
-    method: str = setting(
-        "end_to_end",
-        "all steps at once, or step after step",
-        choices=("end_to_end", "curriculum"),
-    )
-    loss: str = setting("supervised", "loss of the codes", choices=LOSSES)
-    deep: bool = setting(False, "the loss of every step, not only of the last")
-    optimizer: str = setting("adam", "optimiser of optax", choices=OPTIMIZERS)
-    rate: float = setting(1e-3, "learning rate", above=0)
-    schedule: str = setting("constant", "of the learning rate", choices=("constant", "cosine"))
-    clip: float = setting(
-        math.inf, "largest norm of a gradient, inf for any", above=0, most=math.inf
-    )
-    steps: int = setting(
-        1000, "training steps; in a curriculum, steps of each of its 3 K stages", least=1
-    )
-    batch: int = setting(64, "signals of a training step", least=1)
-    learn_dictionary: bool = setting(False, "train D too")
-    evaluate_every: int = setting(50, "training steps between two evaluations", least=1)
-    save_every: int = setting(500, "training steps between two checkpoints", least=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A training."""
-
-    output: str = setting("unrolled-run", "the run folder", words=())
-    seed: int = setting(0, "of everything random but the dictionary", least=0)
-    problem: ProblemSection = ProblemSection()
-    model: ModelSection | tuple[ModelSection, ...] = ModelSection()  # a tuple for a chain
-    training: TrainingSection = TrainingSection()
-
-    @property
-    def chained(self) -> bool:
-        """Whether the model is a chain: a list of tables, [[model]]."""
-        return isinstance(self.model, tuple)
-
-    @property
-    def layers(self) -> tuple[ModelSection, ...]:
-        """The layers of the chain, or the one layer."""
-        return self.model if isinstance(self.model, tuple) else (self.model,)
-
-
-SECTIONS = {"problem": ProblemSection, "model": ModelSection, "training": TrainingSection}
 _OWN = {
     option.name: option
     for section, cls in [(None, Config), *SECTIONS.items()]
@@ -214,7 +101,7 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
                 raise ConfigError(f"--{name}: the file has a chain; set it there, in [[model]]")
             value = from_text(options[name], given) if isinstance(given, str) else given
             values[name] = checked(options[name], value, f"--{name}", Path.cwd())
-    return _resolved(_nested(values))
+    return resolved(_nested(values))
 
 
 def to_toml(config: Config) -> str:
@@ -264,11 +151,6 @@ def _values(config: Config) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "output"}
 
 
-def family_of(model: ModelSection) -> type[Layer]:
-    """The class of the family."""
-    return FAMILIES[model.family]
-
-
 def make_model(config: Config) -> Layer | Network:
     """The layer, or the chain, of a configuration.
 
@@ -281,16 +163,12 @@ def make_model(config: Config) -> Layer | Network:
 
 def _layer(model: ModelSection, problem: ProblemSection) -> Layer:
     cls, options = family_of(model), all_options()
-    shared = {n: getattr(problem, n) for n in ("lam", "probability") if n in _names(cls)}
+    shared = {n: getattr(problem, n) for n in ("lam", "probability") if n in option_names(cls)}
     own: dict[str, Any] = {
         name: activations.from_description(value) if options[name].kind is Activation else value
         for name, value in model.options.items()
     }
     return cls(model.depth, **shared, **own)
-
-
-def _names(cls: type[Layer]) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -353,92 +231,3 @@ def _nested(values: Mapping[str, Any]) -> Config:
         model=model(part("model")) if layers is None else tuple(map(model, layers)),
         training=TrainingSection(**part("training")),
     )
-
-
-def _resolved(config: Config) -> Config:
-    """The configuration with defaults that depend on other options, if all options fit together."""
-    problem = config.problem
-    _fits_its_dictionaries(config)
-    defaults = _problem_defaults(config)
-    optional = [n for n, o in _OWN.items() if o.section == "problem" and o.default is None]
-    given = [name for name in optional if getattr(problem, name) is not None]
-    where = f"dictionary {problem.dictionary}, signals {problem.signals}"
-    _none_of([name for name in given if name not in defaults], where)
-    for model in config.layers:
-        _check_layer(model)
-    if config.training.method == "curriculum":
-        _fits_a_curriculum(config)
-    missing = {name: value for name, value in defaults.items() if getattr(problem, name) is None}
-    return dataclasses.replace(config, problem=dataclasses.replace(problem, **missing))
-
-
-def _fits_its_dictionaries(config: Config) -> None:
-    """Raise ConfigError unless a chain has a dictionary per layer, and a layer has one."""
-    given, J = config.problem.dictionary, len(config.layers)
-    if config.chained and not (isinstance(given, tuple) and len(given) == J):
-        got = len(given) if isinstance(given, tuple) else "one"
-        raise ConfigError(
-            f"train: [[model]] has {J} layers; expected as many files, problem.dictionary = "
-            f'["D_1.npy", "D_2.npy", ...], got {got}'
-        )
-    if isinstance(given, tuple) and not config.chained:
-        raise ConfigError(
-            f"train: problem.dictionary has {len(given)} files; expected one for [model], "
-            "or a [[model]] for each"
-        )
-
-
-def _check_layer(model: ModelSection) -> None:
-    """Raise ConfigError unless the options and the start of a layer are of its family."""
-    cls = family_of(model)
-    _none_of([n for n in model.options if n not in _names(cls)], f"family {model.family}")
-    for start, can in (("analytic", _can_start_analytic), ("calibrated", _can_calibrate)):
-        if model.start == start and not can(cls):
-            able = ", ".join(name for name, other in FAMILIES.items() if can(other))
-            raise ConfigError(f"train: {model.family} cannot start {start}; that is for {able}")
-
-
-def _can_start_analytic(cls: type[Layer]) -> bool:
-    return cls.from_theory is not None or cls.starts_from_theory
-
-
-def _can_calibrate(cls: type[Layer]) -> bool:
-    return any(names_with_role(form.steps, "threshold") for form in cls.forms)
-
-
-def _problem_defaults(config: Config) -> dict[str, Any]:
-    """The options that go with the dictionary and the signals, with their defaults."""
-    problem = config.problem
-    defaults: dict[str, Any] = {}
-    if problem.dictionary in GENERATED:
-        defaults |= dict(m=250, d=500, dictionary_seed=0)
-    if problem.dictionary == "ill_conditioned":
-        defaults |= dict(kappa=10.0)
-    if problem.signals == PLANTED:
-        defaults |= dict(probability=0.1, snr=math.inf, test_signals=1000)
-    if any("probability" in _names(family_of(model)) for model in config.layers):
-        defaults |= dict(probability=0.1)
-    return defaults
-
-
-def _fits_a_curriculum(config: Config) -> None:
-    """Raise ConfigError for options that a curriculum has no use for.
-
-    Its loss is that of one step, and its stages are short.
-    """
-    chosen = config.training
-    wrong = [name for name in ("deep", "learn_dictionary") if getattr(chosen, name)]
-    wrong += ["schedule cosine"] if chosen.schedule == "cosine" else []
-    if config.chained:
-        wrong.append("a chain")
-    elif all(form.steps is None for form in family_of(config.layers[0]).forms):
-        wrong.append(f"family {config.layers[0].family}")
-    if wrong:
-        raise ConfigError(
-            f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end"
-        )
-
-
-def _none_of(given: list[str], what: str) -> None:
-    if given:
-        raise ConfigError(f"train: {', '.join(given)} does not go with {what}")

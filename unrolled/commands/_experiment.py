@@ -37,6 +37,74 @@ _OF_ONE_SIDE = ("cifar10", "mnist")
 _PICTURE = 28  # side of the digits of ml-csc, as of MNIST
 
 
+def _said(names: dict[str, str]) -> str:
+    return ", ".join(f"{task} {name}" for task, name in names.items())
+
+
+_VALUES = (
+    ("data", Path, "DIR", "where real data lie (default: UNROLLED_DATA)"),
+    ("dataset", str, "NAME", f"the data set ({_said(_REAL)}; without data digits or shapes)"),
+    (
+        "model",
+        str,
+        "NAMES",
+        "lenet5,vgg11,res-csc,msd-csc; unet; or cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
+    ),
+    ("activation", str, "NAMES", "activations (classification: relu,elu,mish)"),
+    ("gamma", str, "A,B", "weights of the penalty (default 0,1e-3; ml-csc 0)"),
+    ("layers", str, "NAMES", "penalised layers by their tap names (default: the early ones)"),
+    ("seeds", int, "N", f"number of seeds, from --seed on (default {_SEEDS})"),
+    ("epochs", str, "A,B", "epochs (default: those of the papers, 200, 200 and 100)"),
+    ("batch", int, "INT", "images per step"),
+    ("rate", float, "FLOAT", "learning rate of the first step"),
+    (
+        "momentum",
+        float,
+        "FLOAT",
+        "of sgd, or of the first moment of adam (default 0.9: the paper names none)",
+    ),
+    ("decay", float, "FLOAT", "weight decay"),
+    (
+        "width",
+        int,
+        "INT",
+        "channels of the first block of unet (default 64), or of the first convolution of res-csc "
+        "and msd-csc (16)",
+    ),
+    ("blocks", int, "INT", "of msd-csc, or of each width of res-csc (3)"),
+    ("growth", int, "INT", "channels of each layer of msd-csc (12)"),
+    ("depth", int, "INT", "layers of each block of msd-csc (12)"),
+    (
+        "side",
+        int,
+        "INT",
+        "side of pictures with masks (default 128), or of digits of classification (32)",
+    ),
+    ("unfoldings", int, "INT", "of ml-csc (default 6), res-csc (0) and msd-csc (1)"),
+    ("budget", float, "MINUTES", "stop at the end of an epoch after so long"),
+    ("output", Path, "DIR", "folder of the rows and the report (default unrolled-experiment)"),
+)
+_CHOICES = (
+    ("optimizer", ("sgd", "adam"), "default sgd; segmentation adam"),
+    ("augmentation", ("none", "crop", "crop and flip"), "of training images"),
+    (
+        "test",
+        ("whole", "exact", "held-out"),
+        "the whole test set, its first 1000 images (cifar10), or the last fifth of the training "
+        "images, which are then not trained on (default whole)",
+    ),
+)
+_SWITCHES = (
+    ("constrained", "keep the steps of ml-csc proximal"),
+    ("no-weights", "do not keep the weights of each row"),
+    (
+        "features",
+        "also measure what the features of all rows are, beside a pursuit (a minute a row)",
+    ),
+    ("quick", "a small run on embedded data, under a minute"),
+)
+
+
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled experiment`."""
     parser = commands.add_parser(
@@ -56,92 +124,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("task", choices=tuple(_REAL), help="what to train")
-    add("--data", type=Path, metavar="DIR", help="where real data lie (default: UNROLLED_DATA)")
-    add(
-        "--dataset",
-        metavar="NAME",
-        help=f"the data set ({_said(_REAL)}; without data digits or shapes)",
-    )
-    add(
-        "--model",
-        metavar="NAMES",
-        help="lenet5,vgg11,res-csc,msd-csc; unet; or "
-        "cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
-    )
-    add("--activation", metavar="NAMES", help="activations (classification: relu,elu,mish)")
-    add("--gamma", metavar="A,B", help="weights of the penalty (default 0,1e-3; ml-csc 0)")
-    add(
-        "--layers",
-        metavar="NAMES",
-        help="penalised layers by their tap names (default: the early ones)",
-    )
-    add(
-        "--seeds", type=int, metavar="N", help=f"number of seeds, from --seed on (default {_SEEDS})"
-    )
-    add("--epochs", metavar="A,B", help="epochs (default: those of the papers, 200, 200 and 100)")
-    add("--batch", type=int, metavar="INT", help="images per step")
-    add("--optimizer", choices=("sgd", "adam"), help="default sgd; segmentation adam")
-    add("--rate", type=float, metavar="FLOAT", help="learning rate of the first step")
-    add(
-        "--momentum",
-        type=float,
-        metavar="FLOAT",
-        help="of sgd, or of the first moment of adam (default 0.9: the paper names none)",
-    )
-    add("--decay", type=float, metavar="FLOAT", help="weight decay")
-    add("--augmentation", choices=("none", "crop", "crop and flip"), help="of training images")
-    add(
-        "--test",
-        choices=("whole", "exact", "held-out"),
-        help="the whole test set, its first 1000 images (cifar10), or the last fifth of the "
-        "training images, which are then not trained on (default whole)",
-    )
-    add(
-        "--width",
-        type=int,
-        metavar="INT",
-        help="channels of the first block of unet (default 64), or of the first convolution of "
-        "res-csc and msd-csc (16)",
-    )
-    add("--blocks", type=int, metavar="INT", help="of msd-csc, or of each width of res-csc (3)")
-    add("--growth", type=int, metavar="INT", help="channels of each layer of msd-csc (12)")
-    add("--depth", type=int, metavar="INT", help="layers of each block of msd-csc (12)")
-    add(
-        "--side",
-        type=int,
-        metavar="INT",
-        help="side of pictures with masks (default 128), or of digits of classification (32)",
-    )
-    add(
-        "--unfoldings",
-        type=int,
-        metavar="INT",
-        help="of ml-csc (default 6), res-csc (0) and msd-csc (1)",
-    )
-    add(
-        "--constrained", action="store_true", default=None, help="keep the steps of ml-csc proximal"
-    )
-    add("--budget", type=float, metavar="MINUTES", help="stop at the end of an epoch after so long")
-    add("--no-weights", action="store_true", help="do not keep the weights of each row")
-    add(
-        "--features",
-        action="store_true",
-        help="also measure what the features of all rows are, beside a pursuit (a minute a row)",
-    )
-    add("--quick", action="store_true", help="a small run on embedded data, under a minute")
-    add(
-        "--output",
-        type=Path,
-        default=Path("unrolled-experiment"),
-        metavar="DIR",
-        help="folder of the rows and the report (default unrolled-experiment)",
-    )
-    parser.set_defaults(run=run)
+    for name, kind, metavar, text in _VALUES:
+        add(f"--{name}", type=kind, metavar=metavar, help=text)
+    for name, choices, text in _CHOICES:
+        add(f"--{name}", choices=choices, help=text)
+    for name, text in _SWITCHES:
+        add(f"--{name}", action="store_true", help=text)
+    parser.set_defaults(run=run, output=Path("unrolled-experiment"), constrained=None)
     return parser
-
-
-def _said(names: dict[str, str]) -> str:
-    return ", ".join(f"{task} {name}" for task, name in names.items())
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -12,16 +12,7 @@ import numpy as np
 import optax
 
 from unrolled import analytic, datasets, dictionaries, problems, training
-from unrolled.commands._config import (
-    GENERATED,
-    PLANTED,
-    WITH_CODES,
-    Config,
-    ConfigError,
-    ModelSection,
-    family_of,
-    make_model,
-)
+from unrolled.commands._config import make_model
 from unrolled.commands._console import Say
 from unrolled.commands._inputs import (
     check_length,
@@ -30,6 +21,15 @@ from unrolled.commands._inputs import (
     read_dictionary,
 )
 from unrolled.commands._known_codes import from_theory
+from unrolled.commands._options import ConfigError
+from unrolled.commands._sections import (
+    GENERATED,
+    PLANTED,
+    WITH_CODES,
+    Config,
+    ModelSection,
+    family_of,
+)
 from unrolled.commands._settings import CHOSEN_ON, Samples, resampler
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from unrolled import metrics, training
 from unrolled._json import plain
-from unrolled.commands._config import Config
 from unrolled.commands._encode import apply_in_chunks, relative_residuals, residual_norms
 from unrolled.commands._inputs import WEIGHTS
 from unrolled.commands._report import environment
+from unrolled.commands._sections import Config
 from unrolled.commands._setup import Dictionaries, Model, Setup
 from unrolled.layers import Layer
 from unrolled.pursuit import lasso_objective

@@ -11,12 +11,13 @@ import optax
 from unrolled import training
 from unrolled._json import to_json
 from unrolled.activations import Activation
-from unrolled.commands._config import Config, ConfigError, all_options, differences, load, to_toml
+from unrolled.commands._config import all_options, differences, load, to_toml
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._history import logger, write_history
 from unrolled.commands._inputs import CHECKPOINTS, WEIGHTS
-from unrolled.commands._options import Option
+from unrolled.commands._options import ConfigError, Option
 from unrolled.commands._report import check_folder, write_text
+from unrolled.commands._sections import Config
 from unrolled.commands._setup import Setup, setup
 from unrolled.commands._summary import Summary, summarize
 
