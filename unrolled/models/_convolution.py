@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from unrolled._checks import Array
 from unrolled.activations import is_monotone
@@ -164,7 +165,9 @@ def _convolve_blocks(x: Array, kernel: Array, r: int) -> Array:
     h, w = (-(-(side - len(kernel) + 1) // r) for side in x.shape[1:3])
     X = _blocks(_fit(x, (h + K - 1) * r, (w + K - 1) * r), r)
     X = jnp.concatenate([X[:, a : a + h, b : b + w] for a in range(K) for b in range(K)], -1)
-    return (X.reshape(-1, X.shape[-1]) @ _shifted(kernel, r, K)).reshape(*X.shape[:3], -1)
+    # The gradient of W has two forms, and XLA takes the slower one unless W comes out of this.
+    W = lax.optimization_barrier(_shifted(kernel, r, K).T).T
+    return (X.reshape(-1, X.shape[-1]) @ W).reshape(*X.shape[:3], -1)
 
 
 def _shifted(kernel: Array, r: int, K: int) -> Array:
