@@ -705,6 +705,16 @@ FITS = {
     "28 fraction of a step": (dict(steps=2.5), TypeError, "steps must be an integer"),
     "32 no evaluations": (dict(evaluate_every=0), ValueError, "evaluate_every must be at least 1"),
     "not a model": (dict(model=jnp.sum), TypeError, "expected a Layer or a Network"),
+    "a loss per code": (
+        dict(loss=lambda codes, X, D, Y: jnp.sum(codes[-1], 0)),
+        TypeError,
+        r"the loss is float64 of shape \(8,\); expected one floating-point number",
+    ),
+    "a loss that counts": (
+        dict(loss=lambda codes, X, D, Y: jnp.sum(codes[-1] != 0)),
+        TypeError,
+        r"the loss is int64 of shape \(\)",
+    ),
 }
 
 

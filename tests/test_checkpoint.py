@@ -334,7 +334,20 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
             save(tmp_path / arguments[0], *arguments[1:])
     with pytest.raises(TypeError, match="what JSON can hold"):
         save(tmp_path / "a.npz", (), note=object())
+    with pytest.raises(ValueError, match="versions of its own"):  # those of `restore` would hide it
+        save(tmp_path / "a.npz", (), versions="mine")
+    with pytest.raises(TypeError, match="save: params or D is traced"):
+        jax.jit(lambda params: save(tmp_path / "a.npz", params))(np.ones(1))
+    with pytest.raises(TypeError, match="two leaves have the path 'a.b'"):
+        ur.training.save_tree(tmp_path / "a.npz", {"a.b": np.ones(1), "a": {"b": np.zeros(1)}})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_with_another_suffix_is_not_called_damaged(tmp_path):
+    (tmp_path / "a.npy").touch()
+    with pytest.raises(ValueError, match="a.npy must end in .npz or .safetensors") as raised:
+        restore(tmp_path / "a.npy")
+    assert not isinstance(raised.value, CheckpointError)
 
 
 def test_a_missing_file_is_named_with_what_lies_beside_it(tmp_path):

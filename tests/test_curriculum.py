@@ -340,6 +340,7 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
     )
     refused(TypeError, "optimizer must be a function", optimizer=lambda rate: rate)
     refused(ValueError, "rate must be non-negative and finite, got nan", rate=np.nan)
+    refused(TypeError, "rate must be a number", rate=optax.constant_schedule(1e-3))
     refused(ValueError, "stages must be non-negative factors", stages=())
     refused(ValueError, "stages must be non-negative factors", stages=(1.0, -1.0))
     refused(ValueError, r"decay must be in \[0, 1\], got 1.5", decay=1.5)

@@ -612,6 +612,20 @@ def test_an_optimizer_may_remember_the_start(D, sample):
     )
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.polyak_sgd(),
+        optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=2)),
+        pytest.param(optax.lbfgs(), marks=pytest.mark.slow),  # a line search in the step
+    ],
+    ids=["step by loss", "plateau", "line search"],
+)
+def test_an_optimizer_may_ask_for_the_loss(D, sample, optimizer):
+    first, *_, last = run(FAMILIES["ista"], D, sample, steps=4, optimizer=optimizer).history.records
+    assert last.validation < first.validation
+
+
 def test_a_masked_optimizer_trains_a_part(D, sample):
     layer = FAMILIES["alista"]
     params = layer.init(jax.random.key(9), D)

@@ -79,8 +79,8 @@ def curriculum(
     Warns: as `fit`.
 
     Raises:
-        TypeError: a family whose steps share all their params (use `training.search`), a network,
-            an `optimizer` that is no such function.
+        TypeError: a family whose steps share all their params (use `training.search`), a network, a
+            rate that is no number, an `optimizer` that is no such function.
         ValueError: no stages; factors, rate or decay out of range. And what `fit` raises.
 
     Reference: Chen, Liu, Wang, Yin (2018), the training of section 4, with these stages. Their
@@ -169,6 +169,7 @@ def _check(layer: Layer, params: Unrolled, D: Dictionary) -> None:
 
 
 def _made(optimizer, rate: float) -> optax.GradientTransformation:
+    rate = _checks.as_number(rate, "rate", "curriculum")
     if not 0 <= rate < np.inf:
         raise ValueError(f"curriculum: rate must be non-negative and finite, got {rate}")
     made = optimizer(rate) if callable(optimizer) else optimizer

@@ -162,9 +162,19 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Lea
 
 
 def names(tree: Any) -> dict[str, Any]:
-    """The leaves of any tree by their dotted paths; the tree needs no form."""
+    """The leaves of any tree by their dotted paths; the tree needs no form.
+
+    Raises:
+        TypeError: two leaves have one path, as in {"a.b": x, "a": {"b": y}}.
+    """
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+    found: dict[str, Any] = {}
+    for path, leaf in paths:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in found:
+            raise TypeError(f"two leaves have the path {name!r}; expected keys without dots")
+        found[name] = leaf
+    return found
 
 
 def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,8 @@ def make_loop(
     `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage.
     """
     codes = codes_of(model, where)
+    # Line searches and the like ask for the loss: as a number and as a function.
+    informed = optax.with_extra_args_support(optimizer)
     learns_dictionary = bool(jax.tree.leaves(trained.D))
 
     def judged(trained, fixed, batch, at):
@@ -48,10 +51,10 @@ def make_loop(
         Y, X, *own = batch
         D, axis = (own[0], 0) if own else (D, None)
         found = codes(params, D, Y, axis)
-        return loss(found, X, D, Y, at), found
+        return _scalar(loss(found, X, D, Y, at), where), found
 
-    def objective(*arguments):
-        return judged(*arguments)[0]
+    def objective(trained, fixed, batch, at):
+        return judged(trained, fixed, batch, at)[0]
 
     def silent(trained, fixed, batch, at):
         D = merge(trained, fixed).D
@@ -59,9 +62,9 @@ def make_loop(
         found = jax.tree.map(jnp.zeros_like, judged(trained, fixed, batch, at)[1])
         return loss(found, X, own[0] if own else D, Y, at)
 
-    def advance(trained, state, gradients):
+    def advance(trained, state, gradients, **told):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
-            updates, state = optimizer.update(gradients, state, trained)
+            updates, state = informed.update(gradients, state, trained, **told)
             trained = optax.apply_updates(trained, updates)
         if learns_dictionary:
             trained = trained._replace(D=with_unit_atoms(trained.D))
@@ -69,12 +72,14 @@ def make_loop(
 
     def update(trained, state, bad, fixed, k, at):
         batch = sample(jax.random.fold_in(key, k))
-        value, gradients = jax.value_and_grad(objective)(trained, fixed, batch, at)
+        value_fn = partial(objective, fixed=fixed, batch=batch, at=at)
+        value, gradients = jax.value_and_grad(value_fn)(trained)
+        told = dict(value=value, grad=gradients, value_fn=value_fn)
         good = jnp.isfinite(value) & all_finite(gradients)
         bad = jnp.where(good | (bad >= 0), bad, k)
         # A branch, not a selection: selecting afterwards would read and write all params once more.
         trained, state = jax.lax.cond(
-            bad < 0, advance, lambda t, s, _: (t, s), trained, state, gradients
+            bad < 0, partial(advance, **told), lambda t, s, _: (t, s), trained, state, gradients
         )
         return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
 
@@ -90,6 +95,16 @@ def make_loop(
         fixed,
         validation,
     )
+
+
+def _scalar(loss: Any, where: str) -> Any:
+    """The loss; TypeError unless it is one floating-point number."""
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(
+            f"{where}: the loss is {jnp.result_type(loss)} of shape {jnp.shape(loss)}; expected "
+            "one floating-point number, try jnp.mean"
+        )
+    return loss
 
 
 class Loop(NamedTuple):

@@ -25,7 +25,7 @@ def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
         metadata: anything that JSON can hold.
 
     Raises:
-        TypeError: a leaf of a dtype that cannot be saved.
+        TypeError: a leaf of a dtype that cannot be saved, or two leaves with one dotted path.
         CheckpointError: the file cannot be written.
 
     Example:

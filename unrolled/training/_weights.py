@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unrolled import _checks
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.training import _manifest
@@ -62,14 +63,15 @@ def save(
         layer: the layer or network that the params belong to; `restore` returns it. Params of your
             own family need it.
         dictionary: False saves the hash of D alone, for a large D that is kept elsewhere.
-        metadata: anything that JSON can hold.
+        metadata: anything that JSON can hold; `restore` adds "versions".
 
     Returns:
         the absolute path.
 
     Raises:
-        ValueError: another suffix, params that do not fit the layer.
-        TypeError: a tree, dtype, option or metadata that cannot be saved; params of another family.
+        ValueError: another suffix, params that do not fit the layer, metadata named "versions".
+        TypeError: a tree, dtype, option or metadata that cannot be saved; params of another family,
+            or traced ones.
         CheckpointError: the file cannot be written (the message says how many bytes are free).
 
     Example:
@@ -82,6 +84,9 @@ def save(
     """
     path = Path(path).absolute()
     write, _ = _format(path, "save")
+    if "versions" in metadata:
+        raise ValueError("save: the metadata has versions of its own; expected another name")
+    _checks.on_host((params, D), "save", "params or D")
     check_parent(path)
     D = None if D is None else as_dictionaries(D, "save")
     try:
@@ -126,7 +131,7 @@ def restore(
 
     Raises:
         FileNotFoundError: no such file, or a folder without such a step.
-        ValueError: a step of a file.
+        ValueError: a file with another suffix, or a step of a file.
         CheckpointError: damaged, truncated or of a newer format; of a family that is not known
             here; not like `like` (the message has a table); saved with another D; 64-bit numbers in
             a process without them.
@@ -145,8 +150,9 @@ def restore(
         raise FileNotFoundError(f"restore: {path}: no such file; {_found(path)}")
     if step is not None and not path.is_dir():
         raise ValueError(f"restore: {path} is a file, which has no steps; expected a folder")
+    read = None if path.is_dir() else _format(path, "restore")[1]
     try:
-        manifest, leaves = _read_folder(path, step) if path.is_dir() else _read(path)
+        manifest, leaves = _read_folder(path, step) if read is None else _read(path, read)
         form = manifest["form"]
         layer = build_model(form["layer"]) if form.get("layer") else None
         params = build_params(form["params"], leaves, layer)
@@ -183,11 +189,11 @@ def _layer_of_older(metadata: dict) -> Model | None:
         return None
 
 
-def _read(path: Path) -> tuple[dict, dict]:
+def _read(path: Path, read: Callable) -> tuple[dict, dict]:
     """The manifest and the leaves of a file, every hash checked."""
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"it has {path.stat().st_size} bytes; expected at most {_LARGEST_FILE}")
-    text, arrays = _format(path, "restore")[1](path.read_bytes())
+    text, arrays = read(path.read_bytes())
     manifest = _manifest.unseal("weights", json.loads(text))
     entries = manifest["leaves"]
     if set(arrays) != set(entries):
