@@ -312,6 +312,7 @@ REFUSED = {
     "certify D.npy paley.npy": r"D_1 has shape \(12, 24\) but D_2 has shape \(7, 14\)",
     "certify D.npy --activation swoosh": "unknown name 'swoosh'",
     "certify D.npy --activation elu --scale 0": "k must be above 0",
+    "certify D.npy --scale 2": "--scale needs --activation",
     "certify D.npy --figure D.npy/gram.png": "D.npy: is a file",
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
@@ -338,6 +339,8 @@ REFUSED = {
     ".*transpose them",
     "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected "
     r"\(signals, 12\)",
+    "compare --dictionary D.npy --signals Y.npy --snr 20 --sparsity 2": "--snr, --sparsity is of "
+    "planted codes, not signals",
     "compare --dictionary D.npy --signals one.npy": "one.npy: expected at least 2 signals, got 1",
     "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, "
     "got 2",

@@ -88,6 +88,7 @@ def test_a_method_with_a_given_sparsity(path, method, capsys):
         (["--atoms", "9", "--method", "ksvd"], "--method ksvd needs --sparsity"),
         (["--atoms", "9", "--sparsity", "2"], "--sparsity does not go with --method online"),
         (["--atoms", "9", "--method", "mod", "--lam", "1"], "--lam does not go with --method mod"),
+        (["--atoms", "9", "--method", "mod", "--batch", "9"], "--batch does not go with --method"),
         (["--atoms", "9", "--shape", "3"], "--shape must be HxW, such as 8x8, got '3'"),
         (["--atoms", "9", "--shape", "2x4"], "--shape 2x4 does not have the 9 entries"),
         (["--atoms", "9", "--lam", "-1"], "lam must be positive"),

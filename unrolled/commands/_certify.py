@@ -57,7 +57,6 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--scale",
         type=float,
-        default=1.0,
         metavar="K",
         help="take rho(K x) / K as the activation (default 1)",
     )
@@ -104,8 +103,8 @@ def _check_norms(path: Path, D: Dictionary) -> None:
 
 def _run_on_weights(arguments: argparse.Namespace) -> None:
     path, *others = arguments.dictionaries
-    unused = ("normalize", "activation", "entries", "figure")
-    given = [f"--{name}" for name in unused if getattr(arguments, name)]
+    unused = ("normalize", "activation", "scale", "entries", "figure")
+    given = [f"--{name}" for name in unused if getattr(arguments, name) not in (None, False)]
     if given:
         raise ValueError(f"{path}: holds weights, which {', '.join(given)} does not go with")
     sparsities = None if arguments.sparsity is None else _sparsities(arguments.sparsity)
@@ -117,7 +116,10 @@ def _run_on_weights(arguments: argparse.Namespace) -> None:
 def _request(arguments: argparse.Namespace) -> Request:
     activation = None
     if arguments.activation is not None:
-        activation = activations.scale(activations.by_name(arguments.activation), arguments.scale)
+        k = 1.0 if arguments.scale is None else arguments.scale
+        activation = activations.scale(activations.by_name(arguments.activation), k)
+    elif arguments.scale is not None:
+        raise ValueError("certify: --scale needs --activation")
     return Request(
         sparsities=None if arguments.sparsity is None else _sparsities(arguments.sparsity),
         bound=arguments.bound,

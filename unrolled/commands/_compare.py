@@ -132,6 +132,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     has = {option for name in pursuits for option in PURSUITS[name].options.split()}
     if idle := [option for option in given if option not in has]:
         raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
+    if arguments.signals is not None:
+        planted = ["snr"] if arguments.snr != math.inf else []
+        if arguments.sparsity is not None and "sparsity" not in has:
+            planted.append("sparsity")
+        if planted:
+            raise ValueError(f"compare: --{', --'.join(planted)} is of planted codes, not signals")
     steps = arguments.steps
     if steps is None:
         steps = _QUICK_STEPS if arguments.quick else _STEPS

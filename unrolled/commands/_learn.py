@@ -22,6 +22,7 @@ from unrolled.dictionary_learning import Learned, Step
 
 _METHODS = ("online", "ksvd", "mod")
 _PERIOD = 5.0  # seconds between two lines of progress
+_BATCH = 512
 _FIRST = 2000  # signals of a stream whose mean norm gives lam, and whose codes are drawn
 # In the folder: the result, and what an interrupted call goes on from.
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
@@ -53,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     add("--sparsity", type=int, help="nonzeros of a code, of ksvd and mod")
     add("--sweeps", type=int, default=None, help="sweeps (default 20), or passes of online (1)")
-    add("--batch", type=int, default=512, help="signals of a batch of online (default 512)")
+    add("--batch", type=int, help=f"signals of a batch of online (default {_BATCH})")
     add("--start", choices=("data", "dct"), default="data", help="first atoms (default data)")
     add(
         "--shape",
@@ -125,9 +126,9 @@ _SHOWN = ("lam", "sparsity", "sweeps", "batch", "start")
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the learning, checked before anything is read."""
     method, where = arguments.method, "learn"
-    other = "sparsity" if method == "online" else "lam"
-    if getattr(arguments, other) is not None:
-        raise ValueError(f"{where}: --{other} does not go with --method {method}")
+    for other in ("sparsity",) if method == "online" else ("lam", "batch"):
+        if getattr(arguments, other) is not None:
+            raise ValueError(f"{where}: --{other} does not go with --method {method}")
     if method != "online" and arguments.sparsity is None:
         raise ValueError(f"{where}: --method {method} needs --sparsity")
     for name in ("atoms", "batch", "sweeps"):
@@ -149,7 +150,7 @@ def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, An
         options["lam"] = mean_norm(first) / 10 or 1.0
     else:
         options["lam"] = arguments.lam
-    batches = _batches(Y, path, arguments.batch, arguments.sweeps or 1)
+    batches = _batches(Y, path, arguments.batch or _BATCH, arguments.sweeps or 1)
     return dictionary_learning.online(batches, d, **options)
 
 
