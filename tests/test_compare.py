@@ -327,11 +327,20 @@ def test_what_is_no_method_is_refused(methods, problem):
     for bad, told in ((layer, "a ista"), ((params, layer), "a pair that begins with a Unrolled")):
         with pytest.raises(TypeError, match=f"'x' is {told}; expected .layer, params."):
             compare({"x": bad}, *problem)
+    D, Y, X = problem
+    pursued = jax.eval_shape(lambda y: ur.pursuit.omp(D, y, sparsity=2), Y[0])
+    record = jax.tree.map(lambda leaf: np.zeros(leaf.shape), pursued)
+    with pytest.raises(TypeError, match="'x' is a Pursuit; expected .*, or codes"):
+        compare({"x": record}, *problem)
+    with pytest.raises(TypeError, match="the codes of 'x' is complex128"):
+        compare({"x": np.asarray(X) * 1j}, *problem)
+    for unnamed in ([(layer, params)], {1: (layer, params)}):
+        with pytest.raises(TypeError, match="methods must be a dict by name"):
+            compare(unnamed, *problem)
     network = ur.dsc([layer])
     mixed = {"one": (layer, params), "chain": (network, (params,))}
     with pytest.raises(TypeError, match="'one' is a layer and 'chain' a network.*compare them"):
         compare(mixed, *problem)
-    D, Y, X = problem
     with pytest.raises(ValueError, match="compare: Y or X has NaN"):
         compare({"ISTA": methods["ISTA"]}, D, Y.at[0, 0].set(np.nan), X)
 

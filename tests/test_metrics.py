@@ -68,6 +68,7 @@ def test_failure_rate():
         assert float(metrics.failure_rate(estimates, X, level)) == rate
     zero = np.zeros((1, 10))
     assert metrics.failure_rate(zero, zero) == 0 and metrics.failure_rate(zero + 1e-9, zero) == 1
+    assert metrics.failure_rate(X, X * np.inf) == 1
 
 
 def test_support_scores_formula(codes):
@@ -124,6 +125,7 @@ def test_psnr(dtype):
         # A mean of 64 squares whose differences carry the rounding of numbers of size 1 over 0.05.
         assert float(ours) == pytest.approx(expected, abs=200 * float(np.finfo(dtype).eps))
     assert metrics.psnr(jnp.asarray(reference), jnp.asarray(reference)) == jnp.inf
+    assert jnp.isnan(metrics.psnr(jnp.zeros((0, 8)), jnp.zeros((0, 8))))  # not a perfect score
 
 
 def test_psnr_of_byte_images():

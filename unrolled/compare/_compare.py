@@ -103,7 +103,8 @@ def compare(
         Comparison; for networks ChainComparison, which holds one for every layer.
 
     Raises:
-        TypeError: a method that is none; a layer and a network together.
+        TypeError: methods that are no dict by name, a method that is none, complex codes; a layer
+            and a network together.
         ValueError: no methods, shapes that do not fit, NaN or infinite signals, or an unknown
             reference.
 
@@ -170,6 +171,8 @@ class _Block(NamedTuple):
 
 
 def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Method]:
+    if not isinstance(methods, Mapping) or not all(isinstance(name, str) for name in methods):
+        raise TypeError('compare: methods must be a dict by name, as in {"ISTA": (layer, params)}')
     if not methods:
         raise ValueError("compare: expected at least one method, got none")
     if reference is not None and reference not in methods:
@@ -192,7 +195,7 @@ def _method(name: str, given: Any) -> _Method:
         return _Method(None, given, None)
     if (
         given
-        and isinstance(given, tuple)
+        and type(given) is tuple  # not a record such as a `Pursuit`
         and all(isinstance(X, jax.Array | np.ndarray) for X in given)
     ):
         return _Method(None, given, None)
@@ -267,7 +270,8 @@ def _of_codes(name: str, codes: tuple[Array, ...], sample: _Sample) -> list[_Blo
     shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
-    paths = tuple(jnp.asarray(X, Y.dtype)[None] for X, (Y, _) in zip(codes, sample.pairs))
+    floats = [_checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
+    paths = tuple(X.astype(Y.dtype)[None] for X, (Y, _) in zip(floats, sample.pairs))
     found = _measure_codes(paths, sample)
     return [_Block(None, D, None, *_judged(m, None)) for D, m in zip(sample.Ds, found)]
 

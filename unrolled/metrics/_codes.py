@@ -82,7 +82,7 @@ def mean_nmse(estimates: Array, X: Array) -> Array:
 
 
 def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
-    """Share of the signals whose NMSE exceeds `level` dB; an estimate with NaN fails.
+    """Share of the signals whose NMSE exceeds `level` dB; what is not finite fails.
 
     Args:
         estimates, X: (batch, d).
@@ -101,7 +101,8 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
     """
     estimates, X = same_shape(estimates, X, "failure_rate")
     (error, j), (size, k) = energies(estimates, X, -1)
-    return jnp.mean(~(ldexp(error, 2 * (j - k)) <= 10 ** (level / 10) * size))
+    near = ldexp(error, 2 * (j - k)) <= 10 ** (level / 10) * size
+    return jnp.mean(~(near & jnp.isfinite(size)))
 
 
 class SupportScores(NamedTuple):

@@ -15,7 +15,7 @@ def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
         peak: the largest possible value.
 
     Returns:
-        PSNR in dB, ().
+        PSNR in dB, (); nan without entries.
 
     Raises:
         ValueError: shapes that differ.
@@ -29,5 +29,5 @@ def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
     (error, j), _ = energies(estimate, reference)
     top = jnp.asarray(peak, error.dtype)
     k = exponent(top)
-    mean = error / max(1, estimate.size)
+    mean = error / estimate.size
     return -decibels((mean, j), (ldexp(top, -k) ** 2, k)).astype(estimate.dtype)
