@@ -96,6 +96,14 @@ def test_a_map_is_divided_into_strips_of_whole_rows(H, W, rows, monkeypatch):
     assert_close(found, with_gradients(plain, x, kernel, g), ROUNDING)
 
 
+@pytest.mark.parametrize("form", [_strips, _winograd])
+def test_a_long_sum_in_half_precision_does_not_stop(form, monkeypatch):
+    """Of 512 parts with 4 equal terms: bfloat16 has 8 bits, so that 1024 + 4 would be 1024."""
+    monkeypatch.setattr(form, "_AT_ONCE", 4)
+    ones = jnp.ones((512, 2, 2, 1), jnp.bfloat16)
+    assert form._kernel_gradient(ones, ones)[1, 1, 0, 0] == ones.size
+
+
 def test_winograd_in_float32_has_a_few_times_the_rounding_of_the_plain_form():
     """Lavin and Gray measured a factor of about 2 for F(2 x 2, 3 x 3)."""
     arrays = normal(2, 8, 8, 64), normal(3, 3, 64, 64, seed=1), normal(2, 8, 8, 64, seed=2)

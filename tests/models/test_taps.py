@@ -162,6 +162,18 @@ def test_names_that_are_refused(net, names, error, message):
         tap(net, *names)
 
 
+def test_inputs_may_be_passed_by_name(x):
+    class Named(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 3, rngs=rngs, param_dtype=float)
+
+        def __call__(self, x):
+            return self.linear(inputs=2 * x)
+
+    _, found = tap(Named(nnx.Rngs(0)), "linear", inputs=True)(x)
+    np.testing.assert_array_equal(found["linear"], 2 * x)
+
+
 def test_a_module_that_is_not_called_is_an_error(net, x):
     with pytest.raises(ValueError, match="the model does not call 'unused'"):
         tap(net, "unused")(x)

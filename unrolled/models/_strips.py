@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._checks import Array
+from unrolled._numbers import wide_dtype
 
 _AT_ONCE = 1024  # pixels whose neighbours stay in the cache
 
@@ -56,11 +57,13 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
         parts = [lax.dynamic_slice_in_dim(g, first + np.int32(a), rows) for a in range(3)]
         G = jnp.concatenate(parts, -1).reshape(-1, 3 * C_out)
         X = _triples(between_zeros, C_in)
-        return (total + lax.dot_general(G, X, (((0,), (0,)), ((), ()))), between_zeros), None
+        product = lax.dot_general(G, X, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        return (total + product, between_zeros), None
 
-    zeros = jnp.zeros((3 * C_out, 3 * C_in), x.dtype), jnp.zeros((rows, (W + 2) * C_in), x.dtype)
+    wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
+    zeros = jnp.zeros((3 * C_out, 3 * C_in), wide), jnp.zeros((rows, (W + 2) * C_in), x.dtype)
     (total, _), _ = lax.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
-    return total.reshape(3, C_out, 3, C_in)[::-1].transpose(0, 2, 3, 1)
+    return total.astype(x.dtype).reshape(3, C_out, 3, C_in)[::-1].transpose(0, 2, 3, 1)
 
 
 def _rows_at_once(H: int, W: int) -> int:

@@ -91,7 +91,8 @@ def _recording(cls: type, inputs: bool) -> type:
             output = super().__call__(*args, **options)
             record = getattr(self, _RECORD, None)
             before = () if record is None else record.get_value()
-            setattr(self, _RECORD, nnx.Intermediate((*before, args[0] if inputs else output)))
+            found = next(iter((*args, *options.values()))) if inputs else output
+            setattr(self, _RECORD, nnx.Intermediate((*before, found)))
             return output
 
     Recording.__name__ = cls.__name__

@@ -9,6 +9,7 @@ Reference: Lavin, Gray, "Fast algorithms for convolutional neural networks" (201
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._checks import Array
+from unrolled._numbers import wide_dtype
 
 _B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -66,13 +68,14 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
         squares = [[_rows(g[:, a::2, b::2]) for b in (0, 1)] for a in (0, 1)]
         rows = zip(total, _tiles(x), _transform(_A, squares))
         return [
-            [sum_ + _product(tile, square, 0, 0) for sum_, tile, square in zip(*row)]
+            [sum_ + _product(tile, square, 0, 0, wide) for sum_, tile, square in zip(*row)]
             for row in rows
         ], None
 
-    zero = jnp.zeros((x.shape[-1], g.shape[-1]), x.dtype)
+    wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
+    zero = jnp.zeros((x.shape[-1], g.shape[-1]), wide)
     total, _ = lax.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
-    return jnp.stack([jnp.stack(row) for row in _transform(_G.T, total)])
+    return jnp.stack([jnp.stack(row) for row in _transform(_G.T, total)]).astype(x.dtype)
 
 
 winograd.defvjp(_forward, _backward)
@@ -94,9 +97,9 @@ def _combination(weights: np.ndarray, arrays: tuple[Array, ...]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _product(a: Array, b: Array, i: int, j: int) -> Array:
+def _product(a: Array, b: Array, i: int, j: int, dtype: Any = None) -> Array:
     """The matrix product over axis i of a and axis j of b, without a transpose in memory."""
-    return lax.dot_general(a, b, (((i,), (j,)), ((), ())))
+    return lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=dtype)
 
 
 def _entries(kernel: Array) -> Tile:
