@@ -231,6 +231,13 @@ WRONG = {
 RNGS = nnx.Rngs(0)
 
 
+def test_filters_of_zeros_take_steps_that_stay_at_zero():
+    zeros = nnx.initializers.zeros
+    layer = CSCLayer(1, 2, (3, 3), unfoldings=1, kernel_init=zeros, rngs=nnx.Rngs(0))
+    assert float(layer.step_ratio()) == 0
+    np.testing.assert_array_equal(layer(images(1, 4, 4, 1)), 0)
+
+
 @pytest.mark.parametrize("message", WRONG)
 def test_what_does_not_fit_is_refused(message):
     with pytest.raises(ValueError, match=message):

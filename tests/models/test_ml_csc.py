@@ -91,6 +91,14 @@ def test_batches_of_pictures_meet_the_atoms_of_a_convolution(side, kernel, strid
     np.testing.assert_allclose(found, inside.transpose(0, 2, 3, 1), atol=ROUNDING)
 
 
+def test_batches_of_other_shapes_are_refused():
+    D = ImageConv(normal(3, 3, 2, 4), (7, 9), 2, 1)
+    with pytest.raises(ValueError, match=r"images have shape \(1, 9, 9, 2\); .*\(N, 7, 9, 2\)"):
+        normal(1, 9, 9, 2) @ D
+    with pytest.raises(ValueError, match=r"codes have shape \(1, 4, 4, 4\); .*\(N, 4, 5, 4\)"):
+        D @ normal(1, 4, 4, 4)
+
+
 def test_accelerators_get_the_transpose_of_the_convolution(monkeypatch):
     D = ImageConv(normal(3, 3, 2, 3), (7, 9), 2, 1)
     x = normal(2, *D.positions, 3)

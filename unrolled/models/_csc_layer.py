@@ -93,7 +93,8 @@ class CSCLayer(nnx.Conv):
         )
         self.unfoldings, self.activation = unfoldings, activation
         self.norms = batch_norms(out_features, unfoldings + 1, rngs) if batch_norm else None
-        safe = 1 / self._norm_bound() ** 2
+        squared = self._norm_bound() ** 2
+        safe = 1 / jnp.where(squared == 0, 1, squared)  # every step is safe for filters of zeros
         self.step = nnx.Param(safe) if unfoldings or warm else None
 
     def __call__(self, inputs: Array, start: Array | None = None) -> Array:

@@ -31,6 +31,9 @@ class ImageConv:
         stride: t.
         padding: p, zeros on every side of an image.
 
+    Raises:
+        ValueError: in a product, images or codes of another shape.
+
     Example:
         >>> D = ur.models.ImageConv(jnp.ones((3, 3, 1, 2)), (5, 5), stride=2)
         >>> codes = jnp.ones((4, 5, 5, 1)) @ D
@@ -57,10 +60,18 @@ class ImageConv:
         return Conv(self.kernel.transpose(3, 2, 0, 1), (H, W), self.stride)
 
     def __rmatmul__(self, r: Array) -> Array:
+        _check(r, "the images", (*self.side, self.kernel.shape[-2]))
         return _analyze(self, r)
 
     def __matmul__(self, x: Array) -> Array:
+        _check(x, "the codes", (*self.positions, self.kernel.shape[-1]))
         return _synthesize(self, x)
+
+
+def _check(batch: Array, what: str, shape: tuple[int, ...]) -> None:
+    if batch.shape[1:] != shape:
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"ImageConv: {what} have shape {batch.shape}; expected (N, {expected})")
 
 
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are
