@@ -77,6 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     request = _request(arguments)
     if arguments.figure is not None:
+        if arguments.figure.is_dir():
+            raise IsADirectoryError(f"{arguments.figure}: is a folder; expected a file")
         check_folder(arguments.figure.parent)  # before any work
     say = teller()
     with jax.enable_x64(True):

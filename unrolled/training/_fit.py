@@ -60,7 +60,8 @@ def fit(
         D: the dictionary that the model uses (the sampler may use another).
         sample: `sample(key) -> (Y, X)`, see `Sample`. Where it returns (Y, X, Ds), the model and
             the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA).
-        optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained.
+        optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. One that
+            asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets that of the batch.
         steps: the most training steps to take.
         key: of the samples; an int is a seed.
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso`,
@@ -97,7 +98,7 @@ def fit(
             Its `fit` holds the params before that step (after a broken update, the best ones) and
             the best ones.
         TypeError: not an optax optimiser, not a model, params without floating-point leaves, a
-            `trainable` that holds anything but bools.
+            `trainable` that holds anything but bools, a loss that is not one floating-point number.
         ValueError: a batch that does not fit or is not finite; steps, patience or evaluate_every
             out of range; a `trainable` that is no tree prefix of params or freezes everything.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
