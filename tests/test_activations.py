@@ -595,6 +595,26 @@ def test_gradients_at_and_off_the_kinks():
     assert_equal(by_theta, [1, 0, 0, 0, 0, 0, -1])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_values_and_slopes_are_right_in_the_whole_range_of_a_dtype(dtype):
+    top = float(jnp.finfo(dtype).max) / 4
+    sizes = np.concatenate([np.geomspace(1e-3, 40, 60), np.geomspace(40, top, 30)])
+    x = jnp.asarray(np.concatenate([-sizes, sizes]), dtype)
+
+    @jax.jit
+    def both(x):
+        return {name: jax.jvp(act, (x,), (jnp.ones_like(x),)) for name, act in ua.NAMED.items()}
+
+    narrow, wide = both(x), both(x.astype(np.float64))
+    eps = float(jnp.finfo(dtype).eps)
+    for name, (values, slopes) in narrow.items():
+        exact, exact_slopes = map(np.asarray, wide[name])
+        # A few roundings of arguments up to 40, where the tails bend.
+        size = 64 * eps * (1 + np.abs(exact))
+        assert (np.abs(np.asarray(values, np.float64) - exact) <= size).all(), name
+        assert (np.abs(np.asarray(slopes, np.float64) - exact_slopes) <= 64 * eps).all(), name
+
+
 def test_shrink_gradient_matches_differences():
     v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7]), jnp.asarray([0.5, 0.7, 0.2, 1.0])
     for act in (ua.relu, ua.elu(0.5), ua.silu, ua.scale(ua.gelu, 3.0)):

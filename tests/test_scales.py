@@ -58,6 +58,11 @@ ANY = {  # what follows any dtype at any of the scales
     "mutual_coherence": (lambda D, y, x, lam, X, Z: ut.mutual_coherence(D), lambda a, b: 0),
     "coherence": (lambda D, y, x, lam, X, Z: ut.coherence(D, unit(D)), lambda a, b: (a, a)),
     "babel": (lambda D, y, x, lam, X, Z: ut.babel(unit(D), 3), lambda a, b: 0),
+    "frobenius": (lambda D, y, x, lam, X, Z: ut.frobenius_weights(D), lambda a, b: -a),
+    "frobenius_conv": (
+        lambda D, y, x, lam, X, Z: ut.frobenius_weights(ud.Conv(D[:2, None, :3], 7)).filters,
+        lambda a, b: -a,
+    ),
     "nmse": (lambda D, y, x, lam, X, Z: um.nmse(X[:2], X[2:]), lambda a, b: 0),
     "signal_nmse": (lambda D, y, x, lam, X, Z: um.signal_nmse(X[:2], X[2:]), lambda a, b: 0),
     "mean_nmse": (lambda D, y, x, lam, X, Z: um.mean_nmse(X[:2], X[2:]), lambda a, b: 0),
@@ -88,11 +93,16 @@ PRODUCTS = {
     "duality_gap": (lambda D, y, x, lam, X, Z: up.duality_gap(D, y, x, lam), "square"),
     "kkt_violation": (lambda D, y, x, lam, X, Z: um.kkt_violation(D, y, x, lam), lambda a, b: 0),
     "inner_products": (lambda D, y, x, lam, X, Z: ud.inner_products(D, D)[0], lambda a, b: 2 * a),
+    "ridge": (lambda D, y, x, lam, X, Z: ut.frobenius_weights(D, D[0, 0] ** 2), lambda a, b: -a),
     "diagonal": (lambda D, y, x, lam, X, Z: ut.diagonal(D, D), lambda a, b: 2 * a),
 }
 # Without another unit of D: x is not linear in it.
 SIGNALS = {
     "threshold": (lambda D, y, x, lam, X, Z: up.threshold(D, y, lam), "pursuit"),
+    "residual": (
+        lambda D, y, x, lam, X, Z: ut.recover_on_supports(y, [D], [[0, 3]]).residual,
+        "signal",
+    ),
     "ista_step": (lambda D, y, x, lam, X, Z: up.ista_step(D, y, x, 0.25, lam), "code"),
 }
 NAMED = {
@@ -176,6 +186,11 @@ def test_every_dictionary_has_norms_at_every_scale(kind):
         again, their = ud.normalized(scaled)
         assert_allclose(their, sizes * 2.0**k, rtol=1e-6)
         assert_allclose(ud.dense(again), ud.dense(unit), rtol=1e-5, atol=1e-6)
+
+
+def test_a_large_part_beside_the_identity_has_a_norm():
+    F = jnp.diag(jnp.asarray([2.0**80, 1.0], jnp.float32))
+    assert_allclose(ud.spectral_norm(ud.WithIdentity(F)), 2.0**80, rtol=1e-6)
 
 
 # The examples that were wrong

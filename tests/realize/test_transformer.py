@@ -255,6 +255,25 @@ def test_a_deep_stack_stays_finite():
     assert_close(ours, expected, 1e4 * np.finfo(np.float32).eps)
 
 
+def test_growing_codes_near_the_end_of_the_range_keep_their_mask():
+    """Codes far above the root of the largest float32: G must still exceed them."""
+    D, layer = conv(2, 1, 3, signal=8, stride=2), layers.lista_cp(8)
+    D = jax.tree.map(lambda leaf: leaf.astype(np.float32), D)
+    scale = np.float32(1e20)
+    params = layer.from_theory(D * np.float32(3), jnp.full(8, 0.01 * scale))
+    y = normal(2, 8).astype(np.float32) * scale
+
+    @compiled
+    def both(y):
+        made = transformer(layer, params, D, signal_bound=4 * scale)
+        return made.apply(y), layer.apply(params, D, y)
+
+    ours, expected = map(np.asarray, both(y))
+    size = np.abs(expected).max()
+    assert size > 1e3 * scale
+    assert_close(ours / size, expected / size, 1e4 * np.finfo(np.float32).eps)
+
+
 def test_jit_vmap_and_loop_agree():
     D, cases = families()
     layer, params = cases["lista_cp"]

@@ -285,6 +285,15 @@ def test_one_nonzero_attains_the_bound():
     assert np.abs(codes - x).sum(1) == pytest.approx(found.error[1:], rel=1e-6)
 
 
+def test_thresholds_without_room_for_rounding_exclude_no_false_positives():
+    D, layer = dictionaries.identity_hadamard(16), layers.lista_cp(1)
+    for guard, excluded in ((0.0, False), (4 * 2.0**-52, True)):
+        theta = jnp.full(1, 0.25 + guard)  # mu_W s B and the guard
+        params = Unrolled(Weights(D), Threshold(theta))
+        found = theory.certify(layer, params, D, sparsity=1, bound=1.0)
+        assert found.false_positives_excluded.tolist() == [excluded]
+
+
 def test_limit_cases():
     D = dictionaries.identity_hadamard(16)
     params = analytic.lista_cp(D, depth=4, sparsity=2, bound=1.0, noise=0.01)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -425,6 +426,13 @@ def test_rounding_guard_is_4_eps_G_s_B(dtype, precision, eps):
     expected = 4 * (np.finfo(dtype).eps if eps is None else eps) * G * 3 * 2.5
     found = theory.rounding_guard(W, D, sparsity=3, bound=2.5, precision=precision)
     assert found == pytest.approx(expected, rel=9 * float(np.finfo(dtype).eps))
+
+
+def test_a_precision_finer_than_the_dtype_makes_the_guard_no_smaller():
+    for dtype, precision in (("bfloat16", "tensorfloat32"), ("float16", "float32")):
+        D = dictionaries.identity_hadamard(4).astype(dtype)
+        guard = partial(theory.rounding_guard, D, D, sparsity=1, bound=1.0)
+        assert guard(precision=precision) == guard()
 
 
 def test_rounding_guard_covers_the_noise():

@@ -86,6 +86,19 @@ def test_the_numbers_by_their_definition():
     assert penalties.error == pytest.approx([(lam + 0.1) / (1 - 2 * mu1)])
 
 
+@pytest.mark.parametrize("norm", [1 - 9e-5, 1 + 9e-5])
+def test_atoms_off_unit_norm_as_far_as_allowed_stay_within_the_bounds(norm):
+    D, delta = norm * np.eye(3), 0.1
+    plan = ut.layered_thresholds((D,), sparsities=(1,), bounds=1.0, noise=delta)
+    for e in (-delta, delta):  # d_1 . e
+        found = np.maximum(norm**2 + e - plan.lams[0], 0)
+        assert abs(found - 1) <= plan.error[0]
+    plan = ut.layered_penalties((D,), sparsities=(1,), noise=delta)
+    for e in (-delta, delta):
+        found = (norm**2 + e - plan.lams[0]) / norm**2
+        assert abs(found - 1) <= plan.error[0] and plan.holds
+
+
 def test_the_admissible_sparsity_is_that_of_theorem_1():
     D = transversal_chain()[0]  # (1 + 8) / 2 = 4.5
     for s, holds in ((0, True), (4, True), (5, False), (100, False)):

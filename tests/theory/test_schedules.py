@@ -150,6 +150,34 @@ def test_steps_for_is_the_first_step_below_the_tolerance(mu, noise):
         assert found.error[k] <= tol < found.error[k - 1]
 
 
+@pytest.mark.parametrize("mu", [0.25, 0.2, 0.1, 1 / 3])
+def test_an_error_of_the_schedule_is_reached_after_its_own_steps(mu):
+    found = schedule(mu, 0.7, sparsity=1, bound=1.0, depth=30)
+    for k, error in enumerate(found.error[:20].tolist()):
+        assert found.steps_for(error) == k
+        assert found.steps_for(math.nextafter(error, 0)) == k + 1
+        # A nonzero as small as the error may still be missed.
+        assert found.steps_to_support(error, sparsity=1) == k + 1
+    assert 300 < found.steps_for(1e-320) < math.inf
+
+
+def test_a_product_rounded_to_below_one_is_no_contraction():
+    mu = 1 / 49
+    assert 49 * mu < 1  # in floating point
+    problem = dict(sparsity=25, bound=1.0, depth=2)
+    relu = activations.relu
+    for found in (
+        schedule(mu, 1.0, **problem),
+        theory.atom_schedule(np.full(50, mu), np.ones(50), **problem),
+        activation_schedule(relu, mu, 1.0, d=50, **problem),
+    ):
+        assert not found.holds and found.floor == math.inf
+    chain = {name: (value,) for name, value in dict(sparsities=25, bounds=1.0).items()}
+    assert not theory.plan((mu,), (1.0,), tol=0.5, **chain).holds
+    assert theory.support_bound(mu, 1.0, size=50) == math.inf
+    assert theory.max_sparsity(mu, 1000) == 24
+
+
 # Chains.
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import widened
 
 # Iterated suprema are raised by this part, above the rounding of the few steps that find them.
 _ROUNDED_UP = 1e-7
@@ -103,15 +104,18 @@ def _gelu(x):
 
 
 def _gelu_tanh(x):
-    return jax.nn.gelu(x, approximate=True)
+    # From 10 on the tanh is +-1 in float64; further out the derivative of the cube overflows.
+    near = jnp.clip(x, -10, 10)
+    return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (near + 0.044715 * near**3))))
 
 
 def _mish(x):
     # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2) with e = exp(x): one exponential, not three
-    # functions. From x = 20 on the ratio is 1 in float64.
-    e = jnp.exp(jnp.minimum(x, jnp.asarray(20, x.dtype)))
+    # functions. From x = 20 on the ratio is 1 in float64. Half precision has no such exponentials.
+    wide = widened(x)
+    e = jnp.exp(jnp.minimum(wide, jnp.asarray(20, wide.dtype)))
     n = e * (e + 2)
-    return x * (n / (n + 2))
+    return (wide * (n / (n + 2))).astype(x.dtype)
 
 
 def _softplus(x):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from unrolled._checks import Array
-from unrolled._numbers import widened
+from unrolled._numbers import exponent, ldexp, widened
 from unrolled.dictionaries._base import dense
 
 # `Any` below is a `Conv`, whose module imports this one.
@@ -27,20 +27,22 @@ def window_weights(D: Any, ridge: ArrayLike) -> Any:
     S = A A' collects the atoms that meet the window, cut to it, as columns of A: one small system
     for the whole bank.
     """
-    whole = D.local(2)
+    k = exponent(D.filters)  # the squares of the filters are to be in the range of the dtype
+    near = jax.tree.map(lambda filters: ldexp(filters, -k), D)
+    whole = near.local(2)
     # Any window of a circle; under "valid" the middle one, which every shift meets.
     start = (
         (0,) * len(D.kernel)
-        if whole is D
+        if whole is near
         else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.extent))
     )
     sides = zip(start, D.extent, D.dilation)
     window = (slice(None), *(slice(s, s + n, delta) for s, n, delta in sides))
     A = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
-    A, filters = widened(A), widened(D.filters.reshape(D.filters.shape[0], -1).T)
+    A, filters = widened(A), widened(near.filters.reshape(D.filters.shape[0], -1).T)
     with jax.default_matmul_precision("highest"):
         S = A @ A.T
-        S = S + jnp.asarray(ridge, S.dtype) * jnp.eye(len(S), dtype=S.dtype)
+        S = S + ldexp(jnp.asarray(ridge, S.dtype), -2 * k) * jnp.eye(len(S), dtype=S.dtype)
         W = jnp.linalg.pinv(S, hermitian=True) @ filters
-        W = W / jnp.sum(W * filters, axis=0, keepdims=True)
+        W = ldexp(W / jnp.sum(W * filters, axis=0, keepdims=True), -k)
     return replace(D, filters=W.T.reshape(D.filters.shape).astype(D.filters.dtype))

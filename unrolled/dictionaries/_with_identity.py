@@ -69,7 +69,8 @@ class WithIdentity(Structured):
 
     def spectral_norm(self) -> Array:
         """sqrt(1 + norm(F)^2), exact where the norm of F is."""
-        return jnp.sqrt(1 + spectral_norm(self.F) ** 2)
+        norm = spectral_norm(self.F)
+        return jnp.hypot(jnp.ones_like(norm), norm)
 
     def magnitudes(self) -> "WithIdentity":
         return WithIdentity(magnitudes(self.F))

@@ -218,6 +218,8 @@ def block_weights(
     V = head_values(D, W, gamma)
     # A bound on abs(u) for any concentration, since the masses of a head sum to 1.
     grown = limits[:n_atoms] + jnp.einsum("hoi,i->o", jnp.abs(V), limits)
+    # Neither G nor the next bounds may overflow; codes beyond have left the range themselves.
+    grown = jnp.minimum(grown, float(jnp.finfo(V.dtype).max) / (2 * _MARGIN))
     G = _MARGIN * grown.max()
     theta = jnp.broadcast_to(theta, (n_atoms,))
     heads = relative_heads(
@@ -228,10 +230,7 @@ def block_weights(
     hidden = jnp.concatenate([one - G * mask, -one - G * mask, one, -one])
     offset = jnp.concatenate([-theta, -theta, none, none])
     output = jnp.concatenate([one, -one, -one, one]).T
-    # Codes beyond the square root of the largest number have diverged; the bound must not overflow
-    # before that.
-    most = math.sqrt(jnp.finfo(V.dtype).max)
-    return BlockWeights(heads, hidden, offset, output), jnp.clip(grown - theta, 0, most)
+    return BlockWeights(heads, hidden, offset, output), jnp.maximum(grown - theta, 0)
 
 
 def head_values(D: Conv, W: Conv, gamma: Array) -> Array:

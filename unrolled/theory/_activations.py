@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._numbers import UP
 from unrolled.activations import Activation, check, is_known
 from unrolled.theory._schedules import host_numbers, times
 
@@ -197,7 +198,7 @@ def _limit(
         radius = _spectral_radius(*A)
         least = min(least, radius)
         determinant = (1 - A[0]) * (1 - A[3]) - A[1] * A[2]
-        if radius < 1 and determinant > 0:
+        if radius * UP < 1 and determinant > 0:
             on = ((1 - A[3]) * b + A[1] * b_off) / determinant
             off = (A[2] * b + (1 - A[0]) * b_off) / determinant
             found.append((on + off, radius))

@@ -30,8 +30,6 @@ from unrolled.theory._schedules import host_numbers
 _GUARD = 3.5
 # x + gamma W'r rounds by eps / 2 too, which this floor of G covers.
 _LEAST_G = 0.25
-# Few roundings of float64 in the comparison of a threshold with what it must reach.
-_ULPS = 1 + 8 * np.finfo(float).eps
 # Relative errors of products of float32 where a layer multiplies less precisely.
 _PRECISION_EPS = {
     "default": 2.0**-7,
@@ -276,7 +274,7 @@ def _run(
             reach = (mu if clean else np.maximum(own, mu)) * e + n
             inside = clean or s == d  # the error is on s entries
             drift = o * e + _top(mu, s - 1 if inside else s) * e
-            clean = not (theta * _ULPS < reach).any()
+            clean = not (theta < reach).any()
             if clean or s == d:
                 # The largest entry errs by no more than the others move it.
                 on, moved = (linf, min((s - 1) * linf, e)) if inside else (e, e)

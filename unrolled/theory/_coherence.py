@@ -33,7 +33,7 @@ _PRODUCT_EPS = {
     "bfloat16": 2.0**-7,
     "tensorfloat32": 2.0**-10,
     "float32": 2.0**-23,
-    "highest": None,
+    "highest": 0.0,
 }
 # Products of atoms in more entries than this (64 MiB in float32) are formed in blocks.
 _BLOCK = 2**24
@@ -325,8 +325,8 @@ def rounding_guard(
     Args:
         W, D: (m, d).
         sparsity, bound, noise: s, B and delta of the class of signals.
-        precision: of the products: None for the dtype of D, or "tensorfloat32" or "bfloat16" where
-            an accelerator uses those for float32.
+        precision: of the products: None for the dtype of W and D, or "tensorfloat32" or "bfloat16"
+            where an accelerator uses those for float32. A finer one than the dtype changes nothing.
 
     Returns:
         g, in the units of the signal.
@@ -352,8 +352,7 @@ def rounding_guard(
         )
     _checks.on_host((W, D), "rounding_guard")
     dtype = _checks.common_dtype(W, D)
-    eps = _PRODUCT_EPS[precision] if precision else None
-    eps = float(jnp.finfo(dtype).eps) if eps is None else eps
+    eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
     with jax.enable_x64(True):
         W, D = _checks.cast((W, D), np.float64)
         C_W = float(largest(jnp.abs(entries(W))))

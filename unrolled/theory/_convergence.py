@@ -191,7 +191,7 @@ def atom_schedule(
         for k in range(K):
             theta[k] = _products(mus, error[k]) + c
             error[k + 1] = times(a, error[k]) + 2 * top(c, s)
-    holds = a < 1 and math.isfinite(bound) and bool(np.isfinite(c).all())
+    holds = a * UP < 1 and math.isfinite(bound) and bool(np.isfinite(c).all())
     floor = 2 * top(c, s) / (1 - a) if holds else math.inf
     return AtomSchedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 
@@ -237,8 +237,8 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
 
     .. math:: c = t C_W / (1 - (t - 1) \mu_W - \eta),
 
-    inf where the denominator is not positive. Both runs must stay on one set of t atoms. Inside the
-    class of `schedule` t = s: the supports of both runs lie in that of the code.
+    inf where the denominator is not positive, beyond rounding. Both runs must stay on one set of t
+    atoms. Inside the class of `schedule` t = s: the supports of both runs lie in that of the code.
 
     Args:
         mu, C_W, eta: as in `schedule`.
@@ -256,8 +256,8 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
     """
     mu, C_W, eta = host_numbers("support_bound", mu=mu, C_W=C_W, eta=eta)
     t = _checks.as_index(size, "size", "support_bound")
-    room = 1 - times(max(t - 1, 0), mu) - eta
-    return 0.0 if t == 0 else t * C_W / room if room > 0 else math.inf
+    taken = times(max(t - 1, 0), mu) + eta
+    return 0.0 if t == 0 else t * C_W / (1 - taken) if taken * UP < 1 else math.inf
 
 
 def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: ArrayLike) -> float:
@@ -365,7 +365,7 @@ def plan(
         _Block(found.contraction, times(s, B), 2 * s * gain, 2 * s * (times(C, delta) + g))
         for found, s, (C, B, delta, g, gain) in zip(limits, sparsities, numbers)
     )
-    contracts = all(found.contraction < 1 for found in limits)
+    contracts = all(found.contraction * UP < 1 for found in limits)
     depths = _fewest(blocks, tol, math.inf) if contracts else None
     if depths is None:
         return Plan((math.inf,) * J, (), False)

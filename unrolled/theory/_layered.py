@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled._numbers import UP
+from unrolled._checks import Array
+from unrolled._numbers import UP, largest
 from unrolled.dictionaries import Dictionary, unit_atoms
-from unrolled.theory._chains import host_chain, layer_numbers, measured
+from unrolled.theory._chains import host_chain, layer_numbers
+from unrolled.theory._coherence import diagonal, weights_coherence
 from unrolled.theory._convergence import sum_of_largest
 from unrolled.theory._schedules import host_numbers, times
 from unrolled.theory._uniqueness import bounded_counts
@@ -35,16 +38,18 @@ def layered_thresholds(
 
     .. math::
         \theta_j &= \mu_j s_j B_j + \delta_j, \qquad
-        \|x_j - \hat x_j\|_\infty \le e_j = \theta_j + (s_j - 1) \mu_j B_j + \delta_j, \\
+        \|x_j - \hat x_j\|_\infty \le e_j
+            = \theta_j + ((s_j - 1) \mu_j + \eta_j) B_j + \delta_j, \\
         \delta_1 &= noise, \qquad \delta_{j+1} = g_{j+1} e_j.
 
-    The codes obey x_{j-1} = D_j x_j with at most s_j nonzeros of magnitude at most B_j, and y = D_1
-    x_1 + e. g_{j+1} is the largest sum of s_j magnitudes of one atom of D_{j+1}. The support is
-    found where the nonzeros are above e_j. The error does not vanish with the noise: it grows with
-    the contrast of the nonzeros.
+    Here mu = max abs(d_i . d_k), i != k, and eta = max abs(1 - d_i . d_i). The codes obey x_{j-1} =
+    D_j x_j with at most s_j nonzeros of magnitude at most B_j, and y = D_1 x_1 + e. g_{j+1} is the
+    largest sum of s_j magnitudes of one atom of D_{j+1}. The support is found where the nonzeros
+    are above e_j. The error does not vanish with the noise: it grows with the contrast of the
+    nonzeros.
 
-    Proof: d_i . x_{j-1} = x_i + sum_{k != i} d_i . d_k x_k + d_i . e, where the sum is at most mu s
-    B off the support and mu (s - 1) B on it.
+    Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k + d_i . e, where the sum is
+    at most mu s B off the support and mu (s - 1) B on it.
 
     Args:
         Ds: J dictionaries with unit atoms.
@@ -71,11 +76,12 @@ def layered_thresholds(
         ([0.25], [0.375])
     """
     where = "layered_thresholds"
-    Ds, s, mus, gains, delta = _measured(Ds, sparsities, noise, stripes, where)
+    Ds, s, products, gains, delta = _measured(Ds, sparsities, noise, stripes, where)
     lams, errors = [], []
-    for n, mu, B, gain in zip(s, mus, layer_numbers(bounds, "bounds", len(Ds), where), gains):
+    bounds = layer_numbers(bounds, "bounds", len(Ds), where)
+    for n, (mu, eta), B, gain in zip(s, products, bounds, gains):
         lams.append(times(mu * n, B) + delta)
-        errors.append(lams[-1] + times(mu * max(n - 1, 0), B) + delta if n else 0.0)
+        errors.append(lams[-1] + times(mu * max(n - 1, 0) + eta, B) + delta if n else 0.0)
         delta = times(gain, errors[-1])
     return _schedule(lams, errors)
 
@@ -90,18 +96,20 @@ def layered_penalties(
     r"""Penalties of `pursuit.layered_basis_pursuit` without false positives.
 
     .. math::
-        lam_j &= \delta_j \frac{1 + \mu_j}{1 - (2 s_j - 1) \mu_j}, \qquad
-        \|x_j - \hat x_j\|_\infty \le e_j = \frac{lam_j + \delta_j}{1 - (s_j - 1) \mu_j}, \\
+        lam_j &= \delta_j \frac{1 + \mu_j - \eta_j}{1 - (2 s_j - 1) \mu_j - \eta_j}, \qquad
+        \|x_j - \hat x_j\|_\infty \le e_j
+            = \frac{lam_j + \delta_j}{1 - (s_j - 1) \mu_j - \eta_j}, \\
         \delta_1 &= noise, \qquad \delta_{j+1} = g_{j+1} e_j.
 
-    The codes obey x_{j-1} = D_j x_j with at most s_j nonzeros of any size, s_j < (1 + 1/mu_j) / 2,
-    and y = D_1 x_1 + e. The error is in proportion to the noise, and there is none without: then
-    lam_j = 0 stands for the equality constraints of DSC_1.
+    mu and eta are those of `layered_thresholds`. The codes obey x_{j-1} = D_j x_j with at most s_j
+    nonzeros of any size, (2 s_j - 1) mu_j + eta_j < 1, and y = D_1 x_1 + e. The error is in
+    proportion to the noise, and there is none without: then lam_j = 0 stands for the equality
+    constraints of DSC_1.
 
     Proof: let x^ be the solution on the support S, and G = D_S'D_S, for which norm(G^-1, inf) <= 1
-    / (1 - (s - 1) mu). Then x - x^ = G^-1 (lam sign - D_S'e), which gives the error. Off S,
+    / (1 - (s - 1) mu - eta). Then x - x^ = G^-1 (lam sign - D_S'e), which gives the error. Off S,
     abs(d_i'D_S) sums up to s mu, so that abs(d_i . r) <= rho (lam + delta) + delta with rho = s mu
-    / (1 - (s - 1) mu) < 1; this is at most lam by the choice of lam.
+    / (1 - (s - 1) mu - eta) < 1; this is at most lam by the choice of lam.
 
     Args:
         Ds, sparsities, noise, stripes: as in `layered_thresholds`.
@@ -119,12 +127,12 @@ def layered_penalties(
         >>> found.lams.round(3).tolist(), found.error.round(3).tolist(), found.holds
         ([0.18], [0.32], True)
     """
-    Ds, s, mus, gains, delta = _measured(Ds, sparsities, noise, stripes, "layered_penalties")
+    Ds, s, products, gains, delta = _measured(Ds, sparsities, noise, stripes, "layered_penalties")
     lams, errors = [], []
-    for n, mu, gain in zip(s, mus, gains):
-        slack = 1 - (2 * n - 1) * mu
-        lams.append(UP * delta * (1 + mu) / slack if slack > 0 else np.inf)
-        inverse = 1 / (1 - (n - 1) * mu) if slack > 0 else np.inf
+    for n, (mu, eta), gain in zip(s, products, gains):
+        slack = 1 - (2 * n - 1) * mu - eta
+        lams.append(UP * delta * (1 + mu - eta) / slack if slack > 0 else np.inf)
+        inverse = 1 / (1 - (n - 1) * mu - eta) if slack > 0 else np.inf
         errors.append(times(lams[-1] + delta, inverse) if n else 0.0)
         delta = times(gain, errors[-1])
     return _schedule(lams, errors)
@@ -136,18 +144,25 @@ def _measured(
     noise: ArrayLike,
     stripes: bool,
     where: str,
-) -> tuple[tuple[Dictionary, ...], list[int], list[float], list[float], float]:
-    """The chain, s, the coherences, rounded up, the gain of every layer for the next, the noise."""
+) -> tuple[tuple[Dictionary, ...], list[int], list[tuple[float, float]], list[float], float]:
+    """The chain, s, (mu, eta) rounded up, the gain of every layer for the next, the noise."""
     (delta,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
         s = bounded_counts(sparsities, Ds, where).tolist()
         for D in Ds:
             unit_atoms(D, where)
-        mus = [float(measured(D)[0]) * UP for D in Ds]
+        products = [(float(mu) * UP, float(eta) * UP) for mu, eta in map(_products, Ds)]
         counts = [D.shape[0] for D in Ds[1:]] if stripes else s[:-1]
         gains = [sum_of_largest(D, n) for D, n in zip(Ds[1:], counts)]
-    return Ds, s, mus, [*gains, 0.0], delta
+    return Ds, s, products, [*gains, 0.0], delta
+
+
+# Compiled as a whole, as `measured` is.
+@jax.jit
+def _products(D: Dictionary) -> tuple[Array, Array]:
+    """max abs(d_i . d_k) over i != k, and max abs(1 - d_i . d_i): atoms are of norm 1 to 1e-4."""
+    return weights_coherence(D, D).mu_W, largest(jnp.abs(1 - diagonal(D, D)))
 
 
 def _schedule(lams: Sequence[float], errors: Sequence[float]) -> LayeredSchedule:

@@ -31,8 +31,8 @@ class Schedule(NamedTuple):
     error: np.ndarray
     contraction: float  # a = (2s-1) mu_W + eta
     rate: float  # -ln a, inf at a = 0
-    floor: float  # limit of the error, inf if a >= 1
-    holds: bool  # the hypotheses hold: a < 1
+    floor: float  # limit of the error, inf if not a < 1
+    holds: bool  # the hypotheses hold: a < 1, beyond rounding
 
     def steps_for(self, tol: float) -> float:
         """Number of steps until the certified l1 error is at most `tol`.
@@ -47,9 +47,16 @@ class Schedule(NamedTuple):
             return math.inf
         if self.contraction == 0:
             return 1
-        return max(
-            1, math.ceil(math.log((self.error[0] - self.floor) / (tol - self.floor)) / self.rate)
-        )
+        ratio = math.log(self.error[0] - self.floor) - math.log(tol - self.floor)
+        K = max(1, math.ceil(ratio / self.rate))
+        # The logarithms round, so the errors themselves decide.
+        return next((k for k in (K - 1, K) if k and self._after(k) <= tol), K + 1)
+
+    def _after(self, k: int) -> float:
+        """The error after k steps, beyond the last one by the closed form."""
+        if k < len(self.error):
+            return float(self.error[k])
+        return self.floor + (float(self.error[0]) - self.floor) * self.contraction**k
 
     def steps_to_support(self, smallest: float, *, sparsity: int) -> float:
         """Number of steps until error / s < smallest, the least magnitude of the nonzeros.
@@ -96,8 +103,8 @@ def schedule(
         eta: max abs(1 - w_i . d_i), for weights whose diagonal is not exactly 1.
 
     Returns:
-        Schedule. With a >= 1 the same recursion is returned with holds = False, floor = inf and
-        growing errors.
+        Schedule. With a >= 1, up to rounding (as in `max_sparsity`), the same recursion is returned
+        with holds = False and floor = inf.
 
     Raises:
         TypeError: a traced argument.
@@ -128,7 +135,7 @@ def schedule(
         for k in range(K):
             theta[k] = times(mu, error[k]) + c
             error[k + 1] = times(a, error[k]) + times(2 * s, c)
-    holds = a < 1 and math.isfinite(c + bound)
+    holds = a * UP < 1 and math.isfinite(c + bound)
     floor = 2 * s * c / (1 - a) if holds else math.inf
     return Schedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import norm
 from unrolled.dictionaries import Dictionary, as_chain, normalized, operands, unit_atoms
 from unrolled.theory._chains import effective, host_chain, layer_counts, measured, of_length
 from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
@@ -210,7 +211,7 @@ def recover_on_supports(
         E, K = constraints(_checks.cast(Ds, wide), supports)
         spectrum = singular_values(E[0], K)
         z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), rank_cut(spectrum))
-        residual = jnp.linalg.norm(y.astype(wide) - E[0] @ z)
+        residual = norm(y.astype(wide) - E[0] @ z)
     xs = [_on(S, A @ z) for S, A in zip(supports, E[1:])]
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)

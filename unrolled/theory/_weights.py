@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import widened
+from unrolled._numbers import exponent, ldexp, widened
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -66,16 +66,17 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
     shared = D.closed_form(ridge) if isinstance(D, Structured) else None
     if shared is not None:
         return shared
-    D, dtype = dense(D), D.dtype
-    D = widened(D)
+    A, dtype = dense(D), D.dtype
+    k = exponent(A)
+    A = ldexp(widened(A), -k)  # its squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
-        if _is_zero(ridge):
-            return _unit_diagonal(jnp.linalg.pinv(D).T, D).astype(dtype)  # pinv(D)' = (D D')^+ D
-        ridge = jnp.asarray(ridge, D.dtype)
-        least = _LEAST_RIDGE * jnp.sum(D**2) / min(D.shape)
-        S = D @ D.T + jnp.maximum(ridge, least) * jnp.eye(len(D), dtype=D.dtype)
-        W = jnp.where(ridge > least, jnp.linalg.solve(S, D), jnp.linalg.pinv(D).T)
-        return _unit_diagonal(W, D).astype(dtype)
+        W = jnp.linalg.pinv(A).T  # pinv(A)' = (A A')^+ A
+        if not _is_zero(ridge):
+            ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
+            least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
+            S = A @ A.T + jnp.maximum(ridge, least) * jnp.eye(len(A), dtype=A.dtype)
+            W = jnp.where(ridge > least, jnp.linalg.solve(S, A), W)
+        return ldexp(_unit_diagonal(W, A), -k).astype(dtype)
 
 
 def pseudo_inverse(D: Dictionary) -> Array:
