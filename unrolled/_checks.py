@@ -209,7 +209,7 @@ def finite(tree: Any, name: str, where: str) -> None:
 
 
 def _real(x: Any, name: str, where: str) -> np.ndarray:
-    """A known x in numpy, which would drop a mask, and JAX an imaginary part."""
+    """A known x as an array of numpy; later a mask or an imaginary part would be lost unsaid."""
     kinds = (np.bool_, jnp.integer, jnp.floating)
     try:
         values = np.asarray(x)

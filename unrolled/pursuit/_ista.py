@@ -136,7 +136,8 @@ def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
         if restart
         else state.t
     )
-    t_next = ((1 + jnp.sqrt(1 + 4 * widened(t) ** 2)) / 2).astype(t.dtype)  # half: t^2 overflows
+    wide = widened(t)  # t^2 leaves the range of half precision
+    t_next = ((1 + jnp.sqrt(1 + 4 * wide**2)) / 2).astype(t.dtype)
     return Momentum(x, x + (t - 1) / t_next * step, t_next)
 
 
@@ -181,13 +182,17 @@ def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 
 def gap_near_one(D: Dictionary, y: Array, x: Array, lam: Array, nonnegative: bool = False) -> Array:
-    """`duality_gap` for y and D x near 1; a dual point of x >= 0 is bounded on one side only."""
+    """`duality_gap` for y and D x near 1, or that over x >= 0, inf for other codes.
+
+    A dual point of x >= 0 is bounded on one side only.
+    """
     r = y - D @ x
     g = r @ D
     size = g if nonnegative else jnp.abs(g)
     over = size > lam
     s = jnp.min(jnp.where(over, lam / jnp.where(over, size, 1), 1))
-    return (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(at_least(lam * jnp.abs(x) - s * x * g, 0))
+    gap = (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(at_least(lam * jnp.abs(x) - s * x * g, 0))
+    return jnp.where((x < 0).any(), jnp.inf, gap) if nonnegative else gap
 
 
 # Steps between two evaluations of the gap, which costs as much as a step.
@@ -367,7 +372,7 @@ def threshold(
         Pursuit, with one step.
 
     Raises:
-        TypeError: operands that are not real numbers.
+        TypeError: operands that are not real numbers, or a traced tol.
         ValueError: shapes that do not fit, theta < 0 (where known), or tol <= 0.
 
     Reference: Papyan, Romano, Elad (2017).

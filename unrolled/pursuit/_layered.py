@@ -88,11 +88,12 @@ def layered_thresholding(
 
     Returns:
         Layered. The gaps judge the layers as solutions of the LASSO, over x >= 0 if nonnegative,
-        which they are if the atoms are orthonormal.
+        which they are if the atoms are orthonormal; that of a code out of x >= 0 is inf.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: shapes that do not fit, another number of thetas, or theta_j < 0 (where known).
+        TypeError: operands that are not real numbers, or a traced tol.
+        ValueError: shapes that do not fit, another number of thetas, theta_j < 0 (where known), or
+            tol <= 0.
 
     Not claimed: that the codes are those of the model. `theory.layered_thresholds` gives thresholds
     without false positives, and the error that they leave even without noise.
