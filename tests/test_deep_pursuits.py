@@ -190,6 +190,28 @@ def test_options_out_of_range_are_refused():
 # Layered pursuits.
 
 
+@pytest.mark.parametrize("k", [-70, 70])
+def test_nonnegative_layered_thresholding_is_judged_alike_at_any_scale(k):
+    """The squares of these signals leave the range of float32."""
+    Ds, y = jax.tree.map(np.float32, chain())
+
+    def solve(c):
+        return up.layered_thresholding(Ds, c * y, [c * t for t in LAMS], nonnegative=True)
+
+    plain, found = solve(np.float32(1)), solve(np.float32(2.0**k))
+    assert not found.converged and (found.gap == plain.gap).all() and plain.gap.max() > 0.1
+    for x, other in zip(found.xs, plain.xs):
+        assert_array_equal(x, other * 2.0**k)
+
+
+def test_a_rectifier_with_negative_values_gives_no_code_of_x_at_least_0():
+    one = up.layered_thresholding([np.eye(2)], [1.0, 0.0], [0.1], nonnegative=True)
+    elu = up.layered_thresholding(
+        [np.eye(2)], [1.0, 0.0], [0.1], nonnegative=True, activation=ur.activations.elu(1.0)
+    )
+    assert one.converged and elu.xs[0][1] < 0 and np.isinf(elu.gap) and not elu.converged
+
+
 @pytest.mark.parametrize("dtype, tol", [("float32", 1e-6), ("float64", 1e-12)])
 def test_layered_thresholding_is_the_forward_pass_of_a_cnn(dtype, tol):
     """Two layers of flax on a picture, with biases -theta."""

@@ -203,6 +203,16 @@ def test_implicit_derivatives_are_those_of_many_steps():
         assert ours == pytest.approx(np.asarray(theirs), rel=1e-7, abs=1e-9)
 
 
+def test_derivatives_where_the_atoms_of_the_support_depend():
+    """Six atoms in four dimensions without a penalty: x is the least norm code, as it begins at 0.
+
+    The derivative of x . c is that of the pseudoinverse, though c is not in the range of D'.
+    """
+    A, signal, c = normal(14, 4, 6), normal(15, 4), normal(16, 6)
+    slope = jax.grad(lambda y: jnp.vdot(pursuit.lasso(A, y, 0.0, tol=1e-12).x, c))(signal)
+    assert slope == pytest.approx(np.linalg.pinv(A).T @ c, abs=1e-9)
+
+
 def test_derivatives_of_a_structured_dictionary_and_of_a_batch():
     bank, Y = normal(11, 3, 1, 4), normal(12, 2, 12)
 

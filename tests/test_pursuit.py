@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import dictionaries, pursuit
+from unrolled import activations, dictionaries, pursuit
 
 EPS = np.finfo(np.float64).eps
 SOLVERS = [pursuit.ista, pursuit.fista]
@@ -122,6 +122,13 @@ def test_the_momentum_counter_restarts_when_it_points_uphill():
         1,
         0,
     ]
+
+
+def test_the_momentum_counter_goes_on_in_half_precision():
+    """Its square would leave the range after 128 steps without a restart."""
+    x, counter = jnp.ones(2, jnp.float16), jnp.asarray(200, jnp.float16)
+    state = pursuit.extrapolated(pursuit.Momentum(x, x, counter), 2 * x, restart=False)
+    assert state.t == 200.5 and state.z == pytest.approx(3, abs=0.01)
 
 
 # Certificates.
@@ -388,6 +395,51 @@ def test_structured_dictionaries_give_the_codes_of_their_matrix():
 
 
 # Errors.
+
+
+@pytest.mark.parametrize("k", [-70, 70])
+def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
+    """The squares of these signals leave the range of float32."""
+    D, y, lam = (np.float32(v) for v in problem(0))
+    rho = activations.leaky_relu(0.1)
+    for solve in (
+        lambda y, lam: pursuit.threshold(D, y, lam, activation=rho),
+        lambda y, lam: pursuit.ista(D, y, lam, activation=rho, max_steps=20),
+        lambda y, lam: pursuit.fista(D, y, lam, activation=rho, max_steps=20),
+    ):
+        plain, found = (jax.jit(solve)(c * y, c * lam) for c in (np.float32(1), np.float32(2**k)))
+        assert not found.converged and found.gap == plain.gap > 1e-3
+        assert (found.x == plain.x * 2.0**k).all() and found.steps == plain.steps
+
+
+def test_what_is_no_real_number_is_refused_by_name():
+    D, y, lam = problem(0)
+    masked = np.ma.masked_array(np.full(N, lam), np.arange(N) == 0)
+    for solve, name in (
+        (pursuit.ista, "lam"),
+        (pursuit.lasso, "lam"),
+        (pursuit.threshold, "theta"),
+        (lambda D, y, lam: pursuit.lasso_batch(D, y[None], lam), "lam"),
+        (lambda D, y, lam: pursuit.lasso(D, y, 0.1, l2=lam), "l2"),
+        (lambda D, y, lam: pursuit.omp(D, y, tol=lam), "tol"),
+    ):
+        for bad in ("a", lam * 1j, np.full(N, lam * 1j), masked, [[lam], [lam, lam]], {}, object()):
+            with pytest.raises(TypeError, match=f": {name} must be real numbers, got"):
+                solve(D, y, bad)
+    with pytest.raises(TypeError, match="bpdn: eps is not a numeric array"):
+        pursuit.bpdn(D, y, "small")
+    for solve in (pursuit.ista, pursuit.lasso, pursuit.bpdn, pursuit.threshold):
+        for bad in ("a", 1j, [0.1], True):
+            with pytest.raises(TypeError, match="tol must be a number"):
+                solve(D, y, lam, tol=bad)
+    with pytest.raises(TypeError, match="ml_ista: step must be a number"):
+        pursuit.ml_ista((D,), y, (lam,), step="a")
+    with pytest.raises(ValueError, match="threshold: tol must be positive"):
+        pursuit.threshold(D, y, lam, tol=np.nan)
+
+
+def test_no_limit_of_the_steps_is_too_large():
+    assert pursuit.ista(np.eye(2), np.ones(2), 2.0, max_steps=10**20).converged
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -372,6 +372,7 @@ def test_powers_of_two_are_exact_to_the_ends_of_the_range():
             assert -info.minexp >= int(k) >= info.minexp
             assert_array_equal(_numbers.ldexp(_numbers.ldexp(x, -k), k), x)
             assert_array_equal(_numbers.norm(x), jnp.asarray(v, dtype))
+    assert not jax.grad(_numbers.norm)(jnp.zeros(2)).any()
     x = jnp.asarray(2.0**-100, F32)
     assert jax.jit(lambda: _numbers.ldexp(x, jnp.asarray(200)))() == 2.0**100
     assert _numbers.exponent(jnp.asarray([0.0, jnp.inf])) == _numbers.exponent(jnp.zeros(0)) == 0

@@ -206,6 +206,8 @@ def test_codes_have_the_dtype_of_the_samples_and_come_in_chunks(monkeypatch):
         (SparseCoder(D, "ompp"), "unknown pursuit 'ompp'; expected one of threshold, "),
         (SparseCoder(D, "omp", lam=1.0), "omp has no lam; its options are sparsity, tol"),
         (SparseCoder(D, "bpdn"), "bpdn needs eps"),
+        (SparseCoder(D, "lasso_batch"), "lasso_batch needs lam or ratio"),
+        (SparseCoder((D, B), "project"), "project needs sparsity or lam"),
         (SparseCoder((D, B), "omp"), "omp takes one dictionary, got 2; for a chain try layered_"),
         (SparseCoder(D, "lista"), "lista is a family of layers; give its depth"),
         (SparseCoder(D, "omp", params=0), "params are for layers, omp is a pursuit"),
@@ -308,6 +310,7 @@ def test_partial_fit_goes_on_with_a_stream():
         (DictionaryLearner(sparsity=2), "online has no sparsity"),
         (DictionaryLearner(61), "61 atoms for 60 samples; expected at most as many"),
         (DictionaryLearner(batch_size=0), "batch_size must be at least 1"),
+        (DictionaryLearner(0), "DictionaryLearner: n_components must be at least 1, got 0"),
     ],
 )
 def test_what_a_learner_refuses(learner, message):

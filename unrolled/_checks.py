@@ -73,7 +73,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
             x = x.astype(np.float32)
     try:
         x = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(
             f"{where}: {name} is not a numeric array (got {type(x).__name__})"
         ) from error
@@ -190,8 +190,13 @@ def as_indices(x: Any, name: str, where: str, *, least: int = 0) -> tuple[int, .
 
 
 def nonnegative(x: Any, name: str, where: str) -> None:
-    """Raise ValueError if a known `x` has a negative or NaN entry (a traced one passes)."""
-    if is_concrete(x) and not np.all(np.asarray(x) >= 0):
+    """Check that a known `x` is real, without a negative or NaN entry (a traced one passes).
+
+    Raises:
+        TypeError: `x` is complex, masked or not numeric.
+        ValueError: an entry is negative or NaN.
+    """
+    if is_concrete(x) and not np.all(_real(x, name, where) >= 0):
         raise ValueError(f"{where}: {name} must be non-negative and not NaN, got {_short(x)}")
 
 
@@ -201,6 +206,18 @@ def finite(tree: Any, name: str, where: str) -> None:
         np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree)
     ):
         raise ValueError(f"{where}: {name} has NaN or infinite entries")
+
+
+def _real(x: Any, name: str, where: str) -> np.ndarray:
+    """A known x as an array of numpy; later a mask or an imaginary part would be lost unsaid."""
+    kinds = (np.bool_, jnp.integer, jnp.floating)
+    try:
+        values = np.asarray(x)
+    except ValueError:  # rows of different lengths
+        values = np.asarray(None)
+    if np.ma.isMaskedArray(x) or not any(jnp.issubdtype(values.dtype, kind) for kind in kinds):
+        raise TypeError(f"{where}: {name} must be real numbers, got {x!r}")
+    return values
 
 
 def _short(x: Any) -> str:

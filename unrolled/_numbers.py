@@ -97,9 +97,10 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnames="axis")
 def norm(x: Array, axis: Axes = None) -> Array:
-    """sqrt(sum(x^2)), right wherever it is in the range of the dtype."""
+    """sqrt(sum(x^2)), right wherever it is in the range of the dtype; its gradient at 0 is 0."""
     e, k = energy(x, axis)
-    return ldexp(jnp.sqrt(e), k).astype(x.dtype)
+    root = jnp.where(e == 0, 0, jnp.sqrt(jnp.where(e == 0, 1, e)))
+    return ldexp(root, k).astype(x.dtype)
 
 
 def largest_singular_value(A: Array) -> Array:

@@ -17,7 +17,7 @@ class Named(NamedTuple):
 
     solve: Callable[..., Any]
     options: str
-    needs: str = ""  # those without a default
+    needs: str = ""  # those without a default; a|b for one of two
     takes: str = ""  # CHAIN for (Ds, y), BATCH for (D, Y)
     aims: bool = True  # whether `converged` judges it: thresholding aims at no problem
 
@@ -29,19 +29,19 @@ PURSUITS = {
     "threshold": Named(pursuit.threshold, "theta", "theta", aims=False),
     "ista": Named(pursuit.ista, f"lam {_ACCURACY}", "lam"),
     "fista": Named(pursuit.fista, f"lam {_ACCURACY}", "lam"),
-    "omp": Named(pursuit.omp, "sparsity tol"),
+    "omp": Named(pursuit.omp, "sparsity tol", "sparsity|tol"),
     "basis_pursuit": Named(pursuit.basis_pursuit, "tol"),
     "bpdn": Named(pursuit.bpdn, f"eps {_ACCURACY}", "eps"),
     "half_quadratic": Named(pursuit.half_quadratic, f"lam p {_ACCURACY}", "lam"),
-    "lasso": Named(pursuit.lasso, _LASSO),
-    "lasso_batch": Named(pursuit.lasso_batch, _LASSO, takes=BATCH),
+    "lasso": Named(pursuit.lasso, _LASSO, "lam|ratio"),
+    "lasso_batch": Named(pursuit.lasso_batch, _LASSO, "lam|ratio", BATCH),
     "local_error": Named(pursuit.local_error, f"radius {_ACCURACY}", "radius"),
     "local_sparsity": Named(pursuit.local_sparsity, f"lam {_ACCURACY}", "lam"),
     "layered_thresholding": Named(
         pursuit.layered_thresholding, "thetas nonnegative", "thetas", CHAIN, aims=False
     ),
     "layered_basis_pursuit": Named(pursuit.layered_basis_pursuit, f"lams {_ACCURACY}", takes=CHAIN),
-    "project": Named(pursuit.project, f"sparsity lam {_ACCURACY}", takes=CHAIN),
+    "project": Named(pursuit.project, f"sparsity lam {_ACCURACY}", "sparsity|lam", CHAIN),
     "ml_ista": Named(pursuit.ml_ista, f"lams step {_ACCURACY}", "lams", CHAIN),
     "ml_fista": Named(pursuit.ml_fista, f"lams step {_ACCURACY}", "lams", CHAIN),
     "ml_basis_pursuit": Named(pursuit.ml_basis_pursuit, f"lams {_ACCURACY}", "lams", CHAIN),
@@ -66,8 +66,9 @@ def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
         raise ValueError(
             f"{where}: {name} has no {', '.join(wrong)}; its options are {', '.join(known)}"
         )
-    if missing := [option for option in needs if option not in options]:
-        raise ValueError(f"{where}: {name} needs {' and '.join(missing)}")
+    if missing := [option for option in needs if not set(option.split("|")) & set(options)]:
+        told = " and ".join(missing).replace("|", " or ")
+        raise ValueError(f"{where}: {name} needs {told}")
 
 
 def check_dictionaries(name: str, n: int, where: str) -> None:

@@ -387,7 +387,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if getattr(self, wrong) is not None:
             raise ValueError(f"{where}: {self.method} has no {wrong}")
         n, m = X.shape
-        self.n_components_ = min(n, m) if self.n_components is None else self.n_components
+        given = min(n, m) if self.n_components is None else self.n_components
+        self.n_components_ = _checks.as_index(given, "n_components", where, least=1)
         self.lam_, self.sparsity_ = None, None
         if _is_online(self):
             self.lam_ = (mean_norm(X) / 10 or 1.0) if self.lam is None else self.lam

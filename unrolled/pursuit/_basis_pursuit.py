@@ -13,7 +13,7 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, widened
 from unrolled.dictionaries import Dictionary, dense, operands
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, in_range
+from unrolled.pursuit._ista import Pursuit, in_range, static_tol
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
 _NEGLIGIBLE = 1e-9
@@ -56,12 +56,10 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     """
     y, grid = flat_signal(D, y, "basis_pursuit")
     D, y, _ = operands(D, y, "basis_pursuit")
-    if not tol > 0:
-        raise ValueError(f"basis_pursuit: tol must be positive, got {tol}")
-    D = dense(D)
+    tol, D = static_tol(tol, "basis_pursuit"), dense(D)
     a, b = exponent(D), exponent(y)
     D, y = ldexp(D, -a), ldexp(y, -b)
-    x, gap, steps, converged = _solution(D, y, float(tol))
+    x, gap, steps, converged = _solution(D, y, tol)
     found = ldexp(x, b - a)
     with jax.default_matmul_precision("highest"):
         residual = ldexp(norm(y - D @ x), b)

@@ -13,7 +13,7 @@ from unrolled._checks import Array
 from unrolled._numbers import ldexp, norm
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, half_energy, in_range, static_tol
+from unrolled.pursuit._ista import Pursuit, half_energy, in_range, static_steps, static_tol
 from unrolled.pursuit._lasso import Near, Penalized, code, near_one, on_support, penalized_gap
 
 # The penalties tried, at most; until one is small enough, each squared is this share of the last.
@@ -73,9 +73,9 @@ def bpdn(
     """
     y, grid = flat_signal(D, y, "bpdn")
     D, y, _ = operands(D, y, "bpdn")
-    tol, max_steps = static_tol(tol, "bpdn"), _checks.as_index(max_steps, "max_steps", "bpdn")
-    _checks.finite(eps, "eps", "bpdn")
-    eps = _checks.as_float(eps, "eps", "bpdn").astype(y.dtype)
+    tol, max_steps = static_tol(tol, "bpdn"), static_steps(max_steps, "bpdn")
+    given, eps = eps, _checks.as_float(eps, "eps", "bpdn").astype(y.dtype)
+    _checks.finite(given, "eps", "bpdn")
     if eps.shape:
         raise ValueError(f"bpdn: eps has shape {eps.shape}; expected one number")
     if _checks.is_concrete(eps) and not eps > 0:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import ldexp, norm, wide_dtype
-from unrolled.activations import as_power, power_threshold, relu
+from unrolled.activations import as_power, power_threshold
 from unrolled.dictionaries import Conv, Dictionary, Structured, operands, spread
 from unrolled.pursuit._grids import flat_signal, on_grid
 from unrolled.pursuit._ista import (
@@ -107,7 +107,7 @@ def half_quadratic(
     tol = static_tol(tol, where)
     if p < 1:
         _check_range(lam, wide, where)
-    problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps, relu)
+    problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps)
     return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
 
 

@@ -23,7 +23,7 @@ from unrolled.pursuit._deep import (
     one_per_layer,
     result,
 )
-from unrolled.pursuit._ista import half_energy, solve, static_tol
+from unrolled.pursuit._ista import half_energy, solve, static_steps, static_tol
 from unrolled.pursuit._splitting import admm, null_space
 
 
@@ -84,7 +84,7 @@ def holistic(
         (True, [3, 7])
     """
     where = "holistic"
-    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     Ds = as_chain(Ds, where)
     chain = as_problem(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
     most = _most(sparsity, chain.end, where)

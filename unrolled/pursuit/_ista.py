@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import at_least, exponent, ldexp, norm, power_of_two, wide_dtype
-from unrolled.activations import by_name, relu, shrink
+from unrolled._numbers import at_least, exponent, ldexp, norm, power_of_two, wide_dtype, widened
+from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm, spread
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
 
@@ -136,7 +136,8 @@ def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
         if restart
         else state.t
     )
-    t_next = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
+    wide = widened(t)  # t^2 leaves the range of half precision
+    t_next = ((1 + jnp.sqrt(1 + 4 * wide**2)) / 2).astype(t.dtype)
     return Momentum(x, x + (t - 1) / t_next * step, t_next)
 
 
@@ -180,12 +181,18 @@ def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     return ldexp(gap_near_one(D, y, x, weight), 2 * k)
 
 
-def gap_near_one(D: Dictionary, y: Array, x: Array, lam: Array) -> Array:
-    """`duality_gap` for y and D x near 1."""
+def gap_near_one(D: Dictionary, y: Array, x: Array, lam: Array, nonnegative: bool = False) -> Array:
+    """`duality_gap` for y and D x near 1, or that over x >= 0, inf for other codes.
+
+    A dual point of x >= 0 is bounded on one side only.
+    """
     r = y - D @ x
     g = r @ D
-    s = jnp.min(jnp.where(jnp.abs(g) > lam, lam / jnp.abs(g), jnp.ones_like(g)))
-    return (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(at_least(lam * jnp.abs(x) - s * x * g, 0))
+    size = g if nonnegative else jnp.abs(g)
+    over = size > lam
+    s = jnp.min(jnp.where(over, lam / jnp.where(over, size, 1), 1))
+    gap = (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(at_least(lam * jnp.abs(x) - s * x * g, 0))
+    return jnp.where((x < 0).any(), jnp.inf, gap) if nonnegative else gap
 
 
 # Steps between two evaluations of the gap, which costs as much as a step.
@@ -271,7 +278,7 @@ def ista(
     """
     activation = by_name(activation)
     y, grid = flat_signal(D, y, "ista")
-    problem, tol, max_steps = prepare("ista", D, y, lam, tol, max_steps, activation)
+    problem, tol, max_steps = prepare("ista", D, y, lam, tol, max_steps)
     found = _ista(problem, tol, max_steps, activation)
     return on_grid(found, grid)
 
@@ -279,7 +286,8 @@ def ista(
 # The loops are compiled once per shape and options: an eager loop would be at every call.
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _ista(problem: "Problem", tol: float | None, max_steps: int, activation: Callable) -> Pursuit:
-    D, y, lam, gamma, _ = problem
+    D, y, lam, gamma, (a, b) = problem
+    activation = in_units(activation, b - a)
 
     def step(state):
         return State(ista_step(D, y, state.x, gamma, gamma * lam, activation))
@@ -322,8 +330,8 @@ def fista(
     """
     activation = by_name(activation)
     y, grid = flat_signal(D, y, "fista")
-    problem, tol, max_steps = prepare("fista", D, y, lam, tol, max_steps, activation)
-    found = _fista(problem, tol, max_steps, activation, restart)
+    problem, tol, max_steps = prepare("fista", D, y, lam, tol, max_steps)
+    found = _fista(problem, tol, max_steps, activation, bool(restart))
     return on_grid(found, grid)
 
 
@@ -331,8 +339,8 @@ def fista(
 def _fista(
     problem: "Problem", tol: float | None, max_steps: int, activation: Callable, restart: bool
 ) -> Pursuit:
-    D, y, lam, gamma, _ = problem
-    x = jnp.zeros(D.shape[1], y.dtype)
+    D, y, lam, gamma, (a, b) = problem
+    activation, x = in_units(activation, b - a), jnp.zeros(D.shape[1], y.dtype)
 
     def step(state):
         return fista_step(D, y, state, gamma, gamma * lam, activation, restart)
@@ -364,8 +372,8 @@ def threshold(
         Pursuit, with one step.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: shapes that do not fit, or theta < 0 (where known).
+        TypeError: operands that are not real numbers, or a traced tol.
+        ValueError: shapes that do not fit, theta < 0 (where known), or tol <= 0.
 
     Reference: Papyan, Romano, Elad (2017).
 
@@ -375,14 +383,33 @@ def threshold(
         ([2.0, 0.0, -1.0], True)
     """
     y, grid = flat_signal(D, y, "threshold")
-    D, y, _ = operands(D, y, "threshold")
-    _checks.nonnegative(theta, "theta", "threshold")
-    theta, activation = per_atom(D, y, theta, "theta", "threshold"), by_name(activation)
-    zero = jnp.zeros((), jnp.int32)
-    problem = _scaled(D, y, theta, (zero, exponent(y) if activation == relu else zero))
+    return on_grid(thresholded("threshold", D, y, theta, activation, tol), grid)
+
+
+def thresholded(
+    where: str,
+    D: Dictionary,
+    y: ArrayLike,
+    theta: ArrayLike,
+    activation: Callable[[Array], Array],
+    tol: float,
+    nonnegative: bool = False,
+) -> Pursuit:
+    """`threshold`, or for x >= 0 the rectifier rho(D'y - theta), judged by the gap over x >= 0."""
+    D, y, _ = operands(D, y, where)
+    _checks.nonnegative(theta, "theta", where)
+    theta, tol = per_atom(D, y, theta, "theta", where), static_tol(tol, where)
+    b = exponent(y)
+    problem = _scaled(D, y, theta, (jnp.zeros((), jnp.int32), b))
+    prox = nonnegative_threshold if nonnegative else shrink
     with jax.default_matmul_precision("highest"):
-        x = shrink(problem.y @ D, problem.lam, activation)
-        return on_grid(_result(problem, x, tol, jnp.ones((), int)), grid)
+        x = prox(problem.y @ D, problem.lam, in_units(by_name(activation), b))
+        return _result(problem, x, tol, jnp.ones((), int), nonnegative)
+
+
+def in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array], Array]:
+    """The activation for numbers divided by 2^k: v -> rho(2^k v) / 2^k, which is ReLU for ReLU."""
+    return activation if activation == relu else lambda v: ldexp(activation(ldexp(v, k)), -k)
 
 
 class Problem(NamedTuple):
@@ -418,7 +445,6 @@ def prepare(
     lam: ArrayLike,
     tol: float | None,
     max_steps: int,
-    activation: Callable[[Array], Array],
 ) -> tuple[Problem, float | None, int]:
     """The checked problem with its step size, and the checked options."""
     D, y, _ = operands(D, y, where)
@@ -429,11 +455,9 @@ def prepare(
     size = spectral_norm(D)
     if _checks.is_concrete(size) and not size > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
-    # Other activations do not commute with a change of units.
-    zero = jnp.zeros((), jnp.int32)
-    a, b = (exponent(size), exponent(y)) if activation == relu else (zero, zero)
+    a, b = exponent(size), exponent(y)
     problem = _scaled(D, y, lam, (a, b), 1 / ldexp(size, -a) ** 2)
-    return problem, tol, _checks.as_index(max_steps, "max_steps", where)
+    return problem, tol, static_steps(max_steps, where)
 
 
 def static_tol(tol: float, where: str, otherwise: str = "") -> float:
@@ -444,11 +468,21 @@ def static_tol(tol: float, where: str, otherwise: str = "") -> float:
         >>> static_tol(1e-6, "caller")
         1e-06
     """
-    if isinstance(tol, jax.core.Tracer):
-        raise TypeError(f"{where}: tol must be static, got a traced value; try static_argnames")
-    if not tol > 0:
+    number = _checks.as_number(tol, "tol", where)
+    if not number > 0:
         raise ValueError(f"{where}: tol must be positive{otherwise}, got {tol}")
-    return float(tol)
+    return number
+
+
+def static_steps(max_steps: int, where: str) -> int:
+    """The most steps as an integer, cut to what a counter of 32 bits holds and none reaches.
+
+    Example:
+        >>> from unrolled.pursuit._ista import static_steps
+        >>> static_steps(100, "caller")
+        100
+    """
+    return min(_checks.as_index(max_steps, "max_steps", where), 2**30)
 
 
 def per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
@@ -470,9 +504,11 @@ def _pursue(step, start, problem: Problem, tol: float | None, max_steps: int) ->
         return _result(problem, state.x, 0 if tol is None else tol, steps)
 
 
-def _result(problem: Problem, x: Array, tol: float, steps: Array) -> Pursuit:
+def _result(
+    problem: Problem, x: Array, tol: float, steps: Array, nonnegative: bool = False
+) -> Pursuit:
     D, y, lam, _, (a, b) = problem
-    gap = gap_near_one(D, y, x, lam) / half_energy(y)
+    gap = gap_near_one(D, y, x, lam, nonnegative) / half_energy(y)
     found = ldexp(x, b - a)
     converged = (gap <= tol) & in_range(found, x, b - a)
     return Pursuit(found, gap, ldexp(norm(y - D @ x), b), steps, converged)

@@ -22,6 +22,7 @@ from unrolled.pursuit._ista import (
     half_energy,
     in_range,
     per_atom,
+    static_steps,
     static_tol,
 )
 from unrolled.pursuit._line import least_between
@@ -94,12 +95,12 @@ def lasso(
     """
     y, grid = flat_signal(D, y, "lasso")
     D, y, _ = operands(D, y, "lasso")
-    tol, max_steps = static_tol(tol, "lasso"), _checks.as_index(max_steps, "max_steps", "lasso")
+    tol, max_steps = static_tol(tol, "lasso"), static_steps(max_steps, "lasso")
     lam = weights(D, y, lam, ratio, nonnegative, "lasso")
     l2 = ridge(l2, y, "lasso")
     x = start_code(D, y, start, "lasso")
     near = near_one(Penalized(D, y, lam, l2), "lasso")
-    return on_grid(_solved(near, x, tol, max_steps, nonnegative), grid)
+    return on_grid(_solved(near, x, tol, max_steps, bool(nonnegative)), grid)
 
 
 def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
@@ -292,7 +293,7 @@ def _derivative(nonnegative, tol, max_steps, primals, tangents):
         dx = lax.custom_linear_solve(
             partial(_curvature, problem, jnp.sign(x)),
             change,
-            lambda A, b: conjugate_gradients(A, b, limit),
+            lambda A, b: conjugate_residuals(A, b, limit),
             symmetric=True,
         )
     return (x, gap, steps), (dx, jnp.zeros_like(gap), jnp.zeros((), jax.dtypes.float0))
@@ -338,6 +339,34 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
     start = jnp.zeros_like(b), b, b, jnp.vdot(b, b), jnp.zeros((), int)
     return lax.while_loop(lambda c: (c[3] > least) & (c[4] < limit), body, start)[0]
+
+
+def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
+    """v with the least norm(A v - b), where A may be singular: atoms of a support may depend.
+
+    Conjugate gradients need a b in the range of A. Here its part outside stays in the residual r,
+    until A r is the rounding of r.
+    """
+    eps = float(jnp.finfo(b.dtype).eps)
+    least = eps**2 * jnp.vdot(b, b)
+
+    def goes_on(carry):
+        _, r, Ar, _, _, k = carry
+        singular = jnp.vdot(Ar, Ar) <= (8 * eps) ** 2 * jnp.vdot(r, r)
+        return (jnp.vdot(r, r) > least) & ~singular & (k < limit)
+
+    def body(carry):
+        v, r, Ar, p, Ap, k = carry
+        size, curvature = jnp.vdot(r, Ar), jnp.vdot(Ap, Ap)
+        step = size / curvature
+        v, r = v + step * p, r - step * Ap
+        Ar = A(r)
+        ratio = jnp.vdot(r, Ar) / size
+        return v, r, Ar, r + ratio * p, Ar + ratio * Ap, k + 1
+
+    Ab = A(b)
+    start = jnp.zeros_like(b), b, Ab, b, Ab, jnp.zeros((), int)
+    return lax.while_loop(goes_on, body, start)[0]
 
 
 def penalized_gap(problem: Penalized, x: Array, nonnegative: bool) -> Array:

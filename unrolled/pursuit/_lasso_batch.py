@@ -13,7 +13,7 @@ from unrolled._numbers import exponent, ldexp, wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.pursuit._batch_stages import solve
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, in_range, static_tol
+from unrolled.pursuit._ista import Pursuit, in_range, static_steps, static_tol
 from unrolled.pursuit._lasso import given_penalty, ridge
 
 
@@ -76,7 +76,7 @@ def lasso_batch(
     matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
     if _checks.is_concrete(matrix) and not np.asarray(matrix).any():
         raise ValueError(f"{where}: D is zero")
-    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     weights = _weights(D, Y, lam, ratio, where)
     X = _start(D, Y, start, where)
     a, b = exponent(matrix), exponent(Y, 1)

@@ -9,12 +9,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import ldexp, wide_dtype
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import static_tol
+from unrolled.pursuit._ista import static_steps, static_tol
 from unrolled.pursuit._lasso import (
     Near,
     Penalized,
@@ -81,11 +80,12 @@ def lasso_path(
     where = "lasso_path"
     y, grid = flat_signal(D, y, where)
     D, y, _ = operands(D, y, where)
-    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     lams = _penalties(D, y, lam, ratio, nonnegative)
     near = near_one(Penalized(D, y, lams, ridge(l2, y, where)), where)
     x = start_code(D, y, start, where)
-    return on_grid(Path(lams.astype(y.dtype), *_path(near, x, tol, max_steps, nonnegative)), grid)
+    found = _path(near, x, tol, max_steps, bool(nonnegative))
+    return on_grid(Path(lams.astype(y.dtype), *found), grid)
 
 
 def _penalties(

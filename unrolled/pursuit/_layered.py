@@ -9,12 +9,11 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import norm
-from unrolled.activations import nonnegative_threshold, relu
+from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_chain, operands
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._deep import Codes, one_per_layer
-from unrolled.pursuit._ista import Pursuit, fista, half_energy, per_atom, threshold
+from unrolled.pursuit._ista import Pursuit, fista, thresholded
 
 
 @jax.tree_util.register_pytree_node_class
@@ -89,11 +88,12 @@ def layered_thresholding(
 
     Returns:
         Layered. The gaps judge the layers as solutions of the LASSO, over x >= 0 if nonnegative,
-        which they are if the atoms are orthonormal.
+        which they are if the atoms are orthonormal; that of a code out of x >= 0 is inf.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: shapes that do not fit, another number of thetas, or theta_j < 0 (where known).
+        TypeError: operands that are not real numbers, or a traced tol.
+        ValueError: shapes that do not fit, another number of thetas, theta_j < 0 (where known), or
+            tol <= 0.
 
     Not claimed: that the codes are those of the model. `theory.layered_thresholds` gives thresholds
     without false positives, and the error that they leave even without noise.
@@ -110,9 +110,7 @@ def layered_thresholding(
     Ds, y, thetas = _problem(Ds, y, thetas, "thetas", where)
 
     def layer(D, y, theta):
-        if nonnegative:
-            return _nonnegative(D, y, theta, activation, tol)
-        return threshold(D, y, theta, activation=activation, tol=tol)
+        return thresholded(where, D, y, theta, activation, tol, nonnegative)
 
     return _chained(layer, Ds, y, thetas)
 
@@ -193,19 +191,3 @@ def _problem(Ds: Any, y: Any, values: Any, name: str, where: str) -> tuple[Any, 
         _checks.nonnegative(value, f"{name[:-1]}_{j}", where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     return Ds, y, values
-
-
-def _nonnegative(
-    D: Dictionary, y: Array, theta: ArrayLike, activation: Callable[[Array], Array], tol: float
-) -> Pursuit:
-    """`threshold` for x >= 0: its gap is that of the LASSO over nonnegative codes."""
-    lam = per_atom(D, y, theta, "theta", "layered_thresholding").astype(y.dtype)
-    with jax.default_matmul_precision("highest"):
-        x = nonnegative_threshold(y @ D, lam, activation)
-        r = y - D @ x
-        g = r @ D
-        over = g > lam  # a dual point is bounded on one side only
-        s = jnp.min(jnp.where(over, lam / jnp.where(over, g, 1), 1))
-        terms = jnp.sum(jnp.maximum(lam * x - s * x * g, 0))
-        gap = ((1 - s) ** 2 * jnp.sum(r**2) / 2 + terms) / half_energy(y)
-        return Pursuit(x, gap, norm(r), jnp.ones((), int), gap <= tol)

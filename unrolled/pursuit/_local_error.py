@@ -13,7 +13,7 @@ from unrolled._numbers import ldexp, norm
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, Dictionary, dense
 from unrolled.pursuit._deep import Chain, as_problem, as_start
-from unrolled.pursuit._ista import in_range, solve, static_tol
+from unrolled.pursuit._ista import in_range, solve, static_steps, static_tol
 from unrolled.pursuit._splitting import Splits, admm
 
 
@@ -79,7 +79,7 @@ def local_error(
     """
     where = "local_error"
     as_convolution(D, where)
-    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     radius = as_number(radius, "radius", where)
     chain = as_problem(where, (D,), y)
     radius = ldexp(radius.astype(chain.y.dtype), -chain.b)

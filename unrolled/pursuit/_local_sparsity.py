@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import ldexp, norm
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, dense
 from unrolled.pursuit._deep import Chain, as_problem, as_start
-from unrolled.pursuit._ista import Pursuit, half_energy, in_range, solve, static_tol
+from unrolled.pursuit._ista import Pursuit, half_energy, in_range, solve, static_steps, static_tol
 from unrolled.pursuit._local_error import as_convolution, as_number
 from unrolled.pursuit._splitting import Splits, admm
 
@@ -72,7 +71,7 @@ def local_sparsity(
     """
     where = "local_sparsity"
     as_convolution(D, where)
-    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     chain = as_problem(where, (D,), y, (as_number(lam, "lam", where),))
     return _local_sparsity(chain, as_start(chain, start, where), tol, max_steps)
 

@@ -10,7 +10,6 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, spectral_norm
@@ -24,7 +23,7 @@ from unrolled.pursuit._deep import (
     codes_of,
     result,
 )
-from unrolled.pursuit._ista import half_energy, solve, static_tol
+from unrolled.pursuit._ista import half_energy, solve, static_steps, static_tol
 from unrolled.pursuit._splitting import admm, null_space
 
 # Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.
@@ -81,7 +80,7 @@ def ml_basis_pursuit(
         (True, True)
     """
     where = "ml_basis_pursuit"
-    tol, max_steps = static_tol(tol, where), _checks.as_index(max_steps, "max_steps", where)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     chain = as_problem(where, Ds, y, lams)
     return _ml_basis_pursuit(chain, as_start(chain, start, where), tol, max_steps)
 

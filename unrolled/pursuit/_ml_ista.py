@@ -29,6 +29,7 @@ from unrolled.pursuit._ista import (
     extrapolated,
     half_energy,
     solve,
+    static_steps,
     static_tol,
 )
 
@@ -244,9 +245,8 @@ def _pursue(
 
 
 def _options(where: str, step: Any, tol: Any, max_steps: Any) -> tuple[float, float | None, int]:
-    if isinstance(step, jax.core.Tracer):
-        raise TypeError(f"{where}: step must be static, got a traced value; try static_argnames")
+    step = _checks.as_number(step, "step", where)
     if not 0 < step <= 1:
         raise ValueError(f"{where}: step must be in (0, 1], got {step}")
     tol = None if tol is None else static_tol(tol, where)
-    return float(step), tol, _checks.as_index(max_steps, "max_steps", where)
+    return step, tol, static_steps(max_steps, where)
