@@ -33,7 +33,8 @@ WITH_THETA = [name for name in FAMILIES if ur.layers.names_with_role(STEPS[name]
 
 @cache
 def params_of(name):
-    return FAMILIES[name](K).init(KEY, D)
+    with jax.ensure_compile_time_eval():  # the cache is to hold no tracer
+        return FAMILIES[name](K).init(KEY, D)
 
 
 def layer_apply(name, D, y, params=None):

@@ -879,14 +879,14 @@ REFUSED = {
     "encode Y.npy --method ompp": "encode: unknown method 'ompp'; expected one of threshold, ",
     "encode Y.npy --method bpdn": "encode: bpdn needs eps",
     "encode Y.npy --method omp --lam 1": "encode: omp has no lam; its options are sparsity, tol",
-    "encode Y.npy --method omp": "encode: --method needs --dictionary",
-    "encode Y.npy --method omp --dictionary D.npy": "omp: .*sparsity",
+    "encode Y.npy --method omp --sparsity 1": "encode: --method needs --dictionary",
+    "encode Y.npy --method omp --dictionary D.npy": "encode: omp needs sparsity or tol",
     "encode Y.npy --method omp --sparsity 13 --dictionary D.npy": "omp: .*13",
-    "encode Y.npy --method omp --dictionary D.npy --dictionary D.npy": "omp takes one dictionary, "
-    "got 2; for a chain try ",
+    "encode Y.npy --method omp --tol 1 --dictionary D.npy --dictionary D.npy": "omp takes one "
+    "dictionary, got 2; for a chain try ",
     "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso: lam must be non-negative",
     "encode longer.npy --method omp --sparsity 3 --dictionary D.npy": r"longer.npy: .*\(40, 16\)",
-    "encode Y.npy --method omp --dictionary D.npy --output D.npy": "D.npy: is read by this command",
+    "encode Y.npy --method omp --tol 1 --dictionary D.npy --output D.npy": "D.npy: is read by this",
 }
 
 
