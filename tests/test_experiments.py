@@ -598,6 +598,15 @@ def test_differences_of_features_are_paired_layer_by_layer():
     assert not plain.feature_differences
 
 
+def test_a_diverged_run_has_no_features_to_compare():
+    rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(2)})
+    next(reversed(rows.values()))["features"]["l1"] = [None]  # as JSON holds nan
+    _, penalised = experiments.summarize(rows)
+    assert math.isnan(penalised.features["l1"][0])
+    assert math.isnan(penalised.feature_differences["l1"][0].mean)
+    assert penalised.feature_differences["zeros"][0].mean == 0
+
+
 def test_unfolded_pursuits_are_compared_with_the_plain_network():
     rows = rows_of({("relu", 0.0, 0): 0.5, ("relu", 0.0, 1): 0.6})
     plain, unfolded = rows.values()

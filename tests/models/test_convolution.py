@@ -58,6 +58,7 @@ def assert_close(found, expected, tolerance):
 )
 def test_values_and_gradients_are_those_of_the_plain_form(shape, filters, form, monkeypatch):
     used = []
+    monkeypatch.setattr(_convolution, "_MANY_PRODUCTS", 0)
     for name in ("winograd", "_gathered", "_convolve_blocks", "in_strips"):
         function = getattr(_convolution, name)
         monkeypatch.setattr(
@@ -68,6 +69,12 @@ def test_values_and_gradients_are_those_of_the_plain_form(shape, filters, form, 
     found = with_gradients(lambda x, w: _convolution.convolve(x, w, "SAME"), x, kernel, g)
     assert used == ([form] if form else [])
     assert_close(found, with_gradients(plain, x, kernel, g), ROUNDING)
+
+
+def test_a_few_small_pictures_are_not_transformed(monkeypatch):
+    monkeypatch.setattr(_convolution, "winograd", None)
+    x, kernel = normal(1, 4, 4, 64), normal(3, 3, 64, 64)
+    assert _convolution.convolve(x, kernel, "SAME").shape == (1, 4, 4, 64)
 
 
 def test_accelerators_get_the_plain_form(monkeypatch):

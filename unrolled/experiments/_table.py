@@ -148,9 +148,14 @@ _MEASURES = ("l1", "zeros", "below", "hoyer")
 def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
     measured = [row["features"] for row in runs.values() if row["features"]]
     return {
-        name: np.mean([np.array(m[name], float) for m in measured], axis=0).tolist()
+        name: np.mean([_numbers(found, name) for found in measured], axis=0).tolist()
         for name in (_MEASURES if measured else ())
     }
+
+
+def _numbers(features: dict[str, Any], name: str) -> np.ndarray:
+    """One measure, layer by layer; nan where a diverged run has none."""
+    return np.array(features[name], float)
 
 
 def _feature_differences(
@@ -160,6 +165,6 @@ def _feature_differences(
     measured = [(a["features"], b["features"]) for a, b in pairs if a["layers"] == b["layers"]]
     both = [(a, b) for a, b in measured if a and b]
     return {
-        name: [*map(interval, np.array([np.subtract(a[name], b[name]) for a, b in both]).T)]
+        name: [*map(interval, np.array([_numbers(a, name) - _numbers(b, name) for a, b in both]).T)]
         for name in (_MEASURES if both else ())
     }

@@ -19,6 +19,7 @@ from unrolled.models._strips import in_strips, plain
 from unrolled.models._winograd import winograd
 
 _MANY_CHANNELS = 64  # from here on the transforms of Winograd's form cost less than they save
+_MANY_PRODUCTS = 2**26  # and there are enough of them: not in a few small pictures
 _COLOURS = 4  # up to this many, blocks of pixels pay also where nothing is pooled
 _FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
 _MANY_PIXELS = 4096  # from here on the gradient of a kernel is faster strip by strip
@@ -43,7 +44,9 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
         C_in = kernel.shape[2]
         if min(H, W) <= 2:
             return _gathered(x, kernel)
-        if min(kernel.shape[2:]) >= _MANY_CHANNELS and not (H % 2 or W % 2):
+        products = x.size * kernel.shape[3]  # for one of the nine pixels of a filter
+        even = H % 2 == W % 2 == 0
+        if even and min(kernel.shape[2:]) >= _MANY_CHANNELS and products >= _MANY_PRODUCTS:
             return winograd(x, kernel)
         if C_in <= _COLOURS and (r := _block_side(kernel)) > 1:
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
