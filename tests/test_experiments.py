@@ -599,9 +599,13 @@ def test_differences_of_features_are_paired_layer_by_layer():
 
 
 def test_a_diverged_run_has_no_features_to_compare():
+    from unrolled.commands import _experiment_report
+
     rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(2)})
     next(reversed(rows.values()))["features"]["l1"] = [None]  # as JSON holds nan
-    _, penalised = experiments.summarize(rows)
+    cells = experiments.summarize(rows)
+    _, penalised = cells
+    assert "nan" not in "".join(_experiment_report._feature_tables(cells))
     assert math.isnan(penalised.features["l1"][0])
     assert math.isnan(penalised.feature_differences["l1"][0].mean)
     assert penalised.feature_differences["zeros"][0].mean == 0

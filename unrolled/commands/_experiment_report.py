@@ -142,6 +142,7 @@ def _difference(found: Interval | None) -> str:
     return f"{_PERCENT * found.mean:+.2f} ± {_PERCENT * found.half:.2f}{clear}"
 
 
+_NONE = "-"  # where a run diverged
 _TITLES = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer": "Hoyer"}
 
 
@@ -174,10 +175,12 @@ def _feature_table(cells: Sequence[Cell], of: Callable, text: Callable) -> str:
 
 
 def _mean(value: float, scale: int, digits: int) -> str:
-    return f"{scale * value:.{digits}f}"
+    return _NONE if math.isnan(value) else f"{scale * value:.{digits}f}"
 
 
 def _paired(found: Interval, scale: int, digits: int) -> str:
+    if math.isnan(found.mean):
+        return _NONE
     half = "" if math.isnan(found.half) else f" ± {scale * found.half:.{digits}f}"
     return f"{scale * found.mean:+.{digits}f}{half}"
 
