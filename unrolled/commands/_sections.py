@@ -136,4 +136,5 @@ def family_of(model: ModelSection) -> type[Layer]:
 
 
 def option_names(cls: type[Layer]) -> set[str]:
+    """The options of a family."""
     return {field.name for field in dataclasses.fields(cls)}

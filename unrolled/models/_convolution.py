@@ -41,16 +41,16 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
     """
     if padding == "SAME" and kernel.shape[:2] == (3, 3) and _on_cpu():
         H, W = x.shape[1:3]
-        C_in = kernel.shape[2]
+        C_in, C_out = kernel.shape[2:]
         if min(H, W) <= 2:
             return _gathered(x, kernel)
-        products = x.size * kernel.shape[3]  # for one of the nine pixels of a filter
+        products = x.size * C_out  # for one of the nine pixels of a filter
         even = H % 2 == W % 2 == 0
-        if even and min(kernel.shape[2:]) >= _MANY_CHANNELS and products >= _MANY_PRODUCTS:
+        if even and min(C_in, C_out) >= _MANY_CHANNELS and products >= _MANY_PRODUCTS:
             return winograd(x, kernel)
-        if C_in <= _COLOURS and (r := _block_side(kernel)) > 1:
+        if C_in <= _COLOURS and C_out <= _FEW_CHANNELS:
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            return _features(_convolve_blocks(x, kernel, r), r)[:, :H, :W]
+            return _features(_convolve_blocks(x, kernel, 2), 2)[:, :H, :W]
         if C_in >= _FEW_CHANNELS and H * W >= _MANY_PIXELS:
             return in_strips(x, kernel)
     return plain(x, kernel, padding)
