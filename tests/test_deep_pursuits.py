@@ -204,6 +204,12 @@ def test_nonnegative_layered_thresholding_is_judged_alike_at_any_scale(k):
         assert_array_equal(x, other * 2.0**k)
 
 
+def test_a_signal_far_below_0_costs_a_nonnegative_code_nothing():
+    """Of x >= 0 the optimality condition is on one side: d . r <= theta, however negative."""
+    found = up.layered_thresholding([np.eye(2)], [1.0, -3.0], [0.1], nonnegative=True)
+    assert found.xs[0].tolist() == [0.9, 0.0] and found.converged and found.gap[0] < 1e-15
+
+
 def test_a_rectifier_with_negative_values_gives_no_code_of_x_at_least_0():
     one = up.layered_thresholding([np.eye(2)], [1.0, 0.0], [0.1], nonnegative=True)
     elu = up.layered_thresholding(
