@@ -396,8 +396,14 @@ def test_projection_refuses_what_is_out_of_range():
     ):
         with pytest.raises(error, match=message):
             up.project(Ds, y, sparsity=sparsity)
-    with pytest.raises(ValueError, match="lam must be non-negative"):
-        up.project(Ds, y, lam=-1.0)
+    for options, message in (
+        (dict(lam=-1.0), "lam must be non-negative"),
+        (dict(lam=np.inf), "lam has NaN or infinite entries"),
+        (dict(lam=0.1, tol=0.0), "tol must be positive"),
+        (dict(lam=0.1, max_steps=-1), "max_steps must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=f"project: {message}"):
+            up.project(Ds, y, **options)
 
 
 # ML-ISTA and the exact problem.

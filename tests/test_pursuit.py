@@ -394,9 +394,6 @@ def test_structured_dictionaries_give_the_codes_of_their_matrix():
     )  # unique, to the sqrt of the gap
 
 
-# Errors.
-
-
 @pytest.mark.parametrize("k", [-70, 70])
 def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
     """The squares of these signals leave the range of float32."""
@@ -410,6 +407,28 @@ def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
         plain, found = (jax.jit(solve)(c * y, c * lam) for c in (np.float32(1), np.float32(2**k)))
         assert not found.converged and found.gap == plain.gap > 1e-3
         assert (found.x == plain.x * 2.0**k).all() and found.steps == plain.steps
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("value", [1e43, 1e-47])
+def test_a_penalty_that_float32_does_not_hold_is_refused(value):
+    D, y = np.eye(2, dtype=np.float32), np.ones(2, np.float32)
+    for solve in (
+        lambda: pursuit.ista(D, y, value),
+        lambda: pursuit.threshold(D, y, value),
+        lambda: pursuit.lasso(D, y, value),
+        lambda: pursuit.lasso(D, y, 0.1, l2=value),
+        lambda: pursuit.lasso_path(D, y, lam=[0.1, value]),
+        lambda: pursuit.lasso_batch(D, y[None], value),
+        lambda: pursuit.lasso_batch(D, y[None], 0.1, l2=value),
+        lambda: pursuit.half_quadratic(D, y, value, 0.5),
+        lambda: pursuit.project([D, D], y, lam=value),
+        lambda: pursuit.ml_ista([D, D], y, (0.1, value)),
+    ):
+        with pytest.raises(ValueError, match="leaves the range of float32; try signals"):
+            solve()
 
 
 def test_what_is_no_real_number_is_refused_by_name():

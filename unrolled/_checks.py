@@ -208,6 +208,19 @@ def finite(tree: Any, name: str, where: str) -> None:
         raise ValueError(f"{where}: {name} has NaN or infinite entries")
 
 
+def in_range(x: Any, dtype: DTypeLike, name: str, where: str) -> None:
+    """Raise ValueError if a known positive entry would become 0 or infinite in `dtype`."""
+    if not is_concrete(x):
+        return
+    sizes, info = np.asarray(x, float), jnp.finfo(dtype)
+    out = (sizes > 0) & (sizes < np.inf) & ((sizes < info.tiny) | (sizes > info.max))
+    if out.any():
+        raise ValueError(
+            f"{where}: {name}={sizes[out].flat[0]:g} leaves the range of {np.dtype(dtype)}; try "
+            "signals and atoms near 1, or float64"
+        )
+
+
 def _real(x: Any, name: str, where: str) -> np.ndarray:
     """A known x as an array of numpy; later a mask or an imaginary part would be lost unsaid."""
     kinds = (np.bool_, jnp.integer, jnp.floating)

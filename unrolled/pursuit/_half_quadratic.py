@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
@@ -105,8 +104,6 @@ def half_quadratic(
     wide = wide_dtype(y.dtype)  # JAX has no decompositions in half precision
     D, y = _checks.cast((D, y), wide)
     tol = static_tol(tol, where)
-    if p < 1:
-        _check_range(lam, wide, where)
     problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps)
     return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
 
@@ -146,19 +143,6 @@ def _schedule(beta: Any, stages: int, where: str) -> tuple[float, ...]:
             f"{where}: beta must be (first, last) with 0 < first <= last < 1e9, got {beta!r}"
         )
     return tuple(first * (last / first) ** (k / max(1, stages - 1)) for k in range(stages))
-
-
-def _check_range(lam: ArrayLike, dtype: Any, where: str) -> None:
-    """Raise ValueError if a known lam, whose unit is that of y^(2 - p), would become 0 or inf."""
-    if not _checks.is_concrete(lam):
-        return
-    sizes, info = np.asarray(lam, float), jnp.finfo(dtype)
-    out = (sizes > 0) & (sizes < np.inf) & ((sizes < info.tiny) | (sizes > info.max))
-    if out.any():
-        raise ValueError(
-            f"{where}: lam={sizes[out].flat[0]:g} leaves the range of {dtype}; try signals and "
-            "atoms near 1, or float64"
-        )
 
 
 # Compiled once per shape and options, as in `ista`.

@@ -487,10 +487,17 @@ def static_steps(max_steps: int, where: str) -> int:
 
 def per_atom(D: Dictionary, y: Array, value: ArrayLike, name: str, where: str) -> Array:
     """One number or one per atom; one per filter of a `Conv` is repeated over its positions."""
-    each = spread(D, jnp.asarray(flat_code(D, value), wide_dtype(y.dtype)))
+    each = spread(D, in_precision_of(y, flat_code(D, value), name, where))
     if each.shape not in ((), (D.shape[1],)):
         raise ValueError(f"{where}: {name} has shape {each.shape}; expected () or ({D.shape[1]},)")
     return each
+
+
+def in_precision_of(y: Array, value: ArrayLike, name: str, where: str) -> Array:
+    """`value` in the dtype of y, float32 at least, whose range it must not leave."""
+    dtype = wide_dtype(y.dtype)
+    _checks.in_range(value, dtype, name, where)
+    return jnp.asarray(value, dtype)
 
 
 def _pursue(step, start, problem: Problem, tol: float | None, max_steps: int) -> Pursuit:

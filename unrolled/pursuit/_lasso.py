@@ -193,6 +193,7 @@ def ridge(l2: ArrayLike, y: Array, where: str) -> Array:
     """l2, checked: ()."""
     _checks.nonnegative(l2, "l2", where)
     _checks.finite(l2, "l2", where)
+    _checks.in_range(l2, y.dtype, "l2", where)
     l2 = jnp.asarray(l2, y.dtype)
     if l2.shape:
         raise ValueError(f"{where}: l2 has shape {l2.shape}; expected one number")

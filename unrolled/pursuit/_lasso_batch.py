@@ -9,11 +9,11 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, wide_dtype
+from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.pursuit._batch_stages import solve
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, in_range, static_steps, static_tol
+from unrolled.pursuit._ista import Pursuit, in_precision_of, in_range, static_steps, static_tol
 from unrolled.pursuit._lasso import given_penalty, ridge
 
 
@@ -118,7 +118,7 @@ def _weights(
 ) -> Array:
     """lam or ratio for every signal, checked: (batch, 1) or (batch, d)."""
     value, name = given_penalty(lam, ratio, where)
-    each = spread(D, jnp.asarray(flat_code(D, value), wide_dtype(Y.dtype)))
+    each = spread(D, in_precision_of(Y, flat_code(D, value), name, where))
     n, d = len(Y), D.shape[1]
     if each.shape not in ((), (d,), (n, 1), (n, d)):
         raise ValueError(

@@ -4,16 +4,15 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled._checks import Array
-from unrolled._numbers import ldexp, wide_dtype
+from unrolled._numbers import ldexp
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import static_steps, static_tol
+from unrolled.pursuit._ista import in_precision_of, static_steps, static_tol
 from unrolled.pursuit._lasso import (
     Near,
     Penalized,
@@ -94,7 +93,7 @@ def _penalties(
     if lam is None and ratio is None:
         ratio = np.geomspace(1, 0.01, 50)
     value, name = given_penalty(lam, ratio, "lasso_path")
-    lams = jnp.asarray(value, wide_dtype(y.dtype))
+    lams = in_precision_of(y, value, name, "lasso_path")
     if lams.ndim != 1:
         raise ValueError(f"lasso_path: {name} has shape {lams.shape}; expected a sequence, (n,)")
     top = 1 if ratio is None else lam_max(D, y, nonnegative=nonnegative).astype(lams.dtype)

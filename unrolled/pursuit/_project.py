@@ -21,7 +21,7 @@ from unrolled.pursuit._deep import (
     one_per_layer,
     result,
 )
-from unrolled.pursuit._ista import fista, per_atom
+from unrolled.pursuit._ista import fista, per_atom, static_steps, static_tol
 from unrolled.pursuit._omp import match
 
 # An entry counts as zero below so many roundings of the sum of magnitudes that it is computed from.
@@ -95,6 +95,8 @@ def _by_fista(
     where = "project"
     Ds = as_chain(Ds, where)
     _checks.nonnegative(lam, "lam", where)
+    _checks.finite(lam, "lam", where)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     each = per_atom(Ds[-1], y, lam, "lam", where)
     found = fista(Composed(*Ds), y, each, tol=tol, max_steps=max_steps)
