@@ -74,7 +74,7 @@ DEFAULT_CASES = {
         "test_layers_that_no_block_realizes_are_refused": 1,
         "test_soft_codes_stay_within_their_bound": 0,
         "test_stacks_on_other_geometries": 1,
-        "test_the_bound_for_given_signals_is_never_exceeded": 1,
+        "test_the_bound_for_given_signals_is_never_exceeded": 0,
         "test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error": 0,
         "test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks": 0,
     },

@@ -315,6 +315,7 @@ REFUSED = {
     "certify D.npy --scale 2": "--scale needs --activation",
     "certify D.npy --figure D.npy/gram.png": "D.npy: is a file",
     "certify D.npy --figure .": ".: is a folder; expected a file",
+    "certify D.npy --figure gram.xyz": "gram.xyz: .xyz is no format of pictures; expected one of",
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
     "compare --output D.npy": "D.npy: is a file; expected a folder",

@@ -1,6 +1,7 @@
 """Comparison: every number against numpy, and the contents of tables, JSON and figures."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -260,6 +261,13 @@ def test_json_turns_what_is_not_finite_into_null(problem):
         found = compare(methods, D, Y, 0 * X)
     assert not np.isfinite(found.curves["ISTA"].nmse).any()
     assert json.loads(found.to_json())["curves"]["ISTA"]["nmse"] == [None] * DEPTH
+
+
+def test_a_bar_in_a_name_is_no_column(result):
+    renamed = result._replace(curves={"a|b": result.curves["ALISTA"]})
+    row = renamed.table().split("\n")[2]
+    assert row.startswith(r"| a\|b | ")
+    assert len(re.split(r"(?<!\\)\|", row)) == len(result.table().split("\n")[0].split("|"))
 
 
 def test_tables_have_a_row_per_method(result, methods):

@@ -12,6 +12,10 @@ def line(label: str, cells: Iterable[Any]) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    head, *body = ("| " + " | ".join(cells) + " |" for cells in (columns, *rows))
+    """A Markdown table; a bar in a cell is shown as one."""
+
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+    head, *body = map(row, (columns, *rows))
     return "\n".join([head, "|" + "---|" * len(columns), *body])

@@ -10,7 +10,7 @@ from unrolled import activations, dictionaries
 from unrolled.commands._certificate import Request, certificate
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
-from unrolled.commands._report import check_folder, write_figure
+from unrolled.commands._report import check_figure, write_figure
 from unrolled.commands._weights_certificate import holds_weights, weights_certificate
 from unrolled.dictionaries import Dictionary
 
@@ -77,9 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     request = _request(arguments)
     if arguments.figure is not None:
-        if arguments.figure.is_dir():
-            raise IsADirectoryError(f"{arguments.figure}: is a folder; expected a file")
-        check_folder(arguments.figure.parent)  # before any work
+        check_figure(arguments.figure)
     say = teller()
     with jax.enable_x64(True):
         Ds = [read_dictionary(path, np.float64) for path in arguments.dictionaries]

@@ -18,6 +18,7 @@ from unrolled import (
     theory,
     training,
 )
+from unrolled._text import markdown
 from unrolled.commands._console import Say
 from unrolled.commands._pursuit_rows import pursuit_codes
 from unrolled.commands._report import Section
@@ -171,18 +172,16 @@ def _methods(
 
 
 def _table(result: Comparison, psnrs: dict[str, list[float]], best: float) -> str:
-    rows = [
-        "| method | (F - F*) / F* after K/4 | after K/2 | after K | PSNR after K, dB |",
-        "|---|---|---|---|---|",
-    ]
+    columns = "method", "(F - F*) / F* after K/4", "after K/2", "after K", "PSNR after K, dB"
+    rows = []
     for name, curve in result.curves.items():
         assert curve.gap is not None  # `compare` was given lam
         K = len(curve.gap)
         gaps = [f"{curve.gap[max(0, k - 1)]:.2e}" for k in (K // 4, K // 2, K)]
         if name in result.given:
             gaps[:2] = "", ""
-        rows.append("| " + " | ".join([name, *gaps, f"{psnrs[name][-1]:.2f}"]) + " |")
-    return "\n".join([*rows, f"| LASSO optimum | | | 0 | {best:.2f} |"])
+        rows.append([name, *gaps, f"{psnrs[name][-1]:.2f}"])
+    return markdown(columns, [*rows, ["LASSO optimum", "", "", "0", f"{best:.2f}"]])
 
 
 def _remark(D: Dictionary) -> str:

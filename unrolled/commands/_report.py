@@ -104,6 +104,25 @@ def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> 
         write_text(path, text.getvalue())
 
 
+def check_figure(path: Path) -> None:
+    """Raise unless a figure can be written to `path`, before any work.
+
+    Raises:
+        OSError: it is a folder, or lies in none that can be written.
+        ValueError: its suffix is no format of pictures.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; expected a file")
+    check_folder(path.parent)
+    kind, known = path.suffix[1:].lower() or "png", sorted(FigureCanvasBase.filetypes)
+    if kind not in known:
+        raise ValueError(
+            f"{path}: .{kind} is no format of pictures; expected one of {', '.join(known)}"
+        )
+
+
 def write_figure(path: Path, figure: Any) -> None:
     """Write a matplotlib figure in the format of its suffix (PNG without one), or not at all."""
     with io.BytesIO() as blob:
