@@ -131,10 +131,19 @@ def _largest(parts: Iterable[Array]) -> Array:
     return _larger(_larger(a, b), _larger(c, d))
 
 
+@jax.custom_jvp
 def _larger(a: Array, b: Array) -> Array:
+    return jnp.where((b > a) | (b != b), b, a)
+
+
+@_larger.defjvp
+def _larger_jvp(primals, tangents):
     # The gradient of jnp.maximum asks which argument equals the maximum. Where XLA computes the
     # arguments again, rounded otherwise, none does, and gradients vanish. A choice has no such gap.
-    return jnp.where((a >= b) | (a != a), a, b)
+    # The value above is that of this choice, asked the other way round: the same comparison would
+    # be stored for the gradient and read back for the value, in three times the time.
+    a, b = primals
+    return _larger(a, b), jnp.where((a >= b) | (a != a), *tangents)
 
 
 def _gathered(x: Array, kernel: Array) -> Array:

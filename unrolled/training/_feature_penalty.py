@@ -61,10 +61,17 @@ def sparse_feature_penalty(
 
 
 def _sample_means(x: Array) -> Array:
-    """norm(x, 1) / dim(x) of each sample, (N,)."""
-    x = widened(x)
-    # The derivative of jnp.abs at 0 is 1; a feature that is switched off must not be pushed.
-    return jnp.mean(x * jnp.sign(x), axis=range(1, x.ndim))
+    """mean |x| of each sample, in float32 at least."""
+    return jnp.mean(_absolute(widened(x)), axis=range(1, x.ndim))
+
+
+@jax.custom_jvp
+def _absolute(x):
+    return jnp.abs(x)
+
+
+# The derivative of jnp.abs at 0 is 1; a feature that is switched off must not be pushed.
+_absolute.defjvps(lambda tangent, _, x: jnp.sign(x) * tangent)
 
 
 def _layers(features: Any) -> dict[Any, Array]:
