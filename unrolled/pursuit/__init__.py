@@ -10,6 +10,7 @@ from unrolled.pursuit._deep import (
     DeepPursuit,
     sweep,
 )
+from unrolled.pursuit._gap import duality_gap, lasso_objective
 from unrolled.pursuit._half_quadratic import (
     half_quadratic,
     half_quadratic_step,
@@ -19,17 +20,13 @@ from unrolled.pursuit._holistic import (
 )
 from unrolled.pursuit._ista import (
     Momentum,
-    Pursuit,
     State,
-    duality_gap,
     extrapolated,
     fista,
     fista_step,
     ista,
     ista_step,
-    lasso_objective,
     lipschitz,
-    threshold,
 )
 from unrolled.pursuit._lasso import (
     lam_max,
@@ -66,9 +63,11 @@ from unrolled.pursuit._ml_ista import (
 from unrolled.pursuit._omp import (
     omp,
 )
+from unrolled.pursuit._problem import Pursuit
 from unrolled.pursuit._project import (
     project,
 )
+from unrolled.pursuit._threshold import threshold
 
 __all__ = [
     "Constrained",

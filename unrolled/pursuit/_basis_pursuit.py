@@ -13,7 +13,8 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, widened
 from unrolled.dictionaries import Dictionary, dense, operands
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, in_range, static_tol
+from unrolled.pursuit._options import static_tol
+from unrolled.pursuit._problem import Pursuit, in_range
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
 _NEGLIGIBLE = 1e-9

@@ -12,9 +12,11 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import ldexp, norm
 from unrolled.dictionaries import Dictionary, operands
+from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, half_energy, in_range, static_steps, static_tol
 from unrolled.pursuit._lasso import Near, Penalized, code, near_one, on_support, penalized_gap
+from unrolled.pursuit._options import static_steps, static_tol
+from unrolled.pursuit._problem import Pursuit, in_range
 
 # The penalties tried, at most; until one is small enough, each squared is this share of the last.
 _TRIALS, _FALL = 60, 0.01

@@ -10,7 +10,8 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype
 from unrolled.dictionaries import Dictionary, as_chain, operands, spectral_norm
-from unrolled.pursuit._ista import in_range, per_atom
+from unrolled.pursuit._options import per_atom
+from unrolled.pursuit._problem import in_range
 
 Codes = tuple[Array, ...]
 

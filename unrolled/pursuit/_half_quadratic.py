@@ -13,18 +13,11 @@ from unrolled._checks import Array
 from unrolled._numbers import ldexp, norm, wide_dtype
 from unrolled.activations import as_power, power_threshold
 from unrolled.dictionaries import Conv, Dictionary, Structured, operands, spread
+from unrolled.pursuit._gap import gap_near_one, half_energy
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import (
-    Problem,
-    Pursuit,
-    State,
-    gap_near_one,
-    half_energy,
-    in_range,
-    prepare,
-    solve,
-    static_tol,
-)
+from unrolled.pursuit._ista import State
+from unrolled.pursuit._options import static_tol
+from unrolled.pursuit._problem import Problem, Pursuit, in_range, prepare, solve
 
 Correction = Callable[[Array], Array]
 

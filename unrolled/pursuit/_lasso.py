@@ -14,18 +14,12 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm
+from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
-from unrolled.pursuit._ista import (
-    Momentum,
-    Pursuit,
-    extrapolated,
-    half_energy,
-    in_range,
-    per_atom,
-    static_steps,
-    static_tol,
-)
+from unrolled.pursuit._ista import Momentum, extrapolated
 from unrolled.pursuit._line import least_between
+from unrolled.pursuit._options import per_atom, static_steps, static_tol
+from unrolled.pursuit._problem import Pursuit, in_range
 
 # Steps of FISTA between two evaluations of the gap.
 _BLOCK = 10

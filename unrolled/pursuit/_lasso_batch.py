@@ -13,8 +13,9 @@ from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.pursuit._batch_stages import solve
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, in_precision_of, in_range, static_steps, static_tol
 from unrolled.pursuit._lasso import given_penalty, ridge
+from unrolled.pursuit._options import in_precision_of, static_steps, static_tol
+from unrolled.pursuit._problem import Pursuit, in_range
 
 
 def lasso_batch(

@@ -12,7 +12,6 @@ from unrolled._checks import Array
 from unrolled._numbers import ldexp
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import in_precision_of, static_steps, static_tol
 from unrolled.pursuit._lasso import (
     Near,
     Penalized,
@@ -24,6 +23,7 @@ from unrolled.pursuit._lasso import (
     ridge,
     start_code,
 )
+from unrolled.pursuit._options import in_precision_of, static_steps, static_tol
 
 
 class Path(NamedTuple):

@@ -13,7 +13,9 @@ from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_chain, operands
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._deep import Codes, one_per_layer
-from unrolled.pursuit._ista import Pursuit, fista, thresholded
+from unrolled.pursuit._ista import fista
+from unrolled.pursuit._problem import Pursuit
+from unrolled.pursuit._threshold import thresholded
 
 
 @jax.tree_util.register_pytree_node_class

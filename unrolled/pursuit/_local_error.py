@@ -13,7 +13,8 @@ from unrolled._numbers import ldexp, norm
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, Dictionary, dense
 from unrolled.pursuit._deep import Chain, as_problem, as_start
-from unrolled.pursuit._ista import in_range, solve, static_steps, static_tol
+from unrolled.pursuit._options import static_steps, static_tol
+from unrolled.pursuit._problem import in_range, solve
 from unrolled.pursuit._splitting import Splits, admm
 
 

@@ -13,8 +13,10 @@ from unrolled._numbers import ldexp, norm
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, dense
 from unrolled.pursuit._deep import Chain, as_problem, as_start
-from unrolled.pursuit._ista import Pursuit, half_energy, in_range, solve, static_steps, static_tol
+from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._local_error import as_convolution, as_number
+from unrolled.pursuit._options import static_steps, static_tol
+from unrolled.pursuit._problem import Pursuit, in_range, solve
 from unrolled.pursuit._splitting import Splits, admm
 
 # The most steps of Newton's method, which ends after as many as a piecewise linear function has

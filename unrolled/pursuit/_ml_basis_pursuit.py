@@ -23,7 +23,9 @@ from unrolled.pursuit._deep import (
     codes_of,
     result,
 )
-from unrolled.pursuit._ista import half_energy, solve, static_steps, static_tol
+from unrolled.pursuit._gap import half_energy
+from unrolled.pursuit._options import static_steps, static_tol
+from unrolled.pursuit._problem import solve
 from unrolled.pursuit._splitting import admm, null_space
 
 # Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.

@@ -23,15 +23,10 @@ from unrolled.pursuit._deep import (
     result,
     sweep,
 )
-from unrolled.pursuit._ista import (
-    Momentum,
-    State,
-    extrapolated,
-    half_energy,
-    solve,
-    static_steps,
-    static_tol,
-)
+from unrolled.pursuit._gap import half_energy
+from unrolled.pursuit._ista import Momentum, State, extrapolated
+from unrolled.pursuit._options import static_steps, static_tol
+from unrolled.pursuit._problem import solve
 
 
 def ml_ista_step(
@@ -176,7 +171,7 @@ def ml_fista(
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _ml_ista(chain: Chain, x: Array, step: float, tol: float | None, max_steps: int) -> DeepPursuit:
     once = _step_of(chain, step)
-    return _pursue(chain, once, lambda state: State(once(state.x)), State(x), step, tol, max_steps)
+    return pursue(chain, once, lambda state: State(once(state.x)), State(x), step, tol, max_steps)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -189,7 +184,7 @@ def _ml_fista(
     def accelerated(state):
         return extrapolated(state, once(state.z), restart)
 
-    return _pursue(chain, once, accelerated, start, step, tol, max_steps)
+    return pursue(chain, once, accelerated, start, step, tol, max_steps)
 
 
 def _step_of(chain: Chain, step: float) -> Callable[[Array], Array]:
@@ -212,7 +207,7 @@ def _products(gammas: Sequence[Array]) -> list[Array]:
     return ts
 
 
-def _pursue(
+def pursue(
     chain: Chain,
     once: Callable[[Array], Array],
     advance: Callable[[Any], Any],

@@ -13,8 +13,9 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, column_norms, operands
+from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import Pursuit, half_energy, in_range
+from unrolled.pursuit._problem import Pursuit, in_range
 
 
 class Chosen(NamedTuple):

@@ -21,8 +21,9 @@ from unrolled.pursuit._deep import (
     one_per_layer,
     result,
 )
-from unrolled.pursuit._ista import fista, per_atom, static_steps, static_tol
+from unrolled.pursuit._ista import fista
 from unrolled.pursuit._omp import match
+from unrolled.pursuit._options import per_atom, static_steps, static_tol
 
 # An entry counts as zero below so many roundings of the sum of magnitudes that it is computed from.
 _ROUNDING = 8
