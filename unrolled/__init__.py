@@ -23,24 +23,11 @@ from unrolled import (
     theory,
     training,
 )
-from unrolled.activations import (
-    shrink,
-    soft_threshold,
-)
-from unrolled.layers import (
-    alista,
-    lista,
-    lista_cp,
-)
-from unrolled.networks import (
-    dsc,
-)
-from unrolled.theory import (
-    mutual_coherence,
-)
-from unrolled.training import (
-    fit,
-)
+from unrolled.activations import shrink, soft_threshold
+from unrolled.layers import alista, lista, lista_cp
+from unrolled.networks import dsc
+from unrolled.theory import mutual_coherence
+from unrolled.training import fit
 
 __all__ = [
     "activations",

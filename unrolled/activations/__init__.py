@@ -5,28 +5,9 @@ and 15) uses only a few numbers of it: how steep and how large its tail is on x 
 is from ReLU. They are fields of `Activation`, next to the function itself.
 """
 
-from unrolled.activations._activation import (
-    Activation,
-    celu,
-    compose,
-    elu,
-    gelu,
-    gelu_tanh,
-    hard_swish,
-    leaky_relu,
-    mish,
-    relu,
-    scale,
-    selu,
-    sigmoid_sum,
-    silu,
-    softplus,
-    tanh_sum,
-)
-from unrolled.activations._check import (
-    Constants,
-    check,
-)
+from unrolled.activations._activation import Activation
+from unrolled.activations._approximations import compose, scale, sigmoid_sum, tanh_sum
+from unrolled.activations._check import Constants, check
 from unrolled.activations._names import (
     NAMED,
     by_name,
@@ -35,10 +16,20 @@ from unrolled.activations._names import (
     is_known,
     is_monotone,
 )
-from unrolled.activations._powers import (
-    as_power,
-    power_threshold,
+from unrolled.activations._pointwise import (
+    celu,
+    elu,
+    gelu,
+    gelu_tanh,
+    hard_swish,
+    leaky_relu,
+    mish,
+    relu,
+    selu,
+    silu,
+    softplus,
 )
+from unrolled.activations._powers import as_power, power_threshold
 from unrolled.activations._thresholds import (
     firm_threshold,
     hard_threshold,

@@ -1,25 +1,15 @@
-"""Scalar activations with their constants, and the ways to make new ones from them."""
+"""A scalar activation with its constants."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import widened
-
-# Iterated suprema are raised by this part, above the rounding of the few steps that find them.
-_ROUNDED_UP = 1e-7
-# The loop over the compositions is written out when an activation is traced.
-_MOST_TIMES = 1000
 
 
-# Module-level functions of our own, since those of jax.nn cannot be pickled, and since relu and
-# celu of jax.nn lose nan where XLA fuses their maximum with a sum on a CPU.
 def _relu(x):
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
@@ -29,7 +19,7 @@ class Activation:
     r"""A scalar activation rho and its constants; hashable and equal by value.
 
     It can be a static argument of `jit` without retracing. The constants are upper bounds; for the
-    activations of this module they are the exact suprema, rounded up. Write h for rho on the tail
+    activations of this package they are the exact suprema, rounded up. Write h for rho on the tail
     x <= 0.
 
     Attributes:
@@ -72,75 +62,17 @@ class Activation:
         return self.name
 
 
-def _one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
+def one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
     """An activation whose tail and distance from ReLU keep one sign: oscillation = supremum."""
     return Activation(
         name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
     )
 
 
-def _leaky_relu(x, slope):
-    return jax.nn.leaky_relu(x, slope)
-
-
-def _elu(x, alpha):
-    return jax.nn.elu(x, alpha)
-
-
-def _celu(x, alpha):
-    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, jnp.zeros_like(x), x) / alpha))
-
-
-def _selu(x):
-    return jax.nn.selu(x)
-
-
-def _silu(x):
-    return jax.nn.silu(x)
-
-
-def _gelu(x):
-    return jax.nn.gelu(x, approximate=False)
-
-
-def _gelu_tanh(x):
-    # From 10 on the tanh is +-1 in float64; further out the derivative of the cube overflows.
-    near = jnp.clip(x, -10, 10)
-    return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (near + 0.044715 * near**3))))
-
-
-def _mish(x):
-    # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2) with e = exp(x): one exponential, not three
-    # functions. From x = 20 on the ratio is 1 in float64. Half precision has no such exponentials.
-    wide = widened(x)
-    e = jnp.exp(jnp.minimum(wide, jnp.asarray(20, wide.dtype)))
-    n = e * (e + 2)
-    return (wide * (n / (n + 2))).astype(x.dtype)
-
-
-def _softplus(x):
-    return jax.nn.softplus(x)
-
-
-def _hard_swish(x):
-    return jax.nn.hard_swish(x)
-
-
-relu = _one_signed("relu", _relu, lipschitz=0.0, sup=0.0, gap=0.0, exact=True)
-silu = _one_signed("silu", _silu, lipschitz=0.5, sup=0.27846455, gap=0.27846455)
-gelu = _one_signed("gelu", _gelu, lipschitz=0.5, sup=0.16997121, gap=0.16997121)
-gelu_tanh = _one_signed("gelu_tanh", _gelu_tanh, lipschitz=0.5, sup=0.17004076, gap=0.17004076)
-mish = _one_signed("mish", _mish, lipschitz=0.6, sup=0.30884342, gap=0.30884342)
-softplus = _one_signed("softplus", _softplus, lipschitz=0.5, sup=0.69314719, gap=0.69314719)
-hard_swish = _one_signed("hard_swish", _hard_swish, lipschitz=0.5, sup=0.375, gap=0.375)
-# SELU has slope 1.0507 on x > 0, so no scaling brings it near ReLU; selu(k x) / (1.0507 k) is
-# scale(elu(1.6732632423543772), k).
-selu = Activation("selu", 1.7580994, 1.7580994, 1.7580994, math.inf, _selu)
-
-
-def _parameter(
+def parameter(
     value: float, name: str, where: str, *, most: float = math.inf, positive: bool = False
 ) -> float:
+    """A parameter of an activation as a float, checked."""
     value = float(value)
     if not (0 < value if positive else 0 <= value) or not value <= most or not math.isfinite(value):
         bounds = f"{'above' if positive else 'at least'} 0" + (
@@ -150,260 +82,6 @@ def _parameter(
     return value
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
     """A parameter with all its digits, and no more."""
     return short if float(short := f"{value:g}") == value else repr(value)
-
-
-def leaky_relu(slope: float) -> Activation:
-    """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
-
-    Raises:
-        ValueError: slope outside [0, 1].
-
-    Example:
-        >>> ur.activations.leaky_relu(0.1)(jnp.array([-10.0, 10.0])).tolist()
-        [-1.0, 10.0]
-    """
-    slope = _parameter(slope, "slope", "leaky_relu", most=1.0)
-    unbounded = math.inf if slope else 0.0
-    return _one_signed(
-        f"leaky_relu({_shown(slope)})",
-        _leaky_relu,
-        (slope,),
-        lipschitz=slope,
-        sup=unbounded,
-        gap=unbounded,
-        exact=True,
-    )
-
-
-def elu(alpha: float = 1.0) -> Activation:
-    """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 requires alpha < 1.
-
-    Raises:
-        ValueError: alpha negative, infinite or NaN.
-
-    Example:
-        >>> ur.activations.elu(0.5).tail_lipschitz
-        0.5
-    """
-    alpha = _parameter(alpha, "alpha", "elu")
-    return _one_signed(
-        f"elu({_shown(alpha)})", _elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
-    )
-
-
-def celu(alpha: float = 1.0) -> Activation:
-    """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha.
-
-    Raises:
-        ValueError: alpha not positive, infinite or NaN.
-
-    Example:
-        >>> ur.activations.celu(0.5).tail_lipschitz, ur.activations.celu(0.5).tail_sup
-        (1.0, 0.5)
-    """
-    alpha = _parameter(alpha, "alpha", "celu", positive=True)
-    return _one_signed(
-        f"celu({_shown(alpha)})", _celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
-    )
-
-
-# With this k the two terms of the bound, ln 2 / k and h^2 k / 16, are equal and their sum least.
-_STEEPNESS = 4 * math.sqrt(math.log(2))
-
-
-def _sigmoid_sum(x, h, M, k):
-    t = jnp.asarray((np.arange(math.ceil(M / h)) + 0.5) * h, x.dtype)
-    shifted = jnp.expand_dims(x, -1) - t.reshape((1,) * x.ndim + t.shape)
-    return jnp.asarray(h, x.dtype) * jnp.sum(jax.nn.sigmoid(k * shifted), -1)
-
-
-def sigmoid_sum(h: float, M: float, k: float | None = None) -> Activation:
-    r"""A sum of shifted sigmoids near ReLU on [-M, M]: the sub-network of Theorem 10 for sigmoid.
-
-    .. math:: \rho(x) = h \sum_{i < M / h} \sigma(k (x - t_i)), \quad t_i = (i + 1/2) h, \qquad
-        \sup_{|x| \le M} |\rho(x) - relu(x)| \le \frac{\ln 2}{k} + \min(h/2, h^2 k / 16).
-
-    The sum is a midpoint rule for the integral of sigma(k (x - t)) over 0 <= t <= M, which is
-    (softplus(k x) - softplus(k (x - M))) / k, within ln 2 / k of ReLU; the minimum bounds the error
-    of the rule. Beyond M it saturates: the constants hold for abs(x) <= `reach` = M, and
-    `theory.activation_schedule` checks that no argument is larger.
-
-    Args:
-        h: distance between the sigmoids, of which there are ceil(M / h).
-        M: largest argument.
-        k: steepness; 4 sqrt(ln 2) / h by default, for which the gap is at most .417 h.
-
-    Raises:
-        ValueError: an argument that is not positive and finite, or h > M.
-
-    Reference: Li, Feng, Zhou (2024), Theorem 10, made explicit.
-
-    Example:
-        >>> rho = ur.activations.sigmoid_sum(0.1, 2.0)
-        >>> rho(jnp.array([-1.0, 0.5])).round(2).tolist(), round(rho.relu_gap, 4)
-        ([0.0, 0.5], 0.0416)
-    """
-    return _sum("sigmoid_sum", _sigmoid_sum, h, M, k, 1.0)
-
-
-def _tanh_sum(x, h, M, k):
-    return _sigmoid_sum(x, h, M, 2 * k)
-
-
-def tanh_sum(h: float, M: float, k: float | None = None) -> Activation:
-    r"""A sum of shifted tanh near ReLU on [-M, M]: the sub-network of Theorem 10 for tanh.
-
-    .. math:: \rho(x) = \frac{h}{2} \sum_{i < M / h} (1 + \tanh(k (x - t_i))),
-
-    which is `sigmoid_sum` with 2 k in place of k.
-
-    Args:
-        h, M, k: as in `sigmoid_sum`; k is 2 sqrt(ln 2) / h by default.
-
-    Raises:
-        ValueError: as `sigmoid_sum`.
-
-    Example:
-        >>> rho = ur.activations.tanh_sum(0.1, 2.0)
-        >>> rho(jnp.array([-1.0, 0.5])).round(2).tolist(), round(rho.relu_gap, 4)
-        ([0.0, 0.5], 0.0416)
-    """
-    return _sum("tanh_sum", _tanh_sum, h, M, k, 2.0)
-
-
-def _sum(name: str, function: Callable, h, M, k, factor: float) -> Activation:
-    """A sum of sigmoids whose steepness is `factor` k."""
-    h, M = (_parameter(v, n, name, positive=True) for n, v in (("h", h), ("M", M)))
-    if h > M:
-        raise ValueError(f"{name}: expected h <= M, got h = {h} and M = {M}")
-    k = _STEEPNESS / h / factor if k is None else _parameter(k, "k", name, positive=True)
-    steep = factor * k
-    gap = math.log(2) / steep + min(h / 2, h * h * steep / 16)
-    return Activation(
-        f"{name}({_shown(h)}, {_shown(M)}, {_shown(k)})",
-        1 / 2 + h * steep / 8,
-        gap,
-        gap,
-        gap,
-        function,
-        (h, M, k),
-        2 * gap,
-        reach=M,
-    )
-
-
-def _scaled(x, act, k):
-    return act(x * k) / k
-
-
-def scale(act: Activation, k: float) -> Activation:
-    """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay.
-
-    Args:
-        act: rho.
-        k: positive and finite.
-
-    Raises:
-        TypeError: act is not an `Activation`. ValueError: k out of range.
-
-    Reference: Li, Feng, Zhou (2024), Theorem 10.
-
-    Example:
-        >>> ur.activations.scale(ur.activations.softplus, 100.0).relu_gap < 0.007
-        True
-    """
-    _has_constants(act, "scale")
-    k = _parameter(k, "k", "scale", positive=True)
-    return Activation(
-        f"scale({act.name}, {_shown(k)})",
-        act.tail_lipschitz,
-        act.tail_sup / k,
-        act.tail_oscillation / k,
-        act.relu_gap / k,
-        _scaled,
-        (act, k),
-        act.line_oscillation / k,
-        act.identity_on_positives,
-        act.nonpositive_tail,
-        act.reach / k,
-    )
-
-
-def _has_constants(act, where: str) -> None:
-    if not isinstance(act, Activation):
-        raise TypeError(f"{where}: expected an Activation, whose constants are known; got {act!r}")
-
-
-def _composed(x, act, times):
-    for _ in range(times):
-        x = act(x)
-    return x
-
-
-def compose(act: Activation, times: int) -> Activation:
-    r"""rho applied `times` times, the rho^m of Theorem 9; `scale` shrinks the tail at less cost.
-
-    The constants are valid upper bounds, not always exact. If rho(x) = x on x >= 0 and h <= 0, the
-    tail of rho^m is at most min(beta, L_h^(m-1) beta) and L_h^m-Lipschitz; if h is also monotone
-    (ELU, CELU), its supremum is found by iterating from -beta. Otherwise
-    relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and 1-Lipschitz.
-
-    Args:
-        act: rho.
-        times: m, from 1 to 1000.
-
-    Raises:
-        TypeError: act is not an `Activation`, or times is not an integer.
-        ValueError: times out of range.
-
-    Reference: Li, Feng, Zhou (2024), Theorem 9.
-
-    Example:
-        >>> rho = ur.activations.elu(0.5)
-        >>> [round(ur.activations.compose(rho, m).tail_sup, 3) for m in (1, 2, 3)]
-        [0.5, 0.197, 0.089]
-    """
-    _has_constants(act, "compose")
-    m = _checks.as_index(times, "times", "compose", least=1)
-    if m > _MOST_TIMES:
-        raise ValueError(
-            f"compose: times must be at most {_MOST_TIMES}, got {m}; try scale, which is one step"
-        )
-    if m == 1:
-        return act
-    gap = m * act.relu_gap
-    lipschitz, sup, oscillation, line = math.inf, gap, 2 * gap, 2 * gap
-    if act.identity_on_positives and act.nonpositive_tail:
-        lipschitz = act.tail_lipschitz**m
-        sup = _iterated_sup(act, m)
-        gap = line = oscillation = sup
-    return Activation(
-        f"compose({act.name}, {m})",
-        lipschitz,
-        sup,
-        oscillation,
-        gap,
-        _composed,
-        (act, m),
-        line,
-        act.identity_on_positives,
-        act.nonpositive_tail,
-        # rho moves no argument up by more than the gap.
-        max(act.reach - (m - 1) * act.relu_gap, 0.0) if math.isfinite(act.reach) else math.inf,
-    )
-
-
-def _iterated_sup(act: Activation, m: int) -> float:
-    """sup abs(h^m): beta_{k+1} = abs(h(-beta_k)) for monotone tails, else min(1, L) beta_k."""
-    sup = act.tail_sup
-    for _ in range(m - 1):
-        if act.function is _elu:
-            sup = -act.parameters[0] * math.expm1(-sup)
-        elif act.function is _celu:
-            sup = -act.parameters[0] * math.expm1(-sup / act.parameters[0])
-        else:
-            sup = min(1.0, act.tail_lipschitz) * sup
-    return sup * (1 + _ROUNDED_UP) if math.isfinite(sup) else sup

@@ -6,20 +6,24 @@ from typing import overload
 import jax
 
 from unrolled._checks import Array
-from unrolled.activations._activation import (
-    Activation,
-    _celu,
+from unrolled.activations._activation import Activation, _relu
+from unrolled.activations._approximations import (
     _composed,
+    _scaled,
+    _sigmoid_sum,
+    _tanh_sum,
+    compose,
+    scale,
+    sigmoid_sum,
+    tanh_sum,
+)
+from unrolled.activations._pointwise import (
+    _celu,
     _elu,
     _leaky_relu,
-    _relu,
-    _scaled,
     _selu,
-    _sigmoid_sum,
     _softplus,
-    _tanh_sum,
     celu,
-    compose,
     elu,
     gelu,
     gelu_tanh,
@@ -27,12 +31,9 @@ from unrolled.activations._activation import (
     leaky_relu,
     mish,
     relu,
-    scale,
     selu,
-    sigmoid_sum,
     silu,
     softplus,
-    tanh_sum,
 )
 
 # Names that configurations and files may use; an activation of a user's own may be added.

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import widened
-from unrolled.activations._activation import relu
+from unrolled.activations._pointwise import relu
 
 
 def shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = relu) -> Array:

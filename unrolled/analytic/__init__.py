@@ -6,17 +6,8 @@ back all the same and a `HypothesisWarning` says by how much. `certify` and `wei
 what the theory says of given weights.
 """
 
-from unrolled.analytic._calibrate import (
-    calibrate,
-)
-from unrolled.analytic._params import (
-    alista,
-    dsc,
-    hyperlista,
-    ista,
-    lista_cp,
-    stored_thresholds,
-)
+from unrolled.analytic._calibrate import calibrate
+from unrolled.analytic._params import alista, dsc, hyperlista, ista, lista_cp, stored_thresholds
 from unrolled.analytic._schedules import (
     Certified,
     HypothesisWarning,
@@ -25,15 +16,8 @@ from unrolled.analytic._schedules import (
     chain_schedules,
     plan,
 )
-from unrolled.analytic._table import (
-    WeightsRow,
-    WeightsTable,
-    weights_table,
-)
-from unrolled.theory import (
-    frobenius_weights,
-    minimax_weights,
-)
+from unrolled.analytic._table import WeightsRow, WeightsTable, weights_table
+from unrolled.theory import frobenius_weights, minimax_weights
 
 __all__ = [
     "Certified",

@@ -9,24 +9,10 @@ import numpy as np
 from unrolled import analytic, dictionaries, layers, networks, theory
 from unrolled._text import markdown
 from unrolled.commands._console import Say
-from unrolled.commands._known_codes import (
-    GUARANTEES,
-    SUPPORT,
-    best_lam,
-    code_loss,
-    from_theory,
-)
+from unrolled.commands._known_codes import GUARANTEES, SUPPORT, best_lam, code_loss, from_theory
 from unrolled.commands._pursuit_rows import pursuit_codes
 from unrolled.commands._report import Section
-from unrolled.commands._settings import (
-    Samples,
-    Settings,
-    compared,
-    curve_rows,
-    spent,
-    timed,
-    train,
-)
+from unrolled.commands._settings import Samples, Settings, compared, curve_rows, spent, timed, train
 from unrolled.layers import Layer, Unrolled
 
 Methods = dict[str, tuple[networks.Network, Any]]

@@ -11,15 +11,7 @@ from unrolled import analytic, dictionaries, layers, metrics, problems, theory, 
 from unrolled.commands._console import Say
 from unrolled.commands._pursuit_rows import pursuit_codes
 from unrolled.commands._report import Section
-from unrolled.commands._settings import (
-    Samples,
-    Settings,
-    compared,
-    curve_rows,
-    spent,
-    timed,
-    train,
-)
+from unrolled.commands._settings import Samples, Settings, compared, curve_rows, spent, timed, train
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 

@@ -14,12 +14,7 @@ import optax
 from unrolled import analytic, datasets, dictionaries, problems, training
 from unrolled.commands._config import make_model
 from unrolled.commands._console import Say
-from unrolled.commands._inputs import (
-    check_length,
-    read_chain_codes,
-    read_codes,
-    read_dictionary,
-)
+from unrolled.commands._inputs import check_length, read_chain_codes, read_codes, read_dictionary
 from unrolled.commands._known_codes import from_theory
 from unrolled.commands._options import ConfigError
 from unrolled.commands._sections import (

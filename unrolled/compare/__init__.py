@@ -1,9 +1,6 @@
 """Learned params beside analytic ones: their errors step by step, and what training changes."""
 
-from unrolled.compare._compare import (
-    QUANTILES,
-    compare,
-)
+from unrolled.compare._compare import compare
 from unrolled.compare._comparison import (
     ChainComparison,
     Change,
@@ -13,15 +10,9 @@ from unrolled.compare._comparison import (
     DivergenceWarning,
     Guarantee,
 )
-from unrolled.compare._coupling import (
-    Coupling,
-)
-from unrolled.compare._evolution import (
-    ChainEvolution,
-    Evaluation,
-    Evolution,
-    evolution,
-)
+from unrolled.compare._coupling import Coupling
+from unrolled.compare._evolution import ChainEvolution, Evaluation, Evolution, evolution
+from unrolled.compare._measure import QUANTILES
 
 __all__ = [
     "ChainComparison",

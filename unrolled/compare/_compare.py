@@ -1,7 +1,6 @@
 """Methods side by side on one sample: their errors step by step, and what training changed."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -9,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks, metrics
+from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import largest
 from unrolled.compare._comparison import (
     ChainComparison,
     Change,
@@ -23,19 +21,18 @@ from unrolled.compare._comparison import (
 )
 from unrolled.compare._coupling import Weights, coupling, thresholds
 from unrolled.compare._guarantees import guarantees
+from unrolled.compare._measure import (
+    Measured,
+    Sample,
+    divergence,
+    lasso_optima,
+    measure,
+    measure_codes,
+)
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
-from unrolled.pursuit import fista, lasso_objective
 from unrolled.training import Fit
-
-# The quantiles of the errors of single signals that a `Curve` holds.
-QUANTILES = (0.1, 0.5, 0.9)
-
-# The most steps of FISTA to the optimum of the LASSO.
-_MAX_STEPS = 3000
-# What rounding may add to the error of the zero code: in dB, and as a share of F*.
-_ROUNDING = 1e-3
 
 Model = Layer | Network
 
@@ -53,6 +50,8 @@ def compare(
     bound: float | None = None,
     noise: float | None = None,
 ) -> Comparison: ...
+
+
 @overload
 def compare(
     methods: Mapping[str, tuple[Network, Any] | Fit | tuple[Array, ...]],
@@ -66,6 +65,8 @@ def compare(
     bound: Sequence[float] | None = None,
     noise: Sequence[float] | None = None,
 ) -> ChainComparison: ...
+
+
 def compare(
     methods: Mapping[str, Any],
     D: Any,
@@ -143,21 +144,6 @@ class _Method(NamedTuple):
         return isinstance(self.model, Network)
 
 
-class _Sample(NamedTuple):
-    """What all methods run on, layer by layer."""
-
-    Ds: tuple[Dictionary, ...]
-    Y: Array
-    Xs: tuple[Array, ...]
-    lams: tuple[Any, ...]  # None without gaps to the optimum
-    optima: tuple[Any, ...]  # F* of every signal
-
-    @property
-    def pairs(self) -> list[tuple[Array, Array]]:
-        """The signals and the codes of every layer."""
-        return list(zip((self.Y, *self.Xs), self.Xs))
-
-
 class _Block(NamedTuple):
     """A layer of a method: its params, stacked, and what was measured of its codes."""
 
@@ -220,7 +206,7 @@ def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> _Sample:
+def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
     where = "compare"
     Ds = as_chain(D, where) if chained else (as_dictionary(D, where),)
     if chained and not (isinstance(X, tuple | list) and len(X) == len(Ds)):
@@ -238,13 +224,13 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> _Sample:
     _checks.finite((Y, Xs), "Y or X", where)
     lams = _per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)
     optima = tuple(
-        None if lam is None else _optimum(Dj, signals, jnp.asarray(lam, signals.dtype))
+        None if lam is None else lasso_optima(Dj, signals, jnp.asarray(lam, signals.dtype))
         for Dj, signals, lam in zip(Ds, (Y, *Xs), lams)
     )
-    return _Sample(Ds, Y, Xs, lams, optima)
+    return Sample(Ds, Y, Xs, lams, optima)
 
 
-def _blocks(name: str, method: _Method, sample: _Sample, classes: list[tuple]) -> list[_Block]:
+def _blocks(name: str, method: _Method, sample: Sample, classes: list[tuple]) -> list[_Block]:
     """Run a method, and measure the codes, the weights and the guarantees of its layers."""
     model, params, own = method
     if model is None:
@@ -254,7 +240,7 @@ def _blocks(name: str, method: _Method, sample: _Sample, classes: list[tuple]) -
     shapes, expected = ([D.shape for D in chain] for chain in (Ds, sample.Ds))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} was trained with D of {shapes}; expected {expected}")
-    found = _measure(model, params, Ds if chained else Ds[0], sample)
+    found = measure(model, params, Ds if chained else Ds[0], sample)
     blocks = tuple(params) if chained else (params,)
     held = guarantees(model, blocks, Ds, sample.pairs, classes)
     made = []
@@ -265,25 +251,25 @@ def _blocks(name: str, method: _Method, sample: _Sample, classes: list[tuple]) -
     return made
 
 
-def _of_codes(name: str, codes: tuple[Array, ...], sample: _Sample) -> list[_Block]:
+def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample) -> list[_Block]:
     """The measurements of codes as they are."""
     shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
     floats = [_checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
     paths = tuple(X.astype(Y.dtype)[None] for X, (Y, _) in zip(floats, sample.pairs))
-    found = _measure_codes(paths, sample)
+    found = measure_codes(paths, sample)
     return [_Block(None, D, None, *_judged(m, None)) for D, m in zip(sample.Ds, found)]
 
 
 def _judged(
-    measured: "_Measured", guarantee: Guarantee | None
+    measured: Measured, guarantee: Guarantee | None
 ) -> tuple[Curve, Guarantee | None, Divergence | None, bool]:
     """The last fields of a block."""
     errors = {name: np.asarray(value) for name, value in measured.errors.items()}
     gap = None if measured.gap is None else np.asarray(measured.gap)
     curve = Curve(**errors, gap=gap)
-    return curve, guarantee, _divergence(curve, measured.zero_gap), bool(measured.silent)
+    return curve, guarantee, divergence(curve, measured.zero_gap), bool(measured.silent)
 
 
 def _comparison(blocks: dict[str, _Block], reference: str | None) -> Comparison:
@@ -311,87 +297,6 @@ def _comparison(blocks: dict[str, _Block], reference: str | None) -> Comparison:
 
 def _known(found: dict) -> dict:
     return {name: value for name, value in found.items() if value is not None}
-
-
-class _Measured(NamedTuple):
-    errors: dict[str, Array]  # the fields of a `Curve`
-    gap: Array | None
-    zero_gap: Array | None  # of the zero code
-    silent: Array
-
-
-@partial(jax.jit, static_argnames="model")
-def _measure(model: Any, params: Any, D: Any, sample: _Sample) -> list[_Measured]:
-    """`_measure_codes` of a model; compiled once for all of its params."""
-    paths = jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, sample.Y)
-    return _measure_codes(paths if isinstance(paths, tuple) else (paths,), sample)
-
-
-@jax.jit
-def _measure_codes(paths: tuple[Array, ...], sample: _Sample) -> list[_Measured]:
-    """The codes of every layer, (steps, batch, d), against the true ones."""
-    found = []
-    for path, D, (Y, X), lam, optimum in zip(
-        paths, sample.Ds, sample.pairs, sample.lams, sample.optima
-    ):
-        gap = zero_gap = None
-        if lam is not None:
-            measured = partial(_objective_gap, D, Y, lam=lam, optimum=optimum)
-            gap, zero_gap = jax.lax.map(measured, path), measured(jnp.zeros_like(X))
-        silent = ~(path[-1] != 0).any() & (X != 0).any()
-        found.append(_Measured(jax.lax.map(partial(_errors, X), path), gap, zero_gap, silent))
-    return found
-
-
-def _errors(X: Array, x: Array) -> dict[str, Array]:
-    return dict(
-        nmse=metrics.nmse(x, X),
-        mean_nmse=metrics.mean_nmse(x, X),
-        quantiles=jnp.nanquantile(metrics.signal_nmse(x, X), jnp.asarray(QUANTILES, x.dtype)),
-        failure_rate=metrics.failure_rate(x, X),
-        largest_l1=largest(jnp.abs(x - X).sum(-1)),
-        **metrics.support_scores(x, X)._asdict(),
-    )
-
-
-def _optimum(D, Y, lam) -> Array:
-    """F* of every signal, to a relative duality gap of 1e-6 of its energy where float32 allows."""
-    solve = jax.jit(
-        jax.vmap(lambda y: lasso_objective(D, y, fista(D, y, lam, max_steps=_MAX_STEPS).x, lam))
-    )
-    return solve(Y)
-
-
-def _objective_gap(D, Y, x, lam, optimum) -> Array:
-    objective = jax.vmap(lasso_objective, (None, 0, 0, None))(D, Y, x, jnp.asarray(lam, Y.dtype))
-    return jnp.sum(objective - optimum) / jnp.sum(optimum)
-
-
-def _divergence(curve: Curve, zero_gap: Any) -> Divergence | None:
-    """How the codes end worse than the zero code, where every method starts; None if they do not.
-
-    Codes without any error are no worse, also where the true codes are all zero.
-    """
-    error = curve.nmse[-1]
-    if step := _worse_from(~((curve.nmse <= _ROUNDING) | (curve.largest_l1 == 0))):
-        if not np.isfinite(error):
-            return Divergence(step, f"its error is not finite from step {step} on")
-        ends = f"its error ends {error:.1f} dB above that of the zero code"
-        return Divergence(step, f"{ends}, and is above it from step {step} on")
-    if curve.gap is None:
-        return None
-    most = float(zero_gap) + _ROUNDING
-    if step := _worse_from(~(curve.gap <= most)):
-        ends = f"(F - F*) / F* ends at {curve.gap[-1]:.3g}, above the {float(zero_gap):.3g} of"
-        return Divergence(step, f"{ends} the zero code, and is above it from step {step} on")
-    return None
-
-
-def _worse_from(worse: np.ndarray) -> int:
-    """The step from which on all are worse, counted from 1; 0 if the last is not."""
-    good = np.flatnonzero(~worse)
-    first = good[-1] + 2 if len(good) else 1
-    return int(first) if first <= len(worse) else 0
 
 
 def _same_form(a, b) -> bool:

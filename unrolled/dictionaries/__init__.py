@@ -29,14 +29,8 @@ from unrolled.dictionaries._base import (
     dense,
     pytree,
 )
-from unrolled.dictionaries._composed import (
-    Composed,
-    Concatenated,
-    Sparse,
-)
-from unrolled.dictionaries._conv import (
-    Conv,
-)
+from unrolled.dictionaries._composed import Composed, Concatenated, Sparse
+from unrolled.dictionaries._conv import Conv
 from unrolled.dictionaries._dense import (
     dct,
     gaussian,
@@ -53,9 +47,7 @@ from unrolled.dictionaries._operands import (
     operands,
     unit_atoms,
 )
-from unrolled.dictionaries._with_identity import (
-    WithIdentity,
-)
+from unrolled.dictionaries._with_identity import WithIdentity
 
 __all__ = [
     "Composed",

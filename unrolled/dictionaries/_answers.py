@@ -8,12 +8,7 @@ from jax.typing import ArrayLike
 
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest_singular_value, ldexp, norm
-from unrolled.dictionaries._base import (
-    Dictionary,
-    Structured,
-    matrix_products,
-    scale_columns,
-)
+from unrolled.dictionaries._base import Dictionary, Structured, matrix_products, scale_columns
 from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
 
 

@@ -15,13 +15,7 @@ from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import (
-    Arrays,
-    Keeper,
-    Progress,
-    fingerprint,
-    text_of,
-)
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective
 from unrolled.dictionary_learning._signals import (

@@ -6,13 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unrolled.dictionary_learning._codes import lasso_codes
-from unrolled.dictionary_learning._signals import (
-    Signals,
-    distinct,
-    duplicates,
-    in_units,
-    near_one,
-)
+from unrolled.dictionary_learning._signals import Signals, distinct, duplicates, in_units, near_one
 
 
 class Sums(NamedTuple):

@@ -3,9 +3,7 @@
 `import unrolled` does not import this package, which needs flax.
 """
 
-from unrolled.experiments._data import (
-    load,
-)
+from unrolled.experiments._data import load
 from unrolled.experiments._feature_records import (
     Admitted,
     Codes,
@@ -14,59 +12,24 @@ from unrolled.experiments._feature_records import (
     features_rows,
     features_table,
 )
-from unrolled.experiments._features import (
-    features,
-)
+from unrolled.experiments._features import features
 from unrolled.experiments._figures import (
     l1_in_training,
     predicted_masks,
     scores_by_activation,
     training_loss,
 )
-from unrolled.experiments._grid import (
-    Sweep,
-    grid,
-    sweep,
-)
-from unrolled.experiments._layer_dictionary import (
-    LayerDictionary,
-    as_dictionary,
-)
-from unrolled.experiments._layer_pursuit import (
-    Pursued,
-)
-from unrolled.experiments._models import (
-    options_of,
-    task_of,
-)
-from unrolled.experiments._recipe import (
-    Recipe,
-    deviations,
-    paper_recipe,
-)
-from unrolled.experiments._restore import (
-    restore,
-)
-from unrolled.experiments._row_features import (
-    row_features,
-)
-from unrolled.experiments._rows import (
-    read_pictures,
-    read_rows,
-)
-from unrolled.experiments._run import (
-    Outcome,
-    run,
-)
-from unrolled.experiments._shapes import (
-    shapes,
-)
-from unrolled.experiments._table import (
-    Cell,
-    Interval,
-    interval,
-    summarize,
-)
+from unrolled.experiments._grid import Sweep, grid, sweep
+from unrolled.experiments._layer_dictionary import LayerDictionary, as_dictionary
+from unrolled.experiments._layer_pursuit import Pursued
+from unrolled.experiments._models import options_of, task_of
+from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
+from unrolled.experiments._restore import restore
+from unrolled.experiments._row_features import row_features
+from unrolled.experiments._rows import read_pictures, read_rows
+from unrolled.experiments._run import Outcome, run
+from unrolled.experiments._shapes import shapes
+from unrolled.experiments._table import Cell, Interval, interval, summarize
 
 __all__ = [
     "Admitted",

@@ -5,14 +5,7 @@ from unrolled.layers._alista import alista, robust_alista, tilista
 from unrolled.layers._bernoulli_gaussian import Estimating, bernoulli_gaussian_mean
 from unrolled.layers._glista import Gated, glista
 from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
-from unrolled.layers._ista import (
-    Step,
-    StepAndThreshold,
-    fista,
-    ista,
-    ista_params,
-    step_lista,
-)
+from unrolled.layers._ista import Step, StepAndThreshold, fista, ista, ista_params, step_lista
 from unrolled.layers._lamp import Message, lamp
 from unrolled.layers._lamp_bg import lamp_bg
 from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped

@@ -13,19 +13,14 @@ from unrolled.metrics._codes import (
     signal_nmse,
     support_scores,
 )
-from unrolled.metrics._images import (
-    psnr,
-)
+from unrolled.metrics._images import psnr
 from unrolled.metrics._segmentation import (
     mean_class_accuracy,
     mean_class_precision,
     mean_iou,
     pixel_accuracy,
 )
-from unrolled.metrics._sparsity import (
-    Sparsity,
-    sparsity,
-)
+from unrolled.metrics._sparsity import Sparsity, sparsity
 
 __all__ = [
     "Sparsity",

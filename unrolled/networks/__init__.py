@@ -5,29 +5,12 @@ blocks, a block of `res_csc` starts from the code two blocks before it, and `dec
 penalises sum |x|^p.
 """
 
-from unrolled.networks._deconvolutional import (
-    Deconvolution,
-    deconvolutional,
-    learn_deconvolution,
-)
-from unrolled.networks._dsc import (
-    dsc,
-)
-from unrolled.networks._ml_lista import (
-    Analysis,
-    ml_lista,
-)
-from unrolled.networks._msd_csc import (
-    mixed_scale,
-    msd_csc,
-)
-from unrolled.networks._network import (
-    NETWORKS,
-    Network,
-)
-from unrolled.networks._res_csc import (
-    res_csc,
-)
+from unrolled.networks._deconvolutional import Deconvolution, deconvolutional, learn_deconvolution
+from unrolled.networks._dsc import dsc
+from unrolled.networks._ml_lista import Analysis, ml_lista
+from unrolled.networks._msd_csc import mixed_scale, msd_csc
+from unrolled.networks._network import NETWORKS, Network
+from unrolled.networks._res_csc import res_csc
 
 __all__ = [
     "Analysis",

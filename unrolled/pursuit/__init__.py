@@ -1,23 +1,11 @@
 """Pursuits: solvers that take `(D, y, ...)` for one signal and report how good their code is."""
 
-from unrolled.pursuit._basis_pursuit import (
-    basis_pursuit,
-)
-from unrolled.pursuit._bpdn import (
-    bpdn,
-)
-from unrolled.pursuit._deep import (
-    DeepPursuit,
-    sweep,
-)
+from unrolled.pursuit._basis_pursuit import basis_pursuit
+from unrolled.pursuit._bpdn import bpdn
+from unrolled.pursuit._deep import DeepPursuit, sweep
 from unrolled.pursuit._gap import duality_gap, lasso_objective
-from unrolled.pursuit._half_quadratic import (
-    half_quadratic,
-    half_quadratic_step,
-)
-from unrolled.pursuit._holistic import (
-    holistic,
-)
+from unrolled.pursuit._half_quadratic import half_quadratic, half_quadratic_step
+from unrolled.pursuit._holistic import holistic
 from unrolled.pursuit._ista import (
     Momentum,
     State,
@@ -28,45 +16,17 @@ from unrolled.pursuit._ista import (
     ista_step,
     lipschitz,
 )
-from unrolled.pursuit._lasso import (
-    lam_max,
-    lam_of_paper,
-    lasso,
-)
-from unrolled.pursuit._lasso_batch import (
-    lasso_batch,
-)
-from unrolled.pursuit._lasso_path import (
-    Path,
-    lasso_path,
-)
-from unrolled.pursuit._layered import (
-    Layered,
-    layered_basis_pursuit,
-    layered_thresholding,
-)
-from unrolled.pursuit._local_error import (
-    Constrained,
-    local_error,
-)
-from unrolled.pursuit._local_sparsity import (
-    local_sparsity,
-)
-from unrolled.pursuit._ml_basis_pursuit import (
-    ml_basis_pursuit,
-)
-from unrolled.pursuit._ml_ista import (
-    ml_fista,
-    ml_ista,
-    ml_ista_step,
-)
-from unrolled.pursuit._omp import (
-    omp,
-)
+from unrolled.pursuit._lasso import lam_max, lam_of_paper, lasso
+from unrolled.pursuit._lasso_batch import lasso_batch
+from unrolled.pursuit._lasso_path import Path, lasso_path
+from unrolled.pursuit._layered import Layered, layered_basis_pursuit, layered_thresholding
+from unrolled.pursuit._local_error import Constrained, local_error
+from unrolled.pursuit._local_sparsity import local_sparsity
+from unrolled.pursuit._ml_basis_pursuit import ml_basis_pursuit
+from unrolled.pursuit._ml_ista import ml_fista, ml_ista, ml_ista_step
+from unrolled.pursuit._omp import omp
 from unrolled.pursuit._problem import Pursuit
-from unrolled.pursuit._project import (
-    project,
-)
+from unrolled.pursuit._project import project
 from unrolled.pursuit._threshold import threshold
 
 __all__ = [

@@ -4,15 +4,8 @@ Traceable functions work in the dtype of D; host functions return float64 record
 `holds`.
 """
 
-from unrolled.theory._activations import (
-    ActivationSchedule,
-    activation_schedule,
-    theorem_of,
-)
-from unrolled.theory._certificates import (
-    Certificate,
-    certify,
-)
+from unrolled.theory._activations import ActivationSchedule, activation_schedule, theorem_of
+from unrolled.theory._certificates import Certificate, certify
 from unrolled.theory._coherence import (
     Coherence,
     babel,
@@ -48,11 +41,7 @@ from unrolled.theory._generalized import (
     minimal_entry_weights,
     minimax_weights,
 )
-from unrolled.theory._layered import (
-    LayeredSchedule,
-    layered_penalties,
-    layered_thresholds,
-)
+from unrolled.theory._layered import LayeredSchedule, layered_penalties, layered_thresholds
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
@@ -87,10 +76,7 @@ from unrolled.theory._uniqueness import (
     recover_on_supports,
     uniqueness,
 )
-from unrolled.theory._weights import (
-    frobenius_weights,
-    pseudo_inverse,
-)
+from unrolled.theory._weights import frobenius_weights, pseudo_inverse
 
 __all__ = [
     "ActivationSchedule",

@@ -11,14 +11,7 @@ from jax.typing import DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import (
-    Dictionary,
-    Structured,
-    as_chain,
-    column_norms,
-    dense,
-    magnitudes,
-)
+from unrolled.dictionaries import Dictionary, Structured, as_chain, column_norms, dense, magnitudes
 from unrolled.theory._coherence import mutual_coherence
 from unrolled.theory._schedules import host_numbers
 
