@@ -7,7 +7,7 @@ and for a large map the gradient of the kernel is faster in strips that stay in 
 `benchmarks/cnn.py` says whether this still pays.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +78,7 @@ def max_pool(x: Array) -> Array:
 
     Where a maximum is attained more than once, its gradient goes to the first.
     """
-    H, W = (side // 2 * 2 for side in x.shape[1:3])
-    return _largest(x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1))
+    return _largest(_squares(x))
 
 
 def convolve_and_pool(
@@ -87,7 +86,8 @@ def convolve_and_pool(
 ) -> tuple[Array, Array]:
     """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
 
-    An activation that never falls is applied after the maximum, to a quarter of the values.
+    The activation is applied once more, to the quarter of the values that have the maxima: XLA
+    computes that faster than it stores all features and reads them back for the maxima.
 
     Args:
         x: (N, H, W, C_in).
@@ -101,15 +101,19 @@ def convolve_and_pool(
     """
     r = _block_side(kernel)
     if r == 1:
-        z, pool = convolve(x, kernel), max_pool
+        z, parts = convolve(x, kernel), _squares
     else:
-        z, pool = _convolve_blocks(x, kernel, r), _pool_blocks
+        z, parts = _convolve_blocks(x, kernel, r), _quarters
 
     def rho(z: Array) -> Array:
         return activation(add(z, jnp.tile(bias, z.shape[-1] // len(bias))))
 
     features = rho(z)
-    pooled = rho(pool(z)) if is_monotone(activation) else pool(features)
+    if is_monotone(activation):
+        largest = _largest(parts(z))
+    else:
+        largest = _where_largest(parts(lax.stop_gradient(features)), parts(z))
+    pooled = rho(largest)
     if r > 1:
         H, W = (side - len(kernel) + 1 for side in x.shape[1:3])
         pooled = _pixels(pooled, r // 2)[:, : H // 2, : W // 2]
@@ -126,9 +130,28 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _largest(parts: Iterable[Array]) -> Array:
+def _squares(x: Array) -> list[Array]:
+    """The four pixels of every square of 2 x 2."""
+    H, W = (side // 2 * 2 for side in x.shape[1:3])
+    return [x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1)]
+
+
+def _largest(parts: list[Array]) -> Array:
     a, b, c, d = parts
     return _larger(_larger(a, b), _larger(c, d))
+
+
+def _where_largest(keys: list[Array], values: list[Array]) -> Array:
+    """The values where the keys are largest, the first of these where keys are equal."""
+    (a, b, c, d), (va, vb, vc, vd) = keys, values
+    first = jnp.where(_precedes(a, b), va, vb)
+    second = jnp.where(_precedes(c, d), vc, vd)
+    return jnp.where(_precedes(_larger(a, b), _larger(c, d)), first, second)
+
+
+def _precedes(a: Array, b: Array) -> Array:
+    """Whether a is the maximum of a and b, as NaN is."""
+    return (a >= b) | (a != a)
 
 
 @jax.custom_jvp
@@ -143,7 +166,7 @@ def _larger_jvp(primals, tangents):
     # The value above is that of this choice, asked the other way round: the same comparison would
     # be stored for the gradient and read back for the value, in three times the time.
     a, b = primals
-    return _larger(a, b), jnp.where((a >= b) | (a != a), *tangents)
+    return _larger(a, b), jnp.where(_precedes(a, b), *tangents)
 
 
 def _gathered(x: Array, kernel: Array) -> Array:
@@ -221,5 +244,6 @@ def _features(z: Array, r: int) -> Array:
     return z.reshape(N, h * r, w * r, -1)
 
 
-def _pool_blocks(x: Array) -> Array:
-    return _largest(jnp.split(x, 4, -1))
+def _quarters(z: Array) -> list[Array]:
+    """The four pixels of every square of 2 x 2, of output blocks."""
+    return jnp.split(z, 4, -1)
