@@ -100,10 +100,8 @@ def convolve_and_pool(
         H' = H - k + 1. Under `jit`, features that are not used cost nothing.
     """
     r = _block_side(kernel)
-    if r == 1:
-        z, parts = convolve(x, kernel), _squares
-    else:
-        z, parts = _convolve_blocks(x, kernel, r), _quarters
+    z = convolve(x, kernel) if r == 1 else _convolve_blocks(x, kernel, r)
+    parts = _squares if r == 1 else _quarters
 
     def rho(z: Array) -> Array:
         return activation(add(z, jnp.tile(bias, z.shape[-1] // len(bias))))
@@ -244,6 +242,6 @@ def _features(z: Array, r: int) -> Array:
     return z.reshape(N, h * r, w * r, -1)
 
 
-def _quarters(z: Array) -> list[Array]:
+def _quarters(x: Array) -> list[Array]:
     """The four pixels of every square of 2 x 2, of output blocks."""
-    return jnp.split(z, 4, -1)
+    return jnp.split(x, 4, -1)
