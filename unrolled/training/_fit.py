@@ -62,6 +62,7 @@ def fit(
             the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA).
         optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. One that
             asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets that of the batch.
+            `optax.lookahead`, which needs params of its own form, does not work.
         steps: the most training steps to take.
         key: of the samples; an int is a seed.
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso`,
