@@ -71,6 +71,7 @@ DEFAULT_CASES = {
         "test_a_block_equals_an_iteration": 4,
         "test_a_stack_has_the_codes_of_its_layer": 0,
         "test_float32": 0,
+        "test_jit_vmap_and_loop_agree": 0,
         "test_layers_that_no_block_realizes_are_refused": 1,
         "test_soft_codes_stay_within_their_bound": 0,
         "test_stacks_on_other_geometries": 1,
@@ -105,10 +106,10 @@ DEFAULT_CASES = {
     "test_basis_pursuit.py": {
         "test_a_unique_sparse_code_is_found_with_exact_zeros_off_its_support": 2,
         "test_all_codes_that_mu_tilde_admits_are_recovered": 0,
-        "test_codes_within_the_generalized_sparsity_bound_are_recovered": 1,
+        "test_codes_within_the_generalized_sparsity_bound_are_recovered": 0,
         "test_dense_codes_have_the_least_l1_norm_of_highs": 2,
         "test_gradients_in_half_precision": 0,
-        "test_planted_chains_are_recovered": 2,
+        "test_planted_chains_are_recovered": 1,
         "test_signals_of_tying_atoms_are_made_to_rounding": 2,
         "test_small_random_degenerate_programs": 0,
         "test_sparse_codes_have_the_least_l1_norm_of_highs": 5,
@@ -121,6 +122,7 @@ DEFAULT_CASES = {
         "test_codes_are_feasible_and_their_value_is_that_of_a_dual_point": 2,
     },
     "test_calibrate.py": {
+        "test_a_chain_is_calibrated_block_by_block": 0,
         "test_a_convolutional_dictionary": 0,
         "test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces": 3,
         "test_in_float32": 0,
@@ -183,6 +185,7 @@ DEFAULT_CASES = {
     "test_curriculum.py": {
         "test_a_family_of_a_user_has_a_curriculum_and_a_search": 0,
         "test_a_search_equals_a_loop": 0,
+        "test_one_compiled_step_serves_all_stages": 0,
         "test_shared_weights_and_unstacked_steps": 0,
     },
     "test_deep_blocks.py": {
@@ -230,6 +233,7 @@ DEFAULT_CASES = {
         "test_three_numbers_reach_60_decibels_on_the_standard_benchmark": 0,
     },
     "test_lasso.py": {
+        "test_an_unreachable_tolerance_is_reported": 0,
         "test_codes_are_those_of_scikit_learn": 1,
         "test_degenerate_dictionaries": 1,
         "test_derivatives_of_a_structured_dictionary_and_of_a_batch": 0,
@@ -333,6 +337,7 @@ DEFAULT_CASES = {
         "test_no_member_breaks_the_bounds_of_its_atoms": 4,
         "test_noise_of_a_given_l2_norm_stays_under_the_bounds_of_omega": 1,
         "test_sums_of_sigmoids_stay_under_the_bounds_of_theorem_10": 1,
+        "test_the_guard_of_the_atoms_keeps_depth_harmless": 2,
         "test_the_objective_stays_within_its_bound_on_both_sides": 8,
         "test_the_support_is_found_from_the_promised_step_on": 2,
         "test_two_runs_stay_within_the_sequence_bound": 1,
