@@ -732,3 +732,10 @@ def test_quick_experiments_end_in_a_minute(task, tmp_path):
     assert found.returncode == 0, found.stderr
     assert time.monotonic() - began < 120  # a minute on a machine that does nothing else
     assert json.loads(found.stdout)["sections"] and "embedded" in found.stderr
+
+
+def test_a_step_records_mean_magnitudes_and_exact_zeros():
+    features = {"a": jnp.array([[[0.0, -1.0]], [[2.0, -3.0]]]), "b": jnp.zeros((2, 3))}
+    l1, zeros = _program._l1_and_zeros(features)
+    np.testing.assert_allclose(l1, [1.5, 0.0])
+    np.testing.assert_allclose(zeros, [0.25, 1.0])

@@ -10,6 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 
 
+# jax.nn.relu loses NaN where XLA fuses its maximum with a sum on a CPU.
 def _relu(x):
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 

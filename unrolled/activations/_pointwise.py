@@ -9,8 +9,8 @@ from unrolled._numbers import widened
 from unrolled.activations._activation import Activation, _relu, one_signed, parameter, shown
 
 
-# Module-level functions of our own, since those of jax.nn cannot be pickled, and since relu and
-# celu of jax.nn lose nan where XLA fuses their maximum with a sum on a CPU.
+# Module-level functions of our own, since those of jax.nn cannot be pickled, and since its celu
+# loses NaN as its relu does.
 def _leaky_relu(x, slope):
     return jax.nn.leaky_relu(x, slope)
 

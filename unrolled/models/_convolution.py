@@ -86,8 +86,8 @@ def convolve_and_pool(
 ) -> tuple[Array, Array]:
     """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
 
-    The activation is applied once more, to the quarter of the values that have the maxima: XLA
-    computes that faster than it stores all features and reads them back for the maxima.
+    The maximum of rho(z) is rho of the z that has it. So rho is computed once more, of a quarter of
+    the values, which is faster than to store all features and read them back.
 
     Args:
         x: (N, H, W, C_in).
@@ -97,7 +97,7 @@ def convolve_and_pool(
 
     Returns:
         The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), where
-        H' = H - k + 1. Under `jit`, features that are not used cost nothing.
+        H' = H - k + 1. Under `jit`, features that are not used cost nothing if rho never falls.
     """
     r = _block_side(kernel)
     z = convolve(x, kernel) if r == 1 else _convolve_blocks(x, kernel, r)

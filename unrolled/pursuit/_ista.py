@@ -162,7 +162,8 @@ def ista(
 
     Raises:
         TypeError: operands that are not real numbers, or a traced tol or max_steps.
-        ValueError: shapes that do not fit, lam < 0, D = 0 (where known), or tol <= 0.
+        ValueError: shapes that do not fit, lam < 0 or beyond the range of the dtype, D = 0
+            (where known), or tol <= 0.
 
     Reference: Daubechies, Defrise, De Mol (2004); Beck, Teboulle (2009), Theorem 3.1.
 

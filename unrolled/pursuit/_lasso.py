@@ -75,8 +75,8 @@ def lasso(
 
     Raises:
         TypeError: operands that are not real numbers, or a traced tol or max_steps.
-        ValueError: shapes that do not fit, not one of lam and ratio, a negative lam, ratio or l2,
-            D = 0 (where known), or tol <= 0.
+        ValueError: shapes that do not fit, not one of lam and ratio, a lam, ratio or l2 that is
+            negative or beyond the range of the dtype, D = 0 (where known), or tol <= 0.
 
     Reference: Beck, Teboulle (2009); Zou, Hastie (2005) for the elastic net; Bertrand et al. (2020)
     for the implicit derivative.

@@ -41,7 +41,8 @@ def threshold(
 
     Raises:
         TypeError: operands that are not real numbers, or a traced tol.
-        ValueError: shapes that do not fit, theta < 0 (where known), or tol <= 0.
+        ValueError: shapes that do not fit, theta < 0 or beyond the range of the dtype (where
+            known), or tol <= 0.
 
     Reference: Papyan, Romano, Elad (2017).
 
