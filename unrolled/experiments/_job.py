@@ -74,15 +74,16 @@ class Job:
             KeyboardInterrupt, SystemExit: a signal was caught; the state has been saved.
         """
         epoch, steps = len(self.curve), self.program.steps_per_epoch
-        indices = order(self.key, epoch, len(self.X))
+        indices = np.asarray(order(self.key, epoch, len(self.X)))
+        batches = indices[: steps * self.recipe.batch].reshape(steps, -1)
         gamma = np.float32(self.recipe.gamma) if self.recipe.gamma else None
         done, end = int(self.state.step), (epoch + 1) * steps
         while done < end:
             began, chunk = time.monotonic(), self._chunk()
             stop = min(done + chunk, end)
-            for _ in range(done, stop):
+            for step in range(done, stop):
                 self.state = self.program.advance(
-                    self.state, self.key, indices, gamma, self.X, self.Y
+                    self.state, self.key, batches[step % steps], gamma, self.X, self.Y
                 )
             jax.block_until_ready(self.state.step)
             passed = time.monotonic() - began

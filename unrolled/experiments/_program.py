@@ -162,10 +162,8 @@ def make_program(
     # One step a call: inside a loop, XLA computes gradients of convolutions on a CPU several times
     # more slowly.
     @functools.partial(jax.jit, donate_argnums=0)
-    def advance(state, key, indices, gamma, X, Y):
-        """The state after one more step, in an epoch whose images come in the order `indices`."""
-        first = state.step % steps_per_epoch * recipe.batch
-        chosen = lax.dynamic_slice(indices, (first,), (recipe.batch,))
+    def advance(state, key, chosen, gamma, X, Y):
+        """The state after one more step, on the images whose indices are chosen."""
         x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
         key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
         x, y = _augmented(recipe.augmentation, key, x, y)

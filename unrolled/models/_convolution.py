@@ -104,7 +104,9 @@ def convolve_and_pool(
     parts = _squares if r == 1 else _quarters
 
     def rho(z: Array) -> Array:
-        return activation(add(z, jnp.tile(bias, z.shape[-1] // len(bias))))
+        # With the bias repeated along a row, XLA computes its values one by one.
+        pixels = z.reshape(*z.shape[:-1], z.shape[-1] // len(bias), len(bias))
+        return activation(add(pixels, bias)).reshape(z.shape)
 
     features = rho(z)
     if is_monotone(activation):
