@@ -168,6 +168,18 @@ def test_rounding_of_float32_data_is_not_forgiven_to_float64_data():
     assert is_feasible(off.astype(np.float32), Ds, xs, [6, 2], 0.0).holds
 
 
+@pytest.mark.parametrize("k", [-900, 900])
+def test_residuals_whose_squares_leave_the_range(k):
+    y, Ds, xs = deep_chain(np.random.default_rng(6), np.float64)
+    for share, holds in ((1.0, True), (1.1, False)):
+        want = is_feasible(share * y, Ds, xs, [6, 2], 0.0)
+        scaled = np.ldexp(share * y, k), Ds, [np.ldexp(x, k) for x in xs]
+        found = is_feasible(*scaled, [6, 2], 0.0)
+        assert found.holds == want.holds == holds
+        assert (found.residuals == np.ldexp(want.residuals, k)).all()
+        assert (found.rounding == np.ldexp(want.rounding, k)).all()
+
+
 def test_structured_dictionaries_and_lists_and_integers():
     rng = np.random.default_rng(4)
     conv = dictionaries.Conv(rng.normal(size=(2, 1, 3)), 10, boundary="circular")

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import norm
 from unrolled.dictionaries import Conv, Dictionary, magnitudes, nonzero_atoms
 from unrolled.theory._chains import host_chain, layer_counts, layer_numbers, measured, of_length
 from unrolled.theory._coherence import max_sparsity, sparsity_bound
@@ -254,18 +255,17 @@ def _evaluated(
     for j, D in enumerate(Ds):
         before, x = signals[j : j + 2]
         eps = max(float(jnp.finfo(a.dtype).eps) for a in (D, *given[j : j + 2]))
-        image, size = map(np.asarray, _images(_checks.cast(D, np.float64), x))
-        with np.errstate(invalid="ignore"):
-            residuals.append(np.linalg.norm(before - image))
-            rounding.append((np.count_nonzero(x) + 2) * eps * np.linalg.norm(np.abs(before) + size))
+        residual, size = map(float, _distance(_checks.cast(D, np.float64), before, x))
+        residuals.append(residual)
+        rounding.append((np.count_nonzero(x) + 2) * eps * size)
     finite = np.isfinite(residuals)
     return signals[1:], np.where(finite, residuals, np.inf), np.where(finite, rounding, 0.0)
 
 
 @jax.jit
-def _images(D: Dictionary, x: Array) -> tuple[Array, Array]:
-    """D x and |D| |x|."""
-    return D @ x, magnitudes(D) @ jnp.abs(x)
+def _distance(D: Dictionary, y: Array, x: Array) -> tuple[Array, Array]:
+    """norm(y - D x) and norm(|y| + |D| |x|), whose squares may leave the range."""
+    return norm(y - D @ x), norm(jnp.abs(y) + magnitudes(D) @ jnp.abs(x))
 
 
 def _signals(
