@@ -229,6 +229,16 @@ def test_orthonormal_atoms_are_solved_by_one_threshold():
         )  # sqrt of the gap
 
 
+@pytest.mark.parametrize("size", [1e12, 1e14, 1e20, 1e30])
+def test_the_gap_of_a_threshold_above_the_range_is_infinite(size):
+    """Relative to norm(y)^2 / 2 it is near norm(D)^4."""
+    D, y, lam = (np.asarray(v, np.float32) for v in problem(0))
+    found = pursuit.threshold(np.float32(size) * D, y, np.float32(size) * lam)
+    assert np.isfinite(found.x).all() and found.gap == np.inf and not found.converged
+    assert found.residual == np.inf if size > 1e19 else np.isfinite(found.residual)
+    assert np.isnan(pursuit.threshold(D, y * np.float32(np.nan), lam).gap)
+
+
 def test_threshold_takes_one_value_per_atom_and_per_filter():
     D, y, _ = problem(0)
     theta = np.linspace(0, 1, N)

@@ -73,4 +73,10 @@ def thresholded(
     prox = nonnegative_threshold if nonnegative else shrink
     with jax.default_matmul_precision("highest"):
         x = prox(problem.y @ D, problem.lam, in_units(by_name(activation), b))
-        return result(problem, x, tol, jnp.ones((), int), nonnegative)
+        found = result(problem, x, tol, jnp.ones((), int), nonnegative)
+    # Of a large D the residual leaves the range, where infinities of both signs make nan.
+    finite = jnp.isfinite(x).all()
+    gap, residual = (
+        jnp.where(finite & jnp.isnan(v), jnp.inf, v) for v in (found.gap, found.residual)
+    )
+    return found._replace(gap=gap, residual=residual)
