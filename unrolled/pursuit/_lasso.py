@@ -72,6 +72,7 @@ def lasso(
     Returns:
         Pursuit; `steps` counts those of FISTA. lam >= lam_max gives x = 0 without a step. Atoms
         with lam = 0 have the certificate s = 0, which is loose unless D x = y or l2 > 0.
+        `duality_gap` says what rounding leaves of the bound.
 
     Raises:
         TypeError: operands that are not real numbers, or a traced tol or max_steps.
