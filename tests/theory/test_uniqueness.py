@@ -345,6 +345,17 @@ def test_l1_certificates_imply_the_null_space_property(name, most):
     assert null_space_constant(D, most) < 0.5
 
 
+def test_norms_within_the_tolerance_for_unit_atoms_count_against_l1():
+    # The first atom, 1.8e-4 shorter than its neighbours on both sides, costs more than half of each
+    # of them: basis pursuit takes these, although 1 < (1 + 1/mu) / 2.
+    c = 1 - 5e-5
+    D = np.array([[1, c, c], [0, math.sqrt(1 - c * c), -math.sqrt(1 - c * c)]])
+    assert uniqueness([D], [1]).l1[0] and null_space_constant(D, 1) < 0.5
+    D = D * np.array([1 - 9e-5, 1 + 9e-5, 1 + 9e-5])
+    found = uniqueness([D], [1])
+    assert found.holds and not found.l1[0] and null_space_constant(D, 1) > 0.5
+
+
 def test_basis_pursuit_layer_after_layer_finds_certified_chains():
     rng = np.random.default_rng(7)
     D1 = np.asarray(dictionaries.identity_hadamard(16))

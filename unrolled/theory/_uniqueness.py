@@ -13,7 +13,14 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import norm
-from unrolled.dictionaries import Dictionary, as_chain, normalized, operands, unit_atoms
+from unrolled.dictionaries import (
+    Dictionary,
+    as_chain,
+    column_norms,
+    normalized,
+    operands,
+    unit_atoms,
+)
 from unrolled.theory._chains import effective, host_chain, layer_counts, measured, of_length
 from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import host_numbers
@@ -62,7 +69,8 @@ def uniqueness(
 
     If the inequality holds for the layers i <= j alone, basis pursuit finds x_1, ..., x_j one after
     the other (Theorem 2, DSC_1): this is `l1`. The inequality must be strict, as a duplicate atom
-    shows.
+    shows. Norms that differ within the tolerance for unit atoms count against `l1`, not against
+    uniqueness.
 
     Args:
         Ds: J dictionaries with unit atoms. Their products are normalised before they are measured;
@@ -108,7 +116,7 @@ def uniqueness(
 
         first, best, path = _visit(mu, nonzeros + s, [D.shape[1] for D in Ds])
         alone = [
-            _admits(mu(j, j), 2 * n, D.shape[1])
+            _admits(_weighted(mu(j, j), D), 2 * n, D.shape[1])
             for j, (n, D) in enumerate(zip(nonzeros, Ds), start=1)
         ]
     unique, l1 = np.arange(len(Ds)) < first, np.logical_and.accumulate(alone)
@@ -138,6 +146,18 @@ def _admits(mu: float, pair: int, d: int) -> bool:
     """
     # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
     return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
+
+
+def _weighted(mu: float, D: Dictionary) -> float:
+    """mu' with mu' / (1 + mu') = r mu / (1 + mu), where r is the ratio of the norms of the atoms.
+
+    For h in ker D and the norms n_i, abs(n_i h_i) <= mu / (1 + mu) sum_k n_k abs(h_k).
+    """
+    if not mu < math.inf:
+        return math.inf
+    norms = np.asarray(column_norms(D))
+    share = float(norms.max() / norms.min()) * mu / (1 + mu)
+    return share / (1 - share) if share < 1 else math.inf
 
 
 def bounded_counts(
