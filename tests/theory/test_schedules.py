@@ -568,6 +568,26 @@ def test_the_floor_of_a_small_slope():
     assert found.floor == pytest.approx(found.error[-1], rel=1e-12)
 
 
+def test_a_small_slope_of_an_unbounded_tail_needs_more_than_the_condition_of_theorem_9():
+    # The slope acts on the support too, where a bounded tail is a constant.
+    options = dict(d=3, sparsity=2, bound=1.0, depth=400)
+    mu, L = 0.2, 0.4
+    assert mu * (2 * L * 3 + (2 - 2 * L) * 2) == pytest.approx(0.96)
+    found = activation_schedule(act.leaky_relu(L), mu, 1.0, **options)
+    assert found.contraction > 1.1 and not found.holds and found.error[-1] > 1e9
+    assert activation_schedule(act.elu(L), mu, 1.0, **options).holds
+    mu = 0.999 / (2 * L * 3 + 2 * 2)
+    assert activation_schedule(act.leaky_relu(L), mu, 1.0, **options).holds
+    for d in range(2, 12):
+        for s in range(1, d + 1):
+            for L in (1e-3, 0.1, 0.5, 1.0):
+                mu = 0.999 / (2 * L * d + 2 * s)
+                found = activation_schedule(
+                    act.leaky_relu(L), mu, 1.0, d=d, sparsity=s, bound=1.0, depth=0
+                )
+                assert found.holds and found.contraction < 0.9991
+
+
 def test_an_unbounded_tail_contracts_by_its_spectral_radius():
     # The l1 norm is 1.016, the radius .771: the errors converge although the norm does not say so.
     options = dict(d=32, sparsity=2, bound=1.0, noise=0.0)
