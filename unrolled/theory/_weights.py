@@ -30,7 +30,8 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
 
     With a ridge, W minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, which regularises for
     noise: for codes of variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 /
-    v weighs interference and noise by their variances. As ridge -> inf, W tends to D.
+    v weighs interference and noise by their variances. As ridge -> inf, w_i tends to d_i / (d_i .
+    d_i), which is d_i for unit atoms.
 
     The pseudo-inverse handles any rank of D. For a shift-invariant `Conv` the same formula holds on
     one window of the signal, where S collects every shift of every filter: one small system for the
