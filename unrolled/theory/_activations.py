@@ -56,10 +56,10 @@ def activation_schedule(
     Entries off the support are at most min(2 L_h theta_k, osc), but no longer zero. Each minimum is
     osc or linear, so the recursion is the least of four affine ones (of one with an unbounded tail,
     or with L_h unknown). It converges if and only if one of their matrices has a spectral radius
-    below 1, and its limit `floor` is the least of their fixed points. Sufficient conditions for
-    eta = 0 are (2s-1) mu_W < 1 for a bounded tail, and mu_W (2 L_h d + 2 s) < 1 for any. The
-    condition of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, also needs a bounded tail, and is
-    then the stronger one. The floor contains a multiple of the oscillation of the tail, which the
+    below 1, and its limit `floor` is the least of their fixed points. Sufficient conditions for eta
+    = 0 are (2s-1) mu_W < 1 for a bounded tail, and mu_W (2 L_h d + 2 s) < 1 for any. The condition
+    of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, holds for a bounded tail only, and there
+    implies the first. The floor contains a multiple of the oscillation of the tail, which the
     printed (34) omits; `scale(activation, k)` divides it by k. If rho is not x on x >= 0 (Theorem
     10), osc is the oscillation of rho - relu over the whole line, and L_h is not used.
 

@@ -324,7 +324,8 @@ def rounding_guard(
 
     Args:
         W, D: (m, d).
-        sparsity, bound, noise: s, B and delta of the class of signals.
+        sparsity, bound, noise: s, B and delta of the class of signals. For noise bounded in l2,
+            pass the bound times `noise_gain(W)` / C_W.
         precision: of the products: None for the dtype of W and D, or "tensorfloat32" or "bfloat16"
             where an accelerator uses those for float32. A finer one than the dtype changes nothing.
 
@@ -335,7 +336,9 @@ def rounding_guard(
         TypeError: W or D is traced, or sparsity is not an integer.
         ValueError: an unknown precision, or a negative bound, noise or sparsity.
 
-    Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger.
+    Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger. Noise along the
+    signs of w_i comes near it: its m terms have one sign. In float32, with orthonormal atoms of 256
+    entries, it left false positives of 12 eps C_W delta.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)

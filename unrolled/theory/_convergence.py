@@ -68,7 +68,7 @@ def noise_gain(W: Dictionary) -> float:
     """omega = max norm(w_i, 2), which takes the place of C_W for noise bounded in l2.
 
     Where norm(e, 2) is bounded instead of norm(e, 1), pass omega to `schedule` for C_W, and the
-    bound for `noise`.
+    bound for `noise`; to `rounding_guard`, which multiplies by C_W, the bound times omega / C_W.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
