@@ -29,7 +29,7 @@ def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
     It is a bound with any r in place of y - D x, up to norm(e) (norm(e) + sqrt(2 gap)) if they
-    differ by e: rounding of r hardly matters. That of D'r makes it uncertain, for unit atoms by some
+    differ by e: rounding of r hardly matters. That of D'r changes it, for unit atoms by some
     eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). Computed again in float64, from a code
     found in float32, the gap has another r; where atoms nearly depend it may be much larger.
 
