@@ -430,10 +430,21 @@ def test_images_that_cannot_be_trained_on(images, tmp_path):
         with pytest.raises(ValueError, match=message):
             run(RECIPE, images._replace(train=train, test=tested), tmp_path)
     masks = Images("m", (X, X[..., 0] > 9), (X, np.full(X.shape[:3], 2)), ())
-    with pytest.raises(ValueError, match="labels from 2 to 2; expected 0 to 1"):
+    with pytest.raises(ValueError, match="masks from 2 to 2; expected 0 to 1, or bool; try"):
         run(RECIPE, masks, tmp_path)
     with pytest.raises(ValueError, match="no exact part"):
         run(dataclasses.replace(RECIPE, test="exact"), images, tmp_path)
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan])
+def test_labels_and_masks_are_integers(value, images, tmp_path):
+    """A mask of 0.5 is rounded neither down nor up."""
+    X, labels = images.train
+    masks = Images("m", (X, np.full(X.shape[:3], value)), (X, X[..., 0] > 9), ())
+    with pytest.raises(ValueError, match="masks of dtype float64; expected integers from 0 to 1"):
+        run(RECIPE, masks, tmp_path)
+    with pytest.raises(ValueError, match="labels of dtype float64; expected integers from 0 to 2"):
+        run(RECIPE, images._replace(train=(X, labels + value)), tmp_path)
 
 
 def test_recipes_that_make_no_sense():

@@ -113,13 +113,18 @@ def check(images: Images, recipe: Recipe) -> None:
 
 
 def _check_truth(X: np.ndarray, truth: np.ndarray, classes: int, where: str) -> None:
-    expected = X.shape[:1] if classes else X.shape[:3]
+    expected, top = X.shape[:1] if classes else X.shape[:3], (classes or 2) - 1
+    kind = "labels" if classes else "masks"
     if truth.shape != expected:
-        kind = "labels" if classes else "masks"
         raise ValueError(f"{where} has {kind} of shape {truth.shape}; expected {expected}")
-    low, high, top = int(truth.min()), int(truth.max()), (classes or 2) - 1
+    advice = "" if classes else ", or bool; try to threshold them"
+    if truth.dtype.kind not in "biu":
+        raise ValueError(
+            f"{where} has {kind} of dtype {truth.dtype}; expected integers from 0 to {top}{advice}"
+        )
+    low, high = int(truth.min()), int(truth.max())
     if low < 0 or high > top:
-        raise ValueError(f"{where} has labels from {low} to {high}; expected 0 to {top}")
+        raise ValueError(f"{where} has {kind} from {low} to {high}; expected 0 to {top}{advice}")
 
 
 def digest(images: Images) -> str:
