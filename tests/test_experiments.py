@@ -461,6 +461,12 @@ def test_recipes_that_make_no_sense():
                 dataclasses.replace(RECIPE, **option)
     with pytest.raises(TypeError, match="Recipe: gamma must be a number, got 'a'"):
         dataclasses.replace(RECIPE, gamma="a")
+    for layers in ("conv1", ["conv1"], (1,)):
+        with pytest.raises(TypeError, match="layers must be a tuple of tap names or None, got"):
+            dataclasses.replace(RECIPE, layers=layers)
+    for options in ({"width": 2}, [("width", 2)], ("width", 2), (("width",),)):
+        with pytest.raises(TypeError, match=r"options must be a tuple of \(name, value\)"):
+            dataclasses.replace(RECIPE, options=options)
     with pytest.raises(TypeError, match="the budget must be a number, got 'a'"):
         experiments.sweep([RECIPE], None, "nowhere", minutes="a")
 

@@ -92,6 +92,15 @@ class Recipe:
                     f"Recipe: unknown {name} {getattr(self, name)!r}; expected one of "
                     f"{', '.join(known)}"
                 )
+        if not (self.layers is None or _all(str, self.layers)):
+            raise TypeError(
+                f"Recipe: layers must be a tuple of tap names or None, got {self.layers!r}"
+            )
+        if not (_all(tuple, self.options) and all(len(pair) == 2 for pair in self.options)):
+            raise TypeError(
+                "Recipe: options must be a tuple of (name, value) pairs, got "
+                f"{self.options!r}; try (('width', 16),)"
+            )
 
     @property
     def name(self) -> str:
@@ -113,6 +122,11 @@ class Recipe:
         told = {f.name: told[f.name] for f in fields if told[f.name] != f.default}
         text = json.dumps([told, images], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _all(kind: type, values: Any) -> bool:
+    """Whether these are a tuple of values of a kind."""
+    return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
 def from_dict(fields: dict[str, Any]) -> Recipe:
