@@ -432,8 +432,13 @@ def test_images_that_cannot_be_trained_on(images, tmp_path):
     masks = Images("m", (X, X[..., 0] > 9), (X, np.full(X.shape[:3], 2)), ())
     with pytest.raises(ValueError, match="masks from 2 to 2; expected 0 to 1, or bool; try"):
         run(RECIPE, masks, tmp_path)
+    with pytest.raises(ValueError, match="train split is empty.*, try a split file"):
+        run(RECIPE, masks._replace(train=(X[:0], X[:0, ..., 0] > 9)), tmp_path)
     with pytest.raises(ValueError, match="no exact part"):
         run(dataclasses.replace(RECIPE, test="exact"), images, tmp_path)
+    few = images._replace(train=(X[:4], labels[:4]))
+    with pytest.raises(ValueError, match="tiny has 4 training images; expected 5 or more to hold"):
+        run(dataclasses.replace(RECIPE, test="held-out", batch=2), few, tmp_path)
 
 
 @pytest.mark.parametrize("value", [0.5, math.nan])

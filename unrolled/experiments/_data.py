@@ -72,7 +72,7 @@ def split(images: Images, test: str) -> Images:
     """The images with the test set of that name: "whole", "exact" or "held-out".
 
     Raises:
-        ValueError: "exact" of another set than CIFAR-10.
+        ValueError: "exact" of another set than CIFAR-10, or no fifth to hold out.
     """
     if test == "exact":
         if images.name != "cifar10":
@@ -83,6 +83,11 @@ def split(images: Images, test: str) -> Images:
         return images._replace(test=(X[:EXACT], labels[:EXACT]))
     if test == "held-out":
         last = len(images.train[0]) // 5
+        if not last:
+            raise ValueError(
+                f"experiment: {images.name} has {len(images.train[0])} training images; expected 5 "
+                "or more to hold a fifth out"
+            )
         X, labels = images.train
         return images._replace(train=(X[:-last], labels[:-last]), test=(X[-last:], labels[-last:]))
     return images
@@ -94,7 +99,10 @@ def check(images: Images, recipe: Recipe) -> None:
     where = f"experiment: {images.name}"
     for part, (pictures, truth) in {"train": images.train, "test": images.test}.items():
         if not len(pictures):
-            raise ValueError(f"{where}: the {part} split is empty")
+            raise ValueError(
+                f"{where}: the {part} split is empty; expected one picture or more"
+                + ("" if images.classes else ", try a split file in the folder of the masks")
+            )
         if pictures.ndim != 4 or pictures.dtype != np.uint8:
             raise ValueError(
                 f"{where}: the {part} pictures are {pictures.dtype} {pictures.shape}; expected "
