@@ -16,10 +16,10 @@ _KERNEL, _LEAST_SIDE = 5, 16
 class LeNet5(nnx.Module):
     r"""Two convolutions with max pooling and three dense layers: 62,006 params on 32 x 32 x 3.
 
-    .. math:: x_j = \rho(D_j' * p(x_{j-1}) + b_j), \quad j = 1, 2,
+    .. math:: x_1 = \rho(D_1' * x_0 + b_1), \quad x_2 = \rho(D_2' * p(x_1) + b_2),
 
     with 6 and 16 filters of 5 x 5 pixels, no padding and p the maxima over 2 x 2 pixels, then
-    dense layers of 120, 84 and `classes` outputs. x_1 and x_2 are the features that the paper
+    dense layers of 120, 84 and `classes` outputs of p(x_2). x_1 and x_2 are the features that the paper
     penalises, see `early` and `tap`. Weights and biases are drawn uniformly from
     [-1, 1] / sqrt(fan-in), as PyTorch does by default.
 
