@@ -620,6 +620,12 @@ def test_differences_of_features_are_paired_layer_by_layer():
     assert not plain.feature_differences
 
 
+def test_a_run_near_chance_is_told():
+    """Of ten classes; 0.158 is what a network reached whose loss had not left log 10."""
+    cells = experiments.summarize(rows_of({("relu", 0.0, 0): 0.158, ("relu", 0.0, 1): 0.3}))
+    assert cells[0].failed == (0,)
+
+
 def test_a_diverged_run_has_no_features_to_compare():
     from unrolled.commands import _experiment_report
 

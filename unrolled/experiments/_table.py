@@ -12,7 +12,7 @@ from unrolled.experiments._models import ML_CSC
 from unrolled.experiments._recipe import Recipe, from_dict
 from unrolled.experiments._scores import SCORES
 
-_CHANCE = 1.5  # times the accuracy of guessing: below, a network has not learned
+_CHANCE = 2.0  # times the accuracy of guessing: below, a network has not learned
 
 
 class Interval(NamedTuple):
