@@ -48,7 +48,8 @@ def run(
         recipe: of the run.
         images: with their whole test set, from `load`.
         folder: of the experiment.
-        build: makes the model; your own for your own model.
+        build: makes the model; your own for your own model. It is not in the name of the row: where
+            you change your model, give `recipe.model` another name.
         until: time (`time.monotonic`) at which the run stops at the end of its epoch.
         keep_weights: whether the weights stay in the folder, for `restore`.
         progress: called about once a second.

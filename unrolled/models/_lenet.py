@@ -19,9 +19,9 @@ class LeNet5(nnx.Module):
     .. math:: x_1 = \rho(D_1' * x_0 + b_1), \quad x_2 = \rho(D_2' * p(x_1) + b_2),
 
     with 6 and 16 filters of 5 x 5 pixels, no padding and p the maxima over 2 x 2 pixels, then
-    dense layers of 120, 84 and `classes` outputs of p(x_2). x_1 and x_2 are the features that the paper
-    penalises, see `early` and `tap`. Weights and biases are drawn uniformly from
-    [-1, 1] / sqrt(fan-in), as PyTorch does by default.
+    dense layers of 120, 84 and `classes` outputs of p(x_2). x_1 and x_2 are the features that the
+    paper penalises, see `early` and `tap`. Weights and biases are drawn uniformly from [-1, 1] /
+    sqrt(fan-in), as PyTorch does by default.
 
     Args:
         classes: number of outputs.
