@@ -119,6 +119,9 @@ def test_a_row_that_exists_is_not_run_again(finished, images):
     folder, name, row = finished
     again = run(RECIPE, images, folder, progress=lambda *told: pytest.fail("it ran"))
     assert again == (name, row, False)
+    more = images._replace(classes=(*images.classes, "d"))
+    with pytest.raises(ValueError, match="has a row of these bytes as images of .*'classes': 3"):
+        run(RECIPE, more, folder)
 
 
 def test_a_run_is_a_plain_loop_over_the_batches_of_its_key(images, tmp_path):

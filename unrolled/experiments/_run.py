@@ -55,7 +55,8 @@ def run(
         progress: called about once a second.
 
     Raises:
-        ValueError: images that the recipe or the model does not fit.
+        ValueError: images that the recipe or the model does not fit, or with the bytes of those of
+            a row but other shapes or classes.
         CheckpointError: a saved state that is damaged.
         KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
 
@@ -84,12 +85,12 @@ def run(
     chosen = _data.split(images, recipe.test)
     _data.check(chosen, recipe)
     name = recipe.row_name(_data.digest(chosen))
-    if row := _rows.read_row(folder, name):
+    if row := _finished(folder, name, chosen):
         return Outcome(name, row)
     with jax.enable_x64(False), _rows.claimed(folder, name) as mine, deferred() as caught:
         if not mine:
             return Outcome(name, None, busy=True)
-        if row := _rows.read_row(folder, name):  # finished meanwhile
+        if row := _finished(folder, name, chosen):  # finished meanwhile
             return Outcome(name, row)
         job = _opened(recipe, chosen, folder, name, build, progress)
         while not job.finished and time.monotonic() < until:
@@ -98,6 +99,23 @@ def run(
             job.save()
             return Outcome(name, None)
         return Outcome(name, job.finish(keep_weights))
+
+
+def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
+    """The row of that name, if there is one.
+
+    Raises:
+        ValueError: it is of images with the same bytes, but other shapes or classes.
+    """
+    row = _rows.read_row(folder, name)
+    given = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
+    held = row and {field: row["images"][field] for field in given}
+    if held and held != given:
+        raise ValueError(
+            f"experiment: {folder} has a row of these bytes as images of {held}; expected {given}, "
+            "try another folder"
+        )
+    return row
 
 
 def _opened(
