@@ -629,17 +629,22 @@ def test_a_run_near_chance_is_told():
     assert cells[0].failed == (0,)
 
 
-def test_a_diverged_run_has_no_features_to_compare():
+def test_features_of_diverged_runs_are_left_out_and_their_scores_are_not():
     from unrolled.commands import _experiment_report
 
-    rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(2)})
-    next(reversed(rows.values()))["features"]["l1"] = [None]  # as JSON holds nan
+    rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(3)})
+    plain, penalised = experiments.summarize(rows)
+    diverged = next(reversed(rows.values()))
+    diverged |= {"status": "diverged", "scores": {"accuracy": 0.1, "loss": None}}
+    diverged["features"] = {name: [None] for name in diverged["features"]}  # as JSON holds nan
     cells = experiments.summarize(rows)
-    _, penalised = cells
+    assert cells[0].features == plain.features
+    for name, values in penalised.features.items():
+        assert cells[1].features[name] == pytest.approx(values, rel=1e-15)
+    assert [d.n for d in cells[1].feature_differences["l1"]] == [2]
+    assert cells[1].scores["accuracy"].n == cells[1].differences["accuracy"].n == 3
+    assert cells[1].failed == (2,)
     assert "nan" not in "".join(_experiment_report._feature_tables(cells))
-    assert math.isnan(penalised.features["l1"][0])
-    assert math.isnan(penalised.feature_differences["l1"][0].mean)
-    assert penalised.feature_differences["zeros"][0].mean == 0
 
 
 def test_unfolded_pursuits_are_compared_with_the_plain_network():

@@ -142,7 +142,6 @@ def _difference(found: Interval | None) -> str:
     return f"{_PERCENT * found.mean:+.2f} ± {_PERCENT * found.half:.2f}{clear}"
 
 
-_NONE = "-"  # where a run diverged
 _TITLES = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer": "Hoyer"}
 
 
@@ -152,7 +151,7 @@ def _feature_tables(cells: Sequence[Cell]) -> list[str]:
     if not measured:
         return []
     parts = [
-        "Features on test images, layer by layer, means over seeds:",
+        "Features on test images, layer by layer, means over the seeds that did not diverge:",
         _feature_table(measured, lambda cell: cell.features, _mean),
     ]
     if compared := [cell for cell in measured if cell.feature_differences]:
@@ -175,12 +174,10 @@ def _feature_table(cells: Sequence[Cell], of: Callable, text: Callable) -> str:
 
 
 def _mean(value: float, scale: int, digits: int) -> str:
-    return _NONE if math.isnan(value) else f"{scale * value:.{digits}f}"
+    return f"{scale * value:.{digits}f}"
 
 
 def _paired(found: Interval, scale: int, digits: int) -> str:
-    if math.isnan(found.mean):
-        return _NONE
     half = "" if math.isnan(found.half) else f" ± {scale * found.half:.{digits}f}"
     return f"{scale * found.mean:+.{digits}f}{half}"
 

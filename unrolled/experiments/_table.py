@@ -38,9 +38,9 @@ class Cell:
             none in the rows.
         scores: by name.
         differences: score minus that of the baseline of the same seed, over the common seeds.
-        features: measures of each penalised layer, means over seeds.
+        features: measures of each penalised layer, means over the seeds that did not diverge.
         feature_differences: of those, layer by layer, as `differences`.
-        failed: seeds that diverged or stayed near chance; they count in all means.
+        failed: seeds that diverged or stayed near chance; they count in all means of scores.
     """
 
     recipe: Recipe
@@ -146,25 +146,28 @@ _MEASURES = ("l1", "zeros", "below", "hoyer")
 
 
 def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
-    measured = [row["features"] for row in runs.values() if row["features"]]
+    measured = [row["features"] for row in runs.values() if _measured(row)]
     return {
-        name: np.mean([_numbers(found, name) for found in measured], axis=0).tolist()
+        name: np.mean([found[name] for found in measured], axis=0).tolist()
         for name in (_MEASURES if measured else ())
     }
 
 
-def _numbers(features: dict[str, Any], name: str) -> np.ndarray:
-    """One measure, layer by layer; nan where a diverged run has none."""
-    return np.array(features[name], float)
+def _measured(row: dict[str, Any]) -> bool:
+    """Whether it follows layers whose features are numbers."""
+    return bool(row["features"]) and row["status"] == "complete"
 
 
 def _feature_differences(
     pairs: list[tuple[dict[str, Any], dict[str, Any]]],
 ) -> dict[str, list[Interval]]:
     """Of rows less their baselines, where both follow the same layers."""
-    measured = [(a["features"], b["features"]) for a, b in pairs if a["layers"] == b["layers"]]
-    both = [(a, b) for a, b in measured if a and b]
+    both = [
+        (a["features"], b["features"])
+        for a, b in pairs
+        if a["layers"] == b["layers"] and _measured(a) and _measured(b)
+    ]
     return {
-        name: [*map(interval, np.array([_numbers(a, name) - _numbers(b, name) for a, b in both]).T)]
+        name: [*map(interval, np.array([np.subtract(a[name], b[name]) for a, b in both]).T)]
         for name in (_MEASURES if both else ())
     }
