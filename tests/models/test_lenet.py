@@ -73,6 +73,19 @@ def test_values_and_gradients_are_those_of_the_plain_form(side, k, channels, fil
         np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING * np.abs(b).max())
 
 
+@pytest.mark.parametrize("filters", [6, 16])
+def test_activations_may_differ_from_filter_to_filter(filters):
+    slopes = jnp.linspace(0.5, 2, filters)
+    given = pictures(2, 16, 16, 3), pictures(5, 5, 3, filters, seed=1), pictures(filters, seed=2)
+
+    def softplus(z):
+        return jax.nn.softplus(z * jnp.broadcast_to(slopes, z.shape))
+
+    found = _convolution.convolve_and_pool(*given, softplus)
+    for a, b in zip(found, plain(*given, softplus), strict=True):
+        np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING)
+
+
 def test_accelerators_get_the_plain_form(monkeypatch):
     kernel = pictures(5, 5, 3, 6)
     assert _convolution._block_side(kernel) == 4

@@ -93,7 +93,7 @@ def convolve_and_pool(
         x: (N, H, W, C_in).
         kernel: (k, k, C_in, C_out).
         bias: b, (C_out,).
-        activation: rho.
+        activation: rho, of arrays (..., C_out).
 
     Returns:
         The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), where
@@ -104,7 +104,7 @@ def convolve_and_pool(
     parts = _squares if r == 1 else _quarters
 
     def rho(z: Array) -> Array:
-        # With the bias repeated along a row, XLA computes its values one by one.
+        # A pixel a row: with the bias repeated along it, XLA computes the values one by one.
         pixels = z.reshape(*z.shape[:-1], z.shape[-1] // len(bias), len(bias))
         return activation(add(pixels, bias)).reshape(z.shape)
 
