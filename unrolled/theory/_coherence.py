@@ -337,8 +337,8 @@ def rounding_guard(
         ValueError: an unknown precision, or a negative bound, noise or sparsity.
 
     Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger. Noise along the
-    signs of w_i comes near it: its m terms have one sign. In float32, with orthonormal atoms of 256
-    entries, it left false positives of 12 eps C_W delta.
+    signs of w_i comes near it, as its m terms have one sign: with orthonormal atoms, where mu_W E_k
+    leaves no slack, the guard does not exclude its false positives in float32.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
