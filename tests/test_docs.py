@@ -1,6 +1,7 @@
 """What the Markdown files say: links lead somewhere, names exist, examples run."""
 
 import ast
+import json
 import os
 import pkgutil
 import re
@@ -92,6 +93,18 @@ def test_relative_links_lead_somewhere(path):
 def test_links_between_notebooks_lead_somewhere(path):
     for target in re.findall(r"\]\((\w+\.ipynb)\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("number", ["02", "12"])
+def test_decibels_of_the_table_of_notebooks_are_those_that_are_stored(number):
+    (row,) = re.findall(rf"^\| \[{number}\].*$", GUIDES.read_text(), flags=re.M)
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    cells = json.loads(path.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    printed = "".join(line for output in outputs for line in output.get("text", ()))
+    stored = {round(float(text)) for text in re.findall(r"-\d+\.\d\b", printed)}
+    told = {int(text) for text in re.findall(r" (-\d+) ", row)}
+    assert len(told) == 3 and told <= stored
 
 
 @each(CURRENT)
