@@ -124,6 +124,13 @@ def test_files_that_are_named_exist(path):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@each([GUIDES, CONTRIBUTING])
+def test_the_command_for_whole_notebooks_selects_them(path):
+    """They are slow tests, which `addopts` leaves out of any other selection."""
+    commands = re.findall(r"UNROLLED_SLOW=1(\s[^`]*?test_notebooks\.py)", path.read_text())
+    assert commands and all("-m slow" in command for command in commands)
+
+
 def test_names_are_found():
     """The checks above see what they are meant to see."""
     found = names(GUIDES.read_text())
