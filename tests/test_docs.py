@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jax
 import pytest
 
 import unrolled as ur
@@ -171,6 +172,15 @@ def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_de
     header = next(line for line in stored.splitlines() if line.startswith("| method"))
     assert rows[0] == header
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| analytic", "| calibrated", "| learned"]
+
+
+def test_the_example_of_dictionary_learning_runs(quick_compilation, float32_by_default):
+    (source,) = [block for block in blocks(GUIDES) if "learning.ksvd" in block]
+    for large, small in {"1000": "48", "100": "24"}.items():
+        assert large in source
+        source = source.replace(large, small)
+    D = ur.dictionaries.gaussian(0, 16, 24)
+    exec(compile(source, "notebooks/README.md", "exec"), {"jax": jax, "ur": ur, "D": D})
 
 
 GUEST = """
