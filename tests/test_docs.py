@@ -27,7 +27,7 @@ DOCUMENTS = [
         ".github/CHANGELOG.md",
     )
 ]
-README, _, GUIDES, CONTRIBUTING, CHANGELOG = DOCUMENTS
+README, MEASUREMENTS, GUIDES, CONTRIBUTING, CHANGELOG = DOCUMENTS
 CURRENT = [path for path in DOCUMENTS if path != CHANGELOG]  # that names what is gone, too
 MODULES = {module.name for module in pkgutil.iter_modules(ur.__path__)}
 FILES = {"md", "py", "json", "toml", "npz", "npy", "png", "ipynb", "safetensors", "csv", "jsonl"}
@@ -106,6 +106,14 @@ def test_decibels_of_the_table_of_notebooks_are_those_that_are_stored(number):
     stored = {round(float(text)) for text in re.findall(r"-\d+\.\d\b", printed)}
     told = {int(text) for text in re.findall(r" (-\d+) ", row)}
     assert len(told) == 3 and told <= stored
+
+
+@each(sorted((ROOT / "benchmarks").glob("*.json")))
+def test_measurements_link_their_records_and_name_the_processor(path):
+    sections = re.split(r"^## ", MEASUREMENTS.read_text(), flags=re.M)
+    (section,) = [section for section in sections if f"]({path.name})" in section]
+    processor = json.loads(path.read_text())["environment"]["processor"]
+    assert ("Intel Xeon" in section) == ("Intel" in processor)
 
 
 @each(CURRENT)
