@@ -259,9 +259,6 @@ DEFAULT_CASES = {
         "test_a_convolutional_dictionary_can_be_learned": 0,
         "test_a_module_has_the_codes_and_the_gradients_of_its_layer": 3,
     },
-    "test_notebooks.py": {
-        "test_runs_and_prints_what_is_stored": 0,
-    },
     "test_omp.py": {
         "test_a_tolerance_bounds_the_residual_as_in_scikit_learn": 0,
         "test_codes_are_those_of_scikit_learn": 2,

@@ -62,12 +62,8 @@ def differences(stored, found):
     return [pair for pair in pairs if not close(*pair)]
 
 
-def marked(path):
-    """One notebook runs by default, the first, and is compared with what it printed."""
-    return pytest.param(path, marks=() if path.stem[:2] == "01" else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("path", [marked(path) for path in NOTEBOOKS], ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_and_prints_what_is_stored(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
     if not SLOW:  # most of the time is compiling: done fast rather than well
