@@ -278,6 +278,23 @@ def test_gradients_go_through_the_change_of_units(D32):
         assert_allclose(np.ldexp(np.asarray(got, float), -k), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "dtype, b", [("float32", -100), ("float32", -60), ("float32", 80), ("float16", -9)]
+)
+def test_derivatives_of_the_lasso_have_no_scale(D32, dtype, b):
+    """A derivative is linear: factors that squares would take out of the range go through."""
+    D, y = D32.astype(dtype), (D32[:, 3] - D32[:, 7] / 2).astype(dtype)
+
+    def total(y, lam, weight):
+        x = up.lasso(D, y, lam, tol=1e-2).x
+        return weight * jnp.sum(x.astype(float))
+
+    exact = jax.grad(total)(y, y.dtype.type(0.25), 1.0)
+    small = jax.grad(total)(jnp.ldexp(y, b), y.dtype.type(2.0 ** (b - 2)), 0.125)
+    assert np.any(exact)
+    assert_allclose(8 * np.asarray(small, float), np.asarray(exact, float), rtol=2e-2, atol=5e-3)
+
+
 def test_metrics_of_large_and_of_half_precision_codes():
     Z = np.random.default_rng(0).normal(size=(5, 30)).astype(np.float32)
     assert um.failure_rate(0 * Z, np.float32(1e20) * Z) == 1

@@ -341,9 +341,11 @@ def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
     """v with the least norm(A v - b), where A may be singular: atoms of a support may depend.
 
     Conjugate gradients need a b in the range of A. Here its part outside stays in the residual r,
-    until A r is the rounding of r.
+    until A r is the rounding of r. A derivative b has any scale, so it is first divided by a power
+    of two near it.
     """
-    eps = float(jnp.finfo(b.dtype).eps)
+    eps, scale = float(jnp.finfo(b.dtype).eps), exponent(b)
+    b = ldexp(b, -scale)
     least = eps**2 * jnp.vdot(b, b)
 
     def goes_on(carry):
@@ -362,7 +364,7 @@ def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
     Ab = A(b)
     start = jnp.zeros_like(b), b, Ab, b, Ab, jnp.zeros((), int)
-    return lax.while_loop(goes_on, body, start)[0]
+    return ldexp(lax.while_loop(goes_on, body, start)[0], scale)
 
 
 def penalized_gap(problem: Penalized, x: Array, nonnegative: bool) -> Array:
