@@ -133,6 +133,15 @@ def test_degenerate_dictionaries(kind):
     assert abs(excess) <= 1e-9 * np.sum(y**2)
 
 
+def test_half_precision_where_the_atoms_of_a_support_depend():
+    """More atoms than dimensions on the way: conjugate gradients end before they diverge."""
+    for seed in range(6):
+        A = unit(normal(seed, 8, 20)).astype(np.float16)
+        signal = normal(50 + seed, 8).astype(np.float16)
+        found = pursuit.lasso(A, signal, ratio=0.01, tol=1e-2, max_steps=300)
+        assert found.converged and np.isfinite(found.x).all()
+
+
 def test_an_unreachable_tolerance_is_reported():
     found = pursuit.lasso(D, y, LAM, tol=1e-12, max_steps=10)
     assert found.steps == 10 and found.converged == (found.gap <= 1e-12)

@@ -321,20 +321,31 @@ def _curvature(problem: Penalized, signs: Array, v: Array) -> Array:
 
 
 def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
-    """v with A v = b, for a symmetric positive semidefinite A, in at most `limit` steps from 0."""
-    least = float(jnp.finfo(b.dtype).eps) ** 2 * jnp.vdot(b, b)
+    """v with A v = b, for a symmetric positive semidefinite A, in at most `limit` steps from 0.
+
+    A is near 1. Where it is singular, rounding leaves a part of b outside of its range: the steps
+    end in a direction whose curvature is rounding.
+    """
+    eps = float(jnp.finfo(b.dtype).eps)
+    least = eps**2 * jnp.vdot(b, b)
 
     def body(carry):
-        v, r, p, size, k = carry
+        v, r, p, size, k, _ = carry
         q = A(p)
         curvature = jnp.vdot(p, q)
-        step = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
+        curved = curvature > eps * jnp.vdot(p, p)
+        step = jnp.where(curved, size / jnp.where(curved, curvature, 1), 0)
         r = r - step * q
         smaller = jnp.vdot(r, r)
-        return v + step * p, r, r + smaller / size * p, smaller, k + 1
+        return v + step * p, r, r + smaller / size * p, smaller, k + 1, curved
 
-    start = jnp.zeros_like(b), b, b, jnp.vdot(b, b), jnp.zeros((), int)
-    return lax.while_loop(lambda c: (c[3] > least) & (c[4] < limit), body, start)[0]
+    def goes_on(carry):
+        *_, size, k, curved = carry
+        return (size > least) & (k < limit) & curved
+
+    none, curved = jnp.zeros((), int), jnp.ones((), bool)
+    start = jnp.zeros_like(b), b, b, jnp.vdot(b, b), none, curved
+    return lax.while_loop(goes_on, body, start)[0]
 
 
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
