@@ -713,6 +713,12 @@ def test_local_pursuits_commute_with_shifts_on_a_circle():
         assert_allclose(np.roll(still, 5, axis=1), moved, atol=1e-3)  # the root of the gap
 
 
+def test_a_warm_start_ends_at_a_zero_that_is_optimal():
+    D, _, y, _, _ = bank("circular")
+    found = up.local_error(D, y, 100.0, start=np.ones(D.shape[1]))
+    assert not np.any(found.x) and found.gap == 0 and found.converged and found.steps < 1000
+
+
 @pytest.mark.slow
 def test_local_pursuits_at_their_ends():
     D, A, y, _, _ = bank("circular")

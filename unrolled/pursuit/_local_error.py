@@ -135,6 +135,7 @@ def _local_error(
             bound = jnp.max(jnp.abs(_sum(D, q, y) / c @ D))
             value = jnp.sum(q * target) - ball * jnp.sum(_norms(q))
             value = value / jnp.maximum(bound, 1)
+            value = jnp.where(value < 0, 0, value)  # no multipliers at all prove 0
             size = jnp.sum(jnp.abs(x))
             unit = jnp.maximum(size, jnp.abs(value))
             gap = jnp.abs(size - value) / jnp.where(unit > 0, unit, 1)
