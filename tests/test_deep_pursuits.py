@@ -346,6 +346,23 @@ def test_dependent_zero_and_too_many_atoms():
     assert up.project((D,), y, sparsity=0).steps == 0
 
 
+def test_an_effective_atom_that_is_rounding_is_never_chosen():
+    D1 = np.random.default_rng(0).normal(size=(4, 6))
+    null = np.linalg.svd(D1)[2][-1]
+    D2 = np.stack([null, *np.eye(6)[:2]], 1)
+    for seed in range(4):
+        y = np.random.default_rng(seed).normal(size=4)
+        found = up.project((D1, D2), y, sparsity=3)
+        assert found.xs[1][0] == 0 and found.residual <= np.linalg.norm(y)
+
+
+def test_a_projection_whose_codes_leave_the_range_is_not_called_converged():
+    eye = jnp.eye(2, dtype=jnp.float32)
+    y = jnp.asarray([1e10, 0.0], jnp.float32)
+    found = up.project((1e-30 * eye, 1e30 * eye), y, lam=1.0)
+    assert not np.isfinite(found.xs[0]).all() and not found.converged
+
+
 @pytest.mark.slow
 def test_projection_by_the_lasso_is_the_lasso_in_the_effective_dictionary():
     Ds, y = chain()

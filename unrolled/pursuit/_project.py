@@ -103,7 +103,8 @@ def _by_fista(
     found = fista(Composed(*Ds), y, each, tol=tol, max_steps=max_steps)
     with jax.default_matmul_precision("highest"):
         xs = codes_of(Ds, found.x)
-    return DeepPursuit(xs, found.gap, found.residual, found.steps, found.converged)
+    known = jnp.stack([jnp.isfinite(x).all() for x in xs]).all()
+    return DeepPursuit(xs, found.gap, found.residual, found.steps, found.converged & known)
 
 
 def _sparsities(sparsity: Any, chain: Chain, where: str) -> tuple[int, ...]:
@@ -127,7 +128,9 @@ def _sparsities(sparsity: Any, chain: Chain, where: str) -> tuple[int, ...]:
 def _by_matching(chain: Chain, bounds: tuple[int, ...]) -> DeepPursuit:
     D, y = Composed(*chain.Ds), chain.y
     with jax.default_matmul_precision("highest"):
-        norms = column_norms(D)
+        norms, sizes = column_norms(D), column_norms(magnitudes(D))
+        # An atom that is the rounding of its product is zero.
+        norms = jnp.where(norms > _ROUNDING * float(jnp.finfo(y.dtype).eps) * sizes, norms, 0)
         inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
 
         def is_sparse(x):
