@@ -356,6 +356,15 @@ def test_an_effective_atom_that_is_rounding_is_never_chosen():
         assert found.xs[1][0] == 0 and found.residual <= np.linalg.norm(y)
 
 
+def test_a_projection_by_the_lasso_has_no_scale():
+    """D_1 D_2 is above the range of float32, and the codes are not."""
+    D = jnp.float32(1e25) * jnp.eye(2, dtype=jnp.float32)
+    found = up.project((D, D), jnp.asarray([1e25, 0.0], jnp.float32), lam=1.0)
+    assert found.converged
+    assert_allclose(found.xs[0], [1, 0], rtol=1e-6)
+    assert_allclose(found.xs[1], [1e-25, 0], rtol=1e-6)
+
+
 def test_a_projection_whose_codes_leave_the_range_is_not_called_converged():
     eye = jnp.eye(2, dtype=jnp.float32)
     y = jnp.asarray([1e10, 0.0], jnp.float32)

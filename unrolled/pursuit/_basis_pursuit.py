@@ -47,6 +47,10 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
         TypeError: operands that are not real numbers.
         ValueError: shapes that do not fit, or tol not positive.
 
+    Not claimed: the least norm of all codes that reproduce y to rounding. Where rounding alone
+    gives D its full rank, as in a float32 product of thin factors, that of y is divided by tiny
+    singular values, and x may be much longer. Multiply such factors in float64.
+
     Reference: Chen, Donoho, Saunders (1998).
 
     Example:

@@ -119,7 +119,8 @@ def _ml_basis_pursuit(chain: Chain, start: Array, tol: float, max_steps: int) ->
 
         def gap(x, Us):
             xs = codes_of(Ds, x)
-            return chain_gap(Ds, y, xs, lams, lambda j, _: Us[j]) / half_energy(y)
+            bounded = [jnp.clip(U, -lam, lam) for U, lam in zip(Us, lams)]
+            return chain_gap(Ds, y, xs, lams, lambda j, _: bounded[j]) / half_energy(y)
 
         def pair(state):
             """x_J and the multipliers."""
@@ -193,5 +194,5 @@ def _vertex(
     # The multipliers of the zeros take up what is left, with the least change.
     U = U + (((y - A @ x) @ A) - U @ B) @ pseudo
     ends = np.cumsum([len(a) for a in v])[:-1]
-    Us, zeros = (tuple(jnp.split(a, ends)) for a in (jnp.clip(U, -lam, lam), zero))
+    Us, zeros = (tuple(jnp.split(a, ends)) for a in (U, zero))
     return jnp.where(zeros[-1], 0, x), Us, zeros

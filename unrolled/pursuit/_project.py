@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import norm
-from unrolled.dictionaries import Composed, Dictionary, as_chain, column_norms, magnitudes, operands
+from unrolled.dictionaries import Composed, Dictionary, as_chain, column_norms, magnitudes
 from unrolled.pursuit._deep import (
     Chain,
     Codes,
@@ -23,7 +23,7 @@ from unrolled.pursuit._deep import (
 )
 from unrolled.pursuit._ista import fista
 from unrolled.pursuit._omp import match
-from unrolled.pursuit._options import per_atom, static_steps, static_tol
+from unrolled.pursuit._options import static_steps, static_tol
 
 # An entry counts as zero below so many roundings of the sum of magnitudes that it is computed from.
 _ROUNDING = 8
@@ -85,26 +85,21 @@ def project(
     if (sparsity is None) == (lam is None):
         raise ValueError(f"{where}: expected sparsity or lam, and not both")
     if lam is not None:
-        return _by_fista(Ds, y, lam, tol, max_steps)
+        tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
+        _checks.nonnegative(lam, "lam", where)
+        _checks.finite(lam, "lam", where)
+        zeros = (0.0,) * (len(as_chain(Ds, where)) - 1)
+        return _by_fista(as_problem(where, Ds, y, (*zeros, lam)), tol, max_steps)
     chain = as_problem(where, Ds, y)
     return _by_matching(chain, _sparsities(sparsity, chain, where))
 
 
-def _by_fista(
-    Ds: Sequence[Dictionary], y: ArrayLike, lam: ArrayLike, tol: float, max_steps: int
-) -> DeepPursuit:
-    where = "project"
-    Ds = as_chain(Ds, where)
-    _checks.nonnegative(lam, "lam", where)
-    _checks.finite(lam, "lam", where)
-    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
-    _, y, Ds = operands(Ds[0], y, where, params=Ds)
-    each = per_atom(Ds[-1], y, lam, "lam", where)
-    found = fista(Composed(*Ds), y, each, tol=tol, max_steps=max_steps)
+def _by_fista(chain: Chain, tol: float, max_steps: int) -> DeepPursuit:
+    lam = chain.lams[-1]
+    found = fista(Composed(*chain.Ds), chain.y, lam, tol=tol, max_steps=max_steps)
     with jax.default_matmul_precision("highest"):
-        xs = codes_of(Ds, found.x)
-    known = jnp.stack([jnp.isfinite(x).all() for x in xs]).all()
-    return DeepPursuit(xs, found.gap, found.residual, found.steps, found.converged & known)
+        xs = codes_of(chain.Ds, found.x)
+        return result(chain, xs, found.gap, found.steps, found.converged)
 
 
 def _sparsities(sparsity: Any, chain: Chain, where: str) -> tuple[int, ...]:
