@@ -104,6 +104,25 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+def test_an_array_file_with_a_wrong_byte(tmp_path, compressed):
+    """Wherever it is: zlib, zipfile and numpy raise errors of their own."""
+    path = tmp_path / ("bad.npz" if compressed else "bad.npy")
+    array = np.random.default_rng(0).integers(0, 5, (9, 9))
+    with path.open("wb") as file:
+        np.savez_compressed(file, D=array) if compressed else np.save(file, array)
+    whole = path.read_bytes()
+    refused = 0
+    for i in range(0, len(whole), 3) if compressed else range(128):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :])
+        try:
+            datasets.open_array(path, "D")
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+            refused += 1
+    assert refused > 20
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", "raw"])
 def test_pickled_objects_are_never_loaded(tmp_path, suffix):
     import pickle
