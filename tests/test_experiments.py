@@ -467,6 +467,10 @@ def test_recipes_that_make_no_sense():
         for option in options:
             with pytest.raises(ValueError, match=message):
                 dataclasses.replace(RECIPE, **option)
+    for field in ("data", "model", "activation"):
+        for value in ("a/b", "/a", "", None):
+            with pytest.raises(ValueError, match=f"Recipe: {field} is part of the name of a file"):
+                dataclasses.replace(RECIPE, **{field: value})
     with pytest.raises(TypeError, match="Recipe: gamma must be a number, got 'a'"):
         dataclasses.replace(RECIPE, gamma="a")
     for layers in ("conv1", ["conv1"], (1,)):
@@ -737,6 +741,19 @@ def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch
         given = ["experiment", "classification", "--output", str(tmp_path / "out"), *arguments]
         assert main(given) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_data_set_that_is_given_by_its_path_has_its_name_in_the_rows(
+    images, tmp_path, monkeypatch
+):
+    """With its path, a row was written beside the data in place of the output."""
+    recipes = []
+    monkeypatch.setattr(experiments, "load", lambda *_, **__: images)
+    monkeypatch.setattr(experiments, "sweep", lambda given, *_, **__: recipes.extend(given))
+    for path in ("sub/Mine", str(tmp_path / "Mine"), "Mine"):
+        arguments = ["--dataset", path, "--output", str(tmp_path / "out")]
+        main(["experiment", "segmentation", *arguments])  # there are no rows to report
+    assert {recipe.data for recipe in recipes} == {"Mine"}
 
 
 def test_time_left_in_words():

@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
     name = (
         arguments.dataset or (_REAL if root and not arguments.quick else _EMBEDDED)[arguments.task]
     )
-    recipes = _recipes(arguments, name)
+    recipes = _recipes(arguments, Path(name).name)  # a folder has its name in rows, not its path
     budget = math.inf if arguments.budget is None else arguments.budget
     if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
         raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")

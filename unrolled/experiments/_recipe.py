@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,13 @@ class Recipe:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
+        for name in ("data", "model", "activation"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value or {"/", os.sep} & set(value):
+                raise ValueError(
+                    f"Recipe: {name} is part of the name of a file, got {value!r}; expected a "
+                    "name, not a path"
+                )
         for name, least in (("seed", 0), ("epochs", 1), ("batch", 1)):
             _checks.as_index(getattr(self, name), name, "Recipe", least=least)
         ranges = dict(gamma=(0, math.inf), rate=(0, math.inf), momentum=(0, 1), decay=(0, math.inf))
