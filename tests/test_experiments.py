@@ -633,6 +633,13 @@ def test_a_run_near_chance_is_told():
     assert cells[0].failed == (0,)
 
 
+def test_half_of_two_classes_is_chance_and_nearly_all_is_not():
+    rows = rows_of({("relu", 0.0, 0): 0.5, ("relu", 0.0, 1): 0.95})
+    for row in rows.values():
+        row["images"] |= {"classes": 2}
+    assert experiments.summarize(rows)[0].failed == (0,)
+
+
 def test_features_of_diverged_runs_are_left_out_and_their_scores_are_not():
     from unrolled.commands import _experiment_report
 
