@@ -462,6 +462,7 @@ def test_recipes_that_make_no_sense():
         "momentum must be at least 0 and below 1": [dict(momentum=1.0)],
         "unknown optimizer 'lion'": [dict(optimizer="lion")],
         "epochs must be at least 1": [dict(epochs=0)],
+        "the seed must be below 2": [dict(seed=2**32)],  # whose key is that of seed 0
     }
     for message, options in bad.items():
         for option in options:
@@ -694,6 +695,14 @@ def test_names_of_rows_that_were_made_are_those_of_their_recipes():
         row = json.loads(path.read_text())
         recipe = experiments._recipe.from_dict(row["recipe"])
         assert recipe.row_name(row["images"]["sha256"]) == path.stem
+
+
+def test_equal_recipes_have_one_name_whatever_the_kinds_of_their_numbers():
+    numbers = dict(gamma=np.float32(1), rate=1, momentum=0, seed=np.int64(3), epochs=np.uint8(5))
+    found = dataclasses.replace(RECIPE, **numbers)
+    same = dataclasses.replace(RECIPE, gamma=1.0, rate=1.0, momentum=0.0, seed=3, epochs=5)
+    assert found == same and found.row_name("x") == same.row_name("x")
+    assert found.to_dict() == same.to_dict()
 
 
 def test_rows_with_other_options_are_other_sections():

@@ -29,7 +29,7 @@ class Recipe:
         activation: name of an activation of the library.
         gamma: weight of the penalty on features, at least 0.
         layers: tap names of the penalised layers; None takes those of the paper.
-        seed: of the first weights, the order of the images and their crops.
+        seed: of the first weights, the order of the images and their crops; below 2^32.
         epochs: passes over the training images; the last incomplete batch of a pass is left out.
         batch: images per step.
         optimizer: "sgd" or "adam".
@@ -83,7 +83,10 @@ class Recipe:
                     "name, not a path"
                 )
         for name, least in (("seed", 0), ("epochs", 1), ("batch", 1)):
-            _checks.as_index(getattr(self, name), name, "Recipe", least=least)
+            value = _checks.as_index(getattr(self, name), name, "Recipe", least=least)
+            object.__setattr__(self, name, value)  # of numpy too, which JSON does not take
+        if self.seed >= 2**32:
+            raise ValueError(f"Recipe: the seed must be below 2^32, got {self.seed}")
         ranges = dict(gamma=(0, math.inf), rate=(0, math.inf), momentum=(0, 1), decay=(0, math.inf))
         for name, (least, above) in {**ranges, "drop": (0, 1)}.items():
             value = _checks.as_number(getattr(self, name), name, "Recipe")
@@ -91,6 +94,7 @@ class Recipe:
                 span = "positive" if name in ("rate", "drop") else "at least 0"
                 span += " and below 1" if above == 1 else ", and finite"
                 raise ValueError(f"Recipe: {name} must be {span}, got {value}")
+            object.__setattr__(self, name, value)
         choices = dict(
             optimizer=OPTIMIZERS, schedule=SCHEDULES, augmentation=AUGMENTATIONS, test=TESTS
         )
