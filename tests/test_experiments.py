@@ -328,17 +328,20 @@ def test_a_killed_run_goes_on_from_what_it_saved_last(finished, images, tmp_path
 
 def test_a_budget_stops_at_the_end_of_an_epoch(finished, images, tmp_path, monkeypatch):
     _, name, row = finished
-    options = dict(build=build, minutes=1e-9)
-    found = experiments.sweep([RECIPE], images, tmp_path, **options)
-    assert found.open == [name] and not found.rows
-    state = next((tmp_path / "states").glob("*.npz"))
+    recipes = [RECIPE, dataclasses.replace(RECIPE, seed=1)]
+    clock = [0.0]
+    with monkeypatch.context() as patch:
+        patch.setattr(_run.time, "monotonic", lambda: clock[0])
+        options = dict(build=build, minutes=1, progress=lambda *_: clock.append(clock.pop() + 60))
+        found = experiments.sweep(recipes, images, tmp_path, **options)
+    assert len(found.open) == 2 and found.open[0] == name and not found.rows
+    (state,) = (tmp_path / "states").glob("*.npz")  # of the run that was begun
+    with np.load(state) as saved:
+        assert saved["step"] == 3
     found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert not state.exists() and found.rows[name]["curve"] == row["curve"]
     with pytest.raises(ValueError, match="budget must be above 0 minutes, got 0"):
         experiments.sweep([RECIPE], images, tmp_path, build=build, minutes=0)
-    until = time.monotonic()
-    monkeypatch.setattr(_run.time, "monotonic", lambda: until)
-    assert run(dataclasses.replace(RECIPE, seed=1), images, tmp_path, until=until).row is None
 
 
 def test_a_row_in_the_hands_of_another_process_is_left_to_it(images, tmp_path):

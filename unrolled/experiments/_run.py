@@ -92,6 +92,8 @@ def run(
             return Outcome(name, None, busy=True)
         if row := _finished(folder, name, chosen):  # finished meanwhile
             return Outcome(name, row)
+        if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
+            return Outcome(name, None)
         job = _opened(recipe, chosen, folder, name, build, progress)
         while not job.finished and time.monotonic() < until:
             job.epoch(caught)
