@@ -367,6 +367,34 @@ def test_a_row_that_was_finished_meanwhile_is_found(finished, images, tmp_path, 
     assert found.rows[name]["curve"] == row["curve"] and not found.busy
 
 
+class Repeated(Tiny):
+    """It calls one of its layers twice."""
+
+    early = ("dense", "features")
+
+    def __call__(self, x):
+        z = self.features(self.dense(self.norm(x.reshape(len(x), -1))))
+        return self.last(self.features(z - 1))
+
+
+def test_a_layer_that_is_called_twice_is_two_layers_and_the_run_resumes(
+    images, tmp_path, monkeypatch
+):
+    recipe = dataclasses.replace(RECIPE, model="repeated", gamma=0.1)
+    options = dict(build=lambda recipe, shape, classes, rngs: Repeated(classes, rngs))
+    name, row, _ = experiments.run(recipe, images, tmp_path / "whole", **options)
+    assert row["layers"] == ["dense", "features[0]", "features[1]"] == row["features"]["layers"]
+    assert all(len(line["train"]["l1"]) == 3 for line in row["curve"])
+    with monkeypatch.context() as patch:
+        clock = [0.0]
+        patch.setattr(_run.time, "monotonic", lambda: clock[0])
+        stop = dict(until=1.0, progress=lambda *_: clock.append(clock.pop() + 1))
+        assert experiments.run(recipe, images, tmp_path / "parts", **options, **stop).row is None
+    again = experiments.run(recipe, images, tmp_path / "parts", **options).row
+    assert again["curve"] == row["curve"]
+    assert_same_bits(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
+
+
 def test_a_damaged_state_is_refused(images, tmp_path):
     run(RECIPE, images, tmp_path, until=-math.inf)
     state = next((tmp_path / "states").glob("*.npz"))

@@ -66,7 +66,7 @@ class Program:
 
     graph: nnx.GraphDef  # of the model in training
     eval_graph: nnx.GraphDef
-    layers: tuple[str, ...]  # those penalised
+    layers: tuple[str, ...]  # those penalised; one that is called k times is k layers
     recipe: Recipe
     steps_per_epoch: int
     optimizer: optax.GradientTransformation
@@ -126,8 +126,9 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
 
 def make_program(
     model: nnx.Module,
-    layers: tuple[str, ...],
+    taps: tuple[str, ...],
     recipe: Recipe,
+    shape: tuple[int, ...],
     steps_per_epoch: int,
     moments: tuple[np.ndarray, np.ndarray],
 ) -> Program:
@@ -135,8 +136,9 @@ def make_program(
 
     Args:
         model: any with these layers; its weights are not used.
-        layers: the tap names of the penalised layers.
+        taps: the tap names of the penalised layers.
         recipe: its seed is not used, and of gamma only whether it is 0.
+        shape: (H, W, C) of an image.
         steps_per_epoch: whole batches in an epoch.
         moments: mean and deviation of each channel, of values in [0, 1].
     """
@@ -152,7 +154,7 @@ def make_program(
 
     def objective(params, others, x, y, gamma):
         model = rebuild(graph, params, others)
-        outputs, features = _outputs(model, layers, inputs(x))
+        outputs, features = _outputs(model, taps, inputs(x))
         loss = jnp.mean(_losses(outputs, y))
         penalty = training.sparse_feature_penalty(features) if features else jnp.zeros_like(loss)
         total = loss if gamma is None else loss + gamma * penalty
@@ -190,16 +192,19 @@ def make_program(
     def measure(params, others, X, first, n):
         """The features of n images from `first` on."""
         model = rebuild(eval_graph, params, others)
-        _, features = _outputs(model, layers, inputs(part(X, first, n)))
+        _, features = _outputs(model, taps, inputs(part(X, first, n)))
         return Features(*map(jnp.stack, zip(*map(_measures, features.values()))))
 
+    layers: list[str] = []  # in their order, which a dict loses on its way out of a trace
+    x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
+    jax.eval_shape(lambda x: layers.extend(_outputs(nnx.clone(model), taps, inputs(x))[1]), x)
     shared = (recipe, steps_per_epoch, optimizer, advance, evaluate, measure)
-    return Program(graph, eval_graph, layers, *shared)
+    return Program(graph, eval_graph, tuple(layers), *shared)
 
 
-def _outputs(model: nnx.Module, layers: tuple[str, ...], x: Array) -> tuple[Array, dict]:
+def _outputs(model: nnx.Module, taps: tuple[str, ...], x: Array) -> tuple[Array, dict]:
     """The outputs of a model, and the features of its layers."""
-    return models.tap(model, *layers)(x) if layers else (model(x), {})
+    return models.tap(model, *taps)(x) if taps else (model(x), {})
 
 
 def _losses(outputs: Array, y: Array) -> Array:

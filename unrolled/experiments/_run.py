@@ -150,8 +150,8 @@ def _opened(
 def _program(recipe, build, shape, classes, steps_per_epoch, moments) -> Program:
     """The program of all runs that share it, compiled once in a process."""
     model = build(recipe, shape, classes, _rngs(recipe))
-    layers = penalised(recipe, model)
-    return make_program(model, layers, recipe, steps_per_epoch, moments)
+    taps = penalised(recipe, model)
+    return make_program(model, taps, recipe, shape, steps_per_epoch, moments)
 
 
 def _rngs(recipe: Recipe) -> nnx.Rngs:
