@@ -248,6 +248,15 @@ def test_convolutions_of_other_kinds_are_refused(options, said):
         as_dictionary(nnx.Dict(conv=conv), "conv", (6, 6), activation=jax.nn.relu)
 
 
+def test_the_mask_of_a_convolution_is_part_of_its_filters():
+    options = dict(padding="VALID", param_dtype=float, mask=jnp.ones((2, 2, 1, 4)).at[1].set(0))
+    conv = nnx.Conv(1, 4, (2, 2), **options, rngs=nnx.Rngs(0))
+    layer = as_dictionary(nnx.Sequential(conv), "layers.0", (5, 4), activation=jax.nn.relu)
+    y = jax.random.normal(jax.random.key(0), (3, 5, 4, 1), float)
+    found = layer.features(layer.codes(layer.signals(y)))
+    np.testing.assert_allclose(found, jax.nn.relu(conv(y)), rtol=1e-12, atol=1e-12)
+
+
 def test_a_filter_of_zeros_is_refused():
     net = Net()
     net.orthonormal.kernel[...] = net.orthonormal.kernel[...].at[..., 2].set(0)

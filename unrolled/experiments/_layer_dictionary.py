@@ -177,7 +177,8 @@ def _folded(conv: Any, scaling: Any) -> tuple[np.ndarray, np.ndarray]:
     def wide(part, missing):
         return np.float64(missing) if part is None else np.asarray(part[...], np.float64)
 
-    filters = wide(conv.kernel, 1).transpose(3, 2, 0, 1)
+    mask = getattr(conv, "mask", None)  # of nnx.Conv, which applies it in its call
+    filters = (wide(conv.kernel, 1) * wide(mask, 1)).transpose(3, 2, 0, 1)
     bias = wide(conv.bias, 0) + np.zeros(len(filters))
     if scaling is not None:
         gain = wide(scaling.scale, 1) / np.sqrt(wide(scaling.var, 1) + scaling.epsilon)
