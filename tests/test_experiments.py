@@ -803,6 +803,21 @@ def test_a_data_set_that_is_given_by_its_path_has_its_name_in_the_rows(
     assert {recipe.data for recipe in recipes} == {"Mine"}
 
 
+def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
+    """A folder may have rows on the same set at another size."""
+    from unrolled.commands import _experiment_features
+
+    folder = _rows.open_folder(tmp_path)
+    ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
+    row["recipe"]["data"] = row["images"]["name"] = "digits"
+    _rows.write_row(folder, name, row)
+    (folder / "weights" / f"{name}.npz").write_bytes(b"of pictures 32 x 32")
+    row["images"]["sha256"] = experiments._data.digest(experiments.load("digits", side=32))
+    digits = experiments.load("digits", side=16)
+    assert _experiment_features.features_sections(folder, digits, print) == []
+    assert experiments.is_of(row, experiments.load("digits")) and not experiments.is_of(row, digits)
+
+
 def test_time_left_in_words():
     from unrolled.commands._time_left import progress, time_left
 

@@ -39,9 +39,9 @@ def features_sections(folder: Path, images: Images, say: Say) -> list[Section]:
 def _measurable(folder: Path, name: str, row: dict[str, Any], images: Images) -> bool:
     """Whether a row has trained weights of a network with features, on these images."""
     kept = (folder / "weights" / f"{name}.npz").is_file()
-    same = row["images"]["name"] == images.name
     convolutional = task_of(row["recipe"]["model"]) != "ml-csc"
-    return kept and same and convolutional and row["status"] == "complete"
+    complete = row["status"] == "complete"
+    return kept and convolutional and complete and experiments.is_of(row, images)
 
 
 def _section(folder: Path, rows: dict[str, dict], images: Images, say: Say) -> Section:

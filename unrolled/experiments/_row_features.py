@@ -1,6 +1,8 @@
 """What the features of the trained models of rows are."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,26 @@ from unrolled.experiments._restore import restore
 
 _FOLDER = "features"
 _PIXELS = 64 * 32 * 32  # of all images together
+
+
+def is_of(row: Mapping[str, Any], images: Images) -> bool:
+    """Whether a row is of these images: the same pictures and labels, at the same size.
+
+    Args:
+        row: as `read_rows` returns it.
+        images: with their whole test set, from `load`.
+
+    Example:
+        >>> from unrolled import experiments
+        >>> images = experiments.load("digits", side=16)
+        >>> row = {"recipe": {"test": "whole"}, "images": {"name": "digits", "sha256": "another"}}
+        >>> experiments.is_of(row, images)
+        False
+    """
+    held = row["images"]
+    if held["name"] != images.name:
+        return False
+    return _data.digest(_data.split(images, row["recipe"]["test"])) == held["sha256"]
 
 
 def row_features(
@@ -48,9 +70,9 @@ def row_features(
     model, held = restore(folder, row, build=build), _rows.read_row(Path(folder), row)
     assert held is not None
     recipe = from_dict(held["recipe"])
-    chosen = _data.split(images, recipe.test)
-    if _data.digest(chosen) != held["images"]["sha256"]:
+    if not is_of(held, images):
         raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
+    chosen = _data.split(images, recipe.test)
     height, width = chosen.test[0].shape[1:3]
     X = chosen.test[0][: n or max(1, _PIXELS // (height * width))]
     path = Path(folder) / _FOLDER / f"{row}-{len(X)}.json"
