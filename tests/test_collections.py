@@ -426,6 +426,17 @@ def test_masks_of_nothing_and_of_everything_are_masks(tmp_path):
     assert not M[0].any() and M[1].all()
 
 
+def test_pictures_of_16_bits_are_those_of_8(tmp_path):
+    grey = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    pairs = {"a": (5 * grey.astype(np.uint8), np.eye(6, 8, dtype=bool))}
+    write_pairs(tmp_path, pairs | {"b": (5 * 257 * grey, np.eye(6, 8, dtype=bool))})
+    with Image.open(tmp_path / "images" / "b.png") as picture:
+        assert picture.mode.startswith("I")
+    X, _ = masks(tmp_path, (6, 8)).test
+    np.testing.assert_array_equal(X[0], X[1])
+    np.testing.assert_array_equal(X[0, ..., 2], 5 * grey)
+
+
 def test_pairs_that_cannot_be_read_and_sizes_that_are_none(tmp_path):
     write_pairs(tmp_path, pictures_of("a"))
     for size, error in ((8, TypeError), ((8, 8, 3), TypeError), ((8, 2.5), TypeError)):

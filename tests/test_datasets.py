@@ -190,6 +190,13 @@ def test_a_coloured_picture_becomes_grey(tmp_path, mode):
     np.testing.assert_array_equal(found[2:], 1)
 
 
+def test_a_picture_of_floats_is_refused(tmp_path):
+    """Pillow takes 255 for white: all values in [0, 1] came out as 0."""
+    Image.fromarray(np.full((2, 3), 0.7, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="a.tif: .*grey values are floats; try a .npy file"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_a_file_that_is_not_a_picture(tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "whole.png")

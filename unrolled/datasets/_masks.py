@@ -94,9 +94,19 @@ def _read(pairs: list[Pair], height: int, width: int) -> tuple[np.ndarray, np.nd
                 f"{picture_file} is {_by(picture.size)} and {mask_file} is {_by(mask.size)}; "
                 "expected a mask of the size of its picture"
             )
-        X[i] = _resized(picture.convert("RGB"), height, width)
+        X[i] = _resized(_rgb(picture), height, width)
         M[i] = _resized(_hard(mask, mask_file), height, width) >= 128
     return X, M
+
+
+def _rgb(picture: Any) -> Any:
+    """The picture with three channels of 8 bits."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+        values = np.clip(np.asarray(picture) // 257, 0, 255)
+        picture = Image.fromarray(values.astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def _hard(mask: Any, path: Path) -> Any:

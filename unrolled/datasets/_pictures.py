@@ -49,6 +49,8 @@ def open_picture(path: str | Path) -> Any:
     try:
         with Image.open(path) as picture:
             picture.load()
+            if picture.mode == "F":  # whose white is unknown; Pillow would take 255 for it
+                raise ValueError("its grey values are floats; try a .npy file")
             return picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from error
