@@ -395,8 +395,12 @@ def test_a_layer_that_is_called_twice_is_two_layers_and_the_run_resumes(
     assert_same_bits(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
 
 
-def test_a_damaged_state_is_refused(images, tmp_path):
-    run(RECIPE, images, tmp_path, until=-math.inf)
+def test_a_damaged_state_is_refused(images, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        clock = [0.0]
+        patch.setattr(_run.time, "monotonic", lambda: clock[0])
+        stop = dict(until=1.0, progress=lambda *_: clock.append(clock.pop() + 1))
+        assert run(RECIPE, images, tmp_path, **stop).row is None
     state = next((tmp_path / "states").glob("*.npz"))
     blob = bytearray(state.read_bytes())
     blob[len(blob) // 2] ^= 1
