@@ -819,7 +819,9 @@ def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
     row["images"]["sha256"] = experiments._data.digest(experiments.load("digits", side=32))
     digits = experiments.load("digits", side=16)
     assert _experiment_features.features_sections(folder, digits, print) == []
-    assert experiments.is_of(row, experiments.load("digits")) and not experiments.is_of(row, digits)
+    assert experiments.trained_on(row, experiments.load("digits")) and not experiments.trained_on(
+        row, digits
+    )
 
 
 def test_time_left_in_words():

@@ -41,7 +41,7 @@ def _measurable(folder: Path, name: str, row: dict[str, Any], images: Images) ->
     kept = (folder / "weights" / f"{name}.npz").is_file()
     convolutional = task_of(row["recipe"]["model"]) != "ml-csc"
     complete = row["status"] == "complete"
-    return kept and convolutional and complete and experiments.is_of(row, images)
+    return kept and convolutional and complete and experiments.trained_on(row, images)
 
 
 def _section(folder: Path, rows: dict[str, dict], images: Images, say: Say) -> Section:

@@ -25,7 +25,7 @@ from unrolled.experiments._layer_pursuit import Pursued
 from unrolled.experiments._models import options_of, task_of
 from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
 from unrolled.experiments._restore import restore
-from unrolled.experiments._row_features import is_of, row_features
+from unrolled.experiments._row_features import row_features, trained_on
 from unrolled.experiments._rows import read_pictures, read_rows
 from unrolled.experiments._run import Outcome, run
 from unrolled.experiments._shapes import shapes
@@ -50,7 +50,7 @@ __all__ = [
     "features_table",
     "grid",
     "interval",
-    "is_of",
+    "trained_on",
     "l1_in_training",
     "load",
     "options_of",

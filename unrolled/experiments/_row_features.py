@@ -19,8 +19,8 @@ _FOLDER = "features"
 _PIXELS = 64 * 32 * 32  # of all images together
 
 
-def is_of(row: Mapping[str, Any], images: Images) -> bool:
-    """Whether a row is of these images: the same pictures and labels, at the same size.
+def trained_on(row: Mapping[str, Any], images: Images) -> bool:
+    """Whether a row was trained on these images: the same pictures and labels, at the same size.
 
     Args:
         row: as `read_rows` returns it.
@@ -30,7 +30,7 @@ def is_of(row: Mapping[str, Any], images: Images) -> bool:
         >>> from unrolled import experiments
         >>> images = experiments.load("digits", side=16)
         >>> row = {"recipe": {"test": "whole"}, "images": {"name": "digits", "sha256": "another"}}
-        >>> experiments.is_of(row, images)
+        >>> experiments.trained_on(row, images)
         False
     """
     held = row["images"]
@@ -70,7 +70,7 @@ def row_features(
     model, held = restore(folder, row, build=build), _rows.read_row(Path(folder), row)
     assert held is not None
     recipe = from_dict(held["recipe"])
-    if not is_of(held, images):
+    if not trained_on(held, images):
         raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
     chosen = _data.split(images, recipe.test)
     height, width = chosen.test[0].shape[1:3]
