@@ -275,6 +275,20 @@ def test_a_false_positive_that_passes_unshrunk_counts_in_full():
         assert seen == pytest.approx(0.3)  # the threshold or the false positive
 
 
+def test_the_noise_of_an_atom_is_that_of_its_own_entries():
+    # Three rows and three groups of atoms, [I, F] with two filters: no row stands for a group.
+    filters = np.array([[[0.0, 0.6, 0.8]], [[0.0, 0.8, -0.6]]])
+    D = dictionaries.WithIdentity(dictionaries.Conv(filters, 3))
+    filters[0, 0, 0] = 5.0
+    W = dictionaries.WithIdentity(dictionaries.Conv(filters, 3))
+    params = Unrolled(Weights(W), Threshold(jnp.array([[6.0, 1.5, 6.0]])))
+    layer, y = layers.lista_cp(1), jnp.array([1.0, 0.0, 0.0])
+    found = theory.certify(layer, params, D, sparsity=0, bound=1.0, noise=1.0)
+    seen = float(jnp.abs(layer.apply(params, D, y)).sum())
+    assert seen == pytest.approx(3.5) == found.error[1]
+    assert not found.false_positives_excluded[0] and not found.holds
+
+
 def test_one_nonzero_attains_the_bound():
     D = dictionaries.paley(13)  # an equiangular frame, 7 x 14
     params = analytic.lista_cp(D, depth=3, sparsity=1, bound=1.0)

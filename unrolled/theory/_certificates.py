@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled.activations import relu
 from unrolled.dictionaries import (
+    Conv,
     Dictionary,
     Structured,
     as_dictionary,
@@ -252,11 +253,10 @@ def _products(W: Dictionary, D: Dictionary, size: int) -> _Weights:
     np.maximum.at(largest[1], group, np.asarray(sizes).max(1))
     own = np.zeros(n)
     own[group] = products[mine]
-    if isinstance(W, Structured):
-        C = np.asarray(spread(W, jnp.abs(entries(W)).reshape(len(entries(W)), -1).max(1)))
-        C = C if W.groups and C.shape == (d,) else np.abs(np.asarray(dense(W))).max(0)
+    if isinstance(W, Conv):  # its entries are those of the filters, one after the other
+        C = np.asarray(W.spread(jnp.abs(entries(W)).reshape(W.groups[0], -1).max(1)))
     else:
-        C = np.abs(np.asarray(W)).max(0)
+        C = np.abs(np.asarray(dense(W))).max(0)
     own, mu, G = (v if n == d else np.asarray(spread(D, jnp.asarray(v))) for v in (own, *largest))
     return _Weights(own, mu, C, G, sum_of_largest(W, size))
 
