@@ -480,5 +480,7 @@ def test_codes_no_worse_than_zero_are_not_marked(problem):
     found = compare({"quiet": (LISTA_CP, silent)}, D, Y, X)
     assert not found.diverged and found.silent == ("quiet",)
     assert found.table().endswith("\n\nSilent, all codes are zero: quiet.")
-    exact = compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X)
-    assert not exact.diverged and not exact.silent
+    for lam in (None, LAM):
+        exact = compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X, lam=lam)
+        assert not exact.diverged and not exact.silent
+    assert exact.curves["exact"].gap.tolist() == [0.0] * DEPTH

@@ -80,7 +80,9 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
 
 def _objective_gap(D, Y, x, lam, optimum) -> Array:
     objective = jax.vmap(lasso_objective, (None, 0, 0, None))(D, Y, x, jnp.asarray(lam, Y.dtype))
-    return jnp.sum(objective - optimum) / jnp.sum(optimum)
+    excess = jnp.sum(objective - optimum)
+    # Without any excess there is no gap, also where the optimum of every signal is 0.
+    return jnp.where(excess == 0, 0, excess / jnp.sum(optimum))
 
 
 def lasso_optima(D, Y, lam) -> Array:
