@@ -192,6 +192,8 @@ def test_oracles_that_cannot_know_and_empty_supports():
     Ds = rng.normal(size=(5, 12)), rng.normal(size=(12, 10))
     found = ut.oracle_errors(Ds, (np.arange(8), np.arange(7)))
     assert np.isinf(found.projection).all() and np.isfinite(found.holistic).all()
+    silent = ut.oracle_errors(Ds, (np.arange(8), np.arange(7)), sigma=0.0)
+    assert np.isinf(silent.projection).all() and not silent.holistic.any()
     nothing = ut.oracle_errors(Ds, (np.arange(12), []))
     assert nothing.freedom == 0 and not nothing.projection.any() and not nothing.holistic.any()
     assert not ut.oracle_errors(Ds, ([], np.arange(7))).holistic.any()

@@ -23,7 +23,7 @@ from unrolled.dictionaries import (
 )
 from unrolled.theory._chains import effective, host_chain, layer_counts, measured, of_length
 from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
-from unrolled.theory._schedules import host_numbers
+from unrolled.theory._schedules import host_numbers, times
 
 # Singular values up to this share of the largest count as zero.
 _RANK_TOL = 1e-10
@@ -294,21 +294,21 @@ def oracle_errors(
         A, *maps = (np.asarray(B) for B in (*E, jnp.eye(E[0].shape[1], dtype=np.float64)))
         _, values, V = np.linalg.svd(np.asarray(_triangle(K)))
     N = V[values <= cut].T
-    errors = [
-        [sigma**2 * _spread_of(A @ basis, B @ basis, cut) for B in maps]
+    projection, holistic = (
+        np.array([_error_of(A @ basis, B @ basis, cut, sigma) for B in maps])
         for basis in (np.eye(A.shape[1]), N)
-    ]
-    return OracleErrors(np.array(errors[0]), np.array(errors[1]), N.shape[1])
+    )
+    return OracleErrors(projection, holistic, N.shape[1])
 
 
-def _spread_of(A: np.ndarray, B: np.ndarray, cut: float) -> float:
-    """tr(B (A'A)^-1 B'), inf if A has not full column rank."""
+def _error_of(A: np.ndarray, B: np.ndarray, cut: float, sigma: float) -> float:
+    """sigma^2 tr(B (A'A)^-1 B'), inf for any sigma if A has not full column rank."""
     if not A.shape[1]:
         return 0.0
     U, values, V = np.linalg.svd(A, full_matrices=False)
     if len(values) < A.shape[1] or values[-1] <= cut:
         return math.inf
-    return float(np.sum((B @ V.T / values) ** 2))
+    return times(sigma * sigma, float(np.sum((B @ V.T / values) ** 2)))
 
 
 def constraints(
