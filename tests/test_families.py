@@ -359,6 +359,19 @@ def test_ml_lista_is_its_formula_and_starts_as_ml_ista(two, problem):
         assert_close(p.steps.theta, np.full(K, theta))
 
 
+def test_the_matrices_of_ml_lista_act_as_its_step_does(problem):
+    """Also with a step size per entry, which scales the rows of D'D."""
+    D, y = problem
+    network, rng = ur.networks.ml_lista(2), np.random.default_rng(0)
+    ((shared, steps),) = network.init(None, (D,))
+    for gamma in (rng.uniform(0.1, 0.5, 2), rng.uniform(0.1, 0.5, (2, N))):
+        params = Unrolled(shared, steps._replace(gamma=jnp.asarray(gamma)))
+        first, second = network.iterates((params,), (D,), y)[0]
+        p = layers.unstack(params).steps[1]
+        W, _, S = network.weights(0)(shared, p, D)
+        assert_close(second, shrink(S @ first + y @ W, np.asarray(p.theta)))
+
+
 def test_ml_lista_of_one_layer_is_ista(problem):
     D, y = problem
     network = ur.networks.ml_lista(K, lam=LAM)

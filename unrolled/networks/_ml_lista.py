@@ -68,5 +68,5 @@ class ml_lista(Sweeping):
 
 def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
     """B and I - gamma D'D, by which a step acts on the code before and on its own."""
-    A = dense(D)
-    return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - p.gamma * (A.T @ A))
+    A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
+    return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ A))
