@@ -371,6 +371,40 @@ def test_a_zero_dictionary_is_refused(family):
         ur.layers.FAMILIES[family](2).init(None, jnp.zeros((3, 5)))
 
 
+@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
+def test_codes_have_no_scale_of_the_dictionary(D32, family):
+    """D and y in other units: the codes are the same, where the squares leave the range too."""
+    layer, y = ur.layers.FAMILIES[family](3), D32[:, 3] - D32[:, 7] / 2
+    exact = layer.apply(layer.init(None, D32), D32, y)
+    assert np.any(exact)
+    for k in (-80, 80):
+        D = jnp.ldexp(D32, k)
+        params = layer.init(None, D)
+        assert_allclose(layer.apply(params, D, jnp.ldexp(y, k)), exact, atol=1e-4)
+        constant = jax.jit(lambda y, p=params, D=D: layer.apply(p, D, y))
+        assert_allclose(constant(jnp.ldexp(y, k)), exact, atol=1e-4)
+
+
+def test_codes_of_lamp_follow_a_scaled_signal(D32):
+    layer, y = ur.layers.lamp(3), D32[:, 3] - D32[:, 7] / 2
+    params = layer.init(None, D32)
+    exact = layer.apply(params, D32, y)
+    assert np.any(exact)
+    for k in (-80, 80):
+        found = layer.apply(params, D32, jnp.ldexp(y, k))
+        assert_allclose(jnp.ldexp(found, -k), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
+def test_signals_whose_energy_is_above_the_range_of_half_precision(D32, family):
+    layer = ur.layers.FAMILIES[family](2)
+    half, y = D32.astype(np.float16), (300 * (D32[:, 3] - D32[:, 7] / 2)).astype(np.float16)
+    params = layer.init(None, half)
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+    exact = layer.apply(wide, half.astype(np.float32), y.astype(np.float32))
+    assert_allclose(layer.apply(params, half, y), exact, rtol=0.05, atol=3)
+
+
 @pytest.mark.parametrize("lam", [-1.0, float("nan")])
 def test_the_loss_refuses_a_negative_penalty(lam):
     with pytest.raises(ValueError, match="lasso: lam must be non-negative"):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
+from unrolled._numbers import wide_dtype, widened
 from unrolled.layers._layer import Layer
 from unrolled.layers._options import option
 
@@ -33,9 +34,12 @@ def bernoulli_gaussian_mean(r: Array, tau2: Any, *, probability: float, variance
         >>> [round(float(x), 3) for x in ur.layers.bernoulli_gaussian_mean(r, 0.01, **prior)]
         [0.002, 1.98]
     """
+    # In half precision r / tau2 would overflow, and the slope of the estimate would be nan.
+    wide, tau2 = widened(r), jnp.asarray(tau2, wide_dtype(r.dtype))
     total = variance + tau2
     odds = math.log(probability) - math.log1p(-probability) + jnp.log(tau2 / total) / 2
-    return variance / total * r * jax.nn.sigmoid(odds + r**2 / 2 * (1 / tau2 - 1 / total))
+    share = jax.nn.sigmoid(odds + wide**2 / 2 * (1 / tau2 - 1 / total))
+    return (variance / total * wide * share).astype(r.dtype)
 
 
 class Estimating(Layer):

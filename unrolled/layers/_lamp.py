@@ -1,5 +1,6 @@
 """LAMP (Borgerding, Schniter, Rangan 2017): LISTA with the Onsager correction."""
 
+import math
 from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, power_of_two
+from unrolled._numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
 from unrolled.layers._options import option
@@ -82,7 +83,7 @@ class lamp(Shrinking):
     def step(self, shared, p, D, y, state):
         m = y.shape[0]
         v = y - D @ state.x + jnp.sum(state.x != 0, dtype=y.dtype) / m * state.v
-        theta = magnitude(p.alpha) * jnp.sqrt(jnp.sum(v**2) / m + jnp.finfo(y.dtype).tiny)
+        theta = magnitude(p.alpha) * (norm(v) / math.sqrt(m))
         return Corrected(self.shrink(state.x + v @ p.W, theta), v)
 
     def weights(self, shared, p, D):

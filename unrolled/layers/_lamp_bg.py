@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
+from unrolled._numbers import energy, exponent, ldexp, widened
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._lamp import Message, message_passing
@@ -61,7 +62,9 @@ class lamp_bg(Estimating):
         m = y.shape[0]
         v = y - D @ state.x + state.memory * state.v
         least = max(_LEAST_NOISE * self.variance, float(jnp.finfo(y.dtype).tiny))
-        tau2 = jnp.maximum(p.alpha**2 * jnp.sum(v**2) / m, least)
+        (e, k), j = energy(v), exponent(p.alpha)  # squares alone may leave the range
+        tau2 = ldexp(ldexp(widened(p.alpha), -j) ** 2 * e / m, 2 * (j + k))
+        tau2 = jnp.maximum(tau2, least)
         u = state.x + v @ p.W
         x, slope = jax.jvp(lambda u: self.estimate(u, tau2), (u,), (jnp.ones_like(u),))
         return Estimated(x, v, jnp.sum(slope) / m)

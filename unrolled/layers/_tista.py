@@ -1,8 +1,11 @@
 """TISTA (Ito, Takabe, Wadayama 2019): ISTA for Bernoulli-Gaussian codes, step sizes learned."""
 
+import math
+
 import jax.numpy as jnp
 from jax import lax
 
+from unrolled._numbers import energy, ldexp, widened
 from unrolled.dictionaries import as_dictionary, column_norms, dense
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._ista import Step
@@ -51,13 +54,15 @@ class tista(Estimating):
     def step(self, shared, p, D, y, state):
         W, (m, d), gamma = lax.stop_gradient(shared.W), D.shape, p.gamma
         residual = y - D @ state.x
-        energy = jnp.sum(dense(D) ** 2)
-        least = max(_LEAST_ERROR, float(jnp.finfo(y.dtype).tiny))  # above 0 in half precision too
-        v = jnp.maximum((jnp.sum(residual**2) - m * self.noise) / energy, least)
-        tau2 = v / d * (d + (gamma**2 - 2 * gamma) * m)
-        tau2 = tau2 + gamma**2 * self.noise / d * jnp.sum(W**2)
+        # Sums of squares, each over a power of 4: on their own they may leave the range.
+        (E, i), (e, j), (w, k) = energy(dense(D)), energy(residual), energy(W)
+        noise, n = math.frexp(self.noise)
+        excess = ldexp(e / E, 2 * (j - i)) - m * ldexp(noise / E, n - 2 * i)
+        v, g = jnp.maximum(excess, _LEAST_ERROR), widened(gamma)
+        tau2 = v / d * (d + (g**2 - 2 * g) * m)
+        tau2 = tau2 + g**2 / d * ldexp(noise * w, n + 2 * k)
         r = state.x + gamma * (residual @ W)
-        return State(self.estimate(r, jnp.maximum(tau2, least)))
+        return State(self.estimate(r, jnp.maximum(tau2, _LEAST_ERROR)))
 
     def weights(self, shared, p, D):
         return Acting(shared.W, p.gamma)
