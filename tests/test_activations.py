@@ -615,6 +615,18 @@ def test_values_and_slopes_are_right_in_the_whole_range_of_a_dtype(dtype):
         assert (np.abs(np.asarray(slopes, np.float64) - exact_slopes) <= 64 * eps).all(), name
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("k", [1e4, 1e6])
+def test_steep_activations_stay_in_the_range_of_half_precision(dtype, k):
+    x = jnp.asarray([-40.0, -1.0, 0.0, 1.0, 40.0, 300.0], dtype)
+    for act in (ua.scale(ua.elu(), k), ua.scale(ua.softplus, k), ua.celu(1 / k)):
+        values, slopes = jax.jvp(act, (x,), (jnp.ones_like(x),))
+        assert values.dtype == slopes.dtype == x.dtype
+        assert_close(values.astype(float), np.maximum(x.astype(float), 0), atol=2 / k, name=act)
+        away = np.asarray(x) != 0
+        assert_close(slopes.astype(float)[away], np.asarray(x > 0, float)[away], name=act)
+
+
 def test_shrink_gradient_matches_differences():
     v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7]), jnp.asarray([0.5, 0.7, 0.2, 1.0])
     for act in (ua.relu, ua.elu(0.5), ua.silu, ua.scale(ua.gelu, 3.0)):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._numbers import widened
 from unrolled.activations._activation import Activation, parameter, shown
 from unrolled.activations._pointwise import _celu, _elu
 
@@ -101,7 +102,8 @@ def _sum(name: str, function: Callable, h, M, k, factor: float) -> Activation:
 
 
 def _scaled(x, act, k):
-    return act(x * k) / k
+    wide = widened(x)  # k alone may be above the range of half precision
+    return (act(wide * k) / k).astype(x.dtype)
 
 
 def scale(act: Activation, k: float) -> Activation:

@@ -20,7 +20,9 @@ def _elu(x, alpha):
 
 
 def _celu(x, alpha):
-    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, jnp.zeros_like(x), x) / alpha))
+    wide = widened(x)  # alpha may be below the range of half precision
+    tail = alpha * jnp.expm1(jnp.where(wide > 0, jnp.zeros_like(wide), wide) / alpha)
+    return jnp.where(wide > 0, wide, tail).astype(x.dtype)
 
 
 def _selu(x):
