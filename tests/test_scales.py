@@ -319,6 +319,7 @@ def test_what_hard_threshold_and_keep_largest_keep():
         assert_array_equal(keep(v, 0), [0, 0, 0])
         assert_array_equal(keep(v, 1), [3, 0, 0])
         assert_array_equal(keep(v, 9), v)
+        assert_array_equal(keep(v.at[1].set(jnp.nan), 1), [0, jnp.nan, 0])
     with pytest.raises(ValueError, match="sparsity must be non-negative"):
         ur.layers.keep_largest(v, -1)
     with pytest.raises(ValueError, match="k must be in 1..3, got 0"):

@@ -29,7 +29,8 @@ def keep_largest(v: Array, sparsity: int) -> Array:
     _checks.nonnegative(sparsity, "sparsity", "keep_largest")
     v = _checks.as_float(v, "v", "keep_largest")
     magnitude, count = lax.stop_gradient(jnp.abs(v)), jnp.clip(sparsity, 1, v.size)
-    small = magnitude < kth_largest(magnitude, count)
+    least = kth_largest(magnitude, count)
+    small = (magnitude < least) | (jnp.isnan(least) & ~jnp.isnan(magnitude))
     return jnp.where(small | (jnp.asarray(sparsity) == 0), 0, v)
 
 
