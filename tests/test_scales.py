@@ -406,6 +406,15 @@ def test_signals_whose_energy_is_above_the_range_of_half_precision(D32, family):
     assert_allclose(layer.apply(params, half, y), exact, rtol=0.05, atol=3)
 
 
+@pytest.mark.parametrize("dtype, scale", [("float32", 1e20), ("float32", 1e-25), ("float16", 1e4)])
+@pytest.mark.parametrize("family", ["ista", "lista_cp", "liht"])
+def test_a_step_size_outside_of_the_range_is_refused(family, dtype, scale):
+    options = dict(sparsity=1) if family == "liht" else {}
+    layer = ur.layers.FAMILIES[family](2, **options)
+    with pytest.raises(ValueError, match=f"{family}: norm.D. is .* leaves the range of {dtype}"):
+        layer.init(None, jnp.asarray(scale * np.eye(3), dtype))
+
+
 @pytest.mark.parametrize("lam", [-1.0, float("nan")])
 def test_the_loss_refuses_a_negative_penalty(lam):
     with pytest.raises(ValueError, match="lasso: lam must be non-negative"):

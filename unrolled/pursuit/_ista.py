@@ -35,15 +35,21 @@ def lipschitz(D: Dictionary, where: str) -> Array:
     """L = norm(D, 2)^2, the Lipschitz constant of the gradient D'(D x - y), for the step 1 / L.
 
     Raises:
-        ValueError: a known D is zero.
+        ValueError: a known D is zero, or L is outside of the range of its dtype.
 
     Example:
         >>> round(float(ur.pursuit.lipschitz(2 * jnp.eye(3), "caller")), 3)
         4.0
     """
-    L = spectral_norm(D) ** 2
-    if _checks.is_concrete(L) and not L > 0:
+    size = spectral_norm(D)
+    L = size**2
+    if _checks.is_concrete(size) and not size > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
+    if _checks.is_concrete(L) and not (L > 0 and 1 / L > 0):
+        raise ValueError(
+            f"{where}: norm(D) is {float(size):.3g}, and the step size 1 / norm(D)^2 leaves the "
+            f"range of {L.dtype}; divide D by a constant"
+        )
     return L
 
 
