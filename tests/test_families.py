@@ -54,6 +54,16 @@ def test_support_selection_makes_ss_and_cpss(problem, selecting, plain, tied):
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
+def test_params_may_be_plain_numbers(problem):
+    D, y = (np.asarray(v, np.float32) for v in problem)
+    plain, arrays = (
+        layers.ista(2).apply(Unrolled(None, (layers.StepAndThreshold(*p),) * 2), D, y)
+        for p in ((0.25, 0.125), (np.float32(0.25), np.float32(0.125)))
+    )
+    assert plain.dtype == np.float32 and np.any(plain)
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(arrays))
+
+
 def test_options_may_be_numbers_of_any_library():
     assert layers.tista(K, probability=jnp.asarray(0.5)) is layers.tista(K, probability=0.5)
     assert layers.lista_ss(K, support=np.array(SUPPORT)) is layers.lista_ss(K, support=SUPPORT)

@@ -125,8 +125,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def common_dtype(*trees: Any) -> np.dtype:
-    """The dtype of a computation on all floating leaves of `trees`; without any, the default."""
-    leaves = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    """The dtype of a computation on all floating leaves of `trees`; without any, the default.
+
+    Plain numbers take the dtype of the arrays.
+    """
+    arrays = (leaf for leaf in jax.tree.leaves(trees) if hasattr(leaf, "dtype"))
+    leaves = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(leaves or [float]))
 
