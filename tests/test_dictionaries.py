@@ -1046,3 +1046,16 @@ def test_unit_atoms():
         ud.unit_atoms(np.diag([1.0, 0.0]), "f")
     with pytest.raises(ValueError, match='boundary "zero" cuts the atoms at the border'):
         ud.unit_atoms(ud.normalize(ud.Conv(FILTERS, 8, 1, "zero"))[0], "f")
+
+
+@pytest.mark.parametrize("boundary", ["valid", "zero"])
+def test_norms_of_zero_atoms_have_the_gradient_zero(boundary):
+    """As those of a matrix have: a zero filter, and one of which the border leaves nothing."""
+    filters = np.array([[[3.0, 4.0]], [[0.0, 0.0]], [[0.0, 2.0]]])
+
+    def total(filters, of):
+        return jnp.sum(ud.column_norms(of(ud.Conv(filters, 3, boundary=boundary))))
+
+    ours, matrix = (jax.grad(total)(jnp.asarray(filters), of) for of in (lambda D: D, ud.dense))
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(matrix), rtol=1e-12, atol=1e-12)
+    assert not np.any(ours[1])

@@ -217,7 +217,8 @@ class Conv(Structured):
         near, k = self._near()
         filters = widened(near._folded())
         squared = Conv(filters**2, self.signal_shape, self.stride, self.boundary)
-        norms = jnp.sqrt(squared.analyze(jnp.ones(self.shape[0], filters.dtype)))
+        sums = squared.analyze(jnp.ones(self.shape[0], filters.dtype))
+        norms = jnp.where(sums == 0, 0, jnp.sqrt(jnp.where(sums == 0, 1, sums)))  # as in `norm`
         return ldexp(norms, self.spread(k)).astype(self.filters.dtype)
 
     def _near(self) -> tuple["Conv", Array]:
