@@ -343,6 +343,33 @@ def test_errors():
         theory.frobenius_weights(dictionaries.Conv(filters, 8, boundary="zero"))
 
 
+@pytest.mark.parametrize("turn", [0.0, 0.6, np.pi / 4])
+def test_an_atom_that_the_pseudo_inverse_cuts_is_refused(turn):
+    """Its weights were 0 / 0, or those of its part among the other atoms."""
+    D = np.array([[1.0, np.sin(turn)], [0.0, np.cos(turn)]]) * [1, 1e-7]
+    with pytest.raises(ValueError, match=r"atoms \[1\] are too small beside the others in float32"):
+        theory.frobenius_weights(D.astype(np.float32))
+    W = jax.jit(theory.frobenius_weights)(D.astype(np.float32))
+    assert np.isfinite(W[:, 0]).all() and np.isnan(W[:, 1]).all()
+    assert np.asarray(theory.frobenius_weights(D)) == pytest.approx(np.linalg.inv(D).T, rel=1e-6)
+    assert np.isfinite(theory.frobenius_weights(D.astype(np.float32), 0.1)).all()
+    # Small atoms in the span of the others are kept.
+    spanned = np.array([[1.0, 0.0, 1e-4], [0.0, 1.0, 1e-4]], np.float32)
+    W = np.asarray(theory.frobenius_weights(spanned))
+    assert np.sum(W * spanned, 0) == pytest.approx(1, rel=1e-5)
+    assert W[:, 2] == pytest.approx(5e3, rel=1e-2)
+
+
+def test_a_small_filter_that_the_pseudo_inverse_cuts_is_refused():
+    filters = np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)
+    filters[1] *= 1e-4
+    D = dictionaries.Conv(filters, 8, boundary="circular")
+    with pytest.raises(ValueError, match=r"atoms \[1\] are too small beside the others in float32"):
+        theory.frobenius_weights(D)
+    D = dictionaries.Conv(filters.astype(float), 8, boundary="circular")
+    assert np.isfinite(theory.frobenius_weights(D).filters).all()
+
+
 @pytest.mark.parametrize("signal, stride", [(8, 3), (2, 1)])
 def test_atoms_that_are_not_shifts_of_each_other_get_dense_weights(signal, stride):
     """A stride that does not divide the circle, and a kernel longer than it."""

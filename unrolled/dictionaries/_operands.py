@@ -3,15 +3,19 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import norm
 from unrolled.dictionaries._base import Dictionary, Structured, column_norms
 
 # How far atoms may be off unit norm in theory: well above the rounding of float32.
 _UNIT_TOLERANCE = 1e-4
+# An atom with this part of its norm outside of a span is not in it up to rounding.
+_OUTSIDE = 0.1
 
 
 def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
@@ -173,6 +177,32 @@ def nonzero_atoms(norms: Array, where: str) -> None:
         raise ValueError(
             f"{where}: the norms of atoms {large} are above the range of {norms.dtype}; divide D"
         )
+
+
+def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
+    """Whether a pseudo-inverse keeps each atom, (d,); ValueError where it is known not to.
+
+    It cuts what is small beside the largest singular value, and small atoms with it.
+
+    Args:
+        atoms: (m, d).
+        images: (m, d), the projections onto the span that it keeps.
+        where: the name of the caller, which the message begins with.
+
+    Example:
+        >>> ur.dictionaries.kept_atoms(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.0])), "caller")
+        Traceback (most recent call last):
+        ValueError: caller: atoms [1] are too small beside the others in float32; ...
+    """
+    size = jnp.max(jnp.abs(atoms), axis=0, keepdims=True)  # its square may be 0
+    kept = norm((atoms - images) / size, axis=0) <= _OUTSIDE * norm(atoms / size, axis=0)
+    if _checks.is_concrete(kept) and not np.asarray(kept).all():
+        lost = np.flatnonzero(~np.asarray(kept))[:8].tolist()
+        raise ValueError(
+            f"{where}: atoms {lost} are too small beside the others in {atoms.dtype}; try unit "
+            "atoms or float64"
+        )
+    return kept
 
 
 def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, widened
 from unrolled.dictionaries._base import dense
+from unrolled.dictionaries._operands import kept_atoms
 
 # `Any` below is a `Conv`, whose module imports this one.
 
@@ -44,5 +45,7 @@ def window_weights(D: Any, ridge: ArrayLike) -> Any:
         S = A @ A.T
         S = S + ldexp(jnp.asarray(ridge, S.dtype), -2 * k) * jnp.eye(len(S), dtype=S.dtype)
         W = jnp.linalg.pinv(S, hermitian=True) @ filters
+        kept = kept_atoms(filters, S @ W, "frobenius_weights")
+        W = jnp.where(kept[None, :], W, jnp.nan)
         W = ldexp(W / jnp.sum(W * filters, axis=0, keepdims=True), -k)
     return replace(D, filters=W.T.reshape(D.filters.shape).astype(D.filters.dtype))

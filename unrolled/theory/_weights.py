@@ -14,6 +14,7 @@ from unrolled.dictionaries import (
     as_dictionary,
     column_norms,
     dense,
+    kept_atoms,
     nonzero_atoms,
 )
 from unrolled.theory._coherence import refuse_cut_atoms
@@ -40,7 +41,8 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
     Traceable, and differentiable in D.
 
     Args:
-        D: (m, d), atoms of any norm but 0.
+        D: (m, d), atoms of norms that do not differ by orders of magnitude: the pseudo-inverse cuts
+            singular values below 10 max(m, d) eps of the largest, and atoms with them.
         ridge: non-negative, in the units of D^2.
 
     Returns:
@@ -48,7 +50,8 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
         circle the stride must divide the signal and the kernel must fit into it).
 
     Raises:
-        ValueError: a zero atom, a negative ridge, or a `Conv` whose border atoms are cut.
+        ValueError: a zero atom, one that is too small beside the others (where traced, its weights
+            are NaN), a negative ridge, or a `Conv` whose border atoms are cut.
 
     Not claimed: a small mu_W. It may exceed the coherence of D; `coherence` computes it.
 
@@ -71,12 +74,15 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
     k = exponent(A)
     A = ldexp(widened(A), -k)  # its squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
-        W = jnp.linalg.pinv(A).T  # pinv(A)' = (A A')^+ A
+        W, held = jnp.linalg.pinv(A).T, 0.0  # pinv(A)' = (A A')^+ A
         if not _is_zero(ridge):
             ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
             least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
             S = A @ A.T + jnp.maximum(ridge, least) * jnp.eye(len(A), dtype=A.dtype)
             W = jnp.where(ridge > least, jnp.linalg.solve(S, A), W)
+            held = jnp.where(ridge > least, ridge, 0)
+        kept = kept_atoms(A, A @ (A.T @ W) + held * W, "frobenius_weights")
+        W = jnp.where(kept[None, :], W, jnp.nan)
         return ldexp(_unit_diagonal(W, A), -k).astype(dtype)
 
 
