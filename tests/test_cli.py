@@ -523,6 +523,18 @@ def test_compare_on_own_signals_with_codes(run, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("given", ["photos", "photos/signals.png"])
+def test_a_report_does_not_write_over_pictures_that_it_reads(run, folder, tmp_path, given):
+    (tmp_path / "photos").mkdir()
+    picture = tmp_path / "photos" / "signals.png"
+    before = (folder / "first.png").read_bytes()
+    picture.write_bytes(before)
+    options = ("--signals", tmp_path / given, "--output", tmp_path / "photos")
+    status, _, err = run("compare", *options)
+    assert status == 2 and f"{tmp_path / given}: is read by this command" in err
+    assert picture.read_bytes() == before
+
+
 def test_compare_on_own_pictures(run, tmp_path):
     arguments = ("--signals", "first.png", "second.png", "--method", "ista", *QUICK)
     status, out, err = run("compare", *arguments, "--output", tmp_path / "r")

@@ -97,3 +97,11 @@ def test_a_method_with_a_given_sparsity(path, method, capsys):
 def test_what_it_refuses(path, flags, message, capsys):
     assert main(["learn", str(path), *flags, "--output", str(path.parent / "learned")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_it_does_not_write_over_its_signals(tmp_path, capsys):
+    signals = tmp_path / "D.npy"
+    np.save(signals, SIGNALS)
+    assert main(["learn", str(signals), "--atoms", "9", "--output", str(tmp_path)]) == 2
+    assert "D.npy: is read by this command; try another --output" in capsys.readouterr().err
+    assert np.array_equal(np.load(signals), SIGNALS)

@@ -14,7 +14,13 @@ from unrolled.commands._inputs import read_chain, read_dictionary, read_signals
 from unrolled.commands._known_codes import known_codes
 from unrolled.commands._pictures import Pictures, photograph_patches, unknown_codes
 from unrolled.commands._pursuit_options import NAMES, OPTIONS, add_options, given_options
-from unrolled.commands._report import RESULTS, Section, check_folder, write_report
+from unrolled.commands._report import (
+    RESULTS,
+    Section,
+    check_folder,
+    check_not_read,
+    write_report,
+)
 from unrolled.commands._settings import METHODS, Settings, given_problem, planted_problem
 from unrolled.dictionaries import Dictionary, as_chain
 
@@ -97,7 +103,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Run the experiments, write the report and print its text, or its data as JSON."""
     settings = _settings(arguments)
-    check_folder(arguments.output)  # before any work
+    _check_output(arguments.output, arguments.signals or [])
     say = teller()
     sections = _sections(arguments.dictionary, arguments.signals, settings, say)
     say("writing the report")
@@ -114,6 +120,13 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"\n# {section.title}\n\n{section.text.strip()}")
         print(f"\nReport: {report}")
     say("done")
+
+
+def _check_output(folder: Path, signals: list[Path]) -> None:
+    """Raise, before any work, if the report cannot go to `folder`, or among the pictures given."""
+    pictures = [folder / name for name in ("signals.png", "signals-2.png")]
+    check_not_read([folder, *pictures], signals)
+    check_folder(folder)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

@@ -17,7 +17,7 @@ from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
 from unrolled.commands._certificate import Report, Request, certificate
 from unrolled.commands._console import Say, show, teller
-from unrolled.commands._report import Section, check_folder, write_report
+from unrolled.commands._report import Section, check_folder, check_not_read, write_report
 from unrolled.dictionary_learning import Learned, Step
 
 _METHODS = ("online", "ksvd", "mod")
@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"learn: {arguments.atoms} atoms for {len(Y)} signals; expected at most as many"
         )
     shape = _shape(arguments.shape, Y.shape[1])
+    check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
     check_folder(folder)
     options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
     found = _learned(arguments, Y, options)

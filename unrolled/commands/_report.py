@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,14 @@ def check_folder(folder: Path) -> None:
     probe = folder / ".write-check"
     probe.write_text("")
     probe.unlink()
+
+
+def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Raise ValueError if a file or folder that is written is also read."""
+    given = [path for path in read if path.exists()]
+    for path in written:
+        if path.exists() and any(path.samefile(other) for other in given):
+            raise ValueError(f"{path}: is read by this command; try another --output")
 
 
 def write_report(
