@@ -808,7 +808,7 @@ OTHERS = {
     ),
     "dictionary": (dict(D=-D), r"D sha256 +\w{64} +\w{64}"),
     "shape of the dictionary": (
-        dict(D=gaussian(0, M, 6), validation=(np.ones((2, M)), np.ones((2, 6)))),
+        dict(D=gaussian(0, M, 6), sample=lambda key: (np.ones((2, M)), np.ones((2, 6)))),
         "sha256",
     ),
     "optimiser": (

@@ -794,6 +794,17 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
     refused(
         ValueError, "codes have shape", sample=lambda key: (sample(key)[0], sample(key)[1][:, 1:])
     )
+    refused(
+        ValueError,
+        rf"codes have shape \(\d+, 1\); expected \(\d+, {N}\)",  # they would broadcast
+        sample=lambda key: (sample(key)[0], sample(key)[1][:, :1]),
+        validation=sample(jax.random.key(1)),
+    )
+    refused(
+        ValueError,
+        "codes of 2 blocks; expected at most 1",
+        sample=lambda key: (sample(key)[0], (sample(key)[1],) * 2),
+    )
     refused(ValueError, "NaN or infinite", validation=(jnp.full((2, M), jnp.nan), None))
     refused(ValueError, "X = None", sample=lambda key: (sample(key)[0], None))
     refused(

@@ -201,8 +201,12 @@ def check_data(
     """The key, the dictionary and the validation batch of a training, drawn if there is none."""
     key = _checks.as_key(key, where)
     D = as_dictionaries(D, where)
-    validation = _validation(sample, key) if validation is None else validation
+    if validation is None:
+        validation = _validation(sample, key)
+    else:  # the batches of training are not seen otherwise
+        _check_batch(jax.eval_shape(sample, key), D, where)
     _check_batch(validation, D, where)
+    _checks.finite(validation, "the batch of sample", where)
     codes_of(model, where)
     return key, D, validation
 
@@ -229,6 +233,10 @@ def _check_batch(batch, D: Dictionaries, where: str) -> None:
             f"expected (batch, {m}) with batch at least 1"
         )
     targets = X if isinstance(X, tuple) else (X,)
+    if len(targets) > len(Ds):
+        raise ValueError(
+            f"{where}: there are codes of {len(targets)} blocks; expected at most {len(Ds)}"
+        )
     for Dj, target in zip(Ds[-len(targets) :], targets):
         if target is not None and np.shape(target) != (len(Y), Dj.shape[1]):
             raise ValueError(
@@ -240,4 +248,3 @@ def _check_batch(batch, D: Dictionaries, where: str) -> None:
         raise ValueError(
             f"{where}: the dictionaries of the batch have shapes {shapes}; expected {expected}"
         )
-    _checks.finite(batch, "the batch of sample", where)
