@@ -317,6 +317,7 @@ REFUSED = {
     "certify D.npy --figure .": ".: is a folder; expected a file",
     "certify D.npy --figure gram.xyz": "gram.xyz: .xyz is no format of pictures; expected one of",
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
+    "certify D.npy --tolerance -1": "certify: tolerance must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
     "compare --output D.npy": "D.npy: is a file; expected a folder",
     "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method ksvd; expected some "

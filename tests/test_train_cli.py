@@ -847,6 +847,7 @@ REFUSED = {
     "certify weights.npz other.npy": "weights.npz: the weights were saved with another D",
     "certify bare.npz": "bare.npz: has no dictionary; try its file after that of the weights",
     "certify weights.npz --sparsity 1,2": "weights.npz: 2 sparsities for 1 layers",
+    "certify weights.npz --tolerance nan": "certify: tolerance must be non-negative and not NaN",
     "certify plain.npz": "plain.npz: it names no layer",
     "certify full": "full: no saved step",
     "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
@@ -1030,6 +1031,14 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
     assert status == 0 and "40 signals, 12 atoms: " in out and "relative residual" in out, err
     assert np.array_equal(np.load(tmp_path / "codes.npz")["X"], X)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npy", "codes.npz"]
+
+
+def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved):
+    options = ("--sparsity", 1, "--tolerance", 2)
+    status, out, _ = run("certify", "weights.npz", *options)
+    assert status == 0 and re.search(r"^steps to 2 +0$", out, re.MULTILINE), out
+    found = strict_json(run("certify", "weights.npz", *options, "--json")[1])
+    assert found["layers"][0]["steps"] == 0
 
 
 def test_encode_makes_the_folder_of_its_codes(run, saved, tmp_path):

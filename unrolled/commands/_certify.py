@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from unrolled import activations, dictionaries
+from unrolled import _checks, activations, dictionaries
 from unrolled.commands._certificate import Request, certificate
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
@@ -72,6 +72,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the theory certifies, and save the figure if one is asked for."""
+    _checks.nonnegative(arguments.tolerance, "tolerance", "certify")
     if holds_weights(arguments.dictionaries[0]):
         _run_on_weights(arguments)
         return

@@ -37,7 +37,9 @@ class WeightsCertificate(NamedTuple):
             "l1 error at the start": [float(c.error[0]) for c in found],
             "guaranteed l1 error": [float(c.error[-1]) if c.holds else "none" for c in found],
             "holds": [c.holds for c in found],
-            f"steps to {self.tolerance:g}": [self._steps(c) or "none" for c in found],
+            f"steps to {self.tolerance:g}": [
+                "none" if (k := self._steps(c)) is None else k for c in found
+            ],
             "no false positives in": [
                 f"{c.false_positives_excluded.sum()} of {layer.depth}"
                 for c, layer in zip(found, self.layers)
