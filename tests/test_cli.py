@@ -338,6 +338,8 @@ REFUSED = {
     "expected entries X_1 to X_2",
     "compare --signals Y.npy": "signals in an array need --dictionary",
     "compare --dictionary D.npy --seed x": "--seed must be an integer, got 'x'",
+    "compare --dictionary D.npy --seed -1": r"--seed must be at least 0 and below 2\^32, got -1",
+    "compare --dictionary D.npy --seed 4294967296": r"below 2\^32, got 4294967296",
     "compare --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(12, 60\)"
     ".*transpose them",
     "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected "

@@ -11,6 +11,7 @@ from unrolled.commands import COMMANDS
 # What a user can cause and mend: shown as one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses
+_SEEDS = 2**32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,9 +90,12 @@ def _import_modules(argv: Sequence[str]) -> None:
 
 def _seed(text: str | None) -> int | None:
     try:
-        return None if text is None else int(text)
+        seed = None if text is None else int(text)
     except ValueError as error:
         raise ValueError(f"--seed must be an integer, got {text!r}") from error
+    if seed is not None and not 0 <= seed < _SEEDS:  # JAX would cut it to 32 bits
+        raise ValueError(f"--seed must be at least 0 and below 2^32, got {seed}")
+    return seed
 
 
 def _check_devices() -> None:
