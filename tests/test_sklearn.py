@@ -316,3 +316,13 @@ def test_partial_fit_goes_on_with_a_stream():
 def test_what_a_learner_refuses(learner, message):
     with pytest.raises(ValueError, match=message):
         learner.fit(SIGNALS)
+
+
+@pytest.mark.parametrize("estimator", [DictionaryLearner(61), SparseCoder(np.eye(5))])
+def test_after_a_fit_that_failed_an_estimator_is_not_fitted(estimator):
+    estimator = clone(estimator)
+    with pytest.raises(ValueError, match="atoms for|dictionary has shape"):
+        estimator.fit(SIGNALS)
+    for method in (estimator.transform, estimator.inverse_transform):
+        with pytest.raises(NotFittedError):
+            method(SIGNALS)

@@ -149,7 +149,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def transform(self, X: Any) -> np.ndarray:
         """The codes of the samples, (n_samples, n_components)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "dictionary_")  # a fit that failed has set others
         X = _samples(self, X, reset=False)
         missed, codes = 0, np.empty((len(X), self.n_components_), X.dtype)
         with jax.enable_x64(True):
@@ -167,7 +167,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The signals D x of codes, (n_samples, n_features)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "dictionary_")
         X = check_array(X, dtype=_DTYPES, input_name="X")
         if X.shape[1] != self.n_components_:
             raise ValueError(
@@ -359,12 +359,12 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def transform(self, X: Any) -> np.ndarray:
         """The codes of the samples, (n_samples, n_components)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "dictionary_")
         return self._coder(_samples(self, X, reset=False))
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The signals D x of codes, (n_samples, n_features)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "dictionary_")
         X = check_array(X, dtype=_DTYPES, input_name="X")
         if X.shape[1] != self.n_components_:
             raise ValueError(
