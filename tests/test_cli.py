@@ -518,6 +518,7 @@ def test_compare_on_own_signals_with_codes(run, tmp_path):
     status, out, err = run("compare", *arguments, "--json", "--output", tmp_path / "r")
     assert status == 0, err
     check_report(tmp_path / "r", ["signals"])
+    assert "SNR" not in (tmp_path / "r" / "report.md").read_text()  # of given signals: unknown
     assert strict_json(out) == strict_json((tmp_path / "r" / "results.json").read_text())
     assert list(curve_rows(tmp_path / "r", "signals")) == [
         "ALISTA, analytic",

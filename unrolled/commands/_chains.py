@@ -31,7 +31,7 @@ def known_chain(problem: Samples, settings: Settings, say: Say, title: str, slug
     result = compared(pursued.codes | methods, Ds, Y, Xs)
     text = [
         f"A chain of {len(Ds)} dictionaries, y = D_1 x_1 and x_j = D_(j+1) x_(j+1), with K = {K} "
-        f"steps in every layer, {len(Y)} test signals, SNR {settings.snr:g} dB. Each layer runs on "
+        f"steps in every layer, {len(Y)} test signals{problem.noise()}. Each layer runs on "
         f"the code that the layer before it found. Calibration and ISTA's penalties are chosen on "
         f"{len(problem.chosen_on[0])} other signals, layer by layer.",
         "",

@@ -41,8 +41,8 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
     result = compared(found.methods, D, Y, X)
     text = [
         f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
-        f"{float((X != 0).sum(1).mean()):.1f} nonzeros on average, K = {settings.depth} steps, SNR "
-        f"{settings.snr:g} dB. Calibration and ISTA's penalty are chosen on "
+        f"{float((X != 0).sum(1).mean()):.1f} nonzeros on average, K = {settings.depth} "
+        f"steps{problem.noise()}. Calibration and ISTA's penalty are chosen on "
         f"{len(problem.chosen_on[0])} other signals.",
         "",
         result.table(),

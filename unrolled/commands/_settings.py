@@ -53,6 +53,11 @@ class Samples(NamedTuple):
     sample: Callable[..., Any]
     chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None where codes are not known
     tested_on: tuple[Any, Any]
+    snr: float | None = None  # dB, of planted signals
+
+    def noise(self) -> str:
+        """The end of a sentence of a report: of given signals the noise is not known."""
+        return "" if self.snr is None else f", SNR {self.snr:g} dB"
 
 
 def planted_problem(D: Any, settings: Settings) -> Samples:
@@ -70,7 +75,7 @@ def planted_problem(D: Any, settings: Settings) -> Samples:
         return problems.sampler(D, batch, probability=s / d, snr=settings.snr)
 
     chosen_on, tested_on = jax.jit(sampler(CHOSEN_ON)), jax.jit(sampler(_TESTED_ON))
-    return Samples(D, sampler(BATCH), chosen_on(keys[1]), tested_on(keys[2]))
+    return Samples(D, sampler(BATCH), chosen_on(keys[1]), tested_on(keys[2]), settings.snr)
 
 
 def given_problem(D: Any, Y: np.ndarray, X: Any) -> Samples:
