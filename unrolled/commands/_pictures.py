@@ -159,6 +159,8 @@ def _methods(
         deep = training.deep(objective)(codes, X, D, Y)
         return (1 - _DEEP) * objective(codes, X, D, Y) + _DEEP * deep
 
+    if left := [name for name in settings.methods if name not in (*families, "fista")]:
+        remarks.append(f"Without known codes there are no rows of {', '.join(left)}.")
     for family in [name for name in families if name in settings.methods]:
         name, layer, rate = families[family]
         say(f"{name}: training {settings.steps} steps on the LASSO objective")
