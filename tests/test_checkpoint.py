@@ -318,6 +318,13 @@ def test_64_bits_are_not_cast_in_a_process_without_them(tmp_path):
         restore(path)
 
 
+def test_64_bits_of_a_tree_are_refused_with_its_file(tmp_path):
+    path, tree = tmp_path / "a.npz", {"step": 7}
+    ur.training.save_tree(path, tree)
+    with jax.enable_x64(False), pytest.raises(CheckpointError, match=r"a\.npz: holds int64, but"):
+        ur.training.restore_tree(path, tree)
+
+
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     class Stranger(tuple):
         pass

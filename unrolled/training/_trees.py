@@ -49,7 +49,8 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: it is damaged, or it has other leaves than `like` (with a table).
+        CheckpointError: it is damaged; it has other leaves than `like` (with a table); 64-bit
+            numbers in a process without them.
 
     Example:
         >>> import tempfile, pathlib
@@ -74,5 +75,8 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
     given = _manifest.leaf_types(_manifest.table(wanted)[1])
     if report := _manifest.differences(_manifest.leaf_types(entries), given):
         raise CheckpointError(f"{path}: holds another tree:\n{report}")
-    leaves = [_manifest.to_device(entries[name]["dtype"], arrays[name]) for name in wanted]
+    try:
+        leaves = [_manifest.to_device(entries[name]["dtype"], arrays[name]) for name in wanted]
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["metadata"]
