@@ -339,8 +339,9 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     ):
         with pytest.raises(error, match=message):
             save(tmp_path / arguments[0], *arguments[1:])
-    with pytest.raises(TypeError, match="what JSON can hold"):
-        save(tmp_path / "a.npz", (), note=object())
+    for note in (object(), np.nan, [np.inf]):
+        with pytest.raises(TypeError, match="what JSON can hold"):
+            save(tmp_path / "a.npz", (), note=note)
     with pytest.raises(ValueError, match="versions of its own"):  # those of `restore` would hide it
         save(tmp_path / "a.npz", (), versions="mine")
     with pytest.raises(TypeError, match="save: params or D is traced"):

@@ -63,7 +63,8 @@ def save(
         layer: the layer or network that the params belong to; `restore` returns it. Params of your
             own family need it.
         dictionary: False saves the hash of D alone, for a large D that is kept elsewhere.
-        metadata: anything that JSON can hold; `restore` adds "versions".
+        metadata: anything that JSON can hold, so neither NaN nor infinity; `restore` adds
+            "versions".
 
     Returns:
         the absolute path.
@@ -90,7 +91,7 @@ def save(
     check_parent(path)
     D = None if D is None else as_dictionaries(D, "save")
     try:
-        metadata = json.loads(json.dumps(metadata))
+        metadata = json.loads(json.dumps(metadata, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(f"save: metadata must be what JSON can hold ({error})") from error
     form: dict[str, Any] = {}
