@@ -79,7 +79,8 @@ def fit(
             stops.
         checkpoint: a folder, or a `Checkpoint` that says how often to save. The same call again
             resumes from the newest saved step, bit for bit as if it had never stopped; `steps` may
-            have grown. On SIGINT and SIGTERM the training saves before it leaves.
+            have grown, and the evaluation at the former end then stays and counts for `best`. On
+            SIGINT and SIGTERM the training saves before it leaves.
         callbacks: each is called as `callback(record, params)`, see `Callback`.
         log: a file to which each evaluation appends a line of JSON.
         progress: show a progress bar; None shows one on a terminal.
