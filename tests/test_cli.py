@@ -121,6 +121,7 @@ def test_help_asks_for_no_device(capsys, monkeypatch):
 BROKEN_MODULES = {
     "broken_syntax": ("def f(:\n", "SyntaxError"),
     "broken_value": ("raise ValueError('two\\nlines')\n", "ValueError: two; lines"),
+    "broken_exit": ("raise SystemExit(0)\n", "SystemExit: 0"),
     "broken_layer": (
         "import unrolled as ur\nclass alista(ur.layers.Layer):\n"
         "    def init(self, key, D): ...\n    def step(self, shared, p, D, y, state): ...\n",

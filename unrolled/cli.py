@@ -84,7 +84,7 @@ def _import_modules(argv: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever the code of a module raises
+        except (Exception, SystemExit) as error:  # whatever the code of a module raises
             raise ImportError(f"--import {module}: {type(error).__name__}: {error}") from error
 
 
