@@ -24,6 +24,7 @@ import unrolled as ur
 from unrolled.cli import main
 from unrolled.commands import _config, _doctor, _encode, _sections, _setup, _train
 from unrolled.commands._config import all_options, get, load, to_toml
+from unrolled.commands._history import read_history
 from unrolled.commands._options import ConfigError
 from unrolled.commands._sections import Config
 from unrolled.layers import FAMILIES
@@ -529,6 +530,12 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_p
         for path in (output, whole[0])
     )
     assert ours == expected
+
+
+def test_a_history_is_read_up_to_a_line_that_is_no_text(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b'{"step": 4, "stage": 0}\n\xff\xfe\n')
+    assert read_history(path) == [{"step": 4, "stage": 0}]
 
 
 @pytest.mark.usefixtures("interruptible")

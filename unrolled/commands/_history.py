@@ -39,7 +39,7 @@ def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of a history, up to a line that was torn when a run was killed."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
             rows.append(row | {"stage": int(row["stage"]), "step": int(row["step"])})
