@@ -25,6 +25,7 @@ from unrolled.cli import main
 from unrolled.commands import _config, _doctor, _encode, _sections, _setup, _train
 from unrolled.commands._config import all_options, get, load, to_toml
 from unrolled.commands._history import read_history
+from unrolled.commands._inputs import weights_of
 from unrolled.commands._options import ConfigError
 from unrolled.commands._sections import Config
 from unrolled.layers import FAMILIES
@@ -585,6 +586,32 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     assert status == 0 and strict_json(out)["steps"] == 25, err
     assert [row["step"] for row in history(output)] == [*EVALUATIONS, 25]
     assert load(output / "config.toml", {}).training.steps == 25
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_grown_run_that_is_stopped_has_no_weights_of_its_former_end(
+    run, whole, tmp_path, monkeypatch
+):
+    output, logger = tmp_path / "grown", _train.logger
+    shutil.copytree(whole[0], output)
+    arguments = ("train", "--output", output, "--resume")
+    assert run(*arguments)[0] == 0
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+
+    def log_and_stop(*arguments):
+        write = logger(*arguments)
+
+        def stop(record, params):
+            write(record, params)
+            if record.step == 25:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return stop
+
+    monkeypatch.setattr(_train, "logger", log_and_stop)
+    assert run(*arguments, "--steps", 30)[0] == 130
+    assert load(output / "config.toml", {}).training.steps == 30
+    assert weights_of(output) == output / "checkpoints"
 
 
 def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):

@@ -120,6 +120,21 @@ def half_mean_square(A, B):
     return ((np.asarray(A) - np.asarray(B)) ** 2).sum(1).mean() / 2
 
 
+@pytest.mark.parametrize("b", [-90, -60, 60, 90])
+def test_log_nmse_has_no_scale(b):
+    """Its squares alone would leave the range of float32."""
+    X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    codes = X + np.float32(0.1) * X[::-1]
+
+    def value(codes, X):
+        return training.log_nmse(codes[None], X, None, None)
+
+    expected, slope = jax.value_and_grad(value)(codes, X)
+    found, scaled = jax.value_and_grad(value)(np.ldexp(codes, b), np.ldexp(X, b))
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_array_equal(np.ldexp(scaled, b), slope)
+
+
 def test_losses_of_a_layer(batch):
     D, codes, _, X, Y = batch
     D, X, last = D[0], X[0], np.asarray(codes[-1])

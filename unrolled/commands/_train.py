@@ -149,6 +149,8 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.F
     chosen = config.training
 
     def started():  # the steps of a resumed run may have grown
+        if differences(load(folder / CONFIG, {}), config):
+            (folder / WEIGHTS).unlink(missing_ok=True)  # those of its former end
         write_text(folder / CONFIG, to_toml(config))
 
     given: Any = (ready.model, ready.params, ready.D, ready.sample)

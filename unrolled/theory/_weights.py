@@ -74,7 +74,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
     k = exponent(A)
     A = ldexp(widened(A), -k)  # its squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
-        W, held = jnp.linalg.pinv(A).T, 0.0  # pinv(A)' = (A A')^+ A
+        W, held = jnp.linalg.pinv(A).T, jnp.zeros((), A.dtype)  # pinv(A)' = (A A')^+ A
         if not _is_zero(ridge):
             ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
             least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)

@@ -1,5 +1,6 @@
 """Losses of a batch, `loss(codes, X, D, Y) -> scalar`; the arguments are those of `Loss`."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import energy
 from unrolled.pursuit import lasso_objective
 from unrolled.training._protocols import Loss
 
@@ -48,7 +50,8 @@ def log_nmse(codes: Any, X: Any, D: Any, Y: Array) -> Array:
         -20.0
     """
     target = _last(X)
-    return jnp.log(jnp.sum((codes[-1] - target) ** 2)) - jnp.log(jnp.sum(target**2))
+    (e, j), (energy_of_target, k) = energy(codes[-1] - target), energy(target)
+    return jnp.log(e) - jnp.log(energy_of_target) + 2 * math.log(2) * (j - k).astype(e.dtype)
 
 
 def lasso(lam: ArrayLike) -> Loss:
