@@ -279,6 +279,7 @@ DEFAULT_CASES = {
     },
     "test_scales.py": {
         "test_a_seed_is_a_key": 3,
+        "test_derivatives_of_the_lasso_have_no_scale": 1,
         "test_eager_calls_compile_once": 3,
         "test_every_dictionary_has_norms_at_every_scale": 2,
         "test_integers_become_floats_and_complex_is_refused": 4,
@@ -380,6 +381,7 @@ DEFAULT_CASES = {
         "test_structured_dictionaries_and_their_products_are_those_of_the_matrices": 0,
     },
     "theory/test_weights.py": {
+        "test_an_atom_that_the_pseudo_inverse_cuts_is_refused": 1,
         "test_atoms_that_are_not_shifts_of_each_other_get_dense_weights": 1,
         "test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter": 1,
     },

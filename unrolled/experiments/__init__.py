@@ -50,7 +50,6 @@ __all__ = [
     "features_table",
     "grid",
     "interval",
-    "trained_on",
     "l1_in_training",
     "load",
     "options_of",
@@ -66,6 +65,7 @@ __all__ = [
     "summarize",
     "sweep",
     "task_of",
+    "trained_on",
     "training_loss",
 ]
 
