@@ -343,7 +343,7 @@ def test_errors():
         theory.frobenius_weights(dictionaries.Conv(filters, 8, boundary="zero"))
 
 
-@pytest.mark.parametrize("turn", [0.0, 0.6, np.pi / 4])
+@pytest.mark.parametrize("turn", [np.pi / 4, 0.0, 0.6])
 def test_an_atom_that_the_pseudo_inverse_cuts_is_refused(turn):
     """Its weights were 0 / 0, or those of its part among the other atoms."""
     D = np.array([[1.0, np.sin(turn)], [0.0, np.cos(turn)]]) * [1, 1e-7]
