@@ -386,6 +386,17 @@ def test_codes_have_no_scale_of_the_dictionary(D32, family):
         assert_allclose(constant(jnp.ldexp(y, k)), exact, atol=1e-4)
 
 
+def test_the_noise_of_tista_is_in_the_units_of_the_signal(D32):
+    y = D32[:, 3] - D32[:, 7] / 2
+
+    def codes(k):
+        D, layer = jnp.ldexp(D32, k), ur.layers.tista(3, noise=float(np.ldexp(0.01, 2 * k)))
+        return layer.apply(layer.init(None, D), D, jnp.ldexp(y, k))
+
+    for k in (-80, 3, 80):
+        assert_allclose(codes(k), codes(0), atol=1e-4)
+
+
 def test_codes_of_lamp_follow_a_scaled_signal(D32):
     layer, y = ur.layers.lamp(3), D32[:, 3] - D32[:, 7] / 2
     params = layer.init(None, D32)
