@@ -190,16 +190,16 @@ def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
         where: the name of the caller, which the message begins with.
 
     Example:
-        >>> ur.dictionaries.kept_atoms(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.0])), "caller")
+        >>> ur.dictionaries.kept_atoms(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.0])), "f")
         Traceback (most recent call last):
-        ValueError: caller: atoms [1] are too small beside the others in float32; ...
+        ValueError: f: atoms [1] are too small beside the rest in float32; try unit atoms or float64
     """
     size = jnp.max(jnp.abs(atoms), axis=0, keepdims=True)  # its square may be 0
     kept = norm((atoms - images) / size, axis=0) <= _OUTSIDE * norm(atoms / size, axis=0)
     if _checks.is_concrete(kept) and not np.asarray(kept).all():
         lost = np.flatnonzero(~np.asarray(kept))[:8].tolist()
         raise ValueError(
-            f"{where}: atoms {lost} are too small beside the others in {atoms.dtype}; try unit "
+            f"{where}: atoms {lost} are too small beside the rest in {atoms.dtype}; try unit "
             "atoms or float64"
         )
     return kept
