@@ -306,3 +306,47 @@ def test_the_report_of_an_experiment_has_the_features(tmp_path, capsys):
     assert report.count("| relu, gamma 0 | conv") == 2 and "±" in report
     assert len(list(tmp_path.glob("features-digits-lenet5-1-epochs-*.png"))) == 1
     capsys.readouterr()
+
+
+class Double(nnx.Module):
+    """A block of two layers with ReLU."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Conv(1, 2, (2, 2), rngs=rngs)
+        self.second = nnx.Conv(2, 3, (2, 2), rngs=rngs)
+
+    def __call__(self, x):
+        return jax.nn.relu(self.second(jax.nn.relu(self.first(x))))
+
+
+class Short(nnx.Module):
+    early = "block", "conv"
+    convolutions = "block.second", "conv"
+    activation = staticmethod(jax.nn.relu)
+
+    def __init__(self, classes, rngs):
+        self.block = Double(rngs)
+        self.conv = nnx.Conv(3, 2, (2, 2), rngs=rngs)
+        self.last = nnx.Linear(32, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(jax.nn.relu(self.conv(self.block(x))).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("layers, measured", [("block", "block.second"), ("conv", "conv")])
+def test_the_features_of_a_row_are_those_that_its_run_followed(layers, measured, tmp_path):
+    rng = np.random.default_rng(0)
+    X, labels = rng.integers(0, 256, (9, 4, 4, 1), np.uint8), np.arange(9, dtype=np.int32) % 3
+    images = ur.datasets.Images("own", (X, labels), (X, labels), ("a", "b", "c"))
+    recipe = experiments.Recipe(
+        data="own", model="short", batch=3, epochs=1, augmentation="none", layers=(layers,)
+    )
+
+    def build(recipe, shape, classes, rngs):
+        return Short(classes, rngs)
+
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        experiments.run(recipe, images, tmp_path, build=build)
+        (name,) = experiments.read_rows(tmp_path)
+        found = experiments.row_features(tmp_path, name, images, build=build)
+    assert list(found.layers) == [measured]

@@ -1,10 +1,11 @@
 """What the features of the trained models of rows are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from unrolled._files import write_whole
 from unrolled.datasets import Images
@@ -49,7 +50,8 @@ def row_features(
 ) -> Features:
     """`features` of the model of a row, on its first test images; kept in the folder.
 
-    The dictionaries of the layers are not kept: they are None.
+    The layers are those that the run followed, or those of the model where it followed none. Their
+    dictionaries are not kept: they are None.
 
     Args:
         folder: of the experiment.
@@ -80,7 +82,14 @@ def row_features(
         mean, deviation = (
             np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
         )
-        found = features(model, (X.astype(np.float32) / np.float32(255) - mean) / deviation)
+        scaled = (X.astype(np.float32) / np.float32(255) - mean) / deviation
+        found = features(model, scaled, _convolutions(model, recipe.layers))
         path.parent.mkdir(exist_ok=True)
         write_whole(path, found.to_json().encode())
     return Features.from_json(path.read_text(encoding="utf-8"))
+
+
+def _convolutions(model: nnx.Module, taps: Sequence[str] | None) -> list[str] | None:
+    """The layers behind tap names; None leaves them to the model."""
+    last = dict(zip(getattr(model, "early", ()), getattr(model, "convolutions", ())))
+    return [last.get(name, name) for name in taps] if taps else None
