@@ -241,6 +241,19 @@ def test_codes_that_miss_their_tolerance_warn_and_infinite_ones_are_refused():
 
 
 @pytest.mark.slow
+def test_options_set_after_a_fit_wait_for_the_next():
+    coder = SparseCoder(D, "omp", sparsity=2).fit(Y)
+    codes = coder.transform(Y)
+    coder.set_params(method="lasso", lam=0.1, sparsity=None)
+    np.testing.assert_array_equal(coder.transform(Y), codes)
+    learner = DictionaryLearner(6, "ksvd", sparsity=2, sweeps=1).fit(Y)
+    codes = learner.transform(Y)
+    learner.set_params(method="online", sparsity=None)
+    np.testing.assert_array_equal(learner.transform(Y), codes)
+    with pytest.raises(ValueError, match="another method has learned; call fit"):
+        learner.partial_fit(Y)
+
+
 def test_without_scikit_learn_the_message_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import unrolled; import unrolled.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -65,6 +65,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Attributes:
         dictionary_: the dictionary, as a tuple with one entry per layer.
         method_: the name of the pursuit, or the layer or network.
+        options_: those of the pursuit.
         params_: those of the layer or network, None for a pursuit.
         n_components_: the number of atoms.
 
@@ -137,9 +138,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with jax.enable_x64(True):
             Ds = self._dictionaries(X)
             self.n_components_ = Ds[-1].shape[1]
-            self.method_, params = self._method(), None
+            self.method_, self.options_, params = self._method(), self._options(), None
             if isinstance(self.method_, str):
-                check_options(self.method_, self._options(), _NAME)
+                check_options(self.method_, self.options_, _NAME)
                 check_dictionaries(self.method_, len(Ds), _NAME)
             else:
                 params = self._params(Ds)
@@ -242,7 +243,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _codes(self, Ds: Any, params: Any, Y: np.ndarray) -> tuple[Any, int]:
         """The last codes, and how many of them miss their tolerance."""
         if isinstance(self.method_, str):
-            found = pursue(self.method_, Ds, Y, self._options())
+            found = pursue(self.method_, Ds, Y, self.options_)
             return found.codes[-1], found.missed
         layer: Any = self.method_
         D = Ds[0] if isinstance(layer, Layer) else Ds
@@ -347,6 +348,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def partial_fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
         """Go on with the samples of one batch; the first call needs `n_components` of them."""
         first = not hasattr(self, "learned_")
+        if not first and self.lam_ is None:
+            raise ValueError("DictionaryLearner: another method has learned; call fit")
         X = _samples(self, X, reset=first)
         if first:
             self._choose(X)
@@ -413,9 +416,9 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _coder(self, X: np.ndarray) -> np.ndarray:
         coder = (
-            SparseCoder(self.dictionary_, "lasso_batch", lam=self.lam_)
-            if _is_online(self)
-            else SparseCoder(self.dictionary_, "omp", sparsity=self.sparsity_)
+            SparseCoder(self.dictionary_, "omp", sparsity=self.sparsity_)
+            if self.lam_ is None
+            else SparseCoder(self.dictionary_, "lasso_batch", lam=self.lam_)
         )
         return coder.fit(X).transform(X)
 
