@@ -325,6 +325,14 @@ def test_64_bits_of_a_tree_are_refused_with_its_file(tmp_path):
         ur.training.restore_tree(path, tree)
 
 
+def test_a_tree_has_metadata_that_json_can_hold(tmp_path):
+    path, tree = tmp_path / "a.npz", {"step": 7}
+    ur.training.save_tree(path, tree, loss=float("inf"))
+    assert ur.training.restore_tree(path, tree)[1] == {"loss": float("inf")}
+    with pytest.raises(TypeError, match="save_tree: metadata must be what JSON can hold"):
+        ur.training.save_tree(path, tree, loss=np.float32(1))
+
+
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     class Stranger(tuple):
         pass

@@ -260,6 +260,13 @@ def test_patches_that_are_none_are_refused():
             to_patches(np.ones((8, 8)), *sizes)
     with pytest.raises(ValueError, match="expected .height, width."):
         to_patches(np.ones((8, 8, 3)), 2)
+    tiles = np.ones((16, 4))
+    with pytest.raises(ValueError, match="from_patches: size must be at least 1"):
+        from_patches(tiles, (8, 8), 0)
+    with pytest.raises(ValueError, match=r"from_patches: picture has shape \(8, 8, 3\); expected"):
+        from_patches(tiles, (8, 8, 3), 2)
+    with pytest.raises(ValueError, match=r"have shape \(16, 4\); expected \(12, 4\) for a picture"):
+        from_patches(tiles, (8, 6), 2)
 
 
 # Folders

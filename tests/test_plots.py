@@ -196,6 +196,9 @@ def test_the_products_of_a_picture_are_those_of_a_unit_diagonal():
     worse = G + np.where(np.eye(16), 0, 1.0)
     figure = plots.gram([{"plain": G, "worse": worse}])
     assert legends(figure) == ["plain", "worse, 240 beyond"]
+    for nothing in ([], [{}]):
+        with pytest.raises(ValueError, match="gram: expected one dictionary or more"):
+            plots.gram(nothing)
 
 
 # Undefined scores

@@ -46,11 +46,25 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
         shape: (height, width) of the picture.
         size: side of a patch.
 
+    Raises:
+        TypeError, ValueError: a shape or a size that are no positive integers, another number of
+            patches than tile the picture.
+
     Example:
         >>> image = np.arange(8).reshape(2, 4)
         >>> ur.datasets.from_patches(ur.datasets.to_patches(image, 2), (2, 4), 2).tolist()
         [[0, 1, 2, 3], [4, 5, 6, 7]]
     """
-    rows, columns = shape[0] // size, shape[1] // size
+    where = "from_patches"
+    size = _checks.as_index(size, "size", where, least=1)
+    sides = _checks.as_indices(shape, "shape", where, least=1)
+    if len(sides) != 2:
+        raise ValueError(f"{where}: picture has shape {sides}; expected (height, width)")
+    rows, columns = sides[0] // size, sides[1] // size
+    if np.shape(patches) != (rows * columns, size * size):
+        raise ValueError(
+            f"{where}: patches have shape {np.shape(patches)}; expected "
+            f"{(rows * columns, size * size)} for a picture of {sides}"
+        )
     tiles = np.asarray(patches).reshape(rows, columns, size, size)
     return tiles.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)

@@ -29,12 +29,17 @@ def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
     Args:
         dictionaries: for each dictionary, W'D by the name of the weights, (d, d) each.
 
+    Raises:
+        ValueError: no dictionary, or one without weights.
+
     Example:
         >>> D = np.asarray(ur.dictionaries.identity_hadamard(4))
         >>> fig = ur.plots.gram([{"W = D": D.T @ D}])
         >>> fig.axes[0].get_title()
         'W = D: mu_W = 0.5000'
     """
+    if not dictionaries or not all(dictionaries):
+        raise ValueError("gram: expected one dictionary or more, each with weights")
     columns = 1 + max(map(len, dictionaries))
     fig, panels = figure(len(dictionaries), columns, width=3.4, height=3.2)
     for row, matrices in zip(panels, dictionaries):

@@ -141,6 +141,7 @@ def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, Step
         raise ValueError(
             f"curriculum: stages must be non-negative factors, at least one, got {stages}"
         )
+    decay = _checks.as_number(decay, "decay", "curriculum")
     if not 0 <= decay <= 1:
         raise ValueError(f"curriculum: decay must be in [0, 1], got {decay}")
     plan = []

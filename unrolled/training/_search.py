@@ -126,7 +126,10 @@ def _axis(params: Unrolled, name: str, tried: ArrayLike | Sequence[float]) -> np
     if len(leaves) != 1 or np.ndim(leaves[0]) != ndim:
         each = " per step" if ndim else ""
         raise ValueError(f"search: {name} is not one number{each}, so it has no grid")
-    tried = np.asarray(tried, float)
+    try:
+        tried = np.asarray(tried, float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"search: {name} must be numbers to try, got {tried!r}") from error
     if tried.ndim != 1 or not len(tried):
         raise ValueError(
             f"search: {name} has values of shape {tried.shape}; expected a vector of values to try"

@@ -22,10 +22,11 @@ def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
     Args:
         path: a `.npz` file.
         tree: any pytree of arrays, such as the state of an optimiser.
-        metadata: anything that JSON can hold.
+        metadata: anything that JSON can hold, nan and infinities too.
 
     Raises:
-        TypeError: a leaf of a dtype that cannot be saved, or two leaves with one dotted path.
+        TypeError: a leaf of a dtype that cannot be saved, two leaves with one dotted path, metadata
+            that JSON cannot hold.
         CheckpointError: the file cannot be written.
 
     Example:
@@ -37,7 +38,11 @@ def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
     """
     arrays, entries = _manifest.table(names(tree))
     manifest = {"leaves": entries, "versions": _manifest.versions(), "metadata": metadata}
-    write_whole(Path(path), to_npz(json.dumps(_manifest.seal(_KIND, manifest)), arrays))
+    try:
+        text = json.dumps(_manifest.seal(_KIND, manifest))
+    except TypeError as error:
+        raise TypeError(f"save_tree: metadata must be what JSON can hold ({error})") from error
+    write_whole(Path(path), to_npz(text, arrays))
 
 
 def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
