@@ -21,7 +21,8 @@ def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
 
     A name is the path of a submodule, its attributes and indices joined by dots. What counts is the
     call of the submodule: one that was called k > 1 times gives the k features "name[0]", ...,
-    "name[k-1]". Attributes other than variables that a call of the model sets are lost.
+    "name[k-1]". Attributes other than variables that a call of the model sets are lost. A tapped
+    model calls copies of its modules, which no second tap reaches: give all names to one.
 
     Args:
         model: any nnx.Module.
