@@ -240,7 +240,6 @@ def test_codes_that_miss_their_tolerance_warn_and_infinite_ones_are_refused():
         SparseCoder(D, layer, params=params).fit_transform(Y)
 
 
-@pytest.mark.slow
 def test_options_set_after_a_fit_wait_for_the_next():
     coder = SparseCoder(D, "omp", sparsity=2).fit(Y)
     codes = coder.transform(Y)
@@ -250,10 +249,11 @@ def test_options_set_after_a_fit_wait_for_the_next():
     codes = learner.transform(Y)
     learner.set_params(method="online", sparsity=None)
     np.testing.assert_array_equal(learner.transform(Y), codes)
-    with pytest.raises(ValueError, match="another method has learned; call fit"):
+    with pytest.raises(ValueError, match="learned by another method; expected fit first"):
         learner.partial_fit(Y)
 
 
+@pytest.mark.slow
 def test_without_scikit_learn_the_message_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import unrolled; import unrolled.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -65,7 +65,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Attributes:
         dictionary_: the dictionary, as a tuple with one entry per layer.
         method_: the name of the pursuit, or the layer or network.
-        options_: those of the pursuit.
+        options_: those that were given, of the pursuit or the family.
         params_: those of the layer or network, None for a pursuit.
         n_components_: the number of atoms.
 
@@ -291,7 +291,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     Raises:
         ValueError: from `fit`, an unknown method, an option of another one, and what the method
-            refuses, such as more atoms than samples.
+            refuses, such as more atoms than samples; from `partial_fit`, a dictionary that another
+            method has learned.
 
     Example:
         >>> from unrolled.sklearn import DictionaryLearner
@@ -349,7 +350,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Go on with the samples of one batch; the first call needs `n_components` of them."""
         first = not hasattr(self, "learned_")
         if not first and self.lam_ is None:
-            raise ValueError("DictionaryLearner: another method has learned; call fit")
+            raise ValueError("DictionaryLearner: learned by another method; expected fit first")
         X = _samples(self, X, reset=first)
         if first:
             self._choose(X)
