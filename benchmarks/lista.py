@@ -108,7 +108,7 @@ def weights(problem: Problem) -> jax.Array:
 
     def error(W):
         layer = layers.alista(K, support=SUPPORT)
-        start = layer.init(None, D)._replace(shared=Fixed(W))
+        start = layer.from_theory(W, jnp.full(K, 0.1, D.dtype))
         return _nmse(layer, analytic.calibrate(layer, start, D, Y, X), D, Y, X)
 
     ridges = (0.0, 0.003, 0.01, 0.03, 0.1)
@@ -132,20 +132,22 @@ def _from_init(problem, layer):
 
 
 def _with_weights(problem, layer):
-    """The start of ISTA with the analytic weights in place of D / L at every step."""
-    params = layer.init(problem.key, problem.D)
-    if hasattr(params.steps, "W"):
-        return params._replace(
-            steps=params.steps._replace(W=jnp.broadcast_to(problem.W, (K, M, N)))
-        )
-    return params._replace(shared=type(params.shared)(problem.W))
+    """The analytic weights: with gamma = 1, or scaled where steps without one would expand."""
+    if layer.from_theory is not None:
+        return layer.from_theory(problem.W, jnp.full(K, 0.1, problem.D.dtype))
+    params, W = layer.init(problem.key, problem.D), _scaled(problem)
+    return params._replace(steps=params.steps._replace(W=layers.repeat(W, K)))
+
+
+def _scaled(problem) -> jax.Array:
+    return problem.W * layers.stable_step(problem.W, problem.D)
 
 
 def _coupled(problem, layer):
     """The matrices of LISTA-CP in a family without its coupling: B = W, S = I - W'D, M = 0."""
-    params = layer.init(problem.key, problem.D)
-    S = jnp.eye(N) - problem.W.T @ problem.D
-    matrices = {"B": problem.W, "S": S, "M": jnp.zeros_like(S)}
+    params, W = layer.init(problem.key, problem.D), _scaled(problem)
+    S = jnp.eye(N) - W.T @ problem.D
+    matrices = {"B": W, "S": S, "M": jnp.zeros_like(S)}
     repeated = {
         name: jnp.broadcast_to(A, (K, *A.shape))
         for name, A in matrices.items()

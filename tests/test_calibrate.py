@@ -247,7 +247,9 @@ def chain(planted):
     network = networks.dsc([FAMILIES["alista"], layers.ista(2)])
     X2 = problems.exact_sparse(jax.random.key(2), (40, 20), 1)
     X1 = problems.synthesize(Ds[1], X2)
-    return network, network.init(None, Ds), Ds, problems.synthesize(Ds[0], X1), (X1, X2)
+    first = FAMILIES["alista"].from_theory(analytic.frobenius_weights(Ds[0]), jnp.full(DEPTH, 0.1))
+    start = (first, network.layers[1].init(None, Ds[1]))
+    return network, start, Ds, problems.synthesize(Ds[0], X1), (X1, X2)
 
 
 def test_a_chain_is_calibrated_block_by_block(chain):

@@ -571,5 +571,7 @@ def test_a_trained_na_alista_follows_a_scaled_signal(problem):
 
 def test_a_large_threshold_of_na_alista_is_the_one_it_starts_with(problem):
     layer = layers.na_alista(1, units=2, threshold=1e3)
-    bias = layer.init(jax.random.key(0), problem[0]).shared.head_bias
-    np.testing.assert_allclose(jax.nn.softplus(bias), [1.0, 1e3], rtol=1e-12)
+    shared = layer.init(jax.random.key(0), problem[0]).shared
+    gamma = float(layers.stable_step(shared.analytic.W, problem[0]))
+    found = jax.nn.softplus(shared.head_bias)
+    np.testing.assert_allclose(found, [gamma, gamma * 1e3], rtol=1e-12)

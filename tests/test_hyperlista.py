@@ -25,7 +25,8 @@ def small():
 
 def by_hand(y, D, W, c_1, c_2, c_3):
     """The iteration with the pseudo-inverse itself and a sort."""
-    inverse, mu = np.linalg.pinv(D), np.abs(W.T @ D - np.eye(N)).max()
+    inverse, unit = np.linalg.pinv(D), W / np.sum(W * D, 0)  # W is scaled where it would expand
+    mu = np.abs(unit.T @ D - np.eye(N)).max()
     x = before = np.zeros(N)
     for _ in range(DEPTH):
         r = y - D @ x

@@ -64,7 +64,7 @@ EQUAL = {
         lambda: ur.alista(3, theta=0.5),
     ),
     "an integer for a float": (lambda: ur.alista(3, theta=1), lambda: ur.alista(3, theta=1.0)),
-    "a default that is given": (lambda: ur.alista(3, theta=0.1), lambda: ur.alista(3)),
+    "a default that is given": (lambda: ur.alista(3, lam=0.1), lambda: ur.alista(3)),
     "depth by name": (lambda: ur.alista(depth=3), lambda: ur.alista(3)),
     "a numpy bool": (lambda: ur.lista(3, tied=np.bool_(False)), lambda: ur.lista(3, tied=False)),
     "a list": (lambda: ur.alista(3, support=[0.1, 1]), lambda: ur.alista(3, support=(0.1, 1.0))),
@@ -330,7 +330,7 @@ BAD_OPTIONS = {
     "unknown": (
         lambda: ur.alista(K, thresh=1),
         TypeError,
-        "^alista: unknown option 'thresh'; the options are depth, theta, support",
+        "^alista: unknown option 'thresh'; the options are depth, lam, theta, ridge, support",
     ),
     "misspelt": (
         lambda: ur.alista(K, thetta=1),
@@ -360,7 +360,7 @@ BAD_OPTIONS = {
         "theta must be a number, got '0.1'",
     ),
     "a bool for a number": (lambda: ur.alista(K, theta=True), TypeError, "theta must be a number"),
-    "None for a number": (lambda: ur.alista(K, theta=None), TypeError, "theta must be a number"),
+    "None for a number": (lambda: ur.alista(K, lam=None), TypeError, "lam must be a number"),
     "a list for a number": (lambda: ur.alista(K, theta=[0.1]), TypeError, "theta must be a number"),
     "an array for a number": (
         lambda: ur.alista(K, theta=np.full(K, 0.1)),

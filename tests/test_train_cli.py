@@ -145,6 +145,7 @@ VALUES = {  # of every option one that is not its default
 OTHERS = {
     "method": ("alista", "curriculum"),
     "theta": ("alista", 0.3),
+    "ridge": ("alista", 0.5),
     "alpha": ("lamp", 1.5),
     "gain": ("glista", 2.0),
 }
@@ -707,6 +708,25 @@ def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_pa
     assert status == 2 and not out and len(err.splitlines()) == 2
     assert "training stopped at step" in err and "--clip" in err
     assert (output / "history.jsonl").exists() and not (output / "weights.npz").exists()
+
+
+def test_weights_that_are_worse_than_zero_codes_end_with_status_3(run, tmp_path):
+    """LAMP outside of its model: atoms that all point in nearly one direction."""
+    rng = np.random.default_rng(0)
+    D = 1 + 0.3 * rng.random((8, 24))
+    np.save(tmp_path / "D.npy", D / np.linalg.norm(D, axis=0))
+    np.save(tmp_path / "Y.npy", rng.normal(size=(40, 8)))
+    inputs = ("--dictionary", tmp_path / "D.npy", "--signals", tmp_path / "Y.npy")
+    options = ("--depth", 8, "--loss", "lasso", "--steps", 1, "--output", tmp_path / "run")
+    with pytest.warns(UserWarning) as told:
+        status, out, err = run("train", *inputs, "--family", "lamp", *options)
+    assert status == 3 and (tmp_path / "run" / "weights.npz").exists()
+    assert "starts above zero codes" in str(told[0].message)
+    assert "ends above zero codes" in str(told[1].message)
+    last = err.splitlines()[-1]
+    assert re.fullmatch("unrolled: the codes are worse than zero codes: .*; try another .*", last)
+    loss = strict_json((tmp_path / "run" / "summary.json").read_text())["validation"]
+    assert loss["best"] > loss["zero"] > 0
 
 
 # A family of the user's own

@@ -1,6 +1,7 @@
 """Training: losses against numpy, and what `fit` promises of params, history and failures."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -317,11 +318,12 @@ def test_best_is_the_start_where_training_only_harms(D, sample):
 
 def test_thresholds_stay_non_negative(D, sample):
     """The first step of Adam moves theta by the rate of 1, from 0.9 to -0.1, which acts as 0.1."""
-    seen = []
+    seen, layer = [], layers.alista(DEPTH)
     found = run(
-        layers.alista(DEPTH, theta=0.9),
+        layer,
         D,
         sample,
+        layer.from_theory(analytic.frobenius_weights(D), jnp.full(DEPTH, 0.9)),
         steps=8,
         optimizer=optax.adam(1.0),
         evaluate_every=1,
@@ -728,6 +730,24 @@ def test_divergence_is_reported(D, sample):
     worse = run(FAMILIES["lista_cp"], D, sample, steps=1, optimizer=optax.sgd(-0.1))
     assert worse.worsened
     assert not run(FAMILIES["lista_cp"], D, sample, steps=20).worsened
+
+
+def test_a_start_above_zero_codes_is_reported(D, sample):
+    """A training that ends below them is not said to have worsened; one that ends above them is."""
+    layer = FAMILIES["ista"]
+    start = layer.init(None, D)
+    far = start._replace(steps=start.steps._replace(gamma=4 * start.steps.gamma))
+    match = "fit: the training starts above zero codes: its validation loss is .*zero codes"
+    found = told_once(match, layer, D, sample, far, steps=150, optimizer=optax.adam(3e-2))
+    assert not found.worsened
+    zero, last = found.history.zero, found.history.records[-1].validation
+    assert last < zero < found.history.records[0].validation
+    with pytest.warns(UserWarning) as told:
+        found = run(layer, D, sample, far, steps=1, optimizer=optax.sgd(1e-9))
+    ends = "fit: the training ends above zero codes: it began with .* try more steps"
+    assert [bool(re.search(p, str(w.message))) for p, w in zip((match, ends), told)] == [True] * 2
+    first, last = (found.history.records[i].validation for i in (0, -1))
+    assert last <= first and found.worsened
 
 
 # Fixed weights in an optax loop of one's own

@@ -10,6 +10,7 @@ from jax import lax
 from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
+from unrolled.theory import spectral_radius
 
 # A search tries every pair of a threshold and a step size on a grid, then on two finer grids around
 # the best pair.
@@ -24,7 +25,6 @@ _GAMMA_SPAN = 1.1
 _FACTOR_ROUNDS = 2
 _FACTORS = 17
 _FACTOR_SPAN = math.log(8)
-_POWER_STEPS = 64
 
 
 def greedy(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled:
@@ -120,7 +120,7 @@ def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unroll
     shared, steps = unstack(params)
     if not layer.is_coupled or names_with_role(steps[0], "step size"):
         return []
-    radii = [float(_radius(layer.weights(shared, p, D).W, D)) for p in steps]
+    radii = [float(spectral_radius(layer.weights(shared, p, D).W, D)) for p in steps]
     if max(radii) <= 2:
         return []
     c = [min(1.0, 2 / radius) for radius in radii]
@@ -131,18 +131,3 @@ def _times(record, c: float):
     """A record with its weights times c."""
     weights = {name: getattr(record, name) * c for name in names_with_role(record, "weights")}
     return record._replace(**weights) if weights else record
-
-
-@jax.jit
-def _radius(W: Dictionary, D: Dictionary) -> Array:
-    """About the spectral radius of W'D: the growth of its powers, at the end of some of them."""
-
-    def turn(v, _):
-        v = (D @ v) @ W
-        size = jnp.linalg.norm(v)
-        return v / jnp.where(size > 0, size, 1), size
-
-    start = jax.random.normal(jax.random.key(0), (D.shape[1],), D.dtype)
-    with jax.default_matmul_precision("highest"):
-        sizes = lax.scan(turn, start, length=_POWER_STEPS)[1]
-    return jnp.exp(jnp.mean(jnp.log(sizes[_POWER_STEPS // 2 :])))

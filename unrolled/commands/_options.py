@@ -77,7 +77,8 @@ def family_option(field: dataclasses.Field, section: str) -> Option:
     """An option of a family of layers; the layer itself has the last word on its value."""
     told = field.metadata
     limits = {name: told[name] for name in ("least", "above") if told.get(name) is not None}
-    kind = _KINDS.get(str(getattr(field.type, "__name__", field.type)), object)
+    name = str(getattr(field.type, "__name__", field.type)).removesuffix(" | None")
+    kind = _KINDS.get(name, object)
     if told.get("check") is as_support:
         kind, limits = tuple, dict(least=0, most=1)
     elif told.get("check") is as_activation:

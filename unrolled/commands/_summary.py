@@ -35,7 +35,8 @@ class Summary(NamedTuple):
     steps: int
     seconds: float
     best_step: int
-    validation: dict[str, float]  # the loss of the "first" and of the "best" evaluation
+    # The loss of the "first" and of the "best" evaluation, and of "zero" codes.
+    validation: dict[str, float]
     tested_on: int  # signals
     # Of "start" and "learned": judgement -> number, for a chain a list with those of every layer.
     judged: dict[str, Any]
@@ -62,6 +63,17 @@ class Summary(NamedTuple):
             for name, value in start.items():
                 lines.append(f"  {_TITLES[name]:24}  {value:10.4g}  {learned[name]:10.4g}")
         return "\n".join([*lines, f"weights: {self._weights()}"])
+
+    @property
+    def worse(self) -> str:
+        """A sentence if the best codes are worse than zero codes, else ""."""
+        best, zero = self.validation["best"], self.validation["zero"]
+        if not training.exceeds(best, zero):
+            return ""
+        return (
+            f"the codes are worse than zero codes: their validation loss is {best:.4g}, that of "
+            f"zero codes {zero:.4g}; try another --family, a smaller --rate or more --steps"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as data, with the whole configuration and the environment."""
@@ -94,7 +106,11 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
         records[-1].step,
         records[-1].seconds,
         best.step,
-        {"first": records[0].validation, "best": best.validation},
+        {
+            "first": records[0].validation,
+            "best": best.validation,
+            "zero": found.history.zero,
+        },
         len(tested_on[0]),
         judged,
     )

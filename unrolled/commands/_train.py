@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from unrolled.commands._setup import Setup, setup
 from unrolled.commands._summary import Summary, summarize
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
+_WORSE = 3  # the exit status where the weights are worse than zero codes
 
 _METAVARS = {
     int: "INT",
@@ -75,10 +77,13 @@ def _add_flag(group: Any, option: Option) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print the summary."""
+    """Train, and print the summary; exit with status 3 if the codes are worse than zero codes."""
     flags = {name: getattr(arguments, name) for name in all_options()}
     summary = train(arguments.config, flags, arguments.resume, teller())
     show(arguments.json, summary.to_dict(), summary.text())
+    if summary.worse:
+        print(f"unrolled: {summary.worse}", file=sys.stderr)
+        raise SystemExit(_WORSE)
 
 
 def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Summary:

@@ -3,6 +3,7 @@
 from unrolled.layers._ada_lista import SignalMatrices, ada_lista
 from unrolled.layers._alista import alista, robust_alista, tilista
 from unrolled.layers._bernoulli_gaussian import Estimating, bernoulli_gaussian_mean
+from unrolled.layers._closed_form import FromClosedForm, lasso_weights, stable_step
 from unrolled.layers._glista import Gated, glista
 from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
 from unrolled.layers._ista import Step, StepAndThreshold, fista, ista, ista_params, step_lista
@@ -55,6 +56,7 @@ __all__ = [
     "Estimating",
     "FAMILIES",
     "Fixed",
+    "FromClosedForm",
     "FromISTA",
     "Gamma",
     "Gated",
@@ -99,6 +101,7 @@ __all__ = [
     "keep_largest",
     "lamp",
     "lamp_bg",
+    "lasso_weights",
     "lfista",
     "liht",
     "lista",
@@ -112,6 +115,7 @@ __all__ = [
     "records_of",
     "repeat",
     "robust_alista",
+    "stable_step",
     "stack",
     "step_lista",
     "tilista",

@@ -9,6 +9,7 @@ from jax import lax
 from unrolled._checks import Array
 from unrolled.activations import select_support
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
+from unrolled.layers._closed_form import stable_step
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, magnitude
 from unrolled.layers._shrinking import Shrinking
@@ -20,10 +21,11 @@ _NUMBERS = (0.035, 0.015, 12.0)
 
 
 class Analytic(NamedTuple):
-    """What theory gives: the weights in closed form, their coherence, and d_i . (D D')^+ d_i.
+    """What theory gives: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
 
-    Hence D^+ r = leverage W'r. (For a `Conv`, whose weights are filters, this is an approximation;
-    norm(D^+ r, 1) only sets the scale of the thresholds.)
+    c = min(1, 2 / rho(W'D)), as the steps have no step size. Hence D^+ r = leverage (c W)'r. (For a
+    `Conv`, whose weights are filters, this is an approximation; norm(D^+ r, 1) only sets the scale
+    of the thresholds.)
     """
 
     W: Matrix
@@ -51,9 +53,10 @@ class Adaptive(NamedTuple):
 def analytic_part(D: Dictionary) -> Fixed[Analytic]:
     """The fixed part of the params, which D determines."""
     W = frobenius_weights(D)
+    c = stable_step(W, D)
     with jax.default_matmul_precision("highest"):
         leverage = jnp.sum(pseudo_inverse(D).T * dense(D), axis=0)
-        return Fixed(Analytic(W, leverage, weights_coherence(W, D).mu_W))
+        return Fixed(Analytic(W * c, leverage / c, weights_coherence(W, D).mu_W))
 
 
 class hyperlista(Shrinking):

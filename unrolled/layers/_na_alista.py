@@ -10,6 +10,7 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import as_dictionary
+from unrolled.layers._closed_form import stable_step
 from unrolled.layers._options import option
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.layers._shrinking import Selecting
@@ -52,8 +53,8 @@ class na_alista(Selecting):
     that of the first residual, which is y.
 
     Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes W in closed
-    form (never trained), small random matrices from `key`, and biases that make gamma near 1 and
-    tau near `threshold` at the start.
+    form (never trained), small random matrices from `key`, and biases that make gamma near 1, or
+    near 2 / rho(W'D) where that is less, and tau near `threshold` gamma at the start.
 
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself, and the
     first batch standardises the inputs. Here tau is in units of the residual, and the inputs in
@@ -71,7 +72,7 @@ class na_alista(Selecting):
         default=32, least=1, help="n, the units of the LSTM; the paper uses 32 to 256"
     )
     threshold: float = option(
-        default=3.0, above=0, help="tau at the start, in units of the residual"
+        default=3.0, above=0, help="tau per gamma at the start, in units of the residual"
     )
 
     forms = (Unrolled(Recurrent, None),)
@@ -89,12 +90,12 @@ class na_alista(Selecting):
             for k, shape in zip(jax.random.split(key, 3), shapes)
         )
         no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
-        at_start = jnp.asarray([1.0, self.threshold], D.dtype)
+        W = frobenius_weights(D)
+        at_start = stable_step(W, D) * jnp.asarray([1.0, self.threshold], D.dtype)
         # The inverse of softplus, in a form that holds where exp(threshold) overflows.
         head_bias = at_start + jnp.log(-jnp.expm1(-at_start))
-        W = Fixed(frobenius_weights(D))
         return Unrolled(
-            Recurrent(W, kernel, no_bias, middle, no_middle_bias, head, head_bias), None
+            Recurrent(Fixed(W), kernel, no_bias, middle, no_middle_bias, head, head_bias), None
         )
 
     def check(self, params, D):

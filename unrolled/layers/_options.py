@@ -27,12 +27,13 @@ def option(
     above: float | None = None,
     below: float | None = None,
     kw_only: bool = True,
+    absent: Any = dataclasses.MISSING,
 ) -> Any:
     """An option of a family: a field of its class with a default, limits and a help text.
 
-    Fields annotated `int`, `float` or `bool` are checked as such: an int without `least` must not
-    be negative, and a float must be finite. A value of another type is taken as it is, unless there
-    is a `check`.
+    Fields annotated `int`, `float`, `float | None` or `bool` are checked as such: an int without
+    `least` must not be negative, and a float must be finite. A value of another type is taken as it
+    is, unless there is a `check`.
 
     Args:
         default: the default value; without one the option is required.
@@ -40,6 +41,7 @@ def option(
         check: `check(value, name, where)` returns the value in its one hashable form, or raises.
         least, above, below: limits of a number: `>= least`, `> above`, `< below`.
         kw_only: False for an option that is also given by position.
+        absent: the value in files from before there was the option, where it is not the default.
 
     Example:
         >>> class _relaxed(ur.layers.ista):
@@ -50,7 +52,8 @@ def option(
         Traceback (most recent call last):
         ValueError: _relaxed: relaxation must be above 0 and below 2 and finite, got 2.0
     """
-    metadata = dict(help=help, check=check, least=least, above=above, below=below)
+    limits = dict(least=least, above=above, below=below)
+    metadata = dict(help=help, check=check, absent=absent, **limits)
     return dataclasses.field(default=default, kw_only=kw_only, metadata=metadata)
 
 
@@ -116,6 +119,12 @@ class Interned(metaclass=_Interned):
         cls.__doc__ = _documented(cls)
         jax.tree_util.register_static(cls)
 
+    @classmethod
+    def absent(cls) -> dict[str, Any]:
+        """The options that older files lack, with the values that they had then."""
+        values = {field.name: field.metadata["absent"] for field in dataclasses.fields(cls)}
+        return {name: v for name, v in values.items() if v is not dataclasses.MISSING}
+
     @property
     def options(self) -> dict[str, Any]:
         """All options by name."""
@@ -169,7 +178,9 @@ def _checked(field: dataclasses.Field, value, where: str):
     elif field.type in (int, "int"):
         value = _checks.as_index(value, name, where, least=limits.get("least") or 0)
         _within(value, name, where, limits)
-    elif field.type in (float, "float"):
+    elif value is None and field.type in (float | None, "float | None"):
+        pass
+    elif field.type in (float, "float", float | None, "float | None"):
         value = as_number(value, name, where)
         _within(value, name, where, limits)
     elif field.type in (bool, "bool"):

@@ -31,7 +31,8 @@ class tista(Estimating):
     where v = max((norm(y - D x)^2 - m sigma^2) / norm(D, "fro")^2, 1e-9) estimates the mean square
     error.
 
-    Params: shared W = (D^+)', fixed, and steps gamma. `init` sets gamma = 1.
+    Params: shared W = (D^+)', fixed, and steps gamma. `init` sets gamma = d / min(m, d), at which
+    the errors of r are unbiased, and at most 2, beyond which a step expands.
 
     Reference: Ito, Takabe, Wadayama (2019). Not claimed: sparse codes; entries are small, not zero.
 
@@ -49,7 +50,8 @@ class tista(Estimating):
     def init(self, key, D):
         D = as_dictionary(D, self.family)
         nonzero(column_norms(D), self.family)
-        return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.ones(self.depth, D.dtype)))
+        gamma = min(D.shape[1] / min(D.shape), 2.0)
+        return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.full(self.depth, gamma, D.dtype)))
 
     def step(self, shared, p, D, y, state):
         W, (m, d), gamma = lax.stop_gradient(shared.W), D.shape, p.gamma

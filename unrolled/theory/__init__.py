@@ -76,7 +76,7 @@ from unrolled.theory._uniqueness import (
     recover_on_supports,
     uniqueness,
 )
-from unrolled.theory._weights import frobenius_weights, pseudo_inverse
+from unrolled.theory._weights import frobenius_weights, pseudo_inverse, spectral_radius
 
 __all__ = [
     "ActivationSchedule",
@@ -137,6 +137,7 @@ __all__ = [
     "sequence_bound",
     "spark_bound",
     "sparsity_bound",
+    "spectral_radius",
     "stability",
     "stripe_norm",
     "support_bound",

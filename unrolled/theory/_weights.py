@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, widened
+from unrolled._numbers import exponent, ldexp, wide_dtype, widened
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -22,6 +23,7 @@ from unrolled.theory._coherence import refuse_cut_atoms
 # A ridge below this part of the mean squared singular value acts as none: rounding would decide
 # what S does outside the span of D.
 _LEAST_RIDGE = 1e-9
+_POWER_STEPS = 64  # of a spectral radius
 
 
 def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
@@ -84,6 +86,39 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
         kept = kept_atoms(A, A @ (A.T @ W) + held * W, "frobenius_weights")
         W = jnp.where(kept[None, :], W, jnp.nan)
         return ldexp(_unit_diagonal(W, A), -k).astype(dtype)
+
+
+def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
+    """About the spectral radius of W'D: the growth of its powers over some of them, ().
+
+    Steps x <- x + gamma W'(y - D x) expand where gamma times it exceeds 2. Not claimed: a bound;
+    for W in closed form, where W'D is similar to a symmetric matrix, the estimate is from below.
+
+    Args:
+        W, D: (m, d).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> round(float(ur.theory.spectral_radius(D, D)), 3)
+        2.0
+    """
+    W, D = (as_dictionary(A, "spectral_radius") for A in (W, D))
+    return _growth(W, D)
+
+
+@jax.jit
+def _growth(W: Dictionary, D: Dictionary) -> Array:
+    wide = wide_dtype(D.dtype)
+
+    def turn(v, _):
+        v = ((D @ v.astype(D.dtype)) @ W).astype(wide)
+        size = jnp.linalg.norm(v)
+        return v / jnp.where(size > 0, size, 1), size
+
+    start = jax.random.normal(jax.random.key(0), (D.shape[1],), wide)
+    with jax.default_matmul_precision("highest"):
+        sizes = lax.scan(turn, start, length=_POWER_STEPS)[1]
+    return jnp.exp(jnp.mean(jnp.log(sizes[_POWER_STEPS // 2 :]))).astype(D.dtype)
 
 
 def pseudo_inverse(D: Dictionary) -> Array:

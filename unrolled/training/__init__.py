@@ -13,7 +13,7 @@ from unrolled.training._losses import deep, lasso, log_nmse, reconstruction, sup
 from unrolled.training._manifest import CheckpointError
 from unrolled.training._mask import trainable
 from unrolled.training._protocols import Callback, Loss, Sample
-from unrolled.training._records import Fit, History, NonFiniteError, Record, Trained
+from unrolled.training._records import Fit, History, NonFiniteError, Record, Trained, exceeds
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._search import Search, search
 from unrolled.training._split import merge, split, with_unit_atoms
@@ -36,6 +36,7 @@ __all__ = [
     "Trained",
     "curriculum",
     "deep",
+    "exceeds",
     "fit",
     "lasso",
     "log_nmse",

@@ -5,7 +5,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.training._loop import Loop
-from unrolled.training._records import Progress, ends
+from unrolled.training._records import Progress, ends, exceeds
 
 
 def is_stuck(state: Progress) -> bool:
@@ -34,8 +34,19 @@ def warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
     return True
 
 
-def warn_of_end(loop: Loop, state: Progress, at: int) -> None:
-    """Warn of a training that never moved its loss, or ends above its start and zero codes."""
+def warn_of_start(loop: Loop, state: Progress) -> None:
+    """Warn of a training whose start is worse than zero codes."""
+    first = state.records[0]
+    if exceeds(first.validation, loop.zero):
+        _checks.warn(
+            f"{loop.where}: the training starts above zero codes: its validation loss is "
+            f"{first.validation:.6g}, that of zero codes {loop.zero:.6g}. Try smaller weights or "
+            "step sizes, another family, or analytic.calibrate where the codes are known"
+        )
+
+
+def warn_of_end(loop: Loop, state: Progress) -> None:
+    """Warn of a training that never moved its loss, or ends above zero codes."""
     records = state.records
     first, last = ends(records)
     losses = {(record.stage, record.validation) for record in records}
@@ -45,11 +56,12 @@ def warn_of_end(loop: Loop, state: Progress, at: int) -> None:
             f"{last.validation:.6g}, although its gradient is not zero. The updates are zero or "
             "too small for the dtype; try a larger rate"
         )
-    elif last.validation > first.validation:
-        silent = float(loop.silent(state.trained, loop.fixed, loop.validation, at))
-        if last.validation > silent:
-            _checks.warn(
-                f"{loop.where}: the training diverges: it began with the validation loss "
-                f"{first.validation:.6g} and ends with {last.validation:.6g}, and zero codes have "
-                f"{silent:.6g}. `best` has the params of the smallest; try a smaller rate"
-            )
+    elif exceeds(last.validation, loop.zero):
+        what, try_ = ("ends above zero codes", "more steps, or another rate or start")
+        if last.validation > first.validation:
+            what, try_ = "diverges", "a smaller rate"
+        _checks.warn(
+            f"{loop.where}: the training {what}: it began with the validation loss "
+            f"{first.validation:.6g} and ends with {last.validation:.6g}, and zero codes have "
+            f"{loop.zero:.6g}. `best` has the params of the smallest; try {try_}"
+        )

@@ -13,7 +13,7 @@ import optax
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end
+from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, warn_of_start
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
@@ -89,10 +89,10 @@ def fit(
         the last and the best params, D, and the history.
 
     Warns:
-        UserWarning: once, of a training that does nothing (all codes are zero, the gradient is zero
-            at the start, or the validation loss never moves), or that diverges: its last validation
-            loss exceeds those of the start and of zero codes. Where it exceeds that of the start
-            alone, `worsened` of the result is True, without a warning.
+        UserWarning: of a training that does nothing (all codes are zero, the gradient is zero at
+            the start, or the validation loss never moves), and of one that starts, or ends, with a
+            validation loss above that of zero codes. `worsened` of the result tells the end, and
+            also a loss that only exceeds that of the start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
@@ -160,17 +160,19 @@ def watcher(
 ) -> Iterator[Callable[[Progress, int], None]]:
     """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
 
-    It warns, once, of a training that does nothing or diverges.
+    It warns of a training that does nothing, and of one that is worse than zero codes.
     """
     with bar(steps, progress) as show, writer(log) as write:
         calls = (*callbacks, show, write)
 
-        last: tuple[Progress, int] | None = None
+        last: Progress | None = None
         warned = False
 
         def watch(state, at):
             nonlocal last, warned
-            last, params = (state, at), loop.result(state).params
+            last, params = state, loop.result(state).params
+            if len(state.records) == 1:
+                warn_of_start(loop, state)
             for callback in calls:
                 callback(state.records[-1], params)
             if not warned and is_stuck(state):
@@ -178,7 +180,7 @@ def watcher(
 
         yield watch
         if last is not None and not warned:
-            warn_of_end(loop, *last)
+            warn_of_end(loop, last)
 
 
 def check_evaluations(

@@ -80,7 +80,7 @@ def build_model(described: Mapping[str, Any]) -> Model:
             f"unknown {what} {str(name)[:80]!r}; import the module that defines it first; "
             f"known here: {', '.join(known)}"
         )
-    return known[name](**options)
+    return known[name](**known[name].absent() | options)
 
 
 def is_activation(value: Any) -> bool:

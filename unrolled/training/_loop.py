@@ -56,11 +56,11 @@ def make_loop(
     def objective(trained, fixed, batch, at):
         return judged(trained, fixed, batch, at)[0]
 
-    def silent(trained, fixed, batch, at):
+    def of_zero_codes(trained, fixed, batch):
         D = merge(trained, fixed).D
         Y, X, *own = batch
-        found = jax.tree.map(jnp.zeros_like, judged(trained, fixed, batch, at)[1])
-        return loss(found, X, own[0] if own else D, Y, at)
+        found = jax.tree.map(jnp.zeros_like, judged(trained, fixed, batch, -1)[1])
+        return loss(found, X, own[0] if own else D, Y, -1)
 
     def advance(trained, state, gradients, **told):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
@@ -89,7 +89,7 @@ def make_loop(
         jax.jit(update, donate_argnums=(0, 1, 2)),
         jax.jit(objective),
         jax.jit(jax.value_and_grad(judged, has_aux=True)),
-        jax.jit(silent),
+        float(jax.jit(of_zero_codes)(trained, fixed, validation)),
         jax.jit(lambda k: sample(jax.random.fold_in(key, k))),
         optimizer,
         fixed,
@@ -115,7 +115,7 @@ class Loop(NamedTuple):
     update: Callable
     objective: Callable
     inspect: Callable  # codes and gradients, where something is wrong
-    silent: Callable  # the objective of zero codes
+    zero: float  # the validation loss of zero codes
     batch: Callable
     optimizer: optax.GradientTransformation
     fixed: Trained
@@ -205,7 +205,7 @@ class Loop(NamedTuple):
     def result(self, state: Progress) -> Fit:
         """The result so far; it stays usable when the training continues."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
-        history = History(state.losses, state.records)
+        history = History(state.losses, state.records, self.zero)
         best = merge(state.best, self.fixed)
         return Fit(merge(last, self.fixed).params, *best, history, self.model)
 

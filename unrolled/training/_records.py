@@ -8,6 +8,9 @@ from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 
+# Two programs add the losses of a batch in different orders.
+_ROUNDING = 1e-5
+
 Model = Layer | Network
 Params = Unrolled | tuple[Unrolled, ...]  # of a layer, of a network
 Dictionaries = Dictionary | tuple[Dictionary, ...]  # of a layer, of a network
@@ -28,6 +31,7 @@ class History(NamedTuple):
 
     loss: np.ndarray  # (steps,) training loss of every step
     records: tuple[Record, ...]  # one per evaluation
+    zero: float = np.inf  # the validation loss of zero codes
 
 
 class Fit(NamedTuple):
@@ -41,9 +45,22 @@ class Fit(NamedTuple):
 
     @property
     def worsened(self) -> bool:
-        """Whether the last validation loss exceeds that of the start (of the last stage)."""
+        """Whether the last validation loss exceeds that of the start, or of zero codes.
+
+        The start is that of the last stage.
+        """
         first, last = ends(self.history.records)
-        return last.validation > first.validation
+        return last.validation > first.validation or exceeds(last.validation, self.history.zero)
+
+
+def exceeds(loss: float, other: float) -> bool:
+    """Whether a loss is above another by more than the rounding of a sum.
+
+    Example:
+        >>> ur.training.exceeds(1.0001, 1.0), ur.training.exceeds(1.0 + 1e-7, 1.0)
+        (True, False)
+    """
+    return loss > other and not np.isclose(loss, other, rtol=_ROUNDING, atol=0)
 
 
 def ends(records: tuple[Record, ...]) -> tuple[Record, Record]:

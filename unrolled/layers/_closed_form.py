@@ -1,0 +1,90 @@
+"""Families that start with weights in closed form: the weights, the step size, the thresholds."""
+
+import jax.numpy as jnp
+
+from unrolled._checks import Array
+from unrolled._numbers import exponent, ldexp, power_of_two
+from unrolled.dictionaries import (
+    Dictionary,
+    Structured,
+    column_norms,
+    spectral_norm,
+)
+from unrolled.layers._ista import StepAndThreshold
+from unrolled.layers._layer import Layer
+from unrolled.layers._options import option
+from unrolled.theory import frobenius_weights, spectral_radius
+
+
+def stable_step(W: Dictionary, D: Dictionary) -> Array:
+    """min(1, 2 / rho) with the spectral radius rho of W'D: beyond it x + gamma W'(y - D x) expands.
+
+    Example:
+        >>> D = jnp.eye(2)
+        >>> [round(float(ur.layers.stable_step(W, D)), 3) for W in (D, 4 * D)]
+        [1.0, 0.5]
+    """
+    return jnp.minimum(1, 2 / spectral_radius(W, D))
+
+
+def lasso_weights(D: Dictionary, ridge: float) -> Dictionary:
+    r"""Weights between those of least norm(W'D, "fro") and the D of ISTA.
+
+    .. math:: w_i \propto (D D' + ridge \|D\|_2^2 \, I)^{-1} d_i, \qquad
+        w_i \cdot d_i = \|d_i\|^2 / \tfrac1d \sum_j \|d_j\|^2.
+
+    For unit atoms w_i . d_i = 1, and ridge = 0 gives `theory.frobenius_weights`; as ridge -> inf, W
+    tends to a multiple of D, whose steps are those of ISTA. A `Conv` has w_i . d_i = 1 whatever the
+    norms of its filters are.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
+        >>> W = ur.layers.lasso_weights(D, 0.0)
+        >>> bool(jnp.allclose(W, ur.theory.frobenius_weights(D), atol=1e-5))
+        True
+    """
+    k = exponent(spectral_norm(D))
+    near = D * power_of_two(-k, D.dtype)  # its squares are in the range of the dtype
+    W = frobenius_weights(near, ridge * spectral_norm(near) ** 2)
+    if not isinstance(W, Structured):
+        squares = column_norms(near) ** 2
+        W = W * (squares / jnp.mean(squares))[None, :]
+    return W * power_of_two(-k, D.dtype)
+
+
+class FromClosedForm(Layer):
+    """A family that starts with `lasso_weights`, gamma = 1 / rho(W'D) and theta = gamma lam.
+
+    The steps descend, as those of ISTA do, in a norm in which small singular values of D count for
+    more. (For atoms that are not unit, lam counts per mean square of their norms, as in ISTA.)
+
+    Example:
+        >>> layer, D = ur.alista(2, lam=0.1), jnp.eye(3)
+        >>> gamma, theta = layer.closed_form_steps(layer.closed_form(D), D)
+        >>> print(gamma.round(3), theta.round(3))
+        [1. 1.] [0.1 0.1]
+    """
+
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
+    theta: float | None = option(
+        default=None, least=0, help="threshold at the start; None takes gamma lam"
+    )
+    ridge: float = option(
+        default=0.2,
+        least=0,
+        absent=0.0,
+        help="of the closed form, in units of norm(D, 2)^2; 0 gives the weights of the paper",
+    )
+
+    def closed_form(self, D: Dictionary) -> Dictionary:
+        """The weights for a dictionary, (m, d)."""
+        return lasso_weights(D, self.ridge)
+
+    def closed_form_steps(self, W: Dictionary, D: Dictionary) -> StepAndThreshold:
+        """The step sizes and thresholds to start with, (K,) each."""
+        gamma = (1 / spectral_radius(W, D)).astype(D.dtype)
+        norms = column_norms(D)
+        k = exponent(norms)
+        size = jnp.mean(ldexp(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
+        theta = ldexp(gamma * self.lam / size, -2 * k) if self.theta is None else self.theta
+        return StepAndThreshold(jnp.full(self.depth, gamma), jnp.full(self.depth, theta, D.dtype))
