@@ -18,7 +18,7 @@ from unrolled import analytic, dictionaries, plots, problems, pursuit, theory
 from unrolled.cli import main
 from unrolled.commands import _compare, _settings
 from unrolled.commands._certified import certified_regime
-from unrolled.commands._report import Section
+from unrolled.commands._report import Section, write_report
 from unrolled.commands._settings import Settings
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
@@ -494,8 +494,8 @@ def test_the_minimax_weights_run_at_their_own_sparsity(m, d, most):
     assert f"minimax W, s = {max(most)}" in curves
     for curve in curves.values():
         assert (curve["measured"] <= curve["bound"] * (1 + 1e-12)).all()
-    (figure,) = section.figures.values()
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    (draw,) = section.figures.values()
+    labels = [text.get_text() for text in draw().legends[0].get_texts()]
     assert labels == [
         f"{name}: {part}" for name in curves for part in ("certified bound", "largest error")
     ]
@@ -572,3 +572,68 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
     titles = ["The standard benchmark", "certified_regime", "Patches of real photographs", "chain"]
     assert re.findall("^# (.*)$", out, re.M) == titles
     assert re.findall("^## (.*)$", (tmp_path / "report.md").read_text(), re.M)[:4] == titles
+
+
+# Figures
+
+
+DRAWING = {
+    "compare": "report",
+    "compare --quick --dictionary D.npy": "report",
+    "certify D.npy --figure": "report/gram.png",
+    "learn Y.npy --atoms 12": "report",
+    "experiment classification --quick": "report",
+}
+
+
+@pytest.mark.parametrize("command", DRAWING)
+def test_a_missing_matplotlib_is_said_before_any_work(run, tmp_path, monkeypatch, command):
+    """Standard error has no line of progress, and no folder is left."""
+    for module in ("", ".figure", ".backends.backend_agg", ".backend_bases"):
+        monkeypatch.setitem(sys.modules, f"matplotlib{module}", None)
+    where = () if command.endswith("--figure") else ("--output",)
+    found = run(*command.split(" "), *where, tmp_path / DRAWING[command])
+    said = "unrolled: plots need matplotlib; install unrolled[plots]\n"
+    assert found == (2, "", said) and not any(tmp_path.iterdir())
+
+
+def test_missing_photographs_are_said_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    said = "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
+    assert run("compare", "--output", tmp_path) == (2, "", f"unrolled: {said}\n")
+
+
+def no_figure(*args, **options):
+    raise ValueError("no figure")
+
+
+def test_a_figure_that_fails_loses_no_table(tmp_path):
+    rows, curve = (["step", "error"], [[1, 0.5]]), {"error": [0.5]}
+    section = Section("Codes", "codes", "| 0.5 |", {"a figure": no_figure}, rows, curve)
+    with pytest.raises(ValueError, match="no figure"):
+        write_report(tmp_path, "Title", "summary", [section, section._replace(slug="more")], {})
+    for name in ("codes", "more"):
+        assert (tmp_path / f"{name}.csv").read_text() == "step,error\n1,0.5\n"
+    results = strict_json((tmp_path / "results.json").read_text())
+    assert results["sections"] == {"codes": curve, "more": curve}
+    assert (tmp_path / "report.md").read_text().count("| 0.5 |") == 2
+
+
+@pytest.mark.slow
+def test_a_figure_that_fails_loses_no_table_of_compare(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "comparison", no_figure)
+    options = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista", *QUICK)
+    status, _, err = run("compare", *options, "--output", tmp_path)
+    assert status == 2 and err.endswith("unrolled: no figure\n")
+    names = {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3}
+    assert curve_rows(tmp_path, "signals") == names
+    results = strict_json((tmp_path / "results.json").read_text())
+    assert list(results["sections"]["signals"]["comparison"]["curves"]) == list(names)
+    assert "| ISTA, learned |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_figure_that_fails_loses_no_text_of_certify(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "gram", no_figure)
+    status, out, err = run("certify", "paley.npy", "--figure", tmp_path / "gram.png")
+    assert status == 2 and err.endswith("unrolled: no figure\n")
+    assert out == run("certify", "paley.npy")[1]

@@ -723,6 +723,24 @@ def test_the_report_of_a_folder(tmp_path):
     assert len(list(folder.glob("*.png"))) == 3
 
 
+def test_a_figure_that_fails_loses_no_table_of_the_report(tmp_path, monkeypatch):
+    from unrolled.commands._experiment_report import write
+
+    def no_figure(*args, **options):
+        raise ValueError("no figure")
+
+    monkeypatch.setattr(ur.plots, "figure", no_figure)
+    folder, rows = _rows.open_folder(tmp_path), rows_of(SCORES)
+    for name, row in rows.items():
+        _rows.write_row(folder, name, row)
+    with pytest.raises(ValueError, match="no figure"):
+        write(folder, experiments.Sweep({}, [], []))
+    assert "+2.67 ± 1.43" in (folder / "report.md").read_text()
+    (section,) = strict_json((folder / "results.json").read_text())["sections"].values()
+    assert section["rows"].keys() == rows.keys()
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
+
+
 def test_names_of_rows_that_were_made_are_those_of_their_recipes():
     kept = sorted((Path(ur.__file__).parents[1] / "benchmarks/sparse_features/rows").glob("*"))
     assert len(kept) >= 7

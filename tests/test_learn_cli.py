@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from command_line import strict_json
 
-from unrolled import datasets, dictionary_learning, theory
+from unrolled import datasets, dictionary_learning, plots, theory
 from unrolled.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
@@ -65,6 +65,21 @@ def test_the_same_command_goes_on(path, monkeypatch):
     assert np.array_equal(
         np.load(folder / "D.npy"), dictionary_learning.online(batches(), 12, lam=0.5).D
     )
+
+
+def test_a_figure_that_fails_loses_no_table(path, monkeypatch, capsys):
+    """The dictionary and the report are there, and what the same command goes on from."""
+
+    def no_figure(*args, **options):
+        raise ValueError("no figure")
+
+    monkeypatch.setattr(plots, "atoms", no_figure)
+    folder = path.parent / "learned"
+    flags = ["--atoms", "12", "--method", "ksvd", "--sparsity", "2", "--sweeps", "2"]
+    command = ["learn", str(path), *flags, "--output", str(folder), "--no-certificate"]
+    assert main(command) == 2 and capsys.readouterr().err.endswith("unrolled: no figure\n")
+    written = {"D.npy", "atoms.csv", "results.json", "report.md"}
+    assert written <= {file.name for file in folder.iterdir()}
 
 
 @pytest.mark.parametrize("method", ["ksvd", pytest.param("mod", marks=pytest.mark.slow)])

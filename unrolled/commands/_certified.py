@@ -72,7 +72,8 @@ def certified_regime(D: Dictionary, settings: Settings, say: Say) -> Section | N
         for k, (e, b) in enumerate(zip(run.measured, run.schedule.error))
     ]
     title = "The regime that the theory certifies"
-    picture = plots.bound(
+    draw = partial(
+        plots.bound,
         {name: (run.measured, run.schedule.error) for name, run in held.items()},
         title=f"Largest l1 error of {_SIGNALS} signals and its bound",
     )
@@ -83,7 +84,7 @@ def certified_regime(D: Dictionary, settings: Settings, say: Say) -> Section | N
         for name, run in held.items()
     }
     data = {"largest_sparsity": largest, "curves": curves}
-    return Section(title, "certified", "\n".join(text), {caption: picture}, (header, rows), data)
+    return Section(title, "certified", "\n".join(text), {caption: draw}, (header, rows), data)
 
 
 class _Run(NamedTuple):
@@ -184,8 +185,8 @@ def chain(settings: Settings, say: Say) -> Section:
     ]
     header = ["layer", "step", "largest l1 error", "certified bound"]
     title = "A two-layer chain with certified bounds"
-    picture = plots.bound(lines, title=f"Largest l1 error and its bound, {_FAST} nonzeros")
-    figures = {f"{title}: {_CHAIN_SIGNALS} signals, float64": picture}
+    draw = partial(plots.bound, lines, title=f"Largest l1 error and its bound, {_FAST} nonzeros")
+    figures = {f"{title}: {_CHAIN_SIGNALS} signals, float64": draw}
     data = {"fast": fast, "slow": {str(K): r for K, r in slow.items()}}
     return Section(title, "chain", "\n".join(text), figures, (header, rows), data)
 

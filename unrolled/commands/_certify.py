@@ -87,10 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
         for path, D in zip(arguments.dictionaries, Ds):
             _check_norms(path, D)
     found = certificate(Ds, request, say)
-    if arguments.figure is not None:
-        write_figure(arguments.figure, found.figure())
     names = " ".join(str(path) for path in arguments.dictionaries)
     show(arguments.json, found.to_dict(), f"{names}: {found.text()}")
+    if arguments.figure is not None:
+        write_figure(arguments.figure, found.figure())
 
 
 def _check_norms(path: Path, D: Dictionary) -> None:

@@ -59,7 +59,7 @@ def known_chain(problem: Samples, settings: Settings, say: Say, title: str, slug
         header, found = curve_rows(layer)
         rows += [[j, *row] for row in found]
     data = {"comparison": result, "seconds": seconds}
-    figures = {caption: result.plot()}
+    figures = {caption: result.plot}
     return Section(title, slug, "\n".join(text), figures, (["layer", *header], rows), data)
 
 

@@ -17,6 +17,7 @@ from unrolled.commands._pursuit_options import NAMES, OPTIONS, add_options, give
 from unrolled.commands._report import (
     RESULTS,
     Section,
+    check_drawing,
     check_folder,
     check_not_read,
     write_report,
@@ -123,7 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_output(folder: Path, signals: list[Path]) -> None:
-    """Raise, before any work, if the report cannot go to `folder`, or among the pictures given."""
+    """Raise, before any work, if no report can be made in `folder`, or among the pictures given."""
+    check_drawing()
     pictures = [folder / name for name in ("signals.png", "signals-2.png")]
     check_not_read([folder, *pictures], signals)
     check_folder(folder)
@@ -210,13 +212,13 @@ def _chain_section(
 
 def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     """The standard benchmark, its certified regime, photographs, and a certified chain."""
+    pictures = photograph_patches(datasets.photographs())  # first, as they may not be installed
     say("the standard benchmark, 250 x 500")
     D = problems.standard_benchmark(settings.key).D
     problem, title = planted_problem(D, settings), "The standard benchmark"
     benchmark = known_codes(problem, settings, say, title, "benchmark")
     certified = certified_regime(D, settings, say)
     say("patches of photographs, 64 x 256")
-    pictures = photograph_patches(datasets.photographs())
     cosines, title = dictionaries.dct((8, 8), (16, 16)), "Patches of real photographs"
     lam = _LAM_OF_PATCHES if settings.lam is None else settings.lam
     on_patches = dataclasses.replace(settings, lam=lam)

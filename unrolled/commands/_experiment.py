@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unrolled.commands._console import teller
-from unrolled.commands._report import RESULTS
+from unrolled.commands._report import RESULTS, check_drawing
 from unrolled.commands._time_left import progress
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
         raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")
     side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
+    check_drawing()
     images = experiments.load(name, root, side=side)
     say(
         f"{name}: {len(images.train[0])} training and {len(images.test[0])} test images{_why(name)}"

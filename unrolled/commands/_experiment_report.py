@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def write(folder: Path, found: Sweep, more: Sequence[Section] = ()) -> str:
     rows = experiments.read_rows(folder)
     parts = [*(_section(folder, named) for named in grouped(rows)), *more]
     state = _state(found)
-    write_report(folder, _TITLE, "\n\n".join(filter(None, [_SUMMARY, state])), parts, {})
     write_table(folder / CSV, *_table(rows))
+    write_report(folder, _TITLE, "\n\n".join(filter(None, [_SUMMARY, state])), parts, {})
     texts = [f"# {part.title}\n\n{part.text}" for part in parts]
     return "\n\n".join([*texts, *([state] if state else []), f"Report: {folder / 'report.md'}"])
 
@@ -182,20 +183,20 @@ def _paired(found: Interval, scale: int, digits: int) -> str:
     return f"{scale * found.mean:+.{digits}f}{half}"
 
 
-def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Any]:
-    """The figures of a section by their captions."""
+def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]]:
+    """What draws the figures of a section, by their captions."""
     runs = list(rows.values())
-    figures = {
-        "Test score by activation, with and without penalty": experiments.scores_by_activation(
-            runs
-        ),
-        "Training loss, mean over seeds": experiments.training_loss(runs),
+    scores = "Test score by activation, with and without penalty"
+    figures: dict[str, Callable[[], Any]] = {
+        scores: partial(experiments.scores_by_activation, runs),
+        "Training loss, mean over seeds": partial(experiments.training_loss, runs),
     }
     for j, layer in enumerate(runs[0]["layers"]):
         caption = f"Mean absolute value of the features of {layer} in training, mean over seeds"
-        figures[caption] = experiments.l1_in_training(runs, j)
+        figures[caption] = partial(experiments.l1_in_training, runs, j)
     if pictures := _pictures(folder, rows):
-        figures["Predicted masks beside the truth"] = experiments.predicted_masks(*pictures)
+        masks = partial(experiments.predicted_masks, *pictures)
+        figures["Predicted masks beside the truth"] = masks
     return figures
 
 

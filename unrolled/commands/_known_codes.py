@@ -1,6 +1,7 @@
 """Classical, analytic, calibrated and learned methods on signals whose codes are known."""
 
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ def known_codes(problem: Samples, settings: Settings, say: Say, title: str, slug
         spent(found.seconds),
     ]
     caption = f"{title}: distance to the true codes, failures, support and thresholds, step by step"
-    figures = {caption: result.plot(note=found.caution)}
+    figures = {caption: partial(result.plot, note=found.caution)}
     data = {"comparison": result, "seconds": found.seconds}
     return Section(title, slug, "\n".join(text), figures, curve_rows(result), data)
 

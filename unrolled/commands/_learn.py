@@ -5,6 +5,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,13 @@ from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
 from unrolled.commands._certificate import Report, Request, certificate
 from unrolled.commands._console import Say, show, teller
-from unrolled.commands._report import Section, check_folder, check_not_read, write_report
+from unrolled.commands._report import (
+    Section,
+    check_drawing,
+    check_folder,
+    check_not_read,
+    write_report,
+)
 from unrolled.dictionary_learning import Learned, Step
 
 _METHODS = ("online", "ksvd", "mod")
@@ -99,6 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     shape = _shape(arguments.shape, Y.shape[1])
     check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
+    check_drawing()
     check_folder(folder)
     options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
     found = _learned(arguments, Y, options)
@@ -211,9 +219,9 @@ def _sections(
     D, history = jnp.asarray(found.D), found.history
     steps = [[s.step, s.objective, s.seconds, s.replaced] for s in history]
     figures = {
-        "the atoms, as pictures": plots.atoms(D, shape, codes=X),
-        f"the use of the atoms by {len(X):,} signals": plots.use({method: X}),
-        "the objective of every step": plots.learning({method: history}),
+        "the atoms, as pictures": partial(plots.atoms, D, shape, codes=X),
+        f"the use of the atoms by {len(X):,} signals": partial(plots.use, {method: X}),
+        "the objective of every step": partial(plots.learning, {method: history}),
     }
     replaced = sum(step.replaced for step in history)
     text = f"{D.shape[1]} atoms of {D.shape[0]} entries; {replaced} were replaced on the way."

@@ -1,7 +1,7 @@
 """Signals without known codes, such as patches of photographs, judged by the LASSO."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,10 +121,11 @@ def unknown_codes(
         spent(seconds),
     ]
     shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
-    figures = {f"{title}: {shown}": result.plot(codes="LASSO codes")}
+    figures = {f"{title}: {shown}": partial(result.plot, codes="LASSO codes")}
     if pictures.picture is not None:
         caption = f"{title}: the test picture rebuilt from its codes after {K} steps"
-        figures[caption] = _show(pictures.picture, pictures.testing, methods, D)
+        rebuilt = _rebuilt(pictures.picture, pictures.testing, methods, D)
+        figures[caption] = partial(plots.images, rebuilt)
     header, curve = curve_rows(result)
     curve = [[*row, psnrs[row[0]][(row[1] or 1) - 1]] for row in curve]
     data = {"comparison": result, "psnr": psnrs, "lam": lam, "seconds": seconds}
@@ -204,7 +205,9 @@ def _psnr_per_step(layer: Layer, params: Unrolled, D: Dictionary, Y: jax.Array) 
     return jax.lax.map(lambda X: metrics.psnr(problems.synthesize(D, X), Y), codes)
 
 
-def _show(picture: Picture, patches: np.ndarray, methods: Methods, D: Dictionary) -> Any:
+def _rebuilt(
+    picture: Picture, patches: np.ndarray, methods: Methods, D: Dictionary
+) -> dict[str, np.ndarray]:
     """The test picture, and the same rebuilt from the codes of ISTA and of the last method."""
     tiles, shown = jnp.asarray(patches), {"original": patches}
     for name in dict.fromkeys(["ISTA", list(methods)[-1]]):
@@ -212,8 +215,7 @@ def _show(picture: Picture, patches: np.ndarray, methods: Methods, D: Dictionary
         codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, tiles)
         rebuilt = problems.synthesize(D, codes)
         shown[f"{name}, PSNR {float(metrics.psnr(rebuilt, tiles)):.2f} dB"] = np.asarray(rebuilt)
-    whole = {
+    return {
         name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
         for name, rows in shown.items()
     }
-    return plots.images(whole)

@@ -4,13 +4,14 @@ import csv
 import io
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from unrolled import plots
 from unrolled._files import write_whole
 from unrolled._json import to_json
 
@@ -24,7 +25,7 @@ class Section(NamedTuple):
     title: str
     slug: str  # the stem of the files that belong to it
     text: str  # Markdown, tables included
-    figures: dict[str, Any]  # caption -> matplotlib figure
+    figures: dict[str, Callable[[], Any]]  # caption -> what draws its matplotlib figure
     rows: tuple[Sequence[str], Sequence[Sequence]]  # header and rows of its CSV
     data: Any  # for the JSON
 
@@ -46,6 +47,11 @@ def environment() -> dict[str, str]:
         "devices": devices,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def check_drawing() -> None:
+    """Raise ImportError, which names the extra to install, if no figure can be drawn."""
+    plots.figure(1, 1)
 
 
 def check_folder(folder: Path) -> None:
@@ -73,18 +79,21 @@ def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
 def write_report(
     folder: Path, title: str, summary: str, sections: list[Section], settings: dict[str, str]
 ) -> Path:
-    """Write `report.md`, `results.json`, one CSV per section and the figures.
+    """Write one CSV per section, `results.json`, `report.md`, and then draw the figures.
+
+    A figure that cannot be drawn so loses none of the numbers.
 
     Returns:
         the path of `report.md`.
     """
     found = environment()
     lines = [f"# {title}", "", summary, ""]
+    figures: dict[str, Callable[[], Any]] = {}
     for section in sections:
         lines += [f"## {section.title}", "", section.text.strip(), ""]
-        for i, (caption, figure) in enumerate(section.figures.items()):
+        for i, (caption, draw) in enumerate(section.figures.items()):
             name = f"{section.slug}.png" if i == 0 else f"{section.slug}-{i + 1}.png"
-            write_figure(folder / name, figure)
+            figures[name] = draw
             lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
         write_table(folder / f"{section.slug}.csv", *section.rows)
         lines += [f"Step by step: [{section.slug}.csv]({section.slug}.csv).", ""]
@@ -95,6 +104,8 @@ def write_report(
     write_text(folder / RESULTS, to_json(results) + "\n")
     report = folder / "report.md"
     write_text(report, "\n".join(lines) + "\n")
+    for name, draw in figures.items():
+        write_figure(folder / name, draw())
     return report
 
 
@@ -116,9 +127,11 @@ def check_figure(path: Path) -> None:
     """Raise unless a figure can be written to `path`, before any work.
 
     Raises:
+        ImportError: matplotlib is not installed.
         OSError: it is a folder, or lies in none that can be written.
         ValueError: its suffix is no format of pictures.
     """
+    check_drawing()
     from matplotlib.backend_bases import FigureCanvasBase
 
     if path.is_dir():
