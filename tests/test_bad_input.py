@@ -681,6 +681,22 @@ FITS = {
         TypeError,
         r"sample must return \(Y, X\)",
     ),
+    "signals in place of the sampler": (
+        dict(sample=jnp.asarray(Y)),
+        TypeError,
+        r"fit: sample must be a function of a key .* got ArrayImpl of shape \(4, 5\); "
+        r"try lambda key: \(Y, None\) .*problems.sampler",
+    ),
+    "signals in place of the sampler, beside validation": (
+        dict(sample=Y, validation=(Y, X)),
+        TypeError,
+        r"fit: sample must be a function of a key .* got ndarray of shape \(4, 5\)",
+    ),
+    "a pair in place of the sampler": (
+        dict(sample=(Y, X)),
+        TypeError,
+        "fit: sample must be a function of a key .* got tuple; ",
+    ),
     "no codes for a supervised loss": (
         dict(sample=lambda key: (jnp.asarray(Y), None)),
         ValueError,

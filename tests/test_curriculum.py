@@ -325,9 +325,12 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
     layer = layers.ista(DEPTH)
     params = layer.init(None, D)
 
-    def refused(error, match, layer=layer, params=params, **options):
+    def refused(error, match, layer=layer, params=params, sample=sample, **options):
         with pytest.raises(error, match=match):
             curriculum(layer, params, D, sample, key=0, **options)
+
+    Y = np.ones((2, M))
+    refused(TypeError, "curriculum: sample must be a function.* got ndarray of shape", sample=Y)
 
     hyper = layers.hyperlista(DEPTH)
     refused(TypeError, "share all their params; try training.search", hyper, hyper.init(None, D))
@@ -425,6 +428,13 @@ def test_search_refuses_what_is_no_grid(D, hyper):
             search(layer, params, D, Y, X, **options)
 
     refused(TypeError, "there are no values to try")
+    refused(
+        TypeError,
+        r"search: Y is not a numeric array \(got function\); try an array that it returns",
+        Y=lambda key: (Y, X),
+        threshold=[0.1],
+    )
+    refused(TypeError, r"search: Y is not a numeric array \(got tuple\)", Y=(Y, X), threshold=[0.1])
     refused(TypeError, r"no field 'theta'; expected one of \['analytic', 'threshold'", theta=[0.1])
     refused(ValueError, "analytic is not one number, so it has no grid", analytic=[0.1])
     refused(ValueError, r"threshold has values of shape \(\); expected a vector", threshold=0.1)

@@ -577,6 +577,10 @@ def test_what_is_no_array_is_a_type_error():
         (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2.0), "sparsity must be an integer"),
         (lambda: jax.jit(lambda Y: dl.ksvd(Y, 4, sparsity=2))(Y), "traced"),
         (lambda: dl.unrolled("ista", Y, 6, lam=0.1), "layer is a str"),
+        (
+            lambda: dl.unrolled(ur.layers.ista(2), lambda key: (Y, None), 6, lam=0.1),
+            r"unrolled: Y is not a numeric array \(got function\); try an array that it returns",
+        ),
         (lambda: dl.online(BATCHES, 4, lam="0.1"), "online: lam must be a number, got '0.1'"),
         (lambda: dl.online(BATCHES, 4, lam=np.ones(4)), "online: lam must be a number"),
         (lambda: jax.jit(lambda lam: dl.online(BATCHES, 4, lam=lam).D)(0.1), "lam must be static"),

@@ -74,8 +74,9 @@ def as_float(x: Any, name: str, where: str) -> Array:
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
+        hint = "; try an array that it returns" if callable(x) else ""
         raise TypeError(
-            f"{where}: {name} is not a numeric array (got {type(x).__name__})"
+            f"{where}: {name} is not a numeric array (got {type(x).__name__}){hint}"
         ) from error
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(

@@ -197,8 +197,9 @@ _squared_errors = jax.jit(squared_errors, static_argnums=0)
 
 
 def _sample(D, Y, X) -> tuple[Array, Array]:
+    Y, X = _checks.as_float(Y, "Y", "calibrate"), _checks.as_float(X, "X", "calibrate")
     check_batch(D, Y, X, "calibrate")
     _checks.finite((Y, X), "the sample", "calibrate")
     if not np.any(np.asarray(X)):
         raise ValueError("calibrate: all codes of the sample are zero; expected some signal to fit")
-    return _checks.as_float(Y, "Y", "calibrate"), _checks.as_float(X, "X", "calibrate")
+    return Y, X

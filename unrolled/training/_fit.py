@@ -99,8 +99,9 @@ def fit(
             step, and the first code, gradient or param that is not finite where that can be told.
             Its `fit` holds the params before that step (after a broken update, the best ones) and
             the best ones.
-        TypeError: not an optax optimiser, not a model, params without floating-point leaves, a
-            `trainable` that holds anything but bools, a loss that is not one floating-point number.
+        TypeError: not an optax optimiser, not a model, a sample that is no function, params without
+            floating-point leaves, a `trainable` that holds anything but bools, a loss that is not
+            one floating-point number.
         ValueError: a batch that does not fit or is not finite; steps, patience or evaluate_every
             out of range; a `trainable` that is no tree prefix of params or freezes everything.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
@@ -202,6 +203,7 @@ def check_data(
     where: str,
 ) -> tuple[Array, Dictionaries, tuple]:
     """The key, the dictionary and the validation batch of a training, drawn if there is none."""
+    _check_sample(sample, where)
     key = _checks.as_key(key, where)
     D = as_dictionaries(D, where)
     if validation is None:
@@ -212,6 +214,17 @@ def check_data(
     _checks.finite(validation, "the batch of sample", where)
     codes_of(model, where)
     return key, D, validation
+
+
+def _check_sample(sample: Sample, where: str) -> None:
+    if callable(sample):
+        return
+    shape = f" of shape {sample.shape}" if hasattr(sample, "shape") else ""
+    raise TypeError(
+        f"{where}: sample must be a function of a key that returns a batch (Y, X), "
+        f"got {type(sample).__name__}{shape}; try lambda key: (Y, None) for signals alone, "
+        "lambda key: (Y, X) with their codes, or problems.sampler for planted ones"
+    )
 
 
 def _validation(sample: Sample, key: Array) -> tuple:

@@ -49,7 +49,7 @@ def search(
     Raises:
         ValueError: shapes that do not fit, values that are no vector or not finite, a negative
             threshold, a field that is not a scalar, no combination with finite codes.
-        TypeError: no values, a field that the params do not have.
+        TypeError: Y or X are no arrays, no values, a field that the params do not have.
 
     Not claimed: the best values between the points of the grid. The signals must resemble those to
     be coded: keep some apart to test on.
@@ -64,8 +64,8 @@ def search(
         ((3,), True)
     """
     D, chunk = as_dictionary(D, "search"), _checks.as_index(chunk, "chunk", "search", least=1)
-    check_batch(D, Y, X, "search")
     Y, X = _checks.as_float(Y, "Y", "search"), _checks.as_float(X, "X", "search")
+    check_batch(D, Y, X, "search")
     axes = {name: _axis(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
