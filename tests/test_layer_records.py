@@ -498,12 +498,39 @@ def test_abstract_bases_and_names_with_an_underscore_are_not_registered(families
     class whole(Half):
         """A family."""
 
+        forms = (Unrolled(None, None),)
+
         def init(self, key, D):
             return Unrolled(None, None)
 
     assert families.keys() - layers.FAMILIES.keys() == {"whole"} and families["whole"] is whole
     with pytest.raises(NotImplementedError):
         Half(K).init(None, np.eye(2))
+
+
+BAD_FORMS = {
+    "none": (),
+    "no tuple": Unrolled(None, layers.Step),
+    "pairs": ((None, layers.Step),),
+    "values": (Unrolled(None, layers.Step(1.0)),),
+    "no records": (Unrolled(None, int),),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FORMS)
+@pytest.mark.parametrize("name", ["formless", "_formless"])
+def test_a_family_without_forms_is_refused_as_a_class(families, name, fault):
+    """Hidden ones too; nothing is registered."""
+    methods = dict(init=lambda self, key, D: None, step=lambda self, shared, p, D, y, state: state)
+    forms = {} if fault == "none" else {"forms": BAD_FORMS[fault]}
+    before = dict(families)
+    with pytest.raises(TypeError, match=f"{name}: forms must say .*, try forms = ") as refused:
+        type(layers.Layer)(name, (layers.Layer,), methods | forms)
+    assert families == before
+    example = str(refused.value).rpartition("try forms = ")[2]
+    right = eval(example, {**vars(layers)})  # what the message shows is taken
+    assert type(layers.Layer)("_right", (layers.Layer,), methods | {"forms": right})(K).forms
 
 
 def test_two_modules_cannot_define_the_same_family(families):

@@ -12,7 +12,7 @@ from unrolled._checks import Array, Key
 from unrolled._export import exportable
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._options import Interned, option
-from unrolled.layers._records import Unrolled, check_params, records_of
+from unrolled.layers._records import Unrolled, check_forms, check_params, records_of
 from unrolled.layers._unroll import unroll
 from unrolled.pursuit import State
 
@@ -97,7 +97,8 @@ class Layer(Looped):
     and it defines `init` and `step`. A family whose state is more than the code also defines
     `start`. `apply` and `iterates` follow from these. Methods act on one signal; `jax.vmap` makes
     batches. A subclass whose name has no leading underscore joins `FAMILIES`, where files of
-    weights and the command line look it up.
+    weights and the command line look it up. One that has no `init` or no `step` yet is a base of
+    families, and need not have `forms`.
 
     Attributes:
         forms: the records that (shared, one step) of the params may be, as `Unrolled` of classes.
@@ -144,6 +145,7 @@ class Layer(Looped):
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
         if cls.init is not Layer.init and cls.step is not Layer.step:
+            check_forms(cls.forms, cls.__name__)
             _checks.register(FAMILIES, cls, "family")
             if FAMILIES.get(cls.__name__) is cls:
                 for record in records_of(cls.forms).values():

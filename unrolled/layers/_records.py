@@ -238,6 +238,22 @@ def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
     return {name: cls for kind in kinds for name, cls in records_in(kind).items()}
 
 
+def check_forms(forms: Any, where: str) -> None:
+    """Raise TypeError unless `forms` are those of a family: at least one `Unrolled` of records."""
+    fits = isinstance(forms, tuple | list) and all(isinstance(form, Unrolled) for form in forms)
+    kinds = [typing.get_origin(kind) or kind for form in forms for kind in form] if fits else []
+    if not kinds or not all(kind is None or _is_kind(kind) for kind in kinds):
+        raise TypeError(
+            f"{where}: forms must say which records (shared, one step) the params may be, as a "
+            f"tuple of Unrolled of their classes; got {forms!r}, try forms = (Unrolled(None, "
+            "StepAndThreshold),)"
+        )
+
+
+def _is_kind(kind: Any) -> bool:
+    return isinstance(kind, type) and hasattr(kind, "_fields")
+
+
 def check_params(
     params: Unrolled, D: Dictionary, forms: tuple[Unrolled, ...], depth: int, where: str
 ) -> None:
