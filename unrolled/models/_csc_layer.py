@@ -13,7 +13,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
-from unrolled.models._pictures import check_extent, check_pictures
+from unrolled.models._pictures import check_extent, check_pictures, check_rngs
 
 # The response of a filter of side n is sampled at this many times n frequencies per dimension.
 _FINE = 6
@@ -45,9 +45,10 @@ class CSCLayer(nnx.Conv):
         kernel_dilation, use_bias, options: as of `nnx.Conv`; not `feature_group_count`.
 
     Raises:
-        TypeError: unfoldings is no integer, or the activation is none.
-        ValueError: unfoldings < 0, or groups; when called, pictures of other channels, filters
-            longer than a picture, or a start of another shape or that `warm` did not announce.
+        TypeError: a size is no integer, the activation is none, or rngs is no nnx.Rngs.
+        ValueError: a size is below 1, unfoldings < 0, or groups; when called, pictures of other
+            channels, filters longer than a picture, or a start of another shape or that `warm` did
+            not announce.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020); Zhang, Zhang (2021) for the start.
 
@@ -64,7 +65,7 @@ class CSCLayer(nnx.Conv):
         in_features: int,
         out_features: int,
         kernel_size: int | tuple[int, ...],
-        strides: int | tuple[int, ...] = 1,
+        strides: int | tuple[int, ...] | None = 1,
         *,
         rngs: nnx.Rngs,
         unfoldings: int = 0,
@@ -75,12 +76,20 @@ class CSCLayer(nnx.Conv):
         use_bias: bool = True,
         **options: Any,
     ):
-        unfoldings = _checks.as_index(unfoldings, "unfoldings", "CSCLayer")
-        activation = as_activation(activation, "activation", "CSCLayer")
+        where = "CSCLayer"
+        in_features = _checks.as_index(in_features, "in_features", where, least=1)
+        out_features = _checks.as_index(out_features, "out_features", where, least=1)
+        kernel_size = _sizes(kernel_size, "kernel_size", where)
+        strides = None if strides is None else _sizes(strides, "strides", where)
+        if (dilation := options.get("kernel_dilation")) is not None:
+            options["kernel_dilation"] = _sizes(dilation, "kernel_dilation", where)
+        unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
+        activation = as_activation(activation, "activation", where)
         if padding not in ("SAME", "VALID", "CIRCULAR"):
             raise ValueError(f'CSCLayer: padding {padding!r}; expected "SAME", "VALID", "CIRCULAR"')
         if "feature_group_count" in options:
             raise ValueError("CSCLayer: feature_group_count is not supported; expected one group")
+        check_rngs(rngs, where)
         super().__init__(
             in_features,
             out_features,
@@ -143,6 +152,13 @@ class CSCLayer(nnx.Conv):
     def _norm_bound(self) -> Array:
         kernel = self.kernel[...]
         return norm_bound(kernel if self.mask is None else kernel * self.mask)
+
+
+def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
+    """One size for all dimensions, or a tuple of one for each."""
+    if isinstance(sizes, tuple | list):
+        return _checks.as_indices(sizes, name, where, least=1)
+    return _checks.as_index(sizes, name, where, least=1)
 
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:

@@ -13,6 +13,7 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
+from unrolled.models._pictures import check_rngs
 from unrolled.models._power_norm import power_norm
 from unrolled.models._shifts import over_shifts, shift_average
 
@@ -48,7 +49,7 @@ class CSCNet(nnx.Module):
         noise_adaptive: whether theta depends on the noise level.
 
     Raises:
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, rngs is no nnx.Rngs where filters are drawn.
         ValueError: the stride exceeds the kernel, filters have another shape, are zero or are not
             finite, a size is below 1, theta is negative; when called, the noise level is missing or
             not expected, or the picture does not fit.
@@ -96,7 +97,9 @@ class CSCNet(nnx.Module):
             sizes["unfoldings"],
         )
         shape = (sizes["n_filters"], self.kernel, self.kernel)
-        filters = jax.random.normal(rngs.params(), shape) if filters is None else filters
+        if filters is None:
+            check_rngs(rngs, "CSCNet")
+            filters = jax.random.normal(rngs.params(), shape)
         filters = _at_norm_one(_checks.as_float(filters, "filters", "CSCNet"), shape, self.stride)
         self.A, self.B, self.C = (nnx.Param(jnp.copy(filters)) for _ in "ABC")
         self.theta = nnx.Param(jnp.full(shape[0], theta, filters.dtype))

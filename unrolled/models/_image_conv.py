@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv, pytree
 
@@ -32,7 +33,8 @@ class ImageConv:
         padding: p, zeros on every side of an image.
 
     Raises:
-        ValueError: in a product, images or codes of another shape.
+        TypeError: a size is not an integer.
+        ValueError: a size is out of range; in a product, images or codes of another shape.
 
     Example:
         >>> D = ur.models.ImageConv(jnp.ones((3, 3, 1, 2)), (5, 5), stride=2)
@@ -45,6 +47,13 @@ class ImageConv:
     side: tuple[int, int]
     stride: int = 1
     padding: int = 0
+
+    def __post_init__(self):
+        side = _checks.as_indices(self.side, "side", "ImageConv", least=1)
+        if len(side) != 2:
+            raise ValueError(f"ImageConv: side is {self.side}; expected (H, W)")
+        _checks.as_index(self.stride, "stride", "ImageConv", least=1)
+        _checks.as_index(self.padding, "padding", "ImageConv")
 
     @property
     def positions(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.models._layers import Dense, PooledConvolution
-from unrolled.models._pictures import as_pictures
+from unrolled.models._pictures import as_pictures, check_rngs
 
 _KERNEL, _LEAST_SIDE = 5, 16
 
@@ -34,7 +34,7 @@ class LeNet5(nnx.Module):
         early: the names of x_1 and x_2 for `tap`.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function.
+        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
         ValueError: a size is too small; when called, the pictures are not (N, side, side,
             channels).
 
@@ -67,6 +67,7 @@ class LeNet5(nnx.Module):
         self.channels = _checks.as_index(channels, "channels", "LeNet5", least=1)
         self.side = _checks.as_index(side, "side", "LeNet5", least=_LEAST_SIDE)
         self.activation = by_name(activation)
+        check_rngs(rngs, "LeNet5")
         left = self.side
         for _ in range(2):
             left = (left - _KERNEL + 1) // 2

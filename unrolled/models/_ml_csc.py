@@ -10,7 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.models._layers import Features
-from unrolled.models._pictures import as_pictures
+from unrolled.models._pictures import as_pictures, check_rngs
 from unrolled.models._pursuit_layer import (
     Classifier,
     Convolutional,
@@ -72,7 +72,8 @@ class MLCSC(nnx.Module):
         early: the names of x_1, ..., x_J for `tap`.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function.
+        TypeError: a size is not an integer, the activation is not a function, filters are no
+            sequence of `Filters`, rngs is no nnx.Rngs.
         ValueError: an unknown method, filters that do not fit, no filters, a size out of range, or
             a method that cannot be constrained; when called, pictures of another shape.
 
@@ -113,6 +114,8 @@ class MLCSC(nnx.Module):
             raise ValueError(
                 f"MLCSC: {method} cannot be constrained; expected one of {', '.join(_PROXIMAL)}"
             )
+        if not isinstance(filters, Sequence):
+            raise TypeError(f"MLCSC: filters must be a sequence of models.Filters, got {filters!r}")
         if not filters:
             raise ValueError("MLCSC: no filters; expected the sizes of one layer at least")
         T = _checks.as_index(unfoldings, "unfoldings", "MLCSC")
@@ -120,6 +123,7 @@ class MLCSC(nnx.Module):
             raise ValueError(f"MLCSC: shape is {shape}; expected (H, W, C)")
         for name, size in zip(("H", "W", "C"), shape):
             _checks.as_index(size, name, "MLCSC", least=1)
+        check_rngs(rngs, "MLCSC")
         self.picture, self.method = tuple(shape), method
         self.unfoldings = 0 if method == "cnn" else T
         self.activation = by_name(activation)

@@ -13,7 +13,7 @@ from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
 from unrolled.models._csc_layer import CSCLayer, batch_norms, norm_bound
-from unrolled.models._pictures import as_pictures, check_extent, check_pictures
+from unrolled.models._pictures import as_pictures, check_extent, check_pictures, check_rngs
 
 _PART = 4096  # numbers that are drawn together
 _TRUNCATED = 0.8796256610342398  # deviation of a normal number that is within 2 of 0
@@ -66,6 +66,7 @@ class MSDCSCBlock(nnx.Module):
             _checks.as_index(size, name, where, least=1)
         self.unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
         self.activation = as_activation(activation, "activation", where)
+        check_rngs(rngs, where)
         widths = [in_features + i * growth for i in range(depth + 1)]
         self.filters = nnx.List(
             [
@@ -154,8 +155,8 @@ class MSDCSC(nnx.Module):
         convolutions: the name of `stem`, whose filters are a dictionary of one step.
 
     Raises:
-        TypeError, ValueError: sizes that are no positive integers, no dilations; when called,
-            pictures of other channels, or too small for the dilations.
+        TypeError, ValueError: sizes that are no positive integers, no dilations, no nnx.Rngs; when
+            called, pictures of other channels, or too small for the dilations.
 
     Reference: Zhang, Zhang (2021). In their code the batch norms of the blocks lie in plain lists,
     where they are neither trained nor saved nor switched to evaluation; here they are.
@@ -186,8 +187,11 @@ class MSDCSC(nnx.Module):
         activation: Activation | Callable | str = relu,
     ):
         sizes = dict(classes=classes, channels=channels, width=width, blocks=blocks)
+        sizes |= dict(growth=growth, depth=depth)
         for name, size in sizes.items():
             _checks.as_index(size, name, "MSDCSC", least=1)
+        unfoldings = _checks.as_index(unfoldings, "unfoldings", "MSDCSC")
+        check_rngs(rngs, "MSDCSC")
         self.stem = CSCLayer(
             channels, width, (3, 3), activation=activation, batch_norm=True, rngs=rngs
         )

@@ -1,9 +1,20 @@
-"""Checks of the pictures that models and layers take."""
+"""Checks of what models and layers take: pictures, and what draws their params."""
+
+from typing import Any
 
 from flax import nnx
 
 from unrolled import _checks
 from unrolled._checks import Array
+
+
+def check_rngs(rngs: Any, where: str) -> None:
+    """Raise TypeError unless `rngs` can draw params, as `nnx.Rngs(0)` does."""
+    if not callable(getattr(rngs, "params", None)):
+        raise TypeError(
+            f"{where}: rngs draws the params and must be a flax.nnx.Rngs, got "
+            f"{type(rngs).__name__}; try rngs=nnx.Rngs(0)"
+        )
 
 
 def as_pictures(x: Array, like: nnx.Param, channels: int, where: str) -> Array:

@@ -10,7 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.models._csc_layer import CSCLayer
-from unrolled.models._pictures import as_pictures
+from unrolled.models._pictures import as_pictures, check_rngs
 
 
 class ResCSCBlock(nnx.Module):
@@ -29,6 +29,9 @@ class ResCSCBlock(nnx.Module):
         activation: rho.
         rngs: draws the filters.
 
+    Raises:
+        TypeError, ValueError: sizes that are no positive integers, no nnx.Rngs.
+
     Example:
         >>> from flax import nnx
         >>> from unrolled.models import ResCSCBlock
@@ -46,6 +49,12 @@ class ResCSCBlock(nnx.Module):
         unfoldings: int = 0,
         activation: Activation | Callable | str = relu,
     ):
+        where = "ResCSCBlock"
+        sizes = dict(in_features=in_features, features=features, stride=stride)
+        for name, size in sizes.items():
+            _checks.as_index(size, name, where, least=1)
+        unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
+        check_rngs(rngs, where)
         options: dict[str, Any] = dict(
             unfoldings=unfoldings, activation=activation, batch_norm=True, rngs=rngs
         )
@@ -79,8 +88,8 @@ class ResCSC(nnx.Module):
             `experiments.features` can read a dictionary; the second of a block starts elsewhere.
 
     Raises:
-        TypeError, ValueError: sizes that are no positive integers, no widths; when called, pictures
-            of other channels, or too small.
+        TypeError, ValueError: sizes that are no positive integers, no widths, no nnx.Rngs; when
+            called, pictures of other channels, or too small.
 
     Reference: Zhang, Zhang (2021), whose sizes and code are not published; He, Zhang, Ren, Sun
     (2016) for the sizes.
@@ -108,6 +117,8 @@ class ResCSC(nnx.Module):
         sizes = dict(classes=classes, channels=channels, blocks=blocks, stages=len(widths))
         for name, size in sizes.items():
             _checks.as_index(size, name, "ResCSC", least=1)
+        unfoldings = _checks.as_index(unfoldings, "unfoldings", "ResCSC")
+        check_rngs(rngs, "ResCSC")
         options: dict[str, Any] = dict(activation=activation, rngs=rngs)
         self.stem = CSCLayer(channels, widths[0], (3, 3), batch_norm=True, **options)
         found, before = [], widths[0]

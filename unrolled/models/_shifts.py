@@ -47,7 +47,7 @@ def shift_average(
         >>> shift_average(block_means, picture, kernel=2, stride=2)[2].tolist()
         [0.0, 2.0, 4.0, 2.0, 0.0]
     """
-    reach = kernel - 1
+    reach = _checks.as_index(kernel, "kernel", "shift_average", least=1) - 1
 
     def one(window: Array, shift: Array) -> Array:
         return lax.dynamic_slice(

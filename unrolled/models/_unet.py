@@ -10,7 +10,7 @@ from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.models._convolution import max_pool
 from unrolled.models._layers import ConvolutionBlock, Dense, UpConvolution
-from unrolled.models._pictures import as_pictures
+from unrolled.models._pictures import as_pictures, check_rngs
 
 _LEVELS = 5
 _LEAST_SIDE = 2 ** (_LEVELS - 1)
@@ -39,7 +39,7 @@ class UNet(nnx.Module):
         convolutions: the names of the convolution blocks that end these.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function.
+        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
         ValueError: a size is below 1; when called, the pictures are not (N, H, W, channels) with
             sides of at least 16 pixels.
 
@@ -69,6 +69,7 @@ class UNet(nnx.Module):
         width = _checks.as_index(width, "width", "UNet", least=1)
         self.channels = _checks.as_index(channels, "channels", "UNet", least=1)
         activation = by_name(activation)
+        check_rngs(rngs, "UNet")
         widths = [width * 2**j for j in range(_LEVELS)]
         self.encoder = nnx.List(
             [DoubleBlock(*n, activation, rngs=rngs) for n in zip((self.channels, *widths), widths)]

@@ -9,7 +9,7 @@ from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.models._convolution import max_pool
 from unrolled.models._layers import ConvolutionBlock, Dense
-from unrolled.models._pictures import as_pictures
+from unrolled.models._pictures import as_pictures, check_rngs
 
 _FILTERS = (64, 128, 256, 256, 512, 512, 512, 512)
 _POOLED = (0, 1, 3, 5, 7)  # the blocks that maxima over 2 x 2 pixels follow
@@ -37,7 +37,7 @@ class VGG11(nnx.Module):
         early: the names of x_1, ..., x_4 for `tap`.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function.
+        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
         ValueError: a size is below 1; when called, the pictures are not (N, 32, 32, channels).
 
     Reference: Simonyan, Zisserman, "Very deep convolutional networks" (2015), configuration A,
@@ -65,6 +65,7 @@ class VGG11(nnx.Module):
         classes = _checks.as_index(classes, "classes", "VGG11", least=1)
         self.channels = _checks.as_index(channels, "channels", "VGG11", least=1)
         activation = by_name(activation)
+        check_rngs(rngs, "VGG11")
         sizes = zip((self.channels, *_FILTERS), _FILTERS)
         self.blocks = nnx.List([ConvolutionBlock(*n, activation, rngs=rngs) for n in sizes])
         self.dense = Dense(_FILTERS[-1], classes, rngs=rngs)
