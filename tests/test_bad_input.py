@@ -1,6 +1,7 @@
 """Every kind of wrong input, by the rows of the bad-input matrix (the numbers in the names)."""
 
 import gc
+import inspect
 import io
 import warnings
 import zipfile
@@ -565,6 +566,88 @@ def test_32_other_numbers_out_of_range():
         ur.theory.deep_schedule(
             [0.1, 0.1], [1.0, 1.0], sparsities=[1, 1], bounds=[1.0, 1.0], depths=[K]
         )
+
+
+# Options of pursuits.
+
+CHAIN = (D, np.eye(N))
+BANK = ur.dictionaries.Conv(np.ones((2, 1, 2)), 6)
+PURSUITS = {
+    "basis_pursuit": lambda **given: ur.pursuit.basis_pursuit(D, y, **given),
+    "bpdn": lambda **given: ur.pursuit.bpdn(D, y, 0.1, **given),
+    "fista": lambda **given: ur.pursuit.fista(D, y, 0.1, **given),
+    "half_quadratic": lambda **given: ur.pursuit.half_quadratic(D, y, 0.1, **given),
+    "holistic": lambda **given: ur.pursuit.holistic(CHAIN, y, lam=0.1, zeros=1, **given),
+    "ista": lambda **given: ur.pursuit.ista(D, y, 0.1, **given),
+    "lam_max": lambda **given: ur.pursuit.lam_max(D, y, **given),
+    "lasso": lambda **given: ur.pursuit.lasso(D, y, 0.1, **given),
+    "lasso_batch": lambda **given: ur.pursuit.lasso_batch(D, Y, 0.1, **given),
+    "lasso_path": lambda **given: ur.pursuit.lasso_path(D, y, [0.1], **given),
+    "layered_basis_pursuit": partial(ur.pursuit.layered_basis_pursuit, CHAIN, y, (0.1, 0.1)),
+    "layered_thresholding": partial(ur.pursuit.layered_thresholding, CHAIN, y, (0.1, 0.1)),
+    "local_error": lambda **given: ur.pursuit.local_error(BANK, np.ones(6), 0.1, **given),
+    "local_sparsity": lambda **given: ur.pursuit.local_sparsity(BANK, np.ones(6), 0.1, **given),
+    "ml_basis_pursuit": lambda lams=(0.1, 0.1), **given: ur.pursuit.ml_basis_pursuit(
+        CHAIN, y, lams, **given
+    ),
+    "ml_fista": lambda lams=(0.1, 0.1), **given: ur.pursuit.ml_fista(CHAIN, y, lams, **given),
+    "ml_ista": lambda lams=(0.1, 0.1), **given: ur.pursuit.ml_ista(CHAIN, y, lams, **given),
+    "omp": lambda **given: ur.pursuit.omp(D, y, 2, **given),
+    "project": lambda **given: ur.pursuit.project(CHAIN, y, lam=0.1, **given),
+    "threshold": lambda **given: ur.pursuit.threshold(D, y, 0.1, **given),
+}
+
+
+def pursuits_with(option):
+    taken = {name: inspect.signature(getattr(ur.pursuit, name)).parameters for name in PURSUITS}
+    return [name for name in PURSUITS if option in taken[name]]
+
+
+def test_every_pursuit_with_an_option_of_these_is_listed():
+    for option in ("tol", "nonnegative", "lams"):
+        found = {
+            name
+            for name, function in vars(ur.pursuit).items()
+            if inspect.isfunction(function) and option in inspect.signature(function).parameters
+        }
+        assert found == set(pursuits_with(option))
+
+
+@pytest.mark.parametrize("name", pursuits_with("tol"))
+def test_32_an_infinite_tol_is_refused(name):
+    """Any code would be within it."""
+    words = "has NaN or infinite entries" if name == "omp" else "must be positive and finite"
+    with pytest.raises(ValueError, match=f"tol {words}"):
+        PURSUITS[name](tol=np.inf)
+
+
+SWITCHES = [(name, "nonnegative") for name in pursuits_with("nonnegative")]
+SWITCHES += [(name, "restart") for name in pursuits_with("restart")]
+
+
+@pytest.mark.parametrize("name, option", SWITCHES)
+def test_32_a_switch_is_true_or_false(name, option):
+    for bad in ("no", "", 1, None, y):
+        with pytest.raises(TypeError, match=f"{name}: {option} must be True or False, got "):
+            PURSUITS[name](**{option: bad})
+    with pytest.raises(TypeError, match=f"{name}: {option} must be static"):
+        jax.jit(lambda switch: jax.tree.leaves(PURSUITS[name](**{option: switch})))(True)
+    assert jax.eval_shape(lambda y: PURSUITS[name](**{option: np.True_}), y) is not None
+
+
+@pytest.mark.parametrize("name", ["ml_ista", "ml_fista", "ml_basis_pursuit"])
+def test_27_penalties_are_one_per_layer(name):
+    for bad, got in ((None, "NoneType"), (0.1, "float"), ((), "0"), ((0.1,), "1")):
+        with pytest.raises(ValueError, match=f"{name}: expected a tuple of 2 lams, .* got {got}"):
+            PURSUITS[name](lams=bad)
+    with pytest.raises(TypeError, match=f"{name}: lam_2 must be real numbers, got None"):
+        PURSUITS[name](lams=(0.1, None))
+
+
+def test_32_learning_filters_takes_a_switch_too():
+    images = np.random.default_rng(1).normal(size=(2, 9))
+    with pytest.raises(TypeError, match="convolutional: nonnegative must be True or False"):
+        ur.dictionary_learning.convolutional(images, (2, 1, 3), lam=0.1, nonnegative="no")
 
 
 # Activations.

@@ -663,6 +663,28 @@ def test_differences_of_features_are_paired_layer_by_layer():
     assert not plain.feature_differences
 
 
+BAD_ROWS = {
+    "none": (lambda row: None, TypeError, "got NoneType; try experiments.read_rows"),
+    "list": (lambda row: [row], TypeError, "must be a dict of rows by name, got list"),
+    "folder": (lambda row: "rows", TypeError, "got str"),
+    "no row": (lambda row: {"a": None}, TypeError, "must be a dict of rows by name"),
+    "empty": (lambda row: {"a": {}}, ValueError, "row a has no recipe, images, layers, scores"),
+    "no scores": (
+        lambda row: {"a": {name: row[name] for name in row if name != "scores"}},
+        ValueError,
+        "row a has no scores; expected a row as experiments.read_rows returns it",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ROWS)
+def test_what_are_no_rows_has_no_summary(fault):
+    make, error, message = BAD_ROWS[fault]
+    (row,) = rows_of({("relu", 0.0, 0): 0.5}).values()
+    with pytest.raises(error, match=f"^summarize: .*{message}"):
+        experiments.summarize(make(row))
+
+
 def test_a_run_near_chance_is_told():
     """Of ten classes; 0.158 is what a network reached whose loss had not left log 10."""
     cells = experiments.summarize(rows_of({("relu", 0.0, 0): 0.158, ("relu", 0.0, 1): 0.3}))

@@ -182,6 +182,19 @@ def as_number(x: Any, name: str, where: str) -> float:
         raise TypeError(f"{where}: {name} must be a number, got {x!r}") from error
 
 
+def as_bool(x: Any, name: str, where: str) -> bool:
+    """`x` as True or False: no text, no number and no array is one.
+
+    Raises:
+        TypeError: `x` is traced, or not a bool.
+    """
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"{where}: {name} must be True or False, got {x!r}")
+    return bool(x)
+
+
 def as_indices(x: Any, name: str, where: str, *, least: int = 0) -> tuple[int, ...]:
     """A sequence of integers, each as by `as_index`.
 

@@ -4,7 +4,7 @@ import csv
 import io
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class Section(NamedTuple):
     title: str
     slug: str  # the stem of the files that belong to it
     text: str  # Markdown, tables included
-    figures: dict[str, Callable[[], Any]]  # caption -> what draws its matplotlib figure
+    figures: Mapping[str, Callable[[], Any]]  # caption -> what draws its matplotlib figure
     rows: tuple[Sequence[str], Sequence[Sequence]]  # header and rows of its CSV
     data: Any  # for the JSON
 

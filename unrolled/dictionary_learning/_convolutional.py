@@ -104,7 +104,7 @@ def convolutional(
     """
     where = "convolutional"
     signals, D, given = checked_images(images, filters, (stride, boundary), weights, mask, where)
-    lam = as_lam(lam, where)
+    lam, nonnegative = as_lam(lam, where), _checks.as_bool(nonnegative, "nonnegative", where)
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
     problem = _problem(signals, lam)
     config = _config(signals, D, given, lam, key, nonnegative)
@@ -151,7 +151,7 @@ def _config(
         "stride": [*D.stride],
         "boundary": D.boundary,
         "lam": float(lam),
-        "nonnegative": bool(nonnegative),
+        "nonnegative": nonnegative,
         "key": text_of(key),
         "images": fingerprint(signals.Y, signals.V),
         "start": fingerprint(np.asarray(D.filters)) if given else "data",

@@ -14,6 +14,7 @@ from unrolled.experiments._scores import SCORES
 
 # A network has learned if this share of what guessing gets wrong is right: 20 % of ten classes.
 _LEARNED = 1 / 9
+_ENTRIES = ("recipe", "images", "layers", "scores", "features", "status")  # what a table reads
 
 
 class Interval(NamedTuple):
@@ -77,10 +78,15 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
     Args:
         rows: as `read_rows` returns them.
 
+    Raises:
+        TypeError: they are no mapping of names to rows.
+        ValueError: a row lacks an entry that the table reads.
+
     Example:
         >>> ur.experiments.summarize({})
         []
     """
+    _check(rows)
     groups: dict[Any, dict[int, dict[str, Any]]] = {}
     recipes: dict[Any, Recipe] = {}
     for row in rows.values():
@@ -90,6 +96,20 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
         groups.setdefault(key, {})[recipe.seed] = row
     keys = sorted(groups, key=lambda key: _place(key[0]))
     return [_cell(key, groups, recipes) for key in keys]
+
+
+def _check(rows: Any) -> None:
+    if not isinstance(rows, Mapping) or not all(isinstance(r, Mapping) for r in rows.values()):
+        raise TypeError(
+            f"summarize: rows must be a dict of rows by name, got {type(rows).__name__}; try "
+            "experiments.read_rows(folder)"
+        )
+    for name, row in rows.items():
+        if missing := [entry for entry in _ENTRIES if entry not in row]:
+            raise ValueError(
+                f"summarize: row {name} has no {', '.join(missing)}; expected a row as "
+                "experiments.read_rows returns it"
+            )
 
 
 def _unseeded(recipe: Recipe) -> Recipe:

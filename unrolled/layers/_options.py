@@ -184,7 +184,7 @@ def _checked(field: dataclasses.Field, value, where: str):
         value = as_number(value, name, where)
         _within(value, name, where, limits)
     elif field.type in (bool, "bool"):
-        value = _boolean(value, name, where)
+        value = _checks.as_bool(value, name, where)
     try:
         hash(value)
     except TypeError as error:
@@ -216,12 +216,6 @@ def _within(number: float, name: str, where: str, limits) -> None:
         raise ValueError(
             f"{where}: {name} must be {' and '.join([*bounds, 'finite'])}, got {number}"
         )
-
-
-def _boolean(value, name: str, where: str) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{where}: {name} must be True or False, got {value!r}")
-    return bool(value)
 
 
 def _refuse_hidden(cls) -> None:

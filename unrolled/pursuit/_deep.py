@@ -35,7 +35,7 @@ class Chain(NamedTuple):
 
     Ds: tuple[Dictionary, ...]
     y: Array  # (m,)
-    lams: tuple[Array, ...]  # () or (d_j,) each; none where the pursuit has no penalties
+    lams: tuple[Array, ...]  # () or (d_j,) each
     sizes: tuple[Array, ...]  # norm(D_j, 2)
     b: Array  # the exponent of y
     up: tuple[Array, ...]  # the exponents of x_j
@@ -46,13 +46,13 @@ class Chain(NamedTuple):
         return self.Ds[-1].shape[1]
 
 
-def as_problem(where: str, Ds: Sequence[Dictionary], y: ArrayLike, lams: Any = None) -> Chain:
+def as_problem(where: str, Ds: Sequence[Dictionary], y: ArrayLike, lams: Any) -> Chain:
     """The checked chain in its units, in float32 at least.
 
     Args:
         where: the name of the caller, which messages begin with.
         Ds, y: as in the pursuits.
-        lams: a tuple with one penalty per layer, or None.
+        lams: a tuple with one penalty per layer, zeros where the pursuit has no penalties.
 
     Raises:
         TypeError: operands that are not real numbers.
@@ -60,11 +60,10 @@ def as_problem(where: str, Ds: Sequence[Dictionary], y: ArrayLike, lams: Any = N
             or not finite, or a dictionary that is zero.
     """
     Ds = as_chain(Ds, where)
-    if lams is not None:
-        lams = one_per_layer(lams, "lams", len(Ds), where)
-        for j, lam in enumerate(lams, start=1):
-            _checks.nonnegative(lam, f"lam_{j}", where)
-            _checks.finite(lam, f"lam_{j}", where)
+    lams = one_per_layer(lams, "lams", len(Ds), where)
+    for j, lam in enumerate(lams, start=1):
+        _checks.nonnegative(lam, f"lam_{j}", where)
+        _checks.finite(lam, f"lam_{j}", where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     # JAX has no decompositions in half precision.
     dtype = wide_dtype(y.dtype)
@@ -81,10 +80,9 @@ def as_problem(where: str, Ds: Sequence[Dictionary], y: ArrayLike, lams: Any = N
         scaled.append(D * power_of_two(-a, y.dtype))
         units.append(ldexp(size, -a))
         up.append(b - total)
-        if lams is not None:
-            lam = ldexp(per_atom(D, y, lams[j - 1], f"lam_{j}", where), -(b + total))
-            # A penalty above the range of the dtype in these units acts like the largest in it.
-            weights.append(jnp.minimum(lam, float(jnp.finfo(y.dtype).max)).astype(y.dtype))
+        lam = ldexp(per_atom(D, y, lams[j - 1], f"lam_{j}", where), -(b + total))
+        # A penalty above the range of the dtype in these units acts like the largest in it.
+        weights.append(jnp.minimum(lam, float(jnp.finfo(y.dtype).max)).astype(y.dtype))
     return Chain(tuple(scaled), ldexp(y, -b), tuple(weights), tuple(units), b, tuple(up))
 
 

@@ -234,7 +234,8 @@ def fista(
     activation = by_name(activation)
     y, grid = flat_signal(D, y, "fista")
     problem, tol, max_steps = prepare("fista", D, y, lam, tol, max_steps)
-    found = _fista(problem, tol, max_steps, activation, bool(restart))
+    restart = _checks.as_bool(restart, "restart", "fista")
+    found = _fista(problem, tol, max_steps, activation, restart)
     return on_grid(found, grid)
 
 

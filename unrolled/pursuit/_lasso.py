@@ -91,11 +91,12 @@ def lasso(
     y, grid = flat_signal(D, y, "lasso")
     D, y, _ = operands(D, y, "lasso")
     tol, max_steps = static_tol(tol, "lasso"), static_steps(max_steps, "lasso")
+    nonnegative = _checks.as_bool(nonnegative, "nonnegative", "lasso")
     lam = weights(D, y, lam, ratio, nonnegative, "lasso")
     l2 = ridge(l2, y, "lasso")
     x = start_code(D, y, start, "lasso")
     near = near_one(Penalized(D, y, lam, l2), "lasso")
-    return on_grid(_solved(near, x, tol, max_steps, bool(nonnegative)), grid)
+    return on_grid(_solved(near, x, tol, max_steps, nonnegative), grid)
 
 
 def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
@@ -114,6 +115,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
         4.0
     """
     D, y, _ = operands(D, flat_signal(D, y, "lam_max")[0], "lam_max")
+    nonnegative = _checks.as_bool(nonnegative, "nonnegative", "lam_max")
     with jax.default_matmul_precision("highest"):
         g = y @ D
     return largest(relu(g) if nonnegative else jnp.abs(g))

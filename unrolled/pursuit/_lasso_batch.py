@@ -78,6 +78,7 @@ def lasso_batch(
     if _checks.is_concrete(matrix) and not np.asarray(matrix).any():
         raise ValueError(f"{where}: D is zero")
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
+    nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
     weights = _weights(D, Y, lam, ratio, where)
     X = _start(D, Y, start, where)
     a, b = exponent(matrix), exponent(Y, 1)

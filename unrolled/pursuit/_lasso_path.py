@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import ldexp
 from unrolled.dictionaries import Dictionary, operands
@@ -80,10 +81,11 @@ def lasso_path(
     y, grid = flat_signal(D, y, where)
     D, y, _ = operands(D, y, where)
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
+    nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
     lams = _penalties(D, y, lam, ratio, nonnegative)
     near = near_one(Penalized(D, y, lams, ridge(l2, y, where)), where)
     x = start_code(D, y, start, where)
-    found = _path(near, x, tol, max_steps, bool(nonnegative))
+    found = _path(near, x, tol, max_steps, nonnegative)
     return on_grid(Path(lams.astype(y.dtype), *found), grid)
 
 

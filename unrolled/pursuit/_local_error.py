@@ -82,7 +82,7 @@ def local_error(
     as_convolution(D, where)
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     radius = as_number(radius, "radius", where)
-    chain = as_problem(where, (D,), y)
+    chain = as_problem(where, (D,), y, (0.0,))
     radius = ldexp(radius.astype(chain.y.dtype), -chain.b)
     return _local_error(chain, radius, as_start(chain, start, where), tol, max_steps)
 

@@ -163,8 +163,9 @@ def ml_fista(
         (True, True)
     """
     options = _options("ml_fista", step, tol, max_steps)
+    restart = _checks.as_bool(restart, "restart", "ml_fista")
     chain = as_problem("ml_fista", Ds, y, lams)
-    return _ml_fista(chain, as_start(chain, start, "ml_fista"), *options, bool(restart))
+    return _ml_fista(chain, as_start(chain, start, "ml_fista"), *options, restart)
 
 
 # Compiled once per shape and options, as in `ista`.

@@ -60,7 +60,7 @@ def omp(
     Raises:
         TypeError: operands that are not real numbers, or a sparsity that is not a static integer.
         ValueError: shapes that do not fit, neither sparsity nor tol, sparsity outside 0..d, or tol
-            negative or not one number.
+            negative, not finite or not one number.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the
     Cholesky factor.
@@ -83,6 +83,7 @@ def omp(
             raise ValueError(f"omp: sparsity {most} exceeds the number of atoms {d}")
     if tol is not None:
         _checks.nonnegative(tol, "tol", "omp")
+        _checks.finite(tol, "tol", "omp")
         tol = _checks.as_float(tol, "tol", "omp").astype(y.dtype)
         if tol.shape:
             raise ValueError(f"omp: tol has shape {tol.shape}; expected one number")

@@ -1,5 +1,7 @@
 """Checks of the options that pursuits share."""
 
+import math
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -11,7 +13,7 @@ from unrolled.pursuit._grids import flat_code
 
 
 def static_tol(tol: float, where: str, otherwise: str = "") -> float:
-    """A tolerance as a number, checked to be positive.
+    """A tolerance as a number, checked to be positive and finite: any code is within inf.
 
     Example:
         >>> from unrolled.pursuit._options import static_tol
@@ -19,8 +21,8 @@ def static_tol(tol: float, where: str, otherwise: str = "") -> float:
         1e-06
     """
     number = _checks.as_number(tol, "tol", where)
-    if not number > 0:
-        raise ValueError(f"{where}: tol must be positive{otherwise}, got {tol}")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{where}: tol must be positive and finite{otherwise}, got {tol}")
     return number
 
 

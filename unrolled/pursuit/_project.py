@@ -88,9 +88,10 @@ def project(
         tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
         _checks.nonnegative(lam, "lam", where)
         _checks.finite(lam, "lam", where)
-        zeros = (0.0,) * (len(as_chain(Ds, where)) - 1)
-        return _by_fista(as_problem(where, Ds, y, (*zeros, lam)), tol, max_steps)
-    chain = as_problem(where, Ds, y)
+    zeros = (0.0,) * (len(as_chain(Ds, where)) - 1)
+    chain = as_problem(where, Ds, y, (*zeros, 0.0 if lam is None else lam))
+    if lam is not None:
+        return _by_fista(chain, tol, max_steps)
     return _by_matching(chain, _sparsities(sparsity, chain, where))
 
 

@@ -68,6 +68,7 @@ def thresholded(
     D, y, _ = operands(D, y, where)
     _checks.nonnegative(theta, "theta", where)
     theta, tol = per_atom(D, y, theta, "theta", where), static_tol(tol, where)
+    nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
     b = exponent(y)
     problem = scaled(D, y, theta, (jnp.zeros((), jnp.int32), b))
     prox = nonnegative_threshold if nonnegative else shrink
