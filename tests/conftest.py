@@ -415,6 +415,7 @@ DEFAULT_CASES = {
     },
     "test_scales.py": {
         "test_a_seed_is_a_key": 3,
+        "test_a_share_of_lam_max_has_no_scale": 2,
         "test_codes_have_no_scale_of_the_dictionary": 1,
         "test_coherence_of_a_large_dictionary": 0,
         "test_derivatives_of_the_lasso_have_no_scale": 0,

@@ -6,6 +6,7 @@ import contextlib
 import math
 import types
 import warnings
+from functools import partial
 
 import jax
 import jax.monitoring
@@ -171,6 +172,54 @@ def test_powers_of_two_go_through(f, degree, name, dtype):
         degrees = degrees * len(leaves) if len(degrees) == 1 else degrees
         for got, exact, k in zip(leaves, jax.tree.leaves(unscaled), degrees, strict=True):
             agrees(got, exact, k, kind, rounding)
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+@pytest.mark.parametrize("solve", [up.lasso, up.lasso_path])
+def test_a_share_of_lam_max_has_no_scale(solve, dtype):
+    """lam_max has the factor 2^(a + b), which leaves the range long before D, y and the code do."""
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    D, y = (arrays(kind)[name] for name in ("D", "y"))
+
+    def solved(a, b):
+        scaled = (np.ldexp(v.astype(float), k).astype(v.dtype) for v, k in ((D, a), (y, b)))
+        ratio = [0.5, 0.25] if solve is up.lasso_path else 0.25
+        return solve(*map(jnp.asarray, scaled), ratio=ratio, tol=1e-2, max_steps=50)
+
+    exact, refused = solved(0, 0), 0
+    assert exact.converged.all() and exact.x.any()
+    for i, j in [(14, 14), (-14, -14), (8, 7), (-7, 9)]:
+        a, b = (int(RANGES[dtype] * n) for n in (i, j))
+        try:
+            found = solved(a, b)
+        except ValueError as error:
+            assert solve is up.lasso_path and f"leaves the range of {dtype}" in str(error)
+            refused += 1
+            continue
+        # A subnormal lam of a path in half precision is not the lam of its code.
+        assert found.converged.all() or np.max(found.lam) < 2 * float(jnp.finfo(kind).tiny)
+        for name in exact._fields[:-1]:
+            k = {"lam": a + b, "x": b - a, "residual": b}.get(name, 0)
+            agrees(getattr(found, name), getattr(exact, name), k, kind, 0)
+    assert refused <= 2
+
+
+def test_a_penalty_of_a_path_beyond_the_range_is_no_success(D32):
+    """Under jit it cannot be refused: `converged` says it, and the code is what it is."""
+    y, path = D32[:, 3] - D32[:, 7] / 2, partial(up.lasso_path, ratio=[0.5, 0.1])
+    exact = jax.jit(path)(D32, y)
+    for k in (66, -70):
+        found = jax.jit(path)(D32 * F32(2.0**k), y * F32(2.0**k))
+        assert not found.converged.any() and exact.converged.all()
+        assert_array_equal(found.x, exact.x)
+
+
+def test_lam_max_is_right_or_refused(D32):
+    y, top = D32[:, 3], up.lam_max(D32, D32[:, 3])
+    assert up.lam_max(D32 * F32(2.0**60), y * F32(2.0**-100)) == 2.0**-40 * top
+    for k in (66, -70):
+        with pytest.raises(ValueError, match="lam_max: lam, about 1e.* leaves the range of float3"):
+            up.lam_max(D32 * F32(2.0**k), y * F32(2.0**k))
 
 
 @pytest.mark.parametrize("kind", registry.DICTIONARIES)

@@ -7,18 +7,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two
+from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, widened
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Dictionary, operands, spectral_norm
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
 from unrolled.pursuit._ista import Momentum, extrapolated
 from unrolled.pursuit._line import least_between
-from unrolled.pursuit._options import per_atom, static_steps, static_tol
+from unrolled.pursuit._options import in_dtype, per_atom, static_steps, static_tol
 from unrolled.pursuit._problem import Pursuit, in_range
 
 # Steps of FISTA between two evaluations of the gap.
@@ -92,10 +92,11 @@ def lasso(
     D, y, _ = operands(D, y, "lasso")
     tol, max_steps = static_tol(tol, "lasso"), static_steps(max_steps, "lasso")
     nonnegative = _checks.as_bool(nonnegative, "nonnegative", "lasso")
-    lam = weights(D, y, lam, ratio, nonnegative, "lasso")
-    l2 = ridge(l2, y, "lasso")
+    weight = per_atom(D, y, *given_penalty(lam, ratio, "lasso"), "lasso")
+    near = near_one(Penalized(D, y, weight, ridge(l2, y, "lasso")), "lasso")
+    if ratio is not None:
+        near = with_penalty(near, share_of_largest(near, weight, nonnegative))
     x = start_code(D, y, start, "lasso")
-    near = near_one(Penalized(D, y, lam, l2), "lasso")
     return on_grid(_solved(near, x, tol, max_steps, nonnegative), grid)
 
 
@@ -108,7 +109,8 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
         nonnegative: as in `lasso`.
 
     Raises:
-        TypeError: operands that are not real numbers. ValueError: shapes that do not fit.
+        TypeError: operands that are not real numbers.
+        ValueError: shapes that do not fit, or a lam beyond the range of the dtype (where known).
 
     Example:
         >>> float(ur.pursuit.lam_max(jnp.eye(2), jnp.array([3.0, -4.0])))
@@ -116,6 +118,13 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
     """
     D, y, _ = operands(D, flat_signal(D, y, "lam_max")[0], "lam_max")
     nonnegative = _checks.as_bool(nonnegative, "nonnegative", "lam_max")
+    b = exponent(y)
+    near = largest_product(D, ldexp(y, -b), nonnegative)
+    return in_dtype(widened(near), b, y.dtype, "lam_max")
+
+
+def largest_product(D: Dictionary, y: Array, nonnegative: bool) -> Array:
+    """max abs(D'y), or max(D'y, 0), for D and y whose products stay in the range."""
     with jax.default_matmul_precision("highest"):
         g = y @ D
     return largest(relu(g) if nonnegative else jnp.abs(g))
@@ -145,21 +154,6 @@ def lam_of_paper(weight: ArrayLike) -> Array:
             "lam_of_paper: weight is 0, which stands for an infinite lam; expected a positive one"
         )
     return 1 / (2 * weight)
-
-
-def weights(
-    D: Dictionary,
-    y: Array,
-    lam: ArrayLike | None,
-    ratio: ArrayLike | None,
-    nonnegative: bool,
-    where: str,
-) -> Array:
-    """lam, or ratio times lam_max, checked: () or (d,)."""
-    each = per_atom(D, y, *given_penalty(lam, ratio, where), where)
-    if ratio is None:
-        return each
-    return each * lam_max(D, y, nonnegative=nonnegative).astype(each.dtype)
 
 
 def given_penalty(
@@ -212,15 +206,29 @@ def near_one(problem: Penalized, where: str) -> Near:
     if _checks.is_concrete(size) and not size > 0:
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
     a, b = exponent(size), exponent(y)
-    top = float(jnp.finfo(y.dtype).max)
     scaled = Penalized(
         D * power_of_two(-a, y.dtype),
         ldexp(y, -b),
-        # Above the range of the dtype in these units they act like the largest in it.
-        jnp.minimum(ldexp(lam, -(a + b)), top).astype(y.dtype),
-        jnp.minimum(ldexp(l2, -2 * a), top),
+        _bounded(ldexp(lam, -(a + b)), y.dtype),
+        _bounded(ldexp(l2, -2 * a), y.dtype),
     )
     return Near(scaled, ldexp(size, -a), (a, b))
+
+
+def share_of_largest(near: Near, ratio: Array, nonnegative: bool) -> Array:
+    """ratio lam_max in the units of `near`, in which its products are in the range."""
+    D, y, *_ = near.problem
+    return ratio * largest_product(D, y, nonnegative).astype(ratio.dtype)
+
+
+def with_penalty(near: Near, lam: Array) -> Near:
+    """The problem with lam, in its units."""
+    return near._replace(problem=near.problem._replace(lam=_bounded(lam, near.problem.y.dtype)))
+
+
+def _bounded(lam: Array, dtype: DTypeLike) -> Array:
+    """lam in the dtype; above its range it acts like the largest in it."""
+    return jnp.minimum(lam, float(jnp.finfo(dtype).max)).astype(dtype)
 
 
 # Compiled once per shape and options: an eager loop would be at every call.

@@ -18,13 +18,15 @@ from unrolled.pursuit._lasso import (
     Penalized,
     code,
     given_penalty,
-    lam_max,
     near_one,
     result,
     ridge,
+    share_of_largest,
     start_code,
+    with_penalty,
 )
-from unrolled.pursuit._options import in_precision_of, static_steps, static_tol
+from unrolled.pursuit._options import in_dtype, in_precision_of, static_steps, static_tol
+from unrolled.pursuit._problem import Pursuit, in_range
 
 
 class Path(NamedTuple):
@@ -64,7 +66,8 @@ def lasso_path(
             first.
 
     Returns:
-        Path. `gap` is relative to norm(y)^2 / 2.
+        Path. `gap` is relative to norm(y)^2 / 2. `converged` says of a ratio also that its lam is
+        in the range of the dtype; where it is known not to be, it is refused.
 
     Raises:
         TypeError, ValueError: as in `lasso`.
@@ -82,28 +85,29 @@ def lasso_path(
     D, y, _ = operands(D, y, where)
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
-    lams = _penalties(D, y, lam, ratio, nonnegative)
-    near = near_one(Penalized(D, y, lams, ridge(l2, y, where)), where)
-    x = start_code(D, y, start, where)
-    found = _path(near, x, tol, max_steps, nonnegative)
-    return on_grid(Path(lams.astype(y.dtype), *found), grid)
-
-
-def _penalties(
-    D: Dictionary, y: Array, lam: ArrayLike | None, ratio: ArrayLike | None, nonnegative: bool
-) -> Array:
     if lam is None and ratio is None:
         ratio = np.geomspace(1, 0.01, 50)
-    value, name = given_penalty(lam, ratio, "lasso_path")
-    lams = in_precision_of(y, value, name, "lasso_path")
-    if lams.ndim != 1:
-        raise ValueError(f"lasso_path: {name} has shape {lams.shape}; expected a sequence, (n,)")
-    top = 1 if ratio is None else lam_max(D, y, nonnegative=nonnegative).astype(lams.dtype)
-    return lams * top
+    weights = _sequence(y, *given_penalty(lam, ratio, where), where)
+    near = near_one(Penalized(D, y, weights, ridge(l2, y, where)), where)
+    lams, kept = weights.astype(y.dtype), True
+    if ratio is not None:
+        shares, k = share_of_largest(near, weights, nonnegative), sum(near.exponents)
+        near, lams = with_penalty(near, shares), in_dtype(shares, k, y.dtype, where)
+        kept = jax.vmap(in_range, (0, 0, None))(lams, shares, k)
+    x = start_code(D, y, start, where)
+    found = _path(near, x, tol, max_steps, nonnegative)
+    return on_grid(Path(lams, *found._replace(converged=found.converged & kept)), grid)
+
+
+def _sequence(y: Array, value: ArrayLike, name: str, where: str) -> Array:
+    each = in_precision_of(y, value, name, where)
+    if each.ndim != 1:
+        raise ValueError(f"{where}: {name} has shape {each.shape}; expected a sequence, (n,)")
+    return each
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _path(near: Near, start: Array, tol: float, max_steps: int, nonnegative: bool):
+def _path(near: Near, start: Array, tol: float, max_steps: int, nonnegative: bool) -> Pursuit:
     a, b = near.exponents
 
     def body(x, lam):

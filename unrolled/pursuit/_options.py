@@ -3,11 +3,12 @@
 import math
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import wide_dtype
+from unrolled._numbers import ldexp, wide_dtype
 from unrolled.dictionaries import Dictionary, spread
 from unrolled.pursuit._grids import flat_code
 
@@ -50,3 +51,20 @@ def in_precision_of(y: Array, value: ArrayLike, name: str, where: str) -> Array:
     dtype = wide_dtype(y.dtype)
     _checks.in_range(value, dtype, name, where)
     return jnp.asarray(value, dtype)
+
+
+def in_dtype(lam: Array, k: Array, dtype: DTypeLike, where: str) -> Array:
+    """lam 2^k in the dtype; ValueError if a known one leaves the range."""
+    found = ldexp(lam, k).astype(dtype)
+    if _checks.is_concrete(found):
+        near, at = np.asarray(lam, float), np.asarray(found, float)
+        # Numbers below the least normal one of float32 or float64 are zero in most operations.
+        within = (at >= float(jnp.finfo(lam.dtype).tiny)) & np.isfinite(at)
+        lost = (near > 0) & np.isfinite(near) & ~within
+        if lost.any():
+            size = math.log10(near[lost].flat[0]) + int(k) * math.log10(2)
+            raise ValueError(
+                f"{where}: lam, about 1e{round(size)}, leaves the range of {np.dtype(dtype)}; try "
+                "signals and atoms near 1, or float64"
+            )
+    return found

@@ -143,6 +143,6 @@ def result(
 
 def in_range(found: Array, x: Array, k: Array) -> Array:
     """Whether found = x 2^k lost no more of x to the range of its dtype than rounding would."""
-    eps = float(jnp.finfo(x.dtype).eps)
-    missed = jnp.abs(ldexp(found, -k) - x)
+    eps = float(jnp.finfo(found.dtype).eps)
+    missed = jnp.abs(ldexp(found.astype(x.dtype), -k) - x)
     return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
