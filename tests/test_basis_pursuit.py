@@ -452,6 +452,17 @@ def test_half_precision_is_solved_and_rounded(half):
 
 
 @pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
+def test_a_signal_out_of_range_is_not_reproduced_in_half_precision(half):
+    """Rounding is no excuse for a residual as large as y, however many entries y has."""
+    m = 32 if half == jnp.bfloat16 else 256
+    D, y = unit(normal(0, m, 4)).astype(half), normal(1, m).astype(half)
+    found = pursuit.basis_pursuit(D, y)
+    assert np.float64(found.residual) > np.linalg.norm(np.float64(y)) / 2 and not found.converged
+    inside = pursuit.basis_pursuit(D, (np.float64(D) @ normal(2, 4)).astype(half))
+    assert inside.converged
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
 def test_gradients_in_half_precision(half):
     D, y = matrix("gaussian 8x16").astype(half), normal(0, 8).astype(half)
     gradient = jax.grad(lambda y: pursuit.basis_pursuit(D, y).x.sum())(y)

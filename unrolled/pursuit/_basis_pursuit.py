@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, widened
+from unrolled._numbers import exponent, ldexp, norm, wide_dtype, widened
 from unrolled.dictionaries import Dictionary, dense, operands
 from unrolled.pursuit._grids import flat_signal, on_grid
 from unrolled.pursuit._options import static_tol
@@ -96,14 +96,15 @@ def _derivative(tol, primals, tangents):
 
 def _solve(D, y, *, tol):
     """x, gap, steps and converged per signal; D and y lead with the same axes, or with ones."""
-    dtype, eps = y.dtype, float(jnp.finfo(y.dtype).eps)
+    dtype, rounding = y.dtype, _rounding(y.dtype, max(D.shape[-2:]))
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
     if D[..., 0, 0].size > 1:  # a dictionary for every signal
         D, y = np.broadcast_to(D, (*lead, *D.shape[-2:])), np.broadcast_to(y, (*lead, y.shape[-1]))
-        found = [_one_dictionary(D[i], y[i][:, None], tol, eps) for i in np.ndindex(lead)]
+        found = [_one_dictionary(D[i], y[i][:, None], tol, rounding) for i in np.ndindex(lead)]
     else:
-        found = [_one_dictionary(D.reshape(D.shape[-2:]), y.reshape(-1, y.shape[-1]).T, tol, eps)]
+        columns = y.reshape(-1, y.shape[-1]).T
+        found = [_one_dictionary(D.reshape(D.shape[-2:]), columns, tol, rounding)]
     x, gap, steps, converged = (np.concatenate(parts) for parts in zip(*found))
     return (
         x.reshape(*lead, -1).astype(dtype),
@@ -113,7 +114,15 @@ def _solve(D, y, *, tol):
     )
 
 
-def _one_dictionary(D, Y, tol, eps):
+def _rounding(dtype, n):
+    """How far the rounding of y and of products of n terms moves y, over their magnitudes.
+
+    Products of half precision are summed in float32.
+    """
+    return 4 * max(float(jnp.finfo(dtype).eps), n * float(jnp.finfo(wide_dtype(dtype)).eps))
+
+
+def _one_dictionary(D, Y, tol, rounding):
     n = Y.shape[1]
     X, gap, steps, converged = (
         np.zeros((n, D.shape[1])),
@@ -132,7 +141,7 @@ def _one_dictionary(D, Y, tol, eps):
         # The rounding of y and of the products alone moves y this far out of the range of D.
         misses = np.linalg.norm(Y[:, known] - D @ V, axis=0)
         scale = np.linalg.norm(Y[:, known], axis=0) + np.linalg.norm(D, axis=0) @ np.abs(V)
-        converged[known] = (misses <= 4 * eps * max(D.shape) * scale) & (gap[known] <= tol)
+        converged[known] = (misses <= rounding * scale) & (gap[known] <= tol)
     return X, gap, steps, converged
 
 

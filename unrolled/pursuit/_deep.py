@@ -17,7 +17,7 @@ Codes = tuple[Array, ...]
 
 
 class DeepPursuit(NamedTuple):
-    """The codes of a chain of dictionaries, and how good they are."""
+    """The codes of a chain of dictionaries, and how good they are; in float32 at least."""
 
     xs: Codes  # x_j, (d_j,) each, with x_{j-1} = D_j x_j for j > 1
     gap: Array  # () duality gap, relative to norm(y)^2 / 2; inf where no bound is known

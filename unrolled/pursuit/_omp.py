@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two
+from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype
 from unrolled.dictionaries import Dictionary, column_norms, operands
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._grids import flat_signal, on_grid
@@ -42,7 +43,8 @@ def omp(
 
     It needs products with D alone. It ends early where the residual is zero to rounding, or no atom
     is correlated with it, or the next atom depends on the chosen ones: of equal atoms the first is
-    chosen, and a zero atom never. Traceable, with a static sparsity.
+    chosen, and a zero atom never. Half precision is computed in float32 and rounded at the end.
+    Traceable, with a static sparsity.
 
     Args:
         D: (m, d). The choice does not normalise: atoms of unequal norm are favoured by their norms.
@@ -84,29 +86,35 @@ def omp(
     if tol is not None:
         _checks.nonnegative(tol, "tol", "omp")
         _checks.finite(tol, "tol", "omp")
-        tol = _checks.as_float(tol, "tol", "omp").astype(y.dtype)
+        tol = _checks.as_float(tol, "tol", "omp").astype(wide_dtype(y.dtype))
         if tol.shape:
             raise ValueError(f"omp: tol has shape {tol.shape}; expected one number")
+    # In half precision the rounding of m products is no small number.
+    dtype = y.dtype
+    D, y = _checks.cast((D, y), wide_dtype(dtype))
     norms = column_norms(D)
     a, b = exponent(norms), exponent(y)
     near = D * power_of_two(-a, y.dtype), ldexp(y, -b), ldexp(norms, -a)
     level = None if tol is None else ldexp(tol, -b)
-    x, gap, residual, steps, converged = _omp(*near, level, min(most, m))
-    found = ldexp(x, b - a)
+    x, gap, residual, steps, converged = _omp(*near, level, min(most, m), dtype)
+    found, residual = ldexp(x, b - a).astype(dtype), ldexp(residual, b).astype(dtype)
     converged = converged & in_range(found, x, b - a)
-    return on_grid(Pursuit(found, gap, ldexp(residual, b), steps, converged), grid)
+    return on_grid(Pursuit(found, gap.astype(dtype), residual, steps, converged), grid)
 
 
-@partial(jax.jit, static_argnums=4)
-def _omp(D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int) -> Pursuit:
-    """OMP for D and y near 1."""
+@partial(jax.jit, static_argnums=(4, 5))
+def _omp(
+    D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int, dtype: np.dtype
+) -> Pursuit:
+    """OMP for D and y near 1; the residual is that of the code in the dtype."""
     stop = jnp.zeros((), y.dtype) if tol is None else tol
     with jax.default_matmul_precision("highest"):
         found = match(D, y, norms, most, stop)
         # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
         inside = _solve(found.L, _held(found, found.r @ D))
         gap = jnp.sum(inside**2) / 2 / half_energy(y)
-    residual = norm(found.r)
+        rounded = found.x.astype(dtype).astype(y.dtype)
+        residual = norm(found.r if dtype == y.dtype else y - D @ rounded)
     known = jnp.isfinite(residual)
     converged = known & (gap <= _rounding(D, y)) & ((tol is None) | (residual <= stop))
     return Pursuit(found.x, jnp.where(known, gap, jnp.inf), residual, found.size, converged)
