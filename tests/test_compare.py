@@ -12,7 +12,7 @@ from PIL import Image
 
 import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
-from unrolled.compare import QUANTILES, Comparison, DivergenceWarning, compare
+from unrolled.compare import QUANTILES, Comparison, DivergenceWarning, _measure, compare
 
 M, N, DEPTH, LAM = 12, 24, 4, 0.05
 # Sums of some hundred terms, compiled differently, through four steps.
@@ -231,6 +231,62 @@ def test_the_gap_to_the_lasso_optimum(problem):
     expected = (objective(first) - objective(codes)).sum() / objective(codes).sum()
     assert ista[0] == pytest.approx(expected, abs=4e-5)
     assert "(F - F*) / F*" in found.table() and f"{ista[-1]:.2e}" in found.table()
+
+
+@pytest.mark.parametrize("k", [(-70, -70), (0, -70), (40, -30)])
+def test_gaps_have_no_scale(problem, k):
+    """F is divided by 2^(2 b), which leaves the range of float32 before the signals do."""
+    D, Y, X = (np.asarray(v, np.float32) for v in problem)
+    a, b = k
+    layer = layers.ista(DEPTH)
+    codes = jax.vmap(layer.apply, (None, None, 0))(analytic.ista(D, LAM, DEPTH), D, Y)
+    methods = {"codes": codes, "none": 0 * codes}
+    exact = compare(methods, D, Y, X, lam=LAM).curves
+    scaled = (np.ldexp(v, n) for v, n in ((D, a), (Y, b), (X, b - a)))
+    moved = {name: jnp.ldexp(x, b - a) for name, x in methods.items()}
+    found = compare(moved, *scaled, lam=np.ldexp(LAM, a + b)).curves
+    for name in methods:
+        assert found[name].gap == exact[name].gap and exact[name].gap > 1e-3
+
+
+def test_no_codes_are_better_than_the_optimum(problem):
+    """Atoms that nearly depend: 3,000 steps of FISTA do not get to the optimum."""
+    D, Y, _ = (np.asarray(v, np.float32) for v in problem)
+    D, lam = D[:, :1] + np.float32(0.01) * D, 1e-4
+    codes = ur.pursuit.lasso_batch(D, Y, lam, tol=1e-9).x
+    found = compare({"optimal": codes}, D, Y, codes, lam=lam)
+    # The same objectives, but for the rounding of the units.
+    assert abs(found.curves["optimal"].gap[-1]) <= 8 * 2.0**-23 and not found.uncertified
+
+
+def test_an_optimum_without_a_certificate_is_told(problem, monkeypatch):
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    exact = compare(methods, D, Y[1:], X[1:], lam=LAM).curves["ISTA"].gap
+
+    def spoilt(*arguments, **options):
+        found = ur.pursuit.lasso_batch(*arguments, **options)
+        return found._replace(converged=found.converged.at[0].set(False))
+
+    monkeypatch.setattr(_measure, "lasso_batch", spoilt)
+    with pytest.warns(UserWarning, match="compare: 1 signal is not in the gaps: no duality gap"):
+        found = compare(methods, D, Y, X, lam=LAM)
+    assert found.uncertified == 1 and "no duality gap certifies F*" in found.table()
+    assert found.curves["ISTA"].gap == pytest.approx(exact, rel=1e-12)
+
+
+def test_a_dictionary_too_large_for_its_gram_matrix_is_solved_by_fista(problem, monkeypatch):
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    exact = compare(methods, D, Y, X, lam=LAM)
+    monkeypatch.setattr(_measure, "_LARGEST", 10)
+    found = compare(methods, D, Y, X, lam=LAM)
+    # FISTA stops at a duality gap of 1e-6 of the energy, below 20 times the objective.
+    assert found.curves["ISTA"].gap == pytest.approx(exact.curves["ISTA"].gap, abs=4e-5)
+    monkeypatch.setattr(_measure, "_MAX_STEPS", 10)
+    with pytest.warns(UserWarning, match="compare: 29 signals are not in the gaps"):
+        found = compare(methods, D, Y[:-1], X[:-1], lam=LAM)
+    assert np.isnan(found.curves["ISTA"].gap).all()  # the last one has the code 0
 
 
 def test_a_zero_signal_leaves_the_gap_finite(problem):

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -23,6 +22,7 @@ from unrolled.compare._coupling import Weights, coupling, thresholds
 from unrolled.compare._guarantees import guarantees
 from unrolled.compare._measure import (
     Measured,
+    Optima,
     Sample,
     divergence,
     lasso_optima,
@@ -83,7 +83,8 @@ def compare(
 
     The methods are layers, or networks through the same dictionaries; the two are compared apart.
     A method that ends with a larger error than the zero code, or with one that is not finite, is
-    marked in the result, and one `DivergenceWarning` names all of them.
+    marked in the result, and one `DivergenceWarning` names all of them. A warning says of how many
+    signals the optimum of the LASSO is not certified.
 
     Args:
         methods: name -> (layer, params), or the `Fit` of a training, of which the best params run
@@ -95,8 +96,9 @@ def compare(
         X: (batch, d), their true codes; for networks a tuple, one per layer.
         reference: the name of the method from which the distances of params of the same form are
             measured; None takes the first method before each one that has params of its form.
-        lam: also report the gap to the optimum of the LASSO with this weight. The signal of a layer
-            of a network is then the true code before it; one weight, or one per layer.
+        lam: also report the gap to the optimum of the LASSO with this weight, of the signals for
+            which a duality gap certifies it. The signal of a layer of a network is then the true
+            code before it; one weight, or one per layer.
         sparsity, bound, noise: s, B and delta of the codes that `theory.certify` is asked about;
             for networks one per layer. None takes the least that covers the sample.
 
@@ -125,10 +127,14 @@ def compare(
     numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
     classes = list(zip(*(_per_layer(v, name, J, chained) for name, v in numbers.items())))
     blocks = {name: _blocks(name, method, sample, classes) for name, method in found.items()}
-    layers = [_comparison({n: b[j] for n, b in blocks.items()}, reference) for j in range(J)]
+    layers = [
+        _comparison({n: b[j] for n, b in blocks.items()}, reference, _uncertified(sample.optima[j]))
+        for j in range(J)
+    ]
     result = ChainComparison(tuple(layers)) if chained else layers[0]
-    if any(layer.diverged for layer in layers):
-        _checks.warn(f"compare: {' '.join(result.notes())}", DivergenceWarning)
+    told = DivergenceWarning if any(layer.diverged for layer in layers) else UserWarning
+    if any(layer.diverged or layer.uncertified for layer in layers):
+        _checks.warn(f"compare: {' '.join(result.notes())}", told)
     return result
 
 
@@ -224,10 +230,10 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
     _checks.finite((Y, Xs), "Y or X", where)
     lams = _per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)
     optima = tuple(
-        None if lam is None else lasso_optima(Dj, signals, jnp.asarray(lam, signals.dtype))
+        None if lam is None else lasso_optima(Dj, signals, lam)[0]
         for Dj, signals, lam in zip(Ds, (Y, *Xs), lams)
     )
-    return Sample(Ds, Y, Xs, lams, optima)
+    return Sample(Ds, Y, Xs, optima)
 
 
 def _blocks(name: str, method: _Method, sample: Sample, classes: list[tuple]) -> list[_Block]:
@@ -272,7 +278,12 @@ def _judged(
     return curve, guarantee, divergence(curve, measured.zero_gap), bool(measured.silent)
 
 
-def _comparison(blocks: dict[str, _Block], reference: str | None) -> Comparison:
+def _uncertified(optima: Optima | None) -> int:
+    """Of how many signals F* is not certified."""
+    return 0 if optima is None else int((~np.asarray(optima.certified)).sum())
+
+
+def _comparison(blocks: dict[str, _Block], reference: str | None, uncertified: int) -> Comparison:
     """The blocks of all methods that have the same place."""
     references, changes = {}, {}
     params = _known({name: block.params for name, block in blocks.items()})
@@ -292,6 +303,7 @@ def _comparison(blocks: dict[str, _Block], reference: str | None) -> Comparison:
         _known({name: block.diverged for name, block in blocks.items()}),
         tuple(name for name, block in blocks.items() if block.silent),
         tuple(name for name in blocks if name not in params),
+        uncertified,
     )
 
 

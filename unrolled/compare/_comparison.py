@@ -23,7 +23,8 @@ class Curve(NamedTuple):
     recall: np.ndarray
     false_positives: np.ndarray  # wrong entries per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
-    gap: np.ndarray | None  # sum of F - F* over the sum of F* for the LASSO, if lam was given
+    # Sum of F - F* over the sum of F* for the LASSO, if lam was given; nan without a certified F*.
+    gap: np.ndarray | None
 
 
 class Change(NamedTuple):
@@ -75,6 +76,7 @@ class Comparison(NamedTuple):
     diverged: dict[str, Divergence]  # only methods that end worse than the zero code
     silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
     given: tuple[str, ...] = ()  # methods that were given by their codes, without steps
+    uncertified: int = 0  # signals whose F* has no certificate: the gaps leave them out
 
     def table(self) -> str:
         """A Markdown table: errors at the last step, in both definitions, and support scores.
@@ -101,10 +103,17 @@ class Comparison(NamedTuple):
         return markdown(*self._guarantees())
 
     def notes(self) -> list[str]:
-        """A sentence for each method that diverges, and one for those whose codes are all zero."""
+        """A sentence for each method that diverges, and one for those whose codes are all zero.
+
+        Another tells the signals that the gaps leave out.
+        """
         far = [f"{name} diverges: {found.reason}." for name, found in self.diverged.items()]
         quiet = "; ".join(self.silent)
-        return [*far, *([f"Silent, all codes are zero: {quiet}."] if quiet else [])]
+        notes = [*far, *([f"Silent, all codes are zero: {quiet}."] if quiet else [])]
+        if n := self.uncertified:
+            told = "1 signal is" if n == 1 else f"{n} signals are"
+            notes.append(f"{told} not in the gaps: no duality gap certifies F*.")
+        return notes
 
     def to_json(self) -> str:
         """All results as JSON; numbers that are not finite become null."""

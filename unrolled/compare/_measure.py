@@ -7,17 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import metrics
+from unrolled import _checks, metrics
 from unrolled._checks import Array
-from unrolled._numbers import largest
+from unrolled._numbers import exponent, largest, ldexp, power_of_two, wide_dtype, widened
 from unrolled.compare._comparison import Curve, Divergence
-from unrolled.dictionaries import Dictionary
-from unrolled.pursuit import fista, lasso_objective
+from unrolled.dictionaries import Dictionary, column_norms
+from unrolled.pursuit import Pursuit, fista, lasso_batch, lasso_objective
 
 # The quantiles of the errors of single signals that a `Curve` holds.
 QUANTILES = (0.1, 0.5, 0.9)
-# The most steps of FISTA to the optimum of the LASSO.
-_MAX_STEPS = 3000
+# The duality gap that certifies F*, relative to the energy of a signal: small beside its objective.
+_TOL = 1e-9
+# The most atoms, and entries of a signal, whose Gram matrix in float64 is made: 0.5 GB.
+_LARGEST = 8192
+# Beyond these, the gap and the most steps of FISTA, in the dtype of the signals.
+_FISTA_TOL, _MAX_STEPS = 1e-6, 3000
 # What rounding may add to the error of the zero code: in dB, and as a share of F*.
 _ROUNDING = 1e-3
 
@@ -28,13 +32,26 @@ class Sample(NamedTuple):
     Ds: tuple[Dictionary, ...]
     Y: Array
     Xs: tuple[Array, ...]
-    lams: tuple[Any, ...]  # None without gaps to the optimum
-    optima: tuple[Any, ...]  # F* of every signal
+    optima: tuple["Optima | None", ...]  # None without gaps to the optimum
 
     @property
     def pairs(self) -> list[tuple[Array, Array]]:
         """The signals and the codes of every layer."""
         return list(zip((self.Y, *self.Xs), self.Xs))
+
+
+class Optima(NamedTuple):
+    """F* of every signal, in units in which squares of the numbers stay in the range.
+
+    D is divided by 2^a and the signals by 2^b, all by the same, so that F is divided by 2^(2 b).
+    """
+
+    D: Dictionary
+    Y: Array  # (batch, m)
+    lam: Array  # ()
+    values: Array  # (batch,)
+    certified: Array  # (batch,) whether the duality gap met its tolerance
+    exponent: Array  # b - a, that of codes
 
 
 class Measured(NamedTuple):
@@ -55,12 +72,10 @@ def measure(model: Any, params: Any, D: Any, sample: Sample) -> list[Measured]:
 def measure_codes(paths: tuple[Array, ...], sample: Sample) -> list[Measured]:
     """The codes of every layer, (steps, batch, d), against the true ones."""
     found = []
-    for path, D, (Y, X), lam, optimum in zip(
-        paths, sample.Ds, sample.pairs, sample.lams, sample.optima
-    ):
+    for path, (_, X), optima in zip(paths, sample.pairs, sample.optima):
         gap = zero_gap = None
-        if lam is not None:
-            measured = partial(_objective_gap, D, Y, lam=lam, optimum=optimum)
+        if optima is not None:
+            measured = partial(_objective_gap, optima)
             gap, zero_gap = jax.lax.map(measured, path), measured(jnp.zeros_like(X))
         silent = ~(path[-1] != 0).any() & (X != 0).any()
         found.append(Measured(jax.lax.map(partial(_errors, X), path), gap, zero_gap, silent))
@@ -78,19 +93,50 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
     )
 
 
-def _objective_gap(D, Y, x, lam, optimum) -> Array:
-    objective = jax.vmap(lasso_objective, (None, 0, 0, None))(D, Y, x, jnp.asarray(lam, Y.dtype))
-    excess = jnp.sum(objective - optimum)
+def _objective_gap(optima: Optima, x: Array) -> Array:
+    """sum F - F* over sum F* of the signals whose F* is certified; nan if they are none, or 0."""
+    objective = _objectives(optima, ldexp(widened(x), -optima.exponent))
+    excess = jnp.sum(jnp.where(optima.certified, objective - optima.values, 0))
+    total = jnp.sum(jnp.where(optima.certified, optima.values, 0))
     # Without any excess there is no gap, also where the optimum of every signal is 0.
-    return jnp.where(excess == 0, 0, excess / jnp.sum(optimum))
+    gap = jnp.where(excess == 0, 0, excess / total)
+    return jnp.where((total > 0) | optima.certified.all(), gap, jnp.nan)
 
 
-def lasso_optima(D, Y, lam) -> Array:
-    """F* of every signal, to a relative duality gap of 1e-6 of its energy where float32 allows."""
-    solve = jax.jit(
-        jax.vmap(lambda y: lasso_objective(D, y, fista(D, y, lam, max_steps=_MAX_STEPS).x, lam))
-    )
-    return solve(Y)
+def _objectives(optima: Optima, x: Array) -> Array:
+    return jax.vmap(lasso_objective, (None, 0, 0, None))(optima.D, optima.Y, x, optima.lam)
+
+
+def lasso_optima(D: Dictionary, Y: Array, lam: Any) -> tuple[Optima, Pursuit]:
+    """F* of every signal, and the codes that have it, in the units of the signals.
+
+    Where D is too large for the Gram matrix that the solver of batches makes, FISTA finds them to
+    a larger gap.
+
+    Raises:
+        ValueError: a lam that is not one number, negative or not finite.
+    """
+    _checks.nonnegative(lam, "lam", "compare")
+    _checks.finite(lam, "lam", "compare")
+    if np.ndim(lam):
+        raise ValueError(f"compare: lam has shape {np.shape(lam)}; expected one number")
+    D, Y = _checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
+    a, b = exponent(column_norms(D)), exponent(Y)
+    with np.errstate(over="ignore"):
+        size = min(np.ldexp(float(lam), -int(a + b)), float(jnp.finfo(Y.dtype).max))
+    D, Y, weight = D * power_of_two(-a, Y.dtype), ldexp(Y, -b), jnp.asarray(size, Y.dtype)
+    found = _least(D, Y, weight)
+    optima = Optima(D, Y, weight, jnp.zeros(len(Y), Y.dtype), found.converged, b - a)
+    optima = optima._replace(values=jax.jit(_objectives)(optima, found.x))
+    return optima, found._replace(x=ldexp(found.x, b - a), residual=ldexp(found.residual, b))
+
+
+def _least(D: Dictionary, Y: Array, lam: Array) -> Pursuit:
+    """The codes of least objective, of signals and a dictionary near 1."""
+    if max(D.shape) <= _LARGEST:
+        return lasso_batch(D, Y, lam, tol=_TOL)
+    solve = partial(fista, tol=_FISTA_TOL, max_steps=_MAX_STEPS)
+    return jax.jit(jax.vmap(solve, (None, 0, None)))(D, Y, lam)
 
 
 def divergence(curve: Curve, zero_gap: Any) -> Divergence | None:
@@ -104,7 +150,7 @@ def divergence(curve: Curve, zero_gap: Any) -> Divergence | None:
             return Divergence(step, f"its error is not finite from step {step} on")
         ends = f"its error ends {error:.1f} dB above that of the zero code"
         return Divergence(step, f"{ends}, and is above it from step {step} on")
-    if curve.gap is None:
+    if curve.gap is None or np.isnan(zero_gap):  # without a certified F*
         return None
     most = float(zero_gap) + _ROUNDING
     if step := _worse_from(~(curve.gap <= most)):

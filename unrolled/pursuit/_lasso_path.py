@@ -4,6 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
@@ -89,9 +90,10 @@ def lasso_path(
         ratio = np.geomspace(1, 0.01, 50)
     weights = _sequence(y, *given_penalty(lam, ratio, where), where)
     near = near_one(Penalized(D, y, weights, ridge(l2, y, where)), where)
-    lams, kept = weights.astype(y.dtype), True
+    lams, kept = weights.astype(y.dtype), jnp.ones(weights.shape, bool)
     if ratio is not None:
-        shares, k = share_of_largest(near, weights, nonnegative), sum(near.exponents)
+        a, b = near.exponents
+        shares, k = share_of_largest(near, weights, nonnegative), a + b
         near, lams = with_penalty(near, shares), in_dtype(shares, k, y.dtype, where)
         kept = jax.vmap(in_range, (0, 0, None))(lams, shares, k)
     x = start_code(D, y, start, where)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype
+from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype, widened
 from unrolled.dictionaries import Dictionary, column_norms, operands
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._grids import flat_signal, on_grid
@@ -91,7 +91,7 @@ def omp(
             raise ValueError(f"omp: tol has shape {tol.shape}; expected one number")
     # In half precision the rounding of m products is no small number.
     dtype = y.dtype
-    D, y = _checks.cast((D, y), wide_dtype(dtype))
+    D, y = _checks.cast(D, wide_dtype(dtype)), widened(y)
     norms = column_norms(D)
     a, b = exponent(norms), exponent(y)
     near = D * power_of_two(-a, y.dtype), ldexp(y, -b), ldexp(norms, -a)
