@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
         "columns": Y.T,
         "one": Y[:1],
         "longer": np.hstack([Y, Y]),
+        "faint": 1e-40 * Y,
     }
     with jax.enable_x64(True):
         arrays["paley"] = np.asarray(dictionaries.paley(13))
@@ -52,6 +53,7 @@ def folder(tmp_path_factory):
     np.save(folder / "I.npy", np.eye(24))
     np.savez(folder / "YX.npz", Y=Y, X=X)
     np.savez(folder / "chain.npz", Y=Y, X_1=X, X_2=X)
+    np.savez(folder / "faint.npz", Y=Y, X_1=X, X_2=1e-40 * X)
     np.savez(folder / "YX_wrong.npz", Y=Y, X=X[:, 1:])
     (folder / "text.npy").write_text("not an array\n")
     (folder / "text.png").write_text("not a picture\n")
@@ -320,6 +322,10 @@ REFUSED = {
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
     "certify D.npy --tolerance -1": "certify: tolerance must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
+    "compare --dictionary D.npy --signals faint.npy": "faint.npy: leaves the range of float32 .in "
+    "rows .*, where entries become 0 or infinite; try numbers near 1",
+    "compare --dictionary D.npy I.npy --signals faint.npz": "faint.npz: leaves the range of float3",
+    "learn faint.npy --atoms 4": "faint.npy: leaves the range of float32 .in rows ",
     "compare --output D.npy": "D.npy: is a file; expected a folder",
     "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method ksvd; expected some "
     "of ista, fista",

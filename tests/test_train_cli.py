@@ -25,7 +25,7 @@ from unrolled.cli import main
 from unrolled.commands import _config, _doctor, _encode, _sections, _setup, _train
 from unrolled.commands._config import all_options, get, load, to_toml
 from unrolled.commands._history import read_history
-from unrolled.commands._inputs import weights_of
+from unrolled.commands._inputs import in_float32, weights_of
 from unrolled.commands._options import ConfigError
 from unrolled.commands._sections import Config
 from unrolled.layers import FAMILIES
@@ -82,6 +82,8 @@ def folder(tmp_path_factory):
         "longer": np.hstack([Y, Y]),
         "nan": broken,
         "few": Y[:2],
+        "faint": 1e-40 * Y,
+        "faint_D": np.where(np.arange(12) == 4, 1e-40, D),
     }
     for name, array in {**arrays, "none": Y[:0]}.items():
         np.save(folder / f"{name}.npy", array)
@@ -879,6 +881,11 @@ REFUSED = {
     r"expected \(signals, 8\)",
     "train --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape "
     r"\(40, 11\); expected \(40, 12\)",
+    "train --dictionary D.npy --signals faint.npy": "faint.npy: leaves the range of float32 "
+    ".in rows 0, 1, 2 and 37 others., where entries become 0 or infinite; try numbers near 1",
+    "encode weights.npz faint.npy": "faint.npy: leaves the range of float32 .in rows 0, ",
+    "encode Y.npy --method omp --tol 1 --dictionary faint_D.npy": "faint_D.npy: leaves the range "
+    "of float32 .in column 4.",
     "train --dictionary D.npy --signals few.npy --loss lasso": "few.npy: expected "
     "at least 3 signals",
     "train --dictionary D.npy --signals Y.npy": "Y.npy: has no codes .*which "
@@ -1161,6 +1168,62 @@ def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
     assert re.search(r"\n\d+ codes miss the tolerance of ml_ista\nml_ista -> ", out), out
     with np.load(f"{codes}.npz") as archive:
         assert {name: archive[name].shape for name in archive} == {"X_1": (40, 12), "X_2": (40, 6)}
+
+
+def test_encode_codes_signals_as_zero_beside_the_largest_of_the_file(run, tmp_path, monkeypatch):
+    """With a ratio, which makes rounding as large as a signal; `lasso` is that of batches."""
+    rng = np.random.default_rng(0)
+    D, Y = rng.normal(size=(8, 12)), rng.normal(size=(40, 8))
+    Y[[3, 30]] *= 1e-8
+    Y[7], Y[20], Y[39] = 0, 1e-5 * Y[20], 9 * Y[39]
+    np.save(tmp_path / "D.npy", D), np.save(tmp_path / "Y.npy", Y)
+    monkeypatch.setattr(_encode, "_CHUNK", 16)
+    files = ("--dictionary", tmp_path / "D.npy", tmp_path / "Y.npy", "--output", tmp_path / "X.npy")
+    rows = Y.astype(np.float32)
+    rows[[3, 30]] = 0
+    expected = np.asarray(ur.pursuit.lasso_batch(D.astype(np.float32), rows, ratio=0.1).x)
+    for method in ("lasso", "lasso_batch"):
+        status, out, err = run("encode", "--method", method, "--ratio", 0.1, *files)
+        assert status == 0, err
+        assert "2 signals are zero beside the largest, to the rounding of float32: coded as" in out
+        X = np.load(tmp_path / "X.npy")
+        # Chunks of other sizes round other sums.
+        np.testing.assert_allclose(X, expected, rtol=1e-5, atol=1e-7)
+        assert not X[[3, 7, 30]].any() and X[20].any()
+    status, out, _ = run("encode", "--method", "lasso", "--ratio", 0.1, *files, "--json")
+    assert strict_json(out)["zero_beside_largest"] == 2
+    # The penalty lam has the units of the signals: no signal is too small for it.
+    status, out, _ = run("encode", "--method", "lasso", "--lam", 1e-10, *files, "--json")
+    assert strict_json(out)["zero_beside_largest"] == 0 and np.load(tmp_path / "X.npy")[3].any()
+
+
+ROW = np.arange(5)[:, None] == 3
+LOST = {  # rows of numbers near 1, in float64, that float32 loses
+    "faint": (lambda Y: 1e-40 * Y, "rows 0, 1, 2 and 2 others"),
+    "gone": (lambda Y: 1e-300 * Y, "rows 0, 1, 2 and 2 others"),
+    "one": (lambda Y: np.where(ROW, 1e-42 * Y, Y), "row 3"),
+    "in part": (lambda Y: np.where(ROW, 1e-36 * 0.1 ** np.arange(8), Y), "row 3"),
+    "subnormal": (lambda Y: np.where(ROW, 1e-40 * Y, Y).astype(np.float32), "row 3"),
+    "large": (lambda Y: np.where(ROW, 1e60 * Y, Y), "row 3"),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_rows_that_float32_loses_are_refused(kind):
+    """They were zero, and coded without an error; the first row of a chunk has its own number."""
+    change, told = LOST[kind]
+    Y = change(np.random.default_rng(0).normal(size=(5, 8)))
+    with pytest.raises(ValueError, match=rf"Y.npy: leaves the range of float32 \(in {told}\)"):
+        in_float32(Y, Path("Y.npy"))
+    with pytest.raises(ValueError, match=r"\(in row 1003\)"):
+        in_float32(Y[3:4], Path("Y.npy"), 1003)
+
+
+def test_what_float32_rounds_is_no_loss():
+    """Entries that are rounding beside those of their row, the least that are kept, and zeros."""
+    Y = np.array([[1, 1e-300, 0], [1e-31, 1e-39, 0], [0, 0, 0], [1.2e-38, -3e38, 1]])
+    assert np.array_equal(in_float32(Y, Path("Y.npy")), Y.astype(np.float32))
+    assert in_float32(Y[:0], Path("Y.npy")).shape == (0, 3)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Pursuits by name, on many signals, for callers whose method and options are data."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from unrolled import pursuit
 from unrolled._checks import Array
+from unrolled.pursuit._lasso_batch import in_batch
 
 CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, where it is not (D, y)
 
@@ -78,10 +80,22 @@ def check_dictionaries(name: str, n: int, where: str) -> None:
         raise ValueError(f"{where}: {name} takes one dictionary, got {n}; for a chain try {deep}")
 
 
-def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -> Found:
+# Those of one signal that another solver finds for many at once, in a dictionary that is a matrix:
+# their own loop runs for all signals as long as the hardest one needs.
+_MANY = {"lasso": Named(partial(in_batch, "lasso"), _LASSO, "lam|ratio", BATCH)}
+
+
+def pursue(
+    name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any], many: bool = False
+) -> Found:
     """The codes of the signals Y, (signals, m), by a pursuit whose arguments were checked.
 
     It is not for `jit`: the options are checked as values.
+
+    Args:
+        name: the pursuit.
+        Ds, Y, options: its arguments.
+        many: whether the signals are many, and D a matrix: then `lasso` is that of batches.
 
     Example:
         >>> from unrolled._pursuits import pursue
@@ -89,7 +103,7 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
         >>> found.codes[0].tolist(), found.missed
         ([[2.0, 0.0]], 0)
     """
-    named = PURSUITS[name]
+    named = _MANY.get(name, PURSUITS[name]) if many else PURSUITS[name]
     D = Ds if named.takes == CHAIN else Ds[0]
     if named.takes == BATCH:
         found = named.solve(D, Y, **options)

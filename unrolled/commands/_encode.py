@@ -17,7 +17,7 @@ from unrolled._files import check_writable
 from unrolled._numbers import norm
 from unrolled._pursuits import CHAIN, PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.commands._console import Say, show, teller
-from unrolled.commands._inputs import check_length, read_dictionary, weights_of
+from unrolled.commands._inputs import check_length, in_float32, read_dictionary, weights_of
 from unrolled.commands._partial import partial_arrays
 from unrolled.commands._pursuit_options import NAMES, add_options, given_options
 from unrolled.dictionaries import Dictionary, as_chain
@@ -26,6 +26,9 @@ from unrolled.networks import Network
 
 _CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
 _PERIOD = 5.0  # seconds between two lines of progress
+# A signal is zero beside the largest one of its file below so many roundings of that: where a mean
+# was taken away, a flat patch of a picture leaves one or a few.
+_ROUNDINGS = 8
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -35,7 +38,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="compute codes of signals with saved weights or a pursuit",
         description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
-        "on signals,\nor a pursuit with --method. The signals of a .npy file may be any number.",
+        "on signals,\nor a pursuit with --method. The signals of a .npy file may be any number. "
+        "With --ratio,\na signal whose norm is below 8 roundings of the largest one in float32 is "
+        "zero beside it: it\nis coded as zero, and counted.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
@@ -130,6 +135,7 @@ class Encoded(NamedTuple):
     chained: bool
     source: Path | str  # the file, or the folder with the checkpoints; the name of a pursuit
     missed: int  # codes of the pursuit that miss their tolerance
+    zeros: int  # signals that are not zero but beside the largest, coded as zero
     output: str
 
     def text(self) -> str:
@@ -140,6 +146,9 @@ class Encoded(NamedTuple):
             lines = [f"{self.signals} signals", *(f"  layer {j}, {x.text()}" for j, x in layers)]
         if self.missed:
             lines.append(f"{self.missed} codes miss the tolerance of {self.source}")
+        if self.zeros:
+            beside = "zero beside the largest, to the rounding of float32"
+            lines.append(f"{self.zeros} signals are {beside}: coded as zero")
         return "\n".join([*lines, f"{self.source} -> {self.output}"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,6 +157,7 @@ class Encoded(NamedTuple):
         of: dict[str, Any] = {"weights": str(self.source)}
         if isinstance(self.source, str):
             of = {"method": self.source, "missed_tolerance": self.missed}
+            of |= {"zero_beside_largest": self.zeros}
         return {"signals": self.signals, **numbers, **of, "output": self.output}
 
 
@@ -169,6 +179,10 @@ def encode(
 ) -> Encoded:
     """Write the codes of signals, chunk by chunk.
 
+    The penalty of a ratio is a share of that of its signal, however small this is: rounding would
+    be coded like a signal. So a signal is then zero whose norm is below some roundings of the
+    largest one.
+
     Args:
         source: weights, whose layer or chain computes the codes; or the name of a pursuit.
         signals, output: files.
@@ -177,8 +191,9 @@ def encode(
         say: told the progress.
 
     Raises:
-        ValueError: files that cannot be read or do not fit together, NaN or infinite signals, an
-            output that is an input, options that a pursuit refuses.
+        ValueError: files that cannot be read or do not fit together, NaN or infinite signals, or
+            such that float32 would lose, an output that is an input, options that a pursuit
+            refuses.
         OSError: the output cannot be written.
         ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
     """
@@ -196,18 +211,21 @@ def encode(
     J = len(coder.Ds)
     names = [f"X_{j}" for j in range(1, J + 1)] if coder.chained else ["X"]
     shapes = {name: (len(Y), D.shape[1]) for name, D in zip(names, coder.Ds)}
-    nonzeros, squares, missed, told = np.zeros(J), np.zeros(J + 1), 0, time.monotonic()
+    least = _least_norm(Y, signals) if "ratio" in options else 0.0
+    nonzeros, squares, told = np.zeros(J), np.zeros(J + 1), time.monotonic()
+    missed = zeros = 0
     with partial_arrays(output, shapes) as append:
         for first in range(0, len(Y), _CHUNK):
-            rows = datasets.read_rows(Y, signals, first, _CHUNK).astype(np.float32)
-            found, more = coder.codes(rows)
+            rows = _rows(Y, signals, first)
+            nothing = (_norms(rows) < least) & rows.any(1)
+            found, more = coder.codes(np.where(nothing[:, None], np.float32(0), rows))
             codes = [np.asarray(X) for X in found]
             norms = residual_norms(coder.Ds, rows, codes)
             _check_finite(codes, norms, first)
             append(dict(zip(names, codes)))
             nonzeros += [np.count_nonzero(X) for X in codes]
             squares += (norms**2).sum(1)
-            missed += more
+            missed, zeros = missed + more, zeros + int(nothing.sum())
             if time.monotonic() - told > _PERIOD:
                 told = time.monotonic()
                 say(f"{first + len(rows):,} of {len(Y):,} signals")
@@ -216,7 +234,21 @@ def encode(
         EncodedLayer(D.shape[1], float(count) / len(Y), float(residual / (size or 1)))
         for D, count, residual in zip(coder.Ds, nonzeros, residuals)
     )
-    return Encoded(len(Y), layers, coder.chained, source, missed, str(output))
+    return Encoded(len(Y), layers, coder.chained, source, missed, zeros, str(output))
+
+
+def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
+    return in_float32(datasets.read_rows(Y, path, first, _CHUNK), path, first)
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(rows.astype(float), axis=1)
+
+
+def _least_norm(Y: np.ndarray, path: Path) -> float:
+    """The norm below which a signal of the file is zero beside the largest."""
+    largest = max(_norms(_rows(Y, path, first)).max() for first in range(0, len(Y), _CHUNK))
+    return _ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
 
 
 def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) -> None:
@@ -246,7 +278,7 @@ def _of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) ->
     Ds = as_chain([read_dictionary(path) for path in dictionaries], "encode")
 
     def codes(rows):
-        return pursue(name, Ds, jnp.asarray(rows), options)
+        return pursue(name, Ds, jnp.asarray(rows), options, many=True)
 
     return _Coder(codes, Ds, PURSUITS[name].takes == CHAIN)
 

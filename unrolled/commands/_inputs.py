@@ -8,14 +8,51 @@ import numpy as np
 
 from unrolled import datasets, dictionaries
 from unrolled.commands._pictures import PATCH, Pictures, photograph_patches
+from unrolled.datasets._arrays import in_rows
 from unrolled.dictionaries import Dictionary, as_dictionary
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:
-    """D from a `.npy` or `.npz` file (entry D)."""
-    return as_dictionary(jnp.asarray(datasets.read_array(path, "D").astype(dtype)), str(path))
+    """D from a `.npy` or `.npz` file (entry D).
+
+    Raises:
+        ValueError: no such array, or atoms that float32, where that is the dtype, would lose.
+    """
+    D = datasets.read_array(path, "D")
+    if dtype == np.float32 and D.ndim == 2:
+        D = in_float32(D.T, path, what="column").T
+    return as_dictionary(jnp.asarray(D.astype(dtype)), str(path))
+
+
+def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row") -> np.ndarray:
+    """An array of a file, with signals or codes in its rows, in float32, where commands compute.
+
+    Args:
+        array: (rows, n).
+        path: the file, for messages.
+        first: the index of the first row in the file.
+        what: a row of the array is in the file.
+
+    Raises:
+        ValueError: rows that become infinite, or whose entries below the least normal number, which
+            are zero in most operations, are more than rounding.
+    """
+    info = np.finfo(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        cast = array.astype(np.float32)
+    size = np.maximum(array.max(1, initial=0), -array.min(1, initial=0)).astype(float)
+    lost = np.asarray(np.isinf(cast).any(1))
+    faint = np.flatnonzero((size > 0) & (size < float(info.tiny) / float(info.eps)))
+    missed = np.where(np.abs(cast[faint]) < info.tiny, np.abs(array[faint]), 0)
+    lost[faint] = missed.max(1, initial=0) > float(info.eps) * size[faint]
+    if lost.any():
+        raise ValueError(
+            f"{path}: leaves the range of float32{in_rows(np.flatnonzero(lost) + first, what)}, "
+            "where entries become 0 or infinite; try numbers near 1"
+        )
+    return cast
 
 
 def read_signals(
@@ -34,8 +71,7 @@ def read_signals(
         raise ValueError(f"compare: expected one array file with signals, got {len(paths)}")
     if D is None:
         raise ValueError("compare: signals in an array need --dictionary")
-    Y = datasets.read_array(paths[0], "Y").astype(np.float32)
-    check_length(paths[0], Y, D)
+    Y = read_given(paths[0], D)
     if len(Y) < 2:
         raise ValueError(f"{paths[0]}: expected at least 2 signals, got {len(Y)}")
     X = read_codes(paths[0], Y, D)
@@ -56,12 +92,22 @@ def read_chain(
     if len(paths) > 1 or paths[0].suffix != ".npz":
         got = " ".join(map(str, paths))
         raise ValueError(f"compare: a chain needs one .npz file with signals and codes, got {got}")
-    Y = datasets.read_array(paths[0], "Y").astype(np.float32)
-    check_length(paths[0], Y, Ds[0])
+    Y = read_given(paths[0], Ds[0])
     Xs = read_chain_codes(paths[0], Y, Ds)
     if Xs is None:
         raise ValueError(f"{paths[0]}: has no codes; expected entries X_1 to X_{len(Ds)}")
     return Y, Xs
+
+
+def read_given(path: Path, D: Dictionary) -> np.ndarray:
+    """The signals (signals, m) of an array file, in float32.
+
+    Raises:
+        ValueError: signals that do not fit D, or that float32 would lose.
+    """
+    Y = datasets.read_array(path, "Y")
+    check_length(path, Y, D)
+    return in_float32(Y, path)
 
 
 def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures]:
@@ -87,10 +133,10 @@ def read_codes(path: Path, Y: np.ndarray, D: Dictionary) -> np.ndarray | None:
     """
     if path.suffix != ".npz" or "X" not in datasets.entries(path):
         return None
-    X = datasets.read_array(path, "X").astype(np.float32)
+    X = datasets.read_array(path, "X")
     if X.shape != (len(Y), D.shape[1]):
         raise ValueError(f"{path}: codes have shape {X.shape}; expected {(len(Y), D.shape[1])}")
-    return X
+    return in_float32(X, path)
 
 
 def weights_of(path: Path) -> Path:
@@ -114,11 +160,11 @@ def read_chain_codes(
     missing = [name for name in names if name not in held]
     if missing:
         raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
-    Xs = tuple(datasets.read_array(path, name).astype(np.float32) for name in names)
+    Xs = tuple(datasets.read_array(path, name) for name in names)
     for name, X, D in zip(names, Xs, Ds):
         if X.shape != (len(Y), D.shape[1]):
             raise ValueError(f"{path}: {name} has shape {X.shape}; expected {(len(Y), D.shape[1])}")
-    return Xs
+    return tuple(in_float32(X, path) for X in Xs)
 
 
 def check_length(path: Path, Y: np.ndarray, D: Dictionary) -> None:

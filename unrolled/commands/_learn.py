@@ -18,6 +18,7 @@ from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
 from unrolled.commands._certificate import Report, Request, certificate
 from unrolled.commands._console import Say, show, teller
+from unrolled.commands._inputs import in_float32
 from unrolled.commands._report import (
     Section,
     check_drawing,
@@ -152,7 +153,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, Any]) -> Learned:
     path, d = arguments.signals, arguments.atoms
     if arguments.method != "online":
-        rows = datasets.read_rows(Y, path, 0, len(Y)).astype(np.float32)
+        rows = in_float32(datasets.read_rows(Y, path, 0, len(Y)), path)
         return getattr(dictionary_learning, arguments.method)(rows, d, **options)
     if arguments.lam is None:
         first = datasets.read_rows(Y, path, 0, _FIRST).astype(float)
@@ -167,7 +168,7 @@ def _batches(Y: np.ndarray, path: Path, size: int, passes: int) -> Iterator[np.n
     """The signals in the order of the file; only one batch is in memory."""
     for _ in range(passes):
         for first in range(0, len(Y), size):
-            yield datasets.read_rows(Y, path, first, size).astype(np.float32)
+            yield in_float32(datasets.read_rows(Y, path, first, size), path, first)
 
 
 def _progress(say: Say) -> Any:
@@ -209,7 +210,7 @@ def _codes(
     """The codes of the signals; of a stream those of its first ones."""
     if found.X is not None:
         return np.asarray(found.X)
-    first = datasets.read_rows(Y, arguments.signals, 0, _FIRST).astype(np.float32)
+    first = in_float32(datasets.read_rows(Y, arguments.signals, 0, _FIRST), arguments.signals)
     return np.asarray(pursuit.lasso_batch(jnp.asarray(found.D), first, options["lam"]).x)
 
 

@@ -44,7 +44,7 @@ def pursuit_codes(
     for name, options in chosen.items():
         say(f"{name}: {len(Y)} test signals")
         with timed(seconds, name):
-            found = jax.block_until_ready(pursue(name, Ds, Y, options))
+            found = jax.block_until_ready(pursue(name, Ds, Y, options, many=True))
         codes[name] = found.codes
         told = ", ".join(f"{option} = {value}" for option, value in options.items())
         missed = f"; {found.missed} codes miss their tolerance" if found.missed else ""

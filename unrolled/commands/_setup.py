@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from unrolled import analytic, datasets, dictionaries, problems, training
+from unrolled import analytic, dictionaries, problems, training
 from unrolled.commands._config import make_model
 from unrolled.commands._console import Say
-from unrolled.commands._inputs import check_length, read_chain_codes, read_codes, read_dictionary
+from unrolled.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
 from unrolled.commands._known_codes import from_theory
 from unrolled.commands._options import ConfigError
 from unrolled.commands._sections import (
@@ -102,9 +101,8 @@ def _problem(
 def _given(config: Config, D: Dictionaries) -> tuple[Samples, Batch]:
     """Signals of a file, in its order: seven tenths to train, one to validate, two to test."""
     path = Path(config.problem.signals)
-    Y = datasets.read_array(path, "Y").astype(np.float32)
+    Y = read_given(path, D[0] if isinstance(D, tuple) else D)
     X: Any
-    check_length(path, Y, D[0] if isinstance(D, tuple) else D)
     if isinstance(D, tuple):
         X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
     else:
