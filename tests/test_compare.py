@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unrolled as ur
-from unrolled import analytic, dictionaries, layers, problems, theory
+from unrolled import _pursuits, analytic, dictionaries, layers, problems, theory
 from unrolled.compare import QUANTILES, Comparison, DivergenceWarning, _measure, compare
 
 M, N, DEPTH, LAM = 12, 24, 4, 0.05
@@ -268,7 +268,7 @@ def test_an_optimum_without_a_certificate_is_told(problem, monkeypatch):
         found = ur.pursuit.lasso_batch(*arguments, **options)
         return found._replace(converged=found.converged.at[0].set(False))
 
-    monkeypatch.setattr(_measure, "lasso_batch", spoilt)
+    monkeypatch.setattr(_measure, "lasso_optima", spoilt)
     with pytest.warns(UserWarning, match="compare: 1 signal is not in the gaps: no duality gap"):
         found = compare(methods, D, Y, X, lam=LAM)
     assert found.uncertified == 1 and "no duality gap certifies F*" in found.table()
@@ -279,11 +279,11 @@ def test_a_dictionary_too_large_for_its_gram_matrix_is_solved_by_fista(problem, 
     D, Y, X = problem
     methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
     exact = compare(methods, D, Y, X, lam=LAM)
-    monkeypatch.setattr(_measure, "_LARGEST", 10)
+    monkeypatch.setattr(_pursuits, "_LARGEST", 10)
     found = compare(methods, D, Y, X, lam=LAM)
     # FISTA stops at a duality gap of 1e-6 of the energy, below 20 times the objective.
     assert found.curves["ISTA"].gap == pytest.approx(exact.curves["ISTA"].gap, abs=4e-5)
-    monkeypatch.setattr(_measure, "_MAX_STEPS", 10)
+    monkeypatch.setattr(_pursuits, "_MAX_STEPS", 10)
     with pytest.warns(UserWarning, match="compare: 29 signals are not in the gaps"):
         found = compare(methods, D, Y[:-1], X[:-1], lam=LAM)
     assert np.isnan(found.curves["ISTA"].gap).all()  # the last one has the code 0

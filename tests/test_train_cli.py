@@ -947,7 +947,7 @@ REFUSED = {
     "encode Y.npy --method omp --sparsity 13 --dictionary D.npy": "omp: .*13",
     "encode Y.npy --method omp --tol 1 --dictionary D.npy --dictionary D.npy": "omp takes one "
     "dictionary, got 2; for a chain try ",
-    "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso: lam must be non-negative",
+    "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso_batch: lam must be non-negat",
     "encode longer.npy --method omp --sparsity 3 --dictionary D.npy": r"longer.npy: .*\(40, 16\)",
     "encode Y.npy --method omp --tol 1 --dictionary D.npy --output D.npy": "D.npy: is read by this",
 }

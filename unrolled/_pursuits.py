@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import pursuit
 from unrolled._checks import Array
-from unrolled.pursuit._lasso_batch import in_batch
+from unrolled.dictionaries import Dictionary
 
 CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, where it is not (D, y)
 
@@ -80,9 +81,13 @@ def check_dictionaries(name: str, n: int, where: str) -> None:
         raise ValueError(f"{where}: {name} takes one dictionary, got {n}; for a chain try {deep}")
 
 
-# Those of one signal that another solver finds for many at once, in a dictionary that is a matrix:
-# their own loop runs for all signals as long as the hardest one needs.
-_MANY = {"lasso": Named(partial(in_batch, "lasso"), _LASSO, "lam|ratio", BATCH)}
+# Those of one signal that another solver finds for many at once. Their own loop, under vmap, runs
+# for all signals as long as the hardest one needs.
+_MANY = {"lasso": "lasso_batch"}
+# The most atoms, and entries of a signal, whose Gram matrix that solver makes in float64: 0.5 GB.
+_LARGEST = 8192
+# Relative duality gaps: small beside any objective, and what FISTA reaches, in so many steps.
+_CERTIFIED, _REACHED, _MAX_STEPS = 1e-9, 1e-6, 3000
 
 
 def pursue(
@@ -95,7 +100,7 @@ def pursue(
     Args:
         name: the pursuit.
         Ds, Y, options: its arguments.
-        many: whether the signals are many, and D a matrix: then `lasso` is that of batches.
+        many: whether `lasso_batch` solves `lasso`, but for a D that is too large for it.
 
     Example:
         >>> from unrolled._pursuits import pursue
@@ -103,7 +108,7 @@ def pursue(
         >>> found.codes[0].tolist(), found.missed
         ([[2.0, 0.0]], 0)
     """
-    named = _MANY.get(name, PURSUITS[name]) if many else PURSUITS[name]
+    named = PURSUITS[_MANY.get(name, name) if many and _fits(Ds[0]) else name]
     D = Ds if named.takes == CHAIN else Ds[0]
     if named.takes == BATCH:
         found = named.solve(D, Y, **options)
@@ -111,3 +116,22 @@ def pursue(
         found = jax.vmap(lambda y: named.solve(D, y, **options))(Y)
     codes = found.xs if named.takes == CHAIN else (found.x,)
     return Found(codes, int((~np.asarray(found.converged)).sum()) if named.aims else 0)
+
+
+def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> pursuit.Pursuit:
+    """Codes of the signals Y that minimise the LASSO, where `converged` certifies it.
+
+    Example:
+        >>> from unrolled._pursuits import lasso_optima
+        >>> found = lasso_optima(jnp.eye(2), jnp.array([[3.0, 0.5]]), 1.0)
+        >>> found.x.tolist(), found.converged.tolist()
+        ([[2.0, 0.0]], [True])
+    """
+    if _fits(D):
+        return pursuit.lasso_batch(D, Y, lam, tol=_CERTIFIED)
+    solve = partial(pursuit.fista, tol=_REACHED, max_steps=_MAX_STEPS)
+    return jax.jit(jax.vmap(solve, (None, 0, None)))(D, Y, lam)
+
+
+def _fits(D: Dictionary) -> bool:
+    return max(D.shape) <= _LARGEST

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, dictionaries
+from unrolled._text import in_rows
 from unrolled.commands._pictures import PATCH, Pictures, photograph_patches
-from unrolled.datasets._arrays import in_rows
 from unrolled.dictionaries import Dictionary, as_dictionary
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run

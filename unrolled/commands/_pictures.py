@@ -18,6 +18,7 @@ from unrolled import (
     theory,
     training,
 )
+from unrolled._pursuits import lasso_optima
 from unrolled._text import markdown
 from unrolled.commands._console import Say
 from unrolled.commands._pursuit_rows import pursuit_codes
@@ -33,7 +34,6 @@ from unrolled.commands._settings import (
     train,
 )
 from unrolled.compare import Comparison
-from unrolled.compare._measure import lasso_optima
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 
@@ -83,7 +83,7 @@ def unknown_codes(
     about = _QUICKLY_TESTED_ON if settings.quick else _TESTED_ON
     tested = tiles[:: max(1, len(tiles) // about)]
     say(f"solving {len(tested)} LASSO problems to a duality gap")
-    _, optimum = lasso_optima(D, tested, lam)
+    optimum = lasso_optima(D, tested, lam)
     problem = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (tested, optimum.x))
     remarks: list[str] = []
     seconds: dict[str, float] = {}

@@ -25,9 +25,9 @@ from unrolled.compare._measure import (
     Optima,
     Sample,
     divergence,
-    lasso_optima,
     measure,
     measure_codes,
+    optima_of,
 )
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
@@ -230,7 +230,7 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
     _checks.finite((Y, Xs), "Y or X", where)
     lams = _per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)
     optima = tuple(
-        None if lam is None else lasso_optima(Dj, signals, lam)[0]
+        None if lam is None else optima_of(Dj, signals, lam)
         for Dj, signals, lam in zip(Ds, (Y, *Xs), lams)
     )
     return Sample(Ds, Y, Xs, optima)

@@ -10,18 +10,13 @@ import numpy as np
 from unrolled import _checks, metrics
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, power_of_two, wide_dtype, widened
+from unrolled._pursuits import lasso_optima
 from unrolled.compare._comparison import Curve, Divergence
 from unrolled.dictionaries import Dictionary, column_norms
-from unrolled.pursuit import Pursuit, fista, lasso_batch, lasso_objective
+from unrolled.pursuit import lasso_objective
 
 # The quantiles of the errors of single signals that a `Curve` holds.
 QUANTILES = (0.1, 0.5, 0.9)
-# The duality gap that certifies F*, relative to the energy of a signal: small beside its objective.
-_TOL = 1e-9
-# The most atoms, and entries of a signal, whose Gram matrix in float64 is made: 0.5 GB.
-_LARGEST = 8192
-# Beyond these, the gap and the most steps of FISTA, in the dtype of the signals.
-_FISTA_TOL, _MAX_STEPS = 1e-6, 3000
 # What rounding may add to the error of the zero code: in dB, and as a share of F*.
 _ROUNDING = 1e-3
 
@@ -107,11 +102,8 @@ def _objectives(optima: Optima, x: Array) -> Array:
     return jax.vmap(lasso_objective, (None, 0, 0, None))(optima.D, optima.Y, x, optima.lam)
 
 
-def lasso_optima(D: Dictionary, Y: Array, lam: Any) -> tuple[Optima, Pursuit]:
-    """F* of every signal, and the codes that have it, in the units of the signals.
-
-    Where D is too large for the Gram matrix that the solver of batches makes, FISTA finds them to
-    a larger gap.
+def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
+    """F* of every signal.
 
     Raises:
         ValueError: a lam that is not one number, negative or not finite.
@@ -125,18 +117,9 @@ def lasso_optima(D: Dictionary, Y: Array, lam: Any) -> tuple[Optima, Pursuit]:
     with np.errstate(over="ignore"):
         size = min(np.ldexp(float(lam), -int(a + b)), float(jnp.finfo(Y.dtype).max))
     D, Y, weight = D * power_of_two(-a, Y.dtype), ldexp(Y, -b), jnp.asarray(size, Y.dtype)
-    found = _least(D, Y, weight)
+    found = lasso_optima(D, Y, weight)
     optima = Optima(D, Y, weight, jnp.zeros(len(Y), Y.dtype), found.converged, b - a)
-    optima = optima._replace(values=jax.jit(_objectives)(optima, found.x))
-    return optima, found._replace(x=ldexp(found.x, b - a), residual=ldexp(found.residual, b))
-
-
-def _least(D: Dictionary, Y: Array, lam: Array) -> Pursuit:
-    """The codes of least objective, of signals and a dictionary near 1."""
-    if max(D.shape) <= _LARGEST:
-        return lasso_batch(D, Y, lam, tol=_TOL)
-    solve = partial(fista, tol=_FISTA_TOL, max_steps=_MAX_STEPS)
-    return jax.jit(jax.vmap(solve, (None, 0, None)))(D, Y, lam)
+    return optima._replace(values=jax.jit(_objectives)(optima, found.x))
 
 
 def divergence(curve: Curve, zero_gap: Any) -> Divergence | None:

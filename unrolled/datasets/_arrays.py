@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled._text import in_rows
+
 # Larger arrays (2 GiB) are refused before they are read into memory.
 _LARGEST_BYTES = 2**31
 
@@ -114,18 +116,6 @@ def _where(array: np.ndarray, first: int) -> str:
     if array.ndim < 1:
         return ""
     return in_rows(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1)) + first)
-
-
-def in_rows(rows: np.ndarray, what: str = "row") -> str:
-    """The first few of some indices, for the end of a message.
-
-    Example:
-        >>> from unrolled.datasets._arrays import in_rows
-        >>> in_rows(np.arange(5)), in_rows(np.array([7]), "column")
-        (' (in rows 0, 1, 2 and 2 others)', ' (in column 7)')
-    """
-    others = f" and {len(rows) - 3} others" if len(rows) > 3 else ""
-    return f" (in {what}{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:3]))}{others})"
 
 
 def entries(path: str | Path) -> list[str]:

@@ -1,7 +1,6 @@
 """The LASSO of many signals in one dictionary: its arguments, its scales and its answers."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,24 +67,7 @@ def lasso_batch(
         >>> found.converged.tolist(), [jnp.flatnonzero(x).tolist() for x in found.x]
         ([True, True], [[3, 20], [4, 21]])
     """
-    options: dict[str, Any] = dict(tol=tol, nonnegative=nonnegative, l2=l2, start=start)
-    return in_batch("lasso_batch", D, Y, lam, ratio=ratio, max_steps=max_steps, **options)
-
-
-def in_batch(
-    where: str,
-    D: Dictionary,
-    Y: ArrayLike,
-    lam: ArrayLike | None = None,
-    *,
-    ratio: ArrayLike | None = None,
-    tol: float = 1e-6,
-    nonnegative: bool = False,
-    l2: ArrayLike = 0.0,
-    start: ArrayLike | None = None,
-    max_steps: int = 10_000,
-) -> Pursuit:
-    """`lasso_batch`, whose messages begin with `where`."""
+    where = "lasso_batch"
     Y, grid = flat_signal(D, Y, where, batch=1)
     D, Y = as_dictionary(D, where), _checks.as_float(Y, "Y", where)
     m, d = D.shape
