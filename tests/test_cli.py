@@ -299,6 +299,20 @@ def test_certify_normalizes_on_request(run):
     )
 
 
+def test_certify_looks_in_the_numerical_range_and_says_so(run, tmp_path):
+    """The rounding of mean-free atoms in a file is no direction for weights."""
+    A = np.random.default_rng(0).normal(size=(8, 16))
+    A = (A - A.mean(0)).astype(np.float32)
+    np.save(tmp_path / "mean_free.npy", A)
+    found = strict_json(run("certify", tmp_path / "mean_free.npy", "--normalize", "--json")[1])
+    assert found["rank"] == 7 and max(w["norm_W"] for w in found["weights"].values()) < 100
+    assert (
+        "8 x 16 of numerical rank 7" in run("certify", tmp_path / "mean_free.npy", "--normalize")[1]
+    )
+    out = run("certify", "D.npy")[1]
+    assert "rank" not in out and strict_json(run("certify", "D.npy", "--json")[1])["rank"] == 12
+
+
 # What a user can mend
 
 REFUSED = {

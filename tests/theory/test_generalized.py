@@ -1071,3 +1071,86 @@ def test_weights_that_lose_their_certificate_when_rounded_do_not_hold():
         assert reached > 1.01 * float(found.upper) and not found.holds
     with jax.enable_x64(True):  # where nothing is rounded
         assert theory.generalized_coherence(jnp.asarray(D, jnp.float64)).holds
+
+
+# Dictionaries in a subspace, but for the rounding of their entries.
+
+MEAN_FREE = np.linalg.svd(np.eye(8) - 1 / 8)[0][:, :7]  # a basis
+
+
+def mean_free(dtype, out=0.0):
+    """8 x 16 atoms without their mean, with a singular value near `out` along it, and rounded."""
+    A = MEAN_FREE @ normal(1, 7, 16) + out * normal(2, 16)
+    return unit(A).astype(dtype)
+
+
+# In float32 the rounding of the entries alone leaves the subspace.
+in_a_subspace = pytest.mark.parametrize(
+    "dtype, out", [(np.float64, 0.0), (np.float64, 2e-14), (np.float32, 0.0), (np.float32, 3e-8)]
+)
+
+
+@in_a_subspace
+def test_rounding_is_no_direction_for_weights(dtype, out):
+    A = mean_free(dtype, out)
+    found = theory.generalized_coherence(A)
+    within = theory.generalized_coherence(MEAN_FREE.T @ A.astype(float))
+    size = np.linalg.norm(within.W, axis=0).max()
+    # What the entries round, and with them the products with W.
+    rounding = 8 * np.finfo(dtype).eps * size
+    assert found.holds and found.rank == 7 and within.rank == 7
+    assert found.upper == pytest.approx(float(within.upper), rel=2 * TOL + rounding)
+    assert np.linalg.norm(np.asarray(found.W, float), axis=0).max() <= 1.01 * size
+    # The range of the rounded A is that of the mean-free ones up to out / sigma_7.
+    tilt = (out + np.finfo(dtype).eps) * 16 / np.linalg.svd(A)[1][6]
+    assert np.abs(found.W.sum(0)).max() <= tilt * size
+    assert found.W.dtype == dtype
+    least = theory.minimal_entry_weights(A)
+    assert least.holds and least.coherence == pytest.approx(float(found.upper), rel=1e-5)
+    between = (float(found.upper) * 0.99, float(found.upper) * 1.01)
+    assert [theory.coherence_at_most(A, level).answer for level in between] == [False, True]
+
+
+@in_a_subspace
+def test_the_numerical_range_under_transformations(dtype, out):
+    A = jnp.asarray(mean_free(dtype, out))
+    full = jnp.asarray(oracles.matrix("gaussian 8x16"), dtype)
+    found = jax.vmap(theory.generalized_coherence)(jnp.stack([A, full]))
+    assert found.rank.tolist() == [7, 8] and found.holds.all()
+    slope = jax.grad(lambda D: theory.generalized_coherence(D).upper)(A)
+    assert jnp.isfinite(slope).all() and jnp.abs(slope).max() <= 10
+
+
+@pytest.mark.parametrize("cond", [1e6, 1e8, 1e10, 1e12])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_weights_of_a_nearly_deficient_dictionary_do_what_they_claim_or_say_so(dtype, cond):
+    U, S, V = np.linalg.svd(normal(3, 4, 8), full_matrices=False)
+    A = unit((U * [*S[:-1], S[0] / cond]) @ V).astype(dtype)
+    found = theory.generalized_coherence(A)
+    if found.rank < 4:
+        assert found.holds
+    if found.holds:
+        reached = coherence_in_fractions(np.asarray(found.W), A)
+        # `holds` asks for half of the digits; the bounds themselves are known to TOL.
+        near = max(np.finfo(dtype).eps ** 0.5, TOL)
+        assert (reached <= np.asarray(found.per_atom_upper, float) * (1 + near)).all()
+
+
+def coherence_in_fractions(W, A):
+    """max_j |w_i . a_j| / (w_i . a_i), exactly."""
+    found, atoms = [], [list(map(Fraction, a)) for a in A.T.tolist()]
+    for i, w in enumerate(W.T.tolist()):
+        products = [sum(Fraction(p) * q for p, q in zip(w, a)) for a in atoms]
+        own = products.pop(i)
+        found.append(float(max(map(abs, products)) / own))
+    return np.array(found)
+
+
+def test_a_dictionary_of_full_rank_is_taken_to_float64_as_it_is():
+    for name in ("gaussian 8x16", "rows from 1e-6 to 1", "tall"):
+        A = oracles.matrix(name)
+        assert (theory.in_float64(A) == A).all()
+        assert theory.generalized_coherence(A).rank == min(A.shape)
+    A, D = mean_free(np.float32), np.asarray(theory.in_float64(mean_free(np.float32)))
+    assert D.dtype == np.float64 and np.abs(D - A).max() <= 16 * np.finfo(np.float32).eps
+    assert np.linalg.svd(D)[1][-1] <= 16 * EPS < np.linalg.svd(A.astype(float))[1][-1]

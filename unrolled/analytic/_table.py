@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from unrolled import _checks
 from unrolled._json import plain
@@ -17,6 +16,7 @@ from unrolled.theory import (
     GeneralizedCoherence,
     frobenius_weights,
     generalized_coherence,
+    in_float64,
     max_sparsity,
     minimal_entry_weights,
 )
@@ -81,8 +81,9 @@ def weights_table(
 ) -> WeightsTable:
     """W = D, the closed form and the minimax weights side by side, in float64.
 
-    No W has a smaller mu_W than the minimax one. A smaller C_W or omega lowers the floor under
-    noise; a smaller norm(W) bounds a step outside the class.
+    D is taken to float64 by `theory.in_float64`: all weights are in its numerical range. No W has a
+    smaller mu_W than the minimax one. A smaller C_W or omega lowers the floor under noise; a
+    smaller norm(W) bounds a step outside the class.
 
     Args:
         D: (m, d), unit atoms.
@@ -109,7 +110,7 @@ def weights_table(
     _checks.on_host(D, "weights_table", "D")
     unit_atoms(D, "weights_table")
     with jax.enable_x64(True):
-        D = _checks.cast(D, np.float64)
+        D = in_float64(D)
         found = generalized_coherence(D, progress=progress)
         weights = {"W = D": D, "closed form": frobenius_weights(D), "minimax": found.W}
         if entries:

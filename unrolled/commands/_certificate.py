@@ -35,6 +35,7 @@ class DictionaryReport(NamedTuple):
 
     m: int
     d: int
+    rank: int
     mu: float
     welch: float
     generalized: tuple[float, float]  # mu~ from below and from above
@@ -47,10 +48,14 @@ class DictionaryReport(NamedTuple):
         """The report as lines of text."""
         low, high = self.generalized
         by = ", ".join(f"{s} by {name}" for name, s in self.admissible.items())
+        size = f"{self.m} x {self.d}"
+        if self.rank < min(self.m, self.d):
+            size += f" of numerical rank {self.rank}: all of this holds in its numerical range"
+        settled = "" if self.table.coherence.holds else " (not settled)"
         lines = [
-            f"{self.m} x {self.d}",
-            f"mutual coherence {self.mu:.6f}, generalized coherence in [{low:.8f}, {high:.8f}], "
-            f"Welch bound {self.welch:.6f}",
+            size,
+            f"mutual coherence {self.mu:.6f}, generalized coherence in [{low:.8f}, {high:.8f}]"
+            f"{settled}, Welch bound {self.welch:.6f}",
             f"codes are unique, and found by basis pursuit, up to this many nonzeros: {by}",
             f"fewer than {theory.spark_bound(high):.4g} atoms are never dependent (spark)",
             "",
@@ -81,6 +86,7 @@ class DictionaryReport(NamedTuple):
         return {
             "m": self.m,
             "d": self.d,
+            "rank": self.rank,
             "mutual_coherence": self.mu,
             "generalized_coherence": {"lower": self.generalized[0], "upper": self.generalized[1]},
             "welch_bound": self.welch,
@@ -223,8 +229,10 @@ def _layer(
     size = None
     if best.holds and np.isfinite(best.steps):
         size = realize.cnn_size(m, d, int(best.steps), kernel_size=_KERNEL_SIZE)
-    welch = theory.welch_bound(m, d)
-    return DictionaryReport(m, d, mu, welch, (lower, upper), admissible, table, activation, size)
+    welch, rank = theory.welch_bound(m, d), int(table.coherence.rank)
+    return DictionaryReport(
+        m, d, rank, mu, welch, (lower, upper), admissible, table, activation, size
+    )
 
 
 def _babel_sparsity(D: Dictionary, most: int) -> int:

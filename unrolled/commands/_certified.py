@@ -31,7 +31,8 @@ def certified_regime(D: Dictionary, settings: Settings, say: Say) -> Section | N
     also at their own. It runs in float64. None where not even one nonzero is certified.
     """
     with jax.enable_x64(True):
-        D, _ = dictionaries.normalize(jnp.asarray(np.asarray(dictionaries.dense(D), np.float64)))
+        wide = jnp.asarray(np.asarray(dictionaries.dense(D), np.float64))
+        D = theory.in_float64(dictionaries.normalize(wide)[0], D.dtype)
         say("the certified regime: the linear programs of the minimax weights")
         weights = {
             "W = D": D,

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from unrolled import _checks, activations, dictionaries
+from unrolled import _checks, activations, dictionaries, theory
 from unrolled.commands._certificate import Request, certificate
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
@@ -81,16 +81,22 @@ def run(arguments: argparse.Namespace) -> None:
         check_figure(arguments.figure)
     say = teller()
     with jax.enable_x64(True):
-        Ds = [read_dictionary(path, np.float64) for path in arguments.dictionaries]
-        if arguments.normalize:
-            Ds = [dictionaries.normalize(D)[0] for D in Ds]
-        for path, D in zip(arguments.dictionaries, Ds):
-            _check_norms(path, D)
+        Ds = [_read(path, arguments.normalize) for path in arguments.dictionaries]
     found = certificate(Ds, request, say)
     names = " ".join(str(path) for path in arguments.dictionaries)
     show(arguments.json, found.to_dict(), f"{names}: {found.text()}")
     if arguments.figure is not None:
         write_figure(arguments.figure, found.figure())
+
+
+def _read(path: Path, normalize: bool) -> Dictionary:
+    """D of a file in float64, without what the rounding in the file adds to its range."""
+    stored = read_dictionary(path, None)
+    D = _checks.cast(stored, np.float64)
+    if normalize:
+        D = dictionaries.normalize(D)[0]
+    _check_norms(path, D)
+    return theory.in_float64(D, stored.dtype)
 
 
 def _check_norms(path: Path, D: Dictionary) -> None:

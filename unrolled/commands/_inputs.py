@@ -15,7 +15,7 @@ WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:
-    """D from a `.npy` or `.npz` file (entry D).
+    """D from a `.npy` or `.npz` file (entry D), in a dtype; None for that of the file.
 
     Raises:
         ValueError: no such array, or atoms that float32, where that is the dtype, would lose.
@@ -23,7 +23,7 @@ def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:
     D = datasets.read_array(path, "D")
     if dtype == np.float32 and D.ndim == 2:
         D = in_float32(D.T, path, what="column").T
-    return as_dictionary(jnp.asarray(D.astype(dtype)), str(path))
+    return as_dictionary(jnp.asarray(D if dtype is None else D.astype(dtype)), str(path))
 
 
 def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row") -> np.ndarray:

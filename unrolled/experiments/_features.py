@@ -128,7 +128,8 @@ def _admitted(D: Conv, atoms: int) -> Admitted:
     with jax.enable_x64(True):
         unit, mu, mu_W = _coherences(_checks.cast(D, np.float64))
         if d <= atoms:
-            found = theory.generalized_coherence(dense(unit), _COHERENCE_TOL, only_maximum=True)
+            wide = theory.in_float64(dense(unit), D.dtype)
+            found = theory.generalized_coherence(wide, _COHERENCE_TOL, only_maximum=True)
             generalized = float(found.lower), float(found.upper)
         local = min(float(mu), float(mu_W))
     least = local if generalized is None else min(local, generalized[1])

@@ -49,6 +49,7 @@ from unrolled.theory._models import (
     is_feasible,
     stripe_norm,
 )
+from unrolled.theory._numerical_range import in_float64
 from unrolled.theory._schedules import (
     ErrorBar,
     Schedule,
@@ -113,6 +114,7 @@ __all__ = [
     "frobenius_weights",
     "generalized_coherence",
     "holistic_stability",
+    "in_float64",
     "inner_products",
     "is_csc_feasible",
     "is_feasible",

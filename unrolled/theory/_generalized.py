@@ -35,6 +35,7 @@ from unrolled.theory._atom_programs import (
     solve_atoms,
 )
 from unrolled.theory._coherence import host_float, refuse_cut_atoms
+from unrolled.theory._numerical_range import in_float64, numerical_range
 
 # The level of Definition 8 exceeds the coherence reached by this share, and is at least this large,
 # so that the start is strictly inside for the atoms that attain it.
@@ -53,6 +54,7 @@ class GeneralizedCoherence(NamedTuple):
     per_atom_lower: Array  # (n,)
     W: Dictionary  # (m, n), w_i . d_i = 1; a `Conv` for a shift-invariant circular one
     holds: Array  # () the relative gaps are at most tol, and W attains its bounds when rounded
+    rank: Array  # () of D in its dtype, an integer; W lies in the range of so many dimensions
 
 
 def generalized_coherence(
@@ -73,6 +75,12 @@ def generalized_coherence(
     The linear programs are solved together, in float64 on the host. Results have the dtype of D,
     with bounds rounded outwards. An atom that is independent of the rest has mu~_i = 0, a duplicate
     has 1. A circular `Conv` whose stride divides the signal needs one program per filter.
+
+    The programs are those of the numerical range of D. Atoms that lie in a subspace, such as
+    patches without their mean, leave it by the rounding of their entries, and weights that make use
+    of that are as large as 1 / eps. Singular values up to eps norm(D, "fro"), with the eps of D,
+    and up to 10 max(m, d) eps of the largest in float64, count as zero: W has no part along them,
+    and `lower` is for such weights. `rank` is the number of the others.
 
     Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
     d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no
@@ -125,14 +133,14 @@ def generalized_coherence(
     if cache is not None:
         check_cache(Path(cache), where)
         solve = partial(cached, solve, Path(cache), chosen, (tol, only_maximum))
-    upper, lower, reached, W = _differentiable(solve, chosen)(dense(D))
+    upper, lower, reached, W, rank = _differentiable(solve, chosen)(dense(D))
     top, bottom = largest(upper), largest(lower)
     holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
     holds &= _attained(upper, reached, only_maximum)
     if atoms is not None:
-        return GeneralizedCoherence(top, bottom, upper, lower, W, holds)
+        return GeneralizedCoherence(top, bottom, upper, lower, W, holds, rank)
     upper, lower = spread(D, upper), spread(D, lower)
-    return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds)
+    return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds, rank)
 
 
 def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Dictionary:
@@ -185,7 +193,7 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
         >>> ur.theory.coherence_at_most(D, 0.5).answer, ur.theory.coherence_at_most(D, 0.2).answer
         (True, False)
     """
-    A = _on_host(D, "coherence_at_most")
+    A, dtype = _on_host(D, "coherence_at_most")
     _positive(tol, "coherence_at_most")
     level = host_float(level, "level", "coherence_at_most")
     if not level >= 0:
@@ -194,9 +202,8 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
     def choose(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
         return None if 1 / primal.min() > level else _highest(dual, tried, level)
 
-    uppers, lowers, _, _ = solve_atoms(
-        A, chosen=np.arange(A.shape[1]), tol=tol, choose=choose, quick=True
-    )
+    solve = partial(solve_atoms, chosen=np.arange(A.shape[1]), tol=tol, choose=choose, quick=True)
+    (uppers, lowers, _, _), _ = _in_range(solve, A, dtype)
     upper, lower = float(uppers.max()), float(lowers.max())
     if lower > level:
         return AtMost(False, upper, lower)
@@ -254,7 +261,7 @@ def minimal_entry_weights(
         (True, True)
     """
     where = "minimal_entry_weights"
-    A = _on_host(D, where)
+    A, dtype = _on_host(D, where)
     _positive(tol, where)
     d = A.shape[1]
     if coherence is None or isinstance(coherence, GeneralizedCoherence):
@@ -264,7 +271,9 @@ def minimal_entry_weights(
     if start is None:
         with jax.enable_x64(True):
             # A given level may lie between the values of the atoms, so each must be settled.
-            start = generalized_coherence(jnp.asarray(A), tol, only_maximum=level is None)
+            start = generalized_coherence(
+                in_float64(jnp.asarray(A), dtype), tol, only_maximum=level is None
+            )
     _checks.on_host(start, where, "coherence")
     W = np.array(dense(start.W), np.float64)
     if W.shape != A.shape:
@@ -312,11 +321,12 @@ def _positive(tol: float, where: str) -> None:
         raise ValueError(f"{where}: tol must be positive, got {tol}")
 
 
-def _on_host(D: Dictionary, where: str) -> np.ndarray:
-    """The matrix of a unit dictionary in float64; a traced one is a TypeError."""
+def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
+    """The matrix of a unit dictionary in float64, and its dtype; a traced one is a TypeError."""
     _checks.on_host(D, where, "D")
     with jax.enable_x64(True):
-        return np.asarray(dense(_unit_dictionary(D, where)), np.float64)
+        D = _unit_dictionary(D, where)
+        return np.asarray(dense(D), np.float64), D.dtype
 
 
 def _indices(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
@@ -342,38 +352,56 @@ def _attained(upper: Array, reached: Array, only_maximum: bool) -> Array:
     return jnp.all(reached <= upper * (1 + eps**0.5) + max(16 * eps, ROUNDING))
 
 
+def _in_range(solve: Callable, A: np.ndarray, dtype: np.dtype) -> tuple[tuple, int]:
+    """`solve` in the numerical range of A, (upper, lower, W, V); and the rank.
+
+    Args:
+        solve: of a matrix in float64.
+        A: in float64.
+        dtype: of D.
+    """
+    U, rank = numerical_range(A, dtype)
+    if U is None:
+        return solve(A), rank
+    upper, lower, W, V = solve(U.T @ A)
+    return (upper, lower, U @ W, V), rank
+
+
 def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tuple[Array, ...]]:
-    """A -> (upper, lower, reached, W) in the dtype of A, by the host function `solve`.
+    """A -> (upper, lower, reached, W, rank) in the dtype of A, by the host function `solve`.
 
     `reached` is the coherence of the rounded W. The bounds carry derivatives, W does not.
     """
     n = len(chosen)
 
     def host(A):
-        upper, lower, W, V = solve(np.asarray(A))
+        wide = np.asarray(A, np.float64)
+        (upper, lower, W, V), rank = _in_range(solve, wide, A.dtype)
         W, bounds, reached = W.astype(A.dtype), _outwards(upper, lower, A.dtype), upper
         if np.isfinite(upper).all():
-            _, reached = certified(np.asarray(A, np.float64), W.astype(np.float64), chosen)
-        return *bounds, reached.astype(A.dtype), W, V.astype(A.dtype)
+            _, reached = certified(wide, W.astype(np.float64), chosen)
+        return *bounds, reached.astype(A.dtype), W, np.int32(rank), V.astype(A.dtype)
 
     def call(A):
         if _checks.is_concrete(A):
             return tuple(map(jnp.asarray, host(A)))
         (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
-        shapes = ((n,), (n,), (n,), (m, n), (d, n))
-        return jax.pure_callback(host, tuple(map(of, shapes)), A, vmap_method="sequential")
+        *floats, last = map(of, ((n,), (n,), (n,), (m, n), (d, n)))
+        kinds = (*floats, jax.ShapeDtypeStruct((), np.int32), last)
+        return jax.pure_callback(host, kinds, A, vmap_method="sequential")
 
     @jax.custom_jvp
     def values(A):
-        return call(A)[:4]
+        return call(A)[:5]
 
     @values.defjvp
     def derivative(primals, tangents):
         (A,), (dA,) = primals, tangents
-        upper, lower, reached, W, V = call(A)
+        upper, lower, reached, W, rank, V = call(A)
         with jax.default_matmul_precision("highest"):
             slope = -upper * jnp.sum(W * (dA[:, chosen] - dA @ V), axis=0)
-        return (upper, lower, reached, W), (slope, slope, *map(jnp.zeros_like, (reached, W)))
+        none = (*map(jnp.zeros_like, (reached, W)), np.zeros((), jax.dtypes.float0))
+        return (upper, lower, reached, W, rank), (slope, slope, *none)
 
     return values
 
