@@ -1,6 +1,7 @@
 """The closed-form weights against the quadratic programs that they solve."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -202,6 +203,43 @@ def test_convolutional_weights_are_differentiable_in_the_filters():
     numeric = float(loss(filters + h * direction) - loss(filters - h * direction)) / (2 * h)
     # h^2 = 1e-10, as above.
     assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(numeric, rel=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(7, 61), (61, 7)])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_no_array_has_the_larger_dimension_twice(shape, ridge):
+    """40,000 atoms would need 6 GB for one in float32."""
+
+    def call(D):
+        return theory.frobenius_weights(D, ridge)
+
+    for function in (call, jax.grad(lambda D: call(D).sum())):
+        assert "61,61]" not in str(jax.make_jaxpr(function)(gaussian(0, *shape)))
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4)])
+@pytest.mark.parametrize("cond", [1e3, 1e5])
+def test_weights_of_ill_conditioned_dictionaries_are_those_of_exact_arithmetic(shape, cond):
+    U, S, V = np.linalg.svd(gaussian(2, *shape), full_matrices=False)
+    D = (U * np.geomspace(1, 1 / cond, len(S))) @ V
+    # (A A')^+ A = A (A'A)^-1 where A is tall
+    A = D if shape[0] <= shape[1] else D.T
+    exact = solved_in_fractions(A)
+    exact = exact if A is D else exact.T
+    exact = exact / np.sum(exact * D, 0)
+    off = np.linalg.norm(theory.frobenius_weights(D) - exact, axis=0)
+    # A decomposition with an error of eps norm(A, 2) changes the pseudo-inverse by cond eps.
+    assert (off <= 4 * cond * EPS * np.linalg.norm(exact, axis=0)).all()
+
+
+def solved_in_fractions(A):
+    """(A A')^-1 A, exactly, by elimination."""
+    A = [list(map(Fraction, row)) for row in A.tolist()]
+    rows = [[sum(p * q for p, q in zip(a, b)) for b in A] + a for a in A]
+    for k in range(len(rows)):
+        rows[k] = pivot = [v / rows[k][k] for v in rows[k]]
+        rows = [r if r is pivot else [v - r[k] * p for v, p in zip(r, pivot)] for r in rows]
+    return np.array(rows, float)[:, len(A) :]
 
 
 # With a ridge.

@@ -80,10 +80,9 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
         if not _is_zero(ridge):
             ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
             least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
-            S = A @ A.T + jnp.maximum(ridge, least) * jnp.eye(len(A), dtype=A.dtype)
-            W = jnp.where(ridge > least, jnp.linalg.solve(S, A), W)
+            W = jnp.where(ridge > least, _ridged(A, jnp.maximum(ridge, least)), W)
             held = jnp.where(ridge > least, ridge, 0)
-        kept = kept_atoms(A, A @ (A.T @ W) + held * W, "frobenius_weights")
+        kept = kept_atoms(A, _gram_product(A, W) + held * W, "frobenius_weights")
         W = jnp.where(kept[None, :], W, jnp.nan)
         return ldexp(_unit_diagonal(W, A), -k).astype(dtype)
 
@@ -131,6 +130,18 @@ def pseudo_inverse(D: Dictionary) -> Array:
     A = dense(D)
     with jax.default_matmul_precision("highest"):
         return jnp.linalg.pinv(widened(A)).astype(A.dtype)
+
+
+def _ridged(A: Array, ridge: Array) -> Array:
+    """(A A' + ridge I)^-1 A, by a system of the smaller dimension."""
+    if len(A) > A.shape[1]:
+        return _ridged(A.T, ridge).T
+    return jnp.linalg.solve(A @ A.T + ridge * jnp.eye(len(A), dtype=A.dtype), A)
+
+
+def _gram_product(A: Array, W: Array) -> Array:
+    """A A' W for W = f(A A') A, which commutes: by products of the smaller dimension."""
+    return (W @ A.T) @ A if len(A) <= A.shape[1] else A @ (A.T @ W)
 
 
 def _is_zero(ridge: ArrayLike) -> bool:
