@@ -235,6 +235,47 @@ def test_weights_of_signals_count_repetitions(name):
     assert weighted.objective * N == pytest.approx(repeated.objective * (N + 60), abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    "dtype, exponents", [("float64", (1, 128, -160, 900)), ("float32", (126,))]
+)
+@pytest.mark.parametrize("name", (*SWEEPING, "online"))
+def test_weights_may_have_any_scale(name, dtype, exponents):
+    """A factor 2^k on the weights, and on lam, is one on the objective, and changes nothing else.
+
+    From 2^128 on, weights leave the range of the signals, and from 2^126 their sums do.
+    """
+    signals, weights = Y.astype(np.float32), np.random.default_rng(0).random(Y.shape).astype(dtype)
+
+    def learned(factor):
+        scaled = weights * weights.dtype.type(factor)
+        if name == "online":
+            pairs = zip(np.split(signals, 4), np.split(scaled, 4))
+            return dl.online(pairs, D_ATOMS, lam=0.1 * factor)
+        return learn(name, signals, steps=2, weights=scaled)
+
+    plain = learned(1.0)
+    for factor in (2.0**k for k in exponents):
+        found = learned(factor)
+        assert all(map(np.array_equal, *map(jax.tree.leaves, [(f.D, f.X) for f in (plain, found)])))
+        values = [[f.objective, *(step.objective for step in f.history)] for f in (plain, found)]
+        assert values[1] == [factor * value for value in values[0]]
+
+
+def test_a_batch_with_nothing_known_is_passed_over(tmp_path):
+    holes = np.full_like(BATCHES[0], np.nan)
+    nothing = [(holes, np.zeros(len(holes), bool)), (BATCHES[0], np.zeros_like(holes))]
+    stream = [nothing[0], BATCHES[0], *nothing, *BATCHES[1:3], nothing[1]]
+    options = dict(d=D_ATOMS, lam=0.1)
+    expected = dl.online(BATCHES[:3], **options)
+    assert same(dl.online(stream, **options), expected)
+    half = dl.online(stream[:4], **options)
+    assert len(half.history) == 1 and same(dl.online(stream[4:], resume=half, **options), expected)
+    dl.online(stream[:4], checkpoint=tmp_path / "kept.npz", **options)
+    assert same(dl.online(stream, checkpoint=tmp_path / "kept.npz", **options), expected)
+    with pytest.raises(ValueError, match="ended after 0 signals; expected at least 18"):
+        dl.online(nothing, **options)
+
+
 @pytest.mark.slow
 def test_online_sees_known_entries_alone():
     holes, other = np.where(MASK, Y, np.nan), np.where(MASK, Y, 7.0)

@@ -21,7 +21,6 @@ from unrolled.dictionary_learning._signals import (
     Signals,
     as_lam,
     generator,
-    in_units,
     near_one,
     unit_rows,
 )
@@ -68,7 +67,7 @@ def convolutional(
         key: a typed key, or a seed, of the start and of replacements.
         stride, boundary: as of `dictionaries.Conv`.
         nonnegative: learn codes x >= 0.
-        weights: of the squared errors, (n,) or as `images`, non-negative.
+        weights: of the squared errors, (n,) or as `images`, non-negative, of any scale.
         mask: as `images`, True where a sample is known; the others may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to go on from. With the other arguments as they were it is, bit for bit,
@@ -128,16 +127,17 @@ def convolutional(
 def _problem(signals: Signals, lam: float) -> Problem:
     """The problem for images near 1 and weights up to 1."""
     V = None if signals.V is None else jnp.asarray(signals.V / signals.V.max())
-    near = near_one(lam / _largest_weight(signals), signals.exponent)
+    near = near_one(lam / _largest_weight(signals), signals.exponent + signals.scale)
     return Problem(jnp.asarray(signals.Y), V, jnp.asarray(near, signals.Y.dtype))
 
 
 def _in_units(objective: Any, signals: Signals) -> float:
     """An objective of that problem in the units of the images and weights given."""
-    return _largest_weight(signals) * in_units(objective, signals.exponent)
+    return signals.in_units(_largest_weight(signals) * float(objective))
 
 
 def _largest_weight(signals: Signals) -> float:
+    """Of the weights V, which are near 1."""
     return 1.0 if signals.V is None else float(signals.V.max())
 
 
@@ -153,7 +153,7 @@ def _config(
         "lam": float(lam),
         "nonnegative": nonnegative,
         "key": text_of(key),
-        "images": fingerprint(signals.Y, signals.V),
+        "images": signals.fingerprint(),
         "start": fingerprint(np.asarray(D.filters)) if given else "data",
     }
 

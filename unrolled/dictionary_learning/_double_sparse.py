@@ -19,7 +19,6 @@ from unrolled.dictionary_learning._signals import (
     distinct,
     duplicates,
     generator,
-    in_units,
     unit_rows,
 )
 
@@ -121,7 +120,7 @@ def double_sparse(
     for step in keeper.steps(sweeps):
         with one_thread():
             A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))
-        objective = in_units(squares / (2 * n), signals.exponent)
+        objective = signals.in_units(squares / (2 * n))
         keeper.add(objective, replaced, {"A": A}, last=step == sweeps)
     X = match(A, Z, sparsity)
     codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)

@@ -51,7 +51,9 @@ def ksvd(
         key: a typed key, or a seed, of the start and of replacements.
         start: "data" for random signals, "dct" for cosines (of square patches where m is a square),
             or a D, (m, d).
-        weights: of the squared errors, (n,) or (n, m), non-negative.
+        weights: of the squared errors, (n,) or (n, m), non-negative. Their scale may be any: inside
+            they are divided by a power of two near the largest. A factor changes the objective by
+            itself and nothing else.
         mask: (n, m), True where an entry of Y is known; the others may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to go on from. With the other arguments as they were it is, bit for bit,

@@ -11,7 +11,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
+from unrolled.dictionary_learning._keeper import Keeper, Progress, text_of
 from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._multilayer_sweep import (
     Matrices,
@@ -93,7 +93,7 @@ def multilayer(
     config = {"method": where, "shapes": [list(s) for s in shapes], "sparsities": list(sparsities)}
     if checkpoint is not None:
         config |= {"key": text_of(key), "start": text_of(start)}
-        config["signals"] = fingerprint(signals.Y, signals.V)
+        config["signals"] = signals.fingerprint()
     keeper = Keeper(checkpoint, config, resume, progress)
     if (arrays := keeper.arrays) is not None:
         Ds, X = tuple(arrays[f"D_{j}"] for j in range(len(shapes))), arrays["X"]

@@ -15,7 +15,7 @@ from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, text_of
 from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective
 from unrolled.dictionary_learning._signals import (
@@ -53,7 +53,8 @@ def online(
     Args:
         batches: an iterable of signals (n, m), or of pairs of signals and weights of their squared
             errors, (n,) or (n, m), where a bool array is a mask: False entries may be NaN. The
-            batches may differ in length. For several passes give them several times.
+            batches may differ in length; one whose weights are all zero is passed over. For several
+            passes give them several times.
         d: the number of atoms.
         lam: penalty weight.
         key: a typed key, or a seed, of the start and of replacements.
@@ -82,7 +83,8 @@ def online(
 
     With weights a code is that of the weighted signal, and the atoms fit v y + (1 - v) D x, for
     weights v divided by the largest of the batch, which lowers the objective, too. A batch counts
-    in proportion to its largest weight.
+    in proportion to its largest weight. Weights may have any scale: a factor common to them and to
+    lam changes the objective by itself and nothing else.
 
     Reference: Mairal, Bach, Ponce, Sapiro (2009, 2010).
 
@@ -103,7 +105,8 @@ def online(
     if not 0 <= forgetting < math.inf:
         raise ValueError(f"{where}: forgetting must be non-negative and finite, got {forgetting}")
     keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting), resume, progress)
-    stream: Iterator[Signals] = (_as_batch(batch, where) for batch in batches)
+    given = (_as_batch(batch, where) for batch in batches)
+    stream: Iterator[Signals] = filter(_is_known, given)
     first, dtype = "", None  # what tells this stream from others, and its dtype
     if (arrays := keeper.arrays) is not None:
         sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))
@@ -117,7 +120,7 @@ def online(
         sums, stream = _start(stream, d, start, key, where)
     with one_thread():  # the threads of the codes are enough
         for step, signals in enumerate(stream, start=len(keeper.history) + 1):
-            first = first or _name(signals)
+            first = first or signals.fingerprint()
             _check_length(signals, sums, step, where)
             dtype = signals.dtype if dtype is None else dtype
             beta = (1 - 1 / step) ** forgetting
@@ -155,15 +158,16 @@ def _as_batch(batch: Any, where: str) -> Signals:
         raise ValueError(f"{where}: a batch has {len(batch)} parts; expected Y or (Y, weights)")
     Y, weights = batch
     is_mask = np.asarray(weights).dtype == bool
-    return as_signals(Y, where, **{"mask" if is_mask else "weights": weights})
+    return as_signals(Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True)
+
+
+def _is_known(signals: Signals) -> bool:
+    """Whether some entry has a weight."""
+    return signals.V is None or bool(signals.V.any())
 
 
 def _kept(sums: Sums, dtype: Any, first: str) -> Arrays:
     return {**sums._asdict(), "dtype": np.array(str(dtype)), "first": np.array(first)}
-
-
-def _name(signals: Signals) -> str:
-    return fingerprint(signals.Y, signals.V)
 
 
 def _after(
@@ -171,7 +175,7 @@ def _after(
 ) -> Iterator[Signals]:
     """The stream without the batches that were seen, if it begins as it did then."""
     begins = next(stream, None)
-    if begins is None or _name(begins) != first:
+    if begins is None or begins.fingerprint() != first:
         raise CheckpointError(f"{path}: holds the learning of another stream")
     passed = 1 + sum(1 for _ in itertools.islice(stream, steps - 1))
     if passed < steps:

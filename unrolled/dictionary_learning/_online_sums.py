@@ -21,14 +21,14 @@ class Sums(NamedTuple):
     B: np.ndarray  # (m, d) sum of y x'
     terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1)
     weight: np.ndarray  # () sum of the weights of age
-    exponent: np.ndarray  # () signals are divided by 2^exponent, so that the largest is near 1
+    exponent: np.ndarray  # () A, B, terms times 2^(2 exponent) are those of the signals given
 
 
 def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    sums, lam = _holding(sums, signals), near_one(lam, signals.exponent)
+    sums, lam = _holding(sums, signals), near_one(lam, signals.exponent + signals.scale)
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V)
     R = signals.Y - X @ D.T
@@ -37,7 +37,7 @@ def absorb(
     top = 1.0 if signals.V is None else float(signals.V.max())
     terms = top * np.sum(np.square(target, dtype=float)) / 2 + penalty
     # The unit of the batch in that of the sums; of a batch of zeros it does not matter.
-    unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent))))
+    unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent)) + signals.scale))
     A = beta * sums.A + unit * top * (X.T @ X).astype(float)
     B = beta * sums.B + unit * top * (target.T @ X).astype(float)
     D, A, B = _descend(sums.D, A, B)
@@ -49,17 +49,17 @@ def absorb(
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
     terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + n
     found = Sums(D, A, B, terms, weight, sums.exponent)
-    return found, in_units(objective, signals.exponent), len(fresh)
+    return found, signals.in_units(objective), len(fresh)
 
 
 def _holding(sums: Sums, signals: Signals) -> Sums:
-    """The sums in units of the largest signals so far, these included."""
-    exponent, larger = int(sums.exponent), signals.exponent > int(sums.exponent)
-    if not signals.Y.any() or not (larger or sums.terms == 0):
+    """The sums in units of the largest signals so far, with their weights, these included."""
+    exponent, new = int(sums.exponent), signals.exponent + (signals.scale + 1) // 2
+    if not signals.Y.any() or not (new > exponent or sums.terms == 0):
         return sums
-    unit = np.ldexp(1.0, 2 * (exponent - signals.exponent)) if sums.terms else 1.0
+    unit = np.ldexp(1.0, 2 * (exponent - new)) if sums.terms else 1.0
     D, A, B, terms, weight, _ = sums
-    return Sums(D, unit * A, unit * B, unit * terms, weight, np.array(signals.exponent))
+    return Sums(D, unit * A, unit * B, unit * terms, weight, np.array(new))
 
 
 def _descend(
@@ -83,4 +83,4 @@ def mean_objective(sums: Sums) -> float:
     """The mean objective over the past, in the units of the signals."""
     D, A, B, terms, weight, exponent = sums
     value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return in_units(value, int(exponent))
+    return in_units(value, 2 * int(exponent))

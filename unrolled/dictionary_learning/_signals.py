@@ -10,23 +10,29 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._numbers import wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normalize
+from unrolled.dictionary_learning._keeper import fingerprint
 
 # Atoms whose inner product exceeds this are duplicates.
 PARALLEL = 0.99
 
 
 class Signals(NamedTuple):
-    """Signals near 1 in magnitude: Y 2^exponent are those given."""
+    """Signals and weights near 1 in magnitude: Y 2^exponent and V 2^scale are those given."""
 
     Y: np.ndarray  # (n, m), zero where unknown
-    V: np.ndarray | None  # (n, m) weights of the squared errors; None for ones
+    V: np.ndarray | None  # (n, m) weights of the squared errors, the largest in (1/2, 1]; or ones
     exponent: int
     dtype: np.dtype  # of the result
+    scale: int = 0
 
     def objective(self, R: np.ndarray) -> float:
         """The mean of 1/2 sum_i v_i r_i^2 over residuals R, in the units of the signals given."""
         squares = R * R if self.V is None else self.V * R * R
-        return in_units(np.sum(squares, dtype=float) / (2 * len(R)), self.exponent)
+        return self.in_units(np.sum(squares, dtype=float) / (2 * len(R)))
+
+    def in_units(self, objective: Any) -> float:
+        """An objective of these in the units of those given; inf beyond the largest float."""
+        return in_units(objective, 2 * self.exponent + self.scale)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
         """sum_i v_i r_i^2 for every residual in R, (n,)."""
@@ -38,6 +44,15 @@ class Signals(NamedTuple):
         The error of atoms for it, without weights, is at least the weighted one; equal for D.
         """
         return self.Y if self.V is None else self.Y - (1 - self.V / self.V.max()) * R
+
+    def fingerprint(self) -> str:
+        """A text that differs for different signals or weights."""
+        if self.V is None:
+            return fingerprint(self.Y)
+        with np.errstate(over="ignore"):
+            given = np.ldexp(self.V, self.scale)
+        inside = np.isfinite(given).all()
+        return fingerprint(self.Y, *((given,) if inside else (self.V, np.array(self.scale))))
 
     def rescaled(self, exponent: int) -> "Signals":
         """The same signals, divided by 2^exponent."""
@@ -54,8 +69,13 @@ def as_signals(
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     name: str = "Y",
+    *,
+    unknown: bool = False,
 ) -> Signals:
-    """The signals and weights that a caller gives, checked."""
+    """The signals and weights that a caller gives, checked.
+
+    Weights that are all zero are an error unless `unknown` says that there may be nothing known.
+    """
     _checks.on_host((Y, weights, mask), where, f"{name}, weights or mask")
     given = _checks.as_float(Y, name, where)
     if given.ndim != 2 or 0 in given.shape:
@@ -63,7 +83,9 @@ def as_signals(
             f"{where}: {name} has shape {given.shape}; expected (signals, m), signals in rows"
         )
     Y = np.asarray(given).astype(wide_dtype(given.dtype))
-    V = _weights(Y.shape, Y.dtype, weights, mask, where)
+    V, scale = _weights(Y.shape, Y.dtype, weights, mask, where)
+    if V is not None and not V.any() and not unknown:
+        raise ValueError(f"{where}: all weights are zero")
     known = np.isfinite(Y) if V is None else np.isfinite(Y) | (V == 0)
     if not known.all():
         row, column = np.argwhere(~known)[0]
@@ -74,7 +96,7 @@ def as_signals(
     if V is not None:
         Y = np.where(V > 0, Y, 0)
     exponent = int(np.frexp(np.abs(Y).max())[1])
-    return Signals(np.ldexp(Y, -exponent), V, exponent, given.dtype)
+    return Signals(np.ldexp(Y, -exponent), V, exponent, given.dtype, scale)
 
 
 def _weights(
@@ -83,11 +105,14 @@ def _weights(
     weights: ArrayLike | None,
     mask: ArrayLike | None,
     where: str,
-) -> np.ndarray | None:
-    """weights times mask, (n, m); None for ones."""
+) -> tuple[np.ndarray | None, int]:
+    """(V, k), where weights times mask are V 2^k, (n, m); None for ones.
+
+    The largest of V is in (1/2, 1]: squares times weights are then in the range of the dtype.
+    """
     if weights is None and mask is None:
-        return None
-    V = np.ones(shape, dtype)
+        return None, 0
+    V = np.ones(shape)
     for value, name in ((weights, "weights"), (mask, "mask")):
         if value is None:
             continue
@@ -101,10 +126,10 @@ def _weights(
             raise TypeError(f"{where}: mask has dtype {value.dtype}; expected bool, True for known")
         _checks.nonnegative(value, name, where)
         _checks.finite(value, name, where)
-        V = V * value.astype(dtype)
-    if not V.any():
-        raise ValueError(f"{where}: all weights are zero")
-    return V
+        V *= value.astype(float)
+    part, k = np.frexp(V.max())
+    k = int(k) - int(part == 0.5)
+    return np.ldexp(V, -k).astype(dtype), k
 
 
 def atom_count(d: int, n: int, where: str) -> int:
@@ -116,9 +141,9 @@ def atom_count(d: int, n: int, where: str) -> int:
 
 
 def in_units(objective: Any, exponent: int) -> float:
-    """An objective of signals near 1 in the units of those given; inf beyond the largest float."""
+    """An objective times 2^exponent; inf beyond the largest float."""
     with np.errstate(over="ignore"):
-        return float(np.ldexp(float(objective), 2 * exponent))
+        return float(np.ldexp(float(objective), exponent))
 
 
 def near_one(lam: float, exponent: int) -> float:

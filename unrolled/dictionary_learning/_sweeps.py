@@ -13,7 +13,7 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, dense
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, text_of
 from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
@@ -150,7 +150,7 @@ def _config(
         "d": options.d,
         "sparsity": options.sparsity,
         "key": text_of(key),
-        "signals": fingerprint(signals.Y, signals.V),
+        "signals": signals.fingerprint(),
         "start": text_of(options.start),
         **atoms.config,
     }
