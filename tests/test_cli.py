@@ -313,6 +313,16 @@ def test_certify_looks_in_the_numerical_range_and_says_so(run, tmp_path):
     assert "rank" not in out and strict_json(run("certify", "D.npy", "--json")[1])["rank"] == 12
 
 
+def test_an_archive_with_a_flipped_bit_is_no_traceback(run, tmp_path):
+    path = tmp_path / "bad.npz"
+    np.savez(path, D=np.eye(2))
+    whole = path.read_bytes()
+    for place in range(whole.index(b"PK\x01\x02"), len(whole), 9):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        status, _, error = run("certify", path)
+        assert status == 0 or (status == 2 and error.startswith(f"unrolled: {path}: ")), place
+
+
 # What a user can mend
 
 REFUSED = {

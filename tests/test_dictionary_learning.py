@@ -11,6 +11,7 @@ import pytest
 
 import unrolled as ur
 from unrolled import dictionary_learning as dl
+from unrolled.training import CheckpointError
 
 M, D_ATOMS, N = 12, 18, 240
 KEY = jax.random.key(0)
@@ -408,6 +409,50 @@ def test_the_same_call_goes_on_from_its_file(name, tmp_path, monkeypatch):
     path.write_bytes(b"torn")
     with pytest.raises(ValueError, match="cannot be read as a learning"):
         learn(name, steps=5, checkpoint=path)
+
+
+def test_a_file_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
+    path, signals = tmp_path / "kept.npz", Y[:20, :4]
+
+    def learned():
+        return dl.ksvd(signals, 6, sparsity=2, sweeps=2, checkpoint=path)
+
+    whole, refused = learned(), 0
+    blob = path.read_bytes()
+    directory = blob.index(b"PK\x01\x02")  # versions, flags and methods, then names and sizes
+    flips = [
+        (place, place % 8) for place in (*range(0, directory, 7), *range(directory, len(blob)))
+    ]
+    flips += [(directory + place, bit) for place in range(6, 12) for bit in range(8)]
+    for place, bit in flips:
+        damaged = bytearray(blob)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            found = learned()
+            assert same(found, whole) and found.history == whole.history, (place, bit)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: cannot be read as a learning: ")
+            refused += 1
+    assert len(flips) > 500 and refused > 0.7 * len(flips)
+
+
+@pytest.mark.parametrize("left_out", [(), ("X",), ("seal",), ("seal", "X"), ("seal", "history")])
+def test_a_file_that_lacks_an_array_is_refused(tmp_path, left_out):
+    path = tmp_path / "kept.npz"
+    whole = learn("ksvd", steps=2, checkpoint=path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name not in left_out}
+    np.savez(path, **arrays)
+    if left_out in ((), ("seal",)):  # older files have no seal
+        assert same(learn("ksvd", steps=2, checkpoint=path), whole)
+        return
+    with pytest.raises(CheckpointError, match="kept.npz: cannot be read as a learning: "):
+        learn("ksvd", steps=2, checkpoint=path)
+    if left_out == ("X",):  # and numbers that are not those of the seal
+        np.savez(path, **arrays, X=np.asarray(whole.X) * 2)
+        with pytest.raises(CheckpointError, match="it has changed since it was saved"):
+            learn("ksvd", steps=2, checkpoint=path)
 
 
 def test_a_stream_of_any_length_is_read_once_and_kept_nowhere():

@@ -440,6 +440,15 @@ def test_masks_have_all_scores_and_pictures(tmp_path):
     assert pictures["predicted"].shape == pictures["truth"].shape == (3, 8, 8)
     right = pictures["predicted"] == pictures["truth"]
     assert right.mean() == pytest.approx(row["scores"]["pixel_accuracy"], rel=1e-6)
+    (path,) = (tmp_path / "pictures").iterdir()
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 11):  # one of them asks for another method of packing
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            found = experiments.read_pictures(tmp_path, name)
+            assert all(np.array_equal(found[key], pictures[key]) for key in pictures), place
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: not the pictures of a row")
 
 
 def test_shapes_are_one_object_each_and_always_the_same():

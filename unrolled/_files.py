@@ -1,8 +1,12 @@
-"""Files that are written whole, or not at all."""
+"""Files that are written whole, or not at all, and arrays that are read whole, or not at all."""
 
+import io
 import os
 import tempfile
+import zipfile
 from pathlib import Path
+
+import numpy as np
 
 
 class CheckpointError(ValueError):
@@ -43,6 +47,32 @@ def write_whole(path: Path, blob: bytes | memoryview) -> None:
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a `.npz` file by name, with the checksum of every entry compared.
+
+    `np.load` reads as much as the header of an array says, and without the end of an entry there is
+    no checksum.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or no such file.
+    """
+    blob = io.BytesIO(path.read_bytes())
+    try:
+        with zipfile.ZipFile(blob) as archive:
+            return {n.removesuffix(".npy"): _from_npy(archive.read(n)) for n in archive.namelist()}
+    except Exception as error:  # whatever numpy, zipfile and zlib raise of foreign bytes
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def _from_npy(blob: bytes) -> np.ndarray:
+    stream = io.BytesIO(blob)
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if stream.read(1):
+        raise ValueError(f"an array of shape {array.shape} has more bytes than it needs")
+    return array
 
 
 def sync_folder(folder: Path) -> None:

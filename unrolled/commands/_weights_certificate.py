@@ -79,8 +79,11 @@ def holds_weights(path: Path) -> bool:
     """Whether a path is a folder, or a file as `training.save` writes it."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return path.is_dir() or path.suffix == ".safetensors"
-    with zipfile.ZipFile(path) as archive:
-        return "manifest.json" in archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "manifest.json" in archive.namelist()
+    except Exception:  # whatever zipfile raises of foreign bytes: what reads arrays says it better
+        return False
 
 
 def weights_certificate(

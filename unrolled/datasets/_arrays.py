@@ -121,6 +121,13 @@ def _where(array: np.ndarray, first: int) -> str:
 def entries(path: str | Path) -> list[str]:
     """The names of the arrays in a `.npz` file.
 
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a readable `.npz` file.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -128,8 +135,14 @@ def entries(path: str | Path) -> list[str]:
         ...     ur.datasets.entries(f"{folder}/codes.npz")
         ['x_1', 'x_2']
     """
-    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return archive.files
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except Exception as error:  # whatever zipfile raises of foreign bytes
+        raise ValueError(f"{path}: not a readable array file ({error})") from error
 
 
 def _entry(path: Path, name: str | None) -> np.ndarray:
@@ -147,4 +160,8 @@ def _entry(path: Path, name: str | None) -> np.ndarray:
         size = archive.zip.getinfo(f"{chosen}.npy").file_size
         if size > _LARGEST_BYTES:
             raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
-        return archive[chosen]
+        with archive.zip.open(f"{chosen}.npy") as entry:
+            array = np.lib.format.read_array(entry, allow_pickle=False)
+            if entry.read(1):  # which looks at the checksum, too
+                raise ValueError(f"entry {chosen!r} has more bytes than its header says")
+        return array

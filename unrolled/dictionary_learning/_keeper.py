@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._files import CheckpointError, check_writable, write_whole
+from unrolled._files import CheckpointError, check_writable, read_npz, write_whole
 from unrolled.dictionaries import dense
 from unrolled.dictionary_learning._learned import Learned, Step, as_learned
 
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
+
+_SEAL = "seal"  # the entry of a file with the fingerprint of all others
 
 # Called after every step.
 Progress = Callable[[Step], Any]
@@ -60,17 +61,19 @@ class Keeper:
 
     def _loaded(self, path: Path) -> tuple[Arrays, list[Step]]:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            config = json.loads(str(arrays.pop("config")))
+            arrays = read_npz(path)
+            seal = arrays.pop(_SEAL, None)  # older files have none
+            if seal is not None and str(seal) != _sealed(arrays):
+                raise ValueError("it has changed since it was saved")
+            config = dict(json.loads(str(arrays.pop("config"))))
             history = [Step(*row) for row in json.loads(str(arrays.pop("history")))]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # whatever a reader of foreign bytes raises
             raise CheckpointError(f"{path}: cannot be read as a learning: {error}") from error
         if config != self.config:
             names = [n for n in {**config, **self.config} if config.get(n) != self.config.get(n)]
             differ = ", ".join(f"{n}={config.get(n)} (now {self.config.get(n)})" for n in names)
             raise CheckpointError(f"{path}: holds another learning, with {differ}")
-        return arrays, history
+        return _Kept(path, arrays), history
 
     def steps(self, last: int) -> range:
         """The numbers of the steps that are left."""
@@ -92,8 +95,26 @@ class Keeper:
         texts = {"config": json.dumps(self.config), "history": json.dumps(self.history)}
         blob = io.BytesIO()
         held: dict[str, Any] = {**arrays, **{name: np.array(text) for name, text in texts.items()}}
+        held[_SEAL] = np.array(_sealed(held))
         np.savez(blob, **held)
         write_whole(self.path, blob.getbuffer())
+
+
+class _Kept(Arrays):
+    """The arrays of a file; one that it lacks is a CheckpointError."""
+
+    def __init__(self, path: Path, arrays: Arrays):
+        super().__init__(arrays)
+        self.path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise CheckpointError(f"{self.path}: cannot be read as a learning: it has no {name}")
+
+
+def _sealed(arrays: Arrays) -> str:
+    """A text that differs for other names or arrays."""
+    names = sorted(arrays)
+    return fingerprint(np.array(names), *(arrays[name] for name in names))
 
 
 def fingerprint(*arrays: np.ndarray | None) -> str:

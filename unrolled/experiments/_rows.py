@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unrolled._files import write_whole
+from unrolled._files import read_npz, write_whole
 from unrolled._json import to_json
 
 ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
@@ -99,6 +99,9 @@ def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> 
 def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
     """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
 
+    Raises:
+        ValueError: their file is damaged.
+
     Example:
         >>> ur.experiments.read_pictures("an-experiment", "a-row") is None
         True
@@ -106,8 +109,13 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
     path = Path(folder) / PICTURES / f"{name}.npz"
     if not path.is_file():
         return None
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+    try:
+        found = read_npz(path)
         return {entry: found[entry] for entry in ("X", "truth", "predicted")}
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path}: not the pictures of a row ({error}); remove the file to go on without them"
+        ) from error
 
 
 @contextmanager
