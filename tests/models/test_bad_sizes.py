@@ -109,3 +109,4 @@ def test_what_is_no_sequence_of_banks_or_no_side_is_refused():
         made("MLCSC", filters=-1)
     with pytest.raises(ValueError, match=r"^ImageConv: side is \(5,\); expected \(H, W\)"):
         models.ImageConv(jnp.ones((3, 3, 1, 2)), (5,))
+    assert hash(models.ImageConv(jnp.ones((3, 3, 1, 2)), [5, 5]).side) == hash((5, 5))

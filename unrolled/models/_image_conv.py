@@ -52,6 +52,7 @@ class ImageConv:
         side = _checks.as_indices(self.side, "side", "ImageConv", least=1)
         if len(side) != 2:
             raise ValueError(f"ImageConv: side is {self.side}; expected (H, W)")
+        object.__setattr__(self, "side", side)  # a list is no static field
         _checks.as_index(self.stride, "stride", "ImageConv", least=1)
         _checks.as_index(self.padding, "padding", "ImageConv")
 
