@@ -1,10 +1,15 @@
 """Files that are written whole, or not at all, and arrays that are read whole, or not at all."""
 
+import glob
 import io
 import os
+import secrets
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -29,24 +34,82 @@ def check_writable(folder: Path) -> None:
 
 
 def write_whole(path: Path, blob: bytes | memoryview) -> None:
-    """Put `blob` at `path` in one move.
-
-    The bytes go to a temporary file beside `path`, which is renamed once they are on the disk.
-    After a fault or a kill the previous file is still there.
+    """Put `blob` at `path` in one move; see `whole_file`.
 
     Raises:
         OSError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with whole_file(path) as file:
+        file.write(blob)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which is at `path` when the block ends.
+
+    It has no name before its bytes are on the disk, where the system has such files, and then one
+    beside `path` for a moment; elsewhere it has that name from the start. After a fault or a kill
+    the previous file is still there. What a kill leaves, the next call for `path` removes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = path.absolute()
+    # In the file system of `path`, whose folder may be made within the block.
+    folder = next(folder for folder in path.parents if folder.exists())
+    sweep(folder / path.name)
+    partial = folder / f".{path.name}.{secrets.token_hex(4)}.partial"
+    nameless = _nameless(folder)
     try:
-        with partial.open("wb") as file:
-            file.write(blob)
+        with partial.open("x+b") if nameless is None else nameless as file:
+            lock(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+            if nameless is not None:
+                # `src_dir_fd`, of no effect here, has the link to the descriptor followed.
+                os.link(_in_proc(file), partial, src_dir_fd=file.fileno())
+            partial.replace(path)
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _nameless(folder: Path) -> BinaryIO | None:
+    """A new file without a name, which may get one; None where there are no such files."""
+    try:
+        file = os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o666), "w+b")
+    except (AttributeError, OSError):
+        return None
+    if os.path.exists(_in_proc(file)):
+        return file
+    file.close()
+    return None
+
+
+def _in_proc(file: BinaryIO) -> str:
+    return f"/proc/self/fd/{file.fileno()}"
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of a file: whatever of it no process has locked."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError), partial.open("rb") as file:
+            if lock(file):
+                partial.unlink()
+
+
+def lock(file: IO) -> bool:
+    """Lock an open file, unless another process has; the lock of a killed process ends with it."""
+    try:
+        import fcntl  # absent on Windows, where the rest of the package works
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -1,14 +1,14 @@
 """Arrays that are written row by row, in constant memory, and appear whole or not at all."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from unrolled._files import sync_folder
+from unrolled._files import whole_file
 
 Append = Callable[[dict[str, np.ndarray]], None]
 
@@ -17,9 +17,9 @@ Append = Callable[[dict[str, np.ndarray]], None]
 def partial_arrays(path: Path, shapes: dict[str, tuple[int, int]]) -> Iterator[Append]:
     """`append(rows by name)` to arrays of float32 that are at `path` when the block ends.
 
-    After an error nothing is written, and an older file is still there. Rows go to files beside
-    `path`, and not through memory maps: so a full disk is an OSError, where a map would end the
-    process.
+    After an error or a kill nothing is written, and an older file is still there. Rows go to files
+    without a name, and not through memory maps: so a full disk is an OSError, where a map would end
+    the process.
 
     Args:
         path: `.npy` for the last array alone, `.npz` for all by name.
@@ -28,32 +28,29 @@ def partial_arrays(path: Path, shapes: dict[str, tuple[int, int]]) -> Iterator[A
     Raises:
         OSError: they cannot be written.
     """
-    names = list(shapes) if path.suffix == ".npz" else list(shapes)[-1:]
-    # In the file system of `path`, whose folder is made when all is written.
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    with tempfile.TemporaryDirectory(".partial", f".{path.name}.", there) as folder:
-        files = {name: Path(folder, f"{name}.npy") for name in names}
-        for name, file in files.items():
-            with file.open("wb") as opened:
-                header = {"descr": "<f4", "fortran_order": False, "shape": shapes[name]}
-                np.lib.format.write_array_header_1_0(opened, header)
+    path = path.absolute()
+    there = next(folder for folder in path.parents if folder.exists())
+    files: dict[str, BinaryIO] = {}
+    with ExitStack() as stack:
+        whole = stack.enter_context(whole_file(path))
+        if path.suffix == ".npz":  # one array after another: their rows are gathered before
+            for name in shapes:
+                files[name] = stack.enter_context(tempfile.TemporaryFile(dir=there))
+        else:
+            name = list(shapes)[-1]
+            files[name] = whole
+            header = {"descr": "<f4", "fortran_order": False, "shape": shapes[name]}
+            np.lib.format.write_array_header_1_0(whole, header)
 
         def append(rows: dict[str, np.ndarray]) -> None:
             for name, file in files.items():
-                with file.open("ab") as opened:
-                    opened.write(np.ascontiguousarray(rows[name], "<f4").data)
+                file.write(np.ascontiguousarray(rows[name], "<f4").data)
 
         yield append
-        whole = files[names[-1]]
         if path.suffix == ".npz":
-            whole = Path(folder, "whole.npz")
-            maps = {
-                name: np.load(file, mmap_mode="r", allow_pickle=False)
-                for name, file in files.items()
-            }
+            maps: dict[str, Any] = {}
+            for name, file in files.items():
+                file.flush()
+                maps[name] = np.memmap(file, "<f4", "r", shape=shapes[name])
             np.savez(whole, **maps)
-        with whole.open("rb") as written:
-            os.fsync(written.fileno())
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        whole.replace(path)
-        sync_folder(path.absolute().parent)
+        path.parent.mkdir(parents=True, exist_ok=True)

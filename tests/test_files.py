@@ -1,0 +1,86 @@
+"""Files that appear whole: what a process that is killed while it writes leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unrolled as ur
+from unrolled._files import whole_file, write_whole
+from unrolled.commands._partial import partial_arrays
+
+# It writes a file and two arrays of codes, says so, and waits to be killed.
+WRITER = """
+import os, sys
+from pathlib import Path
+import numpy as np
+if "named" in sys.argv:  # as where the system has no files without a name
+    del os.O_TMPFILE
+from unrolled._files import whole_file
+from unrolled.commands._partial import partial_arrays
+with whole_file(Path("state.npz")) as file, partial_arrays(Path("X.npy"), {"X": (9, 2)}) as append:
+    with partial_arrays(Path("X.npz"), {"X": (9, 2), "Z": (9, 3)}) as gather:
+        file.write(bytes(100_000))
+        append({"X": np.ones((4, 2))})
+        gather({"X": np.ones((4, 2)), "Z": np.ones((4, 3))})
+        print("written", flush=True)
+        sys.stdin.read()
+"""
+
+
+def killed(folder, *arguments):
+    """The names in the folder after a writer was killed there."""
+    environment = os.environ | {"PYTHONPATH": str(Path(ur.__file__).parents[1])}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", WRITER, *arguments]
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as writer:
+        assert writer.stdout.readline() == "written\n"
+        writer.kill()
+    assert writer.returncode == -signal.SIGKILL
+    return sorted(os.listdir(folder))
+
+
+def test_a_killed_writer_leaves_nothing_but_the_file_before(tmp_path):
+    if not hasattr(os, "O_TMPFILE"):
+        pytest.skip("this system has no files without a name")
+    (tmp_path / "state.npz").write_bytes(b"before")
+    assert killed(tmp_path) == ["state.npz"]
+    assert (tmp_path / "state.npz").read_bytes() == b"before"
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
+    """Without files that have no name; what another process is writing stays."""
+    left = killed(tmp_path, "named")
+    assert [name.split(".")[1:3] for name in left] == [["X", "npy"], ["X", "npz"], ["state", "npz"]]
+    (tmp_path / ".state.npz.notes").write_text("of the user")
+    with whole_file(tmp_path / "state.npz") as file:
+        write_whole(tmp_path / "state.npz", b"by another")
+        file.write(b"at last")
+    assert (tmp_path / "state.npz").read_bytes() == b"at last"
+    with partial_arrays(tmp_path / "X.npy", {"X": (1, 2)}) as append:
+        append({"X": np.ones((1, 2))})
+    with partial_arrays(tmp_path / "X.npz", {"X": (1, 2)}) as append:
+        append({"X": np.ones((1, 2))})
+    assert sorted(os.listdir(tmp_path)) == [".state.npz.notes", "X.npy", "X.npz", "state.npz"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_live_writer_keeps_its_file_and_its_permissions(named, tmp_path, monkeypatch):
+    if named:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    path = tmp_path / "a file.npz"
+    with whole_file(path) as file:
+        file.write(b"first")
+        write_whole(path, b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["a file.npz"]
+    (tmp_path / "plain").write_bytes(b"")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(KeyError), whole_file(path) as file:
+        file.write(b"torn")
+        raise KeyError
+    assert path.read_bytes() == b"first" and len(os.listdir(tmp_path)) == 2
