@@ -19,7 +19,10 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 # The first part of a module's name under `unrolled`, by floor. A file imports from lower floors and
 # from its own.
 FLOORS = (
-    ("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_text", "_threads"),
+    (
+        *("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_text", "_threads"),
+        "records",
+    ),
     ("activations", "dictionaries", "plots"),
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point"),
     ("theory", "pursuit"),
@@ -302,6 +305,7 @@ PINNED = {
     "mean_class_accuracy mean_iou",
     "datasets": "cifar10 mnist digits masks crop_and_flip read_array photographs",
     "problems": "standard_benchmark",
+    "records": "Interned Record option",
     "nnx": "Module",
     "models": "LeNet5 VGG11 UNet CSCNet tap",
 }

@@ -325,6 +325,15 @@ class _taking(layers.ista):
     taps: tuple = option(default=())
 
 
+class _worded(ur.records.Record):
+    """A test double with words, and numbers that may be missing or infinite."""
+
+    word: str = option(default="one", choices=("one", "two"))
+    share: float = option(default=0.5, above=0, most=1)
+    clip: float = option(default=np.inf, above=0, most=np.inf)
+    size: int | None = option(default=None, least=1)
+
+
 # Name: call, error, the essential words of the message.
 BAD_OPTIONS = {
     "unknown": (
@@ -408,6 +417,30 @@ BAD_OPTIONS = {
         "_limited: taps must be above 1 and below 9 and finite, got 9",
     ),
     "an int below its limit": (lambda: _limited(K, taps=1), ValueError, "taps must be above 1"),
+    "a word that is none of the choices": (
+        lambda: _worded(word="tow"),
+        ValueError,
+        "_worded: unknown word 'tow'; expected one of one, two; did you mean 'two'[?]",
+    ),
+    "a number for a word": (lambda: _worded(word=1), TypeError, "word must be a string, got 1"),
+    "a number above the most": (
+        lambda: _worded(share=1.5),
+        ValueError,
+        "_worded: share must be above 0 and at most 1, got 1.5",
+    ),
+    "a number below": (lambda: _worded(share=0), ValueError, "share must be above 0, got 0.0"),
+    "nan where infinity may be": (lambda: _worded(clip=np.nan), ValueError, "above 0, got nan"),
+    "a size of 0": (lambda: _worded(size=0), ValueError, "size must be at least 1, got 0"),
+    "a long value": (
+        lambda: ur.alista(K, theta="0" * 99),
+        TypeError,
+        "a number, got '0{56}[.]{3}$",
+    ),
+    "beyond all floats": (
+        lambda: ur.alista(K, theta=10**400),
+        TypeError,
+        "must be a number, got 1",
+    ),
     "no layers": (lambda: ur.dsc([]), ValueError, "at least one layer"),
     "a layer for layers": (
         lambda: ur.dsc(ur.alista(K)),
@@ -439,6 +472,14 @@ TRACED = {
 def test_traced_options_are_refused(case):
     with pytest.raises(TypeError, match="must be static, got a traced value"):
         jax.jit(lambda v: TRACED[case](v).init(None, jnp.eye(2)))(1)
+
+
+def test_a_record_shows_the_values_that_it_was_given():
+    """1, 1.0 and True are equal, and -0.0 is 0.0: none of them stands for another."""
+    made = [_taking(K, taps=(value,)) for value in (1, 1.0, True)]
+    assert [type(record.taps[0]) for record in made] == [int, float, bool]
+    assert repr(ur.alista(K, lam=-0.0)) == "alista(2, lam=0.0)"
+    assert _worded(size=np.int64(3), clip=np.inf) is _worded(size=3)
 
 
 def test_an_option_is_overridden_with_its_type():

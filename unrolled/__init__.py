@@ -20,6 +20,7 @@ from unrolled import (
     problems,
     pursuit,
     realize,
+    records,
     theory,
     training,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "problems",
     "pursuit",
     "realize",
+    "records",
     "shrink",
     "soft_threshold",
     "theory",

@@ -6,12 +6,13 @@ caller says what the result is then. The checks use numpy, since inside `jit` ev
 known arrays is traced.
 """
 
+import difflib
 import math
 import operator
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ Array = jax.Array
 Key = jax.Array | int  # what a function that draws takes: a typed key, or a seed
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
+_LONGEST = 60  # characters of a value in a message
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -41,6 +43,23 @@ def register(known: dict[str, Any], cls: type, what: str) -> None:
             "choose another name, or one with a leading underscore"
         )
     known[name] = cls
+
+
+def brief(value: Any) -> str:
+    """A value in a message, of at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like another; None where none is."""
+    return next(iter(difflib.get_close_matches(word, known, 1)), None)
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The end of a message: "; did you mean 'relu'?", or "" where no known word is like it."""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def is_concrete(tree: Any) -> bool:
@@ -160,7 +179,7 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
     try:
         value = operator.index(n)
     except TypeError as error:
-        raise TypeError(f"{where}: {name} must be an integer, got {n!r}") from error
+        raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}") from error
     if value < least:
         raise ValueError(f"{where}: {name} must be at least {least}, got {value}")
     return value
@@ -175,11 +194,11 @@ def as_number(x: Any, name: str, where: str) -> float:
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
     try:
-        if isinstance(x, str | bool | np.bool_) or np.ndim(x):
+        if isinstance(x, str | bytes | bool | np.bool_) or np.ndim(x):
             raise TypeError
         return float(x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{where}: {name} must be a number, got {x!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{where}: {name} must be a number, got {brief(x)}") from error
 
 
 def as_bool(x: Any, name: str, where: str) -> bool:
@@ -191,7 +210,7 @@ def as_bool(x: Any, name: str, where: str) -> bool:
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
     if not isinstance(x, bool | np.bool_):
-        raise TypeError(f"{where}: {name} must be True or False, got {x!r}")
+        raise TypeError(f"{where}: {name} must be True or False, got {brief(x)}")
     return bool(x)
 
 

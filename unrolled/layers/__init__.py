@@ -15,7 +15,6 @@ from unrolled.layers._liht import keep_largest, liht
 from unrolled.layers._lista import Matrices, MatricesAndThreshold, Threshold, lista, lista_ss
 from unrolled.layers._lista_cp import WeightsAndThreshold, lista_cp, lista_cpss
 from unrolled.layers._na_alista import Recurrent, na_alista
-from unrolled.layers._options import Interned, option
 from unrolled.layers._records import (
     Fixed,
     Gamma,
@@ -48,6 +47,7 @@ from unrolled.layers._shrinking import (
 from unrolled.layers._tista import tista
 from unrolled.layers._unroll import unroll
 from unrolled.pursuit import State
+from unrolled.records import Interned, option
 
 __all__ = [
     "Acting",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from unrolled._checks import Array
 from unrolled._numbers import wide_dtype, widened
 from unrolled.layers._layer import Layer
-from unrolled.layers._options import option
+from unrolled.records import option
 
 
 def bernoulli_gaussian_mean(r: Array, tau2: Any, *, probability: float, variance: float) -> Array:

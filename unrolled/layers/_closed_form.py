@@ -12,7 +12,7 @@ from unrolled.dictionaries import (
 )
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Layer
-from unrolled.layers._options import option
+from unrolled.records import option
 from unrolled.theory import frobenius_weights, spectral_radius
 
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting
-from unrolled.layers._options import option
 from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
 from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz
+from unrolled.records import option
 
 
 class StepAndThreshold(NamedTuple):

@@ -11,9 +11,9 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
-from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Shape, Unrolled, magnitude, repeat
 from unrolled.layers._shrinking import Shrinking
+from unrolled.records import option
 
 
 class Message(NamedTuple):

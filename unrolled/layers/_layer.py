@@ -11,10 +11,10 @@ from unrolled import _checks
 from unrolled._checks import Array, Key
 from unrolled._export import exportable
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
-from unrolled.layers._options import Interned, option
 from unrolled.layers._records import Unrolled, check_forms, check_params, records_of
 from unrolled.layers._unroll import unroll
 from unrolled.pursuit import State
+from unrolled.records import Interned, option
 
 PRECISIONS = (
     *("highest", "high", "default"),
@@ -22,15 +22,6 @@ PRECISIONS = (
 )
 
 FAMILIES: dict[str, type["Layer"]] = {}
-
-
-def _as_precision(value: str, name: str, where: str) -> str:
-    """`value`, or a ValueError if it is no precision of JAX's matrix products."""
-    if value not in PRECISIONS:
-        raise ValueError(
-            f"{where}: unknown {name} {value!r}; expected one of {', '.join(PRECISIONS)}"
-        )
-    return value
 
 
 class Acting(NamedTuple):
@@ -54,7 +45,7 @@ class Looped(Interned):
 
     precision: str = option(
         default="highest",
-        check=_as_precision,
+        choices=PRECISIONS,
         help='precision of the matrix products; below "highest" the thresholds of the theory '
         "may fail",
     )

@@ -9,9 +9,9 @@ from unrolled.activations import kth_largest
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._lista import Matrices, ista_matrices
-from unrolled.layers._options import option
 from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lipschitz
+from unrolled.records import option
 
 
 def keep_largest(v: Array, sparsity: int) -> Array:

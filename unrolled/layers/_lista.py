@@ -9,10 +9,10 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._layer import Acting
-from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
 from unrolled.pursuit import State
+from unrolled.records import option
 
 
 class Matrices(NamedTuple):

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from unrolled.layers._layer import Acting
 from unrolled.layers._lista import Threshold
-from unrolled.layers._options import option
 from unrolled.layers._records import Matrix, Theta, Unrolled, Weights, repeat
 from unrolled.layers._shrinking import (
     PUBLISHED_SUPPORT,
@@ -13,6 +12,7 @@ from unrolled.layers._shrinking import (
     Selecting,
     support_option,
 )
+from unrolled.records import option
 
 
 class WeightsAndThreshold(NamedTuple):

@@ -11,9 +11,9 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._closed_form import stable_step
-from unrolled.layers._options import option
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.layers._shrinking import Selecting
+from unrolled.records import option
 from unrolled.theory import frobenius_weights
 
 # The scale of the random matrices at the start, times 1 / sqrt(n): so small that the biases of the

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, by_name, relu, select_support, shrink
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
-from unrolled.layers._options import as_number, option
 from unrolled.pursuit import State, lipschitz
+from unrolled.records import option
 
 # The published setting of LISTA-CPSS: 1.2 % of the entries more at every step, up to 13 %.
 PUBLISHED_SUPPORT = (0.012, 0.13)
@@ -70,7 +71,7 @@ def as_support(value: Any, name: str, where: str) -> tuple[float, float] | None:
     if value is None:
         return None
     try:
-        rate, largest = (as_number(part, name, where) for part in value)
+        rate, largest = (_checks.as_number(part, name, where) for part in value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {name} must be (rate, largest), got {value!r}") from error
     if not (0 <= rate < math.inf and 0 <= largest <= 1):

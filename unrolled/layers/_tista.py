@@ -11,9 +11,9 @@ from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._ista import Step
 from unrolled.layers._lamp import nonzero
 from unrolled.layers._layer import Acting
-from unrolled.layers._options import option
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.pursuit import State
+from unrolled.records import option
 from unrolled.theory import pseudo_inverse
 
 # The least error that is estimated, as in the paper: tau stays positive.

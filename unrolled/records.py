@@ -1,19 +1,21 @@
-"""Records identified by their options: equal options give the same object."""
+"""Records identified by their options: equal options give the same object.
+
+Families of layers, recipes, configurations and checkpoints are such records. An option says its
+type, limits and help once, and checks, signatures, help, flags, files and messages are read off it.
+"""
 
 import collections
 import dataclasses
-import difflib
 import inspect
 import math
 import re
 import textwrap
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import jax
-import numpy as np
 
 from unrolled import _checks
 
@@ -26,20 +28,23 @@ def option(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    most: float | None = None,
+    choices: Collection[str] | None = None,
     kw_only: bool = True,
     absent: Any = dataclasses.MISSING,
 ) -> Any:
-    """An option of a family: a field of its class with a default, limits and a help text.
+    """An option of a record: a field of its class with a default, limits and a help text.
 
-    Fields annotated `int`, `float`, `float | None` or `bool` are checked as such: an int without
-    `least` must not be negative, and a float must be finite. A value of another type is taken as it
-    is, unless there is a `check`.
+    Fields annotated `int`, `float`, `bool` or `str`, or one of these `| None`, are checked as such:
+    an int without `least` must not be negative, and a float without `most` must be finite. A value
+    of another type is taken as it is, unless there is a `check`.
 
     Args:
         default: the default value; without one the option is required.
         help: the text that `help` of the class and of the command line shows.
         check: `check(value, name, where)` returns the value in its one hashable form, or raises.
-        least, above, below: limits of a number: `>= least`, `> above`, `< below`.
+        least, above, below, most: limits of a number: `>= least`, `> above`, `< below`, `<= most`.
+        choices: the words of which a text is one; they may grow later, as the names of families do.
         kw_only: False for an option that is also given by position.
         absent: the value in files from before there was the option, where it is not the default.
 
@@ -52,7 +57,7 @@ def option(
         Traceback (most recent call last):
         ValueError: _relaxed: relaxation must be above 0 and below 2 and finite, got 2.0
     """
-    limits = dict(least=least, above=above, below=below)
+    limits = dict(least=least, above=above, below=below, most=most, choices=choices)
     metadata = dict(help=help, check=check, absent=absent, **limits)
     return dataclasses.field(default=default, kw_only=kw_only, metadata=metadata)
 
@@ -77,9 +82,10 @@ class _Interned(type):
             raise TypeError(f"{where}: {problem}; the options are {names}")
         made = super().__call__(*args, **given)
         for field in dataclasses.fields(cls):
-            object.__setattr__(made, field.name, _checked(field, getattr(made, field.name), where))
+            value = accept(field, getattr(made, field.name), field.name, where)
+            object.__setattr__(made, field.name, value)
         with _LOCK:
-            known = _KNOWN.setdefault((cls, *made.options.values()), made)
+            known = _KNOWN.setdefault((cls, *map(_typed, values_of(made).values())), made)
             if known is made:  # `jit` would trace a fresh bound method anew
                 vars(made).update({name: getattr(made, name) for name in cls.bound})
             _RECENT.append(known)
@@ -89,8 +95,8 @@ class _Interned(type):
 @dataclass_transform(
     frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(option,)
 )
-class Interned(metaclass=_Interned):
-    """A frozen record of options with pure methods; equal options give the same object.
+class Record(metaclass=_Interned):
+    """A frozen record of options; equal options give the same object.
 
     Hence records are equal exactly if they are identical. A record can be a static argument of
     `jit` and is a pytree node without leaves. It can be pickled, copied, and changed with
@@ -98,11 +104,14 @@ class Interned(metaclass=_Interned):
     numbers, strings, tuples, activations.
 
     Example:
-        >>> layer = ur.lista_cp(3, lam=0.2)
-        >>> layer is ur.lista_cp(3, lam=0.2), layer
-        (True, lista_cp(3, lam=0.2))
-        >>> jax.tree.leaves(layer)
-        []
+        >>> class _pair(ur.records.Record):
+        ...     first: int = ur.records.option(default=1, help="a number")
+        ...     second: str = ur.records.option(default="a", choices=("a", "b"))
+        >>> _pair(first=2), _pair(first=2) is _pair(second="a", first=2)
+        (_pair(first=2), True)
+        >>> _pair(second="c")
+        Traceback (most recent call last):
+        ValueError: _pair: unknown second 'c'; expected one of a, b
     """
 
     # The methods that are bound once, because `jit` tells functions apart by identity.
@@ -119,17 +128,6 @@ class Interned(metaclass=_Interned):
         cls.__doc__ = _documented(cls)
         jax.tree_util.register_static(cls)
 
-    @classmethod
-    def absent(cls) -> dict[str, Any]:
-        """The options that older files lack, with the values that they had then."""
-        values = {field.name: field.metadata["absent"] for field in dataclasses.fields(cls)}
-        return {name: v for name, v in values.items() if v is not dataclasses.MISSING}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All options by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
     def __repr__(self) -> str:
         parts = []
         for name, parameter in type(self).__signature__.parameters.items():
@@ -141,7 +139,22 @@ class Interned(metaclass=_Interned):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self):
-        return _remade, (type(self), self.options)
+        return _remade, (type(self), values_of(self))
+
+
+def values_of(record: Any) -> dict[str, Any]:
+    """All options of a record by name.
+
+    Example:
+        >>> ur.records.values_of(ur.training.Checkpoint("a"))["keep"]
+        3
+    """
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _typed(value: Any) -> Any:
+    """A key in which 1, 1.0 and True differ, also within tuples: records show what was given."""
+    return tuple(map(_typed, value)) if type(value) is tuple else (type(value), value)
 
 
 def _misfit(cls: Any, args: tuple, given: dict[str, Any]) -> str | None:
@@ -153,8 +166,8 @@ def _misfit(cls: Any, args: tuple, given: dict[str, Any]) -> str | None:
         return f"{len(args)} options given by position, expected {len(first)} ({', '.join(first)})"
     for name in given:
         if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, 1)
-            return f"unknown option {name!r}" + (f", perhaps {near[0]!r}" if near else "")
+            near = _checks.nearest(name, parameters)
+            return f"unknown option {name!r}" + (f", perhaps {near!r}" if near else "")
         if name in first[: len(args)]:
             return f"{name} given by position and by name"
     for name, p in parameters.items():
@@ -168,23 +181,56 @@ def _remade(cls, options):
     return cls(**options)
 
 
-def _checked(field: dataclasses.Field, value, where: str):
-    """The value of an option in its one hashable form."""
-    name, limits = field.name, field.metadata
+def kind_of(field: dataclasses.Field) -> type:
+    """int, float, bool or str where an option is annotated so, also with `| None`; else object.
+
+    Example:
+        >>> import dataclasses
+        >>> [ur.records.kind_of(f).__name__ for f in dataclasses.fields(ur.training.Checkpoint)]
+        ['object', 'int', 'int', 'bool', 'bool']
+    """
+    name = str(getattr(field.type, "__name__", field.type)).removesuffix(" | None")
+    return _KINDS.get(name, object)
+
+
+def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits: Any) -> Any:
+    """The value of an option in its one hashable form.
+
+    Args:
+        field: the option.
+        value: what was given.
+        name: of the option in messages, as "--depth" or "model.depth".
+        where: what messages begin with.
+        limits: those that hold beside the option's own, as of `option`.
+
+    Raises:
+        TypeError: a value of another type, or a traced one.
+        ValueError: a value beyond the limits.
+
+    Example:
+        >>> import dataclasses
+        >>> depth = dataclasses.fields(ur.alista)[0]
+        >>> ur.records.accept(depth, 3, "--depth", "caller", most=2)
+        Traceback (most recent call last):
+        ValueError: caller: --depth must be at most 2, got 3
+    """
     if not _checks.is_concrete(value):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    limits, kind = {**field.metadata, **limits}, kind_of(field)
     if limits.get("check") is not None:
         value = limits["check"](value, name, where)
-    elif field.type in (int, "int"):
-        value = _checks.as_index(value, name, where, least=limits.get("least") or 0)
-        _within(value, name, where, limits)
-    elif value is None and field.type in (float | None, "float | None"):
+    elif kind is object or (value is None and str(field.type).endswith("| None")):
         pass
-    elif field.type in (float, "float", float | None, "float | None"):
-        value = as_number(value, name, where)
-        _within(value, name, where, limits)
-    elif field.type in (bool, "bool"):
+    elif kind is bool:
         value = _checks.as_bool(value, name, where)
+    elif kind is str:
+        _one_of(value, name, where, limits.get("choices"))
+    else:
+        if kind is int:
+            value = _checks.as_index(value, name, where, least=limits.get("least") or 0)
+        else:
+            value = _checks.as_number(value, name, where) + 0.0  # -0.0 is 0.0
+        _within(value, name, where, limits)
     try:
         hash(value)
     except TypeError as error:
@@ -195,27 +241,38 @@ def _checked(field: dataclasses.Field, value, where: str):
     return value
 
 
-def as_number(value, name: str, where: str) -> float:
-    """`value` as a float; neither text nor a bool is one."""
-    if isinstance(value, str | bytes | bool | np.bool_) or np.ndim(value):
-        raise TypeError(f"{where}: {name} must be a number, got {value!r}")
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{where}: {name} must be a number, got {value!r}") from error
+_KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
-def _within(number: float, name: str, where: str, limits) -> None:
-    """Raise ValueError unless a number is finite and within the limits of its option."""
-    least, above, below = (limits.get(limit) for limit in ("least", "above", "below"))
+def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) -> None:
+    """Raise unless a value is text, and among the choices if there are any."""
+    if not isinstance(value, str):
+        raise TypeError(f"{where}: {name} must be a string, got {_checks.brief(value)}")
+    if choices is not None and value not in choices:
+        raise ValueError(
+            f"{where}: unknown {name} {_checks.brief(value)}; expected one of "
+            f"{', '.join(choices)}{_checks.meant(value, choices)}"
+        )
+
+
+def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a number is within the limits of its option; finite without `most`.
+
+    The limit `most` is said only where a number is above it.
+    """
+    least, above, below, most = (limits.get(limit) for limit in ("least", "above", "below", "most"))
+    good = number <= most if most is not None else math.isfinite(number)
+    good = good and (least is None or number >= least)
+    if good and (above is None or number > above) and (below is None or number < below):
+        return
     bounds = [f"at least {least}"] if least is not None else []
     bounds += [f"above {above}"] if above is not None else []
     bounds += [f"below {below}"] if below is not None else []
-    good = math.isfinite(number) and (least is None or number >= least)
-    if not (good and (above is None or number > above) and (below is None or number < below)):
-        raise ValueError(
-            f"{where}: {name} must be {' and '.join([*bounds, 'finite'])}, got {number}"
-        )
+    if most is None:
+        bounds.append("finite")
+    elif number > most or not bounds:
+        bounds.append(f"at most {most}")
+    raise ValueError(f"{where}: {name} must be {' and '.join(bounds)}, got {number}")
 
 
 def _refuse_hidden(cls) -> None:
@@ -267,9 +324,34 @@ _ARGUMENT = textwrap.TextWrapper(88, initial_indent=4 * " ", subsequent_indent=8
 def _documented(cls) -> str:
     """The docstring of the class with its options under `Args`, before any `Reference`."""
     text = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
-    told = [(field.name, field.metadata.get("help")) for field in _ordered(cls)]
-    lines = [_ARGUMENT.fill(f"{name}: {help}.") for name, help in told if help]
+    helps = [(field.name, field.metadata.get("help")) for field in _ordered(cls)]
+    lines = [_ARGUMENT.fill(f"{name}: {help}.") for name, help in helps if help]
     if not lines:
         return text
-    head, *rest = re.split(r"^(?=Reference:|Example:)", text, maxsplit=1, flags=re.MULTILINE)
+    head, *rest = re.split(
+        r"^(?=Raises:|Reference:|Example:)", text, maxsplit=1, flags=re.MULTILINE
+    )
     return "\n".join([head.rstrip(), "", "Args:", *lines, "", *rest])
+
+
+class Interned(Record):
+    """A record of options with pure methods, as layers and networks are.
+
+    Example:
+        >>> layer = ur.lista_cp(3, lam=0.2)
+        >>> layer is ur.lista_cp(3, lam=0.2), layer
+        (True, lista_cp(3, lam=0.2))
+        >>> jax.tree.leaves(layer)
+        []
+    """
+
+    @classmethod
+    def absent(cls) -> dict[str, Any]:
+        """The options that older files lack, with the values that they had then."""
+        values = {field.name: field.metadata["absent"] for field in dataclasses.fields(cls)}
+        return {name: v for name, v in values.items() if v is not dataclasses.MISSING}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options by name."""
+        return values_of(self)
