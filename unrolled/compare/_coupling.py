@@ -1,19 +1,17 @@
 """The weights and thresholds of a layer, step by step, beside what theory asks of them."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._numbers import largest
 from unrolled.dictionaries import Dictionary, dense, normalized
-from unrolled.layers import Acting, Unrolled, names_with_role
+from unrolled.layers import Acting, Unrolled, names_with_role, unstack
 from unrolled.theory import inner_products
 
 Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights`
@@ -60,16 +58,16 @@ def step_means(theta: ArrayLike) -> np.ndarray:
     return theta.reshape(len(theta), -1).mean(1)
 
 
-@partial(jax.jit, static_argnames="weights")
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
-    def one(p):
+    """All steps, by one program for the steps of all methods; one step if all are equal."""
+    steps = unstack(Unrolled(None, jax.device_get(params.steps))).steps
+    if not _depends(lambda p: weights(params.shared, p, D), steps[0]):
+        steps = steps[:1]
+    couplings = []
+    for p in steps:
         W, gamma, S = weights(params.shared, p, D)
-        return _one_step(W, S, gamma, D)
-
-    first = jax.tree.map(lambda leaf: leaf[0], params.steps)
-    if _depends(lambda p: weights(params.shared, p, D), first):
-        return lax.map(one, params.steps)
-    return jax.tree.map(lambda number: number[None], one(first))
+        couplings.append(jax.device_get(_one_step(W, S, gamma, D)))
+    return jax.tree.map(lambda *numbers: np.stack(numbers), *couplings)
 
 
 def _depends(f: Callable[[Any], Any], argument: Any) -> bool:
@@ -79,6 +77,7 @@ def _depends(f: Callable[[Any], Any], argument: Any) -> bool:
     return any(v is given for v in used for given in jaxpr.invars)
 
 
+@jax.jit
 def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
     if np.ndim(gamma):  # with a step size per atom the weights are no convolution any more
         W, gamma = dense(W) * gamma[None, :], None

@@ -56,11 +56,17 @@ class Measured(NamedTuple):
     silent: Array
 
 
-@partial(jax.jit, static_argnames="model")
 def measure(model: Any, params: Any, D: Any, sample: Sample) -> list[Measured]:
-    """`measure_codes` of a model; compiled once for all of its params."""
-    paths = jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, sample.Y)
+    """`measure_codes` of a model."""
+    paths = _paths(model, params, D, sample.Y)
     return measure_codes(paths if isinstance(paths, tuple) else (paths,), sample)
+
+
+# A program of its own: only the paths are the model's, `measure_codes` serves all models.
+@partial(jax.jit, static_argnames="model")
+def _paths(model: Any, params: Any, D: Any, Y: Array) -> Any:
+    """The codes of every layer after every step, (steps, batch, d)."""
+    return jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, Y)
 
 
 @jax.jit
