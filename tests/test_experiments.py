@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -787,6 +788,42 @@ def test_equal_recipes_have_one_name_whatever_the_kinds_of_their_numbers():
     same = dataclasses.replace(RECIPE, gamma=1.0, rate=1.0, momentum=0.0, seed=3, epochs=5)
     assert found == same and found.row_name("x") == same.row_name("x")
     assert found.to_dict() == same.to_dict()
+
+
+def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
+    """Of every byte one bit: rows have a checksum, and those of older versions none."""
+    folder = _rows.open_folder(tmp_path)
+    ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
+    _rows.write_row(folder, name, row)
+    path = folder / "rows" / f"{name}.json"
+    blob, refused = path.read_bytes(), 0
+    for place in range(len(blob)):
+        changed = bytearray(blob)
+        changed[place] ^= 1 << place % 7
+        path.write_bytes(changed)
+        try:
+            assert _rows.read_row(folder, name) == row, (place, bytes(changed))
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: not a row of an experiment ")
+            refused += 1
+    assert len(blob) > 1000 and refused > 0.5 * len(blob)  # the others are between the numbers
+    path.write_text(json.dumps(row))
+    assert experiments.read_rows(folder) == {name: row}
+
+
+def test_damaged_features_and_pictures_of_a_row_are_refused(finished, images, tmp_path):
+    folder = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    name = finished[1]
+    _rows.write_pictures(folder, name, {"X": np.ones(3), "truth": np.ones(3)})
+    with pytest.raises(CheckpointError, match="not the pictures of a row .'predicted'"):
+        experiments.read_pictures(folder, name)
+    path = folder / "features" / f"{name}-2.json"
+    path.parent.mkdir()
+    layer = {"admitted": None, "codes": {}, "pursued": {}}
+    for held in ({"a": 1}, {"a": layer, "sha256": "0"}, [], {"a": layer}):
+        path.write_text(json.dumps(held))
+        with pytest.raises(CheckpointError, match="not the features of a row"):
+            experiments.row_features(folder, name, images, build=build, n=2)
 
 
 def test_rows_with_other_options_are_other_sections():

@@ -1,5 +1,6 @@
-"""Records as strict JSON."""
+"""Records as strict JSON, and texts that tell whether JSON has changed."""
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -25,3 +26,26 @@ def plain(value: Any) -> Any:
 def to_json(value: Any, indent: int | None = 1) -> str:
     """`plain(value)` as text."""
     return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The sha256 of what JSON holds, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`plain(value)` with its `digest` beside it."""
+    whole = plain(value)
+    return {**whole, "sha256": digest(whole)}
+
+
+def unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    """What `sealed` was given; files from before there were seals have none.
+
+    Raises:
+        ValueError: it has changed since it was written.
+    """
+    whole = {name: part for name, part in value.items() if name != "sha256"}
+    if "sha256" in value and value["sha256"] != digest(whole):
+        raise ValueError("it has changed since it was written: its sha256 differs")
+    return whole

@@ -1,5 +1,6 @@
 """What the features of the trained models of rows are."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from unrolled._files import write_whole
+from unrolled._files import CheckpointError, write_whole
+from unrolled._json import sealed, to_json, unsealed
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
 from unrolled.experiments._feature_records import Features
@@ -63,6 +65,7 @@ def row_features(
     Raises:
         FileNotFoundError: no such row, or its weights were not kept.
         ValueError: other images than those of the run; else as in `features`.
+        CheckpointError: the file with what was measured before is damaged.
 
     Example:
         >>> from unrolled import experiments
@@ -85,8 +88,14 @@ def row_features(
         scaled = (X.astype(np.float32) / np.float32(255) - mean) / deviation
         found = features(model, scaled, _convolutions(model, recipe.layers))
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, found.to_json().encode())
-    return Features.from_json(path.read_text(encoding="utf-8"))
+        write_whole(path, to_json(sealed(json.loads(found.to_json()))).encode())
+    try:
+        layers = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        return Features.from_json(json.dumps(layers))
+    except Exception as error:  # whatever a reader of foreign JSON raises
+        raise CheckpointError(
+            f"{path}: not the features of a row ({error}); remove the file to measure them again"
+        ) from error
 
 
 def _convolutions(model: nnx.Module, taps: Sequence[str] | None) -> list[str] | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from unrolled._files import read_npz, write_whole
-from unrolled._json import to_json
+from unrolled._files import CheckpointError, lock, read_npz, write_whole
+from unrolled._json import sealed, to_json, unsealed
 
 ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
 _FORMAT = 1
@@ -42,14 +42,15 @@ def open_folder(folder: str | Path) -> Path:
 
 def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
     """Add a row, whole or not at all."""
-    write_whole(folder / ROWS / f"{name}.json", to_json({"format": _FORMAT, **row}).encode())
+    text = to_json(sealed({"format": _FORMAT, **row}))
+    write_whole(folder / ROWS / f"{name}.json", text.encode())
 
 
 def read_row(folder: Path, name: str) -> dict[str, Any] | None:
     """The row of that name; None if there is none.
 
     Raises:
-        ValueError: its file is not one.
+        CheckpointError: its file is not one, or has changed since it was written.
     """
     path = Path(folder) / ROWS / f"{name}.json"
     return _read(path) if path.is_file() else None
@@ -60,7 +61,7 @@ def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no experiment.
-        ValueError: a file that is no row.
+        CheckpointError: a file that is no row, or has changed since it was written.
 
     Example:
         >>> import pathlib, tempfile
@@ -77,14 +78,17 @@ def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = unsealed(json.loads(path.read_text(encoding="utf-8")))
         if row["format"] != _FORMAT:
             raise ValueError(f"format {row['format']}; expected {_FORMAT}")
         if missing := [key for key in _KEYS if key not in row]:
             raise ValueError(f"without {', '.join(missing)}")
+        # One bit less of a seal, and a row would look like those from before there were seals.
+        if foreign := sorted(set(row) - {"format", *_KEYS}):
+            raise ValueError(f"with {', '.join(foreign)}")
         return row
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
             f"{path}: not a row of an experiment ({error}); remove the file to run it again"
         ) from error
 
@@ -100,7 +104,7 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
     """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
 
     Raises:
-        ValueError: their file is damaged.
+        CheckpointError: their file is damaged.
 
     Example:
         >>> ur.experiments.read_pictures("an-experiment", "a-row") is None
@@ -113,7 +117,7 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
         found = read_npz(path)
         return {entry: found[entry] for entry in ("X", "truth", "predicted")}
     except (ValueError, KeyError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{path}: not the pictures of a row ({error}); remove the file to go on without them"
         ) from error
 
@@ -124,16 +128,9 @@ def claimed(folder: Path, name: str) -> Iterator[bool]:
 
     The lock of a process that was killed ends with it.
     """
-    import fcntl  # absent on Windows, where the rest of the package works
-
-    path = folder / STATES / f"{name}.lock"
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield True
+    with (folder / STATES / f"{name}.lock").open("a+") as file:
+        if mine := lock(file):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield mine

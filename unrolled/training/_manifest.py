@@ -1,7 +1,6 @@
 """The manifest of saved numbers: sealed JSON with dtype, shape and sha256 of every leaf."""
 
 import hashlib
-import json
 import math
 from importlib import metadata
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import _json
 from unrolled._files import CheckpointError
 from unrolled.training._forms import describe, names
 
@@ -107,7 +107,7 @@ def digest(tree: Any) -> str:
         form, leaves = describe(tree, "D")
     except TypeError:  # of a kind that has no form
         form, leaves = str(jax.tree.structure(tree)), names({"D": tree})
-    return _hash([form, table(leaves)[1]])
+    return _json.digest([form, table(leaves)[1]])
 
 
 def versions() -> dict[str, str]:
@@ -122,7 +122,7 @@ def versions() -> dict[str, str]:
 def seal(kind: str, manifest: dict) -> dict:
     """The manifest with its format, kind and a sha256 of itself."""
     whole = {"format": FORMAT, "kind": kind, **manifest}
-    return {**whole, "sha256": _hash(whole)}
+    return {**whole, "sha256": _json.digest(whole)}
 
 
 def unseal(kind: str, manifest: Any) -> dict:
@@ -138,7 +138,7 @@ def unseal(kind: str, manifest: Any) -> dict:
             f"it has format {manifest['format']}, newer than {FORMAT}; try a newer unrolled"
         )
     whole = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != _hash(whole):
+    if manifest.get("sha256") != _json.digest(whole):
         raise ValueError("its manifest has changed since it was saved: its sha256 differs")
     if manifest.get("kind") != kind:
         raise ValueError(f"it holds {str(manifest.get('kind'))[:40]!r}; expected {kind!r}")
@@ -166,7 +166,3 @@ def leaf_types(entries: dict[str, dict]) -> dict[str, str]:
 def _cell(value: Any) -> str:
     text = "-" if value is None else str(value)
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
