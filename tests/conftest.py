@@ -38,12 +38,15 @@ def pytest_configure(config):
     """Save compiling, which is two thirds of the time of a test.
 
     The default tests compile without most optimisations; `-m slow` and other selections compile as
-    users do. Other processes, and later runs, load what one process has compiled.
+    users do. Other processes, and later runs, load what one process has compiled; the cache of the
+    user's own commands is left alone.
     """
     jax.config.update("jax_disable_most_optimizations", config.option.markexpr == "not slow")
     if not config.pluginmanager.hasplugin("cacheprovider"):
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands in other processes
+        jax.config.update("jax_enable_compilation_cache", False)
         return
-    folder = str(config.cache.mkdir("compiled"))
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("compiled"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

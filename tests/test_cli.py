@@ -17,6 +17,7 @@ import unrolled
 from unrolled import analytic, dictionaries, plots, problems, pursuit, theory
 from unrolled.cli import main
 from unrolled.commands import _compare, _settings
+from unrolled.commands._cache import cache_folder, kept_programs
 from unrolled.commands._certified import certified_regime
 from unrolled.commands._report import Section, write_report
 from unrolled.commands._settings import Settings
@@ -149,6 +150,102 @@ def test_an_import_without_a_module_is_refused(capsys):
         main(["doctor", "--import"])
     assert stopped.value.code == 2
     assert "unrolled doctor: error: argument --import: expected one" in capsys.readouterr().err
+
+
+# The cache of compiled programs
+
+
+@pytest.fixture
+def home_cache(monkeypatch, tmp_path):
+    """The cache of a user who has configured none in JAX."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path / "unrolled"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def compiled(number):
+    """Compile a program that is new to this process."""
+    return jax.jit(lambda x: x + number)(1.0)
+
+
+CACHE = [name for name in jax.config.values if "cache" in name]
+
+
+def cache_options():
+    return {name: jax.config.values[name] for name in CACHE}
+
+
+def test_a_command_keeps_what_it_compiles(home_cache):
+    """In a folder of the user's own, and JAX is configured as before when it ends."""
+    before = cache_options()
+    with kept_programs(False) as message:
+        compiled(0.125)
+    assert str(home_cache) in message and "--no-cache" in message
+    assert list(home_cache.glob("*-cache")) and cache_options() == before
+    assert os.name == "nt" or home_cache.stat().st_mode & 0o077 == 0
+
+
+def test_a_torn_program_is_compiled_again(home_cache):
+    with kept_programs(False):
+        assert compiled(0.375) == 1.375
+        for path in home_cache.glob("*-cache"):
+            path.write_bytes(path.read_bytes()[:40])
+        with pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
+            assert compiled(0.375) == 1.375
+
+
+def test_no_cache_keeps_nothing(home_cache, tmp_path):
+    before = cache_options()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    with kept_programs(True) as message:
+        compiled(0.625)
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert not message and not list(tmp_path.iterdir()) and cache_options() == before
+
+
+def test_a_cache_that_is_configured_in_jax_stays(home_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    before = cache_options()
+    with kept_programs(False) as message:
+        assert not message and cache_options() == before
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        with kept_programs(False) as message:
+            compiled(0.875)
+        assert not message and not home_cache.exists()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_without_a_folder_for_it_nothing_is_kept(home_cache):
+    home_cache.write_text("a file of that name")
+    with kept_programs(False) as message:
+        assert compiled(0.1875) == 1.1875
+    assert message.startswith("compiled programs are not kept: ") and str(home_cache) in message
+
+
+@pytest.mark.parametrize(
+    "platform, folder",
+    {"linux": ".cache", "darwin": "Library/Caches", "win32": ""}.items(),
+)
+def test_the_cache_is_where_the_platform_has_caches(monkeypatch, platform, folder):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    for name in ("", "relative"):  # neither is a folder by the standard
+        monkeypatch.setenv("XDG_CACHE_HOME", name)
+        assert cache_folder().relative_to(Path.home() / folder).parts[0] == "unrolled"
+
+
+def test_a_command_says_where_its_programs_are(run, home_cache):
+    """On standard error, so that the result is as without; not before a refusal."""
+    status, out, err = run("certify", "I.npy", "--json")
+    assert status == 0 and strict_json(out) and str(home_cache) in err.splitlines()[-1]
+    status, again, err = run("certify", "I.npy", "--json", "--no-cache")
+    assert status == 0 and again == out and str(home_cache) not in err
+    assert run("certify", "gone.npy")[2].count("\n") == 1
 
 
 # doctor

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from unrolled.commands import COMMANDS
+from unrolled.commands import COMMANDS, kept_programs
 
 # What a user can cause and mend: shown as one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         own = command.add_parser(commands)
         own.add_argument("--json", action="store_true", help="print JSON on standard output")
         own.add_argument("--seed", metavar="INT", help="seed of everything random (default 0)")
+        own.add_argument(
+            "--no-cache",
+            action="store_true",
+            help="do not keep compiled programs for the next call, and use none",
+        )
         _add_import(own)
     return parser
 
@@ -111,8 +116,12 @@ def _check_devices() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    no_cache = vars(arguments).pop("no_cache")  # changes no result, so no report tells it
     try:
-        arguments.run(arguments)
+        with kept_programs(no_cache) as message:
+            arguments.run(arguments)
     except SystemExit as stop:  # by SIGTERM, when a training has saved itself
         return stop.code if isinstance(stop.code, int) else _ERROR
+    if message:
+        print(message, file=sys.stderr)
     return 0
