@@ -4,15 +4,18 @@ Families of layers, recipes, configurations and checkpoints are such records. An
 type, limits and help once, and checks, signatures, help, flags, files and messages are read off it.
 """
 
+import argparse
 import collections
 import dataclasses
 import inspect
+import json
 import math
 import re
 import textwrap
 import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import jax
@@ -182,14 +185,14 @@ def _remade(cls, options):
 
 
 def kind_of(field: dataclasses.Field) -> type:
-    """int, float, bool or str where an option is annotated so, also with `| None`; else object.
+    """int, float, bool or str where that is the annotation, or the first of its types; else object.
 
     Example:
         >>> import dataclasses
-        >>> [ur.records.kind_of(f).__name__ for f in dataclasses.fields(ur.training.Checkpoint)]
-        ['object', 'int', 'int', 'bool', 'bool']
+        >>> [ur.records.kind_of(f).__name__ for f in dataclasses.fields(ur.layers.ista)]
+        ['object', 'float', 'str', 'int', 'bool', 'int']
     """
-    name = str(getattr(field.type, "__name__", field.type)).removesuffix(" | None")
+    name = str(getattr(field.type, "__name__", field.type)).partition(" | ")[0]
     return _KINDS.get(name, object)
 
 
@@ -355,3 +358,155 @@ class Interned(Record):
     def options(self) -> dict[str, Any]:
         """All options by name."""
         return values_of(self)
+
+
+# Files, flags and messages
+
+
+def to_plain(record: Any, write: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+    """The options of a record as JSON and TOML hold them, with lists for tuples.
+
+    Args:
+        record: whose options.
+        write: gives the form of a value that is no number, text or tuple, or None.
+
+    Raises:
+        TypeError: a value without a form.
+
+    Example:
+        >>> ur.records.to_plain(ur.layers.ista(2), str)["activation"]
+        'relu'
+    """
+    where = type(record).__name__
+    return {n: _plain(v, write, f"{where}: option {n}") for n, v in values_of(record).items()}
+
+
+def _plain(value: Any, write: Callable[[Any], Any] | None, where: str) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part, write, where) for part in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    form = None if write is None else write(value)
+    if form is None:
+        raise TypeError(
+            f"{where} is {value!r}, which cannot be saved; expected numbers, text or tuples"
+        )
+    return form
+
+
+def from_plain(value: Any, name: str, where: str) -> Any:
+    """A value of a file, with tuples for lists.
+
+    Raises:
+        TypeError: neither a number, nor text, nor a list of them.
+
+    Example:
+        >>> ur.records.from_plain(["elu", [0.5]], "activation", "caller")
+        ('elu', (0.5,))
+    """
+    if isinstance(value, list | tuple):
+        return tuple(from_plain(part, name, where) for part in value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(
+        f"{where}: {name} must be a number, a string or a list of them, got {_checks.brief(value)}"
+    )
+
+
+def from_text(field: dataclasses.Field, text: str) -> Any:
+    """The value of a flag, not yet checked: text that is no number stays text.
+
+    Options that are no numbers may be JSON, and a list without its brackets.
+
+    Example:
+        >>> import dataclasses
+        >>> options = {field.name: field for field in dataclasses.fields(ur.alista)}
+        >>> [ur.records.from_text(options[n], "0.1, 1") for n in ("lam", "precision", "support")]
+        ['0.1, 1', '0.1, 1', [0.1, 1]]
+    """
+    kind = kind_of(field)
+    readings: list[Callable[[], Any]] = [lambda: json.loads(text), lambda: json.loads(f"[{text}]")]
+    if kind in (int, float, str):
+        readings = [lambda: kind(text)]
+    for reading in readings:
+        with suppress(ValueError, RecursionError):
+            return reading()
+    return text
+
+
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
+
+
+def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> None:
+    """A flag of an option, `--name`, in a parser or a group of argparse; its value stays text.
+
+    Args:
+        group: of argparse.
+        field: the option.
+        help: in place of its own, for an option of several records.
+
+    Example:
+        >>> import argparse, dataclasses
+        >>> parser = argparse.ArgumentParser()
+        >>> ur.records.add_flag(parser, dataclasses.fields(ur.alista)[0])
+        >>> parser.parse_args(["--depth", "3"])
+        Namespace(depth='3')
+    """
+    choices, default = field.metadata["choices"], field.default
+    notes = [", ".join(choices)] if choices is not None else []
+    notes += [] if help is not None or default in (None, False) else [f"default {default}"]
+    text = help if help is not None else field.metadata["help"]
+    text += f" ({'; '.join(notes)})" if notes else ""
+    how: dict[str, Any] = {"metavar": _METAVARS.get(kind_of(field), "VALUE")}
+    if kind_of(field) is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    group.add_argument(f"--{field.name}", default=None, help=text.replace("%", "%%"), **how)
+
+
+def changed(record: Any) -> dict[str, Any]:
+    """The options that are not at their defaults.
+
+    Example:
+        >>> ur.records.changed(ur.lista_cp(3, lam=0.2))
+        {'depth': 3, 'lam': 0.2}
+    """
+    parameters = type(record).__signature__.parameters
+    return {n: v for n, v in values_of(record).items() if v != parameters[n].default}
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The old and the new value of every entry that differs; None stands for one that is missing.
+
+    Example:
+        >>> ur.records.changes({"a": 1, "b": 2}, {"a": 1, "c": 3})
+        {'b': (2, None), 'c': (None, 3)}
+    """
+    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+_ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
+
+
+def differences(saved: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    """`changes` as a table, empty if there are none.
+
+    Example:
+        >>> print(ur.records.differences({"steps": 1}, {"steps": 2}))
+               saved  requested
+        steps  1      2
+    """
+    found = changes(saved, requested)
+    if not found:
+        return ""
+    cells = [(name, *map(_cell, pair)) for name, pair in list(found.items())[:_ROWS]]
+    rows = [("", "saved", "requested"), *cells]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    more = len(found) - _ROWS
+    return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _cell(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."

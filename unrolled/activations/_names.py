@@ -5,6 +5,7 @@ from typing import overload
 
 import jax
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations._activation import Activation, _relu
 from unrolled.activations._approximations import (
@@ -135,6 +136,7 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
         if name not in NAMED:
             raise ValueError(
                 f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
+                f"{_checks.meant(name, NAMED)}"
             )
         return NAMED[name]
     if not callable(name):

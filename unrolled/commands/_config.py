@@ -1,48 +1,75 @@
 """The configuration of a training: read from TOML and flags, checked, written as TOML."""
 
 import dataclasses
-import difflib
 import functools
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-from unrolled import activations
-from unrolled.activations import Activation
-from unrolled.commands._consistency import resolved
-from unrolled.commands._options import (
-    ConfigError,
-    Option,
-    checked,
-    family_option,
-    from_text,
-    merged,
-    options_of,
-    read_toml,
-    shown,
-    toml_value,
-)
+from unrolled import _checks, activations, records
 from unrolled.commands._sections import (
+    LARGEST,
     SECTIONS,
     Config,
-    ModelSection,
-    ProblemSection,
-    TrainingSection,
-    family_of,
+    ConfigError,
+    Model,
+    ModelOptions,
+    Paths,
+    Problem,
+    Training,
+    check_curriculum,
+    check_start,
     option_names,
+    refuse,
+    with_defaults,
 )
-from unrolled.layers import FAMILIES, Layer
+from unrolled.layers import FAMILIES, Layer, as_activation
 from unrolled.networks import Network, dsc
 
-_OWN = {
-    option.name: option
-    for section, cls in [(None, Config), *SECTIONS.items()]
-    for option in options_of(section, cls)
-}
-# Options of families that are set elsewhere: how a layer runs, and what stands in [problem].
-_NOT_OF_MODEL = ("depth", "precision", "unroll", "remat", "lam", "probability")
-_RESERVED = ("config", "help", "json", "resume", "model")  # arguments, and what `_flat` returns
+_LARGEST_BYTES = 2**20  # of a configuration, which is a page of text
+_SHARED = ("lam", "probability")  # options of families that stand in [problem]
+# Options of families that are set elsewhere, or that say how a layer runs.
+_NOT_OF_MODEL = ("depth", "precision", "unroll", "remat", *_SHARED)
+_RESERVED = ("config", "help", "json", "resume", "model")  # arguments, and the key of a chain
+_OWN_FAMILY = "a family of your own needs --import MODULE"
+
+
+class Option(NamedTuple):
+    """One option, wherever it comes from."""
+
+    name: str
+    section: str | None
+    fields: Mapping[str, dataclasses.Field]  # by family; under "" where it is of all of them
+
+    @property
+    def full(self) -> str:
+        """The name with its section: "training.steps"."""
+        return self.name if self.section is None else f"{self.section}.{self.name}"
+
+    def add_flag(self, group: Any) -> None:
+        """The flag of the option; its help says what it is in each family."""
+        # A switch takes no text, which another family may want.
+        fields = sorted(self.fields.values(), key=lambda field: records.kind_of(field) is bool)
+        helps: dict[str, list[str]] = {}
+        for family, field in self.fields.items():
+            helps.setdefault(field.metadata["help"], []).append(family)
+        text = "; ".join(f"{help} ({', '.join(names)})" for help, names in helps.items())
+        records.add_flag(group, fields[0], None if "" in self.fields else text.strip())
+
+
+class Given(NamedTuple):
+    """The value of an option, and where it comes from."""
+
+    value: Any  # text of a flag, or as TOML has it
+    name: str  # in messages
+    where: str  # what messages begin with
+    base: Path  # where relative paths start
+    is_text: bool = False  # of a flag
+
+
+Table = dict[str, Given]
 
 
 def all_options() -> Mapping[str, Option]:
@@ -56,26 +83,26 @@ def all_options() -> Mapping[str, Option]:
 
 @functools.lru_cache(maxsize=1)
 def _options_with(families: tuple[type[Layer], ...]) -> Mapping[str, Option]:
-    found: dict[str, Option] = {}
-    meanings: dict[str, dict[str, list[str]]] = {}  # option -> help -> families
+    tables: list[tuple[str | None, type]] = [(None, Config), *SECTIONS.items()]
+    own = {
+        field.name: Option(field.name, section, {"": field})
+        for section, cls in tables
+        for field in dataclasses.fields(cls)
+        if field.metadata["help"]
+    }
+    of_families: dict[str, dict[str, dataclasses.Field]] = {}
     for cls in families:
         for field in dataclasses.fields(cls):
-            name = field.name
-            if name in _NOT_OF_MODEL:
+            if field.name in _NOT_OF_MODEL:
                 continue
-            if name in _OWN or name in _RESERVED:
+            if field.name in own or field.name in _RESERVED:
                 raise ConfigError(
-                    f"train: the family {cls.__name__} has an option {name}, "
+                    f"train: the family {cls.__name__} has an option {field.name}, "
                     "which has another meaning here; rename it"
                 )
-            option = family_option(field, "model")
-            found[name] = merged(found[name], option) if name in found else option
-            helps = meanings.setdefault(name, {})
-            helps.setdefault(field.metadata.get("help", ""), []).append(cls.__name__)
-    for name, helps in meanings.items():
-        text = "; ".join(f"{help} ({', '.join(names)})" for help, names in helps.items())
-        found[name] = found[name]._replace(limits={**found[name].limits, "help": text.strip()})
-    return MappingProxyType(_OWN | found)
+            of_families.setdefault(field.name, {})[cls.__name__] = field
+    shared = {name: Option(name, "model", fields) for name, fields in of_families.items()}
+    return MappingProxyType(own | shared)
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
@@ -89,145 +116,213 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
 
     Raises:
         ConfigError: an unreadable file, unknown names, wrong types, values out of range, options
-            that do not fit together.
+            that do not fit together, or that a family refuses or lacks.
         FileNotFoundError: no such file.
     """
+    tables = {} if path is None else tables_of(_read_toml(path), path)
     options = all_options()
-    values: dict[str, Any] = {"output": str(Path.cwd() / Config.output)}
-    values |= {} if path is None else _flat(read_toml(path), path)
-    for name, given in flags.items():
-        if given is not None:
-            if "model" in values and options[name].section == "model":
-                raise ConfigError(f"--{name}: the file has a chain; set it there, in [[model]]")
-            value = from_text(options[name], given) if isinstance(given, str) else given
-            values[name] = checked(options[name], value, f"--{name}", Path.cwd())
-    return resolved(_nested(values))
+    for name, value in flags.items():
+        if value is None:
+            continue
+        section = options[name].section
+        table = tables.setdefault(section, {})
+        if isinstance(table, list):
+            raise ConfigError(f"--{name}: the file has a chain; set it there, in [[model]]")
+        table[name] = Given(value, f"--{name}", "train", Path.cwd(), isinstance(value, str))
+    return configuration(tables)
 
 
-def to_toml(config: Config) -> str:
-    """The configuration as TOML, without options that are None; `load` reads it back."""
-    lines = _assignments(None, config)
-    for section in SECTIONS:
-        for part in _parts(config, section):
-            head = f"[[{section}]]" if section == "model" and config.chained else f"[{section}]"
-            lines += ["", head, *_assignments(section, part)]
-    return "\n".join(lines) + "\n"
+def _read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raise ConfigError for what is none."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; expected a TOML file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > _LARGEST_BYTES:
+        raise ConfigError(f"{path}: {path.stat().st_size} bytes; expected at most {_LARGEST_BYTES}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable as TOML ({error})") from error
 
 
-def _assignments(section: str | None, part: Any) -> list[str]:
-    """The values of one table as TOML."""
-    options = [option for option in all_options().values() if option.section == section]
-    values = [(option.name, get(part, option)) for option in options]
-    return [f"{name} = {toml_value(value)}" for name, value in values if value is not None]
-
-
-def _parts(config: Config, section: str | None) -> tuple:
-    """The tables of a section; more than one for the layers of a chain."""
-    if section == "model":
-        return config.layers
-    return (config if section is None else getattr(config, section),)
-
-
-def get(part: Any, option: Option) -> Any:
-    """The value of an option in its table; None for an option of a family that was not given."""
-    return getattr(part, option.name) if option.name in _OWN else part.options.get(option.name)
-
-
-def differences(a: Config, b: Config) -> list[str]:
-    """Where two configurations differ, the run folder aside: "training.steps (100, now 200)"."""
-    olds, news = _values(a), _values(b)
-    pairs = [(name, olds.get(name), news.get(name)) for name in olds | news]
-    return [f"{name} ({old}, now {new})" for name, old, new in pairs if old != new]
-
-
-def _values(config: Config) -> dict[str, Any]:
-    """Every option by its full name, as "model.depth", or "model.2.depth" in a chain."""
-    found = {}
-    for option in all_options().values():
-        for j, part in enumerate(_parts(config, option.section), start=1):
-            chained = option.section == "model" and config.chained
-            full = f"model.{j}.{option.name}" if chained else option.full
-            found[full] = get(part, option)
-    return {name: value for name, value in found.items() if name != "output"}
-
-
-def make_model(config: Config) -> Layer | Network:
-    """The layer, or the chain, of a configuration.
+def tables_of(file: Mapping[str, Any], path: Path) -> dict[str | None, Any]:
+    """The options of a file by section, under None those of no section; a chain has a list.
 
     Raises:
-        ValueError, TypeError: options that the family refuses, or lacks.
+        ConfigError: unknown names, or a section that is no table.
     """
-    layers = tuple(_layer(model, config.problem) for model in config.layers)
-    return dsc(layers) if config.chained else layers[0]
-
-
-def _layer(model: ModelSection, problem: ProblemSection) -> Layer:
-    cls, options = family_of(model), all_options()
-    shared = {n: getattr(problem, n) for n in ("lam", "probability") if n in option_names(cls)}
-    own: dict[str, Any] = {
-        name: activations.from_description(value) if options[name].kind is Activation else value
-        for name, value in model.options.items()
-    }
-    return cls(model.depth, **shared, **own)
-
-
-def _flat(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Option name -> checked value."""
-    values: dict[str, Any] = {}
-    for key, value in tables.items():
+    tables: dict[str | None, Any] = {}
+    for key, value in file.items():
         if key in SECTIONS and isinstance(value, dict):
-            values |= {name: _read(name, v, key, path) for name, v in value.items()}
+            tables[key] = _table(value, key, path)
         elif key == "model" and isinstance(value, list) and value:
-            values[key] = [_flat_layer(table, path) for table in value]
+            tables[key] = [_table(layer, key, path) for layer in value]
         elif key in SECTIONS:
-            raise ConfigError(f"{path}: {key} must be a table, got {shown(value)}; try [{key}]")
+            got = _checks.brief(value)
+            raise ConfigError(f"{path}: {key} must be a table, got {got}; try [{key}]")
         else:
-            values[key] = _read(key, value, None, path)
-    return values
+            tables.setdefault(None, {}).update(_table({key: value}, None, path))
+    return tables
 
 
-def _flat_layer(table: Any, path: Path) -> dict[str, Any]:
-    """One table of [[model]]."""
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: model must be a list of tables, [[model]], got {shown(table)}")
-    return {name: _read(name, value, "model", path) for name, value in table.items()}
-
-
-def _read(name: str, value: Any, section: str | None, path: Path) -> Any:
+def _table(values: Any, section: str | None, path: Path) -> Table:
+    if not isinstance(values, dict):
+        got = _checks.brief(values)
+        raise ConfigError(f"{path}: model must be a list of tables, [[model]], got {got}")
     options = all_options()
-    option = options.get(name)
-    if option is None or option.section != section:
-        full = shown(name if section is None else f"{section}.{name}")
-        raise ConfigError(f"{path}: unknown key {full}{_hint(name, options)}")
-    return checked(option, value, f"{path}: {option.full}", path.parent)
+    if section == "model" and "family" in values:  # first: without it its options are unknown
+        _family({"family": Given(values["family"], "model.family", str(path), path.parent)})
+    for name in values:
+        if name not in options or options[name].section != section:
+            full = _checks.brief(name if section is None else f"{section}.{name}")
+            raise ConfigError(f"{path}: unknown key {full}{_hint(name, options)}")
+    return {n: Given(v, options[n].full, str(path), path.parent) for n, v in values.items()}
 
 
 def _hint(name: str, options: Mapping[str, Option]) -> str:
     """What may have been meant."""
-    near = [name] if name in options else difflib.get_close_matches(name, [*options, *SECTIONS], 1)
-    if not near:
-        return (
-            f"; expected output, seed or [{'], ['.join(SECTIONS)}]; "
-            "an option of a family of your own needs --import MODULE"
-        )
-    return f"; did you mean {options[near[0]].full if near[0] in options else f'[{near[0]}]'}?"
+    near = name if name in options else _checks.nearest(name, [*options, *SECTIONS])
+    if near is None:
+        return f"; expected output, seed or [{'], ['.join(SECTIONS)}]; an option of {_OWN_FAMILY}"
+    return f"; did you mean {options[near].full if near in options else f'[{near}]'}?"
 
 
-def _nested(values: Mapping[str, Any]) -> Config:
-    options = all_options()
-    values = dict(values)
-    layers = values.pop("model", None)  # of a chain
+def configuration(tables: Mapping[str | None, Any]) -> Config:
+    """The configuration of tables, see `tables_of`.
 
-    def part(section):
-        return {name: value for name, value in values.items() if options[name].section == section}
+    Raises:
+        ConfigError: as in `load`.
+    """
+    try:
+        return _configuration(tables)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
-    def model(given):
-        own = {name: value for name, value in given.items() if name in _OWN}
-        return ModelSection(**own, options={n: v for n, v in given.items() if n not in _OWN})
 
-    return Config(
-        **part(None),
-        problem=ProblemSection(**part("problem")),
-        model=model(part("model")) if layers is None else tuple(map(model, layers)),
-        training=TrainingSection(**part("training")),
+def _configuration(tables: Mapping[str | None, Any]) -> Config:
+    top = _accepted(Config, tables.get(None, {}))
+    layers = tables.get("model", {})
+    chained = isinstance(layers, list)
+    layers = layers if chained else [layers]
+    families = [_family(table) for table in layers]
+    problem = Problem(**_accepted(Problem, tables.get("problem", {})))
+    problem = with_defaults(problem, families, chained)
+    models = tuple(_model(table, cls, problem) for table, cls in zip(layers, families))
+    config = Config(
+        **{"output": str(Path.cwd() / Config.output), **top},
+        problem=problem,
+        model=models if chained else models[0],
+        training=Training(**_accepted(Training, tables.get("training", {}))),
     )
+    check_curriculum(config)
+    return config
+
+
+def _family(table: Table) -> type[Layer]:
+    """The family of a table; raise ConfigError unless this process knows it."""
+    if "family" not in table:
+        return FAMILIES[ModelOptions.family]
+    try:
+        return FAMILIES[_accepted(ModelOptions, {"family": table["family"]})["family"]]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{error}; {_OWN_FAMILY}") from error
+
+
+def _model(table: Table, cls: type[Layer], problem: Problem) -> Model:
+    """The layer of a table, with the options of its family."""
+    own = option_names(ModelOptions)
+    chosen = ModelOptions(**_accepted(ModelOptions, {n: table[n] for n in table if n in own}))
+    options = {name: given for name, given in table.items() if name not in own}
+    refuse([name for name in options if name not in option_names(cls)], f"family {chosen.family}")
+    check_start(cls, chosen.start)
+    shared = {name: getattr(problem, name) for name in _SHARED if name in option_names(cls)}
+    layer = cls(chosen.depth, **shared, **_accepted(cls, options))
+    return Model(layer=layer, start=chosen.start)
+
+
+def _accepted(cls: type, table: Table) -> dict[str, Any]:
+    """The options of a record as it takes them."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    return {name: _value(fields[name], given) for name, given in table.items()}
+
+
+def _value(field: dataclasses.Field, given: Given) -> Any:
+    value, name, where, base, is_text = given
+    check, most = field.metadata["check"], field.metadata["most"]
+    value = records.from_text(field, value) if is_text else value
+    value = records.from_plain(value, name, where)
+    if check is as_activation:
+        try:
+            value = activations.from_description(value)
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            expected = 'a name or a list such as ["elu", 0.5]'
+            raise ConfigError(f"{where}: {name} must be {expected} ({error})") from error
+    most = LARGEST.get(records.kind_of(field)) if most is None else most
+    value = records.accept(field, value, name, where, most=most)
+    return check.absolute(value, base) if isinstance(check, Paths) else value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as JSON can hold it, but for infinite numbers."""
+    models = [
+        {
+            "family": model.family,
+            "depth": model.depth,
+            "start": model.start,
+            "options": {
+                name: value
+                for name, value in records.to_plain(model.layer, activations.describe).items()
+                if name not in _NOT_OF_MODEL
+            },
+        }
+        for model in config.layers
+    ]
+    return {
+        "output": config.output,
+        "seed": config.seed,
+        "problem": records.to_plain(config.problem),
+        "model": models if config.chained else models[0],
+        "training": records.to_plain(config.training),
+    }
+
+
+def _flat(value: Any) -> Any:
+    """Tables without options that are None, and those of a family beside its name."""
+    if isinstance(value, dict):
+        whole = {**value, **value.get("options", {})}
+        return {n: _flat(v) for n, v in whole.items() if v is not None and n != "options"}
+    return list(map(_flat, value)) if isinstance(value, list) else value
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML, without options that are None; `load` reads it back."""
+    import tomli_w
+
+    return tomli_w.dumps(_flat(to_dict(config)))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Where two configurations differ, the run folder aside: "training.steps (100, now 200)"."""
+    old, new = (dict(_by_full_name(_flat(to_dict(config)))) for config in (a, b))
+    found = records.changes(old | {"output": None}, new | {"output": None})
+    return [f"{name} ({before}, now {now})" for name, (before, now) in found.items()]
+
+
+def _by_full_name(table: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its full name, as "model.depth", or "model.2.depth" in a chain."""
+    if isinstance(table, list) and table and isinstance(table[0], dict):
+        table = {str(j): layer for j, layer in enumerate(table, start=1)}
+    if not isinstance(table, dict):
+        yield above, table
+        return
+    for name, value in table.items():
+        yield from _by_full_name(value, f"{above}.{name}" if above else name)
+
+
+def make_model(config: Config) -> Layer | Network:
+    """The layer, or the chain, of a configuration."""
+    layers = tuple(model.layer for model in config.layers)
+    return dsc(layers) if config.chained else layers[0]

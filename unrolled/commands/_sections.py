@@ -1,14 +1,16 @@
-"""The sections of a training's configuration, as frozen dataclasses.
+"""The sections of a training's configuration as records, and which of their options go together.
 
 Every option has one name, the same in the file and as a flag, and no two sections share one.
 """
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
-from unrolled.commands._options import setting
-from unrolled.layers import FAMILIES, Layer
+from unrolled._checks import brief
+from unrolled.layers import FAMILIES, Layer, names_with_role
+from unrolled.records import Record, option
 
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "lasso", "reconstruction")
@@ -18,103 +20,157 @@ OPTIMIZERS = (
 )
 PLANTED = "planted"
 WITH_CODES = ("supervised", "log_nmse")  # losses that compare with known codes
-_LARGEST_SIZE = 2**14  # of a generated dictionary
+STARTS = ("init", "analytic", "calibrated")
+LARGEST = {int: 2**31 - 1, float: 1e30}  # numbers well within those of JAX
+_SIZE = 2**14  # the most of a generated dictionary
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be read, or that asks for something impossible."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ProblemSection:
+class Paths:
+    """The check of an option that is a file, or one of some words; or several files."""
+
+    words: tuple[str, ...] = ()
+    several: bool = False
+
+    def __call__(self, value: Any, name: str, where: str) -> Any:
+        """The value, with a tuple for several files; raise unless it is printable."""
+        if self.several and isinstance(value, tuple):
+            return tuple(dataclasses.replace(self, several=False)(v, name, where) for v in value)
+        if not isinstance(value, str):
+            raise TypeError(f"{where}: {name} must be a string, got {brief(value)}")
+        if not (value and value.isprintable()):
+            raise ValueError(f"{where}: {name} must be printable and not empty, got {brief(value)}")
+        return value
+
+    def absolute(self, value: Any, base: Path) -> Any:
+        """The value with absolute paths; relative ones start at `base`."""
+        if isinstance(value, tuple):
+            return tuple(str(base.absolute() / path) for path in value)
+        return value if value in self.words else str(base.absolute() / value)
+
+
+class Problem(Record):
     """The dictionary, the signals, and the weight of the LASSO."""
 
-    dictionary: str | tuple[str, ...] = setting(
-        "gaussian",
-        f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D); of a chain a list of files",
-        words=GENERATED,
-        several=True,
+    dictionary: str | tuple[str, ...] = option(
+        default="gaussian",
+        check=Paths(GENERATED, several=True),
+        help=f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D); of a chain a list of "
+        "files",
     )
-    m: int | None = setting(
-        None, "signal length of a generated D (default 250)", least=1, most=_LARGEST_SIZE
+    m: int | None = option(
+        default=None, least=1, most=_SIZE, help="signal length of a generated D (default 250)"
     )
-    d: int | None = setting(
-        None, "number of atoms of a generated D (default 500)", least=1, most=_LARGEST_SIZE
+    d: int | None = option(
+        default=None, least=1, most=_SIZE, help="number of atoms of a generated D (default 500)"
     )
-    kappa: float | None = setting(
-        None, "condition number of an ill_conditioned D (default 10)", least=1
+    kappa: float | None = option(
+        default=None, least=1, help="condition number of an ill_conditioned D (default 10)"
     )
-    dictionary_seed: int | None = setting(None, "seed of a generated D (default 0)", least=0)
-    signals: str = setting(
-        PLANTED,
-        "planted, or a .npy or .npz file (entry Y, and X, of a chain X_1, X_2, ..., if codes are "
-        "known)",
-        words=(PLANTED,),
+    dictionary_seed: int | None = option(
+        default=None, least=0, help="seed of a generated D (default 0)"
     )
-    probability: float | None = setting(
-        None, "of a nonzero in planted codes and in TISTA's prior (default 0.1)", above=0, most=1
+    signals: str = option(
+        default=PLANTED,
+        check=Paths((PLANTED,)),
+        help="planted, or a .npy or .npz file (entry Y, and X, of a chain X_1, X_2, ..., if codes "
+        "are known)",
     )
-    snr: float | None = setting(
-        None, "of planted signals, dB (default inf: no noise)", least=-300, most=math.inf
+    probability: float | None = option(
+        default=None,
+        above=0,
+        most=1,
+        help="of a nonzero in planted codes and in TISTA's prior (default 0.1)",
     )
-    test_signals: int | None = setting(
-        None, "number of planted signals to test on (default 1000)", least=1, most=10**6
+    snr: float | None = option(
+        default=None,
+        least=-300,
+        most=math.inf,
+        help="of planted signals, dB (default inf: no noise)",
     )
-    lam: float = setting(
-        0.1, "weight of the LASSO, in its loss and at the start of families that have it", least=0
+    test_signals: int | None = option(
+        default=None,
+        least=1,
+        most=10**6,
+        help="number of planted signals to test on (default 1000)",
+    )
+    lam: float = option(
+        default=0.1,
+        least=0,
+        help="weight of the LASSO, in its loss and at the start of families that have it",
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """A layer and the start of its params; options left out are those of the family."""
+class ModelOptions(Record):
+    """What a table of the model has beside the options of its family."""
 
-    family: str = setting(
-        "alista",
-        "family of the layer",
-        choices=FAMILIES,
-        unknown="a family of your own needs --import MODULE",
+    family: str = option(default="alista", choices=FAMILIES, help="family of the layer")
+    depth: int = option(default=16, least=1, most=10_000, help="number of steps K")
+    start: str = option(
+        default="init",
+        choices=STARTS,
+        help="start of the params; analytic: set by theory for the class of the signals",
     )
-    depth: int = setting(16, "number of steps K", least=1, most=10_000)
-    start: str = setting(
-        "init",
-        "start of the params; analytic: set by theory for the class of the signals",
-        choices=("init", "analytic", "calibrated"),
-    )
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the family
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingSection:
+class Model(Record):
+    """A layer, and the start of its params."""
+
+    layer: Layer = option()
+    start: str = option(default="init", choices=STARTS)
+
+    @property
+    def family(self) -> str:
+        """The name of the family."""
+        return self.layer.family
+
+    @property
+    def depth(self) -> int:
+        """K."""
+        return self.layer.depth
+
+
+class Training(Record):
     """The loss, the optimiser, and when to evaluate and to save."""
 
-    method: str = setting(
-        "end_to_end",
-        "all steps at once, or step after step",
+    method: str = option(
+        default="end_to_end",
         choices=("end_to_end", "curriculum"),
+        help="all steps at once, or step after step",
     )
-    loss: str = setting("supervised", "loss of the codes", choices=LOSSES)
-    deep: bool = setting(False, "the loss of every step, not only of the last")
-    optimizer: str = setting("adam", "optimiser of optax", choices=OPTIMIZERS)
-    rate: float = setting(1e-3, "learning rate", above=0)
-    schedule: str = setting("constant", "of the learning rate", choices=("constant", "cosine"))
-    clip: float = setting(
-        math.inf, "largest norm of a gradient, inf for any", above=0, most=math.inf
+    loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
+    deep: bool = option(default=False, help="the loss of every step, not only of the last")
+    optimizer: str = option(default="adam", choices=OPTIMIZERS, help="optimiser of optax")
+    rate: float = option(default=1e-3, above=0, help="learning rate")
+    schedule: str = option(
+        default="constant", choices=("constant", "cosine"), help="of the learning rate"
     )
-    steps: int = setting(
-        1000, "training steps; in a curriculum, steps of each of its 3 K stages", least=1
+    clip: float = option(
+        default=math.inf, above=0, most=math.inf, help="largest norm of a gradient, inf for any"
     )
-    batch: int = setting(64, "signals of a training step", least=1)
-    learn_dictionary: bool = setting(False, "train D too")
-    evaluate_every: int = setting(50, "training steps between two evaluations", least=1)
-    save_every: int = setting(500, "training steps between two checkpoints", least=1)
+    steps: int = option(
+        default=1000,
+        least=1,
+        help="training steps; in a curriculum, steps of each of its 3 K stages",
+    )
+    batch: int = option(default=64, least=1, help="signals of a training step")
+    learn_dictionary: bool = option(default=False, help="train D too")
+    evaluate_every: int = option(default=50, least=1, help="training steps between two evaluations")
+    save_every: int = option(default=500, least=1, help="training steps between two checkpoints")
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Record):
     """A training."""
 
-    output: str = setting("unrolled-run", "the run folder", words=())
-    seed: int = setting(0, "of everything random but the dictionary", least=0)
-    problem: ProblemSection = ProblemSection()
-    model: ModelSection | tuple[ModelSection, ...] = ModelSection()  # a tuple for a chain
-    training: TrainingSection = TrainingSection()
+    output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
+    seed: int = option(default=0, least=0, help="of everything random but the dictionary")
+    problem: Problem = option()
+    model: Model | tuple[Model, ...] = option()  # a tuple for a chain
+    training: Training = option()
 
     @property
     def chained(self) -> bool:
@@ -122,19 +178,98 @@ class Config:
         return isinstance(self.model, tuple)
 
     @property
-    def layers(self) -> tuple[ModelSection, ...]:
+    def layers(self) -> tuple[Model, ...]:
         """The layers of the chain, or the one layer."""
         return self.model if isinstance(self.model, tuple) else (self.model,)
 
 
-SECTIONS = {"problem": ProblemSection, "model": ModelSection, "training": TrainingSection}
+SECTIONS: dict[str, type[Record]] = {
+    "problem": Problem,
+    "model": ModelOptions,
+    "training": Training,
+}
 
 
-def family_of(model: ModelSection) -> type[Layer]:
-    """The class of the family."""
-    return FAMILIES[model.family]
-
-
-def option_names(cls: type[Layer]) -> set[str]:
+def option_names(cls: type) -> set[str]:
     """The options of a family."""
     return {field.name for field in dataclasses.fields(cls)}
+
+
+def refuse(names: list[str], what: str) -> None:
+    """Raise ConfigError if there are options that do not go with something."""
+    if names:
+        raise ConfigError(f"train: {', '.join(names)} does not go with {what}")
+
+
+def with_defaults(problem: Problem, families: list[type[Layer]], chained: bool) -> Problem:
+    """The problem with the defaults that depend on its other options.
+
+    Raises:
+        ConfigError: options that do not go with the dictionary, the signals or the families.
+    """
+    _check_dictionaries(problem, len(families), chained)
+    defaults: dict[str, Any] = {}
+    if problem.dictionary in GENERATED:
+        defaults |= dict(m=250, d=500, dictionary_seed=0)
+    if problem.dictionary == "ill_conditioned":
+        defaults |= dict(kappa=10.0)
+    if problem.signals == PLANTED:
+        defaults |= dict(probability=0.1, snr=math.inf, test_signals=1000)
+    if any("probability" in option_names(family) for family in families):
+        defaults |= dict(probability=0.1)
+    fields = [field for field in dataclasses.fields(Problem) if field.default is None]
+    optional = {field.name: getattr(problem, field.name) for field in fields}
+    idle = [name for name, value in optional.items() if value is not None and name not in defaults]
+    refuse(idle, f"dictionary {problem.dictionary}, signals {problem.signals}")
+    missing = {name: value for name, value in defaults.items() if optional[name] is None}
+    return dataclasses.replace(problem, **missing)
+
+
+def _check_dictionaries(problem: Problem, layers: int, chained: bool) -> None:
+    """Raise ConfigError unless a chain has a dictionary per layer, and a layer has one."""
+    files = problem.dictionary
+    if chained and not (isinstance(files, tuple) and len(files) == layers):
+        got = len(files) if isinstance(files, tuple) else "one"
+        raise ConfigError(
+            f"train: [[model]] has {layers} layers; expected as many files, problem.dictionary = "
+            f'["D_1.npy", "D_2.npy", ...], got {got}'
+        )
+    if isinstance(files, tuple) and not chained:
+        raise ConfigError(
+            f"train: problem.dictionary has {len(files)} files; expected one for [model], "
+            "or a [[model]] for each"
+        )
+
+
+def check_start(family: type[Layer], start: str) -> None:
+    """Raise ConfigError unless a family can start so."""
+    for kind, can in (("analytic", _can_start_analytic), ("calibrated", _can_calibrate)):
+        if start == kind and not can(family):
+            able = ", ".join(name for name, other in FAMILIES.items() if can(other))
+            raise ConfigError(f"train: {family.__name__} cannot start {start}; that is for {able}")
+
+
+def _can_start_analytic(cls: type[Layer]) -> bool:
+    return cls.from_theory is not None or cls.starts_from_theory
+
+
+def _can_calibrate(cls: type[Layer]) -> bool:
+    return any(names_with_role(form.steps, "threshold") for form in cls.forms)
+
+
+def check_curriculum(config: Config) -> None:
+    """Raise ConfigError for options that a curriculum has no use for.
+
+    Its loss is that of one step, and its stages are short.
+    """
+    training, layer = config.training, config.layers[0].layer
+    wrong = [name for name in ("deep", "learn_dictionary") if getattr(training, name)]
+    wrong += ["schedule cosine"] if training.schedule == "cosine" else []
+    if config.chained:
+        wrong.append("a chain")
+    elif all(form.steps is None for form in layer.forms):
+        wrong.append(f"family {layer.family}")
+    if wrong and training.method == "curriculum":
+        raise ConfigError(
+            f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end"
+        )

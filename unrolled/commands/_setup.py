@@ -15,15 +15,8 @@ from unrolled.commands._config import make_model
 from unrolled.commands._console import Say
 from unrolled.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
 from unrolled.commands._known_codes import from_theory
-from unrolled.commands._options import ConfigError
-from unrolled.commands._sections import (
-    GENERATED,
-    PLANTED,
-    WITH_CODES,
-    Config,
-    ModelSection,
-    family_of,
-)
+from unrolled.commands._sections import GENERATED, PLANTED, WITH_CODES, Config, ConfigError
+from unrolled.commands._sections import Model as ModelSection
 from unrolled.commands._settings import CHOSEN_ON, Samples, resampler
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
@@ -132,23 +125,23 @@ def _given(config: Config, D: Dictionaries) -> tuple[Samples, Batch]:
 
 def _set_on_codes(model: ModelSection) -> bool:
     """Whether the start is set on signals with known codes."""
-    theory = model.start == "analytic" and family_of(model).from_theory is not None
+    theory = model.start == "analytic" and model.layer.from_theory is not None
     return theory or model.start == "calibrated"
 
 
 def _start(config: Config, model: Model, problem: Samples, key: jax.Array, say: Say) -> Any:
     """The start of the layer; in a chain each layer starts on the codes of the one before."""
     if isinstance(model, Layer):
-        return _layer_start(config.layers[0], model, problem, key, say)
+        return _layer_start(config.layers[0], problem, key, say)
     signals, Xs = problem.chosen_on
     known = any(map(_set_on_codes, config.layers))
     found: list[Unrolled] = []
-    for j, (section, layer, D) in enumerate(zip(config.layers, model.layers, problem.D)):
+    for j, (section, D) in enumerate(zip(config.layers, problem.D)):
         one = problem._replace(D=D, chosen_on=(signals, Xs[j]) if known else (None, None))
         told = _of_layer(say, j + 1)
-        found.append(_layer_start(section, layer, one, jax.random.fold_in(key, j), told))
+        found.append(_layer_start(section, one, jax.random.fold_in(key, j), told))
         if known:
-            signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(found[j], D, signals)
+            signals = jax.jit(jax.vmap(section.layer.apply, (None, None, 0)))(found[j], D, signals)
     return tuple(found)
 
 
@@ -159,10 +152,9 @@ def _of_layer(say: Say, j: int) -> Say:
     return told
 
 
-def _layer_start(
-    section: ModelSection, layer: Layer, problem: Samples, key: jax.Array, say: Say
-) -> Unrolled:
+def _layer_start(section: ModelSection, problem: Samples, key: jax.Array, say: Say) -> Unrolled:
     """The usual start, or what theory sets for the class of the sample, or that calibrated."""
+    layer = section.layer
     params = layer.init(key, problem.D)
     if not _set_on_codes(section):
         return params  # also for families that start from theory, such as ISTA

@@ -1,6 +1,5 @@
 """What a training has reached: the start and the learned params, judged on test signals."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 
 from unrolled import metrics, training
 from unrolled._json import plain
+from unrolled.commands._config import to_dict
 from unrolled.commands._encode import apply_in_chunks, relative_residuals, residual_norms
 from unrolled.commands._inputs import WEIGHTS
 from unrolled.commands._report import environment
@@ -78,7 +78,7 @@ class Summary(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """The summary as data, with the whole configuration and the environment."""
         added = {
-            "config": dataclasses.asdict(self.config),
+            "config": to_dict(self.config),
             "weights": self._weights(),
             "environment": environment(),
         }

@@ -11,28 +11,17 @@ import optax
 
 from unrolled import training
 from unrolled._json import to_json
-from unrolled.activations import Activation
 from unrolled.commands._config import all_options, differences, load, to_toml
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._history import logger, write_history
 from unrolled.commands._inputs import CHECKPOINTS, WEIGHTS
-from unrolled.commands._options import ConfigError, Option
 from unrolled.commands._report import check_folder, write_text
-from unrolled.commands._sections import Config
+from unrolled.commands._sections import Config, ConfigError
 from unrolled.commands._setup import Setup, setup
 from unrolled.commands._summary import Summary, summarize
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
 _WORSE = 3  # the exit status where the weights are worse than zero codes
-
-_METAVARS = {
-    int: "INT",
-    float: "FLOAT",
-    str: "TEXT",
-    tuple: "A,B",
-    Activation: "NAME",
-    object: "VALUE",
-}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -53,27 +42,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
     parser.add_argument("--resume", action="store_true", help="continue the run of the folder")
     groups: dict[str | None, Any] = {None: parser}
-    for option in _flags().values():
+    for option in all_options().values():
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
-        _add_flag(groups[option.section], option)
+        if option.name != "seed":  # which all commands share
+            option.add_flag(groups[option.section])
     parser.set_defaults(run=run)
     return parser
-
-
-def _flags() -> dict[str, Option]:
-    """The options that have a flag here; all commands share `--seed`."""
-    return {name: option for name, option in all_options().items() if name != "seed"}
-
-
-def _add_flag(group: Any, option: Option) -> None:
-    told = [", ".join(option.limits["choices"])] if "choices" in option.limits else []
-    told += [] if option.default in (None, False) else [f"default {option.default}"]
-    text = option.limits["help"] + (f" ({'; '.join(told)})" if told else "")
-    how: dict[str, Any] = {"metavar": _METAVARS.get(option.kind)}
-    if option.kind is bool:
-        how = {"action": argparse.BooleanOptionalAction}
-    group.add_argument(f"--{option.name}", default=None, help=text.replace("%", "%%"), **how)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from unrolled._files import CheckpointError, check_writable, read_npz, write_whole
 from unrolled.dictionaries import dense
 from unrolled.dictionary_learning._learned import Learned, Step, as_learned
+from unrolled.records import changes
 
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
@@ -69,9 +70,8 @@ class Keeper:
             history = [Step(*row) for row in json.loads(str(arrays.pop("history")))]
         except Exception as error:  # whatever a reader of foreign bytes raises
             raise CheckpointError(f"{path}: cannot be read as a learning: {error}") from error
-        if config != self.config:
-            names = [n for n in {**config, **self.config} if config.get(n) != self.config.get(n)]
-            differ = ", ".join(f"{n}={config.get(n)} (now {self.config.get(n)})" for n in names)
+        if found := changes(config, self.config):
+            differ = ", ".join(f"{n}={old} (now {new})" for n, (old, new) in found.items())
             raise CheckpointError(f"{path}: holds another learning, with {differ}")
         return _Kept(path, arrays), history
 

@@ -12,7 +12,14 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import Activation, by_name, relu, select_support, shrink
+from unrolled.activations import (
+    NAMED,
+    Activation,
+    by_name,
+    relu,
+    select_support,
+    shrink,
+)
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.pursuit import State, lipschitz
@@ -109,7 +116,10 @@ class Shrinking(Layer):
     """
 
     activation: Activation | Callable = option(
-        default=relu, check=as_activation, help="replaces ReLU in the shrinkage"
+        default=relu,
+        check=as_activation,
+        choices=NAMED,
+        help="replaces ReLU in the shrinkage",
     )
 
     def shrink(self, u: Array, theta: ArrayLike) -> Array:

@@ -18,6 +18,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries import KINDS, Conv, Structured
 from unrolled.layers import FAMILIES, Layer, Unrolled, check_records, is_record, records_of
 from unrolled.networks import NETWORKS, Analysis, Network
+from unrolled.records import to_plain
 from unrolled.training._records import Model
 
 Records = Mapping[str, Any]  # the classes of records by name
@@ -45,24 +46,14 @@ def describe_model(model: Model) -> dict[str, Any]:
         TypeError: an option that JSON cannot hold.
     """
     key = "family" if isinstance(model, Layer) else "network"
-    return {key: model.family} | {
-        name: _describe_option(value, f"{model.family}: option {name}")
-        for name, value in model.options.items()
-    }
+    return {key: model.family} | to_plain(model, _describe_option)
 
 
-def _describe_option(value: Any, where: str) -> Any:
+def _describe_option(value: Any) -> Any:
+    """The form of what is no number, text or tuple; None where there is none."""
     if isinstance(value, Layer | Network):
         return describe_model(value)
-    if callable(value):
-        return {"activation": activations.describe(value)}
-    if isinstance(value, tuple):
-        return [_describe_option(part, where) for part in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(
-        f"{where} is {value!r}, which cannot be saved; expected numbers, text or tuples"
-    )
+    return {"activation": activations.describe(value)} if callable(value) else None
 
 
 def build_model(described: Mapping[str, Any]) -> Model:

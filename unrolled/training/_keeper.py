@@ -12,6 +12,7 @@ import numpy as np
 
 from unrolled._checks import Array
 from unrolled._interrupts import deferred, leave
+from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
 from unrolled.training._forms import describe, describe_model, describe_params, is_activation, names
@@ -97,9 +98,9 @@ class Keeper:
             if form is not None and "layer" not in form:
                 # Of an older version, where lista_ss was called lista: the losses tell them apart.
                 saved["model"] = self.config["model"]
-            report = _manifest.differences(saved, requested) or self._other_options(form)
+            report = differences(saved, requested) or self._other_options(form)
             if not report and manifest["step"] > steps:
-                report = _manifest.differences({"steps": manifest["step"]}, {"steps": steps})
+                report = differences({"steps": manifest["step"]}, {"steps": steps})
             self._refuse_if(report)
 
         found = newest(self.steps, self.checkpoint.strict, accept, self.loop.where)
@@ -137,12 +138,12 @@ class Keeper:
             saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
         tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5
         close = np.isclose([*saved.values()], [*again.values()], rtol=tolerance, atol=tolerance)
-        self._refuse_if("" if close.all() else _manifest.differences(saved, again))
+        self._refuse_if("" if close.all() else differences(saved, again))
 
     def _other_options(self, form: dict | None) -> str:
         """A table of the options of the model that differ, where both are known."""
         saved, requested = (_options((f or {}).get("layer") or {}) for f in (form, self.form))
-        return _manifest.differences(saved, requested) if saved and requested else ""
+        return differences(saved, requested) if saved and requested else ""
 
     def _refuse_if(self, report: str) -> None:
         if report:

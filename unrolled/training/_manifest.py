@@ -14,7 +14,6 @@ from unrolled._files import CheckpointError
 from unrolled.training._forms import describe, names
 
 FORMAT = 1  # of the manifest; a newer one is refused
-_ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
@@ -145,24 +144,6 @@ def unseal(kind: str, manifest: Any) -> dict:
     return whole
 
 
-def differences(saved: dict, requested: dict) -> str:
-    """A table of the entries that differ, empty if none does."""
-    names = [name for name in {**saved, **requested} if saved.get(name) != requested.get(name)]
-    if not names:
-        return ""
-    shown, more = names[:_ROWS], len(names) - _ROWS
-    cells = [(name, _cell(saved.get(name)), _cell(requested.get(name))) for name in shown]
-    rows = [("", "saved", "requested"), *cells]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
-
-
 def leaf_types(entries: dict[str, dict]) -> dict[str, str]:
-    """Entries as "float32 (3, 4)", for `differences`."""
+    """Entries as "float32 (3, 4)", for `records.differences`."""
     return {name: f"{entry['dtype']} {tuple(entry['shape'])}" for name, entry in entries.items()}
-
-
-def _cell(value: Any) -> str:
-    text = "-" if value is None else str(value)
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._disk import write_whole
 from unrolled.training._formats import from_npz, to_npz
@@ -78,7 +79,7 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
         raise DamagedError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
     wanted = names(like)
     given = _manifest.leaf_types(_manifest.table(wanted)[1])
-    if report := _manifest.differences(_manifest.leaf_types(entries), given):
+    if report := differences(_manifest.leaf_types(entries), given):
         raise CheckpointError(f"{path}: holds another tree:\n{report}")
     try:
         leaves = [_manifest.to_device(entries[name]["dtype"], arrays[name]) for name in wanted]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from unrolled import _checks
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
+from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Steps
 from unrolled.training._disk import check_parent, write_whole
@@ -249,7 +250,7 @@ def _check_like(params: Any, like: Any, where: str) -> None:
         {"form": kinds(tree), **_manifest.leaf_types(_manifest.table(names({"params": tree}))[1])}
         for tree in (params, like)
     )
-    if report := _manifest.differences(saved, requested):
+    if report := differences(saved, requested):
         raise CheckpointError(
             f"{where}: the saved params are not like the requested ones:\n{report}"
         )
