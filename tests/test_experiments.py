@@ -503,7 +503,8 @@ def test_labels_and_masks_are_integers(value, images, tmp_path):
 def test_recipes_that_make_no_sense():
     bad = {
         "gamma must be at least 0": [dict(gamma=-1.0), dict(gamma=math.nan)],
-        "rate must be positive": [dict(rate=0.0), dict(rate=math.inf)],
+        "rate must be above 0 and finite": [dict(rate=0.0), dict(rate=math.inf)],
+        "drop must be above 0 and below 1": [dict(drop=0.0), dict(drop=1)],
         "momentum must be at least 0 and below 1": [dict(momentum=1.0)],
         "unknown optimizer 'lion'": [dict(optimizer="lion")],
         "epochs must be at least 1": [dict(epochs=0)],
@@ -527,6 +528,14 @@ def test_recipes_that_make_no_sense():
             dataclasses.replace(RECIPE, options=options)
     with pytest.raises(TypeError, match="the budget must be a number, got 'a'"):
         experiments.sweep([RECIPE], None, "nowhere", minutes="a")
+
+
+def test_a_recipe_is_of_the_images_that_it_names(images, tmp_path):
+    """The name of the data stands in the row: it would tell of others."""
+    with pytest.raises(ValueError, match="tiny: the recipe has data='cifar10'; .* try data='tiny'"):
+        run(dataclasses.replace(RECIPE, data="cifar10"), images, tmp_path)
+    elsewhere = images._replace(name="a/folder/tiny")
+    assert run(RECIPE, elsewhere, tmp_path, until=0.0).row is None
 
 
 def test_a_layer_that_does_not_exist_is_named_with_those_that_do(images, tmp_path):
@@ -788,6 +797,10 @@ def test_equal_recipes_have_one_name_whatever_the_kinds_of_their_numbers():
     same = dataclasses.replace(RECIPE, gamma=1.0, rate=1.0, momentum=0.0, seed=3, epochs=5)
     assert found == same and found.row_name("x") == same.row_name("x")
     assert found.to_dict() == same.to_dict()
+    # Options of models are as given: a number does not stand for a switch.
+    switched = [dataclasses.replace(RECIPE, options=(("constrained", v),)) for v in (1, True)]
+    assert [recipe.to_dict()["options"][0][1] for recipe in switched] == [1, True]
+    assert switched[0].row_name("x") != switched[1].row_name("x")
 
 
 def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
@@ -860,7 +873,7 @@ def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch
     (tmp_path / "notes.txt").write_text("mine")
     bad = {
         "--gamma must be numbers separated by commas, got 'x'": ["--gamma", "x"],
-        "gamma must be at least 0, and finite, got -1": ["--gamma", "0,-1"],
+        "gamma must be at least 0 and finite, got -1": ["--gamma", "0,-1"],
         "budget must be above 0 minutes, got 0": ["--budget", "0"],
         "--seeds must be at least 1": ["--seeds", "0"],
         "--width is no option of lenet5": ["--model", "res-csc,lenet5", "--width", "3"],

@@ -118,6 +118,11 @@ def check(images: Images, recipe: Recipe) -> None:
             f"{where}: a batch of {recipe.batch} is larger than its {len(labels)} training "
             "pictures; try a smaller batch"
         )
+    if recipe.data != (name := Path(images.name).name):  # a folder may be given by its path
+        raise ValueError(
+            f"{where}: the recipe has data={recipe.data!r}; expected the name of the images, try "
+            f"data={name!r}"
+        )
 
 
 def _check_truth(X: np.ndarray, truth: np.ndarray, classes: int, where: str) -> None:

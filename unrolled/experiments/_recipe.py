@@ -3,12 +3,19 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from unrolled import _checks
+from unrolled.records import (
+    Record,
+    changed,
+    changes,
+    from_plain,
+    option,
+    to_plain,
+    values_of,
+)
 
 TASKS = ("classification", "segmentation", "ml-csc")
 OPTIMIZERS = ("sgd", "adam")
@@ -19,32 +26,44 @@ TESTS = ("whole", "exact", "held-out")
 _VARIED = ("model", "activation", "gamma", "layers", "seed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that one run depends on, but for the images: equal recipes give equal weights.
+def _as_name(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str) or not value or {"/", os.sep} & set(value):
+        raise ValueError(
+            f"{where}: {name} is part of the name of a file, got {value!r}; expected a name, not "
+            "a path"
+        )
+    return value
 
-    Attributes:
-        data: name of the data set.
-        model: name of the model.
-        activation: name of an activation of the library.
-        gamma: weight of the penalty on features, at least 0.
-        layers: tap names of the penalised layers; None takes those of the paper.
-        seed: of the first weights, the order of the images and their crops; below 2^32.
-        epochs: passes over the training images; the last incomplete batch of a pass is left out.
-        batch: images per step.
-        optimizer: "sgd" or "adam".
-        rate: learning rate of the first step.
-        schedule: "cosine" falls to 0 over all steps; "drops" multiplies the rate by 0.2 after each
-            0.3 (MNIST) or third (CIFAR-10) of the epochs, `drop` as a fraction.
-        drop: see `schedule`.
-        momentum: of SGD; the decay of the first moment of Adam.
-        decay: weight decay, decay / 2 times the squared l2 norm of all weights in the loss of SGD.
-        augmentation: "none", "crop" (by up to 4 pixels), or "crop and flip".
-        standardize: whether channels are brought to mean 0 and deviation 1 of the training images;
-            else values are in [0, 1].
-        test: "whole" test set, "exact" its first 1000 images, or "held-out" the last fifth of the
-            training images, which are then not trained on.
-        options: options of the model, as (name, value) pairs.
+
+def _as_seed(value: Any, name: str, where: str) -> int:
+    seed = _checks.as_index(value, name, where)
+    if seed >= 2**32:
+        raise ValueError(f"{where}: the seed must be below 2^32, got {seed}")
+    return seed
+
+
+def _as_layers(value: Any, name: str, where: str) -> tuple[str, ...] | None:
+    if not (value is None or _all(str, value)):
+        raise TypeError(f"{where}: {name} must be a tuple of tap names or None, got {value!r}")
+    return value
+
+
+def _as_pairs(value: Any, name: str, where: str) -> tuple[tuple[str, Any], ...]:
+    if not (_all(tuple, value) and all(len(pair) == 2 for pair in value)):
+        raise TypeError(
+            f"{where}: {name} must be a tuple of (name, value) pairs, got {value!r}; "
+            "try (('width', 16),)"
+        )
+    return value
+
+
+def _all(kind: type, values: Any) -> bool:
+    """Whether these are a tuple of values of a kind."""
+    return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
+
+
+class Recipe(Record):
+    """Everything that one run depends on, but for the images: equal recipes give equal weights.
 
     Raises:
         TypeError, ValueError: a value outside of what is said above.
@@ -55,64 +74,64 @@ class Recipe:
         'digits-lenet5-relu-gamma0.001-seed0-epochs200'
     """
 
-    data: str
-    model: str
-    activation: str = "relu"
-    gamma: float = 0.0
-    layers: tuple[str, ...] | None = None
-    seed: int = 0
-    epochs: int = 200
-    batch: int = 128
-    optimizer: str = "sgd"
-    rate: float = 0.1
-    schedule: str = "cosine"
-    drop: float = 0.3
-    momentum: float = 0.9
-    decay: float = 5e-4
-    augmentation: str = "crop and flip"
-    standardize: bool = True
-    test: str = "whole"
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def __post_init__(self):
-        for name in ("data", "model", "activation"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value or {"/", os.sep} & set(value):
-                raise ValueError(
-                    f"Recipe: {name} is part of the name of a file, got {value!r}; expected a "
-                    "name, not a path"
-                )
-        for name, least in (("seed", 0), ("epochs", 1), ("batch", 1)):
-            value = _checks.as_index(getattr(self, name), name, "Recipe", least=least)
-            object.__setattr__(self, name, value)  # of numpy too, which JSON does not take
-        if self.seed >= 2**32:
-            raise ValueError(f"Recipe: the seed must be below 2^32, got {self.seed}")
-        ranges = dict(gamma=(0, math.inf), rate=(0, math.inf), momentum=(0, 1), decay=(0, math.inf))
-        for name, (least, above) in {**ranges, "drop": (0, 1)}.items():
-            value = _checks.as_number(getattr(self, name), name, "Recipe")
-            if not least <= value < above or (name in ("rate", "drop") and value == 0):
-                span = "positive" if name in ("rate", "drop") else "at least 0"
-                span += " and below 1" if above == 1 else ", and finite"
-                raise ValueError(f"Recipe: {name} must be {span}, got {value}")
-            object.__setattr__(self, name, value)
-        choices = dict(
-            optimizer=OPTIMIZERS, schedule=SCHEDULES, augmentation=AUGMENTATIONS, test=TESTS
-        )
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"Recipe: unknown {name} {getattr(self, name)!r}; expected one of "
-                    f"{', '.join(known)}"
-                )
-        if not (self.layers is None or _all(str, self.layers)):
-            raise TypeError(
-                f"Recipe: layers must be a tuple of tap names or None, got {self.layers!r}"
-            )
-        if not (_all(tuple, self.options) and all(len(pair) == 2 for pair in self.options)):
-            raise TypeError(
-                "Recipe: options must be a tuple of (name, value) pairs, got "
-                f"{self.options!r}; try (('width', 16),)"
-            )
+    data: str = option(check=_as_name, help="name of the data set")
+    model: str = option(check=_as_name, help="name of the model")
+    activation: str = option(
+        default="relu", check=_as_name, help="name of an activation of the library"
+    )
+    gamma: float = option(default=0.0, least=0, help="weight of the penalty on features")
+    layers: tuple[str, ...] | None = option(
+        default=None,
+        check=_as_layers,
+        help="tap names of the penalised layers; None takes those of the paper",
+    )
+    seed: int = option(
+        default=0,
+        check=_as_seed,
+        help="of the first weights, the order of the images and their crops; below 2^32",
+    )
+    epochs: int = option(
+        default=200,
+        least=1,
+        help="passes over the training images; the last incomplete batch of a pass is left out",
+    )
+    batch: int = option(default=128, least=1, help="images per step")
+    optimizer: str = option(default="sgd", choices=OPTIMIZERS, help='"sgd" or "adam"')
+    rate: float = option(default=0.1, above=0, help="learning rate of the first step")
+    schedule: str = option(
+        default="cosine",
+        choices=SCHEDULES,
+        help='"cosine" falls to 0 over all steps; "drops" multiplies the rate by 0.2 after each '
+        "0.3 (MNIST) or third (CIFAR-10) of the epochs, `drop` as a fraction",
+    )
+    drop: float = option(default=0.3, above=0, below=1, help="see `schedule`")
+    momentum: float = option(
+        default=0.9, least=0, below=1, help="of SGD; the decay of the first moment of Adam"
+    )
+    decay: float = option(
+        default=5e-4,
+        least=0,
+        help="weight decay, decay / 2 times the squared l2 norm of all weights in the loss of SGD",
+    )
+    augmentation: str = option(
+        default="crop and flip",
+        choices=AUGMENTATIONS,
+        help='"none", "crop" (by up to 4 pixels), or "crop and flip"',
+    )
+    standardize: bool = option(
+        default=True,
+        help="whether channels are brought to mean 0 and deviation 1 of the training images; else "
+        "values are in [0, 1]",
+    )
+    test: str = option(
+        default="whole",
+        choices=TESTS,
+        help='"whole" test set, "exact" its first 1000 images, or "held-out" the last fifth of the '
+        "training images, which are then not trained on",
+    )
+    options: tuple[tuple[str, Any], ...] = option(
+        default=(), check=_as_pairs, help="options of the model, as (name, value) pairs"
+    )
 
     @property
     def name(self) -> str:
@@ -124,21 +143,13 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return to_plain(self)
 
     def row_name(self, images: str) -> str:
         """The name of the row of this recipe on images with that digest."""
-        # Without defaults: a field that is added later renames no row.
-        fields = dataclasses.fields(self)
-        told = {f.name: getattr(self, f.name) for f in fields}
-        told = {f.name: told[f.name] for f in fields if told[f.name] != f.default}
-        text = json.dumps([told, images], sort_keys=True)
+        # Without defaults: an option that is added later renames no row.
+        text = json.dumps([changed(self), images], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-
-
-def _all(kind: type, values: Any) -> bool:
-    """Whether these are a tuple of values of a kind."""
-    return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
 def from_dict(fields: dict[str, Any]) -> Recipe:
@@ -147,9 +158,7 @@ def from_dict(fields: dict[str, Any]) -> Recipe:
     Raises:
         TypeError, ValueError: not such fields.
     """
-    layers, options = fields["layers"], fields["options"]
-    layers = None if layers is None else tuple(layers)
-    return Recipe(**{**fields, "layers": layers, "options": tuple(map(tuple, options))})
+    return Recipe(**{name: from_plain(value, name, "Recipe") for name, value in fields.items()})
 
 
 _CLASSIFICATION = Recipe(data="cifar10", model="lenet5")
@@ -216,17 +225,16 @@ def deviations(recipe: Recipe, paper: Recipe) -> list[str]:
         >>> deviations(recipe, paper_recipe("classification", "cifar10"))
         ['epochs: 20 instead of 200']
     """
-    given, wanted = _shown(recipe), _shown(paper)
-    names = [name for name in {**wanted, **given} if name not in _VARIED]
+    found = changes(_shown(paper), _shown(recipe))
     return [
-        f"{name}: {given.get(name)}" + (f" instead of {wanted[name]}" if name in wanted else "")
-        for name in names
-        if given.get(name) != wanted.get(name)
+        f"{name}: {value}" + (f" instead of {wanted}" if wanted is not None else "")
+        for name, (wanted, value) in found.items()
+        if name not in _VARIED
     ]
 
 
 def _shown(recipe: Recipe) -> dict[str, Any]:
-    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    options = values_of(recipe)
     if recipe.schedule != "drops":
-        del fields["drop"]
-    return fields | dict(fields.pop("options"))
+        del options["drop"]
+    return options | dict(options.pop("options"))

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._files import sync_folder
+from unrolled.records import Record, option
 from unrolled.training import _manifest
 from unrolled.training._disk import free_space
 from unrolled.training._manifest import CheckpointError, DamagedError
@@ -20,37 +20,44 @@ from unrolled.training._manifest import CheckpointError, DamagedError
 _LARGEST = 2**36
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where and how often a training saves.
+def _as_folder(value: Any, name: str, where: str) -> str | os.PathLike:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{where}: {name} must be a path, got {type(value).__name__}")
+    return value
 
-    Attributes:
-        folder: of one run; it is made if it does not exist.
-        every: training steps between two saves, and the most that a kill can lose; None saves at
-            every evaluation.
-        keep: how many of the newest steps are kept.
-        dictionary: False leaves D out, for a large D that is kept elsewhere; its hash is always
-            saved.
-        strict: False sets a damaged newest step aside, with a warning, and resumes from the one
-            before it.
+
+class Checkpoint(Record):
+    """Where and how often a training saves.
 
     Example:
         >>> ur.training.Checkpoint("runs/a", every=500).keep
         3
     """
 
-    folder: str | Path
-    every: int | None = None
-    keep: int = 3
-    dictionary: bool = True
-    strict: bool = True
-
-    def __post_init__(self):
-        if not isinstance(self.folder, str | os.PathLike):
-            raise TypeError(f"Checkpoint: folder must be a path, got {type(self.folder).__name__}")
-        if self.every is not None:
-            _checks.as_index(self.every, "every", "Checkpoint", least=1)
-        _checks.as_index(self.keep, "keep", "Checkpoint", least=1)
+    folder: str | Path = option(
+        check=_as_folder, kw_only=False, help="of one run; it is made if it does not exist"
+    )
+    every: int | None = option(
+        default=None,
+        least=1,
+        kw_only=False,
+        help="training steps between two saves, and the most that a kill can lose; None saves at "
+        "every evaluation",
+    )
+    keep: int = option(
+        default=3, least=1, kw_only=False, help="how many of the newest steps are kept"
+    )
+    dictionary: bool = option(
+        default=True,
+        kw_only=False,
+        help="False leaves D out, for a large D that is kept elsewhere; its hash is always saved",
+    )
+    strict: bool = option(
+        default=True,
+        kw_only=False,
+        help="False sets a damaged newest step aside, with a warning, and resumes from the one "
+        "before it",
+    )
 
 
 class Steps:
