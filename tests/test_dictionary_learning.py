@@ -381,6 +381,17 @@ def test_a_resumed_run_is_equal_to_the_last_bit(name):
     assert same(whole, resumed)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "online"])
+def test_a_run_resumed_from_its_start_is_equal_to_the_last_bit(name):
+    def learned(sweeps, resume=None):
+        if name != "sparse_ksvd":
+            return learn(name, steps=sweeps, resume=resume)
+        options = dict(sparsity=2, atom_sparsity=4, sweeps=sweeps, resume=resume)
+        return dl.sparse_ksvd(Y, PLANTED, D_ATOMS, **options)  # whose products round
+
+    assert same(learned(2), learned(2, learned(0)))
+
+
 class Stop(Exception):
     pass
 
@@ -648,6 +659,48 @@ def test_a_stream_that_ends_before_its_file_is_refused(tmp_path):
     learn("online", steps=3, checkpoint=tmp_path / "c.npz")
     with pytest.raises(ur.training.CheckpointError, match="seen 3 batches but .* ends after 2"):
         learn("online", steps=2, checkpoint=tmp_path / "c.npz")
+
+
+def changed(batches, which, change):
+    return [change(batch) if i == which else batch for i, batch in enumerate(batches)]
+
+
+@pytest.mark.parametrize("change", [lambda Y: Y + (Y == Y.max()) * 1e-9, lambda Y: 2 * Y])
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_stream_with_a_changed_batch_is_refused(which, change, tmp_path):
+    path = tmp_path / "c.npz"
+    options = dict(lam=0.1, checkpoint=path)
+    dl.online(BATCHES[:4], D_ATOMS, **options)
+    with pytest.raises(CheckpointError, match="of another stream: one of the 4 .*is not the same"):
+        dl.online(changed(BATCHES, which, change), D_ATOMS, **options)
+    found = dl.online(changed(BATCHES, 5, change), D_ATOMS, **options)  # which it has not seen
+    assert same(found, dl.online(changed(BATCHES, 5, change), D_ATOMS, lam=0.1))
+
+
+def test_a_stream_of_an_older_file_goes_on(tmp_path):
+    """It has the fingerprint of the first batch alone, and no seal."""
+    path = tmp_path / "c.npz"
+    dl.online(BATCHES[:4], D_ATOMS, lam=0.1, checkpoint=path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name not in ("seal", "all")}
+    np.savez(path, **arrays)
+    assert same(dl.online(BATCHES, D_ATOMS, lam=0.1, checkpoint=path), learn("online", steps=8))
+    with pytest.raises(CheckpointError, match="of another stream"):
+        dl.online(changed(BATCHES, 3, np.negative), D_ATOMS, lam=0.1, checkpoint=path)
+
+
+def test_a_stream_that_follows_a_result_goes_on_from_its_file(tmp_path):
+    whole, half = learn("online", steps=8), learn("online", steps=3)
+    options = dict(lam=0.1, resume=half, checkpoint=tmp_path / "c.npz")
+    dl.online(BATCHES[3:5], D_ATOMS, **options)
+    assert same(dl.online(BATCHES[3:], D_ATOMS, **options), whole)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "online"])
+def test_signals_of_another_scale_are_other_signals(name, tmp_path):
+    learn(name, steps=1, checkpoint=tmp_path / "c.npz")
+    with pytest.raises(CheckpointError, match="holds another learning, with exponent="):
+        learn(name, 2 * Y, steps=1, checkpoint=tmp_path / "c.npz")
 
 
 def test_a_file_without_a_folder_is_refused_before_the_first_sweep(tmp_path):

@@ -154,6 +154,7 @@ def _config(
         "nonnegative": nonnegative,
         "key": text_of(key),
         "images": signals.fingerprint(),
+        "exponent": signals.exponent,
         "start": fingerprint(np.asarray(D.filters)) if given else "data",
     }
 

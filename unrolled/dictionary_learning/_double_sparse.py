@@ -108,7 +108,7 @@ def double_sparse(
     Z = signals.Y @ np.asarray(dense(base), signals.Y.dtype)
     config = dict(method=where, d=d, sparsity=sparsity, atom_sparsity=p, pairs=pairs, rate=rate)
     if checkpoint is not None:
-        config |= {"key": text_of(key), "signals": fingerprint(Z)}
+        config |= {"key": text_of(key), "signals": fingerprint(Z), "exponent": signals.exponent}
     keeper = Keeper(checkpoint, config, resume, progress)
     if keeper.arrays is not None:
         A = keeper.arrays["A"]
@@ -117,6 +117,7 @@ def double_sparse(
     else:
         with one_thread():
             A = _spectral(Z, d, p, pairs, generator(key, 0))
+        A = np.ascontiguousarray(A)  # as that of a result: products round by the order in memory
     for step in keeper.steps(sweeps):
         with one_thread():
             A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))

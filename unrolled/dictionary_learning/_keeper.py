@@ -70,6 +70,8 @@ class Keeper:
             history = [Step(*row) for row in json.loads(str(arrays.pop("history")))]
         except Exception as error:  # whatever a reader of foreign bytes raises
             raise CheckpointError(f"{path}: cannot be read as a learning: {error}") from error
+        # Older files have none of it: signals were told apart up to powers of two.
+        config = {n: self.config[n] for n in ("exponent",) if n in self.config} | config
         if found := changes(config, self.config):
             differ = ", ".join(f"{n}={old} (now {new})" for n, (old, new) in found.items())
             raise CheckpointError(f"{path}: holds another learning, with {differ}")

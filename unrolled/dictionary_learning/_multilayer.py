@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,10 +91,14 @@ def multilayer(
     shapes = _shapes(shapes, signals.Y.shape, where)
     counts = _counts(sparsities, shapes, where)
     sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
-    config = {"method": where, "shapes": [list(s) for s in shapes], "sparsities": list(sparsities)}
+    config: dict[str, Any] = {
+        "method": where,
+        "shapes": [list(s) for s in shapes],
+        "sparsities": list(sparsities),
+    }
     if checkpoint is not None:
         config |= {"key": text_of(key), "start": text_of(start)}
-        config["signals"] = signals.fingerprint()
+        config |= {"signals": signals.fingerprint(), "exponent": signals.exponent}
     keeper = Keeper(checkpoint, config, resume, progress)
     if (arrays := keeper.arrays) is not None:
         Ds, X = tuple(arrays[f"D_{j}"] for j in range(len(shapes))), arrays["X"]

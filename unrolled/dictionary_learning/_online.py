@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,13 @@ from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, text_of
+from unrolled.dictionary_learning._keeper import (
+    Arrays,
+    Keeper,
+    Progress,
+    fingerprint,
+    text_of,
+)
 from unrolled.dictionary_learning._learned import Learned
 from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective
 from unrolled.dictionary_learning._signals import (
@@ -66,6 +72,7 @@ def online(
             were. It is, bit for bit, as if the stream had never stopped.
         checkpoint: a file (.npz) in which the state is kept after every batch. The same call, with
             the stream from its beginning, passes over the batches that it has seen and goes on.
+            It refuses a stream in which one of these has changed.
 
     Returns:
         Learned, with X None. `objective` is the mean of the LASSO objective over the past, weighted
@@ -107,11 +114,11 @@ def online(
     keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting), resume, progress)
     given = (_as_batch(batch, where) for batch in batches)
     stream: Iterator[Signals] = filter(_is_known, given)
-    first, dtype = "", None  # what tells this stream from others, and its dtype
+    seen, dtype = Seen(), None
     if (arrays := keeper.arrays) is not None:
         sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))
-        first = str(arrays["first"])
-        stream = _after(stream, len(keeper.history), first, keeper.path)
+        passed = len(keeper.history) - (0 if resume is None else len(resume.history))
+        seen = _passed_over(stream, passed, arrays, keeper.path)
     elif resume is not None:
         if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != d:
             raise ValueError(f"{where}: resume is not a result of `online` with {d} atoms")
@@ -120,13 +127,13 @@ def online(
         sums, stream = _start(stream, d, start, key, where)
     with one_thread():  # the threads of the codes are enough
         for step, signals in enumerate(stream, start=len(keeper.history) + 1):
-            first = first or signals.fingerprint()
             _check_length(signals, sums, step, where)
             dtype = signals.dtype if dtype is None else dtype
             beta = (1 - 1 / step) ** forgetting
             sums, objective, replaced = absorb(sums, signals, lam, beta, generator(key, step))
-            keeper.add(objective, replaced, _kept(sums, dtype, first))
-    keeper.save(_kept(sums, dtype, first), last=True)
+            seen = seen if checkpoint is None else seen.then(signals)
+            keeper.add(objective, replaced, _arrays(sums, dtype, seen))
+    keeper.save(_arrays(sums, dtype, seen), last=True)
     if sums.terms > 0 and not sums.A.any():
         _checks.warn(
             f"{where}: all codes are zero, so D is made of signals: lam={lam} is not below "
@@ -166,23 +173,43 @@ def _is_known(signals: Signals) -> bool:
     return signals.V is None or bool(signals.V.any())
 
 
-def _kept(sums: Sums, dtype: Any, first: str) -> Arrays:
-    return {**sums._asdict(), "dtype": np.array(str(dtype)), "first": np.array(first)}
+class Seen(NamedTuple):
+    """What tells a stream from others: texts that differ for other batches so far."""
+
+    first: str = ""  # of the first batch; older files have this one alone
+    all: str = ""
+
+    def then(self, signals: Signals) -> "Seen":
+        """With another batch."""
+        batch = signals.fingerprint()
+        together = fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
+        return Seen(self.first or batch, together)
 
 
-def _after(
-    stream: Iterator[Signals], steps: int, first: str, path: Path | None
-) -> Iterator[Signals]:
-    """The stream without the batches that were seen, if it begins as it did then."""
-    begins = next(stream, None)
-    if begins is None or begins.fingerprint() != first:
-        raise CheckpointError(f"{path}: holds the learning of another stream")
-    passed = 1 + sum(1 for _ in itertools.islice(stream, steps - 1))
-    if passed < steps:
+def _arrays(sums: Sums, dtype: Any, seen: Seen) -> Arrays:
+    texts = {"dtype": str(dtype), "first": seen.first, "all": seen.all}
+    return sums._asdict() | {name: np.array(text) for name, text in texts.items()}
+
+
+def _passed_over(stream: Iterator[Signals], n: int, arrays: Arrays, path: Path | None) -> Seen:
+    """What the stream was when n of its batches had been seen, which are passed over.
+
+    Raises:
+        CheckpointError: the stream has others, or ends before.
+    """
+    saved, seen, passed = Seen(str(arrays["first"]), str(arrays.get("all", ""))), Seen(), 0
+    for signals in itertools.islice(stream, n):
+        seen, passed = seen.then(signals), passed + 1
+        if seen.first != saved.first:
+            break
+    if seen.first != saved.first or (passed == n and saved.all not in ("", seen.all)):
         raise CheckpointError(
-            f"{path}: has seen {steps} batches but the stream ends after {passed}"
+            f"{path}: holds the learning of another stream: one of the {n} batches that it has "
+            "seen is not the same"
         )
-    return stream
+    if passed < n:
+        raise CheckpointError(f"{path}: has seen {n} batches but the stream ends after {passed}")
+    return seen
 
 
 def _check_length(signals: Signals, sums: Sums, step: int, where: str) -> None:

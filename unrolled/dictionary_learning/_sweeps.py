@@ -61,7 +61,7 @@ class Atoms:
         return np.asarray(dense(D))
 
     def settled(self, D: np.ndarray) -> np.ndarray:
-        """The atoms as a result would give them back: D at the end of a sweep."""
+        """The atoms as a result would give them back: D at the start and at the end of a sweep."""
         return D
 
     def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
@@ -116,7 +116,8 @@ def alternate(
         fitted = _resumed(signals, options.resume, d, atoms, where)
     else:
         D = start_atoms(options.start, signals, d, generator(key, 0), where)
-        fitted = _fitted(signals, atoms.admit(D, np.arange(d)), np.zeros((d, len(signals.Y))))
+        D = atoms.settled(atoms.admit(D, np.arange(d)))
+        fitted = _fitted(signals, D, np.zeros((d, len(signals.Y))))
     for step in keeper.steps(sweeps):
         with one_thread():  # but for OMP: factorisations of few rows
             rng = generator(key, step)
@@ -151,6 +152,7 @@ def _config(
         "sparsity": options.sparsity,
         "key": text_of(key),
         "signals": signals.fingerprint(),
+        "exponent": signals.exponent,
         "start": text_of(options.start),
         **atoms.config,
     }
