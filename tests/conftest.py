@@ -194,7 +194,6 @@ DEFAULT_CASES = {
         "test_weights_of_every_family_come_back_bit_for_bit_with_their_layer": 1,
     },
     "test_cli.py": {
-        "test_a_training_that_breaks_is_a_remark_of_the_report": 0,
         "test_certify_covers_an_activation_and_the_smallest_entries": 0,
         "test_certify_normalizes_on_request": 0,
         "test_certify_reports_on_a_chain": 0,
@@ -205,7 +204,6 @@ DEFAULT_CASES = {
         "test_doctor_runs_from_another_directory": 0,
         "test_one_line_says_what_to_mend": 24,
         "test_pursuits_stand_beside_layers": 0,
-        "test_the_minimax_weights_run_at_their_own_sparsity": 0,
     },
     "test_collections.py": {
         "test_crop_and_flip_is_a_function_of_its_key_in_every_dtype": 0,

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,13 +15,10 @@ from command_line import strict_json
 from PIL import Image
 
 import unrolled
-from unrolled import analytic, dictionaries, plots, problems, pursuit, theory
+from unrolled import analytic, dictionaries, plots, pursuit, studies, theory
 from unrolled.cli import main
-from unrolled.commands import _compare, _settings
 from unrolled.commands._cache import cache_folder, kept_programs
-from unrolled.commands._certified import certified_regime
 from unrolled.commands._report import Section, write_report
-from unrolled.commands._settings import Settings
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
@@ -572,20 +570,6 @@ def test_compare_on_an_own_dictionary(run, tmp_path, drawn):
         assert (np.asarray(curve["measured"]) <= np.asarray(curve["bound"]) * (1 + 1e-12)).all()
 
 
-def test_a_training_that_breaks_is_a_remark_of_the_report():
-    """Its row shows the best params before, here the start."""
-    D, layer = np.eye(4, dtype=np.float32), unrolled.layers.ista(1)
-    problem = _settings.Samples(D, lambda key: (D, D), (D, D), (D, D))
-    start, remarks = layer.init(None, D), []
-    found = _settings.train(
-        *(layer, start, problem, _settings.Settings(steps=3), 1e30),
-        *(lambda codes, X, D, Y: (codes**2).sum() * 1e38, "ISTA", remarks),
-    )
-    (remark,) = remarks
-    assert remark.startswith("The training of ISTA broke, because its loss or gradient was not")
-    assert jax.tree.all(jax.tree.map(np.array_equal, found.best, start))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibrate. the start comes back")
 @pytest.mark.parametrize("signals", [("--sparsity", 2), ("--signals", "chain.npz")])
@@ -604,28 +588,6 @@ def test_compare_on_a_chain(run, tmp_path, signals):
     assert "| 2 | LISTA-CP, learned | 3 |" in out
     # The start that theory sets for too many nonzeros gives the zero code.
     assert re.search("^Layer 1: Silent, all codes are zero: LISTA-CP, analytic", out, re.M)
-
-
-@pytest.mark.parametrize(
-    "m, d, most",
-    [(12, 14, {1: 3, 2: 1}), pytest.param(250, 500, {2: 3, 7: 1}, marks=pytest.mark.slow)],
-)
-def test_the_minimax_weights_run_at_their_own_sparsity(m, d, most):
-    """The sparsities that are run, and how many weights run at each."""
-    D = problems.standard_benchmark(jax.random.key(0)).D
-    D = D if m == 250 else dictionaries.gaussian(jax.random.key(0), m, d)
-    section = certified_regime(D, Settings(quick=True), lambda text: None)
-    curves = section.data["curves"]
-    sparsities = [curve["sparsity"] for curve in curves.values()]
-    assert {s: sparsities.count(s) for s in sparsities} == most
-    assert f"minimax W, s = {max(most)}" in curves
-    for curve in curves.values():
-        assert (curve["measured"] <= curve["bound"] * (1 + 1e-12)).all()
-    (draw,) = section.figures.values()
-    labels = [text.get_text() for text in draw().legends[0].get_texts()]
-    assert labels == [
-        f"{name}: {part}" for name in curves for part in ("certified bound", "largest error")
-    ]
 
 
 def test_compare_on_own_signals(run, tmp_path, drawn):
@@ -677,26 +639,32 @@ def test_compare_on_own_pictures(run, tmp_path):
 
 
 def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monkeypatch):
-    """The experiments are replaced by records of what they are given."""
-    given = {}
+    """The studies are replaced by records of what they are asked."""
+    asked = {}
+    rows = ["a"], [[1]]
+    study = SimpleNamespace(
+        text=lambda: "text", figures=dict, rows=lambda: rows, to_dict=dict, runs=(1,)
+    )
 
-    def stub(slug):
-        def experiment(first, *rest):
-            title, name = [word for word in rest if isinstance(word, str)] or (slug, slug)
-            given[name] = first
-            return Section(title, name, "text", {}, (["a"], [[1]]), {})
+    def stub(name):
+        def ask(key, *arguments, **options):
+            asked[name] = arguments, options
+            return study
 
-        return experiment
+        return ask
 
-    for name in ("known_codes", "unknown_codes", "certified_regime", "chain"):
-        monkeypatch.setattr(_compare, name, stub(name))
+    for name in ("known_codes", "unknown_codes", "certified_regime", "certified_chain"):
+        monkeypatch.setattr(studies, name, stub(name))
     status, out, _ = run("compare", "--output", tmp_path)
     assert status == 0
-    assert list(given) == ["benchmark", "certified_regime", "patches", "chain"]
-    assert given["benchmark"].D.shape == given["certified_regime"].shape == (250, 500)
-    assert given["patches"].shape == (64, 256)
-    assert (given["chain"].depth, given["chain"].steps) == (16, 400)
-    titles = ["The standard benchmark", "certified_regime", "Patches of real photographs", "chain"]
+    assert list(asked) == ["known_codes", "certified_regime", "unknown_codes", "certified_chain"]
+    (samples,), options = asked["known_codes"]
+    assert samples.D.shape == asked["certified_regime"][0][0].shape == (250, 500)
+    assert (options["depth"], options["steps"], options["lam"]) == (16, 400, None)
+    (D, _), options = asked["unknown_codes"]
+    assert D.shape == (64, 256) and options["lam"] == 0.05 and "tested" not in options
+    titles = ["The standard benchmark", "The regime that the theory certifies"]
+    titles += ["Patches of real photographs", "A two-layer chain with certified bounds"]
     assert re.findall("^# (.*)$", out, re.M) == titles
     assert re.findall("^## (.*)$", (tmp_path / "report.md").read_text(), re.M)[:4] == titles
 

@@ -31,7 +31,7 @@ FLOORS = (
     ("training", "realize"),
     ("dictionary_learning",),
     ("_pursuits", "compare", "nnx", "sklearn", "distributed", "export", "models"),
-    ("experiments",),
+    ("experiments", "studies"),
     ("cli", "commands", "__main__"),
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

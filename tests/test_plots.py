@@ -8,8 +8,8 @@ import pytest
 
 import unrolled as ur
 from unrolled import plots
-from unrolled.commands._settings import curve_rows
 from unrolled.compare import Comparison, Coupling, Curve
+from unrolled.studies import curve_rows
 
 K = 8
 KINDS = ("", "analytic", "calibrated", "learned")

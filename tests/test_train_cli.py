@@ -957,7 +957,7 @@ REFUSED = {
     "certify weights.npz --normalize": "weights.npz: holds weights, which --normalize does not go",
     "certify weights.npz other.npy": "weights.npz: the weights were saved with another D",
     "certify bare.npz": "bare.npz: has no dictionary; try its file after that of the weights",
-    "certify weights.npz --sparsity 1,2": "weights.npz: 2 sparsities for 1 layers",
+    "certify weights.npz --sparsity 1,2": "2 sparsities for 1 layers; expected one for each",
     "certify weights.npz --tolerance nan": "certify: tolerance must be non-negative and not NaN",
     "certify plain.npz": "plain.npz: it names no layer",
     "certify full": "full: no saved step",

@@ -56,16 +56,17 @@ __all__ = [
     "records",
     "shrink",
     "soft_threshold",
+    "studies",
     "theory",
     "training",
 ]
 
 
 def __getattr__(name: str) -> str | ModuleType:
-    """`models` and `experiments`, which need flax, and `__version__`, from the metadata of the
-    installed package.
+    """`models` and `experiments`, which need flax, `studies`, and `__version__`, from the metadata
+    of the installed package.
     """
-    if name in ("experiments", "models"):
+    if name in ("experiments", "models", "studies"):
         return importlib.import_module(f"unrolled.{name}")
     if name != "__version__":
         raise AttributeError(f"module 'unrolled' has no attribute {name!r}")

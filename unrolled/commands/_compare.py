@@ -1,18 +1,14 @@
 """`unrolled compare`: analytic beside calibrated and learned weights, as a report."""
 
 import argparse
-import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
-from unrolled import datasets, dictionaries, problems
+from unrolled import datasets, dictionaries, problems, studies
 from unrolled._pursuits import PURSUITS
-from unrolled.commands._certified import certified_regime, chain
-from unrolled.commands._chains import known_chain
 from unrolled.commands._console import Say, teller
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals
-from unrolled.commands._known_codes import known_codes
-from unrolled.commands._pictures import Pictures, photograph_patches, unknown_codes
 from unrolled.commands._pursuit_options import NAMES, OPTIONS, add_options, given_options
 from unrolled.commands._report import (
     RESULTS,
@@ -22,8 +18,9 @@ from unrolled.commands._report import (
     check_not_read,
     write_report,
 )
-from unrolled.commands._settings import METHODS, Settings, given_problem, planted_problem
+from unrolled.commands._settings import Settings
 from unrolled.dictionaries import Dictionary, as_chain
+from unrolled.studies import BY_DEFAULT, METHODS
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\
@@ -31,14 +28,14 @@ How close do weights that theory sets come to weights that were learned? *Analyt
 theory alone (weights in closed form, thresholds from Theorem 12), *calibrated* ones keep those
 weights and choose thresholds and step sizes on a sample without gradients, *learned* ones start
 there and are trained end to end."""
-# LISTA is left out by default: its two free matrices per step are slow to train.
-_BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
 _STEPS, _QUICK_STEPS = 400, 60
 _PURSUITS = tuple(name for name in NAMES if name not in METHODS)
 # Options of pursuits alone: a sparsity and a lam the layers have too.
 _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
 # Weight of the LASSO for patches whose grey values are in [0, 1].
 _LAM_OF_PATCHES = 0.05
+# With --quick: about so many tested signals, steps of the certified regime, and of its chain.
+_QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -133,7 +130,7 @@ def _check_output(folder: Path, signals: list[Path]) -> None:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """The settings of the experiments, checked before any work."""
-    methods = _BY_DEFAULT
+    methods = BY_DEFAULT
     if arguments.method is not None:
         methods = tuple(name.strip() for name in arguments.method.split(","))
     unknown = [name for name in methods if name not in (*METHODS, *_PURSUITS)]
@@ -180,48 +177,111 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _sections(
     paths: list[Path] | None, signals: list[Path] | None, settings: Settings, say: Say
 ) -> list[Section]:
-    """The experiments on the files of a user, or the standard ones without files."""
+    """The studies of the files of a user, or the standard ones without files."""
     Ds = [read_dictionary(path) for path in paths or ()]
     if len(Ds) > 1:
         return [_chain_section(as_chain(Ds, "compare"), signals, settings, say)]
     D = Ds[0] if Ds else None
     if signals is not None:
-        D, given = read_signals(signals, D)
-        if isinstance(given, Pictures):
-            return [unknown_codes(D, given, settings, say, "Own signals", "signals")]
-        problem, title = given_problem(D, *given), "Own signals with known codes"
-        return [known_codes(problem, settings, say, title, "signals")]
+        D, own = read_signals(signals, D)
+        if isinstance(own, studies.Pictures):
+            return [_unknown(D, own, settings, say, "Own signals", "signals")]
+        samples, title = studies.split(D, *own), "Own signals with known codes"
+        return [_known(samples, settings, say, title, "signals")]
     if D is None:
         return _standard_sections(settings, say)
-    title = "Planted codes of the dictionary"
-    planted = known_codes(planted_problem(D, settings), settings, say, title, "planted")
-    certified = certified_regime(D, settings, say)
-    return [planted] if certified is None else [planted, certified]
+    samples, title = _planted(D, settings), "Planted codes of the dictionary"
+    return [_known(samples, settings, say, title, "planted"), *_certified(D, settings, say)]
 
 
 def _chain_section(
     Ds: tuple[Dictionary, ...], signals: list[Path] | None, settings: Settings, say: Say
 ) -> Section:
-    """The experiment on a chain of dictionaries."""
+    """The study of a chain of dictionaries."""
     if signals is None:
-        problem, title = planted_problem(Ds, settings), "Planted codes of the chain"
-        return known_chain(problem, settings, say, title, "planted-chain")
-    problem = given_problem(Ds, *read_chain(signals, Ds))
-    return known_chain(problem, settings, say, "Own signals of the chain", "signals")
+        title = "Planted codes of the chain"
+        return _known(_planted(Ds, settings), settings, say, title, "planted-chain")
+    samples = studies.split(Ds, *read_chain(signals, Ds))
+    return _known(samples, settings, say, "Own signals of the chain", "signals")
 
 
 def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     """The standard benchmark, its certified regime, photographs, and a certified chain."""
-    pictures = photograph_patches(datasets.photographs())  # first, as they may not be installed
+    # First, as they may not be installed.
+    pictures = studies.photograph_patches(datasets.photographs())
     say("the standard benchmark, 250 x 500")
     D = problems.standard_benchmark(settings.key).D
-    problem, title = planted_problem(D, settings), "The standard benchmark"
-    benchmark = known_codes(problem, settings, say, title, "benchmark")
-    certified = certified_regime(D, settings, say)
+    title = "The standard benchmark"
+    benchmark = _known(_planted(D, settings), settings, say, title, "benchmark")
+    certified = _certified(D, settings, say)
     say("patches of photographs, 64 x 256")
     cosines, title = dictionaries.dct((8, 8), (16, 16)), "Patches of real photographs"
     lam = _LAM_OF_PATCHES if settings.lam is None else settings.lam
-    on_patches = dataclasses.replace(settings, lam=lam)
-    patches = unknown_codes(cosines, pictures, on_patches, say, title, "patches")
-    sections = [benchmark, certified, patches, chain(settings, say)]
-    return [section for section in sections if section is not None]
+    patches = _unknown(cosines, pictures, settings, say, title, "patches", lam=lam)
+    depths = dict(depths=_QUICK_CHAIN_DEPTHS) if settings.quick else {}
+    chain = studies.certified_chain(settings.key, **depths, say=say)
+    title = "A two-layer chain with certified bounds"
+    return [benchmark, *certified, patches, _section(chain, title, "chain")]
+
+
+# Studies, and their sections
+
+
+def _planted(D: Any, settings: Settings) -> studies.Samples:
+    return studies.planted(settings.key, D, sparsity=settings.sparsity, snr=settings.snr)
+
+
+def _options(settings: Settings, say: Say) -> dict[str, Any]:
+    """What the studies of known and of unknown codes have in common."""
+    pursuits = {
+        name: {
+            option: value
+            for option, value in settings.options.items()
+            if option in PURSUITS[name].options.split()
+        }
+        for name in settings.pursuits
+    }
+    return dict(
+        methods=settings.methods,
+        pursuits=pursuits,
+        depth=settings.depth,
+        lam=settings.lam,
+        steps=settings.steps,
+        say=say,
+    )
+
+
+def _known(
+    samples: studies.Samples, settings: Settings, say: Say, title: str, slug: str
+) -> Section:
+    study = studies.known_codes(settings.key, samples, **_options(settings, say))
+    return _section(study, title, slug)
+
+
+def _unknown(
+    D: Dictionary,
+    pictures: studies.Pictures,
+    settings: Settings,
+    say: Say,
+    title: str,
+    slug: str,
+    **others: Any,
+) -> Section:
+    options = _options(settings, say) | others
+    if settings.quick:
+        options |= dict(tested=_QUICK_TESTED)
+    study = studies.unknown_codes(settings.key, D, pictures, **options)
+    return _section(study, title, slug)
+
+
+def _certified(D: Dictionary, settings: Settings, say: Say) -> list[Section]:
+    """The certified regime; none where not even one nonzero is certified."""
+    options = dict(depth=_QUICK_DEPTH) if settings.quick else {}
+    study = studies.certified_regime(settings.key, D, **options, say=say)
+    title = "The regime that the theory certifies"
+    return [_section(study, title, "certified")] if study.runs else []
+
+
+def _section(study: Any, title: str, slug: str) -> Section:
+    figures = {f"{title}: {shown}": draw for shown, draw in study.figures().items()}
+    return Section(title, slug, study.text(), figures, study.rows(), study.to_dict())

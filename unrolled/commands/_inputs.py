@@ -8,8 +8,8 @@ import numpy as np
 
 from unrolled import datasets, dictionaries
 from unrolled._text import in_rows
-from unrolled.commands._pictures import PATCH, Pictures, photograph_patches
 from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.studies import PATCH, Pictures, photograph_patches
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
 

@@ -14,13 +14,12 @@ from unrolled import analytic, dictionaries, problems, training
 from unrolled.commands._config import make_model
 from unrolled.commands._console import Say
 from unrolled.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
-from unrolled.commands._known_codes import from_theory
 from unrolled.commands._sections import GENERATED, PLANTED, WITH_CODES, Config, ConfigError
 from unrolled.commands._sections import Model as ModelSection
-from unrolled.commands._settings import CHOSEN_ON, Samples, resampler
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
+from unrolled.studies import CHOSEN_ON, Samples, from_theory, resampler
 
 Model = Layer | Network
 Dictionaries = Any  # one, or a tuple for a chain

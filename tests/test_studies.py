@@ -1,0 +1,197 @@
+"""Studies: records with text, data, tables and figures, the same as the commands show."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import strict_json
+from matplotlib.figure import Figure
+
+import unrolled as ur
+from unrolled import studies
+from unrolled._json import to_json
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+KEY = jax.random.key(0)
+FEW = dict(depth=2, steps=1, lam=0.1)
+
+
+def hadamard():
+    return ur.dictionaries.identity_hadamard(8)
+
+
+def signals():
+    Y, _ = ur.problems.sampler(hadamard(), 40)(KEY)
+    return studies.Pictures(np.asarray(Y[:30]), np.asarray(Y[30:]))
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    images = {name: rng.random((16, 24)) for name in ("a", "b")}
+    return studies.photograph_patches(images)
+
+
+def weights():
+    D, layer = hadamard(), ur.lista_cp(6)
+    return studies.certify_weights(layer, layer.init(None, D), D, noise=0.01)
+
+
+def known(D, *methods, **options):
+    samples = studies.planted(KEY, D, sparsity=1)
+    return studies.known_codes(KEY, samples, methods=methods, **FEW | options)
+
+
+STUDIES = {
+    "certify": lambda: studies.certify(hadamard(), activation=ur.activations.relu),
+    "certify a chain": lambda: studies.certify([hadamard(), jnp.eye(16)], sparsity=(1, 1)),
+    "certify_weights": weights,
+    "known_codes": lambda: known(hadamard(), "lista_cp", pursuits={"omp": {}}),
+    "known_codes of a chain": lambda: known((hadamard(), jnp.eye(16)), "alista"),
+    "unknown_codes": lambda: studies.unknown_codes(
+        KEY, hadamard(), signals(), methods=("ista",), pursuits={"lasso": {}}, **FEW
+    ),
+    "unknown_codes of pictures": lambda: studies.unknown_codes(
+        KEY, ur.dictionaries.dct((8, 8), (9, 9)), pictures(), methods=(), tested=3, **FEW
+    ),
+    "certified_regime": lambda: studies.certified_regime(KEY, hadamard(), depth=5),
+    "certified_chain": lambda: studies.certified_chain(KEY, depths=(3,)),
+}
+
+
+@pytest.fixture(scope="module")
+def studied():
+    return {}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_text_data_tables_and_figures(studied, name):
+    study = studied.setdefault(name, STUDIES[name]())
+    assert study.text().strip() and "None" not in study.text()
+    assert strict_json(to_json(study.to_dict()))
+    assert isinstance(study.figure(), Figure)
+    if not name.startswith("certify"):
+        header, rows = study.rows()
+        assert rows and {len(row) for row in rows} == {len(header)}
+        assert [type(draw()) for draw in study.figures().values()] == [Figure] * (
+            2 if name.endswith("pictures") else 1
+        )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+def test_what_certify_prints_is_the_study(run, folder):
+    D = ur.dictionaries.gaussian(KEY, 6, 9)  # in float32
+    np.save("D.npy", np.asarray(D))
+    study = studies.certify(D)
+    status, out, _ = run("certify", "D.npy", "--json")
+    assert status == 0 and strict_json(out) == strict_json(to_json(study.to_dict()))
+    assert run("certify", "D.npy")[1] == f"D.npy: {study.text()}\n"
+
+
+def test_relu_by_name_and_without_an_activation_certify_the_same():
+    with_relu, without = (
+        studies.certify(hadamard(), activation=a) for a in (ur.activations.relu, None)
+    )
+    row = without.layers[0].table.rows["minimax"]
+    assert with_relu.layers[0].activation.contraction == pytest.approx(row.contraction)
+    assert with_relu.layers[0].table.rows == without.layers[0].table.rows
+
+
+def test_progress_is_said():
+    said = []
+    known(hadamard(), "alista", say=said.append)
+    training, compared = "ALISTA: training 1 steps", "comparing on the test signals"
+    assert said == ["ALISTA: calibrating", training, compared]
+
+
+def test_a_training_that_breaks_is_a_remark(monkeypatch):
+    """Its row shows the best params before, here the calibrated start."""
+
+    def overflowing(codes, X, D, Y):
+        return (codes**2).sum() * 1e38 * 1e38
+
+    monkeypatch.setattr(ur.training, "log_nmse", overflowing)
+    study = known(hadamard(), "lista_cp", steps=3)
+    remark = study.remarks[-1]
+    assert remark.startswith("The training of LISTA-CP broke, because its loss or gradient was not")
+    calibrated, learned = (
+        study.comparison.curves[f"LISTA-CP, {kind}"] for kind in ("calibrated", "learned")
+    )
+    np.testing.assert_array_equal(calibrated.nmse, learned.nmse)
+    assert remark in study.text()
+
+
+def test_a_pursuit_takes_from_the_samples_what_it_lacks():
+    samples = studies.planted(KEY, hadamard(), sparsity=2)
+    pursuits = {"omp": {}, "ista": {"max_steps": 5}, "bpdn": {"eps": 0.1}}
+    study = studies.known_codes(KEY, samples, methods=(), pursuits=pursuits, **FEW)
+    Y, X = samples.tested_on
+    s = round(float((X != 0).sum(1).mean()))
+    starts = [f"omp: sparsity = {s}", "ista: max_steps = 5, lam = 0.1", "bpdn: eps = 0.1"]
+    assert [r[: len(text)] for r, text in zip(study.remarks[1:4], starts)] == starts
+    assert study.comparison.given == tuple(pursuits)
+
+
+@pytest.mark.parametrize(
+    "m, d, most",
+    [
+        pytest.param(12, 14, {1: 3, 2: 1}, marks=pytest.mark.slow),
+        pytest.param(250, 500, {2: 3, 7: 1}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_minimax_weights_run_at_their_own_sparsity(m, d, most):
+    """The sparsities that are run, and how many weights run at each."""
+    D = ur.problems.standard_benchmark(jax.random.key(0)).D
+    D = D if m == 250 else ur.dictionaries.gaussian(jax.random.key(0), m, d)
+    study = studies.certified_regime(jax.random.key(0), D, depth=60)
+    curves = study.to_dict()["curves"]
+    sparsities = [curve["sparsity"] for curve in curves.values()]
+    assert {s: sparsities.count(s) for s in sparsities} == most
+    assert f"minimax W, s = {max(most)}" in curves
+    for curve in curves.values():
+        assert (curve["measured"] <= curve["bound"] * (1 + 1e-12)).all()
+    labels = [text.get_text() for text in study.figure().legends[0].get_texts()]
+    assert labels == [
+        f"{name}: {part}" for name in curves for part in ("certified bound", "largest error")
+    ]
+
+
+def test_where_nothing_is_certified_there_are_no_runs():
+    D = np.eye(3, dtype=np.float32)[:, [0, 1, 2, 2]] + 0.9
+    study = studies.certified_regime(KEY, D, depth=2)
+    assert study.runs == () and study.to_dict()["curves"] == {} and study.rows()[1] == []
+
+
+FAULTS = {
+    "unknown method lasso, omp; expected some of ista, ": lambda: known(
+        hadamard(), "lasso", "omp", "ista"
+    ),
+    "depth must be at least 1, got 0": lambda: known(hadamard(), "ista", depth=0),
+    "steps must be at least 0, got -1": lambda: known(hadamard(), "ista", steps=-1),
+    "lam must be positive, got nan": lambda: known(hadamard(), "ista", lam=float("nan")),
+    "unknown pursuit 'matching'": lambda: known(hadamard(), pursuits={"matching": {}}),
+    "omp has no rank": lambda: known(hadamard(), pursuits={"omp": {"rank": 1}}),
+    "sparsity must be in 1..16, got 17": lambda: studies.planted(KEY, hadamard(), sparsity=17),
+    "expected at least 2 signals, got 1": lambda: studies.split(
+        np.eye(2), np.ones((1, 2)), np.ones((1, 2))
+    ),
+    "2 sparsities for 1 dictionaries": lambda: studies.certify([hadamard()], sparsity=(1, 1)),
+    "depth must be at least 1": lambda: studies.certified_regime(KEY, hadamard(), depth=0),
+    "must be at least 1, got 0": lambda: studies.certified_chain(KEY, depths=(0,)),
+    "expected 1 within": lambda: studies.certify(2 * hadamard()),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_are_refused_in_words(message):
+    with pytest.raises(ValueError, match=message):
+        FAULTS[message]()
+
+
+@pytest.mark.parametrize("key", [None, "abc", 1.5])
+def test_a_key_that_is_none_is_refused(key):
+    with pytest.raises(TypeError, match="key"):
+        studies.certified_chain(key)

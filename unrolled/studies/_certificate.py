@@ -1,0 +1,335 @@
+"""What the theory says about a dictionary or a chain of dictionaries."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from unrolled import _checks, activations, analytic, plots, realize, theory
+from unrolled._text import line
+from unrolled.activations import Activation
+from unrolled.dictionaries import Dictionary, as_chain, dense
+from unrolled.studies._steps import Say, one_per_layer, silent
+
+_KERNEL_SIZE = 3  # of the CNN in the report
+_ROUNDING = 1e-9  # allowed for the rounding of the Babel function
+_SILENCE = 1.0  # seconds between two messages on the linear programs
+
+
+class Request(NamedTuple):
+    """What is to be certified, and for which class of codes."""
+
+    sparsities: Sequence[int] | None
+    bound: float
+    noise: float
+    tolerance: float
+    activation: Activation | None
+    entries: bool
+
+
+class DictionaryReport(NamedTuple):
+    """What the theory says about one dictionary."""
+
+    m: int
+    d: int
+    rank: int
+    mu: float
+    welch: float
+    generalized: tuple[float, float]  # mu~ from below and from above
+    admissible: dict[str, int]  # largest sparsity of unique codes, by mu, babel and mu~
+    table: analytic.WeightsTable
+    activation: theory.ActivationSchedule | None
+    cnn: realize.CnnSize | None  # for the steps of the best weights to the tolerance
+
+    def text(self) -> str:
+        """The report as lines of text."""
+        low, high = self.generalized
+        by = ", ".join(f"{s} by {name}" for name, s in self.admissible.items())
+        size = f"{self.m} x {self.d}"
+        if self.rank < min(self.m, self.d):
+            size += f" of numerical rank {self.rank}: all of this holds in its numerical range"
+        settled = "" if self.table.coherence.holds else " (not settled)"
+        lines = [
+            size,
+            f"mutual coherence {self.mu:.6f}, generalized coherence in [{low:.8f}, {high:.8f}]"
+            f"{settled}, Welch bound {self.welch:.6f}",
+            f"codes are unique, and found by basis pursuit, up to this many nonzeros: {by}",
+            f"fewer than {theory.spark_bound(high):.4g} atoms are never dependent (spark)",
+            "",
+            self.table.text(),
+        ]
+        if self.activation is not None:
+            found = self.activation
+            theorem = f"Theorem {found.theorem}" if found.theorem else "no theorem applies"
+            lines += [
+                "",
+                f"with the activation: {theorem}, contraction {found.contraction:.6g}, "
+                f"floor {found.floor:.6g}",
+            ]
+        if self.cnn is not None:
+            lines += [
+                "",
+                f"the minimax network to {self.table.tolerance:g} as a CNN of kernel size "
+                f"{_KERNEL_SIZE}: {self.cnn.depth} convolutional layers with "
+                f"{self.cnn.n_weights:,} weights",
+            ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as data."""
+        found, activation = self.activation, None
+        if found is not None:
+            activation = dict(theorem=found.theorem, holds=found.holds, floor=found.floor)
+        return {
+            "m": self.m,
+            "d": self.d,
+            "rank": self.rank,
+            "mutual_coherence": self.mu,
+            "generalized_coherence": {"lower": self.generalized[0], "upper": self.generalized[1]},
+            "welch_bound": self.welch,
+            "spark_bound": theory.spark_bound(self.generalized[1]),
+            "admissible_sparsity": self.admissible,
+            **self.table.to_dict(),
+            "activation": activation,
+            "cnn": self.cnn,
+        }
+
+
+class ChainReport(NamedTuple):
+    """What the theory says about a chain, with the minimax weights of every layer."""
+
+    sparsities: tuple[int, ...]
+    unique: dict[str, theory.Uniqueness]  # by mu and by mu~
+    stability: theory.Stability  # per unit of noise in the signal
+    plan: theory.Plan
+    tolerance: float
+
+    def text(self) -> str:
+        """A table, one column per layer."""
+        rows: dict[str, Sequence] = {
+            "layer": range(1, len(self.sparsities) + 1),
+            "sparsity": self.sparsities,
+        }
+        for name, found in self.unique.items():
+            rows[f"unique by {name}"] = found.unique.tolist()
+            rows[f"  {name}: sparsity below"] = found.bounds.tolist()
+            rows[f"  {name}: from layer"] = found.path.tolist()
+            rows[f"  {name}: found by l1"] = found.l1.tolist()
+        rows["error per noise (l2)"] = self.stability.delta.tolist()
+        rows[f"steps to {self.tolerance:g}"] = self.plan.depths
+        rows["certified l1 error"] = self._errors()
+        return "\n".join(["chain", *(line(label, cells) for label, cells in rows.items())])
+
+    def _errors(self) -> list[float]:
+        """The certified l1 error of every layer, inf where no plan reaches the tolerance."""
+        errors = [float(found.error[-1]) for found in self.plan.schedules]
+        return errors or [np.inf] * len(self.sparsities)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as data."""
+        unique = {
+            name: {
+                "unique": found.unique,
+                "bounds": found.bounds,
+                "path": found.path,
+                "l1": found.l1,
+            }
+            for name, found in self.unique.items()
+        }
+        stability, plan = self.stability, self.plan
+        return {
+            "sparsities": self.sparsities,
+            "uniqueness": unique,
+            "stability": {"delta": stability.delta, "holds": stability.holds},
+            "plan": {"depths": plan.depths, "errors": self._errors(), "holds": plan.holds},
+        }
+
+
+class Report(NamedTuple):
+    """The dictionaries of a chain one by one, and the chain; None for a single dictionary."""
+
+    layers: tuple[DictionaryReport, ...]
+    chain: ChainReport | None
+
+    def text(self) -> str:
+        """All parts as text."""
+        texts = [layer.text() for layer in self.layers]
+        texts += [] if self.chain is None else [self.chain.text()]
+        return "\n\n".join(texts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parts as data."""
+        if self.chain is None:
+            return self.layers[0].to_dict()
+        return {"layers": [layer.to_dict() for layer in self.layers], "chain": self.chain.to_dict()}
+
+    def figure(self) -> Any:
+        """The Gram matrix D'D of every dictionary, beside W'D of its weights, with matplotlib."""
+        return plots.gram([_grams(layer.table.weights) for layer in self.layers])
+
+
+def _grams(weights: Mapping[str, Dictionary]) -> dict[str, np.ndarray]:
+    D = np.asarray(dense(weights["W = D"]))
+    _checks.announce((D.shape[1],) * 2, D.dtype, "the picture of W'D", "certify")
+    return {name: np.asarray(dense(W)).T @ D for name, W in weights.items()}
+
+
+def certify(
+    D: Dictionary | Sequence[Dictionary],
+    *,
+    sparsity: int | Sequence[int] | None = None,
+    bound: float = 1.0,
+    noise: float = 0.0,
+    tolerance: float = 1e-6,
+    activation: Activation | None = None,
+    entries: bool = False,
+    say: Say = silent,
+) -> Report:
+    """What the theory says about a dictionary, or about a chain and each of its dictionaries.
+
+    Coherence, unique sparsity, and, for W = D, the closed form and the minimax weights, contraction
+    and steps to a tolerance; for a chain also uniqueness, stability and a plan of all layers. It
+    runs in float64, on the host, and solves a linear program per atom.
+
+    Args:
+        D: (m, d) with unit atoms; for a chain a tuple or list.
+        sparsity: s, nonzeros of a code; for a chain one per layer. None for the largest that is
+            admissible.
+        bound: B, of the entries of a code.
+        noise: the l1 norm of the noise in the signal, at most.
+        tolerance: l1 error to reach.
+        activation: also what holds with this activation in place of ReLU.
+        entries: also the weights of smallest entries (Definition 8); takes many times as long.
+        say: is told how many linear programs are solved.
+
+    Returns:
+        Report.
+
+    Raises:
+        ValueError: atoms that are not of norm 1, or another number of sparsities than dictionaries.
+
+    Example:
+        >>> study = ur.studies.certify(ur.dictionaries.identity_hadamard(16), tolerance=1e-3)
+        >>> study.layers[0].admissible, study.chain
+        ({'mu': 2, 'babel': 2, 'mu~': 2}, None)
+        >>> study.text().splitlines()[0], round(study.to_dict()["mutual_coherence"], 3)
+        ('16 x 32', 0.25)
+    """
+    Ds = as_chain(D if isinstance(D, Sequence) else [D], "certify")
+    sparsities = one_per_layer(sparsity)
+    if sparsities is not None and len(sparsities) != len(Ds):
+        raise ValueError(
+            f"certify: {len(sparsities)} sparsities for {len(Ds)} dictionaries; "
+            "expected one for each"
+        )
+    if activation is activations.relu:  # itself it has another schedule
+        activation = activations.scale(activation, 1.0)
+    request = Request(sparsities, bound, noise, tolerance, activation, entries)
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("ignore", analytic.HypothesisWarning)  # the report says so
+        Ds = tuple(D if D.dtype == np.float64 else theory.in_float64(D) for D in Ds)
+        layers = tuple(
+            _layer(
+                D,
+                None if sparsities is None else sparsities[j],
+                request,
+                _progress(say, j, len(Ds)),
+            )
+            for j, D in enumerate(Ds)
+        )
+        return Report(layers, _chain(Ds, layers, request, say) if len(Ds) > 1 else None)
+
+
+def _layer(
+    D: Dictionary, sparsity: int | None, request: Request, progress: Callable[[int, int], None]
+) -> DictionaryReport:
+    table = analytic.weights_table(
+        D,
+        sparsity=sparsity,
+        bound=request.bound,
+        noise=request.noise,
+        tolerance=request.tolerance,
+        entries=request.entries,
+        progress=progress,
+    )
+    (m, d), best, mu = D.shape, table.rows["minimax"], float(theory.mutual_coherence(D))
+    lower, upper = float(table.coherence.lower), float(table.coherence.upper)
+    admissible = {
+        "mu": theory.max_sparsity(mu, d),
+        "babel": _babel_sparsity(D, theory.max_sparsity(upper, d)),
+        "mu~": theory.max_sparsity(upper, d),
+    }
+    activation: theory.ActivationSchedule | None = None
+    if request.activation is not None:
+        _, found = analytic.block_schedule(
+            D,
+            table.weights["minimax"],
+            request.activation,
+            depth=0,
+            sparsity=best.sparsity,
+            bound=request.bound,
+            noise=request.noise,
+        )
+        assert isinstance(found, theory.ActivationSchedule)  # since none is `relu` itself
+        activation = found
+    size = None
+    if best.holds and np.isfinite(best.steps):
+        size = realize.cnn_size(m, d, int(best.steps), kernel_size=_KERNEL_SIZE)
+    welch, rank = theory.welch_bound(m, d), int(table.coherence.rank)
+    return DictionaryReport(
+        m, d, rank, mu, welch, (lower, upper), admissible, table, activation, size
+    )
+
+
+def _babel_sparsity(D: Dictionary, most: int) -> int:
+    """The largest s with mu_1(s - 1) + mu_1(s) < 1.
+
+    It is at most `most`, the s of the generalized coherence, which certifies no less.
+    """
+    s = 0
+    while s < most and theory.babel(D, s) + theory.babel(D, s + 1) < 1 - _ROUNDING:
+        s += 1
+    return s
+
+
+def _chain(
+    Ds: Sequence[Dictionary], layers: Sequence[DictionaryReport], request: Request, say: Say
+) -> ChainReport:
+    say("the chain")
+    sparsities = tuple(layer.table.rows["minimax"].sparsity for layer in layers)
+    Ws = [layer.table.weights["minimax"] for layer in layers]
+
+    def generalized(D):
+        return theory.generalized_coherence(D, only_maximum=True).upper
+
+    unique = {
+        "mu": theory.uniqueness(Ds, sparsities),
+        "mu~": theory.uniqueness(Ds, sparsities, coherence=generalized),
+    }
+    J = len(Ds)
+    plan = analytic.plan(
+        Ds,
+        Ws=Ws,
+        sparsities=sparsities,
+        bounds=(request.bound,) * J,
+        noises=(request.noise,) + (0.0,) * (J - 1),
+        tol=request.tolerance,
+    )
+    stability = theory.stability(Ds, sparsities, 0.0, 1.0, Ws=Ws)
+    return ChainReport(sparsities, unique, stability, plan, request.tolerance)
+
+
+def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
+    """Says how many programs of a dictionary are solved, not too often."""
+    which, told = "" if J == 1 else f"dictionary {j + 1} of {J}: ", time.monotonic()
+
+    def progress(settled: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SILENCE:
+            told = time.monotonic()
+            say(f"{which}{settled} of {total} linear programs")
+
+    return progress

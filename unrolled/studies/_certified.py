@@ -1,0 +1,338 @@
+"""The regime of the theory: measured errors under certified bounds, for a block and a chain."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import _checks, analytic, dictionaries, layers, networks, plots, problems, theory
+from unrolled._checks import Array
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled
+from unrolled.studies._steps import Say, silent
+
+_SIGNALS, _CHAIN_SIGNALS = 500, 200
+_FAST_DEPTH = 40
+_FAST, _SLOW = (4, 1), (8, 2)  # nonzeros of the two layers; layer 1 contracts fast, or slowly
+_ROW = "| {} | {} | {:.4f} | {:.3f} | {} | {:g} | {} |"
+
+
+class CertifiedRun(NamedTuple):
+    """What theory certifies of weights for s nonzeros, and what was measured if it holds."""
+
+    weights: str
+    sparsity: int
+    mu_W: float
+    schedule: theory.Schedule
+    measured: np.ndarray  # largest l1 error, from step 0; of length 0 where nothing holds
+    wrong: int  # wrong entries of all signals and steps
+
+    @property
+    def name(self) -> str:
+        """The weights and the nonzeros."""
+        return f"{self.weights}, s = {self.sparsity}"
+
+
+class CertifiedRegime(NamedTuple):
+    """The study of weights at as many nonzeros as theory certifies for them."""
+
+    shape: tuple[int, ...]  # of D
+    depth: int
+    largest: dict[str, int]  # weights -> the most nonzeros that they certify
+    common: int  # by D or the closed form
+    runs: tuple[CertifiedRun, ...]  # empty where not even one nonzero is certified
+
+    def text(self) -> str:
+        """Markdown: the setting, and a table with a row for every run."""
+        welch = theory.max_sparsity(theory.welch_bound(*self.shape), self.shape[1])
+        parts = [
+            f"The same dictionary with nonzeros of magnitude at most 1, as many as are certified: "
+            f"{self.common} by D and the closed form, {self.largest['minimax W']} by the minimax "
+            "weights of the linear "
+            f"programs (Welch's bound allows no dictionary of this size more than {welch}). "
+            f"LISTA-CP with thresholds from Theorem 12, {_SIGNALS} signals, {self.depth} steps, "
+            "float64; wrong entries are counted over all signals and steps.",
+            "",
+            "| weights | s | mu_W | contraction a | holds | steps to 1e-6 | largest s "
+            "| wrong entries | largest error | bound |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *map(self._row, self.runs),
+        ]
+        return "\n".join(parts)
+
+    def _row(self, run: CertifiedRun) -> str:
+        schedule = run.schedule
+        certified = (schedule.contraction, schedule.holds, schedule.steps_for(1e-6))
+        row = _ROW.format(
+            *(run.weights, run.sparsity, run.mu_W, *certified), self.largest[run.weights]
+        )
+        if not schedule.holds:
+            return row + " | | |"
+        return row + f" {run.wrong} | {run.measured[-1]:.2e} | {schedule.error[-1]:.2e} |"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The most nonzeros of all weights; errors and bounds of the runs that hold."""
+        curves = {
+            run.name: {
+                "sparsity": run.sparsity,
+                "measured": run.measured,
+                "bound": run.schedule.error,
+            }
+            for run in self._holding()
+        }
+        return {"largest_sparsity": self.largest, "curves": curves}
+
+    def _holding(self) -> list[CertifiedRun]:
+        return [run for run in self.runs if run.schedule.holds]
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with errors and bounds after every step."""
+        rows = [
+            [run.weights, run.sparsity, k, e, b]
+            for run in self._holding()
+            for k, (e, b) in enumerate(zip(run.measured, run.schedule.error))
+        ]
+        return ["weights", "s", "step", "largest l1 error", "certified bound"], rows
+
+    def figure(self) -> Any:
+        """Errors under their bounds, with matplotlib."""
+        lines = {run.name: (run.measured, run.schedule.error) for run in self._holding()}
+        return plots.bound(lines, title=f"Largest l1 error of {_SIGNALS} signals and its bound")
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        shown = "errors under their bounds, for the weights and the nonzeros of the table"
+        return {shown: self.figure}
+
+
+def certified_regime(
+    key: Array, D: Dictionary, *, depth: int = 100, say: Say = silent
+) -> CertifiedRegime:
+    """Measured errors under the certified bounds, for codes as sparse as the theory admits.
+
+    D, the closed form and the minimax weights run at the most nonzeros that the first two certify,
+    and the minimax weights also at their own. It runs in float64, on the host.
+
+    Args:
+        key: of the signals.
+        D: (m, d), normalised here.
+        depth: K, the steps.
+        say: is told what is going on.
+
+    Returns:
+        CertifiedRegime, without runs where not even one nonzero is certified.
+
+    Reference: Theorem 12 of the paper, as `analytic.lista_cp` has it.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> study = ur.studies.certified_regime(jax.random.key(0), D, depth=20)
+        >>> [(run.name, run.schedule.holds, run.wrong) for run in study.runs[:2]]
+        [('W = D, s = 2', True, 0), ('closed-form W, s = 2', True, 0)]
+        >>> bool((study.runs[0].measured <= study.runs[0].schedule.error).all())
+        True
+    """
+    depth = _checks.as_index(depth, "depth", "certified_regime", least=1)
+    key = _checks.as_key(key, "certified_regime")
+    with jax.enable_x64(True):
+        wide = jnp.asarray(np.asarray(dictionaries.dense(D), np.float64))
+        D = theory.in_float64(dictionaries.normalize(wide)[0], D.dtype)
+        say("the certified regime: the linear programs of the minimax weights")
+        weights = {
+            "W = D": D,
+            "closed-form W": theory.frobenius_weights(D),
+            "minimax W": theory.generalized_coherence(D, only_maximum=True).W,
+        }
+        largest = {
+            name: theory.max_sparsity(analytic.certify(D, W).mu_W, D.shape[1])
+            for name, W in weights.items()
+        }
+        # D and the closed form certify no more than the minimax weights.
+        common, most = max(largest["W = D"], largest["closed-form W"]), largest["minimax W"]
+        cases = [(name, common) for name in weights]
+        cases += [("minimax W", most)] if most > common else []
+        cases = [(name, s) for name, s in cases if s]
+        if cases:
+            numbers = ", ".join(map(str, sorted({s for _, s in cases})))
+            say(f"the certified regime: s = {numbers}")
+        runs = tuple(_certified_run(D, name, weights[name], s, depth, key) for name, s in cases)
+    return CertifiedRegime(D.shape, depth, largest, common, runs)
+
+
+def _certified_run(
+    D: Dictionary, name: str, W: Dictionary, s: int, K: int, key: Array
+) -> CertifiedRun:
+    options: dict[str, Any] = dict(depth=K, sparsity=s, bound=1.0)
+    certified, schedule = _quietly(analytic.block_schedule, D, W, **options)
+    if not schedule.holds:
+        return CertifiedRun(name, s, certified.mu_W, schedule, np.zeros(0), 0)
+    X = problems.bounded(jax.random.fold_in(key, 2), (_SIGNALS, D.shape[1]), s, 1.0)
+    params = _quietly(analytic.lista_cp, D, W=W, **options)
+    iterates = _iterates(layers.lista_cp(K), params, D, problems.synthesize(D, X))
+    return CertifiedRun(name, s, certified.mu_W, schedule, *_errors(iterates, X))
+
+
+@partial(jax.jit, static_argnames="layer")
+def _iterates(layer: Layer, params: Unrolled, D: Dictionary, Y: jax.Array) -> jax.Array:
+    """The codes (K, signals, d) after every step."""
+    return jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+
+
+def _errors(iterates: jax.Array, X: jax.Array) -> tuple[np.ndarray, int]:
+    """The largest l1 error of a signal at steps 0..K, and the count of wrong entries in all steps.
+
+    A wrong entry is nonzero where the code X is zero.
+    """
+    start = jnp.abs(X).sum(1).max()[None]
+    measured = jnp.concatenate([start, jnp.abs(iterates - X[None]).sum(2).max(1)])
+    return np.asarray(measured), int(((iterates != 0) & (X == 0)[None]).sum())
+
+
+def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
+    """The result of a function whose hypotheses may fail, which the table says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", analytic.HypothesisWarning)
+        return function(*args, **options)
+
+
+# Chains
+
+
+class ChainRun(NamedTuple):
+    """What a chain was certified to do, and what it did, layer by layer."""
+
+    contractions: tuple[float, ...]
+    measured: tuple[np.ndarray, ...]  # largest l1 error, from step 0
+    bounds: tuple[np.ndarray, ...]
+    wrong: int
+    printed: float  # largest l1 error of layer 2 with the thresholds of the printed proof
+
+
+class CertifiedChain(NamedTuple):
+    """The study of a certified chain of two layers."""
+
+    fast: ChainRun  # layer 1 contracts fast
+    slow: dict[int, ChainRun]  # it contracts slowly; by the steps of each layer
+
+    def text(self) -> str:
+        """Markdown: the setting, both runs, and a table of the slow one."""
+        fast = self.fast
+        parts = [
+            "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and D_2 a transversal "
+            "design (512 x 700, 4 nonzeros per atom). The certified error of layer 1 enters the "
+            "thresholds of layer 2 (Theorem 6, corrected).",
+            "",
+            f"With {_FAST} nonzeros the contractions are "
+            f"({fast.contractions[0]:.3f}, {fast.contractions[1]:.3f}); after {_FAST_DEPTH} steps "
+            f"each, the largest l1 errors of {_CHAIN_SIGNALS} signals are "
+            f"{fast.measured[0][-1]:.1e} and {fast.measured[1][-1]:.1e} under bounds of "
+            f"{fast.bounds[0][-1]:.1e} and {fast.bounds[1][-1]:.1e}, with {fast.wrong} wrong "
+            "entries.",
+            "",
+            f"With {_SLOW} nonzeros layer 1 contracts slowly (a = 0.94). The printed proof runs "
+            "layer 2 with thresholds made for the exact x_1; it diverges. Largest l1 error of "
+            "layer 2:",
+            "",
+            "| steps per layer | certified bound | corrected thresholds "
+            "| thresholds of the printed proof |",
+            "|---|---|---|---|",
+            *[
+                f"| {K} | {r.bounds[1][-1]:.2e} | {r.measured[1][-1]:.2e} | {r.printed:.2e} |"
+                for K, r in self.slow.items()
+            ],
+        ]
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All runs."""
+        return {"fast": self.fast, "slow": {str(K): run for K, run in self.slow.items()}}
+
+    def _lines(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {f"layer {j + 1}": (self.fast.measured[j], self.fast.bounds[j]) for j in range(2)}
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with errors and bounds of the fast run after every step."""
+        rows = [
+            [name, k, e, b]
+            for name, (measured, bounds) in self._lines().items()
+            for k, (e, b) in enumerate(zip(measured, bounds))
+        ]
+        return ["layer", "step", "largest l1 error", "certified bound"], rows
+
+    def figure(self) -> Any:
+        """Errors of the fast run under their bounds, with matplotlib."""
+        title = f"Largest l1 error and its bound, {_FAST} nonzeros"
+        return plots.bound(self._lines(), title=title)
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        return {f"{_CHAIN_SIGNALS} signals, float64": self.figure}
+
+
+def certified_chain(
+    key: Array, *, depths: Sequence[int] = (20, 40, 80, 160), say: Say = silent
+) -> CertifiedChain:
+    """A certified chain of two layers, with corrected thresholds and those of the printed proof.
+
+    D_1 = [I, Hadamard] is 256 x 512, D_2 a transversal design of 512 x 700. It runs in float64.
+
+    Args:
+        key: of D_2 and of the signals.
+        depths: steps of each layer in the run where layer 1 contracts slowly.
+        say: is told what is going on.
+
+    Reference: Theorem 6 of the paper, corrected, as `analytic.dsc` has it.
+
+    Example:
+        >>> study = ur.studies.certified_chain(jax.random.key(0), depths=(20,))
+        >>> [bool((e <= b).all()) for e, b in zip(study.fast.measured, study.fast.bounds)]
+        [True, True]
+        >>> study.slow[20].printed > study.slow[20].measured[1][-1]
+        True
+    """
+    depths = _checks.as_indices(depths, "depths", "certified_chain", least=1)
+    say("a two-layer chain with certified bounds")
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.fold_in(_checks.as_key(key, "certified_chain"), 4), 3)
+        D_1 = dictionaries.identity_hadamard(256)
+        D_2 = dictionaries.transversal(keys[0], 4, 127, 700)
+        D_2 = jnp.pad(D_2, ((0, 4), (0, 0)))  # 508 rows, to 512
+        fast = _chain_run(D_1, D_2, _FAST, (_FAST_DEPTH, _FAST_DEPTH), keys[1])
+        slow = {K: _chain_run(D_1, D_2, _SLOW, (K, K), keys[2]) for K in depths}
+    return CertifiedChain(fast, slow)
+
+
+def _chain_run(
+    D_1: Dictionary,
+    D_2: Dictionary,
+    sparsities: tuple[int, int],
+    depths: tuple[int, int],
+    key: jax.Array,
+) -> ChainRun:
+    X_2 = problems.bounded(key, (_CHAIN_SIGNALS, D_2.shape[1]), sparsities[1], 1.0)
+    X_1 = problems.synthesize(D_2, X_2)
+    Y, bounds = problems.synthesize(D_1, X_1), (sparsities[1] / 2, 1.0)
+    options: dict[str, Any] = dict(sparsities=sparsities, bounds=bounds, Ws=(D_1, D_2))
+    _, schedules = analytic.chain_schedules((D_1, D_2), depths=depths, **options)
+    params = analytic.dsc((D_1, D_2), depths=depths, **options)
+    first, second = (layers.lista_cp(K) for K in depths)
+    run = jax.jit(networks.dsc((first, second)).apply)
+    codes = jax.vmap(run, (None, None, 0))(params, (D_1, D_2), Y)
+    iterates = [
+        _iterates(layer, p, D, y)
+        for layer, p, D, y in zip((first, second), params, (D_1, D_2), (Y, codes[0]))
+    ]
+    measured, wrong = zip(*(_errors(x, X) for x, X in zip(iterates, (X_1, X_2))))
+    exact = analytic.lista_cp(D_2, depth=depths[1], sparsity=sparsities[1], bound=1.0, W=D_2)
+    printed = jax.jit(jax.vmap(second.apply, (None, None, 0)))(exact, D_2, codes[0])
+    return ChainRun(
+        tuple(s.contraction for s in schedules),
+        measured,
+        tuple(s.error for s in schedules),
+        sum(wrong),
+        float(jnp.abs(printed - X_2).sum(1).max()),
+    )

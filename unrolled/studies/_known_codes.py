@@ -1,0 +1,334 @@
+"""Classical, analytic, calibrated and learned methods on signals whose codes are known."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from unrolled import analytic, dictionaries, layers, networks, theory
+from unrolled._checks import Array
+from unrolled._text import markdown
+from unrolled.compare import ChainComparison, Comparison
+from unrolled.layers import Layer, Unrolled
+from unrolled.studies._samples import Samples
+from unrolled.studies._steps import (
+    BY_DEFAULT,
+    GUARANTEES,
+    SUPPORT,
+    WEIGHTS,
+    Plan,
+    Say,
+    best_lam,
+    code_loss,
+    compared,
+    curve_rows,
+    from_theory,
+    plan,
+    pursuit_codes,
+    silent,
+    spent,
+    timed,
+    train,
+)
+
+_FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
+_CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
+
+
+class KnownCodes(NamedTuple):
+    """The study of methods on signals whose codes are known."""
+
+    samples: Samples
+    depth: int
+    comparison: Comparison
+    remarks: list[str]
+    caution: str  # why the analytic rows are what they are, where nothing is certified
+    seconds: dict[str, float]
+
+    def text(self) -> str:
+        """Markdown: the setting, errors, weights and guarantees as tables, and remarks."""
+        D, (Y, X) = self.samples.D, self.samples.tested_on
+        parts = [
+            f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
+            f"{float((X != 0).sum(1).mean()):.1f} nonzeros on average, K = {self.depth} "
+            f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
+            f"{len(self.samples.chosen_on[0])} other signals.",
+            "",
+            self.comparison.table(),
+            "",
+            *self.remarks,
+            "",
+            WEIGHTS,
+            "",
+            self.comparison.parameters_table(),
+            "",
+            GUARANTEES,
+            "",
+            self.comparison.guarantees_table(),
+            "",
+            spent(self.seconds),
+        ]
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison and the seconds that calibration and training took."""
+        return {"comparison": self.comparison, "seconds": self.seconds}
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with the errors of every method after every step."""
+        return curve_rows(self.comparison)
+
+    def figure(self) -> Any:
+        """The figure of the comparison, with matplotlib."""
+        return self.comparison.plot(note=self.caution)
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        return {_FIGURE: self.figure}
+
+
+class KnownChain(NamedTuple):
+    """The study of chains of layers on signals whose codes are known, layer by layer."""
+
+    samples: Samples
+    depth: int  # of every layer
+    comparison: ChainComparison
+    remarks: list[str]
+    seconds: dict[str, float]
+
+    def text(self) -> str:
+        """Markdown: the setting, errors, weights and guarantees as tables, and remarks."""
+        Ds, (Y, Xs) = self.samples.D, self.samples.tested_on
+        parts = [
+            f"A chain of {len(Ds)} dictionaries, y = D_1 x_1 and x_j = D_(j+1) x_(j+1), with K = "
+            f"{self.depth} steps in every layer, {len(Y)} test signals{self.samples.noise()}. Each "
+            "layer runs on the code that the layer before it found. Calibration and ISTA's "
+            f"penalties are chosen on {len(self.samples.chosen_on[0])} other signals, layer by "
+            "layer.",
+            "",
+            _sparsity_table(Ds, Xs),
+            "",
+            "Where a layer has more nonzeros than theory certifies, the thresholds that theory "
+            "sets for them grow until they silence every entry.",
+            "",
+            self.comparison.table(),
+            "",
+            *(part for remark in self.remarks for part in (remark, "")),
+            "What the weights are, and how far training moved each of them (relative distance):",
+            "",
+            self.comparison.parameters_table(),
+            "",
+            GUARANTEES,
+            "",
+            self.comparison.guarantees_table(),
+            "",
+            spent(self.seconds),
+        ]
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison and the seconds that calibration and training took."""
+        return {"comparison": self.comparison, "seconds": self.seconds}
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with the errors of every layer after every step."""
+        tables = [curve_rows(layer) for layer in self.comparison.layers]
+        rows = [[j, *row] for j, (_, table) in enumerate(tables, start=1) for row in table]
+        return ["layer", *tables[0][0]], rows
+
+    def figure(self) -> Any:
+        """The figure of the comparison, with matplotlib."""
+        return self.comparison.plot()
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        return {_CHAIN_FIGURE: self.figure}
+
+
+def known_codes(
+    key: Array,
+    samples: Samples,
+    *,
+    methods: tuple[str, ...] = BY_DEFAULT,
+    pursuits: Mapping[str, Mapping[str, Any]] | None = None,
+    depth: int = 16,
+    lam: float | None = None,
+    steps: int = 400,
+    say: Say = silent,
+) -> KnownCodes | KnownChain:
+    """Analytic beside calibrated and learned params, on signals whose codes are known.
+
+    The first come from theory alone, the second keep those weights and choose thresholds and step
+    sizes on a sample without gradients, the third start there and are trained end to end.
+
+    Args:
+        key: of the training.
+        samples: from `planted` or `split`, of a dictionary or of a chain.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss.
+        pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
+            the samples.
+        depth: K, the steps of every layer.
+        lam: penalty of ISTA and FISTA; None for the best of a small grid.
+        steps: of training.
+        say: is told what is going on.
+
+    Returns:
+        KnownCodes; for a chain KnownChain.
+
+    Raises:
+        ValueError: unknown methods; pursuits that lack an option, or are not for a chain.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
+        >>> samples = ur.studies.planted(jax.random.key(1), D, sparsity=2)
+        >>> key, methods = jax.random.key(2), ("fista",)
+        >>> study = ur.studies.known_codes(key, samples, methods=methods, depth=3, lam=0.1)
+        >>> study.text()[:41], list(study.comparison.curves)
+        ('Dictionary 8 x 16, 1000 test signals with', ['FISTA'])
+    """
+    run = plan(key, methods, pursuits, depth, lam, steps, say)
+    if isinstance(samples.D, tuple):
+        return _known_chain(samples, run)
+    D, (Y, X) = samples.D, samples.tested_on
+    found = _methods(samples, run)
+    say("comparing on the test signals")
+    result = compared(found.methods, D, Y, X)
+    return KnownCodes(samples, run.depth, result, found.remarks, found.caution, found.seconds)
+
+
+class _Methods(NamedTuple):
+    # With analytic, calibrated and learned params; or codes of the test signals.
+    methods: dict[str, Any]
+    remarks: list[str]
+    caution: str
+    seconds: dict[str, float]
+
+
+def _families(K: int, lam: float | None) -> dict[str, tuple[str, Layer, float]]:
+    """name -> title, layer, learning rate."""
+    lista = layers.lista(K, tied=False) if lam is None else layers.lista(K, tied=False, lam=lam)
+    return {
+        "lista": ("LISTA", lista, 5e-4),
+        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False), 5e-4),
+        "alista": ("ALISTA", layers.alista(K), 5e-3),
+        "alista_ss": ("ALISTA-SS", layers.alista(K, support=SUPPORT), 2e-3),
+    }
+
+
+def _methods(samples: Samples, run: Plan) -> _Methods:
+    D, (Y, X), K = samples.D, samples.chosen_on, run.depth
+    methods: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    broken: list[str] = []
+    lam = best_lam(samples, K) if run.lam is None else run.lam
+    ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
+    if "ista" in run.methods:
+        methods["ISTA"] = (ista, ista_params)
+        methods["ISTA, calibrated"] = (ista, analytic.calibrate(ista, ista_params, D, Y, X))
+    if "fista" in run.methods:
+        methods["FISTA"] = (layers.fista(K), ista_params)
+    pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
+    methods |= {name: codes for name, (codes,) in pursued.codes.items()}
+    families = _families(K, lam)
+    starts, remark, caution = from_theory(samples, *(layer for _, layer, _ in families.values()))
+    for name, layer, rate in (families[m] for m in families if m in run.methods):
+        params = starts.get(layer)
+        if params is None:
+            params = layer.init(run.key, D)
+        else:
+            methods[f"{name}, analytic"] = (layer, params)
+        run.say(f"{name}: calibrating")
+        with timed(seconds, f"{name}, calibrated"):
+            calibrated = jax.block_until_ready(analytic.calibrate(layer, params, D, Y, X))
+        methods[f"{name}, calibrated"] = (layer, calibrated)
+        run.say(f"{name}: training {run.steps} steps")
+        with timed(seconds, f"{name}, learned"):
+            learned = train(layer, calibrated, samples, run, rate, code_loss, name, broken)
+        methods[f"{name}, learned"] = (layer, learned.best)
+    remarks = [f"ISTA and FISTA use lam = {lam:g}.", *pursued.remarks, remark, *broken]
+    shown = any(name.endswith(", analytic") for name in methods)
+    return _Methods(methods, remarks, caution if shown else "", seconds)
+
+
+# Chains
+
+Make = Callable[[Layer, Samples], Unrolled]
+
+
+def _known_chain(samples: Samples, run: Plan) -> KnownChain:
+    Ds, (Y, Xs) = samples.D, samples.tested_on
+    seconds: dict[str, float] = {}
+    pursued = pursuit_codes(Ds, samples.tested_on, run, seconds, run.lam)
+    remarks = list(pursued.remarks)
+    methods = _chain_methods(samples, run, seconds, remarks)
+    run.say("comparing on the test signals")
+    result = compared(pursued.codes | methods, Ds, Y, Xs)
+    return KnownChain(samples, run.depth, result, remarks, seconds)
+
+
+def _sparsity_table(Ds: Any, Xs: Any) -> str:
+    """The sparsity of the codes of every layer, beside what theory certifies."""
+    columns = ["layer", "D", "nonzeros on average", "at most", "mu_W", "certified up to"]
+    rows = []
+    for j, (D, X) in enumerate(zip(Ds, Xs), start=1):
+        counts = np.asarray((X != 0).sum(1))
+        mu_W = analytic.certify(dictionaries.normalize(D)[0]).mu_W
+        cells = [str(j), f"{D.shape[0]} x {D.shape[1]}", f"{counts.mean():.1f}", str(counts.max())]
+        rows.append([*cells, f"{mu_W:.4f}", str(theory.max_sparsity(mu_W, D.shape[1]))])
+    return markdown(columns, rows)
+
+
+def _chain_methods(
+    samples: Samples, run: Plan, seconds: dict[str, float], remarks: list[str]
+) -> dict[str, tuple[networks.Network, Any]]:
+    K = run.depth
+    methods: dict[str, tuple[networks.Network, Any]] = {}
+    classical: dict[str, tuple[str, Layer]] = {
+        "ista": ("ISTA", layers.ista(K)),
+        "fista": ("FISTA", layers.fista(K)),
+    }
+    for name, layer in (classical[m] for m in classical if m in run.methods):
+        run.say(f"{name}: choosing its penalties")
+        methods[name] = _chain(layer, samples, partial(_ista, run))
+    families = _families(K, None)
+    for name, layer, rate in (families[m] for m in families if m in run.methods):
+        if layer.from_theory is not None:
+            methods[f"{name}, analytic"] = _chain(layer, samples, _analytic)
+        run.say(f"{name}: calibrating")
+        with timed(seconds, f"{name}, calibrated"):
+            network, start = _chain(layer, samples, _calibrated)
+        methods[f"{name}, calibrated"] = network, start
+        run.say(f"{name}: training {run.steps} steps")
+        with timed(seconds, f"{name}, learned"):
+            learned = train(network, start, samples, run, rate, code_loss, name, remarks)
+        methods[f"{name}, learned"] = network, learned.best
+    return methods
+
+
+def _chain(layer: Layer, samples: Samples, make: Make) -> tuple[networks.Network, Any]:
+    """A chain of one layer for all dictionaries, each made on the codes of the one before."""
+    signals, Xs = samples.chosen_on
+    run = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    params = []
+    for D, X in zip(samples.D, Xs):
+        params.append(make(layer, samples._replace(D=D, chosen_on=(signals, X))))
+        signals = run(params[-1], D, signals)
+    return networks.dsc((layer,) * len(params)), tuple(params)
+
+
+def _ista(run: Plan, layer: Layer, samples: Samples) -> Unrolled:
+    lam = best_lam(samples, run.depth) if run.lam is None else run.lam
+    return analytic.ista(samples.D, lam, run.depth)
+
+
+def _analytic(layer: Layer, samples: Samples) -> Unrolled:
+    return from_theory(samples, layer).params[layer]
+
+
+def _calibrated(layer: Layer, samples: Samples) -> Unrolled:
+    start = layer.init(None, samples.D)
+    if layer.from_theory is not None:
+        start = _analytic(layer, samples)
+    return analytic.calibrate(layer, start, samples.D, *samples.chosen_on)

@@ -1,0 +1,324 @@
+"""What the studies share: starts from theory, training, pursuits, results as rows of a table."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrolled import _checks, analytic, dictionaries, layers, metrics, problems, theory, training
+from unrolled._checks import Array
+from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
+from unrolled.compare import Comparison, DivergenceWarning, compare
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled
+from unrolled.studies._samples import Samples
+
+METHODS = ("ista", "fista", "lista", "lista_cp", "alista", "alista_ss")
+# LISTA is left out by default: its two free matrices per step are slow to train.
+BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
+# Support selection of ALISTA-SS: the share per step, and the largest.
+SUPPORT = (0.012, 0.12)
+# What the table of guarantees means.
+GUARANTEES = (
+    "What theory guarantees for the same params: a bound on the l1 error of every code with at "
+    "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. These "
+    "are the least numbers that cover the test signals. The last column has the largest s that has "
+    "a guarantee."
+)
+# What the table of parameters means.
+WEIGHTS = (
+    "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
+    "moved each of them (relative distance):"
+)
+
+_CLIP = 1.0  # largest norm of a gradient
+_EVALUATE_EVERY = 100  # steps
+# Residuals below this share of the mean signal are rounding.
+_ROUNDING = 1e-4
+_UNIT = 1e-4  # how far the norms of unit atoms may be from 1
+# Penalties of ISTA to choose from, as shares of the largest entry of the codes.
+_PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2)
+# Weight of all steps in the loss; the last step has the rest.
+_DEEP = 0.1
+
+Say = Callable[[str], None]
+
+
+def silent(message: str) -> None:
+    """What a study says to nobody."""
+
+
+def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
+    """The sparsities of all layers, of which a number is the only one."""
+    return (sparsity,) if isinstance(sparsity, int | np.integer) else sparsity
+
+
+class Plan(NamedTuple):
+    """What a study runs, and with which numbers."""
+
+    key: Array
+    methods: tuple[str, ...]
+    pursuits: Mapping[str, Mapping[str, Any]]  # name -> options
+    depth: int
+    lam: float | None
+    steps: int
+    say: Say
+
+
+def plan(
+    key: Array,
+    methods: tuple[str, ...],
+    pursuits: Mapping[str, Mapping[str, Any]] | None,
+    depth: int,
+    lam: float | None,
+    steps: int,
+    say: Say,
+) -> Plan:
+    """A plan whose numbers were checked."""
+    where, methods = "compare", tuple(methods)
+    if wrong := [name for name in methods if name not in METHODS]:
+        raise ValueError(
+            f"{where}: unknown method {', '.join(map(str, wrong))}; expected some of "
+            f"{', '.join(METHODS)}"
+        )
+    if lam is not None:
+        lam = _checks.as_number(lam, "lam", where)
+        if not 0 < lam < np.inf:
+            raise ValueError(f"{where}: lam must be positive, got {lam}")
+    depth = _checks.as_index(depth, "depth", where, least=1)
+    steps = _checks.as_index(steps, "steps", where)
+    return Plan(_checks.as_key(key, where), methods, pursuits or {}, depth, lam, steps, say)
+
+
+# Params
+
+
+class Starts(NamedTuple):
+    """The params that theory sets for the class of a sample, and what it certifies."""
+
+    params: dict[Layer, Unrolled]  # without layers that theory sets none for
+    remark: str
+    caution: str  # part of the remark: why the thresholds are not certified; "" if they are
+
+
+def from_theory(samples: Samples, *models: Layer) -> Starts:
+    """The params that theory sets for layers of one depth, for the codes of `samples.chosen_on`.
+
+    Example:
+        >>> D, layer = ur.dictionaries.identity_hadamard(16), ur.alista(4)
+        >>> X = ur.problems.exact_sparse(jax.random.key(0), (50, 32), 1)
+        >>> samples = ur.studies.split(D, ur.problems.synthesize(D, X), X)
+        >>> starts = ur.studies.from_theory(samples, layer)
+        >>> starts.params[layer].steps.theta.shape, starts.remark[-30:]
+        ((4,), 'It certifies up to s = 2.')
+    """
+    D, (Y, X) = samples.D, samples.chosen_on
+    unit, norms = dictionaries.normalize(D)
+    s = int((X != 0).sum(1).max())
+    bound = float(jnp.abs(X * norms[None, :]).max())
+    # A noiseless sample still has rounding errors, which the guard covers.
+    noise = float(jnp.abs(Y - problems.synthesize(D, X)).sum(1).max())
+    noise = noise if noise > _ROUNDING * float(jnp.abs(Y).sum(1).mean()) else 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", analytic.HypothesisWarning)
+        certified, schedule = analytic.block_schedule(
+            unit, depth=models[0].depth, sparsity=s, bound=bound, noise=noise
+        )
+    W, theta = certified.W, analytic.stored_thresholds(schedule.theta, certified.W.dtype)
+    remark, caution = _certified(certified.mu_W, schedule, s, D.shape[1])
+    if not np.allclose(np.asarray(norms), 1, atol=_UNIT):
+        # The codes of D are those of the unit dictionary, divided by the norms.
+        W, theta = W / norms[None, :], theta[:, None] / norms[None, :]
+        remark += " The atoms were normalised for the theory and the params scaled back."
+    params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
+    return Starts(params, remark, caution)
+
+
+def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
+    """The remark and the caution of `Starts`."""
+    largest = theory.max_sparsity(mu_W, d)
+    remark = (
+        f"Theory, for s = {s} nonzeros (the most in the sample) and W with mu_W = "
+        f"{mu_W:.4f}: contraction a = {schedule.contraction:.3g}, so holds is "
+        f"{schedule.holds}. "
+    )
+    if schedule.holds:
+        return remark + f"It certifies up to s = {largest}.", ""
+    caution = (
+        f"Theory certifies up to s = {largest} nonzeros and the sample has {s}: the analytic "
+        f"thresholds grow by a factor of about {schedule.contraction:.3g} a step instead of "
+        "shrinking."
+    )
+    return (
+        f"{remark}{caution} The analytic rows show what an uncertified schedule does. Calibration "
+        "keeps W and chooses thresholds on the sample; training moves everything."
+    ), caution
+
+
+def best_lam(samples: Samples, depth: int) -> float:
+    """The penalty of a small grid with the smallest error of ISTA after K steps."""
+    D, (Y, X), K = samples.D, samples.chosen_on, depth
+    apply = jax.jit(jax.vmap(layers.ista(K).apply, (None, None, 0)))
+    scale = float(jnp.abs(X).max()) or 1.0
+    lams = [scale * share for share in _PENALTIES]
+    return min(lams, key=lambda lam: float(metrics.nmse(apply(analytic.ista(D, lam, K), D, Y), X)))
+
+
+def code_loss(codes: jax.Array, X: jax.Array, D: Dictionary, Y: jax.Array) -> jax.Array:
+    """Mostly the error of the last step; the errors of all steps keep the way there short."""
+    last, deep = training.log_nmse, training.deep(training.log_nmse)
+    return (1 - _DEEP) * last(codes, X, D, Y) + _DEEP * deep(codes, X, D, Y)
+
+
+def train(
+    layer: Any,
+    params: Any,
+    samples: Samples,
+    plan: Plan,
+    rate: float,
+    loss: Callable[..., jax.Array],
+    name: str,
+    remarks: list[str],
+) -> training.Fit:
+    """`fit` by clipped Adam with a cosine-decayed rate, the same for every family.
+
+    A training that breaks counts as far as it came, and a remark says so.
+    """
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(_CLIP),
+        optax.adam(optax.cosine_decay_schedule(rate, max(1, plan.steps))),
+    )
+    try:
+        return training.fit(
+            layer,
+            params,
+            samples.D,
+            samples.sample,
+            optimizer=optimizer,
+            steps=plan.steps,
+            key=jax.random.fold_in(plan.key, 1),
+            loss=loss,
+            evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
+        )
+    except training.NonFiniteError as broken:
+        remarks.append(
+            f"The training of {name} broke, because its loss or gradient was not finite: its row "
+            "shows the best params before. Atoms of norm 1 may help (`dictionaries.normalize`)."
+        )
+        return broken.fit
+
+
+# Codes of pursuits
+
+
+class Pursued(NamedTuple):
+    """The codes by pursuit, a tuple with those of every layer, and what to say of them."""
+
+    codes: dict[str, tuple[jax.Array, ...]]
+    remarks: list[str]
+
+
+def pursuit_codes(
+    Ds: tuple[Any, ...],
+    tested_on: tuple[Any, Any],
+    plan: Plan,
+    seconds: dict[str, float],
+    lam: float | None,
+) -> Pursued:
+    """The codes that the pursuits of the plan find of the test signals.
+
+    Without an option for it, the sparsity is the mean number of nonzeros of the known codes, and
+    the weight of the LASSO is `lam`.
+
+    Raises:
+        ValueError: pursuits that lack an option, or are not for that many dictionaries.
+    """
+    Y, X = tested_on
+    X = X[-1] if isinstance(X, tuple) else X
+    sparsity = max(1, round(float((X != 0).sum(1).mean())))
+    otherwise = {"sparsity": sparsity, "lam": lam}
+    completed = {
+        name: _completed(name, options, otherwise) for name, options in plan.pursuits.items()
+    }
+    for name, options in completed.items():  # before any work
+        check_options(name, options, "compare")
+        check_dictionaries(name, len(Ds), "compare")
+    codes, remarks = {}, []
+    for name, options in completed.items():
+        plan.say(f"{name}: {len(Y)} test signals")
+        with timed(seconds, name):
+            pursued = jax.block_until_ready(pursue(name, Ds, Y, options, many=True))
+        codes[name] = pursued.codes
+        listed = ", ".join(f"{option} = {value}" for option, value in options.items())
+        missed = f"; {pursued.missed} codes miss their tolerance" if pursued.missed else ""
+        remarks.append(f"{name}: {listed or 'no options'}{missed}.")
+    return Pursued(codes, remarks)
+
+
+def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
+    """The options of a pursuit, with what it needs of the others."""
+    has_aim = options.keys() & {"sparsity", "lam", "ratio"} or (name == "omp" and "tol" in options)
+    if has_aim or name not in PURSUITS:
+        return dict(options)
+    known = PURSUITS[name].options.split()
+    names = [option for option in ("sparsity", "lam") if option in known][:1]
+    return dict(options) | {n: otherwise[n] for n in names if otherwise[n] is not None}
+
+
+# Results
+
+_FIELDS = (
+    *("nmse", "mean_nmse", "failure_rate", "precision"),
+    *("recall", "false_positives", "largest_l1", "gap"),
+)
+
+
+def compared(*arguments: Any, **options: Any) -> Any:
+    """`compare` without its warning: a report has the notes of the result."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)
+        warnings.filterwarnings("ignore", "compare: .* not in the gaps")
+        return compare(*arguments, **options)
+
+
+def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
+    """The curves of a comparison, one row per method and step; what is undefined is empty.
+
+    Codes of a pursuit have one row without a step.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> methods = {"ISTA": (ur.layers.ista(2), ur.analytic.ista(D, 0.1, 2))}
+        >>> header, rows = ur.studies.curve_rows(ur.compare.compare(methods, D, D.T, jnp.eye(8)))
+        >>> header[:3], [row[:2] for row in rows]
+        (['method', 'step', 'nmse'], [['ISTA', 1], ['ISTA', 2]])
+    """
+    rows = []
+    for name, curve in result.curves.items():
+        for k in range(len(curve.nmse)):
+            values = [None if v is None else v[k] for v in (getattr(curve, f) for f in _FIELDS)]
+            cells = ["" if v is None or np.isnan(v) else float(v) for v in values]
+            rows.append([name, "" if name in result.given else k + 1, *cells])
+    return ["method", "step", *_FIELDS], rows
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Put the seconds of a block into `seconds`."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+def spent(seconds: dict[str, float]) -> str:
+    """The seconds as one sentence of a report."""
+    if not seconds:
+        return ""
+    listed = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return f"Seconds, compilation included: {listed}."

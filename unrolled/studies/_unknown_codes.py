@@ -1,0 +1,280 @@
+"""Signals without known codes, such as patches of photographs, judged by the LASSO."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import (
+    analytic,
+    datasets,
+    dictionaries,
+    layers,
+    metrics,
+    plots,
+    problems,
+    pursuit,
+    theory,
+    training,
+)
+from unrolled._checks import Array
+from unrolled._pursuits import lasso_optima
+from unrolled._text import markdown
+from unrolled.compare import Comparison
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import Layer, Unrolled
+from unrolled.studies._samples import PATCH, Pictures, Samples, resampler
+from unrolled.studies._steps import (
+    BY_DEFAULT,
+    WEIGHTS,
+    Plan,
+    Say,
+    compared,
+    curve_rows,
+    plan,
+    pursuit_codes,
+    silent,
+    spent,
+    timed,
+    train,
+)
+
+_BATCH = 128  # signals of a training step
+_TESTED_ON = 2000  # signals, about
+# Half of the loss on all steps: the way there stays monotone, or nearly so.
+_DEEP = 0.5
+
+Methods = dict[str, tuple[Layer, Unrolled]]
+
+
+class UnknownCodes(NamedTuple):
+    """The study of methods on signals without known codes."""
+
+    D: Array
+    signals: Pictures
+    tested: Array  # (tested, m), those of the test signals that the comparison is about
+    lam: float
+    depth: int
+    optimum: pursuit.Pursuit  # of the tested signals, codes in place of the true ones
+    methods: Methods
+    comparison: Comparison
+    psnr: dict[str, list[float]]  # dB, of what is rebuilt from the codes after every step
+    remarks: list[str]
+    seconds: dict[str, float]
+
+    def text(self) -> str:
+        """Markdown: the setting, gaps to the optimum and weights as tables, and remarks."""
+        D, optimum = self.D, self.optimum
+        parts = [
+            f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} signals to "
+            f"train on and {len(self.tested)} others to test on, lam = {self.lam:.4g}, "
+            f"K = {self.depth} steps. F* is known to a "
+            f"relative duality gap of at most {float(optimum.gap.max()):.1e} "
+            f"(certified for {float(optimum.converged.mean()):.1%} of the signals); the optimal "
+            f"codes have {float((optimum.x != 0).sum(1).mean()):.1f} nonzeros on average. Learned "
+            "rows minimise the LASSO objective itself on the training signals: no codes are "
+            "needed.",
+            "",
+            self._table(),
+            "",
+            *(p for note in (*self.comparison.notes(), *self.remarks) for p in (note, "")),
+            _remark(D),
+            "",
+            WEIGHTS,
+            "",
+            self.comparison.parameters_table(),
+            "",
+            spent(self.seconds),
+        ]
+        return "\n".join(parts)
+
+    def _table(self) -> str:
+        columns = "method", "(F - F*) / F* after K/4", "after K/2", "after K", "PSNR after K, dB"
+        rows = []
+        for name, curve in self.comparison.curves.items():
+            assert curve.gap is not None  # `compare` was given lam
+            K = len(curve.gap)
+            gaps = [f"{curve.gap[max(0, k - 1)]:.2e}" for k in (K // 4, K // 2, K)]
+            if name in self.comparison.given:
+                gaps[:2] = "", ""
+            rows.append([name, *gaps, f"{self.psnr[name][-1]:.2f}"])
+        best = float(metrics.psnr(problems.synthesize(self.D, self.optimum.x), self.tested))
+        return markdown(columns, [*rows, ["LASSO optimum", "", "", "0", f"{best:.2f}"]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison, PSNR, lam, and the seconds that training took."""
+        return {
+            "comparison": self.comparison,
+            "psnr": self.psnr,
+            "lam": self.lam,
+            "seconds": self.seconds,
+        }
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with the errors of every method after every step."""
+        header, rows = curve_rows(self.comparison)
+        rows = [[*row, self.psnr[row[0]][(row[1] or 1) - 1]] for row in rows]
+        return [*header, "psnr"], rows
+
+    def figure(self) -> Any:
+        """The figure of the comparison, with matplotlib."""
+        return self.comparison.plot(codes="LASSO codes")
+
+    def rebuilt(self) -> dict[str, np.ndarray]:
+        """The test picture, and the same from the codes of ISTA and of the last method.
+
+        It is empty where the test signals are no tiles of a picture.
+        """
+        picture, patches = self.signals.picture, np.asarray(self.signals.testing)
+        if picture is None:
+            return {}
+        tiles, shown = jnp.asarray(patches), {"original": patches}
+        for name in dict.fromkeys(["ISTA", list(self.methods)[-1]]):
+            layer, params = self.methods[name]
+            codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, self.D, tiles)
+            rows = problems.synthesize(self.D, codes)
+            shown[f"{name}, PSNR {float(metrics.psnr(rows, tiles)):.2f} dB"] = np.asarray(rows)
+        return {
+            name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
+            for name, rows in shown.items()
+        }
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
+        drawn: dict[str, Callable[[], Any]] = {shown: self.figure}
+        if self.signals.picture is not None:
+            caption = f"the test picture rebuilt from its codes after {self.depth} steps"
+            drawn[caption] = partial(plots.images, self.rebuilt())
+        return drawn
+
+
+def unknown_codes(
+    key: Array,
+    D: Dictionary,
+    signals: Pictures,
+    *,
+    methods: tuple[str, ...] = BY_DEFAULT,
+    pursuits: Mapping[str, Mapping[str, Any]] | None = None,
+    depth: int = 16,
+    lam: float | None = None,
+    steps: int = 400,
+    tested: int = _TESTED_ON,
+    say: Say = silent,
+) -> UnknownCodes:
+    r"""ISTA and FISTA beside layers that learn on the LASSO objective, without known codes.
+
+    .. math:: F(x) = \tfrac12 \|y - D x\|^2 + lam \|x\|_1
+
+    Args:
+        key: of the start and the training.
+        D: (m, d).
+        signals: to train and to test on.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss; the last two are not
+            for signals without codes, which a remark says.
+        pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
+            the optimal codes.
+        depth: K, the steps.
+        lam: weight of the LASSO; None for a tenth of what gives nine signals in ten the code 0.
+        steps: of training.
+        tested: about how many of the test signals are solved to a certified optimum.
+        say: is told what is going on.
+
+    Returns:
+        UnknownCodes.
+
+    Raises:
+        ValueError: unknown methods, or pursuits that lack an option.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> Y = ur.problems.sampler(D, 60)(jax.random.key(0))[0]
+        >>> signals = ur.studies.Pictures(Y[:40], Y[40:])
+        >>> options = dict(methods=("ista",), depth=2, lam=0.1, steps=1)
+        >>> study = ur.studies.unknown_codes(jax.random.key(1), D, signals, **options)
+        >>> list(study.comparison.curves), study.rows()[0][-1]
+        (['ISTA', 'FISTA', 'ISTA, learned'], 'psnr')
+    """
+    run = plan(key, methods, pursuits, depth, lam, steps, say)
+    D = jnp.asarray(D)
+    rows, tiles = jnp.asarray(signals.training), jnp.asarray(signals.testing)
+    lam = _default_lam(D, rows) if run.lam is None else run.lam
+    some = tiles[:: max(1, len(tiles) // tested)]
+    say(f"solving {len(some)} LASSO problems to a duality gap")
+    optimum = lasso_optima(D, some, lam)
+    samples = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
+    seconds: dict[str, float] = {}
+    pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
+    remarks = list(pursued.remarks)
+    classical = {name: codes for name, (codes,) in pursued.codes.items()}
+    trained = _methods(samples, lam, run, seconds, remarks)
+    result = compared(trained | classical, D, some, optimum.x, lam=lam)
+    psnr = {
+        name: _psnr_per_step(layer, params, D, some).tolist()
+        for name, (layer, params) in trained.items()
+    }
+    for name, codes in classical.items():
+        psnr[name] = [float(metrics.psnr(problems.synthesize(D, codes), some))]
+    return UnknownCodes(
+        *(D, signals, some, lam, run.depth, optimum),
+        *(trained, result, psnr, remarks, seconds),
+    )
+
+
+def _default_lam(D: Dictionary, rows: jax.Array) -> float:
+    """A tenth of the weight for which nine signals in ten have the code 0."""
+    products = np.asarray(rows[:2000], float) @ np.asarray(D, float)  # in float32 they may be 0
+    return float(np.quantile(np.abs(products).max(1), 0.9)) / 10
+
+
+def _methods(
+    samples: Samples, lam: float, run: Plan, seconds: dict[str, float], remarks: list[str]
+) -> Methods:
+    """ISTA and FISTA, and learned methods trained on the LASSO objective."""
+    D, K = samples.D, run.depth
+    params = analytic.ista(D, lam, K)
+    methods: Methods = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}
+    families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
+        "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
+        "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
+        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
+    }
+    objective = training.lasso(lam)
+
+    def loss(codes, X, D, Y):
+        deep = training.deep(objective)(codes, X, D, Y)
+        return (1 - _DEEP) * objective(codes, X, D, Y) + _DEEP * deep
+
+    if left := [name for name in run.methods if name not in (*families, "fista")]:
+        remarks.append(f"Without known codes there are no rows of {', '.join(left)}.")
+    for family in [name for name in families if name in run.methods]:
+        name, layer, rate = families[family]
+        run.say(f"{name}: training {run.steps} steps on the LASSO objective")
+        start = layer.init(run.key, D)
+        if family != "ista":
+            methods[f"{name}, analytic"] = (layer, start)
+        with timed(seconds, f"{name}, learned"):
+            learned = train(layer, start, samples, run, rate, loss, name, remarks)
+        methods[f"{name}, learned"] = (layer, learned.best)
+    return methods
+
+
+def _remark(D: Dictionary) -> str:
+    """What the theory certifies of D, beside the analytic rows."""
+    certified = analytic.certify(dictionaries.normalize(D)[0])
+    s = theory.max_sparsity(certified.mu_W, D.shape[1])
+    return (
+        "The weights with the smaller coherence, of D and the closed form, have "
+        f"mu_W = {certified.mu_W:.3f}, which certifies s = {s}. Analytic rows are therefore "
+        "ISTA's weights, the only ones that the objective itself justifies."
+    )
+
+
+@partial(jax.jit, static_argnames="layer")
+def _psnr_per_step(layer: Layer, params: Unrolled, D: Dictionary, Y: jax.Array) -> jax.Array:
+    """(K,), in dB."""
+    codes = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+    return jax.lax.map(lambda X: metrics.psnr(problems.synthesize(D, X), Y), codes)

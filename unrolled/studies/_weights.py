@@ -1,0 +1,144 @@
+"""What the theory certifies for given weights, learned ones included."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unrolled import plots, theory
+from unrolled._text import line
+from unrolled.layers import Layer
+from unrolled.networks import dsc
+from unrolled.studies._steps import one_per_layer
+
+
+class WeightsCertificate(NamedTuple):
+    """The certificate of every layer of given weights."""
+
+    layers: tuple[Layer, ...]
+    shapes: tuple[tuple[int, ...], ...]  # of D
+    sparsities: tuple[int, ...]
+    bound: float
+    noise: float  # of the signal
+    tolerance: float
+    certificates: tuple[theory.Certificate, ...]
+
+    def text(self) -> str:
+        """A table, one column per layer."""
+        found = self.certificates
+        rows: dict[str, Sequence] = {
+            "layer": range(1, len(found) + 1),
+            "family": [layer.family for layer in self.layers],
+            "D": [f"{m} x {d}" for m, d in self.shapes],
+            "sparsity": self.sparsities,
+            "l1 error at the start": [float(c.error[0]) for c in found],
+            "guaranteed l1 error": [float(c.error[-1]) if c.holds else "none" for c in found],
+            "holds": [c.holds for c in found],
+            f"steps to {self.tolerance:g}": [
+                "none" if (k := self._steps(c)) is None else k for c in found
+            ],
+            "no false positives in": [
+                f"{c.false_positives_excluded.sum()} of {layer.depth}"
+                for c, layer in zip(found, self.layers)
+            ],
+            "largest sparsity": [c.largest_sparsity for c in found],
+        }
+        of = f"for entries of at most {self.bound:g} and noise of l1 norm at most {self.noise:g}"
+        table = (line(label, cells) for label, cells in rows.items())
+        return "\n".join([f"what these weights guarantee, {of}", "", *table])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The certificates as data, layer by layer."""
+        layers = [
+            dict(
+                layer=repr(layer),
+                shape=shape,
+                sparsity=s,
+                error=c.error,
+                false_positives_excluded=c.false_positives_excluded,
+                holds=c.holds,
+                steps=self._steps(c),
+                largest_sparsity=c.largest_sparsity,
+            )
+            for layer, shape, s, c in zip(
+                self.layers, self.shapes, self.sparsities, self.certificates
+            )
+        ]
+        return {"bound": self.bound, "noise": self.noise, "layers": layers}
+
+    def figure(self) -> Any:
+        """The certified l1 error of every layer after every step, with matplotlib."""
+        numbered = enumerate(self.certificates, start=1)
+        lines: dict[str, Any] = {f"layer {j}": c.error[1:] for j, c in numbered}
+        figure, panels = plots.figure(1, 1)
+        title, ylabel = "What these weights guarantee", "l1 error of the code"
+        plots.curves(panels[0, 0], lines, title=title, ylabel=ylabel, log=True)
+        panels[0, 0].legend(frameon=False)
+        return figure
+
+    def _steps(self, found: theory.Certificate) -> int | None:
+        """The first step with the tolerance; None for none."""
+        reached = np.flatnonzero(found.error <= self.tolerance)
+        return int(reached[0]) if len(reached) else None
+
+
+def certify_weights(
+    model: Any,
+    params: Any,
+    D: Any,
+    *,
+    sparsity: int | Sequence[int] | None = None,
+    bound: float = 1.0,
+    noise: float = 0.0,
+    tolerance: float = 1e-6,
+) -> WeightsCertificate:
+    """The error that weights guarantee for sparse codes, layer by layer.
+
+    Args:
+        model: a layer, or a chain of layers.
+        params, D: its params and its dictionary; of a chain a tuple of each.
+        sparsity: s, nonzeros of a code; of a chain one per layer. None for the largest that is
+            certified, in a chain 1 in every layer.
+        bound: B, of the entries of a code.
+        noise: the l1 norm of the noise in the signal, at most.
+        tolerance: the l1 error whose step is told.
+
+    Returns:
+        WeightsCertificate.
+
+    Raises:
+        ValueError: another number of sparsities than layers, or numbers that `theory.certify`
+            refuses.
+        TypeError: a model without layers that run one after the other, or a family that
+            `theory.certify` refuses.
+
+    Example:
+        >>> D, layer = ur.dictionaries.identity_hadamard(16), ur.lista_cp(10)
+        >>> params = ur.analytic.lista_cp(D, depth=10, sparsity=2, bound=1.0)
+        >>> study = ur.studies.certify_weights(layer, params, D)
+        >>> study.sparsities, study.certificates[0].holds
+        ((2,), True)
+    """
+    single = isinstance(model, Layer)
+    layers = (model,) if single else model.layers
+    if not layers:
+        raise TypeError(f"certify: {model} has no layers that run one after the other")
+    Ds, blocks = ((D,), (params,)) if single else (D, params)
+
+    def certified(s: Sequence[int]) -> tuple[theory.Certificate, ...]:
+        bounds, noises = (bound,) * len(layers), (noise,) + (0.0,) * (len(layers) - 1)
+        return theory.certify(dsc(layers), blocks, Ds, sparsity=s, bound=bounds, noise=noises)
+
+    sparsities = one_per_layer(sparsity)
+    if sparsities is None:
+        sparsities = (1,) * len(layers)
+        if single:
+            sparsities = (max(1, certified(sparsities)[0].largest_sparsity),)
+    if len(sparsities) != len(layers):
+        raise ValueError(
+            f"certify: {len(sparsities)} sparsities for {len(layers)} layers; expected one for each"
+        )
+    shapes = tuple(D.shape for D in Ds)
+    return WeightsCertificate(
+        layers, shapes, tuple(sparsities), bound, noise, tolerance, certified(sparsities)
+    )
