@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._files import CheckpointError, check_writable, read_npz, write_whole
+from unrolled._runs import in_line
 from unrolled.dictionaries import dense
 from unrolled.dictionary_learning._learned import Learned, Step, as_learned
-from unrolled.records import changes
+from unrolled.records import differences
 
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
@@ -69,12 +70,13 @@ class Keeper:
             config = dict(json.loads(str(arrays.pop("config"))))
             history = [Step(*row) for row in json.loads(str(arrays.pop("history")))]
         except Exception as error:  # whatever a reader of foreign bytes raises
-            raise CheckpointError(f"{path}: cannot be read as a learning: {error}") from error
+            raise CheckpointError(
+                f"{path}: cannot be read as a learning: {in_line(error)}"
+            ) from error
         # Older files have none of it: signals were told apart up to powers of two.
         config = {n: self.config[n] for n in ("exponent",) if n in self.config} | config
-        if found := changes(config, self.config):
-            differ = ", ".join(f"{n}={old} (now {new})" for n, (old, new) in found.items())
-            raise CheckpointError(f"{path}: holds another learning, with {differ}")
+        if report := differences(config, self.config):
+            raise CheckpointError(f"{path}: holds another learning; try another file:\n{report}")
         return _Kept(path, arrays), history
 
     def steps(self, last: int) -> range:

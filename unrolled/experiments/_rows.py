@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from unrolled._files import CheckpointError, lock, read_npz, write_whole
+from unrolled import _runs
+from unrolled._files import CheckpointError, read_npz, write_whole
 from unrolled._json import sealed, to_json, unsealed
 
 ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
@@ -128,9 +128,5 @@ def claimed(folder: Path, name: str) -> Iterator[bool]:
 
     The lock of a process that was killed ends with it.
     """
-    with (folder / STATES / f"{name}.lock").open("a+") as file:
-        if mine := lock(file):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-        yield mine
+    with _runs.claimed(folder / STATES / f"{name}.lock") as holder:
+        yield holder is None

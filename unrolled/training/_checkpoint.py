@@ -11,9 +11,9 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._files import sync_folder
+from unrolled._runs import claimed, free_space, in_line
 from unrolled.records import Record, option
 from unrolled.training import _manifest
-from unrolled.training._disk import free_space
 from unrolled.training._manifest import CheckpointError, DamagedError
 
 # Bytes of a step: a manifest that promises more is damaged, and nothing is allocated for it.
@@ -98,7 +98,7 @@ class Steps:
         except Exception as error:
             self.sweep()
             raise CheckpointError(
-                f"{self.folder}: step {step} was not saved ({_short(error)}); "
+                f"{self.folder}: step {step} was not saved ({in_line(error)}); "
                 f"{free_space(self.folder)}, the steps {[s for s in self.all() if s != step]} are "
                 "whole; make room and run the same call again"
             ) from error
@@ -169,9 +169,9 @@ class Steps:
         return aside
 
     def _damaged(self, step: int, error: Exception) -> DamagedError:
-        rest = [s for s in self.all() if s != step]
+        rest = [s for s in self.all() if s != step] or "none"
         return DamagedError(
-            f"{self.folder / str(step)}: damaged ({_short(error)}); other steps: {rest or 'none'}; "
+            f"{self.folder / str(step)}: damaged ({in_line(error)}); other steps: {rest}; "
             "Checkpoint(folder, strict=False) resumes from the newest whole one"
         )
 
@@ -186,35 +186,23 @@ def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
     folder = Path(checkpoint.folder).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+")
+        (folder / "lock").touch()
     except OSError as error:
         raise CheckpointError(
             f"{where}: checkpoint {folder}: cannot write there ({error.strerror})"
         ) from error
-    with lock:
-        _take(lock, f"{where}: checkpoint {folder}")
+    with claimed(folder / "lock") as holder:
+        if holder is not None:
+            raise CheckpointError(
+                f"{where}: checkpoint {folder}: in use by process {holder}; "
+                "expected a folder of its own"
+            )
         steps = Steps(folder)
         steps.sweep()
         try:
             yield steps
         finally:
             steps.close()
-
-
-def _take(lock, where: str) -> None:
-    """Lock the file while it is open; the lock of a killed process ends with it."""
-    import fcntl  # absent on Windows, where the rest of the package works
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        raise CheckpointError(
-            f"{where}: in use by process {lock.read() or '?'}; expected a folder of its own"
-        ) from error
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
 
 
 def newest(
@@ -250,9 +238,3 @@ def newest(
             f"{where}: no step of {steps.folder} is whole; the newest: {damaged[0][1]}"
         )
     return None
-
-
-def _short(error: Exception) -> str:
-    """The message of an error in one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"

@@ -1,4 +1,4 @@
-"""Two file formats for named arrays and a text: `.npz` and `.safetensors`.
+"""Files of named arrays with a sealed manifest, in two formats: `.npz` and `.safetensors`.
 
 Reading trusts no header: what it promises is compared with the bytes before anything is allocated.
 """
@@ -6,10 +6,18 @@ Reading trusts no header: what it promises is compared with the bytes before any
 import io
 import json
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from unrolled.training._manifest import array_dtype
+from unrolled import _files
+from unrolled._runs import free_space
+from unrolled.training import _manifest
+from unrolled.training._manifest import CheckpointError, array_dtype
+
+Leaves = dict[str, Any]
 
 # Names of dtypes in a `.safetensors` header.
 _SAFETENSORS = {
@@ -20,6 +28,59 @@ _SAFETENSORS = {
     **{"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
 }
 _LARGEST_HEADER = 10**8  # bytes, as in the reference implementation of safetensors
+_LARGEST_FILE = 2**33  # bytes: a file is read into memory at once
+
+
+def check_parent(path: Path) -> None:
+    """Raise CheckpointError, before any work, unless a file can be written at `path`."""
+    try:
+        if not path.parent.is_dir():
+            raise NotADirectoryError(f"the folder {path.parent} does not exist")
+        _files.check_writable(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError("is a folder")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    why = f"{error.strerror or error}); {free_space(path)}"
+    return CheckpointError(f"save: {path}: cannot be written ({why}")
+
+
+def write(path: Path, kind: str, leaves: Leaves, to_bytes: Callable, /, **manifest: Any) -> None:
+    """Put leaves with their hashes at `path`, whole or not at all, by `to_npz` or the other.
+
+    Raises:
+        TypeError: a leaf of a dtype that cannot be saved, or what JSON cannot hold.
+        CheckpointError: the file cannot be written.
+    """
+    arrays, entries = _manifest.table(leaves)
+    manifest = {"leaves": entries, "versions": _manifest.versions(), **manifest}
+    blob = to_bytes(json.dumps(_manifest.seal(kind, manifest)), arrays)
+    try:
+        _files.write_whole(path, blob)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def read(path: Path, kind: str, from_bytes: Callable) -> tuple[dict, dict[str, np.ndarray]]:
+    """The manifest and the arrays of such a file, every hash checked.
+
+    Raises:
+        Exception: whatever a reader of foreign bytes raises.
+    """
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"it has {path.stat().st_size} bytes; expected at most {_LARGEST_FILE}")
+    text, arrays = from_bytes(path.read_bytes())
+    manifest = _manifest.unseal(kind, json.loads(text))
+    entries = manifest["leaves"]
+    if set(arrays) != set(entries):
+        raise ValueError(f"it holds the arrays {sorted(arrays)}; expected {sorted(entries)}")
+    arrays = {name: arrays[name].view(array_dtype(entry)) for name, entry in entries.items()}
+    for name, entry in entries.items():
+        _manifest.verify(name, entry, arrays[name])
+    return manifest, arrays
 
 
 def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:

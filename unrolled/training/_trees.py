@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 import jax
 
+from unrolled._runs import in_line
 from unrolled.records import differences
 from unrolled.training import _manifest
-from unrolled.training._disk import write_whole
-from unrolled.training._formats import from_npz, to_npz
+from unrolled.training._formats import from_npz, read, to_npz, write
 from unrolled.training._forms import names
 from unrolled.training._manifest import CheckpointError, DamagedError
 
@@ -37,13 +37,11 @@ def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
         >>> ur.training.restore_tree(path, {"a": jnp.zeros(2), "b": (jnp.zeros(3),)})[1]
         {'step': 7}
     """
-    arrays, entries = _manifest.table(names(tree))
-    manifest = {"leaves": entries, "versions": _manifest.versions(), "metadata": metadata}
     try:
-        text = json.dumps(_manifest.seal(_KIND, manifest))
+        json.dumps(metadata, sort_keys=True)
     except TypeError as error:
         raise TypeError(f"save_tree: metadata must be what JSON can hold ({error})") from error
-    write_whole(Path(path), to_npz(text, arrays))
+    write(Path(path), _KIND, names(tree), to_npz, metadata=metadata)
 
 
 def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
@@ -69,15 +67,10 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        text, arrays = from_npz(path.read_bytes())
-        manifest = _manifest.unseal(_KIND, json.loads(text))
-        entries = manifest["leaves"]
-        arrays = {name: arrays[name].view(_manifest.array_dtype(e)) for name, e in entries.items()}
-        for name, entry in entries.items():
-            _manifest.verify(name, entry, arrays[name])
+        manifest, arrays = read(path, _KIND, from_npz)
     except Exception as error:  # whatever a reader of foreign bytes raises
-        raise DamagedError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
-    wanted = names(like)
+        raise DamagedError(f"{path}: damaged ({in_line(error)})") from error
+    entries, wanted = manifest["leaves"], names(like)
     given = _manifest.leaf_types(_manifest.table(wanted)[1])
     if report := differences(_manifest.leaf_types(entries), given):
         raise CheckpointError(f"{path}: holds another tree:\n{report}")

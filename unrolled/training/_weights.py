@@ -11,8 +11,7 @@ from unrolled.networks import Network
 from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Steps
-from unrolled.training._disk import check_parent, write_whole
-from unrolled.training._formats import FORMATS
+from unrolled.training._formats import FORMATS, check_parent, read, write
 from unrolled.training._forms import (
     UnknownFamilyError,
     build,
@@ -28,8 +27,6 @@ from unrolled.training._forms import (
 from unrolled.training._manifest import CheckpointError, DamagedError
 from unrolled.training._records import Dictionaries, Model
 from unrolled.training._split import as_dictionaries
-
-_LARGEST_FILE = 2**33  # bytes: a file is read into memory at once
 
 
 class Restored(NamedTuple):
@@ -85,7 +82,7 @@ def save(
         alista(3, support=(0.1, 0.3))
     """
     path = Path(path).absolute()
-    write, _ = _format(path, "save")
+    to_bytes, _ = _format(path, "save")
     if "versions" in metadata:
         raise ValueError("save: the metadata has versions of its own; expected another name")
     _checks.on_host((params, D), "save", "params or D")
@@ -106,15 +103,8 @@ def save(
         form["layer"] = describe_model(layer)
     form["params"], leaves = describe_params(params, layer)
     form["D"], leaves_D = describe(D if dictionary else None, "D")
-    arrays, entries = _manifest.table(leaves | leaves_D)
-    manifest = {
-        "form": form,
-        "leaves": entries,
-        "D sha256": None if D is None else _manifest.digest(D),
-        "versions": _manifest.versions(),
-        "metadata": metadata,
-    }
-    write_whole(path, write(json.dumps(_manifest.seal("weights", manifest)), arrays))
+    digest = {"D sha256": None if D is None else _manifest.digest(D)}
+    write(path, "weights", leaves | leaves_D, to_bytes, form=form, metadata=metadata, **digest)
     return path
 
 
@@ -152,9 +142,14 @@ def restore(
         raise FileNotFoundError(f"restore: {path}: no such file; {_found(path)}")
     if step is not None and not path.is_dir():
         raise ValueError(f"restore: {path} is a file, which has no steps; expected a folder")
-    read = None if path.is_dir() else _format(path, "restore")[1]
+    from_bytes = None if path.is_dir() else _format(path, "restore")[1]
     try:
-        manifest, leaves = _read_folder(path, step) if read is None else _read(path, read)
+        if from_bytes is None:
+            manifest, arrays = _read_folder(path, step)
+        else:
+            manifest, arrays = read(path, "weights", from_bytes)
+        entries = manifest["leaves"]
+        leaves = {n: _manifest.to_device(entries[n]["dtype"], a) for n, a in arrays.items()}
         form = manifest["form"]
         layer = build_model(form["layer"]) if form.get("layer") else None
         params = build_params(form["params"], leaves, layer)
@@ -191,25 +186,8 @@ def _layer_of_older(metadata: dict) -> Model | None:
         return None
 
 
-def _read(path: Path, read: Callable) -> tuple[dict, dict]:
-    """The manifest and the leaves of a file, every hash checked."""
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"it has {path.stat().st_size} bytes; expected at most {_LARGEST_FILE}")
-    text, arrays = read(path.read_bytes())
-    manifest = _manifest.unseal("weights", json.loads(text))
-    entries = manifest["leaves"]
-    if set(arrays) != set(entries):
-        raise ValueError(f"it holds the arrays {sorted(arrays)}; expected {sorted(entries)}")
-    leaves = {}
-    for name, entry in entries.items():
-        array = arrays[name].view(_manifest.array_dtype(entry))
-        _manifest.verify(name, entry, array)
-        leaves[name] = _manifest.to_device(entry["dtype"], array)
-    return manifest, leaves
-
-
 def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
-    """The same of the best params and the dictionary of a saved step of a training."""
+    """The manifest and the arrays of the best params and the dictionary of a saved step."""
     steps = Steps(path)
     try:
         saved = steps.all()
@@ -228,20 +206,14 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
             "its params or dictionary are of a kind of the caller's own; "
             "run the same call of `fit` again"
         )
-    entries, leaves = {}, {}
-    for name, entry in manifest["leaves"].items():
-        part, _, leaf = name.partition(".")
-        if part in ("best", "fixed"):
-            entries[leaf] = entry
-            leaves[leaf] = _manifest.to_device(entry["dtype"], arrays[name])
+    best = {name: name.partition(".")[2] for name in arrays if name.startswith(("best.", "fixed."))}
     config = manifest["config"]
-    told = {
-        "form": manifest["form"],
-        "leaves": entries,
+    manifest |= {
+        "leaves": {leaf: manifest["leaves"][name] for name, leaf in best.items()},
         "D sha256": config["D sha256"],
-        "versions": manifest["versions"],
+        "metadata": {"step": manifest["step"], **config},
     }
-    return told | {"metadata": {"step": manifest["step"], **config}}, leaves
+    return manifest, {leaf: arrays[name] for name, leaf in best.items()}
 
 
 def _check_like(params: Any, like: Any, where: str) -> None:
