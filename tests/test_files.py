@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import unrolled as ur
+from unrolled import _runs
 from unrolled._files import whole_file, write_whole
 from unrolled.commands._partial import partial_arrays
 
@@ -66,6 +67,21 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     with partial_arrays(tmp_path / "X.npz", {"X": (1, 2)}) as append:
         append({"X": np.ones((1, 2))})
     assert sorted(os.listdir(tmp_path)) == [".state.npz.notes", "X.npy", "X.npz", "state.npz"]
+
+
+def test_a_place_has_one_process_even_when_its_lock_goes_meanwhile(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    lock, waited = _runs.lock, []
+
+    def late(file):  # another process ends between the opening and the lock
+        if not waited:
+            waited.append(path.unlink())
+        return lock(file)
+
+    monkeypatch.setattr(_runs, "lock", late)
+    with _runs.claimed(path) as holder, _runs.claimed(path) as other:
+        assert holder is None and other == str(os.getpid()) == path.read_text()
+    assert waited and not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("named", [False, True])

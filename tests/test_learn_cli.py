@@ -1,11 +1,14 @@
 """`unrolled learn` in process: its files, going on after an interruption, and what it refuses."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
 from command_line import strict_json
 
 from unrolled import datasets, dictionary_learning, plots, theory
+from unrolled._runs import claimed
 from unrolled.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
@@ -65,6 +68,19 @@ def test_the_same_command_goes_on(path, monkeypatch):
     assert np.array_equal(
         np.load(folder / "D.npy"), dictionary_learning.online(batches(), 12, lam=0.5).D
     )
+
+
+def test_a_folder_has_one_process(path, capsys):
+    folder = path.parent / "learned"
+    folder.mkdir()
+    flags = ["--atoms", "12", "--batch", "30", "--lam", "0.5", "--output", str(folder)]
+    command = ["learn", str(path), *flags, "--no-certificate"]
+    with claimed(folder / "lock", stays=True) as holder:
+        assert holder is None and main(command) == 2
+    message = f"learned: in use by process {os.getpid()}; try another --output"
+    assert message in capsys.readouterr().err and [*folder.iterdir()] == [folder / "lock"]
+    assert main(command) == 0  # the process is gone; its lock, as that of a killed one, is not
+    assert not {"lock", "checkpoint.npz"} & set(os.listdir(folder))
 
 
 def test_a_figure_that_fails_loses_no_table(path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ import numpy as np
 from unrolled import datasets, dictionary_learning, plots, pursuit
 from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
+from unrolled._runs import claimed
 from unrolled.commands._certificate import Report, Request, certificate
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._inputs import in_float32
@@ -109,7 +110,24 @@ def run(arguments: argparse.Namespace) -> None:
     check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
     check_drawing()
     check_folder(folder)
-    options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
+    with claimed(folder / "lock") as holder:
+        if holder is not None:
+            raise ValueError(f"{folder}: in use by process {holder}; try another --output")
+        options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
+        summary, data = _written(arguments, Y, shape, options, say)
+        (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call learns anew
+    show(arguments.json, data, summary.text())
+
+
+def _written(
+    arguments: argparse.Namespace,
+    Y: np.ndarray,
+    shape: tuple[int, int],
+    options: dict[str, Any],
+    say: Say,
+) -> tuple[Summary, dict[str, Any]]:
+    """Learn, and write the dictionary and the report; what there is to print."""
+    folder = arguments.output
     found = _learned(arguments, Y, options)
     D = np.asarray(found.D)
     write_whole(folder / _DICTIONARY, _npy(D))
@@ -124,10 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
     sections = _sections(arguments.method, found, X, shape, certified)
     report = write_report(folder, "Learned dictionary", summary.text() + ".", sections, settings)
     data = summary._asdict() | {"report": str(report)}
-    if certified is not None:
-        data["certificate"] = certified.to_dict()
-    (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call learns anew
-    show(arguments.json, data, summary.text())
+    return summary, data if certified is None else data | {"certificate": certified.to_dict()}
 
 
 _SHOWN = ("lam", "sparsity", "sweeps", "batch", "start")

@@ -191,7 +191,7 @@ def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
         raise CheckpointError(
             f"{where}: checkpoint {folder}: cannot write there ({error.strerror})"
         ) from error
-    with claimed(folder / "lock") as holder:
+    with claimed(folder / "lock", stays=True) as holder:
         if holder is not None:
             raise CheckpointError(
                 f"{where}: checkpoint {folder}: in use by process {holder}; "
