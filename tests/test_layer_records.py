@@ -332,6 +332,7 @@ class _worded(ur.records.Record):
     share: float = option(default=0.5, above=0, most=1)
     clip: float = option(default=np.inf, above=0, most=np.inf)
     size: int | None = option(default=None, least=1)
+    added: float = option(default=1.0, absent=0.0)
 
 
 # Name: call, error, the essential words of the message.
@@ -480,6 +481,20 @@ def test_a_record_shows_the_values_that_it_was_given():
     assert [type(record.taps[0]) for record in made] == [int, float, bool]
     assert repr(ur.alista(K, lam=-0.0)) == "alista(2, lam=0.0)"
     assert _worded(size=np.int64(3), clip=np.inf) is _worded(size=3)
+
+
+def test_files_and_flags_are_read_off_a_record():
+    """What `to_plain` gives makes the record again, also with an option that older files lack."""
+    record = _worded(word="two", share=0.25, size=3)
+    told = ur.records.to_plain(record)
+    assert _worded(**{n: ur.records.from_plain(v, n, "test") for n, v in told.items()}) is record
+    assert _worded(**_worded.absent() | {"word": "two"}) is _worded(word="two", added=0.0)
+    fields = {field.name: field for field in dataclasses.fields(_worded)}
+    text = dict(word="two", share="0.25", size="3", clip="inf", added="1")
+    read = {name: ur.records.from_text(fields[name], value) for name, value in text.items()}
+    assert _worded(**read) is record
+    assert ur.records.from_text(fields["size"], "3.5") == "3.5"  # which the check refuses
+    assert ur.records.changed(record) == dict(word="two", share=0.25, size=3)
 
 
 def test_an_option_is_overridden_with_its_type():

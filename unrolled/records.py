@@ -131,6 +131,12 @@ class Record(metaclass=_Interned):
         cls.__doc__ = _documented(cls)
         jax.tree_util.register_static(cls)
 
+    @classmethod
+    def absent(cls) -> dict[str, Any]:
+        """The options that older files lack, with the values that they had then."""
+        values = {field.name: field.metadata["absent"] for field in dataclasses.fields(cls)}
+        return {name: v for name, v in values.items() if v is not dataclasses.MISSING}
+
     def __repr__(self) -> str:
         parts = []
         for name, parameter in type(self).__signature__.parameters.items():
@@ -347,12 +353,6 @@ class Interned(Record):
         >>> jax.tree.leaves(layer)
         []
     """
-
-    @classmethod
-    def absent(cls) -> dict[str, Any]:
-        """The options that older files lack, with the values that they had then."""
-        values = {field.name: field.metadata["absent"] for field in dataclasses.fields(cls)}
-        return {name: v for name, v in values.items() if v is not dataclasses.MISSING}
 
     @property
     def options(self) -> dict[str, Any]:

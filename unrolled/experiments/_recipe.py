@@ -158,7 +158,8 @@ def from_dict(fields: dict[str, Any]) -> Recipe:
     Raises:
         TypeError, ValueError: not such fields.
     """
-    return Recipe(**{name: from_plain(value, name, "Recipe") for name, value in fields.items()})
+    options = {name: from_plain(value, name, "Recipe") for name, value in fields.items()}
+    return Recipe(**Recipe.absent() | options)
 
 
 _CLASSIFICATION = Recipe(data="cifar10", model="lenet5")
