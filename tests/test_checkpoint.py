@@ -333,6 +333,25 @@ def test_a_tree_has_metadata_that_json_can_hold(tmp_path):
         ur.training.save_tree(path, tree, loss=np.float32(1))
 
 
+def test_a_tree_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
+    tree, metadata = {"a": jnp.arange(3.0), "key": jax.random.key(1)}, {"curve": [0.5, 1e-3]}
+    path = tmp_path / "state.npz"
+    ur.training.save_tree(path, tree, **metadata)
+    blob, refused = path.read_bytes(), 0
+    for place in range(len(blob)):
+        changed = bytearray(blob)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            found = ur.training.restore_tree(path, tree)
+            assert found[1] == metadata and np.array_equal(found[0]["a"], tree["a"])
+            assert jax.random.key_data(found[0]["key"]).tolist() == [0, 1]
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: damaged (")
+            refused += 1
+    assert refused > 0.5 * len(blob)  # the others are times and versions of the archive
+
+
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     class Stranger(tuple):
         pass
