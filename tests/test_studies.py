@@ -91,6 +91,21 @@ def test_what_certify_prints_is_the_study(run, folder):
     assert run("certify", "D.npy")[1] == f"D.npy: {study.text()}\n"
 
 
+def test_what_compare_writes_is_the_study(run, folder):
+    D = ur.dictionaries.gaussian(KEY, 6, 9)
+    np.save("D.npy", np.asarray(D))
+    options = ("--method", "fista", "--depth", 2, "--lam", 0.1, "--sparsity", 1, "--output", "r")
+    assert run("compare", "--dictionary", "D.npy", *options)[0] == 0
+    written = strict_json((folder / "r" / "results.json").read_text())["sections"]
+    study = known(D, "fista")
+    assert written["planted"] == strict_json(to_json(study.to_dict()))
+    assert study.text().strip() in (folder / "r" / "report.md").read_text()
+    regime = studies.certified_regime(KEY, D)
+    assert written.get("certified") == (
+        strict_json(to_json(regime.to_dict())) if regime.runs else None
+    )
+
+
 def test_relu_by_name_and_without_an_activation_certify_the_same():
     with_relu, without = (
         studies.certify(hadamard(), activation=a) for a in (ur.activations.relu, None)
@@ -176,7 +191,17 @@ FAULTS = {
     "omp has no rank": lambda: known(hadamard(), pursuits={"omp": {"rank": 1}}),
     "sparsity must be in 1..16, got 17": lambda: studies.planted(KEY, hadamard(), sparsity=17),
     "expected at least 2 signals, got 1": lambda: studies.split(
-        np.eye(2), np.ones((1, 2)), np.ones((1, 2))
+        jnp.eye(2), np.ones((1, 2)), np.ones((1, 2))
+    ),
+    "split: Y has shape": lambda: studies.split(jnp.eye(2), np.ones((4, 3)), np.ones((4, 2))),
+    "a tuple X with the codes of all 2 layers": lambda: studies.split(
+        (jnp.eye(2), jnp.eye(2)), np.ones((4, 2)), np.ones((4, 2))
+    ),
+    "unknown_codes: Y has shape": lambda: studies.unknown_codes(
+        KEY, np.eye(3, dtype="f4"), signals(), **FEW
+    ),
+    "tested must be at least 1, got 0": lambda: studies.unknown_codes(
+        KEY, hadamard(), signals(), tested=0, **FEW
     ),
     "2 sparsities for 1 dictionaries": lambda: studies.certify([hadamard()], sparsity=(1, 1)),
     "depth must be at least 1": lambda: studies.certified_regime(KEY, hadamard(), depth=0),

@@ -218,7 +218,8 @@ def certify(
         >>> study.text().splitlines()[0], round(study.to_dict()["mutual_coherence"], 3)
         ('16 x 32', 0.25)
     """
-    Ds = as_chain(D if isinstance(D, Sequence) else [D], "certify")
+    with jax.enable_x64(True):
+        Ds = as_chain(D if isinstance(D, Sequence) else [D], "certify")
     sparsities = one_per_layer(sparsity)
     if sparsities is not None and len(sparsities) != len(Ds):
         raise ValueError(

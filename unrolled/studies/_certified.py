@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks, analytic, dictionaries, layers, networks, plots, problems, theory
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies._steps import Say, silent
 
@@ -139,6 +139,7 @@ def certified_regime(
     depth = _checks.as_index(depth, "depth", "certified_regime", least=1)
     key = _checks.as_key(key, "certified_regime")
     with jax.enable_x64(True):
+        D = as_dictionary(D, "certified_regime")
         wide = jnp.asarray(np.asarray(dictionaries.dense(D), np.float64))
         D = theory.in_float64(dictionaries.normalize(wide)[0], D.dtype)
         say("the certified regime: the linear programs of the minimax weights")

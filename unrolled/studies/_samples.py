@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled import _checks, datasets, problems
 from unrolled._checks import Array
+from unrolled.dictionaries import as_chain, as_dictionary, check_batch
 
 BATCH = 64  # signals of a training step
 CHOSEN_ON = 512  # signals that thresholds, step sizes and penalties are chosen on
@@ -32,6 +33,11 @@ class Samples(NamedTuple):
         return "" if self.snr is None else f", SNR {self.snr:g} dB"
 
 
+def as_dictionaries(D: Any, where: str) -> Any:
+    """A dictionary, or a tuple of those of a chain, checked."""
+    return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
+
+
 def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
     """Signals with Bernoulli-Gaussian codes of a dictionary, or of the last one of a chain.
 
@@ -45,7 +51,7 @@ def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = m
         Samples, with 512 signals to choose on and 1,000 to test on.
 
     Raises:
-        ValueError: a sparsity that is not in 1..d.
+        ValueError: a sparsity that is not in 1..d, or dictionaries that do not meet.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -53,6 +59,7 @@ def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = m
         >>> [array.shape for array in samples.tested_on]
         [(1000, 8), (1000, 16)]
     """
+    D = as_dictionaries(D, "planted")
     d = (D[-1] if isinstance(D, tuple) else D).shape[1]
     s = d / 10 if sparsity is None else sparsity
     if not 0 < s <= d:
@@ -75,13 +82,20 @@ def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
         X: (signals, d), their codes; for a chain a tuple with those of every layer.
 
     Raises:
-        ValueError: a single signal.
+        ValueError: a single signal, or shapes that do not fit.
 
     Example:
         >>> samples = ur.studies.split(jnp.eye(3), np.ones((10, 3)), np.ones((10, 3)))
         >>> [len(Y) for Y, X in (samples.chosen_on, samples.tested_on)]
         [8, 2]
     """
+    D, signals = as_dictionaries(D, "split"), Y
+    chained = isinstance(D, tuple)
+    if chained and not (isinstance(X, tuple | list) and len(X) == len(D)):
+        raise ValueError(f"split: expected a tuple X with the codes of all {len(D)} layers")
+    for D_j, X_j in zip(D, X) if chained else ((D, X),):
+        check_batch(D_j, signals, X_j, "split")
+        signals = X_j
     cut = max(1, len(Y) * 4 // 5)
     if len(Y) < 2:
         raise ValueError(f"compare: expected at least 2 signals, got {len(Y)}")

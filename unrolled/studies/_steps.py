@@ -164,10 +164,14 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
 def best_lam(samples: Samples, depth: int) -> float:
     """The penalty of a small grid with the smallest error of ISTA after K steps."""
     D, (Y, X), K = samples.D, samples.chosen_on, depth
-    apply = jax.jit(jax.vmap(layers.ista(K).apply, (None, None, 0)))
+
+    @jax.jit
+    def error(params, D, Y, X):
+        return metrics.nmse(jax.vmap(layers.ista(K).apply, (None, None, 0))(params, D, Y), X)
+
     scale = float(jnp.abs(X).max()) or 1.0
     lams = [scale * share for share in _PENALTIES]
-    return min(lams, key=lambda lam: float(metrics.nmse(apply(analytic.ista(D, lam, K), D, Y), X)))
+    return min(lams, key=lambda lam: float(error(analytic.ista(D, lam, K), D, Y, X)))
 
 
 def code_loss(codes: jax.Array, X: jax.Array, D: Dictionary, Y: jax.Array) -> jax.Array:

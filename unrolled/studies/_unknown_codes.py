@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import (
+    _checks,
     analytic,
     datasets,
     dictionaries,
@@ -24,7 +25,7 @@ from unrolled._checks import Array
 from unrolled._pursuits import lasso_optima
 from unrolled._text import markdown
 from unrolled.compare import Comparison
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies._samples import PATCH, Pictures, Samples, resampler
 from unrolled.studies._steps import (
@@ -187,7 +188,7 @@ def unknown_codes(
         UnknownCodes.
 
     Raises:
-        ValueError: unknown methods, or pursuits that lack an option.
+        ValueError: unknown methods, pursuits that lack an option, or signals that do not fit D.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -199,7 +200,11 @@ def unknown_codes(
         (['ISTA', 'FISTA', 'ISTA, learned'], 'psnr')
     """
     run = plan(key, methods, pursuits, depth, lam, steps, say)
-    D = jnp.asarray(D)
+    where = "unknown_codes"
+    D = jnp.asarray(as_dictionary(D, where))
+    for Y in (signals.training, signals.testing):
+        check_batch(D, Y, None, where)
+    tested = _checks.as_index(tested, "tested", where, least=1)
     rows, tiles = jnp.asarray(signals.training), jnp.asarray(signals.testing)
     lam = _default_lam(D, rows) if run.lam is None else run.lam
     some = tiles[:: max(1, len(tiles) // tested)]
