@@ -20,8 +20,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 # from its own.
 FLOORS = (
     (
-        *("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_runs", "_text"),
-        *("_threads", "records"),
+        *("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_program"),
+        *("_runs", "_text", "_threads", "records"),
     ),
     ("activations", "dictionaries", "plots"),
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point"),

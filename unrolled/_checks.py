@@ -25,7 +25,8 @@ Key = jax.Array | int  # what a function that draws takes: a typed key, or a see
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
 _LONGEST = 60  # characters of a value in a message
-_PACKAGE = os.path.dirname(__file__) + os.sep
+# Code whose lines no warning names.
+_INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax.__file__)))
 
 
 def register(known: dict[str, Any], cls: type, what: str) -> None:
@@ -65,6 +66,11 @@ def meant(word: str, known: Iterable[str]) -> str:
 def is_concrete(tree: Any) -> bool:
     """Whether no leaf of `tree` is a tracer, so that values can be checked."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def may_hold(condition: Any) -> bool:
+    """Whether a condition is true, or traced."""
+    return not is_concrete(condition) or bool(np.all(np.asarray(condition)))
 
 
 def on_host(tree: Any, where: str, name: str = "an argument") -> None:
@@ -139,7 +145,7 @@ def announce(shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str) ->
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the caller outside of this package."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INNER):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 

@@ -103,6 +103,7 @@ def norm(x: Array, axis: Axes = None) -> Array:
     return ldexp(root, k).astype(x.dtype)
 
 
+@jax.jit
 def largest_singular_value(A: Array) -> Array:
     """norm(A, 2), rounded up a little so that 1 / norm^2 is a safe step."""
     m, d = A.shape

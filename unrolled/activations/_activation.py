@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._program import program
 
 
 # jax.nn.relu loses NaN where XLA fuses its maximum with a sum on a CPU.
@@ -57,10 +58,16 @@ class Activation:
     reach: float = math.inf
 
     def __call__(self, x: Array) -> Array:
-        return self.function(_checks.as_float(x, "x", self.name), *self.parameters)
+        x = _checks.as_float(x, "x", self.name)
+        return _value(self.function, self.parameters, x)
 
     def __repr__(self) -> str:
         return self.name
+
+
+@program("function", "parameters")
+def _value(function: Callable[..., Array], parameters: tuple, x: Array) -> Array:
+    return function(x, *parameters)
 
 
 def one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import widened
+from unrolled._program import program
 from unrolled.activations._thresholds import shrink
 
 # Newton's steps: from the right of the root of a convex function they fall to it. The slowest p,
@@ -48,7 +49,11 @@ def power_threshold(v: Array, theta: ArrayLike, p: float) -> Array:
     if p == 1:
         return shrink(v, theta)
     _checks.nonnegative(theta, "theta", "power_threshold")
-    v = _checks.as_float(v, "v", "power_threshold")
+    return _power_threshold(_checks.as_float(v, "v", "power_threshold"), theta, p)
+
+
+@program("p")
+def _power_threshold(v: Array, theta: ArrayLike, p: float) -> Array:
     wide = widened(v)
     theta = jnp.asarray(theta, wide.dtype)
     some = theta > 0

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import widened
+from unrolled._program import program
 from unrolled.activations._pointwise import relu
 
 
@@ -39,7 +40,11 @@ def shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = re
         >>> ur.shrink(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
         [-2.0, 0.0, 1.0]
     """
-    v, theta = _operands(v, theta, "shrink")
+    return _shrink(*_operands(v, theta, "shrink"), activation)
+
+
+@program("activation")
+def _shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array]) -> Array:
     if activation == relu:
         return _soft(v, jnp.asarray(theta, jnp.result_type(v, theta)))
     return activation(v - theta) - activation(-v - theta)
@@ -94,7 +99,11 @@ def hard_threshold(v: Array, theta: ArrayLike) -> Array:
         >>> ur.activations.hard_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
         [-3.0, 0.0, 2.0]
     """
-    v, theta = _operands(v, theta, "hard_threshold")
+    return _hard_threshold(*_operands(v, theta, "hard_threshold"))
+
+
+@program()
+def _hard_threshold(v: Array, theta: ArrayLike) -> Array:
     return jnp.where(jnp.abs(v) <= theta, jnp.zeros_like(v), v)
 
 
@@ -115,7 +124,11 @@ def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
         raise ValueError(
             f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
         )
-    upper = _real(upper, v, "upper", "firm_threshold")
+    return _firm_threshold(v, theta, _real(upper, v, "upper", "firm_threshold"))
+
+
+@program()
+def _firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
     between = relu(jnp.abs(v) - theta) / (1 - theta / upper)  # also for upper = inf
     return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
 
@@ -132,7 +145,13 @@ def nonnegative_threshold(
         >>> ur.activations.nonnegative_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
         [0.0, 0.0, 1.0]
     """
-    v, theta = _operands(v, theta, "nonnegative_threshold")
+    return _nonnegative_threshold(*_operands(v, theta, "nonnegative_threshold"), activation)
+
+
+@program("activation")
+def _nonnegative_threshold(
+    v: Array, theta: ArrayLike, activation: Callable[[Array], Array]
+) -> Array:
     return activation(v - theta)
 
 
@@ -166,6 +185,13 @@ def select_support(
     if _checks.is_concrete(fraction) and not 0 <= float(np.asarray(fraction)) <= 1:
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
     v, theta = _operands(v, theta, "select_support")
+    return _select_support(v, theta, fraction, activation)
+
+
+@program("activation")
+def _select_support(
+    v: Array, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array]
+) -> Array:
     d = v.shape[-1]
     magnitude = lax.stop_gradient(jnp.abs(v))
     count = jnp.round(jnp.asarray(fraction, jnp.float32) * d).astype(jnp.int32)
@@ -201,13 +227,12 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     magnitude = _checks.as_float(magnitude, "magnitude", "kth_largest")
     if _checks.is_concrete(k) and not 1 <= int(np.asarray(k)) <= magnitude.size:
         raise ValueError(f"kth_largest: k must be in 1..{magnitude.size}, got {k}")
-    return _kth_largest(widened(magnitude), jnp.asarray(k).astype(jnp.int32)).astype(
-        magnitude.dtype
-    )
+    return _kth_largest(magnitude, k).astype(magnitude.dtype)
 
 
-@jax.jit
-def _kth_largest(magnitude: Array, k: Array) -> Array:
+@program()
+def _kth_largest(magnitude: Array, k: ArrayLike) -> Array:
+    magnitude, k = widened(magnitude), jnp.asarray(k).astype(jnp.int32)
     dtype = magnitude.dtype
     bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)
     # Floats are summed faster than integers, and exactly up to 2^24.

@@ -40,6 +40,7 @@ from unrolled.dictionaries._dense import (
     transversal,
 )
 from unrolled.dictionaries._operands import (
+    all_kept,
     as_chain,
     as_dictionary,
     check_batch,
@@ -47,6 +48,7 @@ from unrolled.dictionaries._operands import (
     nonzero_atoms,
     operands,
     unit_atoms,
+    unit_norms,
 )
 from unrolled.dictionaries._with_identity import WithIdentity
 
@@ -61,6 +63,7 @@ __all__ = [
     "Structured",
     "Transposed",
     "WithIdentity",
+    "all_kept",
     "as_chain",
     "as_dictionary",
     "check_batch",
@@ -88,4 +91,5 @@ __all__ = [
     "threshold_shapes",
     "transversal",
     "unit_atoms",
+    "unit_norms",
 ]

@@ -8,10 +8,12 @@ from jax.typing import ArrayLike
 
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest_singular_value, ldexp, norm
+from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Structured, matrix_products, scale_columns
 from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
 
 
+@program()
 def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
     """As `normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
 
@@ -55,6 +57,7 @@ def normalize(D: Dictionary) -> tuple[Dictionary, Array]:
     return unit, norms
 
 
+@program()
 def spectral_norm(D: Dictionary) -> Array:
     """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step.
 
@@ -153,6 +156,7 @@ def replicate(D: Dictionary, W: Array) -> Dictionary:
     return D.replicate(W) if isinstance(D, Structured) else W
 
 
+@program()
 def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 

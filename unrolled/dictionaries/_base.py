@@ -14,6 +14,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._export import exportable
 from unrolled._numbers import largest_singular_value, norm
+from unrolled._program import program
 
 
 def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[type], type]:
@@ -328,9 +329,16 @@ def dense(D: Dictionary) -> Array:
         return jnp.asarray(D)
     m, d = D.shape
     _checks.announce((m, d), D.dtype, "the matrix of a structured dictionary", "dense")
+    return _dense(D)
+
+
+@program()
+def _dense(D: Structured) -> Array:
+    m, d = D.shape
     return jnp.eye(m, dtype=D.dtype) @ D if m < d else D @ jnp.eye(d, dtype=D.dtype)
 
 
+@program()
 def column_norms(D: Dictionary) -> Array:
     """Euclidean norms of the atoms, (d,).
 

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, norm, widened
+from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Structured, pytree
 from unrolled.dictionaries._shifts import corner_products, window_weights
 from unrolled.dictionaries._windows import windows
@@ -196,8 +197,7 @@ class Conv(Structured):
         theta = jnp.asarray(theta)
         if theta.shape != self.groups:
             return theta
-        # Not jnp.repeat: it transposes to a scatter.
-        return jnp.broadcast_to(theta[:, None], (len(theta), math.prod(self.positions))).reshape(-1)
+        return _repeated(theta, math.prod(self.positions))
 
     def scale(self, c: ArrayLike) -> "Conv":
         return jax.tree.map(lambda filters: filters * c, self)
@@ -381,6 +381,12 @@ class Conv(Structured):
     def _geometry(self) -> tuple:
         grids = self.signal_grid, self.code_grid, self.kernel
         return *grids, self.stride, self.boundary, self.dilation
+
+
+@program("times")
+def _repeated(theta: Array, times: int) -> Array:
+    # Not jnp.repeat: it transposes to a scatter.
+    return jnp.broadcast_to(theta[:, None], (len(theta), times)).reshape(-1)
 
 
 def _integers(value: int | tuple[int, ...], dimensions: int, name: str) -> tuple[int, ...]:

@@ -8,7 +8,9 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array, Key
-from unrolled.dictionaries._answers import normalize
+from unrolled._program import program
+from unrolled.dictionaries._answers import normalized
+from unrolled.dictionaries._operands import nonzero_atoms
 
 
 def gaussian(key: Key, m: int, d: int) -> Array:
@@ -28,7 +30,14 @@ def gaussian(key: Key, m: int, d: int) -> Array:
     """
     m, d = _size(m, d, "gaussian")
     key = _checks.as_key(key, "gaussian")
-    return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
+    D, norms = _gaussian(key, (m, d), math.sqrt(m))
+    nonzero_atoms(norms, "gaussian")
+    return D
+
+
+@program("shape")
+def _gaussian(key: Array, shape: tuple[int, int], root: float) -> tuple[Array, Array]:
+    return normalized(jax.random.normal(key, shape) / root)
 
 
 def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
@@ -157,7 +166,12 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
         raise ValueError(
             f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}"
         )
-    line_key, sign_key = jax.random.split(_checks.as_key(key, "transversal"))
+    return _transversal(_checks.as_key(key, "transversal"), c, q, d)
+
+
+@program("c", "q", "d")
+def _transversal(key: Array, c: int, q: int, d: int) -> Array:
+    line_key, sign_key = jax.random.split(key)
     line = jax.random.permutation(line_key, q * q)[:d]
     i, (a, b) = jnp.arange(c)[:, None], (line[None, :] // q, line[None, :] % q)
     rows = i * q + (a + i * b) % q
@@ -195,10 +209,17 @@ def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
             f"ill_conditioned: kappa must be at least 1, got {kappa}; it must also be finite"
         )
     key = _checks.as_key(key, "ill_conditioned")
-    U, _, V = jnp.linalg.svd(jax.random.normal(key, (m, d)), full_matrices=False)
-    s = jnp.logspace(0, -math.log10(kappa), min(m, d), dtype=U.dtype)
+    D, norms = _ill_conditioned(key, (m, d), -math.log10(kappa))
+    nonzero_atoms(norms, "ill_conditioned")
+    return D
+
+
+@program("shape")
+def _ill_conditioned(key: Array, shape: tuple[int, int], last: float) -> tuple[Array, Array]:
+    U, _, V = jnp.linalg.svd(jax.random.normal(key, shape), full_matrices=False)
+    s = jnp.logspace(0, last, min(shape), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):
-        return normalize((U * s[None, :]) @ V)[0]
+        return normalized((U * s[None, :]) @ V)
 
 
 def _size(m: int, d: int, where: str) -> tuple[int, int]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import norm
+from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Structured, column_norms
 
 # How far atoms may be off unit norm in theory: well above the rounding of float32.
@@ -194,15 +195,34 @@ def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
         Traceback (most recent call last):
         ValueError: f: atoms [1] are too small beside the rest in float32; try unit atoms or float64
     """
+    kept = _kept(atoms, images)
+    all_kept(kept, atoms.dtype, where)
+    return kept
+
+
+@program()
+def _kept(atoms: Array, images: Array) -> Array:
     size = jnp.max(jnp.abs(atoms), axis=0, keepdims=True)  # its square may be 0
-    kept = norm((atoms - images) / size, axis=0) <= _OUTSIDE * norm(atoms / size, axis=0)
+    return norm((atoms - images) / size, axis=0) <= _OUTSIDE * norm(atoms / size, axis=0)
+
+
+def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
+    """Raise ValueError with a list of the atoms that a pseudo-inverse does not keep, if known.
+
+    Args:
+        kept: (d,), bool.
+        dtype: in which the atoms were too small.
+        where: the name of the caller, which the message begins with.
+
+    Example:
+        >>> ur.dictionaries.all_kept(np.array([True, True]), np.float32, "caller")
+    """
     if _checks.is_concrete(kept) and not np.asarray(kept).all():
         lost = np.flatnonzero(~np.asarray(kept))[:8].tolist()
         raise ValueError(
-            f"{where}: atoms {lost} are too small beside the rest in {atoms.dtype}; try unit "
+            f"{where}: atoms {lost} are too small beside the rest in {np.dtype(dtype)}; try unit "
             "atoms or float64"
         )
-    return kept
 
 
 def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:
@@ -211,7 +231,16 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
     Example:
         >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
     """
-    norms = column_norms(D)
+    unit_norms(D, column_norms(D), where, tolerance)
+
+
+def unit_norms(D: Dictionary, norms: Array, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:
+    """`unit_atoms` of a D whose norms are computed.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> ur.dictionaries.unit_norms(D, ur.dictionaries.column_norms(D), "caller")
+    """
     nonzero_atoms(norms, where)
     if _checks.is_concrete(norms) and (np.abs(np.asarray(norms) - 1) > tolerance).any():
         low, high = float(norms.min()), float(norms.max())
