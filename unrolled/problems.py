@@ -11,6 +11,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, Key
 from unrolled._numbers import exponent, ldexp, widened
+from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_chain
 
 
@@ -35,7 +36,12 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float) -> 
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"bernoulli_gaussian: probability must be in [0, 1], got {probability}")
-    support_key, value_key = jax.random.split(_checks.as_key(key, "bernoulli_gaussian"))
+    return _bernoulli_gaussian(_checks.as_key(key, "bernoulli_gaussian"), tuple(shape), probability)
+
+
+@program("shape")
+def _bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -> Array:
+    support_key, value_key = jax.random.split(key)
     values = jax.random.normal(value_key, shape)
     return jnp.where(jax.random.bernoulli(support_key, probability, shape), values, 0)
 
@@ -59,10 +65,14 @@ def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
         >>> (X != 0).sum(1).tolist()
         [4, 4, 4]
     """
-    support_key, value_key = jax.random.split(_checks.as_key(key, "exact_sparse"))
-    return _support(support_key, shape, sparsity, "exact_sparse") * jax.random.normal(
-        value_key, shape
-    )
+    s = _sparsity(sparsity, shape, "exact_sparse")
+    return _exact_sparse(_checks.as_key(key, "exact_sparse"), tuple(shape), s)
+
+
+@program("shape")
+def _exact_sparse(key: Array, shape: tuple[int, ...], s: int) -> Array:
+    support_key, value_key = jax.random.split(key)
+    return _support(support_key, shape, s) * jax.random.normal(value_key, shape)
 
 
 def bounded(
@@ -93,19 +103,29 @@ def bounded(
     """
     if not 0 <= least <= bound < math.inf:
         raise ValueError(f"bounded: expected 0 <= least <= bound, got least={least}, bound={bound}")
-    support_key, sign_key, value_key = jax.random.split(_checks.as_key(key, "bounded"), 3)
+    s = _sparsity(sparsity, shape, "bounded")
+    return _bounded(_checks.as_key(key, "bounded"), tuple(shape), s, bound, least)
+
+
+@program("shape")
+def _bounded(key: Array, shape: tuple[int, ...], s: int, bound: float, least: float) -> Array:
+    support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     return (
-        _support(support_key, shape, sparsity, "bounded")
+        _support(support_key, shape, s)
         * signs
         * jax.random.uniform(value_key, shape, float, least, bound)
     )
 
 
-def _support(key: Array, shape: tuple[int, ...], sparsity: int, where: str) -> Array:
+def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
     s = _checks.as_index(sparsity, "sparsity", where)
     if s > shape[-1]:
         raise ValueError(f"{where}: sparsity {s} exceeds the code length {shape[-1]}")
+    return s
+
+
+def _support(key: Array, shape: tuple[int, ...], s: int) -> Array:
     # The first s of a random order; ranks of independent uniforms are a uniform permutation.
     ranks = jnp.argsort(jnp.argsort(jax.random.uniform(key, shape), axis=-1), axis=-1)
     return (ranks < s).astype(float)
@@ -131,6 +151,11 @@ def synthesize(D: Dictionary, X: Array) -> Array:
     """
     if np.ndim(X) != 2 or X.shape[1] != D.shape[1]:
         raise ValueError(f"synthesize: X has shape {np.shape(X)}; expected (batch, {D.shape[1]})")
+    return _synthesize(D, X)
+
+
+@program()
+def _synthesize(D: Dictionary, X: Array) -> Array:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda x: D @ x)(X)
 
@@ -163,10 +188,14 @@ def add_noise(key: Key, Y: Array, snr: float) -> Array:
     key, Y = _checks.as_key(key, "add_noise"), _checks.as_float(Y, "Y", "add_noise")
     if snr == math.inf:
         return Y
+    return _add_noise(key, Y, 10 ** (-snr / 20))
+
+
+@program()
+def _add_noise(key: Array, Y: Array, ratio: float) -> Array:
     k = exponent(Y, -1)
     spread = ldexp(jnp.std(ldexp(widened(Y), -k), axis=-1, keepdims=True), k).astype(Y.dtype)
-    level = spread * 10 ** (-snr / 20)
-    return Y + level * jax.random.normal(key, Y.shape, Y.dtype)
+    return Y + spread * ratio * jax.random.normal(key, Y.shape, Y.dtype)
 
 
 def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:
@@ -192,7 +221,12 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:
     """
     if not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
-    e = jax.random.laplace(_checks.as_key(key, "l1_noise"), shape)
+    return _l1_noise(_checks.as_key(key, "l1_noise"), tuple(shape), noise)
+
+
+@program("shape")
+def _l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
+    e = jax.random.laplace(key, shape)
     return e * (noise / jnp.sum(jnp.abs(e), axis=-1, keepdims=True))
 
 
@@ -276,15 +310,23 @@ def sampler(
     batch = _checks.as_index(batch, "batch", "sampler", least=1)
     chained = isinstance(D, tuple | list)
     Ds = as_chain(D, "sampler") if isinstance(D, tuple | list) else (D,)
-    last = Ds[-1]
+    size = (batch, Ds[-1].shape[1])
 
     def sample(key: Key) -> tuple[Array, Any]:
-        code_key, noise_key = jax.random.split(_checks.as_key(key, "sampler"))
-        X = bernoulli_gaussian(code_key, (batch, last.shape[1]), probability).astype(last.dtype)
-        codes = [X]
-        for Dj in reversed(Ds[1:]):
-            codes.insert(0, synthesize(Dj, codes[0]))
-        Y = add_noise(noise_key, synthesize(Ds[0], codes[0]), snr)
-        return Y, tuple(codes) if chained else X
+        key = _checks.as_key(key, "sampler")
+        Y, *codes = _sample(key, Ds, size, float(probability), float(snr))
+        return Y, tuple(codes) if chained else codes[0]
 
     return sample
+
+
+@program("size", "probability", "snr")
+def _sample(
+    key: Array, Ds: tuple[Dictionary, ...], size: tuple[int, int], probability: float, snr: float
+) -> tuple[Array, ...]:
+    """Noisy signals of a chain, and the codes of every layer."""
+    code_key, noise_key = jax.random.split(key)
+    signals = [bernoulli_gaussian(code_key, size, probability).astype(Ds[-1].dtype)]
+    for D in reversed(Ds):
+        signals.insert(0, synthesize(D, signals[0]))
+    return add_noise(noise_key, signals[0], snr), *signals[1:]

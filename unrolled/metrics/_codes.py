@@ -8,8 +8,9 @@ from jax.typing import ArrayLike
 
 from unrolled._checks import Array, as_float
 from unrolled._numbers import at_least, largest, ldexp
+from unrolled._program import program
 from unrolled.dictionaries import Dictionary, operands
-from unrolled.metrics._decibels import decibels, energies, same_shape
+from unrolled.metrics._decibels import energies, relative_error, same_shape
 
 # Decibels of an exact estimate, where the logarithm is -inf.
 _FLOOR = -300.0
@@ -34,8 +35,7 @@ def nmse(estimates: Array, X: Array) -> Array:
         >>> round(float(ur.metrics.nmse(0.9 * X, X)), 3)
         -20.0
     """
-    estimates, X = same_shape(estimates, X, "nmse")
-    return decibels(*energies(estimates, X)).astype(X.dtype)
+    return relative_error(*same_shape(estimates, X, "nmse"))
 
 
 def signal_nmse(estimates: Array, X: Array) -> Array:
@@ -55,8 +55,7 @@ def signal_nmse(estimates: Array, X: Array) -> Array:
         >>> ur.metrics.signal_nmse(X * jnp.array([[0.9], [0.99]]), X).round(1).tolist()
         [-20.0, -40.0]
     """
-    estimates, X = same_shape(estimates, X, "signal_nmse")
-    return decibels(*energies(estimates, X, -1)).astype(X.dtype)
+    return relative_error(*same_shape(estimates, X, "signal_nmse"), -1)
 
 
 def mean_nmse(estimates: Array, X: Array) -> Array:
@@ -76,7 +75,12 @@ def mean_nmse(estimates: Array, X: Array) -> Array:
         >>> round(float(ur.metrics.mean_nmse(X * jnp.array([[0.9], [0.99]]), X)), 1)
         -30.0
     """
-    per_signal = at_least(signal_nmse(estimates, X), _FLOOR)
+    return _mean_nmse(*same_shape(estimates, X, "mean_nmse"))
+
+
+@program()
+def _mean_nmse(estimates: Array, X: Array) -> Array:
+    per_signal = at_least(relative_error(estimates, X, -1), _FLOOR)
     nonzero = jnp.any(X != 0, -1)
     return jnp.mean(per_signal, where=nonzero)
 
@@ -99,9 +103,13 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
         >>> float(ur.metrics.failure_rate(X * jnp.array([[0.5], [0.99]]), X))
         0.5
     """
-    estimates, X = same_shape(estimates, X, "failure_rate")
+    return _failure_rate(*same_shape(estimates, X, "failure_rate"), 10 ** (level / 10))
+
+
+@program()
+def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
     (error, j), (size, k) = energies(estimates, X, -1)
-    near = ldexp(error, 2 * (j - k)) <= 10 ** (level / 10) * size
+    near = ldexp(error, 2 * (j - k)) <= most * size
     return jnp.mean(~(near & jnp.isfinite(size)))
 
 
@@ -131,7 +139,11 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
         >>> [float(v) for v in ur.metrics.support_scores(jnp.array([[1.0, 0.0, 0.5, 0.0]]), X)]
         [0.5, 0.5, 1.0]
     """
-    estimates, X = same_shape(estimates, X, "support_scores")
+    return _support_scores(*same_shape(estimates, X, "support_scores"), tolerance)
+
+
+@program()
+def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> SupportScores:
     known = ~(jnp.isnan(estimates) | jnp.isnan(X)).any(-1)
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (
@@ -170,6 +182,11 @@ def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
             "must fit"
         )
     D, y, (x,) = operands(D, y, "kkt_violation", params=(as_float(x, "x", "kkt_violation"),))
+    return _kkt_violation(D, y, x, lam)
+
+
+@program()
+def _kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     g = (y - D @ x) @ D
     lam = jnp.asarray(lam, g.dtype)
     violation = jnp.where(x != 0, jnp.abs(g - lam * jnp.sign(x)), at_least(jnp.abs(g) - lam, 0.0))

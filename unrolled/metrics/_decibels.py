@@ -7,6 +7,7 @@ import numpy as np
 
 from unrolled._checks import Array, as_float, common_dtype
 from unrolled._numbers import energy, ldexp, widened
+from unrolled._program import program
 
 # Ratios of magnitudes of two numbers up to this power of two have a square in float32.
 _RATIO = 60
@@ -27,6 +28,12 @@ def decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
     within = jnp.clip(j - k, -_RATIO, _RATIO)
     ratio = ldexp(top / bottom, 2 * within)
     return 10 * jnp.log10(ratio) + 20 * math.log10(2) * (j - k - within).astype(ratio.dtype)
+
+
+@program("axis")
+def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array:
+    """10 log10 of sum (x^ - x)^2 / sum x^2."""
+    return decibels(*energies(estimates, X, axis)).astype(X.dtype)
 
 
 def same_shape(a: Array, b: Array, where: str) -> tuple[Array, Array]:

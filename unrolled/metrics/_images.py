@@ -1,9 +1,11 @@
 """Scores of images."""
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp
+from unrolled._program import program
 from unrolled.metrics._decibels import decibels, energies, same_shape
 
 
@@ -25,7 +27,11 @@ def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
         >>> round(float(ur.metrics.psnr(picture + 0.1, picture)), 3)
         20.0
     """
-    estimate, reference = same_shape(estimate, reference, "psnr")
+    return _psnr(*same_shape(estimate, reference, "psnr"), peak)
+
+
+@program()
+def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
     (error, j), _ = energies(estimate, reference)
     top = jnp.asarray(peak, error.dtype)
     k = exponent(top)

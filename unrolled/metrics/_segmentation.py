@@ -4,7 +4,8 @@ TP and TN count the pixels of the object and of the background that are predicte
 wrongly given to the object, FN those wrongly given to the background.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,19 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._program import program
 
 # Counts of pixels are 32-bit integers.
 _MOST_PIXELS = 2**31 - 1
+
+
+class _Confusion(NamedTuple):
+    """Counts of pixels, (n,) or (); nan where a mask has other values."""
+
+    tp: Array
+    tn: Array
+    fp: Array
+    fn: Array
 
 
 def pixel_accuracy(
@@ -45,7 +56,10 @@ def pixel_accuracy(
         >>> ur.metrics.pixel_accuracy(predicted, truth).tolist()
         [0.75]
     """
-    n = _confusion(predicted, truth, pooled, "pixel_accuracy")
+    return _score(_pixel_accuracy, predicted, truth, pooled, empty, "pixel_accuracy")
+
+
+def _pixel_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
     return _ratio(n.tp + n.tn, n.tp + n.tn + n.fp + n.fn, empty)
 
 
@@ -72,7 +86,10 @@ def mean_class_precision(
         >>> ur.metrics.mean_class_precision(predicted, truth).tolist()  # of 1/2 and 1
         [0.75]
     """
-    n = _confusion(predicted, truth, pooled, "mean_class_precision")
+    return _score(_mean_class_precision, predicted, truth, pooled, empty, "mean_class_precision")
+
+
+def _mean_class_precision(n: _Confusion, empty: ArrayLike) -> Array:
     return (_ratio(n.tp, n.tp + n.fp, empty) + _ratio(n.tn, n.tn + n.fn, empty)) / 2
 
 
@@ -96,7 +113,10 @@ def mean_class_accuracy(
         >>> round(float(ur.metrics.mean_class_accuracy(predicted, truth)[0]), 3)  # of 1 and 2/3
         0.833
     """
-    n = _confusion(predicted, truth, pooled, "mean_class_accuracy")
+    return _score(_mean_class_accuracy, predicted, truth, pooled, empty, "mean_class_accuracy")
+
+
+def _mean_class_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
     return (_ratio(n.tp, n.tp + n.fn, empty) + _ratio(n.tn, n.tn + n.fp, empty)) / 2
 
 
@@ -123,21 +143,22 @@ def mean_iou(
         >>> [float(ur.metrics.mean_iou(nothing, nothing, empty=e)[0]) for e in (jnp.nan, 1.0)]
         [nan, 1.0]
     """
-    n = _confusion(predicted, truth, pooled, "mean_iou")
+    return _score(_mean_iou, predicted, truth, pooled, empty, "mean_iou")
+
+
+def _mean_iou(n: _Confusion, empty: ArrayLike) -> Array:
     wrong = n.fp + n.fn
     return (_ratio(n.tp, n.tp + wrong, empty) + _ratio(n.tn, n.tn + wrong, empty)) / 2
 
 
-class _Confusion(NamedTuple):
-    """Counts of pixels, (n,) or (); nan where a mask has other values."""
-
-    tp: Array
-    tn: Array
-    fp: Array
-    fn: Array
-
-
-def _confusion(predicted: Array, truth: Array, pooled: bool, where: str) -> _Confusion:
+def _score(
+    of: Callable[[_Confusion, ArrayLike], Array],
+    predicted: Array,
+    truth: Array,
+    pooled: bool,
+    empty: ArrayLike,
+    where: str,
+) -> Array:
     if np.shape(predicted) != np.shape(truth):
         raise ValueError(
             f"{where}: predicted has shape {np.shape(predicted)} and truth {np.shape(truth)}; "
@@ -148,30 +169,47 @@ def _confusion(predicted: Array, truth: Array, pooled: bool, where: str) -> _Con
             f"{where}: masks have shape {np.shape(truth)}; expected (n, ...), images of one pixel "
             "or more and below 2^31 pixels in all; try mask[None] for one image"
         )
-    P, P_known = _mask(predicted, "predicted", where, probabilities=True)
-    T, T_known = _mask(truth, "truth", where)
-    axes = None if pooled else tuple(range(1, T.ndim))
-    known = (P_known & T_known).all(axes)
-    return _Confusion(
-        *(
-            jnp.where(known, jnp.sum(pixels, axes, dtype=jnp.int32).astype(float), jnp.nan)
-            for pixels in (P & T, ~P & ~T, P & ~T, ~P & T)
+    soft = jnp.issubdtype(jnp.asarray(predicted).dtype, jnp.floating)
+    P = _mask(predicted, "predicted", soft, where)
+    T = _mask(truth, "truth", False, where)
+    return _of_masks(of, P, T, soft, bool(pooled), empty)
+
+
+def _mask(values: Array, name: str, soft: bool, where: str) -> Array:
+    """The mask as floats, checked where it is known."""
+    mask = _checks.as_float(values, name, where)
+    if _checks.is_concrete(mask) and not (known := _is_mask(np.asarray(mask), soft)).all():
+        likely = "probabilities in [0, 1]; try jax.nn.sigmoid of logits"
+        raise ValueError(
+            f"{where}: {name} has the value {np.asarray(mask)[~known][0]:g}; expected "
+            f"{likely if soft else '0 and 1'}"
         )
+    return mask
+
+
+def _is_mask(values: Any, soft: bool) -> Any:
+    """Where a mask, soft if it may have probabilities, has a value that says what a pixel is."""
+    return (values >= 0) & (values <= 1) if soft else (values == 0) | (values == 1)
+
+
+@program("of", "soft", "pooled")
+def _of_masks(
+    of: Callable[[_Confusion, ArrayLike], Array],
+    predicted: Array,
+    truth: Array,
+    soft: bool,
+    pooled: bool,
+    empty: ArrayLike,
+) -> Array:
+    P, T = predicted > 0.5, truth > 0.5
+    known = _is_mask(predicted, soft) & _is_mask(truth, False)
+    axes = None if pooled else tuple(range(1, T.ndim))
+    known = known.all(axes)
+    counts = (
+        jnp.where(known, jnp.sum(pixels, axes, dtype=jnp.int32).astype(float), jnp.nan)
+        for pixels in (P & T, ~P & ~T, P & ~T, ~P & T)
     )
-
-
-def _mask(values: Array, name: str, where: str, probabilities: bool = False) -> tuple[Array, Array]:
-    """Which pixels are of the object, and which have a value that says so or not."""
-    given = _checks.as_float(values, name, where)
-    known = (given == 0) | (given == 1)
-    expected = "0 and 1"
-    if probabilities and jnp.issubdtype(jnp.asarray(values).dtype, jnp.floating):
-        known = (given >= 0) & (given <= 1)
-        expected = "probabilities in [0, 1]; try jax.nn.sigmoid of logits"
-    if _checks.is_concrete(known) and not known.all():
-        wrong = np.asarray(given)[~np.asarray(known)][0]
-        raise ValueError(f"{where}: {name} has the value {wrong:g}; expected {expected}")
-    return given > 0.5, known
+    return of(_Confusion(*counts), empty)
 
 
 def _ratio(part: Array, whole: Array, empty: ArrayLike) -> Array:

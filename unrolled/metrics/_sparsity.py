@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, widened
+from unrolled._program import program
 
 
 class Sparsity(NamedTuple):
@@ -51,7 +52,7 @@ def sparsity(x: Array, fraction: ArrayLike = 0.01) -> Sparsity:
         [0.375, 0.5, 0.634]
     """
     where = "sparsity"
-    x = widened(_checks.as_float(x, "x", where))
+    x = _checks.as_float(x, "x", where)
     n = math.prod(x.shape[1:])
     if x.ndim < 2 or len(x) == 0 or n < 2:
         raise ValueError(
@@ -60,17 +61,22 @@ def sparsity(x: Array, fraction: ArrayLike = 0.01) -> Sparsity:
     _checks.nonnegative(fraction, "fraction", where)
     if _checks.is_concrete(fraction) and np.any(np.asarray(fraction) > 1):
         raise ValueError(f"{where}: fraction must be at most 1, got {fraction}")
-    x = x.reshape(len(x), n)
+    return _sparsity(x, fraction)
+
+
+@program()
+def _sparsity(x: Array, fraction: ArrayLike) -> Sparsity:
+    x = widened(x).reshape(len(x), -1)
     known = jnp.isfinite(x).all()
     size = jnp.abs(ldexp(x, -exponent(x, 1)))  # no square leaves the range
     small = size <= jnp.asarray(fraction, x.dtype) * size.max(1, keepdims=True)
-    measures = ((x == 0).mean(1, dtype=x.dtype), small.mean(1, dtype=x.dtype), _hoyer(size, n))
+    measures = ((x == 0).mean(1, dtype=x.dtype), small.mean(1, dtype=x.dtype), _hoyer(size))
     return Sparsity(*(jnp.where(known, jnp.mean(measure), jnp.nan) for measure in measures))
 
 
-def _hoyer(size: Array, n: int) -> Array:
+def _hoyer(size: Array) -> Array:
     """Hoyer's measure of the rows of magnitudes (N, n)."""
     l1, l2 = size.sum(1), jnp.sqrt((size**2).sum(1))
-    root = math.sqrt(n)
+    root = math.sqrt(size.shape[1])
     measure = (root - l1 / jnp.where(l2 == 0, 1, l2)) / (root - 1)
     return jnp.where(l2 == 0, 1, jnp.clip(measure, 0, 1))  # rounding may leave [0, 1]
