@@ -938,7 +938,8 @@ def test_time_left_in_words():
 @pytest.mark.parametrize("task", ["classification", "segmentation", "ml-csc"])
 def test_quick_experiments_end_in_a_minute(task, tmp_path):
     """As a user runs them: in a process of their own, with the defaults of JAX."""
-    command = [sys.executable, "-m", "unrolled", "experiment", task, "--quick", "--json"]
+    options = ("--quick", "--json", "--no-cache")
+    command = [sys.executable, "-m", "unrolled", "experiment", task, *options]
     others = ("UNROLLED_DATA", "XLA_FLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in others}
     began = time.monotonic()
