@@ -136,7 +136,7 @@ def older_weights(path, params, D, **metadata):
 
 
 def test_weights_of_an_older_version_come_back_with_the_layer_of_their_metadata(tmp_path):
-    layer, D = ur.alista(K, theta=0.2, support=(0.1, 0.3), activation="silu"), gaussian()
+    layer, D = ur.alista(K, theta=0.2, ridge=0.0, support=(0.1, 0.3), activation="silu"), gaussian()
     params = layer.init(None, D)
     told = dict(family="alista", depth=K, theta=0.2, support=[0.1, 0.3], activation="silu")
     found = restore(older_weights(tmp_path / "a.npz", params, D, layer=told), like=params, D=D)

@@ -1,6 +1,7 @@
 """Families of dense dictionaries with unit atoms, from random ones to the least coherent."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def gaussian(key: Key, m: int, d: int) -> Array:
 
 
 @program("shape")
-def _gaussian(key: Array, shape: tuple[int, int], root: float) -> tuple[Array, Array]:
+def _gaussian(key: Array, shape: tuple[int, int], root: float) -> tuple[Any, Array]:
     return normalized(jax.random.normal(key, shape) / root)
 
 
@@ -215,7 +216,7 @@ def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
 
 
 @program("shape")
-def _ill_conditioned(key: Array, shape: tuple[int, int], last: float) -> tuple[Array, Array]:
+def _ill_conditioned(key: Array, shape: tuple[int, int], last: float) -> tuple[Any, Array]:
     U, _, V = jnp.linalg.svd(jax.random.normal(key, shape), full_matrices=False)
     s = jnp.logspace(0, last, min(shape), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):
