@@ -1,7 +1,6 @@
 """Families of dense dictionaries with unit atoms, from random ones to the least coherent."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array, Key
 from unrolled._program import program
-from unrolled.dictionaries._answers import normalized
-from unrolled.dictionaries._operands import nonzero_atoms
+from unrolled.dictionaries._answers import normalize
 
 
 def gaussian(key: Key, m: int, d: int) -> Array:
@@ -31,14 +29,8 @@ def gaussian(key: Key, m: int, d: int) -> Array:
     """
     m, d = _size(m, d, "gaussian")
     key = _checks.as_key(key, "gaussian")
-    D, norms = _gaussian(key, (m, d), math.sqrt(m))
-    nonzero_atoms(norms, "gaussian")
-    return D
-
-
-@program("shape")
-def _gaussian(key: Array, shape: tuple[int, int], root: float) -> tuple[Any, Array]:
-    return normalized(jax.random.normal(key, shape) / root)
+    # Three programs: as one, fused, its last bits would be others.
+    return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
 
 
 def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
@@ -210,17 +202,16 @@ def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
             f"ill_conditioned: kappa must be at least 1, got {kappa}; it must also be finite"
         )
     key = _checks.as_key(key, "ill_conditioned")
-    D, norms = _ill_conditioned(key, (m, d), -math.log10(kappa))
-    nonzero_atoms(norms, "ill_conditioned")
-    return D
+    return normalize(_with_spectrum(jax.random.normal(key, (m, d)), -math.log10(kappa)))[0]
 
 
-@program("shape")
-def _ill_conditioned(key: Array, shape: tuple[int, int], last: float) -> tuple[Any, Array]:
-    U, _, V = jnp.linalg.svd(jax.random.normal(key, shape), full_matrices=False)
-    s = jnp.logspace(0, last, min(shape), dtype=U.dtype)
+@program()
+def _with_spectrum(A: Array, last: float) -> Array:
+    """A with the singular values 1, ..., 10^last, log-spaced."""
+    U, _, V = jnp.linalg.svd(A, full_matrices=False)
+    s = jnp.logspace(0, last, min(A.shape), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):
-        return normalized((U * s[None, :]) @ V)
+        return (U * s[None, :]) @ V
 
 
 def _size(m: int, d: int, where: str) -> tuple[int, int]:
