@@ -185,6 +185,7 @@ SOLVERS = {
 PURSUITS = {
     "lasso": partial(ur.pursuit.lasso, lam=0.1),
     "omp": partial(ur.pursuit.omp, sparsity=3),
+    "omp_batch": partial(_alone(ur.pursuit.omp_batch), sparsity=3),
     "bpdn": partial(ur.pursuit.bpdn, eps=0.3),
     "lasso_path": partial(ur.pursuit.lasso_path, ratio=np.array([0.9, 0.5, 0.2])),
     "omp, tol": partial(ur.pursuit.omp, tol=0.3),

@@ -75,3 +75,22 @@ def test_faults_are_refused():
         pursuit.bpdn(0 * D, y, 0.1)
     with pytest.raises(TypeError, match="tol must be static"):
         jax.jit(lambda tol: pursuit.bpdn(D, y, 0.1, tol=tol))(1e-3)
+
+
+def test_derivatives_move_with_the_residual_at_its_bound():
+    """Differences of h = 1e-4 and of codes to a gap of 1e-13 are right to h^2 and 1e-13^(1/2) / h.
+
+    The code is nearly quadratic in its data where its support is fixed.
+    """
+    v, turned, moved = normal(8, N), normal(9, M, N), normal(10, M)
+
+    def value(A, z, eps):
+        return v @ pursuit.bpdn(A, z, eps, tol=1e-13).x
+
+    eps = 0.3 * np.linalg.norm(y)
+    gradients = jax.grad(value, (0, 1, 2))(D, y, eps)
+    change = sum(np.vdot(g, d) for g, d in zip(gradients, (turned, moved, 1.0)))
+    h = 1e-4
+    ends = [value(D + s * h * turned, y + s * h * moved, eps + s * h) for s in (1, -1)]
+    assert float(change) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-3)
+    assert not np.any(jax.grad(lambda z: v @ pursuit.bpdn(D, z, 2 * np.linalg.norm(y)).x)(y))

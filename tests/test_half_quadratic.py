@@ -199,3 +199,20 @@ def test_a_power_must_be_a_static_number():
         power_threshold(jnp.ones(2), -0.1, 0.5)
     with pytest.raises(ValueError, match="D has shape"):
         half_quadratic(np.eye(2), np.ones(3), 0.1)
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5])
+def test_derivatives_are_those_of_the_stationary_point(p):
+    """Differences of h = 1e-5 are right to h^2, and to the tolerance 1e-11 over h."""
+    rng = np.random.default_rng(1)
+    D, y, v = rng.normal(size=(6, 9)) / 3, rng.normal(size=6), rng.normal(size=9)
+    turned, moved = rng.normal(size=(6, 9)), rng.normal(size=6)
+
+    def value(D, y, lam):
+        return v @ half_quadratic(D, y, lam, p, tol=1e-11).x
+
+    gradients = jax.grad(value, (0, 1, 2))(D, y, 0.1)
+    change = sum(np.vdot(g, d) for g, d in zip(gradients, (turned, moved, 1.0)))
+    h = 1e-5
+    ends = [value(D + s * h * turned, y + s * h * moved, 0.1 + s * h) for s in (1, -1)]
+    assert float(change) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-4)

@@ -8,7 +8,7 @@ from oracles import normal, unit
 from sklearn.linear_model import Lasso
 
 from unrolled import dictionaries, pursuit
-from unrolled.pursuit import _batch_stages
+from unrolled.pursuit import _batch
 
 M, N, BATCH = 20, 40, 9
 D = unit(normal(0, M, N))
@@ -129,7 +129,7 @@ def test_signals_do_not_depend_on_their_neighbours():
 
 def test_blocks_of_memory_change_nothing(monkeypatch):
     whole = pursuit.lasso_batch(D, Y, 0.2)
-    monkeypatch.setattr(_batch_stages, "_BLOCK", 4)
+    monkeypatch.setattr(_batch, "_BLOCK", 4)
     assert pursuit.lasso_batch(D, Y, 0.2).x == pytest.approx(np.asarray(whole.x), abs=1e-12)
 
 

@@ -121,3 +121,71 @@ def test_half_precision_is_computed_in_single_and_rounded(half, m):
     # A bound that the code in float32 keeps, and its rounding breaks, is not kept.
     for tol in (r / 2, 2 * r):
         assert bool(pursuit.omp(A, y, 2, tol).converged) == (r <= tol)
+
+
+# Derivatives, and many signals at once
+
+
+def test_derivatives_are_those_of_least_squares_on_the_support():
+    """Central differences of h = 1e-6 are right to h^2 and eps / h, some 1e-9."""
+    v, A, y = normal(8, N), jnp.asarray(D), jnp.asarray(Y[0])
+    turned, moved = jnp.asarray(normal(9, M, N)), jnp.asarray(normal(10, M))
+
+    def value(A, y):
+        return v @ pursuit.omp(A, y, 4).x
+
+    gradients = jax.grad(value, (0, 1))(A, y)
+    expected = sum(jnp.vdot(g, d) for g, d in zip(gradients, (turned, moved)))
+    h = 1e-6
+    ends = [value(A + s * h * turned, y + s * h * moved) for s in (1, -1)]
+    assert float(expected) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_batch_has_the_codes_of_every_signal(dtype):
+    """The norms of atoms differ, and count in both; one signal is zero, one is not a number."""
+    A = np.asarray(D * np.linspace(0.5, 2, N), dtype)
+    S = np.asarray(np.concatenate([Y, 0 * Y[:1], np.nan * Y[:1]]), dtype)
+    each = jax.vmap(lambda y: pursuit.omp(A, y, 5))(S)
+    batch = pursuit.omp_batch(A, S, 5)
+    # Two ways to solve least squares of 5 atoms differ by their condition, at most 100, times eps.
+    assert batch.x == pytest.approx(np.asarray(each.x), abs=1e3 * float(np.finfo(dtype).eps))
+    assert batch.steps.tolist() == each.steps.tolist() == [5] * len(Y) + [0, 0]
+    assert batch.converged.tolist() == each.converged.tolist() == [True] * (len(Y) + 1) + [False]
+    assert batch.residual[:-1] == pytest.approx(np.asarray(each.residual[:-1]), rel=1e-5)
+    assert np.isnan(batch.residual[-1]) and np.isinf(batch.gap[-1])
+    traced = jax.jit(lambda S: pursuit.omp_batch(A, S, 5))(S)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(batch, traced))
+
+
+def test_weights_of_a_batch_are_those_of_least_squares():
+    V = np.random.default_rng(0).uniform(0.5, 2, Y.shape)
+    V[:, :4] = 0  # entries that nobody knows
+    S = np.where(V > 0, Y, np.nan)
+    with pytest.raises(ValueError, match="weights have shape"):
+        pursuit.omp_batch(D, Y, 3, V[:, :3])
+    found = pursuit.omp_batch(D, np.where(V > 0, Y, 1e3), 3, V)
+    for y, w, x, size in zip(np.nan_to_num(S), np.sqrt(V), found.x, found.residual):
+        support = np.flatnonzero(x)
+        least = np.linalg.lstsq(w[:, None] * D[:, support], w * y, rcond=None)[0]
+        assert len(support) == 3 and np.asarray(x)[support] == pytest.approx(least, rel=1e-10)
+        assert size == pytest.approx(np.linalg.norm(w * (y - D @ x)), rel=1e-10)
+    assert found.converged.all()
+    same = pursuit.omp_batch(D, np.where(V > 0, Y, 0), 3, 4.0 * V)
+    assert np.array_equal(found.x, same.x)
+    assert np.array_equal(2 * found.residual, same.residual)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(sparsity=N + 1), "sparsity 41 exceeds the number of atoms 40"),
+        (dict(sparsity=2, weights=-Y), "weights must be non-negative"),
+        (dict(sparsity=2, weights=np.inf * np.ones(M)), "weights has NaN or infinite entries"),
+    ],
+)
+def test_what_a_batch_refuses(options, message):
+    with pytest.raises(ValueError, match=f"omp_batch: {message}"):
+        pursuit.omp_batch(D, Y, **options)
+    with pytest.raises(ValueError, match="Y has shape"):
+        pursuit.omp_batch(D, Y[0], 2)

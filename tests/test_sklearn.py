@@ -18,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import unrolled as ur
-from unrolled._pursuits import CHAIN, PURSUITS
+from unrolled._pursuits import BATCH, CHAIN, PURSUITS
 from unrolled.sklearn import DictionaryLearner, SparseCoder
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
@@ -110,6 +110,7 @@ OPTIONS = {
     "ista": dict(lam=0.2, tol=1e-4),
     "fista": dict(lam=0.2, tol=1e-4),
     "omp": dict(sparsity=2),
+    "omp_batch": dict(sparsity=2),
     "basis_pursuit": {},
     "bpdn": dict(eps=0.2, tol=1e-3),
     "half_quadratic": dict(lam=0.1, p=0.5, tol=1e-3),
@@ -137,6 +138,8 @@ def test_every_pursuit_is_tried():
         "lasso_objective",
         "lipschitz",
         "ml_ista_step",
+        "PURSUITS",
+        "register",
         "sweep",
     }
     assert set(ur.pursuit.__all__) == codes | helpers | set(PURSUITS)
@@ -150,8 +153,9 @@ def test_the_codes_are_those_of_the_pursuit(name):
     codes = coder.transform(Y)
     with jax.enable_x64(True):
         solve = getattr(ur.pursuit, name)
-        if name == "lasso_batch":
-            expected = solve(given, Y, **OPTIONS[name]).x
+        batch = name if PURSUITS[name].takes == BATCH else PURSUITS[name].many
+        if batch:
+            expected = getattr(ur.pursuit, batch)(given, Y, **OPTIONS[name]).x
         else:
             found = [solve(jax.tree.map(jnp.asarray, given), y, **OPTIONS[name]) for y in Y]
             expected = np.stack([f.xs[-1] if chained else f.x for f in found])
@@ -161,6 +165,30 @@ def test_the_codes_are_those_of_the_pursuit(name):
     # Iterations stop at the same step, to the rounding of products in another order.
     np.testing.assert_allclose(codes, expected, atol=1e-6 if name.startswith("local") else 1e-9)
     np.testing.assert_allclose(coder.inverse_transform(codes), signals, atol=1e-6)
+
+
+def test_a_pursuit_of_ones_own_is_a_method():
+    """Its options are those of its signature, as of the pursuits here."""
+
+    def halved(D, y, theta, *, tol=1e-6):
+        return ur.pursuit.threshold(D, y / 2, theta, tol=tol)
+
+    assert ur.pursuit.register(halved, aims=False) is halved
+    try:
+        codes = SparseCoder(D, "halved", theta=0.1).fit(Y).transform(Y)
+        np.testing.assert_allclose(codes, _shrunk(Y @ D / 2), atol=1e-12)
+        with pytest.raises(ValueError, match="halved needs theta"):
+            SparseCoder(D, "halved").fit(Y)
+        with pytest.raises(ValueError, match="halved has no lam; its options are theta, tol"):
+            SparseCoder(D, "halved", theta=0.1, lam=1.0).fit(Y)
+    finally:
+        del PURSUITS["halved"]
+    with pytest.raises(ValueError, match=r"begins with \(A, b\); expected \(D, y\)"):
+        ur.pursuit.register(lambda A, b: A)
+
+
+def _shrunk(V):
+    return np.sign(V) * np.maximum(np.abs(V) - 0.1, 0)
 
 
 def test_layers_and_networks_by_name_as_records_and_with_params():

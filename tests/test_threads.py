@@ -10,8 +10,8 @@ import pytest
 from oracles import normal, unit
 
 from unrolled import pursuit
+from unrolled._matching import match
 from unrolled._threads import one_thread, threads
-from unrolled.dictionary_learning._matching import match
 
 
 class Limits:

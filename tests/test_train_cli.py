@@ -994,7 +994,7 @@ REFUSED = {
     "encode Y.npy --method omp --lam 1": "encode: omp has no lam; its options are sparsity, tol",
     "encode Y.npy --method omp --sparsity 1": "encode: --method needs --dictionary",
     "encode Y.npy --method omp --dictionary D.npy": "encode: omp needs sparsity or tol",
-    "encode Y.npy --method omp --sparsity 13 --dictionary D.npy": "omp: .*13",
+    "encode Y.npy --method omp --sparsity 13 --dictionary D.npy": "omp_batch: .*13",
     "encode Y.npy --method omp --tol 1 --dictionary D.npy --dictionary D.npy": "omp takes one "
     "dictionary, got 2; for a chain try ",
     "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso_batch: lam must be non-negat",

@@ -9,7 +9,7 @@ from unrolled import datasets, dictionaries, problems, studies
 from unrolled._pursuits import PURSUITS
 from unrolled.commands._console import Say, teller
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals
-from unrolled.commands._pursuit_options import NAMES, OPTIONS, add_options, given_options
+from unrolled.commands._pursuit_options import OPTIONS, add_options, given_options, names
 from unrolled.commands._report import (
     RESULTS,
     Section,
@@ -29,7 +29,6 @@ theory alone (weights in closed form, thresholds from Theorem 12), *calibrated* 
 weights and choose thresholds and step sizes on a sample without gradients, *learned* ones start
 there and are trained end to end."""
 _STEPS, _QUICK_STEPS = 400, 60
-_PURSUITS = tuple(name for name in NAMES if name not in METHODS)
 # Options of pursuits alone: a sparsity and a lam the layers have too.
 _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
 # Weight of the LASSO for patches whose grey values are in [0, 1].
@@ -74,7 +73,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--method",
         metavar="NAMES",
         help=f"some of {','.join(METHODS)} (default: all but lista), and pursuits, of which the "
-        f"last code alone is shown: {','.join(_PURSUITS)}",
+        f"last code alone is shown: {','.join(_pursuits())}",
     )
     add("--depth", type=int, default=16, help="number of steps K (default 16)")
     add(
@@ -128,20 +127,24 @@ def _check_output(folder: Path, signals: list[Path]) -> None:
     check_folder(folder)
 
 
+def _pursuits() -> tuple[str, ...]:
+    return tuple(name for name in names() if name not in METHODS)
+
+
 def _settings(arguments: argparse.Namespace) -> Settings:
     """The settings of the experiments, checked before any work."""
     methods = BY_DEFAULT
     if arguments.method is not None:
         methods = tuple(name.strip() for name in arguments.method.split(","))
-    unknown = [name for name in methods if name not in (*METHODS, *_PURSUITS)]
+    unknown = [name for name in methods if name not in (*METHODS, *_pursuits())]
     if unknown:
         raise ValueError(
             f"compare: unknown method {', '.join(unknown)}; expected some of "
-            f"{', '.join((*METHODS, *_PURSUITS))}"
+            f"{', '.join((*METHODS, *_pursuits()))}"
         )
-    pursuits = tuple(name for name in methods if name in _PURSUITS)
+    pursuits = tuple(name for name in methods if name in _pursuits())
     given = given_options(arguments, _OPTIONS)
-    has = {option for name in pursuits for option in PURSUITS[name].options.split()}
+    has = {option for name in pursuits for option in PURSUITS[name].options}
     if idle := [option for option in given if option not in has]:
         raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
     if arguments.signals is not None:
@@ -237,7 +240,7 @@ def _options(settings: Settings, say: Say) -> dict[str, Any]:
         name: {
             option: value
             for option, value in settings.options.items()
-            if option in PURSUITS[name].options.split()
+            if option in PURSUITS[name].options
         }
         for name in settings.pursuits
     }

@@ -19,7 +19,7 @@ from unrolled._pursuits import CHAIN, PURSUITS, check_dictionaries, check_option
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._inputs import check_length, in_float32, read_dictionary, weights_of
 from unrolled.commands._partial import partial_arrays
-from unrolled.commands._pursuit_options import NAMES, add_options, given_options
+from unrolled.commands._pursuit_options import add_options, given_options, names
 from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.layers import Layer
 from unrolled.networks import Network
@@ -71,7 +71,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="D, of a pursuit or where the weights were saved without it, as .npy or .npz (entry "
         "D); once for each layer of a chain",
     )
-    add("--method", metavar="PURSUIT", help=f"one of {', '.join(NAMES)}")
+    add("--method", metavar="PURSUIT", help=f"one of {', '.join(names())}")
     add_options(parser)
     parser.set_defaults(run=run)
     return parser
@@ -103,8 +103,8 @@ def _check_source(
         return weights_of(weights)
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
-    if method not in NAMES:
-        raise ValueError(f"encode: unknown method {method!r}; expected one of {', '.join(NAMES)}")
+    if method not in names():
+        raise ValueError(f"encode: unknown method {method!r}; expected one of {', '.join(names())}")
     check_options(method, options, "encode")
     if not paths:
         raise ValueError("encode: --method needs --dictionary")
@@ -209,8 +209,8 @@ def encode(
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
     J = len(coder.Ds)
-    names = [f"X_{j}" for j in range(1, J + 1)] if coder.chained else ["X"]
-    shapes = {name: (len(Y), D.shape[1]) for name, D in zip(names, coder.Ds)}
+    entries = [f"X_{j}" for j in range(1, J + 1)] if coder.chained else ["X"]
+    shapes = {name: (len(Y), D.shape[1]) for name, D in zip(entries, coder.Ds)}
     least = _least_norm(Y, signals) if "ratio" in options else 0.0
     nonzeros, squares, told = np.zeros(J), np.zeros(J + 1), time.monotonic()
     missed = zeros = 0
@@ -222,7 +222,7 @@ def encode(
             codes = [np.asarray(X) for X in found]
             norms = residual_norms(coder.Ds, rows, codes)
             _check_finite(codes, norms, first)
-            append(dict(zip(names, codes)))
+            append(dict(zip(entries, codes)))
             nonzeros += [np.count_nonzero(X) for X in codes]
             squares += (norms**2).sum(1)
             missed, zeros = missed + more, zeros + int(nothing.sum())
@@ -278,7 +278,7 @@ def _of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) ->
     Ds = as_chain([read_dictionary(path) for path in dictionaries], "encode")
 
     def codes(rows):
-        return pursue(name, Ds, jnp.asarray(rows), options, many=True)
+        return pursue(name, Ds, jnp.asarray(rows), options)
 
     return _Coder(codes, Ds, PURSUITS[name].takes == CHAIN)
 

@@ -27,9 +27,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "tol": dict(type=float, help="accuracy: duality gap, or norm of the residual of omp"),
     "max_steps": dict(type=int, help="the most steps"),
 }
-# Those with local norms are for convolutional dictionaries, which no file holds.
-NAMES = tuple(name for name in PURSUITS if not name.startswith("local_"))
 OPTIONS = tuple(_OPTIONS)
+
+
+def names() -> tuple[str, ...]:
+    """The pursuits of the command line.
+
+    Those with local norms are for convolutional dictionaries, which no file holds.
+    """
+    return tuple(name for name in PURSUITS if not name.startswith("local_"))
 
 
 def add_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = OPTIONS) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled.dictionary_learning._matching import share
+from unrolled._matching import share
 from unrolled.pursuit import lasso, lasso_batch
 
 # Relative duality gap of a code. The atoms move by more from batch to batch, the objective is far

@@ -8,11 +8,11 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Key
+from unrolled._matching import match
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
 from unrolled.dictionary_learning._learned import Learned
-from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     as_signals,
     atom_count,

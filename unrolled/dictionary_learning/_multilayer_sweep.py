@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled.dictionary_learning._matching import match
+from unrolled._matching import match
 from unrolled.dictionary_learning._signals import Signals, distinct, duplicates
 from unrolled.dictionary_learning._sparse_ksvd import SparseAtoms
 from unrolled.dictionary_learning._sweeps import Fitted

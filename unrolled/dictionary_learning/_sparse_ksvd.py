@@ -9,11 +9,11 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Key
+from unrolled._matching import match
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning._keeper import Arrays, Progress, fingerprint
 from unrolled.dictionary_learning._ksvd import update_atom
 from unrolled.dictionary_learning._learned import Learned
-from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import Signals
 from unrolled.dictionary_learning._sweeps import Atoms, Fitted, Options, alternate
 

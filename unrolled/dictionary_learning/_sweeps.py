@@ -11,11 +11,11 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Key
+from unrolled._matching import match
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, text_of
 from unrolled.dictionary_learning._learned import Learned
-from unrolled.dictionary_learning._matching import match
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,

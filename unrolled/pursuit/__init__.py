@@ -2,38 +2,41 @@
 
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._bpdn import bpdn
-from unrolled.pursuit._deep import DeepPursuit, sweep
 from unrolled.pursuit._gap import duality_gap, lasso_objective
 from unrolled.pursuit._half_quadratic import half_quadratic, half_quadratic_step
 from unrolled.pursuit._holistic import holistic
-from unrolled.pursuit._ista import (
+from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
+from unrolled.pursuit._lasso import Path, lam_max, lam_of_paper, lasso, lasso_path
+from unrolled.pursuit._lasso_batch import lasso_batch
+from unrolled.pursuit._layered import (
+    Layered,
+    layered_basis_pursuit,
+    layered_thresholding,
+    threshold,
+)
+from unrolled.pursuit._local import Constrained, local_error, local_sparsity
+from unrolled.pursuit._ml_basis_pursuit import ml_basis_pursuit
+from unrolled.pursuit._omp import omp, omp_batch
+from unrolled.pursuit._problem import DeepPursuit, Pursuit
+from unrolled.pursuit._project import project
+from unrolled.pursuit._registry import PURSUITS, register
+from unrolled.pursuit._steps import (
     Momentum,
     State,
     extrapolated,
-    fista,
     fista_step,
-    ista,
     ista_step,
     lipschitz,
+    ml_ista_step,
+    sweep,
 )
-from unrolled.pursuit._lasso import lam_max, lam_of_paper, lasso
-from unrolled.pursuit._lasso_batch import lasso_batch
-from unrolled.pursuit._lasso_path import Path, lasso_path
-from unrolled.pursuit._layered import Layered, layered_basis_pursuit, layered_thresholding
-from unrolled.pursuit._local_error import Constrained, local_error
-from unrolled.pursuit._local_sparsity import local_sparsity
-from unrolled.pursuit._ml_basis_pursuit import ml_basis_pursuit
-from unrolled.pursuit._ml_ista import ml_fista, ml_ista, ml_ista_step
-from unrolled.pursuit._omp import omp
-from unrolled.pursuit._problem import Pursuit
-from unrolled.pursuit._project import project
-from unrolled.pursuit._threshold import threshold
 
 __all__ = [
     "Constrained",
     "DeepPursuit",
     "Layered",
     "Momentum",
+    "PURSUITS",
     "Path",
     "Pursuit",
     "State",
@@ -64,7 +67,9 @@ __all__ = [
     "ml_ista",
     "ml_ista_step",
     "omp",
+    "omp_batch",
     "project",
+    "register",
     "sweep",
     "threshold",
 ]

@@ -1,6 +1,7 @@
 """Basis pursuit, min norm(x, 1) : D x = y, to a certified gap."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, wide_dtype, widened
-from unrolled.dictionaries import Dictionary, dense, operands
-from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._options import static_tol
-from unrolled.pursuit._problem import Pursuit, in_range
+from unrolled._numbers import wide_dtype
+from unrolled.dictionaries import Dictionary, dense
+from unrolled.dictionaries import entries as entries_of
+from unrolled.pursuit._door import door_of_one, static_tol
+from unrolled.pursuit._problem import Answer, Form, Problem, Pursuit, result, scaled
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
 _NEGLIGIBLE = 1e-9
@@ -59,22 +60,33 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
         >>> bool(found.converged), found.x[jnp.array([3, 20])].round(3).tolist()
         (True, [2.0, -1.0])
     """
-    y, grid = flat_signal(D, y, "basis_pursuit")
-    D, y, _ = operands(D, y, "basis_pursuit")
-    tol, D = static_tol(tol, "basis_pursuit"), dense(D)
-    a, b = exponent(D), exponent(y)
-    D, y = ldexp(D, -a), ldexp(y, -b)
-    x, gap, steps, converged = _solution(D, y, tol)
-    found = ldexp(x, b - a)
+    tol = static_tol(tol, "basis_pursuit")
+    form, arrays = door_of_one("basis_pursuit", D, y, size=entries_of)
+    problem = _scaled(form, *arrays)
+    near = problem.Ds[0], problem.y
+    if _checks.is_concrete(near):
+        answers = _solve(*map(np.asarray, near), tol=tol, given=form.dtype)
+    else:
+        answers = _solution(*near, tol, form.dtype)
+    (x,), *rest = _result(form, problem, Answer(*answers))
+    return Pursuit(x, *rest)
+
+
+@partial(jax.jit, static_argnums=0)
+def _scaled(form: Form, Ds: tuple[Dictionary, ...], *others: Any) -> Problem:
+    problem, _ = scaled(form, tuple(map(dense, Ds)), *others)
+    return problem._replace(sizes=())
+
+
+@partial(jax.jit, static_argnums=0)
+def _result(form: Form, problem: Problem, answer: Answer) -> tuple:
     with jax.default_matmul_precision("highest"):
-        residual = ldexp(norm(y - D @ x), b)
-    converged = converged & in_range(found, x, b - a)
-    return on_grid(Pursuit(found, gap, residual, steps, converged), grid)
+        return result(form, problem, answer)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _solution(D: Array, y: Array, tol: float):
-    host = partial(_solve, tol=tol)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _solution(D: Array, y: Array, tol: float, dtype: np.dtype):
+    host = partial(_solve, tol=tol, given=dtype)
     if _checks.is_concrete((D, y)):
         return tuple(map(jnp.asarray, host(np.asarray(D), np.asarray(y))))
     dtypes = (y.dtype, y.dtype, _integer(), bool)
@@ -83,20 +95,19 @@ def _solution(D: Array, y: Array, tol: float):
 
 
 @_solution.defjvp
-def _derivative(tol, primals, tangents):
+def _derivative(tol, dtype, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
-    x, gap, steps, converged = _solution(D, y, tol)
+    x, gap, steps, converged = _solution(D, y, tol, dtype)
     held = D * (x != 0)[None, :].astype(D.dtype)
-    wide = widened(held)
     with jax.default_matmul_precision("highest"):
-        dx = (jnp.linalg.pinv(wide) @ (dy - dD @ x).astype(wide.dtype)).astype(x.dtype)
+        dx = jnp.linalg.pinv(held) @ (dy - dD @ x)
     still = (np.zeros((), jax.dtypes.float0),) * 2
     return (x, gap, steps, converged), (dx, jnp.zeros_like(gap), *still)
 
 
-def _solve(D, y, *, tol):
+def _solve(D, y, *, tol, given):
     """x, gap, steps and converged per signal; D and y lead with the same axes, or with ones."""
-    dtype, rounding = y.dtype, _rounding(y.dtype, max(D.shape[-2:]))
+    dtype, rounding = y.dtype, _rounding(given, max(D.shape[-2:]))
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
     if D[..., 0, 0].size > 1:  # a dictionary for every signal
@@ -159,7 +170,7 @@ def _polished(D, y, v):
 
 
 def _integer():
-    return jnp.zeros((), int).dtype
+    return jax.dtypes.canonicalize_dtype(int)
 
 
 def _next(primal, dual, tried):

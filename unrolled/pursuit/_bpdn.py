@@ -1,22 +1,23 @@
 """Basis pursuit denoising: the least l1 norm within a ball of noise around the signal."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import ldexp, norm
-from unrolled.dictionaries import Dictionary, operands
-from unrolled.pursuit._gap import half_energy
-from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._lasso import Near, Penalized, code, near_one, on_support, penalized_gap
-from unrolled.pursuit._options import static_steps, static_tol
-from unrolled.pursuit._problem import Pursuit, in_range
+from unrolled._numbers import norm
+from unrolled.dictionaries import Dictionary
+from unrolled.pursuit._door import single, static_steps, static_tol
+from unrolled.pursuit._gap import relative_gap
+from unrolled.pursuit._problem import Answer, Problem, Pursuit, fixed_norm
+from unrolled.pursuit._support import Penalized, code, on_branch, on_support, slope
 
 # The penalties tried, at most; until one is small enough, each squared is this share of the last.
 _TRIALS, _FALL = 60, 0.01
@@ -46,7 +47,8 @@ def bpdn(
     .. math:: \min_x \|x\|_1 : \|y - D x\| \le eps.
 
     Its code is that of a LASSO, whose penalty is searched by false position: on a piece of the path
-    where the support is constant, norm(y - D x)^2 is linear in lam^2. Traceable.
+    where the support is constant, norm(y - D x)^2 is linear in lam^2. Traceable. Differentiable in
+    D, y and eps, as `lasso` is, with the support held fixed.
 
     Args:
         D: (m, d).
@@ -73,46 +75,85 @@ def bpdn(
         >>> bool(found.converged), float(found.residual) <= 0.1
         (True, True)
     """
-    y, grid = flat_signal(D, y, "bpdn")
-    D, y, _ = operands(D, y, "bpdn")
     tol, max_steps = static_tol(tol, "bpdn"), static_steps(max_steps, "bpdn")
-    given, eps = eps, _checks.as_float(eps, "eps", "bpdn").astype(y.dtype)
-    _checks.finite(given, "eps", "bpdn")
-    if eps.shape:
-        raise ValueError(f"bpdn: eps has shape {eps.shape}; expected one number")
-    if _checks.is_concrete(eps) and not eps > 0:
+    _checks.as_float(eps, "eps", "bpdn")
+    _checks.finite(eps, "eps", "bpdn")
+    if np.shape(eps):
+        raise ValueError(f"bpdn: eps has shape {np.shape(eps)}; expected one number")
+    if _checks.is_concrete(eps) and not np.all(np.asarray(eps) > 0):
         raise ValueError(f"bpdn: eps must be positive, got {eps}; try basis_pursuit for eps = 0")
-    zero = jnp.zeros((), y.dtype)
-    near = near_one(Penalized(D, y, zero, zero), "bpdn")
-    return on_grid(_bpdn(near, eps, tol, max_steps), grid)
+    return single(Denoising(tol, max_steps), "bpdn", D, y, level=eps, size=fixed_norm)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _bpdn(near: Near, eps: Array, tol: float, max_steps: int) -> Pursuit:
-    problem, size, (a, b) = near
-    D, y, *_ = problem
-    level = ldexp(eps, -b)
+@dataclass(frozen=True)
+class Denoising:
+    """The method of `bpdn`."""
+
+    tol: float
+    max_steps: int
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        (D,), y, _, _, level, (size,), *_ = problem
+        assert level is not None
+        x, gap, steps, met, residual = _search(self, *lax.stop_gradient((D, y, level, size)))
+        lam = _penalty(x, D, y, level)
+        return Answer(_code(x, D, y, lam), gap, steps, met, residual)
+
+
+@jax.custom_jvp
+def _penalty(x: Array, D: Dictionary, y: Array, level: Array) -> Array:
+    """The lam whose LASSO has the code x, the solution with norm(y - D x) = level.
+
+    On a support norm(y - D x) is a function of D, y and lam, which gives the derivative of lam.
+    """
+    return jnp.max(jnp.abs((y - D @ x) @ D))
+
+
+@_penalty.defjvp
+def _derivative(primals, tangents):
+    (x, D, y, _), (_, dD, dy, dlevel) = primals, tangents
+
+    def length(D, y, lam):
+        return norm(y - D @ _code(x, D, y, lam))
+
+    lam = _penalty(*primals)
+    _, moved = jax.jvp(lambda D, y: length(D, y, lam), (D, y), (dD, dy))
+    _, rate = jax.jvp(lambda lam: length(D, y, lam), (lam,), (jnp.ones_like(lam),))
+    return lam, jnp.where(rate > 0, (dlevel - moved) / jnp.where(rate > 0, rate, 1), 0)
+
+
+def _code(x: Array, D: Dictionary, y: Array, lam: Array) -> Array:
+    """x, as the code of a LASSO."""
+    problem = Penalized(D, y, lam, jnp.zeros((), y.dtype))
+    return on_branch(slope, 10 * min(D.shape), problem, x)
+
+
+def _search(
+    method: Denoising, D: Dictionary, y: Array, level: Array, size: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """x, its gap, the steps, whether the gap is small, and the residual."""
     rounding = float(jnp.finfo(y.dtype).eps)
-    accuracy = max(tol**2, 8 * rounding)
+    accuracy = max(method.tol**2, 8 * rounding)
+    zero = jnp.zeros((), y.dtype)
 
     def body(s: _Search) -> _Search:
         share = s.below / (s.below - s.above)
         between = s.low + share * (s.high - s.low)
         squared = jnp.where(s.low > 0, between, _FALL * s.high)
         lam = jnp.sqrt(squared)
-        at = problem._replace(lam=lam)
-        x, relative, steps = code(False, accuracy, max_steps, at, s.latest, size)
+        at = Penalized(D, y, lam, zero)
+        x, gap, steps = code(False, accuracy, method.max_steps, at, s.latest, size)
         # An error of the residual is the root of the gap: the code once more, on its support.
         exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
-        allowed = jnp.maximum(relative, accuracy) * half_energy(y)
-        x = jnp.where(penalized_gap(at, exact, False) <= allowed, exact, x)
+        allowed = jnp.maximum(gap, accuracy)
+        x = jnp.where(relative_gap(D, y, lam, exact, zero) <= allowed, exact, x)
         r = y - D @ x
         length, l1 = norm(r), jnp.sum(jnp.abs(x))
         dual = (jnp.vdot(y, r) - level * length) / jnp.max(jnp.abs(r @ D))
         gap = jnp.maximum(l1 - dual, 0) / jnp.where(l1 > 0, l1, 1)
         gap = jnp.where(length <= level, gap, jnp.inf)
         # A little inside of the ball, where the gap is about a quarter of tol.
-        excess = length**2 - level**2 + tol / 2 * lam * l1
+        excess = length**2 - level**2 + method.tol / 2 * lam * l1
         inside = excess < 0
         # False position with halved values at an end that stays twice (the Illinois rule).
         half = jnp.where(inside == s.side, 0.5, 1).astype(y.dtype)
@@ -134,27 +175,24 @@ def _bpdn(near: Near, eps: Array, tol: float, max_steps: int) -> Pursuit:
             s.trials + 1,
         )
 
-    with jax.default_matmul_precision("highest"):
-        length, none = norm(y), jnp.zeros(D.shape[1], y.dtype)
-        least, top = jnp.zeros((), y.dtype), jnp.max(jnp.abs(y @ D)) ** 2
-        start = _Search(
-            least,
-            top,
-            -(level**2),
-            length**2 - level**2,
-            jnp.zeros((), bool),
-            none,
-            none,
-            length,
-            jnp.where(length <= level, least, jnp.where(jnp.isnan(length), jnp.nan, jnp.inf)),
-            jnp.zeros((), int),
-            jnp.zeros((), int),
-        )
-        # Below this penalty no code can be told from one of the least residual.
-        floor = rounding ** (4 / 3) * top
-        found = lax.while_loop(
-            lambda s: (s.gap > tol) & (s.trials < _TRIALS) & (s.high > floor), body, start
-        )
-    x = ldexp(found.x, b - a)
-    converged = (found.gap <= tol) & in_range(x, found.x, b - a)
-    return Pursuit(x, found.gap, ldexp(found.residual, b), found.steps, converged)
+    length, none = norm(y), jnp.zeros(D.shape[1], y.dtype)
+    top = jnp.max(jnp.abs(y @ D)) ** 2
+    start = _Search(
+        zero,
+        top,
+        -(level**2),
+        length**2 - level**2,
+        jnp.zeros((), bool),
+        none,
+        none,
+        length,
+        jnp.where(length <= level, zero, jnp.where(jnp.isnan(length), jnp.nan, jnp.inf)),
+        jnp.zeros((), int),
+        jnp.zeros((), int),
+    )
+    # Below this penalty no code can be told from one of the least residual.
+    floor = rounding ** (4 / 3) * top
+    last = lax.while_loop(
+        lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor), body, start
+    )
+    return last.x, last.gap, last.steps, last.gap <= method.tol, last.residual

@@ -1,11 +1,17 @@
-"""The objective of the LASSO, and a bound of its excess over the minimum."""
+"""The objective of the LASSO, a bound of its excess over the minimum, and its line search."""
 
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from unrolled._checks import Array
-from unrolled._numbers import at_least, exponent, ldexp
+from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary
+from unrolled.pursuit._problem import Codes, Problem
 
 
 def lasso_objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
@@ -16,6 +22,11 @@ def lasso_objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
         >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
         2.625
     """
+    return _objective(D, y, x, lam)
+
+
+@jax.jit
+def _objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     return jnp.sum(r * (r / 2)) + lam * jnp.sum(jnp.abs(x))  # r^2 may leave the range, r^2/2 not
 
@@ -46,28 +57,164 @@ def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
     """
+    return _duality_gap(D, y, x, lam)
+
+
+@jax.jit
+def _duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     # Over a power of two near y or D x the terms stay in the range, wherever their sum does.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, lam))
-    return ldexp(gap_near_one(D, y, x, weight), 2 * k)
+    near = y - D @ x
+    gap = dual_gap(jnp.sum(near**2), (weight,), (x,), (near @ D,))
+    return ldexp(gap, 2 * k)
 
 
-def gap_near_one(D: Dictionary, y: Array, x: Array, lam: Array, nonnegative: bool = False) -> Array:
-    """`duality_gap` for y and D x near 1, or that over x >= 0, inf for other codes.
-
-    A dual point of x >= 0 is bounded on one side only.
-    """
-    r = y - D @ x
-    g = r @ D
-    size = g if nonnegative else jnp.abs(g)
+def dual_factor(lam: Array, size: Array) -> Array:
+    """min(1, lam / size), entry by entry, for size >= 0: what makes a dual point feasible."""
     over = size > lam
-    s = jnp.min(jnp.where(over, lam / jnp.where(over, size, 1), 1))
-    gap = (1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.sum(at_least(lam * jnp.abs(x) - s * x * g, 0))
-    return jnp.where((x < 0).any(), jnp.inf, gap) if nonnegative else gap
+    return jnp.where(over, lam / jnp.where(over, size, 1), 1)
+
+
+def dual_gap(
+    squares: Array,
+    lams: Sequence[Array],
+    xs: Sequence[Array],
+    gs: Sequence[Array],
+    nonnegative: bool = False,
+) -> Array:
+    r"""The gap of every certificate here; numbers near 1.
+
+    .. math:: (1 - s)^2 squares / 2 + \sum_j \sum_i (lam_j |x_j| - s x_j g_j)_i,
+        \qquad s = \min(1, \min_i lam_J / |g_J|_i),
+
+    where all |g_j| but the last are at most lam_j: a sum of non-negative terms.
+
+    Args:
+        squares: norm(r)^2 of the residual r, ().
+        lams, xs, gs: of every layer, (d_j,) or what broadcasts to it.
+        nonnegative: the problem over x >= 0, whose dual points are bounded on one side only; the
+            gap is inf for other codes.
+    """
+    size = gs[-1] if nonnegative else jnp.abs(gs[-1])
+    s = jnp.min(dual_factor(lams[-1], size))
+    terms = [lam * jnp.abs(x) - s * x * g for lam, x, g in zip(lams, xs, gs)]
+    # XLA's maximum on a CPU loses NaN, fused with a sum.
+    excess = sum(jnp.sum(jnp.where(t < 0, 0, t)) for t in terms)
+    gap = (1 - s) ** 2 * squares / 2 + excess
+    return jnp.where((xs[-1] < 0).any(), jnp.inf, gap) if nonnegative else gap
+
+
+def elastic_gap(
+    squares: Array, lam: Array, l2: Array, x: Array, h: Array, nonnegative: bool
+) -> Array:
+    r"""`dual_gap` of 1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, with h = D'(y - D x).
+
+    The elastic net is the LASSO of D over sqrt(l2) I, with g = h - l2 x. With l2 > 0, r itself has
+    the dual value of the Fenchel conjugate, and the gap sum_i l2/2 (x_i - e_i / l2)^2 + lam_i |x_i|
+    - x_i (h_i - e_i) with e the excess of h over lam. The smaller gap counts.
+    """
+    energy = squares + l2 * jnp.sum(x**2)
+    scaled = dual_gap(energy, (lam,), (x,), (h - l2 * x,), nonnegative)
+    within = jnp.minimum(h, lam) if nonnegative else jnp.clip(h, -lam, lam)
+    ridge = jnp.where(l2 > 0, l2, 1)
+    conjugate = ridge / 2 * (x - (h - within) / ridge) ** 2
+    direct = jnp.sum(conjugate + jnp.maximum(lam * jnp.abs(x) - x * within, 0))
+    return jnp.where((l2 > 0) & (direct < scaled), direct, scaled)
+
+
+def relative_gap(
+    D: Dictionary,
+    y: Array,
+    lam: Array,
+    x: Array,
+    l2: Array | None = None,
+    nonnegative: bool = False,
+) -> Array:
+    """The gap of a code for the LASSO or the elastic net, over norm(y)^2 / 2; numbers near 1."""
+    r = y - D @ x
+    squares, h = jnp.sum(r**2), r @ D
+    if l2 is None:
+        gap = dual_gap(squares, (lam,), (x,), (h,), nonnegative)
+    else:
+        gap = elastic_gap(squares, lam, l2, x, h, nonnegative)
+    return gap / half_energy(y)
+
+
+def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], Array]) -> Array:
+    r"""An upper bound of F(x_J) - F* for the penalised chain, from any multipliers.
+
+    The primal and the dual problem are
+
+    .. math::
+        \min_{x_J} \; & \|y - D_1 x_1\|^2 / 2 + \sum_j lam_j \|x_j\|_1, \quad x_{j-1} = D_j x_j, \\
+        \max_{z_0, \dots, z_{J-1}} \; & z_0' y - \|z_0\|^2 / 2 :
+        |D_j' z_{j-1} - z_j| \le lam_j, \quad z_J = 0.
+
+    With z_0 = y - D_1 x_1 and |U_j| <= lam_j, the choice z_j = D_j' z_{j-1} - U_j meets all
+    constraints but the last, U_J = D_J' z_{J-1}. A factor s <= 1 makes it meet that too, and
+
+    .. math:: gap = (1 - s)^2 \|z_0\|^2 / 2 + \sum_j \sum_i (lam_j |x_j| - s U_j x_j)_i,
+
+    a sum of non-negative terms, accurate in float32.
+
+    Args:
+        problem, xs: its codes obey x_{j-1} = D_j x_j.
+        multipliers: (index of the layer, from 0, D_j' z_{j-1}) -> U_j, for j < J.
+
+    Returns:
+        The gap over norm(y)^2 / 2, ().
+    """
+    Ds, y, lams, *_ = problem
+    r = z = y - Ds[0] @ xs[0]
+    Us: list[Array] = []
+    for j, D in enumerate(Ds):
+        c = z @ D
+        Us.append(multipliers(j, c) if j + 1 < len(Ds) else c)
+        z = c - Us[-1]
+    return dual_gap(jnp.sum(r**2), lams, xs, Us) / half_energy(y)
 
 
 def half_energy(y: Array) -> Array:
     """norm(y)^2 / 2, or 1 for y = 0: the unit of the gap."""
     energy = jnp.sum(y**2) / 2
     return jnp.where(energy > 0, energy, 1)
+
+
+def least_between(xp: ModuleType, x: Any, d: Any, slope: Any, lam: Any, signs: Any) -> Any:
+    """The minimiser of the objective among x + t d, 0 <= t <= 1, for every row.
+
+    With the signs of its support the objective is -f t + f t^2 / 2, f = slope . d, up to a
+    constant, if x + d is their minimiser; where an entry changes its sign, the slope rises by
+    2 lam_i abs(d_i). An entry where the search stops is exactly 0.
+
+    Args:
+        xp: numpy or jax.numpy.
+        x: (n, k), codes.
+        d: (n, k), the changes to the minimisers.
+        slope: (n, k), the negative gradient at x.
+        lam: (n, k), or of a shape that broadcasts to it.
+        signs: (n, k), -1, 0 or 1.
+
+    Example:
+        >>> from unrolled.pursuit._line import least_between
+        >>> x, d = np.array([[1.0, 2.0]]), np.array([[-3.0, 1.0]])  # f = 10, the first rise is 6
+        >>> least_between(np, x, d, d, 1.0, np.ones((1, 2))).round(2).tolist()
+        [[-0.2, 2.4]]
+    """
+    crosses = (x + d) * signs < 0
+    size = xp.abs(d)
+    t = xp.where(crosses, xp.abs(x) / xp.where(crosses, size, 1), xp.inf)
+    order = xp.argsort(t, axis=1)
+    times = xp.take_along_axis(t, order, axis=1)
+    rises = xp.take_along_axis(xp.where(crosses, 2 * lam * size, 0), order, axis=1)
+    after = xp.cumsum(rises, axis=1)
+    f = xp.maximum(xp.sum(d * slope, axis=1, keepdims=True), float(xp.finfo(x.dtype).tiny))
+    passed = xp.sum(after < f * (1 - times), axis=1, keepdims=True)
+    # The first crossing that is not passed, and the rises before it.
+    nothing = xp.zeros_like(f)
+    before = xp.take_along_axis(xp.concatenate([nothing, after], 1), passed, axis=1)
+    limit = xp.take_along_axis(xp.concatenate([times, nothing + xp.inf], 1), passed, axis=1)
+    step = xp.minimum(1 - before / f, limit)
+    return xp.where(t == step, 0, x + step * d)

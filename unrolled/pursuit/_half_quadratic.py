@@ -1,23 +1,24 @@
 """Half-quadratic splitting for the penalty sum |x|^p, p <= 1, as in deconvolutional networks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import ldexp, norm, wide_dtype
 from unrolled.activations import as_power, power_threshold
-from unrolled.dictionaries import Conv, Dictionary, Structured, operands, spread
-from unrolled.pursuit._gap import gap_near_one, half_energy
-from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._ista import State
-from unrolled.pursuit._options import static_tol
-from unrolled.pursuit._problem import Problem, Pursuit, in_range, prepare, solve
+from unrolled.dictionaries import Conv, Dictionary, Structured, spread
+from unrolled.pursuit._door import single, static_steps, static_tol
+from unrolled.pursuit._gap import relative_gap
+from unrolled.pursuit._problem import Answer, Problem, Pursuit, fixed_norm, solve
+from unrolled.pursuit._steps import State
+from unrolled.pursuit._support import on_branch
 
 Correction = Callable[[Array], Array]
 
@@ -48,7 +49,8 @@ def half_quadratic(
     so that the sum of all three terms never rises within a stage. Then beta grows by a constant
     factor. For p = 1 the minimum of a stage is within a factor 1 + L / beta of that of F. What is
     left is removed by proximal gradient steps on F itself, of size 1 / L with L = norm(D, 2)^2,
-    which never raise F either.
+    which never raise F either. Differentiable in D, y and lam, as `lasso` is, with the support held
+    fixed.
 
     The linear system is solved by Cholesky for a matrix, in Fourier space for a circular `Conv` of
     stride 1, and else by conjugate gradients. It is factored once per stage, also for a batch that
@@ -69,8 +71,7 @@ def half_quadratic(
     Returns:
         Pursuit. For p = 1 `gap` and `converged` are those of `lasso`. For p < 1 no bound is known:
         `gap` is inf, and `converged` says that x is stationary: D'(y - D x) is the derivative of
-        the penalty on the support of x, up to tol max abs(D'y). `steps` counts both kinds. The
-        result is at least of float32.
+        the penalty on the support of x, up to tol max abs(D'y). `steps` counts both kinds.
 
     Raises:
         TypeError: operands that are not real numbers; p, tol or a count is traced.
@@ -92,13 +93,8 @@ def half_quadratic(
     p = as_power(p, where)
     betas = _schedule(beta, stages, where)
     steps = _checks.as_index(steps, "steps", where, least=1)
-    y, grid = flat_signal(D, y, where)
-    D, y, _ = operands(D, y, where)
-    wide = wide_dtype(y.dtype)  # JAX has no decompositions in half precision
-    D, y = _checks.cast((D, y), wide)
-    tol = static_tol(tol, where)
-    problem, _, max_steps = prepare(where, D, y, lam, tol, max_steps)
-    return on_grid(_half_quadratic(problem, p, betas, steps, tol, max_steps), grid)
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
+    return single(Splitting(p, betas, steps, tol, max_steps), where, D, y, lam, size=fixed_norm)
 
 
 def half_quadratic_step(
@@ -138,54 +134,65 @@ def _schedule(beta: Any, stages: int, where: str) -> tuple[float, ...]:
     return tuple(first * (last / first) ** (k / max(1, stages - 1)) for k in range(stages))
 
 
-# Compiled once per shape and options, as in `ista`.
-@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
-def _half_quadratic(
-    problem: Problem, p: float, betas: tuple[float, ...], steps: int, tol: float, max_steps: int
-) -> Pursuit:
-    D, y, lam, gamma, (a, b) = problem
-    lam = lam * jnp.exp2((1 - p) * (a - b).astype(y.dtype))  # the units of lam depend on p
+@dataclass(frozen=True)
+class Splitting:
+    """The method of `half_quadratic`."""
 
-    def stage(x: Array, beta: Array) -> tuple[Array, None]:
-        correction = _correction(D, beta)
+    p: float
+    betas: tuple[float, ...]
+    steps: int
+    tol: float
+    max_steps: int
 
-        def step(x: Array, _: None) -> tuple[Array, None]:
-            z = x + correction(y - D @ x)
-            return power_threshold(z, lam / beta, p), None
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        (D,), y, (lam,), _, _, (size,), *_ = problem
+        # The units of lam depend on p.
+        lam = lam * jnp.exp2((1 - self.p) * (-problem.up[0]).astype(y.dtype))
+        x, missed, steps = self._minimised(*lax.stop_gradient((D, y, lam, 1 / size**2, x)))
+        x = on_branch(partial(_slope, self.p), 10 * min(D.shape), (D, y, lam), x)
+        gap = missed if self.p == 1 else jnp.full_like(missed, jnp.inf)
+        return Answer(x, gap, steps, missed <= self.tol)
 
-        return jax.lax.scan(step, x, length=steps)
+    def _minimised(
+        self, D: Dictionary, y: Array, lam: Array, gamma: Array, x: Array
+    ) -> tuple[Array, Array, Array]:
+        """A stationary point, how far it is from one, and the steps."""
+        p = self.p
 
-    def descend(state: State) -> State:
-        x = state.x
-        return State(power_threshold(x + gamma * ((y - D @ x) @ D), gamma * lam, p))
+        def stage(x: Array, beta: Array) -> tuple[Array, None]:
+            correction = _correction(D, beta)
 
-    def misses(state: State) -> Array:
-        if p == 1:
-            return gap_near_one(D, y, state.x, lam) / half_energy(y)
-        return _off_stationary(D, y, state.x, lam, p)
+            def step(x: Array, _: None) -> tuple[Array, None]:
+                z = x + correction(y - D @ x)
+                return power_threshold(z, lam / beta, p), None
 
-    with jax.default_matmul_precision("highest"):
-        x = jnp.zeros(D.shape[1], y.dtype)
-        x, _ = jax.lax.scan(stage, x, jnp.asarray(betas, y.dtype) / gamma)
-        state, last = solve(descend, State(x), misses, tol=tol, max_steps=max_steps)
-        missed = misses(state)
-        found = ldexp(state.x, b - a)
-        return Pursuit(
-            found,
-            missed if p == 1 else jnp.full_like(missed, jnp.inf),
-            ldexp(norm(y - D @ state.x), b),
-            len(betas) * steps + last,
-            (missed <= tol) & in_range(found, state.x, b - a),
-        )
+            return lax.scan(step, x, length=self.steps)
+
+        def descend(state: State) -> State:
+            x = state.x
+            return State(power_threshold(x + gamma * ((y - D @ x) @ D), gamma * lam, p))
+
+        def misses(state: State) -> Array:
+            if p == 1:
+                return relative_gap(D, y, lam, state.x)
+            return _off_stationary(D, y, state.x, lam, p)
+
+        x, _ = lax.scan(stage, x, jnp.asarray(self.betas, y.dtype) / gamma)
+        state, last = solve(descend, State(x), misses, tol=self.tol, max_steps=self.max_steps)
+        return state.x, misses(state), len(self.betas) * self.steps + last
 
 
 def _off_stationary(D: Dictionary, y: Array, x: Array, lam: Array, p: float) -> Array:
     """How far x is from stationary on its support, over max abs(D'y)."""
-    on = x != 0
-    slope = lam * p * jnp.sign(x) * jnp.where(on, jnp.abs(x), 1) ** (p - 1)
-    off = jnp.max(jnp.abs(jnp.where(on, (y - D @ x) @ D - slope, 0 * x)))
+    off = jnp.max(jnp.abs(jnp.where(x != 0, _slope(p, (D, y, lam), x), 0 * x)))
     unit = jnp.max(jnp.abs(y @ D))
     return off / jnp.where(unit > 0, unit, 1)
+
+
+def _slope(p: float, params: tuple[Dictionary, Array, Array], x: Array) -> Array:
+    """The negative gradient of F in the entries of the support of x."""
+    D, y, lam = params
+    return (y - D @ x) @ D - lam * p * jnp.sign(x) * jnp.where(x != 0, jnp.abs(x), 1) ** (p - 1)
 
 
 def _correction(D: Dictionary, beta: Array) -> Correction:

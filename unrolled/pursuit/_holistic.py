@@ -1,10 +1,9 @@
 """Holistic pursuit: the zeros of the codes between help to find the deepest one."""
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -14,18 +13,9 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, as_chain
-from unrolled.pursuit._deep import (
-    Chain,
-    Codes,
-    DeepPursuit,
-    as_problem,
-    codes_of,
-    one_per_layer,
-    result,
-)
-from unrolled.pursuit._gap import half_energy
-from unrolled.pursuit._options import static_steps, static_tol
-from unrolled.pursuit._problem import solve
+from unrolled.pursuit._door import door, one_per_layer, static_steps, static_tol
+from unrolled.pursuit._gap import dual_gap, half_energy
+from unrolled.pursuit._problem import Answer, Codes, DeepPursuit, Problem, codes_of, run, solve
 from unrolled.pursuit._splitting import admm, null_space
 
 
@@ -88,21 +78,17 @@ def holistic(
     where = "holistic"
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     Ds = as_chain(Ds, where)
-    chain = as_problem(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
-    most = _most(sparsity, chain.end, where)
-    return _holistic(chain, _counts(zeros, chain, where), most, tol, max_steps)
+    sizes = tuple(D.shape[1] for D in Ds)
+    form, arrays = door(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
+    most = sizes[-1] if sparsity is None else _checks.as_index(sparsity, "sparsity", where)
+    if most > sizes[-1]:
+        raise ValueError(f"{where}: sparsity is {most} but x_J has {sizes[-1]} entries")
+    method = Holistic(_counts(zeros, sizes[:-1], where), most, tol, max_steps)
+    return DeepPursuit(*run(method, form, *arrays))
 
 
-def _most(sparsity: int | None, d: int, where: str) -> int:
-    most = d if sparsity is None else _checks.as_index(sparsity, "sparsity", where)
-    if most > d:
-        raise ValueError(f"{where}: sparsity is {most} but x_J has {d} entries")
-    return most
-
-
-def _counts(zeros: Any, chain: Chain, where: str) -> tuple[int, ...]:
-    """One number for each of x_1, ..., x_{J-1}."""
-    sizes = [D.shape[1] for D in chain.Ds[:-1]]
+def _counts(zeros: Any, sizes: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """One number for each of x_1, ..., x_{J-1}, whose lengths are `sizes`."""
     zeros = zeros if isinstance(zeros, (tuple, list)) else (zeros,) * len(sizes)
     counts = []
     for j, n in enumerate(one_per_layer(zeros, "zeros", len(sizes), where)):
@@ -116,8 +102,8 @@ def _counts(zeros: Any, chain: Chain, where: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-class _Held(NamedTuple):
-    """The zeros held so far, and the solution that has them."""
+class _State(NamedTuple):
+    """The zeros chosen so far, and the solution that has them."""
 
     zeros: Codes  # (d_j,) bool each; none of x_J while the cosupports grow
     x: Array  # (d_J,) zero off its support up to rounding and the gap
@@ -126,41 +112,46 @@ class _Held(NamedTuple):
     steps: Array  # ()
 
 
-# Compiled once per shape and options, as in `ista`.
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _holistic(
-    chain: Chain, counts: tuple[int, ...], most: int, tol: float, max_steps: int
-) -> DeepPursuit:
-    Ds, y, d = chain.Ds, chain.y, chain.end
-    with jax.default_matmul_precision("highest"):
+@dataclass(frozen=True)
+class Holistic:
+    """The method of `holistic`."""
+
+    counts: tuple[int, ...]
+    most: int
+    tol: float
+    max_steps: int
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        Ds, y, d = problem.Ds, problem.y, problem.end
         # D_{j+1} ... D_J for all j: their rows are the constraints of the zeros.
         A, *below = codes_of((Ds[0], *Ds), jnp.eye(d, dtype=y.dtype))
 
-        def held_at(zeros):
+        def constraints(zeros):
             return jnp.concatenate(
                 [jnp.where(zero[:, None], B, 0) for B, zero in zip(below, zeros)]
             )
 
-        def solved(held):
-            return _solved(chain, A, held_at(held.zeros), tol, max_steps, held)
+        def solved(state):
+            rows = constraints(state.zeros)
+            return _solved(problem, A, rows, self.tol, self.max_steps, state)
 
-        def body(_, held):
-            zeros = _one_more(held.zeros, codes_of(Ds, held.x), (*counts, 0))
-            return solved(held._replace(zeros=zeros))
+        def body(_, state):
+            zeros = _one_more(state.zeros, codes_of(Ds, state.x), (*self.counts, 0))
+            return solved(state._replace(zeros=zeros))
 
-        nothing = _Held(
+        nothing = _State(
             zeros=tuple(jnp.zeros(len(B), bool) for B in below),
-            x=jnp.zeros(d, y.dtype),
+            x=x,
             support=jnp.zeros(d, bool),
             gap=jnp.zeros((), y.dtype),
             steps=jnp.zeros((), int),
         )
-        held = lax.fori_loop(0, sum(counts), body, solved(nothing))
-        rank = jnp.argsort(jnp.argsort(-jnp.abs(held.x)))  # 0 for the largest entry
-        zeros = (*held.zeros[:-1], ~held.support | (rank >= most))
-        N, _ = null_space(held_at(zeros))
+        last = lax.fori_loop(0, sum(self.counts), body, solved(nothing))
+        rank = jnp.argsort(jnp.argsort(-jnp.abs(last.x)))  # 0 for the largest entry
+        zeros = (*last.zeros[:-1], ~last.support | (rank >= self.most))
+        N, _ = null_space(constraints(zeros))
         x = N @ (jnp.linalg.pinv(A @ N) @ y)
-        return result(chain, codes_of(Ds, x), held.gap, held.steps, held.gap <= tol, zeros=zeros)
+        return Answer(x, last.gap, last.steps, last.gap <= self.tol, zeros=zeros)
 
 
 def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
@@ -174,9 +165,11 @@ def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
     return tuple(jnp.split(flat, np.cumsum([len(zero) for zero in zeros])[:-1]))
 
 
-def _solved(chain: Chain, A: Array, rows: Array, tol: float, max_steps: int, held: _Held) -> _Held:
-    """The LASSO in A = D_1 ... D_J with rows x = 0, from the code held."""
-    y, lam = chain.y, chain.lams[-1]
+def _solved(
+    problem: Problem, A: Array, rows: Array, tol: float, max_steps: int, last: _State
+) -> _State:
+    """The LASSO in A = D_1 ... D_J with rows x = 0, from the last code."""
+    y, lam = problem.y, problem.lams[-1]
     N, _ = null_space(rows)
     AN = A @ N
     w, Q = jnp.linalg.eigh(AN.T @ AN)
@@ -194,12 +187,9 @@ def _solved(chain: Chain, A: Array, rows: Array, tol: float, max_steps: int, hel
         x, U = feasible(state), state.rho * state.u
         r = y - A @ x
         g = U + N @ ((r @ A - U) @ N)
-        over = jnp.abs(g) > lam
-        s = jnp.min(jnp.where(over, lam / jnp.where(over, jnp.abs(g), 1), 1))
-        terms = jnp.sum(jnp.maximum(lam * jnp.abs(x) - s * x * g, 0))
-        return ((1 - s) ** 2 * jnp.sum(r**2) / 2 + terms) / half_energy(y)
+        return dual_gap(jnp.sum(r**2), (lam,), (x,), (g,)) / half_energy(y)
 
-    step, start = admm(minimise, lambda x: x, lambda v, rho: shrink(v, lam / rho), held.x)
+    step, start = admm(minimise, lambda x: x, lambda v, rho: shrink(v, lam / rho), last.x)
     state, steps = solve(step, start, gap, tol=tol, max_steps=max_steps)
-    largest = jnp.maximum(held.gap, gap(state))
-    return _Held(held.zeros, feasible(state), state.v != 0, largest, held.steps + steps)
+    largest = jnp.maximum(last.gap, gap(state))
+    return _State(last.zeros, feasible(state), state.v != 0, largest, last.steps + steps)

@@ -1,6 +1,7 @@
 """The LASSO of many signals in one dictionary: its arguments, its scales and its answers."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,19 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp
-from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
-from unrolled.pursuit._batch_stages import solve
-from unrolled.pursuit._grids import flat_code, flat_signal, on_grid
-from unrolled.pursuit._lasso import given_penalty, ridge
-from unrolled.pursuit._options import in_precision_of, static_steps, static_tol
-from unrolled.pursuit._problem import Pursuit, in_range
+from unrolled._numbers import exponent, ldexp, wide_dtype
+from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
+from unrolled.pursuit._batch import solve
+from unrolled.pursuit._door import (
+    as_operand,
+    check_number,
+    flat_signal,
+    is_zero,
+    static_steps,
+    static_tol,
+)
+from unrolled.pursuit._lasso import one_penalty
+from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, in_range
 
 
 def lasso_batch(
@@ -68,73 +75,112 @@ def lasso_batch(
         ([True, True], [[3, 20], [4, 21]])
     """
     where = "lasso_batch"
-    Y, grid = flat_signal(D, Y, where, batch=1)
-    D, Y = as_dictionary(D, where), _checks.as_float(Y, "Y", where)
-    m, d = D.shape
-    if Y.ndim != 2 or Y.shape[1] != m:
-        raise ValueError(f"{where}: Y has shape {Y.shape}; expected (batch, {m}), signals in rows")
-    dtype = _checks.common_dtype(D, Y)
-    matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
-    if _checks.is_concrete(matrix) and not np.asarray(matrix).any():
+    D, Y, dtype, grid = operands_of_many(D, Y, where)
+    if is_zero(D):
         raise ValueError(f"{where}: D is zero")
-    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
-    nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
-    weights = _weights(D, Y, lam, ratio, where)
-    X = _start(D, Y, start, where)
-    a, b = exponent(matrix), exponent(Y, 1)
-    top = float(jnp.finfo(dtype).max)
-    near = (
-        ldexp(matrix, -a),
-        ldexp(Y, -b),
-        weights if lam is None else jnp.minimum(ldexp(weights, -(a + b)), top),
-        jnp.minimum(ldexp(ridge(l2, Y, where), -2 * a), top),
-        ldexp(X, a - b),
-    )
+    wide = wide_dtype(dtype)
     host = partial(
         solve,
         relative=lam is None,
-        tol=tol,
-        nonnegative=nonnegative,
-        max_steps=max_steps,
+        tol=static_tol(tol, where),
+        nonnegative=_checks.as_bool(nonnegative, "nonnegative", where),
+        max_steps=static_steps(max_steps, where),
         warm=start is not None,
     )
-    if _checks.is_concrete(near):
-        answers = tuple(map(jnp.asarray, host(*map(np.asarray, near))))
-    else:
-        n, integer = len(Y), jnp.zeros((), int).dtype
-        shapes = [jax.ShapeDtypeStruct((n, d), dtype)] + [
-            jax.ShapeDtypeStruct((n,), kind) for kind in (dtype, dtype, integer, bool)
-        ]
-        answers = jax.pure_callback(host, shapes, *near, vmap_method="sequential")
-    x, gap, residual, steps, converged = answers
-    found, residual = ldexp(x, b - a), ldexp(residual, b[:, 0])
-    converged = converged & _in_range(found, x, (b - a)[:, 0])
-    return on_grid(Pursuit(found, gap, residual, steps, converged), grid)
+    weight = _weight(D, len(Y), lam, ratio, wide, where)
+    check_number(l2, "l2", where)
+    _checks.in_range(l2, wide, "l2", where)
+    X = None if start is None else _start(D, len(Y), start, where)
+    near, exponents = _scaled(wide, lam is None, D, Y, weight, as_operand(l2, wide), X)
+    answers = on_the_host(host, near, D.shape[1])
+    a, b = exponents
+    return batch_result(dtype, grid, answers, a, b)
 
 
-_in_range = jax.jit(jax.vmap(in_range))
-
-
-def _weights(
-    D: Dictionary, Y: Array, lam: ArrayLike | None, ratio: ArrayLike | None, where: str
-) -> Array:
-    """lam or ratio for every signal, checked: (batch, 1) or (batch, d)."""
-    value, name = given_penalty(lam, ratio, where)
-    each = spread(D, in_precision_of(Y, flat_code(D, value), name, where))
-    n, d = len(Y), D.shape[1]
-    if each.shape not in ((), (d,), (n, 1), (n, d)):
+def operands_of_many(
+    D: Dictionary, Y: ArrayLike, where: str
+) -> tuple[Dictionary, Array, np.dtype, Grid]:
+    """D, signals in rows, the dtype of the result and the grid of a code, checked."""
+    Y, grid = flat_signal(D, Y, where, batch=1)
+    D, Y = as_dictionary(D, where), _checks.as_float(Y, "Y", where)
+    if Y.ndim != 2 or Y.shape[1] != D.shape[0]:
         raise ValueError(
-            f"{where}: {name} has shape {each.shape}; expected (), ({d},), ({n}, 1) or ({n}, {d})"
+            f"{where}: Y has shape {Y.shape}; expected (batch, {D.shape[0]}), signals in rows"
         )
-    return jnp.broadcast_to(each, (n, d if each.shape[-1:] == (d,) else 1)).astype(Y.dtype)
+    return D, Y, _checks.common_dtype(D, Y), grid
 
 
-def _start(D: Dictionary, Y: Array, start: ArrayLike | None, where: str) -> Array:
-    """The codes to start from, checked: (batch, d); (batch, 1) of zeros if there are none."""
-    if start is None:
-        return jnp.zeros((len(Y), 1), Y.dtype)
+def on_the_host(host: Any, near: Any, d: int) -> tuple:
+    """x, gap, residual, steps and converged of every signal, by a function of numpy.
+
+    Args:
+        host: called with `near` as arrays of numpy.
+        near: its arguments, with D first and the signals second.
+        d: the length of a code.
+    """
+
+    def answers(*near):
+        return host(*map(np.asarray, near))
+
+    if _checks.is_concrete(near):
+        return answers(*near)
+    n, dtype = len(near[1]), near[1].dtype
+    kinds = (dtype, dtype, jax.dtypes.canonicalize_dtype(int), bool)
+    shapes = [jax.ShapeDtypeStruct((n, d), dtype)]
+    shapes += [jax.ShapeDtypeStruct((n,), kind) for kind in kinds]
+    return jax.pure_callback(answers, shapes, *near, vmap_method="sequential")
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scaled(
+    dtype: np.dtype, relative: bool, D: Dictionary, Y: Array, weight: Any, l2: Any, start: Any
+) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    """D, Y, the weights, l2 and the start near 1; and the exponents of D and of every signal."""
+    matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
+    a, b = exponent(matrix), exponent(Y, 1)
+    weight = spread(D, flat_code(D, jnp.asarray(weight, dtype)))
+    columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1
+    weight = jnp.broadcast_to(weight, (len(Y), columns))
+    if not relative:
+        weight = bounded(ldexp(weight, -(a + b)))
+    # Without a start, zeros that nobody reads.
+    X = jnp.zeros((len(Y), 1)) if start is None else start
+    ridge, X = bounded(ldexp(jnp.asarray(l2, dtype), -2 * a)), ldexp(X.astype(dtype), a - b)
+    return (ldexp(matrix, -a), ldexp(Y, -b), weight, ridge, X), (a, b)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def batch_result(
+    dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array
+) -> Pursuit:
+    """The answers in the dtype of the caller, and in units: of D with 2^a, of signals with 2^b."""
+    x, gap, residual, steps, converged = answers
+    codes, k = ldexp(x, b - a).astype(dtype), (b - a)[:, 0]
+    converged = converged & jax.vmap(in_range)(codes, x, k)
+    if grid is not None:
+        codes = codes.reshape(-1, *grid)
+    residual = ldexp(residual, b[:, 0]).astype(dtype)
+    return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
+
+
+def _weight(D: Dictionary, n: int, lam: Any, ratio: Any, dtype: np.dtype, where: str) -> ArrayLike:
+    """lam or ratio, checked."""
+    value, name = one_penalty(lam, ratio, where)
+    _checks.nonnegative(value, name, where)
+    _checks.finite(value, name, where)
+    _checks.in_range(value, dtype, name, where)
+    shape, d, grid = np.shape(value), D.shape[1], getattr(D, "code_grid", ())
+    if shape not in (*threshold_shapes(D), grid, (n, 1), (n, d), (n, *grid)):
+        raise ValueError(
+            f"{where}: {name} has shape {shape}; expected (), ({d},), ({n}, 1) or ({n}, {d})"
+        )
+    return as_operand(value, dtype)
+
+
+def _start(D: Dictionary, n: int, start: ArrayLike, where: str) -> Array:
+    """The codes to start from, checked: (batch, d)."""
     X = _checks.as_float(flat_code(D, start), "start", where)
-    if X.shape != (len(Y), D.shape[1]):
-        raise ValueError(f"{where}: start has shape {X.shape}; expected ({len(Y)}, {D.shape[1]})")
+    if X.shape != (n, D.shape[1]):
+        raise ValueError(f"{where}: start has shape {X.shape}; expected ({n}, {D.shape[1]})")
     _checks.finite(X, "start", where)
-    return X.astype(Y.dtype)
+    return X

@@ -1,6 +1,8 @@
-"""Layered pursuits: every code is a pursuit of the code before, in the next dictionary."""
+"""Thresholding, and layered pursuits: every code is one of the code before, in the next D."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,13 +11,77 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.activations import relu
+from unrolled._numbers import norm, wide_dtype
+from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
 from unrolled.dictionaries import Dictionary, as_chain, operands
 from unrolled.pursuit._basis_pursuit import basis_pursuit
-from unrolled.pursuit._deep import Codes, one_per_layer
-from unrolled.pursuit._ista import fista
-from unrolled.pursuit._problem import Pursuit
-from unrolled.pursuit._threshold import thresholded
+from unrolled.pursuit._door import is_zero, one_per_layer, penalty, single, static_tol
+from unrolled.pursuit._gap import relative_gap
+from unrolled.pursuit._ista import Accelerated
+from unrolled.pursuit._problem import Answer, Codes, Problem, Pursuit, in_units
+
+
+def threshold(
+    D: Dictionary,
+    y: ArrayLike,
+    theta: ArrayLike,
+    *,
+    activation: Callable[[Array], Array] = relu,
+    tol: float = 1e-6,
+) -> Pursuit:
+    """One layer of a CNN as a pursuit: x = shrink(D'y, theta).
+
+    It solves the LASSO with lam = theta if D is orthonormal; `gap` and `converged` judge it as a
+    solution of that problem for any D.
+
+    Args:
+        D: (m, d).
+        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        theta: one number, one per atom, or one per filter of a `Conv`.
+        activation: replaces ReLU in the shrinkage.
+        tol: relative duality gap up to which `converged` is True.
+
+    Returns:
+        Pursuit, with one step.
+
+    Raises:
+        TypeError: operands that are not real numbers, or a traced tol.
+        ValueError: shapes that do not fit, theta < 0 or beyond the range of the dtype (where
+            known), or tol <= 0.
+
+    Reference: Papyan, Romano, Elad (2017).
+
+    Example:
+        >>> found = ur.pursuit.threshold(jnp.eye(3), jnp.array([3.0, 0.5, -2.0]), 1.0)
+        >>> found.x.tolist(), bool(found.converged)
+        ([2.0, 0.0, -1.0], True)
+    """
+    method = Threshold(static_tol(tol, "threshold"), by_name(activation))
+    return single(method, "threshold", D, y, theta, name="theta", finite=False, size=_one)
+
+
+def _one(D: Dictionary) -> Array:
+    """The dictionary stays as it is: its products with y are the code."""
+    return jnp.ones((), D.dtype)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """x = shrink(D'y, theta), or rho(D'y - theta) over x >= 0, judged by the gap of the LASSO."""
+
+    tol: float
+    activation: Callable[[Array], Array]
+    nonnegative: bool = False
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        (D,), y, (theta,), *_ = problem
+        prox = nonnegative_threshold if self.nonnegative else shrink
+        x = prox(y @ D, theta, in_units(self.activation, problem.b))
+        gap, residual = relative_gap(D, y, theta, x, nonnegative=self.nonnegative), norm(y - D @ x)
+        # Of a large D the residual leaves the range, where infinities of both signs make nan.
+        finite = jnp.isfinite(x).all()
+        gap, residual = (jnp.where(finite & jnp.isnan(v), jnp.inf, v) for v in (gap, residual))
+        return Answer(x, gap, jnp.ones((), int), gap <= self.tol, residual)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -34,27 +100,27 @@ class Layered(tuple[Pursuit, ...]):
     @property
     def xs(self) -> Codes:
         """The codes (x_1, ..., x_J)."""
-        return tuple(found.x for found in self)
+        return tuple(layer.x for layer in self)
 
     @property
     def gap(self) -> Array:
         """The gaps of the layers, (J,)."""
-        return jnp.stack([found.gap for found in self], -1)
+        return jnp.stack([layer.gap for layer in self], -1)
 
     @property
     def residual(self) -> Array:
         """norm(x_{j-1} - D_j x_j), (J,)."""
-        return jnp.stack([found.residual for found in self], -1)
+        return jnp.stack([layer.residual for layer in self], -1)
 
     @property
     def steps(self) -> Array:
         """The steps of the layers, (J,)."""
-        return jnp.stack([found.steps for found in self], -1)
+        return jnp.stack([layer.steps for layer in self], -1)
 
     @property
     def converged(self) -> Array:
         """Whether all layers have converged, ()."""
-        return jnp.stack([found.converged for found in self], -1).all(-1)
+        return jnp.stack([layer.converged for layer in self], -1).all(-1)
 
     def tree_flatten(self) -> tuple[tuple[Pursuit, ...], None]:
         return tuple(self), None
@@ -109,12 +175,12 @@ def layered_thresholding(
         ([[3], [3]], 0.25)
     """
     where = "layered_thresholding"
-    Ds, y, thetas = _problem(Ds, y, thetas, "thetas", where)
-
-    def layer(D, y, theta):
-        return thresholded(where, D, y, theta, activation, tol, nonnegative)
-
-    return _chained(layer, Ds, y, thetas)
+    method = Threshold(
+        static_tol(tol, where),
+        by_name(activation),
+        _checks.as_bool(nonnegative, "nonnegative", where),
+    )
+    return _chained(method, *_door(Ds, y, thetas, "thetas", where))
 
 
 def layered_basis_pursuit(
@@ -164,32 +230,42 @@ def layered_basis_pursuit(
         (True, [[2], [2]])
     """
     where = "layered_basis_pursuit"
-    Ds = as_chain(Ds, where)
     if lams is None:
-        least = 1e-9 if tol is None else tol
-        return _chained(lambda D, y, _: basis_pursuit(D, y, tol=least), Ds, y, (None,) * len(Ds))
-    Ds, y, lams = _problem(Ds, y, lams, "lams", where)
-    gap = 1e-6 if tol is None else tol
-    return _chained(lambda D, y, lam: fista(D, y, lam, tol=gap, max_steps=max_steps), Ds, y, lams)
+        least = static_tol(1e-9 if tol is None else tol, where)
+        return _chained(least, *_door(Ds, y, None, "lams", where))
+    method = Accelerated(1e-6 if tol is None else tol, max_steps).checked(where)
+    Ds, y, lams = _door(Ds, y, lams, "lams", where)
+    for j, D in enumerate(Ds, start=1):
+        if is_zero(D):
+            raise ValueError(f"{where}: D_{j} is zero, so its step size is undefined")
+    return _chained(method, Ds, y, lams)
 
 
-def _chained(
-    layer: Callable[[Dictionary, Any, Any], Pursuit],
-    Ds: Sequence[Dictionary],
-    y: Any,
-    options: Sequence[Any],
-) -> Layered:
-    found = []
-    for D, option in zip(Ds, options):
-        found.append(layer(D, y, option))
-        y = found[-1].x
-    return Layered(found)
-
-
-def _problem(Ds: Any, y: Any, values: Any, name: str, where: str) -> tuple[Any, Array, tuple]:
+def _door(Ds: Any, y: Any, values: Any, name: str, where: str) -> tuple[Any, Array, tuple]:
     Ds = as_chain(Ds, where)
-    values = one_per_layer(values, name, len(Ds), where)
-    for j, value in enumerate(values, start=1):
-        _checks.nonnegative(value, f"{name[:-1]}_{j}", where)
+    values = (None,) * len(Ds) if values is None else one_per_layer(values, name, len(Ds), where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
+    wide, finite = wide_dtype(y.dtype), name == "lams"
+    values = tuple(
+        value if value is None else penalty(D, value, f"{name[:-1]}_{j}", where, wide, finite)
+        for j, (D, value) in enumerate(zip(Ds, values), start=1)
+    )
     return Ds, y, values
+
+
+@partial(jax.jit, static_argnums=0)
+def _chained(
+    method: Threshold | Accelerated | float, Ds: Sequence[Dictionary], y: Array, values: tuple
+) -> Layered:
+    """Layer by layer, by a method with a penalty or by basis pursuit to a gap."""
+    layers: list[Pursuit] = []
+    for D, value in zip(Ds, values):
+        if isinstance(method, Threshold):
+            layer = single(method, "threshold", D, y, value, finite=False, size=_one)
+        elif isinstance(method, Accelerated):
+            layer = single(method, "fista", D, y, value)
+        else:
+            layer = basis_pursuit(D, y, tol=method)
+        layers.append(layer)
+        y = layer.x
+    return Layered(layers)

@@ -1,7 +1,7 @@
 """Multi-layer basis pursuit, the convex problem that ML-ISTA solves nearly, to a duality gap."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -13,19 +13,9 @@ from jax.typing import ArrayLike
 from unrolled._checks import Array
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, spectral_norm
-from unrolled.pursuit._deep import (
-    Chain,
-    Codes,
-    DeepPursuit,
-    as_problem,
-    as_start,
-    chain_gap,
-    codes_of,
-    result,
-)
-from unrolled.pursuit._gap import half_energy
-from unrolled.pursuit._options import static_steps, static_tol
-from unrolled.pursuit._problem import solve
+from unrolled.pursuit._door import deep, static_steps, static_tol
+from unrolled.pursuit._gap import chain_gap
+from unrolled.pursuit._problem import Answer, Codes, DeepPursuit, Problem, codes_of, solve
 from unrolled.pursuit._splitting import admm, null_space
 
 # Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.
@@ -82,9 +72,8 @@ def ml_basis_pursuit(
         (True, True)
     """
     where = "ml_basis_pursuit"
-    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
-    chain = as_problem(where, Ds, y, lams)
-    return _ml_basis_pursuit(chain, as_start(chain, start, where), tol, max_steps)
+    method = MultiLayer(static_tol(tol, where), static_steps(max_steps, where))
+    return deep(method, where, Ds, y, lams, start=start)
 
 
 class _Matrices(NamedTuple):
@@ -95,7 +84,7 @@ class _Matrices(NamedTuple):
     units: tuple[Array, ...]  # 1 / norm(D_{j+1} ... D_J, 2): the splits are of one size
 
 
-class _Found(NamedTuple):
+class _Best(NamedTuple):
     """The best point so far."""
 
     x: Array  # (d_J,)
@@ -103,11 +92,15 @@ class _Found(NamedTuple):
     gap: Array  # ()
 
 
-# Compiled once per shape and options, as in `ista`.
-@partial(jax.jit, static_argnums=(2, 3))
-def _ml_basis_pursuit(chain: Chain, start: Array, tol: float, max_steps: int) -> DeepPursuit:
-    Ds, y, lams, *_ = chain
-    with jax.default_matmul_precision("highest"):
+@dataclass(frozen=True)
+class MultiLayer:
+    """The method of `ml_basis_pursuit`."""
+
+    tol: float
+    max_steps: int
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        Ds, y, lams, *_ = problem
         matrices = _products(Ds, y)
         units = matrices.units
 
@@ -118,9 +111,8 @@ def _ml_basis_pursuit(chain: Chain, start: Array, tol: float, max_steps: int) ->
             return tuple(shrink(a, lam / (c * rho)) for a, lam, c in zip(v, lams, units))
 
         def gap(x, Us):
-            xs = codes_of(Ds, x)
             bounded = [jnp.clip(U, -lam, lam) for U, lam in zip(Us, lams)]
-            return chain_gap(Ds, y, xs, lams, lambda j, _: bounded[j]) / half_energy(y)
+            return chain_gap(problem, codes_of(Ds, x), lambda j, _: bounded[j])
 
         def pair(state):
             """x_J and the multipliers."""
@@ -133,19 +125,21 @@ def _ml_basis_pursuit(chain: Chain, start: Array, tol: float, max_steps: int) ->
             gaps = gap(x, Us), gap(vertex, theirs)
             exact = gaps[1] <= gaps[0]
             zeros = tuple(zero & exact for zero in zeros)
-            return _Found(jnp.where(exact, vertex, x), zeros, jnp.where(exact, gaps[1], gaps[0]))
+            return _Best(jnp.where(exact, vertex, x), zeros, jnp.where(exact, gaps[1], gaps[0]))
 
-        step, state = admm(_minimiser(matrices, y), forward, prox, start)
+        step, state = admm(_minimiser(matrices, y), forward, prox, x)
 
         def body(carry):
-            state = solve(step, carry[0], lambda s: gap(*pair(s)), tol=tol, max_steps=_ROUND)[0]
+            state, _ = solve(
+                step, carry[0], lambda s: gap(*pair(s)), tol=self.tol, max_steps=_ROUND
+            )
             return state, best(state)
 
         def goes_on(carry):
-            return (carry[1].gap > tol) & (carry[0].steps < max_steps)
+            return (carry[1].gap > self.tol) & (carry[0].steps < self.max_steps)
 
         state, (x, zeros, least) = lax.while_loop(goes_on, body, (state, best(state)))
-        return result(chain, codes_of(Ds, x), least, state.steps, least <= tol, zeros=zeros)
+        return Answer(x, least, state.steps, least <= self.tol, zeros=zeros)
 
 
 def _products(Ds: Sequence[Dictionary], y: Array) -> _Matrices:
@@ -186,8 +180,7 @@ def _vertex(
     B, signs = jnp.concatenate(below), jnp.sign(jnp.concatenate(v))
     lam = jnp.concatenate([jnp.broadcast_to(w, a.shape) for w, a in zip(lams, v)])
     zero, fixed = signs == 0, lam * signs
-    held = jnp.where(zero[:, None], B, 0)
-    N, pseudo = null_space(held)
+    N, pseudo = null_space(jnp.where(zero[:, None], B, 0))
     P = jnp.linalg.pinv(A @ N)
     x = N @ (P @ (y - ((fixed @ B) @ N) @ P))
     U = jnp.where(zero, jnp.concatenate(Us), fixed)

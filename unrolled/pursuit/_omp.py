@@ -1,8 +1,9 @@
 """Orthogonal matching pursuit: atoms chosen one by one, with a growing Cholesky factor."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,14 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two, wide_dtype, widened
-from unrolled.dictionaries import Dictionary, column_norms, operands
+from unrolled._matching import match
+from unrolled._numbers import exponent, ldexp, norm, wide_dtype
+from unrolled.dictionaries import Dictionary, column_norms, dense
+from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
-from unrolled.pursuit._grids import flat_signal, on_grid
-from unrolled.pursuit._problem import Pursuit, in_range
+from unrolled.pursuit._lasso_batch import batch_result, on_the_host, operands_of_many
+from unrolled.pursuit._problem import Answer, Problem, Pursuit, rounded, run
+from unrolled.pursuit._support import Penalized, on_branch, slope
 
 
 class Chosen(NamedTuple):
@@ -73,54 +77,148 @@ def omp(
         >>> jnp.flatnonzero(found.x).tolist(), found.x[jnp.array([3, 20])].tolist()
         ([3, 20], [1.0, -0.5])
     """
-    y, grid = flat_signal(D, y, "omp")
-    D, y, _ = operands(D, y, "omp")
     if sparsity is None and tol is None:
         raise ValueError("omp: expected sparsity, tol or both, got neither")
-    m, d = D.shape
-    most = min(m, d)
-    if sparsity is not None:
-        most = _checks.as_index(sparsity, "sparsity", "omp")
-        if most > d:
-            raise ValueError(f"omp: sparsity {most} exceeds the number of atoms {d}")
     if tol is not None:
-        _checks.nonnegative(tol, "tol", "omp")
-        _checks.finite(tol, "tol", "omp")
-        tol = _checks.as_float(tol, "tol", "omp").astype(wide_dtype(y.dtype))
-        if tol.shape:
-            raise ValueError(f"omp: tol has shape {tol.shape}; expected one number")
-    # In half precision the rounding of m products is no small number.
-    dtype = y.dtype
-    D, y = _checks.cast(D, wide_dtype(dtype)), widened(y)
-    norms = column_norms(D)
-    a, b = exponent(norms), exponent(y)
-    near = D * power_of_two(-a, y.dtype), ldexp(y, -b), ldexp(norms, -a)
-    level = None if tol is None else ldexp(tol, -b)
-    x, gap, residual, steps, converged = _omp(*near, level, min(most, m), dtype)
-    found, residual = ldexp(x, b - a).astype(dtype), ldexp(residual, b).astype(dtype)
-    converged = converged & in_range(found, x, b - a)
-    return on_grid(Pursuit(found, gap.astype(dtype), residual, steps, converged), grid)
+        check_number(tol, "tol", "omp")
+    form, arrays = door_of_one("omp", D, y, level=tol, size=column_norms)
+    (checked,), *_ = arrays
+    m, d = checked.shape
+    most = min(m, d) if sparsity is None else _checks.as_index(sparsity, "sparsity", "omp")
+    if most > d:
+        raise ValueError(f"omp: sparsity {most} exceeds the number of atoms {d}")
+    (x,), *rest = run(Matching(min(most, m), form.dtype), form, *arrays)
+    return Pursuit(x, *rest)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _omp(
-    D: Dictionary, y: Array, norms: Array, tol: Array | None, most: int, dtype: np.dtype
+def omp_batch(
+    D: Dictionary, Y: ArrayLike, sparsity: int, weights: ArrayLike | None = None
 ) -> Pursuit:
-    """OMP for D and y near 1; the residual is that of the code in the dtype."""
-    stop = jnp.zeros((), y.dtype) if tol is None else tol
-    with jax.default_matmul_precision("highest"):
-        found = match(D, y, norms, most, stop)
+    r"""`omp` for many signals with one dictionary, by an algorithm of its own.
+
+    .. math:: j = \arg\max_i |d_i' V r| \, \frac{\|d_i\|}{\sqrt{d_i' V d_i}}, \quad
+        S \leftarrow S \cup \{j\}, \quad x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad
+        r = y - D x
+
+    for every row y of Y, with a diagonal V of its own, or V = I. Atoms are favoured by their norms,
+    as in `omp`, and not by their weighted norms.
+
+    Orthonormal rows take the place of the factor of a Gram matrix, and every product is one of
+    matrices. It runs on the host, where threads share the signals. Traceable; it has no derivative,
+    for which see `omp` under `vmap`.
+
+    Args:
+        D: (m, d). Structured dictionaries are made dense; for one that is too large for a matrix
+            use `omp` under `vmap`.
+        Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
+            `D.code_grid`. The batch may be empty.
+        sparsity: the most atoms of a code, in 0..d.
+        weights: (batch, m) or (m,), the diagonals of V, non-negative: 0 for an entry of Y that is
+            not known.
+
+    Returns:
+        Pursuit with a leading axis of signals in every field, as from `omp`. `gap` and `residual`
+        are weighted: the root of (y - D x)' V (y - D x). A signal that is not finite has the code
+        0, the gap inf and `converged` False.
+
+    Raises:
+        TypeError: operands that are not real numbers, or a sparsity that is not a static integer.
+        ValueError: shapes that do not fit, a sparsity outside 0..d, or weights that are negative or
+            not finite.
+
+    Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> found = ur.pursuit.omp_batch(D, (D[:, 3:5] - 0.5 * D[:, 20:22]).T, 2)
+        >>> found.converged.tolist(), [jnp.flatnonzero(x).tolist() for x in found.x]
+        ([True, True], [[3, 20], [4, 21]])
+    """
+    where = "omp_batch"
+    D, Y, dtype, grid = operands_of_many(D, Y, where)
+    (m, d), most = D.shape, _checks.as_index(sparsity, "sparsity", where)
+    if most > d:
+        raise ValueError(f"{where}: sparsity {most} exceeds the number of atoms {d}")
+    if weights is not None:
+        _checks.nonnegative(weights, "weights", where)
+        _checks.finite(weights, "weights", where)
+        if np.shape(weights) not in ((m,), Y.shape):
+            raise ValueError(
+                f"{where}: weights have shape {np.shape(weights)}; expected ({m},) or {Y.shape}"
+            )
+    wide = wide_dtype(dtype)
+    near, a, b = _near(wide, D, Y, as_operand(weights, wide))
+    host = partial(_matched, most=min(most, m), given=np.dtype(dtype))
+    return batch_result(dtype, grid, on_the_host(host, near, d), a, b)
+
+
+@partial(jax.jit, static_argnums=0)
+def _near(dtype: np.dtype, D: Dictionary, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
+    """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""
+    matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
+    a, matrix = exponent(matrix), ldexp(matrix, -exponent(matrix))
+    if weights is None:
+        b = exponent(Y, 1)
+        return (matrix, ldexp(Y, -b)), a, b
+    V = jnp.broadcast_to(jnp.asarray(weights, dtype), Y.shape)
+    c = exponent(V, 1) // 2
+    V = ldexp(V, -2 * c)
+    Y = jnp.where(V > 0, Y, 0)
+    b = exponent(jnp.sqrt(V) * Y, 1)
+    return (matrix, ldexp(Y, -b), V, c), a, b
+
+
+def _matched(
+    D: np.ndarray,
+    Y: np.ndarray,
+    V: np.ndarray | None = None,
+    c: np.ndarray | None = None,
+    *,
+    most: int,
+    given: np.dtype,
+) -> tuple[np.ndarray, ...]:
+    """x, gap, residual, steps and converged of every signal; the residual is of x as `given`."""
+    known = np.isfinite(Y).all(1) & np.isfinite(D).all()
+    Y = np.where(known[:, None], Y, 0)
+    norms = np.linalg.norm(D, axis=0)
+    counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
+    x = match(D, Y, most, V, norms, (counts, inside))
+    r = Y - x.astype(given).astype(x.dtype) @ D.T
+    root = 1 if V is None else np.sqrt(V)
+    residual = np.linalg.norm(root * r, axis=1)
+    energy = np.sum((root * Y) ** 2, 1)
+    gap = np.where(known, inside / np.where(energy > 0, energy, 1), np.inf)
+    residual = np.where(known, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
+    met = gap <= 4 * D.shape[0] * np.finfo(Y.dtype).eps
+    kinds = x.dtype, x.dtype, jax.dtypes.canonicalize_dtype(int), bool
+    return x, *(v.astype(kind) for v, kind in zip((gap, residual, counts, met), kinds))
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The method of `omp`; the residual that counts is that of the code in the dtype."""
+
+    most: int
+    dtype: np.dtype
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        (D,), y, *_ = problem
+        stop = jnp.zeros((), y.dtype) if problem.level is None else problem.level
+        fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, problem.sizes[0], stop))
+        chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop)
         # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
-        inside = _solve(found.L, _held(found, found.r @ D))
-        gap = jnp.sum(inside**2) / 2 / half_energy(y)
-        rounded = found.x.astype(dtype).astype(y.dtype)
-        residual = norm(found.r if dtype == y.dtype else y - D @ rounded)
-    known = jnp.isfinite(residual)
-    converged = known & (gap <= _rounding(D, y)) & ((tol is None) | (residual <= stop))
-    return Pursuit(found.x, jnp.where(known, gap, jnp.inf), residual, found.size, converged)
+        inside = _solve(chosen.L, _held(chosen, chosen.r @ fixed_D))
+        gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
+        zero = jnp.zeros((), y.dtype)
+        x = on_branch(slope, 10 * min(D.shape), Penalized(D, y, zero, zero), chosen.x)
+        residual = norm(y - D @ rounded(x, self.dtype))
+        known = jnp.isfinite(residual)
+        met = known & (gap <= _rounding(D, y))
+        met = met & ((problem.level is None) | (residual <= stop))
+        return Answer(x, jnp.where(known, gap, jnp.inf), chosen.size, met, residual)
 
 
-def match(
+def atom_by_atom(
     D: Dictionary,
     y: Array,
     norms: Array,

@@ -1,21 +1,30 @@
-"""The LASSO in units near 1, the loop of its solvers, and their result."""
+"""The problem of every pursuit in units near 1, its result, and the program around a method."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two
+from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype
 from unrolled.activations import relu
-from unrolled.dictionaries import Dictionary, operands, spectral_norm
-from unrolled.pursuit._gap import gap_near_one, half_energy
-from unrolled.pursuit._options import per_atom, static_steps, static_tol
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    spectral_norm,
+    spread,
+)
 
+Codes = tuple[Array, ...]
+Grid = tuple[int, ...] | None
 # Steps between two evaluations of the gap, which costs as much as a step.
 _BLOCK = 10
 
@@ -30,52 +39,176 @@ class Pursuit(NamedTuple):
     converged: Array  # () gap <= tol, and x is in the range of the dtype
 
 
-class Problem(NamedTuple):
-    """A LASSO in units in which squares and products of its numbers stay in the range of the dtype.
+class DeepPursuit(NamedTuple):
+    """The codes of a chain of dictionaries, and how good they are."""
 
-    D is divided by 2^a, y by 2^b, lam by 2^(a + b): then x is divided by 2^(b - a), exactly.
+    xs: Codes  # x_j, (d_j,) each, with x_{j-1} = D_j x_j for j > 1
+    gap: Array  # () duality gap, relative to norm(y)^2 / 2; inf where no bound is known
+    residual: Array  # () norm(y - D_1 x_1)
+    steps: Array  # () steps taken
+    converged: Array  # () the aim of the pursuit is met, and xs are in the range of the dtype
+
+
+class Problem(NamedTuple):
+    r"""A chain and a signal in units in which squares and products of their numbers are in range.
+
+    .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + \sum_j lam_j \|x_j\|_1 + l2/2 \, \|x_J\|^2,
+        \qquad x_{j-1} = D_j x_j.
+
+    One dictionary is a chain of one. D_j is divided by 2^a_j and y by 2^b, exactly. Then x_j is
+    divided by 2^(b - a_1 - ... - a_j) and lam_j by 2^(b + a_1 + ... + a_j).
     """
 
-    D: Dictionary
+    Ds: tuple[Dictionary, ...]
     y: Array  # (m,)
-    lam: Array  # () or (d,)
-    gamma: Any  # () step size; None where no step is taken
-    exponents: tuple[Array, Array]  # a, b
+    lams: tuple[Array, ...]  # () or (d_j,) each; none where the pursuit has no penalties
+    l2: Array | None  # ()
+    level: Array | None  # () a bound on the residual
+    sizes: tuple[Array, ...]  # norm(D_j, 2), or what the pursuit has in its place
+    b: Array  # the exponent of y
+    up: tuple[Array, ...]  # the exponents of x_j
+
+    @property
+    def end(self) -> int:
+        """The length of x_J."""
+        return self.Ds[-1].shape[1]
 
 
-def prepare(
-    where: str,
-    D: Dictionary,
-    y: ArrayLike,
-    lam: ArrayLike,
-    tol: float | None,
-    max_steps: int,
-) -> tuple[Problem, float | None, int]:
-    """The checked problem with its step size, and the checked options."""
-    D, y, _ = operands(D, y, where)
-    _checks.nonnegative(lam, "lam", where)
-    _checks.finite(lam, "lam", where)
-    lam = per_atom(D, y, lam, "lam", where)
-    tol = None if tol is None else static_tol(tol, where, ", or None for a fixed number of steps")
-    size = spectral_norm(D)
-    if _checks.is_concrete(size) and not size > 0:
-        raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
-    a, b = exponent(size), exponent(y)
-    problem = scaled(D, y, lam, (a, b), 1 / ldexp(size, -a) ** 2)
-    return problem, tol, static_steps(max_steps, where)
+class Answer(NamedTuple):
+    """What a method finds, in the units of the problem."""
+
+    x: Array | Codes  # x_J, (d_J,), or all codes
+    gap: Array
+    steps: Array
+    met: Array  # whether the aim of the method is met
+    residual: Array | None = None  # norm(y - D_1 x_1), where the method has its own
+    more: Any = ()  # further numbers of the result, without units
+    zeros: Codes | None = None  # marks entries of the codes that are zero up to rounding
+
+
+def fixed_norm(D: Dictionary) -> Array:
+    """norm(D, 2) as a constant, for methods whose result does not depend on it."""
+    return spectral_norm(lax.stop_gradient(D))
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is static of a call, beside its method."""
+
+    dtype: np.dtype  # of the result
+    grid: Grid = None  # the shape of the code
+    size: Callable[[Dictionary], Array] = spectral_norm  # what brings a dictionary near 1
+    sequence: bool = False  # whether lam is (n,), for n problems
+    relative: bool = False  # lam is given over lam_max
+    nonnegative: bool = False
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def run(
+    method: Callable[[Problem, Array], Answer],
+    form: Form,
+    Ds: tuple[Dictionary, ...],
+    y: Array,
+    lams: tuple,
+    l2: Any,
+    level: Any,
+    start: Any,
+) -> tuple[Any, ...]:
+    """Into units near 1, the method, and back: xs, gap, residual, steps, converged, more."""
+    problem, x = scaled(form, Ds, y, lams, l2, level, start)
+    with jax.default_matmul_precision("highest"):
+        return result(form, problem, method(problem, x))
 
 
 def scaled(
-    D: Dictionary,
+    form: Form,
+    Ds: tuple[Dictionary, ...],
     y: Array,
-    lam: Array,
-    exponents: tuple[Array, Array],
-    gamma: Array | None = None,
-) -> Problem:
-    a, b = exponents
-    # A penalty above the range of the dtype in these units acts like the largest in it.
-    lam = jnp.minimum(ldexp(lam, -(a + b)), float(jnp.finfo(y.dtype).max)).astype(y.dtype)
-    return Problem(D * power_of_two(-a, y.dtype), ldexp(y, -b), lam, gamma, exponents)
+    lams: tuple = (),
+    l2: Any = None,
+    level: Any = None,
+    start: Any = None,
+) -> tuple[Problem, Array]:
+    """The problem in its units, in float32 at least, and the code to begin from."""
+    dtype = wide_dtype(y.dtype)
+    y, Ds = y.astype(dtype), _checks.cast(Ds, dtype)
+    sizes = [form.size(D) for D in Ds]
+    a, b = [exponent(size) for size in sizes], exponent(y)
+    total = [sum(a[1 : j + 1], a[0]) for j in range(len(a))]
+    up = tuple(b - k for k in total)
+    problem = Problem(
+        tuple(D * power_of_two(-k, dtype) for D, k in zip(Ds, a)),
+        ldexp(y, -b),
+        (),
+        None if l2 is None else bounded(ldexp(jnp.asarray(l2, dtype), -2 * total[-1])),
+        None if level is None else ldexp(jnp.asarray(level, dtype), -b),
+        tuple(ldexp(size, -k) for size, k in zip(sizes, a)),
+        b,
+        up,
+    )
+    weights = [jnp.asarray(lam, dtype) for lam in lams]
+    if not form.sequence:
+        weights = [spread(D, jnp.asarray(flat_code(D, lam))) for D, lam in zip(Ds, weights)]
+    if form.relative:
+        weights = [weights[0] * largest_product(problem.Ds[0], problem.y, form.nonnegative)]
+    else:
+        weights = [ldexp(lam, -(b + k)) for lam, k in zip(weights, total)]
+    if start is None:
+        x = jnp.zeros(problem.end, dtype)
+    else:
+        x = lax.stop_gradient(ldexp(jnp.asarray(start, dtype), -up[-1]))
+    return problem._replace(lams=tuple(map(bounded, weights))), x
+
+
+def bounded(lam: Array) -> Array:
+    """A penalty above the range of the dtype in these units acts like the largest in it."""
+    return jnp.minimum(lam, float(jnp.finfo(lam.dtype).max))
+
+
+def largest_product(D: Dictionary, y: Array, nonnegative: bool) -> Array:
+    """max abs(D'y), or max(D'y, 0), for D and y whose products stay in the range."""
+    with jax.default_matmul_precision("highest"):
+        g = y @ D
+    return largest(relu(g) if nonnegative else jnp.abs(g))
+
+
+def result(form: Form, problem: Problem, answer: Answer) -> tuple[Any, ...]:
+    """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller."""
+    x, residual, converged = answer.x, answer.residual, answer.met
+    xs = x if isinstance(x, tuple) else codes_of(problem.Ds, x)
+    if residual is None:
+        residual = norm(problem.y - problem.Ds[0] @ rounded(xs[0], form.dtype))
+    if answer.zeros is not None:
+        xs = tuple(jnp.where(zero, 0, x) for zero, x in zip(answer.zeros, xs))
+    codes = tuple(ldexp(x, k).astype(form.dtype) for x, k in zip(xs, problem.up))
+    for code, x, k in zip(codes, xs, problem.up):
+        converged = converged & in_range(code, x, k)
+    if form.grid is not None:
+        codes = tuple(code.reshape(form.grid) for code in codes)
+    gap, residual, *more = (
+        v.astype(form.dtype) for v in (answer.gap, ldexp(residual, problem.b), *answer.more)
+    )
+    return codes, gap, residual, answer.steps, converged, *more
+
+
+def rounded(x: Array, dtype: np.dtype) -> Array:
+    """x as the dtype holds it."""
+    return x.astype(dtype).astype(x.dtype)
+
+
+def in_range(code: Array, x: Array, k: Array) -> Array:
+    """Whether code = x 2^k lost no more of x to the range of its dtype than rounding would."""
+    eps = float(jnp.finfo(code.dtype).eps)
+    missed = jnp.abs(ldexp(code.astype(x.dtype), -k) - x)
+    return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
+
+
+def codes_of(Ds: Sequence[Any], x: Array) -> Codes:
+    """(x_1, ..., x_J) from x = x_J, by x_{j-1} = D_j x_j."""
+    xs: Codes = (x,)
+    for D in reversed(Ds[1:]):
+        xs = (D @ xs[0], *xs)
+    return xs
 
 
 def in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array], Array]:
@@ -119,30 +252,9 @@ def solve(
     return state, steps
 
 
-def pursue(step, start, problem: Problem, tol: float | None, max_steps: int) -> Pursuit:
-    """The loop on a problem near 1, to a relative gap, and its result in the units of the user."""
-    D, y, lam, *_ = problem
-
-    def relative_gap(state):
-        return gap_near_one(D, y, state.x, lam) / half_energy(y)
-
-    with jax.default_matmul_precision("highest"):
-        state, steps = solve(step, start, relative_gap, tol=tol, max_steps=max_steps)
-        return result(problem, state.x, 0 if tol is None else tol, steps)
-
-
-def result(
-    problem: Problem, x: Array, tol: float, steps: Array, nonnegative: bool = False
-) -> Pursuit:
-    D, y, lam, _, (a, b) = problem
-    gap = gap_near_one(D, y, x, lam, nonnegative) / half_energy(y)
-    found = ldexp(x, b - a)
-    converged = (gap <= tol) & in_range(found, x, b - a)
-    return Pursuit(found, gap, ldexp(norm(y - D @ x), b), steps, converged)
-
-
-def in_range(found: Array, x: Array, k: Array) -> Array:
-    """Whether found = x 2^k lost no more of x to the range of its dtype than rounding would."""
-    eps = float(jnp.finfo(found.dtype).eps)
-    missed = jnp.abs(ldexp(found.astype(x.dtype), -k) - x)
-    return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
+def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
+    """A code (or penalties) of shape `D.code_grid` flat; anything else as it is."""
+    if isinstance(D, Conv) and np.shape(x)[-len(D.code_grid) :] == D.code_grid:
+        x = jnp.asarray(x)
+        return x.reshape(*x.shape[: -len(D.code_grid)], math.prod(D.code_grid))
+    return x

@@ -1,29 +1,21 @@
 """Projection pursuit: codes of a whole chain from one pursuit in its effective dictionary."""
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import norm
 from unrolled.dictionaries import Composed, Dictionary, as_chain, column_norms, magnitudes
-from unrolled.pursuit._deep import (
-    Chain,
-    Codes,
-    DeepPursuit,
-    as_problem,
-    codes_of,
-    one_per_layer,
-    result,
-)
-from unrolled.pursuit._ista import fista
-from unrolled.pursuit._omp import match
-from unrolled.pursuit._options import static_steps, static_tol
+from unrolled.pursuit._door import deep, one_per_layer, static_steps, static_tol
+from unrolled.pursuit._ista import Accelerated
+from unrolled.pursuit._omp import atom_by_atom
+from unrolled.pursuit._problem import Answer, Codes, DeepPursuit, Form, Problem, run
 
 # An entry counts as zero below so many roundings of the sum of magnitudes that it is computed from.
 _ROUNDING = 8
@@ -84,28 +76,19 @@ def project(
     where = "project"
     if (sparsity is None) == (lam is None):
         raise ValueError(f"{where}: expected sparsity or lam, and not both")
+    Ds = as_chain(Ds, where)
+    zeros = (0.0,) * (len(Ds) - 1)
     if lam is not None:
         tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
         _checks.nonnegative(lam, "lam", where)
         _checks.finite(lam, "lam", where)
-    zeros = (0.0,) * (len(as_chain(Ds, where)) - 1)
-    chain = as_problem(where, Ds, y, (*zeros, 0.0 if lam is None else lam))
-    if lam is not None:
-        return _by_fista(chain, tol, max_steps)
-    return _by_matching(chain, _sparsities(sparsity, chain, where))
+        return deep(Relaxed(Accelerated(tol, max_steps)), where, Ds, y, (*zeros, lam))
+    bounds = _sparsities(sparsity, [D.shape[1] for D in Ds], where)
+    return deep(Greedy(bounds), where, Ds, y, (*zeros, 0.0))
 
 
-def _by_fista(chain: Chain, tol: float, max_steps: int) -> DeepPursuit:
-    lam = chain.lams[-1]
-    found = fista(Composed(*chain.Ds), chain.y, lam, tol=tol, max_steps=max_steps)
-    with jax.default_matmul_precision("highest"):
-        xs = codes_of(chain.Ds, found.x)
-        return result(chain, xs, found.gap, found.steps, found.converged)
-
-
-def _sparsities(sparsity: Any, chain: Chain, where: str) -> tuple[int, ...]:
-    """One bound per layer; d_j where there is none."""
-    sizes = [D.shape[1] for D in chain.Ds]
+def _sparsities(sparsity: Any, sizes: list[int], where: str) -> tuple[int, ...]:
+    """One bound per layer; d_j, of `sizes`, where there is none."""
     if not isinstance(sparsity, (tuple, list)):
         sparsity = (*sizes[:-1], sparsity)
     bounds = []
@@ -119,26 +102,43 @@ def _sparsities(sparsity: Any, chain: Chain, where: str) -> tuple[int, ...]:
     return tuple(bounds)
 
 
-# Compiled once per shape and options, as in `ista`.
-@partial(jax.jit, static_argnums=1)
-def _by_matching(chain: Chain, bounds: tuple[int, ...]) -> DeepPursuit:
-    D, y = Composed(*chain.Ds), chain.y
-    with jax.default_matmul_precision("highest"):
+@dataclass(frozen=True)
+class Relaxed:
+    """The LASSO in the effective dictionary, by FISTA."""
+
+    method: Accelerated
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        y, lam = problem.y, problem.lams[-1]
+        form, effective = Form(np.dtype(y.dtype)), (Composed(*problem.Ds),)
+        (x,), gap, _, steps, met = run(self.method, form, effective, y, (lam,), None, None, None)
+        return Answer(x, gap, steps, met)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Matching pursuit in the effective dictionary, with the most nonzeros of every layer."""
+
+    bounds: tuple[int, ...]
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        Ds, y = problem.Ds, problem.y
+        D = Composed(*Ds)
         norms, sizes = column_norms(D), column_norms(magnitudes(D))
         # An atom that is the rounding of its product is zero.
         norms = jnp.where(norms > _ROUNDING * float(jnp.finfo(y.dtype).eps) * sizes, norms, 0)
         inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
 
         def is_sparse(x):
-            xs = _sparse_codes(chain.Ds, inverse * x)
-            return jnp.stack([jnp.count_nonzero(x) <= s for x, s in zip(xs, bounds)]).all()
+            xs = _sparse_codes(Ds, inverse * x)
+            return jnp.stack([jnp.count_nonzero(x) <= s for x, s in zip(xs, self.bounds)]).all()
 
         unit, ones = D.scale_columns(inverse), (norms > 0).astype(y.dtype)
-        found = match(unit, y, ones, min(bounds[-1], len(y)), 0.0, is_sparse)
-        xs = _sparse_codes(chain.Ds, inverse * found.x)
-        known = jnp.isfinite(norm(y - chain.Ds[0] @ xs[0]))
+        chosen = atom_by_atom(unit, y, ones, min(self.bounds[-1], len(y)), 0.0, is_sparse)
+        xs = _sparse_codes(Ds, inverse * chosen.x)
+        known = jnp.isfinite(norm(y - Ds[0] @ xs[0]))
         gap = jnp.full((), jnp.inf, y.dtype)
-        return result(chain, xs, gap, found.size, known)
+        return Answer(xs, gap, chosen.size, known)
 
 
 def _sparse_codes(Ds: Sequence[Dictionary], x: Array) -> Codes:

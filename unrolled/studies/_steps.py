@@ -257,7 +257,7 @@ def pursuit_codes(
     for name, options in completed.items():
         plan.say(f"{name}: {len(Y)} test signals")
         with timed(seconds, name):
-            pursued = jax.block_until_ready(pursue(name, Ds, Y, options, many=True))
+            pursued = jax.block_until_ready(pursue(name, Ds, Y, options))
         codes[name] = pursued.codes
         listed = ", ".join(f"{option} = {value}" for option, value in options.items())
         missed = f"; {pursued.missed} codes miss their tolerance" if pursued.missed else ""
@@ -270,7 +270,7 @@ def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any])
     has_aim = options.keys() & {"sparsity", "lam", "ratio"} or (name == "omp" and "tol" in options)
     if has_aim or name not in PURSUITS:
         return dict(options)
-    known = PURSUITS[name].options.split()
+    known = PURSUITS[name].options
     names = [option for option in ("sparsity", "lam") if option in known][:1]
     return dict(options) | {n: otherwise[n] for n in names if otherwise[n] is not None}
 

@@ -17,10 +17,17 @@ def share(work: Callable[[slice], None], n: int, chunk: int) -> None:
         team.share(work, [slice(first, first + chunk) for first in range(0, n, chunk)])
 
 
-def match(D: np.ndarray, Y: np.ndarray, sparsity: int, V: np.ndarray | None = None) -> np.ndarray:
-    r"""`pursuit.omp` for every row of Y, as an array of codes, (n, d).
+def match(
+    D: np.ndarray,
+    Y: np.ndarray,
+    sparsity: int,
+    V: np.ndarray | None = None,
+    favour: np.ndarray | None = None,
+    judged: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    r"""Matching pursuit for every row of Y, as an array of codes, (n, d).
 
-    .. math:: j = \arg\max_i |d_i' V r| / \sqrt{d_i' V d_i}, \quad
+    .. math:: j = \arg\max_i favour_i |d_i' V r| / \sqrt{d_i' V d_i}, \quad
         x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad r = y - D x.
 
     Args:
@@ -28,17 +35,27 @@ def match(D: np.ndarray, Y: np.ndarray, sparsity: int, V: np.ndarray | None = No
         Y: (n, m).
         sparsity: the most atoms of a code.
         V: (n, m), the diagonals of V; None for ones.
+        favour: (d,), by which the choice favours atoms; None for ones.
+        judged: (n,) each, where the numbers of atoms go, and the squared norms of the part of r
+            that is in the span of the atoms: rounding.
     """
     X, root = np.zeros((len(Y), D.shape[1]), Y.dtype), None if V is None else np.sqrt(V)
     atoms, squares = np.ascontiguousarray(D.T), D * D
 
     def work(part: slice) -> None:
         if root is None:
-            norms = np.sqrt(squares.sum(0))[None, :]
-            X[part] = _match(D, atoms, norms, Y[part], sparsity, None)
+            w, norms, signals = None, np.sqrt(squares.sum(0))[None, :], Y[part]
         else:
             w = root[part]
-            X[part] = _match(D, atoms, np.sqrt((w * w) @ squares), w * Y[part], sparsity, w)
+            norms, signals = np.sqrt((w * w) @ squares), w * Y[part]
+        X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour)
+        if judged is not None:
+            r = X[part] @ atoms
+            r = signals - (r if w is None else w * r)
+            judged[0][part], judged[1][part] = (
+                counts,
+                np.sum(np.matmul(Q, r[..., None]) ** 2, (1, 2)),
+            )
 
     share(work, len(Y), _CHUNK)
     return X
@@ -51,8 +68,9 @@ def _match(
     Y: np.ndarray,
     sparsity: int,
     w: np.ndarray | None,
-) -> np.ndarray:
-    """The codes of weighted signals, where `w` weights the atoms of each.
+    favour: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The codes of weighted signals, the numbers of atoms, and Q; `w` weights the atoms of each.
 
     The chosen atoms are W D_S = Q L', with orthonormal rows q_1, q_2, ... in Q: r leaves out one
     after the other, and L' x_S = Q y at the end.
@@ -64,17 +82,18 @@ def _match(
     S = np.zeros((n, sparsity), int)
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     least = rounding * np.linalg.norm(Y, axis=1)
-    active = np.ones(n, bool)
+    active, counts, k = np.ones(n, bool), np.zeros(n, int), 0
     for k in range(sparsity):
         products = (R if w is None else R * w) @ D
         np.abs(products, out=products)
         products *= inverse
         products[rows[:, None], S[:, :k]] = 0
-        j = products.argmax(1)
+        j = (products if favour is None else products * favour).argmax(1)
         a = atoms[j] if w is None else atoms[j] * w
         v, h = _orthogonal(a, Q[:, :k])
         size, length = np.linalg.norm(v, axis=1), np.broadcast_to(norms, products.shape)[rows, j]
         active = active & (products[rows, j] > least) & (size * size > rounding * length * length)
+        counts += active
         q = np.where(active, 1 / np.where(active, size, 1), 0)[:, None] * v
         b[:, k] = np.einsum("ij,ij->i", q, R)
         R -= b[:, k, None] * q
@@ -87,7 +106,7 @@ def _match(
     X = np.zeros((n, D.shape[1]), Y.dtype)
     for chosen, value in zip(S.T, values.T):
         X[rows, chosen] += value
-    return X
+    return X, counts, Q
 
 
 def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,148 @@
+"""Of every pursuit: the programs that a first call compiles, and its answers at other scales."""
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import normal, unit
+
+from unrolled import dictionaries, pursuit
+
+# Shapes of this file alone: a first call compiles.
+M, N, P = 7, 11, 9
+D, E, Y = unit(normal(0, M, N)), normal(1, N, P) / 3, normal(2, 3, M)
+C = normal(3, 2, 1, 3)  # filters
+L = 0.1  # a penalty for D, E and Y of this size
+
+# Calls with D, E, a convolution F and Y, where D, F and Y are in units of u and v; so is a penalty.
+SOLVERS = {
+    "threshold": lambda D, E, F, Y, u, v: pursuit.threshold(D, Y[0], L * u * v),
+    "ista": lambda D, E, F, Y, u, v: pursuit.ista(D, Y[0], L * u * v, tol=1e-2),
+    "fista": lambda D, E, F, Y, u, v: pursuit.fista(D, Y[0], L * u * v, tol=1e-2),
+    "omp": lambda D, E, F, Y, u, v: pursuit.omp(D, Y[0], 3),
+    "omp_batch": lambda D, E, F, Y, u, v: pursuit.omp_batch(D, Y, 3),
+    "basis_pursuit": lambda D, E, F, Y, u, v: pursuit.basis_pursuit(D, Y[0]),
+    "bpdn": lambda D, E, F, Y, u, v: pursuit.bpdn(D, Y[0], 0.5 * v, tol=1e-2),
+    "half_quadratic": lambda D, E, F, Y, u, v: pursuit.half_quadratic(D, Y[0], L * u * v, tol=1e-2),
+    "lasso": lambda D, E, F, Y, u, v: pursuit.lasso(D, Y[0], L * u * v),
+    "lasso, ratio": lambda D, E, F, Y, u, v: pursuit.lasso(D, Y[0], ratio=0.1),
+    "lasso_path": lambda D, E, F, Y, u, v: pursuit.lasso_path(D, Y[0], ratio=[0.5, 0.1]),
+    "lasso_batch": lambda D, E, F, Y, u, v: pursuit.lasso_batch(D, Y, L * u * v),
+    "local_error": lambda D, E, F, Y, u, v: pursuit.local_error(F, Y[0], 0.5 * v, tol=1e-2),
+    "local_sparsity": lambda D, E, F, Y, u, v: pursuit.local_sparsity(F, Y[0], L * u * v, tol=1e-2),
+    "layered_thresholding": lambda D, E, F, Y, u, v: pursuit.layered_thresholding(
+        (D, E), Y[0], (L * u * v, L / u * v)
+    ),
+    "layered_basis_pursuit": lambda D, E, F, Y, u, v: pursuit.layered_basis_pursuit(
+        (D, E), Y[0], (L * u * v, L / u * v), tol=1e-2
+    ),
+    "project": lambda D, E, F, Y, u, v: pursuit.project((D, E), Y[0], sparsity=3),
+    "ml_ista": lambda D, E, F, Y, u, v: pursuit.ml_ista((D, E), Y[0], (L * u * v,) * 2, tol=1e-2),
+    "ml_fista": lambda D, E, F, Y, u, v: pursuit.ml_fista((D, E), Y[0], (L * u * v,) * 2, tol=1e-2),
+    "ml_basis_pursuit": lambda D, E, F, Y, u, v: pursuit.ml_basis_pursuit(
+        (D, E), Y[0], (L * u * v,) * 2, tol=1e-2
+    ),
+    "holistic": lambda D, E, F, Y, u, v: pursuit.holistic(
+        (D, E), Y[0], lam=L * u * v, zeros=1, tol=1e-2
+    ),
+}
+
+
+def answer(name, dtype, k=0, l=0):
+    u, v = 2.0**k, 2.0**l
+    A, signals = jnp.asarray(D, dtype), jnp.asarray(Y, dtype)
+    F = dictionaries.Conv(jnp.asarray(C, dtype) * jnp.asarray(u, dtype), M, boundary="circular")
+    u_, v_ = jnp.asarray(u, dtype), jnp.asarray(v, dtype)
+    return SOLVERS[name](A * u_, jnp.asarray(E, dtype), F, signals * v_, u, v)
+
+
+def codes(result):
+    return result.xs if hasattr(result, "xs") else (result.x,)
+
+
+def test_every_pursuit_is_here():
+    assert set(pursuit.PURSUITS) <= set(SOLVERS)
+
+
+@pytest.fixture
+def compiled():
+    """The programs compiled so far, in a list that grows."""
+    programs = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield programs
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+HELPERS = {
+    "lam_max": lambda D, y, x: pursuit.lam_max(D, y),
+    "lam_of_paper": lambda D, y, x: pursuit.lam_of_paper(2.0),
+    "lipschitz": lambda D, y, x: pursuit.lipschitz(D, "caller"),
+    "duality_gap": lambda D, y, x: pursuit.duality_gap(D, y, x, 0.1),
+    "lasso_objective": lambda D, y, x: pursuit.lasso_objective(D, y, x, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, *HELPERS])
+def test_a_first_call_compiles_three_programs_at_most(name, compiled):
+    """The checks at the door compile nothing; before it is one program, behind it another."""
+    A, signals, x = (jnp.asarray(v, jnp.float32) for v in (D, Y, np.zeros(N)))
+    F = dictionaries.Conv(jnp.asarray(C, jnp.float32), M, boundary="circular")
+    E32 = jnp.asarray(E, jnp.float32)
+    del compiled[:]
+    if name in HELPERS:
+        HELPERS[name](A, signals[0], x)
+    else:
+        SOLVERS[name](A, E32, F, signals, 1.0, 1.0)
+    assert len(compiled) <= 3
+
+
+DTYPES = [
+    jnp.bfloat16,
+    *(pytest.param(t, marks=pytest.mark.slow) for t in (jnp.float16, jnp.float32, jnp.float64)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_powers_of_two_go_through_every_pursuit(name, dtype):
+    """2^k D and 2^l y have the code times 2^(l - k), to the bit: the problem inside is the same.
+
+    In float16 the range is short, and a code may say that it does not hold it.
+    """
+    k, l = (2, -3) if dtype == jnp.float16 else (20, -25)
+    plain, other = answer(name, dtype), answer(name, dtype, k, l)
+    for x, z in zip(codes(plain), codes(other)):
+        assert x.dtype == z.dtype == dtype
+        same = np.ldexp(np.asarray(x, float), l - k) == np.asarray(z, float)
+        assert same.all() or not np.asarray(other.converged).all()
+    if dtype != jnp.float16:
+        assert np.array_equal(plain.converged, other.converged)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_the_rounded_code_of_float32(dtype):
+    half = [jnp.asarray(v, dtype) for v in (D, Y[0])]
+    wide = [v.astype(jnp.float32) for v in half]
+    for solve in (
+        lambda D, y: pursuit.omp(D, y, 3).x,
+        lambda D, y: pursuit.lasso(D, y, 0.1).x,
+        lambda D, y: pursuit.ml_ista((D,), y, (0.1,), tol=1e-3).xs[0],
+    ):
+        found = solve(*half)
+        assert found.dtype == dtype and jnp.any(found != 0)
+        assert jnp.array_equal(found, solve(*wide).astype(dtype))
+
+
+def test_a_ratio_means_the_same_at_the_ends_of_the_range():
+    """lam_max is that of the scaled problem: D and y of 1e20 have one above the range."""
+    A, y = jnp.asarray(D, jnp.float32), jnp.asarray(Y[0], jnp.float32)
+    plain = pursuit.lasso(A, y, ratio=0.1)
+    for k in (66, -80):
+        other = pursuit.lasso(A * 2.0**k, y * 2.0**k, ratio=0.1)
+        assert jnp.array_equal(plain.x, other.x) and other.converged
