@@ -88,6 +88,27 @@ def test_pursuits_stand_beside_layers(run, folder, tmp_path, method):
         assert float(rows[0]["nmse"]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_pursuit_of_ones_own_is_a_method(run, folder, tmp_path):
+    def halved(D, y, theta):
+        return pursuit.threshold(D, y / 2, theta)
+
+    pursuit.register(halved, aims=False)
+    try:
+        options = ("--theta", 0.1, "--dictionary", "D.npy", "Y.npy", "--output", tmp_path / "X.npy")
+        status, _, err = run("encode", "--method", "halved", *options)
+        assert status == 0, err
+        options = ("--method", "ista,halved", "--theta", 0.1, "--depth", 2, "--steps", 0)
+        files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--output", tmp_path / "table")
+        status, out, err = run("compare", *options, *files)
+        assert status == 0 and "| halved |" in out, err
+    finally:
+        del pursuit.PURSUITS["halved"]
+    D, Y, X = np.load(folder / "D.npy"), np.load(folder / "Y.npy"), np.load(tmp_path / "X.npy")
+    half = Y @ D / 2
+    expected = np.sign(half) * np.maximum(np.abs(half) - 0.1, 0)
+    np.testing.assert_allclose(X, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("command", ["compare", "certify", "learn", "train", "encode", "doctor"])
 def test_help_shows_an_example_and_the_shared_options(command, capsys):
     with pytest.raises(SystemExit) as stopped:
