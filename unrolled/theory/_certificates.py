@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -11,6 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.activations import relu
 from unrolled.dictionaries import (
     Conv,
@@ -213,7 +214,7 @@ def _steps(
 ) -> Iterator[_Step]:
     d, steps = D.shape[1], params.steps
     if type(steps) is not tuple:
-        steps = [jax.tree.map(itemgetter(k), steps) for k in range(layer.depth)]
+        steps = [jax.tree.map(lambda v, k=k: np.asarray(v)[k], steps) for k in range(layer.depth)]
     last: Any = None
     found: _Weights | None = None
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
@@ -240,21 +241,27 @@ def _same(A: Any, B: Any) -> bool:
     return A is B or all(map(np.array_equal, jax.tree.leaves(A), jax.tree.leaves(B)))
 
 
+@program()
+def _inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array]:
+    """w_i . d_j, the mask of i = j, and |w_i| . |d_j|."""
+    return *inner_products(W, D), inner_products(magnitudes(W), magnitudes(D))[0]
+
+
 def _products(W: Dictionary, D: Dictionary, size: int) -> _Weights:
     d = D.shape[1]
-    products, mine = map(np.asarray, inner_products(W, D))
-    sizes, _ = inner_products(magnitudes(W), magnitudes(D))
+    products, mine, sizes = map(np.asarray, _inner_products(W, D))
     group = mine.argmax(1)
     if isinstance(D, Structured) and len(mine) != d:  # rows of a `Conv`: positions of its filters
         group = group // (mine.shape[1] // D.groups[0])
     n = int(group.max()) + 1
     largest = np.zeros((2, n))
     np.maximum.at(largest[0], group, np.where(mine, 0, np.abs(products)).max(1))
-    np.maximum.at(largest[1], group, np.asarray(sizes).max(1))
+    np.maximum.at(largest[1], group, sizes.max(1))
     own = np.zeros(n)
     own[group] = products[mine]
     if isinstance(W, Conv):  # its entries are those of the filters, one after the other
-        C = np.asarray(W.spread(jnp.abs(entries(W)).reshape(W.groups[0], -1).max(1)))
+        C = np.abs(np.asarray(entries(W))).reshape(W.groups[0], -1).max(1)
+        C = np.asarray(W.spread(C))
     else:
         C = np.abs(np.asarray(dense(W))).max(0)
     own, mu, G = (v if n == d else np.asarray(spread(D, jnp.asarray(v))) for v in (own, *largest))

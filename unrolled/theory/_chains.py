@@ -4,15 +4,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from unrolled import _checks
-from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, Structured, as_chain, column_norms, dense, magnitudes
-from unrolled.theory._coherence import mutual_coherence
 from unrolled.theory._schedules import host_numbers
 
 # A column of a product that cancels to below this share of its terms counts as zero, because it may
@@ -34,16 +31,11 @@ def effective(Ds: Sequence[Dictionary]) -> tuple[Dictionary, np.ndarray]:
 
     The product is a matrix, except that one structured dictionary stays as it is.
     """
-    D, size = _product(Ds), _product([magnitudes(D) for D in Ds])
+    D = _product(Ds)
+    magnitude = [magnitudes(A) if isinstance(A, Structured) else np.abs(A) for A in Ds]
+    size = _product(magnitude)  # type: ignore[arg-type]  # arrays of numpy
     norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
     return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
-
-
-# Compiled as a whole: one operation at a time, every new shape would compile about twenty kernels.
-@jax.jit
-def measured(D: Dictionary) -> tuple[Array, Array]:
-    """mu(D), nan with a zero atom, and the norms of the atoms, (d,)."""
-    return mutual_coherence(D), column_norms(D)
 
 
 def _product(Ds: Sequence[Dictionary]) -> Dictionary:

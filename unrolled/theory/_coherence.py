@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import largest
+from unrolled._program import program
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -76,10 +77,18 @@ def mutual_coherence(D: Dictionary) -> Array:
     """
     D = as_dictionary(D, "mutual_coherence")
     refuse_cut_atoms(D, "mutual_coherence")
-    unit, norms = normalized(D)
+    mu, norms = measured(D)
     nonzero_atoms(norms, "mutual_coherence")
+    return mu
+
+
+@program()
+def measured(D: Dictionary) -> tuple[Array, Array]:
+    """mu(D), nan with a zero atom, and the norms of the atoms, (d,)."""
+    refuse_cut_atoms(D, "mutual_coherence")
+    unit, norms = normalized(D)
     mu = jnp.minimum(weights_coherence(unit, unit).mu_W, 1.0)
-    return jnp.where(((norms > 0) & (norms < jnp.inf)).all(), mu, jnp.nan)
+    return jnp.where(((norms > 0) & (norms < jnp.inf)).all(), mu, jnp.nan), norms
 
 
 def coherence(W: Dictionary, D: Dictionary) -> Coherence:
@@ -121,6 +130,7 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
     return weights_coherence(_checks.cast(W, dtype), _checks.cast(D, dtype))
 
 
+@program()
 def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
     """As `coherence` but without its checks: atoms may have any norm.
 
@@ -168,6 +178,7 @@ def _blocks(W: Array, D: Dictionary, rows: Array, s: int, diagonal: bool) -> Arr
     return lax.map(row, rows, batch_size=max(1, _BLOCK // d))
 
 
+@program()
 def diagonal(W: Dictionary, D: Dictionary) -> Array:
     """w_i . d_i for every row of `inner_products`: all atoms, or those that represent a `Conv`.
 
@@ -219,7 +230,12 @@ def babel(D: Dictionary, s: int) -> Array:
     D = as_dictionary(D, "babel")
     refuse_cut_atoms(D, "babel")
     unit_atoms(D, "babel")
-    s, d = _checks.as_index(s, "s", "babel"), D.shape[1]
+    return _babel(D, _checks.as_index(s, "s", "babel"))
+
+
+@program("s")
+def _babel(D: Dictionary, s: int) -> Array:
+    d = D.shape[1]
     rows = representatives(D)
     if len(rows) * d > _BLOCK:
         return largest(_row_sums(dense(D), D, rows, s))
@@ -357,15 +373,20 @@ def rounding_guard(
     dtype = _checks.common_dtype(W, D)
     eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
     with jax.enable_x64(True):
-        W, D = _checks.cast((W, D), np.float64)
-        C_W = float(largest(jnp.abs(entries(W))))
-        W, D = magnitudes(W), magnitudes(D)
-        if _exceeds(D):
-            products = _row_sums(dense(W), dense(D), np.arange(D.shape[1]), 1, diagonal=True)
-        else:
-            products, _ = inner_products(W, D)
-        code = float(largest(products)) * s * float(bound)
+        C_W, G = map(float, _sizes(*_checks.cast((W, D), np.float64)))
+    code = G * s * float(bound)
     return 4 * eps * (code + C_W * float(noise) if noise else code)
+
+
+@program()
+def _sizes(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
+    """max abs(W_ij) and max (|W|' |D|)_ij."""
+    C_W, W, D = largest(jnp.abs(entries(W))), magnitudes(W), magnitudes(D)
+    if _exceeds(D):
+        products = _row_sums(dense(W), dense(D), np.arange(D.shape[1]), 1, diagonal=True)
+    else:
+        products, _ = inner_products(W, D)
+    return C_W, largest(products)
 
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:

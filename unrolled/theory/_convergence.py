@@ -11,7 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._checks import Array
 from unrolled._numbers import UP, largest
+from unrolled._program import program
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -51,8 +53,12 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
     coherence(W, D)  # the checks
     W, D = dense(W), dense(D)
     dtype = _checks.common_dtype(W, D)
-    W, D = W.astype(dtype), D.astype(dtype)
     _announce_products(D, "atom_coherence")
+    return _atom_coherence(W.astype(dtype), D.astype(dtype))
+
+
+@program()
+def _atom_coherence(W: Array, D: Array) -> Coherence:
     with jax.default_matmul_precision("highest"):
         products = jnp.abs(W.T @ D)
     own = jnp.eye(D.shape[1], dtype=bool)
@@ -109,12 +115,19 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
 def sum_of_largest(W: Dictionary, s: int) -> float:
     """The largest sum of the magnitudes of s entries of one w_i."""
     if isinstance(W, Structured):
-        units = jnp.zeros((len(rows := representatives(W)), W.shape[1]), W.dtype)
-        columns = jax.vmap(lambda e: W @ e)(units.at[jnp.arange(len(rows)), rows].set(1))
+        columns = np.asarray(_represented(W))
     else:
-        columns = W.T
+        columns = np.asarray(W).T
     size = -np.sort(-np.abs(np.asarray(columns, np.float64)), axis=1)
     return float(size[:, :s].sum(1).max())
+
+
+@program()
+def _represented(W: Structured) -> Array:
+    """The columns of W that stand for all, one a row."""
+    rows = representatives(W)
+    units = jnp.zeros((len(rows), W.shape[1]), W.dtype)
+    return jax.vmap(lambda e: W @ e)(units.at[jnp.arange(len(rows)), rows].set(1))
 
 
 class AtomSchedule(NamedTuple):

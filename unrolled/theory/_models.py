@@ -1,7 +1,7 @@
 """Deep sparse coding (Definition 2) and its convolutional form (Definition 1): feasible codes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import norm
+from unrolled._program import program
 from unrolled.dictionaries import Conv, Dictionary, magnitudes, nonzero_atoms
-from unrolled.theory._chains import host_chain, layer_counts, layer_numbers, measured, of_length
-from unrolled.theory._coherence import max_sparsity, sparsity_bound
+from unrolled.theory._chains import host_chain, layer_counts, layer_numbers, of_length
+from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound
 from unrolled.theory._schedules import host_numbers
 
 
@@ -67,6 +68,11 @@ def stripe_norm(
         _per_dimension(v, x, name, where) for v, name in ((kernel, "kernel"), (stride, "stride"))
     )
     reach = tuple(-(-n // t) - 1 for n, t in zip(kernel, stride))
+    return _stripe_norm(x, tol, reach, circular)
+
+
+@program("reach", "circular")
+def _stripe_norm(x: Array, tol: ArrayLike, reach: tuple[int, ...], circular: bool) -> Array:
     return _fullest_stripe(~(jnp.abs(x) <= jnp.asarray(tol, x.dtype)), reach, circular)
 
 
@@ -204,7 +210,7 @@ def is_csc_feasible(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = _on_grids(host_chain(Ds, where, dtype=None), where)
         codes, residuals, rounding = _evaluated(y, Ds, xs, tol, where)
-        stripes = np.array([int(_conv_stripe_norm(D, jnp.asarray(x))) for D, x in zip(Ds, codes)])
+        stripes = np.array([int(_conv_stripe_norm(D, x)) for D, x in zip(Ds, codes)])
         mus = [_coherence_of(D, where) for D in Ds]
     met = _met(residuals, rounding, stripes, layer_counts(sparsities, len(Ds), where))
     unique = np.array([n <= max_sparsity(mu, D.shape[1]) for n, mu, D in zip(stripes, mus, Ds)])
@@ -220,7 +226,8 @@ def _coherence_of(D: Conv, where: str) -> float:
     return float(mu)
 
 
-def _conv_stripe_norm(D: Conv, x: Array) -> Array:
+@program()
+def _conv_stripe_norm(D: Conv, x: Any) -> Array:
     """`stripe_norm` of a flat code of D."""
     reach, circular = D.stripe_reach()
     return _fullest_stripe(D.unflatten_code(x) != 0, reach, circular)

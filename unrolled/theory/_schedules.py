@@ -10,7 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._checks import Array
 from unrolled._numbers import UP
+from unrolled._program import program
 from unrolled.dictionaries import Dictionary, magnitudes, operands
 from unrolled.theory._coherence import coherence, diagonal, host_float
 
@@ -307,13 +309,12 @@ def _after_the_fact(
         D, W, x, y = (_checks.cast(a, np.float64) for a in (D, W, x, y))
         D, y, _ = operands(D, y, where)
         m, d = D.shape
-        x = jnp.zeros(d) if x is None else jnp.asarray(x)
+        x = np.zeros(d) if x is None else np.asarray(x)
         if np.shape(x) != (d,):
             raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({d},)")
         mu, C_W = (float(v) for v in coherence(W, D))
-        eta = float(np.abs(1 - np.asarray(diagonal(W, D))).max())
-        scores = np.abs(np.asarray((y - D @ x) @ W))
-        sizes = np.asarray((jnp.abs(y) + magnitudes(D) @ jnp.abs(x)) @ magnitudes(W))
+        own, scores, sizes = map(np.asarray, _scores(W, D, x, y))
+        eta, scores = float(np.abs(1 - own).max()), np.abs(scores)
     n = min(int(np.count_nonzero(np.asarray(x))) + s, d)
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
@@ -328,6 +329,13 @@ def _after_the_fact(
     # The product may be rounded to above what its factors bound.
     l2 = min(math.sqrt(linf) * math.sqrt(l1), math.sqrt(n) * linf, l1)
     return ErrorBar(linf, l2, l1, math.isfinite(l1))
+
+
+@program()
+def _scores(W: Dictionary, D: Dictionary, x: ArrayLike, y: Array) -> tuple[Array, Array, Array]:
+    """w_i . d_i, W'(y - D x), and |W|'(|y| + |D| |x|)."""
+    sizes = (jnp.abs(y) + magnitudes(D) @ jnp.abs(x)) @ magnitudes(W)
+    return diagonal(W, D), (y - D @ x) @ W, sizes
 
 
 def times(a: float, b: float) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest
+from unrolled._program import program
 from unrolled.dictionaries import (
     Composed,
     Dictionary,
@@ -20,8 +21,8 @@ from unrolled.dictionaries import (
     spectral_norm,
     unit_atoms,
 )
-from unrolled.theory._chains import effective, host_chain, layer_numbers, measured, of_length
-from unrolled.theory._coherence import coherence, diagonal, weights_coherence
+from unrolled.theory._chains import effective, host_chain, layer_numbers, of_length
+from unrolled.theory._coherence import coherence, diagonal, measured, weights_coherence
 from unrolled.theory._schedules import host_numbers, times
 from unrolled.theory._uniqueness import (
     as_supports,
@@ -219,9 +220,14 @@ def perturbed_eps(
                     f"code {np.shape(x)}; expected (m, d) twice and (d,)"
                 )
             _checks.finite(x, f"x_{j}", where)
-            x = jnp.asarray(x, np.float64)
-            eps[j - 1] += float(jnp.linalg.norm(other @ x - D @ x))
+            eps[j - 1] += float(_moved(D, other, np.asarray(x, np.float64)))
     return eps
+
+
+@program()
+def _moved(D: Dictionary, other: Dictionary, x: Any) -> Array:
+    """norm(D~ x - D x)."""
+    return jnp.linalg.norm(other @ x - D @ x)
 
 
 class ProductStability(NamedTuple):
@@ -332,7 +338,7 @@ def holistic_stability(
         tolerances = layer_numbers(eps, "eps", J, where).tolist()
         parts = [_accumulated(Ds[j:], tolerances[j:]) for j in range(J)]
         E, K = constraints(Ds, supports)
-        spectrum = singular_values(E[0], K)
+        spectrum = np.asarray(singular_values(E[0], K))
         sigma_min, cut = _rounded_down(spectrum), float(rank_cut(spectrum))
     total = math.hypot(eps0 + parts[0], *parts[1:])
     delta = _enlarged(total, 1 / sigma_min) if sigma_min > cut else math.inf
@@ -410,7 +416,7 @@ def _accumulated(Ds: Sequence[Dictionary], eps: Sequence[float]) -> float:
 _norm = jax.jit(spectral_norm)
 
 
-def _rounded_down(spectrum: Array) -> float:
+def _rounded_down(spectrum: np.ndarray) -> float:
     """The smallest singular value less the rounding from the largest, inf for an empty spectrum."""
     if not len(spectrum):
         return math.inf

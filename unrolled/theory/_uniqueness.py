@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import norm
+from unrolled._numbers import norm, wide_dtype
+from unrolled._program import program
 from unrolled.dictionaries import (
     Dictionary,
     as_chain,
@@ -21,8 +22,8 @@ from unrolled.dictionaries import (
     operands,
     unit_atoms,
 )
-from unrolled.theory._chains import effective, host_chain, layer_counts, measured, of_length
-from unrolled.theory._coherence import max_sparsity, mutual_coherence, sparsity_bound
+from unrolled.theory._chains import effective, host_chain, layer_counts, of_length
+from unrolled.theory._coherence import max_sparsity, measured, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import host_numbers, times
 
 # Singular values up to this share of the largest count as zero.
@@ -224,15 +225,19 @@ def recover_on_supports(
     Ds = as_chain(Ds, where)
     supports = as_supports(supports, Ds, where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
-    dtype = y.dtype
-    # JAX has no singular value decomposition in half precision.
-    wide = dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
+    return _recovered(tuple(Ds), y, *_indices(Ds, supports))
+
+
+@program()
+def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any) -> SupportRecovery:
+    dtype, wide = y.dtype, wide_dtype(y.dtype)  # JAX decomposes nothing in half precision
     with jax.default_matmul_precision("highest"):
-        E, K = constraints(_checks.cast(Ds, wide), supports)
+        E, K = _constraints(_checks.cast(Ds, wide), supports, others)
         spectrum = singular_values(E[0], K)
         z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), rank_cut(spectrum))
         residual = norm(y.astype(wide) - E[0] @ z)
-    xs = [_on(S, A @ z) for S, A in zip(supports, E[1:])]
+    # Off the support there is mere rounding.
+    xs = [(A @ z).at[other].set(0) for A, other in zip(E[1:], others)]
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
     unique = sigma_min > rank_cut(spectrum)
@@ -290,8 +295,8 @@ def oracle_errors(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
         E, K = constraints(Ds, as_supports(supports, Ds, where))
-        cut = float(rank_cut(singular_values(E[0], K)))
-        A, *maps = (np.asarray(B) for B in (*E, jnp.eye(E[0].shape[1], dtype=np.float64)))
+        cut = float(rank_cut(np.asarray(singular_values(E[0], K))))
+        A, *maps = (*map(np.asarray, E), np.eye(E[0].shape[1]))
         _, values, V = np.linalg.svd(np.asarray(_triangle(K)))
     N = V[values <= cut].T
     projection, holistic = (
@@ -318,15 +323,32 @@ def constraints(
 
     K has one row for every entry of a code that its support forbids.
     """
+    with jax.default_matmul_precision("highest"):
+        return _constraints(tuple(Ds), *_indices(Ds, supports))
+
+
+def _indices(
+    Ds: Sequence[Dictionary], supports: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The supports, and the entries off the supports of all codes but the last."""
+    sizes = [D.shape[1] for D in Ds[:-1]]
+    return list(supports), [np.setdiff1d(np.arange(d), S) for d, S in zip(sizes, supports)]
+
+
+@program()
+def _constraints(
+    Ds: tuple[Dictionary, ...], supports: Any, others: Any
+) -> tuple[list[Array], Array]:
     E: list[Array] = []
     columns = jnp.eye(Ds[-1].shape[1], dtype=Ds[-1].dtype)[:, supports[-1]]
     for D in reversed(Ds):
         columns = D @ columns
         E.insert(0, columns)
-    forbidden = [A[np.setdiff1d(np.arange(len(A)), S)] for S, A in zip(supports, E[1:])]
+    forbidden = [A[other] for other, A in zip(others, E[1:])]
     return E, jnp.concatenate([*forbidden, jnp.zeros((0, columns.shape[1]), columns.dtype)])
 
 
+@program()
 def singular_values(A: Array, K: Array) -> Array:
     """Singular values of M = stack[A; K] in descending order, padded by 0 to one per column."""
     k = A.shape[1]
@@ -335,16 +357,17 @@ def singular_values(A: Array, K: Array) -> Array:
     return values.at[k - lacking :].set(0.0)
 
 
+@program()
 def _triangle(K: Array) -> Array:
     """The triangular factor R of K, (k, k), with R'R = K'K."""
     k = K.shape[1]
     return jnp.linalg.qr(jnp.pad(K, ((0, max(0, k - len(K))), (0, 0))), mode="r")
 
 
-def rank_cut(spectrum: Array) -> Array:
+def rank_cut(spectrum: Any) -> Any:
     """Singular values up to this one count as zero."""
     rounding = _RANK_ROUNDING * len(spectrum) * float(jnp.finfo(spectrum.dtype).eps)
-    return max(_RANK_TOL, rounding) * jnp.max(spectrum, initial=0.0)
+    return max(_RANK_TOL, rounding) * spectrum.max(initial=0.0)
 
 
 def _constrained_least_squares(A: Array, K: Array, y: Array, cut: Array) -> tuple[Array, Array]:
@@ -355,11 +378,6 @@ def _constrained_least_squares(A: Array, K: Array, y: Array, cut: Array) -> tupl
     U, values, V = jnp.linalg.svd(A @ N, full_matrices=False)
     inverse = jnp.where(values > cut, 1 / jnp.where(values > cut, values, 1), 0)
     return N @ (V.T @ (inverse * (y @ U))), jnp.sum(null)
-
-
-def _on(support: np.ndarray, x: Array) -> Array:
-    """x with its entries off the support, which are mere rounding, set to zero."""
-    return jnp.where(np.isin(np.arange(len(x)), support), x, 0)
 
 
 def as_supports(

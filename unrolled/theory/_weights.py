@@ -9,9 +9,12 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, wide_dtype, widened
+from unrolled._program import program
 from unrolled.dictionaries import (
+    Conv,
     Dictionary,
     Structured,
+    all_kept,
     as_dictionary,
     column_norms,
     dense,
@@ -66,18 +69,32 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
         True
     """
     D = as_dictionary(D, "frobenius_weights")
-    nonzero_atoms(column_norms(D), "frobenius_weights")
     _checks.nonnegative(ridge, "ridge", "frobenius_weights")
+    W, norms = _closed_form(D, None if _is_zero(ridge) else ridge)
+    nonzero_atoms(norms, "frobenius_weights")
+    if _checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
+        lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
+        lost = lost.any(tuple(range(1, lost.ndim)) if isinstance(W, Conv) else 0)
+        all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
+    return W
+
+
+@program()
+def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Dictionary, Array]:
+    """The weights, nan for an atom that is too small, and the norms of the atoms."""
     refuse_cut_atoms(D, "frobenius_weights")
-    shared = D.closed_form(ridge) if isinstance(D, Structured) else None
-    if shared is not None:
-        return shared
+    norms = column_norms(D)
+    shared = D.closed_form(0.0 if ridge is None else ridge) if isinstance(D, Structured) else None
+    return (_of_matrix(D, ridge) if shared is None else shared), norms
+
+
+def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
     A, dtype = dense(D), D.dtype
     k = exponent(A)
     A = ldexp(widened(A), -k)  # its squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
         W, held = jnp.linalg.pinv(A).T, jnp.zeros((), A.dtype)  # pinv(A)' = (A A')^+ A
-        if not _is_zero(ridge):
+        if ridge is not None:
             ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
             least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
             W = jnp.where(ridge > least, _ridged(A, jnp.maximum(ridge, least)), W)
