@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._checks import Array
 from unrolled._numbers import UP, largest
+from unrolled._program import program
 from unrolled.activations import Activation, by_name, relu
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_atoms
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_norms
 from unrolled.theory import (
     ActivationSchedule,
     AtomSchedule,
@@ -25,7 +27,6 @@ from unrolled.theory import (
     diagonal,
     error_gain,
     frobenius_weights,
-    noise_gain,
     rounding_guard,
     schedule,
 )
@@ -73,22 +74,30 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
         (0.25, 1.0, 0.0)
     """
     D = as_dictionary(D, "certify")
-    unit_atoms(D, "certify")
     if W is None:
-        return min((certify(D, W) for W in (D, frobenius_weights(D))), key=lambda c: c.mu_W)
+        plain = certify(D, D)
+        return min((plain, certify(D, frobenius_weights(D))), key=lambda c: c.mu_W)
     W = _checks.cast(as_dictionary(W, "certify"), D.dtype)
     if W.shape != D.shape:
         raise ValueError(
             f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
         )
+    _checks.on_host((W, D), "certify")
+    with jax.enable_x64(True):
+        *numbers, norms = _measured(*_checks.cast((W, D), np.float64))
+    unit_norms(D, norms, "certify")
+    mu, C, eta, omega = map(float, numbers)
     guard = rounding_guard(W, D, sparsity=1, bound=1.0)
     noise_guard = rounding_guard(W, D, sparsity=0, bound=0.0, noise=1.0)
-    with jax.enable_x64(True):
-        W64, D64 = _checks.cast(W, np.float64), _checks.cast(D, np.float64)
-        mu, C = (float(v) for v in coherence(W64, D64))
-        eta = float(largest(jnp.abs(1 - diagonal(W64, D64))))
-        omega = noise_gain(W64)
     return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard)
+
+
+@program()
+def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
+    """mu_W, C_W, eta = max abs(1 - w_i . d_i), omega = max norm(w_i), and the norms of D."""
+    mu, C = coherence(W, D)
+    eta, omega = largest(jnp.abs(1 - diagonal(W, D))), jnp.max(column_norms(W))
+    return mu, C, eta, omega, column_norms(D)
 
 
 def plan(

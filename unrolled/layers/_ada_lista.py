@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary, dense, spread
-from unrolled.layers._ista import StepAndThreshold, ista_params
+from unrolled.dictionaries import dense, spread
+from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Shape, Unrolled
 from unrolled.layers._shrinking import FromISTA, Shrinking
@@ -43,10 +43,14 @@ class ada_lista(FromISTA, Shrinking):
     forms = (Unrolled(SignalMatrices, StepAndThreshold),)
 
     def init(self, key, D):
-        D = as_dictionary(D, self.family)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
         identity = jnp.eye(D.shape[0], dtype=D.dtype)
-        steps = ista_params(D, self.lam, self.depth, self.family).steps
-        return Unrolled(SignalMatrices(identity, identity), steps)
+        gamma = jnp.full(self.depth, 1 / L, D.dtype)
+        return Unrolled(
+            SignalMatrices(identity, identity), StepAndThreshold(gamma, gamma * self.lam)
+        )
 
     def step(self, shared, p, D, y, state):
         r = y @ shared.P - (shared.Q @ (D @ state.x)) @ shared.Q

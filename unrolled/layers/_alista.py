@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from unrolled._checks import Array
@@ -16,7 +17,7 @@ from unrolled.layers._shrinking import Coupled, FromISTA, Selecting
 
 def with_unit_steps(theta: Array) -> StepAndThreshold:
     """The thresholds of K steps with gamma = 1."""
-    return StepAndThreshold(jnp.ones(len(theta), theta.dtype), theta)
+    return StepAndThreshold(jnp.asarray(np.ones(len(theta)), theta.dtype), theta)
 
 
 class alista(Coupled, FromClosedForm, Selecting):
@@ -77,7 +78,9 @@ class tilista(Coupled, FromISTA, Selecting):
     forms = (Unrolled(Weights, StepAndThreshold),)
 
     def init(self, key, D):
-        D, L, theta = self.ista_start(D)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
         return self.from_theory(D / L, theta)
 
     def weights(self, shared, p, D):

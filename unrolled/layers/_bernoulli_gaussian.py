@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled._numbers import wide_dtype, widened
+from unrolled._program import program
 from unrolled.layers._layer import Layer
 from unrolled.records import option
 
@@ -34,10 +35,16 @@ def bernoulli_gaussian_mean(r: Array, tau2: Any, *, probability: float, variance
         >>> [round(float(x), 3) for x in ur.layers.bernoulli_gaussian_mean(r, 0.01, **prior)]
         [0.002, 1.98]
     """
+    log_odds = math.log(probability) - math.log1p(-probability)
+    return _bernoulli_gaussian_mean(r, tau2, log_odds, variance)
+
+
+@program()
+def _bernoulli_gaussian_mean(r: Array, tau2: Any, log_odds: float, variance: float) -> Array:
     # In half precision r / tau2 would overflow, and the slope of the estimate would be nan.
     wide, tau2 = widened(r), jnp.asarray(tau2, wide_dtype(r.dtype))
     total = variance + tau2
-    odds = math.log(probability) - math.log1p(-probability) + jnp.log(tau2 / total) / 2
+    odds = log_odds + jnp.log(tau2 / total) / 2
     share = jax.nn.sigmoid(odds + wide**2 / 2 * (1 / tau2 - 1 / total))
     return (variance / total * wide * share).astype(r.dtype)
 

@@ -1,12 +1,17 @@
 """Families that start with weights in closed form: the weights, the step size, the thresholds."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, power_of_two
+from unrolled._program import program
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
+    as_dictionary,
     column_norms,
     spectral_norm,
 )
@@ -24,6 +29,11 @@ def stable_step(W: Dictionary, D: Dictionary) -> Array:
         >>> [round(float(ur.layers.stable_step(W, D)), 3) for W in (D, 4 * D)]
         [1.0, 0.5]
     """
+    return _stable_step(as_dictionary(W, "stable_step"), as_dictionary(D, "stable_step"))
+
+
+@program()
+def _stable_step(W: Dictionary, D: Dictionary) -> Array:
     return jnp.minimum(1, 2 / spectral_radius(W, D))
 
 
@@ -43,13 +53,27 @@ def lasso_weights(D: Dictionary, ridge: float) -> Dictionary:
         >>> bool(jnp.allclose(W, ur.theory.frobenius_weights(D), atol=1e-5))
         True
     """
-    k = exponent(spectral_norm(D))
-    near = D * power_of_two(-k, D.dtype)  # its squares are in the range of the dtype
-    W = frobenius_weights(near, ridge * spectral_norm(near) ** 2)
+    W = _lasso_weights(D, None if _checks.is_concrete(ridge) and ridge == 0 else ridge)
+    if _checks.is_concrete(W) and any(np.isnan(np.asarray(A)).any() for A in jax.tree.leaves(W)):
+        scaled = _scaled(D)[0]
+        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # says which atoms have none
+    return W
+
+
+def _scaled(D: Dictionary) -> tuple[Dictionary, Array]:
+    """D 2^-k, whose squares are in the range of the dtype, and 2^-k."""
+    factor = power_of_two(-exponent(spectral_norm(D)), D.dtype)
+    return D * factor, factor
+
+
+@program()
+def _lasso_weights(D: Dictionary, ridge: float | None) -> Dictionary:
+    scaled, factor = _scaled(D)
+    W = frobenius_weights(scaled, 0.0 if ridge is None else ridge * spectral_norm(scaled) ** 2)
     if not isinstance(W, Structured):
-        squares = column_norms(near) ** 2
+        squares = column_norms(scaled) ** 2
         W = W * (squares / jnp.mean(squares))[None, :]
-    return W * power_of_two(-k, D.dtype)
+    return W * factor
 
 
 class FromClosedForm(Layer):
@@ -82,9 +106,14 @@ class FromClosedForm(Layer):
 
     def closed_form_steps(self, W: Dictionary, D: Dictionary) -> StepAndThreshold:
         """The step sizes and thresholds to start with, (K,) each."""
-        gamma = (1 / spectral_radius(W, D)).astype(D.dtype)
-        norms = column_norms(D)
-        k = exponent(norms)
-        size = jnp.mean(ldexp(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
-        theta = ldexp(gamma * self.lam / size, -2 * k) if self.theta is None else self.theta
-        return StepAndThreshold(jnp.full(self.depth, gamma), jnp.full(self.depth, theta, D.dtype))
+        return _closed_form_steps(self, W, D)
+
+
+@program("layer")
+def _closed_form_steps(layer: FromClosedForm, W: Dictionary, D: Dictionary) -> StepAndThreshold:
+    gamma = (1 / spectral_radius(W, D)).astype(D.dtype)
+    norms = column_norms(D)
+    k = exponent(norms)
+    size = jnp.mean(ldexp(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
+    theta = ldexp(gamma * layer.lam / size, -2 * k) if layer.theta is None else layer.theta
+    return StepAndThreshold(jnp.full(layer.depth, gamma), jnp.full(layer.depth, theta, D.dtype))

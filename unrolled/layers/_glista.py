@@ -63,7 +63,9 @@ class glista(FromISTA, Selecting):
     forms = (Unrolled(None, Gated),)
 
     def init(self, key, D):
-        D, L, theta = self.ista_start(D)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
         gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)
         slope = jnp.ones((self.depth, D.shape[1]), D.dtype)
         return Unrolled(None, Gated(repeat(D / L, self.depth), theta, gain, slope, overshoot))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.activations import select_support
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._closed_form import stable_step
@@ -52,7 +53,11 @@ class Adaptive(NamedTuple):
 
 def analytic_part(D: Dictionary) -> Fixed[Analytic]:
     """The fixed part of the params, which D determines."""
-    W = frobenius_weights(D)
+    return _analytic(D, frobenius_weights(D))
+
+
+@program()
+def _analytic(D: Dictionary, W: Dictionary) -> Fixed[Analytic]:
     c = stable_step(W, D)
     with jax.default_matmul_precision("highest"):
         leverage = jnp.sum(pseudo_inverse(D).T * dense(D), axis=0)

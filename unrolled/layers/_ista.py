@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
@@ -32,8 +35,17 @@ def ista_params(D: Dictionary, lam: float, depth: int, where: str) -> Unrolled:
         >>> print(ur.layers.ista_params(2 * jnp.eye(3), 0.1, 2, "caller").steps.theta.round(3))
         [0.025 0.025]
     """
-    gamma = jnp.full(depth, 1 / lipschitz(D, where), D.dtype)
-    return Unrolled(None, StepAndThreshold(gamma, gamma * lam))
+    params, usable = _ista_params(D, lam, depth)
+    if not _checks.may_hold(usable):
+        lipschitz(D, where)  # which says why
+    return params
+
+
+@program("depth")
+def _ista_params(D: Dictionary, lam: float, depth: int) -> tuple[Unrolled, Array]:
+    L = lipschitz(D, "ista_params")
+    gamma = jnp.full(depth, 1 / L, D.dtype)
+    return Unrolled(None, StepAndThreshold(gamma, gamma * lam)), (L > 0) & (1 / L > 0)
 
 
 class ista(Coupled, FromISTA, Shrinking):
@@ -83,7 +95,9 @@ class step_lista(FromISTA, Shrinking):
     starts_from_theory = True
 
     def init(self, key, D):
-        D, L, theta = self.ista_start(D)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
         return Unrolled(None, Step(jnp.full_like(theta, 1 / L)))
 
     def step(self, shared, p, D, y, state):

@@ -9,6 +9,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, power_of_two
+from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Matrix, Shape, Unrolled, magnitude, repeat
@@ -34,6 +35,11 @@ def message_passing(D: Dictionary, alpha: float, depth: int, where: str) -> Unro
     """W = D and alpha for unit atoms; for atoms of another size the same in their units."""
     norms = column_norms(D)
     nonzero(norms, where)
+    return _message_passing(D, norms, alpha, depth)
+
+
+@program("depth")
+def _message_passing(D: Dictionary, norms: Array, alpha: float, depth: int) -> Unrolled:
     k = exponent(norms)
     size = jnp.mean(ldexp(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
     alphas = jnp.full(depth, ldexp(alpha / jnp.sqrt(size), -k), D.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from unrolled._checks import Array
 from unrolled.dictionaries import spread
 from unrolled.layers._layer import Acting
-from unrolled.layers._lista import ista_matrices
+from unrolled.layers._lista import announce_squares, ista_matrices
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled
 from unrolled.layers._shrinking import FromISTA, Shrinking
 
@@ -59,9 +59,12 @@ class lfista(FromISTA, Shrinking):
     forms = (Unrolled(None, MomentumMatrices),)
 
     def init(self, key, D):
-        D, L, theta = self.ista_start(D)
+        announce_squares(D, self.depth, self.family)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
         momentum = jnp.asarray(fista_momentum(self.depth), D.dtype)
-        B, S = ista_matrices(D, L, self.family, self.depth)
+        B, S = ista_matrices(D, L, self.depth)
         scaled = momentum[:, None, None] * S
         return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
 

@@ -2,13 +2,15 @@
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.activations import kth_largest
-from unrolled.dictionaries import as_dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting, Layer
-from unrolled.layers._lista import Matrices, ista_matrices
+from unrolled.layers._lista import Matrices, announce_squares, ista_matrices
 from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
@@ -28,6 +30,11 @@ def keep_largest(v: Array, sparsity: int) -> Array:
     """
     _checks.nonnegative(sparsity, "sparsity", "keep_largest")
     v = _checks.as_float(v, "v", "keep_largest")
+    return _keep_largest(v, sparsity)
+
+
+@program()
+def _keep_largest(v: Array, sparsity: ArrayLike) -> Array:
     magnitude, count = lax.stop_gradient(jnp.abs(v)), jnp.clip(sparsity, 1, v.size)
     least = kth_largest(magnitude, count)
     small = (magnitude < least) | (jnp.isnan(least) & ~jnp.isnan(magnitude))
@@ -54,11 +61,20 @@ class liht(Layer):
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)
-        L = lipschitz(D, self.family)
-        return Unrolled(None, ista_matrices(D, L, self.family, self.depth))
+        announce_squares(D, self.depth, self.family)
+        matrices, usable = _matrices(D, self.depth)
+        if not _checks.may_hold(usable):
+            lipschitz(D, self.family)  # which says why
+        return Unrolled(None, matrices)
 
     def step(self, shared, p, D, y, state):
         return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))
 
     def weights(self, shared, p, D):
         return Acting(p.B, S=p.S)
+
+
+@program("depth")
+def _matrices(D: Dictionary, depth: int) -> tuple[Matrices, Array]:
+    L = lipschitz(D, "liht")
+    return ista_matrices(D, L, depth), (L > 0) & (1 / L > 0)

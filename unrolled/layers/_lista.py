@@ -1,13 +1,14 @@
 """LISTA (Gregor, LeCun 2010): both matrices of the ISTA step are learned, without a coupling."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary, dense, spread
+from unrolled._program import program
+from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
@@ -36,10 +37,17 @@ class MatricesAndThreshold(NamedTuple):
     theta: Theta
 
 
-def ista_matrices(D: Dictionary, L: Array, where: str, depth: int | None = None) -> Matrices:
+def announce_squares(D: Any, depth: int | None, where: str) -> None:
+    """Warn before the S of one step, or of so many, takes much memory."""
+    D, lead = as_dictionary(D, where), () if depth is None else (depth,)
+    what = "S, which is dense whatever D is"
+    _checks.announce((*lead, D.shape[1], D.shape[1]), D.dtype, what, where)
+
+
+@program("depth")
+def ista_matrices(D: Dictionary, L: Array, depth: int | None = None) -> Matrices:
     """The matrices of an ISTA step: B = D / L, S = I - D'D / L; with a depth, of so many steps."""
-    d, lead = D.shape[1], () if depth is None else (depth,)
-    _checks.announce((*lead, d, d), D.dtype, "S, which is dense whatever D is", where)
+    d = D.shape[1]
     with jax.default_matmul_precision("highest"):
         A = dense(D)
         matrices = Matrices(A / L, jnp.eye(d, dtype=D.dtype) - A.T @ A / L)
@@ -69,10 +77,13 @@ class lista(FromISTA, Selecting):
     forms = (Unrolled(Matrices, Threshold), Unrolled(None, MatricesAndThreshold))
 
     def init(self, key, D):
-        D, L, theta = self.ista_start(D)
+        announce_squares(D, None if self.tied else self.depth, self.family)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
         if self.tied:
-            return Unrolled(ista_matrices(D, L, self.family), Threshold(theta))
-        B, S = ista_matrices(D, L, self.family, self.depth)
+            return Unrolled(ista_matrices(D, L), Threshold(theta))
+        B, S = ista_matrices(D, L, self.depth)
         return Unrolled(None, MatricesAndThreshold(B, S, theta))
 
     def step(self, shared, p, D, y, state, fraction=None):

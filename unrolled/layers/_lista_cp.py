@@ -44,7 +44,9 @@ class lista_cp(Coupled, FromISTA, Selecting):
     forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
 
     def init(self, key, D):
-        D, L, theta = self.ista_start(D)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
         return self.from_theory(D / L, theta)
 
     def weights(self, shared, p, D):

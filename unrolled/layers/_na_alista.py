@@ -9,7 +9,8 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary
+from unrolled._program import program
+from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._closed_form import stable_step
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.layers._shrinking import Selecting
@@ -83,20 +84,8 @@ class na_alista(Selecting):
                 f"{self.family}: init draws random matrices; expected a key, got None, "
                 "try jax.random.key(0)"
             )
-        key, D, n = _checks.as_key(key, self.family), as_dictionary(D, self.family), self.units
-        shapes = ((2 + n, 4 * n), (n, n), (n, 2))
-        kernel, middle, head = (
-            jax.random.normal(k, shape, D.dtype) * (_SMALL / math.sqrt(n))
-            for k, shape in zip(jax.random.split(key, 3), shapes)
-        )
-        no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
-        W = frobenius_weights(D)
-        at_start = stable_step(W, D) * jnp.asarray([1.0, self.threshold], D.dtype)
-        # The inverse of softplus, in a form that holds where exp(threshold) overflows.
-        head_bias = at_start + jnp.log(-jnp.expm1(-at_start))
-        return Unrolled(
-            Recurrent(Fixed(W), kernel, no_bias, middle, no_middle_bias, head, head_bias), None
-        )
+        key, D = _checks.as_key(key, self.family), as_dictionary(D, self.family)
+        return _drawn(self, key, D, frobenius_weights(D))
 
     def check(self, params, D):
         super().check(params, D)
@@ -124,6 +113,23 @@ class na_alista(Selecting):
         gamma, tau = jax.nn.softplus(middle @ shared.head + shared.head_bias)
         x = self.shrink(state.x + gamma * g, tau * sizes[1], fraction)
         return Remembered(x, hidden, memory)
+
+
+@program("layer")
+def _drawn(layer: na_alista, key: Array, D: Dictionary, W: Dictionary) -> Unrolled:
+    n = layer.units
+    shapes = ((2 + n, 4 * n), (n, n), (n, 2))
+    kernel, middle, head = (
+        jax.random.normal(k, shape, D.dtype) * (_SMALL / math.sqrt(n))
+        for k, shape in zip(jax.random.split(key, 3), shapes)
+    )
+    no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
+    at_start = stable_step(W, D) * jnp.asarray([1.0, layer.threshold], D.dtype)
+    # The inverse of softplus, in a form that holds where exp(threshold) overflows.
+    head_bias = at_start + jnp.log(-jnp.expm1(-at_start))
+    return Unrolled(
+        Recurrent(Fixed(W), kernel, no_bias, middle, no_middle_bias, head, head_bias), None
+    )
 
 
 def _lstm(p: Recurrent, u: Array, state: Remembered) -> tuple[Array, Array]:

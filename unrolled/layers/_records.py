@@ -14,6 +14,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._export import exportable
+from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured
 
 THRESHOLD, STEP_SIZE, WEIGHTS = "threshold", "step size", "weights"
@@ -115,8 +116,12 @@ def stack(params: Unrolled) -> Unrolled:
         return params
     if not params.steps:
         raise ValueError("stack: there are no steps to stack")
-    steps = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.steps)
-    return Unrolled(params.shared, steps)
+    return Unrolled(params.shared, _stacked(params.steps))
+
+
+@program()
+def _stacked(steps: tuple) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
 
 
 def unstack(params: Unrolled) -> Unrolled:
@@ -131,9 +136,12 @@ def unstack(params: Unrolled) -> Unrolled:
     """
     if type(params.steps) is tuple or params.steps is None:
         return params
-    K = depth_of(params.steps)
-    steps = tuple(jax.tree.map(operator.itemgetter(k), params.steps) for k in range(K))
-    return Unrolled(params.shared, steps)
+    return Unrolled(params.shared, _unstacked(params.steps))
+
+
+@program()
+def _unstacked(steps: Any) -> tuple:
+    return tuple(jax.tree.map(operator.itemgetter(k), steps) for k in range(depth_of(steps)))
 
 
 def repeat(tree: Any, depth: int) -> Any:
@@ -143,6 +151,11 @@ def repeat(tree: Any, depth: int) -> Any:
         >>> ur.layers.repeat(ur.layers.Weights(jnp.eye(2)), 3).W.shape
         (3, 2, 2)
     """
+    return _repeat(tree, depth)
+
+
+@program("depth")
+def _repeat(tree: Any, depth: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), tree)
 
 

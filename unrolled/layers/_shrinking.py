@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.activations import (
     NAMED,
     Activation,
@@ -22,6 +23,7 @@ from unrolled.activations import (
 )
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
+from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
@@ -170,6 +172,24 @@ class FromISTA(Layer):
         D = as_dictionary(D, self.family)
         L = lipschitz(D, self.family)
         return D, L, jnp.full(self.depth, self.lam / L, D.dtype)
+
+    def start_at_ista(self, D: Dictionary) -> Unrolled:
+        """`at_ista` of a dictionary: what `init` returns."""
+        D = as_dictionary(D, self.family)
+        params, usable = _at_ista(self, D)
+        if not _checks.may_hold(usable):
+            lipschitz(D, self.family)  # which says why
+        return params
+
+    def at_ista(self, D: Dictionary, L: Array, theta: Array) -> Unrolled:
+        """The params whose steps are those of ISTA, with the arguments that `ista_start` gives."""
+        raise NotImplementedError
+
+
+@program("layer")
+def _at_ista(layer: FromISTA, D: Dictionary) -> tuple[Unrolled, Array]:
+    D, L, theta = layer.ista_start(D)
+    return layer.at_ista(D, L, theta), (L > 0) & (1 / L > 0)
 
 
 class Coupled(Layer):

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._numbers import energy, ldexp, widened
-from unrolled.dictionaries import as_dictionary, column_norms, dense
+from unrolled._program import program
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._ista import Step
 from unrolled.layers._lamp import nonzero
@@ -51,7 +52,7 @@ class tista(Estimating):
         D = as_dictionary(D, self.family)
         nonzero(column_norms(D), self.family)
         gamma = min(D.shape[1] / min(D.shape), 2.0)
-        return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.full(self.depth, gamma, D.dtype)))
+        return _start(D, gamma, self.depth)
 
     def step(self, shared, p, D, y, state):
         W, (m, d), gamma = lax.stop_gradient(shared.W), D.shape, p.gamma
@@ -68,3 +69,8 @@ class tista(Estimating):
 
     def weights(self, shared, p, D):
         return Acting(shared.W, p.gamma)
+
+
+@program("depth")
+def _start(D: Dictionary, gamma: float, depth: int) -> Unrolled:
+    return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.full(depth, gamma, D.dtype)))

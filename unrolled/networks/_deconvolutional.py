@@ -14,8 +14,9 @@ from unrolled import _checks
 from unrolled._checks import Array, Key
 from unrolled._export import exportable
 from unrolled._numbers import exponent, ldexp
+from unrolled._program import program
 from unrolled.activations import as_power
-from unrolled.dictionaries import Conv, normalized
+from unrolled.dictionaries import Conv, Dictionary, normalized
 from unrolled.layers import Shape, Theta, Unrolled, magnitude, option
 from unrolled.networks._network import Params, chain_of, where
 from unrolled.networks._unfolded import Unfolded
@@ -72,8 +73,10 @@ class deconvolutional(Unfolded):
     def init(self, key, Ds):
         params = []
         for D in chain_of(self, Ds):
-            beta = lipschitz(D, where(self)) * jnp.geomspace(*_BETA, self.depth, dtype=D.dtype)
-            params.append(Unrolled(None, BetaAndThreshold(beta, self.lam / beta)))
+            start, usable = _start_of(D, self.lam, self.depth)
+            if not _checks.may_hold(usable):
+                lipschitz(D, where(self))  # which says why
+            params.append(start)
         return tuple(params)
 
     def step(self, shared, p, D, y, state):
@@ -197,6 +200,13 @@ def _as_mask(mask: ArrayLike | None, shape: tuple[int, int], caller: str) -> np.
             "every filter"
         )
     return mask
+
+
+@program("depth")
+def _start_of(D: Dictionary, lam: float, depth: int) -> tuple[Unrolled, Array]:
+    L = lipschitz(D, "deconvolutional")
+    beta = L * jnp.geomspace(*_BETA, depth, dtype=D.dtype)
+    return Unrolled(None, BetaAndThreshold(beta, lam / beta)), (L > 0) & (1 / L > 0)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.activations import Activation, relu
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.layers import (
@@ -56,10 +58,18 @@ class Unfolded(Network, Looped):
 
     def start_of(self, D: Dictionary, lam: Any) -> tuple[Array, Array, StepAndThreshold]:
         """gamma = 1 / L and theta = lam / L, with L = norm(D, 2)^2, and K steps of them."""
-        gamma = 1 / lipschitz(D, where(self))
-        theta = lam * gamma
-        steps = (jnp.full(self.depth, value, D.dtype) for value in (gamma, theta))
-        return gamma, theta, StepAndThreshold(*steps)
+        start, usable = _start_of(D, lam, self.depth)
+        if not _checks.may_hold(usable):
+            lipschitz(D, where(self))  # which says why
+        return start
+
+
+@program("depth")
+def _start_of(D: Dictionary, lam: Any, depth: int) -> tuple[Any, Array]:
+    gamma = 1 / (L := lipschitz(D, "networks"))
+    theta = lam * gamma
+    steps = StepAndThreshold(*(jnp.full(depth, value, D.dtype) for value in (gamma, theta)))
+    return (gamma, theta, steps), (L > 0) & (gamma > 0)
 
 
 # Compiled once, where an eager scan would be compiled at every call.
