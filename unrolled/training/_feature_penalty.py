@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import widened
+from unrolled._program import program
 
 _WHERE = "sparse_feature_penalty"
 
@@ -52,10 +54,16 @@ def sparse_feature_penalty(
     """
     layers = _layers(features)
     chosen = _weights(weights, features, layers)
-    means = {name: jnp.mean(_sample_means(x)) for name, x in layers.items()}
+    # Not as dicts, whose keys jit sorts.
+    return _penalty(list(layers.values()), [chosen[name] for name in layers])
+
+
+@program()
+def _penalty(layers: list[Array], weights: list[ArrayLike]) -> Array:
+    means = [jnp.mean(_sample_means(x)) for x in layers]
     dtype = _checks.common_dtype(means)
     return sum(
-        (jnp.asarray(chosen[name], dtype) * mean.astype(dtype) for name, mean in means.items()),
+        (jnp.asarray(w, dtype) * mean.astype(dtype) for w, mean in zip(weights, means)),
         start=jnp.zeros((), dtype),
     )
 

@@ -12,10 +12,12 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import energy
+from unrolled._program import program
 from unrolled.pursuit import lasso_objective
 from unrolled.training._protocols import Loss
 
 
+@program()
 def supervised(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """The mean over the batch of 1/2 norm(x_K - x)^2.
 
@@ -33,6 +35,7 @@ def supervised(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     return jnp.mean(jnp.sum((codes[-1] - _last(X)) ** 2, -1)) / 2
 
 
+@program()
 def log_nmse(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, up to a factor.
 
@@ -75,6 +78,7 @@ def lasso(lam: ArrayLike) -> Loss:
     def objective(D):
         return jax.vmap(lasso_objective, (_axis(D), 0, 0, None))
 
+    @program()
     def loss(codes, X, D, Y):
         blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
         return sum(jnp.mean(objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
@@ -82,6 +86,7 @@ def lasso(lam: ArrayLike) -> Loss:
     return loss
 
 
+@program()
 def reconstruction(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J.
 
@@ -117,6 +122,7 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
         2.25
     """
 
+    @program()
     def total(codes, X, D, Y):
         if isinstance(codes, tuple):
             if X is not None and not isinstance(X, tuple):
