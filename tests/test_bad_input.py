@@ -716,6 +716,7 @@ def fit(*, params=None, dictionary=D, sample=sample, optimizer=SGD, steps=1, key
     )
 
 
+@pytest.mark.filterwarnings("ignore:fit. the training")  # of one random batch
 def test_23_fit_leaves_the_arrays_of_its_caller_alone():
     params, dictionary = params_of("ista"), jnp.asarray(D)
     before = [np.array(leaf) for leaf in jax.tree.leaves(params)]
@@ -837,6 +838,7 @@ def test_26_fit_stops_at_nan_params_and_keeps_what_it_had():
     )
 
 
+@pytest.mark.filterwarnings("ignore:fit. the training")  # of one random batch
 def test_38_seeds_and_keys_of_both_kinds_give_the_same_samples():
     def random_sample(key):
         return jax.random.normal(key, (2, M)), jax.random.normal(key, (2, N))

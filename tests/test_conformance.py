@@ -500,6 +500,8 @@ def test_alista_with_unit_steps_is_lista_cp(plain):
     D, y, _ = plain
     alista, lista_cp = ur.layers.alista(K), ur.layers.lista_cp(K)
     ours = alista.init(jax.random.key(0), D)
+    unit = ours.steps._replace(gamma=jnp.ones_like(ours.steps.gamma))
+    ours = ours._replace(steps=unit)
     theirs = lista_cp.init(jax.random.key(0), D)
     theirs = theirs._replace(
         shared=ur.layers.Weights(ours.shared.W), steps=theirs.steps._replace(theta=ours.steps.theta)

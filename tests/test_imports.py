@@ -273,9 +273,10 @@ def test_no_global_configuration_and_no_way_to_run_what_a_file_holds():
 def test_nothing_is_guessed_from_names_or_signatures_of_functions():
     """What a consumer needs to know of a layer, it asks the layer.
 
-    `pursuit.register` says that it reads the signature: its options have no other place.
+    `pursuit.register` says that it reads the signature: its options have no other place. `program`
+    finds by it where its static arguments stand.
     """
-    said = {"unrolled.pursuit._registry: inspect.signature"}
+    said = {f"unrolled.{name}: inspect.signature" for name in ("pursuit._registry", "_program")}
     guesses = [
         f"{module}: {guess}"
         for module, path in MODULES.items()
