@@ -1135,6 +1135,7 @@ SINGLE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:fit. the training starts above")  # of one random batch
 @pytest.mark.parametrize("row", SINGLE)
 def test_single_cases(row, tmp_path):
     SINGLE[row](tmp_path)

@@ -273,8 +273,10 @@ def test_gradients_are_central_differences_in_every_leaf(name):
 
 
 # One of each way to loop: shared params alone, tied, untied, a schedule, a state with memory.
+# Without support selection: where a step is computed anew, its k-th largest entry may be rounded
+# otherwise, and fall out of the selection.
 @pytest.mark.parametrize(
-    "name", ["hyperlista", "lista", "lista_cp, untied", "alista, support", "lamp", "na_alista"]
+    "name", ["hyperlista", "lista", "lista_cp, untied", "alista", "lamp", "na_alista"]
 )
 def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
     layer, params, D, Y = case(name)
@@ -366,6 +368,8 @@ def test_a_structured_dictionary_is_its_matrix(layer, kind):
         registry.LAYERS[layer](2),
         dictionary(kind) / 3.0,
     )  # norms near 1, as CLOSE asks
+    if layer.family == "robust_alista":  # the ridge is relative to a norm that is a bound for Conv
+        layer = dataclasses.replace(layer, ridge=0.0)
     y = signals(D.shape[0])[0]
     params = jittered(jax.jit(layer.init)(jax.random.key(1), D))
     filters, positions = D.code_grid if hasattr(D, "code_grid") else (D.shape[1], 1)

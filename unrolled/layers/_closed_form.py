@@ -9,8 +9,8 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, power_of_two
 from unrolled._program import program
 from unrolled.dictionaries import (
+    Conv,
     Dictionary,
-    Structured,
     as_dictionary,
     column_norms,
     spectral_norm,
@@ -44,8 +44,7 @@ def lasso_weights(D: Dictionary, ridge: float) -> Dictionary:
         w_i \cdot d_i = \|d_i\|^2 / \tfrac1d \sum_j \|d_j\|^2.
 
     For unit atoms w_i . d_i = 1, and ridge = 0 gives `theory.frobenius_weights`; as ridge -> inf, W
-    tends to a multiple of D, whose steps are those of ISTA. A `Conv` has w_i . d_i = 1 whatever the
-    norms of its filters are.
+    tends to a multiple of D, whose steps are those of ISTA. The norm(D, 2) of a `Conv` is a bound.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -70,10 +69,12 @@ def _scaled(D: Dictionary) -> tuple[Dictionary, Array]:
 def _lasso_weights(D: Dictionary, ridge: float | None) -> Dictionary:
     scaled, factor = _scaled(D)
     W = frobenius_weights(scaled, 0.0 if ridge is None else ridge * spectral_norm(scaled) ** 2)
-    if not isinstance(W, Structured):
-        squares = column_norms(scaled) ** 2
-        W = W * (squares / jnp.mean(squares))[None, :]
-    return W * factor
+    squares = column_norms(scaled) ** 2
+    squares = squares / jnp.mean(squares)
+    if isinstance(W, Conv):  # all positions of a filter have one norm
+        filters = squares.reshape(len(W.filters), -1)[:, 0]
+        return W.scale(filters.reshape(-1, *(1,) * (W.filters.ndim - 1)) * factor)
+    return W * squares[None, :] * factor
 
 
 class FromClosedForm(Layer):

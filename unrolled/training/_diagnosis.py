@@ -56,7 +56,7 @@ def warn_of_end(loop: Loop, state: Progress) -> None:
             f"{last.validation:.6g}, although its gradient is not zero. The updates are zero or "
             "too small for the dtype; try a larger rate"
         )
-    elif exceeds(last.validation, loop.zero):
+    elif last.step > first.step and exceeds(last.validation, loop.zero):
         what, try_ = ("ends above zero codes", "more steps, or another rate or start")
         if last.validation > first.validation:
             what, try_ = "diverges", "a smaller rate"
