@@ -10,23 +10,24 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.activations import select_support
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
-from unrolled.layers._closed_form import stable_step
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, magnitude
 from unrolled.layers._shrinking import Shrinking
-from unrolled.theory import frobenius_weights, pseudo_inverse, weights_coherence
+from unrolled.theory import frobenius_weights, pseudo_inverse, spectral_radius, weights_coherence
 
 # (c_1, c_2, c_3) for Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16, chosen by
 # `training.search` on 512 signals (benchmarks/lista.py).
 _NUMBERS = (0.035, 0.015, 12.0)
+# There rho(W'D) is 2.1, which thresholds and selection tame.
+_TAMED = 2.5
 
 
 class Analytic(NamedTuple):
     """What theory gives: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
 
-    c = min(1, 2 / rho(W'D)), as the steps have no step size. Hence D^+ r = leverage (c W)'r. (For a
-    `Conv`, whose weights are filters, this is an approximation; norm(D^+ r, 1) only sets the scale
-    of the thresholds.)
+    c is 2 / rho(W'D) where rho is above 2.5, as the steps have no step size, else 1. Hence
+    D^+ r = leverage (c W)'r. (For a `Conv`, whose weights are filters, this is an approximation;
+    norm(D^+ r, 1) only sets the scale of the thresholds.)
     """
 
     W: Matrix
@@ -58,7 +59,8 @@ def analytic_part(D: Dictionary) -> Fixed[Analytic]:
 
 @program()
 def _analytic(D: Dictionary, W: Dictionary) -> Fixed[Analytic]:
-    c = stable_step(W, D)
+    radius = spectral_radius(W, D)
+    c = jnp.where(radius <= _TAMED, 1, 2 / radius)
     with jax.default_matmul_precision("highest"):
         leverage = jnp.sum(pseudo_inverse(D).T * dense(D), axis=0)
         return Fixed(Analytic(W * c, leverage / c, weights_coherence(W, D).mu_W))
