@@ -2,12 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from unrolled import _checks, activations, dictionaries, theory
-from unrolled.commands._certificate import Request, certificate
+from unrolled import _checks, activations, dictionaries, studies, theory
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
 from unrolled.commands._report import check_figure, write_figure
@@ -76,13 +76,13 @@ def run(arguments: argparse.Namespace) -> None:
     if holds_weights(arguments.dictionaries[0]):
         _run_on_weights(arguments)
         return
-    request = _request(arguments)
+    options = _options(arguments)
     if arguments.figure is not None:
         check_figure(arguments.figure)
     say = teller()
     with jax.enable_x64(True):
         Ds = [_read(path, arguments.normalize) for path in arguments.dictionaries]
-    found = certificate(Ds, request, say)
+    found = studies.certify(Ds, **options, say=say)
     names = " ".join(str(path) for path in arguments.dictionaries)
     show(arguments.json, found.to_dict(), f"{names}: {found.text()}")
     if arguments.figure is not None:
@@ -120,15 +120,16 @@ def _run_on_weights(arguments: argparse.Namespace) -> None:
     show(arguments.json, found.to_dict(), f"{path}: {found.text()}")
 
 
-def _request(arguments: argparse.Namespace) -> Request:
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The class of codes that is asked about, and how."""
     activation = None
     if arguments.activation is not None:
         k = 1.0 if arguments.scale is None else arguments.scale
         activation = activations.scale(activations.by_name(arguments.activation), k)
     elif arguments.scale is not None:
         raise ValueError("certify: --scale needs --activation")
-    return Request(
-        sparsities=None if arguments.sparsity is None else _sparsities(arguments.sparsity),
+    return dict(
+        sparsity=None if arguments.sparsity is None else _sparsities(arguments.sparsity),
         bound=arguments.bound,
         noise=arguments.noise,
         tolerance=arguments.tolerance,

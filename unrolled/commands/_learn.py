@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import datasets, dictionary_learning, plots, pursuit
+from unrolled import datasets, dictionary_learning, plots, pursuit, studies
 from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
 from unrolled._runs import claimed
-from unrolled.commands._certificate import Report, Request, certificate
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._inputs import in_float32
 from unrolled.commands._report import (
@@ -212,11 +211,10 @@ def _shape(text: str | None, m: int) -> tuple[int, int]:
     return height, width
 
 
-def _certified(D: np.ndarray, say: Say) -> Report:
+def _certified(D: np.ndarray, say: Say) -> studies.Report:
     say("what the theory certifies")
-    request = Request(None, 1.0, 0.0, 1e-6, None, False)
     with jax.enable_x64(True):
-        return certificate([jnp.asarray(D, float)], request, say)
+        return studies.certify([jnp.asarray(D, float)], say=say)
 
 
 def _codes(
@@ -230,7 +228,11 @@ def _codes(
 
 
 def _sections(
-    method: str, found: Learned, X: np.ndarray, shape: tuple[int, int], certified: Report | None
+    method: str,
+    found: Learned,
+    X: np.ndarray,
+    shape: tuple[int, int],
+    certified: studies.Report | None,
 ) -> list[Section]:
     D, history = jnp.asarray(found.D), found.history
     steps = [[s.step, s.objective, s.seconds, s.replaced] for s in history]
