@@ -742,6 +742,7 @@ def test_a_start_above_zero_codes_is_reported(D, sample):
     assert not found.worsened
     zero, last = found.history.zero, found.history.records[-1].validation
     assert last < zero < found.history.records[0].validation
+    told_once(match, layer, D, sample, far, steps=0)  # at the first evaluation, before any step
     with pytest.warns(UserWarning) as told:
         found = run(layer, D, sample, far, steps=1, optimizer=optax.sgd(1e-9))
     ends = "fit: the training ends above zero codes: it began with .* try more steps"
