@@ -28,11 +28,12 @@ class alista(Coupled, FromClosedForm, Selecting):
     `init` takes weights in closed form with a `ridge`, gamma = 1 / rho(W'D) and theta = gamma lam.
 
     With the default ridge the objective of the LASSO at the start is at most that of ISTA at the
-    same depth, or 1 % above it where ISTA has converged: so on learned, correlated, ill-conditioned
-    and noisy problems (tests/test_starts.py, benchmarks/README.md). With ridge = 0, the weights of
-    the paper, it can be three times as large. For planted codes without noise training goes further
-    with those weights, which `analytic.alista` and ridge = 0 give. Not claimed: either with
-    `support`, which lets entries pass that the LASSO would shrink.
+    same depth, or within 2 % of it where ISTA has converged: so on smooth, correlated,
+    ill-conditioned and noisy problems (tests/test_starts.py) and on learned dictionaries
+    (benchmarks/README.md). With ridge = 0, the weights of the paper, it can be far above. For
+    planted codes without noise training goes further with those weights, which `analytic.alista`
+    and ridge = 0 give. Not claimed: either with `support`, which lets entries pass that the LASSO
+    would shrink.
 
     Reference: Liu, Chen, Wang, Yin (2019). Their support selection is about (0.012, 0.13).
 
