@@ -196,7 +196,7 @@ def kind_of(field: dataclasses.Field) -> type:
     Example:
         >>> import dataclasses
         >>> [ur.records.kind_of(f).__name__ for f in dataclasses.fields(ur.layers.ista)]
-        ['object', 'float', 'str', 'int', 'bool', 'int']
+        ['str', 'int', 'bool', 'int', 'object', 'float']
     """
     name = str(getattr(field.type, "__name__", field.type)).partition(" | ")[0]
     return _KINDS.get(name, object)
@@ -217,8 +217,7 @@ def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits
         ValueError: a value beyond the limits.
 
     Example:
-        >>> import dataclasses
-        >>> depth = dataclasses.fields(ur.alista)[0]
+        >>> depth = ur.alista.__dataclass_fields__["depth"]
         >>> ur.records.accept(depth, 3, "--depth", "caller", most=2)
         Traceback (most recent call last):
         ValueError: caller: --depth must be at most 2, got 3
@@ -446,9 +445,9 @@ def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> N
         help: in place of its own, for an option of several records.
 
     Example:
-        >>> import argparse, dataclasses
+        >>> import argparse
         >>> parser = argparse.ArgumentParser()
-        >>> ur.records.add_flag(parser, dataclasses.fields(ur.alista)[0])
+        >>> ur.records.add_flag(parser, ur.alista.__dataclass_fields__["depth"])
         >>> parser.parse_args(["--depth", "3"])
         Namespace(depth='3')
     """

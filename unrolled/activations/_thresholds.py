@@ -116,8 +116,8 @@ def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
     Reference: Gao, Bruce (1997).
 
     Example:
-        >>> ur.activations.firm_threshold(jnp.array([0.5, 2.0, 3.0]), 1.0, 3.0).tolist()
-        [0.0, 1.5, 3.0]
+        >>> ur.activations.firm_threshold(jnp.array([0.5, 1.5, 3.0]), 1.0, 2.0).tolist()
+        [0.0, 1.0, 3.0]
     """
     v, theta = _operands(v, theta, "firm_threshold")
     if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):

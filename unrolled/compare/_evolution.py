@@ -252,8 +252,8 @@ def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | Chai
         >>> watch = ur.compare.evolution(layer, D)
         >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
         >>> watch(start, layer.init(None, D))
-        >>> print(watch.series("theta"))
-        [[0.1 0.1 0.1]]
+        >>> print(watch.series("theta").round(3))
+        [[0.05 0.05 0.05]]
     """
     if isinstance(model, Network):
         Ds = as_chain(D, "evolution")

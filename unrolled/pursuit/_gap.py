@@ -198,7 +198,7 @@ def least_between(xp: ModuleType, x: Any, d: Any, slope: Any, lam: Any, signs: A
         signs: (n, k), -1, 0 or 1.
 
     Example:
-        >>> from unrolled.pursuit._line import least_between
+        >>> from unrolled.pursuit._gap import least_between
         >>> x, d = np.array([[1.0, 2.0]]), np.array([[-3.0, 1.0]])  # f = 10, the first rise is 6
         >>> least_between(np, x, d, d, 1.0, np.ones((1, 2))).round(2).tolist()
         [[-0.2, 2.4]]

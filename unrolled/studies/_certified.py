@@ -292,7 +292,7 @@ def certified_chain(
         >>> study = ur.studies.certified_chain(jax.random.key(0), depths=(20,))
         >>> [bool((e <= b).all()) for e, b in zip(study.fast.measured, study.fast.bounds)]
         [True, True]
-        >>> study.slow[20].printed > study.slow[20].measured[1][-1]
+        >>> bool(study.slow[20].printed > study.slow[20].measured[1][-1])
         True
     """
     depths = _checks.as_indices(depths, "depths", "certified_chain", least=1)

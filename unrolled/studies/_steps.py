@@ -115,7 +115,7 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
         >>> X = ur.problems.exact_sparse(jax.random.key(0), (50, 32), 1)
         >>> samples = ur.studies.split(D, ur.problems.synthesize(D, X), X)
         >>> starts = ur.studies.from_theory(samples, layer)
-        >>> starts.params[layer].steps.theta.shape, starts.remark[-30:]
+        >>> starts.params[layer].steps.theta.shape, starts.remark[-25:]
         ((4,), 'It certifies up to s = 2.')
     """
     D, (Y, X) = samples.D, samples.chosen_on
