@@ -817,7 +817,7 @@ def test_other_objects_than_unit_dictionaries_are_refused_by_name(where, D, erro
     assert where in str(caught.value)
 
 
-@pytest.mark.parametrize("tol", [0, -1e-6, math.nan])
+@pytest.mark.parametrize("tol", [0, -1e-6, math.nan, math.inf])
 @pytest.mark.parametrize("call", [
     theory.generalized_coherence,
     theory.minimax_weights,

@@ -15,6 +15,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._interior_point import least_entries
 from unrolled._numbers import largest
+from unrolled._program import program
 from unrolled._threads import one_thread
 from unrolled.dictionaries import (
     Dictionary,
@@ -104,7 +105,8 @@ def generalized_coherence(
         with holds = False.
 
     Raises:
-        ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive.
+        ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive or not
+            finite.
         CheckpointError: the cache folder cannot be written.
 
     Not claimed: interval arithmetic; the bounds are computed in float64.
@@ -133,14 +135,22 @@ def generalized_coherence(
     if cache is not None:
         check_cache(Path(cache), where)
         solve = partial(cached, solve, Path(cache), chosen, (tol, only_maximum))
-    upper, lower, reached, W, rank = _differentiable(solve, chosen)(dense(D))
+    solved = _differentiable(solve, chosen)(dense(D))
+    return _settled(D if atoms is None else None, solved, tol, only_maximum)
+
+
+@program("only_maximum")
+def _settled(
+    D: Dictionary | None, solved: tuple[Array, ...], tol: ArrayLike, only_maximum: bool
+) -> GeneralizedCoherence:
+    """The result for (upper, lower, reached, W, rank) of all atoms of D, or of some for None."""
+    upper, lower, reached, W, rank = solved
     top, bottom = largest(upper), largest(lower)
     holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
     holds &= _attained(upper, reached, only_maximum)
-    if atoms is not None:
-        return GeneralizedCoherence(top, bottom, upper, lower, W, holds, rank)
-    upper, lower = spread(D, upper), spread(D, lower)
-    return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds, rank)
+    if D is not None:
+        upper, lower, W = spread(D, upper), spread(D, lower), replicate(D, W)
+    return GeneralizedCoherence(top, bottom, upper, lower, W, holds, rank)
 
 
 def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Dictionary:
@@ -317,8 +327,8 @@ def _unit_dictionary(D: Dictionary, where: str) -> Dictionary:
 
 
 def _positive(tol: float, where: str) -> None:
-    if not tol > 0:
-        raise ValueError(f"{where}: tol must be positive, got {tol}")
+    if not 0 < tol < np.inf:
+        raise ValueError(f"{where}: tol must be positive and finite, got {tol}")
 
 
 def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
