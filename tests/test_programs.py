@@ -263,7 +263,7 @@ NOT_NUMERIC = {
     *"layers.check_params layers.check_records layers.is_record layers.names_with_role".split(),
     *"layers.option layers.records_of training.exceeds training.merge training.restore".split(),
     *"training.restore_tree training.save training.save_tree training.scale_steps".split(),
-    *"training.split training.trainable".split(),
+    *"training.split training.trainable training.digest training.versions".split(),
 }
 # Loops over programs of their own, compiled once per run.
 LOOPS = set("networks.learn_deconvolution training.curriculum training.fit training.search".split())

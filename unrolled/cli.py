@@ -1,4 +1,4 @@
-"""The command line: `unrolled compare`, `certify`, `learn`, `train`, `encode` and `doctor`."""
+"""The command line: `unrolled compare`, `certify`, `learn`, `train`, `encode` and the others."""
 
 import argparse
 import importlib

@@ -1,10 +1,19 @@
 """The commands of `unrolled`. Each is a file with its parser, what it runs and what it prints."""
 
-from unrolled.commands import _certify, _compare, _doctor, _encode, _experiment, _learn, _train
+from unrolled.commands import (
+    _certify,
+    _compare,
+    _doctor,
+    _encode,
+    _experiment,
+    _export,
+    _learn,
+    _train,
+)
 from unrolled.commands._cache import kept_programs
 
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
-COMMANDS = (_compare, _certify, _learn, _train, _encode, _experiment, _doctor)
+COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)
 
 __all__ = [
     "COMMANDS",

@@ -10,7 +10,7 @@ from unrolled.training._curriculum import curriculum
 from unrolled.training._feature_penalty import sparse_feature_penalty
 from unrolled.training._fit import fit
 from unrolled.training._losses import deep, lasso, log_nmse, reconstruction, supervised
-from unrolled.training._manifest import CheckpointError
+from unrolled.training._manifest import CheckpointError, digest, versions
 from unrolled.training._mask import trainable
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Fit, History, NonFiniteError, Record, Trained, exceeds
@@ -36,6 +36,7 @@ __all__ = [
     "Trained",
     "curriculum",
     "deep",
+    "digest",
     "exceeds",
     "fit",
     "lasso",
@@ -52,5 +53,6 @@ __all__ = [
     "split",
     "supervised",
     "trainable",
+    "versions",
     "with_unit_atoms",
 ]

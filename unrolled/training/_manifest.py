@@ -101,7 +101,13 @@ def sha256(array: np.ndarray) -> str:
 
 
 def digest(tree: Any) -> str:
-    """The sha256 of a dictionary or a tuple of them, of kinds, static fields, shapes and bits."""
+    """The sha256 of a tree, as of a dictionary: of its kinds, static fields, shapes and bits.
+
+    Example:
+        >>> D = ur.dictionaries.dct(4, 6)
+        >>> ur.training.digest(D) == ur.training.digest(D + 0), len(ur.training.digest(D))
+        (True, 64)
+    """
     try:
         form, leaves = describe(tree, "D")
     except TypeError:  # of a kind that has no form
@@ -110,7 +116,12 @@ def digest(tree: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computed the numbers."""
+    """The versions of what computes here, as files of weights hold them.
+
+    Example:
+        >>> sorted(set(ur.training.versions()) - {"unrolled"})
+        ['jax', 'jaxlib', 'numpy', 'optax']
+    """
     found = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
     try:
         return {"unrolled": metadata.version("unrolled"), **found}

@@ -1,0 +1,59 @@
+"""`unrolled export`: trained weights as a program in one file, which runs without this library."""
+
+import argparse
+from pathlib import Path
+
+from unrolled import export
+from unrolled.commands._console import show
+from unrolled.commands._encode import restore_model
+from unrolled.commands._inputs import weights_of
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled export`."""
+    parser = commands.add_parser(
+        "export",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="write trained weights as a program that runs without this library",
+        description="Write the layer or network of a file of weights, with its dictionary, as one "
+        "program of StableHLO for any number of signals. It runs where jax and flatbuffers are "
+        "installed.",
+        epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
+    )
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a file, or a run folder")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="to write")
+    parser.add_argument(
+        "--dictionary",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="D, where the weights were saved without it, as .npy or .npz (entry D); once for each "
+        "layer of a chain",
+    )
+    parser.add_argument(
+        "--platforms",
+        default=",".join(export.PLATFORMS),
+        metavar="NAMES",
+        help="where the program is to run, with commas between (default %(default)s)",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the file, and print what it holds."""
+    model = restore_model(weights_of(arguments.weights), arguments.dictionary or [])
+    path = export.save(
+        arguments.output,
+        model.layer,  # type: ignore[arg-type]  # `restore_model` refuses weights without one
+        model.params,
+        model.D,  # type: ignore[arg-type]
+        platforms=arguments.platforms.split(","),
+    )
+    manifest = export.load(path).manifest
+    m, size = manifest["signals"][1], path.stat().st_size
+    text = (
+        f"{path}: {manifest['model']} for signals (n, {m}) in {manifest['dtype']}, "
+        f"{size / 1e6:.2g} MB, for {', '.join(manifest['platforms'])}"
+    )
+    show(arguments.json, {"path": str(path), "bytes": size, **manifest}, text)

@@ -1,0 +1,224 @@
+"""A solver in one file that runs without this library: its program, with weights and dictionary."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks, _json
+from unrolled._files import CheckpointError, write_whole
+from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.layers import Layer
+from unrolled.networks import Network
+from unrolled.pursuit import PURSUITS
+from unrolled.training import digest, versions
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_FORMAT = 1  # a newer one is refused
+# What tracing raises where a function asks for the value of an array.
+_ON_HOST = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_ADVICE = "no program in a file can; try `pursuit.lasso`, or a layer"
+
+
+class Exported(NamedTuple):
+    """A solver read from a file."""
+
+    run: Callable[[ArrayLike], Any]  # signals (n, m) -> codes (n, d), of a network one per layer
+    manifest: dict[str, Any]
+
+
+def save(
+    path: str | Path,
+    model: Layer | Network | Callable[..., Any],
+    params: Any,
+    D: Dictionary | Sequence[Dictionary],
+    *,
+    platforms: Sequence[str] = PLATFORMS,
+) -> Path:
+    """Write a solver with its params and dictionary as one program, for any number of signals.
+
+    The file is an uncompressed zip of `program`, which `jax.export` reads, and `manifest.json`: the
+    model as one types it, shapes and dtype, platforms, the sha256 of the program, of D and of the
+    params, and versions. To run it elsewhere takes jax and flatbuffers alone:
+
+        program = zipfile.ZipFile(path).read("program")
+        X = jax.export.deserialize(bytearray(program)).call(Y)
+
+    Args:
+        path: the file; one that is there is replaced in one move.
+        model: a layer, a network, or a pursuit `f(D, y, **options)` whose result has `x` or `xs`.
+        params: of the model; for a pursuit its options as a dict, or None.
+        D: (m, d), plain or structured; of a network, or a multi-layer pursuit, a tuple.
+        platforms: of jax, where the program is to run.
+
+    Returns:
+        the absolute path.
+
+    Raises:
+        ImportError: flatbuffers is not installed.
+        TypeError: another model, traced arguments, or a pursuit that computes on the host:
+            `basis_pursuit`, `lasso_batch`, `omp_batch`.
+        ValueError: params that do not fit, or a program that one of the platforms does not have.
+        OSError: the file cannot be written.
+
+    Not claimed: equal bits on other platforms, or under other versions of jax, which guarantees to
+    run a program for six months after it was written.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> layer, D = ur.alista(3), ur.dictionaries.dct(4, 6)
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.stablehlo"
+        >>> path = ur.export.save(path, layer, layer.init(None, D), D)
+        >>> ur.export.load(path).run(D.T).shape
+        (6, 6)
+    """
+    path, where = Path(path).absolute(), "export.save"
+    _checks.on_host((params, D), where, "params or D")
+    platforms = _known(platforms, where)
+    is_net, many = isinstance(model, Layer | Network), isinstance(D, (tuple, list))
+    D = tuple(as_dictionary(A, where) for A in D) if many else as_dictionary(D, where)
+    m = (D[0] if many else D).shape[0]
+    dtype = _checks.common_dtype(params, D)
+    with jax.enable_x64(dtype == np.float64 or jax.config.values["jax_enable_x64"]):
+        solve = _solver(model, params, D, where)
+        program, codes = _program(solve, m, dtype, platforms, where)
+    manifest = {
+        "format": _FORMAT,
+        "model": repr(model) if is_net else getattr(model, "__name__", repr(model)),
+        "options": None if is_net else repr(params or {}),
+        "signals": ["n", m],
+        "codes": codes,
+        "dtype": np.dtype(dtype).name,
+        "platforms": list(platforms),
+        "program sha256": hashlib.sha256(program).hexdigest(),
+        "params sha256": digest(params),
+        "D sha256": digest(D),
+        "versions": versions(),
+    }
+    blob = io.BytesIO()
+    with zipfile.ZipFile(blob, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("manifest.json", json.dumps(_json.sealed(manifest), indent=1))
+        archive.writestr("program", program)
+    write_whole(path, blob.getbuffer())
+    return path
+
+
+def load(path: str | Path) -> Exported:
+    """Read what `save` wrote, after checking its hashes.
+
+    Returns:
+        Exported(run, manifest). `run` takes signals (n, m), any real numbers, in the dtype of the
+        manifest.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: flatbuffers is not installed.
+        CheckpointError: damaged, truncated, of a newer format, or no such file of this library.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path, D = pathlib.Path(tempfile.mkdtemp()) / "omp.stablehlo", ur.dictionaries.dct(4, 6)
+        >>> path = ur.export.save(path, ur.pursuit.omp, {"sparsity": 1}, D)
+        >>> solver = ur.export.load(path)
+        >>> solver.run(2 * D[:, :1].T).round(3).tolist(), solver.manifest["model"]
+        ([[2.0, 0.0, 0.0, 0.0, 0.0, 0.0]], 'omp')
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"export.load: {path}: no such file")
+    _check_flatbuffers("export.load")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read("manifest.json"))
+            program = archive.read("program")
+        if not isinstance(manifest, dict) or "sha256" not in manifest:
+            raise ValueError("its manifest is not one of unrolled")
+        manifest = _json.unsealed(manifest)
+        if manifest["format"] > _FORMAT:
+            raise ValueError(f"it has format {manifest['format']}, newer than {_FORMAT}")
+        if hashlib.sha256(program).hexdigest() != manifest["program sha256"]:
+            raise ValueError("its program has changed since it was written: its sha256 differs")
+        call = jax.jit(jax.export.deserialize(bytearray(program)).call)
+    except Exception as error:  # whatever a reader of foreign bytes raises
+        raise CheckpointError(f"export.load: {path}: {error}") from error
+    return Exported(partial(_run, call, manifest["signals"][1], manifest["dtype"]), manifest)
+
+
+def _run(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
+    """Codes of signals (n, m), in the dtype of the program."""
+    if np.ndim(Y) != 2 or np.shape(Y)[1] != m:
+        raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")
+    with jax.enable_x64(dtype == "float64" or jax.config.values["jax_enable_x64"]):
+        if not len(Y):  # for the program n is at least 1
+            return jax.tree.map(lambda x: x[:0], call(jnp.zeros((1, m), dtype)))
+        return call(jnp.asarray(Y, dtype))
+
+
+def _solver(model: Any, params: Any, D: Any, where: str) -> Callable[[Any], Any]:
+    """Signals (n, m) -> their codes, of a chain a tuple of them."""
+    if isinstance(model, Layer | Network):
+        return jax.vmap(lambda y: model.apply(params, D, y))
+    if not callable(model) or not (params is None or isinstance(params, dict)):
+        raise TypeError(
+            f"{where}: expected a layer or a network with its params, or a pursuit f(D, y) with a "
+            f"dict of options, got {type(model).__name__} and {type(params).__name__}"
+        )
+
+    if any(p.solve is model and p.takes == "batch" for p in PURSUITS.values()):
+        raise TypeError(f"{where}: {model.__name__} takes batches, on the host; {_ADVICE}")
+
+    def code(y):
+        result = model(D, y, **(params or {}))
+        return result.xs if hasattr(result, "xs") else result.x
+
+    return jax.vmap(code)
+
+
+def _program(
+    solve: Callable[[Any], Any], m: int, dtype: Any, platforms: tuple[str, ...], where: str
+) -> tuple[bytes, list[list[str]]]:
+    """The program of a solver for n signals, n being a symbol, and the shapes of the codes."""
+    _check_flatbuffers(where)
+    (n,) = jax.export.symbolic_shape("n")
+    signals, compiled = jax.ShapeDtypeStruct((n, m), dtype), jax.jit(solve)
+    try:
+        if "callback" in str(compiled.trace(signals).jaxpr):
+            raise TypeError(f"{where}: the solver calls back to the host; {_ADVICE}")
+        exported = jax.export.export(compiled, platforms=platforms)(signals)
+    except _ON_HOST as error:
+        raise TypeError(f"{where}: the solver works on the host; {_ADVICE}") from error
+    except NotImplementedError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where}: {reason}; try platforms=('cpu',)") from error
+    return bytes(exported.serialize()), [list(map(str, a.shape)) for a in exported.out_avals]
+
+
+def _check_flatbuffers(where: str) -> None:
+    """Raise ImportError without the package that `jax.export` writes and reads with."""
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{where} needs flatbuffers: pip install 'unrolled[export]'") from error
+
+
+def _known(platforms: Sequence[str], where: str) -> tuple[str, ...]:
+    """The platforms that a caller gives, checked."""
+    given = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+    if not given or set(given) - set(PLATFORMS):
+        raise ValueError(
+            f"{where}: platforms must be some of {', '.join(PLATFORMS)}, got {platforms!r}"
+        )
+    return given
