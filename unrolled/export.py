@@ -88,10 +88,10 @@ def save(
     path, where = Path(path).absolute(), "export.save"
     _checks.on_host((params, D), where, "params or D")
     platforms = _known(platforms, where)
-    is_net, many = isinstance(model, Layer | Network), isinstance(D, (tuple, list))
-    D = tuple(as_dictionary(A, where) for A in D) if many else as_dictionary(D, where)
-    m = (D[0] if many else D).shape[0]
-    dtype = _checks.common_dtype(params, D)
+    is_net, is_chain = isinstance(model, Layer | Network), isinstance(D, (tuple, list))
+    given: Any = D if is_chain else (D,)
+    Ds = tuple(as_dictionary(A, where) for A in given)
+    D, m, dtype = Ds if is_chain else Ds[0], Ds[0].shape[0], _checks.common_dtype(params, Ds)
     with jax.enable_x64(dtype == np.float64 or jax.config.values["jax_enable_x64"]):
         solve = _solver(model, params, D, where)
         program, codes = _program(solve, m, dtype, platforms, where)
@@ -162,7 +162,7 @@ def _run(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     if np.ndim(Y) != 2 or np.shape(Y)[1] != m:
         raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")
     with jax.enable_x64(dtype == "float64" or jax.config.values["jax_enable_x64"]):
-        if not len(Y):  # for the program n is at least 1
+        if not np.shape(Y)[0]:  # for the program n is at least 1
             return jax.tree.map(lambda x: x[:0], call(jnp.zeros((1, m), dtype)))
         return call(jnp.asarray(Y, dtype))
 

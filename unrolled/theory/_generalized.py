@@ -141,16 +141,17 @@ def generalized_coherence(
 
 @program("only_maximum")
 def _settled(
-    D: Dictionary | None, solved: tuple[Array, ...], tol: ArrayLike, only_maximum: bool
+    D: Dictionary | None, solved: tuple[Array, ...], tol: float, only_maximum: bool
 ) -> GeneralizedCoherence:
     """The result for (upper, lower, reached, W, rank) of all atoms of D, or of some for None."""
     upper, lower, reached, W, rank = solved
     top, bottom = largest(upper), largest(lower)
     holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
     holds &= _attained(upper, reached, only_maximum)
-    if D is not None:
-        upper, lower, W = spread(D, upper), spread(D, lower), replicate(D, W)
-    return GeneralizedCoherence(top, bottom, upper, lower, W, holds, rank)
+    if D is None:
+        return GeneralizedCoherence(top, bottom, upper, lower, W, holds, rank)
+    upper, lower = spread(D, upper), spread(D, lower)
+    return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds, rank)
 
 
 def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Dictionary:
