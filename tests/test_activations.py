@@ -65,6 +65,7 @@ def assert_tight(act, seen, unit=1.0, names=CONSTANTS):
             assert getattr(act, name) <= seen[name] + slack, name
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("act", BUILT_IN, ids=str)
 def test_constants_are_tight_upper_bounds(act):
     seen = measured(act)
@@ -145,6 +146,7 @@ def test_scale_keeps_constants_valid_and_tight(k):
         assert_tight(scaled, seen, unit=1 / k)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("times", [1, 2, 3, 6])
 def test_compose_keeps_constants_valid(times):
     acts = (*BUILT_IN, ua.scale(ua.elu(2.0), 3), ua.scale(ua.silu, 0.5), ua.compose(ua.elu(0.5), 2))
@@ -245,6 +247,7 @@ def test_sums_of_sigmoids_refuse(make):
 # Claimed constants.
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("act", [*BUILT_IN, *SUMS[:2], ua.scale(ua.mish, 1e4)], ids=str)
 def test_check_passes_true_constants_and_refuses_smaller_ones(act):
     seen = ua.check(act)
@@ -556,6 +559,7 @@ vectors = arrays(np.float64, 8, elements=st.floats(-1e3, 1e3))
 thetas = st.floats(0, 1e3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "prox", [ua.soft_threshold, ua.nonnegative_threshold], ids=["soft", "nonnegative"]
 )
@@ -595,6 +599,7 @@ def test_gradients_at_and_off_the_kinks():
     assert_equal(by_theta, [1, 0, 0, 0, 0, 0, -1])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_values_and_slopes_are_right_in_the_whole_range_of_a_dtype(dtype):
     top = float(jnp.finfo(dtype).max) / 4

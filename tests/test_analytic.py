@@ -128,6 +128,7 @@ def assert_certified(layer, params, found, D, X, E=0.0):
 # Thresholds atom by atom.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, dtype",
     [*((name, "float64") for name in EVERY[1:5]), ("gaussian, minimax W", "float32")],
@@ -154,6 +155,7 @@ def test_params_per_atom_are_those_of_the_atom_schedule(name, dtype):
     assert fixed.steps.gamma.tolist() == [1] * 20
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", EVERY)
 def test_thresholds_per_atom_are_never_above_the_common_ones(name):
     D, W = load(name)
@@ -170,6 +172,7 @@ def test_thresholds_per_atom_are_never_above_the_common_ones(name):
         assert (ours.theta < 0.95 * common.theta[:, None]).any()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name, family", list(zip(EVERY, ["lista_cp", "alista"] * 3)))
 def test_no_member_breaks_the_bounds_per_atom(name, family):
     D, W = load(name)
@@ -184,6 +187,7 @@ def test_no_member_breaks_the_bounds_per_atom(name, family):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaussian, minimax W", "Conv, minimax W"])
 def test_depth_is_harmless_per_atom(name, dtype):
     D, W = cast(load(name), dtype)
@@ -210,6 +214,7 @@ def test_thresholds_per_atom_are_for_relu_alone():
 # Noise in l2.
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name, dtype",
     [
@@ -273,6 +278,7 @@ def test_noise_in_l2_for_an_activation():
     assert found.holds and (np.abs(codes - X).sum(2).max(1) <= found.error[1:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hadamard", "gaussian, minimax W", "Conv, minimax W"])
 def test_noise_in_l2_stays_under_the_bounds_per_atom(name):
     # An atom with small entries can have a large norm: omega C_Wi / C_W does not bound |w_i|.
@@ -286,6 +292,7 @@ def test_noise_in_l2_stays_under_the_bounds_per_atom(name):
     assert_certified(layers.lista_cp(40), analytic.lista_cp(D, W=W, **options), found, D, X, E)
 
 
+@pytest.mark.slow
 def test_noise_in_l2_enters_a_chain_as_the_l1_noise_of_equal_weight():
     # dsc takes l1 norms: omega delta / C_W is the one with the thresholds of an l2 norm delta.
     Ds, delta = (load("hadamard")[0], lines(1, 3, 17, 200, 128)), 0.01
@@ -308,6 +315,7 @@ def test_noise_in_l2_enters_a_chain_as_the_l1_noise_of_equal_weight():
 # Weights.
 
 
+@pytest.mark.slow
 def test_minimax_weights_are_those_of_the_generalized_coherence():
     D, W = load("gaussian, minimax W")
     found = theory.generalized_coherence(D)
@@ -349,6 +357,7 @@ def run_chain(Ds, Y, *, activations=None, **options):
     return [np.asarray(x) for x in jax.jit(jax.vmap(network.apply, (None, None, 0)))(params, Ds, Y)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tol", [1e-1, 1e-6])
 def test_a_planned_chain_ends_within_its_tolerance(tol):
     Ds = load("hadamard")[0], lines(2, 3, 41, 300, 128)
@@ -369,6 +378,7 @@ def test_a_planned_chain_ends_within_its_tolerance(tol):
         assert fewer[-1].error[-1] > tol
 
 
+@pytest.mark.slow
 def test_a_plan_of_one_block_is_steps_for():
     for name in ("gaussian, W off its diagonal", "Conv, minimax W"):
         D, W = load(name)
@@ -453,6 +463,7 @@ def short_chain():
     return Ds, (X1, X2), X1 @ Ds[0].T + noise_along(rng, Ds[0], 400, 0.01, "l1")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rho", RHOS, ids=str)
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
 def test_chains_of_every_activation_stay_under_their_bounds(rho):
@@ -529,6 +540,7 @@ def test_a_chain_must_know_what_the_tail_of_one_block_leaves_to_the_next():
     assert errors[0] > 100 * exact.error[-1] and errors[1] <= schedules[1].error[-1]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rho", [act.softplus, act.gelu, act.elu(1.0)], ids=str)
 def test_the_error_of_a_chain_is_proportional_to_the_scale(rho):
     Ds, truths, _ = short_chain()
@@ -548,6 +560,7 @@ def test_the_error_of_a_chain_is_proportional_to_the_scale(rho):
     assert (np.array(observed) <= certified).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rho",
     [act.scale(act.softplus, 1e4), act.scale(act.elu(1.0), 1e5), act.compose(act.elu(0.1), 2)],
@@ -633,6 +646,7 @@ NO_CLASS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", [analytic.lista_cp, analytic.alista, analytic.block_schedule])
 def test_params_refuse_what_is_no_class(family):
     D = load("hadamard")[0]
@@ -663,6 +677,7 @@ def test_params_refuse_tracers(each):
         jax.jit(lambda D: analytic.lista_cp(D, **options, **each))(D)
 
 
+@pytest.mark.few(3)
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
 @pytest.mark.parametrize(
     "each", [{}, {"per_atom": True}, {"noise_norm": "l2"}, {"activation": "leaky_relu"}], ids=str

@@ -150,6 +150,7 @@ OF_LAYERS = [
 ]
 
 
+@pytest.mark.few(50)
 @pytest.mark.parametrize(
     "name, mode, fault",
     [(*way, fault) for way in OF_LAYERS for fault in PARAMS if has(way[0], fault)],
@@ -172,6 +173,7 @@ def records_agree(name, params):
     ]
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_29_params_of_another_family_are_refused_unless_they_have_the_same_records(name):
     refused = 0
@@ -198,10 +200,12 @@ def test_3_5_weights_for_another_dictionary_raise_at_trace_time(name, mode):
 # Sizes, numbers and containers that are fine.
 
 
+@pytest.mark.few(6)
 def test_6_an_empty_batch_gives_an_empty_batch(entry):
     assert jax.jit(jax.vmap(entry, (None, 0)))(D, np.zeros((0, M))).shape == (0, N)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("m, d", [(1, 1), (1, 3), (3, 1)])
 def test_7_one_row_or_one_atom_works(m, d):
     def codes(D, y):
@@ -218,6 +222,7 @@ def test_7_one_row_or_one_atom_works(m, d):
         )  # whose threshold, 1.1 times the level of the residual, is above a lone atom
 
 
+@pytest.mark.few(1)
 def test_8_integers_and_booleans_are_promoted(some_entry):
     whole = np.arange(M * N).reshape(M, N) % 3 - 1
     for signal in (np.arange(M), np.arange(M) > 2, np.arange(M).astype(np.uint8)):
@@ -244,6 +249,7 @@ def test_9_float64_without_x64_warns_and_says_both_ways_out():
         assert threshold(np.float32(D), np.float32(y)).dtype == np.float32  # and no warning
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_9_layers_warn_of_float64_without_x64(name):
     with jax.enable_x64(False):
@@ -260,12 +266,14 @@ def test_10_half_types_meet_wider_ones(entry, half):
         assert jax.eval_shape(entry, *pair).dtype == float
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
 def test_11_numpy_scalars_do_not_widen_half_types(half):
     found = SOLVE["threshold"](np.asarray(D, half), np.asarray(y, half), np.float64(0.1))
     assert found.x.dtype == found.gap.dtype == found.residual.dtype == half
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_13_14_a_bad_signal_spoils_only_its_own_code(name):
     layer = FAMILIES[name](K)
@@ -281,6 +289,7 @@ def test_13_14_a_bad_signal_spoils_only_its_own_code(name):
         assert not np.isfinite(codes[1]).all()  # never a plausible code
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", registry.SOLVERS)
 def test_13_14_solvers_mark_the_bad_signal(name):
     run = jax.jit(jax.vmap(lambda D, y: registry.SOLVERS[name](D, y, 0.1), (None, 0)))
@@ -304,6 +313,7 @@ def test_14_a_known_bad_dictionary_raises(entry):
             entry(np.where(D == D[1, 2], bad, D), y)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "name", ["layers.ista", "layers.fista", "layers.lista_cp", "layers.alista", *SOLVE]
 )
@@ -1135,6 +1145,7 @@ SINGLE = {
 }
 
 
+@pytest.mark.few(14)
 @pytest.mark.filterwarnings("ignore:fit. the training starts above")  # of one random batch
 @pytest.mark.parametrize("row", SINGLE)
 def test_single_cases(row, tmp_path):

@@ -45,6 +45,7 @@ def assert_solved(D, y, found, expected, near=1e-7):
 # Values.
 
 
+@pytest.mark.few(1)
 @every_dictionary
 def test_dense_codes_have_the_least_l1_norm_of_highs(name):
     D = matrix(name)
@@ -53,6 +54,7 @@ def test_dense_codes_have_the_least_l1_norm_of_highs(name):
     assert_solved(D, y, found, oracles.least_l1(D, y)[0], oracles.agreement(name))
 
 
+@pytest.mark.few(3)
 @every_dictionary
 @pytest.mark.parametrize("s", [1, 2])
 def test_sparse_codes_have_the_least_l1_norm_of_highs(name, s):
@@ -89,6 +91,7 @@ def test_optimality_by_a_dual_certificate_of_its_own():
         assert np.abs(D[:, ~S].T @ z).max() <= 1 + 1e-9
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     "name", [n for n in oracles.DICTIONARIES if n not in oracles.WITH_TWINS | {"dct 64x256"}]
 )
@@ -109,6 +112,7 @@ UNIQUE = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("s", [1, 2])
 @pytest.mark.parametrize("name", UNIQUE)
 def test_a_unique_sparse_code_is_found_with_exact_zeros_off_its_support(name, s):
@@ -140,6 +144,7 @@ def test_an_atom_is_its_own_code():
     assert found.x == pytest.approx(2 * np.eye(16)[3], abs=1e-9) and found.converged
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["rank 6 of 12", "tall", "two atoms", "one atom"])
 def test_a_signal_out_of_range_gets_the_code_of_its_projection_and_is_not_converged(name):
     D = matrix(name)
@@ -219,6 +224,7 @@ def test_atoms_of_any_norms():
     assert_solved(D, y, found, oracles.least_l1(D, y)[0], 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_small_random_degenerate_programs(seed):
     """Entries -1, 0, 1, repeated atoms, low rank: each is solved to the value of HiGHS."""
@@ -233,6 +239,7 @@ def test_small_random_degenerate_programs(seed):
         assert found.converged
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", [139, 206, 236, 305, 333])
 def test_signals_of_tying_atoms_are_made_to_rounding(seed):
     """Here the interior point ends between several optimal codes."""
@@ -254,6 +261,7 @@ def test_mu_tilde_certifies_two_nonzeros_in_identity_and_dct_where_mu_certifies_
     assert [theory.max_sparsity(v, 32) for v in (mu, wide)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_all_codes_that_mu_tilde_admits_are_recovered():
     D = identity_dct()
     pairs = [*itertools.combinations(range(32), 2)]
@@ -265,6 +273,7 @@ def test_all_codes_that_mu_tilde_admits_are_recovered():
     assert found.converged.all() and found.x == pytest.approx(X, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_codes_within_the_generalized_sparsity_bound_are_recovered(seed):
     D = np.asarray(dictionaries.gaussian(jax.random.key(seed), 30, 36))
@@ -291,6 +300,7 @@ def test_jit_is_eager_and_vmap_over_signals_is_a_loop():
         assert batch.converged[k] and batch.residual[k] <= 1e-12 * np.linalg.norm(y)
 
 
+@pytest.mark.slow
 def test_vmap_over_dictionaries_and_nested_vmaps_are_loops():
     Ds, Y = (
         np.stack([matrix("gaussian 8x16"), unit(normal(5, 8, 16)), matrix("gaussian 8x16")]),
@@ -312,6 +322,7 @@ def test_vmap_over_dictionaries_and_nested_vmaps_are_loops():
             assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_empty_and_single_batches():
     D = matrix("gaussian 8x16")
     run = jax.vmap(pursuit.basis_pursuit, (None, 0))
@@ -356,6 +367,7 @@ def test_gradients_are_the_transposed_derivatives_under_jit_and_vmap():
             assert np.vdot(gradients[argument][k], along) == pytest.approx(float(slope), rel=1e-9)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", UNIQUE)
 def test_the_derivative_at_a_sparse_code_moves_its_support_alone(name):
     """If y moves within the span of the support, the code moves by the same coefficients."""
@@ -409,6 +421,7 @@ def test_a_float32_signal_of_a_tall_dictionary_is_in_its_range_to_rounding():
     ).converged
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "transform", [lambda f: f, jax.jit, lambda f: lambda D, y: jax.vmap(f, (None, 0))(D, y[None])]
 )
@@ -423,6 +436,7 @@ def test_it_runs_where_float64_is_off(transform):
         )
 
 
+@pytest.mark.slow
 def test_gradients_where_float64_is_off():
     D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
     with jax.enable_x64(False):
@@ -440,6 +454,7 @@ def test_float64_inside_a_scope_and_float32_outside():
     assert found.x.dtype == np.float64 and np.array_equal(found.x, pursuit.basis_pursuit(D, y).x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
 def test_half_precision_is_solved_and_rounded(half):
     D, y = matrix("gaussian 8x16").astype(half), normal(0, 8).astype(half)
@@ -451,6 +466,7 @@ def test_half_precision_is_solved_and_rounded(half):
         assert found.converged
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
 def test_a_signal_out_of_range_is_not_reproduced_in_half_precision(half):
     """Rounding is no excuse for a residual as large as y, however many entries y has."""
@@ -462,6 +478,7 @@ def test_a_signal_out_of_range_is_not_reproduced_in_half_precision(half):
     assert inside.converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
 def test_gradients_in_half_precision(half):
     D, y = matrix("gaussian 8x16").astype(half), normal(0, 8).astype(half)
@@ -481,6 +498,7 @@ def test_integers_mixed_dtypes_and_lists():
     )
 
 
+@pytest.mark.slow
 def test_structured_dictionaries_give_the_codes_of_their_matrix():
     bank = dictionaries.Conv(normal(0, 2, 1, 3), 8, boundary="circular")
     y = normal(1, 8)
@@ -510,6 +528,7 @@ def planted(seed):
     return D1 @ D2 @ x2, D2 @ x2, x2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_planted_chains_are_recovered(seed):
     y, x1, x2 = planted(seed)
@@ -565,6 +584,7 @@ def test_one_layer_is_basis_pursuit_and_zero_stays_zero():
     )
 
 
+@pytest.mark.slow
 def test_the_gradient_goes_through_a_chain():
     y, x1, x2 = planted(0)
     motion = np.where(x2 != 0, 1.0, 0)

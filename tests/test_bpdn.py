@@ -12,6 +12,7 @@ D = unit(normal(0, M, N))
 y = D[:, :3] @ normal(1, 3) + 0.1 * normal(2, M)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("share", [1e-3, 0.1, 0.5, 0.95])
 def test_codes_are_feasible_and_their_value_is_that_of_a_dual_point(share):
     eps = share * np.linalg.norm(y)
@@ -26,12 +27,14 @@ def test_codes_are_feasible_and_their_value_is_that_of_a_dual_point(share):
     assert found.gap == pytest.approx((size - dual) / size, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_code_is_that_of_the_lasso_with_its_residual():
     lasso = pursuit.lasso(D, y, ratio=0.2, tol=1e-14)
     found = pursuit.bpdn(D, y, lasso.residual, tol=1e-9)
     assert found.converged and found.x == pytest.approx(np.asarray(lasso.x), abs=1e-7)
 
 
+@pytest.mark.slow
 def test_a_small_ball_is_basis_pursuit():
     exact, found = pursuit.basis_pursuit(D, y), pursuit.bpdn(D, y, 1e-6)
     assert found.converged
@@ -44,6 +47,7 @@ def test_a_ball_around_the_origin_has_the_zero_code():
         assert found.converged and found.steps == 0 and not found.x.any()
 
 
+@pytest.mark.slow
 def test_a_signal_too_far_from_the_range_is_reported():
     tall = D[:, :5]
     least = np.linalg.norm(y - tall @ np.linalg.lstsq(tall, y, rcond=None)[0])
@@ -53,6 +57,7 @@ def test_a_signal_too_far_from_the_range_is_reported():
     assert pursuit.bpdn(tall, y, 1.01 * least).converged
 
 
+@pytest.mark.slow
 def test_float32_says_what_it_reached():
     single = [np.asarray(v, np.float32) for v in (D, y)]
     assert pursuit.bpdn(*single, 0.5).converged

@@ -83,6 +83,7 @@ def others(params):
     return [np.asarray(leaf) for path, leaf in leaves if path[-1].name not in ("theta", "gamma")]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces(name, seen, greedy):
     """After the greedy steps before it, step k of the start is never better than its own."""
@@ -165,6 +166,7 @@ def check_scaled(found, W, D):
     assert radius > 4 and 2 <= factors.flat[0] * radius < 2.2
 
 
+@pytest.mark.slow
 def test_weights_that_expand_begin_with_a_step_size():
     """Thresholds alone end far above zero codes on other signals; c W follows them."""
     D, W, theta, (Y, X), others = at_four_atoms_per_entry(20, 64, 12)
@@ -252,6 +254,7 @@ def chain(planted):
     return network, start, Ds, problems.synthesize(Ds[0], X1), (X1, X2)
 
 
+@pytest.mark.slow
 def test_a_chain_is_calibrated_block_by_block(chain):
     network, start, Ds, Y, X = chain
     found = calibrate(network, start, Ds, Y, X)
@@ -354,6 +357,7 @@ def filters():
     return D, problems.synthesize(D, X), X
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_filter", [False, True])
 def test_a_convolutional_dictionary(filters, per_filter):
     D, Y, X = filters
@@ -379,6 +383,7 @@ def test_thresholds_per_atom_keep_their_shape(planted, calibrated):
     )
 
 
+@pytest.mark.slow
 def test_in_float32():
     with jax.enable_x64(False):
         D = dictionaries.gaussian(jax.random.key(1), 30, 60)

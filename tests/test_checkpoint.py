@@ -72,6 +72,7 @@ def families(compiled_as_in_the_child):
     return {n: (layer, layer.init(jax.random.key(1), gaussian())) for n, layer in layers.items()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_weights_of_every_family_come_back_bit_for_bit_with_their_layer(suffix, families, tmp_path):
     D = gaussian()
@@ -93,6 +94,7 @@ def test_an_activation_comes_back_with_its_parameters(name, tmp_path):
     assert restore(save(tmp_path / "a.npz", params, layer=layer)).layer is layer
 
 
+@pytest.mark.slow
 def test_networks_come_back_with_all_options_of_their_layers(tmp_path):
     Ds = gaussian(), gaussian(1, N, 7)
     elu = ur.activations.elu(0.5)
@@ -174,6 +176,7 @@ def test_families_of_a_user_come_back_with_records_of_one_name(tmp_path):
             restore(path)
 
 
+@pytest.mark.slow
 def test_a_training_of_a_family_of_a_user_resumes_bit_for_bit(tmp_path):
     with families_of_a_user() as (damped_ista, _):
         layer = damped_ista(K, support=(0.1, 0.3))
@@ -216,6 +219,7 @@ def test_every_dtype_is_kept(suffix, dtype, tmp_path):
     assert same(restore(save(tmp_path / f"a{suffix}", params), like=params).params, params)
 
 
+@pytest.mark.slow
 def test_networks_lists_dicts_and_empty_arrays_come_back(tmp_path):
     layer = ur.layers.ista(K)
     params = (
@@ -705,6 +709,7 @@ def resumed_like_straight(folder, **options):
     return straight, restore(folder)
 
 
+@pytest.mark.slow
 def test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on(tmp_path):
     Ds = tuple(
         gaussian(seed, *shape).astype(np.float32) for seed, shape in ((0, (M, N)), (1, (N, 7)))
@@ -725,6 +730,7 @@ def test_a_network_in_float32_with_random_keys_in_its_optimiser_goes_on(tmp_path
     assert same(found.params, straight.best) and found.D is None
 
 
+@pytest.mark.slow
 def test_a_learned_dictionary_and_an_optimiser_without_state_go_on(tmp_path):
     straight, found = resumed_like_straight(
         tmp_path, learn_dictionary=True, optimizer=optax.sgd(1e-2)
@@ -732,6 +738,7 @@ def test_a_learned_dictionary_and_an_optimiser_without_state_go_on(tmp_path):
     assert same((found.params, found.D), (straight.best, straight.D)) and not same(found.D, D)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_out_of_patience_stays_stopped(tmp_path):
     options = dict(optimizer=optax.sgd(0.0), patience=8)
     with pytest.warns(UserWarning, match="the validation loss stays at"):
@@ -740,6 +747,7 @@ def test_a_run_that_is_out_of_patience_stays_stopped(tmp_path):
     assert_same_run(run(tmp_path, 40, **options), stopped)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_form_goes_on_and_its_params_come_back_where_they_have_one(tmp_path):
     """An activation of the caller's own has no name; a dictionary may have none either."""
 
@@ -773,6 +781,7 @@ def test_a_model_without_a_form_goes_on_and_its_params_come_back_where_they_have
         restore(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_curriculum_goes_on_in_the_stage_it_was_in(tmp_path):
     layer = ur.lista_cp(K)
     params = layer.init(None, D)
@@ -792,6 +801,7 @@ def test_a_curriculum_goes_on_in_the_stage_it_was_in(tmp_path):
     assert_same_run(curriculum(tmp_path), straight)
 
 
+@pytest.mark.slow
 def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path):
     layer = ur.layers.ista(K)
 
@@ -813,6 +823,7 @@ def test_a_network_is_named_after_what_made_it():
     assert _keeper.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on_bit_for_bit(finished, reference, tmp_path):
     """Its form has no layer, and its families may have had other names."""
     new, old = Steps(finished), Steps(tmp_path)
@@ -864,6 +875,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("what", OTHERS)
 def test_another_run_is_refused_with_a_table_of_what_differs(what, finished):
     options, row = OTHERS[what]
@@ -879,6 +891,7 @@ def test_how_the_steps_run_may_change(folder, reference):
     np.testing.assert_allclose(found.history.loss, reference.history.loss, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_another_option_of_a_layer_of_a_network_is_refused(tmp_path):
     def train(support):
         network = ur.dsc([ur.layers.ista(K), ur.lista_cp(K, support=support)])

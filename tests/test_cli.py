@@ -68,6 +68,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BESIDE)
 def test_pursuits_stand_beside_layers(run, folder, tmp_path, method):
     """With their last codes alone: of known codes, of signals alone and of a chain."""
@@ -286,6 +287,7 @@ def test_doctor_as_json(run):
     assert found["certified check"].startswith("passed")
 
 
+@pytest.mark.slow
 def test_doctor_runs_from_another_directory(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(unrolled.__file__).parent.parent)}
     done = subprocess.run(
@@ -372,6 +374,7 @@ def test_certify_says_what_does_not_hold(run):
     assert status == 0 and "False" in out and "inf" in out
 
 
+@pytest.mark.slow
 def test_certify_covers_an_activation_and_the_smallest_entries(run):
     arguments = (
         *("certify", "D.npy", "--sparsity", "1", "--noise", "1e-4"),
@@ -387,6 +390,7 @@ def test_certify_covers_an_activation_and_the_smallest_entries(run):
     assert "no theorem applies" in run("certify", "D.npy", "--activation", "selu")[1]
 
 
+@pytest.mark.slow
 def test_certify_reports_on_a_chain(run, tmp_path):
     status, out, _ = run(
         "certify", "H.npy", "T.npy", "--sparsity", "3,2", "--tolerance", "1e-4", "--json"
@@ -404,6 +408,7 @@ def test_certify_reports_on_a_chain(run, tmp_path):
         assert image.size[0] > 1000
 
 
+@pytest.mark.slow
 def test_certify_normalizes_on_request(run):
     status, out, _ = run("certify", "twice.npy", "--normalize", "--json")
     plain = strict_json(run("certify", "D.npy", "--json")[1])
@@ -505,6 +510,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize("command", REFUSED)
 def test_one_line_says_what_to_mend(run, tmp_path, command):
     arguments = command.split(" ")
@@ -564,6 +570,7 @@ def drawn(monkeypatch):
     return figures
 
 
+@pytest.mark.slow
 def test_compare_on_an_own_dictionary(run, tmp_path, drawn):
     out_folder = tmp_path / "deep" / "report"
     status, out, err = run(
@@ -611,6 +618,7 @@ def test_compare_on_a_chain(run, tmp_path, signals):
     assert re.search("^Layer 1: Silent, all codes are zero: LISTA-CP, analytic", out, re.M)
 
 
+@pytest.mark.slow
 def test_compare_on_own_signals(run, tmp_path, drawn):
     arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista,alista", *QUICK)
     status, out, err = run("compare", *arguments, "--output", tmp_path / "r")
@@ -623,6 +631,7 @@ def test_compare_on_own_signals(run, tmp_path, drawn):
     assert drawn[0].axes[0].get_title().startswith("Distance to the LASSO codes")
 
 
+@pytest.mark.slow
 def test_compare_on_own_signals_with_codes(run, tmp_path):
     """Also as JSON: standard output is the file that was written."""
     arguments = ("--dictionary", "D.npy", "--signals", "YX.npz", "--method", "alista", *QUICK)
@@ -650,6 +659,7 @@ def test_a_report_does_not_write_over_pictures_that_it_reads(run, folder, tmp_pa
     assert picture.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_compare_on_own_pictures(run, tmp_path):
     arguments = ("--signals", "first.png", "second.png", "--method", "ista", *QUICK)
     status, out, err = run("compare", *arguments, "--output", tmp_path / "r")

@@ -250,6 +250,7 @@ def test_every_output_is_a_crop_of_the_padded_picture_and_every_crop_occurs(flip
     assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)
 
 
+@pytest.mark.slow
 def test_crop_and_flip_is_a_function_of_its_key_in_every_dtype():
     X = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3)).astype(np.uint8)
     key = jax.random.key(3)

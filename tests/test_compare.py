@@ -207,6 +207,7 @@ def test_the_coupling_mismatch(result, methods, problem):
     assert momentum.mismatch.max() < ROUNDING  # FISTA has the fixed points of ISTA
 
 
+@pytest.mark.slow
 def test_the_gap_to_the_lasso_optimum(problem):
     D, Y, X = problem
     long = layers.fista(300)
@@ -294,6 +295,7 @@ def test_a_dictionary_too_large_for_its_gram_matrix_is_solved_by_fista(problem, 
     assert np.isnan(found.curves["ISTA"].gap).all()  # the last one has the code 0
 
 
+@pytest.mark.slow
 def test_a_zero_signal_leaves_the_gap_finite(problem):
     """A flat patch of a picture has one: its optimum is 0, where every method starts."""
     D, Y, X = problem
@@ -343,6 +345,7 @@ def test_tables_have_a_row_per_method(result, methods):
     assert "| gamma " in result.parameters_table() or ", theta " in result.parameters_table()
 
 
+@pytest.mark.slow
 def test_the_figure_draws_every_method(result, methods, tmp_path):
     figure = result.plot()
     error = figure.axes[0]
@@ -357,6 +360,7 @@ def test_the_figure_draws_every_method(result, methods, tmp_path):
         assert np.asarray(picture.convert("L")).std() > 1
 
 
+@pytest.mark.slow
 def test_codes_stand_for_themselves(methods, problem):
     """Their numbers are those of the last step of the layer that found them."""
     D, Y, X = problem

@@ -44,6 +44,7 @@ def result(methods, problem):
     return compare(methods, *problem, lam=LAM)
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_layer_are_those_of_its_codes(result, methods, problem):
     assert isinstance(result, ChainComparison) and len(result.layers) == 2
     Ds, Y, Xs = problem

@@ -193,6 +193,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.few(2)
 def test_every_way_to_run_a_layer_gives_the_same_code(name):
     layer, params, D, Y = case(name)
     apply = fast(name)
@@ -210,6 +211,7 @@ def test_every_way_to_run_a_layer_gives_the_same_code(name):
     assert_close(apply(params, D, -Y[0]), -codes[0])  # every layer is odd
 
 
+@pytest.mark.few(3)
 def test_iterates_end_at_the_code_and_begin_as_shorter_layers(name):
     layer, params, D, Y = case(name)
     shorter, short = registry.LAYERS[name](K - 1), part(params, slice(0, K - 1))
@@ -224,6 +226,7 @@ def test_iterates_end_at_the_code_and_begin_as_shorter_layers(name):
     assert_close(code, path[-2])
 
 
+@pytest.mark.few(4)
 def test_two_stacks_of_half_the_depth_are_the_whole(name):
     layer, params, D, Y = case(name)
     state, parts = layer.start(D, jnp.asarray(Y[0])), []
@@ -236,6 +239,7 @@ def test_two_stacks_of_half_the_depth_are_the_whole(name):
     assert_close(state.x, fast(name)(params, D, Y[0]))
 
 
+@pytest.mark.few(6)
 def test_no_steps_give_the_zero_code(name):
     _, _, D, Y = case(name)
     layer = registry.LAYERS[name](0)
@@ -253,6 +257,7 @@ def gradient(layer):
     return jax.jit(jax.grad(lambda *at: jnp.vdot(layer.apply(*at), WEIGHT), argnums=(0, 1, 2)))
 
 
+@pytest.mark.few(3)
 def test_gradients_are_central_differences_in_every_leaf(name):
     layer, params, D, Y = case(name)
     y, derivative = jnp.asarray(Y[0]), gradient(layer)
@@ -275,6 +280,7 @@ def test_gradients_are_central_differences_in_every_leaf(name):
 # One of each way to loop: shared params alone, tied, untied, a schedule, a state with memory.
 # Without support selection: where a step is computed anew, its k-th largest entry may be rounded
 # otherwise, and fall out of the selection.
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name", ["hyperlista", "lista", "lista_cp, untied", "alista", "lamp", "na_alista"]
 )
@@ -288,6 +294,7 @@ def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
         assert_close(a, b, 100 * CLOSE)
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_keeps_its_dtype(name, dtype):
     layer, params, D, Y = case(name)
@@ -300,6 +307,7 @@ def test_a_layer_keeps_its_dtype(name, dtype):
     assert_close(np.asarray(x, float), wide, CLOSE / EPS * float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.few(4)
 def test_the_wider_dtype_wins(name):
     layer, params, D, Y = case(name)
     for wide, narrow in (("float64", "float32"), ("float32", "bfloat16"), ("float32", "float16")):
@@ -312,6 +320,7 @@ def test_the_wider_dtype_wins(name):
             assert jax.eval_shape(layer.apply, *arguments).dtype == wide
 
 
+@pytest.mark.few(8)
 def test_equal_shapes_are_traced_once(name):
     layer, params, D, Y = case(name)
     traces = []
@@ -331,6 +340,7 @@ def test_equal_shapes_are_traced_once(name):
     assert registry.LAYERS[name](K + 1) is not layer
 
 
+@pytest.mark.few(8)
 def test_signatures_say_the_same_of_every_layer(name):
     layer, _, D, Y = case(name)
     names = {
@@ -362,6 +372,7 @@ STRUCTURED = [(name, "conv, valid, stride 2") for name in registry.LAYERS] + [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layer, kind", STRUCTURED)
 def test_a_structured_dictionary_is_its_matrix(layer, kind):
     layer, D = (
@@ -395,6 +406,7 @@ def test_a_structured_dictionary_is_its_matrix(layer, kind):
     assert_close(ours, expected, 8 * CLOSE * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.few(8)
 def test_params_survive_a_file(name, tmp_path):
     layer, params, D, Y = case(name)
     path = ur.training.save(tmp_path / "weights.npz", params, D, layer)
@@ -518,6 +530,7 @@ def test_without_a_threshold_ista_is_a_gradient_step(plain):
     assert_close(ur.layers.ista(1).apply(ur.analytic.ista(D, 0.0, 1), D, y), y @ np.asarray(D) / L)
 
 
+@pytest.mark.few(8)
 def test_a_network_of_one_layer_is_the_layer(name):
     layer, params, D, Y = case(name)
     (code,) = jax.jit(ur.networks.dsc([layer]).apply)((params,), (D,), Y[0])
@@ -538,6 +551,7 @@ def built(request):
     return network, jittered(network.init(jax.random.key(0), Ds)), Ds, signals(M, 2)
 
 
+@pytest.mark.few(1)
 def test_a_network_runs_in_every_way(built, tmp_path):
     """Compiled, eager and for a batch; steps as a scan and as a loop; and from a file."""
     network, params, Ds, Y = built
@@ -559,6 +573,7 @@ def test_a_network_runs_in_every_way(built, tmp_path):
     assert_equal(run(restored.params, restored.D, Y)[0][-1], codes[-1])
 
 
+@pytest.mark.few(1)
 def test_gradients_of_a_network_are_central_differences(built):
     network, params, Ds, Y = built
 
@@ -582,6 +597,7 @@ def test_gradients_of_a_network_are_central_differences(built):
 # Activations
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("activation", registry.ACTIVATIONS)
 def test_activations_conform(activation):
     build, traces = registry.ACTIVATIONS[activation], []
@@ -606,6 +622,7 @@ def test_activations_conform(activation):
         assert ur.activations.shrink(v.astype(dtype), theta.astype(dtype), build()).dtype == dtype
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("activation", registry.ACTIVATIONS)
 def test_activations_have_finite_gradients_everywhere(activation):
     act = registry.ACTIVATIONS[activation]()
@@ -630,6 +647,7 @@ def kind(request):
     return request.param
 
 
+@pytest.mark.few(5)
 def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
     D = dictionary(kind)
     (m, d), rng = D.shape, np.random.default_rng(0)
@@ -673,6 +691,7 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
     assert norm >= np.linalg.norm(matrix, 2) * (1 - 8 * EPS)  # a safe step size follows from it
 
 
+@pytest.mark.few(5)
 def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
     D = dictionary(kind)
     (m, d), X = D.shape, jnp.asarray(signals(D.shape[1]))
@@ -694,6 +713,7 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
         assert_close(ours, theirs, close)
 
 
+@pytest.mark.few(8)
 def test_gradients_reach_every_array_of_a_dictionary(kind):
     D = dictionary(kind)
     x, y = (jnp.asarray(signals(n)[0]) for n in D.shape[::-1])
@@ -720,6 +740,7 @@ def solver(request):
     return registry.SOLVERS[request.param]
 
 
+@pytest.mark.few(1)
 def test_solvers_answer_alike_however_they_are_run(solver, plain):
     D = plain[0]
     Y, traces = signals(M, seed=5), []
@@ -757,6 +778,7 @@ def objective(D, y, x):
     return np.sum((y - np.asarray(D) @ np.asarray(x)) ** 2) / 2 + LAM * np.abs(x).sum()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_solvers_certify_what_they_return(solver, plain, optimum, dtype):
     D, y, _ = plain
@@ -772,6 +794,7 @@ def test_solvers_certify_what_they_return(solver, plain, optimum, dtype):
     assert bool(found.converged) == (float(found.gap) <= np.asarray(1e-6, dtype))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["conv, circular", "sparse, conv"])
 def test_solvers_take_structured_dictionaries(solver, kind):
     D = dictionary(kind)
@@ -794,6 +817,7 @@ def pursue(request):
     return registry.PURSUITS[request.param]
 
 
+@pytest.mark.few(1)
 def test_pursuits_answer_alike_however_they_are_run(pursue, plain):
     """Eager, compiled and for a batch: a zero signal has the zero code, a bad one is marked."""
     D = plain[0]
@@ -815,6 +839,7 @@ def test_pursuits_answer_alike_however_they_are_run(pursue, plain):
     assert jax.eval_shape(jax.vmap(pursue, (None, 0)), D, Y[:0]).x.shape[0] == 0
 
 
+@pytest.mark.slow
 def test_pursuits_keep_float32(pursue, plain):
     D, y = (np.asarray(v, np.float32) for v in plain[:2])
     found = pursue(D, y)
@@ -822,6 +847,7 @@ def test_pursuits_keep_float32(pursue, plain):
     assert np.isfinite(found.x).all() and (found.gap >= 0).all()
 
 
+@pytest.mark.slow
 def test_pursuits_take_pictures_of_convolutions(pursue):
     D = dictionary("conv 2-D, valid")
     y = signals(D.shape[0])[0]

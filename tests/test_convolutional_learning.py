@@ -93,6 +93,7 @@ def test_the_objective_never_rises_and_is_that_of_the_result(small):
     np.testing.assert_allclose(jnp.linalg.norm(D.filters.reshape(3, -1), axis=1), 1, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_filters_and_codes_are_nearly_stationary(small):
     _, images, found = small
     Y, X = images.reshape(6, -1), found.X.reshape(6, -1)
@@ -102,6 +103,7 @@ def test_filters_and_codes_are_nearly_stationary(small):
     assert filter_moves(found.D, Y, 0.9 * X[:, ::-1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_resumed_learning_is_the_same_to_the_last_bit(small, tmp_path):
     _, images, found = small
     whole = dict(lam=0.05, key=1)
@@ -192,6 +194,7 @@ def test_a_second_channel_of_zeros_changes_nothing(small):
     np.testing.assert_allclose(two.X, one.X, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_unknown_samples_count_nothing(small):
     filters, images, _ = small
     mask = np.random.default_rng(0).random(images.shape) < 0.8
@@ -294,6 +297,7 @@ def test_moves_to_the_centre_bring_back_what_a_kernel_cuts_off(monkeypatch):
     assert (np.diff(objectives(centred)) <= 0).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("boundary", ["valid", "circular"])
 def test_filters_and_codes_that_move_apart_give_the_same_images(boundary):
     rng = np.random.default_rng(0)

@@ -28,10 +28,8 @@ def close(ours, expected, atol=1e3 * EPS):
 # The layer
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, pytest.param(dict(padding="VALID", strides=2, use_bias=False), marks=pytest.mark.slow)],
-)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("options", [{}, dict(padding="VALID", strides=2, use_bias=False)])
 def test_no_unfolding_is_the_convolution_and_its_activation(options):
     conv = nnx.Conv(2, 3, (3, 3), rngs=nnx.Rngs(0), **options)
     layer = CSCLayer(2, 3, (3, 3), activation="silu", rngs=nnx.Rngs(0), **options)
@@ -145,7 +143,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", ["MSDCSC", pytest.param("ResCSC", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MSDCSC", "ResCSC"])
 def test_batch_norms_are_trained_saved_and_switched(name):
     model, x = MODELS[name](nnx.Rngs(0)), images(4, 8, 8, 3)
     norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm)]

@@ -69,6 +69,7 @@ def moved(optimizer, params, gradients):
     return params
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("form", [layers.stack, layers.unstack])
 def test_rates_per_step_are_separate_optimisers(form):
     """One Adam for each step and for the shared params, against one Adam and `scale_steps`."""
@@ -203,6 +204,7 @@ def untied(D, sample):
     return course(layers.lista_cp(DEPTH, tied=False), D, sample)
 
 
+@pytest.mark.slow
 def test_one_compiled_step_serves_all_stages(untied):
     assert untied.traces == 2  # for the shapes of its batches, and in the step
     assert [record.stage for record, _ in untied.seen] == [
@@ -270,6 +272,7 @@ def test_steps_trained_before_move_less(D, sample):
     np.testing.assert_allclose(step, 0.2e-6 * np.array([0.25, 0.5, 1.0]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_shared_weights_and_unstacked_steps(D, sample):
     """The trained W of TiLISTA rests in the first stages of k > 1; both forms train alike."""
     layer = layers.tilista(DEPTH)
@@ -289,6 +292,7 @@ def test_shared_weights_and_unstacked_steps(D, sample):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_stage(D, sample):
     """At a rate of 10 training only harms: a stage ends at the first evaluation after 7 steps."""
     layer = layers.alista(DEPTH)
@@ -362,6 +366,7 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
     refused(ValueError, "depth must be at least 1", bare, bare.init(None, D))
 
 
+@pytest.mark.slow
 def test_a_family_of_a_user_has_a_curriculum_and_a_search(D, sample):
     with families_of_a_user() as (damped_ista, _):
         layer = damped_ista(DEPTH)
@@ -386,6 +391,7 @@ def hyper(D, sample):
     return layer, layer.init(None, D), *sample(jax.random.key(5))
 
 
+@pytest.mark.slow
 def test_a_search_equals_a_loop(D, hyper):
     layer, params, Y, X = hyper
     grid = dict(threshold=[0.02, 0.1, 0.5], momentum=[0.0, 0.05], selection=[1.0, 4.0])

@@ -54,6 +54,7 @@ def test_where_no_lengths_match_it_is_a_chain_of_ista():
 # MSD-CSC
 
 
+@pytest.mark.slow
 def test_one_sweep_is_a_network_with_dense_connections_and_more_are_ml_ista():
     lam = 0.02
     Ds = mixed_scale(3, (4, 4), channels=2, growth=2, depth=2, kernel=2, dilations=(1, 2))
@@ -83,6 +84,7 @@ def test_one_number_is_no_sequence():
         mixed_scale(0, 12, growth=3, depth=3, dilations=2)
 
 
+@pytest.mark.slow
 def test_mixed_scale_dictionaries():
     Ds = mixed_scale(0, 12, channels=2, growth=3, depth=3, dilations=(1, 4))
     assert [D.F.filters.shape for D in Ds] == [(3, 2, 3), (3, 5, 3), (3, 8, 3)]
@@ -92,6 +94,7 @@ def test_mixed_scale_dictionaries():
     assert not np.array_equal(D.F.filters, Ds[0].F.filters)
 
 
+@pytest.mark.slow
 def test_one_threshold_per_channel_and_filter():
     (D,) = mixed_scale(0, 4, channels=2, growth=1, depth=1)
     assert D.groups == (3,)
@@ -132,14 +135,15 @@ def test_blocks_train(name, learn):
 # Dilation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, signal, stride, dilation, boundary",
     [
         ((2, 2, 3), 9, 2, 2, "valid"),
-        pytest.param((2, 1, 2, 3), (4, 7), (1, 2), (2, 3), "zero", marks=pytest.mark.slow),
-        pytest.param((3, 1, 3), 12, 2, 2, "circular", marks=pytest.mark.slow),
-        pytest.param((2, 2, 3), 9, 1, 2, "circular", marks=pytest.mark.slow),
-        pytest.param((2, 1, 40), 90, 1, 2, "valid", marks=pytest.mark.slow),
+        ((2, 1, 2, 3), (4, 7), (1, 2), (2, 3), "zero"),
+        ((3, 1, 3), 12, 2, 2, "circular"),
+        ((2, 2, 3), 9, 1, 2, "circular"),
+        ((2, 1, 40), 90, 1, 2, "valid"),
     ],
 )
 def test_dilated_filters_are_filters_with_zeros_between(shape, signal, stride, dilation, boundary):

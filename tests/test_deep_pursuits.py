@@ -75,6 +75,7 @@ def test_every_deep_pursuit_is_in_the_table():
     assert offered == {name.split(",")[0] for name in DEEP}
 
 
+@pytest.mark.slow
 @each
 def test_jit_and_vmap_are_a_loop_and_a_bad_signal_spoils_only_itself(name):
     Ds, y = chain()
@@ -93,6 +94,7 @@ def test_jit_and_vmap_are_a_loop_and_a_bad_signal_spoils_only_itself(name):
     )
 
 
+@pytest.mark.slow
 @each
 def test_float32_stays_float32(name):
     Ds, y = jax.tree.map(np.float32, chain())
@@ -102,6 +104,7 @@ def test_float32_stays_float32(name):
         assert found.converged
 
 
+@pytest.mark.slow
 @each
 def test_structured_dictionaries_are_their_matrices(name):
     rng = np.random.default_rng(0)
@@ -190,6 +193,7 @@ def test_options_out_of_range_are_refused():
 # Layered pursuits.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("k", [-70, 70])
 def test_nonnegative_layered_thresholding_is_judged_alike_at_any_scale(k):
     """The squares of these signals leave the range of float32."""
@@ -218,6 +222,7 @@ def test_a_rectifier_with_negative_values_gives_no_code_of_x_at_least_0():
     assert one.converged and elu.xs[0][1] < 0 and np.isinf(elu.gap) and not elu.converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, tol", [("float32", 1e-6), ("float64", 1e-12)])
 def test_layered_thresholding_is_the_forward_pass_of_a_cnn(dtype, tol):
     """Two layers of flax on a picture, with biases -theta."""
@@ -292,6 +297,7 @@ def test_orthonormal_layers_make_thresholding_basis_pursuit():
 # Projection pursuit.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("s", [1, 4, 9])
 def test_projection_of_one_layer_is_orthogonal_matching_pursuit(s):
     linear_model = pytest.importorskip("sklearn.linear_model")
@@ -435,6 +441,7 @@ def test_projection_refuses_what_is_out_of_range():
 # ML-ISTA and the exact problem.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("names", [("ml_ista", "ista"), ("ml_fista", "fista")])
 def test_one_layer_is_the_solver_of_the_lasso_bit_for_bit(names):
     Ds, y = chain()
@@ -526,6 +533,7 @@ def test_gradients_of_a_fixed_number_of_steps_are_central_differences():
     assert_allclose(slopes[1], along_lam, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stored.CHAINS)
 def test_the_exact_problem_agrees_with_a_generic_solver(name):
     seed, sizes, lams = stored.CHAINS[name]
@@ -615,6 +623,7 @@ def test_without_zeros_it_is_the_lasso_in_the_product_and_a_fit_to_its_support()
     assert one.converged and len(one.xs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_zeros_are_held_and_the_codes_are_those_of_the_oracle_on_the_supports_found(seed):
     Ds, y, _, _, _ = planted(seed, 300.0, 5)
@@ -683,6 +692,7 @@ def fullest(x, stripes):
     return max(np.abs(x[i]).sum() for i in stripes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stored.BANKS)
 def test_patches_and_stripes_are_the_windows_of_their_definition(name):
     D, A, y, patches, stripes = bank(name)
@@ -692,6 +702,7 @@ def test_patches_and_stripes_are_the_windows_of_their_definition(name):
     assert_allclose(np.abs(D.stripes(x)).sum(1), [np.abs(x[i]).sum() for i in stripes])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stored.BANKS)
 def test_local_error_agrees_with_a_generic_solver(name):
     D, A, y, patches, _ = bank(name)
@@ -705,6 +716,7 @@ def test_local_error_agrees_with_a_generic_solver(name):
     assert found.residual == pytest.approx(np.linalg.norm(y - A @ x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stored.BANKS)
 def test_local_sparsity_agrees_with_a_generic_solver(name):
     D, A, y, _, stripes = bank(name)
@@ -811,6 +823,7 @@ def test_weighted_penalties_solve_the_weighted_problem():
     assert_allclose(slack[large], (lam * np.sign(x))[large], atol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lam", [0.1, 1.0, 3.0, 100.0])
 def test_the_shrinkage_of_the_fullest_rows_is_a_proximal_map(lam):
     """Against every direction, and by the conditions on the thresholds."""

@@ -216,6 +216,7 @@ FITS = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dimensions, channels", [(1, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("boundary, length", FITS)
 def test_conv_is_its_matrix(boundary, length, dimensions, channels):
@@ -224,6 +225,7 @@ def test_conv_is_its_matrix(boundary, length, dimensions, channels):
     assert_convs(filters, signal_shape, [(t,) * dimensions for t in (1, 2, 3)], boundary)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("boundary", ["valid", "circular", "zero"])
 def test_conv_in_three_dimensions_with_unequal_strides(boundary):
     assert_convs(
@@ -409,10 +411,12 @@ def main_kind(request):
     return KINDS[request.param]
 
 
+@pytest.mark.few(3)
 def test_structured_dictionaries_are_their_matrices(kind):
     assert_answers(*kind)
 
 
+@pytest.mark.few(2)
 def test_transposing_twice_gives_the_dictionary_back(main_kind):
     D, M = main_kind
     assert D.T.shape == M.T.shape
@@ -421,6 +425,7 @@ def test_transposing_twice_gives_the_dictionary_back(main_kind):
     assert_equal((D * 2).T @ r, 2 * np.asarray(D.T @ r))
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", KINDS)
 def test_normalize_splits_off_the_norms(name):
     D, M = KINDS[name]
@@ -479,6 +484,7 @@ def test_large_composed_norm_is_the_product(monkeypatch):
 # Under transformations
 
 
+@pytest.mark.few(2)
 def test_arrays_of_both_libraries_defer_on_the_left(main_kind):
     D, M = main_kind
     r = np.random.default_rng(2).normal(size=M.shape[0])
@@ -504,6 +510,7 @@ def test_arrays_of_both_libraries_defer_on_the_left(main_kind):
         assert_equal(r @ scaled, 2 * (r @ D))
 
 
+@pytest.mark.few(2)
 def test_a_batch_of_dictionaries(main_kind):
     D, M = main_kind
     batch = jax.tree.map(lambda a, b: jnp.stack([a, b]), D, D * 2)
@@ -538,6 +545,7 @@ def test_a_batch_keeps_the_shape_of_one(main_kind):
     assert (batch.shape, batch.dtype, batch.T.shape) == (M.shape, D.dtype, M.T.shape)
 
 
+@pytest.mark.few(2)
 def test_gradients(main_kind):
     D, M = main_kind
     m, d = M.shape
@@ -570,6 +578,7 @@ def test_gradients(main_kind):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
 def test_conv_in_half_precision(half):
     eps = float(jnp.finfo(half).eps)
@@ -595,6 +604,7 @@ def test_filters_learn_through_grad():
 # Dtypes
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["Conv", "Concatenated, mixed", "Sparse over Conv"])
 def test_products_promote(name):
     D, M = KINDS[name]
@@ -899,6 +909,7 @@ def test_a_kind_of_a_users_own_is_its_matrix():
     assert_answers(*_reflected(np.array([1.0, 2.0, -0.5, 3.0, 0.1])))
 
 
+@pytest.mark.slow
 def test_the_theory_of_a_kind_of_a_users_own_is_that_of_its_matrix():
     D, M = _reflected(np.array([1.0, 2.0, -0.5, 3.0, 0.1]))
     unit, norms = ud.normalize(D)
@@ -936,6 +947,7 @@ def test_the_theory_of_a_kind_of_a_users_own_is_that_of_its_matrix():
     assert_close(ut.coherence(ours.W, unit).mu_W, ours.upper, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_kind_of_a_users_own_stands_inside_others():
     D, M = _reflected(np.array([1.0, 2.0, -0.5, 3.0, 0.1]))
     A = np.random.default_rng(8).normal(size=(10, 4))
@@ -1034,6 +1046,7 @@ def test_batches():
     jax.jit(lambda Y: ud.check_batch(CONV, Y, None, "f"))(Y)
 
 
+@pytest.mark.slow
 def test_unit_atoms():
     ud.unit_atoms(ud.normalize(CONV)[0], "f")
     ud.unit_atoms(np.eye(3) * (1 + 5e-5), "f")
@@ -1048,6 +1061,7 @@ def test_unit_atoms():
         ud.unit_atoms(ud.normalize(ud.Conv(FILTERS, 8, 1, "zero"))[0], "f")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["valid", "zero"])
 def test_norms_of_zero_atoms_have_the_gradient_zero(boundary):
     """As those of a matrix have: a zero filter, and one of which the border leaves nothing."""

@@ -117,6 +117,7 @@ def test_the_scale_of_the_signals_scales_the_codes_alone(name):
 # Monotone
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", SWEEPING)
 def test_the_objective_rises_only_where_atoms_are_replaced(name, weighted):
@@ -404,6 +405,7 @@ def stop_at(step):
     return progress
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_call_goes_on_from_its_file(name, tmp_path, monkeypatch):
     monkeypatch.setattr("unrolled.dictionary_learning._keeper._PERIOD", 0.0)
@@ -490,6 +492,7 @@ def test_k_svd_finds_most_of_a_planted_dictionary():
     assert recovered(found.D, PLANTED) >= 0.7
 
 
+@pytest.mark.slow
 def test_double_sparsity_finds_planted_blocks():
     blocks = np.kron(np.eye(8), [[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
     Y = planted(0, 800, D=jnp.asarray(blocks), least=1.0)

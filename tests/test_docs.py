@@ -169,6 +169,7 @@ def test_the_readme_is_one_page_and_keeps_its_commands():
 SMALLER = {"250, 500": "40, 80", "16": "3", "sparsity=2": "sparsity=1", "steps=300": "steps=2"}
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_default):
     (source,) = blocks(README)
     for large, small in SMALLER.items():
@@ -202,6 +203,7 @@ assert ur.training.restore("weights.npz").layer is relaxed_ista(4)
 """
 
 
+@pytest.mark.slow
 def test_the_family_of_the_guide_works(tmp_path):
     """In a process of its own: a family registers itself for good."""
     if not hasattr(ur.layers, "FAMILIES"):

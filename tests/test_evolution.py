@@ -167,6 +167,7 @@ def test_a_family_without_weights_or_thresholds_gives_the_loss():
             watch.series(field)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_convolutional_dictionary_is_measured_by_its_filters(tied):
     """Its diagonal and mu_W are those of the dense matrices.
@@ -407,6 +408,7 @@ def test_the_figure_of_a_network_has_a_column_per_layer(lista):
     assert lines == [DEPTH, CHAIN.layers[1].depth]
 
 
+@pytest.mark.slow
 def test_the_layers_of_ml_lista_are_watched_too():
     """At its start B = D / L and gamma = 1 / L: W'D = D'D / L, and S is I - W'D."""
     network = ur.networks.ml_lista(DEPTH)

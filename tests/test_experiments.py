@@ -226,6 +226,7 @@ def drawn(recipe, shape, classes, rngs):
     return Drawn(rngs)
 
 
+@pytest.mark.slow
 def test_rows_and_weights_do_not_depend_on_the_default_dtype_of_jax(images, tmp_path):
     recipe = dataclasses.replace(RECIPE, gamma=0.1, epochs=1)
     found = {}
@@ -253,7 +254,8 @@ CSC = {
 }
 
 
-@pytest.mark.parametrize("name", ["msd-csc", pytest.param("res-csc", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["msd-csc", "res-csc"])
 def test_networks_of_convolutional_sparse_coding_are_trained_and_restored(name, tmp_path):
     options, layers = CSC[name]
     images = experiments.load("digits", side=8)
@@ -378,6 +380,7 @@ class Repeated(Tiny):
         return self.last(self.features(z - 1))
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_called_twice_is_two_layers_and_the_run_resumes(
     images, tmp_path, monkeypatch
 ):

@@ -31,6 +31,7 @@ def agree(f, *arguments):
         np.testing.assert_allclose(theirs, ours, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["lista_cp", "alista"])
 def test_params_of_a_family_are_arguments(name):
     layer = registry.LAYERS[name](2)
@@ -39,6 +40,7 @@ def test_params_of_a_family_are_arguments(name):
     agree(lambda params: params.shared, ur.layers.unstack(params))
 
 
+@pytest.mark.slow
 def test_all_records_and_dictionaries_are_arguments():
     """Their trees are at stake, not their numbers."""
     key = jax.random.key(0)

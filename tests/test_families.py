@@ -40,6 +40,7 @@ def steps_of(params):
     return jax.tree.map(np.asarray, layers.unstack(params).steps)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("selecting, plain", [("lista_ss", "lista"), ("lista_cpss", "lista_cp")])
 @pytest.mark.parametrize("tied", [True, False])
 def test_support_selection_makes_ss_and_cpss(problem, selecting, plain, tied):
@@ -77,6 +78,7 @@ def test_a_support_of_nothing_is_no_selection(problem, family):
     assert_close(make(K, support=(0.0, 0.0)).iterates(params, D, y), make(K).iterates(params, D, y))
 
 
+@pytest.mark.slow
 def test_tilista_is_alista_with_weights_that_move(problem):
     D, y = problem
     params = moved(layers.alista(K).init(None, D))
@@ -311,6 +313,7 @@ WITHOUT_MEMORY = {
 OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("name", WITHOUT_MEMORY)
 @pytest.mark.parametrize("per_atom", [False, True])
 def test_weights_are_those_that_act_in_the_step(problem, name, per_atom):
@@ -389,6 +392,7 @@ def test_ml_lista_of_one_layer_is_ista(problem):
     assert_close(code, layers.ista(K).apply(ur.analytic.ista(D, LAM, K), D, y))
 
 
+@pytest.mark.slow
 def test_ml_lista_trains_and_takes_structured_dictionaries(problem):
     y = problem[1]
     bank = ur.dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), M)
@@ -528,6 +532,7 @@ def test_misuses_are_refused(problem, two, misuse):
         call(*problem, two)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_tista_starts_and_codes_nothing_in_half_precision(problem, dtype):
     """Its least error of 1e-9 is below every positive number of float16."""

@@ -217,7 +217,8 @@ def test_layers_of_several_steps_or_from_a_start_have_no_dictionary():
         as_dictionary(net, "blocks.0.first", (6, 6))
 
 
-@pytest.mark.parametrize("name", ["stem", pytest.param("blocks.0.first", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stem", "blocks.0.first"])
 def test_one_step_of_a_network_of_sparse_coding_is_its_dictionary(name):
     """In float32, with running statistics that are not those of the start."""
     with jax.enable_x64(False):

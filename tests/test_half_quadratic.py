@@ -11,11 +11,7 @@ from unrolled.pursuit import half_quadratic
 from unrolled.pursuit._half_quadratic import _correction
 
 EPS = np.finfo(float).eps
-POWERS = [
-    2 / 3,
-    0.8,
-    *(pytest.param(p, marks=pytest.mark.slow) for p in (0.3, 0.5, 0.99)),
-]
+POWERS = 2 / 3, 0.8, 0.3, 0.5, 0.99
 
 
 # The proximal map
@@ -31,6 +27,7 @@ def least(v, theta, p):
     return min(v**2 / 2, values.min())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("p", POWERS)
 def test_the_proximal_map_is_no_worse_than_brute_force(p):
     rng = np.random.default_rng(0)
@@ -48,6 +45,7 @@ def test_the_proximal_map_is_no_worse_than_brute_force(p):
 
 
 @pytest.mark.slow
+@pytest.mark.few(2)
 @pytest.mark.parametrize("p", POWERS)
 def test_the_proximal_map_in_float32_and_at_its_ends(p):
     v, thetas = np.float32([0.5, 1.5, -4.0, 30.0]), np.float32([1.0, 0.1, 0.7, 2.0])
@@ -90,7 +88,8 @@ def split_objective(D, y, x, lam, p, beta):
     return quadratic + lam * np.sum(np.abs(x) ** p)
 
 
-@pytest.mark.parametrize("p", [1, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("p", [1, 0.5])
 def test_the_objective_never_rises_within_a_stage(planted, p):
     D, y, _ = planted
     once, lam = 0.5, 0.05
@@ -101,6 +100,7 @@ def test_the_objective_never_rises_within_a_stage(planted, p):
     assert (np.diff(values) < EPS).all() and values[-1] < values[1] < values[0]
 
 
+@pytest.mark.slow
 def test_as_beta_grows_it_becomes_the_lasso(planted):
     """F <= (1 + L / beta) F*, from (I + D D' / beta)^{-1} >= I / (1 + L / beta)."""
     D, y, _ = planted
@@ -117,7 +117,8 @@ def test_as_beta_grows_it_becomes_the_lasso(planted):
     assert float(ur.pursuit.lasso_objective(D, y, found.x, lam) / F) - 1 < 1e-8
 
 
-@pytest.mark.parametrize("p", [0.5, pytest.param(0.8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [0.5, 0.8])
 def test_below_one_it_converges_to_a_stationary_point(planted, p):
     D, y, x = planted
     lam, tol = 0.02, 1e-8
@@ -136,6 +137,7 @@ def test_below_one_it_converges_to_a_stationary_point(planted, p):
     assert not half_quadratic(D, y, lam, p, max_steps=0).converged
 
 
+@pytest.mark.slow
 def test_the_three_ways_to_solve_the_linear_system_agree():
     filters = np.random.default_rng(0).normal(size=(3, 2, 2, 3))
     r, beta = np.random.default_rng(1).normal(size=40), 0.3

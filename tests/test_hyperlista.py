@@ -91,6 +91,7 @@ def test_params_of_another_dictionary_are_refused(small):
         layer.apply(params, dictionaries.gaussian(jax.random.key(0), M, N + 1), jnp.ones(M))
 
 
+@pytest.mark.slow
 def test_three_numbers_reach_60_decibels_on_the_standard_benchmark():
     """Nothing is trained.
 

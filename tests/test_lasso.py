@@ -23,6 +23,7 @@ def objective(x, lam=LAM, l2=0.0, D=D, y=y):
 # Solutions.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 def test_codes_are_those_of_scikit_learn(l2, nonnegative):
@@ -45,6 +46,7 @@ def test_weights_per_atom_and_optimality():
     assert (np.abs(g) <= lam + 1e-9).all()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("l2", [0.0, 1e-3, 10.0])
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_the_gap_bounds_the_excess_of_any_code(l2, nonnegative):
@@ -81,6 +83,7 @@ def test_no_penalty_reproduces_the_signal_or_says_that_it_has_no_certificate():
     assert tall.x == pytest.approx(np.linalg.lstsq(D[:, :8], y, rcond=None)[0], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_large_penalties_give_zero_without_a_step():
     top = pursuit.lam_max(D, y)
     for options in ({}, dict(start=np.ones(N)), dict(l2=0.1)):
@@ -118,6 +121,7 @@ def test_a_warm_start_saves_steps():
     assert again.steps == 0 and (again.x == cold.x).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["twins", "rank", "zero"])
 def test_degenerate_dictionaries(kind):
     A = {
@@ -133,6 +137,7 @@ def test_degenerate_dictionaries(kind):
     assert abs(excess) <= 1e-9 * np.sum(y**2)
 
 
+@pytest.mark.slow
 def test_half_precision_where_the_atoms_of_a_support_depend():
     """More atoms than dimensions on the way: conjugate gradients end before they diverge."""
     for seed in range(6):
@@ -142,6 +147,7 @@ def test_half_precision_where_the_atoms_of_a_support_depend():
         assert found.converged and np.isfinite(found.x).all()
 
 
+@pytest.mark.slow
 def test_an_unreachable_tolerance_is_reported():
     found = pursuit.lasso(D, y, LAM, tol=1e-12, max_steps=10)
     assert found.steps == 10 and found.converged == (found.gap <= 1e-12)
@@ -199,6 +205,7 @@ def test_implicit_derivatives_are_finite_differences():
     assert forward == pytest.approx(jnp.sum(gradients[2]))
 
 
+@pytest.mark.slow
 def test_implicit_derivatives_are_those_of_many_steps():
     """Unrolled, FISTA has the derivative of its limit once the support is found."""
 
@@ -212,6 +219,7 @@ def test_implicit_derivatives_are_those_of_many_steps():
         assert ours == pytest.approx(np.asarray(theirs), rel=1e-7, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_derivatives_where_the_atoms_of_the_support_depend():
     """Six atoms in four dimensions without a penalty: x is the least norm code, as it begins at 0.
 
@@ -222,6 +230,7 @@ def test_derivatives_where_the_atoms_of_the_support_depend():
     assert slope == pytest.approx(np.linalg.pinv(A).T @ c, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_structured_dictionary_and_of_a_batch():
     bank, Y = normal(11, 3, 1, 4), normal(12, 2, 12)
 
@@ -244,6 +253,7 @@ def test_the_path_is_that_of_least_angles():
     assert path.converged.all() and path.x == pytest.approx(codes.T[:-1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_path_is_a_sequence_of_solutions():
     ratios = np.array([1.0, 0.5, 0.2, 0.1])
     path = pursuit.lasso_path(D, y, ratio=ratios, tol=1e-13)

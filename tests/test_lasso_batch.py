@@ -31,6 +31,7 @@ def patches(n):
     return unit((np.array(waves) + 0.02 * normal(3, n, 64)).T).T
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["gaussian", "dct"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_code_has_its_certificate(kind, dtype):
@@ -54,6 +55,7 @@ def test_every_code_has_its_certificate(kind, dtype):
     assert found.x.dtype == found.gap.dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 @pytest.mark.parametrize("weights", ["one", "per atom", "per signal", "all"])
@@ -93,6 +95,7 @@ def test_codes_are_those_of_scikit_learn():
         assert x == pytest.approx(model.fit(D, y).coef_, abs=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shape", [(30, 12), (12, 12), (6, 40)])
 def test_tall_square_and_wide_dictionaries(shape):
     A, signals = unit(normal(7, *shape)), normal(8, 5, shape[0])
@@ -102,6 +105,7 @@ def test_tall_square_and_wide_dictionaries(shape):
     assert (gaps(A, signals, np.asarray(found.x), lam) <= 1e-10 + 1e-14).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["twins", "rank", "zero"])
 def test_degenerate_dictionaries(kind):
     A = {
@@ -192,6 +196,7 @@ def test_scales_leave_the_codes_as_they_are():
     assert (pursuit.lasso_batch(D, mixed, ratio=0.1).gap == plain.gap).all()
 
 
+@pytest.mark.slow
 def test_convolutions_take_batches_of_pictures():
     C = dictionaries.Conv(normal(9, 3, 1, 2, 2), (5, 6))
     pictures = normal(10, 4, 5, 6)

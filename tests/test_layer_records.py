@@ -246,6 +246,7 @@ def test_threads_that_make_the_same_layer_get_one_object():
         assert {id(apply) for _, apply in made} == {id(ur.alista(depth, theta=0.123).apply)}
 
 
+@pytest.mark.slow
 def test_layers_that_nobody_holds_are_freed_beyond_the_latest():
     held = ur.alista(999)
     made = [weakref.ref(ur.alista(1000 + i)) for i in range(400)]
@@ -648,6 +649,7 @@ def test_a_record_may_be_local_if_its_annotations_can_be_read(problem):
     assert list(_relaxed(K).records) == ["local"]
 
 
+@pytest.mark.few(10)
 @every_layer
 def test_check_takes_the_params_of_init_in_both_forms(name, problem):
     layer, params = started(name, problem)
@@ -735,6 +737,7 @@ def test_check_refuses_another_shape_of_every_array(name, problem):
             jax.eval_shape(layer.apply, wrong, D, jnp.ones(M))
 
 
+@pytest.mark.few(8)
 @every_layer
 def test_check_refuses_a_known_negative_threshold(name, problem):
     D, y = problem
@@ -819,6 +822,7 @@ def test_iterates_of_a_network_end_at_its_codes(name, two, problem):
         np.testing.assert_array_equal(np.asarray(path[-1]), np.asarray(code))
 
 
+@pytest.mark.few(1)
 @every_network
 def test_other_ways_to_run_a_network_change_nothing(name, two, problem):
     network = CHAINS[name]()

@@ -98,7 +98,8 @@ def test_a_figure_that_fails_loses_no_table(path, monkeypatch, capsys):
     assert written <= {file.name for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("method", ["ksvd", pytest.param("mod", marks=pytest.mark.slow)])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("method", ["ksvd", "mod"])
 def test_a_method_with_a_given_sparsity(path, method, capsys):
     folder = path.parent / "learned"
     flags = ["--atoms", "12", "--method", method, "--sparsity", "2", "--sweeps", "2"]

@@ -187,6 +187,7 @@ def test_kkt_violation_vanishes_at_the_lasso_optimum(key, share):
     assert metrics.kkt_violation(jnp.asarray(D), jnp.asarray(y), jnp.asarray(x), 1.1 * lam) > 0.09
 
 
+@pytest.mark.slow
 def test_kkt_violation_takes_structured_dictionaries():
     rng = np.random.default_rng(4)
     D = dictionaries.Conv(rng.normal(size=(2, 1, 3)), 8)

@@ -68,6 +68,7 @@ def test_jit_and_vmap(chain, signals):
             )
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_layer_and_dictionary(chain, signals):
     """And agree with a central difference along one direction."""
     network, params, Ds = chain
@@ -123,6 +124,7 @@ def test_one_layer_is_a_chain(chain, signals):
     np.testing.assert_array_equal(np.asarray(code), np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_an_analytic_chain_keeps_its_certificate():
     """Theorem 6: with thresholds from theory there are no false positives and the bounds hold."""
     D_1 = dictionaries.identity_hadamard(64)

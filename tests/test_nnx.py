@@ -63,6 +63,7 @@ FORMS = (
 )
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", FORMS)
 def test_a_module_has_the_codes_and_the_gradients_of_its_layer(name, D):
     layer = registry.LAYERS[name](DEPTH)
@@ -164,6 +165,7 @@ def trained(model, sample, optimizer, steps, key):
     return [float(step(model, optimizer, jax.random.fold_in(key, k))) for k in range(steps)]
 
 
+@pytest.mark.slow
 def test_training_under_nnx_optimizer_is_that_of_fit(D, sample):
     layer, key, steps = ur.alista(DEPTH), jax.random.key(4), 20
     params = layer.init(None, D)
@@ -181,6 +183,7 @@ def test_training_under_nnx_optimizer_is_that_of_fit(D, sample):
     np.testing.assert_array_equal(model.params().shared.W, params.shared.W)
 
 
+@pytest.mark.slow
 def test_a_convolutional_dictionary_can_be_learned():
     D = ur.dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 2, 2)), (3, 4))
     layer = ur.lista_cp(DEPTH)

@@ -15,6 +15,7 @@ D = unit(normal(0, M, N))
 Y = normal(1, 4, M)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("sparsity", [1, 3, 10, M])
 def test_codes_are_those_of_scikit_learn(sparsity):
     for y in Y:
@@ -25,6 +26,7 @@ def test_codes_are_those_of_scikit_learn(sparsity):
         )
 
 
+@pytest.mark.slow
 def test_a_tolerance_bounds_the_residual_as_in_scikit_learn():
     """Theirs is the square of ours."""
     for y in Y:
@@ -62,6 +64,7 @@ def test_codes_below_the_coherence_bound_are_recovered():
     assert s >= 4 and found.x == pytest.approx(x, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_dependent_atoms_are_never_chosen_together():
     """A zero atom, every other atom twice or with the other sign, and a sum of two."""
     B = D[:, :5]
@@ -78,6 +81,7 @@ def test_dependent_atoms_are_never_chosen_together():
     assert found.steps == 5 and not found.converged and np.isfinite(found.x).all()
 
 
+@pytest.mark.slow
 def test_no_atom_and_no_signal():
     none = pursuit.omp(D, Y[0], 0)
     assert not none.x.any() and none.residual == pytest.approx(np.linalg.norm(Y[0]))
@@ -105,6 +109,7 @@ def test_faults_are_refused():
         jax.jit(lambda s: pursuit.omp(D, Y[0], s))(3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("half, m", [(jnp.bfloat16, 31), (jnp.bfloat16, 256), (np.float16, 256)])
 def test_half_precision_is_computed_in_single_and_rounded(half, m):
     """4 m eps exceeds 1: it tells no atom from rounding. The code has the rounding of the dtype."""

@@ -130,6 +130,7 @@ def parameters(test):
     return set(inspect.signature(test).parameters)
 
 
+@pytest.mark.few(3)
 @conforms("name")
 def test_a_family_conforms(test, monkeypatch, tmp_path):
     monkeypatch.setitem(registry.LAYERS, "own", own_heavy_ball)
@@ -160,6 +161,7 @@ def test_thresholds_and_steps_of_a_family_are_calibrated_and_searched():
     assert found.values["theta"] < 10
 
 
+@pytest.mark.slow
 def test_a_family_is_compared():
     ista = ur.layers.ista(K)
     methods = {"ISTA": (ista, ista.init(None, D)), "own": (LAYER, PARAMS)}
@@ -171,6 +173,7 @@ def test_a_family_is_compared():
     assert "| own |" in found.table()
 
 
+@pytest.mark.slow
 def test_a_training_of_a_family_goes_on_from_its_checkpoint(tmp_path):
     whole = ur.fit(LAYER, PARAMS, D, sample, steps=6, **TRAINING)
     for steps in (3, 6):
@@ -211,6 +214,7 @@ def test_a_dictionary_conforms(test, own, monkeypatch):
     test("own")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", registry.FAMILIES)
 def test_every_family_takes_a_dictionary(name, own):
     layer, matrix = registry.FAMILIES[name](2), ur.dictionaries.dense(own)

@@ -128,6 +128,7 @@ def watched(layer, steps=2, prediction=None):
     return watch
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_lines_of_a_training_have_a_legend_and_a_bar(tied):
     prediction = ur.theory.schedule(0.2, 1.0, sparsity=1, bound=1.0, depth=3)
@@ -142,6 +143,7 @@ def test_the_lines_of_a_training_have_a_legend_and_a_bar(tied):
 # Coherence at a unit diagonal
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::unrolled.compare.DivergenceWarning")
 def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     """Neither a scale nor a sign per atom changes it; what a step meets is told beside it."""
@@ -204,6 +206,7 @@ def test_the_products_of_a_picture_are_those_of_a_unit_diagonal():
 # Undefined scores
 
 
+@pytest.mark.slow
 def test_codes_that_are_all_zero_have_no_precision():
     D, layer = ur.dictionaries.identity_hadamard(8), ur.lista_cp(K)
     silent = layer.init(None, D)

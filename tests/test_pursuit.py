@@ -63,6 +63,7 @@ def path(step, state, steps):
 # Rates.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(2))
 def test_ista_never_raises_the_objective_and_obeys_its_rate(seed):
     D, y, lam = problem(seed)
@@ -239,6 +240,7 @@ def test_the_gap_of_a_threshold_above_the_range_is_infinite(size):
     assert np.isnan(pursuit.threshold(D, y * np.float32(np.nan), lam).gap)
 
 
+@pytest.mark.slow
 def test_threshold_takes_one_value_per_atom_and_per_filter():
     D, y, _ = problem(0)
     theta = np.linspace(0, 1, N)
@@ -308,6 +310,7 @@ def test_solutions_follow_signs_permutations_and_scales(solver):
 # Fields and transformations.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_steps_and_convergence_are_reported_as_they_are(solver):
     D, y, lam = problem(0)
@@ -325,6 +328,7 @@ def test_steps_and_convergence_are_reported_as_they_are(solver):
     assert loose.steps < tight.steps and loose.gap <= 1e-2 and tight.gap <= 1e-8
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_fixed_number_of_steps_is_differentiable_in_everything(solver):
     D, y, lam = problem(6)
@@ -359,6 +363,7 @@ def test_the_gradient_is_finite_where_singular_values_coincide():
     assert np.isfinite(np.asarray(gradient)).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_vmap_is_a_loop_and_jit_is_eager(solver):
     D, _, _ = problem(0)
@@ -390,6 +395,7 @@ def test_float32_reaches_1e_6_on_an_easy_problem(solver):
     assert excess <= 2e-6 * np.sum(y**2) / 2
 
 
+@pytest.mark.slow
 def test_structured_dictionaries_give_the_codes_of_their_matrix():
     bank = dictionaries.Conv(
         np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular"
@@ -404,6 +410,7 @@ def test_structured_dictionaries_give_the_codes_of_their_matrix():
     )  # unique, to the sqrt of the gap
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("k", [-70, 70])
 def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
     """The squares of these signals leave the range of float32."""

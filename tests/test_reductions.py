@@ -117,6 +117,7 @@ def test_what_all_this_is_about():
         assert not np.isnan(jnp.max(jnp.asarray(_V)))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_a_nan_reaches_the_result(name):
     f = REDUCTIONS[name]
@@ -141,6 +142,7 @@ def test_a_nan_goes_through_every_map():
             assert np.isnan(found).any(), name
 
 
+@pytest.mark.slow
 def test_relu_and_celu_are_those_of_jax():
     v = jnp.linspace(-3, 3, 601)
     for ours, theirs in ((ur.activations.relu, jax.nn.relu), (ur.activations.celu(), jax.nn.celu)):
@@ -150,6 +152,7 @@ def test_relu_and_celu_are_those_of_jax():
     assert jax.grad(ur.activations.relu)(0.0) == 0 and jax.grad(ur.activations.celu())(0.0) == 1
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", OF_DICTIONARIES)
 def test_a_nan_in_a_traced_dictionary_reaches_the_result(name):
     f = jax.jit(OF_DICTIONARIES[name])

@@ -146,6 +146,7 @@ def cases():
             yield pytest.param(f, degree, name, dtype, id=f"{name}-{dtype}")
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("f, degree, name, dtype", [*cases()])
 def test_powers_of_two_go_through(f, degree, name, dtype):
     """f(2^k inputs) = 2^(degree k) f(inputs): bit for bit, but where the range of half precision
@@ -174,6 +175,7 @@ def test_powers_of_two_go_through(f, degree, name, dtype):
             agrees(got, exact, k, kind, rounding)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", RANGES)
 @pytest.mark.parametrize("solve", [up.lasso, up.lasso_path])
 def test_a_share_of_lam_max_has_no_scale(solve, dtype):
@@ -222,6 +224,7 @@ def test_lam_max_is_right_or_refused(D32):
             up.lam_max(D32 * F32(2.0**k), y * F32(2.0**k))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", registry.DICTIONARIES)
 def test_every_dictionary_has_norms_at_every_scale(kind):
     D = registry.DICTIONARIES[kind]().astype(jnp.float32)
@@ -252,6 +255,7 @@ def D32():
     return ud.gaussian(0, 20, 40).astype(F32)
 
 
+@pytest.mark.slow
 def test_coherence_of_a_large_dictionary(D32):
     mu = ut.mutual_coherence(D32)
     assert mu > 0.3
@@ -315,6 +319,7 @@ def test_other_activations_keep_their_units(D32):
     assert_allclose(found.x, x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_go_through_the_change_of_units(D32):
     y = D32[:, 3] - D32[:, 7] / 2
 
@@ -327,6 +332,7 @@ def test_gradients_go_through_the_change_of_units(D32):
         assert_allclose(np.ldexp(np.asarray(got, float), -k), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype, b", [("float32", -100), ("float32", -60), ("float32", 80), ("float16", -9)]
 )
@@ -388,6 +394,7 @@ THRESHOLDS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", THRESHOLDS)
 def test_integers_become_floats_and_complex_is_refused(name):
     f = THRESHOLDS[name]
@@ -421,6 +428,7 @@ def test_a_zero_dictionary_is_refused(family):
         ur.layers.FAMILIES[family](2).init(None, jnp.zeros((3, 5)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
 def test_codes_have_no_scale_of_the_dictionary(D32, family):
     """D and y in other units: the codes are the same, where the squares leave the range too."""
@@ -456,6 +464,7 @@ def test_codes_of_lamp_follow_a_scaled_signal(D32):
         assert_allclose(jnp.ldexp(found, -k), exact, atol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
 def test_signals_whose_energy_is_above_the_range_of_half_precision(D32, family):
     layer = ur.layers.FAMILIES[family](2)
@@ -526,6 +535,7 @@ def _validation(key):
     return ur.fit(*given, optimizer=optax.sgd(0.1), steps=0, key=key).history.records[0].validation
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", SEEDED)
 def test_a_seed_is_a_key(name):
     draw = SEEDED[name]
@@ -553,6 +563,7 @@ def test_traced_seeds_and_raw_keys_stay():
 # Memory
 
 
+@pytest.mark.slow
 def test_products_come_in_blocks(monkeypatch):
     D = ud.gaussian(0, 7, 43)
     composed = ud.normalize(ud.Composed(ud.gaussian(1, 7, 9), ud.gaussian(2, 9, 43)))[0]
@@ -661,6 +672,7 @@ _STACK = ur.realize.transformer(
 )
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", EAGER)
 def test_eager_calls_compile_once(name):
     EAGER[name]()

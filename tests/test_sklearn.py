@@ -67,6 +67,7 @@ def labelled(n=60):
     return codes @ D.T, labels
 
 
+@pytest.mark.slow
 def test_a_pipeline_and_a_grid_search_choose_a_sparsity():
     signals, labels = labelled()
     magnitudes = FunctionTransformer(np.abs)  # the classes differ in the support
@@ -80,6 +81,7 @@ def test_a_pipeline_and_a_grid_search_choose_a_sparsity():
     assert plain.score(signals[1::2], labels[1::2]) < search.best_score_
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["omp", ur.alista(3)])
 def test_a_copy_and_a_pickle_give_the_same_codes(method):
     coder = SparseCoder(D, method).fit(Y)
@@ -145,6 +147,7 @@ def test_every_pursuit_is_tried():
     assert set(ur.pursuit.__all__) == codes | helpers | set(PURSUITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*OPTIONS])
 def test_the_codes_are_those_of_the_pursuit(name):
     chained = PURSUITS[name].takes == CHAIN
@@ -214,6 +217,7 @@ def test_families_that_draw_their_params_take_a_seed():
     assert all(map(np.array_equal, a, b)) and not all(map(np.array_equal, a, c))
 
 
+@pytest.mark.slow
 def test_codes_have_the_dtype_of_the_samples_and_come_in_chunks(monkeypatch):
     monkeypatch.setattr("unrolled.sklearn._CHUNK", 3)
     coder = SparseCoder(D, "threshold", theta=0.3).fit(Y)

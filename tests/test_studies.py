@@ -150,13 +150,8 @@ def test_a_pursuit_takes_from_the_samples_what_it_lacks():
     assert study.comparison.given == tuple(pursuits)
 
 
-@pytest.mark.parametrize(
-    "m, d, most",
-    [
-        pytest.param(12, 14, {1: 3, 2: 1}, marks=pytest.mark.slow),
-        pytest.param(250, 500, {2: 3, 7: 1}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("m, d, most", [(12, 14, {1: 3, 2: 1}), (250, 500, {2: 3, 7: 1})])
 def test_the_minimax_weights_run_at_their_own_sparsity(m, d, most):
     """The sparsities that are run, and how many weights run at each."""
     D = ur.problems.standard_benchmark(jax.random.key(0)).D

@@ -392,6 +392,7 @@ any_name = st.sampled_from([*all_options(), "step", "familly"]) | st.text(max_si
 any_table = st.dictionaries(any_name, any_value, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     text=st.text(max_size=40) | st.binary(max_size=40),
@@ -430,6 +431,7 @@ def fuzzed(tmp_path_factory):
 
 
 # On a tiny problem the start may be better on the signals held back.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibrate. the start comes back")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
@@ -538,6 +540,7 @@ def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder)
     assert judged["lasso_objective"] == pytest.approx(objective.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_planted_test_signals_are_none_of_those_that_train_or_validate():
     flags = dict(dictionary="ill_conditioned", m="8", d="12", kappa="5", depth="1")
     flags |= dict(probability="1", batch="4", test_signals="20", snr="30")
@@ -554,6 +557,7 @@ def test_planted_test_signals_are_none_of_those_that_train_or_validate():
 KILLED = dict(JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_path):
     """SIGKILL at an arbitrary moment between two saves; the resumed run ends as the whole one."""
     output = tmp_path / "killed"
@@ -676,6 +680,7 @@ def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
     assert load(output / "config.toml", {}).training.steps == 20
 
 
+@pytest.mark.slow
 def test_signals_of_a_file_without_codes(run, tmp_path):
     """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
     output = tmp_path / "own"
@@ -695,6 +700,7 @@ def test_signals_of_a_file_without_codes(run, tmp_path):
     assert weights.layer is ur.layers.step_lista(3, lam=0.05)
 
 
+@pytest.mark.slow
 def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     """Three stages of one step; the best params are those of the last one."""
     output = tmp_path / "staged"
@@ -710,6 +716,7 @@ def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
 
 
+@pytest.mark.slow
 def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
     """Analytic params have the structure of `init`; calibrated ones keep the weights of theory."""
     monkeypatch.chdir(folder)
@@ -827,6 +834,7 @@ def own(tmp_path, folder, monkeypatch, capsys):
     forget("my_module", "my_family")
 
 
+@pytest.mark.slow
 def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
     inputs = ("--dictionary", folder / "D.npy", "--signals", folder / "YX.npz")
     options = ("--scale", 0.5, "--powers", "[3, 4]", "--steps", 4, "--batch", 4, "--depth", 2)
@@ -860,6 +868,7 @@ def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
     assert found.metadata["step"] == 6
 
 
+@pytest.mark.slow
 def test_without_import_an_unknown_family_is_one_line_of_advice(own, folder, tmp_path):
     tiny = ("--family", "my_family", "--m", 4, "--d", 6, "--depth", 1, "--steps", 1, "--batch", 2)
     assert own("train", "--import", "my_module", *tiny, "--output", "run")[0] == 0
@@ -881,6 +890,7 @@ def test_the_help_knows_the_options_of_your_own_family(own, capsys):
     assert "--scale FLOAT of the step sizes, 100 % at 1 (my_family)" in shown
 
 
+@pytest.mark.slow
 def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
     """Here theta is an integer and gain may be negative; seed is an option of the command."""
     shared = "theta: int = option(default=2)\n    gain: float = option(default=0.0)"
@@ -1018,6 +1028,7 @@ def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
 # Chains
 
 
+@pytest.mark.slow
 def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
     output = tmp_path / "chain"
     status, out, err = run("train", "chain.toml", "--output", output)
@@ -1070,6 +1081,7 @@ def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
     assert rows["family"] == ["lista_cp", "ista", "alista"] and rows["sparsity"] == ["1"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", ["planted", "chain_signals.npz"])
 def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, signals):
     text = CHAIN.replace("chain_signals.npz", signals).replace("depth = 2\nsup", START)
@@ -1082,6 +1094,7 @@ def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, si
         np.testing.assert_allclose(before, np.asarray(X) @ np.asarray(D).T, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_chain_trains_on_signals_without_codes(folder):
     text = CHAIN.replace("chain_signals.npz", "Y.npy").replace("[training]", "[training]\n" + LASSO)
     (folder / "unknown.toml").write_text(text.replace('start = "analytic"', ""))
@@ -1198,6 +1211,7 @@ def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
     """OMP, alone in its dictionary; and of a chain, all codes, with what misses its tolerance."""
     _, _, D = saved

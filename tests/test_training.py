@@ -198,6 +198,7 @@ def test_losses_refuse_what_does_not_fit(batch):
 # What training does
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_lowers_the_validation_loss_of_every_family(name, D, sample):
     found = run(FAMILIES[name], D, sample, steps=40)
@@ -206,6 +207,7 @@ def test_training_lowers_the_validation_loss_of_every_family(name, D, sample):
     assert found.history.loss.shape == (40,) and finite(found.params)
 
 
+@pytest.mark.slow
 def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sample):
     """The role of a field counts, not its name."""
     with families_of_a_user() as (damped_ista, _):
@@ -230,6 +232,7 @@ def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sampl
         assert type(moved) is Damped
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", LOSSES)
 def test_training_lowers_every_loss(name, D, sample):
     found = run(FAMILIES["lista_cp"], D, sample, steps=40, loss=LOSSES[name])
@@ -341,6 +344,7 @@ def test_a_threshold_at_zero_moves(D, sample):
     assert (np.asarray(found.params.steps.theta) > 0).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("learn", [False, True])
 def test_fixed_weights_stay_bit_for_bit(D, sample, learn):
     layer = FAMILIES["alista"]
@@ -364,6 +368,7 @@ def test_a_given_dictionary_comes_back_bit_for_bit(D, sample):
     assert same(run(FAMILIES["lista_cp"], D, sample, steps=5).D, D)
 
 
+@pytest.mark.slow
 def test_training_the_unstacked_form_is_the_same_training(D, sample):
     layer = FAMILIES["lista_cp untied"]
     params = layer.init(jax.random.key(9), D)
@@ -394,6 +399,7 @@ def test_training_without_codes(D, sample):
     assert found.history.records[-1].validation < found.history.records[0].validation
 
 
+@pytest.mark.slow
 def test_training_in_float32():
     with jax.enable_x64(False):
         D = dictionaries.gaussian(jax.random.key(1), M, N)
@@ -429,6 +435,7 @@ def test_learning_a_dense_dictionary(D, sample):
     assert_unit_atoms(learned.D)
 
 
+@pytest.mark.slow
 def test_learning_a_convolutional_dictionary():
     D = dictionaries.normalize(
         dictionaries.Conv(np.random.default_rng(0).normal(size=(3, 1, 4)), M)
@@ -460,6 +467,7 @@ def chain(D):
     return networks.dsc((layers.lista_cp(DEPTH), layers.ista(3))), Ds, sample
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("learn", [False, True])
 def test_training_a_network(chain, learn):
     network, Ds, sample = chain
@@ -481,6 +489,7 @@ def test_training_a_network(chain, learn):
 # Non-finite numbers
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("step", [0, 6])
 def test_a_nan_stops_the_training_at_its_step(D, sample, step):
     layer, reached = FAMILIES["lista_cp"], []
@@ -530,6 +539,7 @@ def test_an_update_that_is_not_finite_stops_the_training(D, sample):
     assert np.isfinite(caught.value.fit.history.loss[3]) and finite(caught.value.fit.params)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("form", [layers.stack, layers.unstack])
 def test_the_step_whose_gradient_breaks_is_named(D, sample, form):
     """The square root has no finite derivative where the third threshold stands."""
@@ -959,6 +969,7 @@ def many_dictionaries(key, D):
     return jax.vmap(jnp.matmul)(Ds, X), X, Ds
 
 
+@pytest.mark.slow
 def test_signals_with_structured_dictionaries_of_their_own():
     layer, key = layers.ada_lista(DEPTH), jax.random.key(3)
     filters = jax.random.normal(key, (BATCH, 2, 1, 3))
@@ -977,6 +988,7 @@ def test_signals_with_structured_dictionaries_of_their_own():
         assert float(loss(codes, None, Ds, Y)) == pytest.approx(float(np.mean(each)), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [training.supervised, LASSO])
 def test_signals_with_dictionaries_of_their_own(D, loss):
     layer = layers.robust_alista(DEPTH)
@@ -1007,6 +1019,7 @@ def test_a_network_takes_a_dictionary_of_every_block_for_every_signal(batch, los
     )
 
 
+@pytest.mark.slow
 def test_training_over_many_dictionaries(D):
     found = run(layers.ada_lista(DEPTH), D, lambda key: many_dictionaries(key, D), steps=30)
     assert found.history.records[-1].validation < found.history.records[0].validation

@@ -29,6 +29,7 @@ DICTIONARIES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", DICTIONARIES)
 def test_every_number_is_that_of_the_weights_it_stands_for(name):
     D = DICTIONARIES[name]

@@ -40,6 +40,7 @@ def assert_close(found, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("shape", "filters", "form"),
     [

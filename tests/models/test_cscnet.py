@@ -175,6 +175,7 @@ def test_the_identity_on_windows_returns_the_picture():
     )
 
 
+@pytest.mark.slow
 def test_with_stride_one_there_is_one_shift():
     net, noisy = make(stride=1), picture(6, 7)
     mean = noisy.mean()

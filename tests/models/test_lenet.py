@@ -52,6 +52,7 @@ def test_lenet_has_as_many_params_as_the_paper_counts():
     assert parameters(channels=1, side=28) == 44_426
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("side", "k", "channels", "filters", "activation"),
     [
@@ -73,6 +74,7 @@ def test_values_and_gradients_are_those_of_the_plain_form(side, k, channels, fil
         np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING * np.abs(b).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", [6, 16])
 def test_activations_may_differ_from_filter_to_filter(filters):
     slopes = jnp.linspace(0.5, 2, filters)
@@ -93,6 +95,7 @@ def test_accelerators_get_the_plain_form(monkeypatch):
     assert _convolution._block_side(kernel) == 1
 
 
+@pytest.mark.slow
 def test_params_are_drawn_as_pytorch_draws_them():
     net = LeNet5(rngs=nnx.Rngs(0))
     for layer in (net.conv1, net.conv2, net.dense1, net.dense2, net.dense3):

@@ -75,6 +75,7 @@ def biased(v, theta):
 # The dictionary of a batch
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "side, kernel, stride, padding",
     [((9, 8), 4, 2, 0), ((7, 9), 3, 2, 1), ((6, 6), 2, 1, 0), ((4, 4), 4, 1, 0), ((8, 7), 4, 3, 2)],
@@ -193,6 +194,7 @@ def biased_step(D, y, x, gamma, theta):
     return biased(x + gamma * D.T @ (y - D @ x), theta)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["ml-fista", "ml-ista", "layered-bp"])
 def test_one_layer_is_ista_or_fista_for_nonnegative_codes(method):
     net, y = make(method, 4, filters=FILTERS[:1]), pictures(2)
@@ -257,6 +259,7 @@ def split(net):
     return params, (graph,)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_central_differences(method):
     params, rest = split(make(method, 2))
@@ -302,6 +305,7 @@ def count(net):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method, unfoldings", [("cnn", 6), ("ml-ista", 2), ("layered-bp", 6)])
 def test_the_networks_for_mnist_have_the_parameters_of_the_paper(method, unfoldings):
     net = abstract(MLCSC.mnist, method, unfoldings)
@@ -386,6 +390,7 @@ def test_violations_are_counted_against_the_norms_of_the_matrices():
     assert net.violations().layers == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ml-ista", "cnn", "ml-fista", "layered-bp"])
 def test_constrained_steps_are_proximal_whatever_the_params(method):
     net = make(method, constrained=True)

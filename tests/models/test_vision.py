@@ -38,14 +38,8 @@ def test_shapes_of_vgg11_and_of_its_early_features():
     assert features == [(2, 32, 32, 64), (2, 16, 16, 128), (2, 8, 8, 256), (2, 8, 8, 256)]
 
 
-@pytest.mark.parametrize(
-    "sides",
-    [
-        (37, 30),
-        pytest.param((32, 48), marks=pytest.mark.slow),
-        pytest.param((16, 17), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("sides", [(37, 30), (32, 48), (16, 17)])
 def test_unet_takes_any_sides_and_gives_one_logit_per_pixel(sides):
     outputs, features = shapes(lambda rngs: UNet(2, rngs=rngs), 3, *sides, 3)
     assert outputs == (3, *sides)

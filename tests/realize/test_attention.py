@@ -167,6 +167,7 @@ def test_the_dtype_is_kept_and_alpha_18_reaches_rounding_in_float32(dtype):
     assert wide.dtype == np.float64
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_derivatives():
     """Attention is linear in X and in the filters; its adjoint in X is the synthesis of `Conv`."""
     filters, _, bias = draw((2, 2, 3), (7,))

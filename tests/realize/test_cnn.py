@@ -119,6 +119,7 @@ def run_by_numpy(network, y, rho=relu):
 SHAPES = [(1, 1), (1, 4), (3, 1), (2, 3), (4, 7), (9, 5), (8, 8), (16, 3), (25, 12)]
 
 
+@pytest.mark.few(2)
 @every_form
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
 def test_the_layers_as_records_compute_the_codes(kernel_size, form):
@@ -137,6 +138,7 @@ def test_the_layers_as_records_compute_the_codes(kernel_size, form):
         )
 
 
+@pytest.mark.few(1)
 @every_form
 def test_apply_gives_the_codes_of_the_layer(form):
     """Eagerly and compiled, for one signal and a batch, with negative entries (C-9)."""
@@ -184,6 +186,7 @@ def test_alista(form):
         )
 
 
+@pytest.mark.slow
 def test_params_from_theory_and_as_a_tuple_of_steps():
     D = dictionaries.identity_hadamard(16)
     params = analytic.lista_cp(D, depth=5, sparsity=2, bound=1.0)
@@ -285,6 +288,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_other_activations_shrink_as_the_layer_does(name):
     """The state is carried where rho(x) = x, exactly or to rounding."""
@@ -344,6 +348,7 @@ def test_a_compact_leaky_network_needs_no_bound_on_its_codes():
     assert_close(network.apply(signal(6)), expected, rounding(network, 26, 3))
 
 
+@pytest.mark.slow
 def test_float32():
     D, y = dictionary(12, 20), signal(12)
     layer, params = layers.lista_cp(5), tied(D, 5)
@@ -363,6 +368,7 @@ def test_float32():
     assert_close(np.asarray(x, float), expected, rounding(network, 52, 5, np.finfo(np.float32).eps))
 
 
+@pytest.mark.slow
 def test_a_wide_network_of_sixteen_steps():
     D, K = dictionary(256, 512).astype(np.float32), 16
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tied(D, K))
@@ -378,6 +384,7 @@ def test_a_wide_network_of_sixteen_steps():
     assert sum(distinct.values()) < 0.2 * network.n_weights
 
 
+@pytest.mark.slow
 def test_an_nnx_module_of_a_realization_trains():
     from flax import nnx
 
@@ -469,6 +476,7 @@ class Only:
         self.layers = layers
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kernel_size, stride", [(2, 2), (3, 3), (4, 4), (4, 3), (5, 2)])
 def test_a_polyphase_tree_equals_its_dense_map(kernel_size, stride):
     rng = np.random.default_rng(0)

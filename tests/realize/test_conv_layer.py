@@ -61,6 +61,7 @@ def close(filters):
     return 25 * filters[0].size * EPS
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_equals_its_loops(name):
     h, filters, bias, stride = draw(name)

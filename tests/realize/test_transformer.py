@@ -96,6 +96,7 @@ def assert_close(ours, expected, atol):
     np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_a_block_equals_an_iteration(name):
     """Exactly, on whole numbers; tokens without a code stay without one."""
@@ -147,6 +148,7 @@ def test_the_mask_keeps_codes_off_tokens_without_a_code():
         assert (not tokens[tokens[:, -1] == 1, :3].any()) is kept
 
 
+@pytest.mark.slow
 def test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks():
     """For signals that attain their bound, and for concentrated and spread attention."""
     D, cases = families()
@@ -185,6 +187,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, alpha", [*((name, None) for name in FORMS), ("lista_cp", 40.0), ("alista", 40.0)]
 )
@@ -197,6 +200,7 @@ def test_a_stack_has_the_codes_of_its_layer(name, alpha):
     assert_close(realized(layer, params, D, Y, alpha=alpha), expected, ROUNDING)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name", ["valid, stride 3", "valid, 2-D", "circular, longer kernel", "circular, 2-D"]
 )
@@ -215,6 +219,7 @@ def test_stacks_on_other_geometries(name):
     assert_close(ours, expected, ROUNDING)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("depth", [0, 3])
 def test_stacks_of_all_depths(depth):
     D, y = conv(2, 1, 3, signal=9), normal(2, 9)
@@ -225,6 +230,7 @@ def test_stacks_of_all_depths(depth):
     assert_close(made.apply(y), layer.apply(params, D, y), ROUNDING)
 
 
+@pytest.mark.slow
 def test_float32():
     """alpha = 18 reaches rounding; float64 signals are computed in float64."""
     D, cases = families()
@@ -274,6 +280,7 @@ def test_growing_codes_near_the_end_of_the_range_keep_their_mask():
     assert_close(ours / size, expected / size, 1e4 * np.finfo(np.float32).eps)
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_loop_agree():
     D, cases = families()
     layer, params = cases["lista_cp"]
@@ -284,6 +291,7 @@ def test_jit_vmap_and_loop_agree():
         assert_close(made.apply(y), x, ROUNDING)
 
 
+@pytest.mark.slow
 def test_it_can_be_built_under_jit_and_its_derivatives_are_those_of_the_layer():
     D, cases = families()
     layer, params = cases["lista_cp, per filter"]
@@ -318,6 +326,7 @@ def test_the_fixed_weights_of_alista_stay_fixed():
     )
 
 
+@pytest.mark.slow
 def test_soft_codes_stay_within_their_bound():
     """Also where the layer expands; a bound on the codes makes the error bound smaller."""
     layer = layers.lista_cp(6, lam=0.05)
@@ -364,6 +373,7 @@ def test_the_bound_is_attained():
     assert bound[1:3] == pytest.approx([first, second])
 
 
+@pytest.mark.slow
 def test_the_error_and_its_bound_vanish_as_alpha_grows():
     """Both fall as exp(-alpha); the leak of hard attention is 0."""
     D, cases = families()
@@ -395,6 +405,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_bound_for_given_signals_is_never_exceeded(name):
     filters, channels, kernel, N, stride, boundary = SHAPES[name]
@@ -420,6 +431,7 @@ def test_the_bound_for_given_signals_is_never_exceeded(name):
     assert transformer_error(layer, params, D, alpha=9.0, signals=Y[0])[-1] <= bound[-1]
 
 
+@pytest.mark.slow
 def test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error():
     """The bound for all signals is 6e5 times the error of these, and 350 times that of others."""
     rng, alpha = np.random.default_rng(0), 8.0
@@ -477,6 +489,7 @@ def built(D=None, layer=None, params=None, **options):
     return transformer(layer, params, D, **{"signal_bound": 1.0, **options})
 
 
+@pytest.mark.slow
 def test_signals_above_the_bound_are_refused():
     made = built(signal_bound=jnp.asarray([1.0, 2.0]))
     made.apply(np.repeat([1.0, -2.0], 9))
@@ -524,6 +537,7 @@ def test_weights_that_no_block_realizes_are_refused():
         transformer_block(D, D, -0.1, signal_bound=1.0, code_bound=1.0)
 
 
+@pytest.mark.slow
 def test_layers_that_no_block_realizes_are_refused():
     D = SMALL
     with pytest.raises(ValueError, match="the layer selects supports"):

@@ -83,6 +83,7 @@ EVERY = list(pairs())
 K = 12
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -206,6 +207,7 @@ def every_case():
     return cases()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_member_of_the_class_breaks_a_certificate(every_case, name):
     # 15 cases, 4 classes and 350 members each: 21,000 draws.

@@ -54,6 +54,7 @@ def conv(name, seed=0):
 ROUNDING = 250 * EPS
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (30, 60), (1, 5), (5, 2)])
 def test_mutual_coherence_is_the_largest_cosine_between_columns(shape):
     D = np.random.default_rng(1).normal(size=shape)
@@ -75,6 +76,7 @@ def test_mutual_coherence_of_one_atom_is_zero_and_of_orthonormal_atoms_is_roundi
     assert theory.mutual_coherence(Q) <= 20 * EPS
 
 
+@pytest.mark.few(1)
 def test_mutual_coherence_of_duplicate_or_opposite_columns_is_one_and_never_above(dtype):
     D = np.random.default_rng(3).normal(size=(7, 6)).astype(dtype)
     for twin in (D[:, 2], -3 * D[:, 2]):
@@ -111,6 +113,7 @@ def test_a_zero_column_or_weights_with_nan_give_nan_under_jit_at_any_size():
     assert math.isnan(found) and math.isnan(jax.jit(theory.mutual_coherence)(D))
 
 
+@pytest.mark.slow
 def test_weights_may_have_a_longer_kernel_than_the_dictionary():
     D = conv("1-D circular")
     W = dictionaries.Conv(
@@ -121,6 +124,7 @@ def test_weights_may_have_a_longer_kernel_than_the_dictionary():
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", CONVS)
 def test_convolutional_coherences_are_those_of_the_dense_matrix(name):
     mu_D, mu_W, C_W, own, weights, matrix = map(
@@ -134,6 +138,7 @@ def test_convolutional_coherences_are_those_of_the_dense_matrix(name):
     assert [own.min(), own.max()] == pytest.approx([expected.min(), expected.max()], abs=ROUNDING)
 
 
+@pytest.mark.slow
 def test_convolutional_coherence_outside_jit_and_with_dense_weights():
     D, W = conv("1-D circular, stride 2"), conv("1-D circular, stride 2", seed=1)
     mu_D, mu_W, C_W = map(float, everything(W, D)[:3])
@@ -217,6 +222,7 @@ def babel_by_sorting(D, s):
     return np.sort(gram(D, D), axis=1)[:, ::-1][:, :s].sum(1).max()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("m, d", [(4, 9), (9, 4), (30, 60), (1, 5), (5, 2)])
 def test_babel_is_the_largest_sum_of_s_products(m, d):
     D = unit(np.random.default_rng(1).normal(size=(m, d)))
@@ -249,6 +255,7 @@ def test_babel_knows_that_close_pairs_are_far_from_the_rest():
     assert theory.babel(D, 6) + theory.babel(D, 7) == pytest.approx(0.9, abs=ROUNDING)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["1-D valid, stride 3", "1-D circular, stride 2", "2-D circular",
                                   "1-D circular, kernel longer than the signal",
                                   "1-D circular, stride 3 does not divide 8"])  # fmt: skip
@@ -261,6 +268,7 @@ def test_babel_of_convolutions_is_that_of_the_dense_matrix(name):
     assert [float(v) for v in found] == pytest.approx(expected, abs=100 * ROUNDING)
 
 
+@pytest.mark.few(1)
 def test_babel_is_traceable_in_every_dtype(dtype):
     D = unit(np.random.default_rng(3).normal(size=(5, 8))).astype(dtype)
     found = jax.jit(theory.babel, static_argnums=1)(D, 3)
@@ -271,6 +279,7 @@ def test_babel_is_traceable_in_every_dtype(dtype):
     assert math.isnan(jax.jit(theory.babel, static_argnums=1)(spoilt, 3))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_babel_matches_finite_differences():
     rng, h = np.random.default_rng(4), 1e-6
     X, direction = rng.normal(size=(2, 5, 8))
@@ -323,6 +332,7 @@ def test_fewer_atoms_than_the_spark_bound_are_independent_and_the_bound_is_attai
 # Welch bound.
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("q", [5, 13, 29, 61])
 def test_paley_frames_attain_the_welch_bound(q):
     D = dictionaries.paley(q)
@@ -482,6 +492,7 @@ def test_rounding_guard_of_unit_atoms_with_themselves_has_G_one():
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["1-D valid, stride 3", "1-D circular, short", "2-D circular"])
 def test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices(name):
     D, W = conv(name), conv(name, seed=1)
@@ -492,6 +503,7 @@ def test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices(name):
     )
 
 
+@pytest.mark.slow
 def test_rounding_guard_of_a_kernel_that_wraps_onto_itself_is_no_smaller():
     D = conv("1-D circular, kernel longer than the signal")
     *_, matrix = everything(D, D)

@@ -167,6 +167,7 @@ def assert_certified(p, found, X, Y, rho=None):
 # Thresholds per atom.
 
 
+@pytest.mark.slow
 def test_atom_coherence_is_the_largest_product_of_every_atom(dtype):
     for name in ("minimax, off its diagonal", "conv"):
         p = load(name, dtype)
@@ -177,6 +178,7 @@ def test_atom_coherence_is_the_largest_product_of_every_atom(dtype):
         assert np.asarray(found.C_W).tolist() == p.C_Ws.tolist()
 
 
+@pytest.mark.slow
 def test_atom_coherence_of_structured_dictionaries_and_under_jit():
     D, W = conv()
     found, expected = theory.atom_coherence(W, D), load("conv")
@@ -210,6 +212,7 @@ def test_atom_schedule_is_the_worst_support_by_brute_force():
             assert worst <= after * (1 + 8 * EPS) and (noise or after == pytest.approx(worst))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", UNEVEN)
 @pytest.mark.parametrize("s, noise", [(1, 0.0), (2, 0.0), (2, 0.05), (3, 0.01)])
 def test_atom_schedule_is_never_above_the_common_one(name, s, noise):
@@ -237,6 +240,7 @@ def test_equal_atoms_have_the_common_schedule():
     assert ours[2:] == pytest.approx(common[2:])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", UNEVEN)
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_no_member_breaks_the_bounds_of_its_atoms(name, noise):
@@ -296,6 +300,7 @@ def test_more_noise_than_declared_breaks_the_bounds_of_the_atoms():
     assert last.any()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["minimax", "minimax, off its diagonal", "one poor atom", "conv"])
 def test_the_guard_of_the_atoms_keeps_depth_harmless(name, dtype):
     p, rng, eps = load(name, dtype), np.random.default_rng(6), np.finfo(dtype).eps
@@ -373,6 +378,7 @@ def test_noise_gain_is_the_largest_norm(dtype):
     assert type(theory.noise_gain(p.W)) is float
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["minimax", "minimax, off its diagonal", "conv", "hadamard"])
 def test_noise_of_a_given_l2_norm_stays_under_the_bounds_of_omega(name):
     p, rng, delta = load(name), np.random.default_rng(8), 0.05
@@ -413,6 +419,7 @@ def test_largest_entries_do_not_cover_noise_in_l2():
 # Steps until the support is found.
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name, s, noise", [
     ("hadamard", 2, 0.0), ("hadamard", 4, 0.0), ("paley", 3, 0.0),
     ("hadamard", 2, 0.01), ("paley", 2, 0.01), ("minimax", 2, 0.0),
@@ -495,6 +502,7 @@ def test_steps_to_support_at_the_ends_of_its_range():
 # Lemma 13.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shape", [(20, 60), (24, 30), (12, 8)])
 def test_two_runs_stay_within_the_sequence_bound(shape):
     rng = np.random.default_rng(10)
@@ -611,6 +619,7 @@ def objective(D, z, X, gamma):
     return ((z - X @ D.T) ** 2).sum(1) + gamma * np.abs(X).sum(1)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["hadamard", "paley", "minimax, off its diagonal", "conv"])
 @pytest.mark.parametrize("gamma", [0.0, 0.01, 1.0, 30.0])
 def test_the_objective_stays_within_its_bound_on_both_sides(name, gamma):
@@ -879,6 +888,7 @@ MORE = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("rho", [*act.NAMED.values(), *MORE], ids=str)
 def test_theorem_of_follows_the_definitions(rho):
     x = np.concatenate([np.linspace(0, 50, 5001), 10.0 ** np.arange(2, 7)])
@@ -918,6 +928,7 @@ def test_false_constants_of_a_user_are_refused():
             activation_schedule(rho, 1e-3, 1.0, d=16, sparsity=1, bound=1.0, depth=3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [act.sigmoid_sum, act.tanh_sum])
 def test_sums_of_sigmoids_stay_under_the_bounds_of_theorem_10(make):
     # The largest argument is B + 2 theta_0 = 1 + 4 mu B = 1.5, and 1.6 leaves room for the gap.

@@ -68,6 +68,7 @@ def subset(found, atoms):
 # Values.
 
 
+@pytest.mark.few(3)
 @every_dictionary
 @pytest.mark.parametrize("value", [oracles.least_coherence, oracles.least_coherence_by_duality])
 def test_the_bounds_enclose_the_primal_and_the_dual_value_of_highs(name, value):
@@ -75,6 +76,7 @@ def test_the_bounds_enclose_the_primal_and_the_dual_value_of_highs(name, value):
     assert_bracketed(subset(solved(name), atoms), name, atoms, value)
 
 
+@pytest.mark.few(8)
 @every_dictionary
 def test_the_gap_is_closed_for_every_atom(name):
     found = solved(name)
@@ -109,6 +111,7 @@ def test_an_atom_independent_of_dependent_ones_has_coherence_zero_and_leaves_the
     assert others.upper > 0.9  # the same atoms and a near duplicate
 
 
+@pytest.mark.few(2)
 @every_dictionary
 def test_mu_tilde_is_at_most_mu_and_at_least_the_welch_bound(name):
     A = matrix(name)
@@ -197,6 +200,7 @@ def exact_values(A):
     return np.array([float(abs(v) / (sum(map(abs, n)) - abs(v))) for v in n])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("m", [2, 4, 6])
 def test_the_bounds_enclose_the_value_of_exact_arithmetic(m):
     """Near duplicates and scaled rows, with condition numbers up to 1e5."""
@@ -259,6 +263,7 @@ def test_an_open_gap_is_reported_and_the_bounds_are_still_true(monkeypatch):
         )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name", ["gaussian 20x60", "signs", "bumps", "rows from 1e-6 to 1", "one independent atom"]
 )
@@ -285,6 +290,7 @@ def test_a_smaller_tolerance_gives_a_smaller_gap_and_one_below_rounding_terminat
 # Parts of the answer.
 
 
+@pytest.mark.few(8)
 @every_dictionary
 def test_the_maximum_alone_is_the_same_maximum(name):
     A, all_atoms = matrix(name), solved(name)
@@ -634,6 +640,7 @@ def test_derivatives_of_every_atom_match_finite_differences():
     assert slope == pytest.approx(np.asarray(numeric), rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["upper", "lower"])
 def test_the_gradient_of_the_maximum_through_a_normalisation(bound):
     direction, h = normal(12, 6, 12), 1e-5
@@ -650,6 +657,7 @@ def test_the_gradient_of_the_maximum_through_a_normalisation(bound):
     assert np.vdot(jax.grad(maximum)(X), X) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_zero_where_atoms_are_independent_and_weights_carry_none():
     assert not np.asarray(
         jax.grad(lambda A: theory.generalized_coherence(A).upper)(np.eye(4, 3))
@@ -710,6 +718,7 @@ def everything(D):
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CIRCULAR)
 def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
     D, sizes, solve = bank(name), [], linear_programs.basis_pursuit
@@ -732,6 +741,7 @@ def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
     assert mu_W == pytest.approx(float(found.upper), abs=1e-13)
 
 
+@pytest.mark.slow
 def test_convolutions_under_jit_vmap_and_grad():
     D = bank("1-D, stride 2")
     eager, jitted = theory.generalized_coherence(D), compiled(theory.generalized_coherence)(D)
@@ -751,6 +761,7 @@ def test_convolutions_under_jit_vmap_and_grad():
     assert np.vdot(jax.grad(maximum)(filters), direction) == pytest.approx(float(numeric), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_some_atoms_of_a_circle_are_answered_one_by_one():
     D = bank("1-D")
     found, whole = theory.generalized_coherence(D, atoms=[5, 20]), theory.generalized_coherence(D)
@@ -760,6 +771,7 @@ def test_some_atoms_of_a_circle_are_answered_one_by_one():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [dict(boundary="valid", stride=2), dict(boundary="circular", stride=5)]
 )
@@ -868,6 +880,7 @@ def least(name, factor):
     return theory.minimal_entry_weights(matrix(name), level)
 
 
+@pytest.mark.few(8)
 @small_dictionaries
 @pytest.mark.parametrize("factor", [None, 1.05, 2.0])
 def test_least_entries_agree_with_highs_at_their_level(name, factor):
@@ -881,6 +894,7 @@ def test_least_entries_agree_with_highs_at_their_level(name, factor):
         assert found.per_atom_upper[i] >= expected * (1 - near)
 
 
+@pytest.mark.few(16)
 @small_dictionaries
 @pytest.mark.parametrize("factor", [None, 1.05])
 def test_weights_of_least_entries_keep_their_level_and_their_unit_diagonal(name, factor):
@@ -907,6 +921,7 @@ def test_least_entries_close_their_gap_also_at_thin_levels(name):
     assert found.holds or name == "near duplicate"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["rows from 1e-6 to 1", "vandermonde", "bumps"])
 @pytest.mark.parametrize("above", [1e-5, 1e-7, 1e-9])
 def test_least_entries_hold_at_levels_just_above_the_coherence(name, above):
@@ -968,6 +983,7 @@ def test_a_level_below_mu_tilde_has_no_weights_for_the_atoms_above_it(name):
         assert (found.per_atom_lower <= found.per_atom_upper).all() and np.isfinite(found.W).all()
 
 
+@pytest.mark.few(4)
 @small_dictionaries
 def test_the_certified_coherence_is_itself_a_level_that_has_weights(name):
     level = float(solved(name).upper)
@@ -993,6 +1009,7 @@ def test_least_entries_from_any_start():
         theory.minimal_entry_weights(A, theory.generalized_coherence(A, atoms=[0, 1]))
 
 
+@pytest.mark.slow
 def test_least_entries_of_a_convolution_and_of_float32_are_dense_and_wide():
     D = bank("1-D")
     found = theory.minimal_entry_weights(D, theory.generalized_coherence(D))

@@ -175,6 +175,7 @@ def worst(pair, found, s, noise, *, n, seed=0, activation=act.relu):
 # Theorem 12. The bounds are compared without tolerance: the guard covers the rounding.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name, dtype",
     [(name, "float64") for name in PAIRS] + [(name, "float32") for name in PAIRS[1:6]],
@@ -204,6 +205,7 @@ def test_noise_above_the_budget_does_break_the_bounds():
     assert seen.false_positives[-1] >= 1
 
 
+@pytest.mark.few(1)
 def test_the_guard_makes_depth_harmless(dtype):
     # d / m = 3: I - W'D expands, so rounding errors off the support grow once the thresholds are
     # below them.
@@ -250,6 +252,7 @@ def test_with_noise_the_error_settles_under_the_floor():
 # Params from `analytic`.
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name", ["paley", "gaussian, W off its diagonal", "Conv, valid", "[I | DCT]"]
 )
@@ -295,6 +298,7 @@ def test_weights_are_chosen_by_their_coherence():
     assert analytic.lista_cp(D, depth=1, sparsity=1, bound=1.0).shared.W is D
 
 
+@pytest.mark.few(1)
 def test_violated_hypotheses_warn_and_the_params_are_usable(dtype):
     p = load("identity_hadamard", dtype.name)
     a = 17 * p.mu
@@ -346,6 +350,7 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_other_activations_stay_under_their_bounds(activation, noise):
@@ -432,6 +437,7 @@ def code(depths, params, Ds, Y):
     return codes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K, certificate", [(40, 4.84), (160, 2.1e-3)])
 def test_the_corrected_chain_converges_where_the_printed_one_diverges(K, certificate):
     D1, D2, X1, X2 = short_chain()
@@ -466,6 +472,7 @@ def test_the_corrected_chain_converges_where_the_printed_one_diverges(K, certifi
     )
 
 
+@pytest.mark.slow
 def test_a_long_chain_reaches_1e_11_without_false_positives():
     # Coherences and entries known by construction: 1/32 and 1/5, 1 and 1/sqrt(5); the guard is 4
     # eps s B.

@@ -36,6 +36,7 @@ def assert_within(found, xs, error):
         assert np.abs(estimate - x).max() <= bound * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 def test_no_signal_of_the_class_breaks_the_thresholds(noise):
     Ds, Y, xs = planted(300, 1.0, noise)
@@ -47,6 +48,7 @@ def test_no_signal_of_the_class_breaks_the_thresholds(noise):
     assert np.abs(np.asarray(found.xs[0]) - xs[0]).max() >= plan.lams[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [1e-3, 0.02])
 def test_no_signal_of_the_class_breaks_the_penalties(noise):
     Ds, Y, xs = planted(40, 1.0, noise)
@@ -156,6 +158,7 @@ def random_supports(rng, p, d, s, zeros):
     return np.setdiff1d(np.arange(p), rng.choice(p, zeros, replace=False)), rng.choice(d, s, False)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("zeros", [0, 1, 4, 7])
 def test_the_holistic_oracle_is_never_worse_than_the_projection(zeros):
     rng = np.random.default_rng(zeros)

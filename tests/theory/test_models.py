@@ -49,6 +49,7 @@ def stripe_by_definition(x, kernel, stride, circular):
     return most
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize(
     "shape, kernel, stride",
@@ -180,6 +181,7 @@ def test_residuals_whose_squares_leave_the_range(k):
         assert (found.rounding == np.ldexp(want.rounding, k)).all()
 
 
+@pytest.mark.slow
 def test_structured_dictionaries_and_lists_and_integers():
     rng = np.random.default_rng(4)
     conv = dictionaries.Conv(rng.normal(size=(2, 1, 3)), 10, boundary="circular")
@@ -274,6 +276,7 @@ def conv_chain(
     return (matrix(D1) @ x1).astype(dtype), [D1, D2], [x1, x2]
 
 
+@pytest.mark.slow
 def test_convolutional_chains_are_measured_by_their_stripes():
     y, Ds, xs = conv_chain(np.random.default_rng(0), "circular")
     found = is_csc_feasible(y, Ds, xs, [24, 4])
@@ -289,6 +292,7 @@ def test_convolutional_chains_are_measured_by_their_stripes():
     assert not is_csc_feasible(y + 1e-9, Ds, xs, [24, 4]).holds
 
 
+@pytest.mark.slow
 def test_convolutional_chains_in_two_dimensions_and_float32():
     rng = np.random.default_rng(1)
     y, Ds, xs = conv_chain(

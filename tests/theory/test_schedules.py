@@ -236,6 +236,7 @@ def test_error_gain_is_the_most_that_a_sparse_error_moves_a_product():
         assert worst @ W[:, i] == pytest.approx(gains[s - 1])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("boundary, N", [("valid", 9), ("circular", 8), ("circular", 2)])
 def test_error_gain_of_a_convolution_is_that_of_its_matrix(boundary, N):
     filters = np.random.default_rng(1).normal(size=(3, 2, 4))

@@ -104,6 +104,7 @@ def pairs(Ds, sparsities, n, seed=0):
     return eps, distance, exact, other
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CHAINS)
 def test_no_pair_of_chains_is_further_apart_than_delta(name):
     Ds, s = chain(name)
@@ -369,6 +370,7 @@ def test_the_norm_of_the_columns_of_a_product_must_enter():
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("start, stop", [(0, 3), (1, 3), (0, 2), (2, 3)])
 def test_products_bound_the_codes_behind_several_layers(start, stop):
     Ds, s = chain("three layers")
@@ -513,6 +515,7 @@ def test_supports_that_determine_nothing_or_everything():
 # Structured dictionaries and bad input
 
 
+@pytest.mark.slow
 def test_structured_dictionaries_have_the_bounds_of_their_matrices():
     # Filters of two taps at stride 2: orthogonal except for the product of the two filters.
     filters = np.array([[[1.0, 0.1]], [[0.0, 1.0]]])

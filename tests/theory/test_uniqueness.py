@@ -64,6 +64,7 @@ KINDS = ["gaussian", "wide gaussian", "identity_hadamard", "paley",
 # Theorem 1
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", KINDS)
 def test_certified_sparsities_are_below_half_the_spark(name):
     D = np.asarray(load(name))
@@ -264,6 +265,7 @@ def test_products_with_a_vanishing_column_are_not_used():
         assert uniqueness([D1, D2], [2, 0]).unique.tolist() == [True, True]
 
 
+@pytest.mark.slow
 def test_structured_dictionaries_and_their_products_are_those_of_the_matrices():
     # Filters of two taps at stride 2 against a few columns of the identity.
     conv = dictionaries.Conv(np.array([[[0.8, 0.6]], [[0.0, 1.0]]]), 8, 2)

@@ -36,6 +36,7 @@ def kkt(S, atoms):
 SOLVE = 2e4 * EPS
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("m, d", [(8, 20), (12, 12), (15, 6), (1, 4), (5, 1)])
 def test_weights_solve_the_quadratic_program(m, d):
     D = gaussian(0, m, d)
@@ -141,6 +142,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("boundary", ["circular", "valid"])
 @pytest.mark.parametrize("name", CASES)
 def test_convolutional_weights_solve_the_small_system(name, boundary):
@@ -158,6 +160,7 @@ def test_convolutional_weights_solve_the_small_system(name, boundary):
 
 
 # Long, overlapping round the circle, and as long as the kernel.
+@pytest.mark.few(1)
 @pytest.mark.parametrize("N", [12, 6, 4])
 def test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter(N):
     n, filters = 4, np.random.default_rng(8).normal(size=(2, 1, 4))
@@ -168,6 +171,7 @@ def test_circular_weights_are_the_dense_optimum_with_the_support_of_the_filter(N
     assert np.asarray(W.filters)[:, 0].T == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
 
 
+@pytest.mark.slow
 def test_circular_weights_beat_every_other_bank_of_the_same_support():
     rng = np.random.default_rng(9)
     D = dictionaries.normalize(
@@ -245,6 +249,7 @@ def solved_in_fractions(A):
 # With a ridge.
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("ridge", [1e-6, 0.1, 3.0])
 @pytest.mark.parametrize("m, d", [(8, 20), (12, 12), (15, 6), (1, 4), (5, 1)])
 def test_weights_with_a_ridge_solve_their_quadratic_program(m, d, ridge):
@@ -293,6 +298,7 @@ def test_a_large_ridge_gives_the_atoms_and_a_small_one_the_plain_weights():
     )
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("ridge", [1e-8, 1e-12, 1e-16, 1e-300])
 @pytest.mark.parametrize("shape", [(9, 4), (9, 15)])
 def test_a_small_ridge_is_harmless_where_the_rank_is_deficient(shape, ridge):
@@ -307,6 +313,7 @@ def test_a_small_ridge_is_harmless_where_the_rank_is_deficient(shape, ridge):
     assert W == pytest.approx(np.asarray(theory.frobenius_weights(D)), abs=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
 def test_a_traced_ridge_may_be_zero(shape):
     D = gaussian(4, *shape)
@@ -381,6 +388,7 @@ def test_errors():
         theory.frobenius_weights(dictionaries.Conv(filters, 8, boundary="zero"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("turn", [np.pi / 4, 0.0, 0.6])
 def test_an_atom_that_the_pseudo_inverse_cuts_is_refused(turn):
     """Its weights were 0 / 0, or those of its part among the other atoms."""
@@ -398,6 +406,7 @@ def test_an_atom_that_the_pseudo_inverse_cuts_is_refused(turn):
     assert W[:, 2] == pytest.approx(5e3, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_small_filter_that_the_pseudo_inverse_cuts_is_refused():
     filters = np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)
     filters[1] *= 1e-4
@@ -408,6 +417,7 @@ def test_a_small_filter_that_the_pseudo_inverse_cuts_is_refused():
     assert np.isfinite(theory.frobenius_weights(D).filters).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal, stride", [(8, 3), (2, 1)])
 def test_atoms_that_are_not_shifts_of_each_other_get_dense_weights(signal, stride):
     """A stride that does not divide the circle, and a kernel longer than it."""
