@@ -18,6 +18,7 @@ if jax.__version_info__ < (0, 11):
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     )
 
+import chex  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -73,6 +74,12 @@ def forget_compiled():
     """Programs are kept for one file: gigabytes of them slow the garbage collector down."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def forget_traces():
+    """`chex.assert_max_traces` counts together what the cases of a test trace."""
+    chex.clear_trace_counter()
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -25,18 +26,8 @@ BUILT_IN = [
     *(ua.elu(alpha) for alpha in (0.0, 0.5, 2.0)),
     *(ua.celu(alpha) for alpha in (0.5, 1.5)),
 ]
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=0)
 STEP = 1e-3  # grid spacing: slopes are seen to about STEP, extreme values to about STEP^2
-
-
-def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
-    """Compare on the host: numpy's asserts on jax arrays would compile for every shape."""
-    np.testing.assert_allclose(
-        np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name
-    )
-
-
-def assert_equal(ours, expected, name=""):
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected), err_msg=name)
 
 
 def measured(act, unit=1.0, reach=50.0):
@@ -85,7 +76,7 @@ def test_infinite_constants_are_infinite(act):
 def test_flags_hold(act):
     x = jnp.linspace(0, 20, 2001)
     if act.identity_on_positives:
-        assert_equal(act(x), x)
+        np.testing.assert_array_equal(act(x), x)
     if act.nonpositive_tail:
         assert (act(-x) <= 0).all()
 
@@ -126,7 +117,7 @@ def test_functions_are_those_of_their_names():
     }
     for act, values in expected.items():
         # Both sides round a handful of operations on numbers of size 5.
-        assert_close(act(jnp.asarray(x)), values, rtol=1e-14, atol=1e-14, name=act.name)
+        assert_close(act(jnp.asarray(x)), values, rtol=1e-14, atol=1e-14, custom_message=act.name)
 
 
 @pytest.mark.parametrize("k", [0.1, 1.0, 7.0, 100.0])
@@ -344,7 +335,9 @@ def test_equal_activations_do_not_retrace_and_a_lambda_works():
         for act in (ua.relu, ua.elu(0.5), ua.scale(ua.silu, 4.0), ua.compose(ua.elu(0.5), 2)):
             layer(v, act)
     assert len(traced) == 4
-    assert_equal(layer(v, lambda x: jnp.maximum(x, 0.0)), ua.soft_threshold(v, 0.5))
+    np.testing.assert_array_equal(
+        layer(v, lambda x: jnp.maximum(x, 0.0)), ua.soft_threshold(v, 0.5)
+    )
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
@@ -382,7 +375,10 @@ def test_functions_of_jax_become_the_activations_that_know_their_constants():
         assert act in ua.NAMED.values()
         # The formula of our mish has about eight roundings.
         assert_close(
-            act(x), function(x), rtol=8 * np.finfo(float).eps * (act is ua.mish), name=act.name
+            act(x),
+            function(x),
+            rtol=8 * np.finfo(float).eps * (act is ua.mish),
+            custom_message=act.name,
         )
     assert ua.by_name(jax.nn.relu) is ua.relu
 
@@ -540,19 +536,18 @@ def test_thresholds_are_their_formulas(dtype):
 
 def test_theta_may_differ_by_entry():
     v, theta = jnp.asarray([3.0, -3.0, 0.5, -2.0]), jnp.asarray([1.0, 2.0, 1.0, 0.0])
-    assert_equal(ua.shrink(v, theta), [2.0, -1.0, 0.0, -2.0])
-    assert_equal(ua.hard_threshold(v, theta), [3.0, -3.0, 0.0, -2.0])
-    assert_close(
-        ua.firm_threshold(v, theta, theta + 4), [2.5, -1.5, 0.0, -2.0], rtol=4 * np.finfo(float).eps
-    )
-    assert_equal(ua.nonnegative_threshold(v, theta), [2.0, 0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(ua.shrink(v, theta), [2.0, -1.0, 0.0, -2.0])
+    np.testing.assert_array_equal(ua.hard_threshold(v, theta), [3.0, -3.0, 0.0, -2.0])
+    firm = ua.firm_threshold(v, theta, theta + 4)
+    assert_close(firm, np.array([2.5, -1.5, 0.0, -2.0]), rtol=4 * np.finfo(float).eps)
+    np.testing.assert_array_equal(ua.nonnegative_threshold(v, theta), [2.0, 0.0, 0.0, 0.0])
 
 
 def test_firm_tends_to_soft():
     v = jnp.linspace(-3, 3, 61)
     # The slope is 1 + theta / (upper - theta), one plus about 1e-9.
     assert_close(ua.firm_threshold(v, 1.0, 1e9), ua.soft_threshold(v, 1.0), atol=3e-9)
-    assert_equal(ua.firm_threshold(v, 1.0, jnp.inf), ua.soft_threshold(v, 1.0))
+    np.testing.assert_array_equal(ua.firm_threshold(v, 1.0, jnp.inf), ua.soft_threshold(v, 1.0))
 
 
 vectors = arrays(np.float64, 8, elements=st.floats(-1e3, 1e3))
@@ -578,7 +573,7 @@ def test_convex_thresholds_are_firmly_nonexpansive(prox):
 @given(vectors, thetas)
 def test_soft_threshold_is_odd_and_splits_its_argument(v, theta):
     p = np.asarray(ua.soft_threshold(jnp.asarray(v), theta))
-    assert_equal(ua.soft_threshold(jnp.asarray(-v), theta), -p)
+    np.testing.assert_array_equal(ua.soft_threshold(jnp.asarray(-v), theta), -p)
     # Moreau: v = prox + projection onto the box; one rounding of v - theta, one of the sum.
     assert_close(p + np.clip(v, -theta, theta), v, atol=2 * np.finfo(float).eps * 2e3)
 
@@ -594,9 +589,9 @@ def test_gradients_at_and_off_the_kinks():
         "nonnegative": (lambda u: ua.nonnegative_threshold(u, 1.0), [0, 0, 0, 0, 0, 0, 1]),
     }
     for name, (f, expected) in derivatives.items():
-        assert_equal(jax.vmap(jax.grad(f))(v), expected, name=name)
+        np.testing.assert_array_equal(jax.vmap(jax.grad(f))(v), expected, err_msg=name)
     by_theta = jax.vmap(jax.grad(ua.shrink, argnums=1), (0, None))(v, 1.0)
-    assert_equal(by_theta, [1, 0, 0, 0, 0, 0, -1])
+    np.testing.assert_array_equal(by_theta, [1, 0, 0, 0, 0, 0, -1])
 
 
 @pytest.mark.few(1)
@@ -627,9 +622,11 @@ def test_steep_activations_stay_in_the_range_of_half_precision(dtype, k):
     for act in (ua.scale(ua.elu(), k), ua.scale(ua.softplus, k), ua.celu(1 / k)):
         values, slopes = jax.jvp(act, (x,), (jnp.ones_like(x),))
         assert values.dtype == slopes.dtype == x.dtype
-        assert_close(values.astype(float), np.maximum(x.astype(float), 0), atol=2 / k, name=act)
+        assert_close(
+            values.astype(float), np.maximum(x.astype(float), 0), atol=2 / k, custom_message=act
+        )
         away = np.asarray(x) != 0
-        assert_close(slopes.astype(float)[away], np.asarray(x > 0, float)[away], name=act)
+        assert_close(slopes.astype(float)[away], np.asarray(x > 0, float)[away], custom_message=act)
 
 
 def test_shrink_gradient_matches_differences():
@@ -646,14 +643,14 @@ def test_shrink_gradient_matches_differences():
 def test_the_derivative_of_shrink_holds_in_both_modes_and_twice():
     v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7, jnp.nan]), 0.5
     x, along = jax.jvp(ua.shrink, (v, theta), (jnp.full(5, 3.0), 2.0))
-    assert_equal(x, [-1.5, 0, 0, 1.2, np.nan])
-    assert_equal(along, [5, 0, 0, 1, np.nan])  # dv - sign(x) dtheta on the support
+    np.testing.assert_array_equal(x, [-1.5, 0, 0, 1.2, np.nan])
+    np.testing.assert_array_equal(along, [5, 0, 0, 1, np.nan])  # dv - sign(x) dtheta on the support
     square = jax.hessian(lambda z: jnp.sum(ua.shrink(z[:4], z[4]) ** 2) / 2)(
         jnp.append(v[:4], theta)
     )
     gradient = np.array([[1, 0, 0, 0, 1], [0, 0, 0, 1, -1]])  # of the two entries that are not zero
-    assert_equal(square, gradient.T @ gradient)
-    assert_equal(
+    np.testing.assert_array_equal(square, gradient.T @ gradient)
+    np.testing.assert_array_equal(
         jax.grad(lambda v: jnp.sum(ua.shrink(v, 1)))(v[:4]), [1, 0, 0, 1]
     )  # an integer theta
 
@@ -674,25 +671,25 @@ def test_select_support_agrees_with_a_sort():
         for fraction in (0.0, 0.04, 0.1, 0.33, 0.5, 0.95, 1.0):
             for theta in (0.0, 0.6, 2.0):
                 ours = select(jnp.asarray(v), theta, fraction)
-                assert_equal(ours, sorted_selection(v, theta, fraction))
+                np.testing.assert_array_equal(ours, sorted_selection(v, theta, fraction))
 
 
 def test_select_support_extremes(dtype):
     v = jnp.asarray([3.0, -2.0, 1.0, -0.5, 0.0], dtype)
-    assert_equal(ua.select_support(v, 0.75, 0.0), ua.soft_threshold(v, 0.75))
-    assert_equal(ua.select_support(v, 0.75, 1.0), ua.hard_threshold(v, 0.75))
+    np.testing.assert_array_equal(ua.select_support(v, 0.75, 0.0), ua.soft_threshold(v, 0.75))
+    np.testing.assert_array_equal(ua.select_support(v, 0.75, 1.0), ua.hard_threshold(v, 0.75))
     assert ua.select_support(v, 0.75, 0.4).dtype == dtype
     # Two of five pass; with a tie at the border neither of the tied ones does.
-    assert_equal(ua.select_support(v, 0.5, 0.4), [3.0, -2.0, 0.5, 0.0, 0.0])
+    np.testing.assert_array_equal(ua.select_support(v, 0.5, 0.4), [3.0, -2.0, 0.5, 0.0, 0.0])
     tied = jnp.asarray([3.0, -2.0, 2.0, 1.0, 0.0], dtype)
-    assert_equal(ua.select_support(tied, 0.5, 0.4), [3.0, -1.5, 1.5, 0.5, 0.0])
+    np.testing.assert_array_equal(ua.select_support(tied, 0.5, 0.4), [3.0, -1.5, 1.5, 0.5, 0.0])
 
 
 def test_select_support_with_another_activation():
     v = jnp.asarray([3.0, -2.0, 1.0, -0.5])
     soft = ua.shrink(v, 0.75, ua.elu(0.5))
     expected = jnp.where(jnp.abs(v) > 1.5, v, soft)
-    assert_equal(ua.select_support(v, 0.75, 0.5, ua.elu(0.5)), expected)
+    np.testing.assert_array_equal(ua.select_support(v, 0.75, 0.5, ua.elu(0.5)), expected)
 
 
 def test_select_support_under_vmap():
@@ -700,15 +697,15 @@ def test_select_support_under_vmap():
     V, fractions, thetas = rng.normal(size=(5, 11)), np.linspace(0, 1, 5), np.linspace(0, 1, 5)
     ours = jax.vmap(ua.select_support)(jnp.asarray(V), jnp.asarray(thetas), jnp.asarray(fractions))
     for row, v, theta, fraction in zip(ours, V, thetas, fractions):
-        assert_equal(row, sorted_selection(v, theta, fraction))
+        np.testing.assert_array_equal(row, sorted_selection(v, theta, fraction))
 
 
 def test_select_support_choice_carries_no_gradient():
     v = jnp.asarray([3.0, -2.0, 1.0, -0.25])
     by_v, by_theta, by_fraction = jax.jacobian(ua.select_support, argnums=(0, 1, 2))(v, 0.5, 0.5)
-    assert_equal(by_v, np.diag([1.0, 1.0, 1.0, 0.0]))
-    assert_equal(by_theta, [0.0, 0.0, -1.0, 0.0])
-    assert_equal(by_fraction, np.zeros(4))
+    np.testing.assert_array_equal(by_v, np.diag([1.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(by_theta, [0.0, 0.0, -1.0, 0.0])
+    np.testing.assert_array_equal(by_fraction, np.zeros(4))
 
 
 def test_select_support_counts_in_low_precision():
@@ -747,7 +744,7 @@ def test_kth_largest_is_the_sorted_one(float_type):
     ):
         ours = np.asarray(kth(jnp.asarray(magnitude), jnp.arange(1, 11, dtype=jnp.int32)))
         assert ours.dtype == float_type
-        assert_equal(
+        np.testing.assert_array_equal(
             ours.view(f"u{info.bits // 8}"), np.sort(magnitude)[::-1].view(f"u{info.bits // 8}")
         )
 
@@ -788,7 +785,9 @@ def test_bad_theta_of_the_wrappers():
 
 
 def test_a_traced_negative_theta_expands():
-    assert_equal(jax.jit(ua.shrink)(jnp.asarray([2.0, -2.0, 0.25]), -0.5), [2.5, -2.5, 0.5])
+    np.testing.assert_array_equal(
+        jax.jit(ua.shrink)(jnp.asarray([2.0, -2.0, 0.25]), -0.5), [2.5, -2.5, 0.5]
+    )
 
 
 @pytest.mark.parametrize("upper", [1.0, 0.5, math.nan], ids=str)

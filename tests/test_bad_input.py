@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -1051,7 +1052,7 @@ def _half_init(tmp_path):
 
 def _mixed_calibration(tmp_path):
     params = ur.analytic.calibrate(LAYER, params_of("ista"), np.float32(D), Y, X)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    chex.assert_tree_all_finite(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(float)}
 
 

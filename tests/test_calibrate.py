@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,8 +218,7 @@ def test_the_start_comes_back_where_it_is_better_on_held_back_signals(planted, c
     with pytest.warns(UserWarning, match="the start comes back. Its NMSE on 10 held-back") as told:
         found = calibrate(layer, start, D, factors * Y, factors * X)
     assert len(told) == 1
-    for ours, given in zip(jax.tree.leaves(found), jax.tree.leaves(start), strict=True):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(given))
+    chex.assert_trees_all_equal(found, start)
 
 
 def test_codes_that_diverge_are_reported(planted, calibrated):
@@ -261,8 +261,7 @@ def test_a_chain_is_calibrated_block_by_block(chain):
     first = calibrate(network.layers[0], start[0], Ds[0], Y, X[0])
     codes = jax.vmap(network.layers[0].apply, (None, None, 0))(first, Ds[0], Y)
     second = calibrate(network.layers[1], start[1], Ds[1], codes, X[1])
-    for ours, alone in zip(jax.tree.leaves(found), jax.tree.leaves((first, second)), strict=True):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(alone))
+    chex.assert_trees_all_equal(found, (first, second))
 
     def error(params):
         return float(
@@ -275,8 +274,7 @@ def test_a_chain_is_calibrated_block_by_block(chain):
 def test_the_last_codes_of_a_chain_give_the_others(chain):
     network, start, Ds, Y, X = chain
     given, derived = (calibrate(network, start, Ds, Y, codes) for codes in (X, X[-1]))
-    for ours, theirs in zip(jax.tree.leaves(given), jax.tree.leaves(derived), strict=True):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    chex.assert_trees_all_equal(given, derived)
 
 
 def test_a_chain_with_a_worse_end_comes_back_as_it_was(chain):
@@ -286,8 +284,7 @@ def test_a_chain_with_a_worse_end_comes_back_as_it_was(chain):
     factors = jnp.where(jnp.arange(40) < 30, 1e-3, 1.0)[:, None]
     with pytest.warns(UserWarning, match="the start comes back"):
         found = calibrate(network, good, Ds, factors * Y, tuple(factors * x for x in X))
-    for ours, given in zip(jax.tree.leaves(found), jax.tree.leaves(good), strict=True):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(given))
+    chex.assert_trees_all_equal(found, good)
 
 
 def test_networks_that_cannot_be_calibrated_are_refused(chain):

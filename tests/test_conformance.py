@@ -8,6 +8,7 @@ import pickle
 import typing
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,15 +25,8 @@ M, N, K, BATCH = 6, 10, 4, 4
 # A step sums M + N products of numbers near 1 and rounds each; K steps that hardly grow add up: (M
 # + N) K eps, twice.
 CLOSE = 2 * (M + N) * K * EPS
+assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=CLOSE)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def assert_close(ours, expected, atol=CLOSE):
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
-
-
-def assert_equal(ours, expected):
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
 
 def jittered(tree, seed=0):
@@ -207,7 +201,7 @@ def test_every_way_to_run_a_layer_gives_the_same_code(name):
     batch, unstacked = jax.jit(ways)(params, unstack(params), D, Y)
     assert_close(batch, codes)
     assert_close(unstacked, codes[0])
-    assert_equal(apply(stack(unstack(params)), D, Y[0]), codes[0])
+    chex.assert_trees_all_equal(apply(stack(unstack(params)), D, Y[0]), codes[0])
     assert_close(apply(params, D, -Y[0]), -codes[0])  # every layer is odd
 
 
@@ -235,7 +229,7 @@ def test_two_stacks_of_half_the_depth_are_the_whole(name):
         run = jax.jit(partial(unroll, layer.step, schedule=schedule, depth=K // 2))
         state, path = run(part(params, half), D, jnp.asarray(Y[0]), state)
         parts.append(np.asarray(path))
-    assert_equal(state.x, parts[-1][-1])
+    chex.assert_trees_all_equal(state.x, parts[-1][-1])
     assert_close(state.x, fast(name)(params, D, Y[0]))
 
 
@@ -245,7 +239,7 @@ def test_no_steps_give_the_zero_code(name):
     layer = registry.LAYERS[name](0)
     params = layer.init(jax.random.key(0), D)
     for form in (params, unstack(params)):
-        assert_equal(layer.apply(form, D, Y[0]), np.zeros(N))
+        chex.assert_trees_all_equal(layer.apply(form, D, Y[0]), np.zeros(N))
         assert jax.eval_shape(layer.iterates, form, D, Y[0]).shape == (0, N)
 
 
@@ -274,7 +268,7 @@ def test_gradients_are_central_differences_in_every_leaf(name):
             assert slope == pytest.approx(difference, rel=1e-7, abs=1e-7) and (
                 slope != 0 or difference == 0
             )
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(at_origin))
+    chex.assert_tree_all_finite(at_origin)
 
 
 # One of each way to loop: shared params alone, tied, untied, a schedule, a state with memory.
@@ -289,9 +283,8 @@ def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
     again = registry.LAYERS[name](K, unroll=3, remat=True)
     assert_close(jax.jit(again.apply)(params, D, Y[0]), fast(name)(params, D, Y[0]))
     ours, expected = (gradient(layer)(params, D, jnp.asarray(Y[0])) for layer in (again, layer))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-        # A gradient is up to 100 times its loss, and sums as many terms.
-        assert_close(a, b, 100 * CLOSE)
+    # A gradient is up to 100 times its loss, and sums as many terms.
+    assert_close(ours, expected, atol=100 * CLOSE)
 
 
 @pytest.mark.few(10)
@@ -304,7 +297,7 @@ def test_a_layer_keeps_its_dtype(name, dtype):
     # Relative to its own precision a narrow layer errs as a wide one does; the inputs are those
     # that it saw.
     wide = fast(name)(*jax.tree.map(lambda leaf: leaf.astype(float), narrow))
-    assert_close(np.asarray(x, float), wide, CLOSE / EPS * float(jnp.finfo(dtype).eps))
+    assert_close(np.asarray(x, float), wide, atol=CLOSE / EPS * float(jnp.finfo(dtype).eps))
 
 
 @pytest.mark.few(4)
@@ -323,11 +316,10 @@ def test_the_wider_dtype_wins(name):
 @pytest.mark.few(8)
 def test_equal_shapes_are_traced_once(name):
     layer, params, D, Y = case(name)
-    traces = []
 
     @partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(1)
     def apply(layer, params, D, y):
-        traces.append(1)
         return layer.apply(params, D, y)
 
     for i in range(5):
@@ -336,7 +328,6 @@ def test_equal_shapes_are_traced_once(name):
         )  # equal arguments: the same layer
         assert again is layer
         apply(again, jittered(params, i), jittered(D, i), Y[i % BATCH])
-    assert len(traces) == 1
     assert registry.LAYERS[name](K + 1) is not layer
 
 
@@ -354,7 +345,7 @@ def test_signatures_say_the_same_of_every_layer(name):
     constants = () if layer.schedule is None else layer.schedule[:1]
     inspect.signature(layer.step).bind(*"spDyx", *constants)
     assert layer.schedule is None or len(layer.schedule) == K
-    assert_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
+    chex.assert_trees_all_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
 
 
 def test_a_layer_is_a_record_of_its_options(name):
@@ -403,7 +394,7 @@ def test_a_structured_dictionary_is_its_matrix(layer, kind):
 
     ours, expected = jax.jit(apply)(params, D, y)
     assert ours.shape == (D.shape[1],) and np.isfinite(ours).all()
-    assert_close(ours, expected, 8 * CLOSE * max(1, np.abs(expected).max()))
+    assert_close(ours, expected, atol=8 * CLOSE * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.few(8)
@@ -416,8 +407,8 @@ def test_params_survive_a_file(name, tmp_path):
     leaves = jax.tree.leaves((restored.params, restored.D))
     for loaded, saved in zip(leaves, jax.tree.leaves((params, D)), strict=True):
         assert loaded.dtype == saved.dtype
-        assert_equal(loaded, saved)
-    assert_equal(fast(name)(restored.params, D, Y[0]), fast(name)(params, D, Y[0]))
+        chex.assert_trees_all_equal(loaded, saved)
+    chex.assert_trees_all_equal(fast(name)(restored.params, D, Y[0]), fast(name)(params, D, Y[0]))
 
 
 # Reductions of one family to another
@@ -491,7 +482,7 @@ def test_tied_params_repeated_are_untied_ones(plain):
         tied, untied = (family(K, tied=tied) for tied in (True, False))
         codes = [layer.apply(layer.init(jax.random.key(0), D), D, y) for layer in (tied, untied)]
         assert_close(*codes)
-        assert_equal(
+        chex.assert_trees_all_equal(
             tied.apply(untied.init(jax.random.key(0), D), D, y), codes[1]
         )  # either form is taken
 
@@ -560,9 +551,9 @@ def test_a_network_runs_in_every_way(built, tmp_path):
     loose = network.apply(tuple(map(unstack, params)), Ds, Y[1])
     for x, path, eager, other in zip(codes, paths, network.apply(params, Ds, Y[1]), loose):
         assert x.any(1).all() and x.dtype == float
-        assert_equal(path[:, -1], x)
-        assert_close(eager, x[1], 8 * CLOSE)
-        assert_close(other, x[1], 8 * CLOSE)
+        chex.assert_trees_all_equal(path[:, -1], x)
+        assert_close(eager, x[1], atol=8 * CLOSE)
+        assert_close(other, x[1], atol=8 * CLOSE)
     narrow = jax.tree.map(lambda leaf: leaf.astype(np.float32), (params, Ds, Y[0]))
     assert {x.dtype for x in jax.eval_shape(network.apply, *narrow)} == {np.dtype("float32")}
     network.check(params, Ds)
@@ -570,7 +561,7 @@ def test_a_network_runs_in_every_way(built, tmp_path):
         ur.training.save(tmp_path / "weights.npz", params, Ds, layer=network)
     )
     assert restored.layer is network
-    assert_equal(run(restored.params, restored.D, Y)[0][-1], codes[-1])
+    chex.assert_trees_all_equal(run(restored.params, restored.D, Y)[0][-1], codes[-1])
 
 
 @pytest.mark.few(1)
@@ -600,22 +591,21 @@ def test_gradients_of_a_network_are_central_differences(built):
 @pytest.mark.few(4)
 @pytest.mark.parametrize("activation", registry.ACTIVATIONS)
 def test_activations_conform(activation):
-    build, traces = registry.ACTIVATIONS[activation], []
+    build = registry.ACTIVATIONS[activation]
     assert build() == build() and hash(build()) == hash(build())
 
     @partial(jax.jit, static_argnums=2)
+    @chex.assert_max_traces(1)
     def shrink(v, theta, act):
-        traces.append(1)
         return ur.activations.shrink(v, theta, act)
 
     v, theta = jnp.linspace(-9, 9, 73), jnp.full(73, 0.7)
     shrunk = [shrink(v, theta, build()) for _ in range(5)][0]
-    assert len(traces) == 1
     # One exponential rounds by 2 eps of its value, and values are at most 10 times the range.
-    assert_close(ur.activations.shrink(v, theta, build()), shrunk, 1000 * EPS)
+    assert_close(ur.activations.shrink(v, theta, build()), shrunk, atol=1000 * EPS)
     one_by_one = jax.vmap(partial(ur.activations.shrink, activation=build()))(v, theta)
-    assert_close(one_by_one, shrunk, 1000 * EPS)
-    assert_close(shrink(-v, theta, build()), -shrunk, 1000 * EPS)
+    assert_close(one_by_one, shrunk, atol=1000 * EPS)
+    assert_close(shrink(-v, theta, build()), -shrunk, atol=1000 * EPS)
     if activation in registry.MONOTONE:
         assert (np.diff(build()(v)) >= 0).all() and (np.diff(shrunk) >= -1000 * EPS).all()
     for dtype in ("float32", "bfloat16"):
@@ -686,7 +676,7 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
     # four factors.
     close = 16 * (m + d) * max(1, np.abs(matrix).max()) ** 2 * EPS
     for ours, theirs in zip(products, (*expected, np.linalg.norm(matrix, axis=0)), strict=True):
-        assert_close(ours, theirs, close)
+        assert_close(ours, theirs, atol=close)
     assert r @ products[0] == pytest.approx(products[1] @ x, abs=m * close)
     assert norm >= np.linalg.norm(matrix, 2) * (1 - 8 * EPS)  # a safe step size follows from it
 
@@ -710,7 +700,7 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
     one_by_one, scanned, mapped, loop, batch = jax.jit(run)(several, stacked, X)
     close = 16 * d * max(1, np.abs(one_by_one).max()) * EPS
     for ours, theirs in ((scanned, one_by_one), (mapped, one_by_one), (batch, loop)):
-        assert_close(ours, theirs, close)
+        assert_close(ours, theirs, atol=close)
 
 
 @pytest.mark.few(8)
@@ -743,15 +733,9 @@ def solver(request):
 @pytest.mark.few(1)
 def test_solvers_answer_alike_however_they_are_run(solver, plain):
     D = plain[0]
-    Y, traces = signals(M, seed=5), []
-
-    def count(D, y, lam):
-        traces.append(1)
-        return solver(D, y, lam)
-
-    one = jax.jit(count)
+    Y = signals(M, seed=5)
+    one = jax.jit(chex.assert_max_traces(lambda *problem: solver(*problem), 1))
     each = [one(D, y, LAM * (1 + i)) for i, y in enumerate(Y)]
-    assert len(traces) == 1
     lams = LAM * np.arange(1, BATCH + 1)
     batch = jax.jit(jax.vmap(solver, (None, 0, 0)))(D, Y, lams)
     eager = solver(D, Y[0], LAM)
@@ -759,10 +743,10 @@ def test_solvers_answer_alike_however_they_are_run(solver, plain):
     # the same steps.
     for i, alone in enumerate(each):
         assert batch.steps[i] == alone.steps and batch.converged[i] == alone.converged
-        assert_close(batch.x[i], alone.x, 1e-12)
+        assert_close(batch.x[i], alone.x, atol=1e-12)
     assert eager.steps == each[0].steps
-    assert_close(eager.x, each[0].x, 1e-12)
-    assert_equal(one(D, -Y[0], LAM).x, -each[0].x)
+    assert_close(eager.x, each[0].x, atol=1e-12)
+    chex.assert_trees_all_equal(one(D, -Y[0], LAM).x, -each[0].x)
 
 
 @pytest.fixture(scope="module")
@@ -824,7 +808,7 @@ def test_pursuits_answer_alike_however_they_are_run(pursue, plain):
     Y = np.concatenate([signals(M, seed=5)[:2], np.zeros((1, M)), np.full((1, M), np.nan)])
     run = jax.jit(jax.vmap(pursue, (None, 0)))
     found, eager = run(D, Y), pursue(D, Y[0])
-    assert_close(found.x[0], eager.x, 1e-9)
+    assert_close(found.x[0], eager.x, atol=1e-9)
     assert np.all(found.steps[0] == eager.steps) and found.x.dtype == np.float64
     assert not found.x[2].any() and found.converged[2].all() and not found.residual[2].any()
     assert not found.converged[3].any() and not np.isfinite(found.gap[3]).any()
@@ -834,7 +818,7 @@ def test_pursuits_answer_alike_however_they_are_run(pursue, plain):
         np.linalg.norm(Y[:2, None] - x.reshape(2, -1, N) @ D.T, axis=-1).reshape(
             found.residual[:2].shape
         ),
-        1e-12,
+        atol=1e-12,
     )
     assert jax.eval_shape(jax.vmap(pursue, (None, 0)), D, Y[:0]).x.shape[0] == 0
 
@@ -855,4 +839,4 @@ def test_pursuits_take_pictures_of_convolutions(pursue):
     for grid in (D.signal_grid, D.signal_shape):  # with the axis of the one channel, and without
         found = pursue(D, y.reshape(grid))
         assert found.x.shape == (*flat.gap.shape, *D.code_grid)
-        assert_equal(np.asarray(found.x).reshape(flat.x.shape), flat.x)
+        chex.assert_trees_all_equal(np.asarray(found.x).reshape(flat.x.shape), flat.x)

@@ -1,7 +1,9 @@
 """Convolutional sparse coding layers of flax.nnx, and the residual and mixed-scale models."""
 
 import math
+from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +17,11 @@ from unrolled.models._csc_layer import norm_bound
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 EPS = np.finfo(np.float32).eps
+assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=1e3 * EPS)
 
 
 def images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def close(ours, expected, atol=1e3 * EPS):
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
 
 
 # The layer
@@ -51,8 +50,8 @@ def test_unfoldings_are_steps_of_ista():
     first = jax.nn.relu(r @ W - theta)
     x = jax.nn.relu(first + (r - s * (W @ first)) @ W - theta)
     assert x.any()
-    close(layer(y)[0], x.reshape(3, 6, 6).transpose(1, 2, 0))
-    close(layer.step_ratio(), 1)
+    assert_close(layer(y)[0], x.reshape(3, 6, 6).transpose(1, 2, 0))
+    assert_close(layer.step_ratio(), 1)
 
 
 @pytest.mark.slow
@@ -63,7 +62,7 @@ def test_the_bound_of_the_norm_holds_and_is_near():
         torus = (24,) * (len(shape) - 2)
         exact = float(Conv(filters, torus, boundary="circular").spectral_norm())
         assert exact * (1 - 1e-5) <= float(norm_bound(kernel)) <= 1.15 * exact
-        close(jax.jit(norm_bound)(kernel) / norm_bound(kernel), 1)
+        assert_close(jax.jit(norm_bound)(kernel) / norm_bound(kernel), 1)
 
 
 def test_the_bound_is_that_of_the_masked_kernel():
@@ -86,7 +85,7 @@ def test_a_warm_start_is_a_skip_connection():
     x, V, W = images(2, 5, 5, 3), block.first, block.second
     u = V(x)
     residual = u - W.step[...] * jax.vjp(lambda r: nnx.Conv.__call__(W, r), u)[1](x)[0]
-    close(block(x), jax.nn.relu(W.norms[0](x + nnx.Conv.__call__(W, residual))))
+    assert_close(block(x), jax.nn.relu(W.norms[0](x + nnx.Conv.__call__(W, residual))))
 
 
 # Mixed scales
@@ -99,9 +98,9 @@ def test_a_block_without_unfolding_is_a_concatenation_net():
     x = y = images(2, 6, 6, 2)
     for F, c, norms in zip(block.filters, block.steps, block.norms):
         x = jax.nn.relu(norms[0](c[...] * jnp.concatenate([x, F(x)], -1)))
-    close(block(y), x)
+    assert_close(block(y), x)
     assert x.shape == (2, 6, 6, 4) and block.filters[1].kernel_dilation in (2, (2, 2))
-    close(block.step_ratios(), np.ones(2))
+    assert_close(block.step_ratios(), np.ones(2))
 
 
 @pytest.mark.slow
@@ -122,7 +121,7 @@ def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
     x_2 = up(1, 0, 0.0, x_1)
     x_1 = D(1, x_2)
     z_1 = up(0, 1, x_1, y - D(0, x_1))
-    close(block(y), up(1, 1, x_2, z_1 - x_1))
+    assert_close(block(y), up(1, 1, x_2, z_1 - x_1))
 
 
 @pytest.mark.slow
@@ -172,7 +171,7 @@ def test_batch_norms_are_trained_saved_and_switched(name):
     model.eval()
     run = nnx.jit(lambda model, x: model(x))
     alone, together = run(model, x[:1]), run(model, x)
-    close(alone[0], together[0])  # it no longer depends on the rest of the batch
+    assert_close(alone[0], together[0])  # it no longer depends on the rest of the batch
     other = MODELS[name](nnx.Rngs(1))
     nnx.update(other, nnx.state(model))
     other.eval()

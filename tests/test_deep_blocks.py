@@ -1,5 +1,8 @@
 """Residual and mixed-scale blocks by their definitions, and the dictionaries that they are of."""
 
+from functools import partial
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +15,13 @@ from unrolled.dictionaries import Conv, WithIdentity, dense
 from unrolled.networks import mixed_scale, msd_csc, res_csc
 
 EPS = np.finfo(float).eps
+# Sums of some 50 products of numbers near 1, through a few steps that hardly grow.
+assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=1000 * EPS)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def shrink(v, theta):
     return np.sign(v) * np.maximum(np.abs(v) - theta, 0)
-
-
-def assert_close(ours, expected):
-    # Sums of some 50 products of numbers near 1, through a few steps that hardly grow.
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1000 * EPS)
 
 
 # Res-CSC

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,19 +17,9 @@ from unrolled import theory as ut
 from unrolled.dictionaries._base import scale_columns
 
 EPS = np.finfo(float).eps
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=0)
 # For programs that run once: nearly all their time is compiling, and this halves it.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def assert_close(ours, expected, *, atol=0.0, rtol=0.0, name=""):
-    """Compare on the host: numpy's asserts on jax arrays would compile for every shape."""
-    np.testing.assert_allclose(
-        np.asarray(ours), np.asarray(expected), rtol=rtol, atol=atol, err_msg=name
-    )
-
-
-def assert_equal(ours, expected):
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
 
 
 def off_diagonal(D):
@@ -57,7 +48,7 @@ def test_gaussian(key):
     assert (
         abs((z**4).mean() - 3) < 5 * math.sqrt(96 / z.size) + 6 / 200
     )  # unit norms cost 6 / (m + 2)
-    assert_equal(D, ud.gaussian(key, 200, 300))
+    chex.assert_trees_all_equal(D, ud.gaussian(key, 200, 300))
     assert not np.array_equal(D, ud.gaussian(jax.random.key(1), 200, 300))
 
 
@@ -66,8 +57,8 @@ def test_identity_hadamard(m):
     D = np.asarray(ud.identity_hadamard(m))
     assert D.shape == (m, 2 * m)
     assert_unit(D)
-    assert_equal(D[:, :m], np.eye(m))
-    assert_equal(np.abs(D[:, m:]), np.full((m, m), 1 / math.sqrt(m)))
+    chex.assert_trees_all_equal(D[:, :m], np.eye(m))
+    chex.assert_trees_all_equal(np.abs(D[:, m:]), np.full((m, m), 1 / math.sqrt(m)))
     assert_close(D[:, m:].T @ D[:, m:], np.eye(m), atol=8 * EPS)
     assert off_diagonal(D) == pytest.approx(1 / math.sqrt(m), abs=8 * EPS)
 
@@ -92,7 +83,9 @@ def test_transversal(key, c, q, d):
     D = np.asarray(transversal(key, c, q, d))
     assert D.shape == (c * q, d)
     support = D != 0
-    assert_equal(support.reshape(c, q, d).sum(1), np.ones((c, d)))  # one row of every group
+    chex.assert_trees_all_equal(
+        support.reshape(c, q, d).sum(1), np.ones((c, d))
+    )  # one row of every group
     assert_close(np.abs(D[support]), 1 / math.sqrt(c), rtol=EPS)
     shared = support.T.astype(int) @ support.astype(int)
     assert (
@@ -241,7 +234,7 @@ def test_conv_with_a_kernel_of_many_strides():
 
 def test_conv_with_the_full_kernel_is_dense():
     filters = np.random.default_rng(0).normal(size=(5, 2, 3))
-    assert_equal(ud.dense(ud.Conv(filters, 3)), filters.reshape(5, 6).T)
+    chex.assert_trees_all_equal(ud.dense(ud.Conv(filters, 3)), filters.reshape(5, 6).T)
 
 
 def test_conv_grids_and_codes():
@@ -251,19 +244,21 @@ def test_conv_grids_and_codes():
     x = jnp.arange(36.0)
     maps = D.unflatten_code(x)
     assert maps.shape == (3, 4, 3) and maps[2, 1, 0] == 2 * 12 + 1 * 3
-    assert_equal(D.unflatten_code(jnp.stack([x, 2 * x])), jnp.stack([maps, 2 * maps]))
-    assert_equal(maps.reshape(-1), x)
+    chex.assert_trees_all_equal(
+        D.unflatten_code(jnp.stack([x, 2 * x])), jnp.stack([maps, 2 * maps])
+    )
+    chex.assert_trees_all_equal(maps.reshape(-1), x)
 
 
 def test_spread_repeats_one_value_per_filter():
     D = ud.Conv(np.ones((3, 1, 2)), 5)
-    assert_equal(ud.spread(D, jnp.arange(3.0)), np.repeat(np.arange(3.0), 4))
+    chex.assert_trees_all_equal(ud.spread(D, jnp.arange(3.0)), np.repeat(np.arange(3.0), 4))
     for theta in (jnp.asarray(0.5), jnp.arange(12.0)):
-        assert_equal(ud.spread(D, theta), theta)
-        assert_equal(ud.spread(jnp.ones((4, 12)), theta), theta)
+        chex.assert_trees_all_equal(ud.spread(D, theta), theta)
+        chex.assert_trees_all_equal(ud.spread(jnp.ones((4, 12)), theta), theta)
     assert ud.threshold_shapes(D) == ((), (12,), (3,)) and D.groups == (3,)
     by_filter = jax.grad(lambda theta: ud.spread(D, theta) @ jnp.arange(12.0))(jnp.zeros(3))
-    assert_equal(by_filter, np.arange(12.0).reshape(3, 4).sum(1))
+    chex.assert_trees_all_equal(by_filter, np.arange(12.0).reshape(3, 4).sum(1))
 
 
 CONVS = {
@@ -286,7 +281,9 @@ def test_correlations_of_filters_hold_the_coherence(name):
 
     assert CONVS[name].is_shift_invariant()
     (M, *local), codes = jax.device_get(matrices(CONVS[name]))
-    assert_equal(np.sort(codes, 1)[:, -2:], np.tile([0.0, 1.0], (len(codes), 1)))  # one-hot rows
+    chex.assert_trees_all_equal(
+        np.sort(codes, 1)[:, -2:], np.tile([0.0, 1.0], (len(codes), 1))
+    )  # one-hot rows
     rows = np.abs(codes @ M.T @ M * (1 - codes))
     for L in local:
         assert off_diagonal(L) == pytest.approx(
@@ -352,7 +349,7 @@ def assert_answers(D, M, name=""):
     }
     tolerance = 4 * EPS * (m + d) * max(1, np.abs(M).max()) ** 2
     for what, value in expected.items():
-        assert_close(ours[what], value, atol=tolerance, name=f"{name} {what}")
+        assert_close(ours[what], value, atol=tolerance, custom_message=f"{name} {what}")
     # Adjointness: both inner products are m d terms, summed in different orders.
     left, right = ours["D @ x"] @ r, x @ ours["r @ D"]
     assert abs(left - right) <= tolerance * np.linalg.norm(x) * np.linalg.norm(r), name
@@ -422,7 +419,7 @@ def test_transposing_twice_gives_the_dictionary_back(main_kind):
     assert D.T.shape == M.T.shape
     assert D.T.T is D or D.T is D.base
     r = np.random.default_rng(0).normal(size=M.shape[0])
-    assert_equal((D * 2).T @ r, 2 * np.asarray(D.T @ r))
+    chex.assert_trees_all_equal((D * 2).T @ r, 2 * np.asarray(D.T @ r))
 
 
 @pytest.mark.few(5)
@@ -450,14 +447,14 @@ def test_normalize_of_an_array_keeps_its_dtype(dtype):
     D = np.asarray([[3.0, 0.0], [4.0, 2.0]], dtype)
     unit, norms = ud.normalize(D)
     assert unit.dtype == norms.dtype == dtype
-    assert_close(unit, [[0.6, 0.0], [0.8, 1.0]], rtol=2 * np.finfo(dtype).eps)
-    assert_equal(norms, [5.0, 2.0])
-    assert_equal(ud.column_norms(D), norms)
+    assert_close(unit, np.array([[0.6, 0.0], [0.8, 1.0]]), rtol=2 * np.finfo(dtype).eps)
+    chex.assert_trees_all_equal(norms, np.array([5.0, 2.0]))
+    chex.assert_trees_all_equal(ud.column_norms(D), norms)
 
 
 def test_plain_arrays_are_dictionaries(dtype):
     D = np.random.default_rng(0).normal(size=(5, 9)).astype(dtype)
-    assert_equal(ud.dense(D), D)
+    chex.assert_trees_all_equal(ud.dense(D), D)
     for matrix in (D, D.T):
         true = np.linalg.norm(matrix.astype(float), 2)
         # The eigenvalue of the Gram matrix is good to a few eps, and rounded up.
@@ -507,7 +504,7 @@ def test_arrays_of_both_libraries_defer_on_the_left(main_kind):
         D / jnp.asarray(0.5),
     ):
         assert type(scaled) is type(D)
-        assert_equal(r @ scaled, 2 * (r @ D))
+        chex.assert_trees_all_equal(r @ scaled, 2 * (r @ D))
 
 
 @pytest.mark.few(2)
@@ -535,7 +532,7 @@ def test_a_batch_of_dictionaries(main_kind):
     last, codes = compiled(functools.partial(jax.lax.scan, step))(jnp.asarray(R[0]), batch)
     middle = R[0] + R[0] @ M @ M.T
     growth = (1 + 4 * np.linalg.norm(M, 2) ** 2) ** 2
-    assert_close(codes, [R[0] @ M, 2 * middle @ M], atol=tolerance * growth)
+    assert_close(codes, np.array([R[0] @ M, 2 * middle @ M]), atol=tolerance * growth)
     assert_close(last, middle + 4 * middle @ M @ M.T, atol=tolerance * growth)
 
 
@@ -936,7 +933,7 @@ def test_the_theory_of_a_kind_of_a_users_own_is_that_of_its_matrix():
             ut.rounding_guard(plain, plain, sparsity=2, bound=1.0) / EPS,
         ),
     ):
-        assert_close(ours, theirs, atol=rounding, name=name)
+        assert_close(ours, theirs, atol=rounding, custom_message=name)
     assert ud.threshold_shapes(D) == ud.threshold_shapes(M) == ((), (10,))
     theta = jnp.arange(10.0)
     assert ud.spread(D, theta) is theta
@@ -970,7 +967,7 @@ def test_a_kind_without_arrays_has_the_default_dtype():
 
     D = Reversed(4)
     assert D.dtype == float and (D @ jnp.ones(4, np.float32)).dtype == np.float32
-    assert_equal(ud.dense(D), np.eye(4)[::-1])
+    chex.assert_trees_all_equal(ud.dense(D), np.eye(4)[::-1])
     assert ut.mutual_coherence(D) == 0
     assert ut.generalized_coherence(D).upper == 0
 

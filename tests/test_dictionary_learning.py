@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trees
 
 import unrolled as ur
 from unrolled import dictionary_learning as dl
@@ -58,13 +59,13 @@ def dictionaries_of(found):
     return found.D if isinstance(found.D, tuple) else (found.D,)
 
 
-def same(one, other):
+def same(*results):
     """Whether two results are equal to the last bit, but for their times."""
-    leaves = [
-        jax.tree.leaves((found.D, found.X, found.objective, found.state)) for found in (one, other)
-    ]
-    steps = [[step._replace(seconds=0) for step in found.history] for found in (one, other)]
-    return steps[0] == steps[1] and all(np.array_equal(a, b) for a, b in zip(*leaves))
+    one, other = (
+        found._replace(history=[step._replace(seconds=0) for step in found.history])
+        for found in results
+    )
+    return trees.same(one, other)
 
 
 # What is returned

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,12 +87,6 @@ def weights(folder, name):
         return {entry: found[entry] for entry in found.files if entry != "manifest.json"}
 
 
-def assert_same_bits(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
 @pytest.fixture(scope="module")
 def finished(images, tmp_path_factory):
     """A run without a stop: its folder, name and row."""
@@ -164,8 +159,8 @@ def test_a_run_is_a_plain_loop_over_the_batches_of_its_key(images, tmp_path):
             params, others, velocity = step(params, others, velocity, x, labels[at], rate)
     found = experiments.restore(tmp_path, name, build=build)
     # Six steps in float32, in another order of sums.
-    for a, b in zip(jax.tree.leaves(nnx.state(found, nnx.Param)), jax.tree.leaves(params)):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    restored = jax.tree.leaves(nnx.state(found, nnx.Param))
+    chex.assert_trees_all_close(restored, jax.tree.leaves(params), rtol=1e-4, atol=1e-5)
 
 
 def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
@@ -173,7 +168,7 @@ def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
 ):
     folder, name, row = finished
     without = run(dataclasses.replace(RECIPE, layers=()), images, tmp_path)
-    assert_same_bits(weights(folder, name), weights(tmp_path, without.name))
+    chex.assert_trees_all_equal(weights(folder, name), weights(tmp_path, without.name), strict=True)
     assert without.row["features"] == {}
     shrunk = run(dataclasses.replace(RECIPE, gamma=30.0, epochs=3), images, tmp_path).row
     assert shrunk["curve"][0]["train"]["loss"] != row["curve"][0]["train"]["loss"]
@@ -238,7 +233,7 @@ def test_rows_and_weights_do_not_depend_on_the_default_dtype_of_jax(images, tmp_
             logits = net(np.ones((1, SIDE, SIDE, 1), np.float32))
             found[promotion] = row["curve"], row["features"], weights(folder, name), logits
     assert found["strict"][:2] == found["standard"][:2]
-    assert_same_bits(found["strict"][2], found["standard"][2])
+    chex.assert_trees_all_equal(found["strict"][2], found["standard"][2], strict=True)
     assert found["strict"][3].dtype == found["standard"][3].dtype == np.float32
 
 
@@ -311,7 +306,7 @@ def test_a_run_stopped_by_a_signal_in_an_epoch_ends_as_one_that_was_not(
     resumed = run(RECIPE, images, tmp_path, progress=lambda name, done, *_: seen.append(done))
     assert seen[0] == 6  # goes on after step 5
     assert resumed.name == name and resumed.row["curve"] == row["curve"]
-    assert_same_bits(weights(folder, name), weights(tmp_path, name))
+    chex.assert_trees_all_equal(weights(folder, name), weights(tmp_path, name), strict=True)
     assert not os.listdir(tmp_path / "states")
 
 
@@ -326,7 +321,7 @@ def test_a_killed_run_goes_on_from_what_it_saved_last(finished, images, tmp_path
     with pytest.raises(MemoryError):
         run(RECIPE, images, tmp_path, progress=kill)
     assert run(RECIPE, images, tmp_path).row["curve"] == row["curve"]
-    assert_same_bits(weights(folder, name), weights(tmp_path, name))
+    chex.assert_trees_all_equal(weights(folder, name), weights(tmp_path, name), strict=True)
 
 
 def test_a_budget_stops_at_the_end_of_an_epoch(finished, images, tmp_path, monkeypatch):
@@ -396,7 +391,9 @@ def test_a_layer_that_is_called_twice_is_two_layers_and_the_run_resumes(
         assert experiments.run(recipe, images, tmp_path / "parts", **options, **stop).row is None
     again = experiments.run(recipe, images, tmp_path / "parts", **options).row
     assert again["curve"] == row["curve"]
-    assert_same_bits(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
+    chex.assert_trees_all_equal(
+        weights(tmp_path / "whole", name), weights(tmp_path / "parts", name), strict=True
+    )
 
 
 def test_a_damaged_state_is_refused(images, tmp_path, monkeypatch):

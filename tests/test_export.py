@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +28,7 @@ def written(f, *arguments):
 
 def agree(f, *arguments):
     again = export.deserialize(written(f, *arguments)).call(*arguments)
-    for ours, theirs in zip(jax.tree.leaves(f(*arguments)), jax.tree.leaves(again), strict=True):
-        np.testing.assert_allclose(theirs, ours, rtol=1e-12, atol=1e-14)
+    chex.assert_trees_all_close(again, f(*arguments), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.few(1)
@@ -107,6 +107,7 @@ def test_another_process_runs_it(tmp_path):
     (tmp_path / "layer.bin").write_bytes(written(layer.apply, params, bank, y))
     ur.training.save(tmp_path / "weights.npz", params, bank, layer)
     code = """
+import chex
 import jax
 jax.config.update("jax_enable_x64", True)
 import sys, jax.export, numpy as np, unrolled as ur

@@ -1,5 +1,8 @@
 """The learned families: each equals its formula in numpy, and reduces to a simpler one."""
 
+from functools import partial
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,7 @@ from unrolled.layers import Unrolled, Weights
 M, N, K, LAM = 6, 10, 4, 0.1
 # K steps of sums of M + N products of numbers near 1, each rounded, twice.
 CLOSE = 2 * (M + N) * K * np.finfo(float).eps
+assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=CLOSE)
 SUPPORT = (0.1, 0.3)
 
 
@@ -20,10 +24,6 @@ SUPPORT = (0.1, 0.3)
 def problem():
     D = np.array(ur.dictionaries.gaussian(jax.random.key(4), M, N))
     return D, np.random.default_rng(4).normal(size=M)
-
-
-def assert_close(ours, expected, atol=CLOSE):
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
 
 
 def shrink(u, theta):
@@ -131,7 +131,7 @@ def test_glista_is_its_formula_and_without_gates_lista_cpss(problem):
         x = x + (1 + p.overshoot * shrunk_by / (np.abs(end - x) + 0.1)) * (end - x)
         shrunk_by = np.where(passes, 0, p.theta)
         path.append(x)
-    assert_close(layer.iterates(Unrolled(None, steps), D, y), path)
+    assert_close(layer.iterates(Unrolled(None, steps), D, y), np.array(path))
 
 
 def test_lfista_starts_as_fista_and_without_memory_is_lista(problem):
@@ -160,14 +160,14 @@ def test_lamp_is_its_formula(problem):
         path.append(x)
     assert 0 < np.count_nonzero(path[-2]) < N
     # The memory term carries rounding from step to step.
-    assert_close(layer.iterates(params, D, y), path, 10 * CLOSE)
+    assert_close(layer.iterates(params, D, y), np.array(path), atol=10 * CLOSE)
 
 
 def test_lamp_starts_as_amp_whatever_the_scale_of_the_dictionary(problem):
     D, y = problem
     layer = layers.lamp(K, alpha=0.3)
     ours, scaled = (layer.apply(layer.init(None, c * D), c * D, c * y) for c in (1, 3))
-    assert_close(scaled, ours, 10 * CLOSE)
+    assert_close(scaled, ours, atol=10 * CLOSE)
 
 
 def test_lamp_bg_is_its_formula_whatever_the_scale_of_the_dictionary(problem):
@@ -187,9 +187,9 @@ def test_lamp_bg_is_its_formula_whatever_the_scale_of_the_dictionary(problem):
         x, memory = eta(u), np.sum(eta(u + h) - eta(u - h)) / (2 * h) / M
         path.append(x)
     # Central differences truncate h^2 and round 1e-16 / h, which later steps carry on.
-    assert_close(layer.iterates(params, D, y), path, 1e-8)
+    assert_close(layer.iterates(params, D, y), np.array(path), atol=1e-8)
     ours, scaled = (layer.apply(layer.init(None, c * D), c * D, c * y) for c in (1, 3))
-    assert_close(scaled, ours, 100 * CLOSE)
+    assert_close(scaled, ours, atol=100 * CLOSE)
 
 
 @pytest.mark.parametrize("r", [-2.0, 0.3, 1.1])
@@ -232,7 +232,7 @@ def test_tista_is_its_formula(problem):
         path.append(x)
     ours = layer.iterates(Unrolled(layers.Fixed(jnp.asarray(W)), params), D, y)
     # The odds are exponentials of r^2 / tau2, here below 1e3, which magnify rounding as much.
-    assert_close(ours, path, 1e4 * CLOSE)
+    assert_close(ours, np.array(path), atol=1e4 * CLOSE)
 
 
 def test_liht_keeps_the_largest_and_starts_as_iterative_hard_thresholding(problem):
@@ -291,7 +291,7 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
         gamma, tau = np.log1p(np.exp(out))
         x = shrink(x + gamma * g, tau * sizes[1])
         path.append(x)
-    assert_close(layer.iterates(Unrolled(p, None), D, y), path, 10 * CLOSE)
+    assert_close(layer.iterates(Unrolled(p, None), D, y), np.array(path), atol=10 * CLOSE)
 
 
 WITHOUT_MEMORY = {
@@ -333,7 +333,7 @@ def test_weights_are_those_that_act_in_the_step(problem, name, per_atom):
         W, gamma, S = layer.weights(params.shared, p, D)
         G = np.broadcast_to(1.0 if gamma is None else gamma, (N,))[:, None] * np.asarray(W).T
         S = np.eye(N) - G @ D if S is None else np.asarray(S)
-        assert_close(found, S @ x + G @ y, 10 * CLOSE)
+        assert_close(found, S @ x + G @ y, atol=10 * CLOSE)
         x = np.asarray(found) / np.linalg.norm(found)
 
 
@@ -365,7 +365,7 @@ def test_ml_lista_is_its_formula_and_starts_as_ml_ista(two, problem):
                 codes.append(below)
             x = codes[-1]
         for ours, expected in zip(network.apply(params, two, y), codes, strict=True):
-            assert_close(ours, expected, 4 * CLOSE)
+            assert_close(ours, expected, atol=4 * CLOSE)
     for p, D, gamma, theta in zip(start, two, 1 / np.array(L), 0.05 / np.cumprod(L)):
         assert_close(p.shared.B, D * gamma)
         assert_close(p.steps.gamma, np.full(K, gamma))
@@ -409,7 +409,7 @@ def test_ml_lista_trains_and_takes_structured_dictionaries(problem):
     loose = tuple(map(layers.unstack, params))
     for other in (network.apply(matrices, dense, y), network.apply(loose, Ds, y)):
         for ours, expected in zip(network.apply(params, Ds, y), other, strict=True):
-            assert_close(ours, expected, 10 * CLOSE)
+            assert_close(ours, expected, atol=10 * CLOSE)
     none = ur.networks.ml_lista(0)
     for form in (none.init(None, Ds), tuple(map(layers.unstack, none.init(None, Ds)))):
         assert [np.abs(x).sum() for x in none.apply(form, Ds, y)] == [0, 0]

@@ -1,5 +1,6 @@
 """HyperLISTA: the step against numpy, its fixed part, and the error that three numbers reach."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,8 +80,7 @@ def test_analytic_params_suit_every_depth_and_training_moves_two_numbers(small):
     before, after = params.shared, found.shared
     moves = [float(a) != float(b) for a, b in zip(after[1:], before[1:], strict=True)]
     assert moves == [True, True, False]  # threshold, momentum, selection
-    for a, b in zip(jax.tree.leaves(after.analytic), jax.tree.leaves(before.analytic), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(after.analytic, before.analytic)
 
 
 def test_params_of_another_dictionary_are_refused(small):

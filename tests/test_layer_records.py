@@ -12,6 +12,7 @@ import threading
 import weakref
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -840,16 +841,16 @@ def test_other_ways_to_run_a_network_change_nothing(name, two, problem):
 
 @every_network
 def test_a_network_that_is_written_twice_is_traced_once(name, two, problem):
-    params, traces = CHAINS[name]().init(None, two), []
+    params = CHAINS[name]().init(None, two)
 
     @jax.jit
+    @chex.assert_max_traces(1)
     def apply(network, y):
-        traces.append(1)
         return network.apply(params, two, y)
 
     for y in (problem[1], 2 * problem[1]):
         apply(CHAINS[name](), y)
-    assert len(traces) == 1 and CHAINS[name]().apply is CHAINS[name]().apply
+    assert CHAINS[name]().apply is CHAINS[name]().apply
 
 
 @every_network

@@ -1,5 +1,6 @@
 """Chains of layers: they run one after the other, and are certified where the theory applies."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,9 +105,7 @@ def test_init_is_that_of_every_layer(chain):
     assert type(params) is tuple
     for layer, p, D in zip(network.layers, params, Ds, strict=True):
         expected = layer.init(jax.random.key(0), D)  # these families use no randomness
-        assert jax.tree.structure(p) == jax.tree.structure(expected)
-        for ours, theirs in zip(jax.tree.leaves(p), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+        chex.assert_trees_all_equal(p, expected)
 
 
 def test_lists_serve_as_tuples(chain, signals):

@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,13 +108,6 @@ def loss(params):
     return float(jnp.mean((codes - X) ** 2))
 
 
-def assert_same(ours, expected):
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
 def conforms(argument):
     """Parametrised by the tests of the conformance suite that need no more than a line's name."""
     given = {argument, "dtype", "tmp_path"}
@@ -178,17 +172,17 @@ def test_a_training_of_a_family_goes_on_from_its_checkpoint(tmp_path):
     whole = ur.fit(LAYER, PARAMS, D, sample, steps=6, **TRAINING)
     for steps in (3, 6):
         parts = ur.fit(LAYER, PARAMS, D, sample, steps=steps, checkpoint=tmp_path / "a", **TRAINING)
-    assert_same(parts.params, whole.params)
+    chex.assert_trees_all_equal(parts.params, whole.params, strict=True)
     restored = ur.training.restore(tmp_path / "a")
     assert restored.layer is LAYER
-    assert_same(restored.params, parts.best)
+    chex.assert_trees_all_equal(restored.params, parts.best, strict=True)
 
 
 def test_a_family_is_a_module():
     module = ur.nnx.Module(LAYER, PARAMS, D)
     codes = jax.vmap(LAYER.apply, (None, None, 0))(PARAMS, D, Y)
     np.testing.assert_allclose(module(Y), codes, atol=1e-14)
-    assert_same(module.params(), PARAMS)
+    chex.assert_trees_all_equal(module.params(), PARAMS, strict=True)
 
 
 def test_a_family_is_a_layer_of_a_chain(tmp_path):
@@ -199,7 +193,7 @@ def test_a_family_is_a_layer_of_a_chain(tmp_path):
     assert second.shape == (N,)
     restored = ur.training.restore(ur.training.save(tmp_path / "a.npz", params, Ds, network))
     assert restored.layer is network
-    assert_same(restored.params, params)
+    chex.assert_trees_all_equal(restored.params, params, strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +240,7 @@ def test_theory_answers_for_a_dictionary(own, tmp_path):
     assert found.holds and float(found.upper) == pytest.approx(float(expected.upper), abs=1e-6)
     restored = ur.training.restore(ur.training.save(tmp_path / "a.npz", PARAMS.steps.theta, own))
     assert type(restored.D) is OwnKronecker
-    assert_same(restored.D, own)
+    chex.assert_trees_all_equal(restored.D, own, strict=True)
 
 
 @conforms("activation")

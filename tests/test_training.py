@@ -3,12 +3,14 @@
 import json
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from small_training import Damped, families_of_a_user
+from trees import same
 
 from unrolled import analytic, dictionaries, layers, networks, problems, training
 from unrolled.training import NonFiniteError, Trained, fit
@@ -47,18 +49,6 @@ def D():
 @pytest.fixture(scope="module")
 def sample(D):
     return problems.sampler(D, BATCH, probability=0.1)
-
-
-def same(a, b):
-    """True if two trees agree bit for bit."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs
-    )
-
-
-def finite(tree):
-    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
 
 
 def run(layer, D, sample, params=None, *, steps=20, key=0, optimizer=None, **options):
@@ -204,7 +194,8 @@ def test_training_lowers_the_validation_loss_of_every_family(name, D, sample):
     found = run(FAMILIES[name], D, sample, steps=40)
     start, end = found.history.records[0].validation, found.history.records[-1].validation
     assert end < 0.95 * start
-    assert found.history.loss.shape == (40,) and finite(found.params)
+    assert found.history.loss.shape == (40,)
+    chex.assert_tree_all_finite(found.params)
 
 
 @pytest.mark.slow
@@ -361,7 +352,9 @@ def test_what_was_passed_in_is_not_consumed(D, sample):
     before = jax.tree.map(lambda leaf: np.array(leaf), (params, D))
     found = run(layer, D, sample, params, steps=5, learn_dictionary=True)
     assert same((params, D), before)
-    assert finite((layer.apply(params, D, D[:, 0]), layer.apply(found.params, found.D, D[:, 0])))
+    chex.assert_tree_all_finite(
+        (layer.apply(params, D, D[:, 0]), layer.apply(found.params, found.D, D[:, 0]))
+    )
 
 
 def test_a_given_dictionary_comes_back_bit_for_bit(D, sample):
@@ -505,7 +498,7 @@ def test_a_nan_stops_the_training_at_its_step(D, sample, step):
             callbacks=[lambda r, p: reached.append(r.step)],
         )
     stopped = caught.value.fit
-    assert finite((stopped.params, stopped.best, stopped.D))
+    chex.assert_tree_all_finite((stopped.params, stopped.best, stopped.D))
     assert reached == [k for k in (0, 5, 10, 15) if k <= step]
     # The steps before the bad one are kept: the params are those of a training of just so many
     # steps.
@@ -525,7 +518,7 @@ def test_a_loss_that_becomes_nan_stops_the_training(D, sample):
 
     with pytest.raises(NonFiniteError, match="stopped at step 4:") as caught:
         run(FAMILIES["lista_cp"], D, loud_once, loss=loss, steps=8, evaluate_every=8)
-    assert finite(caught.value.fit.params)
+    chex.assert_tree_all_finite(caught.value.fit.params)
 
 
 def test_an_update_that_is_not_finite_stops_the_training(D, sample):
@@ -536,7 +529,7 @@ def test_an_update_that_is_not_finite_stops_the_training(D, sample):
         NonFiniteError, match=r"stopped at step 3:.*first in params.steps.theta\[0\].*learning rate"
     ) as caught:
         run(FAMILIES["lista_cp"], D, sample, optimizer=bursts, steps=8, evaluate_every=4)
-    assert np.isfinite(caught.value.fit.history.loss[3]) and finite(caught.value.fit.params)
+    chex.assert_tree_all_finite((caught.value.fit.history.loss[3], caught.value.fit.params))
 
 
 @pytest.mark.few(1)
@@ -563,7 +556,7 @@ def test_a_loss_that_is_nan_from_the_start(D, sample):
         NonFiniteError, match="step 0: the validation loss is nan, first in the loss, of finite"
     ) as caught:
         run(FAMILIES["ista"], D, sample, loss=lambda codes, X, D, Y: jnp.nan * codes.sum(), steps=4)
-    assert finite(caught.value.fit.best)
+    chex.assert_tree_all_finite(caught.value.fit.best)
 
 
 # Evaluations
@@ -634,9 +627,8 @@ def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
 def test_an_optimizer_may_remember_the_start(D, sample):
     """DoG measures the distance from it: its state holds the params themselves."""
     found = run(FAMILIES["lista_cp"], D, sample, steps=5, optimizer=optax.contrib.dog(1.0))
-    assert finite(found.params) and not same(
-        found.params, FAMILIES["lista_cp"].init(jax.random.key(9), D)
-    )
+    chex.assert_tree_all_finite(found.params)
+    assert not same(found.params, FAMILIES["lista_cp"].init(jax.random.key(9), D))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 import math
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,7 @@ EPS = np.finfo(float).eps
 # For programs that run once: most of their time is compilation, and this halves it.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FORMS = ("compact", "positive", "literal")
+assert_close = partial(chex.assert_trees_all_close, rtol=0)
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -37,10 +39,6 @@ def rounding(realization, n, depth, eps=EPS):
     steps, with norm(T) near 1, hardly amplify the errors.
     """
     return 8 * eps * n * (depth + 1) * (1 + realization.offset)
-
-
-def assert_close(ours, expected, atol):
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
 
 
 def dictionary(m, d, seed=0):
@@ -131,7 +129,7 @@ def test_the_layers_as_records_compute_the_codes(kernel_size, form):
         network = cnn(layer, params, D, kernel_size=kernel_size, signal_bound=1.0, form=form)
         (ours,), expected = run_by_numpy(network, y), iterate(D, params, y)
         assert ours.shape == (d,) and (expected.any() or not K)
-        assert_close(ours, expected, min(1e-12, rounding(network, 2 * d + m, K)))
+        assert_close(ours, expected, atol=min(1e-12, rounding(network, 2 * d + m, K)))
         assert len(network.layers) == network.depth
         assert (network.depth, network.n_weights) == cnn_size(
             m, d, K, kernel_size=kernel_size, form=form
@@ -148,9 +146,11 @@ def test_apply_gives_the_codes_of_the_layer(form):
     expected = compiled(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
     close = min(1e-12, rounding(network, 26, 5))
     assert (np.asarray(expected) < -0.01).any() and (np.asarray(expected) == 0).any()
-    assert_close(network.apply(Y[0]), expected[0], close)
-    assert_close(compiled(network.apply)(Y[0]), expected[0], close)
-    assert_close(compiled(jax.vmap(network.run, (None, 0)))(network.layers, Y), expected, close)
+    assert_close(network.apply(Y[0]), expected[0], atol=close)
+    assert_close(compiled(network.apply)(Y[0]), expected[0], atol=close)
+    assert_close(
+        compiled(jax.vmap(network.run, (None, 0)))(network.layers, Y), expected, atol=close
+    )
     assert network.apply(Y[0]).dtype == np.float64
 
 
@@ -167,7 +167,7 @@ def test_only_layers_that_emit_a_code_are_linear(form):
             one.filters.shape[2] == kernel_size and one.stride == stride for one in network.layers
         )
         (x,) = run_by_numpy(network, signal(6))
-        assert_close(x, iterate(D, tied(D, 2), signal(6)), rounding(network, 26, 2))
+        assert_close(x, iterate(D, tied(D, 2), signal(6)), atol=rounding(network, 26, 2))
         assert cnn_size(6, 10, 2, **sizes) == (network.depth, network.n_weights)
 
 
@@ -182,7 +182,7 @@ def test_alista(form):
         assert_close(
             run_by_numpy(network, y)[0],
             layers.alista(K).apply(params, D, y),
-            rounding(network, 26, K),
+            atol=rounding(network, 26, K),
         )
 
 
@@ -196,7 +196,7 @@ def test_params_from_theory_and_as_a_tuple_of_steps():
         for some in (params, layers.unstack(params)):
             network = cnn(layers.lista_cp(5), some, D, kernel_size=2, signal_bound=1.3, form=form)
             # norm(I - W'D, 2) is 2 here: five steps may amplify by 2^5.
-            assert_close(run_by_numpy(network, y)[0], expected, 32 * rounding(network, 80, 5))
+            assert_close(run_by_numpy(network, y)[0], expected, atol=32 * rounding(network, 80, 5))
 
 
 def chain(depths, shapes=((6, 8), (8, 11)), activation=activations.relu):
@@ -216,7 +216,7 @@ def test_a_chain_gives_every_code(depths, form):
     assert [len(x) for x in ours] == [d for _, d in shapes]
     for x, D, p in zip(ours, Ds, params):
         expected = iterate(D, p, expected)
-        assert_close(x, expected, min(1e-12, rounding(realized, 30, sum(depths))))
+        assert_close(x, expected, atol=min(1e-12, rounding(realized, 30, sum(depths))))
     size = cnn_size(6, tuple(d for _, d in shapes), depths, kernel_size=3, form=form)
     assert size == (realized.depth, realized.n_weights)
 
@@ -228,7 +228,7 @@ def test_a_chain_runs_as_its_network():
     assert type(codes) is tuple
     for ours, expected in zip(codes, network.apply(params, Ds, signal(6)), strict=True):
         assert np.asarray(expected).any()
-        assert_close(ours, expected, rounding(realized, 38, 5))
+        assert_close(ours, expected, atol=rounding(realized, 38, 5))
 
 
 def test_deeper_blocks_need_a_bound_only_in_the_literal_form():
@@ -302,9 +302,9 @@ def test_other_activations_shrink_as_the_layer_does(name):
             network, params, Ds, kernel_size=3, signal_bound=1.0, form=form, activation=rho
         )
         for ours, x in zip(run_by_numpy(realized, y, on_numpy(rho)), expected, strict=True):
-            assert_close(ours, x, min(1e-11, rounding(realized, 38, 4)))
+            assert_close(ours, x, atol=min(1e-11, rounding(realized, 38, 4)))
         if rho.identity_on_positives:
-            assert_close(ours, x, 1e-12)
+            assert_close(ours, x, atol=1e-12)
             if math.isfinite(rho.relu_gap) and form != "literal":
                 assert realized.offset == max(1.0, rho.relu_gap)
 
@@ -320,7 +320,7 @@ def test_a_soft_network_runs_as_its_layer():
     assert jax.tree.all(jax.tree.map(np.array_equal, network.layers, given.layers))
     expected = layer.apply(params, D, signal(6))
     assert_close(
-        compiled(network.run)(network.layers, signal(6)), expected, rounding(network, 26, 3)
+        compiled(network.run)(network.layers, signal(6)), expected, atol=rounding(network, 26, 3)
     )
 
 
@@ -345,7 +345,7 @@ def test_a_compact_leaky_network_needs_no_bound_on_its_codes():
     network = cnn(layer, params, D, kernel_size=3, signal_bound=1.0, activation=rho)
     assert network.offset == 1.0
     expected = layer.apply(params, D, signal(6))
-    assert_close(network.apply(signal(6)), expected, rounding(network, 26, 3))
+    assert_close(network.apply(signal(6)), expected, atol=rounding(network, 26, 3))
 
 
 @pytest.mark.slow
@@ -361,11 +361,13 @@ def test_float32():
         (x,) = run_by_numpy(network, narrow[2])
         assert x.dtype == np.float32
         assert_close(
-            np.asarray(x, float), expected, rounding(network, 52, 5, np.finfo(np.float32).eps)
+            np.asarray(x, float), expected, atol=rounding(network, 52, 5, np.finfo(np.float32).eps)
         )
     x = cnn(layer, *narrow[:2], kernel_size=3, signal_bound=1.0).apply(narrow[2])
     assert x.dtype == np.float32
-    assert_close(np.asarray(x, float), expected, rounding(network, 52, 5, np.finfo(np.float32).eps))
+    assert_close(
+        np.asarray(x, float), expected, atol=rounding(network, 52, 5, np.finfo(np.float32).eps)
+    )
 
 
 @pytest.mark.slow
@@ -378,7 +380,7 @@ def test_a_wide_network_of_sixteen_steps():
     expected = iterate(*jax.tree.map(lambda leaf: leaf.astype(float), (D, params, y)))
     # Random errors in sums of n = 1280 terms add up like sqrt(n), not n.
     close = rounding(network, math.sqrt(1280), K, np.finfo(np.float32).eps)
-    assert_close(x, expected, close * np.abs(expected).max())
+    assert_close(x, expected, atol=close * np.abs(expected).max())
     # Tied steps share their filters, and so do all trees.
     distinct = {id(one.filters): one.filters.size for one in network.layers}
     assert sum(distinct.values()) < 0.2 * network.n_weights
@@ -392,7 +394,7 @@ def test_an_nnx_module_of_a_realization_trains():
     realized = cnn(layers.lista_cp(2), tied(D, 2), D, kernel_size=3, signal_bound=1.0)
     model, y = nnx_module(realized), jnp.asarray(signal(3))
     x = realized.apply(y)
-    assert_close(nnx.jit(lambda model, y: model(y))(model, y), x, rounding(realized, 11, 2))
+    assert_close(nnx.jit(lambda model, y: model(y))(model, y), x, atol=rounding(realized, 11, 2))
 
     def loss(model):
         return jnp.sum((model(y) - x - 0.1) ** 2)
@@ -408,11 +410,11 @@ def test_an_nnx_module_of_a_realization_trains():
     np.testing.assert_allclose(*sums, rtol=1e-12, atol=1e-12)
     graph, state = nnx.split(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == realized.n_weights
-    assert_close(nnx.merge(graph, state)(y), x, rounding(realized, 11, 2))
+    assert_close(nnx.merge(graph, state)(y), x, atol=rounding(realized, 11, 2))
     before = float(loss(model))
     nnx.Optimizer(model, optax.sgd(1e-3), wrt=nnx.Param).update(model, gradient)
     assert float(loss(model)) < 0.99 * before
-    assert_close(realized.apply(y), x, rounding(realized, 11, 2))  # its weights are unchanged
+    assert_close(realized.apply(y), x, atol=rounding(realized, 11, 2))  # its weights are unchanged
     with pytest.raises(ValueError, match="signal_bound"):
         model(2 * y)
 
@@ -485,7 +487,7 @@ def test_a_polyphase_tree_equals_its_dense_map(kernel_size, stride):
         found = polyphase(A, b, -2.0, geometry(kernel_size, stride), readout=True)
         assert len(found) == tree_depth(q, stride)
         (out,) = run_by_numpy(Only(found), h)
-        assert_close(out, A @ h + b, 16 * q * EPS * np.abs(A).sum())
+        assert_close(out, A @ h + b, atol=16 * q * EPS * np.abs(A).sum())
         for one in found[:-1]:  # these only rearrange
             assert set(np.unique(one.filters)) <= {0.0, 1.0}
             np.testing.assert_array_equal(np.asarray(one.filters).sum((1, 2)), 1)
@@ -522,19 +524,21 @@ def test_the_literal_form_has_the_matrices_of_the_lemma():
     )
     B_0, A, B_1, read = (A[:, :q] for A, (_, q) in zip(maps, shapes))
     T, identity = np.eye(d) - params.steps.W[1].T @ D, np.eye(m)
-    assert_close(B_0, np.vstack([params.steps.W[0].T, -params.steps.W[0].T, identity]), EPS)
+    assert_close(B_0, np.vstack([params.steps.W[0].T, -params.steps.W[0].T, identity]), atol=EPS)
     np.testing.assert_array_equal(
         A, np.block([[np.eye(d), -np.eye(d), np.zeros((d, m))], [np.zeros((m, 2 * d)), identity]])
     )
     W = params.steps.W[1].T
-    assert_close(B_1, np.block([[T, W], [-T, -W], [np.zeros((m, d)), identity]]), 8 * EPS)
+    assert_close(B_1, np.block([[T, W], [-T, -W], [np.zeros((m, d)), identity]]), atol=8 * EPS)
     np.testing.assert_array_equal(read, A[:d])
     theta = params.steps.theta
-    assert_close(network.layers[0].bias, np.concatenate([-theta[0], -theta[0], np.full(m, M)]), EPS)
+    assert_close(
+        network.layers[0].bias, np.concatenate([-theta[0], -theta[0], np.full(m, M)]), atol=EPS
+    )
     # v is lifted to pass its ReLU, by e + lift, and the next layer subtracts the lift.
     lift = np.asarray(network.layers[1].bias) + np.concatenate([np.zeros(d), np.full(m, M)])
     c_1 = np.concatenate([theta[1], theta[1], np.full(m, -M)])
-    assert_close(network.layers[2].bias, -c_1 - B_1 @ lift, 8 * n * EPS * lift.max())
+    assert_close(network.layers[2].bias, -c_1 - B_1 @ lift, atol=8 * n * EPS * lift.max())
     np.testing.assert_array_equal(network.layers[3].bias, np.zeros(d))
 
 

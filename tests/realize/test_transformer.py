@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ EPS = np.finfo(float).eps
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Six steps, each of gain below 3, with sums of about 30 products and three roundings of shrinkage.
 ROUNDING = 1e3 * EPS
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=0)
 
 
 def normal(seed, *shape):
@@ -90,10 +92,6 @@ def realized(layer, params, D, Y, alpha=None):
 @functools.partial(compiled, static_argnums=(0,))
 def iterates(layer, params, D, Y):
     return jax.vmap(layer.iterates, (None, None, 0))(params, D, Y)
-
-
-def assert_close(ours, expected, atol):
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=0, atol=atol)
 
 
 @pytest.mark.few(4)
@@ -197,7 +195,7 @@ def test_a_stack_has_the_codes_of_its_layer(name, alpha):
     Y = normal(7, 5, 36)
     expected = np.asarray(iterates(layer, params, D, Y))[:, -1]
     assert 0.05 < (expected != 0).mean() < 1
-    assert_close(realized(layer, params, D, Y, alpha=alpha), expected, ROUNDING)
+    assert_close(realized(layer, params, D, Y, alpha=alpha), expected, atol=ROUNDING)
 
 
 @pytest.mark.few(1)
@@ -216,7 +214,7 @@ def test_stacks_on_other_geometries(name):
 
     ours, expected = both(D, normal(2, D.shape[0]))
     assert np.asarray(expected).any()
-    assert_close(ours, expected, ROUNDING)
+    assert_close(ours, expected, atol=ROUNDING)
 
 
 @pytest.mark.few(1)
@@ -227,7 +225,7 @@ def test_stacks_of_all_depths(depth):
     params = layer.init(jax.random.key(0), D)
     made = transformer(layer, params, D, signal_bound=5.0)
     assert made.depth == depth and made.n_weights == depth * (5 * (2 + 16) + 4 + 32 + 8 + 32)
-    assert_close(made.apply(y), layer.apply(params, D, y), ROUNDING)
+    assert_close(made.apply(y), layer.apply(params, D, y), atol=ROUNDING)
 
 
 @pytest.mark.slow
@@ -240,7 +238,7 @@ def test_float32():
     codes = realized(layer, params, D, Y, alpha=18.0)
     assert codes.dtype == np.float32
     tolerance = ROUNDING / EPS * np.finfo(np.float32).eps
-    assert_close(codes, np.asarray(iterates(layer, params, D, Y))[:, -1], tolerance)
+    assert_close(codes, np.asarray(iterates(layer, params, D, Y))[:, -1], atol=tolerance)
     assert realized.eval_shape(layer, params, D, Y.astype(np.float64)).dtype == np.float64
 
 
@@ -258,7 +256,7 @@ def test_a_deep_stack_stays_finite():
     hidden, ours, expected = map(np.asarray, both(D, normal(2, 16).astype(np.float32)))
     assert np.isfinite(hidden).all() and -hidden.min() > np.sqrt(np.finfo(np.float32).max)
     # ISTA is non-expansive: the roundings of its 300 steps add up, about 30 eps each.
-    assert_close(ours, expected, 1e4 * np.finfo(np.float32).eps)
+    assert_close(ours, expected, atol=1e4 * np.finfo(np.float32).eps)
 
 
 def test_growing_codes_near_the_end_of_the_range_keep_their_mask():
@@ -277,7 +275,7 @@ def test_growing_codes_near_the_end_of_the_range_keep_their_mask():
     ours, expected = map(np.asarray, both(y))
     size = np.abs(expected).max()
     assert size > 1e3 * scale
-    assert_close(ours / size, expected / size, 1e4 * np.finfo(np.float32).eps)
+    assert_close(ours / size, expected / size, atol=1e4 * np.finfo(np.float32).eps)
 
 
 @pytest.mark.slow
@@ -288,7 +286,7 @@ def test_jit_vmap_and_loop_agree():
     Y = normal(4, 3, 36)
     batch = compiled(jax.vmap(made.apply))(Y)
     for y, x in zip(Y, batch):
-        assert_close(made.apply(y), x, ROUNDING)
+        assert_close(made.apply(y), x, atol=ROUNDING)
 
 
 @pytest.mark.slow
@@ -308,7 +306,7 @@ def test_it_can_be_built_under_jit_and_its_derivatives_are_those_of_the_layer():
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.asarray(b).any()
-        assert_close(a, b, 100 * ROUNDING)  # sums over all positions, six factors deep
+        assert_close(a, b, atol=100 * ROUNDING)  # sums over all positions, six factors deep
 
 
 def test_the_fixed_weights_of_alista_stay_fixed():

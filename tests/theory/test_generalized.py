@@ -12,6 +12,7 @@ import numpy as np
 import oracles
 import pytest
 from oracles import matrix, normal, unit
+from trees import same
 
 from unrolled import analytic, dictionaries, linear_programs, theory, training
 
@@ -395,10 +396,6 @@ def kept(tmp_path):
     found = theory.generalized_coherence(A, cache=tmp_path)
     (file,) = tmp_path.iterdir()
     return A, found, tmp_path, file
-
-
-def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
 def write(file, **arrays):
