@@ -776,22 +776,24 @@ FITS = {
         TypeError,
         r"sample must return \(Y, X\)",
     ),
-    "signals in place of the sampler": (
+    "signals without codes for a supervised loss": (
         dict(sample=jnp.asarray(Y)),
-        TypeError,
-        r"fit: sample must be a function of a key .* got ArrayImpl of shape \(4, 5\); "
-        r"try lambda key: \(Y, None\) .*problems.sampler",
+        ValueError,
+        r"X = None; try training.lasso\(lam\), or signals with their codes, \(Y, X\)",
     ),
-    "signals in place of the sampler, beside validation": (
-        dict(sample=Y, validation=(Y, X)),
+    "neither a sampler nor arrays": (
+        dict(sample=Y.tolist()),
         TypeError,
-        r"fit: sample must be a function of a key .* got ndarray of shape \(4, 5\)",
+        r"fit: sample must be a function of a key .* got list; try an array Y .*problems.sampler",
     ),
-    "a pair in place of the sampler": (
-        dict(sample=(Y, X)),
+    "a triple in place of the sampler": (
+        dict(sample=(Y, X, D)),
         TypeError,
         "fit: sample must be a function of a key .* got tuple; ",
     ),
+    "no loss": (dict(loss=None), TypeError, "loss must be a function of .* got NoneType"),
+    "no callback": (dict(callbacks=[None]), TypeError, "a callback must be .* got NoneType"),
+    "a callback alone": (dict(callbacks=print), TypeError, r"got builtin_.*try \(callback,\)"),
     "no codes for a supervised loss": (
         dict(sample=lambda key: (jnp.asarray(Y), None)),
         ValueError,

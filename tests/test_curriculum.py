@@ -322,8 +322,9 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
         with pytest.raises(error, match=match):
             curriculum(layer, params, D, sample, key=0, **options)
 
-    Y = np.ones((2, M))
-    refused(TypeError, "curriculum: sample must be a function.* got ndarray of shape", sample=Y)
+    refused(TypeError, "curriculum: sample must be a function.* got list", sample=[[1.0] * M])
+    refused(ValueError, "curriculum: Y has one signal", sample=np.ones((1, M)))
+    refused(TypeError, "curriculum: loss must be a function", loss=None)
 
     hyper = layers.hyperlista(DEPTH)
     refused(TypeError, "share all their params; try training.search", hyper, hyper.init(None, D))

@@ -209,6 +209,7 @@ CALLS |= {
     "problems.bounded": lambda: p.bounded(KEY, (7, 19), 3),
     "problems.exact_sparse": lambda: p.exact_sparse(KEY, (7, 19), 3),
     "problems.l1_noise": lambda: p.l1_noise(KEY, (7, 19), 0.1),
+    "problems.resampler": lambda: p.resampler(Y, X, 7)(KEY),
     "problems.sampler": lambda: p.sampler(D, 7, snr=20.0)(KEY),
     "problems.sampler, chain": lambda: p.sampler((D, D_2), 7, snr=20.0)(KEY),
     "problems.standard_benchmark": lambda: p.standard_benchmark(KEY, m=11, d=19),

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from unrolled._text import in_rows
+
 Array = jax.Array
 Key = jax.Array | int  # what a function that draws takes: a typed key, or a seed
 # Results of more bytes than this are announced before they are made.
@@ -109,6 +111,40 @@ def as_float(x: Any, name: str, where: str) -> Array:
             "parts"
         )
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
+    """`x` as a floating-point matrix of finite rows, at least one; of `n` rows where it is given.
+
+    Raises:
+        TypeError: `x` is complex or not numeric.
+        ValueError: another shape, or NaN or infinite entries, with their rows.
+    """
+    x = as_float(x, name, where)
+    if x.ndim != 2 or not len(x) or n not in (None, len(x)):
+        rows = "(signals, ...), with at least one signal" if n is None else f"({n}, ...)"
+        raise ValueError(f"{where}: {name} has shape {x.shape}; expected {rows}")
+    if is_concrete(x):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
+        if len(bad):
+            raise ValueError(f"{where}: {name} has NaN or infinite entries{in_rows(bad)}")
+    return x
+
+
+def as_signals(Y: Any, name: str, where: str) -> Array:
+    """`as_rows` of signals, of which integers are refused: grey values are to be scaled first.
+
+    Raises:
+        TypeError: integers, complex or not numeric.
+        ValueError: another shape, or NaN or infinite entries, with their rows.
+    """
+    dtype = getattr(Y, "dtype", np.dtype(float))
+    if any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, np.bool_)):
+        raise TypeError(
+            f"{where}: {name} is {dtype}; expected real numbers near 1, try {name} / 255 for grey "
+            "values, and without their mean"
+        )
+    return as_rows(Y, name, where)
 
 
 def as_key(key: Any, where: str) -> Array:

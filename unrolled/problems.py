@@ -320,6 +320,43 @@ def sampler(
     return sample
 
 
+def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable[[Key], Any]:
+    """A sampler that draws signals of one's own, and their codes, with replacement.
+
+    Args:
+        Y: (signals, m).
+        X: (signals, d), their codes; a tuple for a chain, None where they are not known.
+        batch: signals per call.
+
+    Returns:
+        `sample(key) -> (Y, X)`, (batch, m) and (batch, d).
+
+    Raises:
+        TypeError: signals that are integers, such as grey values, or no real numbers.
+        ValueError: shapes that do not fit, no signals, NaN or infinite rows, a batch below 1.
+
+    Example:
+        >>> Y, X = ur.problems.resampler(jnp.arange(6.0)[:, None], batch=4)(jax.random.key(0))
+        >>> Y.shape, X
+        ((4, 1), None)
+    """
+    where = "resampler"
+    batch = _checks.as_index(batch, "batch", where, least=1)
+    Y = _checks.as_signals(Y, "Y", where)
+    X = jax.tree.map(lambda codes: _checks.as_rows(codes, "X", where, len(Y)), X)
+
+    def sample(key: Key) -> tuple[Array, Any]:
+        return _resample(_checks.as_key(key, where), (Y, X), batch)
+
+    return sample
+
+
+@program("batch")
+def _resample(key: Array, arrays: Any, batch: int) -> Any:
+    rows = jax.random.randint(key, (batch,), 0, len(arrays[0]))
+    return jax.tree.map(lambda array: array[rows], arrays)
+
+
 @program("size", "probability", "snr")
 def _sample(
     key: Array, Ds: tuple[Dictionary, ...], size: tuple[int, int], probability: float, snr: float

@@ -11,6 +11,7 @@ import numpy as np
 from unrolled import _checks, datasets, problems
 from unrolled._checks import Array
 from unrolled.dictionaries import as_chain, as_dictionary, check_batch
+from unrolled.problems import resampler
 
 BATCH = 64  # signals of a training step
 CHOSEN_ON = 512  # signals that thresholds, step sizes and penalties are chosen on
@@ -105,27 +106,6 @@ def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
 
     sample = resampler(*rows(0, cut))
     return Samples(D, sample, rows(0, min(cut, CHOSEN_ON)), rows(cut, len(Y)))
-
-
-def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = BATCH) -> Callable[..., Any]:
-    """`sample(key)` that draws signals, and codes, of a set with replacement.
-
-    Args:
-        Y: (signals, m).
-        X: (signals, d), their codes; a tuple for a chain, None where they are not known.
-        batch: how many it draws.
-
-    Example:
-        >>> Y, X = ur.studies.resampler(jnp.arange(6.0)[:, None], batch=4)(jax.random.key(0))
-        >>> Y.shape, X
-        ((4, 1), None)
-    """
-
-    def sample(key):
-        rows = jax.random.randint(key, (batch,), 0, len(Y))
-        return jax.tree.map(lambda array: array[rows], (Y, X))
-
-    return sample
 
 
 class Picture(NamedTuple):

@@ -13,10 +13,11 @@ from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._fit import check_data, check_evaluations, watcher
+from unrolled.training._fit import check_data, check_evaluations, check_functions, watcher
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
+from unrolled.training._own import without_codes
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Fit, Progress, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
@@ -27,7 +28,7 @@ def curriculum(
     layer: Layer,
     params: Unrolled,
     D: Dictionary,
-    sample: Sample,
+    sample: Sample | Array | np.ndarray | tuple,
     *,
     key: Array | int,
     steps_per_stage: int = 100,
@@ -100,14 +101,17 @@ def curriculum(
     evaluate_every, patience = check_evaluations(evaluate_every, patience, "curriculum")
     plan = _plan(K, stages, decay)
     total = len(plan) * steps
-    key, whole, validation = check_data(layer, D, sample, key, validation, "curriculum")
+    loss, callbacks = check_functions(loss, callbacks, "curriculum")
+    given = layer, params, D, sample, key, validation
+    key, whole, drawn, validation = check_data(*given, "curriculum")
+    loss = without_codes(loss, "curriculum") if validation[1] is None else loss
     trained, fixed = split(params, whole, trainable=trainable, where="curriculum")
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
 
     def of_step(codes, X, D, Y, at):
         return loss(codes[at][None], X, D, Y)
 
-    loop = make_loop("curriculum", layer, of_step, sample, scaled, key, trained, fixed, validation)
+    loop = make_loop("curriculum", layer, of_step, drawn, scaled, key, trained, fixed, validation)
     config = {"key": key_text(key), "evaluate_every": evaluate_every, "rate": float(rate)}
     config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages]}
     config |= {"decay": float(decay)}

@@ -17,6 +17,7 @@ from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, w
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
+from unrolled.training._own import from_arrays, is_own, without_codes
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Dictionaries, Fit, Model, Params, Progress, Trained
 from unrolled.training._report import bar, writer
@@ -30,7 +31,7 @@ def fit(
     model: Model,
     params: Params,
     D: Dictionaries,
-    sample: Sample,
+    sample: Sample | Array | np.ndarray | tuple,
     *,
     optimizer: optax.GradientTransformation,
     steps: int,
@@ -59,7 +60,10 @@ def fit(
             faster than stacked steps, and takes longer to compile.
         D: the dictionary that the model uses (the sampler may use another).
         sample: `sample(key) -> (Y, X)`, see `Sample`. Where it returns (Y, X, Ds), the model and
-            the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA).
+            the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA). Or arrays:
+            signals Y, (signals, m), or a pair (Y, X) with their codes, of which
+            `problems.resampler` draws. The last tenth of the signals, at least one and at most
+            1,000, is then held back for validation: no step sees it.
         optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. One that
             asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets that of the batch.
             `optax.lookahead`, which needs params of its own form, does not work.
@@ -72,7 +76,7 @@ def fit(
             theta=True))`, or `Unrolled(True, (False, False, True))` for unstacked steps. None
             trains all.
         validation: (Y, X), a batch to choose `best` by; None draws eight batches from keys that
-            training does not use.
+            training does not use, and of arrays holds signals back.
         evaluate_every: training steps between two evaluations. At an evaluation, callbacks are
             called and a line is logged.
         patience: stop at the first evaluation at which `best` is this many steps old; None never
@@ -99,11 +103,14 @@ def fit(
             step, and the first code, gradient or param that is not finite where that can be told.
             Its `fit` holds the params before that step (after a broken update, the best ones) and
             the best ones.
-        TypeError: not an optax optimiser, not a model, a sample that is no function, params without
-            floating-point leaves, a `trainable` that holds anything but bools, a loss that is not
-            one floating-point number.
-        ValueError: a batch that does not fit or is not finite; steps, patience or evaluate_every
-            out of range; a `trainable` that is no tree prefix of params or freezes everything.
+        TypeError: not an optax optimiser, not a model, a sample that is neither a function nor
+            arrays, signals that are integers, params without floating-point leaves, a `trainable`
+            that holds anything but bools, a loss or a callback that is no function, a loss that is
+            not one floating-point number.
+        ValueError: a batch that does not fit or is not finite; a loss that needs codes where there
+            are none; a single signal, or signals that are all zero; steps, patience or
+            evaluate_every out of range; a `trainable` that is no tree prefix of params or freezes
+            everything.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. Every option of the model but `unroll` and `remat` must be
             as it was. The optimiser, loss and sampler are compared by the first evaluation and the
@@ -126,7 +133,9 @@ def fit(
             f"got {type(optimizer).__name__}"
         )
     evaluate_every, patience = check_evaluations(evaluate_every, patience, "fit")
-    key, D, validation = check_data(model, D, sample, key, validation, "fit")
+    loss, callbacks = check_functions(loss, callbacks, "fit")
+    key, D, drawn, validation = check_data(model, params, D, sample, key, validation, "fit")
+    loss = without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
         raise ValueError(
@@ -139,7 +148,7 @@ def fit(
     def whole(codes, X, D, Y, at):
         return loss(codes, X, D, Y)
 
-    loop = make_loop("fit", model, whole, sample, optimizer, key, trained, fixed, validation)
+    loop = make_loop("fit", model, whole, drawn, optimizer, key, trained, fixed, validation)
     config = {"key": key_text(key), "evaluate_every": evaluate_every}
     with keeping(checkpoint, model, loop, config, Trained(params, D)) as keeper:
         state = loop.start(trained)
@@ -194,18 +203,43 @@ def check_evaluations(
     return evaluate_every, patience
 
 
+def check_functions(
+    loss: Any, callbacks: Any, where: str
+) -> tuple[Loss, tuple[Callable[..., Any], ...]]:
+    """The loss and the callbacks; TypeError for what is no function."""
+    if not callable(loss):
+        raise TypeError(
+            f"{where}: loss must be a function of (codes, X, D, Y), got {type(loss).__name__}; try "
+            "training.supervised, or training.lasso(lam) without codes"
+        )
+    if not isinstance(callbacks, Iterable):
+        what = type(callbacks).__name__
+        raise TypeError(f"{where}: callbacks must be a sequence, got {what}; try (callback,)")
+    calls = tuple(callbacks)
+    for call in calls:
+        if not callable(call):
+            raise TypeError(
+                f"{where}: a callback must be a function of (record, params), "
+                f"got {type(call).__name__}"
+            )
+    return loss, calls
+
+
 def check_data(
     model: Model,
+    params: Params,
     D: Dictionaries,
-    sample: Sample,
+    sample: Any,
     key: Array | int,
     validation: tuple | None,
     where: str,
-) -> tuple[Array, Dictionaries, tuple]:
-    """The key, the dictionary and the validation batch of a training, drawn if there is none."""
-    _check_sample(sample, where)
+) -> tuple[Array, Dictionaries, Sample, tuple]:
+    """The key, the dictionary, the sampler and the validation batch, drawn if there is none."""
     key = _checks.as_key(key, where)
     D = as_dictionaries(D, where)
+    if is_own(sample):
+        sample, validation = from_arrays(sample, validation, params, D, where)
+    _check_sample(sample, where)
     if validation is None:
         validation = _validation(sample, key)
     else:  # the batches of training are not seen otherwise
@@ -213,7 +247,7 @@ def check_data(
     _check_batch(validation, D, where)
     _checks.finite(validation, "the batch of sample", where)
     codes_of(model, where)
-    return key, D, validation
+    return key, D, sample, validation
 
 
 def _check_sample(sample: Sample, where: str) -> None:
@@ -221,9 +255,9 @@ def _check_sample(sample: Sample, where: str) -> None:
         return
     shape = f" of shape {sample.shape}" if hasattr(sample, "shape") else ""
     raise TypeError(
-        f"{where}: sample must be a function of a key that returns a batch (Y, X), "
-        f"got {type(sample).__name__}{shape}; try lambda key: (Y, None) for signals alone, "
-        "lambda key: (Y, X) with their codes, or problems.sampler for planted ones"
+        f"{where}: sample must be a function of a key that returns a batch (Y, X), or arrays, "
+        f"got {type(sample).__name__}{shape}; try an array Y for signals alone, (Y, X) with their "
+        "codes, or problems.sampler for planted ones"
     )
 
 

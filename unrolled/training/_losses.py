@@ -153,6 +153,7 @@ def _axis(D) -> int | None:
 def _last(X):
     if X is None:
         raise ValueError(
-            "loss: this loss compares with true codes, but sample gave X = None; try training.lasso"
+            "loss: this loss compares with true codes, but X = None; try training.lasso(lam), or "
+            "signals with their codes, (Y, X)"
         )
     return X[-1] if isinstance(X, tuple) else X

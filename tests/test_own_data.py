@@ -1,0 +1,139 @@
+"""What people bring, a dictionary and signals without codes: trained, judged and refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import unrolled as ur
+
+M, N, K = 6, 9, 3
+LAM = 0.1
+LAYER = ur.layers.ista(K, lam=LAM)
+LASSO = ur.training.lasso(LAM)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+rng = np.random.default_rng(0)
+D = rng.normal(size=(M, N))
+D /= np.linalg.norm(D, axis=0)
+X = rng.normal(size=(40, N)) * (rng.random((40, N)) < 0.3)
+Y = X @ D.T + 0.01 * rng.normal(size=(40, M))
+PARAMS = LAYER.init(None, jnp.asarray(D))
+
+
+def fit(given, *, layer=LAYER, params=PARAMS, D=D, loss=LASSO, steps=3, **options):
+    options = dict(optimizer=optax.sgd(1e-2), key=0, loss=loss, steps=steps) | options
+    return ur.fit(layer, params, D, given, **options)
+
+
+def codes_of(Y, layer=LAYER, params=PARAMS):
+    return jax.vmap(layer.apply, (None, None, 0))(params, jnp.asarray(D), jnp.asarray(Y))
+
+
+# Arrays in place of a sampler
+
+
+def test_a_resampler_draws_the_rows_of_its_arrays():
+    drawn, codes = ur.problems.resampler(Y, X, batch=200)(jax.random.key(0))
+    rows = np.argmin(np.abs(np.asarray(drawn)[:, None] - Y).sum(-1), axis=1)
+    np.testing.assert_array_equal(drawn, Y[rows])
+    np.testing.assert_array_equal(codes, X[rows])
+    assert len(set(rows)) == len(Y)  # the chance that 200 draws miss one of 40 is below 0.3
+    assert ur.studies.resampler is ur.problems.resampler
+
+
+def test_arrays_train_as_the_sampler_of_all_but_the_last_tenth():
+    held = (jnp.asarray(Y[36:]), None)
+    expected = fit(ur.problems.resampler(Y[:36]), validation=held)
+    found = fit(Y)
+    assert found.history.records[-1].validation == expected.history.records[-1].validation
+    np.testing.assert_array_equal(found.history.loss, expected.history.loss)
+    np.testing.assert_array_equal(found.best.steps.theta, expected.best.steps.theta)
+
+
+def test_no_step_sees_a_signal_that_is_held_back():
+    other = np.where(np.arange(40)[:, None] >= 36, 7 * Y[::-1], Y)
+    found, changed = fit(Y), fit(other)
+    np.testing.assert_array_equal(found.params.steps.theta, changed.params.steps.theta)
+    assert found.history.records[-1].validation != changed.history.records[-1].validation
+    given = fit(Y, validation=(Y[:5], None))  # then all train
+    assert (
+        given.history.records[0].validation
+        == fit(Y[:5], validation=(Y[:5], None), steps=0)[3].records[0].validation
+    )
+    assert not np.array_equal(given.history.loss, found.history.loss)
+
+
+def test_signals_with_codes_train_on_codes():
+    found = fit((Y, X), loss=ur.training.supervised, steps=30, optimizer=optax.adam(1e-2))
+    first, last = found.history.records[0], found.history.records[-1]
+    assert last.validation < first.validation
+    expected = np.mean(np.sum((np.asarray(codes_of(Y[36:])) - X[36:]) ** 2, 1)) / 2
+    assert first.validation == pytest.approx(expected, rel=1e-12)  # some 40 terms
+
+
+def test_a_network_and_a_curriculum_take_arrays():
+    chain, Ds = ur.dsc([LAYER, ur.layers.ista(2)]), (jnp.asarray(D), jnp.eye(N))
+    params = chain.init(None, Ds)
+    found = fit(Y, layer=chain, params=params, D=Ds, steps=2)
+    assert len(found.history.loss) == 2
+    found = fit((Y, (X, X)), layer=chain, params=params, D=Ds, loss=ur.training.supervised, steps=1)
+    assert np.isfinite(found.history.loss).all()
+    options = dict(key=0, steps_per_stage=1, stages=(1.0,), loss=LASSO)
+    found = ur.training.curriculum(LAYER, PARAMS, D, Y, **options)
+    assert len(found.history.loss) == K
+
+
+def test_signals_in_float64_train_a_layer_in_float32():
+    warned = pytest.warns(UserWarning, match="fit: Y is float64 but JAX runs in float32")
+    with jax.enable_x64(False), warned:
+        found = fit(Y, D=jnp.asarray(D, jnp.float32), params=LAYER.init(None, jnp.float32(D)))
+    assert found.best.steps.theta.dtype == np.float32
+
+
+def _nan(*rows):
+    return np.where(np.isin(np.arange(40), rows)[:, None], np.nan, Y)
+
+
+FAULTS = {
+    "another width": (Y[:, 1:], ValueError, r"Y has shape \(40, 5\); expected \(signals, 6\)"),
+    "in columns": (Y.T, ValueError, r"seem to be in columns, try Y.T"),
+    "one signal": (Y[:1], ValueError, "Y has one signal; expected at least 2"),
+    "no signal": (Y[:0], ValueError, "with at least one signal"),
+    "a vector": (Y[0], ValueError, r"Y has shape \(6,\)"),
+    "all zero": (0 * Y, ValueError, "all signals are zero"),
+    "zero at the end": (
+        np.where(np.arange(40)[:, None] < 36, Y, 0),
+        ValueError,
+        "all signals held back to validate on are zero",
+    ),
+    "nan": (_nan(3, 17), ValueError, r"Y has NaN or infinite entries \(in rows 3, 17\)"),
+    "integers": (np.rint(Y).astype(int), TypeError, "Y is int64; expected real numbers near 1"),
+    "grey values": (np.abs(Y).astype(np.uint8), TypeError, "Y is uint8; .* try Y / 255"),
+    "complex": (Y + 0j, TypeError, "Y is complex"),
+    "other codes": ((Y, X[1:]), ValueError, r"X has shape \(39, 9\); expected \(40, ...\)"),
+    "short codes": ((Y, X[:, 1:]), ValueError, r"codes have shape"),
+    "nan codes": ((Y, np.full_like(X, np.nan)), ValueError, "X has NaN or infinite entries"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_signals_that_do_not_fit_are_refused(fault):
+    given, error, message = FAULTS[fault]
+    with pytest.raises(error, match=f"fit: .*{message}"):
+        fit(given)
+
+
+def test_a_loss_that_needs_codes_says_so():
+    for loss in (ur.training.supervised, ur.training.deep(ur.training.log_nmse)):
+        with pytest.raises(ValueError, match=r"X = None; try training.lasso\(lam\)"):
+            fit(Y, loss=loss)
+    own = {
+        "unsupported operand": lambda codes, X, D, Y: jnp.mean((codes[-1] - X) ** 2),
+        "subscriptable": lambda codes, X, D, Y: jnp.mean(codes[-1] - X[0]),
+    }
+    for what, loss in own.items():
+        message = rf"fit: the loss fails without codes, X = None \(.*{what}.*\); try training.lasso"
+        with pytest.raises(ValueError, match=message):
+            fit(Y, loss=loss)

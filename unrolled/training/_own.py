@@ -1,0 +1,74 @@
+"""Signals of one's own in place of a sampler: which of them train, and which judge."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled._runs import in_line
+from unrolled.problems import resampler
+from unrolled.training._protocols import Loss, Sample
+from unrolled.training._records import Dictionaries, Params
+
+# One signal of so many is held back, from the end, and at most so many.
+_HELD_BACK, _MOST = 10, 1000
+
+
+def is_own(sample: Any) -> bool:
+    """Whether it is signals Y, or a pair (Y, X), and no sampler."""
+    pair = isinstance(sample, tuple) and len(sample) == 2
+    return isinstance(sample[0] if pair else sample, jax.Array | np.ndarray)
+
+
+def from_arrays(
+    given: Any, validation: tuple | None, params: Params, D: Dictionaries, where: str
+) -> tuple[Sample, tuple]:
+    """A sampler of signals of one's own, and the signals to validate on.
+
+    Without a validation batch these are the last tenth, at least one signal and at most 1,000, and
+    the sampler never draws them.
+    """
+    Y, X = given if isinstance(given, tuple) else (given, None)
+    Y = _checks.as_signals(Y, "Y", where)
+    _check_width(Y, D, where)
+    X = jax.tree.map(lambda codes: _checks.as_rows(codes, "X", where, len(Y)), X)
+    Y, X = _checks.cast((Y, X), _checks.common_dtype(params, D, Y, X))
+    n, cut = len(Y), len(Y)
+    if validation is None:
+        if n < 2:
+            raise ValueError(
+                f"{where}: Y has one signal; expected at least 2, to train and to validate on, or "
+                "validation=(Y, X)"
+            )
+        cut = n - min(max(1, n // _HELD_BACK), _MOST)
+        validation = jax.tree.map(lambda array: array[cut:], (Y, X))
+    for what, signals in (("signals", Y[:cut]), ("signals held back to validate on", Y[cut:])):
+        if len(signals) and not np.any(np.asarray(signals)):
+            raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
+    return resampler(*jax.tree.map(lambda array: array[:cut], (Y, X))), validation
+
+
+def _check_width(Y: Array, D: Dictionaries, where: str) -> None:
+    m = (D[0] if isinstance(D, tuple) else D).shape[0]
+    if Y.shape[1] != m:
+        turned = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
+        raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, {m}){turned}")
+
+
+def without_codes(loss: Loss, where: str) -> Loss:
+    """The loss, where there are no codes: ValueError in place of what None raises in it."""
+
+    def checked(codes, X, D, Y):
+        try:
+            return loss(codes, X, D, Y)
+        except (TypeError, AttributeError) as error:
+            if "NoneType" not in str(error):
+                raise
+            raise ValueError(
+                f"{where}: the loss fails without codes, X = None ({in_line(error)}); try "
+                "training.lasso(lam), or signals with their codes, (Y, X)"
+            ) from error
+
+    return checked
