@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import analytic, dictionaries, layers, networks, problems
+from unrolled import analytic, dictionaries, layers, networks, problems, training
 from unrolled.analytic import _passes, calibrate
 from unrolled.layers import Unrolled
 
@@ -237,6 +237,91 @@ def test_fewer_than_four_signals_choose_and_judge(planted):
     start = layer.init(None, D)
     found = calibrate(layer, start, D, Y[:3], X[:3])
     assert errors(layer, found, D, Y[:3], X[:3])[-1] < errors(layer, start, D, Y[:3], X[:3])[-1]
+
+
+# Without codes
+
+
+def objective(layer, params, D, Y, lam):
+    codes = np.asarray(jax.vmap(layer.apply, (None, None, 0))(params, D, Y))
+    residual = np.asarray(Y) - codes @ np.asarray(D).T
+    return np.mean((residual**2).sum(1) / 2 + lam * np.abs(codes).sum(1))
+
+
+@pytest.mark.parametrize("name", ["ista", "lista_cp", "alista with support"])
+def test_without_codes_the_objective_falls(planted, name):
+    """The start is safe already; the held-back quarter decides, so the whole may not rise."""
+    D, Y, _ = planted
+    layer, lam = FAMILIES[name], 0.05
+    start = layer.init(jax.random.key(0), D)
+    found = calibrate(layer, start, D, Y, loss=training.lasso(lam))
+    before, after = (objective(layer, p, D, Y, lam) for p in (start, found))
+    assert after < before < np.mean((np.asarray(Y) ** 2).sum(1) / 2)
+
+
+def test_a_greedy_step_without_codes_is_the_best_of_a_grid(planted):
+    D, Y, _ = planted
+    lam, layer = 0.05, layers.ista(1)
+    loss = training.lasso(lam)
+    found = _passes.greedy(layer, layer.init(None, D), D, Y, None, loss).steps
+    best = objective(layer, Unrolled(None, found), D, Y, lam)
+    for theta in np.geomspace(1e-3, 1, 6):
+        for gamma in float(found.gamma[0]) * np.geomspace(0.5, 2, 3):
+            step = type(found)(jnp.full(1, gamma), jnp.full(1, theta))
+            assert best <= objective(layer, Unrolled(None, step), D, Y, lam) * (1 + 1e-3)
+
+
+def test_a_chain_without_codes(chain):
+    network, start, Ds, Y, _ = chain
+    loss = training.lasso(0.05)
+    found = calibrate(network, start, Ds, Y, loss=loss)
+
+    def value(params):
+        codes = jax.vmap(network.apply, (None, None, 0))(params, Ds, Y)
+        return float(loss(codes, None, Ds, Y))
+
+    assert value(found) < value(start)
+
+
+def test_the_squared_error_as_a_loss_is_the_default(planted, calibrated):
+    D, Y, X = planted
+    start, expected = calibrated["ista"]
+    found = calibrate(FAMILIES["ista"], start, D, Y, X, loss=training.supervised)
+    # Another order of the sums decides between neighbours of the last grid, a part in 1e3 apart.
+    np.testing.assert_allclose(found.steps.theta, expected.steps.theta, rtol=1e-2)
+
+
+@pytest.mark.parametrize("size", [1e-20, pytest.param(1e15, marks=pytest.mark.slow)])
+def test_signals_of_any_size_calibrate_alike_in_float32(planted, size):
+    """A power of two would change no bit; this one rounds D'y, and moves choices by neighbours."""
+    D, Y, X = (np.asarray(A) for A in planted)
+    layer = layers.ista(8)
+    with jax.enable_x64(False):
+        D, *sample = (jnp.asarray(A, jnp.float32) for A in (D, Y, X))
+        scaled = [jnp.asarray(A * size, jnp.float32) for A in (Y, X)]
+        start = layer.init(None, D)
+        near = decibels(layer, calibrate(layer, start, D, *sample), D, *sample)
+        far = decibels(layer, calibrate(layer, start, D, *scaled), D, *scaled)
+    assert near < -5 and far == pytest.approx(near, abs=0.1)
+
+
+def test_what_cannot_judge_codes_is_refused(planted):
+    D, Y, X = planted
+    run = partial(calibrate, layers.ista(1), layers.ista(1).init(None, D), D, Y)
+    with pytest.raises(ValueError, match=r"there are no codes; .* try loss=training.lasso\(lam\)"):
+        run()
+    with pytest.raises(TypeError, match="loss must be a function .* got float"):
+        run(loss=0.1)
+    with pytest.raises(ValueError, match=r"X = None; try training.lasso\(lam\)"):
+        run(loss=training.log_nmse)
+    with pytest.raises(ValueError, match="calibrate: the loss fails without codes, X = None"):
+        run(loss=lambda codes, X, D, Y: jnp.sum((codes[-1] - X) ** 2))
+    with pytest.raises(ValueError, match="the loss is 3 for all codes, those of zero too"):
+        run(loss=lambda codes, X, D, Y: jnp.full((), 3.0))
+    with pytest.raises(ValueError, match="all signals of the sample are zero"):
+        calibrate(layers.ista(1), layers.ista(1).init(None, D), D, 0 * Y, loss=training.lasso(0.1))
+    with pytest.warns(UserWarning, match="all codes are zero: .* Try a smaller lam"):
+        run(loss=training.lasso(1e3))
 
 
 # Chains

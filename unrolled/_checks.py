@@ -12,7 +12,8 @@ import operator
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -145,6 +146,29 @@ def as_signals(Y: Any, name: str, where: str) -> Array:
             "values, and without their mean"
         )
     return as_rows(Y, name, where)
+
+
+@dataclass(frozen=True)
+class without_codes:
+    """A loss of (codes, X, D, Y), where X is None: ValueError in place of what None raises in it.
+
+    Equal ones are one function to `jit`.
+    """
+
+    loss: Callable[..., Array]
+    where: str
+
+    def __call__(self, codes: Any, X: Any, D: Any, Y: Array) -> Array:
+        try:
+            return self.loss(codes, X, D, Y)
+        except (TypeError, AttributeError) as error:
+            if "NoneType" not in str(error):
+                raise
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{self.where}: the loss fails without codes, X = None ({text}); try "
+                "training.lasso(lam), or signals with their codes, (Y, X)"
+            ) from error
 
 
 def as_key(key: Any, where: str) -> Array:

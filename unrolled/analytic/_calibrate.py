@@ -1,14 +1,16 @@
 """Calibration: thresholds and step sizes chosen on a sample, without gradients."""
 
 from collections.abc import Sequence
-from typing import Any, overload
+from functools import partial
+from typing import Any, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.analytic._passes import greedy, scaled_weights, squared_errors, with_factor
+from unrolled.analytic._passes import Loss, codes_of, greedy, scaled_weights, squared, with_factor
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
 from unrolled.networks import Network
@@ -16,10 +18,20 @@ from unrolled.problems import synthesize
 
 # One signal of so many is held back: it chooses between the start and what was found.
 _HELD_BACK = 4
+# Two programs add the losses of a batch in different orders.
+_ROUNDING = 1e-5
 
 
 @overload
-def calibrate(model: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled: ...
+def calibrate(
+    model: Layer,
+    params: Unrolled,
+    D: Dictionary,
+    Y: Array,
+    X: Array | None = None,
+    *,
+    loss: Loss | None = None,
+) -> Unrolled: ...
 
 
 @overload
@@ -28,11 +40,21 @@ def calibrate(
     params: tuple[Unrolled, ...],
     D: Sequence[Dictionary],
     Y: Array,
-    X: Array | Sequence[Array],
+    X: Array | Sequence[Array] | None = None,
+    *,
+    loss: Loss | None = None,
 ) -> tuple[Unrolled, ...]: ...
 
 
-def calibrate(model: Layer | Network, params: Any, D: Any, Y: Array, X: Any) -> Any:
+def calibrate(
+    model: Layer | Network,
+    params: Any,
+    D: Any,
+    Y: Array,
+    X: Any = None,
+    *,
+    loss: Loss | None = None,
+) -> Any:
     r"""Choose thresholds and step sizes on a sample, without gradients.
 
     It is for problems where the hypotheses of the theory fail. The first pass is greedy: a grid
@@ -43,7 +65,8 @@ def calibrate(model: Layer | Network, params: Any, D: Any, Y: Array, X: Any) -> 
 
     where t = 1 is the greedy choice. Both see three quarters of the sample. The last quarter is
     held back: the start comes back, with a warning, where it has the smaller error on it. (Fewer
-    than four signals do both.)
+    than four signals do both.) The error is that of the codes or, without known codes, a loss such
+    as the objective of the LASSO.
 
     The fields whose role is "threshold" or "step size" (theta and gamma) are set; a field with
     several entries gets one value. Steps x <- shrink(x + W'(y - D x), theta), which have no step
@@ -60,7 +83,11 @@ def calibrate(model: Layer | Network, params: Any, D: Any, Y: Array, X: Any) -> 
         D: (m, d).
         Y: (batch, m), the signals.
         X: (batch, d), their true codes. For a chain a tuple with those of every block, or those of
-            the last one, (batch, d_J), which give the others: x_{j-1} = D_j x_j.
+            the last one, (batch, d_J), which give the others: x_{j-1} = D_j x_j. None where they
+            are not known; that needs a loss.
+        loss: `loss(codes, X, D, Y)` of a batch, as in `training.fit`, such as
+            `training.lasso(lam)`; it sees one code, as `codes[-1]`. None takes the squared error of
+            the codes, in which signals may have any size.
 
     Returns:
         params of the same form.
@@ -70,8 +97,10 @@ def calibrate(model: Layer | Network, params: Any, D: Any, Y: Array, X: Any) -> 
             worse than zero codes.
 
     Raises:
-        TypeError: a family whose steps have no threshold, a network that is no chain.
-        ValueError: shapes that do not fit, or an empty or all-zero sample.
+        TypeError: a family whose steps have no threshold, a network that is no chain, a loss that
+            is no function.
+        ValueError: shapes that do not fit, an empty or all-zero sample, neither codes nor a loss, a
+            loss that needs codes where there are none, or one that is the same for all codes.
 
     Not claimed: the best thresholds. What the second pass adds on Gaussian dictionaries 250 x 500,
     closed-form W, K = 16, 10 % nonzeros, 256 signals, in dB on other signals: LISTA-CP from -16.8
@@ -88,17 +117,36 @@ def calibrate(model: Layer | Network, params: Any, D: Any, Y: Array, X: Any) -> 
         >>> bool(errors[1] < errors[0])
         True
     """
+    aim = _aim(loss, X)
     if isinstance(model, Network):
-        return _calibrate_chain(model, params, D, Y, X)
+        return _calibrate_chain(model, params, D, Y, X, aim)
     D = as_dictionary(D, "calibrate")
     Y, X = _sample(D, Y, X)
     dtype = _checks.common_dtype(params, D, X, Y)
     params, D, X, Y = (_checks.cast(tree, dtype) for tree in (params, D, X, Y))
     model.check(params, D)
-    return _calibrate_layer(model, params, D, Y, X)
+    return _calibrate_layer(model, params, D, Y, X, aim)
 
 
-def _calibrate_layer(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled:
+def _aim(loss: Any, X: Any) -> Loss:
+    """What is minimised, checked."""
+    if loss is None and X is None:
+        raise ValueError(
+            "calibrate: there are no codes; expected X, or a loss that needs none, try "
+            "loss=training.lasso(lam)"
+        )
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            "calibrate: loss must be a function of (codes, X, D, Y), such as training.lasso(lam), "
+            f"got {type(loss).__name__}"
+        )
+    aim = squared if loss is None else loss
+    return _checks.without_codes(aim, "calibrate") if X is None else aim
+
+
+def _calibrate_layer(
+    layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any, aim: Loss
+) -> Unrolled:
     """The result of both passes, or the start where that is better on the held-back signals."""
     steps = unstack(params).steps
     if steps is None or not all(names_with_role(p, "threshold") for p in steps):
@@ -108,24 +156,19 @@ def _calibrate_layer(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X:
     if not steps:
         return params
     start, n = stack(params), _n_held_back(Y)
-    seen = (Y[:-n], X[:-n]) if n < len(Y) else (Y, X)
+    seen = jax.tree.map(lambda rows: rows[:-n] if n < len(Y) else rows, (Y, X))
     candidates = [
-        with_factor(layer, greedy(layer, begun, D, *seen), D, *seen)
+        with_factor(layer, greedy(layer, begun, D, *seen, aim), D, *seen, aim)
         for begun in (start, *scaled_weights(layer, start, D))
     ]
-    found = min(candidates, key=lambda p: _errors(layer, p, D, Y, X).sum())
-    found = _unless_worse(layer, start, found, D, Y, X)
-    error = _held_back_error(layer, found, D, Y, X)
-    if error > np.sum(np.asarray(X[-n:]) ** 2):
-        _checks.warn(
-            f"calibrate: the codes diverge: their NMSE on {n} held-back signals is "
-            f"{_decibels(error, X):.1f} dB, worse than zero codes. Try smaller weights or step "
-            "sizes"
-        )
+    found = min(candidates, key=lambda p: _judged(aim, layer, p, D, Y, X).loss)
+    _check_loss(*(_judged(aim, layer, p, D, Y, X) for p in (start, found)), Y)
+    found = _unless_worse(layer, start, found, D, Y, X, aim)
+    _warn_of_end(layer, found, D, Y, X, aim)
     return unstack(found) if type(params.steps) is tuple else found
 
 
-def _calibrate_chain(network: Network, params, Ds, Y, X) -> tuple[Unrolled, ...]:
+def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unrolled, ...]:
     """Block after block, each on the codes of the calibrated blocks before it."""
     if not network.layers:
         raise TypeError(
@@ -140,13 +183,16 @@ def _calibrate_chain(network: Network, params, Ds, Y, X) -> tuple[Unrolled, ...]
     params, Ds, targets, Y = (_checks.cast(tree, dtype) for tree in (params, Ds, targets, Y))
     found, signals = [], Y
     for layer, p, D, codes in zip(network.layers, params, Ds, targets):
-        found.append(_calibrate_layer(layer, p, D, *_sample(D, signals, codes)))
+        found.append(_calibrate_layer(layer, p, D, *_sample(D, signals, codes), aim))
         signals = jax.vmap(layer.apply, (None, None, 0))(found[-1], D, signals)
-    return _unless_worse(network, params, tuple(found), Ds, Y, targets[-1])
+    known = None if X is None else targets[-1] if aim is squared else targets
+    return _unless_worse(network, params, tuple(found), Ds, Y, known, aim)
 
 
-def _targets(Ds, X) -> tuple[Array, ...]:
+def _targets(Ds, X) -> tuple[Any, ...]:
     """The codes of every block, from the last one where they are not given."""
+    if X is None:
+        return (None,) * len(Ds)
     if isinstance(X, tuple | list):
         if len(X) != len(Ds):
             raise ValueError(
@@ -159,16 +205,44 @@ def _targets(Ds, X) -> tuple[Array, ...]:
     return tuple(reversed(codes))
 
 
-def _unless_worse(model, params, found, D, Y, X):
+def _unless_worse(model, params, found, D, Y, X, aim: Loss):
     """What was found, or the start, with a warning, where that is better when held back."""
-    before, after = (_held_back_error(model, p, D, Y, X) for p in (params, found))
-    if after <= before:
+    rows = _held_back(Y, X)
+    before, after = (_judged(aim, model, p, D, *rows) for p in (params, found))
+    if after.loss <= before.loss:
         return found
+    what = "NMSE" if aim is squared else "loss"
     _checks.warn(
-        f"calibrate: the start comes back. Its NMSE on {_n_held_back(Y)} held-back signals is "
-        f"{_decibels(before, X):.1f} dB, that of what was found is {_decibels(after, X):.1f} dB"
+        f"calibrate: the start comes back. Its {what} on {len(rows[0])} held-back signals is "
+        f"{before.text(aim)}, that of what was found is {after.text(aim)}"
     )
     return params
+
+
+def _warn_of_end(model, params, D, Y, X, aim: Loss) -> None:
+    """Warn of codes that are all zero, or worse than zero codes on the held-back signals."""
+    rows = _held_back(Y, X)
+    end = _judged(aim, model, params, D, *rows)
+    if X is None and _judged(aim, model, params, D, Y, X).silent:
+        _checks.warn(
+            "calibrate: all codes are zero: no thresholds have a smaller loss than zero codes. Try "
+            "a smaller lam"
+        )
+    if end.loss > end.zero + _ROUNDING * abs(end.zero):
+        what = "NMSE" if aim is squared else "loss"
+        zero = "" if aim is squared else f", {end.zero:.6g}"
+        _checks.warn(
+            f"calibrate: the codes diverge: their {what} on {len(rows[0])} held-back signals is "
+            f"{end.text(aim)}, worse than zero codes{zero}. Try smaller weights or step sizes"
+        )
+
+
+def _check_loss(start: "_Judged", found: "_Judged", Y: Array) -> None:
+    if start.loss == found.loss == found.zero and not found.silent:
+        raise ValueError(
+            f"calibrate: the loss is {found.loss:.6g} for all codes, those of zero too; does it "
+            f"leave the range of {Y.dtype}? Try signals, and a lam, near 1"
+        )
 
 
 def _n_held_back(Y: Array) -> int:
@@ -176,30 +250,45 @@ def _n_held_back(Y: Array) -> int:
     return len(Y) // _HELD_BACK or len(Y)
 
 
-def _held_back_error(model, params, D, Y, X) -> float:
-    return float(_errors(model, params, D, Y, X)[-_n_held_back(Y) :].sum())
+def _held_back(Y: Array, X: Any) -> tuple[Array, Any]:
+    return jax.tree.map(lambda rows: rows[-_n_held_back(Y) :], (Y, X))
 
 
-def _decibels(error: float, X: Array) -> float:
-    """The error of the held-back signals as NMSE."""
-    energy = np.sum(np.asarray(X[-_n_held_back(X) :], np.float64) ** 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(10 * np.log10(error / energy))
+class _Judged(NamedTuple):
+    """The codes of a model beside zero codes."""
+
+    loss: float  # infinity where it is no number
+    zero: float
+    silent: bool  # whether all codes are zero
+
+    def text(self, aim: Loss) -> str:
+        """The loss; the squared error as NMSE, since zero codes have that of the true codes."""
+        if aim is not squared:
+            return f"{self.loss:.6g}"
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return f"{10 * np.log10(np.divide(self.loss, self.zero)):.1f} dB"
 
 
-def _errors(model, params, D, Y, X) -> np.ndarray:
-    """The squared error of each signal, (batch,); infinity where a code is not finite."""
-    errors = np.asarray(_squared_errors(model, params, D, Y, X), np.float64)
-    return np.where(np.isfinite(errors), errors, np.inf)
+def _judged(aim: Loss, model, params, D, Y, X) -> _Judged:
+    loss, zero, silent = _numbers(aim, model, params, D, Y, X)
+    return _Judged(np.inf if np.isnan(loss) else float(loss), float(zero), bool(silent))
 
 
-_squared_errors = jax.jit(squared_errors, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
+def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, Array, Array]:
+    codes = codes_of(model, params, D, Y)
+    zeros = jax.tree.map(jnp.zeros_like, codes)
+    return aim(codes, X, D, Y), aim(zeros, X, D, Y), ~(codes[-1] != 0).any()
 
 
-def _sample(D, Y, X) -> tuple[Array, Array]:
-    Y, X = _checks.as_float(Y, "Y", "calibrate"), _checks.as_float(X, "X", "calibrate")
+def _sample(D, Y, X) -> tuple[Array, Any]:
+    Y = _checks.as_float(Y, "Y", "calibrate")
+    X = None if X is None else _checks.as_float(X, "X", "calibrate")
     check_batch(D, Y, X, "calibrate")
     _checks.finite((Y, X), "the sample", "calibrate")
-    if not np.any(np.asarray(X)):
-        raise ValueError("calibrate: all codes of the sample are zero; expected some signal to fit")
+    what, fitted = ("signals", Y) if X is None else ("codes", X)
+    if not np.any(np.asarray(fitted)):
+        raise ValueError(
+            f"calibrate: all {what} of the sample are zero; expected some signal to fit"
+        )
     return Y, X

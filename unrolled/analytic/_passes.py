@@ -1,16 +1,21 @@
 """The passes of a calibration: step by step, then one factor; and the weights they begin with."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary
+from unrolled._numbers import exponent, ldexp
+from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
 from unrolled.theory import spectral_radius
+
+Loss = Callable[..., Array]  # of (codes, X, D, Y), as those of training
 
 # A search tries every pair of a threshold and a step size on a grid, then on two finer grids around
 # the best pair.
@@ -27,21 +32,34 @@ _FACTORS = 17
 _FACTOR_SPAN = math.log(8)
 
 
-def greedy(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> Unrolled:
-    """Every step with the threshold and step size of least error after it."""
+def squared(codes: Any, X: Array, D: Any, Y: Array) -> Array:
+    """The squared error of the last codes, in a unit in which squares stay in the range."""
+    return jnp.sum(jnp.sum(ldexp(codes[-1] - X, -exponent(X)) ** 2, axis=1))
+
+
+def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:
+    """The codes of a network, or the last ones of a layer, (1, batch, d), as a loss takes them."""
+    codes = jax.vmap(model.apply, (None, None, 0))(params, D, Y)
+    return codes if isinstance(codes, tuple) else codes[None]
+
+
+def greedy(
+    layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any, loss: Loss = squared
+) -> Unrolled:
+    """Every step with the threshold and step size of least loss after it."""
     shared, steps = unstack(params)
     schedule = layer.schedule or (None,) * len(steps)
     state = jax.vmap(lambda y: layer.start(D, y))(Y)
     chosen = []
     for p, constant in zip(steps, schedule):
         constants = () if constant is None else (jnp.asarray(constant, jnp.float32),)
-        p, state = _search(layer, shared, p, D, Y, X, state, constants)
+        p, state = _search(layer, loss, shared, p, D, Y, X, state, constants)
         chosen.append(p)
     return stack(Unrolled(shared, tuple(chosen)))
 
 
-@partial(jax.jit, static_argnames="layer")
-def _search(layer, shared, p, D, Y, X, state, constants):
+@partial(jax.jit, static_argnames=("layer", "loss"))
+def _search(layer, loss, shared, p, D, Y, X, state, constants):
     """The params of one step with the best threshold and step size, and the states after it."""
     sizes = names_with_role(p, "step size")
 
@@ -50,11 +68,11 @@ def _search(layer, shared, p, D, Y, X, state, constants):
         return jax.vmap(lambda y, s: layer.step(shared, trial, D, y, s, *constants))(Y, state)
 
     def error(theta, gamma):
-        return jnp.sum((after(theta, gamma).x - X) ** 2)
+        return loss(after(theta, gamma).x[None], X, D, Y)
 
     one = jnp.ones((), Y.dtype)
     gamma = jnp.mean(getattr(p, sizes[0])).astype(Y.dtype) if sizes else one
-    at = [jnp.log(jnp.max(jnp.abs(X)).astype(Y.dtype)) - _THETA_SPAN, jnp.log(_positive(gamma))]
+    at = [jnp.log(_largest_entry(D, Y, X)) - _THETA_SPAN, jnp.log(_positive(gamma))]
     widths = [_THETA_SPAN * one, (_GAMMA_SPAN if sizes else 0.0) * one]
     counts = [_THETAS, _GAMMAS if sizes else 1]
 
@@ -75,6 +93,16 @@ def _search(layer, shared, p, D, Y, X, state, constants):
         return _with(p, theta, gamma), after(theta, gamma)
 
 
+def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
+    """The largest entry of the codes; where they are not known, of codes of single atoms."""
+    if X is not None:
+        return jnp.max(jnp.abs(X)).astype(Y.dtype)
+    norms = column_norms(D)
+    norms = jnp.where(norms > 0, norms, jnp.inf)
+    codes = jax.vmap(lambda y: (y @ D) / norms / norms)(Y)  # norms^2 may leave the range
+    return jnp.max(jnp.abs(codes)).astype(Y.dtype)
+
+
 def _positive(gamma: Array) -> Array:
     """gamma, or 1 where it is not positive."""
     return jnp.where(gamma > 0, gamma, 1)
@@ -87,9 +115,9 @@ def _with(p, theta, gamma):
     return p._replace(**{name: jnp.full_like(getattr(p, name), v) for name, v in values.items()})
 
 
-@partial(jax.jit, static_argnames="layer")
-def with_factor(layer, params, D, Y, X):
-    """The params with all thresholds times the factor of least error after the last step."""
+@partial(jax.jit, static_argnames=("layer", "loss"))
+def with_factor(layer, params, D, Y, X, loss=squared):
+    """The params with all thresholds times the factor of least loss after the last step."""
     names = names_with_role(params.steps, "threshold")
 
     def scaled(log_t):
@@ -97,7 +125,7 @@ def with_factor(layer, params, D, Y, X):
         return params._replace(steps=params.steps._replace(**thetas))
 
     def error(log_t):
-        return jnp.sum(squared_errors(layer, scaled(log_t), D, Y, X))
+        return loss(codes_of(layer, scaled(log_t), D, Y), X, D, Y)
 
     def finer(_, window):
         best, width = window
@@ -107,12 +135,6 @@ def with_factor(layer, params, D, Y, X):
 
     one = jnp.ones((), Y.dtype)
     return scaled(lax.fori_loop(0, _FACTOR_ROUNDS, finer, (0 * one, _FACTOR_SPAN * one))[0])
-
-
-def squared_errors(model, params, D, Y, X) -> Array:
-    """The squared error of each signal, (batch,), for a network that of its last codes."""
-    codes = jax.vmap(model.apply, (None, None, 0))(params, D, Y)
-    return jnp.sum(((codes[-1] if isinstance(codes, tuple) else codes) - X) ** 2, axis=1)
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:

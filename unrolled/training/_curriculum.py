@@ -17,7 +17,6 @@ from unrolled.training._fit import check_data, check_evaluations, check_function
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
-from unrolled.training._own import without_codes
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Fit, Progress, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
@@ -104,7 +103,7 @@ def curriculum(
     loss, callbacks = check_functions(loss, callbacks, "curriculum")
     given = layer, params, D, sample, key, validation
     key, whole, drawn, validation = check_data(*given, "curriculum")
-    loss = without_codes(loss, "curriculum") if validation[1] is None else loss
+    loss = _checks.without_codes(loss, "curriculum") if validation[1] is None else loss
     trained, fixed = split(params, whole, trainable=trainable, where="curriculum")
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
 

@@ -41,7 +41,7 @@ def warn_of_start(loop: Loop, state: Progress) -> None:
         _checks.warn(
             f"{loop.where}: the training starts above zero codes: its validation loss is "
             f"{first.validation:.6g}, that of zero codes {loop.zero:.6g}. Try smaller weights or "
-            "step sizes, another family, or analytic.calibrate where the codes are known"
+            "step sizes, another family, or analytic.calibrate"
         )
 
 

@@ -17,7 +17,7 @@ from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, w
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
-from unrolled.training._own import from_arrays, is_own, without_codes
+from unrolled.training._own import from_arrays, is_own
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Dictionaries, Fit, Model, Params, Progress, Trained
 from unrolled.training._report import bar, writer
@@ -135,7 +135,7 @@ def fit(
     evaluate_every, patience = check_evaluations(evaluate_every, patience, "fit")
     loss, callbacks = check_functions(loss, callbacks, "fit")
     key, D, drawn, validation = check_data(model, params, D, sample, key, validation, "fit")
-    loss = without_codes(loss, "fit") if validation[1] is None else loss
+    loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
         raise ValueError(

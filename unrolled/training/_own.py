@@ -7,9 +7,8 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._runs import in_line
 from unrolled.problems import resampler
-from unrolled.training._protocols import Loss, Sample
+from unrolled.training._protocols import Sample
 from unrolled.training._records import Dictionaries, Params
 
 # One signal of so many is held back, from the end, and at most so many.
@@ -55,20 +54,3 @@ def _check_width(Y: Array, D: Dictionaries, where: str) -> None:
     if Y.shape[1] != m:
         turned = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
         raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, {m}){turned}")
-
-
-def without_codes(loss: Loss, where: str) -> Loss:
-    """The loss, where there are no codes: ValueError in place of what None raises in it."""
-
-    def checked(codes, X, D, Y):
-        try:
-            return loss(codes, X, D, Y)
-        except (TypeError, AttributeError) as error:
-            if "NoneType" not in str(error):
-                raise
-            raise ValueError(
-                f"{where}: the loss fails without codes, X = None ({in_line(error)}); try "
-                "training.lasso(lam), or signals with their codes, (Y, X)"
-            ) from error
-
-    return checked
