@@ -152,6 +152,7 @@ OTHERS = {
     "gain": ("glista", 2.0),
 }
 OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
+OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file
 OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
 
 
@@ -166,7 +167,7 @@ def value_of(config, name):
 
 
 def test_every_option_has_one_section_and_survives_toml(tmp_path):
-    assert {*VALUES, *OTHERS} == set(all_options())
+    assert {*VALUES, *OTHERS, *OF_SIGNALS} == set(all_options())
     own = [_sections.Config, *_sections.SECTIONS.values()]
     names = [f.name for cls in own for f in dataclasses.fields(cls) if f.metadata["help"]]
     assert len(set(names)) == len(names)
@@ -179,6 +180,10 @@ def test_every_option_has_one_section_and_survives_toml(tmp_path):
         config = load(None, {"family": family, name: value})
         path.write_text(to_toml(config))
         assert load(path, {}) == config and value_of(config, name) == value
+    config = load(None, {"signals": "Y.npy", **OF_SIGNALS})
+    path.write_text(to_toml(config))
+    assert load(path, {}) == config
+    assert [value_of(config, name) for name in OF_SIGNALS] == list(OF_SIGNALS.values())
 
 
 # A run folder keeps its configuration: written by an earlier version, without the options of the
@@ -950,8 +955,12 @@ REFUSED = {
     "at least 3 signals",
     "train --dictionary D.npy --signals Y.npy": "Y.npy: has no codes .*which "
     "loss supervised would need; try loss lasso",
-    "train --dictionary D.npy --signals Y.npy --loss lasso --start calibrated": "which start "
-    "calibrated would",
+    "train --dictionary D.npy --signals Y.npy --loss log_nmse --start calibrated": "which loss "
+    "log_nmse would need; try loss lasso, .*codes lasso, which makes them",
+    "train --dictionary D.npy --signals Y.npy --ratio 0.2": "ratio does not go with .*Y.npy",
+    "train --codes lasso": "codes does not go with dictionary gaussian, signals planted",
+    "train --signals Y.npy --codes lasso --ratio 1.5": "--ratio must be above 0 and at most 1",
+    "train --signals Y.npy --codes lasso --ratio 0": "--ratio must be above 0",
     "encode gone.npz Y.npy": "gone.npz: no such file",
     "encode D.npy Y.npy": "D.npy must end in .npz",
     "encode YX.npz Y.npy": "YX.npz",
@@ -1081,6 +1090,37 @@ def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
     assert rows["family"] == ["lista_cp", "ista", "alista"] and rows["sparsity"] == ["1"] * 3
 
 
+QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1")
+
+
+def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
+    own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--family", "ista")
+    more = ("--loss", "lasso", "--start", "calibrated", *QUICK)
+    status, _, err = run(*own, *more, "--output", "without_codes")
+    assert status == 0 and "calibrating on 28 signals, by the loss" in err
+    D, Y = (np.load(folder / f"{name}.npy") for name in "DY")
+    lam = float(f"{np.quantile(np.abs(Y @ D).max(1), 0.9) / 10:.3g}")  # of float32 arrays
+    assert f"lam = {lam:g}, a tenth of what gives nine signals in ten the code 0" in err
+    config = load(folder / "without_codes" / "config.toml", {})
+    assert config.problem.lam == config.layers[0].layer.lam == lam
+    status, _, err = run(*own, *more, "--output", "without_codes", "--resume", "--steps", "3")
+    assert status == 0, err
+
+
+def test_codes_are_made_once_and_kept(folder, run):
+    own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--codes", "lasso")
+    more = ("--family", "alista", "--start", "calibrated", "--ratio", "0.2", *QUICK)
+    status, _, err = run(*own, *more, "--output", "made")
+    assert status == 0 and "solving 40 LASSO problems, lam = 0.2 lam_max of each" in err
+    X = np.load(folder / "made" / "codes.npz")["X"]
+    D, Y = (np.load(folder / f"{name}.npy").astype(np.float32) for name in "DY")
+    expected = ur.pursuit.lasso_batch(D, Y, ratio=0.2)
+    assert f"{np.count_nonzero(X) / 40:.1f} nonzeros on average" in err
+    np.testing.assert_array_equal(X, expected.x)
+    status, _, err = run(*own, *more, "--output", "made", "--resume")
+    assert status == 0 and "solving" not in err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", ["planted", "chain_signals.npz"])
 def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, signals):
@@ -1100,6 +1140,12 @@ def test_a_chain_trains_on_signals_without_codes(folder):
     (folder / "unknown.toml").write_text(text.replace('start = "analytic"', ""))
     ready = _setup.setup(load(folder / "unknown.toml", {}), lambda message: None)
     ready.model.check(ready.params, ready.D)
+    text = text.replace('start = "analytic"', 'start = "calibrated"')
+    (folder / "unknown_too.toml").write_text(text)
+    told = []
+    calibrated = _setup.setup(load(folder / "unknown_too.toml", {}), told.append)
+    assert "layer 2: calibrating on 28 signals, by the loss: their codes are not known" in told
+    assert not np.array_equal(calibrated.params[1].steps.theta, ready.params[1].steps.theta)
     assert ready.tested_on[1] is None and ready.sample(jax.random.key(0))[1] is None
 
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from unrolled import pursuit
 from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, dense
 from unrolled.pursuit import PURSUITS
 
 CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, where it is not (D, y)
@@ -90,6 +90,31 @@ def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> pursuit.Pursuit:
         return pursuit.lasso_batch(D, Y, lam, tol=_CERTIFIED)
     solve = partial(pursuit.fista, tol=_REACHED, max_steps=_MAX_STEPS)
     return jax.jit(jax.vmap(solve, (None, 0, None)))(D, Y, lam)
+
+
+# What `default_lam` is, for a sentence.
+DEFAULT_LAM = "a tenth of what gives nine signals in ten the code 0"
+
+
+def default_lam(D: Dictionary, Y: ArrayLike) -> float:
+    """A weight of the LASSO for signals: a tenth of what gives nine signals in ten the code 0.
+
+    That is lam_max = max |D'y| of the signal. The first 2,000 signals are asked.
+
+    Raises:
+        ValueError: all of them are zero.
+
+    Example:
+        >>> from unrolled._pursuits import default_lam
+        >>> default_lam(np.eye(2), np.array([[1.0, 3.0], [4.0, 0.0]]))
+        0.39
+    """
+    products = np.asarray(np.asarray(Y)[:2000], float) @ np.asarray(dense(D), float)
+    largest = np.abs(products).max(1)  # in float32 they may be 0
+    if not largest.any():
+        raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")
+    lam = float(np.quantile(largest, 0.9)) / 10
+    return lam or float(largest.max()) / 10
 
 
 def _fits(D: Dictionary) -> bool:

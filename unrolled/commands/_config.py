@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from unrolled import _checks, activations, records
 from unrolled.commands._sections import (
     LARGEST,
+    PLANTED_LAM,
     SECTIONS,
     Config,
     ConfigError,
@@ -238,7 +239,9 @@ def _model(table: Table, cls: type[Layer], problem: Problem) -> Model:
     options = {name: given for name, given in table.items() if name not in own}
     refuse([name for name in options if name not in option_names(cls)], f"family {chosen.family}")
     check_start(cls, chosen.start)
-    shared = {name: getattr(problem, name) for name in _SHARED if name in option_names(cls)}
+    values = {"lam": PLANTED_LAM if problem.lam is None else problem.lam}
+    values |= {"probability": problem.probability}
+    shared = {name: value for name, value in values.items() if name in option_names(cls)}
     layer = cls(chosen.depth, **shared, **_accepted(cls, options))
     return Model(layer=layer, start=chosen.start)
 
@@ -320,6 +323,22 @@ def _by_full_name(table: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in table.items():
         yield from _by_full_name(value, f"{above}.{name}" if above else name)
+
+
+def with_lam(config: Config, lam: float) -> Config:
+    """The configuration with a lam, which its layers have too where they have the option."""
+
+    def one(model: Model) -> Model:
+        if "lam" not in option_names(type(model.layer)):
+            return model
+        return dataclasses.replace(model, layer=dataclasses.replace(model.layer, lam=lam))
+
+    model = config.model
+    return dataclasses.replace(
+        config,
+        problem=dataclasses.replace(config.problem, lam=lam),
+        model=tuple(map(one, model)) if isinstance(model, tuple) else one(model),
+    )
 
 
 def make_model(config: Config) -> Layer | Network:

@@ -12,6 +12,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.studies import PATCH, Pictures, photograph_patches
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
+CODES = "codes.npz"  # that were made for it
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:

@@ -19,6 +19,7 @@ OPTIMIZERS = (
     *("nadam", "radam", "rmsprop", "sgd", "yogi"),
 )
 PLANTED = "planted"
+PLANTED_LAM = 0.1  # for codes near 1
 WITH_CODES = ("supervised", "log_nmse")  # losses that compare with known codes
 STARTS = ("init", "analytic", "calibrated")
 LARGEST = {int: 2**31 - 1, float: 1e30}  # numbers well within those of JAX
@@ -80,6 +81,19 @@ class Problem(Record):
         help="planted, or a .npy or .npz file (entry Y, and X, of a chain X_1, X_2, ..., if codes "
         "are known)",
     )
+    codes: str | None = option(
+        default=None,
+        choices=("lasso",),
+        help="make codes of the signals of a file once, by pursuit.lasso_batch with a ratio, and "
+        "keep them beside the weights (default: those of the file, if any)",
+    )
+    ratio: float | None = option(
+        default=None,
+        above=0,
+        most=1,
+        help="of codes that are made: lam as a share of what gives the signal the code 0 (default "
+        "0.1)",
+    )
     probability: float | None = option(
         default=None,
         above=0,
@@ -98,10 +112,11 @@ class Problem(Record):
         most=10**6,
         help="number of planted signals to test on (default 1000)",
     )
-    lam: float = option(
-        default=0.1,
+    lam: float | None = option(
+        default=None,
         least=0,
-        help="weight of the LASSO, in its loss and at the start of families that have it",
+        help="weight of the LASSO, in its loss and at the start of families that have it (default "
+        "0.1 where codes are known; else a tenth of what gives nine signals in ten the code 0)",
     )
 
 
@@ -214,7 +229,11 @@ def with_defaults(problem: Problem, families: list[type[Layer]], chained: bool) 
     if problem.dictionary == "ill_conditioned":
         defaults |= dict(kappa=10.0)
     if problem.signals == PLANTED:
-        defaults |= dict(probability=0.1, snr=math.inf, test_signals=1000)
+        defaults |= dict(probability=0.1, snr=math.inf, test_signals=1000, lam=PLANTED_LAM)
+    else:
+        defaults |= dict(lam=None) if chained else dict(lam=None, codes=None)
+    if problem.codes is not None:
+        defaults |= dict(ratio=0.1)
     if any("probability" in option_names(family) for family in families):
         defaults |= dict(probability=0.1)
     fields = [field for field in dataclasses.fields(Problem) if field.default is None]

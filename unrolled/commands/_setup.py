@@ -8,18 +8,37 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from unrolled import analytic, dictionaries, problems, training
-from unrolled.commands._config import make_model
+from unrolled import analytic, datasets, dictionaries, problems, training
+from unrolled._files import whole_file
+from unrolled._pursuits import DEFAULT_LAM, default_lam
+from unrolled._text import in_rows
+from unrolled.commands._config import make_model, with_lam
 from unrolled.commands._console import Say
-from unrolled.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
-from unrolled.commands._sections import GENERATED, PLANTED, WITH_CODES, Config, ConfigError
+from unrolled.commands._inputs import (
+    CODES,
+    read_chain_codes,
+    read_codes,
+    read_dictionary,
+    read_given,
+)
+from unrolled.commands._sections import (
+    GENERATED,
+    PLANTED,
+    PLANTED_LAM,
+    WITH_CODES,
+    Config,
+    ConfigError,
+)
 from unrolled.commands._sections import Model as ModelSection
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.studies import CHOSEN_ON, Samples, from_theory, resampler
+from unrolled.problems import resampler
+from unrolled.pursuit import lasso_batch
+from unrolled.studies import CHOSEN_ON, Samples, from_theory
 
 Model = Layer | Network
 Dictionaries = Any  # one, or a tuple for a chain
@@ -47,12 +66,13 @@ def setup(config: Config, say: Say) -> Setup:
         ValueError: files that do not fit, options that the layer refuses.
         OSError: files that cannot be read.
     """
+    config = settled(config, say)
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
     model = make_model(config)
-    problem, validation = _problem(config, D, chosen_key, test_key)
-    params = _start(config, model, problem, start_key, say)
+    problem, validation = _problem(config, D, chosen_key, test_key, say)
     loss, optimizer = _loss(config), _optimizer(config)
+    params = _start(config, model, problem, start_key, loss, say)
     return Setup(
         model, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key
     )
@@ -74,37 +94,58 @@ def _dictionary(config: Config) -> Dictionaries:
 
 
 def _problem(
-    config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array
+    config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array, say: Say
 ) -> tuple[Samples, Batch | None]:
     """Signals to train on, to set a start on and to test on, and the validation signals."""
     if config.problem.signals != PLANTED:
-        return _given(config, D)
+        return _given(config, D, say)
     problem = config.problem
     # `load` has given these options a value.
     assert problem.probability and problem.snr is not None and problem.test_signals
     sampler = partial(problems.sampler, D, probability=problem.probability, snr=problem.snr)
     chosen_on: Batch = (None, None)
-    if any(map(_set_on_codes, config.layers)):
+    if any(map(_set_on_signals, config.layers)):
         chosen_on = jax.jit(sampler(CHOSEN_ON))(chosen_key)
     tested_on = jax.jit(sampler(problem.test_signals))(test_key)
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
-def _given(config: Config, D: Dictionaries) -> tuple[Samples, Batch]:
+def settled(config: Config, say: Say) -> Config:
+    """The configuration with a lam: of signals without codes it is chosen on them.
+
+    Raises:
+        ValueError, OSError: files that cannot be read, or do not fit.
+    """
+    if config.problem.lam is not None:
+        return config
+    D = _dictionary(config)
+    first, path = D[0] if isinstance(D, tuple) else D, Path(config.problem.signals)
+    held = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
+    if config.problem.codes is None and {"X", "X_1"} & set(held):
+        return with_lam(config, PLANTED_LAM)
+    lam = float(f"{default_lam(first, read_given(path, first)):.3g}")
+    say(f"lam = {lam:g}, {DEFAULT_LAM}")
+    return with_lam(config, lam)
+
+
+def _given(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
     """Signals of a file, in its order: seven tenths to train, one to validate, two to test."""
     path = Path(config.problem.signals)
     Y = read_given(path, D[0] if isinstance(D, tuple) else D)
     X: Any
     if isinstance(D, tuple):
         X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
+    elif config.problem.codes is not None:
+        X, entries = _made_codes(config, D, Y, say), ""
     else:
         X, entries = read_codes(path, Y, D), "entry X"
     needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
-    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _set_on_codes(m))
+    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _set_by_theory(m))
     if X is None and needs:
+        make = "" if isinstance(D, tuple) else ", or codes lasso, which makes them"
         raise ConfigError(
             f"{path}: has no codes ({entries} of a .npz file), which {' and '.join(needs)} would "
-            "need; try loss lasso, start init"
+            f"need; try loss lasso, start init or calibrated{make}"
         )
     if len(Y) < 3:
         raise ValueError(
@@ -122,24 +163,48 @@ def _given(config: Config, D: Dictionaries) -> tuple[Samples, Batch]:
     return Samples(D, sample, chosen_on, rows(last, len(Y))), rows(trained, last)
 
 
-def _set_on_codes(model: ModelSection) -> bool:
-    """Whether the start is set on signals with known codes."""
-    theory = model.start == "analytic" and model.layer.from_theory is not None
-    return theory or model.start == "calibrated"
+def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.ndarray:
+    """Codes of the signals by the LASSO, made once and kept in the folder of the run."""
+    path, ratio = Path(config.output) / CODES, config.problem.ratio
+    if path.exists():
+        found = read_codes(path, Y, D)
+        assert found is not None  # of a file of this name
+        return found
+    say(f"solving {len(Y):,} LASSO problems, lam = {ratio:g} lam_max of each signal")
+    coded = lasso_batch(D, Y, ratio=ratio)
+    X, missed = np.asarray(coded.x, np.float32), np.flatnonzero(~np.asarray(coded.converged))
+    with whole_file(path) as file:
+        np.savez(file, X=X)
+    miss = f"; {len(missed)} miss their tolerance{in_rows(missed)}" if len(missed) else ""
+    say(f"codes with {np.count_nonzero(X) / len(X):.1f} nonzeros on average: {path}{miss}")
+    return X
 
 
-def _start(config: Config, model: Model, problem: Samples, key: jax.Array, say: Say) -> Any:
+def _set_by_theory(model: ModelSection) -> bool:
+    """Whether theory sets the start for the class of codes of a sample, which it must know."""
+    return model.start == "analytic" and model.layer.from_theory is not None
+
+
+def _set_on_signals(model: ModelSection) -> bool:
+    """Whether the start is set on signals of the problem."""
+    return _set_by_theory(model) or model.start == "calibrated"
+
+
+def _start(
+    config: Config, model: Model, problem: Samples, key: jax.Array, loss: Any, say: Say
+) -> Any:
     """The start of the layer; in a chain each layer starts on the codes of the one before."""
     if isinstance(model, Layer):
-        return _layer_start(config.layers[0], problem, key, say)
+        return _layer_start(config.layers[0], problem, key, loss, say)
     signals, Xs = problem.chosen_on
-    known = any(map(_set_on_codes, config.layers))
+    chosen = any(map(_set_on_signals, config.layers))
     found: list[Unrolled] = []
     for j, (section, D) in enumerate(zip(config.layers, problem.D)):
-        one = problem._replace(D=D, chosen_on=(signals, Xs[j]) if known else (None, None))
+        X = None if Xs is None else Xs[j]
+        one = problem._replace(D=D, chosen_on=(signals, X) if chosen else (None, None))
         told = _of_layer(say, j + 1)
-        found.append(_layer_start(section, one, jax.random.fold_in(key, j), told))
-        if known:
+        found.append(_layer_start(section, one, jax.random.fold_in(key, j), loss, told))
+        if chosen:
             signals = jax.jit(jax.vmap(section.layer.apply, (None, None, 0)))(found[j], D, signals)
     return tuple(found)
 
@@ -151,24 +216,31 @@ def _of_layer(say: Say, j: int) -> Say:
     return told
 
 
-def _layer_start(section: ModelSection, problem: Samples, key: jax.Array, say: Say) -> Unrolled:
-    """The usual start, or what theory sets for the class of the sample, or that calibrated."""
-    layer = section.layer
+def _layer_start(
+    section: ModelSection, problem: Samples, key: jax.Array, loss: Any, say: Say
+) -> Unrolled:
+    """The usual start, or what theory sets for the class of the sample, or that calibrated.
+
+    Where codes are not known, the loss of the training calibrates.
+    """
+    layer, (Y, X) = section.layer, problem.chosen_on
     params = layer.init(key, problem.D)
-    if not _set_on_codes(section):
+    if not _set_on_signals(section):
         return params  # also for families that start from theory, such as ISTA
-    if layer.from_theory is not None:
+    if layer.from_theory is not None and X is not None:
         starts, remark, _ = from_theory(problem, layer)
         params = starts[layer]
         if section.start == "analytic":
             say(remark)
             return params
-    say(f"calibrating on {len(problem.chosen_on[0])} signals")
-    return analytic.calibrate(layer, params, problem.D, *problem.chosen_on)
+    by = "" if X is not None else ", by the loss: their codes are not known"
+    say(f"calibrating on {len(Y)} signals{by}")
+    return analytic.calibrate(layer, params, problem.D, Y, X, loss=loss if X is None else None)
 
 
 def _loss(config: Config) -> Callable[..., jax.Array]:
     name = config.training.loss
+    assert config.problem.lam is not None  # `settled`
     loss = training.lasso(config.problem.lam) if name == "lasso" else getattr(training, name)
     return training.deep(loss) if config.training.deep else loss
 

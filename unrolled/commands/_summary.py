@@ -95,6 +95,7 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
     records = [record for record in whole if record.stage == whole[-1].stage]
     best = min(records, key=lambda record: record.validation)
     lam, tested_on = config.problem.lam, ready.tested_on
+    assert lam is not None  # `settled`
     judged = {
         "start": _judged(ready.model, ready.params, ready.D, *tested_on, lam),
         "learned": _judged(ready.model, found.best, found.D, *tested_on, lam),

@@ -17,7 +17,7 @@ from unrolled.commands._history import logger, write_history
 from unrolled.commands._inputs import CHECKPOINTS, WEIGHTS
 from unrolled.commands._report import check_folder, write_text
 from unrolled.commands._sections import Config, ConfigError
-from unrolled.commands._setup import Setup, setup
+from unrolled.commands._setup import Setup, settled, setup
 from unrolled.commands._summary import Summary, summarize
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
@@ -70,9 +70,12 @@ def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -
         ArithmeticError: the training broke; its checkpoints stay.
         KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
     """
-    config = _opened(path, flags, resume)
+    chosen: list[str] = []
+    config = _opened(path, flags, resume, chosen.append)
     folder = Path(config.output)
     ready = setup(config, say)
+    for line in chosen:  # of files that fit
+        say(line)
     if not resume:
         write_text(folder / CONFIG, to_toml(config))
     say(f"training {config.training.steps} steps")
@@ -84,7 +87,7 @@ def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -
     return summary
 
 
-def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool) -> Config:
+def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
     """The configuration, with its folder made: empty, or that of the run to resume."""
     if resume and path is None:  # the folder has the configuration
         folder = Path(flags.get("output") or Config.output).absolute()
@@ -92,6 +95,7 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool) -> Config
     else:
         config = load(path, flags)
         folder = Path(config.output)
+    config = settled(config, say)
     if resume:
         other = differences(_grown(load(_saved(folder), {}), config), config)
         if other:

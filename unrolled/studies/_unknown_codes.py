@@ -22,7 +22,7 @@ from unrolled import (
     training,
 )
 from unrolled._checks import Array
-from unrolled._pursuits import lasso_optima
+from unrolled._pursuits import default_lam, lasso_optima
 from unrolled._text import markdown
 from unrolled.compare import Comparison
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
@@ -206,7 +206,7 @@ def unknown_codes(
         check_batch(D, Y, None, where)
     tested = _checks.as_index(tested, "tested", where, least=1)
     rows, tiles = jnp.asarray(signals.training), jnp.asarray(signals.testing)
-    lam = _default_lam(D, rows) if run.lam is None else run.lam
+    lam = default_lam(D, rows) if run.lam is None else run.lam
     some = tiles[:: max(1, len(tiles) // tested)]
     say(f"solving {len(some)} LASSO problems to a duality gap")
     optimum = lasso_optima(D, some, lam)
@@ -227,12 +227,6 @@ def unknown_codes(
         *(D, signals, some, lam, run.depth, optimum),
         *(trained, result, psnr, remarks, seconds),
     )
-
-
-def _default_lam(D: Dictionary, rows: jax.Array) -> float:
-    """A tenth of the weight for which nine signals in ten have the code 0."""
-    products = np.asarray(rows[:2000], float) @ np.asarray(D, float)  # in float32 they may be 0
-    return float(np.quantile(np.abs(products).max(1), 0.9)) / 10
 
 
 def _methods(
