@@ -480,6 +480,26 @@ def test_in_float32():
         )
 
 
+@pytest.mark.parametrize("name", ["lamp", "lamp_bg"])
+def test_the_alphas_of_message_passing_are_set_in_any_units(planted, name):
+    """They are per unit of the residual: no scale of the signals enters, and that of D inversely.
+
+    The prior of LAMP-BG is one of the codes as they are, so that its signals are not scaled.
+    """
+    D, Y, X = planted
+    layer = layers.lamp(DEPTH, alpha=3.0) if name == "lamp" else layers.lamp_bg(DEPTH)
+    start = layer.init(None, D)
+    found = calibrate(layer, start, D, Y, X)
+    assert errors(layer, found, D, Y, X)[-1] < 0.9 * errors(layer, start, D, Y, X)[-1]
+    np.testing.assert_array_equal(found.steps.W, start.steps.W)
+    if name == "lamp":
+        small = calibrate(layer, start, D, jnp.ldexp(Y, -30), jnp.ldexp(X, -30))
+        np.testing.assert_array_equal(small.steps.alpha, found.steps.alpha)
+    large = calibrate(layer, layer.init(None, 4 * D), 4 * D, 4 * Y, X)
+    # The grid is one of logarithms, which round.
+    np.testing.assert_allclose(4 * large.steps.alpha, found.steps.alpha, rtol=ROUNDING)
+
+
 def test_a_family_without_thresholds_is_refused(planted):
     D, Y, X = planted
     layer = layers.liht(1, sparsity=3)

@@ -352,7 +352,7 @@ WRONG = {
     "training.method = 'curriculum'\nmodel = [{depth = 2}]\nproblem.dictionary = ['D.npy']": "a "
     "chain does not go with method curriculum",
     "model = {family = 'lamp', start = 'analytic'}": "lamp cannot start analytic; .* for ista,",
-    "model = {family = 'lamp', start = 'calibrated'}": "lamp cannot start calibrated; .* for ista,",
+    "model = {family = 'tista', start = 'calibrated'}": "tista cannot start calibrated; .* for",
 }
 
 
@@ -447,7 +447,8 @@ def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
     layer, D = _config.make_model(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
     steps = jax.eval_shape(layer.init, jax.random.key(0), D).steps
     theory = cls.from_theory is not None or cls.starts_from_theory
-    possible = {"init": True, "analytic": theory, "calibrated": hasattr(steps, "theta")}
+    thresholds = {"theta", "alpha"} & set(getattr(steps, "_fields", ()))
+    possible = {"init": True, "analytic": theory, "calibrated": bool(thresholds)}
     for start, can in possible.items():
         if not can:
             with pytest.raises(ConfigError, match=f"{family} cannot start {start}; that is for "):

@@ -10,9 +10,17 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled.analytic._passes import Loss, codes_of, greedy, scaled_weights, squared, with_factor
+from unrolled.analytic._passes import (
+    Loss,
+    codes_of,
+    greedy,
+    scaled_weights,
+    squared,
+    threshold_names,
+    with_factor,
+)
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
-from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
+from unrolled.layers import Layer, Unrolled, stack, unstack
 from unrolled.networks import Network
 from unrolled.problems import synthesize
 
@@ -68,16 +76,16 @@ def calibrate(
     than four signals do both.) The error is that of the codes or, without known codes, a loss such
     as the objective of the LASSO.
 
-    The fields whose role is "threshold" or "step size" (theta and gamma) are set; a field with
-    several entries gets one value. Steps x <- shrink(x + W'(y - D x), theta), which have no step
-    size, expand where W'D has an eigenvalue above 2. There W is tried as it is and as c W, with
-    c = 2 / (spectral radius of W'D), and the smaller error on the sample decides. All other fields
-    stay as they are.
+    The fields whose role is "threshold", "relative threshold" or "step size" (theta, the alpha of
+    LAMP, gamma) are set; a field with several entries gets one value. Steps x <- shrink(x + W'(y -
+    D x), theta), which have no step size, expand where W'D has an eigenvalue above 2. There W is
+    tried as it is and as c W, with c = 2 / (spectral radius of W'D), and the smaller error on the
+    sample decides. All other fields stay as they are.
 
     A chain is calibrated block by block, each on the codes of the blocks before it.
 
     Args:
-        model: any family whose steps have a threshold, such as `ista`, `lista_cp` or `alista`, or a
+        model: any family whose steps have a threshold, such as `ista`, `alista` or `lamp`, or a
             chain of such layers (`dsc`), with tuples for `params` and `D`.
         params: of the model.
         D: (m, d).
@@ -149,7 +157,7 @@ def _calibrate_layer(
 ) -> Unrolled:
     """The result of both passes, or the start where that is better on the held-back signals."""
     steps = unstack(params).steps
-    if steps is None or not all(names_with_role(p, "threshold") for p in steps):
+    if steps is None or not all(map(threshold_names, steps)):
         raise TypeError(
             "calibrate: expected steps with a threshold, such as theta; this family has none"
         )

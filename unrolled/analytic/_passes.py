@@ -26,6 +26,8 @@ _GAMMAS = 9
 # gamma from a third of its start to three times that.
 _THETA_SPAN = 5.75
 _GAMMA_SPAN = 1.1
+# A threshold per unit of the residual runs from 1/50 of its start to 50 times that.
+_RELATIVE_SPAN = math.log(50)
 # The second pass multiplies all thresholds by one factor: first of 17 from 1/8 to 8.
 _FACTOR_ROUNDS = 2
 _FACTORS = 17
@@ -41,6 +43,11 @@ def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:
     """The codes of a network, or the last ones of a layer, (1, batch, d), as a loss takes them."""
     codes = jax.vmap(model.apply, (None, None, 0))(params, D, Y)
     return codes if isinstance(codes, tuple) else codes[None]
+
+
+def threshold_names(p) -> list[str]:
+    """The names of the thresholds among the params of a step, absolute or relative."""
+    return names_with_role(p, "threshold", "relative threshold")
 
 
 def greedy(
@@ -72,8 +79,13 @@ def _search(layer, loss, shared, p, D, Y, X, state, constants):
 
     one = jnp.ones((), Y.dtype)
     gamma = jnp.mean(getattr(p, sizes[0])).astype(Y.dtype) if sizes else one
-    at = [jnp.log(_largest_entry(D, Y, X)) - _THETA_SPAN, jnp.log(_positive(gamma))]
-    widths = [_THETA_SPAN * one, (_GAMMA_SPAN if sizes else 0.0) * one]
+    if relative := names_with_role(p, "relative threshold"):
+        theta = jnp.mean(jnp.abs(getattr(p, relative[0]))).astype(Y.dtype)
+        middle, width = jnp.log(_positive(theta)), _RELATIVE_SPAN
+    else:
+        middle, width = jnp.log(_largest_entry(D, Y, X)) - _THETA_SPAN, _THETA_SPAN
+    at = [middle, jnp.log(_positive(gamma))]
+    widths = [width * one, (_GAMMA_SPAN if sizes else 0.0) * one]
     counts = [_THETAS, _GAMMAS if sizes else 1]
 
     def finer(_, window):
@@ -103,14 +115,14 @@ def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
     return jnp.max(jnp.abs(codes)).astype(Y.dtype)
 
 
-def _positive(gamma: Array) -> Array:
-    """gamma, or 1 where it is not positive."""
-    return jnp.where(gamma > 0, gamma, 1)
+def _positive(value: Array) -> Array:
+    """The value, or 1 where it is not positive."""
+    return jnp.where(value > 0, value, 1)
 
 
 def _with(p, theta, gamma):
     """Step params with one threshold, and one step size where there is one."""
-    values = dict.fromkeys(names_with_role(p, "threshold"), theta)
+    values = dict.fromkeys(threshold_names(p), theta)
     values |= dict.fromkeys(names_with_role(p, "step size"), gamma)
     return p._replace(**{name: jnp.full_like(getattr(p, name), v) for name, v in values.items()})
 
@@ -118,7 +130,7 @@ def _with(p, theta, gamma):
 @partial(jax.jit, static_argnames=("layer", "loss"))
 def with_factor(layer, params, D, Y, X, loss=squared):
     """The params with all thresholds times the factor of least loss after the last step."""
-    names = names_with_role(params.steps, "threshold")
+    names = threshold_names(params.steps)
 
     def scaled(log_t):
         thetas = {name: getattr(params.steps, name) * jnp.exp(log_t) for name in names}

@@ -273,7 +273,8 @@ def _can_start_analytic(cls: type[Layer]) -> bool:
 
 
 def _can_calibrate(cls: type[Layer]) -> bool:
-    return any(names_with_role(form.steps, "threshold") for form in cls.forms)
+    roles = "threshold", "relative threshold"
+    return any(names_with_role(form.steps, *roles) for form in cls.forms)
 
 
 def check_curriculum(config: Config) -> None:

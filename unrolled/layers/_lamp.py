@@ -12,7 +12,7 @@ from unrolled._numbers import exponent, ldexp, norm, power_of_two
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
-from unrolled.layers._records import Matrix, Shape, Unrolled, magnitude, repeat
+from unrolled.layers._records import RELATIVE, Matrix, Shape, Unrolled, magnitude, repeat
 from unrolled.layers._shrinking import Shrinking
 from unrolled.records import option
 
@@ -21,7 +21,7 @@ class Message(NamedTuple):
     """One step of LAMP."""
 
     W: Matrix
-    alpha: Annotated[Array, Shape("", "d")]  # threshold per unit of the estimated noise level
+    alpha: Annotated[Array, Shape("", "d", role=RELATIVE)]  # per unit of the noise level
 
 
 class Corrected(NamedTuple):

@@ -17,7 +17,8 @@ from unrolled._export import exportable
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured
 
-THRESHOLD, STEP_SIZE, WEIGHTS = "threshold", "step size", "weights"
+THRESHOLD, RELATIVE = "threshold", "relative threshold"
+STEP_SIZE, WEIGHTS = "step size", "weights"
 
 
 @dataclass(frozen=True, init=False)
@@ -28,8 +29,9 @@ class Shape:
         shapes: the shapes that the field may have at a step: "" for one number, the sizes of D as
             in "m,d", or "filters" for one number per filter of a convolutional D.
         role: "threshold" for a field that is never negative: training folds it, `calibrate` sets
-            it, and `search` tries no negative values; "step size" for one that `calibrate` sets;
-            "weights" for a matrix that it may scale; else None.
+            it, and `search` tries no negative values; "relative threshold" for one per unit of the
+            residual, whose magnitude counts: `calibrate` sets it; "step size" for one that
+            `calibrate` sets; "weights" for a matrix that it may scale; else None.
 
     Example:
         >>> ur.layers.Shape("", "m,d").of(jnp.ones((2, 3)))
@@ -368,8 +370,8 @@ def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -
                 _checks.nonnegative(held, name, where)
 
 
-def names_with_role(record: Any, role: str) -> list[str]:
-    """The names of the fields of a record, or of its class, that have this role.
+def names_with_role(record: Any, *roles: str) -> list[str]:
+    """The names of the fields of a record, or of its class, that have one of these roles.
 
     Example:
         >>> ur.layers.names_with_role(ur.layers.StepAndThreshold, "threshold")
@@ -381,7 +383,7 @@ def names_with_role(record: Any, role: str) -> list[str]:
     return [
         name
         for name, field in fields_of(kind).items()
-        if field.shape is not None and field.shape.role == role
+        if field.shape is not None and field.shape.role in roles
     ]
 
 
