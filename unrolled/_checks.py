@@ -267,6 +267,19 @@ def as_number(x: Any, name: str, where: str) -> float:
         raise TypeError(f"{where}: {name} must be a number, got {brief(x)}") from error
 
 
+def as_fraction(x: Any, name: str, where: str) -> float:
+    """`x` as a Python float strictly between 0 and 1.
+
+    Raises:
+        TypeError: `x` is traced, or not one real number.
+        ValueError: `x` is outside (0, 1), or NaN.
+    """
+    value = as_number(x, name, where)
+    if not 0 < value < 1:
+        raise ValueError(f"{where}: {name} must be in (0, 1), got {value}")
+    return value
+
+
 def as_bool(x: Any, name: str, where: str) -> bool:
     """`x` as True or False: no text, no number and no array is one.
 

@@ -69,6 +69,7 @@ from unrolled.theory._stability import (
     product_stability,
     stability,
 )
+from unrolled.theory._tolerance import Tolerance, exceedance, signals_needed, tolerance_bound
 from unrolled.theory._uniqueness import (
     OracleErrors,
     SupportRecovery,
@@ -98,6 +99,7 @@ __all__ = [
     "Schedule",
     "Stability",
     "SupportRecovery",
+    "Tolerance",
     "Uniqueness",
     "activation_schedule",
     "atom_coherence",
@@ -111,6 +113,7 @@ __all__ = [
     "diagonal",
     "error_bar",
     "error_gain",
+    "exceedance",
     "frobenius_weights",
     "generalized_coherence",
     "holistic_stability",
@@ -137,6 +140,7 @@ __all__ = [
     "rounding_guard",
     "schedule",
     "sequence_bound",
+    "signals_needed",
     "spark_bound",
     "sparsity_bound",
     "spectral_radius",
@@ -144,6 +148,7 @@ __all__ = [
     "stripe_norm",
     "support_bound",
     "theorem_of",
+    "tolerance_bound",
     "uniqueness",
     "weights_coherence",
     "welch_bound",
