@@ -20,6 +20,7 @@ from unrolled.theory._coherence import (
     weights_coherence,
     welch_bound,
 )
+from unrolled.theory._conditioning import Conditioning, gaussian_conditioning
 from unrolled.theory._convergence import (
     AtomSchedule,
     Plan,
@@ -42,6 +43,7 @@ from unrolled.theory._generalized import (
     minimax_weights,
 )
 from unrolled.theory._layered import LayeredSchedule, layered_penalties, layered_thresholds
+from unrolled.theory._local_rate import LocalRate, StepsTo, local_rate, support_rate
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
@@ -86,18 +88,21 @@ __all__ = [
     "AtomSchedule",
     "Certificate",
     "Coherence",
+    "Conditioning",
     "CscFeasibility",
     "ErrorBar",
     "Feasibility",
     "GeneralizedCoherence",
     "HolisticStability",
     "LayeredSchedule",
+    "LocalRate",
     "MinimalEntryWeights",
     "OracleErrors",
     "Plan",
     "ProductStability",
     "Schedule",
     "Stability",
+    "StepsTo",
     "SupportRecovery",
     "Tolerance",
     "Uniqueness",
@@ -115,6 +120,7 @@ __all__ = [
     "error_gain",
     "exceedance",
     "frobenius_weights",
+    "gaussian_conditioning",
     "generalized_coherence",
     "holistic_stability",
     "in_float64",
@@ -123,6 +129,7 @@ __all__ = [
     "is_feasible",
     "layered_penalties",
     "layered_thresholds",
+    "local_rate",
     "max_sparsity",
     "minimal_entry_weights",
     "minimax_weights",
@@ -147,6 +154,7 @@ __all__ = [
     "stability",
     "stripe_norm",
     "support_bound",
+    "support_rate",
     "theorem_of",
     "tolerance_bound",
     "uniqueness",

@@ -1,0 +1,114 @@
+"""The conditioning of Gaussian dictionaries: exact laws, Monte Carlo, and all sets of atoms."""
+
+import copy
+import itertools
+import math
+import pickle
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from unrolled import dictionaries
+from unrolled.theory import gaussian_conditioning
+from unrolled.theory._conditioning import _law
+
+
+@pytest.mark.parametrize(
+    "shape, k, kappa",
+    [
+        ((250, 500), 20, 0.284),
+        ((250, 500), 50, 0.136),
+        ((250, 500), 100, 0.038),
+        ((250, 500), 120, 0.020),
+        ((250, 500), 160, 0.0034),
+        ((333, 500), 100, 0.089),
+        ((500, 1000), 100, 0.148),
+        ((500, 1000), 200, 0.042),
+        ((125, 500), 50, 0.0205),
+    ],
+)
+def test_figures(shape, k, kappa):
+    # Stated to two or three digits.
+    assert gaussian_conditioning(*shape, k, 1 - 1e-6) == pytest.approx(kappa, rel=0.03)
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 250])
+def test_the_law_of_one_column_is_that_of_its_energy(m):
+    for quantile in (1e-9, 1e-3, 0.5, 0.999):
+        t = stats.chi2.ppf(quantile, m)
+        assert math.exp(_law(math.log(t), m, 1)) == pytest.approx(quantile, rel=1e-9)
+
+
+@pytest.mark.parametrize("m", [2, 30, 250])
+def test_the_law_of_a_square_matrix_starts_as_the_root(m):
+    # P(l <= t) = sqrt(m t) for small t: the limit law 1 - exp(-x/2 - sqrt(x)) of m l, with the
+    # Gamma function for sqrt(m): Gamma((m+1)/2) / Gamma(m/2) = sqrt(m/2) (1 - 1/(4m) + ...).
+    assert math.exp(_law(math.log(1e-12), m, m)) == pytest.approx(math.sqrt(m) * 1e-6, rel=1 / m)
+
+
+@pytest.mark.parametrize("m, k", [(6, 2), (20, 5), (20, 20), (40, 25)])
+def test_the_law_bounds_the_least_eigenvalue_and_is_tight_in_the_tail(m, k):
+    """By 20,000 draws, at two quantiles of them."""
+    n = 20_000
+    G = np.random.default_rng(m).normal(size=(n, m, k))
+    least = np.sort(np.linalg.eigvalsh(np.swapaxes(G, 1, 2) @ G)[:, 0])
+    for quantile, factor in ((1e-2, 5), (0.1, math.inf)):
+        bound = math.exp(_law(math.log(least[int(quantile * n) - 1]), m, k))
+        spread = 4 * math.sqrt(quantile / n)  # four standard deviations
+        assert quantile - spread <= bound <= factor * quantile
+
+
+def least_of_all_sets(D, k):
+    sets = np.array(list(itertools.combinations(range(D.shape[1]), k)))
+    atoms = np.swapaxes(D.T[sets], 1, 2)
+    return np.sqrt(np.linalg.eigvalsh(np.swapaxes(atoms, 1, 2) @ atoms)[:, 0].min())
+
+
+def test_no_set_of_atoms_of_drawn_dictionaries_is_below():
+    kappa = gaussian_conditioning(8, 12, 3, 0.99)
+    least = [least_of_all_sets(drawn(seed, 8, 12), 3) for seed in range(60)]
+    assert min(least) >= kappa > 0.04
+
+
+@pytest.mark.slow
+def test_no_set_of_atoms_is_below_in_all_of_150_dictionaries():
+    """All C(22, 5) = 26,334 sets."""
+    kappa = gaussian_conditioning(16, 22, 5, 0.99)
+    least = [least_of_all_sets(drawn(seed, 16, 22), 5) for seed in range(150)]
+    assert min(least) >= kappa > 0.07
+
+
+def drawn(seed, m, d):
+    return np.asarray(dictionaries.gaussian(jax.random.key(seed), m, d))
+
+
+def test_it_falls_with_more_atoms_and_more_confidence():
+    kappas = [gaussian_conditioning(40, 80, k) for k in range(1, 42)]
+    assert kappas[0] == 1 and kappas[40] == 0
+    assert all(a > b for a, b in itertools.pairwise(kappas))
+    assert gaussian_conditioning(40, 80, 5, 0.9) > gaussian_conditioning(40, 80, 5, 0.99)
+
+
+def test_a_bound_below_every_float_is_zero():
+    assert gaussian_conditioning(2000, 20_000, 2000) == 0
+
+
+def test_more_atoms_than_there_are():
+    assert gaussian_conditioning(40, 20, 30) == gaussian_conditioning(40, 20, 20) > 0
+
+
+def test_a_copy_knows_of_how_many_atoms():
+    kappa = gaussian_conditioning(40, 80, 5)
+    for other in (copy.deepcopy(kappa), pickle.loads(pickle.dumps(kappa))):
+        assert (other, other.atoms) == (kappa, 5)
+
+
+def test_faults():
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        gaussian_conditioning(4, 8, 0)
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 1.0"):
+        gaussian_conditioning(4, 8, 2, 1)
+    with pytest.raises(TypeError, match="m must be an integer"):
+        gaussian_conditioning(4.0, 8, 2)

@@ -1,0 +1,192 @@
+"""How fast iterations converge once they have the support, by the spectrum of W'D on it."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled._program import program
+from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.theory._uniqueness import as_supports
+
+_WEIGHTS = ("frobenius", "dictionary")
+_GRID = 2001  # step sizes of which the best is taken where eigenvalues are not real
+
+
+class StepsTo(NamedTuple):
+    """The number of steps of each kind, inf where it does not converge."""
+
+    plain: float
+    best: float
+    accelerated: float
+
+
+class LocalRate(NamedTuple):
+    """The edges of a spectrum, and the factors by which the error falls in one step.
+
+    Example:
+        >>> ur.theory.local_rate(250, 500, 50).steps_to(-100)
+        StepsTo(plain=23, best=23, accelerated=11)
+    """
+
+    least: float  # the least eigenvalue of W_S'D_S
+    largest: float
+    plain: float  # of x <- x + W'(y - D x)
+    best_step: float  # gamma of x <- x + gamma W'(y - D x) that is best; 0 where none helps
+    best: float  # of that step
+    accelerated: float  # with the best momentum
+
+    def steps_to(self, decibels: float) -> StepsTo:
+        """Steps until the squared error has changed by so many decibels, by the rates alone."""
+        dB = _checks.as_number(decibels, "decibels", "steps_to")
+        if math.isnan(dB):
+            raise ValueError("steps_to: decibels is nan; expected a number, such as -100")
+        return StepsTo(*(_steps(rate, dB) for rate in (self.plain, self.best, self.accelerated)))
+
+
+def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRate:
+    r"""The rate at which layers with the right support converge, for a random D and large sizes.
+
+    .. math::
+        \lambda_\pm &= \frac{1}{\alpha} \left( \sqrt{\alpha (1 - \beta)}
+            \pm \sqrt{\beta (1 - \alpha)} \right)^2, \qquad
+            \alpha = m / d, \quad \beta = s / d, \\
+        q(\gamma) &= \max |1 - \gamma \lambda_\pm|, \qquad
+        \gamma^* = \frac{2}{\lambda_+ + \lambda_-}, \qquad
+        \rho = \frac{\sqrt{\lambda_+} - \sqrt{\lambda_-}}{\sqrt{\lambda_+} + \sqrt{\lambda_-}}
+             = \sqrt{\frac{s (d - m)}{m (d - s)}}.
+
+    With `frobenius_weights`, W'D is d/m times the projection on the row space of D, up to the
+    scales of the atoms. Where D is right-rotationally invariant, of any condition, the spectrum of
+    W_S'D_S is that of a compressed projection, with these edges. For s > d - m its largest
+    eigenvalue is d/m itself. With W = D and Gaussian atoms the edges are those of Marchenko and
+    Pastur, (1 +- sqrt(s/m))^2, and rho = sqrt(s/m).
+
+    `plain` is q(1), the rate of ISTA, LISTA-CP and ALISTA with unit steps; `best` is q(gamma*). rho
+    is the rate of Chebyshev's and of Polyak's method, and that of the Onsager term of AMP and OAMP:
+    on a support it is the best momentum.
+
+    Args:
+        m, d, s: the sizes, with s <= m <= d.
+        weights: "frobenius", or "dictionary" for W = D.
+
+    Raises:
+        TypeError: sizes that are no integers.
+        ValueError: sizes out of order, or other weights.
+
+    Not claimed: that the support is found, nor what a threshold adds. At finite sizes the edges
+    fluctuate by a part of about m^(-2/3), and momentum is slower in the tail; `support_rate` has
+    the edges for a given D and S.
+
+    Reference: Wachter (1980) and Collins (2005) for the spectrum; Polyak (1964).
+
+    Example:
+        >>> rate = ur.theory.local_rate(250, 500, 50)
+        >>> [round(20 * float(np.log10(r)), 2) for r in (rate.plain, rate.accelerated)]
+        [-4.44, -9.54]
+    """
+    where = "local_rate"
+    m, d, s = (
+        _checks.as_index(value, name, where, least=1)
+        for name, value in {"m": m, "d": d, "s": s}.items()
+    )
+    if not s <= m <= d:
+        raise ValueError(f"{where}: m={m}, d={d}, s={s}; expected s <= m <= d")
+    if weights not in _WEIGHTS:
+        raise ValueError(f"{where}: weights is {weights!r}; expected one of {_WEIGHTS}")
+    if weights == "dictionary":
+        root = math.sqrt(s / m)
+        return _rates((1 - root) ** 2, (1 + root) ** 2)
+    if m == d:  # the projection is the identity
+        return _rates(1.0, 1.0)
+    u, v = math.sqrt(m * (d - s)), math.sqrt(s * (d - m))
+    least, largest = ((u + sign * v) ** 2 / (m * d) for sign in (-1, 1))
+    return _rates(least, d / m if s > d - m else largest)
+
+
+def support_rate(
+    W: Dictionary, D: Dictionary, support: ArrayLike | list[int] | tuple[int, ...]
+) -> LocalRate:
+    r"""`local_rate` of a given D, W and support: the edges of the spectrum of W_S'D_S.
+
+    Args:
+        W, D: (m, d), of any kind.
+        support: distinct integers in [0, d), the entries of the code that are not zero.
+
+    Returns:
+        LocalRate, by the eigenvalues in float64; `least` and `largest` are of their real parts.
+        `plain` is the spectral radius of I - W_S'D_S. Where eigenvalues are not real, which weights
+        other than D or the closed form may have, no momentum is claimed to help: `accelerated` is
+        `best`, that of a grid of steps. Where an eigenvalue has no positive part, no step helps.
+
+    Raises:
+        TypeError: a traced argument, or a support of no integers.
+        ValueError: shapes that differ, an empty support, or indices out of range or repeated.
+
+    Not claimed: as in `local_rate`. A spectral radius is an asymptotic rate; before that a
+    W_S'D_S that is far from normal may enlarge the error.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> ur.theory.support_rate(D, D, [1, 20]).best_step
+        1.0
+    """
+    where = "support_rate"
+    _checks.on_host((W, D), where)
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        W, D = (_checks.cast(as_dictionary(A, where), np.float64) for A in (W, D))
+        if W.shape != D.shape:
+            raise ValueError(
+                f"{where}: W has shape {W.shape} but D has shape {D.shape}; they must agree"
+            )
+        (S,) = as_supports([support], [D], where)
+        if not len(S):
+            raise ValueError(f"{where}: the support is empty; expected at least one index")
+        values = np.linalg.eigvals(np.asarray(_on_support(W, D, S)))
+    rates = _rates(float(values.real.min()), float(values.real.max()))
+    # A defective pair of real eigenvalues separates by the root of the rounding.
+    rounding = math.sqrt(len(S) * float(np.finfo(float).eps)) * np.abs(values).max()
+    return rates if (np.abs(values.imag) <= rounding).all() else _complex_rates(values, rates)
+
+
+@program()
+def _on_support(W: Dictionary, D: Dictionary, S: Any) -> Array:
+    """W_S'D_S."""
+    selected = jnp.eye(D.shape[1], dtype=D.dtype)[:, S]
+    return (W @ selected).T @ (D @ selected)
+
+
+def _rates(least: float, largest: float) -> LocalRate:
+    """The rates for eigenvalues that fill an interval."""
+    plain = max(1 - least, largest - 1)
+    if not least > 0:
+        return LocalRate(least, largest, plain, 0.0, 1.0, 1.0)
+    low, high = math.sqrt(least), math.sqrt(largest)
+    spread, total = largest - least, largest + least
+    return LocalRate(least, largest, plain, 2 / total, spread / total, (high - low) / (high + low))
+
+
+def _complex_rates(values: np.ndarray, rates: LocalRate) -> LocalRate:
+    """The rates for eigenvalues of any kind; the best step is the best of a grid."""
+    plain = float(np.abs(1 - values).max())
+    if not rates.least > 0:
+        return rates._replace(plain=plain)
+    # Beyond 2 / largest the eigenvalue with this real part alone makes the error grow.
+    gammas = np.linspace(0, 2 / rates.largest, _GRID)
+    radii = np.abs(1 - gammas[:, None] * values).max(1)
+    best = float(radii.min())
+    return LocalRate(rates.least, rates.largest, plain, float(gammas[radii.argmin()]), best, best)
+
+
+def _steps(rate: float, decibels: float) -> float:
+    """The least k with 20 k log10(rate) <= decibels."""
+    if decibels >= 0:
+        return 0
+    if rate >= 1:
+        return math.inf
+    return math.ceil(decibels / (20 * math.log10(rate))) if rate > 0 else 1
