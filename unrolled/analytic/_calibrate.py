@@ -164,13 +164,14 @@ def _calibrate_layer(
     if not steps:
         return params
     start, n = stack(params), _n_held_back(Y)
-    seen = jax.tree.map(lambda rows: rows[:-n] if n < len(Y) else rows, (Y, X))
+    seen: tuple = jax.tree.map(lambda rows: rows[:-n] if n < len(Y) else rows, (Y, X)) + (aim,)
     candidates = [
-        with_factor(layer, greedy(layer, begun, D, *seen, aim), D, *seen, aim)
+        with_factor(layer, greedy(layer, begun, D, *seen), D, *seen)
         for begun in (start, *scaled_weights(layer, start, D))
     ]
     found = min(candidates, key=lambda p: _judged(aim, layer, p, D, Y, X).loss)
-    _check_loss(*(_judged(aim, layer, p, D, Y, X) for p in (start, found)), Y)
+    before, after = (_judged(aim, layer, p, D, Y, X) for p in (start, found))
+    _check_loss(before, after, Y)
     found = _unless_worse(layer, start, found, D, Y, X, aim)
     _warn_of_end(layer, found, D, Y, X, aim)
     return unstack(found) if type(params.steps) is tuple else found

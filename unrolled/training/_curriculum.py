@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -17,6 +18,7 @@ from unrolled.training._fit import check_data, check_evaluations, check_function
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
+from unrolled.training._mesh import as_mesh, computing_on
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Fit, Progress, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
@@ -44,6 +46,8 @@ def curriculum(
     callbacks: Iterable[Callback] = (),
     log: str | Path | None = None,
     progress: bool | None = None,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> Fit:
     r"""Train a layer step by step, by the loss of the code after step k = 1, ..., K in turn.
 
@@ -59,7 +63,8 @@ def curriculum(
 
     Args:
         layer, params, D, sample, key, loss, trainable, validation, evaluate_every, checkpoint,
-            callbacks, log, progress: as in `fit`. The loss sees one code, as `codes[-1]`.
+            callbacks, log, progress, accumulate, mesh: as in `fit`. The loss sees one code, as
+            `codes[-1]`.
         steps_per_stage: the most training steps of a stage; there are K len(stages) stages.
         stages: the factors c.
         rate: the rate of the optimiser in a stage with factor 1, for step k.
@@ -98,6 +103,7 @@ def curriculum(
     K = _checks.as_index(layer.depth, "depth", "curriculum", least=1)
     steps = _checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
     evaluate_every, patience = check_evaluations(evaluate_every, patience, "curriculum")
+    mesh, accumulate = as_mesh(mesh, accumulate, "curriculum")
     plan = _plan(K, stages, decay)
     total = len(plan) * steps
     loss, callbacks = check_functions(loss, callbacks, "curriculum")
@@ -110,30 +116,32 @@ def curriculum(
     def of_step(codes, X, D, Y, at):
         return loss(codes[at][None], X, D, Y)
 
-    loop = make_loop("curriculum", layer, of_step, drawn, scaled, key, trained, fixed, validation)
+    how: tuple = (key, trained, fixed, validation, accumulate, mesh)
     config = {"key": key_text(key), "evaluate_every": evaluate_every, "rate": float(rate)}
     config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages]}
-    config |= {"decay": float(decay)}
-    with keeping(checkpoint, layer, loop, config, Trained(params, whole)) as keeper:
-        state = _enter(loop, loop.start(trained), 0, plan[0][1])
-        loop, state = keeper.resume(state, total, at=plan[0][0]) if keeper else (loop, state)
-        with watcher(loop, total, callbacks, log, progress) as watch:
-            for stage, (k, rates) in list(enumerate(plan))[state.stage :]:
-                state = _enter(loop, state, stage, rates) if stage > state.stage else state
-                evaluated = (record.step for record in state.records if record.stage == stage)
-                stop = next(evaluated, state.step) + steps
-                state = loop.run(
-                    state, stop, evaluate_every, watch, patience=patience, at=k, keeper=keeper
-                )
-        if keeper:
-            keeper.save(state)
-    return loop.result(state)
+    config |= {"decay": float(decay)} | ({"accumulate": accumulate} if accumulate > 1 else {})
+    with computing_on(mesh):
+        loop = make_loop("curriculum", layer, of_step, drawn, scaled, *how)
+        with keeping(checkpoint, layer, loop, config, Trained(params, whole)) as keeper:
+            state = _enter(loop, loop.start(trained), 0, plan[0][1])
+            loop, state = keeper.resume(state, total, at=plan[0][0]) if keeper else (loop, state)
+            with watcher(loop, total, callbacks, log, progress) as watch:
+                for stage, (k, rates) in list(enumerate(plan))[state.stage :]:
+                    state = _enter(loop, state, stage, rates) if stage > state.stage else state
+                    evaluated = (record.step for record in state.records if record.stage == stage)
+                    stop = next(evaluated, state.step) + steps
+                    state = loop.run(
+                        state, stop, evaluate_every, watch, patience=patience, at=k, keeper=keeper
+                    )
+            if keeper:
+                keeper.save(state)
+        return loop.result(state)
 
 
 def _enter(loop: Loop, state: Progress, stage: int, rates: StepRates) -> Progress:
     """The state at the beginning of a stage: the best params so far, and a new optimiser state."""
     fresh = loop.start(state.best)
-    optimizer = (*fresh.optimizer[:-1], rates)
+    optimizer = (*fresh.optimizer[:-1], loop.place(rates))
     return state._replace(trained=fresh.trained, optimizer=optimizer, stage=stage, lowest=np.inf)
 
 

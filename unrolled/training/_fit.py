@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from unrolled import _checks
 from unrolled._checks import Array
@@ -17,6 +18,7 @@ from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, w
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import supervised
+from unrolled.training._mesh import as_mesh, computing_on
 from unrolled.training._own import from_arrays, is_own
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Dictionaries, Fit, Model, Params, Progress, Trained
@@ -46,6 +48,8 @@ def fit(
     callbacks: Iterable[Callback] = (),
     log: str | Path | None = None,
     progress: bool | None = None,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> Fit:
     """Train params (and D) from where they are, by any optax optimiser.
 
@@ -88,6 +92,12 @@ def fit(
         callbacks: each is called as `callback(record, params)`, see `Callback`.
         log: a file to which each evaluation appends a line of JSON.
         progress: show a progress bar; None shows one on a terminal.
+        accumulate: batches of a step, a power of two, with keys of `split(fold_in(key, k), n)`. The
+            step takes the mean of their losses and gradients: of a loss that is no mean over the
+            batch, such as `log_nmse`, that is another loss than of one batch of all their signals.
+        mesh: devices that share these batches, by its axis "data", each drawing its own. Their
+            number, which divides `accumulate`, changes no bit of the result; a checkpoint resumes
+            on another number.
 
     Returns:
         the last and the best params, D, and the history.
@@ -110,7 +120,8 @@ def fit(
         ValueError: a batch that does not fit or is not finite; a loss that needs codes where there
             are none; a single signal, or signals that are all zero; steps, patience or
             evaluate_every out of range; a `trainable` that is no tree prefix of params or freezes
-            everything.
+            everything; `accumulate` no power of two, a mesh without the axis "data" or with devices
+            that cannot share the batches equally.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. Every option of the model but `unroll` and `remat` must be
             as it was. The optimiser, loss and sampler are compared by the first evaluation and the
@@ -133,6 +144,7 @@ def fit(
             f"got {type(optimizer).__name__}"
         )
     evaluate_every, patience = check_evaluations(evaluate_every, patience, "fit")
+    mesh, accumulate = as_mesh(mesh, accumulate, "fit")
     loss, callbacks = check_functions(loss, callbacks, "fit")
     key, D, drawn, validation = check_data(model, params, D, sample, key, validation, "fit")
     loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
@@ -148,16 +160,21 @@ def fit(
     def whole(codes, X, D, Y, at):
         return loss(codes, X, D, Y)
 
-    loop = make_loop("fit", model, whole, drawn, optimizer, key, trained, fixed, validation)
+    how: tuple = (key, trained, fixed, validation, accumulate, mesh)
     config = {"key": key_text(key), "evaluate_every": evaluate_every}
-    with keeping(checkpoint, model, loop, config, Trained(params, D)) as keeper:
-        state = loop.start(trained)
-        loop, state = keeper.resume(state, steps) if keeper else (loop, state)
-        with watcher(loop, steps, callbacks, log, progress) as watch:
-            state = loop.run(state, steps, evaluate_every, watch, patience=patience, keeper=keeper)
-        if keeper:
-            keeper.save(state)
-    return loop.result(state)
+    config |= {"accumulate": accumulate} if accumulate > 1 else {}  # as of older versions
+    with computing_on(mesh):
+        loop = make_loop("fit", model, whole, drawn, optimizer, *how)
+        with keeping(checkpoint, model, loop, config, Trained(params, D)) as keeper:
+            state = loop.start(trained)
+            loop, state = keeper.resume(state, steps) if keeper else (loop, state)
+            with watcher(loop, steps, callbacks, log, progress) as watch:
+                state = loop.run(
+                    state, steps, evaluate_every, watch, patience=patience, keeper=keeper
+                )
+            if keeper:
+                keeper.save(state)
+        return loop.result(state)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class Keeper:
             leaves = names({name: like})
             entries = manifest["leaves"]
             values = [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
-            return jax.tree.unflatten(jax.tree.structure(like), values)
+            return self.loop.place(jax.tree.unflatten(jax.tree.structure(like), values))
 
         state = _unpacked(filled, arrays, start)
         self._replay(state, start, at)

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from unrolled._checks import Array
 from unrolled.layers import Layer
 from unrolled.networks import Network
+from unrolled.training._mesh import batches, mean, placed, with_gradient
 from unrolled.training._protocols import Sample
 from unrolled.training._records import (
     Fit,
@@ -36,12 +38,16 @@ def make_loop(
     trained: Trained,
     fixed: Trained,
     validation: tuple,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> "Loop":
     """Compile a training once, for any number of stages.
 
-    `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage.
+    `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage. A step
+    sees `accumulate` batches, which the devices of the mesh share.
     """
-    codes = codes_of(model, where)
+    codes, place = codes_of(model, where), partial(placed, mesh=mesh)
+    key, trained, fixed, validation = place((key, trained, fixed, validation))
     # Line searches and the like ask for the loss: as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
     learns_dictionary = bool(jax.tree.leaves(trained.D))
@@ -70,10 +76,24 @@ def make_loop(
             trained = trained._replace(D=with_unit_atoms(trained.D))
         return trained, state
 
+    def judge(key, trained, fixed, at):
+        return objective(trained, fixed, sample(key), at)
+
+    def gradient(trained, fixed, k, at):
+        """The loss of a step and its gradient, and the loss as a function."""
+        step_key = jax.random.fold_in(key, k)
+        if accumulate == 1:
+            value_fn = partial(objective, fixed=fixed, batch=sample(step_key), at=at)
+            return *jax.value_and_grad(value_fn)(trained), value_fn
+
+        def average(trained):
+            of_batch = jax.value_and_grad(judge, argnums=1)
+            return mean(of_batch, step_key, accumulate, mesh, trained, fixed, at)
+
+        return *average(trained), with_gradient(average)
+
     def update(trained, state, bad, fixed, k, at):
-        batch = sample(jax.random.fold_in(key, k))
-        value_fn = partial(objective, fixed=fixed, batch=batch, at=at)
-        value, gradients = jax.value_and_grad(value_fn)(trained)
+        value, gradients, value_fn = gradient(trained, fixed, k, at)
         told = dict(value=value, grad=gradients, value_fn=value_fn)
         good = jnp.isfinite(value) & all_finite(gradients)
         bad = jnp.where(good | (bad >= 0), bad, k)
@@ -90,10 +110,11 @@ def make_loop(
         jax.jit(objective),
         jax.jit(jax.value_and_grad(judged, has_aux=True)),
         float(jax.jit(of_zero_codes)(trained, fixed, validation)),
-        jax.jit(lambda k: sample(jax.random.fold_in(key, k))),
+        jax.jit(lambda k: batches(key, k, accumulate, sample)),
         optimizer,
         fixed,
         validation,
+        place,
     )
 
 
@@ -120,14 +141,15 @@ class Loop(NamedTuple):
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
+    place: Callable[[Any], Any]  # where arrays belong: on all devices of a mesh
 
     def start(self, trained: Trained) -> Progress:
         """The state before the first step.
 
         The compiled step consumes its arguments: copies keep the caller's params apart.
         """
-        trained = copy(trained)
-        optimizer = copy(self.optimizer.init(trained))
+        trained = copy(self.place(trained))
+        optimizer = copy(self.place(self.optimizer.init(trained)))
         return Progress(
             trained,
             optimizer,

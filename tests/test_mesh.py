@@ -1,0 +1,176 @@
+"""A training over the devices of a mesh has the bits of the same training on one device."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import unrolled as ur
+
+D = ur.dictionaries.gaussian(0, 10, 20)
+LAYER = ur.lista_cp(2, tied=False)
+SAMPLE = ur.problems.sampler(D, batch=7)
+
+
+def fit(**options):
+    how = dict(optimizer=optax.sgd(0.1), steps=2, key=0, evaluate_every=1) | options
+    return ur.fit(LAYER, LAYER.init(None, D), D, SAMPLE, **how)
+
+
+def test_a_step_is_the_mean_of_batches_drawn_by_keys_of_their_own():
+    """Against gradients of the batches one by one, to the rounding of their sum."""
+    start = LAYER.init(None, D)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 4)
+
+    def loss(params, key):
+        Y, X = SAMPLE(key)
+        codes = jax.vmap(lambda y: LAYER.iterates(params, D, y), out_axes=1)(Y)
+        return ur.training.supervised(codes, X, D, Y)
+
+    gradients = [jax.grad(loss)(start, key) for key in keys]
+    expected = jax.tree.map(lambda p, *g: p - 0.1 * sum(g) / 4, start, *gradients)
+    found = fit(steps=1, accumulate=4)
+    for ours, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert found.history.loss[0] == pytest.approx(np.mean([loss(start, key) for key in keys]))
+
+
+def test_one_batch_without_a_mesh_is_the_training_of_before():
+    whole, again = fit(), fit(accumulate=1)
+    assert ur.training.digest(whole.params) == ur.training.digest(again.params)
+
+
+def test_a_mesh_of_one_device_changes_nothing():
+    mesh = jax.make_mesh((1,), ("data",))
+    alone, there = fit(accumulate=2), fit(accumulate=2, mesh=mesh)
+    assert ur.training.digest(alone.best) == ur.training.digest(there.best)
+    assert ur.training.digest(fit(mesh=mesh).best) == ur.training.digest(fit().best)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(accumulate=3), ValueError, "accumulate must be a power of two, got 3"),
+        (dict(accumulate=0), ValueError, "accumulate"),
+        (dict(accumulate=2.5), TypeError, "accumulate"),
+        (dict(mesh="data"), TypeError, "mesh must be a jax.sharding.Mesh, got str"),
+        (dict(mesh=jax.make_mesh((1,), ("batch",))), ValueError, "expected one named 'data'"),
+    ],
+)
+@pytest.mark.parametrize("train", ["fit", "curriculum"])
+def test_what_does_not_fit_is_refused(train, options, error, message):
+    with pytest.raises(error, match=f"{train}: .*{message}"):
+        if train == "fit":
+            fit(**options)
+        else:
+            ur.training.curriculum(LAYER, LAYER.init(None, D), D, SAMPLE, key=0, **options)
+
+
+def test_a_checkpoint_tells_the_number_of_batches(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    fit(accumulate=2, checkpoint=tmp_path)
+    with pytest.raises(ur.training.CheckpointError, match="accumulate"):
+        fit(accumulate=4, checkpoint=tmp_path)
+
+
+EIGHT = """
+import json, sys
+import jax, jax.numpy as jnp, optax
+import unrolled as ur
+from unrolled.training import _mesh
+
+D = ur.dictionaries.gaussian(0, 12, 24)
+
+def mesh(p):
+    return jax.make_mesh((p,), ("data",), devices=jax.devices()[:p])
+
+def digest(found):
+    return ur.training.digest((found.params, found.best, found.D, found.history.loss))
+
+def fit(layer, batch, optimizer=optax.adam(1e-2), D=D, steps=3, **options):
+    sample = ur.problems.sampler(D, batch)
+    how = dict(optimizer=optimizer, steps=steps, key=0, evaluate_every=2, accumulate=8)
+    return ur.fit(layer, layer.init(None, D), D, sample, **how | options)
+
+untied = ur.lista_cp(2, tied=False)
+CASES = {
+    "alista, 7": lambda **o: fit(ur.alista(3), 7, **o),
+    "untied and D, 33": lambda **o: fit(untied, 33, learn_dictionary=True, **o),
+    "lbfgs, 16": lambda **o: fit(ur.layers.ista(3), 16, optax.lbfgs(), **o),
+    "curriculum, 5": lambda **o: ur.training.curriculum(
+        untied, untied.init(None, D), D, ur.problems.sampler(D, 5), key=0, steps_per_stage=2,
+        stages=(1.0,), accumulate=8, **o),
+}
+answer = {}
+for name in sys.argv[2].split(";"):
+    answer[name] = [digest(CASES[name]())]
+    answer[name] += [digest(CASES[name](mesh=mesh(p))) for p in (1, 2, 8)]
+
+auto, _ = _mesh.as_mesh(mesh(8), 8, "")
+compiled = jax.jit(lambda key: _mesh.mean(
+    lambda key, a: (jax.random.normal(key, (3,)) @ a, {"b": a[0]}), key, 8, auto, jnp.eye(3)))
+text = compiled.lower(jax.random.key(0)).compile().as_text()
+answer["exchanges"] = text.count("collective-permute(") + text.count("collective-permute-start(")
+answer["gathers"] = text.count("all-gather") + text.count("all-reduce") + text.count("all-to-all")
+
+if sys.argv[1]:
+    folder, whole = sys.argv[1], digest(fit(untied, 5, steps=6))
+    fit(untied, 5, steps=4, mesh=mesh(8), checkpoint=folder)
+    resumed = digest(fit(untied, 5, steps=6, mesh=mesh(2), checkpoint=folder))
+    with jax.set_mesh(mesh(4)):  # a mesh that the caller has for something else
+        ambient = digest(fit(untied, 5, steps=6, mesh=mesh(2)))
+    answer["another number, another mesh"] = [whole, resumed, ambient]
+try:
+    fit(untied, 5, mesh=mesh(8), accumulate=4)
+except ValueError as error:
+    answer["too many"] = str(error)
+print(json.dumps(answer))
+"""
+
+
+def on_eight_devices(folder, cases):
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    code = (sys.executable, "-c", EIGHT, folder, cases)
+    done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_bits_do_not_depend_on_the_number_of_devices():
+    answer = on_eight_devices("", "alista, 7")
+    assert len(set(answer["alista, 7"])) == 1
+    assert answer["exchanges"] == 3 and answer["gathers"] == 0
+    assert "8 devices cannot share 4 batches equally" in answer["too many"]
+
+
+@pytest.mark.slow
+def test_nor_do_they_with_line_searches_stages_and_learned_dictionaries(tmp_path):
+    """A checkpoint resumes on another number of devices, and a mesh of the caller's has no part."""
+    pytest.importorskip("orbax.checkpoint")
+    cases = "untied and D, 33;lbfgs, 16;curriculum, 5"
+    answer = on_eight_devices(str(tmp_path), cases)
+    for name in (*cases.split(";"), "another number, another mesh"):
+        assert len(set(answer[name])) == 1, name
+
+
+def test_the_sum_of_a_tree_is_by_halves():
+    """((0 + 1) + (2 + 3)) and so on, which no other order gives for these numbers."""
+    from unrolled.training._mesh import mean
+
+    values = jnp.asarray(np.random.default_rng(0).normal(size=8) * 10.0 ** np.arange(-8, 8, 2))
+    keys = jax.random.split(jax.random.key(3), 8)
+
+    def of(key):
+        same = (jax.random.key_data(keys) == jax.random.key_data(key)[None]).all(1)
+        return values[jnp.argmax(same)]
+
+    total = np.asarray(values)
+    while len(total) > 1:
+        total = total[0::2] + total[1::2]
+    assert mean(of, jax.random.key(3), 8, None) == total[0] / 8

@@ -1,0 +1,142 @@
+"""A training step over the devices of a mesh: a mean of batches, summed in one order everywhere.
+
+A step draws `accumulate` batches, each by the sampler from a key of its own, and takes the mean of
+their losses and gradients. A mesh shares the batches among its devices: each draws its own, and no
+signal leaves it. The mean is a sum by one binary tree, whose lower levels are the loops of a device
+and whose upper ones are exchanges with other devices: the bits do not depend on their number.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from unrolled import _checks
+from unrolled._checks import Array
+
+_AXIS = "data"  # of the mesh, over which the batches are shared
+
+
+def as_mesh(mesh: Any, accumulate: int, where: str) -> tuple[Mesh | None, int]:
+    """The mesh, with axes that the compiler partitions, and how many batches make a step.
+
+    Raises:
+        TypeError: no mesh, or a number that is none.
+        ValueError: a number that is no power of two, a mesh without the axis "data", or with
+            devices that cannot share the batches equally.
+    """
+    accumulate = _checks.as_index(accumulate, "accumulate", where, least=1)
+    if accumulate & (accumulate - 1):
+        raise ValueError(f"{where}: accumulate must be a power of two, got {accumulate}")
+    if mesh is None:
+        return None, accumulate
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"{where}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}; try "
+            'jax.make_mesh((len(jax.devices()),), ("data",))'
+        )
+    if _AXIS not in mesh.shape:
+        raise ValueError(f"{where}: mesh has the axes {mesh.axis_names}; expected one named 'data'")
+    if accumulate % mesh.shape[_AXIS]:
+        raise ValueError(
+            f"{where}: {mesh.shape[_AXIS]} devices cannot share {accumulate} batches equally; "
+            "expected a multiple of their number, a power of two"
+        )
+    auto = (AxisType.Auto,) * mesh.devices.ndim
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=auto), accumulate
+
+
+def computing_on(mesh: Mesh | None) -> AbstractContextManager:
+    """In its block the mesh is that of JAX, whatever mesh the caller has set."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def placed(tree: Any, mesh: Mesh | None) -> Any:
+    """The tree on every device of the mesh."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def mean(f: Callable[..., Any], key: Array, n: int, mesh: Mesh | None, *arguments: Any) -> Any:
+    """The mean of f(key, *arguments) over n keys, a power of two, shared among the devices."""
+    keys = jax.random.split(key, n)
+    if mesh is None:
+        total = _sum(lambda key: f(key, *arguments), keys)
+    else:
+        everywhere = tuple(P() for _ in arguments)
+
+        @partial(
+            jax.shard_map,
+            mesh=mesh,
+            axis_names={_AXIS},
+            in_specs=(P(_AXIS), *everywhere),
+            out_specs=P(),
+            check_vma=False,  # all devices hold the same sum, which the compiler cannot see
+        )
+        def among(keys, *arguments):
+            return _exchanged(_sum(lambda key: f(key, *arguments), keys), mesh.shape[_AXIS])
+
+        total = among(keys, *arguments)
+    return jax.tree.map(lambda v: v / n, total)
+
+
+def _sum(f: Callable[[Array], Any], keys: Array) -> Any:
+    """The sum of f over the keys, half by half."""
+    if len(keys) == 1:
+        return _looped(lambda: f(keys[0]))
+    halves = lax.map(partial(_sum, f), keys.reshape(2, -1))
+    return jax.tree.map(lambda v: v[0] + v[1], halves)
+
+
+def _looped(f: Callable[[], Any]) -> Any:
+    """f(), in a loop of one turn that the compiler takes for many: it fuses as in any loop.
+
+    Outside of loops XLA fuses otherwise, and one batch a device would have other bits than two.
+    """
+    blank = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(f))
+    return lax.fori_loop(0, lax.optimization_barrier(1), lambda *_: f(), blank)
+
+
+def _exchanged(part: Any, devices: int) -> Any:
+    """The sum of the parts of all devices, at each of them: first of neighbours, then of pairs.
+
+    The leaves of one dtype travel together: log2(devices) exchanges.
+    """
+    leaves, tree = jax.tree.flatten(part)
+    for dtype in {leaf.dtype for leaf in leaves}:
+        own = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat = jnp.concatenate([leaves[i].reshape(-1) for i in own])
+        reach = 1
+        while reach < devices:
+            pairs = [(i, i ^ reach) for i in range(devices)]
+            flat = flat + lax.ppermute(flat, _AXIS, pairs)
+            reach *= 2
+        ends = np.cumsum([leaves[i].size for i in own])[:-1].tolist()
+        for i, piece in zip(own, jnp.split(flat, ends)):
+            leaves[i] = piece.reshape(leaves[i].shape)
+    return jax.tree.unflatten(tree, leaves)
+
+
+def with_gradient(value_and_gradient: Callable[[Any], Any]) -> Callable[[Any], Array]:
+    """The value, whose reverse derivative is the gradient that was computed with it.
+
+    A loop of unknown length has no reverse derivative, which line searches ask for.
+    """
+    value = jax.custom_vjp(lambda x: value_and_gradient(x)[0])
+    value.defvjp(value_and_gradient, lambda g, c: (jax.tree.map(lambda v: c * v, g),))
+    return value
+
+
+def batches(key: Array, k: Any, n: int, sample: Callable[[Array], Any]) -> Any:
+    """The batch of step k, or its n batches as one."""
+    step_key = jax.random.fold_in(key, k)
+    if n == 1:
+        return sample(step_key)
+    many = lax.map(sample, jax.random.split(step_key, n))
+    return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), many)
