@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import Fault
 from scipy import integrate, stats
 
 import unrolled as ur
@@ -510,26 +511,22 @@ def _realize_no_chain(D, y, two):
 
 # Name: call of (D, y, two), error, the essential words of the message.
 MISUSES = {
-    "params of one block": (_run(count=1), ValueError, "2 params, one per layer, got 1"),
-    "params of another depth": (_run(depth=2), ValueError, "depth 2"),
-    "no dictionaries": (_run(Ds=()), ValueError, "at least one dictionary, got none"),
-    "one dictionary": (_run(Ds=np.eye(M)), ValueError, "Ds is one dictionary"),
-    "a number for dictionaries": (_run(Ds=3), TypeError, "sequence of dictionaries, got int"),
-    "calibration without thresholds": (
-        _calibrate_without_thresholds,
-        TypeError,
-        "steps with a threshold.*this family has none",
+    "params of one block": Fault(_run(count=1), ValueError, "2 params, one per layer, got 1"),
+    "params of another depth": Fault(_run(depth=2), ValueError, "depth 2"),
+    "no dictionaries": Fault(_run(Ds=()), ValueError, "at least one dictionary, got none"),
+    "one dictionary": Fault(_run(Ds=np.eye(M)), ValueError, "Ds is one dictionary"),
+    "a number for dictionaries": Fault(_run(Ds=3), TypeError, "sequence of dictionaries, got int"),
+    "calibration without thresholds": Fault(
+        _calibrate_without_thresholds, TypeError, "steps with a threshold.*this family has none"
     ),
-    "a CNN of another family": (_realize_another_family, TypeError, "expected such a family"),
-    "a CNN of no chain": (_realize_no_chain, TypeError, "chain of layers"),
+    "a CNN of another family": Fault(_realize_another_family, TypeError, "expected such a family"),
+    "a CNN of no chain": Fault(_realize_no_chain, TypeError, "chain of layers"),
 }
 
 
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_misuses_are_refused(problem, two, misuse):
-    call, error, message = MISUSES[misuse]
-    with pytest.raises(error, match=message):
-        call(*problem, two)
+    MISUSES[misuse].check(*problem, two)
 
 
 @pytest.mark.few(1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from faults import Fault, refusals
 
 from unrolled import activations, analytic, dictionaries, layers, networks
 from unrolled.layers import (
@@ -603,155 +604,113 @@ class _doubled(layers.lista_cp):
         return super().step(shared, p, D, y, once, *fraction)
 
 
-# Name: options, error, message.
-BAD_OPTIONS = {
-    "kernel of 1": (dict(kernel_size=1), ValueError, "at least 2: with stride 1 .* logarithmic"),
-    "kernel of 0": (dict(kernel_size=0), ValueError, "kernel_size is 0"),
-    "stride 1": (dict(stride=1), ValueError, "no depth is logarithmic"),
-    "stride above the kernel": (dict(stride=4), ValueError, "layers would skip entries"),
-    "kernel of 2.5": (dict(kernel_size=2.5), TypeError, "kernel_size must be an integer"),
-    "unknown form": (
-        dict(form="short"),
+def _of(*arguments, **options):
+    return partial(cnn, *(arguments or (LAYER, PARAMS, D)), **OK | options)
+
+
+FAULTS = {
+    "kernel of 1": Fault(
+        _of(kernel_size=1), ValueError, "at least 2: with stride 1 .* logarithmic"
+    ),
+    "kernel of 0": Fault(_of(kernel_size=0), ValueError, "kernel_size is 0"),
+    "stride 1": Fault(_of(stride=1), ValueError, "no depth is logarithmic"),
+    "stride above the kernel": Fault(_of(stride=4), ValueError, "layers would skip entries"),
+    "kernel of 2.5": Fault(_of(kernel_size=2.5), TypeError, "kernel_size must be an integer"),
+    "unknown form": Fault(
+        _of(form="short"),
         ValueError,
         "unknown form 'short'; expected one of compact",
     ),
-    "negative bound": (dict(signal_bound=-1.0), ValueError, "signal_bound must be non-negative"),
-    "infinite bound": (dict(signal_bound=np.inf), ValueError, "signal_bound has NaN or infinite"),
-    "another activation is passed": (
-        dict(activation="silu"),
+    "negative bound": Fault(
+        _of(signal_bound=-1.0), ValueError, "signal_bound must be non-negative"
+    ),
+    "infinite bound": Fault(
+        _of(signal_bound=np.inf), ValueError, "signal_bound has NaN or infinite"
+    ),
+    "another activation is passed": Fault(
+        _of(activation="silu"),
         ValueError,
         "expected one activation, that of the layer, got silu and relu",
     ),
-    "a bare function is passed": (dict(activation=jnp.tanh), ValueError, "one activation"),
-}
-# Name: layer, params and D, options, error, message.
-BAD_ARGUMENTS = {
-    "another family": (
-        (layers.lista(2), LISTA, D),
-        {},
+    "a bare function is passed": Fault(_of(activation=jnp.tanh), ValueError, "one activation"),
+    "another family": Fault(
+        _of(layers.lista(2), LISTA, D),
         TypeError,
         r"a step of lista\(2\) is not x <- shrink.*expected such a family",
     ),
-    "a family with momentum": (
-        (layers.fista(2), layers.fista(2).init(None, D), D),
-        {},
+    "a family with momentum": Fault(
+        _of(layers.fista(2), layers.fista(2).init(None, D), D),
         TypeError,
         r"a step of fista\(2\) is not",
     ),
-    "a coupled family with a step of its own": (
-        (_doubled(2), PARAMS, D),
-        {},
-        TypeError,
-        r"a step of _doubled\(2\) is not",
+    "a coupled family with a step of its own": Fault(
+        _of(_doubled(2), PARAMS, D), TypeError, r"a step of _doubled\(2\) is not"
     ),
-    "params of another family": (
-        (LAYER, LISTA, D),
-        {},
-        TypeError,
-        r"Matrices\(B, S\).*another family",
+    "params of another family": Fault(
+        _of(LAYER, LISTA, D), TypeError, r"Matrices\(B, S\).*another family"
     ),
-    "no layer": (
-        (LAYER.apply, PARAMS, D),
-        {},
-        TypeError,
-        "expected a Layer or a Network, got method",
+    "no layer": Fault(
+        _of(LAYER.apply, PARAMS, D), TypeError, "expected a Layer or a Network, got method"
     ),
-    "a function without constants": (
-        shrinking_by(jnp.tanh),
-        {},
+    "a function without constants": Fault(
+        _of(*shrinking_by(jnp.tanh)),
         TypeError,
         "expected an Activation, with the constants of its tail",
     ),
-    "params of another depth": (
-        (layers.lista_cp(3), PARAMS, D),
-        {},
-        ValueError,
-        r"params have \[2\] steps .* depth 3",
+    "params of another depth": Fault(
+        _of(layers.lista_cp(3), PARAMS, D), ValueError, r"params have \[2\] steps .* depth 3"
     ),
-    "params of another shape": ((LAYER, PARAMS, D.T), {}, ValueError, "W has shape"),
-    "weights not finite": ((LAYER, weighted(D * np.nan), D), {}, ValueError, "params has NaN"),
-    "dictionary not finite": (
-        (LAYER, PARAMS, D * np.inf),
-        {},
-        ValueError,
-        "D has NaN or infinite",
+    "params of another shape": Fault(_of(LAYER, PARAMS, D.T), ValueError, "W has shape"),
+    "weights not finite": Fault(_of(LAYER, weighted(D * np.nan), D), ValueError, "params has NaN"),
+    "dictionary not finite": Fault(
+        _of(LAYER, PARAMS, D * np.inf), ValueError, "D has NaN or infinite"
     ),
-    "threshold infinite": (
-        (LAYER, spoiled(np.inf), D),
-        {},
-        ValueError,
-        "params has NaN or infinite",
+    "threshold infinite": Fault(
+        _of(LAYER, spoiled(np.inf), D), ValueError, "params has NaN or infinite"
     ),
-    "threshold negative": (
-        (LAYER, spoiled(-0.1), D),
-        {},
-        ValueError,
-        "theta must be non-negative",
+    "threshold negative": Fault(
+        _of(LAYER, spoiled(-0.1), D), ValueError, "theta must be non-negative"
     ),
-    "structured dictionary": (
-        (LAYER, PARAMS, CONV),
-        {},
-        ValueError,
-        r"Conv; try dictionaries\.dense\(D\)",
+    "structured dictionary": Fault(
+        _of(LAYER, PARAMS, CONV), ValueError, r"Conv; try dictionaries\.dense\(D\)"
     ),
-    "structured weights": (
-        (LAYER, weighted(CONV), dictionary(*CONV.shape)),
-        {},
-        ValueError,
-        r"dense\(W\)",
+    "structured weights": Fault(
+        _of(LAYER, weighted(CONV), dictionary(*CONV.shape)), ValueError, r"dense\(W\)"
     ),
-    "support selection": (
-        (layers.alista(2, support=(0.1, 0.3)), ALISTA, D),
-        {},
+    "support selection": Fault(
+        _of(layers.alista(2, support=(0.1, 0.3)), ALISTA, D),
         ValueError,
         "selects supports, which compares all entries",
     ),
-    "ReLU for a layer with another activation": (
-        shrinking_by("elu"),
-        dict(activation="relu"),
+    "ReLU for a layer with another activation": Fault(
+        _of(*shrinking_by("elu"), activation="relu"),
         ValueError,
         "expected one activation, that of the layer, got relu and elu",
     ),
-    "ReLU for a layer that is ReLU but for a scale": (
-        shrinking_by(activations.scale(activations.gelu, 1e6)),
-        dict(activation="relu"),
+    "ReLU for a layer that is ReLU but for a scale": Fault(
+        _of(*shrinking_by(activations.scale(activations.gelu, 1e6)), activation="relu"),
         ValueError,
         "expected one activation",
     ),
-    "never the identity": (shrinking_by("selu"), {}, ValueError, "selu does not become"),
-    "a chain with two activations": (
-        (networks.dsc([LAYER, layers.lista_cp(2, activation="elu")]), CHAIN[1], CHAIN[2]),
-        {},
+    "never the identity": Fault(_of(*shrinking_by("selu")), ValueError, "selu does not become"),
+    "a chain with two activations": Fault(
+        _of(networks.dsc([LAYER, layers.lista_cp(2, activation="elu")]), CHAIN[1], CHAIN[2]),
         ValueError,
         "expected one activation, that of the layer, got relu and elu",
     ),
-    "chain with one dictionary": (
-        (CHAIN[0], CHAIN[1], CHAIN[2][0]),
-        {},
-        ValueError,
-        "Ds is one dictionary",
+    "chain with one dictionary": Fault(
+        _of(CHAIN[0], CHAIN[1], CHAIN[2][0]), ValueError, "Ds is one dictionary"
     ),
-    "chain without params": (
-        (CHAIN[0], (), CHAIN[2]),
-        {},
-        ValueError,
-        "expected a tuple of 2 params",
+    "chain without params": Fault(
+        _of(CHAIN[0], (), CHAIN[2]), ValueError, "expected a tuple of 2 params"
     ),
-    "chain that does not match": (
-        (CHAIN[0], CHAIN[1], CHAIN[2][::-1]),
-        {},
-        ValueError,
-        "D_1 has shape",
+    "chain that does not match": Fault(
+        _of(CHAIN[0], CHAIN[1], CHAIN[2][::-1]), ValueError, "D_1 has shape"
     ),
 }
-FAULTS = BAD_ARGUMENTS | {name: ((LAYER, PARAMS, D), *fault) for name, fault in BAD_OPTIONS.items()}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_refused(fault):
-    arguments, options, error, message = FAULTS[fault]
-    with pytest.raises(error, match=message):
-        cnn(*arguments, **{**OK, **options})
+test_faults_are_refused = refusals(FAULTS)
 
 
 def test_a_bound_that_leaves_no_digit_is_refused():

@@ -1,0 +1,28 @@
+"""Refusals as data: what is called, the error, and the words of its message."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Fault(NamedTuple):
+    """A call that is refused; the message is a regular expression."""
+
+    call: Callable[..., Any]
+    error: type[Exception]
+    message: str
+
+    def check(self, *arguments):
+        with pytest.raises(self.error, match=self.message):
+            self.call(*arguments)
+
+
+def refusals(faults):
+    """A test of every one of the named faults."""
+
+    @pytest.mark.parametrize("fault", faults)
+    def test(fault):
+        faults[fault].check()
+
+    return test
