@@ -31,6 +31,9 @@ LAYERS |= {
     "alista, support, leaky_relu": partial(
         ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)
     ),
+    "alista_at, onsager": partial(
+        ur.layers.alista_at, by="residual", onsager=True, support=(0.1, 0.3)
+    ),
     "lista_ss": partial(ur.layers.lista_ss, support=(0.1, 0.3)),
     "lista_cpss": partial(ur.layers.lista_cpss, support=(0.1, 0.3), tied=False),
     "glista": partial(ur.layers.glista, gain=0.5, support=(0.1, 0.3)),

@@ -295,6 +295,48 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
     assert_close(layer.iterates(Unrolled(p, None), D, y), np.array(path), atol=10 * CLOSE)
 
 
+@pytest.mark.parametrize("by", ["code", "residual"])
+@pytest.mark.parametrize("onsager", [False, True])
+def test_alista_at_is_its_formula(problem, by, onsager):
+    D, y = problem
+    layer = layers.alista_at(K, by=by, onsager=onsager, support=SUPPORT)
+    params = moved(layer.init(None, D))
+    params = params._replace(steps=params.steps._replace(beta=jnp.linspace(0.4, 0.7, K)))
+    W, x, z, path = np.asarray(params.shared.W), np.zeros(N), np.zeros(N), []
+    for k, p in enumerate(steps_of(params)):
+        r = y - D @ z
+        u = z + p.gamma * W.T @ r
+        theta = p.theta * np.abs(W.T @ r if by == "code" else r).mean()
+        count = min(k + 1, 3)
+        passes = (np.abs(u) > np.sort(np.abs(u))[-count - 1]) & (np.abs(u) > theta)
+        before, x = x, np.where(passes, u, shrink(u, theta))
+        a = np.count_nonzero(x) / N
+        z = x + p.beta * (a / (1 - a) * (x - u) if onsager else x - before)
+        path.append(x)
+    assert 0 < np.count_nonzero(path[-1]) < N
+    assert_close(layer.iterates(params, D, y), path, 10 * CLOSE)
+    assert int(layer.run(params, D, y)[0].refused) == 0
+
+
+def test_alista_at_takes_no_step_that_leaves_more(problem):
+    """The second step is ten times too long: the third begins where the second did."""
+    D, y = problem
+    layer = layers.alista_at(3, support=None)
+    params = layer.init(None, D)
+    gamma = params.steps.gamma * jnp.asarray([1.0, 10.0, 1.0])
+    state, path = layer.run(params._replace(steps=params.steps._replace(gamma=gamma)), D, y)
+    assert int(state.refused) == 1
+    np.testing.assert_array_equal(path[1], path[0])
+    assert_close(path[2], layers.alista_at(2, support=None).apply(_first(params, 2), D, y))
+    worse = params._replace(steps=params.steps._replace(gamma=10 * gamma))
+    state, path = layer.run(worse, D, y)  # where every step leaves more than y there is no code
+    assert int(state.refused) == 3 and not np.any(path)
+
+
+def _first(params, depth):
+    return params._replace(steps=jax.tree.map(lambda leaf: leaf[:depth], params.steps))
+
+
 WITHOUT_MEMORY = {
     "ista": layers.ista(K),
     "step_lista": layers.step_lista(K, lam=0.0),  # its thresholds are gamma lam
@@ -312,6 +354,7 @@ WITHOUT_MEMORY = {
 }
 # Their steps carry more than the code, or end in another estimate than shrinkage.
 OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
+OTHERS |= {"alista_at"}
 
 
 @pytest.mark.few(10)

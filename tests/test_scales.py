@@ -454,6 +454,19 @@ def test_the_noise_of_tista_is_in_the_units_of_the_signal(D32):
         assert_allclose(codes(k), codes(0), atol=1e-4)
 
 
+@pytest.mark.parametrize("options", ["", "onsager", "residual"])
+def test_codes_of_alista_at_follow_powers_of_two_bit_for_bit(D32, options):
+    by = "residual" if options == "residual" else "code"
+    layer = ur.layers.alista_at(5, onsager=options == "onsager", by=by, support=(0.1, 0.2))
+    y = D32[:, 3] - D32[:, 7] / 2
+    exact = layer.iterates(layer.init(None, D32), D32, y)
+    assert np.any(exact)
+    for signal, dictionary in ((-80, 0), (80, 0), (0, 60), (0, -60), (40, 60)):
+        D = jnp.ldexp(D32, dictionary)
+        found = layer.iterates(layer.init(None, D), D, jnp.ldexp(y, signal))
+        assert_array_equal(jnp.ldexp(found, dictionary - signal), exact)
+
+
 def test_codes_of_lamp_follow_a_scaled_signal(D32):
     layer, y = ur.layers.lamp(3), D32[:, 3] - D32[:, 7] / 2
     params = layer.init(None, D32)

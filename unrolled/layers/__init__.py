@@ -2,6 +2,7 @@
 
 from unrolled.layers._ada_lista import SignalMatrices, ada_lista
 from unrolled.layers._alista import alista, robust_alista, tilista
+from unrolled.layers._alista_at import Adapting, alista_at
 from unrolled.layers._bernoulli_gaussian import Estimating, bernoulli_gaussian_mean
 from unrolled.layers._closed_form import FromClosedForm, lasso_weights, stable_step
 from unrolled.layers._glista import Gated, glista
@@ -51,6 +52,7 @@ from unrolled.records import Interned, option
 
 __all__ = [
     "Acting",
+    "Adapting",
     "Analytic",
     "Coupled",
     "Estimating",
@@ -86,6 +88,7 @@ __all__ = [
     "WeightsAndThreshold",
     "ada_lista",
     "alista",
+    "alista_at",
     "as_activation",
     "as_support",
     "bernoulli_gaussian_mean",
