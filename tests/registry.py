@@ -34,6 +34,7 @@ LAYERS |= {
     "alista_at, onsager": partial(
         ur.layers.alista_at, by="residual", onsager=True, support=(0.1, 0.3)
     ),
+    "vamp_bg, em": partial(ur.layers.vamp_bg, em=True, noise_ratio=0.01, damping=0.1),
     "lista_ss": partial(ur.layers.lista_ss, support=(0.1, 0.3)),
     "lista_cpss": partial(ur.layers.lista_cpss, support=(0.1, 0.3), tied=False),
     "glista": partial(ur.layers.glista, gain=0.5, support=(0.1, 0.3)),

@@ -333,6 +333,50 @@ def test_alista_at_takes_no_step_that_leaves_more(problem):
     assert int(state.refused) == 3 and not np.any(path)
 
 
+@pytest.mark.parametrize("em", [False, True])
+@pytest.mark.parametrize("variance", [None, 2.0])
+def test_vamp_bg_is_its_formula(problem, em, variance):
+    """With an inverse in place of the singular values, and in the units of y and D."""
+    D, y = problem
+    layer = layers.vamp_bg(
+        K, em=em, probability=0.3, variance=variance, noise_ratio=0.03, damping=0.2
+    )
+    params = layer.init(None, D)
+    steps = moved(params.steps)
+    power = y @ y / np.sum(D**2)
+    r, tau, share, limit, path, x = np.zeros(N), power, 1.0, y @ y, [], np.zeros(N)
+    for k, p in enumerate(steps_of(Unrolled(None, steps))):
+        if k == 0 or not em:
+            probability = 1 / (1 + np.exp(-p.log_odds))
+            v = (power / 0.3 if variance is None else variance) * np.exp(p.log_variance)
+            noise = np.exp(p.log_noise) * y @ y / M
+        G = D.T @ np.linalg.inv(D @ D.T + noise / tau * np.eye(M))
+        c = np.trace(G @ D) / N
+        u, tau_u = r + G @ (y - D @ r) / c, tau * (1 - c) / c
+        slab = probability * stats.norm(scale=np.sqrt(v + tau_u)).pdf(u)
+        pi = slab / ((1 - probability) * stats.norm(scale=np.sqrt(tau_u)).pdf(u) + slab)
+        mean, spread = v / (v + tau_u) * u, v * tau_u / (v + tau_u)
+        new, second = pi * mean, pi * (mean**2 + spread)
+        a = np.mean(second - new**2) / tau_u
+        energy = np.sum((y - D @ new) ** 2)
+        if energy <= limit:
+            x = new
+        share = max(share / 2, 0.2) if energy > limit else min(1.1 * share, 1)
+        limit = min(limit, 1.1**2 * energy)
+        if em:
+            weights = 1 / (1 + np.linalg.eigvalsh(D @ D.T)[::-1] * a * tau_u / noise) ** 2
+            U = np.asarray(params.shared.W.U)
+            noise = weights @ (U.T @ (y - D @ new)) ** 2 / np.sum(weights) / max(1 - N * a / M, 0.2)
+            probability, v = pi.mean(), np.sum(pi * (mean**2 + spread)) / pi.sum()
+        keep = share * (1 - p.damping) if k else 1.0
+        r = keep * (new - a * u) / (1 - a) + (1 - keep) * r
+        tau = keep * tau_u * a / (1 - a) + (1 - keep) * tau
+        path.append(x)
+    # Singular values and an inverse round otherwise; exponentials magnify it.
+    ours = layer.iterates(params._replace(steps=steps), D, y)
+    assert_close(ours, path, 1e4 * CLOSE)
+
+
 def _first(params, depth):
     return params._replace(steps=jax.tree.map(lambda leaf: leaf[:depth], params.steps))
 
@@ -354,7 +398,7 @@ WITHOUT_MEMORY = {
 }
 # Their steps carry more than the code, or end in another estimate than shrinkage.
 OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
-OTHERS |= {"alista_at"}
+OTHERS |= {"alista_at", "vamp_bg"}
 
 
 @pytest.mark.few(10)
@@ -381,9 +425,12 @@ def test_weights_are_those_that_act_in_the_step(problem, name, per_atom):
         x = np.asarray(found) / np.linalg.norm(found)
 
 
-def test_every_family_but_na_alista_has_weights():
+def test_every_family_has_weights_but_those_whose_steps_depend_on_the_signal():
     ours = {n: f for n, f in layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
-    assert {name for name, family in ours.items() if family.weights is None} == {"na_alista"}
+    assert {name for name, family in ours.items() if family.weights is None} == {
+        "na_alista",
+        "vamp_bg",
+    }
     assert {layer.family for layer in WITHOUT_MEMORY.values()} == set(ours) - OTHERS
 
 
@@ -468,6 +515,9 @@ BAD_OPTIONS = {
     "probability 1": ("lamp_bg", dict(probability=1.0), "probability must be .*below 1"),
     "variance negative": ("tista", dict(variance=-1.0), "variance must be above 0"),
     "noise negative": ("tista", dict(noise=-0.1), "noise must be at least 0"),
+    "noise_ratio 0": ("vamp_bg", dict(noise_ratio=0.0), "noise_ratio must be above 0"),
+    "damping 1": ("vamp_bg", dict(damping=1.0), "damping must be at least 0 and below 1"),
+    "by nothing": ("alista_at", dict(by="x"), "unknown by 'x'; expected one of code, residual"),
     "units 0": ("na_alista", dict(units=0), "units must be at least 1"),
     "threshold 0": ("na_alista", dict(threshold=0.0), "threshold must be above 0"),
     "threshold infinite": ("na_alista", dict(threshold=np.inf), "threshold must be .*finite"),

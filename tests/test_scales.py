@@ -422,14 +422,14 @@ def test_complex_thresholds_are_refused():
             f(jnp.ones(2), 1j)
 
 
-@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
+@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista", "vamp_bg"])
 def test_a_zero_dictionary_is_refused(family):
     with pytest.raises(ValueError, match=f"{family}: D is zero"):
         ur.layers.FAMILIES[family](2).init(None, jnp.zeros((3, 5)))
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
+@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista", "vamp_bg"])
 def test_codes_have_no_scale_of_the_dictionary(D32, family):
     """D and y in other units: the codes are the same, where the squares leave the range too."""
     layer, y = ur.layers.FAMILIES[family](3), D32[:, 3] - D32[:, 7] / 2
@@ -467,6 +467,36 @@ def test_codes_of_alista_at_follow_powers_of_two_bit_for_bit(D32, options):
         assert_array_equal(jnp.ldexp(found, dictionary - signal), exact)
 
 
+@pytest.mark.parametrize("em", [False, True])
+def test_codes_of_vamp_bg_follow_powers_of_two_bit_for_bit(D32, em):
+    layer, y = ur.layers.vamp_bg(5, em=em), D32[:, 3] - D32[:, 7] / 2
+    params = layer.init(None, D32)
+    exact = layer.iterates(params, D32, y)
+    assert np.any(exact)
+    for signal, dictionary in ((-80, 0), (80, 0), (0, 60), (0, -60), (40, 60)):
+        s = jnp.ldexp(params.shared.W.s, dictionary)
+        there = params._replace(shared=ur.layers.Fixed(params.shared.W._replace(s=s)))
+        D = jnp.ldexp(D32, dictionary)
+        found = layer.iterates(there, D, jnp.ldexp(y, signal))
+        assert_array_equal(jnp.ldexp(found, dictionary - signal), exact)
+        assert_allclose(layer.init(None, D).shared.W.s, s, rtol=1e-6)  # of float64, rounded
+    assert not np.any(layer.apply(params, D32, 0 * y))
+
+
+def test_the_variance_of_vamp_bg_is_in_the_units_of_the_codes(D32):
+    y = D32[:, 3] - D32[:, 7] / 2
+
+    def codes(k):
+        layer = ur.layers.vamp_bg(5, variance=float(np.ldexp(0.6, 2 * k)))
+        return jnp.ldexp(layer.apply(layer.init(None, D32), D32, jnp.ldexp(y, k)), -k)
+
+    assert np.any(codes(0)) and np.any(
+        codes(0) != ur.layers.vamp_bg(5).apply(ur.layers.vamp_bg(5).init(None, D32), D32, y)
+    )
+    for k in (-40, 40):
+        assert_array_equal(codes(k), codes(0))
+
+
 def test_codes_of_lamp_follow_a_scaled_signal(D32):
     layer, y = ur.layers.lamp(3), D32[:, 3] - D32[:, 7] / 2
     params = layer.init(None, D32)
@@ -478,7 +508,7 @@ def test_codes_of_lamp_follow_a_scaled_signal(D32):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista"])
+@pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista", "vamp_bg"])
 def test_signals_whose_energy_is_above_the_range_of_half_precision(D32, family):
     layer = ur.layers.FAMILIES[family](2)
     half, y = D32.astype(np.float16), (300 * (D32[:, 3] - D32[:, 7] / 2)).astype(np.float16)

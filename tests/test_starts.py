@@ -92,7 +92,7 @@ def test_no_start_is_above_that_of_ista(problem, share):
         assert objective(layer, layer.init(None, D), D, Y, lam) <= limit, name
 
 
-@pytest.mark.parametrize("name", ["na_alista", "hyperlista", "tista", "alista_at"])
+@pytest.mark.parametrize("name", ["na_alista", "hyperlista", "tista", "alista_at", "vamp_bg"])
 def test_starts_that_know_no_lam_are_below_zero_codes(problem, name):
     """Their thresholds follow the residual; in the objective they are worse than ISTA."""
     D, Y = problem

@@ -47,6 +47,7 @@ from unrolled.layers._shrinking import (
 )
 from unrolled.layers._tista import tista
 from unrolled.layers._unroll import unroll
+from unrolled.layers._vamp_bg import Belief, Spectrum, vamp_bg
 from unrolled.pursuit import State
 from unrolled.records import Interned, option
 
@@ -54,6 +55,7 @@ __all__ = [
     "Acting",
     "Adapting",
     "Analytic",
+    "Belief",
     "Coupled",
     "Estimating",
     "FAMILIES",
@@ -77,6 +79,7 @@ __all__ = [
     "Shape",
     "Shrinking",
     "SignalMatrices",
+    "Spectrum",
     "Square",
     "State",
     "Step",
@@ -125,4 +128,5 @@ __all__ = [
     "tista",
     "unroll",
     "unstack",
+    "vamp_bg",
 ]

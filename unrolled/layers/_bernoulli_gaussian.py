@@ -43,10 +43,16 @@ def bernoulli_gaussian_mean(r: Array, tau2: Any, *, probability: float, variance
 def _bernoulli_gaussian_mean(r: Array, tau2: Any, log_odds: float, variance: float) -> Array:
     # In half precision r / tau2 would overflow, and the slope of the estimate would be nan.
     wide, tau2 = widened(r), jnp.asarray(tau2, wide_dtype(r.dtype))
+    share, mean = posterior(wide, tau2, log_odds, variance)
+    return (mean * share).astype(r.dtype)
+
+
+def posterior(r: Array, tau2: Any, log_odds: Any, variance: Any) -> tuple[Array, Array]:
+    """The probability that x is not zero given x + n = r, and the mean of x if it is not."""
     total = variance + tau2
     odds = log_odds + jnp.log(tau2 / total) / 2
-    share = jax.nn.sigmoid(odds + wide**2 / 2 * (1 / tau2 - 1 / total))
-    return (variance / total * wide * share).astype(r.dtype)
+    share = jax.nn.sigmoid(odds + r**2 / 2 * (1 / tau2 - 1 / total))
+    return share, variance / total * r
 
 
 class Estimating(Layer):
