@@ -549,3 +549,89 @@ def test_codes_no_worse_than_zero_are_not_marked(problem):
         exact = compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X, lam=lam)
         assert not exact.diverged and not exact.silent
     assert exact.curves["exact"].gap.tolist() == [0.0] * DEPTH
+
+
+# Without codes
+
+
+@pytest.fixture(scope="module")
+def unknown(methods, problem):
+    D, Y, _ = problem
+    given = {name: methods[name] for name in ("ISTA", "LISTA-CP")}
+    given["few"] = ur.pursuit.omp_batch(D, Y, 1).x
+    return given, compare(given, D, Y, lam=LAM)
+
+
+def test_without_codes_the_objective_judges(unknown, problem):
+    """The codes of the LASSO stand for the true ones: its gaps and curves are those with them."""
+    given, found = unknown
+    D, Y, _ = problem
+    optimum = ur.pursuit.lasso_batch(D, Y, LAM, tol=1e-9)
+    assert optimum.converged.all() and not found.known and found.lam == LAM
+    expected = compare(given, D, Y, optimum.x, lam=LAM)
+    for name, curve in found.curves.items():
+        np.testing.assert_allclose(curve.gap, expected.curves[name].gap, rtol=1e-9)
+        np.testing.assert_allclose(curve.nmse, expected.curves[name].nmse, rtol=1e-9)
+    columns = found.table().splitlines()[0]
+    assert "(F - F*) / F*" in columns and "NMSE" not in columns
+
+
+def test_what_codes_rebuild_and_cost(unknown, problem):
+    given, found = unknown
+    D, Y, _ = (np.asarray(A) for A in problem)
+    layer, params = given["ISTA"]
+    codes = np.asarray(jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y))
+    errors, curve = codes @ D.T - Y, found.curves["ISTA"]
+    residual = np.sqrt((errors**2).sum((1, 2)) / (Y**2).sum())
+    np.testing.assert_allclose(curve.residual, residual, rtol=1e-9)
+    psnr = 10 * np.log10((Y.max() - Y.min()) ** 2 / (errors**2).mean((1, 2)))
+    np.testing.assert_allclose(curve.psnr, psnr, rtol=1e-9)
+    np.testing.assert_allclose(curve.nonzeros, (codes != 0).sum(2).mean(1))
+    cost = found.costs["ISTA"]
+    assert cost.products == 2 * DEPTH and 0 < cost.seconds < 60  # D x and D'r a step
+    assert "few" not in found.costs and set(found.costs) == {"ISTA", "LISTA-CP"}
+    row = next(line for line in found.table().splitlines() if line.startswith("| ISTA"))
+    assert f"| {residual[-1]:.4f} | {psnr[-1]:.2f} |" in row and row.endswith("| 8 |")
+
+
+def test_a_pursuit_of_another_problem_does_not_diverge(problem):
+    """Codes that reproduce their signals, where the LASSO has a large weight."""
+    D, Y, _ = problem
+    few = ur.pursuit.omp_batch(D, Y, 8).x
+    found = compare({"few": few, "ISTA": (layers.ista(2), analytic.ista(D, 1, 2))}, D, Y, lam=1)
+    zero = compare({"zero": 0 * few}, D, Y, lam=1)
+    assert found.curves["few"].gap[-1] > zero.curves["zero"].gap[-1] and not found.diverged
+    with pytest.warns(DivergenceWarning, match="few diverges: its codes are not finite"):
+        compare({"few": few * np.nan}, D, Y, lam=0.5)
+
+
+def test_a_layer_above_zero_codes_diverges_without_codes(problem):
+    D, Y, _ = problem
+    layer = layers.ista(3)
+    params = layer.init(None, D)
+    wild = params._replace(steps=params.steps._replace(gamma=10 * params.steps.gamma))
+    with pytest.warns(DivergenceWarning, match="wild diverges: .F - F.. / F. ends at"):
+        found = compare({"wild": (layer, wild)}, D, Y, lam=LAM)
+    assert "wild (diverges)" in found.table()
+
+
+def test_lam_is_chosen_and_told(problem):
+    D, Y, _ = (np.asarray(A) for A in problem)
+    method = {"ISTA": (layers.ista(2), analytic.ista(jnp.asarray(D), LAM, 2))}
+    found = compare(method, D, Y)
+    lam = np.quantile(np.abs(Y @ D).max(1), 0.9) / 10
+    assert found.lam == pytest.approx(lam, rel=1e-12)
+    assert (
+        f"lam = {lam:.4g}, a tenth of what gives nine signals in ten the code 0." in found.table()
+    )
+    with pytest.warns(DivergenceWarning):  # the thresholds are of another lam
+        told = compare(method, D, Y, lam=1e3).notes()
+    assert "lam = 1000 gives all signals the code 0; try a smaller one." in told
+    wrong = {0.0: "without codes lam must be positive, got 0", -1.0: "lam must be non-negative"}
+    for lam, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            compare(method, D, Y, lam=lam)
+    with pytest.raises(ValueError, match="all signals are zero"):
+        compare(method, D, 0 * Y)
+    with pytest.raises(ValueError, match=r"Y has NaN or infinite entries \(in row 2\)"):
+        compare(method, D, np.where(np.arange(30)[:, None] == 2, np.nan, Y))

@@ -205,3 +205,15 @@ def test_what_does_not_fit_a_chain_is_refused(methods, problem):
         compare(methods, Ds, Y, Xs, sparsity=2)
     with pytest.raises(ValueError, match=r"expected 2 values of lam, one per layer, got \(0.1,"):
         compare(methods, Ds, Y, Xs, lam=(0.1,))
+
+
+def test_without_codes_every_layer_has_the_lasso_of_the_codes_before(methods, problem):
+    Ds, Y, _ = problem
+    name, method = "start", methods["start"]
+    found = compare({name: method}, Ds, Y, lam=[0.05, 0.02])
+    first = ur.pursuit.lasso_batch(Ds[0], Y, 0.05, tol=1e-9).x
+    second = ur.pursuit.lasso_batch(Ds[1], first, 0.02, tol=1e-9).x
+    expected = compare({name: method}, Ds, Y, (first, second), lam=[0.05, 0.02])
+    for ours, other in zip(found.layers, expected.layers):
+        np.testing.assert_allclose(ours.curves[name].gap, other.curves[name].gap, rtol=1e-6)
+    assert [layer.known for layer in found.layers] == [False, False]

@@ -239,8 +239,8 @@ def _model(table: Table, cls: type[Layer], problem: Problem) -> Model:
     options = {name: given for name, given in table.items() if name not in own}
     refuse([name for name in options if name not in option_names(cls)], f"family {chosen.family}")
     check_start(cls, chosen.start)
-    lam = PLANTED_LAM if problem.lam is None else problem.lam
-    values: dict[str, Any] = {"lam": lam, "probability": problem.probability}
+    values: dict[str, Any] = {"lam": PLANTED_LAM if problem.lam is None else problem.lam}
+    values |= {"probability": problem.probability}
     shared = {name: value for name, value in values.items() if name in option_names(cls)}
     layer = cls(chosen.depth, **shared, **_accepted(cls, options))
     return Model(layer=layer, start=chosen.start)
@@ -331,8 +331,8 @@ def with_lam(config: Config, lam: float) -> Config:
     def one(model: Model) -> Model:
         if "lam" not in option_names(type(model.layer)):
             return model
-        options: dict[str, Any] = {"lam": lam}
-        return dataclasses.replace(model, layer=dataclasses.replace(model.layer, **options))
+        changed: dict[str, Any] = {"lam": lam}
+        return dataclasses.replace(model, layer=dataclasses.replace(model.layer, **changed))
 
     model = config.model
     return dataclasses.replace(

@@ -9,10 +9,12 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled.compare._comparison import (
     ChainComparison,
     Change,
     Comparison,
+    Cost,
     Curve,
     Divergence,
     DivergenceWarning,
@@ -42,7 +44,7 @@ def compare(
     methods: Mapping[str, tuple[Layer, Unrolled] | Fit | Array],
     D: Dictionary,
     Y: Array,
-    X: Array,
+    X: Array | None = None,
     reference: str | None = None,
     *,
     lam: ArrayLike | None = None,
@@ -57,7 +59,7 @@ def compare(
     methods: Mapping[str, tuple[Network, Any] | Fit | tuple[Array, ...]],
     D: Sequence[Dictionary],
     Y: Array,
-    X: Sequence[Array],
+    X: Sequence[Array] | None = None,
     reference: str | None = None,
     *,
     lam: ArrayLike | Sequence[float] | None = None,
@@ -71,7 +73,7 @@ def compare(
     methods: Mapping[str, Any],
     D: Any,
     Y: Array,
-    X: Any,
+    X: Any = None,
     reference: str | None = None,
     *,
     lam: Any = None,
@@ -86,6 +88,10 @@ def compare(
     marked in the result, and one `DivergenceWarning` names all of them. A warning says of how many
     signals the optimum of the LASSO is not certified.
 
+    Without known codes the methods are judged by the objective of the LASSO, and its optimal codes
+    stand for the true ones in the curves. Codes of any other solver may be of another problem, such
+    as the LASSO with another lam; no objective marks them.
+
     Args:
         methods: name -> (layer, params), or the `Fit` of a training, of which the best params run
             with the dictionary that they were trained with. For networks (network, params). The
@@ -93,12 +99,14 @@ def compare(
             shape of X, for networks a tuple of them; they have one step, the last.
         D: (m, d); for networks a tuple, one per layer.
         Y: (batch, m), the signals.
-        X: (batch, d), their true codes; for networks a tuple, one per layer.
+        X: (batch, d), their true codes; for networks a tuple, one per layer. None where they are
+            not known.
         reference: the name of the method from which the distances of params of the same form are
             measured; None takes the first method before each one that has params of its form.
         lam: also report the gap to the optimum of the LASSO with this weight, of the signals for
             which a duality gap certifies it. The signal of a layer of a network is then the true
-            code before it; one weight, or one per layer.
+            code before it; one weight, or one per layer. Without codes, None chooses a tenth of
+            what gives nine signals in ten the code 0, and a note says so.
         sparsity, bound, noise: s, B and delta of the codes that `theory.certify` is asked about;
             for networks one per layer. None takes the least that covers the sample.
 
@@ -108,8 +116,8 @@ def compare(
     Raises:
         TypeError: methods that are no dict by name, a method that is none, complex codes; a layer
             and a network together.
-        ValueError: no methods, shapes that do not fit, NaN or infinite signals, or an unknown
-            reference.
+        ValueError: no methods, shapes that do not fit, NaN or infinite signals, an unknown
+            reference; without codes a lam of 0, or signals that are all zero.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -122,13 +130,19 @@ def compare(
     """
     found = _methods(methods, reference)
     chained = any(method.chained for method in found.values())
-    sample = _sample(chained, D, Y, X, lam)
+    known = X is not None
+    if known:
+        sample, lams = _sample(chained, D, Y, X, lam)
+    else:
+        sample, lams = _sample_without_codes(chained, D, Y, lam)
     J = len(sample.Ds)
     numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
     classes = list(zip(*(_per_layer(v, name, J, chained) for name, v in numbers.items())))
-    blocks = {name: _blocks(name, method, sample, classes) for name, method in found.items()}
+    blocks = {name: _blocks(name, method, sample, classes, known) for name, method in found.items()}
     layers = [
-        _comparison({n: b[j] for n, b in blocks.items()}, reference, _uncertified(sample.optima[j]))
+        _comparison(
+            {n: b[j] for n, b in blocks.items()}, reference, _uncertified(sample.optima[j])
+        )._replace(lam=lams[j], known=known, remarks=_of_lam(sample.optima[j], lams[j], lam, known))
         for j in range(J)
     ]
     result = ChainComparison(tuple(layers)) if chained else layers[0]
@@ -160,6 +174,7 @@ class _Block(NamedTuple):
     guarantee: Guarantee | None
     diverged: Divergence | None
     silent: bool
+    cost: Cost | None = None
 
 
 def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Method]:
@@ -212,7 +227,10 @@ def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
+Lams = tuple[Any, ...]  # one per layer
+
+
+def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> tuple[Sample, Lams]:
     where = "compare"
     Ds = as_chain(D, where) if chained else (as_dictionary(D, where),)
     if chained and not (isinstance(X, tuple | list) and len(X) == len(Ds)):
@@ -233,49 +251,85 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
         None if lam is None else optima_of(Dj, signals, lam)
         for Dj, signals, lam in zip(Ds, (Y, *Xs), lams)
     )
-    return Sample(Ds, Y, Xs, optima)
+    return Sample(Ds, Y, Xs, optima), lams
 
 
-def _blocks(name: str, method: _Method, sample: Sample, classes: list[tuple]) -> list[_Block]:
+def _sample_without_codes(chained: bool, D: Any, Y: Any, lam: Any) -> tuple[Sample, Lams]:
+    """A sample whose codes are those of the LASSO, layer by layer."""
+    where = "compare"
+    Ds = as_chain(D, where) if chained else (as_dictionary(D, where),)
+    check_batch(Ds[0], Y, None, where)
+    Y = signals = _checks.as_signals(Y, "Y", where)
+    lams, optima = list(_per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)), []
+    for j, Dj in enumerate(Ds):
+        if not np.any(np.asarray(signals)):
+            of = f"codes of layer {j}" if j else "signals"
+            raise ValueError(f"{where}: all {of} are zero; expected some to code")
+        lams[j] = default_lam(Dj, signals) if lams[j] is None else lams[j]
+        if np.ndim(lams[j]) == 0 and lams[j] == 0:
+            raise ValueError(
+                f"{where}: without codes lam must be positive, got 0: any code that reproduces its "
+                "signal is then an optimum"
+            )
+        optima.append(optima_of(Dj, signals, lams[j]))
+        signals = optima[-1].codes
+    return Sample(Ds, Y, tuple(of.codes for of in optima), tuple(optima)), tuple(lams)
+
+
+def _of_lam(optima: Optima | None, lam: Any, given: Any, known: bool) -> tuple[str, ...]:
+    """What to say of the weight of a layer: how it was chosen, and that it silences all signals."""
+    if optima is None:
+        return ()
+    told = [] if known or given is not None else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
+    if not np.any(np.asarray(optima.codes)):
+        told.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller one.")
+    return tuple(told)
+
+
+def _blocks(
+    name: str, method: _Method, sample: Sample, classes: list[tuple], known: bool
+) -> list[_Block]:
     """Run a method, and measure the codes, the weights and the guarantees of its layers."""
     model, params, own = method
     if model is None:
-        return _of_codes(name, params if method.chained else (params,), sample)
+        return _of_codes(name, params if method.chained else (params,), sample, known)
     chained = method.chained
     Ds = sample.Ds if own is None else own if chained else (own,)
     shapes, expected = ([D.shape for D in chain] for chain in (Ds, sample.Ds))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} was trained with D of {shapes}; expected {expected}")
-    found = measure(model, params, Ds if chained else Ds[0], sample)
+    found, cost = measure(model, params, Ds if chained else Ds[0], sample)
     blocks = tuple(params) if chained else (params,)
     held = guarantees(model, blocks, Ds, sample.pairs, classes)
     made = []
     for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, found, held)):
         weights = model.weights(j) if isinstance(model, Network) else model.weights
         p = stack(p) if p.steps else p
-        made.append(_Block(p, D, weights, *_judged(measured, guarantee)))
+        judged = _judged(measured, guarantee, known=known)
+        made.append(_Block(p, D, weights, *judged, cost))
     return made
 
 
-def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample) -> list[_Block]:
+def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample, known: bool) -> list[_Block]:
     """The measurements of codes as they are."""
     shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
     floats = [_checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
     paths = tuple(X.astype(Y.dtype)[None] for X, (Y, _) in zip(floats, sample.pairs))
-    found = measure_codes(paths, sample)
-    return [_Block(None, D, None, *_judged(m, None)) for D, m in zip(sample.Ds, found)]
+    found = measure_codes(paths, sample, sample.Ds)
+    judged = [_judged(m, None, known=known, by_codes=True) for m in found]
+    return [_Block(None, D, None, *of) for D, of in zip(sample.Ds, judged)]
 
 
 def _judged(
-    measured: Measured, guarantee: Guarantee | None
+    measured: Measured, guarantee: Guarantee | None, **told: bool
 ) -> tuple[Curve, Guarantee | None, Divergence | None, bool]:
     """The last fields of a block."""
     errors = {name: np.asarray(value) for name, value in measured.errors.items()}
     gap = None if measured.gap is None else np.asarray(measured.gap)
     curve = Curve(**errors, gap=gap)
-    return curve, guarantee, divergence(curve, measured.zero_gap), bool(measured.silent)
+    return curve, guarantee, divergence(curve, measured.zero_gap, **told), bool(measured.silent)
 
 
 def _uncertified(optima: Optima | None) -> int:
@@ -304,6 +358,7 @@ def _comparison(blocks: dict[str, _Block], reference: str | None, uncertified: i
         tuple(name for name, block in blocks.items() if block.silent),
         tuple(name for name in blocks if name not in params),
         uncertified,
+        _known({name: block.cost for name, block in blocks.items()}),
     )
 
 

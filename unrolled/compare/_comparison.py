@@ -1,6 +1,7 @@
 """What a comparison holds: curves, divergence, guarantees and changes by method, and its tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,18 @@ class Curve(NamedTuple):
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
     # Sum of F - F* over the sum of F* for the LASSO, if lam was given; nan without a certified F*.
     gap: np.ndarray | None
+    residual: np.ndarray | None = None  # norm(Y - X D', "fro") / norm(Y, "fro")
+    psnr: np.ndarray | None = None  # dB, of the rebuilt signals; the peak is their range
+    nonzeros: np.ndarray | None = None  # per signal
+
+
+class Cost(NamedTuple):
+    """What the codes of a method cost."""
+
+    # Of all signals, with the codes after every step, once compiled; None in a study, whose numbers
+    # are those of its arguments.
+    seconds: float | None
+    products: int | None  # with a matrix, per signal; None where that depends on the signal
 
 
 class Change(NamedTuple):
@@ -77,12 +90,17 @@ class Comparison(NamedTuple):
     silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
     given: tuple[str, ...] = ()  # methods that were given by their codes, without steps
     uncertified: int = 0  # signals whose F* has no certificate: the gaps leave them out
+    costs: Mapping[str, Cost] = MappingProxyType({})  # not of methods given by their codes
+    lam: float | None = None  # of the gaps
+    known: bool = True  # False: the codes were not known, and those of the LASSO stand for them
+    remarks: tuple[str, ...] = ()  # on lam
 
     def table(self) -> str:
-        """A Markdown table: errors at the last step, in both definitions, and support scores.
+        """A Markdown table: errors at the last step, what the codes rebuild, and what they cost.
 
-        Scores that are undefined, such as the precision of codes that are all zero, are empty. A
-        note below the table names each method that diverges, or whose codes are all zero.
+        With known codes it has their errors, in both definitions, and support scores. Scores that
+        are undefined, such as the precision of codes that are all zero, are empty. A note below
+        the table names each method that diverges, or whose codes are all zero.
         """
         return _with_notes(*self._errors(), self.notes())
 
@@ -110,6 +128,7 @@ class Comparison(NamedTuple):
         far = [f"{name} diverges: {found.reason}." for name, found in self.diverged.items()]
         quiet = "; ".join(self.silent)
         notes = [*far, *([f"Silent, all codes are zero: {quiet}."] if quiet else [])]
+        notes += self.remarks
         if n := self.uncertified:
             told = "1 signal is" if n == 1 else f"{n} signals are"
             notes.append(f"{told} not in the gaps: no duality gap certifies F*.")
@@ -126,25 +145,36 @@ class Comparison(NamedTuple):
             codes: what the codes X of `compare` are, for the titles.
             note: what a reader should know, written below the panels.
         """
+        codes = codes if self.known else "LASSO codes"
         return plots.comparison(self, codes=codes, note=note)
 
     def _errors(self) -> tuple[list[str], list[list[str]]]:
+        columns, rows = ["method", "K"], []
+        columns += list(_OF_CODES) if self.known else []
         gaps = any(curve.gap is not None for curve in self.curves.values())
-        columns = ["method", "K", "NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures"]
-        columns += ["precision", "recall", "wrong entries", *(["(F - F*) / F*"] if gaps else [])]
-        rows = []
+        columns += ["(F - F*) / F*"] if gaps else []
+        timed = any(cost.seconds is not None for cost in self.costs.values())
+        columns += ["relative residual", "PSNR dB", "nonzeros", *(["seconds"] if timed else [])]
+        columns += ["products"]
         for name, c in self.curves.items():
             mark = " (diverges)" if name in self.diverged else ""
-            K = "" if name in self.given else str(len(c.nmse))
-            cells = [name, K, f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}"]
-            scores = ["" if np.isnan(v[-1]) else f"{v[-1]:.3f}" for v in (c.precision, c.recall)]
-            cells += [f"{c.failure_rate[-1]:.1%}", *scores]
-            cells += [
-                f"{c.false_positives[-1]:.2f}",
-                *([] if c.gap is None else [f"{c.gap[-1]:.2e}"]),
-            ]
+            cells = [name + ("" if self.known else mark)]
+            cells += ["" if name in self.given else str(len(c.nmse))]
+            cells += self._of_codes(c, mark) if self.known else []
+            cells += [_last(c.gap, ".2e")] if gaps else []
+            cells += [_last(c.residual, ".4f"), _last(c.psnr, ".2f"), _last(c.nonzeros, ".1f")]
+            seconds, products = self.costs.get(name, Cost(None, None))
+            if timed:
+                cells.append("" if seconds is None else f"{seconds:.2g}")
+            cells.append("" if products is None else str(products))
             rows.append(cells)
         return columns, rows
+
+    def _of_codes(self, c: Curve, mark: str) -> list[str]:
+        """The cells of known codes."""
+        cells = [f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}", f"{c.failure_rate[-1]:.1%}"]
+        cells += ["" if np.isnan(v[-1]) else f"{v[-1]:.3f}" for v in (c.precision, c.recall)]
+        return [*cells, f"{c.false_positives[-1]:.2f}"]
 
     def _parameters(self) -> tuple[list[str], list[list[str]]]:
         columns = ["method", "largest mu_W", "rms off-diagonal", "diagonal of W'D"]
@@ -230,6 +260,18 @@ class ChainComparison(NamedTuple):
             [str(j), *row] for j, found in self._numbered() for row in getattr(found, part)()[1]
         ]
         return ["layer", *columns], rows
+
+
+# The columns of known codes.
+_OF_CODES = (
+    *("NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures"),
+    *("precision", "recall", "wrong entries"),
+)
+
+
+def _last(values: np.ndarray | None, form: str) -> str:
+    """The number after the last step; empty where it is not measured."""
+    return "" if values is None else f"{values[-1]:{form}}"
 
 
 def _with_notes(columns: list[str], rows: list[list[str]], notes: list[str]) -> str:

@@ -1,5 +1,6 @@
 """What a comparison measures of the codes of a method, step by step."""
 
+import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from unrolled import _checks, metrics
 from unrolled._checks import Array
-from unrolled._numbers import exponent, largest, ldexp, power_of_two, wide_dtype, widened
+from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype, widened
 from unrolled._pursuits import lasso_optima
-from unrolled.compare._comparison import Curve, Divergence
+from unrolled.compare._comparison import Cost, Curve, Divergence
 from unrolled.dictionaries import Dictionary, column_norms
+from unrolled.problems import synthesize
 from unrolled.pursuit import lasso_objective
 
 # The quantiles of the errors of single signals that a `Curve` holds.
@@ -47,6 +49,7 @@ class Optima(NamedTuple):
     values: Array  # (batch,)
     certified: Array  # (batch,) whether the duality gap met its tolerance
     exponent: Array  # b - a, that of codes
+    codes: Array  # (batch, d), those of the optimum, in the units of the signals
 
 
 class Measured(NamedTuple):
@@ -56,10 +59,16 @@ class Measured(NamedTuple):
     silent: Array
 
 
-def measure(model: Any, params: Any, D: Any, sample: Sample) -> list[Measured]:
-    """`measure_codes` of a model."""
-    paths = _paths(model, params, D, sample.Y)
-    return measure_codes(paths if isinstance(paths, tuple) else (paths,), sample)
+def measure(model: Any, params: Any, D: Any, sample: Sample) -> tuple[list[Measured], Cost]:
+    """`measure_codes` of a model, and what the codes cost."""
+    operands = params, D, sample.Y
+    jax.block_until_ready(_paths(model, *operands))  # compiled
+    began = time.perf_counter()
+    paths = jax.block_until_ready(_paths(model, *operands))
+    seconds = time.perf_counter() - began
+    chained = isinstance(paths, tuple)
+    found = measure_codes(paths if chained else (paths,), sample, D if chained else (D,))
+    return found, Cost(seconds, products(model, params, D, sample.Y[0]))
 
 
 # A program of its own: only the paths are the model's, `measure_codes` serves all models.
@@ -70,17 +79,38 @@ def _paths(model: Any, params: Any, D: Any, Y: Array) -> Any:
 
 
 @jax.jit
-def measure_codes(paths: tuple[Array, ...], sample: Sample) -> list[Measured]:
-    """The codes of every layer, (steps, batch, d), against the true ones."""
+def measure_codes(
+    paths: tuple[Array, ...], sample: Sample, Ds: tuple[Dictionary, ...]
+) -> list[Measured]:
+    """The codes of every layer, (steps, batch, d), against the true ones and the signals.
+
+    `Ds` are the dictionaries of the method, which rebuild its signals.
+    """
     found = []
-    for path, (_, X), optima in zip(paths, sample.pairs, sample.optima):
+    for path, (Y, X), optima, D in zip(paths, sample.pairs, sample.optima, Ds):
         gap = zero_gap = None
         if optima is not None:
             measured = partial(_objective_gap, optima)
             gap, zero_gap = jax.lax.map(measured, path), measured(jnp.zeros_like(X))
         silent = ~(path[-1] != 0).any() & (X != 0).any()
-        found.append(Measured(jax.lax.map(partial(_errors, X), path), gap, zero_gap, silent))
+        errors = jax.lax.map(partial(_numbers, D, Y, X), path)
+        found.append(Measured(errors, gap, zero_gap, silent))
     return found
+
+
+def _numbers(D: Dictionary, Y: Array, X: Array, x: Array) -> dict[str, Array]:
+    return _errors(X, x) | _rebuilt(D, Y, x)
+
+
+def _rebuilt(D: Dictionary, Y: Array, x: Array) -> dict[str, Array]:
+    """How well the codes rebuild their signals, and with how many entries."""
+    signals = synthesize(D, x).astype(Y.dtype)
+    size = norm(Y)
+    return dict(
+        residual=norm(Y - signals) / jnp.where(size > 0, size, 1),
+        psnr=metrics.psnr(signals, Y, peak=jnp.max(Y) - jnp.min(Y)),
+        nonzeros=(x != 0).sum(-1).astype(x.dtype).mean(),
+    )
 
 
 def _errors(X: Array, x: Array) -> dict[str, Array]:
@@ -118,34 +148,79 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
     _checks.finite(lam, "lam", "compare")
     if np.ndim(lam):
         raise ValueError(f"compare: lam has shape {np.shape(lam)}; expected one number")
-    D, Y = _checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
+    dtype = Y.dtype
+    D, Y = _checks.cast(D, wide_dtype(dtype)), widened(Y)
     a, b = exponent(column_norms(D)), exponent(Y)
     with np.errstate(over="ignore"):
         size = min(np.ldexp(float(lam), -int(a + b)), float(jnp.finfo(Y.dtype).max))
     D, Y, weight = D * power_of_two(-a, Y.dtype), ldexp(Y, -b), jnp.asarray(size, Y.dtype)
     found = lasso_optima(D, Y, weight)
-    optima = Optima(D, Y, weight, jnp.zeros(len(Y), Y.dtype), found.converged, b - a)
+    codes, zeros = ldexp(found.x, b - a).astype(dtype), jnp.zeros(len(Y), Y.dtype)
+    optima = Optima(D, Y, weight, zeros, found.converged, b - a, codes)
     return optima._replace(values=jax.jit(_objectives)(optima, found.x))
 
 
-def divergence(curve: Curve, zero_gap: Any) -> Divergence | None:
+def divergence(
+    curve: Curve, zero_gap: Any, *, known: bool = True, by_codes: bool = False
+) -> Divergence | None:
     """How the codes end worse than the zero code, where every method starts; None if they do not.
 
     Codes without any error are no worse, also where the true codes are all zero.
+
+    Args:
+        curve: of the method.
+        zero_gap: that of the zero code; None where there is no optimum.
+        known: whether the true codes are known, or those of the LASSO stand for them.
+        by_codes: the method was given by its codes, which may be of another problem: the LASSO of
+            another lam, or so many nonzeros. Then its objective is not judged.
     """
     error = curve.nmse[-1]
-    if step := _worse_from(~((curve.nmse <= _ROUNDING) | (curve.largest_l1 == 0))):
+    if not known:
+        if not np.isfinite(curve.largest_l1[-1]):
+            return Divergence(len(curve.nmse), "its codes are not finite")
+    elif step := _worse_from(~((curve.nmse <= _ROUNDING) | (curve.largest_l1 == 0))):
         if not np.isfinite(error):
             return Divergence(step, f"its error is not finite from step {step} on")
         ends = f"its error ends {error:.1f} dB above that of the zero code"
         return Divergence(step, f"{ends}, and is above it from step {step} on")
-    if curve.gap is None or np.isnan(zero_gap):  # without a certified F*
+    if by_codes or curve.gap is None or np.isnan(zero_gap):  # without a certified F*
         return None
     most = float(zero_gap) + _ROUNDING
     if step := _worse_from(~(curve.gap <= most)):
         ends = f"(F - F*) / F* ends at {curve.gap[-1]:.3g}, above the {float(zero_gap):.3g} of"
         return Divergence(step, f"{ends} the zero code, and is above it from step {step} on")
     return None
+
+
+# The operations of a matrix with a vector, whatever the dictionary is made of.
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+def products(model: Any, params: Any, D: Any, y: Array) -> int | None:
+    """How many products with a matrix, or convolutions, the code of one signal takes.
+
+    None where that depends on the signal.
+    """
+    return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
+
+
+def _count(jaxpr: Any) -> int | None:
+    from jax.extend.core import jaxprs_in_params
+
+    total = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in _PRODUCTS:
+            shapes = [variable.aval.shape for variable in equation.invars]
+            total += max(map(len, shapes)) > 1  # not of two vectors
+            continue
+        counts = [_count(part) for part in jaxprs_in_params(equation.params)]
+        inner = [count for count in counts if count is not None]
+        if len(inner) < len(counts) or (name == "while" and any(inner)):
+            return None
+        times = equation.params["length"] if name == "scan" else 1
+        total += times * (max(inner, default=0) if name == "cond" else sum(inner))
+    return total
 
 
 def _worse_from(worse: np.ndarray) -> int:

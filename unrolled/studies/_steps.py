@@ -14,7 +14,7 @@ import optax
 from unrolled import _checks, analytic, dictionaries, layers, metrics, problems, theory, training
 from unrolled._checks import Array
 from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
-from unrolled.compare import Comparison, DivergenceWarning, compare
+from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies._samples import Samples
@@ -284,11 +284,20 @@ _FIELDS = (
 
 
 def compared(*arguments: Any, **options: Any) -> Any:
-    """`compare` without its warning: a report has the notes of the result."""
+    """`compare` without its warning and its seconds: a report has the notes of the result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)
         warnings.filterwarnings("ignore", "compare: .* not in the gaps")
-        return compare(*arguments, **options)
+        result: Any = compare(*arguments, **options)
+    if isinstance(result, ChainComparison):
+        return result._replace(layers=tuple(map(_untimed, result.layers)))
+    return _untimed(result)
+
+
+def _untimed(result: Comparison) -> Comparison:
+    """Without seconds, so that a study is a function of its arguments."""
+    costs = {name: cost._replace(seconds=None) for name, cost in result.costs.items()}
+    return result._replace(costs=costs)
 
 
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:

@@ -216,7 +216,7 @@ def unknown_codes(
     remarks = list(pursued.remarks)
     classical = {name: codes for name, (codes,) in pursued.codes.items()}
     trained = _methods(samples, lam, run, seconds, remarks)
-    result = compared(trained | classical, D, some, optimum.x, lam=lam)
+    result = compared(trained | classical, D, some, lam=lam)
     psnr = {
         name: _psnr_per_step(layer, params, D, some).tolist()
         for name, (layer, params) in trained.items()
