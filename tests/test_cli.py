@@ -620,11 +620,18 @@ def test_compare_on_a_chain(run, tmp_path, signals):
 
 @pytest.mark.slow
 def test_compare_on_own_signals(run, tmp_path, drawn):
-    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista,alista", *QUICK)
+    D = np.load("D.npy").astype(np.float32)
+    layer = unrolled.layers.ista(2)
+    unrolled.training.save(tmp_path / "w.npz", layer.init(None, D), D, layer)
+    methods = f"ista,alista,liht,omp,{tmp_path / 'w.npz'}"
+    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", methods, *QUICK)
     status, out, err = run("compare", *arguments, "--output", tmp_path / "r")
-    assert status == 0 and "Without known codes there are no rows of alista." in out, err
+    assert status == 0, err
     data = check_report(tmp_path / "r", ["signals"])["signals"]
-    assert curve_rows(tmp_path / "r", "signals") == {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3}
+    steps = {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3, "omp": 1, str(tmp_path / "w.npz"): 2}
+    steps |= {f"{of}, learned": 3 for of in ("ALISTA", "liht")}
+    steps |= {"ALISTA, analytic": 3, "liht, start": 3}
+    assert curve_rows(tmp_path / "r", "signals") == steps
     gap = np.asarray(data["comparison"]["curves"]["ISTA"]["gap"])
     assert (np.diff(gap) < 0).all() and (gap > 0).all() and data["lam"] > 0
     assert "distance to the LASSO codes" in (tmp_path / "r" / "report.md").read_text()

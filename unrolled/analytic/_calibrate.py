@@ -164,9 +164,9 @@ def _calibrate_layer(
     if not steps:
         return params
     start, n = stack(params), _n_held_back(Y)
-    seen: tuple = jax.tree.map(lambda rows: rows[:-n] if n < len(Y) else rows, (Y, X)) + (aim,)
+    y, x = jax.tree.map(lambda rows: rows[:-n] if n < len(Y) else rows, (Y, X))
     candidates = [
-        with_factor(layer, greedy(layer, begun, D, *seen), D, *seen)
+        with_factor(layer, greedy(layer, begun, D, y, x, aim), D, y, x, aim)
         for begun in (start, *scaled_weights(layer, start, D))
     ]
     found = min(candidates, key=lambda p: _judged(aim, layer, p, D, Y, X).loss)

@@ -5,10 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from unrolled import datasets, dictionaries, problems, studies
+import numpy as np
+
+from unrolled import datasets, dictionaries, problems, studies, training
 from unrolled._pursuits import PURSUITS
 from unrolled.commands._console import Say, teller
-from unrolled.commands._inputs import read_chain, read_dictionary, read_signals
+from unrolled.commands._encode import restore_model
+from unrolled.commands._inputs import read_chain, read_dictionary, read_signals, weights_of
 from unrolled.commands._pursuit_options import OPTIONS, add_options, given_options, names
 from unrolled.commands._report import (
     RESULTS,
@@ -72,8 +75,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--method",
         metavar="NAMES",
-        help=f"some of {','.join(METHODS)} (default: all but lista), and pursuits, of which the "
-        f"last code alone is shown: {','.join(_pursuits())}",
+        help=f"some of {','.join(METHODS)} (default: all but lista), any other family, files of "
+        "weights or folders of `unrolled train`, and pursuits, of which the last code alone is "
+        f"shown: {','.join(_pursuits())}",
     )
     add("--depth", type=int, default=16, help="number of steps K (default 16)")
     add(
@@ -128,7 +132,28 @@ def _check_output(folder: Path, signals: list[Path]) -> None:
 
 
 def _pursuits() -> tuple[str, ...]:
-    return tuple(name for name in names() if name not in METHODS)
+    return tuple(name for name in names() if name not in studies.all_methods())
+
+
+def _is_weights(name: str) -> bool:
+    """Whether a method is a file of weights, or a folder with one."""
+    return Path(name).suffix in (".npz", ".safetensors") or (bool(name) and Path(name).is_dir())
+
+
+def _restored(paths: tuple[Path, ...], D: list[Path]) -> dict[str, training.Fit]:
+    """The weights of files as results of a training, by their paths.
+
+    Raises:
+        ValueError: weights without a layer, or without a dictionary where none is given.
+    """
+    found = {}
+    for path in paths:
+        held = training.restore(weights_of(path)).D is not None
+        saved = restore_model(weights_of(path), [] if held else D)
+        model: Any = saved.layer
+        history = training.History(np.zeros(0), ())
+        found[str(path)] = training.Fit(saved.params, saved.params, saved.D, history, model)
+    return found
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -136,11 +161,13 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     methods = BY_DEFAULT
     if arguments.method is not None:
         methods = tuple(name.strip() for name in arguments.method.split(","))
-    unknown = [name for name in methods if name not in (*METHODS, *_pursuits())]
-    if unknown:
+    weights = tuple(Path(name) for name in methods if _is_weights(name))
+    methods = tuple(name for name in methods if not _is_weights(name))
+    known = *studies.all_methods(), *_pursuits()
+    if unknown := [name for name in methods if name not in known]:
         raise ValueError(
-            f"compare: unknown method {', '.join(unknown)}; expected some of "
-            f"{', '.join((*METHODS, *_pursuits()))}"
+            f"compare: unknown method {', '.join(unknown)}; expected some of {', '.join(known)}, "
+            "or a file of weights"
         )
     pursuits = tuple(name for name in methods if name in _pursuits())
     given = given_options(arguments, _OPTIONS)
@@ -164,7 +191,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if math.isnan(arguments.snr):
         raise ValueError("compare: snr must be a number of decibels, got nan")
     return Settings(
-        methods=tuple(name for name in methods if name in METHODS),
+        methods=tuple(name for name in methods if name not in pursuits),
+        weights=weights,
         pursuits=pursuits,
         options=given | given_options(arguments, ("sparsity", "lam")),
         depth=arguments.depth,
@@ -172,6 +200,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         snr=arguments.snr,
         lam=arguments.lam,
         steps=steps,
+        dictionaries=arguments.dictionary or [],
         seed=arguments.seed or 0,
         quick=arguments.quick,
     )
@@ -250,6 +279,7 @@ def _options(settings: Settings, say: Say) -> dict[str, Any]:
         depth=settings.depth,
         lam=settings.lam,
         steps=settings.steps,
+        weights=_restored(settings.weights, settings.dictionaries),
         say=say,
     )
 

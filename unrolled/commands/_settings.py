@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ class Settings:
     quick: bool = False
     pursuits: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)  # of the pursuits
+    weights: tuple[Path, ...] = ()  # files, or folders of runs
+    dictionaries: list[Path] = field(default_factory=list)  # files
 
     @property
     def key(self) -> jax.Array:

@@ -154,15 +154,17 @@ class Comparison(NamedTuple):
         gaps = any(curve.gap is not None for curve in self.curves.values())
         columns += ["(F - F*) / F*"] if gaps else []
         timed = any(cost.seconds is not None for cost in self.costs.values())
-        columns += ["relative residual", "PSNR dB", "nonzeros", *(["seconds"] if timed else [])]
-        columns += ["products"]
+        rebuilt = any(curve.psnr is not None for curve in self.curves.values())
+        columns += ["relative residual", *(["PSNR dB"] if rebuilt else []), "nonzeros"]
+        columns += [*(["seconds"] if timed else []), "products"]
         for name, c in self.curves.items():
             mark = " (diverges)" if name in self.diverged else ""
             cells = [name + ("" if self.known else mark)]
             cells += ["" if name in self.given else str(len(c.nmse))]
             cells += self._of_codes(c, mark) if self.known else []
             cells += [_last(c.gap, ".2e")] if gaps else []
-            cells += [_last(c.residual, ".4f"), _last(c.psnr, ".2f"), _last(c.nonzeros, ".1f")]
+            cells += [_last(c.residual, ".4f"), *([_last(c.psnr, ".2f")] if rebuilt else [])]
+            cells.append(_last(c.nonzeros, ".1f"))
             seconds, products = self.costs.get(name, Cost(None, None))
             if timed:
                 cells.append("" if seconds is None else f"{seconds:.2g}")

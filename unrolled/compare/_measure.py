@@ -106,9 +106,10 @@ def _rebuilt(D: Dictionary, Y: Array, x: Array) -> dict[str, Array]:
     """How well the codes rebuild their signals, and with how many entries."""
     signals = synthesize(D, x).astype(Y.dtype)
     size = norm(Y)
+    peak: Any = jnp.max(Y) - jnp.min(Y)
     return dict(
         residual=norm(Y - signals) / jnp.where(size > 0, size, 1),
-        psnr=metrics.psnr(signals, Y, peak=jnp.max(Y) - jnp.min(Y)),
+        psnr=metrics.psnr(signals, Y, peak),
         nonzeros=(x != 0).sum(-1).astype(x.dtype).mean(),
     )
 

@@ -26,7 +26,14 @@ from unrolled.studies._samples import (
     resampler,
     split,
 )
-from unrolled.studies._steps import BY_DEFAULT, METHODS, Starts, curve_rows, from_theory
+from unrolled.studies._steps import (
+    BY_DEFAULT,
+    METHODS,
+    Starts,
+    all_methods,
+    curve_rows,
+    from_theory,
+)
 from unrolled.studies._unknown_codes import UnknownCodes, unknown_codes
 from unrolled.studies._weights import WeightsCertificate, certify_weights
 
@@ -50,6 +57,7 @@ __all__ = [
     "Starts",
     "UnknownCodes",
     "WeightsCertificate",
+    "all_methods",
     "certified_chain",
     "certified_regime",
     "certify",

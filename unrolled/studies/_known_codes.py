@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unrolled import analytic, dictionaries, layers, networks, theory
+from unrolled import analytic, dictionaries, layers, networks, theory, training
 from unrolled._checks import Array
 from unrolled._text import markdown
 from unrolled.compare import ChainComparison, Comparison
@@ -21,10 +21,12 @@ from unrolled.studies._steps import (
     Plan,
     Say,
     best_lam,
+    can_calibrate,
     code_loss,
     compared,
     curve_rows,
     from_theory,
+    layer_of,
     plan,
     pursuit_codes,
     silent,
@@ -33,6 +35,7 @@ from unrolled.studies._steps import (
     train,
 )
 
+_RATE = 1e-3  # of families without a line below
 _FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
 _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
 
@@ -156,6 +159,7 @@ def known_codes(
     depth: int = 16,
     lam: float | None = None,
     steps: int = 400,
+    weights: Mapping[str, training.Fit] | None = None,
     say: Say = silent,
 ) -> KnownCodes | KnownChain:
     """Analytic beside calibrated and learned params, on signals whose codes are known.
@@ -166,12 +170,14 @@ def known_codes(
     Args:
         key: of the training.
         samples: from `planted` or `split`, of a dictionary or of a chain.
-        methods: some of ista, fista, lista, lista_cp, alista and alista_ss.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families, from
+            their own start.
         pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
             the samples.
         depth: K, the steps of every layer.
         lam: penalty of ISTA and FISTA; None for the best of a small grid.
         steps: of training.
+        weights: name -> the result of a training, to be shown beside them.
         say: is told what is going on.
 
     Returns:
@@ -188,13 +194,13 @@ def known_codes(
         >>> study.text()[:41], list(study.comparison.curves)
         ('Dictionary 8 x 16, 1000 test signals with', ['FISTA'])
     """
-    run = plan(key, methods, pursuits, depth, lam, steps, say)
+    run = plan(key, methods, pursuits, depth, lam, steps, say, weights)
     if isinstance(samples.D, tuple):
         return _known_chain(samples, run)
     D, (Y, X) = samples.D, samples.tested_on
     found = _methods(samples, run)
     say("comparing on the test signals")
-    result = compared(found.methods, D, Y, X)
+    result = compared({**found.methods, **run.weights}, D, Y, X)
     return KnownCodes(samples, run.depth, result, found.remarks, found.caution, found.seconds)
 
 
@@ -247,6 +253,20 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         with timed(seconds, f"{name}, learned"):
             learned = train(layer, calibrated, samples, run, rate, code_loss, name, broken)
         methods[f"{name}, learned"] = (layer, learned.best)
+    sparsity = max(1, round(float((X != 0).sum(1).mean())))
+    for name in run.others:
+        layer = layer_of(name, K, lam, sparsity)
+        start = layer.init(run.key, D)
+        methods[f"{name}, start"] = (layer, start)
+        if can_calibrate(layer):
+            run.say(f"{name}: calibrating")
+            with timed(seconds, f"{name}, calibrated"):
+                start = jax.block_until_ready(analytic.calibrate(layer, start, D, Y, X))
+            methods[f"{name}, calibrated"] = (layer, start)
+        run.say(f"{name}: training {run.steps} steps")
+        with timed(seconds, f"{name}, learned"):
+            learned = train(layer, start, samples, run, _RATE, code_loss, name, broken)
+        methods[f"{name}, learned"] = (layer, learned.best)
     remarks = [f"ISTA and FISTA use lam = {lam:g}.", *pursued.remarks, remark, *broken]
     shown = any(name.endswith(", analytic") for name in methods)
     return _Methods(methods, remarks, caution if shown else "", seconds)
@@ -264,7 +284,7 @@ def _known_chain(samples: Samples, run: Plan) -> KnownChain:
     remarks = list(pursued.remarks)
     methods = _chain_methods(samples, run, seconds, remarks)
     run.say("comparing on the test signals")
-    result = compared(pursued.codes | methods, Ds, Y, Xs)
+    result = compared({**pursued.codes, **methods, **run.weights}, Ds, Y, Xs)
     return KnownChain(samples, run.depth, result, remarks, seconds)
 
 
@@ -304,7 +324,20 @@ def _chain_methods(
         with timed(seconds, f"{name}, learned"):
             learned = train(network, start, samples, run, rate, code_loss, name, remarks)
         methods[f"{name}, learned"] = network, learned.best
+    for name in run.others:
+        X = samples.chosen_on[1][-1]
+        layer = layer_of(name, K, run.lam, max(1, round(float((X != 0).sum(1).mean()))))
+        network, start = _chain(layer, samples, partial(_start, run))
+        methods[f"{name}, start"] = network, start
+        run.say(f"{name}: training {run.steps} steps")
+        with timed(seconds, f"{name}, learned"):
+            learned = train(network, start, samples, run, _RATE, code_loss, name, remarks)
+        methods[f"{name}, learned"] = network, learned.best
     return methods
+
+
+def _start(run: Plan, layer: Layer, samples: Samples) -> Unrolled:
+    return layer.init(run.key, samples.D)
 
 
 def _chain(layer: Layer, samples: Samples, make: Make) -> tuple[networks.Network, Any]:

@@ -1,9 +1,11 @@
 """What the studies share: starts from theory, training, pursuits, results as rows of a table."""
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,7 @@ from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies._samples import Samples
 
+# Methods with a line in the tables of a study; every other family is a method, too.
 METHODS = ("ista", "fista", "lista", "lista_cp", "alista", "alista_ss")
 # LISTA is left out by default: its two free matrices per step are slow to train.
 BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
@@ -69,6 +72,12 @@ class Plan(NamedTuple):
     lam: float | None
     steps: int
     say: Say
+    weights: Mapping[str, training.Fit] = MappingProxyType({})  # that are there, such as of files
+
+    @property
+    def others(self) -> list[str]:
+        """The families among the methods that no table of the study has a line for."""
+        return [name for name in self.methods if name not in METHODS]
 
 
 def plan(
@@ -79,13 +88,14 @@ def plan(
     lam: float | None,
     steps: int,
     say: Say,
+    weights: Mapping[str, training.Fit] | None = None,
 ) -> Plan:
     """A plan whose numbers were checked."""
     where, methods = "compare", tuple(methods)
-    if wrong := [name for name in methods if name not in METHODS]:
+    if wrong := [name for name in methods if name not in all_methods()]:
         raise ValueError(
             f"{where}: unknown method {', '.join(map(str, wrong))}; expected some of "
-            f"{', '.join(METHODS)}"
+            f"{', '.join(all_methods())}"
         )
     if lam is not None:
         lam = _checks.as_number(lam, "lam", where)
@@ -93,7 +103,43 @@ def plan(
             raise ValueError(f"{where}: lam must be positive, got {lam}")
     depth = _checks.as_index(depth, "depth", where, least=1)
     steps = _checks.as_index(steps, "steps", where)
-    return Plan(_checks.as_key(key, where), methods, pursuits or {}, depth, lam, steps, say)
+    numbers = depth, lam, steps
+    return Plan(_checks.as_key(key, where), methods, pursuits or {}, *numbers, say, weights or {})
+
+
+def all_methods() -> tuple[str, ...]:
+    """`METHODS`, and all other families that are known now.
+
+    Example:
+        >>> "lamp" in ur.studies.all_methods()
+        True
+    """
+    return tuple(dict.fromkeys((*METHODS, *layers.FAMILIES)))
+
+
+def layer_of(name: str, depth: int, lam: float | None, sparsity: int) -> Layer:
+    """The layer of a family, with the lam and the sparsity of the study where it has them.
+
+    Raises:
+        ValueError: a family that needs other options.
+    """
+    family = layers.FAMILIES[name]
+    fields = {field.name: field for field in dataclasses.fields(family)}
+    options: dict[str, Any] = {"lam": lam} if "lam" in fields and lam is not None else {}
+    needed = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n != "depth"]
+    if "sparsity" in needed:
+        options["sparsity"] = sparsity
+    if lacking := [n for n in needed if n not in options]:
+        raise ValueError(
+            f"compare: {name} needs {', '.join(lacking)}, which compare does not choose; train it "
+            "by `unrolled train` and pass its weights"
+        )
+    return family(depth, **options)
+
+
+def can_calibrate(layer: Layer) -> bool:
+    """Whether the steps of a layer have thresholds."""
+    return any(layers.names_with_role(form.steps, "threshold") for form in layer.forms)
 
 
 # Params
@@ -295,8 +341,14 @@ def compared(*arguments: Any, **options: Any) -> Any:
 
 
 def _untimed(result: Comparison) -> Comparison:
-    """Without seconds, so that a study is a function of its arguments."""
+    """Without seconds, so that a study is a function of its arguments.
+
+    Where true codes judge, PSNR, whose peak depends on the sample, is left to `compare`.
+    """
     costs = {name: cost._replace(seconds=None) for name, cost in result.costs.items()}
+    if result.known:
+        curves = {name: curve._replace(psnr=None) for name, curve in result.curves.items()}
+        result = result._replace(curves=curves)
     return result._replace(costs=costs)
 
 

@@ -30,11 +30,13 @@ from unrolled.layers import Layer, Unrolled
 from unrolled.studies._samples import PATCH, Pictures, Samples, resampler
 from unrolled.studies._steps import (
     BY_DEFAULT,
+    SUPPORT,
     WEIGHTS,
     Plan,
     Say,
     compared,
     curve_rows,
+    layer_of,
     plan,
     pursuit_codes,
     silent,
@@ -164,6 +166,7 @@ def unknown_codes(
     lam: float | None = None,
     steps: int = 400,
     tested: int = _TESTED_ON,
+    weights: Mapping[str, training.Fit] | None = None,
     say: Say = silent,
 ) -> UnknownCodes:
     r"""ISTA and FISTA beside layers that learn on the LASSO objective, without known codes.
@@ -174,14 +177,15 @@ def unknown_codes(
         key: of the start and the training.
         D: (m, d).
         signals: to train and to test on.
-        methods: some of ista, fista, lista, lista_cp, alista and alista_ss; the last two are not
-            for signals without codes, which a remark says.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families, from
+            their own start; by default without the last two, which a remark says.
         pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
             the optimal codes.
         depth: K, the steps.
         lam: weight of the LASSO; None for a tenth of what gives nine signals in ten the code 0.
         steps: of training.
         tested: about how many of the test signals are solved to a certified optimum.
+        weights: name -> the result of a training, to be shown beside them.
         say: is told what is going on.
 
     Returns:
@@ -199,7 +203,7 @@ def unknown_codes(
         >>> list(study.comparison.curves), study.rows()[0][-1]
         (['ISTA', 'FISTA', 'ISTA, learned'], 'psnr')
     """
-    run = plan(key, methods, pursuits, depth, lam, steps, say)
+    run = plan(key, methods, pursuits, depth, lam, steps, say, weights)
     where = "unknown_codes"
     D = jnp.asarray(as_dictionary(D, where))
     for Y in (signals.training, signals.testing):
@@ -215,12 +219,15 @@ def unknown_codes(
     pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
     remarks = list(pursued.remarks)
     classical = {name: codes for name, (codes,) in pursued.codes.items()}
-    trained = _methods(samples, lam, run, seconds, remarks)
-    result = compared(trained | classical, D, some, lam=lam)
+    sparsity = max(1, round(float((optimum.x != 0).sum(1).mean())))
+    trained = _methods(samples, lam, sparsity, run, seconds, remarks)
+    result = compared({**trained, **classical, **run.weights}, D, some, lam=lam)
     psnr = {
         name: _psnr_per_step(layer, params, D, some).tolist()
         for name, (layer, params) in trained.items()
     }
+    for name, fit in run.weights.items():
+        psnr[name] = _psnr_per_step(fit.model, fit.best, fit.D, some).tolist()
     for name, codes in classical.items():
         psnr[name] = [float(metrics.psnr(problems.synthesize(D, codes), some))]
     return UnknownCodes(
@@ -230,7 +237,12 @@ def unknown_codes(
 
 
 def _methods(
-    samples: Samples, lam: float, run: Plan, seconds: dict[str, float], remarks: list[str]
+    samples: Samples,
+    lam: float,
+    sparsity: int,
+    run: Plan,
+    seconds: dict[str, float],
+    remarks: list[str],
 ) -> Methods:
     """ISTA and FISTA, and learned methods trained on the LASSO objective."""
     D, K = samples.D, run.depth
@@ -247,14 +259,23 @@ def _methods(
         deep = training.deep(objective)(codes, X, D, Y)
         return (1 - _DEEP) * objective(codes, X, D, Y) + _DEEP * deep
 
-    if left := [name for name in run.methods if name not in (*families, "fista")]:
-        remarks.append(f"Without known codes there are no rows of {', '.join(left)}.")
+    if run.methods == BY_DEFAULT:
+        left = ", ".join(name for name in run.methods if name not in (*families, "fista"))
+        remarks.append(
+            f"Without known codes there are no rows of {left}, unless they are asked for."
+        )
+    else:
+        families["alista"] = ("ALISTA", layers.alista(K, lam=lam), 1e-3)
+        families["alista_ss"] = ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3)
+    for name in run.others:
+        families[name] = (name, layer_of(name, K, lam, sparsity), 1e-3)
     for family in [name for name in families if name in run.methods]:
         name, layer, rate = families[family]
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
         if family != "ista":
-            methods[f"{name}, analytic"] = (layer, start)
+            kind = "start" if family in run.others else "analytic"
+            methods[f"{name}, {kind}"] = (layer, start)
         with timed(seconds, f"{name}, learned"):
             learned = train(layer, start, samples, run, rate, loss, name, remarks)
         methods[f"{name}, learned"] = (layer, learned.best)
