@@ -1,5 +1,7 @@
 """Comparison: every number against numpy, and the contents of tables, JSON and figures."""
 
+import csv
+import io
 import json
 import re
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 import unrolled as ur
 from unrolled import _pursuits, analytic, dictionaries, layers, problems, theory
+from unrolled._text import latex
 from unrolled.compare import QUANTILES, Comparison, DivergenceWarning, _measure, compare
 
 M, N, DEPTH, LAM = 12, 24, 4, 0.05
@@ -635,3 +638,38 @@ def test_lam_is_chosen_and_told(problem):
         compare(method, D, 0 * Y)
     with pytest.raises(ValueError, match=r"Y has NaN or infinite entries \(in row 2\)"):
         compare(method, D, np.where(np.arange(30)[:, None] == 2, np.nan, Y))
+
+
+# Forms of a table
+
+
+def test_a_table_as_latex_csv_and_records(unknown):
+    _, found = unknown
+    records = found.table("records")
+    assert [record["method"] for record in records] == list(found.curves)
+    first = records[0]
+    assert first["gap"] == found.curves["ISTA"].gap[-1] and "nmse" not in first
+    assert records[2]["K"] is None and records[2]["products"] is None
+    rows = list(csv.DictReader(io.StringIO(found.table("csv"))))
+    assert [float(row["residual"]) for row in rows] == [record["residual"] for record in records]
+    lines = found.table("latex").splitlines()
+    assert lines[:2] == [r"\begin{tabular}{l" + "r" * 7 + "}", r"\toprule"]
+    assert r"few &  & " in found.table("latex") and r"(F - F*) / F* &" in lines[2]
+    with pytest.raises(ValueError, match="unknown form 'html'; expected one of markdown, latex, "):
+        found.table("html")
+
+
+def test_marks_of_latex_are_escaped():
+    text = latex(["a_1 & 50 %"], [["x^2 {y}"]])
+    assert r"a\_1 \& 50 \% \\" in text and r"x\textasciicircum{}2 \{y\} \\" in text
+
+
+def test_results_are_shown_on_one_screen(result, unknown, problem):
+    D, Y, X = problem
+    layer = layers.ista(2)
+    options = dict(optimizer=optax.sgd(1e-3), steps=2, key=0)
+    fit = ur.fit(layer, layer.init(None, D), D, (Y, X), **options)
+    for shown in (repr(result), repr(unknown[1]), repr(fit)):
+        assert len(shown.splitlines()) <= 24 and "Array(" not in shown
+        assert len(shown) < 2500
+    assert "ISTA" in repr(result) and "validation loss" in repr(fit)

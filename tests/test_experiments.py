@@ -665,6 +665,16 @@ def test_differences_are_of_equal_seeds_with_t_intervals():
     assert math.isnan(one.scores["accuracy"].half) and not one.differences
 
 
+def test_scores_have_a_row_in_every_form_of_a_table():
+    cells = experiments.summarize(rows_of(SCORES))
+    records = experiments.scores_table(cells, "records")
+    assert [row["accuracy"] for row in records] == [c.scores["accuracy"].mean for c in cells]
+    assert records[-1]["accuracy_half"] is None  # of one seed
+    assert len(experiments.scores_table(cells, "csv").splitlines()) == 1 + len(cells)
+    assert r"\toprule" in experiments.scores_table(cells, "latex")
+    assert experiments.scores_table(cells).startswith("| model | activation | gamma | runs | acc")
+
+
 def test_differences_of_features_are_paired_layer_by_layer():
     rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(3)})
     for row in rows.values():

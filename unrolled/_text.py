@@ -1,6 +1,8 @@
-"""Tables as text: columns for a terminal, and Markdown; indices in a message."""
+"""Tables as text: columns for a terminal, Markdown, LaTeX and CSV; indices in a message."""
 
-from collections.abc import Iterable, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,89 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     head, *body = map(row, (columns, *rows))
     return "\n".join([head, "|" + "---|" * len(columns), *body])
+
+
+FORMS = ("markdown", "latex", "csv", "records")
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
+
+
+def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of LaTeX, with the rules of booktabs.
+
+    Example:
+        >>> from unrolled._text import latex
+        >>> print(latex(["method", "K_1"], [["ISTA", "3"]]))
+        \\begin{tabular}{lr}
+        \\toprule
+        method & K\\_1 \\\\
+        \\midrule
+        ISTA & 3 \\\\
+        \\bottomrule
+        \\end{tabular}
+    """
+
+    def row(cells: Sequence[str]) -> str:
+        texts = ("".join(_LATEX.get(mark, mark) for mark in cell) for cell in cells)
+        return " & ".join(texts) + r" \\"
+
+    head, *body = map(row, (columns, *rows))
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
+    lines = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines)
+
+
+def comma_separated(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as CSV with a header; None is an empty cell.
+
+    Example:
+        >>> from unrolled._text import comma_separated
+        >>> comma_separated([{"method": "ISTA, learned", "K": 3, "gap": None}])
+        'method,K,gap\\n"ISTA, learned",3,\\n'
+    """
+    with io.StringIO(newline="") as text:
+        table = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        return text.getvalue()
+
+
+def table(
+    form: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    records: Callable[[], list[dict[str, Any]]],
+    where: str,
+) -> Any:
+    """A table in one of `FORMS`; its notes follow in Markdown, and as comments in LaTeX.
+
+    Args:
+        form: one of `FORMS`.
+        columns, rows, notes: what is shown.
+        records: gives the numbers themselves, which CSV and records hold.
+        where: the name of the caller, for a message.
+
+    Raises:
+        ValueError: another form.
+    """
+    if form == "markdown":
+        return "\n\n".join([markdown(columns, rows), *notes])
+    if form == "latex":
+        return "\n".join([latex(columns, rows), *(f"% {note}" for note in notes)])
+    if form == "csv":
+        return comma_separated(records())
+    if form == "records":
+        return records()
+    raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
+
+
+def screen(lines: Iterable[str], most: int = 24, width: int = 100) -> str:
+    """The first lines of a text, so that it fits on a screen."""
+    held = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]
+    if len(held) > most:
+        held = [*held[: most - 1], f"... and {len(held) - most + 1} more lines"]
+    return "\n".join(held)
 
 
 def in_rows(rows: np.ndarray, what: str = "row") -> str:

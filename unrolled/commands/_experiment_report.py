@@ -10,7 +10,7 @@ from typing import Any
 from unrolled import experiments
 from unrolled._text import markdown
 from unrolled.commands._report import Section, write_report, write_table
-from unrolled.experiments import Cell, Interval, Recipe, Sweep, task_of
+from unrolled.experiments import Cell, Interval, Recipe, Sweep, scores_table, task_of
 
 CSV = "results.csv"
 _TITLE = "Networks with sparse features"
@@ -64,7 +64,7 @@ def _section(folder: Path, rows: dict[str, dict]) -> Section:
     recipe, task = first["recipe"], task_of(first["recipe"]["model"])
     what = recipe["data"] + ("" if task == "ml-csc" else f", {recipe['model']}")
     cells = experiments.summarize(rows)
-    text = "\n\n".join([_told(first, rows), _scores_table(cells), *_feature_tables(cells)])
+    text = "\n\n".join([_told(first, rows), scores_table(cells), *_feature_tables(cells)])
     return Section(
         f"{what}, {recipe['epochs']} epochs",
         section_name(rows),
@@ -101,46 +101,6 @@ def _told(first: dict, rows: dict[str, dict]) -> str:
     if first["layers"] and any(row["recipe"]["gamma"] for row in rows.values()):
         told.append(f"Penalised: {', '.join(first['layers'])}.")
     return " ".join(told)
-
-
-def _scores_table(cells: Sequence[Cell]) -> str:
-    """Scores and paired differences, in percent and points."""
-    names = list(cells[0].scores)
-    head = ["model", "activation", "gamma", "runs"]
-    for name in names:
-        head += [f"{name.replace('_', ' ')}, %", "difference"]
-    lines = []
-    for cell in cells:
-        recipe, n = cell.recipe, next(iter(cell.scores.values())).n
-        line = [recipe.model, recipe.activation, f"{recipe.gamma:g}", str(n)]
-        for name in names:
-            line += [_value(cell.scores[name]), _difference(cell.differences.get(name))]
-        lines.append(line)
-    notes = ["Differences are from gamma = 0, in points."]
-    if any(cell.baseline and cell.baseline.model != cell.recipe.model for cell in cells):
-        notes = ["Differences are from gamma = 0, and where that is 0 from cnn, in points."]
-    if any(found.n < 2 for cell in cells for found in cell.differences.values()):
-        notes.append("One seed is no interval, and no claim.")
-    for cell in cells:
-        if cell.failed:
-            seeds = ", ".join(map(str, cell.failed))
-            name = f"{cell.recipe.model}, {cell.recipe.activation}, gamma {cell.recipe.gamma:g}"
-            notes.append(f"Did not train (diverged or near chance): {name}, seeds {seeds}.")
-    return "\n\n".join([markdown(head, lines), " ".join(notes)])
-
-
-def _value(found: Interval) -> str:
-    half = "" if math.isnan(found.half) else f" ± {_PERCENT * found.half:.2f}"
-    return f"{_PERCENT * found.mean:.2f}{half}"
-
-
-def _difference(found: Interval | None) -> str:
-    if found is None:
-        return ""
-    if math.isnan(found.half):
-        return f"{_PERCENT * found.mean:+.2f} (one seed)"
-    clear = "" if found.excludes_zero else ", not clear"
-    return f"{_PERCENT * found.mean:+.2f} ± {_PERCENT * found.half:.2f}{clear}"
 
 
 _TITLES = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer": "Hoyer"}

@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled import plots
 from unrolled._json import to_json
-from unrolled._text import markdown
+from unrolled._text import line, markdown, screen, table
 from unrolled.compare._coupling import Coupling
 from unrolled.theory import Certificate
 
@@ -95,14 +95,22 @@ class Comparison(NamedTuple):
     known: bool = True  # False: the codes were not known, and those of the LASSO stand for them
     remarks: tuple[str, ...] = ()  # on lam
 
-    def table(self) -> str:
-        """A Markdown table: errors at the last step, what the codes rebuild, and what they cost.
+    def __repr__(self) -> str:
+        """The table, as it fits on a screen."""
+        return screen(_short(self))
+
+    def table(self, form: str = "markdown") -> Any:
+        """A table: errors at the last step, what the codes rebuild, and what they cost.
 
         With known codes it has their errors, in both definitions, and support scores. Scores that
         are undefined, such as the precision of codes that are all zero, are empty. A note below
         the table names each method that diverges, or whose codes are all zero.
+
+        Args:
+            form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
+                dicts that `pandas.DataFrame` takes. The last two hold the numbers as they are.
         """
-        return _with_notes(*self._errors(), self.notes())
+        return table(form, *self._errors(), self.notes(), self._records, "table")
 
     def parameters_table(self) -> str:
         """A Markdown table of the weights, and of how far training moved each leaf.
@@ -172,6 +180,20 @@ class Comparison(NamedTuple):
             rows.append(cells)
         return columns, rows
 
+    def _records(self) -> list[dict[str, Any]]:
+        """The numbers of the table: one dict per method, with None where one is not known."""
+        found = []
+        for name, c in self.curves.items():
+            K = None if name in self.given else len(c.nmse)
+            fields = [f for f in Curve._fields if f != "quantiles"]
+            numbers: dict[str, Any] = {f: _number(getattr(c, f)) for f in fields}
+            if not self.known:
+                numbers = {f: numbers[f] for f in ("gap", "residual", "psnr", "nonzeros")}
+            cost = self.costs.get(name, Cost(None, None))._asdict()
+            diverges = name in self.diverged
+            found.append({"method": name, "K": K, **numbers, **cost, "diverges": diverges})
+        return found
+
     def _of_codes(self, c: Curve, mark: str) -> list[str]:
         """The cells of known codes."""
         cells = [f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}", f"{c.failure_rate[-1]:.1%}"]
@@ -226,9 +248,15 @@ class ChainComparison(NamedTuple):
 
     layers: tuple[Comparison, ...]
 
-    def table(self) -> str:
-        """`Comparison.table` of every layer, with a column for the layer."""
-        return _with_notes(*self._together("_errors"), self.notes())
+    def __repr__(self) -> str:
+        """The table, as it fits on a screen."""
+        return screen(
+            line for j, found in self._numbered() for line in [f"layer {j}:", *_short(found)]
+        )
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Comparison.table` of every layer, in the same forms, with a column for the layer."""
+        return table(form, *self._together("_errors"), self.notes(), self._records, "table")
 
     def parameters_table(self) -> str:
         """`Comparison.parameters_table` of every layer, with a column for the layer."""
@@ -253,6 +281,9 @@ class ChainComparison(NamedTuple):
         """The figure of `Comparison.plot`, with the same arguments and one column per layer."""
         return plots.chain(self, codes=codes, note=note)
 
+    def _records(self) -> list[dict[str, Any]]:
+        return [{"layer": j, **row} for j, found in self._numbered() for row in found._records()]
+
     def _numbered(self) -> Iterator[tuple[int, Comparison]]:
         return enumerate(self.layers, start=1)
 
@@ -276,5 +307,18 @@ def _last(values: np.ndarray | None, form: str) -> str:
     return "" if values is None else f"{values[-1]:{form}}"
 
 
-def _with_notes(columns: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    return "\n\n".join([markdown(columns, rows), *notes])
+def _number(values: np.ndarray | None) -> float | None:
+    """The number after the last step; None where it is not known."""
+    return None if values is None or np.isnan(values[-1]) else float(values[-1])
+
+
+def _short(found: Comparison) -> Iterator[str]:
+    """Lines for a terminal: the methods, and what judges them."""
+    shown = {"nmse": "NMSE dB"} if found.known else {}
+    shown |= {"gap": "(F-F*)/F*", "residual": "residual", "nonzeros": "nonzeros"}
+    yield line("method", shown.values())
+    for record in found._records():
+        numbers = ("" if record[f] is None else record[f] for f in shown)
+        mark = " (diverges)" if record["diverges"] else ""
+        yield line(record["method"], numbers) + mark
+    yield from found.notes()

@@ -29,7 +29,7 @@ from unrolled.experiments._row_features import row_features, trained_on
 from unrolled.experiments._rows import read_pictures, read_rows
 from unrolled.experiments._run import Outcome, run
 from unrolled.experiments._shapes import shapes
-from unrolled.experiments._table import Cell, Interval, interval, summarize
+from unrolled.experiments._table import Cell, Interval, interval, scores_table, summarize
 
 __all__ = [
     "Admitted",
@@ -61,6 +61,7 @@ __all__ = [
     "row_features",
     "run",
     "scores_by_activation",
+    "scores_table",
     "shapes",
     "summarize",
     "sweep",

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from unrolled import _text
 from unrolled.activations import NAMED
 from unrolled.experiments._models import ML_CSC
 from unrolled.experiments._recipe import Recipe, from_dict
@@ -14,6 +16,7 @@ from unrolled.experiments._scores import SCORES
 
 # A network has learned if this share of what guessing gets wrong is right: 20 % of ten classes.
 _LEARNED = 1 / 9
+_PERCENT = 100
 _ENTRIES = ("recipe", "images", "layers", "scores", "features", "status")  # what a table reads
 
 
@@ -193,3 +196,78 @@ def _feature_differences(
         name: [*map(interval, np.array([np.subtract(a[name], b[name]) for a, b in both]).T)]
         for name in (_MEASURES if both else ())
     }
+
+
+def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
+    """Scores and paired differences, in percent and points.
+
+    Args:
+        cells: from `summarize`.
+        form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of dicts
+            that `pandas.DataFrame` takes. The last two hold shares, not percent, and halves of the
+            widths of 95 % intervals.
+
+    Raises:
+        ValueError: another form, or no cells.
+
+    Example:
+        >>> ur.experiments.scores_table([])
+        Traceback (most recent call last):
+        ValueError: scores_table: there are no cells; expected those of summarize
+    """
+    if not cells:
+        raise ValueError("scores_table: there are no cells; expected those of summarize")
+    names = list(cells[0].scores)
+    head = ["model", "activation", "gamma", "runs"]
+    for name in names:
+        head += [f"{name.replace('_', ' ')}, %", "difference"]
+    lines = []
+    for cell in cells:
+        recipe, n = cell.recipe, next(iter(cell.scores.values())).n
+        line = [recipe.model, recipe.activation, f"{recipe.gamma:g}", str(n)]
+        for name in names:
+            line += [_value(cell.scores[name]), _difference(cell.differences.get(name))]
+        lines.append(line)
+    notes = ["Differences are from gamma = 0, in points."]
+    if any(cell.baseline and cell.baseline.model != cell.recipe.model for cell in cells):
+        notes = ["Differences are from gamma = 0, and where that is 0 from cnn, in points."]
+    if any(found.n < 2 for cell in cells for found in cell.differences.values()):
+        notes.append("One seed is no interval, and no claim.")
+    for cell in cells:
+        if cell.failed:
+            seeds = ", ".join(map(str, cell.failed))
+            name = f"{cell.recipe.model}, {cell.recipe.activation}, gamma {cell.recipe.gamma:g}"
+            notes.append(f"Did not train (diverged or near chance): {name}, seeds {seeds}.")
+    records = partial(_records, cells)
+    return _text.table(form, head, lines, [" ".join(notes)], records, "scores_table")
+
+
+def _records(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    found = []
+    for cell in cells:
+        recipe = cell.recipe
+        row = {"model": recipe.model, "activation": recipe.activation, "gamma": recipe.gamma}
+        for name, score in cell.scores.items():
+            difference = cell.differences.get(name, Interval(math.nan, math.nan, 0))
+            row |= {name: score.mean, f"{name}_half": score.half, f"{name}_runs": score.n}
+            row |= {
+                f"{name}_difference": difference.mean,
+                f"{name}_difference_half": difference.half,
+            }
+        row["failed"] = len(cell.failed)
+        found.append({key: None if value != value else value for key, value in row.items()})
+    return found
+
+
+def _value(found: Interval) -> str:
+    half = "" if math.isnan(found.half) else f" ± {_PERCENT * found.half:.2f}"
+    return f"{_PERCENT * found.mean:.2f}{half}"
+
+
+def _difference(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    if math.isnan(found.half):
+        return f"{_PERCENT * found.mean:+.2f} (one seed)"
+    clear = "" if found.excludes_zero else ", not clear"
+    return f"{_PERCENT * found.mean:+.2f} ± {_PERCENT * found.half:.2f}{clear}"

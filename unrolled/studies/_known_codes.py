@@ -75,6 +75,14 @@ class KnownCodes(NamedTuple):
         ]
         return "\n".join(parts)
 
+    def __repr__(self) -> str:
+        """The comparison, as it fits on a screen."""
+        return repr(self.comparison)
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Comparison.table`, in the same forms."""
+        return self.comparison.table(form)
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison and the seconds that calibration and training took."""
         return {"comparison": self.comparison, "seconds": self.seconds}
@@ -130,6 +138,14 @@ class KnownChain(NamedTuple):
             spent(self.seconds),
         ]
         return "\n".join(parts)
+
+    def __repr__(self) -> str:
+        """The comparison, as it fits on a screen."""
+        return repr(self.comparison)
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Comparison.table`, in the same forms."""
+        return self.comparison.table(form)
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison and the seconds that calibration and training took."""

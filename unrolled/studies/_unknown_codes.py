@@ -107,6 +107,14 @@ class UnknownCodes(NamedTuple):
         best = float(metrics.psnr(problems.synthesize(self.D, self.optimum.x), self.tested))
         return markdown(columns, [*rows, ["LASSO optimum", "", "", "0", f"{best:.2f}"]])
 
+    def __repr__(self) -> str:
+        """The comparison, as it fits on a screen."""
+        return repr(self.comparison)
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Comparison.table`, in the same forms."""
+        return self.comparison.table(form)
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison, PSNR, lam, and the seconds that training took."""
         return {

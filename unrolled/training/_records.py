@@ -43,6 +43,18 @@ class Fit(NamedTuple):
     history: History
     model: Model  # that was trained
 
+    def __repr__(self) -> str:
+        """What was trained, how far, and how good it is."""
+        if not self.history.records:
+            return f"Fit of {self.model!r}, without a history"
+        first, last = ends(self.history.records)
+        best = min(record.validation for record in self.history.records)
+        return (
+            f"Fit of {self.model!r}: {last.step} steps, validation loss {first.validation:.6g} at "
+            f"first, {last.validation:.6g} at the end, {best:.6g} at best, of zero codes "
+            f"{self.history.zero:.6g}"
+        )
+
     @property
     def worsened(self) -> bool:
         """Whether the last validation loss exceeds that of the start, or of zero codes.
