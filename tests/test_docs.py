@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import unrolled as ur
@@ -171,7 +172,7 @@ SMALLER = {"250, 500": "40, 80", "16": "3", "sparsity=2": "sparsity=1", "steps=3
 
 @pytest.mark.slow
 def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_default):
-    (source,) = blocks(README)
+    source, _ = blocks(README)
     for large, small in SMALLER.items():
         assert large in source
         source = source.replace(large, small)
@@ -181,6 +182,27 @@ def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_de
     header = next(line for line in stored.splitlines() if line.startswith("| method"))
     assert rows[0] == header
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| analytic", "| calibrated", "| learned"]
+
+
+@pytest.mark.filterwarnings("ignore:calibrate. the start comes back")  # 60 signals are few
+def test_the_example_of_own_signals_runs(
+    capsys, quick_compilation, float32_by_default, tmp_path, monkeypatch
+):
+    _, source = blocks(README)
+    assert len([line for line in source.splitlines() if line and "import" not in line]) <= 10
+    for large, small in {"1000": "20", "16": "3", "steps=300": "steps=2"}.items():
+        assert large in source
+        source = source.replace(large, small)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    D = rng.normal(size=(8, 12))
+    D /= np.linalg.norm(D, axis=0)
+    np.save("D.npy", D)
+    np.save("Y.npy", (rng.normal(size=(80, 12)) * (rng.random((80, 12)) < 0.2)) @ D.T)
+    exec(compile(source, "README.md", "exec"), {})
+    rows = capsys.readouterr().out.strip().splitlines()
+    assert rows[0].startswith("| method | K | (F - F*) / F* | relative residual | PSNR dB |")
+    assert [row.split(" | ")[0] for row in rows[2:4]] == ["| start", "| learned"]
 
 
 def test_the_example_of_dictionary_learning_runs(quick_compilation, float32_by_default):
