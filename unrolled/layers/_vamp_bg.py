@@ -136,7 +136,8 @@ class vamp_bg(Layer):
         zero = jnp.zeros((), wide)
         return Passed(
             jnp.zeros(d, y.dtype),
-            *(jnp.zeros(n, wide) for n in (d, m)),
+            jnp.zeros(d, wide),
+            jnp.zeros(m, wide),
             zero,
             Assumed(zero, zero, zero),
             zero,
