@@ -685,21 +685,32 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
 @pytest.mark.few(5)
 def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
     D = dictionary(kind)
-    (m, d), X = D.shape, jnp.asarray(signals(D.shape[1]))
+    (m, d), (R, X) = D.shape, (jnp.asarray(signals(n)) for n in D.shape)
     again = jax.tree.unflatten(jax.tree.structure(D), jax.tree.leaves(D))
     assert again.shape == (m, d) and type(again) is type(D)
     several = [jittered(D, seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    assert stacked.shape == (m, d) or not isinstance(D, Structured)
 
-    def run(several, stacked, X):
-        one_by_one = jnp.stack([E @ X[0] for E in several])
-        scanned = lax.scan(lambda carry, D: (carry, D @ X[0]), 0, stacked)[1]
-        batch, loop = jax.vmap(lambda x: several[0] @ x)(X), jnp.stack([several[0] @ x for x in X])
-        return one_by_one, scanned, jax.vmap(lambda D: D @ X[0])(stacked), loop, batch
+    def stacked_up(trees):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-    one_by_one, scanned, mapped, loop, batch = jax.jit(run)(several, stacked, X)
-    close = 16 * d * max(1, np.abs(one_by_one).max()) * EPS
+    stacked = stacked_up(several)
+    if isinstance(D, Structured):
+        assert (stacked.shape, stacked.T.shape, stacked.dtype) == ((m, d), (d, m), D.dtype)
+
+    def products(D, x, r):
+        return D @ x, r @ D, D.T @ r, x @ D.T, ur.dictionaries.column_norms(D)
+
+    def run(several, stacked, X, R):
+        first, (E, *_) = (X[0], R[0]), several
+        one_by_one = stacked_up([products(E, *first) for E in several])
+        scanned = lax.scan(lambda carry, E: (carry, products(E, *first)), 0, stacked)[1]
+        mapped = jax.vmap(products, (0, None, None))(stacked, *first)
+        loop = stacked_up([products(E, x, r) for x, r in zip(X, R)])
+        return one_by_one, scanned, mapped, loop, jax.vmap(products, (None, 0, 0))(E, X, R)
+
+    one_by_one, scanned, mapped, loop, batch = jax.jit(run)(several, stacked, X, R)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves((one_by_one, loop)))
+    close = 16 * max(m, d) * max(1, largest) * EPS
     for ours, theirs in ((scanned, one_by_one), (mapped, one_by_one), (batch, loop)):
         assert_close(ours, theirs, atol=close)
 
@@ -710,7 +721,9 @@ def test_gradients_reach_every_array_of_a_dictionary(kind):
     x, y = (jnp.asarray(signals(n)[0]) for n in D.shape[::-1])
     f = jax.jit(
         jax.value_and_grad(
-            lambda D, x: jnp.sum((y - D @ x) ** 2) / 2, argnums=(0, 1), allow_int=True
+            lambda D, x: (jnp.sum((y - D @ x) ** 2) + jnp.sum((y @ D) ** 2)) / 2,
+            argnums=(0, 1),
+            allow_int=True,
         )
     )
     value, gradients = f(D, x)
@@ -731,7 +744,7 @@ def solver(request):
     return registry.SOLVERS[request.param]
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(2)
 def test_solvers_answer_alike_however_they_are_run(solver, plain):
     D = plain[0]
     Y = signals(M, seed=5)

@@ -363,25 +363,6 @@ def test_the_gradient_is_finite_where_singular_values_coincide():
     assert np.isfinite(np.asarray(gradient)).all()
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_vmap_is_a_loop_and_jit_is_eager(solver):
-    D, _, _ = problem(0)
-    Y = np.random.default_rng(1).normal(size=(4, M)) * np.array([[0.0], [0.1], [1.0], [10.0]])
-    lams = np.array([0.1, 0.02, 0.3, 0.5])
-    one = jax.jit(lambda y, lam: solver(D, y, lam, tol=1e-8))
-    batch = jax.jit(jax.vmap(one))(Y, lams)
-    for i, (y, lam) in enumerate(zip(Y, lams)):
-        alone = one(y, lam)
-        assert (
-            batch.steps[i] == alone.steps and batch.converged[i]
-        )  # a finished signal waits unchanged
-        assert np.asarray(batch.x[i]) == pytest.approx(np.asarray(alone.x), abs=1e-12)
-    eager = solver(D, Y[2], lams[2], tol=1e-8)
-    assert eager.x == pytest.approx(np.asarray(one(Y[2], lams[2]).x), abs=1e-12)
-    assert eager.steps == one(Y[2], lams[2]).steps
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_float32_reaches_1e_6_on_an_easy_problem(solver):
     D, y, lam = (np.asarray(v, np.float32) for v in problem(0))
@@ -393,21 +374,6 @@ def test_float32_reaches_1e_6_on_an_easy_problem(solver):
     )
     # The gap, and as much again for the data rounded to float32 (1e-7 of each).
     assert excess <= 2e-6 * np.sum(y**2) / 2
-
-
-@pytest.mark.slow
-def test_structured_dictionaries_give_the_codes_of_their_matrix():
-    bank = dictionaries.Conv(
-        np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular"
-    )
-    y = np.random.default_rng(1).normal(size=M)
-    structured, matrix = (
-        pursuit.fista(D, y, 0.2, tol=1e-12) for D in (bank, dictionaries.dense(bank))
-    )
-    assert structured.converged and matrix.converged
-    assert structured.residual == pytest.approx(
-        float(matrix.residual), abs=1e-5
-    )  # unique, to the sqrt of the gap
 
 
 @pytest.mark.few(1)
