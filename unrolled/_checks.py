@@ -171,6 +171,22 @@ class without_codes:
             ) from error
 
 
+def host_floats(x: Any, name: str, where: str) -> np.ndarray:
+    """`x` as a real floating-point array of numpy, in its own dtype; integers become float64.
+
+    Raises:
+        TypeError: `x` is traced, complex or not numeric.
+    """
+    on_host(x, where, name)
+    try:
+        values = np.asarray(x)
+    except ValueError:  # rows of different lengths
+        values = np.asarray(None)
+    if values.dtype.kind in "biu":
+        return values.astype(np.float64)
+    return values if values.dtype.kind == "f" else np.asarray(as_float(x, name, where))
+
+
 def as_key(key: Any, where: str) -> Array:
     """A key of JAX: a seed becomes `jax.random.key(seed)`, a key stays as it is.
 

@@ -6,6 +6,7 @@ Traceable functions work in the dtype of D; host functions return float64 record
 
 from unrolled.theory._activations import ActivationSchedule, activation_schedule, theorem_of
 from unrolled.theory._certificates import Certificate, certify
+from unrolled.theory._codes import CodeCertificate, certify_code
 from unrolled.theory._coherence import (
     Coherence,
     babel,
@@ -87,6 +88,7 @@ __all__ = [
     "AtMost",
     "AtomSchedule",
     "Certificate",
+    "CodeCertificate",
     "Coherence",
     "Conditioning",
     "CscFeasibility",
@@ -111,6 +113,7 @@ __all__ = [
     "atom_schedule",
     "babel",
     "certify",
+    "certify_code",
     "code_bound",
     "coherence",
     "coherence_at_most",

@@ -146,10 +146,7 @@ def _at_most(r: int, n: int, share: float) -> float:
 
 def _sorted(errors: ArrayLike, where: str) -> np.ndarray:
     """The errors in ascending order, with inf for NaN."""
-    _checks.on_host(errors, where, "errors")
-    values = np.asarray(errors)
-    if not np.isrealobj(values) or values.dtype.kind not in "biuf":
-        values = np.asarray(_checks.as_float(errors, "errors", where))
+    values = _checks.host_floats(errors, "errors", where)
     if values.ndim != 1:
         raise ValueError(
             f"{where}: errors have shape {values.shape}; expected (n,), one per signal; try one "
