@@ -4,11 +4,11 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import chex
@@ -946,22 +946,30 @@ def test_time_left_in_words():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "segmentation", "ml-csc"])
-def test_quick_experiments_end_in_a_minute(task, tmp_path):
-    """As a user runs them: in a process of their own, with the defaults of JAX."""
-    options = ("--quick", "--json", "--no-cache")
-    command = [sys.executable, "-m", "unrolled", "experiment", task, *options]
+def test_quick_experiments_take_less_than_a_hundred_starts_of_the_command(task, tmp_path):
+    """As a user runs them: in a process of their own, with the defaults of JAX.
+
+    The time is that of the processor, and so is that of a start: others may keep it busy. They take
+    22 to 62 starts, about a minute.
+    """
     others = ("UNROLLED_DATA", "XLA_FLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in others}
-    began = time.monotonic()
-    found = subprocess.run(
-        [*command, "--output", str(tmp_path / "out")],
-        cwd=Path(ur.__file__).parents[1],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    assert time.monotonic() - began < 120  # a minute on a machine that does nothing else
+
+    def timed(*options):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        found = subprocess.run(
+            [sys.executable, "-m", "unrolled", "experiment", *options],
+            cwd=Path(ur.__file__).parents[1],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stderr
+        return found, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+    _, start = timed("--help")
+    found, seconds = timed(task, "--quick", "--json", "--no-cache", "--output", tmp_path / "out")
+    assert seconds < 100 * start
     sections = json.loads(found.stdout)["sections"]
     assert sections and "embedded" in found.stderr
     cells = [cell for section in sections.values() for cell in section["cells"]]
