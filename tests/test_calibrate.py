@@ -423,10 +423,7 @@ def test_the_unstacked_form_comes_back_unstacked(planted, calibrated):
     start, expected = calibrated["lista_cp untied"]
     found = calibrate(FAMILIES["lista_cp untied"], layers.unstack(start), D, Y, X)
     assert type(found.steps) is tuple and len(found.steps) == DEPTH
-    for ours, theirs in zip(
-        jax.tree.leaves(layers.stack(found)), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    chex.assert_trees_all_equal(layers.stack(found), expected)
 
 
 @pytest.fixture(scope="module")

@@ -275,10 +275,7 @@ def test_shared_weights_and_unstacked_steps(D, sample):
         assert same(before.shared, after.shared) is (stage % STAGES == 0 and stage > 0)
     assert type(loose.found.best.steps) is tuple
     # The same products, compiled differently, divided by the square roots of Adam.
-    for a, b in zip(
-        jax.tree.leaves(layers.stack(loose.found.best)), jax.tree.leaves(stacked.found.best)
-    ):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-9)
+    assert_close(layers.stack(loose.found.best), stacked.found.best, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -836,8 +836,7 @@ def test_other_ways_to_run_a_network_change_nothing(name, two, problem):
     found.append(network.apply((params[0], unstack(params[1])), two, problem[1]))
     found.append(network.apply(list(params), list(two), problem[1]))
     for other in found:
-        for ours, expected in zip(other, codes, strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=0, atol=10 * CLOSE)
+        chex.assert_trees_all_close(other, codes, rtol=0, atol=10 * CLOSE)
 
 
 @every_network

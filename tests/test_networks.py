@@ -44,18 +44,15 @@ def one_after_the_other(network, params, Ds, y):
     for layer, p, D in zip(network.layers, params, Ds, strict=True):
         y = layer.apply(p, D, y)
         codes.append(y)
-    return codes
+    return tuple(codes)
 
 
 def test_a_chain_runs_its_layers_one_after_the_other(chain, signals):
     network, params, Ds = chain
     codes = network.apply(params, Ds, signals[0])
     assert type(codes) is tuple and [x.shape for x in codes] == [(20,), (32,), (30,)]
-    for ours, expected in zip(
-        codes, one_after_the_other(network, params, Ds, signals[0]), strict=True
-    ):
-        assert np.any(np.asarray(expected))
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
+    assert all(x.any() for x in codes)
+    chex.assert_trees_all_equal(codes, one_after_the_other(network, params, Ds, signals[0]))
 
 
 def test_jit_and_vmap(chain, signals):
@@ -63,10 +60,8 @@ def test_jit_and_vmap(chain, signals):
     batched = jax.jit(jax.vmap(network.apply, (None, None, 0)))(params, Ds, signals)
     assert [x.shape for x in batched] == [(6, 20), (6, 32), (6, 30)]
     for i, y in enumerate(signals[:2]):
-        for ours, expected in zip(batched, network.apply(params, Ds, y), strict=True):
-            np.testing.assert_allclose(
-                np.asarray(ours[i]), np.asarray(expected), rtol=0, atol=ROUNDING
-            )
+        ours = tuple(x[i] for x in batched)
+        chex.assert_trees_all_close(ours, network.apply(params, Ds, y), rtol=0, atol=ROUNDING)
 
 
 def test_init_is_that_of_every_layer(chain):
@@ -79,10 +74,8 @@ def test_init_is_that_of_every_layer(chain):
 
 def test_lists_serve_as_tuples(chain, signals):
     network, params, Ds = chain
-    for ours, expected in zip(
-        network.apply(list(params), list(Ds), signals[0]), network.apply(params, Ds, signals[0])
-    ):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
+    ours = network.apply(list(params), list(Ds), signals[0])
+    chex.assert_trees_all_equal(ours, network.apply(params, Ds, signals[0]))
 
 
 def test_one_layer_is_a_chain(chain, signals):

@@ -368,13 +368,10 @@ def test_training_the_unstacked_form_is_the_same_training(D, sample):
     stacked = run(layer, D, sample, params, optimizer=optax.sgd(1e-2))
     loose = run(layer, D, sample, layers.unstack(params), optimizer=optax.sgd(1e-2))
     assert type(loose.params.steps) is tuple and len(loose.params.steps) == DEPTH
-    for ours, expected in zip(
-        jax.tree.leaves(layers.stack(loose.params)), jax.tree.leaves(stacked.params)
-    ):
-        # The same products, compiled differently, over 20 steps.
-        np.testing.assert_allclose(
-            np.asarray(ours), np.asarray(expected), rtol=0, atol=100 * ROUNDING
-        )
+    # The same products, compiled differently, over 20 steps.
+    chex.assert_trees_all_close(
+        layers.stack(loose.params), stacked.params, rtol=0, atol=100 * ROUNDING
+    )
 
 
 def test_no_steps_return_the_start(D, sample):

@@ -1,5 +1,6 @@
 """LeNet-5 and its convolutions: the number of params, the plain form, what it refuses."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,8 +85,7 @@ def test_activations_may_differ_from_filter_to_filter(filters):
         return jax.nn.softplus(z * jnp.broadcast_to(slopes, z.shape))
 
     found = _convolution.convolve_and_pool(*given, softplus)
-    for a, b in zip(found, plain(*given, softplus), strict=True):
-        np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING)
+    chex.assert_trees_all_close(found, plain(*given, softplus), rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_accelerators_get_the_plain_form(monkeypatch):
