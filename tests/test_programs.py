@@ -183,6 +183,7 @@ CALLS |= {
     "theory.signals_needed": lambda: t.signals_needed(0.1, 0.9),
     "theory.spark_bound": lambda: t.spark_bound(0.25),
     "theory.sparsity_bound": lambda: t.sparsity_bound(0.25),
+    "theory.state_evolution": lambda: t.state_evolution(lay.lamp(2), D, probability=0.1),
     "theory.stability": lambda: t.stability([D], [1], 0.1, 0.1),
     "theory.stripe_norm": lambda: t.stripe_norm(X, 3),
     "theory.support_bound": lambda: t.support_bound(0.01, 1.0, size=3),

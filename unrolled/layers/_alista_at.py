@@ -8,6 +8,7 @@ from jax import lax
 from unrolled._checks import Array
 from unrolled._numbers import norm
 from unrolled._program import program
+from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._closed_form import lasso_weights, stable_step
 from unrolled.layers._layer import Acting
@@ -22,6 +23,7 @@ from unrolled.layers._records import (
 )
 from unrolled.layers._shrinking import PUBLISHED_SUPPORT, Selecting, support_option
 from unrolled.records import option
+from unrolled.theory import MessagePassing
 
 # A step that leaves more than twice the least residual is not taken. Under noise the residual of
 # good codes rises by some percent.
@@ -121,6 +123,12 @@ class alista_at(Selecting):
 
     def weights(self, shared, p, D):
         return Acting(lax.stop_gradient(shared.W), p.gamma)
+
+    def message_passing(self):
+        plain = self.by == "code" and self.activation == relu and self.ridge == 0
+        if self.onsager and plain:
+            return MessagePassing("oamp", "select", "theta", fractions=self.schedule)
+        return None
 
 
 def _unless(refused: Array, before: Followed, after: Followed) -> Followed:

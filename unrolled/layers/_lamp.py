@@ -10,11 +10,13 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, norm, power_of_two
 from unrolled._program import program
+from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import RELATIVE, Matrix, Shape, Unrolled, magnitude, repeat
 from unrolled.layers._shrinking import Shrinking
 from unrolled.records import option
+from unrolled.theory import MessagePassing
 
 
 class Message(NamedTuple):
@@ -94,3 +96,6 @@ class lamp(Shrinking):
 
     def weights(self, shared, p, D):
         return Acting(p.W)
+
+    def message_passing(self):
+        return MessagePassing("amp", "soft", "alpha") if self.activation == relu else None

@@ -12,6 +12,7 @@ from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._lamp import Message, message_passing
 from unrolled.layers._layer import Acting
 from unrolled.layers._records import Unrolled
+from unrolled.theory import MessagePassing
 
 # Noise variance per variance of the codes below which nothing is left to estimate (-100 dB): the
 # odds stay finite.
@@ -71,3 +72,6 @@ class lamp_bg(Estimating):
 
     def weights(self, shared, p, D):
         return Acting(p.W)
+
+    def message_passing(self):
+        return MessagePassing("amp", "bayes", None, self.probability, self.variance)

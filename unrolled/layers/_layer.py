@@ -99,6 +99,8 @@ class Layer(Looped):
             `theory.certify` bounds the error with them, and `realize` computes with them.
         from_theory: `from_theory(W, theta) -> params`, from weights (m, d) and thresholds (K,) or
             (K, d); None for a family that theory gives no params.
+        message_passing: `message_passing() -> theory.MessagePassing`, what `theory.state_evolution`
+            needs of the layer, or None; None for a family that it does not cover.
         starts_from_theory: whether the params of `init` already are those of theory.
 
     Example:
@@ -123,6 +125,7 @@ class Layer(Looped):
     forms: ClassVar[tuple[Unrolled, ...]] = ()
     weights: ClassVar[Any] = None
     from_theory: ClassVar[Any] = None
+    message_passing: ClassVar[Any] = None
     starts_from_theory: ClassVar[bool] = False
     if TYPE_CHECKING:  # families differ in the last argument
         step: ClassVar[Callable[..., Any]]

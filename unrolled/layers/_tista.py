@@ -15,7 +15,7 @@ from unrolled.layers._layer import Acting
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.pursuit import State
 from unrolled.records import option
-from unrolled.theory import pseudo_inverse
+from unrolled.theory import MessagePassing, pseudo_inverse
 
 # The least error that is estimated, as in the paper: tau stays positive.
 _LEAST_ERROR = 1e-9
@@ -69,6 +69,9 @@ class tista(Estimating):
 
     def weights(self, shared, p, D):
         return Acting(shared.W, p.gamma)
+
+    def message_passing(self):
+        return MessagePassing("projected", "bayes", None, self.probability, self.variance)
 
 
 @program("depth")

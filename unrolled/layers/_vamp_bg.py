@@ -16,6 +16,7 @@ from unrolled.layers._lamp import nonzero
 from unrolled.layers._layer import Layer
 from unrolled.layers._records import Fixed, Number, Shape, Unrolled
 from unrolled.records import option
+from unrolled.theory import MessagePassing
 
 # Variances and energies stay above this part of those of the signal: quotients stay finite.
 _LEAST = 1e-13
@@ -186,6 +187,10 @@ class vamp_bg(Layer):
             turned,
             state.grew + grew.astype(jnp.int32),
         )
+
+    def message_passing(self):
+        assumed = () if self.em else (self.probability, self.variance, self.noise_ratio)
+        return MessagePassing("vamp", "bayes", None, *assumed)
 
     def _assumed(self, p: Belief, power: Array, noise: Array, scale: Array) -> Assumed:
         """What the params say, in units of 2^scale for codes."""

@@ -72,6 +72,7 @@ from unrolled.theory._stability import (
     product_stability,
     stability,
 )
+from unrolled.theory._state_evolution import MessagePassing, StateEvolution, state_evolution
 from unrolled.theory._tolerance import Tolerance, exceedance, signals_needed, tolerance_bound
 from unrolled.theory._uniqueness import (
     OracleErrors,
@@ -98,6 +99,7 @@ __all__ = [
     "HolisticStability",
     "LayeredSchedule",
     "LocalRate",
+    "MessagePassing",
     "MinimalEntryWeights",
     "OracleErrors",
     "Plan",
@@ -105,6 +107,7 @@ __all__ = [
     "Schedule",
     "Stability",
     "StepsTo",
+    "StateEvolution",
     "SupportRecovery",
     "Tolerance",
     "Uniqueness",
@@ -155,6 +158,7 @@ __all__ = [
     "sparsity_bound",
     "spectral_radius",
     "stability",
+    "state_evolution",
     "stripe_norm",
     "support_bound",
     "support_rate",
