@@ -190,6 +190,8 @@ CALLS |= {
     "theory.theorem_of": lambda: t.theorem_of(act.relu),
     "theory.tolerance_bound": lambda: t.tolerance_bound(np.zeros(99), share=0.1, confidence=0.9),
     "theory.welch_bound": lambda: t.welch_bound(11, 19),
+    "analytic.lamp": lambda: a.lamp(D, 2, probability=0.1),
+    "analytic.alista_at": lambda: a.alista_at(D, 2, probability=0.1),
     "analytic.frobenius_weights": lambda: a.frobenius_weights(D),
     "analytic.minimax_weights": lambda: a.minimax_weights(D),
     "analytic.calibrate": lambda: a.calibrate(ISTA, ISTA_PARAMS, D, Y, X),

@@ -6,6 +6,7 @@ back all the same and a `HypothesisWarning` says by how much. `certify` and `wei
 what the theory says of given weights.
 """
 
+from unrolled.analytic._average import alista_at, lamp
 from unrolled.analytic._calibrate import calibrate
 from unrolled.analytic._params import alista, dsc, hyperlista, ista, lista_cp, stored_thresholds
 from unrolled.analytic._schedules import (
@@ -25,6 +26,7 @@ __all__ = [
     "WeightsRow",
     "WeightsTable",
     "alista",
+    "alista_at",
     "block_schedule",
     "calibrate",
     "certify",
@@ -33,6 +35,7 @@ __all__ = [
     "frobenius_weights",
     "hyperlista",
     "ista",
+    "lamp",
     "lista_cp",
     "minimax_weights",
     "plan",
