@@ -44,8 +44,8 @@ def lamp(
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
-        >>> print(ur.analytic.lamp(D, 3, probability=0.1).steps.alpha.round(1))
-        [1.4 1.3 1.2]
+        >>> [f"{a:.1f}" for a in ur.analytic.lamp(D, 3, probability=0.1).steps.alpha]
+        ['1.4', '1.3', '1.2']
     """
     D, layer = as_dictionary(D, "analytic.lamp"), layers.lamp(depth)
     options = dict(probability=probability, variance=variance, noise=noise)
@@ -83,8 +83,8 @@ def alista_at(
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
         >>> params = ur.analytic.alista_at(D, 3, probability=0.1)
-        >>> print(params.steps.theta.round(1), params.steps.gamma)
-        [1.3 1.1 1.1] [1. 1. 1.]
+        >>> [f"{theta:.1f}" for theta in params.steps.theta], params.steps.gamma.tolist()
+        (['1.3', '1.1', '1.1'], [1.0, 1.0, 1.0])
     """
     D = as_dictionary(D, "analytic.alista_at")
     layer = layers.alista_at(depth, onsager=True, support=support)
