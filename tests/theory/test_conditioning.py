@@ -1,6 +1,7 @@
 """The conditioning of Gaussian dictionaries: exact laws, Monte Carlo, and all sets of atoms."""
 
 import copy
+import functools
 import itertools
 import math
 import pickle
@@ -11,7 +12,7 @@ import pytest
 from scipy import stats
 
 from unrolled import dictionaries
-from unrolled.theory import gaussian_conditioning
+from unrolled.theory import error_bar, gaussian_conditioning
 from unrolled.theory._conditioning import _law
 
 
@@ -112,3 +113,99 @@ def test_faults():
         gaussian_conditioning(4, 8, 2, 1)
     with pytest.raises(TypeError, match="m must be an integer"):
         gaussian_conditioning(4.0, 8, 2)
+
+
+# Error bars
+
+
+def sparse(rng, d, s):
+    x = np.zeros(d)
+    x[rng.permutation(d)[:s]] = rng.normal(size=s)
+    return x
+
+
+@functools.cache
+def large():
+    return drawn(0, 250, 500), gaussian_conditioning(250, 500, 100)
+
+
+def test_fifty_nonzeros_of_five_hundred():
+    """A residual of 1e-4 norm(y) puts a code within 2.6e-3 norm(y) of every truth."""
+    D, kappa = large()
+    rng = np.random.default_rng(0)
+    truth = sparse(rng, 500, 50)
+    y, x = D @ truth, truth.copy()
+    T = np.flatnonzero(truth)
+    x[T] += 1e-3 * rng.normal(size=50)
+    x[T] += np.linalg.lstsq(D[:, T], y - D @ x, rcond=None)[0] * (1 - 1e-2)
+    x[T] = truth[T] + (x[T] - truth[T]) * 1e-4 * np.linalg.norm(y) / np.linalg.norm(y - D @ x)
+    bar = error_bar(None, D, x, y, sparsity=50, conditioning=kappa)
+    assert bar.holds and bar.l2 == pytest.approx(2.6e-3 * np.linalg.norm(y), rel=0.01)
+    assert np.linalg.norm(x - truth) <= bar.l2
+    # Mutual coherence says nothing here, and the bar with both is the one that holds.
+    assert not error_bar(D, D, x, y, sparsity=50).holds
+    assert error_bar(D, D, x, y, sparsity=50, conditioning=kappa) == bar
+    noisy = error_bar(None, D, x, y, sparsity=50, noise=0.1, conditioning=kappa)
+    assert noisy.l2 == pytest.approx(bar.l2 + 0.1 / kappa)
+    assert bar.linf == bar.l2 and bar.l1 == pytest.approx(10 * bar.l2)
+
+
+def test_codes_of_more_nonzeros_than_the_conditioning_knows():
+    D, kappa = large()
+    x = sparse(np.random.default_rng(1), 500, 51)
+    beyond = error_bar(None, D, x, D @ x, sparsity=50, conditioning=kappa)
+    assert not beyond.holds and math.isinf(beyond.l2)
+    # A number of one's own is taken at its word, up to m atoms.
+    assert error_bar(None, D, x, D @ x, sparsity=50, conditioning=float(kappa)).holds
+    assert not error_bar(None, D, x, D @ x, sparsity=200, conditioning=float(kappa)).holds
+    assert not error_bar(None, D, x, D @ x, sparsity=9, conditioning=0.0).holds
+
+
+def test_bars_are_never_violated_by_all_pairs_of_supports():
+    """kappa is the least singular value of all sets of 4 atoms; codes of two nonzeros each."""
+    D, rng = drawn(3, 8, 12), np.random.default_rng(2)
+    kappa = least_of_all_sets(D, 4)
+    for _ in range(200):
+        x, truth = sparse(rng, 12, 2), sparse(rng, 12, 2)
+        e = rng.normal(size=8) * 0.01
+        bar = error_bar(
+            None, D, x, D @ truth + e, sparsity=2, noise=np.abs(e).sum(), conditioning=kappa
+        )
+        h = np.abs(x - truth)
+        assert h.max() <= bar.linf and np.linalg.norm(h) <= bar.l2 and h.sum() <= bar.l1
+
+
+def test_with_weights_the_bar_is_the_lesser_in_every_norm():
+    D = np.asarray(dictionaries.identity_hadamard(64))
+    x = sparse(np.random.default_rng(0), 128, 2)
+    y = D @ x + 1e-3
+    one, other = (
+        error_bar(D, D, x, y, sparsity=2),
+        error_bar(None, D, x, y, sparsity=2, conditioning=0.7),
+    )
+    both = error_bar(D, D, x, y, sparsity=2, conditioning=0.7)
+    assert both == tuple(map(min, one, other))[:3] + (True,)
+
+
+def test_zero_codes_and_dictionaries_of_float32():
+    D = drawn(0, 20, 40)
+    zero = np.zeros(40)
+    assert error_bar(None, D, zero, D[:, 0], sparsity=0, conditioning=0.5) == (0, 0, 0, True)
+    kappa = gaussian_conditioning(20, 40, 3)
+    x = sparse(np.random.default_rng(0), 40, 2)
+    wide, stored = (
+        error_bar(None, A, x, D @ x + 1e-3, sparsity=1, conditioning=kappa)
+        for A in (D, D.astype(np.float32))
+    )
+    # Two roundings of the entries of three atoms, and norms off by 1e-7.
+    assert wide.l2 < stored.l2 <= wide.l2 * (1 + 1e-5)
+
+
+def test_faults_of_error_bars():
+    D, x = drawn(0, 8, 12), np.zeros(12)
+    with pytest.raises(ValueError, match="error_bar: expected W, conditioning or both"):
+        error_bar(None, D, x, D[:, 0], sparsity=1)
+    with pytest.raises(ValueError, match="conditioning must be non-negative"):
+        error_bar(None, D, x, D[:, 0], sparsity=1, conditioning=-1.0)
+    with pytest.raises(ValueError, match="expected 1 within"):
+        error_bar(None, 2 * D, x, D[:, 0], sparsity=1, conditioning=0.1)
