@@ -371,3 +371,17 @@ def test_after_a_fit_that_failed_an_estimator_is_not_fitted(estimator):
     for method in (estimator.transform, estimator.inverse_transform):
         with pytest.raises(NotFittedError):
             method(SIGNALS)
+
+
+def test_the_codes_of_samples_are_certified():
+    codes = np.zeros((4, 12))
+    codes[[0, 1, 2], [3, 5, 7]] = 1.0, -2.0, 0.5
+    codes[3, [1, 8]] = 1.0
+    samples = codes @ D.T
+    coder = SparseCoder(D, "omp", sparsity=2).fit(samples)
+    found = coder.certify(samples)
+    assert found.certified(samples)[:3].all()
+    np.testing.assert_allclose(found.x[found.unique], codes[found.unique], atol=1e-12)
+    chain = SparseCoder((D, B), "project", sparsity=1).fit(samples)
+    with pytest.raises(ValueError, match="certify is for one dictionary, got 2"):
+        chain.certify(samples)

@@ -12,6 +12,7 @@ from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, purs
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
+from unrolled.theory import CodeCertificate, certify_code
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -165,6 +166,17 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             told = f"{_NAME}: {missed} of {len(X)} codes miss the tolerance of {self.method_}"
             _checks.warn(f"{told}; try a larger tol or max_steps", ConvergenceWarning)
         return codes
+
+    def certify(self, X: Any, *, finish: int = 3) -> CodeCertificate:
+        """`theory.certify_code` of the codes of the samples, for a single dictionary.
+
+        Its `x` are the codes after least squares on their supports, its `certified(X)` says which
+        of them are proved to be the only ones of least l1 norm.
+        """
+        codes = self.transform(X)
+        if len(self.dictionary_) > 1:
+            raise ValueError(f"{_NAME}: certify is for one dictionary, got {len(self.dictionary_)}")
+        return certify_code(self.dictionary_[0], np.asarray(X), codes, finish=finish)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The signals D x of codes, (n_samples, n_features)."""

@@ -236,6 +236,7 @@ def test_signals_of_float32_are_met_to_their_rounding():
     Y = (X @ D.astype(float).T).astype(np.float32)
     found = certify_code(D, Y, X.astype(np.float32))
     assert found.holds.all() and not found.unique.any()
+    assert found.certified(Y).all() and not found.certified(Y.astype(float)).any()
     # Each entry of y is rounded by 2^-24 of itself.
     assert (found.residual <= 2.0**-24 * np.linalg.norm(Y, axis=1)).all()
     error = np.linalg.norm(found.x - X, axis=1)

@@ -40,7 +40,13 @@ _GRID, _STEP, _FEW = 16, 8, 64
 
 
 class CodeCertificate(NamedTuple):
-    """What is proved of a code, or of every code of a batch, (n,) numbers and (n, ...) arrays."""
+    """What is proved of a code, or of every code of a batch, (n,) numbers and (n, ...) arrays.
+
+    Example:
+        >>> D, y = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
+        >>> ur.theory.certify_code(D, y, y).certified(y)
+        True
+    """
 
     x: np.ndarray  # (d,) the code that is certified
     residual: Any  # norm(y - D x)
@@ -52,6 +58,18 @@ class CodeCertificate(NamedTuple):
     unique: Any  # and D x is y, up to rounding
     error_gain: Any  # of norm(D (z - x)), in the bound on norm(z - x)
     l1_gain: Any  # of norm(z, 1) - norm(x, 1), where that is positive
+
+    def certified(self, y: ArrayLike) -> Any:
+        """Whether it holds and D x is y to the rounding of y in its dtype: m^(1/2) eps norm(y).
+
+        For signals of float32 this is what can be asked in place of `unique`. Another code with no
+        larger l1 norm that fits as well is within `error_gain` times both residuals.
+        """
+        Y = _checks.host_floats(y, "y", "certified")
+        level = math.sqrt(Y.shape[-1]) * float(jnp.finfo(Y.dtype).eps)
+        size = np.linalg.norm(Y.astype(float), axis=-1)
+        met = np.logical_and(self.holds, self.residual <= level * size)
+        return met if met.ndim else bool(met)
 
 
 def certify_code(
