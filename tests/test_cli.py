@@ -770,3 +770,34 @@ def test_a_figure_that_fails_loses_no_text_of_certify(run, tmp_path, monkeypatch
     status, out, err = run("certify", "paley.npy", "--figure", tmp_path / "gram.png")
     assert status == 2 and err.endswith("unrolled: no figure\n")
     assert out == run("certify", "paley.npy")[1]
+
+
+def test_codes_of_a_file_are_certified(run, tmp_path):
+    """In the dtype of the signals: a wrong code of a row is repaired, and noise is not met."""
+    with np.load("YX.npz") as archive:
+        Y, X = archive["Y"], archive["X"]
+    Y, X = Y[:9].copy(), X[:9].copy()
+    Y[3] += 1e-6
+    np.savez(tmp_path / "Y.npz", Y=Y), np.savez(tmp_path / "X.npz", X=0.9 * X)
+    arguments = ("D.npy", "--code", tmp_path / "X.npz", "--signals", tmp_path / "Y.npz")
+    expected = np.flatnonzero(~theory.certify_code(np.load("D.npy"), Y, 0.9 * X).unique).tolist()
+    assert 3 in expected and len(expected) < 9
+    status, out, err = run("certify", *arguments, "--json")
+    assert status == 0, err
+    found = strict_json(out)
+    assert found["not_certified"] == expected
+    assert found["certified_share"] == pytest.approx(1 - len(expected) / 9)
+    status, out, _ = run("certify", *arguments)
+    assert "of 9 codes certified" in out and "not certified: rows " in out
+    # The same of the codes that a pursuit computes, in float32.
+    np.save(tmp_path / "Y.npy", X @ np.load("D.npy").T)
+    options = ("--method", "omp", "--tol", 1e-5, "--dictionary", "D.npy", "--certify")
+    status, out, err = run("encode", *options, tmp_path / "Y.npy", "--output", tmp_path / "C.npy")
+    assert status == 0 and "of 9 codes certified" in out, err
+    for wrong, message in (
+        (("certify", "D.npy", "--code", tmp_path / "X.npz"), "--code and --signals go together"),
+        (("certify", "D.npy", *arguments), "--code needs one D, got 2"),
+        (("certify", "D.npy", "--code", "Y.npy", *arguments[3:]), "one code for each"),
+    ):
+        status, _, err = run(*wrong)
+        assert status == 2 and message in err

@@ -1,4 +1,4 @@
-"""`unrolled certify`: what the theory certifies for a dictionary, a chain, or saved weights."""
+"""`unrolled certify`: what theory certifies for a dictionary, a chain, saved weights, or codes."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, activations, dictionaries, studies, theory
+from unrolled.commands._certified_codes import certify_codes
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
 from unrolled.commands._report import check_figure, write_figure
@@ -24,11 +25,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         description="Certified coherence, admissible sparsity, rate and number of steps, for W = D,"
         "\nthe closed-form W and the minimax W. For several dictionaries also uniqueness,"
         "\nstability, and a plan of the chain. For saved weights, which may be learned: the error"
-        "\nthat they guarantee, layer by layer.",
+        "\nthat they guarantee, layer by layer. For codes of signals, from any solver: which"
+        "\nof them, after least squares on their supports, are proved to be the only ones of least"
+        "\nl1 norm.",
         epilog="examples:\n"
         "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
         "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json\n"
-        "  unrolled certify run/weights.npz --sparsity 10,2",
+        "  unrolled certify run/weights.npz --sparsity 10,2\n"
+        "  unrolled certify D.npy --code X.npy --signals Y.npy",
     )
     add = parser.add_argument
     add(
@@ -66,12 +70,22 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="also the weights of smallest entries (Definition 8); takes many times as long",
     )
     add("--figure", type=Path, metavar="PNG", help="save a picture of D'D beside W'D")
+    add(
+        "--code",
+        type=Path,
+        metavar="CODES",
+        help="codes of --signals, (signals, d), as .npy or .npz (entry X)",
+    )
+    add("--signals", type=Path, metavar="SIGNALS", help="of --code, as .npy or .npz (entry Y)")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the theory certifies, and save the figure if one is asked for."""
+    if arguments.code is not None or arguments.signals is not None:
+        _run_on_codes(arguments)
+        return
     _checks.nonnegative(arguments.tolerance, "tolerance", "certify")
     if holds_weights(arguments.dictionaries[0]):
         _run_on_weights(arguments)
@@ -106,6 +120,15 @@ def _check_norms(path: Path, D: Dictionary) -> None:
         dictionaries.unit_atoms(D, str(path))
     except ValueError as error:
         raise ValueError(f"{error} (here --normalize)") from error
+
+
+def _run_on_codes(arguments: argparse.Namespace) -> None:
+    if arguments.code is None or arguments.signals is None:
+        raise ValueError("certify: --code and --signals go together")
+    if len(arguments.dictionaries) > 1:
+        raise ValueError(f"certify: --code needs one D, got {len(arguments.dictionaries)} files")
+    found = certify_codes(arguments.dictionaries[0], arguments.signals, arguments.code)
+    show(arguments.json, found.to_dict(), found.text())
 
 
 def _run_on_weights(arguments: argparse.Namespace) -> None:

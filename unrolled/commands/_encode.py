@@ -16,6 +16,7 @@ from unrolled import datasets, problems, training
 from unrolled._files import check_writable
 from unrolled._numbers import norm
 from unrolled._pursuits import CHAIN, PURSUITS, check_dictionaries, check_options, pursue
+from unrolled.commands._certified_codes import CertifiedCodes, uncertified
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._inputs import check_length, in_float32, read_dictionary, weights_of
 from unrolled.commands._partial import partial_arrays
@@ -72,6 +73,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "D); once for each layer of a chain",
     )
     add("--method", metavar="PURSUIT", help=f"one of {', '.join(names())}")
+    add(
+        "--certify",
+        action="store_true",
+        help="also tell which codes, after least squares on their supports, are proved to be the "
+        "only ones of least l1 norm; of one dictionary",
+    )
     add_options(parser)
     parser.set_defaults(run=run)
     return parser
@@ -87,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         paths,
         options,
         teller(),
+        certify=arguments.certify,
     )
     show(arguments.json, found.to_dict(), found.text())
 
@@ -137,6 +145,7 @@ class Encoded(NamedTuple):
     missed: int  # codes of the pursuit that miss their tolerance
     zeros: int  # signals that are not zero but beside the largest, coded as zero
     output: str
+    certified: CertifiedCodes | None = None  # where that was asked for
 
     def text(self) -> str:
         """The numbers as lines of text, one for each layer of a chain."""
@@ -149,6 +158,7 @@ class Encoded(NamedTuple):
         if self.zeros:
             beside = "zero beside the largest, to the rounding of float32"
             lines.append(f"{self.zeros} signals are {beside}: coded as zero")
+        lines += [] if self.certified is None else [self.certified.text()]
         return "\n".join([*lines, f"{self.source} -> {self.output}"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,7 +168,8 @@ class Encoded(NamedTuple):
         if isinstance(self.source, str):
             of = {"method": self.source, "missed_tolerance": self.missed}
             of |= {"zero_beside_largest": self.zeros}
-        return {"signals": self.signals, **numbers, **of, "output": self.output}
+        proved = {} if self.certified is None else self.certified.to_dict()
+        return {"signals": self.signals, **numbers, **of, **proved, "output": self.output}
 
 
 class _Coder(NamedTuple):
@@ -176,6 +187,7 @@ def encode(
     dictionaries: list[Path],
     options: dict[str, Any],
     say: Say,
+    certify: bool = False,
 ) -> Encoded:
     """Write the codes of signals, chunk by chunk.
 
@@ -189,11 +201,12 @@ def encode(
         dictionaries: files.
         options: of the pursuit.
         say: told the progress.
+        certify: whether `theory.certify_code` is asked about the codes.
 
     Raises:
-        ValueError: files that cannot be read or do not fit together, NaN or infinite signals, or
-            such that float32 would lose, an output that is an input, options that a pursuit
-            refuses.
+        ValueError: a chain to certify, files that cannot be read or do not fit together, NaN or
+            infinite signals, or such that float32 would lose, an output that is an input, options
+            that a pursuit refuses.
         OSError: the output cannot be written.
         ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
     """
@@ -204,6 +217,8 @@ def encode(
         if isinstance(source, Path)
         else _of_pursuit(source, dictionaries, options)
     )
+    if certify and len(coder.Ds) > 1:
+        raise ValueError(f"encode: --certify is for one dictionary, got {len(coder.Ds)}")
     Y = datasets.open_array(signals, "Y")
     check_length(signals, Y, coder.Ds[0])
     if not len(Y):
@@ -214,6 +229,7 @@ def encode(
     least = _least_norm(Y, signals) if "ratio" in options else 0.0
     nonzeros, squares, told = np.zeros(J), np.zeros(J + 1), time.monotonic()
     missed = zeros = 0
+    unproved: list[int] = []
     with partial_arrays(output, shapes) as append:
         for first in range(0, len(Y), _CHUNK):
             rows = _rows(Y, signals, first)
@@ -226,6 +242,8 @@ def encode(
             nonzeros += [np.count_nonzero(X) for X in codes]
             squares += (norms**2).sum(1)
             missed, zeros = missed + more, zeros + int(nothing.sum())
+            if certify:
+                unproved += (first + uncertified(coder.Ds[0], rows, codes[0])).tolist()
             if time.monotonic() - told > _PERIOD:
                 told = time.monotonic()
                 say(f"{first + len(rows):,} of {len(Y):,} signals")
@@ -234,7 +252,8 @@ def encode(
         EncodedLayer(D.shape[1], float(count) / len(Y), float(residual / (size or 1)))
         for D, count, residual in zip(coder.Ds, nonzeros, residuals)
     )
-    return Encoded(len(Y), layers, coder.chained, source, missed, zeros, str(output))
+    proved = CertifiedCodes(len(Y), tuple(unproved)) if certify else None
+    return Encoded(len(Y), layers, coder.chained, source, missed, zeros, str(output), proved)
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:

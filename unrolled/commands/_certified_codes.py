@@ -1,0 +1,69 @@
+"""Which codes of a file are proved to be the only ones of least l1 norm."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from unrolled import datasets, theory
+from unrolled.commands._inputs import check_length, read_dictionary
+from unrolled.dictionaries import Dictionary
+
+_CHUNK = 1000  # signals at a time
+_SHOWN = 20  # rows that the text lists
+
+
+class CertifiedCodes(NamedTuple):
+    """How many codes are certified, and which are not."""
+
+    signals: int
+    rows: tuple[int, ...]  # those that are not certified
+
+    def text(self) -> str:
+        """The share and the rows as lines of text."""
+        lines = [
+            f"{1 - len(self.rows) / self.signals:.2%} of {self.signals} codes certified: after "
+            "least squares each is the only code of least l1 norm with its D x, which is y to "
+            "rounding"
+        ]
+        if self.rows:
+            rows = ", ".join(map(str, self.rows[:_SHOWN]))
+            more = len(self.rows) - _SHOWN
+            lines.append(f"not certified: rows {rows}" + (f" and {more} more" if more > 0 else ""))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The share and the rows as data."""
+        share = 1 - len(self.rows) / self.signals
+        return {"certified_share": share, "not_certified": list(self.rows)}
+
+
+def uncertified(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """The rows of Y whose codes, finished, are not certified."""
+    return np.flatnonzero(~theory.certify_code(D, Y, X).certified(Y))
+
+
+def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCodes:
+    """Certify the codes of a file, chunk by chunk, in the dtype of the signals.
+
+    Raises:
+        ValueError: files that cannot be read or do not fit together.
+    """
+    with jax.enable_x64(True):
+        D = read_dictionary(dictionary, None)
+    Y, X = datasets.open_array(signals, "Y"), datasets.open_array(codes, "X")
+    check_length(signals, Y, D)
+    if X.shape != (len(Y), D.shape[1]) or not len(Y):
+        raise ValueError(
+            f"{codes}: has shape {X.shape}; expected ({len(Y)}, {D.shape[1]}), one code for each "
+            f"signal of {signals}, and at least one"
+        )
+    rows: list[int] = []
+    for first in range(0, len(Y), _CHUNK):
+        parts = (
+            datasets.read_rows(array, path, first, _CHUNK)
+            for array, path in ((Y, signals), (X, codes))
+        )
+        rows += (first + uncertified(D, *parts)).tolist()
+    return CertifiedCodes(len(Y), tuple(rows))
