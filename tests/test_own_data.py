@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import unrolled as ur
+from unrolled._pursuits import pursue
 
 M, N, K = 6, 9, 3
 LAM = 0.1
@@ -137,3 +138,50 @@ def test_a_loss_that_needs_codes_says_so():
         message = rf"fit: the loss fails without codes, X = None \(.*{what}.*\); try training.lasso"
         with pytest.raises(ValueError, match=message):
             fit(Y, loss=loss)
+
+
+# Degenerate signals
+
+FLAT = {
+    "omp": dict(sparsity=2),
+    "omp_batch": dict(sparsity=2),
+    "basis_pursuit": {},
+    "lasso": dict(ratio=0.1),
+    "lasso_batch": dict(ratio=0.1),
+    "project": dict(sparsity=2),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_signals_of_rounding_are_coded_as_zero(name):
+    """A flat patch without its mean is a rounding or two: no pursuit codes it beside others."""
+    flat = np.stack([0 * Y[0], np.full(M, 0.7) - np.mean(np.full(M, 0.7)), 1e-16 * Y[1]])
+    signals = jnp.asarray(np.concatenate([Y[:3], flat]))
+    coded = pursue(name, (jnp.asarray(D),), signals, FLAT[name])
+    (codes,) = coded.codes
+    assert not np.any(codes[3:]) and np.all(np.any(np.asarray(codes[:3]), axis=1))
+    assert coded.zeros == int((np.abs(flat).max(1) > 0).sum())
+    alone = pursue(name, (jnp.asarray(D),), jnp.asarray(1e-16 * Y[:2]), FLAT[name])
+    assert alone.zeros == 0 and np.any(alone.codes[0])  # faint signals alone are signals
+
+
+def test_an_aim_in_the_units_of_the_signals_decides_itself():
+    signals = jnp.asarray(np.stack([Y[0], 1e-16 * Y[1]]))
+    coded = pursue("lasso", (jnp.asarray(D),), signals, dict(lam=1e-18))
+    assert coded.zeros == 0 and np.any(coded.codes[0][1])
+
+
+def test_a_cast_to_float32_loses_no_signals_and_no_atoms():
+    near = pytest.warns(UserWarning, match="float64 but JAX runs in float32")
+    faint = np.where(np.arange(40)[:, None] == 3, 1e-60 * Y, Y)
+    thin = np.where(np.arange(N) == 5, 1e-60, 1) * D
+    where = "leaves the range of float32"
+    with jax.enable_x64(False), near:
+        with pytest.raises(ValueError, match=rf"lasso_batch: Y {where} \(in row 3\), where"):
+            ur.pursuit.lasso_batch(jnp.float32(D), faint, LAM)
+        with pytest.raises(ValueError, match=rf"ista: D {where} \(in column 5\), where entries"):
+            LAYER.init(None, thin)
+        with pytest.raises(ValueError, match=rf"fit: Y {where} \(in row 3\)"):
+            fit(faint, D=jnp.float32(D), params=LAYER.init(None, jnp.float32(D)))
+        with pytest.raises(ValueError, match=f"omp: y {where}, where entries become 0"):
+            ur.pursuit.omp(jnp.float32(D), 1e-60 * Y[0], 2)

@@ -98,7 +98,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
                 f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or "
                 "enable float64 with `jax.config.update('jax_enable_x64', True)`"
             )
-            x = x.astype(np.float32)
+            x = _in_float32(x, name, where)
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
@@ -112,6 +112,43 @@ def as_float(x: Any, name: str, where: str) -> Array:
             "parts"
         )
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def _in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
+    """A vector, signals in rows, or the atoms of D in columns, of which float32 loses none.
+
+    Raises:
+        ValueError: some become 0 or infinite.
+    """
+    if x.ndim not in (1, 2):
+        return x.astype(np.float32)
+    is_dictionary = name == "D" and x.ndim == 2
+    lines, what = (x.T, "column") if is_dictionary else (np.atleast_2d(x), "row")
+    cast, lost = narrowed(lines)
+    if len(lost):
+        raise ValueError(
+            f"{where}: {name} leaves the range of float32"
+            f"{in_rows(lost, what) if x.ndim == 2 else ''}, where entries become 0 or infinite; "
+            "try numbers near 1, or float64"
+        )
+    return cast.T if is_dictionary else cast.reshape(x.shape)
+
+
+def narrowed(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of an array in float32, and the indices of those that float32 loses.
+
+    They become infinite, or their entries below the least normal number, which are zero in most
+    operations, are more than rounding.
+    """
+    info = np.finfo(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        cast = array.astype(np.float32)
+    size = np.maximum(array.max(1, initial=0), -array.min(1, initial=0)).astype(float)
+    lost = np.asarray(np.isinf(cast).any(1) & np.isfinite(array).all(1))
+    faint = np.flatnonzero((size > 0) & (size < float(info.tiny) / float(info.eps)))
+    missed = np.where(np.abs(cast[faint]) < info.tiny, np.abs(array[faint]), 0)
+    lost[faint] = missed.max(1, initial=0) > float(info.eps) * size[faint]
+    return cast, np.flatnonzero(lost)
 
 
 def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:

@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import pursuit
 from unrolled._checks import Array
+from unrolled._numbers import norm
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.pursuit import PURSUITS
 
@@ -17,10 +19,12 @@ CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, where it is not (D, y)
 
 
 class Coded(NamedTuple):
-    """The codes of every layer, (signals, d_j) each, and how many are not as good as asked for."""
+    """The codes of every layer, (signals, d_j) each, and which are not as good as asked for."""
 
     codes: tuple[Array, ...]
-    missed: int
+    missed: int  # how many
+    rows: np.ndarray  # which
+    zeros: int  # signals that are not zero, but beside the largest, coded as zero
 
 
 def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
@@ -52,12 +56,33 @@ _LARGEST = 8192
 _CERTIFIED, _REACHED, _MAX_STEPS = 1e-9, 1e-6, 3000
 
 
+# A signal is zero beside the largest one of its batch below so many roundings of that: where a mean
+# was taken away, a flat patch of a picture leaves one or a few.
+ROUNDINGS = 8
+_ABSOLUTE = ("lam", "lams", "theta", "thetas", "eps", "tol")  # in the units of the signals
+
+
+def is_relative(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a pursuit has no aim in the units of the signals, so that it codes rounding, too.
+
+    Such are a sparsity, a ratio, or a signal to reproduce. (A tol has these units in OMP alone.)
+
+    Example:
+        >>> from unrolled._pursuits import is_relative
+        >>> is_relative("omp", {"sparsity": 3}), is_relative("omp", {"tol": 0.1})
+        (True, False)
+    """
+    names = _ABSOLUTE if name.startswith("omp") else _ABSOLUTE[:-1]
+    return not any(np.any(options.get(option)) for option in names)
+
+
 def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -> Coded:
     """The codes of the signals Y, (signals, m), by a pursuit whose arguments were checked.
 
     Where a solver of a batch has its options, that finds the codes: under vmap, the loop of a
     pursuit runs for all signals as long as the hardest one needs. It is not for `jit`: the options
-    are checked as values.
+    are checked as values. Without an aim in the units of the signals, one that is zero beside the
+    largest, to the rounding of its dtype, has the code 0.
 
     Example:
         >>> from unrolled._pursuits import pursue
@@ -65,7 +90,14 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
         >>> coded.codes[0].tolist(), coded.missed
         ([[2.0, 0.0]], 0)
     """
-    named = PURSUITS[name]
+    named, zeros = PURSUITS[name], 0
+    if is_relative(name, options):
+        Y = jnp.asarray(Y)
+        size = np.asarray(norm(Y, 1), float)
+        least = ROUNDINGS * float(jnp.finfo(Y.dtype).eps) * size.max(initial=0)
+        faint = (size > 0) & (size < least)
+        zeros = int(faint.sum())
+        Y = jnp.where(faint[:, None], 0, Y) if zeros else Y
     if named.many and _fits(Ds[0]) and set(options) <= set(PURSUITS[named.many].options):
         named = PURSUITS[named.many]
     D = Ds if named.takes == CHAIN else Ds[0]
@@ -74,7 +106,8 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
     else:
         result = jax.vmap(lambda y: named.solve(D, y, **options))(Y)
     codes = result.xs if named.takes == CHAIN else (result.x,)
-    return Coded(codes, int((~np.asarray(result.converged)).sum()) if named.aims else 0)
+    rows = np.flatnonzero(~np.asarray(result.converged)) if named.aims else np.zeros(0, int)
+    return Coded(codes, len(rows), rows, zeros)
 
 
 def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> pursuit.Pursuit:

@@ -15,7 +15,16 @@ from jax.typing import ArrayLike
 from unrolled import datasets, problems, training
 from unrolled._files import check_writable
 from unrolled._numbers import norm
-from unrolled._pursuits import CHAIN, PURSUITS, check_dictionaries, check_options, pursue
+from unrolled._pursuits import (
+    CHAIN,
+    PURSUITS,
+    ROUNDINGS,
+    check_dictionaries,
+    check_options,
+    is_relative,
+    pursue,
+)
+from unrolled._text import in_rows
 from unrolled.commands._certified_codes import CertifiedCodes, uncertified
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._inputs import check_length, in_float32, read_dictionary, weights_of
@@ -27,9 +36,6 @@ from unrolled.networks import Network
 
 _CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
 _PERIOD = 5.0  # seconds between two lines of progress
-# A signal is zero beside the largest one of its file below so many roundings of that: where a mean
-# was taken away, a flat patch of a picture leaves one or a few.
-_ROUNDINGS = 8
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -40,8 +46,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="compute codes of signals with saved weights or a pursuit",
         description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
         "on signals,\nor a pursuit with --method. The signals of a .npy file may be any number. "
-        "With --ratio,\na signal whose norm is below 8 roundings of the largest one in float32 is "
-        "zero beside it: it\nis coded as zero, and counted.",
+        "Where nothing\nis in the units of the signals, as with --ratio or --sparsity alone, a "
+        "signal whose norm is below\n8 roundings of the largest one in float32 is zero beside it: "
+        "it is coded as zero, and counted.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
@@ -142,7 +149,7 @@ class Encoded(NamedTuple):
     layers: tuple[EncodedLayer, ...]
     chained: bool
     source: Path | str  # the file, or the folder with the checkpoints; the name of a pursuit
-    missed: int  # codes of the pursuit that miss their tolerance
+    missed: tuple[int, ...]  # signals whose codes, by the pursuit, miss their tolerance
     zeros: int  # signals that are not zero but beside the largest, coded as zero
     output: str
     certified: CertifiedCodes | None = None  # where that was asked for
@@ -154,7 +161,8 @@ class Encoded(NamedTuple):
             layers = enumerate(self.layers, start=1)
             lines = [f"{self.signals} signals", *(f"  layer {j}, {x.text()}" for j, x in layers)]
         if self.missed:
-            lines.append(f"{self.missed} codes miss the tolerance of {self.source}")
+            lines.append(f"codes above their tolerance{in_rows(np.asarray(self.missed))}:")
+            lines.append(f"{len(self.missed)} codes miss the tolerance of {self.source}")
         if self.zeros:
             beside = "zero beside the largest, to the rounding of float32"
             lines.append(f"{self.zeros} signals are {beside}: coded as zero")
@@ -166,7 +174,8 @@ class Encoded(NamedTuple):
         numbers = {"layers": self.layers} if self.chained else self.layers[0]._asdict()
         of: dict[str, Any] = {"weights": str(self.source)}
         if isinstance(self.source, str):
-            of = {"method": self.source, "missed_tolerance": self.missed}
+            of = {"method": self.source, "missed_tolerance": len(self.missed)}
+            of |= {"missed_rows": self.missed}
             of |= {"zero_beside_largest": self.zeros}
         proved = {} if self.certified is None else self.certified.to_dict()
         return {"signals": self.signals, **numbers, **of, **proved, "output": self.output}
@@ -175,7 +184,9 @@ class Encoded(NamedTuple):
 class _Coder(NamedTuple):
     """What computes codes."""
 
-    codes: Callable[[np.ndarray], tuple[Sequence[ArrayLike], int]]  # and how many miss their aim
+    codes: Callable[
+        [np.ndarray], tuple[Sequence[ArrayLike], np.ndarray]
+    ]  # and which miss their aim
     Ds: tuple[Dictionary, ...]
     chained: bool
 
@@ -191,7 +202,7 @@ def encode(
 ) -> Encoded:
     """Write the codes of signals, chunk by chunk.
 
-    The penalty of a ratio is a share of that of its signal, however small this is: rounding would
+    Without an aim in the units of the signals, such as with a ratio or a sparsity, rounding would
     be coded like a signal. So a signal is then zero whose norm is below some roundings of the
     largest one.
 
@@ -226,10 +237,12 @@ def encode(
     J = len(coder.Ds)
     entries = [f"X_{j}" for j in range(1, J + 1)] if coder.chained else ["X"]
     shapes = {name: (len(Y), D.shape[1]) for name, D in zip(entries, coder.Ds)}
-    least = _least_norm(Y, signals) if "ratio" in options else 0.0
+    relative = isinstance(source, str) and is_relative(source, options)
+    least = _least_norm(Y, signals) if relative else 0.0
     nonzeros, squares, told = np.zeros(J), np.zeros(J + 1), time.monotonic()
-    missed = zeros = 0
+    missed: list[int] = []
     unproved: list[int] = []
+    zeros = 0
     with partial_arrays(output, shapes) as append:
         for first in range(0, len(Y), _CHUNK):
             rows = _rows(Y, signals, first)
@@ -241,7 +254,8 @@ def encode(
             append(dict(zip(entries, codes)))
             nonzeros += [np.count_nonzero(X) for X in codes]
             squares += (norms**2).sum(1)
-            missed, zeros = missed + more, zeros + int(nothing.sum())
+            missed += [int(row) + first for row in more]
+            zeros += int(nothing.sum())
             if certify:
                 unproved += (first + uncertified(coder.Ds[0], rows, codes[0])).tolist()
             if time.monotonic() - told > _PERIOD:
@@ -253,7 +267,7 @@ def encode(
         for D, count, residual in zip(coder.Ds, nonzeros, residuals)
     )
     proved = CertifiedCodes(len(Y), tuple(unproved)) if certify else None
-    return Encoded(len(Y), layers, coder.chained, source, missed, zeros, str(output), proved)
+    return Encoded(len(Y), layers, coder.chained, source, tuple(missed), zeros, str(output), proved)
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
@@ -267,7 +281,7 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 def _least_norm(Y: np.ndarray, path: Path) -> float:
     """The norm below which a signal of the file is zero beside the largest."""
     largest = max(_norms(_rows(Y, path, first)).max() for first in range(0, len(Y), _CHUNK))
-    return _ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
+    return ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
 
 
 def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) -> None:
@@ -288,7 +302,7 @@ def _of_weights(weights: Path, dictionaries: list[Path]) -> _Coder:
 
     def codes(rows):
         found = apply_in_chunks(model.apply, params, D, jnp.asarray(rows))
-        return found if chained else (found,), 0
+        return found if chained else (found,), np.zeros(0, int)
 
     return _Coder(codes, D if chained else (D,), chained)
 
@@ -297,7 +311,8 @@ def _of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) ->
     Ds = as_chain([read_dictionary(path) for path in dictionaries], "encode")
 
     def codes(rows):
-        return pursue(name, Ds, jnp.asarray(rows), options)
+        coded = pursue(name, Ds, jnp.asarray(rows), options)
+        return coded.codes, coded.rows
 
     return _Coder(codes, Ds, PURSUITS[name].takes == CHAIN)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import datasets, dictionaries
+from unrolled import _checks, datasets, dictionaries
 from unrolled._text import in_rows
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.studies import PATCH, Pictures, photograph_patches
@@ -40,17 +40,10 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
         ValueError: rows that become infinite, or whose entries below the least normal number, which
             are zero in most operations, are more than rounding.
     """
-    info = np.finfo(np.float32)
-    with np.errstate(over="ignore", under="ignore"):
-        cast = array.astype(np.float32)
-    size = np.maximum(array.max(1, initial=0), -array.min(1, initial=0)).astype(float)
-    lost = np.asarray(np.isinf(cast).any(1))
-    faint = np.flatnonzero((size > 0) & (size < float(info.tiny) / float(info.eps)))
-    missed = np.where(np.abs(cast[faint]) < info.tiny, np.abs(array[faint]), 0)
-    lost[faint] = missed.max(1, initial=0) > float(info.eps) * size[faint]
-    if lost.any():
+    cast, lost = _checks.narrowed(array)
+    if len(lost):
         raise ValueError(
-            f"{path}: leaves the range of float32{in_rows(np.flatnonzero(lost) + first, what)}, "
+            f"{path}: leaves the range of float32{in_rows(lost + first, what)}, "
             "where entries become 0 or infinite; try numbers near 1"
         )
     return cast

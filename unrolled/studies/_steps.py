@@ -307,6 +307,8 @@ def pursuit_codes(
         codes[name] = pursued.codes
         listed = ", ".join(f"{option} = {value}" for option, value in options.items())
         missed = f"; {pursued.missed} codes miss their tolerance" if pursued.missed else ""
+        if pursued.zeros:
+            missed += f"; {pursued.zeros} signals are zero beside the largest: coded as zero"
         remarks.append(f"{name}: {listed or 'no options'}{missed}.")
     return Pursued(codes, remarks)
 
