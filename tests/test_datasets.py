@@ -365,3 +365,59 @@ def test_crop_and_flip_takes_below_a_twentieth_of_a_training_step():
 
     step = least_time(lambda i: gradient(params, X))
     assert least_time(lambda i: datasets.crop_and_flip(i, X)) < 0.05 * step
+
+
+# Folders of classes
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """`fill(folder, count)` puts pictures of one grey value each into a folder."""
+
+    def fill(folder, count, side=6):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(count):
+            grey = np.full((side, side + 2), 10 * i, np.uint8)
+            Image.fromarray(grey).save(tmp_path / folder / f"{i}.png")
+
+    return fill
+
+
+def test_the_last_fifth_of_every_class_tests(tmp_path, pictures):
+    pictures("dog", 10)
+    pictures("cat/deeper", 3)
+    (tmp_path / ".hidden").mkdir()
+    images = datasets.class_folders(tmp_path, side=4)
+    (X, labels), (X_test, labels_test) = images.train, images.test
+    assert images.classes == ("cat", "dog") and X.shape == (10, 4, 4, 3) and X.dtype == np.uint8
+    assert labels.tolist() == [0] * 2 + [1] * 8 and labels_test.tolist() == [0, 1, 1]
+    assert X[:, 0, 0, 0].tolist() == [0, 10, *range(0, 80, 10)]
+    assert X_test[:, 0, 0, 0].tolist() == [20, 80, 90]
+
+
+def test_folders_may_say_what_trains_and_what_tests(tmp_path, pictures):
+    for folder, count in {"train/a": 2, "train/b": 1, "val/b": 3}.items():
+        pictures(folder, count)
+    assert datasets.is_class_folders(tmp_path)
+    images = datasets.class_folders(tmp_path, side=4)
+    assert images.train[1].tolist() == [0, 0, 1] and images.test[1].tolist() == [1, 1, 1]
+    pictures("val/c", 1)
+    with pytest.raises(ValueError, match="val: c is no class of .*train"):
+        datasets.class_folders(tmp_path)
+
+
+def test_folders_that_are_no_classes(tmp_path, pictures):
+    pictures("pairs/images", 2)
+    pictures("pairs/masks", 2)
+    pictures("one/a", 1)
+    pictures("few/a", 1)
+    pictures("few/b", 3)
+    assert [datasets.is_class_folders(tmp_path / n) for n in ("pairs", "one", "few")] == [
+        *(False, False, True)
+    ]
+    with pytest.raises(ValueError, match="expected at least 2 folders of pictures, .* got a"):
+        datasets.class_folders(tmp_path / "one")
+    with pytest.raises(ValueError, match="few: a has one picture; expected 2 or more"):
+        datasets.class_folders(tmp_path / "few")
+    with pytest.raises(FileNotFoundError, match="none: no such folder"):
+        datasets.class_folders(tmp_path / "none")

@@ -19,6 +19,7 @@ import optax
 import pytest
 from command_line import strict_json
 from flax import nnx
+from PIL import Image
 from scipy import stats
 
 import unrolled as ur
@@ -914,6 +915,22 @@ def test_a_data_set_that_is_given_by_its_path_has_its_name_in_the_rows(
         arguments = ["--dataset", path, "--output", str(tmp_path / "out")]
         main(["experiment", "segmentation", *arguments])  # there are no rows to report
     assert {recipe.data for recipe in recipes} == {"Mine"}
+
+
+def test_a_folder_of_classes_is_a_data_set(tmp_path):
+    from unrolled.commands._experiment import _dataset
+
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(5):
+            grey = np.full((4, 4), 40 * i, np.uint8)
+            Image.fromarray(grey).save(tmp_path / "pets" / name / f"{i}.png")
+    assert _dataset("classification", tmp_path / "pets", False) == str(tmp_path / "pets")
+    assert _dataset("classification", tmp_path, False) == "cifar10"
+    for name, root in (("pets", tmp_path), (str(tmp_path / "pets"), tmp_path / "pets")):
+        images = experiments.load(name, root)
+        assert images.classes == ("cat", "dog") and images.train[0].shape == (8, 32, 32, 3)
+        experiments._data.check(images, Recipe(data="pets", model="lenet5", batch=4))
 
 
 def test_features_are_measured_of_the_rows_on_these_images(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from unrolled import datasets
 from unrolled.commands._console import teller
 from unrolled.commands._report import RESULTS, check_drawing
 from unrolled.commands._time_left import progress
@@ -43,7 +44,13 @@ def _said(names: dict[str, str]) -> str:
 
 
 _VALUES = (
-    ("data", Path, "DIR", "where real data lie (default: UNROLLED_DATA)"),
+    (
+        "data",
+        Path,
+        "DIR",
+        "where real data lie (default: UNROLLED_DATA); of classification also a folder with a "
+        "folder of pictures for each class",
+    ),
     ("dataset", str, "NAME", f"the data set ({_said(_REAL)}; without data digits or shapes)"),
     (
         "model",
@@ -120,6 +127,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         epilog="examples:\n  unrolled experiment classification --quick\n"
         "  unrolled experiment classification --data DIR --gamma 0,1e-3,1e-2 --epochs 20 "
         "--budget 60\n"
+        "  unrolled experiment classification --data pictures --epochs 20\n"
         "  unrolled experiment segmentation --data DIR --width 16 --side 128\n"
         "  unrolled experiment ml-csc --data DIR --model cnn,ml-ista --epochs 10",
     )
@@ -144,9 +152,7 @@ def run(arguments: argparse.Namespace) -> None:
     say = teller()
     _complete(arguments)
     root = arguments.data or os.environ.get("UNROLLED_DATA")
-    name = (
-        arguments.dataset or (_REAL if root and not arguments.quick else _EMBEDDED)[arguments.task]
-    )
+    name = arguments.dataset or _dataset(arguments.task, root, arguments.quick)
     recipes = _recipes(arguments, Path(name).name)  # a folder has its name in rows, not its path
     budget = math.inf if arguments.budget is None else arguments.budget
     if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
@@ -170,6 +176,13 @@ def run(arguments: argparse.Namespace) -> None:
     text = write(arguments.output, found, features)
     print((arguments.output / RESULTS).read_text() if arguments.json else text)
     say("done" if not found.open else f"{len(found.open)} runs are open; the same command goes on")
+
+
+def _dataset(task: str, root: Path | str | None, quick: bool) -> str:
+    """The data set where none is named: the folder itself, where it has a folder for each class."""
+    if root and task == "classification" and datasets.is_class_folders(root):
+        return str(Path(root).resolve())
+    return (_REAL if root and not quick else _EMBEDDED)[task]
 
 
 def _complete(arguments: argparse.Namespace) -> None:

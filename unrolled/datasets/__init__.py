@@ -2,6 +2,7 @@
 
 from unrolled.datasets._arrays import entries, open_array, read_array, read_rows
 from unrolled.datasets._cifar10 import cifar10
+from unrolled.datasets._class_folders import class_folders, is_class_folders
 from unrolled.datasets._crop_and_flip import crop_and_flip
 from unrolled.datasets._digits import digits
 from unrolled.datasets._images import Images
@@ -15,10 +16,12 @@ __all__ = [
     "Images",
     "Masks",
     "cifar10",
+    "class_folders",
     "crop_and_flip",
     "digits",
     "entries",
     "from_patches",
+    "is_class_folders",
     "locate",
     "masks",
     "mnist",

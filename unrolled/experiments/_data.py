@@ -24,10 +24,12 @@ def load(name: str, root: str | Path | None = None, *, side: int | None = None) 
 
     Args:
         name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (made here, see `shapes`), or
-            a folder below `root` with pictures and masks: "ecssd", "duts", or its own name.
+            a folder below `root` with pictures and masks: "ecssd", "duts", or its own name; or with
+            folders of classes, see `datasets.class_folders`.
         root: where data lie; None for UNROLLED_DATA.
-        side: digits are enlarged and framed by zeros to side x side (default 32); pictures with
-            masks are made or resized to side x side (default 128).
+        side: digits are enlarged and framed by zeros to side x side (default 32); pictures of
+            classes are resized to side x side (default 32), those with masks are made or resized to
+            it (default 128).
 
     Raises:
         FileNotFoundError, ValueError: as in the readers of `datasets`; a side below 1, or below 8
@@ -47,6 +49,8 @@ def load(name: str, root: str | Path | None = None, *, side: int | None = None) 
     if name in ("cifar10", "mnist"):
         return {"cifar10": datasets.cifar10, "mnist": datasets.mnist}[name](root)
     folder = datasets.locate(_FOLDERS.get(name, name), root)
+    if datasets.is_class_folders(folder):
+        return datasets.class_folders(folder, side or _DIGITS_SIDE)
     side = side or _MASKS_SIDE
     train, test = datasets.masks(folder, (side, side))
     return Images(name, train, test, ())
