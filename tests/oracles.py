@@ -139,3 +139,43 @@ def least_entry(A, i, level):
     cost, own = np.append(np.zeros(m), 1.0), np.append(A[:, i], 0.0)
     found = _solve(cost, A_ub=rows, b_ub=bound, A_eq=own[None], b_eq=[1.0])
     return found.fun if found.status == 0 else np.inf
+
+
+class LazyProjection:
+    """A uniformly random projection of rank m in d dimensions, drawn as far as it is asked.
+
+    What is known of it is an orthonormal basis of vectors that it keeps or takes to 0. The part of
+    a new vector outside of it, of length 1, has a projection whose squared length is
+    Beta((m - k) / 2, (d - m - l) / 2), where k and l directions are known, and whose part across
+    is uniformly random: Lu (2021), Householder dice.
+    """
+
+    def __init__(self, rng, m, d):
+        self.rng, self.m, self.d = rng, m, d
+        self.kept, self.lost = np.zeros((0, d)), np.zeros((0, d))
+
+    def __call__(self, v):
+        """The projection of v, (d,) -> (d,)."""
+        known = self.kept.T @ (self.kept @ v)
+        w = self._outside(v)
+        length = np.linalg.norm(w)
+        if length < 1e-12 * np.linalg.norm(v):
+            return known
+        w = w / length
+        across = self._outside(self.rng.normal(size=self.d))
+        across = across - w * (w @ across)
+        across /= np.linalg.norm(across)
+        a = (self.m - len(self.kept)) / 2, (self.d - self.m - len(self.lost)) / 2
+        share = self.rng.beta(*a)
+        fresh = share * w + np.sqrt(share * (1 - share)) * across
+        self.kept, self.lost = self._with(self.kept, fresh), self._with(self.lost, w - fresh)
+        return known + length * fresh
+
+    def _outside(self, v):
+        for _ in range(2):  # once more for what rounding leaves
+            v = v - self.kept.T @ (self.kept @ v) - self.lost.T @ (self.lost @ v)
+        return v
+
+    @staticmethod
+    def _with(basis, v):
+        return np.vstack([basis, v / np.linalg.norm(v)])
