@@ -297,15 +297,17 @@ PINNED = {
     "ill_conditioned Conv Composed Concatenated Sparse Structured Dictionary KINDS",
     "theory": "mutual_coherence welch_bound coherence babel generalized_coherence stripe_norm "
     "recover_on_supports sparsity_bound max_sparsity schedule rounding_guard error_bar "
-    "deep_schedule activation_schedule minimal_entry_weights is_feasible uniqueness stability",
+    "deep_schedule activation_schedule minimal_entry_weights is_feasible uniqueness stability "
+    "state_evolution",
     "pursuit": "PURSUITS register threshold ista fista omp omp_batch basis_pursuit bpdn "
     "lasso lasso_batch lasso_path "
     "layered_thresholding layered_basis_pursuit project ml_ista ml_fista ml_basis_pursuit "
     "holistic local_error local_sparsity",
     "dictionary_learning": "Learned",
-    "layers": "Layer FAMILIES Unrolled stack unstack unroll ista fista lista lista_cp alista",
+    "layers": "Layer FAMILIES Unrolled stack unstack unroll ista fista lista lista_cp alista "
+    "alista_at vamp_bg",
     "analytic": "frobenius_weights minimax_weights ista lista_cp alista hyperlista dsc calibrate "
-    "HypothesisWarning",
+    "HypothesisWarning lamp alista_at",
     "realize": "cnn attention transformer_block",
     "networks": "dsc Network NETWORKS",
     "training": "fit Fit scale_steps curriculum save restore Restored sparse_feature_penalty",
@@ -322,6 +324,7 @@ FIELDS = {
     "layers.Unrolled": "shared steps",
     "theory.GeneralizedCoherence": "upper lower per_atom_upper per_atom_lower W holds",
     "theory.Schedule": "theta error contraction rate floor holds",
+    "theory.StateEvolution": "nmse tau thresholds",
     "realize.Realization": "apply layers depth n_weights",
     "pursuit.Pursuit": "x gap residual steps converged",
     "pursuit.DeepPursuit": "xs gap residual steps converged",
