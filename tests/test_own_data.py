@@ -185,3 +185,15 @@ def test_a_cast_to_float32_loses_no_signals_and_no_atoms():
             fit(faint, D=jnp.float32(D), params=LAYER.init(None, jnp.float32(D)))
         with pytest.raises(ValueError, match=f"omp: y {where}, where entries become 0"):
             ur.pursuit.omp(jnp.float32(D), 1e-60 * Y[0], 2)
+
+
+# Judged beside zero codes
+
+
+def test_a_search_that_ends_above_zero_codes_says_so():
+    options = dict(theta=[0.0], gamma=[5.0, 8.0])
+    with pytest.warns(UserWarning, match="search: the best codes are worse than zero codes: "):
+        found = ur.training.search(LAYER, PARAMS, jnp.asarray(D), Y, X, **options)
+    assert found.worsened and np.nanmin(found.nmse) > 0
+    found = ur.training.search(LAYER, PARAMS, jnp.asarray(D), Y, X, theta=[0.01, 5.0])
+    assert not found.worsened

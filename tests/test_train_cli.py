@@ -961,6 +961,8 @@ REFUSED = {
     "train --dictionary D.npy --signals Y.npy --ratio 0.2": "ratio does not go with .*Y.npy",
     "train --codes lasso": "codes does not go with dictionary gaussian, signals planted",
     "train --signals Y.npy --codes lasso --ratio 1.5": "--ratio must be above 0 and at most 1",
+    "encode Y.npy --method lasso --ratio 1.5 --dictionary D.npy": "encode: ratio must be at most "
+    "1, where all codes are zero, got 1.5",
     "train --signals Y.npy --codes lasso --ratio 0": "--ratio must be above 0",
     "encode gone.npz Y.npy": "gone.npz: no such file",
     "encode D.npy Y.npy": "D.npy must end in .npz",
@@ -1091,17 +1093,30 @@ def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
     assert rows["family"] == ["lista_cp", "ista", "alista"] and rows["sparsity"] == ["1"] * 3
 
 
+def test_codes_that_are_all_zero_are_told(folder, run, tmp_path):
+    files = ("--dictionary", "D.npy", "Y.npy", "--output", tmp_path / "X.npy")
+    out = run("encode", "--method", "lasso", "--lam", 1e3, *files)[1]
+    assert "all codes are zero: try a smaller lam" in out and "0.0 nonzeros" in out
+    assert "all codes are zero" not in run("encode", "--method", "lasso", "--lam", 0.1, *files)[1]
+
+
 QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1")
 
 
 def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--family", "ista")
     more = ("--loss", "lasso", "--start", "calibrated", *QUICK)
-    status, _, err = run(*own, *more, "--output", "without_codes")
+    status, out, err = run(*own, *more, "--output", "without_codes")
     assert status == 0 and "calibrating on 28 signals, by the loss" in err
     D, Y = (np.load(folder / f"{name}.npy") for name in "DY")
     lam = float(f"{np.quantile(np.abs(Y @ D).max(1), 0.9) / 10:.3g}")  # of float32 arrays
     assert f"lam = {lam:g}, a tenth of what gives nine signals in ten the code 0" in err
+    judged = ur.training.restore(folder / "without_codes" / "weights.npz").metadata["validation"]
+    summary = strict_json((folder / "without_codes" / "summary.json").read_text())
+    assert judged == summary["validation"] and judged["best"] < judged["zero"]
+    assert (
+        set(judged) == {"first", "best", "zero", "ista"} and f"{judged['ista']:.4g} of ISTA" in out
+    )
     config = load(folder / "without_codes" / "config.toml", {})
     assert config.problem.lam == config.layers[0].layer.lam == lam
     status, _, err = run(*own, *more, "--output", "without_codes", "--resume", "--steps", "3")

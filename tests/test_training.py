@@ -750,6 +750,17 @@ def test_a_start_above_zero_codes_is_reported(D, sample):
     assert last <= first and found.worsened
 
 
+def test_a_training_is_judged_beside_ista_of_its_depth(D, sample):
+    """With the lam of the loss, else of the layer; a layer that is ISTA starts there."""
+    start = analytic.ista(D, 0.1, DEPTH)
+    found = run(layers.ista(DEPTH), D, sample, params=start, loss=LASSO, steps=0)
+    assert found.history.ista == pytest.approx(found.history.records[0].validation, rel=ROUNDING)
+    own = run(layers.ista(DEPTH, lam=0.3), D, sample, steps=0, loss=training.reconstruction)
+    assert own.history.ista == pytest.approx(own.history.records[0].validation, rel=ROUNDING)
+    assert np.isnan(run(layers.lamp(DEPTH), D, sample, steps=0).history.ista)
+    assert f"of ISTA {own.history.ista:.6g}" in repr(own)
+
+
 # Fixed weights in an optax loop of one's own
 
 

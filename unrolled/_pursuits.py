@@ -37,6 +37,11 @@ def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
         raise ValueError(
             f"{where}: {name} has no {', '.join(wrong)}; its options are {', '.join(known)}"
         )
+    ratio = options.get("ratio")
+    if ratio is not None and np.max(ratio) > 1:
+        raise ValueError(
+            f"{where}: ratio must be at most 1, where all codes are zero, got {np.max(ratio):g}"
+        )
     if missing := [some for some in needs if not set(some) & set(options)]:
         lacking = " and ".join(map(" or ".join, missing))
         raise ValueError(f"{where}: {name} needs {lacking}")

@@ -160,6 +160,9 @@ class Encoded(NamedTuple):
         if self.chained:
             layers = enumerate(self.layers, start=1)
             lines = [f"{self.signals} signals", *(f"  layer {j}, {x.text()}" for j, x in layers)]
+        if not self.layers[-1].mean_nonzeros and self.layers[-1].relative_residual:
+            small = "lam, ratio or threshold" if isinstance(self.source, str) else "threshold"
+            lines.append(f"all codes are zero: try a smaller {small}")
         if self.missed:
             lines.append(f"codes above their tolerance{in_rows(np.asarray(self.missed))}:")
             lines.append(f"{len(self.missed)} codes miss the tolerance of {self.source}")

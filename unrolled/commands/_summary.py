@@ -1,10 +1,12 @@
 """What a training has reached: the start and the learned params, judged on test signals."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled import metrics, training
 from unrolled._json import plain
@@ -35,7 +37,8 @@ class Summary(NamedTuple):
     steps: int
     seconds: float
     best_step: int
-    # The loss of the "first" and of the "best" evaluation, and of "zero" codes.
+    # The loss of the "first" and of the "best" evaluation, of "zero" codes, and, where a layer is
+    # trained, of "ista" at its depth.
     validation: dict[str, float]
     tested_on: int  # signals
     # Of "start" and "learned": judgement -> number, for a chain a list with those of every layer.
@@ -54,7 +57,7 @@ class Summary(NamedTuple):
         lines = [
             f"{'; '.join(models)}: {self.steps} training steps in "
             f"{self.seconds:.1f} s, validation loss {first:.4g} at first, "
-            f"{best:.4g} at step {self.best_step}",
+            f"{best:.4g} at step {self.best_step}{self._beside()}",
             f"on {self.tested_on} test signals:",
         ]
         for j, (start, learned) in enumerate(judged, start=1):
@@ -64,10 +67,16 @@ class Summary(NamedTuple):
                 lines.append(f"  {_TITLES[name]:24}  {value:10.4g}  {learned[name]:10.4g}")
         return "\n".join([*lines, f"weights: {self._weights()}"])
 
+    def _beside(self) -> str:
+        """The validation losses of zero codes and of ISTA."""
+        names = {"zero": "zero codes", "ista": "ISTA"}
+        known = {text: self.validation[n] for n, text in names.items() if n in self.validation}
+        return "".join(f", {value:.4g} of {text}" for text, value in known.items())
+
     @property
     def worse(self) -> str:
         """A sentence if the best codes are worse than zero codes, else ""."""
-        best, zero = self.validation["best"], self.validation["zero"]
+        best, zero = self.validation["best"], self.validation.get("zero", math.inf)
         if not training.exceeds(best, zero):
             return ""
         return (
@@ -100,6 +109,8 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
         "start": _judged(ready.model, ready.params, ready.D, *tested_on, lam),
         "learned": _judged(ready.model, found.best, found.D, *tested_on, lam),
     }
+    losses = {"first": records[0].validation, "best": best.validation}
+    losses |= {"zero": found.history.zero, "ista": found.history.ista}
     Ds = ready.D
     return Summary(
         config,
@@ -107,11 +118,7 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
         records[-1].step,
         records[-1].seconds,
         best.step,
-        {
-            "first": records[0].validation,
-            "best": best.validation,
-            "zero": found.history.zero,
-        },
+        {name: value for name, value in losses.items() if np.isfinite(value)},
         len(tested_on[0]),
         judged,
     )

@@ -81,8 +81,8 @@ def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -
     say(f"training {config.training.steps} steps")
     found = _trained(config, ready, folder, say)
     write_history(folder, found.history.records)
-    training.save(folder / WEIGHTS, found.best, found.D, ready.model)
     summary = summarize(config, ready, found)
+    training.save(folder / WEIGHTS, found.best, found.D, ready.model, validation=summary.validation)
     write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
     return summary
 

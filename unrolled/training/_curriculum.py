@@ -14,7 +14,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._fit import check_data, check_evaluations, check_functions, watcher
+from unrolled.training._fit import check_data, check_evaluations, check_functions, lam_of, watcher
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
@@ -109,6 +109,7 @@ def curriculum(
     loss, callbacks = check_functions(loss, callbacks, "curriculum")
     given = layer, params, D, sample, key, validation
     key, whole, drawn, validation = check_data(*given, "curriculum")
+    lam = lam_of(loss, layer)
     loss = _checks.without_codes(loss, "curriculum") if validation[1] is None else loss
     trained, fixed = split(params, whole, trainable=trainable, where="curriculum")
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
@@ -116,7 +117,7 @@ def curriculum(
     def of_step(codes, X, D, Y, at):
         return loss(codes[at][None], X, D, Y)
 
-    how: tuple = (key, trained, fixed, validation, accumulate, mesh)
+    how: tuple = (key, trained, fixed, validation, lam, accumulate, mesh)
     config = {"key": key_text(key), "evaluate_every": evaluate_every, "rate": float(rate)}
     config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages]}
     config |= {"decay": float(decay)} | ({"accumulate": accumulate} if accumulate > 1 else {})

@@ -147,6 +147,7 @@ def fit(
     mesh, accumulate = as_mesh(mesh, accumulate, "fit")
     loss, callbacks = check_functions(loss, callbacks, "fit")
     key, D, drawn, validation = check_data(model, params, D, sample, key, validation, "fit")
+    lam = lam_of(loss, model)
     loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
@@ -160,7 +161,7 @@ def fit(
     def whole(codes, X, D, Y, at):
         return loss(codes, X, D, Y)
 
-    how: tuple = (key, trained, fixed, validation, accumulate, mesh)
+    how: tuple = (key, trained, fixed, validation, lam, accumulate, mesh)
     config = {"key": key_text(key), "evaluate_every": evaluate_every}
     config |= {"accumulate": accumulate} if accumulate > 1 else {}  # as of older versions
     with computing_on(mesh):
@@ -240,6 +241,13 @@ def check_functions(
                 f"got {type(call).__name__}"
             )
     return loss, calls
+
+
+def lam_of(loss: Any, model: Model) -> float | None:
+    """The one lam of a loss, else of a layer; None where neither has one."""
+    lams = (getattr(part, "lam", None) for part in (loss, model))
+    lam = next((lam for lam in lams if lam is not None), None)
+    return None if lam is None or np.ndim(lam) or not _checks.is_concrete(lam) else float(lam)
 
 
 def check_data(

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from unrolled._checks import Array
-from unrolled.layers import Layer
+from unrolled.layers import Layer, ista, ista_params
 from unrolled.networks import Network
 from unrolled.training._mesh import batches, mean, placed, with_gradient
 from unrolled.training._protocols import Sample
@@ -38,13 +38,15 @@ def make_loop(
     trained: Trained,
     fixed: Trained,
     validation: tuple,
+    lam: Any = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
 ) -> "Loop":
     """Compile a training once, for any number of stages.
 
-    `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage. A step
-    sees `accumulate` batches, which the devices of the mesh share.
+    `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage. `lam`
+    is that of the ISTA beside which a layer is judged; None for none. A step sees `accumulate`
+    batches, which the devices of the mesh share.
     """
     codes, place = codes_of(model, where), partial(placed, mesh=mesh)
     key, trained, fixed, validation = place((key, trained, fixed, validation))
@@ -62,11 +64,18 @@ def make_loop(
     def objective(trained, fixed, batch, at):
         return judged(trained, fixed, batch, at)[0]
 
-    def of_zero_codes(trained, fixed, batch):
+    def of_others(trained, fixed, batch):
+        """The loss of zero codes, and of ISTA at the same depth."""
         D = merge(trained, fixed).D
         Y, X, *own = batch
         found = jax.tree.map(jnp.zeros_like, judged(trained, fixed, batch, -1)[1])
-        return loss(found, X, own[0] if own else D, Y, -1)
+        zero = loss(found, X, own[0] if own else D, Y, -1)
+        if lam is None or own or not isinstance(model, Layer) or not model.depth:
+            return zero, jnp.nan
+        solver = ista(model.depth)
+        params = ista_params(D, lam, model.depth, where)
+        path = jax.vmap(solver.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+        return zero, loss(path, X, D, Y, -1)
 
     def advance(trained, state, gradients, **told):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
@@ -103,13 +112,15 @@ def make_loop(
         )
         return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
 
+    zero, of_ista = jax.jit(of_others)(trained, fixed, validation)
     return Loop(
         where,
         model,
         jax.jit(update, donate_argnums=(0, 1, 2)),
         jax.jit(objective),
         jax.jit(jax.value_and_grad(judged, has_aux=True)),
-        float(jax.jit(of_zero_codes)(trained, fixed, validation)),
+        float(zero),
+        float(of_ista),
         jax.jit(lambda k: batches(key, k, accumulate, sample)),
         optimizer,
         fixed,
@@ -137,6 +148,7 @@ class Loop(NamedTuple):
     objective: Callable
     inspect: Callable  # codes and gradients, where something is wrong
     zero: float  # the validation loss of zero codes
+    ista: float  # and of ISTA at the same depth; nan where there is none
     batch: Callable
     optimizer: optax.GradientTransformation
     fixed: Trained
@@ -227,7 +239,7 @@ class Loop(NamedTuple):
     def result(self, state: Progress) -> Fit:
         """The result so far; it stays usable when the training continues."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
-        history = History(state.losses, state.records, self.zero)
+        history = History(state.losses, state.records, self.zero, self.ista)
         best = merge(state.best, self.fixed)
         return Fit(merge(last, self.fixed).params, *best, history, self.model)
 

@@ -83,6 +83,7 @@ def lasso(lam: ArrayLike) -> Loss:
         blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
         return sum(jnp.mean(objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
 
+    loss.lam = lam  # type: ignore[attr-defined]  # of the ISTA beside which a training is judged
     return loss
 
 
@@ -142,6 +143,7 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
             )
         return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
+    total.lam = getattr(loss, "lam", None)  # type: ignore[attr-defined]
     return total
 
 

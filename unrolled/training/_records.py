@@ -32,6 +32,8 @@ class History(NamedTuple):
     loss: np.ndarray  # (steps,) training loss of every step
     records: tuple[Record, ...]  # one per evaluation
     zero: float = np.inf  # the validation loss of zero codes
+    # That of ISTA at the depth of a layer, with the lam of the loss, or of the layer; else nan.
+    ista: float = np.nan
 
 
 class Fit(NamedTuple):
@@ -49,10 +51,11 @@ class Fit(NamedTuple):
             return f"Fit of {self.model!r}, without a history"
         first, last = ends(self.history.records)
         best = min(record.validation for record in self.history.records)
+        beside = "" if np.isnan(self.history.ista) else f", of ISTA {self.history.ista:.6g}"
         return (
             f"Fit of {self.model!r}: {last.step} steps, validation loss {first.validation:.6g} at "
             f"first, {last.validation:.6g} at the end, {best:.6g} at best, of zero codes "
-            f"{self.history.zero:.6g}"
+            f"{self.history.zero:.6g}{beside}"
         )
 
     @property

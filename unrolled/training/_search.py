@@ -14,6 +14,8 @@ from unrolled import _checks, metrics
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
 
+_ROUNDING = 1e-3  # dB
+
 
 class Search(NamedTuple):
     """The result of a grid search."""
@@ -23,6 +25,11 @@ class Search(NamedTuple):
     axes: dict[str, np.ndarray]  # the values tried, in the order of the axes of the tables
     nmse: np.ndarray  # dB, ratio of sums; one axis per field; nan where a code was not finite
     mean_nmse: np.ndarray  # dB, mean of the decibels of the signals
+
+    @property
+    def worsened(self) -> bool:
+        """Whether the best values are worse than zero codes, whose NMSE is 0 dB."""
+        return bool(np.nanmin(self.nmse) > _ROUNDING)
 
 
 def search(
@@ -45,6 +52,9 @@ def search(
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
             at all steps.
+
+    Warns:
+        UserWarning: the best values are worse than zero codes, see `Search.worsened`.
 
     Raises:
         ValueError: shapes that do not fit, values that are no vector or not finite, a negative
@@ -80,7 +90,13 @@ def search(
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(nmse), shape)
     chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
-    return Search(with_values(params, chosen), chosen, axes, nmse, mean_nmse)
+    result = Search(with_values(params, chosen), chosen, axes, nmse, mean_nmse)
+    if result.worsened:
+        _checks.warn(
+            f"search: the best codes are worse than zero codes: their NMSE is {nmse[best]:.1f} dB. "
+            "Try other values, smaller weights or step sizes"
+        )
+    return result
 
 
 @partial(jax.jit, static_argnames=("layer", "chunk"))
