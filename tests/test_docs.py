@@ -184,7 +184,6 @@ def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_de
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| analytic", "| calibrated", "| learned"]
 
 
-@pytest.mark.filterwarnings("ignore:calibrate. the start comes back")  # 60 signals are few
 def test_the_example_of_own_signals_runs(
     capsys, quick_compilation, float32_by_default, tmp_path, monkeypatch
 ):

@@ -74,7 +74,8 @@ def calibrate(
     where t = 1 is the greedy choice. Both see three quarters of the sample. The last quarter is
     held back: the start comes back, with a warning, where it has the smaller error on it. (Fewer
     than four signals do both.) The error is that of the codes or, without known codes, a loss such
-    as the objective of the LASSO.
+    as the objective of the LASSO. With a loss the second pass also begins at the start, and the
+    smaller loss on the sample decides.
 
     The fields whose role is "threshold", "relative threshold" or "step size" (theta, the alpha of
     LAMP, gamma) are set; a field with several entries gets one value. Steps x <- shrink(x + W'(y -
@@ -169,6 +170,8 @@ def _calibrate_layer(
         with_factor(layer, greedy(layer, begun, D, y, x, aim), D, y, x, aim)
         for begun in (start, *scaled_weights(layer, start, D))
     ]
+    if aim is not squared:  # a small objective after each step is not the way to a small last one
+        candidates.append(with_factor(layer, start, D, y, x, aim))
     found = min(candidates, key=lambda p: _judged(aim, layer, p, D, Y, X).loss)
     before, after = (_judged(aim, layer, p, D, Y, X) for p in (start, found))
     _check_loss(before, after, Y)
