@@ -248,9 +248,10 @@ def test_signals_of_float32_are_met_to_their_rounding():
 def test_what_is_not_finite_is_not_certified():
     X, Y, _ = batch()
     Y, X = Y[:4].copy(), np.sign(X[:4])
-    Y[1, 0], X[2, 3] = np.nan, np.inf
+    Y[1, :2], X[2, 3] = (np.nan, np.inf), np.inf
     found = certify_code(drawn(), Y, X)
     assert found.unique.tolist() == [True, False, True, True]  # a code may begin at 0
+    assert found.certified(Y).tolist() == [True, False, True, True]
     assert found.residual[1] == math.inf and not found.x[1].any() and not found.holds[1]
 
 
@@ -258,10 +259,13 @@ def test_large_and_small_atoms_and_signals():
     """nu has the scale of 1 / D, and codes that of y / D."""
     X, Y, _ = batch()
     X, Y = X[:8], Y[:8]
-    for a, b in ((1e-3, 1.0), (1e4, 1e-30), (1.0, 1e100)):
-        found = certify_code(a * drawn(), b * Y, np.sign(X))
-        assert found.unique.all()
-        np.testing.assert_allclose(found.x, b / a * X, atol=1e-12 * b / a)
+    for a, b in ((1e-3, 1.0), (1e4, 1e-30), (1.0, 1e250), (1.0, 1e-250)):
+        found = certify_code(a * drawn(), b * Y, np.sign(X) * min(b, 1))
+        assert found.unique.all() and found.certified(b * Y).all()
+        np.testing.assert_allclose(found.x / b * a, X, atol=1e-12)
+        assert (found.residual <= 1e-12 * b).all()
+    lost = certify_code(drawn(), Y, 1e250 * X, finish=None)
+    assert not lost.unique.any() and not lost.x.any() and (lost.residual > 0.1).all()
 
 
 def test_atoms_of_different_norms():
@@ -306,6 +310,8 @@ def test_faults():
     D = drawn()
     with pytest.raises(ValueError, match=r"D has shape \(30, 60\), y \(30,\) and x \(30,\)"):
         certify_code(D, D[:, 0], D[:, 0])
+    with pytest.raises(ValueError, match="the largest norm of an atom is"):
+        certify_code(1e200 * D, D[:, 0], np.zeros(N))
     with pytest.raises(ValueError, match="steps must be at least 0"):
         certify_code(D, D[:, 0], np.zeros(N), steps=-1)
     with pytest.raises(TypeError, match="traced"):

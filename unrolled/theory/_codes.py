@@ -37,6 +37,7 @@ _CHUNK = 2**22  # entries of the codes, or of the Gram matrices, that are made a
 _ROUGH, _FINE, _ITERATIONS = (1e-6, 1), (_EPS, 2), 300
 # Supports, and batches of a few signals, are padded to multiples: one program serves many sizes.
 _GRID, _STEP, _FEW = 16, 8, 64
+_LARGEST = 1e100  # of a code beside its signal, and of an atom
 
 
 class CodeCertificate(NamedTuple):
@@ -67,8 +68,11 @@ class CodeCertificate(NamedTuple):
         """
         Y = _checks.host_floats(y, "y", "certified")
         level = math.sqrt(Y.shape[-1]) * float(jnp.finfo(Y.dtype).eps)
-        size = np.linalg.norm(Y.astype(float), axis=-1)
-        met = np.logical_and(self.holds, self.residual <= level * size)
+        Y = Y.astype(float)
+        scale = np.abs(Y).max(-1, keepdims=True, initial=0)
+        with np.errstate(invalid="ignore"):
+            near = np.linalg.norm(Y / np.where(scale > 0, scale, 1), axis=-1)
+        met = np.logical_and(self.holds, self.residual <= level * near * scale[..., 0])
         return met if met.ndim else bool(met)
 
 
@@ -104,7 +108,7 @@ def certify_code(
         D: (m, d), atoms of any norm; structured ones are used by their products.
         y: (m,), or a batch (n, m).
         x: (d,), or (n, d): codes from any solver. A code of more than m nonzeros is cut to its .6 m
-            largest, and one that is not finite counts as 0.
+            largest; one that is not finite, or 1e100 times as large as y, counts as 0.
         finish: the most steps of subspace pursuit, with .3 m atoms; 0 for least squares alone. None
             leaves the code as it is.
         steps: the most steps of FISTA.
@@ -118,7 +122,8 @@ def certify_code(
 
     Raises:
         TypeError: a traced argument.
-        ValueError: shapes that do not fit, or a negative number of steps.
+        ValueError: shapes that do not fit, a negative number of steps, or atoms whose squares leave
+            the range.
 
     Not claimed: that x is the truth. It is, where the truth has no larger l1 norm; more nonzeros
     than basis pursuit recovers have no certificate, and `finish` finds no more than .3 m. With
@@ -147,8 +152,7 @@ def certify_code(
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)
         known = np.isfinite(Y).all(1)
-        Y = np.where(known[:, None], Y, 0)
-        X = np.where((np.isfinite(X).all(1) & known)[:, None], X, 0)
+        Y, X, scale = _near(np.where(known[:, None], Y, 0), np.where(known[:, None], X, 0))
         m, d = D.shape
         if finish is not None:
             X, searched = _cut(X, m), max(1, min(int(_SEARCHED * m), d // 2))
@@ -156,7 +160,7 @@ def certify_code(
             (X,) = _in_chunks(run, 1, Y, X)
         k = _padded(X)
         found = _in_chunks(partial(_dual_vectors, D, steps=steps, k=k), k, Y, X)
-    certificates = _certificates(X, known, found)
+    certificates = _certificates(X, known, scale, found)
     return CodeCertificate(*map(_single, certificates)) if one else certificates
 
 
@@ -172,6 +176,17 @@ def _operands(
             f"({d},), or a batch (n, {m}) and (n, {d})"
         )
     return Y.astype(float), X.astype(float), float(jnp.finfo(Y.dtype).eps)
+
+
+def _near(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Signals near 1, or codes where those are 0, and the exponents k of their scales 2^k."""
+    sizes = [np.abs(np.where(np.isfinite(A), A, 0)).max(1, initial=0) for A in (Y, X)]
+    k = np.frexp(np.where(sizes[0] > 0, *sizes))[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        Y, X = (np.ldexp(A, -k[:, None]) for A in (Y, X))
+    # Squares of what is larger would leave the range.
+    within = (np.abs(X) < _LARGEST).all(1, keepdims=True)
+    return Y, np.where(within, X, 0), k
 
 
 def _cut(X: np.ndarray, m: int) -> np.ndarray:
@@ -410,9 +425,16 @@ def _least_singular_value(support: _Support) -> Array:
     return jnp.where(support.live.any(1), sigma, jnp.inf)
 
 
-def _certificates(X: np.ndarray, known: np.ndarray, found: list[np.ndarray]) -> CodeCertificate:
-    """T1 with the rounding of the correlations, of sums of m products."""
+def _certificates(
+    X: np.ndarray, known: np.ndarray, scale: np.ndarray, found: list[np.ndarray]
+) -> CodeCertificate:
+    """The statement with the rounding of the correlations, of sums of m products."""
     nu, tau, zeta, sigma, size, residual, rounding = found
+    if not ((size > 1 / _LARGEST) & (size < _LARGEST)).all():
+        raise ValueError(
+            f"certify_code: the largest norm of an atom is {size[0]:.3g}; expected norms near 1, "
+            "try dictionaries.normalize"
+        )
     length, n = np.linalg.norm(nu, axis=1), np.count_nonzero(X, 1)
     rounded = nu.shape[1] * _EPS * size * length
     tau, zeta = tau + rounded, zeta + np.where(n > 0, rounded, 0)
@@ -422,10 +444,19 @@ def _certificates(X: np.ndarray, known: np.ndarray, found: list[np.ndarray]) -> 
         holds = known & (sigma > 0) & (room > 0)
         l1_gain = np.where(holds, (1 + size / sigma) / room, math.inf)
         error_gain = np.where(holds, 1 / sigma + l1_gain * (length + kappa), math.inf)
-    residual = np.where(known, residual, math.inf)
     unique = holds & (residual <= _EPS * rounding)
+    residual = np.where(known, np.ldexp(residual, scale), math.inf)
     return CodeCertificate(
-        X, residual, sigma, nu, tau, zeta, holds, unique, error_gain * UP, l1_gain * UP
+        np.ldexp(X, scale[:, None]),
+        residual,
+        sigma,
+        nu,
+        tau,
+        zeta,
+        holds,
+        unique,
+        error_gain * UP,
+        l1_gain * UP,
     )
 
 
