@@ -794,6 +794,13 @@ def test_codes_of_a_file_are_certified(run, tmp_path):
     options = ("--method", "omp", "--tol", 1e-5, "--dictionary", "D.npy", "--certify")
     status, out, err = run("encode", *options, tmp_path / "Y.npy", "--output", tmp_path / "C.npy")
     assert status == 0 and "of 9 codes certified" in out, err
+    assert np.load(tmp_path / "C.npy").shape == (9, 24)
+    arguments_npz = (tmp_path / "Y.npy", "--output", tmp_path / "C.npz", "--json")
+    status, out, err = run("encode", *options, *arguments_npz)
+    with np.load(tmp_path / "C.npz") as archive:
+        rows = np.flatnonzero(archive["certified"][:, 0] == 0).tolist()
+        np.testing.assert_array_equal(archive["X"], np.load(tmp_path / "C.npy"))
+    assert strict_json(out)["not_certified"] == rows and len(rows) < 9
     for wrong, message in (
         (("certify", "D.npy", "--code", tmp_path / "X.npz"), "--code and --signals go together"),
         (("certify", "D.npy", *arguments), "--code needs one D, got 2"),

@@ -60,8 +60,16 @@ def test_sizes_at_their_limits(m, d, s):
         assert rate.accelerated == rate.best == 1 and rate.steps_to(-1).best == math.inf
 
 
-@pytest.mark.parametrize("condition", [None, 30.0])
-@pytest.mark.parametrize("m, s", [(100, 20), (160, 60)])
+@pytest.mark.parametrize(
+    "m, s, condition",
+    [
+        (100, 20, None),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((100, 20, 30.0), (160, 60, 30.0))
+        ),
+    ],
+)
 def test_spectra_of_drawn_dictionaries(m, s, condition):
     """Edges fluctuate by a few m^(-2/3), 5 %, of the largest."""
     d, key = 200, jax.random.key(3)

@@ -84,7 +84,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--certify",
         action="store_true",
         help="also tell which codes, after least squares on their supports, are proved to be the "
-        "only ones of least l1 norm; of one dictionary",
+        "only ones of least l1 norm; of one dictionary; a .npz file has them as the entry "
+        "certified, (signals, 1), of 1 and 0",
     )
     add_options(parser)
     parser.set_defaults(run=run)
@@ -240,6 +241,8 @@ def encode(
     J = len(coder.Ds)
     entries = [f"X_{j}" for j in range(1, J + 1)] if coder.chained else ["X"]
     shapes = {name: (len(Y), D.shape[1]) for name, D in zip(entries, coder.Ds)}
+    if certify:  # first: a .npy file has the last array alone
+        shapes = {"certified": (len(Y), 1), **shapes}
     relative = isinstance(source, str) and is_relative(source, options)
     least = _least_norm(Y, signals) if relative else 0.0
     nonzeros, squares, told = np.zeros(J), np.zeros(J + 1), time.monotonic()
@@ -254,13 +257,16 @@ def encode(
             codes = [np.asarray(X) for X in found]
             norms = residual_norms(coder.Ds, rows, codes)
             _check_finite(codes, norms, first)
-            append(dict(zip(entries, codes)))
+            columns = dict(zip(entries, codes))
+            if certify:
+                missing = uncertified(coder.Ds[0], rows, codes[0])
+                unproved += (first + missing).tolist()
+                columns["certified"] = np.isin(np.arange(len(rows)), missing, invert=True)[:, None]
+            append(columns)
             nonzeros += [np.count_nonzero(X) for X in codes]
             squares += (norms**2).sum(1)
             missed += [int(row) + first for row in more]
             zeros += int(nothing.sum())
-            if certify:
-                unproved += (first + uncertified(coder.Ds[0], rows, codes[0])).tolist()
             if time.monotonic() - told > _PERIOD:
                 told = time.monotonic()
                 say(f"{first + len(rows):,} of {len(Y):,} signals")
