@@ -31,9 +31,9 @@ LAYERS |= {
     "alista, support, leaky_relu": partial(
         ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)
     ),
-    "alista_at, onsager": partial(
-        ur.layers.alista_at, by="residual", onsager=True, support=(0.1, 0.3)
-    ),
+    "alista_at, onsager": partial(ur.layers.alista_at, onsager=True, support=(0.1, 0.3)),
+    # Noise is assumed: these signals have no sparse codes, and none would be taken.
+    "vamp_bg": partial(ur.layers.vamp_bg, noise_ratio=0.3),
     "vamp_bg, em": partial(ur.layers.vamp_bg, em=True, noise_ratio=0.01, damping=0.1),
     "lista_ss": partial(ur.layers.lista_ss, support=(0.1, 0.3)),
     "lista_cpss": partial(ur.layers.lista_cpss, support=(0.1, 0.3), tied=False),

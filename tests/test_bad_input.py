@@ -3,6 +3,7 @@
 import gc
 import inspect
 import io
+import typing
 import warnings
 import zipfile
 from functools import cache, partial
@@ -162,7 +163,7 @@ def records_agree(name, params):
     """Whether one of the forms of a family has the records of these params."""
     found = type(params.shared), type(params.steps)
     return found in [
-        tuple(type(None) if kind is None else kind for kind in form)
+        tuple(type(None) if kind is None else typing.get_origin(kind) or kind for kind in form)
         for form in FAMILIES[name](K).forms
     ]
 

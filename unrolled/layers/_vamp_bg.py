@@ -134,17 +134,10 @@ class vamp_bg(Layer):
     def start(self, D, y):
         m, d = D.shape
         wide = wide_dtype(y.dtype)
-        zero = jnp.zeros((), wide)
-        return Passed(
-            jnp.zeros(d, y.dtype),
-            jnp.zeros(d, wide),
-            jnp.zeros(m, wide),
-            zero,
-            Assumed(zero, zero, zero),
-            zero,
-            zero,
-            jnp.zeros((), jnp.int32),
-        )
+        zero, nothing = jnp.zeros((), wide), Assumed(*(jnp.zeros((), wide),) * 3)
+        x, count = jnp.zeros(d, y.dtype), jnp.zeros((), jnp.int32)
+        r, z = jnp.zeros(d, wide), jnp.zeros(m, wide)
+        return Passed(x, r, z, zero, nothing, zero, zero, count)
 
     def step(self, shared, p, D, y, state):
         U, s, V = jax.tree.map(widened, lax.stop_gradient(shared.W))
