@@ -55,7 +55,8 @@ def test_certified_codes_are_a_column():
     expected = theory.certify_code(D, Y, right).certified(Y).mean()
     assert found.certified["right"] == pytest.approx(expected) and expected > 0.5
     assert 0 <= found.certified["ISTA"] <= 1
-    assert found.table().splitlines()[0].endswith("| certified codes, % |")
+    assert "| certified codes, % |" in found.table().splitlines()[0]
+    assert found.table("records")[1]["certified"] == found.certified["right"]
     plain = compare({"right": jnp.asarray(right)}, D, Y, X)
     assert plain.certified is None and "certified" not in plain.table()
 

@@ -88,6 +88,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--snr", type=float, default=math.inf, help="of planted signals, dB (default: no noise)")
     add("--lam", type=float, help="weight of the LASSO (default: chosen on the data)")
     add("--steps", type=int, help=f"training steps (default {_STEPS}; {_QUICK_STEPS} with --quick)")
+    add(
+        "--sampled",
+        type=int,
+        metavar="N",
+        help="where codes are known: also bound the errors of 99.9 %% of their class by N fresh "
+        "draws, such as 20000",
+    )
+    add(
+        "--certify",
+        action="store_true",
+        help="also the share of codes that are proved to be the only ones of least l1 norm",
+    )
     add("--quick", action="store_true", help="a smaller run, under a minute")
     add(
         "--output",
@@ -188,6 +200,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             raise ValueError(f"compare: {name} must be at least {least}, got {value}")
     if arguments.lam is not None and not 0 < arguments.lam < math.inf:
         raise ValueError(f"compare: lam must be positive, got {arguments.lam}")
+    if arguments.sampled is not None and arguments.sampled < 1:
+        raise ValueError(f"compare: sampled must be at least 1, got {arguments.sampled}")
+    if len(arguments.dictionary or []) > 1 and (arguments.sampled is not None or arguments.certify):
+        raise ValueError("compare: --sampled and --certify are of one dictionary, got a chain")
     if math.isnan(arguments.snr):
         raise ValueError("compare: snr must be a number of decibels, got nan")
     return Settings(
@@ -200,6 +216,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         snr=arguments.snr,
         lam=arguments.lam,
         steps=steps,
+        sampled=arguments.sampled,
+        certify=arguments.certify,
         dictionaries=arguments.dictionary or [],
         seed=arguments.seed or 0,
         quick=arguments.quick,
@@ -217,6 +235,8 @@ def _sections(
     if signals is not None:
         D, own = read_signals(signals, D)
         if isinstance(own, studies.Pictures):
+            if settings.sampled is not None:
+                raise ValueError("compare: --sampled is of errors of known codes; these are not")
             return [_unknown(D, own, settings, say, "Own signals", "signals")]
         samples, title = studies.split(D, *own), "Own signals with known codes"
         return [_known(samples, settings, say, title, "signals")]
@@ -279,6 +299,7 @@ def _options(settings: Settings, say: Say) -> dict[str, Any]:
         depth=settings.depth,
         lam=settings.lam,
         steps=settings.steps,
+        certify=settings.certify,
         weights=_restored(settings.weights, settings.dictionaries),
         say=say,
     )
@@ -287,7 +308,8 @@ def _options(settings: Settings, say: Say) -> dict[str, Any]:
 def _known(
     samples: studies.Samples, settings: Settings, say: Say, title: str, slug: str
 ) -> Section:
-    study = studies.known_codes(settings.key, samples, **_options(settings, say))
+    options = _options(settings, say) | dict(sampled=settings.sampled)
+    study = studies.known_codes(settings.key, samples, **options)
     return _section(study, title, slug)
 
 

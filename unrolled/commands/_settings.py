@@ -20,6 +20,8 @@ class Settings:
     snr: float = math.inf
     lam: float | None = None
     steps: int = 400
+    sampled: int | None = None
+    certify: bool = False
     seed: int = 0
     quick: bool = False
     pursuits: tuple[str, ...] = ()

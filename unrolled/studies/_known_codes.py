@@ -176,6 +176,8 @@ def known_codes(
     lam: float | None = None,
     steps: int = 400,
     weights: Mapping[str, training.Fit] | None = None,
+    sampled: int | None = None,
+    certify: bool = False,
     say: Say = silent,
 ) -> KnownCodes | KnownChain:
     """Analytic beside calibrated and learned params, on signals whose codes are known.
@@ -194,13 +196,15 @@ def known_codes(
         lam: penalty of ISTA and FISTA; None for the best of a small grid.
         steps: of training.
         weights: name -> the result of a training, to be shown beside them.
+        sampled, certify: as in `compare.compare`; not for a chain.
         say: is told what is going on.
 
     Returns:
         KnownCodes; for a chain KnownChain.
 
     Raises:
-        ValueError: unknown methods; pursuits that lack an option, or are not for a chain.
+        ValueError: unknown methods; pursuits that lack an option, or are not for a chain; a chain
+            with `sampled` or `certify`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -212,11 +216,14 @@ def known_codes(
     """
     run = plan(key, methods, pursuits, depth, lam, steps, say, weights)
     if isinstance(samples.D, tuple):
+        if certify or sampled is not None:
+            raise ValueError("known_codes: sampled and certify are of one dictionary, got a chain")
         return _known_chain(samples, run)
     D, (Y, X) = samples.D, samples.tested_on
     found = _methods(samples, run)
     say("comparing on the test signals")
-    result = compared({**found.methods, **run.weights}, D, Y, X)
+    options = dict(sampled=sampled, certify=certify)
+    result = compared({**found.methods, **run.weights}, D, Y, X, **options)
     return KnownCodes(samples, run.depth, result, found.remarks, found.caution, found.seconds)
 
 

@@ -175,6 +175,7 @@ def unknown_codes(
     steps: int = 400,
     tested: int = _TESTED_ON,
     weights: Mapping[str, training.Fit] | None = None,
+    certify: bool = False,
     say: Say = silent,
 ) -> UnknownCodes:
     r"""ISTA and FISTA beside layers that learn on the LASSO objective, without known codes.
@@ -194,6 +195,7 @@ def unknown_codes(
         steps: of training.
         tested: about how many of the test signals are solved to a certified optimum.
         weights: name -> the result of a training, to be shown beside them.
+        certify: as in `compare.compare`.
         say: is told what is going on.
 
     Returns:
@@ -229,7 +231,7 @@ def unknown_codes(
     classical = {name: codes for name, (codes,) in pursued.codes.items()}
     sparsity = max(1, round(float((optimum.x != 0).sum(1).mean())))
     trained = _methods(samples, lam, sparsity, run, seconds, remarks)
-    result = compared({**trained, **classical, **run.weights}, D, some, lam=lam)
+    result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
     psnr = {
         name: _psnr_per_step(layer, params, D, some).tolist()
         for name, (layer, params) in trained.items()
