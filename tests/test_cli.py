@@ -122,7 +122,7 @@ def test_help_shows_an_example_and_the_shared_options(command, capsys):
 
 def test_no_command_prints_the_help(run):
     status, out, _ = run()
-    assert status == 2 and "{compare,certify,learn,train,encode,experiment,doctor}" in out
+    assert status == 2 and "{compare,certify,learn,train,encode,export,experiment,doctor}" in out
 
 
 def test_an_unknown_option_is_refused(run, capsys):

@@ -314,7 +314,7 @@ def test_alista_at_is_its_formula(problem, by, onsager):
         z = x + p.beta * (a / (1 - a) * (x - u) if onsager else x - before)
         path.append(x)
     assert 0 < np.count_nonzero(path[-1]) < N
-    assert_close(layer.iterates(params, D, y), path, 10 * CLOSE)
+    assert_close(layer.iterates(params, D, y), np.array(path), atol=10 * CLOSE)
     assert int(layer.run(params, D, y)[0].refused) == 0
 
 
@@ -374,7 +374,7 @@ def test_vamp_bg_is_its_formula(problem, em, variance):
         path.append(x)
     # Singular values and an inverse round otherwise; exponentials magnify it.
     ours = layer.iterates(params._replace(steps=steps), D, y)
-    assert_close(ours, path, 1e4 * CLOSE)
+    assert_close(ours, np.array(path), atol=1e4 * CLOSE)
 
 
 def _first(params, depth):

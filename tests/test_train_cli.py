@@ -154,6 +154,8 @@ OTHERS = {
 OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
 OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file
 OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
+OTHERS |= {"by": ("alista_at", "residual"), "onsager": ("alista_at", True)}
+OTHERS |= {"em": ("vamp_bg", True), "damping": ("vamp_bg", 0.5), "noise_ratio": ("vamp_bg", 1e-4)}
 
 
 def frozen(value):

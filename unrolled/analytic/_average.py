@@ -1,6 +1,7 @@
 """Params of message passing whose thresholds are the best ones of state evolution."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled import _checks, layers
 from unrolled.analytic._schedules import HypothesisWarning
@@ -91,7 +92,8 @@ def alista_at(
     options = dict(probability=probability, variance=variance, noise=noise)
     theta = _thresholds(layer, D, margin, "analytic.alista_at", options)
     params = layer.init(None, D)
-    return params._replace(steps=params.steps._replace(gamma=jnp.ones_like(theta), theta=theta))
+    gamma = jnp.asarray(np.ones(depth, theta.dtype))
+    return params._replace(steps=params.steps._replace(gamma=gamma, theta=theta))
 
 
 def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
@@ -108,4 +110,4 @@ def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
             "one is another: message passing may diverge on it; try layers.vamp_bg",
             HypothesisWarning,
         )
-    return jnp.asarray(found.thresholds, D.dtype)
+    return jnp.asarray(np.asarray(found.thresholds, D.dtype))
