@@ -255,13 +255,9 @@ CHAINS |= {"networks.mixed_scale": 2}
 # What is not done yet, and why.
 PENDING: dict[str, str] = {
     "analytic.calibrate": "a greedy search on the host, program by program",
-    "analytic.minimax_weights": "the stages of its solver have four sizes",
     "analytic.weights_table": "three kinds of weights, each measured apart",
     "compare.compare": "each method has its own program, and the measures theirs",
     "theory.atom_coherence, Conv": "the correlations of the filters are a program of their own",
-    "theory.generalized_coherence": "the stages of its solver have four sizes",
-    "theory.minimal_entry_weights": "as generalized_coherence",
-    "theory.minimax_weights": "as generalized_coherence",
 }
 
 # Functions that make no array: of names, options, records and files.

@@ -1,6 +1,6 @@
 """Params of message passing whose thresholds are the best ones of state evolution."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from unrolled import _checks, layers
@@ -92,7 +92,7 @@ def alista_at(
     options = dict(probability=probability, variance=variance, noise=noise)
     theta = _thresholds(layer, D, margin, "analytic.alista_at", options)
     params = layer.init(None, D)
-    gamma = jnp.asarray(np.ones(depth, theta.dtype))
+    gamma = jax.device_put(np.ones(depth, theta.dtype))
     return params._replace(steps=params.steps._replace(gamma=gamma, theta=theta))
 
 
@@ -110,4 +110,4 @@ def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
             "one is another: message passing may diverge on it; try layers.vamp_bg",
             HypothesisWarning,
         )
-    return jnp.asarray(np.asarray(found.thresholds, D.dtype))
+    return jax.device_put(np.asarray(found.thresholds, D.dtype))

@@ -395,7 +395,7 @@ def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tu
 
     def call(A):
         if _checks.is_concrete(A):
-            return tuple(map(jnp.asarray, host(A)))
+            return tuple(map(jax.device_put, host(A)))  # `asarray` compiles a program a shape
         (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
         *floats, last = map(of, ((n,), (n,), (n,), (m, n), (d, n)))
         kinds = (*floats, jax.ShapeDtypeStruct((), np.int32), last)
