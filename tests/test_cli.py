@@ -665,6 +665,14 @@ def test_compare_says_what_a_sample_and_proofs_say(run, tmp_path):
     assert "certified codes, %" in out and "signals are missing (100 draws, confidence" in out
 
 
+@pytest.mark.slow
+def test_compare_says_which_codes_of_own_signals_are_proved(run, tmp_path):
+    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", "ista", *QUICK)
+    status, out, err = run("compare", *arguments, "--certify", "--output", tmp_path / "r")
+    assert status == 0, err
+    assert "| certified codes, % |" in out and "proving the codes" in err
+
+
 @pytest.mark.parametrize("given", ["photos", "photos/signals.png"])
 def test_a_report_does_not_write_over_pictures_that_it_reads(run, folder, tmp_path, given):
     (tmp_path / "photos").mkdir()

@@ -170,8 +170,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def certify(self, X: Any, *, finish: int = 3) -> CodeCertificate:
         """`theory.certify_code` of the codes of the samples, for a single dictionary.
 
-        Its `x` are the codes after least squares on their supports, its `certified(X)` says which
-        of them are proved to be the only ones of least l1 norm.
+        Its `x` are the codes after least squares on their supports and at most `finish` steps of
+        subspace pursuit, its `certified(X)` says which of them are proved to be the only ones of
+        least l1 norm.
         """
         codes = self.transform(X)
         if len(self.dictionary_) > 1:

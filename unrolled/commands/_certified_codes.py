@@ -40,8 +40,8 @@ class CertifiedCodes(NamedTuple):
 
 
 def uncertified(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """The rows of Y whose codes, finished, are not certified."""
-    return np.flatnonzero(~theory.certify_code(D, Y, X).certified(Y))
+    """The rows of Y whose codes, after least squares on their supports, are not certified."""
+    return np.flatnonzero(~theory.certify_code(D, Y, X, finish=0).certified(Y))
 
 
 def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCodes:

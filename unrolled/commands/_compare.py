@@ -98,7 +98,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--certify",
         action="store_true",
-        help="also the share of codes that are proved to be the only ones of least l1 norm",
+        help="also the share of codes that, after least squares on their supports, are proved to "
+        "be the only ones of least l1 norm",
     )
     add("--quick", action="store_true", help="a smaller run, under a minute")
     add(

@@ -53,6 +53,8 @@ class Optima(NamedTuple):
 
 
 class Measured(NamedTuple):
+    """The codes of one layer, step by step."""
+
     errors: dict[str, Array]  # the fields of a `Curve`
     gap: Array | None
     zero_gap: Array | None  # of the zero code

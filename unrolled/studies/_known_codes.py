@@ -221,7 +221,7 @@ def known_codes(
         return _known_chain(samples, run)
     D, (Y, X) = samples.D, samples.tested_on
     found = _methods(samples, run)
-    say("comparing on the test signals")
+    say("comparing on the test signals" + (", and proving their codes" if certify else ""))
     options = dict(sampled=sampled, certify=certify)
     result = compared({**found.methods, **run.weights}, D, Y, X, **options)
     return KnownCodes(samples, run.depth, result, found.remarks, found.caution, found.seconds)

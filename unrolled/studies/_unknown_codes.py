@@ -95,17 +95,20 @@ class UnknownCodes(NamedTuple):
         return "\n".join(parts)
 
     def _table(self) -> str:
-        columns = "method", "(F - F*) / F* after K/4", "after K/2", "after K", "PSNR after K, dB"
-        rows = []
+        columns = ["method", "(F - F*) / F* after K/4", "after K/2", "after K", "PSNR after K, dB"]
+        proved, rows = self.comparison.certified, []
+        columns += [] if proved is None else ["certified codes, %"]
         for name, curve in self.comparison.curves.items():
             assert curve.gap is not None  # `compare` was given lam
             K = len(curve.gap)
             gaps = [f"{curve.gap[max(0, k - 1)]:.2e}" for k in (K // 4, K // 2, K)]
             if name in self.comparison.given:
                 gaps[:2] = "", ""
-            rows.append([name, *gaps, f"{self.psnr[name][-1]:.2f}"])
+            share = [] if proved is None else [f"{100 * proved[name]:.1f}"]
+            rows.append([name, *gaps, f"{self.psnr[name][-1]:.2f}", *share])
         best = float(metrics.psnr(problems.synthesize(self.D, self.optimum.x), self.tested))
-        return markdown(columns, [*rows, ["LASSO optimum", "", "", "0", f"{best:.2f}"]])
+        last = ["LASSO optimum", "", "", "0", f"{best:.2f}"]
+        return markdown(columns, [*rows, last + [""] * (len(columns) - len(last))])
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""
@@ -231,6 +234,8 @@ def unknown_codes(
     classical = {name: codes for name, (codes,) in pursued.codes.items()}
     sparsity = max(1, round(float((optimum.x != 0).sum(1).mean())))
     trained = _methods(samples, lam, sparsity, run, seconds, remarks)
+    if certify:
+        say("proving the codes of the test signals")
     result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
     psnr = {
         name: _psnr_per_step(layer, params, D, some).tolist()
