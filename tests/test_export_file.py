@@ -159,10 +159,17 @@ def test_every_damage_is_refused_or_harmless(tmp_path, saved):
 def test_files_of_others_are_refused(tmp_path, saved):
     path = tmp_path / "net.zip"
 
-    def write(manifest):
-        with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(saved) as whole:
-            archive.writestr("program", whole.read("program"))
+    with zipfile.ZipFile(saved) as whole:
+        program, own = whole.read("program"), json.loads(whole.read("manifest.json"))
+
+    def write(manifest, program=program):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("program", program)
             archive.writestr("manifest.json", json.dumps(manifest))
+
+    write(own, program[:-1] + b"x")  # a whole archive
+    with pytest.raises(CheckpointError, match="its program has changed since it was written"):
+        ur.export.load(path)
 
     write({"model": "alista(2)"})
     with pytest.raises(CheckpointError, match="not one of unrolled"):
