@@ -150,6 +150,34 @@ def test_lfista_starts_as_fista_and_without_memory_is_lista(problem):
     assert_close(layer.iterates(forgetful, D, y), layers.lista(K, tied=False).iterates(lista, D, y))
 
 
+def test_lfista_cp_is_its_formula_and_starts_as_fista(problem):
+    D, y = problem
+    layer = layers.lfista_cp(K, lam=LAM)
+    params = layer.init(None, D)
+    assert params.steps.theta.shape == (K, N)
+    assert_close(
+        layer.iterates(params, D, y), layers.fista(K).iterates(ur.analytic.ista(D, LAM, K), D, y)
+    )
+    params = moved(params)
+    x, before, path = np.zeros(N), np.zeros(N), []
+    for p in steps_of(params):
+        z = x + p.beta * (x - before)
+        x, before = shrink(z + p.W.T @ (y - D @ z), p.theta), x
+        path.append(x)
+    assert_close(layer.iterates(params, D, y), np.array(path))
+
+
+def test_without_momentum_lfista_cp_is_lista_cp(problem):
+    D, y = problem
+    layer = layers.lfista_cp(K)
+    steps = moved(layer.init(None, D)).steps
+    forgetful = Unrolled(None, steps._replace(beta=steps.beta * 0))
+    untied = Unrolled(None, layers.WeightsAndThreshold(steps.W, steps.theta))
+    assert_close(
+        layer.iterates(forgetful, D, y), layers.lista_cp(K, tied=False).iterates(untied, D, y)
+    )
+
+
 def test_lamp_is_its_formula(problem):
     D, y = problem
     layer = layers.lamp(K, alpha=0.8)
@@ -398,7 +426,7 @@ WITHOUT_MEMORY = {
 }
 # Their steps carry more than the code, or end in another estimate than shrinkage.
 OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
-OTHERS |= {"alista_at", "vamp_bg"}
+OTHERS |= {"alista_at", "vamp_bg", "lfista_cp"}
 
 
 @pytest.mark.few(10)

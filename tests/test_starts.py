@@ -64,6 +64,7 @@ STARTS = {
     "ada_lista": layers.ada_lista,
     "fista": layers.fista,
     "lfista": layers.lfista,
+    "lfista_cp": layers.lfista_cp,
 }
 # A start whose weights are not D / L solves a problem of its own. Where ISTA has reached its
 # optimum in K steps, no other code is as good: by so much it may be worse.

@@ -13,7 +13,7 @@ from unrolled.compare._comparison import (
 )
 from unrolled.compare._coupling import Coupling
 from unrolled.compare._evolution import ChainEvolution, Evaluation, Evolution, evolution
-from unrolled.compare._measure import QUANTILES
+from unrolled.compare._measure import QUANTILES, products
 from unrolled.compare._sampled import Sampled
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "Sampled",
     "compare",
     "evolution",
+    "products",
 ]

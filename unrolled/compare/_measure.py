@@ -203,6 +203,11 @@ def products(model: Any, params: Any, D: Any, y: Array) -> int | None:
     """How many products with a matrix, or convolutions, the code of one signal takes.
 
     None where that depends on the signal.
+
+    Example:
+        >>> layer, D = ur.layers.fista(16), jnp.eye(3)
+        >>> ur.compare.products(layer, layer.init(None, D), D, D[0])  # D z and D'(y - D z)
+        32
     """
     return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
 

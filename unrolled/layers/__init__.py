@@ -12,6 +12,7 @@ from unrolled.layers._lamp import Message, lamp
 from unrolled.layers._lamp_bg import lamp_bg
 from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped
 from unrolled.layers._lfista import MomentumMatrices, lfista
+from unrolled.layers._lfista_cp import WeightsAndMomentum, lfista_cp
 from unrolled.layers._liht import keep_largest, liht
 from unrolled.layers._lista import Matrices, MatricesAndThreshold, Threshold, lista, lista_ss
 from unrolled.layers._lista_cp import WeightsAndThreshold, lista_cp, lista_cpss
@@ -88,6 +89,7 @@ __all__ = [
     "Threshold",
     "Unrolled",
     "Weights",
+    "WeightsAndMomentum",
     "WeightsAndThreshold",
     "ada_lista",
     "alista",
@@ -109,6 +111,7 @@ __all__ = [
     "lamp_bg",
     "lasso_weights",
     "lfista",
+    "lfista_cp",
     "liht",
     "lista",
     "lista_cp",
