@@ -10,7 +10,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,17 +17,14 @@ import unrolled as ur
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-DOCUMENTS = [
-    ROOT / name
-    for name in (
-        "README.md",
-        "benchmarks/README.md",
-        "notebooks/README.md",
-        ".github/CONTRIBUTING.md",
-        ".github/CHANGELOG.md",
-    )
-]
-README, MEASUREMENTS, GUIDES, CONTRIBUTING, CHANGELOG = DOCUMENTS
+NOTEBOOKS = ROOT / "notebooks"
+PAGES = sorted(path for path in NOTEBOOKS.rglob("*.md") if path.parent.name != "api")
+README, MEASUREMENTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+CONTRIBUTING, CHANGELOG = (
+    ROOT / ".github" / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG")
+)
+GALLERY, METHODS = NOTEBOOKS / "gallery.md", NOTEBOOKS / "reference" / "methods.md"
+DOCUMENTS = [README, MEASUREMENTS, CONTRIBUTING, CHANGELOG, *PAGES]
 CURRENT = [path for path in DOCUMENTS if path != CHANGELOG]  # that names what is gone, too
 MODULES = {module.name for module in pkgutil.iter_modules(ur.__path__)}
 FILES = {"md", "py", "json", "toml", "npz", "npy", "png", "ipynb", "safetensors", "csv", "jsonl"}
@@ -82,7 +78,9 @@ def chains(source):
 
 @each(DOCUMENTS)
 def test_relative_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
+    text = prose(path.read_text())
+    pictures = re.findall(r'\bsrc(?:set)?="([^"]+)"', text)
+    for target in [*re.findall(r"\]\(([^)\s]+)\)", text), *pictures]:
         if target.startswith("http"):
             continue
         file, _, anchor = target.partition("#")
@@ -99,7 +97,7 @@ def test_links_between_notebooks_lead_somewhere(path):
 
 @pytest.mark.parametrize("number", ["02", "12"])
 def test_decibels_of_the_table_of_notebooks_are_those_that_are_stored(number):
-    (row,) = re.findall(rf"^\| \[{number}\].*$", GUIDES.read_text(), flags=re.M)
+    (row,) = re.findall(rf"^\| \[{number}\].*$", GALLERY.read_text(), flags=re.M)
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     cells = json.loads(path.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
@@ -134,7 +132,7 @@ def test_files_that_are_named_exist(path):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@each([GUIDES, CONTRIBUTING])
+@each([GALLERY, CONTRIBUTING])
 def test_the_command_for_whole_notebooks_selects_them(path):
     """They are slow tests, which `addopts` leaves out of any other selection."""
     commands = re.findall(r"UNROLLED_SLOW=1(\s[^`]*?test_notebooks\.py)", path.read_text())
@@ -143,7 +141,7 @@ def test_the_command_for_whole_notebooks_selects_them(path):
 
 def test_names_are_found():
     """The checks above see what they are meant to see."""
-    found = names(GUIDES.read_text())
+    found = set().union(*(names(path.read_text()) for path in PAGES))
     assert {"theory.mutual_coherence", "layers.alista", "realize.cnn"} <= found and len(found) > 60
     assert not resolves("theory.no_such_function")
 
@@ -153,8 +151,7 @@ def test_the_table_of_methods_lists_every_family():
     if families is None:
         pytest.skip("no registry of families")
     ours = {name for name, family in families.items() if family.__module__.startswith("unrolled.")}
-    table = GUIDES.read_text().partition("## Methods")[2].partition("## Paper map")[0]
-    assert ours <= {name.removeprefix("layers.") for name in names(table)}
+    assert ours <= {name.removeprefix("layers.") for name in names(METHODS.read_text())}
 
 
 def test_the_readme_is_one_page_and_keeps_its_commands():
@@ -164,6 +161,14 @@ def test_the_readme_is_one_page_and_keeps_its_commands():
     assert commands[0].rstrip().endswith("-m unrolled compare")
     assert f"<!-- test command -->\n```bash\n{commands[1]}```" in text
     assert commands[1].rstrip().endswith("-m pytest -q")
+
+
+def test_the_first_figure_says_what_was_measured():
+    rows = json.loads((ROOT / "benchmarks" / "lista.json").read_text())["noiseless"]
+    (said,) = re.findall(r'<img .*alt="([^"]+)"', README.read_text())
+    names = ("ISTA", "FISTA", "LISTA-SS", "ALISTA-SS", "LAMP-BG")
+    ends = [round(rows[name]["median"]["per_step"][-1]) for name in names]
+    assert [int(number) for number in re.findall(r"-\d+", said)] == ends
 
 
 # The example of the README at a size that runs in seconds.
@@ -202,15 +207,6 @@ def test_the_example_of_own_signals_runs(
     rows = capsys.readouterr().out.strip().splitlines()
     assert rows[0].startswith("| method | K | (F - F*) / F* | relative residual | PSNR dB |")
     assert [row.split(" | ")[0] for row in rows[2:4]] == ["| start", "| learned"]
-
-
-def test_the_example_of_dictionary_learning_runs(quick_compilation, float32_by_default):
-    (source,) = [block for block in blocks(GUIDES) if "learning.ksvd" in block]
-    for large, small in {"1000": "48", "100": "24"}.items():
-        assert large in source
-        source = source.replace(large, small)
-    D = ur.dictionaries.gaussian(0, 16, 24)
-    exec(compile(source, "notebooks/README.md", "exec"), {"jax": jax, "ur": ur, "D": D})
 
 
 GUEST = """

@@ -22,6 +22,7 @@ from unrolled.networks import Network
 from unrolled.pursuit import PURSUITS
 from unrolled.training import digest, versions
 
+# The platforms that a file holds programs for.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _FORMAT = 1  # a newer one is refused
 # What tracing raises where a function asks for the value of an array.

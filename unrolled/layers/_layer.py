@@ -21,6 +21,7 @@ PRECISIONS = (
     *("float32", "tensorfloat32", "bfloat16", "bfloat16_3x"),
 )
 
+# The families by name, where files of weights and the command line look them up.
 FAMILIES: dict[str, type["Layer"]] = {}
 
 

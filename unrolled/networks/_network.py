@@ -8,6 +8,7 @@ from unrolled._checks import Array, Key
 from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.layers import Acting, Interned, Layer, Unrolled
 
+# The networks by name, where files of weights look them up.
 NETWORKS: dict[str, type["Network"]] = {}
 
 Dictionaries = Sequence[Dictionary]

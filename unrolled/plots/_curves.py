@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled.plots._styles import styles
+from unrolled.plots._styles import STYLE, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,13 +37,15 @@ def figure(
         (2, 3)
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib; install unrolled[plots]") from error
-    fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns, squeeze=False)
+    with rc_context(STYLE):
+        fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        FigureCanvasAgg(fig)
+        return fig, fig.subplots(rows, columns, squeeze=False)
 
 
 def curves(
@@ -102,10 +104,9 @@ def marked_steps(i: int, length: int) -> tuple[int, int]:
 
 
 def tidy(panel: "Axes", **labels: str) -> None:
-    """Titles and labels, a light grid, and no frame above and to the right."""
+    """Titles and labels, and a light grid."""
     panel.set(**labels)
-    panel.grid(True, alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(True, alpha=STYLE["grid.alpha"])
 
 
 def drawable(values: ArrayLike, log: bool) -> np.ndarray:

@@ -36,6 +36,7 @@ class Named(NamedTuple):
     many: str  # the pursuit of a batch that solves the same problem, or ""
 
 
+# The pursuits by name, for the command line, `sklearn` and `export`.
 PURSUITS: dict[str, Named] = {}
 
 

@@ -62,9 +62,9 @@ def curriculum(
     and the rates are its arguments, so early stages cost as much as late ones.
 
     Args:
-        layer, params, D, sample, key, loss, trainable, validation, evaluate_every, checkpoint,
-            callbacks, log, progress, accumulate, mesh: as in `fit`. The loss sees one code, as
-            `codes[-1]`.
+        layer, params, D, sample, key, loss: as in `fit`. The loss sees one code, as `codes[-1]`.
+        trainable, validation, evaluate_every, checkpoint, callbacks, log: as in `fit`.
+        progress, accumulate, mesh: as in `fit`.
         steps_per_stage: the most training steps of a stage; there are K len(stages) stages.
         stages: the factors c.
         rate: the rate of the optimiser in a stage with factor 1, for step k.
@@ -81,7 +81,8 @@ def curriculum(
         records of stage i belong to step k = i // len(stages), counted from 0, and their validation
         losses are those of that step.
 
-    Warns: as `fit`.
+    Warns:
+        UserWarning: as `fit`.
 
     Raises:
         TypeError: a family whose steps share all their params (use `training.search`), a network, a

@@ -18,10 +18,9 @@ class Sample(Protocol):
         key: one random key; training step k passes `fold_in(key, k)`.
 
     Returns:
-        Y: (batch, m), signals.
-        X: (batch, d), their codes. For a network, a tuple with the codes of every block, or the
-            codes of the last block alone. None for a loss that does not use them.
-        Ds: (batch, m, d), where every signal has a dictionary of its own; left out otherwise.
+        (Y, X) or (Y, X, Ds): signals (batch, m); their codes (batch, d), for a network a tuple with
+        the codes of every block or the codes of the last block alone, None for a loss that does
+        not use them; dictionaries (batch, m, d), where every signal has one of its own.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)

@@ -1,0 +1,347 @@
+"""The documentation: `python -m sphinx -W notebooks build/site`, then open build/site/index.html.
+
+Neither the build nor the pages fetch anything. Formulas are MathML, fonts are those of the reader,
+and the search runs in the browser. Pages are plain Markdown; this file adds the reference of every
+module that api.md names, the options of the command line, the notebooks with their stored outputs,
+and a link behind every name of the library.
+"""
+
+import base64
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+from operator import attrgetter
+from pathlib import Path
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from myst_parser.parsers.sphinx_ import MystParser
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+from sphinx.util.docutils import SphinxDirective
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+import unrolled  # noqa: E402
+from unrolled import cli  # noqa: E402
+
+project, version = "unrolled", unrolled.__version__
+html_title = f"unrolled {version}"
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",  # Args, Returns, Raises
+    "sphinx_codeautolink",  # names in code become links
+    "sphinx_copybutton",
+    "sphinx_design",  # cards
+    "myst_parser",
+]
+exclude_patterns = ["README.md", "**/_*"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["codeautolink.match_block", "codeautolink.parse_block"]  # shell, and excerpts
+
+default_role = "py:obj"  # `fit` in a docstring is a link to it
+autosummary_generate = False
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 80
+add_module_names = False
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+toc_object_entries_show_parents = "hide"
+codeautolink_global_preface = "import jax, optax\nimport jax.numpy as jnp\nimport unrolled as ur"
+codeautolink_concat_default = True
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
+    "dark_css_variables": {"color-brand-primary": "#56B4E9", "color-brand-content": "#56B4E9"},
+}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = html_show_copyright = html_show_sphinx = False
+html_math_renderer = "mathml"
+
+# Documents that live elsewhere, by their page.
+ELSEWHERE = {
+    "measurements": HERE.parent / "benchmarks" / "README.md",
+    "contributing": HERE.parent / ".github" / "CONTRIBUTING.md",
+    "changes": HERE.parent / ".github" / "CHANGELOG.md",
+}
+PAGES = {path: page for page, path in ELSEWHERE.items()}
+PAGES |= {HERE / "README.md": "gallery", HERE.parent / "README.md": "index"}
+ARRAY_LIKE = r"\S*Array \| \S*ndarray \| \S*bool\w* \| \S*number \| bool \| int \| float \| complex"
+
+
+def public(module):
+    """The public names of a module: its `__all__`, else what is defined in it."""
+    own = (name for name, value in vars(module).items() if is_from(value, module.__name__))
+    return sorted(getattr(module, "__all__", None) or (name for name in own if name[0] != "_"))
+
+
+def is_from(value, module):
+    return getattr(value, "__module__", "") == module
+
+
+MODULES = [
+    f"unrolled.{name}" for name in re.findall(r"^\| `(\w+)`", (HERE / "api.md").read_text(), re.M)
+]
+# Every public name by the module that documents it: its own, else the first that offers it.
+NAMES, PLACES = {}, {}
+for module in sorted(MODULES):
+    for name in public(importlib.import_module(module)):
+        NAMES[f"{module}.{name}"] = getattr(sys.modules[module], name)
+for full, value in NAMES.items():
+    near = getattr(value, "__module__", "").startswith(full.rpartition(".")[0])
+    if near or id(value) not in PLACES:
+        PLACES[id(value)] = full
+codeautolink_inventory_map = {
+    f"{value.__module__}.{value.__qualname__}{end}": f"{PLACES[id(value)]}{end}"
+    for value in NAMES.values()
+    if hasattr(value, "__qualname__")
+    for end in ("", *(f".{n}" for n in dir(value) if inspect.isclass(value) and n[0] != "_"))
+}
+
+
+def write_reference(app):
+    """One page for every module: what one calls, what it is made of, then each of them in full."""
+    (HERE / "api").mkdir(exist_ok=True)
+    for module in MODULES:
+        own = [
+            n
+            for n in public(sys.modules[module])
+            if PLACES[id(NAMES[f"{module}.{n}"])] == f"{module}.{n}"
+        ]
+        types = [n for n in own if inspect.isclass(NAMES[f"{module}.{n}"]) and not n.islower()]
+        calls = [n for n in own if n not in types and not n.isupper()]
+        page = [
+            f"# `{module}`",
+            "",
+            "```{eval-rst}",
+            f".. automodule:: {module}",
+            "   :no-members:",
+            "",
+        ]
+        for title, group in ("", calls), ("Types", types):
+            page += [f".. rubric:: {title}", ""] if title and group else []
+            table = [".. autosummary::", "   :nosignatures:", "", *(f"   {n}" for n in group), ""]
+            page += table if group else []
+        for name in own:
+            page += entry(module, name)
+        write_if_new(
+            HERE / "api" / f"{module.removeprefix('unrolled.')}.md", "\n".join([*page, "```", ""])
+        )
+
+
+def entry(module, name):
+    """The directive that documents one name."""
+    value = NAMES[f"{module}.{name}"]
+    if inspect.isclass(value):
+        return [f".. autoclass:: {module}.{name}", "   :members:", "   :undoc-members:", ""]
+    if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        return [f".. autofunction:: {module}.{name}", ""]
+    folder = Path(sys.modules[module].__file__)
+    files = folder.parent.glob("*.py") if folder.stem == "__init__" else [folder]
+    source = "".join(path.read_text() for path in sorted(files))
+    said = re.search(rf"((?:^# .*\n)*)^{name}\b[^#\n]*(?:# (.*))?$", source, re.M)
+    text = re.sub(r"\s*# ", " ", said[1]).strip() or said[2]
+    return [f".. py:data:: {module}.{name}", "", f"   {text}", ""]
+
+
+def write_if_new(path, text):
+    """A page whose text is as before is not read again."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+class Links(SphinxTransform):
+    """`ur.fit` and `theory.schedule` in a page become links, as names in a docstring are."""
+
+    default_priority = 400
+
+    def apply(self):
+        for literal in list(self.document.findall(nodes.literal)):
+            text, inside = literal.astext(), (nodes.reference, nodes.title, addnodes.pending_xref)
+            name = re.fullmatch(r"(ur\.|unrolled\.)?([a-z_]+\.)*\w+(\(.*\))?", text)
+            if name and not isinstance(literal.parent, inside):
+                link = {"refdomain": "py", "reftype": "obj", "reftarget": text}
+                literal.replace_self(addnodes.pending_xref("", literal.deepcopy(), **link))
+        for link in self.document.findall(addnodes.pending_xref):
+            link.attributes.pop("refspecific", None)
+
+
+def resolve(app, env, node, contnode):
+    """Where a name as it is used, `ur.fit`, `theory.schedule` or `schedule`, is documented."""
+    if node["refdomain"] != "py" or "refdoc" not in node:
+        return None
+    objects = env.domains["py"].objects
+    name = re.sub(r"^(ur|unrolled)\.|\(.*", "", node["reftarget"])
+    places = [place for place in PLACES.values() if place.endswith(f".{name}")]
+    try:
+        value = attrgetter(name)(unrolled)
+    except AttributeError:
+        value = None
+    known = PLACES.get(id(value))
+    alone = places[0] if "py:module" in node and len(places) == 1 else None
+    for full in (f"{node.get('py:module')}.{name}", f"unrolled.{name}", known, alone):
+        if full in objects:
+            page = app.builder.get_relative_uri(node["refdoc"], objects[full].docname)
+            uri = f"{page}#{objects[full].node_id}"
+            return nodes.reference("", "", contnode, internal=True, refuri=uri, reftitle=full)
+    return None
+
+
+def mathml(text, display="inline"):
+    """A formula as MathML, which browsers draw themselves."""
+    text = re.sub(r"\\arg\s*\\(min|max)", r"\\operatorname{arg\\,\1}", text)
+    if r"\\" in text and r"\begin" not in text:
+        text = rf"\begin{{aligned}}{text}\end{{aligned}}"
+    return convert(text, display=display)
+
+
+def inline_formula(self, node):
+    self.body.append(mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_formula(self, node):
+    self.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
+    raise nodes.SkipNode
+
+
+class Notebook(MystParser):
+    """A notebook with its stored outputs, read as Markdown; `execute.py` runs it."""
+
+    supported = ("ipynb",)
+
+    def parse(self, text, document):
+        super().parse("\n\n".join(map(markdown, json.loads(text)["cells"])), document)
+
+
+def markdown(cell):
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return source
+    return "\n".join([f"```python\n{source}\n```", *map(shown, cell["outputs"])])
+
+
+def shown(output):
+    """An output: a picture where there is one, else its text."""
+    data = output.get("data", {"text/plain": output.get("text", "")})
+    if picture := data.get("image/png"):
+        source = f"data:image/png;base64,{picture.strip()}"
+        return f'<img class="output" alt="{data["text/plain"][0][1:-1]}" src="{source}">\n'
+    return f"```{{code-block}} text\n:class: output\n\n{''.join(data['text/plain'])}\n```"
+
+
+def read(app, docname, source):
+    """The text of a page: that of a document elsewhere, and cards for the rows of the gallery."""
+    path = ELSEWHERE.get(docname, Path(app.env.doc2path(docname)))
+    if docname in ELSEWHERE:
+        source[0] = path.read_text()
+    if path.suffix == ".md":
+        link = r"\[([^\]]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)"
+        source[0] = re.sub(link, lambda m: relinked(docname, path.parent, *m.groups("")), source[0])
+    if docname == "gallery":
+        source[0] = re.sub(r"(^\|.*\n)+", cards, source[0], flags=re.M)
+
+
+def relinked(docname, folder, text, file, anchor):
+    """A link as its page needs it: documents elsewhere have pages here, and folders have none."""
+    found = (folder / file).resolve()
+    if found.is_dir():
+        return text
+    found = HERE / f"{PAGES[found]}.md" if found in PAGES else found
+    if not found.exists():
+        return f"[{text}]({file}{anchor})"
+    return f"[{text}]({os.path.relpath(found, (HERE / docname).parent)}{anchor})"
+
+
+def cards(table):
+    """The rows `| [01](01_name.ipynb) | question | answer |` as cards with a picture each."""
+    rows = re.findall(r"^\| \[\d+\]\((\w+)\.ipynb\) \| (.*?) \| (.*) \|$", table[0], flags=re.M)
+    grid = "".join(
+        f":::{{grid-item-card}} {question}\n:link: {stem}\n:link-type: doc\n"
+        f'<img src="_thumbnails/{stem}.png" alt="">\n\n{answer}\n:::\n'
+        for stem, question, answer in rows
+    )
+    return f"::::{{grid}} 1 2 2 3\n:gutter: 3\n{grid}::::\n"
+
+
+def thumbnails(app):
+    """A figure of every notebook for the gallery: that of a cell tagged `hero`, else the last."""
+    folder = Path(app.outdir) / "_thumbnails"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in HERE.glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        cells = [c for c in cells if "hero" in c["metadata"].get("tags", ())] or cells
+        data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+        picture = [d["image/png"] for d in data if "image/png" in d][-1]
+        (folder / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
+
+
+class CommandLine(SphinxDirective):
+    """The help of every command, as its parser prints it."""
+
+    def run(self):
+        parser = cli._parser()
+        commands = parser._subparsers._group_actions[0].choices
+        return [node for name, command in commands.items() for node in self.section(name, command)]
+
+    def section(self, name, parser):
+        section = nodes.section(ids=[f"unrolled-{name}"])
+        section += nodes.title("", f"unrolled {name}")
+        section += nodes.literal_block("", parser.format_help(), language="text")
+        return [section]
+
+
+def fields(app, what, name, obj, options, lines):
+    """The comment behind a field of a record is its description."""
+    if not lines or lines[0].startswith("Alias for field number"):
+        owner, field = name.rsplit(".", 1)
+        module, _, owner = owner.rpartition(".")
+        record = getattr(sys.modules.get(module), owner, None)
+        if not inspect.isclass(record):
+            return
+        source = inspect.getsource(record)
+        found = re.search(rf"((?:^    # .*\n)*)^    {field}: [^#\n]*(?:# (.*))?$", source, re.M)
+        lines[:] = [re.sub(r" *# ", " ", found[1]).strip() or found[2] or ""] if found else []
+
+
+def signature(app, what, name, obj, options, args, result):
+    """Types without the marks of the library."""
+    args = args and re.sub(ARRAY_LIKE, "ArrayLike", args)
+    marked = r"Annotated\[([\w.]+), Shape\([^)]*\)\]"
+    return tuple(text and re.sub(marked, r"\1", text) for text in (args, result))
+
+
+def as_prose(app, what, name, obj, options, lines):
+    """Sentences of a docstring are plain: `*` and `|` mark nothing outside code and formulas."""
+    formula = False
+    for i, line in enumerate(lines):
+        inside = formula and (not line or line.startswith("   "))
+        formula = ".. math::" in line or inside
+        if not formula and not line.lstrip().startswith((">>>", "...", "..")):
+            plain = r"(`[^`]*`)|((?<![*])[*|](?![*]))"
+            lines[i] = re.sub(plain, lambda m: m[1] or "\\" + m[2], line)
+
+
+def setup(app):
+    app.add_source_suffix(".ipynb", "ipynb")
+    app.add_source_parser(Notebook)
+    app.add_transform(Links)
+    app.add_directive("command-line", CommandLine)
+    app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
+    app.connect("builder-inited", write_reference)
+    app.connect("builder-inited", thumbnails)
+    app.connect("source-read", read)
+    app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-docstring", fields, priority=100)
+    app.connect("autodoc-process-docstring", as_prose, priority=900)
+    app.connect("autodoc-process-signature", signature)

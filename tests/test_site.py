@@ -1,0 +1,89 @@
+"""The site, where `python -m sphinx -W notebooks build/site` has built it: nothing is missing, and
+nothing is fetched.
+"""
+
+import re
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from test_imports import of_ours
+
+SITE = Path(__file__).parents[1] / "build" / "site"
+PAGES = sorted(SITE.rglob("*.html"))
+# Attributes by which a page loads something, and those by which it leads somewhere.
+LOADS, LEADS = ("src", "srcset", "data", "poster"), ("href",)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (SITE / "index.html").exists(), reason="build the site first"),
+]
+
+
+class Reader(HTMLParser):
+    """The anchors of a page, what it loads and where it leads."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchors, self.loads, self.leads = set(), [], []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name == "id" or (tag == "a" and name == "name"):
+                self.anchors.add(value)
+            elif name in LOADS or (tag == "link" and name in LEADS):
+                self.loads.append(value)
+            elif name in LEADS:
+                self.leads.append(value)
+
+
+@cache
+def page(path):
+    reader = Reader()
+    reader.feed(path.read_text())
+    return reader
+
+
+def test_every_part_of_the_site_is_built():
+    names = {str(path.relative_to(SITE)) for path in PAGES}
+    assert {"index.html", "start.html", "gallery.html", "guide/own_data.html"} <= names
+    assert {"api/theory.html", "11_your_own.html", "reference/command_line.html"} <= names
+
+
+def test_links_lead_somewhere():
+    dead = []
+    for path in PAGES:
+        for target in page(path).leads:
+            file, anchor = urldefrag(target)
+            if re.match(r"\w+:", file):
+                continue
+            found = (path.parent / unquote(file)).resolve() if file else path
+            known = found.exists() and (
+                not anchor or found.suffix != ".html" or unquote(anchor) in page(found).anchors
+            )
+            dead += [] if known else [f"{path.relative_to(SITE)}: {target}"]
+    assert not dead, "\n".join(dead[:20])
+
+
+def test_nothing_is_fetched_and_nothing_is_missing():
+    faults = []
+    for path in PAGES:
+        for target in page(path).loads:
+            if target.startswith(("data:", "#")):
+                continue
+            file = target.partition("?")[0]
+            if re.match(r"\w+:|//", file) or not (path.parent / unquote(file)).exists():
+                faults.append(f"{path.relative_to(SITE)}: {target[:80]}")
+    for path in SITE.rglob("*.css"):
+        faults += [
+            f"{path.name}: {url}" for url in re.findall(r"url\(.?https?:[^)]*", path.read_text())
+        ]
+    assert not faults, "\n".join(faults[:20])
+
+
+def test_every_public_name_is_documented():
+    anchors = set().union(*(page(path).anchors for path in (SITE / "api").glob("*.html")))
+    ends = {anchor.rpartition(".")[2] for anchor in anchors}
+    missing = [name for name, _ in of_ours() if name.rpartition(".")[2] not in ends]
+    assert not missing, "\n".join(missing)
