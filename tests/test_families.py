@@ -150,32 +150,49 @@ def test_lfista_starts_as_fista_and_without_memory_is_lista(problem):
     assert_close(layer.iterates(forgetful, D, y), layers.lista(K, tied=False).iterates(lista, D, y))
 
 
+def least(D, y, path, lam):
+    """Of 0 and the codes up to each step, the one with the least objective."""
+    codes = [np.zeros(N), *np.asarray(path)]
+    F = [np.sum((y - D @ x) ** 2) / 2 + lam * np.abs(x).sum() for x in codes]
+    return np.array([codes[int(np.argmin(F[: k + 1]))] for k in range(1, len(codes))])
+
+
 def test_lfista_cp_is_its_formula_and_starts_as_fista(problem):
     D, y = problem
     layer = layers.lfista_cp(K, lam=LAM)
     params = layer.init(None, D)
     assert params.steps.theta.shape == (K, N)
-    assert_close(
-        layer.iterates(params, D, y), layers.fista(K).iterates(ur.analytic.ista(D, LAM, K), D, y)
-    )
+    fista = layers.fista(K).iterates(ur.analytic.ista(D, LAM, K), D, y)
+    assert_close(layer.iterates(params, D, y), least(D, y, fista, LAM))
     params = moved(params)
     x, before, path = np.zeros(N), np.zeros(N), []
     for p in steps_of(params):
         z = x + p.beta * (x - before)
         x, before = shrink(z + p.W.T @ (y - D @ z), p.theta), x
         path.append(x)
-    assert_close(layer.iterates(params, D, y), np.array(path))
+    assert_close(layer.iterates(params, D, y), least(D, y, path, LAM))
 
 
-def test_without_momentum_lfista_cp_is_lista_cp(problem):
+def test_without_momentum_lfista_cp_is_the_best_of_lista_cp(problem):
     D, y = problem
-    layer = layers.lfista_cp(K)
+    layer = layers.lfista_cp(K, lam=LAM)
     steps = moved(layer.init(None, D)).steps
     forgetful = Unrolled(None, steps._replace(beta=steps.beta * 0))
     untied = Unrolled(None, layers.WeightsAndThreshold(steps.W, steps.theta))
-    assert_close(
-        layer.iterates(forgetful, D, y), layers.lista_cp(K, tied=False).iterates(untied, D, y)
-    )
+    path = layers.lista_cp(K, tied=False).iterates(untied, D, y)
+    assert_close(layer.iterates(forgetful, D, y), least(D, y, path, LAM))
+
+
+def test_codes_of_lfista_cp_are_never_worse_than_zero_codes(problem):
+    """Also with weights that expand without bound; the code is then that of an earlier step."""
+    D, y = problem
+    layer = layers.lfista_cp(2 * K, lam=LAM)
+    steps = layer.init(None, D).steps
+    good = layer.iterates(Unrolled(None, steps), D, y)[K - 1]
+    wild = Unrolled(None, steps._replace(W=steps.W.at[K:].multiply(1e200)))
+    assert_close(layer.apply(wild, D, y), good)
+    assert_close(layer.apply(Unrolled(None, steps._replace(W=-steps.W)), D, y), np.zeros(N))
+    assert np.isnan(layer.apply(wild, D, y * np.nan)).all()
 
 
 def test_lamp_is_its_formula(problem):

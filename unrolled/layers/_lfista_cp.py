@@ -1,14 +1,16 @@
-"""LFISTA-CP: FISTA with learned weights in place of D', coupled as in LISTA-CP."""
+"""LFISTA-CP: FISTA with learned weights in place of D', coupled as in LISTA-CP, and a guard."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from unrolled._checks import Array
 from unrolled.dictionaries import Structured, spread
 from unrolled.layers._layer import Acting
-from unrolled.layers._lfista import TwoCodes, fista_momentum
+from unrolled.layers._lfista import fista_momentum
 from unrolled.layers._records import Matrix, Number, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Shrinking
+from unrolled.records import option
 
 
 class WeightsAndMomentum(NamedTuple):
@@ -19,12 +21,27 @@ class WeightsAndMomentum(NamedTuple):
     beta: Number
 
 
+class Followed(NamedTuple):
+    """The state: the best code so far, and where the next step begins."""
+
+    x: Array  # (d,), the code with the least objective
+    objective: Array  # of x
+    last: Array  # (d,), the code of the last step
+    before: Array  # (d,), of the step before it
+    signal: Array  # (m,), D times the last code
+    signal_before: Array  # (m,)
+
+
 class lfista_cp(FromISTA, Shrinking):
     r"""K steps of FISTA with a W of their own, which also holds a step size for every atom.
 
     .. math::
         z = x_k + \beta_k (x_k - x_{k-1}), \qquad
         x_{k+1} = \mathrm{shrink}(z + W_k'(y - D z), \; \theta_k).
+
+    The code is that of x_0 = 0, ..., x_K with the least objective of the LASSO with the weight
+    `lam`: whatever the params and the signal, it is no worse than the zero code. That takes no more
+    products than the steps alone, for D z = D x_k + beta_k (D x_k - D x_{k-1}).
 
     Params: steps (W, theta, beta), where theta has a threshold for every atom, or for every filter
     of a `Conv`. `init` is FISTA without restart: W = D / L, theta = lam / L and its momentum. Train
@@ -36,13 +53,13 @@ class lfista_cp(FromISTA, Shrinking):
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
-        >>> ours, fista = (
-        ...     layer.apply(layer.init(None, D), D, D[:, 1])
-        ...     for layer in (ur.layers.lfista_cp(3), ur.layers.fista(3))
-        ... )
-        >>> bool(jnp.allclose(ours, fista, atol=1e-5))
+        >>> layer, fista = ur.layers.lfista_cp(3), ur.layers.fista(3)
+        >>> ours, theirs = (each.apply(each.init(None, D), D, D[:, 1]) for each in (layer, fista))
+        >>> bool(jnp.allclose(ours, theirs, atol=1e-5))
         True
     """
+
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO that judges the codes")
 
     forms = (Unrolled(None, WeightsAndMomentum),)
 
@@ -56,12 +73,23 @@ class lfista_cp(FromISTA, Shrinking):
         return Unrolled(None, WeightsAndMomentum(repeat(D / L, self.depth), thresholds, beta))
 
     def start(self, D, y):
-        zero = jnp.zeros(D.shape[1], y.dtype)
-        return TwoCodes(zero, zero)
+        x, signal = jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y)
+        return Followed(x, self.objective(x, y), x, x, signal, signal)
 
     def step(self, shared, p, D, y, state):
-        z = state.x + p.beta * (state.x - state.before)
-        return TwoCodes(self.shrink(z + (y - D @ z) @ p.W, spread(D, p.theta)), state.x)
+        z = state.last + p.beta * (state.last - state.before)
+        r = y - state.signal - p.beta * (state.signal - state.signal_before)
+        x = self.shrink(z + r @ p.W, spread(D, p.theta))
+        signal = D @ x
+        found = self.objective(x, y - signal)
+        # Where y is not finite, its code is not to be either.
+        keep = ~(found <= state.objective) & jnp.isfinite(state.objective)
+        best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, found)
+        return Followed(*best, x, state.last, signal, state.signal)
+
+    def objective(self, x: Array, r: Array) -> Array:
+        """norm(r)^2 / 2 + lam norm(x, 1) of a code and its residual."""
+        return jnp.sum(r**2) / 2 + self.lam * jnp.sum(jnp.abs(x))
 
     def weights(self, shared, p, D):
         return Acting(p.W)
