@@ -227,7 +227,9 @@ def test_codes_that_diverge_are_reported(planted, calibrated):
     W, (_, steps) = 4 * analytic.frobenius_weights(D), calibrated["lista"][0]
     start = Unrolled(layers.Matrices(W, jnp.eye(60) - W.T @ D), steps)
     factors = jnp.where(jnp.arange(len(Y)) < 30, 1.0, 100.0)[:, None]
-    with pytest.warns(UserWarning, match="the codes diverge: their NMSE .* worse than zero codes"):
+    with pytest.warns(
+        UserWarning, match="the codes are worse than zero codes: their NMSE is .* dB"
+    ):
         calibrate(FAMILIES["lista"], start, D, factors * Y, factors * X)
 
 

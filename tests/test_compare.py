@@ -509,7 +509,9 @@ def test_a_method_that_ends_worse_than_the_zero_code_is_marked(problem):
     params = LISTA_CP.init(None, D)
     far = params._replace(shared=params.shared._replace(W=4 * params.shared.W))
     methods = {"good": (LISTA_CP, params), "bad": (LISTA_CP, far)}
-    with pytest.warns(DivergenceWarning, match="^compare: bad diverges: its error ends") as caught:
+    with pytest.warns(
+        DivergenceWarning, match="^compare: bad diverges: its codes are worse than zero"
+    ) as caught:
         found = compare(methods, D, Y, X)
     assert len(caught) == 1 and set(found.diverged) == {"bad"}
     nmse = found.curves["bad"].nmse
@@ -517,7 +519,7 @@ def test_a_method_that_ends_worse_than_the_zero_code_is_marked(problem):
     assert (nmse[step - 1 :] > 0).all() and (step == 1 or nmse[step - 2] <= 0)
     (row,) = [line for line in found.table().split("\n") if line.startswith("| bad")]
     assert f"| {nmse[-1]:.1f} (diverges) |" in row
-    note = f"bad diverges: its error ends {nmse[-1]:.1f} dB above that of the zero code"
+    note = f"bad diverges: its codes are worse than zero codes: their NMSE is {nmse[-1]:.6g} dB"
     assert found.table().split("\n\n")[1].startswith(note)
     assert json.loads(found.to_json())["diverged"]["bad"]["step"] == step
 
@@ -535,7 +537,9 @@ def test_an_objective_above_that_of_the_zero_code_diverges(problem):
     """The codes are near the true ones, but lam is so large that the zero code is optimal."""
     D, Y, X = problem
     methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
-    with pytest.warns(DivergenceWarning, match=r"\(F - F\*\) / F\* ends at .*, above the"):
+    with pytest.warns(
+        DivergenceWarning, match=r"worse than zero codes: their \(F - F\*\) / F\* is"
+    ):
         found = compare(methods, D, Y, X, lam=100.0)
     assert found.curves["ISTA"].nmse[-1] < 0 and set(found.diverged) == {"ISTA"}
 
@@ -613,7 +617,10 @@ def test_a_layer_above_zero_codes_diverges_without_codes(problem):
     layer = layers.ista(3)
     params = layer.init(None, D)
     wild = params._replace(steps=params.steps._replace(gamma=10 * params.steps.gamma))
-    with pytest.warns(DivergenceWarning, match="wild diverges: .F - F.. / F. ends at"):
+    with pytest.warns(
+        DivergenceWarning,
+        match="wild diverges: its codes are worse than zero codes: their .F - F.. / F. is",
+    ):
         found = compare({"wild": (layer, wild)}, D, Y, lam=LAM)
     assert "wild (diverges)" in found.table()
 
@@ -652,8 +659,12 @@ def test_a_table_as_latex_csv_and_records(unknown):
     assert records[2]["K"] is None and records[2]["products"] is None
     rows = list(csv.DictReader(io.StringIO(found.table("csv"))))
     assert [float(row["residual"]) for row in rows] == [record["residual"] for record in records]
+    # Beside ISTA, which the first method is, and beside zero codes.
+    assert first["ista_gap"] == pytest.approx(first["gap"], rel=ROUNDING)
+    assert {record["zero_gap"] for record in records} == {found.ista_gap[0]}
+    assert records[1]["ista_gap"] is not None and records[2]["ista_gap"] is None
     lines = found.table("latex").splitlines()
-    assert lines[:2] == [r"\begin{tabular}{l" + "r" * 7 + "}", r"\toprule"]
+    assert lines[:2] == [r"\begin{tabular}{l" + "r" * 9 + "}", r"\toprule"]
     assert r"few &  & " in found.table("latex") and r"(F - F*) / F* &" in lines[2]
     with pytest.raises(ValueError, match="unknown form 'html'; expected one of markdown, latex, "):
         found.table("html")

@@ -164,7 +164,8 @@ def test_divergence_names_the_layer(methods, problem):
     assert [set(part.diverged) for part in found.layers] == [set(), {"far"}]
     note = found.table().split("\n\n")[1]
     assert (
-        note.startswith("Layer 2: far diverges: its error ends ") and "(diverges)" in found.table()
+        note.startswith("Layer 2: far diverges: its codes are worse than zero codes")
+        and "(diverges)" in found.table()
     )
 
 

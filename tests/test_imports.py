@@ -27,6 +27,7 @@ FLOORS = (
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point", "_matching"),
     ("theory", "pursuit"),
     ("layers",),
+    ("_beside",),
     ("analytic", "networks"),
     ("training", "realize"),
     ("dictionary_learning",),

@@ -197,3 +197,45 @@ def test_a_search_that_ends_above_zero_codes_says_so():
     assert found.worsened and np.nanmin(found.nmse) > 0
     found = ur.training.search(LAYER, PARAMS, jnp.asarray(D), Y, X, theta=[0.01, 5.0])
     assert not found.worsened
+
+
+def test_a_search_without_codes_is_judged_by_its_loss_beside_zero_codes_and_ista():
+    def mean_objective(params):
+        codes = codes_of(Y, params=params)
+        return float(LASSO(codes[None], None, jnp.asarray(D), jnp.asarray(Y)))
+
+    thetas = [1e-3, 0.01, 5.0]
+    found = ur.training.search(LAYER, PARAMS, D, Y, loss=LASSO, theta=thetas)
+    each = [PARAMS._replace(steps=PARAMS.steps._replace(theta=jnp.full(K, t))) for t in thetas]
+    np.testing.assert_allclose(found.loss, list(map(mean_objective, each)), rtol=1e-9)
+    assert found.nmse is None and found.lowest == found.loss.min() and not found.worsened
+    assert found.zero == pytest.approx(np.mean(np.sum(Y**2, 1)) / 2)
+    assert found.ista == pytest.approx(mean_objective(PARAMS))  # the layer is ISTA
+    with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, of ISTA "):
+        far = ur.training.search(LAYER, PARAMS, D, Y, loss=LASSO, theta=[0.0], gamma=[5.0])
+    assert far.worsened
+    with pytest.raises(ValueError, match="search: there are no codes; expected X, or a loss"):
+        ur.training.search(LAYER, PARAMS, D, Y, theta=thetas)
+
+
+def test_a_fit_hands_its_losses_beside_those_of_zero_codes_and_ista_to_the_weights(tmp_path):
+    found = fit(Y)
+    first, last = found.history.records
+    assert found.judged == {
+        "first": first.validation,
+        "best": min(first.validation, last.validation),
+        "zero": found.history.zero,
+        "ista": found.history.ista,
+    }
+    ur.training.save(tmp_path / "w.npz", found.best, D, LAYER, validation=found.judged)
+    assert ur.training.restore(tmp_path / "w.npz").metadata["validation"] == found.judged
+
+
+def test_a_calibration_that_ends_above_zero_codes_says_what_ista_has():
+    """The matrices of LISTA are not scaled: they expand the larger, held-back signals."""
+    layer, factors = ur.layers.lista(K), np.where(np.arange(40) < 30, 1.0, 100.0)[:, None]
+    W = 4 * D
+    matrices = ur.layers.Matrices(jnp.asarray(W), jnp.eye(N) - W.T @ D)
+    start = layer.init(None, D)._replace(shared=matrices)
+    with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, of ISTA "):
+        ur.analytic.calibrate(layer, start, D, factors * Y, loss=LASSO)

@@ -787,8 +787,8 @@ def test_weights_that_are_worse_than_zero_codes_end_with_status_3(run, tmp_path)
     with pytest.warns(UserWarning) as told:
         status, out, err = run("train", *inputs, "--family", "lamp", *options)
     assert status == 3 and (tmp_path / "run" / "weights.npz").exists()
-    assert "starts above zero codes" in str(told[0].message)
-    assert "ends above zero codes" in str(told[1].message)
+    assert "at the start of the training the codes are worse than zero" in str(told[0].message)
+    assert "at the end of the training the codes are worse than zero" in str(told[1].message)
     last = err.splitlines()[-1]
     assert re.fullmatch("unrolled: the codes are worse than zero codes: .*; try another .*", last)
     loss = strict_json((tmp_path / "run" / "summary.json").read_text())["validation"]

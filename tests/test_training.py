@@ -283,7 +283,7 @@ def test_best_has_the_smallest_validation_loss(D, sample):
     Y, X = sample(jax.random.key(5))
     params, held = layer.init(jax.random.key(9), D), []
     found = told_once(
-        "the training diverges",
+        "The training diverges",
         layer,
         D,
         sample,
@@ -714,7 +714,7 @@ def test_divergence_is_reported(D, sample):
     """A loss above the start is a field; one above that of zero codes is a warning too."""
     batch = sample(jax.random.key(8))
     found = told_once(
-        "fit: the training diverges: it began with the validation loss .* and zero codes have",
+        "fit: at the end .* worse than zero codes: .* The training diverges: it began with ",
         FAMILIES["lista_cp"],
         D,
         sample,
@@ -736,7 +736,7 @@ def test_a_start_above_zero_codes_is_reported(D, sample):
     layer = FAMILIES["ista"]
     start = layer.init(None, D)
     far = start._replace(steps=start.steps._replace(gamma=4 * start.steps.gamma))
-    match = "fit: the training starts above zero codes: its validation loss is .*zero codes"
+    match = "fit: at the start .* worse than zero codes: their validation loss is .*of ISTA"
     found = told_once(match, layer, D, sample, far, steps=150, optimizer=optax.adam(3e-2))
     assert not found.worsened
     zero, last = found.history.zero, found.history.records[-1].validation
@@ -744,7 +744,7 @@ def test_a_start_above_zero_codes_is_reported(D, sample):
     told_once(match, layer, D, sample, far, steps=0)  # at the first evaluation, before any step
     with pytest.warns(UserWarning) as told:
         found = run(layer, D, sample, far, steps=1, optimizer=optax.sgd(1e-9))
-    ends = "fit: the training ends above zero codes: it began with .* try more steps"
+    ends = "fit: at the end .* worse than zero codes: .* The training began with .* try more steps"
     assert [bool(re.search(p, str(w.message))) for p, w in zip((match, ends), told)] == [True] * 2
     first, last = (found.history.records[i].validation for i in (0, -1))
     assert last <= first and found.worsened

@@ -195,6 +195,10 @@ class without_codes:
     loss: Callable[..., Array]
     where: str
 
+    @property
+    def lam(self) -> Any:
+        return getattr(self.loss, "lam", None)
+
     def __call__(self, codes: Any, X: Any, D: Any, Y: Array) -> Array:
         try:
             return self.loss(codes, X, D, Y)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._beside import codes_of_ista, exceeds, lam_of, worse_than_zero
 from unrolled._checks import Array
 from unrolled.analytic._passes import (
     Loss,
@@ -26,8 +27,6 @@ from unrolled.problems import synthesize
 
 # One signal of so many is held back: it chooses between the start and what was found.
 _HELD_BACK = 4
-# Two programs add the losses of a batch in different orders.
-_ROUNDING = 1e-5
 
 
 @overload
@@ -240,13 +239,25 @@ def _warn_of_end(model, params, D, Y, X, aim: Loss) -> None:
             "calibrate: all codes are zero: no thresholds have a smaller loss than zero codes. Try "
             "a smaller lam"
         )
-    if end.loss > end.zero + _ROUNDING * abs(end.zero):
-        what = "NMSE" if aim is squared else "loss"
-        zero = "" if aim is squared else f", {end.zero:.6g}"
+    if exceeds(end.loss, end.zero):
+        numbers, (what, unit) = (end.loss, end.zero, _of_ista(aim, model, D, *rows)), ("loss", "")
+        if aim is squared:  # zero codes have the square of the true codes
+            what, unit = "NMSE", " dB"
+            with np.errstate(divide="ignore", invalid="ignore"):
+                numbers = tuple(10 * np.log10(np.divide(numbers, end.zero)))
+        rule = worse_than_zero("the codes are", what, *numbers, unit)
         _checks.warn(
-            f"calibrate: the codes diverge: their {what} on {len(rows[0])} held-back signals is "
-            f"{end.text(aim)}, worse than zero codes{zero}. Try smaller weights or step sizes"
+            f"calibrate: on {len(rows[0])} held-back signals {rule}. Try smaller weights or step "
+            "sizes"
         )
+
+
+def _of_ista(aim: Loss, model, D, Y, X) -> float:
+    """The loss of ISTA at the depth of a layer, with the lam of the loss, or of the layer."""
+    lam = lam_of(aim, model)
+    if lam is None or not isinstance(model, Layer):
+        return np.nan
+    return float(aim(codes_of_ista(D, lam, model.depth, Y, "calibrate")[-1:], X, D, Y))
 
 
 def _check_loss(start: "_Judged", found: "_Judged", Y: Array) -> None:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from unrolled import metrics, training
+from unrolled._beside import worse_than_zero
 from unrolled._json import plain
 from unrolled.commands._config import to_dict
 from unrolled.commands._encode import apply_in_chunks, relative_residuals, residual_norms
@@ -79,10 +79,9 @@ class Summary(NamedTuple):
         best, zero = self.validation["best"], self.validation.get("zero", math.inf)
         if not training.exceeds(best, zero):
             return ""
-        return (
-            f"the codes are worse than zero codes: their validation loss is {best:.4g}, that of "
-            f"zero codes {zero:.4g}; try another --family, a smaller --rate or more --steps"
-        )
+        of_ista = self.validation.get("ista", math.nan)
+        rule = worse_than_zero("the codes are", "validation loss", best, zero, of_ista)
+        return f"{rule}; try another --family, a smaller --rate or more --steps"
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as data, with the whole configuration and the environment."""
@@ -109,8 +108,6 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
         "start": _judged(ready.model, ready.params, ready.D, *tested_on, lam),
         "learned": _judged(ready.model, found.best, found.D, *tested_on, lam),
     }
-    losses = {"first": records[0].validation, "best": best.validation}
-    losses |= {"zero": found.history.zero, "ista": found.history.ista}
     Ds = ready.D
     return Summary(
         config,
@@ -118,7 +115,7 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
         records[-1].step,
         records[-1].seconds,
         best.step,
-        {name: value for name, value in losses.items() if np.isfinite(value)},
+        found.judged,
         len(tested_on[0]),
         judged,
     )

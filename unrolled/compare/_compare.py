@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -27,6 +28,7 @@ from unrolled.compare._measure import (
     Optima,
     Sample,
     divergence,
+    gaps_of_ista,
     measure,
     measure_codes,
     optima_of,
@@ -154,7 +156,12 @@ def compare(
     layers = [
         _comparison(
             {n: b[j] for n, b in blocks.items()}, reference, _uncertified(sample.optima[j])
-        )._replace(lam=lams[j], known=known, remarks=_of_lam(sample.optima[j], lams[j], lam, known))
+        )._replace(
+            lam=lams[j],
+            known=known,
+            remarks=_of_lam(sample.optima[j], lams[j], lam, known),
+            ista_gap=_gaps_of_ista(sample, j, lams[j], [b[j] for b in blocks.values()]),
+        )
         for j in range(J)
     ]
     if chained and (certify or sampled is not None):
@@ -353,6 +360,17 @@ def _judged(
     gap = None if measured.gap is None else np.asarray(measured.gap)
     curve = Curve(**errors, gap=gap)
     return curve, guarantee, divergence(curve, measured.zero_gap, **told), bool(measured.silent)
+
+
+def _gaps_of_ista(sample: Sample, j: int, lam: Any, blocks: list[_Block]) -> np.ndarray | None:
+    """The gaps of ISTA, as far as the deepest method that runs; None without gaps or such a one."""
+    depths = [len(block.curve.nmse) for block in blocks if block.params is not None]
+    optima = sample.optima[j]
+    if optima is None or not depths:
+        return None
+    Y = sample.pairs[j][0]
+    weight = jnp.asarray(lam, Y.dtype)
+    return np.asarray(gaps_of_ista(sample.Ds[j], Y, weight, optima, max(depths)), float)
 
 
 def _uncertified(optima: Optima | None) -> int:

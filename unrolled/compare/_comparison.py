@@ -97,6 +97,8 @@ class Comparison(NamedTuple):
     remarks: tuple[str, ...] = ()  # on lam
     sampled: dict[str, Sampled] | None = None  # of the methods that run, if that was asked for
     certified: dict[str, float] | None = None  # share of codes that are proved, if asked for
+    # The gaps of ISTA after 0, ..., K steps: of zero codes, and beside every method at its depth.
+    ista_gap: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """The table, as it fits on a screen."""
@@ -164,6 +166,8 @@ class Comparison(NamedTuple):
         columns += list(_OF_CODES) if self.known else []
         gaps = any(curve.gap is not None for curve in self.curves.values())
         columns += ["(F - F*) / F*"] if gaps else []
+        beside = self.ista_gap is not None
+        columns += ["of ISTA", "of zero codes"] if beside else []
         columns += [] if self.certified is None else ["certified codes, %"]
         timed = any(cost.seconds is not None for cost in self.costs.values())
         rebuilt = any(curve.psnr is not None for curve in self.curves.values())
@@ -175,6 +179,7 @@ class Comparison(NamedTuple):
             cells += ["" if name in self.given else str(len(c.nmse))]
             cells += self._of_codes(c, mark) if self.known else []
             cells += [_last(c.gap, ".2e")] if gaps else []
+            cells += ["" if v is None else f"{v:.2e}" for v in self._beside(name)] if beside else []
             cells += [] if self.certified is None else [f"{100 * self.certified[name]:.1f}"]
             cells += [_last(c.residual, ".4f"), *([_last(c.psnr, ".2f")] if rebuilt else [])]
             cells.append(_last(c.nonzeros, ".1f"))
@@ -194,12 +199,21 @@ class Comparison(NamedTuple):
             numbers: dict[str, Any] = {f: _number(getattr(c, f)) for f in fields}
             if not self.known:
                 numbers = {f: numbers[f] for f in ("gap", "residual", "psnr", "nonzeros")}
+            if self.ista_gap is not None:
+                numbers |= dict(zip(("ista_gap", "zero_gap"), self._beside(name)))
             if self.certified is not None:
                 numbers["certified"] = self.certified[name]
             cost = self.costs.get(name, Cost(None, None))._asdict()
             diverges = name in self.diverged
             found.append({"method": name, "K": K, **numbers, **cost, "diverges": diverges})
         return found
+
+    def _beside(self, name: str) -> tuple[float | None, float | None]:
+        """The gaps of ISTA at the depth of a method, and of zero codes; None where unknown."""
+        gaps, K = self.ista_gap, len(self.curves[name].nmse)
+        if gaps is None or np.isnan(gaps[0]):
+            return None, None
+        return None if name in self.given else float(gaps[K]), float(gaps[0])
 
     def _of_codes(self, c: Curve, mark: str) -> list[str]:
         """The cells of known codes."""

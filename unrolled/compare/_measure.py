@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, metrics
+from unrolled._beside import codes_of_ista, worse_than_zero
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype, widened
 from unrolled._pursuits import lasso_optima
@@ -137,6 +138,14 @@ def _objective_gap(optima: Optima, x: Array) -> Array:
     return jnp.where((total > 0) | optima.certified.all(), gap, jnp.nan)
 
 
+@partial(jax.jit, static_argnames="depth")
+def gaps_of_ista(D: Dictionary, Y: Array, lam: Array, optima: Optima, depth: int) -> Array:
+    """The gap of ISTA after 0, ..., K steps; that after none is of zero codes."""
+    path = codes_of_ista(D, lam, depth, Y, "compare")
+    path = jnp.concatenate([jnp.zeros_like(path, shape=(1, *path.shape[1:])), path])
+    return jax.lax.map(partial(_objective_gap, optima), path)
+
+
 def _objectives(optima: Optima, x: Array) -> Array:
     return jax.vmap(lasso_objective, (None, 0, 0, None))(optima.D, optima.Y, x, optima.lam)
 
@@ -184,14 +193,14 @@ def divergence(
     elif step := _worse_from(~((curve.nmse <= _ROUNDING) | (curve.largest_l1 == 0))):
         if not np.isfinite(error):
             return Divergence(step, f"its error is not finite from step {step} on")
-        ends = f"its error ends {error:.1f} dB above that of the zero code"
-        return Divergence(step, f"{ends}, and is above it from step {step} on")
+        rule = worse_than_zero("its codes are", "NMSE", error, 0.0, unit=" dB")
+        return Divergence(step, f"{rule}, from step {step} on")
     if by_codes or curve.gap is None or np.isnan(zero_gap):  # without a certified F*
         return None
     most = float(zero_gap) + _ROUNDING
     if step := _worse_from(~(curve.gap <= most)):
-        ends = f"(F - F*) / F* ends at {curve.gap[-1]:.3g}, above the {float(zero_gap):.3g} of"
-        return Divergence(step, f"{ends} the zero code, and is above it from step {step} on")
+        rule = worse_than_zero("its codes are", "(F - F*) / F*", curve.gap[-1], float(zero_gap))
+        return Divergence(step, f"{rule}, from step {step} on")
     return None
 
 

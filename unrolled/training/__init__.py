@@ -5,6 +5,7 @@ training resume. `Sample`, `Loss` and `Callback` are the types of the functions 
 `sparse_feature_penalty`, `save_tree` and `restore_tree` are for networks of one's own.
 """
 
+from unrolled._beside import exceeds
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._curriculum import curriculum
 from unrolled.training._feature_penalty import sparse_feature_penalty
@@ -13,7 +14,7 @@ from unrolled.training._losses import deep, lasso, log_nmse, reconstruction, sup
 from unrolled.training._manifest import CheckpointError, digest, versions
 from unrolled.training._mask import trainable
 from unrolled.training._protocols import Callback, Loss, Sample
-from unrolled.training._records import Fit, History, NonFiniteError, Record, Trained, exceeds
+from unrolled.training._records import Fit, History, NonFiniteError, Record, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._search import Search, search
 from unrolled.training._split import merge, split, with_unit_atoms

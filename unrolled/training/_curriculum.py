@@ -10,11 +10,12 @@ import optax
 from jax.sharding import Mesh
 
 from unrolled import _checks
+from unrolled._beside import lam_of
 from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._fit import check_data, check_evaluations, check_functions, lam_of, watcher
+from unrolled.training._fit import check_data, check_evaluations, check_functions, watcher
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 
 from unrolled import _checks
+from unrolled._beside import exceeds, worse_than_zero
 from unrolled.training._loop import Loop
-from unrolled.training._records import Progress, ends, exceeds
+from unrolled.training._records import Progress, ends
 
 
 def is_stuck(state: Progress) -> bool:
@@ -38,10 +39,11 @@ def warn_of_start(loop: Loop, state: Progress) -> None:
     """Warn of a training whose start is worse than zero codes."""
     first = state.records[0]
     if exceeds(first.validation, loop.zero):
+        at = "at the start of the training the codes are"
+        rule = worse_than_zero(at, "validation loss", first.validation, loop.zero, loop.ista)
         _checks.warn(
-            f"{loop.where}: the training starts above zero codes: its validation loss is "
-            f"{first.validation:.6g}, that of zero codes {loop.zero:.6g}. Try smaller weights or "
-            "step sizes, another family, or analytic.calibrate"
+            f"{loop.where}: {rule}. Try smaller weights or step sizes, another family, or "
+            "analytic.calibrate"
         )
 
 
@@ -57,11 +59,12 @@ def warn_of_end(loop: Loop, state: Progress) -> None:
             "too small for the dtype; try a larger rate"
         )
     elif last.step > first.step and exceeds(last.validation, loop.zero):
-        what, try_ = ("ends above zero codes", "more steps, or another rate or start")
+        began, try_ = "began", "more steps, or another rate or start"
         if last.validation > first.validation:
-            what, try_ = "diverges", "a smaller rate"
+            began, try_ = "diverges: it began", "a smaller rate"
+        at = "at the end of the training the codes are"
+        rule = worse_than_zero(at, "validation loss", last.validation, loop.zero, loop.ista)
         _checks.warn(
-            f"{loop.where}: the training {what}: it began with the validation loss "
-            f"{first.validation:.6g} and ends with {last.validation:.6g}, and zero codes have "
-            f"{loop.zero:.6g}. `best` has the params of the smallest; try {try_}"
+            f"{loop.where}: {rule}. The training {began} with {first.validation:.6g}. `best` has "
+            f"the params of the smallest; try {try_}"
         )

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from unrolled import _checks
+from unrolled._beside import lam_of
 from unrolled._checks import Array
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, warn_of_start
@@ -241,13 +242,6 @@ def check_functions(
                 f"got {type(call).__name__}"
             )
     return loss, calls
-
-
-def lam_of(loss: Any, model: Model) -> float | None:
-    """The one lam of a loss, else of a layer; None where neither has one."""
-    lams = (getattr(part, "lam", None) for part in (loss, model))
-    lam = next((lam for lam in lams if lam is not None), None)
-    return None if lam is None or np.ndim(lam) or not _checks.is_concrete(lam) else float(lam)
 
 
 def check_data(

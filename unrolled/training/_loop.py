@@ -11,8 +11,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from unrolled._beside import codes_of_ista
 from unrolled._checks import Array
-from unrolled.layers import Layer, ista, ista_params
+from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training._mesh import batches, mean, placed, with_gradient
 from unrolled.training._protocols import Sample
@@ -72,10 +73,7 @@ def make_loop(
         zero = loss(found, X, own[0] if own else D, Y, -1)
         if lam is None or own or not isinstance(model, Layer) or not model.depth:
             return zero, jnp.nan
-        solver = ista(model.depth)
-        params = ista_params(D, lam, model.depth, where)
-        path = jax.vmap(solver.iterates, (None, None, 0), out_axes=1)(params, D, Y)
-        return zero, loss(path, X, D, Y, -1)
+        return zero, loss(codes_of_ista(D, lam, model.depth, Y, where), X, D, Y, -1)
 
     def advance(trained, state, gradients, **told):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars

@@ -4,12 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unrolled._beside import exceeds
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-
-# Two programs add the losses of a batch in different orders.
-_ROUNDING = 1e-5
 
 Model = Layer | Network
 Params = Unrolled | tuple[Unrolled, ...]  # of a layer, of a network
@@ -59,6 +57,18 @@ class Fit(NamedTuple):
         )
 
     @property
+    def judged(self) -> dict[str, float]:
+        """The validation losses of the start and of `best`, of zero codes and of ISTA, if known.
+
+        `training.save(..., validation=fit.judged)` keeps them beside the weights.
+        """
+        stage = self.history.records[-1].stage  # of a curriculum the last one counts
+        losses = [record.validation for record in self.history.records if record.stage == stage]
+        found = {"first": losses[0], "best": min(losses)}
+        found |= {"zero": self.history.zero, "ista": self.history.ista}
+        return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+    @property
     def worsened(self) -> bool:
         """Whether the last validation loss exceeds that of the start, or of zero codes.
 
@@ -66,16 +76,6 @@ class Fit(NamedTuple):
         """
         first, last = ends(self.history.records)
         return last.validation > first.validation or exceeds(last.validation, self.history.zero)
-
-
-def exceeds(loss: float, other: float) -> bool:
-    """Whether a loss is above another by more than the rounding of a sum.
-
-    Example:
-        >>> ur.training.exceeds(1.0001, 1.0), ur.training.exceeds(1.0 + 1e-7, 1.0)
-        (True, False)
-    """
-    return loss > other and not np.isclose(loss, other, rtol=_ROUNDING, atol=0)
 
 
 def ends(records: tuple[Record, ...]) -> tuple[Record, Record]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,38 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks, metrics
+from unrolled._beside import codes_of_ista, exceeds, lam_of, worse_than_zero
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
-
-_ROUNDING = 1e-3  # dB
+from unrolled.training._protocols import Loss
 
 
 class Search(NamedTuple):
-    """The result of a grid search."""
+    """The result of a grid search; a table has one axis per field, nan where a code was not finite.
 
-    params: Unrolled  # with the best values, by `nmse`
+    The loss decides, or the NMSE where none was given.
+    """
+
+    params: Unrolled  # with the best values
     values: dict[str, float]  # the best values
     axes: dict[str, np.ndarray]  # the values tried, in the order of the axes of the tables
-    nmse: np.ndarray  # dB, ratio of sums; one axis per field; nan where a code was not finite
-    mean_nmse: np.ndarray  # dB, mean of the decibels of the signals
+    nmse: np.ndarray | None  # dB, ratio of sums; None without codes
+    mean_nmse: np.ndarray | None  # dB, mean of the decibels of the signals; None without codes
+    loss: np.ndarray | None = None  # None where none was given
+    zero: float = 0.0  # that of zero codes, in what decides
+    ista: float = np.nan  # that of ISTA at the same depth, with the lam of the loss, or the layer
+
+    @property
+    def lowest(self) -> float:
+        """What decided, of the best values."""
+        return float(np.nanmin(self.nmse if self.loss is None else self.loss))
 
     @property
     def worsened(self) -> bool:
-        """Whether the best values are worse than zero codes, whose NMSE is 0 dB."""
-        return bool(np.nanmin(self.nmse) > _ROUNDING)
+        """Whether the best values are worse than zero codes."""
+        if self.loss is not None:
+            return exceeds(self.lowest, self.zero)
+        return exceeds(10 ** (self.lowest / 10), 1.0)  # decibels of a ratio
 
 
 def search(
@@ -37,8 +50,9 @@ def search(
     params: Unrolled,
     D: Dictionary,
     Y: ArrayLike,
-    X: ArrayLike,
+    X: ArrayLike | None = None,
     *,
+    loss: Loss | None = None,
     chunk: int = 8,
     **values: ArrayLike | Sequence[float],
 ) -> Search:
@@ -48,6 +62,9 @@ def search(
         layer, params, D: as for `layer.apply`.
         Y: (batch, m), signals.
         X: (batch, d), their true codes. Take 512 or more: on 64, the best values overfit by 15 dB.
+            None where they are not known; that needs a loss.
+        loss: `loss(codes, X, D, Y)`, as in `fit`, such as `training.lasso(lam)`, by which the best
+            values are chosen; None takes the NMSE.
         chunk: combinations at a time; memory grows with chunk times batch.
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
@@ -59,7 +76,9 @@ def search(
     Raises:
         ValueError: shapes that do not fit, values that are no vector or not finite, a negative
             threshold, a field that is not a scalar, no combination with finite codes.
-        TypeError: Y or X are no arrays, no values, a field that the params do not have.
+            Neither codes nor a loss, or a loss that needs codes where there are none.
+        TypeError: Y or X are no arrays, no values, a field that the params do not have, a loss that
+            is no function.
 
     Not claimed: the best values between the points of the grid. The signals must resemble those to
     be coded: keep some apart to test on.
@@ -74,8 +93,10 @@ def search(
         ((3,), True)
     """
     D, chunk = as_dictionary(D, "search"), _checks.as_index(chunk, "chunk", "search", least=1)
-    Y, X = _checks.as_float(Y, "Y", "search"), _checks.as_float(X, "X", "search")
+    Y = _checks.as_float(Y, "Y", "search")
+    X = None if X is None else _checks.as_float(X, "X", "search")
     check_batch(D, Y, X, "search")
+    aim = _aim(loss, X)
     axes = {name: _axis(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
@@ -84,32 +105,63 @@ def search(
     grids = [grid.ravel() for grid in np.meshgrid(*axes.values(), indexing="ij")]
     shape = [len(tried) for tried in axes.values()]
     points = dict(zip(axes, grids))
-    found = _errors(layer, params, D, Y, X, points, chunk)
-    nmse, mean_nmse = (np.asarray(error, float).reshape(shape) for error in found)
-    if np.isnan(nmse).all():
+    tables = _errors(layer, aim, params, D, Y, X, points, chunk)
+    found = {name: np.asarray(error, float).reshape(shape) for name, error in tables.items()}
+    decides = found["nmse" if aim is None else "loss"]
+    if np.isnan(decides).all():
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
-    best = np.unravel_index(np.nanargmin(nmse), shape)
+    best = np.unravel_index(np.nanargmin(decides), shape)
     chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
-    result = Search(with_values(params, chosen), chosen, axes, nmse, mean_nmse)
+    beside = map(float, _beside(layer, aim, lam_of(loss, layer), D, Y, X))
+    errors = (found.get(name) for name in ("nmse", "mean_nmse", "loss"))
+    result = Search(with_values(params, chosen), chosen, axes, *errors, *beside)
     if result.worsened:
-        _checks.warn(
-            f"search: the best codes are worse than zero codes: their NMSE is {nmse[best]:.1f} dB. "
-            "Try other values, smaller weights or step sizes"
-        )
+        measure, unit = ("NMSE", " dB") if aim is None else ("loss", "")
+        numbers = result.lowest, result.zero, result.ista
+        rule = worse_than_zero("the best codes are", measure, *numbers, unit)
+        _checks.warn(f"search: {rule}. Try other values, smaller weights or step sizes")
     return result
 
 
-@partial(jax.jit, static_argnames=("layer", "chunk"))
-def _errors(layer, params, D, Y, X, points, chunk):
-    """Both errors at every point, nan where a code is not finite."""
+def _aim(loss: Any, X: Any) -> Loss | None:
+    """The loss, checked; None for the NMSE."""
+    if loss is None and X is None:
+        raise ValueError(
+            "search: there are no codes; expected X, or a loss that needs none, try "
+            "loss=training.lasso(lam)"
+        )
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            "search: loss must be a function of (codes, X, D, Y), such as training.lasso(lam), "
+            f"got {type(loss).__name__}"
+        )
+    return loss if X is not None or loss is None else _checks.without_codes(loss, "search")
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _beside(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
+    """What decides, of zero codes and of ISTA at the depth of the layer."""
+    path = jnp.zeros((1, len(Y), D.shape[1]), Y.dtype)
+    zero = 0.0 if aim is None else aim(path, X, D, Y)
+    if lam is None or not layer.depth:
+        return zero, jnp.nan
+    path = codes_of_ista(D, lam, layer.depth, Y, "search")
+    return zero, metrics.nmse(path[-1], X) if aim is None else aim(path, X, D, Y)
+
+
+@partial(jax.jit, static_argnames=("layer", "aim", "chunk"))
+def _errors(layer, aim, params, D, Y, X, points, chunk):
+    """The errors at every point by name, nan where a code is not finite."""
 
     def one(point):
-        codes = jax.vmap(layer.apply, (None, None, 0))(with_values(params, point), D, Y)
-        finite = jnp.isfinite(codes).all()
-        return [
-            jnp.where(finite, error(codes, X), jnp.nan)
-            for error in (metrics.nmse, metrics.mean_nmse)
-        ]
+        paths = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)
+        path = paths(with_values(params, point), D, Y)
+        errors = {} if aim is None else {"loss": aim(path, X, D, Y)}
+        if X is not None:
+            errors |= {"nmse": metrics.nmse(path[-1], X)}
+            errors |= {"mean_nmse": metrics.mean_nmse(path[-1], X)}
+        finite = jnp.isfinite(path[-1]).all()
+        return {name: jnp.where(finite, error, jnp.nan) for name, error in errors.items()}
 
     return lax.map(one, points, batch_size=chunk)
 

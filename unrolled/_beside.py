@@ -1,0 +1,58 @@
+"""One rule everywhere: codes are judged beside zero codes, and beside ISTA of the same depth."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from unrolled import _checks
+from unrolled._checks import Array
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import ista, ista_params
+
+# Two programs add the losses of a batch in different orders.
+_ROUNDING = 1e-5
+
+
+def exceeds(loss: float, other: float) -> bool:
+    """Whether a loss is above another by more than the rounding of a sum.
+
+    Example:
+        >>> ur.training.exceeds(1.0001, 1.0), ur.training.exceeds(1.0 + 1e-7, 1.0)
+        (True, False)
+    """
+    return bool(loss > other and not np.isclose(loss, other, rtol=_ROUNDING, atol=0))
+
+
+def worse_than_zero(
+    codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan, unit: str = ""
+) -> str:
+    """The sentence of the rule.
+
+    Args:
+        codes: which ones, with their verb.
+        measure: what the numbers are.
+        loss, zero, ista: of the codes, of zero codes and of ISTA at the same depth; NaN for none.
+        unit: of the numbers.
+
+    Example:
+        >>> from unrolled._beside import worse_than_zero
+        >>> worse_than_zero("they are", "loss", 3.0, 2.0, 0.5)
+        'they are worse than zero codes: their loss is 3, that of zero codes 2, of ISTA 0.5'
+    """
+    numbers = [f"their {measure} is {loss:.6g}{unit}", f"that of zero codes {zero:.6g}{unit}"]
+    numbers += [] if np.isnan(ista) else [f"of ISTA {ista:.6g}{unit}"]
+    return f"{codes} worse than zero codes: {', '.join(numbers)}"
+
+
+def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> Array:
+    """The codes of ISTA after every step, (K, batch, d)."""
+    solver, params = ista(depth), ista_params(D, lam, depth, where)
+    return jax.vmap(solver.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+
+
+def lam_of(loss: Any, model: Any) -> float | None:
+    """The one lam of a loss, else of a layer; None where neither has one."""
+    lams = (getattr(part, "lam", None) for part in (loss, model))
+    lam = next((lam for lam in lams if lam is not None), None)
+    return None if lam is None or np.ndim(lam) or not _checks.is_concrete(lam) else float(lam)
