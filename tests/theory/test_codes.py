@@ -161,6 +161,23 @@ def test_a_code_that_fits_without_being_the_least():
     assert found.residual <= 1e-14 and not found.holds and math.isinf(found.error_gain)
 
 
+def test_the_search_ends_where_no_vector_can_be_found():
+    """However many steps it may take: such codes are not the least, and the others keep theirs."""
+    X, Y, found = batch()
+    D = drawn()
+    hopeless = sparse(3, 4, 20)
+    endless = certify_code(
+        D,
+        np.concatenate([Y[:8], hopeless @ D.T]),
+        np.concatenate([X[:8], hopeless]),
+        finish=None,
+        steps=10**8,
+    )
+    assert endless.unique[:8].all() and not endless.holds[8:].any()
+    for x in hopeless:
+        assert np.abs(least_l1(D, D @ x)).sum() < np.abs(x).sum() - 1e-3
+
+
 # Signals and codes at the door
 
 

@@ -27,6 +27,8 @@ from unrolled.dictionaries import (
 _EPS = float(np.finfo(float).eps)
 # The iteration lowers the correlations off the support to `_LOW`, and ends where all are `_ENOUGH`.
 _LOW, _ENOUGH = 0.8, 0.85
+# It also ends where no nu of so many times its length can have all of them below 1.
+_LONGER = 10.0
 # A code of more than m nonzeros is cut to this share of m, and a search has a smaller one.
 _CUT, _SEARCHED = 0.6, 0.3
 _REFINEMENTS = 3  # of a least squares solution by the inverse of a Gram matrix
@@ -360,6 +362,10 @@ def _dual_vectors(D: Dictionary, Y: Array, X: Array, steps: int, k: int) -> tupl
 
     FISTA on 1/2 sum (|d_j . nu| - low)_+^2, j off the support, under D_T'nu = sign(x_T): with the
     correlations g = D'nu of every vector carried along, a step takes four products.
+
+    Its slope is D e, e the excess off the support. With D_T c the part of D e in the span of the
+    atoms of the support, and r the rest, e'g = c'sign(x_T) + r'nu for every such nu: where that is
+    above norm(e, 1) for all nu of a length, none of them has |d_j . nu| <= 1.
     """
     system, signs, off = _system(D), jnp.sign(X), X == 0
     support, gamma = _largest(system, X, k), 1 / spectral_norm(D) ** 2
@@ -373,12 +379,14 @@ def _dual_vectors(D: Dictionary, Y: Array, X: Array, steps: int, k: int) -> tupl
         return jnp.max(jnp.where(off, jnp.abs(g), 0), 1)
 
     def body(s):
-        nu, g, z, gz, t, best, value, i = s
+        nu, g, z, gz, t, best, value, over, i = s
         excess = jnp.where(off, jnp.sign(gz) * jnp.maximum(jnp.abs(gz) - _LOW, 0), 0)
         e = excess @ D.T
         eg = e @ D
-        e_on = _solve(support, eg) @ D.T
+        c = _solve(support, eg)
+        e_on = c @ D.T
         new, g_new = z - gamma * (e - e_on), gz - gamma * (eg - e_on @ D)
+        room = jnp.sum(jnp.abs(excess), 1) + _LONGER * norm(nu, 1) * norm(e - e_on, 1)
         t_new = (1 + jnp.sqrt(1 + 4 * t**2)) / 2
         momentum = (t - 1) / t_new
         size = beyond(g_new)
@@ -391,14 +399,16 @@ def _dual_vectors(D: Dictionary, Y: Array, X: Array, steps: int, k: int) -> tupl
             t_new,
             best,
             jnp.minimum(size, value),
+            over | (jnp.sum(c * signs, 1) > room),
             i + 1,
         )
 
     nu = feasible(jnp.zeros_like(Y))
     g = nu @ D
-    start = nu, g, nu, g, jnp.ones(()), nu, beyond(g), jnp.zeros((), int)
-    *_, best, _, _ = lax.while_loop(
-        lambda s: (s[-1] < steps) & (s[-2] > _ENOUGH).any(), body, start
+    none = jnp.zeros(len(nu), bool)
+    start = nu, g, nu, g, jnp.ones(()), nu, beyond(g), none, jnp.zeros((), int)
+    *_, best, _, _, _ = lax.while_loop(
+        lambda s: (s[-1] < steps) & ((s[-3] > _ENOUGH) & ~s[-2]).any(), body, start
     )
     nu = feasible(best)
     g = nu @ D
