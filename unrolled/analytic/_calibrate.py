@@ -156,27 +156,47 @@ def _calibrate_layer(
     layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any, aim: Loss
 ) -> Unrolled:
     """The result of both passes, or the start where that is better on the held-back signals."""
-    steps = unstack(params).steps
-    if steps is None or not all(map(threshold_names, steps)):
+    if not params.steps and type(params.steps) is tuple:
+        return params
+    start = stack(params)
+    if start.steps is None or not threshold_names(start.steps):
         raise TypeError(
             "calibrate: expected steps with a threshold, such as theta; this family has none"
         )
-    if not steps:
-        return params
-    start, n = stack(params), _n_held_back(Y)
-    y, x = jax.tree.map(lambda rows: rows[:-n] if n < len(Y) else rows, (Y, X))
-    candidates = [
-        with_factor(layer, greedy(layer, begun, D, y, x, aim), D, y, x, aim)
-        for begun in (start, *scaled_weights(layer, start, D))
-    ]
+    seen = len(Y) - _n_held_back(Y) or len(Y)
+    begun = (start, *scaled_weights(layer, start, D))
+    candidates = [_passes(layer, p, D, Y, X, aim, seen) for p in begun]
     if aim is not squared:  # a small objective after each step is not the way to a small last one
-        candidates.append(with_factor(layer, start, D, y, x, aim))
-    found = min(candidates, key=lambda p: _judged(aim, layer, p, D, Y, X).loss)
-    before, after = (_judged(aim, layer, p, D, Y, X) for p in (start, found))
-    _check_loss(before, after, Y)
-    found = _unless_worse(layer, start, found, D, Y, X, aim)
-    _warn_of_end(layer, found, D, Y, X, aim)
+        candidates.append(_passes(layer, start, D, Y, X, aim, seen, looks_ahead_only=True))
+    judged = [_judged(aim, layer, p, D, Y, X) for p in candidates]
+    best = min(range(len(judged)), key=lambda i: judged[i].loss)
+    before, after, found = _judged(aim, layer, start, D, Y, X), judged[best], candidates[best]
+    if before.loss == after.loss == after.zero and not after.silent:
+        raise ValueError(
+            f"calibrate: the loss is {after.loss:.6g} for all codes, those of zero too; does it "
+            f"leave the range of {Y.dtype}? Try signals, and a lam, near 1"
+        )
+    if _is_worse(before, after, aim):
+        found, after = start, before
+    _warn_of_end(after, aim, layer, D, Y, X)
     return unstack(found) if type(params.steps) is tuple else found
+
+
+@partial(jax.jit, static_argnames=("layer", "aim", "seen", "looks_ahead_only"))
+def _passes(
+    layer: Layer,
+    params: Unrolled,
+    D: Dictionary,
+    Y: Array,
+    X: Any,
+    aim: Loss,
+    seen: int,
+    looks_ahead_only: bool = False,
+) -> Unrolled:
+    """Both passes, or the second, on the first signals."""
+    Y, X = jax.tree.map(lambda rows: rows[:seen], (Y, X))
+    params = params if looks_ahead_only else greedy(layer, params, D, Y, X, aim)
+    return with_factor(layer, params, D, Y, X, aim)
 
 
 def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unrolled, ...]:
@@ -197,7 +217,8 @@ def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unr
         found.append(_calibrate_layer(layer, p, D, *_sample(D, signals, codes), aim))
         signals = jax.vmap(layer.apply, (None, None, 0))(found[-1], D, signals)
     known = None if X is None else targets[-1] if aim is squared else targets
-    return _unless_worse(network, params, tuple(found), Ds, Y, known, aim)
+    before, after = (_judged(aim, network, p, Ds, Y, known) for p in (params, tuple(found)))
+    return params if _is_worse(before, after, aim) else tuple(found)
 
 
 def _targets(Ds, X) -> tuple[Any, ...]:
@@ -216,38 +237,76 @@ def _targets(Ds, X) -> tuple[Any, ...]:
     return tuple(reversed(codes))
 
 
-def _unless_worse(model, params, found, D, Y, X, aim: Loss):
-    """What was found, or the start, with a warning, where that is better when held back."""
-    rows = _held_back(Y, X)
-    before, after = (_judged(aim, model, p, D, *rows) for p in (params, found))
-    if after.loss <= before.loss:
-        return found
+class _Judged(NamedTuple):
+    """The losses of the codes of a model; infinity where one is no number."""
+
+    loss: float
+    zero: float  # of zero codes
+    silent: bool  # whether all codes are zero
+    later: float  # on the signals that are held back
+    later_zero: float
+    held_back: int  # how many they are
+
+    def text(self, aim: Loss) -> str:
+        """The later one; the squared error as NMSE, since zero codes have that of the true ones."""
+        if aim is not squared:
+            return f"{self.later:.6g}"
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return f"{10 * np.log10(np.divide(self.later, self.later_zero)):.1f} dB"
+
+
+def _n_held_back(Y: Array) -> int:
+    """How many signals, from the end, are held back: all of a sample that is too small for it."""
+    return len(Y) // _HELD_BACK or len(Y)
+
+
+def _judged(aim: Loss, model, params, D, Y, X) -> _Judged:
+    numbers = map(float, _numbers(aim, model, params, D, Y, X))
+    loss, zero, silent, later, later_zero = (np.inf if np.isnan(v) else v for v in numbers)
+    return _Judged(loss, zero, bool(silent), later, later_zero, _n_held_back(Y))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, ...]:
+    codes, n = codes_of(model, params, D, Y), _n_held_back(Y)
+    zeros = jax.tree.map(jnp.zeros_like, codes)
+    Y_later, X_later = jax.tree.map(lambda rows: rows[-n:], (Y, X))
+    later, zeros_later = jax.tree.map(lambda x: x[..., -n:, :], (codes, zeros))
+    silent = ~(codes[-1] != 0).any()
+    on_these = aim(later, X_later, D, Y_later), aim(zeros_later, X_later, D, Y_later)
+    return aim(codes, X, D, Y), aim(zeros, X, D, Y), silent, *on_these
+
+
+def _is_worse(start: _Judged, found: _Judged, aim: Loss) -> bool:
+    """Whether the start is better on the held-back signals; it then comes back, with a warning."""
+    if found.later <= start.later:
+        return False
     what = "NMSE" if aim is squared else "loss"
     _checks.warn(
-        f"calibrate: the start comes back. Its {what} on {len(rows[0])} held-back signals is "
-        f"{before.text(aim)}, that of what was found is {after.text(aim)}"
+        f"calibrate: the start comes back. Its {what} on {start.held_back} held-back signals is "
+        f"{start.text(aim)}, that of what was found is {found.text(aim)}"
     )
-    return params
+    return True
 
 
-def _warn_of_end(model, params, D, Y, X, aim: Loss) -> None:
+def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
     """Warn of codes that are all zero, or worse than zero codes on the held-back signals."""
-    rows = _held_back(Y, X)
-    end = _judged(aim, model, params, D, *rows)
-    if X is None and _judged(aim, model, params, D, Y, X).silent:
+    if end.silent and X is None:
         _checks.warn(
             "calibrate: all codes are zero: no thresholds have a smaller loss than zero codes. Try "
             "a smaller lam"
         )
-    if exceeds(end.loss, end.zero):
-        numbers, (what, unit) = (end.loss, end.zero, _of_ista(aim, model, D, *rows)), ("loss", "")
+    if exceeds(end.later, end.later_zero):
+        rows = jax.tree.map(lambda rows: rows[-end.held_back :], (Y, X))
+        numbers: Any = (end.later, end.later_zero, _of_ista(aim, model, D, *rows))
+        what, unit = "loss", ""
         if aim is squared:  # zero codes have the square of the true codes
             what, unit = "NMSE", " dB"
             with np.errstate(divide="ignore", invalid="ignore"):
-                numbers = tuple(10 * np.log10(np.divide(numbers, end.zero)))
+                numbers = tuple(10 * np.log10(np.divide(numbers, end.later_zero)))
         rule = worse_than_zero("the codes are", what, *numbers, unit)
         _checks.warn(
-            f"calibrate: on {len(rows[0])} held-back signals {rule}. Try smaller weights or step "
+            f"calibrate: on {end.held_back} held-back signals {rule}. Try smaller weights or step "
             "sizes"
         )
 
@@ -258,50 +317,6 @@ def _of_ista(aim: Loss, model, D, Y, X) -> float:
     if lam is None or not isinstance(model, Layer):
         return np.nan
     return float(aim(codes_of_ista(D, lam, model.depth, Y, "calibrate")[-1:], X, D, Y))
-
-
-def _check_loss(start: "_Judged", found: "_Judged", Y: Array) -> None:
-    if start.loss == found.loss == found.zero and not found.silent:
-        raise ValueError(
-            f"calibrate: the loss is {found.loss:.6g} for all codes, those of zero too; does it "
-            f"leave the range of {Y.dtype}? Try signals, and a lam, near 1"
-        )
-
-
-def _n_held_back(Y: Array) -> int:
-    """How many signals, from the end, are held back: all of a sample that is too small for it."""
-    return len(Y) // _HELD_BACK or len(Y)
-
-
-def _held_back(Y: Array, X: Any) -> tuple[Array, Any]:
-    return jax.tree.map(lambda rows: rows[-_n_held_back(Y) :], (Y, X))
-
-
-class _Judged(NamedTuple):
-    """The codes of a model beside zero codes."""
-
-    loss: float  # infinity where it is no number
-    zero: float
-    silent: bool  # whether all codes are zero
-
-    def text(self, aim: Loss) -> str:
-        """The loss; the squared error as NMSE, since zero codes have that of the true codes."""
-        if aim is not squared:
-            return f"{self.loss:.6g}"
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return f"{10 * np.log10(np.divide(self.loss, self.zero)):.1f} dB"
-
-
-def _judged(aim: Loss, model, params, D, Y, X) -> _Judged:
-    loss, zero, silent = _numbers(aim, model, params, D, Y, X)
-    return _Judged(np.inf if np.isnan(loss) else float(loss), float(zero), bool(silent))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, Array, Array]:
-    codes = codes_of(model, params, D, Y)
-    zeros = jax.tree.map(jnp.zeros_like, codes)
-    return aim(codes, X, D, Y), aim(zeros, X, D, Y), ~(codes[-1] != 0).any()
 
 
 def _sample(D, Y, X) -> tuple[Array, Any]:

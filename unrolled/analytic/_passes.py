@@ -53,19 +53,17 @@ def threshold_names(p) -> list[str]:
 def greedy(
     layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any, loss: Loss = squared
 ) -> Unrolled:
-    """Every step with the threshold and step size of least loss after it."""
-    shared, steps = unstack(params)
-    schedule = layer.schedule or (None,) * len(steps)
-    state = jax.vmap(lambda y: layer.start(D, y))(Y)
-    chosen = []
-    for p, constant in zip(steps, schedule):
-        constants = () if constant is None else (jnp.asarray(constant, jnp.float32),)
-        p, state = _search(layer, loss, shared, p, D, Y, X, state, constants)
-        chosen.append(p)
-    return stack(Unrolled(shared, tuple(chosen)))
+    """Every step, of stacked params, with the threshold and step size of least loss after it."""
+
+    def choose(state, step):
+        p, state = _search(layer, loss, params.shared, step[0], D, Y, X, state, step[1:])
+        return state, p
+
+    schedule = () if layer.schedule is None else (jnp.asarray(layer.schedule, jnp.float32),)
+    start = jax.vmap(lambda y: layer.start(D, y))(Y)
+    return params._replace(steps=lax.scan(choose, start, (params.steps, *schedule))[1])
 
 
-@partial(jax.jit, static_argnames=("layer", "loss"))
 def _search(layer, loss, shared, p, D, Y, X, state, constants):
     """The params of one step with the best threshold and step size, and the states after it."""
     sizes = names_with_role(p, "step size")
@@ -127,7 +125,6 @@ def _with(p, theta, gamma):
     return p._replace(**{name: jnp.full_like(getattr(p, name), v) for name, v in values.items()})
 
 
-@partial(jax.jit, static_argnames=("layer", "loss"))
 def with_factor(layer, params, D, Y, X, loss=squared):
     """The params with all thresholds times the factor of least loss after the last step."""
     names = threshold_names(params.steps)
@@ -151,9 +148,9 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
     """The params with c W, if their steps have no step size and one of them expands."""
-    shared, steps = unstack(params)
-    if not layer.is_coupled or names_with_role(steps[0], "step size"):
+    if not layer.is_coupled or names_with_role(params.steps, "step size"):
         return []
+    shared, steps = unstack(params)
     radii = [float(spectral_radius(layer.weights(shared, p, D).W, D)) for p in steps]
     if max(radii) <= 2:
         return []

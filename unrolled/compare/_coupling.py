@@ -1,5 +1,6 @@
 """The weights and thresholds of a layer, step by step, beside what theory asks of them."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._numbers import largest
 from unrolled.dictionaries import Dictionary, dense, normalized
-from unrolled.layers import Acting, Unrolled, names_with_role, unstack
+from unrolled.layers import Acting, Unrolled, names_with_role
 from unrolled.theory import inner_products
 
 Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights`
@@ -60,7 +61,9 @@ def step_means(theta: ArrayLike) -> np.ndarray:
 
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
     """All steps, by one program for the steps of all methods; one step if all are equal."""
-    steps = unstack(Unrolled(None, jax.device_get(params.steps))).steps
+    host = jax.device_get(params.steps)
+    K = len(jax.tree.leaves(host)[0])
+    steps = [jax.tree.map(operator.itemgetter(k), host) for k in range(K)]
     if not _depends(lambda p: weights(params.shared, p, D), steps[0]):
         steps = steps[:1]
     couplings = []

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, theory
@@ -59,10 +58,11 @@ def _has_certificate(layer: Any, params: Unrolled) -> bool:
 def _class_of(D: Dictionary, Y: Array, X: Array, given: Class) -> tuple[int, float, float]:
     """The least class that holds the sample, where it is not given."""
     s, B, delta = given
-    s = int((X != 0).sum(1).max()) if s is None else s
-    B = float(jnp.abs(X).max()) if B is None else B
+    codes = np.asarray(X)
+    s = int(np.count_nonzero(codes, axis=1).max()) if s is None else s
+    B = float(np.abs(codes).max()) if B is None else B
     if delta is None:
         with jax.enable_x64(True):  # the rounding of the signals counts as noise
             D, Y, X = _checks.cast((D, Y, X), np.float64)
-            delta = jnp.abs(Y - synthesize(D, X)).sum(1).max()
+            delta = np.abs(np.asarray(Y) - np.asarray(synthesize(D, X))).sum(1).max()
     return s, float(B), float(delta)

@@ -22,6 +22,8 @@ from unrolled.pursuit import lasso_objective
 QUANTILES = (0.1, 0.5, 0.9)
 # What rounding may add to the error of the zero code: in dB, and as a share of F*.
 _ROUNDING = 1e-3
+# The exponents of lam that are told apart: beyond, it is 0 or above that of any signal.
+_RANGE = 250
 
 
 class Sample(NamedTuple):
@@ -71,7 +73,7 @@ def measure(model: Any, params: Any, D: Any, sample: Sample) -> tuple[list[Measu
     seconds = time.perf_counter() - began
     chained = isinstance(paths, tuple)
     found = measure_codes(paths if chained else (paths,), sample, D if chained else (D,))
-    return found, Cost(seconds, products(model, params, D, sample.Y[0]))
+    return found, Cost(seconds, products(model, params, D, sample.Y))
 
 
 # A program of its own: only the paths are the model's, `measure_codes` serves all models.
@@ -160,16 +162,31 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
     _checks.finite(lam, "lam", "compare")
     if np.ndim(lam):
         raise ValueError(f"compare: lam has shape {np.shape(lam)}; expected one number")
-    dtype = Y.dtype
-    D, Y = _checks.cast(D, wide_dtype(dtype)), widened(Y)
+    # As a mantissa and an exponent: the dtype of the signals may not hold it.
+    near, codes_exponent = _scaled(D, Y, *np.frexp(np.asarray(lam, float)))
+    found = lasso_optima(*near)
+    return _with_values(near, codes_exponent, found.x, found.converged, Y.dtype)
+
+
+@jax.jit
+def _scaled(
+    D: Dictionary, Y: Array, mantissa: Array, of_lam: Array
+) -> tuple[tuple[Dictionary, Array, Array], Array]:
+    """D, the signals and lam in units near 1, and the exponent of codes."""
+    D, Y = _checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
     a, b = exponent(column_norms(D)), exponent(Y)
-    with np.errstate(over="ignore"):
-        size = min(np.ldexp(float(lam), -int(a + b)), float(jnp.finfo(Y.dtype).max))
-    D, Y, weight = D * power_of_two(-a, Y.dtype), ldexp(Y, -b), jnp.asarray(size, Y.dtype)
-    found = lasso_optima(D, Y, weight)
-    codes, zeros = ldexp(found.x, b - a).astype(dtype), jnp.zeros(len(Y), Y.dtype)
-    optima = Optima(D, Y, weight, zeros, found.converged, b - a, codes)
-    return optima._replace(values=jax.jit(_objectives)(optima, found.x))
+    k = jnp.clip(of_lam - (a + b), -_RANGE, _RANGE)
+    weight = jnp.minimum(ldexp(mantissa.astype(Y.dtype), k), jnp.finfo(Y.dtype).max)
+    return (D * power_of_two(-a, Y.dtype), ldexp(Y, -b), weight), b - a
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _with_values(
+    near: tuple[Dictionary, Array, Array], exponent: Array, x: Array, certified: Array, dtype: Any
+) -> Optima:
+    optima = Optima(*near, jnp.zeros_like(x[:, 0]), certified, exponent, ldexp(x, exponent))
+    optima = optima._replace(codes=optima.codes.astype(dtype))
+    return optima._replace(values=_objectives(optima, x))
 
 
 def divergence(
@@ -208,7 +225,7 @@ def divergence(
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
-def products(model: Any, params: Any, D: Any, y: Array) -> int | None:
+def products(model: Any, params: Any, D: Any, Y: Array) -> int | None:
     """How many products with a matrix, or convolutions, the code of one signal takes.
 
     None where that depends on the signal.
@@ -218,7 +235,8 @@ def products(model: Any, params: Any, D: Any, y: Array) -> int | None:
         >>> ur.compare.products(layer, layer.init(None, D), D, D[0])  # D z and D'(y - D z)
         32
     """
-    return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
+    signal = jax.ShapeDtypeStruct(Y.shape[1:], Y.dtype)
+    return _count(jax.make_jaxpr(model.apply)(params, D, signal).jaxpr)
 
 
 def _count(jaxpr: Any) -> int | None:

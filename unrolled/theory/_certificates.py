@@ -229,7 +229,7 @@ def _steps(
             noise = noise + np.minimum(
                 found.C * before.l1, found.gain * before.linf if before.size else np.inf
             )
-        theta = np.broadcast_to(np.asarray(spread(D, jnp.asarray(p.theta))), (d,))
+        theta = np.broadcast_to(np.asarray(spread(D, jax.device_put(p.theta))), (d,))
         # As `activations.select_support` counts.
         passing = int(np.round(np.float32(fraction) * np.float32(d)))
         G = max(float((found.G * size).max()), _LEAST_G)

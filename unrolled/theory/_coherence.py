@@ -118,16 +118,27 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
         >>> round(float(mu_W) ** -2, 3)
         13.0
     """
-    D, W = as_dictionary(D, "coherence"), as_dictionary(W, "coherence")
+    return weights_coherence(*weights_of(W, D, "coherence"))
+
+
+def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Dictionary, Dictionary]:
+    """W and D in their common dtype, checked as `coherence` says.
+
+    Example:
+        >>> from unrolled.theory._coherence import weights_of
+        >>> [A.dtype.name for A in weights_of(jnp.eye(2), np.eye(2), "caller")]
+        ['float32', 'float32']
+    """
+    D, W = as_dictionary(D, where), as_dictionary(W, where)
     if W.shape != D.shape:
         hint = " Did you pass W.T?" if W.shape == D.shape[::-1] else ""
         raise ValueError(
-            f"coherence: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}"
+            f"{where}: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}"
         )
-    refuse_cut_atoms(D, "coherence")
-    unit_atoms(D, "coherence")
+    refuse_cut_atoms(D, where)
+    unit_atoms(D, where)
     dtype = _checks.common_dtype(W, D)
-    return weights_coherence(_checks.cast(W, dtype), _checks.cast(D, dtype))
+    return _checks.cast(W, dtype), _checks.cast(D, dtype)
 
 
 @program()

@@ -23,7 +23,7 @@ from unrolled.dictionaries import (
     representatives,
     spectral_norm,
 )
-from unrolled.theory._coherence import Coherence, coherence, host_float
+from unrolled.theory._coherence import Coherence, host_float, weights_of
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
 
 # A share of the tolerance below which further steps of a block change nothing in float64.
@@ -50,15 +50,14 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
         >>> mus.shape, bool(jnp.isclose(mus.max(), ur.theory.mutual_coherence(D)))
         ((40,), True)
     """
-    coherence(W, D)  # the checks
-    W, D = dense(W), dense(D)
-    dtype = _checks.common_dtype(W, D)
+    W, D = weights_of(W, D, "atom_coherence")
     _announce_products(D, "atom_coherence")
-    return _atom_coherence(W.astype(dtype), D.astype(dtype))
+    return _atom_coherence(W, D)
 
 
 @program()
-def _atom_coherence(W: Array, D: Array) -> Coherence:
+def _atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
+    W, D = dense(W), dense(D)
     with jax.default_matmul_precision("highest"):
         products = jnp.abs(W.T @ D)
     own = jnp.eye(D.shape[1], dtype=bool)
@@ -236,7 +235,7 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
         [0.0, 1.414, 2.828, 4.243]
     """
     K = _checks.as_index(depth, "depth", "sequence_bound")
-    coherence(W, D)  # the checks
+    W, D = weights_of(W, D, "sequence_bound")
     weights, atoms = (np.asarray(dense(A), np.float64) for A in (W, D))
     _announce_products(atoms, "sequence_bound")
     step = np.linalg.norm(np.eye(D.shape[1]) - weights.T @ atoms, 2) * UP
