@@ -11,11 +11,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 
-# Compiling is most of the time of a test, and half of that goes into the fusion emitters; later
-# versions do not know the flag.
+# Compiling is most of the time of a test, and half of that goes into the fusion emitters; a program
+# in one part compiles faster on one core. Later versions may not know the flags.
 if jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_parallel_codegen_split_count=1"
     )
 
 import chex  # noqa: E402
@@ -30,6 +31,7 @@ gc.set_threshold(200_000, 50, 1000)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # programs are lowered without their lines
 
 
 def pytest_configure(config):

@@ -142,6 +142,18 @@ MODELS = {
 }
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["ResCSC", "MSDCSC"])
+def test_pictures_whose_squares_leave_the_range_give_no_finite_number(name):
+    model, pictures = MODELS[name](nnx.Rngs(0)), images(2, 8, 8, 3)
+    outputs = nnx.jit(lambda model, x: model(x))
+    model.train()
+    assert np.isnan(outputs(model, np.float32(1e20) * pictures)).all()
+    assert np.isnan(outputs(model, pictures)).all()  # the running variance is lost, too
+    fresh = MODELS[name](nnx.Rngs(0))
+    assert np.isfinite(outputs(fresh, np.float32(1e10) * pictures)).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["MSDCSC", "ResCSC"])
 def test_batch_norms_are_trained_saved_and_switched(name):

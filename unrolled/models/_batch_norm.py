@@ -18,7 +18,8 @@ class BatchNorm(nnx.Module):
 
     In training, mean and var are those of the batch, and the running ones move a tenth of the way
     to them; `model.eval()` uses the running ones. The running var is that of the batch, with
-    divisor N H W, as in flax and unlike PyTorch.
+    divisor N H W, as in flax and unlike PyTorch. Where var leaves the range, rho is of NaN: the
+    limit, 0, would look like a feature.
     """
 
     epsilon = _EPSILON
@@ -40,7 +41,7 @@ class BatchNorm(nnx.Module):
 
 
 def _activated(x, scale, bias, mean, var, activation) -> Array:
-    slope = scale * lax.rsqrt(var + _EPSILON)
+    slope = scale * jnp.where(jnp.isinf(var), jnp.nan, lax.rsqrt(var + _EPSILON))
     return activation(_per_channel(x, slope, bias - slope * mean))
 
 

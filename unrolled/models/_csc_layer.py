@@ -163,7 +163,16 @@ def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
     """So many batch norms; they follow `train()` and `eval()` of the model that holds them."""
-    return nnx.List([nnx.BatchNorm(features, momentum=0.9, rngs=rngs) for _ in range(count)])
+    return nnx.List([_BatchNorm(features, momentum=0.9, rngs=rngs) for _ in range(count)])
+
+
+class _BatchNorm(nnx.BatchNorm):
+    """That of flax, with NaN where the variance leaves the range: flax has the features 0 there."""
+
+    def __call__(self, x: Array, **options: Any) -> Array:
+        y = super().__call__(x, **options)
+        lost = jnp.where(jnp.isinf(self.var[...]), jnp.nan, 0).astype(y.dtype)
+        return y + jnp.broadcast_to(lost, y.shape)
 
 
 def norm_bound(kernel: Array) -> Array:
