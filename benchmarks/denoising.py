@@ -297,15 +297,11 @@ def figure(
     net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path
 ) -> None:
     """A detail, noisy and denoised; the learned filters; PSNR on held-out pictures in training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     noisy = noise(picture, 25, 1000 + seed)
     shown = {"noisy": noisy, "BM3D": bm3d(noisy, 25), "CSCNet": denoise(net, noisy, SIGMA)}
     cut = tuple(slice(c, c + 96) for c in corner)
-    fig, axes = plt.subplots(1, 5, figsize=(11, 2.4), layout="constrained")
+    fig, panels = ur.plots.figure(1, 5, width=2.2, height=2.4)
+    axes = panels[0]
     for ax, (title, estimate) in zip(axes, shown.items()):
         ax.imshow(np.asarray(estimate)[cut], cmap="gray", vmin=0, vmax=1)
         ax.set_title(
@@ -320,12 +316,11 @@ def figure(
         axes[4].plot([before + r["step"] for r in curve], [r["psnr"] for r in curve], label=name)
         before += curve[-1]["step"] if curve else 0
     axes[4].axhline(reference, color="gray", linestyle=":", label="BM3D")
-    axes[4].set_title("training, dB on held-out pictures", fontsize=9)
-    axes[4].set_xlabel("steps", fontsize=8)
+    axes[4].set_title("PSNR on held-out pictures, dB", fontsize=9)
+    axes[4].set_xlabel("training step", fontsize=8)
     axes[4].tick_params(labelsize=7)
     axes[4].legend(fontsize=7, frameon=False, loc="lower right")
     fig.savefig(path, dpi=80)
-    plt.close(fig)
 
 
 def mosaic(filters: np.ndarray) -> np.ndarray:

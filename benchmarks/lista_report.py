@@ -104,16 +104,17 @@ def figure(results: dict):
     """NMSE step by step, the median over the seeds, for four settings."""
     chosen = [name for name in ("noiseless", "SNR 40", "SNR 20", "condition 50") if name in results]
     styles = plots.styles(SHOWN)
-    fig, panels = plots.figure(1, len(chosen), width=4.2, height=3.6)
-    for panel, setting in zip(panels[0], chosen):
+    fig, panels = plots.figure(-(-len(chosen) // 2), 2, height=3.4)
+    for panel, setting in zip(panels.flat, chosen):
         lines = {
             f: np.asarray(results[setting][f]["median"]["per_step"])
             for f in SHOWN
             if f in results[setting]
         }
-        plots.curves(panel, lines, title=setting, ylabel="NMSE, dB (ratio of sums)", looks=styles)
+        title = f"{setting} dB" if setting.startswith("SNR") else setting
+        plots.curves(panel, lines, title=title, ylabel="NMSE, dB (ratio of sums)", looks=styles)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return fig
 
 

@@ -540,7 +540,11 @@ def check_report(folder, slugs):
     results = strict_json((folder / "results.json").read_text())
     assert list(results["sections"]) == slugs and results["environment"]["jax"] == jax.__version__
     linked = set(re.findall(r"\]\(([^)]+)\)", report))
-    assert {path.name for path in folder.iterdir()} == linked | {"report.md", "results.json"}
+    assert {path.name for path in folder.iterdir()} == linked | {
+        "report.md",
+        "report.html",
+        "results.json",
+    }
     assert {f"{slug}.csv" for slug in slugs} | {f"{slug}.png" for slug in slugs} <= linked
     for path in folder.glob("*.png"):
         with Image.open(path) as picture:
@@ -700,7 +704,12 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
     asked = {}
     rows = ["a"], [[1]]
     study = SimpleNamespace(
-        text=lambda: "text", figures=dict, rows=lambda: rows, to_dict=dict, runs=(1,)
+        parts=lambda: ["text"],
+        answer=lambda: "yes",
+        figures=dict,
+        rows=lambda: rows,
+        to_dict=dict,
+        runs=(1,),
     )
 
     def stub(name):
@@ -761,7 +770,7 @@ def no_figure(*args, **options):
 
 def test_a_figure_that_fails_loses_no_table(tmp_path):
     rows, curve = (["step", "error"], [[1, 0.5]]), {"error": [0.5]}
-    section = Section("Codes", "codes", "| 0.5 |", {"a figure": no_figure}, rows, curve)
+    section = Section("Codes", "codes", ["| 0.5 |"], {"a figure": no_figure}, rows, curve)
     with pytest.raises(ValueError, match="no figure"):
         write_report(tmp_path, "Title", "summary", [section, section._replace(slug="more")], {})
     for name in ("codes", "more"):

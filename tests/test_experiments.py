@@ -773,6 +773,7 @@ def test_the_report_of_a_folder(tmp_path):
     assert section["rows"].keys() == rows.keys()
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
     assert len(list(folder.glob("*.png"))) == 3
+    assert " has the best accuracy, " in (folder / "report.html").read_text()
 
 
 def test_a_figure_that_fails_loses_no_table_of_the_report(tmp_path, monkeypatch):

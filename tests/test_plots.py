@@ -104,8 +104,10 @@ def test_curves_that_coincide_have_their_markers_at_different_steps():
 
 
 def legends(figure):
+    """The names in legends and beside lines."""
     found = [*figure.legends, *(a.get_legend() for a in figure.axes if a.get_legend())]
-    return [text.get_text() for legend in found for text in legend.get_texts()]
+    beside = [text.get_text() for panel in figure.axes for text in panel.texts]
+    return [text.get_text() for legend in found for text in legend.get_texts()] + beside
 
 
 def test_every_curve_is_in_a_legend():

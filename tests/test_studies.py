@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 import unrolled as ur
 from unrolled import studies
 from unrolled._json import to_json
+from unrolled._text import Grid
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 KEY = jax.random.key(0)
@@ -67,9 +68,11 @@ def studied():
 def test_a_study_has_text_data_tables_and_figures(studied, name):
     study = studied.setdefault(name, STUDIES[name]())
     assert study.text().strip() and "None" not in study.text()
+    assert study.answer().endswith(".") and any(isinstance(part, Grid) for part in study.parts())
     assert strict_json(to_json(study.to_dict()))
     assert isinstance(study.figure(), Figure)
     if not name.startswith("certify"):
+        assert "\n".join(study.parts()) == study.text()
         header, rows = study.rows()
         assert rows and {len(row) for row in rows} == {len(header)}
         assert [type(draw()) for draw in study.figures().values()] == [Figure] * (
@@ -86,7 +89,9 @@ def test_what_certify_prints_is_the_study(run, folder):
     D = ur.dictionaries.gaussian(KEY, 6, 9)  # in float32
     np.save("D.npy", np.asarray(D))
     study = studies.certify(D)
-    status, out, _ = run("certify", "D.npy", "--json")
+    status, out, _ = run("certify", "D.npy", "--json", "--output", "c")
+    page = (folder / "c" / "report.html").read_text()
+    assert study.answer() in page and "<th>minimax</th>" in page
     assert status == 0 and strict_json(out) == strict_json(to_json(study.to_dict()))
     assert run("certify", "D.npy")[1] == f"D.npy: {study.text()}\n"
 
@@ -100,6 +105,7 @@ def test_what_compare_writes_is_the_study(run, folder):
     study = known(D, "fista")
     assert written["planted"] == strict_json(to_json(study.to_dict()))
     assert study.text().strip() in (folder / "r" / "report.md").read_text()
+    assert study.answer() in (folder / "r" / "report.html").read_text()
     regime = studies.certified_regime(KEY, D)
     assert written.get("certified") == (
         strict_json(to_json(regime.to_dict())) if regime.runs else None

@@ -508,10 +508,13 @@ def test_a_run_folder_has_all_of_a_training(whole, folder):
         "config.toml",
         "history.csv",
         "history.jsonl",
+        "report.html",
         "summary.json",
         "weights.npz",
     ]
     assert sorted(path.name for path in output.iterdir()) == names
+    page = (output / "report.html").read_text()
+    assert "The validation loss went from" in page and "<th>learned</th>" in page
     config = load(output / "config.toml", {})
     assert config.output == str(output)
     assert (config.training.steps, config.model.family) == (20, "ista")

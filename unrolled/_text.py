@@ -10,19 +10,43 @@ import numpy as np
 
 def line(label: str, cells: Iterable[Any]) -> str:
     """A line of a table: the label and its cells, in columns."""
-    return f"{label:24}" + "".join(
-        f"{c:>16.6g}" if isinstance(c, float) else f"{c!s:>16}" for c in cells
-    )
+    return f"{label:24}" + "".join(f"{number(cell):>16}" for cell in cells)
 
 
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def number(cell: Any) -> str:
+    """A cell as text, six digits of a number that is no integer."""
+    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+class Grid(str):
+    """A Markdown table with the notes below it; it knows its columns and rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+def markdown(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
+) -> Grid:
     """A Markdown table; a bar in a cell is shown as one."""
 
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
+    rows = list(rows)
     head, *body = map(row, (columns, *rows))
-    return "\n".join([head, "|" + "---|" * len(columns), *body])
+    table = "\n".join([head, "|" + "---|" * len(columns), *body])
+    grid = Grid("\n\n".join([table, *notes]))
+    grid.columns, grid.rows, grid.notes = columns, rows, notes
+    return grid
+
+
+def grid(rows: Mapping[str, Iterable[Any]]) -> Grid:
+    """Labelled rows of which the first is the head, as a Markdown table."""
+    (corner, first), *rest = rows.items()
+    cells = [[label, *map(number, values)] for label, values in rest]
+    return markdown([corner, *map(str, first)], cells)
 
 
 FORMS = ("markdown", "latex", "csv", "records")
@@ -90,7 +114,7 @@ def table(
         ValueError: another form.
     """
     if form == "markdown":
-        return "\n\n".join([markdown(columns, rows), *notes])
+        return markdown(columns, rows, notes)
     if form == "latex":
         return "\n".join([latex(columns, rows), *(f"% {note}" for note in notes)])
     if form == "csv":

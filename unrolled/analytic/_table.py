@@ -58,11 +58,14 @@ class WeightsTable(NamedTuple):
 
     def text(self) -> str:
         """The table as text, one column per kind of weights."""
-        lines = [line("", self.rows)]
-        for field in WeightsRow._fields:
-            label = f"steps to {self.tolerance:g}" if field == "steps" else field.replace("_", " ")
-            lines.append(line(label, [getattr(row, field) for row in self.rows.values()]))
-        return "\n".join(lines)
+        return "\n".join(line(label, cells) for label, *cells in (["", *self.rows], *self.cells()))
+
+    def cells(self) -> list[list[Any]]:
+        """The lines of the table below its head: a label, and a number for each kind of weights."""
+        labels = {field: field.replace("_", " ") for field in WeightsRow._fields}
+        labels["steps"] = f"steps to {self.tolerance:g}"
+        rows = self.rows.values()
+        return [[label, *(getattr(row, f) for row in rows)] for f, label in labels.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers for JSON; those that are not finite become None."""

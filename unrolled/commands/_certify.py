@@ -1,6 +1,7 @@
 """`unrolled certify`: what theory certifies for a dictionary, a chain, saved weights, or codes."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from unrolled import _checks, activations, dictionaries, studies, theory
 from unrolled.commands._certified_codes import certify_codes
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
-from unrolled.commands._report import check_figure, write_figure
+from unrolled.commands._report import (
+    Section,
+    check_figure,
+    check_folder,
+    environment,
+    write_figure,
+    write_html,
+)
 from unrolled.commands._weights_certificate import holds_weights, weights_certificate
 from unrolled.dictionaries import Dictionary
 
@@ -56,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--activation",
         metavar="NAME",
-        help="also what holds with this activation, such as elu (see --scale)",
+        help="also say what holds with this activation, such as elu (see --scale)",
     )
     add(
         "--scale",
@@ -67,7 +75,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--entries",
         action="store_true",
-        help="also the weights of smallest entries (Definition 8); takes many times as long",
+        help="also compute the weights of smallest entries (Definition 8), many times slower",
     )
     add("--figure", type=Path, metavar="PNG", help="save a picture of D'D beside W'D")
     add(
@@ -76,7 +84,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="CODES",
         help="codes of --signals, (signals, d), as .npy or .npz (entry X)",
     )
-    add("--signals", type=Path, metavar="SIGNALS", help="of --code, as .npy or .npz (entry Y)")
+    add(
+        "--signals",
+        type=Path,
+        metavar="SIGNALS",
+        help="signals of --code, as .npy or .npz (entry Y)",
+    )
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of a report, report.html, of dictionaries or weights (default: none)",
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -93,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     if arguments.figure is not None:
         check_figure(arguments.figure)
+    if arguments.output is not None:
+        check_folder(arguments.output)
     say = teller()
     with jax.enable_x64(True):
         Ds = [_read(path, arguments.normalize) for path in arguments.dictionaries]
@@ -101,6 +122,22 @@ def run(arguments: argparse.Namespace) -> None:
     show(arguments.json, found.to_dict(), f"{names}: {found.text()}")
     if arguments.figure is not None:
         write_figure(arguments.figure, found.figure())
+    _write(arguments, found, {"the Gram matrix beside W'D": found.figure})
+
+
+def _write(arguments: argparse.Namespace, found: Any, figures: dict[str, Callable]) -> None:
+    """`report.html` of a study, where a folder is given."""
+    if arguments.output is None:
+        return
+    names = " ".join(str(path) for path in arguments.dictionaries)
+    section = Section(
+        "Certificate", "certificate", found.parts(), figures, ((), ()), {}, found.answer()
+    )
+    drawn = [draw() for draw in figures.values()]
+    summary = "What theory guarantees, with numbers and whether its hypotheses hold."
+    write_html(
+        arguments.output, f"Certificate of {names}", summary, [section], environment(), drawn
+    )
 
 
 def _read(path: Path, normalize: bool) -> Dictionary:
@@ -141,6 +178,7 @@ def _run_on_weights(arguments: argparse.Namespace) -> None:
     numbers = (arguments.bound, arguments.noise, arguments.tolerance)
     found = weights_certificate(path, others, sparsities, *numbers)
     show(arguments.json, found.to_dict(), f"{path}: {found.text()}")
+    _write(arguments, found, {"the guaranteed error after every step": found.figure})
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

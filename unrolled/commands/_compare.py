@@ -75,31 +75,31 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--method",
         metavar="NAMES",
-        help=f"some of {','.join(METHODS)} (default: all but lista), any other family, files of "
-        "weights or folders of `unrolled train`, and pursuits, of which the last code alone is "
-        f"shown: {','.join(_pursuits())}",
+        help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
+        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as level "
+        f"lines ({','.join(_pursuits())})",
     )
-    add("--depth", type=int, default=16, help="number of steps K (default 16)")
+    add("--depth", type=int, default=16, help="steps K of a layer (default 16)")
     add(
         "--sparsity",
         type=int,
-        help="expected nonzeros of planted codes (default d / 10), and the most of a pursuit",
+        help="expected nonzeros of a generated code (default d / 10); of a pursuit the most",
     )
-    add("--snr", type=float, default=math.inf, help="of planted signals, dB (default: no noise)")
+    add("--snr", type=float, default=math.inf, help="signal-to-noise ratio, dB (default: no noise)")
     add("--lam", type=float, help="weight of the LASSO (default: chosen on the data)")
     add("--steps", type=int, help=f"training steps (default {_STEPS}; {_QUICK_STEPS} with --quick)")
     add(
         "--sampled",
         type=int,
         metavar="N",
-        help="where codes are known: also bound the errors of 99.9 %% of their class by N fresh "
-        "draws, such as 20000",
+        help="also bound the errors of 99.9 %% of the class of known codes by N fresh draws, such "
+        "as 20000 (default: no bound)",
     )
     add(
         "--certify",
         action="store_true",
-        help="also the share of codes that, after least squares on their supports, are proved to "
-        "be the only ones of least l1 norm",
+        help="also measure the share of codes that are proved to be the only ones of least l1 "
+        "norm, after least squares on their supports",
     )
     add("--quick", action="store_true", help="a smaller run, under a minute")
     add(
@@ -340,4 +340,5 @@ def _certified(D: Dictionary, settings: Settings, say: Say) -> list[Section]:
 
 def _section(study: Any, title: str, slug: str) -> Section:
     figures = {f"{title}: {shown}": draw for shown, draw in study.figures().items()}
-    return Section(title, slug, study.text(), figures, study.rows(), study.to_dict())
+    parts, rows = study.parts(), study.rows()
+    return Section(title, slug, parts, figures, rows, study.to_dict(), study.answer())

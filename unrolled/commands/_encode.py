@@ -45,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="compute codes of signals with saved weights or a pursuit",
         description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
-        "on signals,\nor a pursuit with --method. The signals of a .npy file may be any number. "
+        "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
         "Where nothing\nis in the units of the signals, as with --ratio or --sparsity alone, a "
         "signal whose norm is below\n8 roundings of the largest one in float32 is zero beside it: "
         "it is coded as zero, and counted.",

@@ -48,7 +48,7 @@ _VALUES = (
         "data",
         Path,
         "DIR",
-        "where real data lie (default: UNROLLED_DATA); of classification also a folder with a "
+        "folder of the data set (default: UNROLLED_DATA); for classification also a folder with a "
         "folder of pictures for each class",
     ),
     ("dataset", str, "NAME", f"the data set ({_said(_REAL)}; without data digits or shapes)"),
@@ -59,17 +59,17 @@ _VALUES = (
         "lenet5,vgg11,res-csc,msd-csc; unet; or cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
     ),
     ("activation", str, "NAMES", "activations (classification: relu,elu,mish)"),
-    ("gamma", str, "A,B", "weights of the penalty (default 0,1e-3; ml-csc 0)"),
+    ("gamma", str, "A,B", "weights gamma of the penalty (default 0,1e-3; ml-csc 0)"),
     ("layers", str, "NAMES", "penalised layers by their tap names (default: the early ones)"),
     ("seeds", int, "N", f"number of seeds, from --seed on (default {_SEEDS})"),
-    ("epochs", str, "A,B", "epochs (default: those of the papers, 200, 200 and 100)"),
+    ("epochs", str, "A,B", "numbers of epochs (default: those of the papers, 200, 200 and 100)"),
     ("batch", int, "INT", "images per step"),
     ("rate", float, "FLOAT", "learning rate of the first step"),
     (
         "momentum",
         float,
         "FLOAT",
-        "of sgd, or of the first moment of adam (default 0.9: the paper names none)",
+        "momentum of sgd, or decay of the first moment of adam (default 0.9: the paper names none)",
     ),
     ("decay", float, "FLOAT", "weight decay"),
     (
@@ -79,27 +79,32 @@ _VALUES = (
         "channels of the first block of unet (default 64), or of the first convolution of res-csc "
         "and msd-csc (16)",
     ),
-    ("blocks", int, "INT", "of msd-csc, or of each width of res-csc (3)"),
-    ("growth", int, "INT", "channels of each layer of msd-csc (12)"),
-    ("depth", int, "INT", "layers of each block of msd-csc (12)"),
+    ("blocks", int, "INT", "blocks of msd-csc, or of each width of res-csc (default 3)"),
+    ("growth", int, "INT", "channels of each layer of msd-csc (default 12)"),
+    ("depth", int, "INT", "layers of each block of msd-csc (default 12)"),
     (
         "side",
         int,
         "INT",
         "side of pictures with masks (default 128), or of digits of classification (32)",
     ),
-    ("unfoldings", int, "INT", "of ml-csc (default 6), res-csc (0) and msd-csc (1)"),
-    ("budget", float, "MINUTES", "stop at the end of an epoch after so long"),
+    ("unfoldings", int, "INT", "unfolded steps of ml-csc (default 6), res-csc (0) and msd-csc (1)"),
+    (
+        "budget",
+        float,
+        "MINUTES",
+        "stop at the end of the epoch after so many minutes (default: never)",
+    ),
     ("output", Path, "DIR", "folder of the rows and the report (default unrolled-experiment)"),
 )
 _CHOICES = (
-    ("optimizer", ("sgd", "adam"), "default sgd; segmentation adam"),
-    ("augmentation", ("none", "crop", "crop and flip"), "of training images"),
+    ("optimizer", ("sgd", "adam"), "optimiser (default sgd; for segmentation adam)"),
+    ("augmentation", ("none", "crop", "crop and flip"), "augmentation of training images"),
     (
         "test",
         ("whole", "exact", "held-out"),
-        "the whole test set, its first 1000 images (cifar10), or the last fifth of the training "
-        "images, which are then not trained on (default whole)",
+        "test images: the whole set, its first 1000 images (cifar10), or the last fifth of the "
+        "training images, which are then not trained on (default whole)",
     ),
 )
 _SWITCHES = (
@@ -121,8 +126,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="train networks with an l1 penalty on features, and compare",
         description="Train networks with and without a penalty on their early features, as in "
         "Section 4 of the paper,\nor classifiers that unfold multi-layer pursuits. Each run is a "
-        "row in the folder --output. Rows that\nexist are not run again, a run that was stopped "
-        "goes on, and several processes may share the folder.\nWithout real data: digits of "
+        "row in the folder --output. Finished\nruns are skipped, interrupted ones continue, "
+        "and several processes can share the folder.\nWithout real data: digits of "
         "scikit-learn, or synthetic shapes.",
         epilog="examples:\n  unrolled experiment classification --quick\n"
         "  unrolled experiment classification --data DIR --gamma 0,1e-3,1e-2 --epochs 20 "

@@ -58,7 +58,7 @@ def _section(folder: Path, rows: dict[str, dict], images: Images, say: Say) -> S
     return Section(
         f"What the features are: {images.name}, {recipe['model']}, {recipe['epochs']} epochs",
         f"features-{section_name(rows)}",
-        f"{_TEXT.format(n=n)}\n\n{experiments.features_table(found)}",
+        [_TEXT.format(n=n), "", experiments.features_table(found)],
         {"Codes of the layers, in the network and after a pursuit": partial(plots.features, found)},
         experiments.features_rows(found),
         {label: [result.layers for result in results] for label, results in found.items()},

@@ -64,15 +64,30 @@ def _section(folder: Path, rows: dict[str, dict]) -> Section:
     recipe, task = first["recipe"], task_of(first["recipe"]["model"])
     what = recipe["data"] + ("" if task == "ml-csc" else f", {recipe['model']}")
     cells = experiments.summarize(rows)
-    text = "\n\n".join([_told(first, rows), scores_table(cells), *_feature_tables(cells)])
+    parts = [_told(first, rows), "", scores_table(cells)]
+    for part in _feature_tables(cells):
+        parts += ["", part]
     return Section(
         f"{what}, {recipe['epochs']} epochs",
         section_name(rows),
-        text,
+        parts,
         _figures(folder, rows),
         _table(rows),
         {"cells": [_plain(cell) for cell in cells], "rows": rows},
+        _answer(cells),
     )
+
+
+def _answer(cells: Sequence[Cell]) -> str:
+    """The best network by the first score, and its difference from the one without penalty."""
+    score = next(iter(cells[0].scores))
+    best = max(cells, key=lambda cell: cell.scores[score].mean)
+    name = f"{best.recipe.model}, {best.recipe.activation}, gamma {best.recipe.gamma:g}"
+    text = f"{name} has the best {score.replace('_', ' ')}, "
+    text += f"{_PERCENT * best.scores[score].mean:.1f} %"
+    if found := best.differences.get(score):
+        text += f", {_paired(found, _PERCENT, 1)} points from its baseline"
+    return f"{text}."
 
 
 def section_name(rows: dict[str, dict]) -> str:

@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
     )
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a file, or a run folder")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument(
         "--dictionary",
         type=Path,

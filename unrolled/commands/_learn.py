@@ -43,8 +43,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="learn a dictionary from signals",
         description="Learn a dictionary, and write D.npy and a report with a picture of the atoms "
-        "and what the\ntheory certifies. With --method online the signals of a .npy file may be "
-        "any number: they are\nread batch by batch. The same command goes on after an "
+        "and what the\ntheory certifies. With --method online a .npy file can hold any number of "
+        "signals; they are\nread in batches. To continue, run the same command again after an "
         "interruption.",
         epilog="examples:\n"
         "  unrolled learn Y.npy --atoms 256 --method online --output learned\n"
@@ -53,23 +53,40 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
     add("--atoms", type=int, required=True, metavar="D", help="the number of atoms")
-    add("--method", choices=_METHODS, default="online", help="(default online)")
-    add("--output", type=Path, default=Path("learned"), metavar="DIR", help="(default learned)")
+    add("--method", choices=_METHODS, default="online", help="how D is learned (default online)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("learned"),
+        metavar="DIR",
+        help="folder of D.npy and the report (default learned)",
+    )
     add(
         "--lam",
         type=float,
-        help="penalty weight of online (default: a tenth of the mean norm of the first signals)",
+        help="weight of the penalty, for online (default: a tenth of the mean norm of the first "
+        "signals)",
     )
-    add("--sparsity", type=int, help="nonzeros of a code, of ksvd and mod")
-    add("--sweeps", type=int, default=None, help="sweeps (default 20), or passes of online (1)")
-    add("--batch", type=int, help=f"signals of a batch of online (default {_BATCH})")
-    add("--start", choices=("data", "dct"), default="data", help="first atoms (default data)")
+    add("--sparsity", type=int, help="nonzeros of a code, for ksvd and mod")
+    add(
+        "--sweeps",
+        type=int,
+        default=None,
+        help="sweeps of ksvd and mod (default 20), or passes of online (default 1)",
+    )
+    add("--batch", type=int, help=f"signals in a batch, for online (default {_BATCH})")
+    add(
+        "--start",
+        choices=("data", "dct"),
+        default="data",
+        help="where the first atoms come from (default data)",
+    )
     add(
         "--shape",
         metavar="HxW",
-        help="of an atom as a picture (default: square where m is a square, else one row)",
+        help="height and width for drawing an atom (default: a square where m is one, else a row)",
     )
-    add("--no-certificate", action="store_true", help="leave out what the theory certifies")
+    add("--no-certificate", action="store_true", help="skip the certificate")
     parser.set_defaults(run=run)
     return parser
 
@@ -248,10 +265,11 @@ def _sections(
         Section(
             "Atoms",
             "atoms",
-            text,
+            [text],
             figures,
             (header, steps),
             {"objective": found.objective, "steps": [step._asdict() for step in history]},
+            f"{D.shape[1]} atoms represent the signals with an objective of {found.objective:.6g}.",
         )
     ]
     if certified is not None:
@@ -261,7 +279,7 @@ def _sections(
             Section(
                 "What the theory certifies",
                 "certificate",
-                f"```\n{certified.text()}\n```",
+                [f"```\n{certified.text()}\n```"],
                 {},
                 (("by", "admissible sparsity"), admissible),
                 certified.to_dict(),

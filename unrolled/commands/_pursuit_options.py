@@ -12,20 +12,28 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "sparsity": dict(type=int, help="the most atoms of a code"),
+    "sparsity": dict(type=int, help="largest number of atoms of a code"),
     "lam": dict(type=float, help="weight of the LASSO"),
-    "ratio": dict(type=float, help="in place of lam: its share of the least one with codes 0"),
-    "p": dict(type=float, help="power of the penalty of half_quadratic, in (0, 1]"),
+    "ratio": dict(
+        type=float,
+        help="lam as a fraction of lam_max, the smallest lam at which a code is zero (instead of "
+        "--lam)",
+    ),
+    "p": dict(type=float, help="power of the penalty, in (0, 1], for half_quadratic"),
     "l2": dict(type=float, help="weight of the elastic net"),
-    "nonnegative": dict(action="store_const", const=True, help="codes without negative entries"),
-    "eps": dict(type=float, help="bound of the residual of bpdn"),
-    "theta": dict(type=float, help="threshold"),
+    "nonnegative": dict(
+        action="store_const", const=True, help="compute codes without negative entries"
+    ),
+    "eps": dict(type=float, help="largest norm of the residual, for bpdn"),
+    "theta": dict(type=float, help="threshold, in units of the code"),
     "lams": dict(type=numbers, metavar="A,B,...", help="weights, one for each layer of a chain"),
     "thetas": dict(type=numbers, metavar="A,B,...", help="thresholds, one for each layer"),
-    "zeros": dict(type=int, help="zeros of every code between, of holistic"),
-    "step": dict(type=float, help="share of the largest step, of ml_ista and ml_fista"),
-    "tol": dict(type=float, help="accuracy: duality gap, or norm of the residual of omp"),
-    "max_steps": dict(type=int, help="the most steps"),
+    "zeros": dict(type=int, help="zeros of every code between the layers, for holistic"),
+    "step": dict(
+        type=float, help="step size as a fraction of the largest, for ml_ista and ml_fista"
+    ),
+    "tol": dict(type=float, help="accuracy: duality gap, or for omp the norm of the residual"),
+    "max_steps": dict(type=int, help="largest number of steps"),
 }
 OPTIONS = tuple(_OPTIONS)
 

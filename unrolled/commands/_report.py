@@ -3,6 +3,8 @@
 import csv
 import io
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 from unrolled import plots
 from unrolled._files import write_whole
 from unrolled._json import to_json
+from unrolled.commands import _html
 
 RESULTS = "results.json"
 _DPI = 150
@@ -24,10 +27,16 @@ class Section(NamedTuple):
 
     title: str
     slug: str  # the stem of the files that belong to it
-    text: str  # Markdown, tables included
+    parts: Sequence[str]  # paragraphs in Markdown, and tables
     figures: Mapping[str, Callable[[], Any]]  # caption -> what draws its matplotlib figure
     rows: tuple[Sequence[str], Sequence[Sequence]]  # header and rows of its CSV
     data: Any  # for the JSON
+    answer: str = ""  # in one sentence
+
+    @property
+    def text(self) -> str:
+        """The parts as Markdown."""
+        return "\n".join(self.parts)
 
 
 def environment() -> dict[str, str]:
@@ -79,7 +88,8 @@ def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
 def write_report(
     folder: Path, title: str, summary: str, sections: list[Section], settings: dict[str, str]
 ) -> Path:
-    """Write one CSV per section, `results.json`, `report.md`, and then draw the figures.
+    """Write one CSV per section, `results.json` and `report.md`, draw the figures, and write all of
+    it as `report.html`.
 
     A figure that cannot be drawn so loses none of the numbers.
 
@@ -104,9 +114,41 @@ def write_report(
     write_text(folder / RESULTS, to_json(results) + "\n")
     report = folder / "report.md"
     write_text(report, "\n".join(lines) + "\n")
-    for name, draw in figures.items():
-        write_figure(folder / name, draw())
+    drawn = {name: draw() for name, draw in figures.items()}
+    for name, figure in drawn.items():
+        write_figure(folder / name, figure)
+    write_html(folder, title, summary, sections, {**found, **settings}, list(drawn.values()))
     return report
+
+
+def write_html(
+    folder: Path,
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+    drawn: Sequence[Any],
+) -> None:
+    """Write `report.html`: its first sentence is the answer of the first section that has one.
+
+    Args:
+        folder, title, summary, sections, facts: of the report.
+        drawn: the figures of all sections, in their order.
+    """
+    figures = iter(drawn)
+    shown = [
+        (section.title, section.parts, {caption: next(figures) for caption in section.figures})
+        for section in sections
+    ]
+    answers = [section.answer for section in sections if section.answer]
+    about = [("What this is", summary.split("\n\n"), {})] if answers else []
+    text = _html.page(title, (answers or [summary])[0], [*shown, *about], facts, _command())
+    write_text(folder / "report.html", text)
+
+
+def _command() -> str:
+    """The command line of this process, as one types it."""
+    return shlex.join(["unrolled", *sys.argv[1:]])
 
 
 def write_text(path: Path, text: str) -> None:

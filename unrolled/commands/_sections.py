@@ -91,26 +91,27 @@ class Problem(Record):
         default=None,
         above=0,
         most=1,
-        help="of codes that are made: lam as a share of what gives the signal the code 0 (default "
-        "0.1)",
+        help="lam of --codes lasso as a fraction of the smallest lam at which a code is zero "
+        "(default 0.1)",
     )
     probability: float | None = option(
         default=None,
         above=0,
         most=1,
-        help="of a nonzero in planted codes and in TISTA's prior (default 0.1)",
+        help="probability that an entry of a generated code, or in TISTA's prior, is nonzero "
+        "(default 0.1)",
     )
     snr: float | None = option(
         default=None,
         least=-300,
         most=math.inf,
-        help="of planted signals, dB (default inf: no noise)",
+        help="signal-to-noise ratio of the generated signals, dB (default inf: no noise)",
     )
     test_signals: int | None = option(
         default=None,
         least=1,
         most=10**6,
-        help="number of planted signals to test on (default 1000)",
+        help="number of generated signals to test on (default 1000)",
     )
     lam: float | None = option(
         default=None,
@@ -128,7 +129,7 @@ class ModelOptions(Record):
     start: str = option(
         default="init",
         choices=STARTS,
-        help="start of the params; analytic: set by theory for the class of the signals",
+        help="how the params start; analytic sets them by theory for the class of the signals",
     )
 
 
@@ -158,22 +159,25 @@ class Training(Record):
         help="all steps at once, or step after step",
     )
     loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
-    deep: bool = option(default=False, help="the loss of every step, not only of the last")
+    deep: bool = option(default=False, help="sum the loss over all steps, not only the last")
     optimizer: str = option(default="adam", choices=OPTIMIZERS, help="optimiser of optax")
-    rate: float = option(default=1e-3, above=0, help="learning rate")
+    rate: float = option(default=1e-3, above=0, help="learning rate of the optimiser")
     schedule: str = option(
-        default="constant", choices=("constant", "cosine"), help="of the learning rate"
+        default="constant", choices=("constant", "cosine"), help="course of the learning rate"
     )
     clip: float = option(
-        default=math.inf, above=0, most=math.inf, help="largest norm of a gradient, inf for any"
+        default=math.inf,
+        above=0,
+        most=math.inf,
+        help="largest norm of a gradient; inf does not clip",
     )
     steps: int = option(
         default=1000,
         least=1,
         help="training steps; in a curriculum, steps of each of its 3 K stages",
     )
-    batch: int = option(default=64, least=1, help="signals of a training step")
-    learn_dictionary: bool = option(default=False, help="train D too")
+    batch: int = option(default=64, least=1, help="number of signals in a training step")
+    learn_dictionary: bool = option(default=False, help="also train D")
     evaluate_every: int = option(default=50, least=1, help="training steps between two evaluations")
     save_every: int = option(default=500, least=1, help="training steps between two checkpoints")
 
@@ -182,7 +186,7 @@ class Config(Record):
     """A training."""
 
     output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
-    seed: int = option(default=0, least=0, help="of everything random but the dictionary")
+    seed: int = option(default=0, least=0, help="seed of everything random but the dictionary")
     problem: Problem = option()
     model: Model | tuple[Model, ...] = option()  # a tuple for a chain
     training: Training = option()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from unrolled import metrics, training
 from unrolled._beside import worse_than_zero
 from unrolled._json import plain
+from unrolled._text import markdown
 from unrolled.commands._config import to_dict
 from unrolled.commands._encode import apply_in_chunks, relative_residuals, residual_norms
 from unrolled.commands._inputs import WEIGHTS
@@ -66,6 +67,25 @@ class Summary(NamedTuple):
             for name, value in start.items():
                 lines.append(f"  {_TITLES[name]:24}  {value:10.4g}  {learned[name]:10.4g}")
         return "\n".join([*lines, f"weights: {self._weights()}"])
+
+    def parts(self) -> list[str]:
+        """The same as a paragraph and a table for each layer."""
+        learned, start = (self.judged[name] for name in ("learned", "start"))
+        layers = list(zip(start, learned)) if self.config.chained else [(start, learned)]
+        tables = [
+            markdown(
+                [f"layer {j}" if self.config.chained else "", "start", "learned"],
+                [[_TITLES[name], f"{a:.4g}", f"{after[name]:.4g}"] for name, a in before.items()],
+            )
+            for j, (before, after) in enumerate(layers, start=1)
+        ]
+        return [*self.text().splitlines()[:2], *tables, f"weights: `{self._weights()}`"]
+
+    def answer(self) -> str:
+        """How far the training came, in one sentence."""
+        first, best = self.validation["first"], self.validation["best"]
+        text = f"The validation loss went from {first:.4g} to {best:.4g} in {self.steps} steps"
+        return f"{text}; {self.worse}." if self.worse else f"{text}{self._beside()}."
 
     def _beside(self) -> str:
         """The validation losses of zero codes and of ISTA."""

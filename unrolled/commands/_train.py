@@ -1,21 +1,28 @@
 """`unrolled train`: one training in its run folder, from a configuration to weights."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optax
 
-from unrolled import training
+from unrolled import plots, training
 from unrolled._json import to_json
 from unrolled.commands._config import all_options, differences, load, to_toml
 from unrolled.commands._console import Say, show, teller
 from unrolled.commands._history import logger, write_history
 from unrolled.commands._inputs import CHECKPOINTS, WEIGHTS
-from unrolled.commands._report import check_folder, write_text
+from unrolled.commands._report import (
+    Section,
+    check_folder,
+    environment,
+    write_html,
+    write_text,
+)
 from unrolled.commands._sections import Config, ConfigError
 from unrolled.commands._setup import Setup, settled, setup
 from unrolled.commands._summary import Summary, summarize
@@ -31,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
-        "folder.\nEvery option below may stand in the file, in the table of its heading. "
-        "A flag overrides the file.\nA file with a table [[model]] for each layer, and a list of "
+        "folder.\nSet any option below in the TOML file, under its heading, or as a flag; flags "
+        "win.\nA file with a table [[model]] for each layer, and a list of "
         "files as dictionary, trains a chain.",
         epilog="examples:\n  unrolled train run.toml --output run\n"
         "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
@@ -84,7 +91,19 @@ def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -
     summary = summarize(config, ready, found)
     training.save(folder / WEIGHTS, found.best, found.D, ready.model, validation=summary.validation)
     write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
+    _write_report(folder, summary, found.history.records)
     return summary
+
+
+def _write_report(folder: Path, summary: Summary, records: Sequence[training.Record]) -> None:
+    """`report.html`, with the losses as curves where matplotlib is installed."""
+    figures, drawn = {}, []
+    with contextlib.suppress(ImportError):
+        drawn.append(plots.losses(records))
+        figures = {"validation loss at every evaluation": plots.losses}
+    text = "Weights of a solver, trained from their start."
+    section = Section("Result", "result", summary.parts(), figures, ((), ()), {}, summary.answer())
+    write_html(folder, "Training", text, [section], environment(), drawn)
 
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:

@@ -147,6 +147,27 @@ class Comparison(NamedTuple):
             notes.append(f"{told} not in the gaps: no duality gap certifies F*.")
         return notes
 
+    def answer(self) -> str:
+        """One sentence: the best method, its error at the last step, and whether it is guaranteed.
+
+        The error is the NMSE (ratio of sums) of known codes, else the gap to the LASSO.
+        """
+        field = "nmse" if self.known else "gap"
+        ends = {name: _number(getattr(c, field)) for name, c in self.curves.items()}
+        ends = {name: end for name, end in ends.items() if end is not None}
+        if not ends:
+            return "No method was judged."
+        best = min(ends, key=lambda name: ends[name])
+        text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.1e}"
+        what = "error of the code" if self.known else "gap to the optimum of the LASSO"
+        found = self.guarantees.get(best)
+        proved = (
+            f"theory guarantees an l1 error of {found.certificate.error[-1]:.1e} for it"
+            if found is not None and found.certificate.holds
+            else "theory guarantees nothing for it here"
+        )
+        return f"{best} has the smallest {what}, {text}; {proved}."
+
     def to_json(self) -> str:
         """All results as JSON; numbers that are not finite become null."""
         return to_json(self)
@@ -297,6 +318,10 @@ class ChainComparison(NamedTuple):
     def notes(self) -> list[str]:
         """`Comparison.notes` of every layer, with the number of the layer."""
         return [f"Layer {j}: {note}" for j, found in self._numbered() for note in found.notes()]
+
+    def answer(self) -> str:
+        """`Comparison.answer` of the last layer."""
+        return f"Layer {len(self.layers)}: {self.layers[-1].answer()}"
 
     def to_json(self) -> str:
         """The results of every layer as JSON; numbers that are not finite become null."""

@@ -93,7 +93,9 @@ class alista_at(Selecting):
         default=1.5, least=0, help="threshold per mean magnitude at the start, times gamma"
     )
     ridge: float = option(
-        default=0.0, least=0, help="of the closed form, in units of norm(D, 2)^2; for noisy signals"
+        default=0.0,
+        least=0,
+        help="ridge of the closed form, in units of norm(D, 2)^2, for noisy signals",
     )
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 

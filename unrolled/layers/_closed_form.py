@@ -98,7 +98,7 @@ class FromClosedForm(Layer):
         default=0.2,
         least=0,
         absent=0.0,
-        help="of the closed form, in units of norm(D, 2)^2; 0 gives the weights of the paper",
+        help="ridge of the closed form, in units of norm(D, 2)^2; 0 gives the weights of the paper",
     )
 
     def closed_form(self, D: Dictionary) -> Dictionary:

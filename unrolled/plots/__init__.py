@@ -6,9 +6,9 @@ no numbers.
 """
 
 from unrolled.plots._comparison import chain, chain_evolution, comparison, evolution
-from unrolled.plots._curves import bound, curves, figure
+from unrolled.plots._curves import bound, curves, figure, name_lines
 from unrolled.plots._features import features
-from unrolled.plots._learning import learning, use
+from unrolled.plots._learning import learning, losses, use
 from unrolled.plots._pictures import atoms, codes, gram, images
 from unrolled.plots._styles import COLOURS, styles
 
@@ -27,6 +27,8 @@ __all__ = [
     "gram",
     "images",
     "learning",
+    "losses",
+    "name_lines",
     "styles",
     "use",
 ]

@@ -22,6 +22,7 @@ _TITLES = {
 }
 # The largest values that a comparison draws: a method that diverges must not flatten the others.
 _MOST_DECIBELS, _MOST_GAP, _MOST_COHERENCE = 20.0, 1e3, 2.0
+_LEAST_DECIBELS = -120.0  # of the errors of exact codes, which go on to those of rounding
 _MOST_THRESHOLD = 1e3  # medians
 _CHARACTERS = 120  # of a line of text across a comparison
 
@@ -73,8 +74,8 @@ def _methods(panels: np.ndarray, result: Any, codes: str) -> None:
     """Draw the six panels of a `compare.Comparison`, (3, 2)."""
     c, looks = _over_all_steps(result), styles(result.curves)
 
-    def draw(panel, lines, title, ylabel, log=False, top=None):
-        curves(panel, lines, title=title, ylabel=ylabel, log=log, looks=looks, top=top)
+    def draw(panel, lines, title, ylabel, **limits):
+        curves(panel, lines, title=title, ylabel=ylabel, looks=looks, **limits)
 
     # The shade first: the limits of the axis hold it too.
     for name, v in c.items():
@@ -87,6 +88,7 @@ def _methods(panels: np.ndarray, result: Any, codes: str) -> None:
         f"Distance to the {codes} (shade: 10 to 90 % of signals)",
         "NMSE, dB (ratio of sums)",
         top=_MOST_DECIBELS,
+        bottom=_LEAST_DECIBELS,
     )
     gaps = {n: v.gap for n, v in c.items() if v.gap is not None}
     if gaps:

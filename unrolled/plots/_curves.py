@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CHARACTERS = 62  # of a line of text below a panel
+_MOST_NAMED = 6  # lines of a panel that have their names beside them
+_NAME_HEIGHT = 0.075  # of a name, in heights of a panel
 _LEAST_SPAN = 0.01  # of a vertical axis, relative to its values
 
 
@@ -57,8 +59,9 @@ def curves(
     log: bool = False,
     looks: dict[str, dict] | None = None,
     top: float | None = None,
+    bottom: float | None = None,
 ) -> None:
-    """Draw one line per name over the steps 1, 2, ...; the caller adds the legend.
+    """Draw one line per name over the steps 1, 2, ...; `name_lines` or the caller names them.
 
     Markers stand at some steps, at others for each line, so that lines that coincide are seen.
     Values outside the axes are marked at the border and named below it.
@@ -70,6 +73,7 @@ def curves(
         log: whether the values have a logarithmic axis.
         looks: line styles by name, the same for all panels of a figure; None for `styles`.
         top: the largest value to draw, if one line at least stays below.
+        bottom: the smallest value to draw, if a line ends above it.
 
     Example:
         >>> fig, panels = ur.plots.figure(1, 1)
@@ -89,12 +93,52 @@ def curves(
         colours[name] = drawn.get_color()
     if log:
         panel.set_yscale("log")
-    panel.locator_params(axis="x", integer=True)
+    whole_steps(panel)
     tidy(panel, title=title, xlabel="step", ylabel=ylabel)
     if top is not None:
         limit(panel, values, top, log)
+    ends = [line[-1] for line in values.values() if np.isfinite(line[-1])]
+    if bottom is not None and panel.get_ylim()[0] < bottom < max(ends, default=bottom):
+        panel.set_ylim(bottom=bottom)
     named = {name: (np.arange(1, len(line) + 1), line) for name, line in values.items()}
     mark_outside(panel, named, colours, log)
+
+
+def whole_steps(panel: "Axes") -> None:
+    """A horizontal axis from 0 with whole numbers, such as 0, 4, 8."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 4, 5, 10], integer=True))
+    panel.set_xlim(left=0)
+
+
+def name_lines(panel: "Axes") -> None:
+    """Name at most six lines of a panel beside their ends, more by a legend.
+
+    Example:
+        >>> fig, panels = ur.plots.figure(1, 1)
+        >>> ends = {"ista": np.array([1.0, 0.5]), "fista": np.array([1.0, 0.4])}
+        >>> ur.plots.curves(panels[0, 0], ends, title="Error", ylabel="NMSE")
+        >>> ur.plots.name_lines(panels[0, 0])
+        >>> [text.get_text() for text in panels[0, 0].texts]
+        ['fista', 'ista']
+    """
+    lines = [line for line in panel.lines if not str(line.get_label()).startswith("_")]
+    if len(lines) > _MOST_NAMED:
+        panel.legend(frameon=False)
+        return
+    place = panel.transData + panel.transAxes.inverted()
+    panel.autoscale_view()
+    ends = []
+    for line in lines:
+        points = np.array([(x, y) for x, y in zip(*line.get_data()) if np.isfinite(y)])
+        height = place.transform(points[-1])[1] if len(points) else 0.0
+        ends.append((min(max(float(height), 0.0), 1.0), line))
+    at = -1.0
+    for height, line in sorted(ends, key=lambda end: end[0]):
+        at = max(height, at + _NAME_HEIGHT)
+        where: dict = dict(transform=panel.transAxes, va="center", color=line.get_color())
+        panel.text(1.02, at, line.get_label(), fontsize=STYLE["font.size"] - 1, **where)
 
 
 def marked_steps(i: int, length: int) -> tuple[int, int]:
@@ -195,7 +239,11 @@ def bound(
             panel.plot(steps, drawable(values, True), **look)
             drawn[label], colours[label] = (steps, np.asarray(values, float)), look["color"]
     panel.set_yscale("log")
+    whole_steps(panel)
     tidy(panel, title=title, xlabel=xlabel, ylabel="l1 error of the code")
     mark_outside(panel, drawn, colours, True)
-    fig.legend(loc="outside lower center", ncols=2, frameon=False)
+    if len(drawn) > _MOST_NAMED:
+        fig.legend(loc="outside lower center", ncols=2, frameon=False)
+    else:
+        name_lines(panel)
     return fig

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled.plots._curves import curves, drawable, figure, mark_outside, marked_steps, note, tidy
+from unrolled.plots._curves import (
+    curves,
+    drawable,
+    figure,
+    mark_outside,
+    marked_steps,
+    name_lines,
+    note,
+    tidy,
+    whole_steps,
+)
 from unrolled.plots._styles import styles
 
 if TYPE_CHECKING:
@@ -52,6 +62,29 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
     note(panels[0, 0], [f"never used: {'; '.join(unused)}"] if unused else [])
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return fig
+
+
+def losses(records: Sequence[Any]) -> "Figure":
+    """The validation loss of a training at every evaluation, and the training loss before it.
+
+    Args:
+        records: `history.records` of `training.fit`, or of the stages of a curriculum in a row.
+
+    Example:
+        >>> Record = ur.training.Record
+        >>> records = [Record(0, 2.0, 2.0, 0.0), Record(50, 1.0, 1.5, 3.0)]
+        >>> [line.get_label() for line in ur.plots.losses(records).axes[0].lines]
+        ['training', 'validation']
+    """
+    fig, panels = figure(1, 1, width=6.4, height=4.0)
+    panel = panels[0, 0]
+    for name, field in (("training", "loss"), ("validation", "validation")):
+        values = np.array([getattr(record, field) for record in records], float)
+        panel.plot([record.step for record in records], drawable(values, False), label=name)
+    whole_steps(panel)
+    tidy(panel, title="Loss", xlabel="training step", ylabel="loss")
+    name_lines(panel)
     return fig
 
 

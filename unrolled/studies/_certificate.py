@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, activations, analytic, plots, realize, theory
-from unrolled._text import line
+from unrolled._text import grid, line, markdown, number
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, as_chain, dense
 from unrolled.studies._steps import Say, one_per_layer, silent
@@ -46,37 +46,45 @@ class DictionaryReport(NamedTuple):
 
     def text(self) -> str:
         """The report as lines of text."""
+        head, rest = self._sentences()
+        return "\n".join([*head, "", self.table.text(), *(part for s in rest for part in ("", s))])
+
+    def parts(self) -> list[str]:
+        """The report as paragraphs and a table."""
+        head, rest = self._sentences()
+        rows = [[label, *map(number, cells)] for label, *cells in self.table.cells()]
+        return [*head, markdown(["", *self.table.rows], rows), *rest]
+
+    def _sentences(self) -> tuple[list[str], list[str]]:
+        """What is said before the table, and after it."""
         low, high = self.generalized
         by = ", ".join(f"{s} by {name}" for name, s in self.admissible.items())
         size = f"{self.m} x {self.d}"
         if self.rank < min(self.m, self.d):
             size += f" of numerical rank {self.rank}: all of this holds in its numerical range"
         settled = "" if self.table.coherence.holds else " (not settled)"
-        lines = [
+        head = [
             size,
             f"mutual coherence {self.mu:.6f}, generalized coherence in [{low:.8f}, {high:.8f}]"
             f"{settled}, Welch bound {self.welch:.6f}",
             f"codes are unique, and found by basis pursuit, up to this many nonzeros: {by}",
             f"fewer than {theory.spark_bound(high):.4g} atoms are never dependent (spark)",
-            "",
-            self.table.text(),
         ]
+        rest = []
         if self.activation is not None:
             found = self.activation
             theorem = f"Theorem {found.theorem}" if found.theorem else "no theorem applies"
-            lines += [
-                "",
+            rest.append(
                 f"with the activation: {theorem}, contraction {found.contraction:.6g}, "
-                f"floor {found.floor:.6g}",
-            ]
+                f"floor {found.floor:.6g}"
+            )
         if self.cnn is not None:
-            lines += [
-                "",
+            rest.append(
                 f"the minimax network to {self.table.tolerance:g} as a CNN of kernel size "
                 f"{_KERNEL_SIZE}: {self.cnn.depth} convolutional layers with "
-                f"{self.cnn.n_weights:,} weights",
-            ]
-        return "\n".join(lines)
+                f"{self.cnn.n_weights:,} weights"
+            )
+        return head, rest
 
     def to_dict(self) -> dict[str, Any]:
         """The report as data."""
@@ -109,6 +117,13 @@ class ChainReport(NamedTuple):
 
     def text(self) -> str:
         """A table, one column per layer."""
+        return "\n".join(["chain", *(line(label, cells) for label, cells in self._rows().items())])
+
+    def parts(self) -> list[str]:
+        """The same table, for a report."""
+        return [grid(self._rows())]
+
+    def _rows(self) -> dict[str, Sequence]:
         rows: dict[str, Sequence] = {
             "layer": range(1, len(self.sparsities) + 1),
             "sparsity": self.sparsities,
@@ -121,7 +136,7 @@ class ChainReport(NamedTuple):
         rows["error per noise (l2)"] = self.stability.delta.tolist()
         rows[f"steps to {self.tolerance:g}"] = self.plan.depths
         rows["certified l1 error"] = self._errors()
-        return "\n".join(["chain", *(line(label, cells) for label, cells in rows.items())])
+        return rows
 
     def _errors(self) -> list[float]:
         """The certified l1 error of every layer, inf where no plan reaches the tolerance."""
@@ -159,6 +174,20 @@ class Report(NamedTuple):
         texts = [layer.text() for layer in self.layers]
         texts += [] if self.chain is None else [self.chain.text()]
         return "\n\n".join(texts)
+
+    def parts(self) -> list[str]:
+        """All parts as paragraphs and tables."""
+        found = [*self.layers, *([] if self.chain is None else [self.chain])]
+        return [part for report in found for part in report.parts()]
+
+    def answer(self) -> str:
+        """How many nonzeros are admissible, of a chain in every layer."""
+        largest = [max(layer.admissible.values()) for layer in self.layers]
+        if self.chain is None:
+            return f"Codes with at most {largest[0]} nonzeros are unique, and found."
+        holds = "holds" if self.chain.plan.holds else "does not hold"
+        counts = ", ".join(map(str, largest))
+        return f"At most {counts} nonzeros are admissible in the layers; the plan of steps {holds}."
 
     def to_dict(self) -> dict[str, Any]:
         """All parts as data."""

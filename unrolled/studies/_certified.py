@@ -11,6 +11,7 @@ import numpy as np
 
 from unrolled import _checks, analytic, dictionaries, layers, networks, plots, problems, theory
 from unrolled._checks import Array
+from unrolled._text import markdown
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies._steps import Say, silent
@@ -18,7 +19,14 @@ from unrolled.studies._steps import Say, silent
 _SIGNALS, _CHAIN_SIGNALS = 500, 200
 _FAST_DEPTH = 40
 _FAST, _SLOW = (4, 1), (8, 2)  # nonzeros of the two layers; layer 1 contracts fast, or slowly
-_ROW = "| {} | {} | {:.4f} | {:.3f} | {} | {:g} | {} |"
+_COLUMNS = (
+    *("weights", "s", "mu_W", "contraction a", "holds", "steps to 1e-6", "largest s"),
+    *("wrong entries", "largest error", "bound"),
+)
+_CHAIN_COLUMNS = (
+    *("steps per layer", "certified bound", "corrected thresholds"),
+    "thresholds of the printed proof",
+)
 
 
 class CertifiedRun(NamedTuple):
@@ -47,9 +55,13 @@ class CertifiedRegime(NamedTuple):
     runs: tuple[CertifiedRun, ...]  # empty where not even one nonzero is certified
 
     def text(self) -> str:
-        """Markdown: the setting, and a table with a row for every run."""
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, and a table with a row for every run."""
         welch = theory.max_sparsity(theory.welch_bound(*self.shape), self.shape[1])
-        parts = [
+        return [
             f"The same dictionary with nonzeros of magnitude at most 1, as many as are certified: "
             f"{self.common} by D and the closed form, {self.largest['minimax W']} by the minimax "
             "weights of the linear "
@@ -57,22 +69,24 @@ class CertifiedRegime(NamedTuple):
             f"LISTA-CP with thresholds from Theorem 12, {_SIGNALS} signals, {self.depth} steps, "
             "float64; wrong entries are counted over all signals and steps.",
             "",
-            "| weights | s | mu_W | contraction a | holds | steps to 1e-6 | largest s "
-            "| wrong entries | largest error | bound |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-            *map(self._row, self.runs),
+            markdown(_COLUMNS, map(self._row, self.runs)),
         ]
-        return "\n".join(parts)
 
-    def _row(self, run: CertifiedRun) -> str:
+    def _row(self, run: CertifiedRun) -> list[str]:
         schedule = run.schedule
-        certified = (schedule.contraction, schedule.holds, schedule.steps_for(1e-6))
-        row = _ROW.format(
-            *(run.weights, run.sparsity, run.mu_W, *certified), self.largest[run.weights]
-        )
+        cells = [run.weights, str(run.sparsity), f"{run.mu_W:.4f}", f"{schedule.contraction:.3f}"]
+        cells += [str(schedule.holds), f"{schedule.steps_for(1e-6):g}"]
+        cells.append(str(self.largest[run.weights]))
         if not schedule.holds:
-            return row + " | | |"
-        return row + f" {run.wrong} | {run.measured[-1]:.2e} | {schedule.error[-1]:.2e} |"
+            return [*cells, "", "", ""]
+        return [*cells, str(run.wrong), f"{run.measured[-1]:.2e}", f"{schedule.error[-1]:.2e}"]
+
+    def answer(self) -> str:
+        """How many nonzeros are certified, and how near the errors come to their bounds."""
+        largest = max(self.largest.values())
+        inside = all(np.all(run.measured <= run.schedule.error) for run in self._holding())
+        kept = "stay below their bounds" if inside else "exceed a bound"
+        return f"Theory certifies up to {largest} nonzeros; the measured errors {kept}."
 
     def to_dict(self) -> dict[str, Any]:
         """The most nonzeros of all weights; errors and bounds of the runs that hold."""
@@ -220,9 +234,13 @@ class CertifiedChain(NamedTuple):
     slow: dict[int, ChainRun]  # it contracts slowly; by the steps of each layer
 
     def text(self) -> str:
-        """Markdown: the setting, both runs, and a table of the slow one."""
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, both runs, and a table of the slow one."""
         fast = self.fast
-        parts = [
+        return [
             "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and D_2 a transversal "
             "design (512 x 700, 4 nonzeros per atom). The certified error of layer 1 enters the "
             "thresholds of layer 2 (Theorem 6, corrected).",
@@ -238,15 +256,22 @@ class CertifiedChain(NamedTuple):
             "layer 2 with thresholds made for the exact x_1; it diverges. Largest l1 error of "
             "layer 2:",
             "",
-            "| steps per layer | certified bound | corrected thresholds "
-            "| thresholds of the printed proof |",
-            "|---|---|---|---|",
-            *[
-                f"| {K} | {r.bounds[1][-1]:.2e} | {r.measured[1][-1]:.2e} | {r.printed:.2e} |"
-                for K, r in self.slow.items()
-            ],
+            markdown(
+                _CHAIN_COLUMNS,
+                [
+                    [str(K), *(f"{e:.2e}" for e in (r.bounds[1][-1], r.measured[1][-1], r.printed))]
+                    for K, r in self.slow.items()
+                ],
+            ),
         ]
-        return "\n".join(parts)
+
+    def answer(self) -> str:
+        """What is certified of the chain, and what was measured."""
+        bound, error = self.fast.bounds[-1][-1], self.fast.measured[-1][-1]
+        return (
+            f"The chain is certified to an l1 error of {bound:.1e} after {_FAST_DEPTH} steps in "
+            f"each layer; {error:.1e} was measured."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All runs."""

@@ -51,9 +51,13 @@ class KnownCodes(NamedTuple):
     seconds: dict[str, float]
 
     def text(self) -> str:
-        """Markdown: the setting, errors, weights and guarantees as tables, and remarks."""
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, errors, weights and guarantees as tables, and remarks."""
         D, (Y, X) = self.samples.D, self.samples.tested_on
-        parts = [
+        return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
             f"{float((X != 0).sum(1).mean()):.1f} nonzeros on average, K = {self.depth} "
             f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
@@ -73,7 +77,10 @@ class KnownCodes(NamedTuple):
             "",
             spent(self.seconds),
         ]
-        return "\n".join(parts)
+
+    def answer(self) -> str:
+        """The best method, its error, and whether theory guarantees it."""
+        return self.comparison.answer()
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""
@@ -110,9 +117,13 @@ class KnownChain(NamedTuple):
     seconds: dict[str, float]
 
     def text(self) -> str:
-        """Markdown: the setting, errors, weights and guarantees as tables, and remarks."""
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, errors, weights and guarantees as tables, and remarks."""
         Ds, (Y, Xs) = self.samples.D, self.samples.tested_on
-        parts = [
+        return [
             f"A chain of {len(Ds)} dictionaries, y = D_1 x_1 and x_j = D_(j+1) x_(j+1), with K = "
             f"{self.depth} steps in every layer, {len(Y)} test signals{self.samples.noise()}. Each "
             "layer runs on the code that the layer before it found. Calibration and ISTA's "
@@ -137,7 +148,10 @@ class KnownChain(NamedTuple):
             "",
             spent(self.seconds),
         ]
-        return "\n".join(parts)
+
+    def answer(self) -> str:
+        """The best method, its error, and whether theory guarantees it."""
+        return self.comparison.answer()
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""

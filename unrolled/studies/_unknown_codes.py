@@ -69,9 +69,13 @@ class UnknownCodes(NamedTuple):
     seconds: dict[str, float]
 
     def text(self) -> str:
-        """Markdown: the setting, gaps to the optimum and weights as tables, and remarks."""
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, gaps to the optimum and weights as tables, and remarks."""
         D, optimum = self.D, self.optimum
-        parts = [
+        return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} signals to "
             f"train on and {len(self.tested)} others to test on, lam = {self.lam:.4g}, "
             f"K = {self.depth} steps. F* is known to a "
@@ -92,7 +96,6 @@ class UnknownCodes(NamedTuple):
             "",
             spent(self.seconds),
         ]
-        return "\n".join(parts)
 
     def _table(self) -> str:
         columns = ["method", "(F - F*) / F* after K/4", "after K/2", "after K", "PSNR after K, dB"]
@@ -109,6 +112,10 @@ class UnknownCodes(NamedTuple):
         best = float(metrics.psnr(problems.synthesize(self.D, self.optimum.x), self.tested))
         last = ["LASSO optimum", "", "", "0", f"{best:.2f}"]
         return markdown(columns, [*rows, last + [""] * (len(columns) - len(last))])
+
+    def answer(self) -> str:
+        """The best method, its error, and whether theory guarantees it."""
+        return self.comparison.answer()
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unrolled import plots, theory
-from unrolled._text import line
+from unrolled._text import grid, line
 from unrolled.layers import Layer
 from unrolled.networks import dsc
 from unrolled.studies._steps import one_per_layer
@@ -25,8 +25,29 @@ class WeightsCertificate(NamedTuple):
 
     def text(self) -> str:
         """A table, one column per layer."""
+        table = (line(label, cells) for label, cells in self._rows().items())
+        return "\n".join([self._class(), "", *table])
+
+    def parts(self) -> list[str]:
+        """The same, for a report."""
+        return [self._class(), grid(self._rows())]
+
+    def answer(self) -> str:
+        """The error that is guaranteed at the end."""
+        last = self.certificates[-1]
+        if not last.holds:
+            return "These weights guarantee nothing for this class of codes."
+        return f"These weights guarantee an l1 error of at most {last.error[-1]:.2e}."
+
+    def _class(self) -> str:
+        return (
+            f"what these weights guarantee, for entries of at most {self.bound:g} and noise of l1 "
+            f"norm at most {self.noise:g}"
+        )
+
+    def _rows(self) -> dict[str, Sequence]:
         found = self.certificates
-        rows: dict[str, Sequence] = {
+        return {
             "layer": range(1, len(found) + 1),
             "family": [layer.family for layer in self.layers],
             "D": [f"{m} x {d}" for m, d in self.shapes],
@@ -43,9 +64,6 @@ class WeightsCertificate(NamedTuple):
             ],
             "largest sparsity": [c.largest_sparsity for c in found],
         }
-        of = f"for entries of at most {self.bound:g} and noise of l1 norm at most {self.noise:g}"
-        table = (line(label, cells) for label, cells in rows.items())
-        return "\n".join([f"what these weights guarantee, {of}", "", *table])
 
     def to_dict(self) -> dict[str, Any]:
         """The certificates as data, layer by layer."""
@@ -73,7 +91,7 @@ class WeightsCertificate(NamedTuple):
         figure, panels = plots.figure(1, 1)
         title, ylabel = "What these weights guarantee", "l1 error of the code"
         plots.curves(panels[0, 0], lines, title=title, ylabel=ylabel, log=True)
-        panels[0, 0].legend(frameon=False)
+        plots.name_lines(panels[0, 0])
         return figure
 
     def _steps(self, found: theory.Certificate) -> int | None:

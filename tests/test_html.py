@@ -1,0 +1,86 @@
+"""A report as one page: it stands alone, begins with the answer, and shows what it is given."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from unrolled import plots
+from unrolled._text import markdown
+from unrolled.commands import _html
+from unrolled.commands._report import Section, write_report
+
+VOID = {"meta", "img", "br", "input", "link"}
+
+
+class Checker(HTMLParser):
+    """Every tag is closed, every id is one of its own, and every link leads to one."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links, self.words = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [value[1:] for name, value in attributes if "href" in name]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def curve():
+    fig, panels = plots.figure(1, 1)
+    plots.curves(panels[0, 0], {"ista": np.ones(3)}, title="Error", ylabel="dB")
+    return fig
+
+
+def picture():
+    return plots.images({"a": np.eye(4)})
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    table = markdown(["method", "dB"], [["A & B", "-9.5"], ["<C>", "-10.5"]], ["A *note*."])
+    parts = ["First `code`.", "", table, "```\nraw <text>\n```"]
+    figures = {"curves": curve, "more curves": curve}
+    rows = (("step",), [[1]])
+    section = Section("One & only", "one", parts, figures, rows, {}, "C is best, -10.5 dB.")
+    folder = tmp_path_factory.mktemp("report")
+    write_report(folder, "Title", "About this.\n\nMore.", [section], {"seed": "0"})
+    assert (folder / "one.png").exists() and table in (folder / "report.md").read_text()
+    return (folder / "report.html").read_text()
+
+
+def test_it_is_well_formed_and_stands_alone(text):
+    page = Checker()
+    page.feed(text)
+    assert page.open == [] and len(set(page.ids)) == len(page.ids)
+    assert set(page.links) <= set(page.ids)
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert not re.search(r'\b(src|href)="(?!data:|#)', text)
+
+
+def test_it_begins_with_the_answer_and_says_how_to_repeat_it(text):
+    body = text.partition("<body>")[2]
+    assert body.index("C is best, -10.5 dB.") < body.index("<nav>") < body.index("First")
+    assert "About this." in body and "<pre>unrolled" in body and "<td>jax</td>" in body
+
+
+def test_tables_figures_and_text_are_shown_as_they_are(text):
+    assert "<thead><tr><th>method</th><th>dB</th></tr></thead>" in text
+    assert "<td>A &amp; B</td>" in text and "<td>&lt;C&gt;</td>" in text
+    assert "<p>A <em>note</em>.</p>" in text and "<code>code</code>" in text
+    assert "raw &lt;text&gt;" in text and text.count("<svg") == 2
+    assert ">Error</text>" in text  # words of a figure are words
+
+
+def test_a_picture_is_no_drawing():
+    shown = _html.page("T", "A.", [("S", [], {"p": picture()})], {}, "unrolled")
+    assert "data:image/png" in shown and "<svg" not in shown
