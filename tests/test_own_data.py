@@ -1,5 +1,8 @@
 """What people bring, a dictionary and signals without codes: trained, judged and refused."""
 
+import sys
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,8 @@ import pytest
 
 import unrolled as ur
 from unrolled._pursuits import pursue
+from unrolled.cli import main
+from unrolled.commands._console import never_silent, teller
 
 M, N, K = 6, 9, 3
 LAM = 0.1
@@ -239,3 +244,71 @@ def test_a_calibration_that_ends_above_zero_codes_says_what_ista_has():
     start = layer.init(None, D)._replace(shared=matrices)
     with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, of ISTA "):
         ur.analytic.calibrate(layer, start, D, factors * Y, loss=LASSO)
+
+
+# What a command says
+
+
+def test_on_a_terminal_a_command_is_never_silent(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with never_silent(0.08):
+        teller()("solving")
+        time.sleep(0.4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("solving") and lines[1] == "... solving: 0 s"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with never_silent(0.01):
+        time.sleep(0.1)
+    assert not capsys.readouterr().err
+
+
+def test_certify_says_which_hypothesis_fails_and_which_signals_are_of_the_class(tmp_path, capsys):
+    """Of four signals two have at most two nonzeros of magnitude at most 1."""
+    frame = np.asarray(ur.dictionaries.identity_hadamard(16), float)
+    codes = np.zeros((4, 32))
+    codes[[0, 1, 1], [3, 5, 20]], codes[2, 7], codes[3] = 0.5, 3.0, 1.0
+    np.save(tmp_path / "D.npy", frame)
+    np.save(tmp_path / "Y.npy", codes @ frame.T)
+    asked = ["certify", str(tmp_path / "D.npy"), "--signals", str(tmp_path / "Y.npy")]
+    assert main([*asked, "--sparsity", "3", "--no-cache"]) == 0
+    told = capsys.readouterr().out
+    assert "minimax: a < 1 fails: with s = 3 and mu_W = 0.25 it is 1.25; it holds up to" in told
+    assert "of 4 signals 2 have a code of this class (at most 3 nonzeros" in told
+    twice = [*asked, str(tmp_path / "D.npy")]
+    assert main([*twice[:2], *twice[4:], *twice[2:4]]) == 2
+    assert "--signals without --code needs one D" in capsys.readouterr().err
+
+
+def test_a_plan_and_a_certificate_say_why_they_do_not_hold():
+    numbers = dict(sparsities=(4, 2), bounds=(1.0, 1.0))
+    found = ur.theory.plan((1 / 32, 0.4), (1.0, 1.0), **numbers, tol=1e-3)
+    assert found.reason == "block 2 does not contract: its a is 1.2, and must be below 1"
+    found = ur.theory.plan((1 / 32, 1 / 5), (1.0, 1.0), **numbers, noises=(0.1, 0.0), tol=1e-3)
+    least = float(found.reason.rpartition(" ")[2])
+    assert found.reason.startswith("no depths end at 0.001: the least error")
+    options = dict(numbers, noises=(0.1, 0.0))
+    for tol, holds in ((1.01 * least, True), (0.99 * least, False)):
+        assert ur.theory.plan((1 / 32, 1 / 5), (1.0, 1.0), **options, tol=tol).holds is holds
+    assert ur.theory.plan((1 / 32, 1 / 5), (1.0, 1.0), **numbers, tol=1e-3).reason == ""
+
+
+# Results in four forms
+
+
+def test_evolutions_certificates_and_studies_have_tables_in_four_forms():
+    watch = ur.compare.evolution(LAYER, jnp.asarray(D))
+    fit(Y, callbacks=[watch])
+    frame = ur.dictionaries.identity_hadamard(4)
+    layer, params = ur.lista_cp(4), ur.analytic.lista_cp(frame, depth=4, sparsity=1, bound=1.0)
+    weights = ur.studies.certify_weights(layer, params, frame, tolerance=1e-2)
+    found = [watch, weights, weights.certificates[0], ur.analytic.weights_table(frame)]
+    for result, rows in zip(found, (2, 1, 5, 3)):
+        records = result.table("records")
+        assert len(records) == rows and len(result.table("csv").splitlines()) == rows + 1
+        assert len(result.table().splitlines()) == rows + 2
+        assert result.table("latex").startswith(r"\begin{tabular}")
+        assert len(repr(result).splitlines()) <= 24 and "Array(" not in repr(result)
+        with pytest.raises(ValueError, match="unknown form 'html'"):
+            result.table("html")
+    assert watch.table("records")[-1]["validation"] == watch.evaluations[-1].validation
+    assert weights.certificates[0].table("records")[0]["l1_error"] == 1.0

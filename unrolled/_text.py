@@ -124,6 +124,25 @@ def table(
     raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
 
 
+def table_of(form: str, records: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Any:
+    """Records as a `table` of numbers in four digits; None is an empty cell.
+
+    Example:
+        >>> from unrolled._text import table_of
+        >>> print(table_of("markdown", [{"method": "ISTA", "largest_error": 1 / 3, "K": None}]))
+        | method | largest error | K |
+        |---|---|---|
+        | ISTA | 0.3333 |  |
+    """
+
+    def cell(value: Any) -> str:
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    columns = [name.replace("_", " ") for name in records[0]] if records else []
+    rows = [[cell(value) for value in record.values()] for record in records]
+    return table(form, columns, rows, notes, lambda: [*map(dict, records)], "table")
+
+
 def screen(lines: Iterable[str], most: int = 24, width: int = 100) -> str:
     """The first lines of a text, so that it fits on a screen."""
     held = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from unrolled import _checks
 from unrolled._json import plain
-from unrolled._text import line
+from unrolled._text import line, screen, table_of
 from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
 from unrolled.dictionaries import Dictionary, as_dictionary, spectral_norm, unit_atoms
 from unrolled.theory import (
@@ -66,6 +66,33 @@ class WeightsTable(NamedTuple):
         labels["steps"] = f"steps to {self.tolerance:g}"
         rows = self.rows.values()
         return [[label, *(getattr(row, f) for row in rows)] for f, label in labels.items()]
+
+    def __repr__(self) -> str:
+        """The table, as it fits on a screen."""
+        return screen(self.text().splitlines())
+
+    def reasons(self) -> list[str]:
+        """For all weights that do not reach the tolerance, which hypothesis fails at which number.
+
+        a is the contraction, at least (2 s - 1) mu_W.
+        """
+        found = []
+        for name, row in self.rows.items():
+            if not row.holds:
+                found.append(
+                    f"{name}: a < 1 fails: with s = {row.sparsity} and mu_W = {row.mu_W:.4g} it is "
+                    f"{row.contraction:.4g}; it holds up to s = {row.largest_sparsity}"
+                )
+            elif not row.steps < float("inf"):
+                found.append(
+                    f"{name}: no number of steps reaches {self.tolerance:g}: the floor, from the "
+                    f"noise and the rounding, is {row.floor:.4g}"
+                )
+        return found
+
+    def table(self, form: str = "markdown") -> Any:
+        """A row for every kind of weights, in the forms of `compare.Comparison.table`."""
+        return table_of(form, [{"weights": n, **row._asdict()} for n, row in self.rows.items()])
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers for JSON; those that are not finite become None."""

@@ -11,6 +11,7 @@ from unrolled.commands import (
     _train,
 )
 from unrolled.commands._cache import kept_programs
+from unrolled.commands._console import never_silent
 
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
 COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)
@@ -18,4 +19,5 @@ COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _
 __all__ = [
     "COMMANDS",
     "kept_programs",
+    "never_silent",
 ]

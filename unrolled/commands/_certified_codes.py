@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unrolled import datasets, theory
+from unrolled import datasets, pursuit, theory
 from unrolled.commands._inputs import check_length, read_dictionary
 from unrolled.dictionaries import Dictionary
+from unrolled.problems import synthesize
 
 _CHUNK = 1000  # signals at a time
 _SHOWN = 20  # rows that the text lists
@@ -37,6 +38,51 @@ class CertifiedCodes(NamedTuple):
         """The share and the rows as data."""
         share = 1 - len(self.rows) / self.signals
         return {"certified_share": share, "not_certified": list(self.rows)}
+
+
+class ClassOfSignals(NamedTuple):
+    """How many signals have a code of a class, as far as orthogonal matching pursuit finds one."""
+
+    signals: int
+    inside: int
+    sparsity: int
+    bound: float
+    noise: float
+    least: float  # the least l1 norm of what the pursuit leaves of a signal that is not zero
+
+    def text(self) -> str:
+        """Whether the class contains any of the signals."""
+        return (
+            f"of {self.signals} signals {self.inside} have a code of this class (at most "
+            f"{self.sparsity} nonzeros of magnitude at most {self.bound:g}, noise of l1 norm at "
+            f"most {self.noise:g}) that OMP finds; what it leaves of a signal is at least "
+            f"{self.least:.4g}"
+        )
+
+
+def signals_of_class(
+    D: Dictionary, signals: Path, sparsity: int, bound: float, noise: float
+) -> ClassOfSignals:
+    """Look for codes of a class that give the signals of a file, up to its noise and to rounding.
+
+    Raises:
+        ValueError: signals that cannot be read or have another length.
+    """
+    Y = datasets.open_array(signals, "Y")
+    check_length(signals, Y, D)
+    inside, least = 0, np.inf
+    for first in range(0, len(Y), _CHUNK):
+        part = datasets.read_rows(Y, signals, first, _CHUNK)
+        rounding = 8 * float(np.finfo(part.dtype).eps if part.dtype.kind == "f" else 0.0)
+        with jax.enable_x64(True):
+            rows = np.asarray(part, float)
+            codes = np.asarray(pursuit.omp_batch(D, rows, sparsity).x)
+            left = np.abs(rows - np.asarray(synthesize(D, codes))).sum(1)
+        size = np.abs(rows).sum(1)
+        small = np.abs(codes).max(1) <= bound * (1 + rounding)
+        inside += int((small & (left <= noise + rounding * size)).sum())
+        least = min(least, *left[size > 0], np.inf)
+    return ClassOfSignals(len(Y), inside, sparsity, bound, noise, float(least))
 
 
 def uncertified(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, activations, dictionaries, studies, theory
-from unrolled.commands._certified_codes import certify_codes
+from unrolled.commands._certified_codes import certify_codes, signals_of_class
 from unrolled.commands._console import show, teller
 from unrolled.commands._inputs import read_dictionary
 from unrolled.commands._report import (
@@ -38,6 +38,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "\nl1 norm.",
         epilog="examples:\n"
         "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
+        "  unrolled certify D.npy --sparsity 3 --signals Y.npy\n"
         "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json\n"
         "  unrolled certify run/weights.npz --sparsity 10,2\n"
         "  unrolled certify D.npy --code X.npy --signals Y.npy",
@@ -88,7 +89,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--signals",
         type=Path,
         metavar="SIGNALS",
-        help="signals of --code, as .npy or .npz (entry Y)",
+        help="signals of --code, as .npy or .npz (entry Y); without --code also how many of them "
+        "have a code of the class that is certified",
     )
     add(
         "--output",
@@ -102,9 +104,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the theory certifies, and save the figure if one is asked for."""
-    if arguments.code is not None or arguments.signals is not None:
+    if arguments.code is not None:
         _run_on_codes(arguments)
         return
+    if arguments.signals is not None and (
+        len(arguments.dictionaries) > 1 or holds_weights(arguments.dictionaries[0])
+    ):
+        raise ValueError("certify: --signals without --code needs one D")
     _checks.nonnegative(arguments.tolerance, "tolerance", "certify")
     if holds_weights(arguments.dictionaries[0]):
         _run_on_weights(arguments)
@@ -119,7 +125,13 @@ def run(arguments: argparse.Namespace) -> None:
         Ds = [_read(path, arguments.normalize) for path in arguments.dictionaries]
     found = studies.certify(Ds, **options, say=say)
     names = " ".join(str(path) for path in arguments.dictionaries)
-    show(arguments.json, found.to_dict(), f"{names}: {found.text()}")
+    data, text = found.to_dict(), f"{names}: {found.text()}"
+    if arguments.signals is not None:
+        s = found.layers[0].table.rows["minimax"].sparsity
+        numbers = (s, arguments.bound, arguments.noise)
+        of = signals_of_class(Ds[0], arguments.signals, *numbers)
+        data, text = data | {"class_of_signals": of._asdict()}, f"{text}\n\n{of.text()}"
+    show(arguments.json, data, text)
     if arguments.figure is not None:
         write_figure(arguments.figure, found.figure())
     _write(arguments, found, {"the Gram matrix beside W'D": found.figure})
@@ -160,7 +172,7 @@ def _check_norms(path: Path, D: Dictionary) -> None:
 
 
 def _run_on_codes(arguments: argparse.Namespace) -> None:
-    if arguments.code is None or arguments.signals is None:
+    if arguments.signals is None:
         raise ValueError("certify: --code and --signals go together")
     if len(arguments.dictionaries) > 1:
         raise ValueError(f"certify: --code needs one D, got {len(arguments.dictionaries)} files")

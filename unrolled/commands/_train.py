@@ -13,7 +13,7 @@ import optax
 from unrolled import plots, training
 from unrolled._json import to_json
 from unrolled.commands._config import all_options, differences, load, to_toml
-from unrolled.commands._console import Say, show, teller
+from unrolled.commands._console import Say, heard, show, teller
 from unrolled.commands._history import logger, write_history
 from unrolled.commands._inputs import CHECKPOINTS, WEIGHTS
 from unrolled.commands._report import (
@@ -162,7 +162,7 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.F
         loss=ready.loss,
         validation=ready.validation,
         evaluate_every=chosen.evaluate_every,
-        callbacks=(logger(folder, started),),
+        callbacks=(logger(folder, started), lambda record, params: heard()),
         checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
     )
     try:

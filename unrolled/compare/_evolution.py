@@ -7,7 +7,7 @@ import numpy as np
 
 from unrolled import plots
 from unrolled._json import to_json
-from unrolled._text import markdown
+from unrolled._text import markdown, screen, table
 from unrolled.compare._coupling import Coupling, Weights, coupling, step_means, thresholds
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
@@ -100,8 +100,19 @@ class Evolution:
         low, high = (np.abs(1 - self.series(f"diagonal_{end}")) for end in ("low", "high"))
         return max(2 * sparsity - 1, 0) * self.series("largest_product") + np.maximum(low, high)
 
-    def table(self) -> str:
-        """A Markdown table, one row per evaluation, over all steps; theory last, if given."""
+    def __repr__(self) -> str:
+        """The table, as it fits on a screen."""
+        name = f"Evolution of {self.layer!r}"
+        return screen([name, *(self.table().splitlines() if self.evaluations else ())])
+
+    def table(self, form: str = "markdown") -> Any:
+        """One row per evaluation, over all steps, in the forms of `Comparison.table`.
+
+        In Markdown and LaTeX theory is last, if given.
+        """
+        return table(form, *self._rows(), (), self._records, "table")
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
         columns = ["training step", "validation", "threshold, first to last step"]
         columns += ["diagonal of W'D: least, mean, largest", "largest mu_W", "rms off-diagonal"]
         rows = [
@@ -110,7 +121,21 @@ class Evolution:
         ]
         if self.prediction is not None:
             rows.append(["theory", "", _range(self.prediction.theta), "1", "", "", "0"])
-        return markdown([*columns, "coupling mismatch"], rows)
+        return [*columns, "coupling mismatch"], rows
+
+    def _records(self) -> list[dict[str, Any]]:
+        """The numbers of every evaluation; None where the family has none."""
+        found = []
+        for at in self._seen():
+            record: dict[str, Any] = dict(zip(at._fields[:3], at[:3]))
+            means = np.empty(0) if at.theta is None else step_means(at.theta)
+            for name, place in (("theta_first", 0), ("theta_last", -1)):
+                record[name] = float(means[place]) if len(means) else None
+            for field, over in _OVER_STEPS.items():
+                value = None if at.coupling is None else getattr(at.coupling, field)
+                record[field] = None if value is None else float(over(value))
+            found.append(record)
+        return found
 
     def steps_table(self) -> str:
         """A Markdown table, one row per step: start -> result, with the threshold of theory."""
@@ -178,9 +203,25 @@ class ChainEvolution:
         for j, (layer, p) in enumerate(zip(self.layers, params)):
             layer._measure(record, p, self.network.weights(j))
 
-    def table(self) -> str:
-        """`Evolution.table` of every layer under its heading."""
-        return self._together("table")
+    def __repr__(self) -> str:
+        """The tables, as they fit on a screen."""
+        seen = self.layers[0].evaluations
+        return screen(
+            [f"Evolution of {self.network!r}", *(self.table().splitlines() if seen else ())]
+        )
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Evolution.table` of every layer: in Markdown under its heading, else as a column."""
+        if form == "markdown":
+            return self._together("table")
+        numbered = [*enumerate(self.layers, start=1)]
+        rows = [[str(j), *row] for j, layer in numbered for row in layer._rows()[1]]
+        columns = ["layer", *self.layers[0]._rows()[0]]
+
+        def records():
+            return [{"layer": j, **row} for j, layer in numbered for row in layer._records()]
+
+        return table(form, columns, rows, (), records, "table")
 
     def steps_table(self) -> str:
         """`Evolution.steps_table` of every layer under its heading."""
@@ -200,6 +241,11 @@ class ChainEvolution:
         return "\n\n".join(parts)
 
 
+# The fields of a `Coupling` that records hold, and what stands for all steps.
+_OVER_STEPS: dict[str, Any] = {
+    **{"diagonal_low": np.min, "diagonal_mean": np.mean, "diagonal_high": np.max},
+    **{"mu_W": np.max, "off_diagonal": np.max, "mismatch": np.max},
+}
 # The fields of a `Coupling` that the tables show, and their titles.
 _TITLES = {
     "diagonal_mean": "mean diagonal",

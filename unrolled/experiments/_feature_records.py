@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled import plots
 from unrolled._json import to_json
-from unrolled._text import markdown
+from unrolled._text import markdown, screen, table
 from unrolled.experiments._layer_dictionary import LayerDictionary
 from unrolled.experiments._layer_pursuit import Pursued
 from unrolled.experiments._table import interval
@@ -50,9 +50,17 @@ class Features(NamedTuple):
 
     layers: dict[str, LayerFeatures]
 
-    def table(self) -> str:
-        """A Markdown table with a row per layer, of means over the images."""
-        return features_table({"network": self})
+    def __repr__(self) -> str:
+        """The table, as it fits on a screen."""
+        return screen(self.table().splitlines())
+
+    def table(self, form: str = "markdown") -> Any:
+        """A row per layer, of means over the images, in the forms of `scores_table`."""
+
+        def records():
+            return [{"layer": name, **_numbers(layer)} for name, layer in self.layers.items()]
+
+        return table(form, *features_rows({"network": self}), (), records, "table")
 
     def to_json(self) -> str:
         """All but the dictionaries, as JSON; numbers that are not finite become null."""

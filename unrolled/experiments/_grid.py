@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unrolled import _checks
+from unrolled._text import screen
 from unrolled.datasets import Images
 from unrolled.experiments._job import Progress
 from unrolled.experiments._models import Build, build_model
 from unrolled.experiments._recipe import Recipe
 from unrolled.experiments._rows import read_row
 from unrolled.experiments._run import Outcome, run
+from unrolled.experiments._table import scores_table, summarize
 
 
 def grid(
@@ -47,6 +49,16 @@ class Sweep(NamedTuple):
     rows: dict[str, dict[str, Any]]  # by name: those that are finished, old and new
     open: list[str]  # stopped by the budget, or not begun
     busy: list[str]  # in the hands of other processes
+
+    def __repr__(self) -> str:
+        """The scores, as they fit on a screen, and what is not finished."""
+        scores = self.table().splitlines() if self.rows else []
+        left = f"{len(self.rows)} runs finished, {len(self.open)} open, {len(self.busy)} elsewhere"
+        return screen([left, *scores])
+
+    def table(self, form: str = "markdown") -> Any:
+        """`scores_table` of the rows, in the same forms."""
+        return scores_table(summarize(self.rows), form)
 
 
 def sweep(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, activations, analytic, plots, realize, theory
-from unrolled._text import grid, line, markdown, number
+from unrolled._text import grid, line, markdown, number, screen, table_of
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, as_chain, dense
 from unrolled.studies._steps import Say, one_per_layer, silent
@@ -70,7 +70,7 @@ class DictionaryReport(NamedTuple):
             f"codes are unique, and found by basis pursuit, up to this many nonzeros: {by}",
             f"fewer than {theory.spark_bound(high):.4g} atoms are never dependent (spark)",
         ]
-        rest = []
+        rest = [*self.table.reasons()]
         if self.activation is not None:
             found = self.activation
             theorem = f"Theorem {found.theorem}" if found.theorem else "no theorem applies"
@@ -117,11 +117,15 @@ class ChainReport(NamedTuple):
 
     def text(self) -> str:
         """A table, one column per layer."""
-        return "\n".join(["chain", *(line(label, cells) for label, cells in self._rows().items())])
+        rows = (line(label, cells) for label, cells in self._rows().items())
+        return "\n".join(["chain", *rows, *self._reasons()])
 
     def parts(self) -> list[str]:
         """The same table, for a report."""
-        return [grid(self._rows())]
+        return [grid(self._rows()), *self._reasons()]
+
+    def _reasons(self) -> list[str]:
+        return [] if self.plan.holds else [f"the plan does not hold: {self.plan.reason}"]
 
     def _rows(self) -> dict[str, Sequence]:
         rows: dict[str, Sequence] = {
@@ -159,7 +163,8 @@ class ChainReport(NamedTuple):
             "sparsities": self.sparsities,
             "uniqueness": unique,
             "stability": {"delta": stability.delta, "holds": stability.holds},
-            "plan": {"depths": plan.depths, "errors": self._errors(), "holds": plan.holds},
+            "plan": {"depths": plan.depths, "errors": self._errors(), "holds": plan.holds}
+            | {"reason": plan.reason},
         }
 
 
@@ -188,6 +193,19 @@ class Report(NamedTuple):
         holds = "holds" if self.chain.plan.holds else "does not hold"
         counts = ", ".join(map(str, largest))
         return f"At most {counts} nonzeros are admissible in the layers; the plan of steps {holds}."
+
+    def __repr__(self) -> str:
+        """The text, as it fits on a screen."""
+        return screen(self.text().splitlines())
+
+    def table(self, form: str = "markdown") -> Any:
+        """A row for every kind of weights of every dictionary, as in `compare.Comparison.table`."""
+        records = [
+            {"dictionary": j, "m": of.m, "d": of.d, "rank": of.rank, "mu": of.mu, **row}
+            for j, of in enumerate(self.layers, start=1)
+            for row in of.table.table("records")
+        ]
+        return table_of(form, records)
 
     def to_dict(self) -> dict[str, Any]:
         """All parts as data."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks, analytic, dictionaries, layers, networks, plots, problems, theory
 from unrolled._checks import Array
-from unrolled._text import markdown
+from unrolled._text import markdown, screen, table_of
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies._steps import Say, silent
@@ -87,6 +87,15 @@ class CertifiedRegime(NamedTuple):
         inside = all(np.all(run.measured <= run.schedule.error) for run in self._holding())
         kept = "stay below their bounds" if inside else "exceed a bound"
         return f"Theory certifies up to {largest} nonzeros; the measured errors {kept}."
+
+    def __repr__(self) -> str:
+        """The text, as it fits on a screen."""
+        return screen(self.text().splitlines())
+
+    def table(self, form: str = "markdown") -> Any:
+        """The numbers of `rows`, in the forms of `compare.Comparison.table`."""
+        head, rows = self.rows()
+        return table_of(form, [dict(zip(head, row)) for row in rows])
 
     def to_dict(self) -> dict[str, Any]:
         """The most nonzeros of all weights; errors and bounds of the runs that hold."""
@@ -272,6 +281,15 @@ class CertifiedChain(NamedTuple):
             f"The chain is certified to an l1 error of {bound:.1e} after {_FAST_DEPTH} steps in "
             f"each layer; {error:.1e} was measured."
         )
+
+    def __repr__(self) -> str:
+        """The text, as it fits on a screen."""
+        return screen(self.text().splitlines())
+
+    def table(self, form: str = "markdown") -> Any:
+        """The numbers of `rows`, in the forms of `compare.Comparison.table`."""
+        head, rows = self.rows()
+        return table_of(form, [dict(zip(head, row)) for row in rows])
 
     def to_dict(self) -> dict[str, Any]:
         """All runs."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unrolled import plots, theory
-from unrolled._text import grid, line
+from unrolled._text import grid, line, screen, table_of
 from unrolled.layers import Layer
 from unrolled.networks import dsc
 from unrolled.studies._steps import one_per_layer
@@ -26,11 +26,15 @@ class WeightsCertificate(NamedTuple):
     def text(self) -> str:
         """A table, one column per layer."""
         table = (line(label, cells) for label, cells in self._rows().items())
-        return "\n".join([self._class(), "", *table])
+        return "\n".join([self._class(), "", *table, *self._reasons()])
 
     def parts(self) -> list[str]:
         """The same, for a report."""
-        return [self._class(), grid(self._rows())]
+        return [self._class(), grid(self._rows()), *self._reasons()]
+
+    def _reasons(self) -> list[str]:
+        found = enumerate(self.certificates, start=1)
+        return [f"layer {j}: {c.reason}" for j, c in found if not c.holds]
 
     def answer(self) -> str:
         """The error that is guaranteed at the end."""
@@ -65,6 +69,29 @@ class WeightsCertificate(NamedTuple):
             "largest sparsity": [c.largest_sparsity for c in found],
         }
 
+    def __repr__(self) -> str:
+        """The table, as it fits on a screen."""
+        return screen(self.text().splitlines())
+
+    def table(self, form: str = "markdown") -> Any:
+        """A row for every layer, in the forms of `compare.Comparison.table`."""
+        records = [
+            dict(
+                layer=j,
+                family=layer.family,
+                sparsity=s,
+                error_at_the_start=float(c.error[0]),
+                guaranteed_error=float(c.error[-1]) if c.holds else None,
+                holds=bool(c.holds),
+                steps=self._steps(c),
+                largest_sparsity=c.largest_sparsity,
+            )
+            for j, (layer, s, c) in enumerate(
+                zip(self.layers, self.sparsities, self.certificates), start=1
+            )
+        ]
+        return table_of(form, records)
+
     def to_dict(self) -> dict[str, Any]:
         """The certificates as data, layer by layer."""
         layers = [
@@ -75,6 +102,7 @@ class WeightsCertificate(NamedTuple):
                 error=c.error,
                 false_positives_excluded=c.false_positives_excluded,
                 holds=c.holds,
+                reason=c.reason,
                 steps=self._steps(c),
                 largest_sparsity=c.largest_sparsity,
             )

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._program import program
+from unrolled._text import table_of
 from unrolled.activations import relu
 from unrolled.dictionaries import (
     Conv,
@@ -49,6 +50,33 @@ class Certificate(NamedTuple):
     false_positives_excluded: np.ndarray  # (K,) no entry off the support after step k
     holds: bool  # the bound ends below where it began, or at 0; otherwise it says nothing
     largest_sparsity: int  # a sparsity at which it holds, the largest by bisection; 0 for none
+
+    def __repr__(self) -> str:
+        """The bound at both ends, and what it says."""
+        holds = "holds" if self.holds else "does not hold"
+        return (
+            f"Certificate: l1 error from {self.error[0]:.4g} to {self.error[-1]:.4g} in "
+            f"{len(self.error) - 1} steps, {holds}, largest sparsity {self.largest_sparsity}"
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why it does not hold, with the numbers; "" where it does."""
+        if self.holds:
+            return ""
+        first, last, K = float(self.error[0]), float(self.error[-1]), len(self.error) - 1
+        most = self.largest_sparsity
+        return (
+            f"the bound must end below where it begins, at {first:.4g}, but after {K} steps it is "
+            f"{last:.4g}; " + (f"it holds for s = {most}" if most else "it holds for no s")
+        )
+
+    def table(self, form: str = "markdown") -> Any:
+        """The bound step by step, in the forms of `compare.Comparison.table`."""
+        clean = [None, *map(bool, self.false_positives_excluded)]
+        columns = ("step", "l1_error", "false_positives_excluded")
+        steps = enumerate(zip(map(float, self.error), clean))
+        return table_of(form, [dict(zip(columns, (k, *row))) for k, row in steps])
 
 
 @overload

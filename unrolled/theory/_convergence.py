@@ -312,6 +312,7 @@ class Plan(NamedTuple):
     depths: tuple[int | float, ...]  # inf where no depths reach the tolerance
     schedules: tuple[Schedule, ...]  # () where no depths reach the tolerance
     holds: bool
+    reason: str = ""  # why it does not hold
 
 
 def plan(
@@ -380,7 +381,7 @@ def plan(
     contracts = all(found.contraction * UP < 1 for found in limits)
     depths = _fewest(blocks, tol, math.inf) if contracts else None
     if depths is None:
-        return Plan((math.inf,) * J, (), False)
+        return Plan((math.inf,) * J, (), False, _reason(blocks, tol))
     return Plan(depths, schedules(depths=depths), True)
 
 
@@ -416,17 +417,32 @@ class _Block(NamedTuple):
         return K - 1 if K > 1 and self.error(K - 1, 0.0) <= tol else K
 
 
+def _reason(blocks: Sequence[_Block], tol: float) -> str:
+    """Which hypothesis of a plan fails, at which number."""
+    for j, block in enumerate(blocks, start=1):
+        if not block.a * UP < 1:
+            return f"block {j} does not contract: its a is {block.a:.4g}, and must be below 1"
+    least = _least(blocks)
+    return f"no depths end at {tol:.4g}: the least error that they certify is {least:.4g}"
+
+
+def _least(blocks: Sequence[_Block]) -> float:
+    """The least error of the last code: between one step and its limit an error is monotone."""
+    least = 0.0
+    for block in blocks:
+        least = min(block.error(1, least), block.error(math.inf, least))
+    return least
+
+
 def _fewest(blocks: Sequence[_Block], tol: float, most: float) -> tuple[int, ...] | None:
     """Depths of the blocks with the least sum below `most` that end at `tol`, or None."""
     if not blocks:
         return ()
     *before, last = blocks
-    K, best, least = last.steps(tol), None, 0.0
+    K, best = last.steps(tol), None
     if not before:
         return (int(K),) if K < most else None
-    for block in blocks:  # between one step and its limit an error is monotone
-        least = min(block.error(1, least), block.error(math.inf, least))
-    if least > tol:
+    if _least(blocks) > tol:
         return None
     while K + len(before) < most:
         found = _fewest(before, last.tolerance(K, tol), most - K)
