@@ -1,161 +1,398 @@
-"""Every family on signals and a dictionary as people have them: patches, a learned dictionary.
+"""Every family on signals and a dictionary as people have them, without codes.
 
-The dictionary is learned by `online` on mean-free 8 x 8 patches of one photograph of scikit-learn,
-and the codes of patches of the other one are judged by the objective of the LASSO: of the start,
-and after a short training with `training.lasso` on the first one, beside zero codes, ISTA and FISTA
-at the same depth, and the optimum of `lasso_batch`.
+Problems: mean-free 8 x 8 patches of the pictures of Train400, tested on those of Set12, with
+dictionaries by `online` and K-SVD; lines of the same pictures with a `Conv`; digits. Where the
+pictures are not at hand (UNROLLED_DATA), the photographs of scikit-learn stand in. A training sees
+none of the pictures that choose its params, and none of those that it is tested on.
 
-    python benchmarks/own_signals.py            writes own_signals.json
-    python benchmarks/own_signals.py --table    prints its table
+A row is one training, or one start (no steps), of one family at one depth, seed and rate. The gap
+is (F - F*) / F*, of mean objectives of the LASSO, with F* by `lasso_batch`. The table takes of each
+cell the rate with the least objective on validation pictures.
+
+    python benchmarks/own_signals.py            adds the missing rows, the telling ones first
+    python benchmarks/own_signals.py --minutes 30    no new row after that long
+    python benchmarks/own_signals.py --table    prints the tables
+    python benchmarks/own_signals.py --figure   draws own_signals.svg and own_signals.png
 """
 
 import argparse
+import functools
 import json
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import save
-from sklearn.datasets import load_sample_images
+from _measure import environment
 
 import unrolled as ur
 from unrolled import layers
 
 HERE = Path(__file__).parent
-SIDE, ATOMS, K, LAM = 8, (128, 256), 16, 0.1
-PATCHES, TESTED = 20_000, 1_000
-STEPS, BATCH, RATE = 200, 64, 1e-3
+ROWS = HERE / "own_signals.jsonl"
+SIDE, LAM, BATCH, CLIP = 8, 0.1, 128, 0.01
+PER_PICTURE, TESTED = 500, 2400
+RATES = (5e-4, 3e-3, 1e-4)
+PATCHES = "online 64 x 128"
+PROBLEMS = (PATCHES, "online 64 x 256", "ksvd 64 x 128", "ksvd 64 x 256", "digits", "lines, Conv")
+SHORT, LONG = 2000, 16_000
+DEPTHS, SEEDS = (16, 8, 32), (0, 1, 2)
 # Families that need an option, and options that matter.
-BUILD = {
-    "alista, ridge 0": lambda K, lam: layers.alista(K, lam=lam, ridge=0.0),
-    "alista, support": lambda K, lam: layers.alista(K, lam=lam, support=(0.012, 0.12)),
-    "lista, untied": lambda K, lam: layers.lista(K, lam=lam, tied=False),
-    "lista_cp, untied": lambda K, lam: layers.lista_cp(K, lam=lam, tied=False),
-    "liht": lambda K, lam: layers.liht(K, sparsity=8),
+OPTIONS = {
+    "liht": ("liht", {"sparsity": 8}),
+    "alista, support": ("alista", {"support": (0.012, 0.12)}),
+    "lista, untied": ("lista", {"tied": False}),
+    "lista_cp, untied": ("lista_cp", {"tied": False}),
+    "vamp_bg, em": ("vamp_bg", {"em": True}),
 }
+# Those that have come far in the short training come first.
+BEST = ("lfista_cp", "fista", "lista_cp, untied", "lfista", "glista", "tilista")
+NAMES = tuple(dict.fromkeys([*BEST, *layers.FAMILIES, *OPTIONS]))
+
+
+class Row(NamedTuple):
+    """What is measured; `pictures` is None for all of them."""
+
+    problem: str
+    family: str
+    depth: int
+    seed: int
+    steps: int
+    rate: float
+    pictures: int | None = None
+
+
+class Problem(NamedTuple):
+    """A dictionary, signals to train on, to choose by and to test on, and their optima."""
+
+    D: Any
+    train: list[np.ndarray]  # of each picture
+    sets: dict[str, np.ndarray]  # "validation", "test"
+    optimum: dict[str, float]
+    certified: bool  # every optimum
+
+
+def rows() -> Iterator[Row]:
+    """All rows, the most telling first."""
+    head = Row(PATCHES, "lfista_cp", 16, 0, SHORT, RATES[0])
+    for depth in (16, 8, 32, 64):
+        yield Row(PATCHES, "fista", depth, 0, 0, 0.0)
+    yield head
+    for name in NAMES:
+        yield Row(PATCHES, name, 16, 0, 0, 0.0)
+    yield head._replace(steps=LONG)
+    for name in NAMES:
+        yield Row(PATCHES, name, 16, 0, SHORT, RATES[0])
+    for rate in RATES[1:]:
+        for name in NAMES:
+            yield Row(PATCHES, name, 16, 0, SHORT, rate)
+    for pictures in (1, 10, 100):  # beside all, where is the limit?
+        yield head._replace(pictures=pictures, steps=LONG)
+    for problem in PROBLEMS:
+        for depth in DEPTHS:
+            for seed in SEEDS:
+                for name in NAMES:
+                    yield Row(problem, name, depth, seed, 0, 0.0)
+                for rate in RATES:
+                    for name in NAMES:
+                        yield Row(problem, name, depth, seed, SHORT, rate)
+                for name in BEST:
+                    for rate in RATES:
+                        yield Row(problem, name, depth, seed, LONG, rate)
 
 
 def patches(picture: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Mean-free patches from random places, (count, SIDE^2)."""
     rng = np.random.default_rng(seed)
-    top, left = (rng.integers(0, size - SIDE, count) for size in picture.shape)
+    top, left = (rng.integers(0, size - SIDE + 1, count) for size in picture.shape)
     Y = np.stack([picture[i : i + SIDE, j : j + SIDE].ravel() for i, j in zip(top, left)])
     return Y - Y.mean(1, keepdims=True)
 
 
-def problem(atoms: int):
-    """A learned dictionary, signals to train on, and signals of the other photograph."""
-    one, other = (picture.mean(-1) / 255 for picture in load_sample_images().images)
-    Y = patches(one, PATCHES, 0)
-    size = np.sqrt(np.mean(np.sum(Y**2, 1)))
-    Y, tested = ((A / size).astype(np.float32) for A in (Y, patches(other, 2 * TESTED, 1)))
-    learned = ur.dictionary_learning.online(np.split(Y, 40), atoms, lam=LAM, key=0)
-    return jnp.asarray(learned.D), jnp.asarray(Y), jnp.asarray(tested)
+def lines(picture: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Mean-free pieces of rows, (count, SIDE^2): a series in one dimension."""
+    rng = np.random.default_rng(seed)
+    top = rng.integers(0, picture.shape[0], count)
+    left = rng.integers(0, picture.shape[1] - SIDE**2 + 1, count)
+    Y = np.stack([picture[i, j : j + SIDE**2] for i, j in zip(top, left)])
+    return Y - Y.mean(1, keepdims=True)
 
 
-def families():
-    """A layer of every family that the library has, and of the options above."""
-    for name, family in layers.FAMILIES.items():
-        options = {"lam": LAM} if "lam" in family.__dataclass_fields__ else {}
-        yield name, BUILD[name](K, LAM) if name in BUILD else family(K, **options)
-    for name, build in BUILD.items():
-        if name not in layers.FAMILIES:
-            yield name, build(K, LAM)
+@functools.cache
+def pictures() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Pictures to train on, to choose by and to test on."""
+    try:
+        root = ur.datasets.locate("denoising")
+        train, test = (
+            list(ur.datasets.read_images(root / name).values()) for name in ("Train400", "Set12")
+        )
+        return train[:-40], train[-40:], test
+    except FileNotFoundError:
+        china, flower = ur.datasets.photographs().values()
+        middle = flower.shape[1] // 2
+        return [china], [flower[:, :middle]], [flower[:, middle:]]
 
 
-def objective(layer, params, D, Y) -> float:
-    X = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
-    return _mean_objective(D, Y, X)
+def signals(problem: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Of every training picture, of the validation pictures, and of those to test on."""
+    if problem == "digits":
+        (X, _), (T, _) = (ur.datasets.digits().train, ur.datasets.digits().test)
+        Y, T = (A.reshape(len(A), -1) / 255.0 for A in (X, T))
+        return [Y[:-300]], Y[-300:], T
+    cut = lines if problem.startswith("lines") else patches
+    train, *others = pictures()
+    validation, test = (
+        np.concatenate([cut(p, -(-TESTED // len(part)), seed + i) for i, p in enumerate(part)])
+        for part, seed in zip(others, (10_000, 20_000))
+    )
+    count = PER_PICTURE if len(train) > 1 else 20_000
+    return [cut(p, count, i) for i, p in enumerate(train)], validation, test
 
 
-def _mean_objective(D, Y, X) -> float:
-    values = jax.vmap(ur.pursuit.lasso_objective, (None, 0, 0, None))(D, Y, X, LAM)
-    return float(np.mean(np.asarray(values, float)))
+def learned(problem: str, Y: np.ndarray) -> Any:
+    """The dictionary of a problem, from training signals."""
+    rng = np.random.default_rng(0)
+    Y = Y[rng.permutation(len(Y))[:40_000]]
+    how, *sizes = problem.split()
+    learning = ur.dictionary_learning
+    if problem.startswith("lines"):
+        D = learning.convolutional(Y[:1000], (4, 1, 9), lam=LAM, sweeps=50, key=0).D
+    elif how == "ksvd":
+        D = learning.ksvd(Y[:10_000], int(sizes[-1]), sparsity=6, sweeps=20, key=0).D
+    else:
+        atoms = int(sizes[-1]) if sizes else 128
+        D = learning.online(np.array_split(Y, max(1, len(Y) // 500)), atoms, lam=LAM, key=0).D
+    return jax.tree.map(jnp.asarray, D)
 
 
-def measured(layer, D, Y, tested) -> dict:
-    """The objective of the start and after training, and what was warned of."""
-    validation, test = tested[:TESTED], tested[TESTED:]
-    start = layer.init(jax.random.key(0), D)
+def optima(D: Any, Y: np.ndarray) -> tuple[float, bool]:
+    """The mean optimum of the LASSO, and whether every one is certified."""
+    if isinstance(D, ur.dictionaries.Structured):
+        found = jax.jit(jax.vmap(lambda y: ur.pursuit.fista(D, y.reshape(D.signal_grid), LAM)))(Y)
+        codes = found.x.reshape(len(Y), -1)
+    else:
+        found = ur.pursuit.lasso_batch(D, jnp.asarray(Y), LAM, tol=1e-5)
+        codes = found.x
+    return float(np.mean(objectives(D, Y, codes))), bool(np.all(found.converged))
 
-    def sample(key):
-        return Y[jax.random.randint(key, (BATCH,), 0, len(Y))], None
 
+@functools.cache
+def problem_of(name: str) -> Problem:
+    train, validation, test = signals(name)
+    size = np.sqrt(np.mean(np.sum(np.concatenate(train) ** 2, 1)))
+    train = [(Y / size).astype(np.float32) for Y in train]
+    D = learned(name, np.concatenate(train))
+    sets = {"validation": validation, "test": test}
+    sets = {n: (Y / size).astype(np.float32) for n, Y in sets.items()}
+    found = {n: optima(D, Y) for n, Y in sets.items()}
+    certified = all(converged for _, converged in found.values())
+    return Problem(D, train, sets, {n: F for n, (F, _) in found.items()}, certified)
+
+
+@functools.cache
+def seen_in_training(name: str, pictures: int | None) -> tuple[np.ndarray, float]:
+    """Signals of the pictures that are trained on, and their mean optimum."""
+    problem = problem_of(name)
+    Y = np.concatenate(problem.train[:pictures])
+    Y = Y[np.random.default_rng(1).permutation(len(Y))[:TESTED]]
+    return Y, optima(problem.D, Y)[0]
+
+
+def objectives(D: Any, Y: np.ndarray, codes: Any) -> np.ndarray:
+    values = jax.vmap(ur.pursuit.lasso_objective, (None, 0, 0, None))(D, jnp.asarray(Y), codes, LAM)
+    return np.asarray(values, float)
+
+
+def layer_of(name: str, depth: int) -> layers.Layer:
+    family, options = OPTIONS.get(name, (name, {}))
+    family = layers.FAMILIES[family]
+    weight = {"lam": LAM} if "lam" in family.__dataclass_fields__ else {}
+    return family(depth, **weight, **options)
+
+
+def trained(row: Row, layer: layers.Layer, problem: Problem, start: Any) -> tuple[Any, dict]:
+    """The params with the least objective on validation pictures, and the course of training."""
+    own = problem.train[: row.pictures]
+    decay = optax.cosine_decay_schedule(row.rate, row.steps)
+    F = problem.optimum["validation"]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
             fit = ur.fit(
                 layer,
                 start,
-                D,
-                sample,
-                optimizer=optax.adam(RATE),
-                steps=STEPS,
-                key=1,
+                problem.D,
+                ur.problems.resampler(jnp.asarray(np.concatenate(own)), batch=BATCH),
+                optimizer=optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(decay)),
+                steps=row.steps,
+                key=row.seed,
                 loss=ur.training.lasso(LAM),
-                validation=(validation, None),
+                validation=(jnp.asarray(problem.sets["validation"]), None),
+                evaluate_every=max(100, row.steps // 20),
+                progress=False,
             )
         except ur.training.NonFiniteError as error:
             told, fit = [*told, error], error.fit
     texts = [str(getattr(entry, "message", entry)).partition(":")[2].strip() for entry in told]
-    return {
-        "start": objective(layer, start, D, test),
-        "best": objective(layer, fit.best, D, test),
-        "last": objective(layer, fit.params, D, test),
-        "worsened": fit.worsened,
-        "warned": [text.partition(":")[0] for text in texts],
+    course = [[record.step, record.validation / F - 1] for record in fit.history.records]
+    return fit.best, {"course": course, "warned": [text.partition(":")[0] for text in texts]}
+
+
+def measured(row: Row) -> dict:
+    """What a row says."""
+    problem, layer = problem_of(row.problem), layer_of(row.family, row.depth)
+    params, found = layer.init(jax.random.key(row.seed), problem.D), {}
+    weights = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    if row.steps:
+        params, found = trained(row, layer, problem, params)
+    code = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    seen, optimum = seen_in_training(row.problem, row.pictures)
+    sets, optimum = problem.sets | {"train": seen}, problem.optimum | {"train": optimum}
+    F = {n: objectives(problem.D, Y, code(params, problem.D, Y)) for n, Y in sets.items()}
+    zero = np.sum(problem.sets["test"].astype(float) ** 2, 1) / 2
+    return found | {
+        "gap": {n: float(np.mean(F[n])) / optimum[n] - 1 for n in F},
+        "above_zero": int(np.sum(F["test"] > 1.001 * zero)),
+        "products": ur.compare.products(
+            layer, params, problem.D, jnp.asarray(problem.sets["test"][0])
+        ),
+        "weights": weights,
+        "optimum": optimum["test"],
+        "zero": float(np.mean(zero)),
+        "certified": problem.certified,
+        "data": "BSD" if len(problem.train) > 1 else "scikit-learn",
     }
 
 
-def run(atoms: int) -> dict:
-    D, Y, tested = problem(atoms)
-    test = tested[TESTED:]
-    lasso = ur.pursuit.lasso_batch(D, test, LAM, tol=1e-4)
-    rows = {}
-    for name, layer in families():
-        rows[name] = measured(layer, D, Y, tested)
-        print(atoms, name, rows[name], flush=True)
-    return {
-        "shape": list(D.shape),
-        "coherence": float(ur.theory.mutual_coherence(D)),
-        "zero": _mean_objective(D, test, jnp.zeros((len(test), atoms), D.dtype)),
-        "optimum": _mean_objective(D, test, lasso.x),
-        "certified": bool(np.all(lasso.converged)),
-        "rows": rows,
-    }
+def read() -> dict[Row, dict]:
+    """The rows that are there."""
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    return {Row(**entry["row"]): entry for entry in map(json.loads, lines)}
 
 
-def table(results: dict) -> str:
+def run(minutes: float) -> None:
+    """Add rows until the time is over; the last one may take longer."""
+    there, began = read(), time.monotonic()
+    for row in dict.fromkeys(rows()):
+        if row in there:
+            continue
+        if time.monotonic() - began > 60 * minutes:
+            break
+        try:
+            found = measured(row)
+        except Exception as error:  # a family that cannot be had on this problem says why
+            found = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        versions = {n: environment()[n] for n in ("jax", "processor")}
+        with ROWS.open("a") as file:
+            file.write(json.dumps({"row": row._asdict(), **found, **versions}) + "\n")
+        print(*row, found.get("gap", found), flush=True)
+        jax.clear_caches()
+
+
+def chosen(there: dict[Row, dict], **cell: Any) -> dict | None:
+    """Of the rows of a cell, which differ in rates, that with the least validation objective."""
+    entries = [
+        entry
+        for row, entry in there.items()
+        if "gap" in entry and all(getattr(row, name) == value for name, value in cell.items())
+    ]
+    return min(entries, key=lambda entry: entry["gap"]["validation"], default=None)
+
+
+def medians(there: dict[Row, dict], **cell: Any) -> tuple[float, int]:
+    """The median over seeds of the gap on test pictures, and how many seeds there are."""
+    found = [chosen(there, seed=seed, **cell) for seed in SEEDS]
+    gaps = [entry["gap"]["test"] for entry in found if entry]
+    return (float(np.median(gaps)), len(gaps)) if gaps else (np.nan, 0)
+
+
+def table(there: dict[Row, dict]) -> str:
+    """One table for every problem and depth that has rows, and that of the pictures."""
+    found = []
+    for problem in PROBLEMS:
+        for depth in sorted(DEPTHS):
+            found += table_of(there, problem, depth)
+    head = dict(problem=PATCHES, family="lfista_cp", depth=16, seed=0, steps=LONG)
+    counts = [(n, chosen(there, pictures=n, **head)) for n in (1, 10, 100, None)]
+    if any(entry for _, entry in counts):
+        found += ["| training pictures | gap on them | on others |", "|---|---|---|"]
+    for count, entry in counts:
+        if entry:
+            gap = entry["gap"]
+            found.append(f"| {count or 'all'} | {gap['train']:.5f} | {gap['test']:.5f} |")
+    return "\n".join(found)
+
+
+def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
+    cell = dict(problem=problem, depth=depth, pictures=None)
+    ista = chosen(there, family="ista", steps=0, **cell)
     lines = []
-    for found in results["dictionaries"]:
-        m, d = found["shape"]
-        ista = found["rows"]["ista"]["start"]
-        lines += [
-            f"**{m} x {d}, mu = {found['coherence']:.2f}.** Zero codes {found['zero']:.4f}, "
-            f"ISTA {ista:.4f}, optimum {found['optimum']:.4f}.",
-            "",
-            f"| family | start | after {results['steps']} steps (best) | last | warned of |",
-            "|---|---|---|---|---|",
-        ]
-        for name, row in found["rows"].items():
-            numbers = " | ".join(f"{row[k]:.4g}" for k in ("start", "best", "last"))
-            lines.append(f"| {name} | {numbers} | {'; '.join(row['warned'])} |")
-        lines.append("")
-    return "\n".join(lines)
+    for name in NAMES:
+        start = chosen(there, family=name, steps=0, **cell)
+        if not start:
+            continue
+        above = ista and start["gap"]["test"] > ista["gap"]["test"] * (1 + 1e-3)
+        cells = [name, str(start["weights"]), str(start["products"] or "")]
+        cells.append(f"{start['gap']['test']:.4g}" + (" (above ISTA)" if above else ""))
+        for steps in (SHORT, LONG):
+            gap, seeds = medians(there, family=name, steps=steps, **cell)
+            cells.append(f"{gap:.4g} ({seeds})" if seeds else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    header = (
+        f"| family | numbers | products | start | {SHORT} steps (seeds) | {LONG} steps (seeds) |"
+    )
+    certified = all(e["certified"] for r, e in there.items() if r.problem == problem and "gap" in e)
+    note = "all optima certified" if certified else "not all optima certified"
+    return [f"**{problem}, K = {depth}**, {note}.", "", header, "|---" * 6 + "|", *lines, ""]
+
+
+def draw(there: dict[Row, dict]) -> None:
+    """The gap on test pictures against products with a matrix, of the first problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    figure, axes = ur.plots.figure(1, 1)
+    axes = np.ravel(axes)[0]
+    looks = ur.plots.styles(NAMES)
+
+    def points(name: str, steps: int) -> list[tuple[int, float]]:
+        cells = [dict(problem=PATCHES, family=name, depth=K, steps=steps) for K in (8, 16, 32, 64)]
+        found = [chosen(there, pictures=None, **cell) for cell in cells]
+        return [(entry["products"], entry["gap"]["test"]) for entry in found if entry]
+
+    axes.plot(*zip(*points("fista", 0)), "k--", marker="s", markersize=4, label="FISTA, untrained")
+    for name in NAMES:
+        trained_points = points(name, LONG) or points(name, SHORT)
+        if trained_points and trained_points[0][1] < 0.2:
+            axes.plot(*zip(*trained_points), **looks[name], label=f"{name}, learned")
+    axes.set(xscale="log", yscale="log", xlabel="products with a matrix, per signal")
+    axes.set(ylabel="(F - F*) / F* on other pictures")
+    axes.legend(fontsize=7)
+    for suffix in ("svg", "png"):
+        figure.savefig(HERE / f"own_signals.{suffix}", dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="print the table of the last run")
-    path = HERE / "own_signals.json"
-    if parser.parse_args().table:
-        print(table(json.loads(path.read_text())))
-        return
-    found = [run(atoms) for atoms in ATOMS]
-    save(path, {"depth": K, "lam": LAM, "steps": STEPS, "dictionaries": found})
+    parser.add_argument(
+        "--minutes", type=float, default=np.inf, help="begin no row after that long"
+    )
+    parser.add_argument("--table", action="store_true", help="print the tables of the rows")
+    parser.add_argument("--figure", action="store_true", help="draw the rows")
+    options = parser.parse_args()
+    if options.table:
+        print(table(read()))
+    elif options.figure:
+        draw(read())
+    else:
+        run(options.minutes)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import unrolled as ur
 from unrolled._pursuits import pursue
 from unrolled.cli import main
 from unrolled.commands._console import never_silent, teller
+from unrolled.sklearn import SparseCoder
 
 M, N, K = 6, 9, 3
 LAM = 0.1
@@ -168,6 +169,17 @@ def test_signals_of_rounding_are_coded_as_zero(name):
     assert coded.zeros == int((np.abs(flat).max(1) > 0).sum())
     alone = pursue(name, (jnp.asarray(D),), jnp.asarray(1e-16 * Y[:2]), FLAT[name])
     assert alone.zeros == 0 and np.any(alone.codes[0])  # faint signals alone are signals
+
+
+def test_a_coder_says_how_many_samples_are_rounding_beside_the_largest_of_all():
+    coder = SparseCoder(D, "omp", sparsity=2).fit(Y)
+    samples = np.concatenate([1e-17 * Y[:1], Y[:2], 1e-17 * Y[1:3]])
+    with pytest.warns(UserWarning, match="3 of 5 samples are zero beside the largest, to the"):
+        codes = coder.transform(samples)
+    assert np.array_equal(np.any(codes, axis=1), [False, True, True, False, False])
+    assert coder.transform(Y).any(1).all()  # a warning would be an error
+    coder = SparseCoder(D, "lasso", lam=1e-18).fit(Y)
+    assert coder.transform(1e-17 * Y[:1]).any()
 
 
 def test_an_aim_in_the_units_of_the_signals_decides_itself():

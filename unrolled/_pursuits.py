@@ -81,6 +81,19 @@ def is_relative(name: str, options: Mapping[str, Any]) -> bool:
     return not any(np.any(options.get(option)) for option in names)
 
 
+def zero_beside_largest(Y: Any) -> np.ndarray:
+    """Which signals that are not zero are so beside the largest, to the rounding of their dtype.
+
+    Example:
+        >>> from unrolled._pursuits import zero_beside_largest
+        >>> zero_beside_largest(np.float32([[1.0], [0.0], [1e-8]])).tolist()
+        [False, False, True]
+    """
+    size = np.asarray(norm(Y, 1), float)
+    least = ROUNDINGS * float(jnp.finfo(Y.dtype).eps) * size.max(initial=0)
+    return (size > 0) & (size < least)
+
+
 def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -> Coded:
     """The codes of the signals Y, (signals, m), by a pursuit whose arguments were checked.
 
@@ -98,9 +111,7 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
     named, zeros = PURSUITS[name], 0
     if is_relative(name, options):
         Y = jnp.asarray(Y)
-        size = np.asarray(norm(Y, 1), float)
-        least = ROUNDINGS * float(jnp.finfo(Y.dtype).eps) * size.max(initial=0)
-        faint = (size > 0) & (size < least)
+        faint = zero_beside_largest(Y)
         zeros = int(faint.sum())
         Y = jnp.where(faint[:, None], 0, Y) if zeros else Y
     if named.many and _fits(Ds[0]) and set(options) <= set(PURSUITS[named.many].options):

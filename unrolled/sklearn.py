@@ -8,7 +8,14 @@ import numpy as np
 
 from unrolled import _checks, dictionary_learning, problems
 from unrolled._numbers import mean_norm
-from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
+from unrolled._pursuits import (
+    PURSUITS,
+    check_dictionaries,
+    check_options,
+    is_relative,
+    pursue,
+    zero_beside_largest,
+)
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
@@ -72,6 +79,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     Warns:
         ConvergenceWarning: codes that miss their tolerance; how many.
+        UserWarning: samples that are zero beside the largest, to the rounding of the dtype; how
+            many have the code 0 for that.
 
     Raises:
         ValueError: from `fit`, a dictionary that does not fit X, an unknown method, options that
@@ -152,7 +161,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def transform(self, X: Any) -> np.ndarray:
         """The codes of the samples, (n_samples, n_components)."""
         check_is_fitted(self, "dictionary_")  # a fit that failed has set others
-        X = _samples(self, X, reset=False)
+        X = self._without_rounding(_samples(self, X, reset=False))
         missed, codes = 0, np.empty((len(X), self.n_components_), X.dtype)
         with jax.enable_x64(True):
             Ds, params = _checks.cast((self.dictionary_, self.params_), X.dtype)
@@ -192,6 +201,20 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             for D in reversed(_checks.cast(self.dictionary_, X.dtype)):
                 signals = problems.synthesize(D, signals)
             return np.asarray(signals)
+
+    def _without_rounding(self, X: np.ndarray) -> np.ndarray:
+        """The samples, 0 where they are zero beside the largest; a warning says how many are."""
+        if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
+            return X
+        with jax.enable_x64(True):
+            faint = zero_beside_largest(X)
+        if not faint.any():
+            return X
+        _checks.warn(
+            f"{_NAME}: {faint.sum()} of {len(X)} samples are zero beside the largest, to the "
+            f"rounding of {X.dtype}; their codes are 0"
+        )
+        return np.where(faint[:, None], 0, X).astype(X.dtype)
 
     @property
     def _n_features_out(self) -> int:
