@@ -666,6 +666,38 @@ def test_differences_are_of_equal_seeds_with_t_intervals():
     assert math.isnan(one.scores["accuracy"].half) and not one.differences
 
 
+def test_holm_rejects_as_its_procedure_of_p_values_does():
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(mean, 1, size=n) for mean in (0, 1, 2, 4) for n in (2, 3, 6, 12)]
+    values = [stats.ttest_1samp(x, 0).pvalue for x in samples]
+    rejected, n = set(), len(values)
+    for rank, i in enumerate(np.argsort(values)):
+        if values[i] > 0.05 / (n - rank):
+            break
+        rejected.add(i)
+    one = experiments.interval([3.0])
+    found = experiments.holm([experiments.interval(x) for x in samples] + [one])
+    assert {i for i, of in enumerate(found) if of.excludes_zero} == rejected
+    assert 0 < len(rejected) < sum(np.array(values) < 0.05)
+    assert math.isnan(found[-1].half)
+
+
+def test_holm_errs_in_one_family_of_twenty():
+    rng, errors, n = np.random.default_rng(1), 0, 400
+    for _ in range(n):
+        family = [experiments.interval(x) for x in rng.normal(size=(8, 4))]
+        errors += any(of.excludes_zero for of in experiments.holm(family))
+    assert errors / n < 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)  # three standard deviations
+
+
+def test_holm_keeps_exact_differences_and_refuses_a_level():
+    exact, none = experiments.interval([1.0, 1.0, 1.0]), experiments.interval([0.0, 0.0])
+    assert experiments.holm([exact, none]) == [exact, none]
+    assert exact.excludes_zero and not none.excludes_zero
+    with pytest.raises(ValueError, match=r"holm: level must be in \(0, 1\), got 1"):
+        experiments.holm([exact], level=1)
+
+
 def test_scores_have_a_row_in_every_form_of_a_table():
     cells = experiments.summarize(rows_of(SCORES))
     records = experiments.scores_table(cells, "records")

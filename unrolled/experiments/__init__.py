@@ -29,7 +29,7 @@ from unrolled.experiments._row_features import row_features, trained_on
 from unrolled.experiments._rows import read_pictures, read_rows
 from unrolled.experiments._run import Outcome, run
 from unrolled.experiments._shapes import shapes
-from unrolled.experiments._table import Cell, Interval, interval, scores_table, summarize
+from unrolled.experiments._table import Cell, Interval, holm, interval, scores_table, summarize
 
 __all__ = [
     "Admitted",
@@ -49,6 +49,7 @@ __all__ = [
     "features_rows",
     "features_table",
     "grid",
+    "holm",
     "interval",
     "l1_in_training",
     "load",
