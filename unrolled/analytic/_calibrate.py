@@ -304,7 +304,8 @@ def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
             what, unit = "NMSE", " dB"
             with np.errstate(divide="ignore", invalid="ignore"):
                 numbers = tuple(10 * np.log10(np.divide(numbers, end.later_zero)))
-        rule = worse_than_zero("the codes are", what, *numbers, unit=unit)
+        loss, zero, ista = numbers
+        rule = worse_than_zero("the codes are", what, loss, zero, ista, unit)
         _checks.warn(
             f"calibrate: on {end.held_back} held-back signals {rule}. Try smaller weights or step "
             "sizes"

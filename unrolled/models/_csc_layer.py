@@ -169,8 +169,8 @@ def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
 class _BatchNorm(nnx.BatchNorm):
     """That of flax, with NaN where the variance leaves the range: flax has the features 0 there."""
 
-    def __call__(self, x: Array, **options: Any) -> Array:
-        y = super().__call__(x, **options)
+    def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
+        y = super().__call__(x, *args, **options)
         lost = jnp.where(jnp.isinf(self.var[...]), jnp.nan, 0).astype(y.dtype)
         return y + jnp.broadcast_to(lost, y.shape)
 
