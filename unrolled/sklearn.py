@@ -79,8 +79,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     Warns:
         ConvergenceWarning: codes that miss their tolerance; how many.
-        UserWarning: samples that are zero beside the largest, to the rounding of the dtype; how
-            many have the code 0 for that.
+        UserWarning: samples that are rounding beside the largest have the code 0; how many.
 
     Raises:
         ValueError: from `fit`, a dictionary that does not fit X, an unknown method, options that
