@@ -480,7 +480,8 @@ REFUSED = {
     "compare --dictionary D.npy I.npy --method omp": "omp takes one dictionary, got 2",
     "compare --dictionary D.npy --method ": "unknown method",
     "compare --sampled 0": "sampled must be at least 1, got 0",
-    "compare --dictionary D.npy I.npy --certify": "--certify are of one dictionary, got a chain",
+    "compare --dictionary D.npy I.npy --certify": "--predict are of one dictionary, got a chain",
+    "compare --dictionary D.npy I.npy --predict": "--predict are of one dictionary, got a chain",
     "compare --dictionary D.npy --depth 0": "depth must be at least 1, got 0",
     "compare --dictionary D.npy --steps -1": "steps must be at least 0, got -1",
     "compare --dictionary D.npy --lam 0": "lam must be positive, got 0",
@@ -663,9 +664,11 @@ def test_compare_on_own_signals_with_codes(run, tmp_path):
 @pytest.mark.slow
 def test_compare_says_what_a_sample_and_proofs_say(run, tmp_path):
     arguments = ("--dictionary", "D.npy", "--signals", "YX.npz", "--method", "ista", *QUICK)
-    more = ("--sampled", 100, "--certify", "--output", tmp_path / "r")
+    more = ("--sampled", 100, "--certify", "--predict", "--output", tmp_path / "r")
     status, out, err = run("compare", *arguments, *more)
     assert status == 0, err
+    assert "what state evolution predicts of it" in out
+    assert "none is known for this family and its options" in out
     assert "certified codes, %" in out and "signals are missing (100 draws, confidence" in out
 
 

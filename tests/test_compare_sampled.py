@@ -1,35 +1,43 @@
-"""What `compare` says by an independent sample of the class, and by proofs of single codes."""
+"""What `compare` says by a sample of the class, by proofs of single codes, and by prediction."""
 
+import functools
+import json
 import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import unrolled as ur
 from unrolled import theory
-from unrolled.compare import compare
+from unrolled.compare import DivergenceWarning, compare
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
 
 with jax.enable_x64(False):
     D = ur.dictionaries.gaussian(0, 20, 30)
     Y, X = ur.problems.sampler(D, 64, probability=0.1)(1)
-    LAYER, FISTA = ur.layers.ista(4), ur.layers.fista(4)
+    LAYER, FISTA, LAMP = ur.layers.ista(4), ur.layers.fista(4), ur.layers.lamp(4)
     METHODS = {
         "ISTA": (LAYER, LAYER.init(None, D)),
         "FISTA": (FISTA, FISTA.init(None, D)),
     }
 
 
+@functools.cache
+def told():
+    """Everything that can be asked of the methods, of codes, and of one that passes messages."""
+    options = dict(sampled=40, certify=True, predict=True)
+    return compare({**METHODS, "LAMP": (LAMP, LAMP.init(None, D)), "right": X}, D, Y, X, **options)
+
+
+@pytest.mark.slow
 def test_a_drawn_sample_bounds_the_errors_of_every_layer():
     found = compare({**METHODS, "codes": X}, D, Y, X, sampled=15_000)
     assert set(found.sampled) == {"ISTA", "FISTA"}  # fixed codes are of their own signals alone
     worst = found.sampled["ISTA"]
     assert (worst.signals, worst.drawn) == (15_000, True)
-    assert worst.needed == theory.signals_needed(1e-3, 1 - 1e-6, at_once=2)
     assert worst.decibels >= found.curves["ISTA"].quantiles[-1, -1]
     said = r"\| 99.9 % of the class: at most -?\d+\.\d dB \(15,000 draws, confidence 1 - 1e-6\) \|"
     assert re.search(said, found.guarantees_table())
@@ -41,27 +49,104 @@ def test_a_drawn_sample_bounds_the_errors_of_every_layer():
     assert int((errors > worst.decibels).sum()) <= 4 + 4 * 2
 
 
-def test_held_out_signals_and_a_sample_that_is_too_small():
-    found = compare(METHODS, D, Y, X, sampled=(Y[:9], X[:9]))
+def test_a_sample_that_is_too_small():
+    found = told()
+    assert set(found.sampled) == {"ISTA", "FISTA", "LAMP"}
     bound = found.sampled["FISTA"]
+    assert (bound.signals, bound.drawn, bound.decibels) == (40, True, math.inf)
+    assert bound.needed == theory.signals_needed(1e-3, 1 - 1e-6, at_once=3)
+    assert f"no bound, {bound.needed - 40:,} signals are missing (40 draws" in bound.text()
+
+
+@pytest.mark.slow
+def test_held_out_signals():
+    bound = compare(METHODS, D, Y, X, sampled=(Y[:9], X[:9])).sampled["FISTA"]
     assert (bound.signals, bound.drawn, bound.decibels) == (9, False, math.inf)
     missing = bound.needed - 9
     assert f"no bound, {missing:,} signals are missing (9 held-out signals" in bound.text()
 
 
 def test_certified_codes_are_a_column():
-    right = np.asarray(X)
-    found = compare({"ISTA": METHODS["ISTA"], "right": jnp.asarray(right)}, D, Y, X, certify=True)
-    expected = theory.certify_code(D, Y, right, finish=0).certified(Y).mean()
+    found = told()
+    expected = theory.certify_code(D, Y, np.asarray(X), finish=0).certified(Y).mean()
     assert found.certified["right"] == pytest.approx(expected) and expected > 0.5
-    # A search from the codes of four steps would find the right ones of many signals.
+    assert "| certified codes, % |" in found.table().splitlines()[0]
+    assert found.table("records")[3]["certified"] == found.certified["right"]
+    plain = compare({"right": X}, D, Y, X)
+    assert plain.certified is None and "certified" not in plain.table()
+
+
+@pytest.mark.slow
+def test_certified_codes_are_those_of_least_squares():
+    """A search from the codes of four steps would find the right ones of many signals."""
     codes = jax.vmap(LAYER.apply, (None, None, 0))(METHODS["ISTA"][1], D, Y)
     searched = theory.certify_code(D, Y, codes).certified(Y).mean()
-    assert found.certified["ISTA"] < searched
-    assert "| certified codes, % |" in found.table().splitlines()[0]
-    assert found.table("records")[1]["certified"] == found.certified["right"]
-    plain = compare({"right": jnp.asarray(right)}, D, Y, X)
-    assert plain.certified is None and "certified" not in plain.table()
+    assert told().certified["ISTA"] < searched
+
+
+def test_predictions_stand_beside_the_median():
+    found = told()
+    predicted, median = found.predicted["LAMP"], found.curves["LAMP"].quantiles[:, 1]
+    of = [float((X != 0).mean()), float((X**2).sum()) / int((X != 0).sum())]
+    options = dict(probability=of[0], variance=of[1], params=LAMP.init(None, D))
+    expected = theory.state_evolution(LAMP, D, **options)
+    np.testing.assert_allclose(predicted.nmse, expected.nmse[1:], atol=1e-4)
+    rate = theory.local_rate(20, 30, round(30 * of[0]), weights="dictionary").accelerated
+    assert predicted.rate == pytest.approx(20 * math.log10(rate))
+    row = found.predictions_table().splitlines()[4]
+    assert f" {median[-1]:.1f} / {predicted.nmse[-1]:.1f} | {predicted.rate:.1f} |  |" in row
+    record = found.table("records")[2]
+    assert record["median_nmse"] == pytest.approx(median[-1])
+    assert record["predicted_nmse"] == pytest.approx(predicted.nmse[-1])
+    assert json.loads(found.to_json())["predicted"]["LAMP"]["rate"] == pytest.approx(predicted.rate)
+    # In the figure: a row more, circles for what is predicted, and a line of the slope of the rate.
+    panel = found.plot().axes[6]
+    circles = [line for line in panel.lines if line.get_fillstyle() == "none"]
+    np.testing.assert_allclose([line.get_ydata() for line in circles], [predicted.nmse])
+    dotted = [line.get_ydata() for line in panel.lines if line.get_linestyle() == ":"]
+    slopes = np.concatenate([np.diff(line) for line in dotted])
+    assert np.any(np.isclose(slopes, predicted.rate)) and np.any(
+        np.isclose(slopes, found.predicted["ISTA"].rate)
+    )
+
+
+def test_what_has_no_prediction_says_why():
+    found = told().predicted
+    assert set(found) == {"ISTA", "FISTA", "LAMP"}
+    assert found["FISTA"] == (None, None, "none is known for this family and its options")
+    # One step of ISTA on a support is I - D_S'D_S / L; its rate is that of the last weights.
+    rng = np.random.default_rng(0)
+    s, A = round(30 * float((X != 0).mean())), np.asarray(D, float)
+    gamma = float(METHODS["ISTA"][1].steps.gamma[-1])
+    supports = [rng.permutation(30)[:s] for _ in range(5)]
+    radii = [np.abs(np.linalg.eigvalsh(np.eye(s) - gamma * A[:, S].T @ A[:, S])) for S in supports]
+    expected = 20 * math.log10(np.median([np.max(r) for r in radii]))
+    assert found["ISTA"].rate == pytest.approx(expected, rel=1e-4)
+    assert told().predicted["LAMP"].remark == ""
+
+
+@pytest.mark.slow
+def test_predictions_that_do_not_hold_are_left_out():
+    tista, at = ur.layers.tista(4), ur.layers.alista_at(4, onsager=True)
+    trained = at.init(None, D)
+    W = trained.shared._replace(W=1.1 * trained.shared.W)
+    noisy = Y + 0.05 * jax.random.normal(jax.random.key(3), Y.shape)
+    methods = {
+        "tista": (tista, tista.init(None, D)),
+        "trained": (at, trained._replace(shared=W)),
+        "em": (em := ur.layers.vamp_bg(4, em=True), em.init(None, D)),
+    }
+    found = compare(methods, D, noisy, X, predict=True)
+    assert all(p.nmse is None and p.rate is None for p in found.predicted.values())
+    for name, words in {"tista": "divergence", "trained": "not that of", "em": "noise"}.items():
+        assert words in found.predicted[name].remark
+        assert found.predicted[name].remark in found.predictions_table()
+    with pytest.raises(ValueError, match="predict are of errors of known codes"):
+        compare({"tista": methods["tista"]}, D, Y, predict=True)
+    bad = ur.dictionaries.ill_conditioned(0, 20, 30, 50.0)
+    with pytest.warns(DivergenceWarning):
+        found = compare({"LAMP": (LAMP, LAMP.init(None, bad))}, bad, X @ bad.T, X, predict=True)
+    assert "iid Gaussian" in found.predicted["LAMP"].remark
 
 
 @pytest.mark.parametrize(
@@ -80,5 +165,5 @@ def test_faults(options, message):
 def test_networks_have_neither():
     network = ur.dsc([LAYER])
     methods = {"one": (network, network.init(None, (D,)))}
-    with pytest.raises(ValueError, match="sampled and certify are for layers"):
+    with pytest.raises(ValueError, match="sampled, certify and predict are for layers"):
         compare(methods, (D,), Y, (X,), certify=True)

@@ -101,6 +101,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="also measure the share of codes that are proved to be the only ones of least l1 "
         "norm, after least squares on their supports",
     )
+    add(
+        "--predict",
+        action="store_true",
+        help="where codes are known: also what theory predicts of the median error, step by step",
+    )
     add("--quick", action="store_true", help="a smaller run, under a minute")
     add(
         "--output",
@@ -203,8 +208,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         raise ValueError(f"compare: lam must be positive, got {arguments.lam}")
     if arguments.sampled is not None and arguments.sampled < 1:
         raise ValueError(f"compare: sampled must be at least 1, got {arguments.sampled}")
-    if len(arguments.dictionary or []) > 1 and (arguments.sampled is not None or arguments.certify):
-        raise ValueError("compare: --sampled and --certify are of one dictionary, got a chain")
+    asked = arguments.sampled is not None or arguments.certify or arguments.predict
+    if len(arguments.dictionary or []) > 1 and asked:
+        raise ValueError(
+            "compare: --sampled, --certify and --predict are of one dictionary, got a chain"
+        )
     if math.isnan(arguments.snr):
         raise ValueError("compare: snr must be a number of decibels, got nan")
     return Settings(
@@ -219,6 +227,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         steps=steps,
         sampled=arguments.sampled,
         certify=arguments.certify,
+        predict=arguments.predict,
         dictionaries=arguments.dictionary or [],
         seed=arguments.seed or 0,
         quick=arguments.quick,
@@ -236,8 +245,10 @@ def _sections(
     if signals is not None:
         D, own = read_signals(signals, D)
         if isinstance(own, studies.Pictures):
-            if settings.sampled is not None:
-                raise ValueError("compare: --sampled is of errors of known codes; these are not")
+            if settings.predict or settings.sampled is not None:
+                raise ValueError(
+                    "compare: --sampled and --predict are of errors of known codes; these are not"
+                )
             return [_unknown(D, own, settings, say, "Own signals", "signals")]
         samples, title = studies.split(D, *own), "Own signals with known codes"
         return [_known(samples, settings, say, title, "signals")]
@@ -309,7 +320,8 @@ def _options(settings: Settings, say: Say) -> dict[str, Any]:
 def _known(
     samples: studies.Samples, settings: Settings, say: Say, title: str, slug: str
 ) -> Section:
-    options = _options(settings, say) | dict(sampled=settings.sampled)
+    options = _options(settings, say)
+    options |= dict(sampled=settings.sampled, predict=settings.predict)
     study = studies.known_codes(settings.key, samples, **options)
     return _section(study, title, slug)
 

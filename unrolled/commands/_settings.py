@@ -22,6 +22,7 @@ class Settings:
     steps: int = 400
     sampled: int | None = None
     certify: bool = False
+    predict: bool = False
     seed: int = 0
     quick: bool = False
     pursuits: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from unrolled.compare._comparison import (
 from unrolled.compare._coupling import Coupling
 from unrolled.compare._evolution import ChainEvolution, Evaluation, Evolution, evolution
 from unrolled.compare._measure import QUANTILES, products
+from unrolled.compare._predicted import Predicted
 from unrolled.compare._sampled import Sampled
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluation",
     "Evolution",
     "Guarantee",
+    "Predicted",
     "QUANTILES",
     "Sampled",
     "compare",

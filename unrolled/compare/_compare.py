@@ -33,6 +33,7 @@ from unrolled.compare._measure import (
     measure_codes,
     optima_of,
 )
+from unrolled.compare._predicted import predictions
 from unrolled.compare._sampled import bounds, certified_shares, held_out
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
@@ -56,6 +57,7 @@ def compare(
     noise: float | None = None,
     sampled: int | tuple[ArrayLike, ArrayLike] | None = None,
     certify: bool = False,
+    predict: bool = False,
 ) -> Comparison: ...
 
 
@@ -87,6 +89,7 @@ def compare(
     noise: Any = None,
     sampled: Any = None,
     certify: bool = False,
+    predict: bool = False,
 ) -> Comparison | ChainComparison:
     """Run methods on one sample and measure their errors, thresholds, weights and guarantees.
 
@@ -122,6 +125,11 @@ def compare(
             share of nonzeros, the variance and the noise of the sample. The class is then that one.
         certify: also find the share of the last codes that `theory.certify_code` proves, after
             least squares on their supports, to be the only ones of least l1 norm.
+        predict: also find what `theory.state_evolution` predicts of the median error of layers that
+            pass messages, for Bernoulli-Gaussian codes like those of the sample, and the rate at
+            which layers without noise converge once they have the support (`theory.local_rate`;
+            `support_rate` of the last weights where steps are plain). `predictions_table` and a row
+            of the figure have them beside the median, and say where they do not hold.
 
     Returns:
         Comparison; for networks ChainComparison, which holds one for every layer.
@@ -130,8 +138,8 @@ def compare(
         TypeError: methods that are no dict by name, a method that is none, complex codes; a layer
             and a network together.
         ValueError: no methods, shapes that do not fit, NaN or infinite signals, an unknown
-            reference, or networks with `sampled` or `certify`; without codes a lam of 0, signals
-            that are all zero, or `sampled`.
+            reference, or networks with `sampled`, `certify` or `predict`; without codes a lam of 0,
+            signals that are all zero, `sampled` or `predict`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -164,22 +172,35 @@ def compare(
         )
         for j in range(J)
     ]
-    if chained and (certify or sampled is not None):
-        raise ValueError("compare: sampled and certify are for layers, got networks")
-    if sampled is not None and not known:
-        raise ValueError("compare: sampled is of errors of known codes; expected X")
-    if sampled is not None:
-        drawn = not isinstance(sampled, tuple | list)
-        fresh = held_out(sample.Ds[0], sample.Y, sample.Xs[0], sampled)
-        layers[0] = layers[0]._replace(sampled=bounds(found, sample.Ds[0], *fresh, drawn))
-    if certify:
-        shares = certified_shares(found, sample.Ds[0], sample.Y)
-        layers[0] = layers[0]._replace(certified=shares)
+    if chained and (certify or predict or sampled is not None):
+        raise ValueError("compare: sampled, certify and predict are for layers, got networks")
+    if (predict or sampled is not None) and not known:
+        raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
+    layers[0] = _asked(layers[0], found, sample, sampled, certify, predict)
     result = ChainComparison(tuple(layers)) if chained else layers[0]
     told = DivergenceWarning if any(layer.diverged for layer in layers) else UserWarning
     if any(layer.diverged or layer.uncertified for layer in layers):
         _checks.warn(f"compare: {' '.join(result.notes())}", told)
     return result
+
+
+def _asked(
+    result: Comparison,
+    methods: dict[str, "_Method"],
+    sample: Sample,
+    sampled: Any,
+    certify: bool,
+    predict: bool,
+) -> Comparison:
+    """With what was asked for beside the measurements."""
+    D, Y, X = sample.Ds[0], sample.Y, sample.Xs[0]
+    if sampled is not None:
+        drawn = not isinstance(sampled, tuple | list)
+        found = bounds(methods, D, *held_out(D, Y, X, sampled), drawn)
+        result = result._replace(sampled=found)
+    if certify:
+        result = result._replace(certified=certified_shares(methods, D, Y))
+    return result._replace(predicted=predictions(methods, D, Y, X)) if predict else result
 
 
 class _Method(NamedTuple):

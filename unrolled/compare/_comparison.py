@@ -10,6 +10,7 @@ from unrolled import plots
 from unrolled._json import to_json
 from unrolled._text import line, markdown, screen, table
 from unrolled.compare._coupling import Coupling
+from unrolled.compare._predicted import Predicted
 from unrolled.compare._sampled import Sampled
 from unrolled.theory import Certificate
 
@@ -99,6 +100,7 @@ class Comparison(NamedTuple):
     certified: dict[str, float] | None = None  # share of codes that are proved, if asked for
     # The gaps of ISTA after 0, ..., K steps: of zero codes, and beside every method at its depth.
     ista_gap: np.ndarray | None = None
+    predicted: dict[str, Predicted] | None = None  # of the methods that run, if asked for
 
     def __repr__(self) -> str:
         """The table, as it fits on a screen."""
@@ -132,6 +134,16 @@ class Comparison(NamedTuple):
         was given. Beside the worst case stands what `sampled` says of 99.9 % of the sampled class.
         """
         return markdown(*self._guarantees())
+
+    def predictions_table(self) -> str:
+        """A Markdown table of the median errors, and of what theory predicts of them.
+
+        It has the NMSE in dB after a quarter, half and all of the steps, as "median / predicted by
+        state evolution", and the dB that a step gains once the support is right. What theory does
+        not cover is empty, with the reason in the last column. Empty unless `predict` was asked
+        for.
+        """
+        return markdown(*self._predictions()) if self.predicted is not None else ""
 
     def notes(self) -> list[str]:
         """A sentence for each method that diverges, and one for those whose codes are all zero.
@@ -224,6 +236,11 @@ class Comparison(NamedTuple):
                 numbers |= dict(zip(("ista_gap", "zero_gap"), self._beside(name)))
             if self.certified is not None:
                 numbers["certified"] = self.certified[name]
+            if self.predicted is not None:
+                expected = self.predicted.get(name, Predicted(None, None, ""))
+                numbers["median_nmse"] = float(c.quantiles[-1, 1])
+                numbers["predicted_nmse"] = _number(expected.nmse)
+                numbers["rate"] = expected.rate
             cost = self.costs.get(name, Cost(None, None))._asdict()
             diverges = name in self.diverged
             found.append({"method": name, "K": K, **numbers, **cost, "diverges": diverges})
@@ -265,6 +282,21 @@ class Comparison(NamedTuple):
             return columns, rows
         bounds = {name: found.text() for name, found in self.sampled.items()}
         return [*columns, "by a sample"], [[*row, bounds.get(row[0], "")] for row in rows]
+
+    def _predictions(self) -> tuple[list[str], list[list[str]]]:
+        shares = ("a quarter", "half", "all")
+        columns = ["method", "K", *(f"dB after {share} of the steps" for share in shares)]
+        columns += ["dB per step on the support", "without state evolution, because"]
+        rows = []
+        for name, (nmse, rate, remark) in (self.predicted or {}).items():
+            median = self.curves[name].quantiles[:, 1]
+            K, cells = len(median), []
+            for k in (max(1, round(K / 4)), max(1, round(K / 2)), K):
+                expected = "" if nmse is None else f" / {nmse[k - 1]:.1f}"
+                cells.append(f"{median[k - 1]:.1f}{expected}")
+            cells.append("" if rate is None else f"{rate:.1f}")
+            rows.append([name, str(K), *cells, remark])
+        return columns, rows
 
     def _guaranteed(self, name: str) -> list[str]:
         if name not in self.guarantees:

@@ -44,22 +44,33 @@ class Sampled(NamedTuple):
         return f"{100 * (1 - self.share):.1f} % of the class: {level} ({how})"
 
 
-def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
-    """n signals of the class of a sample: Bernoulli-Gaussian codes and white noise.
+class Class(NamedTuple):
+    """Bernoulli-Gaussian codes with white noise in their signals."""
 
-    The probability and the variance of an entry, and that of the noise, are those of the sample.
-    """
-    values, m = np.asarray(X, float), Y.shape[-1]
+    probability: float  # that an entry is not zero
+    variance: float  # of those that are not
+    noise: float  # the variance of the noise per entry of a signal
+
+
+def class_of(D: Dictionary, Y: Array, X: Array) -> Class:
+    """The class with the share of nonzeros, their mean square and the noise of a sample."""
+    values = np.asarray(X, float)
     on = values != 0
-    size = np.sqrt(np.sum(values**2) / max(1, on.sum()))
     rest = np.asarray(Y, float) - np.asarray(problems.synthesize(D, X), float)
-    noise = float(np.sqrt(np.mean(rest**2)))
-    noise = noise if noise > _ROUNDING * float(np.sqrt(np.mean(np.asarray(Y, float) ** 2))) else 0.0
+    noise, power = (float(np.mean(signals**2)) for signals in (rest, np.asarray(Y, float)))
+    variance = float(np.sum(values**2)) / max(1, int(on.sum()))
+    return Class(float(on.mean()), variance, noise if noise > _ROUNDING**2 * power else 0.0)
+
+
+def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
+    """n signals of the class of a sample."""
+    probability, variance, noise = class_of(D, Y, X)
     keys = jax.random.split(jax.random.key(_SEED))
-    codes = problems.bernoulli_gaussian(keys[0], (n, X.shape[-1]), float(on.mean()))
-    codes = (codes * size).astype(X.dtype)
+    codes = problems.bernoulli_gaussian(keys[0], (n, X.shape[-1]), probability)
+    codes = (codes * math.sqrt(variance)).astype(X.dtype)
     signals = problems.synthesize(D, codes)
-    return (signals + noise * jax.random.normal(keys[1], (n, m))).astype(Y.dtype), codes
+    noises = math.sqrt(noise) * jax.random.normal(keys[1], (n, Y.shape[-1]))
+    return (signals + noises).astype(Y.dtype), codes
 
 
 def held_out(D: Dictionary, Y: Array, X: Array, sampled: Any) -> tuple[Array, Array]:

@@ -24,6 +24,8 @@ _TITLES = {
 _MOST_DECIBELS, _MOST_GAP, _MOST_COHERENCE = 20.0, 1e3, 2.0
 _LEAST_DECIBELS = -120.0  # of the errors of exact codes, which go on to those of rounding
 _MOST_THRESHOLD = 1e3  # medians
+_MOST_FALL = 5.0  # dB per step
+_SLOPE_STEPS = 4  # over which the line of a rate goes
 _CHARACTERS = 120  # of a line of text across a comparison
 
 
@@ -43,8 +45,11 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
         >>> len(ur.plots.comparison(result).axes)
         6
     """
-    fig, panels = figure(3, 2, height=3.3)
-    _methods(panels, result, codes)
+    predicted = getattr(result, "predicted", None)
+    fig, panels = figure(4 if predicted else 3, 2, height=3.3)
+    _methods(panels[:3], result, codes)
+    if predicted:
+        _medians(panels[3], result)
     _legend_of_methods(fig, panels[0, 0], [_silent(result.curves), _level(result), note])
     return fig
 
@@ -106,6 +111,29 @@ def _methods(panels: np.ndarray, result: Any, codes: str) -> None:
     weights = {n: np.broadcast_to(v.mu_W, len(c[n].nmse)) for n, v in result.couplings.items()}
     title = "Coherence of the weights, w_i . d_i scaled to 1"
     draw(panels[2, 1], weights, title, "mu_W of each step", top=_MOST_COHERENCE)
+
+
+def _medians(panels: np.ndarray, result: Any) -> None:
+    """Median errors with what theory predicts of them, and by how much a step changes them."""
+    looks = styles(result.curves)
+    lines = {n: result.curves[n].quantiles[:, 1] for n in result.predicted}
+    title = "Median (circles: state evolution; dots: local rate)"
+    curves(panels[0], lines, title=title, ylabel="NMSE, dB", looks=looks, top=_MOST_DECIBELS)
+    falls = {n: np.diff(median, prepend=0.0) for n, median in lines.items()}
+    title = "Change of the median (dots: local rate)"
+    curves(panels[1], falls, title=title, ylabel="dB per step", looks=looks, top=_MOST_FALL)
+    for name, (nmse, rate, _) in result.predicted.items():
+        colour, K = looks[name]["color"], len(lines[name])
+        if nmse is not None:
+            steps = np.arange(1, K + 1)
+            panels[0].plot(steps, nmse, "o", color=colour, markersize=7, fillstyle="none")
+        if rate is None:
+            continue
+        panels[1].axhline(rate, color=colour, linestyle=":", linewidth=1.6)
+        # Through the point from which the line of this slope stays within the panel.
+        steps = np.arange(max(1, K - _SLOPE_STEPS), K + 1)
+        heights = lines[name][steps[0] - 1] + rate * (steps - steps[0])
+        panels[0].plot(steps, drawable(heights, False), ":", color=colour, linewidth=1.6)
 
 
 def _over_all_steps(result: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from unrolled.studies._samples import Samples
 from unrolled.studies._steps import (
     BY_DEFAULT,
     GUARANTEES,
+    PREDICTIONS,
     SUPPORT,
     WEIGHTS,
     Plan,
@@ -75,12 +76,17 @@ class KnownCodes(NamedTuple):
             "",
             self.comparison.guarantees_table(),
             "",
+            *self._predictions(),
             spent(self.seconds),
         ]
 
     def answer(self) -> str:
         """The best method, its error, and whether theory guarantees it."""
         return self.comparison.answer()
+
+    def _predictions(self) -> list[str]:
+        told = self.comparison.predictions_table()
+        return [PREDICTIONS, "", told, ""] if told else []
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""
@@ -192,6 +198,7 @@ def known_codes(
     weights: Mapping[str, training.Fit] | None = None,
     sampled: int | None = None,
     certify: bool = False,
+    predict: bool = False,
     say: Say = silent,
 ) -> KnownCodes | KnownChain:
     """Analytic beside calibrated and learned params, on signals whose codes are known.
@@ -210,7 +217,7 @@ def known_codes(
         lam: penalty of ISTA and FISTA; None for the best of a small grid.
         steps: of training.
         weights: name -> the result of a training, to be shown beside them.
-        sampled, certify: as in `compare.compare`; not for a chain.
+        sampled, certify, predict: as in `compare.compare`; not for a chain.
         say: is told what is going on.
 
     Returns:
@@ -218,7 +225,7 @@ def known_codes(
 
     Raises:
         ValueError: unknown methods; pursuits that lack an option, or are not for a chain; a chain
-            with `sampled` or `certify`.
+            with `sampled`, `certify` or `predict`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -230,13 +237,15 @@ def known_codes(
     """
     run = plan(key, methods, pursuits, depth, lam, steps, say, weights)
     if isinstance(samples.D, tuple):
-        if certify or sampled is not None:
-            raise ValueError("known_codes: sampled and certify are of one dictionary, got a chain")
+        if certify or predict or sampled is not None:
+            raise ValueError(
+                "known_codes: sampled, certify and predict are of one dictionary, got a chain"
+            )
         return _known_chain(samples, run)
     D, (Y, X) = samples.D, samples.tested_on
     found = _methods(samples, run)
     say("comparing on the test signals" + (", and proving their codes" if certify else ""))
-    options = dict(sampled=sampled, certify=certify)
+    options = dict(sampled=sampled, certify=certify, predict=predict)
     result = compared({**found.methods, **run.weights}, D, Y, X, **options)
     return KnownCodes(samples, run.depth, result, found.remarks, found.caution, found.seconds)
 

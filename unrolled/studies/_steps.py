@@ -34,6 +34,12 @@ GUARANTEES = (
     "are the least numbers that cover the test signals. The last column has the largest s that has "
     "a guarantee."
 )
+# What the table of predictions means.
+PREDICTIONS = (
+    "The median error of a signal / what state evolution predicts of it, for Bernoulli-Gaussian "
+    "codes like those of the test signals, and how many dB a step gains once the support is right, "
+    "thresholds apart. It says nothing of the ratio of sums, which a few hard signals decide:"
+)
 # What the table of parameters means.
 WEIGHTS = (
     "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
