@@ -132,6 +132,39 @@ def test_signals_that_do_not_fit_are_refused(fault):
         fit(given)
 
 
+@pytest.mark.parametrize("fault", ["another width", "all zero", "nan", "integers", "grey values"])
+def test_a_calibration_and_a_comparison_without_codes_refuse_them_too(fault):
+    given, error, message = FAULTS[fault]
+    message = message.replace("signals, 6", "batch, 6").replace("all signals", "all signals.*")
+    with pytest.raises(error, match=f"calibrate: .*{message}"):
+        ur.analytic.calibrate(LAYER, PARAMS, D, given, loss=LASSO)
+    with pytest.raises(error, match=f"compare: .*{message}"):
+        ur.compare.compare({"ISTA": (LAYER, PARAMS)}, D, given, lam=LAM)
+
+
+@pytest.mark.parametrize("fault", ["zero atom", "equal atoms"])
+def test_a_dictionary_with_zero_or_equal_atoms_is_trained_with(fault):
+    """The zero atom is never used; of equal ones either may be."""
+    spoilt = D.copy()
+    spoilt[:, 2] = 0 if fault == "zero atom" else D[:, 3]
+    found = fit(Y, D=spoilt, params=LAYER.init(None, jnp.asarray(spoilt)))
+    assert found.judged["best"] < found.judged["zero"] and not found.worsened
+    if fault == "zero atom":
+        codes = jax.vmap(LAYER.apply, (None, None, 0))(found.best, jnp.asarray(spoilt), Y)
+        assert not np.any(codes[:, 2])
+
+
+def test_a_lam_of_zero_trains_and_one_that_silences_all_signals_is_told():
+    assert not fit(Y, loss=ur.training.lasso(0.0)).worsened
+    lam = 2 * float(np.abs(Y @ D).max())
+    layer = ur.layers.ista(K, lam=lam)
+    start = layer.init(None, jnp.asarray(D))
+    with pytest.warns(UserWarning, match="all codes are zero: the thresholds silence every entry"):
+        fit(Y, layer=layer, params=start, loss=ur.training.lasso(lam), evaluate_every=1)
+    with pytest.warns(UserWarning, match="all codes are zero: no thresholds .*a smaller lam"):
+        ur.analytic.calibrate(layer, start, D, Y, loss=ur.training.lasso(lam))
+
+
 def test_a_loss_that_needs_codes_says_so():
     for loss in (ur.training.supervised, ur.training.deep(ur.training.log_nmse)):
         with pytest.raises(ValueError, match=r"X = None; try training.lasso\(lam\)"):

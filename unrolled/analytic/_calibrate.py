@@ -105,8 +105,8 @@ def calibrate(
             worse than zero codes.
 
     Raises:
-        TypeError: a family whose steps have no threshold, a network that is no chain, a loss that
-            is no function.
+        TypeError: signals without codes that are integers, a family whose steps have no threshold,
+            a network that is no chain, a loss that is no function.
         ValueError: shapes that do not fit, an empty or all-zero sample, neither codes nor a loss, a
             loss that needs codes where there are none, or one that is the same for all codes.
 
@@ -321,8 +321,9 @@ def _of_ista(aim: Loss, model, D, Y, X) -> float:
 
 
 def _sample(D, Y, X) -> tuple[Array, Any]:
-    Y = _checks.as_float(Y, "Y", "calibrate")
-    X = None if X is None else _checks.as_float(X, "X", "calibrate")
+    own = X is None
+    Y = _checks.as_signals(Y, "Y", "calibrate") if own else _checks.as_float(Y, "Y", "calibrate")
+    X = None if own else _checks.as_float(X, "X", "calibrate")
     check_batch(D, Y, X, "calibrate")
     _checks.finite((Y, X), "the sample", "calibrate")
     what, fitted = ("signals", Y) if X is None else ("codes", X)

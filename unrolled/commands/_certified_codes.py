@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, pursuit, theory
@@ -77,7 +78,7 @@ def signals_of_class(
         with jax.enable_x64(True):
             rows = np.asarray(part, float)
             codes = np.asarray(pursuit.omp_batch(D, rows, sparsity).x)
-            left = np.abs(rows - np.asarray(synthesize(D, codes))).sum(1)
+            left = np.abs(rows - np.asarray(synthesize(D, jnp.asarray(codes)))).sum(1)
         size = np.abs(rows).sum(1)
         small = np.abs(codes).max(1) <= bound * (1 + rounding)
         inside += int((small & (left <= noise + rounding * size)).sum())

@@ -35,7 +35,8 @@ class Search(NamedTuple):
     @property
     def lowest(self) -> float:
         """What decided, of the best values."""
-        return float(np.nanmin(self.nmse if self.loss is None else self.loss))
+        table: Any = self.nmse if self.loss is None else self.loss
+        return float(np.nanmin(table))
 
     @property
     def worsened(self) -> bool:
@@ -77,8 +78,8 @@ def search(
         ValueError: shapes that do not fit, values that are no vector or not finite, a negative
             threshold, a field that is not a scalar, no combination with finite codes.
             Neither codes nor a loss, or a loss that needs codes where there are none.
-        TypeError: Y or X are no arrays, no values, a field that the params do not have, a loss that
-            is no function.
+        TypeError: Y or X are no arrays, integers without codes, no values, a field that the params
+            do not have, a loss that is no function.
 
     Not claimed: the best values between the points of the grid. The signals must resemble those to
     be coded: keep some apart to test on.
@@ -93,8 +94,9 @@ def search(
         ((3,), True)
     """
     D, chunk = as_dictionary(D, "search"), _checks.as_index(chunk, "chunk", "search", least=1)
-    Y = _checks.as_float(Y, "Y", "search")
-    X = None if X is None else _checks.as_float(X, "X", "search")
+    own = X is None
+    Y = _checks.as_signals(Y, "Y", "search") if own else _checks.as_float(Y, "Y", "search")
+    X = None if own else _checks.as_float(X, "X", "search")
     check_batch(D, Y, X, "search")
     aim = _aim(loss, X)
     axes = {name: _axis(params, name, tried) for name, tried in values.items()}
@@ -112,9 +114,9 @@ def search(
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(decides), shape)
     chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
-    beside = map(float, _beside(layer, aim, lam_of(loss, layer), D, Y, X))
-    errors = (found.get(name) for name in ("nmse", "mean_nmse", "loss"))
-    result = Search(with_values(params, chosen), chosen, axes, *errors, *beside)
+    zero, of_ista = map(float, _beside(layer, aim, lam_of(loss, layer), D, Y, X))
+    tables = {"nmse": None, "mean_nmse": None, **found}
+    result = Search(with_values(params, chosen), chosen, axes, **tables, zero=zero, ista=of_ista)
     if result.worsened:
         measure, unit = ("NMSE", " dB") if aim is None else ("loss", "")
         numbers = result.lowest, result.zero, result.ista
