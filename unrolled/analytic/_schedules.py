@@ -88,7 +88,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     unit_norms(D, norms, "certify")
     mu, C, eta, omega = map(float, numbers)
     guard = rounding_guard(W, D, sparsity=1, bound=1.0)
-    noise_guard = rounding_guard(W, D, sparsity=0, bound=0.0, noise=1.0)
+    noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C  # as there, without a code: no products
     return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard)
 
 

@@ -76,7 +76,7 @@ class Structured:
       `closed_form`, and `dtype` where no field is a floating array;
     - `ndim`, for losses of signals with dictionaries of their own;
     - for atoms that come in groups, as the shifts of one filter do: `groups`, `spread`,
-      `inner_products`, `representatives`, `replicate` and `cuts_atoms`.
+      `inner_products`, `representatives`, `neighbourhood`, `replicate` and `cuts_atoms`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -188,6 +188,14 @@ class Structured:
         up to their order.
         """
         return np.arange(self.shape[1])
+
+    def neighbourhood(self) -> tuple["Structured", np.ndarray]:
+        """A dictionary and atoms of it whose inner products with its others are all that count.
+
+        As vectors of magnitudes, in any order, those of every atom of this one are at most those of
+        one of them, entry by entry.
+        """
+        return self, self.representatives()
 
     def replicate(self, W: Array) -> "Dictionary":
         """Weights (m, n) of the representatives as weights of all atoms, (m, d)."""

@@ -292,6 +292,20 @@ class Conv(Structured):
         atoms = np.arange(self.shape[1])
         return atoms[:: math.prod(self.positions)] if self._is_torus() else atoms
 
+    def neighbourhood(self) -> tuple["Conv", np.ndarray]:
+        """The shifts that overlap with one in the middle, or all where fewer fit."""
+        near = self.local(1)
+        if not self.is_shift_invariant() or near is self:
+            return self, self.representatives()
+        sizes = list(zip(self.positions, self.extent, self.stride))
+        sides = [min(p, 2 * ((n - 1) // t) + 1) for p, n, t in sizes]
+        shape = tuple((q - 1) * t + n for q, (_, n, t) in zip(sides, sizes))
+        near = Conv(self.filters, shape, self.stride, dilation=self.dilation)
+        atoms = np.arange(near.shape[1]).reshape(near.code_grid)
+        if all(q == 2 * ((n - 1) // t) + 1 for q, (_, n, t) in zip(sides, sizes)):
+            atoms = atoms[(slice(None), *(q // 2 for q in sides))]
+        return near, atoms.reshape(-1)
+
     def replicate(self, W: Array) -> Dictionary:
         if not self._is_torus():
             return W

@@ -10,22 +10,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
-from unrolled._program import program
 from unrolled._text import table_of
 from unrolled.activations import relu
 from unrolled.dictionaries import (
-    Conv,
     Dictionary,
-    Structured,
     as_dictionary,
-    dense,
-    entries,
-    inner_products,
-    magnitudes,
     spread,
 )
-from unrolled.theory._convergence import sum_of_largest
+from unrolled.theory._convergence import atom_products, sum_of_largest
 from unrolled.theory._schedules import host_numbers
 
 # Rounding of an inner product, in eps of its magnitudes: the 4 of `rounding_guard` less 1/2 for the
@@ -269,30 +261,8 @@ def _same(A: Any, B: Any) -> bool:
     return A is B or all(map(np.array_equal, jax.tree.leaves(A), jax.tree.leaves(B)))
 
 
-@program()
-def _inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array]:
-    """w_i . d_j, the mask of i = j, and |w_i| . |d_j|."""
-    return *inner_products(W, D), inner_products(magnitudes(W), magnitudes(D))[0]
-
-
 def _products(W: Dictionary, D: Dictionary, size: int) -> _Weights:
-    d = D.shape[1]
-    products, mine, sizes = map(np.asarray, _inner_products(W, D))
-    group = mine.argmax(1)
-    if isinstance(D, Structured) and len(mine) != d:  # rows of a `Conv`: positions of its filters
-        group = group // (mine.shape[1] // D.groups[0])
-    n = int(group.max()) + 1
-    largest = np.zeros((2, n))
-    np.maximum.at(largest[0], group, np.where(mine, 0, np.abs(products)).max(1))
-    np.maximum.at(largest[1], group, sizes.max(1))
-    own = np.zeros(n)
-    own[group] = products[mine]
-    if isinstance(W, Conv):  # its entries are those of the filters, one after the other
-        C = np.abs(np.asarray(entries(W))).reshape(W.groups[0], -1).max(1)
-        C = np.asarray(W.spread(C))
-    else:
-        C = np.abs(np.asarray(dense(W))).max(0)
-    own, mu, G = (v if n == d else np.asarray(spread(D, jnp.asarray(v))) for v in (own, *largest))
+    own, mu, C, G = map(np.asarray, atom_products(W, D))
     return _Weights(own, mu, C, G, sum_of_largest(W, size))
 
 

@@ -1,7 +1,6 @@
 """Mutual coherence (Definition 3), the coherence of given weights W, and what they permit."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,9 +24,9 @@ from unrolled.dictionaries import (
     magnitudes,
     nonzero_atoms,
     normalized,
-    representatives,
     unit_atoms,
 )
+from unrolled.theory._tiles import row_excess, row_maxima
 
 # Spacing at 1 of the formats in which accelerators multiply in place of float32.
 _PRODUCT_EPS = {
@@ -36,8 +35,9 @@ _PRODUCT_EPS = {
     "float32": 2.0**-23,
     "highest": 0.0,
 }
-# Products of atoms in more entries than this (64 MiB in float32) are formed in blocks.
-_BLOCK = 2**24
+# Products of atoms in more entries than this (64 MiB in float32) are formed in tiles.
+BLOCK = 2**24
+_SORTED = 2**20  # of more entries than this not all are sorted
 # A sparsity bound this close to an integer, relatively, counts as the integer: far above the
 # rounding of the few operations in float64 that compute it.
 _INTEGER = 1e-9
@@ -150,43 +150,18 @@ def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
         >>> [round(float(v), 3) for v in ur.theory.weights_coherence(W, D)]
         [0.5, 2.0]
     """
-    if _exceeds(D):
-        mu_W = largest(_row_sums(dense(W), dense(D), np.arange(D.shape[1]), 1))
+    if exceeds(D):
+        mu_W = largest(row_maxima(dense(W), dense(D)))
     else:
         products, own = inner_products(W, D)
         mu_W = largest(jnp.where(own, 0.0, jnp.abs(products)))
     return Coherence(mu_W, largest(jnp.abs(entries(W))))
 
 
-def _exceeds(D: Dictionary) -> bool:
+def exceeds(D: Dictionary) -> bool:
     """Whether the matrix of all inner products is too large to be made whole."""
     whole = not isinstance(D, Structured) or type(D).inner_products is Structured.inner_products
-    return whole and D.shape[1] ** 2 > _BLOCK
-
-
-def _row_sums(
-    W: Array, D: Dictionary, rows: np.ndarray, s: int, *, diagonal: bool = False
-) -> Array:
-    """The sum of the s largest abs(w_i . d_j), j != i, for every i of `rows`, in blocks of rows.
-
-    With `diagonal` j = i takes part.
-    """
-    with jax.default_matmul_precision("highest"):
-        return _blocks(W, D, rows, s, diagonal)
-
-
-# One compiled function, since an eager `lax.map` would compile its loop at every call.
-@partial(jax.jit, static_argnames=("s", "diagonal"))
-def _blocks(W: Array, D: Dictionary, rows: Array, s: int, diagonal: bool) -> Array:
-    d = D.shape[1]
-
-    @jax.checkpoint
-    def row(i):
-        products = jnp.abs(W[:, i] @ D)
-        others = products if diagonal else jnp.where(jnp.arange(d) == i, 0, products)
-        return largest(others) if s == 1 else jnp.sum(jnp.sort(others)[d - min(s, d) :])
-
-    return lax.map(row, rows, batch_size=max(1, _BLOCK // d))
+    return whole and D.shape[1] ** 2 > BLOCK
 
 
 @program()
@@ -198,7 +173,7 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
         >>> bool(jnp.allclose(ur.theory.diagonal(ur.theory.frobenius_weights(D), D), 1, atol=1e-5))
         True
     """
-    if _exceeds(D):
+    if exceeds(D):
         return jnp.sum(dense(W) * dense(D), axis=0)
     products, own = inner_products(W, D)
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
@@ -246,14 +221,53 @@ def babel(D: Dictionary, s: int) -> Array:
 
 @program("s")
 def _babel(D: Dictionary, s: int) -> Array:
-    d = D.shape[1]
-    rows = representatives(D)
-    if len(rows) * d > _BLOCK:
-        return largest(_row_sums(dense(D), D, rows, s))
+    D, rows = D.neighbourhood() if isinstance(D, Structured) else (D, np.arange(D.shape[1]))
+    d, s = D.shape[1], min(s, D.shape[1])
+    if len(rows) * d > _SORTED and len(rows) == d:
+        return _largest_row(dense(D), s)
     with jax.default_matmul_precision("highest"):
-        products = jnp.abs(dense(D)[:, rows].T @ D)
+        if len(rows) == d:
+            products = jnp.abs(dense(D).T @ D)
+        else:
+            units = jnp.zeros((len(rows), d), D.dtype).at[jnp.arange(len(rows)), rows].set(1)
+            products = jnp.abs((units @ D.T) @ D)
     others = jnp.where(rows[:, None] == jnp.arange(d)[None, :], 0, products)
-    return largest(jnp.sum(jnp.sort(others, axis=1)[:, d - min(s, d) :], axis=1))
+    return largest(jnp.sum(jnp.sort(others, axis=1)[:, d - s :], axis=1))
+
+
+def _largest_row(A: Array, s: int) -> Array:
+    """The Babel function of many atoms, of which few are sorted.
+
+    top_s(v) is at most s t + sum (v - t)_+ for any t, with equality at the s-th largest entry.
+    Atoms are sorted in falling order of this bound, until it is at most what has been found.
+    """
+
+    def others(A, i):
+        with jax.default_matmul_precision("highest"):
+            products = jnp.abs(lax.dynamic_slice_in_dim(A, i, 1, 1)[:, 0] @ A)
+        largest_s = jnp.sort(products.at[i].set(0))[A.shape[1] - s :]
+        return jnp.sum(largest_s), largest_s
+
+    fixed = lax.stop_gradient(A)
+    with jax.default_matmul_precision("highest"):
+        energy = jnp.sum(fixed * ((fixed @ fixed.T) @ fixed), 0)
+    start = jnp.argmax(energy)
+    best, largest_s = others(fixed, start)
+    level = largest_s[0] if s else jnp.zeros((), A.dtype)
+    bounds = s * level + row_excess(fixed, level)
+    order = jnp.argsort(-bounds)
+
+    def is_open(state):
+        k, _, best = state
+        return (k < A.shape[1]) & (bounds[order[jnp.minimum(k, A.shape[1] - 1)]] > best)
+
+    def turn(state):
+        k, i, best = state
+        value = others(fixed, order[k])[0]
+        return k + 1, jnp.where(value > best, order[k], i), jnp.maximum(value, best)
+
+    _, i, _ = lax.while_loop(is_open, turn, (jnp.zeros_like(start), start, best))
+    return others(A, i)[0]
 
 
 def spark_bound(mu: float) -> float:
@@ -393,11 +407,9 @@ def rounding_guard(
 def _sizes(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """max abs(W_ij) and max (|W|' |D|)_ij."""
     C_W, W, D = largest(jnp.abs(entries(W))), magnitudes(W), magnitudes(D)
-    if _exceeds(D):
-        products = _row_sums(dense(W), dense(D), np.arange(D.shape[1]), 1, diagonal=True)
-    else:
-        products, _ = inner_products(W, D)
-    return C_W, largest(products)
+    if exceeds(D):
+        return C_W, largest(row_maxima(dense(W), dense(D), diagonal=True))
+    return C_W, largest(inner_products(W, D)[0])
 
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:

@@ -1,9 +1,9 @@
 """Further consequences of convergence: schedules per atom, stability, objectives, and depths."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,27 @@ from unrolled._checks import Array
 from unrolled._numbers import UP, largest
 from unrolled._program import program
 from unrolled.dictionaries import (
+    Conv,
     Dictionary,
     Structured,
     as_dictionary,
     column_norms,
     dense,
+    inner_products,
+    magnitudes,
     representatives,
     spectral_norm,
 )
-from unrolled.theory._coherence import Coherence, host_float, weights_of
+from unrolled.theory._coherence import (
+    BLOCK,
+    Coherence,
+    diagonal,
+    exceeds,
+    host_float,
+    weights_of,
+)
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
+from unrolled.theory._tiles import row_maxima
 
 # A share of the tolerance below which further steps of a block change nothing in float64.
 _NEGLIGIBLE = 1e-18
@@ -35,7 +46,8 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
     .. math:: \mu_{W,i} = \max_{j \ne i} |w_i \cdot d_j|, \qquad C_{W,i} = \max_k |W_{ki}|.
 
-    Traceable.
+    Traceable. The products of many atoms are formed tile by tile. A `Conv` of more than 4096 atoms
+    has the values of its filters, which those of a position near a border do not exceed.
 
     Args:
         W: (m, d), weights.
@@ -50,23 +62,45 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
         >>> mus.shape, bool(jnp.isclose(mus.max(), ur.theory.mutual_coherence(D)))
         ((40,), True)
     """
-    W, D = weights_of(W, D, "atom_coherence")
-    _announce_products(D, "atom_coherence")
-    return _atom_coherence(W, D)
+    return Coherence(*_atom_coherence(*weights_of(W, D, "atom_coherence")))
 
 
 @program()
-def _atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
-    W, D = dense(W), dense(D)
-    with jax.default_matmul_precision("highest"):
-        products = jnp.abs(W.T @ D)
-    own = jnp.eye(D.shape[1], dtype=bool)
-    return Coherence(largest(jnp.where(own, 0, products), 1), largest(jnp.abs(W), 0))
+def _atom_coherence(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
+    if D.shape[1] ** 2 <= BLOCK:  # atom by atom, also near a border
+        W, D = dense(W), dense(D)
+    return _largest_of_rows(W, D), _largest_entries(W)
 
 
-def _announce_products(D: Any, where: str) -> None:
-    d = D.shape[1]
-    _checks.announce((d, d), D.dtype, "the matrix of all products w_i . d_j", where)
+def _largest_of_rows(W: Dictionary, D: Dictionary, diagonal: bool = False) -> Array:
+    """max abs(w_i . d_j) over j != i, and over j = i too with `diagonal`; (d,)."""
+    if exceeds(D):
+        return row_maxima(dense(W), dense(D), diagonal=diagonal)
+    products, own = inner_products(W, D)
+    sizes = jnp.abs(products) if diagonal else jnp.where(own, 0, jnp.abs(products))
+    return _of_atoms(D, largest(sizes, 1), lambda v: jnp.max(v, 1))
+
+
+def _of_atoms(D: Dictionary, rows: Array, of_group: Callable[[Array], Array]) -> Array:
+    """Values of the rows of `inner_products` as values of all atoms, (d,)."""
+    if not isinstance(D, Structured) or len(rows) == D.shape[1]:
+        return rows
+    return jnp.asarray(D.spread(of_group(rows.reshape(D.groups[0], -1))))
+
+
+def _largest_entries(W: Dictionary) -> Array:
+    """max_j abs(W_ji), (d,)."""
+    if isinstance(W, Conv):  # its entries are those of the filters, one after the other
+        return W.spread(jnp.max(jnp.abs(W.entries()).reshape(W.groups[0], -1), 1))
+    return largest(jnp.abs(dense(W)), 0)
+
+
+@program()
+def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Array]:
+    """w_i . d_i, max abs(w_i . d_j) over j != i, max_j abs(W_ji) and max_j (|W|'|D|)_ij; (d,)."""
+    own = _of_atoms(D, diagonal(W, D), lambda v: v[:, -1])
+    sizes = _largest_of_rows(magnitudes(W), magnitudes(D), diagonal=True)
+    return own, _largest_of_rows(W, D), _largest_entries(W), sizes
 
 
 def noise_gain(W: Dictionary) -> float:
@@ -113,10 +147,13 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
 
 def sum_of_largest(W: Dictionary, s: int) -> float:
     """The largest sum of the magnitudes of s entries of one w_i."""
-    if isinstance(W, Structured):
+    if isinstance(W, Conv):  # zeros, as a sum of other length rounds otherwise
+        columns = np.abs(np.asarray(W.entries())).reshape(W.groups[0], -1)
+        columns = np.pad(columns, ((0, 0), (0, max(0, min(s, W.shape[0]) - columns.shape[1]))))
+    elif isinstance(W, Structured) and W.shape[1] ** 2 <= BLOCK:
         columns = np.asarray(_represented(W))
     else:
-        columns = np.asarray(W).T
+        columns = np.asarray(dense(W)).T
     size = -np.sort(-np.abs(np.asarray(columns, np.float64)), axis=1)
     return float(size[:, :s].sum(1).max())
 
@@ -210,7 +247,7 @@ def atom_schedule(
 
 def _products(values: np.ndarray, x: float) -> np.ndarray:
     """values x with 0 inf = 0."""
-    return np.array([times(v, x) for v in values.tolist()])
+    return np.multiply(values, x, out=np.zeros_like(values), where=(values != 0) & (x != 0))
 
 
 def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
@@ -237,11 +274,20 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     K = _checks.as_index(depth, "depth", "sequence_bound")
     W, D = weights_of(W, D, "sequence_bound")
     weights, atoms = (np.asarray(dense(A), np.float64) for A in (W, D))
-    _announce_products(atoms, "sequence_bound")
-    step = np.linalg.norm(np.eye(D.shape[1]) - weights.T @ atoms, 2) * UP
+    step = _distance_from_identity(weights, atoms) * UP
     with np.errstate(over="ignore"):
         powers = step ** np.arange(K)
         return np.linalg.norm(weights, 2) * UP * np.concatenate([[0.0], np.cumsum(powers)])
+
+
+def _distance_from_identity(W: np.ndarray, D: np.ndarray) -> float:
+    """norm(I - W'D, 2)."""
+    m, d = D.shape
+    if d**2 <= BLOCK or d <= 2 * m:
+        return float(np.linalg.norm(np.eye(d) - W.T @ D, 2))
+    # Off the rows of W and D, of which there are fewer than d, it is the identity.
+    Q = np.linalg.qr(np.concatenate([W, D]).T)[0]
+    return max(1.0, float(np.linalg.norm(np.eye(Q.shape[1]) - (W @ Q).T @ (D @ Q), 2)))
 
 
 def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 0.0) -> float:

@@ -157,7 +157,7 @@ def support_rate(
 @program()
 def _on_support(W: Dictionary, D: Dictionary, S: Any) -> Array:
     """W_S'D_S."""
-    selected = jnp.eye(D.shape[1], dtype=D.dtype)[:, S]
+    selected = jnp.zeros((D.shape[1], len(S)), D.dtype).at[S, jnp.arange(len(S))].set(1)
     return (W @ selected).T @ (D @ selected)
 
 

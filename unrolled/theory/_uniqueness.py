@@ -340,7 +340,8 @@ def _constraints(
     Ds: tuple[Dictionary, ...], supports: Any, others: Any
 ) -> tuple[list[Array], Array]:
     E: list[Array] = []
-    columns = jnp.eye(Ds[-1].shape[1], dtype=Ds[-1].dtype)[:, supports[-1]]
+    S, d = supports[-1], Ds[-1].shape[1]
+    columns = jnp.zeros((d, len(S)), Ds[-1].dtype).at[S, jnp.arange(len(S))].set(1)
     for D in reversed(Ds):
         columns = D @ columns
         E.insert(0, columns)

@@ -47,7 +47,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
 
     Args:
         D: (m, d), atoms of norms that do not differ by orders of magnitude: the pseudo-inverse cuts
-            singular values below 10 max(m, d) eps of the largest, and atoms with them.
+            singular values below 10 min(m, d) eps of the largest, and atoms with them.
         ridge: non-negative, in the units of D^2.
 
     Returns:
@@ -93,7 +93,8 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
     k = exponent(A)
     A = ldexp(widened(A), -k)  # its squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
-        W, held = jnp.linalg.pinv(A).T, jnp.zeros((), A.dtype)  # pinv(A)' = (A A')^+ A
+        W = jnp.linalg.pinv(A, rtol=_cut(A)).T  # pinv(A)' = (A A')^+ A
+        held = jnp.zeros((), A.dtype)
         if ridge is not None:
             ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
             least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
@@ -146,7 +147,15 @@ def pseudo_inverse(D: Dictionary) -> Array:
     """
     A = dense(D)
     with jax.default_matmul_precision("highest"):
-        return jnp.linalg.pinv(widened(A)).astype(A.dtype)
+        return jnp.linalg.pinv(widened(A), rtol=_cut(widened(A))).astype(A.dtype)
+
+
+def _cut(A: Array) -> float:
+    """The share of the largest singular value up to which others are rounding.
+
+    That of JAX, 10 max(m, d) eps, is 6 % for 50,000 atoms in float32.
+    """
+    return 10 * min(A.shape) * float(jnp.finfo(A.dtype).eps)
 
 
 def _ridged(A: Array, ridge: Array) -> Array:

@@ -1,0 +1,133 @@
+"""Large dictionaries: no array of d^2 entries, and the values of the whole matrix of products."""
+
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import unrolled as ur
+from unrolled.theory import _coherence, _convergence
+from unrolled.theory._tiles import row_excess, row_maxima
+
+M, MANY = 4, 5000  # more atoms than a matrix of all products is made for
+LARGE = jax.ShapeDtypeStruct((M, MANY), np.float64)
+
+
+def sizes(jaxpr):
+    """The number of entries of every value of a program, of its inner ones too."""
+    for equation in jaxpr.eqns:
+        yield from (math.prod(getattr(v.aval, "shape", ())) for v in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from sizes(inner)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda W, D: ur.theory.frobenius_weights(D, 0.1),
+        lambda W, D: ur.theory.mutual_coherence(D),
+        ur.theory.coherence,
+        ur.theory.atom_coherence,
+        ur.theory.spectral_radius,
+        _convergence.atom_products,  # of certify
+        _coherence._sizes,  # of rounding_guard
+        lambda W, D: ur.theory.babel(D, 5),
+        lambda W, D: ur.theory.pseudo_inverse(D),
+        ur.theory.diagonal,
+    ],
+)
+def test_no_array_has_an_entry_for_each_pair_of_atoms(function):
+    traced = jax.make_jaxpr(function)(LARGE, LARGE)
+    assert max(sizes(traced.jaxpr)) < MANY**2 / 4
+
+
+def test_tiles_hold_the_values_of_the_whole_matrix():
+    """Sizes that do not divide by the side of a tile; sums of m products, in another order."""
+    D = ur.dictionaries.gaussian(0, 8, 700)
+    W = ur.theory.frobenius_weights(D)
+    products, own = np.abs(np.asarray(W).T @ np.asarray(D)), np.abs(np.asarray(D).T @ np.asarray(D))
+    np.testing.assert_allclose(row_maxima(W, D, diagonal=True), products.max(1), rtol=1e-14)
+    np.fill_diagonal(products, 0)
+    np.testing.assert_allclose(row_maxima(W, D), products.max(1), rtol=1e-14)
+    np.fill_diagonal(own, 0)
+    expected = np.maximum(own - 0.8, 0).sum(1)
+    np.testing.assert_allclose(row_excess(D, jnp.asarray(0.8)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("s", [9, 10_000])
+def test_the_babel_function_of_many_atoms_sorts_few(s):
+    D = ur.dictionaries.gaussian(1, 8, 1030)  # 1030^2 is more than are all sorted
+    sizes = np.abs(np.asarray(D).T @ np.asarray(D))
+    np.fill_diagonal(sizes, 0)
+    expected = np.sort(sizes, 1)[:, len(sizes) - min(s, len(sizes)) :].sum(1).max()
+    np.testing.assert_allclose(ur.theory.babel(D, s), expected, rtol=1e-13)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_the_babel_function_is_that_of_its_atom():
+    """The sum of the 5 largest, of which a difference quotient has an error of about h^2."""
+    D = ur.dictionaries.gaussian(2, 4, 1030)
+    step = 1e-6 * jax.random.normal(jax.random.key(0), D.shape)
+    slope = jnp.sum(jax.grad(lambda D: _coherence._largest_row(D, 5))(D) * step)
+    quotient = (_coherence._largest_row(D + step, 5) - _coherence._largest_row(D - step, 5)) / 2
+    np.testing.assert_allclose(slope, quotient, rtol=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["valid", "circular"])
+def test_filters_on_large_pictures_have_the_babel_function_of_small_ones(boundary):
+    """From a picture on which all shifts of an atom fit, it does not depend on its size."""
+    filters = jax.random.normal(jax.random.key(1), (3, 1, 3, 2))
+    small, large = (
+        ur.dictionaries.normalize(ur.dictionaries.Conv(filters, shape, boundary=boundary))[0]
+        for shape in ((7, 6), (512, 512))
+    )
+    A = np.asarray(ur.dictionaries.dense(small))
+    products = np.abs(A.T @ A)
+    np.fill_diagonal(products, 0)
+    expected = np.sort(products, 1)[:, -6:].sum(1).max()
+    np.testing.assert_allclose(ur.theory.babel(large, 6), expected, rtol=1e-13)
+
+
+def test_the_pseudo_inverse_keeps_what_many_atoms_hold():
+    """1 % of the largest singular value is no rounding, for however many atoms."""
+    d = 60_000
+    rows = np.stack([np.ones(d), 1e-2 * np.sign(np.sin(np.arange(d)))]).astype(np.float32)
+    D = jnp.asarray(rows)
+    identity = np.asarray(D, float) @ np.asarray(ur.theory.pseudo_inverse(D), float)
+    np.testing.assert_allclose(identity, np.eye(2), atol=1e-3)
+
+
+def test_steps_far_from_the_identity_are_measured_on_the_rows_of_weights_and_atoms(monkeypatch):
+    D = ur.dictionaries.gaussian(3, 5, 40)
+    W = ur.theory.frobenius_weights(D)
+    whole = ur.theory.sequence_bound(W, D, 4)
+    monkeypatch.setattr(_convergence, "BLOCK", 0)
+    np.testing.assert_allclose(ur.theory.sequence_bound(W, D, 4), whole, rtol=1e-12)
+
+
+MEASURED = """
+import resource, jax, numpy as np
+import unrolled as ur
+D = ur.dictionaries.gaussian(0, 64, 12_000)
+ur.theory.babel(D, 10)
+ur.analytic.lista_cp(D, depth=2, sparsity=1, bound=1.0)
+layer = ur.alista(2)
+ur.theory.certify(layer, layer.init(None, D), D, sparsity=1, bound=1.0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_twelve_thousand_atoms_fit_into_700_megabytes():
+    """Their products alone would take 576 MB in float32 and 1.15 GB in float64."""
+    environment = dict(os.environ, JAX_PLATFORMS="cpu")
+    code = (sys.executable, "-W", "ignore", "-c", MEASURED)
+    done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 700
