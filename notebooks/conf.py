@@ -7,6 +7,7 @@ and a link behind every name of the library.
 """
 
 import base64
+import functools
 import importlib
 import inspect
 import json
@@ -301,17 +302,33 @@ class CommandLine(SphinxDirective):
         return [section]
 
 
+# Names with one meaning everywhere, such as `theta`.
+GLOSSARY = {
+    name: meaning
+    for names, meaning in re.findall(
+        r"^\| (`.*?) \| (.*?) \|", (HERE / "reference" / "glossary.md").read_text(), re.M
+    )
+    for name in re.findall(r"`(\w+)`", names)
+}
+
+
+@functools.cache
+def source_of(record):
+    return inspect.getsource(record)
+
+
 def fields(app, what, name, obj, options, lines):
-    """The comment behind a field of a record is its description."""
+    """The comment behind a field of a record is its description, else the glossary has it."""
     if not lines or lines[0].startswith("Alias for field number"):
         owner, field = name.rsplit(".", 1)
         module, _, owner = owner.rpartition(".")
         record = getattr(sys.modules.get(module), owner, None)
         if not inspect.isclass(record):
             return
-        source = inspect.getsource(record)
+        source = source_of(record)
         found = re.search(rf"((?:^    # .*\n)*)^    {field}: [^#\n]*(?:# (.*))?$", source, re.M)
-        lines[:] = [re.sub(r" *# ", " ", found[1]).strip() or found[2] or ""] if found else []
+        said = found and (re.sub(r" *# ", " ", found[1]).strip() or found[2])
+        lines[:] = [said or GLOSSARY.get(field, "")]
 
 
 def signature(app, what, name, obj, options, args, result):
@@ -329,6 +346,7 @@ def as_prose(app, what, name, obj, options, lines):
         formula = ".. math::" in line or inside
         if not formula and not line.lstrip().startswith((">>>", "...", "..")):
             plain = r"(`[^`]*`)|((?<![*])[*|](?![*]))"
+            line = line.replace(" . ", " \N{MIDDLE DOT} ")  # a product does not end a sentence
             lines[i] = re.sub(plain, lambda m: m[1] or "\\" + m[2], line)
 
 

@@ -5,8 +5,10 @@ import ast
 import inspect
 import re
 import shlex
+import sys
 import tomllib
 import warnings
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from test_docs import MODULES, NOTEBOOKS, PAGES, README, ROOT, blocks, each
+from test_imports import of_ours
 
 import unrolled as ur
 from unrolled import cli
@@ -64,6 +67,28 @@ def test_the_page_of_the_folder_is_short_and_leads_to_every_guide():
 def test_the_reference_has_every_module():
     listed = re.findall(r"^\| `(\w+)`", (NOTEBOOKS / "api.md").read_text(), flags=re.M)
     assert sorted(listed) == sorted(name for name in MODULES if name[0] != "_")
+
+
+@cache
+def source_of(module):
+    return inspect.getsource(sys.modules[module])
+
+
+def test_every_field_of_a_record_is_described():
+    """By the comment behind it, in the docstring, or by the glossary."""
+    glossary = (NOTEBOOKS / "reference" / "glossary.md").read_text()
+    without = []
+    for name, record in of_ours():
+        if not hasattr(record, "_fields"):
+            continue
+        text, said = source_of(record.__module__), record.__doc__ or ""
+        source = re.search(rf"^class {record.__name__}\b.*?(?=^\S|\Z)", text, re.M | re.S)[0]
+        for field in record._fields:
+            behind = re.search(rf"(^    # .*\n)?^    {field}: [^#\n]*(# .*)?$", source, re.M)
+            known = behind and (behind[1] or behind[2]) or f"`{field}`" in glossary
+            if not known and not re.search(rf"^ +(\w+, )*{field}(, \w+)*:", said, re.M):
+                without.append(f"{name}.{field}")
+    assert not without, "\n".join(without)
 
 
 @each(sorted(path for kind in ("png", "svg") for path in ROOT.glob(f"[bnu]*/**/*.{kind}")))

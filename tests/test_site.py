@@ -3,6 +3,8 @@ nothing is fetched.
 """
 
 import re
+import shutil
+import subprocess
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -87,3 +89,28 @@ def test_every_public_name_is_documented():
     ends = {anchor.rpartition(".")[2] for anchor in anchors}
     missing = [name for name, _ in of_ours() if name.rpartition(".")[2] not in ends]
     assert not missing, "\n".join(missing)
+
+
+SHOWN = [
+    *("index", "start", "gallery", "02_learned_vs_analytic", "measurements"),
+    *("guide/own_data", "guide/trouble", "reference/methods", "reference/command_line"),
+    "api/theory",
+]
+BROWSER = shutil.which("chromium")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_browser_shows_a_page_without_a_complaint(name, width, tmp_path):
+    """No error on the console, and no request of the page beyond its folder."""
+    picture, log = tmp_path / "page.png", tmp_path / "net.json"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    options += [f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    options.append(f"--log-net-log={log}")
+    options += [f"--window-size={width},900", f"--screenshot={picture}"]
+    command = [BROWSER, *options, "--virtual-time-budget=4000", (SITE / f"{name}.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and picture.stat().st_size > 5000
+    assert [line for line in done.stderr.splitlines() if ":CONSOLE" in line] == []
+    assert re.findall(r"_dk_file:// file:// (http[^\"]*)", log.read_text()) == []  # of the page

@@ -38,7 +38,7 @@ class Exported(NamedTuple):
     """A solver read from a file."""
 
     run: Callable[[ArrayLike], Any]  # signals (n, m) -> codes (n, d), of a network one per layer
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # what the file says of itself: model, shapes, hashes, versions
 
 
 def save(

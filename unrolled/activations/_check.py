@@ -22,11 +22,11 @@ _ROUNDING, _SLACK = 16, 1e-9
 class Constants(NamedTuple):
     """The constants of an activation as a grid shows them; the true ones are at least these."""
 
-    tail_lipschitz: float
-    tail_sup: float
-    tail_oscillation: float
-    relu_gap: float
-    line_oscillation: float
+    tail_lipschitz: float  # L_h, of the part beside ReLU
+    tail_sup: float  # beta, the largest magnitude of it
+    tail_oscillation: float  # its largest less its least value
+    relu_gap: float  # the largest distance from ReLU
+    line_oscillation: float  # the largest less the least difference from ReLU
 
 
 def check(act: Activation) -> Constants:

@@ -29,12 +29,12 @@ class WeightsRow(NamedTuple):
     C_W: float
     omega: float  # max norm(w_i, 2)
     norm_W: float  # norm(W, 2), or an upper bound
-    largest_sparsity: int
-    sparsity: int
-    holds: bool
-    contraction: float
-    rate: float
-    floor: float
+    largest_sparsity: int  # the most nonzeros that they certify
+    sparsity: int  # s, the nonzeros of this row
+    holds: bool  # whether s is certified
+    contraction: float  # a, factor of the error in a step
+    rate: float  # -ln a
+    floor: float  # the error that noise leaves
     steps: float  # to the tolerance
 
 
@@ -49,12 +49,12 @@ class WeightsTable(NamedTuple):
         1
     """
 
-    m: int
-    d: int
-    tolerance: float
+    m: int  # length of a signal
+    d: int  # number of atoms
+    tolerance: float  # the l1 error to reach
     coherence: GeneralizedCoherence  # mu~, certified
-    rows: dict[str, WeightsRow]
-    weights: dict[str, Dictionary]
+    rows: dict[str, WeightsRow]  # by kind of weights
+    weights: dict[str, Dictionary]  # (m, d) by kind
 
     def text(self) -> str:
         """The table as text, one column per kind of weights."""

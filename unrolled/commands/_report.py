@@ -136,13 +136,14 @@ def write_html(
         drawn: the figures of all sections, in their order.
     """
     figures = iter(drawn)
-    shown = [
+    shown: list[tuple[str, Sequence[str], Mapping[str, Any]]] = [
         (section.title, section.parts, {caption: next(figures) for caption in section.figures})
         for section in sections
     ]
     answers = [section.answer for section in sections if section.answer]
-    about = [("What this is", summary.split("\n\n"), {})] if answers else []
-    text = _html.page(title, (answers or [summary])[0], [*shown, *about], facts, _command())
+    if answers:
+        shown.append(("What this is", summary.split("\n\n"), {}))
+    text = _html.page(title, (answers or [summary])[0], shown, facts, _command())
     write_text(folder / "report.html", text)
 
 

@@ -97,10 +97,11 @@ def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -
 
 def _write_report(folder: Path, summary: Summary, records: Sequence[training.Record]) -> None:
     """`report.html`, with the losses as curves where matplotlib is installed."""
-    figures, drawn = {}, []
+    figures: dict[str, Any] = {}
+    drawn = []
     with contextlib.suppress(ImportError):
         drawn.append(plots.losses(records))
-        figures = {"validation loss at every evaluation": plots.losses}
+        figures["the loss at every evaluation"] = plots.losses
     text = "Weights of a solver, trained from their start."
     section = Section("Result", "result", summary.parts(), figures, ((), ()), {}, summary.answer())
     write_html(folder, "Training", text, [section], environment(), drawn)

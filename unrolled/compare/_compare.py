@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -390,7 +389,7 @@ def _gaps_of_ista(sample: Sample, j: int, lam: Any, blocks: list[_Block]) -> np.
     if optima is None or not depths:
         return None
     Y = sample.pairs[j][0]
-    weight = jnp.asarray(lam, Y.dtype)
+    weight = np.asarray(lam, Y.dtype)
     return np.asarray(gaps_of_ista(sample.Ds[j], Y, weight, optima, max(depths)), float)
 
 

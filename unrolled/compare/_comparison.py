@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
     failure_rate: np.ndarray  # share of signals not below -20 dB
     precision: np.ndarray  # of the support; nan where no signal has an entry
-    recall: np.ndarray
+    recall: np.ndarray  # of the support
     false_positives: np.ndarray  # wrong entries per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
     # Sum of F - F* over the sum of F* for the LASSO, if lam was given; nan without a certified F*.
@@ -45,7 +45,7 @@ class Cost(NamedTuple):
 class Change(NamedTuple):
     """The distance of one leaf of the params from that of the reference."""
 
-    leaf: str
+    leaf: str  # name of the leaf
     distance: float  # norm(params - reference) / norm(reference)
     per_step: np.ndarray  # (K,) the same step by step, or of length 1 for a shared leaf
 
@@ -67,7 +67,7 @@ class Guarantee(NamedTuple):
     sparsity: int  # s, nonzeros at most
     bound: float  # B, of their magnitude
     noise: float  # delta, the l1 norm of the noise in the signal of the layer
-    certificate: Certificate
+    certificate: Certificate  # what `theory.certify` returns
 
 
 class Comparison(NamedTuple):
@@ -82,10 +82,10 @@ class Comparison(NamedTuple):
         ['| method |', '|---|---|-', '| ISTA | 8']
     """
 
-    curves: dict[str, Curve]
+    curves: dict[str, Curve]  # errors after every step
     thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
     references: dict[str, str]  # the method that its params are measured against
-    changes: dict[str, tuple[Change, ...]]
+    changes: dict[str, tuple[Change, ...]]  # how far each leaf moved
     couplings: dict[str, Coupling]  # for families with weights
     guarantees: dict[str, Guarantee]  # for families with a certificate
     diverged: dict[str, Divergence]  # only methods that end worse than the zero code
@@ -165,11 +165,11 @@ class Comparison(NamedTuple):
         The error is the NMSE (ratio of sums) of known codes, else the gap to the LASSO.
         """
         field = "nmse" if self.known else "gap"
-        ends = {name: _number(getattr(c, field)) for name, c in self.curves.items()}
-        ends = {name: end for name, end in ends.items() if end is not None}
+        numbers = {name: _number(getattr(c, field)) for name, c in self.curves.items()}
+        ends = {name: end for name, end in numbers.items() if end is not None}
         if not ends:
             return "No method was judged."
-        best = min(ends, key=lambda name: ends[name])
+        best = min(ends, key=ends.__getitem__)
         text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.1e}"
         what = "error of the code" if self.known else "gap to the optimum of the LASSO"
         found = self.guarantees.get(best)
@@ -178,7 +178,7 @@ class Comparison(NamedTuple):
             if found is not None and found.certificate.holds
             else "theory guarantees nothing for it here"
         )
-        return f"{best} has the smallest {what}, {text}; {proved}."
+        return f"The smallest {what} is {text}, by {best}; {proved}."
 
     def to_json(self) -> str:
         """All results as JSON; numbers that are not finite become null."""
@@ -324,7 +324,7 @@ class ChainComparison(NamedTuple):
         ['| layer | meth', '|---|---|---|-', '| 1 | ISTA | 8', '| 2 | ISTA | 4']
     """
 
-    layers: tuple[Comparison, ...]
+    layers: tuple[Comparison, ...]  # one comparison per layer
 
     def __repr__(self) -> str:
         """The table, as it fits on a screen."""

@@ -30,7 +30,7 @@ class Coupling(NamedTuple):
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
-    diagonal_mean: np.ndarray
+    diagonal_mean: np.ndarray  # mean of w_i . d_i
     diagonal_high: np.ndarray  # max of w_i . d_i
     mu_W: np.ndarray  # largest abs(w_i . d_j) over i != j, so scaled; inf if w_i . d_i = 0
     off_diagonal: np.ndarray  # root mean square of the same

@@ -22,8 +22,8 @@ class Sampled(NamedTuple):
     """A bound on the errors of all of the class but a share, by a sample that chose nothing."""
 
     decibels: float  # NMSE of a signal, inf where the sample does not suffice
-    signals: int
-    needed: int
+    signals: int  # that were drawn
+    needed: int  # signals that a bound needs
     share: float  # of the class that the bound leaves out
     confidence: float  # that the bounds of all methods hold together
     drawn: bool  # by the comparison itself; otherwise they were given

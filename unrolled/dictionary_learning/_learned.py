@@ -21,7 +21,7 @@ class Learned(NamedTuple):
     D: Dictionary | tuple[Dictionary, ...]  # (m, d), unit atoms; of a chain one per layer
     X: Array | tuple[Array, ...] | None  # (signals, d), the codes; None of a stream
     objective: float  # mean over the signals, for D and X
-    history: tuple[Step, ...]
+    history: tuple[Step, ...]  # one record per step
     state: Any = None  # what the algorithm needs beside D and X to go on
 
 

@@ -30,7 +30,7 @@ class Codes(NamedTuple):
 
     zeros: float  # share of exact zeros
     below: float  # share of entries that are small beside the largest of their image
-    hoyer: float
+    hoyer: float  # Hoyer's measure, 0 dense to 1 sparse
     entries: int  # d, of a code
     nonzeros: np.ndarray  # (images,)
     stripe: np.ndarray  # (images,) nonzeros of the fullest stripe
@@ -40,15 +40,15 @@ class LayerFeatures(NamedTuple):
     """What the features of one layer are."""
 
     dictionary: LayerDictionary | None  # None if read from a file
-    admitted: Admitted
-    codes: Codes
-    pursued: Pursued
+    admitted: Admitted  # what theory admits
+    codes: Codes  # the features as codes
+    pursued: Pursued  # what a pursuit finds
 
 
 class Features(NamedTuple):
     """The result of `features`: by the name of the layer."""
 
-    layers: dict[str, LayerFeatures]
+    layers: dict[str, LayerFeatures]  # by tap name
 
     def __repr__(self) -> str:
         """The table, as it fits on a screen."""

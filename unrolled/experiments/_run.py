@@ -23,8 +23,8 @@ from unrolled.training import restore_tree
 class Outcome(NamedTuple):
     """What became of a run: its name, and its row where it is finished."""
 
-    name: str
-    row: dict[str, Any] | None
+    name: str  # of the row
+    row: dict[str, Any] | None  # its record
     busy: bool = False  # another process runs it
 
 

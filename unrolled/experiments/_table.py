@@ -23,9 +23,9 @@ _ENTRIES = ("recipe", "images", "layers", "scores", "features", "status")  # wha
 class Interval(NamedTuple):
     """A mean over seeds, and half the width of its 95 % t interval; nan for one seed."""
 
-    mean: float
-    half: float
-    n: int
+    mean: float  # over seeds
+    half: float  # half the width of the 95 % interval
+    n: int  # number of seeds
 
     @property
     def excludes_zero(self) -> bool:

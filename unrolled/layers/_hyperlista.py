@@ -31,14 +31,14 @@ class Analytic(NamedTuple):
     """
 
     W: Matrix
-    leverage: Annotated[Array, Shape("d")]
+    leverage: Annotated[Array, Shape("d")]  # d_i . (D D')^+ d_i / c, of every atom
     mu_W: Number
 
 
 class Hyper(NamedTuple):
     """The params of HyperLISTA: what theory gives, and three numbers."""
 
-    analytic: Fixed[Analytic]
+    analytic: Fixed[Analytic]  # what theory sets
     threshold: Number  # c_1
     momentum: Number  # c_2
     selection: Number  # c_3

@@ -77,8 +77,8 @@ class Unrolled(NamedTuple):
     back takes `import unrolled`, and the module of a family of one's own.
     """
 
-    shared: Any
-    steps: Any
+    shared: Any  # params that all steps share, or None
+    steps: Any  # params of the steps: stacked, or a tuple
 
 
 exportable(Unrolled)

@@ -35,9 +35,9 @@ _MOST_PROBABLE = 0.6
 class Spectrum(NamedTuple):
     """D = U diag(s) V: the first min(m, d) singular values, and zeros."""
 
-    U: Annotated[Array, Shape("m,m")]
-    s: Annotated[Array, Shape("m")]
-    V: Annotated[Array, Shape("m,d")]
+    U: Annotated[Array, Shape("m,m")]  # left singular vectors of D
+    s: Annotated[Array, Shape("m")]  # singular values
+    V: Annotated[Array, Shape("m,d")]  # right singular vectors
 
 
 class Belief(NamedTuple):
@@ -46,7 +46,7 @@ class Belief(NamedTuple):
     log_odds: Number  # of a nonzero
     log_variance: Number  # of a nonzero, over that of the options
     log_noise: Number  # of the energy of the noise over that of the signal
-    damping: Number
+    damping: Number  # share of the message before that a step keeps
 
 
 class Assumed(NamedTuple):

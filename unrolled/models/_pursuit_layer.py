@@ -32,7 +32,7 @@ class Filters(NamedTuple):
         Filters(number=32, kernel=6, stride=2, padding=0)
     """
 
-    number: int
+    number: int  # of filters
     kernel: int  # side of the square filters, in pixels
     stride: int = 1  # in pixels
     padding: int = 0  # in pixels, on every side

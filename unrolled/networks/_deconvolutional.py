@@ -97,8 +97,8 @@ class deconvolutional(Unfolded):
 class Deconvolution(NamedTuple):
     """What `learn_deconvolution` finds."""
 
-    params: Params
-    Ds: tuple[Conv, ...]
+    params: Params  # of the network
+    Ds: tuple[Conv, ...]  # the learned dictionaries
     objective: np.ndarray  # (J, sweeps), the mean over the images, after each step of the codes
 
 

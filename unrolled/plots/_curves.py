@@ -131,14 +131,15 @@ def name_lines(panel: "Axes") -> None:
     panel.autoscale_view()
     ends = []
     for line in lines:
-        points = np.array([(x, y) for x, y in zip(*line.get_data()) if np.isfinite(y)])
+        points = np.asarray(line.get_xydata(), float)
+        points = points[np.isfinite(points[:, 1])]
         height = place.transform(points[-1])[1] if len(points) else 0.0
         ends.append((min(max(float(height), 0.0), 1.0), line))
     at = -1.0
     for height, line in sorted(ends, key=lambda end: end[0]):
         at = max(height, at + _NAME_HEIGHT)
         where: dict = dict(transform=panel.transAxes, va="center", color=line.get_color())
-        panel.text(1.02, at, line.get_label(), fontsize=STYLE["font.size"] - 1, **where)
+        panel.text(1.02, at, str(line.get_label()), fontsize=STYLE["font.size"] - 1, **where)
 
 
 def marked_steps(i: int, length: int) -> tuple[int, int]:

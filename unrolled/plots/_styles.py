@@ -1,6 +1,7 @@
 """How a curve looks: colour, dashes and marker, by the name of its method."""
 
 from collections.abc import Iterable
+from typing import Any
 
 # Safe for the colour-blind (Okabe and Ito; Tol).
 COLOURS = (
@@ -18,7 +19,7 @@ COLOURS = (
     "#332288",
 )
 # What matplotlib draws with in every figure: of the library, the notebooks and the benchmarks.
-STYLE = {
+STYLE: Any = {
     "font.size": 11,  # 13 pixels where a panel of 5.2 inches has 740
     "axes.titlesize": 12,
     "axes.labelcolor": "#404040",

@@ -33,15 +33,15 @@ class Request(NamedTuple):
 class DictionaryReport(NamedTuple):
     """What the theory says about one dictionary."""
 
-    m: int
-    d: int
-    rank: int
-    mu: float
-    welch: float
+    m: int  # length of a signal
+    d: int  # number of atoms
+    rank: int  # numerical rank
+    mu: float  # mutual coherence
+    welch: float  # bound of Welch
     generalized: tuple[float, float]  # mu~ from below and from above
     admissible: dict[str, int]  # largest sparsity of unique codes, by mu, babel and mu~
-    table: analytic.WeightsTable
-    activation: theory.ActivationSchedule | None
+    table: analytic.WeightsTable  # what kinds of weights certify
+    activation: theory.ActivationSchedule | None  # what holds with an activation
     cnn: realize.CnnSize | None  # for the steps of the best weights to the tolerance
 
     def text(self) -> str:
@@ -109,11 +109,11 @@ class DictionaryReport(NamedTuple):
 class ChainReport(NamedTuple):
     """What the theory says about a chain, with the minimax weights of every layer."""
 
-    sparsities: tuple[int, ...]
+    sparsities: tuple[int, ...]  # of every layer
     unique: dict[str, theory.Uniqueness]  # by mu and by mu~
     stability: theory.Stability  # per unit of noise in the signal
-    plan: theory.Plan
-    tolerance: float
+    plan: theory.Plan  # the steps of every layer
+    tolerance: float  # the l1 error to reach
 
     def text(self) -> str:
         """A table, one column per layer."""
@@ -171,8 +171,8 @@ class ChainReport(NamedTuple):
 class Report(NamedTuple):
     """The dictionaries of a chain one by one, and the chain; None for a single dictionary."""
 
-    layers: tuple[DictionaryReport, ...]
-    chain: ChainReport | None
+    layers: tuple[DictionaryReport, ...]  # one per dictionary
+    chain: ChainReport | None  # of the chain, or None
 
     def text(self) -> str:
         """All parts as text."""
@@ -182,8 +182,8 @@ class Report(NamedTuple):
 
     def parts(self) -> list[str]:
         """All parts as paragraphs and tables."""
-        found = [*self.layers, *([] if self.chain is None else [self.chain])]
-        return [part for report in found for part in report.parts()]
+        chain = [] if self.chain is None else self.chain.parts()
+        return [part for layer in self.layers for part in layer.parts()] + chain
 
     def answer(self) -> str:
         """How many nonzeros are admissible, of a chain in every layer."""

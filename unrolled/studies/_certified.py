@@ -32,10 +32,10 @@ _CHAIN_COLUMNS = (
 class CertifiedRun(NamedTuple):
     """What theory certifies of weights for s nonzeros, and what was measured if it holds."""
 
-    weights: str
-    sparsity: int
+    weights: str  # their kind
+    sparsity: int  # s, the nonzeros
     mu_W: float
-    schedule: theory.Schedule
+    schedule: theory.Schedule  # thresholds and certified errors
     measured: np.ndarray  # largest l1 error, from step 0; of length 0 where nothing holds
     wrong: int  # wrong entries of all signals and steps
 
@@ -49,7 +49,7 @@ class CertifiedRegime(NamedTuple):
     """The study of weights at as many nonzeros as theory certifies for them."""
 
     shape: tuple[int, ...]  # of D
-    depth: int
+    depth: int  # K, the steps
     largest: dict[str, int]  # weights -> the most nonzeros that they certify
     common: int  # by D or the closed form
     runs: tuple[CertifiedRun, ...]  # empty where not even one nonzero is certified
@@ -229,10 +229,10 @@ def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
 class ChainRun(NamedTuple):
     """What a chain was certified to do, and what it did, layer by layer."""
 
-    contractions: tuple[float, ...]
+    contractions: tuple[float, ...]  # of every layer
     measured: tuple[np.ndarray, ...]  # largest l1 error, from step 0
-    bounds: tuple[np.ndarray, ...]
-    wrong: int
+    bounds: tuple[np.ndarray, ...]  # certified errors, layer by layer
+    wrong: int  # wrong entries
     printed: float  # largest l1 error of layer 2 with the thresholds of the printed proof
 
 

@@ -44,12 +44,12 @@ _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per 
 class KnownCodes(NamedTuple):
     """The study of methods on signals whose codes are known."""
 
-    samples: Samples
-    depth: int
-    comparison: Comparison
-    remarks: list[str]
+    samples: Samples  # that methods are judged on
+    depth: int  # K, the steps
+    comparison: Comparison  # of the methods
+    remarks: list[str]  # on the settings
     caution: str  # why the analytic rows are what they are, where nothing is certified
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # of calibration and training
 
     def text(self) -> str:
         """`parts` as Markdown."""
@@ -116,11 +116,11 @@ class KnownCodes(NamedTuple):
 class KnownChain(NamedTuple):
     """The study of chains of layers on signals whose codes are known, layer by layer."""
 
-    samples: Samples
+    samples: Samples  # that methods are judged on
     depth: int  # of every layer
-    comparison: ChainComparison
-    remarks: list[str]
-    seconds: dict[str, float]
+    comparison: ChainComparison  # layer by layer
+    remarks: list[str]  # on the settings
+    seconds: dict[str, float]  # of calibration and training
 
     def text(self) -> str:
         """`parts` as Markdown."""

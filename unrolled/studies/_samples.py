@@ -24,14 +24,16 @@ class Samples(NamedTuple):
     """A dictionary, a sampler to train with, and samples (Y, X) to choose and to test on."""
 
     D: Any  # a tuple for a chain
-    sample: Callable[..., Any]
+    sample: Callable[..., Any]  # draws a batch to train on
     chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None where codes are not known
-    tested_on: tuple[Any, Any]
+    tested_on: tuple[Any, Any]  # (Y, X), test signals and codes
     snr: float | None = None  # dB, of planted signals
 
     def noise(self) -> str:
         """The end of a sentence of a report: of signals from elsewhere the noise is not known."""
-        return "" if self.snr is None else f", SNR {self.snr:g} dB"
+        if self.snr is None:
+            return ""
+        return ", without noise" if np.isinf(self.snr) else f", SNR {self.snr:g} dB"
 
 
 def as_dictionaries(D: Any, where: str) -> Any:
@@ -112,15 +114,15 @@ class Picture(NamedTuple):
     """What turns the test patches into a picture again."""
 
     mean: np.ndarray  # (signals, 1), subtracted from the patches
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # (height, width)
 
 
 class Pictures(NamedTuple):
     """Signals without known codes, to train and to test on; the test ones may make a picture."""
 
     training: Any  # (signals, m), an array
-    testing: Any
-    picture: Picture | None = None
+    testing: Any  # signals to test on
+    picture: Picture | None = None  # that the test signals tile, or None
 
 
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:

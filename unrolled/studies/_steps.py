@@ -155,7 +155,7 @@ class Starts(NamedTuple):
     """The params that theory sets for the class of a sample, and what it certifies."""
 
     params: dict[Layer, Unrolled]  # without layers that theory sets none for
-    remark: str
+    remark: str  # on the start, or ""
     caution: str  # part of the remark: why the thresholds are not certified; "" if they are
 
 

@@ -56,17 +56,17 @@ Methods = dict[str, tuple[Layer, Unrolled]]
 class UnknownCodes(NamedTuple):
     """The study of methods on signals without known codes."""
 
-    D: Array
-    signals: Pictures
+    D: Array  # (m, d)
+    signals: Pictures  # to train and to test on
     tested: Array  # (tested, m), those of the test signals that the comparison is about
-    lam: float
-    depth: int
+    lam: float  # weight of the LASSO
+    depth: int  # K, the steps
     optimum: pursuit.Pursuit  # of the tested signals, codes in place of the true ones
-    methods: Methods
-    comparison: Comparison
+    methods: Methods  # layers and params by name
+    comparison: Comparison  # of the methods
     psnr: dict[str, list[float]]  # dB, of what is rebuilt from the codes after every step
-    remarks: list[str]
-    seconds: dict[str, float]
+    remarks: list[str]  # on the settings
+    seconds: dict[str, float]  # of training
 
     def text(self) -> str:
         """`parts` as Markdown."""

@@ -15,13 +15,13 @@ from unrolled.studies._steps import one_per_layer
 class WeightsCertificate(NamedTuple):
     """The certificate of every layer of given weights."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...]  # of the model
     shapes: tuple[tuple[int, ...], ...]  # of D
-    sparsities: tuple[int, ...]
-    bound: float
+    sparsities: tuple[int, ...]  # s of every layer
+    bound: float  # B, of the entries of a code
     noise: float  # of the signal
-    tolerance: float
-    certificates: tuple[theory.Certificate, ...]
+    tolerance: float  # the l1 error to reach
+    certificates: tuple[theory.Certificate, ...]  # one per layer
 
     def text(self) -> str:
         """A table, one column per layer."""

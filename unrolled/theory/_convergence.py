@@ -357,7 +357,7 @@ class Plan(NamedTuple):
 
     depths: tuple[int | float, ...]  # inf where no depths reach the tolerance
     schedules: tuple[Schedule, ...]  # () where no depths reach the tolerance
-    holds: bool
+    holds: bool  # whether every layer is certified
     reason: str = ""  # why it does not hold
 
 

@@ -181,8 +181,8 @@ class AtMost(NamedTuple):
     """Whether mu~ <= level, and the bounds that decided it."""
 
     answer: bool | None  # None: the level lies between the bounds, which are within tol
-    upper: float
-    lower: float
+    upper: float  # upper bound of mu~
+    lower: float  # lower bound of mu~
 
 
 def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtMost:
@@ -226,7 +226,7 @@ class MinimalEntryWeights(NamedTuple):
 
     W: np.ndarray  # (m, d)
     upper: float  # max abs(W_ij) = C_W
-    lower: float
+    lower: float  # lower bound of the largest entry
     per_atom_upper: np.ndarray  # (d,)
     per_atom_lower: np.ndarray  # (d,)
     coherence: float  # the level that every w_i keeps

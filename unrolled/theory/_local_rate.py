@@ -21,9 +21,9 @@ _GRID = 2001  # step sizes of which the best is taken where eigenvalues are not 
 class StepsTo(NamedTuple):
     """The number of steps of each kind, inf where it does not converge."""
 
-    plain: float
-    best: float
-    accelerated: float
+    plain: float  # of plain steps
+    best: float  # with the best step size
+    accelerated: float  # with momentum
 
 
 class LocalRate(NamedTuple):
@@ -35,7 +35,7 @@ class LocalRate(NamedTuple):
     """
 
     least: float  # the least eigenvalue of W_S'D_S
-    largest: float
+    largest: float  # the largest eigenvalue of it
     plain: float  # of x <- x + W'(y - D x)
     best_step: float  # gamma of x <- x + gamma W'(y - D x) that is best; 0 where none helps
     best: float  # of that step

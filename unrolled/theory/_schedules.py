@@ -225,9 +225,9 @@ def deep_schedule(
 class ErrorBar(NamedTuple):
     """Bounds on the distance of a given code from the true one."""
 
-    linf: float
-    l2: float
-    l1: float
+    linf: float  # bound of the largest entry of the error
+    l2: float  # bound of its l2 norm
+    l1: float  # bound of its l1 norm
     holds: bool  # (n-1) mu_W + eta < 1, or the conditioning is of n atoms
 
 

@@ -40,7 +40,7 @@ class Fit(NamedTuple):
     params: Any  # after the last step
     best: Any  # with the smallest validation loss, the start included
     D: Any  # as given, or as learned together with `best`
-    history: History
+    history: History  # losses and evaluations
     model: Model  # that was trained
 
     def __repr__(self) -> str:
@@ -98,8 +98,8 @@ class NonFiniteError(FloatingPointError):
 class Trained(NamedTuple):
     """What the optimiser sees: params and dictionary, None at every leaf that is not trained."""
 
-    params: Any
-    D: Any
+    params: Any  # of the model
+    D: Any  # the dictionary, or None where it is not trained
 
 
 class Progress(NamedTuple):

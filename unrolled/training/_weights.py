@@ -32,7 +32,7 @@ from unrolled.training._split import as_dictionaries
 class Restored(NamedTuple):
     """What a file of weights or the folder of a training holds."""
 
-    params: Any
+    params: Any  # of the layer
     D: Dictionaries | None  # None where it was saved without
     layer: Model | None  # of the params; None where they were saved without
     metadata: dict  # what `save` was given, and "versions"
