@@ -251,8 +251,8 @@ CALLS |= {
 
 CHAINS = {f"networks.{name}.init": len(build()[1]) for name, build in registry.NETWORKS.items()}
 CHAINS |= {"networks.mixed_scale": 2}
-# Of functions of the library: the optimum, ISTA, the codes and the guarantees of a method; the minimax
-# weights and what a table says of each kind.
+# Of functions of the library: the optimum, ISTA, the codes and the guarantees of a method; the
+# minimax weights and what a table says of each kind.
 CHAINS |= {"compare.compare": 4, "analytic.weights_table": 2}
 
 # Functions that make no array: of names, options, records and files.

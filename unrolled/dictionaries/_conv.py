@@ -303,7 +303,8 @@ class Conv(Structured):
         near = Conv(self.filters, shape, self.stride, dilation=self.dilation)
         atoms = np.arange(near.shape[1]).reshape(near.code_grid)
         if all(q == 2 * ((n - 1) // t) + 1 for q, (_, n, t) in zip(sides, sizes)):
-            atoms = atoms[(slice(None), *(q // 2 for q in sides))]
+            middle: Any = (slice(None), *(q // 2 for q in sides))
+            atoms = atoms[middle]
         return near, atoms.reshape(-1)
 
     def replicate(self, W: Array) -> Dictionary:
