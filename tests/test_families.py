@@ -261,20 +261,24 @@ def test_the_bernoulli_gaussian_mean_is_the_integral(r):
     assert float(ours) == pytest.approx(expected, abs=1e-10)
 
 
-def test_tista_is_its_formula(problem):
+@pytest.mark.parametrize("onsager", [False, True])
+def test_tista_is_its_formula(problem, onsager):
     D, y = problem
     noise = 0.01
-    layer = layers.tista(K, probability=0.2, variance=1.5, noise=noise)
+    layer = layers.tista(K, probability=0.2, variance=1.5, noise=noise, onsager=onsager)
     params = moved(layer.init(None, D).steps)
     W = np.linalg.pinv(D).T
-    x, path = np.zeros(N), []
+    z, path = np.zeros(N), []
     for gamma in np.asarray(params.gamma):
-        r = y - D @ x
+        r = y - D @ z
         v = max((r @ r - M * noise) / np.sum(D**2), 1e-9)
         tau2 = v / N * (N + (gamma**2 - 2 * gamma) * M) + gamma**2 * noise / N * np.sum(W**2)
-        u = x + gamma * W.T @ r
+        u = z + gamma * W.T @ r
         slab = 0.2 * stats.norm(scale=np.sqrt(1.5 + tau2)).pdf(u)
-        x = u * 1.5 / (1.5 + tau2) * slab / (0.8 * stats.norm(scale=np.sqrt(tau2)).pdf(u) + slab)
+        share = slab / (0.8 * stats.norm(scale=np.sqrt(tau2)).pdf(u) + slab)
+        x, k = 1.5 / (1.5 + tau2) * share * u, 1.5 / (1.5 + tau2)
+        a = min(np.mean(k * share + x * u * k / tau2 * (1 - share)), 0.9)
+        z = (x - a * u) / (1 - a) if onsager else x
         path.append(x)
     ours = layer.iterates(Unrolled(layers.Fixed(jnp.asarray(W)), params), D, y)
     # The odds are exponentials of r^2 / tau2, here below 1e3, which magnify rounding as much.
