@@ -155,7 +155,9 @@ def test_a_dictionary_with_zero_or_equal_atoms_is_trained_with(fault):
 
 
 def test_a_lam_of_zero_trains_and_one_that_silences_all_signals_is_told():
-    assert not fit(Y, loss=ur.training.lasso(0.0)).worsened
+    free = ur.layers.ista(K, lam=0.0)
+    options = dict(layer=free, params=free.init(None, jnp.asarray(D)))
+    assert not fit(Y, loss=ur.training.lasso(0.0), **options).worsened
     lam = 2 * float(np.abs(Y @ D).max())
     layer = ur.layers.ista(K, lam=lam)
     start = layer.init(None, jnp.asarray(D))
@@ -247,6 +249,14 @@ def test_a_search_that_ends_above_zero_codes_says_so():
     assert found.worsened and np.nanmin(found.nmse) > 0
     found = ur.training.search(LAYER, PARAMS, jnp.asarray(D), Y, X, theta=[0.01, 5.0])
     assert not found.worsened
+
+
+def test_a_lasso_training_that_starts_above_ista_says_so_before_its_first_step():
+    layer = ur.layers.liht(K, sparsity=N)  # no shrinkage at all
+    params = layer.init(None, jnp.asarray(D))
+    with pytest.warns(UserWarning, match="fit: the training starts above ISTA of the same depth:"):
+        found = fit(Y, layer=layer, params=params, loss=ur.training.lasso(0.3), steps=0)
+    assert found.history.ista < found.judged["first"] < found.history.zero
 
 
 def test_a_search_without_codes_is_judged_by_its_loss_beside_zero_codes_and_ista():

@@ -47,6 +47,8 @@ class liht(Layer):
     Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
     S = I - D'D / L.
 
+    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
 
     Example:

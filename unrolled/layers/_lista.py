@@ -98,6 +98,8 @@ class lista(FromISTA, Selecting):
 class lista_ss(lista):
     """LISTA with support selection; see `lista`.
 
+    A selected entry passes unshrunk: in the objective of the LASSO the start can be above ISTA.
+
     Reference: Chen, Liu, Wang, Yin (2018).
 
     Example:

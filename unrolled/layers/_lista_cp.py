@@ -61,6 +61,8 @@ class lista_cp(Coupled, FromISTA, Selecting):
 class lista_cpss(lista_cp):
     """LISTA-CP with support selection; see `lista_cp`.
 
+    A selected entry passes unshrunk: in the objective of the LASSO the start can be above ISTA.
+
     Reference: Chen, Liu, Wang, Yin (2018).
 
     Example:

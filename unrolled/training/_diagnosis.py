@@ -8,6 +8,9 @@ from unrolled._beside import exceeds, worse_than_zero
 from unrolled.training._loop import Loop
 from unrolled.training._records import Progress, ends
 
+# So much above ISTA a start may be that has weights of its own, where ISTA has converged.
+_SLACK = 1.02
+
 
 def is_stuck(state: Progress) -> bool:
     """Whether the second evaluation of a stage has the loss of the first, bit for bit."""
@@ -35,8 +38,8 @@ def warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
     return True
 
 
-def warn_of_start(loop: Loop, state: Progress) -> None:
-    """Warn of a training whose start is worse than zero codes."""
+def warn_of_start(loop: Loop, state: Progress, of_lasso: bool) -> None:
+    """Warn of a training whose start is worse than zero codes, or in the LASSO than ISTA."""
     first = state.records[0]
     if exceeds(first.validation, loop.zero):
         at = "at the start of the training the codes are"
@@ -44,6 +47,12 @@ def warn_of_start(loop: Loop, state: Progress) -> None:
         _checks.warn(
             f"{loop.where}: {rule}. Try smaller weights or step sizes, another family, or "
             "analytic.calibrate"
+        )
+    elif of_lasso and first.validation > _SLACK * loop.ista:
+        _checks.warn(
+            f"{loop.where}: the training starts above ISTA of the same depth: its validation loss "
+            f"is {first.validation:.6g}, that of ISTA {loop.ista:.6g}. Families that know no lam, "
+            "or select a support, start there, and layers with another lam; try analytic.calibrate"
         )
 
 

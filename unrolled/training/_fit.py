@@ -18,7 +18,7 @@ from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, warn_of_start
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
-from unrolled.training._losses import supervised
+from unrolled.training._losses import is_lasso, supervised
 from unrolled.training._mesh import as_mesh, computing_on
 from unrolled.training._own import from_arrays, is_own
 from unrolled.training._protocols import Callback, Loss, Sample
@@ -105,9 +105,10 @@ def fit(
 
     Warns:
         UserWarning: of a training that does nothing (all codes are zero, the gradient is zero at
-            the start, or the validation loss never moves), and of one that starts, or ends, with a
-            validation loss above that of zero codes. `worsened` of the result tells the end, and
-            also a loss that only exceeds that of the start.
+            the start, or the validation loss never moves), of one that starts, or ends, with a
+            validation loss above that of zero codes, and of one by `training.lasso` that starts
+            above ISTA. `worsened` of the result tells the end, and also a loss that only exceeds
+            that of the start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
@@ -148,7 +149,7 @@ def fit(
     mesh, accumulate = as_mesh(mesh, accumulate, "fit")
     loss, callbacks = check_functions(loss, callbacks, "fit")
     key, D, drawn, validation = check_data(model, params, D, sample, key, validation, "fit")
-    lam = lam_of(loss, model)
+    lam, of_lasso = lam_of(loss, model), is_lasso(loss)
     loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
@@ -170,7 +171,7 @@ def fit(
         with keeping(checkpoint, model, loop, config, Trained(params, D)) as keeper:
             state = loop.start(trained)
             loop, state = keeper.resume(state, steps) if keeper else (loop, state)
-            with watcher(loop, steps, callbacks, log, progress) as watch:
+            with watcher(loop, steps, callbacks, log, progress, of_lasso) as watch:
                 state = loop.run(
                     state, steps, evaluate_every, watch, patience=patience, keeper=keeper
                 )
@@ -186,10 +187,12 @@ def watcher(
     callbacks: Iterable[Callback],
     log: str | Path | None,
     progress: bool | None,
+    of_lasso: bool = False,
 ) -> Iterator[Callable[[Progress, int], None]]:
     """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
 
-    It warns of a training that does nothing, and of one that is worse than zero codes.
+    It warns of a training that does nothing, and of one that is worse than zero codes; `of_lasso`,
+    where the loss is the objective of the LASSO after the last step, also of a start above ISTA.
     """
     with bar(steps, progress) as show, writer(log) as write:
         calls = (*callbacks, show, write)
@@ -201,7 +204,7 @@ def watcher(
             nonlocal last, warned
             last, params = state, loop.result(state).params
             if len(state.records) == 1:
-                warn_of_start(loop, state)
+                warn_of_start(loop, state, of_lasso)
             for callback in calls:
                 callback(state.records[-1], params)
             if not warned and is_stuck(state):

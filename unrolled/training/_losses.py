@@ -84,7 +84,13 @@ def lasso(lam: ArrayLike) -> Loss:
         return sum(jnp.mean(objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
 
     loss.lam = lam  # type: ignore[attr-defined]  # of the ISTA beside which a training is judged
+    loss.of_lasso = True  # type: ignore[attr-defined]
     return loss
+
+
+def is_lasso(loss: Any) -> bool:
+    """Whether a loss is that of `lasso`."""
+    return getattr(loss, "of_lasso", False)
 
 
 @program()
