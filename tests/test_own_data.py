@@ -167,6 +167,21 @@ def test_a_lam_of_zero_trains_and_one_that_silences_all_signals_is_told():
         ur.analytic.calibrate(layer, start, D, Y, loss=ur.training.lasso(lam))
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["train --loss lasso --dictionary D.npy --signals", "compare --dictionary D.npy --signals"]
+    + ["encode --method omp --sparsity 2 --dictionary D.npy", "learn --atoms 3"],
+)
+def test_grey_values_of_a_file_are_refused(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("D.npy", D)
+    np.save("grey.npy", np.abs(Y).astype(np.uint8))
+    output = "codes.npy" if command.startswith("encode") else "folder"
+    assert main([*command.split(), "grey.npy", "--output", output]) == 2
+    told = capsys.readouterr().err
+    assert "grey.npy: signals are uint8; expected real numbers near 1, try Y / 255" in told
+
+
 def test_a_loss_that_needs_codes_says_so():
     for loss in (ur.training.supervised, ur.training.deep(ur.training.log_nmse)):
         with pytest.raises(ValueError, match=r"X = None; try training.lasso\(lam\)"):

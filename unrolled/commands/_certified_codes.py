@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, pursuit, theory
-from unrolled.commands._inputs import check_length, read_dictionary
+from unrolled.commands._inputs import check_length, open_signals, read_dictionary
 from unrolled.dictionaries import Dictionary
 from unrolled.problems import synthesize
 
@@ -69,7 +69,7 @@ def signals_of_class(
     Raises:
         ValueError: signals that cannot be read or have another length.
     """
-    Y = datasets.open_array(signals, "Y")
+    Y = open_signals(signals)
     check_length(signals, Y, D)
     inside, least = 0, np.inf
     for first in range(0, len(Y), _CHUNK):
@@ -99,7 +99,7 @@ def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCode
     """
     with jax.enable_x64(True):
         D = read_dictionary(dictionary, None)
-    Y, X = datasets.open_array(signals, "Y"), datasets.open_array(codes, "X")
+    Y, X = open_signals(signals), datasets.open_array(codes, "X")
     check_length(signals, Y, D)
     if X.shape != (len(Y), D.shape[1]) or not len(Y):
         raise ValueError(

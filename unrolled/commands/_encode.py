@@ -27,7 +27,13 @@ from unrolled._pursuits import (
 from unrolled._text import in_rows
 from unrolled.commands._certified_codes import CertifiedCodes, uncertified
 from unrolled.commands._console import Say, show, teller
-from unrolled.commands._inputs import check_length, in_float32, read_dictionary, weights_of
+from unrolled.commands._inputs import (
+    check_length,
+    in_float32,
+    open_signals,
+    read_dictionary,
+    weights_of,
+)
 from unrolled.commands._partial import partial_arrays
 from unrolled.commands._pursuit_options import add_options, given_options, names
 from unrolled.dictionaries import Dictionary, as_chain
@@ -234,7 +240,7 @@ def encode(
     )
     if certify and len(coder.Ds) > 1:
         raise ValueError(f"encode: --certify is for one dictionary, got {len(coder.Ds)}")
-    Y = datasets.open_array(signals, "Y")
+    Y = open_signals(signals)
     check_length(signals, Y, coder.Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")

@@ -93,12 +93,28 @@ def read_chain(
     return Y, Xs
 
 
+def open_signals(path: Path) -> np.ndarray:
+    """`datasets.open_array` of signals.
+
+    Raises:
+        ValueError: integers, such as grey values, which are to be scaled first.
+    """
+    Y = datasets.open_array(path, "Y")
+    if np.issubdtype(Y.dtype, np.integer):
+        raise ValueError(
+            f"{path}: signals are {Y.dtype}; expected real numbers near 1, try Y / 255 for grey "
+            "values, and without their mean"
+        )
+    return Y
+
+
 def read_given(path: Path, D: Dictionary) -> np.ndarray:
     """The signals (signals, m) of an array file, in float32.
 
     Raises:
         ValueError: signals that do not fit D, or that float32 would lose.
     """
+    open_signals(path)
     Y = datasets.read_array(path, "Y")
     check_length(path, Y, D)
     return in_float32(Y, path)

@@ -18,7 +18,7 @@ from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
 from unrolled._runs import claimed
 from unrolled.commands._console import Say, show, teller
-from unrolled.commands._inputs import in_float32
+from unrolled.commands._inputs import in_float32, open_signals
 from unrolled.commands._report import (
     Section,
     check_drawing,
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Learn, write the files, and print the summary."""
     say, folder = teller(), arguments.output
     options = _options(arguments)
-    Y = datasets.open_array(arguments.signals, "Y")
+    Y = open_signals(arguments.signals)
     if Y.ndim != 2 or 0 in Y.shape:
         raise ValueError(
             f"{arguments.signals}: signals have shape {Y.shape}; expected (signals, m)"
