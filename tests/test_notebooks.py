@@ -18,7 +18,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SLOW = bool(os.environ.get("UNROLLED_SLOW"))
-LARGEST_BYTES = 250_000
+LARGEST_BYTES = 300_000
 
 TIMING = re.compile(r"\d+(?:\.\d+)? m?s\b")
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
