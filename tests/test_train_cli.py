@@ -627,10 +627,10 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, mon
         return run("train", *TINY, "--save_every", 50, "--output", output, *resume)
 
     status, out, err = stopped_by(signal.SIGINT, 10)
-    assert (status, out) == (130, "") and "--resume goes on from here" in err
+    assert (status, out) == (130, "") and "--resume continues from here" in err
     assert steps_saved(output) == [10] and [row["step"] for row in history(output)] == [0, 5, 10]
     status, out, err = stopped_by(signal.SIGTERM, 15)
-    assert (status, out) == (143, "") and "--resume goes on from here" in err
+    assert (status, out) == (143, "") and "--resume continues from here" in err
     assert steps_saved(output) == [10, 15]
     before, after = ([row["validation"] for row in history(path)] for path in (whole[0], output))
     assert after == before[:4]
@@ -640,7 +640,7 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     output = tmp_path / "copy"
     shutil.copytree(whole[0], output)
     status, _, err = run("train", *TINY, "--output", output)
-    advice = "is not empty; try --resume to go on with its run, or another --output"
+    advice = "is not empty; try --resume to continue its run, or another --output"
     assert status == 2 and err == f"unrolled: {output}: {advice}\n"
     other = ("--rate", "0.01", "--seed", "4", "--lam", "0.2")
     status, _, err = run("train", "--output", output, "--resume", *other)

@@ -1,4 +1,4 @@
-"""The configuration of a training: read from TOML and flags, checked, written as TOML."""
+"""The configuration of a run: read from TOML and flags, checked, written as TOML."""
 
 import dataclasses
 import functools

@@ -180,7 +180,11 @@ def run(arguments: argparse.Namespace) -> None:
     features = features_sections(arguments.output, images, say) if arguments.features else []
     text = write(arguments.output, found, features)
     print((arguments.output / RESULTS).read_text() if arguments.json else text)
-    say("done" if not found.open else f"{len(found.open)} runs are open; the same command goes on")
+    say(
+        "done"
+        if not found.open
+        else f"{len(found.open)} runs are open; the same command continues them"
+    )
 
 
 def _dataset(task: str, root: Path | str | None, quick: bool) -> str:

@@ -41,7 +41,7 @@ def _state(found: Sweep) -> str:
     """What is not in the tables yet."""
     told = []
     if found.open:
-        told.append(f"Not finished: {', '.join(found.open)}. The same command goes on with them.")
+        told.append(f"Not finished: {', '.join(found.open)}. The same command continues them.")
     if found.busy:
         told.append(f"In the hands of another process: {', '.join(found.busy)}.")
     return " ".join(told)

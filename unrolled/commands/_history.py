@@ -1,4 +1,4 @@
-"""The history of a training in its run folder: a JSON line per evaluation, and a table."""
+"""The history of a run in its folder: a JSON line per evaluation, and a table."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The sections of a training's configuration as records, and which of their options go together.
+"""The sections of a run's configuration as records, and which of their options go together.
 
 Every option has one name, the same in the file and as a flag, and no two sections share one.
 """
@@ -183,7 +183,7 @@ class Training(Record):
 
 
 class Config(Record):
-    """A training."""
+    """A run."""
 
     output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
     seed: int = option(default=0, least=0, help="seed of everything random but the dictionary")

@@ -46,7 +46,7 @@ Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None where code
 
 
 class Setup(NamedTuple):
-    """A training, ready to run."""
+    """A run, ready to start."""
 
     model: Model
     params: Any  # the start

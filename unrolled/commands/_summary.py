@@ -1,4 +1,4 @@
-"""What a training has reached: the start and the learned params, judged on test signals."""
+"""What a run has reached: the start and the learned params, judged on test signals."""
 
 import math
 from pathlib import Path
@@ -117,7 +117,7 @@ class Summary(NamedTuple):
 
 
 def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
-    """Judge the start and the best params of a training."""
+    """Judge the start and the best params of a run."""
     whole = found.history.records
     # Of a curriculum the last stage counts.
     records = [record for record in whole if record.stage == whole[-1].stage]

@@ -125,7 +125,7 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
-            f"{folder}: is not empty; try --resume to go on with its run, or another --output"
+            f"{folder}: is not empty; try --resume to continue its run, or another --output"
         )
     check_folder(folder)
     return config
@@ -185,7 +185,7 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.F
             **shared,
         )
     except (KeyboardInterrupt, SystemExit):  # after the step has been saved
-        say("stopped; --resume goes on from here")
+        say("stopped; --resume continues from here")
         raise
     except training.NonFiniteError as error:
         raise ArithmeticError(f"{error} (here --rate and --clip)") from error

@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
 
 
 class Evolution:
-    """The record of a training, which `fit(..., callbacks=[watch])` fills; see `evolution`.
+    """The record of a run, which `fit(..., callbacks=[watch])` fills; see `evolution`.
 
     Attributes:
         layer: the layer that is trained, or the network of which this is one layer.
@@ -270,7 +270,7 @@ def evolution(
     prediction: Sequence[Prediction | None] | None = None,
 ) -> ChainEvolution: ...
 def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | ChainEvolution:
-    """A recorder of a training: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
+    """A recorder of a run: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
 
     At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
     mean threshold, the diagonal of W_k'D, its largest (mu_W) and its root mean square off-diagonal

@@ -70,9 +70,9 @@ def convolutional(
         weights: of the squared errors, (n,) or as `images`, non-negative, of any scale.
         mask: as `images`, True where a sample is known; the others may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
-        resume: a result to go on from. With the other arguments as they were it is, bit for bit,
+        resume: a result to continue from. With the other arguments as they were it is, bit for bit,
             as if it had never stopped.
-        checkpoint: a file (.npz) in which every sweep is kept. The same call goes on from it.
+        checkpoint: a file (.npz) in which every sweep is kept. The same call continues from it.
 
     Returns:
         Learned, in the dtype of the images. D is a `Conv`, X has the shape (n, *D.code_grid), and

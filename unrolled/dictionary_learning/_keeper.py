@@ -34,7 +34,7 @@ class Keeper:
     Args:
         path: of the file; None for none.
         config: what the file must agree in.
-        resume: a result whose history goes on; a file that is there has precedence.
+        resume: a result whose history continues; a file that is there has precedence.
         progress: told every step.
 
     Raises:

@@ -56,9 +56,9 @@ def ksvd(
             itself and nothing else.
         mask: (n, m), True where an entry of Y is known; the others may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
-        resume: a result to go on from. With the other arguments as they were it is, bit for bit,
+        resume: a result to continue from. With the other arguments as they were it is, bit for bit,
             as if it had never stopped.
-        checkpoint: a file (.npz) in which every sweep is kept. The same call goes on from it.
+        checkpoint: a file (.npz) in which every sweep is kept. The same call continues from it.
 
     Returns:
         Learned, in the dtype of Y. `objective` is the mean above, with the weights.

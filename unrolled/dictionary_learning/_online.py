@@ -68,10 +68,10 @@ def online(
         forgetting: rho, at least 0; 0 forgets nothing. The early codes, of poor atoms, are better
             forgotten: 3 does well on patches of photographs and on planted dictionaries.
         progress: called as `progress(step)` after every batch, with a `Step`.
-        resume: a result to go on from, with the batches that follow; the other arguments as they
+        resume: a result to continue from, with the batches that follow; the other arguments as they
             were. It is, bit for bit, as if the stream had never stopped.
         checkpoint: a file (.npz) in which the state is kept after every batch. The same call, with
-            the stream from its beginning, passes over the batches that it has seen and goes on.
+            the stream from its beginning, passes over the batches that it has seen and continues.
             It refuses a stream in which one of these has changed.
 
     Returns:

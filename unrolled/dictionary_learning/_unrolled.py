@@ -55,7 +55,7 @@ def unrolled(
         start: as in `ksvd`.
         params: of the layer; None takes its `init`.
         progress: called as `progress(step)` at every evaluation, with a `Step`.
-        checkpoint: a folder, see `training.fit`. The same call goes on from it.
+        checkpoint: a folder, see `training.fit`. The same call continues from it.
 
     Returns:
         Learned, where X are the codes of the layer with the best params, `objective` is the mean

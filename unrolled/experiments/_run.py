@@ -40,7 +40,7 @@ def run(
 ) -> Outcome:
     """Train and test one model by a recipe, and add its row to the folder of an experiment.
 
-    A row that exists is returned at once. A run that was stopped or killed goes on from its last
+    A row that exists is returned at once. A run that was stopped or killed continues from its last
     saved step, with the same result as one that was not, bit for bit on the same device. It
     computes in float32, also where JAX makes float64 by default.
 

@@ -216,7 +216,7 @@ def known_codes(
         depth: K, the steps of every layer.
         lam: penalty of ISTA and FISTA; None for the best of a small grid.
         steps: of training.
-        weights: name -> the result of a training, to be shown beside them.
+        weights: name -> the result of a run, to be shown beside them.
         sampled, certify, predict: as in `compare.compare`; not for a chain.
         say: is told what is going on.
 

@@ -204,7 +204,7 @@ def unknown_codes(
         lam: weight of the LASSO; None for a tenth of what gives nine signals in ten the code 0.
         steps: of training.
         tested: about how many of the test signals are solved to a certified optimum.
-        weights: name -> the result of a training, to be shown beside them.
+        weights: name -> the result of a run, to be shown beside them.
         certify: as in `compare.compare`.
         say: is told what is going on.
 

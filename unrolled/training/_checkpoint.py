@@ -1,4 +1,4 @@
-"""The saved steps of a training: orbax writes each together with a manifest of its hashes."""
+"""The saved steps of a run: orbax writes each together with a manifest of its hashes."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def _as_folder(value: Any, name: str, where: str) -> str | os.PathLike:
 
 
 class Checkpoint(Record):
-    """Where and how often a training saves.
+    """Where and how often a run saves.
 
     Example:
         >>> ur.training.Checkpoint("runs/a", every=500).keep

@@ -1,4 +1,4 @@
-"""A training that saves itself and resumes: the same run, or an error that says what differs."""
+"""A run that saves itself and resumes: the same run, or an error that says what differs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

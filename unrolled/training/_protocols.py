@@ -1,4 +1,4 @@
-"""What a training calls: the sampler, the loss and the callbacks, as types.
+"""What a run calls: the sampler, the loss and the callbacks, as types.
 
 A function of the same arguments, by position, is one of them; nothing is subclassed.
 """

@@ -1,4 +1,4 @@
-"""What a training works on and what it returns."""
+"""What a run works on and what it returns."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ Dictionaries = Dictionary | tuple[Dictionary, ...]  # of a layer, of a network
 
 
 class Record(NamedTuple):
-    """One evaluation of a training."""
+    """One evaluation of a run."""
 
     step: int  # steps done
     loss: float  # mean training loss since the last evaluation; nan before the first step
@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
 
 class History(NamedTuple):
-    """The course of a training."""
+    """The course of a run."""
 
     loss: np.ndarray  # (steps,) training loss of every step
     records: tuple[Record, ...]  # one per evaluation
@@ -35,7 +35,7 @@ class History(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The result of a training."""
+    """The result of a run."""
 
     params: Any  # after the last step
     best: Any  # with the smallest validation loss, the start included
@@ -103,7 +103,7 @@ class Trained(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Everything that changes during a training; a training resumes from it bit for bit.
+    """Everything that changes during a run; a run resumes from it bit for bit.
 
     The compiled step consumes `trained` and `optimizer`: copy what is to be kept.
     """

@@ -30,7 +30,7 @@ from unrolled.training._split import as_dictionaries
 
 
 class Restored(NamedTuple):
-    """What a file of weights or the folder of a training holds."""
+    """What a file of weights or the folder of a run holds."""
 
     params: Any  # of the layer
     D: Dictionaries | None  # None where it was saved without
@@ -113,7 +113,7 @@ def restore(
 ) -> Restored:
     """Read what `save` wrote, bit for bit and in the saved dtypes, after checking every hash.
 
-    From the folder of a training it reads the best params of a saved step; this needs orbax.
+    From the folder of a run it reads the best params of a saved step; this needs orbax.
 
     Args:
         path: the file, or the folder.
