@@ -360,6 +360,6 @@ def setup(app):
     app.connect("builder-inited", thumbnails)
     app.connect("source-read", read)
     app.connect("missing-reference", resolve)
-    app.connect("autodoc-process-docstring", fields, priority=100)
+    app.connect("autodoc-process-docstring", fields, priority=600)  # after napoleon
     app.connect("autodoc-process-docstring", as_prose, priority=900)
     app.connect("autodoc-process-signature", signature)

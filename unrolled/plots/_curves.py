@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled.plots._styles import STYLE, styles
+from unrolled.plots._styles import COLOURS, STYLE, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,12 +39,12 @@ def figure(
         (2, 3)
     """
     try:
-        from matplotlib import rc_context
+        from matplotlib import cycler, rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib; install unrolled[plots]") from error
-    with rc_context(STYLE):
+    with rc_context(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}):
         fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
         FigureCanvasAgg(fig)
         return fig, fig.subplots(rows, columns, squeeze=False)
