@@ -39,9 +39,10 @@ def figure(
         (2, 3)
     """
     try:
-        from matplotlib import cycler, rc_context
+        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.rcsetup import cycler
     except ImportError as error:
         raise ImportError("plots need matplotlib; install unrolled[plots]") from error
     with rc_context(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}):
