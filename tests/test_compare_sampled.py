@@ -146,7 +146,7 @@ def test_predictions_that_do_not_hold_are_left_out():
     bad = ur.dictionaries.ill_conditioned(0, 20, 30, 50.0)
     with pytest.warns(DivergenceWarning):
         found = compare({"LAMP": (LAMP, LAMP.init(None, bad))}, bad, X @ bad.T, X, predict=True)
-    assert "iid Gaussian" in found.predicted["LAMP"].remark
+    assert "iid Gaussian" in found.predicted["LAMP"].remark and found.predicted["LAMP"].rate is None
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,18 @@ def test_the_bernoulli_gaussian_mean_is_the_integral(r):
     assert float(ours) == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize("m, plain", [(20, 1.5), (15, 2.0), (6, 2.0), (40, 1.0)])
+def test_tista_starts_unbiased(m, plain):
+    """gamma = d / m, and 1 for more rows than atoms; beyond 2 only with the correction."""
+    D = ur.dictionaries.gaussian(0, m, 30)
+    for onsager, gamma in ((False, plain), (True, max(30 / m, 1.0))):
+        params = layers.tista(2, onsager=onsager).init(None, D)
+        np.testing.assert_allclose(params.steps.gamma, gamma, rtol=1e-15)
+    if m <= 30:  # r = x + gamma D^+ D (x* - x): the mean of its slope in x* is 1
+        P = 30 / m * np.asarray(params.shared.W).T @ np.asarray(D)
+        assert np.trace(P) / 30 == pytest.approx(1, rel=1e-12)
+
+
 @pytest.mark.parametrize("onsager", [False, True])
 def test_tista_is_its_formula(problem, onsager):
     D, y = problem

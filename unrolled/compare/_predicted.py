@@ -10,7 +10,7 @@ import numpy as np
 from unrolled import theory
 from unrolled._checks import Array
 from unrolled.compare._sampled import Class, class_of
-from unrolled.dictionaries import Dictionary, dense
+from unrolled.dictionaries import Dictionary, Structured, dense
 from unrolled.layers import Layer, Unrolled, unstack
 
 _SUPPORTS = 5  # drawn ones, of which the median rate is taken
@@ -53,7 +53,8 @@ def _prediction(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> Pre
             remark = "" if found.holds else _UNMET[passing.step]
         except (TypeError, ValueError) as error:  # it says what it does not cover
             remark = str(error).partition(": ")[2].partition(";")[0]
-    return Predicted(nmse, _rate(layer, params, D, of), remark)
+    rate = None if remark == _UNMET["amp"] else _rate(layer, params, D, of)
+    return Predicted(nmse, rate, remark)
 
 
 def _passing(layer: Layer) -> theory.MessagePassing | None:
@@ -68,6 +69,8 @@ def _rate(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> float | N
         return None
     passing = _passing(layer)
     if passing is not None and passing.step != "projected":
+        if isinstance(D, Structured):
+            return None
         weights = _WEIGHTS.get(passing.step, "frobenius")
         return _decibels(theory.local_rate(m, d, s, weights=weights).accelerated)
     if not layer.is_coupled:

@@ -1,0 +1,220 @@
+"""Certificates of single codes against linear programs.
+
+Signals with s nonzeros in four dictionaries of 250 x 500. Six methods code each of them,
+`theory.certify_code` judges every code, and one linear program judges the six certificates:
+`refuted` counts the codes that are certified `unique` beside another code of no larger l1 norm.
+`linear_programs.basis_pursuit` solves the programs, each to a gap that its own dual point proves;
+HiGHS solves one in eight anew, and all whose code is another one than the certified. Three codes of
+each signal are wrong on purpose; `wrong` counts those that are certified.
+
+    python benchmarks/certificates.py [signals]    adds rows to certificates.json until every cell
+                                                   has so many signals (72)
+    python benchmarks/certificates.py --table      prints its table
+"""
+
+import json
+import sys
+import time
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _measure import environment
+from scipy.optimize import linprog
+
+import unrolled as ur
+
+PATH = Path(__file__).with_suffix(".json")
+M, N, K, SIGNALS, PART = 250, 500, 16, 72, 24
+SPARSITIES = (7, 20, 50, 60, 75, 100)
+FAULTS = ("swapped", "turned", "residual")
+METHODS = ("ISTA", "ALISTA", "ALISTA-SS", "OMP", "LASSO", "OAT")
+# A code is another one if it is so far away: programs are solved to about 1e-9.
+FAR = 1e-6
+EVERY = 8  # of the signals, of which HiGHS judges one in any case
+
+
+def gaussian(m, d):
+    return ur.dictionaries.gaussian(0, m, d)
+
+
+def condition_50(m, d):
+    return ur.dictionaries.ill_conditioned(0, m, d, 50.0)
+
+
+def learned(m, d):
+    """Atoms of mean-free patches of a photograph, of m pixels in 10 columns."""
+    from sklearn.datasets import load_sample_image
+
+    picture = load_sample_image("china.jpg").mean(-1) / 255
+    rng = np.random.default_rng(0)
+    shape = (m // 10, 10)
+    corners = np.stack([rng.integers(0, a - b, 20_000) for a, b in zip(picture.shape, shape)], 1)
+    Y = np.stack([picture[i : i + shape[0], j : j + shape[1]].ravel() for i, j in corners])
+    Y = (Y - Y.mean(1, keepdims=True)).astype(np.float32)
+    Y /= np.sqrt(np.mean(np.sum(Y**2, 1)))
+    return ur.dictionary_learning.online(np.split(Y, 40), d, lam=0.1, key=0).D
+
+
+DICTIONARIES = {
+    "Gaussian": gaussian,
+    "condition 50": condition_50,
+    "DCT": ur.dictionaries.dct,
+    "learned": learned,
+}
+
+
+def contestants(D, K=K, samples=256):
+    """The six methods for a dictionary, as functions of signals; layers are calibrated at d/10."""
+    s = D.shape[1] // 10
+    sampled = ur.problems.exact_sparse(1, (samples, D.shape[1]), s)
+    share = (1.2 * s / D.shape[1] / 10, 1.2 * s / D.shape[1])
+    layers = {
+        "ISTA": ur.layers.ista(K),
+        "ALISTA": ur.layers.alista(K),
+        "ALISTA-SS": ur.layers.alista(K, support=share),
+        "OAT": ur.layers.alista_at(K, onsager=True),
+    }
+    methods = {}
+    for name, layer in layers.items():
+        start, Y = layer.init(None, D), ur.problems.synthesize(D, sampled)
+        params = ur.analytic.calibrate(layer, start, D, Y, sampled)
+        methods[name] = partial(jax.jit(jax.vmap(layer.apply, (None, None, 0))), params, D)
+    methods["OMP"] = lambda Y: ur.pursuit.omp_batch(D, Y, int(0.3 * D.shape[0])).x
+    methods["LASSO"] = lambda Y: ur.pursuit.lasso_batch(D, Y, ratio=0.01, tol=1e-4).x
+    return {name: methods[name] for name in METHODS}
+
+
+def highs(D, y):
+    """A code of least l1 norm with D x = y, or nan where none is found."""
+    tight = dict(primal_feasibility_tolerance=1e-10, dual_feasibility_tolerance=1e-10)
+    d = D.shape[1]
+    found = linprog(np.ones(2 * d), A_eq=np.hstack([D, -D]), b_eq=y, method="highs", options=tight)
+    return found.x[:d] - found.x[d:] if found.status == 0 else np.full(d, np.nan)
+
+
+def apart(X, Z):
+    """How far codes are from each other, or 1 where those of X have the larger l1 norm."""
+    heavier = np.abs(X).sum(1) > np.abs(Z).sum(1) * (1 + FAR)
+    distance = np.linalg.norm(X - Z, axis=1) / np.linalg.norm(Z, axis=1)
+    return np.where(heavier, np.maximum(distance, 1), distance)
+
+
+def made_wrong(rng, X, Y):
+    """Codes with an entry at another atom, with a sign turned, and signals off by 1e-6."""
+    swapped, turned = X.copy(), X.copy()
+    for x, z in zip(swapped, turned):
+        on, off = rng.choice(np.flatnonzero(x)), rng.choice(np.flatnonzero(x == 0))
+        x[off], x[on] = x[on], 0
+        z[on] *= -1
+    noise = rng.normal(size=Y.shape)
+    size = np.linalg.norm(Y, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    return {
+        "swapped": (Y, swapped),
+        "turned": (Y, turned),
+        "residual": (Y + 1e-6 * size * noise, X),
+    }
+
+
+def judged(D, X, methods, rng, every=EVERY):
+    """Counts for the signals D X; D and X are float64, methods map signals to codes."""
+    Y = X @ D.T
+    solution = ur.linear_programs.basis_pursuit(ur.linear_programs.whiten(D), Y.T)
+    Z = solution.V.T.copy()
+    again = np.arange(len(Y)) % every == 0
+    found = {name: ur.theory.certify_code(D, Y, f(jnp.asarray(Y))) for name, f in methods.items()}
+    for certificate in found.values():
+        again |= certificate.unique & (apart(certificate.x, Z) > FAR)
+    for i in np.flatnonzero(again):
+        Z[i] = highs(D, Y[i])
+    judged = np.isfinite(Z).all(1)
+    row = {
+        "signals": len(Y),
+        "recovered": int((apart(X, Z) <= FAR).sum()),
+        "highs": int(again.sum()),
+        "gap": float(np.max(1 - solution.dual / solution.primal)),
+    }
+    for name, certificate in found.items():
+        far = apart(certificate.x, Z)
+        unique, exact = certificate.unique, certificate.residual <= 1e-9
+        row[name] = {
+            "unique": int(unique.sum()),
+            "refuted": int((unique & (far > FAR)).sum()),
+            "unjudged": int((unique & ~judged).sum()),
+            "missed": int((~unique & exact & (far <= FAR)).sum()),
+            "apart": float(far[unique & judged].max(initial=0)),
+        }
+    for fault, (signals, codes) in made_wrong(rng, X, Y).items():
+        unique = ur.theory.certify_code(D, signals, codes, finish=None).unique
+        row[fault] = {"codes": len(unique), "wrong": int(unique.sum())}
+    return row
+
+
+@cache
+def dictionary(name):
+    return np.asarray(DICTIONARIES[name](M, N), float)
+
+
+@cache
+def methods_for(name):
+    return contestants(jnp.asarray(dictionary(name), jnp.float32))
+
+
+def cells(signals):
+    """Every part of every cell: what names it, its codes, and the generator that drew them."""
+    for part in range(-(-signals // PART)):
+        for name in DICTIONARIES:
+            for s in SPARSITIES:
+                rng = np.random.default_rng([list(DICTIONARIES).index(name), s, part])
+                X = np.zeros((PART, N))
+                for x in X:
+                    x[rng.permutation(N)[:s]] = rng.normal(size=s)
+                yield {"dictionary": name, "s": s, "part": part}, X, rng
+
+
+def main(signals):
+    rows = json.loads(PATH.read_text())["rows"] if PATH.exists() else []
+    for cell, X, rng in cells(signals):
+        if not any(row.items() >= cell.items() for row in rows):
+            began = time.perf_counter()
+            name = cell["dictionary"]
+            rows.append(cell | judged(dictionary(name), X, methods_for(name), rng))
+            PATH.write_text(json.dumps({"environment": environment(), "rows": rows}) + "\n")
+            print(cell, f"{time.perf_counter() - began:.0f} s", flush=True)
+
+
+def table():
+    """Certified codes of each method in %, and what went wrong, for every dictionary and s."""
+    rows = json.loads(PATH.read_text())["rows"]
+    faults = ("refuted", "unjudged", "missed")
+    titles = ("dictionary", "s", *METHODS, *faults, "wrong", "l1 recovers, %")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name in DICTIONARIES:
+        for s in SPARSITIES:
+            cell = [row for row in rows if (row["dictionary"], row["s"]) == (name, s)]
+            n = sum(row["signals"] for row in cell)
+            shares = [sum(row[method]["unique"] for row in cell) for method in METHODS]
+            counts = [sum(row[m][fault] for row in cell for m in METHODS) for fault in faults]
+            wrong = sum(row[fault]["wrong"] for row in cell for fault in FAULTS)
+            recovered = sum(row["recovered"] for row in cell)
+            percents = [f"{100 * count / n:.0f}" for count in (*shares, recovered)]
+            entries = [name, s, *percents[:-1], *counts, wrong, percents[-1]]
+            lines.append("| " + " | ".join(map(str, entries)) + " |")
+    n = sum(row["signals"] for row in rows)
+    certified = sum(row[method]["unique"] for row in rows for method in METHODS)
+    again, gap = sum(row["highs"] for row in rows), max(row["gap"] for row in rows)
+    far = max(row[method]["apart"] for row in rows for method in METHODS)
+    lines.append(
+        f"\n{n:,} signals, {len(METHODS) * n:,} codes, {certified:,} certified, at most {far:.0e} "
+        f"from the code of the program; {again} programs by HiGHS, the others to {gap:.0e}."
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--table"]:
+        print(table())
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else SIGNALS)
