@@ -154,6 +154,7 @@ def test_a_dictionary_with_zero_or_equal_atoms_is_trained_with(fault):
         assert not np.any(codes[:, 2])
 
 
+@pytest.mark.slow
 def test_a_lam_of_zero_trains_and_one_that_silences_all_signals_is_told():
     free = ur.layers.ista(K, lam=0.0)
     options = dict(layer=free, params=free.init(None, jnp.asarray(D)))
@@ -306,6 +307,7 @@ def test_a_fit_hands_its_losses_beside_those_of_zero_codes_and_ista_to_the_weigh
     assert ur.training.restore(tmp_path / "w.npz").metadata["validation"] == found.judged
 
 
+@pytest.mark.slow
 def test_a_calibration_that_ends_above_zero_codes_says_what_ista_has():
     """The matrices of LISTA are not scaled: they expand the larger, held-back signals."""
     layer, factors = ur.layers.lista(K), np.where(np.arange(40) < 30, 1.0, 100.0)[:, None]
@@ -332,6 +334,7 @@ def test_on_a_terminal_a_command_is_never_silent(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_certify_says_which_hypothesis_fails_and_which_signals_are_of_the_class(tmp_path, capsys):
     """Of four signals two have at most two nonzeros of magnitude at most 1."""
     frame = np.asarray(ur.dictionaries.identity_hadamard(16), float)
