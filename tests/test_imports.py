@@ -21,7 +21,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 FLOORS = (
     (
         *("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_program"),
-        *("_runs", "_text", "_threads", "records"),
+        *("_processes", "_runs", "_text", "_threads", "records"),
     ),
     ("activations", "dictionaries", "plots"),
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point", "_matching"),

@@ -140,6 +140,7 @@ VALUES = {  # of every option one that is not its default
     "clip": 1,
     "steps": 20,
     "batch": 4,
+    "accumulate": 2,
     "learn_dictionary": True,
     "evaluate_every": 5,
     "save_every": 10,

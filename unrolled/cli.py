@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return _ERROR
         arguments.seed = _seed(arguments.seed)
+        getattr(arguments, "before", lambda arguments: None)(arguments)
+        vars(arguments).pop("before", None)
         _check_devices()
         return _run(arguments)
     except _USER_ERRORS as error:

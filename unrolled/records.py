@@ -487,7 +487,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[A
 _ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
 
 
-def differences(saved: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+def differences(
+    saved: Mapping[str, Any],
+    requested: Mapping[str, Any],
+    heads: tuple[str, str] = ("saved", "requested"),
+) -> str:
     """`changes` as a table, empty if there are none.
 
     Example:
@@ -499,7 +503,7 @@ def differences(saved: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
     if not found:
         return ""
     cells = [(name, *map(_cell, pair)) for name, pair in list(found.items())[:_ROWS]]
-    rows = [("", "saved", "requested"), *cells]
+    rows = [("", *heads), *cells]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     more = len(found) - _ROWS

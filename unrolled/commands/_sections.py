@@ -176,7 +176,14 @@ class Training(Record):
         least=1,
         help="training steps; in a curriculum, steps of each of its 3 K stages",
     )
-    batch: int = option(default=64, least=1, help="number of signals in a training step")
+    batch: int = option(default=64, least=1, help="number of signals in a batch")
+    accumulate: int = option(
+        default=1,
+        least=1,
+        most=2**20,
+        help="number of batches in a training step, a power of two, which devices and processes "
+        "share",
+    )
     learn_dictionary: bool = option(default=False, help="also train D")
     evaluate_every: int = option(default=50, least=1, help="training steps between two evaluations")
     save_every: int = option(default=500, least=1, help="training steps between two checkpoints")

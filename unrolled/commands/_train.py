@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
 from unrolled import plots, training
 from unrolled._json import to_json
+from unrolled._processes import Processes, join
 from unrolled.commands._config import all_options, differences, load, to_toml
 from unrolled.commands._console import Say, heard, show, teller
 from unrolled.commands._history import logger, write_history
@@ -28,6 +30,7 @@ from unrolled.commands._setup import Setup, settled, setup
 from unrolled.commands._summary import Summary, summarize
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
+_ALONE = Processes()
 _WORSE = 3  # the exit status where the weights are worse than zero codes
 
 
@@ -44,9 +47,23 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         epilog="examples:\n  unrolled train run.toml --output run\n"
         "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
         "  unrolled train --output run --resume\n"
-        "  unrolled train --import my_module --family my_family --output run",
+        "  unrolled train --import my_module --family my_family --output run\n"
+        "  srun unrolled train run.toml --accumulate 8 --distributed --output /shared/run",
     )
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="share the training with other processes: those of SLURM, or those of the next three",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    parser.add_argument("--processes", type=int, metavar="N", help="the number of processes")
+    parser.add_argument(
+        "--process", type=int, metavar="I", help="which of them this one is, from 0"
+    )
+    parser.add_argument(
+        "--wait", type=int, default=300, metavar="S", help="seconds to wait for the other processes"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run of the folder")
     groups: dict[str | None, Any] = {None: parser}
     for option in all_options().values():
@@ -54,22 +71,46 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
         if option.name != "seed":  # which all commands share
             option.add_flag(groups[option.section])
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, before=joined)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and print the summary; exit with status 3 if the codes are worse than zero codes."""
     flags = {name: getattr(arguments, name) for name in all_options()}
-    summary = train(arguments.config, flags, arguments.resume, teller())
-    show(arguments.json, summary.to_dict(), summary.text())
-    if summary.worse:
+    processes = Processes(arguments.distributed and jax.process_count() > 1)
+    say = teller() if processes.is_first else _silent
+    summary = train(arguments.config, flags, arguments.resume, say, processes)
+    if processes.is_first:
+        show(arguments.json, summary.to_dict(), summary.text())
+    if summary.worse and processes.is_first:
         print(f"unrolled: {summary.worse}", file=sys.stderr)
         raise SystemExit(_WORSE)
 
 
-def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Summary:
+def joined(arguments: argparse.Namespace) -> None:
+    """Join the processes of a distributed training, if it is one, before there are devices."""
+    given = arguments.coordinator, arguments.processes, arguments.process
+    if arguments.distributed:
+        join(*given, arguments.wait)
+    elif any(part is not None for part in given):
+        raise ConfigError("train: --coordinator, --processes and --process go with --distributed")
+
+
+def _silent(message: str) -> None:
+    """What a process other than the first says."""
+
+
+def train(
+    path: Path | None,
+    flags: Mapping[str, Any],
+    resume: bool,
+    say: Say,
+    processes: Processes = _ALONE,
+) -> Summary:
     """Train as a TOML file and flags say, or continue the run of a folder.
+
+    Several processes share one training and one folder, in which the first alone writes.
 
     Raises:
         ConfigError: see `load`; also a folder that is not empty, or holds another run than the one
@@ -78,20 +119,32 @@ def train(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -
         KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
     """
     chosen: list[str] = []
-    config = _opened(path, flags, resume, chosen.append)
+    first = processes.together(
+        lambda: _opened(path, flags, resume, chosen.append), first_alone=True
+    )
+    config = first or _read(path, flags, resume, chosen.append)
     folder = Path(config.output)
-    ready = setup(config, say)
+    prepared = processes.together(lambda: setup(config, say), first_alone=True)
+    ready = prepared or setup(config, say)  # the first may have made codes for all
     for line in chosen:  # of files that fit
         say(line)
-    if not resume:
-        write_text(folder / CONFIG, to_toml(config))
     say(f"training {config.training.steps} steps")
-    found = _trained(config, ready, folder, say)
-    write_history(folder, found.history.records)
+
+    def begun():
+        if not resume:
+            write_text(folder / CONFIG, to_toml(config))
+
+    def ended():
+        write_history(folder, found.history.records)
+        validation = summary.validation
+        training.save(folder / WEIGHTS, found.best, found.D, ready.model, validation=validation)
+        write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
+        _write_report(folder, summary, found.history.records)
+
+    processes.together(begun, first_alone=True)
+    found = _trained(config, ready, folder, say, processes)
     summary = summarize(config, ready, found)
-    training.save(folder / WEIGHTS, found.best, found.D, ready.model, validation=summary.validation)
-    write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
-    _write_report(folder, summary, found.history.records)
+    processes.together(ended, first_alone=True)
     return summary
 
 
@@ -109,13 +162,8 @@ def _write_report(folder: Path, summary: Summary, records: Sequence[training.Rec
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
     """The configuration, with its folder made: empty, or that of the run to resume."""
-    if resume and path is None:  # the folder has the configuration
-        folder = Path(flags.get("output") or Config.output).absolute()
-        config = load(_saved(folder), {**flags, "output": str(folder)})
-    else:
-        config = load(path, flags)
-        folder = Path(config.output)
-    config = settled(config, say)
+    config = _read(path, flags, resume, say)
+    folder = Path(config.output)
     if resume:
         other = differences(_grown(load(_saved(folder), {}), config), config)
         if other:
@@ -129,6 +177,14 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
         )
     check_folder(folder)
     return config
+
+
+def _read(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
+    """The configuration: of the file and the flags, or of the run to resume."""
+    if not (resume and path is None):
+        return settled(load(path, flags), say)
+    folder = Path(flags.get("output") or Config.output).absolute()
+    return settled(load(_saved(folder), {**flags, "output": str(folder)}), say)
 
 
 def _saved(folder: Path) -> Path:
@@ -149,8 +205,13 @@ def _grown(saved: Config, config: Config) -> Config:
     return dataclasses.replace(saved, training=dataclasses.replace(before, steps=steps))
 
 
-def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.Fit:
+def _trained(
+    config: Config, ready: Setup, folder: Path, say: Say, processes: Processes
+) -> training.Fit:
     chosen = config.training
+    devices = jax.devices()
+    splits = len(devices) > 1 and chosen.accumulate % len(devices) == 0
+    mesh = jax.make_mesh((len(devices),), ("data",)) if splits or processes.several else None
 
     def started():  # the steps of a resumed run may have grown
         if differences(load(folder / CONFIG, {}), config):
@@ -163,7 +224,11 @@ def _trained(config: Config, ready: Setup, folder: Path, say: Say) -> training.F
         loss=ready.loss,
         validation=ready.validation,
         evaluate_every=chosen.evaluate_every,
-        callbacks=(logger(folder, started), lambda record, params: heard()),
+        callbacks=(logger(folder, started), lambda record, params: heard())
+        if processes.is_first
+        else (),
+        accumulate=chosen.accumulate,
+        mesh=mesh,
         checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
     )
     try:

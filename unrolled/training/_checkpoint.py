@@ -3,14 +3,16 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from unrolled import _checks
 from unrolled._files import sync_folder
+from unrolled._processes import Processes
 from unrolled._runs import claimed, free_space, in_line
 from unrolled.records import Record, option
 from unrolled.training import _manifest
@@ -18,6 +20,7 @@ from unrolled.training._manifest import CheckpointError, DamagedError
 
 # Bytes of a step: a manifest that promises more is damaged, and nothing is allocated for it.
 _LARGEST = 2**36
+_ALONE = Processes()
 
 
 def _as_folder(value: Any, name: str, where: str) -> str | os.PathLike:
@@ -68,8 +71,16 @@ class Steps:
 
         self.folder = folder
         self._args = ocp.args
+        # Every process is alone for orbax, which would else wait for the others in each call.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(me, {me}, f"process {me}")
         # Not asynchronous: a full disk is reported at the step itself.
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+            ),
+            multiprocessing_options=alone,
+        )
 
     def all(self) -> list[int]:
         """Oldest first."""
@@ -177,12 +188,27 @@ class Steps:
 
 
 @contextmanager
-def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
-    """The steps of a folder that no other process uses meanwhile.
+def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) -> Iterator[Steps]:
+    """The steps of a folder that no other training uses meanwhile.
+
+    Of several processes of one training the first locks it, sweeps it and writes.
 
     Raises:
         CheckpointError: not a folder, not writable, or in use.
     """
+    with ExitStack() as stack:
+        processes.together(
+            lambda: stack.enter_context(_locked(checkpoint, where)), first_alone=True
+        )
+        steps = Steps(Path(checkpoint.folder).absolute())
+        stack.callback(steps.close)
+        processes.together(steps.sweep, first_alone=True)
+        yield steps
+
+
+@contextmanager
+def _locked(checkpoint: Checkpoint, where: str) -> Iterator[None]:
+    """The folder, made and claimed."""
     folder = Path(checkpoint.folder).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,12 +223,7 @@ def opened(checkpoint: Checkpoint, where: str) -> Iterator[Steps]:
                 f"{where}: checkpoint {folder}: in use by process {holder}; "
                 "expected a folder of its own"
             )
-        steps = Steps(folder)
-        steps.sweep()
-        try:
-            yield steps
-        finally:
-            steps.close()
+        yield
 
 
 def newest(

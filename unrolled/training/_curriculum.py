@@ -15,7 +15,13 @@ from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._fit import check_data, check_evaluations, check_functions, watcher
+from unrolled.training._fit import (
+    agree,
+    check_data,
+    check_evaluations,
+    check_functions,
+    watcher,
+)
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import supervised
@@ -123,7 +129,8 @@ def curriculum(
     config = {"key": key_text(key), "evaluate_every": evaluate_every, "rate": float(rate)}
     config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages]}
     config |= {"decay": float(decay)} | ({"accumulate": accumulate} if accumulate > 1 else {})
-    with computing_on(mesh):
+    agree("curriculum", mesh, layer, params, whole, validation, loss, config, patience=patience)
+    with computing_on(mesh, "curriculum"):
         loop = make_loop("curriculum", layer, of_step, drawn, scaled, *how)
         with keeping(checkpoint, layer, loop, config, Trained(params, whole)) as keeper:
             state = _enter(loop, loop.start(trained), 0, plan[0][1])
@@ -138,7 +145,9 @@ def curriculum(
                     )
             if keeper:
                 keeper.save(state)
-        return loop.result(state)
+        found = loop.result(state)
+    arrays = loop.processes.local({name: getattr(found, name) for name in ("params", "best", "D")})
+    return found._replace(**arrays)
 
 
 def _enter(loop: Loop, state: Progress, stage: int, rates: StepRates) -> Progress:

@@ -14,11 +14,13 @@ from jax.sharding import Mesh
 from unrolled import _checks
 from unrolled._beside import lam_of
 from unrolled._checks import Array
+from unrolled._processes import processes_of
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, warn_of_start
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Loop, codes_of, make_loop
 from unrolled.training._losses import is_lasso, supervised
+from unrolled.training._manifest import digest, versions
 from unrolled.training._mesh import as_mesh, computing_on
 from unrolled.training._own import from_arrays, is_own
 from unrolled.training._protocols import Callback, Loss, Sample
@@ -98,7 +100,10 @@ def fit(
             batch, such as `log_nmse`, that is another loss than of one batch of all their signals.
         mesh: devices that share these batches, by its axis "data", each drawing its own. Their
             number, which divides `accumulate`, changes no bit of the result; a checkpoint resumes
-            on another number.
+            on another number. Its devices may be those of several processes, as
+            `jax.distributed.initialize` joins them: all make this call with the same arguments, and
+            the first alone writes checkpoints, which all read, log and bar. A signal to one of them
+            stops all at the next evaluation.
 
     Returns:
         the last and the best params, D, and the history.
@@ -123,7 +128,9 @@ def fit(
             are none; a single signal, or signals that are all zero; steps, patience or
             evaluate_every out of range; a `trainable` that is no tree prefix of params or freezes
             everything; `accumulate` no power of two, a mesh without the axis "data" or with devices
-            that cannot share the batches equally.
+            that cannot share the batches equally; processes with different arguments (the message
+            has a table), or a mesh of some of them.
+        RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. Every option of the model but `unroll` and `remat` must be
             as it was. The optimiser, loss and sampler are compared by the first evaluation and the
@@ -166,7 +173,8 @@ def fit(
     how: tuple = (key, trained, fixed, validation, lam, accumulate, mesh)
     config = {"key": key_text(key), "evaluate_every": evaluate_every}
     config |= {"accumulate": accumulate} if accumulate > 1 else {}  # as of older versions
-    with computing_on(mesh):
+    agree("fit", mesh, model, params, D, validation, loss, config, steps=steps, patience=patience)
+    with computing_on(mesh, "fit"):
         loop = make_loop("fit", model, whole, drawn, optimizer, *how)
         with keeping(checkpoint, model, loop, config, Trained(params, D)) as keeper:
             state = loop.start(trained)
@@ -177,7 +185,9 @@ def fit(
                 )
             if keeper:
                 keeper.save(state)
-        return loop.result(state)
+        found = loop.result(state)
+    arrays = loop.processes.local({name: getattr(found, name) for name in ("params", "best", "D")})
+    return found._replace(**arrays)
 
 
 @contextmanager
@@ -194,6 +204,8 @@ def watcher(
     It warns of a training that does nothing, and of one that is worse than zero codes; `of_lasso`,
     where the loss is the objective of the LASSO after the last step, also of a start above ISTA.
     """
+    if not loop.processes.is_first:
+        progress, log = False, None
     with bar(steps, progress) as show, writer(log) as write:
         calls = (*callbacks, show, write)
 
@@ -213,6 +225,26 @@ def watcher(
         yield watch
         if last is not None and not warned:
             warn_of_end(loop, last)
+
+
+def agree(
+    where: str,
+    mesh: Mesh | None,
+    model: Model,
+    params: Params,
+    D: Dictionaries,
+    validation: tuple,
+    loss: Any,
+    config: dict[str, Any],
+    **numbers: Any,
+) -> None:
+    """Raise ValueError where the processes of a mesh train with different arguments."""
+    processes = processes_of(mesh, where)
+    if processes.several:  # hashes take a while
+        trees = {"params": params, "D": D, "validation": validation}
+        told: dict[str, Any] = {name: digest(tree) for name, tree in trees.items()}
+        told |= {"model": model, "loss": getattr(loss, "__name__", type(loss).__name__)}
+        processes.agree(where, config | numbers | told | versions())
 
 
 def check_evaluations(

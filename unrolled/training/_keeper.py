@@ -46,7 +46,7 @@ def keeping(
     fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
     form = _form(model, start.params, start.D if keeps_D else None)
     config = {"model": kind_of(model)} | config | {"D sha256": _manifest.digest(start.D)}
-    with opened(checkpoint, loop.where) as steps, deferred() as caught:
+    with opened(checkpoint, loop.where, loop.processes) as steps, deferred() as caught:
         yield Keeper(checkpoint, steps, caught, loop, config, form, names({"fixed": fixed}))
 
 
@@ -64,18 +64,29 @@ class Keeper:
     saved: int = 0  # the last step that is on disk
 
     def due(self, step: int, evaluated: bool) -> bool:
-        """Whether to save after this step: `every` has passed, or a signal has arrived."""
+        """Whether to save after this step: `every` has passed, or a signal has arrived.
+
+        Processes tell each other of signals at evaluations and at saves.
+        """
         every = self.checkpoint.every
-        return bool(self.caught) or (evaluated if every is None else step - self.saved >= every)
+        if self.loop.processes.several and evaluated:
+            self.loop.processes.share(self.caught)
+        told = bool(self.caught) and (evaluated or not self.loop.processes.several)
+        return told or (evaluated if every is None else step - self.saved >= every)
 
     def save(self, state: Progress) -> None:
         """Write the state if it is not on disk; then stop the training if a signal has arrived."""
-        if state.step > self.saved or not self.steps.all():
-            self.steps.save(
-                state.step, _packed(state) | self.fixed, config=self.config, form=self.form
-            )
-            self.steps.keep(self.checkpoint.keep)
+        if state.step > self.saved or not self.saved:
+
+            def write():
+                if state.step > self.saved or not self.steps.all():
+                    packed = _packed(state) | self.fixed
+                    self.steps.save(state.step, packed, config=self.config, form=self.form)
+                    self.steps.keep(self.checkpoint.keep)
+
+            self.loop.processes.together(write, first_alone=True)
             self.saved = state.step
+        self.loop.processes.share(self.caught)
         if self.caught:
             leave(
                 self.caught[0],
@@ -103,7 +114,18 @@ class Keeper:
                 report = differences({"steps": manifest["step"]}, {"steps": steps})
             self._refuse_if(report)
 
-        found = newest(self.steps, self.checkpoint.strict, accept, self.loop.where)
+        def look():
+            return newest(self.steps, self.checkpoint.strict, accept, self.loop.where)
+
+        processes = self.loop.processes
+        first = processes.together(look, first_alone=True)  # which sets damaged steps aside
+        found = processes.together(lambda: first or look())
+        seen = processes.gathered(np.array(found[0]["step"] if found else -1))
+        if len(set(seen.tolist())) > 1:
+            raise CheckpointError(
+                f"{self.loop.where}: checkpoint {self.steps.folder}: the processes find the steps "
+                f"{seen.tolist()} there (-1 for none); expected a folder that all of them share"
+            )
         if found is None:
             return self.loop, start
         manifest, arrays = found

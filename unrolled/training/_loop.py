@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from unrolled._beside import codes_of_ista
 from unrolled._checks import Array
+from unrolled._processes import Processes, processes_of
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training._mesh import batches, mean, placed, with_gradient
@@ -124,6 +125,7 @@ def make_loop(
         fixed,
         validation,
         place,
+        processes_of(mesh, where),
     )
 
 
@@ -152,6 +154,7 @@ class Loop(NamedTuple):
     fixed: Trained
     validation: tuple
     place: Callable[[Any], Any]  # where arrays belong: on all devices of a mesh
+    processes: Processes
 
     def start(self, trained: Trained) -> Progress:
         """The state before the first step.

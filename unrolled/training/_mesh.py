@@ -6,8 +6,8 @@ signal leaves it. The mean is a sum by one binary tree, whose lower levels are t
 and whose upper ones are exchanges with other devices: the bits do not depend on their number.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -53,14 +53,48 @@ def as_mesh(mesh: Any, accumulate: int, where: str) -> tuple[Mesh | None, int]:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=auto), accumulate
 
 
-def computing_on(mesh: Mesh | None) -> AbstractContextManager:
-    """In its block the mesh is that of JAX, whatever mesh the caller has set."""
-    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+@contextmanager
+def computing_on(mesh: Mesh | None, where: str) -> Iterator[None]:
+    """In its block the mesh is that of JAX, whatever mesh the caller has set.
+
+    Raises:
+        RuntimeError: a process of the mesh has ended, or is out of reach.
+    """
+    if mesh is None:
+        yield
+        return
+    with jax.set_mesh(mesh):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
+                raise
+            raise RuntimeError(
+                f"{where}: process {jax.process_index()} lost another one, which has ended or is "
+                "out of reach; the same call with a checkpoint, also on another number of "
+                "processes, resumes from the last save"
+            ) from error
 
 
 def placed(tree: Any, mesh: Mesh | None) -> Any:
     """The tree on every device of the mesh."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+    if mesh is None:
+        return tree
+    everywhere = NamedSharding(mesh, P())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+    return jax.tree.map(lambda leaf: _in_every_process(leaf, everywhere), tree)
+
+
+def _in_every_process(leaf: Any, everywhere: NamedSharding) -> Array:
+    """A leaf that each process has, on the devices of all."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, everywhere)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _in_every_process(jax.random.key_data(leaf), everywhere)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
 
 
 def mean(f: Callable[..., Any], key: Array, n: int, mesh: Mesh | None, *arguments: Any) -> Any:

@@ -1,0 +1,215 @@
+"""One training over two processes: equal bits, one writer, and faults that all of them learn of."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import unrolled as ur
+from unrolled._processes import Processes, processes_of
+from unrolled.cli import main
+
+WORKER = """
+import json, os, signal, sys
+import jax
+index, count, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if count > 1:
+    jax.distributed.initialize(f"localhost:{port}", count, index)
+import optax
+import unrolled as ur
+from unrolled.training import _checkpoint
+
+D = ur.dictionaries.gaussian(0, 10, 20)
+layer = ur.lista_cp(2, tied=False)
+mesh = jax.make_mesh((len(jax.devices()),), ("data",))
+sample, adam = ur.problems.sampler(D, 7), optax.adam(1e-2)
+answer = {}
+
+def told(name):
+    print(json.dumps(answer), flush=True)
+
+def fit(name, steps=8, **options):
+    how = dict(optimizer=adam, steps=steps, key=0, evaluate_every=2, accumulate=8, mesh=mesh)
+    if name:
+        how["checkpoint"] = os.path.join(folder, name)
+    found = ur.fit(layer, layer.init(None, D), D, sample, **how | options)
+    return ur.training.digest((found.params, found.best, found.D, found.history.loss))
+
+if count == 1:
+    answer["whole"], answer["resumed"] = fit(""), fit("killed")
+    print(json.dumps(answer), flush=True)
+    raise SystemExit
+try:
+    fit("", steps=8 + index)
+except ValueError as error:
+    answer["other steps"] = str(error)
+
+save = _checkpoint.Steps.save
+def full(self, step, *arguments, **options):
+    if step == 4:
+        raise ur.training.CheckpointError("step 4 was not saved (No space left on device)")
+    save(self, step, *arguments, **options)
+_checkpoint.Steps.save = full
+try:
+    fit("full")
+except ur.training.CheckpointError as error:
+    answer["full disk"] = str(error)
+_checkpoint.Steps.save = save
+answer["after the disk was full"] = fit("full", log=os.path.join(folder, "log"))
+
+def end(record, params):
+    if index == 1 and record.step == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+try:
+    fit("ended", callbacks=[end])
+except SystemExit as left:
+    answer["left with"] = left.code
+answer["after SIGTERM"] = fit("ended")
+print(json.dumps(answer), flush=True)
+
+def kill(record, params):
+    if index == 1 and record.step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+try:
+    fit("killed", callbacks=[kill])
+except RuntimeError as error:
+    answer["alone"] = str(error)
+print(json.dumps(answer), flush=True)
+os._exit(0)
+"""
+
+
+def start(index, count, port, folder, devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = dict(os.environ, XLA_FLAGS=flags, JAX_ENABLE_X64="0")
+    code = (sys.executable, "-W", "ignore", "-c", WORKER, str(index), str(count), port, folder)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(code, env=environment, **pipes)
+
+
+def answers(process, timeout):
+    """The last line of JSON that a process printed, and its errors."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    assert lines, err
+    return json.loads(lines[-1])
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_training(tmp_path):
+    """On two devices each; the one that is killed leaves what eight devices of one resume."""
+    pytest.importorskip("orbax.checkpoint")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    pair = [start(i, 2, port, str(tmp_path), 2) for i in (0, 1)]
+    second, first = answers(pair[1], 300), answers(pair[0], 60)
+    alone = answers(start(0, 1, port, str(tmp_path), 8), 120)
+    for answer in (first, second):
+        assert "processes 0 and 1 were started with different arguments" in answer["other steps"]
+        assert "process 0  process 1\nsteps  8          9" in answer["other steps"]
+        assert "No space left on device" in answer["full disk"]
+        assert answer["left with"] == 143
+        bits = answer["after the disk was full"], answer["after SIGTERM"]
+        assert {*bits, alone["whole"], alone["resumed"]} == {alone["whole"]}
+    assert second["full disk"].startswith("process 0: ")
+    assert "process 0 lost another one" in first["alone"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert steps == sorted(set(steps))  # of the first process alone
+
+
+class _Device:
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+def test_a_mesh_that_leaves_processes_out_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+
+    class _Mesh:
+        devices = np.array([_Device(0), _Device(2)])
+
+    with pytest.raises(ValueError, match="fit: mesh has devices of 2 of 3 processes"):
+        processes_of(_Mesh(), "fit")
+    _Mesh.devices = np.array([_Device(1)])
+    with pytest.raises(ValueError, match="fit: mesh has no device of this process, 0"):
+        processes_of(_Mesh(), "fit")
+
+
+def test_one_process_waits_for_no_other():
+    """Also where there are others, that train on their own."""
+    alone = processes_of(Mesh(np.array(jax.devices()[:1]), ("data",)), "fit")
+    assert alone == Processes(False) and alone.is_first
+    assert alone.together(lambda: 3, first_alone=True) == 3
+    with pytest.raises(ZeroDivisionError):
+        alone.together(lambda: 1 // 0)
+    alone.agree("fit", {"steps": 1})
+    signals: list[int] = []
+    alone.share(signals)
+    assert signals == []
+
+
+def command(index, port, folder, *options):
+    arguments = ("--family", "lista_cp", "--depth", "2", "--m", "10", "--d", "20", "--batch", "7")
+    arguments += ("--steps", "6", "--evaluate_every", "2", "--accumulate", "4", "--json")
+    arguments += ("--output", str(folder), *options)
+    if index is not None:
+        joined = ("--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(index))
+        arguments += ("--distributed", *joined)
+    code = (sys.executable, "-W", "ignore", "-m", "unrolled", "train", *arguments)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(code, **pipes)
+
+
+@pytest.mark.slow
+def test_a_command_in_two_processes_writes_what_one_writes(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    pair = [command(i, port, tmp_path / "two") for i in (0, 1)]
+    first, second = (process.communicate(timeout=300) for process in pair)
+    assert [process.returncode for process in pair] == [0, 0], (first, second)
+    assert "validation" in json.loads(first[0]) and not second[0]
+    assert "training 6 steps" in first[1] and "training 6 steps" not in second[1]
+    one = command(None, port, tmp_path / "one")
+    assert one.communicate(timeout=300)[0] and one.returncode == 0
+    bits = [
+        ur.training.digest(ur.training.restore(tmp_path / name / "weights.npz").params)
+        for name in ("one", "two")
+    ]
+    assert bits[0] == bits[1]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--coordinator", "a:1"], "go with --distributed"),
+        (["--distributed", "--processes", "2"], "go together"),
+        (
+            ["--distributed", *"--coordinator a --processes 2 --process 1".split()],
+            "--coordinator must be HOST:PORT, got 'a'",
+        ),
+        (
+            ["--distributed", *"--coordinator a:1 --processes 2 --process 2".split()],
+            "--process must be at least 0 and below 2, got 2",
+        ),
+        (
+            "--distributed --coordinator localhost:1 --processes 2 --process 1 --wait 0".split(),
+            "no coordinator at localhost:1 after 0 s",
+        ),
+    ],
+)
+def test_processes_that_cannot_meet_are_refused(options, message, tmp_path, capsys):
+    assert main(["train", "--output", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
