@@ -194,6 +194,8 @@ def table():
     for name in DICTIONARIES:
         for s in SPARSITIES:
             cell = [row for row in rows if (row["dictionary"], row["s"]) == (name, s)]
+            if not cell:
+                continue
             n = sum(row["signals"] for row in cell)
             shares = [sum(row[method]["unique"] for row in cell) for method in METHODS]
             counts = [sum(row[m][fault] for row in cell for m in METHODS) for fault in faults]

@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -110,15 +111,15 @@ def main():
     rows = json.loads(PATH.read_text()) if PATH.exists() else {}
     rows = {name: rows.get(name, {}) for name in ("curves", "families")}
     work = [
-        ("families", f"{name}; {setting}", lambda n=name, s=setting: family(n, s))
-        for name in FAMILIES
-        for setting in SETTINGS
+        ("curves", f"{m} x {d}; {name}; {snr}", partial(curve, m, d, p, name, snr))
+        for snr in SNRS
+        for m, d, p in SHAPES
+        for name in CURVES
     ]
     work += [
-        ("curves", f"{m} x {d}; {name}; {snr}", lambda at=(m, d, p, name, snr): curve(*at))
-        for m, d, p in SHAPES
-        for snr in SNRS
-        for name in CURVES
+        ("families", f"{name}; {setting}", partial(family, name, setting))
+        for name in sorted(FAMILIES, key=lambda name: name.endswith("calibrated"))  # the slow ones
+        for setting in SETTINGS
     ]
     for part, key, compute in work:
         if key not in rows[part]:
