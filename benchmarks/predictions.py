@@ -78,7 +78,11 @@ def curve(m, d, probability, name, snr):
         params = params._replace(steps=params.steps._replace(gamma=jnp.ones(K)))
     errors, energy = errors_of(layer, params, D, Y, X)
     median = np.median(10 * np.log10(errors / energy[:, None]), 0)
-    return {"predicted": found.nmse[1:].tolist(), "median": median.tolist(), "holds": found.holds}
+    return {
+        "predicted": found.nmse[1:].tolist(),
+        "median": median.tolist(),
+        "holds": bool(found.holds),
+    }
 
 
 def family(name, setting):
