@@ -829,7 +829,7 @@ def test_26_fit_stops_at_nan_params_and_keeps_what_it_had():
     )
 
 
-@pytest.mark.filterwarnings("ignore:fit. the training")  # of one random batch
+@pytest.mark.filterwarnings("ignore:fit. ")  # of one random batch
 def test_38_seeds_and_keys_of_both_kinds_give_the_same_samples():
     def random_sample(key):
         return jax.random.normal(key, (2, M)), jax.random.normal(key, (2, N))
@@ -1127,7 +1127,7 @@ SINGLE = {
 
 
 @pytest.mark.few(14)
-@pytest.mark.filterwarnings("ignore:fit. the training starts above")  # of one random batch
+@pytest.mark.filterwarnings("ignore:fit. ")  # of one random batch
 @pytest.mark.parametrize("row", SINGLE)
 def test_single_cases(row, tmp_path):
     SINGLE[row](tmp_path)
