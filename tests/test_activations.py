@@ -120,6 +120,7 @@ def test_functions_are_those_of_their_names():
         assert_close(act(jnp.asarray(x)), values, rtol=1e-14, atol=1e-14, custom_message=act.name)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("k", [0.1, 1.0, 7.0, 100.0])
 def test_scale_keeps_constants_valid_and_tight(k):
     for act in (
@@ -137,7 +138,7 @@ def test_scale_keeps_constants_valid_and_tight(k):
         assert_tight(scaled, seen, unit=1 / k)
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2, 3, 6])
 def test_compose_keeps_constants_valid(times):
     acts = (*BUILT_IN, ua.scale(ua.elu(2.0), 3), ua.scale(ua.silu, 0.5), ua.compose(ua.elu(0.5), 2))
@@ -146,6 +147,7 @@ def test_compose_keeps_constants_valid(times):
         assert_bounds(composed, measured(composed, reach=20.0))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("times", [2, 3, 6])
 def test_compose_is_exact_for_monotone_tails(times):
     for act in (ua.relu, ua.elu(0.5), ua.elu(1.0), ua.elu(1.5), ua.celu(0.5), ua.celu(1.5)):
@@ -554,7 +556,7 @@ vectors = arrays(np.float64, 8, elements=st.floats(-1e3, 1e3))
 thetas = st.floats(0, 1e3)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prox", [ua.soft_threshold, ua.nonnegative_threshold], ids=["soft", "nonnegative"]
 )
@@ -615,6 +617,7 @@ def test_values_and_slopes_are_right_in_the_whole_range_of_a_dtype(dtype):
         assert (np.abs(np.asarray(slopes, np.float64) - exact_slopes) <= 64 * eps).all(), name
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("k", [1e4, 1e6])
 def test_steep_activations_stay_in_the_range_of_half_precision(dtype, k):
@@ -629,6 +632,7 @@ def test_steep_activations_stay_in_the_range_of_half_precision(dtype, k):
         assert_close(slopes.astype(float)[away], np.asarray(x > 0, float)[away], custom_message=act)
 
 
+@pytest.mark.slow
 def test_shrink_gradient_matches_differences():
     v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7]), jnp.asarray([0.5, 0.7, 0.2, 1.0])
     for act in (ua.relu, ua.elu(0.5), ua.silu, ua.scale(ua.gelu, 3.0)):
@@ -640,6 +644,7 @@ def test_shrink_gradient_matches_differences():
             assert_close(jax.vmap(jax.grad(f, argnum))(v, theta), slope, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_derivative_of_shrink_holds_in_both_modes_and_twice():
     v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7, jnp.nan]), 0.5
     x, along = jax.jvp(ua.shrink, (v, theta), (jnp.full(5, 3.0), 2.0))

@@ -198,6 +198,7 @@ def test_depth_is_harmless_per_atom(name, dtype):
     assert_certified(layers.lista_cp(250), analytic.lista_cp(D, W=W, **options), found, D, X)
 
 
+@pytest.mark.slow
 def test_thresholds_per_atom_are_for_relu_alone():
     D, _ = load("hadamard")
     options = dict(depth=2, sparsity=1, bound=1.0, per_atom=True)
@@ -463,7 +464,7 @@ def short_chain():
     return Ds, (X1, X2), X1 @ Ds[0].T + noise_along(rng, Ds[0], 400, 0.01, "l1")
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", RHOS, ids=str)
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
 def test_chains_of_every_activation_stay_under_their_bounds(rho):

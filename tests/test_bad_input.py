@@ -145,7 +145,7 @@ OF_LAYERS = [
 ]
 
 
-@pytest.mark.few(50)
+@pytest.mark.few(29)
 @pytest.mark.parametrize(
     "name, mode, fault",
     [(*way, fault) for way in OF_LAYERS for fault in PARAMS if has(way[0], fault)],
@@ -168,7 +168,7 @@ def records_agree(name, params):
     ]
 
 
-@pytest.mark.few(7)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_29_params_of_another_family_are_refused_unless_they_have_the_same_records(name):
     refused = 0
@@ -184,6 +184,7 @@ def test_29_params_of_another_family_are_refused_unless_they_have_the_same_recor
     assert refused >= len(FAMILIES) - 3
 
 
+@pytest.mark.few(4)
 @everywhere
 @pytest.mark.parametrize("name", ["lista", "lista_cp", "alista"])
 def test_3_5_weights_for_another_dictionary_raise_at_trace_time(name, mode):
@@ -200,7 +201,7 @@ def test_6_an_empty_batch_gives_an_empty_batch(entry):
     assert jax.jit(jax.vmap(entry, (None, 0)))(D, np.zeros((0, M))).shape == (0, N)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("m, d", [(1, 1), (1, 3), (3, 1)])
 def test_7_one_row_or_one_atom_works(m, d):
     def codes(D, y):
@@ -268,7 +269,7 @@ def test_11_numpy_scalars_do_not_widen_half_types(half):
     assert found.x.dtype == found.gap.dtype == found.residual.dtype == half
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_13_14_a_bad_signal_spoils_only_its_own_code(name):
     layer = FAMILIES[name](K)
@@ -333,6 +334,7 @@ def test_15_a_zero_dictionary_has_no_step_size():
         ur.analytic.ista(0 * D, 0.1, K)
 
 
+@pytest.mark.slow
 def test_16_a_zero_atom_is_named_where_it_hurts_and_gets_the_zero_code_elsewhere():
     spoilt = D.copy()
     spoilt[:, [2, 5]] = 0
@@ -355,6 +357,7 @@ def test_16_a_zero_atom_is_named_where_it_hurts_and_gets_the_zero_code_elsewhere
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 def test_17_with_duplicate_atoms_solvers_work_and_theory_says_no(sign):
     twins = np.concatenate([D, sign * D[:, :1]], 1)
@@ -379,6 +382,7 @@ def test_18_theory_refuses_atoms_off_unit_norm_and_names_the_remedy():
         refuses((1 + 5e-5) * D)
 
 
+@pytest.mark.slow
 def test_19_the_step_follows_the_scale_of_the_dictionary():
     def codes(D, y, lam):
         return [SOLVE[name](D, y, lam, tol=None, max_steps=20).x for name in ("ista", "fista")]
@@ -432,6 +436,7 @@ def test_22_what_is_no_number_is_not_taken(entry):
             entry(D, what)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("name", [*FAMILIES])
 def test_22_inits_take_lists(name):
     ours, expected = FAMILIES[name](K).init(KEY, D.tolist()), params_of(name)
@@ -1126,7 +1131,7 @@ SINGLE = {
 }
 
 
-@pytest.mark.few(14)
+@pytest.mark.few(8)
 @pytest.mark.filterwarnings("ignore:fit. ")  # of one random batch
 @pytest.mark.parametrize("row", SINGLE)
 def test_single_cases(row, tmp_path):

@@ -367,7 +367,7 @@ def test_gradients_are_the_transposed_derivatives_under_jit_and_vmap():
             assert np.vdot(gradients[argument][k], along) == pytest.approx(float(slope), rel=1e-9)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", UNIQUE)
 def test_the_derivative_at_a_sparse_code_moves_its_support_alone(name):
     """If y moves within the span of the support, the code moves by the same coefficients."""
@@ -537,6 +537,7 @@ def test_planted_chains_are_recovered(seed):
     assert first.converged and second.converged
 
 
+@pytest.mark.slow
 def test_chains_under_jit_and_vmap_are_a_loop():
     Y = np.stack([planted(seed)[0] for seed in range(4)])
     batch = jax.jit(jax.vmap(pursuit.layered_basis_pursuit, (None, 0)))(chain(), Y)

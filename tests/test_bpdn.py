@@ -12,7 +12,7 @@ D = unit(normal(0, M, N))
 y = D[:, :3] @ normal(1, 3) + 0.1 * normal(2, M)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1e-3, 0.1, 0.5, 0.95])
 def test_codes_are_feasible_and_their_value_is_that_of_a_dual_point(share):
     eps = share * np.linalg.norm(y)
@@ -82,6 +82,7 @@ def test_faults_are_refused():
         jax.jit(lambda tol: pursuit.bpdn(D, y, 0.1, tol=tol))(1e-3)
 
 
+@pytest.mark.slow
 def test_derivatives_move_with_the_residual_at_its_bound():
     """Differences of h = 1e-4 and of codes to a gap of 1e-13 are right to h^2 and 1e-13^(1/2) / h.
 

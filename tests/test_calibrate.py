@@ -84,7 +84,7 @@ def others(params):
     return [np.asarray(leaf) for path, leaf in leaves if path[-1].name not in ("theta", "gamma")]
 
 
-@pytest.mark.few(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces(name, seen, greedy):
     """After the greedy steps before it, step k of the start is never better than its own."""
@@ -250,6 +250,7 @@ def objective(layer, params, D, Y, lam):
     return np.mean((residual**2).sum(1) / 2 + lam * np.abs(codes).sum(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ista", "lista_cp", "alista with support"])
 def test_without_codes_the_objective_falls(planted, name):
     """The start is safe already; the held-back quarter decides, so the whole may not rise."""
@@ -273,6 +274,7 @@ def test_a_greedy_step_without_codes_is_the_best_of_a_grid(planted):
             assert best <= objective(layer, Unrolled(None, step), D, Y, lam) * (1 + 1e-3)
 
 
+@pytest.mark.slow
 def test_a_chain_without_codes(chain):
     network, start, Ds, Y, _ = chain
     loss = training.lasso(0.05)
@@ -307,6 +309,7 @@ def test_signals_of_any_size_calibrate_alike_in_float32(planted, size):
     assert near < -5 and far == pytest.approx(near, abs=0.1)
 
 
+@pytest.mark.slow
 def test_what_cannot_judge_codes_is_refused(planted):
     D, Y, X = planted
     run = partial(calibrate, layers.ista(1), layers.ista(1).init(None, D), D, Y)
@@ -358,6 +361,7 @@ def test_a_chain_is_calibrated_block_by_block(chain):
     assert error(found) < error(start)
 
 
+@pytest.mark.slow
 def test_the_last_codes_of_a_chain_give_the_others(chain):
     network, start, Ds, Y, X = chain
     given, derived = (calibrate(network, start, Ds, Y, codes) for codes in (X, X[-1]))
@@ -479,6 +483,7 @@ def test_in_float32():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lamp", "lamp_bg"])
 def test_the_alphas_of_message_passing_are_set_in_any_units(planted, name):
     """They are per unit of the residual: no scale of the signals enters, and that of D inversely.

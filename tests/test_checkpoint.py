@@ -65,7 +65,7 @@ def families(compiled_as_in_the_child):
     return {n: (layer, layer.init(jax.random.key(1), gaussian())) for n, layer in layers.items()}
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_weights_of_every_family_come_back_bit_for_bit_with_their_layer(suffix, families, tmp_path):
     D = gaussian()
@@ -276,6 +276,7 @@ def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(t
             restore(path, like=like)
 
 
+@pytest.mark.slow
 def test_weights_without_a_dictionary_fit_their_layer(tmp_path):
     layer, Ds = ur.alista(K), (gaussian(), gaussian(1, N, 7))
     params = layer.init(None, Ds[0])
@@ -651,6 +652,7 @@ def steps_in(folder):
     return sorted(int(path.name) for path in Path(folder).iterdir() if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_a_saved_training_is_the_same_training_and_keeps_the_newest_steps(finished):
     assert steps_in(finished) == [6, 9, 12]  # 9 lies between two evaluations
 
@@ -869,7 +871,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("what", OTHERS)
 def test_another_run_is_refused_with_a_table_of_what_differs(what, finished):
     options, row = OTHERS[what]
@@ -941,6 +943,7 @@ def largest(folder):
     )
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_cut_or_missing_file_gives_other_numbers(folder):
     whole, step, rng = restore(folder), folder / str(STEPS), np.random.default_rng(1)
     files = sorted(path for path in step.rglob("*") if path.is_file())
@@ -1030,6 +1033,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(folder, refe
     assert_same_run(run(folder, STEPS), reference)
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_keeps_its_last_good_state_and_can_be_mended(tmp_path, reference):
     def breaks(key):
         Y, X = sample(key)
@@ -1045,6 +1049,7 @@ def test_a_run_that_breaks_keeps_its_last_good_state_and_can_be_mended(tmp_path,
 # Signals and kills
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     "number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
@@ -1092,6 +1097,7 @@ def test_signals_stay_as_they_are_outside_the_main_thread_and_where_they_are_ign
     assert seen == [before, signal.SIG_IGN]
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(
     tmp_path, compiled_as_in_the_child, reference
 ):

@@ -89,6 +89,7 @@ def test_pursuits_stand_beside_layers(run, folder, tmp_path, method):
         assert float(rows[0]["nmse"]) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_pursuit_of_ones_own_is_a_method(run, folder, tmp_path):
     def halved(D, y, theta):
         return pursuit.threshold(D, y / 2, theta)
@@ -259,6 +260,7 @@ def test_the_cache_is_where_the_platform_has_caches(monkeypatch, platform, folde
         assert cache_folder().relative_to(Path.home() / folder).parts[0] == "unrolled"
 
 
+@pytest.mark.slow
 def test_a_command_says_where_its_programs_are(run, home_cache):
     """On standard error, so that the result is as without; not before a refusal."""
     status, out, err = run("certify", "I.npy", "--json")
@@ -271,6 +273,7 @@ def test_a_command_says_where_its_programs_are(run, home_cache):
 # doctor
 
 
+@pytest.mark.slow
 def test_doctor(run, tmp_path):
     status, out, _ = run("doctor", "--output", tmp_path / "new")
     assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
@@ -305,6 +308,7 @@ def test_doctor_runs_from_another_directory(tmp_path):
 # certify
 
 
+@pytest.mark.slow
 def test_certify_agrees_with_the_theory(run):
     status, out, _ = run(
         "certify", "paley.npy", "--json", "--tolerance", "1e-3", "--noise", "1e-5", "--bound", "2"
@@ -420,6 +424,7 @@ def test_certify_normalizes_on_request(run):
     )
 
 
+@pytest.mark.slow
 def test_certify_looks_in_the_numerical_range_and_says_so(run, tmp_path):
     """The rounding of mean-free atoms in a file is no direction for weights."""
     A = np.random.default_rng(0).normal(size=(8, 16))
@@ -434,6 +439,7 @@ def test_certify_looks_in_the_numerical_range_and_says_so(run, tmp_path):
     assert "rank" not in out and strict_json(run("certify", "D.npy", "--json")[1])["rank"] == 12
 
 
+@pytest.mark.slow
 def test_an_archive_with_a_flipped_bit_is_no_traceback(run, tmp_path):
     path = tmp_path / "bad.npz"
     np.savez(path, D=np.eye(2))
@@ -702,6 +708,7 @@ def test_compare_on_own_pictures(run, tmp_path):
     assert len(data["psnr"]["ISTA"]) == 3 and np.isfinite(data["psnr"]["ISTA"]).all()
 
 
+@pytest.mark.slow
 def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monkeypatch):
     """The studies are replaced by records of what they are asked."""
     asked = {}
@@ -803,6 +810,7 @@ def test_a_figure_that_fails_loses_no_text_of_certify(run, tmp_path, monkeypatch
     assert out == run("certify", "paley.npy")[1]
 
 
+@pytest.mark.slow
 def test_codes_of_a_file_are_certified(run, tmp_path):
     """In the dtype of the signals: a wrong code of a row is repaired, and noise is not met."""
     with np.load("YX.npz") as archive:

@@ -65,6 +65,7 @@ def result(methods, problem):
     return compare(methods, *problem)
 
 
+@pytest.mark.slow
 def test_curves_against_direct_computation(result, methods, problem):
     D, Y, X = problem
     for name in ("LISTA-CP", "ALISTA, learned", "untied"):
@@ -103,6 +104,7 @@ def test_curves_against_direct_computation(result, methods, problem):
     assert 0 < result.curves["ALISTA, learned"].recall[-1] <= 1
 
 
+@pytest.mark.slow
 def test_thresholds_are_means_per_step(result, methods):
     assert set(result.thresholds) == set(methods)
     theta = np.asarray(methods["LISTA-CP, learned"][1].steps.theta)
@@ -242,6 +244,7 @@ def test_the_gap_to_the_lasso_optimum(problem):
     assert "(F - F*) / F*" in found.table() and f"{ista[-1]:.2e}" in found.table()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [(-70, -70), (0, -70), (40, -30)])
 def test_gaps_have_no_scale(problem, k):
     """F is divided by 2^(2 b), which leaves the range of float32 before the signals do."""
@@ -268,6 +271,7 @@ def test_no_codes_are_better_than_the_optimum(problem):
     assert abs(found.curves["optimal"].gap[-1]) <= 8 * 2.0**-23 and not found.uncertified
 
 
+@pytest.mark.slow
 def test_an_optimum_without_a_certificate_is_told(problem, monkeypatch):
     D, Y, X = problem
     methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
@@ -284,6 +288,7 @@ def test_an_optimum_without_a_certificate_is_told(problem, monkeypatch):
     assert found.curves["ISTA"].gap == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_dictionary_too_large_for_its_gram_matrix_is_solved_by_fista(problem, monkeypatch):
     D, Y, X = problem
     methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
@@ -433,6 +438,7 @@ def trained(problem, layer, D, **options):
     )
 
 
+@pytest.mark.slow
 def test_the_result_of_a_training_is_a_method(problem):
     """Its best params run with the dictionary that was learned with them."""
     D, Y, X = problem
@@ -456,6 +462,7 @@ def certified(depth=6):
     return D, {"analytic": (layer, params), "learned": (layer, lower)}
 
 
+@pytest.mark.slow
 def test_guarantees_are_those_of_the_theory():
     """For the class of the sample by default, or for the class that is given."""
     D, methods = certified()
@@ -476,6 +483,7 @@ def test_guarantees_are_those_of_the_theory():
     assert given[:3] == (3, 0.5, 0.1)
 
 
+@pytest.mark.slow
 def test_the_table_shows_what_training_did_to_the_guarantee():
     D, methods = certified()
     X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
@@ -601,6 +609,7 @@ def test_what_codes_rebuild_and_cost(unknown, problem):
     assert f"| {residual[-1]:.4f} | {psnr[-1]:.2f} |" in row and row.endswith("| 8 |")
 
 
+@pytest.mark.slow
 def test_a_pursuit_of_another_problem_does_not_diverge(problem):
     """Codes that reproduce their signals, where the LASSO has a large weight."""
     D, Y, _ = problem
@@ -612,6 +621,7 @@ def test_a_pursuit_of_another_problem_does_not_diverge(problem):
         compare({"few": few * np.nan}, D, Y, lam=0.5)
 
 
+@pytest.mark.slow
 def test_a_layer_above_zero_codes_diverges_without_codes(problem):
     D, Y, _ = problem
     layer = layers.ista(3)
@@ -675,6 +685,7 @@ def test_marks_of_latex_are_escaped():
     assert r"a\_1 \& 50 \% \\" in text and r"x\textasciicircum{}2 \{y\} \\" in text
 
 
+@pytest.mark.slow
 def test_results_are_shown_on_one_screen(result, unknown, problem):
     D, Y, X = problem
     layer = layers.ista(2)

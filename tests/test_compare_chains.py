@@ -89,6 +89,7 @@ def test_the_gap_of_a_layer_is_to_the_lasso_of_the_true_code_before_it(result, m
         assert found.curves["start"].gap[-1] == pytest.approx(gap, abs=4e-5)
 
 
+@pytest.mark.slow
 def test_tables_and_json_have_every_layer(result, methods):
     names = list(methods)
     for table in (result.table(), result.parameters_table(), result.guarantees_table()):
@@ -155,6 +156,7 @@ def test_layers_from_the_first_without_a_certificate_on_have_no_guarantee(result
     assert [set(part.guarantees) for part in result.layers] == [set(methods), set()]
 
 
+@pytest.mark.slow
 def test_divergence_names_the_layer(methods, problem):
     network, params = methods["start"]
     last = params[1]._replace(shared=params[1].shared._replace(B=1e3 * params[1].shared.B))
@@ -178,6 +180,7 @@ def test_the_training_of_a_network_is_a_method(methods, problem):
         np.testing.assert_array_equal(part.curves["fit"].nmse, part.curves["same"].nmse)
 
 
+@pytest.mark.slow
 def test_codes_of_a_chain_stand_for_themselves(methods, problem):
     Ds, Y, Xs = problem
     name, (network, params) = next(iter(methods.items()))

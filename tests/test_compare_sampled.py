@@ -49,6 +49,7 @@ def test_a_drawn_sample_bounds_the_errors_of_every_layer():
     assert int((errors > worst.decibels).sum()) <= 4 + 4 * 2
 
 
+@pytest.mark.slow
 def test_a_sample_that_is_too_small():
     found = told()
     assert set(found.sampled) == {"ISTA", "FISTA", "LAMP"}

@@ -187,7 +187,7 @@ def name(request):
     return request.param
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_every_way_to_run_a_layer_gives_the_same_code(name):
     layer, params, D, Y = case(name)
     apply = fast(name)
@@ -233,7 +233,7 @@ def test_two_stacks_of_half_the_depth_are_the_whole(name):
     assert_close(state.x, fast(name)(params, D, Y[0]))
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 def test_no_steps_give_the_zero_code(name):
     _, _, D, Y = case(name)
     layer = registry.LAYERS[name](0)
@@ -274,7 +274,7 @@ def test_gradients_are_central_differences_in_every_leaf(name):
 # One of each way to loop: shared params alone, tied, untied, a schedule, a state with memory.
 # Without support selection: where a step is computed anew, its k-th largest entry may be rounded
 # otherwise, and fall out of the selection.
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["hyperlista", "lista", "lista_cp, untied", "alista", "lamp", "na_alista"]
 )
@@ -287,7 +287,7 @@ def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
     assert_close(ours, expected, atol=100 * CLOSE)
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(7)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_keeps_its_dtype(name, dtype):
     layer, params, D, Y = case(name)
@@ -313,7 +313,7 @@ def test_the_wider_dtype_wins(name):
             assert jax.eval_shape(layer.apply, *arguments).dtype == wide
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(6)
 def test_equal_shapes_are_traced_once(name):
     layer, params, D, Y = case(name)
 
@@ -348,6 +348,7 @@ def test_signatures_say_the_same_of_every_layer(name):
     chex.assert_trees_all_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
 
 
+@pytest.mark.few(15)
 def test_a_layer_is_a_record_of_its_options(name):
     layer, params, D, _ = case(name)
     assert type(layer)(**layer.options) is layer
@@ -363,7 +364,7 @@ STRUCTURED = [(name, "conv, valid, stride 2") for name in registry.LAYERS] + [
 ]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layer, kind", STRUCTURED)
 def test_a_structured_dictionary_is_its_matrix(layer, kind):
     layer, D = (
@@ -422,6 +423,7 @@ def plain():
     return D, signals(M, seed=4)[0], float(np.linalg.norm(np.asarray(D), 2) ** 2)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer, solver", [("ista", "ista"), ("fista", "fista, no restart")])
 def test_layers_with_analytic_params_are_their_solvers(plain, layer, solver):
     D, y, _ = plain
@@ -522,7 +524,7 @@ def test_without_a_threshold_ista_is_a_gradient_step(plain):
     assert_close(ur.layers.ista(1).apply(ur.analytic.ista(D, 0.0, 1), D, y), y @ np.asarray(D) / L)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(6)
 def test_a_network_of_one_layer_is_the_layer(name):
     layer, params, D, Y = case(name)
     (code,) = jax.jit(ur.networks.dsc([layer]).apply)((params,), (D,), Y[0])
@@ -543,7 +545,7 @@ def built(request):
     return network, jittered(network.init(jax.random.key(0), Ds)), Ds, signals(M, 2)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_network_runs_in_every_way(built, tmp_path):
     """Compiled, eager and for a batch; steps as a scan and as a loop; and from a file."""
     network, params, Ds, Y = built
@@ -589,7 +591,7 @@ def test_gradients_of_a_network_are_central_differences(built):
 # Activations
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("activation", registry.ACTIVATIONS)
 def test_activations_conform(activation):
     build = registry.ACTIVATIONS[activation]
@@ -613,7 +615,7 @@ def test_activations_conform(activation):
         assert ur.activations.shrink(v.astype(dtype), theta.astype(dtype), build()).dtype == dtype
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("activation", registry.ACTIVATIONS)
 def test_activations_have_finite_gradients_everywhere(activation):
     act = registry.ACTIVATIONS[activation]()
@@ -638,7 +640,7 @@ def kind(request):
     return request.param
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
     D = dictionary(kind)
     (m, d), rng = D.shape, np.random.default_rng(0)
@@ -682,7 +684,7 @@ def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
     assert norm >= np.linalg.norm(matrix, 2) * (1 - 8 * EPS)  # a safe step size follows from it
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(1)
 def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
     D = dictionary(kind)
     (m, d), (R, X) = D.shape, (jnp.asarray(signals(n)) for n in D.shape)
@@ -715,7 +717,7 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
         assert_close(ours, theirs, atol=close)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_gradients_reach_every_array_of_a_dictionary(kind):
     D = dictionary(kind)
     x, y = (jnp.asarray(signals(n)[0]) for n in D.shape[::-1])
@@ -744,7 +746,7 @@ def solver(request):
     return registry.SOLVERS[request.param]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_solvers_answer_alike_however_they_are_run(solver, plain):
     D = plain[0]
     Y = signals(M, seed=5)
@@ -776,7 +778,7 @@ def objective(D, y, x):
     return np.sum((y - np.asarray(D) @ np.asarray(x)) ** 2) / 2 + LAM * np.abs(x).sum()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_solvers_certify_what_they_return(solver, plain, optimum, dtype):
     D, y, _ = plain
@@ -815,7 +817,7 @@ def pursue(request):
     return registry.PURSUITS[request.param]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_pursuits_answer_alike_however_they_are_run(pursue, plain):
     """Eager, compiled and for a batch: a zero signal has the zero code, a bad one is marked."""
     D = plain[0]

@@ -78,6 +78,7 @@ def small():
     return filters, images, learn(images, (3, 1, 12), lam=0.05, sweeps=60, key=1)
 
 
+@pytest.mark.slow
 def test_planted_filters_are_recovered_up_to_order_sign_and_shift(small):
     filters, _, found = small
     assert recovered(filters, found.D.filters).min() > 0.97
@@ -286,6 +287,7 @@ def test_drawn_windows_are_windows_where_the_energy_is(boundary):
     assert all(np.abs(all_ @ f.ravel()).max() > 1 - 1e-12 for f in found)
 
 
+@pytest.mark.slow
 def test_moves_to_the_centre_bring_back_what_a_kernel_cuts_off(monkeypatch):
     filters, images = planted(18, n=6)
     centred = learn(images, (3, 1, 12), lam=0.05, sweeps=60, key=18)

@@ -142,7 +142,7 @@ MODELS = {
 }
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResCSC", "MSDCSC"])
 def test_pictures_whose_squares_leave_the_range_give_no_finite_number(name):
     model, pictures = MODELS[name](nnx.Rngs(0)), images(2, 8, 8, 3)
@@ -248,6 +248,7 @@ def test_filters_of_zeros_take_steps_that_stay_at_zero():
     np.testing.assert_array_equal(layer(images(1, 4, 4, 1)), 0)
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("message", WRONG)
 def test_what_does_not_fit_is_refused(message):
     with pytest.raises(ValueError, match=message):

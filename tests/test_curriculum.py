@@ -59,7 +59,7 @@ def moved(optimizer, params, gradients):
     return params
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [layers.stack, layers.unstack])
 def test_rates_per_step_are_separate_optimisers(form):
     """One Adam for each step and for the shared params, against one Adam and `scale_steps`."""
@@ -203,6 +203,7 @@ def test_one_compiled_step_serves_all_stages(untied):
     assert untied.found.history.records == tuple(record for record, _ in untied.seen)
 
 
+@pytest.mark.slow
 def test_the_curriculum_beats_its_start_at_every_step_and_errors_fall(untied):
     start, end = untied.errors(untied.start), untied.errors(untied.found.best)
     assert (end < 0.9 * start).all()
@@ -295,6 +296,7 @@ def test_patience_ends_a_stage(D, sample):
     assert same(found.found.best, found.start)
 
 
+@pytest.mark.slow
 def test_a_nan_in_a_late_stage_is_named(D, sample):
     poisoned = jax.random.key_data(jax.random.fold_in(jax.random.key(0), 9))
 
@@ -311,6 +313,7 @@ def test_a_nan_in_a_late_stage_is_named(D, sample):
     chex.assert_tree_all_finite(caught.value.fit.best)
 
 
+@pytest.mark.slow
 def test_curriculum_refuses_what_it_cannot_train(D, sample):
     layer = layers.ista(DEPTH)
     params = layer.init(None, D)
@@ -398,6 +401,7 @@ def test_a_search_equals_a_loop(D, hyper):
     assert same(found.params.shared.analytic, params.shared.analytic)
 
 
+@pytest.mark.slow
 def test_a_search_over_a_field_of_the_steps_skips_what_diverges(D, sample):
     layer = layers.ista(60)
     Y, X = sample(jax.random.key(5))

@@ -27,6 +27,7 @@ def shrink(v, theta):
 # Res-CSC
 
 
+@pytest.mark.slow
 def test_one_step_is_a_skip_connection_around_a_residual_branch():
     shapes = [(6, 8), (8, 10), (10, 8), (8, 10)]
     Ds = [np.array(ur.dictionaries.gaussian(j, *shape)) / 2 for j, shape in enumerate(shapes)]
@@ -198,6 +199,7 @@ WRONG = {
 }
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("message", WRONG)
 def test_what_does_not_fit_is_refused(message):
     with pytest.raises(ValueError, match=message):

@@ -297,7 +297,7 @@ def test_orthonormal_layers_make_thresholding_basis_pursuit():
 # Projection pursuit.
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [1, 4, 9])
 def test_projection_of_one_layer_is_orthogonal_matching_pursuit(s):
     linear_model = pytest.importorskip("sklearn.linear_model")
@@ -352,6 +352,7 @@ def test_dependent_zero_and_too_many_atoms():
     assert up.project((D,), y, sparsity=0).steps == 0
 
 
+@pytest.mark.slow
 def test_an_effective_atom_that_is_rounding_is_never_chosen():
     D1 = np.random.default_rng(0).normal(size=(4, 6))
     null = np.linalg.svd(D1)[2][-1]
@@ -362,6 +363,7 @@ def test_an_effective_atom_that_is_rounding_is_never_chosen():
         assert found.xs[1][0] == 0 and found.residual <= np.linalg.norm(y)
 
 
+@pytest.mark.slow
 def test_a_projection_by_the_lasso_has_no_scale():
     """D_1 D_2 is above the range of float32, and the codes are not."""
     D = jnp.float32(1e25) * jnp.eye(2, dtype=jnp.float32)
@@ -441,7 +443,7 @@ def test_projection_refuses_what_is_out_of_range():
 # ML-ISTA and the exact problem.
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("ml_ista", "ista"), ("ml_fista", "fista")])
 def test_one_layer_is_the_solver_of_the_lasso_bit_for_bit(names):
     Ds, y = chain()
@@ -751,6 +753,7 @@ def test_local_pursuits_commute_with_shifts_on_a_circle():
         assert_allclose(np.roll(still, 5, axis=1), moved, atol=1e-3)  # the root of the gap
 
 
+@pytest.mark.slow
 def test_a_warm_start_ends_at_a_zero_that_is_optimal():
     D, _, y, _, _ = bank("circular")
     found = up.local_error(D, y, 100.0, start=np.ones(D.shape[1]))
@@ -823,7 +826,7 @@ def test_weighted_penalties_solve_the_weighted_problem():
     assert_allclose(slack[large], (lam * np.sign(x))[large], atol=1e-5)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("lam", [0.1, 1.0, 3.0, 100.0])
 def test_the_shrinkage_of_the_fullest_rows_is_a_proximal_map(lam):
     """Against every direction, and by the conditions on the thresholds."""

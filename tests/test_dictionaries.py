@@ -78,6 +78,7 @@ def test_paley_reaches_the_welch_bound(q):
 transversal = compiled(ud.transversal, static_argnums=(1, 2, 3))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("c, q, d", [(1, 2, 4), (3, 3, 9), (4, 7, 20)])
 def test_transversal(key, c, q, d):
     D = np.asarray(transversal(key, c, q, d))
@@ -209,7 +210,7 @@ FITS = [
 ]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dimensions, channels", [(1, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("boundary, length", FITS)
 def test_conv_is_its_matrix(boundary, length, dimensions, channels):
@@ -272,6 +273,7 @@ CONVS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CONVS)
 def test_correlations_of_filters_hold_the_coherence(name):
     @compiled
@@ -408,7 +410,7 @@ def main_kind(request):
     return KINDS[request.param]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_structured_dictionaries_are_their_matrices(kind):
     assert_answers(*kind)
 
@@ -481,7 +483,7 @@ def test_large_composed_norm_is_the_product(monkeypatch):
 # Under transformations
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_arrays_of_both_libraries_defer_on_the_left(main_kind):
     D, M = main_kind
     r = np.random.default_rng(2).normal(size=M.shape[0])
@@ -790,6 +792,7 @@ def test_a_kind_that_defines_nothing_says_so():
             use(Empty())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["Conv", "Composed, nested"])
 def test_weighted_columns(name):
     D, M = KINDS[name]

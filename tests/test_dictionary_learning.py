@@ -71,6 +71,7 @@ def same(*results):
 # What is returned
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_atoms_have_norm_one_and_the_objective_is_that_of_the_codes(name):
     found = learn(name)
@@ -238,6 +239,7 @@ def test_weights_of_signals_count_repetitions(name):
     assert weighted.objective * N == pytest.approx(repeated.objective * (N + 60), abs=1e-8)
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize(
     "dtype, exponents", [("float64", (1, 128, -160, 900)), ("float32", (126,))]
 )
@@ -371,6 +373,7 @@ def test_constant_signals_give_unit_atoms(name, value):
 # Runs that go on
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_run_is_equal_to_the_last_bit(name):
     whole = learn(name, steps=5)
@@ -425,6 +428,7 @@ def test_the_same_call_goes_on_from_its_file(name, tmp_path, monkeypatch):
         learn(name, steps=5, checkpoint=path)
 
 
+@pytest.mark.slow
 def test_a_file_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
     path, signals = tmp_path / "kept.npz", Y[:20, :4]
 

@@ -189,6 +189,7 @@ def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_de
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| analytic", "| calibrated", "| learned"]
 
 
+@pytest.mark.slow
 def test_the_example_of_own_signals_runs(
     capsys, quick_compilation, float32_by_default, tmp_path, monkeypatch
 ):

@@ -57,7 +57,7 @@ def as_typed(quick_compilation):
         yield
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("module", EXAMPLES)
 def test_examples_run(module, as_typed):
     said = io.StringIO()

@@ -104,6 +104,7 @@ def test_unstacked_steps_give_the_same_evaluation(lista):
     np.testing.assert_array_equal(one.theta, other.theta)
 
 
+@pytest.mark.slow
 def test_one_step_size_or_one_per_atom_stands_in_the_weights():
     layer = ur.alista(DEPTH)
     params = layer.init(None, D)
@@ -159,6 +160,7 @@ def test_a_family_without_thresholds_gives_its_couplings():
         watch.series("theta")
 
 
+@pytest.mark.slow
 def test_a_family_without_weights_or_thresholds_gives_the_loss():
     layer = ur.layers.na_alista(DEPTH, units=2)
     watch = watched(layer, layer.init(jax.random.key(0), D))
@@ -200,6 +202,7 @@ def test_weights_that_are_not_finite_are_seen():
 # A training
 
 
+@pytest.mark.slow
 def test_the_first_evaluation_is_the_start_and_the_last_the_result(trained):
     watch, start, fitted = trained
     assert [at.step for at in watch.evaluations] == [0, 2, 4, 5] == list(watch.series("step"))
@@ -263,6 +266,7 @@ def test_json_holds_every_evaluation_and_the_prediction(trained):
     assert json.loads(alone.to_json())["prediction"] is None
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_line_per_step_and_dashes_for_theory(trained, lista, tmp_path):
     watch = trained[0]
     axes = [a for a in watch.plot().axes if a.get_lines()]

@@ -98,6 +98,7 @@ def finished(images, tmp_path_factory):
 # What a run computes
 
 
+@pytest.mark.slow
 def test_a_row_has_its_recipe_a_line_per_epoch_and_what_it_depends_on(finished):
     _, name, row = finished
     assert experiments.Recipe(**{**row["recipe"], "options": ()}) == RECIPE
@@ -121,6 +122,7 @@ def test_a_row_that_exists_is_not_run_again(finished, images):
         run(RECIPE, more, folder)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_plain_loop_over_the_batches_of_its_key(images, tmp_path):
     """SGD with momentum, decay and cosine, by hand, on images that are not augmented."""
     recipe = dataclasses.replace(
@@ -164,6 +166,7 @@ def test_a_run_is_a_plain_loop_over_the_batches_of_its_key(images, tmp_path):
     chex.assert_trees_all_close(restored, jax.tree.leaves(params), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
     finished, images, tmp_path
 ):
@@ -176,6 +179,7 @@ def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
     assert shrunk["features"]["l1"][0] < row["features"]["l1"][0]
 
 
+@pytest.mark.slow
 def test_epochs_share_one_compiled_step(images):
     _run._program.cache_clear()
     X, Y = map(jnp.asarray, images.train)
@@ -431,6 +435,7 @@ def test_weights_that_were_not_kept_or_of_no_row(images, tmp_path):
         experiments.restore(tmp_path, "b", build=build)
 
 
+@pytest.mark.slow
 def test_masks_have_all_scores_and_pictures(tmp_path):
     images = experiments.shapes(8, train=8, test=3)
     recipe = dataclasses.replace(RECIPE, data="shapes", epochs=1, batch=4)
@@ -682,6 +687,7 @@ def test_holm_rejects_as_its_procedure_of_p_values_does():
     assert math.isnan(found[-1].half)
 
 
+@pytest.mark.slow
 def test_holm_errs_in_one_family_of_twenty():
     rng, errors, n = np.random.default_rng(1), 0, 400
     for _ in range(n):
@@ -790,6 +796,7 @@ def test_unfolded_pursuits_are_compared_with_the_plain_network():
     assert not cells[1].differences["accuracy"].excludes_zero  # one seed is no claim
 
 
+@pytest.mark.slow
 def test_the_report_of_a_folder(tmp_path):
     from unrolled.commands._experiment_report import write
 

@@ -50,6 +50,7 @@ def test_the_codes_are_those_of_the_layer_for_any_number_of_signals(tmp_path, na
         same(solver.run(Y[:n]), jax.vmap(lambda y: layer.apply(params, D, y))(jnp.asarray(Y[:n])))
 
 
+@pytest.mark.slow
 def test_networks_and_structured_dictionaries(tmp_path):
     network, path = ur.dsc([ur.alista(2), ur.lista_cp(1)]), tmp_path / "net.zip"
     params = network.init(0, Ds)
@@ -99,6 +100,7 @@ def test_pursuits_that_work_on_the_host_are_refused(tmp_path, solve, options):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_dtype_is_that_of_the_weights(tmp_path):
     narrow, path = D.astype(jnp.float32), tmp_path / "net.zip"
     solver = ur.export.load(ur.export.save(path, LAYER, LAYER.init(None, narrow), narrow))
@@ -123,6 +125,7 @@ assert not [name for name in sys.modules if name.startswith("unrolled")]
 """
 
 
+@pytest.mark.slow
 def test_it_runs_where_there_is_no_library(tmp_path, saved):
     np.save(tmp_path / "Y.npy", Y)
     code = (sys.executable, "-c", WITHOUT, saved, tmp_path / "X.npy", tmp_path / "Y.npy")

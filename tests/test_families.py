@@ -91,6 +91,7 @@ def test_tilista_is_alista_with_weights_that_move(problem):
     assert np.any(np.asarray(gradient.shared.W))
 
 
+@pytest.mark.slow
 def test_robust_alista_is_alista_of_the_dictionary_in_hand(problem):
     D, y = problem
     steps = moved(layers.robust_alista(K).init(None, D)).steps
@@ -261,6 +262,7 @@ def test_the_bernoulli_gaussian_mean_is_the_integral(r):
     assert float(ours) == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("m, plain", [(20, 1.5), (15, 2.0), (6, 2.0), (40, 1.0)])
 def test_tista_starts_unbiased(m, plain):
     """gamma = d / m, and 1 for more rows than atoms; beyond 2 only with the correction."""
@@ -327,6 +329,7 @@ def test_ada_lista_serves_a_dictionary_per_signal(problem):
     assert_close(together[0], layer.apply(params, D, y))
 
 
+@pytest.mark.slow
 def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
     D, y = problem
     layer = layers.na_alista(K, units=3, threshold=0.4)
@@ -356,6 +359,7 @@ def test_na_alista_reads_step_and_threshold_from_an_lstm(problem):
     assert_close(layer.iterates(Unrolled(p, None), D, y), np.array(path), atol=10 * CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["code", "residual"])
 @pytest.mark.parametrize("onsager", [False, True])
 def test_alista_at_is_its_formula(problem, by, onsager):
@@ -379,6 +383,7 @@ def test_alista_at_is_its_formula(problem, by, onsager):
     assert int(layer.run(params, D, y)[0].refused) == 0
 
 
+@pytest.mark.slow
 def test_alista_at_takes_no_step_that_leaves_more(problem):
     """The second step is ten times too long: the third begins where the second did."""
     D, y = problem
@@ -394,6 +399,7 @@ def test_alista_at_takes_no_step_that_leaves_more(problem):
     assert int(state.refused) == 3 and not np.any(path)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("em", [False, True])
 @pytest.mark.parametrize("variance", [None, 2.0])
 def test_vamp_bg_is_its_formula(problem, em, variance):
@@ -693,6 +699,7 @@ def test_tista_starts_and_codes_nothing_in_half_precision(problem, dtype):
     np.testing.assert_array_equal(np.asarray(layer.apply(params, D, jnp.zeros(M, dtype)), float), 0)
 
 
+@pytest.mark.slow
 def test_numbers_used_by_their_magnitude_can_leave_zero(problem):
     D, y = problem
     lamp, hyper = layers.lamp(1, alpha=0.0), layers.hyperlista(1)
@@ -709,6 +716,7 @@ def test_numbers_used_by_their_magnitude_can_leave_zero(problem):
         assert np.all(np.asarray(gradient) < 0)  # a threshold shrinks
 
 
+@pytest.mark.slow
 def test_a_trained_na_alista_follows_a_scaled_signal(problem):
     """Weights that react to their inputs; by powers of two no step rounds differently."""
     D, y = problem
@@ -725,6 +733,7 @@ def test_a_trained_na_alista_follows_a_scaled_signal(problem):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_a_large_threshold_of_na_alista_is_the_one_it_starts_with(problem):
     layer = layers.na_alista(1, units=2, threshold=1e3)
     shared = layer.init(jax.random.key(0), problem[0]).shared

@@ -69,6 +69,7 @@ def found(net, images):
     return features(net, images, names, activation=ur.activations.relu, tol=1e-9)
 
 
+@pytest.mark.slow
 def test_orthonormal_filters_side_by_side_give_the_exact_code(found):
     layer = found.layers["orthonormal"]
     assert layer.dictionary.D.shape == (36, 36)
@@ -334,6 +335,7 @@ class Short(nnx.Module):
         return self.last(jax.nn.relu(self.conv(self.block(x))).reshape(len(x), -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers, measured", [("block", "block.second"), ("conv", "conv")])
 def test_the_features_of_a_row_are_those_that_its_run_followed(layers, measured, tmp_path):
     rng = np.random.default_rng(0)

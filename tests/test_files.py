@@ -45,6 +45,7 @@ def killed(folder, *arguments):
     return sorted(os.listdir(folder))
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_but_the_file_before(tmp_path):
     if not hasattr(os, "O_TMPFILE"):
         pytest.skip("this system has no files without a name")
@@ -53,6 +54,7 @@ def test_a_killed_writer_leaves_nothing_but_the_file_before(tmp_path):
     assert (tmp_path / "state.npz").read_bytes() == b"before"
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     """Without files that have no name; what another process is writing stays."""
     left = killed(tmp_path, "named")

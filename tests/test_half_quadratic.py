@@ -88,7 +88,7 @@ def split_objective(D, y, x, lam, p, beta):
     return quadratic + lam * np.sum(np.abs(x) ** p)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [1, 0.5])
 def test_the_objective_never_rises_within_a_stage(planted, p):
     D, y, _ = planted
@@ -203,6 +203,7 @@ def test_a_power_must_be_a_static_number():
         half_quadratic(np.eye(2), np.ones(3), 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [1.0, 0.5])
 def test_derivatives_are_those_of_the_stationary_point(p):
     """Differences of h = 1e-5 are right to h^2, and to the tolerance 1e-11 over h."""

@@ -40,6 +40,7 @@ def by_hand(y, D, W, c_1, c_2, c_3):
         yield x
 
 
+@pytest.mark.slow
 def test_the_step_is_the_one_of_the_formula(small):
     layer, params, D, Y, _ = small
     numbers = [float(c) for c in params.shared[1:]]
@@ -61,6 +62,7 @@ def test_the_code_of_a_scaled_signal_is_scaled(small):
     np.testing.assert_array_equal(apply(params, D, 8 * Y[0]), 8 * apply(params, D, Y[0]))
 
 
+@pytest.mark.slow
 def test_analytic_params_suit_every_depth_and_training_moves_two_numbers(small):
     _, _, D, Y, X = small
     params = analytic.hyperlista(D)

@@ -23,7 +23,7 @@ def objective(x, lam=LAM, l2=0.0, D=D, y=y):
 # Solutions.
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 def test_codes_are_those_of_scikit_learn(l2, nonnegative):
@@ -37,6 +37,7 @@ def test_codes_are_those_of_scikit_learn(l2, nonnegative):
     assert found.x == pytest.approx(model.fit(D, y).coef_, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_weights_per_atom_and_optimality():
     lam = LAM * np.random.default_rng(3).uniform(0.5, 3, N)
     found = pursuit.lasso(D, y, lam, tol=1e-13)
@@ -46,7 +47,7 @@ def test_weights_per_atom_and_optimality():
     assert (np.abs(g) <= lam + 1e-9).all()
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("l2", [0.0, 1e-3, 10.0])
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_the_gap_bounds_the_excess_of_any_code(l2, nonnegative):
@@ -75,6 +76,7 @@ def test_the_ridge_alone_is_a_linear_system():
     assert found.converged and found.x == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_no_penalty_reproduces_the_signal_or_says_that_it_has_no_certificate():
     found = pursuit.lasso(D, y, 0.0, tol=1e-12)
     assert found.converged and found.residual <= 1e-6 * np.linalg.norm(y)
@@ -98,6 +100,7 @@ def test_large_penalties_give_zero_without_a_step():
     assert not pursuit.lasso(E, negative, ratio=0.5, nonnegative=True).x.any()
 
 
+@pytest.mark.slow
 def test_a_fraction_and_the_letter_of_the_paper():
     value = pursuit.lasso(D, y, LAM, tol=1e-12).x
     assert pursuit.lasso(D, y, ratio=0.1, tol=1e-12).x == pytest.approx(
@@ -110,6 +113,7 @@ def test_a_fraction_and_the_letter_of_the_paper():
     assert costs[0] < min(costs[1:])
 
 
+@pytest.mark.slow
 def test_a_warm_start_saves_steps():
     E = np.asarray(dictionaries.dct((4, 4), (8, 8)), float)
     signal = normal(6, 16)
@@ -121,7 +125,7 @@ def test_a_warm_start_saves_steps():
     assert again.steps == 0 and (again.x == cold.x).all()
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["twins", "rank", "zero"])
 def test_degenerate_dictionaries(kind):
     A = {
@@ -190,6 +194,7 @@ def loss(D, y, lam, l2):
     return jnp.sum(jnp.sin(found.x) * jnp.arange(1.0, N + 1)) + found.residual
 
 
+@pytest.mark.slow
 def test_implicit_derivatives_are_finite_differences():
     at = (D, y, np.full(N, LAM), 0.2)
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*at)
@@ -247,6 +252,7 @@ def test_derivatives_of_a_structured_dictionary_and_of_a_batch():
 # The path.
 
 
+@pytest.mark.slow
 def test_the_path_is_that_of_least_angles():
     alphas, _, codes = lars_path(D, y, method="lasso")
     path = pursuit.lasso_path(D, y, alphas[:-1] * M, tol=1e-13)

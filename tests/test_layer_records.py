@@ -650,7 +650,7 @@ def test_a_record_may_be_local_if_its_annotations_can_be_read(problem):
     assert list(_relaxed(K).records) == ["local"]
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(7)
 @every_layer
 def test_check_takes_the_params_of_init_in_both_forms(name, problem):
     layer, params = started(name, problem)
@@ -683,6 +683,7 @@ def test_check_takes_a_dictionary_as_lists(problem):
         layer.check(params, [[1, 2]])
 
 
+@pytest.mark.few(19)
 @every_layer
 def test_check_refuses_none_for_an_array(name, problem):
     layer, params = started(name, problem)
@@ -738,7 +739,7 @@ def test_check_refuses_another_shape_of_every_array(name, problem):
             jax.eval_shape(layer.apply, wrong, D, jnp.ones(M))
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(6)
 @every_layer
 def test_check_refuses_a_known_negative_threshold(name, problem):
     D, y = problem
@@ -812,6 +813,7 @@ def test_networks_know_their_layers_and_depth():
     assert whole.layers == () and whole.depth == 4 and whole.family == "ml_lista"
 
 
+@pytest.mark.slow
 @every_network
 def test_iterates_of_a_network_end_at_its_codes(name, two, problem):
     network = CHAINS[name]()

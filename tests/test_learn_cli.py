@@ -48,6 +48,7 @@ def test_it_writes_the_dictionary_and_a_report_with_its_picture(path, capsys):
     assert not (folder / "checkpoint.npz").exists()
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on(path, monkeypatch):
     folder = path.parent / "learned"
     flags = ["--atoms", "12", "--batch", "30", "--lam", "0.5", "--output", str(folder)]
@@ -70,6 +71,7 @@ def test_the_same_command_goes_on(path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_process(path, capsys):
     folder = path.parent / "learned"
     folder.mkdir()
@@ -98,7 +100,7 @@ def test_a_figure_that_fails_loses_no_table(path, monkeypatch, capsys):
     assert written <= {file.name for file in folder.iterdir()}
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ksvd", "mod"])
 def test_a_method_with_a_given_sparsity(path, method, capsys):
     folder = path.parent / "learned"

@@ -114,6 +114,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("entry, mode", WAYS)
 def test_faults_of_operands(entry, mode, record_property):
     f, count = ENTRIES[entry], 0
@@ -145,6 +146,7 @@ STRUCTURED = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[] if k in STRUCTURED[::6] else [SLOW]) for k in STRUCTURED]
 )
@@ -157,6 +159,7 @@ def test_faults_of_products(kind, record_property):
     record_property("matrix", len(PRODUCTS) * len(MODES))
 
 
+@pytest.mark.slow
 def test_faults_of_activations(record_property):
     count = 0
     for build in registry.ACTIVATIONS.values():

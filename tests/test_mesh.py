@@ -23,6 +23,7 @@ def fit(**options):
     return ur.fit(LAYER, LAYER.init(None, D), D, SAMPLE, **how)
 
 
+@pytest.mark.slow
 def test_a_step_is_the_mean_of_batches_drawn_by_keys_of_their_own():
     """Against gradients of the batches one by one, to the rounding of their sum."""
     start = LAYER.init(None, D)
@@ -46,6 +47,7 @@ def test_one_batch_without_a_mesh_is_the_training_of_before():
     assert ur.training.digest(whole.params) == ur.training.digest(again.params)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_one_device_changes_nothing():
     mesh = jax.make_mesh((1,), ("data",))
     alone, there = fit(accumulate=2), fit(accumulate=2, mesh=mesh)
@@ -142,6 +144,7 @@ def on_eight_devices(folder, cases):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_bits_do_not_depend_on_the_number_of_devices():
     answer = on_eight_devices("", "alista, 7")
     assert len(set(answer["alista, 7"])) == 1

@@ -23,6 +23,7 @@ def decibels(layer, params, D, Y, X):
     return float(metrics.nmse(codes, X)), float(metrics.mean_nmse(codes, X))
 
 
+@pytest.mark.slow
 def test_the_correction_of_message_passing_is_worth_many_decibels():
     """Nothing is trained or calibrated. Over 5 dictionaries with 1000 signals each, the ratio of
     sums is -70.3 to -72.4 dB with the correction, and -27.6 to -29.1 dB without.
@@ -77,6 +78,7 @@ def test_vamp_knows_nothing_and_reaches_the_limits_of_those_who_know(name, seed)
     assert found[0] < ratio and found[1] < mean
 
 
+@pytest.mark.slow
 def test_codes_of_vamp_that_go_astray_are_kept_and_told():
     """Columns that are correlated, where plain VAMP ends 20 dB above zero codes."""
     rng = np.random.default_rng(0)

@@ -47,6 +47,7 @@ def one_after_the_other(network, params, Ds, y):
     return tuple(codes)
 
 
+@pytest.mark.slow
 def test_a_chain_runs_its_layers_one_after_the_other(chain, signals):
     network, params, Ds = chain
     codes = network.apply(params, Ds, signals[0])

@@ -60,7 +60,7 @@ FORMS = (
 )
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", FORMS)
 def test_a_module_has_the_codes_and_the_gradients_of_its_layer(name, D):
     layer = registry.LAYERS[name](DEPTH)
@@ -226,6 +226,7 @@ class Regression(nnx.Module):
         return self.last(self.code(self.first(u)))
 
 
+@pytest.mark.slow
 def test_it_nests_in_a_model_survives_split_and_merge_and_trains(D):
     model = Regression(ur.lista_cp(DEPTH), D, nnx.Rngs(0))
     U = jax.random.normal(jax.random.key(9), (BATCH, 3))

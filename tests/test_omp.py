@@ -15,7 +15,7 @@ D = unit(normal(0, M, N))
 Y = normal(1, 4, M)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sparsity", [1, 3, 10, M])
 def test_codes_are_those_of_scikit_learn(sparsity):
     for y in Y:
@@ -55,6 +55,7 @@ def test_an_orthonormal_dictionary_keeps_the_largest_products():
     assert pursuit.omp(Q, Y[0], 5).x == pytest.approx(expected, abs=1e-14)
 
 
+@pytest.mark.slow
 def test_codes_below_the_coherence_bound_are_recovered():
     H = np.asarray(dictionaries.identity_hadamard(64), float)
     s = int(theory.max_sparsity(float(theory.mutual_coherence(H)), 128))
@@ -109,7 +110,7 @@ def test_faults_are_refused():
         jax.jit(lambda s: pursuit.omp(D, Y[0], s))(3)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("half, m", [(jnp.bfloat16, 31), (jnp.bfloat16, 256), (np.float16, 256)])
 def test_half_precision_is_computed_in_single_and_rounded(half, m):
     """4 m eps exceeds 1: it tells no atom from rounding. The code has the rounding of the dtype."""
@@ -131,6 +132,7 @@ def test_half_precision_is_computed_in_single_and_rounded(half, m):
 # Derivatives, and many signals at once
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_least_squares_on_the_support():
     """Central differences of h = 1e-6 are right to h^2 and eps / h, some 1e-9."""
     v, A, y = normal(8, N), jnp.asarray(D), jnp.asarray(Y[0])
@@ -146,6 +148,7 @@ def test_derivatives_are_those_of_least_squares_on_the_support():
     assert float(expected) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_batch_has_the_codes_of_every_signal(dtype):
     """The norms of atoms differ, and count in both; one signal is zero, one is not a number."""

@@ -124,7 +124,7 @@ def parameters(test):
     return set(inspect.signature(test).parameters)
 
 
-@pytest.mark.few(3)
+@pytest.mark.slow
 @conforms("name")
 def test_a_family_conforms(test, monkeypatch, tmp_path):
     monkeypatch.setitem(registry.LAYERS, "own", own_heavy_ball)
@@ -132,6 +132,7 @@ def test_a_family_conforms(test, monkeypatch, tmp_path):
     test(**{name: given[name] for name in parameters(test)})
 
 
+@pytest.mark.slow
 def test_a_family_trains_and_is_watched():
     watch = ur.compare.evolution(LAYER, D)
     found = ur.fit(LAYER, PARAMS, D, sample, steps=20, callbacks=[watch], **TRAINING)
@@ -147,6 +148,7 @@ def test_a_family_trains_step_by_step():
     assert loss(found.params) < loss(PARAMS)
 
 
+@pytest.mark.slow
 def test_thresholds_and_steps_of_a_family_are_calibrated_and_searched():
     calibrated = ur.analytic.calibrate(LAYER, PARAMS, D, Y, X)
     np.testing.assert_array_equal(calibrated.steps.inertia, PARAMS.steps.inertia)
@@ -202,6 +204,7 @@ def own():
     return OwnKronecker(A, B)
 
 
+@pytest.mark.few(1)
 @conforms("kind")
 def test_a_dictionary_conforms(test, own, monkeypatch):
     monkeypatch.setitem(registry.DICTIONARIES, "own", lambda: own)
@@ -227,6 +230,7 @@ def test_every_family_takes_a_dictionary(name, own):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_theory_answers_for_a_dictionary(own, tmp_path):
     """The coherence of a Kronecker product of unit atoms is the larger one of its factors."""
     A, B, matrix = own.A, own.B, ur.dictionaries.dense(own)
@@ -249,6 +253,7 @@ def test_an_activation_conforms(test, monkeypatch):
     test("own")
 
 
+@pytest.mark.slow
 def test_theory_answers_for_an_activation(tmp_path, monkeypatch):
     D = ur.dictionaries.identity_hadamard(16)
     activation = ur.activations.scale(own_squareplus, 100.0)

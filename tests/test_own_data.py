@@ -50,6 +50,7 @@ def test_a_resampler_draws_the_rows_of_its_arrays():
     assert ur.studies.resampler is ur.problems.resampler
 
 
+@pytest.mark.slow
 def test_arrays_train_as_the_sampler_of_all_but_the_last_tenth():
     held = (jnp.asarray(Y[36:]), None)
     expected = fit(ur.problems.resampler(Y[:36]), validation=held)
@@ -59,6 +60,7 @@ def test_arrays_train_as_the_sampler_of_all_but_the_last_tenth():
     np.testing.assert_array_equal(found.best.steps.theta, expected.best.steps.theta)
 
 
+@pytest.mark.slow
 def test_no_step_sees_a_signal_that_is_held_back():
     other = np.where(np.arange(40)[:, None] >= 36, 7 * Y[::-1], Y)
     found, changed = fit(Y), fit(other)
@@ -80,6 +82,7 @@ def test_signals_with_codes_train_on_codes():
     assert first.validation == pytest.approx(expected, rel=1e-12)  # some 40 terms
 
 
+@pytest.mark.slow
 def test_a_network_and_a_curriculum_take_arrays():
     chain, Ds = ur.dsc([LAYER, ur.layers.ista(2)]), (jnp.asarray(D), jnp.eye(N))
     params = chain.init(None, Ds)
@@ -92,6 +95,7 @@ def test_a_network_and_a_curriculum_take_arrays():
     assert len(found.history.loss) == K
 
 
+@pytest.mark.slow
 def test_signals_in_float64_train_a_layer_in_float32():
     warned = pytest.warns(UserWarning, match="fit: Y is float64 but JAX runs in float32")
     with jax.enable_x64(False), warned:
@@ -142,6 +146,7 @@ def test_a_calibration_and_a_comparison_without_codes_refuse_them_too(fault):
         ur.compare.compare({"ISTA": (LAYER, PARAMS)}, D, given, lam=LAM)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fault", ["zero atom", "equal atoms"])
 def test_a_dictionary_with_zero_or_equal_atoms_is_trained_with(fault):
     """The zero atom is never used; of equal ones either may be."""
@@ -209,6 +214,7 @@ FLAT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLAT)
 def test_signals_of_rounding_are_coded_as_zero(name):
     """A flat patch without its mean is a rounding or two: no pursuit codes it beside others."""
@@ -258,6 +264,7 @@ def test_a_cast_to_float32_loses_no_signals_and_no_atoms():
 # Judged beside zero codes
 
 
+@pytest.mark.slow
 def test_a_search_that_ends_above_zero_codes_says_so():
     options = dict(theta=[0.0], gamma=[5.0, 8.0])
     with pytest.warns(UserWarning, match="search: the best codes are worse than zero codes: "):
@@ -368,6 +375,7 @@ def test_a_plan_and_a_certificate_say_why_they_do_not_hold():
 # Results in four forms
 
 
+@pytest.mark.slow
 def test_evolutions_certificates_and_studies_have_tables_in_four_forms():
     watch = ur.compare.evolution(LAYER, jnp.asarray(D))
     fit(Y, callbacks=[watch])

@@ -179,6 +179,7 @@ def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     assert "w_i . d_i scaled to 1" in weights.get_title()
 
 
+@pytest.mark.slow
 def test_weights_that_miss_their_atom_have_an_infinite_coherence():
     D, layer = ur.dictionaries.identity_hadamard(8), ur.lista_cp(2)
     W = np.array(D)

@@ -29,6 +29,7 @@ def test_bernoulli_gaussian_extremes(key):
     assert problems.bernoulli_gaussian(key, SHAPE, 1.0).all()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("sparsity", [0, 1, 3, 8])
 def test_counts_are_exact(key, sparsity):
     for X in (
@@ -149,6 +150,7 @@ def test_standard_benchmark_has_the_published_defaults(key):
     assert (D.shape, Y.shape, X.shape) == ((250, 500), (64, 250), (64, 500))
 
 
+@pytest.mark.slow
 def test_standard_benchmark_options(key):
     sizes = dict(m=20, d=40, batch=200)
     plain, hard = (
@@ -164,6 +166,7 @@ def test_standard_benchmark_options(key):
     assert 20 * np.log10(np.sqrt((levels**2).mean())) == pytest.approx(-20, abs=0.5)
 
 
+@pytest.mark.slow
 def test_sampler_of_a_chain_draws_the_last_code(key):
     """x_{j-1} = D_j x_j, and y = D_1 x_1; the last code is that of a sampler of D_J alone."""
     Ds = dictionaries.gaussian(key, 4, 6), jnp.eye(6), dictionaries.gaussian(key, 6, 9)

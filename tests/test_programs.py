@@ -312,6 +312,7 @@ def count():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
 @pytest.mark.parametrize("module", sorted({name.split(".")[0] for name in CALLS}))
 def test_a_first_call_compiles_at_most_three_programs(count, module):

@@ -63,7 +63,7 @@ def path(step, state, steps):
 # Rates.
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_ista_never_raises_the_objective_and_obeys_its_rate(seed):
     D, y, lam = problem(seed)
@@ -85,6 +85,7 @@ def test_ista_never_raises_the_objective_and_obeys_its_rate(seed):
     assert iterates(pursuit.ista, D, y, lam, [1, 17]) == pytest.approx(codes[[0, 16]], abs=50 * EPS)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(2))
 def test_fista_without_restart_obeys_its_rate_at_every_step(seed):
     D, y, lam = problem(seed, share=0.02)
@@ -104,6 +105,7 @@ def test_fista_without_restart_obeys_its_rate_at_every_step(seed):
     )
 
 
+@pytest.mark.slow
 def test_restart_helps_where_momentum_overshoots():
     D, y, lam = problem(0, share=0.02)
     steps = [int(pursuit.fista(D, y, lam, tol=1e-8, restart=r).steps) for r in (True, False)]
@@ -171,6 +173,7 @@ def test_the_objective_by_its_definition():
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("seed", range(2))
 def test_the_certificate_of_a_solution_is_true(solver, seed):
@@ -216,6 +219,7 @@ def test_agrees_with_scikit_learn(seed):
 # Cases with a known answer.
 
 
+@pytest.mark.slow
 def test_orthonormal_atoms_are_solved_by_one_threshold():
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
     y, lam = np.random.default_rng(1).normal(size=12), 0.3
@@ -258,6 +262,7 @@ def test_threshold_takes_one_value_per_atom_and_per_filter():
     assert not pursuit.threshold(D, y, 0.1).converged  # a frame is not orthonormal
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_large_penalty_gives_zero_at_once(solver):
     D, y, _ = problem(1)
@@ -267,6 +272,7 @@ def test_a_large_penalty_gives_zero_at_once(solver):
     assert solver(D, y, 0.99 * jnp.abs(y @ D).max()).x.any()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_penalty_gives_the_least_squares_residual(solver):
     D, y, _ = problem(2)
@@ -310,7 +316,7 @@ def test_solutions_follow_signs_permutations_and_scales(solver):
 # Fields and transformations.
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_steps_and_convergence_are_reported_as_they_are(solver):
     D, y, lam = problem(0)
@@ -328,7 +334,7 @@ def test_steps_and_convergence_are_reported_as_they_are(solver):
     assert loose.steps < tight.steps and loose.gap <= 1e-2 and tight.gap <= 1e-8
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_fixed_number_of_steps_is_differentiable_in_everything(solver):
     D, y, lam = problem(6)
@@ -355,6 +361,7 @@ def test_a_fixed_number_of_steps_is_differentiable_in_everything(solver):
         )
 
 
+@pytest.mark.slow
 def test_the_gradient_is_finite_where_singular_values_coincide():
     D = np.asarray(dictionaries.identity_hadamard(4))
     gradient = jax.grad(
@@ -376,7 +383,7 @@ def test_float32_reaches_1e_6_on_an_easy_problem(solver):
     assert excess <= 2e-6 * np.sum(y**2) / 2
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [-70, 70])
 def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
     """The squares of these signals leave the range of float32."""
@@ -489,6 +496,7 @@ def test_threshold_refuses_negative_thresholds():
             pursuit.threshold(D, y, theta)
 
 
+@pytest.mark.slow
 def test_one_penalty_per_filter():
     bank = dictionaries.Conv(
         np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular"

@@ -88,6 +88,7 @@ HELPERS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [*SOLVERS, *HELPERS])
 def test_a_first_call_compiles_three_programs_at_most(name, compiled):
     """The checks at the door compile nothing; before it is one program, behind it another."""
@@ -108,6 +109,7 @@ DTYPES = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_powers_of_two_go_through_every_pursuit(name, dtype):
@@ -127,6 +129,7 @@ def test_powers_of_two_go_through_every_pursuit(name, dtype):
         assert np.array_equal(plain.converged, other.converged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_the_rounded_code_of_float32(dtype):
     half = [jnp.asarray(v, dtype) for v in (D, Y[0])]

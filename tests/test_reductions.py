@@ -127,6 +127,7 @@ def test_a_nan_reaches_the_result(name):
     assert has_nan(jax.jit(lambda v: f(v * 2 - 1)), jnp.asarray(_V))
 
 
+@pytest.mark.slow
 def test_a_nan_goes_through_every_map():
     """Alone, and fused with what makes its argument and with a sum of its result."""
 
@@ -165,6 +166,7 @@ def test_the_guard_of_weights_with_nan_is_nan():
     assert np.isnan(ur.theory.rounding_guard(D * _V, D, sparsity=1, bound=1.0))
 
 
+@pytest.mark.slow
 def test_a_solver_does_not_call_nan_converged():
     for solve in (ur.pursuit.ista, ur.pursuit.fista, ur.pursuit.threshold):
         assert not solve(EYE, _V, 0.5).converged

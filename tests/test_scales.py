@@ -175,7 +175,7 @@ def test_powers_of_two_go_through(f, degree, name, dtype):
             agrees(got, exact, k, kind, rounding)
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", RANGES)
 @pytest.mark.parametrize("solve", [up.lasso, up.lasso_path])
 def test_a_share_of_lam_max_has_no_scale(solve, dtype):
@@ -206,6 +206,7 @@ def test_a_share_of_lam_max_has_no_scale(solve, dtype):
     assert refused <= 2
 
 
+@pytest.mark.slow
 def test_a_penalty_of_a_path_beyond_the_range_is_no_success(D32):
     """Under jit it cannot be refused: `converged` says it, and the code is what it is."""
     y, path = D32[:, 3] - D32[:, 7] / 2, partial(up.lasso_path, ratio=[0.5, 0.1])
@@ -285,6 +286,7 @@ def test_norms_above_the_range_are_refused():
     assert np.isnan(jax.jit(ut.mutual_coherence)(D))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solve", [up.ista, up.fista])
 def test_a_faint_signal_is_coded(solve, D32):
     y = D32[:, 3] - D32[:, 7] / 2
@@ -394,7 +396,7 @@ THRESHOLDS = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", THRESHOLDS)
 def test_integers_become_floats_and_complex_is_refused(name):
     f = THRESHOLDS[name]
@@ -454,6 +456,7 @@ def test_the_noise_of_tista_is_in_the_units_of_the_signal(D32):
         assert_allclose(codes(k), codes(0), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["", "onsager", "residual"])
 def test_codes_of_alista_at_follow_powers_of_two_bit_for_bit(D32, options):
     by = "residual" if options == "residual" else "code"
@@ -483,6 +486,7 @@ def test_codes_of_vamp_bg_follow_powers_of_two_bit_for_bit(D32, em):
     assert not np.any(layer.apply(params, D32, 0 * y))
 
 
+@pytest.mark.slow
 def test_the_variance_of_vamp_bg_is_in_the_units_of_the_codes(D32):
     y = D32[:, 3] - D32[:, 7] / 2
 
@@ -714,7 +718,7 @@ _STACK = ur.realize.transformer(
 )
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", EAGER)
 def test_eager_calls_compile_once(name):
     EAGER[name]()

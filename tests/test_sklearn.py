@@ -194,6 +194,7 @@ def _shrunk(V):
     return np.sign(V) * np.maximum(np.abs(V) - 0.1, 0)
 
 
+@pytest.mark.slow
 def test_layers_and_networks_by_name_as_records_and_with_params():
     layer, network = ur.alista(3), ur.dsc([ur.layers.ista(2, lam=0.1), ur.alista(3)])
     with jax.enable_x64(True):
@@ -373,6 +374,7 @@ def test_after_a_fit_that_failed_an_estimator_is_not_fitted(estimator):
             method(SIGNALS)
 
 
+@pytest.mark.slow
 def test_the_codes_of_samples_are_certified():
     codes = np.zeros((4, 12))
     codes[[0, 1, 2], [3, 5, 7]] = 1.0, -2.0, 0.5

@@ -82,6 +82,7 @@ def objective(layer, params, D, Y, lam):
     return float(jnp.mean(jnp.sum((Y - X @ D.T) ** 2, 1) / 2 + lam * jnp.sum(jnp.abs(X), 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.2])
 def test_no_start_is_above_that_of_ista(problem, share):
     D, Y = problem
@@ -93,6 +94,7 @@ def test_no_start_is_above_that_of_ista(problem, share):
         assert objective(layer, layer.init(None, D), D, Y, lam) <= limit, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["na_alista", "hyperlista", "tista", "alista_at", "vamp_bg"])
 def test_starts_that_know_no_lam_are_below_zero_codes(problem, name):
     """Their thresholds follow the residual; in the objective they are worse than ISTA."""
@@ -103,6 +105,7 @@ def test_starts_that_know_no_lam_are_below_zero_codes(problem, name):
     assert found < float(jnp.mean(jnp.sum(Y**2, 1))) / 2
 
 
+@pytest.mark.slow
 def test_steps_without_a_step_size_do_not_expand():
     """Four times as many atoms as rows: W'D itself expands, with an eigenvalue near 4."""
     D = ur.dictionaries.gaussian(jax.random.key(0), M, 4 * M)
@@ -117,6 +120,7 @@ def test_steps_without_a_step_size_do_not_expand():
         assert gamma * max(abs(eigvals(W.T @ np.asarray(D)))) < 2.1
 
 
+@pytest.mark.slow
 def test_the_estimated_radius_is_the_largest_eigenvalue():
     """From below: of a symmetric matrix, up to a symmetric scaling, and near it."""
     for seed, atoms in enumerate((M // 2, N, 4 * M)):
@@ -152,6 +156,7 @@ def test_without_a_ridge_the_weights_are_those_of_the_paper():
     np.testing.assert_allclose(far.steps.theta, 0.1 * far.steps.gamma, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [-60, 60])
 def test_the_start_of_a_scaled_dictionary_is_scaled(k):
     """In float32, where the square of a norm leaves the range: D 2^k has the start times 2^-k."""
@@ -165,6 +170,7 @@ def test_the_start_of_a_scaled_dictionary_is_scaled(k):
             np.testing.assert_array_equal(ours, np.ldexp(np.asarray(theirs), power))
 
 
+@pytest.mark.slow
 def test_files_from_before_the_ridge_have_none(tmp_path):
     """A robust ALISTA of such a file computes the weights that it was trained with."""
     from unrolled.training._forms import build_model, describe_model

@@ -64,6 +64,7 @@ def studied():
     return {}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_has_text_data_tables_and_figures(studied, name):
     study = studied.setdefault(name, STUDIES[name]())
@@ -85,6 +86,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_certify_prints_is_the_study(run, folder):
     D = ur.dictionaries.gaussian(KEY, 6, 9)  # in float32
     np.save("D.npy", np.asarray(D))
@@ -96,6 +98,7 @@ def test_what_certify_prints_is_the_study(run, folder):
     assert run("certify", "D.npy")[1] == f"D.npy: {study.text()}\n"
 
 
+@pytest.mark.slow
 def test_what_compare_writes_is_the_study(run, folder):
     D = ur.dictionaries.gaussian(KEY, 6, 9)
     np.save("D.npy", np.asarray(D))
@@ -121,6 +124,7 @@ def test_relu_by_name_and_without_an_activation_certify_the_same():
     assert with_relu.layers[0].table.rows == without.layers[0].table.rows
 
 
+@pytest.mark.slow
 def test_progress_is_said():
     said = []
     known(hadamard(), "alista", say=said.append)
@@ -128,6 +132,7 @@ def test_progress_is_said():
     assert said == ["ALISTA: calibrating", training, compared]
 
 
+@pytest.mark.slow
 def test_a_training_that_breaks_is_a_remark(monkeypatch):
     """Its row shows the best params before, here the calibrated start."""
 
@@ -145,6 +150,7 @@ def test_a_training_that_breaks_is_a_remark(monkeypatch):
     assert remark in study.text()
 
 
+@pytest.mark.slow
 def test_a_pursuit_takes_from_the_samples_what_it_lacks():
     samples = studies.planted(KEY, hadamard(), sparsity=2)
     pursuits = {"omp": {}, "ista": {"max_steps": 5}, "bpdn": {"eps": 0.1}}
@@ -211,12 +217,14 @@ FAULTS = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("message", FAULTS)
 def test_faults_are_refused_in_words(message):
     with pytest.raises(ValueError, match=message):
         FAULTS[message]()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("key", [None, "abc", 1.5])
 def test_a_key_that_is_none_is_refused(key):
     with pytest.raises(TypeError, match="key"):

@@ -502,6 +502,7 @@ def whole(folder, tmp_path_factory):
     return output, (output.parent / "out").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_folder_has_all_of_a_training(whole, folder):
     output, out = whole
     names = [
@@ -607,6 +608,7 @@ def test_a_history_is_read_up_to_a_line_that_is_no_text(tmp_path):
     assert read_history(path) == [{"step": 4, "stage": 0}]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, monkeypatch):
     """SIGINT at an evaluation of the first run, SIGTERM at one of the second."""
@@ -656,6 +658,7 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     assert load(output / "config.toml", {}).training.steps == 25
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_a_grown_run_that_is_stopped_has_no_weights_of_its_former_end(
     run, whole, tmp_path, monkeypatch
@@ -780,6 +783,7 @@ def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_pa
     assert (output / "history.jsonl").exists() and not (output / "weights.npz").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_are_worse_than_zero_codes_end_with_status_3(run, tmp_path):
     """LAMP outside of its model: atoms that all point in nearly one direction."""
     rng = np.random.default_rng(0)
@@ -1031,6 +1035,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("command", REFUSED)
 def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
     arguments = command.split(" ")
@@ -1109,6 +1114,7 @@ def test_codes_that_are_all_zero_are_told(folder, run, tmp_path):
 QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1")
 
 
+@pytest.mark.slow
 def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--family", "ista")
     more = ("--loss", "lasso", "--start", "calibrated", *QUICK)
@@ -1129,6 +1135,7 @@ def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
     assert status == 0, err
 
 
+@pytest.mark.slow
 def test_codes_are_made_once_and_kept(folder, run):
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--codes", "lasso")
     more = ("--family", "alista", "--start", "calibrated", "--ratio", "0.2", *QUICK)
@@ -1302,6 +1309,7 @@ def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
         assert {name: archive[name].shape for name in archive} == {"X_1": (40, 12), "X_2": (40, 6)}
 
 
+@pytest.mark.slow
 def test_encode_codes_signals_as_zero_beside_the_largest_of_the_file(run, tmp_path, monkeypatch):
     """With a ratio, which makes rounding as large as a signal; `lasso` is that of batches."""
     rng = np.random.default_rng(0)

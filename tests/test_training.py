@@ -188,7 +188,7 @@ def test_losses_refuse_what_does_not_fit(batch):
 # What training does
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_lowers_the_validation_loss_of_every_family(name, D, sample):
     found = run(FAMILIES[name], D, sample, steps=40)
@@ -223,13 +223,14 @@ def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sampl
         assert type(moved) is Damped
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_training_lowers_every_loss(name, D, sample):
     found = run(FAMILIES["lista_cp"], D, sample, steps=40, loss=LOSSES[name])
     assert found.history.records[-1].validation < found.history.records[0].validation
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_step_is_that_of_its_batch(D, sample):
     layer = FAMILIES["alista"]
     params, key = layer.init(jax.random.key(9), D), jax.random.key(0)
@@ -239,6 +240,7 @@ def test_the_loss_of_a_step_is_that_of_its_batch(D, sample):
     assert found.history.loss[0] == pytest.approx(half_mean_square(codes, X), rel=ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_key(D, sample):
     """An integer seed is the typed key of that seed."""
     layer = FAMILIES["lista_cp"]
@@ -263,6 +265,7 @@ def test_a_run_is_a_function_of_its_key(D, sample):
     assert not same(first.params, other.params)
 
 
+@pytest.mark.slow
 def test_the_step_is_traced_once(D, sample):
     traces = []
     for steps in (3, 30):
@@ -310,6 +313,7 @@ def test_best_is_the_start_where_training_only_harms(D, sample):
     assert same(found.best, params) and found.worsened
 
 
+@pytest.mark.slow
 def test_thresholds_stay_non_negative(D, sample):
     """The first step of Adam moves theta by the rate of 1, from 0.9 to -0.1, which acts as 0.1."""
     seen, layer = [], layers.alista(DEPTH)
@@ -329,6 +333,7 @@ def test_thresholds_stay_non_negative(D, sample):
     )
 
 
+@pytest.mark.slow
 def test_a_threshold_at_zero_moves(D, sample):
     layer = layers.alista(DEPTH, theta=0.0)
     found = run(layer, D, sample, steps=1, optimizer=optax.sgd(1e-2))
@@ -346,6 +351,7 @@ def test_fixed_weights_stay_bit_for_bit(D, sample, learn):
     assert not same(found.params.steps, params.steps)
 
 
+@pytest.mark.slow
 def test_what_was_passed_in_is_not_consumed(D, sample):
     layer = FAMILIES["lista_cp"]
     params = layer.init(jax.random.key(9), D)
@@ -414,6 +420,7 @@ def assert_unit_atoms(D):
     np.testing.assert_allclose(np.asarray(dictionaries.column_norms(D)), 1, atol=16 * EPS)
 
 
+@pytest.mark.slow
 def test_learning_a_dense_dictionary(D, sample):
     start, layer = perturbed(jax.random.key(2), D, 0.1), FAMILIES["ista"]
     given = run(layer, start, sample, steps=60)
@@ -457,7 +464,7 @@ def chain(D):
     return networks.dsc((layers.lista_cp(DEPTH), layers.ista(3))), Ds, sample
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("learn", [False, True])
 def test_training_a_network(chain, learn):
     network, Ds, sample = chain
@@ -479,7 +486,7 @@ def test_training_a_network(chain, learn):
 # Non-finite numbers
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 6])
 def test_a_nan_stops_the_training_at_its_step(D, sample, step):
     layer, reached = FAMILIES["lista_cp"], []
@@ -503,6 +510,7 @@ def test_a_nan_stops_the_training_at_its_step(D, sample, step):
     assert np.isnan(stopped.history.loss[step]) and np.isfinite(stopped.history.loss[:step]).all()
 
 
+@pytest.mark.slow
 def test_a_loss_that_becomes_nan_stops_the_training(D, sample):
     def loss(codes, X, D, Y):
         return jnp.where(jnp.max(jnp.abs(Y)) > 1e6, jnp.nan, training.supervised(codes, X, D, Y))
@@ -529,7 +537,7 @@ def test_an_update_that_is_not_finite_stops_the_training(D, sample):
     chex.assert_tree_all_finite((caught.value.fit.history.loss[3], caught.value.fit.params))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [layers.stack, layers.unstack])
 def test_the_step_whose_gradient_breaks_is_named(D, sample, form):
     """The square root has no finite derivative where the third threshold stands."""
@@ -668,6 +676,7 @@ def test_thresholds_of_theory_that_silence_every_entry_are_reported(D, sample):
     assert same(found.params, params) and not found.worsened
 
 
+@pytest.mark.slow
 def test_a_last_step_that_silences_every_entry_is_reported(D, sample):
     layer = FAMILIES["alista"]
     params = layer.init(None, D)
@@ -679,6 +688,7 @@ def test_a_last_step_that_silences_every_entry_is_reported(D, sample):
     assert not same(found.params.steps.theta[:-1], theta[:-1])
 
 
+@pytest.mark.slow
 def test_a_silent_curriculum_is_reported_once(D, sample):
     layer = layers.alista(2, theta=100.0)
     options = dict(key=0, steps_per_stage=2, validation=sample(jax.random.key(8)))
@@ -695,6 +705,7 @@ def test_a_gradient_of_zero_is_reported(D, sample):
     told_once(match, FAMILIES["ista"], D, sample, steps=4, loss=of_signals)
 
 
+@pytest.mark.slow
 def test_a_loss_that_does_not_move_is_reported(D, sample):
     match = "does nothing: the validation loss stays at .* although its gradient is not zero"
     told_once(match, FAMILIES["ista"], D, sample, steps=4, optimizer=optax.sgd(0.0))
@@ -710,6 +721,7 @@ def test_a_rate_that_begins_at_zero_is_not_reported(D, sample):
     assert first == second and last < first and not found.worsened
 
 
+@pytest.mark.slow
 def test_divergence_is_reported(D, sample):
     """A loss above the start is a field; one above that of zero codes is a warning too."""
     batch = sample(jax.random.key(8))
@@ -731,6 +743,7 @@ def test_divergence_is_reported(D, sample):
     assert not run(FAMILIES["lista_cp"], D, sample, steps=20).worsened
 
 
+@pytest.mark.slow
 def test_a_start_above_zero_codes_is_reported(D, sample):
     """A training that ends below them is not said to have worsened; one that ends above them is."""
     layer = FAMILIES["ista"]
@@ -805,6 +818,7 @@ def test_a_mask_is_what_fit_trains(D):
 # What is refused
 
 
+@pytest.mark.slow
 def test_fit_refuses_what_it_cannot_train(D, sample):
     layer = FAMILIES["ista"]
     params = layer.init(jax.random.key(9), D)
@@ -1026,6 +1040,7 @@ def test_training_over_many_dictionaries(D):
     assert not np.array_equal(found.params.shared.P, np.eye(M))
 
 
+@pytest.mark.slow
 def test_dictionaries_that_do_not_belong_to_the_signals_are_refused(D):
     layer = layers.ada_lista(DEPTH)
     with pytest.raises(ValueError, match="the dictionaries of the batch have shapes"):

@@ -40,7 +40,7 @@ def assert_close(found, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("shape", "filters", "form"),
     [
@@ -175,6 +175,7 @@ def test_batch_norm_has_the_values_and_derivatives_of_its_formula(name):
     assert_close(found, expected, ROUNDING)
 
 
+@pytest.mark.slow
 def test_batch_norm_moves_its_statistics_in_training_alone():
     net = nnx.Sequential(_batch_norm.BatchNorm(2, ur.activations.relu))
     norm, x = net.layers[0], normal(3, 4, 5, 2) + 3

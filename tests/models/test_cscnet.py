@@ -64,6 +64,7 @@ def convolutions(net, y):
     return synthesis(C, x), x.reshape(-1)
 
 
+@pytest.mark.slow
 def test_estimates_and_codes_equal_those_of_plain_convolutions():
     net, window = make(), picture(12, 14)
     estimate, code = convolutions(net, window - window.mean())
@@ -185,6 +186,7 @@ def test_with_stride_one_there_is_one_shift():
     np.testing.assert_allclose(run(net, noisy), expected, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_batch_equals_its_pictures_one_by_one_in_their_dtype():
     filters = picture(FILTERS, KERNEL, KERNEL).astype(jnp.float32)
     net = CSCNet(FILTERS, KERNEL, STRIDE, UNFOLDINGS, rngs=nnx.Rngs(0), filters=filters)

@@ -53,7 +53,7 @@ def test_lenet_has_as_many_params_as_the_paper_counts():
     assert parameters(channels=1, side=28) == 44_426
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("side", "k", "channels", "filters", "activation"),
     [
@@ -118,6 +118,7 @@ def test_options_that_are_refused(options, message):
         LeNet5(rngs=nnx.Rngs(0), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

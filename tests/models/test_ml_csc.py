@@ -111,6 +111,7 @@ def test_accelerators_get_the_transpose_of_the_convolution(monkeypatch):
 # The methods
 
 
+@pytest.mark.slow
 def test_without_unfoldings_they_are_the_plain_cnn_bit_for_bit():
     y = pictures()
     net = make("cnn")
@@ -259,7 +260,7 @@ def split(net):
     return params, (graph,)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_central_differences(method):
     params, rest = split(make(method, 2))

@@ -50,6 +50,7 @@ def x():
     return jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))
 
 
+@pytest.mark.slow
 def test_three_lines_on_a_model_of_a_user(net, x):
     tapped = tap(net, "blocks.0", "blocks.1.linear", "heads.main")
     outputs, features = tapped(x)
@@ -88,6 +89,7 @@ def test_statistics_of_batch_norm_are_updated_in_the_model_and_follow_its_mode(n
     np.testing.assert_array_equal(net.norm.mean[...], before)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_params_through_features_and_outputs(net, x):
     net.eval()
 

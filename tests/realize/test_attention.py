@@ -82,6 +82,7 @@ def test_hard_attention_is_the_convolution(filter_shape, signal_shape, stride):
     np.testing.assert_array_equal(np.asarray(out), naive_conv(filters, X, stride, bias))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("filter_shape, signal_shape, stride", [SHAPES[i] for i in (1, 6)])
 def test_soft_attention_errs_by_less_than_its_bound(filter_shape, signal_shape, stride):
     """The bound from the signal is at most the bound from its largest magnitude."""

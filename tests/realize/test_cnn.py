@@ -118,7 +118,7 @@ def run_by_numpy(network, y, rho=relu):
 SHAPES = [(1, 1), (1, 4), (3, 1), (2, 3), (4, 7), (9, 5), (8, 8), (16, 3), (25, 12)]
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
 def test_the_layers_as_records_compute_the_codes(kernel_size, form):
@@ -713,6 +713,7 @@ FAULTS = {
 test_faults_are_refused = refusals(FAULTS)
 
 
+@pytest.mark.slow
 def test_a_bound_that_leaves_no_digit_is_refused():
     """The literal form lifts by a bound on the codes: at least 20^K for W = 20 D, even infinite."""
     for K in (40, 400):

@@ -309,6 +309,7 @@ def test_it_can_be_built_under_jit_and_its_derivatives_are_those_of_the_layer():
         assert_close(a, b, atol=100 * ROUNDING)  # sums over all positions, six factors deep
 
 
+@pytest.mark.slow
 def test_the_fixed_weights_of_alista_stay_fixed():
     D, cases = families()
     layer, params = cases["alista"]
@@ -588,6 +589,7 @@ def test_bounds_must_be_finite_non_negative_and_of_the_right_shape():
         )
 
 
+@pytest.mark.slow
 def test_tokens_and_signals_of_another_shape_are_refused():
     D = SMALL
     block = transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0)

@@ -367,6 +367,7 @@ def chain():
     return np.asarray(dictionaries.identity_hadamard(16)), D2
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scaled", [False, True])
 def test_chains_hand_on_what_a_layer_leaves(scaled):
     Ds, rng = chain(), np.random.default_rng(0)

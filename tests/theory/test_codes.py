@@ -54,6 +54,7 @@ def batch():
 # What is certified
 
 
+@pytest.mark.slow
 def test_certified_codes_are_those_of_linear_programs():
     """HiGHS meets the equations to 1e-7."""
     X, Y, found = batch()
@@ -152,6 +153,7 @@ def test_finishing_repairs_what_least_squares_can():
     assert (np.linalg.norm(noisy.x - X, axis=1) <= bound).all()
 
 
+@pytest.mark.slow
 def test_a_code_that_fits_without_being_the_least():
     """Of two codes of the same signal with independent supports, one has the larger l1 norm."""
     D = drawn()
@@ -176,6 +178,7 @@ def test_the_search_ends_where_no_vector_can_be_found():
 # Signals and codes at the door
 
 
+@pytest.mark.slow
 def test_one_code_is_a_batch_of_one():
     X, Y, found = batch()
     one = certify_code(drawn(), Y[5], np.sign(X[5]))
@@ -195,6 +198,7 @@ def test_zero_codes_and_zero_signals():
     assert not certify_code(D, np.zeros(M), np.ones(N)).x.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finish", [None, 3])
 def test_supports_of_m_and_more(finish):
     rng = np.random.default_rng(0)

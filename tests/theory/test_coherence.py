@@ -255,7 +255,7 @@ def test_babel_knows_that_close_pairs_are_far_from_the_rest():
     assert theory.babel(D, 6) + theory.babel(D, 7) == pytest.approx(0.9, abs=ROUNDING)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["1-D valid, stride 3", "1-D circular, stride 2", "2-D circular",
                                   "1-D circular, kernel longer than the signal",
                                   "1-D circular, stride 3 does not divide 8"])  # fmt: skip

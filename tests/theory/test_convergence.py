@@ -310,6 +310,7 @@ def test_the_guard_of_the_atoms_keeps_depth_harmless(name, dtype):
     assert_certified(p, found, X, signals(p, X))
 
 
+@pytest.mark.few(1)
 def test_without_the_guard_the_atoms_diverge(dtype):
     # d = 3 m, so I - W'D expands the rounding errors off the support.
     D = unit(np.random.default_rng(1).normal(size=(40, 120)))
@@ -998,6 +999,7 @@ TAILS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("rho", TAILS, ids=str)
 def test_tiny_pairs_stay_under_the_recursion_of_an_activation(rho):
     rng, tightest = np.random.default_rng(31), 0.0
@@ -1046,6 +1048,7 @@ def test_the_tail_leaves_an_error_that_the_printed_rate_does_not_have():
     assert own.holds and (errors_of(elu, p, own, X) <= own.error[1:]).all()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "rho", [act.softplus, act.silu, act.gelu, act.mish, act.hard_swish, act.elu(1.0)], ids=str
 )

@@ -222,6 +222,7 @@ def test_the_bounds_enclose_the_value_of_exact_arithmetic(m):
 # Certificates.
 
 
+@pytest.mark.few(14)
 @every_dictionary
 def test_the_upper_values_are_the_coherences_of_the_weights_exactly(name):
     A, found = matrix(name), solved(name)
@@ -264,7 +265,7 @@ def test_an_open_gap_is_reported_and_the_bounds_are_still_true(monkeypatch):
         )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name", ["gaussian 20x60", "signs", "bumps", "rows from 1e-6 to 1", "one independent atom"]
 )
@@ -291,7 +292,7 @@ def test_a_smaller_tolerance_gives_a_smaller_gap_and_one_below_rounding_terminat
 # Parts of the answer.
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(7)
 @every_dictionary
 def test_the_maximum_alone_is_the_same_maximum(name):
     A, all_atoms = matrix(name), solved(name)
@@ -320,6 +321,7 @@ def test_the_maximum_alone_finishes_fewer_programs(monkeypatch):
     assert counts[1] - counts[0] < counts[0] / 3
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["gaussian 8x16", "one independent atom", "bumps"])
 def test_some_atoms_have_the_values_they_have_among_all(name):
     d = matrix(name).shape[1]
@@ -487,6 +489,7 @@ def test_truncated_and_foreign_files_are_computed_again(kept):
     assert same(theory.generalized_coherence(A, cache=folder), found)
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_anywhere_is_noticed(kept):
     A, found, folder, file = kept
     good = file.read_bytes()
@@ -530,6 +533,7 @@ WRONG = {
 }
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_tampered_file_never_gives_a_false_certificate_and_costs_only_time(kept, fault):
     A, found, folder, file = kept
@@ -891,7 +895,7 @@ def test_least_entries_agree_with_highs_at_their_level(name, factor):
         assert found.per_atom_upper[i] >= expected * (1 - near)
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(14)
 @small_dictionaries
 @pytest.mark.parametrize("factor", [None, 1.05])
 def test_weights_of_least_entries_keep_their_level_and_their_unit_diagonal(name, factor):
@@ -918,7 +922,7 @@ def test_least_entries_close_their_gap_also_at_thin_levels(name):
     assert found.holds or name == "near duplicate"
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["rows from 1e-6 to 1", "vandermonde", "bumps"])
 @pytest.mark.parametrize("above", [1e-5, 1e-7, 1e-9])
 def test_least_entries_hold_at_levels_just_above_the_coherence(name, above):
@@ -1125,6 +1129,7 @@ def test_rounding_is_no_direction_for_weights(dtype, out):
     assert [theory.coherence_at_most(A, level).answer for level in between] == [False, True]
 
 
+@pytest.mark.slow
 @in_a_subspace
 def test_the_numerical_range_under_transformations(dtype, out):
     A = jnp.asarray(mean_free(dtype, out))

@@ -175,7 +175,7 @@ def worst(pair, found, s, noise, *, n, seed=0, activation=act.relu):
 # Theorem 12. The bounds are compared without tolerance: the guard covers the rounding.
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, dtype",
     [(name, "float64") for name in PAIRS] + [(name, "float32") for name in PAIRS[1:6]],
@@ -205,7 +205,7 @@ def test_noise_above_the_budget_does_break_the_bounds():
     assert seen.false_positives[-1] >= 1
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_the_guard_makes_depth_harmless(dtype):
     # d / m = 3: I - W'D expands, so rounding errors off the support grow once the thresholds are
     # below them.
@@ -287,6 +287,7 @@ def test_the_three_forms_of_the_params_compute_the_same_codes():
         assert other == pytest.approx(np.asarray(tied), abs=1e-14)
 
 
+@pytest.mark.slow
 def test_weights_are_chosen_by_their_coherence():
     p = load("gaussian, closed-form W")
     assert p.mu < theory.mutual_coherence(p.D)
@@ -298,7 +299,7 @@ def test_weights_are_chosen_by_their_coherence():
     assert analytic.lista_cp(D, depth=1, sparsity=1, bound=1.0).shared.W is D
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_violated_hypotheses_warn_and_the_params_are_usable(dtype):
     p = load("identity_hadamard", dtype.name)
     a = 17 * p.mu
@@ -350,7 +351,7 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_other_activations_stay_under_their_bounds(activation, noise):
@@ -378,6 +379,7 @@ def load_hadamard():
     return pair(dictionaries.identity_hadamard(64), dictionaries.identity_hadamard(64), np.float64)
 
 
+@pytest.mark.slow
 def test_the_tail_leaves_an_error_that_scaling_removes():
     # C-18: with ELU the error cannot vanish; it is linear in the tail.
     p = load_hadamard()

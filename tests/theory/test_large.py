@@ -47,6 +47,7 @@ def test_no_array_has_an_entry_for_each_pair_of_atoms(function):
     assert max(sizes(traced.jaxpr)) < MANY**2 / 4
 
 
+@pytest.mark.slow
 def test_tiles_hold_the_values_of_the_whole_matrix():
     """Sizes that do not divide by the side of a tile; sums of m products, in another order."""
     D = ur.dictionaries.gaussian(0, 8, 700)
@@ -60,6 +61,7 @@ def test_tiles_hold_the_values_of_the_whole_matrix():
     np.testing.assert_allclose(row_excess(D, jnp.asarray(0.8)), expected, atol=1e-12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("s", [9, 10_000])
 def test_the_babel_function_of_many_atoms_sorts_few(s):
     D = ur.dictionaries.gaussian(1, 8, 1030)  # 1030^2 is more than are all sorted
@@ -79,6 +81,7 @@ def test_the_gradient_of_the_babel_function_is_that_of_its_atom():
     np.testing.assert_allclose(slope, quotient, rtol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("boundary", ["valid", "circular"])
 def test_filters_on_large_pictures_have_the_babel_function_of_small_ones(boundary):
     """From a picture on which all shifts of an atom fit, it does not depend on its size."""

@@ -126,6 +126,7 @@ def deep_chain(rng, dtype):
     return D1 @ x1, [D1, D2], [x1, x2]
 
 
+@pytest.mark.few(1)
 def test_planted_chains_are_feasible_with_the_right_residuals(dtype):
     rng = np.random.default_rng(0)
     for _ in range(100):
@@ -337,6 +338,7 @@ CROWDED = {  # filters, signal, stride, boundary: at most 12 atoms
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CROWDED)
 def test_two_codes_never_differ_where_their_stripes_are_below_the_bounds(name):
     # Every kernel vector has a stripe norm of at least 1 + 1/mu, so codes with stripes below half
@@ -371,6 +373,7 @@ def test_a_stripe_holds_every_atom_that_meets_its_middle(name):
     assert meet.any() and together[meet].all()
 
 
+@pytest.mark.slow
 def test_is_csc_feasible_refuses_other_chains_than_of_convolutions():
     y, (D1, D2), xs = conv_chain(np.random.default_rng(0), "circular")
     with pytest.raises(TypeError, match="D_2 is a Composed; expected a Conv"):

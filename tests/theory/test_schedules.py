@@ -606,6 +606,7 @@ RECURSIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("rho", RECURSIONS, ids=str)
 def test_the_floor_is_the_limit_of_the_recursion_and_exists_exactly_where_it_converges(rho):
     rng, converging, diverging = np.random.default_rng(0), 0, 0

@@ -127,6 +127,7 @@ def test_the_bound_of_theorem_3_is_attained():
     assert found.delta[0] == pytest.approx(math.sqrt(2), rel=1e-8)  # mu is rounded up by 1e-9
 
 
+@pytest.mark.slow
 def test_the_factors_are_those_of_the_theorems():
     Ds, s = chain("two layers")
     eps, eps0 = [0.3, 0.2], 0.1
@@ -150,6 +151,7 @@ def weights_factor(W, D, s):
     return least / (1 - eta - (t - 1) * off(G))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off_diagonal", [0.0, 0.02])
 def test_weights_reach_sparsities_that_the_coherence_does_not(off_diagonal):
     rng = np.random.default_rng(2)
@@ -260,6 +262,7 @@ def test_float32_dictionaries_and_float32_jax(dtype):
 # Corollaries 4 and 5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["two layers", "three layers"])
 def test_the_corollaries_are_the_recursion_in_their_special_cases(name):
     Ds, s = chain(name)

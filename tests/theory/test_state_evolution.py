@@ -118,6 +118,7 @@ def typical(name, m, depth, snr, signals):
         return found, medians(layer, params, D, Y, X)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_predicts_the_median(name):
     """At 250 x 500 with so many signals that their median is known to some tenths of a decibel."""

@@ -80,6 +80,7 @@ LAWS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("n", [45, 120])
 @pytest.mark.parametrize("law", LAWS)
 def test_coverage_over_samples(law, n):

@@ -374,6 +374,7 @@ def test_basis_pursuit_layer_after_layer_finds_certified_chains():
         ) == pytest.approx(x2, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_weights_in_closed_form_certify_where_the_mutual_coherence_does_not():
     def mu_W(D):
         D = np.asarray(D)

@@ -338,6 +338,7 @@ def test_weights_with_a_ridge_are_differentiable_in_it_and_in_D():
     assert np.vdot(by_D, direction) == pytest.approx(float(in_D), rel=1e-7)
 
 
+@pytest.mark.few(1)
 def test_a_ridge_keeps_the_dtype(dtype):
     W = theory.frobenius_weights(gaussian(5, 6, 9).astype(dtype), np.float64(0.3))
     assert W.dtype == dtype
@@ -388,7 +389,7 @@ def test_errors():
         theory.frobenius_weights(dictionaries.Conv(filters, 8, boundary="zero"))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", [np.pi / 4, 0.0, 0.6])
 def test_an_atom_that_the_pseudo_inverse_cuts_is_refused(turn):
     """Its weights were 0 / 0, or those of its part among the other atoms."""
