@@ -399,7 +399,11 @@ def draw(there: dict[Row, dict]) -> None:
         colour = "#D55E00" if name == "lfista_cp" else "#7f7f7f"
         axes.plot(*learned_points, "-", marker="o", markersize=4, color=colour)
         x, y = learned_points[:, learned_points[1].argmin()]
-        axes.annotate(name, (x, y), (5, -2), textcoords="offset points", fontsize=7, color=colour)
+        right = name == "lfista_cp"  # the others would meet the line of FISTA there
+        how = dict(textcoords="offset points", fontsize=7, color=colour)
+        axes.annotate(
+            name, (x, y), (5 if right else -5, -2), ha="left" if right else "right", **how
+        )
     for K, x, y in zip(WHOLE, *solver):
         label = f"FISTA, K = {K}"
         axes.annotate(label, (x, y), (-6, -9), textcoords="offset points", fontsize=7, ha="right")
