@@ -20,7 +20,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import unrolled as ur
 from unrolled import _checks, _numbers
-from unrolled.theory import _coherence
+from unrolled.theory import _coherence, _convergence, _tiles
 
 ua, ud, um, up, ut = ur.activations, ur.dictionaries, ur.metrics, ur.pursuit, ur.theory
 
@@ -611,7 +611,7 @@ def test_traced_seeds_and_raw_keys_stay():
 
 
 @pytest.mark.slow
-def test_products_come_in_blocks(monkeypatch):
+def test_products_come_in_tiles(monkeypatch):
     D = ud.gaussian(0, 7, 43)
     composed = ud.normalize(ud.Composed(ud.gaussian(1, 7, 9), ud.gaussian(2, 9, 43)))[0]
 
@@ -628,14 +628,16 @@ def test_products_come_in_blocks(monkeypatch):
 
     whole = [all_of(D) for D in (D, composed)]
     slope = jax.grad(ut.mutual_coherence)(D)
-    monkeypatch.setattr(_coherence, "_BLOCK", 200)
+    monkeypatch.setattr(_tiles, "_SIDE", 4)
+    for module in (_coherence, _convergence):
+        monkeypatch.setattr(module, "BLOCK", 200)
     jax.clear_caches()
     for D_, want in zip((D, composed), whole):
         for got, exact in zip(all_of(D_), want, strict=True):
             assert_allclose(got, exact, rtol=1e-12)
     assert_allclose(jax.grad(ut.mutual_coherence)(D), slope, atol=1e-12)
     program = str(jax.make_jaxpr(ut.mutual_coherence)(D))
-    assert "43,43" not in program and "4,43" in program
+    assert "43,43" not in program and "44,44" not in program and "[4,4]" in program
     jax.clear_caches()
 
 

@@ -73,7 +73,8 @@ def measure(model: Any, params: Any, D: Any, sample: Sample) -> tuple[list[Measu
     seconds = time.perf_counter() - began
     chained = isinstance(paths, tuple)
     found = measure_codes(paths if chained else (paths,), sample, D if chained else (D,))
-    return found, Cost(seconds, products(model, params, D, sample.Y))
+    signal = jax.ShapeDtypeStruct(sample.Y.shape[1:], sample.Y.dtype)
+    return found, Cost(seconds, products(model, params, D, signal))
 
 
 # A program of its own: only the paths are the model's, `measure_codes` serves all models.
@@ -225,7 +226,7 @@ def divergence(
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
-def products(model: Any, params: Any, D: Any, Y: Array) -> int | None:
+def products(model: Any, params: Any, D: Any, y: Any) -> int | None:
     """How many products with a matrix, or convolutions, the code of one signal takes.
 
     None where that depends on the signal.
@@ -235,8 +236,7 @@ def products(model: Any, params: Any, D: Any, Y: Array) -> int | None:
         >>> ur.compare.products(layer, layer.init(None, D), D, D[0])  # D z and D'(y - D z)
         32
     """
-    signal = jax.ShapeDtypeStruct(Y.shape[1:], Y.dtype)
-    return _count(jax.make_jaxpr(model.apply)(params, D, signal).jaxpr)
+    return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
 
 
 def _count(jaxpr: Any) -> int | None:

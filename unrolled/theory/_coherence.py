@@ -126,7 +126,7 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Dictionary, Di
 
     Example:
         >>> from unrolled.theory._coherence import weights_of
-        >>> [A.dtype.name for A in weights_of(jnp.eye(2), np.eye(2), "caller")]
+        >>> [A.dtype.name for A in weights_of(jnp.eye(2), np.eye(2, dtype="float32"), "caller")]
         ['float32', 'float32']
     """
     D, W = as_dictionary(D, where), as_dictionary(W, where)
