@@ -1,5 +1,6 @@
 """One rule everywhere: codes are judged beside zero codes, and beside ISTA of the same depth."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,6 +50,26 @@ def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> 
     """The codes of ISTA after every step, (K, batch, d)."""
     solver, params = ista(depth), ista_params(D, lam, depth, where)
     return jax.vmap(solver.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+
+
+def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
+    """The loss of codes whose true ones are X, checked; None where X alone judges them.
+
+    Raises:
+        TypeError: it is no function.
+        ValueError: neither codes nor a loss.
+    """
+    if loss is None and X is None:
+        raise ValueError(
+            f"{where}: there are no codes; expected X, or a loss that needs none, try "
+            "loss=training.lasso(lam)"
+        )
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            f"{where}: loss must be a function of (codes, X, D, Y), such as training.lasso(lam), "
+            f"got {type(loss).__name__}"
+        )
+    return loss if X is not None else _checks.without_codes(loss, where)
 
 
 def lam_of(loss: Any, model: Any) -> float | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._beside import codes_of_ista, exceeds, lam_of, worse_than_zero
+from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled._checks import Array
 from unrolled.analytic._passes import (
     Loss,
@@ -125,7 +125,7 @@ def calibrate(
         >>> bool(errors[1] < errors[0])
         True
     """
-    aim = _aim(loss, X)
+    aim = loss_of(loss, X, "calibrate") or squared
     if isinstance(model, Network):
         return _calibrate_chain(model, params, D, Y, X, aim)
     D = as_dictionary(D, "calibrate")
@@ -134,22 +134,6 @@ def calibrate(
     params, D, X, Y = (_checks.cast(tree, dtype) for tree in (params, D, X, Y))
     model.check(params, D)
     return _calibrate_layer(model, params, D, Y, X, aim)
-
-
-def _aim(loss: Any, X: Any) -> Loss:
-    """What is minimised, checked."""
-    if loss is None and X is None:
-        raise ValueError(
-            "calibrate: there are no codes; expected X, or a loss that needs none, try "
-            "loss=training.lasso(lam)"
-        )
-    if loss is not None and not callable(loss):
-        raise TypeError(
-            "calibrate: loss must be a function of (codes, X, D, Y), such as training.lasso(lam), "
-            f"got {type(loss).__name__}"
-        )
-    aim = squared if loss is None else loss
-    return _checks.without_codes(aim, "calibrate") if X is None else aim
 
 
 def _calibrate_layer(

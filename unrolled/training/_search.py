@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled import _checks, metrics
-from unrolled._beside import codes_of_ista, exceeds, lam_of, worse_than_zero
+from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.training._protocols import Loss
@@ -98,7 +98,7 @@ def search(
     Y = _checks.as_signals(Y, "Y", "search") if own else _checks.as_float(Y, "Y", "search")
     X = None if own else _checks.as_float(X, "X", "search")
     check_batch(D, Y, X, "search")
-    aim = _aim(loss, X)
+    aim = loss_of(loss, X, "search")
     axes = {name: _axis(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
@@ -123,21 +123,6 @@ def search(
         rule = worse_than_zero("the best codes are", measure, *numbers, unit)
         _checks.warn(f"search: {rule}. Try other values, smaller weights or step sizes")
     return result
-
-
-def _aim(loss: Any, X: Any) -> Loss | None:
-    """The loss, checked; None for the NMSE."""
-    if loss is None and X is None:
-        raise ValueError(
-            "search: there are no codes; expected X, or a loss that needs none, try "
-            "loss=training.lasso(lam)"
-        )
-    if loss is not None and not callable(loss):
-        raise TypeError(
-            "search: loss must be a function of (codes, X, D, Y), such as training.lasso(lam), "
-            f"got {type(loss).__name__}"
-        )
-    return loss if X is not None or loss is None else _checks.without_codes(loss, "search")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
