@@ -685,6 +685,12 @@ def test_holm_rejects_as_its_procedure_of_p_values_does():
     assert {i for i, of in enumerate(found) if of.excludes_zero} == rejected
     assert 0 < len(rejected) < sum(np.array(values) < 0.05)
     assert math.isnan(found[-1].half)
+    order = np.argsort(values)
+    for rank, i in enumerate(order[: len(rejected) + 1]):  # the widths, up to the first that stays
+        low, high = stats.t.interval(
+            1 - 0.05 / (n - rank), len(samples[i]) - 1, np.mean(samples[i]), stats.sem(samples[i])
+        )
+        assert found[i].half == pytest.approx((high - low) / 2, rel=1e-9)
 
 
 @pytest.mark.slow
