@@ -58,7 +58,8 @@ def _prediction(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> Pre
 
 
 def _passing(layer: Layer) -> theory.MessagePassing | None:
-    return None if layer.message_passing is None else layer.message_passing()
+    described = layer.message_passing is not None and layer.guard is None
+    return layer.message_passing() if described else None
 
 
 def _rate(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> float | None:

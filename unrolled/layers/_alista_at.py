@@ -71,7 +71,8 @@ class alista_at(Selecting):
     takes W in closed form, gamma = min(1, 2 / rho(W'D)), and beta = 0, or 1 with `onsager`. a
     carries no gradient. For noisy signals try a `ridge` of 0.2 to 1.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
 
     Reference: Kim, Park (2020), adaptive thresholds; Chen, Liu, Wang, Yin (2018), support
     selection; Ma, Ping (2017), the correction. Not claimed: a bound on the error, or convergence;

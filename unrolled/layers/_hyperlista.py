@@ -85,7 +85,8 @@ class hyperlista(Shrinking):
     `fit` moves the other two only, unless the optimiser has weight decay, which moves c_3 too where
     `trainable` does not freeze it.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
 
     Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ in place
     of the true code. Not claimed: a bound on the error.

@@ -66,7 +66,8 @@ class lamp(Shrinking):
     passing: W = D and the given `alpha` for unit atoms, the same in the units of D for others. The
     count norm(x, 0) carries no gradient.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence for other than
     Gaussian D; for a coherent one the start can diverge.

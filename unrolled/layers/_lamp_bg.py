@@ -40,7 +40,8 @@ class lamp_bg(Estimating):
     passing: W = D and alpha = 1 for unit atoms, the same in the units of D for others. The residual
     gives the noise level.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, but a law of the codes: in the objective of the LASSO the start can be above
+    ISTA at the same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017), the shrinkage eta_bg, whose prior they learn
     too; Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, entries are

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array, Key
@@ -13,7 +14,7 @@ from unrolled._export import exportable
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._records import Unrolled, check_forms, check_params, records_of
 from unrolled.layers._unroll import unroll
-from unrolled.pursuit import State
+from unrolled.pursuit import State, lasso_objective
 from unrolled.records import Interned, option
 
 PRECISIONS = (
@@ -92,6 +93,12 @@ class Layer(Looped):
     weights and the command line look it up. One that has no `init` or no `step` yet is a base of
     families, and need not have `forms`.
 
+    With a `guard` the code after a step is that of x_0 = 0, ..., x_k with the least objective of
+    the LASSO with this weight: whatever the params and the signal, no code is worse than the zero
+    code. The steps are the same ones; it costs one product with D a step. A guarded layer is no
+    layer of the theorems, which speak of the last step: theory, `realize` and predictions refuse
+    it.
+
     Attributes:
         forms: the records that (shared, one step) of the params may be, as `Unrolled` of classes.
         schedule: untrained constants, one per step, scanned beside the params, or None.
@@ -121,6 +128,12 @@ class Layer(Looped):
     """
 
     depth: int = option(kw_only=False, help="K, the number of steps")
+    guard: float | None = option(
+        default=None,
+        least=0,
+        help="weight of a LASSO: of the codes of all steps, and the zero code, the one with the "
+        "least objective is the code; none where it is not given",
+    )
 
     bound = ("apply", "iterates")
     forms: ClassVar[tuple[Unrolled, ...]] = ()
@@ -202,4 +215,24 @@ class Layer(Looped):
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
     start = layer.start(D, y)
-    return layer.loop(layer.step, params, D, y, start, layer.schedule, layer.depth)
+    state, path = layer.loop(layer.step, params, D, y, start, layer.schedule, layer.depth)
+    if layer.guard is None or not layer.depth:
+        return state, path
+    with jax.default_matmul_precision(layer.precision):
+        path = _least_so_far(layer.guard, D, y, path)
+    return state._replace(x=path[-1]), path
+
+
+def _least_so_far(lam: float, D: Any, y: Array, path: Array) -> Array:
+    """After every step the code with the least objective up to then, or zero; (K, d)."""
+    zero = jnp.sum(y * (y / 2))
+    values = jnp.append(zero, lax.map(lambda x: lasso_objective(D, y, x, lam), path))
+    order = jnp.where(jnp.isnan(values), jnp.inf, values)
+    codes = jnp.concatenate([jnp.zeros_like(path[:1]), path])
+
+    def least(i: Array, j: Array) -> Array:
+        return jnp.where(order[j] < order[i], j, i)
+
+    best = lax.associative_scan(least, jnp.arange(len(codes)))[1:]
+    # Where y is not finite, its code is not to be either.
+    return jnp.where(jnp.isfinite(zero), codes[best], path)

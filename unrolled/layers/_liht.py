@@ -47,7 +47,8 @@ class liht(Layer):
     Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
     S = I - D'D / L.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
 
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
 

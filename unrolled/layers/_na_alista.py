@@ -57,7 +57,8 @@ class na_alista(Selecting):
     form (never trained), small random matrices from `key`, and biases that make gamma near 1, or
     near 2 / rho(W'D) where that is less, and tau near `threshold` gamma at the start.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
 
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself, and the
     first batch standardises the inputs. Here tau is in units of the residual, and the inputs in

@@ -212,9 +212,9 @@ class Coupled(Layer):
 
     @property
     def is_coupled(self) -> bool:
-        """True, unless a subclass has a step, a shrinkage or a start of its own."""
+        """True, unless there is a guard, or a step, shrinkage or start of a subclass."""
         own: Any = type(self)
-        shrinks = own.shrink in (Shrinking.shrink, Selecting.shrink)
+        shrinks = own.shrink in (Shrinking.shrink, Selecting.shrink) and self.guard is None
         return shrinks and own.step is Coupled.step and own.start is Layer.start
 
     def step(self, shared, p, D, y, state, *fraction):

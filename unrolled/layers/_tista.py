@@ -53,7 +53,8 @@ class tista(Estimating):
     Params: shared W = (D^+)', fixed, and steps gamma. `init` sets gamma = d / min(m, d), at which
     the errors of r are unbiased, and without `onsager` at most 2, beyond which a step expands.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, but a law of the codes: in the objective of the LASSO the start can be above
+    ISTA at the same depth.
 
     Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction, and
     `theory.state_evolution` for its error. Not claimed: sparse codes; entries are small, not zero.

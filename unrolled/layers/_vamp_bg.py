@@ -94,7 +94,8 @@ class vamp_bg(Layer):
     damping), which start at the options. `apply` takes all that it needs of D from them. With `em`
     the first step alone reads what they say of the codes and the noise.
 
-    It knows no lam: in the objective of the LASSO the start can be above ISTA at the same depth.
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
 
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
     sparse codes, entries are small but not zero; convergence where D is not rotation invariant, as

@@ -190,7 +190,7 @@ def _layer(
     if not getattr(layer, "is_coupled", False):
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
-            "expected such a family, as layers.lista_cp, alista, tilista or ista"
+            "expected such a family, as layers.lista_cp, alista, tilista or ista, without a guard"
         )
     if layer.activation != relu:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")

@@ -158,11 +158,12 @@ class _Problem(NamedTuple):
 
 def _passing(layer: Any, where: str) -> MessagePassing:
     describe = getattr(layer, "message_passing", None)
-    passing = describe() if describe is not None else None
+    guarded = getattr(layer, "guard", None) is not None
+    passing = None if describe is None or guarded else describe()
     if passing is None:
         raise TypeError(
             f"{where}: {layer!r} has no state evolution; expected lamp, lamp_bg, vamp_bg, tista or "
-            "alista_at(onsager=True), with ReLU, thresholds by the code and no ridge"
+            "alista_at(onsager=True), with ReLU, thresholds by the code, no ridge and no guard"
         )
     return passing
 
