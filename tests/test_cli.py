@@ -495,7 +495,7 @@ REFUSED = {
     "compare --dictionary gone.npy": "gone.npy: no such file",
     "compare --dictionary D.npy paley.npy": r"D_1 has shape \(12, 24\) but D_2 has shape \(7, 14\)",
     "compare --dictionary H.npy T.npy --signals Y.npy": "a chain needs one .npz file with signals",
-    "compare --dictionary D.npy --signals YX.npz --dictionary D.npy I.npy": "YX.npz: has no codes; "
+    "compare --signals YX.npz --dictionary D.npy I.npy": "YX.npz: has no codes; "
     "expected entries X_1 to X_2",
     "compare --signals Y.npy": "signals in an array need --dictionary",
     "compare --dictionary D.npy --seed x": "--seed must be an integer, got 'x'",
@@ -637,7 +637,8 @@ def test_compare_on_own_signals(run, tmp_path, drawn):
     layer = unrolled.layers.ista(2)
     unrolled.training.save(tmp_path / "w.npz", layer.init(None, D), D, layer)
     methods = f"ista,alista,liht,omp,{tmp_path / 'w.npz'}"
-    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", "--method", methods, *QUICK)
+    methods = sum((["--method", part] for part in methods.rsplit(",", 1)), [])  # one by one, too
+    arguments = ("--dictionary", "D.npy", "--signals", "Y.npy", *methods, *QUICK)
     status, out, err = run("compare", *arguments, "--output", tmp_path / "r")
     assert status == 0, err
     data = check_report(tmp_path / "r", ["signals"])["signals"]
@@ -847,3 +848,18 @@ def test_codes_of_a_file_are_certified(run, tmp_path):
     ):
         status, _, err = run(*wrong)
         assert status == 2 and message in err
+
+
+@pytest.mark.slow
+def test_a_warning_is_one_line_without_a_place(tmp_path, monkeypatch):
+    """In a process of its own, since pytest shows warnings in its own way."""
+    monkeypatch.chdir(tmp_path)
+    np.save("D.npy", dictionaries.gaussian(jax.random.key(0), 6, 9))
+    np.save("Y.npy", np.random.default_rng(0).normal(size=(40, 6)))
+    options = ["--family", "lamp", "--depth", "8", "--loss", "lasso", "--lam", "1", "--steps", "1"]
+    files = ["--dictionary", "D.npy", "--signals", "Y.npy", "--no-cache"]
+    command = [sys.executable, "-m", "unrolled", "train", *options, *files]
+    err = subprocess.run(command, capture_output=True, text=True).stderr
+    lines = [line for line in err.splitlines() if "above ISTA" in line or "zero codes:" in line]
+    assert lines and all(line.startswith("warning: fit: ") for line in lines), err
+    assert "UserWarning" not in err and ".py:" not in err, err

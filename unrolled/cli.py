@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from unrolled.commands import COMMANDS, kept_programs, never_silent
+from unrolled.commands import COMMANDS, kept_programs, never_silent, plain_warnings
 
 # What a user can cause and mend: shown as one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
@@ -120,7 +120,7 @@ def _check_devices() -> None:
 def _run(arguments: argparse.Namespace) -> int:
     no_cache = vars(arguments).pop("no_cache")  # changes no result, so no report tells it
     try:
-        with never_silent(), kept_programs(no_cache) as message:
+        with plain_warnings(), never_silent(), kept_programs(no_cache) as message:
             arguments.run(arguments)
     except SystemExit as stop:  # by SIGTERM, when a training has saved itself
         return stop.code if isinstance(stop.code, int) else _ERROR

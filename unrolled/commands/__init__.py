@@ -11,7 +11,7 @@ from unrolled.commands import (
     _train,
 )
 from unrolled.commands._cache import kept_programs
-from unrolled.commands._console import never_silent
+from unrolled.commands._console import never_silent, plain_warnings
 
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
 COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)
@@ -20,4 +20,5 @@ __all__ = [
     "COMMANDS",
     "kept_programs",
     "never_silent",
+    "plain_warnings",
 ]

@@ -61,6 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--dictionary",
         type=Path,
         nargs="+",
+        action="extend",
         metavar="FILE",
         help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order",
     )
@@ -68,12 +69,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--signals",
         type=Path,
         nargs="+",
+        action="extend",
         metavar="FILE",
         help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known; of a chain "
         "X_1, X_2, ...), or pictures or folders of them, of which the last picture is for testing",
     )
     add(
         "--method",
+        action="append",
         metavar="NAMES",
         help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
         "lista), files of weights or folders of `unrolled train`, and pursuits, shown as level "
@@ -178,6 +181,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     """The settings of the experiments, checked before any work."""
     methods = BY_DEFAULT
     if arguments.method is not None:
+        arguments.method = ",".join(arguments.method)
         methods = tuple(name.strip() for name in arguments.method.split(","))
     weights = tuple(Path(name) for name in methods if _is_weights(name))
     methods = tuple(name for name in methods if not _is_weights(name))

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -71,6 +72,17 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
         over.set()
         thread.join()
         _TOLD.reset(token)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as one line that says what is wrong, without the place in the code."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def show(as_json: bool, data: Any, text: str) -> None:

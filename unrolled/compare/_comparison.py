@@ -214,7 +214,7 @@ class Comparison(NamedTuple):
             cells += [_last(c.gap, ".2e")] if gaps else []
             cells += ["" if v is None else f"{v:.2e}" for v in self._beside(name)] if beside else []
             cells += [] if self.certified is None else [f"{100 * self.certified[name]:.1f}"]
-            cells += [_last(c.residual, ".4f"), *([_last(c.psnr, ".2f")] if rebuilt else [])]
+            cells += [_last(c.residual, ".4g"), *([_last(c.psnr, ".2f")] if rebuilt else [])]
             cells.append(_last(c.nonzeros, ".1f"))
             seconds, products = self.costs.get(name, Cost(None, None))
             if timed:

@@ -23,7 +23,6 @@ from unrolled import (
 )
 from unrolled._checks import Array
 from unrolled._pursuits import default_lam, lasso_optima
-from unrolled._text import markdown
 from unrolled.compare import Comparison
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled
@@ -64,7 +63,6 @@ class UnknownCodes(NamedTuple):
     optimum: pursuit.Pursuit  # of the tested signals, codes in place of the true ones
     methods: Methods  # layers and params by name
     comparison: Comparison  # of the methods
-    psnr: dict[str, list[float]]  # dB, of what is rebuilt from the codes after every step
     remarks: list[str]  # on the settings
     seconds: dict[str, float]  # of training
 
@@ -75,19 +73,21 @@ class UnknownCodes(NamedTuple):
     def parts(self) -> list[str]:
         """The setting, gaps to the optimum and weights as tables, and remarks."""
         D, optimum = self.D, self.optimum
+        peak = float(jnp.ptp(self.tested))
+        best = float(metrics.psnr(problems.synthesize(D, optimum.x), self.tested, peak))
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} signals to "
             f"train on and {len(self.tested)} others to test on, lam = {self.lam:.4g}, "
             f"K = {self.depth} steps. F* is known to a "
             f"relative duality gap of at most {float(optimum.gap.max()):.1e} "
             f"(certified for {float(optimum.converged.mean()):.1%} of the signals); the optimal "
-            f"codes have {float((optimum.x != 0).sum(1).mean()):.1f} nonzeros on average. Learned "
-            "rows minimise the LASSO objective itself on the training signals: no codes are "
-            "needed.",
+            f"codes have {float((optimum.x != 0).sum(1).mean()):.1f} nonzeros on average and "
+            f"rebuild the signals with a PSNR of {best:.2f} dB. Learned rows minimise the LASSO "
+            "objective itself on the training signals: no codes are needed.",
             "",
-            self._table(),
+            self.comparison.table(),
             "",
-            *(p for note in (*self.comparison.notes(), *self.remarks) for p in (note, "")),
+            *(p for remark in self.remarks for p in (remark, "")),
             _remark(D),
             "",
             WEIGHTS,
@@ -97,21 +97,11 @@ class UnknownCodes(NamedTuple):
             spent(self.seconds),
         ]
 
-    def _table(self) -> str:
-        columns = ["method", "(F - F*) / F* after K/4", "after K/2", "after K", "PSNR after K, dB"]
-        proved, rows = self.comparison.certified, []
-        columns += [] if proved is None else ["certified codes, %"]
-        for name, curve in self.comparison.curves.items():
-            assert curve.gap is not None  # `compare` was given lam
-            K = len(curve.gap)
-            gaps = [f"{curve.gap[max(0, k - 1)]:.2e}" for k in (K // 4, K // 2, K)]
-            if name in self.comparison.given:
-                gaps[:2] = "", ""
-            share = [] if proved is None else [f"{100 * proved[name]:.1f}"]
-            rows.append([name, *gaps, f"{self.psnr[name][-1]:.2f}", *share])
-        best = float(metrics.psnr(problems.synthesize(self.D, self.optimum.x), self.tested))
-        last = ["LASSO optimum", "", "", "0", f"{best:.2f}"]
-        return markdown(columns, [*rows, last + [""] * (len(columns) - len(last))])
+    @property
+    def psnr(self) -> dict[str, list[float]]:
+        """Of what is rebuilt from the codes after every step, in dB; the peak is their range."""
+        curves = self.comparison.curves.items()
+        return {name: np.asarray(curve.psnr).tolist() for name, curve in curves}
 
     def answer(self) -> str:
         """The best method, its error, and whether theory guarantees it."""
@@ -244,17 +234,9 @@ def unknown_codes(
     if certify:
         say("proving the codes of the test signals")
     result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
-    psnr = {
-        name: _psnr_per_step(layer, params, D, some).tolist()
-        for name, (layer, params) in trained.items()
-    }
-    for name, fit in run.weights.items():
-        psnr[name] = _psnr_per_step(fit.model, fit.best, fit.D, some).tolist()
-    for name, codes in classical.items():
-        psnr[name] = [float(metrics.psnr(problems.synthesize(D, codes), some))]
     return UnknownCodes(
         *(D, signals, some, lam, run.depth, optimum),
-        *(trained, result, psnr, remarks, seconds),
+        *(trained, result, remarks, seconds),
     )
 
 
@@ -313,10 +295,3 @@ def _remark(D: Dictionary) -> str:
         f"mu_W = {certified.mu_W:.3f}, which certifies s = {s}. Analytic rows are therefore "
         "ISTA's weights, the only ones that the objective itself justifies."
     )
-
-
-@partial(jax.jit, static_argnames="layer")
-def _psnr_per_step(layer: Layer, params: Unrolled, D: Dictionary, Y: jax.Array) -> jax.Array:
-    """(K,), in dB."""
-    codes = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
-    return jax.lax.map(lambda X: metrics.psnr(problems.synthesize(D, X), Y), codes)
