@@ -860,6 +860,6 @@ def test_a_warning_is_one_line_without_a_place(tmp_path, monkeypatch):
     files = ["--dictionary", "D.npy", "--signals", "Y.npy", "--no-cache"]
     command = [sys.executable, "-m", "unrolled", "train", *options, *files]
     err = subprocess.run(command, capture_output=True, text=True).stderr
-    lines = [line for line in err.splitlines() if "above ISTA" in line or "zero codes:" in line]
+    lines = [line for line in err.splitlines() if "fit: at the" in line]
     assert lines and all(line.startswith("warning: fit: ") for line in lines), err
     assert "UserWarning" not in err and ".py:" not in err, err
