@@ -8,36 +8,48 @@ import shlex
 import sys
 import tomllib
 import warnings
+from contextlib import ExitStack
 from functools import cache
+from operator import attrgetter
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_docs import MODULES, NOTEBOOKS, PAGES, README, ROOT, blocks, each
+from test_docs import CURRENT, MODULES, NOTEBOOKS, PAGES, README, ROOT, blocks, each
 from test_imports import of_ours
+from test_plots import curve
+from test_plots import made as comparison
 
 import unrolled as ur
 from unrolled import cli
 
 GUIDE = sorted((NOTEBOOKS / "guide").glob("*.md"))
 ESSAYS = {"theory_of_practice"}  # pages that explain, and are listed beside the questions
-RUN = [*GUIDE, NOTEBOOKS / "index.md", NOTEBOOKS / "start.md"]
+RUN = [path for path in CURRENT if blocks(path)]
 LARGEST_BYTES = 300_000  # of a picture
 
-# What the examples take, at a size that runs in a second or two.
+# What the examples take, at a size that runs in a second or two: all pages share few shapes.
 SMALLER = {
-    "250, 500": "16, 24",
-    "100, 120": "16, 20",
-    "120, 140": "20, 24",
+    "250, 500": "8, 12",
+    "50, 100)": "8, 12)",
+    "(n, 100)": "(n, 12)",
+    "100, 120": "8, 12",
+    "120, 140": "12, 16",
     "40, 80": "8, 12",
     "(16": "(3",
     "(30": "(2",
-    "(12)": "(2)",
+    "(12": "(2",
+    "(8)": "(2)",
     "depth=30": "depth=2",
+    "depth=16": "depth=3",
     "20_000": "14_000",
+    "1000": "20",
     "sampler(D, 512)": "sampler(D, 48)",
+    "sampler(D, 64)": "sampler(D, 48)",
+    "sampler(D, 32)": "sampler(D, 48)",
     "sparsity=50": "sparsity=4",
     "steps=300": "steps=2",
     "sweeps=3": "sweeps=1",
@@ -138,33 +150,134 @@ def files(tmp_path, monkeypatch):
     np.save("Y.npy", X @ D.T + 0.01 * rng.normal(size=(100, 8)))
 
 
-def execute(path):
-    """All examples of a page, one after the other, in one namespace."""
+def execute(examples):
+    """The examples of a page, one after the other, in one namespace."""
     names = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "ur": ur}
-    for source in blocks(path):
+    for source in examples:
         for large, small in SMALLER.items():
             source = source.replace(large, small)
-        exec(compile(source, str(path), "exec"), names)
+        exec(compile(source, "an example", "exec"), names)
 
 
-QUICK = ("trouble",)
+@pytest.fixture
+def registries():
+    """What an example defines does not outlive it."""
+    known = ur.layers.FAMILIES, ur.activations.NAMED, ur.dictionaries.KINDS
+    with ExitStack() as stack:
+        for registry in known:
+            stack.enter_context(mock.patch.dict(registry))
+        yield
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow)
-        for path in RUN
-    ],
-)
-def test_the_examples_run(path, files, quick_compilation, float32_by_default):
-    registries = ur.layers.FAMILIES, ur.activations.NAMED, ur.dictionaries.KINDS
-    before = [dict(registry) for registry in registries]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # so small, some codes are zero or diverge
-            execute(path)
-    finally:
-        for registry, names in zip(registries, before):
-            registry.clear()
-            registry.update(names)
+@pytest.mark.slow
+@each([path for path in RUN if path != README])  # which has tests of its own
+def test_the_examples_run(path, files, registries, quick_compilation, float32_by_default):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so small, some codes are zero or diverge
+        execute(blocks(path))
+
+
+def run(model, params, D, Y):
+    """The codes of a model as JAX would return them, from their shapes alone."""
+    codes = jax.eval_shape(jax.vmap(model.apply, (None, None, 0)), params, D, Y)
+    assert jax.tree.leaves(codes)[-1].shape[0] == len(Y)
+    return codes
+
+
+def calibrated(model, params, D, Y, X=None, **options):
+    run(model, params, D, Y)
+    return params
+
+
+def fitted(model, params, D, sample, *, steps, callbacks=(), key, loss=None, **options):
+    """A fit of no steps: the batch, the codes, their loss and the callbacks are as in one."""
+    own = not callable(sample)
+    batch = sample if own else jax.eval_shape(sample, jax.random.key(0))
+    Y, X = batch if isinstance(batch, tuple) else (batch, None)
+    codes = run(model, params, D, Y)
+    if loss is not None:
+        path = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), codes)
+        assert jax.eval_shape(loss, path, X, D, Y).shape == ()
+    records = [ur.training.Record(step, 1.0, 1.0, 0.0) for step in (0, steps)]
+    for record in records:
+        for callback in callbacks:
+            callback(record, params)
+    return ur.training.Fit(params, params, D, ur.training.History(np.ones(steps), records), model)
+
+
+def compared(methods, D, Y, X=None, **options):
+    """A comparison with made numbers, of methods whose codes have the shape of X."""
+    for method in methods.values():
+        if isinstance(method, ur.training.Fit):
+            method = method.model, method.best
+        codes = run(*method, D, Y) if isinstance(method, tuple) else method
+        shapes = [x.shape for x in jax.tree.leaves(codes)]
+        assert X is None or shapes == [x.shape for x in jax.tree.leaves(X)]
+    made = comparison({name: curve(1.0) for name in methods})
+    return ur.compare.ChainComparison((made,) * len(D)) if isinstance(D, tuple) else made
+
+
+def like(result, **fields):
+    """Whatever a call returns has the attributes of this type alone."""
+    return lambda *args, **options: mock.create_autospec(result, instance=True, **fields)
+
+
+# What trains, searches or proves takes seconds. In the default tests these stand for it, with the
+# signature that it has; the slow tests run it.
+STAND_INS = {
+    "fit": fitted,
+    "analytic.calibrate": calibrated,
+    "analytic.plan": like(ur.theory.Plan, depths=(2, 2)),
+    "analytic.weights_table": like(ur.analytic.WeightsTable),
+    "compare.compare": compared,
+    "plots.comparison": lambda *args, **options: ur.plots.figure(1, 1)[0],
+    "pursuit.bpdn": like(ur.pursuit.Pursuit),
+    "pursuit.lasso": like(ur.pursuit.Pursuit),
+    "pursuit.lasso_path": like(ur.pursuit.Path),
+    "theory.certify_code": like(ur.theory.CodeCertificate),
+    "studies.planted": like(ur.studies.Samples),
+    "studies.known_codes": like(ur.studies.KnownCodes),
+    "experiments.run": lambda *args: ("row", {"features": {"zeros": [0.5]}}, {}),
+    "experiments.restore": lambda *args: None,
+    "experiments.as_dictionary": like(ur.experiments.LayerDictionary),
+    "experiments.row_features": like(ur.experiments.Features),
+}
+
+
+@pytest.fixture
+def rehearsal(registries, quick_compilation, float32_by_default, monkeypatch):
+    for name, stand_in in STAND_INS.items():
+        spec = mock.create_autospec(attrgetter(name)(ur), side_effect=stand_in)
+        monkeypatch.setattr(f"unrolled.{name}", spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@each(RUN)
+def test_the_examples_are_rehearsed(path, files, rehearsal):
+    """A name, an argument, a field or a shape that is wrong fails; a value in the test above."""
+    execute(blocks(path))
+
+
+BROKEN = {
+    "name": "ur.analytic.calibrated(layer, params, D, Y, X)",
+    "argument": "ur.fit(layer, params, D, Y, optimizer=optax.adam(1e-3), step=3, key=0)",
+    "field": "ur.compare.compare({'start': (layer, params)}, D, Y, X).tables()",
+    "result": "ur.theory.certify_code(D, Y, X).uniqe",
+    "signals": "ur.analytic.calibrate(layer, params, D, Y[:, :4], X)",
+    "params": "ur.compare.compare({'start': (ur.alista(4), params)}, D, Y, X)",
+    "codes": "ur.compare.compare({'mine': X.T}, D, Y, X)",
+}
+BEFORE = """
+D, Y, X = np.ones((8, 12)), np.ones((5, 8)), np.ones((5, 12))
+layer = ur.layers.ista(3)
+params = layer.init(None, D / 8**0.5)
+"""
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+def test_a_broken_example_is_noticed(line, rehearsal):
+    with pytest.raises((AssertionError, AttributeError, TypeError, ValueError)):
+        execute([BEFORE, line])
+    execute([BEFORE])

@@ -1,7 +1,10 @@
 """Figures cannot mislead: looks differ, curves are named, nothing outside the axes is lost."""
 
+import ast
 import json
+import re
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -294,6 +297,59 @@ def test_titles_say_what_is_drawn():
     assert result.plot().axes[0].get_title().startswith("Distance to the true codes")
 
 
+# Axes
+
+UNIT = re.compile(r"dB|%|, s$|pixels")
+# Counts, ratios, and magnitudes of codes and weights, which have no unit.
+WITHOUT_UNIT = {
+    *("step", "training step", "step of the network", "layer", "entry", "entries", "signal"),
+    *("atom, the most used first", "share of signals", "share of exact zeros", "precision"),
+    *("recall", "share", "(F - F*) / F*", "(J(c x) - J*) / (J(0) - J*)", "in both / in either"),
+    *("least |x* - c x| / |x*|", "|S - (I - W'D)| / |S|", "|w_i . d_j| / |w_i . d_i|"),
+    *("mean theta", "mu_W of each step", "mu_W", "w_i . d_i", "rms of w_i . d_j", "mean |x|"),
+    *("value", "l1 error of the code", "loss", "mean objective"),
+}
+
+
+FIGURES = {
+    "comparison": lambda: made({"a": curve(1.0)}).plot(),
+    "gaps": lambda: made({"a": curve(1.0, gap=np.ones(K))}).plot(),
+    "chain": lambda: ur.compare.ChainComparison((made({"a": curve(1.0)}),) * 2).plot(),
+    "evolution": lambda: watched(ur.lista_cp(3)).plot(),
+    "uncoupled": lambda: watched(ur.lista(3)).plot(),
+    "bound": lambda: plots.bound({"a": (np.ones(3), np.ones(3))}, title=""),
+    "losses": lambda: plots.losses([ur.training.Record(0, 1.0, 1.0, 0.0)]),
+    "use": lambda: plots.use({"a": np.eye(3)}),
+    "learning": lambda: plots.learning({"a": history([2.0, 1.0], [1, 0])}),
+    "gram": lambda: plots.gram([{"a": np.eye(3)}]),
+    "codes": lambda: plots.codes(np.eye(3)),
+}
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_every_axis_has_a_label_with_its_unit(draw):
+    for panel in draw().axes:
+        if panel.axison:
+            bar = hasattr(panel, "_colorbar")
+            labels = [panel.get_xlabel().partition("\n")[0], panel.get_ylabel()]
+            labels = list(filter(None, labels)) if bar else labels
+            assert labels
+            assert all(label in WITHOUT_UNIT or UNIT.search(label) for label in labels), labels
+
+
+@pytest.mark.parametrize("folder", ["unrolled", "benchmarks"])
+def test_labels_in_the_sources_have_their_units(folder):
+    """Of the figures that take longer to draw: studies, experiments, benchmarks."""
+    more = {"products with a matrix, per signal", "(F - F*) / F* on other pictures"}
+    more |= {"training loss", "NMSE"}  # of classes; and of a docstring
+    sources = (p.read_text() for p in (Path(ur.__file__).parents[1] / folder).rglob("*.py"))
+    for source in sources:
+        for node in ast.walk(ast.parse(source if "label=" in source else "")):
+            if isinstance(node, ast.keyword) and node.arg in ("xlabel", "ylabel"):
+                label = getattr(node.value, "value", "dB")  # made of parts: its figure is drawn
+                assert label in WITHOUT_UNIT | more or UNIT.search(str(label)), label
+
+
 # Atoms, codes, pictures
 
 
@@ -469,7 +525,7 @@ def test_learning_is_drawn_against_time_with_circles_where_atoms_were_replaced()
     np.testing.assert_array_equal(panel.lines[0].get_xydata()[:, 1], [3.0, 2.0, 1.0, 0.5])
     (circles,) = panel.collections
     assert np.asarray(circles.get_offsets()).tolist() == [[0.5, 3.0], [1.5, 1.0]]
-    assert panel.get_xlabel() == "seconds\natoms replaced (circles): online 5"
+    assert panel.get_xlabel() == "time, s\natoms replaced (circles): online 5"
     assert panel.get_yscale() == "linear"
     assert plots.learning(histories, log=True).axes[0].get_yscale() == "log"
 

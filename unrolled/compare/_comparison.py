@@ -205,7 +205,7 @@ class Comparison(NamedTuple):
         timed = any(cost.seconds is not None for cost in self.costs.values())
         rebuilt = any(curve.psnr is not None for curve in self.curves.values())
         columns += ["relative residual", *(["PSNR dB"] if rebuilt else []), "nonzeros"]
-        columns += [*(["seconds"] if timed else []), "products"]
+        columns += [*(["seconds"] if timed else []), *(["products"] if self.costs else [])]
         for name, c in self.curves.items():
             mark = " (diverges)" if name in self.diverged else ""
             cells = [name + ("" if self.known else mark)]
@@ -219,7 +219,8 @@ class Comparison(NamedTuple):
             seconds, products = self.costs.get(name, Cost(None, None))
             if timed:
                 cells.append("" if seconds is None else f"{seconds:.2g}")
-            cells.append("" if products is None else str(products))
+            if self.costs:
+                cells.append("" if products is None else str(products))
             rows.append(cells)
         return columns, rows
 

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TITLES = {
-    "validation": "Validation loss",
-    "theta": "Mean threshold",
-    "diagonal_mean": "Mean of w_i . d_i (shade: least to largest)",
-    "mu_W": "mu_W, with w_i . d_i scaled to 1",
-    "off_diagonal": "Rms of w_i . d_j, with w_i . d_i scaled to 1",
-    "mismatch": "Coupling: |S - (I - W'D)| / |S|",
+# The title and the vertical axis of the panels of a training.
+_WATCHED = {
+    "validation": ("Validation loss", "loss"),
+    "theta": ("Mean threshold", "mean theta"),
+    "diagonal_mean": ("Mean of w_i . d_i (shade: least to largest)", "w_i . d_i"),
+    "mu_W": ("Coherence, with w_i . d_i scaled to 1", "mu_W"),
+    "off_diagonal": ("Rms of w_i . d_j, with w_i . d_i scaled to 1", "rms of w_i . d_j"),
+    "mismatch": ("Coupling of S and W", "|S - (I - W'D)| / |S|"),
 }
 # The largest values that a comparison draws: a method that diverges must not flatten the others.
 _MOST_DECIBELS, _MOST_GAP, _MOST_COHERENCE = 20.0, 1e3, 2.0
@@ -274,7 +275,8 @@ def _lines(panel: "Axes", watch: Any, name: str) -> int:
             panel.axhline(float(shown), color=colour, linestyle="--", linewidth=0.8)
     if log:
         panel.set_yscale("log")
-    tidy(panel, title=_TITLES[name], xlabel="training step")
+    title, ylabel = _WATCHED[name]
+    tidy(panel, title=title, xlabel="training step", ylabel=ylabel)
     mark_outside(panel, {n: (steps, line) for n, line in lines.items()}, colours, log)
     return depth
 

@@ -67,7 +67,7 @@ def features(found: Mapping[str, Any]) -> "Figure":
             if quantity == "zeros":
                 after = [_summary(group, "zeros of x*")[1] for group in pooled]
                 panel.plot(at, after, "o", color=colour, markerfacecolor="white")
-        tidy(panel, title=title, ylabel=ylabel)
+        tidy(panel, title=title, xlabel="layer", ylabel=ylabel)
         panel.set_xticks(range(len(layers)), [name.removesuffix(".features") for name in layers])
     note(panels[0, 0], ["circles: after the pursuit"])
     handles, labels = panels[0, 0].get_legend_handles_labels()

@@ -106,7 +106,7 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
         >>> Step = ur.dictionary_learning.Step
         >>> fig = ur.plots.learning({"ksvd": [Step(1, 0.9, 0.1, replaced=3), Step(2, 0.5, 0.2)]})
         >>> fig.axes[0].get_xlabel()
-        'seconds\\natoms replaced (circles): ksvd 3'
+        'time, s\\natoms replaced (circles): ksvd 3'
     """
     if not histories or not all(map(len, histories.values())):
         raise ValueError(
@@ -130,7 +130,7 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
             replaced.append(f"{name} {counts.sum()}")
     if log:
         panel.set_yscale("log")
-    tidy(panel, title="Learning", xlabel="seconds", ylabel="mean objective")
+    tidy(panel, title="Learning", xlabel="time, s", ylabel="mean objective")
     note(panel, [f"atoms replaced (circles): {'; '.join(replaced)}"] if replaced else [])
     mark_outside(panel, lines, colours, log)
     fig.legend(loc="outside lower center", ncols=2, frameon=False)
