@@ -807,7 +807,7 @@ def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path)
             layer, layer.init(None, D), D, sample, checkpoint=tmp_path, **options
         )
 
-    with pytest.warns(UserWarning, match="The training diverges"):
+    with pytest.warns(UserWarning, match="Training diverged"):
         straight = curriculum()
     assert straight.history.records[1].validation > straight.history.records[0].validation
     assert_same_run(curriculum(), straight)

@@ -559,7 +559,7 @@ def test_codes_no_worse_than_zero_are_not_marked(problem):
     silent = silent._replace(steps=silent.steps._replace(theta=1e3 * silent.steps.theta))
     found = compare({"quiet": (LISTA_CP, silent)}, D, Y, X)
     assert not found.diverged and found.silent == ("quiet",)
-    assert found.table().endswith("\n\nSilent, all codes are zero: quiet.")
+    assert found.table().endswith("\n\nThese methods return only zeros: quiet.")
     for lam in (None, LAM):
         exact = compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X, lam=lam)
         assert not exact.diverged and not exact.silent

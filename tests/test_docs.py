@@ -132,6 +132,16 @@ def test_files_that_are_named_exist(path):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_words_of_the_house():
+    """Programs do not come back or go on; "training" is an activity, a run or a fit is a thing."""
+    habits = r"\b(comes?|came) back\b|\bgo(es)? on\b|\btrainings\b"
+    habits += r"|\b(an?|one|every|each|two) training\b(?! (step|loss|batch|set|image|signal))"
+    sources = [README, CONTRIBUTING, *PAGES, *(ROOT / "unrolled").rglob("*.py")]
+    texts = {path.relative_to(ROOT): path.read_text() for path in sources}
+    found = [f"{path}: {m[0]}" for path, text in texts.items() for m in re.finditer(habits, text)]
+    assert not found, "\n".join(found)
+
+
 @each([GALLERY, CONTRIBUTING])
 def test_the_command_for_whole_notebooks_selects_them(path):
     """They are slow tests, which `addopts` leaves out of any other selection."""

@@ -352,7 +352,7 @@ BAD_OPTIONS = {
     "missing": (
         lambda: layers.liht(K),
         TypeError,
-        "^liht: sparsity is missing .s, how many entries to keep.*; the options are",
+        "^liht: sparsity is missing .number s of entries that a step keeps.*; the options are",
     ),
     "no depth": (lambda: ur.alista(), TypeError, "^alista: depth is missing .K, the number of st"),
     "by position": (

@@ -277,7 +277,7 @@ def test_a_search_that_ends_above_zero_codes_says_so():
 def test_a_lasso_training_that_starts_above_ista_says_so_before_its_first_step():
     layer = ur.layers.liht(K, sparsity=N)  # no shrinkage at all
     params = layer.init(None, jnp.asarray(D))
-    with pytest.warns(UserWarning, match="fit: the training starts above ISTA of the same depth:"):
+    with pytest.warns(UserWarning, match="fit: the start is worse than ISTA of the same depth:"):
         found = fit(Y, layer=layer, params=params, loss=ur.training.lasso(0.3), steps=0)
     assert found.history.ista < found.judged["first"] < found.history.zero
 

@@ -286,7 +286,7 @@ def test_best_has_the_smallest_validation_loss(D, sample):
     Y, X = sample(jax.random.key(5))
     params, held = layer.init(jax.random.key(9), D), []
     found = told_once(
-        "The training diverges",
+        "Training diverged",
         layer,
         D,
         sample,
@@ -663,7 +663,7 @@ def test_a_masked_optimizer_trains_a_part(D, sample):
     assert not same(found.params.steps.theta, params.steps.theta)
 
 
-# Training that does nothing, or that does harm
+# Training that changes nothing, or that does harm
 
 
 def test_thresholds_of_theory_that_silence_every_entry_are_reported(D, sample):
@@ -671,7 +671,7 @@ def test_thresholds_of_theory_that_silence_every_entry_are_reported(D, sample):
     layer = FAMILIES["alista"]
     with pytest.warns(analytic.HypothesisWarning):
         params = analytic.alista(D, depth=DEPTH, sparsity=5, bound=3.0)
-    match = "fit: the training does nothing: all codes are zero: .* Try analytic.calibrate first$"
+    match = "fit: training changes nothing: all codes are zero, .* Try analytic.calibrate first$"
     found = told_once(match, layer, D, sample, params, steps=8, evaluate_every=2)
     assert same(found.params, params) and not found.worsened
 
@@ -692,7 +692,7 @@ def test_a_last_step_that_silences_every_entry_is_reported(D, sample):
 def test_a_silent_curriculum_is_reported_once(D, sample):
     layer = layers.alista(2, theta=100.0)
     options = dict(key=0, steps_per_stage=2, validation=sample(jax.random.key(8)))
-    with pytest.warns(UserWarning, match="curriculum: the training does nothing: all") as told:
+    with pytest.warns(UserWarning, match="curriculum: training changes nothing: all") as told:
         training.curriculum(layer, layer.init(None, D), D, sample, **options)
     assert len(told) == 1
 
@@ -701,13 +701,13 @@ def test_a_gradient_of_zero_is_reported(D, sample):
     def of_signals(codes, X, D, Y):
         return jnp.sum(Y**2)
 
-    match = "does nothing: the gradient is zero at every leaf that is trained"
+    match = "changes nothing: the gradient is zero at every leaf that is trained"
     told_once(match, FAMILIES["ista"], D, sample, steps=4, loss=of_signals)
 
 
 @pytest.mark.slow
 def test_a_loss_that_does_not_move_is_reported(D, sample):
-    match = "does nothing: the validation loss stays at .* although its gradient is not zero"
+    match = "changes nothing: the validation loss stays at .* although its gradient is not zero"
     told_once(match, FAMILIES["ista"], D, sample, steps=4, optimizer=optax.sgd(0.0))
     late = optax.sgd(optax.piecewise_constant_schedule(0.0, {0: 1.0}))  # rate 0 throughout
     told_once(match, FAMILIES["ista"], D, sample, steps=4, evaluate_every=1, optimizer=late)
@@ -726,7 +726,7 @@ def test_divergence_is_reported(D, sample):
     """A loss above the start is a field; one above that of zero codes is a warning too."""
     batch = sample(jax.random.key(8))
     found = told_once(
-        "fit: at the end .* worse than zero codes: .* The training diverges: it began with ",
+        "fit: at the end .* worse than zero codes: .* Training diverged from ",
         FAMILIES["lista_cp"],
         D,
         sample,
@@ -757,7 +757,7 @@ def test_a_start_above_zero_codes_is_reported(D, sample):
     told_once(match, layer, D, sample, far, steps=0)  # at the first evaluation, before any step
     with pytest.warns(UserWarning) as told:
         found = run(layer, D, sample, far, steps=1, optimizer=optax.sgd(1e-9))
-    ends = "fit: at the end .* worse than zero codes: .* The training began with .* try more steps"
+    ends = "fit: at the end .* worse than zero codes: .* Training improved from .* try more steps"
     assert [bool(re.search(p, str(w.message))) for p, w in zip((match, ends), told)] == [True] * 2
     first, last = (found.history.records[i].validation for i in (0, -1))
     assert last <= first and found.worsened

@@ -1,4 +1,4 @@
-"""Signals that let a training finish its step and save before the process ends."""
+"""Signals that let a run finish its step and save before the process ends."""
 
 import signal
 import threading

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Processes(NamedTuple):
-    """Those whose devices share a training; a training of one process needs none of this."""
+    """Those whose devices share a run; a run of one process needs none of this."""
 
     several: bool = False
 

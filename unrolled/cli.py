@@ -122,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with plain_warnings(), never_silent(), kept_programs(no_cache) as message:
             arguments.run(arguments)
-    except SystemExit as stop:  # by SIGTERM, when a training has saved itself
+    except SystemExit as stop:  # by SIGTERM, when a run has saved itself
         return stop.code if isinstance(stop.code, int) else _ERROR
     if message:
         print(message, file=sys.stderr)

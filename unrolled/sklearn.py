@@ -153,7 +153,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 check_dictionaries(self.method_, len(Ds), _NAME)
             else:
                 params = self._params(Ds)
-            # Arrays of JAX would come back from a pickle in float32.
+            # A pickle would return arrays of JAX in float32.
             self.dictionary_, self.params_ = jax.tree.map(np.asarray, (Ds, params))
         return self
 
@@ -444,7 +444,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 yield X[order[first : first + size]]
 
     def _keep(self, found: dictionary_learning.Learned) -> None:
-        # Arrays of JAX would come back from a pickle in float32.
+        # A pickle would return arrays of JAX in float32.
         D, X, _, _, state = jax.tree.map(np.asarray, found)
         self.learned_ = found._replace(D=D, X=X, state=state)
         self.dictionary_ = np.asarray(D)

@@ -71,10 +71,10 @@ def calibrate(
     .. math:: \theta_k \leftarrow t \, \theta_k, \qquad k = 1, \dots, K,
 
     where t = 1 is the greedy choice. Both see three quarters of the sample. The last quarter is
-    held back: the start comes back, with a warning, where it has the smaller error on it. (Fewer
-    than four signals do both.) The error is that of the codes or, without known codes, a loss such
-    as the objective of the LASSO. With a loss the second pass also begins at the start, and the
-    smaller loss on the sample decides.
+    held back: `calibrate` keeps the start, with a warning, where that has the smaller error on it.
+    (Fewer than four signals do both.) The error is that of the codes or, without known codes, a
+    loss such as the objective of the LASSO. With a loss the second pass also begins at the start,
+    and the smaller loss on the sample decides.
 
     The fields whose role is "threshold", "relative threshold" or "step size" (theta, the alpha of
     LAMP, gamma) are set; a field with several entries gets one value. Steps x <- shrink(x + W'(y -
@@ -101,7 +101,7 @@ def calibrate(
         params of the same form.
 
     Warns:
-        UserWarning: the start comes back, or the codes diverge: on the held-back signals they are
+        UserWarning: the start is kept, or the codes diverge: on the held-back signals they are
             worse than zero codes.
 
     Raises:
@@ -262,13 +262,14 @@ def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, ...]:
 
 
 def _is_worse(start: _Judged, found: _Judged, aim: Loss) -> bool:
-    """Whether the start is better on the held-back signals; it then comes back, with a warning."""
+    """Whether the start is better on the held-back signals; it is then kept, with a warning."""
     if found.later <= start.later:
         return False
     what = "NMSE" if aim is squared else "loss"
     _checks.warn(
-        f"calibrate: the start comes back. Its {what} on {start.held_back} held-back signals is "
-        f"{start.text(aim)}, that of what was found is {found.text(aim)}"
+        "calibrate: kept the start; the search found nothing better "
+        f"({what} on {start.held_back} held-back signals: start {start.text(aim)}, "
+        f"best found {found.text(aim)})"
     )
     return True
 
@@ -277,8 +278,7 @@ def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
     """Warn of codes that are all zero, or worse than zero codes on the held-back signals."""
     if end.silent and X is None:
         _checks.warn(
-            "calibrate: all codes are zero: no thresholds have a smaller loss than zero codes. Try "
-            "a smaller lam"
+            "calibrate: all codes are zero, as no thresholds give a smaller loss. Try a smaller lam"
         )
     if exceeds(end.later, end.later_zero):
         rows = jax.tree.map(lambda rows: rows[-end.held_back :], (Y, X))

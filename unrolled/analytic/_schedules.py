@@ -304,7 +304,7 @@ def _warned(found, sparsity: int, at: Callable, D: Dictionary, activation: Activ
         _checks.warn(
             f"the theory does not cover s = {sparsity}{name}: contraction a = "
             f"{found.contraction:.4g} (expected < 1); the largest admissible s is "
-            f"{max(covered, default=0)}. The thresholds come back but do not contract; try "
+            f"{max(covered, default=0)}. The returned thresholds do not contract; try "
             "analytic.calibrate on a sample, or training",
             HypothesisWarning,
         )

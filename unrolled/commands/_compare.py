@@ -162,7 +162,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _restored(paths: tuple[Path, ...], D: list[Path]) -> dict[str, training.Fit]:
-    """The weights of files as results of a training, by their paths.
+    """The weights of files as results of `fit`, by their paths.
 
     Raises:
         ValueError: weights without a layer, or without a dictionary where none is given.

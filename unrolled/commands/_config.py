@@ -53,10 +53,13 @@ class Option(NamedTuple):
         """The flag of the option; its help says what it is in each family."""
         # A switch takes no text, which another family may want.
         fields = sorted(self.fields.values(), key=lambda field: records.kind_of(field) is bool)
-        helps: dict[str, list[str]] = {}
+        helps: dict[tuple[str, str], list[str]] = {}
         for family, field in self.fields.items():
-            helps.setdefault(field.metadata["help"], []).append(family)
-        text = "; ".join(f"{help} ({', '.join(names)})" for help, names in helps.items())
+            default = field.default  # absent, None or False are no news
+            known = isinstance(default, int | float | str) and default is not False
+            told = f"; default {default}" if known else ""
+            helps.setdefault((field.metadata["help"], told), []).append(family)
+        text = "; ".join(f"{help} ({', '.join(f)}{told})" for (help, told), f in helps.items())
         records.add_flag(group, fields[0], None if "" in self.fields else text.strip())
 
 

@@ -15,7 +15,7 @@ _TEXT = """\
 The features of a convolutional layer are codes: its filters, scaled to norm 1, are the atoms of a
 dictionary D, its biases thresholds theta, its input a signal y. With ReLU the layer is one step of
 nonnegative ISTA from zero on J(x) = 1/2 |y - D x|^2 + theta' x. A pursuit with the same D and theta
-goes on to the minimum x*. Here are means over {n} test images, and over seeds with the half width
+ends at the minimum x*. Here are means over {n} test images, and over seeds with the half width
 of the 95 % t interval. *mu*: coherence of the filters. *admitted*: nonzeros in a stripe (all
 coefficients whose atoms overlap one position) up to which theory calls a code unique. *fullest
 stripe*: nonzeros in that of an image. *theta < 0*: share of filters with a positive bias, which

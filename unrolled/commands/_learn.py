@@ -32,7 +32,7 @@ _METHODS = ("online", "ksvd", "mod")
 _PERIOD = 5.0  # seconds between two lines of progress
 _BATCH = 512
 _FIRST = 2000  # signals of a stream whose mean norm gives lam, and whose codes are drawn
-# In the folder: the result, and what an interrupted call goes on from.
+# In the folder: the result, and where an interrupted call continues.
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
 
 

@@ -1,4 +1,4 @@
-"""`unrolled train`: one training in its run folder, from a configuration to weights."""
+"""`unrolled train`: one run in its folder, from a configuration to weights."""
 
 import argparse
 import contextlib
@@ -54,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="share the training with other processes: those of SLURM, or those of the next three",
+        help="share the run with other processes: those of SLURM, or those of the next three",
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     parser.add_argument("--processes", type=int, metavar="N", help="the number of processes")
@@ -110,7 +110,7 @@ def train(
 ) -> Summary:
     """Train as a TOML file and flags say, or continue the run of a folder.
 
-    Several processes share one training and one folder, in which the first alone writes.
+    Several processes share one run and one folder, in which the first alone writes.
 
     Raises:
         ConfigError: see `load`; also a folder that is not empty, or holds another run than the one
@@ -197,7 +197,7 @@ def _saved(folder: Path) -> Path:
 
 
 def _grown(saved: Config, config: Config) -> Config:
-    """The saved configuration, with the steps of this one if a run may go on beyond its end."""
+    """The saved configuration, with the steps of this one if a run may continue beyond its end."""
     before, steps = saved.training, config.training.steps
     longer = before.method == "end_to_end" and before.schedule == "constant"
     if not (longer and steps > before.steps):

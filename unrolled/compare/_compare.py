@@ -102,7 +102,7 @@ def compare(
     as the LASSO with another lam; no objective marks them.
 
     Args:
-        methods: name -> (layer, params), or the `Fit` of a training, of which the best params run
+        methods: name -> (layer, params), or the result of `fit`, of which the best params run
             with the dictionary that they were trained with. For networks (network, params). The
             codes of any other solver, such as a pursuit, stand for themselves: an array in the
             shape of X, for networks a tuple of them; they have one step, the last.

@@ -152,7 +152,7 @@ class Comparison(NamedTuple):
         """
         far = [f"{name} diverges: {found.reason}." for name, found in self.diverged.items()]
         quiet = "; ".join(self.silent)
-        notes = [*far, *([f"Silent, all codes are zero: {quiet}."] if quiet else [])]
+        notes = [*far, *([f"These methods return only zeros: {quiet}."] if quiet else [])]
         notes += self.remarks
         if n := self.uncertified:
             told = "1 signal is" if n == 1 else f"{n} signals are"

@@ -172,8 +172,7 @@ class Evolution:
     def _seen(self) -> list[Evaluation]:
         if not self.evaluations:
             raise ValueError(
-                "evolution: there is no evaluation yet; "
-                "pass it to a training, fit(..., callbacks=[watch])"
+                "evolution: there is no evaluation yet; pass it to fit(..., callbacks=[watch])"
             )
         return self.evaluations
 

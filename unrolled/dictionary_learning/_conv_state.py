@@ -28,7 +28,7 @@ _PERIOD, _TURNS = 10, 3
 
 
 class Ahead(NamedTuple):
-    """What `convolutional` goes on with beside D and X: where its next sweep begins."""
+    """What `convolutional` continues with beside D and X: where its next sweep begins."""
 
     filters: Array  # (n_atoms, n_channels, *kernel)
     X: Array  # (n, d)

@@ -1,4 +1,4 @@
-"""A learning that goes on: from its own result, or from a file that the same call has written."""
+"""Learning that continues from its own result, or from a file that the same call has written."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Keeper:
-    """The history of one learning, its clock, and its file with what it needs to go on.
+    """The history of one learning, its clock, and its file with what it needs to continue.
 
     Args:
         path: of the file; None for none.

@@ -43,7 +43,7 @@ def features(
     .. math:: J(x) = \tfrac12 \|y - D x\|^2 + \sum_i theta_i x_i, \quad x \ge 0,
 
     where y is the input of the layer. A pursuit with the same D and theta starts at the best
-    multiple of x and goes on to the minimiser x*. How far x* is from x tells how good a sparse
+    multiple of x and ends at the minimiser x*. How far x* is from x tells how good a sparse
     coder the layer is, apart from its scale: see `Pursued`. Of other activations x is the positive
     part of the features.
 

@@ -1,7 +1,7 @@
 """The compiled steps of a run: one update, one evaluation, and the state that they pass on.
 
 All randomness is drawn from the key of the run and the number of the step or epoch: the state holds
-no key, and a run goes on from a saved state as if it had not stopped.
+no key, and a run continues from a saved state as if it had not stopped.
 """
 
 import functools

@@ -118,7 +118,7 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
         return {entry: found[entry] for entry in ("X", "truth", "predicted")}
     except (ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: not the pictures of a row ({error}); remove the file to go on without them"
+            f"{path}: not the pictures of a row ({error}); remove the file to continue without them"
         ) from error
 
 

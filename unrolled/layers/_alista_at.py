@@ -91,7 +91,7 @@ class alista_at(Selecting):
         choices=("code", "residual"),
         help='what sets the thresholds: "code", the mean magnitude of W\'r; "residual", that of r',
     )
-    onsager: bool = option(default=False, help="the correction of message passing, not momentum")
+    onsager: bool = option(default=False, help="use the correction of message passing, no momentum")
     theta: float = option(
         default=1.5, least=0, help="threshold per mean magnitude at the start, times gamma"
     )

@@ -51,7 +51,7 @@ class Looped(Interned):
         help='precision of the matrix products; below "highest" the thresholds of the theory '
         "may fail",
     )
-    unroll: int = option(default=1, least=1, help="how many steps one turn of the scan runs")
+    unroll: int = option(default=1, least=1, help="number of steps in one turn of the scan")
     remat: bool = option(
         default=False,
         help="keep only the states of the forward pass, and recompute each step in the backward "

@@ -58,7 +58,7 @@ class liht(Layer):
         [0.   1.99 0.   0.   0.   0.   0.   0.  ]
     """
 
-    sparsity: int = option(least=1, help="s, how many entries to keep; from d on all are kept")
+    sparsity: int = option(least=1, help="number s of entries that a step keeps; d keeps all")
 
     forms = (Unrolled(None, Matrices),)
 

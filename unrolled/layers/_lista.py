@@ -72,7 +72,7 @@ class lista(FromISTA, Selecting):
         (2, 8, 8)
     """
 
-    tied: bool = option(default=True, help="`init` gives B and S once, not once per step")
+    tied: bool = option(default=True, help="start with one B and S for all steps, not one per step")
 
     forms = (Unrolled(Matrices, Threshold), Unrolled(None, MatricesAndThreshold))
 

@@ -39,7 +39,7 @@ class lista_cp(Coupled, FromISTA, Selecting):
         True
     """
 
-    tied: bool = option(default=True, help="`init` gives W once, not once per step")
+    tied: bool = option(default=True, help="start with one W for all steps, not one per step")
 
     forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
 

@@ -73,7 +73,7 @@ class na_alista(Selecting):
     """
 
     units: int = option(
-        default=32, least=1, help="n, the units of the LSTM; the paper uses 32 to 256"
+        default=32, least=1, help="number of units of the LSTM; the paper uses 32 to 256"
     )
     threshold: float = option(
         default=3.0, above=0, help="tau per gamma at the start, in units of the residual"

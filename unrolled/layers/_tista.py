@@ -66,8 +66,8 @@ class tista(Estimating):
         [3, 7]
     """
 
-    noise: float = option(default=0.0, least=0, help="sigma^2, the noise variance per entry of y")
-    onsager: bool = option(default=False, help="the correction of message passing")
+    noise: float = option(default=0.0, least=0, help="variance sigma^2 of the noise per entry of y")
+    onsager: bool = option(default=False, help="use the correction of message passing")
 
     forms = (Unrolled(Fixed, Step),)
 

@@ -1,4 +1,4 @@
-"""The figures of a comparison and of a training that was watched."""
+"""The figures of a comparison and of a run that was watched."""
 
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The title and the vertical axis of the panels of a training.
+# The title and the vertical axis of the panels of a run.
 _WATCHED = {
     "validation": ("Validation loss", "loss"),
     "theta": ("Mean threshold", "mean theta"),
@@ -23,7 +23,7 @@ _WATCHED = {
 }
 # The largest values that a comparison draws: a method that diverges must not flatten the others.
 _MOST_DECIBELS, _MOST_GAP, _MOST_COHERENCE = 20.0, 1e3, 2.0
-_LEAST_DECIBELS = -120.0  # of the errors of exact codes, which go on to those of rounding
+_LEAST_DECIBELS = -120.0  # below are the errors of rounding
 _MOST_THRESHOLD = 1e3  # medians
 _MOST_FALL = 5.0  # dB per step
 _SLOPE_STEPS = 4  # over which the line of a rate goes

@@ -66,7 +66,7 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
 
 
 def losses(records: Sequence[Any]) -> "Figure":
-    """The validation loss of a training at every evaluation, and the training loss before it.
+    """The validation loss of a run at every evaluation, and the training loss before it.
 
     Args:
         records: `history.records` of `training.fit`, or of the stages of a curriculum in a row.

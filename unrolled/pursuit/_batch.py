@@ -2,7 +2,7 @@ r"""The LASSO of many signals in one dictionary, in stages, every code certified
 
 A few steps of ADMM in float32 nearly find the support and the signs of a code. Given these the code
 solves a small linear system, in float64; a wrong guess is corrected by the signs and the violated
-constraints that its solution shows, and only signals without a certificate go on to further steps.
+constraints that its solution shows, and only signals without a certificate take further steps.
 Everything is numpy on the host, where threads share the signals; every product is a matrix product.
 """
 

@@ -194,22 +194,17 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
 
 def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
     """The remark and the caution of `Starts`."""
-    largest = theory.max_sparsity(mu_W, d)
-    remark = (
-        f"Theory, for s = {s} nonzeros (the most in the sample) and W with mu_W = "
-        f"{mu_W:.4f}: contraction a = {schedule.contraction:.3g}, so holds is "
-        f"{schedule.holds}. "
-    )
+    largest, a = theory.max_sparsity(mu_W, d), f"{schedule.contraction:.3g}"
+    covered = f"up to {largest} nonzeros and this sample has up to {s} (contraction {a}"
     if schedule.holds:
-        return remark + f"It certifies up to s = {largest}.", ""
+        return f"Guaranteed, with mu_W = {mu_W:.4f}: theory covers {covered} < 1).", ""
     caution = (
-        f"Theory certifies up to s = {largest} nonzeros and the sample has {s}: the analytic "
-        f"thresholds grow by a factor of about {schedule.contraction:.3g} a step instead of "
-        "shrinking."
+        f"No guarantee here: theory covers {covered}, not below 1), so the analytic thresholds "
+        f"grow by a factor of about {a} per step instead of shrinking."
     )
     return (
-        f"{remark}{caution} The analytic rows show what an uncertified schedule does. Calibration "
-        "keeps W and chooses thresholds on the sample; training moves everything."
+        f"{caution} The analytic rows show what an uncertified schedule does. Calibration keeps W "
+        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training moves everything."
     ), caution
 
 

@@ -191,7 +191,7 @@ class Steps:
 def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) -> Iterator[Steps]:
     """The steps of a folder that no other training uses meanwhile.
 
-    Of several processes of one training the first locks it, sweeps it and writes.
+    Of several processes of one run the first locks it, sweeps it and writes.
 
     Raises:
         CheckpointError: not a folder, not writable, or in use.

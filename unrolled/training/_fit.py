@@ -56,8 +56,8 @@ def fit(
 ) -> Fit:
     """Train params (and D) from where they are, by any optax optimiser.
 
-    One compiled step draws the batch of training step k as `sample(fold_in(key, k))`, so a training
-    is a function of its arguments. Thresholds (fields with the role "threshold") are trained as
+    One compiled step draws the batch of training step k as `sample(fold_in(key, k))`, so a run is
+    a function of its arguments. Thresholds (fields with the role "threshold") are trained as
     abs(theta) and stay non-negative. Leaves inside a `layers.Fixed` (ALISTA's W), and those that
     `trainable` freezes, do not change, whatever the optimiser does. A learned D keeps unit atoms.
 
@@ -109,11 +109,11 @@ def fit(
         the last and the best params, D, and the history.
 
     Warns:
-        UserWarning: of a training that does nothing (all codes are zero, the gradient is zero at
-            the start, or the validation loss never moves), of one that starts, or ends, with a
-            validation loss above that of zero codes, and of one by `training.lasso` that starts
-            above ISTA. `worsened` of the result tells the end, and also a loss that only exceeds
-            that of the start.
+        UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
+            start, or the validation loss never moves); the start or the end has a validation loss
+            above that of zero codes; the start, for `training.lasso`, has one above that of ISTA.
+            `worsened` of the result tells the end, and also a loss that only exceeds that of the
+            start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
@@ -201,8 +201,9 @@ def watcher(
 ) -> Iterator[Callable[[Progress, int], None]]:
     """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
 
-    It warns of a training that does nothing, and of one that is worse than zero codes; `of_lasso`,
-    where the loss is the objective of the LASSO after the last step, also of a start above ISTA.
+    It warns of training that changes nothing, and of codes that are worse than zero codes. With
+    `of_lasso`, where the loss is the objective of the LASSO after the last step, it also warns of a
+    start above ISTA.
     """
     if not loop.processes.is_first:
         progress, log = False, None

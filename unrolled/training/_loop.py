@@ -44,7 +44,7 @@ def make_loop(
     accumulate: int = 1,
     mesh: Mesh | None = None,
 ) -> "Loop":
-    """Compile a training once, for any number of stages.
+    """Compile a run once, for any number of stages.
 
     `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage. `lam`
     is that of the ISTA beside which a layer is judged; None for none. A step sees `accumulate`

@@ -83,7 +83,7 @@ def lasso(lam: ArrayLike) -> Loss:
         blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
         return sum(jnp.mean(objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
 
-    loss.lam = lam  # type: ignore[attr-defined]  # of the ISTA beside which a training is judged
+    loss.lam = lam  # type: ignore[attr-defined]  # of the ISTA beside which a run is judged
     loss.of_lasso = True  # type: ignore[attr-defined]
     return loss
 
