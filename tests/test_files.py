@@ -6,30 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import unrolled as ur
 from unrolled import _runs
 from unrolled._files import whole_file, write_whole
-from unrolled.commands._partial import partial_arrays
 
-# It writes a file and two arrays of codes, says so, and waits to be killed.
+# It writes a file, says so, and waits to be killed.
 WRITER = """
 import os, sys
 from pathlib import Path
-import numpy as np
 if "named" in sys.argv:  # as where the system has no files without a name
     del os.O_TMPFILE
 from unrolled._files import whole_file
-from unrolled.commands._partial import partial_arrays
-with whole_file(Path("state.npz")) as file, partial_arrays(Path("X.npy"), {"X": (9, 2)}) as append:
-    with partial_arrays(Path("X.npz"), {"X": (9, 2), "Z": (9, 3)}) as gather:
-        file.write(bytes(100_000))
-        append({"X": np.ones((4, 2))})
-        gather({"X": np.ones((4, 2)), "Z": np.ones((4, 3))})
-        print("written", flush=True)
-        sys.stdin.read()
+with whole_file(Path("state.npz")) as file:
+    file.write(bytes(100_000))
+    print("written", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -58,17 +51,13 @@ def test_a_killed_writer_leaves_nothing_but_the_file_before(tmp_path):
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     """Without files that have no name; what another process is writing stays."""
     left = killed(tmp_path, "named")
-    assert [name.split(".")[1:3] for name in left] == [["X", "npy"], ["X", "npz"], ["state", "npz"]]
+    assert [name.split(".")[1:3] for name in left] == [["state", "npz"]]
     (tmp_path / ".state.npz.notes").write_text("of the user")
     with whole_file(tmp_path / "state.npz") as file:
         write_whole(tmp_path / "state.npz", b"by another")
         file.write(b"at last")
     assert (tmp_path / "state.npz").read_bytes() == b"at last"
-    with partial_arrays(tmp_path / "X.npy", {"X": (1, 2)}) as append:
-        append({"X": np.ones((1, 2))})
-    with partial_arrays(tmp_path / "X.npz", {"X": (1, 2)}) as append:
-        append({"X": np.ones((1, 2))})
-    assert sorted(os.listdir(tmp_path)) == [".state.npz.notes", "X.npy", "X.npz", "state.npz"]
+    assert sorted(os.listdir(tmp_path)) == [".state.npz.notes", "state.npz"]
 
 
 def test_a_place_has_one_process_even_when_its_lock_goes_meanwhile(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 
 from unrolled import datasets, dictionaries, problems, studies, training
 from unrolled._pursuits import PURSUITS
+from unrolled.commands._coders import restore_model
 from unrolled.commands._console import Say, teller
-from unrolled.commands._encode import restore_model
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals, weights_of
 from unrolled.commands._pursuit_options import OPTIONS, add_options, given_options, names
 from unrolled.commands._report import (

@@ -2,45 +2,35 @@
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from unrolled import datasets, problems, training
+from unrolled import datasets, training
 from unrolled._files import check_writable
-from unrolled._numbers import norm
-from unrolled._pursuits import (
-    CHAIN,
-    PURSUITS,
-    ROUNDINGS,
-    check_dictionaries,
-    check_options,
-    is_relative,
-    pursue,
+from unrolled._pursuits import ROUNDINGS, check_dictionaries, check_options, is_relative
+from unrolled.commands._certified_codes import uncertified
+from unrolled.commands._coders import CHUNK as _CHUNK
+from unrolled.commands._coders import (
+    Coder,
+    coder_of_pursuit,
+    coder_of_weights,
+    residual_norms,
 )
-from unrolled._text import in_rows
-from unrolled.commands._certified_codes import CertifiedCodes, uncertified
 from unrolled.commands._console import Say, show, teller
+from unrolled.commands._encoded import Encoded, Line, encoded
 from unrolled.commands._inputs import (
     check_length,
     in_float32,
     open_signals,
-    read_dictionary,
     weights_of,
 )
-from unrolled.commands._partial import partial_arrays
 from unrolled.commands._pursuit_options import add_options, given_options, names
-from unrolled.dictionaries import Dictionary, as_chain
-from unrolled.layers import Layer
-from unrolled.networks import Network
+from unrolled.commands._rows import Shapes, discard, gather, open_rows, whole_rows
 
-_CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
 _PERIOD = 5.0  # seconds between two lines of progress
 
 
@@ -54,7 +44,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
         "Where nothing\nis in the units of the signals, as with --ratio or --sparsity alone, a "
         "signal whose norm is below\n8 roundings of the largest one in float32 is zero beside it: "
-        "it is coded as zero, and counted.",
+        "it is coded as zero, and counted.\nWhat is stopped or killed goes on where it was, by the "
+        "same command.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
@@ -93,6 +84,20 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "only ones of least l1 norm; of one dictionary; a .npz file has them as the entry "
         "certified, (signals, 1), of 1 and 0",
     )
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="code the I-th of N parts alone, into the folder CODES.I-of-N: one for each process",
+    )
+    parts.add_argument(
+        "--join",
+        type=_count,
+        metavar="N",
+        help="write CODES from the folders of all N shards, which stay; the other arguments are "
+        "those of the shards",
+    )
     add_options(parser)
     parser.set_defaults(run=run)
     return parser
@@ -109,8 +114,24 @@ def run(arguments: argparse.Namespace) -> None:
         options,
         teller(),
         certify=arguments.certify,
+        shard=arguments.shard,
+        join=arguments.join,
     )
     show(arguments.json, found.to_dict(), found.text())
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """(3, 8) of "3/8"."""
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, as 3/8, got {text!r}")
+    return int(i), int(n)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of shards, got {text!r}")
+    return int(text)
 
 
 def _check_source(
@@ -134,71 +155,58 @@ def _check_source(
     return method
 
 
-class EncodedLayer(NamedTuple):
-    """What the command prints of the codes of one layer."""
+class _Job(NamedTuple):
+    """The signals of a file, and what their codes are computed by and told apart by."""
 
-    atoms: int
-    mean_nonzeros: float
-    relative_residual: float  # norm(Y - X D', "fro") / norm(Y, "fro"), with D_1 ... D_j for D
+    coder: Coder
+    Y: np.ndarray
+    path: Path  # of the signals
+    columns: dict[str, int]  # of every array of codes
+    certify: bool
+    least: float  # signals of a lesser norm are zero beside the largest
+    of: dict[str, Any]  # other codes differ in it
 
-    def text(self) -> str:
-        """The numbers as a line of text."""
-        return (
-            f"{self.atoms} atoms: {self.mean_nonzeros:.1f} nonzeros on average, "
-            f"relative residual {self.relative_residual:.4g}"
+    @property
+    def shapes(self) -> Shapes:
+        """Of the arrays of all codes."""
+        return {name: (len(self.Y), d) for name, d in self.columns.items()}
+
+    def span(self, i: int, n: int) -> tuple[int, int]:
+        """The first row of shard i of n, in whole chunks, and the one after its last."""
+        chunks = -(-len(self.Y) // _CHUNK)
+        if n > chunks:
+            raise ValueError(
+                f"{self.path}: {len(self.Y)} signals are {chunks} chunks of {_CHUNK}; expected at "
+                f"most as many shards, got {n}"
+            )
+        first, last = ((k * chunks // n) * _CHUNK for k in (i - 1, i))
+        return first, min(last, len(self.Y))
+
+    def rows_of(self, i: int, n: int) -> tuple[range, Shapes, dict[str, Any]]:
+        """The first rows of the chunks of a shard, the shapes of its arrays, and what it is of."""
+        first, last = self.span(i, n)
+        shapes = {name: (last - first, d) for name, d in self.columns.items()}
+        return range(first, last, _CHUNK), shapes, {**self.of, "rows": [first, last]}
+
+    def chunk(self, first: int, signals: np.ndarray) -> tuple[dict[str, np.ndarray], Line]:
+        """The codes of a chunk by the name of their array, and what is counted of them."""
+        Ds, nothing = self.coder.Ds, (_norms(signals) < self.least) & signals.any(1)
+        found, missed = self.coder.codes(np.where(nothing[:, None], np.float32(0), signals))
+        codes = [np.asarray(X) for X in found]
+        norms = residual_norms(Ds, signals, codes)
+        _check_finite(codes, norms, first)
+        unproved = uncertified(Ds[0], signals, codes[0]) if self.certify else np.zeros(0, int)
+        proved = np.isin(np.arange(len(signals)), unproved, invert=True)
+        names = [f"X_{j}" for j in range(1, len(Ds) + 1)] if self.coder.chained else ["X"]
+        line = Line(
+            len(signals),
+            [int(np.count_nonzero(X)) for X in codes],
+            (norms**2).sum(1).tolist(),
+            [int(row) + first for row in missed],
+            int(nothing.sum()),
+            (first + unproved).tolist(),
         )
-
-
-class Encoded(NamedTuple):
-    """What the command prints."""
-
-    signals: int
-    layers: tuple[EncodedLayer, ...]
-    chained: bool
-    source: Path | str  # the file, or the folder with the checkpoints; the name of a pursuit
-    missed: tuple[int, ...]  # signals whose codes, by the pursuit, miss their tolerance
-    zeros: int  # signals that are not zero but beside the largest, coded as zero
-    output: str
-    certified: CertifiedCodes | None = None  # where that was asked for
-
-    def text(self) -> str:
-        """The numbers as lines of text, one for each layer of a chain."""
-        lines = [f"{self.signals} signals, {self.layers[0].text()}"]
-        if self.chained:
-            layers = enumerate(self.layers, start=1)
-            lines = [f"{self.signals} signals", *(f"  layer {j}, {x.text()}" for j, x in layers)]
-        if not self.layers[-1].mean_nonzeros and self.layers[-1].relative_residual:
-            small = "lam, ratio or threshold" if isinstance(self.source, str) else "threshold"
-            lines.append(f"all codes are zero: try a smaller {small}")
-        if self.missed:
-            lines.append(f"codes above their tolerance{in_rows(np.asarray(self.missed))}:")
-            lines.append(f"{len(self.missed)} codes miss the tolerance of {self.source}")
-        if self.zeros:
-            beside = "zero beside the largest, to the rounding of float32"
-            lines.append(f"{self.zeros} signals are {beside}: coded as zero")
-        lines += [] if self.certified is None else [self.certified.text()]
-        return "\n".join([*lines, f"{self.source} -> {self.output}"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers as data."""
-        numbers = {"layers": self.layers} if self.chained else self.layers[0]._asdict()
-        of: dict[str, Any] = {"weights": str(self.source)}
-        if isinstance(self.source, str):
-            of = {"method": self.source, "missed_tolerance": len(self.missed)}
-            of |= {"missed_rows": self.missed}
-            of |= {"zero_beside_largest": self.zeros}
-        proved = {} if self.certified is None else self.certified.to_dict()
-        return {"signals": self.signals, **numbers, **of, **proved, "output": self.output}
-
-
-class _Coder(NamedTuple):
-    """What computes codes."""
-
-    codes: Callable[
-        [np.ndarray], tuple[Sequence[ArrayLike], np.ndarray]
-    ]  # and which miss their aim
-    Ds: tuple[Dictionary, ...]
-    chained: bool
+        return {**dict(zip(names, codes)), "certified": proved[:, None]}, line
 
 
 def encode(
@@ -209,8 +217,10 @@ def encode(
     options: dict[str, Any],
     say: Say,
     certify: bool = False,
+    shard: tuple[int, int] | None = None,
+    join: int | None = None,
 ) -> Encoded:
-    """Write the codes of signals, chunk by chunk.
+    """Write the codes of signals, chunk by chunk; after a kill the same call goes on.
 
     Without an aim in the units of the signals, such as with a ratio or a sparsity, rounding would
     be coded like a signal. So a signal is then zero whose norm is below some roundings of the
@@ -223,66 +233,149 @@ def encode(
         options: of the pursuit.
         say: told the progress.
         certify: whether `theory.certify_code` is asked about the codes.
+        shard: (i, n) for the i-th of n parts, in whole chunks, into a folder beside `output`.
+        join: n, to put the folders of n shards together.
 
     Raises:
         ValueError: a chain to certify, files that cannot be read or do not fit together, NaN or
             infinite signals, or such that float32 would lose, an output that is an input, options
-            that a pursuit refuses.
-        OSError: the output cannot be written.
+            that a pursuit refuses, more shards than chunks, shards that are not whole or belong to
+            something else.
+        OSError: the output cannot be written, or a shard is missing.
         ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
     """
     inputs = [source] if isinstance(source, Path) else []
     _check_output(output, [*inputs, signals, *dictionaries])
+    job = _job(source, signals, output.suffix, dictionaries, options, certify)
+    atoms = [D.shape[1] for D in job.coder.Ds]
+    if join is None:
+        written, lines = _computed(job, output, shard, say)
+    else:
+        written, lines = _joined(job, output, join)
+    found = encoded(lines, atoms, job.coder.chained, source, written, certify)
+    if shard is None:
+        return found
+    return found._replace(shard="{}/{}".format(*shard), rows=job.span(*shard))
+
+
+def _job(
+    source: Path | str,
+    signals: Path,
+    suffix: str,
+    dictionaries: list[Path],
+    options: dict[str, Any],
+    certify: bool,
+) -> _Job:
+    """What is to be done, its files read and checked."""
     coder = (
-        _of_weights(source, dictionaries)
+        coder_of_weights(source, dictionaries)
         if isinstance(source, Path)
-        else _of_pursuit(source, dictionaries, options)
+        else coder_of_pursuit(source, dictionaries, options)
     )
-    if certify and len(coder.Ds) > 1:
-        raise ValueError(f"encode: --certify is for one dictionary, got {len(coder.Ds)}")
+    Ds = coder.Ds
+    if certify and len(Ds) > 1:
+        raise ValueError(f"encode: --certify is for one dictionary, got {len(Ds)}")
     Y = open_signals(signals)
-    check_length(signals, Y, coder.Ds[0])
+    check_length(signals, Y, Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    J = len(coder.Ds)
-    entries = [f"X_{j}" for j in range(1, J + 1)] if coder.chained else ["X"]
-    shapes = {name: (len(Y), D.shape[1]) for name, D in zip(entries, coder.Ds)}
-    if certify:  # first: a .npy file has the last array alone
-        shapes = {"certified": (len(Y), 1), **shapes}
+    columns = {f"X_{j}" if coder.chained else "X": D.shape[1] for j, D in enumerate(Ds, start=1)}
+    if suffix == ".npy":  # it has one array: the last codes
+        columns = dict([columns.popitem()])
+    elif certify:
+        columns = {"certified": 1, **columns}
     relative = isinstance(source, str) and is_relative(source, options)
     least = _least_norm(Y, signals) if relative else 0.0
-    nonzeros, squares, told = np.zeros(J), np.zeros(J + 1), time.monotonic()
-    missed: list[int] = []
-    unproved: list[int] = []
-    zeros = 0
-    with partial_arrays(output, shapes) as append:
-        for first in range(0, len(Y), _CHUNK):
-            rows = _rows(Y, signals, first)
-            nothing = (_norms(rows) < least) & rows.any(1)
-            found, more = coder.codes(np.where(nothing[:, None], np.float32(0), rows))
-            codes = [np.asarray(X) for X in found]
-            norms = residual_norms(coder.Ds, rows, codes)
-            _check_finite(codes, norms, first)
-            columns = dict(zip(entries, codes))
-            if certify:
-                missing = uncertified(coder.Ds[0], rows, codes[0])
-                unproved += (first + missing).tolist()
-                columns["certified"] = np.isin(np.arange(len(rows)), missing, invert=True)[:, None]
-            append(columns)
-            nonzeros += [np.count_nonzero(X) for X in codes]
-            squares += (norms**2).sum(1)
-            missed += [int(row) + first for row in more]
-            zeros += int(nothing.sum())
+    of = {**coder.of, "signals": len(Y), "least": least, "certify": certify, "chunk": _CHUNK}
+    of |= {"columns": columns, "versions": training.versions()}
+    return _Job(coder, Y, signals, columns, certify, least, of)
+
+
+def _computed(
+    job: _Job, output: Path, shard: tuple[int, int] | None, say: Say
+) -> tuple[Path, list[dict[str, Any]]]:
+    """What is written, and the lines of its chunks."""
+    folder = output.with_name(f".{output.name}.rows") if shard is None else _folder(output, *shard)
+    with _kept_for_the_next(folder, say):
+        lines = _code(job, folder, shard or (1, 1), say)
+        if shard is not None:
+            return folder, lines
+        gather([folder], job.shapes, output, move=True)
+    discard(folder)
+    return output, lines
+
+
+def _joined(job: _Job, output: Path, n: int) -> tuple[Path, list[dict[str, Any]]]:
+    """The codes of n shards together, and the lines of their chunks."""
+    folders = [_folder(output, i, n) for i in range(1, n + 1)]
+    lines = [line for i, folder in enumerate(folders, 1) for line in _whole(job, folder, i, n)]
+    gather(folders, job.shapes, output)
+    return output, lines
+
+
+def _folder(output: Path, i: int, n: int) -> Path:
+    """The folder of a shard."""
+    return output.with_name(f"{output.name}.{i}-of-{n}")
+
+
+@contextmanager
+def _kept_for_the_next(folder: Path, say: Say) -> Iterator[None]:
+    """Remove a folder of rows after a fault that would come again; say that it is kept after
+    others."""
+    try:
+        yield
+    except BlockingIOError:  # it is that of another process
+        raise
+    except (OSError, KeyboardInterrupt):
+        if folder.exists():
+            say(f"{folder}: keeps the codes so far; the same command goes on with them")
+        raise
+    except Exception:
+        discard(folder)
+        raise
+
+
+def _code(job: _Job, folder: Path, shard: tuple[int, int], say: Say) -> list[dict[str, Any]]:
+    """The lines of all chunks of a shard, which is then whole in its folder."""
+    firsts, shapes, of = job.rows_of(*shard)
+    lines, told, n = [], time.monotonic(), firsts.stop - firsts.start
+    with open_rows(folder, shapes, of) as rows:
+        if rows.before:
+            say(f"{folder}: goes on after {rows.before} chunks of {_CHUNK} signals")
+        if rows.before is None:
+            say(f"{folder}: was of other weights, signals, options or versions; begins anew")
+        for first in firsts:
+            signals = _rows(job.Y, job.path, first)
+            line, done = rows.kept(signals), first - firsts.start + len(signals)
+            if line is None:
+                arrays, counted = job.chunk(first, signals)
+                line = rows.append(signals, arrays, counted._asdict())
+            lines.append(line)
             if time.monotonic() - told > _PERIOD:
                 told = time.monotonic()
-                say(f"{first + len(rows):,} of {len(Y):,} signals")
-    size, *residuals = np.sqrt(squares)
-    layers = tuple(
-        EncodedLayer(D.shape[1], float(count) / len(Y), float(residual / (size or 1)))
-        for D, count, residual in zip(coder.Ds, nonzeros, residuals)
-    )
-    proved = CertifiedCodes(len(Y), tuple(unproved)) if certify else None
-    return Encoded(len(Y), layers, coder.chained, source, tuple(missed), zeros, str(output), proved)
+                say(f"{done:,} of {n:,} signals")
+    return lines
+
+
+def _whole(job: _Job, folder: Path, i: int, n: int) -> list[dict[str, Any]]:
+    """The lines of a shard.
+
+    Raises:
+        FileNotFoundError: there is no such shard.
+        ValueError: it is not whole, or belongs to something else.
+    """
+    firsts, shapes, of = job.rows_of(i, n)
+    lines = []
+    with whole_rows(folder, shapes, of) as rows:
+        for first in firsts:
+            line = rows.kept(_rows(job.Y, job.path, first))
+            if line is None:
+                raise ValueError(
+                    f"{folder}: has {first - firsts.start} of {firsts.stop - firsts.start} rows of "
+                    f"these signals; try --shard {i}/{n}"
+                )
+            lines.append(line)
+    return lines
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
@@ -311,47 +404,6 @@ def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) ->
             )
 
 
-def _of_weights(weights: Path, dictionaries: list[Path]) -> _Coder:
-    model, params, D = _model(weights, dictionaries)
-    chained = isinstance(model, Network)
-
-    def codes(rows):
-        found = apply_in_chunks(model.apply, params, D, jnp.asarray(rows))
-        return found if chained else (found,), np.zeros(0, int)
-
-    return _Coder(codes, D if chained else (D,), chained)
-
-
-def _of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) -> _Coder:
-    Ds = as_chain([read_dictionary(path) for path in dictionaries], "encode")
-
-    def codes(rows):
-        coded = pursue(name, Ds, jnp.asarray(rows), options)
-        return coded.codes, coded.rows
-
-    return _Coder(codes, Ds, PURSUITS[name].takes == CHAIN)
-
-
-def residual_norms(
-    Ds: Sequence[Dictionary], Y: ArrayLike, codes: Sequence[ArrayLike]
-) -> np.ndarray:
-    """norm(y) and then norm(y - D_1 ... D_j x_j) for every layer, (J + 1, signals), float64."""
-    Y = jnp.asarray(Y)
-    found = [norm(Y, 1)]
-    for j, X in enumerate(codes, start=1):
-        signals = jnp.asarray(X)
-        for D in reversed(Ds[:j]):
-            signals = problems.synthesize(D, signals)
-        found.append(norm(Y - signals, 1))
-    return np.asarray(found, float)
-
-
-def relative_residuals(norms: np.ndarray) -> np.ndarray:
-    """norm(Y - D_1 ... D_j X_j) / norm(Y) of every layer, (J,), from those of the signals."""
-    size, *residuals = np.linalg.norm(norms, axis=1)
-    return np.asarray(residuals) / (size or 1)
-
-
 def _check_output(output: Path, inputs: list[Path]) -> None:
     """Raise, before any work, if the codes cannot go to `output`."""
     if output.suffix not in (".npy", ".npz"):
@@ -363,45 +415,3 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
             f"{output}: is read by this command; expected another file to write the codes into"
         )
     check_writable(output.absolute().parent)
-
-
-def _model(weights: Path, dictionaries: list[Path]) -> tuple[Layer | Network, Any, Any]:
-    """The layer or the chain of a weights file, its params and the dictionary or dictionaries."""
-    found = restore_model(weights, dictionaries)
-    model: Any = found.layer
-    try:
-        model.check(found.params, found.D)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{weights}: its weights do not fit its layer: {error}") from error
-    return model, found.params, found.D
-
-
-def restore_model(
-    weights: Path, dictionaries: list[Path], advice: str = "--dictionary"
-) -> training.Restored:
-    """What `training.restore` returns, with a model and the dictionary or dictionaries.
-
-    Raises:
-        ValueError: weights without a layer, or without a dictionary where none is given; several
-            dictionaries for one layer.
-    """
-    found = training.restore(weights)
-    if found.layer is None:
-        raise ValueError(f"{weights}: it names no layer, as the files of `unrolled train` do")
-    if dictionaries:
-        given: Any = tuple(map(read_dictionary, dictionaries))
-        if isinstance(found.layer, Layer):
-            if len(given) > 1:
-                raise ValueError(f"{weights}: its layer has one dictionary, got {len(given)}")
-            given = given[0]
-        found = training.restore(weights, D=given)
-        return found._replace(D=given)
-    if found.D is None:
-        raise ValueError(f"{weights}: has no dictionary; try {advice}")
-    return found
-
-
-@partial(jax.jit, static_argnums=0)
-def apply_in_chunks(apply: Callable, params: Any, D: Any, Y: jax.Array) -> Any:
-    """The codes (signals, d) of many signals (signals, m); of a network a tuple of them."""
-    return jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=_CHUNK)

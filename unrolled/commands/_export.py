@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from unrolled import export
+from unrolled.commands._coders import restore_model
 from unrolled.commands._console import show
-from unrolled.commands._encode import restore_model
 from unrolled.commands._inputs import weights_of
 
 

@@ -11,8 +11,8 @@ from unrolled import metrics, training
 from unrolled._beside import worse_than_zero
 from unrolled._json import plain
 from unrolled._text import markdown
+from unrolled.commands._coders import apply_in_chunks, relative_residuals, residual_norms
 from unrolled.commands._config import to_dict
-from unrolled.commands._encode import apply_in_chunks, relative_residuals, residual_norms
 from unrolled.commands._inputs import WEIGHTS
 from unrolled.commands._report import environment
 from unrolled.commands._sections import Config

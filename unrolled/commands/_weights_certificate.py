@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unrolled import studies
-from unrolled.commands._encode import restore_model
+from unrolled.commands._coders import restore_model
 from unrolled.commands._inputs import weights_of
 
 
