@@ -30,7 +30,7 @@ _GROWTH = 1.5
 _SINGLE = 5
 # Signals that a thread takes at once, enough for its products to be fast; whose arrays are in
 # memory at a time.
-_CHUNK, _BLOCK = 512, 4096
+_CHUNK, BLOCK = 512, 4096
 # Added to the diagonal of a system, in units of its largest entry: dependent atoms share a change.
 _RIDGE = 1e-12
 # Guesses of the support at the end of a stage, each from the solution of the last; and of stages in
@@ -115,15 +115,17 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
     n, d = len(Y), D.shape[1]
     x, steps = np.zeros((n, d), dtype), np.zeros(n, int)
     gap, residual = np.full(n, np.inf), np.full(n, np.nan)
-    known = np.flatnonzero(np.isfinite(Y).all(1) & np.isfinite(lam).all(1))
+    known = np.isfinite(Y).all(1) & np.isfinite(lam).all(1)
     if np.isfinite(D).all() and D.any():
         with threads() as team:
             gram = np.zeros((d + 1, d + 1))
             np.matmul(D.T, D, out=gram[:d, :d])
             problem = Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative, relative)
             steppers = Steppers(problem)
-            for first in range(0, len(known), _BLOCK):
-                some = known[first : first + _BLOCK]
+            for first in range(0, n, BLOCK):
+                some = first + np.flatnonzero(known[first : first + BLOCK])
+                if not len(some):
+                    continue
                 signals = empty(Y[some], lam[some], d)
                 first_codes = start[some] if warm else None
                 begin = partial(_begin, problem, signals, first_codes)

@@ -1,5 +1,6 @@
 """The LASSO of many signals in one dictionary: its arguments, its scales and its answers."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
+from unrolled.pursuit._batch import BLOCK as CHUNK
 from unrolled.pursuit._batch import solve
 from unrolled.pursuit._door import (
     as_operand,
@@ -50,7 +52,9 @@ def lasso_batch(
         D: (m, d). Structured dictionaries are made dense; for one that is too large for a matrix
             use `lasso` under `vmap`.
         Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`. The batch may be empty.
+            `D.code_grid`. The batch may be empty. One that `np.load(path, mmap_mode="r")` returns
+            is read in chunks, to the same codes; these are in memory together, for which see
+            `unrolled encode`.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
             signal (batch, 1), or all of them (batch, d).
         ratio: in place of lam, lam / lam_max(D, y) of every signal, in the shapes of lam.
@@ -75,7 +79,7 @@ def lasso_batch(
         ([True, True], [[3, 20], [4, 21]])
     """
     where = "lasso_batch"
-    D, Y, dtype, grid = operands_of_many(D, Y, where)
+    D, signals, dtype, grid = operands_of_many(D, Y, where)
     if is_zero(D):
         raise ValueError(f"{where}: D is zero")
     wide = wide_dtype(dtype)
@@ -87,27 +91,59 @@ def lasso_batch(
         max_steps=static_steps(max_steps, where),
         warm=start is not None,
     )
-    weight = _weight(D, len(Y), lam, ratio, wide, where)
+    weight = _weight(D, len(signals), lam, ratio, wide, where)
     check_number(l2, "l2", where)
     _checks.in_range(l2, wide, "l2", where)
-    X = None if start is None else _start(D, len(Y), start, where)
-    near, exponents = _scaled(wide, lam is None, D, Y, weight, as_operand(l2, wide), X)
-    answers = on_the_host(host, near, D.shape[1])
-    a, b = exponents
-    return batch_result(dtype, grid, answers, a, b)
+    X = None if start is None else _start(D, len(signals), start, where)
+    several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
+
+    def solved(Y: Array, rows: slice | None) -> Pursuit:
+        weights = weight[rows] if several and rows else weight
+        first = X[rows] if X is not None and rows else X
+        near, (a, b) = _scaled(wide, lam is None, D, Y, weights, as_operand(l2, wide), first)
+        return batch_result(dtype, grid, on_the_host(host, near, D.shape[1]), a, b)
+
+    return in_chunks(solved, signals, where)
 
 
-def operands_of_many(
-    D: Dictionary, Y: ArrayLike, where: str
-) -> tuple[Dictionary, Array, np.dtype, Grid]:
-    """D, signals in rows, the dtype of the result and the grid of a code, checked."""
-    Y, grid = flat_signal(D, Y, where, batch=1)
-    D, Y = as_dictionary(D, where), _checks.as_float(Y, "Y", where)
-    if Y.ndim != 2 or Y.shape[1] != D.shape[0]:
+def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Dictionary, Any, np.dtype, Grid]:
+    """D, signals in rows, the dtype of the result and the grid of a code, checked.
+
+    Signals of a file that is mapped into memory stay there if they are more than a chunk.
+    """
+    mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > CHUNK
+    some, grid = flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
+    D, some = as_dictionary(D, where), _checks.as_float(some, "Y", where)
+    if some.ndim != 2 or some.shape[1] != D.shape[0]:
+        shape = Y.shape if mapped else some.shape
         raise ValueError(
-            f"{where}: Y has shape {Y.shape}; expected (batch, {D.shape[0]}), signals in rows"
+            f"{where}: Y has shape {shape}; expected (batch, {D.shape[0]}), signals in rows"
         )
-    return D, Y, _checks.common_dtype(D, Y), grid
+    return D, Y.reshape(len(Y), -1) if mapped else some, _checks.common_dtype(D, some), grid
+
+
+def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: str) -> Pursuit:
+    """The result of all signals, or of a mapped file chunk by chunk.
+
+    Args:
+        solve: it takes some signals and which rows of all they are, None for all.
+        Y: as `operands_of_many` returns them.
+        where: the name of the caller, which messages begin with.
+    """
+    if not isinstance(Y, np.memmap):
+        return solve(Y, None)
+    fields: list[np.ndarray] = []
+    for first in range(0, len(Y), CHUNK):
+        rows = slice(first, min(first + CHUNK, len(Y)))
+        signals = _checks.as_float(np.array(Y[rows]), f"Y[{first}:{rows.stop}]", where)
+        found = solve(signals, rows)
+        if not _checks.is_concrete(found):  # the program of a caller holds all signals
+            return solve(_checks.as_float(np.array(Y), "Y", where), None)
+        parts = list(map(np.asarray, found))
+        fields = fields or [np.empty((len(Y), *part.shape[1:]), part.dtype) for part in parts]
+        for field, part in zip(fields, parts):
+            field[rows] = part
+    return Pursuit(*map(jnp.asarray, fields))
 
 
 def on_the_host(host: Any, near: Any, d: int) -> tuple:
@@ -163,7 +199,7 @@ def batch_result(
     return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
 
 
-def _weight(D: Dictionary, n: int, lam: Any, ratio: Any, dtype: np.dtype, where: str) -> ArrayLike:
+def _weight(D: Dictionary, n: int, lam: Any, ratio: Any, dtype: np.dtype, where: str) -> Any:
     """lam or ratio, checked."""
     value, name = one_penalty(lam, ratio, where)
     _checks.nonnegative(value, name, where)

@@ -18,7 +18,12 @@ from unrolled._numbers import exponent, ldexp, norm, wide_dtype
 from unrolled.dictionaries import Dictionary, column_norms, dense
 from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
-from unrolled.pursuit._lasso_batch import batch_result, on_the_host, operands_of_many
+from unrolled.pursuit._lasso_batch import (
+    batch_result,
+    in_chunks,
+    on_the_host,
+    operands_of_many,
+)
 from unrolled.pursuit._problem import Answer, Problem, Pursuit, rounded, run
 from unrolled.pursuit._support import Penalized, on_branch, slope
 
@@ -111,7 +116,8 @@ def omp_batch(
         D: (m, d). Structured dictionaries are made dense; for one that is too large for a matrix
             use `omp` under `vmap`.
         Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`. The batch may be empty.
+            `D.code_grid`. The batch may be empty. One that `np.load(path, mmap_mode="r")` returns
+            is read in chunks, to the same codes.
         sparsity: the most atoms of a code, in 0..d.
         weights: (batch, m) or (m,), the diagonals of V, non-negative: 0 for an entry of Y that is
             not known.
@@ -135,21 +141,26 @@ def omp_batch(
         ([True, True], [[3, 20], [4, 21]])
     """
     where = "omp_batch"
-    D, Y, dtype, grid = operands_of_many(D, Y, where)
+    D, signals, dtype, grid = operands_of_many(D, Y, where)
     (m, d), most = D.shape, _checks.as_index(sparsity, "sparsity", where)
     if most > d:
         raise ValueError(f"{where}: sparsity {most} exceeds the number of atoms {d}")
     if weights is not None:
         _checks.nonnegative(weights, "weights", where)
         _checks.finite(weights, "weights", where)
-        if np.shape(weights) not in ((m,), Y.shape):
+        if (shape := np.shape(weights)) not in ((m,), signals.shape):
             raise ValueError(
-                f"{where}: weights have shape {np.shape(weights)}; expected ({m},) or {Y.shape}"
+                f"{where}: weights have shape {shape}; expected ({m},) or {signals.shape}"
             )
     wide = wide_dtype(dtype)
-    near, a, b = _near(wide, D, Y, as_operand(weights, wide))
+    V = as_operand(weights, wide)
     host = partial(_matched, most=min(most, m), given=np.dtype(dtype))
-    return batch_result(dtype, grid, on_the_host(host, near, d), a, b)
+
+    def solved(Y: Array, rows: slice | None) -> Pursuit:
+        near, a, b = _near(wide, D, Y, V[rows] if rows and np.ndim(V) == 2 else V)
+        return batch_result(dtype, grid, on_the_host(host, near, d), a, b)
+
+    return in_chunks(solved, signals, where)
 
 
 @partial(jax.jit, static_argnums=0)
