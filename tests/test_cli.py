@@ -17,6 +17,7 @@ from PIL import Image
 import unrolled
 from unrolled import analytic, dictionaries, plots, pursuit, studies, theory
 from unrolled.cli import main
+from unrolled.commands import _doctor
 from unrolled.commands._cache import cache_folder, kept_programs
 from unrolled.commands._report import Section, write_report
 
@@ -275,19 +276,45 @@ def test_a_command_says_where_its_programs_are(run, home_cache):
 
 @pytest.mark.slow
 def test_doctor(run, tmp_path):
-    status, out, _ = run("doctor", "--output", tmp_path / "new")
-    assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
+    status, out, err = run("doctor", "--output", tmp_path / "new")
+    assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir()), (
+        err
+    )
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
     assert found["jax"] == jax.__version__
     assert {"JAX_PLATFORMS", "memory", "compilation cache"} <= set(found)
     assert f"{tmp_path / 'new'} is writable" in out and re.search("certified check .*passed", out)
+    assert re.fullmatch(r"cpu:0: \d+ GFLOP/s in .*two runs agree to the bit", found["device 0"])
 
 
-def test_doctor_as_json(run):
+@pytest.mark.slow
+def test_doctor_measures_every_device(tmp_path):
+    """On two devices of one processor: equal bits, and products that are rounded in float32."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "unrolled", "doctor", "--json", "--no-cache"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    measured = strict_json(done.stdout)["measured"]
+    assert [device["device"] for device in measured] == ["cpu:0", "cpu:1"]
+    for device in measured:
+        assert device["repeats"] and device["as_first"] and device["step_gflops"] > 0
+        # 1024 products of random signs: sqrt(1024) roundings at most, each of 2^-24.
+        assert 0 < device["highest_error"] <= device["default_error"] < 32 * 2.0**-24
+
+
+def test_doctor_says_where_runs_differ():
+    device = _doctor.Measured("gpu:1", 1.0, 1.0, 3e-4, 1e-7, repeats=False, as_first=False)
+    assert "off by 3e-04 by default" in device.text()
+    assert device.text().endswith(
+        "two runs DIFFER: see the guide on devices, and not as on device 0"
+    )
+
+
+def test_doctor_as_json(run, monkeypatch):
+    monkeypatch.setattr(_doctor, "_measured", list)
     status, out, _ = run("doctor", "--json")
     found = strict_json(out)
     assert status == 0 and found["numpy"] == np.__version__ and found["float64"] == "off"
-    assert found["certified check"].startswith("passed")
+    assert found["certified check"].startswith("passed") and found["measured"] == []
 
 
 @pytest.mark.slow
