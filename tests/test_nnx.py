@@ -1,6 +1,5 @@
 """Layers and networks as nnx modules: the codes, gradients and training of the pure form."""
 
-import doctest
 from functools import partial
 
 import chex
@@ -12,12 +11,14 @@ import pytest
 import registry
 from flax import nnx
 from small_training import Damped, families_of_a_user
+from trees import same
 
 import unrolled as ur
 
 M, N, DEPTH, BATCH = 5, 8, 2, 6
 # Sums of about ten terms in another order, through a few products, stay far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
+ROUNDING32 = 100 * np.finfo(np.float32).eps  # sums of ten terms
 assert_close = partial(chex.assert_trees_all_close, rtol=ROUNDING, atol=ROUNDING)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -251,6 +252,124 @@ def test_it_nests_in_a_model_survives_split_and_merge_and_trains(D):
     np.testing.assert_array_equal(model.code.dictionary(), D)
 
 
+# The one loop of training
+
+
+def both_trainings(layer, D, sample, **options):
+    """A layer by `training.fit`, and its module by `nnx.fit`."""
+    params = layer.init(None, D)
+    options = dict(optimizer=optax.adam(1e-2), steps=12, key=3, evaluate_every=4) | options
+    learns = options.pop("learn_dictionary", False)
+    module = ur.nnx.Module(layer, params, D, learn_dictionary=learns)
+
+    def outcome(train):
+        try:
+            return train()
+        except ur.training.NonFiniteError as error:
+            return error
+
+    return module, [
+        outcome(lambda: ur.fit(layer, params, D, sample, learn_dictionary=learns, **options)),
+        outcome(lambda: ur.nnx.fit(module, sample, **options)),
+    ]
+
+
+def without_seconds(fit):
+    return [record._replace(seconds=0.0) for record in fit.history.records]
+
+
+@pytest.mark.slow
+def test_a_module_is_trained_bit_for_bit_as_its_layer(D, sample):
+    module, (layer_fit, fit) = both_trainings(ur.alista(DEPTH), D, sample, learn_dictionary=True)
+    assert same((layer_fit.params, layer_fit.best, layer_fit.D), (fit.params, fit.best, fit.D))
+    assert same(layer_fit.history.loss, fit.history.loss)
+    assert without_seconds(layer_fit) == without_seconds(fit)
+    assert same((module.params(), module.dictionary()), (fit.best, fit.D))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fit. at the end")  # the rate makes it diverge
+def test_patience_stops_a_module_where_it_stops_its_layer(D, sample):
+    options = dict(optimizer=optax.sgd(30.0), patience=4, steps=40)
+    _, (layer_fit, fit) = both_trainings(ur.lista_cp(DEPTH), D, sample, **options)
+    assert fit.history.records[-1].step == layer_fit.history.records[-1].step < 40
+
+
+@pytest.mark.slow
+def test_a_module_names_the_place_of_a_nan_as_its_layer_does(D, sample):
+    layer = ur.lista_cp(DEPTH)
+    breaks = optax.scale_by_schedule(lambda k: jnp.where(k < 5, -1e-3, jnp.nan))
+    module, (layer_error, error) = both_trainings(layer, D, sample, optimizer=breaks)
+    assert "step 5" in str(error) and "first in " in str(error)
+    assert str(error) == str(layer_error)
+    assert_close(module.params(), layer.init(None, D))  # as it was
+
+
+class Noisy(nnx.Module):
+    """A sparse code of normalised signals, some of which are left out in training."""
+
+    def __init__(self, layer, D):
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.BatchNorm(M, rngs=rngs)
+        self.norm.scale[...] = jnp.full(M, 4.0, jnp.float32)  # far too large
+        self.drop = nnx.Dropout(0.2, rngs=rngs)
+        self.code = ur.nnx.Module(layer, layer.init(None, D), D, learn_dictionary=True)
+
+    def __call__(self, y):
+        return self.code(self.drop(self.norm(y)))
+
+
+def fitted(D, steps, model=None, **options):
+    """In float32, in which nnx computes the statistics of batches."""
+    D = D.astype(jnp.float32)
+    model, sample = model or Noisy(ur.lista_cp(DEPTH), D), ur.problems.sampler(D, BATCH)
+    options = dict(optimizer=optax.adam(3e-2), key=1, evaluate_every=3) | options
+    return model, ur.nnx.fit(model, sample, steps=steps, **options)
+
+
+@pytest.mark.slow
+def test_any_model_resumes_with_the_statistics_of_its_batches(D, sample, tmp_path):
+    model, whole = fitted(D, 9)
+    fitted(D, 6, checkpoint=tmp_path)
+    again, resumed = fitted(D, 9, checkpoint=tmp_path)
+    assert same(whole.history.loss, resumed.history.loss)
+    numbers = nnx.Not(nnx.RngState)
+    for fitted_model in (model, again):
+        assert same(nnx.state(fitted_model, numbers), nnx.filter_state(whole.best, numbers))
+    assert np.all(model.norm.mean[...] != 0) and np.all(model.norm.scale[...] < 4)
+    np.testing.assert_allclose(np.linalg.norm(model.code.dictionary(), axis=0), 1, rtol=ROUNDING32)
+    assert whole.history.records[-1].validation < whole.history.records[0].validation
+    # An evaluation leaves nothing out, and has the statistics of the training.
+    batch = ur.problems.sampler(D.astype(jnp.float32), BATCH)(jax.random.key(9))
+    model.eval()
+    value = ur.training.supervised(model(batch[0])[None], batch[1], None, None)
+    _, checked = fitted(D, 0, validation=batch, model=model)
+    np.testing.assert_allclose(checked.history.records[0].validation, value, rtol=ROUNDING32)
+
+
+@pytest.mark.slow
+def test_any_model_names_the_place_of_a_nan(D, sample):
+    breaks = optax.scale_by_schedule(lambda k: jnp.where(k < 2, -1e-3, jnp.nan))
+    with pytest.raises(
+        ur.training.NonFiniteError, match=r"step 2: .*, first in params.weights\['"
+    ) as caught:
+        fitted(D, 5, optimizer=breaks)
+    assert caught.value.fit.history.loss.shape == (3,)
+
+
+def test_a_training_of_no_module_or_of_parts_that_do_not_fit_is_refused(D, sample):
+    adam = dict(optimizer=optax.adam(1e-2), steps=1, key=0)
+    with pytest.raises(TypeError, match="nnx.fit: expected an nnx.Module, got lista_cp"):
+        ur.nnx.fit(ur.lista_cp(DEPTH), sample, **adam)
+    linear = nnx.Linear(M, N, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="fit: sample must be a function of a key"):
+        ur.nnx.fit(linear, None, **adam)
+    with pytest.raises(ValueError, match="trainable and accumulate are for layers and networks"):
+        ur.nnx.fit(linear, sample, accumulate=2, **adam)
+    with pytest.raises(ValueError, match=r"\(24, 5\), \(16, 8\)\]; expected \(Y, X\) with as"):
+        ur.nnx.fit(linear, lambda key: (jnp.ones((3, M)), jnp.ones((2, N))), **adam)
+
+
 def test_a_dictionary_that_is_not_learned_is_not_normalized(D):
     layer = ur.lista_cp(DEPTH)
     for kind in (2 * D, ur.dictionaries.Composed(2 * D)):
@@ -259,16 +378,8 @@ def test_a_dictionary_that_is_not_learned_is_not_normalized(D):
         np.testing.assert_array_equal(ur.dictionaries.dense(module.dictionary()), 2 * D)
 
 
-def test_the_example_of_the_class_runs():
-    """The class is made on first use, so a search of the module does not find its example."""
-    (example,) = doctest.DocTestFinder(recurse=False).find(
-        ur.nnx.Module, "Module", globs={"ur": ur, "jax": jax, "jnp": jnp}
-    )
-    assert doctest.DocTestRunner().run(example) == doctest.TestResults(failed=0, attempted=5)
-
-
-def test_the_class_is_one_and_other_names_are_refused():
-    assert ur.nnx.Module is ur.nnx.Module and issubclass(ur.nnx.Module, nnx.Module)
+def test_the_class_is_of_nnx_and_other_names_are_refused():
+    assert issubclass(ur.nnx.Module, nnx.Module)
     with pytest.raises(AttributeError, match="no attribute 'Modul'"):
         _ = ur.nnx.Modul
 

@@ -736,7 +736,7 @@ def test_the_version_and_what_dir_shows():
     assert ur.__version__.count(".") == 2
     assert dir(ur) == sorted([*ur.__all__, "__version__"])
     assert dir(ur.dictionaries) == sorted(ur.dictionaries.__all__)
-    assert dir(ur.nnx) == ["Module"] and dir(ur.metrics)[:2] == ["Sparsity", "SupportScores"]
+    assert dir(ur.nnx) == ["Module", "fit"] and dir(ur.metrics)[:2] == ["Sparsity", "SupportScores"]
     assert {"NETWORKS", "Network"} <= set(dir(ur.networks)) and "jax" not in dir(ur.networks)
     modules = [getattr(ur, n) for n in ur.__all__ if isinstance(getattr(ur, n), types.ModuleType)]
     assert ur.models in modules  # found on first use

@@ -16,7 +16,6 @@ from unrolled import (
     layers,
     metrics,
     networks,
-    nnx,
     plots,
     problems,
     pursuit,
@@ -65,11 +64,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> str | ModuleType:
-    """`models` and `experiments`, which need flax, `studies`, and `__version__`, from the metadata
-    of the installed package.
+    """`models`, `nnx` and `experiments`, which need flax, `studies`, and `__version__`, from the
+    metadata of the installed package.
     """
-    if name in ("experiments", "models", "studies"):
-        return importlib.import_module(f"unrolled.{name}")
+    if name in ("experiments", "models", "nnx", "studies"):
+        module = importlib.import_module(f"unrolled.{name}")
+        vars(module).setdefault("__dir__", partial(_public_names, module))
+        return module
     if name != "__version__":
         raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
     from importlib import metadata

@@ -1,128 +1,176 @@
-"""Layers and networks as modules of flax.nnx; `Module` is the only public name.
+"""Layers and networks as modules of flax.nnx, and the training of any nnx model.
 
-A module nests in other modules like nnx.Linear and trains under nnx.Optimizer. flax is imported on
-first use of `Module`.
+A module nests in other modules like nnx.Linear and trains under nnx.Optimizer, or by `fit`.
 """
 
-import functools
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from unrolled import training
 from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.training import Trained, merge, split, with_unit_atoms
+from unrolled.training import Fit, Trained, merge, split, with_unit_atoms
+
+__all__ = ["Module", "fit"]
 
 
-def __dir__() -> list[str]:
-    return ["Module"]  # made on first use
+class Module(nnx.Module):
+    """A layer or network with its params and D: `module(y)` is `model.apply(params, D, y)`.
 
+    Each array that `training.fit` would train is an nnx.Param. The others (inside a
+    `layers.Fixed`, a D that is not learned, integers) are nnx.Variables, which
+    `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, thresholds act as
+    abs(theta), so that they stay non-negative. `fit` also keeps the atoms of a learned D at
+    norm 1; for the same effect call `normalize()` after each update.
 
-def __getattr__(name: str) -> type:
-    if name != "Module":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _module_class()
+    Args:
+        model: a layer or a network.
+        params: of the model, from `init`, `analytic` or training; a tuple for a network.
+        D: (m, d), plain or structured; a tuple for a network.
+        learn_dictionary: whether D is trained too.
 
+    Raises:
+        TypeError: model is neither a Layer nor a Network, or params have no floating-point leaf
+            to train.
+        ValueError: D is not a dictionary of shape (m, d).
 
-@functools.cache
-def _module_class() -> type:
-    """The class, made once: jit retraces if the class of a module changes."""
-    from flax import nnx
+    Example:
+        >>> from flax import nnx
+        >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.lista_cp(2)
+        >>> module = ur.nnx.Module(layer, layer.init(jax.random.key(0), D), D)
+        >>> module(jnp.ones((3, 4))).shape  # a batch of 3 signals
+        (3, 8)
+        >>> [leaf.shape for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))]  # W, theta
+        [(4, 8), (2,)]
+    """
 
-    class Module(nnx.Module):
-        """A layer or network with its params and D: `module(y)` is `model.apply(params, D, y)`.
+    def __init__(
+        self,
+        model: Layer | Network,
+        params: Unrolled | tuple[Unrolled, ...],
+        D: Dictionary | tuple[Dictionary, ...],
+        *,
+        learn_dictionary: bool = False,
+    ):
+        if not isinstance(model, Layer | Network):
+            raise TypeError(
+                f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
+            )
+        if isinstance(D, tuple | list):
+            D = as_chain(D, "nnx.Module")
+        else:
+            D = as_dictionary(D, "nnx.Module")
+        trained, fixed = split(params, D, learn_dictionary=learn_dictionary, where="nnx.Module")
+        self.model = model
+        self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
+        self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
 
-        Each array that `training.fit` would train is an nnx.Param. The others (inside a
-        `layers.Fixed`, a D that is not learned, integers) are nnx.Variables, which
-        `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, thresholds act as
-        abs(theta), so that they stay non-negative. `fit` also keeps the atoms of a learned D at
-        norm 1; for the same effect call `normalize()` after each update.
+    def __call__(self, y: Array) -> Array | tuple[Array, ...]:
+        """The codes of one signal or of a batch.
 
         Args:
-            model: a layer or a network.
-            params: of the model, from `init`, `analytic` or training; a tuple for a network.
-            D: (m, d), plain or structured; a tuple for a network.
-            learn_dictionary: whether D is trained too.
+            y: (..., m).
 
-        Raises:
-            TypeError: model is neither a Layer nor a Network, or params have no floating-point leaf
-                to train.
-            ValueError: D is not a dictionary of shape (m, d).
-            ImportError: flax is not installed; raised when the name `Module` is looked up.
-
-        Example:
-            >>> from flax import nnx
-            >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.lista_cp(2)
-            >>> module = ur.nnx.Module(layer, layer.init(jax.random.key(0), D), D)
-            >>> module(jnp.ones((3, 4))).shape  # a batch of 3 signals
-            (3, 8)
-            >>> [leaf.shape for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))]  # W, theta
-            [(4, 8), (2,)]
+        Returns:
+            (..., d); for a network a tuple with one such array for each block.
         """
+        params, D = self._whole()
+        apply = partial(self.model.apply, params, D)
+        for _ in range(jnp.ndim(y) - 1):
+            apply = jax.vmap(apply)
+        return apply(y)
 
-        def __init__(
-            self,
-            model: Layer | Network,
-            params: Unrolled | tuple[Unrolled, ...],
-            D: Dictionary | tuple[Dictionary, ...],
-            *,
-            learn_dictionary: bool = False,
-        ):
-            if not isinstance(model, Layer | Network):
-                raise TypeError(
-                    f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
-                )
-            if isinstance(D, tuple | list):
-                D = as_chain(D, "nnx.Module")
-            else:
-                D = as_dictionary(D, "nnx.Module")
-            trained, fixed = split(params, D, learn_dictionary=learn_dictionary, where="nnx.Module")
-            self.model = model
-            self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
-            self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
+    def params(self) -> Unrolled | tuple[Unrolled, ...]:
+        """The params as pure data with non-negative thresholds, as for `model.apply`."""
+        return self._whole()[0]
 
-        def __call__(self, y: Array) -> Array | tuple[Array, ...]:
-            """The codes of one signal or of a batch.
+    def dictionary(self) -> Dictionary | tuple[Dictionary, ...]:
+        """The dictionary as pure data; a tuple for a network."""
+        return self._whole()[1]
 
-            Args:
-                y: (..., m).
-
-            Returns:
-                (..., d); for a network a tuple with one such array for each block.
-            """
+    def normalize(self) -> None:
+        """Scale the atoms of a learned D to norm 1; a D that is not learned stays as it is."""
+        if self._learns():
             params, D = self._whole()
-            apply = functools.partial(self.model.apply, params, D)
-            for _ in range(jnp.ndim(y) - 1):
-                apply = jax.vmap(apply)
-            return apply(y)
+            self._hold(Trained(_values(self.trained.params), with_unit_atoms(D)))
 
-        def params(self) -> Unrolled | tuple[Unrolled, ...]:
-            """The params as pure data with non-negative thresholds, as for `model.apply`."""
-            return self._whole()[0]
+    def _learns(self) -> bool:
+        """Whether D is trained too."""
+        return bool(jax.tree.leaves(self.trained.D))
 
-        def dictionary(self) -> Dictionary | tuple[Dictionary, ...]:
-            """The dictionary as pure data; a tuple for a network."""
-            return self._whole()[1]
+    def _hold(self, whole: Trained) -> None:
+        """Take the leaves that are trained from params and a D."""
 
-        def normalize(self) -> None:
-            """Scale the atoms of a learned D to norm 1; a D that is not learned stays as it is."""
-            variables = jax.tree.leaves(self.trained.D, is_leaf=_is_variable)
-            if variables:
-                values = jax.tree.leaves(with_unit_atoms(_values(self.trained.D)))
-                for variable, value in zip(variables, values):
-                    variable[...] = value
+        def take(variable, value):
+            if variable is not None:
+                variable[...] = value
 
-        def _whole(self) -> Trained:
-            """The params and D as pure data."""
-            return merge(_values(self.trained), _values(self.fixed))
+        jax.tree.map(take, self.trained, whole, is_leaf=lambda v: v is None or _is_variable(v))
 
-    def _is_variable(leaf: Any) -> bool:
-        return isinstance(leaf, nnx.Variable)
+    def _whole(self) -> Trained:
+        """The params and D as pure data."""
+        return merge(_values(self.trained), _values(self.fixed))
 
-    def _values(tree: Any) -> Any:
-        return jax.tree.map(lambda variable: variable[...], tree, is_leaf=_is_variable)
 
-    return Module
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _values(tree: Any) -> Any:
+    return jax.tree.map(lambda variable: variable[...], tree, is_leaf=_is_variable)
+
+
+def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
+    """Train an nnx model in place, by `training.fit`: with its guards, checkpoints and warnings.
+
+    The nnx.Params are trained. Other variables, such as the statistics of batches, are what the
+    steps make of them; an evaluation is that of `model.eval()`. Afterwards the model has the
+    variables of the smallest validation loss. A `Module` is trained bit for bit as its layer, and
+    the D that it, or a `Module` inside the model, learns keeps unit atoms.
+
+    Args:
+        model: a `Module`, or any other nnx.Module that takes a batch Y.
+        sample: `sample(key) -> (Y, X)`, what goes in and what should come out; or arrays, as in
+            `training.fit`. Batches that are not (n, m) are drawn by a sampler.
+        options: of `training.fit`: `optimizer`, `steps`, `key`, `loss`, `validation`,
+            `evaluate_every`, `patience`, `checkpoint`, `callbacks`, `log`, `progress`; of a
+            `Module` also `trainable`, `accumulate` and `mesh`. `loss(codes, X, D, Y)` sees the
+            output of the model as `codes[-1]`, and None for D.
+
+    Returns:
+        Fit, whose `params` and `best` are an nnx.State each and whose D is None; of a `Module` what
+        `training.fit` returns.
+
+    Warns:
+        UserWarning: of a training that does nothing; of a `Module` as `training.fit`.
+
+    Raises:
+        NonFiniteError: as `training.fit`; the model stays as it was.
+        TypeError: not an nnx.Module. And what `training.fit` raises.
+
+    Example:
+        >>> import optax
+        >>> from flax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 8, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> Y = jax.random.normal(jax.random.key(0), (200, 2), jnp.float32)
+        >>> X = Y @ jnp.ones((2, 8), jnp.float32)
+        >>> found = ur.nnx.fit(model, (Y, X), optimizer=optax.adam(0.01), steps=100, key=0)
+        >>> found.history.records[-1].validation < found.history.records[0].validation
+        True
+    """
+    if isinstance(model, Module):
+        options["learn_dictionary"] = model._learns()
+        result = training.fit(model.model, *model._whole(), sample, **options)
+        model._hold(Trained(result.best, result.D))
+        return result
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"nnx.fit: expected an nnx.Module, got {type(model).__name__}")
+    result = training.fit(model, None, None, sample, **options)
+    nnx.update(model, result.best)
+    return result

@@ -1,6 +1,7 @@
 """Stage-wise training: step after step, each alone first and then with those before it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,13 @@ from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._fit import (
-    agree,
-    check_data,
-    check_evaluations,
-    check_functions,
-    watcher,
-)
-from unrolled.training._keeper import keeping, key_text
-from unrolled.training._loop import Loop, make_loop
+from unrolled.training._fit import check_data, check_loss
+from unrolled.training._loop import Data, Loop
 from unrolled.training._losses import supervised
-from unrolled.training._mesh import as_mesh, computing_on
+from unrolled.training._objective import Objective
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Fit, Progress, Trained
+from unrolled.training._run import Options, Stage, train
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._split import split
 
@@ -110,55 +105,32 @@ def curriculum(
     _check(layer, params, D)
     K = _checks.as_index(layer.depth, "depth", "curriculum", least=1)
     steps = _checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
-    evaluate_every, patience = check_evaluations(evaluate_every, patience, "curriculum")
-    mesh, accumulate = as_mesh(mesh, accumulate, "curriculum")
+    options = Options(evaluate_every, patience, checkpoint, callbacks, log, progress)
+    options = options._replace(accumulate=accumulate, mesh=mesh).checked("curriculum")
     plan = _plan(K, stages, decay)
-    total = len(plan) * steps
-    loss, callbacks = check_functions(loss, callbacks, "curriculum")
-    given = layer, params, D, sample, key, validation
-    key, whole, drawn, validation = check_data(*given, "curriculum")
+    check_loss(loss, "curriculum")
+    arguments = params, D, sample, key, validation
+    key, whole, drawn, validation = check_data(*arguments, "curriculum")
     lam = lam_of(loss, layer)
     loss = _checks.without_codes(loss, "curriculum") if validation[1] is None else loss
-    trained, fixed = split(params, whole, trainable=trainable, where="curriculum")
+    parts = split(params, whole, trainable=trainable, where="curriculum")
+    data = Data(key, drawn, validation, Trained(params, whole), *parts)
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
-
-    def of_step(codes, X, D, Y, at):
-        return loss(codes[at][None], X, D, Y)
-
-    how: tuple = (key, trained, fixed, validation, lam, accumulate, mesh)
-    config = {"key": key_text(key), "evaluate_every": evaluate_every, "rate": float(rate)}
-    config |= {"steps_per_stage": steps, "stages": [float(c) for c in stages]}
-    config |= {"decay": float(decay)} | ({"accumulate": accumulate} if accumulate > 1 else {})
-    agree("curriculum", mesh, layer, params, whole, validation, loss, config, patience=patience)
-    with computing_on(mesh, "curriculum"):
-        loop = make_loop("curriculum", layer, of_step, drawn, scaled, *how)
-        with keeping(checkpoint, layer, loop, config, Trained(params, whole)) as keeper:
-            state = _enter(loop, loop.start(trained), 0, plan[0][1])
-            loop, state = keeper.resume(state, total, at=plan[0][0]) if keeper else (loop, state)
-            with watcher(loop, total, callbacks, log, progress) as watch:
-                for stage, (k, rates) in list(enumerate(plan))[state.stage :]:
-                    state = _enter(loop, state, stage, rates) if stage > state.stage else state
-                    evaluated = (record.step for record in state.records if record.stage == stage)
-                    stop = next(evaluated, state.step) + steps
-                    state = loop.run(
-                        state, stop, evaluate_every, watch, patience=patience, at=k, keeper=keeper
-                    )
-            if keeper:
-                keeper.save(state)
-        found = loop.result(state)
-    arrays = loop.processes.local({name: getattr(found, name) for name in ("params", "best", "D")})
-    return found._replace(**arrays)
+    config: dict[str, Any] = {"rate": float(rate), "steps_per_stage": steps}
+    config |= {"stages": [float(c) for c in stages], "decay": float(decay)}
+    objective = Objective("curriculum", layer, loss, lam, staged=True)
+    return train(objective, data, scaled, options, steps, plan, config)
 
 
-def _enter(loop: Loop, state: Progress, stage: int, rates: StepRates) -> Progress:
+def _enter(rates: StepRates, loop: Loop, state: Progress) -> Progress:
     """The state at the beginning of a stage: the best params so far, and a new optimiser state."""
     fresh = loop.start(state.best)
     optimizer = (*fresh.optimizer[:-1], loop.place(rates))
-    return state._replace(trained=fresh.trained, optimizer=optimizer, stage=stage, lowest=np.inf)
+    return state._replace(trained=fresh.trained, optimizer=optimizer, lowest=np.inf)
 
 
-def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, StepRates]]:
-    """For every stage, the step whose code it judges and the rates of all steps."""
+def _plan(K: int, stages: Sequence[float], decay: float) -> list[Stage]:
+    """Every stage: the step whose code it judges, and a start with the rates of all steps."""
     factors = np.asarray(stages, float)
     if factors.ndim != 1 or not len(factors) or not (np.isfinite(factors) & (factors >= 0)).all():
         raise ValueError(
@@ -174,7 +146,8 @@ def _plan(K: int, stages: Sequence[float], decay: float) -> list[tuple[int, Step
         for i, factor in enumerate(factors):
             rates = factor * (reach if i else age == 0)
             shared = factor if i or k == 0 else 0.0
-            plan.append((k, StepRates(jnp.asarray(rates, float), jnp.asarray(shared, float))))
+            rates_of = StepRates(jnp.asarray(rates, float), jnp.asarray(shared, float))
+            plan.append(Stage(k, partial(_enter, rates_of)))
     return plan
 
 

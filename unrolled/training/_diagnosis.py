@@ -20,7 +20,7 @@ def is_stuck(state: Progress) -> bool:
 
 def warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
     """Warn of training that cannot begin: codes or gradient are zero. True if it warned."""
-    (_, codes), gradients = loop.inspect(state.trained, loop.fixed, loop.validation, at)
+    _, codes, gradients = loop.inspected(state.trained, loop.validation, at)
     if np.any(np.asarray(codes[at])):
         if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradients)):
             return False

@@ -1,7 +1,6 @@
 """End-to-end training by any optax optimiser."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,17 @@ from jax.sharding import Mesh
 from unrolled import _checks
 from unrolled._beside import lam_of
 from unrolled._checks import Array
-from unrolled._processes import processes_of
+from unrolled.layers import Layer
+from unrolled.networks import Network
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, warn_of_start
-from unrolled.training._keeper import keeping, key_text
-from unrolled.training._loop import Loop, codes_of, make_loop
+from unrolled.training._loop import Data
 from unrolled.training._losses import is_lasso, supervised
-from unrolled.training._manifest import digest, versions
-from unrolled.training._mesh import as_mesh, computing_on
+from unrolled.training._objective import Objective, check_model
+from unrolled.training._outputs import Outputs, is_nnx
 from unrolled.training._own import from_arrays, is_own
 from unrolled.training._protocols import Callback, Loss, Sample
-from unrolled.training._records import Dictionaries, Fit, Model, Params, Progress, Trained
-from unrolled.training._report import bar, writer
+from unrolled.training._records import Dictionaries, Fit, Model, Params, Trained
+from unrolled.training._run import Options, train
 from unrolled.training._split import as_dictionaries, split
 
 _VALIDATION_BATCHES = 8  # drawn where no validation batch is given
@@ -33,9 +31,9 @@ _NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no
 
 
 def fit(
-    model: Model,
-    params: Params,
-    D: Dictionaries,
+    model: Model | Any,
+    params: Params | Any,
+    D: Dictionaries | Any,
     sample: Sample | Array | np.ndarray | tuple,
     *,
     optimizer: optax.GradientTransformation,
@@ -62,7 +60,8 @@ def fit(
     `trainable` freezes, do not change, whatever the optimiser does. A learned D keeps unit atoms.
 
     Args:
-        model: a layer, or a network with tuples for `params` and `D`.
+        model: a layer, or a network with tuples for `params` and `D`; or a model of flax.nnx, whose
+            variables are its params, with None for both: see `unrolled.nnx.fit`.
         params: the start, from `init` or `analytic`. A tuple of steps (`layers.unstack`) trains
             faster than stacked steps, and takes longer to compile.
         D: the dictionary that the model uses (the sampler may use another).
@@ -147,15 +146,17 @@ def fit(
         ((0, 20), True)
     """
     steps = _checks.as_index(steps, "steps", "fit")
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            "fit: optimizer must be an optax GradientTransformation, "
-            f"got {type(optimizer).__name__}"
-        )
-    evaluate_every, patience = check_evaluations(evaluate_every, patience, "fit")
-    mesh, accumulate = as_mesh(mesh, accumulate, "fit")
-    loss, callbacks = check_functions(loss, callbacks, "fit")
-    key, D, drawn, validation = check_data(model, params, D, sample, key, validation, "fit")
+    check_optimizer(optimizer, "fit")
+    options = Options(evaluate_every, patience, checkpoint, callbacks, log, progress)
+    options = options._replace(accumulate=accumulate, mesh=mesh).checked("fit")
+    check_loss(loss, "fit")
+    others = learn_dictionary, trainable is not None, accumulate > 1
+    any_model = params is None and D is None and not isinstance(model, Layer | Network)
+    if any_model and is_nnx(model):
+        outputs, data = _of_outputs(model, loss, sample, key, validation, others)
+        return train(outputs, data, optimizer, options, steps)
+    key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit")
+    check_model(model, "fit")
     lam, of_lasso = lam_of(loss, model), is_lasso(loss)
     loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
@@ -163,135 +164,59 @@ def fit(
         raise ValueError(
             "fit: there is no dictionary to learn where every signal has one of its own; try (Y, X)"
         )
-    trained, fixed = split(
-        params, D, learn_dictionary=learn_dictionary, trainable=trainable, where="fit"
-    )
-
-    def whole(codes, X, D, Y, at):
-        return loss(codes, X, D, Y)
-
-    how: tuple = (key, trained, fixed, validation, lam, accumulate, mesh)
-    config = {"key": key_text(key), "evaluate_every": evaluate_every}
-    config |= {"accumulate": accumulate} if accumulate > 1 else {}  # as of older versions
-    agree("fit", mesh, model, params, D, validation, loss, config, steps=steps, patience=patience)
-    with computing_on(mesh, "fit"):
-        loop = make_loop("fit", model, whole, drawn, optimizer, *how)
-        with keeping(checkpoint, model, loop, config, Trained(params, D)) as keeper:
-            state = loop.start(trained)
-            loop, state = keeper.resume(state, steps) if keeper else (loop, state)
-            with watcher(loop, steps, callbacks, log, progress, of_lasso) as watch:
-                state = loop.run(
-                    state, steps, evaluate_every, watch, patience=patience, keeper=keeper
-                )
-            if keeper:
-                keeper.save(state)
-        found = loop.result(state)
-    arrays = loop.processes.local({name: getattr(found, name) for name in ("params", "best", "D")})
-    return found._replace(**arrays)
+    parts = split(params, D, learn_dictionary=learn_dictionary, trainable=trainable, where="fit")
+    data = Data(key, drawn, validation, Trained(params, D), *parts)
+    objective = Objective("fit", model, loss, lam)
+    return train(objective, data, optimizer, options, steps, of_lasso=of_lasso)
 
 
-@contextmanager
-def watcher(
-    loop: Loop,
-    steps: int,
-    callbacks: Iterable[Callback],
-    log: str | Path | None,
-    progress: bool | None,
-    of_lasso: bool = False,
-) -> Iterator[Callable[[Progress, int], None]]:
-    """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
-
-    It warns of training that changes nothing, and of codes that are worse than zero codes. With
-    `of_lasso`, where the loss is the objective of the LASSO after the last step, it also warns of a
-    start above ISTA.
-    """
-    if not loop.processes.is_first:
-        progress, log = False, None
-    with bar(steps, progress) as show, writer(log) as write:
-        calls = (*callbacks, show, write)
-
-        last: Progress | None = None
-        warned = False
-
-        def watch(state, at):
-            nonlocal last, warned
-            last, params = state, loop.result(state).params
-            if len(state.records) == 1:
-                warn_of_start(loop, state, of_lasso)
-            for callback in calls:
-                callback(state.records[-1], params)
-            if not warned and is_stuck(state):
-                warned = warn_of_cause(loop, state, at)
-
-        yield watch
-        if last is not None and not warned:
-            warn_of_end(loop, last)
+def _of_outputs(
+    model: Any, loss: Loss, sample: Any, key: Any, validation: tuple | None, others: tuple
+) -> tuple[Outputs, Data]:
+    """The training of a model of flax.nnx; `others` are options of layers and networks alone."""
+    if any(others):
+        raise ValueError(
+            "fit: learn_dictionary, trainable and accumulate are for layers and networks; of an "
+            "nnx model the nnx.Params are trained, one batch a step"
+        )
+    trained, fixed = Outputs("fit", model, loss).start()
+    key, _, drawn, validation = check_data(trained, None, sample, key, validation, "fit")
+    loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
+    return Outputs("fit", model, loss), Data(key, drawn, validation, trained, trained, fixed)
 
 
-def agree(
-    where: str,
-    mesh: Mesh | None,
-    model: Model,
-    params: Params,
-    D: Dictionaries,
-    validation: tuple,
-    loss: Any,
-    config: dict[str, Any],
-    **numbers: Any,
-) -> None:
-    """Raise ValueError where the processes of a mesh train with different arguments."""
-    processes = processes_of(mesh, where)
-    if processes.several:  # hashes take a while
-        trees = {"params": params, "D": D, "validation": validation}
-        told: dict[str, Any] = {name: digest(tree) for name, tree in trees.items()}
-        told |= {"model": model, "loss": getattr(loss, "__name__", type(loss).__name__)}
-        processes.agree(where, config | numbers | told | versions())
+def check_optimizer(optimizer: Any, where: str) -> None:
+    """TypeError for what is no optimiser of optax."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"{where}: optimizer must be an optax GradientTransformation, "
+            f"got {type(optimizer).__name__}"
+        )
 
 
-def check_evaluations(
-    evaluate_every: int, patience: int | None, where: str
-) -> tuple[int, int | None]:
-    """Both as integers of at least 1; patience may be None."""
-    evaluate_every = _checks.as_index(evaluate_every, "evaluate_every", where, least=1)
-    if patience is not None:
-        patience = _checks.as_index(patience, "patience", where, least=1)
-    return evaluate_every, patience
-
-
-def check_functions(
-    loss: Any, callbacks: Any, where: str
-) -> tuple[Loss, tuple[Callable[..., Any], ...]]:
-    """The loss and the callbacks; TypeError for what is no function."""
+def check_loss(loss: Any, where: str) -> None:
+    """TypeError for what is no function."""
     if not callable(loss):
         raise TypeError(
             f"{where}: loss must be a function of (codes, X, D, Y), got {type(loss).__name__}; try "
             "training.supervised, or training.lasso(lam) without codes"
         )
-    if not isinstance(callbacks, Iterable):
-        what = type(callbacks).__name__
-        raise TypeError(f"{where}: callbacks must be a sequence, got {what}; try (callback,)")
-    calls = tuple(callbacks)
-    for call in calls:
-        if not callable(call):
-            raise TypeError(
-                f"{where}: a callback must be a function of (record, params), "
-                f"got {type(call).__name__}"
-            )
-    return loss, calls
 
 
 def check_data(
-    model: Model,
-    params: Params,
-    D: Dictionaries,
+    params: Any,
+    D: Dictionaries | None,
     sample: Any,
     key: Array | int,
     validation: tuple | None,
     where: str,
-) -> tuple[Array, Dictionaries, Sample, tuple]:
-    """The key, the dictionary, the sampler and the validation batch, drawn if there is none."""
+) -> tuple[Array, Any, Sample, tuple]:
+    """The key, the dictionary, the sampler and the validation batch, drawn if there is none.
+
+    Without a D the batches are of any shapes.
+    """
     key = _checks.as_key(key, where)
-    D = as_dictionaries(D, where)
+    D = None if D is None else as_dictionaries(D, where)
     if is_own(sample):
         sample, validation = from_arrays(sample, validation, params, D, where)
     _check_sample(sample, where)
@@ -301,7 +226,6 @@ def check_data(
         _check_batch(jax.eval_shape(sample, key), D, where)
     _check_batch(validation, D, where)
     _checks.finite(validation, "the batch of sample", where)
-    codes_of(model, where)
     return key, D, sample, validation
 
 
@@ -323,13 +247,21 @@ def _validation(sample: Sample, key: Array) -> tuple:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
 
 
-def _check_batch(batch, D: Dictionaries, where: str) -> None:
+def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise TypeError(
             f"{where}: sample must return (Y, X), signals and codes, "
             "or (Y, X, Ds) with a dictionary each"
         )
     Y, X, *own = batch
+    if D is None:
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+        if own or len({shape[:1] for shape in shapes} | {()}) != 2:
+            raise ValueError(
+                f"{where}: the arrays of a batch have shapes {shapes}; expected (Y, X) with as "
+                "many rows each"
+            )
+        return
     Ds = D if isinstance(D, tuple) else (D,)
     m = Ds[0].shape[0]
     if np.ndim(Y) != 2 or Y.shape[1] != m or not len(Y):

@@ -12,6 +12,8 @@ import numpy as np
 
 from unrolled._checks import Array
 from unrolled._interrupts import deferred, leave
+from unrolled.layers import Layer
+from unrolled.networks import Network
 from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
@@ -28,7 +30,6 @@ _REPLAYED = 2  # steps that are done again at a resume: the second shows a learn
 @contextmanager
 def keeping(
     checkpoint: Checkpoint | str | Path | None,
-    model: Model,
     loop: Loop,
     config: dict[str, Any],
     start: Trained,
@@ -44,6 +45,7 @@ def keeping(
     # A learned D differs from step to step: it is always saved.
     keeps_D = checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D)
     fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
+    model = loop.objective.model
     form = _form(model, start.params, start.D if keeps_D else None)
     config = {"model": kind_of(model)} | config | {"D sha256": _manifest.digest(start.D)}
     with opened(checkpoint, loop.where, loop.processes) as steps, deferred() as caught:
@@ -71,8 +73,8 @@ class Keeper:
         every = self.checkpoint.every
         if self.loop.processes.several and evaluated:
             self.loop.processes.share(self.caught)
-        told = bool(self.caught) and (evaluated or not self.loop.processes.several)
-        return told or (evaluated if every is None else step - self.saved >= every)
+        asked = bool(self.caught) and (evaluated or not self.loop.processes.several)
+        return asked or (evaluated if every is None else step - self.saved >= every)
 
     def save(self, state: Progress) -> None:
         """Write the state if it is not on disk; then stop the training if a signal has arrived."""
@@ -119,16 +121,16 @@ class Keeper:
 
         processes = self.loop.processes
         first = processes.together(look, first_alone=True)  # which sets damaged steps aside
-        found = processes.together(lambda: first or look())
-        seen = processes.gathered(np.array(found[0]["step"] if found else -1))
+        saved_state = processes.together(lambda: first or look())
+        seen = processes.gathered(np.array(saved_state[0]["step"] if saved_state else -1))
         if len(set(seen.tolist())) > 1:
             raise CheckpointError(
                 f"{self.loop.where}: checkpoint {self.steps.folder}: the processes find the steps "
                 f"{seen.tolist()} there (-1 for none); expected a folder that all of them share"
             )
-        if found is None:
+        if saved_state is None:
             return self.loop, start
-        manifest, arrays = found
+        manifest, arrays = saved_state
 
         def filled(name, like):
             leaves = names({name: like})
@@ -149,7 +151,7 @@ class Keeper:
         up to the rounding of another device.
         """
         loop, saved, again = self.loop, {}, {}
-        value = loop.objective(start.trained, loop.fixed, loop.validation, at)
+        value = loop.evaluate(start.trained, loop.fixed, loop.validation, at)
         saved["validation loss at the start"] = state.records[0].validation
         again["validation loss at the start"] = float(value)
         trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)
@@ -177,6 +179,8 @@ class Keeper:
 
 def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
     """What `restore` builds from; None where params or D are of a kind that has no form."""
+    if not isinstance(model, Layer | Network):
+        return None
     known: Model | None = model
     try:
         layer = describe_model(model)
@@ -191,20 +195,21 @@ def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
 
 def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
     """The options of a described model that change its codes, those of its layers included."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in described.items():
         if name == "layers":
             for j, layer in enumerate(value):
-                found |= _options(layer, f"layers[{j}].")
+                options |= _options(layer, f"layers[{j}].")
         elif name not in _ONLY_SPEED:
-            found[of + name] = value["activation"] if is_activation(value) else value
-    return found
+            options[of + name] = value["activation"] if is_activation(value) else value
+    return options
 
 
 def kind_of(model: Model) -> str:
     """The family of a layer, or of a network with those of its layers."""
     layers = getattr(model, "layers", ())
-    return model.family + (f"({', '.join(map(kind_of, layers))})" if layers else "")
+    family = getattr(model, "family", type(model).__name__)
+    return family + (f"({', '.join(map(kind_of, layers))})" if layers else "")
 
 
 def key_text(key: Array) -> str:
@@ -220,15 +225,15 @@ def _packed(state: Progress) -> dict[str, Any]:
 
 def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -> Progress:
     """The state with the structure of `like`; its history stays on the host, in float64."""
-    found: dict[str, Any]
-    found = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
-    found |= {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
+    parts: dict[str, Any]
+    parts = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
+    parts |= {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
     records = tuple(
         Record(int(step), loss, validation, seconds, int(stage))
         for step, loss, validation, seconds, stage in arrays["records"].tolist()
     )
     lowest, losses = float(arrays["lowest"]), arrays["losses"]
-    return Progress(**found, lowest=lowest, losses=losses, records=records)
+    return Progress(**parts, lowest=lowest, losses=losses, records=records)
 
 
 def _types(entries: dict[str, dict]) -> dict[str, str]:

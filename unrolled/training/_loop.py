@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,142 +12,121 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from unrolled._beside import codes_of_ista
 from unrolled._checks import Array
 from unrolled._processes import Processes, processes_of
-from unrolled.layers import Layer
-from unrolled.networks import Network
 from unrolled.training._mesh import batches, mean, placed, with_gradient
+from unrolled.training._objective import Objective
 from unrolled.training._protocols import Sample
-from unrolled.training._records import (
-    Fit,
-    History,
-    Model,
-    NonFiniteError,
-    Progress,
-    Record,
-    Trained,
-)
-from unrolled.training._split import merge, with_unit_atoms
+from unrolled.training._records import Fit, History, NonFiniteError, Progress, Record, Trained
+
+
+class Data(NamedTuple):
+    """What a training starts from and sees."""
+
+    key: Array
+    sample: Sample
+    validation: tuple
+    start: Trained  # the whole params and D
+    trained: Trained
+    fixed: Trained
 
 
 def make_loop(
-    where: str,
-    model: Model,
-    loss: Callable[..., Array],
-    sample: Sample,
+    objective: Objective,
+    data: Data,
     optimizer: optax.GradientTransformation,
-    key: Array,
-    trained: Trained,
-    fixed: Trained,
-    validation: tuple,
-    lam: Any = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
 ) -> "Loop":
     """Compile a run once, for any number of stages.
 
-    `loss(codes, X, D, Y, at)`: `at` is a traced number that may differ from stage to stage. `lam`
-    is that of the ISTA beside which a layer is judged; None for none. A step sees `accumulate`
-    batches, which the devices of the mesh share.
+    A step sees `accumulate` batches, which the devices of the mesh share.
     """
-    codes, place = codes_of(model, where), partial(placed, mesh=mesh)
-    key, trained, fixed, validation = place((key, trained, fixed, validation))
+    place = partial(placed, mesh=mesh)
+    key, trained, fixed, validation = place((data.key, data.trained, data.fixed, data.validation))
     # Line searches and the like ask for the loss: as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
-    learns_dictionary = bool(jax.tree.leaves(trained.D))
-
-    def judged(trained, fixed, batch, at):
-        params, D = merge(trained, fixed)
-        Y, X, *own = batch
-        D, axis = (own[0], 0) if own else (D, None)
-        found = codes(params, D, Y, axis)
-        return _scalar(loss(found, X, D, Y, at), where), found
-
-    def objective(trained, fixed, batch, at):
-        return judged(trained, fixed, batch, at)[0]
-
-    def of_others(trained, fixed, batch):
-        """The loss of zero codes, and of ISTA at the same depth."""
-        D = merge(trained, fixed).D
-        Y, X, *own = batch
-        found = jax.tree.map(jnp.zeros_like, judged(trained, fixed, batch, -1)[1])
-        zero = loss(found, X, own[0] if own else D, Y, -1)
-        if lam is None or own or not isinstance(model, Layer) or not model.depth:
-            return zero, jnp.nan
-        return zero, loss(codes_of_ista(D, lam, model.depth, Y, where), X, D, Y, -1)
-
-    def advance(trained, state, gradients, **told):
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
-            updates, state = informed.update(gradients, state, trained, **told)
-            trained = optax.apply_updates(trained, updates)
-        if learns_dictionary:
-            trained = trained._replace(D=with_unit_atoms(trained.D))
-        return trained, state
-
-    def judge(key, trained, fixed, at):
-        return objective(trained, fixed, sample(key), at)
-
-    def gradient(trained, fixed, k, at):
-        """The loss of a step and its gradient, and the loss as a function."""
-        step_key = jax.random.fold_in(key, k)
-        if accumulate == 1:
-            value_fn = partial(objective, fixed=fixed, batch=sample(step_key), at=at)
-            return *jax.value_and_grad(value_fn)(trained), value_fn
-
-        def average(trained):
-            of_batch = jax.value_and_grad(judge, argnums=1)
-            return mean(of_batch, step_key, accumulate, mesh, trained, fixed, at)
-
-        return *average(trained), with_gradient(average)
-
-    def update(trained, state, bad, fixed, k, at):
-        value, gradients, value_fn = gradient(trained, fixed, k, at)
-        told = dict(value=value, grad=gradients, value_fn=value_fn)
-        good = jnp.isfinite(value) & all_finite(gradients)
-        bad = jnp.where(good | (bad >= 0), bad, k)
-        # A branch, not a selection: selecting afterwards would read and write all params once more.
-        trained, state = jax.lax.cond(
-            bad < 0, partial(advance, **told), lambda t, s, _: (t, s), trained, state, gradients
-        )
-        return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
-
-    zero, of_ista = jax.jit(of_others)(trained, fixed, validation)
+    step = _Step(objective, data.sample, informed, key, accumulate, mesh)
+    zero, ista = jax.jit(objective.of_others)(trained, fixed, validation)
     return Loop(
-        where,
-        model,
-        jax.jit(update, donate_argnums=(0, 1, 2)),
-        jax.jit(objective),
-        jax.jit(jax.value_and_grad(judged, has_aux=True)),
+        objective,
+        jax.jit(step.update, donate_argnums=(0, 1, 2)),
+        jax.jit(objective.evaluated),
+        jax.jit(jax.value_and_grad(step.inspected, has_aux=True)),
         float(zero),
-        float(of_ista),
-        jax.jit(lambda k: batches(key, k, accumulate, sample)),
+        float(ista),
+        jax.jit(lambda k: batches(key, k, accumulate, data.sample)),
         optimizer,
         fixed,
         validation,
         place,
-        processes_of(mesh, where),
+        processes_of(mesh, objective.where),
     )
 
 
-def _scalar(loss: Any, where: str) -> Any:
-    """The loss; TypeError unless it is one floating-point number."""
-    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        raise TypeError(
-            f"{where}: the loss is {jnp.result_type(loss)} of shape {jnp.shape(loss)}; expected "
-            "one floating-point number, try jnp.mean"
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One step of a training."""
+
+    objective: Objective
+    sample: Sample
+    optimizer: optax.GradientTransformationExtraArgs
+    key: Array
+    accumulate: int
+    mesh: Mesh | None
+
+    def inspected(self, free, others, fixed, batch, at):
+        return self.objective.judged(self.objective.join(free, others), fixed, batch, at)
+
+    def gradient(self, free, others, fixed, k, at):
+        """The loss of a step, its gradient, the others after it, and the loss as a function."""
+        key = jax.random.fold_in(self.key, k)
+        learned = partial(self.objective.learned, others=others, fixed=fixed, at=at)
+        if self.accumulate == 1:
+            batch = self.sample(key)
+            (value, others), gradients = jax.value_and_grad(learned, has_aux=True)(
+                free, batch=batch
+            )
+            return value, gradients, others, lambda free: learned(free, batch=batch)[0]
+
+        def judge(key, free, fixed, at):
+            return self.objective.evaluated(free, fixed, self.sample(key), at)
+
+        def average(free):
+            of_batch = jax.value_and_grad(judge, argnums=1)
+            return mean(of_batch, key, self.accumulate, self.mesh, free, fixed, at)
+
+        return *average(free), others, with_gradient(average)
+
+    def update(self, trained, state, bad, fixed, k, at):
+        """The leaves, the optimiser and the first step that is not finite, after step k."""
+        free, others = self.objective.free(trained)
+        value, gradients, changed, value_fn = self.gradient(free, others, fixed, k, at)
+        good = jnp.isfinite(value) & all_finite(gradients)
+        bad = jnp.where(good | (bad >= 0), bad, k)
+
+        def advance(free, state, others, changed, gradients):
+            informed = dict(value=value, grad=gradients, value_fn=value_fn)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
+                updates, state = self.optimizer.update(gradients, state, free, **informed)
+                free = optax.apply_updates(free, updates)
+            return self.objective.admissible(free), state, changed
+
+        # A branch, not a selection: selecting afterwards would read and write all params once more.
+        free, state, others = jax.lax.cond(
+            bad < 0, advance, lambda *parts: parts[:3], free, state, others, changed, gradients
         )
-    return loss
+        trained = self.objective.join(free, others)
+        return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
 
 
 class Loop(NamedTuple):
     """A compiled training; `run` continues a `Progress` from where it is."""
 
-    where: str
-    model: Model
+    objective: Objective
     update: Callable
-    objective: Callable
-    inspect: Callable  # codes and gradients, where something is wrong
+    evaluate: Callable
+    inspect: Callable  # codes and gradients, where something is wrong; see `inspected`
     zero: float  # the validation loss of zero codes
     ista: float  # and of ISTA at the same depth; nan where there is none
     batch: Callable
@@ -156,13 +136,24 @@ class Loop(NamedTuple):
     place: Callable[[Any], Any]  # where arrays belong: on all devices of a mesh
     processes: Processes
 
+    @property
+    def where(self) -> str:
+        """The name of the function that trains."""
+        return self.objective.where
+
+    def inspected(self, trained: Trained, batch: tuple, at: int) -> tuple[Any, Any, Any]:
+        """The loss of a batch, its codes, and its gradients."""
+        free, others = self.objective.free(trained)
+        (value, codes), gradients = self.inspect(free, others, self.fixed, batch, at)
+        return value, codes, gradients
+
     def start(self, trained: Trained) -> Progress:
         """The state before the first step.
 
         The compiled step consumes its arguments: copies keep the caller's params apart.
         """
         trained = copy(self.place(trained))
-        optimizer = copy(self.place(self.optimizer.init(trained)))
+        optimizer = copy(self.place(self.optimizer.init(self.objective.free(trained)[0])))
         return Progress(
             trained,
             optimizer,
@@ -179,14 +170,13 @@ class Loop(NamedTuple):
         self,
         state: Progress,
         stop: int,
-        every: int,
+        options: Any,
         watch: Callable[[Progress, int], None],
         *,
-        patience: int | None = None,
         at: int = -1,
         keeper: Any = None,
     ) -> Progress:
-        """Train until step `stop`; every so many steps evaluate, then call `watch(state, at)`.
+        """Train until step `stop`; at every evaluation call `watch(state, at)`.
 
         A saved state, also one between two evaluations, continues with the evaluations of its
         stage. A `keeper` is asked after every step whether it is `due` to `save`.
@@ -195,14 +185,14 @@ class Loop(NamedTuple):
         began = time.perf_counter() - (state.records[-1].seconds if state.records else 0.0)
         evaluations = [record.step for record in state.records if record.stage == state.stage]
         first, evaluated = (evaluations[0], evaluations[-1]) if evaluations else (state.step, None)
-        if evaluations and _is_stale(state, patience):
+        if evaluations and _is_stale(state, options.patience):
             return state
-        for done in [*range(first, stop, every), stop]:
+        for done in [*range(first, stop, options.evaluate_every), stop]:
             if evaluated is not None and done <= evaluated:  # before this state was saved
                 continue
             state, bad = self._advance(state, bad, done, at, keeper)
             recent = state.losses[done if evaluated is None else evaluated : done]
-            value = float(self.objective(state.trained, self.fixed, self.validation, at))
+            value = float(self.evaluate(state.trained, self.fixed, self.validation, at))
             loss, evaluated = float(recent.mean()) if len(recent) else np.nan, done
             record = Record(done, loss, value, time.perf_counter() - began, state.stage)
             state = state._replace(records=(*state.records, record))
@@ -212,7 +202,7 @@ class Loop(NamedTuple):
             watch(state, at)
             if keeper is not None and keeper.due(done, evaluated=True):
                 keeper.save(state)
-            if _is_stale(state, patience):
+            if _is_stale(state, options.patience):
                 break
         return state
 
@@ -241,8 +231,9 @@ class Loop(NamedTuple):
         """The result so far; it stays usable when the training continues."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
         history = History(state.losses, state.records, self.zero, self.ista)
-        best = merge(state.best, self.fixed)
-        return Fit(merge(last, self.fixed).params, *best, history, self.model)
+        params, _ = self.objective.whole(last, self.fixed)
+        best, D = self.objective.whole(state.best, self.fixed)
+        return Fit(params, best, D, history, self.objective.model)
 
     def _stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
         """Raise NonFiniteError after a step that was `bad`, or for the last validation loss."""
@@ -251,7 +242,7 @@ class Loop(NamedTuple):
             return
         if all_finite(state.trained):
             batch = self.validation if bad < 0 else self.batch(bad)
-            (value, codes), gradients = self.inspect(state.trained, self.fixed, batch, at)
+            value, codes, gradients = self.inspected(state.trained, batch, at)
             place = place_of_non_finite(codes, value, gradients)
         else:
             place = place_of_non_finite((), 0.0, state.trained, "")
@@ -262,9 +253,9 @@ class Loop(NamedTuple):
             )
         else:
             what = f"training stopped at step {last.step}: the validation loss is {last.validation}"
-        found = f", first in {place}" if place else ""
+        first = f", first in {place}" if place else ""
         raise NonFiniteError(
-            f"{self.where}: {what}{found}; `.fit` of this error holds the params before it and the "
+            f"{self.where}: {what}{first}; `.fit` of this error holds the params before it and the "
             "best; try a smaller learning rate or optax.clip_by_global_norm",
             self.result(state),
         )
@@ -290,7 +281,7 @@ def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of "
     if not np.isfinite(loss):
         return "the loss, of finite codes"
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    places = [_step_and_name(path, leaf) for path, leaf in leaves if not np.isfinite(leaf).all()]
+    places = [_step_and_name(path, leaf) for path, leaf in leaves if not all_finite(leaf)]
     return of + min(places)[1] if places else ""
 
 
@@ -307,25 +298,12 @@ def _step_and_name(path, leaf) -> tuple[float, str]:
     return k, f"{name}[{k}]"
 
 
-def codes_of(model: Model, where: str) -> Callable[..., Any]:
-    """`codes(params, D, Y, axis)`: (K, batch, d) for a layer, a tuple of blocks for a network.
-
-    `axis` is 0 where every signal has a dictionary of its own, else None.
-    """
-    if isinstance(model, Layer):
-        return lambda params, D, Y, axis: jax.vmap(model.iterates, (None, axis, 0), out_axes=1)(
-            params, D, Y
-        )
-    if isinstance(model, Network):
-        return lambda params, D, Y, axis: jax.vmap(model.apply, (None, axis, 0))(params, D, Y)
-    raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
-
-
 def copy(tree: Any) -> Any:
     """Every leaf in a buffer of its own."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether all leaves are finite, ()."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    """Whether all leaves of numbers are finite, ()."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves], bool).all()

@@ -9,7 +9,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.problems import resampler
 from unrolled.training._protocols import Sample
-from unrolled.training._records import Dictionaries, Params
+from unrolled.training._records import Dictionaries
 
 # One signal of so many is held back, from the end, and at most so many.
 _HELD_BACK, _MOST = 10, 1000
@@ -22,14 +22,14 @@ def is_own(sample: Any) -> bool:
 
 
 def from_arrays(
-    given: Any, validation: tuple | None, params: Params, D: Dictionaries, where: str
+    arrays: Any, validation: tuple | None, params: Any, D: Dictionaries | None, where: str
 ) -> tuple[Sample, tuple]:
     """A sampler of signals of one's own, and the signals to validate on.
 
     Without a validation batch these are the last tenth, at least one signal and at most 1,000, and
     the sampler never draws them.
     """
-    Y, X = given if isinstance(given, tuple) else (given, None)
+    Y, X = arrays if isinstance(arrays, tuple) else (arrays, None)
     Y = _checks.as_signals(Y, "Y", where)
     _check_width(Y, D, where)
     X = jax.tree.map(lambda codes: _checks.as_rows(codes, "X", where, len(Y)), X)
@@ -49,7 +49,9 @@ def from_arrays(
     return resampler(*jax.tree.map(lambda array: array[:cut], (Y, X))), validation
 
 
-def _check_width(Y: Array, D: Dictionaries, where: str) -> None:
+def _check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
+    if D is None:
+        return
     m = (D[0] if isinstance(D, tuple) else D).shape[0]
     if Y.shape[1] != m:
         turned = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""

@@ -49,11 +49,14 @@ class Fit(NamedTuple):
             return f"Fit of {self.model!r}, without a history"
         first, last = ends(self.history.records)
         best = min(record.validation for record in self.history.records)
-        beside = "" if np.isnan(self.history.ista) else f", of ISTA {self.history.ista:.6g}"
+        others = {"zero codes": self.history.zero, "ISTA": self.history.ista}
+        beside = [f", of {name} {loss:.6g}" for name, loss in others.items() if np.isfinite(loss)]
+        known = isinstance(self.model, Layer | Network)
+        name = repr(self.model) if known else type(self.model).__name__
         return (
-            f"Fit of {self.model!r}: {last.step} steps, validation loss {first.validation:.6g} at "
-            f"first, {last.validation:.6g} at the end, {best:.6g} at best, of zero codes "
-            f"{self.history.zero:.6g}{beside}"
+            f"Fit of {name}: {last.step} steps, "
+            f"validation loss {first.validation:.6g} at first, {last.validation:.6g} at the end, "
+            f"{best:.6g} at best{''.join(beside)}"
         )
 
     @property

@@ -1,0 +1,100 @@
+"""What a training minimises, as functions of the leaves that it trains."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unrolled._beside import codes_of_ista
+from unrolled._checks import Array
+from unrolled.layers import Layer
+from unrolled.networks import Network
+from unrolled.training._protocols import Loss
+from unrolled.training._records import Trained
+from unrolled.training._split import merge, with_unit_atoms
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The mean loss of the codes of a layer or a network.
+
+    Another kind of model is a subclass, which says what its codes are and which of its leaves have
+    a gradient.
+    """
+
+    where: str
+    model: Any
+    loss: Loss
+    lam: Any = None  # of the ISTA beside which a layer is judged; None for none
+    staged: bool = False  # whether the loss sees the code of its stage, a traced `at`, alone
+
+    def codes(self, params: Any, D: Any, Y: Array, axis: int | None) -> Any:
+        """(K, batch, d) for a layer, a tuple of blocks for a network.
+
+        `axis` is 0 where every signal has a dictionary of its own, else None.
+        """
+        if isinstance(self.model, Layer):
+            return jax.vmap(self.model.iterates, (None, axis, 0), out_axes=1)(params, D, Y)
+        return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
+
+    def free(self, trained: Trained) -> tuple[Any, Any]:
+        """The leaves that have a gradient, and the others that a step may change."""
+        return trained, None
+
+    def join(self, free: Any, others: Any) -> Trained:
+        """What `free` took apart."""
+        return free
+
+    def learned(
+        self, free: Any, others: Any, fixed: Trained, batch: tuple, at: Any
+    ) -> tuple[Array, Any]:
+        """The loss in a step of training, and the others after it."""
+        return self.judged(free, fixed, batch, at)[0], others
+
+    def admissible(self, free: Any) -> Any:
+        """The leaves after an update: a learned D has unit atoms."""
+        return free._replace(D=with_unit_atoms(free.D)) if jax.tree.leaves(free.D) else free
+
+    def whole(self, trained: Trained, fixed: Trained) -> Trained:
+        """The params and D of a result."""
+        return merge(trained, fixed)
+
+    def judged(self, trained: Trained, fixed: Trained, batch: tuple, at: Any) -> tuple[Array, Any]:
+        """The loss in an evaluation, and the codes."""
+        params, D = merge(trained, fixed)
+        Y, X, *own = batch
+        D, axis = (own[0], 0) if own else (D, None)
+        codes = self.codes(params, D, Y, axis)
+        return self.of(codes, X, D, Y, at), codes
+
+    def evaluated(self, trained: Trained, fixed: Trained, batch: tuple, at: Any) -> Array:
+        """The loss in an evaluation."""
+        return self.judged(trained, fixed, batch, at)[0]
+
+    def of_others(self, trained: Trained, fixed: Trained, batch: tuple) -> tuple[Any, Any]:
+        """The loss of zero codes, and of ISTA at the same depth."""
+        D = merge(trained, fixed).D
+        Y, X, *own = batch
+        zeros = jax.tree.map(jnp.zeros_like, self.judged(trained, fixed, batch, -1)[1])
+        zero = self.of(zeros, X, own[0] if own else D, Y)
+        if self.lam is None or own or not isinstance(self.model, Layer) or not self.model.depth:
+            return zero, jnp.nan
+        ista = codes_of_ista(D, self.lam, self.model.depth, Y, self.where)
+        return zero, self.of(ista, X, D, Y)
+
+    def of(self, codes: Any, X: Any, D: Any, Y: Array, at: Any = -1) -> Any:
+        """The loss of codes; TypeError unless it is one floating-point number."""
+        loss = self.loss(codes[at][None] if self.staged else codes, X, D, Y)
+        if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+            raise TypeError(
+                f"{self.where}: the loss is {jnp.result_type(loss)} of shape {jnp.shape(loss)}; "
+                "expected one floating-point number, try jnp.mean"
+            )
+        return loss
+
+
+def check_model(model: Any, where: str) -> None:
+    """TypeError unless it is a layer or a network."""
+    if not isinstance(model, Layer | Network):
+        raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
