@@ -19,6 +19,7 @@ import optax
 import pytest
 from command_line import strict_json
 from flax import nnx
+from forms import check_forms
 from PIL import Image
 from scipy import stats
 
@@ -810,6 +811,7 @@ def test_the_report_of_a_folder(tmp_path):
     rows = rows_of(SCORES)
     for name, row in rows.items():
         _rows.write_row(folder, name, row)
+    check_forms(experiments.Sweep(rows, [], []))
     text = write(folder, experiments.Sweep({}, ["later"], ["other"]))
     assert "+2.67 ± 1.43" in text and "seeds 3" in text and "epochs: 2 instead of 200" in text
     assert "Not finished: later" in text and "another process: other" in text

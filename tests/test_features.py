@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from forms import check_forms
 from scipy import optimize
 
 import unrolled as ur
@@ -71,6 +72,7 @@ def found(net, images):
 
 @pytest.mark.slow
 def test_orthonormal_filters_side_by_side_give_the_exact_code(found):
+    check_forms(found, rows=2)
     layer = found.layers["orthonormal"]
     assert layer.dictionary.D.shape == (36, 36)
     # One positive bias: the pursuit sees a shifted signal.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import strict_json
+from forms import check_forms
 from matplotlib.figure import Figure
 
 import unrolled as ur
@@ -68,6 +69,7 @@ def studied():
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_has_text_data_tables_and_figures(studied, name):
     study = studied.setdefault(name, STUDIES[name]())
+    check_forms(study)
     assert study.text().strip() and "None" not in study.text()
     assert study.answer().endswith(".") and any(isinstance(part, Grid) for part in study.parts())
     assert strict_json(to_json(study.to_dict()))

@@ -32,6 +32,15 @@ class Search(NamedTuple):
     zero: float = 0.0  # that of zero codes, in what decides
     ista: float = np.nan  # that of ISTA at the same depth, with the lam of the loss, or the layer
 
+    def __repr__(self) -> str:
+        """What was tried, the best values, and how good they are."""
+        tried = " x ".join(f"{len(axis)} of {name}" for name, axis in self.axes.items())
+        best = ", ".join(f"{name} = {value:.6g}" for name, value in self.values.items())
+        measure, unit = ("NMSE", " dB") if self.loss is None else ("loss", "")
+        beside = {"zero codes": self.zero, "ISTA": self.ista}
+        of = [f", of {name} {value:.6g}{unit}" for name, value in beside.items() if value == value]
+        return f"Search of {tried}: {best} with {measure} {self.lowest:.6g}{unit}{''.join(of)}"
+
     @property
     def lowest(self) -> float:
         """What decided, of the best values."""
