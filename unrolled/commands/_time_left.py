@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from unrolled.commands._console import Say
+from unrolled.commands._console import Say, heard
 
 Tell = Callable[[str, int, int, str], None]
 _EVERY = 20.0  # seconds between two lines
@@ -31,6 +31,7 @@ def progress(say: Say) -> Iterator[Tell]:
                     shown.update(other, visible=False)
                 tasks[name] = shown.add_task(name, total=steps, completed=done)
             shown.update(tasks[name], completed=done, description=f"{name}, {text}")
+            heard()
 
         yield tell
 
