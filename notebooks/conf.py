@@ -135,9 +135,8 @@ def write_reference(app):
             page += table if group else []
         for name in own:
             page += entry(module, name)
-        write_if_new(
-            HERE / "api" / f"{module.removeprefix('unrolled.')}.md", "\n".join([*page, "```", ""])
-        )
+        path = HERE / "api" / f"{module.removeprefix('unrolled.')}.md"
+        path.write_text("\n".join([*page, "```", ""]))
 
 
 def entry(module, name):
@@ -155,10 +154,9 @@ def entry(module, name):
     return [f".. py:data:: {module}.{name}", "", f"   {text}", ""]
 
 
-def write_if_new(path, text):
-    """A page whose text is as before is not read again."""
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+def every_page(app, env, added, changed, removed):
+    """A build reads all pages: codeautolink forgets those of Markdown that it does not see anew."""
+    return env.found_docs
 
 
 class Links(SphinxTransform):
@@ -358,6 +356,7 @@ def setup(app):
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     app.connect("builder-inited", write_reference)
     app.connect("builder-inited", thumbnails)
+    app.connect("env-get-outdated", every_page)
     app.connect("source-read", read)
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-docstring", fields, priority=600)  # after napoleon

@@ -91,6 +91,12 @@ def test_every_public_name_is_documented():
     assert not missing, "\n".join(missing)
 
 
+def test_names_in_code_are_links():
+    """Also in a site that was built before: a build reads all pages again."""
+    for name in ("start", "index", "guide/own_data", "02_learned_vs_analytic", "api/training"):
+        assert "sphinx-codeautolink-a" in (SITE / f"{name}.html").read_text(), name
+
+
 SHOWN = [
     *("index", "start", "gallery", "02_learned_vs_analytic", "measurements"),
     *("guide/own_data", "guide/trouble", "reference/methods", "reference/command_line"),
