@@ -33,8 +33,8 @@ th[data-dir="1"]::after { content: " \\25B4" } th[data-dir="-1"]::after { conten
 tbody tr:hover td { background: var(--tint) }
 figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
 figure svg, figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
-@media print { nav { display: none } body { max-width: none } .wide { overflow: visible }
-  table { font-size: .7rem } figure, tr { break-inside: avoid } }
+@media print { :root { color-scheme: light } nav { display: none } body { max-width: none }
+  .wide { overflow: visible } table { font-size: .7rem } figure, tr { break-inside: avoid } }
 </style></head><body>
 <h1>$title</h1><p class="answer">$answer</p><nav>$links</nav>
 $body
