@@ -149,6 +149,20 @@ def test_the_command_for_whole_notebooks_selects_them(path):
     assert commands and all("-m slow" in command for command in commands)
 
 
+def test_no_document_is_left_out():
+    folders = [ROOT / name for name in (".github", "benchmarks", "notebooks", "tests", "unrolled")]
+    found = {path for folder in folders for path in folder.rglob("*.md")} | set(ROOT.glob("*.md"))
+    assert {path for path in found if path.parent.name != "api"} == set(DOCUMENTS)
+
+
+@each([README, NOTEBOOKS / "index.md", NOTEBOOKS / "README.md"])
+def test_the_first_page_leads_to_what_people_ask(path):
+    """Own data, what is guaranteed, a family of one's own, a GPU, trouble: one click away."""
+    text = path.read_text()
+    for name in ("own_data", "choose", "certificates", "devices", "add_your_own", "trouble"):
+        assert re.search(rf"guide/{name}(\.md)?\b", text), name
+
+
 def test_names_are_found():
     """The checks above see what they are meant to see."""
     found = set().union(*(names(path.read_text()) for path in PAGES))
@@ -167,6 +181,7 @@ def test_the_table_of_methods_lists_every_family():
 def test_the_readme_is_one_page_and_keeps_its_commands():
     text = README.read_text()
     assert len(text.splitlines()) <= 130
+    assert len(re.findall(r"\S*\w\S*", text)) <= 900  # words, those of examples and tables too
     commands = blocks(README, "bash")
     assert commands[0].rstrip().endswith("-m unrolled compare")
     assert f"<!-- test command -->\n```bash\n{commands[1]}```" in text

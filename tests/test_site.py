@@ -2,6 +2,7 @@
 nothing is fetched.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+import numpy as np
 import pytest
 from test_imports import of_ours
 
@@ -89,6 +91,15 @@ def test_every_public_name_is_documented():
     ends = {anchor.rpartition(".")[2] for anchor in anchors}
     missing = [name for name, _ in of_ours() if name.rpartition(".")[2] not in ends]
     assert not missing, "\n".join(missing)
+
+
+def test_the_search_finds_what_people_ask():
+    text = (SITE / "searchindex.js").read_text()
+    index = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    for word, name in {"gpu": "guide/devices", "latex": "guide/compare"}.items():
+        found = [index[part].get(word, []) for part in ("terms", "titleterms")]
+        places = np.concatenate([np.atleast_1d(at) for at in found]).astype(int)
+        assert name in [index["docnames"][i] for i in places], word
 
 
 def test_names_in_code_are_links():
