@@ -263,6 +263,30 @@ def test_the_family_of_the_guide_works(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_the_family_of_contributing_passes_the_suite_as_printed():
+    """As the file that it names: over dense and other dictionaries, under every transformation."""
+    source = """
+import sys, types
+import pytest, unrolled.layers
+module = types.ModuleType("unrolled.layers._relaxed_ista")
+exec(sys.argv[1], vars(module))
+sys.modules[module.__name__] = module
+tests = "tests/test_conformance.py", "-k", "relaxed_ista", "-m", "slow or not slow"
+sys.exit(pytest.main(["-q", "-n0", *tests]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source, blocks(CONTRIBUTING)[0]],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 10
+
+
 def test_every_supported_python_has_the_versions_that_it_was_tested_with():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     supported = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d", c)]

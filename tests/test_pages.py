@@ -120,6 +120,16 @@ def test_the_commands_are_those_of_the_parser(path):
             assert isinstance(parsed, argparse.Namespace) and hasattr(parsed, "run"), line
 
 
+def test_every_flag_says_what_it_sets():
+    """No help is empty, begins in the middle of a phrase, or speaks of a program as of a person."""
+    (commands,) = (a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))
+    for name, parser in commands.items():
+        for action in parser._actions:
+            text = f"{name} {'/'.join(action.option_strings) or action.dest}: {action.help}"
+            assert action.help, text
+            assert not re.search(r": (of|in place of|where|which|also which)\b", text), text
+
+
 @each([*PAGES, README])
 def test_the_options_of_calls_exist(path):
     for source in blocks(path):

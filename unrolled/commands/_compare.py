@@ -107,7 +107,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add(
         "--predict",
         action="store_true",
-        help="where codes are known: also what theory predicts of the median error, step by step",
+        help="also show what theory predicts of the median error, step by step (known codes)",
     )
     add("--quick", action="store_true", help="a smaller run, under a minute")
     add(

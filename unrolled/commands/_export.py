@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--platforms",
         default=",".join(export.PLATFORMS),
         metavar="NAMES",
-        help="where the program is to run, with commas between (default %(default)s)",
+        help="comma-separated platforms of the program (default %(default)s)",
     )
     parser.set_defaults(run=run)
     return parser

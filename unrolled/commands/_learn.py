@@ -79,7 +79,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--start",
         choices=("data", "dct"),
         default="data",
-        help="where the first atoms come from (default data)",
+        help="source of the first atoms (default data)",
     )
     add(
         "--shape",

@@ -56,13 +56,15 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="store_true",
         help="share the run with other processes: those of SLURM, or those of the next three",
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    parser.add_argument("--processes", type=int, metavar="N", help="the number of processes")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    parser.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    parser.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
     parser.add_argument(
-        "--process", type=int, metavar="I", help="which of them this one is, from 0"
-    )
-    parser.add_argument(
-        "--wait", type=int, default=300, metavar="S", help="seconds to wait for the other processes"
+        "--wait",
+        type=int,
+        default=300,
+        metavar="S",
+        help="time limit for the other processes, s (default 300)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run of the folder")
     groups: dict[str | None, Any] = {None: parser}
