@@ -4,7 +4,7 @@
 
 Without arguments: every notebook of this folder, in place. A notebook is JSON and its cells are
 Python, so neither Jupyter nor a kernel is needed. Each notebook runs in a process of its own.
-`--small` runs the reduced form that the tests run. Figures become PNG files of 64 colours.
+`--small` runs the reduced form that the tests run. Figures become PNG files of 48 colours.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 # As in the tests: with more threads BLAS rounds otherwise, and a grid search may choose otherwise.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-DPI, COLOURS = 144, 64  # two pixels for each of a screen; a notebook stays below 300 kB
+DPI, COLOURS = 144, 48  # two pixels for each of a screen; a notebook stays below 300 kB
 
 
 def execute(notebook: dict) -> None:
