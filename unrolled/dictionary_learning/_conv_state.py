@@ -55,21 +55,21 @@ def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> St
     ahead = centred(state, turn) if rest == 0 else None
     if ahead is None:
         return _advanced(state, problem, nonnegative)
-    found = _advanced(state._replace(ahead=ahead), problem, nonnegative)
-    return found if found.ahead.objective < state.ahead.objective else state
+    other = _advanced(state._replace(ahead=ahead), problem, nonnegative)
+    return other if other.ahead.objective < state.ahead.objective else state
 
 
 def _advanced(state: State, problem: Problem, nonnegative: bool) -> State:
     """A sweep. If it ends above the best objective, the next one begins from the best."""
     D, X, (filters, codes, t, objective, curvature) = state
-    found = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)
-    value = np.mean(np.asarray(found.objectives), dtype=float)
+    end = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)
+    value = np.mean(np.asarray(end.objectives), dtype=float)
     if value > objective:
-        return at_rest(D, X, objective, found.curvature)
+        return at_rest(D, X, objective, end.curvature)
     t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
     momentum = jnp.asarray((t - 1) / t_next, X.dtype)
-    filters, codes = extrapolated((D, X), (found.D, found.X), momentum, nonnegative)
-    return State(found.D, found.X, Ahead(filters, codes, t_next, value, found.curvature))
+    filters, codes = extrapolated((D, X), (end.D, end.X), momentum, nonnegative)
+    return State(end.D, end.X, Ahead(filters, codes, t_next, value, end.curvature))
 
 
 def at_rest(D: Conv, X: Array, objective: np.ndarray, curvature: Curvature) -> State:
@@ -110,11 +110,11 @@ def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple
     fresh = np.union1d(np.flatnonzero(use == 0), shifted_copies(filters, use))
     if not use.any() or not len(fresh):
         return state, 0
-    kept = ~np.isin(np.arange(len(filters)), fresh)
-    X = X * D.spread(jnp.asarray(kept, X.dtype))[None]
+    stay = ~np.isin(np.arange(len(filters)), fresh)
+    X = X * D.spread(jnp.asarray(stay, X.dtype))[None]
     R = np.asarray(evaluated(problem, D, X).R)
     R = R if problem.V is None else np.where(np.asarray(problem.V) > 0, R, 0)
-    others = filters[kept].reshape(kept.sum(), -1)
+    others = filters[stay].reshape(stay.sum(), -1)
     filters[fresh] = drawn_windows(D, R, others, len(fresh), rng)
     D = replace(D, filters=jnp.asarray(filters))
     return at_rest(D, X, np.array(np.inf), ahead.curvature), len(fresh)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -15,15 +14,9 @@ from unrolled.dictionaries import Conv
 from unrolled.dictionary_learning._conv_state import Ahead, State, advanced, at_rest, refreshed
 from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, evaluated
 from unrolled.dictionary_learning._images import checked_images
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned, Step
-from unrolled.dictionary_learning._signals import (
-    Signals,
-    as_lam,
-    generator,
-    near_one,
-    unit_rows,
-)
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
+from unrolled.dictionary_learning._learning import Method, Options, learn
+from unrolled.dictionary_learning._signals import Signals, as_lam, near_one, unit_rows
 from unrolled.dictionary_learning._windows import drawn_windows
 
 
@@ -101,34 +94,109 @@ def convolutional(
         >>> found.D.filters.shape, found.X.shape
         ((2, 1, 3), (20, 2, 38))
     """
+    options = Options(sweeps, key, progress, resume, checkpoint, weights=weights, mask=mask)
+    return learn(_Filters(images, filters, (stride, boundary), lam, nonnegative, options), options)
+
+
+class _Filters(Method):
+    """Sweeps through the filters and the codes of all images."""
+
     where = "convolutional"
-    signals, D, given = checked_images(images, filters, (stride, boundary), weights, mask, where)
-    lam, nonnegative = as_lam(lam, where), _checks.as_bool(nonnegative, "nonnegative", where)
-    sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
-    problem = _problem(signals, lam)
-    config = _config(signals, D, given, lam, key, nonnegative)
-    keeper = Keeper(checkpoint, config, resume, progress)
-    if keeper.arrays is not None:
-        state = _restored(keeper.arrays, D)
-    elif resume is not None:
-        state = _resumed(resume, signals, D, where)
-    else:
-        state = _start(signals, D, key)
-    for step in keeper.steps(sweeps):
-        state, replaced = refreshed(state, problem, generator(key, step))
-        state = advanced(state, problem, nonnegative, step)
-        objective = _in_units(state.ahead.objective, signals)
-        keeper.add(objective, replaced, _arrays(state), last=step == sweeps)
-    if keeper.history:
-        _warn_of_zeros(state, lam, where)
-    return _result(signals, problem, state, tuple(keeper.history))
+
+    def __init__(
+        self,
+        images: ArrayLike,
+        filters: tuple[int, ...] | ArrayLike,
+        geometry: tuple[int | tuple[int, ...], str],
+        lam: float,
+        nonnegative: bool,
+        options: Options,
+    ):
+        where, weights, mask = self.where, options.weights, options.mask
+        self.signals, self.D, self.given_filters = checked_images(
+            images, filters, geometry, weights, mask, where
+        )
+        self.lam = as_lam(lam, where)
+        self.nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
+        self.problem = _problem(self.signals, self.lam)
+
+    def config(self) -> dict[str, Any]:
+        D = self.D
+        return {
+            "filters": [*D.filters.shape],
+            "stride": [*D.stride],
+            "boundary": D.boundary,
+            "lam": float(self.lam),
+            "nonnegative": self.nonnegative,
+            "images": self.signals.fingerprint(),
+            "exponent": self.signals.exponent,
+            "start": fingerprint(np.asarray(D.filters)) if self.given_filters else "data",
+        }
+
+    def start(self, rng: np.random.Generator) -> State:
+        """With codes that are zero, and windows for zero filters."""
+        D, Y = self.D, self.signals.Y
+        rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
+        drawn = ~rows.any(1)
+        filters = rows.reshape(D.filters.shape)
+        filters[drawn] = drawn_windows(D, Y, rows[~drawn], drawn.sum(), rng)
+        curvature = Curvature(jnp.ones((), Y.dtype), jnp.full(len(Y), len(filters), Y.dtype))
+        D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((len(Y), D.shape[1]), Y.dtype)
+        return at_rest(D, X, np.array(np.inf), curvature)
+
+    def resumed(self, resume: Learned) -> State:
+        n, past, ahead = len(self.signals.Y), resume.D, resume.state
+        fits = isinstance(past, Conv) and past.is_shift_of(self.D) and past.shape == self.D.shape
+        if not fits or not isinstance(ahead, Ahead) or len(ahead.X) != n:
+            raise ValueError(
+                f"{self.where}: resume is not a result of `convolutional` with such filters and "
+                f"{n} images"
+            )
+        dtype = self.signals.Y.dtype
+        X = np.ldexp(np.asarray(resume.X, dtype).reshape(n, -1), -self.signals.exponent)
+        return State(_checks.cast(past, dtype), jnp.asarray(X), ahead)
+
+    def restored(self, arrays: Arrays, keeper: Keeper) -> State:
+        D, X, filters, codes = (jnp.asarray(arrays[name]) for name in _ARRAYS[:4])
+        curvature = Curvature(*(jnp.asarray(arrays[name]) for name in _ARRAYS[6:]))
+        ahead = Ahead(filters, codes, arrays["t"], arrays["objective"], curvature)
+        return State(replace(self.D, filters=D), X, ahead)
+
+    def arrays(self, state: State) -> Arrays:
+        D, X, (filters, codes, t, objective, curvature) = state
+        values = (D.filters, X, filters, codes, t, objective, *curvature)
+        return {name: np.asarray(value) for name, value in zip(_ARRAYS, values)}
+
+    def sweep(self, state: State, step: int, rng: np.random.Generator) -> tuple[State, float, int]:
+        state, replaced = refreshed(state, self.problem, rng)
+        state = advanced(state, self.problem, self.nonnegative, step)
+        return state, _in_units(state.ahead.objective, self.signals), replaced
+
+    def result(self, state: State) -> Learned:
+        signals, (D, X, ahead) = self.signals, state
+        objectives = np.asarray(evaluated(self.problem, D, X).objectives)
+        objective = _in_units(np.mean(objectives, dtype=float), signals)
+        codes = np.ldexp(np.asarray(X), signals.exponent).reshape(-1, *D.code_grid)
+        D = _checks.cast(D, signals.dtype)
+        return Learned(D, jnp.asarray(codes, signals.dtype), objective, (), ahead)
+
+    def warn(self, state: State) -> None:
+        """Of codes that are all zero."""
+        if not np.asarray(state.X).any():
+            _checks.warn(
+                f"{self.where}: all codes are zero and D is the start: lam={self.lam} is not below "
+                "max abs(D'y) of these filters; try a smaller lam"
+            )
+
+
+_ARRAYS = ("D", "X", "filters", "codes", "t", "objective", "of_filters", "of_codes")
 
 
 def _problem(signals: Signals, lam: float) -> Problem:
     """The problem for images near 1 and weights up to 1."""
     V = None if signals.V is None else jnp.asarray(signals.V / signals.V.max())
-    near = near_one(lam / _largest_weight(signals), signals.exponent + signals.scale)
-    return Problem(jnp.asarray(signals.Y), V, jnp.asarray(near, signals.Y.dtype))
+    scaled = near_one(lam / _largest_weight(signals), signals.exponent + signals.scale)
+    return Problem(jnp.asarray(signals.Y), V, jnp.asarray(scaled, signals.Y.dtype))
 
 
 def _in_units(objective: Any, signals: Signals) -> float:
@@ -139,79 +207,3 @@ def _in_units(objective: Any, signals: Signals) -> float:
 def _largest_weight(signals: Signals) -> float:
     """Of the weights V, which are near 1."""
     return 1.0 if signals.V is None else float(signals.V.max())
-
-
-def _config(
-    signals: Signals, D: Conv, given: bool, lam: float, key: jax.Array, nonnegative: bool
-) -> dict[str, Any]:
-    """What the file of a checkpoint must agree in."""
-    return {
-        "method": "convolutional",
-        "filters": [*D.filters.shape],
-        "stride": [*D.stride],
-        "boundary": D.boundary,
-        "lam": float(lam),
-        "nonnegative": nonnegative,
-        "key": text_of(key),
-        "images": signals.fingerprint(),
-        "exponent": signals.exponent,
-        "start": fingerprint(np.asarray(D.filters)) if given else "data",
-    }
-
-
-def _start(signals: Signals, D: Conv, key: jax.Array) -> State:
-    """Where a learning begins: with codes that are zero, and windows for zero filters."""
-    rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
-    drawn = ~rows.any(1)
-    filters = rows.reshape(D.filters.shape)
-    filters[drawn] = drawn_windows(D, signals.Y, rows[~drawn], drawn.sum(), generator(key, 0))
-    n, dtype = len(signals.Y), signals.Y.dtype
-    curvature = Curvature(jnp.ones((), dtype), jnp.full(n, len(filters), dtype))
-    D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((n, D.shape[1]), dtype)
-    return at_rest(D, X, np.array(np.inf), curvature)
-
-
-def _arrays(state: State) -> Arrays:
-    D, X, (filters, codes, t, objective, curvature) = state
-    values = (D.filters, X, filters, codes, t, objective, *curvature)
-    return {name: np.asarray(value) for name, value in zip(_ARRAYS, values)}
-
-
-_ARRAYS = ("D", "X", "filters", "codes", "t", "objective", "of_filters", "of_codes")
-
-
-def _restored(arrays: Arrays, D: Conv) -> State:
-    values = (jnp.asarray(arrays[name]) for name in _ARRAYS[:4])
-    filters, X, filters_ahead, codes_ahead = values
-    curvature = Curvature(jnp.asarray(arrays["of_filters"]), jnp.asarray(arrays["of_codes"]))
-    ahead = Ahead(filters_ahead, codes_ahead, arrays["t"], arrays["objective"], curvature)
-    return State(replace(D, filters=filters), X, ahead)
-
-
-def _resumed(resume: Learned, signals: Signals, D: Conv, where: str) -> State:
-    n, past, ahead = len(signals.Y), resume.D, resume.state
-    fits = isinstance(past, Conv) and past.is_shift_of(D) and past.shape == D.shape
-    if not fits or not isinstance(ahead, Ahead) or len(ahead.X) != n:
-        raise ValueError(
-            f"{where}: resume is not a result of `convolutional` with such filters and {n} images"
-        )
-    dtype = signals.Y.dtype
-    X = np.ldexp(np.asarray(resume.X, dtype).reshape(n, -1), -signals.exponent)
-    return State(_checks.cast(past, dtype), jnp.asarray(X), ahead)
-
-
-def _warn_of_zeros(state: State, lam: float, where: str) -> None:
-    if not np.asarray(state.X).any():
-        _checks.warn(
-            f"{where}: all codes are zero and D is the start: lam={lam} is not below max abs(D'y) "
-            "of these filters; try a smaller lam"
-        )
-
-
-def _result(signals: Signals, problem: Problem, state: State, history: tuple[Step, ...]) -> Learned:
-    D, X, ahead = state
-    objectives = np.asarray(evaluated(problem, D, X).objectives)
-    objective = _in_units(np.mean(objectives, dtype=float), signals)
-    codes = np.ldexp(np.asarray(X), signals.exponent).reshape(-1, *D.code_grid)
-    D = _checks.cast(D, signals.dtype)
-    return Learned(D, jnp.asarray(codes, signals.dtype), objective, history, ahead)

@@ -1,6 +1,7 @@
 """Double sparsity from moments: a spectral start, then descent with sparse atoms."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +12,13 @@ from unrolled._checks import Key
 from unrolled._matching import match
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
-from unrolled.dictionary_learning._keeper import Keeper, Progress, fingerprint, text_of
-from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
+from unrolled.dictionary_learning._learning import Method, Options, learn
 from unrolled.dictionary_learning._signals import (
     as_signals,
     atom_count,
     distinct,
     duplicates,
-    generator,
     unit_rows,
 )
 
@@ -96,49 +96,81 @@ def double_sparse(
         >>> bool((G.max(0) > 0.99).all())
         True
     """
+    options = Options(sweeps, key, progress, resume, checkpoint)
+    return learn(_Descent(Y, d, (sparsity, atom_sparsity), base, pairs, rate), options)
+
+
+class _Descent(Method):
+    """The descent in A, (m, d), for the signals Z = Y Phi."""
+
     where = "double_sparse"
-    signals = as_signals(Y, where)
-    n, m = signals.Y.shape
-    d, sparsity, p = _sizes(d, sparsity, atom_sparsity, n, m, where)
-    pairs = _checks.as_index(_PAIRS * d if pairs is None else pairs, "pairs", where, least=1)
-    sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
-    if not 0 < _checks.as_number(rate, "rate", where) <= 1:
-        raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
-    base = _orthonormal(base, signals.Y, where)
-    Z = signals.Y @ np.asarray(dense(base), signals.Y.dtype)
-    config = dict(method=where, d=d, sparsity=sparsity, atom_sparsity=p, pairs=pairs, rate=rate)
-    if checkpoint is not None:
-        config |= {"key": text_of(key), "signals": fingerprint(Z), "exponent": signals.exponent}
-    keeper = Keeper(checkpoint, config, resume, progress)
-    if keeper.arrays is not None:
-        A = keeper.arrays["A"]
-    elif resume is not None:
-        A = _resumed(resume, (m, d), Z.dtype, where)
-    else:
-        with one_thread():
-            A = _spectral(Z, d, p, pairs, generator(key, 0))
-        A = np.ascontiguousarray(A)  # as that of a result: products round by the order in memory
-    for step in keeper.steps(sweeps):
-        with one_thread():
-            A, squares, replaced = _descend(Z, A, sparsity, p, rate, generator(key, step))
-        objective = signals.in_units(squares / (2 * n))
-        keeper.add(objective, replaced, {"A": A}, last=step == sweeps)
-    X = match(A, Z, sparsity)
-    codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)
-    D = Sparse(_checks.cast(base, signals.dtype), jnp.asarray(A, signals.dtype))
-    return Learned(D, codes, signals.objective(Z - X @ A.T), tuple(keeper.history))
+
+    def __init__(
+        self,
+        Y: ArrayLike,
+        d: int,
+        sparsities: tuple[int, int],
+        base: Dictionary | None,
+        pairs: int | None,
+        rate: float,
+    ):
+        where, self.signals = self.where, as_signals(Y, self.where)
+        n, m = self.signals.Y.shape
+        self.d, self.sparsity, self.p = _sizes(d, *sparsities, n, m, where)
+        pairs = _PAIRS * self.d if pairs is None else pairs
+        self.pairs = _checks.as_index(pairs, "pairs", where, least=1)
+        if not 0 < _checks.as_number(rate, "rate", where) <= 1:
+            raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
+        self.rate, self.base = rate, _orthonormal(base, self.signals.Y, where)
+        self.Z = self.signals.Y @ np.asarray(dense(self.base), self.signals.Y.dtype)
+
+    def config(self) -> dict[str, Any]:
+        own = dict(d=self.d, sparsity=self.sparsity, atom_sparsity=self.p, pairs=self.pairs)
+        signals = {"signals": fingerprint(self.Z), "exponent": self.signals.exponent}
+        return own | {"rate": self.rate} | signals
+
+    @one_thread()
+    def start(self, rng: np.random.Generator) -> np.ndarray:
+        A = _spectral(self.Z, self.d, self.p, self.pairs, rng)
+        return np.ascontiguousarray(A)  # as that of a result: products round by the order in memory
+
+    def resumed(self, resume: Learned) -> np.ndarray:
+        D, shape = resume.D, (self.Z.shape[1], self.d)
+        if not isinstance(D, Sparse) or D.shape != shape:
+            raise ValueError(
+                f"{self.where}: resume is not a result with a Sparse D of shape {shape}"
+            )
+        A = np.zeros(shape, self.Z.dtype)
+        A[np.asarray(D.indices), np.arange(self.d)] = np.asarray(D.values)
+        return A
+
+    def restored(self, arrays: Arrays, keeper: Keeper) -> np.ndarray:
+        return arrays["A"]
+
+    def arrays(self, state: np.ndarray) -> Arrays:
+        return {"A": state}
+
+    @one_thread()
+    def sweep(
+        self, state: np.ndarray, step: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, float, int]:
+        A, squares, replaced = _descend(self.Z, state, self.sparsity, self.p, self.rate, rng)
+        return A, self.signals.in_units(squares / (2 * len(self.Z))), replaced
+
+    def result(self, state: np.ndarray) -> Learned:
+        signals, X = self.signals, match(state, self.Z, self.sparsity)
+        codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)
+        base, A = _checks.cast(self.base, signals.dtype), jnp.asarray(state, signals.dtype)
+        return Learned(Sparse(base, A), codes, signals.objective(self.Z - X @ state.T), ())
 
 
 def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
     d = atom_count(d, n, where)
     counts = {"sparsity": (sparsity, min(m, d)), "atom_sparsity": (p, m)}
-    found = []
     for name, (value, most) in counts.items():
-        value = _checks.as_index(value, name, where, least=1)
-        if value > most:
+        if _checks.as_index(value, name, where, least=1) > most:
             raise ValueError(f"{where}: {name} is {value}; expected at most {most}")
-        found.append(value)
-    return d, *found  # type: ignore[return-value]
+    return d, int(sparsity), int(p)
 
 
 def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Dictionary:
@@ -156,15 +188,6 @@ def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Dictiona
             "sparse_ksvd"
         )
     return base
-
-
-def _resumed(resume: Learned, shape: tuple[int, int], dtype: np.dtype, where: str) -> np.ndarray:
-    D = resume.D
-    if not isinstance(D, Sparse) or D.shape != shape:
-        raise ValueError(f"{where}: resume is not a result with a Sparse D of shape {shape}")
-    A = np.zeros(shape, dtype)
-    A[np.asarray(D.indices), np.arange(shape[1])] = np.asarray(D.values)
-    return A
 
 
 def _spectral(Z: np.ndarray, d: int, p: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
@@ -212,10 +235,10 @@ def _agreed(
 
 def _sparse_columns(A: np.ndarray, p: int) -> np.ndarray:
     """Unit columns with the p largest entries of each."""
-    kept = np.zeros_like(A)
+    largest = np.zeros_like(A)
     rows = np.argpartition(-np.abs(A), p - 1, axis=0)[:p]
-    np.put_along_axis(kept, rows, np.take_along_axis(A, rows, 0), 0)
-    return unit_rows(kept.T).T
+    np.put_along_axis(largest, rows, np.take_along_axis(A, rows, 0), 0)
+    return unit_rows(largest.T).T
 
 
 def _descend(

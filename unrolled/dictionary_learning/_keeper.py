@@ -1,4 +1,4 @@
-"""Learning that continues from its own result, or from a file that the same call has written."""
+"""The result of learning, and what it continues from: a result, or a file of the same call."""
 
 import hashlib
 import io
@@ -6,22 +6,55 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled._checks import Array
 from unrolled._files import CheckpointError, check_writable, read_npz, write_whole
 from unrolled._runs import in_line
-from unrolled.dictionaries import dense
-from unrolled.dictionary_learning._learned import Learned, Step, as_learned
+from unrolled.dictionaries import Dictionary, dense
 from unrolled.records import differences
 
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
 
 _SEAL = "seal"  # the entry of a file with the fingerprint of all others
+
+
+class Step(NamedTuple):
+    """One sweep over the signals, or one batch of a stream."""
+
+    step: int  # 1 for the first
+    objective: float  # mean over the signals
+    seconds: float  # since the start, those before an interruption included
+    replaced: int = 0  # atoms that were unused or duplicates, and were replaced
+
+
+class Learned(NamedTuple):
+    """The result of dictionary learning."""
+
+    D: Dictionary | tuple[Dictionary, ...]  # (m, d), unit atoms; of a chain one per layer
+    X: Array | tuple[Array, ...] | None  # (signals, d), the codes; None of a stream
+    objective: float  # mean over the signals, for D and X
+    history: tuple[Step, ...]  # one record per step
+    state: Any = None  # what the algorithm needs beside D and X to go on
+
+
+def as_learned(resume: Any, where: str) -> Learned:
+    """What a caller gives as `resume`.
+
+    Raises:
+        TypeError: it is no result of dictionary learning.
+    """
+    if not isinstance(resume, Learned):
+        raise TypeError(
+            f"{where}: resume is a {type(resume).__name__}; expected a `Learned` of this function"
+        )
+    return resume
+
 
 # Called after every step.
 Progress = Callable[[Step], Any]
@@ -77,7 +110,7 @@ class Keeper:
         config = {n: self.config[n] for n in ("exponent",) if n in self.config} | config
         if report := differences(config, self.config):
             raise CheckpointError(f"{path}: holds another learning; try another file:\n{report}")
-        return _Kept(path, arrays), history
+        return _Entries(path, arrays), history
 
     def steps(self, last: int) -> range:
         """The numbers of the steps that are left."""
@@ -98,13 +131,14 @@ class Keeper:
         self.saved = time.monotonic()
         texts = {"config": json.dumps(self.config), "history": json.dumps(self.history)}
         blob = io.BytesIO()
-        held: dict[str, Any] = {**arrays, **{name: np.array(text) for name, text in texts.items()}}
-        held[_SEAL] = np.array(_sealed(held))
-        np.savez(blob, **held)
+        entries: dict[str, Any] = {name: np.array(text) for name, text in texts.items()}
+        entries = {**arrays, **entries}
+        entries[_SEAL] = np.array(_sealed(entries))
+        np.savez(blob, **entries)
         write_whole(self.path, blob.getbuffer())
 
 
-class _Kept(Arrays):
+class _Entries(Arrays):
     """The arrays of a file; one that it lacks is a CheckpointError."""
 
     def __init__(self, path: Path, arrays: Arrays):

@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 
 from unrolled._checks import Key
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Progress
-from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._keeper import Learned, Progress
+from unrolled.dictionary_learning._learning import Options, learn
 from unrolled.dictionary_learning._signals import Signals
-from unrolled.dictionary_learning._sweeps import Atoms, Fitted, Options, alternate
+from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 
 # Alternating steps towards the leading pair of singular vectors of an error, from the last ones.
 _STEPS = 3
@@ -82,8 +82,8 @@ def ksvd(
         >>> found.D.shape, found.objective < found.history[0].objective / 2
         ((8, 12), True)
     """
-    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
-    return alternate("ksvd", Y, options, Atoms(_one_by_one))
+    options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return learn(Alternation("ksvd", Y, d, sparsity, options, _one_by_one), options)
 
 
 def mod(
@@ -126,8 +126,8 @@ def mod(
         >>> found.X.shape, found.objective < found.history[0].objective / 2
         ((300, 12), True)
     """
-    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
-    return alternate("mod", Y, options, Atoms(_all_atoms))
+    options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return learn(Alternation("mod", Y, d, sparsity, options, _all_atoms), options)
 
 
 # (z, h) -> the admissible unit atom a that is nearest to a multiple of z, with weights h.
@@ -221,6 +221,6 @@ def _all_atoms(signals: Signals, fitted: Fitted) -> None:
     inverse = np.linalg.pinv((v * codes) @ codes.T, rcond=rounding, hermitian=True)
     atoms = ((v * codes) @ Y).T @ inverse
     norms = np.linalg.norm(atoms, axis=0)
-    kept = norms > 0  # dependent codes may need fewer atoms
-    D[:, used[kept]] = atoms[:, kept] / norms[kept]
+    needed = norms > 0  # dependent codes may need fewer atoms
+    D[:, used[needed]] = atoms[:, needed] / norms[needed]
     X[used] = codes * norms[:, None]

@@ -12,8 +12,8 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Keeper, Progress, text_of
-from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, text_of
+from unrolled.dictionary_learning._learning import Method, Options, learn
 from unrolled.dictionary_learning._multilayer_sweep import (
     Matrices,
     product,
@@ -21,13 +21,9 @@ from unrolled.dictionary_learning._multilayer_sweep import (
     sparse_columns,
     sweep,
 )
-from unrolled.dictionary_learning._signals import (
-    Signals,
-    as_signals,
-    distinct,
-    generator,
-    start_atoms,
-)
+from unrolled.dictionary_learning._signals import as_signals, distinct, start_atoms
+
+_State = tuple[Matrices, np.ndarray]
 
 
 def multilayer(
@@ -86,42 +82,80 @@ def multilayer(
         >>> [X.shape for X in found.X], int((found.D[1] != 0).sum(0).max())
         ([(300, 8), (300, 12)], 2)
     """
+    options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return learn(_Layers(Y, shapes, sparsities, options), options)
+
+
+class _Layers(Method):
+    """Sweeps through (D_1, ..., D_J), with the codes X of the last, (n, d_J)."""
+
     where = "multilayer"
-    signals = as_signals(Y, where, weights, mask)
-    shapes = _shapes(shapes, signals.Y.shape, where)
-    counts = _counts(sparsities, shapes, where)
-    sweeps, key = _checks.as_index(sweeps, "sweeps", where), _checks.as_key(key, where)
-    config: dict[str, Any] = {
-        "method": where,
-        "shapes": [list(s) for s in shapes],
-        "sparsities": list(sparsities),
-    }
-    if checkpoint is not None:
-        config |= {"key": text_of(key), "start": text_of(start)}
-        config |= {"signals": signals.fingerprint(), "exponent": signals.exponent}
-    keeper = Keeper(checkpoint, config, resume, progress)
-    if (arrays := keeper.arrays) is not None:
-        Ds, X = tuple(arrays[f"D_{j}"] for j in range(len(shapes))), arrays["X"]
-    elif resume is not None:
-        Ds, X = _resumed(resume, signals, shapes, where)
-    else:
-        Ds = _start(signals, shapes, counts, start, generator(key, 0), where)
-        X = np.zeros((len(signals.Y), shapes[-1][1]), signals.Y.dtype)
-    for step in keeper.steps(sweeps):
-        with one_thread():
-            Ds, X, replaced = sweep(signals, Ds, X, counts, generator(key, step))
-        objective = signals.objective(residual(signals, Ds, X))
-        kept = {"X": X, **{f"D_{j}": D for j, D in enumerate(Ds)}}
-        keeper.add(objective, replaced, kept, last=step == sweeps)
-    codes = [X]
-    for D in reversed(Ds[1:]):
-        codes.insert(0, codes[0] @ D.T)
-    return Learned(
-        tuple(jnp.asarray(D, signals.dtype) for D in Ds),
-        tuple(jnp.asarray(np.ldexp(x, signals.exponent), signals.dtype) for x in codes),
-        signals.objective(residual(signals, Ds, X)),
-        tuple(keeper.history),
-    )
+
+    def __init__(
+        self,
+        Y: ArrayLike,
+        shapes: Sequence[tuple[int, int]],
+        sparsities: Sequence[int],
+        options: Options,
+    ):
+        self.signals = as_signals(Y, self.where, options.weights, options.mask)
+        self.shapes = _shapes(shapes, self.signals.Y.shape, self.where)
+        self.counts = _counts(sparsities, self.shapes, self.where)
+        self.sparsities, self.first = [*map(int, sparsities)], options.start
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "shapes": [list(shape) for shape in self.shapes],
+            "sparsities": self.sparsities,
+            "start": text_of(self.first),
+            "signals": self.signals.fingerprint(),
+            "exponent": self.signals.exponent,
+        }
+
+    def start(self, rng: np.random.Generator) -> _State:
+        signals, (shape, *others) = self.signals, self.shapes
+        Ds: Matrices = (start_atoms(self.first, signals, shape[1], rng, self.where),)
+        for (_, d), count in zip(others, self.counts):
+            atoms = distinct(signals.Y[rng.permutation(len(signals.Y))], Ds[0][:, :0], d, rng)
+            Ds = (*Ds, sparse_columns(product(Ds), atoms, count))
+        return Ds, np.zeros((len(signals.Y), self.shapes[-1][1]), signals.Y.dtype)
+
+    def resumed(self, resume: Learned) -> _State:
+        (Ds, codes), signals, n = resume[:2], self.signals, len(self.signals.Y)
+        if (
+            not isinstance(Ds, tuple)
+            or not isinstance(codes, tuple)
+            or tuple(D.shape for D in Ds) != self.shapes
+            or codes[-1].shape != (n, self.shapes[-1][1])
+        ):
+            raise ValueError(
+                f"{self.where}: resume is not of dictionaries {self.shapes} and these {n} signals"
+            )
+        X = np.ldexp(np.asarray(codes[-1], signals.Y.dtype), -signals.exponent)
+        return tuple(np.array(D, signals.Y.dtype) for D in Ds), X
+
+    def restored(self, arrays: Arrays, keeper: Keeper) -> _State:
+        return tuple(arrays[f"D_{j}"] for j in range(len(self.shapes))), arrays["X"]
+
+    def arrays(self, state: _State) -> Arrays:
+        return {"X": state[1]} | {f"D_{j}": D for j, D in enumerate(state[0])}
+
+    @one_thread()
+    def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
+        Ds, X, replaced = sweep(self.signals, *state, self.counts, rng)
+        return (Ds, X), self.signals.objective(residual(self.signals, Ds, X)), replaced
+
+    def result(self, state: _State) -> Learned:
+        signals, (Ds, X) = self.signals, state
+        codes = [X]
+        for D in reversed(Ds[1:]):
+            codes.insert(0, codes[0] @ D.T)
+        return Learned(
+            tuple(jnp.asarray(D, signals.dtype) for D in Ds),
+            tuple(jnp.asarray(np.ldexp(x, signals.exponent), signals.dtype) for x in codes),
+            signals.objective(residual(signals, Ds, X)),
+            (),
+        )
 
 
 def _shapes(
@@ -129,7 +163,7 @@ def _shapes(
 ) -> tuple[tuple[int, int], ...]:
     """The shapes as integers, checked against each other and the signals."""
     n, m = signals
-    found: list[tuple[int, int]] = []
+    checked: list[tuple[int, int]] = []
     if np.ndim(shapes) == 0:
         raise TypeError(
             f"{where}: shapes must be a sequence of (rows, columns), got {shapes!r}; try "
@@ -139,19 +173,19 @@ def _shapes(
         if np.shape(shape) != (2,):
             raise ValueError(f"{where}: shapes[{j - 1}] is {shape}; expected (rows, columns)")
         rows, columns = _checks.as_indices(shape, f"shapes[{j - 1}]", where, least=1)
-        expected = found[-1][1] if found else m
+        expected = checked[-1][1] if checked else m
         if rows != expected:
-            what = f"D_{j - 1} has {expected} columns" if found else f"signals have length {m}"
+            what = f"D_{j - 1} has {expected} columns" if checked else f"signals have length {m}"
             raise ValueError(f"{where}: D_{j} has {rows} rows but {what}")
-        found.append((rows, columns))
-    if not found:
+        checked.append((rows, columns))
+    if not checked:
         raise ValueError(f"{where}: expected the shape of at least one dictionary, got none")
-    if (largest := max(columns for _, columns in found)) > n:
+    if (largest := max(columns for _, columns in checked)) > n:
         raise ValueError(
             f"{where}: a dictionary has {largest} atoms but there are {n} signals; expected at "
             "most as many"
         )
-    return tuple(found)
+    return tuple(checked)
 
 
 def _counts(
@@ -163,48 +197,17 @@ def _counts(
             f"{where}: sparsities has shape {np.shape(sparsities)}; expected one of each of "
             f"{len(shapes)} layers"
         )
-    found: list[int] = []
+    counts: list[int] = []
     for j, (s, (_, d)) in enumerate(zip(sparsities, shapes), start=1):
         most = d if j < len(shapes) else min(d, shapes[0][0])
         s = _checks.as_index(s, f"s_{j}", where, least=1)
         if s > most:
             raise ValueError(f"{where}: s_{j} is {s}; expected at most {most}")
-        if found and s > found[-1]:
+        if counts and s > counts[-1]:
             raise ValueError(
-                f"{where}: s_{j} is {s} but s_{j - 1} is {found[-1]}; expected sparsities that do "
-                "not grow: a code is as sparse as the next only if the columns between have one "
+                f"{where}: s_{j} is {s} but s_{j - 1} is {counts[-1]}; expected sparsities that "
+                "do not grow: a code is as sparse as the next only if the columns between have one "
                 "nonzero"
             )
-        found.append(s)
-    return *(above // s for above, s in zip(found, found[1:])), found[-1]
-
-
-def _resumed(
-    resume: Learned, signals: Signals, shapes: tuple[tuple[int, int], ...], where: str
-) -> tuple[Matrices, np.ndarray]:
-    Ds, codes = resume.D, resume.X
-    n = len(signals.Y)
-    if (
-        not isinstance(Ds, tuple)
-        or not isinstance(codes, tuple)
-        or tuple(D.shape for D in Ds) != shapes
-        or codes[-1].shape != (n, shapes[-1][1])
-    ):
-        raise ValueError(f"{where}: resume is not of dictionaries {shapes} and these {n} signals")
-    X = np.ldexp(np.asarray(codes[-1], signals.Y.dtype), -signals.exponent)
-    return tuple(np.array(D, signals.Y.dtype) for D in Ds), X
-
-
-def _start(
-    signals: Signals,
-    shapes: tuple[tuple[int, int], ...],
-    counts: tuple[int, ...],
-    start: str | Dictionary,
-    rng: np.random.Generator,
-    where: str,
-) -> Matrices:
-    Ds: Matrices = (start_atoms(start, signals, shapes[0][1], rng, where),)
-    for (_, d), count in zip(shapes[1:], counts):
-        atoms = distinct(signals.Y[rng.permutation(len(signals.Y))], Ds[0][:, :0], d, rng)
-        Ds = (*Ds, sparse_columns(product(Ds), atoms, count))
-    return Ds
+        counts.append(s)
+    return *(above // s for above, s in zip(counts, counts[1:])), counts[-1]

@@ -1,11 +1,10 @@
 """One sweep of multi-layer learning: codes, replaced atoms, D_J to D_1, and unit atoms."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from unrolled._matching import match
 from unrolled.dictionary_learning._signals import Signals, distinct, duplicates
-from unrolled.dictionary_learning._sparse_ksvd import SparseAtoms
+from unrolled.dictionary_learning._sparse_ksvd import SparseColumns
 from unrolled.dictionary_learning._sweeps import Fitted
 
 # Passes of thresholded gradient steps over the columns of a layer, in one sweep.
@@ -55,11 +54,11 @@ def _last_layer(
     signals: Signals, Ds: Matrices, X: np.ndarray, count: int
 ) -> tuple[Matrices, np.ndarray]:
     """D_J and x_J, by the update of sparse K-SVD over D_1 ... D_{J-1}."""
-    atoms = SparseAtoms(jnp.asarray(product(Ds[:-1])), Ds[-1], count)
+    columns = SparseColumns(np.ascontiguousarray(product(Ds[:-1])), Ds[-1], count)
     D = product(Ds)
     fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T)
-    atoms.update(signals, fitted)
-    return (*Ds[:-1], atoms.A), np.ascontiguousarray(fitted.X.T)
+    columns.update(signals, fitted)
+    return (*Ds[:-1], columns.A), np.ascontiguousarray(fitted.X.T)
 
 
 def _target(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
@@ -100,14 +99,13 @@ def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
 
 def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
     """Unit columns; their norms move to the rows of the next layer, and at the end to the codes."""
-    found: Matrices = ()
+    units: Matrices = ()
     norms = np.ones(len(Ds[0]), X.dtype)
     for D in Ds:
         D = norms[:, None] * D
         norms = np.linalg.norm(D, axis=0)
-        kept = np.where(norms > 0, norms, 1)
-        found = (*found, D / kept)
-    return found, X * norms
+        units = (*units, D / np.where(norms > 0, norms, 1))
+    return units, X * norms
 
 
 def _replaced(

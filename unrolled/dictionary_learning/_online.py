@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,19 +17,14 @@ from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._keeper import (
     Arrays,
     Keeper,
+    Learned,
     Progress,
     fingerprint,
     text_of,
 )
-from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._learning import Method, Options, learn
 from unrolled.dictionary_learning._online_sums import Sums, absorb, mean_objective
-from unrolled.dictionary_learning._signals import (
-    Signals,
-    as_lam,
-    as_signals,
-    generator,
-    start_atoms,
-)
+from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, start_atoms
 
 
 def online(
@@ -102,59 +96,93 @@ def online(
         >>> found.D.shape, found.history[-1].objective < found.history[0].objective
         ((8, 12), True)
     """
+    options = Options(None, key, progress, resume, checkpoint, start)
+    return learn(_Stream(batches, d, lam, forgetting, options), options)
+
+
+class _State(NamedTuple):
+    """What is known of the stream so far."""
+
+    sums: Sums
+    dtype: Any  # of the first batch
+    seen: "Seen"
+
+
+class _Stream(Method):
+    """A sweep is one batch."""
+
     where = "online"
-    d, key = _checks.as_index(d, "d", where, least=1), _checks.as_key(key, where)
-    lam, forgetting = as_lam(lam, where), _checks.as_number(forgetting, "forgetting", where)
-    if not isinstance(batches, Iterable):
-        raise TypeError(
-            f"{where}: batches must be an iterable of signals (n, m), got {type(batches).__name__}"
+
+    def __init__(
+        self, batches: Iterable[Any], d: int, lam: float, forgetting: float, options: Options
+    ):
+        where, self.options = self.where, options
+        self.d, self.lam = _checks.as_index(d, "d", where, least=1), as_lam(lam, where)
+        self.forgetting = _checks.as_number(forgetting, "forgetting", where)
+        if not isinstance(batches, Iterable):
+            what = type(batches).__name__
+            raise TypeError(f"{where}: batches must be an iterable of signals (n, m), got {what}")
+        if not 0 <= self.forgetting < math.inf:
+            raise ValueError(
+                f"{where}: forgetting must be non-negative and finite, got {forgetting}"
+            )
+        self.stream: Iterator[Signals] = filter(
+            _is_known, (_as_batch(batch, where) for batch in batches)
         )
-    if not 0 <= forgetting < math.inf:
-        raise ValueError(f"{where}: forgetting must be non-negative and finite, got {forgetting}")
-    keeper = Keeper(checkpoint, _config(d, lam, key, start, forgetting), resume, progress)
-    given = (_as_batch(batch, where) for batch in batches)
-    stream: Iterator[Signals] = filter(_is_known, given)
-    seen, dtype = Seen(), None
-    if (arrays := keeper.arrays) is not None:
+        self.batch: Signals  # of the sweep
+
+    def config(self) -> dict[str, Any]:
+        own = {"d": self.d, "lam": float(self.lam), "start": text_of(self.options.start)}
+        return own | {"forgetting": float(self.forgetting)}
+
+    def start(self, rng: np.random.Generator) -> _State:
+        sums, self.stream = _start(self.stream, self.d, self.options.start, rng, self.where)
+        return _State(sums, None, Seen())
+
+    def resumed(self, resume: Learned) -> _State:
+        if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != self.d:
+            raise ValueError(f"online: resume is not a result of `online` with {self.d} atoms")
+        return _State(resume.state, resume.D.dtype, Seen())  # type: ignore[union-attr]
+
+    def restored(self, arrays: Arrays, keeper: Keeper) -> _State:
         sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))
-        passed = len(keeper.history) - (0 if resume is None else len(resume.history))
-        seen = _passed_over(stream, passed, arrays, keeper.path)
-    elif resume is not None:
-        if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != d:
-            raise ValueError(f"{where}: resume is not a result of `online` with {d} atoms")
-        sums, dtype = resume.state, resume.D.dtype  # type: ignore[union-attr]
-    else:
-        sums, stream = _start(stream, d, start, key, where)
-    with one_thread():  # the threads of the codes are enough
-        for step, signals in enumerate(stream, start=len(keeper.history) + 1):
-            _check_length(signals, sums, step, where)
-            dtype = signals.dtype if dtype is None else dtype
-            beta = (1 - 1 / step) ** forgetting
-            sums, objective, replaced = absorb(sums, signals, lam, beta, generator(key, step))
-            seen = seen if checkpoint is None else seen.then(signals)
-            keeper.add(objective, replaced, _arrays(sums, dtype, seen))
-    keeper.save(_arrays(sums, dtype, seen), last=True)
-    if sums.terms > 0 and not sums.A.any():
-        _checks.warn(
-            f"{where}: all codes are zero, so D is made of signals: lam={lam} is not below "
-            "max abs(D'y); try a smaller lam"
-        )
-    return Learned(
-        jnp.asarray(sums.D, dtype), None, mean_objective(sums), tuple(keeper.history), sums
-    )
+        earlier = 0 if self.options.resume is None else len(self.options.resume.history)
+        passed = len(keeper.history) - earlier
+        return _State(sums, dtype, _passed_over(self.stream, passed, arrays, keeper.path))
 
+    def arrays(self, state: _State) -> Arrays:
+        texts = {"dtype": str(state.dtype), "first": state.seen.first, "all": state.seen.all}
+        return state.sums._asdict() | {name: np.array(text) for name, text in texts.items()}
 
-def _config(
-    d: int, lam: float, key: jax.Array, start: str | Dictionary, forgetting: float
-) -> dict[str, Any]:
-    return {
-        "method": "online",
-        "d": d,
-        "lam": float(lam),
-        "key": text_of(key),
-        "start": text_of(start),
-        "forgetting": float(forgetting),
-    }
+    def steps(self, keeper: Keeper, sweeps: None) -> Iterator[int]:
+        for step, batch in enumerate(self.stream, start=len(keeper.history) + 1):
+            self.batch = batch
+            yield step
+
+    @one_thread()  # the threads of the codes are enough
+    def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
+        (sums, dtype, seen), signals = state, self.batch
+        if signals.Y.shape[1] != len(sums.D):
+            raise ValueError(
+                f"{self.where}: batch {step} has signals of length {signals.Y.shape[1]}; expected "
+                f"{len(sums.D)}"
+            )
+        beta = (1 - 1 / step) ** self.forgetting
+        sums, objective, replaced = absorb(sums, signals, self.lam, beta, rng)
+        seen = seen if self.options.checkpoint is None else seen.then(signals)
+        return _State(sums, signals.dtype if dtype is None else dtype, seen), objective, replaced
+
+    def warn(self, state: _State) -> None:
+        """Of codes that are all zero."""
+        if state.sums.terms > 0 and not state.sums.A.any():
+            _checks.warn(
+                f"{self.where}: all codes are zero, so D is made of signals: lam={self.lam} is not "
+                "below max abs(D'y); try a smaller lam"
+            )
+
+    def result(self, state: _State) -> Learned:
+        sums = state.sums
+        return Learned(jnp.asarray(sums.D, state.dtype), None, mean_objective(sums), (), sums)
 
 
 def _as_batch(batch: Any, where: str) -> Signals:
@@ -186,11 +214,6 @@ class Seen(NamedTuple):
         return Seen(self.first or batch, together)
 
 
-def _arrays(sums: Sums, dtype: Any, seen: Seen) -> Arrays:
-    texts = {"dtype": str(dtype), "first": seen.first, "all": seen.all}
-    return sums._asdict() | {name: np.array(text) for name, text in texts.items()}
-
-
 def _passed_over(stream: Iterator[Signals], n: int, arrays: Arrays, path: Path | None) -> Seen:
     """What the stream was when n of its batches had been seen, which are passed over.
 
@@ -212,16 +235,8 @@ def _passed_over(stream: Iterator[Signals], n: int, arrays: Arrays, path: Path |
     return seen
 
 
-def _check_length(signals: Signals, sums: Sums, step: int, where: str) -> None:
-    if signals.Y.shape[1] != len(sums.D):
-        raise ValueError(
-            f"{where}: batch {step} has signals of length {signals.Y.shape[1]}; expected "
-            f"{len(sums.D)}"
-        )
-
-
 def _start(
-    stream: Iterator[Signals], d: int, start: str | Dictionary, key: jax.Array, where: str
+    stream: Iterator[Signals], d: int, start: str | Dictionary, rng: Any, where: str
 ) -> tuple[Sums, Iterator[Signals]]:
     """The first atoms, and the stream with the batches that were read for them."""
     first: list[Signals] = []
@@ -242,7 +257,7 @@ def _start(
     exponent = max(signals.exponent for signals in first)
     Y = np.concatenate([signals.rescaled(exponent).Y for signals in first])
     together = Signals(Y, None, exponent, first[0].dtype)
-    D = start_atoms(start, together, d, generator(key, 0), where).astype(float)
+    D = start_atoms(start, together, d, rng, where).astype(float)
     m = len(D)
     zeros = np.zeros((d, d)), np.zeros((m, d)), np.zeros(()), np.zeros(())
     return Sums(D, *zeros, np.array(exponent)), itertools.chain(first, stream)

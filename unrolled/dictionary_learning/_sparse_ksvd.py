@@ -11,11 +11,11 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._matching import match
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
-from unrolled.dictionary_learning._keeper import Arrays, Progress, fingerprint
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
 from unrolled.dictionary_learning._ksvd import update_atom
-from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._learning import Options, learn
 from unrolled.dictionary_learning._signals import Signals
-from unrolled.dictionary_learning._sweeps import Atoms, Fitted, Options, alternate
+from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 
 
 def sparse_ksvd(
@@ -82,23 +82,19 @@ def sparse_ksvd(
             f"{where}: atom_sparsity is {atom_sparsity}; expected at most {min(base.shape)}, the "
             "smaller dimension of the base"
         )
-    options = Options(d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint)
-    A = np.zeros((base.shape[1], _checks.as_index(d, "d", where)))
-    return alternate(where, Y, options, SparseAtoms(base, A, atom_sparsity))
+    options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return learn(_OverBase(Y, d, sparsity, options, base, atom_sparsity), options)
 
 
-class SparseAtoms(Atoms):
-    """Unit atoms Phi a with few nonzeros in a; they are kept in A."""
+class SparseColumns:
+    """Columns a of A with few nonzeros whose atoms, the products with a base, have norm 1."""
 
-    def __init__(self, base: Dictionary, A: np.ndarray, atom_sparsity: int):
-        super().__init__(self._one_by_one)
-        self.base, self.matrix = base, np.asarray(dense(base))
-        self.atom_sparsity = atom_sparsity
-        self.A = A.copy()  # (p, d)
-        self.config = {"atom_sparsity": atom_sparsity, "base": fingerprint(self.matrix)}
+    def __init__(self, base: np.ndarray, A: np.ndarray, count: int):
+        self.base, self.A, self.count = base, A.copy(), count
         self.tried: list[np.ndarray] = []
 
-    def _one_by_one(self, signals: Signals, fitted: Fitted) -> None:
+    def update(self, signals: Signals, fitted: Fitted) -> None:
+        """The update of sparse K-SVD."""
         for j in range(fitted.D.shape[1]):
             self.tried = []
             taken = update_atom(signals, fitted, j, self._nearest)
@@ -106,40 +102,64 @@ class SparseAtoms(Atoms):
                 self.A[:, j] = self.tried[taken - 1]
 
     def _nearest(self, z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
-        atoms, A = self._approximate(z[None], None if h is None else h[None])
+        atoms, A = self.approximate(z[None], None if h is None else h[None])
         self.tried.append(A[0])
         return atoms[0]
 
-    def _approximate(self, Z: np.ndarray, H: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def approximate(self, Z: np.ndarray, H: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Unit atoms near multiples of the rows of Z, and their columns of A, all in rows."""
-        A = match(self.matrix.astype(Z.dtype), Z, self.atom_sparsity, H)
-        atoms = A @ self.matrix.T.astype(Z.dtype)
+        A = match(self.base.astype(Z.dtype), Z, self.count, H)
+        atoms = A @ self.base.T.astype(Z.dtype)
         norms = np.linalg.norm(atoms, axis=1, keepdims=True)
         norms = np.where(norms > 0, norms, 1)
         return atoms / norms, A / norms
 
+
+class _OverBase(Alternation):
+    """Atoms over a base; their columns are kept beside them."""
+
+    def __init__(
+        self,
+        Y: ArrayLike,
+        d: int,
+        sparsity: int,
+        options: Options,
+        base: Dictionary,
+        atom_sparsity: int,
+    ):
+        matrix = np.asarray(dense(base))
+        self.base, zeros = base, np.zeros((base.shape[1], _checks.as_index(d, "d", "sparse_ksvd")))
+        self.columns = SparseColumns(matrix, zeros, atom_sparsity)
+        super().__init__("sparse_ksvd", Y, d, sparsity, options, self.columns.update)
+
+    def config(self) -> dict[str, Any]:
+        columns = self.columns
+        own = {"atom_sparsity": columns.count, "base": fingerprint(columns.base)}
+        return super().config() | own
+
     def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
-        atoms, A = self._approximate(np.ascontiguousarray(D.T), None)
-        self.A = self.A.astype(D.dtype)
-        self.A[:, which] = A.T
+        atoms, A = self.columns.approximate(np.ascontiguousarray(D.T), None)
+        self.columns.A = self.columns.A.astype(D.dtype)
+        self.columns.A[:, which] = A.T
         return atoms.T
 
-    def arrays(self) -> Arrays:
-        return {"A": self.A}
+    def arrays(self, state: Fitted) -> Arrays:
+        return super().arrays(state) | {"A": self.columns.A}
 
-    def restore(self, arrays: Arrays) -> None:
-        self.A = arrays["A"]
+    def restored(self, arrays: Arrays, keeper: Keeper) -> Fitted:
+        self.columns.A = arrays["A"]
+        return super().restored(arrays, keeper)
 
-    def resume(self, D: Any) -> np.ndarray:
+    def atoms_of(self, D: Any) -> np.ndarray:
         if not isinstance(D, Sparse) or D.base.shape != self.base.shape:
             raise ValueError("sparse_ksvd: resume has atoms over another base, or over none")
         values = np.asarray(D.values)
-        self.A = np.zeros_like(self.A, dtype=values.dtype)
-        self.A[np.asarray(D.indices), np.arange(values.shape[1])] = values
+        A = self.columns.A = np.zeros_like(self.columns.A, dtype=values.dtype)
+        A[np.asarray(D.indices), np.arange(values.shape[1])] = values
         return self.settled(values)
 
     def settled(self, D: np.ndarray) -> np.ndarray:
-        return self.matrix.astype(D.dtype) @ self.A
+        return self.columns.base.astype(D.dtype) @ self.columns.A
 
     def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
-        return Sparse(_checks.cast(self.base, dtype), jnp.asarray(self.A, dtype))
+        return Sparse(_checks.cast(self.base, dtype), jnp.asarray(self.columns.A, dtype))

@@ -1,28 +1,24 @@
 """The alternation of K-SVD, MOD and sparse K-SVD: codes of all signals, then atoms, and again."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Key
 from unrolled._matching import match
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, dense
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Progress, text_of
-from unrolled.dictionary_learning._learned import Learned
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, text_of
+from unrolled.dictionary_learning._learning import Method, Options
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,
     atom_count,
     distinct,
     duplicates,
-    generator,
     start_atoms,
 )
 
@@ -35,183 +31,126 @@ class Fitted(NamedTuple):
     R: np.ndarray  # (n, m)
 
 
-class Atoms:
-    """Which atoms are admissible, and how a sweep updates them: here any unit atoms.
+class Alternation(Method):
+    """Sweeps of OMP and of updates of the atoms: here any unit atoms.
 
-    A subclass that keeps more than the atoms themselves says what.
+    A code of the sweep before stays where OMP finds none with a smaller error, so that a sweep
+    raises the objective only where it replaces an atom. A subclass says which atoms are admissible;
+    one that keeps more than the atoms themselves says what.
+
+    Args:
+        where: the name of the caller.
+        Y, d, sparsity, options: as the caller got them.
+        update: of the atoms, in place; it leaves alone those that no code uses.
     """
 
-    def __init__(self, update: Callable[[Signals, Fitted], None]):
-        self.update = update  # in place; it leaves alone the atoms that no code uses
-        self.config: dict[str, Any] = {}  # what a checkpoint must agree in
+    def __init__(
+        self,
+        where: str,
+        Y: ArrayLike,
+        d: int,
+        sparsity: int,
+        options: Options,
+        update: Callable[[Signals, Fitted], None],
+    ):
+        self.where, self.given_start, self.update = where, options.start, update
+        self.signals = as_signals(Y, where, options.weights, options.mask)
+        n, m = self.signals.Y.shape
+        self.d = atom_count(d, n, where)
+        self.sparsity = _checks.as_index(sparsity, "sparsity", where, least=1)
+        if self.sparsity > (most := min(m, self.d)):
+            raise ValueError(
+                f"{where}: sparsity is {sparsity}; expected at most {most}, the smaller of m and d"
+            )
 
     def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
         """Admissible atoms near those given, (m, k), which will be the atoms `which`."""
         return D
 
-    def arrays(self) -> Arrays:
-        """What a checkpoint keeps beside D and X."""
-        return {}
-
-    def restore(self, arrays: Arrays) -> None:
-        """Take what `arrays` gave."""
-
-    def resume(self, D: Any) -> np.ndarray:
-        """The atoms of a result, (m, d)."""
-        return np.asarray(dense(D))
-
     def settled(self, D: np.ndarray) -> np.ndarray:
         """The atoms as a result would give them back: D at the start and at the end of a sweep."""
         return D
 
+    def atoms_of(self, D: Any) -> np.ndarray:
+        """The atoms of a result, (m, d)."""
+        return np.asarray(dense(D))
+
     def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
-        """D of the result."""
+        """D of a result."""
         return jnp.asarray(D, dtype)
 
+    def config(self) -> dict[str, Any]:
+        return {
+            "d": self.d,
+            "sparsity": self.sparsity,
+            "signals": self.signals.fingerprint(),
+            "exponent": self.signals.exponent,
+            "start": text_of(self.given_start),
+        }
 
-class Options(NamedTuple):
-    """The arguments that all alternations share."""
+    def start(self, rng: np.random.Generator) -> Fitted:
+        D = start_atoms(self.given_start, self.signals, self.d, rng, self.where)
+        D = self.settled(self.admit(D, np.arange(self.d)))
+        return self.fitted(D, np.zeros((self.d, len(self.signals.Y))))
 
-    d: int
-    sparsity: int
-    sweeps: int
-    key: Key
-    start: str | Dictionary
-    weights: ArrayLike | None
-    mask: ArrayLike | None
-    progress: Progress | None
-    resume: Learned | None
-    checkpoint: str | Path | None
+    def resumed(self, resume: Learned) -> Fitted:
+        (n, m), codes = self.signals.Y.shape, resume.X
+        other = isinstance(codes, tuple | None) or codes.shape != (n, self.d)
+        if other or resume.D.shape != (m, self.d):  # type: ignore[union-attr]
+            raise ValueError(f"{self.where}: resume is not of {self.d} atoms and these {n} signals")
+        X = np.ldexp(np.asarray(codes, self.signals.Y.dtype), -self.signals.exponent)
+        return self.fitted(self.atoms_of(resume.D), X.T)
 
+    def restored(self, arrays: Arrays, keeper: Keeper) -> Fitted:
+        return self.fitted(arrays["D"], arrays["X"].T)
 
-def alternate(
-    where: str,
-    Y: ArrayLike,
-    options: Options,
-    atoms: Atoms,
-) -> Learned:
-    """Sweeps of OMP and of updates of the atoms.
+    def arrays(self, state: Fitted) -> Arrays:
+        return {"D": state.D, "X": state.X.T}
 
-    A code of the sweep before stays where OMP finds none with a smaller error, so that a sweep
-    raises the objective only where it replaces an atom.
+    @one_thread()  # but for OMP: factorisations of few rows
+    def sweep(
+        self, state: Fitted, step: int, rng: np.random.Generator
+    ) -> tuple[Fitted, float, int]:
+        """Codes, then new atoms for duplicates and unused ones, then the update of the others."""
+        fitted = self.coded(state)
+        D, X, R = fitted
+        use = np.count_nonzero(X, 1)
+        again = duplicates(D, use)
+        R += X[again].T @ D[:, again].T
+        X[again] = 0
+        use[again] = 0
+        dead = np.flatnonzero(use == 0)
+        self.replace(fitted, dead, rng)
+        self.update(self.signals, fitted)
+        fitted = self.fitted(self.settled(D), X)
+        return fitted, self.signals.objective(fitted.R), len(dead)
 
-    Args:
-        where: the name of the caller.
-        Y: (signals, m).
-        options: as the caller got them.
-        atoms: what atoms there are, and their update.
+    def result(self, state: Fitted) -> Learned:
+        signals = self.signals
+        X = jnp.asarray(np.ldexp(state.X.T, signals.exponent), signals.dtype)
+        return Learned(self.dictionary(state.D, signals.dtype), X, signals.objective(state.R), ())
 
-    Raises:
-        TypeError, ValueError, CheckpointError: as in `ksvd`.
-    """
-    signals = as_signals(Y, where, options.weights, options.mask)
-    d, sparsity, sweeps = _sizes(signals, options, where)
-    key = _checks.as_key(options.key, where)
-    config = _config(where, signals, options, key, atoms)
-    keeper = Keeper(options.checkpoint, config, options.resume, options.progress)
-    if keeper.arrays is not None:
-        fitted = _fitted(signals, keeper.arrays["D"], keeper.arrays["X"].T)
-        atoms.restore(keeper.arrays)
-    elif options.resume is not None:
-        fitted = _resumed(signals, options.resume, d, atoms, where)
-    else:
-        D = start_atoms(options.start, signals, d, generator(key, 0), where)
-        D = atoms.settled(atoms.admit(D, np.arange(d)))
-        fitted = _fitted(signals, D, np.zeros((d, len(signals.Y))))
-    for step in keeper.steps(sweeps):
-        with one_thread():  # but for OMP: factorisations of few rows
-            rng = generator(key, step)
-            fitted, replaced = _sweep(signals, fitted, sparsity, atoms, rng)
-        kept = {"D": fitted.D, "X": fitted.X.T, **atoms.arrays()}
-        keeper.add(signals.objective(fitted.R), replaced, kept, last=step == sweeps)
-    X = jnp.asarray(np.ldexp(fitted.X.T, signals.exponent), signals.dtype)
-    objective = signals.objective(fitted.R)
-    return Learned(atoms.dictionary(fitted.D, signals.dtype), X, objective, tuple(keeper.history))
+    def fitted(self, D: np.ndarray, X: np.ndarray) -> Fitted:
+        """Atoms and codes with their residual."""
+        D, X = (np.array(value, self.signals.Y.dtype, order="C") for value in (D, X))
+        return Fitted(D, X, self.signals.Y - X.T @ D.T)
 
+    def coded(self, old: Fitted) -> Fitted:
+        """The codes of OMP, or the old ones where their error is smaller."""
+        signals = self.signals
+        X = match(old.D, signals.Y, self.sparsity, signals.V)
+        R = signals.Y - X @ old.D.T
+        worse = signals.errors(R) > signals.errors(old.R)
+        X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
+        return Fitted(old.D, np.ascontiguousarray(X.T), R)
 
-def _sizes(signals: Signals, options: Options, where: str) -> tuple[int, int, int]:
-    n, m = signals.Y.shape
-    d = atom_count(options.d, n, where)
-    sparsity = _checks.as_index(options.sparsity, "sparsity", where, least=1)
-    if sparsity > min(m, d):
-        raise ValueError(
-            f"{where}: sparsity is {sparsity}; expected at most {min(m, d)}, the smaller of m and d"
-        )
-    return d, sparsity, _checks.as_index(options.sweeps, "sweeps", where)
-
-
-def _config(
-    where: str, signals: Signals, options: Options, key: jax.Array, atoms: Atoms
-) -> dict[str, Any]:
-    """What the file of a checkpoint must agree in; only the method where there is none."""
-    if options.checkpoint is None:
-        return {"method": where}
-    return {
-        "method": where,
-        "d": options.d,
-        "sparsity": options.sparsity,
-        "key": text_of(key),
-        "signals": signals.fingerprint(),
-        "exponent": signals.exponent,
-        "start": text_of(options.start),
-        **atoms.config,
-    }
-
-
-def _fitted(signals: Signals, D: np.ndarray, X: np.ndarray) -> Fitted:
-    D, X = (np.array(value, signals.Y.dtype, order="C") for value in (D, X))
-    return Fitted(D, X, signals.Y - X.T @ D.T)
-
-
-def _resumed(signals: Signals, resume: Learned, d: int, atoms: Atoms, where: str) -> Fitted:
-    """Where a result ended."""
-    (n, m), codes = signals.Y.shape, resume.X
-    other = isinstance(codes, tuple | None) or codes.shape != (n, d)
-    if other or resume.D.shape != (m, d):  # type: ignore[union-attr]
-        raise ValueError(f"{where}: resume is not of {d} atoms and these {n} signals")
-    X = np.ldexp(np.asarray(codes, signals.Y.dtype), -signals.exponent)
-    return _fitted(signals, atoms.resume(resume.D), X.T)
-
-
-def _sweep(
-    signals: Signals,
-    fitted: Fitted,
-    sparsity: int,
-    atoms: Atoms,
-    rng: np.random.Generator,
-) -> tuple[Fitted, int]:
-    """Codes, then new atoms for duplicates and unused ones, then the update of the others."""
-    fitted = _coded(signals, fitted, sparsity)
-    D, X, R = fitted
-    use = np.count_nonzero(X, 1)
-    again = duplicates(D, use)
-    R += X[again].T @ D[:, again].T
-    X[again] = 0
-    use[again] = 0
-    dead = np.flatnonzero(use == 0)
-    replace(signals, fitted, dead, atoms, rng)
-    atoms.update(signals, fitted)
-    return _fitted(signals, atoms.settled(D), X), len(dead)
-
-
-def _coded(signals: Signals, old: Fitted, sparsity: int) -> Fitted:
-    """The codes of OMP, or the old ones where their error is smaller."""
-    X = match(old.D, signals.Y, sparsity, signals.V)
-    R = signals.Y - X @ old.D.T
-    worse = signals.errors(R) > signals.errors(old.R)
-    X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
-    return Fitted(old.D, np.ascontiguousarray(X.T), R)
-
-
-def replace(
-    signals: Signals, fitted: Fitted, which: np.ndarray, atoms: Atoms, rng: np.random.Generator
-) -> None:
-    """Put the signals that are represented worst in place of some atoms, which no code uses."""
-    if not len(which):
-        return
-    errors = signals.errors(fitted.R)
-    worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
-    worst = worst[errors[worst] > 0]
-    candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
-    others = np.delete(fitted.D, which, 1)
-    fitted.D[:, which] = atoms.admit(distinct(candidates, others, len(which), rng).T, which)
+    def replace(self, fitted: Fitted, which: np.ndarray, rng: np.random.Generator) -> None:
+        """Put the signals that are represented worst in place of atoms that no code uses."""
+        if not len(which):
+            return
+        signals, errors = self.signals, self.signals.errors(fitted.R)
+        worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
+        worst = worst[errors[worst] > 0]
+        candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
+        others = np.delete(fitted.D, which, 1)
+        fitted.D[:, which] = self.admit(distinct(candidates, others, len(which), rng).T, which)
