@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks, activations, dictionaries, studies, theory
 from unrolled.commands._certified_codes import certify_codes, signals_of_class
-from unrolled.commands._console import show, teller
+from unrolled.commands._console import add_command, show, teller
 from unrolled.commands._inputs import read_dictionary
 from unrolled.commands._report import (
     Section,
@@ -23,12 +23,60 @@ from unrolled.commands._report import (
 from unrolled.commands._weights_certificate import holds_weights, weights_certificate
 from unrolled.dictionaries import Dictionary
 
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "dictionaries": dict(
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order; or a file "
+        "of weights or a run folder",
+    ),
+    "--sparsity": dict(
+        metavar="S",
+        help="nonzeros s of a code, of a chain s_1,s_2,... (default: the largest admissible; 1 in "
+        "every layer for the weights of a chain)",
+    ),
+    "--bound": dict(type=float, default=1.0, help="bound B of the entries of a code (default 1)"),
+    "--noise": dict(type=float, default=0.0, help="l1 norm of the noise at most (default 0)"),
+    "--tolerance": dict(type=float, default=1e-6, help="l1 error to reach (default 1e-6)"),
+    "--normalize": dict(action="store_true", help="scale the atoms to norm 1 first"),
+    "--activation": dict(
+        metavar="NAME", help="also say what holds with this activation, such as elu (see --scale)"
+    ),
+    "--scale": dict(
+        type=float, metavar="K", help="take rho(K x) / K as the activation (default 1)"
+    ),
+    "--entries": dict(
+        action="store_true",
+        help="also compute the weights of smallest entries (Definition 8), many times slower",
+    ),
+    "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D beside W'D"),
+    "--code": dict(
+        type=Path,
+        metavar="CODES",
+        help="codes of --signals, (signals, d), as .npy or .npz (entry X)",
+    ),
+    "--signals": dict(
+        type=Path,
+        metavar="SIGNALS",
+        help="signals of --code, as .npy or .npz (entry Y); without --code also how many of them "
+        "have a code of the class that is certified",
+    ),
+    "--output": dict(
+        type=Path,
+        metavar="DIR",
+        help="folder of a report, report.html, of dictionaries or weights (default: none)",
+    ),
+}
+
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled certify`."""
-    parser = commands.add_parser(
+    return add_command(
+        commands,
         "certify",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        _ARGUMENTS,
         help="certify a dictionary, a chain or saved weights by theory",
         description="Certified coherence, admissible sparsity, rate and number of steps, for W = D,"
         "\nthe closed-form W and the minimax W. For several dictionaries also uniqueness,"
@@ -43,63 +91,6 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "  unrolled certify run/weights.npz --sparsity 10,2\n"
         "  unrolled certify D.npy --code X.npy --signals Y.npy",
     )
-    add = parser.add_argument
-    add(
-        "dictionaries",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order; or a file "
-        "of weights or a run folder",
-    )
-    add(
-        "--sparsity",
-        metavar="S",
-        help="nonzeros s of a code, of a chain s_1,s_2,... (default: the largest admissible; 1 in "
-        "every layer for the weights of a chain)",
-    )
-    add("--bound", type=float, default=1.0, help="bound B of the entries of a code (default 1)")
-    add("--noise", type=float, default=0.0, help="l1 norm of the noise at most (default 0)")
-    add("--tolerance", type=float, default=1e-6, help="l1 error to reach (default 1e-6)")
-    add("--normalize", action="store_true", help="scale the atoms to norm 1 first")
-    add(
-        "--activation",
-        metavar="NAME",
-        help="also say what holds with this activation, such as elu (see --scale)",
-    )
-    add(
-        "--scale",
-        type=float,
-        metavar="K",
-        help="take rho(K x) / K as the activation (default 1)",
-    )
-    add(
-        "--entries",
-        action="store_true",
-        help="also compute the weights of smallest entries (Definition 8), many times slower",
-    )
-    add("--figure", type=Path, metavar="PNG", help="save a picture of D'D beside W'D")
-    add(
-        "--code",
-        type=Path,
-        metavar="CODES",
-        help="codes of --signals, (signals, d), as .npy or .npz (entry X)",
-    )
-    add(
-        "--signals",
-        type=Path,
-        metavar="SIGNALS",
-        help="signals of --code, as .npy or .npz (entry Y); without --code also how many of them "
-        "have a code of the class that is certified",
-    )
-    add(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder of a report, report.html, of dictionaries or weights (default: none)",
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

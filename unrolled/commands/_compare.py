@@ -10,7 +10,7 @@ import numpy as np
 from unrolled import datasets, dictionaries, problems, studies, training
 from unrolled._pursuits import PURSUITS
 from unrolled.commands._coders import restore_model
-from unrolled.commands._console import Say, teller
+from unrolled.commands._console import Say, add_command, teller
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals, weights_of
 from unrolled.commands._pursuit_options import OPTIONS, add_options, given_options, names
 from unrolled.commands._report import (
@@ -40,11 +40,74 @@ _LAM_OF_PATCHES = 0.05
 _QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
 
 
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "--dictionary": dict(
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order",
+    ),
+    "--signals": dict(
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known; of a chain "
+        "X_1, X_2, ...), or pictures or folders of them, of which the last picture is for testing",
+    ),
+    "--method": {},  # by `add_parser`: pursuits may be registered later
+    "--depth": dict(type=int, default=16, help="steps K of a layer (default 16)"),
+    "--sparsity": dict(
+        type=int,
+        help="expected nonzeros of a generated code (default d / 10); of a pursuit the most",
+    ),
+    "--snr": dict(
+        type=float, default=math.inf, help="signal-to-noise ratio, dB (default: no noise)"
+    ),
+    "--lam": dict(type=float, help="weight of the LASSO (default: chosen on the data)"),
+    "--steps": dict(
+        type=int, help=f"training steps (default {_STEPS}; {_QUICK_STEPS} with --quick)"
+    ),
+    "--sampled": dict(
+        type=int,
+        metavar="N",
+        help="also bound the errors of 99.9 %% of the class of known codes by N fresh draws, such "
+        "as 20000 (default: no bound)",
+    ),
+    "--certify": dict(
+        action="store_true",
+        help="also measure the share of codes that are proved to be the only ones of least l1 "
+        "norm, after least squares on their supports",
+    ),
+    "--predict": dict(
+        action="store_true",
+        help="also show what theory predicts of the median error, step by step (known codes)",
+    ),
+    "--quick": dict(action="store_true", help="a smaller run, under a minute"),
+    "--output": dict(
+        type=Path,
+        default=Path("unrolled-report"),
+        metavar="DIR",
+        help="folder of the report (default unrolled-report)",
+    ),
+}
+
+
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled compare`."""
-    parser = commands.add_parser(
+    method = dict(
+        action="append",
+        metavar="NAMES",
+        help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
+        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as level "
+        f"lines ({','.join(_pursuits())})",
+    )
+    parser = add_command(
+        commands,
         "compare",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        {**_ARGUMENTS, "--method": method},
         help="compare analytic with learned weights in a report",
         description="Compare weights set by theory with learned ones, and write a report with "
         "tables and figures.\nWithout arguments: the standard benchmark, patches of real "
@@ -56,69 +119,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "  unrolled compare --dictionary D_1.npy D_2.npy D_3.npy\n"
         "  unrolled compare --signals one.png two.png",
     )
-    add = parser.add_argument
-    add(
-        "--dictionary",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order",
-    )
-    add(
-        "--signals",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known; of a chain "
-        "X_1, X_2, ...), or pictures or folders of them, of which the last picture is for testing",
-    )
-    add(
-        "--method",
-        action="append",
-        metavar="NAMES",
-        help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
-        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as level "
-        f"lines ({','.join(_pursuits())})",
-    )
-    add("--depth", type=int, default=16, help="steps K of a layer (default 16)")
-    add(
-        "--sparsity",
-        type=int,
-        help="expected nonzeros of a generated code (default d / 10); of a pursuit the most",
-    )
-    add("--snr", type=float, default=math.inf, help="signal-to-noise ratio, dB (default: no noise)")
-    add("--lam", type=float, help="weight of the LASSO (default: chosen on the data)")
-    add("--steps", type=int, help=f"training steps (default {_STEPS}; {_QUICK_STEPS} with --quick)")
-    add(
-        "--sampled",
-        type=int,
-        metavar="N",
-        help="also bound the errors of 99.9 %% of the class of known codes by N fresh draws, such "
-        "as 20000 (default: no bound)",
-    )
-    add(
-        "--certify",
-        action="store_true",
-        help="also measure the share of codes that are proved to be the only ones of least l1 "
-        "norm, after least squares on their supports",
-    )
-    add(
-        "--predict",
-        action="store_true",
-        help="also show what theory predicts of the median error, step by step (known codes)",
-    )
-    add("--quick", action="store_true", help="a smaller run, under a minute")
-    add(
-        "--output",
-        type=Path,
-        default=Path("unrolled-report"),
-        metavar="DIR",
-        help="folder of the report (default unrolled-report)",
-    )
     add_options(parser, _OPTIONS)
-    parser.set_defaults(run=run)
     return parser
 
 
@@ -167,14 +168,14 @@ def _restored(paths: tuple[Path, ...], D: list[Path]) -> dict[str, training.Fit]
     Raises:
         ValueError: weights without a layer, or without a dictionary where none is given.
     """
-    found = {}
+    fits = {}
     for path in paths:
-        held = training.restore(weights_of(path)).D is not None
-        saved = restore_model(weights_of(path), [] if held else D)
+        has_D = training.restore(weights_of(path)).D is not None
+        saved = restore_model(weights_of(path), [] if has_D else D)
         model: Any = saved.layer
         history = training.History(np.zeros(0), ())
-        found[str(path)] = training.Fit(saved.params, saved.params, saved.D, history, model)
-    return found
+        fits[str(path)] = training.Fit(saved.params, saved.params, saved.D, history, model)
+    return fits
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -192,19 +193,43 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             "or a file of weights"
         )
     pursuits = tuple(name for name in methods if name in _pursuits())
-    given = given_options(arguments, _OPTIONS)
-    has = {option for name in pursuits for option in PURSUITS[name].options}
-    if idle := [option for option in given if option not in has]:
-        raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
-    if arguments.signals is not None:
-        planted = ["snr"] if arguments.snr != math.inf else []
-        if arguments.sparsity is not None and "sparsity" not in has:
-            planted.append("sparsity")
-        if planted:
-            raise ValueError(f"compare: --{', --'.join(planted)} is of planted codes, not signals")
+    options = given_options(arguments, _OPTIONS)
     steps = arguments.steps
     if steps is None:
         steps = _QUICK_STEPS if arguments.quick else _STEPS
+    _check_options(arguments, pursuits, tuple(options))
+    _check_numbers(arguments, steps)
+    same = ("depth", "sparsity", "snr", "lam", "sampled", "certify", "predict", "quick")
+    return Settings(
+        methods=tuple(name for name in methods if name not in pursuits),
+        weights=weights,
+        pursuits=pursuits,
+        options=options | given_options(arguments, ("sparsity", "lam")),
+        steps=steps,
+        dictionaries=arguments.dictionary or [],
+        seed=arguments.seed or 0,
+        **{name: getattr(arguments, name) for name in same},
+    )
+
+
+def _check_options(
+    arguments: argparse.Namespace, pursuits: tuple[str, ...], options: tuple[str, ...]
+) -> None:
+    """Raise ValueError for options that nothing among the methods or the signals has."""
+    has = {option for name in pursuits for option in PURSUITS[name].options}
+    if idle := [option for option in options if option not in has]:
+        raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
+    if arguments.signals is None:
+        return
+    planted = ["snr"] if arguments.snr != math.inf else []
+    if arguments.sparsity is not None and "sparsity" not in has:
+        planted.append("sparsity")
+    if planted:
+        raise ValueError(f"compare: --{', --'.join(planted)} is of planted codes, not signals")
+
+
+def _check_numbers(arguments: argparse.Namespace, steps: int) -> None:
+    """Raise ValueError for numbers out of range."""
     for name, value, least in (("depth", arguments.depth, 1), ("steps", steps, 0)):
         if value < least:
             raise ValueError(f"compare: {name} must be at least {least}, got {value}")
@@ -219,23 +244,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         )
     if math.isnan(arguments.snr):
         raise ValueError("compare: snr must be a number of decibels, got nan")
-    return Settings(
-        methods=tuple(name for name in methods if name not in pursuits),
-        weights=weights,
-        pursuits=pursuits,
-        options=given | given_options(arguments, ("sparsity", "lam")),
-        depth=arguments.depth,
-        sparsity=arguments.sparsity,
-        snr=arguments.snr,
-        lam=arguments.lam,
-        steps=steps,
-        sampled=arguments.sampled,
-        certify=arguments.certify,
-        predict=arguments.predict,
-        dictionaries=arguments.dictionary or [],
-        seed=arguments.seed or 0,
-        quick=arguments.quick,
-    )
 
 
 def _sections(

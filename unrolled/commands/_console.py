@@ -1,10 +1,11 @@
 """What a command says: progress on standard error, its result on standard output."""
 
+import argparse
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ _SILENCE = 4.0  # seconds
 
 
 @dataclass
-class _Told:
+class _Line:
     """What a command said last, and when."""
 
     text: str
@@ -25,7 +26,23 @@ class _Told:
     shown: float  # when a line was last printed
 
 
-_TOLD: ContextVar[_Told | None] = ContextVar("told", default=None)
+_LATEST: ContextVar[_Line | None] = ContextVar("latest", default=None)
+
+
+def add_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    arguments: Mapping[str, Mapping[str, Any]],
+    **texts: str,
+) -> argparse.ArgumentParser:
+    """The parser of a command, from a table of its arguments: by name, what argparse takes."""
+    how = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, formatter_class=how, **texts)
+    for argument, options in arguments.items():
+        parser.add_argument(argument, **options)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def teller() -> Say:
@@ -41,10 +58,10 @@ def teller() -> Say:
 
 def heard(message: str | None = None) -> None:
     """Note that a command has just shown something, so that it is not silent."""
-    if (told := _TOLD.get()) is not None:
-        told.shown = time.monotonic()
+    if (line := _LATEST.get()) is not None:
+        line.shown = time.monotonic()
         if message is not None:
-            told.text, told.at = message, told.shown
+            line.text, line.at = message, line.shown
 
 
 @contextmanager
@@ -54,15 +71,15 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
         yield
         return
     now, over = time.monotonic(), threading.Event()
-    told = _Told("reading and compiling", now, now)
-    token = _TOLD.set(told)
+    line = _Line("reading and compiling", now, now)
+    token = _LATEST.set(line)
 
     def watch() -> None:
         while not over.wait(silence / 8):
             now = time.monotonic()
-            if now - told.shown >= silence:
-                told.shown = now
-                print(f"... {told.text}: {now - told.at:.0f} s", file=sys.stderr, flush=True)
+            if now - line.shown >= silence:
+                line.shown = now
+                print(f"... {line.text}: {now - line.at:.0f} s", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -71,7 +88,7 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        _TOLD.reset(token)
+        _LATEST.reset(token)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unrolled import datasets
-from unrolled.commands._console import teller
+from unrolled.commands._console import add_command, teller
 from unrolled.commands._report import RESULTS, check_drawing
 from unrolled.commands._time_left import progress
 
@@ -120,9 +120,18 @@ _SWITCHES = (
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled experiment`."""
-    parser = commands.add_parser(
+    table: dict[str, dict[str, Any]] = {"task": dict(choices=tuple(_REAL), help="what to train")}
+    for name, kind, metavar, text in _VALUES:
+        table[f"--{name}"] = dict(type=kind, metavar=metavar, help=text)
+    for name, choices, text in _CHOICES:
+        table[f"--{name}"] = dict(choices=choices, help=text)
+    for name, text in _SWITCHES:
+        table[f"--{name}"] = dict(action="store_true", help=text)
+    parser = add_command(
+        commands,
         "experiment",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        table,
         help="train networks with an l1 penalty on features, and compare",
         description="Train networks with and without a penalty on their early features, as in "
         "Section 4 of the paper,\nor classifiers that unfold multi-layer pursuits. Each run is a "
@@ -136,15 +145,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "  unrolled experiment segmentation --data DIR --width 16 --side 128\n"
         "  unrolled experiment ml-csc --data DIR --model cnn,ml-ista --epochs 10",
     )
-    add = parser.add_argument
-    add("task", choices=tuple(_REAL), help="what to train")
-    for name, kind, metavar, text in _VALUES:
-        add(f"--{name}", type=kind, metavar=metavar, help=text)
-    for name, choices, text in _CHOICES:
-        add(f"--{name}", choices=choices, help=text)
-    for name, text in _SWITCHES:
-        add(f"--{name}", action="store_true", help=text)
-    parser.set_defaults(run=run, output=Path("unrolled-experiment"), constrained=None)
+    parser.set_defaults(output=Path("unrolled-experiment"), constrained=None)
     return parser
 
 

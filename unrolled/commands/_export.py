@@ -2,42 +2,44 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from unrolled import export
 from unrolled.commands._coders import restore_model
-from unrolled.commands._console import show
+from unrolled.commands._console import add_command, show
 from unrolled.commands._inputs import weights_of
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "weights": dict(type=Path, metavar="WEIGHTS", help="a file, or a run folder"),
+    "--output": dict(type=Path, required=True, metavar="FILE", help="file to write"),
+    "--dictionary": dict(
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="D, where the weights were saved without it, as .npy or .npz (entry D); once for each "
+        "layer of a chain",
+    ),
+    "--platforms": dict(
+        default=",".join(export.PLATFORMS),
+        metavar="NAMES",
+        help="comma-separated platforms of the program (default %(default)s)",
+    ),
+}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled export`."""
-    parser = commands.add_parser(
+    return add_command(
+        commands,
         "export",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        _ARGUMENTS,
         help="write trained weights as a program that runs without this library",
         description="Write the layer or network of a file of weights, with its dictionary, as one "
         "program of StableHLO for any number of signals. It runs where jax and flatbuffers are "
         "installed.",
         epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
     )
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a file, or a run folder")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
-    parser.add_argument(
-        "--dictionary",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="D, where the weights were saved without it, as .npy or .npz (entry D); once for each "
-        "layer of a chain",
-    )
-    parser.add_argument(
-        "--platforms",
-        default=",".join(export.PLATFORMS),
-        metavar="NAMES",
-        help="comma-separated platforms of the program (default %(default)s)",
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from unrolled import datasets, dictionary_learning, plots, pursuit, studies
 from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
 from unrolled._runs import claimed
-from unrolled.commands._console import Say, show, teller
+from unrolled.commands._console import Say, add_command, show, teller
 from unrolled.commands._inputs import in_float32, open_signals
 from unrolled.commands._report import (
     Section,
@@ -36,11 +36,48 @@ _FIRST = 2000  # signals of a stream whose mean norm gives lam, and whose codes 
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
 
 
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "signals": dict(type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)"),
+    "--atoms": dict(type=int, required=True, metavar="D", help="the number of atoms"),
+    "--method": dict(choices=_METHODS, default="online", help="how D is learned (default online)"),
+    "--output": dict(
+        type=Path,
+        default=Path("learned"),
+        metavar="DIR",
+        help="folder of D.npy and the report (default learned)",
+    ),
+    "--lam": dict(
+        type=float,
+        help="weight of the penalty, for online (default: a tenth of the mean norm of the first "
+        "signals)",
+    ),
+    "--sparsity": dict(type=int, help="nonzeros of a code, for ksvd and mod"),
+    "--sweeps": dict(
+        type=int,
+        default=None,
+        help="sweeps of ksvd and mod (default 20), or passes of online (default 1)",
+    ),
+    "--batch": dict(type=int, help=f"signals in a batch, for online (default {_BATCH})"),
+    "--start": dict(
+        choices=("data", "dct"),
+        default="data",
+        help="source of the first atoms (default data)",
+    ),
+    "--shape": dict(
+        metavar="HxW",
+        help="height and width for drawing an atom (default: a square where m is one, else a row)",
+    ),
+    "--no-certificate": dict(action="store_true", help="skip the certificate"),
+}
+
+
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled learn`."""
-    parser = commands.add_parser(
+    return add_command(
+        commands,
         "learn",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        _ARGUMENTS,
         help="learn a dictionary from signals",
         description="Learn a dictionary, and write D.npy and a report with a picture of the atoms "
         "and what the\ntheory certifies. With --method online a .npy file can hold any number of "
@@ -50,45 +87,6 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "  unrolled learn Y.npy --atoms 256 --method online --output learned\n"
         "  unrolled learn Y.npy --atoms 256 --method ksvd --sparsity 5 --output learned",
     )
-    add = parser.add_argument
-    add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
-    add("--atoms", type=int, required=True, metavar="D", help="the number of atoms")
-    add("--method", choices=_METHODS, default="online", help="how D is learned (default online)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("learned"),
-        metavar="DIR",
-        help="folder of D.npy and the report (default learned)",
-    )
-    add(
-        "--lam",
-        type=float,
-        help="weight of the penalty, for online (default: a tenth of the mean norm of the first "
-        "signals)",
-    )
-    add("--sparsity", type=int, help="nonzeros of a code, for ksvd and mod")
-    add(
-        "--sweeps",
-        type=int,
-        default=None,
-        help="sweeps of ksvd and mod (default 20), or passes of online (default 1)",
-    )
-    add("--batch", type=int, help=f"signals in a batch, for online (default {_BATCH})")
-    add(
-        "--start",
-        choices=("data", "dct"),
-        default="data",
-        help="source of the first atoms (default data)",
-    )
-    add(
-        "--shape",
-        metavar="HxW",
-        help="height and width for drawing an atom (default: a square where m is one, else a row)",
-    )
-    add("--no-certificate", action="store_true", help="skip the certificate")
-    parser.set_defaults(run=run)
-    return parser
 
 
 class Summary(NamedTuple):
