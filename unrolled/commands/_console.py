@@ -34,7 +34,7 @@ def add_command(
     name: str,
     run: Callable[[argparse.Namespace], None],
     arguments: Mapping[str, Mapping[str, Any]],
-    **texts: str,
+    **texts: Any,
 ) -> argparse.ArgumentParser:
     """The parser of a command, from a table of its arguments: by name, what argparse takes."""
     how = argparse.RawDescriptionHelpFormatter
