@@ -1275,7 +1275,9 @@ def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(
     assert (tmp_path / "codes.npy").read_text() == "old"
     # The codes are there for the next call, which leaves nothing else.
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".codes.npy.rows", "codes.npy"] and "the same command goes on with them" in err
+    assert (
+        left == [".codes.npy.rows", "codes.npy"] and "the same command continues with them" in err
+    )
     monkeypatch.undo()
     monkeypatch.setattr(_coders, "apply_in_chunks", None)
     status, _, err = run(
@@ -1521,7 +1523,7 @@ def test_a_killed_encode_goes_on_where_it_was(saved, folder, tmp_path, suffix):
         journal.write(b'{"signals": 8, "nonz')
     again = encode(f"codes{suffix}", 0)
     assert again.stdout.endswith("\n[8]\n"), again.stderr
-    assert "goes on after 2 chunks" in again.stderr
+    assert "continues after 2 chunks" in again.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"codes{suffix}", f"whole{suffix}"]
     assert (tmp_path / f"codes{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
 

@@ -148,7 +148,7 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
         `training.fit` returns.
 
     Warns:
-        UserWarning: of a training that does nothing; of a `Module` as `training.fit`.
+        UserWarning: training changes nothing; of a `Module` as `training.fit`.
 
     Raises:
         NonFiniteError: as `training.fit`; the model stays as it was.

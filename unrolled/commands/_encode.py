@@ -44,8 +44,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
         "Where nothing\nis in the units of the signals, as with --ratio or --sparsity alone, a "
         "signal whose norm is below\n8 roundings of the largest one in float32 is zero beside it: "
-        "it is coded as zero, and counted.\nWhat is stopped or killed goes on where it was, by the "
-        "same command.",
+        "it is coded as zero, and counted.\nWhat is stopped or killed continues where it was, by "
+        "the same command.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
@@ -220,7 +220,7 @@ def encode(
     shard: tuple[int, int] | None = None,
     join: int | None = None,
 ) -> Encoded:
-    """Write the codes of signals, chunk by chunk; after a kill the same call goes on.
+    """Write the codes of signals, chunk by chunk; after a kill the same call continues.
 
     Without an aim in the units of the signals, such as with a ratio or a sparsity, rounding would
     be coded like a signal. So a signal is then zero whose norm is below some roundings of the
@@ -328,7 +328,7 @@ def _kept_for_the_next(folder: Path, say: Say) -> Iterator[None]:
         raise
     except (OSError, KeyboardInterrupt):
         if folder.exists():
-            say(f"{folder}: keeps the codes so far; the same command goes on with them")
+            say(f"{folder}: keeps the codes so far; the same command continues with them")
         raise
     except Exception:
         discard(folder)
@@ -341,7 +341,7 @@ def _code(job: _Job, folder: Path, shard: tuple[int, int], say: Say) -> list[dic
     lines, told, n = [], time.monotonic(), firsts.stop - firsts.start
     with open_rows(folder, shapes, of) as rows:
         if rows.before:
-            say(f"{folder}: goes on after {rows.before} chunks of {_CHUNK} signals")
+            say(f"{folder}: continues after {rows.before} chunks of {_CHUNK} signals")
         if rows.before is None:
             say(f"{folder}: was of other weights, signals, options or versions; begins anew")
         for first in firsts:

@@ -1,4 +1,4 @@
-"""Rows of arrays in a folder, written chunk by chunk, with which a killed process goes on."""
+"""Rows of arrays in a folder, written chunk by chunk, with which a killed process continues."""
 
 import hashlib
 import json

@@ -40,7 +40,7 @@ class Learned(NamedTuple):
     X: Array | tuple[Array, ...] | None  # (signals, d), the codes; None of a stream
     objective: float  # mean over the signals, for D and X
     history: tuple[Step, ...]  # one record per step
-    state: Any = None  # what the algorithm needs beside D and X to go on
+    state: Any = None  # what the algorithm needs beside D and X to continue
 
 
 def as_learned(resume: Any, where: str) -> Learned:

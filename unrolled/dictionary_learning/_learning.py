@@ -1,4 +1,4 @@
-"""The skeleton of a learning: start or go on, sweep after sweep, and the result."""
+"""The skeleton of a learning: start or continue, sweep after sweep, and the result."""
 
 from collections.abc import Iterable
 from pathlib import Path

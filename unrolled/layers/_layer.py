@@ -131,8 +131,8 @@ class Layer(Looped):
     guard: float | None = option(
         default=None,
         least=0,
-        help="weight of a LASSO: of the codes of all steps, and the zero code, the one with the "
-        "least objective is the code; none where it is not given",
+        help="weight of a LASSO; the code is then the one with its least objective among the codes "
+        "of all steps and the zero code (default: no guard)",
     )
 
     bound = ("apply", "iterates")

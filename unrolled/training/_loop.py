@@ -21,7 +21,7 @@ from unrolled.training._records import Fit, History, NonFiniteError, Progress, R
 
 
 class Data(NamedTuple):
-    """What a training starts from and sees."""
+    """What `fit` starts from and sees."""
 
     key: Array
     sample: Sample
@@ -66,7 +66,7 @@ def make_loop(
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One step of a training."""
+    """One training step."""
 
     objective: Objective
     sample: Sample

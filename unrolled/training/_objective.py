@@ -1,4 +1,4 @@
-"""What a training minimises, as functions of the leaves that it trains."""
+"""What training minimises, as functions of the leaves that it trains."""
 
 from dataclasses import dataclass
 from typing import Any

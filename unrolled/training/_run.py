@@ -25,7 +25,7 @@ from unrolled.training._records import Fit, Progress
 
 
 class Options(NamedTuple):
-    """The arguments that all trainings share; `fit` says what they are."""
+    """The arguments of every kind of training; `fit` says what they are."""
 
     evaluate_every: int
     patience: int | None
@@ -37,7 +37,7 @@ class Options(NamedTuple):
     mesh: Mesh | None = None
 
     def checked(self, where: str) -> "Options":
-        """The options of a training; TypeError and ValueError as `fit` raises them."""
+        """The options of `fit`; TypeError and ValueError as `fit` raises them."""
         every = _checks.as_index(self.evaluate_every, "evaluate_every", where, least=1)
         patience, calls = self.patience, self.callbacks
         if patience is not None:
@@ -58,7 +58,7 @@ class Options(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A part of a training, with an objective and a beginning of its own."""
+    """A stage of `curriculum`, with an objective and a beginning of its own."""
 
     at: int = -1  # the `at` of its loss
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state
@@ -123,7 +123,7 @@ def _watcher(
 ) -> Iterator[Callable[[Progress, int], None]]:
     """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
 
-    It warns of a training that does nothing, and of one that is worse than zero codes; `of_lasso`,
+    It warns of training that changes nothing, or is worse than zero codes; `of_lasso`,
     where the loss is the objective of the LASSO after the last step, also of a start above ISTA.
     """
     if not loop.processes.is_first:
