@@ -191,13 +191,8 @@ def learned(problem: str, Y: np.ndarray) -> Any:
 
 def optima(D: Any, Y: np.ndarray) -> tuple[float, bool]:
     """The mean optimum of the LASSO, and whether every one is certified."""
-    if isinstance(D, ur.dictionaries.Structured):
-        found = jax.jit(jax.vmap(lambda y: ur.pursuit.fista(D, y.reshape(D.signal_grid), LAM)))(Y)
-        codes = found.x.reshape(len(Y), -1)
-    else:
-        found = ur.pursuit.lasso_batch(D, jnp.asarray(Y), LAM, tol=1e-5)
-        codes = found.x
-    return float(np.mean(objectives(D, Y, codes))), bool(np.all(found.converged))
+    found = ur.pursuit.lasso_batch(ur.dictionaries.dense(D), jnp.asarray(Y), LAM, tol=1e-5)
+    return float(np.mean(objectives(D, Y, found.x))), bool(np.all(found.converged))
 
 
 @functools.cache
