@@ -20,7 +20,16 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 # from its own.
 FLOORS = (
     (
-        *("_checks", "_export", "_files", "_interrupts", "_json", "_numbers", "_program"),
+        *(
+            "_checks",
+            "_export",
+            "_files",
+            "_interrupts",
+            "_json",
+            "_numbers",
+            "_program",
+            "_sharded",
+        ),
         *("_processes", "_runs", "_text", "_threads", "records"),
     ),
     ("activations", "dictionaries", "plots"),

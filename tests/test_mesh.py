@@ -177,3 +177,55 @@ def test_the_sum_of_a_tree_is_by_halves():
     while len(total) > 1:
         total = total[0::2] + total[1::2]
     assert mean(of, jax.random.key(3), 8, None) == total[0] / 8
+
+
+SHARDED = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import jax, numpy as np, optax
+import unrolled as ur
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+D = ur.dictionaries.gaussian(0, 6, 12)
+Y, X = ur.problems.sampler(D, 8)(jax.random.key(0))
+layer = ur.layers.alista(2)
+params = layer.init(None, D)
+adam = optax.adam(1e-2)
+CALLS = {
+    "calibrate": lambda Y, X: ur.analytic.calibrate(layer, params, D, Y, X),
+    "search": lambda Y, X: ur.training.search(layer, params, D, Y, X, theta=[0.05, 0.1]).loss,
+    "compare": lambda Y, X: ur.compare.compare({"a": (layer, params)}, D, Y, X).curves["a"].nmse,
+    "fit": lambda Y, X: ur.fit(layer, params, D, (Y, X), optimizer=adam, steps=1, key=0).params,
+    "apply": lambda Y, X: jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y),
+    "pursuits": lambda Y, X: jax.vmap(lambda y: ur.pursuit.fista(D, y, 0.1))(Y).x,
+    "matching": lambda Y, X: jax.jit(jax.vmap(lambda y: ur.pursuit.omp(D, y, 2)))(Y).x,
+    "batch": lambda Y, X: ur.pursuit.lasso_batch(D, Y, 0.1).x,
+}
+for axis in (AxisType.Explicit, AxisType.Auto):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(axis,))
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    for name in sys.argv[1].split():
+        if axis == AxisType.Auto and name not in ("calibrate", "apply"):
+            continue
+        ours, theirs = (CALLS[name](*jax.device_put((Y, X), where)) for where in (place, None))
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=f"{axis} {name}")
+        if name in ("apply", "pursuits", "matching"):
+            assert [shard.data.shape[0] for shard in ours.addressable_shards] == [2, 2, 2, 2]
+        print(axis, name, flush=True)
+    if "set" in sys.argv:
+        with jax.set_mesh(mesh):
+            CALLS["apply"](*jax.device_put((Y, X), place))
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", ["apply pursuits matching batch", "calibrate search compare fit"])
+def test_signals_of_the_caller_may_lie_on_a_mesh(calls):
+    """Of the default kind, whose axes are Explicit, and of Auto ones; codes stay spread."""
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    environment = dict(os.environ, XLA_FLAGS=flags, JAX_ENABLE_X64="1")
+    code = (sys.executable, "-c", SHARDED, calls, "set" if "apply" in calls else "")
+    done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.stdout.endswith("done\n"), done.stdout + done.stderr[-3000:]

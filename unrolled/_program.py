@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from unrolled._sharded import on_auto_axes
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -24,7 +26,7 @@ def program(*static: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        compiled = jax.jit(function, static_argnames=static, inline=True)
+        compiled = on_auto_axes(jax.jit(function, static_argnames=static, inline=True))
         names = list(inspect.signature(function).parameters)
         places = [names.index(name) for name in static]
 

@@ -11,6 +11,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled._checks import Array
+from unrolled._sharded import takes_sharded
 from unrolled.analytic._passes import (
     Loss,
     codes_of,
@@ -53,6 +54,7 @@ def calibrate(
 ) -> tuple[Unrolled, ...]: ...
 
 
+@takes_sharded
 def calibrate(
     model: Layer | Network,
     params: Any,

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._pursuits import DEFAULT_LAM, default_lam
+from unrolled._sharded import takes_sharded
 from unrolled.compare._comparison import (
     ChainComparison,
     Change,
@@ -75,6 +76,7 @@ def compare(
 ) -> ChainComparison: ...
 
 
+@takes_sharded
 def compare(
     methods: Mapping[str, Any],
     D: Any,

@@ -11,6 +11,7 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array, Key
 from unrolled._export import exportable
+from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._records import Unrolled, check_forms, check_params, records_of
 from unrolled.layers._unroll import unroll
@@ -212,6 +213,7 @@ class Layer(Looped):
 
 
 # Compiled once per layer and shape, where an eager scan would be compiled at every call.
+@on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
     start = layer.start(D, y)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._program import program
+from unrolled._sharded import on_auto_axes
 from unrolled.activations import Activation, relu
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.layers import (
@@ -73,6 +74,7 @@ def _start_of(D: Dictionary, lam: Any, depth: int) -> tuple[Any, Array]:
 
 
 # Compiled once, where an eager scan would be compiled at every call.
+@on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(network: Unfolded, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
     return network.unfold(params, Ds, y)

@@ -12,6 +12,7 @@ from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
 from unrolled._numbers import wide_dtype
+from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionaries import entries as entries_of
 from unrolled.pursuit._door import door_of_one, static_tol
@@ -67,17 +68,19 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     if _checks.is_concrete(near):
         answers = _solve(*map(np.asarray, near), tol=tol, given=form.dtype)
     else:
-        answers = _solution(*near, tol, form.dtype)
+        answers = _compiled(*near, tol, form.dtype)
     (x,), *rest = _result(form, problem, Answer(*answers))
     return Pursuit(x, *rest)
 
 
+@on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _scaled(form: Form, Ds: tuple[Dictionary, ...], *others: Any) -> Problem:
     problem, _ = scaled(form, tuple(map(dense, Ds)), *others)
     return problem._replace(sizes=())
 
 
+@on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _result(form: Form, problem: Problem, answer: Answer) -> tuple:
     with jax.default_matmul_precision("highest"):
@@ -103,6 +106,10 @@ def _derivative(tol, dtype, primals, tangents):
         dx = jnp.linalg.pinv(held) @ (dy - dD @ x)
     still = (np.zeros((), jax.dtypes.float0),) * 2
     return (x, gap, steps, converged), (dx, jnp.zeros_like(gap), *still)
+
+
+# Compiled, as a callback of arrays on several devices must be.
+_compiled = partial(jax.jit, static_argnums=(2, 3))(on_auto_axes(_solution))
 
 
 def _solve(D, y, *, tol, given):

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import ldexp
+from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit._door import door_of_one, single, static_steps, static_tol
 from unrolled.pursuit._problem import (
@@ -182,6 +183,7 @@ def lasso_path(
     return path
 
 
+@on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _path(
     method: Lasso, form: Form, Ds: Any, y: Array, lams: Any, *others: Any
@@ -228,6 +230,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
     return lam
 
 
+@on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _lam_max(form: Form, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
     problem, _ = scaled(form, Ds, y)

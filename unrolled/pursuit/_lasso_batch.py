@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, wide_dtype
+from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
 from unrolled.pursuit._batch import BLOCK as CHUNK
 from unrolled.pursuit._batch import solve
@@ -167,6 +168,7 @@ def on_the_host(host: Any, near: Any, d: int) -> tuple:
     return jax.pure_callback(answers, shapes, *near, vmap_method="sequential")
 
 
+@on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _scaled(
     dtype: np.dtype, relative: bool, D: Dictionary, Y: Array, weight: Any, l2: Any, start: Any
@@ -185,6 +187,7 @@ def _scaled(
     return (ldexp(matrix, -a), ldexp(Y, -b), weight, ridge, X), (a, b)
 
 
+@on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def batch_result(
     dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array

@@ -15,6 +15,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._matching import match
 from unrolled._numbers import exponent, ldexp, norm, wide_dtype
+from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, column_norms, dense
 from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
@@ -163,6 +164,7 @@ def omp_batch(
     return in_chunks(solved, signals, where)
 
 
+@on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _near(dtype: np.dtype, D: Dictionary, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
     """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from unrolled import _checks
 from unrolled._beside import lam_of
 from unrolled._checks import Array
+from unrolled._sharded import takes_sharded
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training._checkpoint import Checkpoint
@@ -30,6 +31,7 @@ _VALIDATION_BATCHES = 8  # drawn where no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no training reaches
 
 
+@takes_sharded
 def fit(
     model: Model | Any,
     params: Params | Any,
