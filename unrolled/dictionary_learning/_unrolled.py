@@ -89,22 +89,18 @@ def unrolled(
         raise ValueError(f"{where}: rate must be positive and finite, got {rate}")
     key = _checks.as_key(key, where)
     D = jnp.asarray(start_atoms(start, signals, d, generator(key, 0), where), signals.dtype)
-    signals_given = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
-    params = layer.init(key, D) if params is None else params
-
-    def sample(key):
-        return signals_given[jax.random.randint(key, (batch,), 0, n)], None
+    rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
+    loss = training.lasso(lam)
 
     def tell(record, params):
         if progress is not None:
             progress(_step(record))
 
-    loss = training.lasso(lam)
-    found = training.fit(
+    fit = training.fit(
         layer,
-        params,
+        layer.init(key, D) if params is None else params,
         D,
-        sample,
+        lambda key: (rows[jax.random.randint(key, (batch,), 0, n)], None),
         optimizer=optax.adam(rate),
         steps=steps,
         key=key,
@@ -114,20 +110,18 @@ def unrolled(
         callbacks=[tell],
         progress=False,
     )
-    X, objective = _codes(layer, found, signals_given, loss)
-    return Learned(found.D, X, objective, tuple(map(_step, found.history.records)), found)
+    X, objective = _codes(layer, fit, rows, loss)
+    return Learned(fit.D, X, objective, tuple(map(_step, fit.history.records)), fit)
 
 
 def _step(record: training.Record) -> Step:
     return Step(record.step, record.validation, record.seconds)
 
 
-def _codes(layer: Layer, found: Any, Y: jax.Array, loss: Any) -> tuple[jax.Array, float]:
+def _codes(layer: Layer, fit: training.Fit, Y: jax.Array, loss: Any) -> tuple[jax.Array, float]:
     """The codes of all signals, and the mean of the loss."""
     apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
     parts = [Y[first : first + _CHUNK] for first in range(0, len(Y), _CHUNK)]
-    codes = [apply(found.best, found.D, part) for part in parts]
-    losses = [
-        float(loss(X[None], None, found.D, part)) * len(part) for X, part in zip(codes, parts)
-    ]
+    codes = [apply(fit.best, fit.D, part) for part in parts]
+    losses = [float(loss(X[None], None, fit.D, part)) * len(part) for X, part in zip(codes, parts)]
     return jnp.concatenate(codes), sum(losses) / len(Y)

@@ -148,58 +148,77 @@ def make_program(
     graph = nnx.graphdef(model)
     optimizer = make_optimizer(recipe, steps_per_epoch)
     mean, deviation = (np.asarray(m, np.float32).reshape(1, 1, 1, -1) for m in moments)
+    steps = _Steps(graph, eval_graph, taps, recipe.augmentation, optimizer, mean, deviation)
+    layers: list[str] = []  # in their order, which a dict loses on its way out of a trace
+    x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
+    jax.eval_shape(lambda x: layers.extend(_outputs(nnx.clone(model), taps, steps.inputs(x))[1]), x)
+    return Program(
+        graph,
+        eval_graph,
+        tuple(layers),
+        recipe,
+        steps_per_epoch,
+        optimizer,
+        # One step a call: inside a loop, XLA computes gradients of convolutions on a CPU several
+        # times more slowly.
+        jax.jit(steps.advance, donate_argnums=0),
+        jax.jit(steps.evaluate, static_argnames="n"),
+        jax.jit(steps.measure, static_argnames="n"),
+    )
 
-    def inputs(X):
-        return (X.astype(jnp.float32) / np.float32(255) - mean) / deviation
 
-    def objective(params, others, x, y, gamma):
-        model = rebuild(graph, params, others)
-        outputs, features = _outputs(model, taps, inputs(x))
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The functions of a program, before they are compiled."""
+
+    graph: nnx.GraphDef
+    eval_graph: nnx.GraphDef
+    taps: tuple[str, ...]
+    augmentation: str
+    optimizer: optax.GradientTransformation
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def inputs(self, X):
+        return (X.astype(jnp.float32) / np.float32(255) - self.mean) / self.deviation
+
+    def objective(self, params, others, x, y, gamma):
+        """The loss with its penalty; the other variables after it, and its parts."""
+        model = rebuild(self.graph, params, others)
+        outputs, features = _outputs(model, self.taps, self.inputs(x))
         loss = jnp.mean(_losses(outputs, y))
         penalty = training.sparse_feature_penalty(features) if features else jnp.zeros_like(loss)
         total = loss if gamma is None else loss + gamma * penalty
         others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return total, (others, Sums(loss, penalty, *_l1_and_zeros(features)))
 
-    # One step a call: inside a loop, XLA computes gradients of convolutions on a CPU several times
-    # more slowly.
-    @functools.partial(jax.jit, donate_argnums=0)
-    def advance(state, key, chosen, gamma, X, Y):
+    def advance(self, state, key, chosen, gamma, X, Y):
         """The state after one more step, on the images whose indices are chosen."""
         x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
         key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
-        x, y = _augmented(recipe.augmentation, key, x, y)
-        differentiate = jax.grad(objective, has_aux=True)
+        x, y = _augmented(self.augmentation, key, x, y)
+        differentiate = jax.grad(self.objective, has_aux=True)
         gradient, (others, sums) = differentiate(state.params, state.others, x, y, gamma)
         with jax.numpy_dtype_promotion("standard"):
-            changes, moved = optimizer.update(gradient, state.optimizer, state.params)
+            changes, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, changes)
         sums = jax.tree.map(jnp.add, state.sums, sums)
-        return State(state.step + 1, params, others, moved, sums)
+        return State(state.step + 1, params, others, optimizer, sums)
 
-    def part(X, first, n):
-        return lax.dynamic_slice_in_dim(X, first, n)
-
-    @functools.partial(jax.jit, static_argnames="n")
-    def evaluate(params, others, X, Y, first, n):
+    def evaluate(self, params, others, X, Y, first, n):
         """The scores of n images from `first` on."""
-        y = part(Y, first, n)
-        outputs = rebuild(eval_graph, params, others)(inputs(part(X, first, n)))
+        y = lax.dynamic_slice_in_dim(Y, first, n)
+        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
+        outputs = rebuild(self.eval_graph, params, others)(x)
         predicted = jnp.argmax(outputs, -1) if y.ndim == 1 else outputs > 0
         return Scores(_losses(outputs, y), predicted)
 
-    @functools.partial(jax.jit, static_argnames="n")
-    def measure(params, others, X, first, n):
+    def measure(self, params, others, X, first, n):
         """The features of n images from `first` on."""
-        model = rebuild(eval_graph, params, others)
-        _, features = _outputs(model, taps, inputs(part(X, first, n)))
+        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
+        model = rebuild(self.eval_graph, params, others)
+        _, features = _outputs(model, self.taps, x)
         return Features(*map(jnp.stack, zip(*map(_measures, features.values()))))
-
-    layers: list[str] = []  # in their order, which a dict loses on its way out of a trace
-    x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
-    jax.eval_shape(lambda x: layers.extend(_outputs(nnx.clone(model), taps, inputs(x))[1]), x)
-    shared = (recipe, steps_per_epoch, optimizer, advance, evaluate, measure)
-    return Program(graph, eval_graph, tuple(layers), *shared)
 
 
 def _outputs(model: nnx.Module, taps: tuple[str, ...], x: Array) -> tuple[Array, dict]:

@@ -134,48 +134,7 @@ def _search(
     """x, its gap, the steps, whether the gap is small, and the residual."""
     rounding = float(jnp.finfo(y.dtype).eps)
     accuracy = max(method.tol**2, 8 * rounding)
-    zero = jnp.zeros((), y.dtype)
-
-    def body(s: _Search) -> _Search:
-        share = s.below / (s.below - s.above)
-        between = s.low + share * (s.high - s.low)
-        squared = jnp.where(s.low > 0, between, _FALL * s.high)
-        lam = jnp.sqrt(squared)
-        at = Penalized(D, y, lam, zero)
-        x, gap, steps = code(False, accuracy, method.max_steps, at, s.latest, size)
-        # An error of the residual is the root of the gap: the code once more, on its support.
-        exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
-        allowed = jnp.maximum(gap, accuracy)
-        x = jnp.where(relative_gap(D, y, lam, exact, zero) <= allowed, exact, x)
-        r = y - D @ x
-        length, l1 = norm(r), jnp.sum(jnp.abs(x))
-        dual = (jnp.vdot(y, r) - level * length) / jnp.max(jnp.abs(r @ D))
-        gap = jnp.maximum(l1 - dual, 0) / jnp.where(l1 > 0, l1, 1)
-        gap = jnp.where(length <= level, gap, jnp.inf)
-        # A little inside of the ball, where the gap is about a quarter of tol.
-        excess = length**2 - level**2 + method.tol / 2 * lam * l1
-        inside = excess < 0
-        # False position with halved values at an end that stays twice (the Illinois rule).
-        half = jnp.where(inside == s.side, 0.5, 1).astype(y.dtype)
-        keeps = jnp.isfinite(s.gap) & ~(gap < s.gap)
-        best, best_length, best_gap = jax.tree.map(
-            partial(jnp.where, keeps), (s.x, s.residual, s.gap), (x, length, gap)
-        )
-        return _Search(
-            jnp.where(inside, squared, s.low),
-            jnp.where(inside, s.high, squared),
-            jnp.where(inside, excess, s.below * half),
-            jnp.where(inside, s.above * half, excess),
-            inside,
-            x,
-            best,
-            best_length,
-            best_gap,
-            s.steps + steps,
-            s.trials + 1,
-        )
-
-    length, none = norm(y), jnp.zeros(D.shape[1], y.dtype)
+    length, none, zero = norm(y), jnp.zeros(D.shape[1], y.dtype), jnp.zeros((), y.dtype)
     top = jnp.max(jnp.abs(y @ D)) ** 2
     start = _Search(
         zero,
@@ -193,6 +152,62 @@ def _search(
     # Below this penalty no code can be told from one of the least residual.
     floor = rounding ** (4 / 3) * top
     last = lax.while_loop(
-        lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor), body, start
+        lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor),
+        partial(_tried, method, D, y, level, size, accuracy),
+        start,
     )
     return last.x, last.gap, last.steps, last.gap <= method.tol, last.residual
+
+
+def _tried(
+    method: Denoising,
+    D: Dictionary,
+    y: Array,
+    level: Array,
+    size: Array,
+    accuracy: float,
+    s: _Search,
+) -> _Search:
+    """The search after the code of another penalty."""
+    share = s.below / (s.below - s.above)
+    between = s.low + share * (s.high - s.low)
+    squared = jnp.where(s.low > 0, between, _FALL * s.high)
+    lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
+    at = Penalized(D, y, lam, zero)
+    x, gap, steps = code(False, accuracy, method.max_steps, at, s.latest, size)
+    # An error of the residual is the root of the gap: the code once more, on its support.
+    exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
+    allowed = jnp.maximum(gap, accuracy)
+    x = jnp.where(relative_gap(D, y, lam, exact, zero) <= allowed, exact, x)
+    length, l1, gap = _judged(D, y, level, x)
+    # A little inside of the ball, where the gap is about a quarter of tol.
+    excess = length**2 - level**2 + method.tol / 2 * lam * l1
+    inside = excess < 0
+    # False position with halved values at an end that stays twice (the Illinois rule).
+    half = jnp.where(inside == s.side, 0.5, 1).astype(y.dtype)
+    keeps = jnp.isfinite(s.gap) & ~(gap < s.gap)
+    best, best_length, best_gap = jax.tree.map(
+        partial(jnp.where, keeps), (s.x, s.residual, s.gap), (x, length, gap)
+    )
+    return _Search(
+        jnp.where(inside, squared, s.low),
+        jnp.where(inside, s.high, squared),
+        jnp.where(inside, excess, s.below * half),
+        jnp.where(inside, s.above * half, excess),
+        inside,
+        x,
+        best,
+        best_length,
+        best_gap,
+        s.steps + steps,
+        s.trials + 1,
+    )
+
+
+def _judged(D: Dictionary, y: Array, level: Array, x: Array) -> tuple[Array, Array, Array]:
+    """The norm of the residual, that of the code, and the gap; inf outside of the ball."""
+    r = y - D @ x
+    length, l1 = norm(r), jnp.sum(jnp.abs(x))
+    dual = (jnp.vdot(y, r) - level * length) / jnp.max(jnp.abs(r @ D))
+    gap = jnp.maximum(l1 - dual, 0) / jnp.where(l1 > 0, l1, 1)
+    return length, l1, jnp.where(length <= level, gap, jnp.inf)

@@ -101,33 +101,17 @@ def activation_schedule(
     )
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
     d = _checks.as_index(d, "d", where, least=1)
-    s = min(s, d)
     exact = activation.identity_on_positives
     L = activation.tail_lipschitz if exact else math.inf
-    osc = (
-        activation.tail_oscillation
-        if exact
-        else min(activation.line_oscillation, 2 * activation.relu_gap)
-    )
-    c = times(C_W, noise) + guard
+    osc = min(activation.line_oscillation, 2 * activation.relu_gap)
+    osc = activation.tail_oscillation if exact else osc
     # With a deviating tail, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
-    M = max(mu, eta) if osc else mu
-
-    def tail(u: float) -> float:
-        """Bound on the deviation at an argument of size u."""
-        return min(osc, times(L, u)) if math.isfinite(L) else osc
-
-    E_S, E_O, theta = np.zeros(K + 1), np.zeros(K + 1), np.zeros(K)
-    E_S[0] = times(s, B)
+    M, c = max(mu, eta) if osc else mu, times(C_W, noise) + guard
+    recursion = _Recursion(mu, M, c, eta, min(s, d), d, B, L, osc)
+    theta, E_S, E_O = recursion.errors(K)
     with np.errstate(over="ignore"):
-        for k in range(K):
-            theta[k] = times(M, E_S[k] + E_O[k]) + c
-            if s:
-                drift = times(times(s - 1, mu) + eta, E_S[k]) + times(s * mu, E_O[k])
-                E_S[k + 1] = drift + s * (c + theta[k] + tail(B + 2 * theta[k]))
-            E_O[k + 1] = times(d - s, tail(2 * theta[k]))
         error = E_S + E_O
-    contraction, floor = _limit(mu, M, c, eta, s, d, B, L, osc)
+    contraction, floor = recursion.limit()
     # No argument +-u - theta exceeds B + 2 theta: there the constants must hold, now and later.
     largest = max(float(error.max()), floor)
     if not B + 2 * (times(M, largest) + c) <= activation.reach:
@@ -139,6 +123,68 @@ def activation_schedule(
     return ActivationSchedule(
         theta, error, E_S, E_O, contraction, rate, floor, theorem, holds, vacuous
     )
+
+
+class _Recursion(NamedTuple):
+    """The numbers of the recursion for the errors on the support and off it."""
+
+    mu: float
+    M: float
+    c: float
+    eta: float
+    s: int
+    d: int
+    B: float
+    L: float
+    osc: float
+
+    def tail(self, u: float) -> float:
+        """Bound on the deviation at an argument of size u."""
+        return min(self.osc, times(self.L, u)) if math.isfinite(self.L) else self.osc
+
+    def errors(self, K: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """theta, (K,), and E_S and E_O, (K + 1,)."""
+        mu, M, c, eta, s, d, B, *_ = self
+        E_S, E_O, theta = np.zeros(K + 1), np.zeros(K + 1), np.zeros(K)
+        E_S[0] = times(s, B)
+        with np.errstate(over="ignore"):
+            for k in range(K):
+                theta[k] = times(M, E_S[k] + E_O[k]) + c
+                if s:
+                    drift = times(times(s - 1, mu) + eta, E_S[k]) + times(s * mu, E_O[k])
+                    E_S[k + 1] = drift + s * (c + theta[k] + self.tail(B + 2 * theta[k]))
+                E_O[k + 1] = times(d - s, self.tail(2 * theta[k]))
+        return theta, E_S, E_O
+
+    def limit(self) -> tuple[float, float]:
+        """The contraction and the limit of the error; (a, inf) with a >= 1 without contraction.
+
+        The recursion is monotone, and the least of affine maps (E_S, E_O) -> A (E_S, E_O) + b. So
+        it stays below the fixed point of each map that contracts, and its own limit is one of them.
+        """
+        mu, M, c, eta, s, d, B, L, osc = self
+        if not math.isfinite(mu + M + c + eta + B):
+            return math.inf, math.inf
+        if not (s * B or c) and (math.isfinite(L) or not osc):
+            return 0.0, 0.0  # the error begins at a fixed point, zero, and stays there
+        own = (s - 1) * mu + eta if s else 0.0
+        limits, least = [], math.inf
+        tails = [(0.0, osc)] * math.isfinite(osc) + [(L, 0.0)] * math.isfinite(L)  # a u + b
+        for (slope, constant), (off_slope, off_constant) in itertools.product(tails, repeat=2):
+            gain = s * M * (1 + 2 * slope)
+            pull = 2 * off_slope * (d - s) * M
+            b = s * (2 * c + constant + slope * (B + 2 * c))
+            b_off = (d - s) * (off_constant + 2 * off_slope * c)
+            A = own + gain, s * mu + gain, pull, pull
+            radius = _spectral_radius(*A)
+            least = min(least, radius)
+            determinant = (1 - A[0]) * (1 - A[3]) - A[1] * A[2]
+            if radius * UP < 1 and determinant > 0:
+                on = ((1 - A[3]) * b + A[1] * b_off) / determinant
+                off = (A[2] * b + (1 - A[0]) * b_off) / determinant
+                limits.append((on + off, radius))
+        floor, contraction = min(limits, default=(math.inf, max(least, 1.0)))
+        return contraction, floor
 
 
 def theorem_of(activation: Activation) -> str:
@@ -165,46 +211,6 @@ def theorem_of(activation: Activation) -> str:
     if activation.identity_on_positives:
         return "15" if math.isfinite(min(activation.tail_lipschitz, activation.tail_sup)) else ""
     return "10" if math.isfinite(activation.relu_gap) else ""
-
-
-def _limit(
-    mu: float,
-    M: float,
-    c: float,
-    eta: float,
-    s: int,
-    d: int,
-    B: float,
-    L: float,
-    osc: float,
-) -> tuple[float, float]:
-    """The contraction and the limit of the error; (a, inf) with a >= 1 without contraction.
-
-    The recursion is monotone, and the least of affine maps (E_S, E_O) -> A (E_S, E_O) + b. So it
-    stays below the fixed point of each map that contracts, and its own limit is one of them.
-    """
-    if not math.isfinite(mu + M + c + eta + B):
-        return math.inf, math.inf
-    if not (s * B or c) and (math.isfinite(L) or not osc):
-        return 0.0, 0.0  # the error begins at a fixed point, zero, and stays there
-    own = (s - 1) * mu + eta if s else 0.0
-    found, least = [], math.inf
-    tails = [(0.0, osc)] * math.isfinite(osc) + [(L, 0.0)] * math.isfinite(L)  # slope u + constant
-    for (slope, constant), (off_slope, off_constant) in itertools.product(tails, repeat=2):
-        gain = s * M * (1 + 2 * slope)
-        pull = 2 * off_slope * (d - s) * M
-        b = s * (2 * c + constant + slope * (B + 2 * c))
-        b_off = (d - s) * (off_constant + 2 * off_slope * c)
-        A = own + gain, s * mu + gain, pull, pull
-        radius = _spectral_radius(*A)
-        least = min(least, radius)
-        determinant = (1 - A[0]) * (1 - A[3]) - A[1] * A[2]
-        if radius * UP < 1 and determinant > 0:
-            on = ((1 - A[3]) * b + A[1] * b_off) / determinant
-            off = (A[2] * b + (1 - A[0]) * b_off) / determinant
-            found.append((on + off, radius))
-    floor, contraction = min(found, default=(math.inf, max(least, 1.0)))
-    return contraction, floor
 
 
 def _spectral_radius(a: float, b: float, c: float, d: float) -> float:

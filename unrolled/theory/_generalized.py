@@ -285,22 +285,7 @@ def minimal_entry_weights(
             start = generalized_coherence(
                 in_float64(jnp.asarray(A), dtype), tol, only_maximum=level is None
             )
-    _checks.on_host(start, where, "coherence")
-    W = np.array(dense(start.W), np.float64)
-    if W.shape != A.shape:
-        raise ValueError(
-            f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all "
-            "atoms"
-        )
-    W, reached = certified(A, W, np.arange(d))
-    if level is not None:
-        # A start to within tol may look infeasible at a level that others reach.
-        allowed = np.asarray(start.per_atom_lower, np.float64) <= level
-        unsure = np.flatnonzero(allowed & (reached > level + ROUNDING))
-        if len(unsure):
-            upper, _, finer, _ = solve_atoms(A, chosen=unsure, tol=_REFINED, choose=None)
-            better = upper < reached[unsure]
-            W[:, unsure[better]], reached[unsure[better]] = finer[:, better], upper[better]
+    W, reached = _start_of(A, start, level, where)
     if level is None:
         level = max(float(reached.max()) * (1 + _LEVEL_SLACK), _LEAST_LEVEL)
     if not level >= 0:
@@ -317,6 +302,29 @@ def minimal_entry_weights(
     return MinimalEntryWeights(
         W, float(upper.max()), float(lower.max()), upper, lower, level, holds
     )
+
+
+def _start_of(
+    A: np.ndarray, start: GeneralizedCoherence, level: float | None, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of a result, and the coherence that each reaches; refined where unsure."""
+    _checks.on_host(start, where, "coherence")
+    W = np.array(dense(start.W), np.float64)
+    if W.shape != A.shape:
+        raise ValueError(
+            f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all "
+            "atoms"
+        )
+    W, reached = certified(A, W, np.arange(A.shape[1]))
+    if level is not None:
+        # A start to within tol may look infeasible at a level that others reach.
+        allowed = np.asarray(start.per_atom_lower, np.float64) <= level
+        unsure = np.flatnonzero(allowed & (reached > level + ROUNDING))
+        if len(unsure):
+            upper, _, finer, _ = solve_atoms(A, chosen=unsure, tol=_REFINED, choose=None)
+            better = upper < reached[unsure]
+            W[:, unsure[better]], reached[unsure[better]] = finer[:, better], upper[better]
+    return W, reached
 
 
 def _unit_dictionary(D: Dictionary, where: str) -> Dictionary:
