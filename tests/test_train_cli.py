@@ -718,6 +718,31 @@ def test_signals_of_a_file_without_codes(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_codes_worse_than_zero_are_counted_and_a_guard_leaves_none(run, tmp_path):
+    """One signal at a time: LAMP is better than zero codes for some and worse for others."""
+    files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.4)
+    options = ("--family", "lamp", "--depth", 8, "--steps", 1, "--output", tmp_path / "own")
+    out = run("train", *files, *options)[1]
+    summary = strict_json((tmp_path / "own" / "summary.json").read_text())
+    saved = ur.training.restore(tmp_path / "own" / "weights.npz")
+    Y = np.load("Y.npy")[-8:].astype(np.float32)
+    codes = np.asarray(jax.vmap(saved.layer.apply, (None, None, 0))(saved.params, saved.D, Y))
+    objective = ((Y - codes @ saved.D.T) ** 2).sum(1) / 2 + 0.4 * np.abs(codes).sum(1)
+    share = 100 * np.mean(objective > (Y**2).sum(1) / 2)
+    assert 0 < share < 100
+    assert summary["judged"]["learned"]["worse_than_zero"] == pytest.approx(share)
+    assert "try --guard 0.4" in out and "worse than zero codes, %" in out
+    guarded = run("train", *files, *options[:-1], tmp_path / "guarded", "--guard", 0.4)
+    summary = strict_json((tmp_path / "guarded" / "summary.json").read_text())
+    assert summary["judged"]["learned"]["worse_than_zero"] == 0 and guarded[0] == 0
+    assert (
+        "try --guard" not in guarded[1]
+        and "guard = 0.4" in (tmp_path / "guarded" / "config.toml").read_text()
+    )
+
+
+@pytest.mark.slow
 def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     """Three stages of one step; the best params are those of the last one."""
     output = tmp_path / "staged"

@@ -12,7 +12,7 @@ from unrolled.dictionaries import Dictionary
 from unrolled.layers import ista, ista_params
 
 # Two programs add the losses of a batch in different orders.
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 
 
 def exceeds(loss: float, other: float) -> bool:
@@ -22,7 +22,7 @@ def exceeds(loss: float, other: float) -> bool:
         >>> ur.training.exceeds(1.0001, 1.0), ur.training.exceeds(1.0 + 1e-7, 1.0)
         (True, False)
     """
-    return bool(loss > other and not np.isclose(loss, other, rtol=_ROUNDING, atol=0))
+    return bool(loss > other and not np.isclose(loss, other, rtol=ROUNDING, atol=0))
 
 
 def worse_than_zero(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import metrics, training
-from unrolled._beside import worse_than_zero
+from unrolled._beside import ROUNDING, worse_than_zero
 from unrolled._json import plain
 from unrolled._text import markdown
 from unrolled.commands._coders import apply_in_chunks, relative_residuals, residual_norms
@@ -25,6 +25,7 @@ _TITLES = {
     "mean_nmse": "NMSE, mean of dB",
     "failure_rate": "share above -20 dB",
     "lasso_objective": "LASSO objective",
+    "worse_than_zero": "worse than zero codes, %",
     "relative_residual": "relative residual",
     "nonzeros": "nonzeros",
 }
@@ -66,7 +67,7 @@ class Summary(NamedTuple):
             lines.append(f"  {title:24}  {'start':>10}  {'learned':>10}")
             for name, value in start.items():
                 lines.append(f"  {_TITLES[name]:24}  {value:10.4g}  {learned[name]:10.4g}")
-        return "\n".join([*lines, f"weights: {self._weights()}"])
+        return "\n".join([*lines, *self._advice(), f"weights: {self._weights()}"])
 
     def parts(self) -> list[str]:
         """The same as a paragraph and a table for each layer."""
@@ -79,7 +80,17 @@ class Summary(NamedTuple):
             )
             for j, (before, after) in enumerate(layers, start=1)
         ]
-        return [*self.text().splitlines()[:2], *tables, f"weights: `{self._weights()}`"]
+        ends = [*self._advice(), f"weights: `{self._weights()}`"]
+        return [*self.text().splitlines()[:2], *tables, *ends]
+
+    def _advice(self) -> list[str]:
+        """What helps where some signals have codes worse than zero."""
+        learned = self.judged["learned"]
+        worse = not self.config.chained and learned.get("worse_than_zero", 0) > 0
+        if not worse or self.config.layers[0].layer.guard is not None:
+            return []
+        lam = self.config.problem.lam
+        return [f"no signal has a code worse than zero with a guard: try --guard {lam:g}"]
 
     def answer(self) -> str:
         """How far the training came, in one sentence."""
@@ -157,14 +168,21 @@ def _judged(
     residuals = relative_residuals(residual_norms(D, Y, codes))
     for D_j, signals, x, X_j, residual in zip(D, (Y, *codes), codes, Xs, residuals):
         objective = jax.vmap(lasso_objective, (None, 0, 0, None))
+        values = objective(D_j, signals, x, jnp.asarray(lam, x.dtype))
         numbers = {} if X_j is None else _errors(x, X_j)
+        numbers |= {"lasso_objective": values.mean()}
+        numbers |= {} if X_j is not None else {"worse_than_zero": _worse_than_zero(values, signals)}
         numbers |= {
-            "lasso_objective": objective(D_j, signals, x, jnp.asarray(lam, x.dtype)).mean(),
             "relative_residual": residual,
             "nonzeros": (x != 0).sum(1).mean(),
         }
         found.append({name: float(value) for name, value in numbers.items()})
     return found[0] if isinstance(model, Layer) else found
+
+
+def _worse_than_zero(values: jax.Array, Y: jax.Array) -> jax.Array:
+    """The share of signals whose objective exceeds that of the zero code, in percent."""
+    return 100 * jnp.mean(~(values <= (1 + ROUNDING) * jnp.sum(Y**2, 1) / 2))
 
 
 def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
