@@ -13,7 +13,13 @@ import numpy as np
 
 
 def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
-    """Median milliseconds of each function, measured in turns (A B C A B C ...).
+    """Median milliseconds of each function, measured in turns."""
+    times = all_ms(functions, rounds=rounds, calls=calls)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def all_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, list[float]]:
+    """Milliseconds of every call of each function, measured in turns (A B C A B C ...).
 
     Each of `rounds` turns has `calls` timed calls. It begins with a pause and one call that is not
     timed, because the thread pool of the previous contestant may still spin.
@@ -27,7 +33,7 @@ def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
                 began = time.perf_counter()
                 function()
                 times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def compile_seconds(function, *args) -> float:

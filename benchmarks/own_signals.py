@@ -14,6 +14,7 @@ pictures.
 
     python benchmarks/own_signals.py            adds the missing rows, the telling ones first
     python benchmarks/own_signals.py --minutes 30    no new row after that long
+    python benchmarks/own_signals.py --time     times all families, on a machine without other work
     python benchmarks/own_signals.py --table    prints the tables
     python benchmarks/own_signals.py --figure   draws own_signals.svg and own_signals.png
 """
@@ -33,13 +34,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import environment
+from _measure import all_ms, environment, save
 
 import unrolled as ur
 from unrolled import layers
 
 HERE = Path(__file__).parent
-ROWS = HERE / "own_signals.jsonl"
+ROWS, SECONDS = HERE / "own_signals.jsonl", HERE / "own_signals_seconds.json"
 SIDE, LAM, BATCH, CLIP = 8, 0.1, 128, 0.01
 PER_PICTURE, TESTED = 500, 2400
 RATES = (5e-4, 3e-3, 1e-4)
@@ -350,6 +351,25 @@ def run(minutes: float) -> None:
         jax.clear_caches()
 
 
+def timed() -> None:
+    """Milliseconds for the codes of the tested signals of the first problem, K = 16."""
+    problem = problem_of(PATCHES)
+    Y, functions = jnp.asarray(problem.sets["test"]), {}
+    for name in NAMES:
+        layer = layer_of(name, 16)
+        params = layer.init(jax.random.key(0), problem.D)
+        for word, model in (("", layer), (", guarded", dataclasses.replace(layer, guard=LAM))):
+            code = jax.jit(jax.vmap(model.apply, (None, None, 0)))
+            functions[name + word] = functools.partial(_wait, code, params, problem.D, Y)
+    times = all_ms(functions, rounds=3, calls=3)
+    rows = {n: [float(np.quantile(ms, q)) for q in (0, 0.5, 1)] for n, ms in times.items()}
+    save(SECONDS, {"signals": len(Y), "least, median and most milliseconds": rows})
+
+
+def _wait(code: Any, *arguments: Any) -> None:
+    jax.block_until_ready(code(*arguments))
+
+
 def chosen(there: dict[Row, dict], **cell: Any) -> dict | None:
     """Of the rows of a cell, which differ in rates, that with the least validation objective."""
     entries = [
@@ -395,11 +415,22 @@ def table(there: dict[Row, dict]) -> str:
     return "\n".join(found)
 
 
+def milliseconds() -> dict[str, float]:
+    """Medians for 1,000 signals, where they have been measured."""
+    if not SECONDS.exists():
+        return {}
+    found = json.loads(SECONDS.read_text())
+    rows = found["least, median and most milliseconds"].items()
+    return {name: 1000 * median / found["signals"] for name, (_, median, _) in rows}
+
+
 def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
     """A row per family, and the gap of ISTA of this depth above them."""
     cell = dict(problem=problem, depth=depth, pictures=None)
     header = ["family", "numbers", "products", "start", f"{SHORT} steps", "signals worse than zero"]
     header += ["with a guard", "its products", f"{LONG} steps"]
+    times = milliseconds() if (problem, depth) == (PATCHES, 16) else {}
+    header += ["ms per 1,000 signals", "with a guard"] if times else []
     lines = []
     for name in NAMES:
         start = chosen(there, family=name, steps=0, **cell)
@@ -415,7 +446,8 @@ def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
             products = trained[0].get("guarded_products", trained[0]["products"])
             cells += [gap_of(trained), f"{worse:.3g}", gap_of(trained, "guarded_")]
             cells += [str(products or "-")]
-        cells += [""] * (len(header) - 1 - len(cells)) + [gap_of(long) if long else ""]
+        cells += [""] * (8 - len(cells)) + [gap_of(long) if long else ""]
+        cells += [f"{times[n]:.2g}" for n in (name, f"{name}, guarded")] if times else []
         lines.append("| " + " | ".join(cells) + " |")
     if not lines:
         return []
@@ -476,10 +508,13 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=np.inf, help="begin no row after that long"
     )
+    parser.add_argument("--time", action="store_true", help="time the codes of all families")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")
     parser.add_argument("--figure", action="store_true", help="draw the rows")
     options = parser.parse_args()
-    if options.table:
+    if options.time:
+        timed()
+    elif options.table:
         print(table(read()))
     elif options.figure:
         draw(read())
