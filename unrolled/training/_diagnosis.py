@@ -29,7 +29,10 @@ def warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
             "the loss see what these leaves change?"
         )
     else:
-        cause = "all codes are zero, silenced by the thresholds. Try analytic.calibrate first"
+        cause = (
+            "all codes are zero, silenced by the thresholds. Try a smaller lam, or "
+            "analytic.calibrate first"
+        )
         if any(np.any(np.asarray(x)) for x in codes):
             cause += ", or training.deep: the codes before the last are not zero"
     _checks.warn(f"{loop.where}: training changes nothing: {cause}")
