@@ -213,3 +213,27 @@ def test_a_command_in_two_processes_writes_what_one_writes(tmp_path):
 def test_processes_that_cannot_meet_are_refused(options, message, tmp_path, capsys):
     assert main(["train", "--output", str(tmp_path / "run"), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+JOINED = """
+import json
+from unrolled._processes import join
+joined = join(None, None, None, 60)
+import jax, numpy as np
+print(json.dumps([jax.process_index(), joined.gathered(np.array(jax.process_index())).tolist()]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_slurm_find_each_other():
+    """By the variables of its jobs alone; the coordinator is on the first host of the list."""
+    variables = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_NODELIST="localhost")
+    started = []
+    for i in ("0", "1"):
+        own = dict(SLURM_NTASKS="2", SLURM_PROCID=i, SLURM_LOCALID=i, JAX_PLATFORMS="cpu")
+        command = (sys.executable, "-W", "ignore", "-c", JOINED)
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(subprocess.Popen(command, env=os.environ | variables | own, **pipes))
+    for i, process in enumerate(started):
+        out, err = process.communicate(timeout=100)
+        assert json.loads(out.splitlines()[-1]) == [i, [0, 1]], err
