@@ -18,6 +18,16 @@ class Fault(NamedTuple):
             self.call(*arguments)
 
 
+def flips(path, period=8):
+    """Write a file anew with one other bit, once for every byte; and its bytes, each time."""
+    blob = path.read_bytes()
+    for place in range(len(blob)):
+        changed = bytearray(blob)
+        changed[place] ^= 1 << place % period
+        path.write_bytes(changed)
+        yield bytes(changed)
+
+
 def refusals(faults):
     """A test of every one of the named faults."""
 

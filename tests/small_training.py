@@ -34,6 +34,21 @@ def run(folder, steps=12, *, layer=None, params=None, D=D, sample=sample, **opti
     return ur.fit(layer, params, D, sample, steps=steps, checkpoint=folder, **usual | options)
 
 
+def families(depth, support):
+    """Layers of all kinds of params."""
+    layers = ur.layers
+    return {
+        "ista": layers.ista(depth),
+        "fista": layers.fista(depth),
+        "lista": layers.lista(depth),
+        "lista untied": layers.lista(depth, tied=False),
+        "lista_cp": layers.lista_cp(depth),
+        "lista_cp untied": layers.lista_cp(depth, tied=False),
+        "alista": layers.alista(depth),
+        "alista with support": layers.alista(depth, support=support),
+    }
+
+
 class Scale(NamedTuple):
     """What all steps of `damped_ista` share."""
 

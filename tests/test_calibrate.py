@@ -7,22 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_training import families
 
 from unrolled import analytic, dictionaries, layers, networks, problems, training
 from unrolled.analytic import _passes, calibrate
 from unrolled.layers import Unrolled
 
 DEPTH = 4
-FAMILIES = {
-    "ista": layers.ista(DEPTH),
-    "fista": layers.fista(DEPTH),
-    "lista": layers.lista(DEPTH),
-    "lista untied": layers.lista(DEPTH, tied=False),
-    "lista_cp": layers.lista_cp(DEPTH),
-    "lista_cp untied": layers.lista_cp(DEPTH, tied=False),
-    "alista": layers.alista(DEPTH),
-    "alista with support": layers.alista(DEPTH, support=(0.02, 0.05)),
-}
+FAMILIES = families(DEPTH, support=(0.02, 0.05))
 # Two evaluations of one sum of squares, compiled differently: far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(float).eps
 

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 import pytest
 import registry
+from faults import flips
 from small_training import D, Damped, OfAnother, families_of_a_user, run, sample
 from trees import same
 
@@ -337,10 +338,7 @@ def test_a_tree_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
     path = tmp_path / "state.npz"
     ur.training.save_tree(path, tree, **metadata)
     blob, refused = path.read_bytes(), 0
-    for place in range(len(blob)):
-        changed = bytearray(blob)
-        changed[place] ^= 1 << place % 8
-        path.write_bytes(changed)
+    for _ in flips(path):
         try:
             found = ur.training.restore_tree(path, tree)
             assert found[1] == metadata and np.array_equal(found[0]["a"], tree["a"])

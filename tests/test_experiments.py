@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 from command_line import strict_json
+from faults import flips
 from flax import nnx
 from forms import check_forms
 from PIL import Image
@@ -869,12 +870,9 @@ def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
     _rows.write_row(folder, name, row)
     path = folder / "rows" / f"{name}.json"
     blob, refused = path.read_bytes(), 0
-    for place in range(len(blob)):
-        changed = bytearray(blob)
-        changed[place] ^= 1 << place % 7
-        path.write_bytes(changed)
+    for changed in flips(path, period=7):
         try:
-            assert _rows.read_row(folder, name) == row, (place, bytes(changed))
+            assert _rows.read_row(folder, name) == row, changed
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: not a row of an experiment ")
             refused += 1

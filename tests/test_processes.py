@@ -105,13 +105,17 @@ def answers(process, timeout):
     return json.loads(lines[-1])
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_training(tmp_path):
     """On two devices each; the one that is killed leaves what eight devices of one resume."""
     pytest.importorskip("orbax.checkpoint")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     pair = [start(i, 2, port, str(tmp_path), 2) for i in (0, 1)]
     second, first = answers(pair[1], 300), answers(pair[0], 60)
     alone = answers(start(0, 1, port, str(tmp_path), 8), 120)
@@ -174,9 +178,7 @@ def command(index, port, folder, *options):
 @pytest.mark.slow
 def test_a_command_in_two_processes_writes_what_one_writes(tmp_path):
     pytest.importorskip("orbax.checkpoint")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     pair = [command(i, port, tmp_path / "two") for i in (0, 1)]
     first, second = (process.communicate(timeout=300) for process in pair)
     assert [process.returncode for process in pair] == [0, 0], (first, second)

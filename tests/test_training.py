@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_training import Damped, families_of_a_user
+from small_training import Damped, families, families_of_a_user
 from trees import same
 
 from unrolled import analytic, dictionaries, layers, networks, problems, training
@@ -20,16 +20,7 @@ EPS = np.finfo(np.float64).eps
 # A sum of some hundred terms in another order, through a few products: far below 1e4 roundings.
 ROUNDING = 1e4 * EPS
 
-FAMILIES = {
-    "ista": layers.ista(DEPTH),
-    "fista": layers.fista(DEPTH),
-    "lista": layers.lista(DEPTH),
-    "lista untied": layers.lista(DEPTH, tied=False),
-    "lista_cp": layers.lista_cp(DEPTH),
-    "lista_cp untied": layers.lista_cp(DEPTH, tied=False),
-    "alista": layers.alista(DEPTH),
-    "alista with support": layers.alista(DEPTH, support=(0.05, 0.1)),
-}
+FAMILIES = families(DEPTH, support=(0.05, 0.1))
 LASSO = training.lasso(0.1)
 LOSSES = {
     "log_nmse": training.log_nmse,

@@ -56,9 +56,9 @@ def sweep(problem: Problem, D: Conv, X: Array, curvature: Curvature, nonnegative
         D = replace(D, filters=filters.u / jnp.expand_dims(norms, axes))
         X = X * D.spread(norms)[None]
         codes = _codes(problem, D, X, filters.Au, curvature.codes, nonnegative)
-        found = Curvature(filters.L, codes.L)
+        curvature = Curvature(filters.L, codes.L)
         objectives = _objectives(problem, codes.u, problem.Y - codes.Au)
-        return Sweep(D, codes.u, found, objectives)
+        return Sweep(D, codes.u, curvature, objectives)
 
 
 @partial(jax.jit, static_argnames="nonnegative")

@@ -113,7 +113,7 @@ class _Filters(Method):
         options: Options,
     ):
         where, weights, mask = self.where, options.weights, options.mask
-        self.signals, self.D, self.given_filters = checked_images(
+        self.signals, self.D, self.has_filters = checked_images(
             images, filters, geometry, weights, mask, where
         )
         self.lam = as_lam(lam, where)
@@ -130,7 +130,7 @@ class _Filters(Method):
             "nonnegative": self.nonnegative,
             "images": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
-            "start": fingerprint(np.asarray(D.filters)) if self.given_filters else "data",
+            "start": fingerprint(np.asarray(D.filters)) if self.has_filters else "data",
         }
 
     def start(self, rng: np.random.Generator) -> State:

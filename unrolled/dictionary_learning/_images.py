@@ -25,8 +25,8 @@ def checked_images(
     Without filters its own are zero.
     """
     _checks.on_host((images, filters, weights, mask), where, "images, filters, weights or mask")
-    given = np.ndim(filters) > 1
-    bank = _checks.as_float(filters, "filters", where) if given else _zeros(filters, where)
+    has_filters = np.ndim(filters) > 1
+    bank = _checks.as_float(filters, "filters", where) if has_filters else _zeros(filters, where)
     images = _checks.as_float(images, "images", where)
     dimensions, shape = bank.ndim - 2, images.shape
     if dimensions < 1 or images.ndim not in (dimensions + 1, dimensions + 2) or 0 in shape:
@@ -53,7 +53,7 @@ def checked_images(
         "images",
     )
     D = Conv(bank.astype(signals.Y.dtype), signal_shape, *geometry)
-    return signals, D, given
+    return signals, D, has_filters
 
 
 def _zeros(shape: Any, where: str) -> Array:

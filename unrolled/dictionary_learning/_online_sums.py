@@ -28,7 +28,7 @@ def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    sums, lam = _holding(sums, signals), near_one(lam, signals.exponent + signals.scale)
+    sums, lam = _rescaled(sums, signals), near_one(lam, signals.exponent + signals.scale)
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V)
     R = signals.Y - X @ D.T
@@ -48,11 +48,11 @@ def absorb(
         D[:, fresh] = distinct(target[worst].astype(float), others, len(fresh), rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
     terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + n
-    found = Sums(D, A, B, terms, weight, sums.exponent)
-    return found, signals.in_units(objective), len(fresh)
+    sums = Sums(D, A, B, terms, weight, sums.exponent)
+    return sums, signals.in_units(objective), len(fresh)
 
 
-def _holding(sums: Sums, signals: Signals) -> Sums:
+def _rescaled(sums: Sums, signals: Signals) -> Sums:
     """The sums in units of the largest signals so far, with their weights, these included."""
     exponent, new = int(sums.exponent), signals.exponent + (signals.scale + 1) // 2
     if not signals.Y.any() or not (new > exponent or sums.terms == 0):

@@ -50,9 +50,9 @@ class Signals(NamedTuple):
         if self.V is None:
             return fingerprint(self.Y)
         with np.errstate(over="ignore"):
-            given = np.ldexp(self.V, self.scale)
-        inside = np.isfinite(given).all()
-        return fingerprint(self.Y, *((given,) if inside else (self.V, np.array(self.scale))))
+            weights = np.ldexp(self.V, self.scale)
+        inside = np.isfinite(weights).all()
+        return fingerprint(self.Y, *((weights,) if inside else (self.V, np.array(self.scale))))
 
     def rescaled(self, exponent: int) -> "Signals":
         """The same signals, divided by 2^exponent."""
@@ -77,12 +77,12 @@ def as_signals(
     Weights that are all zero are an error unless `unknown` says that there may be nothing known.
     """
     _checks.on_host((Y, weights, mask), where, f"{name}, weights or mask")
-    given = _checks.as_float(Y, name, where)
-    if given.ndim != 2 or 0 in given.shape:
+    rows = _checks.as_float(Y, name, where)
+    if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(
-            f"{where}: {name} has shape {given.shape}; expected (signals, m), signals in rows"
+            f"{where}: {name} has shape {rows.shape}; expected (signals, m), signals in rows"
         )
-    Y = np.asarray(given).astype(wide_dtype(given.dtype))
+    Y = np.asarray(rows).astype(wide_dtype(rows.dtype))
     V, scale = _weights(Y.shape, Y.dtype, weights, mask, where)
     if V is not None and not V.any() and not unknown:
         raise ValueError(f"{where}: all weights are zero")
@@ -96,7 +96,7 @@ def as_signals(
     if V is not None:
         Y = np.where(V > 0, Y, 0)
     exponent = int(np.frexp(np.abs(Y).max())[1])
-    return Signals(np.ldexp(Y, -exponent), V, exponent, given.dtype, scale)
+    return Signals(np.ldexp(Y, -exponent), V, exponent, rows.dtype, scale)
 
 
 def _weights(

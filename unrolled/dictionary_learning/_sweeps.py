@@ -53,7 +53,7 @@ class Alternation(Method):
         options: Options,
         update: Callable[[Signals, Fitted], None],
     ):
-        self.where, self.given_start, self.update = where, options.start, update
+        self.where, self.first, self.update = where, options.start, update
         self.signals = as_signals(Y, where, options.weights, options.mask)
         n, m = self.signals.Y.shape
         self.d = atom_count(d, n, where)
@@ -85,11 +85,11 @@ class Alternation(Method):
             "sparsity": self.sparsity,
             "signals": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
-            "start": text_of(self.given_start),
+            "start": text_of(self.first),
         }
 
     def start(self, rng: np.random.Generator) -> Fitted:
-        D = start_atoms(self.given_start, self.signals, self.d, rng, self.where)
+        D = start_atoms(self.first, self.signals, self.d, rng, self.where)
         D = self.settled(self.admit(D, np.arange(self.d)))
         return self.fitted(D, np.zeros((self.d, len(self.signals.Y))))
 

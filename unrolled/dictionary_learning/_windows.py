@@ -36,8 +36,8 @@ def drawn_windows(
         chosen = rng.choice(len(odds), wanted, replace=False, p=odds / odds.sum())
         image, *position = np.unravel_index(chosen, energy.shape)
         candidates = np.moveaxis(windows, 1, len(D.kernel) + 1)[image, *position]
-    found = distinct(candidates.reshape(-1, size), filters.T, count, rng)
-    return found.reshape(count, D.signal_grid[0], *D.kernel)
+    rows = distinct(candidates.reshape(-1, size), filters.T, count, rng)
+    return rows.reshape(count, D.signal_grid[0], *D.kernel)
 
 
 def _extended(D: Conv, R: np.ndarray) -> np.ndarray:
@@ -92,5 +92,5 @@ def moved(A: np.ndarray, steps: np.ndarray, circular: bool) -> np.ndarray:
     sides = [(max(s, 0), max(-s, 0)) for s in steps.tolist()]
     first = A.ndim - len(sides)
     sides = [(0, 0)] * first + sides
-    kept = tuple(slice(after, after + n) for (_, after), n in zip(sides, A.shape))
-    return np.pad(A, sides, "wrap" if circular else "constant")[kept]
+    inside = tuple(slice(after, after + n) for (_, after), n in zip(sides, A.shape))
+    return np.pad(A, sides, "wrap" if circular else "constant")[inside]

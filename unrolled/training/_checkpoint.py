@@ -241,7 +241,7 @@ def newest(
         try:
             manifest = steps.manifest(step)
             accept(manifest)
-            found = manifest, steps.load(step, manifest)
+            whole = manifest, steps.load(step, manifest)
         except DamagedError as error:
             if strict:
                 raise
@@ -253,7 +253,7 @@ def newest(
                 f"{where}: resumes from step {step}: {reason}. "
                 f"Step {broken} is kept as {aside.name}."
             )
-        return found
+        return whole
     if damaged:
         raise CheckpointError(
             f"{where}: no step of {steps.folder} is whole; the newest: {damaged[0][1]}"

@@ -111,8 +111,8 @@ def describe_params(params: Any, model: Model | None) -> tuple[Any, Leaves]:
     parts: dict[str, Any] = {}
     leaves: dict[str, Array] = {}
     for j, block in enumerate(params):
-        parts[str(j)], found = describe(block, f"params.{j}", _records(model, j))
-        leaves |= found
+        parts[str(j)], own = describe(block, f"params.{j}", _records(model, j))
+        leaves |= own
     return {"kind": "tuple", "parts": parts}, leaves
 
 
@@ -147,8 +147,8 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Lea
     forms: dict[str, Any] = {}
     leaves: dict[str, Array] = {}
     for key, part in parts.items():
-        forms[key], found = describe(part, f"{name}.{key}", records)
-        leaves |= found
+        forms[key], own = describe(part, f"{name}.{key}", records)
+        leaves |= own
     return {"kind": kind, "parts": forms, **({"static": static} if static else {})}, leaves
 
 
@@ -159,13 +159,13 @@ def names(tree: Any) -> dict[str, Any]:
         TypeError: two leaves have one path, as in {"a.b": x, "a": {"b": y}}.
     """
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for path, leaf in paths:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name in found:
+        if name in leaves:
             raise TypeError(f"two leaves have the path {name!r}; expected keys without dots")
-        found[name] = leaf
-    return found
+        leaves[name] = leaf
+    return leaves
 
 
 def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:

@@ -122,11 +122,11 @@ def versions() -> dict[str, str]:
         >>> sorted(set(ur.training.versions()) - {"unrolled"})
         ['jax', 'jaxlib', 'numpy', 'optax']
     """
-    found = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
+    others = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
     try:
-        return {"unrolled": metadata.version("unrolled"), **found}
+        return {"unrolled": metadata.version("unrolled"), **others}
     except metadata.PackageNotFoundError:  # used from its source
-        return found
+        return others
 
 
 def seal(kind: str, manifest: dict) -> dict:

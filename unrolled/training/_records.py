@@ -67,9 +67,9 @@ class Fit(NamedTuple):
         """
         stage = self.history.records[-1].stage  # of a curriculum the last one counts
         losses = [record.validation for record in self.history.records if record.stage == stage]
-        found = {"first": losses[0], "best": min(losses)}
-        found |= {"zero": self.history.zero, "ista": self.history.ista}
-        return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+        judged = {"first": losses[0], "best": min(losses)}
+        judged |= {"zero": self.history.zero, "ista": self.history.ista}
+        return {name: float(value) for name, value in judged.items() if np.isfinite(value)}
 
     @property
     def worsened(self) -> bool:

@@ -58,12 +58,12 @@ def scale_steps(
         # Copies: a compiled step may consume its state, and must not consume the caller's array.
         state = StepRates(jnp.array(rates, float), jnp.array(shared, float))
         nodes = jax.tree.leaves(params, is_leaf=_is_unrolled)
-        found = [node for node in nodes if _is_unrolled(node)]
-        if not found:
+        networks = [node for node in nodes if _is_unrolled(node)]
+        if not networks:
             raise ValueError(
                 "scale_steps: there is no Unrolled(shared, steps) in what is trained, so no steps"
             )
-        for node in found:
+        for node in networks:
             _check_depth(node, len(state.rates))
         return state
 

@@ -118,15 +118,17 @@ def search(
     grids = [grid.ravel() for grid in np.meshgrid(*axes.values(), indexing="ij")]
     shape = [len(tried) for tried in axes.values()]
     points = dict(zip(axes, grids))
-    tables = _errors(layer, aim, params, D, Y, X, points, chunk)
-    found = {name: np.asarray(error, float).reshape(shape) for name, error in tables.items()}
-    decides = found["nmse" if aim is None else "loss"]
+    errors = _errors(layer, aim, params, D, Y, X, points, chunk)
+    tables: dict[str, Any] = {
+        name: np.asarray(error, float).reshape(shape) for name, error in errors.items()
+    }
+    decides = tables["nmse" if aim is None else "loss"]
     if np.isnan(decides).all():
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(decides), shape)
     chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
     zero, of_ista = map(float, _beside(layer, aim, lam_of(loss, layer), D, Y, X))
-    tables = {"nmse": None, "mean_nmse": None, **found}
+    tables = {"nmse": None, "mean_nmse": None, **tables}
     result = Search(with_values(params, chosen), chosen, axes, **tables, zero=zero, ista=of_ista)
     if result.worsened:
         measure, unit = ("NMSE", " dB") if aim is None else ("loss", "")

@@ -71,8 +71,8 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise DamagedError(f"{path}: damaged ({in_line(error)})") from error
     entries, wanted = manifest["leaves"], names(like)
-    given = _manifest.leaf_types(_manifest.table(wanted)[1])
-    if report := differences(_manifest.leaf_types(entries), given):
+    expected = _manifest.leaf_types(_manifest.table(wanted)[1])
+    if report := differences(_manifest.leaf_types(entries), expected):
         raise CheckpointError(f"{path}: holds another tree:\n{report}")
     try:
         leaves = [_manifest.to_device(entries[name]["dtype"], arrays[name]) for name in wanted]
