@@ -68,9 +68,7 @@ def __getattr__(name: str) -> str | ModuleType:
     metadata of the installed package.
     """
     if name in ("experiments", "models", "nnx", "studies"):
-        module = importlib.import_module(f"unrolled.{name}")
-        vars(module).setdefault("__dir__", partial(_public_names, module))
-        return module
+        return importlib.import_module(f"unrolled.{name}")
     if name != "__version__":
         raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
     from importlib import metadata

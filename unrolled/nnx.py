@@ -20,6 +20,10 @@ from unrolled.training import Fit, Trained, merge, split, with_unit_atoms
 __all__ = ["Module", "fit"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Module(nnx.Module):
     """A layer or network with its params and D: `module(y)` is `model.apply(params, D, y)`.
 
