@@ -396,14 +396,16 @@ def start_of(entry: dict | None) -> str:
 
 
 def table(there: dict[Row, dict]) -> str:
-    """One table for every problem and depth that has rows, and that of the pictures."""
-    found = []
+    """The tables of the README: the first problem, all depths, all problems, training pictures."""
     solver = [(K, chosen(there, problem=PATCHES, family="fista", depth=K, steps=0)) for K in WHOLE]
     gaps = ", ".join(f"{entry['gap']['test']:.4g} at K = {K}" for K, entry in solver if entry)
-    found += [f"FISTA, {PATCHES}: {gaps}.", ""]
-    for problem in PROBLEMS:
-        for depth in sorted(DEPTHS):
-            found += table_of(there, problem, depth)
+    found = [f"FISTA, {PATCHES}: {gaps}.", "", *table_of(there, PATCHES, 16)]
+    certified = all(entry["certified"] for entry in there.values() if "gap" in entry)
+    found += [f"{'All' if certified else 'Not all'} optima are certified.", ""]
+    depths = {f"K = {K}": dict(problem=PATCHES, depth=K) for K in sorted(DEPTHS)}
+    found += ["By depth, with a guard where trained:", "", *overview(there, depths), ""]
+    problems = {name: dict(problem=name, depth=16) for name in PROBLEMS}
+    found += ["By problem, K = 16, with a guard where trained:", "", *overview(there, problems), ""]
     found += ["lfista_cp, K = 16:", "", "| training pictures | steps | gap on them | on others |"]
     found.append("|---|---|---|---|")
     head = dict(problem=PATCHES, family="lfista_cp", depth=16, seed=0)
@@ -413,6 +415,26 @@ def table(there: dict[Row, dict]) -> str:
             numbers = f"{gap['train']:.5f} | {gap['test']:.5f}"
             found.append(f"| {count or 'all'} | {steps} | {numbers} |")
     return "\n".join(found)
+
+
+def overview(there: dict[Row, dict], cells: dict[str, dict[str, Any]]) -> list[str]:
+    """A row per family, a column per cell: the gap of the start, and of the trained params."""
+    lines = [f"| family | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
+    for name in NAMES:
+        row = [name]
+        for cell in cells.values():
+            start = chosen(there, family=name, steps=0, pictures=None, **cell)
+            trained = seeds_of(there, family=name, steps=SHORT, pictures=None, **cell)
+            ends = gap_of(trained, "guarded_").partition(" ")[0] if trained else ""
+            begins = f"{start['gap']['test']:.3g}" if start else ""
+            row.append(f"{begins} to {ends}" if begins and ends else begins or ends)
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def seeds_of(there: dict[Row, dict], **cell: Any) -> list[dict]:
+    """The chosen row of every seed that has one."""
+    return [entry for seed in SEEDS if (entry := chosen(there, seed=seed, **cell))]
 
 
 def milliseconds() -> dict[str, float]:
@@ -425,7 +447,7 @@ def milliseconds() -> dict[str, float]:
 
 
 def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
-    """A row per family, and the gap of ISTA of this depth above them."""
+    """A row per family of a problem, with what it costs."""
     cell = dict(problem=problem, depth=depth, pictures=None)
     header = ["family", "numbers", "products", "start", f"{SHORT} steps", "signals worse than zero"]
     header += ["with a guard", "its products", f"{LONG} steps"]
@@ -434,10 +456,7 @@ def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
     lines = []
     for name in NAMES:
         start = chosen(there, family=name, steps=0, **cell)
-        trained, long = (
-            [e for seed in SEEDS if (e := chosen(there, family=name, steps=n, seed=seed, **cell))]
-            for n in (SHORT, LONG)
-        )
+        trained, long = (seeds_of(there, family=name, steps=n, **cell) for n in (SHORT, LONG))
         if not (some := [*trained, *filter(None, [start]), *long]):
             continue
         cells = [name, str(some[0]["weights"]), str(some[0]["products"] or "-"), start_of(start)]
@@ -452,11 +471,8 @@ def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
     if not lines:
         return []
     ista = chosen(there, family="ista", steps=0, **cell)
-    certified = all(e["certified"] for r, e in there.items() if r.problem == problem and "gap" in e)
-    notes = ["all optima certified" if certified else "not all optima certified"]
-    notes += [f"ISTA of this depth {ista['gap']['test']:.3g}"] if ista else []
     first = f"| {' | '.join(header)} |"
-    title = f"**{problem}, K = {depth}**, {'; '.join(notes)}."
+    title = f"**{problem}, K = {depth}**; ISTA of this depth {ista['gap']['test']:.3g}."
     return [title, "", first, "|---" * len(header) + "|", *lines, ""]
 
 
