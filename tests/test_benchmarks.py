@@ -4,6 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,3 +55,32 @@ def test_certificates_are_judged_by_linear_programs(script, float32_by_default, 
     monkeypatch.setattr(ur.theory, "certify_code", granted)
     row = certificates.judged(D, X, methods, rng)
     assert row["truth"]["refuted"] > 4 and row["swapped"]["wrong"] == 8
+
+
+@pytest.mark.slow
+def test_operands_of_products_are_rounded_to_their_format(script):
+    """By at most half a unit of their last bit each, with sums in the dtype; 23 bits stay."""
+    precision = script("precision")
+    A, B = (np.random.default_rng(i).normal(size=(8, 8)).astype(np.float32) for i in (0, 1))
+    exact, size = A.astype(float) @ B, np.abs(A).astype(float) @ np.abs(B)
+    with precision.products_of(23):
+        assert np.array_equal(jnp.asarray(A) @ B, jax.jit(jnp.matmul)(A, B))
+    for bits in (10, 7):
+        with precision.products_of(bits):
+            found = np.asarray(jnp.asarray(A) @ B, float)
+        unit = 2.0 ** -(bits + 1)
+        sums = 8 * 2.0**-24
+        off = np.abs(found - exact) / size
+        assert unit / 8 < off.max() <= 2 * unit + unit**2 + sums
+    assert np.abs(np.asarray(jnp.asarray(A) @ B, float) - exact).max() < 8 * 2.0**-24 * size.max()
+
+
+@pytest.mark.slow
+def test_a_pursuit_in_low_precision_claims_no_more_than_it_has(script, float32_by_default):
+    """The gap is computed of the same products, and yet a code that converged is as good."""
+    precision = script("precision")
+    rows = precision.pursuits(8, 20, 40, 1e-4)
+    assert rows["float32"]["converged"] == 1
+    for row in rows.values():
+        assert row["largest gap of these"] is None or row["largest gap of these"] < 2e-4
+    assert rows["bfloat16 products"]["converged"] < 1
