@@ -70,6 +70,7 @@ def studied():
 def test_a_study_has_text_data_tables_and_figures(studied, name):
     study = studied.setdefault(name, STUDIES[name]())
     check_forms(study)
+    assert ", by lasso" not in study.answer()  # a pursuit is what the gap is measured from
     assert study.text().strip() and "None" not in study.text()
     assert study.answer().endswith(".") and any(isinstance(part, Grid) for part in study.parts())
     assert strict_json(to_json(study.to_dict()))
