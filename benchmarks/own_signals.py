@@ -57,6 +57,12 @@ OPTIONS = {
     "vamp_bg, em": ("vamp_bg", {"em": True}),
 }
 CALIBRATED_ON = 1024  # signals
+DRAWN = {
+    "lfista_cp": "#D55E00",
+    "lista_cp, untied": "#0072B2",
+    "lfista": "#009E73",
+    "fista": "#7f7f7f",
+}
 # Those that have come far in the short training come first.
 BEST = ("lfista_cp", "fista", "lista_cp, untied", "lfista", "glista", "tilista")
 # A training of these takes several times as long.
@@ -485,33 +491,35 @@ def draw(there: dict[Row, dict]) -> None:
     figure, panels = ur.plots.figure(1, 1)
     axes, ticks = panels[0, 0], (16, 32, 64, 128)
 
-    def points(name: str, *lengths: int) -> np.ndarray:
-        """(products, gap) of the depths that have rows, the longest training of each."""
+    def points(name: str, steps: int, word: str = "") -> np.ndarray:
+        """(products, gap) of the depths that have rows."""
         found = []
         for depth in WHOLE:
             cell = dict(problem=PATCHES, family=name, depth=depth, pictures=None)
-            entries = [chosen(there, steps=steps, **cell) for steps in lengths]
-            found += [next(filter(None, entries))] if any(entries) else []
-        return np.array([(entry["products"], entry["gap"]["test"]) for entry in found]).T
+            if entries := seeds_of(there, steps=steps, **cell):
+                gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]
+                products = entries[0].get(f"{word}products", entries[0]["products"])
+                products = entries[0]["products"] if name == "lfista_cp" else products
+                found.append((products, np.median(gaps)))
+        return np.array(found).T
 
     solver = points("fista", 0)
-    axes.plot(*solver, "k--", marker="s", markersize=4, label="FISTA")
-    for name in NAMES:
-        learned_points = points(name, LONG, SHORT)
-        if not learned_points.size or learned_points[1].min() > 0.045:
-            continue
-        colour = "#D55E00" if name == "lfista_cp" else "#7f7f7f"
-        axes.plot(*learned_points, "-", marker="o", markersize=4, color=colour)
-        x, y = learned_points[:, learned_points[1].argmin()]
-        right = name == "lfista_cp"  # the others would meet the line of FISTA there
-        how = dict(textcoords="offset points", fontsize=7, color=colour)
-        axes.annotate(
-            name, (x, y), (5 if right else -5, -2), ha="left" if right else "right", **how
-        )
+    axes.plot(*solver, "k--", marker="s", markersize=4)
+    note = dict(textcoords="offset points", fontsize=7)
     for K, x, y in zip(WHOLE, *solver):
-        label = f"FISTA, K = {K}"
-        axes.annotate(label, (x, y), (-6, -9), textcoords="offset points", fontsize=7, ha="right")
-    axes.set(xscale="log", yscale="log", xlabel="products with a matrix, per signal", xlim=(9, 170))
+        axes.annotate(f"FISTA, K = {K}", (x, y), (6, 2), **note)
+    for name, colour in DRAWN.items():
+        line = points(name, SHORT, "guarded_")
+        axes.plot(*line, "-", marker="o", markersize=4, color=colour)
+        label = "fista, trained" if name == "fista" else name
+        axes.annotate(label, line[:, 0], (-6, -3), ha="right", color=colour, **note)
+    long = points("lfista_cp", LONG)
+    axes.plot(*long, marker="*", markersize=9, color=DRAWN["lfista_cp"], linestyle="")
+    text = f"{LONG:,} steps"
+    axes.annotate(text, long[:, 0], (-8, -4), ha="right", color=DRAWN["lfista_cp"], **note)
+    axes.set(
+        xscale="log", yscale="log", xlabel="products with a matrix, per signal", xlim=(8, 220)
+    )
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.set(ylabel="(F - F*) / F* on other pictures", title="64 x 128, patches of pictures")
