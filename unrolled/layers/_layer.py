@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array, Key
@@ -216,25 +215,29 @@ class Layer(Looped):
 @on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
-    start = layer.start(D, y)
-    state, path = layer.loop(layer.step, params, D, y, start, layer.schedule, layer.depth)
-    if layer.guard is None or not layer.depth:
-        return state, path
-    with jax.default_matmul_precision(layer.precision):
-        path = _least_so_far(layer.guard, D, y, path)
-    return state._replace(x=path[-1]), path
+    start, options = layer.start(D, y), (layer.schedule, layer.depth)
+    if layer.guard is None:
+        return layer.loop(layer.step, params, D, y, start, *options)
+    guarded = _Guarded(start, start.x, jnp.sum(y * (y / 2)))
+    guarded, path = layer.loop(partial(_guarded_step, layer), params, D, y, guarded, *options)
+    return guarded.state._replace(x=guarded.x), path
 
 
-def _least_so_far(lam: float, D: Any, y: Array, path: Array) -> Array:
-    """After every step the code with the least objective up to then, or zero; (K, d)."""
-    zero = jnp.sum(y * (y / 2))
-    values = jnp.append(zero, lax.map(lambda x: lasso_objective(D, y, x, lam), path))
-    order = jnp.where(jnp.isnan(values), jnp.inf, values)
-    codes = jnp.concatenate([jnp.zeros_like(path[:1]), path])
+class _Guarded(NamedTuple):
+    """The state of a layer, and the code with the least objective up to now."""
 
-    def least(i: Array, j: Array) -> Array:
-        return jnp.where(order[j] < order[i], j, i)
+    state: Any
+    x: Array  # (d,)
+    value: Array  # its objective
 
-    best = lax.associative_scan(least, jnp.arange(len(codes)))[1:]
+
+def _guarded_step(
+    layer: Layer, shared: Any, p: Any, D: Any, y: Array, guarded: _Guarded, *constants: Any
+) -> _Guarded:
+    assert layer.guard is not None
+    state = layer.step(shared, p, D, y, guarded.state, *constants)
+    value = lasso_objective(D, y, state.x, layer.guard)
     # Where y is not finite, its code is not to be either.
-    return jnp.where(jnp.isfinite(zero), codes[best], path)
+    keep = ~(value < guarded.value) & jnp.isfinite(guarded.value)
+    least = (jnp.where(keep, before, now) for before, now in zip(guarded[1:], (state.x, value)))
+    return _Guarded(state, *least)
