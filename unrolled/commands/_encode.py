@@ -20,7 +20,7 @@ from unrolled.commands._coders import (
     coder_of_weights,
     residual_norms,
 )
-from unrolled.commands._console import Say, show, teller
+from unrolled.commands._console import Say, add_command, show, teller
 from unrolled.commands._encoded import Encoded, Line, encoded
 from unrolled.commands._inputs import (
     check_length,
@@ -34,11 +34,46 @@ from unrolled.commands._rows import Shapes, discard, gather, open_rows, whole_ro
 _PERIOD = 5.0  # seconds between two lines of progress
 
 
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "weights": dict(
+        type=Path,
+        nargs="?",
+        metavar="WEIGHTS",
+        help="written by `unrolled train`, or the folder of a run: before its end, the best params "
+        "at its newest checkpoint; none with --method",
+    ),
+    "signals": dict(type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)"),
+    "--output": dict(
+        type=Path,
+        required=True,
+        metavar="CODES",
+        help="(signals, d), as .npy or .npz (entry X); of a chain the last codes as .npy, or all "
+        "as .npz (entries X_1, X_2, ...)",
+    ),
+    "--dictionary": dict(
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="D, of a pursuit or where the weights were saved without it, as .npy or .npz (entry "
+        "D); once for each layer of a chain",
+    ),
+    "--method": {},  # by `add_parser`: pursuits may be registered later
+    "--certify": dict(
+        action="store_true",
+        help="also tell which codes, after least squares on their supports, are proved to be the "
+        "only ones of least l1 norm; of one dictionary; a .npz file has them as the entry "
+        "certified, (signals, 1), of 1 and 0",
+    ),
+}
+
+
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled encode`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "encode",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        _ARGUMENTS | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(names())}")},
         help="compute codes of signals with saved weights or a pursuit",
         description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
         "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
@@ -49,40 +84,6 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
-    )
-    add = parser.add_argument
-    add(
-        "weights",
-        type=Path,
-        nargs="?",
-        metavar="WEIGHTS",
-        help="written by `unrolled train`, or the folder of a run: before its end, the best params "
-        "at its newest checkpoint; none with --method",
-    )
-    add("signals", type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)")
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="CODES",
-        help="(signals, d), as .npy or .npz (entry X); of a chain the last codes as .npy, or all "
-        "as .npz (entries X_1, X_2, ...)",
-    )
-    add(
-        "--dictionary",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="D, of a pursuit or where the weights were saved without it, as .npy or .npz (entry "
-        "D); once for each layer of a chain",
-    )
-    add("--method", metavar="PURSUIT", help=f"one of {', '.join(names())}")
-    add(
-        "--certify",
-        action="store_true",
-        help="also tell which codes, after least squares on their supports, are proved to be the "
-        "only ones of least l1 norm; of one dictionary; a .npz file has them as the entry "
-        "certified, (signals, 1), of 1 and 0",
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
@@ -99,7 +100,6 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "those of the shards",
     )
     add_options(parser)
-    parser.set_defaults(run=run)
     return parser
 
 
