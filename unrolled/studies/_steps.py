@@ -167,8 +167,8 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
         >>> X = ur.problems.exact_sparse(jax.random.key(0), (50, 32), 1)
         >>> samples = ur.studies.split(D, ur.problems.synthesize(D, X), X)
         >>> starts = ur.studies.from_theory(samples, layer)
-        >>> starts.params[layer].steps.theta.shape, starts.remark[-25:]
-        ((4,), 'It certifies up to s = 2.')
+        >>> starts.params[layer].steps.theta.shape, starts.remark[:28]
+        ((4,), 'Guaranteed, with mu_W = 0.25')
     """
     D, (Y, X) = samples.D, samples.chosen_on
     unit, norms = dictionaries.normalize(D)
