@@ -517,9 +517,7 @@ def draw(there: dict[Row, dict]) -> None:
     axes.plot(*long, marker="*", markersize=9, color=DRAWN["lfista_cp"], linestyle="")
     text = f"{LONG:,} steps"
     axes.annotate(text, long[:, 0], (-8, -4), ha="right", color=DRAWN["lfista_cp"], **note)
-    axes.set(
-        xscale="log", yscale="log", xlabel="products with a matrix, per signal", xlim=(8, 220)
-    )
+    axes.set(xscale="log", yscale="log", xlabel="products with a matrix, per signal", xlim=(8, 220))
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.set(ylabel="(F - F*) / F* on other pictures", title="64 x 128, patches of pictures")
