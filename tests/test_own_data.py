@@ -168,9 +168,7 @@ def test_a_lam_of_zero_trains_and_one_that_silences_all_signals_is_told():
     lam = 2 * float(np.abs(Y @ D).max())
     layer = ur.layers.ista(K, lam=lam)
     start = layer.init(None, jnp.asarray(D))
-    with pytest.warns(
-        UserWarning, match="all codes are zero, silenced by the thresholds. Try a smaller lam"
-    ):
+    with pytest.warns(UserWarning, match="all codes are zero, silenced by .* a smaller lam"):
         fit(Y, layer=layer, params=start, loss=ur.training.lasso(lam), evaluate_every=1)
     with pytest.warns(UserWarning, match="all codes are zero, as no thresholds .*a smaller lam"):
         ur.analytic.calibrate(layer, start, D, Y, loss=ur.training.lasso(lam))
