@@ -673,7 +673,7 @@ def test_a_last_step_that_silences_every_entry_is_reported(D, sample):
     params = layer.init(None, D)
     theta = params.steps.theta.at[-1].set(100.0)
     params = params._replace(steps=params.steps._replace(theta=theta))
-    match = "all codes are zero: .*, or training.deep: the codes before the last are not zero"
+    match = "all codes are zero, .*, or training.deep: the codes before the last are not zero"
     told_once(match, layer, D, sample, params, steps=4)
     found = run(layer, D, sample, params, steps=4, loss=training.deep(training.supervised))
     assert not same(found.params.steps.theta[:-1], theta[:-1])
