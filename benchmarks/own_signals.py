@@ -512,7 +512,8 @@ def draw(there: dict[Row, dict]) -> None:
         line = points(name, SHORT, "guarded_")
         axes.plot(*line, "-", marker="o", markersize=4, color=colour)
         label = "fista, trained" if name == "fista" else name
-        axes.annotate(label, line[:, 0], (-6, -3), ha="right", color=colour, **note)
+        end, place, side = (-1, 6, "left") if name == "lfista" else (0, -6, "right")
+        axes.annotate(label, line[:, end], (place, -3), ha=side, color=colour, **note)
     long = points("lfista_cp", LONG)
     axes.plot(*long, marker="*", markersize=9, color=DRAWN["lfista_cp"], linestyle="")
     text = f"{LONG:,} steps"

@@ -12,6 +12,7 @@ from registry import LAYERS
 
 import unrolled as ur
 from unrolled import layers
+from unrolled.analytic._passes import scaled_weights
 from unrolled.layers import Unrolled
 
 M, N, K, LAM = 6, 10, 4, 0.1
@@ -72,6 +73,29 @@ def test_a_guard_costs_one_product_a_step(problem):
         for layer in (layers.ista(K), layers.ista(K, guard=LAM))
     )
     assert (plain, guarded) == (2 * K, 3 * K)
+
+
+def test_calibration_tries_the_same_weights_with_a_guard(problem):
+    """Those of a step that expands, scaled: a guard changes no step."""
+    D, _ = problem
+    params = ur.analytic.lista_cp(D, depth=K, sparsity=1, bound=1.0)
+    expanding = Unrolled(params.shared._replace(W=4 * params.shared.W), params.steps)
+    plain, guarded = (
+        scaled_weights(layer, expanding, D)
+        for layer in (layers.lista_cp(K), layers.lista_cp(K, guard=LAM))
+    )
+    assert len(plain) == 1
+    chex.assert_trees_all_equal(plain, guarded)
+
+
+def test_a_comparison_predicts_no_code_that_a_guard_picks(problem):
+    D, _ = problem
+    Y, X = ur.problems.sampler(D, 8)(jax.random.key(0))
+    made = {n: layers.lamp(2, guard=g) for n, g in (("plain", None), ("guarded", LAM))}
+    methods = {name: (layer, layer.init(None, D)) for name, layer in made.items()}
+    predicted = ur.compare.compare(methods, D, Y, X, predict=True).predicted
+    assert predicted["guarded"].remark.startswith("none is known")
+    assert predicted["plain"].remark != predicted["guarded"].remark
 
 
 def test_theorems_speak_of_the_last_step(problem):

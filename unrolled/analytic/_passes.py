@@ -1,5 +1,6 @@
 """The passes of a calibration: step by step, then one factor; and the weights they begin with."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -148,7 +149,8 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
     """The params with c W, if their steps have no step size and one of them expands."""
-    if not layer.is_coupled or names_with_role(params.steps, "step size"):
+    unguarded = dataclasses.replace(layer, guard=None)  # a guard changes no step
+    if not unguarded.is_coupled or names_with_role(params.steps, "step size"):
         return []
     shared, steps = unstack(params)
     radii = [float(spectral_radius(layer.weights(shared, p, D).W, D)) for p in steps]

@@ -125,6 +125,12 @@ class Layer(Looped):
         [1.0, 2.0]
         >>> layer is _landweber(3), layer
         (True, _landweber(3))
+
+        Steps that are too long, and the same params with a guard:
+
+        >>> wild = ur.layers.Unrolled(None, ur.layers.Step(jnp.full(3, 4.0)))
+        >>> [made.apply(wild, D, D[0]).tolist() for made in (layer, _landweber(3, guard=0.1))]
+        [[28.0, 0.0], [0.0, 0.0]]
     """
 
     depth: int = option(kw_only=False, help="K, the number of steps")

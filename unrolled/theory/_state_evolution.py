@@ -156,10 +156,14 @@ class _Problem(NamedTuple):
     noise: float
 
 
-def _passing(layer: Any, where: str) -> MessagePassing:
+def passing_of(layer: Any) -> MessagePassing | None:
+    """What a layer says of its message passing; None for others, and for one with a guard."""
     describe = getattr(layer, "message_passing", None)
-    guarded = getattr(layer, "guard", None) is not None
-    passing = None if describe is None or guarded else describe()
+    return None if describe is None or getattr(layer, "guard", None) is not None else describe()
+
+
+def _passing(layer: Any, where: str) -> MessagePassing:
+    passing = passing_of(layer)
     if passing is None:
         raise TypeError(
             f"{where}: {layer!r} has no state evolution; expected lamp, lamp_bg, vamp_bg, tista or "
