@@ -6,6 +6,7 @@ caller says what the result is then. The checks use numpy, since inside `jit` ev
 known arrays is traced.
 """
 
+import contextlib
 import difflib
 import math
 import operator
@@ -28,8 +29,9 @@ Key = jax.Array | int  # what a function that draws takes: a typed key, or a see
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
 _LONGEST = 60  # characters of a value in a message
-# Code whose lines no warning names.
+# Code whose lines no warning names: this package, JAX, and what ends a `with` of this package.
 _INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax.__file__)))
+_INNER += (contextlib.__file__,)
 
 
 def register(known: dict[str, Any], cls: type, what: str) -> None:
