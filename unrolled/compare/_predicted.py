@@ -12,7 +12,6 @@ from unrolled._checks import Array
 from unrolled.compare._sampled import Class, class_of
 from unrolled.dictionaries import Dictionary, Structured, dense
 from unrolled.layers import Layer, Unrolled, unstack
-from unrolled.theory._state_evolution import passing_of
 
 _SUPPORTS = 5  # drawn ones, of which the median rate is taken
 # What is not met where state evolution does not hold.
@@ -45,7 +44,7 @@ def predictions(
 
 
 def _prediction(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> Predicted:
-    nmse, remark, passing = None, "none is known for this family and its options", passing_of(layer)
+    nmse, remark, passing = None, "none is known for this family and its options", _passing(layer)
     if passing is not None:
         try:
             options: Any = of._asdict()
@@ -58,13 +57,18 @@ def _prediction(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> Pre
     return Predicted(nmse, rate, remark)
 
 
+def _passing(layer: Layer) -> theory.MessagePassing | None:
+    described = layer.message_passing is not None and layer.guard is None
+    return layer.message_passing() if described else None
+
+
 def _rate(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> float | None:
     """In dB per step: of the last weights of a plain step, or of the Onsager term."""
     m, d = D.shape
     s = round(of.probability * d)
     if of.noise > 0 or not 1 <= s <= m <= d:
         return None
-    passing = passing_of(layer)
+    passing = _passing(layer)
     if passing is not None and passing.step != "projected":
         if isinstance(D, Structured):
             return None

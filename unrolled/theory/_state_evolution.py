@@ -156,14 +156,10 @@ class _Problem(NamedTuple):
     noise: float
 
 
-def passing_of(layer: Any) -> MessagePassing | None:
-    """What a layer says of its message passing; None for others, and for one with a guard."""
-    describe = getattr(layer, "message_passing", None)
-    return None if describe is None or getattr(layer, "guard", None) is not None else describe()
-
-
 def _passing(layer: Any, where: str) -> MessagePassing:
-    passing = passing_of(layer)
+    describe = getattr(layer, "message_passing", None)
+    guarded = getattr(layer, "guard", None) is not None
+    passing = None if describe is None or guarded else describe()
     if passing is None:
         raise TypeError(
             f"{where}: {layer!r} has no state evolution; expected lamp, lamp_bg, vamp_bg, tista or "
