@@ -17,6 +17,7 @@ from unrolled.layers._liht import keep_largest, liht
 from unrolled.layers._lista import Matrices, MatricesAndThreshold, Threshold, lista, lista_ss
 from unrolled.layers._lista_cp import WeightsAndThreshold, lista_cp, lista_cpss
 from unrolled.layers._na_alista import Recurrent, na_alista
+from unrolled.layers._recipe import Law, Recipe
 from unrolled.layers._records import (
     Fixed,
     Gamma,
@@ -67,6 +68,7 @@ __all__ = [
     "Gated",
     "Hyper",
     "Interned",
+    "Law",
     "Layer",
     "Looped",
     "Matrices",
@@ -75,6 +77,7 @@ __all__ = [
     "Message",
     "MomentumMatrices",
     "Number",
+    "Recipe",
     "Recurrent",
     "Selecting",
     "Shape",

@@ -2,12 +2,15 @@
 
 from typing import Annotated, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled.dictionaries import dense, spread
+from unrolled._program import program
+from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import Shape, Unrolled
 from unrolled.layers._shrinking import FromISTA, Shrinking
 from unrolled.pursuit import State
@@ -41,6 +44,7 @@ class ada_lista(FromISTA, Shrinking):
     """
 
     forms = (Unrolled(SignalMatrices, StepAndThreshold),)
+    recipe = Recipe(rate=1e-3, calibrated=True)
 
     def init(self, key, D):
         return self.start_at_ista(D)
@@ -52,6 +56,10 @@ class ada_lista(FromISTA, Shrinking):
             SignalMatrices(identity, identity), StepAndThreshold(gamma, gamma * self.lam)
         )
 
+    def from_weights(self, key, W, D):
+        """With P = Q'Q = (D D')^-1, whose steps are those of ALISTA, for atoms of one leverage."""
+        return _whitened(D, self.init(key, D))
+
     def step(self, shared, p, D, y, state):
         r = y @ shared.P - (shared.Q @ (D @ state.x)) @ shared.Q
         return State(self.shrink(state.x + p.gamma * (r @ D), spread(D, p.theta)))
@@ -60,3 +68,16 @@ class ada_lista(FromISTA, Shrinking):
         A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
         S = jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ (shared.Q.T @ (shared.Q @ A)))
         return Acting(shared.P @ A, p.gamma, S)
+
+
+@program()
+def _whitened(D: Dictionary, params: Unrolled) -> Unrolled:
+    m, d = D.shape
+    with jax.default_matmul_precision("highest"):
+        A = dense(D)
+        values, vectors = jnp.linalg.eigh(A @ A.T)
+        least = m * jnp.finfo(A.dtype).eps * values[-1]  # below it a value is rounding
+        inverse = jnp.where(values > least, 1 / jnp.maximum(values, least), 0)
+        P, Q = ((vectors * scale[None, :]) @ vectors.T for scale in (inverse, jnp.sqrt(inverse)))
+    gamma = jnp.full_like(params.steps.gamma, d / m)
+    return Unrolled(SignalMatrices(P, Q), params.steps._replace(gamma=gamma))

@@ -11,6 +11,7 @@ from unrolled.dictionaries import as_dictionary, spread
 from unrolled.layers._closed_form import FromClosedForm
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe, selecting
 from unrolled.layers._records import Fixed, Unrolled, Weights
 from unrolled.layers._shrinking import Coupled, FromISTA, Selecting
 
@@ -46,6 +47,7 @@ class alista(Coupled, FromClosedForm, Selecting):
     """
 
     forms = (Unrolled(Fixed, StepAndThreshold),)
+    recipe = Recipe(rate=2e-3, options=selecting, calibrated=True, weighted=True)
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)
@@ -77,6 +79,7 @@ class tilista(Coupled, FromISTA, Selecting):
     """
 
     forms = (Unrolled(Weights, StepAndThreshold),)
+    recipe = alista.recipe._replace(rate=5e-4)
 
     def init(self, key, D):
         return self.start_at_ista(D)
@@ -119,6 +122,7 @@ class robust_alista(FromClosedForm, Selecting):
     """
 
     forms = (Unrolled(None, StepAndThreshold),)
+    recipe = alista.recipe
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)

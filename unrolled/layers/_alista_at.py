@@ -12,6 +12,7 @@ from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._closed_form import lasso_weights, stable_step
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe, selecting
 from unrolled.layers._records import (
     RELATIVE,
     Fixed,
@@ -103,6 +104,7 @@ class alista_at(Selecting):
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
     forms = (Unrolled(Fixed, Adapting),)
+    recipe = Recipe(rate=2e-3, options=selecting, calibrated=True, weighted=True)
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)

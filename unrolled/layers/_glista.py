@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from unrolled._checks import Array
 from unrolled.dictionaries import spread
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe, selecting
 from unrolled.layers._records import Matrix, Shape, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Selecting
 from unrolled.records import option
@@ -61,6 +62,7 @@ class glista(FromISTA, Selecting):
     gain: float = option(default=0.0, least=0, help="gain of the gate at the start")
 
     forms = (Unrolled(None, Gated),)
+    recipe = Recipe(rate=5e-4, options=selecting, calibrated=True, weighted=True)
 
     def init(self, key, D):
         return self.start_at_ista(D)
@@ -69,6 +71,10 @@ class glista(FromISTA, Selecting):
         gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)
         slope = jnp.ones((self.depth, D.shape[1]), D.dtype)
         return Unrolled(None, Gated(repeat(D / L, self.depth), theta, gain, slope, overshoot))
+
+    def from_weights(self, key, W, D):
+        start = self.init(key, D)
+        return start._replace(steps=start.steps._replace(W=repeat(W, self.depth)))
 
     def start(self, D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)

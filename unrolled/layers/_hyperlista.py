@@ -11,6 +11,7 @@ from unrolled._program import program
 from unrolled.activations import select_support
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, magnitude
 from unrolled.layers._shrinking import Shrinking
 from unrolled.theory import frobenius_weights, pseudo_inverse, spectral_radius, weights_coherence
@@ -18,6 +19,12 @@ from unrolled.theory import frobenius_weights, pseudo_inverse, spectral_radius, 
 # (c_1, c_2, c_3) for Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16, chosen by
 # `training.search` on 512 signals (benchmarks/lista.py).
 _NUMBERS = (0.035, 0.015, 12.0)
+# Multiples of them for other codes and dictionaries.
+_MULTIPLES = {
+    "threshold": (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0),
+    "momentum": (0.0, 0.5, 1.0, 1.5, 2.0),
+    "selection": (0.1, 0.25, 0.5, 0.75, 1.0, 1.4, 2.0),
+}
 # There rho(W'D) is 2.1, which thresholds and selection tame.
 _TAMED = 2.5
 
@@ -99,6 +106,7 @@ class hyperlista(Shrinking):
     """
 
     forms = (Unrolled(Hyper, None),)
+    recipe = Recipe(rate=0, searched=_MULTIPLES)
     starts_from_theory = True
 
     def init(self, key, D):

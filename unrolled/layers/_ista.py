@@ -9,6 +9,7 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe, penalties
 from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
 from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz
@@ -65,6 +66,7 @@ class ista(Coupled, FromISTA, Shrinking):
     """
 
     forms = (Unrolled(None, StepAndThreshold),)
+    recipe = Recipe(rate=0, tried=penalties)
     starts_from_theory = True
 
     def init(self, key, D):
@@ -92,6 +94,7 @@ class step_lista(FromISTA, Shrinking):
     lam: float = option(default=0.1, least=0, help="weight of the LASSO, at every step")
 
     forms = (Unrolled(None, Step),)
+    recipe = Recipe(rate=5e-3, tried=lambda law: {"lam": law.lams(0.02, 0.05, 0.1, 0.2)})
     starts_from_theory = True
 
     def init(self, key, D):
@@ -125,6 +128,7 @@ class fista(FromISTA, Shrinking):
     """
 
     forms = ista.forms
+    recipe = ista.recipe
     starts_from_theory = True
 
     def init(self, key, D):

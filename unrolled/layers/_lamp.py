@@ -13,6 +13,7 @@ from unrolled._program import program
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import RELATIVE, Matrix, Shape, Unrolled, magnitude, repeat
 from unrolled.layers._shrinking import Shrinking
 from unrolled.records import option
@@ -84,6 +85,7 @@ class lamp(Shrinking):
     )
 
     forms = (Unrolled(None, Message),)
+    recipe = Recipe(rate=1e-4)
 
     def init(self, key, D):
         return message_passing(as_dictionary(D, self.family), self.alpha, self.depth, self.family)

@@ -11,6 +11,7 @@ from unrolled.dictionaries import as_dictionary
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._lamp import Message, message_passing
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import Unrolled
 from unrolled.theory import MessagePassing
 
@@ -55,6 +56,7 @@ class lamp_bg(Estimating):
     """
 
     forms = (Unrolled(None, Message),)
+    recipe = Recipe(rate=1e-4, options=lambda law: law.prior)
 
     def init(self, key, D):
         return message_passing(as_dictionary(D, self.family), 1.0, self.depth, self.family)

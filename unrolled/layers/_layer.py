@@ -12,6 +12,7 @@ from unrolled._checks import Array, Key
 from unrolled._export import exportable
 from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
+from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import Unrolled, check_forms, check_params, records_of
 from unrolled.layers._unroll import unroll
 from unrolled.pursuit import State, lasso_objective
@@ -21,6 +22,9 @@ PRECISIONS = (
     *("highest", "high", "default"),
     *("float32", "tensorfloat32", "bfloat16", "bfloat16_3x"),
 )
+
+# Of `from_weights`, before calibration sets it.
+_THRESHOLD = 0.1
 
 # The families by name, where files of weights and the command line look them up.
 FAMILIES: dict[str, type["Layer"]] = {}
@@ -110,6 +114,7 @@ class Layer(Looped):
         message_passing: `message_passing() -> theory.MessagePassing`, what `theory.state_evolution`
             needs of the layer, or None; None for a family that it does not cover.
         starts_from_theory: whether the params of `init` already are those of theory.
+        recipe: how it starts and is trained where codes are known, for `training.by_recipe`.
 
     Example:
         >>> class _landweber(ur.layers.Layer):  # a leading underscore: an example, not a family
@@ -147,6 +152,7 @@ class Layer(Looped):
     from_theory: ClassVar[Any] = None
     message_passing: ClassVar[Any] = None
     starts_from_theory: ClassVar[bool] = False
+    recipe: ClassVar[Recipe] = Recipe()
     if TYPE_CHECKING:  # families differ in the last argument
         step: ClassVar[Callable[..., Any]]
 
@@ -183,6 +189,15 @@ class Layer(Looped):
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         """The usual params to start from, made from the dictionary."""
         raise NotImplementedError
+
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
+        """Params to calibrate or to train, from weights in closed form W, (m, d).
+
+        Those of `from_theory`, or of `init` where a family makes its weights itself.
+        """
+        if self.from_theory is None:
+            return self.init(key, D)
+        return self.from_theory(W, jnp.full(self.depth, _THRESHOLD, D.dtype))
 
     def start(self, D: Dictionary, y: Array) -> Any:
         """The state before the first step: a NamedTuple whose `x` is the zero code."""

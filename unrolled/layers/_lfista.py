@@ -8,8 +8,9 @@ import numpy as np
 from unrolled._checks import Array
 from unrolled.dictionaries import spread
 from unrolled.layers._layer import Acting
-from unrolled.layers._lista import announce_squares, ista_matrices
-from unrolled.layers._records import Matrix, Square, Theta, Unrolled
+from unrolled.layers._lista import announce_squares, coupled_matrices, ista_matrices
+from unrolled.layers._recipe import Recipe
+from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Shrinking
 
 
@@ -58,6 +59,8 @@ class lfista(FromISTA, Shrinking):
 
     forms = (Unrolled(None, MomentumMatrices),)
 
+    recipe = Recipe(rate=1e-4, calibrated=True, weighted=True)
+
     def init(self, key, D):
         announce_squares(D, self.depth, self.family)
         return self.start_at_ista(D)
@@ -67,6 +70,11 @@ class lfista(FromISTA, Shrinking):
         B, S = ista_matrices(D, L, self.depth)
         scaled = momentum[:, None, None] * S
         return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
+
+    def from_weights(self, key, W, D):
+        B, S = repeat(coupled_matrices(W, D), self.depth)
+        steps = MomentumMatrices(B, S, jnp.zeros_like(S), self.init(key, D).steps.theta)
+        return Unrolled(None, steps)
 
     def start(self, D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)

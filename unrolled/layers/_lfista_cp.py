@@ -1,6 +1,6 @@
 """LFISTA-CP: FISTA with learned weights in place of D', coupled as in LISTA-CP, and a guard."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -8,6 +8,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries import Structured, spread
 from unrolled.layers._layer import Acting
 from unrolled.layers._lfista import fista_momentum
+from unrolled.layers._recipe import Law, Recipe
 from unrolled.layers._records import Matrix, Number, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Shrinking
 from unrolled.records import option
@@ -30,6 +31,11 @@ class Followed(NamedTuple):
     before: Array  # (d,), of the step before it
     signal: Array  # (m,), D times the last code
     signal_before: Array  # (m,)
+
+
+def _judging(law: Law) -> dict[str, Any]:
+    """Where codes are known the residual judges, and lam breaks ties."""
+    return {"lam": law.lams(0.02)[0]}
 
 
 class lfista_cp(FromISTA, Shrinking):
@@ -62,6 +68,7 @@ class lfista_cp(FromISTA, Shrinking):
     lam: float = option(default=0.1, least=0, help="weight of the LASSO that judges the codes")
 
     forms = (Unrolled(None, WeightsAndMomentum),)
+    recipe = Recipe(5e-4, options=_judging, calibrated=True, weighted=True)
 
     def init(self, key, D):
         return self.start_at_ista(D)
@@ -71,6 +78,11 @@ class lfista_cp(FromISTA, Shrinking):
         thresholds = jnp.tile(theta[:, None], groups or D.shape[1])
         beta = jnp.asarray(fista_momentum(self.depth), D.dtype)
         return Unrolled(None, WeightsAndMomentum(repeat(D / L, self.depth), thresholds, beta))
+
+    def from_weights(self, key, W, D):
+        steps = self.init(key, D).steps
+        beta = jnp.zeros_like(steps.beta)  # that of FISTA is for steps along D
+        return Unrolled(None, steps._replace(W=repeat(W, self.depth), beta=beta))
 
     def start(self, D, y):
         x, signal = jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y)

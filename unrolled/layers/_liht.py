@@ -10,8 +10,14 @@ from unrolled._program import program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting, Layer
-from unrolled.layers._lista import Matrices, announce_squares, ista_matrices
-from unrolled.layers._records import Unrolled
+from unrolled.layers._lista import (
+    Matrices,
+    announce_squares,
+    coupled_matrices,
+    ista_matrices,
+)
+from unrolled.layers._recipe import Law, Recipe
+from unrolled.layers._records import Unrolled, repeat
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
@@ -41,6 +47,11 @@ def _keep_largest(v: Array, sparsity: ArrayLike) -> Array:
     return jnp.where(small | (jnp.asarray(sparsity) == 0), 0, v)
 
 
+def _counts(law: Law) -> dict[str, tuple[int, ...]]:
+    """Numbers of entries to keep, around the mean number of nonzeros."""
+    return {"sparsity": tuple(min(law.atoms, -(-law.sparsity * n // 5)) for n in (4, 6, 8))}
+
+
 class liht(Layer):
     r"""K steps x <- H_s(B_k'y + S_k x), where H_s keeps the s largest magnitudes.
 
@@ -61,6 +72,7 @@ class liht(Layer):
     sparsity: int = option(least=1, help="number s of entries that a step keeps; d keeps all")
 
     forms = (Unrolled(None, Matrices),)
+    recipe = Recipe(rate=3e-5, tried=_counts, weighted=True)
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)
@@ -69,6 +81,9 @@ class liht(Layer):
         if not _checks.may_hold(usable):
             lipschitz(D, self.family)  # which says why
         return Unrolled(None, matrices)
+
+    def from_weights(self, key, W, D):
+        return Unrolled(None, repeat(coupled_matrices(W, D), self.depth))
 
     def step(self, shared, p, D, y, state):
         return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))

@@ -10,6 +10,7 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe, selecting, untied
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
 from unrolled.pursuit import State
@@ -54,6 +55,14 @@ def ista_matrices(D: Dictionary, L: Array, depth: int | None = None) -> Matrices
     return matrices if depth is None else repeat(matrices, depth)
 
 
+@program()
+def coupled_matrices(W: Dictionary, D: Dictionary) -> Matrices:
+    """Those of the step of LISTA-CP with weights W: B = W, S = I - W'D."""
+    W, A = dense(W), dense(D)
+    with jax.default_matmul_precision("highest"):
+        return Matrices(W, jnp.eye(A.shape[1], dtype=A.dtype) - W.T @ A)
+
+
 class lista(FromISTA, Selecting):
     r"""K steps x <- shrink(B'y + S x, theta_k).
 
@@ -75,6 +84,7 @@ class lista(FromISTA, Selecting):
     tied: bool = option(default=True, help="start with one B and S for all steps, not one per step")
 
     forms = (Unrolled(Matrices, Threshold), Unrolled(None, MatricesAndThreshold))
+    recipe = Recipe(rate=3e-4, options=untied, calibrated=True, weighted=True)
 
     def init(self, key, D):
         announce_squares(D, None if self.tied else self.depth, self.family)
@@ -85,6 +95,13 @@ class lista(FromISTA, Selecting):
             return Unrolled(ista_matrices(D, L), Threshold(theta))
         B, S = ista_matrices(D, L, self.depth)
         return Unrolled(None, MatricesAndThreshold(B, S, theta))
+
+    def from_weights(self, key, W, D):
+        matrices, params = coupled_matrices(W, D), self.init(key, D)
+        if self.tied:
+            return Unrolled(matrices, params.steps)
+        untied = repeat(matrices, self.depth)
+        return Unrolled(None, MatricesAndThreshold(*untied, params.steps.theta))
 
     def step(self, shared, p, D, y, state, fraction=None):
         B, _, S = self.weights(shared, p, D)
@@ -108,3 +125,5 @@ class lista_ss(lista):
     """
 
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
+
+    recipe = lista.recipe._replace(rate=3e-5, options=lambda law: untied(law) | selecting(law))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from unrolled.layers._layer import Acting
 from unrolled.layers._lista import Threshold
+from unrolled.layers._recipe import Recipe, selecting, untied
 from unrolled.layers._records import Matrix, Theta, Unrolled, Weights, repeat
 from unrolled.layers._shrinking import (
     PUBLISHED_SUPPORT,
@@ -42,6 +43,7 @@ class lista_cp(Coupled, FromISTA, Selecting):
     tied: bool = option(default=True, help="start with one W for all steps, not one per step")
 
     forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
+    recipe = Recipe(rate=5e-4, options=untied, calibrated=True, weighted=True)
 
     def init(self, key, D):
         return self.start_at_ista(D)
@@ -71,3 +73,5 @@ class lista_cpss(lista_cp):
     """
 
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
+
+    recipe = lista_cp.recipe._replace(options=lambda law: untied(law) | selecting(law))

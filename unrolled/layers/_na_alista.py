@@ -12,6 +12,7 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._closed_form import stable_step
+from unrolled.layers._recipe import Recipe, selecting
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.layers._shrinking import Selecting
 from unrolled.records import option
@@ -80,15 +81,19 @@ class na_alista(Selecting):
     )
 
     forms = (Unrolled(Recurrent, None),)
+    recipe = Recipe(rate=5e-3, steps=1000, options=selecting, weighted=True)
 
     def init(self, key, D):
+        D = as_dictionary(D, self.family)
+        return self.from_weights(key, frobenius_weights(D), D)
+
+    def from_weights(self, key, W, D):
         if key is None:
             raise TypeError(
                 f"{self.family}: init draws random matrices; expected a key, got None, "
                 "try jax.random.key(0)"
             )
-        key, D = _checks.as_key(key, self.family), as_dictionary(D, self.family)
-        return _drawn(self, key, D, frobenius_weights(D))
+        return _drawn(self, _checks.as_key(key, self.family), D, W)
 
     def check(self, params, D):
         super().check(params, D)

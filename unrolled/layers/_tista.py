@@ -15,6 +15,7 @@ from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._ista import Step
 from unrolled.layers._lamp import nonzero
 from unrolled.layers._layer import Acting
+from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.pursuit import State
 from unrolled.records import option
@@ -70,6 +71,7 @@ class tista(Estimating):
     onsager: bool = option(default=False, help="use the correction of message passing")
 
     forms = (Unrolled(Fixed, Step),)
+    recipe = Recipe(rate=1e-2, options=lambda law: law.prior | {"noise": law.noise})
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)

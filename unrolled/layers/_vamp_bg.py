@@ -14,6 +14,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._bernoulli_gaussian import posterior
 from unrolled.layers._lamp import nonzero
 from unrolled.layers._layer import Layer
+from unrolled.layers._recipe import Law, Recipe
 from unrolled.layers._records import Fixed, Number, Shape, Unrolled
 from unrolled.records import option
 from unrolled.theory import MessagePassing
@@ -30,6 +31,8 @@ _HALF, _RISE, _LEAST_SHARE = 0.5, 1.1, 0.2
 _LEAST_FREEDOM = 0.2
 _MOST_DAMPED = 0.95
 _MOST_PROBABLE = 0.6
+# Energy of the noise over that of the signal, of signals without noise.
+_NOISELESS = 1e-10
 
 
 class Spectrum(NamedTuple):
@@ -68,6 +71,11 @@ class Passed(NamedTuple):
     limit: Array  # energy above which a residual has grown
     share: Array  # of the new message
     grew: Array  # how many steps left a residual that grew, an integer
+
+
+def _assumed(law: Law) -> dict[str, float]:
+    """The law as the options say it."""
+    return law.prior | {"noise_ratio": max(law.noise / law.signal, _NOISELESS)}
 
 
 class vamp_bg(Layer):
@@ -119,7 +127,7 @@ class vamp_bg(Layer):
         help="variance of the nonzeros; None takes that of codes with the energy of the signal",
     )
     noise_ratio: float = option(
-        default=1e-10,
+        default=_NOISELESS,
         above=0,
         help="energy of the noise over that of the signal, as it is assumed: 1e-4 at 40 dB",
     )
@@ -128,6 +136,7 @@ class vamp_bg(Layer):
     )
 
     forms = (Unrolled(Fixed[Spectrum], Belief),)
+    recipe = Recipe(rate=0, options=_assumed)
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)

@@ -14,6 +14,7 @@ from unrolled.training._losses import deep, lasso, log_nmse, reconstruction, sup
 from unrolled.training._manifest import CheckpointError, digest, versions
 from unrolled.training._mask import trainable
 from unrolled.training._protocols import Callback, Loss, Sample
+from unrolled.training._recipe import Made, Start, by_recipe, mostly_last, prepare
 from unrolled.training._records import Fit, History, NonFiniteError, Record, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._search import Search, search
@@ -28,13 +29,16 @@ __all__ = [
     "Fit",
     "History",
     "Loss",
+    "Made",
     "NonFiniteError",
     "Record",
     "Restored",
     "Sample",
     "Search",
+    "Start",
     "StepRates",
     "Trained",
+    "by_recipe",
     "curriculum",
     "deep",
     "digest",
@@ -43,6 +47,8 @@ __all__ = [
     "lasso",
     "log_nmse",
     "merge",
+    "mostly_last",
+    "prepare",
     "reconstruction",
     "restore",
     "restore_tree",

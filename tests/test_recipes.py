@@ -1,0 +1,137 @@
+"""Recipes: what they take from the law of the codes, and how each family starts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unrolled as ur
+from unrolled import training
+from unrolled.layers import FAMILIES
+
+M, D_, K = 16, 32, 4
+
+
+@pytest.fixture(scope="module")
+def problem():
+    D = ur.dictionaries.gaussian(0, M, D_)
+    Y, X = ur.problems.sampler(D, 512, probability=0.1)(jax.random.key(1))
+    return D, Y, X
+
+
+def test_the_law_is_that_of_the_sample(problem):
+    D, Y, X = problem
+    law = training.prepare("ista", D, Y, X, depth=K).law
+    nonzeros = np.asarray(X)[np.asarray(X) != 0]
+    assert law.probability == pytest.approx(len(nonzeros) / X.size, rel=1e-5)
+    assert law.variance == pytest.approx(np.mean(nonzeros**2), rel=1e-5)
+    assert law.noise == 0 and law.atoms == D_
+    noisy = ur.problems.add_noise(2, Y, 20.0)
+    noise = np.mean(np.square(np.asarray(noisy - Y)))
+    assert training.prepare("ista", D, noisy, X, depth=K).law.noise == pytest.approx(noise)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", sorted(FAMILIES, key=lambda name: name != "liht"))
+def test_every_family_starts_and_trains_by_its_recipe(name, problem):
+    D, Y, X = problem
+    made = training.by_recipe(name, D, (Y, X), depth=K, steps=3)
+    assert made.nmse <= made.start.nmse < 0
+    assert 0 <= made.worse <= 1 and repr(made)
+    assert made.fit.model.depth == K and type(made.fit.model).__name__ == name
+    made.fit.model.check(made.fit.best, D)
+
+
+@pytest.mark.parametrize("name", ["lista_cp", "lista", "lfista", "liht"])
+def test_a_start_with_weights_is_alista(name, problem):
+    """The matrices of a family without a coupling are those of x + W'(y - D x)."""
+    D, Y, _ = problem
+    W = ur.theory.frobenius_weights(D)
+    layer = FAMILIES[name](1, **({"sparsity": D_} if name == "liht" else {}))
+    params = layer.from_weights(None, W, D)
+    u = (
+        Y @ W
+        if name == "liht"
+        else ur.activations.shrink(
+            Y @ W, params.steps.theta[0] if name == "lfista" else jnp.asarray(params.steps.theta)[0]
+        )
+    )
+    codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+    np.testing.assert_allclose(codes, u, atol=1e-6)
+
+
+def test_whitened_ada_lista_steps_along_the_weights(problem):
+    """P = Q'Q = (D D')^-1 and gamma = d / m: D'P D = (d / m) times the projection on the rows."""
+    D, Y, _ = problem
+    layer = ur.layers.ada_lista(1)
+    (P, Q), steps = layer.from_weights(None, D, D)
+    np.testing.assert_allclose(P @ (D @ D.T), np.eye(M), atol=1e-4)
+    np.testing.assert_allclose(Q @ Q, P, atol=1e-3 * float(jnp.abs(P).max()))
+    np.testing.assert_allclose(steps.gamma, D_ / M)
+
+
+def test_starts_do_not_expand_where_the_weights_would():
+    """On a part of a DCT with d = 4 m, GLISTA at gamma = 1 reached +166 dB."""
+    D = ur.dictionaries.dct(12, 48)
+    Y, X = ur.problems.sampler(D, 256, probability=0.05)(jax.random.key(0))
+    W = ur.theory.frobenius_weights(D)
+    assert float(ur.layers.stable_step(W, D)) < 0.7
+    start = training.prepare("glista", D, Y, X, depth=8)
+    assert start.nmse < 0
+
+
+@pytest.mark.slow
+def test_noise_chooses_a_ridge():
+    D = ur.dictionaries.gaussian(0, 50, 100)
+    Y, X = ur.problems.sampler(D, 512, snr=15.0)(jax.random.key(1))
+    start = training.prepare("alista", D, Y, X, depth=8)
+    plain = training.prepare("alista", D, Y, X, depth=8, ridge=0.0)
+    assert start.ridge > 0 and start.layer.ridge == start.ridge
+    assert start.nmse < plain.nmse
+
+
+def test_options_that_are_given_win(problem):
+    D, Y, X = problem
+    assert training.prepare("alista", D, Y, X, depth=K, support=None).layer.support is None
+    assert training.prepare("ista", D, Y, X, depth=K, lam=0.5).layer.lam == 0.5
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_the_start_is_scale_free(problem, scale):
+    D, Y, X = (jnp.asarray(part, jnp.float32) for part in problem)
+    near, far = (training.prepare("ista", D, Y * s, X * s, depth=K) for s in (1.0, scale))
+    assert far.nmse == pytest.approx(near.nmse, abs=1e-3)
+    assert far.layer.lam == pytest.approx(scale * near.layer.lam, rel=1e-5)
+
+
+def test_an_end_above_ista_is_said(problem):
+    """AMP diverges on an ill-conditioned dictionary."""
+    D = ur.dictionaries.ill_conditioned(0, M, D_, 100.0)
+    sample = ur.problems.sampler(D, 64, probability=0.1)
+    with pytest.warns(UserWarning, match="by_recipe: lamp.* ISTA of the same depth at"):
+        training.by_recipe("lamp", D, sample, depth=12, steps=0)
+
+
+REFUSED = {
+    "an unknown family": (dict(family="mista"), ValueError, "unknown family 'mista'"),
+    "no codes": (dict(X=np.zeros((512, D_))), ValueError, "all codes are zero"),
+    "few signals": (dict(Y=np.ones((4, M)), X=np.ones((4, D_))), ValueError, "at least 16 signals"),
+    "nan": (dict(Y=np.full((512, M), np.nan)), ValueError, "Y or X"),
+    "width": (dict(Y=np.ones((512, M + 1))), ValueError, "shape"),
+    "an option": (dict(lamda=1.0), TypeError, "lamda"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_prepare_refuses(case, problem):
+    D, Y, X = problem
+    change, error, words = REFUSED[case]
+    given = dict(family="ista", D=D, Y=Y, X=X, depth=K) | change
+    with pytest.raises(error, match=words):
+        training.prepare(**given)
+
+
+def test_by_recipe_wants_codes(problem):
+    D, Y, _ = problem
+    with pytest.raises(ValueError, match="have no codes; try fit"):
+        training.by_recipe("ista", D, Y, depth=K)

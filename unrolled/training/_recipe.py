@@ -1,0 +1,376 @@
+"""A family by its recipe: start, calibration, ridge, rate and loss, where codes are known."""
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrolled import _checks, metrics
+from unrolled._beside import ROUNDING, codes_of_ista
+from unrolled._checks import Array, Key
+from unrolled._numbers import norm
+from unrolled.analytic import calibrate
+from unrolled.dictionaries import Dictionary, as_dictionary, check_batch, column_norms
+from unrolled.layers import (
+    FAMILIES,
+    Law,
+    Layer,
+    Recipe,
+    Unrolled,
+    ista,
+    lasso_weights,
+    stable_step,
+    unstack,
+)
+from unrolled.problems import synthesize
+from unrolled.training._fit import fit
+from unrolled.training._losses import deep, log_nmse
+from unrolled.training._own import from_arrays, is_own
+from unrolled.training._protocols import Sample
+from unrolled.training._records import Fit
+from unrolled.training._search import search
+
+# Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.
+_RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
+_ROUNDING = 1e-4  # residuals of codes below this share of the signals are rounding
+_DRAWN, _CALIBRATED_ON = 2048, 256  # signals that a sampler is asked for, and that calibrate
+_DEEP = 0.1  # weight of all steps in the loss
+_CLIP = 1.0  # largest norm of a gradient
+_EVALUATE_EVERY = 50  # steps
+_FEWEST = 16  # signals
+
+
+def mostly_last(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+    """`log_nmse` of the last step, and with a tenth of the weight the sum of that of all steps.
+
+    The last step counts; the others keep the way there short. It is the loss of all recipes.
+
+    Args:
+        codes, X, D, Y: as for `Loss`; D and Y are not used.
+
+    Raises:
+        ValueError: X is None.
+
+    Example:
+        >>> codes, X = 1.1 * jnp.ones((3, 2, 4)), jnp.ones((2, 4))
+        >>> last = ur.training.log_nmse(codes, X, None, None)
+        >>> round(float(ur.training.mostly_last(codes, X, None, None) / last), 3)  # .9 + .1 * 3
+        1.2
+    """
+    return (1 - _DEEP) * log_nmse(codes, X, D, Y) + _DEEP * deep(log_nmse)(codes, X, D, Y)
+
+
+class Start(NamedTuple):
+    """A layer by its recipe, calibrated and ready to train; `fit` of it is the rest."""
+
+    layer: Layer  # with the options that suit the signals
+    params: Unrolled
+    law: Law
+    ridge: float | None  # of its weights, in units of norm(D, 2)^2; None without weights
+    nmse: float  # on the validation signals, dB, ratio of sums
+    ista: float  # of ISTA at the same depth with the best of six penalties
+
+    def __repr__(self) -> str:
+        ridge = "" if self.ridge is None else f", ridge {self.ridge:g}"
+        return (
+            f"Start of {self.layer}{ridge}: NMSE {self.nmse:.1f} dB, of ISTA at the same depth "
+            f"{self.ista:.1f} dB"
+        )
+
+
+def prepare(
+    family: str | type[Layer],
+    D: Dictionary,
+    Y: Array,
+    X: Array,
+    *,
+    depth: int = 16,
+    key: Key = 0,
+    **options: Any,
+) -> Start:
+    """A family by its recipe, before training, on signals whose codes are known.
+
+    The share of nonzeros, their variance and the noise are those of the sample; they set the
+    options that are not given. An eighth of the signals, at most 256, calibrate thresholds and step
+    sizes. The others choose what a recipe leaves open: a penalty, the ridge of weights in closed
+    form where there is noise, the numbers of a grid search.
+
+    Args:
+        family: its name, or its class.
+        D: (m, d).
+        Y: (batch, m), signals; take 2,048, for a few hard ones decide.
+        X: (batch, d), their codes.
+        depth: K.
+        key: of random params.
+        options: of the family, in place of those of the recipe.
+
+    Returns:
+        Start.
+
+    Raises:
+        ValueError: an unknown family, shapes that do not fit, signals or codes that are all zero,
+            fewer than 16 signals.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
+        >>> Y, X = ur.problems.sampler(D, 256)(jax.random.key(1))
+        >>> start = ur.training.prepare("ista", D, Y, X, depth=4)
+        >>> start.layer.lam in start.law.lams(0.02, 0.05, 0.1, 0.2, 0.3, 0.4), start.ridge
+        (True, None)
+    """
+    cls, D = _family(family, "prepare"), as_dictionary(D, "prepare")
+    check_batch(D, Y, X, "prepare")
+    if len(Y) < _FEWEST:
+        raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
+    cut = min(_CALIBRATED_ON, len(Y) // 8)
+    signals = _signals(D, (Y[:cut], X[:cut]), (Y[cut:], X[cut:]), depth)
+    return _best(_starts(cls, signals, depth, key, options))
+
+
+class Made(NamedTuple):
+    """A training by recipe; `compare.compare` takes the `fit`."""
+
+    start: Start
+    fit: Fit
+    nmse: float  # of the best params on the validation signals, dB, ratio of sums
+    worse: float  # share of the validation signals whose codes are worse than zero
+
+    def __repr__(self) -> str:
+        worse = f"; {self.worse:.2%} of the signals worse than zero codes" if self.worse else ""
+        return f"{self.start}, trained {self.nmse:.1f} dB{worse}"
+
+
+def by_recipe(
+    family: str | type[Layer],
+    D: Dictionary,
+    sample: Sample | tuple[Array, Array],
+    *,
+    depth: int = 16,
+    steps: int | None = None,
+    key: Key = 0,
+    **options: Any,
+) -> Made:
+    """Prepare a family by its recipe and train it, where codes are known.
+
+    Adam with clipped gradients and a rate that falls to zero along a cosine; the loss is
+    `mostly_last`. The recipe of a family, `Layer.recipe`, has the rate and the number of steps, and
+    whether a value, such as a penalty, is chosen after training. The params that are best on
+    validation signals are kept.
+
+    Args:
+        family, D, depth, options: as for `prepare`.
+        sample: `sample(key) -> (Y, X)`, or arrays (Y, X), of which a tenth validates.
+        steps: of training; None takes those of the recipe.
+        key: of the signals that are drawn, of random params and of the training.
+
+    Returns:
+        Made, with the result of `fit`.
+
+    Warns:
+        UserWarning: the codes are worse than those of ISTA of the same depth on the validation
+            signals.
+
+    Raises:
+        ValueError: as `prepare`; a sample without codes.
+        NonFiniteError: the training broke.
+
+    Not claimed: the best rate or the best start for a problem. The recipes were chosen on Gaussian
+    dictionaries 250 x 500 with 10 % nonzeros (benchmarks/lista.py), and hold on others in that
+    they say where they end above ISTA.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
+        >>> sample = ur.problems.sampler(D, 64)
+        >>> made = ur.training.by_recipe("alista", D, sample, depth=4, steps=5)
+        >>> made.nmse <= made.start.nmse < 0, made.fit.model.support
+        (True, (0.0118958, 0.128871))
+    """
+    cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
+    drawing, starting, training = jax.random.split(_checks.as_key(key, "by_recipe"), 3)
+    if is_own(sample):
+        sampler, validation = from_arrays(sample, None, None, D, "by_recipe")
+        calibrating = _draw(sampler, drawing, _CALIBRATED_ON)
+    else:
+        sampler: Any = sample
+        drawn = _draw(sampler, drawing, _DRAWN)
+        calibrating = jax.tree.map(lambda array: array[:_CALIBRATED_ON], drawn)
+        validation = jax.tree.map(lambda array: array[_CALIBRATED_ON:], drawn)
+    if validation[1] is None:
+        raise ValueError("by_recipe: the signals have no codes; try fit with training.lasso(lam)")
+    signals = _signals(D, calibrating, validation, depth)
+    starts = _starts(cls, signals, depth, starting, options)
+    if not cls.recipe.rate:
+        starts = [_best(starts)]
+    best = _best([_trained(start, signals, sampler, steps, training) for start in starts])
+    if not best.nmse <= best.start.ista:
+        _checks.warn(
+            f"by_recipe: {best.fit.model} ends at {best.nmse:.1f} dB on {len(validation[0])} "
+            f"validation signals, ISTA of the same depth at {best.start.ista:.1f} dB; try another "
+            "family, such as alista_at"
+        )
+    return best
+
+
+def _family(family: Any, where: str) -> type[Layer]:
+    if isinstance(family, type) and issubclass(family, Layer):
+        return family
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{where}: unknown family {_checks.brief(family)}; expected one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[family]
+
+
+def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
+    """At least so many signals of a sampler, and their codes."""
+    batch = len(jax.eval_shape(sample, key)[0])
+    keys = jax.random.split(key, -(-signals // batch))
+    drawn = jax.jit(jax.vmap(sample))(keys)[:2]
+    return jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), drawn)
+
+
+class _Signals(NamedTuple):
+    D: Dictionary
+    calibrating: tuple[Array, Array]  # (Y, X)
+    later: tuple[Array, Array]  # to choose by
+    law: Law
+    ista: float  # error of ISTA on the later ones with the best of its penalties, dB
+
+
+def _signals(D: Dictionary, calibrating: tuple, later: tuple, depth: int) -> _Signals:
+    """Both parts, in the dtype of D, and the law of the codes.
+
+    Raises:
+        ValueError: signals or codes that are not finite, or all zero.
+    """
+    dtype = _checks.common_dtype(D, *calibrating)
+    D, calibrating, later = (_checks.cast(tree, dtype) for tree in (D, calibrating, later))
+    _checks.finite((calibrating, later), "Y or X", "prepare")
+    Y, X = (np.concatenate(parts).astype(float) for parts in zip(calibrating, later))
+    share = float(f"{np.count_nonzero(X) / X.size:.6g}")
+    if not share:
+        raise ValueError("prepare: all codes are zero; expected some signal to fit")
+    synthesized = [np.asarray(synthesize(D, X), float) for _, X in (calibrating, later)]
+    noise, signal = np.mean((Y - np.concatenate(synthesized)) ** 2), np.mean(Y**2)
+    noise = 0.0 if noise <= _ROUNDING**2 * signal else float(noise)
+    unit = float(np.mean(np.square(np.asarray(column_norms(D), float))))
+    variance = float(f"{np.mean(X**2) / share:.6g}")
+    law = Law(share, variance, noise, float(signal), X.shape[1], unit)
+    lams, (Y, X) = ista.recipe.tried(law)["lam"], later
+    codes = (codes_of_ista(D, lam, depth, Y, "prepare")[-1] for lam in lams)
+    least = min(float(metrics.nmse(x, X)) for x in codes)
+    return _Signals(D, calibrating, later, law, least)
+
+
+def _best(made: Sequence[Any]) -> Any:
+    return min(made, key=lambda each: each.nmse)
+
+
+def _starts(
+    cls: type[Layer], signals: _Signals, depth: int, key: Any, options: dict[str, Any]
+) -> list[Start]:
+    """The starts that a recipe leaves to choose from, with the options that are given."""
+    recipe, law = cls.recipe, signals.law
+    tried = {name: values for name, values in recipe.tried(law).items() if name not in options}
+    assumed = {**recipe.options(law), **options}
+    ridges = (options["ridge"],) if "ridge" in options else _ridges(recipe, law)
+    return [
+        _start(cls(depth, **assumed, **dict(zip(tried, values))), signals, key, ridges)
+        for values in itertools.product(*tried.values())
+    ]
+
+
+def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None, ...]) -> Start:
+    """A layer and its params: of the ridge, and by the search, that are best on later signals."""
+    recipe, D = layer.recipe, signals.D
+    best: Start | None = None
+    for ridge in ridges:
+        made = layer
+        if ridge is not None and "ridge" in {f.name for f in dataclasses.fields(layer)}:
+            made = dataclasses.replace(layer, ridge=ridge)  # type: ignore[call-arg]
+        params = (
+            _weighted(made, ridge, key, D) if recipe.weighted else layer.from_weights(key, D, D)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error on other signals says the same
+            if recipe.calibrated:
+                params = calibrate(made, params, D, *signals.calibrating)
+            if recipe.searched:
+                params = _searched(made, params, signals)
+        start = Start(made, params, signals.law, ridge, _error(made, params, signals), signals.ista)
+        if best is not None and not start.nmse < best.nmse:
+            break
+        best = start
+    assert best is not None  # there is a ridge
+    return best
+
+
+def _ridges(recipe: Recipe, law: Law) -> tuple[float | None, ...]:
+    """Ridges to try, from the least, while the error falls."""
+    if not recipe.weighted:
+        return (None,)
+    return _RIDGES if law.noise else _RIDGES[:1]
+
+
+def _weighted(layer: Layer, ridge: Any, key: Any, D: Dictionary) -> Unrolled:
+    """Params with weights in closed form, scaled where steps with them would expand."""
+    W = lasso_weights(D, ridge)
+    return layer.from_weights(key, W * stable_step(W, D), D)
+
+
+def _searched(layer: Layer, params: Unrolled, signals: _Signals) -> Unrolled:
+    grid = {
+        name: float(getattr(params.shared, name)) * np.asarray(multiples)
+        for name, multiples in layer.recipe.searched.items()
+    }
+    return search(layer, params, signals.D, *signals.later, **grid).params
+
+
+def _error(layer: Layer, params: Unrolled, signals: _Signals) -> float:
+    """The NMSE on the later signals, dB, ratio of sums; infinity where it is no number."""
+    return _number(_nmse(layer, params, signals.D, *signals.later)[0])
+
+
+def _number(nmse: Array) -> float:
+    return float(nmse) if np.isfinite(nmse) else np.inf
+
+
+@jax.jit(static_argnums=0)
+def _nmse(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
+    """The NMSE in dB, and the share of the signals whose codes are worse than zero."""
+    codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+    worse = ~(jax.vmap(norm)(codes - X) <= jax.vmap(norm)(X) * (1 + ROUNDING))
+    return metrics.nmse(codes, X), jnp.mean(worse, dtype=Y.dtype)
+
+
+def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, key: Array) -> Made:
+    """The start after training by clipped Adam, or as it is."""
+    layer, recipe = start.layer, start.layer.recipe
+    steps = recipe.steps if steps is None else steps
+    if not recipe.rate or not jax.tree.leaves(start.params):
+        steps = 0
+    schedule = optax.cosine_decay_schedule(recipe.rate, max(1, steps))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fit: .* worse than zero codes")  # `worse` says it
+        found = fit(
+            layer,
+            unstack(start.params),
+            signals.D,
+            sample,
+            optimizer=optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(schedule)),
+            steps=steps,
+            key=key,
+            loss=mostly_last,
+            validation=signals.later,
+            evaluate_every=max(1, min(_EVALUATE_EVERY, steps)),
+            progress=False,
+        )
+    nmse, worse = _nmse(layer, found.best, signals.D, *signals.later)
+    return Made(start, found, _number(nmse), float(worse))
