@@ -242,6 +242,7 @@ CALLS |= {
     "training.deep": lambda: tr.deep(tr.supervised)(CODES, X, None, None),
     "training.lasso": lambda: tr.lasso(0.1)(CODES, None, D, Y),
     "training.log_nmse": lambda: tr.log_nmse(CODES, X, None, None),
+    "training.mostly_last": lambda: tr.mostly_last(CODES, X, None, None),
     "training.reconstruction": lambda: tr.reconstruction(CODES, None, D, Y),
     "training.sparse_feature_penalty": lambda: tr.sparse_feature_penalty([X, Y]),
     "training.supervised": lambda: tr.supervised(CODES, X, None, None),
@@ -269,7 +270,10 @@ NOT_NUMERIC = {
     *"training.split training.trainable training.digest training.versions".split(),
 }
 # Loops over programs of their own, compiled once per run.
-LOOPS = set("networks.learn_deconvolution training.curriculum training.fit training.search".split())
+LOOPS = set(
+    "networks.learn_deconvolution training.by_recipe training.curriculum training.fit "
+    "training.prepare training.search".split()
+)
 
 
 def exported():

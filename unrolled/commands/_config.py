@@ -24,6 +24,7 @@ from unrolled.commands._sections import (
     check_start,
     option_names,
     refuse,
+    trained_by,
     with_defaults,
 )
 from unrolled.layers import FAMILIES, Layer, as_activation
@@ -215,11 +216,15 @@ def _configuration(tables: Mapping[str | None, Any]) -> Config:
     problem = Problem(**_accepted(Problem, tables.get("problem", {})))
     problem = with_defaults(problem, families, chained)
     models = tuple(_model(table, cls, problem) for table, cls in zip(layers, families))
+    training = _accepted(Training, tables.get("training", {}))
+    if models[0].start == "recipe":
+        method = training.get("method", Training.method)
+        training = trained_by(models[0].layer.recipe, method) | training
     config = Config(
         **{"output": str(Path.cwd() / Config.output), **top},
         problem=problem,
         model=models if chained else models[0],
-        training=Training(**_accepted(Training, tables.get("training", {}))),
+        training=Training(**training),
     )
     check_curriculum(config)
     return config

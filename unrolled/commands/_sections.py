@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from unrolled._checks import brief
-from unrolled.layers import FAMILIES, Layer, names_with_role
+from unrolled.layers import FAMILIES, Layer, Recipe, names_with_role
 from unrolled.records import Record, option
 
 GENERATED = ("gaussian", "ill_conditioned")
-LOSSES = ("supervised", "log_nmse", "lasso", "reconstruction")
+LOSSES = ("supervised", "log_nmse", "mostly_last", "lasso", "reconstruction")
 OPTIMIZERS = (
     *("adam", "adamw", "adabelief", "amsgrad", "lion"),
     *("nadam", "radam", "rmsprop", "sgd", "yogi"),
 )
 PLANTED = "planted"
 PLANTED_LAM = 0.1  # for codes near 1
-WITH_CODES = ("supervised", "log_nmse")  # losses that compare with known codes
-STARTS = ("init", "analytic", "calibrated")
+WITH_CODES = ("supervised", "log_nmse", "mostly_last")  # losses that compare with known codes
+STARTS = ("init", "analytic", "calibrated", "recipe")
 LARGEST = {int: 2**31 - 1, float: 1e30}  # numbers well within those of JAX
 _SIZE = 2**14  # the most of a generated dictionary
 
@@ -129,7 +129,9 @@ class ModelOptions(Record):
     start: str = option(
         default="init",
         choices=STARTS,
-        help="how the params start; analytic sets them by theory for the class of the signals",
+        help="how the params start; analytic sets them by theory for the class of the signals, "
+        "recipe also sets the options and the training that the family wants for known codes, "
+        "where they have their defaults",
     )
 
 
@@ -269,6 +271,13 @@ def _check_dictionaries(problem: Problem, layers: int, chained: bool) -> None:
             f"train: problem.dictionary has {len(files)} files; expected one for [model], "
             "or a [[model]] for each"
         )
+
+
+def trained_by(recipe: Recipe, method: str) -> dict[str, Any]:
+    """The options of the training that a recipe has a value for."""
+    found: dict[str, Any] = dict(loss="mostly_last", clip=1.0, steps=recipe.steps)
+    found |= {"schedule": "cosine"} if method == "end_to_end" else {"steps": 50}
+    return found | ({"rate": recipe.rate} if recipe.rate else {})
 
 
 def check_start(family: type[Layer], start: str) -> None:

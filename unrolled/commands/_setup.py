@@ -1,5 +1,6 @@
 """What `fit` takes, from a configuration: dictionary, signals, layer, start, loss, optimiser."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +36,7 @@ from unrolled.commands._sections import (
 from unrolled.commands._sections import Model as ModelSection
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
-from unrolled.networks import Network
+from unrolled.networks import Network, dsc
 from unrolled.problems import resampler
 from unrolled.pursuit import lasso_batch
 from unrolled.studies import CHOSEN_ON, Samples, from_theory
@@ -72,7 +73,7 @@ def setup(config: Config, say: Say) -> Setup:
     model = make_model(config)
     problem, validation = _problem(config, D, chosen_key, test_key, say)
     loss, optimizer = _loss(config), _optimizer(config)
-    params = _start(config, model, problem, start_key, loss, say)
+    model, params = _start(config, model, problem, start_key, loss, say)
     return Setup(
         model, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key
     )
@@ -140,7 +141,7 @@ def _given(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
     else:
         X, entries = read_codes(path, Y, D), "entry X"
     needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
-    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _set_by_theory(m))
+    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _needs_codes(m))
     if X is None and needs:
         make = "" if isinstance(D, tuple) else ", or codes lasso, which makes them"
         raise ConfigError(
@@ -185,28 +186,34 @@ def _set_by_theory(model: ModelSection) -> bool:
     return model.start == "analytic" and model.layer.from_theory is not None
 
 
+def _needs_codes(model: ModelSection) -> bool:
+    return _set_by_theory(model) or model.start == "recipe"
+
+
 def _set_on_signals(model: ModelSection) -> bool:
     """Whether the start is set on signals of the problem."""
-    return _set_by_theory(model) or model.start == "calibrated"
+    return _needs_codes(model) or model.start == "calibrated"
 
 
 def _start(
     config: Config, model: Model, problem: Samples, key: jax.Array, loss: Any, say: Say
-) -> Any:
-    """The start of the layer; in a chain each layer starts on the codes of the one before."""
+) -> tuple[Model, Any]:
+    """The model and its start; in a chain each layer starts on the codes of the one before."""
     if isinstance(model, Layer):
         return _layer_start(config.layers[0], problem, key, loss, say)
     signals, Xs = problem.chosen_on
     chosen = any(map(_set_on_signals, config.layers))
-    found: list[Unrolled] = []
+    found: list[tuple[Layer, Unrolled]] = []
     for j, (section, D) in enumerate(zip(config.layers, problem.D)):
         X = None if Xs is None else Xs[j]
         one = problem._replace(D=D, chosen_on=(signals, X) if chosen else (None, None))
         told = _of_layer(say, j + 1)
-        found.append(_layer_start(section, one, jax.random.fold_in(key, j), loss, told))
+        layer, params = _layer_start(section, one, jax.random.fold_in(key, j), loss, told)
+        found.append((layer, params))
         if chosen:
-            signals = jax.jit(jax.vmap(section.layer.apply, (None, None, 0)))(found[j], D, signals)
-    return tuple(found)
+            signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, signals)
+    layers, starts = zip(*found)
+    return dsc(layers), starts
 
 
 def _of_layer(say: Say, j: int) -> Say:
@@ -218,24 +225,37 @@ def _of_layer(say: Say, j: int) -> Say:
 
 def _layer_start(
     section: ModelSection, problem: Samples, key: jax.Array, loss: Any, say: Say
-) -> Unrolled:
-    """The usual start, or what theory sets for the class of the sample, or that calibrated.
+) -> tuple[Layer, Unrolled]:
+    """The layer and its start: the usual, by recipe, by theory for the sample, or calibrated.
 
     Where codes are not known, the loss of the training calibrates.
     """
     layer, (Y, X) = section.layer, problem.chosen_on
+    if section.start == "recipe":
+        start = training.prepare(
+            type(layer), problem.D, Y, X, depth=layer.depth, key=key, **_own_options(layer)
+        )
+        say(repr(start))
+        return start.layer, start.params
     params = layer.init(key, problem.D)
     if not _set_on_signals(section):
-        return params  # also for families that start from theory, such as ISTA
+        return layer, params  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None and X is not None:
         starts, remark, _ = from_theory(problem, layer)
         params = starts[layer]
         if section.start == "analytic":
             say(remark)
-            return params
+            return layer, params
     by = "" if X is not None else ", by the loss: their codes are not known"
     say(f"calibrating on {len(Y)} signals{by}")
-    return analytic.calibrate(layer, params, problem.D, Y, X, loss=loss if X is None else None)
+    by_loss = loss if X is None else None
+    return layer, analytic.calibrate(layer, params, problem.D, Y, X, loss=by_loss)
+
+
+def _own_options(layer: Layer) -> dict[str, Any]:
+    """The options of a layer that differ from the defaults of its family."""
+    values = {f.name: (getattr(layer, f.name), f.default) for f in dataclasses.fields(layer)}
+    return {n: value for n, (value, default) in values.items() if value != default and n != "depth"}
 
 
 def _loss(config: Config) -> Callable[..., jax.Array]:

@@ -83,7 +83,7 @@ class Recipe(NamedTuple):
 
     Example:
         >>> ur.layers.lamp.recipe.rate, ur.layers.ista.recipe.rate
-        (0.0001, 0.0)
+        (0.0001, 0)
     """
 
     rate: float = 1e-3

@@ -17,17 +17,13 @@ from unrolled.studies._steps import (
     BY_DEFAULT,
     GUARANTEES,
     PREDICTIONS,
-    SUPPORT,
     WEIGHTS,
     Plan,
     Say,
     best_lam,
-    can_calibrate,
-    code_loss,
     compared,
     curve_rows,
     from_theory,
-    layer_of,
     plan,
     pursuit_codes,
     silent,
@@ -36,7 +32,6 @@ from unrolled.studies._steps import (
     train,
 )
 
-_RATE = 1e-3  # of families without a line below
 _FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
 _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
 
@@ -258,15 +253,29 @@ class _Methods(NamedTuple):
     seconds: dict[str, float]
 
 
-def _families(K: int, lam: float | None) -> dict[str, tuple[str, Layer, float]]:
-    """name -> title, layer, learning rate."""
-    lista = layers.lista(K, tied=False) if lam is None else layers.lista(K, tied=False, lam=lam)
-    return {
-        "lista": ("LISTA", lista, 5e-4),
-        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False), 5e-4),
-        "alista": ("ALISTA", layers.alista(K), 5e-3),
-        "alista_ss": ("ALISTA-SS", layers.alista(K, support=SUPPORT), 2e-3),
+def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """method -> title, family and options, of those that are made by a recipe."""
+    known: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "lista": ("LISTA", "lista", {}),
+        "lista_cp": ("LISTA-CP", "lista_cp", {}),
+        "alista": ("ALISTA", "alista", {"support": None}),
+        "alista_ss": ("ALISTA-SS", "alista", {}),
     }
+    known |= {name: (name, name, {}) for name in run.others}
+    return {name: family for name, family in known.items() if name in run.methods}
+
+
+def _prepared(samples: Samples, run: Plan, family: str, options: dict[str, Any]) -> training.Start:
+    """A family by its recipe, with the lam of the study where it has one."""
+    if run.lam is not None and "lam" in layers.FAMILIES[family].__dataclass_fields__:
+        options = {**options, "lam": run.lam}
+    Y, X = samples.chosen_on
+    return training.prepare(family, samples.D, Y, X, depth=run.depth, key=run.key, **options)
+
+
+def _kind(layer: Layer) -> str:
+    """What the params of a recipe are before training."""
+    return "calibrated" if layer.recipe.calibrated else "start"
 
 
 def _methods(samples: Samples, run: Plan) -> _Methods:
@@ -283,36 +292,23 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         methods["FISTA"] = (layers.fista(K), ista_params)
     pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
     methods |= {name: codes for name, (codes,) in pursued.codes.items()}
-    families = _families(K, lam)
-    starts, remark, caution = from_theory(samples, *(layer for _, layer, _ in families.values()))
-    for name, layer, rate in (families[m] for m in families if m in run.methods):
-        params = starts.get(layer)
-        if params is None:
-            params = layer.init(run.key, D)
-        else:
-            methods[f"{name}, analytic"] = (layer, params)
-        run.say(f"{name}: calibrating")
-        with timed(seconds, f"{name}, calibrated"):
-            calibrated = jax.block_until_ready(analytic.calibrate(layer, params, D, Y, X))
-        methods[f"{name}, calibrated"] = (layer, calibrated)
-        run.say(f"{name}: training {run.steps} steps")
-        with timed(seconds, f"{name}, learned"):
-            learned = train(layer, calibrated, samples, run, rate, code_loss, name, broken)
-        methods[f"{name}, learned"] = (layer, learned.best)
-    sparsity = max(1, round(float((X != 0).sum(1).mean())))
-    for name in run.others:
-        layer = layer_of(name, K, lam, sparsity)
-        start = layer.init(run.key, D)
-        methods[f"{name}, start"] = (layer, start)
-        if can_calibrate(layer):
-            run.say(f"{name}: calibrating")
-            with timed(seconds, f"{name}, calibrated"):
-                start = jax.block_until_ready(analytic.calibrate(layer, start, D, Y, X))
-            methods[f"{name}, calibrated"] = (layer, start)
-        run.say(f"{name}: training {run.steps} steps")
-        with timed(seconds, f"{name}, learned"):
-            learned = train(layer, start, samples, run, _RATE, code_loss, name, broken)
-        methods[f"{name}, learned"] = (layer, learned.best)
+    prepared: dict[str, training.Start] = {}
+    for title, family, options in _families(run).values():
+        run.say(f"{title}: calibrating")
+        with timed(seconds, f"{title}, before training"):
+            prepared[title] = jax.block_until_ready(_prepared(samples, run, family, options))
+    models = [layers.alista(K), *(start.layer for start in prepared.values())]
+    starts, remark, caution = from_theory(samples, *models)
+    for title, start in prepared.items():
+        layer = start.layer
+        if layer in starts:
+            methods[f"{title}, analytic"] = (layer, starts[layer])
+        methods[f"{title}, {_kind(layer)}"] = (layer, start.params)
+        if layer.recipe.rate:
+            run.say(f"{title}: training {run.steps} steps")
+            with timed(seconds, f"{title}, learned"):
+                learned = train(layer, start.params, samples, run, title, broken)
+            methods[f"{title}, learned"] = (layer, learned.best)
     remarks = [f"ISTA and FISTA use lam = {lam:g}.", *pursued.remarks, remark, *broken]
     shown = any(name.endswith(", analytic") for name in methods)
     return _Methods(methods, remarks, caution if shown else "", seconds)
@@ -320,7 +316,7 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
 
 # Chains
 
-Make = Callable[[Layer, Samples], Unrolled]
+Make = Callable[[Samples], tuple[Layer, Unrolled]]
 
 
 def _known_chain(samples: Samples, run: Plan) -> KnownChain:
@@ -349,65 +345,51 @@ def _sparsity_table(Ds: Any, Xs: Any) -> str:
 def _chain_methods(
     samples: Samples, run: Plan, seconds: dict[str, float], remarks: list[str]
 ) -> dict[str, tuple[networks.Network, Any]]:
-    K = run.depth
     methods: dict[str, tuple[networks.Network, Any]] = {}
     classical: dict[str, tuple[str, Layer]] = {
-        "ista": ("ISTA", layers.ista(K)),
-        "fista": ("FISTA", layers.fista(K)),
+        "ista": ("ISTA", layers.ista(run.depth)),
+        "fista": ("FISTA", layers.fista(run.depth)),
     }
     for name, layer in (classical[m] for m in classical if m in run.methods):
         run.say(f"{name}: choosing its penalties")
-        methods[name] = _chain(layer, samples, partial(_ista, run))
-    families = _families(K, None)
-    for name, layer, rate in (families[m] for m in families if m in run.methods):
-        if layer.from_theory is not None:
-            methods[f"{name}, analytic"] = _chain(layer, samples, _analytic)
-        run.say(f"{name}: calibrating")
-        with timed(seconds, f"{name}, calibrated"):
-            network, start = _chain(layer, samples, _calibrated)
-        methods[f"{name}, calibrated"] = network, start
-        run.say(f"{name}: training {run.steps} steps")
-        with timed(seconds, f"{name}, learned"):
-            learned = train(network, start, samples, run, rate, code_loss, name, remarks)
-        methods[f"{name}, learned"] = network, learned.best
-    for name in run.others:
-        X = samples.chosen_on[1][-1]
-        layer = layer_of(name, K, run.lam, max(1, round(float((X != 0).sum(1).mean()))))
-        network, start = _chain(layer, samples, partial(_start, run))
-        methods[f"{name}, start"] = network, start
-        run.say(f"{name}: training {run.steps} steps")
-        with timed(seconds, f"{name}, learned"):
-            learned = train(network, start, samples, run, _RATE, code_loss, name, remarks)
-        methods[f"{name}, learned"] = network, learned.best
+        methods[name] = _chain(samples, partial(_ista, run, layer))
+    for title, family, options in _families(run).values():
+        run.say(f"{title}: calibrating")
+        with timed(seconds, f"{title}, before training"):
+            network, start = _chain(samples, partial(_start, run, family, options))
+        if layers.FAMILIES[family].from_theory is not None:
+            methods[f"{title}, analytic"] = _chain(samples, partial(_analytic, network.layers[0]))
+        methods[f"{title}, {_kind(network.layers[0])}"] = network, start
+        if network.layers[0].recipe.rate:
+            run.say(f"{title}: training {run.steps} steps")
+            with timed(seconds, f"{title}, learned"):
+                learned = train(network, start, samples, run, title, remarks)
+            methods[f"{title}, learned"] = network, learned.best
     return methods
 
 
-def _start(run: Plan, layer: Layer, samples: Samples) -> Unrolled:
-    return layer.init(run.key, samples.D)
-
-
-def _chain(layer: Layer, samples: Samples, make: Make) -> tuple[networks.Network, Any]:
-    """A chain of one layer for all dictionaries, each made on the codes of the one before."""
+def _chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]:
+    """A chain of layers for all dictionaries, each made on the codes of the one before."""
     signals, Xs = samples.chosen_on
-    run = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
-    params = []
+    made = []
     for D, X in zip(samples.D, Xs):
-        params.append(make(layer, samples._replace(D=D, chosen_on=(signals, X))))
-        signals = run(params[-1], D, signals)
-    return networks.dsc((layer,) * len(params)), tuple(params)
+        made.append(make(samples._replace(D=D, chosen_on=(signals, X))))
+        layer, params = made[-1]
+        signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, signals)
+    models, params = zip(*made)
+    return networks.dsc(models), params
 
 
-def _ista(run: Plan, layer: Layer, samples: Samples) -> Unrolled:
+def _ista(run: Plan, layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
     lam = best_lam(samples, run.depth) if run.lam is None else run.lam
-    return analytic.ista(samples.D, lam, run.depth)
+    return layer, analytic.ista(samples.D, lam, run.depth)
 
 
-def _analytic(layer: Layer, samples: Samples) -> Unrolled:
-    return from_theory(samples, layer).params[layer]
+def _analytic(layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
+    return layer, from_theory(samples, layer).params[layer]
 
 
-def _calibrated(layer: Layer, samples: Samples) -> Unrolled:
-    start = layer.init(None, samples.D)
-    if layer.from_theory is not None:
-        start = _analytic(layer, samples)
-    return analytic.calibrate(layer, start, samples.D, *samples.chosen_on)
+def _start(
+    run: Plan, family: str, options: dict[str, Any], samples: Samples
+) -> tuple[Layer, Unrolled]:
+    return _prepared(samples, run, family, options)[:2]

@@ -14,7 +14,7 @@ from unrolled.dictionaries import as_chain, as_dictionary, check_batch
 from unrolled.problems import resampler
 
 BATCH = 64  # signals of a training step
-CHOSEN_ON = 512  # signals that thresholds, step sizes and penalties are chosen on
+CHOSEN_ON = 1280  # signals that thresholds, step sizes and penalties are chosen on
 PATCH = 8  # pixels on a side
 _TESTED_ON = 1000  # planted signals
 _STRIDE = 3  # pixels between two patches for training
@@ -51,7 +51,7 @@ def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = m
         snr: of the signals, in dB.
 
     Returns:
-        Samples, with 512 signals to choose on and 1,000 to test on.
+        Samples, with 1,280 signals to choose on and 1,000 to test on.
 
     Raises:
         ValueError: a sparsity that is not in 1..d, or dictionaries that do not meet.

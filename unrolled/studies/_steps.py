@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import _checks, analytic, dictionaries, layers, metrics, problems, theory, training
+from unrolled import _checks, analytic, dictionaries, layers, problems, theory, training
 from unrolled._checks import Array
 from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
-from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies._samples import Samples
 
@@ -51,10 +50,6 @@ _EVALUATE_EVERY = 100  # steps
 # Residuals below this share of the mean signal are rounding.
 _ROUNDING = 1e-4
 _UNIT = 1e-4  # how far the norms of unit atoms may be from 1
-# Penalties of ISTA to choose from, as shares of the largest entry of the codes.
-_PENALTIES = (0.01, 0.02, 0.05, 0.1, 0.2)
-# Weight of all steps in the loss; the last step has the rest.
-_DEEP = 0.1
 
 Say = Callable[[str], None]
 
@@ -143,11 +138,6 @@ def layer_of(name: str, depth: int, lam: float | None, sparsity: int) -> Layer:
     return family(depth, **options)
 
 
-def can_calibrate(layer: Layer) -> bool:
-    """Whether the steps of a layer have thresholds."""
-    return any(layers.names_with_role(form.steps, "threshold") for form in layer.forms)
-
-
 # Params
 
 
@@ -209,22 +199,9 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
 
 
 def best_lam(samples: Samples, depth: int) -> float:
-    """The penalty of a small grid with the smallest error of ISTA after K steps."""
-    D, (Y, X), K = samples.D, samples.chosen_on, depth
-
-    @jax.jit
-    def error(params, D, Y, X):
-        return metrics.nmse(jax.vmap(layers.ista(K).apply, (None, None, 0))(params, D, Y), X)
-
-    scale = float(jnp.abs(X).max()) or 1.0
-    lams = [scale * share for share in _PENALTIES]
-    return min(lams, key=lambda lam: float(error(analytic.ista(D, lam, K), D, Y, X)))
-
-
-def code_loss(codes: jax.Array, X: jax.Array, D: Dictionary, Y: jax.Array) -> jax.Array:
-    """Mostly the error of the last step; the errors of all steps keep the way there short."""
-    last, deep = training.log_nmse, training.deep(training.log_nmse)
-    return (1 - _DEEP) * last(codes, X, D, Y) + _DEEP * deep(codes, X, D, Y)
+    """The penalty with the smallest error of ISTA after K steps, by its recipe."""
+    layer: Any = training.prepare("ista", samples.D, *samples.chosen_on, depth=depth).layer
+    return layer.lam
 
 
 def train(
@@ -232,15 +209,17 @@ def train(
     params: Any,
     samples: Samples,
     plan: Plan,
-    rate: float,
-    loss: Callable[..., jax.Array],
     name: str,
     remarks: list[str],
+    loss: Callable[..., jax.Array] = training.mostly_last,
+    rate: float | None = None,
 ) -> training.Fit:
-    """`fit` by clipped Adam with a cosine-decayed rate, the same for every family.
+    """`fit` by clipped Adam with a cosine-decayed rate, that of the recipe if none is given.
 
     A training that breaks counts as far as it came, and a remark says so.
     """
+    if rate is None:
+        rate = (layer if isinstance(layer, Layer) else layer.layers[0]).recipe.rate
     optimizer = optax.chain(
         optax.clip_by_global_norm(_CLIP),
         optax.adam(optax.cosine_decay_schedule(rate, max(1, plan.steps))),

@@ -281,7 +281,7 @@ def _methods(
             kind = "start" if family in run.others else "analytic"
             methods[f"{name}, {kind}"] = (layer, start)
         with timed(seconds, f"{name}, learned"):
-            learned = train(layer, start, samples, run, rate, loss, name, remarks)
+            learned = train(layer, start, samples, run, name, remarks, loss, rate)
         methods[f"{name}, learned"] = (layer, learned.best)
     return methods
 
