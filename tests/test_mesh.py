@@ -16,6 +16,7 @@ import unrolled as ur
 D = ur.dictionaries.gaussian(0, 10, 20)
 LAYER = ur.lista_cp(2, tied=False)
 SAMPLE = ur.problems.sampler(D, batch=7)
+MESH = jax.make_mesh((1,), ("data",))
 
 
 def fit(**options):
@@ -49,10 +50,9 @@ def test_one_batch_without_a_mesh_is_the_training_of_before():
 
 @pytest.mark.slow
 def test_a_mesh_of_one_device_changes_nothing():
-    mesh = jax.make_mesh((1,), ("data",))
-    alone, there = fit(accumulate=2), fit(accumulate=2, mesh=mesh)
+    alone, there = fit(accumulate=2), fit(accumulate=2, mesh=MESH)
     assert ur.training.digest(alone.best) == ur.training.digest(there.best)
-    assert ur.training.digest(fit(mesh=mesh).best) == ur.training.digest(fit().best)
+    assert ur.training.digest(fit(mesh=MESH).best) == ur.training.digest(fit().best)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,9 @@ def test_a_mesh_of_one_device_changes_nothing():
         (dict(accumulate=3), ValueError, "accumulate must be a power of two, got 3"),
         (dict(accumulate=0), ValueError, "accumulate"),
         (dict(accumulate=2.5), TypeError, "accumulate"),
+        (dict(reduction="sum"), ValueError, "unknown reduction 'sum'; expected \"tree\" or"),
+        (dict(reduction="psum", accumulate=2), ValueError, "got accumulate=2 and no mesh"),
+        (dict(reduction="psum", mesh=MESH), ValueError, "got accumulate=1 and a mesh; try"),
         (dict(mesh="data"), TypeError, "mesh must be a jax.sharding.Mesh, got str"),
         (dict(mesh=jax.make_mesh((1,), ("batch",))), ValueError, "expected one named 'data'"),
     ],
@@ -74,11 +77,13 @@ def test_what_does_not_fit_is_refused(train, options, error, message):
             ur.training.curriculum(LAYER, LAYER.init(None, D), D, SAMPLE, key=0, **options)
 
 
-def test_a_checkpoint_tells_the_number_of_batches(tmp_path):
+def test_a_checkpoint_tells_the_number_of_batches_and_the_reduction(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     fit(accumulate=2, checkpoint=tmp_path)
     with pytest.raises(ur.training.CheckpointError, match="accumulate"):
         fit(accumulate=4, checkpoint=tmp_path)
+    with pytest.raises(ur.training.CheckpointError, match="reduction  -      psum"):
+        fit(accumulate=2, mesh=MESH, reduction="psum", checkpoint=tmp_path)
 
 
 EIGHT = """
@@ -114,12 +119,30 @@ for name in sys.argv[2].split(";"):
     answer[name] = [digest(CASES[name]())]
     answer[name] += [digest(CASES[name](mesh=mesh(p))) for p in (1, 2, 8)]
 
-auto, _ = _mesh.as_mesh(mesh(8), 8, "")
-compiled = jax.jit(lambda key: _mesh.mean(
-    lambda key, a: (jax.random.normal(key, (3,)) @ a, {"b": a[0]}), key, 8, auto, jnp.eye(3)))
-text = compiled.lower(jax.random.key(0)).compile().as_text()
-answer["exchanges"] = text.count("collective-permute(") + text.count("collective-permute-start(")
-answer["gathers"] = text.count("all-gather") + text.count("all-reduce") + text.count("all-to-all")
+def batch(key, a):
+    return jax.random.normal(key, (3,)) @ a, {"b": jax.random.normal(key, (3, 3))}
+
+def counted(compiled, *names):
+    text = compiled.as_text()
+    return sum(text.count(f" {name}{start}(") for name in names for start in ("", "-start"))
+
+key, results = jax.random.key(0), []
+for reduction in ("tree", "psum"):
+    shared = _mesh.sharing(16, mesh(8), reduction, "")
+    step = jax.jit(lambda key: _mesh.mean(batch, key, shared, jnp.eye(3))).lower(key).compile()
+    answer[reduction] = [counted(step, "collective-permute"), counted(step, "all-reduce"),
+                         counted(step, "all-gather", "all-to-all")]
+    results.append(step(key))
+sizes = jax.vmap(batch, (0, None))(jax.random.split(key, 16), jnp.eye(3))
+# A sum of 16 in any order is off by at most 15 u of that of the magnitudes; / 16 is exact.
+bounds = jax.tree.map(lambda v: 30 * jnp.finfo(v.dtype).eps / 2 * jnp.abs(v).mean(0), sizes)
+answer["beyond"] = [float((abs(a - b) - bound).max()) for a, b, bound in zip(
+    *map(jax.tree.leaves, (*results, bounds)))]
+if "alista, 7" in sys.argv[2]:
+    losses = [CASES["alista, 7"](steps=1, mesh=mesh(p), reduction="psum").history.loss[0]
+              for p in (2, 8)] + [CASES["alista, 7"](steps=1).history.loss[0]]
+    answer["relative"] = max(abs(a / losses[-1] - 1) for a in losses) / jnp.finfo("float32").eps
+    answer["relative"] = float(answer["relative"])
 
 if sys.argv[1]:
     folder, whole = sys.argv[1], digest(fit(untied, 5, steps=6))
@@ -148,7 +171,9 @@ def on_eight_devices(folder, cases):
 def test_the_bits_do_not_depend_on_the_number_of_devices():
     answer = on_eight_devices("", "alista, 7")
     assert len(set(answer["alista, 7"])) == 1
-    assert answer["exchanges"] == 3 and answer["gathers"] == 0
+    assert answer["tree"] == [3, 0, 0] and answer["psum"] == [0, 1, 0]
+    assert max(answer["beyond"]) <= 0
+    assert answer["relative"] <= 7  # eight positive losses, 7 u a sum: two sums and their quotient
     assert "8 devices cannot share 4 batches equally" in answer["too many"]
 
 
@@ -164,7 +189,7 @@ def test_nor_do_they_with_line_searches_stages_and_learned_dictionaries(tmp_path
 
 def test_the_sum_of_a_tree_is_by_halves():
     """((0 + 1) + (2 + 3)) and so on, which no other order gives for these numbers."""
-    from unrolled.training._mesh import mean
+    from unrolled.training._mesh import Sharing, mean
 
     values = jnp.asarray(np.random.default_rng(0).normal(size=8) * 10.0 ** np.arange(-8, 8, 2))
     keys = jax.random.split(jax.random.key(3), 8)
@@ -176,7 +201,7 @@ def test_the_sum_of_a_tree_is_by_halves():
     total = np.asarray(values)
     while len(total) > 1:
         total = total[0::2] + total[1::2]
-    assert mean(of, jax.random.key(3), 8, None) == total[0] / 8
+    assert mean(of, jax.random.key(3), Sharing(8)) == total[0] / 8
 
 
 SHARDED = """

@@ -142,6 +142,7 @@ VALUES = {  # of every option one that is not its default
     "steps": 20,
     "batch": 4,
     "accumulate": 2,
+    "reduction": "psum",
     "learn_dictionary": True,
     "evaluate_every": 5,
     "save_every": 10,

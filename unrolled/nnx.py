@@ -144,8 +144,8 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
             `training.fit`. Batches that are not (n, m) are drawn by a sampler.
         options: of `training.fit`: `optimizer`, `steps`, `key`, `loss`, `validation`,
             `evaluate_every`, `patience`, `checkpoint`, `callbacks`, `log`, `progress`; of a
-            `Module` also `trainable`, `accumulate` and `mesh`. `loss(codes, X, D, Y)` sees the
-            output of the model as `codes[-1]`, and None for D.
+            `Module` also `trainable`, `accumulate`, `mesh` and `reduction`. `loss(codes, X, D, Y)`
+            sees the output of the model as `codes[-1]`, and None for D.
 
     Returns:
         Fit, whose `params` and `best` are an nnx.State each and whose D is None; of a `Module` what

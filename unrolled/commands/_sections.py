@@ -186,6 +186,12 @@ class Training(Record):
         help="number of batches in a training step, a power of two, which devices and processes "
         "share",
     )
+    reduction: str = option(
+        default="tree",
+        choices=("tree", "psum"),
+        help="how devices add their batches: tree to the same bits on any number, psum by fewer "
+        "exchanges",
+    )
     learn_dictionary: bool = option(default=False, help="also train D")
     evaluate_every: int = option(default=50, least=1, help="training steps between two evaluations")
     save_every: int = option(default=500, least=1, help="training steps between two checkpoints")

@@ -231,6 +231,7 @@ def _trained(
         else (),
         accumulate=chosen.accumulate,
         mesh=mesh,
+        reduction=chosen.reduction,
         checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
     )
     try:

@@ -52,6 +52,7 @@ def curriculum(
     progress: bool | None = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
+    reduction: str = "tree",
 ) -> Fit:
     r"""Train a layer step by step, by the loss of the code after step k = 1, ..., K in turn.
 
@@ -68,7 +69,7 @@ def curriculum(
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss sees one code, as `codes[-1]`.
         trainable, validation, evaluate_every, checkpoint, callbacks, log: as in `fit`.
-        progress, accumulate, mesh: as in `fit`.
+        progress, accumulate, mesh, reduction: as in `fit`.
         steps_per_stage: the most training steps of a stage; there are K len(stages) stages.
         stages: the factors c.
         rate: the rate of the optimiser in a stage with factor 1, for step k.
@@ -107,8 +108,8 @@ def curriculum(
     _check(layer, params, D)
     K = _checks.as_index(layer.depth, "depth", "curriculum", least=1)
     steps = _checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
-    options = Options(evaluate_every, patience, checkpoint, callbacks, log, progress)
-    options = options._replace(accumulate=accumulate, mesh=mesh).checked("curriculum")
+    how = evaluate_every, patience, checkpoint, callbacks, log, progress
+    options = Options(*how, accumulate, mesh, reduction).checked("curriculum")
     plan = _plan(K, stages, decay)
     check_loss(loss, "curriculum")
     arguments = params, D, sample, key, validation

@@ -53,6 +53,7 @@ def fit(
     progress: bool | None = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
+    reduction: str = "tree",
 ) -> Fit:
     """Train params (and D) from where they are, by any optax optimiser.
 
@@ -105,6 +106,9 @@ def fit(
             `jax.distributed.initialize` joins them: all make this call with the same arguments, and
             the first alone writes checkpoints, which all read, log and bar. A signal to one of them
             stops all at the next evaluation.
+        reduction: how the devices add their parts: "tree" by log2 of their number exchanges, in one
+            order everywhere; "psum" by one, for a mesh of many devices, in the order of JAX's
+            runtime: then their number changes the result by rounding.
 
     Returns:
         the last and the best params, D, and the history.
@@ -129,7 +133,8 @@ def fit(
             are none; a single signal, or signals that are all zero; steps, patience or
             evaluate_every out of range; a `trainable` that is no tree prefix of params or freezes
             everything; `accumulate` no power of two, a mesh without the axis "data" or with devices
-            that cannot share the batches equally; processes with different arguments (the message
+            that cannot share the batches equally; an unknown `reduction`, or "psum" without a mesh
+            or with one batch a step; processes with different arguments (the message
             has a table), or a mesh of some of them.
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
@@ -149,8 +154,8 @@ def fit(
     """
     steps = _checks.as_index(steps, "steps", "fit")
     check_optimizer(optimizer, "fit")
-    options = Options(evaluate_every, patience, checkpoint, callbacks, log, progress)
-    options = options._replace(accumulate=accumulate, mesh=mesh).checked("fit")
+    how = evaluate_every, patience, checkpoint, callbacks, log, progress
+    options = Options(*how, accumulate, mesh, reduction).checked("fit")
     check_loss(loss, "fit")
     others = learn_dictionary, trainable is not None, accumulate > 1
     any_model = params is None and D is None and not isinstance(model, Layer | Network)

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from unrolled._checks import Array
 from unrolled._processes import Processes, processes_of
-from unrolled.training._mesh import batches, mean, placed, with_gradient
+from unrolled.training._mesh import Sharing, batches, mean, placed, with_gradient
 from unrolled.training._objective import Objective
 from unrolled.training._protocols import Sample
 from unrolled.training._records import Fit, History, NonFiniteError, Progress, Record, Trained
@@ -35,18 +34,15 @@ def make_loop(
     objective: Objective,
     data: Data,
     optimizer: optax.GradientTransformation,
-    accumulate: int = 1,
-    mesh: Mesh | None = None,
+    shared: Sharing,
 ) -> "Loop":
-    """Compile a run once, for any number of stages.
-
-    A step sees `accumulate` batches, which the devices of the mesh share.
-    """
+    """Compile a run once, for any number of stages."""
+    mesh = shared.mesh
     place = partial(placed, mesh=mesh)
     key, trained, fixed, validation = place((data.key, data.trained, data.fixed, data.validation))
     # Line searches and the like ask for the loss: as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
-    step = _Step(objective, data.sample, informed, key, accumulate, mesh)
+    step = _Step(objective, data.sample, informed, key, shared)
     zero, ista = jax.jit(objective.of_others)(trained, fixed, validation)
     return Loop(
         objective,
@@ -55,7 +51,7 @@ def make_loop(
         jax.jit(jax.value_and_grad(step.inspected, has_aux=True)),
         float(zero),
         float(ista),
-        jax.jit(lambda k: batches(key, k, accumulate, data.sample)),
+        jax.jit(lambda k: batches(key, k, shared.batches, data.sample)),
         optimizer,
         fixed,
         validation,
@@ -72,8 +68,7 @@ class _Step:
     sample: Sample
     optimizer: optax.GradientTransformationExtraArgs
     key: Array
-    accumulate: int
-    mesh: Mesh | None
+    shared: Sharing
 
     def inspected(self, free, others, fixed, batch, at):
         return self.objective.judged(self.objective.join(free, others), fixed, batch, at)
@@ -82,7 +77,7 @@ class _Step:
         """The loss of a step, its gradient, the others after it, and the loss as a function."""
         key = jax.random.fold_in(self.key, k)
         learned = partial(self.objective.learned, others=others, fixed=fixed, at=at)
-        if self.accumulate == 1:
+        if self.shared.batches == 1:
             batch = self.sample(key)
             (value, others), gradients = jax.value_and_grad(learned, has_aux=True)(
                 free, batch=batch
@@ -94,7 +89,7 @@ class _Step:
 
         def average(free):
             of_batch = jax.value_and_grad(judge, argnums=1)
-            return mean(of_batch, key, self.accumulate, self.mesh, free, fixed, at)
+            return mean(of_batch, key, self.shared, free, fixed, at)
 
         return *average(free), others, with_gradient(average)
 

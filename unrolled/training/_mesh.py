@@ -3,13 +3,14 @@
 A step draws `accumulate` batches, each by the sampler from a key of its own, and takes the mean of
 their losses and gradients. A mesh shares the batches among its devices: each draws its own, and no
 signal leaves it. The mean is a sum by one binary tree, whose lower levels are the loops of a device
-and whose upper ones are exchanges with other devices: the bits do not depend on their number.
+and whose upper ones are exchanges with other devices: the bits do not depend on their number. The
+reduction "psum" leaves the upper levels to the runtime: one exchange, in an order of its own.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +25,42 @@ from unrolled._checks import Array
 _AXIS = "data"  # of the mesh, over which the batches are shared
 
 
-def as_mesh(mesh: Any, accumulate: int, where: str) -> tuple[Mesh | None, int]:
-    """The mesh, with axes that the compiler partitions, and how many batches make a step.
+class Sharing(NamedTuple):
+    """The batches of a step, the devices that share them, and how these add their parts."""
+
+    batches: int = 1
+    mesh: Mesh | None = None
+    reduction: str = "tree"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a checkpoint must agree in; without what older versions did not know."""
+        config: dict[str, Any] = {"accumulate": self.batches} if self.batches > 1 else {}
+        return config | ({} if self.reduction == "tree" else {"reduction": self.reduction})
+
+
+def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
+    """How a step is shared, with axes of the mesh that the compiler partitions.
 
     Raises:
         TypeError: no mesh, or a number that is none.
         ValueError: a number that is no power of two, a mesh without the axis "data", or with
-            devices that cannot share the batches equally.
+            devices that cannot share the batches equally; an unknown reduction, or "psum" where
+            nothing is shared.
     """
     accumulate = _checks.as_index(accumulate, "accumulate", where, least=1)
     if accumulate & (accumulate - 1):
         raise ValueError(f"{where}: accumulate must be a power of two, got {accumulate}")
+    if reduction not in ("tree", "psum"):
+        raise ValueError(f'{where}: unknown reduction {reduction!r}; expected "tree" or "psum"')
+    if reduction == "psum" and (mesh is None or accumulate == 1):
+        raise ValueError(
+            f'{where}: reduction="psum" is for devices that share the batches of a step, got '
+            f"accumulate={accumulate} and {'no mesh' if mesh is None else 'a mesh'}; try the "
+            "default, or accumulate of at least two with a mesh"
+        )
     if mesh is None:
-        return None, accumulate
+        return Sharing(accumulate)
     if not isinstance(mesh, Mesh):
         raise TypeError(
             f"{where}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}; try "
@@ -50,7 +74,8 @@ def as_mesh(mesh: Any, accumulate: int, where: str) -> tuple[Mesh | None, int]:
             "expected a multiple of their number, a power of two"
         )
     auto = (AxisType.Auto,) * mesh.devices.ndim
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=auto), accumulate
+    auto_mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+    return Sharing(accumulate, auto_mesh, reduction)
 
 
 @contextmanager
@@ -97,8 +122,9 @@ def _in_every_process(leaf: Any, everywhere: NamedSharding) -> Array:
     return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
 
 
-def mean(f: Callable[..., Any], key: Array, n: int, mesh: Mesh | None, *arguments: Any) -> Any:
-    """The mean of f(key, *arguments) over n keys, a power of two, shared among the devices."""
+def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) -> Any:
+    """The mean of f(key, *arguments) over the keys of the batches, shared among the devices."""
+    n, mesh, reduction = shared
     keys = jax.random.split(key, n)
     if mesh is None:
         total = _sum(lambda key: f(key, *arguments), keys)
@@ -114,7 +140,8 @@ def mean(f: Callable[..., Any], key: Array, n: int, mesh: Mesh | None, *argument
             check_vma=False,  # all devices hold the same sum, which the compiler cannot see
         )
         def among(keys, *arguments):
-            return _exchanged(_sum(lambda key: f(key, *arguments), keys), mesh.shape[_AXIS])
+            part = _sum(lambda key: f(key, *arguments), keys)
+            return _exchanged(part, mesh.shape[_AXIS], reduction)
 
         total = among(keys, *arguments)
     return jax.tree.map(lambda v: v / n, total)
@@ -137,24 +164,30 @@ def _looped(f: Callable[[], Any]) -> Any:
     return lax.fori_loop(0, lax.optimization_barrier(1), lambda *_: f(), blank)
 
 
-def _exchanged(part: Any, devices: int) -> Any:
-    """The sum of the parts of all devices, at each of them: first of neighbours, then of pairs.
+def _exchanged(part: Any, devices: int, reduction: str) -> Any:
+    """The sum of the parts of all devices, at each of them.
 
-    The leaves of one dtype travel together: log2(devices) exchanges.
+    By a tree first of neighbours, then of pairs. The leaves of one dtype travel together:
+    log2(devices) exchanges, or one.
     """
     leaves, tree = jax.tree.flatten(part)
     for dtype in {leaf.dtype for leaf in leaves}:
         own = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in own])
-        reach = 1
-        while reach < devices:
-            pairs = [(i, i ^ reach) for i in range(devices)]
-            flat = flat + lax.ppermute(flat, _AXIS, pairs)
-            reach *= 2
+        flat = lax.psum(flat, _AXIS) if reduction == "psum" else _by_tree(flat, devices)
         ends = np.cumsum([leaves[i].size for i in own])[:-1].tolist()
         for i, piece in zip(own, jnp.split(flat, ends)):
             leaves[i] = piece.reshape(leaves[i].shape)
     return jax.tree.unflatten(tree, leaves)
+
+
+def _by_tree(part: Array, devices: int) -> Array:
+    reach = 1
+    while reach < devices:
+        pairs = [(i, i ^ reach) for i in range(devices)]
+        part = part + lax.ppermute(part, _AXIS, pairs)
+        reach *= 2
+    return part
 
 
 def with_gradient(value_and_gradient: Callable[[Any], Any]) -> Callable[[Any], Array]:

@@ -18,7 +18,7 @@ from unrolled.training._diagnosis import is_stuck, warn_of_cause, warn_of_end, w
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Data, Loop, make_loop
 from unrolled.training._manifest import digest, versions
-from unrolled.training._mesh import as_mesh, computing_on
+from unrolled.training._mesh import Sharing, computing_on, sharing
 from unrolled.training._objective import Objective
 from unrolled.training._protocols import Callback
 from unrolled.training._records import Fit, Progress
@@ -35,6 +35,12 @@ class Options(NamedTuple):
     progress: bool | None
     accumulate: int = 1
     mesh: Mesh | None = None
+    reduction: str = "tree"
+
+    @property
+    def shared(self) -> Sharing:
+        """How the devices share a step."""
+        return Sharing(self.accumulate, self.mesh, self.reduction)
 
     def checked(self, where: str) -> "Options":
         """The options of `fit`; TypeError and ValueError as `fit` raises them."""
@@ -42,7 +48,7 @@ class Options(NamedTuple):
         patience, calls = self.patience, self.callbacks
         if patience is not None:
             patience = _checks.as_index(patience, "patience", where, least=1)
-        mesh, accumulate = as_mesh(self.mesh, self.accumulate, where)
+        shared = sharing(self.accumulate, self.mesh, self.reduction, where)
         if not isinstance(calls, Iterable):
             what = type(calls).__name__
             raise TypeError(f"{where}: callbacks must be a sequence, got {what}; try (callback,)")
@@ -52,9 +58,8 @@ class Options(NamedTuple):
                     f"{where}: a callback must be a function of (record, params), "
                     f"got {type(call).__name__}"
                 )
-        return Options(every, patience, self.checkpoint, calls, self.log, self.progress)._replace(
-            accumulate=accumulate, mesh=mesh
-        )
+        same = self.checkpoint, calls, self.log, self.progress
+        return Options(every, patience, *same, *shared)
 
 
 class Stage(NamedTuple):
@@ -83,11 +88,10 @@ def train(
     """
     where, mesh, total = objective.where, options.mesh, len(stages) * steps
     same = {"key": key_text(data.key), "evaluate_every": options.evaluate_every} | (config or {})
-    if options.accumulate > 1:  # as of older versions
-        same |= {"accumulate": options.accumulate}
+    same |= options.shared.config
     _agree(objective, data, options, same | {"steps": steps})
     with computing_on(mesh, where):
-        loop = make_loop(objective, data, optimizer, options.accumulate, mesh)
+        loop = make_loop(objective, data, optimizer, options.shared)
         with keeping(options.checkpoint, loop, same, data.start) as keeper:
             state = stages[0].enter(loop, loop.start(data.trained))
             if keeper:
