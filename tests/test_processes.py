@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import unrolled as ur
 from unrolled._processes import Processes, processes_of
 from unrolled.cli import main
 
-WORKER = """
-import json, os, signal, sys
+SETUP = """
+import json, os, signal, sys, threading
 import jax
 index, count, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 if count > 1:
@@ -31,9 +32,6 @@ mesh = jax.make_mesh((len(jax.devices()),), ("data",))
 sample, adam = ur.problems.sampler(D, 7), optax.adam(1e-2)
 answer = {}
 
-def told(name):
-    print(json.dumps(answer), flush=True)
-
 def fit(name, steps=8, **options):
     how = dict(optimizer=adam, steps=steps, key=0, evaluate_every=2, accumulate=8, mesh=mesh)
     if name:
@@ -45,6 +43,8 @@ if count == 1:
     answer["whole"], answer["resumed"] = fit(""), fit("killed")
     print(json.dumps(answer), flush=True)
     raise SystemExit
+"""
+FAULTS = """
 try:
     fit("", steps=8 + index)
 except ValueError as error:
@@ -72,23 +72,27 @@ except SystemExit as left:
     answer["left with"] = left.code
 answer["after SIGTERM"] = fit("ended")
 print(json.dumps(answer), flush=True)
-
+"""
+KILL = """
 def kill(record, params):
-    if index == 1 and record.step == 6:
+    if index == int(sys.argv[5]) and record.step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 try:
     fit("killed", callbacks=[kill])
 except RuntimeError as error:
     answer["alone"] = str(error)
 print(json.dumps(answer), flush=True)
+if index:  # JAX ends it, where the first one is lost
+    threading.Event().wait(120)
 os._exit(0)
 """
 
 
-def start(index, count, port, folder, devices):
+def start(index, count, port, folder, devices, faults=FAULTS, victim=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = dict(os.environ, XLA_FLAGS=flags, JAX_ENABLE_X64="0")
-    code = (sys.executable, "-W", "ignore", "-c", WORKER, str(index), str(count), port, folder)
+    given = map(str, (index, count, port, folder, victim))
+    code = (sys.executable, "-W", "ignore", "-c", SETUP + faults + KILL, *given)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(code, env=environment, **pipes)
 
@@ -130,6 +134,21 @@ def test_two_processes_are_one_training(tmp_path):
     assert "process 0 lost another one" in first["alone"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()]
     assert steps == sorted(set(steps))  # of the first process alone
+
+
+@pytest.mark.slow
+def test_the_process_that_writes_may_be_killed(tmp_path):
+    """The other one says so before JAX aborts it; what was saved resumes to the same bits."""
+    pytest.importorskip("orbax.checkpoint")
+    port = free_port()
+    pair = [start(i, 2, port, str(tmp_path), 2, faults="", victim=0) for i in (0, 1)]
+    said = answers(pair[1], 200)["alone"]
+    assert said.startswith("fit: process 1 lost another one")
+    pair[0].communicate(timeout=60)
+    assert [process.returncode for process in pair] == [-signal.SIGKILL, -signal.SIGABRT]
+    assert (tmp_path / "killed" / "4").is_dir()
+    alone = answers(start(0, 1, port, str(tmp_path), 8), 120)
+    assert alone["whole"] == alone["resumed"]
 
 
 class _Device:
