@@ -3,13 +3,14 @@
 import os
 import sys
 import threading
+import time
 import types
 
 import numpy as np
 import pytest
 from oracles import normal, unit
 
-from unrolled import pursuit
+from unrolled import linear_programs, pursuit
 from unrolled._matching import match
 from unrolled._threads import one_thread, threads
 
@@ -99,6 +100,43 @@ def test_a_fault_in_another_thread_is_raised(limits, two_cores):
 
     with threads() as team, pytest.raises(KeyError):
         team.share(work, [0, 1])
+
+
+def test_after_a_fault_nothing_is_begun(limits, two_cores):
+    own, begun, left = threading.current_thread(), [], threading.Event()
+
+    def work(part):
+        begun.append(part)
+        if threading.current_thread() is own:
+            left.set()
+            raise KeyError(part)
+        left.wait(30)
+        time.sleep(0.05)  # in which the fault is met
+
+    with pytest.raises(KeyError), threads() as team:
+        team.share(work, range(100))
+    assert len(begun) <= 4
+
+
+def test_programs_of_any_order_are_finished_at_once_to_the_same_bits(two_cores, monkeypatch):
+    whitened, finish = linear_programs.whiten(D), linear_programs._finish
+    both, first = threading.Barrier(2, timeout=30), iter(range(2))
+
+    def meeting(*arguments):
+        if next(first, None) is not None:
+            both.wait()
+        return finish(*arguments)
+
+    alone = linear_programs.basis_pursuit(whitened, Y.T, iterations=1, choose=in_order)
+    monkeypatch.setattr(linear_programs, "_finish", meeting)
+    shared = linear_programs.basis_pursuit(whitened, Y.T, iterations=1)
+    for ours, theirs in zip(shared, alone, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def in_order(primal, dual, tried):
+    left = np.flatnonzero((primal - dual > 1e-9 * primal) & ~tried)
+    return int(left[0]) if len(left) else None
 
 
 D = unit(normal(0, 8, 12))

@@ -113,3 +113,11 @@ def largest_singular_value(A: Array) -> Array:
         gram = wide @ wide.T if m <= d else wide.T @ wide
     top = jnp.linalg.eigvalsh(gram)[-1]
     return ldexp(jnp.sqrt(top * (1 + 8 * float(jnp.finfo(A.dtype).eps))), k).astype(A.dtype)
+
+
+def pseudo_inverse(A: Array) -> Array:
+    """A^+, (d, m), without singular values up to 10 min(m, d) eps of the largest: rounding.
+
+    JAX cuts at 10 max(m, d) eps, which is 6 % for 50,000 atoms in float32.
+    """
+    return jnp.linalg.pinv(A, rtol=10 * min(A.shape) * float(jnp.finfo(A.dtype).eps))

@@ -50,7 +50,11 @@ class Threads(NamedTuple):
                 work(part)
 
         others = [self.pool.submit(drain) for _ in range(min(self.cores, len(parts)) - 1)]
-        drain()
+        try:
+            drain()
+        finally:  # after a fault nothing is begun
+            for _ in left:
+                pass
         for other in others:
             other.result()
 

@@ -5,17 +5,18 @@ r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps
 A first-order method runs on all programs at once and nearly identifies the optimal vertex. A few
 pivots of a simplex method, for which every basis is feasible, then reach it. An interior point
 method takes over where the simplex gives up. Everything is numpy in float64 on the host (the
-first-order method in float32), so host callbacks may use it; LU, Cholesky and the products between
-them are scipy's.
+first-order method in float32), so host callbacks may use it; LU and Cholesky are scipy's. Programs
+whose order is free are finished by all cores, each by one thread.
 """
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from unrolled._interior_point import blas, interior_point, lapack
-from unrolled._threads import one_thread
+from unrolled._interior_point import interior_point, lapack
+from unrolled._threads import one_thread, threads
 
 # First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d) with v the least-norm
 # solution; both tuned on one Gaussian dictionary of 250 x 500.
@@ -97,7 +98,7 @@ def basis_pursuit(
         choose: (primal, dual, tried) -> index of the next program to finish, or None to stop; the
             default finishes all.
         iterations: number of iterations of the first-order method.
-        progress: called as progress(settled, n).
+        progress: called as progress(settled, n), by one thread at a time.
 
     Returns:
         Solution. A program that ends above the gap is no error: its bounds show it.
@@ -117,30 +118,32 @@ def basis_pursuit(
     size = np.where(size > 0, size, 1.0)
     C = C / size  # the range of float32 is too small for signals of any scale
 
-    def unsettled(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
-        left = np.flatnonzero((primal - dual > tol * primal) & ~tried)
-        return int(left[0]) if len(left) else None
-
     V, Z = _first_order(Q, C, banned, iterations)
     V, Z, primal, dual = _feasible(Q, C, banned, V, Z)
     atoms = np.ascontiguousarray(Q.T)
     bases, steps, tried = _likely_bases(Q, Z, V, banned), np.zeros(n, int), np.zeros(n, bool)
-    with one_thread():
-        while (k := (choose or unsettled)(primal, dual, tried)) is not None:
-            b = None if banned is None else banned[k]
-            v, z, steps[k] = _finish(
-                Q, atoms, C[:, k], b, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol
-            )
-            v, z, (p,), (q,) = _feasible(
-                Q, C[:, [k]], None if banned is None else banned[[k]], v[:, None], z[:, None]
-            )
-            if p < primal[k]:
-                V[:, k], primal[k] = v[:, 0], p
-            if q > dual[k]:
-                Z[:, k], dual[k] = z[:, 0], q
+    reporting = threading.Lock()
+
+    def finish(k: int) -> None:
+        own = None if banned is None else banned[[k]]
+        v, z, steps[k] = _finish(
+            Q, atoms, C[:, k], own, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol
+        )
+        v, z, (p,), (q,) = _feasible(Q, C[:, [k]], own, v[:, None], z[:, None])
+        if p < primal[k]:
+            V[:, k], primal[k] = v[:, 0], p
+        if q > dual[k]:
+            Z[:, k], dual[k] = z[:, 0], q
+        with reporting:
             tried[k] = True
             if progress is not None:
                 progress(int(np.sum(tried | (primal - dual <= tol * primal))), n)
+
+    with threads() as team:
+        if choose is None:
+            team.share(finish, np.flatnonzero(primal - dual > tol * primal).tolist())
+        while choose is not None and (k := choose(primal, dual, tried)) is not None:
+            finish(k)
     return Solution(V * size, lift @ Z, primal * size, dual * size, steps)
 
 
@@ -223,7 +226,7 @@ def _finish(
     Q: np.ndarray,
     atoms: np.ndarray,
     c: np.ndarray,
-    banned: int | None,
+    own: np.ndarray | None,
     basis: np.ndarray,
     v: np.ndarray,
     z: np.ndarray,
@@ -231,7 +234,11 @@ def _finish(
     dual: float,
     tol: float,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """v, z and the steps taken, by the simplex or, where that gives up, by the interior point."""
+    """v, z and the steps taken, by the simplex or, where that gives up, by the interior point.
+
+    `own` holds the index of the entry that must be 0.
+    """
+    banned = None if own is None else int(own[0])
     found, pivots = _simplex(atoms, c, basis.copy(), banned, tol / 2)
     if found is not None:
         return *found, pivots
@@ -287,7 +294,7 @@ def _simplex(
     s = np.where(v < 0, -1.0, 1.0)
     while True:
         z = basis.solve_transposed(s)
-        price = blas().dgemv(1.0, atoms.T, z, trans=1)
+        price = atoms @ z
         outside = np.abs(price)
         outside[S] = 0
         if banned is not None:

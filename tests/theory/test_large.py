@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import unrolled as ur
-from unrolled.theory import _coherence, _convergence
+from unrolled.theory import _atom_programs, _coherence, _convergence
 from unrolled.theory._tiles import row_excess, row_maxima
 
 M, MANY = 4, 5000  # more atoms than a matrix of all products is made for
@@ -104,6 +105,48 @@ def test_the_pseudo_inverse_keeps_what_many_atoms_hold():
     D = jnp.asarray(rows)
     identity = np.asarray(D, float) @ np.asarray(ur.theory.pseudo_inverse(D), float)
     np.testing.assert_allclose(identity, np.eye(2), atol=1e-3)
+
+
+def test_programs_of_few_atoms_take_memory_for_few():
+    """A quarter of what the products of all pairs take."""
+    D = ur.dictionaries.gaussian(0, 4, 3000)
+    tracemalloc.start()
+    found = ur.theory.generalized_coherence(D, atoms=[0, 7])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.holds and peak < 8 * 3000**2 / 4
+
+
+def test_atoms_that_others_do_not_span_are_found_without_the_products_of_all():
+    """Leverages 1, 1 - t^2 about, and far from 1; against the products of all pairs."""
+    rng = np.random.default_rng(0)
+    A = np.zeros((6, 12))
+    A[:4, :10], A[4, 10], A[5, 11] = rng.normal(size=(4, 10)), 1, 1
+    for t in (0, 1e-14, 1e-9, 1e-3):
+        A[0, 11] = t
+        Q = np.linalg.svd(A, full_matrices=False)[2]
+        ties = np.abs(Q.T @ Q)
+        np.fill_diagonal(ties, 0)
+        ties = np.linalg.norm(ties, axis=0)
+        alone, nearly = _atom_programs._independent(Q)
+        assert alone[10] and alone.sum() + nearly.sum() in (1, 2)
+        np.testing.assert_array_equal(alone, ties < _atom_programs.ROUNDING)
+        between = (ties >= _atom_programs.ROUNDING) & (ties < _atom_programs._NEARLY_INDEPENDENT)
+        np.testing.assert_array_equal(nearly, between)
+
+
+@pytest.mark.slow
+def test_the_derivative_of_basis_pursuit_keeps_what_many_atoms_hold():
+    """Two atoms at 4 degrees, of singular values 1 : 0.035: 28 eps, and the solver's error."""
+    half = np.deg2rad(2)
+    pair = np.array([[np.cos(half)] * 2, [np.sin(half), -np.sin(half)]], np.float32)
+    others = np.tile(np.float32([[1e-3], [0]]), 60_000)
+    D, y = jnp.asarray(np.hstack([pair, others])), jnp.asarray(pair.sum(1) + 0.1 * pair[:, 0])
+    code, slope = jax.jvp(
+        lambda y: ur.pursuit.basis_pursuit(D, y).x, (y,), (jnp.asarray(pair[:, 0] - pair[:, 1]),)
+    )
+    np.testing.assert_allclose(code[:2], [1.1, 1.0], atol=1e-4)
+    np.testing.assert_allclose(slope[:2], [1, -1], atol=1e-4)
 
 
 def test_steps_far_from_the_identity_are_measured_on_the_rows_of_weights_and_atoms(monkeypatch):

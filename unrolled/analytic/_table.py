@@ -113,7 +113,7 @@ def weights_table(
 
     D is taken to float64 by `theory.in_float64`: all weights are in its numerical range. No W has a
     smaller mu_W than the minimax one. A smaller C_W or omega lowers the floor under noise; a
-    smaller norm(W) bounds a step outside the class.
+    smaller norm(W) bounds a step outside the class. d x d by nature: `generalized_coherence`.
 
     Args:
         D: (m, d), unit atoms.

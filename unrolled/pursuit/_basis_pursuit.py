@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array
-from unrolled._numbers import wide_dtype
+from unrolled._numbers import pseudo_inverse, wide_dtype
 from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionaries import entries as entries_of
@@ -103,7 +103,7 @@ def _derivative(tol, dtype, primals, tangents):
     x, gap, steps, converged = _solution(D, y, tol, dtype)
     held = D * (x != 0)[None, :].astype(D.dtype)
     with jax.default_matmul_precision("highest"):
-        dx = jnp.linalg.pinv(held) @ (dy - dD @ x)
+        dx = pseudo_inverse(held) @ (dy - dD @ x)
     still = (np.zeros((), jax.dtypes.float0),) * 2
     return (x, gap, steps, converged), (dx, jnp.zeros_like(gap), *still)
 

@@ -90,6 +90,8 @@ def generalized_coherence(
     was rounded: holds is False where the coherence of the rounded W exceeds `upper` by more than
     half of the digits of the dtype, a share of sqrt(eps). Use float64 there.
 
+    The programs of n atoms hold a few arrays (d, n) in float64: all atoms are d x d by nature.
+
     Args:
         D: (m, d), unit atoms.
         tol: relative gap of every atom, or of the maximum.
@@ -124,6 +126,7 @@ def generalized_coherence(
     _positive(tol, where)
     m, d = D.shape
     chosen = representatives(D) if atoms is None else _indices(atoms, d, where)
+    _checks.announce((d, len(chosen)), np.float64, "the solution of all programs", where)
 
     def highest(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
         return _highest(dual, tried, (1 + tol) / primal.min())
@@ -161,7 +164,7 @@ def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Dictionary:
 
     No weights have a smaller mu_W, so theory certifies the largest sparsity and the fastest rate
     with these. norm(W) and C_W are larger than those of `frobenius_weights`. Traceable.
-    `generalized_coherence` also returns the certificate.
+    `generalized_coherence` also returns the certificate. d x d by nature.
 
     Args and Raises: as in `generalized_coherence`.
 
@@ -189,7 +192,7 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
     """Whether mu~(D) <= level, decided as early as possible.
 
     The search stops as soon as one atom is certified above the level, or all are certified below.
-    Host function.
+    Host function, d x d by nature.
 
     Args:
         D, tol: as in `generalized_coherence`.
@@ -245,7 +248,7 @@ def minimal_entry_weights(
     .. math:: w_i = \arg\min_w \|w\|_\infty : w \cdot d_i = 1, \; |w \cdot d_j| \le \mu, j \ne i.
 
     Noise enters the thresholds through C_W = max |W_ij|, so these have the lowest floor among the
-    weights of one coherence.
+    weights of one coherence. d x d by nature.
 
     Args:
         D: (m, d), unit atoms. Structured dictionaries are made dense.
