@@ -117,6 +117,11 @@ REFUSED = {
     "no codes": (dict(X=np.zeros((512, D_))), ValueError, "all codes are zero"),
     "few signals": (dict(Y=np.ones((4, M)), X=np.ones((4, D_))), ValueError, "at least 16 signals"),
     "nan": (dict(Y=np.full((512, M), np.nan)), ValueError, "Y or X"),
+    "a variance out of range": (
+        dict(family="tista", X=1e30 * np.eye(D_)[np.zeros(512, int)]),
+        ValueError,
+        "which float32 does not hold",
+    ),
     "width": (dict(Y=np.ones((512, M + 1))), ValueError, "shape"),
     "an option": (dict(lamda=1.0), TypeError, "lamda"),
 }

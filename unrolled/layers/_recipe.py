@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 # Shares of the entries that support selection lets pass, per share of nonzeros: of the first step,
 # which the k-th step has k times, and at most.
 _PER_STEP, _MOST = 0.12, 1.3
+# A variance below or above this leaves float32 when it is squared or inverted.
+_RANGE = 1e-18, 1e18
 # Of a code without zeros a family that wants a probability below 1 is told this one.
 _ALMOST_ALL = 0.999
 
@@ -40,7 +42,16 @@ class Law(NamedTuple):
 
     @property
     def prior(self) -> dict[str, float]:
-        """The options of families that assume a Bernoulli-Gaussian law."""
+        """The options of families that assume a Bernoulli-Gaussian law.
+
+        Raises:
+            ValueError: a variance that float32 does not hold.
+        """
+        if not _RANGE[0] <= self.variance <= _RANGE[1]:
+            raise ValueError(
+                f"prepare: the nonzeros have the variance {self.variance:g}, which float32 does "
+                "not hold; divide signals and codes by one number"
+            )
         return {"probability": min(self.probability, _ALMOST_ALL), "variance": self.variance}
 
     def lams(self, *shares: float) -> tuple[float, ...]:

@@ -127,6 +127,7 @@ def prepare(
         (True, None)
     """
     cls, D = _family(family, "prepare"), as_dictionary(D, "prepare")
+    Y, X = (_checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
     check_batch(D, Y, X, "prepare")
     if len(Y) < _FEWEST:
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
