@@ -229,6 +229,19 @@ def compared(methods, D, Y, X=None, **options):
     return ur.compare.ChainComparison((made,) * len(D)) if isinstance(D, tuple) else made
 
 
+def prepared(family, D, Y, X, *, depth=16, key=0, **options):
+    layer = ur.layers.FAMILIES[family](depth, **options)
+    params = calibrated(layer, layer.init(jax.random.key(key), D), D, Y, X)
+    law = ur.layers.Law(0.1, 1.0, 0.0, 1.0, D.shape[1])
+    return ur.training.Start(layer, params, law, None, 0.0, 0.0)
+
+
+def made_by_recipe(family, D, sample, *, depth=16, steps=None, key=0, **options):
+    start = prepared(family, D, *sample(jax.random.key(0)), depth=depth, **options)
+    fit = fitted(start.layer, start.params, D, sample, optimizer=optax.sgd(1.0), steps=1, key=key)
+    return ur.training.Made(start, fit, 0.0, 0.0)
+
+
 def like(result, **fields):
     """Whatever a call returns has the attributes of this type alone."""
     return lambda *args, **options: mock.create_autospec(result, instance=True, **fields)
@@ -246,6 +259,8 @@ STAND_INS = {
     "pursuit.bpdn": like(ur.pursuit.Pursuit),
     "pursuit.lasso": like(ur.pursuit.Pursuit),
     "pursuit.lasso_path": like(ur.pursuit.Path),
+    "training.by_recipe": made_by_recipe,
+    "training.prepare": prepared,
     "theory.certify_code": like(ur.theory.CodeCertificate),
     "studies.planted": like(ur.studies.Samples),
     "studies.known_codes": like(ur.studies.KnownCodes),
