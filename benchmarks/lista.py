@@ -1,384 +1,381 @@
-"""The LISTA benchmark: every learned family, without noise, with noise, and ill-conditioned.
+"""The LISTA benchmark: every learned family by its recipe, on one table and on a design of cells.
 
-    python benchmarks/lista.py [--settings noiseless,...] [--families ALISTA-SS,...] [--seeds 3]
-        [--steps 400] [--output FILE]
+A cell is a problem: sizes, share of nonzeros, depth, noise, law of the codes, kind of dictionary.
+The main cells are 250 x 500 with K = 16 and 10 % Gaussian nonzeros; there D is
+`RandomState(i).normal` with unit columns, for i = 0 that of NA-ALISTA. The design has 40 cells of
+m = 100, each level of a factor in equally many of them. float32 everywhere.
 
-m = 250, n = 500, K = 16, Bernoulli(0.1)-Gaussian codes, float32. The dictionary is
-`RandomState(0).normal` with normalised columns, as in NA-ALISTA; a condition number is set as in
-LISTA-CPSS. A seed draws the codes, the noise and the training batches. Penalties, grids, ridges and
-calibration use 256 signals, training draws its own, the best params are chosen on 512 more, and the
-1,000 test signals serve the table alone. "public" is the dictionary and the test set of the ALISTA
-repository, found through UNROLLED_DATA. A run merges its results into the file, family by family.
+A row is one family on one dictionary with one seed: `training.by_recipe` makes it. It draws its own
+signals to calibrate, to choose by and to train on; what it chose is written to the file before the
+10,000 test signals are drawn. The key of these depends on the dictionary and the seed alone, so
+that families are paired.
+
+    python benchmarks/lista.py                      adds the missing rows, the telling ones first
+    python benchmarks/lista.py --minutes 30         no new row after that long
+    python benchmarks/lista.py --cells main,design  of these groups, or cells by name
+    python benchmarks/lista_report.py               the tables and the figure
 """
 
 import argparse
+import fcntl
+import itertools
 import json
 import math
-import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import scipy.fft
 import scipy.io
 from _measure import environment
 
 import unrolled as ur
-from unrolled import analytic, layers, metrics, training
-from unrolled.layers import Fixed, Unrolled
+from unrolled import layers
 
-M, N, K, PROBABILITY = 250, 500, 16, 0.1
-SUPPORT = (0.012, 0.13)
-# name: (SNR in dB, condition number, or None for the Gaussian dictionary as drawn)
-SETTINGS = {
-    "noiseless": (math.inf, None),
-    "SNR 40": (40.0, None),
-    "SNR 30": (30.0, None),
-    "SNR 20": (20.0, None),
-    "condition 5": (math.inf, 5.0),
-    "condition 30": (math.inf, 30.0),
-    "condition 50": (math.inf, 50.0),
-    "public": (math.inf, None),
+ROWS = Path(__file__).with_suffix(".jsonl")
+TESTED, CHUNK, ELSEWHERE, RESAMPLED = 10_000, 500, 2_000, 1_000
+DICTIONARIES, SEEDS = range(5), range(3)
+
+
+class Cell(NamedTuple):
+    """A problem; the dictionaries differ by their seed."""
+
+    m: int = 250
+    d: int = 500
+    depth: int = 16
+    probability: float = 0.1
+    snr: float = math.inf  # dB
+    codes: str = "Gaussian"  # or Laplacian, constant
+    dictionary: str = "Gaussian"  # or DCT, correlated, condition 50, public
+
+
+class Row(NamedTuple):
+    """One family, made once."""
+
+    cell: str
+    family: str
+    dictionary: int = 0
+    seed: int = 0
+
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ISTA": ("ista", {}),
+    "FISTA": ("fista", {}),
+    "ALISTA-SS": ("alista", {}),
+    "OAT": ("alista_at", {"onsager": True}),
+    "VAMP-BG": ("vamp_bg", {}),
+    "AUTO-VAMP": ("vamp_bg", {"em": True}),
+    "LISTA-CPSS": ("lista_cpss", {}),
+    "LISTA": ("lista", {}),
+    "LAMP-BG": ("lamp_bg", {}),
+    "HyperLISTA": ("hyperlista", {}),
+    "GLISTA": ("glista", {}),
+    "ALISTA-AT": ("alista_at", {}),
+    "TISTA": ("tista", {}),
+    "TISTA, Onsager": ("tista", {"onsager": True}),
+    "LISTA-CP": ("lista_cp", {}),
+    "LISTA-SS": ("lista_ss", {}),
+    "TiLISTA": ("tilista", {}),
+    "ALISTA": ("alista", {"support": None}),
+    "LAMP": ("lamp", {}),
+    "NA-ALISTA": ("na_alista", {}),
+    "Ada-LISTA": ("ada_lista", {}),
+    "LFISTA": ("lfista", {}),
+    "LFISTA-CP": ("lfista_cp", {}),
+    "step-LISTA": ("step_lista", {}),
+    "LIHT": ("liht", {}),
+}
+ORACLE, LIMIT = "oracle", "Bayes limit"  # least squares on the true support; VAMP-BG with K = 32
+MAIN = {
+    "noiseless": Cell(),
+    "SNR 40": Cell(snr=40.0),
+    "SNR 20": Cell(snr=20.0),
+    "condition 50": Cell(dictionary="condition 50"),
+}
+OTHERS = {
+    "SNR 30": Cell(snr=30.0),
+    "SNR 10": Cell(snr=10.0),
+    "condition 15": Cell(dictionary="condition 15"),
+    "condition 30": Cell(dictionary="condition 30"),
+    "DCT": Cell(dictionary="DCT"),
+    "correlated": Cell(dictionary="correlated"),
+    "250 x 1000, p = .05": Cell(d=1000, probability=0.05),
+    "constant magnitude": Cell(codes="constant"),
+    "public": Cell(dictionary="public"),
+}
+LEVELS: dict[str, tuple] = {
+    "d": (150, 200, 400),
+    "depth": (8, 16, 32),
+    "probability": (0.05, 0.1, 0.2),
+    "snr": (math.inf, 40.0, 20.0, 10.0),
+    "codes": ("Gaussian", "Laplacian", "constant"),
+    "dictionary": ("Gaussian", "DCT", "condition 15", "condition 50", "correlated"),
 }
 
 
-class Problem(NamedTuple):
-    """One setting and one seed."""
-
-    D: jax.Array
-    W: jax.Array  # analytic weights
-    snr: float
-    key: jax.Array
-    chosen_on: tuple  # (Y, X)
-    validation: tuple
-    test: tuple
-
-    def sample(self, batch: int = 64) -> Callable:
-        return ur.problems.sampler(self.D, batch, probability=PROBABILITY, snr=self.snr)
-
-    @property
-    def noise_variance(self) -> float:
-        """The variance of the noise in an entry of y: std(y)^2 10^(-SNR / 10)."""
-        return float(jnp.var(self.chosen_on[0])) * 10 ** (-self.snr / 10)
-
-
-def dictionary(kappa: float | None) -> jax.Array:
-    """The dictionary of RandomState(0), with unit columns.
-
-    With `kappa`, its singular values are a geometric sequence of that ratio before the columns are
-    normalised.
-    """
-    D = np.random.RandomState(0).normal(size=(M, N)) / math.sqrt(M)
-    if kappa is not None:
-        U, _, V = np.linalg.svd(D, full_matrices=False)
-        D = U * np.logspace(0, -math.log10(kappa), M) @ V
-    return jnp.asarray(D / np.linalg.norm(D, axis=0), jnp.float32)
-
-
-def public() -> tuple[jax.Array, jax.Array]:
-    """D and the test codes (1000, d) of VITA-Group/ALISTA."""
-    folder = ur.datasets.locate("lista_benchmark")
-    D = scipy.io.loadmat(folder / "D.mat")["D"]
-    return jnp.asarray(D, jnp.float32), jnp.asarray(
-        np.load(folder / "xtest_n500_p10.npy").T, jnp.float32
-    )
-
-
-def problem(setting: str, seed: int) -> Problem:
-    """The dictionary, and the three samples of a seed."""
-    (snr, kappa), keys = SETTINGS[setting], jax.random.split(jax.random.key(seed), 4)
-    D, codes = public() if setting == "public" else (dictionary(kappa), None)
-    sets = (
-        jax.jit(ur.problems.sampler(D, n, probability=PROBABILITY, snr=snr))(k)
-        for n, k in zip((256, 512, 1000), keys)
-    )
-    found = Problem(D, analytic.frobenius_weights(D), snr, keys[3], *sets)
-    if codes is not None:
-        found = found._replace(test=(ur.problems.synthesize(D, codes), codes))
-    return found if (snr, kappa) == (math.inf, None) else found._replace(W=weights(found))
-
-
-def weights(problem: Problem) -> jax.Array:
-    """The closed-form weights, with the ridge that gives a calibrated ALISTA the least error."""
-    D, (Y, X) = problem.D, (part[:64] for part in problem.chosen_on)
-
-    def error(W):
-        layer = layers.alista(K, support=SUPPORT)
-        start = layer.from_theory(W, jnp.full(K, 0.1, D.dtype))
-        return _nmse(layer, analytic.calibrate(layer, start, D, Y, X), D, Y, X)
-
-    ridges = (0.0, 0.003, 0.01, 0.03, 0.1)
-    candidates = [analytic.frobenius_weights(D, ridge * N / M) for ridge in ridges]
-    return min(candidates, key=error)
-
-
-class Family(NamedTuple):
-    """How a family is trained: its layer, its start, and the rate of Adam (0: no training)."""
-
-    layer: Callable  # (problem) -> Layer
-    start: Callable  # (problem, layer) -> params
-    rate: float
-    calibrated: bool = True
-    steps: int = 0  # of training; 0 takes the number of the command line
-    steps_per_stage: int = 0  # of a curriculum; 0 trains end to end
-
-
-def _from_init(problem, layer):
-    return layer.init(problem.key, problem.D)
-
-
-def _with_weights(problem, layer):
-    """The analytic weights: with gamma = 1, or scaled where steps without one would expand."""
-    if layer.from_theory is not None:
-        return layer.from_theory(problem.W, jnp.full(K, 0.1, problem.D.dtype))
-    params, W = layer.init(problem.key, problem.D), _scaled(problem)
-    return params._replace(steps=params.steps._replace(W=layers.repeat(W, K)))
-
-
-def _scaled(problem) -> jax.Array:
-    return problem.W * layers.stable_step(problem.W, problem.D)
-
-
-def _coupled(problem, layer):
-    """The matrices of LISTA-CP in a family without its coupling: B = W, S = I - W'D, M = 0."""
-    params, W = layer.init(problem.key, problem.D), _scaled(problem)
-    S = jnp.eye(N) - W.T @ problem.D
-    matrices = {"B": W, "S": S, "M": jnp.zeros_like(S)}
-    repeated = {
-        name: jnp.broadcast_to(A, (K, *A.shape))
-        for name, A in matrices.items()
-        if hasattr(params.steps, name)
+def design(cells: int = 40) -> dict[str, Cell]:
+    """Cells of m = 100 in which each level of a factor occurs equally often, up to one."""
+    rng = np.random.RandomState(0)
+    columns = {
+        name: rng.permutation(np.resize(np.arange(len(levels)), cells))
+        for name, levels in LEVELS.items()
     }
-    return params._replace(steps=params.steps._replace(**repeated))
+    return {
+        f"design {i:02}": Cell(100, **{n: LEVELS[n][column[i]] for n, column in columns.items()})
+        for i in range(cells)
+    }
 
 
-def _whitened(problem, layer):
-    """Ada-LISTA with the steps of ALISTA: P = Q'Q = (D D')^-1.
-
-    Up to scale, the rows of D^+ are the analytic weights.
-    """
-    params, D = layer.init(problem.key, problem.D), np.asarray(problem.D, float)
-    values, vectors = np.linalg.eigh(D @ D.T)
-    P, Q = (jnp.asarray(vectors * values**power @ vectors.T, jnp.float32) for power in (-1.0, -0.5))
-    return Unrolled(layers.SignalMatrices(P, Q), params.steps._replace(gamma=jnp.full(K, N / M)))
+DESIGN = design()
+GROUPS = {"main": MAIN, "others": OTHERS, "design": DESIGN}
+CELLS = MAIN | OTHERS | DESIGN
 
 
-def _with_recurrent_weights(problem, layer):
-    """NA-ALISTA with the analytic weights of the problem."""
-    params = layer.init(problem.key, problem.D)
-    return params._replace(shared=params.shared._replace(analytic=Fixed(problem.W)))
+def rows(cells: list[str]) -> Iterator[Row]:
+    """All rows of some cells: the first dictionary everywhere, then more of the main cells."""
+    names = [ORACLE, LIMIT, *FAMILIES]
+    main = [cell for cell in cells if cell in MAIN]
+    others = [cell for cell in cells if cell in OTHERS]
+    for name, cell in itertools.product(names, main):
+        yield Row(cell, name)
+    for name, cell in itertools.product(names, others):
+        yield Row(cell, name)
+    for cell, name in itertools.product((cell for cell in cells if cell in DESIGN), FAMILIES):
+        yield Row(cell, name)
+    for seed, i, name, cell in itertools.product(SEEDS, DICTIONARIES, names, main):
+        yield Row(cell, name, i, seed)
+    for seed, name, cell in itertools.product(SEEDS, names, others):
+        yield Row(cell, name, 0, seed)
 
 
-def _best_of(options: tuple, make: Callable, start: Callable) -> Callable:
-    """The layer `make(option)` whose start has the least error after K steps."""
-
-    def choose(problem):
-        D, (Y, X) = problem.D, problem.chosen_on
-        return min(
-            map(make, options), key=lambda layer: _nmse(layer, start(problem, layer), D, Y, X)
-        )
-
-    return choose
+# Problems
 
 
-def _penalised(make: Callable) -> Callable:
-    return _best_of((0.02, 0.05, 0.1, 0.2, 0.3, 0.4), make, _from_init)
+def dictionary(cell: Cell, seed: int) -> np.ndarray:
+    """D with unit columns, float64."""
+    rng = np.random.RandomState(seed)
+    if cell.dictionary == "public":
+        return scipy.io.loadmat(ur.datasets.locate("lista_benchmark") / "D.mat")["D"]
+    if cell.dictionary == "DCT":
+        rows = rng.permutation(cell.d)[: cell.m]
+        return _unit(scipy.fft.dct(np.eye(cell.d), axis=0, norm="ortho")[rows])
+    D = rng.normal(size=(cell.m, cell.d)) / math.sqrt(cell.m)
+    if cell.dictionary == "correlated":
+        i = np.arange(cell.d)
+        D = D @ np.linalg.cholesky(0.8 ** abs(i[:, None] - i)).T
+    kind, _, kappa = cell.dictionary.partition(" ")
+    if kind == "condition":  # normalising changes it: in turns
+        spectrum = np.logspace(0, -math.log10(float(kappa)), cell.m)
+        for _ in range(20):
+            U, _, V = np.linalg.svd(D, full_matrices=False)
+            D = _unit(U * spectrum @ V)
+    return _unit(D)
 
 
-def _grid(problem, layer):
-    """The three numbers of HyperLISTA, by a grid search on the 512 validation signals.
+def _unit(D: np.ndarray) -> np.ndarray:
+    return D / np.linalg.norm(D, axis=0)
 
-    Nothing is trained, so these are free; fewer signals would mislead.
-    """
-    Y, X = problem.validation
-    values = dict(
-        threshold=np.linspace(0.02, 0.06, 9),
-        momentum=np.linspace(0.01, 0.03, 5),
-        selection=np.linspace(6.0, 18.0, 7),
+
+def sampler(cell: Cell, D: jax.Array, batch: int) -> Any:
+    """Signals with noise, and their codes: Bernoulli supports, nonzeros of variance 1."""
+    draw = {"Gaussian": jax.random.normal, "Laplacian": jax.random.laplace}.get(cell.codes)
+
+    def sample(key):
+        where, what, noise = jax.random.split(key, 3)
+        shape = (batch, cell.d)
+        values = draw(what, shape) if draw else jax.random.rademacher(what, shape, jnp.float32)
+        values = values / math.sqrt(2) if cell.codes == "Laplacian" else values
+        X = jnp.where(jax.random.bernoulli(where, cell.probability, shape), values, 0)
+        Y = ur.problems.synthesize(D, X)
+        return (Y if math.isinf(cell.snr) else ur.problems.add_noise(noise, Y, cell.snr)), X
+
+    return sample
+
+
+def test_signals(cell: Cell, D: jax.Array, row: Row) -> tuple[jax.Array, jax.Array]:
+    """Those of a dictionary and a seed, the same for all families."""
+    if cell.dictionary == "public":
+        codes = np.load(ur.datasets.locate("lista_benchmark") / "xtest_n500_p10.npy").T
+        X = jnp.asarray(codes, jnp.float32)
+        return ur.problems.synthesize(D, X), X
+    key = jax.random.key(1_000_000 + 1000 * row.dictionary + row.seed)
+    drawn = jax.lax.map(sampler(cell, D, CHUNK), jax.random.split(key, TESTED // CHUNK))
+    return tuple(part.reshape(TESTED, -1) for part in drawn)
+
+
+def elsewhere(cell: Cell) -> dict[str, tuple[Cell, float]]:
+    """Problems other than that of the training: the cell, and the factor of the amplitudes."""
+    return {
+        "amplitude 10": (cell, 10.0),
+        "amplitude .001": (cell, 1e-3),
+        "p x 1.5": (cell._replace(probability=1.5 * cell.probability), 1.0),
+        "Laplacian": (cell._replace(codes="Laplacian"), 1.0),
+        "constant": (cell._replace(codes="constant"), 1.0),
+        "SNR 30": (cell._replace(snr=30.0), 1.0),
+    }
+
+
+# Scores
+
+
+def squares(layer: layers.Layer, params: Any, D: jax.Array, Y: jax.Array, X: jax.Array) -> Any:
+    """norm(x_k - x)^2 of every signal after every step, (signals, K)."""
+
+    def of(pair):
+        codes = jax.vmap(layer.iterates, (None, None, 0))(params, D, pair[0])
+        return jnp.sum((codes - pair[1][:, None]) ** 2, -1)
+
+    chunks = [array.reshape(-1, min(CHUNK, len(array)), array.shape[1]) for array in (Y, X)]
+    found = jax.jit(lambda *pair: jax.lax.map(of, pair))(*chunks)
+    return np.asarray(found, float).reshape(len(Y), -1)
+
+
+def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
+    """What a cell of the table says of the errors norm(x_K - x)^2 of its signals."""
+    sizes = np.sum(np.square(np.asarray(X, float)), 1)
+    errors, sizes = errors[sizes > 0], sizes[sizes > 0]
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    with np.errstate(divide="ignore"):
+        each = np.maximum(10 * np.log10(errors / sizes), -300)
+    counts = np.random.default_rng(0).multinomial(
+        len(errors), np.full(len(errors), 1 / len(errors)), RESAMPLED
     )
-    return training.search(
-        layer, layer.init(problem.key, problem.D), problem.D, Y, X, **values
-    ).params
+    resampled = (counts @ errors) / (counts @ sizes)
+    return {
+        "nmse": _dB(np.sum(errors) / np.sum(sizes)),
+        "interval": [_dB(q) for q in np.quantile(resampled, (0.025, 0.975))],
+        "mean": round(float(np.mean(each)), 2),
+        "worst 1 %": round(float(np.quantile(each, 0.99)), 2),
+        "above -20 dB": round(float(np.mean(~(each <= -20))), 6),
+        "worse than zero": round(float(np.mean(~(errors <= sizes * (1 + 1e-5)))), 6),
+    }
 
 
-def _fixed(layer) -> Callable:
-    return lambda problem: layer
+def _dB(ratio: float) -> float | None:
+    return round(10 * math.log10(max(ratio, 1e-30)), 2) if np.isfinite(ratio) else None
 
 
-def _tista(problem):
-    return layers.tista(K, probability=PROBABILITY, noise=problem.noise_variance)
+def oracle(D: jax.Array, Y: jax.Array, X: jax.Array) -> np.ndarray:
+    """norm(x - x*)^2 of least squares on the true support, float64."""
+    A, Y, X = (np.asarray(part, float) for part in (D, Y, X))
+    found = np.zeros(len(Y))
+    for i, (y, x) in enumerate(zip(Y, X)):
+        support = np.flatnonzero(x)
+        code = np.linalg.lstsq(A[:, support], y, rcond=None)[0]
+        found[i] = np.sum((code - x[support]) ** 2)
+    return found
 
 
-def _na_alista(problem):
-    """With noise, NA-ALISTA has the published support shares, which grow more slowly."""
-    return layers.na_alista(K, support=SUPPORT if math.isinf(problem.snr) else (0.0075, 0.12))
+# Rows
 
 
-def _liht(sparsity: int):
-    return layers.liht(K, sparsity=sparsity)
-
-
-FAMILIES = {
-    "ISTA": Family(_penalised(lambda lam: layers.ista(K, lam=lam)), _from_init, 0.0, False),
-    "FISTA": Family(_penalised(lambda lam: layers.fista(K, lam=lam)), _from_init, 0.0, False),
-    "step-LISTA": Family(
-        _penalised(lambda lam: layers.step_lista(K, lam=lam)), _from_init, 5e-3, False
-    ),
-    "LISTA": Family(_fixed(layers.lista(K, tied=False)), _coupled, 3e-4),
-    "LISTA-SS": Family(_fixed(layers.lista_ss(K, tied=False, support=SUPPORT)), _coupled, 3e-5),
-    "LISTA-CP": Family(_fixed(layers.lista_cp(K, tied=False)), _with_weights, 5e-4),
-    "LISTA-CPSS": Family(
-        _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)), _with_weights, 5e-4
-    ),
-    "TiLISTA": Family(_fixed(layers.tilista(K, support=SUPPORT)), _with_weights, 5e-4),
-    "ALISTA": Family(_fixed(layers.alista(K)), _with_weights, 5e-3),
-    "ALISTA-SS": Family(_fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3),
-    "ALISTA-SS longer": Family(
-        _fixed(layers.alista(K, support=SUPPORT)), _with_weights, 2e-3, steps=3000
-    ),
-    "GLISTA": Family(_fixed(layers.glista(K, support=SUPPORT)), _with_weights, 5e-4),
-    "LFISTA": Family(_fixed(layers.lfista(K)), _coupled, 1e-4),
-    "LAMP": Family(_fixed(layers.lamp(K)), _from_init, 1e-4, False),
-    "LAMP-BG": Family(_fixed(layers.lamp_bg(K, probability=PROBABILITY)), _from_init, 1e-4, False),
-    "TISTA": Family(_tista, _from_init, 1e-2, False),
-    "LIHT": Family(_best_of((40, 50, 60, 70, 80), _liht, _coupled), _coupled, 3e-5, False),
-    "Ada-LISTA": Family(_fixed(layers.ada_lista(K)), _whitened, 1e-3),
-    "NA-ALISTA": Family(_na_alista, _with_recurrent_weights, 5e-3, False, steps=1000),
-    "LISTA-CPSS by stages": Family(
-        _fixed(layers.lista_cpss(K, tied=False, support=SUPPORT)),
-        _with_weights,
-        1e-3,
-        steps_per_stage=50,
-    ),
-    "HyperLISTA": Family(_fixed(layers.hyperlista(K)), _grid, 0.0, False),
-}
-
-
-def loss(codes, X, D, Y):
-    """The error of the last step, and with a tenth of the weight that of all steps."""
-    return 0.9 * training.log_nmse(codes, X, D, Y) + 0.1 * training.deep(training.log_nmse)(
-        codes, X, D, Y
-    )
-
-
-def run(family: Family, problem: Problem, steps: int) -> dict:
-    """Start, calibrate, train and test one family; seconds include compilation."""
-    D, (Y, X) = problem.D, problem.chosen_on
+def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
+    """A family by its recipe: what was chosen, and the layer with its params."""
+    family, options = FAMILIES.get(row.family, FAMILIES["VAMP-BG"])
+    depth = 32 if row.family == LIMIT else cell.depth
     began = time.perf_counter()
-    layer = family.layer(problem)
-    params = family.start(problem, layer)
-    if family.calibrated:
-        params = analytic.calibrate(layer, params, D, Y, X)
-    untrained = jax.block_until_ready(params)
-    started = time.perf_counter() - began
-    if family.steps_per_stage:
-        params = train_in_stages(layer, params, problem, family)
-    elif steps := training_steps(family, steps):
-        params = train(layer, params, problem, family.rate, steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = ur.training.by_recipe(
+            family, D, sampler(cell, D, 64), depth=depth, key=row.seed, **options
+        )
     seconds = time.perf_counter() - began
-    codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(
-        params, D, problem.test[0]
-    )
-    X = problem.test[1]
+    layer, params = found.fit.model, found.fit.best
+    weights = jax.tree.leaves(ur.training.split(params, D)[0].params)
+    y = jnp.zeros(cell.m, jnp.float32).at[0].set(1)
     return {
-        "untrained": _nmse(layer, untrained, D, *problem.test),
-        "nmse": float(metrics.nmse(codes[-1], X)),
-        "mean_nmse": float(metrics.mean_nmse(codes[-1], X)),
-        "failure_rate": float(metrics.failure_rate(codes[-1], X)),
-        "per_step": [round(float(metrics.nmse(x, X)), 2) for x in codes],
-        "seconds_to_start": round(started, 1),
+        "layer": repr(layer),
+        "ridge": found.start.ridge,
+        "start": round(found.start.nmse, 2),
+        "validation": round(found.nmse, 2),
+        "ISTA": round(found.start.ista, 2),
+        "steps": found.fit.history.records[-1].step if layer.recipe.rate else 0,
         "seconds": round(seconds, 1),
-    }
+        "numbers": int(sum(np.size(leaf) for leaf in weights)),
+        "products": ur.compare.products(layer, params, D, y),
+    }, (layer, params)
 
 
-def training_steps(family: Family, steps: int) -> int:
-    """The training steps of a family; a curriculum has three stages per step of the network."""
-    return 3 * K * family.steps_per_stage or family.steps or (steps if family.rate else 0)
+def measured(row: Row, write: Any) -> None:
+    """Make a row, and write what was chosen, then what the test signals say of it."""
+    cell = CELLS[row.cell]
+    D = jnp.asarray(dictionary(cell, row.dictionary), jnp.float32)
+    if row.family == ORACLE:
+        Y, X = test_signals(cell, D, row)
+        write(row, test=scores(oracle(D, Y, X), X))
+        return
+    choice, (layer, params) = made(row, cell, D)
+    write(row, choice=choice)
+    Y, X = test_signals(cell, D, row)
+    errors = squares(layer, params, D, Y, X)
+    sizes = np.sum(np.square(np.asarray(X, float)), 1)
+    found = scores(errors[:, -1], X)
+    found["per step"] = [_dB(np.sum(e) / np.sum(sizes)) for e in errors.T]
+    if row.cell in MAIN and row.seed == 0 and row.family in FAMILIES:
+        found["elsewhere"] = {}
+        for name, (other, factor) in elsewhere(cell).items():
+            draw = sampler(other, D, ELSEWHERE)
+            Y, X = (part * factor for part in draw(jax.random.key(2_000_000)))
+            each = scores(squares(layer, params, D, Y, X)[:, -1], X)
+            found["elsewhere"][name] = [each["nmse"], each["mean"]]
+    write(row, test=found)
 
 
-def train(layer, params, problem: Problem, rate: float, steps: int):
-    """Train end to end, with a tuple of steps, which trains faster than stacked ones."""
-    schedule = optax.cosine_decay_schedule(rate, steps)
-    return ur.fit(
-        layer,
-        layers.unstack(params),
-        problem.D,
-        problem.sample(),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
-        steps=steps,
-        key=problem.key,
-        loss=loss,
-        validation=problem.validation,
-        evaluate_every=max(1, min(50, steps)),
-        progress=False,
-    ).best
+def read() -> dict[Row, dict]:
+    """The rows that are there: what was chosen, and what the test signals say, or why it failed."""
+    found: dict[Row, dict] = {}
+    for line in ROWS.read_text().splitlines() if ROWS.exists() else []:
+        entry = json.loads(line)
+        found.setdefault(Row(**entry.pop("row")), {}).update(entry)
+    return found
 
 
-def train_in_stages(layer, params, problem: Problem, family: Family):
-    """Train step after step, by the curriculum of the library."""
-    return training.curriculum(
-        layer,
-        layers.unstack(params),
-        problem.D,
-        problem.sample(),
-        key=problem.key,
-        rate=family.rate,
-        steps_per_stage=family.steps_per_stage,
-        loss=training.log_nmse,
-        validation=problem.validation,
-        progress=False,
-    ).best
+def run(cells: list[str], minutes: float) -> None:
+    """Add rows until the time is over; the last one may take longer."""
+    began, versions = time.monotonic(), {n: environment()[n] for n in ("jax", "processor")}
+    with ROWS.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SystemExit(f"{ROWS.name}: another process adds rows; try again later") from None
 
+        def write(row: Row, **entry: Any) -> None:
+            file.write(json.dumps({"row": row._asdict(), **entry, **versions}) + "\n")
+            file.flush()
 
-def _nmse(layer, params, D, Y, X) -> float:
-    return float(metrics.nmse(jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y), X))
-
-
-def medians(runs: list[dict]) -> dict:
-    """The median over the seeds, number by number."""
-    return {
-        name: np.median([run[name] for run in runs], axis=0).round(3).tolist()
-        for name in runs[0]
-        if name != "seed"
-    }
+        for row in rows(cells):
+            there = read().get(row, {})
+            if "test" in there or "failed" in there:
+                continue
+            if time.monotonic() - began > 60 * minutes:
+                break
+            started = time.monotonic()
+            try:
+                measured(row, write)
+            except FileNotFoundError:  # the public dictionary is not at hand
+                continue
+            except Exception as error:
+                write(row, failed=f"{type(error).__name__}: {error}".splitlines()[0])
+            entry = read()[row]
+            told = entry.get("failed") or f"{entry['test']['nmse']} / {entry['test']['mean']} dB"
+            print(*row, told, f"{time.monotonic() - started:.0f} s", flush=True)
+            jax.clear_caches()
 
 
 def main() -> None:
-    """Run the chosen settings and families, and merge the results into the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    without_data = [name for name in SETTINGS if name != "public" or "UNROLLED_DATA" in os.environ]
-    parser.add_argument("--settings", default=",".join(without_data))
-    parser.add_argument("--families", default=",".join(FAMILIES))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    arguments = parser.parse_args()
-    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    results["environment"] = environment()
-    for setting in arguments.settings.split(","):
-        problems = [problem(setting, seed) for seed in range(arguments.seeds)]
-        for name in arguments.families.split(","):
-            runs = [run(FAMILIES[name], p, arguments.steps) for p in problems]
-            found = {
-                "steps": training_steps(FAMILIES[name], arguments.steps),
-                "median": medians(runs),
-                "runs": runs,
-            }
-            results.setdefault(setting, {})[name] = found
-            m = found["median"]
-            print(
-                f"{setting:13} {name:11} {m['nmse']:7.1f} dB, mean {m['mean_nmse']:7.1f}, "
-                f"fails {m['failure_rate']:.1%}, untrained {m['untrained']:.1f}, "
-                f"{m['seconds']:.0f} s",
-                flush=True,
-            )
-            arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=np.inf, help="begin no row after that")
+    parser.add_argument("--cells", default="main,others,design", help="groups, or cells by name")
+    given = parser.parse_args()
+    cells = [c for name in given.cells.split(",") for c in GROUPS.get(name, {name: None})]
+    if unknown := [name for name in cells if name not in CELLS]:
+        parser.error(f"unknown cell {unknown[0]!r}; expected some of {', '.join(CELLS)}")
+    run(cells, given.minutes)
 
 
 if __name__ == "__main__":

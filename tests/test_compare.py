@@ -577,6 +577,17 @@ def unknown(methods, problem):
     return given, compare(given, D, Y, lam=LAM)
 
 
+def test_the_share_of_signals_worse_than_zero(problem):
+    """By the error of the code, and where codes are not known by the objective."""
+    D, Y, X = problem
+    turned = X.at[::10].mul(-1)  # twice as far as zero; the last code, 0, is as far
+    assert compare({"turned": turned}, D, Y, X).curves["turned"].worse[-1] == 3 / 30
+    found = compare({"turned": turned}, D, Y, lam=LAM).curves["turned"].worse[-1]
+    objective = jax.vmap(ur.pursuit.lasso_objective, (None, 0, 0, None))
+    F, zero = (np.asarray(objective(D, Y, codes, LAM)) for codes in (turned, 0 * X))
+    assert found == np.mean(zero * (1 + 1e-5) < F) > 0
+
+
 def test_without_codes_the_objective_judges(unknown, problem):
     """The codes of the LASSO stand for the true ones: its gaps and curves are those with them."""
     given, found = unknown
@@ -674,7 +685,7 @@ def test_a_table_as_latex_csv_and_records(unknown):
     assert {record["zero_gap"] for record in records} == {found.ista_gap[0]}
     assert records[1]["ista_gap"] is not None and records[2]["ista_gap"] is None
     lines = found.table("latex").splitlines()
-    assert lines[:2] == [r"\begin{tabular}{l" + "r" * 9 + "}", r"\toprule"]
+    assert lines[:2] == [r"\begin{tabular}{l" + "r" * 10 + "}", r"\toprule"]
     assert r"few &  & " in found.table("latex") and r"(F - F*) / F* &" in lines[2]
     with pytest.raises(ValueError, match="unknown form 'html'; expected one of markdown, latex, "):
         found.table("html")

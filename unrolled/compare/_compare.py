@@ -375,11 +375,15 @@ def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample, known: bool) 
 
 
 def _judged(
-    measured: Measured, guarantee: Guarantee | None, **told: bool
+    measured: Measured,
+    guarantee: Guarantee | None,
+    **told: bool,  # known, by_codes
 ) -> tuple[Curve, Guarantee | None, Divergence | None, bool]:
     """The last fields of a block."""
     errors = {name: np.asarray(value) for name, value in measured.errors.items()}
     gap = None if measured.gap is None else np.asarray(measured.gap)
+    if not told["known"]:
+        errors["worse"] = np.asarray(measured.worse)
     curve = Curve(**errors, gap=gap)
     return curve, guarantee, divergence(curve, measured.zero_gap, **told), bool(measured.silent)
 

@@ -31,6 +31,9 @@ class Curve(NamedTuple):
     residual: np.ndarray | None = None  # norm(Y - X D', "fro") / norm(Y, "fro")
     psnr: np.ndarray | None = None  # dB, of the rebuilt signals; the peak is their range
     nonzeros: np.ndarray | None = None  # per signal
+    # Share of signals whose code is worse than zero: in its error, or where codes are not known in
+    # the objective of the LASSO, among signals with a certified F*.
+    worse: np.ndarray | None = None
 
 
 class Cost(NamedTuple):
@@ -203,6 +206,7 @@ class Comparison(NamedTuple):
         columns += ["(F - F*) / F*"] if gaps else []
         beside = self.ista_gap is not None
         columns += ["of ISTA", "of zero codes"] if beside else []
+        columns += [] if self.known else ["worse than zero"]
         columns += [] if self.certified is None else ["certified codes, %"]
         timed = any(cost.seconds is not None for cost in self.costs.values())
         rebuilt = any(curve.psnr is not None for curve in self.curves.values())
@@ -215,6 +219,7 @@ class Comparison(NamedTuple):
             cells += self._of_codes(c, mark) if self.known else []
             cells += [_last(c.gap, ".2e")] if gaps else []
             cells += ["" if v is None else f"{v:.2e}" for v in self._beside(name)] if beside else []
+            cells += [] if self.known else [_last(c.worse, ".1%")]
             cells += [] if self.certified is None else [f"{100 * self.certified[name]:.1f}"]
             cells += [_last(c.residual, ".4g"), *([_last(c.psnr, ".2f")] if rebuilt else [])]
             cells.append(_last(c.nonzeros, ".1f"))
@@ -234,7 +239,7 @@ class Comparison(NamedTuple):
             fields = [f for f in Curve._fields if f != "quantiles"]
             numbers: dict[str, Any] = {f: _number(getattr(c, f)) for f in fields}
             if not self.known:
-                numbers = {f: numbers[f] for f in ("gap", "residual", "psnr", "nonzeros")}
+                numbers = {f: numbers[f] for f in ("gap", "residual", "psnr", "nonzeros", "worse")}
             if self.ista_gap is not None:
                 numbers |= dict(zip(("ista_gap", "zero_gap"), self._beside(name)))
             if self.certified is not None:
@@ -259,6 +264,7 @@ class Comparison(NamedTuple):
     def _of_codes(self, c: Curve, mark: str) -> list[str]:
         """The cells of known codes."""
         cells = [f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}", f"{c.failure_rate[-1]:.1%}"]
+        cells.append(_last(c.worse, ".1%"))
         cells += ["" if np.isnan(v[-1]) else f"{v[-1]:.3f}" for v in (c.precision, c.recall)]
         return [*cells, f"{c.false_positives[-1]:.2f}"]
 
@@ -382,7 +388,7 @@ class ChainComparison(NamedTuple):
 
 # The columns of known codes.
 _OF_CODES = (
-    *("NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures"),
+    *("NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures", "worse than zero"),
     *("precision", "recall", "wrong entries"),
 )
 

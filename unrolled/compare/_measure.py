@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, metrics
-from unrolled._beside import codes_of_ista, worse_than_zero
+from unrolled._beside import ROUNDING, codes_of_ista, worse_than_zero
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype, widened
 from unrolled._pursuits import lasso_optima
@@ -61,6 +61,7 @@ class Measured(NamedTuple):
     errors: dict[str, Array]  # the fields of a `Curve`
     gap: Array | None
     zero_gap: Array | None  # of the zero code
+    worse: Array | None  # share of signals whose objective is above that of the zero code
     silent: Array
 
 
@@ -94,13 +95,14 @@ def measure_codes(
     """
     found = []
     for path, (Y, X), optima, D in zip(paths, sample.pairs, sample.optima, Ds):
-        gap = zero_gap = None
+        gap = zero_gap = worse = None
         if optima is not None:
             measured = partial(_objective_gap, optima)
             gap, zero_gap = jax.lax.map(measured, path), measured(jnp.zeros_like(X))
+            worse = jax.lax.map(partial(_worse_objectives, optima), path)
         silent = ~(path[-1] != 0).any() & (X != 0).any()
         errors = jax.lax.map(partial(_numbers, D, Y, X), path)
-        found.append(Measured(errors, gap, zero_gap, silent))
+        found.append(Measured(errors, gap, zero_gap, worse, silent))
     return found
 
 
@@ -121,14 +123,24 @@ def _rebuilt(D: Dictionary, Y: Array, x: Array) -> dict[str, Array]:
 
 
 def _errors(X: Array, x: Array) -> dict[str, Array]:
+    norms = jax.vmap(norm)
     return dict(
         nmse=metrics.nmse(x, X),
         mean_nmse=metrics.mean_nmse(x, X),
         quantiles=jnp.nanquantile(metrics.signal_nmse(x, X), jnp.asarray(QUANTILES, x.dtype)),
         failure_rate=metrics.failure_rate(x, X),
+        worse=jnp.mean(~(norms(x - X) <= norms(X) * (1 + ROUNDING)), dtype=x.dtype),
         largest_l1=largest(jnp.abs(x - X).sum(-1)),
         **metrics.support_scores(x, X)._asdict(),
     )
+
+
+def _worse_objectives(optima: Optima, x: Array) -> Array:
+    """The share of the signals, among those whose F* is certified, with F(x) above F(0)."""
+    objective = _objectives(optima, ldexp(widened(x), -optima.exponent))
+    zero = _objectives(optima, jnp.zeros_like(widened(x)))
+    worse = ~(objective <= zero * (1 + ROUNDING)) & optima.certified
+    return jnp.sum(worse, dtype=x.dtype) / jnp.sum(optima.certified, dtype=x.dtype)
 
 
 def _objective_gap(optima: Optima, x: Array) -> Array:
