@@ -141,11 +141,10 @@ def rows(cells: list[str]) -> Iterator[Row]:
     names = [ORACLE, LIMIT, *FAMILIES]
     main = [cell for cell in cells if cell in MAIN]
     others = [cell for cell in cells if cell in OTHERS]
-    for name, cell in itertools.product(names, main):
+    designed = [cell for cell in cells if cell in DESIGN]
+    for cell, name in (*itertools.product(main, names), *itertools.product(others, names)):
         yield Row(cell, name)
-    for name, cell in itertools.product(names, others):
-        yield Row(cell, name)
-    for cell, name in itertools.product((cell for cell in cells if cell in DESIGN), FAMILIES):
+    for cell, name in itertools.product(designed, FAMILIES):
         yield Row(cell, name)
     for seed, i, name, cell in itertools.product(SEEDS, DICTIONARIES, names, main):
         yield Row(cell, name, i, seed)
