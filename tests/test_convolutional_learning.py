@@ -9,8 +9,7 @@ import optax
 import pytest
 
 import unrolled as ur
-from unrolled.dictionary_learning._conv_sweep import filter_gradient, products
-from unrolled.dictionary_learning._descent import Fit, descend
+from unrolled.dictionary_learning._conv_sweep import Fit, descend, filter_gradient, products
 from unrolled.dictionary_learning._windows import (
     drawn_windows,
     moved,
@@ -291,7 +290,7 @@ def test_drawn_windows_are_windows_where_the_energy_is(boundary):
 def test_moves_to_the_centre_bring_back_what_a_kernel_cuts_off(monkeypatch):
     filters, images = planted(18, n=6)
     centred = learn(images, (3, 1, 12), lam=0.05, sweeps=60, key=18)
-    monkeypatch.setattr("unrolled.dictionary_learning._conv_state._PERIOD", 1000)
+    monkeypatch.setattr("unrolled.dictionary_learning._convolutional._PERIOD", 1000)
     cut = learn(images, (3, 1, 12), lam=0.05, sweeps=60, key=18)
     assert recovered(filters, cut.D.filters).min() < 0.95
     assert recovered(filters, centred.D.filters).min() > 0.97

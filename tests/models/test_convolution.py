@@ -9,7 +9,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 import unrolled as ur
-from unrolled.models import _batch_norm, _convolution, _strips, _winograd
+from unrolled.models import _convolution, _layers, _winograd
 
 # Sums of at most 9 x 70 terms in another order, or through transforms whose entries are at most 1.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
@@ -97,14 +97,14 @@ def test_winograd_goes_through_a_batch_in_chunks(monkeypatch):
 
 @pytest.mark.parametrize(("H", "W", "rows"), [(6, 4, 3), (7, 4, 1), (4, 30, 1)])
 def test_a_map_is_divided_into_strips_of_whole_rows(H, W, rows, monkeypatch):
-    monkeypatch.setattr(_strips, "_AT_ONCE", 15)
+    monkeypatch.setattr(_convolution, "_AT_ONCE", 15)
     x, kernel, g = normal(2, H, W, 3), normal(3, 3, 3, 2, seed=1), normal(2, H, W, 2, seed=2)
-    assert _strips._rows_at_once(H, W) == rows
-    found = with_gradients(_strips.in_strips, x, kernel, g)
+    assert _convolution._rows_at_once(H, W) == rows
+    found = with_gradients(_convolution.in_strips, x, kernel, g)
     assert_close(found, with_gradients(plain, x, kernel, g), ROUNDING)
 
 
-@pytest.mark.parametrize("form", [_strips, _winograd])
+@pytest.mark.parametrize("form", [_convolution, _winograd])
 def test_a_long_sum_in_half_precision_does_not_stop(form, monkeypatch):
     """Of 512 parts with 4 equal terms: bfloat16 has 8 bits, so that 1024 + 4 would be 1024."""
     monkeypatch.setattr(form, "_AT_ONCE", 4)
@@ -164,7 +164,7 @@ def test_batch_norm_has_the_values_and_derivatives_of_its_formula(name):
         return rho(per_channel(scale) * (x - mean) / jnp.sqrt(var + 1e-5) + per_channel(bias))
 
     def ours(x, scale, bias):
-        return _batch_norm._normalized(x, scale, bias, rho)[0]
+        return _layers._normalized(x, scale, bias, rho)[0]
 
     def run(function, g):
         y, pull = jax.vjp(function, x, scale, bias)
@@ -177,7 +177,7 @@ def test_batch_norm_has_the_values_and_derivatives_of_its_formula(name):
 
 @pytest.mark.slow
 def test_batch_norm_moves_its_statistics_in_training_alone():
-    net = nnx.Sequential(_batch_norm.BatchNorm(2, ur.activations.relu))
+    net = nnx.Sequential(_layers.BatchNorm(2, ur.activations.relu))
     norm, x = net.layers[0], normal(3, 4, 5, 2) + 3
     net(x)
     np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean((0, 1, 2)), rtol=1e-12)
@@ -194,4 +194,4 @@ def test_batch_norm_moves_its_statistics_in_training_alone():
 def test_derivatives_against_finite_differences():
     x, kernel = normal(1, 4, 4, 2), normal(3, 3, 2, 2, seed=1)
     check_grads(_winograd.winograd, (x, kernel), 1, modes=["rev"])
-    check_grads(_strips.in_strips, (x, kernel), 2, modes=["rev"])
+    check_grads(_convolution.in_strips, (x, kernel), 2, modes=["rev"])

@@ -1,7 +1,8 @@
 """`unrolled certify`: what theory certifies for a dictionary, a chain, saved weights, or codes."""
 
 import argparse
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from unrolled import _checks, activations, dictionaries, studies, theory
 from unrolled.commands._certified_codes import certify_codes, signals_of_class
+from unrolled.commands._coders import restore_model
 from unrolled.commands._console import add_command, show, teller
-from unrolled.commands._inputs import read_dictionary
+from unrolled.commands._inputs import read_dictionary, weights_of
 from unrolled.commands._report import (
     Section,
     check_figure,
@@ -20,8 +22,38 @@ from unrolled.commands._report import (
     write_figure,
     write_html,
 )
-from unrolled.commands._weights_certificate import holds_weights, weights_certificate
 from unrolled.dictionaries import Dictionary
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a path is a folder, or a file as `training.save` writes it."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return path.is_dir() or path.suffix == ".safetensors"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "manifest.json" in archive.namelist()
+    except Exception:  # whatever zipfile raises of foreign bytes: what reads arrays says it better
+        return False
+
+
+def weights_certificate(
+    path: Path,
+    dictionaries: list[Path],
+    sparsities: Sequence[int] | None,
+    bound: float,
+    noise: float,
+    tolerance: float,
+) -> studies.WeightsCertificate:
+    """`studies.certify_weights` of a file of weights, or of that of a run folder.
+
+    The dictionaries are those of weights that were saved without theirs.
+    """
+    model = restore_model(weights_of(path), dictionaries, "its file after that of the weights")
+    options = dict(bound=bound, noise=noise, tolerance=tolerance)
+    return studies.certify_weights(
+        model.layer, model.params, model.D, sparsity=sparsities, **options
+    )
+
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "dictionaries": dict(

@@ -2,9 +2,11 @@
 
 import argparse
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from unrolled import datasets, dictionaries, problems, studies, training
@@ -21,9 +23,35 @@ from unrolled.commands._report import (
     check_not_read,
     write_report,
 )
-from unrolled.commands._settings import Settings
 from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.studies import BY_DEFAULT, METHODS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line sets for all experiments."""
+
+    methods: tuple[str, ...] = METHODS
+    depth: int = 16
+    sparsity: int | None = None
+    snr: float = math.inf
+    lam: float | None = None
+    steps: int = 400
+    sampled: int | None = None
+    certify: bool = False
+    predict: bool = False
+    seed: int = 0
+    quick: bool = False
+    pursuits: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)  # of the pursuits
+    weights: tuple[Path, ...] = ()  # files, or folders of runs
+    dictionaries: list[Path] = field(default_factory=list)  # files
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of everything random."""
+        return jax.random.key(self.seed)
+
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\

@@ -10,7 +10,7 @@ from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
 from unrolled.layers._ista import Step, StepAndThreshold, fista, ista, ista_params, step_lista
 from unrolled.layers._lamp import Message, lamp
 from unrolled.layers._lamp_bg import lamp_bg
-from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped
+from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped, unroll
 from unrolled.layers._lfista import MomentumMatrices, lfista
 from unrolled.layers._lfista_cp import WeightsAndMomentum, lfista_cp
 from unrolled.layers._liht import keep_largest, liht
@@ -48,7 +48,6 @@ from unrolled.layers._shrinking import (
     as_support,
 )
 from unrolled.layers._tista import tista
-from unrolled.layers._unroll import unroll
 from unrolled.layers._vamp_bg import Belief, Spectrum, vamp_bg
 from unrolled.pursuit import State
 from unrolled.records import Interned, option

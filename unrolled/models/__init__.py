@@ -4,14 +4,13 @@
 """
 
 from unrolled.models._csc_layer import CSCLayer
-from unrolled.models._cscnet import CSCNet
+from unrolled.models._cscnet import CSCNet, shift_average
 from unrolled.models._image_conv import ImageConv
 from unrolled.models._lenet import LeNet5
 from unrolled.models._ml_csc import MLCSC
 from unrolled.models._msd_csc import MSDCSC, MSDCSCBlock
 from unrolled.models._pursuit_layer import Filters, Violations
 from unrolled.models._res_csc import ResCSC, ResCSCBlock
-from unrolled.models._shifts import shift_average
 from unrolled.models._taps import Tapped, submodule, tap
 from unrolled.models._unet import UNet
 from unrolled.models._vgg import VGG11
