@@ -40,7 +40,8 @@ from unrolled.training._search import search
 # Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.
 _RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
 _ROUNDING = 1e-4  # residuals of codes below this share of the signals are rounding
-_DRAWN, _CALIBRATED_ON = 2048, 256  # signals that a sampler is asked for, and that calibrate
+# Signals that a sampler is asked for, that calibrate, and that a grid search sees.
+_DRAWN, _CALIBRATED_ON, _SEARCHED_ON = 2048, 256, 512
 _DEEP = 0.1  # weight of all steps in the loss
 _CLIP = 1.0  # largest norm of a gradient
 _EVALUATE_EVERY = 50  # steps
@@ -305,9 +306,7 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
         made = layer
         if ridge is not None and "ridge" in {f.name for f in dataclasses.fields(layer)}:
             made = dataclasses.replace(layer, ridge=ridge)  # type: ignore[call-arg]
-        params = (
-            _weighted(made, ridge, key, D) if recipe.weighted else layer.from_weights(key, D, D)
-        )
+        params = _from_weights(made, ridge, key, D)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error on other signals says the same
             if recipe.calibrated:
@@ -329,8 +328,10 @@ def _ridges(recipe: Recipe, law: Law) -> tuple[float | None, ...]:
     return _RIDGES if law.noise else _RIDGES[:1]
 
 
-def _weighted(layer: Layer, ridge: Any, key: Any, D: Dictionary) -> Unrolled:
+def _from_weights(layer: Layer, ridge: float | None, key: Any, D: Dictionary) -> Unrolled:
     """Params with weights in closed form, scaled where steps with them would expand."""
+    if ridge is None:
+        return layer.from_weights(key, D, D)
     W = lasso_weights(D, ridge)
     return layer.from_weights(key, W * stable_step(W, D), D)
 
@@ -340,7 +341,8 @@ def _searched(layer: Layer, params: Unrolled, signals: _Signals) -> Unrolled:
         name: float(getattr(params.shared, name)) * np.asarray(multiples)
         for name, multiples in layer.recipe.searched.items()
     }
-    return search(layer, params, signals.D, *signals.later, **grid).params
+    Y, X = (part[:_SEARCHED_ON] for part in signals.later)
+    return search(layer, params, signals.D, Y, X, **grid).params
 
 
 def _error(layer: Layer, params: Unrolled, signals: _Signals) -> float:
