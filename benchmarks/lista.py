@@ -39,6 +39,7 @@ from unrolled import layers
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 TESTED, CHUNK, ELSEWHERE, RESAMPLED = 10_000, 500, 2_000, 1_000
+BROKEN = 1e200  # the error of a code that is no number
 DICTIONARIES, SEEDS = range(5), range(3)
 
 
@@ -238,7 +239,7 @@ def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
     """What a cell of the table says of the errors norm(x_K - x)^2 of its signals."""
     sizes = np.sum(np.square(np.asarray(X, float)), 1)
     errors, sizes = errors[sizes > 0], sizes[sizes > 0]
-    errors = np.where(np.isfinite(errors), errors, np.inf)
+    errors = np.where(np.isfinite(errors), errors, BROKEN)
     with np.errstate(divide="ignore"):
         each = np.maximum(10 * np.log10(errors / sizes), -300)
     counts = np.random.default_rng(0).multinomial(
@@ -256,7 +257,7 @@ def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
 
 
 def _dB(ratio: float) -> float | None:
-    return round(10 * math.log10(max(ratio, 1e-30)), 2) if np.isfinite(ratio) else None
+    return round(10 * math.log10(max(ratio, 1e-30)), 2) if ratio < math.sqrt(BROKEN) else None
 
 
 def oracle(D: jax.Array, Y: jax.Array, X: jax.Array) -> np.ndarray:

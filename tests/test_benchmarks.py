@@ -84,3 +84,70 @@ def test_a_pursuit_in_low_precision_claims_no_more_than_it_has(script, float32_b
     for row in rows.values():
         assert row["largest gap of these"] is None or row["largest gap of these"] < 2e-4
     assert rows["bfloat16 products"]["converged"] < 1
+
+
+def test_the_design_of_cells_is_balanced(script):
+    """Each level of a factor is in equally many of the 40 cells, up to one; no cell twice."""
+    lista = script("lista")
+    cells = list(lista.DESIGN.values())
+    assert len(set(cells)) == len(cells) == 40
+    for name, levels in lista.LEVELS.items():
+        counts = [sum(getattr(cell, name) == level for cell in cells) for level in levels]
+        assert max(counts) - min(counts) <= 1 and sum(counts) == 40
+
+
+@pytest.mark.parametrize("kind", ["Gaussian", "DCT", "condition 15", "condition 50", "correlated"])
+def test_dictionaries_of_the_benchmark(script, kind):
+    """Unit atoms; the condition number is that of the name after the atoms were normalised."""
+    lista = script("lista")
+    D = lista.dictionary(lista.Cell(40, 80, dictionary=kind), 0)
+    np.testing.assert_allclose(np.linalg.norm(D, axis=0), 1, rtol=1e-12)
+    if kind.startswith("condition"):
+        assert np.linalg.cond(D) == pytest.approx(float(kind.split()[1]), rel=0.02)
+    if kind == "correlated":
+        assert np.mean(np.sum(D[:, 1:] * D[:, :-1], 0)) == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codes", ["Gaussian", "Laplacian", "constant"])
+def test_signals_of_the_benchmark(script, codes, float32_by_default):
+    """Nonzeros of variance 1 with the share p, and noise of the SNR, within four deviations."""
+    lista = script("lista")
+    cell = lista.Cell(40, 80, snr=20.0, codes=codes, probability=0.2)
+    D = jnp.asarray(lista.dictionary(cell, 0), jnp.float32)
+    Y, X = lista.sampler(cell, D, 4000)(jax.random.key(0))
+    nonzeros = np.asarray(X)[np.asarray(X) != 0]
+    assert len(nonzeros) / X.size == pytest.approx(0.2, abs=4 * 0.4 / np.sqrt(X.size))
+    # The squares have a deviation of sqrt(2), sqrt(5) for Laplacian codes.
+    assert np.mean(nonzeros**2) == pytest.approx(1, abs=4 * 2.3 / np.sqrt(len(nonzeros)))
+    noise = np.asarray(Y - X @ D.T)
+    assert 10 * np.log10(np.mean(noise**2) / np.mean(np.asarray(Y) ** 2)) == pytest.approx(
+        -20, abs=1
+    )
+
+
+def test_scores_of_the_benchmark(script):
+    """One signal in a hundred fails: it decides the ratio of sums, and the mean hardly sees it."""
+    lista = script("lista")
+    X = np.ones((1000, 4))
+    errors = np.full(1000, 4e-6)
+    errors[:10], errors[10] = 8.0, np.nan
+    found = lista.scores(errors, X)
+    assert found["nmse"] is None  # a code that is no number counts as infinitely far
+    assert found["worse than zero"] == found["above -20 dB"] == 0.011
+    found = lista.scores(np.delete(errors, 10), X[1:])
+    ratio = (10 * 8 + 989 * 4e-6) / (999 * 4)
+    assert found["nmse"] == pytest.approx(10 * np.log10(ratio), abs=0.01)
+    assert found["interval"][0] < found["nmse"] < found["interval"][1]
+    assert found["mean"] == pytest.approx((10 * 10 * np.log10(2) - 989 * 60) / 999, abs=0.01)
+
+
+def test_one_process_adds_rows_at_a_time(script, tmp_path, monkeypatch):
+    import fcntl
+
+    lista = script("lista")
+    monkeypatch.setattr(lista, "ROWS", tmp_path / "lista.jsonl")
+    with lista.ROWS.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="another process adds rows"):
+            lista.run(["noiseless"], 1.0)
