@@ -641,7 +641,22 @@ def test_products_come_in_tiles(monkeypatch):
     jax.clear_caches()
 
 
-def test_large_results_are_announced():
+@pytest.fixture
+def large_machine(monkeypatch):
+    monkeypatch.setattr(_checks, "host_bytes", lambda: 1e12)
+
+
+def test_results_above_the_memory_of_the_machine_are_refused(large_machine):
+    """Where JAX has its own words, or ends the process: 1.1 TB of filters, 80 GB and more."""
+    D = ud.Conv(jnp.ones((1, 1, 3)) / 3**0.5, 370_000)
+    for refused in (lambda: ud.dense(D), lambda: ut.sequence_bound(D, D, 2)):
+        with pytest.raises(MemoryError, match="dense: .*takes 1095.2 GB of memory; .* 1000.0"):
+            refused()
+    with pytest.raises(MemoryError, match="generalized_coherence: the solution of all programs"):
+        ut.generalized_coherence(jnp.broadcast_to(jnp.eye(2)[:, :1], (2, 400_000)))
+
+
+def test_large_results_are_announced(large_machine):
     shape = jax.ShapeDtypeStruct((2, 30_000), jnp.float32)
     with pytest.warns(UserWarning, match="inner_products: .* takes 3.6 GB of memory"):
         jax.eval_shape(ud.inner_products, shape, shape)
@@ -664,7 +679,7 @@ DENSE_S = {  # of 2000 atoms, 16 MB in float32
 
 
 @pytest.mark.parametrize("name", DENSE_S)
-def test_the_dense_matrices_of_a_layer_are_announced(name):
+def test_the_dense_matrices_of_a_layer_are_announced(name, large_machine):
     layer, S, signal = DENSE_S[name]
     D = ud.Conv(jnp.ones((2, 1, 3), F32), signal)
     d = D.shape[1]

@@ -255,10 +255,25 @@ def as_key(key: Any, where: str) -> Array:
 
 
 def announce(shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str) -> None:
-    """Warn before an array of more than 2 GB is made, with its size."""
+    """Warn before an array of more than 2 GB is made, with its size.
+
+    Raises:
+        MemoryError: one that is larger than all memory of this machine, which JAX and the system
+            would answer in words of their own, or by ending the process.
+    """
     size = math.prod(shape) * np.dtype(dtype).itemsize
+    text = f"{where}: {what}, {shape} in {np.dtype(dtype)}, takes {size / 1e9:.1f} GB of memory"
+    if size > host_bytes():
+        raise MemoryError(f"{text}; expected at most {host_bytes() / 1e9:.1f}, all of this machine")
     if size > _LARGE_BYTES:
-        warn(f"{where}: {what}, {shape} in {np.dtype(dtype)}, takes {size / 1e9:.1f} GB of memory")
+        warn(text)
+
+
+def host_bytes() -> float:
+    """The memory of this machine; inf where the system does not tell it."""
+    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+    known = set(names) <= set(getattr(os, "sysconf_names", ()))
+    return float(math.prod(map(os.sysconf, names))) if known else math.inf
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

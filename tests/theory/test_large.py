@@ -13,7 +13,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import unrolled as ur
-from unrolled.theory import _atom_programs, _coherence, _convergence
+from unrolled.theory import _atom_programs, _coherence, _convergence, _uniqueness
 from unrolled.theory._tiles import row_excess, row_maxima
 
 M, MANY = 4, 5000  # more atoms than a matrix of all products is made for
@@ -115,6 +115,13 @@ def test_programs_of_few_atoms_take_memory_for_few():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.holds and peak < 8 * 3000**2 / 4
+
+
+def test_singular_values_of_few_columns_take_memory_for_few():
+    """A quarter of what a square of all rows takes."""
+    A, K = (jax.ShapeDtypeStruct((rows, 3), np.float64) for rows in (3000, 0))
+    compiled = jax.jit(_uniqueness.singular_values).lower(A, K).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 3000**2 / 4
 
 
 def test_atoms_that_others_do_not_span_are_found_without_the_products_of_all():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import analytic, dictionaries, layers
+from unrolled import _checks, analytic, dictionaries, layers
 from unrolled.commands._console import show
 from unrolled.commands._report import check_folder, environment
 
@@ -176,10 +176,8 @@ def _memory() -> str:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return f"{stats['bytes_limit'] / 2**30:.1f} GiB of the device"
-    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
-    if not set(names) <= set(getattr(os, "sysconf_names", ())):
-        return "unknown"
-    return f"{math.prod(map(os.sysconf, names)) / 2**30:.1f} GiB of the host"
+    size = _checks.host_bytes()
+    return f"{size / 2**30:.1f} GiB of the host" if size < math.inf else "unknown"
 
 
 def _cache() -> str:

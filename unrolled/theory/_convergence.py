@@ -258,6 +258,7 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     They compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. Where
     d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound: the constant independent of k
     of the printed Lemma 13 does not exist. `support_bound` holds for all k on a common support.
+    Structured dictionaries are made dense.
 
     Args:
         W: (m, d), weights.

@@ -126,7 +126,7 @@ def generalized_coherence(
     _positive(tol, where)
     m, d = D.shape
     chosen = representatives(D) if atoms is None else _indices(atoms, d, where)
-    _checks.announce((d, len(chosen)), np.float64, "the solution of all programs", where)
+    _announce(d, len(chosen), where)
 
     def highest(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
         return _highest(dual, tried, (1 + tol) / primal.min())
@@ -208,6 +208,7 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
         (True, False)
     """
     A, dtype = _on_host(D, "coherence_at_most")
+    _announce(A.shape[1], A.shape[1], "coherence_at_most")
     _positive(tol, "coherence_at_most")
     level = host_float(level, "level", "coherence_at_most")
     if not level >= 0:
@@ -336,6 +337,10 @@ def _unit_dictionary(D: Dictionary, where: str) -> Dictionary:
     refuse_cut_atoms(D, where)
     unit_atoms(D, where)
     return D
+
+
+def _announce(d: int, n: int, where: str) -> None:
+    _checks.announce((d, n), np.float64, "the solution of all programs", where)
 
 
 def _positive(tol: float, where: str) -> None:

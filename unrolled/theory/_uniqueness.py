@@ -352,8 +352,9 @@ def _constraints(
 @program()
 def singular_values(A: Array, K: Array) -> Array:
     """Singular values of M = stack[A; K] in descending order, padded by 0 to one per column."""
-    k = A.shape[1]
-    values = jnp.linalg.svd(jnp.concatenate([A, _triangle(K)]), compute_uv=False)[:k]
+    k, M = A.shape[1], jnp.concatenate([A, _triangle(K)])
+    # JAX makes room for U even where it is not computed: full matrices would be (m, m).
+    values = jnp.linalg.svd(M, full_matrices=False, compute_uv=False)[:k]
     lacking = max(0, k - len(A) - len(K))
     return values.at[k - lacking :].set(0.0)
 
