@@ -506,6 +506,26 @@ def whole(folder, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_recipe_sets_what_is_not_given(folder, tmp_path, monkeypatch, capsys):
+    """The options of the family, the loss, the rate and its course; a resumed run has the same."""
+    monkeypatch.chdir(folder)
+    run = tmp_path / "run"
+    arguments = ["train", "--dictionary", "D.npy", "--signals", "YX.npz", "--family", "tilista"]
+    arguments += ["--depth", "3", "--start", "recipe", "--steps", "4", "--output", str(run)]
+    assert main(arguments) == 0
+    recipe, chosen = ur.layers.tilista.recipe, load(run / "config.toml", {}).training
+    assert (chosen.rate, chosen.loss) == (recipe.rate, "mostly_last")
+    assert (chosen.schedule, chosen.clip, chosen.steps) == ("cosine", 1.0, 4)
+    first = ur.training.restore(weights_of(run))
+    p = np.mean(np.load("YX.npz")["X"][:28] != 0)
+    assert first.layer.support == pytest.approx((0.12 * p, 1.3 * p), rel=1e-5)
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    again = ur.training.restore(weights_of(run))
+    assert again.layer is first.layer
+    jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
+
+
+@pytest.mark.slow
 def test_a_run_folder_has_all_of_a_training(whole, folder):
     output, out = whole
     names = [
@@ -996,6 +1016,8 @@ REFUSED = {
     "loss supervised would need; try loss lasso",
     "train --dictionary D.npy --signals Y.npy --loss log_nmse --start calibrated": "which loss "
     "log_nmse would need; try loss lasso, .*codes lasso, which makes them",
+    "train --dictionary D.npy --signals Y.npy --start recipe": "which loss mostly_last and start "
+    "recipe would need; try loss lasso",
     "train --dictionary D.npy --signals Y.npy --ratio 0.2": "ratio does not go with .*Y.npy",
     "train --codes lasso": "codes does not go with dictionary gaussian, signals planted",
     "train --signals Y.npy --codes lasso --ratio 1.5": "--ratio must be above 0 and at most 1",
