@@ -13,7 +13,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import unrolled as ur
-from unrolled.theory import _atom_programs, _coherence, _convergence, _uniqueness
+from unrolled.theory import _atom_programs, _codes, _coherence, _convergence, _uniqueness
 from unrolled.theory._tiles import row_excess, row_maxima
 
 M, MANY = 4, 5000  # more atoms than a matrix of all products is made for
@@ -122,6 +122,24 @@ def test_singular_values_of_few_columns_take_memory_for_few():
     A, K = (jax.ShapeDtypeStruct((rows, 3), np.float64) for rows in (3000, 0))
     compiled = jax.jit(_uniqueness.singular_values).lower(A, K).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * 3000**2 / 4
+
+
+@pytest.mark.slow
+def test_supports_in_large_pictures_take_memory_for_one_atom(monkeypatch):
+    """Half of what their atoms as columns of an identity take; the same factor by both ways."""
+    filters = jax.random.normal(jax.random.key(0), (4, 1, 3, 3))
+    D = ur.dictionaries.normalize(ur.dictionaries.Conv(filters, (130, 130)))[0]
+    k = 300  # above 2**24 entries of k atoms
+
+    def root(D, atoms):
+        return _codes._support(_codes._system(D), atoms, jnp.ones(atoms.shape, bool)).root
+
+    compiled = jax.jit(root).lower(D, jnp.arange(k)[None]).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * k * D.shape[1] / 2
+    atoms = jnp.asarray([[5, 6, 700, 30_000]])
+    whole = root(D, atoms)
+    monkeypatch.setattr(_codes, "BLOCK", 0)
+    np.testing.assert_allclose(root(D, atoms), whole, rtol=1e-12, atol=1e-13)
 
 
 def test_atoms_that_others_do_not_span_are_found_without_the_products_of_all():

@@ -23,6 +23,7 @@ from unrolled.dictionaries import (
     magnitudes,
     spectral_norm,
 )
+from unrolled.theory._coherence import BLOCK
 
 _EPS = float(np.finfo(float).eps)
 # The iteration lowers the correlations off the support to `_LOW`, and ends where all are `_ENOUGH`.
@@ -253,7 +254,10 @@ def _support(system: _System, atoms: Array, live: Array) -> _Support:
     else:
 
         def of_one(T):
-            return ((D @ jax.nn.one_hot(T, d, dtype=size.dtype).T).T @ D)[:, T]
+            unit = partial(jax.nn.one_hot, num_classes=d, dtype=size.dtype)
+            if k * d > BLOCK:  # atom by atom
+                return lax.map(lambda t: ((D @ unit(t)) @ D)[T], T)
+            return ((D @ unit(T).T).T @ D)[:, T]
 
         gram = lax.map(of_one, atoms)
     ridge = m * k * _EPS * size**2
