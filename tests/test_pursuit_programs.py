@@ -9,6 +9,8 @@ from oracles import normal, unit
 
 from unrolled import dictionaries, pursuit
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Shapes of this file alone: a first call compiles.
 M, N, P = 7, 11, 9
 D, E, Y = unit(normal(0, M, N)), normal(1, N, P) / 3, normal(2, 3, M)
@@ -103,6 +105,18 @@ def test_a_first_call_compiles_three_programs_at_most(name, compiled):
     assert len(compiled) <= 3
 
 
+@pytest.fixture
+def as_users_compile(dtype):
+    """The programs of float64 with all optimisations: there the bits are the same, too."""
+    if dtype == jnp.float64:
+        jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Of D and of the signals: to the ends of the range of float32, and a penalty is their product.
+SCALES = [(20, -25), (0, 112), (0, -112), (104, 0), (-104, 0), (64, 56), (-64, -56), (72, -40)]
+HALF_SCALES = [(2, -3), (0, 3), (-2, 0), (1, 2)]
 DTYPES = [
     jnp.bfloat16,
     *(pytest.param(t, marks=pytest.mark.slow) for t in (jnp.float16, jnp.float32, jnp.float64)),
@@ -112,21 +126,33 @@ DTYPES = [
 @pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_powers_of_two_go_through_every_pursuit(name, dtype):
+def test_powers_of_two_go_through_every_pursuit(name, dtype, as_users_compile):
     """2^k D and 2^l y have the code times 2^(l - k), to the bit: the problem inside is the same.
 
     In float16 the range is short: entries below its least normal number are multiples of 2^-24, and
     a code may say that it is not held.
     """
-    spacing = 2.0**-24 if dtype == jnp.float16 else 0.0
-    k, l = (2, -3) if dtype == jnp.float16 else (20, -25)
-    plain, other = answer(name, dtype), answer(name, dtype, k, l)
-    for x, z in zip(codes(plain), codes(other)):
-        assert x.dtype == z.dtype == dtype
-        same = np.abs(np.ldexp(np.asarray(x, float), l - k) - np.asarray(z, float)) <= spacing
-        assert same.all() or not np.asarray(other.converged).all()
-    if dtype != jnp.float16:
-        assert np.array_equal(plain.converged, other.converged)
+    half = dtype == jnp.float16
+    plain, spacing = answer(name, dtype), 2.0**-24 if half else 0.0
+    for k, l in HALF_SCALES if half else SCALES:
+        other = answer(name, dtype, k, l)
+        for x, z in zip(codes(plain), codes(other)):
+            assert x.dtype == z.dtype == dtype
+            assert off(x, z, l - k) <= spacing or not np.asarray(other.converged).all()
+        if not half:
+            assert np.array_equal(plain.converged, other.converged)
+        certified = isinstance(plain, pursuit.Pursuit | pursuit.Path)
+        assert not certified or plain.gap.dtype == plain.residual.dtype == dtype
+        # The gap of a threshold is that of the LASSO, which is another one in other units of D.
+        if certified and not half and (name != "threshold" or k == 0):
+            assert off(plain.residual, other.residual, l) <= jnp.finfo(dtype).tiny  # or 0
+            assert np.array_equal(plain.gap, other.gap)
+            assert np.array_equal(plain.steps, other.steps)
+
+
+def off(x, z, k):
+    """The largest difference of 2^k x and z."""
+    return np.abs(np.ldexp(np.asarray(x, float), k) - np.asarray(z, float)).max()
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from unrolled.theory import _coherence, _convergence, _tiles
 
 ua, ud, um, up, ut = ur.activations, ur.dictionaries, ur.metrics, ur.pursuit, ur.theory
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 M, D_ATOMS, BATCH = 6, 10, 4
 # D is multiplied by 2^a, signals by 2^b: then codes have the factor 2^(b - a), penalties 2^(a + b).
 SCALES = [(0, 0), (0, 14), (0, -14), (13, 0), (-13, 0), (8, 7), (-8, -7), (9, -5), (-7, 8)]
@@ -48,7 +50,8 @@ def unit(D):
 
 
 # Each is called with D, y, a code x, a penalty lam, codes X and signals Z; its results have the
-# exponents that follow, for the scales 2^a of D and 2^b of y.
+# exponents that follow, for the scales 2^a of D and 2^b of y. The pursuits are in
+# test_pursuit_programs.py.
 ANY = {  # what follows any dtype at any of the scales
     "column_norms": (lambda D, y, x, lam, X, Z: ud.column_norms(D), lambda a, b: a),
     "normalize": (lambda D, y, x, lam, X, Z: ud.normalize(D), lambda a, b: (0, a)),
@@ -70,13 +73,6 @@ ANY = {  # what follows any dtype at any of the scales
     "failure_rate": (lambda D, y, x, lam, X, Z: um.failure_rate(X[:2], X[2:], 3.0), lambda a, b: 0),
     "support_scores": (lambda D, y, x, lam, X, Z: um.support_scores(X[:2], X[2:]), lambda a, b: 0),
     "psnr": (lambda D, y, x, lam, X, Z: um.psnr(X[:2], X[2:], x[0]), lambda a, b: 0),
-    "ista": (lambda D, y, x, lam, X, Z: up.ista(D, y, lam, max_steps=20), "pursuit"),
-    "fista": (lambda D, y, x, lam, X, Z: up.fista(D, y, lam, max_steps=20), "pursuit"),
-    "basis_pursuit": (lambda D, y, x, lam, X, Z: up.basis_pursuit(D, y, tol=1e-3), "pursuit"),
-    "lasso": (lambda D, y, x, lam, X, Z: up.lasso(D, y, lam, max_steps=20), "pursuit"),
-    "lasso_batch": (lambda D, y, x, lam, X, Z: up.lasso_batch(D, y[None], lam), "pursuit"),
-    "omp": (lambda D, y, x, lam, X, Z: up.omp(D, y, 3), "pursuit"),
-    "bpdn": (lambda D, y, x, lam, X, Z: up.bpdn(D, y, abs(y[0]), tol=1e-2), "pursuit"),
     "add_noise": (lambda D, y, x, lam, X, Z: ur.problems.add_noise(0, Z, 9.0), lambda a, b: b),
     "shrink": (lambda D, y, x, lam, X, Z: ua.shrink(Z, abs(y[0])), lambda a, b: b),
     "soft": (lambda D, y, x, lam, X, Z: ua.soft_threshold(Z, abs(y[0])), lambda a, b: b),
@@ -99,7 +95,6 @@ PRODUCTS = {
 }
 # Without another unit of D: x is not linear in it.
 SIGNALS = {
-    "threshold": (lambda D, y, x, lam, X, Z: up.threshold(D, y, lam), "pursuit"),
     "residual": (
         lambda D, y, x, lam, X, Z: ut.recover_on_supports(y, [D], [[0, 3]]).residual,
         "signal",
@@ -107,7 +102,6 @@ SIGNALS = {
     "ista_step": (lambda D, y, x, lam, X, Z: up.ista_step(D, y, x, 0.25, lam), "code"),
 }
 NAMED = {
-    "pursuit": lambda a, b: up.Pursuit(b - a, 0, b, 0, 0),
     "signal": lambda a, b: b,
     "code": lambda a, b: b - a,
     "square": lambda a, b: 2 * b,
