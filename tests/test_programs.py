@@ -242,6 +242,7 @@ CALLS |= {
     "training.deep": lambda: tr.deep(tr.supervised)(CODES, X, None, None),
     "training.lasso": lambda: tr.lasso(0.1)(CODES, None, D, Y),
     "training.log_nmse": lambda: tr.log_nmse(CODES, X, None, None),
+    "training.law_of": lambda: tr.law_of(D, Y, X),
     "training.mostly_last": lambda: tr.mostly_last(CODES, X, None, None),
     "training.reconstruction": lambda: tr.reconstruction(CODES, None, D, Y),
     "training.sparse_feature_penalty": lambda: tr.sparse_feature_penalty([X, Y]),

@@ -285,11 +285,14 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
     broken: list[str] = []
     lam = best_lam(samples, K) if run.lam is None else run.lam
     ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
+    penalties = [f"ISTA uses lam = {lam:g}"]
     if "ista" in run.methods:
         methods["ISTA"] = (ista, ista_params)
         methods["ISTA, calibrated"] = (ista, analytic.calibrate(ista, ista_params, D, Y, X))
     if "fista" in run.methods:
-        methods["FISTA"] = (layers.fista(K), ista_params)
+        fista_lam = best_lam(samples, K, "fista") if run.lam is None else run.lam
+        methods["FISTA"] = (layers.fista(K), analytic.ista(D, fista_lam, K))
+        penalties.append(f"FISTA lam = {fista_lam:g}")
     pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
     methods |= {name: codes for name, (codes,) in pursued.codes.items()}
     prepared: dict[str, training.Start] = {}
@@ -309,7 +312,7 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
             with timed(seconds, f"{title}, learned"):
                 learned = train(layer, start.params, samples, run, title, broken)
             methods[f"{title}, learned"] = (layer, learned.best)
-    remarks = [f"ISTA and FISTA use lam = {lam:g}.", *pursued.remarks, remark, *broken]
+    remarks = [f"{', '.join(penalties)}.", *pursued.remarks, remark, *broken]
     shown = any(name.endswith(", analytic") for name in methods)
     return _Methods(methods, remarks, caution if shown else "", seconds)
 
@@ -381,7 +384,7 @@ def _chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]:
 
 
 def _ista(run: Plan, layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
-    lam = best_lam(samples, run.depth) if run.lam is None else run.lam
+    lam = best_lam(samples, run.depth, layer.family) if run.lam is None else run.lam
     return layer, analytic.ista(samples.D, lam, run.depth)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import _checks, analytic, dictionaries, layers, problems, theory, training
+from unrolled import _checks, analytic, dictionaries, layers, metrics, problems, theory, training
 from unrolled._checks import Array
 from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
@@ -198,10 +198,16 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
     ), caution
 
 
-def best_lam(samples: Samples, depth: int) -> float:
-    """The penalty with the smallest error of ISTA after K steps, by its recipe."""
-    layer: Any = training.prepare("ista", samples.D, *samples.chosen_on, depth=depth).layer
-    return layer.lam
+def best_lam(samples: Samples, depth: int, family: str = "ista") -> float:
+    """The penalty of a recipe with the smallest error of ISTA, or FISTA, after K steps."""
+    D, (Y, X), layer = samples.D, samples.chosen_on, layers.FAMILIES[family](depth)
+
+    @jax.jit
+    def error(params, D, Y, X):
+        return metrics.nmse(jax.vmap(layer.apply, (None, None, 0))(params, D, Y), X)
+
+    lams = layer.recipe.tried(training.law_of(D, Y, X))["lam"]
+    return min(lams, key=lambda lam: float(error(analytic.ista(D, lam, depth), D, Y, X)))
 
 
 def train(

@@ -14,7 +14,7 @@ from unrolled.training._losses import deep, lasso, log_nmse, reconstruction, sup
 from unrolled.training._manifest import CheckpointError, digest, versions
 from unrolled.training._mask import trainable
 from unrolled.training._protocols import Callback, Loss, Sample
-from unrolled.training._recipe import Made, Start, by_recipe, mostly_last, prepare
+from unrolled.training._recipe import Made, Start, by_recipe, law_of, mostly_last, prepare
 from unrolled.training._records import Fit, History, NonFiniteError, Record, Trained
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._search import Search, search
@@ -45,6 +45,7 @@ __all__ = [
     "exceeds",
     "fit",
     "lasso",
+    "law_of",
     "log_nmse",
     "merge",
     "mostly_last",

@@ -257,20 +257,45 @@ def _signals(D: Dictionary, calibrating: tuple, later: tuple, depth: int) -> _Si
     dtype = _checks.common_dtype(D, *calibrating)
     D, calibrating, later = (_checks.cast(tree, dtype) for tree in (D, calibrating, later))
     _checks.finite((calibrating, later), "Y or X", "prepare")
-    Y, X = (np.concatenate(parts).astype(float) for parts in zip(calibrating, later))
-    share = float(f"{np.count_nonzero(X) / X.size:.6g}")
-    if not share:
-        raise ValueError("prepare: all codes are zero; expected some signal to fit")
-    synthesized = [np.asarray(synthesize(D, X), float) for _, X in (calibrating, later)]
-    noise, signal = np.mean((Y - np.concatenate(synthesized)) ** 2), np.mean(Y**2)
-    noise = 0.0 if noise <= _ROUNDING**2 * signal else float(noise)
-    unit = float(np.mean(np.square(np.asarray(column_norms(D), float))))
-    variance = float(f"{np.mean(X**2) / share:.6g}")
-    law = Law(share, variance, noise, float(signal), X.shape[1], unit)
+    law = law_of(D, *(np.concatenate(parts) for parts in zip(calibrating, later)))
     lams, (Y, X) = ista.recipe.tried(law)["lam"], later
     codes = (codes_of_ista(D, lam, depth, Y, "prepare")[-1] for lam in lams)
     least = min(float(metrics.nmse(x, X)) for x in codes)
     return _Signals(D, calibrating, later, law, least)
+
+
+def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
+    """The share of nonzeros, their variance and the noise of a sample.
+
+    Noise below -80 dB counts as rounding.
+
+    Args:
+        D: (m, d).
+        Y: (batch, m), signals.
+        X: (batch, d), their codes.
+
+    Raises:
+        ValueError: shapes that do not fit, or codes that are all zero.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> X = 3 * jnp.eye(8)
+        >>> law = ur.training.law_of(D, ur.problems.synthesize(D, X), X)
+        >>> law.probability, law.variance, law.noise
+        (0.125, 9.0, 0.0)
+    """
+    check_batch(D, Y, X, "law_of")
+    codes = np.asarray(X, float)
+    share = float(f"{np.count_nonzero(codes) / codes.size:.6g}")
+    if not share:
+        raise ValueError("law_of: all codes are zero; expected some signal to fit")
+    signals = np.asarray(Y, float)
+    rest = signals - np.asarray(synthesize(D, jnp.asarray(X)), float)
+    noise, signal = float(np.mean(rest**2)), float(np.mean(signals**2))
+    noise = 0.0 if noise <= _ROUNDING**2 * signal else noise
+    unit = float(np.mean(np.square(np.asarray(column_norms(D), float))))
+    variance = float(f"{np.mean(codes**2) / share:.6g}")
+    return Law(share, variance, noise, signal, codes.shape[1], unit)
 
 
 def _best(made: Sequence[Any]) -> Any:
