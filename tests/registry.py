@@ -82,6 +82,12 @@ def _array(seed, m, d):
     return ur.dictionaries.gaussian(jax.random.key(seed), m, d)
 
 
+def _unit(seed, m, d):
+    """Unit columns, drawn by numpy, which compiles nothing."""
+    D = np.random.default_rng([seed, m, d]).normal(size=(m, d))
+    return D / np.linalg.norm(D, axis=0)
+
+
 def _columns(p, d):
     """Sparse columns: the atoms of `Sparse`."""
     rng = np.random.default_rng(1)
@@ -140,6 +146,10 @@ DICTIONARIES = {
     ),
 }
 
+# Those that are plain arrays.
+ARRAYS = "gaussian", "tall", "one atom", "dct", "identity_hadamard", "paley", "transversal"
+ARRAYS += ("ill_conditioned",)
+
 
 def _alone(solve):
     """A solver of batches for one signal."""
@@ -155,7 +165,7 @@ def _alone(solve):
 NETWORKS = {
     "res_csc": lambda: (
         ur.networks.res_csc(2, lam=0.02),
-        tuple(_array(j, *shape) / 2 for j, shape in enumerate([(6, 8), (8, 10), (10, 8)])),
+        tuple(_unit(j, *shape) / 2 for j, shape in enumerate([(6, 8), (8, 10), (10, 8)])),
     ),
     "msd_csc": lambda: (
         ur.networks.msd_csc(2, lam=0.02),
@@ -163,15 +173,15 @@ NETWORKS = {
     ),
     "deconvolutional": lambda: (
         ur.networks.deconvolutional(2, lam=0.02, p=0.8),
-        (_array(0, 6, 8), _array(1, 8, 10)),
+        (_array(0, 6, 8), _array(1, 8, 10)),  # with no code at a jump of its threshold
     ),
     "dsc": lambda: (
         ur.dsc([ur.lista_cp(2, lam=0.02), ur.layers.ista(3, lam=0.01)]),
-        (_array(0, 6, 8), _array(1, 8, 10)),
+        (_unit(0, 6, 8), _unit(1, 8, 10)),
     ),
     "ml_lista": lambda: (
         ur.networks.ml_lista(2, lam=0.02),
-        (_array(0, 6, 8), _array(1, 8, 10) / 2),
+        (_unit(0, 6, 8), _unit(1, 8, 10) / 2),
     ),
 }
 

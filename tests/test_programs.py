@@ -15,6 +15,8 @@ import registry
 
 import unrolled as ur
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MOST = 3  # of a chain, for each of its dictionaries; of a study, for each of its functions
 # The functions of unrolled.pursuit and unrolled.dictionary_learning are to follow.
 MODULES = (
@@ -45,17 +47,26 @@ CONV = ur.dictionaries.Conv(
 X = jnp.asarray(rng.normal(size=(7, 19)) * (rng.uniform(size=(7, 19)) < 0.3))
 Y, Y_CONV = jnp.asarray(np.asarray(X) @ np.asarray(D).T), jnp.asarray(rng.normal(size=(7, 13)))
 Y_1, X_1, Y_1_CONV = (jnp.asarray(np.asarray(A[0])) for A in (Y, X, Y_CONV))
-MAGNITUDES, TWO = jnp.abs(V), jnp.asarray([0.1, 0.2])
+MAGNITUDES, TWO = jnp.asarray(np.abs(V)), jnp.asarray([0.1, 0.2])
 CODE, ZERO = jnp.asarray(np.eye(19)[3]), jnp.asarray(np.zeros(19))
 MASKS = jnp.asarray(rng.uniform(size=(3, 5, 7)) < 0.5)
 CODE_CONV, W_CONV = jnp.asarray(np.ones(26)), jnp.asarray(np.ones((13, 2)))
 KEY = jax.random.key(0)
 LAYER, ONE = ur.layers.lista_cp(3), dict(sparsity=1, bound=1.0)
-PARAMS = LAYER.init(None, D)
-UNSTACKED = ur.layers.unstack(PARAMS)
 ISTA = ur.layers.ista(3)
-ISTA_PARAMS = ISTA.init(None, D)
 CODES = jnp.asarray(rng.normal(size=(3, 7, 19)))
+
+
+def _params(layer):
+    """Of the shapes of `init`, without its programs."""
+    shapes = jax.eval_shape(layer.init, KEY, D)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.full(leaf.shape, 0.1, leaf.dtype)), shapes)
+
+
+PARAMS, ISTA_PARAMS = _params(LAYER), _params(ISTA)
+ONE_STEP = jax.tree.map(lambda leaf: np.asarray(leaf)[0], PARAMS.steps)
+UNSTACKED = PARAMS._replace(steps=(ONE_STEP,) * 3)
+NETWORKS = {name: build() for name, build in registry.NETWORKS.items()}
 
 
 def _step(shared, p, D, y, state):
@@ -120,8 +131,8 @@ OF_DICTIONARIES = {
 CALLS = {name: partial(call, D) for name, call in OF_DICTIONARIES.items()}
 CALLS |= {f"{name}, Conv": partial(call, CONV) for name, call in OF_DICTIONARIES.items()}
 CALLS |= {
-    f"networks.{name}.init": partial(lambda network, Ds: network.init(KEY, Ds), *build())
-    for name, build in registry.NETWORKS.items()
+    f"networks.{name}.init": partial(lambda network, Ds: network.init(KEY, Ds), *built)
+    for name, built in NETWORKS.items()
 }
 CALLS |= {
     "activations.firm_threshold": lambda: act.firm_threshold(V, 0.1, 0.5),
@@ -251,7 +262,7 @@ CALLS |= {
     "compare.evolution": lambda: ur.compare.evolution(ISTA, D),
 }
 
-CHAINS = {f"networks.{name}.init": len(build()[1]) for name, build in registry.NETWORKS.items()}
+CHAINS = {f"networks.{name}.init": len(Ds) for name, (_, Ds) in NETWORKS.items()}
 CHAINS |= {"networks.mixed_scale": 2}
 # Of functions of the library: the optimum, ISTA, the codes and the guarantees of a method; the
 # minimax weights and what a table says of each kind.
