@@ -22,20 +22,22 @@ class Line(NamedTuple):
     label: str
     colours: tuple[str, str]  # on white, on #0d1117
     trained: bool = False
+    offset: tuple[int, int] = (6, 0)  # of the label from the end of the line, points
+    side: str = "left"  # of the label, at which the line ends
 
-    def text(self, numbers: int, steps: int) -> str:
-        return (
-            f"{self.label}: {numbers:,} numbers\nin {steps} steps" if self.trained else self.label
-        )
+    def text(self, numbers: int) -> str:
+        return f"{self.label}: {numbers:,} numbers" if self.trained else self.label
 
 
 GREY = ("#6A6A6A", "#9A9A9A")
 LINES = {
-    "ISTA": Line("ISTA", GREY),
-    "FISTA": Line("FISTA", GREY),
+    "ISTA": Line("ISTA", GREY, offset=(6, 3)),
+    "FISTA": Line("FISTA", GREY, offset=(6, -5)),
     "LISTA-SS": Line("LISTA", ("#0072B2", "#56B4E9"), trained=True),
     "ALISTA-SS": Line("ALISTA", ("#B84F00", "#FF8A3D"), trained=True),
-    "OAT": Line("ALISTA with messages", ("#8A3FA0", "#C98BDB"), trained=True),
+    "OAT": Line(
+        "ALISTA with messages", ("#8A3FA0", "#C98BDB"), True, offset=(-14, -6), side="right"
+    ),
     "VAMP-BG": Line("VAMP: knows the\ndistribution of codes", ("#007A5A", "#2BC79A")),
 }
 INK = {"light": ("#1F2328", "#59636E"), "dark": ("#E6EDF3", "#9198A1")}
@@ -65,11 +67,12 @@ def draw(scheme: str):
             colour = line.colours[scheme == "dark"]
             panel.plot(products, errors, color=colour, linewidth=3.2 if strong else 2)
             panel.annotate(
-                line.text(choice["numbers"], choice["steps"]),
+                line.text(choice["numbers"]),
                 (products[-1], errors[-1]),
-                (6, 0),
+                line.offset,
                 textcoords="offset points",
                 va="center",
+                ha=line.side,
                 color=colour,
                 fontsize=12.5,
                 fontweight="bold" if strong else "normal",

@@ -1,7 +1,7 @@
 """The tables and the figure of `benchmarks/lista.jsonl`, beside published numbers.
 
     python benchmarks/lista_report.py            prints the tables
-    python benchmarks/lista_report.py --figure   draws lista.svg and lista.png
+    python benchmarks/lista_report.py --figure   draws lista.png
 
 Published numbers: [log] is from a training log of NA-ALISTA (ratio of sums, the same dictionary);
 [fig] is read off figures of Open-L2O (mean of dB, 256 x 512, within about 0.7 dB; its
@@ -256,13 +256,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--figure", action="store_true", help="draw lista.svg and lista.png")
+    parser.add_argument("--figure", action="store_true", help="draw lista.png")
     given = parser.parse_args()
     there = read()
     if given.figure:
-        drawn = figure(there)
-        for suffix in ("svg", "png"):
-            drawn.savefig(HERE / f"lista.{suffix}", dpi=110)
+        figure(there).savefig(HERE / "lista.png", dpi=110)
         return
     made = {cell: len({r for r in there if r.cell == cell and "test" in there[r]}) for cell in MAIN}
     print("Rows:", ", ".join(f"{cell} {count}" for cell, count in made.items()), end="\n\n")
