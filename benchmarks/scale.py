@@ -1,15 +1,19 @@
-"""Large dictionaries: seconds and memory of theory and analytic params.
+"""Large dictionaries: seconds and memory of theory, analytic params and training.
 
     python benchmarks/scale.py large [--atoms 100000] [--picture 512]
+    python benchmarks/scale.py atoms [--atoms 100000]
 
 `large` calls the functions of theory and analytic, each in a process of its own, on a float32
 dictionary of 64 rows and on 16 filters on a picture. Memory is the peak of RssAnon: mapped pages
 of libraries are not ours. On a busy machine the wall time says little: the seconds of both cores
-stand beside it.
+stand beside it. `atoms` trains LISTA-CP and its D on four forced devices that share the atoms, and
+on one: bytes of the arrays on each device at an evaluation, and how far the losses are
+apart.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -115,10 +119,60 @@ def large(atoms: int, picture: int, names: list[str]) -> dict[str, dict]:
     return found
 
 
-def _process(arguments: list[str]) -> dict:
+def atoms(count: int) -> dict[str, dict]:
+    """Some steps on one device, and on four that share the atoms."""
+    alone, split = (
+        _process(["trained", "--atoms", str(count), "--devices", str(n)], n) for n in (1, 4)
+    )
+    losses = [row.pop("losses", [1.0]) for row in (alone, split)]
+    apart = max(abs(a - b) / abs(a) for a, b in zip(*losses))
+    rows = {"1 device": alone, "4 devices": split, "apart": {"losses, relative": f"{apart:.1e}"}}
+    for name, row in rows.items():
+        print(f"64 x {count}, {name:12}{row}", flush=True)
+    return rows
+
+
+def trained(count: int, devices: int, steps: int = 4) -> dict:
+    """Some steps of a training in this process, on so many devices."""
+    import jax
+    import optax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    import unrolled as ur
+
+    mesh = jax.make_mesh((1, devices), ("data", "atoms"))
+    columns = NamedSharding(mesh, PartitionSpec(None, "atoms"))
+    D = jax.device_put(ur.dictionaries.gaussian(0, 64, count), columns)
+    layer, held = ur.lista_cp(3), []
+    start = layer.init(None, D)
+    params = jax.tree.map(
+        lambda leaf: jax.device_put(leaf, columns) if leaf.ndim > 1 else leaf, start
+    )
+    del start
+    sample = ur.problems.sampler(D, 16, probability=1e-4)
+
+    def watch(record, params):
+        on_mesh = [x for x in jax.live_arrays() if isinstance(x.sharding, NamedSharding)]
+        numbers = [x for x in on_mesh if x.dtype.name == "float32"]
+        held.append(sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in numbers))
+
+    how = dict(optimizer=optax.adam(1e-6), steps=steps, key=0, learn_dictionary=True, mesh=mesh)
+    checked = sample(jax.random.key(1))
+    found = ur.fit(layer, params, D, sample, validation=checked, callbacks=[watch], **how)
+    W = found.params.shared.W
+    return {
+        "W, MB a device": round(4e-6 * math.prod(W.sharding.shard_shape(W.shape)), 1),
+        "arrays on the mesh, MB a device": round(max(held) / 1e6, 1),
+        "losses": found.history.loss.tolist(),
+    }
+
+
+def _process(arguments: list[str], devices: int = 1) -> dict:
     """What a process of this script prints last, as JSON; its last words where it fails."""
     command = [sys.executable, str(HERE / "scale.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         return {"failed": (done.stderr.splitlines() or [str(done.returncode)])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -127,20 +181,27 @@ def _process(arguments: list[str]) -> dict:
 def main() -> None:
     """Print the rows, and write them as JSON with --output."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("large", "one"))
+    parser.add_argument("what", choices=("large", "atoms", "one", "trained"))
     parser.add_argument("name", nargs="?", help="of one function")
     parser.add_argument("--atoms", type=int, default=100_000)
     parser.add_argument("--picture", type=int, default=512)
+    parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     if given.what == "one":
         print(json.dumps(one(given.name, given.atoms, given.picture)))
         return
-    rows = large(given.atoms, given.picture, [given.name] if given.name else list(CALLS))
+    if given.what == "trained":
+        print(json.dumps(trained(given.atoms, given.devices)))
+        return
+    if given.what == "atoms":
+        rows = atoms(given.atoms)
+    else:
+        rows = large(given.atoms, given.picture, [given.name] if given.name else list(CALLS))
     if given.output:
         from _measure import save
 
-        save(given.output, {"large": rows})
+        save(given.output, {given.what: rows})
 
 
 if __name__ == "__main__":

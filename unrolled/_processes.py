@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from unrolled import _json
 from unrolled._files import CheckpointError
@@ -96,16 +96,34 @@ class Processes(NamedTuple):
         return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
     def local(self, tree: Any) -> Any:
-        """The tree with arrays of this process alone in place of those that all share."""
+        """The tree with arrays of this process alone in place of those that all share.
+
+        Those that are split along the atoms stay so, on its own devices.
+        """
         if not self.several:
             return tree
         device = jax.local_devices()[0]
 
         def of_leaf(leaf: Any) -> Any:
-            shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-            return jax.device_put(np.asarray(leaf), device) if shared else leaf
+            if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+                return leaf
+            place: Any = device
+            if not leaf.is_fully_replicated:
+                of_all: Any = leaf.sharding
+                place = NamedSharding(of_all.mesh.local_mesh, of_all.spec)
+            return jax.device_put(copy_of(leaf), place)
 
         return jax.tree.map(of_leaf, tree)
+
+
+def copy_of(leaf: Any) -> np.ndarray:
+    """A copy on the host of an array; where processes share it, of the parts that are here."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.array(leaf, order="C")
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        whole[shard.index] = shard.data
+    return whole
 
 
 def join(coordinator: str | None, count: int | None, index: int | None, wait: int) -> Processes:

@@ -12,6 +12,7 @@ from unrolled import _checks, dictionaries
 from unrolled._checks import Array, Key
 from unrolled._numbers import exponent, ldexp, widened
 from unrolled._program import program
+from unrolled._sharded import takes_sharded
 from unrolled.dictionaries import Dictionary, as_chain
 
 
@@ -279,6 +280,7 @@ def standard_benchmark(
     return Benchmark(D, sampler(D, batch, probability=probability, snr=snr))
 
 
+@takes_sharded
 def sampler(
     D: Dictionary | tuple[Dictionary, ...] | list[Dictionary],
     batch: int,
@@ -320,6 +322,7 @@ def sampler(
     return sample
 
 
+@takes_sharded
 def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable[[Key], Any]:
     """A sampler that draws signals of one's own, and their codes, with replacement.
 

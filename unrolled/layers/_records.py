@@ -408,3 +408,34 @@ def fold_thresholds(params: Any) -> Any:
     if type(params) is dict:
         return {name: fold_thresholds(part) for name, part in params.items()}
     return params
+
+
+def along_atoms(params: Unrolled) -> Unrolled:
+    """For every leaf of the params whether its last axis is that of the atoms, by its annotation.
+
+    Shapes that only look so are none, as that of an (m, m) matrix where m is d.
+
+    Example:
+        >>> layer, D = ur.lista_cp(2), ur.dictionaries.dct(4, 6)
+        >>> ur.layers.along_atoms(layer.init(None, D))
+        Unrolled(shared=Weights(W=True), steps=Threshold(theta=False))
+    """
+    stacked = type(params.steps) is not tuple
+    return Unrolled(_along_atoms(params.shared, None, 0), _along_atoms(params.steps, None, stacked))
+
+
+def _along_atoms(part: Any, shape: Shape | None, lead: int) -> Any:
+    """The same for records, and for a field of this shape, after `lead` axes."""
+    if is_record(part):
+        shapes = {name: field.shape for name, field in fields_of(type(part)).items()}
+        fields = part._asdict().items()
+        return type(part)(**{name: _along_atoms(held, shapes[name], lead) for name, held in fields})
+    if type(part) is tuple:
+        return tuple(_along_atoms(held, shape, lead) for held in part)
+    sizes = [text.split(",") if text else [] for text in shape.shapes] if shape else []
+
+    def ends_in_atoms(leaf):
+        own = [names for names in sizes if len(names) == np.ndim(leaf) - lead]
+        return not isinstance(part, Structured) and any(names[-1:] == ["d"] for names in own)
+
+    return jax.tree.map(ends_in_atoms, part)

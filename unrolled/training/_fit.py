@@ -105,7 +105,10 @@ def fit(
             on another number. Its devices may be those of several processes, as
             `jax.distributed.initialize` joins them: all make this call with the same arguments, and
             the first alone writes checkpoints, which all read, log and bar. A signal to one of them
-            stops all at the next evaluation.
+            stops all at the next evaluation. A second axis "atoms", within a process, splits a
+            dense D, the params with an entry or a column for each atom, and their moments. They
+            stay split, also in the result, which is that of one device to rounding; the devices
+            add up D x. (The S of LISTA and LFISTA sends codes around, robust ALISTA its W.)
         reduction: how the devices add their parts: "tree" by log2 of their number exchanges, in one
             order everywhere; "psum" by one, for a mesh of many devices, in the order of JAX's
             runtime: then their number changes the result by rounding.
@@ -134,7 +137,8 @@ def fit(
             evaluate_every out of range; a `trainable` that is no tree prefix of params or freezes
             everything; `accumulate` no power of two, a mesh without the axis "data" or with devices
             that cannot share the batches equally; an unknown `reduction`, or "psum" without a mesh
-            or with one batch a step; processes with different arguments (the message
+            or with one batch a step; an axis "atoms" whose devices cannot share the atoms equally,
+            or for a D that is not dense; processes with different arguments (the message
             has a table), or a mesh of some of them.
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is

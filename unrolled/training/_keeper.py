@@ -136,12 +136,16 @@ class Keeper:
             leaves = names({name: like})
             entries = manifest["leaves"]
             values = [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
-            return self.loop.place(jax.tree.unflatten(jax.tree.structure(like), values))
+            return jax.tree.unflatten(jax.tree.structure(like), values)
 
-        state = _unpacked(filled, arrays, start)
+        def placed(name, like):
+            return self.loop.place(filled(name, like))
+
+        state = _unpacked(placed, arrays, start)
         self._replay(state, start, at)
         self.saved = state.step
-        fixed = self.loop.fixed._replace(params=filled("fixed.params", self.loop.fixed.params))
+        params = filled("fixed.params", self.loop.fixed.params)
+        fixed = self.loop.place(self.loop.fixed._replace(params=params))
         return self.loop._replace(fixed=fixed), state
 
     def _replay(self, state: Progress, start: Progress, at: int) -> None:

@@ -13,8 +13,9 @@ import optax
 
 from unrolled._checks import Array
 from unrolled._processes import Processes, processes_of
-from unrolled.training._mesh import Sharing, batches, mean, placed, with_gradient
+from unrolled.training._mesh import Sharing, batches, mean, with_gradient
 from unrolled.training._objective import Objective
+from unrolled.training._places import Places, places_of
 from unrolled.training._protocols import Sample
 from unrolled.training._records import Fit, History, NonFiniteError, Progress, Record, Trained
 
@@ -37,12 +38,12 @@ def make_loop(
     shared: Sharing,
 ) -> "Loop":
     """Compile a run once, for any number of stages."""
-    mesh = shared.mesh
-    place = partial(placed, mesh=mesh)
-    key, trained, fixed, validation = place((data.key, data.trained, data.fixed, data.validation))
+    place = places_of(shared.mesh, data.start, objective.where)
+    key, trained, fixed = place((data.key, data.trained, data.fixed))
+    validation = place.batch(data.validation)
     # Line searches and the like ask for the loss: as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
-    step = _Step(objective, data.sample, informed, key, shared)
+    step = _Step(objective, data.sample, informed, key, shared, place)
     zero, ista = jax.jit(objective.of_others)(trained, fixed, validation)
     return Loop(
         objective,
@@ -56,7 +57,7 @@ def make_loop(
         fixed,
         validation,
         place,
-        processes_of(mesh, objective.where),
+        processes_of(shared.mesh, objective.where),
     )
 
 
@@ -69,6 +70,7 @@ class _Step:
     optimizer: optax.GradientTransformationExtraArgs
     key: Array
     shared: Sharing
+    place: Places
 
     def inspected(self, free, others, fixed, batch, at):
         return self.objective.judged(self.objective.join(free, others), fixed, batch, at)
@@ -112,6 +114,8 @@ class _Step:
             bad < 0, advance, lambda *parts: parts[:3], free, state, others, changed, gradients
         )
         trained = self.objective.join(free, others)
+        if self.place.sizes is not None:  # where they were
+            trained, state = self.place((trained, state))
         return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
 
 
@@ -128,7 +132,7 @@ class Loop(NamedTuple):
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
-    place: Callable[[Any], Any]  # where arrays belong: on all devices of a mesh
+    place: Places
     processes: Processes
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 
 from unrolled import _json
 from unrolled._files import CheckpointError
+from unrolled._processes import copy_of
 from unrolled.training._forms import describe, names
 
 FORMAT = 1  # of the manifest; a newer one is refused
@@ -28,7 +29,7 @@ def on_host(leaf: Any) -> tuple[str, np.ndarray]:
     """The dtype and the bits of a leaf; a random key is saved as its data."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return f"key {jax.random.key_impl(leaf)}", np.array(jax.random.key_data(leaf))
-    array = np.array(leaf, order="C")  # a copy: the buffer of a leaf may be given to the next step
+    array = copy_of(leaf)  # a copy: the buffer of a leaf may be given to the next step
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array.dtype.name, array
 

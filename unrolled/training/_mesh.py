@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled.training._places import ATOMS
 
 _AXIS = "data"  # of the mesh, over which the batches are shared
 
@@ -101,27 +102,6 @@ def computing_on(mesh: Mesh | None, where: str) -> Iterator[None]:
             ) from error
 
 
-def placed(tree: Any, mesh: Mesh | None) -> Any:
-    """The tree on every device of the mesh."""
-    if mesh is None:
-        return tree
-    everywhere = NamedSharding(mesh, P())
-    if everywhere.is_fully_addressable:
-        return jax.device_put(tree, everywhere)
-    return jax.tree.map(lambda leaf: _in_every_process(leaf, everywhere), tree)
-
-
-def _in_every_process(leaf: Any, everywhere: NamedSharding) -> Array:
-    """A leaf that each process has, on the devices of all."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.device_put(leaf, everywhere)
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _in_every_process(jax.random.key_data(leaf), everywhere)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    host = np.asarray(leaf)
-    return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
-
-
 def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) -> Any:
     """The mean of f(key, *arguments) over the keys of the batches, shared among the devices."""
     n, mesh, reduction = shared
@@ -141,7 +121,7 @@ def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) ->
         )
         def among(keys, *arguments):
             part = _sum(lambda key: f(key, *arguments), keys)
-            return _exchanged(part, mesh.shape[_AXIS], reduction)
+            return _exchanged(part, mesh, reduction)
 
         total = among(keys, *arguments)
     return jax.tree.map(lambda v: v / n, total)
@@ -164,24 +144,29 @@ def _looped(f: Callable[[], Any]) -> Any:
     return lax.fori_loop(0, lax.optimization_barrier(1), lambda *_: f(), blank)
 
 
-def _exchanged(part: Any, devices: int, reduction: str) -> Any:
+def _exchanged(part: Any, mesh: Mesh, reduction: str) -> Any:
     """The sum of the parts of all devices, at each of them.
 
-    By a tree first of neighbours, then of pairs. The leaves of one dtype travel together:
-    log2(devices) exchanges, or one.
+    By a tree first of neighbours, then of pairs. The leaves of one dtype travel together, in
+    log2(devices) exchanges, or in one; those that are split along the atoms cannot.
     """
+    add = partial(_by_tree, mesh.shape[_AXIS])
+    if reduction == "psum":
+        add = partial(lax.psum, axis_name=_AXIS)
+    if mesh.shape.get(ATOMS, 1) > 1:
+        return jax.tree.map(add, part)
     leaves, tree = jax.tree.flatten(part)
     for dtype in {leaf.dtype for leaf in leaves}:
         own = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in own])
-        flat = lax.psum(flat, _AXIS) if reduction == "psum" else _by_tree(flat, devices)
+        flat = add(flat)
         ends = np.cumsum([leaves[i].size for i in own])[:-1].tolist()
         for i, piece in zip(own, jnp.split(flat, ends)):
             leaves[i] = piece.reshape(leaves[i].shape)
     return jax.tree.unflatten(tree, leaves)
 
 
-def _by_tree(part: Array, devices: int) -> Array:
+def _by_tree(devices: int, part: Array) -> Array:
     reach = 1
     while reach < devices:
         pairs = [(i, i ^ reach) for i in range(devices)]
