@@ -1,5 +1,6 @@
 """LFISTA-CP: FISTA with learned weights in place of D', coupled as in LISTA-CP, and a guard."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Followed(NamedTuple):
     signal_before: Array  # (m,)
 
 
-def _judging(law: Law) -> dict[str, Any]:
+def _judging(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
     """Where codes are known the residual judges, and lam breaks ties."""
     return {"lam": law.lams(0.02)[0]}
 

@@ -10,7 +10,7 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe, selecting, untied
+from unrolled.layers._recipe import Recipe, selecting_untied, untied
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
 from unrolled.pursuit import State
@@ -100,8 +100,8 @@ class lista(FromISTA, Selecting):
         matrices, params = coupled_matrices(W, D), self.init(key, D)
         if self.tied:
             return Unrolled(matrices, params.steps)
-        untied = repeat(matrices, self.depth)
-        return Unrolled(None, MatricesAndThreshold(*untied, params.steps.theta))
+        B, S = repeat(matrices, self.depth)
+        return Unrolled(None, MatricesAndThreshold(B, S, params.steps.theta))
 
     def step(self, shared, p, D, y, state, fraction=None):
         B, _, S = self.weights(shared, p, D)
@@ -126,4 +126,4 @@ class lista_ss(lista):
 
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
-    recipe = lista.recipe._replace(rate=3e-5, options=lambda law: untied(law) | selecting(law))
+    recipe = lista.recipe._replace(rate=3e-5, options=selecting_untied)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from unrolled.layers._layer import Acting
 from unrolled.layers._lista import Threshold
-from unrolled.layers._recipe import Recipe, selecting, untied
+from unrolled.layers._recipe import Recipe, selecting_untied, untied
 from unrolled.layers._records import Matrix, Theta, Unrolled, Weights, repeat
 from unrolled.layers._shrinking import (
     PUBLISHED_SUPPORT,
@@ -74,4 +74,4 @@ class lista_cpss(lista_cp):
 
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
-    recipe = lista_cp.recipe._replace(options=lambda law: untied(law) | selecting(law))
+    recipe = lista_cp.recipe._replace(options=selecting_untied)

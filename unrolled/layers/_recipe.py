@@ -60,11 +60,15 @@ class Law(NamedTuple):
         return tuple(float(f"{share * size:.6g}") for share in shares)
 
 
-def _nothing(law: Law) -> dict[str, Any]:
+def _no_options(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def selecting(law: Law) -> dict[str, Any]:
+def _nothing(law: Law) -> dict[str, tuple]:
+    return {}
+
+
+def selecting(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
     """The option of families with support selection."""
     return {"support": law.support}
 
@@ -74,9 +78,14 @@ def penalties(law: Law) -> dict[str, tuple[float, ...]]:
     return {"lam": law.lams(0.02, 0.05, 0.1, 0.2, 0.3, 0.4)}
 
 
-def untied(law: Law) -> dict[str, Any]:
+def untied(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
     """The option of families whose steps may share their weights."""
     return {"tied": False}
+
+
+def selecting_untied(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of families with support selection whose steps may share their weights."""
+    return untied(law, given) | selecting(law, given)
 
 
 class Recipe(NamedTuple):
@@ -85,7 +94,8 @@ class Recipe(NamedTuple):
     Attributes:
         rate: of Adam, from where it falls to zero along a cosine; 0 trains nothing.
         steps: of training.
-        options: `options(law) -> dict`, what the law of the codes says of the options.
+        options: `options(law, given) -> dict`, what the law of the codes says of the options that
+            are not given.
         tried: `tried(law) -> {option: values}`; after training validation signals choose a value.
         searched: field of the shared params -> multiples of its start; a grid search chooses.
         calibrated: whether `analytic.calibrate` sets thresholds and step sizes before training.
@@ -99,7 +109,7 @@ class Recipe(NamedTuple):
 
     rate: float = 1e-3
     steps: int = 400
-    options: Callable[[Law], Mapping[str, Any]] = _nothing
+    options: Callable[[Law, Mapping[str, Any]], Mapping[str, Any]] = _no_options
     tried: Callable[[Law], Mapping[str, tuple]] = _nothing
     searched: Mapping[str, tuple[float, ...]] = {}
     calibrated: bool = False

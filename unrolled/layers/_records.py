@@ -427,9 +427,10 @@ def along_atoms(params: Unrolled) -> Unrolled:
 def _along_atoms(part: Any, shape: Shape | None, lead: int) -> Any:
     """The same for records, and for a field of this shape, after `lead` axes."""
     if is_record(part):
-        shapes = {name: field.shape for name, field in fields_of(type(part)).items()}
+        kind: Any = type(part)
+        shapes = {name: field.shape for name, field in fields_of(kind).items()}
         fields = part._asdict().items()
-        return type(part)(**{name: _along_atoms(held, shapes[name], lead) for name, held in fields})
+        return kind(**{name: _along_atoms(held, shapes[name], lead) for name, held in fields})
     if type(part) is tuple:
         return tuple(_along_atoms(held, shape, lead) for held in part)
     sizes = [text.split(",") if text else [] for text in shape.shapes] if shape else []

@@ -1,7 +1,8 @@
 """Vector approximate message passing for Bernoulli-Gaussian codes; it can learn their prior."""
 
 import math
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,10 @@ class Passed(NamedTuple):
     grew: Array  # how many steps left a residual that grew, an integer
 
 
-def _assumed(law: Law) -> dict[str, float]:
-    """The law as the options say it."""
+def _assumed(law: Law, given: Mapping[str, Any]) -> dict[str, float]:
+    """The law as the options say it; with `em` each signal tells its own."""
+    if given.get("em"):
+        return {}
     return law.prior | {"noise_ratio": max(law.noise / law.signal, _NOISELESS)}
 
 

@@ -309,7 +309,7 @@ def _starts(
     recipe, law = cls.recipe, signals.law
     tried = {name: values for name, values in recipe.tried(law).items() if name not in options}
     needed = {"sparsity": law.sparsity} if _needs(cls, "sparsity") else {}
-    assumed = {**needed, **recipe.options(law), **options}
+    assumed = {**needed, **recipe.options(law, options), **options}
     ridges = (options["ridge"],) if "ridge" in options else _ridges(recipe, law)
     return [
         _start(cls(depth, **assumed | dict(zip(tried, values))), signals, key, ridges)
