@@ -1,74 +1,74 @@
-"""Large dictionaries: seconds and memory of theory, analytic params and training.
+"""Devices, processes, exported files, memory and large dictionaries: equal bits, and what it costs.
 
-    python benchmarks/scale.py large [--atoms 100000] [--picture 512]
-    python benchmarks/scale.py atoms [--atoms 100000]
+    python benchmarks/scale.py [PART ...] [--only WORDS] [--output FILE]
 
-`large` calls the functions of theory and analytic, each in a process of its own, on a float32
-dictionary of 64 rows and on 16 filters on a picture. Memory is the peak of RssAnon: mapped pages
-of libraries are not ours. On a busy machine the wall time says little: the seconds of both cores
-stand beside it. `atoms` trains LISTA-CP and its D on four forced devices that share the atoms, and
-on one: bytes of the arrays on each device at an evaluation, and how far the losses are
-apart.
+large      seconds and memory of every function of theory and analytic, on a float32 dictionary of
+           64 x 100,000 and on 16 filters on a picture of 512 x 512
+devices    hashes of a short run on 1, 2, 4 and 8 forced devices; collectives of a step by its HLO
+processes  the same hashes of 1 x 1, 2 x 4 and 4 x 1 processes x devices
+export     milliseconds of an exported file beside the jit of the library, also without the library
+memory     temporaries of a step of 4 x 250 signals beside one of 1,000
+atoms      a training on 64 x 100,000 whose atoms four devices share, beside one
+coherence  seconds and memory of the coherence programs, up to 2,000 x 4,000 by a sample
+
+Rows are written as they are done; one that is there and did not fail is not run again. Each has
+processes of its own. Memory is the peak of RssAnon: mapped pages of libraries are not ours. On a
+busy machine the wall time says little: the seconds of both cores stand beside it. There is no
+speed-up by devices here: forced devices share the cores, and two cores are no cluster.
 """
 
 import argparse
 import json
 import math
 import os
+import re
+import socket
 import subprocess
 import sys
-import threading
-import time
+import tempfile
 from pathlib import Path
 
+import numpy as np
+from _large import CALLS, OF_FILTERS, OF_MATRICES, large, measured
+
 HERE = Path(__file__).parent
-CALLS = {
-    "column_norms": lambda ur, D, W: ur.dictionaries.column_norms(D),
-    "spectral_norm": lambda ur, D, W: ur.dictionaries.spectral_norm(D),
-    "frobenius_weights": lambda ur, D, W: ur.theory.frobenius_weights(D),
-    "spectral_radius": lambda ur, D, W: ur.theory.spectral_radius(W, D),
-    "mutual_coherence": lambda ur, D, W: ur.theory.mutual_coherence(D),
-    "coherence": lambda ur, D, W: ur.theory.coherence(W, D),
-    "atom_coherence": lambda ur, D, W: ur.theory.atom_coherence(W, D),
-    "babel": lambda ur, D, W: ur.theory.babel(D, 10),
-    "rounding_guard": lambda ur, D, W: ur.theory.rounding_guard(W, D, sparsity=2, bound=1.0),
-    "error_gain": lambda ur, D, W: ur.theory.error_gain(W, sparsity=10),
-    "noise_gain": lambda ur, D, W: ur.theory.noise_gain(W),
-    "support_rate": lambda ur, D, W: ur.theory.support_rate(W, D, list(range(0, 5000, 500))),
-    "certify": lambda ur, D, W: ur.theory.certify(
-        ur.alista(8), ur.alista(8).init(None, D), D, sparsity=1, bound=1.0
-    ),
-    "uniqueness": lambda ur, D, W: ur.theory.uniqueness([D], [1]),
-    "stability": lambda ur, D, W: ur.theory.stability([D], [1], 0.0, 0.1),
-    "objective_bound": lambda ur, D, W: ur.theory.objective_bound(D, 0.1, sparsity=2, gamma=0.5),
-    "code_bound": lambda ur, D, W: ur.theory.code_bound(W, D, D[:, 0], sparsity=1),
-    "certify_code": lambda ur, D, W: ur.theory.certify_code(D, 2 * D[:, 3], _one(ur, D)),
-    "sequence_bound": lambda ur, D, W: ur.theory.sequence_bound(W, D, 4),
-    "oracle_errors": lambda ur, D, W: ur.theory.oracle_errors([D], [[1, 500, 4000]]),
-    "layered_thresholds": lambda ur, D, W: ur.theory.layered_thresholds(
-        [D], sparsities=[1], bounds=1.0
-    ),
-    "analytic.ista": lambda ur, D, W: ur.analytic.ista(D, 0.1, 8),
-    "analytic.certify": lambda ur, D, W: ur.analytic.certify(D),
-    "analytic.lista_cp": lambda ur, D, W: ur.analytic.lista_cp(
-        D, depth=8, sparsity=1, bound=1.0, W=W
-    ),
-    "analytic.hyperlista": lambda ur, D, W: ur.analytic.hyperlista(D),
-    "state_evolution": lambda ur, D, W: ur.theory.state_evolution(
-        ur.layers.lamp(4), D, probability=1e-4
-    ),
-}
-DENSE = {"code_bound", "certify_code", "sequence_bound", "state_evolution"}  # not of filters
+LIMIT = 1800  # seconds of a process
 
 
-def _one(ur, D):
-    import numpy as np
+# Runs on devices and processes.
 
-    return 2.0 * (np.arange(D.shape[1]) == 3)
+SIZES = (7, 16, 33, 37, 64)
+COUNTS = (1, 2, 4, 8)
+LAYOUTS = ((1, 1), (2, 4), (4, 1))
+DEPTH, STEPS, BATCHES = 3, 4, 8
+NEEDS = {"tista": {"noise": 0.01}, "liht": {"sparsity": 3}}
+NEEDS |= {"vamp_bg": {"noise_ratio": 0.3}, "na_alista": {"units": 3, "threshold": 0.3}}
+NEEDS |= dict.fromkeys(("lista_ss", "lista_cpss", "glista"), {"support": (0.1, 0.3)})
+MANY = ("alista", "lista_cp, untied", "lista, learned D", "ista, lbfgs", "lista_cp, curriculum")
 
 
-def one(name: str, atoms: int, picture: int) -> dict:
-    """A call in this process: its seconds, and how far its memory rose over that of the start."""
+def run_of(case: str, size: int, mesh):
+    """A short run of 8 batches of `size` signals a step."""
+    import optax
+
+    import unrolled as ur
+
+    family, _, how = case.partition(", ")
+    options = {"tied": False} if how in ("untied", "curriculum") else {}
+    layer = ur.layers.FAMILIES[family](DEPTH, **NEEDS.get(family, {}), **options)
+    D = ur.dictionaries.gaussian(0, 12, 24)
+    given = layer, layer.init(None, D), D, ur.problems.sampler(D, size)
+    shared = {"key": 0, "accumulate": BATCHES, "mesh": mesh, "evaluate_every": 2}
+    if how == "curriculum":
+        stages = {"steps_per_stage": 2, "stages": (1.0,)}
+        return ur.training.curriculum(*given, **stages, **shared)
+    optimizer = optax.lbfgs() if how == "lbfgs" else optax.adam(1e-2)
+    learned = {"learn_dictionary": how == "learned D"}
+    return ur.fit(*given, optimizer=optimizer, steps=STEPS, **learned, **shared)
+
+
+def bits(case: str, meshed: str) -> dict[str, str]:
+    """The hash of params, best, D, losses and validations of a run."""
     import warnings
 
     import jax
@@ -76,71 +76,229 @@ def one(name: str, atoms: int, picture: int) -> dict:
     import unrolled as ur
 
     warnings.simplefilter("ignore")
-    if picture:
-        filters = jax.random.normal(jax.random.key(0), (16, 1, 7, 7))
-        D = ur.dictionaries.normalize(ur.dictionaries.Conv(filters, (picture, picture)))[0]
-    else:
-        D = ur.dictionaries.gaussian(0, 64, atoms)
-    W = ur.theory.frobenius_weights(D)
-    peak, over = [_anonymous()], threading.Event()
-
-    def watch():
-        while not over.wait(0.02):
-            peak[0] = max(peak[0], _anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began, spent = time.perf_counter(), time.process_time()
-    try:
-        jax.block_until_ready(CALLS[name](ur, D, W))
-    finally:
-        seconds, cpu = time.perf_counter() - began, time.process_time() - spent
-        over.set()
-        watcher.join()
-    return {"wall s": round(seconds, 1), "cpu s": round(cpu, 1), "GB": round(peak[0] / 1e6, 2)}
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",)) if meshed == "mesh" else None
+    family, _, size = case.rpartition(": ")
+    run = run_of(family, int(size), mesh)
+    validations = np.array([record.validation for record in run.history.records])
+    whole = run.params, run.best, run.D, run.history.loss, validations
+    return {"hash": ur.training.digest(whole)[:16]}
 
 
-def _anonymous() -> int:
-    """RssAnon of this process, in kB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0])
+def devices(name: str) -> dict:
+    """The bits of a case without a mesh and on 1 to 8 devices, or the collectives of its step."""
+    if name.startswith("step of "):
+        return collectives(*name.removeprefix("step of ").rsplit(" on ", 1))
+    answers = {"no mesh": process(["bits", name, "none"])}
+    for p in COUNTS:
+        answers[f"{p} devices"] = process(["bits", name, "mesh"], forced(p))
+    return compared(answers)
 
 
-def large(atoms: int, picture: int, names: list[str]) -> dict[str, dict]:
-    """Every function on both dictionaries."""
-    found: dict[str, dict] = {}
-    for name in names:
-        for what, side in ((f"64 x {atoms}", 0), (f"16 filters, {picture}^2", picture)):
-            if side and name in DENSE:
-                continue
-            row = _process(["one", name, "--atoms", str(atoms), "--picture", str(side)])
-            found[f"{name}, {what}"] = row
-            print(f"{name:24}{what:24}{row}", flush=True)
+def compared(answers: dict[str, dict]) -> dict:
+    """Whether all have equal bits; what each has where they have not."""
+    failed = {where: found["failed"] for where, found in answers.items() if "failed" in found}
+    if failed:
+        return {"failed": failed}
+    hashes = {where: found["hash"] for where, found in answers.items()}
+    if len(set(hashes.values())) > 1:
+        return {"equal": False, "hashes": hashes}
+    return {"equal": True, "on": ", ".join(hashes), "hash": hashes.popitem()[1]}
+
+
+def collectives(case: str, count: str) -> dict:
+    """Exchanges of a compiled training step by kind: how many, and bytes of a device."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = forced(int(count.split()[0]), dumped(folder))
+        answer = process(["bits", case, "mesh"], flags)
+        if "failed" in answer:
+            return answer
+        (program,) = Path(folder).glob("*jit_update.*after_optimizations.txt")
+        return exchanges(program.read_text())
+
+
+def exchanges(program: str) -> dict[str, dict[str, int]]:
+    """The collectives of a program in HLO: how many of a kind, and bytes of their results."""
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    found: dict[str, dict[str, int]] = {}
+    for shapes, kind in re.findall(rf"= (\S+|\([^=]*\)) ({kinds})(?:-start)?\(", program):
+        row = found.setdefault(kind, {"count": 0, "bytes": 0})
+        row["count"] += 1
+        for dtype, sides in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", shapes):
+            bits = int(re.sub(r"\D", "", dtype))
+            row["bytes"] += bits // 8 * int(np.prod([int(n) for n in sides.split(",") if n]))
     return found
 
 
-def atoms(count: int) -> dict[str, dict]:
-    """Some steps on one device, and on four that share the atoms."""
-    alone, split = (
-        _process(["trained", "--atoms", str(count), "--devices", str(n)], n) for n in (1, 4)
-    )
-    losses = [row.pop("losses", [1.0]) for row in (alone, split)]
-    apart = max(abs(a - b) / abs(a) for a, b in zip(*losses))
-    rows = {"1 device": alone, "4 devices": split, "apart": {"losses, relative": f"{apart:.1e}"}}
-    for name, row in rows.items():
-        print(f"64 x {count}, {name:12}{row}", flush=True)
-    return rows
+def processes(name: str) -> dict:
+    """The bits of a case in so many processes of so many devices."""
+    return compared({f"{n} x {p}": together(name, n, p) for n, p in LAYOUTS})
 
 
-def trained(count: int, devices: int, steps: int = 4) -> dict:
-    """Some steps of a training in this process, on so many devices."""
+def together(case: str, n: int, p: int) -> dict:
+    """What the first of n processes of p devices prints."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = ["bits", case, "mesh"]
+    started = [
+        start(arguments + (["--joined", f"{port}/{n}/{i}"] if n > 1 else []), forced(p))
+        for i in range(n)
+    ]
+    answers = [ended(one) for one in started]
+    return next((a for a in answers if "failed" in a or a != answers[0]), answers[0])
+
+
+def forced(p: int, *flags: str) -> dict[str, str]:
+    """The environment of a process of p devices."""
+    return {"XLA_FLAGS": " ".join((f"--xla_force_host_platform_device_count={p}", *flags))}
+
+
+def dumped(folder: str) -> str:
+    """The flags by which XLA writes the program of a training step into a folder."""
+    return f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_update"
+
+
+# Exported files.
+
+VERSIONS = ("0.10.0", "0.9.2", "0.8.3")
+
+WITHOUT = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "unrolled":
+            raise ImportError("there is no unrolled here")
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, sys.argv[3])
+import json, zipfile
+import jax, jax.export, numpy as np
+from _measure import median_ms
+call = jax.jit(jax.export.deserialize(bytearray(zipfile.ZipFile(sys.argv[1]).read("program"))).call)
+Y = np.load(sys.argv[2])
+run = {"file": lambda: jax.block_until_ready(call(Y))}
+assert not [name for name in sys.modules if name.startswith("unrolled")]
+print(json.dumps(median_ms(run, rounds=5, calls=max(3, 3000 // len(Y)))))
+"""
+
+
+OTHER = """
+import sys, zipfile
+import jax, jax.export, numpy as np
+program = zipfile.ZipFile(sys.argv[1]).read("program")
+X = jax.export.deserialize(bytearray(program)).call(np.load(sys.argv[2]))
+print(jax.__version__, float(np.abs(X - np.load(sys.argv[3])).max()))
+"""
+
+
+def export(name: str) -> dict:
+    """Milliseconds of codes by a file and by the library in turns; then without the library.
+
+    "under jax V" runs the file by another version of jax, which is installed for it.
+    """
+    import statistics
+
+    import jax
+    from _measure import all_ms
+
+    import unrolled as ur
+
+    n = 5 if name.startswith("under") else int(name.split()[0].replace(",", ""))
+    D = ur.dictionaries.gaussian(0, 250, 500)
+    layer = ur.alista(16, support=(0.012, 0.12))
+    params = layer.init(None, D)
+    Y = np.asarray(ur.problems.sampler(D, n)(jax.random.key(1))[0])
+    with tempfile.TemporaryDirectory() as folder:
+        path = ur.export.save(Path(folder) / "net.stablehlo", layer, params, D)
+        np.save(Path(folder) / "Y.npy", Y)
+        if name.startswith("under"):
+            np.save(Path(folder) / "X.npy", ur.export.load(path).run(Y))
+            return under(name.split()[-1], Path(folder))
+        run, ours = ur.export.load(path).run, jax.jit(jax.vmap(lambda y: layer.apply(params, D, y)))
+        calls = {
+            "library": lambda: jax.block_until_ready(ours(Y)),
+            "file": lambda: jax.block_until_ready(run(Y)),
+        }
+        apart = float(np.abs(np.asarray(run(Y)) - np.asarray(ours(Y))).max())
+        times = all_ms(calls, rounds=9, calls=max(3, 3000 // n))
+        code = [sys.executable, "-c", WITHOUT, str(path), str(Path(folder) / "Y.npy"), str(HERE)]
+        alone = subprocess.run(code, capture_output=True, text=True, check=True, cwd=folder)
+        size = path.stat().st_size
+    row = {"MB of the file": round(size / 1e6, 3), "largest difference of codes": apart}
+    for which, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        row[f"{which}, ms"] = round(middle, 3)
+        row[f"{which}, quartiles"] = [round(low, 3), round(high, 3)]
+    return row | {"without the library, ms": round(json.loads(alone.stdout)["file"], 3)}
+
+
+def under(version: str, folder: Path) -> dict:
+    """What a file does under another version of jax, which is put into a folder by pip."""
+    packages = (f"jax=={version}", f"jaxlib=={version}")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(folder / "jax"),
+    ]
+    subprocess.run([*pip, *packages], check=True)
+    files = (str(folder / name) for name in ("net.stablehlo", "Y.npy", "X.npy"))
+    environment = os.environ | {"PYTHONPATH": str(folder / "jax")}
+    code = [sys.executable, "-c", OTHER, *files]
+    done = subprocess.run(code, capture_output=True, text=True, env=environment, cwd=folder)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "Error" in line]
+        return {"refused": lines[-1] if lines else str(done.returncode)}
+    ran, apart = done.stdout.split()
+    return {"version": ran, "largest difference of codes": float(apart)}
+
+
+# Memory of a step, and the coherence programs.
+
+
+def memory(name: str) -> dict:
+    """MB of temporaries of the compiled step of a run of ALISTA, 250 x 500, K = 16."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = process(["step", name], {"XLA_FLAGS": dumped(folder)})
+        if "failed" in answer:
+            return answer
+        (buffers,) = Path(folder).glob("*jit_update.*buffer-assignment.txt")
+        sizes = re.findall(r"size (\d+), preallocated-temp", buffers.read_text())
+    return {"temporaries, MB": round(sum(map(int, sizes)) / 1e6, 1)} | answer
+
+
+def step(name: str) -> dict:
+    """A run of a few steps of `n x batch` signals."""
+    import optax
+
+    import unrolled as ur
+
+    n, size = (int(part.replace(",", "")) for part in name.split(" x "))
+    D = ur.dictionaries.gaussian(0, 250, 500)
+    layer = ur.alista(16, support=(0.012, 0.12))
+    given = layer, layer.init(None, D), D, ur.problems.sampler(D, size)
+    options = {"optimizer": optax.adam(1e-3), "steps": 10, "key": 0, "evaluate_every": 10}
+    return measured(lambda: ur.fit(*given, accumulate=n, **options))
+
+
+def atoms(name: str) -> dict:
+    """Bytes of the arrays on each of so many devices, and the losses."""
+    devices = name.partition(" ")[0]
+    return process(["trained", devices], forced(int(devices)))
+
+
+def trained(devices: str, count: int = 100_000, steps: int = 4) -> dict:
+    """Some steps of LISTA-CP and its D, 64 x `count`, on devices that share the atoms."""
     import jax
     import optax
     from jax.sharding import NamedSharding, PartitionSpec
 
     import unrolled as ur
 
-    mesh = jax.make_mesh((1, devices), ("data", "atoms"))
+    mesh = jax.make_mesh((1, int(devices)), ("data", "atoms"))
     columns = NamedSharding(mesh, PartitionSpec(None, "atoms"))
     D = jax.device_put(ur.dictionaries.gaussian(0, 64, count), columns)
     layer, held = ur.lista_cp(3), []
@@ -167,41 +325,116 @@ def trained(count: int, devices: int, steps: int = 4) -> dict:
     }
 
 
-def _process(arguments: list[str], devices: int = 1) -> dict:
+def coherence(name: str) -> dict:
+    """Seconds and memory of the programs of all atoms, or of the first 16, in float64."""
+    import jax
+    from coherence import gaussian
+
+    from unrolled import theory
+
+    shape, _, some = name.partition(", ")
+    m, d = map(int, shape.split(" x "))
+    atoms = [*range(0, d, d // 16)][:16] if some else None
+    jax.config.update("jax_enable_x64", True)
+    D, found = gaussian(m, d), []
+    row = measured(lambda: found.append(theory.generalized_coherence(D, atoms=atoms)))
+    upper, lower = (np.asarray(v) for v in (found[0].per_atom_upper, found[0].per_atom_lower))
+    gap = float(((upper - lower) / upper).max())
+    return row | {"atoms": len(upper), "largest relative gap": gap, "holds": bool(found[0].holds)}
+
+
+# The rows.
+
+
+def rows() -> dict[str, list[str]]:
+    """The names of all rows of each part."""
+    from unrolled.layers import FAMILIES
+
+    both = {name: ("atoms", "filters") for name in CALLS}
+    both |= dict.fromkeys(OF_MATRICES, ("atoms",)) | dict.fromkeys(OF_FILTERS, ("filters",))
+    many = [f"{case}: {size}" for size in SIZES for case in MANY]
+    others = [f"{name}: 33" for name in FAMILIES if name not in MANY]
+    steps = [f"step of lista_cp, untied: 33 on {p} devices" for p in COUNTS]
+    shapes = ("250 x 500", "500 x 1000", "1000 x 2000", "2000 x 4000, a sample")
+    return {
+        "large": [f"{name} on {of}" for name, where in both.items() for of in where],
+        "devices": [*steps, *many, *others],
+        "processes": many,
+        "export": ["1 signal", "1,000 signals", *(f"under jax {v}" for v in VERSIONS)],
+        "memory": ["1 x 1,000", "4 x 250"],
+        "atoms": ["1 device", "4 devices"],
+        "coherence": [*shapes],
+    }
+
+
+IN_THIS_PROCESS = {"devices": devices, "processes": processes, "memory": memory, "atoms": atoms}
+IN_ANOTHER = {
+    "large": large,
+    "export": export,
+    "coherence": coherence,
+    "step": step,
+    "trained": trained,
+}
+
+
+def process(arguments: list[str], environment: dict[str, str] | None = None) -> dict:
     """What a process of this script prints last, as JSON; its last words where it fails."""
-    command = [sys.executable, str(HERE / "scale.py"), *arguments]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        return {"failed": (done.stderr.splitlines() or [str(done.returncode)])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    return ended(start(arguments, environment))
+
+
+def start(arguments: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", __file__, "--row", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | (environment or {}), **pipes)
+
+
+def ended(one: subprocess.Popen) -> dict:
+    try:
+        out, err = one.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        one.kill()
+        one.communicate()
+        return {"failed": f"not done after {LIMIT} s"}
+    if one.returncode:
+        return {"failed": ([*filter(None, err.splitlines())] or [str(one.returncode)])[-1][:300]}
+    return json.loads(out.splitlines()[-1])
+
+
+def row(what: str, *arguments: str, joined: str | None) -> dict:
+    """A row, or a part of one, in this process."""
+    if joined:
+        import jax
+
+        port, n, i = joined.split("/")
+        jax.distributed.initialize(f"localhost:{port}", int(n), int(i))
+    return bits(*arguments) if what == "bits" else IN_ANOTHER[what](*arguments)
 
 
 def main() -> None:
-    """Print the rows, and write them as JSON with --output."""
+    """Run the rows that are missing, and write each when it is done."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("large", "atoms", "one", "trained"))
-    parser.add_argument("name", nargs="?", help="of one function")
-    parser.add_argument("--atoms", type=int, default=100_000)
-    parser.add_argument("--picture", type=int, default=512)
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("parts", nargs="*", help=", ".join(rows()) + "; all by default")
+    parser.add_argument("--only", default="", help="rows whose names have this")
+    parser.add_argument("--output", type=Path, default=HERE / "scale.json")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--joined", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.what == "one":
-        print(json.dumps(one(given.name, given.atoms, given.picture)))
+    if given.row:
+        print(json.dumps(row(*given.parts, joined=given.joined)))
         return
-    if given.what == "trained":
-        print(json.dumps(trained(given.atoms, given.devices)))
-        return
-    if given.what == "atoms":
-        rows = atoms(given.atoms)
-    else:
-        rows = large(given.atoms, given.picture, [given.name] if given.name else list(CALLS))
-    if given.output:
-        from _measure import save
+    from _measure import environment
 
-        save(given.output, {given.what: rows})
+    names, output = rows(), given.output
+    found = json.loads(output.read_text()) if output.exists() else {"environment": environment()}
+    for part in given.parts or names:
+        for name in names[part]:
+            there = found.setdefault(part, {}).get(name, {"failed": "not run"})
+            if "failed" not in there or given.only not in name:
+                continue
+            here = IN_THIS_PROCESS.get(part)
+            found[part][name] = here(name) if here else process([part, name])
+            print(f"{part:10}{name:44}{found[part][name]}", flush=True)
+            output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the scripts of benchmarks/ count, on problems that take seconds."""
 
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 
@@ -26,6 +27,24 @@ def script(monkeypatch):
         return module
 
     return load
+
+
+def test_every_function_of_dictionaries_is_measured_on_large_ones_or_says_that_it_is_d_x_d(script):
+    measured = {name.partition(",")[0] for name in script("_large").CALLS}
+    missing = []
+    for module, prefix in ((ur.theory, ""), (ur.analytic, "analytic.")):
+        for name in module.__all__:
+            function = getattr(module, name)
+            if isinstance(function, type) or not {"D", "Ds"} & set(_arguments(function)):
+                continue
+            known = {prefix + name, function.__name__} & measured
+            if not known and "d x d by nature" not in function.__doc__:
+                missing.append(prefix + name)
+    assert not missing and len(measured) > 40
+
+
+def _arguments(function):
+    return inspect.signature(function).parameters
 
 
 @pytest.mark.slow

@@ -160,8 +160,8 @@ def replicate(D: Dictionary, W: Array) -> Dictionary:
 def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
-    For matrices the rows are all atoms. For two shift-invariant `Conv` of the same geometry they
-    are the corner atoms of every filter, which meet every relative shift.
+    For matrices the rows are all atoms: d x d by nature. For two shift-invariant `Conv` of the same
+    geometry they are the corner atoms of every filter, which meet every relative shift.
 
     Example:
         >>> D = jnp.array([[1.0, 0.6], [0.0, 0.8]])
