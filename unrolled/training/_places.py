@@ -57,6 +57,7 @@ class Places(NamedTuple):
 
     def _put(self, size: int, leaf: Any) -> Any:
         """A leaf split along its last axis if that has this size, else on every device."""
+        assert self.mesh is not None  # or nothing is put anywhere
         splits = size and np.shape(leaf)[-1:] == (size,)
         spec = P(*(None,) * (np.ndim(leaf) - 1), ATOMS) if splits else P()
         return _put(leaf, NamedSharding(self.mesh, spec))
