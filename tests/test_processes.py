@@ -39,10 +39,24 @@ def fit(name, steps=8, **options):
     found = ur.fit(layer, layer.init(None, D), D, sample, **how | options)
     return ur.training.digest((found.params, found.best, found.D, found.history.loss))
 
+def atoms(**options):
+    how = dict(optimizer=adam, steps=4, key=0, accumulate=2, learn_dictionary=True) | options
+    found = ur.fit(layer, layer.init(None, D), D, sample, **how)
+    return found.history.loss.tolist(), sorted(d.process_index for d in found.D.devices()), found
+
 if count == 1:
     answer["whole"], answer["resumed"] = fit(""), fit("killed")
+    answer["atoms"] = atoms()[0], atoms(steps=6, checkpoint=os.path.join(folder, "atoms"))[0]
     print(json.dumps(answer), flush=True)
     raise SystemExit
+grid = jax.make_mesh((2, 2), ("data", "atoms"))
+*answer["atoms"], found = atoms(mesh=grid, checkpoint=os.path.join(folder, "atoms"))
+ur.training.save(os.path.join(folder, f"{index}.npz"), found.best, found.D, layer)
+try:
+    ur.fit(layer, layer.init(None, D), D, sample, optimizer=adam, steps=1, key=0,
+           mesh=jax.make_mesh((1, 4), ("data", "atoms")))
+except ValueError as error:
+    answer["atoms of both"] = str(error)
 """
 FAULTS = """
 try:
@@ -130,6 +144,14 @@ def test_two_processes_are_one_training(tmp_path):
         assert answer["left with"] == 143
         bits = answer["after the disk was full"], answer["after SIGTERM"]
         assert {*bits, alone["whole"], alone["resumed"]} == {alone["whole"]}
+        losses, devices = answer["atoms"]
+        # Four Adam steps in float32: products of 20 terms, each as large as what they add up to.
+        np.testing.assert_allclose(losses, alone["atoms"][0], rtol=1e-4)
+        assert len(devices) == 2 and len(set(devices)) == 1
+        assert "'atoms' belong to several processes" in answer["atoms of both"]
+    assert alone["atoms"][1][:4] == first["atoms"][0] and len(alone["atoms"][1]) == 6
+    weights = [ur.training.restore(tmp_path / f"{i}.npz").params for i in (0, 1)]
+    assert ur.training.digest(weights[0]) == ur.training.digest(weights[1])
     assert second["full disk"].startswith("process 0: ")
     assert "process 0 lost another one" in first["alone"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()]
