@@ -225,12 +225,13 @@ CALLS = {
     "pursuits": lambda Y, X: jax.vmap(lambda y: ur.pursuit.fista(D, y, 0.1))(Y).x,
     "matching": lambda Y, X: jax.jit(jax.vmap(lambda y: ur.pursuit.omp(D, y, 2)))(Y).x,
     "batch": lambda Y, X: ur.pursuit.lasso_batch(D, Y, 0.1).x,
+    "basis": lambda Y, X: jax.vmap(lambda y: ur.pursuit.basis_pursuit(D, y))(Y).x,
 }
 for axis in (AxisType.Explicit, AxisType.Auto):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(axis,))
     place = NamedSharding(mesh, PartitionSpec("data"))
     for name in sys.argv[1].split():
-        if axis == AxisType.Auto and name not in ("calibrate", "apply"):
+        if axis == AxisType.Auto and name not in ("calibrate", "apply", "basis"):
             continue
         ours, theirs = (CALLS[name](*jax.device_put((Y, X), where)) for where in (place, None))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -246,7 +247,9 @@ print("done")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calls", ["apply pursuits matching batch", "calibrate search compare fit"])
+@pytest.mark.parametrize(
+    "calls", ["apply pursuits matching batch basis", "calibrate search compare fit"]
+)
 def test_signals_of_the_caller_may_lie_on_a_mesh(calls):
     """Of the default kind, whose axes are Explicit, and of Auto ones; codes stay spread."""
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"

@@ -67,9 +67,9 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     near = problem.Ds[0], problem.y
     if _checks.is_concrete(near):
         answers = _solve(*map(np.asarray, near), tol=tol, given=form.dtype)
+        (x,), *rest = _result(form, problem, Answer(*answers))
     else:
-        answers = _compiled(*near, tol, form.dtype)
-    (x,), *rest = _result(form, problem, Answer(*answers))
+        (x,), *rest = _compiled(form, problem, tol)
     return Pursuit(x, *rest)
 
 
@@ -108,8 +108,15 @@ def _derivative(tol, dtype, primals, tangents):
     return (x, gap, steps, converged), (dx, jnp.zeros_like(gap), *still)
 
 
-# Compiled, as a callback of arrays on several devices must be.
-_compiled = partial(jax.jit, static_argnums=(2, 3))(on_auto_axes(_solution))
+@on_auto_axes
+@partial(jax.jit, static_argnums=(0, 2))
+def _compiled(form: Form, problem: Problem, tol: float) -> tuple:
+    """A callback of arrays on several devices, and what is made of it, in one program.
+
+    What a callback alone returns has a place that no other program takes.
+    """
+    answers = _solution(problem.Ds[0], problem.y, tol, form.dtype)
+    return _result(form, problem, Answer(*answers))
 
 
 def _solve(D, y, *, tol, given):
