@@ -277,7 +277,7 @@ NOT_NUMERIC = {
     *"activations.tanh_sum dictionaries.pytree layers.as_activation layers.as_support".split(),
     *"layers.check_params layers.check_records layers.is_record layers.names_with_role".split(),
     *"layers.option layers.records_of training.exceeds training.merge training.restore".split(),
-    "compare.products",  # it counts
+    *("compare.products", "layers.along_atoms"),  # they count and name
     *"training.restore_tree training.save training.save_tree training.scale_steps".split(),
     *"training.split training.trainable training.digest training.versions".split(),
 }

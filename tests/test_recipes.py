@@ -31,8 +31,8 @@ def test_the_law_is_that_of_the_sample(problem):
     assert training.prepare("ista", D, noisy, X, depth=K).law.noise == pytest.approx(noise)
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("name", sorted(FAMILIES, key=lambda name: name != "liht"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_starts_and_trains_by_its_recipe(name, problem):
     D, Y, X = problem
     made = training.by_recipe(name, D, (Y, X), depth=K, steps=3)
@@ -70,6 +70,7 @@ def test_whitened_ada_lista_steps_along_the_weights(problem):
     np.testing.assert_allclose(steps.gamma, D_ / M)
 
 
+@pytest.mark.slow
 def test_starts_do_not_expand_where_the_weights_would():
     """On a part of a DCT with d = 4 m, GLISTA at gamma = 1 reached +166 dB."""
     D = ur.dictionaries.dct(12, 48)
@@ -96,6 +97,7 @@ def test_options_that_are_given_win(problem):
     assert training.prepare("ista", D, Y, X, depth=K, lam=0.5).layer.lam == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_the_start_is_scale_free(problem, scale):
     D, Y, X = (jnp.asarray(part, jnp.float32) for part in problem)
