@@ -29,6 +29,7 @@ from unrolled import experiments
 from unrolled.cli import main
 from unrolled.datasets import Images
 from unrolled.experiments import Recipe, _job, _program, _rows, _run, paper_recipe
+from unrolled.experiments._devices import devices_of
 from unrolled.models._layers import Dense
 from unrolled.training import CheckpointError
 
@@ -185,9 +186,8 @@ def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
 def test_epochs_share_one_compiled_step(images):
     _run._program.cache_clear()
     X, Y = map(jnp.asarray, images.train)
-    job_program = _run._program(
-        dataclasses.replace(RECIPE, layers=()), build, X.shape[1:], 3, 3, ((0.5,), (0.25,))
-    )
+    recipe, moments = dataclasses.replace(RECIPE, layers=()), ((0.5,), (0.25,))
+    job_program = _run._program(recipe, build, X.shape[1:], 3, 3, moments, devices_of(None, 1))
     net = Tiny(CLASSES, nnx.Rngs(0))
     state = _program.start(job_program, net)
     for epoch in (0, 0, 0, 1):
@@ -1044,3 +1044,56 @@ def test_a_step_records_mean_magnitudes_and_exact_zeros():
     l1, zeros = _program._l1_and_zeros(features)
     np.testing.assert_allclose(l1, [1.5, 0.0])
     np.testing.assert_allclose(zeros, [0.25, 1.0])
+
+
+SHARED = """
+import dataclasses, json, sys, time
+import jax
+from unrolled import experiments
+
+images = experiments.load("digits")
+recipe = experiments.Recipe(
+    data="digits", model="lenet5", epochs=2, batch=64, rate=0.02, augmentation="none", gamma=1e-3
+)
+mesh = jax.make_mesh((4,), ("data",))
+alone = experiments.run(recipe, images, sys.argv[1] + "/alone").row
+shared = experiments.run(recipe, images, sys.argv[1] + "/shared", mesh=mesh).row
+# Stopped at the end of its first epoch on four devices, and continued on one.
+moved = sys.argv[1] + "/moved"
+soon = time.monotonic() + 0.01
+assert experiments.run(recipe, images, moved, mesh=mesh, until=soon).row is None
+moved = experiments.run(recipe, images, moved).row
+try:
+    experiments.run(dataclasses.replace(recipe, batch=30), images, sys.argv[1] + "/no", mesh=mesh)
+except ValueError as error:
+    refused = str(error)
+print(json.dumps([alone, shared, moved, refused]))
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_the_batches_of_a_run(tmp_path):
+    """To rounding: 44 steps of sums over 64 images, in another order."""
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    code = (sys.executable, "-W", "ignore", "-c", SHARED, str(tmp_path))
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=500)
+    assert not done.returncode, done.stderr
+    alone, shared, moved, refused = json.loads(done.stdout.splitlines()[-1])
+    for row in (shared, moved):
+        for a, b in zip(alone["curve"], row["curve"]):
+            assert b["train"]["loss"] == pytest.approx(a["train"]["loss"], rel=1e-3)
+            assert b["train"]["l1"] == pytest.approx(a["train"]["l1"], rel=1e-3)
+        assert row["scores"]["accuracy"] == pytest.approx(alone["scores"]["accuracy"], abs=0.01)
+    assert shared["environment"]["devices"] == "4" and "devices" not in moved["environment"]
+    assert "4 devices cannot share a batch of 30 images equally" in refused
+
+
+def test_meshes_that_cannot_share_a_run():
+    from jax.sharding import Mesh
+
+    one = np.array(jax.devices()[:1])
+    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, got int"):
+        devices_of(4, 64)
+    with pytest.raises(ValueError, match="expected one named 'data'"):
+        devices_of(Mesh(one, ("batch",)), 64)
+    assert devices_of(Mesh(one, ("data",)), 64).environment == {"devices": "1"}

@@ -109,6 +109,7 @@ _CHOICES = (
 )
 _SWITCHES = (
     ("constrained", "keep the steps of ml-csc proximal"),
+    ("mesh", "share each batch of a run among all devices of this process"),
     ("no-weights", "do not keep the weights of each row"),
     (
         "features",
@@ -164,6 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
         raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")
     side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
+    mesh = _mesh() if arguments.mesh else None
     check_drawing()
     images = experiments.load(name, root, side=side)
     say(
@@ -176,6 +178,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.output,
             minutes=budget,
             keep_weights=not arguments.no_weights,
+            mesh=mesh,
             progress=tell,
         )
     features = features_sections(arguments.output, images, say) if arguments.features else []
@@ -186,6 +189,19 @@ def run(arguments: argparse.Namespace) -> None:
         if not found.open
         else f"{len(found.open)} runs are open; the same command continues them"
     )
+
+
+def _mesh() -> Any:
+    """All devices of this process, as one axis."""
+    import jax
+
+    devices = jax.local_devices()
+    if len(devices) < 2:
+        raise ValueError(
+            "experiment: --mesh shares a run among devices, and there is one; leave it out, or set "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=2 to try it"
+        )
+    return jax.make_mesh((len(devices),), ("data",), devices=devices)
 
 
 def _dataset(task: str, root: Path | str | None, quick: bool) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from unrolled import _checks
 from unrolled._text import screen
 from unrolled.datasets import Images
@@ -70,11 +72,12 @@ def sweep(
     minutes: float = math.inf,
     keep_weights: bool = True,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Sweep:
     """Run all recipes that have no row yet; several processes may share a folder.
 
     Args:
-        recipes, images, folder, build, keep_weights, progress: as in `run`.
+        recipes, images, folder, build, keep_weights, progress, mesh: as in `run`.
         minutes: the budget. At its end the run in progress stops after its epoch, and is saved.
 
     Raises:
@@ -89,7 +92,7 @@ def sweep(
     if not _checks.as_number(minutes, "the budget", "experiment") > 0:
         raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
     until, recipes = time.monotonic() + 60 * minutes, list(recipes)
-    told: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until)
+    told: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until, mesh=mesh)
     outcomes: list[Outcome] = []
     for i, recipe in enumerate(recipes, start=1):
         placed = _placed(progress, f"{i} of {len(recipes)}: ")

@@ -16,6 +16,7 @@ import unrolled
 from unrolled._interrupts import leave
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
+from unrolled.experiments._devices import Devices
 from unrolled.experiments._models import size, task_of
 from unrolled.experiments._program import Program, State, key_of, no_sums, order, rebuild
 from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
@@ -44,13 +45,16 @@ class Job:
     curve: list[dict[str, Any]]
     seconds: float  # of all processes that worked on it
     progress: Progress | None
+    devices: Devices = Devices()
     pace: float = math.inf  # seconds of a step
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
     def __post_init__(self):
         self.key = key_of(self.recipe)
-        self.X, self.Y = (jnp.asarray(part) for part in self.images.train)
-        self.tests = tuple(jnp.asarray(part) for part in self.images.test)
+        put = self.devices.everywhere
+        self.X, self.Y = (put(jnp.asarray(part)) for part in self.images.train)
+        self.tests = tuple(put(jnp.asarray(part)) for part in self.images.test)
+        self.state = put(self.state)
 
     @property
     def finished(self) -> bool:
@@ -146,7 +150,7 @@ class Job:
             "features": measure(self.program, self.state, self.tests[0]),
             "curve": self.curve,
             "seconds": self.seconds,
-            "environment": _environment(),
+            "environment": _environment() | self.devices.environment,
         }
         if keep_weights:
             weights = {"params": self.state.params, "others": self.state.others}

@@ -19,6 +19,7 @@ from jax import lax
 from unrolled import metrics, models, training
 from unrolled._checks import Array
 from unrolled.datasets import crop_and_flip
+from unrolled.experiments._devices import Devices
 from unrolled.experiments._recipe import Recipe
 
 _DROP_FACTOR = 0.2
@@ -131,6 +132,7 @@ def make_program(
     shape: tuple[int, ...],
     steps_per_epoch: int,
     moments: tuple[np.ndarray, np.ndarray],
+    devices: Devices,
 ) -> Program:
     """The compiled functions for a model.
 
@@ -141,6 +143,7 @@ def make_program(
         shape: (H, W, C) of an image.
         steps_per_epoch: whole batches in an epoch.
         moments: mean and deviation of each channel, of values in [0, 1].
+        devices: that share each batch.
     """
     model.eval()
     eval_graph = nnx.graphdef(model)
@@ -148,7 +151,8 @@ def make_program(
     graph = nnx.graphdef(model)
     optimizer = make_optimizer(recipe, steps_per_epoch)
     mean, deviation = (np.asarray(m, np.float32).reshape(1, 1, 1, -1) for m in moments)
-    steps = _Steps(graph, eval_graph, taps, recipe.augmentation, optimizer, mean, deviation)
+    options = recipe.augmentation, optimizer, mean, deviation, devices
+    steps = _Steps(graph, eval_graph, taps, *options)
     layers: list[str] = []  # in their order, which a dict loses on its way out of a trace
     x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
     jax.eval_shape(lambda x: layers.extend(_outputs(nnx.clone(model), taps, steps.inputs(x))[1]), x)
@@ -178,6 +182,7 @@ class _Steps:
     optimizer: optax.GradientTransformation
     mean: np.ndarray
     deviation: np.ndarray
+    devices: Devices
 
     def inputs(self, X):
         return (X.astype(jnp.float32) / np.float32(255) - self.mean) / self.deviation
@@ -196,14 +201,14 @@ class _Steps:
         """The state after one more step, on the images whose indices are chosen."""
         x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
         key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
-        x, y = _augmented(self.augmentation, key, x, y)
+        x, y = self.devices.split(_augmented(self.augmentation, key, x, y))
         differentiate = jax.grad(self.objective, has_aux=True)
         gradient, (others, sums) = differentiate(state.params, state.others, x, y, gamma)
         with jax.numpy_dtype_promotion("standard"):
             changes, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, changes)
         sums = jax.tree.map(jnp.add, state.sums, sums)
-        return State(state.step + 1, params, others, optimizer, sums)
+        return self.devices.whole(State(state.step + 1, params, others, optimizer, sums))
 
     def evaluate(self, params, others, X, Y, first, n):
         """The scores of n images from `first` on."""

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from unrolled._interrupts import deferred
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
+from unrolled.experiments._devices import Devices, devices_of
 from unrolled.experiments._job import Job, Progress
 from unrolled.experiments._models import Build, build_model, penalised
 from unrolled.experiments._program import Program, key_of, make_program, start
@@ -37,6 +39,7 @@ def run(
     until: float = math.inf,
     keep_weights: bool = True,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Outcome:
     """Train and test one model by a recipe, and add its row to the folder of an experiment.
 
@@ -53,10 +56,14 @@ def run(
         until: time (`time.monotonic`) at which the run stops at the end of its epoch.
         keep_weights: whether the weights stay in the folder, for `restore`.
         progress: called about once a second.
+        mesh: devices that share each batch, by its axis "data"; the weights are on all of them. The
+            result is that of one device but for rounding, and a saved run continues on another
+            number of them; the row says on how many it ended.
 
     Raises:
-        ValueError: images that the recipe or the model does not fit, or with the bytes of those of
-            a row but other shapes or classes.
+        TypeError: a mesh that is none.
+        ValueError: devices that cannot share a batch equally; images that the recipe or the model
+            does not fit, or with the bytes of those of a row but other shapes or classes.
         CheckpointError: a saved state that is damaged.
         KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
 
@@ -84,6 +91,7 @@ def run(
     folder = _rows.open_folder(folder)
     chosen = _data.split(images, recipe.test)
     _data.check(chosen, recipe)
+    devices = devices_of(mesh, recipe.batch)
     name = recipe.row_name(_data.digest(chosen))
     if row := _finished(folder, name, chosen):
         return Outcome(name, row)
@@ -94,7 +102,7 @@ def run(
             return Outcome(name, row)
         if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
             return Outcome(name, None)
-        job = _opened(recipe, chosen, folder, name, build, progress)
+        job = _opened(recipe, chosen, folder, name, build, progress, devices)
         while not job.finished and time.monotonic() < until:
             job.epoch(caught)
         if not job.finished:
@@ -127,6 +135,7 @@ def _opened(
     name: str,
     build: Build,
     progress: Progress | None,
+    devices: Devices,
 ) -> Job:
     """The run where it was saved last, or at its start."""
     X = images.train[0]
@@ -138,20 +147,23 @@ def _opened(
         len(images.classes),
         len(X) // recipe.batch,
         _data.moments(X, recipe),
+        devices,
     )
-    job = Job(recipe, images, folder, name, program, start(program, model), [], 0.0, progress)
+    begun = start(program, model)
+    job = Job(recipe, images, folder, name, program, begun, [], 0.0, progress, devices)
     if job.path.is_file():
-        job.state, told = restore_tree(job.path, job.state)
+        saved, told = restore_tree(job.path, begun)
+        job.state = devices.everywhere(saved)
         job.curve, job.seconds = told["curve"], told["seconds"]
     return job
 
 
 @functools.lru_cache(maxsize=16)
-def _program(recipe, build, shape, classes, steps_per_epoch, moments) -> Program:
+def _program(recipe, build, shape, classes, steps_per_epoch, moments, devices) -> Program:
     """The program of all runs that share it, compiled once in a process."""
     model = build(recipe, shape, classes, _rngs(recipe))
     taps = penalised(recipe, model)
-    return make_program(model, taps, recipe, shape, steps_per_epoch, moments)
+    return make_program(model, taps, recipe, shape, steps_per_epoch, moments, devices)
 
 
 def _rngs(recipe: Recipe) -> nnx.Rngs:
