@@ -237,7 +237,7 @@ def test_the_example_of_own_signals_runs(
     np.save("Y.npy", (rng.normal(size=(80, 12)) * (rng.random((80, 12)) < 0.2)) @ D.T)
     exec(compile(source, "README.md", "exec"), {})
     rows = capsys.readouterr().out.strip().splitlines()
-    assert rows[0].startswith("| method | K | (F - F*) / F* | of ISTA | of zero codes | relative")
+    assert rows[0].startswith("| method | K | (F - F*) / F* | of ISTA | of zero codes | worse")
     assert [row.split(" | ")[0] for row in rows[2:4]] == ["| start", "| learned"]
 
 
