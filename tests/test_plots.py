@@ -221,7 +221,7 @@ def test_codes_that_are_all_zero_have_no_precision():
     result = ur.compare.compare(methods, D, D.T, np.eye(16))
     assert np.isnan(result.curves["silent"].precision).all()
     (row,) = [r for r in result.table().splitlines() if r.startswith("| silent")]
-    assert row.split("|")[6].strip() == "" and row.split("|")[7].strip() == "0.000"
+    assert row.split("|")[7].strip() == "" and row.split("|")[8].strip() == "0.000"
     held = json.loads(result.to_json())["curves"]["silent"]
     assert held["precision"] == [None] * K and held["recall"] == [0.0] * K
     header, rows = curve_rows(result)
