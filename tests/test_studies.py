@@ -142,7 +142,7 @@ def test_a_training_that_breaks_is_a_remark(monkeypatch):
     def overflowing(codes, X, D, Y):
         return (codes**2).sum() * 1e38 * 1e38
 
-    monkeypatch.setattr(ur.training, "log_nmse", overflowing)
+    monkeypatch.setattr(ur.training, "mostly_last", overflowing)
     study = known(hadamard(), "lista_cp", steps=3)
     remark = study.remarks[-1]
     assert remark.startswith("The training of LISTA-CP broke, because its loss or gradient was not")

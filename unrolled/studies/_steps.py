@@ -217,10 +217,10 @@ def train(
     plan: Plan,
     name: str,
     remarks: list[str],
-    loss: Callable[..., jax.Array] = training.mostly_last,
+    loss: Callable[..., jax.Array] | None = None,
     rate: float | None = None,
 ) -> training.Fit:
-    """`fit` by clipped Adam with a cosine-decayed rate, that of the recipe if none is given.
+    """`fit` by clipped Adam with a cosine-decayed rate; loss and rate of the recipe by default.
 
     A training that breaks counts as far as it came, and a remark says so.
     """
@@ -239,7 +239,7 @@ def train(
             optimizer=optimizer,
             steps=plan.steps,
             key=jax.random.fold_in(plan.key, 1),
-            loss=loss,
+            loss=loss or training.mostly_last,
             evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
         )
     except training.NonFiniteError as broken:
