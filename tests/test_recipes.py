@@ -116,7 +116,8 @@ def test_an_end_above_ista_is_said(problem):
 
 REFUSED = {
     "an unknown family": (dict(family="mista"), ValueError, "unknown family 'mista'"),
-    "no codes": (dict(X=np.zeros((512, D_))), ValueError, "all codes are zero"),
+    "unknown codes": (dict(X=None), ValueError, "recipes are for known codes"),
+    "zero codes": (dict(X=np.zeros((512, D_))), ValueError, "all codes are zero"),
     "few signals": (dict(Y=np.ones((4, M)), X=np.ones((4, D_))), ValueError, "at least 16 signals"),
     "nan": (dict(Y=np.full((512, M), np.nan)), ValueError, "Y or X"),
     "a variance out of range": (

@@ -117,8 +117,8 @@ def prepare(
         Start.
 
     Raises:
-        ValueError: an unknown family, shapes that do not fit, signals or codes that are all zero,
-            fewer than 16 signals.
+        ValueError: an unknown family, shapes that do not fit, no codes, signals or codes that are
+            all zero, fewer than 16 signals.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -128,6 +128,11 @@ def prepare(
         (True, None)
     """
     cls, D = _family(family, "prepare"), as_dictionary(D, "prepare")
+    if X is None:
+        raise ValueError(
+            "prepare: recipes are for known codes, got X = None; try layer.init(key, D), or "
+            "analytic.calibrate with loss=training.lasso(lam)"
+        )
     Y, X = (_checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
     check_batch(D, Y, X, "prepare")
     if len(Y) < _FEWEST:
