@@ -44,20 +44,16 @@ def test_every_family_starts_and_trains_by_its_recipe(name, problem):
 
 @pytest.mark.parametrize("name", ["lista_cp", "lista", "lfista", "liht"])
 def test_a_start_with_weights_is_alista(name, problem):
-    """The matrices of a family without a coupling are those of x + W'(y - D x)."""
+    """Two steps x + W'(y - D x): the second one sees the matrices that act on the code."""
     D, Y, _ = problem
     W = ur.theory.frobenius_weights(D)
-    layer = FAMILIES[name](1, **({"sparsity": D_} if name == "liht" else {}))
-    params = layer.from_weights(None, W, D)
-    u = (
-        Y @ W
-        if name == "liht"
-        else ur.activations.shrink(
-            Y @ W, params.steps.theta[0] if name == "lfista" else jnp.asarray(params.steps.theta)[0]
-        )
-    )
+    layer = FAMILIES[name](2, **({"sparsity": D_} if name == "liht" else {}))
+    params, x = layer.from_weights(None, W, D), jnp.zeros((len(Y), D_))
+    for k in range(2):
+        x = x + (Y - x @ D.T) @ W
+        x = x if name == "liht" else ur.activations.shrink(x, params.steps.theta[k])
     codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
-    np.testing.assert_allclose(codes, u, atol=1e-6)
+    np.testing.assert_allclose(codes, x, atol=1e-6)
 
 
 def test_whitened_ada_lista_steps_along_the_weights(problem):
