@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,10 +163,12 @@ def _run(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     """Codes of signals (n, m), in the dtype of the program."""
     if np.ndim(Y) != 2 or np.shape(Y)[1] != m:
         raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")
-    with jax.enable_x64(dtype == "float64" or jax.config.values["jax_enable_x64"]):
-        if not np.shape(Y)[0]:  # for the program n is at least 1
-            return jax.tree.map(lambda x: x[:0], call(jnp.zeros((1, m), dtype)))
-        return call(jnp.asarray(Y, dtype))
+    with jax.enable_x64(True) if dtype == "float64" else nullcontext():
+        # Those of the host are put on the device by the call, which is faster.
+        Y = (jnp if isinstance(Y, jax.Array) else np).asarray(Y, jnp.dtype(dtype))
+        if not len(Y):  # for the program n is at least 1
+            return jax.tree.map(lambda x: x[:0], call(np.zeros((1, m), Y.dtype)))
+        return call(Y)
 
 
 def _solver(model: Any, params: Any, D: Any, where: str) -> Callable[[Any], Any]:
