@@ -13,6 +13,7 @@ that families are paired.
     python benchmarks/lista.py                      adds the missing rows, the telling ones first
     python benchmarks/lista.py --minutes 30         no new row after that long
     python benchmarks/lista.py --cells main,design  of these groups, or cells by name
+    python benchmarks/lista.py --times              processor time of a code beside its products
     python benchmarks/lista_report.py               the tables and the figure
 """
 
@@ -21,9 +22,12 @@ import fcntl
 import itertools
 import json
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -326,6 +330,38 @@ def measured(row: Row, write: Any) -> None:
     write(row, test=found)
 
 
+# Times
+
+
+def timed(row: Row) -> dict[str, float]:
+    """Processor milliseconds of 1,000 codes, and of as many products with a matrix, in turns."""
+    cell, (family, options) = CELLS[row.cell], FAMILIES[row.family]
+    D = jnp.asarray(dictionary(cell, row.dictionary), jnp.float32)
+    Y, X = sampler(cell, D, 256)(jax.random.key(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = ur.training.prepare(family, D, Y, X, depth=cell.depth, key=0, **options)
+    layer, params = start.layer, start.params
+    Y = jnp.tile(Y, (4, 1))[:1000]
+    code = jax.jit(lambda Y: jax.vmap(layer.apply, (None, None, 0))(params, D, Y))
+    count = ur.compare.products(layer, params, D, Y[0])
+
+    @jax.jit
+    def bare(r):
+        for _ in range(count // 2):
+            r = (r @ D) @ D.T / 4  # which has a spectral norm below 1
+        return r
+
+    spent: dict[str, list[float]] = {"ms": [], "products, ms": []}
+    for _ in range(15):
+        for name, call in zip(spent, (code, bare)):
+            call(Y).block_until_ready()
+            began = time.process_time()
+            call(Y).block_until_ready()
+            spent[name].append(1e3 * (time.process_time() - began))
+    return {name: round(statistics.median(values), 2) for name, values in spent.items()}
+
+
 def read() -> dict[Row, dict]:
     """The rows that are there: what was chosen, and what the test signals say, or why it failed."""
     found: dict[Row, dict] = {}
@@ -335,9 +371,10 @@ def read() -> dict[Row, dict]:
     return found
 
 
-def run(cells: list[str], minutes: float) -> None:
-    """Add rows until the time is over; the last one may take longer."""
-    began, versions = time.monotonic(), {n: environment()[n] for n in ("jax", "processor")}
+@contextmanager
+def adding() -> Iterator[Any]:
+    """A function that writes an entry of a row; no two processes have one."""
+    versions = {n: environment()[n] for n in ("jax", "processor")}
     with ROWS.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -348,6 +385,13 @@ def run(cells: list[str], minutes: float) -> None:
             file.write(json.dumps({"row": row._asdict(), **entry, **versions}) + "\n")
             file.flush()
 
+        yield write
+
+
+def run(cells: list[str], minutes: float) -> None:
+    """Add rows until the time is over; the last one may take longer."""
+    began = time.monotonic()
+    with adding() as write:
         for row in rows(cells):
             there = read().get(row, {})
             if "test" in there or "failed" in there:
@@ -367,11 +411,25 @@ def run(cells: list[str], minutes: float) -> None:
             jax.clear_caches()
 
 
+def run_times() -> None:
+    """Add the times that are missing, of the first main cell."""
+    with adding() as write:
+        for row in map(partial(Row, next(iter(MAIN))), FAMILIES):
+            if "time" not in read().get(row, {}):
+                write(row, time=timed(row))
+                print(*row, read()[row]["time"], flush=True)
+                jax.clear_caches()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=np.inf, help="begin no row after that")
     parser.add_argument("--cells", default="main,others,design", help="groups, or cells by name")
+    parser.add_argument("--times", action="store_true", help="measure times; add no other rows")
     given = parser.parse_args()
+    if given.times:
+        run_times()
+        return
     cells = [c for name in given.cells.split(",") for c in GROUPS.get(name, {name: None})]
     if unknown := [name for name in cells if name not in CELLS]:
         parser.error(f"unknown cell {unknown[0]!r}; expected some of {', '.join(CELLS)}")

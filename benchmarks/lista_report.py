@@ -61,6 +61,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, str]]] = {
     },
 }
 SHOWN = ("FISTA", "LISTA", "LISTA-CPSS", "ALISTA-SS", "OAT", "LAMP-BG", "AUTO-VAMP", "VAMP-BG")
+BUDGETS = (8, 16, 32, 64, 128)  # products with a matrix
 NOISE = 0.5  # dB by which a figure may miss a published one that counts as reached
 
 Rows = dict[Row, dict[str, Any]]
@@ -153,7 +154,14 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         "seconds to make",
         "before training",
     ]
-    header += ["after", "95 % interval", "99 % of signals below", "above -20 dB", "worse than zero"]
+    header += [
+        "time over products",
+        "after",
+        "95 % interval",
+        "99 % of signals below",
+        "above -20 dB",
+        "worse than zero",
+    ]
     rows = []
     for name in names_in(there, [cell]):
         entry = there.get(Row(cell, name), {})
@@ -162,10 +170,31 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         test, choice = entry["test"], entry.get("choice", {})
         low, high = test["interval"]
         made = [choice.get(key, "") for key in ("numbers", "products", "steps", "seconds", "start")]
+        time = entry.get("time")
+        made.append(f"{time['ms'] / time['products, ms']:.2f}" if time else "")
         rows.append(
             [name, knows(name), *made, test["nmse"], f"{low} to {high}", test["worst 1 %"]]
             + [f"{test['above -20 dB']:.2%}", f"{test['worse than zero']:.2%}"]
         )
+    return markdown(header, rows)
+
+
+def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
+    """NMSE of the last step that ends within the processor time of so many products.
+
+    All steps are taken to last equally long; the params are those that the whole depth was made
+    for.
+    """
+    header = ["family", "ms of the whole depth", *(f"{n} products" for n in BUDGETS)]
+    rows = []
+    for name in FAMILIES:
+        entry = there.get(Row(cell, name), {})
+        if not {"time", "test", "choice"} <= set(entry):
+            continue
+        (ms, bare), steps = entry["time"].values(), entry["test"]["per step"]
+        each = bare / entry["choice"]["products"]
+        done = [min(int(n * each * len(steps) / ms), len(steps)) for n in BUDGETS]
+        rows.append([name, ms, *(steps[k - 1] if k else 0.0 for k in done)])
     return markdown(header, rows)
 
 
@@ -267,6 +296,7 @@ def main() -> None:
     print(errors(there, MAIN), costs(there), sep="\n\n")
     print("\nNot reached:", "; ".join(not_reached(there)) + ".")
     for title, part in (
+        ("At equal time, noiseless, ratio of sums:", at_equal_time(there)),
         ("Other cells:", errors(there, OTHERS)),
         ("Made without noise, tested elsewhere:", generalisation(there)),
         ("The design:", summary_of_design(there)),

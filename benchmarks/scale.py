@@ -8,6 +8,7 @@ devices    hashes of a short run on 1, 2, 4 and 8 forced devices; collectives of
 processes  the same hashes of 1 x 1, 2 x 4 and 4 x 1 processes x devices
 export     milliseconds of an exported file beside the jit of the library, also without the library
 memory     temporaries of a step of 4 x 250 signals beside one of 1,000
+cost       processor time of those steps beside that of their matrix products
 atoms      a training on 64 x 100,000 whose atoms four devices share, beside one
 coherence  seconds and memory of the coherence programs, up to 2,000 x 4,000 by a sample
 
@@ -26,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +286,43 @@ def step(name: str) -> dict:
     return measured(lambda: ur.fit(*given, accumulate=n, **options))
 
 
+def cost(name: str) -> dict:
+    """Processor milliseconds of a step of LISTA-CP, 250 x 500, K = 16, and of its products."""
+    import statistics
+    import warnings
+
+    import jax
+    import optax
+    from training import products
+
+    import unrolled as ur
+
+    warnings.simplefilter("ignore")
+    n, size = (int(part.replace(",", "")) for part in name.split(" x "))
+    D = ur.dictionaries.gaussian(0, 250, 500)
+    layer = ur.lista_cp(16, tied=False)
+    params = layer.init(None, D)
+    Y, X = ur.problems.sampler(D, n * size)(jax.random.key(1))
+    bare = products(ur.layers.unstack(params), D, Y)
+    spent: dict[str, list[float]] = {"products": [], "step": []}
+    at = [0.0]
+
+    def turn(record, params):
+        """After each ten steps of the training, ten times the products."""
+        now = time.process_time()
+        spent["step"].append((now - at[0]) / 10)
+        for _ in range(10):
+            bare()
+        at[0] = time.process_time()
+        spent["products"].append((at[0] - now) / 10)
+
+    how = dict(optimizer=optax.adam(1e-4), steps=100, key=0, evaluate_every=10, accumulate=n)
+    given = layer, params, D, ur.problems.resampler(Y, X, size)
+    ur.fit(*given, **how, validation=(Y[:8], X[:8]), callbacks=[turn])
+    row = {f"{w}, ms": round(1e3 * statistics.median(v[2:]), 1) for w, v in spent.items()}
+    return row | {"step / products": round(row["step, ms"] / row["products, ms"], 3)}
+
+
 def atoms(name: str) -> dict:
     """Bytes of the arrays on each of so many devices, and the losses."""
     devices = name.partition(" ")[0]
@@ -362,6 +401,7 @@ def rows() -> dict[str, list[str]]:
         "processes": many,
         "export": ["1 signal", "1,000 signals", *(f"under jax {v}" for v in VERSIONS)],
         "memory": ["1 x 1,000", "4 x 250"],
+        "cost": ["1 x 1,000", "4 x 250"],
         "atoms": ["1 device", "4 devices"],
         "coherence": [*shapes],
     }
@@ -372,6 +412,7 @@ IN_ANOTHER = {
     "large": large,
     "export": export,
     "coherence": coherence,
+    "cost": cost,
     "step": step,
     "trained": trained,
 }
