@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -37,7 +38,7 @@ def sizes(jaxpr):
         ur.theory.atom_coherence,
         ur.theory.spectral_radius,
         _convergence.atom_products,  # of certify
-        _coherence._sizes,  # of rounding_guard
+        lambda W, D: _coherence._sizes(W, D, np.dtype("float32")),  # of rounding_guard
         lambda W, D: ur.theory.babel(D, 5),
         lambda W, D: ur.theory.pseudo_inverse(D),
         ur.theory.diagonal,
@@ -60,6 +61,36 @@ def test_tiles_hold_the_values_of_the_whole_matrix():
     np.fill_diagonal(own, 0)
     expected = np.maximum(own - 0.8, 0).sum(1)
     np.testing.assert_allclose(row_excess(D, jnp.asarray(0.8)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("of_W, of_D", [(1, 1), (1e30, 1e30), (1e-30, 1e-30), (1e-30, 1e30)])
+def test_the_guard_of_many_atoms_is_that_of_float64_from_above(of_W, of_D, monkeypatch):
+    """m + 2 roundings of float32, and as much again that it is enlarged by, at any amplitude."""
+    monkeypatch.setattr(_coherence, "BLOCK", 1)
+    m, rng = 6, np.random.default_rng(0)
+    D = rng.normal(size=(m, 31)).astype(np.float32)
+    W = rng.normal(size=(m, 31)).astype(np.float32)
+    D[0], W[1] = 1e-7 * D[0], 1e-7 * W[1]  # rows of which one holds what the other multiplies
+    D[2], W[2] = 1e7 * D[2], 0
+    W, D = of_W * W, of_D * D
+    eps = float(np.finfo(np.float32).eps)
+    exact = 4 * eps * (np.abs(W).T.astype(float) @ np.abs(D)).max()
+    ratio = ur.theory.rounding_guard(W, D, sparsity=1, bound=1.0) / exact
+    assert 1 <= ratio <= 1 + 2 * (m + 2) * eps
+
+
+def test_the_guard_of_many_atoms_multiplies_in_their_dtype():
+    """In float64 it takes twice as long."""
+    traced = jax.make_jaxpr(lambda W, D: _coherence._sizes(W, D, np.dtype("float32")))(LARGE, LARGE)
+    products = re.findall(r"(\w+)\[[\d,]+\] = dot_general", str(traced))
+    assert products and set(products) == {"f32"}
+
+
+def test_products_beside_the_largest_may_vanish_but_not_the_largest():
+    """In float32 the entries of two rows of three are zero or infinite, and one product is all."""
+    W, D = np.diag([1e-300, 1e200, 0.0]), np.diag([1e200, 1e-280, 1e300])
+    found = _coherence._largest_product(W, jnp.asarray(D), np.dtype("float32"))
+    np.testing.assert_allclose(found, 1e-80, rtol=2 * 5 * 2.0**-23)
 
 
 @pytest.mark.few(1)

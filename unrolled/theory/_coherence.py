@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import largest
+from unrolled._numbers import exponent, largest, ldexp, wide_dtype
 from unrolled._program import program
 from unrolled.dictionaries import (
     Dictionary,
@@ -398,18 +398,34 @@ def rounding_guard(
     dtype = _checks.common_dtype(W, D)
     eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
     with jax.enable_x64(True):
-        C_W, G = map(float, _sizes(*_checks.cast((W, D), np.float64)))
+        wide = _checks.cast((W, D), np.float64)
+        C_W, G = map(float, _sizes(*wide, wide_dtype(dtype)))
     code = G * s * float(bound)
     return 4 * eps * (code + C_W * float(noise) if noise else code)
 
 
-@program()
-def _sizes(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
-    """max abs(W_ij) and max (|W|' |D|)_ij."""
+@program("dtype")
+def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]:
+    """max abs(W_ij) and max (|W|' |D|)_ij; of many atoms an upper bound, by products in dtype."""
     C_W, W, D = largest(jnp.abs(entries(W))), magnitudes(W), magnitudes(D)
     if exceeds(D):
-        return C_W, largest(row_maxima(dense(W), dense(D), diagonal=True))
+        return C_W, _largest_product(dense(W), dense(D), dtype)
     return C_W, largest(inner_products(W, D)[0])
+
+
+def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
+    """max w_i . d_j of nonnegative matrices, from above: within 2 (m + 2) eps of the dtype.
+
+    A row of W is divided by a power of two near its maximum and that of D multiplied by it. The
+    largest product of two entries is then a lower bound, and what vanishes beside it is rounding.
+    """
+    k = exponent(W, 1)
+    used = jnp.any(W > 0, axis=1, keepdims=True).astype(D.dtype)
+    W, D = ldexp(W, -k), ldexp(D, k) * used
+    size = exponent(D)
+    near = ldexp(D, -size)
+    G = largest(row_maxima(W.astype(dtype), near.astype(dtype), diagonal=True)).astype(D.dtype)
+    return ldexp(G * (1 + (len(D) + 2) * float(jnp.finfo(dtype).eps)), size)
 
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:
