@@ -14,6 +14,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import unrolled as ur
+from unrolled.pursuit import _splitting
 from unrolled.theory import _atom_programs, _codes, _coherence, _convergence, _uniqueness
 from unrolled.theory._tiles import row_excess, row_maxima
 
@@ -191,18 +192,56 @@ def test_atoms_that_others_do_not_span_are_found_without_the_products_of_all():
         np.testing.assert_array_equal(nearly, between)
 
 
+def pair_among(d, half):
+    """Two atoms at the angle 2 half, of singular values 1 : tan(half), and d small ones."""
+    pair = np.array([[np.cos(half)] * 2, [np.sin(half), -np.sin(half)]], np.float32)
+    D = np.hstack([pair, np.tile(np.float32([[1e-3], [0]]), d)])
+    return jnp.asarray(D), jnp.asarray(pair.sum(1) + 0.1 * pair[:, 0])
+
+
 @pytest.mark.slow
 def test_the_derivative_of_basis_pursuit_keeps_what_many_atoms_hold():
     """Two atoms at 4 degrees, of singular values 1 : 0.035: 28 eps, and the solver's error."""
-    half = np.deg2rad(2)
-    pair = np.array([[np.cos(half)] * 2, [np.sin(half), -np.sin(half)]], np.float32)
-    others = np.tile(np.float32([[1e-3], [0]]), 60_000)
-    D, y = jnp.asarray(np.hstack([pair, others])), jnp.asarray(pair.sum(1) + 0.1 * pair[:, 0])
-    code, slope = jax.jvp(
-        lambda y: ur.pursuit.basis_pursuit(D, y).x, (y,), (jnp.asarray(pair[:, 0] - pair[:, 1]),)
-    )
+    D, y = pair_among(60_000, np.deg2rad(2))
+    code, slope = jax.jvp(lambda y: ur.pursuit.basis_pursuit(D, y).x, (y,), (D[:, 0] - D[:, 1],))
     np.testing.assert_allclose(code[:2], [1.1, 1.0], atol=1e-4)
     np.testing.assert_allclose(slope[:2], [1, -1], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["holistic", "ml_basis_pursuit"])
+def test_the_codes_of_a_wide_layer_are_those_of_its_support(name):
+    """A singular value of 2e-4 is no rounding, which moves the code by 6e-8 / 2e-4."""
+    D, y = pair_among(300, 2e-4)
+    if name == "holistic":
+        code = ur.pursuit.holistic((D,), y, lam=0.001, zeros=()).xs[0]
+    else:
+        code = ur.pursuit.ml_basis_pursuit((D,), y, (0.001,)).xs[0]
+    np.testing.assert_allclose(code[:2], [1.1, 1.0], atol=2e-3)
+    assert not np.any(code[2:])
+
+
+@pytest.mark.slow
+def test_zeros_between_wide_layers_all_hold():
+    """Two rows of 20,000 at an angle of 1e-3, of d eps = 4e-7 and n eps = 2e-3."""
+    B = np.zeros((20_000, 3), np.float32)
+    B[:2] = [[1, 1e-3, 0], [1, -1e-3, 0]]
+    N, pseudo = _splitting.null_space(jnp.asarray(B))
+    np.testing.assert_allclose(jnp.abs(N).sum(1), [0, 0, 1], atol=1e-3)
+    np.testing.assert_allclose(pseudo @ B, np.diag([1, 1, 0]), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_spectrum_of_many_atoms_is_whole():
+    """The same numbers in float64 cut nothing either; 60,000 eps is 7e-3."""
+    halves = 2e-3 * np.sign(np.sin(np.arange(60_000)))
+    D = np.stack([np.cos(halves), np.sin(halves)]).astype(np.float32)
+    assert np.all(ur.layers.vamp_bg(1, noise_ratio=0.1).init(None, jnp.asarray(D)).shared[0].s > 0)
+    small, wide = (
+        ur.theory.state_evolution(ur.layers.lamp(3), A, probability=1e-4).nmse
+        for A in (D, D.astype(float))
+    )
+    np.testing.assert_allclose(small, wide, atol=1e-3)
 
 
 def test_steps_far_from_the_identity_are_measured_on_the_rows_of_weights_and_atoms(monkeypatch):

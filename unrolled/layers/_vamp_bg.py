@@ -214,7 +214,7 @@ def _start(layer: vamp_bg, D: Dictionary) -> Unrolled:
     m, A = D.shape[0], dense(D)
     with jax.enable_x64(True):
         U, s, V = jnp.linalg.svd(A.astype(jnp.float64), full_matrices=False)
-        s = jnp.where(s > max(A.shape) * float(jnp.finfo(A.dtype).eps) * s[0], s, 0)
+        s = jnp.where(s > min(A.shape) * float(jnp.finfo(A.dtype).eps) * s[0], s, 0)
         spectrum = Spectrum(*(leaf.astype(A.dtype) for leaf in (U, s, V)))
     missing = m - len(spectrum.s)
     U, s, V = (jnp.pad(v, pad) for v, pad in zip(spectrum, _pads(missing)))

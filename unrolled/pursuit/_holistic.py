@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import pseudo_inverse
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.pursuit._door import door, one_per_layer, static_steps, static_tol
@@ -150,7 +151,7 @@ class Holistic:
         rank = jnp.argsort(jnp.argsort(-jnp.abs(last.x)))  # 0 for the largest entry
         zeros = (*last.zeros[:-1], ~last.support | (rank >= self.most))
         N, _ = null_space(constraints(zeros))
-        x = N @ (jnp.linalg.pinv(A @ N) @ y)
+        x = N @ (pseudo_inverse(A @ N) @ y)
         return Answer(x, last.gap, last.steps, last.gap <= self.tol, zeros=zeros)
 
 

@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from unrolled._checks import Array
+from unrolled._numbers import pseudo_inverse
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, spectral_norm
 from unrolled.pursuit._door import deep, static_steps, static_tol
@@ -181,7 +182,7 @@ def _vertex(
     lam = jnp.concatenate([jnp.broadcast_to(w, a.shape) for w, a in zip(lams, v)])
     zero, fixed = signs == 0, lam * signs
     N, pseudo = null_space(jnp.where(zero[:, None], B, 0))
-    P = jnp.linalg.pinv(A @ N)
+    P = pseudo_inverse(A @ N)
     x = N @ (P @ (y - ((fixed @ B) @ N) @ P))
     U = jnp.where(zero, jnp.concatenate(Us), fixed)
     # The multipliers of the zeros take up what is left, with the least change.

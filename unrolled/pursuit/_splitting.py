@@ -91,11 +91,13 @@ def _size(tree: Any) -> Array:
 def null_space(B: Array) -> tuple[Array, Array]:
     """N, (d, d), whose nonzero columns are an orthonormal basis of {x : B x = 0}; and B^+, (d, n).
 
-    B is (n, d) with n >= d. Singular values within the rounding of the largest count as zero.
+    B is (n, d) with n >= d. Singular values within the rounding of the largest count as zero,
+    which does not grow with the number of rows.
     """
     wide = widened(B)
     U, values, V = jnp.linalg.svd(wide, full_matrices=False)
-    cut = max(B.shape) * float(jnp.finfo(B.dtype).eps) * jnp.max(values)
+    n, d = B.shape
+    cut = min(n, 10 * d) * float(jnp.finfo(B.dtype).eps) * jnp.max(values)
     kept = values > cut
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
     N, pseudo = jnp.where(kept[None, :], 0, V.T), (V.T * inverse[None, :]) @ U.T

@@ -141,7 +141,7 @@ def state_evolution(
     _checks.finite(noise, "noise", where)
     thresholds = None if params is None else _thresholds(layer, passing, params, D, where)
     s = np.linalg.svd(np.asarray(D, float), compute_uv=False)
-    s = s[s > max(D.shape) * float(np.finfo(D.dtype).eps) * s[0]]
+    s = s[s > min(D.shape) * float(np.finfo(D.dtype).eps) * s[0]]
     problem = _Problem(s, (D.shape[0], D.shape[1]), float(noise))
     mse, tau, thresholds = _evolved(passing, problem, prior, layer.depth, thresholds)
     if mixed:
