@@ -26,6 +26,7 @@ FLOORS = (
             "_files",
             "_interrupts",
             "_json",
+            "_mapped",
             "_numbers",
             "_program",
             "_sharded",

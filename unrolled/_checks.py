@@ -161,14 +161,19 @@ def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
         ValueError: another shape, or NaN or infinite entries, with their rows.
     """
     x = as_float(x, name, where)
-    if x.ndim != 2 or not len(x) or n not in (None, len(x)):
-        rows = "(signals, ...), with at least one signal" if n is None else f"({n}, ...)"
-        raise ValueError(f"{where}: {name} has shape {x.shape}; expected {rows}")
+    check_rows(x.shape, name, where, n)
     if is_concrete(x):
         bad = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
         if len(bad):
             raise ValueError(f"{where}: {name} has NaN or infinite entries{in_rows(bad)}")
     return x
+
+
+def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = None) -> None:
+    """Raise ValueError unless the shape is that of rows, at least one; of `n` if it is given."""
+    if len(shape) != 2 or not shape[0] or n not in (None, shape[0]):
+        rows = "(signals, ...), with at least one signal" if n is None else f"({n}, ...)"
+        raise ValueError(f"{where}: {name} has shape {shape}; expected {rows}")
 
 
 def as_signals(Y: Any, name: str, where: str) -> Array:

@@ -10,9 +10,10 @@ import numpy as np
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, Key
+from unrolled._mapped import Draws, Rows, as_data
 from unrolled._numbers import exponent, ldexp, widened
 from unrolled._program import program
-from unrolled._sharded import takes_sharded
+from unrolled._sharded import on_auto_axes, takes_sharded
 from unrolled.dictionaries import Dictionary, as_chain
 
 
@@ -327,12 +328,15 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
     """A sampler that draws signals of one's own, and their codes, with replacement.
 
     Args:
-        Y: (signals, m).
+        Y: (signals, m). Of an array that `np.load(path, mmap_mode="r")` returns, the rows that are
+            drawn are read, and no others; likewise of X.
         X: (signals, d), their codes; a tuple for a chain, None where they are not known.
         batch: signals per call.
 
     Returns:
-        `sample(key) -> (Y, X)`, (batch, m) and (batch, d).
+        `sample(key) -> (Y, X)`, (batch, m) and (batch, d). Where rows of a file that are drawn have
+        NaN or infinite entries, or the file was cut, it raises ValueError; inside a `jit` of one's
+        own the batch is NaN, and `sample.check()` raises it then.
 
     Raises:
         TypeError: signals that are integers, such as grey values, or no real numbers.
@@ -345,19 +349,22 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
     """
     where = "resampler"
     batch = _checks.as_index(batch, "batch", where, least=1)
-    Y = _checks.as_signals(Y, "Y", where)
-    X = jax.tree.map(lambda codes: _checks.as_rows(codes, "X", where, len(Y)), X)
+    arrays = as_data(Y, X, where)
+    files = tuple(leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Rows))
+    draw = _read if files else _resample
 
     def sample(key: Key) -> tuple[Array, Any]:
-        return _resample(_checks.as_key(key, where), (Y, X), batch)
+        return draw(_checks.as_key(key, where), arrays, batch)
 
-    return sample
+    return Draws(sample, files) if files else sample
 
 
-@program("batch")
-def _resample(key: Array, arrays: Any, batch: int) -> Any:
+def _drawn(key: Array, arrays: Any, batch: int) -> Any:
     rows = jax.random.randint(key, (batch,), 0, len(arrays[0]))
     return jax.tree.map(lambda array: array[rows], arrays)
+
+
+_resample, _read = program("batch")(_drawn), on_auto_axes(_drawn)
 
 
 @program("size", "probability", "snr")

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from unrolled import _checks
 from unrolled._beside import lam_of
 from unrolled._checks import Array
+from unrolled._mapped import check_draws
 from unrolled._sharded import takes_sharded
 from unrolled.layers import Layer
 from unrolled.networks import Network
@@ -72,7 +73,9 @@ def fit(
             the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA). Or arrays:
             signals Y, (signals, m), or a pair (Y, X) with their codes, of which
             `problems.resampler` draws. The last tenth of the signals, at least one and at most
-            1,000, is then held back for validation: no step sees it.
+            1,000, is then held back for validation: no step sees it. Of arrays that
+            `np.load(path, mmap_mode="r")` returns, these and the rows that are drawn are read, in
+            each process for its own devices.
         optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. One that
             asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets that of the batch.
             `optax.lookahead`, which needs params of its own form, does not work.
@@ -233,6 +236,7 @@ def check_data(
     _check_sample(sample, where)
     if validation is None:
         validation = _validation(sample, key)
+        check_draws(sample, validation)
     else:  # the batches of training are not seen otherwise
         _check_batch(jax.eval_shape(sample, key), D, where)
     _check_batch(validation, D, where)

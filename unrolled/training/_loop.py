@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from unrolled._checks import Array
+from unrolled._mapped import Draws
 from unrolled._processes import Processes, processes_of
 from unrolled.training._mesh import Sharing, batches, mean, with_gradient
 from unrolled.training._objective import Objective
@@ -53,6 +54,7 @@ def make_loop(
         float(zero),
         float(ista),
         jax.jit(lambda k: batches(key, k, shared.batches, data.sample)),
+        data.sample,
         optimizer,
         fixed,
         validation,
@@ -129,6 +131,7 @@ class Loop(NamedTuple):
     zero: float  # the validation loss of zero codes
     ista: float  # and of ISTA at the same depth; nan where there is none
     batch: Callable
+    sample: Sample
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
@@ -214,6 +217,8 @@ class Loop(NamedTuple):
 
         def collected(step):
             losses = np.concatenate([state.losses, np.asarray([float(value) for value in pending])])
+            if isinstance(self.sample, Draws):
+                self.processes.together(self.sample.check)
             return state._replace(trained=trained, optimizer=optimizer, step=step, losses=losses)
 
         for k in range(state.step, done):

@@ -3,10 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._mapped import Rows, as_data
 from unrolled.problems import resampler
 from unrolled.training._protocols import Sample
 from unrolled.training._records import Dictionaries
@@ -30,10 +32,10 @@ def from_arrays(
     the sampler never draws them.
     """
     Y, X = arrays if isinstance(arrays, tuple) else (arrays, None)
-    Y = _checks.as_signals(Y, "Y", where)
+    Y, X = as_data(Y, X, where)
     _check_width(Y, D, where)
-    X = jax.tree.map(lambda codes: _checks.as_rows(codes, "X", where, len(Y)), X)
-    Y, X = _checks.cast((Y, X), _checks.common_dtype(params, D, Y, X))
+    dtype = _checks.common_dtype(params, D, Y, X)
+    Y, X = jax.tree.map(lambda array: array.astype(dtype), (Y, X))
     n, cut = len(Y), len(Y)
     if validation is None:
         if n < 2:
@@ -42,8 +44,9 @@ def from_arrays(
                 "validation=(Y, X)"
             )
         cut = n - min(max(1, n // _HELD_BACK), _MOST)
-        validation = jax.tree.map(lambda array: array[cut:], (Y, X))
-    for what, signals in (("signals", Y[:cut]), ("signals held back to validate on", Y[cut:])):
+        validation = jax.tree.map(lambda array: jnp.asarray(array[cut:]), (Y, X))
+    parts = (("signals", Y[:cut]), ("signals held back to validate on", Y[cut:]))
+    for what, signals in parts[isinstance(Y, Rows) :]:  # of a file the first ones stay unread
         if len(signals) and not np.any(np.asarray(signals)):
             raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
     return resampler(*jax.tree.map(lambda array: array[:cut], (Y, X))), validation
