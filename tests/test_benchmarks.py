@@ -170,3 +170,16 @@ def test_one_process_adds_rows_at_a_time(script, tmp_path, monkeypatch):
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(SystemExit, match="another process adds rows"):
             lista.run(["noiseless"], 1.0)
+
+
+def test_at_equal_time_a_slow_family_has_fewer_steps(script):
+    """Of four steps with eight products those of twice the time end at half of them."""
+    lista = script("lista")
+    report = script("lista_report")
+    entry = {"choice": {"products": 8}, "test": {"per step": [-1.0, -2.0, -3.0, -4.0]}}
+    there = {
+        lista.Row("noiseless", name): entry | {"time": {"ms": ms, "products, ms": 8.0}}
+        for name, ms in (("ISTA", 8.0), ("FISTA", 16.0))
+    }
+    columns = [line.split(" | ")[2:5] for line in report.at_equal_time(there).splitlines()[2:]]
+    assert columns == [["-4.0", "-4.0", "-4.0"], ["-2.0", "-4.0", "-4.0"]]
