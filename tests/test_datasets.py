@@ -190,7 +190,7 @@ def test_entries_that_are_not_finite(tmp_path, values, bad):
 
 
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, values):
-    monkeypatch.setattr(datasets._arrays, "_LARGEST_BYTES", 50)
+    monkeypatch.setattr(datasets._arrays, "LARGEST_BYTES", 50)
     np.save(tmp_path / "D.npy", values)
     np.savez(tmp_path / "D.npz", D=values)
     with pytest.raises(ValueError, match="D.npy: .*GiB"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -22,8 +23,9 @@ import jax
 index, count, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, index)
-import optax
+import numpy as np, optax
 import unrolled as ur
+from unrolled._mapped import Rows
 from unrolled.training import _checkpoint
 
 D = ur.dictionaries.gaussian(0, 10, 20)
@@ -44,7 +46,15 @@ def atoms(**options):
     found = ur.fit(layer, layer.init(None, D), D, sample, **how)
     return found.history.loss.tolist(), sorted(d.process_index for d in found.D.devices()), found
 
+def of_file(name="Y.npy"):
+    Y = np.load(os.path.join(folder, name), mmap_mode="r")
+    start, loss = layer.init(None, D), ur.training.lasso(0.1)
+    found = ur.fit(layer, start, D, Y if count > 1 else np.array(Y), optimizer=adam, steps=2,
+                   key=0, loss=loss, accumulate=8, mesh=mesh)
+    return ur.training.digest((found.params, found.best, found.history.loss))
+
 if count == 1:
+    answer["file"] = of_file()
     answer["whole"], answer["resumed"] = fit(""), fit("killed")
     answer["atoms"] = atoms()[0], atoms(steps=6, checkpoint=os.path.join(folder, "atoms"))[0]
     print(json.dumps(answer), flush=True)
@@ -59,6 +69,17 @@ except ValueError as error:
     answer["atoms of both"] = str(error)
 """
 FAULTS = """
+rows, read = [], Rows.read
+def recorded(self, indices):
+    rows.extend((self.first + indices).tolist())
+    return read(self, indices)
+Rows.read = recorded
+answer["file"], answer["rows"] = of_file(), sorted(row for row in rows if row < 450)
+try:
+    of_file(f"Y_{index}.npy")
+except (ValueError, ur.training.CheckpointError) as error:
+    answer["row"] = str(error)
+
 try:
     fit("", steps=8 + index)
 except ValueError as error:
@@ -129,15 +150,31 @@ def free_port():
         return str(free.getsockname()[1])
 
 
+def rows_drawn(batches):
+    """The rows of 450 that some of the eight batches of two steps draw, by the key 0."""
+    keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), k), 8)[batches] for k in (0, 1)]
+    with jax.enable_x64(False):
+        rows = [jax.random.randint(key, (64,), 0, 450) for key in jnp.concatenate(keys)]
+    return sorted(np.concatenate(rows).tolist())
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_training(tmp_path):
     """On two devices each; the one that is killed leaves what eight devices of one resume."""
     pytest.importorskip("orbax.checkpoint")
+    Y = np.asarray(ur.problems.sampler(ur.dictionaries.gaussian(0, 10, 20), 500)(0)[0], np.float32)
+    broken = np.where(np.arange(500)[:, None] < 450, np.nan, Y)  # none of those held back
+    for name, array in {"Y": Y, "Y_0": Y, "Y_1": broken}.items():
+        np.save(tmp_path / f"{name}.npy", array)
     port = free_port()
     pair = [start(i, 2, port, str(tmp_path), 2) for i in (0, 1)]
     second, first = answers(pair[1], 300), answers(pair[0], 60)
     alone = answers(start(0, 1, port, str(tmp_path), 8), 120)
+    assert first["rows"] == rows_drawn(slice(4)) and second["rows"] == rows_drawn(slice(4, 8))
+    assert "Y_1.npy has NaN or infinite entries (in rows " in second["row"]
+    assert first["row"] == f"process 1: {second['row']}"
     for answer in (first, second):
+        assert answer["file"] == alone["file"]
         assert "processes 0 and 1 were started with different arguments" in answer["other steps"]
         assert "process 0  process 1\nsteps  8          9" in answer["other steps"]
         assert "No space left on device" in answer["full disk"]
@@ -205,7 +242,8 @@ def test_one_process_waits_for_no_other():
 
 
 def command(index, port, folder, *options):
-    arguments = ("--family", "lista_cp", "--depth", "2", "--m", "10", "--d", "20", "--batch", "7")
+    arguments = ("--family", "lista_cp", "--depth", "2", "--batch", "7", "--loss", "lasso")
+    arguments += ("--dictionary", f"{folder.parent}/D.npy", "--signals", f"{folder.parent}/Y.npy")
     arguments += ("--steps", "6", "--evaluate_every", "2", "--accumulate", "4", "--json")
     arguments += ("--output", str(folder), *options)
     if index is not None:
@@ -218,7 +256,11 @@ def command(index, port, folder, *options):
 
 @pytest.mark.slow
 def test_a_command_in_two_processes_writes_what_one_writes(tmp_path):
+    """One process has the signals in memory; two read those that they draw."""
     pytest.importorskip("orbax.checkpoint")
+    D = ur.dictionaries.gaussian(0, 10, 20)
+    np.save(tmp_path / "D.npy", D)
+    np.save(tmp_path / "Y.npy", ur.problems.sampler(D, 50)(0)[0])
     port = free_port()
     pair = [command(i, port, tmp_path / "two") for i in (0, 1)]
     first, second = (process.communicate(timeout=300) for process in pair)

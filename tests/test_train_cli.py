@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import unrolled as ur
 from unrolled._runs import claimed
 from unrolled.cli import main
-from unrolled.commands import _coders, _config, _doctor, _encode, _sections, _setup, _train
+from unrolled.commands import _coders, _config, _doctor, _encode, _inputs, _sections, _setup, _train
 from unrolled.commands._config import all_options, load, to_toml
 from unrolled.commands._history import read_history
 from unrolled.commands._inputs import in_float32, weights_of
@@ -739,6 +739,41 @@ def test_signals_of_a_file_without_codes(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fit. the start is worse than ISTA")
+def test_a_file_too_large_for_memory_trains_to_the_same_bits(run, tmp_path, monkeypatch):
+    """Its lam, its start and its training; a row that is not finite is named when it is drawn."""
+    files = ("--dictionary", "D.npy", "--family", "ista", "--start", "calibrated", "--depth", 2)
+    files += ("--loss", "lasso", "--steps", 40, "--evaluate_every", 40, "--signals")
+    found, losses = [], []
+    for name in ("memory", "file"):
+        status, _, err = run("train", *files, "Y.npy", "--output", tmp_path / name)
+        assert status == 0, err
+        found.append(
+            ur.training.digest(ur.training.restore(tmp_path / name / "weights.npz").params)
+        )
+        losses.append([(row["loss"], row["validation"]) for row in history(tmp_path / name)])
+        monkeypatch.setattr(_inputs, "LARGEST_BYTES", 100)
+    assert found[0] == found[1] and losses[0] == losses[1]
+    monkeypatch.setattr(_setup, "CHOSEN_ON", 3)  # the first of them
+    status, _, err = run("train", *files, "nan.npy", "--lam", 0.1, "--output", tmp_path / "nan")
+    assert status == 2 and "nan.npy: has NaN or infinite entries (in rows 3, 7)" in err
+
+
+@pytest.mark.slow
+def test_of_a_larger_file_as_much_is_held_back_as_of_the_largest_in_memory(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for module in (_inputs, _setup):
+        monkeypatch.setattr(module, "LARGEST_BYTES", 20 * 8 * 8)  # 20 of the 40 signals
+    config = load(None, dict(dictionary="D.npy", signals="Y.npy", loss="lasso", lam="0.1"))
+    ready = _setup.setup(config, print)
+    Y = np.load("Y.npy").astype(np.float32)
+    np.testing.assert_array_equal(ready.tested_on[0], Y[36:])
+    np.testing.assert_array_equal(ready.validation[0], Y[34:36])
+    drawn = np.asarray(ready.sample(0)[0])
+    assert {row.tobytes() for row in drawn} <= {row.tobytes() for row in Y[:34]}
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_codes_worse_than_zero_are_counted_and_a_guard_leaves_none(run, tmp_path):
     """One signal at a time: LAMP is better than zero codes for some and worse for others."""
@@ -1448,7 +1483,7 @@ def test_encode_streams_files_of_any_size(run, saved, tmp_path, folder, streamed
     layer, params, D = saved
     Y, codes = np.load(folder / "Y.npy").astype(np.float32), tmp_path / f"codes{suffix}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ur.datasets._arrays, "_LARGEST_BYTES", Y.nbytes - 1)
+        patch.setattr(ur.datasets._arrays, "LARGEST_BYTES", Y.nbytes - 1)
         status, out, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
     assert status == 0 and streamed == [16, 16, 8], err
     assert re.findall(r"\] (.*)\n", err) == [f"{n} of 40 signals" for n in (16, 32, 40)]

@@ -58,8 +58,9 @@ class Rows:
         mesh = jax.sharding.get_abstract_mesh()
         pairs = zip(mesh.axis_names, mesh.axis_types)
         if others := {name for name, kind in pairs if kind != AxisType.Manual}:
-            every = dict(in_specs=P(), out_specs=P(), check_vma=False)
-            call = jax.shard_map(call, axis_names=others, **every)
+            call = jax.shard_map(
+                call, axis_names=others, in_specs=P(), out_specs=P(), check_vma=False
+            )
         return call(rows)
 
     def astype(self, dtype: DTypeLike) -> "Rows":

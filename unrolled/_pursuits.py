@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import pursuit
 from unrolled._checks import Array
+from unrolled._mapped import Rows
 from unrolled._numbers import norm
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.pursuit import PURSUITS
@@ -145,7 +146,7 @@ def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> pursuit.Pursuit:
 DEFAULT_LAM = "a tenth of what gives nine signals in ten the code 0"
 
 
-def default_lam(D: Dictionary, Y: ArrayLike) -> float:
+def default_lam(D: Dictionary, Y: Array | np.ndarray | Rows) -> float:
     """A weight of the LASSO for signals: a tenth of what gives nine signals in ten the code 0.
 
     That is lam_max = max |D'y| of the signal. The first 2,000 signals are asked.
@@ -158,7 +159,7 @@ def default_lam(D: Dictionary, Y: ArrayLike) -> float:
         >>> default_lam(np.eye(2), np.array([[1.0, 3.0], [4.0, 0.0]]))
         0.39
     """
-    products = np.asarray(np.asarray(Y)[:2000], float) @ np.asarray(dense(D), float)
+    products = np.asarray(Y[:2000], float) @ np.asarray(dense(D), float)
     largest = np.abs(products).max(1)  # in float32 they may be 0
     if not largest.any():
         raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")

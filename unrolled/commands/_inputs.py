@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, datasets, dictionaries
+from unrolled._mapped import LARGEST_BYTES, Rows
 from unrolled._text import in_rows
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.studies import PATCH, Pictures, photograph_patches
@@ -120,6 +122,19 @@ def read_given(path: Path, D: Dictionary) -> np.ndarray:
     return in_float32(Y, path)
 
 
+def open_given(path: Path, D: Dictionary) -> np.ndarray | Rows:
+    """`read_given`; of a `.npy` file that is large, or shared by processes, rows that stay there.
+
+    Raises:
+        ValueError: signals that do not fit D, in a file that is read also those that float32 loses.
+    """
+    Y = open_signals(path)
+    if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
+        return read_given(path, D)
+    check_length(path, Y, D)
+    return Rows(Y, np.float32, f"{path}:")
+
+
 def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures]:
     images = {
         str(path / name if path.is_dir() else path): image
@@ -135,7 +150,7 @@ def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary,
     return D, pictures
 
 
-def read_codes(path: Path, Y: np.ndarray, D: Dictionary) -> np.ndarray | None:
+def read_codes(path: Path, Y: np.ndarray | Rows, D: Dictionary) -> np.ndarray | None:
     """The codes (signals, d) of the signals Y, entry X of a `.npz` file; None if there is none.
 
     Raises:
@@ -156,7 +171,7 @@ def weights_of(path: Path) -> Path:
 
 
 def read_chain_codes(
-    path: Path, Y: np.ndarray, Ds: tuple[Dictionary, ...]
+    path: Path, Y: np.ndarray | Rows, Ds: tuple[Dictionary, ...]
 ) -> tuple[np.ndarray, ...] | None:
     """The codes of every layer, entries X_1 .. X_J of a `.npz` file; None if there is none.
 

@@ -14,12 +14,14 @@ import optax
 
 from unrolled import analytic, datasets, dictionaries, problems, training
 from unrolled._files import whole_file
+from unrolled._mapped import LARGEST_BYTES, Rows
 from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled._text import in_rows
 from unrolled.commands._config import make_model, with_lam
 from unrolled.commands._console import Say
 from unrolled.commands._inputs import (
     CODES,
+    open_given,
     read_chain_codes,
     read_codes,
     read_dictionary,
@@ -124,19 +126,23 @@ def settled(config: Config, say: Say) -> Config:
     held = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
     if config.problem.codes is None and {"X", "X_1"} & set(held):
         return with_lam(config, PLANTED_LAM)
-    lam = float(f"{default_lam(first, read_given(path, first)):.3g}")
+    lam = float(f"{default_lam(first, open_given(path, first)):.3g}")
     say(f"lam = {lam:g}, {DEFAULT_LAM}")
     return with_lam(config, lam)
 
 
 def _given(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
-    """Signals of a file, in its order: seven tenths to train, one to validate, two to test."""
-    path = Path(config.problem.signals)
-    Y = read_given(path, D[0] if isinstance(D, tuple) else D)
+    """Signals of a file, in its order: seven tenths to train, one to validate, two to test.
+
+    Of a file that is not read into memory, the last two are those of one that could be.
+    """
+    path, codes = Path(config.problem.signals), config.problem.codes
+    open_file = open_given if codes is None else read_given  # codes are made of all signals
+    Y: Any = open_file(path, D[0] if isinstance(D, tuple) else D)
     X: Any
     if isinstance(D, tuple):
         X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
-    elif config.problem.codes is not None:
+    elif codes is not None:
         X, entries = _made_codes(config, D, Y, say), ""
     else:
         X, entries = read_codes(path, Y, D), "entry X"
@@ -152,14 +158,15 @@ def _given(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
         raise ValueError(
             f"{path}: expected at least 3 signals, to train, to validate and to test, got {len(Y)}"
         )
-    tested = max(1, len(Y) // 5)
-    validated = max(1, len(Y) // 10)
+    n = min(len(Y), LARGEST_BYTES * len(Y) // Y.array.nbytes) if isinstance(Y, Rows) else len(Y)
+    tested, validated = max(1, n // 5), max(1, n // 10)
 
     def rows(first: int, last: int) -> Batch:
         return jax.tree.map(lambda array: jnp.asarray(array[first:last]), (Y, X))
 
     trained, last = len(Y) - tested - validated, len(Y) - tested
-    sample = resampler(*rows(0, trained), batch=config.training.batch)
+    to_train: Batch = jax.tree.map(lambda array: array[:trained], (Y, X))
+    sample = resampler(*to_train, batch=config.training.batch)
     chosen_on = rows(0, min(trained, CHOSEN_ON))
     return Samples(D, sample, chosen_on, rows(last, len(Y))), rows(trained, last)
 

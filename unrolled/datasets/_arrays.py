@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled._mapped import LARGEST_BYTES
 from unrolled._text import in_rows
-
-# Larger arrays (2 GiB) are refused before they are read into memory.
-_LARGEST_BYTES = 2**31
 
 
 def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
@@ -35,9 +33,9 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     array = open_array(path, name)
-    if array.nbytes > _LARGEST_BYTES:
+    if array.nbytes > LARGEST_BYTES:
         raise ValueError(
-            f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {_LARGEST_BYTES / 2**30:.0f}"
+            f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {LARGEST_BYTES / 2**30:.0f}"
         )
     return _checked(array, path)
 
@@ -158,7 +156,7 @@ def _entry(path: Path, name: str | None) -> np.ndarray:
                 f"entries {archive.files}; expected one called {name!r}, or a single one"
             )
         size = archive.zip.getinfo(f"{chosen}.npy").file_size
-        if size > _LARGEST_BYTES:
+        if size > LARGEST_BYTES:
             raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
         with archive.zip.open(f"{chosen}.npy") as entry:
             array = np.lib.format.read_array(entry, allow_pickle=False)
