@@ -75,23 +75,27 @@ class Rows:
         root: Any = self.array
         while isinstance(root.base, np.ndarray):
             root = root.base
-        size, whole = root.base.size(), root.offset + root.nbytes
-        if size < whole:  # reading behind the end, the system would end this process
-            raise ValueError(f"{self.name} has {size} bytes, {whole} when it was opened")
-        values = np.asarray(self.array[rows])
-        lost = np.flatnonzero(~np.isfinite(values).all(1))
-        what = "has NaN or infinite entries", ""
-        if self.dtype == np.float32 and not len(lost):
-            values, lost = _checks.narrowed(values)
-            what = (
-                "leaves the range of float32",
-                ", where entries become 0 or infinite; try numbers near 1",
-            )
-        if len(lost):
-            raise ValueError(
-                f"{self.name} {what[0]}{in_rows(np.unique(rows[lost]) + self.first)}{what[1]}"
-            )
+        length, whole = root.base.size(), root.offset + root.nbytes
+        if length < whole:  # reading behind the end, the system would end this process
+            raise ValueError(f"{self.name} has {length} bytes, {whole} when it was opened")
+        values, info = np.asarray(self.array[rows]), np.finfo(self.dtype)
+        ends = values.max(1, initial=0), values.min(1, initial=0)
+        size = np.maximum(*(np.abs(end.astype(float)) for end in ends))
+        usual = (size == 0) | ((size >= info.tiny / info.eps) & (size <= info.max))
+        if not usual.all():
+            self._check(values, rows)
         return values.astype(self.dtype, copy=False)
+
+    def _check(self, values: np.ndarray, rows: np.ndarray) -> None:
+        """Raise ValueError for rows that are not finite, or that float32 loses."""
+        lost = np.flatnonzero(~np.isfinite(values).all(1))
+        what, then = "has NaN or infinite entries", ""
+        if self.dtype == np.float32 and not len(lost):
+            lost, what = _checks.narrowed(values)[1], "leaves the range of float32"
+            then = ", where entries become 0 or infinite; try numbers near 1"
+        if len(lost):
+            where = in_rows(np.unique(rows[lost]) + self.first)
+            raise ValueError(f"{self.name} {what}{where}{then}")
 
     def _drawn(self, rows: Any) -> np.ndarray:
         rows = np.asarray(rows)
