@@ -588,6 +588,22 @@ def test_the_share_of_signals_worse_than_zero(problem):
     assert found == np.mean(zero * (1 + 1e-5) < F) > 0
 
 
+def test_a_cell_without_a_certified_optimum_is_empty(problem, monkeypatch):
+    D, Y, X = problem
+
+    def spoilt(*arguments, **options):
+        found = ur.pursuit.lasso_batch(*arguments, **options)
+        return found._replace(converged=np.zeros_like(found.converged))
+
+    monkeypatch.setattr(_measure, "lasso_optima", spoilt)
+    with pytest.warns(UserWarning, match="30 signals are not in the gaps"):
+        found = compare({"codes": X}, D, Y, lam=LAM)
+    columns, _, row = (line.split(" | ") for line in found.table().splitlines()[:3])
+    cells = dict(zip(columns, row))
+    assert cells["(F - F*) / F*"].strip() == cells["worse than zero"].strip() == ""
+    assert "nan" not in found.table()
+
+
 def test_without_codes_the_objective_judges(unknown, problem):
     """The codes of the LASSO stand for the true ones: its gaps and curves are those with them."""
     given, found = unknown

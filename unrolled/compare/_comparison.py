@@ -394,8 +394,9 @@ _OF_CODES = (
 
 
 def _last(values: np.ndarray | None, form: str) -> str:
-    """The number after the last step; empty where it is not measured."""
-    return "" if values is None else f"{values[-1]:{form}}"
+    """The number after the last step; empty where it is not known."""
+    number = _number(values)
+    return "" if number is None else f"{number:{form}}"
 
 
 def _number(values: np.ndarray | None) -> float | None:
