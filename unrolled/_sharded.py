@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+DATA = "data"  # the axis of a mesh whose devices share what there is of signals
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -71,6 +73,22 @@ def _explicit_mesh(arrays: Any) -> Any:
     """The mesh with Explicit axes of some array; None where there is none."""
     meshes = (jax.typeof(array).sharding.mesh for array in arrays)
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+
+
+def data_mesh(mesh: Any, where: str) -> Mesh:
+    """A mesh with the axis "data", with axes that the compiler partitions.
+
+    Raises:
+        TypeError: no mesh. ValueError: a mesh without that axis.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"{where}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}; try "
+            'jax.make_mesh((len(jax.devices()),), ("data",))'
+        )
+    if DATA not in mesh.shape:
+        raise ValueError(f"{where}: mesh has the axes {mesh.axis_names}; expected one named 'data'")
+    return _auto(mesh)
 
 
 def _auto(mesh: Any) -> Mesh:

@@ -165,10 +165,10 @@ def _run(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
         raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
         # Those of the host are put on the device by the call, which is faster.
-        Y = (jnp if isinstance(Y, jax.Array) else np).asarray(Y, jnp.dtype(dtype))
-        if not len(Y):  # for the program n is at least 1
-            return jax.tree.map(lambda x: x[:0], call(np.zeros((1, m), Y.dtype)))
-        return call(Y)
+        rows: Any = (jnp if isinstance(Y, jax.Array) else np).asarray(Y, jnp.dtype(dtype))
+        if not len(rows):  # for the program n is at least 1
+            return jax.tree.map(lambda x: x[:0], call(np.zeros((1, m), rows.dtype)))
+        return call(rows)
 
 
 def _solver(model: Any, params: Any, D: Any, where: str) -> Callable[[Any], Any]:

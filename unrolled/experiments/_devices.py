@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-_AXIS = "data"
+from unrolled._sharded import DATA, data_mesh
 
 
 class Devices(NamedTuple):
@@ -24,7 +24,7 @@ class Devices(NamedTuple):
 
     def split(self, tree: Any) -> Any:
         """Inside a program: the images of a batch shared among the devices."""
-        return tree if self.mesh is None else self._constrained(tree, P(_AXIS))
+        return tree if self.mesh is None else self._constrained(tree, P(DATA))
 
     def _constrained(self, tree: Any, spec: P) -> Any:
         assert self.mesh is not None
@@ -45,19 +45,10 @@ def devices_of(mesh: Any, batch: int) -> Devices:
     """
     if mesh is None:
         return Devices()
-    if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"experiment: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}; try "
-            'jax.make_mesh((len(jax.devices()),), ("data",))'
-        )
-    if _AXIS not in mesh.shape:
+    mesh = data_mesh(mesh, "experiment")
+    if batch % mesh.shape[DATA]:
         raise ValueError(
-            f"experiment: mesh has the axes {mesh.axis_names}; expected one named 'data'"
-        )
-    if batch % mesh.shape[_AXIS]:
-        raise ValueError(
-            f"experiment: {mesh.shape[_AXIS]} devices cannot share a batch of {batch} images "
+            f"experiment: {mesh.shape[DATA]} devices cannot share a batch of {batch} images "
             "equally; expected a multiple of their number"
         )
-    auto = (AxisType.Auto,) * mesh.devices.ndim
-    return Devices(Mesh(mesh.devices, mesh.axis_names, axis_types=auto))
+    return Devices(mesh)

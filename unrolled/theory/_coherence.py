@@ -398,8 +398,8 @@ def rounding_guard(
     dtype = _checks.common_dtype(W, D)
     eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
     with jax.enable_x64(True):
-        wide = _checks.cast((W, D), np.float64)
-        C_W, G = map(float, _sizes(*wide, wide_dtype(dtype)))
+        W, D = _checks.cast((W, D), np.float64)
+        C_W, G = map(float, _sizes(W, D, wide_dtype(dtype)))
     code = G * s * float(bound)
     return 4 * eps * (code + C_W * float(noise) if noise else code)
 

@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._sharded import DATA, data_mesh
 from unrolled.training._places import ATOMS
-
-_AXIS = "data"  # of the mesh, over which the batches are shared
 
 
 class Sharing(NamedTuple):
@@ -62,21 +61,13 @@ def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
         )
     if mesh is None:
         return Sharing(accumulate)
-    if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"{where}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}; try "
-            'jax.make_mesh((len(jax.devices()),), ("data",))'
-        )
-    if _AXIS not in mesh.shape:
-        raise ValueError(f"{where}: mesh has the axes {mesh.axis_names}; expected one named 'data'")
-    if accumulate % mesh.shape[_AXIS]:
+    mesh = data_mesh(mesh, where)
+    if accumulate % mesh.shape[DATA]:
         raise ValueError(
-            f"{where}: {mesh.shape[_AXIS]} devices cannot share {accumulate} batches equally; "
+            f"{where}: {mesh.shape[DATA]} devices cannot share {accumulate} batches equally; "
             "expected a multiple of their number, a power of two"
         )
-    auto = (AxisType.Auto,) * mesh.devices.ndim
-    auto_mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
-    return Sharing(accumulate, auto_mesh, reduction)
+    return Sharing(accumulate, mesh, reduction)
 
 
 @contextmanager
@@ -114,8 +105,8 @@ def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) ->
         @partial(
             jax.shard_map,
             mesh=mesh,
-            axis_names={_AXIS},
-            in_specs=(P(_AXIS), *everywhere),
+            axis_names={DATA},
+            in_specs=(P(DATA), *everywhere),
             out_specs=P(),
             check_vma=False,  # all devices hold the same sum, which the compiler cannot see
         )
@@ -150,9 +141,9 @@ def _exchanged(part: Any, mesh: Mesh, reduction: str) -> Any:
     By a tree first of neighbours, then of pairs. The leaves of one dtype travel together, in
     log2(devices) exchanges, or in one; those that are split along the atoms cannot.
     """
-    add = partial(_by_tree, mesh.shape[_AXIS])
+    add = partial(_by_tree, mesh.shape[DATA])
     if reduction == "psum":
-        add = partial(lax.psum, axis_name=_AXIS)
+        add = partial(lax.psum, axis_name=DATA)
     if mesh.shape.get(ATOMS, 1) > 1:
         return jax.tree.map(add, part)
     leaves, tree = jax.tree.flatten(part)
@@ -170,7 +161,7 @@ def _by_tree(devices: int, part: Array) -> Array:
     reach = 1
     while reach < devices:
         pairs = [(i, i ^ reach) for i in range(devices)]
-        part = part + lax.ppermute(part, _AXIS, pairs)
+        part = part + lax.ppermute(part, DATA, pairs)
         reach *= 2
     return part
 
