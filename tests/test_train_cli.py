@@ -760,10 +760,11 @@ def test_a_file_too_large_for_memory_trains_to_the_same_bits(run, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_of_a_larger_file_as_much_is_held_back_as_of_the_largest_in_memory(folder, monkeypatch):
+def test_of_a_large_file_shares_of_so_many_signals_are_held_back(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for module in (_inputs, _setup):
-        monkeypatch.setattr(module, "LARGEST_BYTES", 20 * 8 * 8)  # 20 of the 40 signals
+        monkeypatch.setattr(module, "LARGEST_BYTES", 100)
+    monkeypatch.setattr(_setup, "_OF_LARGE", 20)  # of the 40
     config = load(None, dict(dictionary="D.npy", signals="Y.npy", loss="lasso", lam="0.1"))
     ready = _setup.setup(config, print)
     Y = np.load("Y.npy").astype(np.float32)

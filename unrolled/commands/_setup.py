@@ -43,6 +43,8 @@ from unrolled.problems import resampler
 from unrolled.pursuit import lasso_batch
 from unrolled.studies import CHOSEN_ON, Samples, from_theory
 
+_OF_LARGE = 100_000  # signals, of whose number shares of a large file are held back
+
 Model = Layer | Network
 Dictionaries = Any  # one, or a tuple for a chain
 Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None where codes are not known
@@ -134,7 +136,7 @@ def settled(config: Config, say: Say) -> Config:
 def _given(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
     """Signals of a file, in its order: seven tenths to train, one to validate, two to test.
 
-    Of a file that is not read into memory, the last two are those of one that could be.
+    Of a file that is too large for memory, the last two are those of 100,000 signals.
     """
     path, codes = Path(config.problem.signals), config.problem.codes
     open_file = open_given if codes is None else read_given  # codes are made of all signals
@@ -158,7 +160,8 @@ def _given(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
         raise ValueError(
             f"{path}: expected at least 3 signals, to train, to validate and to test, got {len(Y)}"
         )
-    n = min(len(Y), LARGEST_BYTES * len(Y) // Y.array.nbytes) if isinstance(Y, Rows) else len(Y)
+    large = isinstance(Y, Rows) and Y.array.nbytes > LARGEST_BYTES
+    n = min(len(Y), _OF_LARGE) if large else len(Y)
     tested, validated = max(1, n // 5), max(1, n // 10)
 
     def rows(first: int, last: int) -> Batch:
