@@ -1,0 +1,72 @@
+"""Which families jax2onnx converts, and how far their codes by onnxruntime are from ours.
+
+    python benchmarks/onnx_families.py [FAMILY ...]
+
+It needs jax2onnx, which brings onnxruntime, and prints a table. Each conversion is a process of its
+own, as the converter replaces what JAX traces: first for any number of signals, then, where that
+fails, for 64. The families have 3 steps on 12 x 24 with the params of `init`, in float32.
+"""
+
+import argparse
+import subprocess
+import sys
+from importlib.metadata import version
+
+from scale import NEEDS
+
+COUNT, ANY = 64, "any"
+
+
+def apart(family: str, count: str) -> float:
+    """The largest difference of codes by onnxruntime and by the library, over the largest entry."""
+    import jax
+    import numpy as np
+    import onnxruntime
+    from jax2onnx import to_onnx
+
+    import unrolled as ur
+
+    D = ur.dictionaries.gaussian(0, 12, 24)
+    Y, _ = ur.problems.sampler(D, COUNT)(jax.random.key(1))
+    layer = ur.layers.FAMILIES[family](3, **NEEDS.get(family, {}))
+    params = layer.init(jax.random.key(0), D)
+
+    def codes(Y):
+        return jax.vmap(lambda y: layer.apply(params, D, y))(Y)
+
+    ours = np.asarray(jax.jit(codes)(Y))
+    model = to_onnx(codes, [("n" if count == ANY else COUNT, D.shape[0])])
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (theirs,) = session.run(None, {session.get_inputs()[0].name: np.asarray(Y)})
+    return float(np.abs(theirs - ours).max() / np.abs(ours).max())
+
+
+def row(family: str) -> str:
+    """How many signals the converted family takes and how exactly, or why there is none."""
+    for count in (ANY, str(COUNT)):
+        command = [sys.executable, "-W", "ignore", __file__, family, "--count", count]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not done.returncode:
+            return f"{count} | {float(done.stdout.splitlines()[-1]):.0e}"
+    words = [line for line in done.stderr.splitlines() if "Error" in line or "node spec" in line]
+    return f"no | {words[-1][-100:] if words else done.returncode}"
+
+
+def main() -> None:
+    """Convert one family for a number of signals, or print the row of each."""
+    from unrolled.layers import FAMILIES
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("families", nargs="*", help="all by default")
+    parser.add_argument("--count", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.count:
+        print(apart(*given.families, given.count))
+        return
+    print(", ".join(f"{name} {version(name)}" for name in ("jax", "jax2onnx", "onnxruntime")))
+    for family in given.families or FAMILIES:
+        print(f"{family} | {row(family)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
