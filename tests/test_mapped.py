@@ -111,7 +111,9 @@ def test_a_training_on_a_file_has_the_bits_of_one_in_memory(mapped, read):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [dict(accumulate=2), dict(optimizer=optax.lbfgs())], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(accumulate=2), dict(optimizer=optax.lbfgs())], ids=["accumulate", "lbfgs"]
+)
 def test_and_so_has_one_of_several_batches_or_with_line_searches(options, mapped):
     assert bits(fit((mapped(Y), mapped(X, "X.npy")), **options)) == bits(fit((Y, X), **options))
 
