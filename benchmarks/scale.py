@@ -51,6 +51,7 @@ MANY = ("alista", "lista_cp, untied", "lista, learned D", "ista, lbfgs", "lista_
 
 def run_of(case: str, size: int, mesh):
     """A short run of 8 batches of `size` signals a step."""
+    import jax
     import optax
 
     import unrolled as ur
@@ -59,7 +60,7 @@ def run_of(case: str, size: int, mesh):
     options = {"tied": False} if how in ("untied", "curriculum") else {}
     layer = ur.layers.FAMILIES[family](DEPTH, **NEEDS.get(family, {}), **options)
     D = ur.dictionaries.gaussian(0, 12, 24)
-    given = layer, layer.init(None, D), D, ur.problems.sampler(D, size)
+    given = layer, layer.init(jax.random.key(1), D), D, ur.problems.sampler(D, size)
     shared = {"key": 0, "accumulate": BATCHES, "mesh": mesh, "evaluate_every": 2}
     if how == "curriculum":
         stages = {"steps_per_stage": 2, "stages": (1.0,)}

@@ -54,7 +54,8 @@ def of_file(name="Y.npy"):
     return ur.training.digest((found.params, found.best, found.history.loss))
 
 if count == 1:
-    answer["file"] = of_file()
+    if os.path.exists(os.path.join(folder, "Y.npy")):
+        answer["file"] = of_file()
     answer["whole"], answer["resumed"] = fit(""), fit("killed")
     answer["atoms"] = atoms()[0], atoms(steps=6, checkpoint=os.path.join(folder, "atoms"))[0]
     print(json.dumps(answer), flush=True)
