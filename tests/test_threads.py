@@ -1,6 +1,8 @@
 """Threads: the limit of BLAS, work that is shared, and one thread where the limit is missing."""
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -44,6 +46,25 @@ def test_the_limit_of_threads_may_be_nested(limits):
             raise KeyError
         assert Limits.limit == 1
     assert Limits.limit == 2
+
+
+@pytest.mark.slow
+def test_a_blas_that_is_loaded_inside_is_limited_too():
+    """In a new process, where nothing has loaded the BLAS of scipy yet."""
+    pytest.importorskip("threadpoolctl")
+    code = """
+import json
+from unrolled._threads import one_thread
+with one_thread():
+    import scipy.linalg
+    from threadpoolctl import threadpool_info
+    pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+print(json.dumps(pools))
+"""
+    environment = {name: v for name, v in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    command = (sys.executable, "-c", code)
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert set(json.loads(done.stdout)) == {1}
 
 
 def test_threads_that_overlap_leave_the_limit_as_it_was(limits):

@@ -29,6 +29,8 @@ def one_thread() -> Iterator[None]:
         yield
         return
     try:
+        import scipy.linalg  # noqa: F401  # a BLAS that is loaded later would have all cores
+
         with threadpool_limits(1, user_api="blas"):
             yield
     finally:
