@@ -206,6 +206,8 @@ def test_signals_that_do_not_fit_are_refused(saved):
     for wrong in (Y[0], Y[:, :5], Y[None]):
         with pytest.raises(ValueError, match=r"run: Y has shape .*; expected \(n, 6\)"):
             run(wrong)
+    with pytest.raises(TypeError, match="run: Y is complex128; expected real numbers"):
+        run(np.asarray(Y) * 1j)
     assert run(Y[:0]).shape == (0, 10)
 
 

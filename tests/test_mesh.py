@@ -110,6 +110,7 @@ CASES = {
     "alista, 7": lambda **o: fit(ur.alista(3), 7, **o),
     "untied and D, 33": lambda **o: fit(untied, 33, learn_dictionary=True, **o),
     "lbfgs, 16": lambda **o: fit(ur.layers.ista(3), 16, optax.lbfgs(), **o),
+    "fista, 7": lambda **o: fit(ur.layers.fista(3), 7, **o),
     "vamp_bg, 7": lambda **o: fit(ur.layers.vamp_bg(3, noise_ratio=0.3), 7, **o),
     "curriculum, 5": lambda **o: ur.training.curriculum(
         untied, untied.init(None, D), D, ur.problems.sampler(D, 5), key=0, steps_per_stage=2,
@@ -182,7 +183,7 @@ def test_the_bits_do_not_depend_on_the_number_of_devices():
 def test_nor_do_they_with_line_searches_stages_and_learned_dictionaries(tmp_path):
     """A checkpoint resumes on another number of devices, and a mesh of the caller's has no part."""
     pytest.importorskip("orbax.checkpoint")
-    cases = "untied and D, 33;lbfgs, 16;vamp_bg, 7;curriculum, 5"
+    cases = "untied and D, 33;lbfgs, 16;fista, 7;vamp_bg, 7;curriculum, 5"
     answer = on_eight_devices(str(tmp_path), cases)
     for name in (*cases.split(";"), "another number, another mesh"):
         assert len(set(answer[name])) == 1, name

@@ -122,8 +122,8 @@ def load(path: str | Path) -> Exported:
     """Read what `save` wrote, after checking its hashes.
 
     Returns:
-        Exported(run, manifest). `run` takes signals (n, m), any real numbers, in the dtype of the
-        manifest.
+        Exported(run, manifest). `run` takes signals (n, m), any real numbers, and computes in the
+        dtype of the manifest. It raises ValueError for another shape, TypeError for complex ones.
 
     Raises:
         FileNotFoundError: no such file.
@@ -163,6 +163,8 @@ def _run(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     """Codes of signals (n, m), in the dtype of the program."""
     if np.ndim(Y) != 2 or np.shape(Y)[1] != m:
         raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")
+    if np.iscomplexobj(Y):
+        raise TypeError(f"run: Y is {np.asarray(Y).dtype}; expected real numbers")
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
         # Those of the host are put on the device by the call, which is faster.
         rows: Any = (jnp if isinstance(Y, jax.Array) else np).asarray(Y, jnp.dtype(dtype))

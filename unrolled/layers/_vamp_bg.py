@@ -173,7 +173,7 @@ class vamp_bg(Layer):
         share, mean = posterior(u, tau_u, *assumed[:2])
         x, gain = share * mean, assumed.variance / (assumed.variance + tau_u)
         a = jnp.clip(jnp.mean(gain * share + x * u * gain / tau_u * (1 - share)), *_SLOPES)
-        z = x @ V.T
+        z = V @ x
         residual = y_U - s * z
         energy = lax.stop_gradient(jnp.sum(residual**2))
         limit = jnp.where(first, signal, state.limit)
@@ -181,15 +181,14 @@ class vamp_bg(Layer):
         turned = _turned(first, grew, state.share)
         new = turned * (1 - jnp.clip(p.damping, 0, _MOST_DAMPED))
         new = jnp.where(first, 1, new)
-        passed = new / (1 - a)  # no vector over a number: the compiler rounds that in two ways
         if self.em:
             noise = _noise(residual, s, a * tau_u, assumed.noise, d * a / m)
             noise = jnp.maximum(noise, _LEAST * signal / m)
             assumed = _prior(share, mean, gain * tau_u, noise)
         return Passed(
             jnp.where(grew, state.x, ldexp(x, k - i).astype(y.dtype)),
-            passed * (x - a * u) + (1 - new) * state.r,
-            passed * (z - a * z_u) + (1 - new) * state.z,
+            new * (x - a * u) / (1 - a) + (1 - new) * state.r,
+            new * (z - a * z_u) / (1 - a) + (1 - new) * state.z,
             new * jnp.maximum(tau_u * a / (1 - a), least) + (1 - new) * tau,
             assumed,
             jnp.minimum(limit, _GROWTH**2 * energy),

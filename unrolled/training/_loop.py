@@ -45,15 +45,16 @@ def make_loop(
     # Line searches and the like ask for the loss: as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
     step = _Step(objective, data.sample, informed, key, shared, place)
-    zero, ista = jax.jit(objective.of_others)(trained, fixed, validation)
+    compiled = partial(jax.jit, compiler_options=shared.compiler)
+    zero, ista = compiled(objective.of_others)(trained, fixed, validation)
     return Loop(
         objective,
-        jax.jit(step.update, donate_argnums=(0, 1, 2)),
-        jax.jit(objective.evaluated),
-        jax.jit(jax.value_and_grad(step.inspected, has_aux=True)),
+        compiled(step.update, donate_argnums=(0, 1, 2)),
+        compiled(objective.evaluated),
+        compiled(jax.value_and_grad(step.inspected, has_aux=True)),
         float(zero),
         float(ista),
-        jax.jit(lambda k: batches(key, k, shared.batches, data.sample)),
+        compiled(lambda k: batches(key, k, shared.batches, data.sample)),
         data.sample,
         optimizer,
         fixed,

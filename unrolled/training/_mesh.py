@@ -33,6 +33,15 @@ class Sharing(NamedTuple):
     reduction: str = "tree"
 
     @property
+    def compiler(self) -> dict[str, Any]:
+        """Options of the compiler for programs that shall round alike on any number of devices.
+
+        For several devices XLA removes common expressions before it simplifies, for one after: an
+        operand that two quotients share turns them into products by its inverse.
+        """
+        return {"xla_disable_hlo_passes": "algsimp"} if self.batches > 1 else {}
+
+    @property
     def config(self) -> dict[str, Any]:
         """What a checkpoint must agree in; without what older versions did not know."""
         config: dict[str, Any] = {"accumulate": self.batches} if self.batches > 1 else {}
