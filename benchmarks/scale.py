@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,8 @@ def run_of(case: str, size: int, mesh):
     return ur.fit(*given, optimizer=optimizer, steps=STEPS, **learned, **shared)
 
 
-def bits(case: str, meshed: str) -> dict[str, str]:
-    """The hash of params, best, D, losses and validations of a run."""
+def bits(cases: str, meshed: str) -> dict[str, str]:
+    """The hashes of params, best, D, losses and validations of some runs."""
     import warnings
 
     import jax
@@ -80,32 +81,45 @@ def bits(case: str, meshed: str) -> dict[str, str]:
 
     warnings.simplefilter("ignore")
     mesh = jax.make_mesh((len(jax.devices()),), ("data",)) if meshed == "mesh" else None
-    family, _, size = case.rpartition(": ")
-    run = run_of(family, int(size), mesh)
-    validations = np.array([record.validation for record in run.history.records])
-    whole = run.params, run.best, run.D, run.history.loss, validations
-    return {"hash": ur.training.digest(whole)[:16]}
+    hashes = {}
+    for case in cases.split("; "):
+        family, _, size = case.rpartition(": ")
+        run = run_of(family, int(size), mesh)
+        validations = np.array([record.validation for record in run.history.records])
+        whole = run.params, run.best, run.D, run.history.loss, validations
+        hashes[case] = ur.training.digest(whole)[:16]
+    return hashes
 
 
 def devices(name: str) -> dict:
-    """The bits of a case without a mesh and on 1 to 8 devices, or the collectives of its step."""
+    """The bits of every case without a mesh and on 1 to 8 devices; or the collectives of a step."""
     if name.startswith("step of "):
         return collectives(*name.removeprefix("step of ").rsplit(" on ", 1))
-    answers = {"no mesh": process(["bits", name, "none"])}
-    for p in COUNTS:
-        answers[f"{p} devices"] = process(["bits", name, "mesh"], forced(p))
-    return compared(answers)
+    from unrolled.layers import FAMILIES
+
+    cases = with_size([*MANY, *(family for family in FAMILIES if family not in MANY)], name)
+    begun = {"no mesh": start(["bits", cases, "none"])}
+    begun |= {f"{p} devices": start(["bits", cases, "mesh"], forced(p)) for p in COUNTS}
+    return compared({where: ended(one) for where, one in begun.items()})
+
+
+def with_size(cases: Sequence[str], name: str) -> str:
+    """The cases at the size that the name of a row begins with."""
+    return "; ".join(f"{case}: {name.split()[0]}" for case in cases)
 
 
 def compared(answers: dict[str, dict]) -> dict:
-    """Whether all have equal bits; what each has where they have not."""
-    failed = {where: found["failed"] for where, found in answers.items() if "failed" in found}
-    if failed:
+    """How many cases have equal bits everywhere; what those have that have not."""
+    if failed := {where: found["failed"] for where, found in answers.items() if "failed" in found}:
         return {"failed": failed}
-    hashes = {where: found["hash"] for where, found in answers.items()}
-    if len(set(hashes.values())) > 1:
-        return {"equal": False, "hashes": hashes}
-    return {"equal": True, "on": ", ".join(hashes), "hash": hashes.popitem()[1]}
+    first, *others = answers.values()
+    different = {
+        case: {where: hashes[case] for where, hashes in answers.items()}
+        for case in first
+        if any(hashes[case] != first[case] for hashes in others)
+    }
+    equal = {case: hash for case, hash in first.items() if case not in different}
+    return {"on": ", ".join(answers), "equal": len(equal), "different": different, "hashes": equal}
 
 
 def collectives(case: str, count: str) -> dict:
@@ -133,16 +147,17 @@ def exchanges(program: str) -> dict[str, dict[str, int]]:
 
 
 def processes(name: str) -> dict:
-    """The bits of a case in so many processes of so many devices."""
-    return compared({f"{n} x {p}": together(name, n, p) for n, p in LAYOUTS})
+    """The bits of some cases in so many processes of so many devices."""
+    cases = with_size(MANY, name)
+    return compared({f"{n} x {p}": together(cases, n, p) for n, p in LAYOUTS})
 
 
-def together(case: str, n: int, p: int) -> dict:
+def together(cases: str, n: int, p: int) -> dict:
     """What the first of n processes of p devices prints."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    arguments = ["bits", case, "mesh"]
+    arguments = ["bits", cases, "mesh"]
     started = [
         start(arguments + (["--joined", f"{port}/{n}/{i}"] if n > 1 else []), forced(p))
         for i in range(n)
@@ -399,18 +414,15 @@ def coherence(name: str) -> dict:
 
 def rows() -> dict[str, list[str]]:
     """The names of all rows of each part."""
-    from unrolled.layers import FAMILIES
-
     both = {name: ("atoms", "filters") for name in CALLS}
     both |= dict.fromkeys(OF_MATRICES, ("atoms",)) | dict.fromkeys(OF_FILTERS, ("filters",))
-    many = [f"{case}: {size}" for size in SIZES for case in MANY]
-    others = [f"{name}: 33" for name in FAMILIES if name not in MANY]
+    sizes = [f"{size} signals a batch" for size in SIZES]
     steps = [f"step of lista_cp, untied: 33 on {p} devices" for p in COUNTS]
     shapes = ("250 x 500", "500 x 1000", "1000 x 2000", "2000 x 4000, a sample")
     return {
         "large": [f"{name} on {of}" for name, where in both.items() for of in where],
-        "devices": [*steps, *many, *others],
-        "processes": many,
+        "devices": [*steps, *sizes],
+        "processes": sizes,
         "export": ["1 signal", "1,000 signals", *(f"under jax {v}" for v in VERSIONS)],
         "memory": ["1 x 1,000", "4 x 250"],
         "cost": [f"{f}, {s}" for f in ("alista", "lista_cp") for s in ("1 x 1,000", "4 x 250")],
