@@ -2,6 +2,10 @@
 
 import functools
 import itertools
+import json
+import os
+import re
+import sys
 import time
 
 import jax
@@ -12,6 +16,8 @@ import trees
 
 import unrolled as ur
 from unrolled import dictionary_learning as dl
+from unrolled._runs import claimed
+from unrolled.dictionary_learning._keeper import fingerprint
 from unrolled.training import CheckpointError
 
 M, D_ATOMS, N = 12, 18, 240
@@ -455,22 +461,60 @@ def test_a_file_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
     assert len(flips) > 500 and refused > 0.7 * len(flips)
 
 
-@pytest.mark.parametrize("left_out", [(), ("X",), ("seal",), ("seal", "X"), ("seal", "history")])
-def test_a_file_that_lacks_an_array_is_refused(tmp_path, left_out):
-    path = tmp_path / "kept.npz"
-    whole = learn("ksvd", steps=2, checkpoint=path)
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files if name not in left_out}
+def as_of_before(path, sealed):
+    """Rewrite the file of a learning as older versions did."""
+    arrays, facts = ur.training.restore_tree(path)
+    texts = facts["texts"] | {name: json.dumps(facts[name]) for name in ("config", "history")}
+    arrays |= {name: np.array(text) for name, text in texts.items()}
+    if sealed:
+        names = sorted(arrays)
+        arrays["seal"] = np.array(fingerprint(np.array(names), *(arrays[name] for name in names)))
     np.savez(path, **arrays)
-    if left_out in ((), ("seal",)):  # older files have no seal
-        assert same(learn("ksvd", steps=2, checkpoint=path), whole)
-        return
-    with pytest.raises(CheckpointError, match="kept.npz: cannot be read as a learning: "):
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("name", ["ksvd", "online"])
+def test_a_file_of_older_versions_goes_on(tmp_path, name, sealed):
+    path = tmp_path / "kept.npz"
+    learn(name, steps=2, checkpoint=path)
+    as_of_before(path, sealed)
+    assert same(learn(name, steps=4, checkpoint=path), learn(name, steps=4))
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_an_older_file_that_was_changed_is_refused(tmp_path, sealed):
+    path = tmp_path / "kept.npz"
+    learn("ksvd", steps=2, checkpoint=path)
+    as_of_before(path, sealed)
+    with np.load(path) as file:
+        arrays = dict(file)
+    changed = {"X": 2 * arrays["X"]} if sealed else {"history": np.array("no")}
+    np.savez(path, **arrays | changed)
+    reason = "it has changed since it was saved" if sealed else "Expecting value"
+    with pytest.raises(CheckpointError, match=f"kept.npz: cannot be read as a learning: {reason}"):
         learn("ksvd", steps=2, checkpoint=path)
-    if left_out == ("X",):  # and numbers that are not those of the seal
-        np.savez(path, **arrays, X=np.asarray(whole.X) * 2)
-        with pytest.raises(CheckpointError, match="it has changed since it was saved"):
+
+
+def test_a_file_that_lacks_an_array_is_refused(tmp_path):
+    path = tmp_path / "kept.npz"
+    learn("ksvd", steps=2, checkpoint=path)
+    arrays, facts = ur.training.restore_tree(path)
+    del arrays["X"]
+    ur.training.save_tree(path, arrays, **facts)
+    with pytest.raises(CheckpointError, match="cannot be read as a learning: it has no X"):
+        learn("ksvd", steps=2, checkpoint=path)
+
+
+def test_a_file_is_of_one_process(tmp_path, monkeypatch):
+    path = tmp_path / "kept.npz"
+    with claimed(tmp_path / ".kept.npz.lock", stays=True):
+        message = f"ksvd: {path}: in use by process {os.getpid()}; expected a file of its own"
+        with pytest.raises(CheckpointError, match=re.escape(message)):
             learn("ksvd", steps=2, checkpoint=path)
+    learn("ksvd", steps=2, checkpoint=path)  # a lock of a process that is gone is none
+    assert [*tmp_path.iterdir()] == [path]
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows, which has no such locks
+    assert same(learn("ksvd", steps=3, checkpoint=path), learn("ksvd", steps=3))
 
 
 def test_a_stream_of_any_length_is_read_once_and_kept_nowhere():
@@ -686,11 +730,12 @@ def test_a_stream_with_a_changed_batch_is_refused(which, change, tmp_path):
 
 
 def test_a_stream_of_an_older_file_goes_on(tmp_path):
-    """It has the fingerprint of the first batch alone, and no seal."""
+    """It has the fingerprint of the first batch alone."""
     path = tmp_path / "c.npz"
     dl.online(BATCHES[:4], D_ATOMS, lam=0.1, checkpoint=path)
+    as_of_before(path, sealed=False)
     with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files if name not in ("seal", "all")}
+        arrays = {name: file[name] for name in file.files if name != "all"}
     np.savez(path, **arrays)
     assert same(dl.online(BATCHES, D_ATOMS, lam=0.1, checkpoint=path), learn("online", steps=8))
     with pytest.raises(CheckpointError, match="of another stream"):

@@ -100,11 +100,14 @@ def sweep(path: Path) -> None:
 
 
 def lock(file: IO) -> bool:
-    """Lock an open file, unless another process has; the lock of a killed process ends with it."""
+    """Lock an open file, unless another process has; the lock of a killed process ends with it.
+
+    Windows has no such locks: there all files count as free.
+    """
     try:
-        import fcntl  # absent on Windows, where the rest of the package works
+        import fcntl
     except ImportError:
-        return False
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,10 +1,11 @@
 """The result of learning, and what it continues from: a result, or a file of the same call."""
 
 import hashlib
-import io
 import json
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._checks import Array
-from unrolled._files import CheckpointError, check_writable, read_npz, write_whole
-from unrolled._runs import in_line
+from unrolled._files import CheckpointError, check_writable, read_npz
+from unrolled._runs import claimed, in_line
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.records import differences
+from unrolled.training import restore_tree, save_tree
 
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
-
-_SEAL = "seal"  # the entry of a file with the fingerprint of all others
 
 
 class Step(NamedTuple):
@@ -58,11 +58,17 @@ def as_learned(resume: Any, where: str) -> Learned:
 
 # Called after every step.
 Progress = Callable[[Step], Any]
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # arrays of the host, and texts
 
 
-class Keeper:
-    """The history of one learning, its clock, and its file with what it needs to continue.
+@contextmanager
+def keeping(
+    path: str | Path | None,
+    config: dict[str, Any],
+    resume: Learned | None,
+    progress: Progress | None,
+) -> Iterator["Keeper"]:
+    """A `Keeper` whose file no other process uses meanwhile.
 
     Args:
         path: of the file; None for none.
@@ -71,41 +77,49 @@ class Keeper:
         progress: told every step.
 
     Raises:
-        CheckpointError: the file is damaged, or of another learning.
+        CheckpointError: the file is damaged, of another learning, or in use.
     """
+    where = config["method"]
+    history = [*as_learned(resume, where).history] if resume is not None else []
+    if path is None:
+        yield Keeper(None, config, history, progress)
+        return
+    path = Path(path)
+    check_writable(path.parent)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    with claimed(path.with_name(f".{path.name}.lock")) as holder:
+        if holder is not None:
+            raise CheckpointError(
+                f"{where}: {path}: in use by process {holder}; expected a file of its own"
+            )
+        yield Keeper(path, config, history, progress)
+
+
+class Keeper:
+    """The history of one learning, its clock, and its file with what it needs to continue."""
 
     def __init__(
         self,
-        path: str | Path | None,
+        path: Path | None,
         config: dict[str, Any],
-        resume: Learned | None,
+        history: list[Step],
         progress: Progress | None,
     ):
-        self.path, self.config = None if path is None else Path(path), config
-        self.progress = progress
+        self.path, self.config, self.history, self.progress = path, config, history, progress
         self.saved = time.monotonic()
-        if self.path is not None:
-            check_writable(self.path.parent)
-            if not self.path.parent.is_dir():
-                raise FileNotFoundError(f"{self.path}: there is no folder {self.path.parent}")
         self.arrays: Arrays | None = None  # those of the file
-        self.history = [*as_learned(resume, config["method"]).history] if resume is not None else []
-        if self.path is not None and self.path.exists():
-            self.arrays, self.history = self._loaded(self.path)
+        if path is not None and path.exists():
+            self.arrays, self.history = self._loaded(path)
         self.began = time.monotonic() - (self.history[-1].seconds if self.history else 0)
 
     def _loaded(self, path: Path) -> tuple[Arrays, list[Step]]:
         try:
-            arrays = read_npz(path)
-            seal = arrays.pop(_SEAL, None)  # older files have none
-            if seal is not None and str(seal) != _sealed(arrays):
-                raise ValueError("it has changed since it was saved")
-            config = dict(json.loads(str(arrays.pop("config"))))
-            history = [Step(*row) for row in json.loads(str(arrays.pop("history")))]
+            arrays, facts = _read(path)
+            config, history = dict(facts["config"]), [Step(*row) for row in facts["history"]]
         except Exception as error:  # whatever a reader of foreign bytes raises
-            raise CheckpointError(
-                f"{path}: cannot be read as a learning: {in_line(error)}"
-            ) from error
+            reason = in_line(error).removeprefix(f"{path}: ")
+            raise CheckpointError(f"{path}: cannot be read as a learning: {reason}") from error
         # Older files have none of it: signals were told apart up to powers of two.
         config = {n: self.config[n] for n in ("exponent",) if n in self.config} | config
         if report := differences(config, self.config):
@@ -129,13 +143,9 @@ class Keeper:
         if self.path is None or not (last or time.monotonic() - self.saved > _PERIOD):
             return
         self.saved = time.monotonic()
-        texts = {"config": json.dumps(self.config), "history": json.dumps(self.history)}
-        blob = io.BytesIO()
-        entries: dict[str, Any] = {name: np.array(text) for name, text in texts.items()}
-        entries = {**arrays, **entries}
-        entries[_SEAL] = np.array(_sealed(entries))
-        np.savez(blob, **entries)
-        write_whole(self.path, blob.getbuffer())
+        texts = {name: value for name, value in arrays.items() if isinstance(value, str)}
+        arrays = {name: value for name, value in arrays.items() if name not in texts}
+        save_tree(self.path, arrays, config=self.config, history=self.history, texts=texts)
 
 
 class _Entries(Arrays):
@@ -145,14 +155,29 @@ class _Entries(Arrays):
         super().__init__(arrays)
         self.path = path
 
-    def __missing__(self, name: str) -> np.ndarray:
+    def __missing__(self, name: str) -> Any:
         raise CheckpointError(f"{self.path}: cannot be read as a learning: it has no {name}")
 
 
-def _sealed(arrays: Arrays) -> str:
-    """A text that differs for other names or arrays."""
+def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and texts of a file, and its config and history."""
+    with zipfile.ZipFile(path) as archive:
+        older = "config.npy" in archive.namelist()
+    if older:
+        return _read_older(path)
+    arrays, facts = restore_tree(path)
+    return arrays | facts["texts"], facts
+
+
+def _read_older(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The same of a file of older versions, whose texts are arrays; the oldest have no seal."""
+    arrays = read_npz(path)
+    seal = arrays.pop("seal", None)
     names = sorted(arrays)
-    return fingerprint(np.array(names), *(arrays[name] for name in names))
+    if seal is not None and str(seal) != fingerprint(np.array(names), *map(arrays.get, names)):
+        raise ValueError("it has changed since it was saved")
+    facts = {name: json.loads(str(arrays.pop(name))) for name in ("config", "history")}
+    return arrays, facts
 
 
 def fingerprint(*arrays: np.ndarray | None) -> str:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Key
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, text_of
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, keeping, text_of
 from unrolled.dictionary_learning._signals import generator
 
 
@@ -81,18 +81,18 @@ def learn(method: Method, options: Options) -> Learned:
     config: dict[str, Any] = {"method": where}
     if options.checkpoint is not None:
         config |= {"key": text_of(key)} | method.config()
-    keeper = Keeper(options.checkpoint, config, options.resume, options.progress)
-    if keeper.arrays is not None:
-        state = method.restored(keeper.arrays, keeper)
-    elif options.resume is not None:
-        state = method.resumed(options.resume)
-    else:
-        state = method.start(generator(key, 0))
-    for step in method.steps(keeper, sweeps):
-        state, objective, replaced = method.sweep(state, step, generator(key, step))
-        keeper.add(objective, replaced, method.arrays(state), last=step == sweeps)
-    if sweeps is None:
-        keeper.save(method.arrays(state), last=True)
+    with keeping(options.checkpoint, config, options.resume, options.progress) as keeper:
+        if keeper.arrays is not None:
+            state = method.restored(keeper.arrays, keeper)
+        elif options.resume is not None:
+            state = method.resumed(options.resume)
+        else:
+            state = method.start(generator(key, 0))
+        for step in method.steps(keeper, sweeps):
+            state, objective, replaced = method.sweep(state, step, generator(key, step))
+            keeper.add(objective, replaced, method.arrays(state), last=step == sweeps)
+        if sweeps is None:
+            keeper.save(method.arrays(state), last=True)
     if keeper.history:
         method.warn(state)
     return method.result(state)._replace(history=tuple(keeper.history))

@@ -238,7 +238,7 @@ class _Stream(Method):
 
     def arrays(self, state: _State) -> Arrays:
         texts = {"dtype": str(state.dtype), "first": state.seen.first, "all": state.seen.all}
-        return state.sums._asdict() | {name: np.array(text) for name, text in texts.items()}
+        return state.sums._asdict() | texts
 
     def steps(self, keeper: Keeper, sweeps: None) -> Iterator[int]:
         for step, batch in enumerate(self.stream, start=len(keeper.history) + 1):

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import jax
+import numpy as np
 
 from unrolled._runs import in_line
 from unrolled.records import differences
@@ -44,12 +45,17 @@ def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
     write(Path(path), _KIND, names(tree), to_npz, metadata=metadata)
 
 
-def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
+@overload
+def restore_tree(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
+@overload
+def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]: ...
+def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
     """The tree that `save_tree` wrote, bit for bit, and its metadata.
 
     Args:
         path: the file.
-        like: a tree of the same structure, shapes and dtypes.
+        like: a tree of the same structure, shapes and dtypes; None for the arrays on the host, by
+            their dotted paths in the tree.
 
     Raises:
         FileNotFoundError: no such file.
@@ -62,6 +68,8 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
         >>> ur.training.save_tree(path, [jnp.arange(3.0)])
         >>> ur.training.restore_tree(path, [jnp.zeros(3)])[0][0].tolist()
         [0.0, 1.0, 2.0]
+        >>> ur.training.restore_tree(path)[0]
+        {'0': array([0., 1., 2.], dtype=float32)}
     """
     path = Path(path)
     if not path.is_file():
@@ -70,6 +78,9 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
         manifest, arrays = read(path, _KIND, from_npz)
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise DamagedError(f"{path}: damaged ({in_line(error)})") from error
+    if like is None:
+        # Copies: what is read is not to be written on.
+        return {name: array.copy() for name, array in arrays.items()}, manifest["metadata"]
     entries, wanted = manifest["leaves"], names(like)
     expected = _manifest.leaf_types(_manifest.table(wanted)[1])
     if report := differences(_manifest.leaf_types(entries), expected):
