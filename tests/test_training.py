@@ -214,6 +214,24 @@ def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sampl
         assert type(moved) is Damped
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("of", [training.log_nmse, training.supervised, LASSO])
+def test_a_loss_that_sees_the_last_code_trains_as_one_of_all(of, D, sample):
+    shapes = []
+
+    def seeing(codes, X, D, Y):
+        shapes.append(codes.shape)
+        return of(codes, X, D, Y)
+
+    layer = FAMILIES["lista_cp"]
+    last, of_all = (run(layer, D, sample, steps=3, loss=loss) for loss in (of, seeing))
+    chex.assert_trees_all_close(last.params, of_all.params, rtol=ROUNDING)
+    seeing.of_last = True
+    run(layer, D, sample, steps=1, loss=seeing)
+    # ISTA, beside which a run is judged, has all its codes.
+    assert (1, BATCH, N) in shapes and (DEPTH, BATCH, N) in shapes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_training_lowers_every_loss(name, D, sample):

@@ -17,6 +17,13 @@ from unrolled.pursuit import lasso_objective
 from unrolled.training._protocols import Loss
 
 
+def _of_last(loss: Loss) -> Loss:
+    """A loss that says that it sees the code of the last step alone."""
+    loss.of_last = True  # type: ignore[attr-defined]
+    return loss
+
+
+@_of_last
 @program()
 def supervised(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """The mean over the batch of 1/2 norm(x_K - x)^2.
@@ -35,6 +42,7 @@ def supervised(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     return jnp.mean(jnp.sum((codes[-1] - _last(X)) ** 2, -1)) / 2
 
 
+@_of_last
 @program()
 def log_nmse(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, up to a factor.
@@ -78,6 +86,7 @@ def lasso(lam: ArrayLike) -> Loss:
     def objective(D):
         return jax.vmap(lasso_objective, (_axis(D), 0, 0, None))
 
+    @_of_last
     @program()
     def loss(codes, X, D, Y):
         blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
@@ -93,6 +102,7 @@ def is_lasso(loss: Any) -> bool:
     return getattr(loss, "of_lasso", False)
 
 
+@_of_last
 @program()
 def reconstruction(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J.

@@ -32,11 +32,15 @@ class Objective:
     def codes(self, params: Any, D: Any, Y: Array, axis: int | None) -> Any:
         """(K, batch, d) for a layer, a tuple of blocks for a network.
 
-        `axis` is 0 where every signal has a dictionary of its own, else None.
+        (1, batch, d) where the loss sees the last code alone: a gradient through all codes stores
+        them, which takes a tenth of a step. `axis` is 0 where every signal has a dictionary of its
+        own, else None.
         """
-        if isinstance(self.model, Layer):
-            return jax.vmap(self.model.iterates, (None, axis, 0), out_axes=1)(params, D, Y)
-        return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
+        if not isinstance(self.model, Layer):
+            return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
+        if getattr(self.loss, "of_last", False) and not self.staged:
+            return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)[None]
+        return jax.vmap(self.model.iterates, (None, axis, 0), out_axes=1)(params, D, Y)
 
     def free(self, trained: Trained) -> tuple[Any, Any]:
         """The leaves that have a gradient, and the others that a step may change."""

@@ -47,10 +47,15 @@ class Loss(Protocol):
             for a network.
         Y: (batch, m), signals.
 
+    A loss of the last code alone may say so, by an attribute `of_last` that is True: of a layer it
+    is then given (1, batch, d), and training does not store the codes of the other steps. The
+    losses of this library do so.
+
     Example:
         >>> def mean_absolute_error(codes, X, D, Y):
         ...     return jnp.mean(jnp.abs(codes[-1] - X))
-        >>> float(mean_absolute_error(jnp.ones((3, 2, 4)), jnp.zeros((2, 4)), None, None))
+        >>> mean_absolute_error.of_last = True
+        >>> float(mean_absolute_error(jnp.ones((1, 2, 4)), jnp.zeros((2, 4)), None, None))
         1.0
     """
 
