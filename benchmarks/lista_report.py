@@ -161,6 +161,8 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         "99 % of signals below",
         "above -20 dB",
         "worse than zero",
+        "99.9 % of the class below",
+        "certified",
     ]
     rows = []
     for name in names_in(there, [cell]):
@@ -175,6 +177,8 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         rows.append(
             [name, knows(name), *made, test["nmse"], f"{low} to {high}", test["worst 1 %"]]
             + [f"{test['above -20 dB']:.2%}", f"{test['worse than zero']:.2%}"]
+            + ["none" if (level := test.get("99.9 %", "")) is None else level]
+            + [f"{test['certified']:.0%}" if "certified" in test else ""]
         )
     return markdown(header, rows)
 

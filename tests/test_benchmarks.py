@@ -161,6 +161,32 @@ def test_scores_of_the_benchmark(script):
     assert found["mean"] == pytest.approx((10 * 10 * np.log10(2) - 989 * 60) / 999, abs=0.01)
 
 
+def test_a_bound_is_one_of_other_signals(script):
+    """Of signals that the bound has not seen at most .1 % are above it."""
+    lista = script("lista")
+    cell, layer = lista.Cell(m=8, d=12, depth=3), ur.layers.ista(3)
+    with jax.enable_x64(False):
+        D = jnp.asarray(lista.dictionary(cell, 0), jnp.float32)
+        params = layer.init(None, D)
+        level = lista.bound(cell, D, layer, params)
+        Y, X = lista.drawn(cell, D, jax.random.key(0), 20_000)
+        errors = lista.squares(layer, params, D, Y, X)[:, -1]
+    sizes = np.sum(np.square(np.asarray(X)), 1)
+    ratios = errors[sizes > 0] / sizes[sizes > 0]
+    assert np.mean(ratios > 10 ** (level / 10)) <= 1e-3
+    assert np.mean(ratios > 10 ** ((level - 1) / 10)) > 1e-3  # nor is it a loose one
+
+
+def test_a_row_without_its_bound_is_made_again(script):
+    lista = script("lista")
+    older, newer = {"test": {"nmse": -6.0}}, {"test": {"nmse": -6.0, "99.9 %": -4.0}}
+    row = lista.Row("noiseless", "ISTA")
+    assert not lista.complete(row, {}) and not lista.complete(row, older)
+    assert lista.complete(row, newer) and lista.complete(row, {"failed": "why"})
+    for other in (row._replace(seed=1), row._replace(cell="DCT"), row._replace(family="oracle")):
+        assert lista.complete(other, older)
+
+
 def test_one_process_adds_rows_at_a_time(script, tmp_path, monkeypatch):
     import fcntl
 
