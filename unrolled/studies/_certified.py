@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, analytic, dictionaries, layers, networks, plots, problems, theory
+from unrolled import _checks, analytic, dictionaries, layers, plots, problems, theory
 from unrolled._checks import Array
 from unrolled._text import markdown, screen, table_of
 from unrolled.dictionaries import Dictionary, as_dictionary
-from unrolled.layers import Layer, Unrolled
+from unrolled.layers import Unrolled
 from unrolled.studies._steps import Say, silent
 
 _SIGNALS, _CHAIN_SIGNALS = 500, 200
@@ -196,24 +196,54 @@ def _certified_run(
         return CertifiedRun(name, s, certified.mu_W, schedule, np.zeros(0), 0)
     X = problems.bounded(jax.random.fold_in(key, 2), (_SIGNALS, D.shape[1]), s, 1.0)
     params = _quietly(analytic.lista_cp, D, W=W, **options)
-    iterates = _iterates(layers.lista_cp(K), params, D, problems.synthesize(D, X))
-    return CertifiedRun(name, s, certified.mu_W, schedule, *_errors(iterates, X))
+    found = _measured(params, D, problems.synthesize(D, X), X)
+    return CertifiedRun(name, s, certified.mu_W, schedule, found.errors, found.wrong)
 
 
-@partial(jax.jit, static_argnames="layer")
-def _iterates(layer: Layer, params: Unrolled, D: Dictionary, Y: jax.Array) -> jax.Array:
-    """The codes (K, signals, d) after every step."""
-    return jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+class _Measured(NamedTuple):
+    codes: jax.Array  # (signals, d) after the last step
+    errors: np.ndarray  # (K + 1,) the largest l1 error of a signal, from step 0
+    wrong: int  # entries that are nonzero where the true code is zero, in all steps
 
 
-def _errors(iterates: jax.Array, X: jax.Array) -> tuple[np.ndarray, int]:
-    """The largest l1 error of a signal at steps 0..K, and the count of wrong entries in all steps.
+def _measured(params: Unrolled, D: Dictionary, Y: jax.Array, X: jax.Array) -> _Measured:
+    """Run LISTA-CP on signals, and measure its codes after every step."""
+    states, error = _start(D, Y, X)
+    errors, counts = [error], []
+    steps = jax.device_get(params.steps)
+    for theta in steps.theta:
+        p = steps._replace(theta=theta)
+        states, error, wrong = _step(params.shared, p, D, Y, X, states)
+        errors.append(error)
+        counts.append(wrong)
+    errors, counts = jax.device_get((errors, counts))
+    return _Measured(states.x, np.asarray(errors), int(sum(counts)))
 
-    A wrong entry is nonzero where the code X is zero.
-    """
-    start = jnp.abs(X).sum(1).max()[None]
-    measured = jnp.concatenate([start, jnp.abs(iterates - X[None]).sum(2).max(1)])
-    return np.asarray(measured), int(((iterates != 0) & (X == 0)[None]).sum())
+
+_LAYER = layers.lista_cp(1)  # whose step is that of all depths
+
+
+@jax.jit
+def _start(D: Dictionary, Y: jax.Array, X: jax.Array) -> tuple[Any, jax.Array]:
+    """The states before the first step, and the largest l1 error of a signal."""
+    states = jax.vmap(partial(_LAYER.start, D))(Y)
+    return states, _largest_error(states.x, X)
+
+
+# A program of one step serves all depths, where a scan is a program for each.
+@jax.jit
+def _step(
+    shared: Any, p: Any, D: Dictionary, Y: jax.Array, X: jax.Array, states: Any
+) -> tuple[Any, jax.Array, jax.Array]:
+    """The states after a step, the largest l1 error of a signal, and the count of wrong entries."""
+    with jax.default_matmul_precision(_LAYER.precision):
+        states = jax.vmap(partial(_LAYER.step, shared, p, D))(Y, states)
+    wrong = ((states.x != 0) & (X == 0)).sum()
+    return states, _largest_error(states.x, X), wrong
+
+
+def _largest_error(x: jax.Array, X: jax.Array) -> jax.Array:
+    return jnp.abs(x - X).sum(1).max()
 
 
 def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
@@ -363,20 +393,14 @@ def _chain_run(
     options: dict[str, Any] = dict(sparsities=sparsities, bounds=bounds, Ws=(D_1, D_2))
     _, schedules = analytic.chain_schedules((D_1, D_2), depths=depths, **options)
     params = analytic.dsc((D_1, D_2), depths=depths, **options)
-    first, second = (layers.lista_cp(K) for K in depths)
-    run = jax.jit(networks.dsc((first, second)).apply)
-    codes = jax.vmap(run, (None, None, 0))(params, (D_1, D_2), Y)
-    iterates = [
-        _iterates(layer, p, D, y)
-        for layer, p, D, y in zip((first, second), params, (D_1, D_2), (Y, codes[0]))
-    ]
-    measured, wrong = zip(*(_errors(x, X) for x, X in zip(iterates, (X_1, X_2))))
+    first = _measured(params[0], D_1, Y, X_1)
+    second = _measured(params[1], D_2, first.codes, X_2)
     exact = analytic.lista_cp(D_2, depth=depths[1], sparsity=sparsities[1], bound=1.0, W=D_2)
-    printed = jax.jit(jax.vmap(second.apply, (None, None, 0)))(exact, D_2, codes[0])
+    printed = _measured(exact, D_2, first.codes, X_2)
     return ChainRun(
         tuple(s.contraction for s in schedules),
-        measured,
+        (first.errors, second.errors),
         tuple(s.error for s in schedules),
-        sum(wrong),
-        float(jnp.abs(printed - X_2).sum(1).max()),
+        first.wrong + second.wrong,
+        float(printed.errors[-1]),
     )
