@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -93,7 +92,9 @@ def _search(layer, loss, shared, p, D, Y, X, state, constants):
             jnp.exp(a + w * jnp.linspace(-1, 1, n, dtype=Y.dtype))
             for a, w, n in zip(at, widths, counts)
         )
-        errors = lax.map(partial(jax.vmap(error, (0, None)), thetas), gammas)
+        # In turn: one pair at a time stays in the cache of a processor, and the compiler takes
+        # the products, which no threshold changes, out of the loop.
+        errors = lax.map(lambda gamma: lax.map(lambda t: error(t, gamma), thetas), gammas)
         i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
         at = [jnp.log(thetas[j]), jnp.log(gammas[i])]
         return at, [2 * w / (n - 1) for w, n in zip(widths, (_THETAS, _GAMMAS))]
