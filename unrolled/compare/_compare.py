@@ -22,7 +22,7 @@ from unrolled.compare._comparison import (
     Guarantee,
 )
 from unrolled.compare._coupling import Weights, coupling, thresholds
-from unrolled.compare._guarantees import guarantees
+from unrolled.compare._guarantees import ClassOf, classes_of, guarantees
 from unrolled.compare._measure import (
     Measured,
     Optima,
@@ -161,7 +161,8 @@ def compare(
     J = len(sample.Ds)
     numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
     classes = list(zip(*(_per_layer(v, name, J, chained) for name, v in numbers.items())))
-    blocks = {name: _blocks(name, method, sample, classes, known) for name, method in found.items()}
+    class_of = classes_of(sample.Ds, sample.pairs, classes)
+    blocks = {name: _blocks(name, m, sample, class_of, known) for name, m in found.items()}
     layers = [
         _comparison(
             {n: b[j] for n, b in blocks.items()}, reference, _uncertified(sample.optima[j])
@@ -339,7 +340,7 @@ def _of_lam(optima: Optima | None, lam: Any, given: Any, known: bool) -> tuple[s
 
 
 def _blocks(
-    name: str, method: _Method, sample: Sample, classes: list[tuple], known: bool
+    name: str, method: _Method, sample: Sample, class_of: ClassOf, known: bool
 ) -> list[_Block]:
     """Run a method, and measure the codes, the weights and the guarantees of its layers."""
     model, params, own = method
@@ -352,7 +353,7 @@ def _blocks(
         raise ValueError(f"compare: {name!r} was trained with D of {shapes}; expected {expected}")
     found, cost = measure(model, params, Ds if chained else Ds[0], sample)
     blocks = tuple(params) if chained else (params,)
-    held = guarantees(model, blocks, Ds, sample.pairs, classes)
+    held = guarantees(model, blocks, Ds, class_of)
     made = []
     for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, found, held)):
         weights = model.weights(j) if isinstance(model, Network) else model.weights

@@ -69,7 +69,8 @@ def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
     couplings = []
     for p in steps:
         W, gamma, S = weights(params.shared, p, D)
-        couplings.append(jax.device_get(_one_step(W, S, gamma, D)))
+        size = np.ones((), D.dtype) if gamma is None else gamma  # the same program as with one
+        couplings.append(jax.device_get(_one_step(W, S, size, D)))
     return jax.tree.map(lambda *numbers: np.stack(numbers), *couplings)
 
 
@@ -83,10 +84,9 @@ def _depends(f: Callable[[Any], Any], argument: Any) -> bool:
 @jax.jit
 def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
     if np.ndim(gamma):  # with a step size per atom the weights are no convolution any more
-        W, gamma = dense(W) * gamma[None, :], None
+        W, gamma = dense(W) * gamma[None, :], jnp.ones((), D.dtype)
     products, own = inner_products(W, D)
-    if gamma is not None:
-        products = gamma * products
+    products = gamma * products
     diagonal, off = jnp.sum(jnp.where(own, products, 0), 1), jnp.where(own, 0, products)
     unit, _ = inner_products(W, normalized(D)[0])
     scale = jnp.sum(jnp.where(own, unit, 0), 1)[:, None]

@@ -1,5 +1,7 @@
 """What theory certifies for the params of a method, for the class of codes of a sample."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,22 +17,21 @@ from unrolled.networks import Network, dsc
 from unrolled.problems import synthesize
 
 Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None where the sample decides
+ClassOf = Callable[[int, Dictionary], tuple[int, float, float]]
 
 
 def guarantees(
     model: Layer | Network,
     params: tuple[Unrolled, ...],
     Ds: tuple[Dictionary, ...],
-    pairs: list[tuple[Array, Array]],
-    classes: list[Class],
+    class_of: ClassOf,
 ) -> list[Guarantee | None]:
     """The guarantee of every layer, from the first to the last that theory certifies.
 
     Args:
         model: a layer, or a network of J layers.
         params, Ds: J of each.
-        pairs: J times (signals, codes), as in `check_batch`.
-        classes: J of them.
+        class_of: the sparsity, bound and noise of layer j with a dictionary.
     """
     layers = (model,) if isinstance(model, Layer) else model.layers
     certified: list[Layer] = []
@@ -41,7 +42,7 @@ def guarantees(
     if not certified:
         return [None] * len(params)
     J = len(certified)
-    told = [_class_of(D, *pair, given) for D, pair, given in zip(Ds[:J], pairs, classes)]
+    told = [class_of(j, D) for j, D in enumerate(Ds[:J])]
     sparsity, bound, noise = zip(*told)
     found = theory.certify(
         dsc(tuple(certified)), params[:J], Ds[:J], sparsity=sparsity, bound=bound, noise=noise
@@ -53,6 +54,23 @@ def guarantees(
 def _has_certificate(layer: Any, params: Unrolled) -> bool:
     finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
     return finite and layer.is_coupled and layer.activation == relu
+
+
+def classes_of(
+    Ds: tuple[Dictionary, ...], pairs: list[tuple[Array, Array]], classes: list[Class]
+) -> ClassOf:
+    """The class of every layer of a sample; that with its own dictionary is found once.
+
+    Args:
+        Ds, pairs: J dictionaries, and (signals, codes), as in `check_batch`.
+        classes: J of them.
+    """
+
+    @functools.cache
+    def own(j: int) -> tuple[int, float, float]:
+        return _class_of(Ds[j], *pairs[j], classes[j])
+
+    return lambda j, D: own(j) if D is Ds[j] else _class_of(D, *pairs[j], classes[j])
 
 
 def _class_of(D: Dictionary, Y: Array, X: Array, given: Class) -> tuple[int, float, float]:
