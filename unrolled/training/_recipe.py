@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from unrolled import _checks, metrics
-from unrolled._beside import ROUNDING, codes_of_ista
+from unrolled._beside import ROUNDING
 from unrolled._checks import Array, Key
 from unrolled._mapped import check_draws
 from unrolled._numbers import norm
@@ -26,6 +26,7 @@ from unrolled.layers import (
     Recipe,
     Unrolled,
     ista,
+    ista_params,
     lasso_weights,
     stable_step,
     unstack,
@@ -266,9 +267,8 @@ def _signals(D: Dictionary, calibrating: tuple, later: tuple, depth: int) -> _Si
     _checks.finite((calibrating, later), "Y or X", "prepare")
     law = law_of(D, *(np.concatenate(parts) for parts in zip(calibrating, later)))
     lams, (Y, X) = ista.recipe.tried(law)["lam"], later
-    codes = (codes_of_ista(D, lam, depth, Y, "prepare")[-1] for lam in lams)
-    least = min(float(metrics.nmse(x, X)) for x in codes)
-    return _Signals(D, calibrating, later, law, least)
+    errors = (_nmse(ista(depth), ista_params(D, lam, depth, "prepare"), D, Y, X) for lam in lams)
+    return _Signals(D, calibrating, later, law, min(float(nmse) for nmse, _ in errors))
 
 
 def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
