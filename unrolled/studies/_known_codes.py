@@ -24,6 +24,7 @@ from unrolled.studies._steps import (
     compared,
     curve_rows,
     from_theory,
+    nonzeros,
     plan,
     pursuit_codes,
     silent,
@@ -56,7 +57,7 @@ class KnownCodes(NamedTuple):
         D, (Y, X) = self.samples.D, self.samples.tested_on
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
-            f"{float((X != 0).sum(1).mean()):.1f} nonzeros on average, K = {self.depth} "
+            f"{nonzeros(X):.1f} nonzeros on average, K = {self.depth} "
             f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
             f"{len(self.samples.chosen_on[0])} other signals.",
             "",

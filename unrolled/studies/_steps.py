@@ -162,11 +162,11 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
     """
     D, (Y, X) = samples.D, samples.chosen_on
     unit, norms = dictionaries.normalize(D)
-    s = int((X != 0).sum(1).max())
-    bound = float(jnp.abs(X * norms[None, :]).max())
+    codes, sizes = np.asarray(X), np.asarray(norms)
+    s, bound = int(np.count_nonzero(codes, axis=1).max()), float(np.abs(codes * sizes).max())
+    noise, size = map(float, _noise(D, Y, X))
     # A noiseless sample still has rounding errors, which the guard covers.
-    noise = float(jnp.abs(Y - problems.synthesize(D, X)).sum(1).max())
-    noise = noise if noise > _ROUNDING * float(jnp.abs(Y).sum(1).mean()) else 0.0
+    noise = noise if noise > _ROUNDING * size else 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", analytic.HypothesisWarning)
         certified, schedule = analytic.block_schedule(
@@ -180,6 +180,17 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
         remark += " The atoms were normalised for the theory and the params scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
     return Starts(params, remark, caution)
+
+
+@jax.jit
+def _noise(D: Any, Y: Array, X: Array) -> tuple[Array, Array]:
+    """The largest l1 norm of Y - D X in a signal, and the mean one of a signal."""
+    return jnp.abs(Y - problems.synthesize(D, X)).sum(1).max(), jnp.abs(Y).sum(1).mean()
+
+
+def nonzeros(X: Any) -> float:
+    """The mean number of nonzeros of codes (signals, d)."""
+    return float(np.count_nonzero(np.asarray(X), axis=1).mean())
 
 
 def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
@@ -276,8 +287,7 @@ def pursuit_codes(
         ValueError: pursuits that lack an option, or are not for that many dictionaries.
     """
     Y, X = tested_on
-    X = X[-1] if isinstance(X, tuple) else X
-    sparsity = max(1, round(float((X != 0).sum(1).mean())))
+    sparsity = max(1, round(nonzeros(X[-1] if isinstance(X, tuple) else X)))
     otherwise = {"sparsity": sparsity, "lam": lam}
     completed = {
         name: _completed(name, options, otherwise) for name, options in plan.pursuits.items()

@@ -36,6 +36,7 @@ from unrolled.studies._steps import (
     compared,
     curve_rows,
     layer_of,
+    nonzeros,
     plan,
     pursuit_codes,
     silent,
@@ -73,15 +74,15 @@ class UnknownCodes(NamedTuple):
     def parts(self) -> list[str]:
         """The setting, gaps to the optimum and weights as tables, and remarks."""
         D, optimum = self.D, self.optimum
-        peak = float(jnp.ptp(self.tested))
+        peak = float(np.ptp(np.asarray(self.tested)))
         best = float(metrics.psnr(problems.synthesize(D, optimum.x), self.tested, peak))
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} signals to "
             f"train on and {len(self.tested)} others to test on, lam = {self.lam:.4g}, "
             f"K = {self.depth} steps. F* is known to a "
-            f"relative duality gap of at most {float(optimum.gap.max()):.1e} "
-            f"(certified for {float(optimum.converged.mean()):.1%} of the signals); the optimal "
-            f"codes have {float((optimum.x != 0).sum(1).mean()):.1f} nonzeros on average and "
+            f"relative duality gap of at most {np.asarray(optimum.gap).max():.1e} "
+            f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals); the "
+            f"optimal codes have {nonzeros(optimum.x):.1f} nonzeros on average and "
             f"rebuild the signals with a PSNR of {best:.2f} dB. Learned rows minimise the LASSO "
             "objective itself on the training signals: no codes are needed.",
             "",
@@ -229,7 +230,7 @@ def unknown_codes(
     pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
     remarks = list(pursued.remarks)
     classical = {name: codes for name, (codes,) in pursued.codes.items()}
-    sparsity = max(1, round(float((optimum.x != 0).sum(1).mean())))
+    sparsity = max(1, round(nonzeros(optimum.x)))
     trained = _methods(samples, lam, sparsity, run, seconds, remarks)
     if certify:
         say("proving the codes of the test signals")
