@@ -14,9 +14,11 @@ import pytest
 import registry
 
 import unrolled as ur
+from unrolled.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+MOST_OF_COMPARE = 170  # programs of `unrolled compare` without arguments
 MOST = 3  # of a chain, for each of its dictionaries; of a study, for each of its functions
 # The functions of unrolled.pursuit and unrolled.dictionary_learning are to follow.
 MODULES = (
@@ -334,3 +336,22 @@ def count():
 def test_a_first_call_compiles_at_most_three_programs(count, module):
     counts = {name: count(call) for name, call in CALLS.items() if name.startswith(f"{module}.")}
     assert {name: n for name, n in counts.items() if n > MOST * CHAINS.get(name, 1)} == {}
+
+
+@pytest.mark.slow
+def test_a_certified_chain_of_more_depths_compiles_no_more(count):
+    """Its steps are one program for each shape, whatever their number."""
+    of_one, of_three = (
+        count(lambda depths=depths: ur.studies.certified_chain(KEY, depths=depths))
+        for depths in ((3,), (3, 4, 5))
+    )
+    assert of_three == of_one
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float32_by_default")
+def test_the_command_of_the_readme_compiles_few_programs(count, tmp_path, capsys):
+    """All standard sections, in smaller sizes: numbers of steps and signals add no program."""
+    small = ["--quick", "--steps", "3", "--depth", "3", "--output", str(tmp_path)]
+    assert count(lambda: main(["compare", *small, "--no-cache"])) <= MOST_OF_COMPARE
+    assert "Report:" in capsys.readouterr().out
