@@ -12,7 +12,6 @@ from oracles import matrix, normal, unit
 
 from unrolled import dictionaries, pursuit, theory
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 EPS = np.finfo(float).eps
 # All but the large one, which tests request by name.
 every_dictionary = pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from unrolled.cli import main
 from unrolled.training import CheckpointError
 
 pytest.importorskip("flatbuffers")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 D = ur.dictionaries.normalize(ur.dictionaries.gaussian(0, 6, 10))[0]
 Ds = D, ur.dictionaries.normalize(ur.dictionaries.gaussian(1, 10, 12))[0]

@@ -15,7 +15,6 @@ from unrolled import experiments
 from unrolled.cli import main
 from unrolled.experiments import as_dictionary, features
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 EPS = float(np.finfo(np.float64).eps)
 
 

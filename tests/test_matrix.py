@@ -19,7 +19,6 @@ import registry
 
 import unrolled as ur
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SLOW = pytest.mark.slow
 
 M, N, K = 5, 8, 3

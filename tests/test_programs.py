@@ -15,8 +15,6 @@ import registry
 
 import unrolled as ur
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MOST = 3  # of a chain, for each of its dictionaries; of a study, for each of its functions
 # The functions of unrolled.pursuit and unrolled.dictionary_learning are to follow.
 MODULES = (

@@ -9,7 +9,6 @@ from numpy.linalg import eigvals, norm
 import unrolled as ur
 from unrolled import layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 M, N, K, SIGNALS = 24, 48, 16, 64
 
 
