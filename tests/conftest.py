@@ -32,16 +32,17 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # programs are lowered without their lines
+# LLVM optimises nothing, which halves compiling; what XLA makes of a program is the same. Tests
+# whose property depends on optimised code, or that run for long, use `as_users_compile`.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):
     """Save compiling, which is two thirds of the time of a test.
 
-    The default tests compile without most optimisations; `-m slow` and other selections compile as
-    users do. Other processes, and later runs, load what one process has compiled; the cache of the
-    user's own commands is left alone.
+    Other processes, and later runs, load what one process has compiled; the cache of the user's own
+    commands is left alone.
     """
-    jax.config.update("jax_disable_most_optimizations", config.option.markexpr == "not slow")
     if not config.pluginmanager.hasplugin("cacheprovider"):
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands in other processes
         jax.config.update("jax_enable_compilation_cache", False)
@@ -102,13 +103,12 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Tiny problems spend their time in the compiler, however the tests are selected."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture
+def as_users_compile():
+    """All optimisations of LLVM in the programs of a test: for bits, rounding, and long runs."""
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")

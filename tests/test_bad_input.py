@@ -19,8 +19,6 @@ from faults import Fault, refusals
 
 import unrolled as ur
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 M, N, K = 5, 8, 3
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

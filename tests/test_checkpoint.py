@@ -601,7 +601,6 @@ def compiled_as_in_the_child(tmp_path_factory):
     from jax.experimental.compilation_cache import compilation_cache
 
     settings = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,

@@ -22,7 +22,7 @@ from unrolled.commands._cache import cache_folder, kept_programs
 from unrolled.commands._report import Section, write_report
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+pytestmark = pytest.mark.usefixtures("float32_by_default")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from PIL import Image
 from unrolled import datasets
 from unrolled.datasets import cifar10, crop_and_flip, digits, masks, mnist
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 needs_data = pytest.mark.skipif(
     "UNROLLED_DATA" not in os.environ, reason="UNROLLED_DATA is not set"
 )

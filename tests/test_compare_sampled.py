@@ -13,7 +13,7 @@ import unrolled as ur
 from unrolled import theory
 from unrolled.compare import DivergenceWarning, compare
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+pytestmark = pytest.mark.usefixtures("float32_by_default")
 
 with jax.enable_x64(False):
     D = ur.dictionaries.gaussian(0, 20, 30)

@@ -26,7 +26,6 @@ M, N, K, BATCH = 6, 10, 4, 4
 # + N) K eps, twice.
 CLOSE = 2 * (M + N) * K * EPS
 assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=CLOSE)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def jittered(tree, seed=0):
@@ -61,6 +60,10 @@ def signals(m, batch=BATCH, seed=0):
 
 
 # The registry
+
+# What users compile, beside what conftest.py sets for the tests.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+optimized = partial(jax.jit, compiler_options=OPTIMIZED)
 
 
 @cache
@@ -149,7 +152,7 @@ def case(name):
     signals.
     """
     layer, D = registry.LAYERS[name](K), ur.dictionaries.gaussian(jax.random.key(0), M, N)
-    return layer, jittered(layer.init(jax.random.key(1), D)), D, signals(M)
+    return layer, jittered(jax.jit(layer.init)(jax.random.key(1), D)), D, signals(M)
 
 
 def part(params, steps: slice):
@@ -164,12 +167,6 @@ def theory_given(params):
         lambda node: jax.tree.map(lambda _: is_fixed(node), node), params, is_leaf=is_fixed
     )
     return jax.tree.leaves(marks)
-
-
-@cache
-def fast(name):
-    """The compiled `apply` of `case(name)`."""
-    return jax.jit(case(name)[0].apply)
 
 
 def by_activation(name):
@@ -190,34 +187,34 @@ def name(request):
 @pytest.mark.few(1)
 def test_every_way_to_run_a_layer_gives_the_same_code(name):
     layer, params, D, Y = case(name)
-    apply = fast(name)
-
-    def ways(params, loose, D, Y):
-        return jax.vmap(layer.apply, (None, None, 0))(params, D, Y), layer.apply(loose, D, Y[0])
-
-    codes = np.stack([apply(params, D, y) for y in Y])
+    codes = np.stack([layer.apply(params, D, y) for y in Y])
     assert (codes != 0).any(1).all() and codes.shape == (BATCH, N)
-    assert_close(layer.apply(params, D, Y[0]), codes[0])
-    batch, unstacked = jax.jit(ways)(params, unstack(params), D, Y)
-    assert_close(batch, codes)
-    assert_close(unstacked, codes[0])
-    chex.assert_trees_all_equal(apply(stack(unstack(params)), D, Y[0]), codes[0])
-    assert_close(apply(params, D, -Y[0]), -codes[0])  # every layer is odd
+    assert_close(jax.jit(layer.apply)(params, D, Y[0]), codes[0])
+    assert_close(jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y), codes)
+    assert_close(layer.apply(unstack(params), D, Y[0]), codes[0])
+    chex.assert_trees_all_equal(layer.apply(stack(unstack(params)), D, Y[0]), codes[0])
+    assert_close(layer.apply(params, D, -Y[0]), -codes[0])  # every layer is odd
+
+
+@pytest.mark.few(3)
+def test_the_programs_of_users_give_the_same_code(name):
+    """XLA makes the same of them; LLVM contracts and reorders sums in lanes, which is rounding."""
+    layer, params, D, Y = case(name)
+    lowered = jax.jit(layer.apply).lower(params, D, Y[0])
+    ours, expected = lowered.compile(OPTIMIZED), lowered.compile()
+    assert ours.as_text() == expected.as_text()
+    assert_close(ours(params, D, Y[0]), expected(params, D, Y[0]))
 
 
 @pytest.mark.few(3)
 def test_iterates_end_at_the_code_and_begin_as_shorter_layers(name):
     layer, params, D, Y = case(name)
     shorter, short = registry.LAYERS[name](K - 1), part(params, slice(0, K - 1))
-
-    def ways(params, loose, short, D, y):
-        return *(layer.iterates(p, D, y) for p in (params, loose)), shorter.apply(short, D, y)
-
-    path, unstacked, code = jax.jit(ways)(params, unstack(params), short, D, Y[0])
+    path = layer.iterates(params, D, Y[0])
     assert path.shape == (K, N)
-    assert_close(path[-1], fast(name)(params, D, Y[0]))
-    assert_close(unstacked, path)
-    assert_close(code, path[-2])
+    chex.assert_trees_all_equal(path[-1], layer.apply(params, D, Y[0]))
+    assert_close(layer.iterates(unstack(params), D, Y[0]), path)
+    assert_close(shorter.apply(short, D, Y[0]), path[-2])
 
 
 @pytest.mark.few(4)
@@ -230,14 +227,14 @@ def test_two_stacks_of_half_the_depth_are_the_whole(name):
         state, path = run(part(params, half), D, jnp.asarray(Y[0]), state)
         parts.append(np.asarray(path))
     chex.assert_trees_all_equal(state.x, parts[-1][-1])
-    assert_close(state.x, fast(name)(params, D, Y[0]))
+    assert_close(state.x, layer.apply(params, D, Y[0]))
 
 
 @pytest.mark.few(4)
 def test_no_steps_give_the_zero_code(name):
     _, _, D, Y = case(name)
     layer = registry.LAYERS[name](0)
-    params = layer.init(jax.random.key(0), D)
+    params = jax.jit(layer.init)(jax.random.key(0), D)
     for form in (params, unstack(params)):
         chex.assert_trees_all_equal(layer.apply(form, D, Y[0]), np.zeros(N))
         assert jax.eval_shape(layer.iterates, form, D, Y[0]).shape == (0, N)
@@ -260,7 +257,7 @@ def test_gradients_are_central_differences_in_every_leaf(name):
     # Truncation h^2 times third derivatives of order 10, rounding 10 eps / h: 1e-9 each; 1e-7
     # leaves a hundredfold.
     for i, (slope, difference) in enumerate(
-        slopes(lambda *at: fast(name)(*at) @ WEIGHT, plain, (params, D, y))
+        slopes(lambda *at: layer.apply(*at) @ WEIGHT, plain, (params, D, y))
     ):
         if i < len(fixed) and fixed[i]:  # though the code depends on them
             assert slope == 0 and abs(difference) > 1e-3
@@ -281,7 +278,7 @@ def test_gradients_are_central_differences_in_every_leaf(name):
 def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
     layer, params, D, Y = case(name)
     again = registry.LAYERS[name](K, unroll=3, remat=True)
-    assert_close(jax.jit(again.apply)(params, D, Y[0]), fast(name)(params, D, Y[0]))
+    assert_close(again.apply(params, D, Y[0]), layer.apply(params, D, Y[0]))
     ours, expected = (gradient(layer)(params, D, jnp.asarray(Y[0])) for layer in (again, layer))
     # A gradient is up to 100 times its loss, and sums as many terms.
     assert_close(ours, expected, atol=100 * CLOSE)
@@ -292,11 +289,11 @@ def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
 def test_a_layer_keeps_its_dtype(name, dtype):
     layer, params, D, Y = case(name)
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.dtype(dtype)), (params, D, Y[0]))
-    x = jax.jit(layer.apply)(*narrow)
+    x = layer.apply(*narrow)
     assert x.dtype == jax.eval_shape(layer.iterates, *narrow).dtype == dtype
     # Relative to its own precision a narrow layer errs as a wide one does; the inputs are those
     # that it saw.
-    wide = fast(name)(*jax.tree.map(lambda leaf: leaf.astype(float), narrow))
+    wide = layer.apply(*jax.tree.map(lambda leaf: leaf.astype(float), narrow))
     assert_close(np.asarray(x, float), wide, atol=CLOSE / EPS * float(jnp.finfo(dtype).eps))
 
 
@@ -409,7 +406,7 @@ def test_params_survive_a_file(name, tmp_path):
     for loaded, saved in zip(leaves, jax.tree.leaves((params, D)), strict=True):
         assert loaded.dtype == saved.dtype
         chex.assert_trees_all_equal(loaded, saved)
-    chex.assert_trees_all_equal(fast(name)(restored.params, D, Y[0]), fast(name)(params, D, Y[0]))
+    chex.assert_trees_all_equal(*(layer.apply(p, D, Y[0]) for p in (restored.params, params)))
 
 
 # Reductions of one family to another
@@ -528,7 +525,7 @@ def test_without_a_threshold_ista_is_a_gradient_step(plain):
 def test_a_network_of_one_layer_is_the_layer(name):
     layer, params, D, Y = case(name)
     (code,) = jax.jit(ur.networks.dsc([layer]).apply)((params,), (D,), Y[0])
-    assert_close(code, fast(name)(params, D, Y[0]))
+    assert_close(code, layer.apply(params, D, Y[0]))
 
 
 # Networks
@@ -565,6 +562,13 @@ def test_a_network_runs_in_every_way(built, tmp_path):
     )
     assert restored.layer is network
     chex.assert_trees_all_equal(run(restored.params, restored.D, Y)[0][-1], codes[-1])
+
+
+@pytest.mark.slow
+def test_the_programs_of_users_give_the_same_codes_of_a_network(built):
+    network, params, Ds, Y = built
+    ours, expected = (jit(network.apply)(params, Ds, Y[0]) for jit in (optimized, jax.jit))
+    assert_close(ours, expected, atol=8 * CLOSE)
 
 
 @pytest.mark.few(1)
@@ -844,6 +848,15 @@ def test_pursuits_answer_alike_however_they_are_run(pursue, plain):
         atol=1e-12,
     )
     assert jax.eval_shape(jax.vmap(pursue, (None, 0)), D, Y[:0]).x.shape[0] == 0
+
+
+@pytest.mark.slow
+def test_the_programs_of_users_find_the_same_code(pursue, plain):
+    """As many steps, too: without noise no test of these ends within rounding of its bound."""
+    D, y, _ = plain
+    ours, expected = (jit(pursue)(D, y) for jit in (optimized, jax.jit))
+    np.testing.assert_array_equal(ours.steps, expected.steps)
+    assert_close(ours.x, expected.x, atol=1e-9)
 
 
 @pytest.mark.slow

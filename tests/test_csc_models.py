@@ -15,7 +15,7 @@ from unrolled.dictionaries import Conv
 from unrolled.models import MSDCSC, CSCLayer, MSDCSCBlock, ResCSC, ResCSCBlock
 from unrolled.models._csc_layer import norm_bound
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+pytestmark = pytest.mark.usefixtures("float32_by_default")
 EPS = np.finfo(np.float32).eps
 assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=1e3 * EPS)
 

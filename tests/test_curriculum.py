@@ -21,7 +21,6 @@ RATES = np.array([1.0, 0.3, 0.0, 2.0])
 # Sums and products of a few numbers in another order.
 ROUNDING = 1e3 * np.finfo(np.float64).eps
 assert_close = partial(chex.assert_trees_all_close, rtol=ROUNDING)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

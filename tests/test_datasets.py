@@ -346,6 +346,7 @@ def test_where_a_collection_lies(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_users_compile")
 def test_crop_and_flip_takes_below_a_twentieth_of_a_training_step():
     """One of LeNet-5 with 128 pictures, in the same process."""
     X = np.zeros((128, 32, 32, 3), np.uint8)

@@ -17,7 +17,6 @@ from unrolled.networks import mixed_scale, msd_csc, res_csc
 EPS = np.finfo(float).eps
 # Sums of some 50 products of numbers near 1, through a few steps that hardly grow.
 assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=1000 * EPS)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def shrink(v, theta):

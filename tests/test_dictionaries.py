@@ -18,8 +18,6 @@ from unrolled.dictionaries._base import scale_columns
 
 EPS = np.finfo(float).eps
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=0)
-# For programs that run once: nearly all their time is compiling, and this halves it.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def off_diagonal(D):
@@ -75,7 +73,7 @@ def test_paley_reaches_the_welch_bound(q):
     assert_close(D @ D.T, 2 * np.eye(m), atol=64 * EPS)
 
 
-transversal = compiled(ud.transversal, static_argnums=(1, 2, 3))
+transversal = jax.jit(ud.transversal, static_argnums=(1, 2, 3))
 
 
 @pytest.mark.few(2)
@@ -160,13 +158,13 @@ def conv_matrix(filters, signal_shape, stride, boundary):
     return M.reshape(n_channels * math.prod(signal_shape), -1)
 
 
-@compiled
+@jax.jit
 def products(Ds):
     """Synthesis and analysis of all unit vectors, for several dictionaries at once."""
     return [(D @ jnp.eye(D.shape[1]), jnp.eye(D.shape[0]) @ D) for D in Ds]
 
 
-@compiled
+@jax.jit
 def all_norms(Ds):
     return [(ud.column_norms(D), ud.spectral_norm(D), *ud.normalize(D)) for D in Ds]
 
@@ -276,7 +274,7 @@ CONVS = {
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", CONVS)
 def test_correlations_of_filters_hold_the_coherence(name):
-    @compiled
+    @jax.jit
     def matrices(D):
         D, _ = ud.normalize(D)
         return [ud.dense(d) for d in (D, D.local(1), D.local(2))], D.corner_codes()
@@ -312,7 +310,7 @@ def test_shift_invariance_and_shifts():
 # Dictionaries made of dictionaries
 
 
-@compiled
+@jax.jit
 def answers(D, x, r, X, R):
     """What a dictionary answers, compiled at once."""
     return {
@@ -429,7 +427,7 @@ def test_transposing_twice_gives_the_dictionary_back(main_kind):
 def test_normalize_splits_off_the_norms(name):
     D, M = KINDS[name]
 
-    @compiled
+    @jax.jit
     def split(D):
         unit, norms = ud.normalize(D)
         return unit, norms, ud.dense(unit)
@@ -541,7 +539,7 @@ def test_products_promote(name):
     D, M = KINDS[name]
     narrow, x = D.astype(jnp.float32), np.ones(M.shape[1])
 
-    @compiled
+    @jax.jit
     def there_and_back(D, x):
         y = D @ x
         return y, y @ D

@@ -207,7 +207,7 @@ SMALLER = {"250, 500": "40, 80", "16": "3", "sparsity=2": "sparsity=1", "steps=3
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_default):
+def test_the_example_of_the_readme_runs(capsys, float32_by_default):
     source, _ = blocks(README)
     for large, small in SMALLER.items():
         assert large in source
@@ -221,9 +221,7 @@ def test_the_example_of_the_readme_runs(capsys, quick_compilation, float32_by_de
 
 
 @pytest.mark.slow
-def test_the_example_of_own_signals_runs(
-    capsys, quick_compilation, float32_by_default, tmp_path, monkeypatch
-):
+def test_the_example_of_own_signals_runs(capsys, float32_by_default, tmp_path, monkeypatch):
     _, source = blocks(README)
     assert len([line for line in source.splitlines() if line and "import" not in line]) <= 10
     for large, small in {"1000": "20", "16": "3", "steps=300": "steps=2"}.items():

@@ -48,7 +48,7 @@ EXAMPLES = [name for name in MODULES if ">>> " in source_of(name)]
 
 
 @pytest.fixture
-def as_typed(quick_compilation):
+def as_typed():
     """What a fresh process of a user has: float32, and the promotion that JAX has by default.
 
     What an example defines does not outlive it in the registries.

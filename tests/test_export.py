@@ -15,7 +15,6 @@ from jax import export
 import unrolled as ur
 from unrolled._export import exportable
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 D = ur.dictionaries.gaussian(0, 6, 10)
 Ds = D, ur.dictionaries.gaussian(1, 10, 12)
 

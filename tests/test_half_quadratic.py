@@ -10,7 +10,6 @@ from unrolled.activations import power_threshold
 from unrolled.pursuit import half_quadratic
 from unrolled.pursuit._half_quadratic import _correction
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 EPS = np.finfo(float).eps
 POWERS = 2 / 3, 0.8, 0.3, 0.5, 0.99
 

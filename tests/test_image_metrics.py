@@ -7,7 +7,6 @@ import pytest
 from unrolled import metrics
 from unrolled.metrics import sparsity
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SCORES = ("pixel_accuracy", "mean_class_precision", "mean_class_accuracy", "mean_iou")
 NAN = np.nan
 

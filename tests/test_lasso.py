@@ -88,10 +88,13 @@ def test_no_penalty_reproduces_the_signal_or_says_that_it_has_no_certificate():
 @pytest.mark.slow
 def test_large_penalties_give_zero_without_a_step():
     top = pursuit.lam_max(D, y)
-    for options in ({}, dict(start=np.ones(N)), dict(l2=0.1)):
-        for lam in (dict(lam=top), dict(lam=2 * top), dict(ratio=1.0), dict(lam=np.full(N, top))):
-            found = pursuit.lasso(D, y, **lam, **options)
-            assert found.steps == 0 and found.converged and not found.x.any()
+    largest = dict(lam=top)
+    for options in (
+        *(largest, dict(lam=2 * top), dict(ratio=1.0), dict(lam=np.full(N, top))),
+        *(largest | dict(start=np.ones(N)), largest | dict(l2=0.1)),
+    ):
+        found = pursuit.lasso(D, y, **options)
+        assert found.steps == 0 and found.converged and not found.x.any()
     assert pursuit.lasso(D, y, ratio=0.99).x.any()
     assert not pursuit.lasso(D, -np.abs(D[:, 0]) * 0, LAM).x.any()
     negative = -np.abs(y)

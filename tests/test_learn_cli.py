@@ -11,7 +11,7 @@ from unrolled import datasets, dictionary_learning, plots, theory
 from unrolled._runs import claimed
 from unrolled.cli import main
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+pytestmark = pytest.mark.usefixtures("float32_by_default")
 RNG = np.random.default_rng(0)
 SIGNALS = RNG.normal(size=(90, 9)).astype(np.float32)
 

@@ -15,7 +15,6 @@ from faults import Fault
 import unrolled as ur
 from unrolled._mapped import Rows
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(1)
 D = ur.dictionaries.gaussian(0, 6, 12)
 Y, X = map(np.asarray, ur.problems.sampler(D, 50)(jax.random.key(3)))

@@ -20,7 +20,6 @@ M, N, DEPTH, BATCH = 5, 8, 2, 6
 ROUNDING = 1e4 * np.finfo(np.float64).eps
 ROUNDING32 = 100 * np.finfo(np.float32).eps  # sums of ten terms
 assert_close = partial(chex.assert_trees_all_close, rtol=ROUNDING, atol=ROUNDING)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,6 @@ M, N, K = 4, 6, 3
 D = ur.dictionaries.gaussian(jax.random.key(0), M, N)
 LAYER = own_heavy_ball(K)
 PARAMS = LAYER.init(None, D)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def sample(key):

@@ -20,7 +20,6 @@ M, N, K = 6, 9, 3
 LAM = 0.1
 LAYER = ur.layers.ista(K, lam=LAM)
 LASSO = ur.training.lasso(LAM)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 rng = np.random.default_rng(0)
 D = rng.normal(size=(M, N))

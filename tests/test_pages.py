@@ -183,7 +183,7 @@ def registries():
 
 @pytest.mark.slow
 @each([path for path in RUN if path != README])  # which has tests of its own
-def test_the_examples_run(path, files, registries, quick_compilation, float32_by_default):
+def test_the_examples_run(path, files, registries, float32_by_default):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so small, some codes are zero or diverge
         execute(blocks(path))
@@ -272,7 +272,7 @@ STAND_INS = {
 
 
 @pytest.fixture
-def rehearsal(registries, quick_compilation, float32_by_default, monkeypatch):
+def rehearsal(registries, float32_by_default, monkeypatch):
     for name, stand_in in STAND_INS.items():
         spec = mock.create_autospec(attrgetter(name)(ur), side_effect=stand_in)
         monkeypatch.setattr(f"unrolled.{name}", spec)

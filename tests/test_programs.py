@@ -16,8 +16,6 @@ import registry
 import unrolled as ur
 from unrolled.cli import main
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MOST_OF_COMPARE = 170  # programs of `unrolled compare` without arguments
 MOST = 3  # of a chain, for each of its dictionaries; of a study, for each of its functions
 # The functions of unrolled.pursuit and unrolled.dictionary_learning are to follow.

@@ -9,8 +9,6 @@ from oracles import normal, unit
 
 from unrolled import dictionaries, pursuit
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Shapes of this file alone: a first call compiles.
 M, N, P = 7, 11, 9
 D, E, Y = unit(normal(0, M, N)), normal(1, N, P) / 3, normal(2, 3, M)
@@ -106,7 +104,7 @@ def test_a_first_call_compiles_three_programs_at_most(name, compiled):
 
 
 @pytest.fixture
-def as_users_compile(dtype):
+def float64_as_users_compile(dtype):
     """The programs of float64 with all optimisations: there the bits are the same, too."""
     if dtype == jnp.float64:
         jax.config.update("jax_disable_most_optimizations", False)
@@ -126,7 +124,7 @@ DTYPES = [
 @pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_powers_of_two_go_through_every_pursuit(name, dtype, as_users_compile):
+def test_powers_of_two_go_through_every_pursuit(name, dtype, float64_as_users_compile):
     """2^k D and 2^l y have the code times 2^(l - k), to the bit: the problem inside is the same.
 
     In float16 the range is short: entries below its least normal number are multiples of 2^-24, and

@@ -24,7 +24,6 @@ from unrolled.theory import _coherence, _convergence, _tiles
 
 ua, ud, um, up, ut = ur.activations, ur.dictionaries, ur.metrics, ur.pursuit, ur.theory
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 M, D_ATOMS, BATCH = 6, 10, 4
 # D is multiplied by 2^a, signals by 2^b: then codes have the factor 2^(b - a), penalties 2^(a + b).

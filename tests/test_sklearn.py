@@ -21,7 +21,7 @@ import unrolled as ur
 from unrolled._pursuits import BATCH, CHAIN, PURSUITS
 from unrolled.sklearn import DictionaryLearner, SparseCoder
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+pytestmark = pytest.mark.usefixtures("float32_by_default")
 
 RNG = np.random.default_rng(0)
 D = RNG.normal(size=(8, 12))

@@ -13,7 +13,7 @@ from unrolled import studies
 from unrolled._json import to_json
 from unrolled._text import Grid
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+pytestmark = pytest.mark.usefixtures("float32_by_default")
 KEY = jax.random.key(0)
 FEW = dict(depth=2, steps=1, lam=0.1)
 

@@ -31,7 +31,7 @@ from unrolled.commands._inputs import in_float32, weights_of
 from unrolled.commands._sections import ConfigError
 from unrolled.layers import FAMILIES
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float32_by_default")
+pytestmark = pytest.mark.usefixtures("float32_by_default")
 
 
 # A chain of three layers, of which one starts from theory and one calibrated.

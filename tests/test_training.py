@@ -29,7 +29,6 @@ LOSSES = {
     "deep": training.deep(training.supervised),
     "deep lasso": training.deep(LASSO, np.arange(1.0, DEPTH + 1)),
 }
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from unrolled.models import _convolution, _layers, _winograd
 
 # Sums of at most 9 x 70 terms in another order, or through transforms whose entries are at most 1.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def normal(*shape, seed=0, dtype=np.float64):

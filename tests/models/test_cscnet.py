@@ -13,7 +13,6 @@ from unrolled.models import CSCNet, shift_average
 FILTERS, KERNEL, STRIDE, UNFOLDINGS, THETA = 3, 4, 2, 3, 0.15
 # Sums of about 100 terms in another order, through a few products, stay far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make(stride=STRIDE, **options):

@@ -13,7 +13,6 @@ from unrolled.models import LeNet5, _convolution
 
 # Sums of 75 to 400 terms in another order, through five layers, stay far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def pictures(*shape, seed=0):

@@ -16,7 +16,6 @@ PICTURE, FILTERS = (9, 8, 2), (Filters(4, 4, 2), Filters(5, 2))
 METHODS = ("ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")
 # Sums of at most 1000 terms in another order, through a few products: far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make(method, unfoldings=3, shape=PICTURE, filters=FILTERS, **options):

@@ -11,7 +11,6 @@ from flax import nnx
 import unrolled as ur
 
 tap = ur.models.tap
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Block(nnx.Module):

@@ -8,8 +8,6 @@ from flax import nnx
 
 from unrolled.models import VGG11, UNet, tap
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def parameters(make):
     net = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))

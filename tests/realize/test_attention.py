@@ -19,8 +19,6 @@ from unrolled.realize._attention import (
     multi_head_attention,
 )
 
-# For programs that run once: most of their time is compilation, and this halves it.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # (n_atoms, n_channels, *kernel), signal shape, stride
 SHAPES = [
     ((2, 1, 3), (8,), 1),
@@ -34,7 +32,7 @@ SHAPES = [
 ]
 
 
-@functools.partial(compiled, static_argnames=("signal_shape", "stride", "alpha"))
+@functools.partial(jax.jit, static_argnames=("signal_shape", "stride", "alpha"))
 def attended(filters, bias, X, **options):
     return attention(filters, bias, **options).apply(X)
 
@@ -174,14 +172,14 @@ def test_jit_vmap_and_derivatives():
     filters, _, bias = draw((2, 2, 3), (7,))
     Xs = integers(np.random.default_rng(1), 4, 2, 7)
     made = attention(filters, bias, signal_shape=7, stride=2)
-    batch = np.asarray(compiled(jax.vmap(made.apply))(Xs))
+    batch = np.asarray(jax.jit(jax.vmap(made.apply))(Xs))
     np.testing.assert_array_equal(batch, np.stack([np.asarray(made.apply(X)) for X in Xs]))
     g = integers(np.random.default_rng(2), 2, 4)
 
     def loss(filters, bias, X):
         return jnp.vdot(attention(filters, bias, signal_shape=7, stride=2).apply(X), g)
 
-    by_filter, by_bias, by_X = compiled(jax.grad(loss, (0, 1, 2)))(filters, bias, Xs[0])
+    by_filter, by_bias, by_X = jax.jit(jax.grad(loss, (0, 1, 2)))(filters, bias, Xs[0])
     np.testing.assert_array_equal(np.asarray(by_bias), g.sum(1))
     np.testing.assert_array_equal(
         np.asarray(by_X).reshape(-1), np.asarray(Conv(filters, 7, 2, "zero") @ g.reshape(-1))

@@ -26,8 +26,6 @@ from unrolled.realize._code_bounds import Bound, MatrixStep, Update, next_bound
 from unrolled.realize._polyphase import Architecture, identity_from, polyphase, tree_depth
 
 EPS = np.finfo(float).eps
-# For programs that run once: most of their time is compilation, and this halves it.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FORMS = ("compact", "positive", "literal")
 assert_close = partial(chex.assert_trees_all_close, rtol=0)
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -144,14 +142,12 @@ def test_apply_gives_the_codes_of_the_layer(form):
     D, Y = dictionary(6, 10), np.stack([signal(6, seed) for seed in range(4)])
     layer, params = layers.lista_cp(5, tied=False), untied(D, 5)
     network = cnn(layer, params, D, kernel_size=3, signal_bound=1.0, form=form)
-    expected = compiled(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
+    expected = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
     close = min(1e-12, rounding(network, 26, 5))
     assert (np.asarray(expected) < -0.01).any() and (np.asarray(expected) == 0).any()
     assert_close(network.apply(Y[0]), expected[0], atol=close)
-    assert_close(compiled(network.apply)(Y[0]), expected[0], atol=close)
-    assert_close(
-        compiled(jax.vmap(network.run, (None, 0)))(network.layers, Y), expected, atol=close
-    )
+    assert_close(jax.jit(network.apply)(Y[0]), expected[0], atol=close)
+    assert_close(jax.jit(jax.vmap(network.run, (None, 0)))(network.layers, Y), expected, atol=close)
     assert network.apply(Y[0]).dtype == np.float64
 
 
@@ -321,7 +317,7 @@ def test_a_soft_network_runs_as_its_layer():
     assert jax.tree.all(jax.tree.map(np.array_equal, network.layers, given.layers))
     expected = layer.apply(params, D, signal(6))
     assert_close(
-        compiled(network.run)(network.layers, signal(6)), expected, atol=rounding(network, 26, 3)
+        jax.jit(network.run)(network.layers, signal(6)), expected, atol=rounding(network, 26, 3)
     )
 
 
@@ -377,7 +373,7 @@ def test_a_wide_network_of_sixteen_steps():
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tied(D, K))
     network = cnn(layers.lista_cp(K), params, D, kernel_size=3, signal_bound=1.0, form="positive")
     y = signal(256).astype(np.float32)
-    x = compiled(network.run)(network.layers, y)
+    x = jax.jit(network.run)(network.layers, y)
     expected = iterate(*jax.tree.map(lambda leaf: leaf.astype(float), (D, params, y)))
     # Random errors in sums of n = 1280 terms add up like sqrt(n), not n.
     close = rounding(network, math.sqrt(1280), K, np.finfo(np.float32).eps)

@@ -17,8 +17,6 @@ from unrolled.realize._transformer import transformer, transformer_error
 from unrolled.realize._transformer_block import embed, read_code, run_block, transformer_block
 
 EPS = np.finfo(float).eps
-# For programs that run once: most of their time is compilation, and this halves it.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Six steps, each of gain below 3, with sums of about 30 products and three roundings of shrinkage.
 ROUNDING = 1e3 * EPS
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=0)
@@ -83,13 +81,13 @@ def families():
     }
 
 
-@functools.partial(compiled, static_argnums=(0,), static_argnames="alpha")
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames="alpha")
 def realized(layer, params, D, Y, alpha=None):
     """The codes of a batch from a transformer built under jit, where bounds are not checked."""
     return jax.vmap(transformer(layer, params, D, alpha=alpha, signal_bound=5.0).apply)(Y)
 
 
-@functools.partial(compiled, static_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=(0,))
 def iterates(layer, params, D, Y):
     return jax.vmap(layer.iterates, (None, None, 0))(params, D, Y)
 
@@ -105,7 +103,7 @@ def test_a_block_equals_an_iteration(name):
     y, x = (rng.integers(-9, 10, n).astype(float) for n in D.shape)
     theta = np.arange(5.0, 5 + D.code_grid[0])
 
-    @compiled
+    @jax.jit
     def run(D, W, theta, x, y):
         block = transformer_block(D, W, theta, gamma=2.0, signal_bound=9.0, code_bound=9.0)
         before = embed(D, y, x)
@@ -137,7 +135,7 @@ def test_the_mask_keeps_codes_off_tokens_without_a_code():
     """With a G far too small, from bounds that a traced call cannot check, codes appear there."""
     D = conv(3, 1, 4, signal=13)
 
-    @compiled
+    @jax.jit
     def run(y, bound):
         return transformer_block(D, D, 0.1, signal_bound=bound, code_bound=bound).apply(embed(D, y))
 
@@ -153,7 +151,7 @@ def test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks():
     layer, params = cases["lista_cp, untied"]
     positions = grid((D.signal_shape[0] + 4,))
 
-    @functools.partial(compiled, static_argnames="alpha")
+    @functools.partial(jax.jit, static_argnames="alpha")
     def largest(params, Y, alpha):
         """G of every block, and the largest abs(u) in it."""
         blocks = transformer(layer, params, D, signal_bound=1.0).blocks
@@ -205,7 +203,7 @@ def test_a_stack_has_the_codes_of_its_layer(name, alpha):
 def test_stacks_on_other_geometries(name):
     D, layer = geometry(name), layers.lista_cp(4, lam=0.02)
 
-    @compiled
+    @jax.jit
     def both(D, y):
         params = layer.init(jax.random.key(0), D)
         return transformer(layer, params, D, alpha=40.0, signal_bound=5.0).apply(y), layer.apply(
@@ -246,7 +244,7 @@ def test_a_deep_stack_stays_finite():
     """The bounds behind G grow geometrically beyond the largest float32; the codes do not."""
     D, layer = conv(4, 1, 6, signal=16), layers.ista(300, lam=0.01)
 
-    @compiled
+    @jax.jit
     def both(D, y):
         params = layer.init(jax.random.key(0), D)
         made = transformer(layer, params, D, signal_bound=5.0)
@@ -267,7 +265,7 @@ def test_growing_codes_near_the_end_of_the_range_keep_their_mask():
     params = layer.from_theory(D * np.float32(3), jnp.full(8, 0.01 * scale))
     y = normal(2, 8).astype(np.float32) * scale
 
-    @compiled
+    @jax.jit
     def both(y):
         made = transformer(layer, params, D, signal_bound=4 * scale)
         return made.apply(y), layer.apply(params, D, y)
@@ -284,7 +282,7 @@ def test_jit_vmap_and_loop_agree():
     layer, params = cases["lista_cp"]
     made = transformer(layer, params, D, alpha=6.0, signal_bound=5.0)
     Y = normal(4, 3, 36)
-    batch = compiled(jax.vmap(made.apply))(Y)
+    batch = jax.jit(jax.vmap(made.apply))(Y)
     for y, x in zip(Y, batch):
         assert_close(made.apply(y), x, atol=ROUNDING)
 
@@ -302,7 +300,7 @@ def test_it_can_be_built_under_jit_and_its_derivatives_are_those_of_the_layer():
         return g @ layer.apply(params, D, y)
 
     ours, expected = (
-        compiled(jax.value_and_grad(f, (0, 1, 2)))(params, D, y) for f in (by_transformer, by_layer)
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(params, D, y) for f in (by_transformer, by_layer)
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.asarray(b).any()
@@ -319,7 +317,7 @@ def test_the_fixed_weights_of_alista_stay_fixed():
             transformer(layer, params, D, signal_bound=5.0).apply(jnp.asarray(normal(5, 36))) ** 2
         )
 
-    gradient = compiled(jax.grad(loss))(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     assert (
         not np.asarray(gradient.shared.W.filters).any() and np.asarray(gradient.steps.gamma).all()
     )
@@ -330,7 +328,7 @@ def test_soft_codes_stay_within_their_bound():
     """Also where the layer expands; a bound on the codes makes the error bound smaller."""
     layer = layers.lista_cp(6, lam=0.05)
 
-    @compiled
+    @jax.jit
     def params(D, c):
         """Those of the start, scaled by c: the step size is c / L."""
         return jax.tree.map(lambda leaf: leaf * c, layer.init(jax.random.key(0), D))
@@ -452,7 +450,7 @@ def test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error():
     # The reason: signals within M that do not stop at a threshold err by thousands of times more.
     soft = transformer(layer, params, D, signal_bound=M, alpha=alpha)
 
-    @compiled
+    @jax.jit
     def ascent(Y):
         def largest(y):
             return jnp.abs(soft.apply(y) - layer.apply(params, D, y)).max()

@@ -12,8 +12,6 @@ from scipy.optimize import linprog
 from unrolled import dictionaries
 from unrolled.theory import _codes, certify_code
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 M, N = 30, 60
 FIELDS = "residual sigma off_support mismatch error_gain l1_gain".split()
 

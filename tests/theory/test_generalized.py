@@ -18,8 +18,6 @@ from unrolled import analytic, dictionaries, linear_programs, theory, training
 
 EPS = np.finfo(np.float64).eps
 TOL = 1e-6  # the default gap
-# For programs that run once: they spend their time compiling, and this halves it.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 KNOWN = {  # mu~ in closed form
     "paley": 1 / math.sqrt(13),
@@ -37,7 +35,7 @@ every_dictionary = pytest.mark.parametrize("name", oracles.DICTIONARIES)
 
 @cache
 def solved(name):
-    return jax.tree.map(np.asarray, compiled(theory.generalized_coherence)(matrix(name)))
+    return jax.tree.map(np.asarray, jax.jit(theory.generalized_coherence)(matrix(name)))
 
 
 def products(W, A):
@@ -728,7 +726,7 @@ def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
         "basis_pursuit",
         lambda *args, **kw: sizes.append(args[1].shape[1]) or solve(*args, **kw),
     )
-    found, A, W, mu_W = jax.tree.map(np.asarray, compiled(everything)(D))
+    found, A, W, mu_W = jax.tree.map(np.asarray, jax.jit(everything)(D))
     assert sizes == ([] if name == "independent atoms" else [CIRCULAR[name][0][0]]) and found.holds
     for i in range(0, A.shape[1], 5):  # all filters, at several positions
         expected = oracles.least_coherence(A, i)
@@ -745,7 +743,7 @@ def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
 @pytest.mark.slow
 def test_convolutions_under_jit_vmap_and_grad():
     D = bank("1-D, stride 2")
-    eager, jitted = theory.generalized_coherence(D), compiled(theory.generalized_coherence)(D)
+    eager, jitted = theory.generalized_coherence(D), jax.jit(theory.generalized_coherence)(D)
     assert isinstance(eager.W, dictionaries.Conv) and eager.W.shape == D.shape
     assert same(jax.tree.leaves(eager), jax.tree.leaves(jitted))
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), D, bank("1-D, stride 2", seed=1))
