@@ -33,8 +33,7 @@ class Objective:
         """(K, batch, d) for a layer, a tuple of blocks for a network.
 
         (1, batch, d) where the loss sees the last code alone: a gradient through all codes stores
-        them, which takes a tenth of a step. `axis` is 0 where every signal has a dictionary of its
-        own, else None.
+        them. `axis` is 0 where every signal has a dictionary of its own, else None.
         """
         if not isinstance(self.model, Layer):
             return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
