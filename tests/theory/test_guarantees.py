@@ -176,6 +176,7 @@ def worst(pair, found, s, noise, *, n, seed=0, activation=act.relu):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_users_compile")
 @pytest.mark.parametrize(
     "name, dtype",
     [(name, "float64") for name in PAIRS] + [(name, "float32") for name in PAIRS[1:6]],
