@@ -81,16 +81,16 @@ def __getattr__(name: str) -> str | ModuleType:
 
 def _public_names(module: ModuleType) -> list[str]:
     """What `dir` shows of a module: its `__all__`, else what is defined in it."""
-    held = vars(module)
+    namespace = vars(module)
     own = (
         name
-        for name, value in held.items()
+        for name, value in namespace.items()
         if not name.startswith("_")
         and getattr(value, "__module__", module.__name__ if name.isupper() else "")
         == module.__name__
         and not isinstance(value, bool)
     )
-    return sorted(held.get("__all__", own))
+    return sorted(namespace.get("__all__", own))
 
 
 def __dir__() -> list[str]:

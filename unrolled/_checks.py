@@ -34,13 +34,13 @@ _INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax
 _INNER += (contextlib.__file__,)
 
 
-def register(known: dict[str, Any], cls: type, what: str) -> None:
+def register(table: dict[str, Any], cls: type, what: str) -> None:
     """Add a class to a table of its kind by its name, unless that begins with an underscore.
 
     Raises:
         TypeError: another module has defined a class of that name.
     """
-    name, other = cls.__name__, known.get(cls.__name__)
+    name, other = cls.__name__, table.get(cls.__name__)
     if name.startswith("_"):
         return
     if other is not None and other.__module__ != cls.__module__:
@@ -48,7 +48,7 @@ def register(known: dict[str, Any], cls: type, what: str) -> None:
             f"{cls.__module__}.{name}: {other.__module__} already defines a {what} of this name; "
             "choose another name, or one with a leading underscore"
         )
-    known[name] = cls
+    table[name] = cls
 
 
 def brief(value: Any) -> str:
@@ -64,8 +64,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def meant(word: str, known: Iterable[str]) -> str:
     """The end of a message: "; did you mean 'relu'?", or "" where no known word is like it."""
-    near = nearest(word, known)
-    return f"; did you mean {near!r}?" if near else ""
+    best = nearest(word, known)
+    return f"; did you mean {best!r}?" if best else ""
 
 
 def is_concrete(tree: Any) -> bool:
@@ -277,8 +277,8 @@ def announce(shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str) ->
 def host_bytes() -> float:
     """The memory of this machine; inf where the system does not tell it."""
     names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
-    known = set(names) <= set(getattr(os, "sysconf_names", ()))
-    return float(math.prod(map(os.sysconf, names))) if known else math.inf
+    available = set(names) <= set(getattr(os, "sysconf_names", ()))
+    return float(math.prod(map(os.sysconf, names))) if available else math.inf
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -242,12 +242,12 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     # No better w exceeds this level, and a larger one, which binds nothing, spoils the scaling.
     level = min(level, np.abs(B).sum(0).max(initial=1.0) * np.abs(w).max())
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
-    found, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
+    point, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
     best, lower = w, 0.0
     for from_vertex in (False, True):
         if from_vertex:
-            found, (v, nu) = _vertex(B, b, e, a, found, v)
-        inside = _pulled_inside(B, level * (1 - 1e-12), a, found, w)
+            point, (v, nu) = _vertex(B, b, e, a, point, v)
+        inside = _pulled_inside(B, level * (1 - 1e-12), a, point, w)
         best = min(inside, best, key=lambda w: np.abs(w).max())
         lower = max(lower, _lower_bound(B, level, a, v[:n], nu))
         upper = np.abs(best).max()
@@ -286,7 +286,7 @@ def _vertex(
     tight = order[order > 0] - 1
     S, right = np.column_stack([rows[:, 0], rows[:, tight + 1]]), np.append(1.0, b[tight])
     cost = np.append(np.zeros(m), 1.0)
-    found = w, (v, 0.0)
+    vertex = w, (v, 0.0)
     for _ in range(_PIVOTS_PER_ROW * m + _PIVOTS):
         if len(tight) < m:
             break
@@ -296,7 +296,7 @@ def _vertex(
             break
         multipliers = np.zeros(len(b))
         multipliers[tight] = -c[1:] * np.where(np.sum(M[:, tight] * S[:m, 1:], 0) < 0, -1, 1)
-        found = x[:m], (multipliers, float(c[0]))
+        vertex = x[:m], (multipliers, float(c[0]))
         at = M.T @ x[:m]
         excess = np.abs(at) - b - e * x[m]
         excess[tight] = -1.0
@@ -311,25 +311,25 @@ def _vertex(
         steps = np.maximum(-c[1:], 0) / np.where(falls, y, 1)
         j = int(np.argmin(np.where(falls, steps, np.inf)))
         tight[j], S[:, j + 1], right[j + 1] = r, row, b[r]
-    return found
+    return vertex
 
 
 def _pulled_inside(
-    B: np.ndarray, level: float, a: np.ndarray, found: np.ndarray, inside: np.ndarray
+    B: np.ndarray, level: float, a: np.ndarray, point: np.ndarray, inside: np.ndarray
 ) -> np.ndarray:
-    """A point near `found` with |B'w| <= level: by least squares, then on the way to `inside`."""
+    """A point near another with |B'w| <= level: by least squares, then on the way to `inside`."""
     from scipy.linalg import lstsq
 
     if not B.size:
-        return found
-    at = blas().dgemv(1.0, B, found, trans=1)
+        return point
+    at = blas().dgemv(1.0, B, point, trans=1)
     out = np.abs(at) > level
     if out.any():
         excess = at[out] - level * np.sign(at[out])
-        found = found - lstsq(B[:, out].T, excess * (1 + 1e-9))[0]
-        found = found / (a @ found)
-    at, to = (np.abs(blas().dgemv(1.0, B, w, trans=1)) for w in (found, inside))
+        point = point - lstsq(B[:, out].T, excess * (1 + 1e-9))[0]
+        point = point / (a @ point)
+    at, to = (np.abs(blas().dgemv(1.0, B, w, trans=1)) for w in (point, inside))
     share = np.max(
         (at - level) / np.maximum(at - to, np.finfo(float).tiny), initial=0.0, where=at > level
     )
-    return found + min(1.0, share) * (inside - found)
+    return point + min(1.0, share) * (inside - point)

@@ -52,8 +52,8 @@ def exponent(x: Array, axis: Axes = None) -> Array:
     size = jnp.max(jnp.abs(x), axis, keepdims=axis is not None, initial=0)
     integer, digits, bias = _layout(x.dtype)
     k = (lax.bitcast_convert_type(size, integer) >> digits) - bias
-    known = (k > -bias) & (k <= bias)
-    return jnp.where(known, jnp.clip(k, least, -least), 0).astype(jnp.int32)
+    normal = (k > -bias) & (k <= bias)
+    return jnp.where(normal, jnp.clip(k, least, -least), 0).astype(jnp.int32)
 
 
 @jax.jit
@@ -83,8 +83,8 @@ def _layout(dtype: DTypeLike) -> tuple[type, int, int]:
 def mean_norm(X: np.ndarray) -> float:
     """The mean norm of the rows, in float64."""
     k = np.frexp(np.abs(X).max(initial=0))[1]
-    near = np.ldexp(X.astype(float), -k)
-    return float(np.ldexp(np.mean(np.linalg.norm(near, axis=1)), k))
+    scaled = np.ldexp(X.astype(float), -k)
+    return float(np.ldexp(np.mean(np.linalg.norm(scaled, axis=1)), k))
 
 
 @partial(jax.jit, static_argnames="axis")

@@ -49,22 +49,22 @@ class Processes(NamedTuple):
         Raises:
             CheckpointError: f failed in another process. Where it fails here, its own error.
         """
-        error, found = None, None
+        error, result = None, None
         try:
             if self.is_first or not first_alone:
-                found = f()
+                result = f()
         except Exception as failure:
             if not self.several:
                 raise
             error = failure
         if self.several:
-            told = self._texts("" if error is None else in_line(error))
+            texts = self._texts("" if error is None else in_line(error))
             if error is not None:
                 raise error
-            for i, text in enumerate(told):
+            for i, text in enumerate(texts):
                 if text:
                     raise CheckpointError(f"process {i}: {text}")
-        return found
+        return result
 
     def agree(self, where: str, config: dict[str, Any]) -> None:
         """Raise ValueError, with a table, unless all processes were given the same."""
@@ -136,8 +136,8 @@ def join(coordinator: str | None, count: int | None, index: int | None, wait: in
             the count.
         OSError: no coordinator answers, or JAX finds no cluster.
     """
-    given = coordinator, count, index
-    if any(part is None for part in given) != all(part is None for part in given):
+    cluster = coordinator, count, index
+    if any(part is None for part in cluster) != all(part is None for part in cluster):
         raise ValueError(
             "--coordinator, --processes and --process go together; expected all three, or none "
             "of them under SLURM"
@@ -164,13 +164,13 @@ def join(coordinator: str | None, count: int | None, index: int | None, wait: in
 def _said_apart() -> Iterator[None]:
     """What libraries print at the first exchange goes to standard error, not into a report."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    own = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def _answers(coordinator: str, wait: int) -> None:

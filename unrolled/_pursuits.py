@@ -33,10 +33,10 @@ def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
     if name not in PURSUITS:
         names = ", ".join(PURSUITS)
         raise ValueError(f"{where}: unknown pursuit {name!r}; expected one of {names}")
-    known, needs = PURSUITS[name].options, PURSUITS[name].needs
-    if wrong := [option for option in options if option not in known]:
+    own, needs = PURSUITS[name].options, PURSUITS[name].needs
+    if wrong := [option for option in options if option not in own]:
         raise ValueError(
-            f"{where}: {name} has no {', '.join(wrong)}; its options are {', '.join(known)}"
+            f"{where}: {name} has no {', '.join(wrong)}; its options are {', '.join(own)}"
         )
     ratio = options.get("ratio")
     if ratio is not None and np.max(ratio) > 1:

@@ -145,10 +145,10 @@ def table_of(form: str, records: Sequence[Mapping[str, Any]], notes: Sequence[st
 
 def screen(lines: Iterable[str], most: int = 24, width: int = 100) -> str:
     """The first lines of a text, so that it fits on a screen."""
-    held = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]
-    if len(held) > most:
-        held = [*held[: most - 1], f"... and {len(held) - most + 1} more lines"]
-    return "\n".join(held)
+    cut = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]
+    if len(cut) > most:
+        cut = [*cut[: most - 1], f"... and {len(cut) - most + 1} more lines"]
+    return "\n".join(cut)
 
 
 def in_rows(rows: np.ndarray, what: str = "row") -> str:

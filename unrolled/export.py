@@ -89,10 +89,10 @@ def save(
     """
     path, where = Path(path).absolute(), "export.save"
     _checks.on_host((params, D), where, "params or D")
-    platforms = _known(platforms, where)
+    platforms = _checked_platforms(platforms, where)
     is_net, is_chain = isinstance(model, Layer | Network), isinstance(D, (tuple, list))
-    given: Any = D if is_chain else (D,)
-    Ds = tuple(as_dictionary(A, where) for A in given)
+    dictionaries: Any = D if is_chain else (D,)
+    Ds = tuple(as_dictionary(A, where) for A in dictionaries)
     D, m, dtype = Ds if is_chain else Ds[0], Ds[0].shape[0], _checks.common_dtype(params, Ds)
     with jax.enable_x64(dtype == np.float64 or jax.config.values["jax_enable_x64"]):
         solve = _solver(model, params, D, where)
@@ -220,11 +220,11 @@ def _check_flatbuffers(where: str) -> None:
         raise ImportError(f"{where} needs flatbuffers: pip install 'unrolled[export]'") from error
 
 
-def _known(platforms: Sequence[str], where: str) -> tuple[str, ...]:
+def _checked_platforms(platforms: Sequence[str], where: str) -> tuple[str, ...]:
     """The platforms that a caller gives, checked."""
-    given = (platforms,) if isinstance(platforms, str) else tuple(platforms)
-    if not given or set(given) - set(PLATFORMS):
+    names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+    if not names or set(names) - set(PLATFORMS):
         raise ValueError(
             f"{where}: platforms must be some of {', '.join(PLATFORMS)}, got {platforms!r}"
         )
-    return given
+    return names

@@ -108,8 +108,8 @@ def basis_pursuit(
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
         >>> whitened = ur.linear_programs.whiten(A)
-        >>> found = ur.linear_programs.basis_pursuit(whitened, np.array([[1.2], [1.6]]))
-        >>> found.V.round(6).ravel().tolist(), found.primal.round(6).tolist()
+        >>> solution = ur.linear_programs.basis_pursuit(whitened, np.array([[1.2], [1.6]]))
+        >>> solution.V.round(6).ravel().tolist(), solution.primal.round(6).tolist()
         ([0.0, 0.0, 2.0], [2.0])
     """
     Q, into, lift = whitened
@@ -239,9 +239,9 @@ def _finish(
     `own` holds the index of the entry that must be 0.
     """
     banned = None if own is None else int(own[0])
-    found, pivots = _simplex(atoms, c, basis.copy(), banned, tol / 2)
-    if found is not None:
-        return *found, pivots
+    answer, pivots = _simplex(atoms, c, basis.copy(), banned, tol / 2)
+    if answer is not None:
+        return *answer, pivots
     B = Q if banned is None else np.delete(Q, banned, axis=1)
     # min max |B'w| : c.w = 1 is solved by w = z / (c.z), with the multiplier v / norm(v, 1).
     w = z / dual if dual > 0 else c / (c @ c)

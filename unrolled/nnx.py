@@ -164,8 +164,8 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
         >>> model = nnx.Sequential(nnx.Linear(2, 8, rngs=nnx.Rngs(0)), nnx.relu)
         >>> Y = jax.random.normal(jax.random.key(0), (200, 2), jnp.float32)
         >>> X = Y @ jnp.ones((2, 8), jnp.float32)
-        >>> found = ur.nnx.fit(model, (Y, X), optimizer=optax.adam(0.01), steps=100, key=0)
-        >>> found.history.records[-1].validation < found.history.records[0].validation
+        >>> trained = ur.nnx.fit(model, (Y, X), optimizer=optax.adam(0.01), steps=100, key=0)
+        >>> trained.history.records[-1].validation < trained.history.records[0].validation
         True
     """
     if isinstance(model, Module):

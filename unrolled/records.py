@@ -78,21 +78,21 @@ class _Interned(type):
     bound: tuple[str, ...]
     __signature__: inspect.Signature
 
-    def __call__(cls: Any, *args: Any, **given: Any) -> Any:
+    def __call__(cls: Any, *args: Any, **options: Any) -> Any:
         where = cls.__name__
-        if problem := _misfit(cls, args, given):
+        if problem := _misfit(cls, args, options):
             names = ", ".join(cls.__signature__.parameters)
             raise TypeError(f"{where}: {problem}; the options are {names}")
-        made = super().__call__(*args, **given)
+        made = super().__call__(*args, **options)
         for field in dataclasses.fields(cls):
             value = accept(field, getattr(made, field.name), field.name, where)
             object.__setattr__(made, field.name, value)
         with _LOCK:
-            known = _KNOWN.setdefault((cls, *map(_typed, values_of(made).values())), made)
-            if known is made:  # `jit` would trace a fresh bound method anew
+            interned = _KNOWN.setdefault((cls, *map(_typed, values_of(made).values())), made)
+            if interned is made:  # `jit` would trace a fresh bound method anew
                 vars(made).update({name: getattr(made, name) for name in cls.bound})
-            _RECENT.append(known)
-        return known
+            _RECENT.append(interned)
+        return interned
 
 
 @dataclass_transform(
@@ -166,21 +166,21 @@ def _typed(value: Any) -> Any:
     return tuple(map(_typed, value)) if type(value) is tuple else (type(value), value)
 
 
-def _misfit(cls: Any, args: tuple, given: dict[str, Any]) -> str | None:
+def _misfit(cls: Any, args: tuple, options: dict[str, Any]) -> str | None:
     """Why these are not the options of a class, in words that do not depend on the Python."""
     parameters = cls.__signature__.parameters
     first = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
-    known = {*first[: len(args)], *given}
+    filled = {*first[: len(args)], *options}
     if len(args) > len(first):
         return f"{len(args)} options given by position, expected {len(first)} ({', '.join(first)})"
-    for name in given:
+    for name in options:
         if name not in parameters:
-            near = _checks.nearest(name, parameters)
-            return f"unknown option {name!r}" + (f", perhaps {near!r}" if near else "")
+            likely = _checks.nearest(name, parameters)
+            return f"unknown option {name!r}" + (f", perhaps {likely!r}" if likely else "")
         if name in first[: len(args)]:
             return f"{name} given by position and by name"
     for name, p in parameters.items():
-        if p.default is p.empty and name not in known:
+        if p.default is p.empty and name not in filled:
             meaning = cls.__dataclass_fields__[name].metadata.get("help")
             return f"{name} is missing" + (f" ({meaning})" if meaning else "")
     return None
@@ -499,14 +499,14 @@ def differences(
                saved  requested
         steps  1      2
     """
-    found = changes(saved, requested)
-    if not found:
+    changed = changes(saved, requested)
+    if not changed:
         return ""
-    cells = [(name, *map(_cell, pair)) for name, pair in list(found.items())[:_ROWS]]
+    cells = [(name, *map(_cell, pair)) for name, pair in list(changed.items())[:_ROWS]]
     rows = [("", *heads), *cells]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    more = len(found) - _ROWS
+    more = len(changed) - _ROWS
     return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
 
 

@@ -171,8 +171,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if bad := int((~np.isfinite(codes).all(1)).sum()):
             raise ArithmeticError(f"{_NAME}: {bad} codes are not finite")
         if missed:
-            told = f"{_NAME}: {missed} of {len(X)} codes miss the tolerance of {self.method_}"
-            _checks.warn(f"{told}; try a larger tol or max_steps", ConvergenceWarning)
+            message = f"{_NAME}: {missed} of {len(X)} codes miss the tolerance of {self.method_}"
+            _checks.warn(f"{message}; try a larger tol or max_steps", ConvergenceWarning)
         return codes
 
     def certify(self, X: Any, *, finish: int = 3) -> CodeCertificate:
@@ -220,10 +220,10 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self.n_components_
 
     def _dictionaries(self, X: np.ndarray) -> tuple[Dictionary, ...]:
-        given, m = self.dictionary, X.shape[1]
-        if given is None:
+        D, m = self.dictionary, X.shape[1]
+        if D is None:
             return (as_dictionary(np.eye(m), _NAME),)
-        Ds = as_chain(given, _NAME) if isinstance(given, tuple) else (as_dictionary(given, _NAME),)
+        Ds = as_chain(D, _NAME) if isinstance(D, tuple) else (as_dictionary(D, _NAME),)
         if Ds[0].shape[0] != m:
             hint = "; atoms are columns here, try dictionary.T" if m in Ds[0].shape else ""
             raise ValueError(
@@ -234,8 +234,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _options(self) -> dict[str, Any]:
         """The options that are given."""
-        given = {name: getattr(self, name) for name in _OPTIONS}
-        options = {name: value for name, value in given.items() if value is not None}
+        parameters = {name: getattr(self, name) for name in _OPTIONS}
+        options = {name: value for name, value in parameters.items() if value is not None}
         if self.method == "omp" and not {"sparsity", "tol"} & set(options):
             options["sparsity"] = max(1, self.n_features_in_ // 10)
         return options
@@ -260,8 +260,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 "of a family, a layer or a network"
             )
         if self.depth is not None or options:
-            given = ", ".join([*(["depth"] if self.depth is not None else []), *options])
-            raise ValueError(f"{_NAME}: {given} does not go with a layer, which has its own")
+            idle = ", ".join([*(["depth"] if self.depth is not None else []), *options])
+            raise ValueError(f"{_NAME}: {idle} does not go with a layer, which has its own")
         return method
 
     def _params(self, Ds: tuple[Dictionary, ...]) -> Any:
@@ -278,8 +278,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _codes(self, Ds: Any, params: Any, Y: np.ndarray) -> tuple[Any, int]:
         """The last codes, and how many of them miss their tolerance."""
         if isinstance(self.method_, str):
-            found = pursue(self.method_, Ds, Y, self.options_)
-            return found.codes[-1], found.missed
+            pursued = pursue(self.method_, Ds, Y, self.options_)
+            return pursued.codes[-1], pursued.missed
         layer: Any = self.method_
         D = Ds[0] if isinstance(layer, Layer) else Ds
         codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
@@ -372,12 +372,14 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         with jax.enable_x64(True):
             if _is_online(self):
                 options |= dict(lam=self.lam_)
-                found = dictionary_learning.online(self._batches(X), self.n_components_, **options)
+                learned = dictionary_learning.online(
+                    self._batches(X), self.n_components_, **options
+                )
             else:
                 learn = getattr(dictionary_learning, self.method)
                 options |= dict(sparsity=self.sparsity_, sweeps=self.sweeps)
-                found = learn(X, self.n_components_, **options)
-            self._keep(found)
+                learned = learn(X, self.n_components_, **options)
+            self._keep(learned)
         return self
 
     @available_if(_is_online)
@@ -426,8 +428,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if getattr(self, wrong) is not None:
             raise ValueError(f"{where}: {self.method} has no {wrong}")
         n, m = X.shape
-        given = min(n, m) if self.n_components is None else self.n_components
-        self.n_components_ = _checks.as_index(given, "n_components", where, least=1)
+        d = min(n, m) if self.n_components is None else self.n_components
+        self.n_components_ = _checks.as_index(d, "n_components", where, least=1)
         self.lam_, self.sparsity_ = None, None
         if _is_online(self):
             self.lam_ = (mean_norm(X) / 10 or 1.0) if self.lam is None else self.lam
@@ -443,10 +445,10 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             for first in range(0, len(X), size):
                 yield X[order[first : first + size]]
 
-    def _keep(self, found: dictionary_learning.Learned) -> None:
+    def _keep(self, learned: dictionary_learning.Learned) -> None:
         # A pickle would return arrays of JAX in float32.
-        D, X, _, _, state = jax.tree.map(np.asarray, found)
-        self.learned_ = found._replace(D=D, X=X, state=state)
+        D, X, _, _, state = jax.tree.map(np.asarray, learned)
+        self.learned_ = learned._replace(D=D, X=X, state=state)
         self.dictionary_ = np.asarray(D)
         self.components_ = self.dictionary_.T
 

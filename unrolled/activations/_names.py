@@ -160,8 +160,8 @@ def describe(activation: Callable[[Array], Array]) -> str | list:
         >>> ur.activations.describe(rho)
         ['scale', ['compose', ['elu', 0.9], 3], 5.0]
     """
-    for name, known in NAMED.items():
-        if known == activation:
+    for name, value in NAMED.items():
+        if value == activation:
             return name
     if isinstance(activation, Activation) and activation.function in _FACTORIES:
         factory, parameters = _FACTORIES[activation.function], activation.parameters

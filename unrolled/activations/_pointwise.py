@@ -39,8 +39,8 @@ def _gelu(x):
 
 def _gelu_tanh(x):
     # From 10 on the tanh is +-1 in float64; further out the derivative of the cube overflows.
-    near = jnp.clip(x, -10, 10)
-    return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (near + 0.044715 * near**3))))
+    clipped = jnp.clip(x, -10, 10)
+    return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (clipped + 0.044715 * clipped**3))))
 
 
 def _mish(x):

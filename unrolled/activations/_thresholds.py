@@ -238,13 +238,13 @@ def _kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     # Floats are summed faster than integers, and exactly up to 2^24.
     count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32
 
-    def keep(i, found):
-        trial = found | (jnp.ones_like(found) << (dtype.itemsize * 8 - 2 - i))
+    def keep(i, kth):
+        trial = kth | (jnp.ones_like(kth) << (dtype.itemsize * 8 - 2 - i))
         count = jnp.sum((bits >= trial).astype(count_dtype))
-        return jnp.where(count >= k.astype(count_dtype), trial, found)
+        return jnp.where(count >= k.astype(count_dtype), trial, kth)
 
     # i is an int32 index; in the dtype of `bits` the shift needs no promotion.
-    found = lax.fori_loop(
+    kth = lax.fori_loop(
         0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0
     )
-    return lax.bitcast_convert_type(found, dtype)
+    return lax.bitcast_convert_type(kth, dtype)

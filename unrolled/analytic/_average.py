@@ -103,11 +103,11 @@ def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
         raise ValueError(f"{where}: margin must be at least 1, got {margin}")
     p = _checks.as_number(options["probability"], "probability", where)
     more = min(margin * p, (1 + p) / 2) if 0 < p < 1 else p  # state evolution refuses the others
-    found = state_evolution(layer, D, **options | dict(probability=more))
-    if not found.holds:
+    evolution = state_evolution(layer, D, **options | dict(probability=more))
+    if not evolution.holds:
         _checks.warn(
             f"{where}: state evolution is for iid Gaussian dictionaries, and the spectrum of this "
             "one is another: message passing may diverge on it; try layers.vamp_bg",
             HypothesisWarning,
         )
-    return jax.device_put(np.asarray(found.thresholds, D.dtype))
+    return jax.device_put(np.asarray(evolution.thresholds, D.dtype))

@@ -121,9 +121,9 @@ def calibrate(
         >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
         >>> layer = ur.layers.ista(4)
         >>> start = layer.init(None, D)
-        >>> found = ur.analytic.calibrate(layer, start, D, Y, X)
+        >>> calibrated = ur.analytic.calibrate(layer, start, D, Y, X)
         >>> errors = [ur.metrics.nmse(jax.vmap(layer.apply, (None, None, 0))(p, D, Y), X)
-        ...           for p in (start, found)]
+        ...           for p in (start, calibrated)]
         >>> bool(errors[1] < errors[0])
         True
     """
@@ -156,16 +156,16 @@ def _calibrate_layer(
         candidates.append(_passes(layer, start, D, Y, X, aim, seen, looks_ahead_only=True))
     judged = [_judged(aim, layer, p, D, Y, X) for p in candidates]
     best = min(range(len(judged)), key=lambda i: judged[i].loss)
-    before, after, found = _judged(aim, layer, start, D, Y, X), judged[best], candidates[best]
+    before, after, chosen = _judged(aim, layer, start, D, Y, X), judged[best], candidates[best]
     if before.loss == after.loss == after.zero and not after.silent:
         raise ValueError(
             f"calibrate: the loss is {after.loss:.6g} for all codes, those of zero too; does it "
             f"leave the range of {Y.dtype}? Try signals, and a lam, near 1"
         )
     if _is_worse(before, after, aim):
-        found, after = start, before
+        chosen, after = start, before
     _warn_of_end(after, aim, layer, D, Y, X)
-    return unstack(found) if type(params.steps) is tuple else found
+    return unstack(chosen) if type(params.steps) is tuple else chosen
 
 
 @partial(jax.jit, static_argnames=("layer", "aim", "seen", "looks_ahead_only"))
@@ -198,13 +198,13 @@ def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unr
     Y, _ = _sample(Ds[0], Y, targets[0])
     dtype = _checks.common_dtype(params, Ds, targets, Y)
     params, Ds, targets, Y = (_checks.cast(tree, dtype) for tree in (params, Ds, targets, Y))
-    found, signals = [], Y
+    calibrated, signals = [], Y
     for layer, p, D, codes in zip(network.layers, params, Ds, targets):
-        found.append(_calibrate_layer(layer, p, D, *_sample(D, signals, codes), aim))
-        signals = jax.vmap(layer.apply, (None, None, 0))(found[-1], D, signals)
-    known = None if X is None else targets[-1] if aim is squared else targets
-    before, after = (_judged(aim, network, p, Ds, Y, known) for p in (params, tuple(found)))
-    return params if _is_worse(before, after, aim) else tuple(found)
+        calibrated.append(_calibrate_layer(layer, p, D, *_sample(D, signals, codes), aim))
+        signals = jax.vmap(layer.apply, (None, None, 0))(calibrated[-1], D, signals)
+    truth = None if X is None else targets[-1] if aim is squared else targets
+    before, after = (_judged(aim, network, p, Ds, Y, truth) for p in (params, tuple(calibrated)))
+    return params if _is_worse(before, after, aim) else tuple(calibrated)
 
 
 def _targets(Ds, X) -> tuple[Any, ...]:
@@ -263,15 +263,15 @@ def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, ...]:
     return aim(codes, X, D, Y), aim(zeros, X, D, Y), silent, *on_these
 
 
-def _is_worse(start: _Judged, found: _Judged, aim: Loss) -> bool:
+def _is_worse(start: _Judged, best: _Judged, aim: Loss) -> bool:
     """Whether the start is better on the held-back signals; it is then kept, with a warning."""
-    if found.later <= start.later:
+    if best.later <= start.later:
         return False
     what = "NMSE" if aim is squared else "loss"
     _checks.warn(
         "calibrate: kept the start; the search found nothing better "
         f"({what} on {start.held_back} held-back signals: start {start.text(aim)}, "
-        f"best found {found.text(aim)})"
+        f"best found {best.text(aim)})"
     )
     return True
 

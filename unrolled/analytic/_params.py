@@ -203,16 +203,16 @@ def dsc(
         activations=activations,
     )
     return tuple(
-        layers.lista_cp(len(found.theta)).from_theory(
-            c.W, stored_thresholds(found.theta, c.W.dtype)
+        layers.lista_cp(len(schedule.theta)).from_theory(
+            c.W, stored_thresholds(schedule.theta, c.W.dtype)
         )
-        for c, found in zip(certified, schedules)
+        for c, schedule in zip(certified, schedules)
     )
 
 
 def _weights_and_thresholds(D, W, activation, **problem) -> tuple[Dictionary, Array]:
-    certified, found = block_schedule(D, W, activation, **problem)
-    return certified.W, stored_thresholds(found.theta, certified.W.dtype)
+    certified, schedule = block_schedule(D, W, activation, **problem)
+    return certified.W, stored_thresholds(schedule.theta, certified.W.dtype)
 
 
 def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:

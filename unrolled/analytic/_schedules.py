@@ -164,8 +164,8 @@ def block_schedule(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> _, found = ur.analytic.block_schedule(D, depth=3, sparsity=1, bound=1.0)
-        >>> print(found.error.round(3), found.holds)
+        >>> _, schedule = ur.analytic.block_schedule(D, depth=3, sparsity=1, bound=1.0)
+        >>> print(schedule.error.round(3), schedule.holds)
         [1.    0.25  0.063 0.016] True
     """
     D, activation = as_dictionary(D, "analytic"), by_name(activation)
@@ -257,16 +257,16 @@ def _schedule(
             return schedule(c.mu_W, C_W, **options)
         return activation_schedule(activation, c.mu_W, C_W, d=D.shape[1], **options)
 
-    found = at(sparsity, depth)
+    planned = at(sparsity, depth)
     if activation != relu:
         # These codes have entries off the support: the guard must cover s B + max E_O.
         for _ in range(_GUARD_ROUNDS):
-            needed = c.guard * (sparsity * bound + found.off_support.max())
+            needed = c.guard * (sparsity * bound + planned.off_support.max())
             if not needed > guard or not math.isfinite(needed):
                 break
             guard = needed * _GUARD_MARGIN
-            found = at(sparsity, depth)
-    return _warned(found, sparsity, at, D, activation)
+            planned = at(sparsity, depth)
+    return _warned(planned, sparsity, at, D, activation)
 
 
 def _atom_schedule(
@@ -296,16 +296,16 @@ def _check_sparsity(D: Dictionary, sparsity: int) -> None:
         raise ValueError(f"analytic: sparsity {s} exceeds the number of atoms {D.shape[1]}")
 
 
-def _warned(found, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):
-    """`found`, after a warning if it does not hold; `at(sparsity, depth)` gives other schedules."""
-    if not found.holds:
+def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):
+    """`planned`, with a warning unless it holds; `at(sparsity, depth)` gives other schedules."""
+    if not planned.holds:
         covered = itertools.takewhile(lambda s: at(s, 0).holds, range(D.shape[1] + 1))
         name = "" if activation == relu else f" with {activation}"
         _checks.warn(
             f"the theory does not cover s = {sparsity}{name}: contraction a = "
-            f"{found.contraction:.4g} (expected < 1); the largest admissible s is "
+            f"{planned.contraction:.4g} (expected < 1); the largest admissible s is "
             f"{max(covered, default=0)}. The returned thresholds do not contract; try "
             "analytic.calibrate on a sample, or training",
             HypothesisWarning,
         )
-    return found
+    return planned

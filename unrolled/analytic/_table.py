@@ -76,19 +76,19 @@ class WeightsTable(NamedTuple):
 
         a is the contraction, at least (2 s - 1) mu_W.
         """
-        found = []
+        reasons = []
         for name, row in self.rows.items():
             if not row.holds:
-                found.append(
+                reasons.append(
                     f"{name}: a < 1 fails: with s = {row.sparsity} and mu_W = {row.mu_W:.4g} it is "
                     f"{row.contraction:.4g}; it holds up to s = {row.largest_sparsity}"
                 )
             elif not row.steps < float("inf"):
-                found.append(
+                reasons.append(
                     f"{name}: no number of steps reaches {self.tolerance:g}: the floor, from the "
                     f"noise and the rounding, is {row.floor:.4g}"
                 )
-        return found
+        return reasons
 
     def table(self, form: str = "markdown") -> Any:
         """A row for every kind of weights, in the forms of `compare.Comparison.table`."""
@@ -141,14 +141,14 @@ def weights_table(
     unit_atoms(D, "weights_table")
     with jax.enable_x64(True):
         D = in_float64(D)
-        found = generalized_coherence(D, progress=progress)
-        weights = {"W = D": D, "closed form": frobenius_weights(D), "minimax": found.W}
+        coherence = generalized_coherence(D, progress=progress)
+        weights = {"W = D": D, "closed form": frobenius_weights(D), "minimax": coherence.W}
         if entries:
-            least = minimal_entry_weights(D, found, progress=progress)
+            least = minimal_entry_weights(D, coherence, progress=progress)
             weights["least entries"] = jnp.asarray(least.W)
         rows = {name: _row(D, W, sparsity, bound, noise, tolerance) for name, W in weights.items()}
     m, d = D.shape
-    return WeightsTable(m, d, tolerance, found, rows, weights)
+    return WeightsTable(m, d, tolerance, coherence, rows, weights)
 
 
 def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
@@ -157,7 +157,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     s = largest if sparsity is None else sparsity
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HypothesisWarning)  # the table says whether it holds
-        _, found = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
+        _, schedule = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
     return WeightsRow(
         certified.mu_W,
         certified.C_W,
@@ -165,9 +165,9 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
         float(spectral_norm(W)),
         largest,
         s,
-        found.holds,
-        found.contraction,
-        found.rate,
-        found.floor,
-        found.steps_for(tolerance),  # type: ignore[union-attr]  # of a `Schedule`: ReLU
+        schedule.holds,
+        schedule.contraction,
+        schedule.rate,
+        schedule.floor,
+        schedule.steps_for(tolerance),  # type: ignore[union-attr]  # of a `Schedule`: ReLU
     )

@@ -107,14 +107,14 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    found = {path.name: _pictures(path) for path in _folders(folder)}
-    return {name: pictures for name, pictures in found.items() if pictures}
+    classes = {path.name: _pictures(path) for path in _folders(folder)}
+    return {name: pictures for name, pictures in classes.items() if pictures}
 
 
 def _read(
-    found: dict[str, list[Path]], classes: tuple[str, ...], side: int
+    paths_of: dict[str, list[Path]], classes: tuple[str, ...], side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    files = [(path, classes.index(name)) for name, paths in found.items() for path in paths]
+    files = [(path, classes.index(name)) for name, paths in paths_of.items() for path in paths]
     X = np.empty((len(files), side, side, 3), np.uint8)
     for i, (path, _) in enumerate(files):
         X[i] = _resized(_rgb(open_picture(path)), side, side)

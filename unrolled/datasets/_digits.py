@@ -28,8 +28,8 @@ def digits() -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the digits need scikit-learn; install unrolled[data]") from error
-    found = load_digits()
-    X = np.round(found.images[..., None] * (255 / 16)).astype(np.uint8)
-    labels = found.target.astype(np.int32)
+    bundle = load_digits()
+    X = np.round(bundle.images[..., None] * (255 / 16)).astype(np.uint8)
+    labels = bundle.target.astype(np.int32)
     train, test = (X[:_N_TRAIN], labels[:_N_TRAIN]), (X[_N_TRAIN:], labels[_N_TRAIN:])
     return Images("digits", train, test, tuple(map(str, range(10))))

@@ -120,6 +120,6 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{path}: the header is not that of {shape} bytes; expected a file of {_SOURCE}"
         )
     if len(blob) != size:
-        found = f"{len(blob)} bytes" if len(blob) < size else f"more than {size} bytes"
-        raise ValueError(f"{path}: {found}; expected {size}, a file of {_SOURCE}")
+        got = f"{len(blob)} bytes" if len(blob) < size else f"more than {size} bytes"
+        raise ValueError(f"{path}: {got}; expected {size}, a file of {_SOURCE}")
     return np.frombuffer(bytearray(blob), np.uint8, offset=len(header)).reshape(shape)

@@ -75,10 +75,10 @@ def _pairs(folder: Path) -> dict[str, Pair]:
 
 def _split_file(folder: Path, split: str | Path | None) -> Path | None:
     if split is None:
-        found = sorted(folder.glob("split*.json"))
-        if len(found) > 1:
-            raise ValueError(f"{folder}: {_some([p.name for p in found])}; choose one by `split`")
-        return found[0] if found else None
+        files = sorted(folder.glob("split*.json"))
+        if len(files) > 1:
+            raise ValueError(f"{folder}: {_some([p.name for p in files])}; choose one by `split`")
+        return files[0] if files else None
     for path in (Path(split), folder / split):
         if path.is_file():
             return path
@@ -88,8 +88,8 @@ def _split_file(folder: Path, split: str | Path | None) -> Path | None:
 def _names(path: Path) -> tuple[list[str], list[str]]:
     """The names for training and for testing."""
     try:
-        found = json.loads(path.read_bytes())
-        train, test = found["train"], found["test"]
+        split = json.loads(path.read_bytes())
+        train, test = split["train"], split["test"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a split file ({error!r}); expected JSON with the lists train and test"

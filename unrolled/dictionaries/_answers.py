@@ -25,9 +25,9 @@ def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
     if isinstance(D, Structured):
         return D.normalized()
     k = exponent(D, 0)
-    near = ldexp(D, -k)  # 1 / norm of these atoms is in the range of the dtype
-    norms = norm(near, 0)
-    return scale_columns(near, 1 / norms), ldexp(norms, k[0])
+    scaled = ldexp(D, -k)  # 1 / norm of these atoms is in the range of the dtype
+    norms = norm(scaled, 0)
+    return scale_columns(scaled, 1 / norms), ldexp(norms, k[0])
 
 
 @overload

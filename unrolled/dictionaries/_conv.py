@@ -158,14 +158,14 @@ class Conv(Structured):
     def analyze(self, r: Array) -> Array:
         r = self._extend(r.reshape(self.signal_grid))
         if any(n > _LONGEST * t for n, t in zip(self.kernel, self.stride)):
-            found = lax.conv_general_dilated(
+            products = lax.conv_general_dilated(
                 r[None], self.filters, self.stride, "VALID", rhs_dilation=self.dilation
             )
-            return found[0].reshape(-1)
+            return products[0].reshape(-1)
         # One matrix product: on CPUs several times as fast as XLA's convolution, and many times in
         # the transpose.
-        found = windows(r, self.kernel, self.stride, self.positions, self.dilation)
-        return (self.filters.reshape(self.filters.shape[0], -1) @ found.T).reshape(-1)
+        patches = windows(r, self.kernel, self.stride, self.positions, self.dilation)
+        return (self.filters.reshape(self.filters.shape[0], -1) @ patches.T).reshape(-1)
 
     def synthesize(self, x: Array) -> Array:
         signal = jax.ShapeDtypeStruct((self.shape[0],), x.dtype)
@@ -207,21 +207,21 @@ class Conv(Structured):
 
         They are the norms of the atoms unless a border cuts them.
         """
-        near, k = self._near()
+        scaled, k = self._scaled()
         axes = tuple(range(1, self.filters.ndim))
-        norms = norm(near._folded(), axes)
-        unit = near.scale(1 / jnp.expand_dims(norms, axes))
+        norms = norm(scaled._folded(), axes)
+        unit = scaled.scale(1 / jnp.expand_dims(norms, axes))
         return unit, self.spread(ldexp(norms, k))
 
     def column_norms(self) -> Array:
-        near, k = self._near()
-        filters = widened(near._folded())
+        scaled, k = self._scaled()
+        filters = widened(scaled._folded())
         squared = Conv(filters**2, self.signal_shape, self.stride, self.boundary)
         sums = squared.analyze(jnp.ones(self.shape[0], filters.dtype))
         norms = jnp.where(sums == 0, 0, jnp.sqrt(jnp.where(sums == 0, 1, sums)))  # as in `norm`
         return ldexp(norms, self.spread(k)).astype(self.filters.dtype)
 
-    def _near(self) -> tuple["Conv", Array]:
+    def _scaled(self) -> tuple["Conv", Array]:
         """Every filter divided by 2^k, so that squares stay in the range of the dtype; and k."""
         k = exponent(self.filters, tuple(range(1, self.filters.ndim)))
         return jax.tree.map(lambda filters: ldexp(filters, -k), self), k.reshape(-1)
@@ -294,18 +294,18 @@ class Conv(Structured):
 
     def neighbourhood(self) -> tuple["Conv", np.ndarray]:
         """The shifts that overlap with one in the middle, or all where fewer fit."""
-        near = self.local(1)
-        if not self.is_shift_invariant() or near is self:
+        around = self.local(1)
+        if not self.is_shift_invariant() or around is self:
             return self, self.representatives()
         sizes = list(zip(self.positions, self.extent, self.stride))
         sides = [min(p, 2 * ((n - 1) // t) + 1) for p, n, t in sizes]
         shape = tuple((q - 1) * t + n for q, (_, n, t) in zip(sides, sizes))
-        near = Conv(self.filters, shape, self.stride, dilation=self.dilation)
-        atoms = np.arange(near.shape[1]).reshape(near.code_grid)
+        around = Conv(self.filters, shape, self.stride, dilation=self.dilation)
+        atoms = np.arange(around.shape[1]).reshape(around.code_grid)
         if all(q == 2 * ((n - 1) // t) + 1 for q, (_, n, t) in zip(sides, sizes)):
             middle: Any = (slice(None), *(q // 2 for q in sides))
             atoms = atoms[middle]
-        return near, atoms.reshape(-1)
+        return around, atoms.reshape(-1)
 
     def replicate(self, W: Array) -> Dictionary:
         if not self._is_torus():

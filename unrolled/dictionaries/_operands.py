@@ -34,7 +34,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
         >>> ur.dictionaries.as_dictionary([[1, 2], [3, 4]], "caller").dtype
         dtype('float32')
     """
-    given = D
+    raw = D
     if not isinstance(D, Structured):
         D = _checks.as_float(D, "D", where)
         if D.ndim != 2:
@@ -44,7 +44,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
             f"{where}: D has shape {D.shape}; expected at least one row and one column"
         )
     # As given: inside of jit, what is made of a known array of numpy is traced.
-    _checks.finite(given if isinstance(given, np.ndarray) else D, "D", where)
+    _checks.finite(raw if isinstance(raw, np.ndarray) else D, "D", where)
     return D
 
 

@@ -29,18 +29,18 @@ def window_weights(D: Any, ridge: ArrayLike) -> Any:
     for the whole bank.
     """
     k = exponent(D.filters)  # the squares of the filters are to be in the range of the dtype
-    near = jax.tree.map(lambda filters: ldexp(filters, -k), D)
-    whole = near.local(2)
+    scaled = jax.tree.map(lambda filters: ldexp(filters, -k), D)
+    whole = scaled.local(2)
     # Any window of a circle; under "valid" the middle one, which every shift meets.
     start = (
         (0,) * len(D.kernel)
-        if whole is near
+        if whole is scaled
         else tuple((N - n) // 2 for N, n in zip(whole.signal_shape, D.extent))
     )
     sides = zip(start, D.extent, D.dilation)
     window = (slice(None), *(slice(s, s + n, delta) for s, n, delta in sides))
     A = dense(whole).reshape(*whole.signal_grid, -1)[window].reshape(-1, whole.shape[1])
-    A, filters = widened(A), widened(near.filters.reshape(D.filters.shape[0], -1).T)
+    A, filters = widened(A), widened(scaled.filters.reshape(D.filters.shape[0], -1).T)
     with jax.default_matmul_precision("highest"):
         S = A @ A.T
         S = S + ldexp(jnp.asarray(ridge, S.dtype), -2 * k) * jnp.eye(len(S), dtype=S.dtype)

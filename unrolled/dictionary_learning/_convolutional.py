@@ -260,8 +260,8 @@ def convolutional(
     Example:
         >>> D = ur.dictionaries.Conv(jnp.array([[[1.0, 2.0, 1.0]], [[1.0, -1.0, 0.0]]]), 40)
         >>> X = ur.problems.exact_sparse(jax.random.key(0), (20, D.shape[1]), 4)
-        >>> found = ur.dictionary_learning.convolutional(X @ D.T, (2, 1, 3), lam=0.05)
-        >>> found.D.filters.shape, found.X.shape
+        >>> learned = ur.dictionary_learning.convolutional(X @ D.T, (2, 1, 3), lam=0.05)
+        >>> learned.D.filters.shape, learned.X.shape
         ((2, 1, 3), (20, 2, 38))
     """
     options = Options(sweeps, key, progress, resume, checkpoint, weights=weights, mask=mask)

@@ -91,8 +91,8 @@ def double_sparse(
     Example:
         >>> blocks = jnp.kron(jnp.eye(8), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
         >>> Y = ur.problems.bounded(jax.random.key(100), (800, 16), 2, least=1.0) @ blocks.T
-        >>> found = ur.dictionary_learning.double_sparse(Y, 16, sparsity=2, atom_sparsity=2)
-        >>> G = jnp.abs(ur.dictionaries.dense(found.D).T @ blocks)
+        >>> learned = ur.dictionary_learning.double_sparse(Y, 16, sparsity=2, atom_sparsity=2)
+        >>> G = jnp.abs(ur.dictionaries.dense(learned.D).T @ blocks)
         >>> bool((G.max(0) > 0.99).all())
         True
     """

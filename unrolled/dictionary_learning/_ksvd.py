@@ -78,8 +78,8 @@ def ksvd(
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 12)
         >>> Y = ur.problems.exact_sparse(jax.random.key(1), (300, 12), 2) @ D.T
-        >>> found = ur.dictionary_learning.ksvd(Y, 12, sparsity=2, sweeps=15, key=0)
-        >>> found.D.shape, found.objective < found.history[0].objective / 2
+        >>> learned = ur.dictionary_learning.ksvd(Y, 12, sparsity=2, sweeps=15, key=0)
+        >>> learned.D.shape, learned.objective < learned.history[0].objective / 2
         ((8, 12), True)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
@@ -122,8 +122,8 @@ def mod(
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 12)
         >>> Y = ur.problems.exact_sparse(jax.random.key(1), (300, 12), 2) @ D.T
-        >>> found = ur.dictionary_learning.mod(Y, 12, sparsity=2, sweeps=15, key=0)
-        >>> found.X.shape, found.objective < found.history[0].objective / 2
+        >>> learned = ur.dictionary_learning.mod(Y, 12, sparsity=2, sweeps=15, key=0)
+        >>> learned.X.shape, learned.objective < learned.history[0].objective / 2
         ((300, 12), True)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)

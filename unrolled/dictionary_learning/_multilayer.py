@@ -78,8 +78,8 @@ def multilayer(
     Example:
         >>> D_1, D_2 = ur.dictionaries.dct(8, 8), ur.dictionaries.transversal(0, 2, 5, 12)[:8]
         >>> Y = ur.problems.exact_sparse(jax.random.key(1), (300, 12), 1) @ (D_1 @ D_2).T
-        >>> found = ur.dictionary_learning.multilayer(Y, [(8, 8), (8, 12)], sparsities=(2, 1))
-        >>> [X.shape for X in found.X], int((found.D[1] != 0).sum(0).max())
+        >>> learned = ur.dictionary_learning.multilayer(Y, [(8, 8), (8, 12)], sparsities=(2, 1))
+        >>> [X.shape for X in learned.X], int((learned.D[1] != 0).sum(0).max())
         ([(300, 8), (300, 12)], 2)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)

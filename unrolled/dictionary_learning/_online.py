@@ -178,8 +178,8 @@ def online(
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 12)
         >>> Y = ur.problems.exact_sparse(jax.random.key(1), (600, 12), 2) @ D.T
-        >>> found = ur.dictionary_learning.online(jnp.split(Y, 20), 12, lam=0.1, key=0)
-        >>> found.D.shape, found.history[-1].objective < found.history[0].objective
+        >>> learned = ur.dictionary_learning.online(jnp.split(Y, 20), 12, lam=0.1, key=0)
+        >>> learned.D.shape, learned.history[-1].objective < learned.history[0].objective
         ((8, 12), True)
     """
     options = Options(None, key, progress, resume, checkpoint, start)

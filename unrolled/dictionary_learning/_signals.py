@@ -86,9 +86,9 @@ def as_signals(
     V, scale = _weights(Y.shape, Y.dtype, weights, mask, where)
     if V is not None and not V.any() and not unknown:
         raise ValueError(f"{where}: all weights are zero")
-    known = np.isfinite(Y) if V is None else np.isfinite(Y) | (V == 0)
-    if not known.all():
-        row, column = np.argwhere(~known)[0]
+    finite = np.isfinite(Y) if V is None else np.isfinite(Y) | (V == 0)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
         raise ValueError(
             f"{where}: {name} has NaN or infinite entries, the first at ({row}, {column}); "
             "give the known ones as `mask`"

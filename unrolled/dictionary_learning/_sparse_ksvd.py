@@ -65,10 +65,10 @@ def sparse_ksvd(
     Example:
         >>> base = ur.dictionaries.dct(8, 8)
         >>> Y = jax.random.normal(jax.random.key(1), (100, 8))
-        >>> found = ur.dictionary_learning.sparse_ksvd(
+        >>> learned = ur.dictionary_learning.sparse_ksvd(
         ...     Y, base, 12, sparsity=2, atom_sparsity=3, sweeps=5
         ... )
-        >>> found.D.shape, found.D.values.shape
+        >>> learned.D.shape, learned.D.values.shape
         ((8, 12), (3, 12))
     """
     where = "sparse_ksvd"

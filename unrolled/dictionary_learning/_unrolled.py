@@ -71,10 +71,10 @@ def unrolled(
 
     Example:
         >>> Y = jax.random.normal(jax.random.key(1), (50, 6))
-        >>> found = ur.dictionary_learning.unrolled(
+        >>> learned = ur.dictionary_learning.unrolled(
         ...     ur.layers.ista(3, lam=0.1), Y, 8, lam=0.1, steps=20
         ... )
-        >>> found.D.shape, found.X.shape
+        >>> learned.D.shape, learned.X.shape
         ((6, 8), (50, 8))
     """
     where = "unrolled"

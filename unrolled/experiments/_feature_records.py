@@ -71,7 +71,7 @@ class Features(NamedTuple):
     @staticmethod
     def from_json(text: str) -> "Features":
         """What `to_json` gave the text of, without the dictionaries."""
-        return Features({name: _layer(held) for name, held in json.loads(text).items()})
+        return Features({name: _layer(numbers) for name, numbers in json.loads(text).items()})
 
     def plot(self) -> Any:
         """A figure of the codes of every layer, as the network has them and after a pursuit."""
@@ -82,21 +82,21 @@ class Features(NamedTuple):
 Results = Mapping[str, Features | Sequence[Features]]
 
 
-def _layer(held: dict[str, Any]) -> LayerFeatures:
+def _layer(numbers: dict[str, Any]) -> LayerFeatures:
     """The numbers of a layer from JSON."""
 
     def arrays(part):
         lists = {name: value for name, value in part.items() if isinstance(value, list)}
         return part | {name: np.array(value, float) for name, value in lists.items()}
 
-    admitted = dict(held["admitted"])
+    admitted = dict(numbers["admitted"])
     if admitted["generalized"] is not None:
         admitted["generalized"] = tuple(admitted["generalized"])
     return LayerFeatures(
         None,
         Admitted(**admitted),
-        Codes(**arrays(held["codes"])),
-        Pursued(**arrays(held["pursued"])),
+        Codes(**arrays(numbers["codes"])),
+        Pursued(**arrays(numbers["pursued"])),
     )
 
 
@@ -135,8 +135,8 @@ def features_rows(found: Results) -> tuple[list[str], list[list[str]]]:
                 for column, form in _COLUMNS.items()
             ]
             certificates = np.array([r.layers[name].pursued.certificate.max() for r in several])
-            known = certificates[~np.isnan(certificates)]
-            rows.append([model, name, *cells, f"{known.max():.0e}" if known.size else "none"])
+            finite = certificates[~np.isnan(certificates)]
+            rows.append([model, name, *cells, f"{finite.max():.0e}" if finite.size else "none"])
     return ["model", "layer", *_COLUMNS, "certificate"], rows
 
 
@@ -175,9 +175,9 @@ def _numbers(layer: LayerFeatures) -> dict[str, float]:
 
 def _cell(values: Sequence[float], form: str) -> str:
     """Mean and 95 % interval as text; values that are nan are left out, which the text says."""
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
+    defined = [value for value in values if not math.isnan(value)]
+    if not defined:
         return "none"
-    mean, half, n = interval(known)
-    told = format(mean, form) if n == 1 else f"{mean:{form}} ± {half:{form}}"
-    return told if n == len(values) else f"{told} ({n} of {len(values)})"
+    mean, half, n = interval(defined)
+    text = format(mean, form) if n == 1 else f"{mean:{form}} ± {half:{form}}"
+    return text if n == len(values) else f"{text} ({n} of {len(values)})"

@@ -82,8 +82,8 @@ def features(
         >>> from unrolled.experiments import features
         >>> net = ur.models.LeNet5(channels=1, side=16, rngs=nnx.Rngs(0))
         >>> images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
-        >>> found = features(net, images, ["conv1"], tol=0.1)
-        >>> found.layers["conv1"].pursued.gap.shape
+        >>> measured = features(net, images, ["conv1"], tol=0.1)
+        >>> measured.layers["conv1"].pursued.gap.shape
         (2,)
     """
     where = "features"
@@ -97,18 +97,18 @@ def features(
     model = nnx.clone(model)
     model.eval()
     inputs = _inputs(model, images, [block_of(model, name)[0] for name in names])
-    found = {}
+    measured = {}
     for name, x in zip(names, inputs):
         options: dict[str, Any] = dict(norm=(norms or {}).get(name), activation=activation)
         layer = as_dictionary(model, name, x.shape[1:3], **options)
         Y = layer.signals(x)
-        found[name] = LayerFeatures(
+        measured[name] = LayerFeatures(
             layer,
             _admitted(layer.D, atoms),
             _codes(layer, Y, fraction),
             pursued(layer, Y, tol, max_steps),
         )
-    return Features(found)
+    return Features(measured)
 
 
 def _inputs(model: nnx.Module, images: Array, paths: Sequence[str]) -> list[Array]:
@@ -129,8 +129,8 @@ def _admitted(D: Conv, atoms: int) -> Admitted:
         unit, mu, mu_W = _coherences(_checks.cast(D, np.float64))
         if d <= atoms:
             wide = theory.in_float64(dense(unit), D.dtype)
-            found = theory.generalized_coherence(wide, _COHERENCE_TOL, only_maximum=True)
-            generalized = float(found.lower), float(found.upper)
+            coherence = theory.generalized_coherence(wide, _COHERENCE_TOL, only_maximum=True)
+            generalized = float(coherence.lower), float(coherence.upper)
         local = min(float(mu), float(mu_W))
     least = local if generalized is None else min(local, generalized[1])
     stripe, signal = (theory.max_sparsity(value * (1 + _ROUNDING), d) for value in (local, least))

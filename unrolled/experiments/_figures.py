@@ -35,12 +35,12 @@ def scores_by_activation(rows: Rows) -> "Figure":
     width = 0.8 / len(gammas)
     for i, gamma in enumerate(gammas):
         for g, group in enumerate(groups):
-            found = [
+            scores = [
                 row["scores"][name]
                 for row in rows
                 if row["recipe"][kind] == group and row["recipe"]["gamma"] == gamma
             ]
-            values = [value for value in found if value is not None]
+            values = [value for value in scores if value is not None]
             if not values:
                 continue
             at, look = g - 0.4 + (i + 0.5) * width, looks[_label(gamma)]
@@ -142,8 +142,8 @@ def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Fig
 
 def _values(rows: Rows, field: str) -> list[Any]:
     """What a field of the recipes has, in order."""
-    found = dict.fromkeys(row["recipe"][field] for row in rows)
-    return sorted(found) if field == "gamma" else list(found)
+    values = dict.fromkeys(row["recipe"][field] for row in rows)
+    return sorted(values) if field == "gamma" else list(values)
 
 
 def _looks(gammas: Sequence[float]) -> dict[str, dict]:

@@ -92,14 +92,14 @@ def sweep(
     if not _checks.as_number(minutes, "the budget", "experiment") > 0:
         raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
     until, recipes = time.monotonic() + 60 * minutes, list(recipes)
-    told: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until, mesh=mesh)
+    options: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until, mesh=mesh)
     outcomes: list[Outcome] = []
     for i, recipe in enumerate(recipes, start=1):
         placed = _placed(progress, f"{i} of {len(recipes)}: ")
-        outcomes.append(run(recipe, images, folder, progress=placed, **told))
+        outcomes.append(run(recipe, images, folder, progress=placed, **options))
     # Other processes have finished some of theirs meanwhile.
-    found = {name: row or read_row(Path(folder), name) for name, row, _ in outcomes}
-    rows = {name: row for name, row in found.items() if row}
+    records = {name: row or read_row(Path(folder), name) for name, row, _ in outcomes}
+    rows = {name: row for name, row in records.items() if row}
     return Sweep(
         rows,
         [name for name, row, busy in outcomes if not (row or busy)],

@@ -106,7 +106,7 @@ class Job:
         """Tell how far it is, and save if it is time."""
         if self.progress:
             all_steps = self.recipe.epochs * self.program.steps_per_epoch
-            self.progress(self.name, done, all_steps, _told(self.curve))
+            self.progress(self.name, done, all_steps, _last_line(self.curve))
         if caught or time.monotonic() - self.saved > _SAVE_SECONDS:
             self.save()
         if caught:
@@ -172,19 +172,22 @@ def _plain(means: dict[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value, np.float64).tolist() for name, value in means.items()}
 
 
-def _told(curve: list[dict[str, Any]]) -> str:
+def _last_line(curve: list[dict[str, Any]]) -> str:
     """The last line of a curve, in words."""
     if not curve:
         return "first epoch"
     train, test = curve[-1]["train"], curve[-1]["test"]
     score = next(name for name in SCORES if name in test)
-    told = f"test {score.replace('_', ' ')} {test[score]:.4f}"
-    return f"epoch {len(curve)}: loss {train['loss']:.4g}, {told}"
+    tested = f"test {score.replace('_', ' ')} {test[score]:.4f}"
+    return f"epoch {len(curve)}: loss {train['loss']:.4g}, {tested}"
 
 
 def _environment() -> dict[str, str]:
     """The versions and the device that a row depends on."""
     device = jax.devices()[0]
-    found = {"unrolled": str(unrolled.__version__)}
-    found |= {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    return {**found, "device": f"{device.platform} {device.device_kind}"}
+    others = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "unrolled": str(unrolled.__version__),
+        **{name: metadata.version(name) for name in others},
+        "device": f"{device.platform} {device.device_kind}",
+    }

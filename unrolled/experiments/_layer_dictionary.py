@@ -153,12 +153,13 @@ def _modules(node: Any) -> list[Any]:
 
 def _only(block: Any, name: str, wanted: Callable[[Any], bool], what: str) -> Any:
     """The module of a kind in a block, None for a missing batch norm."""
-    found = [node for node in _modules(block) if wanted(node)]
-    if len(found) > 1:
+    modules = [node for node in _modules(block) if wanted(node)]
+    if len(modules) > 1:
         raise ValueError(
-            f"as_dictionary: {name!r} has {len(found)} modules that are a {what}; name one of them"
+            f"as_dictionary: {name!r} has {len(modules)} modules that are a {what}; name one of "
+            "them"
         )
-    return found[0] if found else None
+    return modules[0] if modules else None
 
 
 def _is_convolution(node: Any) -> bool:

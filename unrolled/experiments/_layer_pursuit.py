@@ -72,8 +72,8 @@ def _pursue(
 
     def one(y, c, x):
         options: dict[str, Any] = dict(nonnegative=True, tol=tol, max_steps=max_steps)
-        found = pursuit.lasso(D, y + e, lam, start=c * x, **options)
-        return found.x, found.gap
+        result = pursuit.lasso(D, y + e, lam, start=c * x, **options)
+        return result.x, result.gap
 
     return jax.vmap(one)(Y, scale, X)
 

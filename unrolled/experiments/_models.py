@@ -53,10 +53,11 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
 def _check(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
     """Raise ValueError unless the model takes such images."""
     name = recipe.model
-    known = options_of(name)
-    if unknown := [option for option, _ in recipe.options if option not in known]:
+    options = options_of(name)
+    if unknown := [option for option, _ in recipe.options if option not in options]:
         raise ValueError(
-            f"experiment: {name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+            f"experiment: {name} has no option {unknown[0]!r}; "
+            f"it has {', '.join(options) or 'none'}"
         )
     if (name in SEGMENTATION) != (classes == 0):
         needs, has = ("labels", "masks") if classes == 0 else ("masks", "labels")

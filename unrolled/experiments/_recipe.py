@@ -226,10 +226,10 @@ def deviations(recipe: Recipe, paper: Recipe) -> list[str]:
         >>> deviations(recipe, paper_recipe("classification", "cifar10"))
         ['epochs: 20 instead of 200']
     """
-    found = changes(_shown(paper), _shown(recipe))
+    differences = changes(_shown(paper), _shown(recipe))
     return [
         f"{name}: {value}" + (f" instead of {wanted}" if wanted is not None else "")
-        for name, (wanted, value) in found.items()
+        for name, (wanted, value) in differences.items()
         if name not in _VARIED
     ]
 

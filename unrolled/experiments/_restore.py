@@ -31,13 +31,13 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
         >>> from unrolled import experiments
         >>> net = experiments.restore("runs", "digits-lenet5-...")  # doctest: +SKIP
     """
-    found = _rows.read_row(Path(folder), row)
-    if found is None:
+    record = _rows.read_row(Path(folder), row)
+    if record is None:
         raise FileNotFoundError(f"{folder}: has no row {row!r}")
     path = Path(folder) / _rows.WEIGHTS / f"{row}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the weights of this row were not kept")
-    recipe, images = from_dict(found["recipe"]), found["images"]
+    recipe, images = from_dict(record["recipe"]), record["images"]
     with jax.enable_x64(False):  # as in the run
         model = build(recipe, tuple(images["shape"]), images["classes"], nnx.Rngs(0))
         model.eval()

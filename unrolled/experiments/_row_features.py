@@ -36,10 +36,10 @@ def trained_on(row: Mapping[str, Any], images: Images) -> bool:
         >>> experiments.trained_on(row, images)
         False
     """
-    held = row["images"]
-    if held["name"] != images.name:
+    own = row["images"]
+    if own["name"] != images.name:
         return False
-    return _data.digest(_data.split(images, row["recipe"]["test"])) == held["sha256"]
+    return _data.digest(_data.split(images, row["recipe"]["test"])) == own["sha256"]
 
 
 def row_features(
@@ -72,10 +72,10 @@ def row_features(
         >>> images = experiments.load("digits")
         >>> experiments.row_features("runs", "digits-lenet5-...", images)  # doctest: +SKIP
     """
-    model, held = restore(folder, row, build=build), _rows.read_row(Path(folder), row)
-    assert held is not None
-    recipe = from_dict(held["recipe"])
-    if not trained_on(held, images):
+    model, record = restore(folder, row, build=build), _rows.read_row(Path(folder), row)
+    assert record is not None
+    recipe = from_dict(record["recipe"])
+    if not trained_on(record, images):
         raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
     chosen = _data.split(images, recipe.test)
     height, width = chosen.test[0].shape[1:3]
@@ -86,9 +86,9 @@ def row_features(
             np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
         )
         scaled = (X.astype(np.float32) / np.float32(255) - mean) / deviation
-        found = features(model, scaled, _convolutions(model, recipe.layers))
+        measured = features(model, scaled, _convolutions(model, recipe.layers))
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, to_json(sealed(json.loads(found.to_json()))).encode())
+        write_whole(path, to_json(sealed(json.loads(measured.to_json()))).encode())
     try:
         layers = unsealed(json.loads(path.read_text(encoding="utf-8")))
         return Features.from_json(json.dumps(layers))

@@ -114,8 +114,8 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
     if not path.is_file():
         return None
     try:
-        found = read_npz(path)
-        return {entry: found[entry] for entry in ("X", "truth", "predicted")}
+        arrays = read_npz(path)
+        return {entry: arrays[entry] for entry in ("X", "truth", "predicted")}
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path}: not the pictures of a row ({error}); remove the file to continue without them"

@@ -118,12 +118,12 @@ def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
         ValueError: it is of images with the same bytes, but other shapes or classes.
     """
     row = _rows.read_row(folder, name)
-    given = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
-    held = row and {field: row["images"][field] for field in given}
-    if held and held != given:
+    expected = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
+    recorded = row and {field: row["images"][field] for field in expected}
+    if recorded and recorded != expected:
         raise ValueError(
-            f"experiment: {folder} has a row of these bytes as images of {held}; expected {given}, "
-            "try another folder"
+            f"experiment: {folder} has a row of these bytes as images of {recorded}; expected "
+            f"{expected}, try another folder"
         )
     return row
 
@@ -152,9 +152,9 @@ def _opened(
     begun = start(program, model)
     job = Job(recipe, images, folder, name, program, begun, [], 0.0, progress, devices)
     if job.path.is_file():
-        saved, told = restore_tree(job.path, begun)
+        saved, record = restore_tree(job.path, begun)
         job.state = devices.everywhere(saved)
-        job.curve, job.seconds = told["curve"], told["seconds"]
+        job.curve, job.seconds = record["curve"], record["seconds"]
     return job
 
 

@@ -38,8 +38,8 @@ def predict(program: Program, state: State, X: Array, Y: Array) -> np.ndarray:
 
 def _scores(program: Program, state: State, X: Array, Y: Array) -> Scores:
     parts = [
-        Scores(*(np.asarray(part)[skip:] for part in found))
-        for found, skip in _batches(program, partial(program.evaluate, *state[1:3], X, Y), len(X))
+        Scores(*(np.asarray(part)[skip:] for part in batch))
+        for batch, skip in _batches(program, partial(program.evaluate, *state[1:3], X, Y), len(X))
     ]
     return Scores(*map(np.concatenate, zip(*parts)))
 
@@ -49,8 +49,8 @@ def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
     if not program.layers:
         return {}
     parts = [
-        Features(*(np.asarray(part)[:, skip:] for part in found))
-        for found, skip in _batches(program, partial(program.measure, *state[1:3], X), len(X))
+        Features(*(np.asarray(part)[:, skip:] for part in batch))
+        for batch, skip in _batches(program, partial(program.measure, *state[1:3], X), len(X))
     ]
     features = Features(*(np.concatenate(part, axis=1) for part in zip(*parts)))
     means = {n: np.mean(part, 1, np.float64).tolist() for n, part in features._asdict().items()}
@@ -71,10 +71,10 @@ def _batches(program: Program, call: Callable[..., Any], images: int) -> Iterato
 def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, also on the first 1000 images: of CIFAR-10, those that are always exact."""
     right = predicted == labels
-    found = {"accuracy": float(np.mean(right))}
+    scores = {"accuracy": float(np.mean(right))}
     if len(right) > EXACT:
-        found["accuracy_first_1000"] = float(np.mean(right[:EXACT]))
-    return found
+        scores["accuracy_first_1000"] = float(np.mean(right[:EXACT]))
+    return scores
 
 
 def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
@@ -82,12 +82,12 @@ def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
 
     Images in which a score is 0/0 are left out of its mean, and counted.
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for name, score in _MASK_SCORES.items():
         each = np.asarray(score(predicted, masks), np.float64)
         defined = each[~np.isnan(each)]
-        found[name] = float(defined.mean()) if defined.size else math.nan
-        found[f"{name}_std"] = float(defined.std()) if defined.size else math.nan
-        found[f"{name}_undefined"] = len(each) - len(defined)
-        found[f"{name}_pooled"] = float(score(predicted, masks, pooled=True))
-    return found
+        scores[name] = float(defined.mean()) if defined.size else math.nan
+        scores[f"{name}_std"] = float(defined.std()) if defined.size else math.nan
+        scores[f"{name}_undefined"] = len(each) - len(defined)
+        scores[f"{name}_pooled"] = float(score(predicted, masks, pooled=True))
+    return scores

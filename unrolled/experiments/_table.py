@@ -62,8 +62,8 @@ def interval(values: Iterable[float]) -> Interval:
 
     Example:
         >>> from unrolled.experiments import interval
-        >>> found = interval([1.0, 2.0, 3.0])
-        >>> found.mean, round(found.half, 3), found.n
+        >>> score = interval([1.0, 2.0, 3.0])
+        >>> score.mean, round(score.half, 3), score.n
         (2.0, 2.484, 3)
     """
     from scipy import stats
@@ -92,9 +92,9 @@ def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     Example:
         >>> from unrolled.experiments import holm, interval
         >>> plain = [interval([1.0, 1.1, 1.2]), interval([0.1, 0.2, 0.3]), interval([-1.0, 1.0])]
-        >>> [found.excludes_zero for found in plain]
+        >>> [one.excludes_zero for one in plain]
         [True, False, False]
-        >>> [round(found.half / old.half, 2) for found, old in zip(holm(plain), plain)]
+        >>> [round(new.half / old.half, 2) for new, old in zip(holm(plain), plain)]
         [1.78, 1.44, 2.0]
     """
     from scipy import stats
@@ -102,26 +102,26 @@ def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     level = _checks.as_number(level, "level", "holm")
     if not 0 < level < 1:
         raise ValueError(f"holm: level must be in (0, 1), got {level}")
-    found = list(intervals)
-    known = [i for i, plain in enumerate(found) if plain.n > 1]
+    corrected = list(intervals)
+    several = [i for i, plain in enumerate(corrected) if plain.n > 1]
     share, excludes = level, True
-    for rank, i in enumerate(sorted(known, key=lambda i: _p_value(found[i]))):
-        share = level / (len(known) - rank) if excludes else share
-        mean, half, n = found[i]
+    for rank, i in enumerate(sorted(several, key=lambda i: _p_value(corrected[i]))):
+        share = level / (len(several) - rank) if excludes else share
+        mean, half, n = corrected[i]
         ratio = stats.t.ppf(1 - share / 2, n - 1) / stats.t.ppf(0.975, n - 1)
-        found[i] = Interval(mean, float(half * ratio), n)
-        excludes = found[i].excludes_zero
-    return found
+        corrected[i] = Interval(mean, float(half * ratio), n)
+        excludes = corrected[i].excludes_zero
+    return corrected
 
 
-def _p_value(found: Interval) -> float:
+def _p_value(difference: Interval) -> float:
     """Of the t test that the mean is 0."""
     from scipy import stats
 
-    error = found.half / stats.t.ppf(0.975, found.n - 1)
+    error = difference.half / stats.t.ppf(0.975, difference.n - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        score = np.nan_to_num(np.abs(np.divide(found.mean, error)))
-    return float(2 * stats.t.sf(score, found.n - 1))
+        score = np.nan_to_num(np.abs(np.divide(difference.mean, error)))
+    return float(2 * stats.t.sf(score, difference.n - 1))
 
 
 def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
@@ -222,7 +222,7 @@ _MEASURES = ("l1", "zeros", "below", "hoyer")
 def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
     measured = [row["features"] for row in runs.values() if _measured(row)]
     return {
-        name: np.mean([found[name] for found in measured], axis=0).tolist()
+        name: np.mean([measures[name] for measures in measured], axis=0).tolist()
         for name in (_MEASURES if measured else ())
     }
 
@@ -283,12 +283,12 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
     notes = ["Differences are from gamma = 0, in points."]
     if any(cell.baseline and cell.baseline.model != cell.recipe.model for cell in cells):
         notes = ["Differences are from gamma = 0, and where that is 0 from cnn, in points."]
-    if known := sum(found.n > 1 for found in corrected):
+    if several := sum(difference.n > 1 for difference in corrected):
         notes.append(
             "In brackets the width by Holm's procedure, for all differences of the table at once "
-            f"({known}): that any of them excludes 0 by chance has probability 5 % at most."
+            f"({several}): that any of them excludes 0 by chance has probability 5 % at most."
         )
-    if any(found.n < 2 for cell in cells for found in cell.differences.values()):
+    if any(difference.n < 2 for cell in cells for difference in cell.differences.values()):
         notes.append("One seed is no interval, and no claim.")
     for cell in cells:
         if cell.failed:
@@ -300,7 +300,7 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
 
 
 def _records(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    found = []
+    records = []
     for cell in cells:
         recipe = cell.recipe
         row = {"model": recipe.model, "activation": recipe.activation, "gamma": recipe.gamma}
@@ -312,21 +312,22 @@ def _records(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                 f"{name}_difference_half": difference.half,
             }
         row["failed"] = len(cell.failed)
-        found.append({key: None if value != value else value for key, value in row.items()})
-    return found
+        records.append({key: None if value != value else value for key, value in row.items()})
+    return records
 
 
-def _value(found: Interval) -> str:
-    half = "" if math.isnan(found.half) else f" ± {_PERCENT * found.half:.2f}"
-    return f"{_PERCENT * found.mean:.2f}{half}"
+def _value(score: Interval) -> str:
+    half = "" if math.isnan(score.half) else f" ± {_PERCENT * score.half:.2f}"
+    return f"{_PERCENT * score.mean:.2f}{half}"
 
 
 def _difference(cell: Cell, name: str, widths: Mapping[tuple[int, str], float]) -> str:
-    found = cell.differences.get(name)
-    if found is None:
+    difference = cell.differences.get(name)
+    if difference is None:
         return ""
-    mean = f"{_PERCENT * found.mean:+.2f}"
-    if math.isnan(found.half):
+    mean = f"{_PERCENT * difference.mean:+.2f}"
+    if math.isnan(difference.half):
         return f"{mean} (one seed)"
-    clear = "" if found.excludes_zero else ", not clear"
-    return f"{mean} ± {_PERCENT * found.half:.2f} ({_PERCENT * widths[id(cell), name]:.2f}){clear}"
+    clear = "" if difference.excludes_zero else ", not clear"
+    width = _PERCENT * widths[id(cell), name]
+    return f"{mean} ± {_PERCENT * difference.half:.2f} ({width:.2f}){clear}"

@@ -140,8 +140,8 @@ class alista_at(Selecting):
 
 def _unless(refused: Array, before: Followed, after: Followed) -> Followed:
     """`after`, or `before` with one refusal more; of a residual that is nan, `after`."""
-    kept = before._replace(refused=before.refused + 1)
-    return Followed(*(jnp.where(refused, old, new) for old, new in zip(kept, after)))
+    unchanged = before._replace(refused=before.refused + 1)
+    return Followed(*(jnp.where(refused, old, new) for old, new in zip(unchanged, after)))
 
 
 @program("layer")

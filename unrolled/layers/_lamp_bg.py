@@ -56,7 +56,7 @@ class lamp_bg(Estimating):
     """
 
     forms = (Unrolled(None, Message),)
-    recipe = Recipe(rate=1e-4, options=lambda law, given: law.prior)
+    recipe = Recipe(rate=1e-4, options=lambda law, chosen: law.prior)
 
     def init(self, key, D):
         return message_passing(as_dictionary(D, self.family), 1.0, self.depth, self.family)

@@ -34,7 +34,7 @@ class Followed(NamedTuple):
     signal_before: Array  # (m,)
 
 
-def _judging(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
+def _judging(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Where codes are known the residual judges, and lam breaks ties."""
     return {"lam": law.lams(0.02)[0]}
 
@@ -94,10 +94,10 @@ class lfista_cp(FromISTA, Shrinking):
         r = y - state.signal - p.beta * (state.signal - state.signal_before)
         x = self.shrink(z + r @ p.W, spread(D, p.theta))
         signal = D @ x
-        found = self.objective(x, y - signal)
+        objective = self.objective(x, y - signal)
         # Where y is not finite, its code is not to be either.
-        keep = ~(found <= state.objective) & jnp.isfinite(state.objective)
-        best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, found)
+        keep = ~(objective <= state.objective) & jnp.isfinite(state.objective)
+        best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, objective)
         return Followed(*best, x, state.last, signal, state.signal)
 
     def objective(self, x: Array, r: Array) -> Array:

@@ -60,7 +60,7 @@ class Law(NamedTuple):
         return tuple(float(f"{share * size:.6g}") for share in shares)
 
 
-def _no_options(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
+def _no_options(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
@@ -68,7 +68,7 @@ def _nothing(law: Law) -> dict[str, tuple]:
     return {}
 
 
-def selecting(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
+def selecting(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The option of families with support selection."""
     return {"support": law.support}
 
@@ -78,14 +78,14 @@ def penalties(law: Law) -> dict[str, tuple[float, ...]]:
     return {"lam": law.lams(0.02, 0.05, 0.1, 0.2, 0.3, 0.4)}
 
 
-def untied(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
+def untied(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The option of families whose steps may share their weights."""
     return {"tied": False}
 
 
-def selecting_untied(law: Law, given: Mapping[str, Any]) -> dict[str, Any]:
+def selecting_untied(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options of families with support selection whose steps may share their weights."""
-    return untied(law, given) | selecting(law, given)
+    return untied(law, chosen) | selecting(law, chosen)
 
 
 class Recipe(NamedTuple):
@@ -94,8 +94,8 @@ class Recipe(NamedTuple):
     Attributes:
         rate: of Adam, from where it falls to zero along a cosine; 0 trains nothing.
         steps: of training.
-        options: `options(law, given) -> dict`, what the law of the codes says of the options that
-            are not given.
+        options: `options(law, chosen) -> dict`, what the law of the codes says of the options that
+            are not chosen.
         tried: `tried(law) -> {option: values}`; after training validation signals choose a value.
         searched: field of the shared params -> multiples of its start; a grid search chooses.
         calibrated: whether `analytic.calibrate` sets thresholds and step sizes before training.

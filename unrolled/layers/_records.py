@@ -48,13 +48,13 @@ class Shape:
     def of(self, D: Dictionary) -> list[tuple[int, ...]]:
         """The shapes for a dictionary, as tuples of numbers."""
         sizes = dict(zip("md", D.shape))
-        found = []
+        shapes = []
         for shape in self.shapes:
             if shape == "filters":
-                found += [D.groups] if isinstance(D, Structured) and D.groups else []
+                shapes += [D.groups] if isinstance(D, Structured) and D.groups else []
             else:
-                found.append(tuple(sizes[letter] for letter in shape.split(",") if letter))
-        return found
+                shapes.append(tuple(sizes[letter] for letter in shape.split(",") if letter))
+        return shapes
 
 
 T = TypeVar("T")
@@ -201,16 +201,16 @@ def fields_of(kind: Any) -> types.MappingProxyType:
             f"{cls.__name__}: the annotations cannot be read ({error}); define the record, and "
             "everything that its annotations name, at the top level of a module"
         ) from error
-    known = {T: Matrix} if cls is Fixed else {}
-    known |= dict(zip(getattr(cls, "__parameters__", ()), arguments))
+    kind_of = {T: Matrix} if cls is Fixed else {}
+    kind_of |= dict(zip(getattr(cls, "__parameters__", ()), arguments))
     kinds = {name: hints.get(name, Any) for name in cls._fields}
-    return types.MappingProxyType({name: _field(known.get(k, k)) for name, k in kinds.items()})
+    return types.MappingProxyType({name: _field(kind_of.get(k, k)) for name, k in kinds.items()})
 
 
 def _field(hint) -> Field:
     shape = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Shape)), None)
-    held = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-    return Field(held if hasattr(typing.get_origin(held) or held, "_fields") else None, shape)
+    kind = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+    return Field(kind if hasattr(typing.get_origin(kind) or kind, "_fields") else None, shape)
 
 
 def name_of(kind: Any) -> str:
@@ -227,8 +227,8 @@ def matches(kind: Any, value: Any) -> bool:
         return value is None
     if type(value) is not (typing.get_origin(kind) or kind):
         return False
-    found = fields_of(kind).items()
-    return all(f.record is None or matches(f.record, getattr(value, name)) for name, f in found)
+    fields = fields_of(kind).items()
+    return all(f.record is None or matches(f.record, getattr(value, name)) for name, f in fields)
 
 
 def records_in(kind: Any) -> dict[str, type]:
@@ -236,10 +236,10 @@ def records_in(kind: Any) -> dict[str, type]:
     if kind is None:
         return {}
     cls = typing.get_origin(kind) or kind
-    found = {cls.__name__: cls}
+    records = {cls.__name__: cls}
     for field in fields_of(kind).values():
-        found |= records_in(field.record)
-    return found
+        records |= records_in(field.record)
+    return records
 
 
 def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
@@ -333,8 +333,8 @@ def _form_of(params: Unrolled, parts: tuple, forms, where: str) -> Unrolled:
         if matches(form.shared, params.shared) and all(matches(form.steps, p) for p in parts):
             return form
     expected = " or ".join(f"({name_of(form.shared)}, {name_of(form.steps)})" for form in forms)
-    found = (params.shared, parts[0] if parts else None)
-    got = ", ".join(name_of(None if part is None else type(part)) for part in found)
+    records = (params.shared, parts[0] if parts else None)
+    got = ", ".join(name_of(None if part is None else type(part)) for part in records)
     raise TypeError(
         f"{where}: params have the records ({got}); expected {expected} in (shared, steps): "
         "another family?"
@@ -352,13 +352,13 @@ def _lengths(steps, depth: int) -> set[int]:
 def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -> None:
     """Raise for no array, for a wrong shape after `lead` axes, or a known negative threshold."""
     for name, field in fields_of(kind).items() if kind is not None else ():
-        held = getattr(value, name)
+        entry = getattr(value, name)
         if field.record is not None:
-            _check_record(field.record, held, D, lead, where)
+            _check_record(field.record, entry, D, lead, where)
         elif field.shape is not None:
-            if held is None:
+            if entry is None:
                 raise TypeError(f"{where}: {name} is None; expected an array")
-            shape = held.shape if isinstance(held, Structured) else np.shape(held)[lead:]
+            shape = entry.shape if isinstance(entry, Structured) else np.shape(entry)[lead:]
             expected = field.shape.of(D)
             if shape not in expected:
                 hint = " Were the params made for another dictionary?" if len(shape) > 1 else ""
@@ -367,7 +367,7 @@ def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -
                     f"expected one of {expected}.{hint}"
                 )
             if field.shape.role == THRESHOLD:
-                _checks.nonnegative(held, name, where)
+                _checks.nonnegative(entry, name, where)
 
 
 def names_with_role(record: Any, *roles: str) -> list[str]:
@@ -430,9 +430,9 @@ def _along_atoms(part: Any, shape: Shape | None, lead: int) -> Any:
         kind: Any = type(part)
         shapes = {name: field.shape for name, field in fields_of(kind).items()}
         fields = part._asdict().items()
-        return kind(**{name: _along_atoms(held, shapes[name], lead) for name, held in fields})
+        return kind(**{name: _along_atoms(entry, shapes[name], lead) for name, entry in fields})
     if type(part) is tuple:
-        return tuple(_along_atoms(held, shape, lead) for held in part)
+        return tuple(_along_atoms(entry, shape, lead) for entry in part)
     sizes = [text.split(",") if text else [] for text in shape.shapes] if shape else []
 
     def ends_in_atoms(leaf):

@@ -71,7 +71,7 @@ class tista(Estimating):
     onsager: bool = option(default=False, help="use the correction of message passing")
 
     forms = (Unrolled(Fixed, Step),)
-    recipe = Recipe(rate=1e-2, options=lambda law, given: law.prior | {"noise": law.noise})
+    recipe = Recipe(rate=1e-2, options=lambda law, chosen: law.prior | {"noise": law.noise})
 
     def init(self, key, D):
         D = as_dictionary(D, self.family)

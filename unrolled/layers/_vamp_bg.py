@@ -74,9 +74,9 @@ class Passed(NamedTuple):
     grew: Array  # how many steps left a residual that grew, an integer
 
 
-def _assumed(law: Law, given: Mapping[str, Any]) -> dict[str, float]:
+def _assumed(law: Law, chosen: Mapping[str, Any]) -> dict[str, float]:
     """The law as the options say it; with `em` each signal tells its own."""
-    if given.get("em"):
+    if chosen.get("em"):
         return {}
     return law.prior | {"noise_ratio": max(law.noise / law.signal, _NOISELESS)}
 

@@ -109,8 +109,8 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
 @program()
 def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
     (error, j), (size, k) = energies(estimates, X, -1)
-    near = ldexp(error, 2 * (j - k)) <= most * size
-    return jnp.mean(~(near & jnp.isfinite(size)))
+    small = ldexp(error, 2 * (j - k)) <= most * size
+    return jnp.mean(~(small & jnp.isfinite(size)))
 
 
 class SupportScores(NamedTuple):
@@ -144,7 +144,7 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
 
 @program()
 def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> SupportScores:
-    known = ~(jnp.isnan(estimates) | jnp.isnan(X)).any(-1)
+    defined = ~(jnp.isnan(estimates) | jnp.isnan(X)).any(-1)
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (
         jnp.sum(mask, -1, dtype=float) for mask in (chosen & true, chosen, true)
@@ -152,7 +152,7 @@ def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> Support
     precision = jnp.mean(hits / jnp.maximum(n_chosen, 1), where=n_chosen > 0)
     recall = jnp.mean(hits / jnp.maximum(n_true, 1), where=n_true > 0)
     scores = (precision, recall, (n_chosen - hits).mean())
-    return SupportScores(*(jnp.where(known.all(), score, jnp.nan) for score in scores))
+    return SupportScores(*(jnp.where(defined.all(), score, jnp.nan) for score in scores))
 
 
 def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:

@@ -178,10 +178,10 @@ def _score(
 def _mask(values: Array, name: str, soft: bool, where: str) -> Array:
     """The mask as floats, checked where it is known."""
     mask = _checks.as_float(values, name, where)
-    if _checks.is_concrete(mask) and not (known := _is_mask(np.asarray(mask), soft)).all():
+    if _checks.is_concrete(mask) and not (valid := _is_mask(np.asarray(mask), soft)).all():
         likely = "probabilities in [0, 1]; try jax.nn.sigmoid of logits"
         raise ValueError(
-            f"{where}: {name} has the value {np.asarray(mask)[~known][0]:g}; expected "
+            f"{where}: {name} has the value {np.asarray(mask)[~valid][0]:g}; expected "
             f"{likely if soft else '0 and 1'}"
         )
     return mask
@@ -202,11 +202,11 @@ def _of_masks(
     empty: ArrayLike,
 ) -> Array:
     P, T = predicted > 0.5, truth > 0.5
-    known = _is_mask(predicted, soft) & _is_mask(truth, False)
+    valid = _is_mask(predicted, soft) & _is_mask(truth, False)
     axes = None if pooled else tuple(range(1, T.ndim))
-    known = known.all(axes)
+    valid = valid.all(axes)
     counts = (
-        jnp.where(known, jnp.sum(pixels, axes, dtype=jnp.int32).astype(float), jnp.nan)
+        jnp.where(valid, jnp.sum(pixels, axes, dtype=jnp.int32).astype(float), jnp.nan)
         for pixels in (P & T, ~P & ~T, P & ~T, ~P & T)
     )
     return of(_Confusion(*counts), empty)

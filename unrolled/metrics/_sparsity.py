@@ -67,11 +67,11 @@ def sparsity(x: Array, fraction: ArrayLike = 0.01) -> Sparsity:
 @program()
 def _sparsity(x: Array, fraction: ArrayLike) -> Sparsity:
     x = widened(x).reshape(len(x), -1)
-    known = jnp.isfinite(x).all()
+    finite = jnp.isfinite(x).all()
     size = jnp.abs(ldexp(x, -exponent(x, 1)))  # no square leaves the range
     small = size <= jnp.asarray(fraction, x.dtype) * size.max(1, keepdims=True)
     measures = ((x == 0).mean(1, dtype=x.dtype), small.mean(1, dtype=x.dtype), _hoyer(size))
-    return Sparsity(*(jnp.where(known, jnp.mean(measure), jnp.nan) for measure in measures))
+    return Sparsity(*(jnp.where(finite, jnp.mean(measure), jnp.nan) for measure in measures))
 
 
 def _hoyer(size: Array) -> Array:

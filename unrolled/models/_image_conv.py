@@ -87,7 +87,7 @@ def _check(batch: Array, what: str, shape: tuple[int, ...]) -> None:
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are
 # fast in these forms. XLA's transpose of a strided convolution is 40 times as slow on a CPU.
 
-_Known = tuple[ImageConv, Array]
+_Saved = tuple[ImageConv, Array]
 
 
 @jax.custom_vjp
@@ -100,13 +100,13 @@ def _synthesize(D: ImageConv, x: Array) -> Array:
     return _spread(D, x)
 
 
-def _analyze_back(known: _Known, g: Array) -> _Known:
-    D, r = known
+def _analyze_back(saved: _Saved, g: Array) -> _Saved:
+    D, r = saved
     return _of_filters(D, r, g), _synthesize(D, g)
 
 
-def _synthesize_back(known: _Known, g: Array) -> _Known:
-    D, x = known
+def _synthesize_back(saved: _Saved, g: Array) -> _Saved:
+    D, x = saved
     return _of_filters(D, g, x), _analyze(D, g)
 
 

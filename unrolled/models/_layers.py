@@ -37,8 +37,8 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             return _activated(x, scale, bias, self.mean[...], self.var[...], self.activation)
         y, mean, var = _normalized(x, scale, bias, self.activation)
-        for running, found in ((self.mean, mean), (self.var, var)):
-            running[...] = _MOMENTUM * running[...] + (1 - _MOMENTUM) * lax.stop_gradient(found)
+        for running, moment in ((self.mean, mean), (self.var, var)):
+            running[...] = _MOMENTUM * running[...] + (1 - _MOMENTUM) * lax.stop_gradient(moment)
         return y
 
 

@@ -112,9 +112,9 @@ class MSDCSCBlock(nnx.Module):
         """x_0 .. x_J from x_J, by x_{i-1} = D_i x_i."""
         xs = [x]
         for F in reversed(self.filters):
-            kept, added = jnp.split(xs[0], [F.in_features], -1)
-            adjoint = jax.vjp(F, kept)[1]
-            xs.insert(0, kept + adjoint(added)[0])
+            first, added = jnp.split(xs[0], [F.in_features], -1)
+            adjoint = jax.vjp(F, first)[1]
+            xs.insert(0, first + adjoint(added)[0])
         return xs
 
     def step_ratios(self) -> Array:

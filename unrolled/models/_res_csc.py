@@ -121,15 +121,15 @@ class ResCSC(nnx.Module):
         check_rngs(rngs, "ResCSC")
         options: dict[str, Any] = dict(activation=activation, rngs=rngs)
         self.stem = CSCLayer(channels, widths[0], (3, 3), batch_norm=True, **options)
-        found, before = [], widths[0]
+        stages, before = [], widths[0]
         for i, width in enumerate(widths):
             for j in range(blocks):
                 stride = 2 if i > 0 and j == 0 else 1
-                found.append(
+                stages.append(
                     ResCSCBlock(before, width, stride=stride, unfoldings=unfoldings, **options)
                 )
                 before = width
-        self.blocks = nnx.List(found)
+        self.blocks = nnx.List(stages)
         self.early = ("stem", *(f"blocks.{j}" for j in range(blocks)))
         plain = self.early[1:] if unfoldings == 0 else ()
         self.convolutions = ("stem", *(f"{name}.first" for name in plain))

@@ -75,11 +75,11 @@ class Tapped(nnx.Module):
             record = getattr(module, _RECORD, None)
             if record is None:
                 raise ValueError(f"tap: the model does not call {name!r}; tap what it calls")
-            found = record.get_value()
-            if len(found) == 1:
-                features[name] = found[0]
+            calls = record.get_value()
+            if len(calls) == 1:
+                features[name] = calls[0]
             else:
-                features |= {f"{name}[{k}]": output for k, output in enumerate(found)}
+                features |= {f"{name}[{k}]": output for k, output in enumerate(calls)}
         return outputs, features
 
 
@@ -92,8 +92,8 @@ def _recording(cls: type, inputs: bool) -> type:
             output = super().__call__(*args, **options)
             record = getattr(self, _RECORD, None)
             before = () if record is None else record.get_value()
-            found = next(iter((*args, *options.values()))) if inputs else output
-            setattr(self, _RECORD, nnx.Intermediate((*before, found)))
+            recorded = next(iter((*args, *options.values()))) if inputs else output
+            setattr(self, _RECORD, nnx.Intermediate((*before, recorded)))
             return output
 
     Recording.__name__ = cls.__name__
@@ -123,10 +123,10 @@ def submodule(model: nnx.Module, name: str) -> nnx.Module:
         node = None
     if not (isinstance(node, nnx.Module) and callable(node)):
         modules = nnx.iter_modules(model)
-        known = [".".join(map(str, path)) for path, node in modules if path and callable(node)]
+        names = [".".join(map(str, path)) for path, node in modules if path and callable(node)]
         raise ValueError(
             f"tap: {type(model).__name__} has no submodule {name!r}; it has "
-            f"{', '.join(sorted(known)) or 'none'}"
+            f"{', '.join(sorted(names)) or 'none'}"
         )
     return node
 

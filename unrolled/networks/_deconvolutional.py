@@ -147,8 +147,8 @@ def learn_deconvolution(
     Example:
         >>> images = jax.random.normal(jax.random.key(1), (3, 1, 6, 6))
         >>> network = ur.networks.deconvolutional(4, lam=0.1)
-        >>> found = ur.networks.learn_deconvolution(0, network, images, [(2, 3)], sweeps=2)
-        >>> found.Ds[0].shape, found.objective.shape
+        >>> learned = ur.networks.learn_deconvolution(0, network, images, [(2, 3)], sweeps=2)
+        >>> learned.Ds[0].shape, learned.objective.shape
         ((36, 72), (1, 2))
     """
     name = "learn_deconvolution"
@@ -171,8 +171,8 @@ def learn_deconvolution(
         raise ValueError(f"{name}: got {len(masks)} masks for {len(banks)} banks")
     shape, channels = images.shape[2:], images.shape[1]
     e = int(exponent(images))  # images near 1: no square leaves the range
-    near = dataclasses.replace(network, lam=network.lam * 2.0 ** (e * (network.p - 2)))
-    Y, found, history = ldexp(images.reshape(len(images), -1), -e), [], []
+    scaled = dataclasses.replace(network, lam=network.lam * 2.0 ** (e * (network.p - 2)))
+    Y, Ds, history = ldexp(images.reshape(len(images), -1), -e), [], []
     for k, bank, mask in zip(jax.random.split(_checks.as_key(key, name), len(banks)), banks, masks):
         count, side = (_checks.as_index(size, "a size of a bank", name, least=1) for size in bank)
         if any(side > N for N in shape):
@@ -183,13 +183,13 @@ def learn_deconvolution(
         D = _unit(Conv(filters * mask, shape, boundary="circular"))
         objective: list[float] = []
         for _ in range(sweeps):
-            X, value = _code(near, D, Y)
+            X, value = _code(scaled, D, Y)
             objective.append(float(value) * 4.0**e)
             D = _improved(D, X, Y, mask, filter_steps)
-        Y, channels = _code(near, D, Y)[0], count
-        found.append(D)
+        Y, channels = _code(scaled, D, Y)[0], count
+        Ds.append(D)
         history.append(objective)
-    return Deconvolution(network.init(None, found), tuple(found), np.array(history))
+    return Deconvolution(network.init(None, Ds), tuple(Ds), np.array(history))
 
 
 def _as_mask(mask: ArrayLike | None, shape: tuple[int, int], caller: str) -> np.ndarray:

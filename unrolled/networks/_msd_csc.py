@@ -128,10 +128,10 @@ def mixed_scale(
             '"circular" or "zero"'
         )
     dimensions = len(signal_shape) if isinstance(signal_shape, tuple | list) else 1
-    found = []
+    Ds = []
     for j, k in enumerate(jax.random.split(_checks.as_key(key, name), depth)):
         filters = jax.random.normal(k, (growth, channels + j * growth, *(kernel,) * dimensions))
         dilation = dilations[j % len(dilations)]
         F = Conv(filters, signal_shape, boundary=boundary, dilation=dilation)
-        found.append(WithIdentity(normalize(F)[0]))
-    return tuple(found)
+        Ds.append(WithIdentity(normalize(F)[0]))
+    return tuple(Ds)

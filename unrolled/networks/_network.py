@@ -89,9 +89,9 @@ def chain_of(network: Network, Ds: Any, J: int | None = None, params: Any = None
     """The checked dictionaries; raise unless there are J of them, and as many params if given."""
     Ds = as_chain(Ds, where(network))
     J = len(Ds) if J is None else J
-    for name, given in (("Ds", Ds), ("params", params)):
-        if given is not None and (not isinstance(given, (tuple, list)) or len(given) != J):
-            got = len(given) if isinstance(given, (tuple, list)) else type(given).__name__
+    for name, parts in (("Ds", Ds), ("params", params)):
+        if parts is not None and (not isinstance(parts, (tuple, list)) or len(parts) != J):
+            got = len(parts) if isinstance(parts, (tuple, list)) else type(parts).__name__
             raise ValueError(
                 f"{where(network)}: expected a tuple of {J} {name}, one per layer, got {got}"
             )

@@ -67,12 +67,12 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
         ['Layer 1', 'Layer 2']
     """
     fig, panels = figure(6, len(result.layers), width=5.6, height=3.3)
-    told = []
-    for j, found in enumerate(result.layers):
-        _methods(panels[:, j].reshape(3, 2), found, codes)
+    sentences = []
+    for j, layer in enumerate(result.layers):
+        _methods(panels[:, j].reshape(3, 2), layer, codes)
         panels[0, j].set_title(f"Layer {j + 1}\n{panels[0, j].get_title()}")
-        told.append((silent := _silent(found.curves)) and f"Layer {j + 1}: {silent}")
-    _legend_of_methods(fig, panels[0, 0], [*told, _level(result.layers[0]), note])
+        sentences.append((silent := _silent(layer.curves)) and f"Layer {j + 1}: {silent}")
+    _legend_of_methods(fig, panels[0, 0], [*sentences, _level(result.layers[0]), note])
     return fig
 
 
@@ -151,25 +151,25 @@ def _legend_of_methods(fig: "Figure", panel: "Axes", sentences: list[str]) -> No
     """The lines of a panel in a legend of the figure, below some sentences."""
     handles, labels = panel.get_legend_handles_labels()
     columns = min(4, len(labels))
-    told = textwrap.fill(" ".join(filter(None, sentences)), _CHARACTERS)
+    title = textwrap.fill(" ".join(filter(None, sentences)), _CHARACTERS)
     options: dict[str, Any] = dict(loc="outside lower center", ncols=columns, frameon=False)
-    fig.legend(handles, labels, title=told or None, **options)
+    fig.legend(handles, labels, title=title or None, **options)
 
 
 def _most_threshold(thresholds: dict[str, np.ndarray]) -> float | None:
     """The largest threshold to draw: a schedule that does not contract grows without bound."""
     values = np.concatenate([[], *(drawable(theta, True) for theta in thresholds.values())])
-    known = values[~np.isnan(values)]
-    return _MOST_THRESHOLD * float(np.median(known)) if known.size else None
+    defined = values[~np.isnan(values)]
+    return _MOST_THRESHOLD * float(np.median(defined)) if defined.size else None
 
 
-def _silent(found: dict[str, Any]) -> str:
+def _silent(curves: dict[str, Any]) -> str:
     """Which methods choose no entry at any step, in a sentence; empty if all choose some."""
-    names = [n for n, c in found.items() if np.isnan(c.precision).all() and (c.recall == 0).all()]
+    names = [n for n, c in curves.items() if np.isnan(c.precision).all() and (c.recall == 0).all()]
     if not names:
         return ""
-    told = "; ".join(names)
-    return f"Flat, since all codes are zero at every step (precision undefined): {told}."
+    listed = "; ".join(names)
+    return f"Flat, since all codes are zero at every step (precision undefined): {listed}."
 
 
 def _level(result: Any) -> str:

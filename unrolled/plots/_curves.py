@@ -184,12 +184,12 @@ def mark_outside(
     missing = []
     for name, (x, y) in lines.items():
         sides = (y > high, (y < low) | (log & (y <= 0)))
-        for place, marker, side, told in zip((1, 0), "^v", sides, beyond.values()):
+        for place, marker, side, notes in zip((1, 0), "^v", sides, beyond.values()):
             if side.any():
                 at: dict[str, Any] = dict(transform=panel.get_xaxis_transform(), clip_on=False)
                 at |= dict(color=colours[name], marker=marker, zorder=3)
                 panel.scatter(x[side], np.full(side.sum(), place), 18, **at)
-                told.append(f"{name} (to {(max if place else min)(y[side]):.2g})")
+                notes.append(f"{name} (to {(max if place else min)(y[side]):.2g})")
         if (unknown := np.isnan(y)).any():
             missing.append(name if unknown.all() else f"{name} ({unknown.sum()} of {len(y)})")
     beyond["not a number"] = missing

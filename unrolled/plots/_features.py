@@ -37,8 +37,8 @@ def features(found: Mapping[str, Any]) -> "Figure":
         >>> from flax import nnx
         >>> from unrolled.experiments import features
         >>> net = ur.models.LeNet5(channels=1, side=16, rngs=nnx.Rngs(0))
-        >>> found = features(net, np.ones((1, 16, 16, 1), np.float32), ["conv1"], tol=0.1)
-        >>> fig = ur.plots.features({"untrained": found})
+        >>> result = features(net, np.ones((1, 16, 16, 1), np.float32), ["conv1"], tol=0.1)
+        >>> fig = ur.plots.features({"untrained": result})
         >>> [panel.get_title() for panel in fig.axes[:2]]
         ['Zeros of the code', 'Objective of the forward code']
     """
@@ -48,10 +48,10 @@ def features(found: Mapping[str, Any]) -> "Figure":
         else [several]
         for name, several in found.items()
     }
-    known = {tuple(result.layers) for several in results.values() for result in several}
-    if len(known) != 1:
+    layer_names = {tuple(result.layers) for several in results.values() for result in several}
+    if len(layer_names) != 1:
         raise ValueError("features: expected results with the same layers, and at least one")
-    (layers,) = known
+    (layers,) = layer_names
     fig, panels = figure(1, len(_TITLES), width=3.6, height=3.6)
     # Bars have a colour alone: variants of a family need their own.
     looks = dict(zip(found, styles(f"bar {i}" for i in range(len(found))).values()))

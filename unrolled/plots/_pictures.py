@@ -188,15 +188,15 @@ def _stacks(D: Dictionary, shape: Sequence[int] | None) -> np.ndarray:
             )
         return filters if filters.ndim == 4 else filters[:, :, None]
     m, d = D.shape
-    given = () if shape is None else tuple(shape)
-    if len(given) not in (2, 3) or np.prod(given) != m:
+    sides = () if shape is None else tuple(shape)
+    if len(sides) not in (2, 3) or np.prod(sides) != m:
         root = round(np.sqrt(m))
         hint = f"({root}, {root})" if root**2 == m else f"(1, {m})"
         raise ValueError(
             f"atoms: an atom has {m} entries, got shape {shape}; expected (height, width) or "
             f"(channels, height, width) with that product, try shape={hint}"
         )
-    return np.asarray(dense(D), float).T.reshape(d, *given[:-2] or (1,), *given[-2:])
+    return np.asarray(dense(D), float).T.reshape(d, *sides[:-2] or (1,), *sides[-2:])
 
 
 def codes(X: ArrayLike) -> "Figure":
@@ -266,18 +266,18 @@ def _signed(panel: "Axes", picture: np.ndarray, top: float, title: str, **option
 
 def _title(panel: "Axes", picture: np.ndarray, title: str, extent: Any = None) -> None:
     """The title, and crosses where values are not finite, which it then says."""
-    known = np.ma.filled(np.isfinite(picture), True)
-    rows, columns = np.nonzero(~known)
+    finite = np.ma.filled(np.isfinite(picture), True)
+    rows, columns = np.nonzero(~finite)
     if rows.size:
         title += f"\n{rows.size} not finite (crosses)"
         left, right, bottom, top = extent or (
             -0.5,
-            known.shape[1] - 0.5,
-            known.shape[0] - 0.5,
+            finite.shape[1] - 0.5,
+            finite.shape[0] - 0.5,
             -0.5,
         )
-        x = left + (columns + 0.5) / known.shape[1] * (right - left)
-        y = top + (rows + 0.5) / known.shape[0] * (bottom - top)
+        x = left + (columns + 0.5) / finite.shape[1] * (right - left)
+        y = top + (rows + 0.5) / finite.shape[0] * (bottom - top)
         panel.scatter(x, y, 12, COLOURS[1], marker="x", linewidths=1)
     panel.set_title(title, fontsize=9)
     panel.set_axis_off()

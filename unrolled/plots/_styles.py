@@ -74,10 +74,10 @@ def styles(names: Iterable[str]) -> dict[str, dict]:
     most = len(COLOURS) * len(_PAIRS)
     if len(names) > most:
         raise ValueError(f"styles: expected at most {most} names, got {len(names)}")
-    known = [name for name in names if _family(name) in _FAMILIES]
-    known.sort(key=lambda name: _variant(name) not in _VARIANTS)  # what has its own look, first
+    pinned = [name for name in names if _family(name) in _FAMILIES]
+    pinned.sort(key=lambda name: _variant(name) not in _VARIANTS)  # what has its own look, first
     others = [name for name in names if _family(name) not in _FAMILIES]
-    wanted = {name: _pinned(_family(name), _variant(name)) for name in known}
+    wanted = {name: _pinned(_family(name), _variant(name)) for name in pinned}
     used = {colour for colour, _, _ in wanted.values()}
     free = [colour for colour in COLOURS if colour not in used] or COLOURS
     families = list(dict.fromkeys(map(_family, others)))

@@ -57,16 +57,16 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.basis_pursuit(D, 2 * D[:, 3] - D[:, 20])
-        >>> bool(found.converged), found.x[jnp.array([3, 20])].round(3).tolist()
+        >>> result = ur.pursuit.basis_pursuit(D, 2 * D[:, 3] - D[:, 20])
+        >>> bool(result.converged), result.x[jnp.array([3, 20])].round(3).tolist()
         (True, [2.0, -1.0])
     """
     tol = static_tol(tol, "basis_pursuit")
     form, arrays = door_of_one("basis_pursuit", D, y, size=entries_of)
     problem = _scaled(form, *arrays)
-    near = problem.Ds[0], problem.y
-    if _checks.is_concrete(near):
-        answers = _solve(*map(np.asarray, near), tol=tol, given=form.dtype)
+    operands = problem.Ds[0], problem.y
+    if _checks.is_concrete(operands):
+        answers = _solve(*map(np.asarray, operands), tol=tol, input_dtype=form.dtype)
         (x,), *rest = _result(form, problem, Answer(*answers))
     else:
         (x,), *rest = _compiled(form, problem, tol)
@@ -89,7 +89,7 @@ def _result(form: Form, problem: Problem, answer: Answer) -> tuple:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _solution(D: Array, y: Array, tol: float, dtype: np.dtype):
-    host = partial(_solve, tol=tol, given=dtype)
+    host = partial(_solve, tol=tol, input_dtype=dtype)
     if _checks.is_concrete((D, y)):
         return tuple(map(jnp.asarray, host(np.asarray(D), np.asarray(y))))
     dtypes = (y.dtype, y.dtype, _integer(), bool)
@@ -101,9 +101,9 @@ def _solution(D: Array, y: Array, tol: float, dtype: np.dtype):
 def _derivative(tol, dtype, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
     x, gap, steps, converged = _solution(D, y, tol, dtype)
-    held = D * (x != 0)[None, :].astype(D.dtype)
+    on_support = D * (x != 0)[None, :].astype(D.dtype)
     with jax.default_matmul_precision("highest"):
-        dx = pseudo_inverse(held) @ (dy - dD @ x)
+        dx = pseudo_inverse(on_support) @ (dy - dD @ x)
     still = (np.zeros((), jax.dtypes.float0),) * 2
     return (x, gap, steps, converged), (dx, jnp.zeros_like(gap), *still)
 
@@ -119,18 +119,18 @@ def _compiled(form: Form, problem: Problem, tol: float) -> tuple:
     return _result(form, problem, Answer(*answers))
 
 
-def _solve(D, y, *, tol, given):
+def _solve(D, y, *, tol, input_dtype):
     """x, gap, steps and converged per signal; D and y lead with the same axes, or with ones."""
-    dtype, rounding = y.dtype, _rounding(given, max(D.shape[-2:]))
+    dtype, rounding = y.dtype, _rounding(input_dtype, max(D.shape[-2:]))
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
     if D[..., 0, 0].size > 1:  # a dictionary for every signal
         D, y = np.broadcast_to(D, (*lead, *D.shape[-2:])), np.broadcast_to(y, (*lead, y.shape[-1]))
-        found = [_one_dictionary(D[i], y[i][:, None], tol, rounding) for i in np.ndindex(lead)]
+        answers = [_one_dictionary(D[i], y[i][:, None], tol, rounding) for i in np.ndindex(lead)]
     else:
         columns = y.reshape(-1, y.shape[-1]).T
-        found = [_one_dictionary(D.reshape(D.shape[-2:]), columns, tol, rounding)]
-    x, gap, steps, converged = (np.concatenate(parts) for parts in zip(*found))
+        answers = [_one_dictionary(D.reshape(D.shape[-2:]), columns, tol, rounding)]
+    x, gap, steps, converged = (np.concatenate(parts) for parts in zip(*answers))
     return (
         x.reshape(*lead, -1).astype(dtype),
         gap.reshape(lead).astype(dtype),
@@ -155,18 +155,18 @@ def _one_dictionary(D, Y, tol, rounding):
         np.zeros(n, int),
         np.zeros(n, bool),
     )
-    known, zero = np.isfinite(Y).all(0) & Y.any(0), ~Y.any(0)
+    nonzero, zero = np.isfinite(Y).all(0) & Y.any(0), ~Y.any(0)
     gap[zero], converged[zero] = 0, True
-    if known.any() and np.isfinite(D).all() and D.any():
+    if nonzero.any() and np.isfinite(D).all() and D.any():
         # Every program is run to its vertex, even one within tol: a vertex has exact zeros.
-        found = lp.basis_pursuit(lp.whiten(D), Y[:, known], tol=tol, choose=_next)
-        V = np.stack([_polished(D, y, v) for y, v in zip(Y[:, known].T, found.V.T)], 1)
-        X[known], steps[known], size = V.T, found.steps, np.abs(V).sum(0)
-        gap[known] = np.maximum(size - found.dual, 0) / np.maximum(size, np.finfo(float).tiny)
+        solution = lp.basis_pursuit(lp.whiten(D), Y[:, nonzero], tol=tol, choose=_next)
+        V = np.stack([_polished(D, y, v) for y, v in zip(Y[:, nonzero].T, solution.V.T)], 1)
+        X[nonzero], steps[nonzero], size = V.T, solution.steps, np.abs(V).sum(0)
+        gap[nonzero] = np.maximum(size - solution.dual, 0) / np.maximum(size, np.finfo(float).tiny)
         # The rounding of y and of the products alone moves y this far out of the range of D.
-        misses = np.linalg.norm(Y[:, known] - D @ V, axis=0)
-        scale = np.linalg.norm(Y[:, known], axis=0) + np.linalg.norm(D, axis=0) @ np.abs(V)
-        converged[known] = (misses <= rounding * scale) & (gap[known] <= tol)
+        misses = np.linalg.norm(Y[:, nonzero] - D @ V, axis=0)
+        scale = np.linalg.norm(Y[:, nonzero], axis=0) + np.linalg.norm(D, axis=0) @ np.abs(V)
+        converged[nonzero] = (misses <= rounding * scale) & (gap[nonzero] <= tol)
     return X, gap, steps, converged
 
 

@@ -115,7 +115,7 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
     n, d = len(Y), D.shape[1]
     x, steps = np.zeros((n, d), dtype), np.zeros(n, int)
     gap, residual = np.full(n, np.inf), np.full(n, np.nan)
-    known = np.isfinite(Y).all(1) & np.isfinite(lam).all(1)
+    finite = np.isfinite(Y).all(1) & np.isfinite(lam).all(1)
     if np.isfinite(D).all() and D.any():
         with threads() as team:
             gram = np.zeros((d + 1, d + 1))
@@ -123,7 +123,7 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
             problem = Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative, relative)
             steppers = Steppers(problem)
             for first in range(0, n, BLOCK):
-                some = first + np.flatnonzero(known[first : first + BLOCK])
+                some = first + np.flatnonzero(finite[first : first + BLOCK])
                 if not len(some):
                     continue
                 signals = empty(Y[some], lam[some], d)
@@ -352,7 +352,7 @@ def advance(
     c = signals.Y[part].astype(dtype) @ K
     q, half = np.empty_like(v), np.empty((len(v), len(E)), dtype)
     square = len(E) == E.shape[1]
-    beyond, kept = dtype.type(2 - _RELAXATION), dtype.type(share + 1 - _RELAXATION)
+    beyond, weight = dtype.type(2 - _RELAXATION), dtype.type(share + 1 - _RELAXATION)
     for step in range(count):
         if step:
             np.minimum(v, lam, out=u)
@@ -365,7 +365,7 @@ def advance(
             np.matmul(q, E, out=v)
         else:
             np.matmul(np.matmul(q, E.T, out=half), E, out=v)
-            q *= kept
+            q *= weight
             np.subtract(q, v, out=v)
         u *= beyond
         v += u

@@ -71,8 +71,8 @@ def bpdn(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.bpdn(D, D[:, 3] - 0.5 * D[:, 20], 0.1)
-        >>> bool(found.converged), float(found.residual) <= 0.1
+        >>> result = ur.pursuit.bpdn(D, D[:, 3] - 0.5 * D[:, 20], 0.1)
+        >>> bool(result.converged), float(result.residual) <= 0.1
         (True, True)
     """
     tol, max_steps = static_tol(tol, "bpdn"), static_steps(max_steps, "bpdn")

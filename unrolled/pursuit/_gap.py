@@ -66,8 +66,8 @@ def _duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, lam))
-    near = y - D @ x
-    gap = dual_gap(jnp.sum(near**2), (weight,), (x,), (near @ D,))
+    r = y - D @ x
+    gap = dual_gap(jnp.sum(r**2), (weight,), (x,), (r @ D,))
     return ldexp(gap, 2 * k)
 
 

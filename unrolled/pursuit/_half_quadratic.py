@@ -85,8 +85,8 @@ def half_quadratic(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.half_quadratic(D, D[:, 3] - 0.5 * D[:, 20], 0.01, p=0.5)
-        >>> bool(found.converged), jnp.flatnonzero(found.x).tolist()
+        >>> result = ur.pursuit.half_quadratic(D, D[:, 3] - 0.5 * D[:, 20], 0.01, p=0.5)
+        >>> bool(result.converged), jnp.flatnonzero(result.x).tolist()
         (True, [3, 20])
     """
     where = "half_quadratic"
@@ -125,8 +125,8 @@ def half_quadratic_step(
 def _schedule(beta: Any, stages: int, where: str) -> tuple[float, ...]:
     """The betas of the stages, in units of L."""
     stages = _checks.as_index(stages, "stages", where, least=1)
-    known = isinstance(beta, tuple | list) and len(beta) == 2
-    first, last = (_checks.as_number(b, "beta", where) for b in beta) if known else (0.0, 0.0)
+    is_pair = isinstance(beta, tuple | list) and len(beta) == 2
+    first, last = (_checks.as_number(b, "beta", where) for b in beta) if is_pair else (0.0, 0.0)
     if not 0 < first <= last < 1e9:
         raise ValueError(
             f"{where}: beta must be (first, last) with 0 < first <= last < 1e9, got {beta!r}"

@@ -72,8 +72,8 @@ def holistic(
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
         >>> x = jnp.zeros(30).at[jnp.array([3, 7])].set(jnp.array([1.0, -2.0]))
-        >>> found = ur.pursuit.holistic((D, jnp.eye(30)), D @ x, lam=0.01, zeros=10, tol=1e-4)
-        >>> bool(found.converged), jnp.flatnonzero(jnp.abs(found.xs[1]) > 0.1).tolist()
+        >>> result = ur.pursuit.holistic((D, jnp.eye(30)), D @ x, lam=0.01, zeros=10, tol=1e-4)
+        >>> bool(result.converged), jnp.flatnonzero(jnp.abs(result.xs[1]) > 0.1).tolist()
         (True, [3, 7])
     """
     where = "holistic"

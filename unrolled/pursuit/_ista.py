@@ -65,8 +65,8 @@ def ista(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.ista(D, D[:, 3] - 0.5 * D[:, 20], 0.01)
-        >>> bool(found.converged), jnp.flatnonzero(jnp.abs(found.x) > 0.1).tolist()
+        >>> result = ur.pursuit.ista(D, D[:, 3] - 0.5 * D[:, 20], 0.01)
+        >>> bool(result.converged), jnp.flatnonzero(jnp.abs(result.x) > 0.1).tolist()
         (True, [3, 20])
     """
     return single(Iterated(tol, max_steps, activation).checked("ista"), "ista", D, y, lam)
@@ -101,8 +101,8 @@ def fista(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.fista(D, D[:, 3] - 0.5 * D[:, 20], 0.01)
-        >>> bool(found.converged), jnp.flatnonzero(jnp.abs(found.x) > 0.1).tolist()
+        >>> result = ur.pursuit.fista(D, D[:, 3] - 0.5 * D[:, 20], 0.01)
+        >>> bool(result.converged), jnp.flatnonzero(jnp.abs(result.x) > 0.1).tolist()
         (True, [3, 20])
     """
     restart = _checks.as_bool(restart, "restart", "fista")
@@ -158,8 +158,8 @@ def ml_ista(
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), ur.dictionaries.dct(32, 32)
-        >>> found = ur.pursuit.ml_ista(Ds, Ds[0][:, 3], (0.01, 0.01))
-        >>> bool(found.converged), bool(found.gap < 0.01), [x.shape for x in found.xs]
+        >>> result = ur.pursuit.ml_ista(Ds, Ds[0][:, 3], (0.01, 0.01))
+        >>> bool(result.converged), bool(result.gap < 0.01), [x.shape for x in result.xs]
         (True, True, [(32,), (32,)])
     """
     method = Iterated(tol, max_steps, step=step, chained=True).checked("ml_ista")
@@ -197,8 +197,8 @@ def ml_fista(
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), ur.dictionaries.dct(32, 32)
-        >>> found = ur.pursuit.ml_fista(Ds, Ds[0][:, 3], (0.01, 0.01))
-        >>> bool(found.converged), bool(found.gap < 0.01)
+        >>> result = ur.pursuit.ml_fista(Ds, Ds[0][:, 3], (0.01, 0.01))
+        >>> bool(result.converged), bool(result.gap < 0.01)
         (True, True)
     """
     restart = _checks.as_bool(restart, "restart", "ml_fista")

@@ -79,8 +79,8 @@ def lasso(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.lasso(D, D[:, 3] - 0.5 * D[:, 20], ratio=0.1)
-        >>> bool(found.converged), jnp.flatnonzero(found.x).tolist()
+        >>> result = ur.pursuit.lasso(D, D[:, 3] - 0.5 * D[:, 20], ratio=0.1)
+        >>> bool(result.converged), jnp.flatnonzero(result.x).tolist()
         (True, [3, 20])
     """
     method, options = _checked("lasso", lam, ratio, tol, max_steps, nonnegative, l2)
@@ -98,8 +98,8 @@ class Lasso:
     def __call__(self, problem: Problem, x: Array) -> Answer:
         (D,), y, (lam,), l2, _, (size,), *_ = problem
         assert l2 is not None
-        near, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
-        x, gap, steps = code(self.nonnegative, self.tol, self.max_steps, near, start, size)
+        penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
+        x, gap, steps = code(self.nonnegative, self.tol, self.max_steps, penalized, start, size)
         return Answer(x, gap, steps, gap <= self.tol)
 
 
@@ -190,7 +190,7 @@ def _path(
 ) -> tuple[Path, Array, Array]:
     """The path, its penalties in units near 1, and the exponent of that unit."""
     problem, x = scaled(form, Ds, y, lams, *others)
-    (near,), k = problem.lams, 2 * problem.b - problem.up[0]
+    (scaled_lams,), k = problem.lams, 2 * problem.b - problem.up[0]
 
     def body(x, lam):
         at = problem._replace(lams=(lam,))
@@ -198,13 +198,13 @@ def _path(
         return answer.x, result(form, at, answer)
 
     with jax.default_matmul_precision("highest"):
-        _, ((codes,), gap, residual, steps, converged) = lax.scan(body, x, near)
+        _, ((codes,), gap, residual, steps, converged) = lax.scan(body, x, scaled_lams)
     if form.relative:
-        lam = ldexp(near, k).astype(form.dtype)
-        converged = converged & jax.vmap(in_range, (0, 0, None))(lam, near, k)
+        lam = ldexp(scaled_lams, k).astype(form.dtype)
+        converged = converged & jax.vmap(in_range, (0, 0, None))(lam, scaled_lams, k)
     else:
         lam = jnp.asarray(lams[0], form.dtype)
-    return Path(lam, codes, gap, residual, steps, converged), near, k
+    return Path(lam, codes, gap, residual, steps, converged), scaled_lams, k
 
 
 def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
@@ -225,8 +225,8 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
     """
     nonnegative = _checks.as_bool(nonnegative, "nonnegative", "lam_max")
     form, (Ds, y, *_) = door_of_one("lam_max", D, y, size=column_norms, nonnegative=nonnegative)
-    lam, near, k = _lam_max(form, Ds, y)
-    refuse_lost(lam, near, k, "lam_max")
+    lam, scaled_lam, k = _lam_max(form, Ds, y)
+    refuse_lost(lam, scaled_lam, k, "lam_max")
     return lam
 
 
@@ -234,18 +234,18 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _lam_max(form: Form, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
     problem, _ = scaled(form, Ds, y)
-    near = largest_product(problem.Ds[0], problem.y, form.nonnegative)
+    scaled_lam = largest_product(problem.Ds[0], problem.y, form.nonnegative)
     k = 2 * problem.b - problem.up[0]
-    return ldexp(near, k).astype(form.dtype), near, k
+    return ldexp(scaled_lam, k).astype(form.dtype), scaled_lam, k
 
 
-def refuse_lost(lam: Array, near: Array, k: Array, where: str) -> None:
-    """Raise ValueError if a known lam = near 2^k leaves the range of its dtype."""
-    if not _checks.is_concrete((lam, near, k)):
+def refuse_lost(lam: Array, scaled_lam: Array, k: Array, where: str) -> None:
+    """Raise ValueError if a known lam = scaled_lam 2^k leaves the range of its dtype."""
+    if not _checks.is_concrete((lam, scaled_lam, k)):
         return
-    values, at = np.asarray(near, float), np.asarray(lam, float)
+    values, at = np.asarray(scaled_lam, float), np.asarray(lam, float)
     # Numbers below the least normal one of float32 or float64 are zero in most operations.
-    within = (at >= float(jnp.finfo(near.dtype).tiny)) & np.isfinite(at)
+    within = (at >= float(jnp.finfo(scaled_lam.dtype).tiny)) & np.isfinite(at)
     lost = (values > 0) & np.isfinite(values) & ~within
     if lost.any():
         size = math.log10(values[lost].flat[0]) + int(k) * math.log10(2)

@@ -75,8 +75,8 @@ def lasso_batch(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.lasso_batch(D, (D[:, 3:5] - 0.5 * D[:, 20:22]).T, ratio=0.1)
-        >>> found.converged.tolist(), [jnp.flatnonzero(x).tolist() for x in found.x]
+        >>> result = ur.pursuit.lasso_batch(D, (D[:, 3:5] - 0.5 * D[:, 20:22]).T, ratio=0.1)
+        >>> result.converged.tolist(), [jnp.flatnonzero(x).tolist() for x in result.x]
         ([True, True], [[3, 20], [4, 21]])
     """
     where = "lasso_batch"
@@ -101,8 +101,8 @@ def lasso_batch(
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         weights = weight[rows] if several and rows else weight
         first = X[rows] if X is not None and rows else X
-        near, (a, b) = _scaled(wide, lam is None, D, Y, weights, as_operand(l2, wide), first)
-        return batch_result(dtype, grid, on_the_host(host, near, D.shape[1]), a, b)
+        operands, (a, b) = _scaled(wide, lam is None, D, Y, weights, as_operand(l2, wide), first)
+        return batch_result(dtype, grid, on_the_host(host, operands, D.shape[1]), a, b)
 
     return in_chunks(solved, signals, where)
 
@@ -137,35 +137,35 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
     for first in range(0, len(Y), CHUNK):
         rows = slice(first, min(first + CHUNK, len(Y)))
         signals = _checks.as_float(np.array(Y[rows]), f"Y[{first}:{rows.stop}]", where)
-        found = solve(signals, rows)
-        if not _checks.is_concrete(found):  # the program of a caller holds all signals
+        result = solve(signals, rows)
+        if not _checks.is_concrete(result):  # the program of a caller holds all signals
             return solve(_checks.as_float(np.array(Y), "Y", where), None)
-        parts = list(map(np.asarray, found))
+        parts = list(map(np.asarray, result))
         fields = fields or [np.empty((len(Y), *part.shape[1:]), part.dtype) for part in parts]
         for field, part in zip(fields, parts):
             field[rows] = part
     return Pursuit(*map(jnp.asarray, fields))
 
 
-def on_the_host(host: Any, near: Any, d: int) -> tuple:
+def on_the_host(host: Any, operands: Any, d: int) -> tuple:
     """x, gap, residual, steps and converged of every signal, by a function of numpy.
 
     Args:
-        host: called with `near` as arrays of numpy.
-        near: its arguments, with D first and the signals second.
+        host: called with `operands` as arrays of numpy.
+        operands: its arguments, with D first and the signals second.
         d: the length of a code.
     """
 
-    def answers(*near):
-        return host(*map(np.asarray, near))
+    def answers(*operands):
+        return host(*map(np.asarray, operands))
 
-    if _checks.is_concrete(near):
-        return answers(*near)
-    n, dtype = len(near[1]), near[1].dtype
+    if _checks.is_concrete(operands):
+        return answers(*operands)
+    n, dtype = len(operands[1]), operands[1].dtype
     kinds = (dtype, dtype, jax.dtypes.canonicalize_dtype(int), bool)
     shapes = [jax.ShapeDtypeStruct((n, d), dtype)]
     shapes += [jax.ShapeDtypeStruct((n,), kind) for kind in kinds]
-    return jax.pure_callback(answers, shapes, *near, vmap_method="sequential")
+    return jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
 
 
 @on_auto_axes

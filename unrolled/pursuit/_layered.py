@@ -53,8 +53,8 @@ def threshold(
     Reference: Papyan, Romano, Elad (2017).
 
     Example:
-        >>> found = ur.pursuit.threshold(jnp.eye(3), jnp.array([3.0, 0.5, -2.0]), 1.0)
-        >>> found.x.tolist(), bool(found.converged)
+        >>> result = ur.pursuit.threshold(jnp.eye(3), jnp.array([3.0, 0.5, -2.0]), 1.0)
+        >>> result.x.tolist(), bool(result.converged)
         ([2.0, 0.0, -1.0], True)
     """
     method = Threshold(static_tol(tol, "threshold"), by_name(activation))
@@ -93,8 +93,8 @@ class Layered(tuple[Pursuit, ...]):
 
     Example:
         >>> Ds = jnp.eye(2), jnp.eye(2)
-        >>> found = ur.pursuit.layered_thresholding(Ds, jnp.ones(2), (0.5, 0.25))
-        >>> [x.tolist() for x in found.xs], found.residual.shape, len(found)
+        >>> result = ur.pursuit.layered_thresholding(Ds, jnp.ones(2), (0.5, 0.25))
+        >>> [x.tolist() for x in result.xs], result.residual.shape, len(result)
         ([[0.5, 0.5], [0.25, 0.25]], (2,), 2)
     """
 
@@ -171,8 +171,8 @@ def layered_thresholding(
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
-        >>> found = ur.pursuit.layered_thresholding(Ds, Ds[0][:, 3], (0.5, 0.25))
-        >>> [jnp.flatnonzero(x).tolist() for x in found.xs], float(found.xs[1].max())
+        >>> result = ur.pursuit.layered_thresholding(Ds, Ds[0][:, 3], (0.5, 0.25))
+        >>> [jnp.flatnonzero(x).tolist() for x in result.xs], float(result.xs[1].max())
         ([[3], [3]], 0.25)
     """
     where = "layered_thresholding"
@@ -223,8 +223,8 @@ def layered_basis_pursuit(
 
     Example:
         >>> Ds = ur.dictionaries.paley(5), jnp.eye(6)
-        >>> found = ur.pursuit.layered_basis_pursuit(Ds, Ds[0][:, 2])
-        >>> [x.round(3).tolist()[2] for x in found.xs]
+        >>> result = ur.pursuit.layered_basis_pursuit(Ds, Ds[0][:, 2])
+        >>> [x.round(3).tolist()[2] for x in result.xs]
         [1.0, 1.0]
         >>> noisy = ur.pursuit.layered_basis_pursuit(Ds, Ds[0][:, 2] + 0.01, (0.05, 0.05))
         >>> bool(noisy.converged), [jnp.flatnonzero(x > 0.5).tolist() for x in noisy.xs]

@@ -78,8 +78,8 @@ def local_error(
         >>> filters = jax.random.normal(jax.random.key(0), (2, 1, 4))
         >>> D = ur.dictionaries.Conv(filters, 12, boundary="circular")
         >>> y = D @ jnp.zeros(24).at[jnp.array([3, 17])].set(1.0)
-        >>> found = ur.pursuit.local_error(D, y, 0.1, tol=1e-4)
-        >>> bool(found.converged), bool(jnp.linalg.norm(D.patches(y - D @ found.x)[0]) < 0.101)
+        >>> result = ur.pursuit.local_error(D, y, 0.1, tol=1e-4)
+        >>> bool(result.converged), bool(jnp.linalg.norm(D.patches(y - D @ result.x)[0]) < 0.101)
         (True, True)
     """
     where = "local_error"
@@ -207,8 +207,8 @@ def local_sparsity(
         >>> filters = jax.random.normal(jax.random.key(0), (2, 1, 4))
         >>> D = ur.dictionaries.Conv(filters, 12, boundary="circular")
         >>> y = D @ jnp.zeros(24).at[jnp.array([3, 17])].set(1.0)
-        >>> found = ur.pursuit.local_sparsity(D, y, 0.1, tol=1e-4)
-        >>> bool(found.converged), bool(jnp.abs(D.stripes(found.x)).sum(1).max() < 2)
+        >>> result = ur.pursuit.local_sparsity(D, y, 0.1, tol=1e-4)
+        >>> bool(result.converged), bool(jnp.abs(D.stripes(result.x)).sum(1).max() < 2)
         (True, True)
     """
     where = "local_sparsity"

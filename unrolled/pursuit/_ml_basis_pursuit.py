@@ -68,8 +68,8 @@ def ml_basis_pursuit(
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), ur.dictionaries.dct(32, 32)
         >>> exact = ur.pursuit.ml_basis_pursuit(Ds, Ds[0][:, 3], (0.01, 0.01), tol=1e-5)
-        >>> near = ur.pursuit.ml_ista(Ds, Ds[0][:, 3], (0.01, 0.01))
-        >>> bool(exact.converged), bool(exact.gap < near.gap)
+        >>> ista = ur.pursuit.ml_ista(Ds, Ds[0][:, 3], (0.01, 0.01))
+        >>> bool(exact.converged), bool(exact.gap < ista.gap)
         (True, True)
     """
     where = "ml_basis_pursuit"

@@ -79,8 +79,8 @@ def omp(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.omp(D, D[:, 3] - 0.5 * D[:, 20], sparsity=2)
-        >>> jnp.flatnonzero(found.x).tolist(), found.x[jnp.array([3, 20])].tolist()
+        >>> result = ur.pursuit.omp(D, D[:, 3] - 0.5 * D[:, 20], sparsity=2)
+        >>> jnp.flatnonzero(result.x).tolist(), result.x[jnp.array([3, 20])].tolist()
         ([3, 20], [1.0, -0.5])
     """
     if sparsity is None and tol is None:
@@ -137,8 +137,8 @@ def omp_batch(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> found = ur.pursuit.omp_batch(D, (D[:, 3:5] - 0.5 * D[:, 20:22]).T, 2)
-        >>> found.converged.tolist(), [jnp.flatnonzero(x).tolist() for x in found.x]
+        >>> result = ur.pursuit.omp_batch(D, (D[:, 3:5] - 0.5 * D[:, 20:22]).T, 2)
+        >>> result.converged.tolist(), [jnp.flatnonzero(x).tolist() for x in result.x]
         ([True, True], [[3, 20], [4, 21]])
     """
     where = "omp_batch"
@@ -155,18 +155,18 @@ def omp_batch(
             )
     wide = wide_dtype(dtype)
     V = as_operand(weights, wide)
-    host = partial(_matched, most=min(most, m), given=np.dtype(dtype))
+    host = partial(_matched, most=min(most, m), dtype=np.dtype(dtype))
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
-        near, a, b = _near(wide, D, Y, V[rows] if rows and np.ndim(V) == 2 else V)
-        return batch_result(dtype, grid, on_the_host(host, near, d), a, b)
+        operands, a, b = _scaled(wide, D, Y, V[rows] if rows and np.ndim(V) == 2 else V)
+        return batch_result(dtype, grid, on_the_host(host, operands, d), a, b)
 
     return in_chunks(solved, signals, where)
 
 
 @on_auto_axes
 @partial(jax.jit, static_argnums=0)
-def _near(dtype: np.dtype, D: Dictionary, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
+def _scaled(dtype: np.dtype, D: Dictionary, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
     """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""
     matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
     a, matrix = exponent(matrix), ldexp(matrix, -exponent(matrix))
@@ -188,20 +188,20 @@ def _matched(
     c: np.ndarray | None = None,
     *,
     most: int,
-    given: np.dtype,
+    dtype: np.dtype,
 ) -> tuple[np.ndarray, ...]:
-    """x, gap, residual, steps and converged of every signal; the residual is of x as `given`."""
-    known = np.isfinite(Y).all(1) & np.isfinite(D).all()
-    Y = np.where(known[:, None], Y, 0)
+    """x, gap, residual, steps and converged of every signal; the residual is of x in the dtype."""
+    finite = np.isfinite(Y).all(1) & np.isfinite(D).all()
+    Y = np.where(finite[:, None], Y, 0)
     norms = np.linalg.norm(D, axis=0)
     counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
     x = match(D, Y, most, V, norms, (counts, inside))
-    r = Y - x.astype(given).astype(x.dtype) @ D.T
+    r = Y - x.astype(dtype).astype(x.dtype) @ D.T
     root = 1 if V is None else np.sqrt(V)
     residual = np.linalg.norm(root * r, axis=1)
     energy = np.sum((root * Y) ** 2, 1)
-    gap = np.where(known, inside / np.where(energy > 0, energy, 1), np.inf)
-    residual = np.where(known, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
+    gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
+    residual = np.where(finite, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
     met = gap <= 4 * D.shape[0] * np.finfo(Y.dtype).eps
     kinds = x.dtype, x.dtype, jax.dtypes.canonicalize_dtype(int), bool
     return x, *(v.astype(kind) for v, kind in zip((gap, residual, counts, met), kinds))
@@ -220,15 +220,15 @@ class Matching:
         fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, problem.sizes[0], stop))
         chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop)
         # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
-        inside = _solve(chosen.L, _held(chosen, chosen.r @ fixed_D))
+        inside = _solve(chosen.L, _at_chosen(chosen, chosen.r @ fixed_D))
         gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
         zero = jnp.zeros((), y.dtype)
         x = on_branch(slope, 10 * min(D.shape), Penalized(D, y, zero, zero), chosen.x)
         residual = norm(y - D @ rounded(x, self.dtype))
-        known = jnp.isfinite(residual)
-        met = known & (gap <= _rounding(D, y))
+        finite = jnp.isfinite(residual)
+        met = finite & (gap <= _rounding(D, y))
         met = met & ((problem.level is None) | (residual <= stop))
-        return Answer(x, jnp.where(known, gap, jnp.inf), chosen.size, met, residual)
+        return Answer(x, jnp.where(finite, gap, jnp.inf), chosen.size, met, residual)
 
 
 def atom_by_atom(
@@ -281,7 +281,7 @@ def _grown(D: Dictionary, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Ar
     g = jnp.where(taken, 0, jnp.abs(s.r @ D))
     j = jnp.argmax(g)
     column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
-    row = _solve(s.L, _held(s, column))
+    row = _solve(s.L, _at_chosen(s, column))
     pivot = norms[j] ** 2 - jnp.sum(row**2)
     helps = (g[j] > rounding * norms[j] * norm(y)) & (pivot > rounding * norms[j] ** 2)
     root = jnp.sqrt(jnp.where(helps, pivot, 1))
@@ -290,12 +290,12 @@ def _grown(D: Dictionary, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Ar
     # From the last code, which is already solved: the error of the factor does not stay in x.
     x = s.x
     for _ in range(2):
-        correction = _solve(L, _solve(L, _held(grown, (y - D @ x) @ D)), transposed=True)
+        correction = _solve(L, _solve(L, _at_chosen(grown, (y - D @ x) @ D)), transposed=True)
         x = x.at[grown.atoms].add(jnp.where(slots <= s.size, correction, 0))
     return grown._replace(x=x, r=y - D @ x), helps
 
 
-def _held(s: Chosen, v: Array) -> Array:
+def _at_chosen(s: Chosen, v: Array) -> Array:
     """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their number."""
     return jnp.where(jnp.arange(len(s.atoms)) < s.size, v[s.atoms], 0)
 

@@ -69,8 +69,8 @@ def project(
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)[:, ::2]
-        >>> found = ur.pursuit.project(Ds, 2 * Ds[0][:, 4], sparsity=1)
-        >>> int(found.xs[1].argmax()), found.xs[0].max().round(3).tolist()
+        >>> result = ur.pursuit.project(Ds, 2 * Ds[0][:, 4], sparsity=1)
+        >>> int(result.xs[1].argmax()), result.xs[0].max().round(3).tolist()
         (2, 2.0)
     """
     where = "project"
@@ -136,9 +136,9 @@ class Greedy:
         unit, ones = D.scale_columns(inverse), (norms > 0).astype(y.dtype)
         chosen = atom_by_atom(unit, y, ones, min(self.bounds[-1], len(y)), 0.0, is_sparse)
         xs = _sparse_codes(Ds, inverse * chosen.x)
-        known = jnp.isfinite(norm(y - Ds[0] @ xs[0]))
+        finite = jnp.isfinite(norm(y - Ds[0] @ xs[0]))
         gap = jnp.full((), jnp.inf, y.dtype)
-        return Answer(xs, gap, chosen.size, known)
+        return Answer(xs, gap, chosen.size, finite)
 
 
 def _sparse_codes(Ds: Sequence[Dictionary], x: Array) -> Codes:

@@ -98,7 +98,7 @@ def null_space(B: Array) -> tuple[Array, Array]:
     U, values, V = jnp.linalg.svd(wide, full_matrices=False)
     n, d = B.shape
     cut = min(n, 10 * d) * float(jnp.finfo(B.dtype).eps) * jnp.max(values)
-    kept = values > cut
-    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
-    N, pseudo = jnp.where(kept[None, :], 0, V.T), (V.T * inverse[None, :]) @ U.T
+    large = values > cut
+    inverse = jnp.where(large, 1 / jnp.where(large, values, 1), 0)
+    N, pseudo = jnp.where(large[None, :], 0, V.T), (V.T * inverse[None, :]) @ U.T
     return N.astype(B.dtype), pseudo.astype(B.dtype)

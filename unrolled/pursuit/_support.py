@@ -139,8 +139,8 @@ def slope(problem: Penalized, x: Array) -> Array:
 
 def _curvature(problem: Penalized, signs: Array, v: Array) -> Array:
     """(D_S' D_S + l2) v on the support S of the signs, v elsewhere."""
-    held = jnp.where(signs != 0, v, 0)
-    return jnp.where(signs != 0, (problem.D @ held) @ problem.D + problem.l2 * held, v)
+    on_support = jnp.where(signs != 0, v, 0)
+    return jnp.where(signs != 0, (problem.D @ on_support) @ problem.D + problem.l2 * on_support, v)
 
 
 def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:

@@ -52,19 +52,20 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
     for layer in layers:
         check_coupled(layer, where)
     own = [layer.activation for layer in layers]
-    found, *others = dict.fromkeys(own if given is None else [given, *own])
+    activation, *others = dict.fromkeys(own if given is None else [given, *own])
     if others:
-        got = " and ".join(map(str, (found, *others)))
+        got = " and ".join(map(str, (activation, *others)))
         raise ValueError(f"{where}: expected one activation, that of the layer, got {got}")
-    if not isinstance(found, Activation):
+    if not isinstance(activation, Activation):
         raise TypeError(
-            f"{where}: expected an Activation, with the constants of its tail, got {found!r}"
+            f"{where}: expected an Activation, with the constants of its tail, got {activation!r}"
         )
-    if math.isfinite(found.reach):
+    if math.isfinite(activation.reach):
         raise ValueError(
-            f"{where}: {found} is near ReLU only up to {found.reach:g}; states may leave that range"
+            f"{where}: {activation} is near ReLU only up to {activation.reach:g}; states may leave "
+            "that range"
         )
-    return found
+    return activation
 
 
 def blocks_of(
@@ -82,8 +83,8 @@ def blocks_of(
         )
     several = isinstance(model, Network) and isinstance(D, (tuple, list))
     dictionaries = tuple(_matrix(one, where) for one in (D if several else (D,)))
-    given: Any = dictionaries if several else dictionaries[0]
-    model.check(params, given)
+    Ds: Any = dictionaries if several else dictionaries[0]
+    model.check(params, Ds)
     if isinstance(model, Network):
         parts = list(zip(model.layers, params, dictionaries))
     else:

@@ -76,12 +76,12 @@ class Leak:
             tokens: |z|, (channels, *grid).
         """
         size = sum(math.log1p(self._others_of_one(n)) for n in update.shape[1:])
-        kept, lost = math.exp(-size), -math.expm1(-size)  # the masses of g at its target and off it
+        own, lost = math.exp(-size), -math.expm1(-size)  # the masses of g at its target and off it
         spread, total = np.zeros_like(update), update
         for axis in range(1, update.ndim):
             moved = self._moved(axis, total)
             spread, total = spread + moved, total + moved
-        return self.at_codes(kept * spread + lost * update + self._apart(V, tokens))
+        return self.at_codes(own * spread + lost * update + self._apart(V, tokens))
 
     def _at(self, leads: int) -> Iterator[slice]:
         leads = 0 if self.circular else leads
@@ -113,8 +113,8 @@ class Leak:
         for axis, size in enumerate(self.grid):
             i = np.arange(size)
             gone = self._tail(i) + self._tail(size - 1 - i)  # past the two borders
-            kept = 1 + 2 * self._tail(0) - gone
-            more = more + np.log1p(gone / kept).reshape(
+            inside = 1 + 2 * self._tail(0) - gone
+            more = more + np.log1p(gone / inside).reshape(
                 [-1 if a == axis else 1 for a in range(more.ndim)]
             )
             total = total + self._moved(axis + 1, total)

@@ -27,16 +27,16 @@ def block_layers(
     blocks: tuple[MatrixBlock, ...], net: Architecture, M: float
 ) -> tuple[list[tuple[Layers, Layers]], float]:
     """Hidden layers and read-out of every block, and the largest constant that lifts the state."""
-    m, found = blocks[0].m, []
+    m, layers = blocks[0].m, []
     state = State(np.eye(m), np.zeros(m), -M, tree=True, signed=True, offset=M)
     signal = Bound(np.full(m, M), M * math.sqrt(m))
     lift = net.identity_from + signal.entries
     for block in blocks:
         hidden, state, code = _hidden(block, state, signal, lift, net)
         read = state.A[: block.d] if block.steps else np.zeros((block.d, state.A.shape[1]))
-        found.append((hidden, _dense(read, np.zeros(block.d), state, net, readout=True)))
+        layers.append((hidden, _dense(read, np.zeros(block.d), state, net, readout=True)))
         state, signal, lift = _next_signal(read, state, code, net)
-    return found, state.offset
+    return layers, state.offset
 
 
 def _hidden(

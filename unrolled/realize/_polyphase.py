@@ -54,12 +54,12 @@ class Architecture(NamedTuple):
         filters = np.pad(
             filters, ((0, 0), (0, 0), (0, self.kernel_size - filters.shape[2]))
         ).astype(self.dtype)
-        known = self.stored.get(filters.shape)
-        if known is None or not np.array_equal(known[0], filters):
-            known = self.stored[filters.shape] = filters, jnp.asarray(filters)
+        pair = self.stored.get(filters.shape)
+        if pair is None or not np.array_equal(pair[0], filters):
+            pair = self.stored[filters.shape] = filters, jnp.asarray(filters)
         rho = None if linear else self.activation
         bias = bias.astype(self.dtype)
-        return ConvLayer(known[1], jnp.asarray(bias), self.stride, rho, flat, readout)
+        return ConvLayer(pair[1], jnp.asarray(bias), self.stride, rho, flat, readout)
 
 
 def tree_depth(q: int, stride: int) -> int:

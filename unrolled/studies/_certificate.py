@@ -72,11 +72,11 @@ class DictionaryReport(NamedTuple):
         ]
         rest = [*self.table.reasons()]
         if self.activation is not None:
-            found = self.activation
-            theorem = f"Theorem {found.theorem}" if found.theorem else "no theorem applies"
+            schedule = self.activation
+            theorem = f"Theorem {schedule.theorem}" if schedule.theorem else "no theorem applies"
             rest.append(
-                f"with the activation: {theorem}, contraction {found.contraction:.6g}, "
-                f"floor {found.floor:.6g}"
+                f"with the activation: {theorem}, contraction {schedule.contraction:.6g}, "
+                f"floor {schedule.floor:.6g}"
             )
         if self.cnn is not None:
             rest.append(
@@ -88,9 +88,9 @@ class DictionaryReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as data."""
-        found, activation = self.activation, None
-        if found is not None:
-            activation = dict(theorem=found.theorem, holds=found.holds, floor=found.floor)
+        schedule, activation = self.activation, None
+        if schedule is not None:
+            activation = dict(theorem=schedule.theorem, holds=schedule.holds, floor=schedule.floor)
         return {
             "m": self.m,
             "d": self.d,
@@ -132,11 +132,11 @@ class ChainReport(NamedTuple):
             "layer": range(1, len(self.sparsities) + 1),
             "sparsity": self.sparsities,
         }
-        for name, found in self.unique.items():
-            rows[f"unique by {name}"] = found.unique.tolist()
-            rows[f"  {name}: sparsity below"] = found.bounds.tolist()
-            rows[f"  {name}: from layer"] = found.path.tolist()
-            rows[f"  {name}: found by l1"] = found.l1.tolist()
+        for name, result in self.unique.items():
+            rows[f"unique by {name}"] = result.unique.tolist()
+            rows[f"  {name}: sparsity below"] = result.bounds.tolist()
+            rows[f"  {name}: from layer"] = result.path.tolist()
+            rows[f"  {name}: found by l1"] = result.l1.tolist()
         rows["error per noise (l2)"] = self.stability.delta.tolist()
         rows[f"steps to {self.tolerance:g}"] = self.plan.depths
         rows["certified l1 error"] = self._errors()
@@ -144,19 +144,19 @@ class ChainReport(NamedTuple):
 
     def _errors(self) -> list[float]:
         """The certified l1 error of every layer, inf where no plan reaches the tolerance."""
-        errors = [float(found.error[-1]) for found in self.plan.schedules]
+        errors = [float(schedule.error[-1]) for schedule in self.plan.schedules]
         return errors or [np.inf] * len(self.sparsities)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as data."""
         unique = {
             name: {
-                "unique": found.unique,
-                "bounds": found.bounds,
-                "path": found.path,
-                "l1": found.l1,
+                "unique": result.unique,
+                "bounds": result.bounds,
+                "path": result.path,
+                "l1": result.l1,
             }
-            for name, found in self.unique.items()
+            for name, result in self.unique.items()
         }
         stability, plan = self.stability, self.plan
         return {
@@ -312,7 +312,7 @@ def _layer(
     }
     activation: theory.ActivationSchedule | None = None
     if request.activation is not None:
-        _, found = analytic.block_schedule(
+        _, schedule = analytic.block_schedule(
             D,
             table.weights["minimax"],
             request.activation,
@@ -321,8 +321,8 @@ def _layer(
             bound=request.bound,
             noise=request.noise,
         )
-        assert isinstance(found, theory.ActivationSchedule)  # since none is `relu` itself
-        activation = found
+        assert isinstance(schedule, theory.ActivationSchedule)  # since none is `relu` itself
+        activation = schedule
     size = None
     if best.holds and np.isfinite(best.steps):
         size = realize.cnn_size(m, d, int(best.steps), kernel_size=_KERNEL_SIZE)
@@ -372,12 +372,12 @@ def _chain(
 
 def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
     """Says how many programs of a dictionary are solved, not too often."""
-    which, told = "" if J == 1 else f"dictionary {j + 1} of {J}: ", time.monotonic()
+    which, last = "" if J == 1 else f"dictionary {j + 1} of {J}: ", time.monotonic()
 
     def progress(settled: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _SILENCE:
-            told = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last >= _SILENCE:
+            last = time.monotonic()
             say(f"{which}{settled} of {total} linear programs")
 
     return progress

@@ -85,8 +85,8 @@ class CertifiedRegime(NamedTuple):
         """How many nonzeros are certified, and how near the errors come to their bounds."""
         largest = max(self.largest.values())
         inside = all(np.all(run.measured <= run.schedule.error) for run in self._holding())
-        kept = "stay below their bounds" if inside else "exceed a bound"
-        return f"Theory certifies up to {largest} nonzeros; the measured errors {kept}."
+        verdict = "stay below their bounds" if inside else "exceed a bound"
+        return f"Theory certifies up to {largest} nonzeros; the measured errors {verdict}."
 
     def __repr__(self) -> str:
         """The text, as it fits on a screen."""

@@ -82,8 +82,8 @@ class KnownCodes(NamedTuple):
         return self.comparison.answer()
 
     def _predictions(self) -> list[str]:
-        told = self.comparison.predictions_table()
-        return [PREDICTIONS, "", told, ""] if told else []
+        table = self.comparison.predictions_table()
+        return [PREDICTIONS, "", table, ""] if table else []
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""
@@ -240,11 +240,11 @@ def known_codes(
             )
         return _known_chain(samples, run)
     D, (Y, X) = samples.D, samples.tested_on
-    found = _methods(samples, run)
+    made = _methods(samples, run)
     say("comparing on the test signals" + (", and proving their codes" if certify else ""))
     options = dict(sampled=sampled, certify=certify, predict=predict)
-    result = compared({**found.methods, **run.weights}, D, Y, X, **options)
-    return KnownCodes(samples, run.depth, result, found.remarks, found.caution, found.seconds)
+    result = compared({**made.methods, **run.weights}, D, Y, X, **options)
+    return KnownCodes(samples, run.depth, result, made.remarks, made.caution, made.seconds)
 
 
 class _Methods(NamedTuple):
@@ -257,14 +257,14 @@ class _Methods(NamedTuple):
 
 def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
     """method -> title, family and options, of those that are made by a recipe."""
-    known: dict[str, tuple[str, str, dict[str, Any]]] = {
+    families: dict[str, tuple[str, str, dict[str, Any]]] = {
         "lista": ("LISTA", "lista", {}),
         "lista_cp": ("LISTA-CP", "lista_cp", {}),
         "alista": ("ALISTA", "alista", {"support": None}),
         "alista_ss": ("ALISTA-SS", "alista", {}),
     }
-    known |= {name: (name, name, {}) for name in run.others}
-    return {name: family for name, family in known.items() if name in run.methods}
+    families |= {name: (name, name, {}) for name in run.others}
+    return {name: family for name, family in families.items() if name in run.methods}
 
 
 def _prepared(samples: Samples, run: Plan, family: str, options: dict[str, Any]) -> training.Start:

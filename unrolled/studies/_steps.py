@@ -314,8 +314,8 @@ def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any])
     has_aim = options.keys() & {"sparsity", "lam", "ratio"} or (name == "omp" and "tol" in options)
     if has_aim or name not in PURSUITS:
         return dict(options)
-    known = PURSUITS[name].options
-    names = [option for option in ("sparsity", "lam") if option in known][:1]
+    own = PURSUITS[name].options
+    names = [option for option in ("sparsity", "lam") if option in own][:1]
     return dict(options) | {n: otherwise[n] for n in names if otherwise[n] is not None}
 
 

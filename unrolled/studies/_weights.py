@@ -50,23 +50,23 @@ class WeightsCertificate(NamedTuple):
         )
 
     def _rows(self) -> dict[str, Sequence]:
-        found = self.certificates
+        each = self.certificates
         return {
-            "layer": range(1, len(found) + 1),
+            "layer": range(1, len(each) + 1),
             "family": [layer.family for layer in self.layers],
             "D": [f"{m} x {d}" for m, d in self.shapes],
             "sparsity": self.sparsities,
-            "l1 error at the start": [float(c.error[0]) for c in found],
-            "guaranteed l1 error": [float(c.error[-1]) if c.holds else "none" for c in found],
-            "holds": [c.holds for c in found],
+            "l1 error at the start": [float(c.error[0]) for c in each],
+            "guaranteed l1 error": [float(c.error[-1]) if c.holds else "none" for c in each],
+            "holds": [c.holds for c in each],
             f"steps to {self.tolerance:g}": [
-                "none" if (k := self._steps(c)) is None else k for c in found
+                "none" if (k := self._steps(c)) is None else k for c in each
             ],
             "no false positives in": [
                 f"{c.false_positives_excluded.sum()} of {layer.depth}"
-                for c, layer in zip(found, self.layers)
+                for c, layer in zip(each, self.layers)
             ],
-            "largest sparsity": [c.largest_sparsity for c in found],
+            "largest sparsity": [c.largest_sparsity for c in each],
         }
 
     def __repr__(self) -> str:
@@ -122,9 +122,9 @@ class WeightsCertificate(NamedTuple):
         plots.name_lines(panels[0, 0])
         return figure
 
-    def _steps(self, found: theory.Certificate) -> int | None:
+    def _steps(self, certificate: theory.Certificate) -> int | None:
         """The first step with the tolerance; None for none."""
-        reached = np.flatnonzero(found.error <= self.tolerance)
+        reached = np.flatnonzero(certificate.error <= self.tolerance)
         return int(reached[0]) if len(reached) else None
 
 

@@ -83,10 +83,10 @@ def activation_schedule(
 
     Example:
         >>> elu = ur.activations.scale(ur.activations.elu(1.0), 1e4)
-        >>> found = ur.theory.activation_schedule(
+        >>> schedule = ur.theory.activation_schedule(
         ...     elu, 1 / 8, 1.0, d=128, sparsity=2, bound=1.0, depth=30
         ... )
-        >>> found.theorem, found.holds, round(found.floor, 3)
+        >>> schedule.theorem, schedule.holds, round(schedule.floor, 3)
         ('15', True, 0.023)
     """
     where = "activation_schedule"

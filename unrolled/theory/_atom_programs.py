@@ -68,7 +68,7 @@ def solve_atoms(
     rest, own = np.flatnonzero(~alone), ~alone[chosen] & ~nearly[chosen]
     W[:, alone[chosen]] = P[:, np.searchsorted(np.flatnonzero(alone), chosen[alone[chosen]])]
     if own.any():
-        found = lp.basis_pursuit(
+        solution = lp.basis_pursuit(
             lp.whiten(A[:, rest]) if alone.any() else whitened,
             A[:, chosen[own]],
             banned=np.searchsorted(rest, chosen[own]),
@@ -79,7 +79,7 @@ def solve_atoms(
             ),
             progress=progress,
         )
-        W[:, own], V[np.ix_(rest, own)] = found.Z, found.V
+        W[:, own], V[np.ix_(rest, own)] = solution.Z, solution.V
     for k in np.flatnonzero(nearly[chosen]):
         others = rest[rest != chosen[k]]
         W[:, k], V[others, k] = _apart(A[:, chosen[k]], A[:, others], tol)
@@ -111,8 +111,8 @@ def _apart(atom: np.ndarray, others: np.ndarray, tol: float) -> tuple[np.ndarray
 
     What the other atoms leave of it would be lost in the rounding of the shared program.
     """
-    found = lp.basis_pursuit(lp.whiten(others), atom[:, None], tol=tol)
-    z, v = found.Z[:, 0], found.V[:, 0]
+    solution = lp.basis_pursuit(lp.whiten(others), atom[:, None], tol=tol)
+    z, v = solution.Z[:, 0], solution.V[:, 0]
     missed = atom - others @ v
     # If the others cannot represent the atom, the remainder is orthogonal to them.
     return (missed, np.zeros_like(v)) if np.linalg.norm(missed) > ROUNDING else (z, v)
@@ -164,9 +164,9 @@ def cached(
         repr((A.shape, chosen.tolist(), mode)).encode() + np.ascontiguousarray(A).tobytes()
     )
     path = folder / f"coherence-{key.hexdigest()}.npz"
-    kept = _read(path, A.shape, len(chosen))
-    if kept is not None:
-        upper, lower, W, V = _recertified(A, *kept, chosen)
+    stored = _read(path, A.shape, len(chosen))
+    if stored is not None:
+        upper, lower, W, V = _recertified(A, *stored, chosen)
         if np.isfinite(upper).all() and is_closed(upper, lower, *mode):
             return upper, lower, W, V
     upper, lower, W, V = solve(A)
@@ -196,10 +196,10 @@ def _read(path: Path, shape: tuple[int, int], n: int) -> tuple[np.ndarray, np.nd
     try:
         if path.stat().st_size > most:
             return None
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            if sum(entry.file_size for entry in kept.zip.infolist()) > most:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            if sum(entry.file_size for entry in arrays.zip.infolist()) > most:
                 return None
-            W, V = kept["W"], kept["V"]
+            W, V = arrays["W"], arrays["V"]
     except _UNREADABLE:
         return None
     fits = (

@@ -142,8 +142,8 @@ def certify(
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
         >>> params = ur.analytic.alista(D, depth=20, sparsity=2, bound=1.0)
-        >>> found = ur.theory.certify(ur.alista(20), params, D, sparsity=2, bound=1.0)
-        >>> found.holds, bool(found.false_positives_excluded.all()), found.largest_sparsity
+        >>> result = ur.theory.certify(ur.alista(20), params, D, sparsity=2, bound=1.0)
+        >>> result.holds, bool(result.false_positives_excluded.all()), result.largest_sparsity
         (True, True, 2)
     """
     if getattr(layer, "layers", None) is None:
@@ -222,11 +222,11 @@ def _chain(
     for name, column in columns.items():
         if not hasattr(column, "__len__") or len(column) != len(layers):
             raise ValueError(f"certify: expected {len(layers)} {name}, one per layer of the chain")
-    found, before = [], None
+    certificates, before = [], None
     for layer, p, D, s, B, delta in zip(layers, params, Ds, sparsities, bounds, noises):
         certificate, before = _layer(layer, p, D, s, B, delta, before)
-        found.append(certificate)
-    return tuple(found)
+        certificates.append(certificate)
+    return tuple(certificates)
 
 
 def _steps(
@@ -236,25 +236,25 @@ def _steps(
     if type(steps) is not tuple:
         steps = [jax.tree.map(lambda v, k=k: np.asarray(v)[k], steps) for k in range(layer.depth)]
     last: Any = None
-    found: _Weights | None = None
+    products: _Weights | None = None
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
         W, gamma, _ = layer.weights(params.shared, p, D)
-        if found is None or not _same(W, last):  # tied weights are measured once
-            last, found = W, _products(W, D, before.size if before else 0)
+        if products is None or not _same(W, last):  # tied weights are measured once
+            last, products = W, _products(W, D, before.size if before else 0)
         gamma = np.asarray(1.0 if gamma is None else gamma)
         size = np.broadcast_to(np.abs(gamma), (d,))
-        noise = found.C * delta
+        noise = products.C * delta
         if before is not None and before.l1:
             # An error on few entries, none above l_inf, adds less than C_W times its l1 norm.
             noise = noise + np.minimum(
-                found.C * before.l1, found.gain * before.linf if before.size else np.inf
+                products.C * before.l1, products.gain * before.linf if before.size else np.inf
             )
         theta = np.broadcast_to(np.asarray(spread(D, jax.device_put(p.theta))), (d,))
         # As `activations.select_support` counts.
         passing = int(np.round(np.float32(fraction) * np.float32(d)))
-        G = max(float((found.G * size).max()), _LEAST_G)
-        own = np.abs(1 - gamma * found.own)
-        yield _Step(own, found.mu * size, noise * size, G, theta, passing)
+        G = max(float((products.G * size).max()), _LEAST_G)
+        own = np.abs(1 - gamma * products.own)
+        yield _Step(own, products.mu * size, noise * size, G, theta, passing)
 
 
 def _same(A: Any, B: Any) -> bool:

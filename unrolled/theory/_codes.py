@@ -74,8 +74,8 @@ class CodeCertificate(NamedTuple):
         Y = Y.astype(float)
         scale = np.abs(Y).max(-1, keepdims=True, initial=0)
         with np.errstate(invalid="ignore"):
-            near = np.linalg.norm(Y / np.where(scale > 0, scale, 1), axis=-1)
-        met = np.logical_and(self.holds, self.residual <= level * near * scale[..., 0])
+            size = np.linalg.norm(Y / np.where(scale > 0, scale, 1), axis=-1)
+        met = np.logical_and(self.holds, self.residual <= level * size * scale[..., 0])
         return met if met.ndim else bool(met)
 
 
@@ -141,8 +141,8 @@ def certify_code(
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 40, 80)
         >>> x = np.zeros(80)
         >>> x[[3, 20, 70]] = 1.0, -2.0, 0.5
-        >>> found = ur.theory.certify_code(D, np.asarray(D, float) @ x, 0.9 * x)
-        >>> found.unique, np.flatnonzero(found.x).tolist(), found.x[20].round(9).item()
+        >>> proof = ur.theory.certify_code(D, np.asarray(D, float) @ x, 0.9 * x)
+        >>> proof.unique, np.flatnonzero(proof.x).tolist(), proof.x[20].round(9).item()
         (True, [3, 20, 70], -2.0)
     """
     where = "certify_code"
@@ -154,16 +154,16 @@ def certify_code(
         Y, X, eps = _operands(D, y, x, where)
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)
-        known = np.isfinite(Y).all(1)
-        Y, X, scale = _near(np.where(known[:, None], Y, 0), np.where(known[:, None], X, 0))
+        finite = np.isfinite(Y).all(1)
+        Y, X, scale = _scaled(np.where(finite[:, None], Y, 0), np.where(finite[:, None], X, 0))
         m, d = D.shape
         if finish is not None:
             X, searched = _cut(X, m), max(1, min(int(_SEARCHED * m), d // 2))
             run = partial(_finished, D, eps=eps, finish=finish, searched=searched)
             (X,) = _in_chunks(run, 1, Y, X)
         k = _padded(X)
-        found = _in_chunks(partial(_dual_vectors, D, steps=steps, k=k), k, Y, X)
-    certificates = _certificates(X, known, scale, found)
+        parts = _in_chunks(partial(_dual_vectors, D, steps=steps, k=k), k, Y, X)
+    certificates = _certificates(X, finite, scale, parts)
     return CodeCertificate(*map(_single, certificates)) if one else certificates
 
 
@@ -181,7 +181,7 @@ def _operands(
     return Y.astype(float), X.astype(float), float(jnp.finfo(Y.dtype).eps)
 
 
-def _near(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scaled(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Signals near 1, or codes where those are 0, and the exponents k of their scales 2^k."""
     sizes = [np.abs(np.where(np.isfinite(A), A, 0)).max(1, initial=0) for A in (Y, X)]
     k = np.frexp(np.where(sizes[0] > 0, *sizes))[1]
@@ -315,12 +315,12 @@ def _finished(
         return X, fits(X), i + 1
 
     own = _least_squares(D, Y, X != 0, _FINE)
-    found, fit, _ = lax.while_loop(
+    refitted, fit, _ = lax.while_loop(
         lambda carry: (carry[2] < finish) & ~carry[1].all(),
         body,
         (own, fits(own), jnp.zeros((), int)),
     )
-    X = jnp.where(fit[:, None], found, own)
+    X = jnp.where(fit[:, None], refitted, own)
     # Entries that the fit does not need: the rounding of a support that is too large.
     on = jnp.abs(X) > jnp.sqrt(eps) * jnp.max(jnp.abs(X), 1, keepdims=True)
     fewer = _least_squares(D, Y, on, _FINE)
@@ -440,10 +440,10 @@ def _least_singular_value(support: _Support) -> Array:
 
 
 def _certificates(
-    X: np.ndarray, known: np.ndarray, scale: np.ndarray, found: list[np.ndarray]
+    X: np.ndarray, finite: np.ndarray, scale: np.ndarray, parts: list[np.ndarray]
 ) -> CodeCertificate:
     """The statement with the rounding of the correlations, of sums of m products."""
-    nu, tau, zeta, sigma, size, residual, rounding = found
+    nu, tau, zeta, sigma, size, residual, rounding = parts
     if not ((size > 1 / _LARGEST) & (size < _LARGEST)).all():
         raise ValueError(
             f"certify_code: the largest norm of an atom is {size[0]:.3g}; expected norms near 1, "
@@ -455,11 +455,11 @@ def _certificates(
     with np.errstate(divide="ignore", invalid="ignore"):
         kappa = np.where(n > 0, zeta * np.sqrt(n) / sigma, 0)
         room = 1 - tau - kappa * size
-        holds = known & (sigma > 0) & (room > 0)
+        holds = finite & (sigma > 0) & (room > 0)
         l1_gain = np.where(holds, (1 + size / sigma) / room, math.inf)
         error_gain = np.where(holds, 1 / sigma + l1_gain * (length + kappa), math.inf)
     unique = holds & (residual <= _EPS * rounding)
-    residual = np.where(known, np.ldexp(residual, scale), math.inf)
+    residual = np.where(finite, np.ldexp(residual, scale), math.inf)
     return CodeCertificate(
         np.ldexp(X, scale[:, None]),
         residual,

@@ -423,8 +423,8 @@ def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
     used = jnp.any(W > 0, axis=1, keepdims=True).astype(D.dtype)
     W, D = ldexp(W, -k), ldexp(D, k) * used
     size = exponent(D)
-    near = ldexp(D, -size)
-    G = largest(row_maxima(W.astype(dtype), near.astype(dtype), diagonal=True)).astype(D.dtype)
+    scaled = ldexp(D, -size)
+    G = largest(row_maxima(W.astype(dtype), scaled.astype(dtype), diagonal=True)).astype(D.dtype)
     return ldexp(G * (1 + (len(D) + 2) * float(jnp.finfo(dtype).eps)), size)
 
 

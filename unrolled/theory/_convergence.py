@@ -393,10 +393,10 @@ def plan(
         ValueError: sequences of different lengths, or a negative or NaN value.
 
     Example:
-        >>> found = ur.theory.plan(
+        >>> plan = ur.theory.plan(
         ...     (1 / 32, 1 / 5), (1.0, 1.0), sparsities=(4, 2), bounds=(1.0, 1.0), tol=1e-3
         ... )
-        >>> found.depths
+        >>> plan.depths
         (9, 15)
     """
     (tol,) = host_numbers("plan", tol=tol)
@@ -422,10 +422,10 @@ def plan(
         for C, B, delta, g, gain in zip(C_Ws, bounds, noises, guards, gains)
     ]
     blocks = tuple(
-        _Block(found.contraction, times(s, B), 2 * s * gain, 2 * s * (times(C, delta) + g))
-        for found, s, (C, B, delta, g, gain) in zip(limits, sparsities, numbers)
+        _Block(limit.contraction, times(s, B), 2 * s * gain, 2 * s * (times(C, delta) + g))
+        for limit, s, (C, B, delta, g, gain) in zip(limits, sparsities, numbers)
     )
-    contracts = all(found.contraction * UP < 1 for found in limits)
+    contracts = all(limit.contraction * UP < 1 for limit in limits)
     depths = _fewest(blocks, tol, math.inf) if contracts else None
     if depths is None:
         return Plan((math.inf,) * J, (), False, _reason(blocks, tol))
@@ -492,9 +492,9 @@ def _fewest(blocks: Sequence[_Block], tol: float, most: float) -> tuple[int, ...
     if _least(blocks) > tol:
         return None
     while K + len(before) < most:
-        found = _fewest(before, last.tolerance(K, tol), most - K)
-        if found is not None:
-            best, most = (*found, int(K)), K + sum(found)
+        depths = _fewest(before, last.tolerance(K, tol), most - K)
+        if depths is not None:
+            best, most = (*depths, int(K)), K + sum(depths)
         if last.a**K * last.start <= _NEGLIGIBLE * tol:
             break
         K += 1

@@ -117,8 +117,8 @@ def generalized_coherence(
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
-        >>> found = ur.theory.generalized_coherence(D)
-        >>> round(float(ur.theory.mutual_coherence(D)), 2), round(float(found.upper), 2)
+        >>> coherence = ur.theory.generalized_coherence(D)
+        >>> round(float(ur.theory.mutual_coherence(D)), 2), round(float(coherence.upper), 2)
         (0.63, 0.34)
     """
     where = "generalized_coherence"
@@ -270,9 +270,9 @@ def minimal_entry_weights(
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
-        >>> found = ur.theory.generalized_coherence(D)
-        >>> least = ur.theory.minimal_entry_weights(D, found)
-        >>> least.holds, bool(least.upper <= jnp.abs(found.W).max())
+        >>> coherence = ur.theory.generalized_coherence(D)
+        >>> least = ur.theory.minimal_entry_weights(D, coherence)
+        >>> least.holds, bool(least.upper <= jnp.abs(coherence.W).max())
         (True, True)
     """
     where = "minimal_entry_weights"

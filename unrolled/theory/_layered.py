@@ -71,8 +71,8 @@ def layered_thresholds(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
-        >>> found = ur.theory.layered_thresholds([D], sparsities=[2], bounds=1.0)
-        >>> found.lams.round(3).tolist(), found.error.round(3).tolist()
+        >>> result = ur.theory.layered_thresholds([D], sparsities=[2], bounds=1.0)
+        >>> result.lams.round(3).tolist(), result.error.round(3).tolist()
         ([0.25], [0.375])
     """
     where = "layered_thresholds"
@@ -123,8 +123,8 @@ def layered_penalties(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
-        >>> found = ur.theory.layered_penalties([D], sparsities=[2], noise=0.1)
-        >>> found.lams.round(3).tolist(), found.error.round(3).tolist(), found.holds
+        >>> result = ur.theory.layered_penalties([D], sparsities=[2], noise=0.1)
+        >>> result.lams.round(3).tolist(), result.error.round(3).tolist(), result.holds
         ([0.18], [0.32], True)
     """
     Ds, s, products, gains, delta = _measured(Ds, sparsities, noise, stripes, "layered_penalties")

@@ -201,8 +201,8 @@ def is_csc_feasible(
         >>> filters = jax.random.normal(jax.random.key(0), (2, 1, 5))
         >>> D = ur.dictionaries.Conv(filters, (40,), boundary="circular")
         >>> x = jnp.zeros((2, 40)).at[0, ::10].set(1.0).ravel()
-        >>> found = ur.theory.is_csc_feasible(D @ x, [D], [x], sparsities=[1])
-        >>> found.holds, found.stripes.tolist()
+        >>> result = ur.theory.is_csc_feasible(D @ x, [D], [x], sparsities=[1])
+        >>> result.holds, result.stripes.tolist()
         (True, [1])
     """
     where = "is_csc_feasible"
@@ -255,13 +255,13 @@ def _evaluated(
     y: ArrayLike, Ds: Sequence[Dictionary], xs: Sequence[ArrayLike], tol: float, where: str
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """The codes without entries up to tol, norm(x_{j-1} - D_j x_j) and its rounding, (J,) each."""
-    given = _signals(y, Ds, xs, where)
-    signals = [np.asarray(x, np.float64) for x in given]
+    raw = _signals(y, Ds, xs, where)
+    signals = [np.asarray(x, np.float64) for x in raw]
     signals[1:] = [np.where(np.abs(x) <= tol, 0.0, x) for x in signals[1:]]
     residuals, rounding = [], []
     for j, D in enumerate(Ds):
         before, x = signals[j : j + 2]
-        eps = max(float(jnp.finfo(a.dtype).eps) for a in (D, *given[j : j + 2]))
+        eps = max(float(jnp.finfo(a.dtype).eps) for a in (D, *raw[j : j + 2]))
         residual, size = map(float, _distance(_checks.cast(D, np.float64), before, x))
         residuals.append(residual)
         rounding.append((np.count_nonzero(x) + 2) * eps * size)

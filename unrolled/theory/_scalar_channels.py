@@ -84,9 +84,9 @@ def bernoulli_gaussian(prior: Prior, tau2: float, assumed: Prior, level: float) 
 def mean_magnitude(mu: np.ndarray, variance: float) -> float:
     """The mean over the nodes of E abs(mu + sqrt(variance) n)."""
     s = math.sqrt(variance)
-    near = mu / s
+    ratio = mu / s
     return mean(
-        s * math.sqrt(2 / math.pi) * np.exp(-(near**2) / 2) + mu * _erf(near / math.sqrt(2))
+        s * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + mu * _erf(ratio / math.sqrt(2))
     )
 
 

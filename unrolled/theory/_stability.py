@@ -91,8 +91,8 @@ def stability(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
-        >>> found = ur.theory.stability([D], sparsities=[3], eps=0.0, eps0=0.1)
-        >>> found.delta.round(3).tolist(), found.holds
+        >>> bounds = ur.theory.stability([D], sparsities=[3], eps=0.0, eps0=0.1)
+        >>> bounds.delta.round(3).tolist(), bounds.holds
         ([0.163], True)
     """
     where = "stability"
@@ -272,8 +272,8 @@ def product_stability(
     Example:
         >>> D_1 = np.array([[1.0, 0.6, 0.0], [0.0, 0.8, 0.0], [0.0, 0.0, 1.0]])
         >>> D_2 = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]) / np.sqrt([2.0, 1.0])
-        >>> found = ur.theory.product_stability([D_1, D_2], sparsity=1, eps=0.0, delta=0.1)
-        >>> found.mu, round(found.nu, 3), round(found.delta, 3)
+        >>> bounds = ur.theory.product_stability([D_1, D_2], sparsity=1, eps=0.0, delta=0.1)
+        >>> bounds.mu, round(bounds.nu, 3), round(bounds.delta, 3)
         (0.0, 0.632, 0.158)
     """
     where = "product_stability"
@@ -326,8 +326,8 @@ def holistic_stability(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
-        >>> found = ur.theory.holistic_stability([D], [[3, 70]], eps=0.0, eps0=0.1)
-        >>> round(found.sigma_min, 3), round(found.delta, 3)
+        >>> bounds = ur.theory.holistic_stability([D], [[3, 70]], eps=0.0, eps0=0.1)
+        >>> round(bounds.sigma_min, 3), round(bounds.delta, 3)
         (0.935, 0.107)
     """
     where = "holistic_stability"

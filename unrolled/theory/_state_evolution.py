@@ -122,8 +122,8 @@ def state_evolution(
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 250, 500)
-        >>> found = ur.theory.state_evolution(ur.layers.lamp_bg(8), D, probability=0.1)
-        >>> found.nmse[[0, 1, 4, 8]].round().tolist(), found.holds
+        >>> evolution = ur.theory.state_evolution(ur.layers.lamp_bg(8), D, probability=0.1)
+        >>> evolution.nmse[[0, 1, 4, 8]].round().tolist(), evolution.holds
         ([0.0, -4.0, -17.0, -40.0], True)
     """
     where = "state_evolution"
@@ -184,15 +184,15 @@ def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.nda
     """The thresholds of params whose other leaves are those of the start; ValueError for others."""
     layer.check(params, D)
     start = layer.init(None, D)
-    given, expected = params, start
+    rest, expected = params, start
     if passing.threshold is not None:
         name = passing.threshold
-        given = given._replace(steps=given.steps._replace(**{name: None}))
+        rest = rest._replace(steps=rest.steps._replace(**{name: None}))
         expected = expected._replace(steps=expected.steps._replace(**{name: None}))
     if passing.step == "oamp" and passing.threshold is not None:  # W'D is d / m times P
         one = np.ones(layer.depth, expected.steps.gamma.dtype)
         expected = expected._replace(steps=expected.steps._replace(gamma=one))
-    leaves = zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(expected), strict=True)
+    leaves = zip(jax.tree_util.tree_leaves_with_path(rest), jax.tree.leaves(expected), strict=True)
     for (path, leaf), other in leaves:
         close = 1e3 * float(np.finfo(np.asarray(other).dtype).eps) * np.abs(other).max()
         if not np.all(np.abs(np.asarray(leaf) - np.asarray(other)) <= close):
@@ -216,10 +216,10 @@ def _holds(passing: MessagePassing, problem: _Problem, prior: Prior) -> bool:
         assumed, true = passing.noise_ratio or math.nan, problem.noise / energy
         return true <= 2 * assumed and (assumed <= 2 * true or assumed <= _NO_NOISE)
     assumed = problem.noise if passing.noise is None else passing.noise
-    known = problem.noise <= 2 * assumed and assumed <= 2 * problem.noise
+    right_noise = problem.noise <= 2 * assumed and assumed <= 2 * problem.noise
     # The start of `tista` takes D to be of full rank.
     full = passing.estimate != "bayes" or len(s2) == min(m, d)
-    return passing.step == "oamp" and known and full
+    return passing.step == "oamp" and right_noise and full
 
 
 def _mixed(passing, problem, prior: Prior, depth: int, thresholds) -> np.ndarray:

@@ -36,7 +36,7 @@ def row_excess(D: Array, level: Array) -> Array:
 
 
 def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array) -> Array:
-    """reduce(found, abs(W'D), i = j), tile by tile along each row, from 0; (d,)."""
+    """reduce(total, abs(W'D), i = j), tile by tile along each row, from 0; (d,)."""
     (m, d), n = D.shape, -(-D.shape[1] // _SIDE)
     # Rows of atoms for the one side, columns for the other: a plain product in every tile.
     left, right = (jnp.pad(A, ((0, 0), (0, n * _SIDE - d))) for A in (W, D))
@@ -44,14 +44,14 @@ def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array)
     tiles, side = jnp.arange(n), jnp.arange(_SIDE)
 
     @jax.checkpoint
-    def tile(found, i, w, j, a):
+    def tile(total, i, w, j, a):
         own = (i * _SIDE + side)[:, None] == (j * _SIDE + side)[None, :]
         with jax.default_matmul_precision("highest"):
-            return reduce(found, jnp.abs(w @ a), own)
+            return reduce(total, jnp.abs(w @ a), own)
 
     def rows(of):
         i, w = of
         start = jnp.zeros(_SIDE, D.dtype)
-        return lax.scan(lambda found, ja: (tile(found, i, w, *ja), None), start, (tiles, right))[0]
+        return lax.scan(lambda total, ja: (tile(total, i, w, *ja), None), start, (tiles, right))[0]
 
     return lax.map(rows, (tiles, left)).reshape(-1)[:d]

@@ -85,8 +85,8 @@ def tolerance_bound(
 
     Example:
         >>> errors = np.random.default_rng(0).exponential(size=20_000)
-        >>> found = ur.theory.tolerance_bound(errors)
-        >>> round(found.bound, 2), found.left_out, found.holds
+        >>> tolerance = ur.theory.tolerance_bound(errors)
+        >>> round(tolerance.bound, 2), tolerance.left_out, tolerance.holds
         (8.9, 2, True)
         >>> ur.theory.tolerance_bound(errors[:10_000]).missing
         3809

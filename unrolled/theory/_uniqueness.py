@@ -94,8 +94,8 @@ def uniqueness(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
-        >>> found = ur.theory.uniqueness([D], sparsities=[4])
-        >>> found.bounds.tolist(), found.holds
+        >>> result = ur.theory.uniqueness([D], sparsities=[4])
+        >>> result.bounds.tolist(), result.holds
         ([4.5], True)
     """
     where = "uniqueness"
@@ -217,8 +217,8 @@ def recover_on_supports(
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
         >>> x = jnp.zeros(128).at[jnp.array([3, 70])].set(jnp.array([1.0, -2.0]))
-        >>> found = ur.theory.recover_on_supports(D @ x, [D], [[3, 70]])
-        >>> bool(found.unique), found.xs[0][jnp.array([3, 70])].round(3).tolist()
+        >>> result = ur.theory.recover_on_supports(D @ x, [D], [[3, 70]])
+        >>> bool(result.unique), result.xs[0][jnp.array([3, 70])].round(3).tolist()
         (True, [1.0, -2.0])
     """
     where = "recover_on_supports"
@@ -286,8 +286,8 @@ def oracle_errors(
 
     Example:
         >>> D_2 = jnp.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
-        >>> found = ur.theory.oracle_errors([jnp.eye(2), D_2], [[0], [0, 1]])
-        >>> found.projection.round(3).tolist(), found.holistic.round(3).tolist(), found.freedom
+        >>> result = ur.theory.oracle_errors([jnp.eye(2), D_2], [[0], [0, 1]])
+        >>> result.projection.round(3).tolist(), result.holistic.round(3).tolist(), result.freedom
         ([2.0, 2.0], [1.0, 1.0], 1)
     """
     where = "oracle_errors"

@@ -95,14 +95,14 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
     A = ldexp(widened(A), -k)  # its squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
         W = cut_pseudo_inverse(A).T  # its transpose is (A A')^+ A
-        held = jnp.zeros((), A.dtype)
+        added = jnp.zeros((), A.dtype)
         if ridge is not None:
             ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
             least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
             W = jnp.where(ridge > least, _ridged(A, jnp.maximum(ridge, least)), W)
-            held = jnp.where(ridge > least, ridge, 0)
-        kept = kept_atoms(A, _gram_product(A, W) + held * W, "frobenius_weights")
-        W = jnp.where(kept[None, :], W, jnp.nan)
+            added = jnp.where(ridge > least, ridge, 0)
+        large = kept_atoms(A, _gram_product(A, W) + added * W, "frobenius_weights")
+        W = jnp.where(large[None, :], W, jnp.nan)
         return ldexp(_unit_diagonal(W, A), -k).astype(dtype)
 
 

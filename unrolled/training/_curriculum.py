@@ -101,8 +101,8 @@ def curriculum(
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
         >>> layer, sample = ur.lista_cp(2, tied=False), ur.problems.sampler(D, batch=16)
         >>> start = layer.init(None, D)
-        >>> found = ur.training.curriculum(layer, start, D, sample, key=0, steps_per_stage=5)
-        >>> found.history.loss.shape  # 2 steps of the network, 3 stages each
+        >>> trained = ur.training.curriculum(layer, start, D, sample, key=0, steps_per_stage=5)
+        >>> trained.history.loss.shape  # 2 steps of the network, 3 stages each
         (30,)
     """
     _check(layer, params, D)

@@ -154,8 +154,8 @@ def fit(
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
         >>> layer, sample = ur.lista_cp(4), ur.problems.sampler(D, batch=16)
         >>> start, adam = layer.init(None, D), optax.adam(1e-2)
-        >>> found = ur.fit(layer, start, D, sample, optimizer=adam, steps=20, key=0)
-        >>> first, last = found.history.records
+        >>> trained = ur.fit(layer, start, D, sample, optimizer=adam, steps=20, key=0)
+        >>> first, last = trained.history.records
         >>> (first.step, last.step), last.validation < first.validation
         ((0, 20), True)
     """

@@ -64,14 +64,14 @@ def build_model(described: Mapping[str, Any]) -> Model:
         ValueError, TypeError: no description, or options that the family refuses.
     """
     options = {name: _build_option(value) for name, value in described.items()}
-    what, known = ("family", FAMILIES) if "family" in options else ("network", NETWORKS)
+    what, kinds = ("family", FAMILIES) if "family" in options else ("network", NETWORKS)
     name = options.pop(what, None)
-    if name not in known:
+    if name not in kinds:
         raise UnknownFamilyError(
             f"unknown {what} {str(name)[:80]!r}; import the module that defines it first; "
-            f"known here: {', '.join(known)}"
+            f"known here: {', '.join(kinds)}"
         )
-    return known[name](**known[name].absent() | options)
+    return kinds[name](**kinds[name].absent() | options)
 
 
 def is_activation(value: Any) -> bool:

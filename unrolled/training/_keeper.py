@@ -185,13 +185,13 @@ def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
     """What `restore` builds from; None where params or D are of a kind that has no form."""
     if not isinstance(model, Layer | Network):
         return None
-    known: Model | None = model
+    described: Model | None = model
     try:
         layer = describe_model(model)
     except TypeError:  # an option that has no form, such as a lambda
-        known, layer = None, None
+        described, layer = None, None
     try:
-        params_form, D_form = describe_params(params, known)[0], describe(D, "D")[0]
+        params_form, D_form = describe_params(params, described)[0], describe(D, "D")[0]
     except TypeError:
         return None
     return {"params": params_form, "D": D_form, "layer": layer}

@@ -406,7 +406,7 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
     params = unstack(start.params) if matrices and steps else start.params
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fit: .* worse than zero codes")  # `worse` says it
-        found = fit(
+        trained = fit(
             layer,
             params,
             signals.D,
@@ -419,5 +419,5 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
             evaluate_every=max(1, min(_EVALUATE_EVERY, steps)),
             progress=False,
         )
-    nmse, worse = _nmse(layer, found.best, signals.D, *signals.later)
-    return Made(start, found, _number(nmse), float(worse))
+    nmse, worse = _nmse(layer, trained.best, signals.D, *signals.later)
+    return Made(start, trained, _number(nmse), float(worse))

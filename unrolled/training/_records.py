@@ -51,8 +51,8 @@ class Fit(NamedTuple):
         best = min(record.validation for record in self.history.records)
         others = {"zero codes": self.history.zero, "ISTA": self.history.ista}
         beside = [f", of {name} {loss:.6g}" for name, loss in others.items() if np.isfinite(loss)]
-        known = isinstance(self.model, Layer | Network)
-        name = repr(self.model) if known else type(self.model).__name__
+        has_options = isinstance(self.model, Layer | Network)
+        name = repr(self.model) if has_options else type(self.model).__name__
         return (
             f"Fit of {name}: {last.step} steps, "
             f"validation loss {first.validation:.6g} at first, {last.validation:.6g} at the end, "

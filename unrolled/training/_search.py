@@ -100,8 +100,8 @@ def search(
         >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
         >>> layer = ur.layers.ista(8)
         >>> start, theta = layer.init(None, D), [0.001, 0.01, 1.0]
-        >>> found = ur.training.search(layer, start, D, Y, X, theta=theta)
-        >>> found.nmse.shape, found.values["theta"] < 1
+        >>> searched = ur.training.search(layer, start, D, Y, X, theta=theta)
+        >>> searched.nmse.shape, searched.values["theta"] < 1
         ((3,), True)
     """
     D, chunk = as_dictionary(D, "search"), _checks.as_index(chunk, "chunk", "search", least=1)

@@ -133,13 +133,13 @@ def restore(
         >>> layer, D = ur.lista_cp(2), ur.dictionaries.dct(4, 6)
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
         >>> path = ur.training.save(path, layer.init(None, D), D, layer, dataset="digits")
-        >>> found = ur.training.restore(path, D=D)
-        >>> found.layer.apply(found.params, found.D, D[:, 0]).shape, found.metadata["dataset"]
+        >>> saved = ur.training.restore(path, D=D)
+        >>> saved.layer.apply(saved.params, saved.D, D[:, 0]).shape, saved.metadata["dataset"]
         ((6,), 'digits')
     """
     path = Path(path).absolute()
     if not path.exists():
-        raise FileNotFoundError(f"restore: {path}: no such file; {_found(path)}")
+        raise FileNotFoundError(f"restore: {path}: no such file; {_beside(path)}")
     if step is not None and not path.is_dir():
         raise ValueError(f"restore: {path} is a file, which has no steps; expected a folder")
     from_bytes = None if path.is_dir() else _format(path, "restore")[1]
@@ -228,7 +228,7 @@ def _check_like(params: Any, like: Any, where: str) -> None:
         )
 
 
-def _found(path: Path) -> str:
+def _beside(path: Path) -> str:
     """What lies beside a file that does not exist."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
