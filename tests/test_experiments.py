@@ -184,10 +184,12 @@ def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
 
 @pytest.mark.slow
 def test_epochs_share_one_compiled_step(images):
-    _run._program.cache_clear()
+    _run._shared_program.cache_clear()
     X, Y = map(jnp.asarray, images.train)
     recipe, moments = dataclasses.replace(RECIPE, layers=()), ((0.5,), (0.25,))
-    job_program = _run._program(recipe, build, X.shape[1:], 3, 3, moments, devices_of(None, 1))
+    job_program = _run._shared_program(
+        recipe, build, X.shape[1:], 3, 3, moments, devices_of(None, 1)
+    )
     net = Tiny(CLASSES, nnx.Rngs(0))
     state = _program.start(job_program, net)
     for epoch in (0, 0, 0, 1):

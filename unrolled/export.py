@@ -156,10 +156,10 @@ def load(path: str | Path) -> Exported:
         call = jax.jit(jax.export.deserialize(bytearray(program)).call)
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise CheckpointError(f"export.load: {path}: {error}") from error
-    return Exported(partial(_run, call, manifest["signals"][1], manifest["dtype"]), manifest)
+    return Exported(partial(_codes, call, manifest["signals"][1], manifest["dtype"]), manifest)
 
 
-def _run(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
+def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     """Codes of signals (n, m), in the dtype of the program."""
     if np.ndim(Y) != 2 or np.shape(Y)[1] != m:
         raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")

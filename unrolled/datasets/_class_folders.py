@@ -83,7 +83,7 @@ def class_folders(folder: str | Path, side: int = 32) -> Images:
         if unknown := [name for name in test if name not in train]:
             raise ValueError(f"{parts[1]}: {', '.join(unknown)} is no class of {parts[0]}")
     classes = tuple(train)
-    return Images(str(folder), _read(train, classes, side), _read(test, classes, side), classes)
+    return Images(str(folder), _loaded(train, classes, side), _loaded(test, classes, side), classes)
 
 
 def _parts(folder: Path) -> tuple[Path, Path] | None:
@@ -111,7 +111,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return {name: pictures for name, pictures in classes.items() if pictures}
 
 
-def _read(
+def _loaded(
     paths_of: dict[str, list[Path]], classes: tuple[str, ...], side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     files = [(path, classes.index(name)) for name, paths in paths_of.items() for path in paths]

@@ -73,7 +73,7 @@ def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = 
     """
     height, width = _size(size)
     train, test = find_pairs(folder, split)
-    return Masks(_read(train, height, width), _read(test, height, width))
+    return Masks(_read_masks(train, height, width), _read_masks(test, height, width))
 
 
 def _size(size: Any) -> tuple[int, int]:
@@ -83,7 +83,7 @@ def _size(size: Any) -> tuple[int, int]:
     return height, width
 
 
-def _read(pairs: list[Pair], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_masks(pairs: list[Pair], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     shape = (len(pairs), height, width)
     _checks.announce((*shape, 3), np.uint8, "the pictures", "masks")
     X, M = np.empty((*shape, 3), np.uint8), np.empty(shape, bool)

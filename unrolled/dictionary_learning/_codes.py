@@ -40,7 +40,7 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
     Y32, lam32 = Y.astype(np.float32), np.float32(lam)
 
     def work(part: slice) -> None:
-        X[part], left[part] = _run(stepper, Y32[part], lam32)
+        X[part], left[part] = _admm(stepper, Y32[part], lam32)
 
     share(work, len(Y), _CHUNK)
     X = X.astype(Y.dtype)
@@ -72,13 +72,13 @@ def _stepper(D: np.ndarray) -> _Stepper:
     return _Stepper(*(np.ascontiguousarray(A, np.float32) for A in (D, D.T, K, E, E.T)))
 
 
-def _run(stepper: _Stepper, Y: np.ndarray, lam: np.float32) -> tuple[np.ndarray, np.ndarray]:
+def _admm(stepper: _Stepper, Y: np.ndarray, lam: np.float32) -> tuple[np.ndarray, np.ndarray]:
     """The codes, and which of them have too large a gap in the end."""
     c = Y @ stepper.K
     v, X = np.zeros_like(c), np.zeros_like(c)
     left = np.arange(len(Y))
     for _ in range(_LOOKS):
-        v = _advanced(stepper, v, c[left], lam)
+        v = _admm_steps(stepper, v, c[left], lam)
         x = v - np.clip(v, -lam, lam)
         X[left] = x
         far = _gap(stepper, Y[left], x, lam) > TOL
@@ -90,7 +90,7 @@ def _run(stepper: _Stepper, Y: np.ndarray, lam: np.float32) -> tuple[np.ndarray,
     return X, unsolved
 
 
-def _advanced(stepper: _Stepper, v: np.ndarray, c: np.ndarray, lam: np.float32) -> np.ndarray:
+def _admm_steps(stepper: _Stepper, v: np.ndarray, c: np.ndarray, lam: np.float32) -> np.ndarray:
     """Steps of over-relaxed ADMM, as a map of v = alpha x + (1 - alpha) z + u.
 
     With u = clip(v) and q = v - 2 u, v <- alpha x(q) + (1 - alpha) q + (2 - alpha) u.

@@ -52,7 +52,7 @@ def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
     the restart.
     """
     start = Descent(u, Au, u, Au, jnp.ones((), u.dtype), L)
-    return lax.scan(lambda state, _: (_step(fit, state), None), start, length=steps)[0]
+    return lax.scan(lambda state, _: (_accelerated_step(fit, state), None), start, length=steps)[0]
 
 
 def _rise(fit: Fit, u: Array, Au: Array, new: Array, product: Array) -> Array:
@@ -67,7 +67,7 @@ def weighted(v: Array | None, r: Array) -> Array:
     return r if v is None else v * r
 
 
-def _step(fit: Fit, state: Descent) -> Descent:
+def _accelerated_step(fit: Fit, state: Descent) -> Descent:
     u, Au, z, Az, t, L = state
     step = 1 / (L * fit.scales)
     new = fit.prox(z + step * fit.adjoint(weighted(fit.v, fit.y - Az)), step)
@@ -146,7 +146,7 @@ def sweep(problem: Problem, D: Conv, X: Array, curvature: Curvature, nonnegative
         norms = jnp.where(norms > 0, norms, 1)
         D = replace(D, filters=filters.u / jnp.expand_dims(norms, axes))
         X = X * D.spread(norms)[None]
-        codes = _codes(problem, D, X, filters.Au, curvature.codes, nonnegative)
+        codes = _descend_codes(problem, D, X, filters.Au, curvature.codes, nonnegative)
         curvature = Curvature(filters.L, codes.L)
         objectives = _objectives(problem, codes.u, problem.Y - codes.Au)
         return Sweep(D, codes.u, curvature, objectives)
@@ -213,7 +213,9 @@ def filter_gradient(D: Conv, X: Array, R: Array) -> Array:
     return jax.grad(correlation)(D.filters)
 
 
-def _codes(problem: Problem, D: Conv, X: Array, DX: Array, L: Array, nonnegative: bool) -> Descent:
+def _descend_codes(
+    problem: Problem, D: Conv, X: Array, DX: Array, L: Array, nonnegative: bool
+) -> Descent:
     lam = problem.lam
 
     def prox(x, step):

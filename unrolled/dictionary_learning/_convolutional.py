@@ -60,12 +60,12 @@ def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> St
     turn, rest = divmod(step, _PERIOD)
     ahead = centred(state, turn) if rest == 0 else None
     if ahead is None:
-        return _advanced(state, problem, nonnegative)
-    other = _advanced(state._replace(ahead=ahead), problem, nonnegative)
+        return _swept(state, problem, nonnegative)
+    other = _swept(state._replace(ahead=ahead), problem, nonnegative)
     return other if other.ahead.objective < state.ahead.objective else state
 
 
-def _advanced(state: State, problem: Problem, nonnegative: bool) -> State:
+def _swept(state: State, problem: Problem, nonnegative: bool) -> State:
     """A sweep. If it ends above the best objective, the next one begins from the best."""
     D, X, (filters, codes, t, objective, curvature) = state
     end = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)

@@ -154,7 +154,7 @@ class _Descent(Method):
     def sweep(
         self, state: np.ndarray, step: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, float, int]:
-        A, squares, replaced = _descend(self.Z, state, self.sparsity, self.p, self.rate, rng)
+        A, squares, replaced = _gradient_step(self.Z, state, self.sparsity, self.p, self.rate, rng)
         return A, self.signals.in_units(squares / (2 * len(self.Z))), replaced
 
     def result(self, state: np.ndarray) -> Learned:
@@ -241,7 +241,7 @@ def _sparse_columns(A: np.ndarray, p: int) -> np.ndarray:
     return unit_rows(largest.T).T
 
 
-def _descend(
+def _gradient_step(
     Z: np.ndarray, A: np.ndarray, sparsity: int, p: int, rate: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float, int]:
     """One step; the sum of squared errors before it, and the atoms that were replaced."""

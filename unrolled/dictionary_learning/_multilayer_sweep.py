@@ -45,7 +45,7 @@ def sweep(
     if len(Ds) > 1:
         Ds, X = _last_layer(signals, Ds, X, counts[-2])
     for j in range(len(Ds) - 2, 0, -1):
-        Ds = (*Ds[:j], _descend(signals, Ds, X, j, counts[j - 1]), *Ds[j + 1 :])
+        Ds = (*Ds[:j], _descend_factor(signals, Ds, X, j, counts[j - 1]), *Ds[j + 1 :])
     Ds = (_least_squares(signals, Ds, X), *Ds[1:])
     return *_normalised(Ds, X), replaced
 
@@ -72,7 +72,9 @@ def _below(Ds: Matrices, X: np.ndarray, j: int) -> np.ndarray:
     return X
 
 
-def _descend(signals: Signals, Ds: Matrices, X: np.ndarray, j: int, count: int) -> np.ndarray:
+def _descend_factor(
+    signals: Signals, Ds: Matrices, X: np.ndarray, j: int, count: int
+) -> np.ndarray:
     """D_{j + 1} after passes of H(a_k - g_k / L_k) over its columns, for fixed codes."""
     A, Z, D = product(Ds[:j]), _below(Ds, X, j), Ds[j].copy()
     S, H = Z.T @ Z, A.T @ A

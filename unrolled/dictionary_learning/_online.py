@@ -67,7 +67,7 @@ def absorb(
     unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent)) + signals.scale))
     A = beta * sums.A + unit * top * (X.T @ X).astype(float)
     B = beta * sums.B + unit * top * (target.T @ X).astype(float)
-    D, A, B = _descend(sums.D, A, B)
+    D, A, B = _descend_atoms(sums.D, A, B)
     fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):
         worst = np.argsort(-errors, kind="stable")[: 10 * len(fresh)]
@@ -89,7 +89,7 @@ def _rescaled(sums: Sums, signals: Signals) -> Sums:
     return Sums(D, unit * A, unit * B, unit * terms, weight, np.array(new))
 
 
-def _descend(
+def _descend_atoms(
     D: np.ndarray, A: np.ndarray, B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One pass of block coordinate descent over the atoms; then unit atoms, with A and B."""

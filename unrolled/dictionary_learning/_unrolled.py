@@ -94,7 +94,7 @@ def unrolled(
 
     def tell(record, params):
         if progress is not None:
-            progress(_step(record))
+            progress(_as_step(record))
 
     fit = training.fit(
         layer,
@@ -110,15 +110,15 @@ def unrolled(
         callbacks=[tell],
         progress=False,
     )
-    X, objective = _codes(layer, fit, rows, loss)
-    return Learned(fit.D, X, objective, tuple(map(_step, fit.history.records)), fit)
+    X, objective = _encoded(layer, fit, rows, loss)
+    return Learned(fit.D, X, objective, tuple(map(_as_step, fit.history.records)), fit)
 
 
-def _step(record: training.Record) -> Step:
+def _as_step(record: training.Record) -> Step:
     return Step(record.step, record.validation, record.seconds)
 
 
-def _codes(layer: Layer, fit: training.Fit, Y: jax.Array, loss: Any) -> tuple[jax.Array, float]:
+def _encoded(layer: Layer, fit: training.Fit, Y: jax.Array, loss: Any) -> tuple[jax.Array, float]:
     """The codes of all signals, and the mean of the loss."""
     apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
     parts = [Y[first : first + _CHUNK] for first in range(0, len(Y), _CHUNK)]

@@ -131,7 +131,7 @@ def features_rows(found: Results) -> tuple[list[str], list[list[str]]]:
         for name in several[0].layers:
             every = [_numbers(result.layers[name]) for result in several]
             cells = [
-                _cell([numbers[column] for numbers in every], form)
+                _mean_text([numbers[column] for numbers in every], form)
                 for column, form in _COLUMNS.items()
             ]
             certificates = np.array([r.layers[name].pursued.certificate.max() for r in several])
@@ -173,7 +173,7 @@ def _numbers(layer: LayerFeatures) -> dict[str, float]:
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _cell(values: Sequence[float], form: str) -> str:
+def _mean_text(values: Sequence[float], form: str) -> str:
     """Mean and 95 % interval as text; values that are nan are left out, which the text says."""
     defined = [value for value in values if not math.isnan(value)]
     if not defined:

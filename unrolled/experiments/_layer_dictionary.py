@@ -45,7 +45,7 @@ class LayerDictionary(NamedTuple):
 
     def codes(self, Y: Array) -> Array:
         """The features of signals (N, m) in units of unit atoms, (N, d)."""
-        return _codes(self.D, self.theta, self.norms, self.activation, Y)
+        return _thresholded(self.D, self.theta, self.norms, self.activation, Y)
 
     def features(self, X: Array) -> Array:
         """Codes (N, d) as the layer hands them out, (N, H', W', n_atoms)."""
@@ -54,7 +54,7 @@ class LayerDictionary(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="activation")
-def _codes(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array) -> Array:
+def _thresholded(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array) -> Array:
     n, theta = D.spread(norms), D.spread(theta)
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda y: activation(n * (y @ D - theta)) / n)(Y)

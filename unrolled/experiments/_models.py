@@ -30,7 +30,7 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
         ValueError: an unknown model, one of another task, options that it does not have, or images
             that it does not take.
     """
-    _check(recipe, shape, classes)
+    _check_fits(recipe, shape, classes)
     name, options = recipe.model, dict(recipe.options)
     activation = activations.by_name(recipe.activation)
     common: dict[str, Any] = dict(channels=shape[-1], rngs=rngs)
@@ -50,7 +50,7 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
     return make(name, **options, rngs=rngs)
 
 
-def _check(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
+def _check_fits(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
     """Raise ValueError unless the model takes such images."""
     name = recipe.model
     options = options_of(name)

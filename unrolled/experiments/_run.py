@@ -140,7 +140,7 @@ def _opened(
     """The run where it was saved last, or at its start."""
     X = images.train[0]
     model = build(recipe, X.shape[1:], len(images.classes), _rngs(recipe))
-    program = _program(
+    program = _shared_program(
         dataclasses.replace(recipe, seed=0, gamma=1.0 if recipe.gamma else 0.0),
         build,
         X.shape[1:],
@@ -159,7 +159,7 @@ def _opened(
 
 
 @functools.lru_cache(maxsize=16)
-def _program(recipe, build, shape, classes, steps_per_epoch, moments, devices) -> Program:
+def _shared_program(recipe, build, shape, classes, steps_per_epoch, moments, devices) -> Program:
     """The program of all runs that share it, compiled once in a process."""
     model = build(recipe, shape, classes, _rngs(recipe))
     taps = penalised(recipe, model)

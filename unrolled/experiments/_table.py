@@ -138,7 +138,7 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
         >>> ur.experiments.summarize({})
         []
     """
-    _check(rows)
+    _check_rows(rows)
     groups: dict[Any, dict[int, dict[str, Any]]] = {}
     recipes: dict[Any, Recipe] = {}
     for row in rows.values():
@@ -150,7 +150,7 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
     return [_cell(key, groups, recipes) for key in keys]
 
 
-def _check(rows: Any) -> None:
+def _check_rows(rows: Any) -> None:
     if not isinstance(rows, Mapping) or not all(isinstance(r, Mapping) for r in rows.values()):
         raise TypeError(
             f"summarize: rows must be a dict of rows by name, got {type(rows).__name__}; try "

@@ -9,8 +9,8 @@ from flax import nnx
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
+from unrolled.models._inputs import as_pictures, check_rngs
 from unrolled.models._layers import Features
-from unrolled.models._pictures import as_pictures, check_rngs
 from unrolled.models._pursuit_layer import (
     Classifier,
     Convolutional,

@@ -73,7 +73,7 @@ class deconvolutional(Unfolded):
     def init(self, key, Ds):
         params = []
         for D in chain_of(self, Ds):
-            start, usable = _start_of(D, self.lam, self.depth)
+            start, usable = _betas_of(D, self.lam, self.depth)
             if not _checks.may_hold(usable):
                 lipschitz(D, where(self))  # which says why
             params.append(start)
@@ -203,7 +203,7 @@ def _as_mask(mask: ArrayLike | None, shape: tuple[int, int], caller: str) -> np.
 
 
 @program("depth")
-def _start_of(D: Dictionary, lam: float, depth: int) -> tuple[Unrolled, Array]:
+def _betas_of(D: Dictionary, lam: float, depth: int) -> tuple[Unrolled, Array]:
     L = lipschitz(D, "deconvolutional")
     beta = L * jnp.geomspace(*_BETA, depth, dtype=D.dtype)
     return Unrolled(None, BetaAndThreshold(beta, lam / beta)), (L > 0) & (1 / L > 0)

@@ -59,14 +59,14 @@ class Unfolded(Network, Looped):
 
     def start_of(self, D: Dictionary, lam: Any) -> tuple[Array, Array, StepAndThreshold]:
         """gamma = 1 / L and theta = lam / L, with L = norm(D, 2)^2, and K steps of them."""
-        start, usable = _start_of(D, lam, self.depth)
+        start, usable = _steps_of(D, lam, self.depth)
         if not _checks.may_hold(usable):
             lipschitz(D, where(self))  # which says why
         return start
 
 
 @program("depth")
-def _start_of(D: Dictionary, lam: Any, depth: int) -> tuple[Any, Array]:
+def _steps_of(D: Dictionary, lam: Any, depth: int) -> tuple[Any, Array]:
     gamma = 1 / (L := lipschitz(D, "networks"))
     theta = lam * gamma
     steps = StepAndThreshold(*(jnp.full(depth, value, D.dtype) for value in (gamma, theta)))

@@ -48,7 +48,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
     """
     predicted = getattr(result, "predicted", None)
     fig, panels = figure(4 if predicted else 3, 2, height=3.3)
-    _methods(panels[:3], result, codes)
+    _draw_panels(panels[:3], result, codes)
     if predicted:
         _medians(panels[3], result)
     _legend_of_methods(fig, panels[0, 0], [_silent(result.curves), _level(result), note])
@@ -69,14 +69,14 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
     fig, panels = figure(6, len(result.layers), width=5.6, height=3.3)
     sentences = []
     for j, layer in enumerate(result.layers):
-        _methods(panels[:, j].reshape(3, 2), layer, codes)
+        _draw_panels(panels[:, j].reshape(3, 2), layer, codes)
         panels[0, j].set_title(f"Layer {j + 1}\n{panels[0, j].get_title()}")
         sentences.append((silent := _silent(layer.curves)) and f"Layer {j + 1}: {silent}")
     _legend_of_methods(fig, panels[0, 0], [*sentences, _level(result.layers[0]), note])
     return fig
 
 
-def _methods(panels: np.ndarray, result: Any, codes: str) -> None:
+def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
     """Draw the six panels of a `compare.Comparison`, (3, 2)."""
     c, looks = _over_all_steps(result), styles(result.curves)
 

@@ -66,7 +66,7 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     problem = _scaled(form, *arrays)
     operands = problem.Ds[0], problem.y
     if _checks.is_concrete(operands):
-        answers = _solve(*map(np.asarray, operands), tol=tol, input_dtype=form.dtype)
+        answers = _solve_on_host(*map(np.asarray, operands), tol=tol, input_dtype=form.dtype)
         (x,), *rest = _result(form, problem, Answer(*answers))
     else:
         (x,), *rest = _compiled(form, problem, tol)
@@ -89,7 +89,7 @@ def _result(form: Form, problem: Problem, answer: Answer) -> tuple:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _solution(D: Array, y: Array, tol: float, dtype: np.dtype):
-    host = partial(_solve, tol=tol, input_dtype=dtype)
+    host = partial(_solve_on_host, tol=tol, input_dtype=dtype)
     if _checks.is_concrete((D, y)):
         return tuple(map(jnp.asarray, host(np.asarray(D), np.asarray(y))))
     dtypes = (y.dtype, y.dtype, _integer(), bool)
@@ -119,9 +119,9 @@ def _compiled(form: Form, problem: Problem, tol: float) -> tuple:
     return _result(form, problem, Answer(*answers))
 
 
-def _solve(D, y, *, tol, input_dtype):
+def _solve_on_host(D, y, *, tol, input_dtype):
     """x, gap, steps and converged per signal; D and y lead with the same axes, or with ones."""
-    dtype, rounding = y.dtype, _rounding(input_dtype, max(D.shape[-2:]))
+    dtype, rounding = y.dtype, _rounding_of_signal(input_dtype, max(D.shape[-2:]))
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
     if D[..., 0, 0].size > 1:  # a dictionary for every signal
@@ -139,7 +139,7 @@ def _solve(D, y, *, tol, input_dtype):
     )
 
 
-def _rounding(dtype, n):
+def _rounding_of_signal(dtype, n):
     """How far the rounding of y and of products of n terms moves y, over their magnitudes.
 
     Products of half precision are summed in float32.

@@ -130,7 +130,7 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
                 first_codes = start[some] if warm else None
                 begin = partial(_begin, problem, signals, first_codes)
                 team.share(begin, _parts(np.arange(len(some)), team.cores))
-                _run(problem, steppers, signals, max_steps, team)
+                _run_stages(problem, steppers, signals, max_steps, team)
                 x[some], gap[some] = signals.x, signals.gap
                 residual[some], steps[some] = signals.residual, signals.steps
     integer = jax.dtypes.canonicalize_dtype(int)
@@ -162,7 +162,7 @@ def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: n
     finish(problem, signals, left[rest], z[rest])
 
 
-def _run(
+def _run_stages(
     problem: Problem, steppers: Steppers, signals: Signals, max_steps: int, team: Threads
 ) -> None:
     """Stages of ADMM, each followed by a finish, until every signal has its certificate."""

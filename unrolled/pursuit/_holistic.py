@@ -134,7 +134,7 @@ class Holistic:
 
         def solved(state):
             rows = constraints(state.zeros)
-            return _solved(problem, A, rows, self.tol, self.max_steps, state)
+            return _lasso_on_rows(problem, A, rows, self.tol, self.max_steps, state)
 
         def body(_, state):
             zeros = _one_more(state.zeros, codes_of(Ds, state.x), (*self.counts, 0))
@@ -166,7 +166,7 @@ def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
     return tuple(jnp.split(flat, np.cumsum([len(zero) for zero in zeros])[:-1]))
 
 
-def _solved(
+def _lasso_on_rows(
     problem: Problem, A: Array, rows: Array, tol: float, max_steps: int, last: _State
 ) -> _State:
     """The LASSO in A = D_1 ... D_J with rows x = 0, from the last code."""

@@ -159,13 +159,13 @@ def _minimiser(matrices: _Matrices, y: Array) -> Callable[[Array, Array], Array]
     A, below, units = matrices
     gram = sum((c * B).T @ (c * B) for c, B in zip(units, below))
     root = jnp.linalg.cholesky(gram)
-    w, Q = jnp.linalg.eigh(_solved(root, _solved(root, A.T @ A).T))
+    w, Q = jnp.linalg.eigh(_divided(root, _divided(root, A.T @ A).T))
     T = jax.scipy.linalg.solve_triangular(root.T, Q)
     c = (y @ A) @ T
     return lambda b, rho: T @ ((c + rho * (b @ T)) / (jnp.maximum(w, 0) + rho))
 
 
-def _solved(root: Array, B: Array) -> Array:
+def _divided(root: Array, B: Array) -> Array:
     return jax.scipy.linalg.solve_triangular(root, B, lower=True)
 
 

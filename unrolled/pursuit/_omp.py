@@ -220,13 +220,13 @@ class Matching:
         fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, problem.sizes[0], stop))
         chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop)
         # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
-        inside = _solve(chosen.L, _at_chosen(chosen, chosen.r @ fixed_D))
+        inside = _solve_L(chosen.L, _at_chosen(chosen, chosen.r @ fixed_D))
         gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
         zero = jnp.zeros((), y.dtype)
         x = on_branch(slope, 10 * min(D.shape), Penalized(D, y, zero, zero), chosen.x)
         residual = norm(y - D @ rounded(x, self.dtype))
         finite = jnp.isfinite(residual)
-        met = finite & (gap <= _rounding(D, y))
+        met = finite & (gap <= _rounding_of_products(D, y))
         met = met & ((problem.level is None) | (residual <= stop))
         return Answer(x, jnp.where(finite, gap, jnp.inf), chosen.size, met, residual)
 
@@ -265,7 +265,7 @@ def atom_by_atom(
     return lax.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
 
 
-def _rounding(D: Dictionary, y: Array) -> float:
+def _rounding_of_products(D: Dictionary, y: Array) -> float:
     """An atom depends on the others, and a correlation is zero, below the rounding of m products.
 
     A pivot is a difference of squares, so this is the square of the distance it stands for.
@@ -275,13 +275,13 @@ def _rounding(D: Dictionary, y: Array) -> float:
 
 def _grown(D: Dictionary, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:
     """The choice with one more atom, and whether that helps."""
-    rounding = _rounding(D, y)
+    rounding = _rounding_of_products(D, y)
     slots, d = jnp.arange(len(s.atoms)), D.shape[1]
     taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.size)
     g = jnp.where(taken, 0, jnp.abs(s.r @ D))
     j = jnp.argmax(g)
     column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
-    row = _solve(s.L, _at_chosen(s, column))
+    row = _solve_L(s.L, _at_chosen(s, column))
     pivot = norms[j] ** 2 - jnp.sum(row**2)
     helps = (g[j] > rounding * norms[j] * norm(y)) & (pivot > rounding * norms[j] ** 2)
     root = jnp.sqrt(jnp.where(helps, pivot, 1))
@@ -290,7 +290,7 @@ def _grown(D: Dictionary, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Ar
     # From the last code, which is already solved: the error of the factor does not stay in x.
     x = s.x
     for _ in range(2):
-        correction = _solve(L, _solve(L, _at_chosen(grown, (y - D @ x) @ D)), transposed=True)
+        correction = _solve_L(L, _solve_L(L, _at_chosen(grown, (y - D @ x) @ D)), transposed=True)
         x = x.at[grown.atoms].add(jnp.where(slots <= s.size, correction, 0))
     return grown._replace(x=x, r=y - D @ x), helps
 
@@ -300,7 +300,7 @@ def _at_chosen(s: Chosen, v: Array) -> Array:
     return jnp.where(jnp.arange(len(s.atoms)) < s.size, v[s.atoms], 0)
 
 
-def _solve(L: Array, b: Array, transposed: bool = False) -> Array:
+def _solve_L(L: Array, b: Array, transposed: bool = False) -> Array:
     """L^-1 b, or L'^-1 b, for a lower triangular L."""
     return lax.linalg.triangular_solve(
         L, b[:, None], left_side=True, lower=True, transpose_a=transposed

@@ -205,12 +205,12 @@ def _layer(
         eps = _PRECISION_EPS.get(layer.precision, eps)
     with jax.enable_x64(True):
         params, D = _checks.cast((params, D), np.float64)
-        steps = list(_steps(layer, params, D, delta, before))
-    run = partial(_run, steps, bound=B, eps=eps)
+        steps = list(_measured_steps(layer, params, D, delta, before))
+    run = partial(_errors, steps, bound=B, eps=eps)
     errors, excluded, left = run(s)
-    most = _largest_sparsity(lambda s: _holds(run(s)[0]), D.shape[1])
-    most = max(most, s) if _holds(errors) else most
-    return Certificate(errors, excluded, _holds(errors), most), left
+    most = _largest_sparsity(lambda s: _shrinks(run(s)[0]), D.shape[1])
+    most = max(most, s) if _shrinks(errors) else most
+    return Certificate(errors, excluded, _shrinks(errors), most), left
 
 
 def _chain(
@@ -229,7 +229,7 @@ def _chain(
     return tuple(certificates)
 
 
-def _steps(
+def _measured_steps(
     layer: Any, params: Any, D: Dictionary, delta: float, before: _Error | None
 ) -> Iterator[_Step]:
     d, steps = D.shape[1], params.steps
@@ -240,7 +240,7 @@ def _steps(
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
         W, gamma, _ = layer.weights(params.shared, p, D)
         if products is None or not _same(W, last):  # tied weights are measured once
-            last, products = W, _products(W, D, before.size if before else 0)
+            last, products = W, _measured_weights(W, D, before.size if before else 0)
         gamma = np.asarray(1.0 if gamma is None else gamma)
         size = np.broadcast_to(np.abs(gamma), (d,))
         noise = products.C * delta
@@ -261,12 +261,12 @@ def _same(A: Any, B: Any) -> bool:
     return A is B or all(map(np.array_equal, jax.tree.leaves(A), jax.tree.leaves(B)))
 
 
-def _products(W: Dictionary, D: Dictionary, size: int) -> _Weights:
+def _measured_weights(W: Dictionary, D: Dictionary, size: int) -> _Weights:
     own, mu, C, G = map(np.asarray, atom_products(W, D))
     return _Weights(own, mu, C, G, sum_of_largest(W, size))
 
 
-def _run(
+def _errors(
     steps: list[_Step], s: int, *, bound: float, eps: float
 ) -> tuple[np.ndarray, np.ndarray, _Error]:
     """The errors after 0..K steps, where false positives are excluded, and what is left."""
@@ -308,7 +308,7 @@ def _top(values: np.ndarray, k: int) -> float:
     return float(np.partition(values, -k)[-k:].sum()) if k < len(values) else float(values.sum())
 
 
-def _holds(errors: np.ndarray) -> bool:
+def _shrinks(errors: np.ndarray) -> bool:
     return bool(errors[-1] < errors[0] or errors[-1] == 0)
 
 

@@ -228,7 +228,7 @@ def atom_schedule(
     _checks.nonnegative(mus, "mus", where)
     _checks.nonnegative(C_Ws, "C_Ws", where)
     s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
-    s, c = min(s, len(mus)), _products(C_Ws, noise) + guard
+    s, c = min(s, len(mus)), _times(C_Ws, noise) + guard
 
     def top(values: np.ndarray, k: int) -> float:
         return float(np.sort(values)[::-1][: max(k, 0)].sum())
@@ -238,14 +238,14 @@ def atom_schedule(
     error[0] = times(s, bound)
     with np.errstate(over="ignore"):
         for k in range(K):
-            theta[k] = _products(mus, error[k]) + c
+            theta[k] = _times(mus, error[k]) + c
             error[k + 1] = times(a, error[k]) + 2 * top(c, s)
     holds = a * UP < 1 and math.isfinite(bound) and bool(np.isfinite(c).all())
     floor = 2 * top(c, s) / (1 - a) if holds else math.inf
     return AtomSchedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 
 
-def _products(values: np.ndarray, x: float) -> np.ndarray:
+def _times(values: np.ndarray, x: float) -> np.ndarray:
     """values x with 0 inf = 0."""
     return np.multiply(values, x, out=np.zeros_like(values), where=(values != 0) & (x != 0))
 

@@ -125,7 +125,7 @@ def generalized_coherence(
     D = _unit_dictionary(D, where)
     _positive(tol, where)
     m, d = D.shape
-    chosen = representatives(D) if atoms is None else _indices(atoms, d, where)
+    chosen = representatives(D) if atoms is None else _chosen_atoms(atoms, d, where)
     _announce(d, len(chosen), where)
 
     def highest(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
@@ -356,7 +356,7 @@ def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
         return np.asarray(dense(D), np.float64), D.dtype
 
 
-def _indices(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
+def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
     """The chosen atoms, checked to be in [0, d)."""
     chosen = np.array([_checks.as_index(i, "atoms", where) for i in atoms], int)
     if not len(chosen) or chosen.max() >= d:

@@ -152,7 +152,7 @@ def _measured(
         s = bounded_counts(sparsities, Ds, where).tolist()
         for D in Ds:
             unit_atoms(D, where)
-        products = [(float(mu) * UP, float(eta) * UP) for mu, eta in map(_products, Ds)]
+        products = [(float(mu) * UP, float(eta) * UP) for mu, eta in map(_coherence_and_norms, Ds)]
         counts = [D.shape[0] for D in Ds[1:]] if stripes else s[:-1]
         gains = [sum_of_largest(D, n) for D, n in zip(Ds[1:], counts)]
     return Ds, s, products, [*gains, 0.0], delta
@@ -160,7 +160,7 @@ def _measured(
 
 # Compiled as a whole, as `measured` is.
 @jax.jit
-def _products(D: Dictionary) -> tuple[Array, Array]:
+def _coherence_and_norms(D: Dictionary) -> tuple[Array, Array]:
     """max abs(d_i . d_k) over i != k, and max abs(1 - d_i . d_i): atoms are of norm 1 to 1e-4."""
     return weights_coherence(D, D).mu_W, largest(jnp.abs(1 - diagonal(D, D)))
 

@@ -381,7 +381,7 @@ def _conditioned(
         m, d = D.shape
         if np.shape(x) != (d,):
             raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({d},)")
-        misfit, sizes, norms = map(np.asarray, _misfit(D, x, y))
+        misfit, sizes, norms = map(np.asarray, _residual_and_sizes(D, x, y))
     n = min(int(np.count_nonzero(np.asarray(x))) + s, d)
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
@@ -396,7 +396,7 @@ def _conditioned(
 
 
 @program()
-def _misfit(D: Dictionary, x: ArrayLike, y: Array) -> tuple[Array, Array, Array]:
+def _residual_and_sizes(D: Dictionary, x: ArrayLike, y: Array) -> tuple[Array, Array, Array]:
     """y - D x, |y| + |D| |x|, and the norms of the atoms."""
     return y - D @ x, jnp.abs(y) + magnitudes(D) @ jnp.abs(x), column_norms(D)
 

@@ -147,7 +147,7 @@ def state_evolution(
     if mixed:
         mse = _mixed(passing, problem, prior, layer.depth, thresholds)
     nmse = 10 * np.log10(np.maximum(mse, _LEAST**2) / (prior.probability * prior.variance))
-    return StateEvolution(nmse, tau, thresholds, _holds(passing, problem, prior))
+    return StateEvolution(nmse, tau, thresholds, _fits_family(passing, problem, prior))
 
 
 class _Problem(NamedTuple):
@@ -205,7 +205,7 @@ def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.nda
     return np.abs(np.asarray(getattr(params.steps, passing.threshold), float))
 
 
-def _holds(passing: MessagePassing, problem: _Problem, prior: Prior) -> bool:
+def _fits_family(passing: MessagePassing, problem: _Problem, prior: Prior) -> bool:
     """Whether D and the noise are what the family needs, as far as a spectrum shows."""
     (m, d), s2 = problem.shape, problem.s**2
     if passing.step == "amp":  # trace (D D')^2 of an iid Gaussian D

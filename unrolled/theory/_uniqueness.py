@@ -225,7 +225,7 @@ def recover_on_supports(
     Ds = as_chain(Ds, where)
     supports = as_supports(supports, Ds, where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
-    return _recovered(tuple(Ds), y, *_indices(Ds, supports))
+    return _recovered(tuple(Ds), y, *_on_and_off(Ds, supports))
 
 
 @program()
@@ -324,10 +324,10 @@ def constraints(
     K has one row for every entry of a code that its support forbids.
     """
     with jax.default_matmul_precision("highest"):
-        return _constraints(tuple(Ds), *_indices(Ds, supports))
+        return _constraints(tuple(Ds), *_on_and_off(Ds, supports))
 
 
-def _indices(
+def _on_and_off(
     Ds: Sequence[Dictionary], supports: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The supports, and the entries off the supports of all codes but the last."""

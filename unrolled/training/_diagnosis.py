@@ -43,7 +43,7 @@ def warn_of_start(loop: Loop, state: Progress, of_lasso: bool) -> None:
     """Warn of a start that is worse than zero codes, or in the LASSO than ISTA."""
     first = state.records[0]
     if exceeds(first.validation, loop.zero):
-        rule = _beside(loop, first.validation, "start")
+        rule = _worse_than_zero(loop, first.validation, "start")
         _checks.warn(
             f"{loop.where}: {rule}. Try smaller weights or step sizes, another family, or "
             "analytic.calibrate"
@@ -71,14 +71,14 @@ def warn_of_end(loop: Loop, state: Progress) -> None:
         what, remedy = "Training improved", "more steps, or another rate or start"
         if last.validation > first.validation:
             what, remedy = "Training diverged", "a smaller rate"
-        rule = _beside(loop, last.validation, "end")
+        rule = _worse_than_zero(loop, last.validation, "end")
         _checks.warn(
             f"{loop.where}: {rule}. {what} from {first.validation:.6g}. `best` has the params "
             f"with the smallest loss; try {remedy}"
         )
 
 
-def _beside(loop: Loop, validation: float, at: str) -> str:
+def _worse_than_zero(loop: Loop, validation: float, at: str) -> str:
     """The rule of zero codes at the start or the end."""
     codes = f"at the {at} of training the codes are"
     return worse_than_zero(codes, "validation loss", validation, loop.zero, loop.ista)

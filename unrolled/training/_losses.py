@@ -84,7 +84,7 @@ def lasso(lam: ArrayLike) -> Loss:
     _checks.nonnegative(lam, "lam", "lasso")
 
     def objective(D):
-        return jax.vmap(lasso_objective, (_axis(D), 0, 0, None))
+        return jax.vmap(lasso_objective, (_batch_axis(D), 0, 0, None))
 
     @_of_last
     @program()
@@ -117,7 +117,7 @@ def reconstruction(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """
     signals = codes[-1]
     for Dj in reversed(D if isinstance(D, tuple) else (D,)):
-        signals = jax.vmap(lambda D, x: D @ x, (_axis(Dj), 0))(Dj, signals)
+        signals = jax.vmap(lambda D, x: D @ x, (_batch_axis(Dj), 0))(Dj, signals)
     return jnp.mean(jnp.sum((Y - signals) ** 2, -1)) / 2
 
 
@@ -163,7 +163,7 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
     return total
 
 
-def _axis(D) -> int | None:
+def _batch_axis(D) -> int | None:
     """The batch axis of dictionaries (batch, m, d), one per signal; None for a shared one."""
     return 0 if getattr(D, "ndim", 2) == 3 else None
 

@@ -110,7 +110,7 @@ def search(
     X = None if own else _checks.as_float(X, "X", "search")
     check_batch(D, Y, X, "search")
     aim = loss_of(loss, X, "search")
-    axes = {name: _axis(params, name, tried) for name, tried in values.items()}
+    axes = {name: _tried(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
             "search: there are no values to try; expected a field, as in threshold=[0.02, 0.04]"
@@ -127,7 +127,7 @@ def search(
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(decides), shape)
     chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
-    zero, of_ista = map(float, _beside(layer, aim, lam_of(loss, layer), D, Y, X))
+    zero, of_ista = map(float, _beside_zero_and_ista(layer, aim, lam_of(loss, layer), D, Y, X))
     tables = {"nmse": None, "mean_nmse": None, **tables}
     result = Search(with_values(params, chosen), chosen, axes, **tables, zero=zero, ista=of_ista)
     if result.worsened:
@@ -139,7 +139,7 @@ def search(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _beside(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
+def _beside_zero_and_ista(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
     """What decides, of zero codes and of ISTA at the depth of the layer."""
     path = jnp.zeros((1, len(Y), D.shape[1]), Y.dtype)
     zero = 0.0 if aim is None else aim(path, X, D, Y)
@@ -177,7 +177,7 @@ def with_values(params: Unrolled, values: Mapping[str, ArrayLike]) -> Unrolled:
     return params
 
 
-def _axis(params: Unrolled, name: str, tried: ArrayLike | Sequence[float]) -> np.ndarray:
+def _tried(params: Unrolled, name: str, tried: ArrayLike | Sequence[float]) -> np.ndarray:
     """The values to try of a field, checked."""
     if not isinstance(params, Unrolled):
         raise TypeError(

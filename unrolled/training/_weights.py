@@ -139,7 +139,7 @@ def restore(
     """
     path = Path(path).absolute()
     if not path.exists():
-        raise FileNotFoundError(f"restore: {path}: no such file; {_beside(path)}")
+        raise FileNotFoundError(f"restore: {path}: no such file; {_files_beside(path)}")
     if step is not None and not path.is_dir():
         raise ValueError(f"restore: {path} is a file, which has no steps; expected a folder")
     from_bytes = None if path.is_dir() else _format(path, "restore")[1]
@@ -228,7 +228,7 @@ def _check_like(params: Any, like: Any, where: str) -> None:
         )
 
 
-def _beside(path: Path) -> str:
+def _files_beside(path: Path) -> str:
     """What lies beside a file that does not exist."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
