@@ -213,7 +213,7 @@ class _Stream(Method):
                 f"{where}: forgetting must be non-negative and finite, got {forgetting}"
             )
         self.stream: Iterator[Signals] = filter(
-            _is_known, (_as_batch(batch, where) for batch in batches)
+            _has_weights, (_as_batch(batch, where) for batch in batches)
         )
         self.batch: Signals  # of the sweep
 
@@ -282,7 +282,7 @@ def _as_batch(batch: Any, where: str) -> Signals:
     return as_signals(Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True)
 
 
-def _is_known(signals: Signals) -> bool:
+def _has_weights(signals: Signals) -> bool:
     """Whether some entry has a weight."""
     return signals.V is None or bool(signals.V.any())
 

@@ -117,7 +117,8 @@ class Job:
         sums = jax.device_get(self.state.sums)
         means = jax.tree.map(lambda total: total / self.program.steps_per_epoch, sums)
         tested = evaluate(self.program, self.state, *self.tests)
-        self.curve.append({"train": _plain(means._asdict()), "test": tested})
+        train = {n: np.asarray(v, np.float64).tolist() for n, v in means._asdict().items()}
+        self.curve.append({"train": train, "test": tested})
         self.state = self.state._replace(sums=no_sums(len(self.program.layers)))
         self.seconds += time.monotonic() - began
 
@@ -166,10 +167,6 @@ class Job:
         X, truth = (part[:_PICTURES] for part in self.images.test)
         predicted = predict(self.program, self.state, *self.tests)[:_PICTURES]
         return {"X": X, "truth": truth, "predicted": predicted}
-
-
-def _plain(means: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.asarray(value, np.float64).tolist() for name, value in means.items()}
 
 
 def _last_line(curve: list[dict[str, Any]]) -> str:

@@ -143,7 +143,7 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
     recipes: dict[Any, Recipe] = {}
     for row in rows.values():
         recipe = from_dict(row["recipe"])
-        key = _unseeded(recipe), row["images"]["sha256"]
+        key = dataclasses.replace(recipe, seed=0), row["images"]["sha256"]
         recipes.setdefault(key, recipe)
         groups.setdefault(key, {})[recipe.seed] = row
     keys = sorted(groups, key=lambda key: _place(key[0]))
@@ -162,10 +162,6 @@ def _check_rows(rows: Any) -> None:
                 f"summarize: row {name} has no {', '.join(missing)}; expected a row as "
                 "experiments.read_rows returns it"
             )
-
-
-def _unseeded(recipe: Recipe) -> Recipe:
-    return dataclasses.replace(recipe, seed=0)
 
 
 def _place(recipe: Recipe) -> tuple:

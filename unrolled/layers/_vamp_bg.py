@@ -166,7 +166,8 @@ class vamp_bg(Layer):
         first, least = state.tau == 0, _LEAST * power
         assumed = self._assumed(p, power, signal / m, k - i)
         if self.em:
-            assumed = _where(first, assumed, state.assumed)
+            pairs = zip(assumed, state.assumed)
+            assumed = Assumed(*(jnp.where(first, now, before) for now, before in pairs))
         tau = jnp.where(first, power, state.tau)
         u, z_u, tau_u = _linear(s, V, y_U, state, tau, assumed.noise)
         tau_u = jnp.maximum(tau_u, least)
@@ -257,7 +258,3 @@ def _turned(first: Array, grew: Array, share: Array) -> Array:
     """The share of the new message: halved where the residual grew, else a tenth more."""
     share = jnp.where(first, 1, share)
     return jnp.where(grew, jnp.maximum(_HALF * share, _LEAST_SHARE), jnp.minimum(_RISE * share, 1))
-
-
-def _where(first: Array, now: Assumed, before: Assumed) -> Assumed:
-    return Assumed(*(jnp.where(first, a, b) for a, b in zip(now, before)))

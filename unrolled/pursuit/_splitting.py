@@ -54,11 +54,11 @@ def admm(
 
     Reference: Boyd, Parikh, Chu, Peleato, Eckstein (2011); Wohlberg (2017) for the balance.
     """
-    adjoint = _adjoint(forward, start)
+    adjoint = jax.linear_transpose(forward, start)
 
     def step(state: Splits) -> Splits:
         _, v, u, rho, steps = state
-        x = minimise(adjoint(_minus(v, u)), rho)
+        x = minimise(adjoint(_minus(v, u))[0], rho)
         image = forward(x)
         w = jax.tree.map(lambda a, b: _RELAXATION * a + (1 - _RELAXATION) * b, image, v)
         after = prox(jax.tree.map(jnp.add, w, u), rho)
@@ -73,11 +73,6 @@ def admm(
     image = forward(start)
     zero = jax.tree.map(jnp.zeros_like, image)
     return step, Splits(start, image, zero, jnp.ones((), start.dtype), jnp.zeros((), int))
-
-
-def _adjoint(forward: Callable[[Array], Any], x: Array) -> Callable[[Any], Array]:
-    transpose = jax.linear_transpose(forward, x)
-    return lambda v: transpose(v)[0]
 
 
 def _minus(a: Any, b: Any) -> Any:

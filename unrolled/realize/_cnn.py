@@ -142,7 +142,9 @@ def cnn(
     where = "realize.cnn"
     kernel_size, stride = geometry(kernel_size, stride, form, where)
     activation = activation_of(layer, None if activation is None else by_name(activation), where)
-    M = _bound(signal_bound, where)
+    _checks.nonnegative(signal_bound, "signal_bound", where)
+    _checks.finite(signal_bound, "signal_bound", where)
+    M = float(signal_bound)
     blocks, dtype = blocks_of(layer, params, D, where)
     unbounded = not math.isfinite(activation.relu_gap) and (form == "positive" or len(blocks) > 1)
     bounded = form == "literal" or unbounded
@@ -167,12 +169,6 @@ def cnn(
     depth = sum(len(hidden) for hidden, _ in parts) + len(parts[-1][1])
     run = _runner(blocks[0].m, M, isinstance(layer, Network), where)
     return Realization(partial(run, layers), layers, depth, count_weights(layers), M, offset, run)
-
-
-def _bound(signal_bound: float, where: str) -> float:
-    _checks.nonnegative(signal_bound, "signal_bound", where)
-    _checks.finite(signal_bound, "signal_bound", where)
-    return float(signal_bound)
 
 
 def _runner(m: int, M: float, chain: bool, where: str) -> Callable:
