@@ -7,15 +7,7 @@ import os
 from typing import Any
 
 from unrolled import _checks
-from unrolled.records import (
-    Record,
-    changed,
-    changes,
-    from_plain,
-    option,
-    to_plain,
-    values_of,
-)
+from unrolled.records import Record, changed, changes, from_plain, option, to_plain, values_of
 
 TASKS = ("classification", "segmentation", "ml-csc")
 OPTIMIZERS = ("sgd", "adam")

@@ -8,13 +8,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, power_of_two
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Conv,
-    Dictionary,
-    as_dictionary,
-    column_norms,
-    spectral_norm,
-)
+from unrolled.dictionaries import Conv, Dictionary, as_dictionary, column_norms, spectral_norm
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Layer
 from unrolled.records import option

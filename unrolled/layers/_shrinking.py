@@ -13,14 +13,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._program import program
-from unrolled.activations import (
-    NAMED,
-    Activation,
-    by_name,
-    relu,
-    select_support,
-    shrink,
-)
+from unrolled.activations import NAMED, Activation, by_name, relu, select_support, shrink
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._records import Unrolled

@@ -19,12 +19,7 @@ from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, column_norms, dense
 from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
-from unrolled.pursuit._lasso_batch import (
-    batch_result,
-    in_chunks,
-    on_the_host,
-    operands_of_many,
-)
+from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
 from unrolled.pursuit._problem import Answer, Problem, Pursuit, rounded, run
 from unrolled.pursuit._support import Penalized, on_branch, slope
 

@@ -17,12 +17,7 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype
 from unrolled._sharded import on_auto_axes
 from unrolled.activations import relu
-from unrolled.dictionaries import (
-    Conv,
-    Dictionary,
-    spectral_norm,
-    spread,
-)
+from unrolled.dictionaries import Conv, Dictionary, spectral_norm, spread
 
 Codes = tuple[Array, ...]
 Grid = tuple[int, ...] | None

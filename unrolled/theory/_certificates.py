@@ -12,11 +12,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._text import table_of
 from unrolled.activations import relu
-from unrolled.dictionaries import (
-    Dictionary,
-    as_dictionary,
-    spread,
-)
+from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.theory._convergence import atom_products, sum_of_largest
 from unrolled.theory._schedules import host_numbers
 

@@ -26,14 +26,7 @@ from unrolled.dictionaries import (
     representatives,
     spectral_norm,
 )
-from unrolled.theory._coherence import (
-    BLOCK,
-    Coherence,
-    diagonal,
-    exceeds,
-    host_float,
-    weights_of,
-)
+from unrolled.theory._coherence import BLOCK, Coherence, diagonal, exceeds, host_float, weights_of
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
 from unrolled.theory._tiles import row_maxima
 
