@@ -6,16 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from unrolled import _checks, dictionary_learning, problems
+from unrolled import _checks, _pursuits, dictionary_learning, problems
 from unrolled._numbers import mean_norm
-from unrolled._pursuits import (
-    PURSUITS,
-    check_dictionaries,
-    check_options,
-    is_relative,
-    pursue,
-    zero_beside_largest,
-)
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
@@ -149,8 +141,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             self.n_components_ = Ds[-1].shape[1]
             self.method_, self.options_, params = self._method(), self._options(), None
             if isinstance(self.method_, str):
-                check_options(self.method_, self.options_, _NAME)
-                check_dictionaries(self.method_, len(Ds), _NAME)
+                _pursuits.check_options(self.method_, self.options_, _NAME)
+                _pursuits.check_dictionaries(self.method_, len(Ds), _NAME)
             else:
                 params = self._params(Ds)
             # A pickle would return arrays of JAX in float32.
@@ -203,10 +195,12 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
         """The samples, 0 where they are zero beside the largest; a warning says how many are."""
-        if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
+        if not isinstance(self.method_, str) or not _pursuits.is_relative(
+            self.method_, self.options_
+        ):
             return X
         with jax.enable_x64(True):
-            faint = zero_beside_largest(X)
+            faint = _pursuits.zero_beside_largest(X)
         if not faint.any():
             return X
         _checks.warn(
@@ -244,7 +238,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """The name of the pursuit, or the layer or network."""
         method, options = self.method, self._options()
         if isinstance(method, str) and self.depth is None:
-            if method in FAMILIES and method not in PURSUITS:
+            if method in FAMILIES and method not in _pursuits.PURSUITS:
                 raise ValueError(f"{_NAME}: {method} is a family of layers; give its depth")
             if self.params is not None:
                 raise ValueError(f"{_NAME}: params are for layers, {method} is a pursuit")
@@ -278,7 +272,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _codes(self, Ds: Any, params: Any, Y: np.ndarray) -> tuple[Any, int]:
         """The last codes, and how many of them miss their tolerance."""
         if isinstance(self.method_, str):
-            pursued = pursue(self.method_, Ds, Y, self.options_)
+            pursued = _pursuits.pursue(self.method_, Ds, Y, self.options_)
             return pursued.codes[-1], pursued.missed
         layer: Any = self.method_
         D = Ds[0] if isinstance(layer, Layer) else Ds

@@ -7,82 +7,64 @@ import jax
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled.activations import _approximations, _pointwise
 from unrolled.activations._activation import Activation, _relu
-from unrolled.activations._approximations import (
-    _composed,
-    _scaled,
-    _sigmoid_sum,
-    _tanh_sum,
-    compose,
-    scale,
-    sigmoid_sum,
-    tanh_sum,
-)
-from unrolled.activations._pointwise import (
-    _celu,
-    _elu,
-    _leaky_relu,
-    _selu,
-    _softplus,
-    celu,
-    elu,
-    gelu,
-    gelu_tanh,
-    hard_swish,
-    leaky_relu,
-    mish,
-    relu,
-    selu,
-    silu,
-    softplus,
-)
 
 # Names that configurations and files may use; an activation of a user's own may be added.
 NAMED = {
-    "relu": relu,
-    "leaky_relu": leaky_relu(0.01),
-    "elu": elu(),
-    "celu": celu(),
-    "selu": selu,
-    "silu": silu,
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "mish": mish,
-    "softplus": softplus,
-    "hard_swish": hard_swish,
+    "relu": _pointwise.relu,
+    "leaky_relu": _pointwise.leaky_relu(0.01),
+    "elu": _pointwise.elu(),
+    "celu": _pointwise.celu(),
+    "selu": _pointwise.selu,
+    "silu": _pointwise.silu,
+    "gelu": _pointwise.gelu,
+    "gelu_tanh": _pointwise.gelu_tanh,
+    "mish": _pointwise.mish,
+    "softplus": _pointwise.softplus,
+    "hard_swish": _pointwise.hard_swish,
 }
 
 # Functions of JAX, with their default arguments, and the activations that know their constants.
 _TWINS = (
-    (jax.nn.relu, relu),
+    (jax.nn.relu, _pointwise.relu),
     (jax.nn.leaky_relu, NAMED["leaky_relu"]),
     (jax.nn.elu, NAMED["elu"]),
     (jax.nn.celu, NAMED["celu"]),
-    (jax.nn.selu, selu),
-    (jax.nn.silu, silu),
-    (jax.nn.swish, silu),
-    (jax.nn.gelu, gelu_tanh),  # approximate=True is the default of JAX
-    (jax.nn.mish, mish),
-    (jax.nn.softplus, softplus),
-    (jax.nn.hard_swish, hard_swish),
-    (jax.nn.hard_silu, hard_swish),
+    (jax.nn.selu, _pointwise.selu),
+    (jax.nn.silu, _pointwise.silu),
+    (jax.nn.swish, _pointwise.silu),
+    (jax.nn.gelu, _pointwise.gelu_tanh),  # approximate=True is the default of JAX
+    (jax.nn.mish, _pointwise.mish),
+    (jax.nn.softplus, _pointwise.softplus),
+    (jax.nn.hard_swish, _pointwise.hard_swish),
+    (jax.nn.hard_silu, _pointwise.hard_swish),
 )
 
 # Factories by the function of the activations that they make: their arguments are its parameters.
 _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
-    _leaky_relu: leaky_relu,
-    _elu: elu,
-    _celu: celu,
-    _scaled: scale,
-    _composed: compose,
-    _sigmoid_sum: sigmoid_sum,
-    _tanh_sum: tanh_sum,
+    _pointwise._leaky_relu: _pointwise.leaky_relu,
+    _pointwise._elu: _pointwise.elu,
+    _pointwise._celu: _pointwise.celu,
+    _approximations._scaled: _approximations.scale,
+    _approximations._composed: _approximations.compose,
+    _approximations._sigmoid_sum: _approximations.sigmoid_sum,
+    _approximations._tanh_sum: _approximations.tanh_sum,
 }
 
 _OWN = frozenset(NAMED.values())
 
 # Functions that never fall, for all parameters that the factories accept.
-_RISING = {_relu, _leaky_relu, _elu, _celu, _selu, _softplus, _sigmoid_sum, _tanh_sum}
+_RISING = {
+    _relu,
+    _pointwise._leaky_relu,
+    _pointwise._elu,
+    _pointwise._celu,
+    _pointwise._selu,
+    _pointwise._softplus,
+    _approximations._sigmoid_sum,
+    _approximations._tanh_sum,
+}
 
 
 def is_known(activation: Activation) -> bool:

@@ -7,19 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled import _checks
+from unrolled import _checks, theory
 from unrolled._json import plain
 from unrolled._text import line, screen, table_of
 from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
 from unrolled.dictionaries import Dictionary, as_dictionary, spectral_norm, unit_atoms
-from unrolled.theory import (
-    GeneralizedCoherence,
-    frobenius_weights,
-    generalized_coherence,
-    in_float64,
-    max_sparsity,
-    minimal_entry_weights,
-)
 
 
 class WeightsRow(NamedTuple):
@@ -52,7 +44,7 @@ class WeightsTable(NamedTuple):
     m: int  # length of a signal
     d: int  # number of atoms
     tolerance: float  # the l1 error to reach
-    coherence: GeneralizedCoherence  # mu~, certified
+    coherence: theory.GeneralizedCoherence  # mu~, certified
     rows: dict[str, WeightsRow]  # by kind of weights
     weights: dict[str, Dictionary]  # (m, d) by kind
 
@@ -140,11 +132,11 @@ def weights_table(
     _checks.on_host(D, "weights_table", "D")
     unit_atoms(D, "weights_table")
     with jax.enable_x64(True):
-        D = in_float64(D)
-        coherence = generalized_coherence(D, progress=progress)
-        weights = {"W = D": D, "closed form": frobenius_weights(D), "minimax": coherence.W}
+        D = theory.in_float64(D)
+        coherence = theory.generalized_coherence(D, progress=progress)
+        weights = {"W = D": D, "closed form": theory.frobenius_weights(D), "minimax": coherence.W}
         if entries:
-            least = minimal_entry_weights(D, coherence, progress=progress)
+            least = theory.minimal_entry_weights(D, coherence, progress=progress)
             weights["least entries"] = jnp.asarray(least.W)
         rows = {name: _row(D, W, sparsity, bound, noise, tolerance) for name, W in weights.items()}
     m, d = D.shape
@@ -153,7 +145,7 @@ def weights_table(
 
 def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     certified = certify(D, W)
-    largest = max_sparsity(certified.mu_W, D.shape[1])
+    largest = theory.max_sparsity(certified.mu_W, D.shape[1])
     s = largest if sparsity is None else sparsity
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HypothesisWarning)  # the table says whether it holds

@@ -11,15 +11,9 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import norm
+from unrolled.dictionaries import _base
 from unrolled.dictionaries._answers import magnitudes, spectral_norm
-from unrolled.dictionaries._base import (
-    Dictionary,
-    Structured,
-    column_norms,
-    dense,
-    pytree,
-    scale_columns,
-)
+from unrolled.dictionaries._base import Dictionary, Structured, column_norms, dense, scale_columns
 from unrolled.dictionaries._operands import as_chain, as_dictionary
 
 # Up to this many entries (64 MiB in float32) the norm of a product is that of its matrix; above,
@@ -27,7 +21,7 @@ from unrolled.dictionaries._operands import as_chain, as_dictionary
 _DENSE_LIMIT = 2**24
 
 
-@pytree(data=("factors",))
+@_base.pytree(data=("factors",))
 @dataclass(frozen=True, eq=False, init=False)
 class Composed(Structured):
     """D_1 D_2 ... D_J, never multiplied out: the effective dictionary of a chain.
@@ -85,7 +79,7 @@ class Composed(Structured):
         return Composed(*map(magnitudes, self.factors))
 
 
-@pytree(data=("parts",))
+@_base.pytree(data=("parts",))
 @dataclass(frozen=True, eq=False, init=False)
 class Concatenated(Structured):
     """[D_1, D_2, ...]: the union of the atoms; the code is the concatenation of the codes.
@@ -152,7 +146,7 @@ class Concatenated(Structured):
         return Concatenated(*map(magnitudes, self.parts))
 
 
-@pytree(data=("base", "indices", "values"))
+@_base.pytree(data=("base", "indices", "values"))
 @dataclass(frozen=True, eq=False, init=False)
 class Sparse(Structured):
     """Phi A with sparse columns in A ("double sparsity"): atoms that combine a few base atoms.

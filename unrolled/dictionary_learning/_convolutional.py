@@ -11,22 +11,11 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array, Key
 from unrolled.dictionaries import Conv
-from unrolled.dictionary_learning._conv_sweep import (
-    Curvature,
-    Problem,
-    evaluated,
-    extrapolated,
-    sweep,
-)
+from unrolled.dictionary_learning import _conv_sweep, _windows
+from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, sweep
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
 from unrolled.dictionary_learning._learning import Method, Options, learn
 from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, near_one, unit_rows
-from unrolled.dictionary_learning._windows import (
-    drawn_windows,
-    moved,
-    shifted_copies,
-    steps_to_centre,
-)
 
 # Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:
 # a filter that loses by it holds back only the others of its turn.
@@ -74,7 +63,7 @@ def _swept(state: State, problem: Problem, nonnegative: bool) -> State:
         return at_rest(D, X, objective, end.curvature)
     t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
     momentum = jnp.asarray((t - 1) / t_next, X.dtype)
-    filters, codes = extrapolated((D, X), (end.D, end.X), momentum, nonnegative)
+    filters, codes = _conv_sweep.extrapolated((D, X), (end.D, end.X), momentum, nonnegative)
     return State(end.D, end.X, Ahead(filters, codes, t_next, value, end.curvature))
 
 
@@ -92,14 +81,14 @@ def centred(state: State, turn: int) -> Ahead | None:
         Where a sweep may begin; None where there is nothing to move, or nothing to compare with.
     """
     D, X, ahead = state
-    steps = steps_to_centre(D)
+    steps = _windows.steps_to_centre(D)
     chosen = np.roll(np.flatnonzero(steps.any(1)), turn)[::_TURNS]
     if not len(chosen) or not np.isfinite(ahead.objective):
         return None
     filters, codes = np.array(D.filters), np.array(X).reshape(len(X), *D.code_grid)
     for j in chosen:
-        filters[j] = moved(filters[j], steps[j] * D.stride, False)
-        codes[:, j] = moved(codes[:, j], -steps[j], D.boundary == "circular")
+        filters[j] = _windows.moved(filters[j], steps[j] * D.stride, False)
+        codes[:, j] = _windows.moved(codes[:, j], -steps[j], D.boundary == "circular")
     return ahead._replace(
         filters=jnp.asarray(filters), X=jnp.asarray(codes.reshape(X.shape)), t=np.ones(())
     )
@@ -113,15 +102,15 @@ def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple
     D, X, ahead = state
     filters = np.array(D.filters)
     use = np.asarray(jnp.sum(jnp.abs(X.reshape(len(X), len(filters), -1)), (0, 2)))
-    fresh = np.union1d(np.flatnonzero(use == 0), shifted_copies(filters, use))
+    fresh = np.union1d(np.flatnonzero(use == 0), _windows.shifted_copies(filters, use))
     if not use.any() or not len(fresh):
         return state, 0
     stay = ~np.isin(np.arange(len(filters)), fresh)
     X = X * D.spread(jnp.asarray(stay, X.dtype))[None]
-    R = np.asarray(evaluated(problem, D, X).R)
+    R = np.asarray(_conv_sweep.evaluated(problem, D, X).R)
     R = R if problem.V is None else np.where(np.asarray(problem.V) > 0, R, 0)
     others = filters[stay].reshape(stay.sum(), -1)
-    filters[fresh] = drawn_windows(D, R, others, len(fresh), rng)
+    filters[fresh] = _windows.drawn_windows(D, R, others, len(fresh), rng)
     D = replace(D, filters=jnp.asarray(filters))
     return at_rest(D, X, np.array(np.inf), ahead.curvature), len(fresh)
 
@@ -309,7 +298,7 @@ class _Filters(Method):
         rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
         drawn = ~rows.any(1)
         filters = rows.reshape(D.filters.shape)
-        filters[drawn] = drawn_windows(D, Y, rows[~drawn], drawn.sum(), rng)
+        filters[drawn] = _windows.drawn_windows(D, Y, rows[~drawn], drawn.sum(), rng)
         curvature = Curvature(jnp.ones((), Y.dtype), jnp.full(len(Y), len(filters), Y.dtype))
         D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((len(Y), D.shape[1]), Y.dtype)
         return at_rest(D, X, np.array(np.inf), curvature)
@@ -344,7 +333,7 @@ class _Filters(Method):
 
     def result(self, state: State) -> Learned:
         signals, (D, X, ahead) = self.signals, state
-        objectives = np.asarray(evaluated(self.problem, D, X).objectives)
+        objectives = np.asarray(_conv_sweep.evaluated(self.problem, D, X).objectives)
         objective = _in_units(np.mean(objectives, dtype=float), signals)
         codes = np.ldexp(np.asarray(X), signals.exponent).reshape(-1, *D.code_grid)
         D = _checks.cast(D, signals.dtype)

@@ -12,15 +12,9 @@ from unrolled._checks import Key
 from unrolled._matching import match
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
+from unrolled.dictionary_learning import _signals
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
 from unrolled.dictionary_learning._learning import Method, Options, learn
-from unrolled.dictionary_learning._signals import (
-    as_signals,
-    atom_count,
-    distinct,
-    duplicates,
-    unit_rows,
-)
 
 # Candidates with a larger inner product are of one atom; and pairs of signals whose moments are in
 # memory together.
@@ -114,7 +108,7 @@ class _Descent(Method):
         pairs: int | None,
         rate: float,
     ):
-        where, self.signals = self.where, as_signals(Y, self.where)
+        where, self.signals = self.where, _signals.as_signals(Y, self.where)
         n, m = self.signals.Y.shape
         self.d, self.sparsity, self.p = _sizes(d, *sparsities, n, m, where)
         pairs = _PAIRS * self.d if pairs is None else pairs
@@ -165,7 +159,7 @@ class _Descent(Method):
 
 
 def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
-    d = atom_count(d, n, where)
+    d = _signals.atom_count(d, n, where)
     counts = {"sparsity": (sparsity, min(m, d)), "atom_sparsity": (p, m)}
     for name, (value, most) in counts.items():
         if _checks.as_index(value, name, where, least=1) > most:
@@ -228,7 +222,7 @@ def _agreed(
         left &= ~alike[best]
     D = _sparse_columns(np.array(chosen).reshape(-1, Z.shape[1]).T, p)
     if len(chosen) < d:
-        rows = distinct(Z[rng.permutation(len(Z))], D, d - len(chosen), rng)
+        rows = _signals.distinct(Z[rng.permutation(len(Z))], D, d - len(chosen), rng)
         D = np.concatenate([D, _sparse_columns(rows.T, p)], 1)
     return D
 
@@ -238,7 +232,7 @@ def _sparse_columns(A: np.ndarray, p: int) -> np.ndarray:
     largest = np.zeros_like(A)
     rows = np.argpartition(-np.abs(A), p - 1, axis=0)[:p]
     np.put_along_axis(largest, rows, np.take_along_axis(A, rows, 0), 0)
-    return unit_rows(largest.T).T
+    return _signals.unit_rows(largest.T).T
 
 
 def _gradient_step(
@@ -251,10 +245,10 @@ def _gradient_step(
     moved = A - rate * (E.T @ np.sign(X)) / np.where(sizes > 0, sizes, 1)
     A = _sparse_columns(moved, p)
     errors = np.sum(E * E, 1)
-    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), duplicates(A, sizes))
+    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), _signals.duplicates(A, sizes))
     if len(dead):  # what is left of the worst signals is most often a missing atom
         worst = np.argsort(-errors, kind="stable")[: 10 * len(dead)]
-        rows = distinct(E[worst], np.delete(A, dead, 1), len(dead), rng)
+        rows = _signals.distinct(E[worst], np.delete(A, dead, 1), len(dead), rng)
         A[:, dead] = _sparse_columns(rows.T, p)
     return A, float(errors.sum(dtype=float)), len(dead)
 

@@ -12,15 +12,10 @@ from unrolled import _checks
 from unrolled._checks import Key
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
+from unrolled.dictionary_learning import _multilayer_sweep
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, text_of
 from unrolled.dictionary_learning._learning import Method, Options, learn
-from unrolled.dictionary_learning._multilayer_sweep import (
-    Matrices,
-    product,
-    residual,
-    sparse_columns,
-    sweep,
-)
+from unrolled.dictionary_learning._multilayer_sweep import Matrices, product, residual, sweep
 from unrolled.dictionary_learning._signals import as_signals, distinct, start_atoms
 
 _State = tuple[Matrices, np.ndarray]
@@ -117,7 +112,7 @@ class _Layers(Method):
         Ds: Matrices = (start_atoms(self.first, signals, shape[1], rng, self.where),)
         for (_, d), count in zip(others, self.counts):
             atoms = distinct(signals.Y[rng.permutation(len(signals.Y))], Ds[0][:, :0], d, rng)
-            Ds = (*Ds, sparse_columns(product(Ds), atoms, count))
+            Ds = (*Ds, _multilayer_sweep.sparse_columns(product(Ds), atoms, count))
         return Ds, np.zeros((len(signals.Y), self.shapes[-1][1]), signals.Y.dtype)
 
     def resumed(self, resume: Learned) -> _State:

@@ -11,16 +11,10 @@ from unrolled import _checks
 from unrolled._matching import match
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, dense
+from unrolled.dictionary_learning import _signals
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, text_of
 from unrolled.dictionary_learning._learning import Method, Options
-from unrolled.dictionary_learning._signals import (
-    Signals,
-    as_signals,
-    atom_count,
-    distinct,
-    duplicates,
-    start_atoms,
-)
+from unrolled.dictionary_learning._signals import Signals
 
 
 class Fitted(NamedTuple):
@@ -54,9 +48,9 @@ class Alternation(Method):
         update: Callable[[Signals, Fitted], None],
     ):
         self.where, self.first, self.update = where, options.start, update
-        self.signals = as_signals(Y, where, options.weights, options.mask)
+        self.signals = _signals.as_signals(Y, where, options.weights, options.mask)
         n, m = self.signals.Y.shape
-        self.d = atom_count(d, n, where)
+        self.d = _signals.atom_count(d, n, where)
         self.sparsity = _checks.as_index(sparsity, "sparsity", where, least=1)
         if self.sparsity > (most := min(m, self.d)):
             raise ValueError(
@@ -89,7 +83,7 @@ class Alternation(Method):
         }
 
     def start(self, rng: np.random.Generator) -> Fitted:
-        D = start_atoms(self.first, self.signals, self.d, rng, self.where)
+        D = _signals.start_atoms(self.first, self.signals, self.d, rng, self.where)
         D = self.settled(self.admit(D, np.arange(self.d)))
         return self.fitted(D, np.zeros((self.d, len(self.signals.Y))))
 
@@ -115,7 +109,7 @@ class Alternation(Method):
         fitted = self.coded(state)
         D, X, R = fitted
         use = np.count_nonzero(X, 1)
-        again = duplicates(D, use)
+        again = _signals.duplicates(D, use)
         R += X[again].T @ D[:, again].T
         X[again] = 0
         use[again] = 0
@@ -153,4 +147,6 @@ class Alternation(Method):
         worst = worst[errors[worst] > 0]
         candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
         others = np.delete(fitted.D, which, 1)
-        fitted.D[:, which] = self.admit(distinct(candidates, others, len(which), rng).T, which)
+        fitted.D[:, which] = self.admit(
+            _signals.distinct(candidates, others, len(which), rng).T, which
+        )

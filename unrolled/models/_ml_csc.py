@@ -9,18 +9,10 @@ from flax import nnx
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
+from unrolled.models import _pursuit_layer
 from unrolled.models._inputs import as_pictures, check_rngs
 from unrolled.models._layers import Features
-from unrolled.models._pursuit_layer import (
-    Classifier,
-    Convolutional,
-    Filters,
-    Linear,
-    PursuitLayer,
-    Violations,
-    check_bank,
-    violations,
-)
+from unrolled.models._pursuit_layer import Classifier, Filters, Linear, PursuitLayer, violations
 from unrolled.models._unfolded import PURSUITS, Codes, at_time
 
 MNIST = Filters(32, 6, 2), Filters(64, 6, 2), Filters(512, 4)
@@ -134,7 +126,7 @@ class MLCSC(nnx.Module):
         )
         self.layers: nnx.List[PursuitLayer] = nnx.List()
         for j, bank in enumerate(filters, start=1):
-            check_bank(shape, bank, j)
+            _pursuit_layer.check_bank(shape, bank, j)
             self.layers.append(PursuitLayer(shape, bank, rngs, **options))
             shape = self.layers[-1].shape
         self.codes = nnx.List([Features() for _ in self.layers])
@@ -169,7 +161,7 @@ class MLCSC(nnx.Module):
             CIFAR10,
             method,
             unfoldings,
-            classifier=Convolutional,
+            classifier=_pursuit_layer.Convolutional,
             constrained=constrained,
             rngs=rngs,
         )
@@ -203,7 +195,7 @@ class MLCSC(nnx.Module):
         steps = [layer.step() for layer in self.layers]
         return PURSUITS[self.method](steps, y, self.unfoldings, self.activation)
 
-    def violations(self) -> Violations:
+    def violations(self) -> _pursuit_layer.Violations:
         """Which layers are no steps of a proximal gradient method; on the host.
 
         "ml-lista" is judged by D_j, with steps of size 1. "all-free" has J layers for each of its

@@ -6,17 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled.plots._curves import (
-    curves,
-    drawable,
-    figure,
-    mark_outside,
-    marked_steps,
-    name_lines,
-    note,
-    tidy,
-    whole_steps,
-)
+from unrolled.plots import _curves
 from unrolled.plots._styles import styles
 
 if TYPE_CHECKING:
@@ -51,15 +41,15 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
         sizes[name] = np.abs(X).mean(0)[order]
         if count := int((shares[name] == 0).sum()):
             unused.append(f"{name} {count} of {X.shape[1]}")
-    fig, panels = figure(1, 2, width=4.6, height=3.2)
+    fig, panels = _curves.figure(1, 2, width=4.6, height=3.2)
     looks = styles(codes)
     titles = ("Signals that use an atom", "Mean magnitude of its entries")
     for panel, lines, title, label in zip(
         panels[0], (shares, sizes), titles, ("share", "mean |x|")
     ):
-        curves(panel, lines, title=title, ylabel=label, looks=looks)
+        _curves.curves(panel, lines, title=title, ylabel=label, looks=looks)
         panel.set(xlabel="atom, the most used first", ylim=(0, None))
-    note(panels[0, 0], [f"never used: {'; '.join(unused)}"] if unused else [])
+    _curves.note(panels[0, 0], [f"never used: {'; '.join(unused)}"] if unused else [])
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return fig
@@ -77,14 +67,14 @@ def losses(records: Sequence[Any]) -> "Figure":
         >>> [line.get_label() for line in ur.plots.losses(records).axes[0].lines]
         ['training', 'validation']
     """
-    fig, panels = figure(1, 1, width=6.4, height=4.0)
+    fig, panels = _curves.figure(1, 1, width=6.4, height=4.0)
     panel = panels[0, 0]
     for name, field in (("training", "loss"), ("validation", "validation")):
         values = np.array([getattr(record, field) for record in records], float)
-        panel.plot([record.step for record in records], drawable(values, False), label=name)
-    whole_steps(panel)
-    tidy(panel, title="Loss", xlabel="training step", ylabel="loss")
-    name_lines(panel)
+        panel.plot([record.step for record in records], _curves.drawable(values, False), label=name)
+    _curves.whole_steps(panel)
+    _curves.tidy(panel, title="Loss", xlabel="training step", ylabel="loss")
+    _curves.name_lines(panel)
     return fig
 
 
@@ -113,15 +103,15 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
             "learning: expected histories of at least one step, got "
             f"{', '.join(f'{len(steps)} of {name}' for name, steps in histories.items()) or 'none'}"
         )
-    fig, panels = figure(1, 1, width=6.4, height=4.0)
+    fig, panels = _curves.figure(1, 1, width=6.4, height=4.0)
     panel, looks = panels[0, 0], styles(histories)
     lines, colours, replaced = {}, {}, []
     for i, (name, history) in enumerate(histories.items()):
         seconds, values = np.array([(s.seconds, s.objective) for s in history], float).T
         counts = np.array([step.replaced for step in history])
-        shown = drawable(values, log)
+        shown = _curves.drawable(values, log)
         look: dict[str, Any] = looks[name] | dict(
-            markevery=marked_steps(i, len(history)), label=name
+            markevery=_curves.marked_steps(i, len(history)), label=name
         )
         panel.plot(seconds, shown, **look)
         lines[name], colours[name] = (seconds, values), look["color"]
@@ -130,9 +120,9 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
             replaced.append(f"{name} {counts.sum()}")
     if log:
         panel.set_yscale("log")
-    tidy(panel, title="Learning", xlabel="time, s", ylabel="mean objective")
-    note(panel, [f"atoms replaced (circles): {'; '.join(replaced)}"] if replaced else [])
-    mark_outside(panel, lines, colours, log)
+    _curves.tidy(panel, title="Learning", xlabel="time, s", ylabel="mean objective")
+    _curves.note(panel, [f"atoms replaced (circles): {'; '.join(replaced)}"] if replaced else [])
+    _curves.mark_outside(panel, lines, colours, log)
     fig.legend(loc="outside lower center", ncols=2, frameon=False)
     return fig
 

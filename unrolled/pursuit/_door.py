@@ -12,28 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._numbers import wide_dtype
-from unrolled.dictionaries import (
-    Conv,
-    Dictionary,
-    as_chain,
-    operands,
-    spectral_norm,
-    threshold_shapes,
-)
-from unrolled.pursuit._problem import (
-    Answer,
-    Array,
-    DeepPursuit,
-    Form,
-    Grid,
-    Problem,
-    Pursuit,
-    fixed_norm,
-    flat_code,
-    run,
-)
+from unrolled.dictionaries import Conv, Dictionary, as_chain, operands, spectral_norm
+from unrolled.pursuit import _problem
+from unrolled.pursuit._problem import Answer, Array, DeepPursuit, Form, Grid, Problem, Pursuit, run
 
 
 def single(
@@ -94,7 +77,7 @@ def door_of_one(
     D, y, _ = operands(D, y, where)
     wide = wide_dtype(y.dtype)
     lams = () if lam is None else (penalty(D, lam, name, where, wide, finite, sequence),)
-    if size in (spectral_norm, fixed_norm) and is_zero(D):
+    if size in (spectral_norm, _problem.fixed_norm) and is_zero(D):
         raise ValueError(f"{where}: D is zero, so the step size 1 / norm(D)^2 is undefined")
     if l2 is not None:
         check_number(l2, "l2", where)
@@ -157,7 +140,8 @@ def penalty(
     shape, d = np.shape(lam), D.shape[1]
     if sequence and len(shape) != 1:
         raise ValueError(f"{where}: {name} has shape {shape}; expected a sequence, (n,)")
-    if not sequence and shape not in (*threshold_shapes(D), getattr(D, "code_grid", ())):
+    shapes = *dictionaries.threshold_shapes(D), getattr(D, "code_grid", ())
+    if not sequence and shape not in shapes:
         raise ValueError(f"{where}: {name} has shape {shape}; expected () or ({d},)")
     return as_operand(lam, dtype)
 
@@ -166,7 +150,7 @@ def _start(D: Dictionary, start: ArrayLike | None, what: str, where: str) -> Any
     """The code to start from, checked; None without one."""
     if start is None:
         return None
-    start, d = _checks.as_float(flat_code(D, start), "start", where), D.shape[1]
+    start, d = _checks.as_float(_problem.flat_code(D, start), "start", where), D.shape[1]
     if start.shape != (d,):
         raise ValueError(f"{where}: start has shape {start.shape}; expected {what}, ({d},)")
     _checks.finite(start, "start", where)

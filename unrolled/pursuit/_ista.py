@@ -13,17 +13,10 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.dictionaries import Dictionary
+from unrolled.pursuit import _problem
 from unrolled.pursuit._door import deep, single, static_steps, static_tol
 from unrolled.pursuit._gap import chain_gap, relative_gap
-from unrolled.pursuit._problem import (
-    Answer,
-    DeepPursuit,
-    Problem,
-    Pursuit,
-    codes_of,
-    in_units,
-    solve,
-)
+from unrolled.pursuit._problem import Answer, DeepPursuit, Problem, Pursuit, codes_of, in_units
 from unrolled.pursuit._steps import Momentum, State, extrapolated, ista_step, ml_ista_step
 
 
@@ -264,7 +257,9 @@ class Iterated:
             return jnp.max(jnp.abs(once(state.x) - state.x)) / unit
 
         start, advance = self.moves(once, x)
-        state, steps = solve(advance, start, missed, tol=self.tol, max_steps=self.max_steps)
+        state, steps = _problem.solve(
+            advance, start, missed, tol=self.tol, max_steps=self.max_steps
+        )
         met = missed(state) <= (0 if self.tol is None else self.tol)
         return Answer(state.x, gap(state.x), steps, met)
 

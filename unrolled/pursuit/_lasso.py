@@ -16,18 +16,9 @@ from unrolled._checks import Array
 from unrolled._numbers import ldexp
 from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, column_norms
+from unrolled.pursuit import _problem
 from unrolled.pursuit._door import door_of_one, single, static_steps, static_tol
-from unrolled.pursuit._problem import (
-    Answer,
-    Form,
-    Problem,
-    Pursuit,
-    fixed_norm,
-    in_range,
-    largest_product,
-    result,
-    scaled,
-)
+from unrolled.pursuit._problem import Answer, Form, Problem, Pursuit, fixed_norm, in_range, scaled
 from unrolled.pursuit._support import Penalized, code
 
 
@@ -195,7 +186,7 @@ def _path(
     def body(x, lam):
         at = problem._replace(lams=(lam,))
         answer = method(at, x)
-        return answer.x, result(form, at, answer)
+        return answer.x, _problem.result(form, at, answer)
 
     with jax.default_matmul_precision("highest"):
         _, ((codes,), gap, residual, steps, converged) = lax.scan(body, x, scaled_lams)
@@ -234,7 +225,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _lam_max(form: Form, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
     problem, _ = scaled(form, Ds, y)
-    scaled_lam = largest_product(problem.Ds[0], problem.y, form.nonnegative)
+    scaled_lam = _problem.largest_product(problem.Ds[0], problem.y, form.nonnegative)
     k = 2 * problem.b - problem.up[0]
     return ldexp(scaled_lam, k).astype(form.dtype), scaled_lam, k
 

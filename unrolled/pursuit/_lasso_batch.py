@@ -14,16 +14,9 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, wide_dtype
 from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
+from unrolled.pursuit import _door
 from unrolled.pursuit._batch import BLOCK as CHUNK
 from unrolled.pursuit._batch import solve
-from unrolled.pursuit._door import (
-    as_operand,
-    check_number,
-    flat_signal,
-    is_zero,
-    static_steps,
-    static_tol,
-)
 from unrolled.pursuit._lasso import one_penalty
 from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, in_range
 
@@ -81,19 +74,19 @@ def lasso_batch(
     """
     where = "lasso_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
-    if is_zero(D):
+    if _door.is_zero(D):
         raise ValueError(f"{where}: D is zero")
     wide = wide_dtype(dtype)
     host = partial(
         solve,
         relative=lam is None,
-        tol=static_tol(tol, where),
+        tol=_door.static_tol(tol, where),
         nonnegative=_checks.as_bool(nonnegative, "nonnegative", where),
-        max_steps=static_steps(max_steps, where),
+        max_steps=_door.static_steps(max_steps, where),
         warm=start is not None,
     )
     weight = _weight(D, len(signals), lam, ratio, wide, where)
-    check_number(l2, "l2", where)
+    _door.check_number(l2, "l2", where)
     _checks.in_range(l2, wide, "l2", where)
     X = None if start is None else _start(D, len(signals), start, where)
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
@@ -101,7 +94,9 @@ def lasso_batch(
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         weights = weight[rows] if several and rows else weight
         first = X[rows] if X is not None and rows else X
-        operands, (a, b) = _scaled(wide, lam is None, D, Y, weights, as_operand(l2, wide), first)
+        operands, (a, b) = _scaled(
+            wide, lam is None, D, Y, weights, _door.as_operand(l2, wide), first
+        )
         return batch_result(dtype, grid, on_the_host(host, operands, D.shape[1]), a, b)
 
     return in_chunks(solved, signals, where)
@@ -113,7 +108,7 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Dictionary, Any
     Signals of a file that is mapped into memory stay there if they are more than a chunk.
     """
     mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > CHUNK
-    some, grid = flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
+    some, grid = _door.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
     D, some = as_dictionary(D, where), _checks.as_float(some, "Y", where)
     if some.ndim != 2 or some.shape[1] != D.shape[0]:
         shape = Y.shape if mapped else some.shape
@@ -213,7 +208,7 @@ def _weight(D: Dictionary, n: int, lam: Any, ratio: Any, dtype: np.dtype, where:
         raise ValueError(
             f"{where}: {name} has shape {shape}; expected (), ({d},), ({n}, 1) or ({n}, {d})"
         )
-    return as_operand(value, dtype)
+    return _door.as_operand(value, dtype)
 
 
 def _start(D: Dictionary, n: int, start: ArrayLike, where: str) -> Array:

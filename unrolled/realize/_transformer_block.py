@@ -13,13 +13,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary
-from unrolled.realize._attention import (
-    Heads,
-    concentration,
-    grid,
-    multi_head_attention,
-    relative_heads,
-)
+from unrolled.realize import _attention
 
 # G over the bound on abs(u) that it must exceed: far more than rounding.
 _MARGIN = 2
@@ -37,7 +31,7 @@ class BlockWeights(NamedTuple):
         output: (c, 4 n_atoms), second matrix of the feed-forward part.
     """
 
-    heads: Heads
+    heads: _attention.Heads
     hidden: Array
     offset: Array
     output: Array
@@ -118,7 +112,7 @@ def transformer_block(
         [1.5, 0.0, -0.5]
     """
     where = "transformer_block"
-    alpha = concentration(alpha, where)
+    alpha = _attention.concentration(alpha, where)
     D, W = shift_invariant(D, where), analysis_weights(W, D, where)
     n_atoms, n_channels = D.filters.shape[:2]
     _checks.nonnegative(theta, "theta", where)
@@ -200,10 +194,10 @@ def read_code(D: Conv, tokens: Array) -> Array:
 
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
     """The tokens after one block: attention, then the feed-forward part, each with a residual."""
-    positions = grid(_token_grid(D))
+    positions = _attention.grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
     with jax.default_matmul_precision("highest"):
-        z = tokens + multi_head_attention(
+        z = tokens + _attention.multi_head_attention(
             tokens, block.heads, positions, positions, alpha=alpha, period=period
         )
         return z + jax.nn.relu(z @ block.hidden.T + block.offset[None]) @ block.output.T
@@ -222,7 +216,7 @@ def block_weights(
     grown = jnp.minimum(grown, float(jnp.finfo(V.dtype).max) / (2 * _MARGIN))
     G = _MARGIN * grown.max()
     theta = jnp.broadcast_to(theta, (n_atoms,))
-    heads = relative_heads(
+    heads = _attention.relative_heads(
         _taps(D), jnp.pad(V, [(0, 0), (0, c - n_atoms), (0, 1)]), jnp.zeros(c, V.dtype)
     )
     one, mask = jnp.eye(n_atoms, c, dtype=V.dtype), jnp.eye(1, c, c - 1, dtype=V.dtype)
@@ -247,7 +241,7 @@ def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
 
 def _taps(D: Conv) -> np.ndarray:
     """The offsets tau of the heads, (heads, p); on a circle they are taken modulo its length."""
-    taps = grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
+    taps = _attention.grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
     return taps % np.array(D.signal_shape) if D.boundary == "circular" else taps
 
 

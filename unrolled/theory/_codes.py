@@ -11,18 +11,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._numbers import UP, norm
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Dictionary,
-    as_dictionary,
-    column_norms,
-    dense,
-    magnitudes,
-    spectral_norm,
-)
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense, magnitudes
 from unrolled.theory._coherence import BLOCK
 
 _EPS = float(np.finfo(float).eps)
@@ -372,7 +365,7 @@ def _dual_vectors(D: Dictionary, Y: Array, X: Array, steps: int, k: int) -> tupl
     above norm(e, 1) for all nu of a length, none of them has |d_j . nu| <= 1.
     """
     system, signs, off = _system(D), jnp.sign(X), X == 0
-    support, gamma = _largest(system, X, k), 1 / spectral_norm(D) ** 2
+    support, gamma = _largest(system, X, k), 1 / dictionaries.spectral_norm(D) ** 2
 
     def feasible(nu):
         for _ in range(_REFINEMENTS):

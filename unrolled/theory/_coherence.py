@@ -9,23 +9,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, wide_dtype
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Dictionary,
-    Structured,
-    as_dictionary,
-    cuts_atoms,
-    dense,
-    entries,
-    inner_products,
-    magnitudes,
-    nonzero_atoms,
-    normalized,
-    unit_atoms,
-)
+from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, inner_products
 from unrolled.theory._tiles import row_excess, row_maxima
 
 # Spacing at 1 of the formats in which accelerators multiply in place of float32.
@@ -78,7 +66,7 @@ def mutual_coherence(D: Dictionary) -> Array:
     D = as_dictionary(D, "mutual_coherence")
     refuse_cut_atoms(D, "mutual_coherence")
     mu, norms = measured(D)
-    nonzero_atoms(norms, "mutual_coherence")
+    dictionaries.nonzero_atoms(norms, "mutual_coherence")
     return mu
 
 
@@ -86,7 +74,7 @@ def mutual_coherence(D: Dictionary) -> Array:
 def measured(D: Dictionary) -> tuple[Array, Array]:
     """mu(D), nan with a zero atom, and the norms of the atoms, (d,)."""
     refuse_cut_atoms(D, "mutual_coherence")
-    unit, norms = normalized(D)
+    unit, norms = dictionaries.normalized(D)
     mu = jnp.minimum(weights_coherence(unit, unit).mu_W, 1.0)
     return jnp.where(((norms > 0) & (norms < jnp.inf)).all(), mu, jnp.nan), norms
 
@@ -136,7 +124,7 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Dictionary, Di
             f"{where}: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}"
         )
     refuse_cut_atoms(D, where)
-    unit_atoms(D, where)
+    dictionaries.unit_atoms(D, where)
     dtype = _checks.common_dtype(W, D)
     return _checks.cast(W, dtype), _checks.cast(D, dtype)
 
@@ -155,7 +143,7 @@ def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
     else:
         products, own = inner_products(W, D)
         mu_W = largest(jnp.where(own, 0.0, jnp.abs(products)))
-    return Coherence(mu_W, largest(jnp.abs(entries(W))))
+    return Coherence(mu_W, largest(jnp.abs(dictionaries.entries(W))))
 
 
 def exceeds(D: Dictionary) -> bool:
@@ -180,7 +168,7 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
 
 
 def refuse_cut_atoms(D: Dictionary, where: str) -> None:
-    if cuts_atoms(D):
+    if dictionaries.cuts_atoms(D):
         raise ValueError(
             f'{where}: boundary "zero" cuts the atoms at the border, so they have norms below 1 '
             'and neighbours of their own; use boundary="valid" or "circular", or '
@@ -215,7 +203,7 @@ def babel(D: Dictionary, s: int) -> Array:
     """
     D = as_dictionary(D, "babel")
     refuse_cut_atoms(D, "babel")
-    unit_atoms(D, "babel")
+    dictionaries.unit_atoms(D, "babel")
     return _babel(D, _checks.as_index(s, "s", "babel"))
 
 
@@ -407,7 +395,8 @@ def rounding_guard(
 @program("dtype")
 def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]:
     """max abs(W_ij) and max (|W|' |D|)_ij; of many atoms an upper bound, by products in dtype."""
-    C_W, W, D = largest(jnp.abs(entries(W))), magnitudes(W), magnitudes(D)
+    C_W = largest(jnp.abs(dictionaries.entries(W)))
+    W, D = dictionaries.magnitudes(W), dictionaries.magnitudes(D)
     if exceeds(D):
         return C_W, _largest_product(dense(W), dense(D), dtype)
     return C_W, largest(inner_products(W, D)[0])

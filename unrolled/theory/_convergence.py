@@ -10,22 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Conv,
-    Dictionary,
-    Structured,
-    as_dictionary,
-    column_norms,
-    dense,
-    inner_products,
-    magnitudes,
-    representatives,
-    spectral_norm,
-)
+from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes
 from unrolled.theory._coherence import BLOCK, Coherence, diagonal, exceeds, host_float, weights_of
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
 from unrolled.theory._tiles import row_maxima
@@ -69,7 +58,7 @@ def _largest_of_rows(W: Dictionary, D: Dictionary, diagonal: bool = False) -> Ar
     """max abs(w_i . d_j) over j != i, and over j = i too with `diagonal`; (d,)."""
     if exceeds(D):
         return row_maxima(dense(W), dense(D), diagonal=diagonal)
-    products, own = inner_products(W, D)
+    products, own = dictionaries.inner_products(W, D)
     sizes = jnp.abs(products) if diagonal else jnp.where(own, 0, jnp.abs(products))
     return _of_atoms(D, largest(sizes, 1), lambda v: jnp.max(v, 1))
 
@@ -109,7 +98,7 @@ def noise_gain(W: Dictionary) -> float:
         >>> round(l2.floor, 3)
         0.016
     """
-    return float(np.max(np.asarray(column_norms(as_dictionary(W, "noise_gain")))))
+    return float(np.max(np.asarray(dictionaries.column_norms(as_dictionary(W, "noise_gain")))))
 
 
 def error_gain(W: Dictionary, *, sparsity: int) -> float:
@@ -154,7 +143,7 @@ def sum_of_largest(W: Dictionary, s: int) -> float:
 @program()
 def _represented(W: Structured) -> Array:
     """The columns of W that stand for all, one a row."""
-    rows = representatives(W)
+    rows = dictionaries.representatives(W)
     units = jnp.zeros((len(rows), W.shape[1]), W.dtype)
     return jax.vmap(lambda e: W @ e)(units.at[jnp.arange(len(rows)), rows].set(1))
 
@@ -341,7 +330,9 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
     """
     error, gamma = host_numbers("objective_bound", error=error, gamma=gamma)
     s = _checks.as_index(sparsity, "sparsity", "objective_bound")
-    norm = host_float(spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound")
+    norm = host_float(
+        dictionaries.spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound"
+    )
     moved = times(norm, error)  # its square overflows to inf, where ** would raise
     return moved * moved / s + times(gamma, error) if s else 0.0
 

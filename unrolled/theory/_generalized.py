@@ -11,30 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._interior_point import least_entries
 from unrolled._numbers import largest
 from unrolled._program import program
 from unrolled._threads import one_thread
-from unrolled.dictionaries import (
-    Dictionary,
-    as_dictionary,
-    dense,
-    replicate,
-    representatives,
-    spread,
-    unit_atoms,
-)
-from unrolled.theory._atom_programs import (
-    ROUNDING,
-    Progress,
-    cached,
-    certified,
-    check_cache,
-    is_closed,
-    solve_atoms,
-)
+from unrolled.dictionaries import Dictionary, as_dictionary, dense, replicate, spread, unit_atoms
+from unrolled.theory import _atom_programs
+from unrolled.theory._atom_programs import ROUNDING, Progress, cached, certified, solve_atoms
 from unrolled.theory._coherence import host_float, refuse_cut_atoms
 from unrolled.theory._numerical_range import in_float64, numerical_range
 
@@ -125,7 +110,7 @@ def generalized_coherence(
     D = _unit_dictionary(D, where)
     _positive(tol, where)
     m, d = D.shape
-    chosen = representatives(D) if atoms is None else _chosen_atoms(atoms, d, where)
+    chosen = dictionaries.representatives(D) if atoms is None else _chosen_atoms(atoms, d, where)
     _announce(d, len(chosen), where)
 
     def highest(primal: np.ndarray, dual: np.ndarray, tried: np.ndarray) -> int | None:
@@ -136,7 +121,7 @@ def generalized_coherence(
         solve_atoms, chosen=chosen, tol=tol, choose=choose, quick=only_maximum, progress=progress
     )
     if cache is not None:
-        check_cache(Path(cache), where)
+        _atom_programs.check_cache(Path(cache), where)
         solve = partial(cached, solve, Path(cache), chosen, (tol, only_maximum))
     solved = _differentiable(solve, chosen)(dense(D))
     return _settled(D if atoms is None else None, solved, tol, only_maximum)
@@ -149,7 +134,7 @@ def _settled(
     """The result for (upper, lower, reached, W, rank) of all atoms of D, or of some for None."""
     upper, lower, reached, W, rank = solved
     top, bottom = largest(upper), largest(lower)
-    holds = jnp.isfinite(top) & is_closed(upper, lower, tol, only_maximum)
+    holds = jnp.isfinite(top) & _atom_programs.is_closed(upper, lower, tol, only_maximum)
     holds &= _attained(upper, reached, only_maximum)
     if D is None:
         return GeneralizedCoherence(top, bottom, upper, lower, W, holds, rank)

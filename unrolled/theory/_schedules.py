@@ -9,18 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._numbers import UP
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Dictionary,
-    as_dictionary,
-    column_norms,
-    magnitudes,
-    operands,
-    unit_atoms,
-)
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, magnitudes, operands
 from unrolled.theory._coherence import coherence, diagonal, host_float
 
 
@@ -377,7 +370,7 @@ def _conditioned(
         stored = float(jnp.finfo(as_dictionary(D, where).dtype).eps)
         D, x, y = (_checks.cast(a, np.float64) for a in (D, x, y))
         D, y, _ = operands(D, y, where)
-        unit_atoms(D, where)
+        dictionaries.unit_atoms(D, where)
         m, d = D.shape
         if np.shape(x) != (d,):
             raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({d},)")

@@ -9,28 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Composed,
-    Dictionary,
-    as_dictionary,
-    column_norms,
-    spectral_norm,
-    unit_atoms,
-)
+from unrolled.dictionaries import Composed, Dictionary, as_dictionary, column_norms, spectral_norm
+from unrolled.theory import _uniqueness
 from unrolled.theory._chains import effective, host_chain, layer_numbers, of_length
 from unrolled.theory._coherence import coherence, diagonal, measured, weights_coherence
 from unrolled.theory._schedules import host_numbers, times
-from unrolled.theory._uniqueness import (
-    as_supports,
-    bounded_counts,
-    constraints,
-    rank_cut,
-    singular_values,
-)
 
 
 class Stability(NamedTuple):
@@ -280,7 +267,7 @@ def product_stability(
     (delta,) = host_numbers(where, delta=delta)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
-        (s,) = bounded_counts([sparsity], Ds[-1:], where)
+        (s,) = _uniqueness.bounded_counts([sparsity], Ds[-1:], where)
         total = _accumulated(Ds, layer_numbers(eps, "eps", len(Ds), where).tolist())
         P, norms = effective(Ds)
         nu = float(norms.min())
@@ -334,12 +321,12 @@ def holistic_stability(
     (eps0,) = host_numbers(where, eps0=eps0)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
-        J, supports = len(Ds), as_supports(supports, Ds, where)
+        J, supports = len(Ds), _uniqueness.as_supports(supports, Ds, where)
         tolerances = layer_numbers(eps, "eps", J, where).tolist()
         parts = [_accumulated(Ds[j:], tolerances[j:]) for j in range(J)]
-        E, K = constraints(Ds, supports)
-        spectrum = np.asarray(singular_values(E[0], K))
-        sigma_min, cut = _rounded_down(spectrum), float(rank_cut(spectrum))
+        E, K = _uniqueness.constraints(Ds, supports)
+        spectrum = np.asarray(_uniqueness.singular_values(E[0], K))
+        sigma_min, cut = _rounded_down(spectrum), float(_uniqueness.rank_cut(spectrum))
     total = math.hypot(eps0 + parts[0], *parts[1:])
     delta = _enlarged(total, 1 / sigma_min) if sigma_min > cut else math.inf
     return HolisticStability(delta, total, sigma_min, math.isfinite(delta))
@@ -353,9 +340,9 @@ def _hypotheses(
     A difference of two codes has at most t_j nonzeros.
     """
     Ds = host_chain(Ds, where)
-    s = bounded_counts(sparsities, Ds, where)
+    s = _uniqueness.bounded_counts(sparsities, Ds, where)
     for D in Ds:
-        unit_atoms(D, where)
+        dictionaries.unit_atoms(D, where)
     return Ds, [min(2 * int(n), D.shape[1]) for n, D in zip(s, Ds)]
 
 

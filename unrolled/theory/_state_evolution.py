@@ -8,16 +8,8 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
-from unrolled.theory._scalar_channels import (
-    Prior,
-    bernoulli_gaussian,
-    branches,
-    cut,
-    least,
-    mean,
-    mean_magnitude,
-    soft_threshold,
-)
+from unrolled.theory import _scalar_channels
+from unrolled.theory._scalar_channels import Prior, bernoulli_gaussian, branches, cut, least, mean
 
 # Variances stay above this part of that of the codes, as in the layers.
 _LEAST = 1e-15
@@ -274,7 +266,7 @@ def _linear(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
         if passing.estimate == "soft":
 
             def error(alpha, tau2=tau2):
-                return soft_threshold(prior, tau2, alpha * math.sqrt(tau2)).mse
+                return _scalar_channels.soft_threshold(prior, tau2, alpha * math.sqrt(tau2)).mse
 
             chosen.append(least(error, *_THRESHOLDS) if thresholds is None else thresholds[k])
             mse.append(error(chosen[-1]))
@@ -352,7 +344,7 @@ def _size(prior: Prior, tau2: float, before) -> float:
     """E abs(g), g = x - z + tau Z: of each branch x - z is N(mu, s2) given the u before."""
     if before is None:  # z = 0
         before = [(weight, 0 * u, k * prior.variance) for weight, u, k, _ in branches(prior, 0.0)]
-    return sum(weight * mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)
+    return sum(weight * _scalar_channels.mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)
 
 
 def _selected(prior: Prior, tau2: float, theta: float, border: float):

@@ -10,18 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._numbers import norm, wide_dtype
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Dictionary,
-    as_chain,
-    column_norms,
-    normalized,
-    operands,
-    unit_atoms,
-)
+from unrolled.dictionaries import Dictionary, as_chain, column_norms, normalized, operands
 from unrolled.theory._chains import effective, host_chain, layer_counts, of_length
 from unrolled.theory._coherence import max_sparsity, measured, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import host_numbers, times
@@ -104,7 +97,7 @@ def uniqueness(
         s = bounded_counts(sparsities, Ds, where)
         nonzeros = s if counts is None else bounded_counts(counts, Ds, where, "counts")
         for D in Ds:
-            unit_atoms(D, where)
+            dictionaries.unit_atoms(D, where)
 
         @functools.cache
         def mu(j: int, j0: int) -> float:

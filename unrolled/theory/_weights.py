@@ -6,22 +6,12 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, dictionaries
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, wide_dtype, widened
 from unrolled._numbers import pseudo_inverse as cut_pseudo_inverse
 from unrolled._program import program
-from unrolled.dictionaries import (
-    Conv,
-    Dictionary,
-    Structured,
-    all_kept,
-    as_dictionary,
-    column_norms,
-    dense,
-    kept_atoms,
-    nonzero_atoms,
-)
+from unrolled.dictionaries import Conv, Dictionary, Structured, all_kept, as_dictionary, dense
 from unrolled.theory._coherence import refuse_cut_atoms
 
 # A ridge below this part of the mean squared singular value acts as none: rounding would decide
@@ -72,7 +62,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
     D = as_dictionary(D, "frobenius_weights")
     _checks.nonnegative(ridge, "ridge", "frobenius_weights")
     W, norms = _closed_form(D, None if _is_zero(ridge) else ridge)
-    nonzero_atoms(norms, "frobenius_weights")
+    dictionaries.nonzero_atoms(norms, "frobenius_weights")
     if _checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
         lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
         lost = lost.any(tuple(range(1, lost.ndim)) if isinstance(W, Conv) else 0)
@@ -84,7 +74,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
 def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Dictionary, Array]:
     """The weights, nan for an atom that is too small, and the norms of the atoms."""
     refuse_cut_atoms(D, "frobenius_weights")
-    norms = column_norms(D)
+    norms = dictionaries.column_norms(D)
     shared = D.closed_form(0.0 if ridge is None else ridge) if isinstance(D, Structured) else None
     return (_of_matrix(D, ridge) if shared is None else shared), norms
 
@@ -101,7 +91,7 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
             least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
             W = jnp.where(ridge > least, _ridged(A, jnp.maximum(ridge, least)), W)
             added = jnp.where(ridge > least, ridge, 0)
-        large = kept_atoms(A, _gram_product(A, W) + added * W, "frobenius_weights")
+        large = dictionaries.kept_atoms(A, _gram_product(A, W) + added * W, "frobenius_weights")
         W = jnp.where(large[None, :], W, jnp.nan)
         return ldexp(_unit_diagonal(W, A), -k).astype(dtype)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import _checks, metrics
+from unrolled import _checks, layers, metrics
 from unrolled._beside import ROUNDING
 from unrolled._checks import Array, Key
 from unrolled._mapped import check_draws
@@ -19,18 +19,7 @@ from unrolled._numbers import norm
 from unrolled._program import program
 from unrolled.analytic import calibrate
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch, column_norms
-from unrolled.layers import (
-    FAMILIES,
-    Law,
-    Layer,
-    Recipe,
-    Unrolled,
-    ista,
-    ista_params,
-    lasso_weights,
-    stable_step,
-    unstack,
-)
+from unrolled.layers import FAMILIES, Law, Layer, Recipe, Unrolled, ista, ista_params, stable_step
 from unrolled.problems import synthesize
 from unrolled.training._fit import fit
 from unrolled.training._losses import deep, log_nmse
@@ -234,7 +223,7 @@ def _family(family: Any, where: str) -> type[Layer]:
     if family not in FAMILIES:
         raise ValueError(
             f"{where}: unknown family {_checks.brief(family)}; expected one of "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(layers.FAMILIES)}"
         )
     return FAMILIES[family]
 
@@ -364,7 +353,7 @@ def _from_weights(layer: Layer, ridge: float | None, key: Any, D: Dictionary) ->
     """Params with weights in closed form, scaled where steps with them would expand."""
     if ridge is None:
         return layer.from_weights(key, D, D)
-    W = lasso_weights(D, ridge)
+    W = layers.lasso_weights(D, ridge)
     return layer.from_weights(key, W * stable_step(W, D), D)
 
 
@@ -403,7 +392,7 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
     schedule = optax.cosine_decay_schedule(recipe.rate, max(1, steps))
     # A scan would copy the matrices of a step; numbers compile faster as one.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
-    params = unstack(start.params) if matrices and steps else start.params
+    params = layers.unstack(start.params) if matrices and steps else start.params
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fit: .* worse than zero codes")  # `worse` says it
         trained = fit(

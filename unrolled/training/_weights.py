@@ -9,21 +9,9 @@ from unrolled import _checks
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.records import differences
-from unrolled.training import _manifest
+from unrolled.training import _forms, _manifest
 from unrolled.training._checkpoint import Steps
 from unrolled.training._formats import FORMATS, check_parent, read, write
-from unrolled.training._forms import (
-    UnknownFamilyError,
-    build,
-    build_model,
-    build_params,
-    check_form,
-    describe,
-    describe_model,
-    describe_params,
-    kinds,
-    names,
-)
 from unrolled.training._manifest import CheckpointError, DamagedError
 from unrolled.training._records import Dictionaries, Model
 from unrolled.training._split import as_dictionaries
@@ -97,12 +85,12 @@ def save(
         if not isinstance(layer, Layer | Network):
             raise TypeError(f"save: layer must be a Layer or a Network, got {type(layer).__name__}")
         if D is None:
-            check_form(params, layer)
+            _forms.check_form(params, layer)
         else:
             layer.check(params, D)  # type: ignore[arg-type]  # a tuple for a network
-        form["layer"] = describe_model(layer)
-    form["params"], leaves = describe_params(params, layer)
-    form["D"], leaves_D = describe(D if dictionary else None, "D")
+        form["layer"] = _forms.describe_model(layer)
+    form["params"], leaves = _forms.describe_params(params, layer)
+    form["D"], leaves_D = _forms.describe(D if dictionary else None, "D")
     digest = {"D sha256": None if D is None else _manifest.digest(D)}
     write(path, "weights", leaves | leaves_D, to_bytes, form=form, metadata=metadata, **digest)
     return path
@@ -151,12 +139,12 @@ def restore(
         entries = manifest["leaves"]
         leaves = {n: _manifest.to_device(entries[n]["dtype"], a) for n, a in arrays.items()}
         form = manifest["form"]
-        layer = build_model(form["layer"]) if form.get("layer") else None
-        params = build_params(form["params"], leaves, layer)
+        layer = _forms.build_model(form["layer"]) if form.get("layer") else None
+        params = _forms.build_params(form["params"], leaves, layer)
         params = fold_thresholds(params) if path.is_dir() else params
-        saved = build(form["D"], leaves)
+        saved = _forms.build(form["D"], leaves)
         saved = None if saved is None else as_dictionaries(saved, "D")
-    except UnknownFamilyError as error:
+    except _forms.UnknownFamilyError as error:
         raise CheckpointError(f"restore: {path}: {error}") from error
     except (FileNotFoundError, CheckpointError):
         raise
@@ -181,7 +169,7 @@ def _layer_of_older(metadata: dict) -> Model | None:
     if not (isinstance(described, dict) and {"family", "depth"} <= set(described)):
         return None
     try:
-        return build_model(described)
+        return _forms.build_model(described)
     except (ValueError, TypeError):
         return None
 
@@ -219,7 +207,10 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
 def _check_like(params: Any, like: Any, where: str) -> None:
     """Raise CheckpointError, with a table, where structure, shapes or dtypes differ from `like`."""
     saved, requested = (
-        {"form": kinds(tree), **_manifest.leaf_types(_manifest.table(names({"params": tree}))[1])}
+        {
+            "form": _forms.kinds(tree),
+            **_manifest.leaf_types(_manifest.table(_forms.names({"params": tree}))[1]),
+        }
         for tree in (params, like)
     )
     if report := differences(saved, requested):
