@@ -15,9 +15,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from unrolled import _checks
+from unrolled import _checks, _text
 from unrolled._checks import Array, Key
-from unrolled._text import in_rows
 
 # Larger arrays (2 GiB) are not read into memory.
 LARGEST_BYTES = 2**31
@@ -94,7 +93,7 @@ class Rows:
             lost, what = _checks.narrowed(values)[1], "leaves the range of float32"
             then = ", where entries become 0 or infinite; try numbers near 1"
         if len(lost):
-            where = in_rows(np.unique(rows[lost]) + self.first)
+            where = _text.in_rows(np.unique(rows[lost]) + self.first)
             raise ValueError(f"{self.name} {what}{where}{then}")
 
     def _drawn(self, rows: Any) -> np.ndarray:

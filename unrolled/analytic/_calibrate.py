@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled._checks import Array
-from unrolled._sharded import takes_sharded
 from unrolled.analytic._passes import (
     Loss,
     codes_of,
@@ -54,7 +53,7 @@ def calibrate(
 ) -> tuple[Unrolled, ...]: ...
 
 
-@takes_sharded
+@_sharded.takes_sharded
 def calibrate(
     model: Layer | Network,
     params: Any,

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled import _checks, theory
-from unrolled._json import plain
+from unrolled import _checks, _json, theory
 from unrolled._text import line, screen, table_of
 from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
 from unrolled.dictionaries import Dictionary, as_dictionary, spectral_norm, unit_atoms
@@ -88,7 +87,7 @@ class WeightsTable(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers for JSON; those that are not finite become None."""
-        return plain({"tolerance": self.tolerance, "weights": self.rows})
+        return _json.plain({"tolerance": self.tolerance, "weights": self.rows})
 
 
 def weights_table(

@@ -10,9 +10,8 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike, DTypeLike
 
-from unrolled import _checks
+from unrolled import _checks, _export
 from unrolled._checks import Array
-from unrolled._export import exportable
 from unrolled._numbers import largest_singular_value, norm
 from unrolled._program import program
 
@@ -54,7 +53,7 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
             return self
 
         jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-        exportable(cls)
+        _export.exportable(cls)
         return cls
 
     return register

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _matching, _threads
 from unrolled._checks import Key
-from unrolled._matching import match
-from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning import _signals
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
@@ -123,7 +121,7 @@ class _Descent(Method):
         signals = {"signals": fingerprint(self.Z), "exponent": self.signals.exponent}
         return own | {"rate": self.rate} | signals
 
-    @one_thread()
+    @_threads.one_thread()
     def start(self, rng: np.random.Generator) -> np.ndarray:
         A = _spectral(self.Z, self.d, self.p, self.pairs, rng)
         return np.ascontiguousarray(A)  # as that of a result: products round by the order in memory
@@ -144,7 +142,7 @@ class _Descent(Method):
     def arrays(self, state: np.ndarray) -> Arrays:
         return {"A": state}
 
-    @one_thread()
+    @_threads.one_thread()
     def sweep(
         self, state: np.ndarray, step: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, float, int]:
@@ -152,7 +150,7 @@ class _Descent(Method):
         return A, self.signals.in_units(squares / (2 * len(self.Z))), replaced
 
     def result(self, state: np.ndarray) -> Learned:
-        signals, X = self.signals, match(state, self.Z, self.sparsity)
+        signals, X = self.signals, _matching.match(state, self.Z, self.sparsity)
         codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)
         base, A = _checks.cast(self.base, signals.dtype), jnp.asarray(state, signals.dtype)
         return Learned(Sparse(base, A), codes, signals.objective(self.Z - X @ state.T), ())

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _threads
 from unrolled._checks import Key
-from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning import _multilayer_sweep
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, text_of
@@ -135,7 +134,7 @@ class _Layers(Method):
     def arrays(self, state: _State) -> Arrays:
         return {"X": state[1]} | {f"D_{j}": D for j, D in enumerate(state[0])}
 
-    @one_thread()
+    @_threads.one_thread()
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
         Ds, X, replaced = sweep(self.signals, *state, self.counts, rng)
         return (Ds, X), self.signals.objective(residual(self.signals, Ds, X)), replaced

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _matching
 from unrolled._checks import Key
-from unrolled._matching import match
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
 from unrolled.dictionary_learning._ksvd import update_atom
@@ -108,7 +107,7 @@ class SparseColumns:
 
     def approximate(self, Z: np.ndarray, H: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Unit atoms near multiples of the rows of Z, and their columns of A, all in rows."""
-        A = match(self.base.astype(Z.dtype), Z, self.count, H)
+        A = _matching.match(self.base.astype(Z.dtype), Z, self.count, H)
         atoms = A @ self.base.T.astype(Z.dtype)
         norms = np.linalg.norm(atoms, axis=1, keepdims=True)
         norms = np.where(norms > 0, norms, 1)

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
-from unrolled._matching import match
-from unrolled._threads import one_thread
+from unrolled import _checks, _matching, _threads
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionary_learning import _signals
 from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, text_of
@@ -101,7 +99,7 @@ class Alternation(Method):
     def arrays(self, state: Fitted) -> Arrays:
         return {"D": state.D, "X": state.X.T}
 
-    @one_thread()  # but for OMP: factorisations of few rows
+    @_threads.one_thread()  # but for OMP: factorisations of few rows
     def sweep(
         self, state: Fitted, step: int, rng: np.random.Generator
     ) -> tuple[Fitted, float, int]:
@@ -132,7 +130,7 @@ class Alternation(Method):
     def coded(self, old: Fitted) -> Fitted:
         """The codes of OMP, or the old ones where their error is smaller."""
         signals = self.signals
-        X = match(old.D, signals.Y, self.sparsity, signals.V)
+        X = _matching.match(old.D, signals.Y, self.sparsity, signals.V)
         R = signals.Y - X @ old.D.T
         worse = signals.errors(R) > signals.errors(old.R)
         X[worse], R[worse] = old.X[:, worse].T, old.R[worse]

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from unrolled import _checks
-from unrolled._text import screen
+from unrolled import _checks, _text
 from unrolled.datasets import Images
 from unrolled.experiments._job import Progress
 from unrolled.experiments._models import Build, build_model
@@ -56,7 +55,7 @@ class Sweep(NamedTuple):
         """The scores, as they fit on a screen, and what is not finished."""
         scores = self.table().splitlines() if self.rows else []
         left = f"{len(self.rows)} runs finished, {len(self.open)} open, {len(self.busy)} elsewhere"
-        return screen([left, *scores])
+        return _text.screen([left, *scores])
 
     def table(self, form: str = "markdown") -> Any:
         """`scores_table` of the rows, in the same forms."""

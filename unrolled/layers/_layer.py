@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _export, _sharded
 from unrolled._checks import Array, Key
-from unrolled._export import exportable
-from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
@@ -235,7 +233,7 @@ class Layer(Looped):
             _checks.register(FAMILIES, cls, "family")
             if FAMILIES.get(cls.__name__) is cls:
                 for record in records_of(cls.forms).values():
-                    exportable(record)
+                    _export.exportable(record)
 
     @property
     def family(self) -> str:
@@ -299,7 +297,7 @@ class Layer(Looped):
 
 
 # Compiled once per layer and shape, where an eager scan would be compiled at every call.
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
     start, options = layer.start(D, y), (layer.schedule, layer.depth)

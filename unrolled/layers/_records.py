@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
+from unrolled import _checks, _export
 from unrolled._checks import Array
-from unrolled._export import exportable
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured
 
@@ -81,7 +80,7 @@ class Unrolled(NamedTuple):
     steps: Any  # params of the steps: stacked, or a tuple
 
 
-exportable(Unrolled)
+_export.exportable(Unrolled)
 
 
 class Fixed(NamedTuple, Generic[T]):

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _export
 from unrolled._checks import Array, Key
-from unrolled._export import exportable
 from unrolled._numbers import exponent, ldexp
 from unrolled._program import program
 from unrolled.activations import as_power
@@ -37,7 +36,7 @@ class BetaAndThreshold(NamedTuple):
     theta: Theta
 
 
-exportable(BetaAndThreshold)
+_export.exportable(BetaAndThreshold)
 
 
 class deconvolutional(Unfolded):

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._checks import Array
 from unrolled._program import program
-from unrolled._sharded import on_auto_axes
 from unrolled.activations import Activation, relu
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.layers import (
@@ -74,7 +73,7 @@ def _steps_of(D: Dictionary, lam: Any, depth: int) -> tuple[Any, Array]:
 
 
 # Compiled once, where an eager scan would be compiled at every call.
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(network: Unfolded, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
     return network.unfold(params, Ds, y)

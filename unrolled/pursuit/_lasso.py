@@ -11,10 +11,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._checks import Array
 from unrolled._numbers import ldexp
-from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit import _problem
 from unrolled.pursuit._door import door_of_one, single, static_steps, static_tol
@@ -174,7 +173,7 @@ def lasso_path(
     return path
 
 
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _path(
     method: Lasso, form: Form, Ds: Any, y: Array, lams: Any, *others: Any
@@ -221,7 +220,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
     return lam
 
 
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _lam_max(form: Form, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
     problem, _ = scaled(form, Ds, y)

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, wide_dtype
-from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
 from unrolled.pursuit import _door
 from unrolled.pursuit._batch import BLOCK as CHUNK
@@ -163,7 +162,7 @@ def on_the_host(host: Any, operands: Any, d: int) -> tuple:
     return jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
 
 
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _scaled(
     dtype: np.dtype, relative: bool, D: Dictionary, Y: Array, weight: Any, l2: Any, start: Any
@@ -182,7 +181,7 @@ def _scaled(
     return (ldexp(matrix, -a), ldexp(Y, -b), weight, ridge, X), (a, b)
 
 
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def batch_result(
     dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._checks import Array
 from unrolled._numbers import norm, wide_dtype
-from unrolled._sharded import on_auto_axes
 from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
 from unrolled.dictionaries import Dictionary, as_chain, operands
 from unrolled.pursuit._basis_pursuit import basis_pursuit
@@ -254,7 +253,7 @@ def _door(Ds: Any, y: Any, values: Any, name: str, where: str) -> tuple[Any, Arr
     return Ds, y, values
 
 
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _chained(
     method: Threshold | Accelerated | float, Ds: Sequence[Dictionary], y: Array, values: tuple

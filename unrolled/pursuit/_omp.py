@@ -11,11 +11,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _matching, _sharded
 from unrolled._checks import Array
-from unrolled._matching import match
 from unrolled._numbers import exponent, ldexp, norm, wide_dtype
-from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, column_norms, dense
 from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
@@ -159,7 +157,7 @@ def omp_batch(
     return in_chunks(solved, signals, where)
 
 
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _scaled(dtype: np.dtype, D: Dictionary, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
     """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""
@@ -190,7 +188,7 @@ def _matched(
     Y = np.where(finite[:, None], Y, 0)
     norms = np.linalg.norm(D, axis=0)
     counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
-    x = match(D, Y, most, V, norms, (counts, inside))
+    x = _matching.match(D, Y, most, V, norms, (counts, inside))
     r = Y - x.astype(dtype).astype(x.dtype) @ D.T
     root = 1 if V is None else np.sqrt(V)
     residual = np.linalg.norm(root * r, axis=1)

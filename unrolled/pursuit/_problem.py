@@ -12,10 +12,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype
-from unrolled._sharded import on_auto_axes
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, Dictionary, spectral_norm, spread
 
@@ -99,7 +98,7 @@ class Form:
     nonnegative: bool = False
 
 
-@on_auto_axes
+@_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def run(
     method: Callable[[Problem, Array], Answer],

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks
-from unrolled._text import table_of
+from unrolled import _checks, _text
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.theory._convergence import atom_products, sum_of_largest
@@ -64,7 +63,7 @@ class Certificate(NamedTuple):
         clean = [None, *map(bool, self.false_positives_excluded)]
         columns = ("step", "l1_error", "false_positives_excluded")
         steps = enumerate(zip(map(float, self.error), clean))
-        return table_of(form, [dict(zip(columns, (k, *row))) for k, row in steps])
+        return _text.table_of(form, [dict(zip(columns, (k, *row))) for k, row in steps])
 
 
 @overload

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks, dictionaries
+from unrolled import _checks, _interior_point, _threads, dictionaries
 from unrolled._checks import Array
-from unrolled._interior_point import least_entries
 from unrolled._numbers import largest
 from unrolled._program import program
-from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, replicate, spread, unit_atoms
 from unrolled.theory import _atom_programs
 from unrolled.theory._atom_programs import ROUNDING, Progress, cached, certified, solve_atoms
@@ -282,9 +280,9 @@ def minimal_entry_weights(
     upper, lower = np.full(d, np.inf), np.zeros(d)
     feasible = np.flatnonzero(reached <= level + ROUNDING)
     level = max(level, reached[feasible].max(initial=0.0))
-    with one_thread():
+    with _threads.one_thread():
         for i in feasible.tolist():
-            W[:, i], upper[i], lower[i] = least_entries(A, i, level, W[:, i], tol)
+            W[:, i], upper[i], lower[i] = _interior_point.least_entries(A, i, level, W[:, i], tol)
             if progress is not None:
                 progress(i + 1, d)
     holds = bool(np.all(np.isfinite(upper) & (upper - lower <= tol * upper)))

@@ -11,11 +11,9 @@ from jax.typing import ArrayLike
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest
 from unrolled.dictionaries import Dictionary, unit_atoms
-from unrolled.theory._chains import host_chain, layer_numbers
+from unrolled.theory import _chains, _convergence, _uniqueness
 from unrolled.theory._coherence import diagonal, weights_coherence
-from unrolled.theory._convergence import sum_of_largest
 from unrolled.theory._schedules import host_numbers, times
-from unrolled.theory._uniqueness import bounded_counts
 
 
 class LayeredSchedule(NamedTuple):
@@ -78,7 +76,7 @@ def layered_thresholds(
     where = "layered_thresholds"
     Ds, s, products, gains, delta = _measured(Ds, sparsities, noise, stripes, where)
     lams, errors = [], []
-    bounds = layer_numbers(bounds, "bounds", len(Ds), where)
+    bounds = _chains.layer_numbers(bounds, "bounds", len(Ds), where)
     for n, (mu, eta), B, gain in zip(s, products, bounds, gains):
         lams.append(times(mu * n, B) + delta)
         errors.append(lams[-1] + times(mu * max(n - 1, 0) + eta, B) + delta if n else 0.0)
@@ -148,13 +146,13 @@ def _measured(
     """The chain, s, (mu, eta) rounded up, the gain of every layer for the next, the noise."""
     (delta,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        Ds = host_chain(Ds, where)
-        s = bounded_counts(sparsities, Ds, where).tolist()
+        Ds = _chains.host_chain(Ds, where)
+        s = _uniqueness.bounded_counts(sparsities, Ds, where).tolist()
         for D in Ds:
             unit_atoms(D, where)
         products = [(float(mu) * UP, float(eta) * UP) for mu, eta in map(_coherence_and_norms, Ds)]
         counts = [D.shape[0] for D in Ds[1:]] if stripes else s[:-1]
-        gains = [sum_of_largest(D, n) for D, n in zip(Ds[1:], counts)]
+        gains = [_convergence.sum_of_largest(D, n) for D, n in zip(Ds[1:], counts)]
     return Ds, s, products, [*gains, 0.0], delta
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from unrolled import _checks
-from unrolled._threads import one_thread
+from unrolled import _checks, _threads
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary
 
 # The decomposition in float64 leaves this many max(m, d) eps of the largest singular value where a
@@ -30,7 +29,7 @@ def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None,
     if not np.isfinite(A).all():
         return None, 0
     stored, computed = (float(jnp.finfo(kind).eps) for kind in (dtype, np.float64))
-    with one_thread():
+    with _threads.one_thread():
         S = np.linalg.svd(A, compute_uv=False)
         least = max(stored * np.linalg.norm(S), _COMPUTED * max(A.shape) * computed * S[0])
         rank = max(1, int(np.sum(S > least)))

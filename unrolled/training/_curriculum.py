@@ -10,10 +10,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._beside import lam_of
 from unrolled._checks import Array
-from unrolled._sharded import takes_sharded
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
@@ -28,7 +27,7 @@ from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._split import split
 
 
-@takes_sharded
+@_sharded.takes_sharded
 def curriculum(
     layer: Layer,
     params: Unrolled,

@@ -10,11 +10,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from unrolled import _checks
+from unrolled import _checks, _sharded
 from unrolled._beside import lam_of
 from unrolled._checks import Array
 from unrolled._mapped import check_draws
-from unrolled._sharded import takes_sharded
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training._checkpoint import Checkpoint
@@ -32,7 +31,7 @@ _VALIDATION_BATCHES = 8  # drawn where no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no training reaches
 
 
-@takes_sharded
+@_sharded.takes_sharded
 def fit(
     model: Model | Any,
     params: Params | Any,

@@ -10,9 +10,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from unrolled import _checks, metrics
+from unrolled import _checks, _sharded, metrics
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
-from unrolled._sharded import takes_sharded
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.training._protocols import Loss
@@ -56,7 +55,7 @@ class Search(NamedTuple):
         return exceeds(10 ** (self.lowest / 10), 1.0)  # decibels of a ratio
 
 
-@takes_sharded
+@_sharded.takes_sharded
 def search(
     layer: Layer,
     params: Unrolled,
