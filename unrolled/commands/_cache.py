@@ -37,7 +37,7 @@ def kept_programs(off: bool) -> Iterator[str]:
     Yields:
         What to tell the user of the folder, "" if there is nothing to tell.
     """
-    options, message = _options(off)
+    options, message = _cache_options(off)
     before = {name: jax.config.values[name] for name in options}
     _configure(options)
     try:
@@ -46,7 +46,7 @@ def kept_programs(off: bool) -> Iterator[str]:
         _configure(before)
 
 
-def _options(off: bool) -> tuple[dict[str, Any], str]:
+def _cache_options(off: bool) -> tuple[dict[str, Any], str]:
     """The configuration of JAX for a command, and what to tell of it."""
     configured = jax.config.values
     if off:

@@ -138,35 +138,35 @@ def run(arguments: argparse.Namespace) -> None:
     if holds_weights(arguments.dictionaries[0]):
         _run_on_weights(arguments)
         return
-    options = _options(arguments)
+    options = _class_options(arguments)
     if arguments.figure is not None:
         check_figure(arguments.figure)
     if arguments.output is not None:
         check_folder(arguments.output)
     say = teller()
     with jax.enable_x64(True):
-        Ds = [_read(path, arguments.normalize) for path in arguments.dictionaries]
-    found = studies.certify(Ds, **options, say=say)
+        Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
+    report = studies.certify(Ds, **options, say=say)
     names = " ".join(str(path) for path in arguments.dictionaries)
-    data, text = found.to_dict(), f"{names}: {found.text()}"
+    data, text = report.to_dict(), f"{names}: {report.text()}"
     if arguments.signals is not None:
-        s = found.layers[0].table.rows["minimax"].sparsity
+        s = report.layers[0].table.rows["minimax"].sparsity
         numbers = (s, arguments.bound, arguments.noise)
         of = signals_of_class(Ds[0], arguments.signals, *numbers)
         data, text = data | {"class_of_signals": of._asdict()}, f"{text}\n\n{of.text()}"
     show(arguments.json, data, text)
     if arguments.figure is not None:
-        write_figure(arguments.figure, found.figure())
-    _write(arguments, found, {"the Gram matrix beside W'D": found.figure})
+        write_figure(arguments.figure, report.figure())
+    _write_report(arguments, report, {"the Gram matrix beside W'D": report.figure})
 
 
-def _write(arguments: argparse.Namespace, found: Any, figures: dict[str, Callable]) -> None:
+def _write_report(arguments: argparse.Namespace, report: Any, figures: dict[str, Callable]) -> None:
     """`report.html` of a study, where a folder is given."""
     if arguments.output is None:
         return
     names = " ".join(str(path) for path in arguments.dictionaries)
     section = Section(
-        "Certificate", "certificate", found.parts(), figures, ((), ()), {}, found.answer()
+        "Certificate", "certificate", report.parts(), figures, ((), ()), {}, report.answer()
     )
     drawn = [draw() for draw in figures.values()]
     summary = "What theory guarantees, with numbers and whether its hypotheses hold."
@@ -175,7 +175,7 @@ def _write(arguments: argparse.Namespace, found: Any, figures: dict[str, Callabl
     )
 
 
-def _read(path: Path, normalize: bool) -> Dictionary:
+def _read_in_float64(path: Path, normalize: bool) -> Dictionary:
     """D of a file in float64, without what the rounding in the file adds to its range."""
     stored = read_dictionary(path, None)
     D = _checks.cast(stored, np.float64)
@@ -199,24 +199,26 @@ def _run_on_codes(arguments: argparse.Namespace) -> None:
         raise ValueError("certify: --code and --signals go together")
     if len(arguments.dictionaries) > 1:
         raise ValueError(f"certify: --code needs one D, got {len(arguments.dictionaries)} files")
-    found = certify_codes(arguments.dictionaries[0], arguments.signals, arguments.code)
-    show(arguments.json, found.to_dict(), found.text())
+    proof = certify_codes(arguments.dictionaries[0], arguments.signals, arguments.code)
+    show(arguments.json, proof.to_dict(), proof.text())
 
 
 def _run_on_weights(arguments: argparse.Namespace) -> None:
     path, *others = arguments.dictionaries
     unused = ("normalize", "activation", "scale", "entries", "figure")
-    given = [f"--{name}" for name in unused if getattr(arguments, name) not in (None, False)]
-    if given:
-        raise ValueError(f"{path}: holds weights, which {', '.join(given)} does not go with")
+    idle = [f"--{name}" for name in unused if getattr(arguments, name) not in (None, False)]
+    if idle:
+        raise ValueError(f"{path}: holds weights, which {', '.join(idle)} does not go with")
     sparsities = None if arguments.sparsity is None else _sparsities(arguments.sparsity)
     numbers = (arguments.bound, arguments.noise, arguments.tolerance)
-    found = weights_certificate(path, others, sparsities, *numbers)
-    show(arguments.json, found.to_dict(), f"{path}: {found.text()}")
-    _write(arguments, found, {"the guaranteed error after every step": found.figure})
+    certificate = weights_certificate(path, others, sparsities, *numbers)
+    show(arguments.json, certificate.to_dict(), f"{path}: {certificate.text()}")
+    _write_report(
+        arguments, certificate, {"the guaranteed error after every step": certificate.figure}
+    )
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _class_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The class of codes that is asked about, and how."""
     activation = None
     if arguments.activation is not None:

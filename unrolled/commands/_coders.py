@@ -33,12 +33,12 @@ class Coder(NamedTuple):
 
 def coder_of_weights(weights: Path, dictionaries: list[Path]) -> Coder:
     """The layer or the chain of a weights file."""
-    model, params, D = _model(weights, dictionaries)
+    model, params, D = _restored_model(weights, dictionaries)
     chained = isinstance(model, Network)
 
     def codes(rows):
-        found = apply_in_chunks(model.apply, params, D, jnp.asarray(rows))
-        return found if chained else (found,), np.zeros(0, int)
+        X = apply_in_chunks(model.apply, params, D, jnp.asarray(rows))
+        return X if chained else (X,), np.zeros(0, int)
 
     of = {"model": repr(model), "digest": training.digest((params, D))}
     return Coder(codes, D if chained else (D,), chained, of)
@@ -61,13 +61,13 @@ def residual_norms(
 ) -> np.ndarray:
     """norm(y) and then norm(y - D_1 ... D_j x_j) for every layer, (J + 1, signals), float64."""
     Y = jnp.asarray(Y)
-    found = [norm(Y, 1)]
+    norms = [norm(Y, 1)]
     for j, X in enumerate(codes, start=1):
         signals = jnp.asarray(X)
         for D in reversed(Ds[:j]):
             signals = problems.synthesize(D, signals)
-        found.append(norm(Y - signals, 1))
-    return np.asarray(found, float)
+        norms.append(norm(Y - signals, 1))
+    return np.asarray(norms, float)
 
 
 def relative_residuals(norms: np.ndarray) -> np.ndarray:
@@ -76,15 +76,15 @@ def relative_residuals(norms: np.ndarray) -> np.ndarray:
     return np.asarray(residuals) / (size or 1)
 
 
-def _model(weights: Path, dictionaries: list[Path]) -> tuple[Layer | Network, Any, Any]:
+def _restored_model(weights: Path, dictionaries: list[Path]) -> tuple[Layer | Network, Any, Any]:
     """The layer or the chain of a weights file, its params and the dictionary or dictionaries."""
-    found = restore_model(weights, dictionaries)
-    model: Any = found.layer
+    saved = restore_model(weights, dictionaries)
+    model: Any = saved.layer
     try:
-        model.check(found.params, found.D)
+        model.check(saved.params, saved.D)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{weights}: its weights do not fit its layer: {error}") from error
-    return model, found.params, found.D
+    return model, saved.params, saved.D
 
 
 def restore_model(
@@ -96,20 +96,20 @@ def restore_model(
         ValueError: weights without a layer, or without a dictionary where none is given; several
             dictionaries for one layer.
     """
-    found = training.restore(weights)
-    if found.layer is None:
+    saved = training.restore(weights)
+    if saved.layer is None:
         raise ValueError(f"{weights}: it names no layer, as the files of `unrolled train` do")
     if dictionaries:
-        given: Any = tuple(map(read_dictionary, dictionaries))
-        if isinstance(found.layer, Layer):
-            if len(given) > 1:
-                raise ValueError(f"{weights}: its layer has one dictionary, got {len(given)}")
-            given = given[0]
-        found = training.restore(weights, D=given)
-        return found._replace(D=given)
-    if found.D is None:
+        Ds: Any = tuple(map(read_dictionary, dictionaries))
+        if isinstance(saved.layer, Layer):
+            if len(Ds) > 1:
+                raise ValueError(f"{weights}: its layer has one dictionary, got {len(Ds)}")
+            Ds = Ds[0]
+        saved = training.restore(weights, D=Ds)
+        return saved._replace(D=Ds)
+    if saved.D is None:
         raise ValueError(f"{weights}: has no dictionary; try {advice}")
-    return found
+    return saved
 
 
 @partial(jax.jit, static_argnums=0)

@@ -156,14 +156,14 @@ def run(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     _check_output(arguments.output, arguments.signals or [])
     say = teller()
-    sections = _sections(arguments.dictionary, arguments.signals, settings, say)
+    sections = _studies(arguments.dictionary, arguments.signals, settings, say)
     say("writing the report")
-    given = {
+    facts = {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
-    report = write_report(arguments.output, _TITLE, _SUMMARY, sections, given)
+    report = write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
         print((arguments.output / RESULTS).read_text())
     else:
@@ -214,11 +214,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         methods = tuple(name.strip() for name in arguments.method.split(","))
     weights = tuple(Path(name) for name in methods if _is_weights(name))
     methods = tuple(name for name in methods if not _is_weights(name))
-    known = *studies.all_methods(), *_pursuits()
-    if unknown := [name for name in methods if name not in known]:
+    available = *studies.all_methods(), *_pursuits()
+    if unknown := [name for name in methods if name not in available]:
         raise ValueError(
-            f"compare: unknown method {', '.join(unknown)}; expected some of {', '.join(known)}, "
-            "or a file of weights"
+            f"compare: unknown method {', '.join(unknown)}; expected some of "
+            f"{', '.join(available)}, or a file of weights"
         )
     pursuits = tuple(name for name in methods if name in _pursuits())
     options = given_options(arguments, _OPTIONS)
@@ -274,7 +274,7 @@ def _check_numbers(arguments: argparse.Namespace, steps: int) -> None:
         raise ValueError("compare: snr must be a number of decibels, got nan")
 
 
-def _sections(
+def _studies(
     paths: list[Path] | None, signals: list[Path] | None, settings: Settings, say: Say
 ) -> list[Section]:
     """The studies of the files of a user, or the standard ones without files."""
@@ -289,13 +289,16 @@ def _sections(
                 raise ValueError(
                     "compare: --sampled and --predict are of errors of known codes; these are not"
                 )
-            return [_unknown(D, own, settings, say, "Own signals", "signals")]
+            return [_unknown_codes(D, own, settings, say, "Own signals", "signals")]
         samples, title = studies.split(D, *own), "Own signals with known codes"
-        return [_known(samples, settings, say, title, "signals")]
+        return [_known_codes(samples, settings, say, title, "signals")]
     if D is None:
         return _standard_sections(settings, say)
     samples, title = _planted(D, settings), "Planted codes of the dictionary"
-    return [_known(samples, settings, say, title, "planted"), *_certified(D, settings, say)]
+    return [
+        _known_codes(samples, settings, say, title, "planted"),
+        *_certified_regime(D, settings, say),
+    ]
 
 
 def _chain_section(
@@ -304,9 +307,9 @@ def _chain_section(
     """The study of a chain of dictionaries."""
     if signals is None:
         title = "Planted codes of the chain"
-        return _known(_planted(Ds, settings), settings, say, title, "planted-chain")
+        return _known_codes(_planted(Ds, settings), settings, say, title, "planted-chain")
     samples = studies.split(Ds, *read_chain(signals, Ds))
-    return _known(samples, settings, say, "Own signals of the chain", "signals")
+    return _known_codes(samples, settings, say, "Own signals of the chain", "signals")
 
 
 def _standard_sections(settings: Settings, say: Say) -> list[Section]:
@@ -316,16 +319,16 @@ def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     say("the standard benchmark, 250 x 500")
     D = problems.standard_benchmark(settings.key).D
     title = "The standard benchmark"
-    benchmark = _known(_planted(D, settings), settings, say, title, "benchmark")
-    certified = _certified(D, settings, say)
+    benchmark = _known_codes(_planted(D, settings), settings, say, title, "benchmark")
+    certified = _certified_regime(D, settings, say)
     say("patches of photographs, 64 x 256")
     cosines, title = dictionaries.dct((8, 8), (16, 16)), "Patches of real photographs"
     lam = _LAM_OF_PATCHES if settings.lam is None else settings.lam
-    patches = _unknown(cosines, pictures, settings, say, title, "patches", lam=lam)
+    patches = _unknown_codes(cosines, pictures, settings, say, title, "patches", lam=lam)
     depths = dict(depths=_QUICK_CHAIN_DEPTHS) if settings.quick else {}
     chain = studies.certified_chain(settings.key, **depths, say=say)
     title = "A two-layer chain with certified bounds"
-    return [benchmark, *certified, patches, _section(chain, title, "chain")]
+    return [benchmark, *certified, patches, _study_section(chain, title, "chain")]
 
 
 # Studies, and their sections
@@ -335,7 +338,7 @@ def _planted(D: Any, settings: Settings) -> studies.Samples:
     return studies.planted(settings.key, D, sparsity=settings.sparsity, snr=settings.snr)
 
 
-def _options(settings: Settings, say: Say) -> dict[str, Any]:
+def _study_options(settings: Settings, say: Say) -> dict[str, Any]:
     """What the studies of known and of unknown codes have in common."""
     pursuits = {
         name: {
@@ -357,16 +360,16 @@ def _options(settings: Settings, say: Say) -> dict[str, Any]:
     )
 
 
-def _known(
+def _known_codes(
     samples: studies.Samples, settings: Settings, say: Say, title: str, slug: str
 ) -> Section:
-    options = _options(settings, say)
+    options = _study_options(settings, say)
     options |= dict(sampled=settings.sampled, predict=settings.predict)
     study = studies.known_codes(settings.key, samples, **options)
-    return _section(study, title, slug)
+    return _study_section(study, title, slug)
 
 
-def _unknown(
+def _unknown_codes(
     D: Dictionary,
     pictures: studies.Pictures,
     settings: Settings,
@@ -375,22 +378,22 @@ def _unknown(
     slug: str,
     **others: Any,
 ) -> Section:
-    options = _options(settings, say) | others
+    options = _study_options(settings, say) | others
     if settings.quick:
         options |= dict(tested=_QUICK_TESTED)
     study = studies.unknown_codes(settings.key, D, pictures, **options)
-    return _section(study, title, slug)
+    return _study_section(study, title, slug)
 
 
-def _certified(D: Dictionary, settings: Settings, say: Say) -> list[Section]:
+def _certified_regime(D: Dictionary, settings: Settings, say: Say) -> list[Section]:
     """The certified regime; none where not even one nonzero is certified."""
     options = dict(depth=_QUICK_DEPTH) if settings.quick else {}
     study = studies.certified_regime(settings.key, D, **options, say=say)
     title = "The regime that the theory certifies"
-    return [_section(study, title, "certified")] if study.runs else []
+    return [_study_section(study, title, "certified")] if study.runs else []
 
 
-def _section(study: Any, title: str, slug: str) -> Section:
+def _study_section(study: Any, title: str, slug: str) -> Section:
     figures = {f"{title}: {shown}": draw for shown, draw in study.figures().items()}
     parts, rows = study.parts(), study.rows()
     return Section(title, slug, parts, figures, rows, study.to_dict(), study.answer())

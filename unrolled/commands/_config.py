@@ -57,10 +57,10 @@ class Option(NamedTuple):
         helps: dict[tuple[str, str], list[str]] = {}
         for family, field in self.fields.items():
             default = field.default  # absent, None or False are no news
-            known = isinstance(default, int | float | str) and default is not False
-            told = f"; default {default}" if known else ""
-            helps.setdefault((field.metadata["help"], told), []).append(family)
-        text = "; ".join(f"{help} ({', '.join(f)}{told})" for (help, told), f in helps.items())
+            has_default = isinstance(default, int | float | str) and default is not False
+            note = f"; default {default}" if has_default else ""
+            helps.setdefault((field.metadata["help"], note), []).append(family)
+        text = "; ".join(f"{help} ({', '.join(f)}{note})" for (help, note), f in helps.items())
         records.add_flag(group, fields[0], None if "" in self.fields else text.strip())
 
 
@@ -187,10 +187,10 @@ def _table(values: Any, section: str | None, path: Path) -> Table:
 
 def _hint(name: str, options: Mapping[str, Option]) -> str:
     """What may have been meant."""
-    near = name if name in options else _checks.nearest(name, [*options, *SECTIONS])
-    if near is None:
+    likely = name if name in options else _checks.nearest(name, [*options, *SECTIONS])
+    if likely is None:
         return f"; expected output, seed or [{'], ['.join(SECTIONS)}]; an option of {_OWN_FAMILY}"
-    return f"; did you mean {options[near].full if near in options else f'[{near}]'}?"
+    return f"; did you mean {options[likely].full if likely in options else f'[{likely}]'}?"
 
 
 def configuration(tables: Mapping[str | None, Any]) -> Config:
@@ -244,7 +244,7 @@ def _model(table: Table, cls: type[Layer], problem: Problem) -> Model:
     """The layer of a table, with the options of its family."""
     own = option_names(ModelOptions)
     chosen = ModelOptions(**_accepted(ModelOptions, {n: table[n] for n in table if n in own}))
-    options = {name: given for name, given in table.items() if name not in own}
+    options = {name: entry for name, entry in table.items() if name not in own}
     refuse([name for name in options if name not in option_names(cls)], f"family {chosen.family}")
     check_start(cls, chosen.start)
     values: dict[str, Any] = {"lam": PLANTED_LAM if problem.lam is None else problem.lam}
@@ -257,11 +257,11 @@ def _model(table: Table, cls: type[Layer], problem: Problem) -> Model:
 def _accepted(cls: type, table: Table) -> dict[str, Any]:
     """The options of a record as it takes them."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    return {name: _value(fields[name], given) for name, given in table.items()}
+    return {name: _value(fields[name], value) for name, value in table.items()}
 
 
-def _value(field: dataclasses.Field, given: Given) -> Any:
-    value, name, where, base, is_text = given
+def _value(field: dataclasses.Field, entry: Given) -> Any:
+    value, name, where, base, is_text = entry
     check, most = field.metadata["check"], field.metadata["most"]
     value = records.from_text(field, value) if is_text else value
     value = records.from_plain(value, name, where)
@@ -318,8 +318,8 @@ def to_toml(config: Config) -> str:
 def differences(a: Config, b: Config) -> list[str]:
     """Where two configurations differ, the run folder aside: "training.steps (100, now 200)"."""
     old, new = (dict(_by_full_name(_flat(to_dict(config)))) for config in (a, b))
-    found = records.changes(old | {"output": None}, new | {"output": None})
-    return [f"{name} ({before}, now {now})" for name, (before, now) in found.items()]
+    changed = records.changes(old | {"output": None}, new | {"output": None})
+    return [f"{name} ({before}, now {now})" for name, (before, now) in changed.items()]
 
 
 def _by_full_name(table: Any, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -43,11 +43,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what `doctor` finds."""
-    found = doctor(arguments.output)
-    lines = {name: value for name, value in found.items() if name != "measured"}
-    lines |= {f"device {i}": device.text() for i, device in enumerate(found["measured"])}
+    report = doctor(arguments.output)
+    lines = {name: value for name, value in report.items() if name != "measured"}
+    lines |= {f"device {i}": device.text() for i, device in enumerate(report["measured"])}
     text = "\n".join(f"{name:18} {value}" for name, value in lines.items())
-    show(arguments.json, found, text)
+    show(arguments.json, report, text)
 
 
 class Measured(NamedTuple):
@@ -120,14 +120,14 @@ def _precision() -> str:
 
 def _measured() -> list[Measured]:
     """Every device of this process."""
-    found: list[Measured] = []
+    results: list[Measured] = []
     gradients: list[list[bytes]] = []
     for device in jax.local_devices():
         with jax.default_device(device):
             measured, bits = _of_default_device()
         gradients.append(bits)
-        found.append(measured._replace(device=str(device), as_first=bits == gradients[0]))
-    return found
+        results.append(measured._replace(device=str(device), as_first=bits == gradients[0]))
+    return results
 
 
 def _of_default_device() -> tuple[Measured, list[bytes]]:

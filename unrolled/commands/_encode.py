@@ -106,7 +106,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Write the codes, and print what they are."""
     paths, options = arguments.dictionary or [], given_options(arguments)
-    found = encode(
+    result = encode(
         _check_source(arguments.weights, arguments.method, options, paths),
         arguments.signals,
         arguments.output,
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
         shard=arguments.shard,
         join=arguments.join,
     )
-    show(arguments.json, found.to_dict(), found.text())
+    show(arguments.json, result.to_dict(), result.text())
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -191,8 +191,8 @@ class _Job(NamedTuple):
     def chunk(self, first: int, signals: np.ndarray) -> tuple[dict[str, np.ndarray], Line]:
         """The codes of a chunk by the name of their array, and what is counted of them."""
         Ds, nothing = self.coder.Ds, (_norms(signals) < self.least) & signals.any(1)
-        found, missed = self.coder.codes(np.where(nothing[:, None], np.float32(0), signals))
-        codes = [np.asarray(X) for X in found]
+        parts, missed = self.coder.codes(np.where(nothing[:, None], np.float32(0), signals))
+        codes = [np.asarray(X) for X in parts]
         norms = residual_norms(Ds, signals, codes)
         _check_finite(codes, norms, first)
         unproved = uncertified(Ds[0], signals, codes[0]) if self.certify else np.zeros(0, int)
@@ -252,10 +252,10 @@ def encode(
         written, lines = _computed(job, output, shard, say)
     else:
         written, lines = _joined(job, output, join)
-    found = encoded(lines, atoms, job.coder.chained, source, written, certify)
+    result = encoded(lines, atoms, job.coder.chained, source, written, certify)
     if shard is None:
-        return found
-    return found._replace(shard="{}/{}".format(*shard), rows=job.span(*shard))
+        return result
+    return result._replace(shard="{}/{}".format(*shard), rows=job.span(*shard))
 
 
 def _job(
@@ -338,7 +338,7 @@ def _kept_for_the_next(folder: Path, say: Say) -> Iterator[None]:
 def _code(job: _Job, folder: Path, shard: tuple[int, int], say: Say) -> list[dict[str, Any]]:
     """The lines of all chunks of a shard, which is then whole in its folder."""
     firsts, shapes, of = job.rows_of(*shard)
-    lines, told, n = [], time.monotonic(), firsts.stop - firsts.start
+    lines, last, n = [], time.monotonic(), firsts.stop - firsts.start
     with open_rows(folder, shapes, of) as rows:
         if rows.before:
             say(f"{folder}: continues after {rows.before} chunks of {_CHUNK} signals")
@@ -351,8 +351,8 @@ def _code(job: _Job, folder: Path, shard: tuple[int, int], say: Say) -> list[dic
                 arrays, counted = job.chunk(first, signals)
                 line = rows.append(signals, arrays, counted._asdict())
             lines.append(line)
-            if time.monotonic() - told > _PERIOD:
-                told = time.monotonic()
+            if time.monotonic() - last > _PERIOD:
+                last = time.monotonic()
                 say(f"{done:,} of {n:,} signals")
     return lines
 

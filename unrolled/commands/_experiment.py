@@ -172,7 +172,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{name}: {len(images.train[0])} training and {len(images.test[0])} test images{_why(name)}"
     )
     with progress(say) as tell:
-        found = experiments.sweep(
+        sweep = experiments.sweep(
             recipes,
             images,
             arguments.output,
@@ -182,12 +182,12 @@ def run(arguments: argparse.Namespace) -> None:
             progress=tell,
         )
     features = features_sections(arguments.output, images, say) if arguments.features else []
-    text = write(arguments.output, found, features)
+    text = write(arguments.output, sweep, features)
     print((arguments.output / RESULTS).read_text() if arguments.json else text)
     say(
         "done"
-        if not found.open
-        else f"{len(found.open)} runs are open; the same command continues them"
+        if not sweep.open
+        else f"{len(sweep.open)} runs are open; the same command continues them"
     )
 
 
@@ -237,15 +237,15 @@ def _recipes(arguments: argparse.Namespace, name: str) -> "list[Recipe]":
     chosen = {f: getattr(arguments, f) for f in _FIELDS if getattr(arguments, f) is not None}
     if name == "digits":  # a mirrored digit is another one
         chosen = {"augmentation": "none", **chosen}
-    given = {f: getattr(arguments, f) for f in _OPTIONS if getattr(arguments, f) is not None}
-    options = dict(paper.options) | given
+    flags = {f: getattr(arguments, f) for f in _OPTIONS if getattr(arguments, f) is not None}
+    options = dict(paper.options) | flags
     layers = None if arguments.layers is None else tuple(_words(arguments.layers))
     recipe = dataclasses.replace(
         paper, data=name, layers=layers, options=tuple(sorted(options.items())), **chosen
     )
     models = _words(arguments.model)
     for model in models:
-        if idle := [f for f in given if f not in experiments.options_of(model)]:
+        if idle := [f for f in flags if f not in experiments.options_of(model)]:
             raise ValueError(f"experiment: --{idle[0]} is no option of {model}")
     if arguments.seeds < 1:
         raise ValueError(f"experiment: --seeds must be at least 1, got {arguments.seeds}")

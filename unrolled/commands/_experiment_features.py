@@ -34,32 +34,32 @@ def features_sections(folder: Path, images: Images, say: Say) -> list[Section]:
         for name, row in experiments.read_rows(folder).items()
         if _measurable(folder, name, row, images)
     }
-    return [_section(folder, named, images, say) for named in grouped(rows)]
+    return [_features_section(folder, named, images, say) for named in grouped(rows)]
 
 
 def _measurable(folder: Path, name: str, row: dict[str, Any], images: Images) -> bool:
     """Whether a row has trained weights of a network with features, on these images."""
-    kept = (folder / "weights" / f"{name}.npz").is_file()
+    has_weights = (folder / "weights" / f"{name}.npz").is_file()
     convolutional = task_of(row["recipe"]["model"]) != "ml-csc"
     complete = row["status"] == "complete"
-    return kept and convolutional and complete and experiments.trained_on(row, images)
+    return has_weights and convolutional and complete and experiments.trained_on(row, images)
 
 
-def _section(folder: Path, rows: dict[str, dict], images: Images, say: Say) -> Section:
+def _features_section(folder: Path, rows: dict[str, dict], images: Images, say: Say) -> Section:
     """Rows of equal activation and gamma are one line of the table."""
-    found: dict[str, list[Features]] = {}
+    named: dict[str, list[Features]] = {}
     for name, row in rows.items():
         recipe = row["recipe"]
         say(f"features of {name}")
         label = f"{recipe['activation']}, gamma {recipe['gamma']:g}"
-        found.setdefault(label, []).append(experiments.row_features(folder, name, images))
-    first = next(iter(found.values()))[0]
+        named.setdefault(label, []).append(experiments.row_features(folder, name, images))
+    first = next(iter(named.values()))[0]
     n = min(len(layer.codes.nonzeros) for layer in first.layers.values())
     return Section(
         f"What the features are: {images.name}, {recipe['model']}, {recipe['epochs']} epochs",
         f"features-{section_name(rows)}",
-        [_TEXT.format(n=n), "", experiments.features_table(found)],
-        {"Codes of the layers, in the network and after a pursuit": partial(plots.features, found)},
-        experiments.features_rows(found),
-        {label: [result.layers for result in results] for label, results in found.items()},
+        [_TEXT.format(n=n), "", experiments.features_table(named)],
+        {"Codes of the layers, in the network and after a pursuit": partial(plots.features, named)},
+        experiments.features_rows(named),
+        {label: [result.layers for result in results] for label, results in named.items()},
     )

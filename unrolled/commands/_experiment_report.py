@@ -26,25 +26,25 @@ _WITHIN = ("activation", "gamma", "seed")
 _PERCENT = 100
 
 
-def write(folder: Path, found: Sweep, more: Sequence[Section] = ()) -> str:
+def write(folder: Path, sweep: Sweep, more: Sequence[Section] = ()) -> str:
     """Write the report of all rows of a folder and more sections, and return its text."""
     rows = experiments.read_rows(folder)
-    parts = [*(_section(folder, named) for named in grouped(rows)), *more]
-    state = _state(found)
-    write_table(folder / CSV, *_table(rows))
+    parts = [*(_scores_section(folder, named) for named in grouped(rows)), *more]
+    state = _state(sweep)
+    write_table(folder / CSV, *_csv_rows(rows))
     write_report(folder, _TITLE, "\n\n".join(filter(None, [_SUMMARY, state])), parts, {})
     texts = [f"# {part.title}\n\n{part.text}" for part in parts]
     return "\n\n".join([*texts, *([state] if state else []), f"Report: {folder / 'report.md'}"])
 
 
-def _state(found: Sweep) -> str:
+def _state(sweep: Sweep) -> str:
     """What is not in the tables yet."""
-    told = []
-    if found.open:
-        told.append(f"Not finished: {', '.join(found.open)}. The same command continues them.")
-    if found.busy:
-        told.append(f"In the hands of another process: {', '.join(found.busy)}.")
-    return " ".join(told)
+    sentences = []
+    if sweep.open:
+        sentences.append(f"Not finished: {', '.join(sweep.open)}. The same command continues them.")
+    if sweep.busy:
+        sentences.append(f"In the hands of another process: {', '.join(sweep.busy)}.")
+    return " ".join(sentences)
 
 
 def grouped(rows: dict[str, dict]) -> list[dict[str, dict]]:
@@ -58,13 +58,13 @@ def grouped(rows: dict[str, dict]) -> list[dict[str, dict]]:
     return list(groups.values())
 
 
-def _section(folder: Path, rows: dict[str, dict]) -> Section:
+def _scores_section(folder: Path, rows: dict[str, dict]) -> Section:
     """One table and its figures."""
     first = next(iter(rows.values()))
     recipe, task = first["recipe"], task_of(first["recipe"]["model"])
     what = recipe["data"] + ("" if task == "ml-csc" else f", {recipe['model']}")
     cells = experiments.summarize(rows)
-    parts = [_told(first, rows), "", scores_table(cells)]
+    parts = [_conditions(first, rows), "", scores_table(cells)]
     for part in _feature_tables(cells):
         parts += ["", part]
     return Section(
@@ -72,7 +72,7 @@ def _section(folder: Path, rows: dict[str, dict]) -> Section:
         section_name(rows),
         parts,
         _figures(folder, rows),
-        _table(rows),
+        _csv_rows(rows),
         {"cells": [_plain(cell) for cell in cells], "rows": rows},
         _answer(cells),
     )
@@ -85,8 +85,8 @@ def _answer(cells: Sequence[Cell]) -> str:
     name = f"{best.recipe.model}, {best.recipe.activation}, gamma {best.recipe.gamma:g}"
     text = f"{name} has the best {score.replace('_', ' ')}, "
     text += f"{_PERCENT * best.scores[score].mean:.1f} %"
-    if found := best.differences.get(score):
-        text += f", {_paired(found, _PERCENT, 1)} points from its baseline"
+    if difference := best.differences.get(score):
+        text += f", {_paired(difference, _PERCENT, 1)} points from its baseline"
     return f"{text}."
 
 
@@ -97,7 +97,7 @@ def section_name(rows: dict[str, dict]) -> str:
     return f"{recipe['data']}-{recipe['model']}-{recipe['epochs']}-epochs-{digest[:4]}"
 
 
-def _told(first: dict, rows: dict[str, dict]) -> str:
+def _conditions(first: dict, rows: dict[str, dict]) -> str:
     """The images, the recipe, and how it deviates from the paper's."""
     images, recipe = first["images"], first["recipe"]
     test = {
@@ -106,16 +106,16 @@ def _told(first: dict, rows: dict[str, dict]) -> str:
         "held-out": "the last fifth of the training images, held out",
     }[recipe["test"]]
     kind = {"shapes": "Synthetic pictures, which stand in for photographs. "}
-    told = [
+    sentences = [
         f"{kind.get(recipe['data'], '')}{images['train']} training images, tested on {test} "
         f"({images['test']} images).",
         f"Deviations from the paper: {'; '.join(first['deviations']) or 'none'}.",
     ]
     if recipe["optimizer"] == "sgd" and task_of(recipe["model"]) == "classification":
-        told.append(f"Momentum {recipe['momentum']:g}: the paper names none.")
+        sentences.append(f"Momentum {recipe['momentum']:g}: the paper names none.")
     if first["layers"] and any(row["recipe"]["gamma"] for row in rows.values()):
-        told.append(f"Penalised: {', '.join(first['layers'])}.")
-    return " ".join(told)
+        sentences.append(f"Penalised: {', '.join(first['layers'])}.")
+    return " ".join(sentences)
 
 
 _TITLES = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer": "Hoyer"}
@@ -153,9 +153,9 @@ def _mean(value: float, scale: int, digits: int) -> str:
     return f"{scale * value:.{digits}f}"
 
 
-def _paired(found: Interval, scale: int, digits: int) -> str:
-    half = "" if math.isnan(found.half) else f" ± {scale * found.half:.{digits}f}"
-    return f"{scale * found.mean:+.{digits}f}{half}"
+def _paired(difference: Interval, scale: int, digits: int) -> str:
+    half = "" if math.isnan(difference.half) else f" ± {scale * difference.half:.{digits}f}"
+    return f"{scale * difference.mean:+.{digits}f}{half}"
 
 
 def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]]:
@@ -178,18 +178,18 @@ def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]
 def _pictures(folder: Path, rows: dict[str, dict]) -> tuple[dict, list[str]] | None:
     """Pictures and masks of the runs with the first seed."""
     seed = min(row["recipe"]["seed"] for row in rows.values())
-    found: dict[str, Any] = {}
+    pictures: dict[str, Any] = {}
     titles: list[str] = []
     for name, row in rows.items():
-        recipe, held = row["recipe"], experiments.read_pictures(folder, name)
-        if held is None or recipe["seed"] != seed or len(titles) == _PICTURED:
+        recipe, arrays = row["recipe"], experiments.read_pictures(folder, name)
+        if arrays is None or recipe["seed"] != seed or len(titles) == _PICTURED:
             continue
         titles.append(f"{recipe['activation']}, gamma {recipe['gamma']:g}")
-        found |= {"X": held["X"], "truth": held["truth"], titles[-1]: held["predicted"]}
-    return (found, titles) if titles else None
+        pictures |= {"X": arrays["X"], "truth": arrays["truth"], titles[-1]: arrays["predicted"]}
+    return (pictures, titles) if titles else None
 
 
-def _table(rows: dict[str, dict]) -> tuple[list[str], list[list]]:
+def _csv_rows(rows: dict[str, dict]) -> tuple[list[str], list[list]]:
     """A line per row, for CSV."""
     fields = [field.name for field in dataclasses.fields(Recipe)]
     scores = list(dict.fromkeys(name for row in rows.values() for name in row["scores"]))

@@ -167,7 +167,7 @@ def read_codes(path: Path, Y: np.ndarray | Rows, D: Dictionary) -> np.ndarray | 
 def weights_of(path: Path) -> Path:
     """A file of weights, as it is or in the folder of a run; before its end, its checkpoints."""
     inside = (path / WEIGHTS, path / CHECKPOINTS)
-    return next((found for found in inside if found.exists()), path)
+    return next((file for file in inside if file.exists()), path)
 
 
 def read_chain_codes(
@@ -179,10 +179,10 @@ def read_chain_codes(
         ValueError: some layers without codes, or codes that do not fit Y and Ds.
     """
     names = [f"X_{j}" for j in range(1, len(Ds) + 1)]
-    held = datasets.entries(path) if path.suffix == ".npz" else []
-    if not set(names) & set(held):
+    entries = datasets.entries(path) if path.suffix == ".npz" else []
+    if not set(names) & set(entries):
         return None
-    missing = [name for name in names if name not in held]
+    missing = [name for name in names if name not in entries]
     if missing:
         raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
     Xs = tuple(datasets.read_array(path, name) for name in names)

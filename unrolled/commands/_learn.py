@@ -110,7 +110,7 @@ class Summary(NamedTuple):
 def run(arguments: argparse.Namespace) -> None:
     """Learn, write the files, and print the summary."""
     say, folder = teller(), arguments.output
-    options = _options(arguments)
+    options = _learning_options(arguments)
     Y = open_signals(arguments.signals)
     if Y.ndim != 2 or 0 in Y.shape:
         raise ValueError(
@@ -142,18 +142,18 @@ def _written(
 ) -> tuple[Summary, dict[str, Any]]:
     """Learn, and write the dictionary and the report; what there is to print."""
     folder = arguments.output
-    found = _learned(arguments, Y, options)
-    D = np.asarray(found.D)
+    learned = _learned(arguments, Y, options)
+    D = np.asarray(learned.D)
     write_whole(folder / _DICTIONARY, _npy(D))
     certified = None if arguments.no_certificate else _certified(D, say)
-    seconds = found.history[-1].seconds if found.history else 0.0
+    seconds = learned.history[-1].seconds if learned.history else 0.0
     summary = Summary(
-        arguments.method, len(Y), D.shape[1], found.objective, seconds, str(folder / _DICTIONARY)
+        arguments.method, len(Y), D.shape[1], learned.objective, seconds, str(folder / _DICTIONARY)
     )
     settings = {"signals": f"{arguments.signals}, {Y.shape}", "seed": str(arguments.seed or 0)}
     settings |= {name: str(value) for name, value in options.items() if name in _SHOWN}
-    X = _codes(arguments, Y, found, options)
-    sections = _sections(arguments.method, found, X, shape, certified)
+    X = _codes(arguments, Y, learned, options)
+    sections = _sections(arguments.method, learned, X, shape, certified)
     report = write_report(folder, "Learned dictionary", summary.text() + ".", sections, settings)
     data = summary._asdict() | {"report": str(report)}
     return summary, data if certified is None else data | {"certificate": certified.to_dict()}
@@ -162,7 +162,7 @@ def _written(
 _SHOWN = ("lam", "sparsity", "sweeps", "batch", "start")
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _learning_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the learning, checked before anything is read."""
     method, where = arguments.method, "learn"
     for other in ("sparsity",) if method == "online" else ("lam", "batch"):
@@ -201,12 +201,12 @@ def _batches(Y: np.ndarray, path: Path, size: int, passes: int) -> Iterator[np.n
 
 
 def _progress(say: Say) -> Any:
-    told = time.monotonic()
+    last = time.monotonic()
 
     def progress(step: Step) -> None:
-        nonlocal told
-        if time.monotonic() - told > _PERIOD:
-            told = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last > _PERIOD:
+            last = time.monotonic()
             say(f"step {step.step:,}: objective {step.objective:.6g}")
 
     return progress
@@ -233,23 +233,23 @@ def _certified(D: np.ndarray, say: Say) -> studies.Report:
 
 
 def _codes(
-    arguments: argparse.Namespace, Y: np.ndarray, found: Learned, options: dict[str, Any]
+    arguments: argparse.Namespace, Y: np.ndarray, learned: Learned, options: dict[str, Any]
 ) -> np.ndarray:
     """The codes of the signals; of a stream those of its first ones."""
-    if found.X is not None:
-        return np.asarray(found.X)
+    if learned.X is not None:
+        return np.asarray(learned.X)
     first = in_float32(datasets.read_rows(Y, arguments.signals, 0, _FIRST), arguments.signals)
-    return np.asarray(pursuit.lasso_batch(jnp.asarray(found.D), first, options["lam"]).x)
+    return np.asarray(pursuit.lasso_batch(jnp.asarray(learned.D), first, options["lam"]).x)
 
 
 def _sections(
     method: str,
-    found: Learned,
+    learned: Learned,
     X: np.ndarray,
     shape: tuple[int, int],
     certified: studies.Report | None,
 ) -> list[Section]:
-    D, history = jnp.asarray(found.D), found.history
+    D, history = jnp.asarray(learned.D), learned.history
     steps = [[s.step, s.objective, s.seconds, s.replaced] for s in history]
     figures = {
         "the atoms, as pictures": partial(plots.atoms, D, shape, codes=X),
@@ -266,8 +266,9 @@ def _sections(
             [text],
             figures,
             (header, steps),
-            {"objective": found.objective, "steps": [step._asdict() for step in history]},
-            f"{D.shape[1]} atoms represent the signals with an objective of {found.objective:.6g}.",
+            {"objective": learned.objective, "steps": [step._asdict() for step in history]},
+            f"{D.shape[1]} atoms represent the signals with an objective of "
+            f"{learned.objective:.6g}.",
         )
     ]
     if certified is not None:

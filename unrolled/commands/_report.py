@@ -79,9 +79,9 @@ def check_folder(folder: Path) -> None:
 
 def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
     """Raise ValueError if a file or folder that is written is also read."""
-    given = [path for path in read if path.exists()]
+    existing = [path for path in read if path.exists()]
     for path in written:
-        if path.exists() and any(path.samefile(other) for other in given):
+        if path.exists() and any(path.samefile(other) for other in existing):
             raise ValueError(f"{path}: is read by this command; try another --output")
 
 
@@ -96,7 +96,7 @@ def write_report(
     Returns:
         the path of `report.md`.
     """
-    found = environment()
+    machine = environment()
     lines = [f"# {title}", "", summary, ""]
     figures: dict[str, Callable[[], Any]] = {}
     for section in sections:
@@ -108,16 +108,16 @@ def write_report(
         write_table(folder / f"{section.slug}.csv", *section.rows)
         lines += [f"Step by step: [{section.slug}.csv]({section.slug}.csv).", ""]
     lines += ["## Where this was measured", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in {**found, **settings}.items()]
+    lines += [f"| {name} | {value} |" for name, value in {**machine, **settings}.items()]
     data = {section.slug: section.data for section in sections}
-    results = {"environment": found, "settings": settings, "sections": data}
+    results = {"environment": machine, "settings": settings, "sections": data}
     write_text(folder / RESULTS, to_json(results) + "\n")
     report = folder / "report.md"
     write_text(report, "\n".join(lines) + "\n")
     drawn = {name: draw() for name, draw in figures.items()}
     for name, figure in drawn.items():
         write_figure(folder / name, figure)
-    write_html(folder, title, summary, sections, {**found, **settings}, list(drawn.values()))
+    write_html(folder, title, summary, sections, {**machine, **settings}, list(drawn.values()))
     return report
 
 
@@ -180,10 +180,10 @@ def check_figure(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; expected a file")
     check_folder(path.parent)
-    kind, known = path.suffix[1:].lower() or "png", sorted(FigureCanvasBase.filetypes)
-    if kind not in known:
+    kind, formats = path.suffix[1:].lower() or "png", sorted(FigureCanvasBase.filetypes)
+    if kind not in formats:
         raise ValueError(
-            f"{path}: .{kind} is no format of pictures; expected one of {', '.join(known)}"
+            f"{path}: .{kind} is no format of pictures; expected one of {', '.join(formats)}"
         )
 
 

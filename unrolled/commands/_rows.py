@@ -38,7 +38,7 @@ class Rows:
             signals: of the chunk, in rows.
         """
         places = [(file, file.tell()) for file in (*self.files, self.journal)]
-        line = _line(self.journal) or {}
+        line = _next_line(self.journal) or {}
         columns = [columns for _, columns in self.shapes.values()]
         blobs = [file.read(4 * len(signals) * d) for file, d in zip(self.files, columns)]
         if line.pop("sha256", None) == _digest(signals, blobs, line):
@@ -57,10 +57,10 @@ class Rows:
         """
         blobs = [np.ascontiguousarray(arrays[name], "<f4").tobytes() for name in self.shapes]
         for file, blob in zip(self.files, blobs):
-            _write(file, blob)
+            _write_end(file, blob)
         line = plain(line)
         sealed = {**line, "sha256": _digest(signals, blobs, line)}
-        _write(self.journal, json.dumps(sealed).encode() + b"\n")
+        _write_end(self.journal, json.dumps(sealed).encode() + b"\n")
         return line
 
 
@@ -87,7 +87,7 @@ def open_rows(folder: Path, shapes: Shapes, of: dict[str, Any]) -> Iterator[Rows
         same = there and _head(folder) == plain(of)
         if not same:
             _begin(folder, shapes, of)
-        with _opened(folder, shapes, "r+b") as rows:
+        with _opened_files(folder, shapes, "r+b") as rows:
             chunks = (folder / _JOURNAL).read_bytes().count(b"\n") - 1
             rows.before = chunks if same or not there else None
             yield rows
@@ -105,7 +105,7 @@ def whole_rows(folder: Path, shapes: Shapes, of: dict[str, Any]) -> Iterator[Row
         raise FileNotFoundError(f"{folder}: no such shard")
     if _head(folder) != plain(of):
         raise ValueError(f"{folder}: belongs to other weights, signals, options or versions")
-    with _opened(folder, shapes, "rb") as rows:
+    with _opened_files(folder, shapes, "rb") as rows:
         yield rows
 
 
@@ -156,7 +156,7 @@ def _begin(folder: Path, shapes: Shapes, of: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _opened(folder: Path, shapes: Shapes, mode: str) -> Iterator[Rows]:
+def _opened_files(folder: Path, shapes: Shapes, mode: str) -> Iterator[Rows]:
     """The files of arrays and the journal, each behind its head."""
     with ExitStack() as stack:
         files: list[Any] = [stack.enter_context(p.open(mode)) for p in _arrays(folder, shapes)]
@@ -174,10 +174,10 @@ def _skip_header(file: Any) -> None:
 
 def _head(folder: Path) -> dict[str, Any] | None:
     with (folder / _JOURNAL).open("rb") as journal:
-        return _line(journal)
+        return _next_line(journal)
 
 
-def _line(journal: BinaryIO) -> dict[str, Any] | None:
+def _next_line(journal: BinaryIO) -> dict[str, Any] | None:
     """The next line; None at the end, and for one that a kill has cut."""
     try:
         line = json.loads(journal.readline())
@@ -193,7 +193,7 @@ def _digest(signals: np.ndarray, blobs: Sequence[bytes], line: dict[str, Any]) -
     return digest.hexdigest()
 
 
-def _write(file: BinaryIO, blob: bytes) -> None:
+def _write_end(file: BinaryIO, blob: bytes) -> None:
     """Write what ends the file here."""
     file.truncate()
     file.write(blob)

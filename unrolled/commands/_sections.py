@@ -281,9 +281,9 @@ def _check_dictionaries(problem: Problem, layers: int, chained: bool) -> None:
 
 def trained_by(recipe: Recipe, method: str) -> dict[str, Any]:
     """The options of the training that a recipe has a value for."""
-    found: dict[str, Any] = dict(loss="mostly_last", clip=1.0, steps=recipe.steps)
-    found |= {"schedule": "cosine"} if method == "end_to_end" else {"steps": 50}
-    return found | ({"rate": recipe.rate} if recipe.rate else {})
+    options: dict[str, Any] = dict(loss="mostly_last", clip=1.0, steps=recipe.steps)
+    options |= {"schedule": "cosine"} if method == "end_to_end" else {"steps": 50}
+    return options | ({"rate": recipe.rate} if recipe.rate else {})
 
 
 def check_start(family: type[Layer], start: str) -> None:

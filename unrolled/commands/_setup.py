@@ -103,7 +103,7 @@ def _problem(
 ) -> tuple[Samples, Batch | None]:
     """Signals to train on, to set a start on and to test on, and the validation signals."""
     if config.problem.signals != PLANTED:
-        return _given(config, D, say)
+        return _own_samples(config, D, say)
     problem = config.problem
     # `load` has given these options a value.
     assert problem.probability and problem.snr is not None and problem.test_signals
@@ -125,15 +125,15 @@ def settled(config: Config, say: Say) -> Config:
         return config
     D = _dictionary(config)
     first, path = D[0] if isinstance(D, tuple) else D, Path(config.problem.signals)
-    held = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
-    if config.problem.codes is None and {"X", "X_1"} & set(held):
+    entries = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
+    if config.problem.codes is None and {"X", "X_1"} & set(entries):
         return with_lam(config, PLANTED_LAM)
     lam = float(f"{default_lam(first, open_given(path, first)):.3g}")
     say(f"lam = {lam:g}, {DEFAULT_LAM}")
     return with_lam(config, lam)
 
 
-def _given(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
+def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
     """Signals of a file, in its order: seven tenths to train, one to validate, two to test.
 
     Of a file that is too large for memory, the last two are those of 100,000 signals.
@@ -178,9 +178,9 @@ def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.
     """Codes of the signals by the LASSO, made once and kept in the folder of the run."""
     path, ratio = Path(config.output) / CODES, config.problem.ratio
     if path.exists():
-        found = read_codes(path, Y, D)
-        assert found is not None  # of a file of this name
-        return found
+        codes = read_codes(path, Y, D)
+        assert codes is not None  # of a file of this name
+        return codes
     say(f"solving {len(Y):,} LASSO problems, lam = {ratio:g} lam_max of each signal")
     coded = lasso_batch(D, Y, ratio=ratio)
     X, missed = np.asarray(coded.x, np.float32), np.flatnonzero(~np.asarray(coded.converged))
@@ -213,24 +213,24 @@ def _start(
         return _layer_start(config.layers[0], problem, key, loss, say)
     signals, Xs = problem.chosen_on
     chosen = any(map(_set_on_signals, config.layers))
-    found: list[tuple[Layer, Unrolled]] = []
+    pairs: list[tuple[Layer, Unrolled]] = []
     for j, (section, D) in enumerate(zip(config.layers, problem.D)):
         X = None if Xs is None else Xs[j]
         one = problem._replace(D=D, chosen_on=(signals, X) if chosen else (None, None))
-        told = _of_layer(say, j + 1)
-        layer, params = _layer_start(section, one, jax.random.fold_in(key, j), loss, told)
-        found.append((layer, params))
+        said = _of_layer(say, j + 1)
+        layer, params = _layer_start(section, one, jax.random.fold_in(key, j), loss, said)
+        pairs.append((layer, params))
         if chosen:
             signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, signals)
-    layers, starts = zip(*found)
+    layers, starts = zip(*pairs)
     return dsc(layers), starts
 
 
 def _of_layer(say: Say, j: int) -> Say:
-    def told(message: str) -> None:
+    def say_of_layer(message: str) -> None:
         say(f"layer {j}: {message}")
 
-    return told
+    return say_of_layer
 
 
 def _layer_start(

@@ -101,8 +101,8 @@ class Summary(NamedTuple):
     def _beside(self) -> str:
         """The validation losses of zero codes and of ISTA."""
         names = {"zero": "zero codes", "ista": "ISTA"}
-        known = {text: self.validation[n] for n, text in names.items() if n in self.validation}
-        return "".join(f", {value:.4g} of {text}" for text, value in known.items())
+        scores = {text: self.validation[n] for n, text in names.items() if n in self.validation}
+        return "".join(f", {value:.4g} of {text}" for text, value in scores.items())
 
     @property
     def worse(self) -> str:
@@ -127,9 +127,9 @@ class Summary(NamedTuple):
         return str(Path(self.config.output) / WEIGHTS)
 
 
-def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
+def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
     """Judge the start and the best params of a run."""
-    whole = found.history.records
+    whole = fit.history.records
     # Of a curriculum the last stage counts.
     records = [record for record in whole if record.stage == whole[-1].stage]
     best = min(records, key=lambda record: record.validation)
@@ -137,7 +137,7 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
     assert lam is not None  # `settled`
     judged = {
         "start": _judged(ready.model, ready.params, ready.D, *tested_on, lam),
-        "learned": _judged(ready.model, found.best, found.D, *tested_on, lam),
+        "learned": _judged(ready.model, fit.best, fit.D, *tested_on, lam),
     }
     Ds = ready.D
     return Summary(
@@ -146,7 +146,7 @@ def summarize(config: Config, ready: Setup, found: training.Fit) -> Summary:
         records[-1].step,
         records[-1].seconds,
         best.step,
-        found.judged,
+        fit.judged,
         len(tested_on[0]),
         judged,
     )
@@ -164,7 +164,7 @@ def _judged(
         D, codes, X = (D,), (codes,), (X,)
     assert isinstance(D, tuple)
     Xs = [None] * len(D) if X is None else X
-    found = []
+    judged = []
     residuals = relative_residuals(residual_norms(D, Y, codes))
     for D_j, signals, x, X_j, residual in zip(D, (Y, *codes), codes, Xs, residuals):
         objective = jax.vmap(lasso_objective, (None, 0, 0, None))
@@ -176,8 +176,8 @@ def _judged(
             "relative_residual": residual,
             "nonzeros": (x != 0).sum(1).mean(),
         }
-        found.append({name: float(value) for name, value in numbers.items()})
-    return found[0] if isinstance(model, Layer) else found
+        judged.append({name: float(value) for name, value in numbers.items()})
+    return judged[0] if isinstance(model, Layer) else judged
 
 
 def _worse_than_zero(values: jax.Array, Y: jax.Array) -> jax.Array:

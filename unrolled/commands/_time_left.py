@@ -46,9 +46,9 @@ def _lines(say: Say) -> Tell:
         if now - last[0] < _EVERY and done < steps:
             return
         last[0] = now
-        known = done > first
+        timed = done > first
         left = (
-            f", {time_left((now - began) / (done - first) * (steps - done))} left" if known else ""
+            f", {time_left((now - began) / (done - first) * (steps - done))} left" if timed else ""
         )
         say(f"{name}: step {done} of {steps}, {text}{left if done < steps else ''}")
 

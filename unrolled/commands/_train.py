@@ -92,10 +92,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def joined(arguments: argparse.Namespace) -> None:
     """Join the processes of a distributed training, if it is one, before there are devices."""
-    given = arguments.coordinator, arguments.processes, arguments.process
+    cluster = arguments.coordinator, arguments.processes, arguments.process
     if arguments.distributed:
-        join(*given, arguments.wait)
-    elif any(part is not None for part in given):
+        join(*cluster, arguments.wait)
+    elif any(part is not None for part in cluster):
         raise ConfigError("train: --coordinator, --processes and --process go with --distributed")
 
 
@@ -124,7 +124,7 @@ def train(
     first = processes.together(
         lambda: _opened(path, flags, resume, chosen.append), first_alone=True
     )
-    config = first or _read(path, flags, resume, chosen.append)
+    config = first or _read_config(path, flags, resume, chosen.append)
     folder = Path(config.output)
     prepared = processes.together(lambda: setup(config, say), first_alone=True)
     ready = prepared or setup(config, say)  # the first may have made codes for all
@@ -137,15 +137,15 @@ def train(
             write_text(folder / CONFIG, to_toml(config))
 
     def ended():
-        write_history(folder, found.history.records)
+        write_history(folder, fit.history.records)
         validation = summary.validation
-        training.save(folder / WEIGHTS, found.best, found.D, ready.model, validation=validation)
+        training.save(folder / WEIGHTS, fit.best, fit.D, ready.model, validation=validation)
         write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
-        _write_report(folder, summary, found.history.records)
+        _write_report(folder, summary, fit.history.records)
 
     processes.together(begun, first_alone=True)
-    found = _trained(config, ready, folder, say, processes)
-    summary = summarize(config, ready, found)
+    fit = _trained(config, ready, folder, say, processes)
+    summary = summarize(config, ready, fit)
     processes.together(ended, first_alone=True)
     return summary
 
@@ -164,7 +164,7 @@ def _write_report(folder: Path, summary: Summary, records: Sequence[training.Rec
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
     """The configuration, with its folder made: empty, or that of the run to resume."""
-    config = _read(path, flags, resume, say)
+    config = _read_config(path, flags, resume, say)
     folder = Path(config.output)
     if resume:
         other = differences(_grown(load(_saved(folder), {}), config), config)
@@ -181,7 +181,7 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
     return config
 
 
-def _read(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
+def _read_config(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
     """The configuration: of the file and the flags, or of the run to resume."""
     if not (resume and path is None):
         return settled(load(path, flags), say)
@@ -220,7 +220,7 @@ def _trained(
             (folder / WEIGHTS).unlink(missing_ok=True)  # those of its former end
         write_text(folder / CONFIG, to_toml(config))
 
-    given: Any = (ready.model, ready.params, ready.D, ready.sample)
+    problem: Any = (ready.model, ready.params, ready.D, ready.sample)
     shared: dict[str, Any] = dict(
         key=ready.key,
         loss=ready.loss,
@@ -237,7 +237,7 @@ def _trained(
     try:
         if chosen.method == "curriculum":
             return training.curriculum(
-                *given,
+                *problem,
                 steps_per_stage=chosen.steps,
                 rate=chosen.rate,
                 optimizer=ready.optimizer,
@@ -246,7 +246,7 @@ def _trained(
         cosine = chosen.schedule == "cosine"
         rate = optax.cosine_decay_schedule(chosen.rate, chosen.steps) if cosine else chosen.rate
         return training.fit(
-            *given,
+            *problem,
             steps=chosen.steps,
             optimizer=ready.optimizer(rate),
             learn_dictionary=chosen.learn_dictionary,

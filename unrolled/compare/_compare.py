@@ -151,8 +151,8 @@ def compare(
         >>> bool(curves["FISTA"].nmse[-1] < curves["ISTA"].nmse[-1])
         True
     """
-    found = _methods(methods, reference)
-    chained = any(method.chained for method in found.values())
+    checked = _as_methods(methods, reference)
+    chained = any(method.chained for method in checked.values())
     known = X is not None
     if known:
         sample, lams = _sample(chained, D, Y, X, lam)
@@ -162,7 +162,7 @@ def compare(
     numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
     classes = list(zip(*(_per_layer(v, name, J, chained) for name, v in numbers.items())))
     class_of = classes_of(sample.Ds, sample.pairs, classes)
-    blocks = {name: _blocks(name, m, sample, class_of, known) for name, m in found.items()}
+    blocks = {name: _blocks(name, m, sample, class_of, known) for name, m in checked.items()}
     layers = [
         _comparison(
             {n: b[j] for n, b in blocks.items()}, reference, _uncertified(sample.optima[j])
@@ -178,11 +178,11 @@ def compare(
         raise ValueError("compare: sampled, certify and predict are for layers, got networks")
     if (predict or sampled is not None) and not known:
         raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
-    layers[0] = _asked(layers[0], found, sample, sampled, certify, predict)
+    layers[0] = _asked(layers[0], checked, sample, sampled, certify, predict)
     result = ChainComparison(tuple(layers)) if chained else layers[0]
-    told = DivergenceWarning if any(layer.diverged for layer in layers) else UserWarning
+    category = DivergenceWarning if any(layer.diverged for layer in layers) else UserWarning
     if any(layer.diverged or layer.uncertified for layer in layers):
-        _checks.warn(f"compare: {' '.join(result.notes())}", told)
+        _checks.warn(f"compare: {' '.join(result.notes())}", category)
     return result
 
 
@@ -198,8 +198,8 @@ def _asked(
     D, Y, X = sample.Ds[0], sample.Y, sample.Xs[0]
     if sampled is not None:
         drawn = not isinstance(sampled, tuple | list)
-        found = bounds(methods, D, *held_out(D, Y, X, sampled), drawn)
-        result = result._replace(sampled=found)
+        bounded = bounds(methods, D, *held_out(D, Y, X, sampled), drawn)
+        result = result._replace(sampled=bounded)
     if certify:
         result = result._replace(certified=certified_shares(methods, D, Y))
     return result._replace(predicted=predictions(methods, D, Y, X)) if predict else result
@@ -230,7 +230,7 @@ class _Block(NamedTuple):
     cost: Cost | None = None
 
 
-def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Method]:
+def _as_methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Method]:
     if not isinstance(methods, Mapping) or not all(isinstance(name, str) for name in methods):
         raise TypeError('compare: methods must be a dict by name, as in {"ISTA": (layer, params)}')
     if not methods:
@@ -238,33 +238,33 @@ def _methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, _Me
     if reference is not None and reference not in methods:
         names = ", ".join(methods)
         raise ValueError(f"compare: unknown reference {reference!r}; expected one of {names}")
-    found = {name: _method(name, given) for name, given in methods.items()}
-    kinds = {method.chained: name for name, method in found.items()}
+    checked = {name: _method(name, value) for name, value in methods.items()}
+    kinds = {method.chained: name for name, method in checked.items()}
     if len(kinds) > 1:
         raise TypeError(
             f"compare: {kinds[False]!r} is a layer and {kinds[True]!r} a network, which have "
             "codes of different dictionaries; compare them apart, or try dsc([layer])"
         )
-    return found
+    return checked
 
 
-def _method(name: str, given: Any) -> _Method:
-    if isinstance(given, Fit):
-        return _Method(given.model, given.best, given.D)
-    if isinstance(given, jax.Array | np.ndarray):
-        return _Method(None, given, None)
+def _method(name: str, value: Any) -> _Method:
+    if isinstance(value, Fit):
+        return _Method(value.model, value.best, value.D)
+    if isinstance(value, jax.Array | np.ndarray):
+        return _Method(None, value, None)
     if (
-        given
-        and type(given) is tuple  # not a record such as a `Pursuit`
-        and all(isinstance(X, jax.Array | np.ndarray) for X in given)
+        value
+        and type(value) is tuple  # not a record such as a `Pursuit`
+        and all(isinstance(X, jax.Array | np.ndarray) for X in value)
     ):
-        return _Method(None, given, None)
-    if not (isinstance(given, tuple | list) and len(given) == 2):
-        what = type(given).__name__
-    elif not isinstance(given[0], Model):
-        what = f"pair that begins with a {type(given[0]).__name__}"
+        return _Method(None, value, None)
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        what = type(value).__name__
+    elif not isinstance(value[0], Model):
+        what = f"pair that begins with a {type(value[0]).__name__}"
     else:
-        return _Method(given[0], given[1], None)
+        return _Method(value[0], value[1], None)
     raise TypeError(
         f"compare: {name!r} is a {what}; expected (layer, params), (network, params), the result "
         "of `fit`, or codes"
@@ -329,14 +329,14 @@ def _sample_without_codes(chained: bool, D: Any, Y: Any, lam: Any) -> tuple[Samp
     return Sample(Ds, Y, tuple(of.codes for of in optima), tuple(optima)), tuple(lams)
 
 
-def _of_lam(optima: Optima | None, lam: Any, given: Any, known: bool) -> tuple[str, ...]:
+def _of_lam(optima: Optima | None, lam: Any, asked: Any, known: bool) -> tuple[str, ...]:
     """What to say of the weight of a layer: how it was chosen, and that it silences all signals."""
     if optima is None:
         return ()
-    told = [] if known or given is not None else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
+    remarks = [] if known or asked is not None else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
     if not np.any(np.asarray(optima.codes)):
-        told.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller one.")
-    return tuple(told)
+        remarks.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller one.")
+    return tuple(remarks)
 
 
 def _blocks(
@@ -351,11 +351,11 @@ def _blocks(
     shapes, expected = ([D.shape for D in chain] for chain in (Ds, sample.Ds))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} was trained with D of {shapes}; expected {expected}")
-    found, cost = measure(model, params, Ds if chained else Ds[0], sample)
+    per_block, cost = measure(model, params, Ds if chained else Ds[0], sample)
     blocks = tuple(params) if chained else (params,)
-    held = guarantees(model, blocks, Ds, class_of)
+    certified = guarantees(model, blocks, Ds, class_of)
     made = []
-    for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, found, held)):
+    for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, per_block, certified)):
         weights = model.weights(j) if isinstance(model, Network) else model.weights
         p = stack(p) if p.steps else p
         judged = _judged(measured, guarantee, known=known)
@@ -370,23 +370,23 @@ def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample, known: bool) 
         raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
     floats = [_checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
     paths = tuple(X.astype(Y.dtype)[None] for X, (Y, _) in zip(floats, sample.pairs))
-    found = measure_codes(paths, sample, sample.Ds)
-    judged = [_judged(m, None, known=known, by_codes=True) for m in found]
+    measured = measure_codes(paths, sample, sample.Ds)
+    judged = [_judged(m, None, known=known, by_codes=True) for m in measured]
     return [_Block(None, D, None, *of) for D, of in zip(sample.Ds, judged)]
 
 
 def _judged(
     measured: Measured,
     guarantee: Guarantee | None,
-    **told: bool,  # known, by_codes
+    **flags: bool,  # known, by_codes
 ) -> tuple[Curve, Guarantee | None, Divergence | None, bool]:
     """The last fields of a block."""
     errors = {name: np.asarray(value) for name, value in measured.errors.items()}
     gap = None if measured.gap is None else np.asarray(measured.gap)
-    if not told["known"]:
+    if not flags["known"]:
         errors["worse"] = np.asarray(measured.worse)
     curve = Curve(**errors, gap=gap)
-    return curve, guarantee, divergence(curve, measured.zero_gap, **told), bool(measured.silent)
+    return curve, guarantee, divergence(curve, measured.zero_gap, **flags), bool(measured.silent)
 
 
 def _gaps_of_ista(sample: Sample, j: int, lam: Any, blocks: list[_Block]) -> np.ndarray | None:
@@ -408,7 +408,7 @@ def _uncertified(optima: Optima | None) -> int:
 def _comparison(blocks: dict[str, _Block], reference: str | None, uncertified: int) -> Comparison:
     """The blocks of all methods that have the same place."""
     references, changes = {}, {}
-    params = _known({name: block.params for name, block in blocks.items()})
+    params = _without_none({name: block.params for name, block in blocks.items()})
     for i, (name, p) in enumerate(params.items()):
         earlier = list(params)[:i] if reference is None else [reference]
         same = (n for n in earlier if n != name and _same_form(params.get(n), p))
@@ -417,21 +417,21 @@ def _comparison(blocks: dict[str, _Block], reference: str | None, uncertified: i
             changes[name] = _changes(params[other], p)
     return Comparison(
         {name: block.curve for name, block in blocks.items()},
-        _known({name: thresholds(p) for name, p in params.items()}),
+        _without_none({name: thresholds(p) for name, p in params.items()}),
         references,
         changes,
-        _known({n: coupling(blocks[n].weights, p, blocks[n].D) for n, p in params.items()}),
-        _known({name: block.guarantee for name, block in blocks.items()}),
-        _known({name: block.diverged for name, block in blocks.items()}),
+        _without_none({n: coupling(blocks[n].weights, p, blocks[n].D) for n, p in params.items()}),
+        _without_none({name: block.guarantee for name, block in blocks.items()}),
+        _without_none({name: block.diverged for name, block in blocks.items()}),
         tuple(name for name, block in blocks.items() if block.silent),
         tuple(name for name in blocks if name not in params),
         uncertified,
-        _known({name: block.cost for name, block in blocks.items()}),
+        _without_none({name: block.cost for name, block in blocks.items()}),
     )
 
 
-def _known(found: dict) -> dict:
-    return {name: value for name, value in found.items() if value is not None}
+def _without_none(values: dict) -> dict:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _same_form(a, b) -> bool:

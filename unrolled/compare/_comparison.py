@@ -153,13 +153,13 @@ class Comparison(NamedTuple):
 
         Another tells the signals that the gaps leave out.
         """
-        far = [f"{name} diverges: {found.reason}." for name, found in self.diverged.items()]
+        far = [f"{name} diverges: {how.reason}." for name, how in self.diverged.items()]
         quiet = "; ".join(self.silent)
         notes = [*far, *([f"These methods return only zeros: {quiet}."] if quiet else [])]
         notes += self.remarks
         if n := self.uncertified:
-            told = "1 signal is" if n == 1 else f"{n} signals are"
-            notes.append(f"{told} not in the gaps: no duality gap certifies F*.")
+            subject = "1 signal is" if n == 1 else f"{n} signals are"
+            notes.append(f"{subject} not in the gaps: no duality gap certifies F*.")
         return notes
 
     def answer(self) -> str:
@@ -177,10 +177,10 @@ class Comparison(NamedTuple):
         best = min(ends, key=ends.__getitem__)
         text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.1e}"
         what = "error of the code" if self.known else "gap to the optimum of the LASSO"
-        found = self.guarantees.get(best)
+        promise = self.guarantees.get(best)
         proved = (
-            f"theory guarantees an l1 error of {found.certificate.error[-1]:.1e} for it"
-            if found is not None and found.certificate.holds
+            f"theory guarantees an l1 error of {promise.certificate.error[-1]:.1e} for it"
+            if promise is not None and promise.certificate.holds
             else "theory guarantees nothing for it here"
         )
         return f"The smallest {what} is {text}, by {best}; {proved}."
@@ -233,7 +233,7 @@ class Comparison(NamedTuple):
 
     def _records(self) -> list[dict[str, Any]]:
         """The numbers of the table: one dict per method, with None where one is not known."""
-        found = []
+        records = []
         for name, c in self.curves.items():
             K = None if name in self.given else len(c.nmse)
             fields = [f for f in Curve._fields if f != "quantiles"]
@@ -251,8 +251,8 @@ class Comparison(NamedTuple):
                 numbers["rate"] = expected.rate
             cost = self.costs.get(name, Cost(None, None))._asdict()
             diverges = name in self.diverged
-            found.append({"method": name, "K": K, **numbers, **cost, "diverges": diverges})
-        return found
+            records.append({"method": name, "K": K, **numbers, **cost, "diverges": diverges})
+        return records
 
     def _beside(self, name: str) -> tuple[float | None, float | None]:
         """The gaps of ISTA at the depth of a method, and of zero codes; None where unknown."""
@@ -289,7 +289,7 @@ class Comparison(NamedTuple):
         rows = [[name, *self._guaranteed(name)] for name in self.curves]
         if self.sampled is None:
             return columns, rows
-        bounds = {name: found.text() for name, found in self.sampled.items()}
+        bounds = {name: bound.text() for name, bound in self.sampled.items()}
         return [*columns, "by a sample"], [[*row, bounds.get(row[0], "")] for row in rows]
 
     def _predictions(self) -> tuple[list[str], list[list[str]]]:
@@ -310,13 +310,13 @@ class Comparison(NamedTuple):
     def _guaranteed(self, name: str) -> list[str]:
         if name not in self.guarantees:
             return [""] * 7
-        s, B, noise, found = self.guarantees[name]
-        clean = found.false_positives_excluded
+        s, B, noise, certificate = self.guarantees[name]
+        clean = certificate.false_positives_excluded
         return [
-            *(str(s), f"{B:.3g}", f"{noise:.2g}", f"{found.error[0]:.3g}"),
-            f"{found.error[-1]:.2e}" if found.holds else "none",
+            *(str(s), f"{B:.3g}", f"{noise:.2g}", f"{certificate.error[0]:.3g}"),
+            f"{certificate.error[-1]:.2e}" if certificate.holds else "none",
             f"{clean.sum()} of {len(clean)}",
-            str(found.largest_sparsity),
+            str(certificate.largest_sparsity),
         ]
 
 
@@ -338,7 +338,7 @@ class ChainComparison(NamedTuple):
     def __repr__(self) -> str:
         """The table, as it fits on a screen."""
         return screen(
-            line for j, found in self._numbered() for line in [f"layer {j}:", *_short(found)]
+            line for j, layer in self._numbered() for line in [f"layer {j}:", *_short(layer)]
         )
 
     def table(self, form: str = "markdown") -> Any:
@@ -358,7 +358,7 @@ class ChainComparison(NamedTuple):
 
     def notes(self) -> list[str]:
         """`Comparison.notes` of every layer, with the number of the layer."""
-        return [f"Layer {j}: {note}" for j, found in self._numbered() for note in found.notes()]
+        return [f"Layer {j}: {note}" for j, layer in self._numbered() for note in layer.notes()]
 
     def answer(self) -> str:
         """`Comparison.answer` of the last layer."""
@@ -373,7 +373,7 @@ class ChainComparison(NamedTuple):
         return plots.chain(self, codes=codes, note=note)
 
     def _records(self) -> list[dict[str, Any]]:
-        return [{"layer": j, **row} for j, found in self._numbered() for row in found._records()]
+        return [{"layer": j, **row} for j, layer in self._numbered() for row in layer._records()]
 
     def _numbered(self) -> Iterator[tuple[int, Comparison]]:
         return enumerate(self.layers, start=1)
@@ -381,7 +381,7 @@ class ChainComparison(NamedTuple):
     def _together(self, part: str) -> tuple[list[str], list[list[str]]]:
         columns, _ = getattr(self.layers[0], part)()
         rows = [
-            [str(j), *row] for j, found in self._numbered() for row in getattr(found, part)()[1]
+            [str(j), *row] for j, layer in self._numbered() for row in getattr(layer, part)()[1]
         ]
         return ["layer", *columns], rows
 
@@ -404,13 +404,13 @@ def _number(values: np.ndarray | None) -> float | None:
     return None if values is None or np.isnan(values[-1]) else float(values[-1])
 
 
-def _short(found: Comparison) -> Iterator[str]:
+def _short(comparison: Comparison) -> Iterator[str]:
     """Lines for a terminal: the methods, and what judges them."""
-    shown = {"nmse": "NMSE dB"} if found.known else {}
+    shown = {"nmse": "NMSE dB"} if comparison.known else {}
     shown |= {"gap": "(F-F*)/F*", "residual": "residual", "nonzeros": "nonzeros"}
     yield line("method", shown.values())
-    for record in found._records():
+    for record in comparison._records():
         numbers = ("" if record[f] is None else record[f] for f in shown)
         mark = " (diverges)" if record["diverges"] else ""
         yield line(record["method"], numbers) + mark
-    yield from found.notes()
+    yield from comparison.notes()

@@ -43,8 +43,8 @@ def coupling(weights: Weights | None, params: Unrolled, D: Dictionary) -> Coupli
     if weights is None:
         return None
     dtype = _checks.common_dtype(params, D)
-    found = _per_step(weights, *_checks.cast((params, D), dtype))
-    return Coupling(*(np.asarray(column, float) for column in found))
+    columns = _per_step(weights, *_checks.cast((params, D), dtype))
+    return Coupling(*(np.asarray(column, float) for column in columns))
 
 
 def thresholds(params: Unrolled) -> np.ndarray | None:
@@ -78,7 +78,7 @@ def _depends(f: Callable[[Any], Any], argument: Any) -> bool:
     """Whether the result of `f` depends on any leaf of its argument."""
     jaxpr = jax.make_jaxpr(f)(argument).jaxpr
     used = [*jaxpr.outvars, *(v for equation in jaxpr.eqns for v in equation.invars)]
-    return any(v is given for v in used for given in jaxpr.invars)
+    return any(v is variable for v in used for variable in jaxpr.invars)
 
 
 @jax.jit
@@ -96,7 +96,7 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
     if S is not None:
         distance = jnp.linalg.norm(S - jnp.eye(len(S), dtype=S.dtype) + products)
         mismatch = distance / jnp.linalg.norm(S)
-    found: dict[str, Any] = dict(
+    numbers: dict[str, Any] = dict(
         diagonal_low=-largest(-diagonal),
         diagonal_mean=diagonal.mean(),
         diagonal_high=largest(diagonal),
@@ -105,4 +105,4 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
         largest_product=largest(jnp.abs(off)),
         mismatch=mismatch,
     )
-    return Coupling(**found)
+    return Coupling(**numbers)

@@ -68,8 +68,8 @@ class Evolution:
                 f"but the params have {len(theta)}"
             )
         numbers = int(record.step), float(record.loss), float(record.validation)
-        found = coupling(weights, params, self.D)
-        self.evaluations.append(Evaluation(*numbers, theta, found))
+        measured = coupling(weights, params, self.D)
+        self.evaluations.append(Evaluation(*numbers, theta, measured))
 
     def series(self, field: str) -> np.ndarray:
         """A field over the evaluations: (evaluations,), or (evaluations, K) if it is per step.
@@ -80,10 +80,10 @@ class Evolution:
         Raises:
             ValueError: an unknown field, one that the family lacks, or no evaluation yet.
         """
-        known = (*Evaluation._fields[:-1], *Coupling._fields)
-        if field not in known:
+        fields = (*Evaluation._fields[:-1], *Coupling._fields)
+        if field not in fields:
             raise ValueError(
-                f"evolution: unknown field {field!r}; expected one of {', '.join(known)}"
+                f"evolution: unknown field {field!r}; expected one of {', '.join(fields)}"
             )
         own = field in Evaluation._fields
         values = [getattr(at if own else at.coupling, field, None) for at in self._seen()]
@@ -125,7 +125,7 @@ class Evolution:
 
     def _records(self) -> list[dict[str, Any]]:
         """The numbers of every evaluation; None where the family has none."""
-        found = []
+        records = []
         for at in self._seen():
             record: dict[str, Any] = dict(zip(at._fields[:3], at[:3]))
             means = np.empty(0) if at.theta is None else step_means(at.theta)
@@ -134,8 +134,8 @@ class Evolution:
             for field, over in _OVER_STEPS.items():
                 value = None if at.coupling is None else getattr(at.coupling, field)
                 record[field] = None if value is None else float(over(value))
-            found.append(record)
-        return found
+            records.append(record)
+        return records
 
     def steps_table(self) -> str:
         """A Markdown table, one row per step: start -> result, with the threshold of theory."""
@@ -304,8 +304,8 @@ def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | Chai
         Ds = as_chain(D, "evolution")
         J = len(model.layers) or len(Ds)
         schedules = (None,) * J if prediction is None else prediction
-        for what, given in (("dictionaries", Ds), ("predictions", schedules)):
-            got = len(given) if isinstance(given, tuple | list) else "one"
+        for what, several in (("dictionaries", Ds), ("predictions", schedules)):
+            got = len(several) if isinstance(several, tuple | list) else "one"
             if got != J:
                 raise ValueError(
                     f"evolution: expected {J} {what}, one per layer of the network, got {got}"

@@ -42,13 +42,13 @@ def guarantees(
     if not certified:
         return [None] * len(params)
     J = len(certified)
-    told = [class_of(j, D) for j, D in enumerate(Ds[:J])]
-    sparsity, bound, noise = zip(*told)
-    found = theory.certify(
+    numbers = [class_of(j, D) for j, D in enumerate(Ds[:J])]
+    sparsity, bound, noise = zip(*numbers)
+    certificates = theory.certify(
         dsc(tuple(certified)), params[:J], Ds[:J], sparsity=sparsity, bound=bound, noise=noise
     )
-    held = [Guarantee(*of, certificate) for of, certificate in zip(told, found)]
-    return [*held, *[None] * (len(params) - J)]
+    proved = [Guarantee(*of, certificate) for of, certificate in zip(numbers, certificates)]
+    return [*proved, *[None] * (len(params) - J)]
 
 
 def _has_certificate(layer: Any, params: Unrolled) -> bool:
@@ -73,9 +73,9 @@ def classes_of(
     return lambda j, D: own(j) if D is Ds[j] else _class_of(D, *pairs[j], classes[j])
 
 
-def _class_of(D: Dictionary, Y: Array, X: Array, given: Class) -> tuple[int, float, float]:
+def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, float, float]:
     """The least class that holds the sample, where it is not given."""
-    s, B, delta = given
+    s, B, delta = asked
     codes = np.asarray(X)
     s = int(np.count_nonzero(codes, axis=1).max()) if s is None else s
     B = float(np.abs(codes).max()) if B is None else B

@@ -73,9 +73,9 @@ def measure(model: Any, params: Any, D: Any, sample: Sample) -> tuple[list[Measu
     paths = jax.block_until_ready(_paths(model, *operands))
     seconds = time.perf_counter() - began
     chained = isinstance(paths, tuple)
-    found = measure_codes(paths if chained else (paths,), sample, D if chained else (D,))
+    measured = measure_codes(paths if chained else (paths,), sample, D if chained else (D,))
     signal = jax.ShapeDtypeStruct(sample.Y.shape[1:], sample.Y.dtype)
-    return found, Cost(seconds, products(model, params, D, signal))
+    return measured, Cost(seconds, products(model, params, D, signal))
 
 
 # A program of its own: only the paths are the model's, `measure_codes` serves all models.
@@ -93,7 +93,7 @@ def measure_codes(
 
     `Ds` are the dictionaries of the method, which rebuild its signals.
     """
-    found = []
+    blocks = []
     for path, (Y, X), optima, D in zip(paths, sample.pairs, sample.optima, Ds):
         gap = zero_gap = worse = None
         if optima is not None:
@@ -102,8 +102,8 @@ def measure_codes(
             worse = jax.lax.map(partial(_worse_objectives, optima), path)
         silent = ~(path[-1] != 0).any() & (X != 0).any()
         errors = jax.lax.map(partial(_numbers, D, Y, X), path)
-        found.append(Measured(errors, gap, zero_gap, worse, silent))
-    return found
+        blocks.append(Measured(errors, gap, zero_gap, worse, silent))
+    return blocks
 
 
 def _numbers(D: Dictionary, Y: Array, X: Array, x: Array) -> dict[str, Array]:
@@ -176,9 +176,9 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
     if np.ndim(lam):
         raise ValueError(f"compare: lam has shape {np.shape(lam)}; expected one number")
     # As a mantissa and an exponent: the dtype of the signals may not hold it.
-    near, codes_exponent = _scaled(D, Y, *np.frexp(np.asarray(lam, float)))
-    found = lasso_optima(*near)
-    return _with_values(near, codes_exponent, found.x, found.converged, Y.dtype)
+    operands, codes_exponent = _scaled(D, Y, *np.frexp(np.asarray(lam, float)))
+    solved = lasso_optima(*operands)
+    return _with_values(operands, codes_exponent, solved.x, solved.converged, Y.dtype)
 
 
 @jax.jit
@@ -195,9 +195,13 @@ def _scaled(
 
 @partial(jax.jit, static_argnames="dtype")
 def _with_values(
-    near: tuple[Dictionary, Array, Array], exponent: Array, x: Array, certified: Array, dtype: Any
+    operands: tuple[Dictionary, Array, Array],
+    exponent: Array,
+    x: Array,
+    certified: Array,
+    dtype: Any,
 ) -> Optima:
-    optima = Optima(*near, jnp.zeros_like(x[:, 0]), certified, exponent, ldexp(x, exponent))
+    optima = Optima(*operands, jnp.zeros_like(x[:, 0]), certified, exponent, ldexp(x, exponent))
     optima = optima._replace(codes=optima.codes.astype(dtype))
     return optima._replace(values=_objectives(optima, x))
 

@@ -48,9 +48,9 @@ def _prediction(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> Pre
     if passing is not None:
         try:
             options: Any = of._asdict()
-            found = theory.state_evolution(layer, D, **options, params=params)
-            nmse = found.nmse[1:] if found.holds else None
-            remark = "" if found.holds else _UNMET[passing.step]
+            evolution = theory.state_evolution(layer, D, **options, params=params)
+            nmse = evolution.nmse[1:] if evolution.holds else None
+            remark = "" if evolution.holds else _UNMET[passing.step]
         except (TypeError, ValueError) as error:  # it says what it does not cover
             remark = str(error).partition(": ")[2].partition(";")[0]
     rate = None if remark == _UNMET["amp"] else _rate(layer, params, D, of)

@@ -96,15 +96,15 @@ def bounds(
 ) -> dict[str, Sampled]:
     """The bound of every method (model, params, D) that is no fixed array of codes."""
     models = {name: method for name, method in methods.items() if method[0] is not None}
-    found = {}
+    results = {}
     for name, (model, params, own) in models.items():
         codes = _last_codes(model, params, D if own is None else own, Y)
         right = np.asarray((codes == X).all(1))  # also where both are zero
         errors = np.where(right, -math.inf, np.asarray(metrics.signal_nmse(codes, X)))
         options = dict(share=_SHARE, confidence=_CONFIDENCE)
         bound, _, needed, _, _ = theory.tolerance_bound(errors, at_once=len(models), **options)
-        found[name] = Sampled(bound, len(Y), needed, _SHARE, _CONFIDENCE, drawn)
-    return found
+        results[name] = Sampled(bound, len(Y), needed, _SHARE, _CONFIDENCE, drawn)
+    return results
 
 
 def certified_shares(methods: Mapping[str, tuple], D: Dictionary, Y: Array) -> dict[str, float]:

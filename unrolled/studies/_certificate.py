@@ -288,7 +288,7 @@ def certify(
             )
             for j, D in enumerate(Ds)
         )
-        return Report(layers, _chain(Ds, layers, request, say) if len(Ds) > 1 else None)
+        return Report(layers, _chain_report(Ds, layers, request, say) if len(Ds) > 1 else None)
 
 
 def _layer(
@@ -343,7 +343,7 @@ def _babel_sparsity(D: Dictionary, most: int) -> int:
     return s
 
 
-def _chain(
+def _chain_report(
     Ds: Sequence[Dictionary], layers: Sequence[DictionaryReport], request: Request, say: Say
 ) -> ChainReport:
     say("the chain")

@@ -359,13 +359,17 @@ def _chain_methods(
     }
     for name, layer in (classical[m] for m in classical if m in run.methods):
         run.say(f"{name}: choosing its penalties")
-        methods[name] = _chain(samples, partial(_ista, run, layer))
+        methods[name] = _made_in_chain(samples, partial(_ista, run, layer))
     for title, family, options in _families(run).values():
         run.say(f"{title}: calibrating")
         with timed(seconds, f"{title}, before training"):
-            network, start = _chain(samples, partial(_start, run, family, options))
+            network, start = _made_in_chain(
+                samples, partial(_start_by_recipe, run, family, options)
+            )
         if layers.FAMILIES[family].from_theory is not None:
-            methods[f"{title}, analytic"] = _chain(samples, partial(_analytic, network.layers[0]))
+            methods[f"{title}, analytic"] = _made_in_chain(
+                samples, partial(_analytic, network.layers[0])
+            )
         methods[f"{title}, {_kind(network.layers[0])}"] = network, start
         if network.layers[0].recipe.rate:
             run.say(f"{title}: training {run.steps} steps")
@@ -375,7 +379,7 @@ def _chain_methods(
     return methods
 
 
-def _chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]:
+def _made_in_chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]:
     """A chain of layers for all dictionaries, each made on the codes of the one before."""
     signals, Xs = samples.chosen_on
     made = []
@@ -396,7 +400,7 @@ def _analytic(layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
     return layer, from_theory(samples, layer).params[layer]
 
 
-def _start(
+def _start_by_recipe(
     run: Plan, family: str, options: dict[str, Any], samples: Samples
 ) -> tuple[Layer, Unrolled]:
     return _prepared(samples, run, family, options)[:2]

@@ -231,7 +231,7 @@ def unknown_codes(
     remarks = list(pursued.remarks)
     classical = {name: codes for name, (codes,) in pursued.codes.items()}
     sparsity = max(1, round(nonzeros(optimum.x)))
-    trained = _methods(samples, lam, sparsity, run, seconds, remarks)
+    trained = _trained_on_lasso(samples, lam, sparsity, run, seconds, remarks)
     if certify:
         say("proving the codes of the test signals")
     result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
@@ -241,7 +241,7 @@ def unknown_codes(
     )
 
 
-def _methods(
+def _trained_on_lasso(
     samples: Samples,
     lam: float,
     sparsity: int,

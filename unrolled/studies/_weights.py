@@ -33,8 +33,8 @@ class WeightsCertificate(NamedTuple):
         return [self._class(), grid(self._rows()), *self._reasons()]
 
     def _reasons(self) -> list[str]:
-        found = enumerate(self.certificates, start=1)
-        return [f"layer {j}: {c.reason}" for j, c in found if not c.holds]
+        numbered = enumerate(self.certificates, start=1)
+        return [f"layer {j}: {c.reason}" for j, c in numbered if not c.holds]
 
     def answer(self) -> str:
         """The error that is guaranteed at the end."""
