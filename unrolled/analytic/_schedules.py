@@ -9,28 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
+from unrolled import _checks, theory
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest
 from unrolled._program import program
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_norms
-from unrolled.theory import (
-    ActivationSchedule,
-    AtomSchedule,
-    Plan,
-    Schedule,
-    activation_schedule,
-    atom_coherence,
-    atom_schedule,
-    coherence,
-    diagonal,
-    error_gain,
-    frobenius_weights,
-    rounding_guard,
-    schedule,
-)
-from unrolled.theory import plan as plan_blocks
 
 # With an activation other than ReLU the guard depends on the error off the support, which the guard
 # raises itself: it grows until it covers what it needs, each time by this margin.
@@ -76,7 +60,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     D = as_dictionary(D, "certify")
     if W is None:
         plain = certify(D, D)
-        return min((plain, certify(D, frobenius_weights(D))), key=lambda c: c.mu_W)
+        return min((plain, certify(D, theory.frobenius_weights(D))), key=lambda c: c.mu_W)
     W = _checks.cast(as_dictionary(W, "certify"), D.dtype)
     if W.shape != D.shape:
         raise ValueError(
@@ -87,7 +71,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
         *numbers, norms = _measured(*_checks.cast((W, D), np.float64))
     unit_norms(D, norms, "certify")
     mu, C, eta, omega = map(float, numbers)
-    guard = rounding_guard(W, D, sparsity=1, bound=1.0)
+    guard = theory.rounding_guard(W, D, sparsity=1, bound=1.0)
     noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C  # as there, without a code: no products
     return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard)
 
@@ -95,8 +79,8 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
 @program()
 def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     """mu_W, C_W, eta = max abs(1 - w_i . d_i), omega = max norm(w_i), and the norms of D."""
-    mu, C = coherence(W, D)
-    eta, omega = largest(jnp.abs(1 - diagonal(W, D))), jnp.max(column_norms(W))
+    mu, C = theory.coherence(W, D)
+    eta, omega = largest(jnp.abs(1 - theory.diagonal(W, D))), jnp.max(column_norms(W))
     return mu, C, eta, omega, column_norms(D)
 
 
@@ -108,7 +92,7 @@ def plan(
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
     tol: float,
-) -> Plan:
+) -> theory.Plan:
     """The depths of a chain with the fewest steps in all that certify its last code to `tol`.
 
     Args:
@@ -129,7 +113,7 @@ def plan(
     Ds, Ws, certified = _chain(
         Ds, Ws, "analytic.plan", sparsities=sparsities, bounds=bounds, noises=noises
     )
-    return plan_blocks(
+    return theory.plan(
         [c.mu_W for c in certified],
         [c.C_W + c.noise_guard for c in certified],
         sparsities=sparsities,
@@ -153,7 +137,7 @@ def block_schedule(
     noise: float = 0.0,
     noise_norm: str = "l1",
     per_atom: bool = False,
-) -> tuple[Certified, Schedule | ActivationSchedule | AtomSchedule]:
+) -> tuple[Certified, theory.Schedule | theory.ActivationSchedule | theory.AtomSchedule]:
     """The certified weights of `lista_cp` and `alista`, and the schedule of their thresholds.
 
     Arguments, warnings and errors are those of `lista_cp`.
@@ -194,7 +178,7 @@ def chain_schedules(
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
     activations: Sequence[Activation | str] | None = None,
-) -> tuple[tuple[Certified, ...], tuple[Schedule | ActivationSchedule, ...]]:
+) -> tuple[tuple[Certified, ...], tuple[theory.Schedule | theory.ActivationSchedule, ...]]:
     """The certified weights of `dsc`, and the schedules of its blocks.
 
     The error of a block is noise for the next one, weighted by `theory.error_gain`. Arguments,
@@ -224,7 +208,7 @@ def chain_schedules(
 
 def _gain(c: Certified, before: int) -> float:
     """`error_gain` with rounding, for a block before of so many nonzeros; C_W for 0."""
-    return error_gain(c.W, sparsity=before) * UP + c.noise_guard
+    return theory.error_gain(c.W, sparsity=before) * UP + c.noise_guard
 
 
 def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
@@ -243,7 +227,7 @@ def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence
 
 def _schedule(
     D, c: Certified, activation: Activation, *, sparsity, bound, noise, depth, inherited=0.0
-) -> Schedule | ActivationSchedule:
+) -> theory.Schedule | theory.ActivationSchedule:
     """The schedule of one block with its rounding guard; warns if it certifies nothing.
 
     `inherited` is what the error of the block before adds to the products.
@@ -254,8 +238,8 @@ def _schedule(
         options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, eta=c.eta)
         options["guard"] = guard + inherited
         if activation == relu:
-            return schedule(c.mu_W, C_W, **options)
-        return activation_schedule(activation, c.mu_W, C_W, d=D.shape[1], **options)
+            return theory.schedule(c.mu_W, C_W, **options)
+        return theory.activation_schedule(activation, c.mu_W, C_W, d=D.shape[1], **options)
 
     planned = at(sparsity, depth)
     if activation != relu:
@@ -271,11 +255,11 @@ def _schedule(
 
 def _atom_schedule(
     D, c: Certified, *, sparsity, bound, noise, noise_norm: str, depth
-) -> AtomSchedule:
+) -> theory.AtomSchedule:
     """The schedule of one block atom by atom; warns if it certifies nothing."""
     with jax.enable_x64(True):
         D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
-        coherences, sizes = atom_coherence(W64, D64)
+        coherences, sizes = theory.atom_coherence(W64, D64)
         sizes = column_norms(W64) * UP if noise_norm == "l2" else sizes
     mus, C_Ws = np.asarray(coherences) * UP, np.asarray(sizes)
     guard = c.guard * sparsity * bound
@@ -285,7 +269,7 @@ def _atom_schedule(
         options = dict(
             sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
         )
-        return atom_schedule(mus, C_Ws, **options)
+        return theory.atom_schedule(mus, C_Ws, **options)
 
     return _warned(at(sparsity, depth), sparsity, at, D)
 

@@ -10,18 +10,12 @@ import jax
 import numpy as np
 
 from unrolled import _checks, activations, dictionaries, studies, theory
+from unrolled.commands import _report
 from unrolled.commands._certified_codes import certify_codes, signals_of_class
 from unrolled.commands._coders import restore_model
 from unrolled.commands._console import add_command, show, teller
 from unrolled.commands._inputs import read_dictionary, weights_of
-from unrolled.commands._report import (
-    Section,
-    check_figure,
-    check_folder,
-    environment,
-    write_figure,
-    write_html,
-)
+from unrolled.commands._report import Section, check_figure, check_folder, environment, write_html
 from unrolled.dictionaries import Dictionary
 
 
@@ -156,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
         data, text = data | {"class_of_signals": of._asdict()}, f"{text}\n\n{of.text()}"
     show(arguments.json, data, text)
     if arguments.figure is not None:
-        write_figure(arguments.figure, report.figure())
+        _report.write_figure(arguments.figure, report.figure())
     _write_report(arguments, report, {"the Gram matrix beside W'D": report.figure})
 
 

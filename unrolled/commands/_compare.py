@@ -11,18 +11,12 @@ import numpy as np
 
 from unrolled import datasets, dictionaries, problems, studies, training
 from unrolled._pursuits import PURSUITS
+from unrolled.commands import _report
 from unrolled.commands._coders import restore_model
 from unrolled.commands._console import Say, add_command, teller
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals, weights_of
 from unrolled.commands._pursuit_options import OPTIONS, add_options, given_options, names
-from unrolled.commands._report import (
-    RESULTS,
-    Section,
-    check_drawing,
-    check_folder,
-    check_not_read,
-    write_report,
-)
+from unrolled.commands._report import Section
 from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.studies import BY_DEFAULT, METHODS
 
@@ -163,9 +157,9 @@ def run(arguments: argparse.Namespace) -> None:
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
-    report = write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
+    report = _report.write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
-        print((arguments.output / RESULTS).read_text())
+        print((arguments.output / _report.RESULTS).read_text())
     else:
         for section in sections:
             print(f"\n# {section.title}\n\n{section.text.strip()}")
@@ -175,10 +169,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_output(folder: Path, signals: list[Path]) -> None:
     """Raise, before any work, if no report can be made in `folder`, or among the pictures given."""
-    check_drawing()
+    _report.check_drawing()
     pictures = [folder / name for name in ("signals.png", "signals-2.png")]
-    check_not_read([folder, *pictures], signals)
-    check_folder(folder)
+    _report.check_not_read([folder, *pictures], signals)
+    _report.check_folder(folder)
 
 
 def _pursuits() -> tuple[str, ...]:

@@ -9,24 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from unrolled import _checks, activations, records
-from unrolled.commands._sections import (
-    LARGEST,
-    PLANTED_LAM,
-    SECTIONS,
-    Config,
-    ConfigError,
-    Model,
-    ModelOptions,
-    Paths,
-    Problem,
-    Training,
-    check_curriculum,
-    check_start,
-    option_names,
-    refuse,
-    trained_by,
-    with_defaults,
-)
+from unrolled.commands import _sections
+from unrolled.commands._sections import SECTIONS, Config, ConfigError, Model, ModelOptions, Problem
 from unrolled.layers import FAMILIES, Layer, as_activation
 from unrolled.networks import Network, dsc
 
@@ -214,19 +198,19 @@ def _configuration(tables: Mapping[str | None, Any]) -> Config:
     layers = layers if chained else [layers]
     families = [_family(table) for table in layers]
     problem = Problem(**_accepted(Problem, tables.get("problem", {})))
-    problem = with_defaults(problem, families, chained)
+    problem = _sections.with_defaults(problem, families, chained)
     models = tuple(_model(table, cls, problem) for table, cls in zip(layers, families))
-    training = _accepted(Training, tables.get("training", {}))
+    training = _accepted(_sections.Training, tables.get("training", {}))
     if models[0].start == "recipe":
-        method = training.get("method", Training.method)
-        training = trained_by(models[0].layer.recipe, method) | training
+        method = training.get("method", _sections.Training.method)
+        training = _sections.trained_by(models[0].layer.recipe, method) | training
     config = Config(
         **{"output": str(Path.cwd() / Config.output), **top},
         problem=problem,
         model=models if chained else models[0],
-        training=Training(**training),
+        training=_sections.Training(**training),
     )
-    check_curriculum(config)
+    _sections.check_curriculum(config)
     return config
 
 
@@ -242,14 +226,17 @@ def _family(table: Table) -> type[Layer]:
 
 def _model(table: Table, cls: type[Layer], problem: Problem) -> Model:
     """The layer of a table, with the options of its family."""
-    own = option_names(ModelOptions)
+    own = _sections.option_names(ModelOptions)
     chosen = ModelOptions(**_accepted(ModelOptions, {n: table[n] for n in table if n in own}))
     options = {name: entry for name, entry in table.items() if name not in own}
-    refuse([name for name in options if name not in option_names(cls)], f"family {chosen.family}")
-    check_start(cls, chosen.start)
-    values: dict[str, Any] = {"lam": PLANTED_LAM if problem.lam is None else problem.lam}
+    _sections.refuse(
+        [name for name in options if name not in _sections.option_names(cls)],
+        f"family {chosen.family}",
+    )
+    _sections.check_start(cls, chosen.start)
+    values: dict[str, Any] = {"lam": _sections.PLANTED_LAM if problem.lam is None else problem.lam}
     values |= {"probability": problem.probability}
-    shared = {name: value for name, value in values.items() if name in option_names(cls)}
+    shared = {name: value for name, value in values.items() if name in _sections.option_names(cls)}
     layer = cls(chosen.depth, **shared, **_accepted(cls, options))
     return Model(layer=layer, start=chosen.start)
 
@@ -271,9 +258,9 @@ def _value(field: dataclasses.Field, entry: Given) -> Any:
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
             expected = 'a name or a list such as ["elu", 0.5]'
             raise ConfigError(f"{where}: {name} must be {expected} ({error})") from error
-    most = LARGEST.get(records.kind_of(field)) if most is None else most
+    most = _sections.LARGEST.get(records.kind_of(field)) if most is None else most
     value = records.accept(field, value, name, where, most=most)
-    return check.absolute(value, base) if isinstance(check, Paths) else value
+    return check.absolute(value, base) if isinstance(check, _sections.Paths) else value
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -337,7 +324,7 @@ def with_lam(config: Config, lam: float) -> Config:
     """The configuration with a lam, which its layers have too where they have the option."""
 
     def one(model: Model) -> Model:
-        if "lam" not in option_names(type(model.layer)):
+        if "lam" not in _sections.option_names(type(model.layer)):
             return model
         changed: dict[str, Any] = {"lam": lam}
         return dataclasses.replace(model, layer=dataclasses.replace(model.layer, **changed))

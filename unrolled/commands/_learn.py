@@ -17,15 +17,10 @@ from unrolled import datasets, dictionary_learning, plots, pursuit, studies
 from unrolled._files import write_whole
 from unrolled._numbers import mean_norm
 from unrolled._runs import claimed
+from unrolled.commands import _report
 from unrolled.commands._console import Say, add_command, show, teller
 from unrolled.commands._inputs import in_float32, open_signals
-from unrolled.commands._report import (
-    Section,
-    check_drawing,
-    check_folder,
-    check_not_read,
-    write_report,
-)
+from unrolled.commands._report import Section
 from unrolled.dictionary_learning import Learned, Step
 
 _METHODS = ("online", "ksvd", "mod")
@@ -121,9 +116,9 @@ def run(arguments: argparse.Namespace) -> None:
             f"learn: {arguments.atoms} atoms for {len(Y)} signals; expected at most as many"
         )
     shape = _shape(arguments.shape, Y.shape[1])
-    check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
-    check_drawing()
-    check_folder(folder)
+    _report.check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
+    _report.check_drawing()
+    _report.check_folder(folder)
     with claimed(folder / "lock") as holder:
         if holder is not None:
             raise ValueError(f"{folder}: in use by process {holder}; try another --output")
@@ -154,7 +149,9 @@ def _written(
     settings |= {name: str(value) for name, value in options.items() if name in _SHOWN}
     X = _codes(arguments, Y, learned, options)
     sections = _sections(arguments.method, learned, X, shape, certified)
-    report = write_report(folder, "Learned dictionary", summary.text() + ".", sections, settings)
+    report = _report.write_report(
+        folder, "Learned dictionary", summary.text() + ".", sections, settings
+    )
     data = summary._asdict() | {"report": str(report)}
     return summary, data if certified is None else data | {"certificate": certified.to_dict()}
 

@@ -17,16 +17,10 @@ from unrolled._files import whole_file
 from unrolled._mapped import LARGEST_BYTES, Rows
 from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled._text import in_rows
+from unrolled.commands import _inputs
 from unrolled.commands._config import make_model, with_lam
 from unrolled.commands._console import Say
-from unrolled.commands._inputs import (
-    CODES,
-    open_given,
-    read_chain_codes,
-    read_codes,
-    read_dictionary,
-    read_given,
-)
+from unrolled.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
 from unrolled.commands._sections import (
     GENERATED,
     PLANTED,
@@ -128,7 +122,7 @@ def settled(config: Config, say: Say) -> Config:
     entries = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
     if config.problem.codes is None and {"X", "X_1"} & set(entries):
         return with_lam(config, PLANTED_LAM)
-    lam = float(f"{default_lam(first, open_given(path, first)):.3g}")
+    lam = float(f"{default_lam(first, _inputs.open_given(path, first)):.3g}")
     say(f"lam = {lam:g}, {DEFAULT_LAM}")
     return with_lam(config, lam)
 
@@ -139,7 +133,7 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
     Of a file that is too large for memory, the last two are those of 100,000 signals.
     """
     path, codes = Path(config.problem.signals), config.problem.codes
-    open_file = open_given if codes is None else read_given  # codes are made of all signals
+    open_file = _inputs.open_given if codes is None else read_given  # codes are made of all signals
     Y: Any = open_file(path, D[0] if isinstance(D, tuple) else D)
     X: Any
     if isinstance(D, tuple):
@@ -176,7 +170,7 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
 
 def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.ndarray:
     """Codes of the signals by the LASSO, made once and kept in the folder of the run."""
-    path, ratio = Path(config.output) / CODES, config.problem.ratio
+    path, ratio = Path(config.output) / _inputs.CODES, config.problem.ratio
     if path.exists():
         codes = read_codes(path, Y, D)
         assert codes is not None  # of a file of this name

@@ -11,6 +11,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled._sharded import takes_sharded
+from unrolled.compare import _measure
 from unrolled.compare._comparison import (
     ChainComparison,
     Change,
@@ -23,16 +24,7 @@ from unrolled.compare._comparison import (
 )
 from unrolled.compare._coupling import Weights, coupling, thresholds
 from unrolled.compare._guarantees import ClassOf, classes_of, guarantees
-from unrolled.compare._measure import (
-    Measured,
-    Optima,
-    Sample,
-    divergence,
-    gaps_of_ista,
-    measure,
-    measure_codes,
-    optima_of,
-)
+from unrolled.compare._measure import Measured, Optima, Sample, divergence, gaps_of_ista, optima_of
 from unrolled.compare._predicted import predictions
 from unrolled.compare._sampled import bounds, certified_shares, held_out
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
@@ -351,7 +343,7 @@ def _blocks(
     shapes, expected = ([D.shape for D in chain] for chain in (Ds, sample.Ds))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} was trained with D of {shapes}; expected {expected}")
-    per_block, cost = measure(model, params, Ds if chained else Ds[0], sample)
+    per_block, cost = _measure.measure(model, params, Ds if chained else Ds[0], sample)
     blocks = tuple(params) if chained else (params,)
     certified = guarantees(model, blocks, Ds, class_of)
     made = []
@@ -370,7 +362,7 @@ def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample, known: bool) 
         raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
     floats = [_checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
     paths = tuple(X.astype(Y.dtype)[None] for X, (Y, _) in zip(floats, sample.pairs))
-    measured = measure_codes(paths, sample, sample.Ds)
+    measured = _measure.measure_codes(paths, sample, sample.Ds)
     judged = [_judged(m, None, known=known, by_codes=True) for m in measured]
     return [_Block(None, D, None, *of) for D, of in zip(sample.Ds, judged)]
 

@@ -12,26 +12,9 @@ from unrolled._checks import Array
 from unrolled._text import markdown
 from unrolled.compare import ChainComparison, Comparison
 from unrolled.layers import Layer, Unrolled
+from unrolled.studies import _steps
 from unrolled.studies._samples import Samples
-from unrolled.studies._steps import (
-    BY_DEFAULT,
-    GUARANTEES,
-    PREDICTIONS,
-    WEIGHTS,
-    Plan,
-    Say,
-    best_lam,
-    compared,
-    curve_rows,
-    from_theory,
-    nonzeros,
-    plan,
-    pursuit_codes,
-    silent,
-    spent,
-    timed,
-    train,
-)
+from unrolled.studies._steps import Plan, Say, timed
 
 _CALIBRATED_ON = 512  # signals, of ISTA
 _FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
@@ -57,7 +40,7 @@ class KnownCodes(NamedTuple):
         D, (Y, X) = self.samples.D, self.samples.tested_on
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
-            f"{nonzeros(X):.1f} nonzeros on average, K = {self.depth} "
+            f"{_steps.nonzeros(X):.1f} nonzeros on average, K = {self.depth} "
             f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
             f"{len(self.samples.chosen_on[0])} other signals.",
             "",
@@ -65,16 +48,16 @@ class KnownCodes(NamedTuple):
             "",
             *self.remarks,
             "",
-            WEIGHTS,
+            _steps.WEIGHTS,
             "",
             self.comparison.parameters_table(),
             "",
-            GUARANTEES,
+            _steps.GUARANTEES,
             "",
             self.comparison.guarantees_table(),
             "",
             *self._predictions(),
-            spent(self.seconds),
+            _steps.spent(self.seconds),
         ]
 
     def answer(self) -> str:
@@ -83,7 +66,7 @@ class KnownCodes(NamedTuple):
 
     def _predictions(self) -> list[str]:
         table = self.comparison.predictions_table()
-        return [PREDICTIONS, "", table, ""] if table else []
+        return [_steps.PREDICTIONS, "", table, ""] if table else []
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""
@@ -99,7 +82,7 @@ class KnownCodes(NamedTuple):
 
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every method after every step."""
-        return curve_rows(self.comparison)
+        return _steps.curve_rows(self.comparison)
 
     def figure(self) -> Any:
         """The figure of the comparison, with matplotlib."""
@@ -145,11 +128,11 @@ class KnownChain(NamedTuple):
             "",
             self.comparison.parameters_table(),
             "",
-            GUARANTEES,
+            _steps.GUARANTEES,
             "",
             self.comparison.guarantees_table(),
             "",
-            spent(self.seconds),
+            _steps.spent(self.seconds),
         ]
 
     def answer(self) -> str:
@@ -170,7 +153,7 @@ class KnownChain(NamedTuple):
 
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every layer after every step."""
-        tables = [curve_rows(layer) for layer in self.comparison.layers]
+        tables = [_steps.curve_rows(layer) for layer in self.comparison.layers]
         rows = [[j, *row] for j, (_, table) in enumerate(tables, start=1) for row in table]
         return ["layer", *tables[0][0]], rows
 
@@ -187,7 +170,7 @@ def known_codes(
     key: Array,
     samples: Samples,
     *,
-    methods: tuple[str, ...] = BY_DEFAULT,
+    methods: tuple[str, ...] = _steps.BY_DEFAULT,
     pursuits: Mapping[str, Mapping[str, Any]] | None = None,
     depth: int = 16,
     lam: float | None = None,
@@ -196,7 +179,7 @@ def known_codes(
     sampled: int | None = None,
     certify: bool = False,
     predict: bool = False,
-    say: Say = silent,
+    say: Say = _steps.silent,
 ) -> KnownCodes | KnownChain:
     """Analytic beside calibrated and learned params, on signals whose codes are known.
 
@@ -232,7 +215,7 @@ def known_codes(
         >>> study.text()[:41], list(study.comparison.curves)
         ('Dictionary 8 x 16, 1000 test signals with', ['FISTA'])
     """
-    run = plan(key, methods, pursuits, depth, lam, steps, say, weights)
+    run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
     if isinstance(samples.D, tuple):
         if certify or predict or sampled is not None:
             raise ValueError(
@@ -243,7 +226,7 @@ def known_codes(
     made = _methods(samples, run)
     say("comparing on the test signals" + (", and proving their codes" if certify else ""))
     options = dict(sampled=sampled, certify=certify, predict=predict)
-    result = compared({**made.methods, **run.weights}, D, Y, X, **options)
+    result = _steps.compared({**made.methods, **run.weights}, D, Y, X, **options)
     return KnownCodes(samples, run.depth, result, made.remarks, made.caution, made.seconds)
 
 
@@ -285,7 +268,7 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
     methods: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     broken: list[str] = []
-    lam = best_lam(samples, K) if run.lam is None else run.lam
+    lam = _steps.best_lam(samples, K) if run.lam is None else run.lam
     ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
     penalties = [f"ISTA uses lam = {lam:g}"]
     if "ista" in run.methods:
@@ -294,10 +277,10 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         calibrated = analytic.calibrate(ista, ista_params, D, Y[rows], X[rows])
         methods["ISTA, calibrated"] = (ista, calibrated)
     if "fista" in run.methods:
-        fista_lam = best_lam(samples, K, "fista") if run.lam is None else run.lam
+        fista_lam = _steps.best_lam(samples, K, "fista") if run.lam is None else run.lam
         methods["FISTA"] = (layers.fista(K), analytic.ista(D, fista_lam, K))
         penalties.append(f"FISTA lam = {fista_lam:g}")
-    pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
+    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, lam)
     methods |= {name: codes for name, (codes,) in pursued.codes.items()}
     prepared: dict[str, training.Start] = {}
     for title, family, options in _families(run).values():
@@ -305,7 +288,7 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         with timed(seconds, f"{title}, before training"):
             prepared[title] = jax.block_until_ready(_prepared(samples, run, family, options))
     models = [layers.alista(K), *(start.layer for start in prepared.values())]
-    starts, remark, caution = from_theory(samples, *models)
+    starts, remark, caution = _steps.from_theory(samples, *models)
     for title, start in prepared.items():
         layer = start.layer
         if layer in starts:
@@ -314,7 +297,7 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         if layer.recipe.rate:
             run.say(f"{title}: training {run.steps} steps")
             with timed(seconds, f"{title}, learned"):
-                learned = train(layer, start.params, samples, run, title, broken)
+                learned = _steps.train(layer, start.params, samples, run, title, broken)
             methods[f"{title}, learned"] = (layer, learned.best)
     remarks = [f"{', '.join(penalties)}.", *pursued.remarks, remark, *broken]
     shown = any(name.endswith(", analytic") for name in methods)
@@ -329,11 +312,11 @@ Make = Callable[[Samples], tuple[Layer, Unrolled]]
 def _known_chain(samples: Samples, run: Plan) -> KnownChain:
     Ds, (Y, Xs) = samples.D, samples.tested_on
     seconds: dict[str, float] = {}
-    pursued = pursuit_codes(Ds, samples.tested_on, run, seconds, run.lam)
+    pursued = _steps.pursuit_codes(Ds, samples.tested_on, run, seconds, run.lam)
     remarks = list(pursued.remarks)
     methods = _chain_methods(samples, run, seconds, remarks)
     run.say("comparing on the test signals")
-    result = compared({**pursued.codes, **methods, **run.weights}, Ds, Y, Xs)
+    result = _steps.compared({**pursued.codes, **methods, **run.weights}, Ds, Y, Xs)
     return KnownChain(samples, run.depth, result, remarks, seconds)
 
 
@@ -374,7 +357,7 @@ def _chain_methods(
         if network.layers[0].recipe.rate:
             run.say(f"{title}: training {run.steps} steps")
             with timed(seconds, f"{title}, learned"):
-                learned = train(network, start, samples, run, title, remarks)
+                learned = _steps.train(network, start, samples, run, title, remarks)
             methods[f"{title}, learned"] = network, learned.best
     return methods
 
@@ -392,12 +375,12 @@ def _made_in_chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]
 
 
 def _ista(run: Plan, layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
-    lam = best_lam(samples, run.depth, layer.family) if run.lam is None else run.lam
+    lam = _steps.best_lam(samples, run.depth, layer.family) if run.lam is None else run.lam
     return layer, analytic.ista(samples.D, lam, run.depth)
 
 
 def _analytic(layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
-    return layer, from_theory(samples, layer).params[layer]
+    return layer, _steps.from_theory(samples, layer).params[layer]
 
 
 def _start_by_recipe(

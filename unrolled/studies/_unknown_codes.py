@@ -26,24 +26,9 @@ from unrolled._pursuits import default_lam, lasso_optima
 from unrolled.compare import Comparison
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled
+from unrolled.studies import _steps
 from unrolled.studies._samples import PATCH, Pictures, Samples, resampler
-from unrolled.studies._steps import (
-    BY_DEFAULT,
-    SUPPORT,
-    WEIGHTS,
-    Plan,
-    Say,
-    compared,
-    curve_rows,
-    layer_of,
-    nonzeros,
-    plan,
-    pursuit_codes,
-    silent,
-    spent,
-    timed,
-    train,
-)
+from unrolled.studies._steps import BY_DEFAULT, SUPPORT, Plan, Say, compared, timed
 
 _BATCH = 128  # signals of a training step
 _TESTED_ON = 2000  # signals, about
@@ -82,7 +67,7 @@ class UnknownCodes(NamedTuple):
             f"K = {self.depth} steps. F* is known to a "
             f"relative duality gap of at most {np.asarray(optimum.gap).max():.1e} "
             f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals); the "
-            f"optimal codes have {nonzeros(optimum.x):.1f} nonzeros on average and "
+            f"optimal codes have {_steps.nonzeros(optimum.x):.1f} nonzeros on average and "
             f"rebuild the signals with a PSNR of {best:.2f} dB. Learned rows minimise the LASSO "
             "objective itself on the training signals: no codes are needed.",
             "",
@@ -91,11 +76,11 @@ class UnknownCodes(NamedTuple):
             *(p for remark in self.remarks for p in (remark, "")),
             _remark(D),
             "",
-            WEIGHTS,
+            _steps.WEIGHTS,
             "",
             self.comparison.parameters_table(),
             "",
-            spent(self.seconds),
+            _steps.spent(self.seconds),
         ]
 
     @property
@@ -127,7 +112,7 @@ class UnknownCodes(NamedTuple):
 
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every method after every step."""
-        header, rows = curve_rows(self.comparison)
+        header, rows = _steps.curve_rows(self.comparison)
         rows = [[*row, self.psnr[row[0]][(row[1] or 1) - 1]] for row in rows]
         return [*header, "psnr"], rows
 
@@ -177,7 +162,7 @@ def unknown_codes(
     tested: int = _TESTED_ON,
     weights: Mapping[str, training.Fit] | None = None,
     certify: bool = False,
-    say: Say = silent,
+    say: Say = _steps.silent,
 ) -> UnknownCodes:
     r"""ISTA and FISTA beside layers that learn on the LASSO objective, without known codes.
 
@@ -214,7 +199,7 @@ def unknown_codes(
         >>> list(study.comparison.curves), study.rows()[0][-1]
         (['ISTA', 'FISTA', 'ISTA, learned'], 'psnr')
     """
-    run = plan(key, methods, pursuits, depth, lam, steps, say, weights)
+    run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
     where = "unknown_codes"
     D = jnp.asarray(as_dictionary(D, where))
     for Y in (signals.training, signals.testing):
@@ -227,10 +212,10 @@ def unknown_codes(
     optimum = lasso_optima(D, some, lam)
     samples = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
     seconds: dict[str, float] = {}
-    pursued = pursuit_codes((D,), samples.tested_on, run, seconds, lam)
+    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, lam)
     remarks = list(pursued.remarks)
     classical = {name: codes for name, (codes,) in pursued.codes.items()}
-    sparsity = max(1, round(nonzeros(optimum.x)))
+    sparsity = max(1, round(_steps.nonzeros(optimum.x)))
     trained = _trained_on_lasso(samples, lam, sparsity, run, seconds, remarks)
     if certify:
         say("proving the codes of the test signals")
@@ -273,7 +258,7 @@ def _trained_on_lasso(
         families["alista"] = ("ALISTA", layers.alista(K, lam=lam), 1e-3)
         families["alista_ss"] = ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3)
     for name in run.others:
-        families[name] = (name, layer_of(name, K, lam, sparsity), 1e-3)
+        families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
     for family in [name for name in families if name in run.methods]:
         name, layer, rate = families[family]
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
@@ -282,7 +267,7 @@ def _trained_on_lasso(
             kind = "start" if family in run.others else "analytic"
             methods[f"{name}, {kind}"] = (layer, start)
         with timed(seconds, f"{name}, learned"):
-            learned = train(layer, start, samples, run, name, remarks, loss, rate)
+            learned = _steps.train(layer, start, samples, run, name, remarks, loss, rate)
         methods[f"{name}, learned"] = (layer, learned.best)
     return methods
 
