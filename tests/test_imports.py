@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import unrolled as ur
 
 PACKAGE = Path(ur.__file__).parent
@@ -279,6 +281,53 @@ def test_no_global_configuration_and_no_way_to_run_what_a_file_holds():
                 if re.match(r"(jax|os)\.(config\b|environ)", ast.unparse(target)):
                     faults.append((module, node.lineno, ast.unparse(target)))
     assert not faults, listing(faults)
+
+
+def test_functions_fit_on_a_screen():
+    """At most 50 lines below the docstring."""
+    faults = []
+    for module, path in MODULES.items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[bool(ast.get_docstring(node)) :]
+                if body and (lines := node.end_lineno - body[0].lineno + 1) > 50:
+                    faults.append((module, node.name, lines))
+    assert not faults, listing(faults)
+
+
+# A local value is called what it is: a code, a schedule, a message.
+EMPTY_NAMES = {"found", "told"}
+
+
+def empty_names(tree):
+    """(line, name) of every local value that is called something that anything may be called."""
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return [
+        (node.lineno, node.id)
+        for node in names
+        if isinstance(node.ctx, ast.Store) and node.id in EMPTY_NAMES
+    ]
+
+
+def test_local_values_say_what_they_are():
+    faults = [(module, *f) for module, path in MODULES.items() for f in empty_names(tree_of(path))]
+    assert not faults, listing(faults)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "found = f()",
+        "x, (told, *_) = f()",
+        "for found in xs: pass",
+        "ys = [found for found in xs]",
+        "if found := f(): pass",
+        "with f() as told: pass",
+    ],
+)
+def test_empty_names_are_seen(line):
+    assert empty_names(ast.parse(f"def g():\n    {line}"))
+    assert not empty_names(ast.parse("def g(found):\n    f(found=found).found"))
 
 
 def test_nothing_is_guessed_from_names_or_signatures_of_functions():
