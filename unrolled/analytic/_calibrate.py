@@ -11,15 +11,8 @@ import numpy as np
 from unrolled import _checks, _sharded
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled._checks import Array
-from unrolled.analytic._passes import (
-    Loss,
-    codes_of,
-    greedy,
-    scaled_weights,
-    squared,
-    threshold_names,
-    with_factor,
-)
+from unrolled.analytic import _passes
+from unrolled.analytic._passes import Loss, squared
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack, unstack
 from unrolled.networks import Network
@@ -144,15 +137,15 @@ def _calibrate_layer(
     if not params.steps and type(params.steps) is tuple:
         return params
     start = stack(params)
-    if start.steps is None or not threshold_names(start.steps):
+    if start.steps is None or not _passes.threshold_names(start.steps):
         raise TypeError(
             "calibrate: expected steps with a threshold, such as theta; this family has none"
         )
     seen = len(Y) - _n_held_back(Y) or len(Y)
-    begun = (start, *scaled_weights(layer, start, D))
-    candidates = [_passes(layer, p, D, Y, X, aim, seen) for p in begun]
+    begun = (start, *_passes.scaled_weights(layer, start, D))
+    candidates = [_after_passes(layer, p, D, Y, X, aim, seen) for p in begun]
     if aim is not squared:  # a small objective after each step is not the way to a small last one
-        candidates.append(_passes(layer, start, D, Y, X, aim, seen, looks_ahead_only=True))
+        candidates.append(_after_passes(layer, start, D, Y, X, aim, seen, looks_ahead_only=True))
     judged = [_judged(aim, layer, p, D, Y, X) for p in candidates]
     best = min(range(len(judged)), key=lambda i: judged[i].loss)
     before, after, chosen = _judged(aim, layer, start, D, Y, X), judged[best], candidates[best]
@@ -168,7 +161,7 @@ def _calibrate_layer(
 
 
 @partial(jax.jit, static_argnames=("layer", "aim", "seen", "looks_ahead_only"))
-def _passes(
+def _after_passes(
     layer: Layer,
     params: Unrolled,
     D: Dictionary,
@@ -180,8 +173,8 @@ def _passes(
 ) -> Unrolled:
     """Both passes, or the second, on the first signals."""
     Y, X = jax.tree.map(lambda rows: rows[:seen], (Y, X))
-    params = params if looks_ahead_only else greedy(layer, params, D, Y, X, aim)
-    return with_factor(layer, params, D, Y, X, aim)
+    params = params if looks_ahead_only else _passes.greedy(layer, params, D, Y, X, aim)
+    return _passes.with_factor(layer, params, D, Y, X, aim)
 
 
 def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unrolled, ...]:
@@ -253,7 +246,7 @@ def _judged(aim: Loss, model, params, D, Y, X) -> _Judged:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, ...]:
-    codes, n = codes_of(model, params, D, Y), _n_held_back(Y)
+    codes, n = _passes.codes_of(model, params, D, Y), _n_held_back(Y)
     zeros = jax.tree.map(jnp.zeros_like, codes)
     Y_later, X_later = jax.tree.map(lambda rows: rows[-n:], (Y, X))
     later, zeros_later = jax.tree.map(lambda x: x[..., -n:, :], (codes, zeros))

@@ -14,26 +14,11 @@ from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
+from unrolled.dictionary_learning import _keeper, _signals
 from unrolled.dictionary_learning._codes import lasso_codes
-from unrolled.dictionary_learning._keeper import (
-    Arrays,
-    Keeper,
-    Learned,
-    Progress,
-    fingerprint,
-    text_of,
-)
+from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
 from unrolled.dictionary_learning._learning import Method, Options, learn
-from unrolled.dictionary_learning._signals import (
-    Signals,
-    as_lam,
-    as_signals,
-    distinct,
-    duplicates,
-    in_units,
-    near_one,
-    start_atoms,
-)
+from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, distinct, duplicates
 
 
 class Sums(NamedTuple):
@@ -55,7 +40,7 @@ def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    sums, lam = _rescaled(sums, signals), near_one(lam, signals.exponent + signals.scale)
+    sums, lam = _rescaled(sums, signals), _signals.near_one(lam, signals.exponent + signals.scale)
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V)
     R = signals.Y - X @ D.T
@@ -110,7 +95,7 @@ def mean_objective(sums: Sums) -> float:
     """The mean objective over the past, in the units of the signals."""
     D, A, B, terms, weight, exponent = sums
     value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return in_units(value, 2 * int(exponent))
+    return _signals.in_units(value, 2 * int(exponent))
 
 
 def online(
@@ -218,7 +203,7 @@ class _Stream(Method):
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
-        own = {"d": self.d, "lam": float(self.lam), "start": text_of(self.options.start)}
+        own = {"d": self.d, "lam": float(self.lam), "start": _keeper.text_of(self.options.start)}
         return own | {"forgetting": float(self.forgetting)}
 
     def start(self, rng: np.random.Generator) -> _State:
@@ -343,7 +328,7 @@ def _start(
     exponent = max(signals.exponent for signals in first)
     Y = np.concatenate([signals.rescaled(exponent).Y for signals in first])
     together = Signals(Y, None, exponent, first[0].dtype)
-    D = start_atoms(start, together, d, rng, where).astype(float)
+    D = _signals.start_atoms(start, together, d, rng, where).astype(float)
     m = len(D)
     zeros = np.zeros((d, d)), np.zeros((m, d)), np.zeros(()), np.zeros(())
     return Sums(D, *zeros, np.array(exponent)), itertools.chain(first, stream)
