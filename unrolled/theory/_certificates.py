@@ -235,7 +235,7 @@ def _measured_steps(
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
         W, gamma, _ = layer.weights(params.shared, p, D)
         if products is None or not _same(W, last):  # tied weights are measured once
-            last, products = W, _measured_weights(W, D, before.size if before else 0)
+            last, products = W, _weights_of_step(W, D, before.size if before else 0)
         gamma = np.asarray(1.0 if gamma is None else gamma)
         size = np.broadcast_to(np.abs(gamma), (d,))
         noise = products.C * delta
@@ -256,7 +256,7 @@ def _same(A: Any, B: Any) -> bool:
     return A is B or all(map(np.array_equal, jax.tree.leaves(A), jax.tree.leaves(B)))
 
 
-def _measured_weights(W: Dictionary, D: Dictionary, size: int) -> _Weights:
+def _weights_of_step(W: Dictionary, D: Dictionary, size: int) -> _Weights:
     own, mu, C, G = map(np.asarray, atom_products(W, D))
     return _Weights(own, mu, C, G, sum_of_largest(W, size))
 

@@ -46,7 +46,7 @@ class LocalRate(NamedTuple):
         dB = _checks.as_number(decibels, "decibels", "steps_to")
         if math.isnan(dB):
             raise ValueError("steps_to: decibels is nan; expected a number, such as -100")
-        return StepsTo(*(_least(rate, dB) for rate in (self.plain, self.best, self.accelerated)))
+        return StepsTo(*(_count(rate, dB) for rate in (self.plain, self.best, self.accelerated)))
 
 
 def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRate:
@@ -183,7 +183,7 @@ def _complex_rates(values: np.ndarray, rates: LocalRate) -> LocalRate:
     return LocalRate(rates.least, rates.largest, plain, float(gammas[radii.argmin()]), best, best)
 
 
-def _least(rate: float, decibels: float) -> float:
+def _count(rate: float, decibels: float) -> float:
     """The least k with 20 k log10(rate) <= decibels."""
     if decibels >= 0:
         return 0
