@@ -406,7 +406,7 @@ def test_a_write_that_fails_leaves_the_file_before_it(tmp_path):
 
 
 def test_save_looks_at_the_folder_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(ur.training._weights, "describe_params", None)
+    monkeypatch.setattr(ur.training._forms, "describe_params", None)
     (tmp_path / "a.npz").mkdir()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "no" / "b.npz", tmp_path / "a.npz", tmp_path / "file" / "b.npz"):
