@@ -196,8 +196,8 @@ def _certified_run(
         return CertifiedRun(name, s, certified.mu_W, schedule, np.zeros(0), 0)
     X = problems.bounded(jax.random.fold_in(key, 2), (_SIGNALS, D.shape[1]), s, 1.0)
     params = _quietly(analytic.lista_cp, D, W=W, **options)
-    found = _measured(params, D, problems.synthesize(D, X), X)
-    return CertifiedRun(name, s, certified.mu_W, schedule, found.errors, found.wrong)
+    run = _measured(params, D, problems.synthesize(D, X), X)
+    return CertifiedRun(name, s, certified.mu_W, schedule, run.errors, run.wrong)
 
 
 class _Measured(NamedTuple):
