@@ -32,7 +32,6 @@ def test_the_law_is_that_of_the_sample(problem):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:by_recipe. ista")  # beside itself: rounding breaks the tie
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_starts_and_trains_by_its_recipe(name, problem):
     D, Y, X = problem

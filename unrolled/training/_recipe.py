@@ -35,6 +35,7 @@ _ROUNDING = 1e-4  # residuals of codes below this share of the signals are round
 _DRAWN, _CALIBRATED_ON, _SEARCHED_ON = 2048, 256, 512
 _DEEP = 0.1  # weight of all steps in the loss
 _CLIP = 1.0  # largest norm of a gradient
+_TIE = 0.05  # dB, which a message does not show
 _EVALUATE_EVERY = 50  # steps
 _FEWEST = 16  # signals
 
@@ -208,7 +209,7 @@ def by_recipe(
     if not cls.recipe.rate:
         starts = [_best(starts)]
     best = _best([_trained(start, signals, sampler, steps, training) for start in starts])
-    if not best.nmse <= best.start.ista:
+    if not best.nmse <= best.start.ista + _TIE:
         _checks.warn(
             f"by_recipe: {best.fit.model} ends at {best.nmse:.1f} dB on {len(validation[0])} "
             f"validation signals, ISTA of the same depth at {best.start.ista:.1f} dB; try another "
