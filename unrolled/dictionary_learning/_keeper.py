@@ -145,7 +145,10 @@ class Keeper:
         self.saved = time.monotonic()
         texts = {name: value for name, value in arrays.items() if isinstance(value, str)}
         arrays = {name: value for name, value in arrays.items() if name not in texts}
-        save_tree(self.path, arrays, config=self.config, history=self.history, texts=texts)
+        # The order in memory too: a product rounds by it.
+        columns = [name for name, array in arrays.items() if not array.flags.c_contiguous]
+        facts = dict(config=self.config, history=self.history, texts=texts, columns=columns)
+        save_tree(self.path, arrays, **facts)
 
 
 class _Entries(Arrays):
@@ -166,7 +169,8 @@ def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
     if older:
         return _read_older(path)
     arrays, facts = restore_tree(path)
-    return arrays | facts["texts"], facts
+    ordered = {name: np.asfortranarray(arrays[name]) for name in {*facts["columns"]} & {*arrays}}
+    return arrays | ordered | facts["texts"], facts
 
 
 def _read_older(path: Path) -> tuple[Arrays, dict[str, Any]]:
