@@ -201,6 +201,21 @@ def test_what_does_not_fit_is_refused(tmp_path, change, error, message):
         ur.export.save(tmp_path / "net.zip", **given)
 
 
+def test_an_activation_has_a_name(tmp_path, monkeypatch):
+    """A file says what it computes: an address of a function does not."""
+    absolute = jnp.abs
+    layer = ur.layers.ista(3, activation=absolute)
+    given = dict(model=layer, params=layer.init(None, D), D=D)
+    with pytest.raises(TypeError, match="has no name; add it to activations.NAMED"):
+        ur.export.save(tmp_path / "net.zip", **given)
+    with pytest.raises(TypeError, match="has no name"):
+        network = ur.dsc([layer])
+        ur.export.save(tmp_path / "net.zip", network, (given["params"],), (D,))
+    monkeypatch.setitem(ur.activations.NAMED, "absolute", absolute)
+    path = ur.export.save(tmp_path / "net.zip", **given)
+    assert ur.export.load(path).manifest["model"] == "ista(3, activation=absolute)"
+
+
 def test_signals_that_do_not_fit_are_refused(saved):
     run = ur.export.load(saved).run
     for wrong in (Y[0], Y[:, :5], Y[None]):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from unrolled import _checks, _json
+from unrolled import _checks, _json, activations
 from unrolled._files import CheckpointError, write_whole
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer
@@ -71,8 +71,9 @@ def save(
 
     Raises:
         ImportError: flatbuffers is not installed.
-        TypeError: another model, traced arguments, or a pursuit that computes on the host:
-            `basis_pursuit`, `lasso_batch`, `omp_batch`.
+        TypeError: another model, traced arguments, an activation that is a function without a name
+            (see `activations.describe`), or a pursuit that computes on the host: `basis_pursuit`,
+            `lasso_batch`, `omp_batch`.
         ValueError: params that do not fit, or a program that one of the platforms does not have.
         OSError: the file cannot be written.
 
@@ -99,7 +100,7 @@ def save(
         program, codes = _program(solve, m, dtype, platforms, where)
     manifest = {
         "format": _FORMAT,
-        "model": repr(model) if is_net else getattr(model, "__name__", repr(model)),
+        "model": _description(model) if is_net else getattr(model, "__name__", repr(model)),
         "options": None if is_net else repr(params or {}),
         "signals": ["n", m],
         "codes": codes,
@@ -191,6 +192,20 @@ def _solver(model: Any, params: Any, D: Any, where: str) -> Callable[[Any], Any]
         return result.xs if hasattr(result, "xs") else result.x
 
     return jax.vmap(code)
+
+
+def _description(model: Layer | Network) -> str:
+    """The expression that makes a model, with the names of activations that are functions.
+
+    Raises:
+        TypeError: such a function has no name.
+    """
+    text = repr(model)
+    for layer in getattr(model, "layers", (model,)):
+        activation = layer.options.get("activation")
+        if activation is not None and not isinstance(activation, activations.Activation):
+            text = text.replace(repr(activation), str(activations.describe(activation)))
+    return text
 
 
 def _program(
