@@ -100,7 +100,7 @@ def save(
         program, codes = _program(solve, m, dtype, platforms, where)
     manifest = {
         "format": _FORMAT,
-        "model": _description(model) if is_net else getattr(model, "__name__", repr(model)),
+        "model": _description(model),
         "options": None if is_net else repr(params or {}),
         "signals": ["n", m],
         "codes": codes,
@@ -194,13 +194,15 @@ def _solver(model: Any, params: Any, D: Any, where: str) -> Callable[[Any], Any]
     return jax.vmap(code)
 
 
-def _description(model: Layer | Network) -> str:
-    """The expression that makes a model, with the names of activations that are functions.
+def _description(model: Any) -> str:
+    """The expression that makes a model, with the names of its functions; the name of a pursuit.
 
     Raises:
-        TypeError: such a function has no name.
+        TypeError: an activation is a function without a name.
     """
     text = repr(model)
+    if not isinstance(model, Layer | Network):
+        return getattr(model, "__name__", text)
     for layer in getattr(model, "layers", (model,)):
         activation = layer.options.get("activation")
         if activation is not None and not isinstance(activation, activations.Activation):
