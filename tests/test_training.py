@@ -564,6 +564,21 @@ def test_the_step_whose_gradient_breaks_is_named(D, sample, form):
         run(_broken(DEPTH), D, sample, params, steps=2)
 
 
+def test_the_step_whose_code_breaks_is_named(D, sample):
+    """Also by a loss that sees the last code alone."""
+    params = analytic.ista(D, 0.1, DEPTH)
+    theta = params.steps.theta.at[2].set(0.0)
+    params = params._replace(steps=params.steps._replace(theta=theta))
+
+    class _undefined(layers.ista):
+        def step(self, shared, p, D, y, state):
+            after = super().step(shared, p, D, y, state)
+            return after._replace(x=after.x + 0 * jnp.log(p.theta))
+
+    with pytest.raises(NonFiniteError, match=r"first in codes\[2\];"):
+        run(_undefined(DEPTH), D, sample, params, steps=2, loss=training.supervised)
+
+
 def test_a_loss_that_is_nan_from_the_start(D, sample):
     with pytest.raises(
         NonFiniteError, match="step 0: the validation loss is nan, first in the loss, of finite"

@@ -76,7 +76,8 @@ class _Step:
     place: Places
 
     def inspected(self, free, others, fixed, batch, at):
-        return self.objective.judged(self.objective.join(free, others), fixed, batch, at)
+        trained = self.objective.join(free, others)
+        return self.objective.judged(trained, fixed, batch, at, every=True)
 
     def gradient(self, free, others, fixed, k, at):
         """The loss of a step, its gradient, the others after it, and the loss as a function."""

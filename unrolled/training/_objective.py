@@ -29,15 +29,16 @@ class Objective:
     lam: Any = None  # of the ISTA beside which a layer is judged; None for none
     staged: bool = False  # whether the loss sees the code of its stage, a traced `at`, alone
 
-    def codes(self, params: Any, D: Any, Y: Array, axis: int | None) -> Any:
+    def codes(self, params: Any, D: Any, Y: Array, axis: int | None, every: bool = False) -> Any:
         """(K, batch, d) for a layer, a tuple of blocks for a network.
 
-        (1, batch, d) where the loss sees the last code alone: a gradient through all codes stores
-        them. `axis` is 0 where every signal has a dictionary of its own, else None.
+        (1, batch, d) where the loss sees the last code alone, unless `every` code is asked for: a
+        gradient through all codes stores them. `axis` is 0 where every signal has a dictionary of
+        its own, else None.
         """
         if not isinstance(self.model, Layer):
             return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
-        if getattr(self.loss, "of_last", False) and not self.staged:
+        if getattr(self.loss, "of_last", False) and not (self.staged or every):
             return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)[None]
         return jax.vmap(self.model.iterates, (None, axis, 0), out_axes=1)(params, D, Y)
 
@@ -63,12 +64,14 @@ class Objective:
         """The params and D of a result."""
         return merge(trained, fixed)
 
-    def judged(self, trained: Trained, fixed: Trained, batch: tuple, at: Any) -> tuple[Array, Any]:
-        """The loss in an evaluation, and the codes."""
+    def judged(
+        self, trained: Trained, fixed: Trained, batch: tuple, at: Any, every: bool = False
+    ) -> tuple[Array, Any]:
+        """The loss in an evaluation, and the codes that it sees, or all."""
         params, D = merge(trained, fixed)
         Y, X, *own = batch
         D, axis = (own[0], 0) if own else (D, None)
-        codes = self.codes(params, D, Y, axis)
+        codes = self.codes(params, D, Y, axis, every)
         return self.of(codes, X, D, Y, at), codes
 
     def evaluated(self, trained: Trained, fixed: Trained, batch: tuple, at: Any) -> Array:

@@ -45,7 +45,9 @@ class Outputs(Objective):
 
         return nnx.merge(self.graphs[evaluated], *map(nnx.State, variables))
 
-    def codes(self, params: Variables, D: None, Y: Array, axis: int | None) -> Any:
+    def codes(
+        self, params: Variables, D: None, Y: Array, axis: int | None, every: bool = False
+    ) -> Any:
         return _as_codes(self.made(params)(Y))
 
     def free(self, trained: Trained) -> tuple[Trained, Any]:
