@@ -483,6 +483,20 @@ def test_guarantees_are_those_of_the_theory():
     assert given[:3] == (3, 0.5, 0.1)
 
 
+def test_a_learned_dictionary_has_a_noise_of_its_own():
+    """What it does not synthesise of the signals is noise to its theorem."""
+    D, methods = certified()
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
+    Y = problems.synthesize(D, X)
+    layer, params = methods["analytic"]
+    other, _ = dictionaries.normalize(D + 0.01 * jax.random.normal(jax.random.key(1), D.shape))
+    learned = ur.training.Fit(params, params, other, None, layer)
+    found = compare({"analytic": (layer, params), "learned": learned}, D, Y, X)
+    for name, own in {"analytic": D, "learned": other}.items():
+        noise = np.abs(np.asarray(Y) - np.asarray(X) @ np.asarray(own).T).sum(1).max()
+        assert found.guarantees[name].noise == pytest.approx(noise, abs=1e-14)
+
+
 @pytest.mark.slow
 def test_the_table_shows_what_training_did_to_the_guarantee():
     D, methods = certified()
