@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import types
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from oracles import normal, unit
 
 from unrolled import linear_programs, pursuit
 from unrolled._matching import match
-from unrolled._threads import one_thread, threads
+from unrolled._threads import beside, one_thread, threads
 
 
 class Limits:
@@ -137,6 +138,20 @@ def test_after_a_fault_nothing_is_begun(limits, two_cores):
     with pytest.raises(KeyError), threads() as team:
         team.share(work, range(100))
     assert len(begun) <= 4
+
+
+def test_work_beside_has_the_context_of_its_caller():
+    value = ContextVar("value", default=0)
+    value.set(2)
+    both = threading.Barrier(2, timeout=30)
+    other = beside(lambda: (both.wait(), value.get()))
+    both.wait()
+    assert other.result()[1] == 2
+
+
+def test_a_fault_of_work_beside_is_that_of_its_result():
+    with pytest.raises(KeyError):
+        beside({}.popitem).result()
 
 
 def test_programs_of_any_order_are_finished_at_once_to_the_same_bits(two_cores, monkeypatch):

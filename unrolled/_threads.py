@@ -1,13 +1,15 @@
-"""Threads: BLAS in one, or work shared among several, each with a BLAS of its own."""
+"""Threads: BLAS in one, work shared among several, or one piece of work beside another."""
 
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import NamedTuple, TypeVar
 
 Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 _LIMITING = threading.Lock()  # held by the one that has set the limit of BLAS
 
@@ -70,6 +72,21 @@ def threads() -> Iterator[Threads]:
     cores = _cores()
     with one_thread(), ThreadPoolExecutor(cores) as pool:
         yield Threads(cores, pool)
+
+
+def beside(work: Callable[[], Result]) -> Future[Result]:
+    """Begin a piece of work in a thread of its own, which does not outlive the process."""
+    future: Future[Result] = Future()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(work))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _cores() -> int:

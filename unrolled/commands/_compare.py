@@ -2,15 +2,18 @@
 
 import argparse
 import math
+import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from unrolled import datasets, dictionaries, problems, studies, training
+from unrolled import analytic, datasets, dictionaries, problems, studies, training
 from unrolled._pursuits import PURSUITS
+from unrolled._threads import beside
 from unrolled.commands import _report
 from unrolled.commands._coders import restore_model
 from unrolled.commands._console import Say, add_command, teller
@@ -157,6 +160,8 @@ def run(arguments: argparse.Namespace) -> None:
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
+    if not arguments.dictionary and not arguments.signals:
+        facts["sections"] = "computed beside each other, which lengthens the seconds of methods"
     report = _report.write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
         print((arguments.output / _report.RESULTS).read_text())
@@ -307,13 +312,26 @@ def _chain_section(
 
 
 def _standard_sections(settings: Settings, say: Say) -> list[Section]:
-    """The standard benchmark, its certified regime, photographs, and a certified chain."""
+    """The standard benchmark, its certified regime, photographs, and a certified chain.
+
+    Half of the time is compiling, which takes one core: the benchmark has a thread, the others one.
+    """
     # First, as they may not be installed.
     pictures = studies.photograph_patches(datasets.photographs())
-    say("the standard benchmark, 250 x 500")
     D = problems.standard_benchmark(settings.key).D
-    title = "The standard benchmark"
-    benchmark = _known_codes(_planted(D, settings), settings, say, title, "benchmark")
+    with warnings.catch_warnings():  # which threads cannot have apart; the sections say it
+        warnings.simplefilter("ignore", analytic.HypothesisWarning)
+        others = beside(partial(_smaller_sections, D, pictures, settings, say))
+        say("the standard benchmark, 250 x 500")
+        title = "The standard benchmark"
+        benchmark = _known_codes(_planted(D, settings), settings, say, title, "benchmark")
+        return [benchmark, *others.result()]
+
+
+def _smaller_sections(
+    D: Dictionary, pictures: studies.Pictures, settings: Settings, say: Say
+) -> list[Section]:
+    """All standard sections but the benchmark."""
     certified = _certified_regime(D, settings, say)
     say("patches of photographs, 64 x 256")
     cosines, title = dictionaries.dct((8, 8), (16, 16)), "Patches of real photographs"
@@ -322,7 +340,7 @@ def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     depths = dict(depths=_QUICK_CHAIN_DEPTHS) if settings.quick else {}
     chain = studies.certified_chain(settings.key, **depths, say=say)
     title = "A two-layer chain with certified bounds"
-    return [benchmark, *certified, patches, _study_section(chain, title, "chain")]
+    return [*certified, patches, _study_section(chain, title, "chain")]
 
 
 # Studies, and their sections
