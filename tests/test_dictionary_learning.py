@@ -16,8 +16,8 @@ import trees
 
 import unrolled as ur
 from unrolled import dictionary_learning as dl
-from unrolled._runs import claimed
-from unrolled.dictionary_learning._keeper import fingerprint
+from unrolled._files import claimed
+from unrolled.dictionary_learning._learning import fingerprint
 from unrolled.training import CheckpointError
 
 M, D_ATOMS, N = 12, 18, 240
@@ -418,7 +418,7 @@ def stop_at(step):
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_call_goes_on_from_its_file(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("unrolled.dictionary_learning._keeper._PERIOD", 0.0)
+    monkeypatch.setattr("unrolled.dictionary_learning._learning._PERIOD", 0.0)
     path = tmp_path / "kept.npz"
     with pytest.raises(Stop):
         learn(name, steps=5, checkpoint=path, progress=stop_at(2))

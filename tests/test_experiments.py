@@ -983,7 +983,7 @@ def test_a_folder_of_classes_is_a_data_set(tmp_path):
 
 def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
     """A folder may have rows on the same set at another size."""
-    from unrolled.commands import _experiment_features
+    from unrolled.commands import _experiment_report
 
     folder = _rows.open_folder(tmp_path)
     ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
@@ -992,14 +992,14 @@ def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
     (folder / "weights" / f"{name}.npz").write_bytes(b"of pictures 32 x 32")
     row["images"]["sha256"] = experiments._data.digest(experiments.load("digits", side=32))
     digits = experiments.load("digits", side=16)
-    assert _experiment_features.features_sections(folder, digits, print) == []
+    assert _experiment_report.features_sections(folder, digits, print) == []
     assert experiments.trained_on(row, experiments.load("digits")) and not experiments.trained_on(
         row, digits
     )
 
 
 def test_time_left_in_words():
-    from unrolled.commands._time_left import progress, time_left
+    from unrolled.commands._console import progress, time_left
 
     assert [time_left(s) for s in (40, 120, 12000)] == ["40 s", "2 min", "3 h 20 min"]
     told = []

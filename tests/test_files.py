@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import unrolled as ur
-from unrolled import _runs
+from unrolled import _files
 from unrolled._files import whole_file, write_whole
 
 # It writes a file, says so, and waits to be killed.
@@ -62,15 +62,15 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
 
 def test_a_place_has_one_process_even_when_its_lock_goes_meanwhile(tmp_path, monkeypatch):
     path = tmp_path / "lock"
-    lock, waited = _runs.lock, []
+    lock, waited = _files.lock, []
 
     def late(file):  # another process ends between the opening and the lock
         if not waited:
             waited.append(path.unlink())
         return lock(file)
 
-    monkeypatch.setattr(_runs, "lock", late)
-    with _runs.claimed(path) as holder, _runs.claimed(path) as other:
+    monkeypatch.setattr(_files, "lock", late)
+    with _files.claimed(path) as holder, _files.claimed(path) as other:
         assert holder is None and other == str(os.getpid()) == path.read_text()
     assert waited and not os.listdir(tmp_path)
 

@@ -10,7 +10,7 @@ import pytest
 
 from unrolled import plots
 from unrolled._text import markdown
-from unrolled.commands import _html
+from unrolled.commands import _report
 from unrolled.commands._report import Section, write_report
 
 VOID = {"meta", "img", "br", "input", "link"}
@@ -85,7 +85,7 @@ def test_tables_figures_and_text_are_shown_as_they_are(text):
 
 
 def test_a_picture_is_no_drawing():
-    shown = _html.page("T", "A.", [("S", [], {"p": picture()})], {}, "unrolled")
+    shown = _report.page("T", "A.", [("S", [], {"p": picture()})], {}, "unrolled")
     assert "data:image/png" in shown and "<svg" not in shown
 
 
@@ -117,7 +117,7 @@ ROWS = [["b", "-9.5"], ["a", "-10.5"], ["d", ""], ["c", "1,200.5"]]
 def opened(tmp_path, script, *options):
     """What a script of the reader leaves of the page of a table."""
     parts = [markdown(["method", "dB"], ROWS)]
-    page = _html.page("T", "A.", [("S", parts, {})], {}, "unrolled")
+    page = _report.page("T", "A.", [("S", parts, {})], {}, "unrolled")
     path = tmp_path / "report.html"
     path.write_text(f"{page}<script>{script}</script>")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *options, "--dump-dom"]

@@ -33,7 +33,7 @@ FLOORS = (
             "_program",
             "_sharded",
         ),
-        *("_processes", "_runs", "_text", "_threads", "records"),
+        *("_processes", "_text", "_threads", "records"),
     ),
     ("activations", "dictionaries", "plots"),
     ("problems", "metrics", "datasets", "linear_programs", "_interior_point", "_matching"),

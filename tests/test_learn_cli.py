@@ -8,7 +8,7 @@ import pytest
 from command_line import strict_json
 
 from unrolled import datasets, dictionary_learning, plots, theory
-from unrolled._runs import claimed
+from unrolled._files import claimed
 from unrolled.cli import main
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
@@ -53,7 +53,7 @@ def test_the_same_command_goes_on(path, monkeypatch):
     folder = path.parent / "learned"
     flags = ["--atoms", "12", "--batch", "30", "--lam", "0.5", "--output", str(folder)]
     command = ["learn", str(path), *flags, "--no-certificate"]
-    monkeypatch.setattr("unrolled.dictionary_learning._keeper._PERIOD", 0.0)
+    monkeypatch.setattr("unrolled.dictionary_learning._learning._PERIOD", 0.0)
     rows, read = datasets.read_rows, []
 
     def failing(array, path, first, n):

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unrolled as ur
-from unrolled._runs import claimed
+from unrolled._files import claimed
 from unrolled.cli import main
 from unrolled.commands import _coders, _config, _doctor, _encode, _inputs, _sections, _setup, _train
 from unrolled.commands._config import all_options, load, to_toml

@@ -18,8 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from unrolled import _json
-from unrolled._files import CheckpointError
-from unrolled._runs import in_line
+from unrolled._files import CheckpointError, in_line
 from unrolled.records import differences
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from jax import lax
 
 import unrolled as ur
 from unrolled.models import MLCSC, Filters, ImageConv
-from unrolled.models._power_norm import power_norm
+from unrolled.models._image_conv import power_norm
 
 PICTURE, FILTERS = (9, 8, 2), (Filters(4, 4, 2), Filters(5, 2))
 METHODS = ("ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")

@@ -22,7 +22,7 @@ from unrolled.layers import (
     WeightsAndThreshold,
 )
 from unrolled.realize import cnn, cnn_size, nnx_module
-from unrolled.realize._code_bounds import Bound, MatrixStep, Update, next_bound
+from unrolled.realize._blocks import Bound, MatrixStep, Update, next_bound
 from unrolled.realize._polyphase import Architecture, identity_from, polyphase, tree_depth
 
 EPS = np.finfo(float).eps

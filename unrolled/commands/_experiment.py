@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unrolled import datasets
-from unrolled.commands._console import add_command, teller
+from unrolled.commands._console import add_command, progress, teller
 from unrolled.commands._report import RESULTS, check_drawing
-from unrolled.commands._time_left import progress
 
 if TYPE_CHECKING:
     from unrolled.experiments import Recipe
@@ -153,8 +152,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Run what has no row yet, write the report of all rows, and print it."""
     from unrolled import experiments
-    from unrolled.commands._experiment_features import features_sections
-    from unrolled.commands._experiment_report import write
+    from unrolled.commands._experiment_report import features_sections, write
 
     say = teller()
     _complete(arguments)

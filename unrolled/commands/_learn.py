@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, dictionary_learning, plots, pursuit, studies
-from unrolled._files import write_whole
+from unrolled._files import claimed, write_whole
 from unrolled._numbers import mean_norm
-from unrolled._runs import claimed
 from unrolled.commands import _report
 from unrolled.commands._console import Say, add_command, show, teller
 from unrolled.commands._inputs import in_float32, open_signals
@@ -29,7 +28,6 @@ _BATCH = 512
 _FIRST = 2000  # signals of a stream whose mean norm gives lam, and whose codes are drawn
 # In the folder: the result, and where an interrupted call continues.
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
-
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "signals": dict(type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)"),

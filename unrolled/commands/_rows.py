@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unrolled._files import sweep, sync_folder, whole_file
+from unrolled._files import claimed, sweep, sync_folder, whole_file
 from unrolled._json import plain
-from unrolled._runs import claimed
 
 Shapes = dict[str, tuple[int, int]]  # of arrays by name: (rows, columns)
 _JOURNAL, _LOCK = "chunks", "lock"  # files of the folder

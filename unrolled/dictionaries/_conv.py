@@ -16,8 +16,7 @@ from unrolled._checks import Array
 from unrolled._numbers import exponent, largest, ldexp, norm, widened
 from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Structured, pytree
-from unrolled.dictionaries._shifts import corner_products, window_weights
-from unrolled.dictionaries._windows import windows
+from unrolled.dictionaries._shifts import corner_products, window_weights, windows
 
 BOUNDARIES = ("valid", "circular", "zero")
 # Kernels of more strides than this go through XLA's convolution: their windows would take long to

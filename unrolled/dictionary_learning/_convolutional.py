@@ -13,8 +13,16 @@ from unrolled._checks import Array, Key
 from unrolled.dictionaries import Conv
 from unrolled.dictionary_learning import _conv_sweep, _windows
 from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, sweep
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
-from unrolled.dictionary_learning._learning import Method, Options, learn
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Method,
+    Options,
+    Progress,
+    fingerprint,
+    learn,
+)
 from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, near_one, unit_rows
 
 # Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:

@@ -11,8 +11,16 @@ from unrolled import _checks, _matching, _threads
 from unrolled._checks import Key
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning import _signals
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
-from unrolled.dictionary_learning._learning import Method, Options, learn
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Method,
+    Options,
+    Progress,
+    fingerprint,
+    learn,
+)
 
 # Candidates with a larger inner product are of one atom; and pairs of signals whose moments are in
 # memory together.

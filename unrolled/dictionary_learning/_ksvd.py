@@ -9,8 +9,7 @@ from jax.typing import ArrayLike
 
 from unrolled._checks import Key
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Learned, Progress
-from unrolled.dictionary_learning._learning import Options, learn
+from unrolled.dictionary_learning._learning import Learned, Options, Progress, learn
 from unrolled.dictionary_learning._signals import Signals
 from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 

@@ -1,17 +1,210 @@
-"""The skeleton of a learning: start or continue, sweep after sweep, and the result."""
+"""The skeleton of a learning: start or continue, sweep after sweep, and the result.
 
-from collections.abc import Iterable
+It continues from a result, or from a file of the same call.
+"""
+
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Key
-from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, keeping, text_of
-from unrolled.dictionary_learning._signals import generator
+from unrolled._checks import Array, Key
+from unrolled._files import CheckpointError, check_writable, claimed, in_line, read_npz
+from unrolled.dictionaries import Dictionary, dense
+from unrolled.records import differences
+from unrolled.training import restore_tree, save_tree
+
+# Seconds between two writes of the file: what a loss of power may cost.
+_PERIOD = 5.0
+
+
+class Step(NamedTuple):
+    """One sweep over the signals, or one batch of a stream."""
+
+    step: int  # 1 for the first
+    objective: float  # mean over the signals
+    seconds: float  # since the start, those before an interruption included
+    replaced: int = 0  # atoms that were unused or duplicates, and were replaced
+
+
+class Learned(NamedTuple):
+    """The result of dictionary learning."""
+
+    D: Dictionary | tuple[Dictionary, ...]  # (m, d), unit atoms; of a chain one per layer
+    X: Array | tuple[Array, ...] | None  # (signals, d), the codes; None of a stream
+    objective: float  # mean over the signals, for D and X
+    history: tuple[Step, ...]  # one record per step
+    state: Any = None  # what the algorithm needs beside D and X to continue
+
+
+def as_learned(resume: Any, where: str) -> Learned:
+    """What a caller gives as `resume`.
+
+    Raises:
+        TypeError: it is no result of dictionary learning.
+    """
+    if not isinstance(resume, Learned):
+        raise TypeError(
+            f"{where}: resume is a {type(resume).__name__}; expected a `Learned` of this function"
+        )
+    return resume
+
+
+# Called after every step.
+Progress = Callable[[Step], Any]
+Arrays = dict[str, Any]  # arrays of the host, and texts
+
+
+@contextmanager
+def keeping(
+    path: str | Path | None,
+    config: dict[str, Any],
+    resume: Learned | None,
+    progress: Progress | None,
+) -> Iterator["Keeper"]:
+    """A `Keeper` whose file no other process uses meanwhile.
+
+    Args:
+        path: of the file; None for none.
+        config: what the file must agree in.
+        resume: a result whose history continues; a file that is there has precedence.
+        progress: told every step.
+
+    Raises:
+        CheckpointError: the file is damaged, of another learning, or in use.
+    """
+    where = config["method"]
+    history = [*as_learned(resume, where).history] if resume is not None else []
+    if path is None:
+        yield Keeper(None, config, history, progress)
+        return
+    path = Path(path)
+    check_writable(path.parent)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    with claimed(path.with_name(f".{path.name}.lock")) as holder:
+        if holder is not None:
+            raise CheckpointError(
+                f"{where}: {path}: in use by process {holder}; expected a file of its own"
+            )
+        yield Keeper(path, config, history, progress)
+
+
+class Keeper:
+    """The history of one learning, its clock, and its file with what it needs to continue."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        config: dict[str, Any],
+        history: list[Step],
+        progress: Progress | None,
+    ):
+        self.path, self.config, self.history, self.progress = path, config, history, progress
+        self.saved = time.monotonic()
+        self.arrays: Arrays | None = None  # those of the file
+        if path is not None and path.exists():
+            self.arrays, self.history = self._loaded(path)
+        self.began = time.monotonic() - (self.history[-1].seconds if self.history else 0)
+
+    def _loaded(self, path: Path) -> tuple[Arrays, list[Step]]:
+        try:
+            arrays, facts = _read(path)
+            config, history = dict(facts["config"]), [Step(*row) for row in facts["history"]]
+        except Exception as error:  # whatever a reader of foreign bytes raises
+            reason = in_line(error).removeprefix(f"{path}: ")
+            raise CheckpointError(f"{path}: cannot be read as a learning: {reason}") from error
+        # Older files have none of it: signals were told apart up to powers of two.
+        config = {n: self.config[n] for n in ("exponent",) if n in self.config} | config
+        if report := differences(config, self.config):
+            raise CheckpointError(f"{path}: holds another learning; try another file:\n{report}")
+        return _Entries(path, arrays), history
+
+    def steps(self, last: int) -> range:
+        """The numbers of the steps that are left."""
+        return range(len(self.history) + 1, last + 1)
+
+    def add(self, objective: float, replaced: int, arrays: Arrays, last: bool = False) -> None:
+        """Note a step, save it, and tell of it."""
+        seconds = time.monotonic() - self.began
+        self.history.append(Step(len(self.history) + 1, objective, seconds, replaced))
+        self.save(arrays, last)
+        if self.progress is not None:
+            self.progress(self.history[-1])
+
+    def save(self, arrays: Arrays, last: bool = False) -> None:
+        """Replace the file, unless that was done a moment ago; the last time in any case."""
+        if self.path is None or not (last or time.monotonic() - self.saved > _PERIOD):
+            return
+        self.saved = time.monotonic()
+        texts = {name: value for name, value in arrays.items() if isinstance(value, str)}
+        arrays = {name: value for name, value in arrays.items() if name not in texts}
+        # The order in memory too: a product rounds by it.
+        columns = [name for name, array in arrays.items() if not array.flags.c_contiguous]
+        facts = dict(config=self.config, history=self.history, texts=texts, columns=columns)
+        save_tree(self.path, arrays, **facts)
+
+
+class _Entries(Arrays):
+    """The arrays of a file; one that it lacks is a CheckpointError."""
+
+    def __init__(self, path: Path, arrays: Arrays):
+        super().__init__(arrays)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(f"{self.path}: cannot be read as a learning: it has no {name}")
+
+
+def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and texts of a file, and its config and history."""
+    with zipfile.ZipFile(path) as archive:
+        older = "config.npy" in archive.namelist()
+    if older:
+        return _read_older(path)
+    arrays, facts = restore_tree(path)
+    ordered = {name: np.asfortranarray(arrays[name]) for name in {*facts["columns"]} & {*arrays}}
+    return arrays | ordered | facts["texts"], facts
+
+
+def _read_older(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The same of a file of older versions, whose texts are arrays; the oldest have no seal."""
+    arrays = read_npz(path)
+    seal = arrays.pop("seal", None)
+    names = sorted(arrays)
+    if seal is not None and str(seal) != fingerprint(np.array(names), *map(arrays.get, names)):
+        raise ValueError("it has changed since it was saved")
+    facts = {name: json.loads(str(arrays.pop(name))) for name in ("config", "history")}
+    return arrays, facts
+
+
+def fingerprint(*arrays: np.ndarray | None) -> str:
+    """A text that differs for different arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        if array is not None:
+            digest.update(f"{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def text_of(value: Any) -> str:
+    """A key, or where to start, in the config of a file."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return str(np.asarray(jax.random.key_data(value)).tolist())
+    return fingerprint(np.asarray(dense(value)))
 
 
 class Options(NamedTuple):
@@ -96,3 +289,8 @@ def learn(method: Method, options: Options) -> Learned:
     if keeper.history:
         method.warn(state)
     return method.result(state)._replace(history=tuple(keeper.history))
+
+
+def generator(key: jax.Array, step: int) -> np.random.Generator:
+    """The random numbers of one step."""
+    return np.random.default_rng([*np.asarray(jax.random.key_data(key)).tolist(), step])

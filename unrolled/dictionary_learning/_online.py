@@ -14,10 +14,19 @@ from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning import _keeper, _signals
+from unrolled.dictionary_learning import _signals
 from unrolled.dictionary_learning._codes import lasso_codes
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
-from unrolled.dictionary_learning._learning import Method, Options, learn
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Method,
+    Options,
+    Progress,
+    fingerprint,
+    learn,
+    text_of,
+)
 from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, distinct, duplicates
 
 
@@ -203,7 +212,7 @@ class _Stream(Method):
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
-        own = {"d": self.d, "lam": float(self.lam), "start": _keeper.text_of(self.options.start)}
+        own = {"d": self.d, "lam": float(self.lam), "start": text_of(self.options.start)}
         return own | {"forgetting": float(self.forgetting)}
 
     def start(self, rng: np.random.Generator) -> _State:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks
 from unrolled._numbers import wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normalize
-from unrolled.dictionary_learning._keeper import fingerprint
+from unrolled.dictionary_learning._learning import fingerprint
 
 # Atoms whose inner product exceeds this are duplicates.
 PARALLEL = 0.99
@@ -228,8 +228,3 @@ def duplicates(D: np.ndarray, use: np.ndarray) -> np.ndarray:
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return np.flatnonzero((G & (rank[None, :] < rank[:, None])).any(1))
-
-
-def generator(key: jax.Array, step: int) -> np.random.Generator:
-    """The random numbers of one step."""
-    return np.random.default_rng([*np.asarray(jax.random.key_data(key)).tolist(), step])

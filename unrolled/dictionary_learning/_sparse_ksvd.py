@@ -10,9 +10,16 @@ from jax.typing import ArrayLike
 from unrolled import _checks, _matching
 from unrolled._checks import Key
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, Progress, fingerprint
 from unrolled.dictionary_learning._ksvd import update_atom
-from unrolled.dictionary_learning._learning import Options, learn
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Options,
+    Progress,
+    fingerprint,
+    learn,
+)
 from unrolled.dictionary_learning._signals import Signals
 from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 

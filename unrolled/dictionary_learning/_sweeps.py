@@ -10,8 +10,7 @@ from jax.typing import ArrayLike
 from unrolled import _checks, _matching, _threads
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionary_learning import _signals
-from unrolled.dictionary_learning._keeper import Arrays, Keeper, Learned, text_of
-from unrolled.dictionary_learning._learning import Method, Options
+from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Method, Options, text_of
 from unrolled.dictionary_learning._signals import Signals
 
 

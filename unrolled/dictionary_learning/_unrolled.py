@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from unrolled import _checks, training
 from unrolled._checks import Key
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._keeper import Learned, Progress, Step
-from unrolled.dictionary_learning._signals import as_signals, atom_count, generator, start_atoms
+from unrolled.dictionary_learning._learning import Learned, Progress, Step, generator
+from unrolled.dictionary_learning._signals import as_signals, atom_count, start_atoms
 from unrolled.layers import Layer
 
 _CHUNK = 1000  # signals whose codes are computed together

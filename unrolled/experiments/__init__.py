@@ -24,12 +24,11 @@ from unrolled.experiments._layer_dictionary import LayerDictionary, as_dictionar
 from unrolled.experiments._layer_pursuit import Pursued
 from unrolled.experiments._models import options_of, task_of
 from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
-from unrolled.experiments._restore import restore
-from unrolled.experiments._row_features import row_features, trained_on
 from unrolled.experiments._rows import read_pictures, read_rows
 from unrolled.experiments._run import Outcome, run
 from unrolled.experiments._shapes import shapes
 from unrolled.experiments._table import Cell, Interval, holm, interval, scores_table, summarize
+from unrolled.experiments._trained import restore, row_features, trained_on
 
 __all__ = [
     "Admitted",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unrolled import _runs
+from unrolled import _files
 from unrolled._files import CheckpointError, read_npz, write_whole
 from unrolled._json import sealed, to_json, unsealed
 
@@ -128,5 +128,5 @@ def claimed(folder: Path, name: str) -> Iterator[bool]:
 
     The lock of a process that was killed ends with it.
     """
-    with _runs.claimed(folder / STATES / f"{name}.lock") as holder:
+    with _files.claimed(folder / STATES / f"{name}.lock") as holder:
         yield holder is None

@@ -13,7 +13,7 @@ from unrolled.metrics._codes import (
     signal_nmse,
     support_scores,
 )
-from unrolled.metrics._images import psnr
+from unrolled.metrics._decibels import psnr
 from unrolled.metrics._segmentation import (
     mean_class_accuracy,
     mean_class_precision,

@@ -4,9 +4,10 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from unrolled._checks import Array, as_float, common_dtype
-from unrolled._numbers import energy, ldexp, widened
+from unrolled._numbers import energy, exponent, ldexp, widened
 from unrolled._program import program
 
 # Ratios of magnitudes of two numbers up to this power of two have a square in float32.
@@ -45,3 +46,33 @@ def same_shape(a: Array, b: Array, where: str) -> tuple[Array, Array]:
     a, b = as_float(a, "the first argument", where), as_float(b, "the second argument", where)
     dtype = common_dtype(a, b)
     return a.astype(dtype), b.astype(dtype)
+
+
+def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
+    """20 log10(peak / rms(estimate - reference)) in dB, over all entries; nothing is clipped.
+
+    Args:
+        estimate, reference: images or batches of them, of one shape.
+        peak: the largest possible value.
+
+    Returns:
+        PSNR in dB, (); nan without entries.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> picture = jnp.full((4, 4), 0.5)
+        >>> round(float(ur.metrics.psnr(picture + 0.1, picture)), 3)
+        20.0
+    """
+    return _psnr(*same_shape(estimate, reference, "psnr"), peak)
+
+
+@program()
+def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
+    (error, j), _ = energies(estimate, reference)
+    top = jnp.asarray(peak, error.dtype)
+    k = exponent(top)
+    mean = error / estimate.size
+    return -decibels((mean, j), (ldexp(top, -k) ** 2, k)).astype(estimate.dtype)

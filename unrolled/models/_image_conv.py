@@ -174,3 +174,18 @@ def _framed(r: Array, D: ImageConv) -> Array:
     p = D.padding
     far = [(-p, n + p - length, 0) for n, length in zip(D.side, r.shape[1:3])]
     return lax.pad(r, jnp.zeros((), r.dtype), [(0, 0, 0), *far, (0, 0, 0)])
+
+
+def power_norm(D: Conv, steps: int) -> Array:
+    """norm(D, 2) from below, by power iteration from a fixed draw.
+
+    The gradient is that of norm(D x) at the last x, which is that of the norm if x has converged.
+    """
+    fixed = lax.stop_gradient(D)
+
+    def step(_: int, x: Array) -> Array:
+        x = (fixed @ x) @ fixed
+        return x / jnp.linalg.norm(x)
+
+    start = jax.random.normal(jax.random.key(0), D.shape[1:], D.filters.dtype)
+    return jnp.linalg.norm(D @ lax.fori_loop(0, steps, step, start))

@@ -13,9 +13,8 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.layers import magnitude
 from unrolled.models._convolution import max_pool
-from unrolled.models._image_conv import ImageConv
+from unrolled.models._image_conv import ImageConv, power_norm
 from unrolled.models._layers import Convolution, Dense
-from unrolled.models._power_norm import power_norm
 from unrolled.models._unfolded import Step
 
 Shape = tuple[int, int, int]  # (H, W, C) of a picture or a code

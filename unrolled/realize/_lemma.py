@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unrolled.realize._code_bounds import Bound, MatrixBlock, MatrixStep, next_bound
+from unrolled.realize._blocks import Bound, MatrixBlock, MatrixStep, next_bound
 from unrolled.realize._conv_layer import ConvLayer
 from unrolled.realize._polyphase import Architecture, first_tap, polyphase
 

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from unrolled import _checks
-from unrolled._files import sync_folder
+from unrolled._files import claimed, free_space, in_line, sync_folder
 from unrolled._processes import Processes
-from unrolled._runs import claimed, free_space, in_line
 from unrolled.records import Record, option
 from unrolled.training import _manifest
 from unrolled.training._manifest import CheckpointError, DamagedError

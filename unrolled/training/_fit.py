@@ -19,8 +19,7 @@ from unrolled.networks import Network
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._loop import Data
 from unrolled.training._losses import is_lasso, supervised
-from unrolled.training._objective import Objective, check_model
-from unrolled.training._outputs import Outputs, is_nnx
+from unrolled.training._objective import Objective, Outputs, check_model, is_nnx
 from unrolled.training._own import from_arrays, is_own
 from unrolled.training._protocols import Callback, Loss, Sample
 from unrolled.training._records import Dictionaries, Fit, Model, Params, Trained

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unrolled import _files
-from unrolled._runs import free_space
+from unrolled._files import free_space
 from unrolled.training import _manifest
 from unrolled.training._manifest import CheckpointError, array_dtype
 

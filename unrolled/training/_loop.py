@@ -14,9 +14,8 @@ import optax
 from unrolled._checks import Array
 from unrolled._mapped import Draws
 from unrolled._processes import Processes, processes_of
-from unrolled.training._mesh import Sharing, batches, mean, with_gradient
+from unrolled.training._mesh import Places, Sharing, batches, mean, places_of, with_gradient
 from unrolled.training._objective import Objective
-from unrolled.training._places import Places, places_of
 from unrolled.training._protocols import Sample
 from unrolled.training._records import Fit, History, NonFiniteError, Progress, Record, Trained
 

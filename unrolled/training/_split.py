@@ -7,9 +7,54 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled.dictionaries import as_dictionary, normalized
-from unrolled.layers import fold_thresholds
-from unrolled.training import _mask
+from unrolled.layers import Fixed, fold_thresholds
 from unrolled.training._records import Dictionaries, Params, Trained
+
+
+def trainable(params: Params) -> Any:
+    """Whether each leaf may be trained, as bools: a mask for an optax loop of one's own.
+
+    True at floating-point leaves, except those inside a `layers.Fixed`. Those carry no gradient,
+    but what an optimiser adds of its own, such as weight decay, moves them unless they are masked.
+    `fit` needs no mask: it never moves them.
+
+    Args:
+        params: of a layer; a tuple of a network.
+
+    Returns:
+        bools, a tree of the structure of `params`.
+
+    Example:
+        >>> import optax
+        >>> layer, D = ur.alista(2), ur.dictionaries.dct(4, 6)
+        >>> params = layer.init(None, D)
+        >>> mask = ur.training.trainable(params)
+        >>> mask
+        Unrolled(shared=Fixed(W=False), steps=StepAndThreshold(gamma=True, theta=True))
+        >>> adamw = optax.masked(optax.adamw(0.1), mask)
+        >>> gradients = jax.grad(lambda p: layer.apply(p, D, D[:, 0]).sum())(params)
+        >>> updates, _ = adamw.update(gradients, adamw.init(params), params)
+        >>> bool((optax.apply_updates(params, updates).shared.W == params.shared.W).all())
+        True
+    """
+    return _marks(params)
+
+
+def _marks(params: Params) -> Any:
+    """`trainable`, which is also the name of an option."""
+
+    def is_fixed(node):
+        return isinstance(node, Fixed)
+
+    def mark(node):
+        return jax.tree.map(lambda leaf: not is_fixed(node) and is_float(leaf), node)
+
+    return jax.tree.map(mark, params, is_leaf=is_fixed)
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf holds floating-point numbers."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def as_dictionaries(D: Any, where: str) -> Dictionaries:
@@ -52,16 +97,14 @@ def split(
     """
 
     whole = Trained(params, D)
-    floats = _mask.trainable(params)
+    floats = _marks(params)
     if not learn_dictionary and not any(jax.tree.leaves(floats)):
         raise TypeError(f"{where}: there is no floating-point leaf to train")
     if trainable is not None:
         floats = jax.tree.map(
             lambda chosen, own: chosen and own, _spread(trainable, params, where), floats
         )
-    trains = Trained(
-        floats, jax.tree.map(lambda leaf: learn_dictionary and _mask.is_float(leaf), D)
-    )
+    trains = Trained(floats, jax.tree.map(lambda leaf: learn_dictionary and is_float(leaf), D))
     if not any(jax.tree.leaves(trains)):
         raise ValueError(
             f"{where}: trainable leaves nothing to train; expected True at a floating-point leaf"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 import jax
 import numpy as np
 
-from unrolled._runs import in_line
+from unrolled._files import in_line
 from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._formats import from_npz, read, to_npz, write
