@@ -26,9 +26,9 @@ from unrolled._files import claimed
 from unrolled.cli import main
 from unrolled.commands import _coders, _config, _doctor, _encode, _inputs, _sections, _setup, _train
 from unrolled.commands._config import all_options, load, to_toml
-from unrolled.commands._history import read_history
 from unrolled.commands._inputs import in_float32, weights_of
 from unrolled.commands._sections import ConfigError
+from unrolled.commands._summary import read_history
 from unrolled.layers import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")

@@ -11,9 +11,9 @@ import numpy as np
 
 from unrolled import _checks, activations, dictionaries, studies, theory
 from unrolled.commands import _report
-from unrolled.commands._certified_codes import certify_codes, signals_of_class
 from unrolled.commands._coders import restore_model
 from unrolled.commands._console import add_command, show, teller
+from unrolled.commands._encoded import certify_codes, signals_of_class
 from unrolled.commands._inputs import read_dictionary, weights_of
 from unrolled.commands._report import Section, check_figure, check_folder, environment, write_html
 from unrolled.dictionaries import Dictionary

@@ -15,10 +15,9 @@ from unrolled import analytic, datasets, dictionaries, problems, studies, traini
 from unrolled._pursuits import PURSUITS
 from unrolled._threads import beside
 from unrolled.commands import _report
-from unrolled.commands._coders import restore_model
+from unrolled.commands._coders import OPTIONS, add_options, given_options, names, restore_model
 from unrolled.commands._console import Say, add_command, teller
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals, weights_of
-from unrolled.commands._pursuit_options import OPTIONS, add_options, given_options, names
 from unrolled.commands._report import Section
 from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.studies import BY_DEFAULT, METHODS
@@ -63,7 +62,6 @@ _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
 _LAM_OF_PATCHES = 0.05
 # With --quick: about so many tested signals, steps of the certified regime, and of its chain.
 _QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
-
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--dictionary": dict(

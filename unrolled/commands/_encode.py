@@ -12,17 +12,22 @@ import numpy as np
 from unrolled import datasets, training
 from unrolled._files import check_writable
 from unrolled._pursuits import ROUNDINGS, check_dictionaries, check_options, is_relative
-from unrolled.commands._certified_codes import uncertified
 from unrolled.commands._coders import CHUNK as _CHUNK
-from unrolled.commands._coders import Coder, coder_of_pursuit, coder_of_weights, residual_norms
+from unrolled.commands._coders import (
+    Coder,
+    add_options,
+    coder_of_pursuit,
+    coder_of_weights,
+    given_options,
+    names,
+    residual_norms,
+)
 from unrolled.commands._console import Say, add_command, show, teller
-from unrolled.commands._encoded import Encoded, Line, encoded
+from unrolled.commands._encoded import Encoded, Line, encoded, uncertified
 from unrolled.commands._inputs import check_length, in_float32, open_signals, weights_of
-from unrolled.commands._pursuit_options import add_options, given_options, names
 from unrolled.commands._rows import Shapes, discard, gather, open_rows, whole_rows
 
 _PERIOD = 5.0  # seconds between two lines of progress
-
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "weights": dict(

@@ -16,12 +16,11 @@ from unrolled._json import to_json
 from unrolled._processes import Processes, join
 from unrolled.commands._config import all_options, differences, load, to_toml
 from unrolled.commands._console import Say, heard, show, teller
-from unrolled.commands._history import logger, write_history
 from unrolled.commands._inputs import CHECKPOINTS, WEIGHTS
 from unrolled.commands._report import Section, check_folder, environment, write_html, write_text
 from unrolled.commands._sections import Config, ConfigError
 from unrolled.commands._setup import Setup, settled, setup
-from unrolled.commands._summary import Summary, summarize
+from unrolled.commands._summary import Summary, logger, summarize, write_history
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
 _ALONE = Processes()

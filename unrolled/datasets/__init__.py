@@ -3,13 +3,12 @@
 from unrolled.datasets._arrays import entries, open_array, read_array, read_rows
 from unrolled.datasets._cifar10 import cifar10
 from unrolled.datasets._class_folders import class_folders, is_class_folders
-from unrolled.datasets._crop_and_flip import crop_and_flip
 from unrolled.datasets._digits import digits
 from unrolled.datasets._images import Images
 from unrolled.datasets._locate import locate
 from unrolled.datasets._masks import Masks, masks
 from unrolled.datasets._mnist import mnist
-from unrolled.datasets._patches import from_patches, to_patches
+from unrolled.datasets._patches import crop_and_flip, from_patches, to_patches
 from unrolled.datasets._pictures import photographs, read_image, read_images
 
 __all__ = [

@@ -5,12 +5,14 @@ of sums, `mean_nmse` a mean of decibels. Report both, with `failure_rate`.
 """
 
 from unrolled.metrics._codes import (
+    Sparsity,
     SupportScores,
     failure_rate,
     kkt_violation,
     mean_nmse,
     nmse,
     signal_nmse,
+    sparsity,
     support_scores,
 )
 from unrolled.metrics._decibels import psnr
@@ -20,7 +22,6 @@ from unrolled.metrics._segmentation import (
     mean_iou,
     pixel_accuracy,
 )
-from unrolled.metrics._sparsity import Sparsity, sparsity
 
 __all__ = [
     "Sparsity",

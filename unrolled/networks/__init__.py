@@ -6,11 +6,10 @@ penalises sum |x|^p.
 """
 
 from unrolled.networks._deconvolutional import Deconvolution, deconvolutional, learn_deconvolution
-from unrolled.networks._dsc import dsc
-from unrolled.networks._ml_lista import Analysis, ml_lista
 from unrolled.networks._msd_csc import mixed_scale, msd_csc
-from unrolled.networks._network import NETWORKS, Network
+from unrolled.networks._network import NETWORKS, Network, dsc
 from unrolled.networks._res_csc import res_csc
+from unrolled.networks._unfolded import Analysis, ml_lista
 
 __all__ = [
     "Analysis",

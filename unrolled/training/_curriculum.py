@@ -20,8 +20,7 @@ from unrolled.training._fit import check_data, check_loss
 from unrolled.training._loop import Data, Loop
 from unrolled.training._losses import supervised
 from unrolled.training._objective import Objective
-from unrolled.training._protocols import Callback, Loss, Sample
-from unrolled.training._records import Fit, Progress, Trained
+from unrolled.training._records import Callback, Fit, Loss, Progress, Sample, Trained
 from unrolled.training._run import Options, Stage, train
 from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._split import split

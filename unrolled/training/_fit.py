@@ -21,8 +21,16 @@ from unrolled.training._loop import Data
 from unrolled.training._losses import is_lasso, supervised
 from unrolled.training._objective import Objective, Outputs, check_model, is_nnx
 from unrolled.training._own import from_arrays, is_own
-from unrolled.training._protocols import Callback, Loss, Sample
-from unrolled.training._records import Dictionaries, Fit, Model, Params, Trained
+from unrolled.training._records import (
+    Callback,
+    Dictionaries,
+    Fit,
+    Loss,
+    Model,
+    Params,
+    Sample,
+    Trained,
+)
 from unrolled.training._run import Options, train
 from unrolled.training._split import as_dictionaries, split
 

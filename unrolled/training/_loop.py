@@ -16,8 +16,15 @@ from unrolled._mapped import Draws
 from unrolled._processes import Processes, processes_of
 from unrolled.training._mesh import Places, Sharing, batches, mean, places_of, with_gradient
 from unrolled.training._objective import Objective
-from unrolled.training._protocols import Sample
-from unrolled.training._records import Fit, History, NonFiniteError, Progress, Record, Trained
+from unrolled.training._records import (
+    Fit,
+    History,
+    NonFiniteError,
+    Progress,
+    Record,
+    Sample,
+    Trained,
+)
 
 
 class Data(NamedTuple):

@@ -14,7 +14,7 @@ from unrolled._checks import Array
 from unrolled._numbers import energy
 from unrolled._program import program
 from unrolled.pursuit import lasso_objective
-from unrolled.training._protocols import Loss
+from unrolled.training._records import Loss
 
 
 def _of_last(loss: Loss) -> Loss:

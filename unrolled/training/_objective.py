@@ -12,8 +12,7 @@ from unrolled._beside import codes_of_ista
 from unrolled._checks import Array
 from unrolled.layers import Layer
 from unrolled.networks import Network
-from unrolled.training._protocols import Loss
-from unrolled.training._records import Trained
+from unrolled.training._records import Loss, Trained
 from unrolled.training._split import merge, with_unit_atoms
 
 

@@ -10,8 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._mapped import Rows, as_data
 from unrolled.problems import resampler
-from unrolled.training._protocols import Sample
-from unrolled.training._records import Dictionaries
+from unrolled.training._records import Dictionaries, Sample
 
 # One signal of so many is held back, from the end, and at most so many.
 _HELD_BACK, _MOST = 10, 1000

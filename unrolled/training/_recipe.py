@@ -24,8 +24,7 @@ from unrolled.problems import synthesize
 from unrolled.training._fit import fit
 from unrolled.training._losses import deep, log_nmse
 from unrolled.training._own import from_arrays, is_own
-from unrolled.training._protocols import Sample
-from unrolled.training._records import Fit
+from unrolled.training._records import Fit, Sample
 from unrolled.training._search import search
 
 # Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.

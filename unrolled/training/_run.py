@@ -21,8 +21,7 @@ from unrolled.training._loop import Data, Loop, make_loop
 from unrolled.training._manifest import digest, versions
 from unrolled.training._mesh import Sharing, computing_on, sharing
 from unrolled.training._objective import Objective
-from unrolled.training._protocols import Callback
-from unrolled.training._records import Fit, Progress, ends
+from unrolled.training._records import Callback, Fit, Progress, ends
 
 # So much above ISTA a start may be that has weights of its own, where ISTA has converged.
 _SLACK = 1.02

@@ -14,7 +14,7 @@ from unrolled import _checks, _sharded, metrics
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
-from unrolled.training._protocols import Loss
+from unrolled.training._records import Loss
 
 
 class Search(NamedTuple):
