@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from unrolled._text import in_rows
 
 Array = jax.Array
+ArrayLike = jax.typing.ArrayLike
 Key = jax.Array | int  # what a function that draws takes: a typed key, or a seed
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9

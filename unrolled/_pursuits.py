@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import pursuit
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._mapped import Rows
 from unrolled._numbers import norm
 from unrolled.dictionaries import Dictionary, dense

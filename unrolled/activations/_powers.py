@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import widened
 from unrolled._program import program
 from unrolled.activations._thresholds import shrink

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled._sharded import takes_sharded
 from unrolled.compare import _measure

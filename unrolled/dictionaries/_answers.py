@@ -4,9 +4,8 @@ from typing import overload
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest_singular_value, ldexp, norm
 from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Structured, matrix_products, scale_columns

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
 from unrolled.dictionaries import _base
 from unrolled.dictionaries._answers import magnitudes, spectral_norm

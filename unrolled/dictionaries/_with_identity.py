@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled.dictionaries._answers import cuts_atoms, magnitudes, normalized, spectral_norm
 from unrolled.dictionaries._base import Dictionary, Rescaled, Structured, column_norms, pytree
 from unrolled.dictionaries._conv import Conv

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Conv
 from unrolled.dictionary_learning import _conv_sweep, _windows
 from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, sweep

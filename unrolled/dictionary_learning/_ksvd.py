@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
-from unrolled._checks import Key
+from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._learning import Learned, Options, Progress, learn
 from unrolled.dictionary_learning._signals import Signals

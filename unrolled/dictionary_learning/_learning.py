@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled._files import CheckpointError, check_writable, claimed, in_line, read_npz
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.records import differences

@@ -6,10 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _threads
-from unrolled._checks import Key
+from unrolled._checks import ArrayLike, Key
 from unrolled._matching import match
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._learning import (

@@ -5,10 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _matching
-from unrolled._checks import Key
+from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning._ksvd import update_atom
 from unrolled.dictionary_learning._learning import (

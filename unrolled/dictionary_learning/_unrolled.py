@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from unrolled import _checks, training
-from unrolled._checks import Key
+from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._learning import Learned, Progress, Step, generator
 from unrolled.dictionary_learning._signals import as_signals, atom_count, start_atoms

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
 
 from unrolled import _checks, metrics, theory
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled.dictionaries import Conv, dense
 from unrolled.experiments._feature_records import Admitted, Codes, Features, LayerFeatures
 from unrolled.experiments._layer_dictionary import LayerDictionary, as_dictionary, block_of

@@ -2,10 +2,9 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_dictionary

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.activations import NAMED, Activation, by_name, relu, select_support, shrink
 from unrolled.dictionaries import Dictionary, as_dictionary, spread

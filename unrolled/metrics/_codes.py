@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array, as_float
+from unrolled._checks import Array, ArrayLike, as_float
 from unrolled._numbers import at_least, exponent, largest, ldexp, widened
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, operands

@@ -4,9 +4,8 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from unrolled._checks import Array, as_float, common_dtype
+from unrolled._checks import Array, ArrayLike, as_float, common_dtype
 from unrolled._numbers import energy, exponent, ldexp, widened
 from unrolled._program import program
 

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
 from unrolled import linear_programs as lp
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import pseudo_inverse, wide_dtype
 from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, dense

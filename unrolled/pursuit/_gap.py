@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary
 from unrolled.pursuit._problem import Codes, Problem

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled.activations import as_power, power_threshold
 from unrolled.dictionaries import Conv, Dictionary, Structured, spread
 from unrolled.pursuit._door import single, static_steps, static_tol

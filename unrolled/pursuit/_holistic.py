@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import pseudo_inverse
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, as_chain

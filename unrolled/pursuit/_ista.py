@@ -7,10 +7,9 @@ from operator import mul
 from typing import Any
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled.activations import by_name, relu
 from unrolled.dictionaries import Dictionary
 from unrolled.pursuit import _problem

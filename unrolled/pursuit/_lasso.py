@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _sharded
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import ldexp
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit import _problem

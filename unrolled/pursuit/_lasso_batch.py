@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _sharded
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
 from unrolled.pursuit import _door

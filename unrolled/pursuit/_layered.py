@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _sharded
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm, wide_dtype
 from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
 from unrolled.dictionaries import Dictionary, as_chain, operands

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import pseudo_inverse
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, spectral_norm

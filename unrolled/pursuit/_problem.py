@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _sharded
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, Dictionary, spectral_norm, spread

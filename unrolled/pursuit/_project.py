@@ -6,10 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
 from unrolled.dictionaries import Composed, Dictionary, as_chain, column_norms, magnitudes
 from unrolled.pursuit._door import deep, one_per_layer, static_steps, static_tol

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Dictionary

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled.dictionaries import Conv
 from unrolled.realize._conv_layer import count_weights
 

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks, dictionaries
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, norm
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense, magnitudes

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks, dictionaries
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, ldexp, wide_dtype
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, inner_products

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, dictionaries
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest
 from unrolled._program import program
 from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes

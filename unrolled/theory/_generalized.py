@@ -9,10 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _interior_point, _threads, dictionaries
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import largest
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, replicate, spread, unit_atoms

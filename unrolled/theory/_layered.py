@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest
 from unrolled.dictionaries import Dictionary, unit_atoms
 from unrolled.theory import _chains, _convergence, _uniqueness

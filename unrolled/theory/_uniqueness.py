@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, dictionaries
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm, wide_dtype
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_chain, column_norms, normalized, operands

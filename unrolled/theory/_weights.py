@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks, dictionaries
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, wide_dtype, widened
 from unrolled._numbers import pseudo_inverse as cut_pseudo_inverse
 from unrolled._program import program
