@@ -576,7 +576,7 @@ def test_models_that_do_not_fit_their_images():
     for message, (fields, shape, classes) in bad.items():
         recipe = dataclasses.replace(RECIPE, **fields)
         with pytest.raises(ValueError, match=message):
-            experiments._models.build_model(recipe, shape, classes, nnx.Rngs(0))
+            experiments._recipe.build_model(recipe, shape, classes, nnx.Rngs(0))
 
 
 def test_folders_of_something_else(images, tmp_path):

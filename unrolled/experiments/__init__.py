@@ -22,8 +22,7 @@ from unrolled.experiments._figures import (
 from unrolled.experiments._grid import Sweep, grid, sweep
 from unrolled.experiments._layer_dictionary import LayerDictionary, as_dictionary
 from unrolled.experiments._layer_pursuit import Pursued
-from unrolled.experiments._models import options_of, task_of
-from unrolled.experiments._recipe import Recipe, deviations, paper_recipe
+from unrolled.experiments._recipe import Recipe, deviations, options_of, paper_recipe, task_of
 from unrolled.experiments._rows import read_pictures, read_rows
 from unrolled.experiments._run import Outcome, run
 from unrolled.experiments._shapes import shapes

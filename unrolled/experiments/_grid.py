@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 from unrolled import _checks, _text
 from unrolled.datasets import Images
 from unrolled.experiments._job import Progress
-from unrolled.experiments._models import Build, build_model
-from unrolled.experiments._recipe import Recipe
+from unrolled.experiments._recipe import Build, Recipe, build_model
 from unrolled.experiments._rows import read_row
 from unrolled.experiments._run import Outcome, run
 from unrolled.experiments._table import scores_table, summarize

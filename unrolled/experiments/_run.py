@@ -16,9 +16,8 @@ from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
 from unrolled.experiments._devices import Devices, devices_of
 from unrolled.experiments._job import Job, Progress
-from unrolled.experiments._models import Build, build_model, penalised
 from unrolled.experiments._program import Program, key_of, make_program, start
-from unrolled.experiments._recipe import Recipe
+from unrolled.experiments._recipe import Build, Recipe, build_model, penalised
 from unrolled.training import restore_tree
 
 

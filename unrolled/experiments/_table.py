@@ -10,8 +10,7 @@ import numpy as np
 
 from unrolled import _checks, _text
 from unrolled.activations import NAMED
-from unrolled.experiments._models import ML_CSC
-from unrolled.experiments._recipe import Recipe, from_dict
+from unrolled.experiments._recipe import ML_CSC, Recipe, from_dict
 from unrolled.experiments._scores import SCORES
 
 # A network has learned if this share of what guessing gets wrong is right: 20 % of ten classes.

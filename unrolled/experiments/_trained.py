@@ -15,8 +15,7 @@ from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
 from unrolled.experiments._feature_records import Features
 from unrolled.experiments._features import features
-from unrolled.experiments._models import Build, build_model
-from unrolled.experiments._recipe import from_dict
+from unrolled.experiments._recipe import Build, build_model, from_dict
 from unrolled.training import restore_tree
 
 

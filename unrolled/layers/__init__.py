@@ -10,14 +10,13 @@ from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
 from unrolled.layers._ista import Step, StepAndThreshold, fista, ista, ista_params, step_lista
 from unrolled.layers._lamp import Message, lamp
 from unrolled.layers._lamp_bg import lamp_bg
-from unrolled.layers._layer import FAMILIES, Acting, Layer, Looped, unroll
+from unrolled.layers._layer import FAMILIES, Acting, Law, Layer, Looped, Recipe, unroll
 from unrolled.layers._lfista import MomentumMatrices, lfista
 from unrolled.layers._lfista_cp import WeightsAndMomentum, lfista_cp
 from unrolled.layers._liht import keep_largest, liht
 from unrolled.layers._lista import Matrices, MatricesAndThreshold, Threshold, lista, lista_ss
 from unrolled.layers._lista_cp import WeightsAndThreshold, lista_cp, lista_cpss
 from unrolled.layers._na_alista import Recurrent, na_alista
-from unrolled.layers._recipe import Law, Recipe
 from unrolled.layers._records import (
     Fixed,
     Gamma,

@@ -9,8 +9,7 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._ista import StepAndThreshold
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe
+from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Shape, Unrolled
 from unrolled.layers._shrinking import FromISTA, Shrinking
 from unrolled.pursuit import State

@@ -10,8 +10,7 @@ from unrolled._checks import Array
 from unrolled.dictionaries import as_dictionary, spread
 from unrolled.layers._closed_form import FromClosedForm
 from unrolled.layers._ista import StepAndThreshold
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe, selecting
+from unrolled.layers._layer import Acting, Recipe, selecting
 from unrolled.layers._records import Fixed, Unrolled, Weights
 from unrolled.layers._shrinking import Coupled, FromISTA, Selecting
 

@@ -11,8 +11,7 @@ from unrolled._program import program
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._closed_form import lasso_weights, stable_step
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe, selecting
+from unrolled.layers._layer import Acting, Recipe, selecting
 from unrolled.layers._records import RELATIVE, Fixed, Gamma, Number, Shape, Unrolled, magnitude
 from unrolled.layers._shrinking import PUBLISHED_SUPPORT, Selecting, support_option
 from unrolled.records import option

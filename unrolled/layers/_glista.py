@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.dictionaries import spread
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe, selecting
+from unrolled.layers._layer import Acting, Recipe, selecting
 from unrolled.layers._records import Matrix, Shape, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Selecting
 from unrolled.records import option

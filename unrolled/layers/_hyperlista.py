@@ -10,8 +10,7 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.activations import select_support
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe
+from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, magnitude
 from unrolled.layers._shrinking import Shrinking
 from unrolled.theory import frobenius_weights, pseudo_inverse, spectral_radius, weights_coherence

@@ -8,8 +8,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe, penalties
+from unrolled.layers._layer import Acting, Recipe, penalties
 from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
 from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz

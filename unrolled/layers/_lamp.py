@@ -12,8 +12,7 @@ from unrolled._numbers import exponent, ldexp, norm, power_of_two
 from unrolled._program import program
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe
+from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import RELATIVE, Matrix, Shape, Unrolled, magnitude, repeat
 from unrolled.layers._shrinking import Shrinking
 from unrolled.records import option

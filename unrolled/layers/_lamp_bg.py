@@ -10,8 +10,7 @@ from unrolled._numbers import energy, exponent, ldexp, widened
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._lamp import Message, message_passing
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe
+from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Unrolled
 from unrolled.theory import MessagePassing
 

@@ -7,9 +7,8 @@ import numpy as np
 
 from unrolled._checks import Array
 from unrolled.dictionaries import spread
-from unrolled.layers._layer import Acting
+from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._lista import announce_squares, coupled_matrices, ista_matrices
-from unrolled.layers._recipe import Recipe
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Shrinking
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array
 from unrolled.dictionaries import Structured, spread
-from unrolled.layers._layer import Acting
+from unrolled.layers._layer import Acting, Law, Recipe
 from unrolled.layers._lfista import fista_momentum
-from unrolled.layers._recipe import Law, Recipe
 from unrolled.layers._records import Matrix, Number, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Shrinking
 from unrolled.records import option

@@ -8,9 +8,8 @@ from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_dictionary
-from unrolled.layers._layer import Acting, Layer
+from unrolled.layers._layer import Acting, Law, Layer, Recipe
 from unrolled.layers._lista import Matrices, announce_squares, coupled_matrices, ista_matrices
-from unrolled.layers._recipe import Law, Recipe
 from unrolled.layers._records import Unrolled, repeat
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option

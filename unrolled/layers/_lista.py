@@ -9,8 +9,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe, selecting_untied, untied
+from unrolled.layers._layer import Acting, Recipe, selecting_untied, untied
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
 from unrolled.pursuit import State

@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from unrolled.layers._layer import Acting
+from unrolled.layers._layer import Acting, Recipe, selecting_untied, untied
 from unrolled.layers._lista import Threshold
-from unrolled.layers._recipe import Recipe, selecting_untied, untied
 from unrolled.layers._records import Matrix, Theta, Unrolled, Weights, repeat
 from unrolled.layers._shrinking import (
     PUBLISHED_SUPPORT,

@@ -12,7 +12,7 @@ from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._closed_form import stable_step
-from unrolled.layers._recipe import Recipe, selecting
+from unrolled.layers._layer import Recipe, selecting
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.layers._shrinking import Selecting
 from unrolled.records import option

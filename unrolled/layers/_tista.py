@@ -14,8 +14,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._ista import Step
 from unrolled.layers._lamp import nonzero
-from unrolled.layers._layer import Acting
-from unrolled.layers._recipe import Recipe
+from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Fixed, Unrolled
 from unrolled.pursuit import State
 from unrolled.records import option

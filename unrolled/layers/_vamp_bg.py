@@ -14,8 +14,7 @@ from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._bernoulli_gaussian import posterior
 from unrolled.layers._lamp import nonzero
-from unrolled.layers._layer import Layer
-from unrolled.layers._recipe import Law, Recipe
+from unrolled.layers._layer import Law, Layer, Recipe
 from unrolled.layers._records import Fixed, Number, Shape, Unrolled
 from unrolled.records import option
 from unrolled.theory import MessagePassing

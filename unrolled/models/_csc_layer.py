@@ -13,7 +13,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
-from unrolled.models._inputs import check_extent, check_pictures, check_rngs
+from unrolled.models._layers import check_extent, check_pictures, check_rngs
 
 # The response of a filter of side n is sampled at this many times n frequencies per dimension.
 _FINE = 6

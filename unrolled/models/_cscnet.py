@@ -15,7 +15,7 @@ from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
 from unrolled.models._image_conv import power_norm
-from unrolled.models._inputs import check_rngs
+from unrolled.models._layers import check_rngs
 
 _AT_ONCE = 8  # windows processed together, which bounds the memory
 

@@ -7,8 +7,7 @@ from flax import nnx
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
-from unrolled.models._inputs import as_pictures, check_rngs
-from unrolled.models._layers import Dense, PooledConvolution
+from unrolled.models._layers import Dense, PooledConvolution, as_pictures, check_rngs
 
 _KERNEL, _LEAST_SIDE = 5, 16
 

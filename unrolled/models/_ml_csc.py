@@ -10,8 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.models import _pursuit_layer
-from unrolled.models._inputs import as_pictures, check_rngs
-from unrolled.models._layers import Features
+from unrolled.models._layers import Features, as_pictures, check_rngs
 from unrolled.models._pursuit_layer import Classifier, Filters, Linear, PursuitLayer, violations
 from unrolled.models._unfolded import PURSUITS, Codes, at_time
 

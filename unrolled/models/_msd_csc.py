@@ -13,7 +13,7 @@ from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
 from unrolled.models._csc_layer import CSCLayer, batch_norms, norm_bound
-from unrolled.models._inputs import as_pictures, check_extent, check_pictures, check_rngs
+from unrolled.models._layers import as_pictures, check_extent, check_pictures, check_rngs
 
 _PART = 4096  # numbers that are drawn together
 _TRUNCATED = 0.8796256610342398  # deviation of a normal number that is within 2 of 0

@@ -10,7 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.models._csc_layer import CSCLayer
-from unrolled.models._inputs import as_pictures, check_rngs
+from unrolled.models._layers import as_pictures, check_rngs
 
 
 class ResCSCBlock(nnx.Module):

@@ -9,8 +9,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.models._convolution import max_pool
-from unrolled.models._inputs import as_pictures, check_rngs
-from unrolled.models._layers import ConvolutionBlock, Dense, UpConvolution
+from unrolled.models._layers import ConvolutionBlock, Dense, UpConvolution, as_pictures, check_rngs
 
 _LEVELS = 5
 _LEAST_SIDE = 2 ** (_LEVELS - 1)

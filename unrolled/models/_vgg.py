@@ -8,8 +8,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.models._convolution import max_pool
-from unrolled.models._inputs import as_pictures, check_rngs
-from unrolled.models._layers import ConvolutionBlock, Dense
+from unrolled.models._layers import ConvolutionBlock, Dense, as_pictures, check_rngs
 
 _FILTERS = (64, 128, 256, 256, 512, 512, 512, 512)
 _POOLED = (0, 1, 3, 5, 7)  # the blocks that maxima over 2 x 2 pixels follow
