@@ -1,6 +1,7 @@
 """Params from theory, one function per family, with leaves in the dtype of D."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -89,17 +90,8 @@ def lista_cp(
         >>> print(params.steps.theta.round(2))  # mu_W E_k, with mu_W = 1/4 and E_k = 4^-k
         [0.25 0.06 0.02]
     """
-    W, theta = _weights_and_thresholds(
-        D,
-        W,
-        activation,
-        depth=depth,
-        sparsity=sparsity,
-        bound=bound,
-        noise=noise,
-        noise_norm=noise_norm,
-        per_atom=per_atom,
-    )
+    class_of = dict(sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm)
+    W, theta = _weights_and_thresholds(D, W, activation, depth, per_atom, **class_of)
     return layers.lista_cp(depth, tied=tied).from_theory(W, theta)
 
 
@@ -125,17 +117,8 @@ def alista(
         >>> type(params.shared).__name__, params.steps.gamma.tolist()
         ('Fixed', [1.0, 1.0, 1.0])
     """
-    W, theta = _weights_and_thresholds(
-        D,
-        W,
-        activation,
-        depth=depth,
-        sparsity=sparsity,
-        bound=bound,
-        noise=noise,
-        noise_norm=noise_norm,
-        per_atom=per_atom,
-    )
+    class_of = dict(sparsity=sparsity, bound=bound, noise=noise, noise_norm=noise_norm)
+    W, theta = _weights_and_thresholds(D, W, activation, depth, per_atom, **class_of)
     return layers.alista(depth).from_theory(W, theta)
 
 
@@ -193,14 +176,9 @@ def dsc(
         >>> [p.steps.theta.shape for p in params]
         [(3,), (2,)]
     """
+    classes: dict[str, Any] = dict(sparsities=sparsities, bounds=bounds, noises=noises)
     certified, schedules = chain_schedules(
-        Ds,
-        depths=depths,
-        sparsities=sparsities,
-        bounds=bounds,
-        noises=noises,
-        Ws=Ws,
-        activations=activations,
+        Ds, depths=depths, Ws=Ws, activations=activations, **classes
     )
     return tuple(
         layers.lista_cp(len(schedule.theta)).from_theory(
@@ -210,8 +188,12 @@ def dsc(
     )
 
 
-def _weights_and_thresholds(D, W, activation, **problem) -> tuple[Dictionary, Array]:
-    certified, schedule = block_schedule(D, W, activation, **problem)
+def _weights_and_thresholds(
+    D, W, activation, depth, per_atom, **class_of
+) -> tuple[Dictionary, Array]:
+    certified, schedule = block_schedule(
+        D, W, activation, depth=depth, per_atom=per_atom, **class_of
+    )
     return certified.W, stored_thresholds(schedule.theta, certified.W.dtype)
 
 

@@ -16,9 +16,4 @@ from unrolled.commands._console import never_silent, plain_warnings
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
 COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)
 
-__all__ = [
-    "COMMANDS",
-    "kept_programs",
-    "never_silent",
-    "plain_warnings",
-]
+__all__ = ["COMMANDS", "kept_programs", "never_silent", "plain_warnings"]

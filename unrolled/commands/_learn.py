@@ -52,9 +52,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--batch": dict(type=int, help=f"signals in a batch, for online (default {_BATCH})"),
     "--start": dict(
-        choices=("data", "dct"),
-        default="data",
-        help="source of the first atoms (default data)",
+        choices=("data", "dct"), default="data", help="source of the first atoms (default data)"
     ),
     "--shape": dict(
         metavar="HxW",

@@ -199,13 +199,9 @@ def write_html(
     answers = [section.answer for section in sections if section.answer]
     if answers:
         shown.append(("What this is", summary.split("\n\n"), {}))
-    text = page(title, (answers or [summary])[0], shown, facts, _command())
+    command = shlex.join(["unrolled", *sys.argv[1:]])  # as one types it
+    text = page(title, (answers or [summary])[0], shown, facts, command)
     write_text(folder / "report.html", text)
-
-
-def _command() -> str:
-    """The command line of this process, as one types it."""
-    return shlex.join(["unrolled", *sys.argv[1:]])
 
 
 def write_text(path: Path, text: str) -> None:

@@ -180,10 +180,7 @@ def _judged(
         numbers = {} if X_j is None else _errors(x, X_j)
         numbers |= {"lasso_objective": values.mean()}
         numbers |= {} if X_j is not None else {"worse_than_zero": _worse_than_zero(values, signals)}
-        numbers |= {
-            "relative_residual": residual,
-            "nonzeros": (x != 0).sum(1).mean(),
-        }
+        numbers |= {"relative_residual": residual, "nonzeros": (x != 0).sum(1).mean()}
         judged.append({name: float(value) for name, value in numbers.items()})
     return judged[0] if isinstance(model, Layer) else judged
 

@@ -223,13 +223,7 @@ def _descend_codes(
 
     def one(y, v, x, Dx, L):
         fit = Fit(
-            y,
-            v,
-            D.synthesize,
-            D.analyze,
-            jnp.ones((), x.dtype),
-            prox,
-            lambda x: lam * jnp.abs(x),
+            y, v, D.synthesize, D.analyze, jnp.ones((), x.dtype), prox, lambda x: lam * jnp.abs(x)
         )
         return descend(fit, x, Dx, L, _CODES)
 

@@ -110,10 +110,7 @@ class Shrinking(Layer):
     """
 
     activation: Activation | Callable = option(
-        default=relu,
-        check=as_activation,
-        choices=NAMED,
-        help="replaces ReLU in the shrinkage",
+        default=relu, check=as_activation, choices=NAMED, help="replaces ReLU in the shrinkage"
     )
 
     def shrink(self, u: Array, theta: ArrayLike) -> Array:

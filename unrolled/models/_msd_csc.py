@@ -196,20 +196,9 @@ class MSDCSC(nnx.Module):
             channels, width, (3, 3), activation=activation, batch_norm=True, rngs=rngs
         )
         widths = [width + i * depth * growth for i in range(blocks + 1)]
-        self.blocks = nnx.List(
-            [
-                MSDCSCBlock(
-                    before,
-                    growth=growth,
-                    depth=depth,
-                    dilations=dilations,
-                    unfoldings=unfoldings,
-                    activation=activation,
-                    rngs=rngs,
-                )
-                for before in widths[:-1]
-            ]
-        )
+        options: dict[str, Any] = dict(growth=growth, depth=depth, dilations=dilations)
+        options |= dict(unfoldings=unfoldings, activation=activation)
+        self.blocks = nnx.List([MSDCSCBlock(n, **options, rngs=rngs) for n in widths[:-1]])
         self.between = nnx.List([nnx.Conv(n, n, (1, 1), rngs=rngs) for n in widths[1:-1]])
         self.head = nnx.Linear(widths[-1], classes, rngs=rngs)
 

@@ -106,12 +106,7 @@ class DoubleBlock(nnx.Module):
     """Two convolution blocks, the first of which changes the number of channels."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        activation: Callable[[Array], Array],
-        *,
-        rngs: nnx.Rngs,
+        self, inputs: int, outputs: int, activation: Callable[[Array], Array], *, rngs: nnx.Rngs
     ):
         self.first = ConvolutionBlock(inputs, outputs, activation, bias=False, rngs=rngs)
         self.second = ConvolutionBlock(outputs, outputs, activation, bias=False, rngs=rngs)

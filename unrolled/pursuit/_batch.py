@@ -134,13 +134,7 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
                 x[some], gap[some] = signals.x, signals.gap
                 residual[some], steps[some] = signals.residual, signals.steps
     integer = jax.dtypes.canonicalize_dtype(int)
-    return (
-        x,
-        gap.astype(dtype),
-        residual.astype(dtype),
-        steps.astype(integer),
-        gap <= tol,
-    )
+    return (x, gap.astype(dtype), residual.astype(dtype), steps.astype(integer), gap <= tol)
 
 
 def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: np.ndarray) -> None:

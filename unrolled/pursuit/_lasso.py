@@ -100,12 +100,7 @@ def _checked(
     method = Lasso(static_tol(tol, where), static_steps(max_steps, where), nonnegative)
     value, name = one_penalty(lam, ratio, where)
     options = dict(
-        lam=value,
-        name=name,
-        l2=l2,
-        size=fixed_norm,
-        relative=lam is None,
-        nonnegative=nonnegative,
+        lam=value, name=name, l2=l2, size=fixed_norm, relative=lam is None, nonnegative=nonnegative
     )
     return method, options
 

@@ -33,10 +33,7 @@ class Chosen(NamedTuple):
 
 
 def omp(
-    D: Dictionary,
-    y: ArrayLike,
-    sparsity: int | None = None,
-    tol: ArrayLike | None = None,
+    D: Dictionary, y: ArrayLike, sparsity: int | None = None, tol: ArrayLike | None = None
 ) -> Pursuit:
     r"""Orthogonal matching pursuit: at most `sparsity` atoms, or down to a residual of `tol`.
 

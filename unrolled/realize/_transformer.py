@@ -51,12 +51,7 @@ class Transformer(NamedTuple):
 
 
 def transformer(
-    layer: Layer,
-    params: Unrolled,
-    D: Conv,
-    *,
-    alpha: float | None = None,
-    signal_bound: ArrayLike,
+    layer: Layer, params: Unrolled, D: Conv, *, alpha: float | None = None, signal_bound: ArrayLike
 ) -> Transformer:
     r"""A stack of K transformer blocks that computes the codes of a layer of K LISTA-CP steps.
 

@@ -220,10 +220,8 @@ def unknown_codes(
     if certify:
         say("proving the codes of the test signals")
     result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
-    return UnknownCodes(
-        *(D, signals, some, lam, run.depth, optimum),
-        *(trained, result, remarks, seconds),
-    )
+    solved = D, signals, some, lam, run.depth, optimum
+    return UnknownCodes(*solved, trained, result, remarks, seconds)
 
 
 def _trained_on_lasso(

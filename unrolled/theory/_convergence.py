@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -388,17 +388,8 @@ def plan(
     noises = zeros if noises is None else noises
     guards = zeros if guards is None else guards
     gains = C_Ws if gains is None else gains
-    schedules = partial(
-        deep_schedule,
-        mus,
-        C_Ws,
-        sparsities=sparsities,
-        bounds=bounds,
-        noises=noises,
-        guards=guards,
-        etas=etas,
-        gains=gains,
-    )
+    classes: dict[str, Any] = dict(sparsities=sparsities, bounds=bounds, noises=noises)
+    schedules = partial(deep_schedule, mus, C_Ws, **classes, guards=guards, etas=etas, gains=gains)
     limits = schedules(depths=(0,) * J)  # the checks, and the contractions
     numbers = [
         host_numbers("plan", C=C, B=B, delta=delta, g=g, gain=gain)

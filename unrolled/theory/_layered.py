@@ -84,11 +84,7 @@ def layered_thresholds(
 
 
 def layered_penalties(
-    Ds: Sequence[Dictionary],
-    *,
-    sparsities: Sequence[int],
-    noise: ArrayLike,
-    stripes: bool = False,
+    Ds: Sequence[Dictionary], *, sparsities: Sequence[int], noise: ArrayLike, stripes: bool = False
 ) -> LayeredSchedule:
     r"""Penalties of `pursuit.layered_basis_pursuit` without false positives.
 
@@ -136,11 +132,7 @@ def layered_penalties(
 
 
 def _measured(
-    Ds: Sequence[Dictionary],
-    sparsities: Sequence[int],
-    noise: ArrayLike,
-    stripes: bool,
-    where: str,
+    Ds: Sequence[Dictionary], sparsities: Sequence[int], noise: ArrayLike, stripes: bool, where: str
 ) -> tuple[tuple[Dictionary, ...], list[int], list[tuple[float, float]], list[float], float]:
     """The chain, s, (mu, eta) rounded up, the gain of every layer for the next, the noise."""
     (delta,) = host_numbers(where, noise=noise)

@@ -122,9 +122,7 @@ def noise_stability(
 
 
 def model_stability(
-    Ds: Sequence[Dictionary],
-    sparsities: Sequence[int],
-    eps: ArrayLike | Sequence[ArrayLike],
+    Ds: Sequence[Dictionary], sparsities: Sequence[int], eps: ArrayLike | Sequence[ArrayLike]
 ) -> np.ndarray:
     r"""Closed form of `stability` for one signal and deviations eps_j from the model alone; (J,).
 
@@ -227,10 +225,7 @@ class ProductStability(NamedTuple):
 
 
 def product_stability(
-    Ds: Sequence[Dictionary],
-    sparsity: int,
-    eps: ArrayLike | Sequence[ArrayLike],
-    delta: ArrayLike,
+    Ds: Sequence[Dictionary], sparsity: int, eps: ArrayLike | Sequence[ArrayLike], delta: ArrayLike
 ) -> ProductStability:
     r"""Distance of the codes x_{j0} by the product P = D_[j+1,j0] = D_{j+1} ... D_{j0} alone.
 

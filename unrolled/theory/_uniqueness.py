@@ -247,9 +247,7 @@ class OracleErrors(NamedTuple):
 
 
 def oracle_errors(
-    Ds: Sequence[Dictionary],
-    supports: Sequence[ArrayLike | Sequence[int]],
-    sigma: ArrayLike = 1.0,
+    Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]], sigma: ArrayLike = 1.0
 ) -> OracleErrors:
     r"""What knowing the supports between is worth, for white noise of variance sigma^2.
 

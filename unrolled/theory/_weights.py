@@ -60,7 +60,8 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
     """
     D = as_dictionary(D, "frobenius_weights")
     _checks.nonnegative(ridge, "ridge", "frobenius_weights")
-    W, norms = _closed_form(D, None if _is_zero(ridge) else ridge)
+    is_zero = _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
+    W, norms = _closed_form(D, None if is_zero else ridge)
     dictionaries.nonzero_atoms(norms, "frobenius_weights")
     if _checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
         lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
@@ -92,7 +93,8 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
             added = jnp.where(ridge > least, ridge, 0)
         large = dictionaries.kept_atoms(A, _gram_product(A, W) + added * W, "frobenius_weights")
         W = jnp.where(large[None, :], W, jnp.nan)
-        return ldexp(_unit_diagonal(W, A), -k).astype(dtype)
+        W = W / jnp.sum(W * A, axis=0, keepdims=True)  # w_i . d_i = 1
+        return ldexp(W, -k).astype(dtype)
 
 
 def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
@@ -150,12 +152,3 @@ def _ridged(A: Array, ridge: Array) -> Array:
 def _gram_product(A: Array, W: Array) -> Array:
     """A A' W for W = f(A A') A, which commutes: by products of the smaller dimension."""
     return (W @ A.T) @ A if len(A) <= A.shape[1] else A @ (A.T @ W)
-
-
-def _is_zero(ridge: ArrayLike) -> bool:
-    return _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
-
-
-def _unit_diagonal(W: Array, D: Array) -> Array:
-    """W with its columns scaled to w_i . d_i = 1."""
-    return W / jnp.sum(W * D, axis=0, keepdims=True)

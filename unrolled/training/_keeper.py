@@ -29,10 +29,7 @@ _REPLAYED = 2  # steps that are done again at a resume: the second shows a learn
 
 @contextmanager
 def keeping(
-    checkpoint: Checkpoint | str | Path | None,
-    loop: Loop,
-    config: dict[str, Any],
-    start: Trained,
+    checkpoint: Checkpoint | str | Path | None, loop: Loop, config: dict[str, Any], start: Trained
 ) -> Iterator["Keeper | None"]:
     """A `Keeper` with its folder locked and signals deferred; None without a checkpoint.
 

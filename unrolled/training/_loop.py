@@ -39,10 +39,7 @@ class Data(NamedTuple):
 
 
 def make_loop(
-    objective: Objective,
-    data: Data,
-    optimizer: optax.GradientTransformation,
-    shared: Sharing,
+    objective: Objective, data: Data, optimizer: optax.GradientTransformation, shared: Sharing
 ) -> "Loop":
     """Compile a run once, for any number of stages."""
     place = places_of(shared.mesh, data.start, objective.where)
