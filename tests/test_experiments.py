@@ -29,7 +29,7 @@ from unrolled import experiments
 from unrolled.cli import main
 from unrolled.datasets import Images
 from unrolled.experiments import Recipe, _job, _program, _rows, _run, paper_recipe
-from unrolled.experiments._devices import devices_of
+from unrolled.experiments._program import devices_of
 from unrolled.models._layers import Dense
 from unrolled.training import CheckpointError
 
@@ -369,7 +369,7 @@ def test_a_row_that_was_finished_meanwhile_is_found(finished, images, tmp_path, 
         _rows.write_row(_rows.open_folder(folder), name, row)
         return _run.Outcome(name, None, busy=True)
 
-    monkeypatch.setattr(experiments._grid, "run", run_elsewhere)
+    monkeypatch.setattr(experiments._run, "run", run_elsewhere)
     found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert found.rows[name]["curve"] == row["curve"] and not found.busy
 

@@ -3,8 +3,7 @@
 from unrolled.datasets._arrays import entries, open_array, read_array, read_rows
 from unrolled.datasets._cifar10 import cifar10
 from unrolled.datasets._class_folders import class_folders, is_class_folders
-from unrolled.datasets._digits import digits
-from unrolled.datasets._images import Images
+from unrolled.datasets._images import Images, digits
 from unrolled.datasets._locate import locate
 from unrolled.datasets._masks import Masks, masks
 from unrolled.datasets._mnist import mnist

@@ -29,7 +29,7 @@ from unrolled.dictionaries._base import (
     dense,
     pytree,
 )
-from unrolled.dictionaries._composed import Composed, Concatenated, Sparse
+from unrolled.dictionaries._composed import Composed, Concatenated, Sparse, WithIdentity
 from unrolled.dictionaries._conv import Conv
 from unrolled.dictionaries._dense import (
     dct,
@@ -50,7 +50,6 @@ from unrolled.dictionaries._operands import (
     unit_atoms,
     unit_norms,
 )
-from unrolled.dictionaries._with_identity import WithIdentity
 
 __all__ = [
     "Composed",

@@ -3,7 +3,7 @@
 `import unrolled` does not import this package, which needs flax.
 """
 
-from unrolled.experiments._data import load
+from unrolled.experiments._data import load, shapes
 from unrolled.experiments._feature_records import (
     Admitted,
     Codes,
@@ -19,13 +19,11 @@ from unrolled.experiments._figures import (
     scores_by_activation,
     training_loss,
 )
-from unrolled.experiments._grid import Sweep, grid, sweep
 from unrolled.experiments._layer_dictionary import LayerDictionary, as_dictionary
 from unrolled.experiments._layer_pursuit import Pursued
 from unrolled.experiments._recipe import Recipe, deviations, options_of, paper_recipe, task_of
 from unrolled.experiments._rows import read_pictures, read_rows
-from unrolled.experiments._run import Outcome, run
-from unrolled.experiments._shapes import shapes
+from unrolled.experiments._run import Outcome, Sweep, grid, run, sweep
 from unrolled.experiments._table import Cell, Interval, holm, interval, scores_table, summarize
 from unrolled.experiments._trained import restore, row_features, trained_on
 

@@ -16,8 +16,7 @@ import unrolled
 from unrolled._interrupts import leave
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
-from unrolled.experiments._devices import Devices
-from unrolled.experiments._program import Program, State, key_of, no_sums, order, rebuild
+from unrolled.experiments._program import Devices, Program, State, key_of, no_sums, order, rebuild
 from unrolled.experiments._recipe import Recipe, deviations, paper_recipe, size, task_of
 from unrolled.experiments._scores import SCORES, evaluate, measure, predict
 from unrolled.training import save_tree

@@ -1,7 +1,8 @@
 """The compiled steps of a run: one update, one evaluation, and the state that they pass on.
 
 All randomness is drawn from the key of the run and the number of the step or epoch: the state holds
-no key, and a run continues from a saved state as if it had not stopped.
+no key, and a run continues from a saved state as if it had not stopped. Devices share a run: its
+images are split along the batch, its state is on all.
 """
 
 import functools
@@ -15,12 +16,42 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from unrolled import metrics, models, training
 from unrolled._checks import Array
+from unrolled._sharded import DATA, data_mesh
 from unrolled.datasets import crop_and_flip
-from unrolled.experiments._devices import Devices
 from unrolled.experiments._recipe import Recipe
+
+
+class Devices(NamedTuple):
+    """Where the arrays of a run are; without a mesh on the device of JAX."""
+
+    mesh: Mesh | None = None
+
+    def everywhere(self, tree: Any) -> Any:
+        """A tree of arrays, on each device."""
+        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
+
+    def whole(self, tree: Any) -> Any:
+        """The same inside a program."""
+        return tree if self.mesh is None else self._constrained(tree, P())
+
+    def split(self, tree: Any) -> Any:
+        """Inside a program: the images of a batch shared among the devices."""
+        return tree if self.mesh is None else self._constrained(tree, P(DATA))
+
+    def _constrained(self, tree: Any, spec: P) -> Any:
+        assert self.mesh is not None
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a row says of them."""
+        return {} if self.mesh is None else {"devices": str(self.mesh.devices.size)}
+
 
 _DROP_FACTOR = 0.2
 _ORDER, _CROPS = 1, 2  # streams of the key of a run; stream 0 draws the first weights
@@ -266,3 +297,21 @@ def _measures(x: Array) -> tuple[Array, Array, Array, Array]:
     """mean |x|, and the measures of `metrics.sparsity`, of each image, (n,) each."""
     l1 = jnp.mean(jnp.abs(x).reshape(len(x), -1), 1)
     return l1, *jax.vmap(lambda sample: metrics.sparsity(sample[None]))(x)
+
+
+def devices_of(mesh: Any, batch: int) -> Devices:
+    """The devices of a mesh, with axes that the compiler partitions.
+
+    Raises:
+        TypeError: no mesh.
+        ValueError: a mesh without the axis "data", or devices that cannot share a batch equally.
+    """
+    if mesh is None:
+        return Devices()
+    mesh = data_mesh(mesh, "experiment")
+    if batch % mesh.shape[DATA]:
+        raise ValueError(
+            f"experiment: {mesh.shape[DATA]} devices cannot share a batch of {batch} images "
+            "equally; expected a multiple of their number"
+        )
+    return Devices(mesh)
