@@ -12,16 +12,9 @@ import numpy as np
 from unrolled import datasets, training
 from unrolled._files import check_writable
 from unrolled._pursuits import ROUNDINGS, check_dictionaries, check_options, is_relative
+from unrolled.commands import _coders
 from unrolled.commands._coders import CHUNK as _CHUNK
-from unrolled.commands._coders import (
-    Coder,
-    add_options,
-    coder_of_pursuit,
-    coder_of_weights,
-    given_options,
-    names,
-    residual_norms,
-)
+from unrolled.commands._coders import residual_norms
 from unrolled.commands._console import Say, add_command, show, teller
 from unrolled.commands._encoded import Encoded, Line, encoded, uncertified
 from unrolled.commands._inputs import check_length, in_float32, open_signals, weights_of
@@ -68,7 +61,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         "encode",
         run,
-        _ARGUMENTS | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(names())}")},
+        _ARGUMENTS
+        | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(_coders.names())}")},
         help="compute codes of signals with saved weights or a pursuit",
         description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
         "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
@@ -94,13 +88,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="write CODES from the folders of all N shards, which stay; the other arguments are "
         "those of the shards",
     )
-    add_options(parser)
+    _coders.add_options(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the codes, and print what they are."""
-    paths, options = arguments.dictionary or [], given_options(arguments)
+    paths, options = arguments.dictionary or [], _coders.given_options(arguments)
     result = encode(
         _check_source(arguments.weights, arguments.method, options, paths),
         arguments.signals,
@@ -141,8 +135,10 @@ def _check_source(
         return weights_of(weights)
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
-    if method not in names():
-        raise ValueError(f"encode: unknown method {method!r}; expected one of {', '.join(names())}")
+    if method not in _coders.names():
+        raise ValueError(
+            f"encode: unknown method {method!r}; expected one of {', '.join(_coders.names())}"
+        )
     check_options(method, options, "encode")
     if not paths:
         raise ValueError("encode: --method needs --dictionary")
@@ -153,7 +149,7 @@ def _check_source(
 class _Job(NamedTuple):
     """The signals of a file, and what their codes are computed by and told apart by."""
 
-    coder: Coder
+    coder: _coders.Coder
     Y: np.ndarray
     path: Path  # of the signals
     columns: dict[str, int]  # of every array of codes
@@ -263,9 +259,9 @@ def _job(
 ) -> _Job:
     """What is to be done, its files read and checked."""
     coder = (
-        coder_of_weights(source, dictionaries)
+        _coders.coder_of_weights(source, dictionaries)
         if isinstance(source, Path)
-        else coder_of_pursuit(source, dictionaries, options)
+        else _coders.coder_of_pursuit(source, dictionaries, options)
     )
     Ds = coder.Ds
     if certify and len(Ds) > 1:

@@ -17,18 +17,11 @@ from unrolled._files import whole_file
 from unrolled._mapped import LARGEST_BYTES, Rows
 from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled._text import in_rows
-from unrolled.commands import _inputs
+from unrolled.commands import _inputs, _sections
 from unrolled.commands._config import make_model, with_lam
 from unrolled.commands._console import Say
 from unrolled.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
-from unrolled.commands._sections import (
-    GENERATED,
-    PLANTED,
-    PLANTED_LAM,
-    WITH_CODES,
-    Config,
-    ConfigError,
-)
+from unrolled.commands._sections import Config, ConfigError
 from unrolled.commands._sections import Model as ModelSection
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
@@ -81,7 +74,7 @@ def _dictionary(config: Config) -> Dictionaries:
     problem = config.problem
     if isinstance(problem.dictionary, tuple):
         return as_chain([read_dictionary(Path(path)) for path in problem.dictionary], "train")
-    if problem.dictionary not in GENERATED:
+    if problem.dictionary not in _sections.GENERATED:
         return read_dictionary(Path(problem.dictionary))
     # `load` has given these options a value.
     assert problem.m and problem.d and problem.dictionary_seed is not None
@@ -96,7 +89,7 @@ def _problem(
     config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array, say: Say
 ) -> tuple[Samples, Batch | None]:
     """Signals to train on, to set a start on and to test on, and the validation signals."""
-    if config.problem.signals != PLANTED:
+    if config.problem.signals != _sections.PLANTED:
         return _own_samples(config, D, say)
     problem = config.problem
     # `load` has given these options a value.
@@ -121,7 +114,7 @@ def settled(config: Config, say: Say) -> Config:
     first, path = D[0] if isinstance(D, tuple) else D, Path(config.problem.signals)
     entries = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
     if config.problem.codes is None and {"X", "X_1"} & set(entries):
-        return with_lam(config, PLANTED_LAM)
+        return with_lam(config, _sections.PLANTED_LAM)
     lam = float(f"{default_lam(first, _inputs.open_given(path, first)):.3g}")
     say(f"lam = {lam:g}, {DEFAULT_LAM}")
     return with_lam(config, lam)
@@ -142,7 +135,7 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
         X, entries = _made_codes(config, D, Y, say), ""
     else:
         X, entries = read_codes(path, Y, D), "entry X"
-    needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
+    needs = [f"loss {config.training.loss}"] if config.training.loss in _sections.WITH_CODES else []
     needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _needs_codes(m))
     if X is None and needs:
         make = "" if isinstance(D, tuple) else ", or codes lasso, which makes them"

@@ -10,18 +10,9 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Conv
-from unrolled.dictionary_learning import _conv_sweep, _windows
+from unrolled.dictionary_learning import _conv_sweep, _learning, _windows
 from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, sweep
-from unrolled.dictionary_learning._learning import (
-    Arrays,
-    Keeper,
-    Learned,
-    Method,
-    Options,
-    Progress,
-    fingerprint,
-    learn,
-)
+from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
 from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, near_one, unit_rows
 
 # Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:
@@ -260,11 +251,15 @@ def convolutional(
         >>> learned.D.filters.shape, learned.X.shape
         ((2, 1, 3), (20, 2, 38))
     """
-    options = Options(sweeps, key, progress, resume, checkpoint, weights=weights, mask=mask)
-    return learn(_Filters(images, filters, (stride, boundary), lam, nonnegative, options), options)
+    options = _learning.Options(
+        sweeps, key, progress, resume, checkpoint, weights=weights, mask=mask
+    )
+    return _learning.learn(
+        _Filters(images, filters, (stride, boundary), lam, nonnegative, options), options
+    )
 
 
-class _Filters(Method):
+class _Filters(_learning.Method):
     """Sweeps through the filters and the codes of all images."""
 
     where = "convolutional"
@@ -276,7 +271,7 @@ class _Filters(Method):
         geometry: tuple[int | tuple[int, ...], str],
         lam: float,
         nonnegative: bool,
-        options: Options,
+        options: _learning.Options,
     ):
         where, weights, mask = self.where, options.weights, options.mask
         self.signals, self.D, self.has_filters = checked_images(
@@ -296,7 +291,7 @@ class _Filters(Method):
             "nonnegative": self.nonnegative,
             "images": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
-            "start": fingerprint(np.asarray(D.filters)) if self.has_filters else "data",
+            "start": _learning.fingerprint(np.asarray(D.filters)) if self.has_filters else "data",
         }
 
     def start(self, rng: np.random.Generator) -> State:

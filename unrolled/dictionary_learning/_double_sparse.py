@@ -9,17 +9,8 @@ import numpy as np
 from unrolled import _checks, _matching, _threads
 from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
-from unrolled.dictionary_learning import _signals
-from unrolled.dictionary_learning._learning import (
-    Arrays,
-    Keeper,
-    Learned,
-    Method,
-    Options,
-    Progress,
-    fingerprint,
-    learn,
-)
+from unrolled.dictionary_learning import _learning, _signals
+from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
 
 # Candidates with a larger inner product are of one atom; and pairs of signals whose moments are in
 # memory together.
@@ -95,11 +86,11 @@ def double_sparse(
         >>> bool((G.max(0) > 0.99).all())
         True
     """
-    options = Options(sweeps, key, progress, resume, checkpoint)
-    return learn(_Descent(Y, d, (sparsity, atom_sparsity), base, pairs, rate), options)
+    options = _learning.Options(sweeps, key, progress, resume, checkpoint)
+    return _learning.learn(_Descent(Y, d, (sparsity, atom_sparsity), base, pairs, rate), options)
 
 
-class _Descent(Method):
+class _Descent(_learning.Method):
     """The descent in A, (m, d), for the signals Z = Y Phi."""
 
     where = "double_sparse"
@@ -125,7 +116,7 @@ class _Descent(Method):
 
     def config(self) -> dict[str, Any]:
         own = dict(d=self.d, sparsity=self.sparsity, atom_sparsity=self.p, pairs=self.pairs)
-        signals = {"signals": fingerprint(self.Z), "exponent": self.signals.exponent}
+        signals = {"signals": _learning.fingerprint(self.Z), "exponent": self.signals.exponent}
         return own | {"rate": self.rate} | signals
 
     @_threads.one_thread()

@@ -11,16 +11,8 @@ from unrolled import _checks, _threads
 from unrolled._checks import ArrayLike, Key
 from unrolled._matching import match
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._learning import (
-    Arrays,
-    Keeper,
-    Learned,
-    Method,
-    Options,
-    Progress,
-    learn,
-    text_of,
-)
+from unrolled.dictionary_learning import _learning
+from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,
@@ -93,11 +85,11 @@ def multilayer(
         >>> [X.shape for X in learned.X], int((learned.D[1] != 0).sum(0).max())
         ([(300, 8), (300, 12)], 2)
     """
-    options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(_Layers(Y, shapes, sparsities, options), options)
+    options = _learning.Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return _learning.learn(_Layers(Y, shapes, sparsities, options), options)
 
 
-class _Layers(Method):
+class _Layers(_learning.Method):
     """Sweeps through (D_1, ..., D_J), with the codes X of the last, (n, d_J)."""
 
     where = "multilayer"
@@ -107,7 +99,7 @@ class _Layers(Method):
         Y: ArrayLike,
         shapes: Sequence[tuple[int, int]],
         sparsities: Sequence[int],
-        options: Options,
+        options: _learning.Options,
     ):
         self.signals = as_signals(Y, self.where, options.weights, options.mask)
         self.shapes = _shapes(shapes, self.signals.Y.shape, self.where)
@@ -118,7 +110,7 @@ class _Layers(Method):
         return {
             "shapes": [list(shape) for shape in self.shapes],
             "sparsities": self.sparsities,
-            "start": text_of(self.first),
+            "start": _learning.text_of(self.first),
             "signals": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
         }

@@ -14,19 +14,9 @@ from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning import _signals
+from unrolled.dictionary_learning import _learning, _signals
 from unrolled.dictionary_learning._codes import lasso_codes
-from unrolled.dictionary_learning._learning import (
-    Arrays,
-    Keeper,
-    Learned,
-    Method,
-    Options,
-    Progress,
-    fingerprint,
-    learn,
-    text_of,
-)
+from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
 from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, distinct, duplicates
 
 
@@ -176,8 +166,8 @@ def online(
         >>> learned.D.shape, learned.history[-1].objective < learned.history[0].objective
         ((8, 12), True)
     """
-    options = Options(None, key, progress, resume, checkpoint, start)
-    return learn(_Stream(batches, d, lam, forgetting, options), options)
+    options = _learning.Options(None, key, progress, resume, checkpoint, start)
+    return _learning.learn(_Stream(batches, d, lam, forgetting, options), options)
 
 
 class _State(NamedTuple):
@@ -188,13 +178,18 @@ class _State(NamedTuple):
     seen: "Seen"
 
 
-class _Stream(Method):
+class _Stream(_learning.Method):
     """A sweep is one batch."""
 
     where = "online"
 
     def __init__(
-        self, batches: Iterable[Any], d: int, lam: float, forgetting: float, options: Options
+        self,
+        batches: Iterable[Any],
+        d: int,
+        lam: float,
+        forgetting: float,
+        options: _learning.Options,
     ):
         where, self.options = self.where, options
         self.d, self.lam = _checks.as_index(d, "d", where, least=1), as_lam(lam, where)
@@ -212,7 +207,7 @@ class _Stream(Method):
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
-        own = {"d": self.d, "lam": float(self.lam), "start": text_of(self.options.start)}
+        own = {"d": self.d, "lam": float(self.lam), "start": _learning.text_of(self.options.start)}
         return own | {"forgetting": float(self.forgetting)}
 
     def start(self, rng: np.random.Generator) -> _State:
@@ -290,7 +285,7 @@ class Seen(NamedTuple):
     def then(self, signals: Signals) -> "Seen":
         """With another batch."""
         batch = signals.fingerprint()
-        together = fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
+        together = _learning.fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
         return Seen(self.first or batch, together)
 
 

@@ -9,16 +9,9 @@ import numpy as np
 from unrolled import _checks, _matching
 from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
+from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._ksvd import update_atom
-from unrolled.dictionary_learning._learning import (
-    Arrays,
-    Keeper,
-    Learned,
-    Options,
-    Progress,
-    fingerprint,
-    learn,
-)
+from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
 from unrolled.dictionary_learning._signals import Signals
 from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 
@@ -87,8 +80,8 @@ def sparse_ksvd(
             f"{where}: atom_sparsity is {atom_sparsity}; expected at most {min(base.shape)}, the "
             "smaller dimension of the base"
         )
-    options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(_OverBase(Y, d, sparsity, options, base, atom_sparsity), options)
+    options = _learning.Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return _learning.learn(_OverBase(Y, d, sparsity, options, base, atom_sparsity), options)
 
 
 class SparseColumns:
@@ -128,7 +121,7 @@ class _OverBase(Alternation):
         Y: ArrayLike,
         d: int,
         sparsity: int,
-        options: Options,
+        options: _learning.Options,
         base: Dictionary,
         atom_sparsity: int,
     ):
@@ -139,7 +132,7 @@ class _OverBase(Alternation):
 
     def config(self) -> dict[str, Any]:
         columns = self.columns
-        own = {"atom_sparsity": columns.count, "base": fingerprint(columns.base)}
+        own = {"atom_sparsity": columns.count, "base": _learning.fingerprint(columns.base)}
         return super().config() | own
 
     def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -7,29 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled import _checks, _sharded
+from unrolled import _checks, _sharded, layers
 from unrolled._checks import Array
 from unrolled._export import exportable
 from unrolled._program import program
 from unrolled.activations import Activation, relu, shrink
 from unrolled.dictionaries import Dictionary, dense, operands, spread
-from unrolled.layers import (
-    Acting,
-    Layer,
-    Looped,
-    Matrix,
-    StepAndThreshold,
-    Unrolled,
-    as_activation,
-    check_params,
-    option,
-    unstack,
-)
+from unrolled.layers import Acting, Layer, StepAndThreshold, Unrolled, option
 from unrolled.networks._network import Codes, Dictionaries, Network, Params, chain_of, where
 from unrolled.pursuit import lipschitz, sweep
 
 
-class Unfolded(Network, Looped):
+class Unfolded(Network, layers.Looped):
     """J blocks of K steps each, which are no chain of layers that start from zero codes.
 
     A subclass defines `forms`, `init` and `unfold`; or, for steps through all blocks at once, it is
@@ -51,7 +40,7 @@ class Unfolded(Network, Looped):
     def check(self, params, Ds):
         Ds = chain_of(self, Ds, None, params)
         for j, (p, D) in enumerate(zip(params, Ds)):
-            check_params(p, D, self.forms(j), self.depth, where(self))
+            layers.check_params(p, D, self.forms(j), self.depth, where(self))
 
     def run(self, params, Ds, y):
         Ds = chain_of(self, Ds, None, params)
@@ -86,7 +75,7 @@ class Activated(Unfolded):
     """Blocks whose steps end in a shrinkage with any activation."""
 
     activation: Activation | Callable = option(
-        default=relu, check=as_activation, help="replaces ReLU in the shrinkage"
+        default=relu, check=layers.as_activation, help="replaces ReLU in the shrinkage"
     )
 
 
@@ -131,14 +120,14 @@ def _together(params: Params) -> Unrolled:
     shared = tuple(p.shared for p in params)
     if not any(type(s) is tuple for s in steps):
         return Unrolled(shared, Blocks(tuple(steps)))
-    alone = [s if type(s) is tuple else unstack(p).steps for s, p in zip(steps, params)]
+    alone = [s if type(s) is tuple else layers.unstack(p).steps for s, p in zip(steps, params)]
     return Unrolled(shared, tuple(Blocks(blocks) for blocks in zip(*alone)))
 
 
 class Analysis(NamedTuple):
     """The matrix that the steps of a block of ML-LISTA share."""
 
-    B: Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
+    B: layers.Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
 
 
 exportable(Analysis)
