@@ -22,6 +22,20 @@ layers, with the same first weights, order of images and crops. A difference is 
 with the same seed; it is stated with the 95 % t interval over seeds, and with one seed it is no
 claim. The sparsity of features is measured on the test images: the share of exact zeros, the share
 below a hundredth of the largest magnitude of an image, and Hoyer's measure (0 dense, 1 sparse)."""
+_FEATURES = """\
+The features of a convolutional layer are codes: its filters, scaled to norm 1, are the atoms of a
+dictionary D, its biases thresholds theta, its input a signal y. With ReLU the layer is one step of
+nonnegative ISTA from zero on J(x) = 1/2 |y - D x|^2 + theta' x. A pursuit with the same D and theta
+ends at the minimum x*. Here are means over {n} test images, and over seeds with the half width
+of the 95 % t interval. *mu*: coherence of the filters. *admitted*: nonzeros in a stripe (all
+coefficients whose atoms overlap one position) up to which theory calls a code unique. *fullest
+stripe*: nonzeros in that of an image. *theta < 0*: share of filters with a positive bias, which
+rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) of the forward code x at its best multiple
+c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least |x* - c x| / |x*|.
+*change*: the same at c = 1. *overlap*: nonzeros in both supports over those in either. *explained*:
+energy of y in D x*. *certificate*: the most by which J(x*) exceeds the minimum, in units of the
+gap, on any image. *none*: J has no bound on large pictures. Of other activations x is the positive
+part."""
 _PICTURED = 4  # networks beside the truth, at most
 # Fields in which the runs of one section differ.
 _WITHIN = ("activation", "gamma", "seed")
@@ -216,22 +230,6 @@ def _plain(cell: Cell) -> dict[str, Any]:
     }
 
 
-_TEXT = """\
-The features of a convolutional layer are codes: its filters, scaled to norm 1, are the atoms of a
-dictionary D, its biases thresholds theta, its input a signal y. With ReLU the layer is one step of
-nonnegative ISTA from zero on J(x) = 1/2 |y - D x|^2 + theta' x. A pursuit with the same D and theta
-ends at the minimum x*. Here are means over {n} test images, and over seeds with the half width
-of the 95 % t interval. *mu*: coherence of the filters. *admitted*: nonzeros in a stripe (all
-coefficients whose atoms overlap one position) up to which theory calls a code unique. *fullest
-stripe*: nonzeros in that of an image. *theta < 0*: share of filters with a positive bias, which
-rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) of the forward code x at its best multiple
-c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least |x* - c x| / |x*|.
-*change*: the same at c = 1. *overlap*: nonzeros in both supports over those in either. *explained*:
-energy of y in D x*. *certificate*: the most by which J(x*) exceeds the minimum, in units of the
-gap, on any image. *none*: J has no bound on large pictures. Of other activations x is the positive
-part."""
-
-
 def features_sections(folder: Path, images: Images, say: Say) -> list[Section]:
     """A table and a figure of the trained rows of every section of the report."""
     rows = {
@@ -263,7 +261,7 @@ def _features_section(folder: Path, rows: dict[str, dict], images: Images, say: 
     return Section(
         f"What the features are: {images.name}, {recipe['model']}, {recipe['epochs']} epochs",
         f"features-{section_name(rows)}",
-        [_TEXT.format(n=n), "", experiments.features_table(named)],
+        [_FEATURES.format(n=n), "", experiments.features_table(named)],
         {"Codes of the layers, in the network and after a pursuit": partial(plots.features, named)},
         experiments.features_rows(named),
         {label: [result.layers for result in results] for label, results in named.items()},

@@ -18,6 +18,9 @@ from unrolled.experiments._features import features
 from unrolled.experiments._recipe import Build, build_model, from_dict
 from unrolled.training import restore_tree
 
+_FOLDER = "features"
+_PIXELS = 64 * 32 * 32  # of all images together
+
 
 def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
     """The trained model of a row, ready to evaluate.
@@ -55,10 +58,6 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
             nnx.replace_by_pure_dict(state, weights[name])
             nnx.update(model, state)
     return model
-
-
-_FOLDER = "features"
-_PIXELS = 64 * 32 * 32  # of all images together
 
 
 def trained_on(row: Mapping[str, Any], images: Images) -> bool:

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 
 from unrolled import _files
-from unrolled._files import free_space, in_line
 from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._forms import names
 from unrolled.training._manifest import CheckpointError, DamagedError, array_dtype
 
 Leaves = dict[str, Any]
+_Tree = TypeVar("_Tree")
 
 # Names of dtypes in a `.safetensors` header.
 _SAFETENSORS = {
@@ -32,6 +32,7 @@ _SAFETENSORS = {
 }
 _LARGEST_HEADER = 10**8  # bytes, as in the reference implementation of safetensors
 _LARGEST_FILE = 2**33  # bytes: a file is read into memory at once
+_KIND = "tree"
 
 
 def check_parent(path: Path) -> None:
@@ -47,7 +48,7 @@ def check_parent(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:
-    why = f"{error.strerror or error}); {free_space(path)}"
+    why = f"{error.strerror or error}); {_files.free_space(path)}"
     return CheckpointError(f"save: {path}: cannot be written ({why}")
 
 
@@ -173,8 +174,6 @@ def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
 
 
 FORMATS = {".npz": (to_npz, from_npz), ".safetensors": (to_safetensors, from_safetensors)}
-_Tree = TypeVar("_Tree")
-_KIND = "tree"
 
 
 def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
@@ -240,7 +239,7 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
     try:
         manifest, arrays = read(path, _KIND, from_npz)
     except Exception as error:  # whatever a reader of foreign bytes raises
-        raise DamagedError(f"{path}: damaged ({in_line(error)})") from error
+        raise DamagedError(f"{path}: damaged ({_files.in_line(error)})") from error
     if like is None:
         # Copies: what is read is not to be written on.
         return {name: array.copy() for name, array in arrays.items()}, manifest["metadata"]
