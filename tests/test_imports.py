@@ -311,6 +311,10 @@ def empty_names(tree):
 
 def test_local_values_say_what_they_are():
     faults = [(module, *f) for module, path in MODULES.items() for f in empty_names(tree_of(path))]
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if "outputs" in cell]
+        trees = [ast.parse("".join(cell["source"])) for cell in cells]
+        faults += [(path.stem, *fault) for tree in trees for fault in empty_names(tree)]
     assert not faults, listing(faults)
 
 
