@@ -63,6 +63,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, str]]] = {
 SHOWN = ("FISTA", "LISTA", "LISTA-CPSS", "ALISTA-SS", "OAT", "LAMP-BG", "AUTO-VAMP", "VAMP-BG")
 BUDGETS = (8, 16, 32, 64, 128)  # products with a matrix
 NOISE = 0.5  # dB by which a figure may miss a published one that counts as reached
+MADE = ("numbers", "products", "steps", "seconds", "start")  # columns of a choice
 
 Rows = dict[Row, dict[str, Any]]
 
@@ -171,7 +172,7 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
             continue
         test, choice = entry["test"], entry.get("choice", {})
         low, high = test["interval"]
-        made = [choice.get(key, "") for key in ("numbers", "products", "steps", "seconds", "start")]
+        made = ["" if (value := choice.get(key)) is None else value for key in MADE]
         time = entry.get("time")
         made.append(f"{time['ms'] / time['products, ms']:.2f}" if time else "")
         rows.append(

@@ -5,6 +5,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,9 +178,27 @@ def test_a_bound_is_one_of_other_signals(script):
     assert np.mean(ratios > 10 ** ((level - 1) / 10)) > 1e-3  # nor is it a loose one
 
 
+def test_what_was_trained_is_carried_to_another_dictionary(script):
+    """Its weights in closed form are made anew; matrices that were trained stay."""
+    lista = script("lista")
+    D, other = (ur.dictionaries.gaussian(jax.random.key(i), 6, 9) for i in range(2))
+    layer = ur.layers.alista(3)
+    params = ur.layers.unstack(layer.from_weights(None, D, D))
+    steps = tuple(step._replace(gamma=step.gamma + k) for k, step in enumerate(params.steps))
+    params = params._replace(steps=steps)
+    moved = lista.carried(layer, params, D, other, None)
+    chex.assert_trees_all_equal(moved.steps, params.steps)
+    chex.assert_trees_all_equal(moved.shared, layer.from_weights(None, other, other).shared)
+    chex.assert_trees_all_equal(lista.carried(layer, params, D, D, None), params)
+    layer = ur.layers.lista_cp(2)
+    params = layer.from_weights(None, D, D)
+    chex.assert_trees_all_equal(lista.carried(layer, params, D, other, None), params)
+
+
 def test_a_row_without_its_bound_is_made_again(script):
     lista = script("lista")
-    older, newer = {"test": {"nmse": -6.0}}, {"test": {"nmse": -6.0, "99.9 %": -4.0}}
+    older = {"test": {"nmse": -6.0}}
+    newer = {"test": {"nmse": -6.0, "99.9 %": -4.0, "elsewhere": {lista.ANOTHER: [-6.0, -6.0]}}}
     row = lista.Row("noiseless", "ISTA")
     assert not lista.complete(row, {}) and not lista.complete(row, older)
     assert lista.complete(row, newer) and lista.complete(row, {"failed": "why"})
