@@ -425,7 +425,10 @@ def read() -> dict[Row, dict]:
     found: dict[Row, dict] = {}
     for line in ROWS.read_text().splitlines() if ROWS.exists() else []:
         entry = json.loads(line)
-        found.setdefault(Row(**entry.pop("row")), {}).update(entry)
+        row = found.setdefault(Row(**entry.pop("row")), {})
+        if "choice" in entry and entry["choice"]["seconds"] is None:  # of the run that had some
+            entry["choice"]["seconds"] = row.get("choice", {}).get("seconds")
+        row.update(entry)
     return found
 
 

@@ -206,6 +206,18 @@ def test_a_row_without_its_bound_is_made_again(script):
         assert lista.complete(other, older)
 
 
+def test_a_row_that_is_made_again_has_the_seconds_of_all_that_is_compiled(
+    script, tmp_path, monkeypatch
+):
+    lista = script("lista")
+    monkeypatch.setattr(lista, "ROWS", tmp_path / "lista.jsonl")
+    row = lista.Row("noiseless", "ISTA")
+    with lista.adding() as write:
+        for seconds, start in ((3.5, -6.0), (None, -6.1)):
+            write(row, choice={"seconds": seconds, "start": start})
+    assert lista.read()[row]["choice"] == {"seconds": 3.5, "start": -6.1}
+
+
 def test_one_process_adds_rows_at_a_time(script, tmp_path, monkeypatch):
     import fcntl
 
