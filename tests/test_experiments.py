@@ -177,7 +177,9 @@ def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
     without = run(dataclasses.replace(RECIPE, layers=()), images, tmp_path)
     chex.assert_trees_all_equal(weights(folder, name), weights(tmp_path, without.name), strict=True)
     assert without.row["features"] == {}
+    programs = _run._shared_program.cache_info().misses
     shrunk = run(dataclasses.replace(RECIPE, gamma=30.0, epochs=3), images, tmp_path).row
+    assert _run._shared_program.cache_info().misses == programs  # gamma is an operand
     assert shrunk["curve"][0]["train"]["loss"] != row["curve"][0]["train"]["loss"]
     assert shrunk["features"]["l1"][0] < row["features"]["l1"][0]
 

@@ -94,7 +94,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The compiled functions of all runs that differ in their seed alone, or in gamma above 0."""
+    """The compiled functions of all runs that differ in their seed and gamma alone."""
 
     graph: nnx.GraphDef  # of the model in training
     eval_graph: nnx.GraphDef
@@ -170,7 +170,7 @@ def make_program(
     Args:
         model: any with these layers; its weights are not used.
         taps: the tap names of the penalised layers.
-        recipe: its seed is not used, and of gamma only whether it is 0.
+        recipe: its seed and its gamma are not used.
         shape: (H, W, C) of an image.
         steps_per_epoch: whole batches in an epoch.
         moments: mean and deviation of each channel, of values in [0, 1].

@@ -161,8 +161,9 @@ def _opened(
     """The run where it was saved last, or at its start."""
     X = images.train[0]
     model = build(recipe, X.shape[1:], len(images.classes), _rngs(recipe))
+    penalised(recipe, model)  # refuses a gamma without layers
     program = _shared_program(
-        dataclasses.replace(recipe, seed=0, gamma=1.0 if recipe.gamma else 0.0),
+        dataclasses.replace(recipe, seed=0, gamma=0.0),
         build,
         X.shape[1:],
         len(images.classes),
