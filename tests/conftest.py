@@ -9,6 +9,11 @@ import signal
 # the other's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# LLVM optimises nothing, which halves compiling; what XLA makes of a program is the same. It holds
+# for the processes that tests start, too. Tests whose property depends on optimised code, or that
+# run for long, use `as_users_compile`, and give their processes `AS_USERS` of command_line.py.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 import jax  # noqa: E402
 
 # Compiling is most of the time of a test, and half of that goes into the fusion emitters; a program
@@ -32,9 +37,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # programs are lowered without their lines
-# LLVM optimises nothing, which halves compiling; what XLA makes of a program is the same. Tests
-# whose property depends on optimised code, or that run for long, use `as_users_compile`.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):
@@ -49,8 +51,9 @@ def pytest_configure(config):
         return
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("compiled"))
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, least in (("compile_time_secs", 0), ("entry_size_bytes", -1)):
+        jax.config.update(f"jax_persistent_cache_min_{name}", least)
+        os.environ[f"JAX_PERSISTENT_CACHE_MIN_{name.upper()}"] = str(least)
 
 
 @pytest.hookimpl(tryfirst=True)

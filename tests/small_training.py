@@ -14,7 +14,6 @@ from unrolled.layers import FAMILIES, Gamma, Number, State, Theta, Unrolled, opt
 
 if __name__ == "__main__":  # what conftest.py and the tests set
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
 
 D = ur.dictionaries.gaussian(jax.random.key(0), 3, 5)
 

@@ -8,6 +8,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import devices
 
 import unrolled as ur
 
@@ -110,8 +111,7 @@ print(json.dumps(answer))
 def test_a_dictionary_split_among_devices_gives_the_same_training(tmp_path):
     """Params, D and moments stay split, support selection included, and none of them travels."""
     pytest.importorskip("orbax.checkpoint")
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    environment = dict(os.environ, XLA_FLAGS=flags, JAX_ENABLE_X64="1")
+    environment = os.environ | devices(4) | {"JAX_ENABLE_X64": "1"}
     code = (sys.executable, "-c", FOUR, str(tmp_path))
     done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr

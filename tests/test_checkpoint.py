@@ -60,7 +60,7 @@ def gaussian(seed=0, m=M, d=N):
 
 
 @pytest.fixture(scope="module")
-def families(compiled_as_in_the_child):
+def families():
     """A layer of every family, and its params."""
     layers = {name: build(K) for name, build in registry.LAYERS.items()}
     return {n: (layer, layer.init(jax.random.key(1), gaussian())) for n, layer in layers.items()}
@@ -595,28 +595,8 @@ def test_the_package_never_unpickles_or_evaluates_what_it_reads():
 # A training that saves itself: one tiny problem for all
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_as_in_the_child(tmp_path_factory):
-    """As in the child; what one training has compiled, the others load."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    compilation_cache.reset_cache()
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield settings["jax_compilation_cache_dir"]
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def reference(compiled_as_in_the_child):
+def reference():
     """The run that nothing disturbs."""
     return run(None, STEPS)
 
@@ -918,7 +898,7 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(tmp_pa
         Checkpoint(3)
 
 
-def test_a_relative_folder_is_made_absolute(monkeypatch, tmp_path, compiled_as_in_the_child):
+def test_a_relative_folder_is_made_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     run("a/b", 0)
     assert steps_in(tmp_path / "a" / "b") == [0]
@@ -1095,19 +1075,11 @@ def test_signals_stay_as_they_are_outside_the_main_thread_and_where_they_are_ign
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(
-    tmp_path, compiled_as_in_the_child, reference
-):
+def test_killed_runs_go_on_bit_for_bit_and_a_folder_has_one_process(tmp_path, reference):
     """Three processes are killed at random moments; what they left is finished here."""
     script = Path(__file__).with_name("small_training.py")
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": compiled_as_in_the_child,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(ur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        ),
-    }
+    places = [str(Path(ur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     rng, steps, children = np.random.default_rng(2), 40, []
     folders = [tmp_path / str(i) for i in range(3)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

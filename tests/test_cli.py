@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from command_line import strict_json
+from command_line import AS_USERS, devices, strict_json
 from PIL import Image
 
 import unrolled
@@ -291,7 +291,7 @@ def test_doctor(run, tmp_path):
 @pytest.mark.slow
 def test_doctor_measures_every_device(tmp_path):
     """On two devices of one processor: equal bits, and products that are rounded in float32."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | AS_USERS | devices(2)
     command = [sys.executable, "-m", "unrolled", "doctor", "--json", "--no-cache"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     measured = strict_json(done.stdout)["measured"]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from command_line import strict_json
+from command_line import AS_USERS, devices, strict_json
 from faults import flips
 from flax import nnx
 from forms import check_forms
@@ -1017,10 +1017,13 @@ def test_quick_experiments_take_less_than_a_hundred_starts_of_the_command(task, 
     """As a user runs them: in a process of their own, with the defaults of JAX.
 
     The time is that of the processor, and so is that of a start: others may keep it busy. They take
-    22 to 62 starts, about a minute.
+    20 to 50 starts, about a minute. The largest network spends most of it in the compiler of users:
+    it is compiled as in the tests, and has half of the time.
     """
-    others = ("UNROLLED_DATA", "XLA_FLAGS")
-    environment = {name: value for name, value in os.environ.items() if name not in others}
+    large = task == "segmentation"
+    dropped = ("UNROLLED_DATA",) if large else ("UNROLLED_DATA", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {} if large else AS_USERS
 
     def timed(*options):
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -1036,7 +1039,7 @@ def test_quick_experiments_take_less_than_a_hundred_starts_of_the_command(task, 
 
     _, start = timed("--help")
     found, seconds = timed(task, "--quick", "--json", "--no-cache", "--output", tmp_path / "out")
-    assert seconds < 100 * start
+    assert seconds < (50 if large else 100) * start
     sections = json.loads(found.stdout)["sections"]
     assert sections and "embedded" in found.stderr
     cells = [cell for section in sections.values() for cell in section["cells"]]
@@ -1078,7 +1081,7 @@ print(json.dumps([alone, shared, moved, refused]))
 @pytest.mark.slow
 def test_devices_share_the_batches_of_a_run(tmp_path):
     """To rounding: 44 steps of sums over 64 images, in another order."""
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    environment = os.environ | devices(4)
     code = (sys.executable, "-W", "ignore", "-c", SHARED, str(tmp_path))
     done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=500)
     assert not done.returncode, done.stderr

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import AS_USERS
 from oracles import normal, unit
 from sklearn.linear_model import Lasso
 
@@ -231,7 +232,7 @@ def test_a_mapped_file_is_not_copied_into_memory(tmp_path):
     """
     if not os.path.exists("/proc/self/status"):
         pytest.skip("this system does not tell the memory of a process")
-    environment = dict(os.environ, JAX_ENABLE_X64="0")
+    environment = os.environ | AS_USERS | {"JAX_ENABLE_X64": "0"}
     command = [sys.executable, "-c", MAPPED, str(tmp_path / "Y.npy")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     assert done.returncode == 0, done.stderr

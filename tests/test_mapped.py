@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from command_line import devices
 from faults import Fault
 
 import unrolled as ur
@@ -275,8 +276,7 @@ print(json.dumps(answer))
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="tells the memory in use")
 def test_devices_read_what_they_draw_and_memory_does_not_hold_the_file(tmp_path):
     """The rows of two devices are those of one, and pairs along the atoms read them in pairs."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    environment = dict(os.environ, XLA_FLAGS=flags)
+    environment = os.environ | devices(4)
     code = (sys.executable, "-W", "ignore", "-c", DEVICES, str(tmp_path / "Y.npy"))
     done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from command_line import AS_USERS, devices
 
 import unrolled as ur
 
@@ -115,9 +116,9 @@ CASES = {
         untied, untied.init(None, D), D, ur.problems.sampler(D, 5), key=0, steps_per_stage=2,
         stages=(1.0,), accumulate=8, **o),
 }
-answer = {}
 # A program is compiled for each number: one case has them all, the others one each.
 NUMBERS = {"alista, 7": (1, 2, 8), "untied and D, 33": (2,), "vamp_bg, 7": (2,)}
+answer = {}
 for name in sys.argv[2].split(";"):
     answer[name] = [digest(CASES[name]())]
     answer[name] += [digest(CASES[name](mesh=mesh(p))) for p in NUMBERS.get(name, (8,))]
@@ -130,7 +131,6 @@ def counted(compiled, *names):
     return sum(text.count(f" {name}{start}(") for name in names for start in ("", "-start"))
 
 if "alista, 7" in sys.argv[2]:
-    losses = [CASES["alista, 7"](steps=1, mesh=mesh(p), reduction="psum").history.loss[0]
     key, results = jax.random.key(0), []
     for reduction in ("tree", "psum"):
         shared = _mesh.sharing(16, mesh(8), reduction, "")
@@ -143,6 +143,7 @@ if "alista, 7" in sys.argv[2]:
     bounds = jax.tree.map(lambda v: 30 * jnp.finfo(v.dtype).eps / 2 * jnp.abs(v).mean(0), sizes)
     answer["beyond"] = [float((abs(a - b) - bound).max()) for a, b, bound in zip(
         *map(jax.tree.leaves, (*results, bounds)))]
+    losses = [CASES["alista, 7"](steps=1, mesh=mesh(p), reduction="psum").history.loss[0]
               for p in (2, 8)] + [CASES["alista, 7"](steps=1).history.loss[0]]
     answer["relative"] = max(abs(a / losses[-1] - 1) for a in losses) / jnp.finfo("float32").eps
     answer["relative"] = float(answer["relative"])
@@ -162,7 +163,8 @@ print(json.dumps(answer))
 
 
 def on_eight_devices(folder, cases):
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | AS_USERS | flags  # the bits are those of optimised programs
     code = (sys.executable, "-c", EIGHT, folder, cases)
     done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr
@@ -254,8 +256,7 @@ print("done")
 )
 def test_signals_of_the_caller_may_lie_on_a_mesh(calls):
     """Of the default kind, whose axes are Explicit, and of Auto ones; codes stay spread."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    environment = dict(os.environ, XLA_FLAGS=flags, JAX_ENABLE_X64="1")
+    environment = os.environ | devices(4) | {"JAX_ENABLE_X64": "1"}
     code = (sys.executable, "-c", SHARDED, calls, "set" if "apply" in calls else "")
     done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
     assert done.stdout.endswith("done\n"), done.stdout + done.stderr[-3000:]

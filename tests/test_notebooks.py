@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
+from command_line import AS_USERS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -65,16 +65,7 @@ def differences(stored, found):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_and_prints_what_is_stored(path, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
-    if not SLOW:  # most of the time is compiling: done fast rather than well
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    for name in (  # what the other tests have compiled need not be compiled again
-        "COMPILATION_CACHE_DIR",
-        "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-        "PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
-    ):
-        value = jax.config.values[f"jax_{name.lower()}"]
-        environment[f"JAX_{name}"] = "" if value is None else str(value)
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)} | (AS_USERS if SLOW else {})
     command = [sys.executable, FOLDER / "execute.py", path, "--output", tmp_path]
     done = subprocess.run(
         command + ["--small"] * small(path),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import devices
 from jax.sharding import Mesh
 
 import unrolled as ur
@@ -124,9 +125,8 @@ os._exit(0)
 """
 
 
-def start(index, count, port, folder, devices, faults=FAULTS, victim=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = dict(os.environ, XLA_FLAGS=flags, JAX_ENABLE_X64="0")
+def start(index, count, port, folder, n_devices, faults=FAULTS, victim=1):
+    environment = os.environ | devices(n_devices) | {"JAX_ENABLE_X64": "0"}
     given = map(str, (index, count, port, folder, victim))
     code = (sys.executable, "-W", "ignore", "-c", SETUP + faults + KILL, *given)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -590,7 +590,7 @@ def test_planted_test_signals_are_none_of_those_that_train_or_validate():
     assert 0 < np.linalg.norm(noise) < 0.1 * np.linalg.norm(ready.tested_on[0])
 
 
-KILLED = dict(JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1")
+KILLED = dict(JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import AS_USERS
 from jax.extend.core import jaxprs_in_params
 
 import unrolled as ur
@@ -270,7 +271,7 @@ print(int(status["VmHWM"].split()[0]) // 1024)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_twelve_thousand_atoms_fit_into_700_megabytes():
     """Their products alone would take 576 MB in float32 and 1.15 GB in float64."""
-    environment = dict(os.environ, JAX_PLATFORMS="cpu")
+    environment = os.environ | AS_USERS | {"JAX_PLATFORMS": "cpu"}
     code = (sys.executable, "-W", "ignore", "-c", MEASURED)
     done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr
