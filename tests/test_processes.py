@@ -54,21 +54,24 @@ def of_file(name="Y.npy"):
                    key=0, loss=loss, accumulate=8, mesh=mesh)
     return ur.training.digest((found.params, found.best, found.history.loss))
 
+whole = os.path.exists(os.path.join(folder, "Y.npy"))  # all of it, and not a kill alone
 if count == 1:
-    if os.path.exists(os.path.join(folder, "Y.npy")):
-        answer["file"] = of_file()
     answer["whole"], answer["resumed"] = fit(""), fit("killed")
-    answer["atoms"] = atoms()[0], atoms(steps=6, checkpoint=os.path.join(folder, "atoms"))[0]
+    if whole:
+        answer["file"] = of_file()
+        answer["atoms"] = [atoms(**how)[0] for how in (
+            {}, dict(steps=6, checkpoint=os.path.join(folder, "atoms")))]
     print(json.dumps(answer), flush=True)
     raise SystemExit
-grid = jax.make_mesh((2, 2), ("data", "atoms"))
-*answer["atoms"], found = atoms(mesh=grid, checkpoint=os.path.join(folder, "atoms"))
-ur.training.save(os.path.join(folder, f"{index}.npz"), found.best, found.D, layer)
-try:
-    ur.fit(layer, layer.init(None, D), D, sample, optimizer=adam, steps=1, key=0,
-           mesh=jax.make_mesh((1, 4), ("data", "atoms")))
-except ValueError as error:
-    answer["atoms of both"] = str(error)
+if whole:
+    grid = jax.make_mesh((2, 2), ("data", "atoms"))
+    *answer["atoms"], found = atoms(mesh=grid, checkpoint=os.path.join(folder, "atoms"))
+    ur.training.save(os.path.join(folder, f"{index}.npz"), found.best, found.D, layer)
+    try:
+        ur.fit(layer, layer.init(None, D), D, sample, optimizer=adam, steps=1, key=0,
+               mesh=jax.make_mesh((1, 4), ("data", "atoms")))
+    except ValueError as error:
+        answer["atoms of both"] = str(error)
 """
 FAULTS = """
 rows, read = [], Rows.read
