@@ -9,6 +9,8 @@ import time
 import types
 from contextvars import ContextVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import normal, unit
@@ -144,9 +146,11 @@ def test_work_beside_has_the_context_of_its_caller():
     value = ContextVar("value", default=0)
     value.set(2)
     both = threading.Barrier(2, timeout=30)
-    other = beside(lambda: (both.wait(), value.get()))
-    both.wait()
-    assert other.result()[1] == 2
+    for wide, dtype in ((False, np.float32), (True, np.float64)):
+        with jax.enable_x64(wide):
+            other = beside(lambda: (both.wait(), value.get(), jnp.ones(()).dtype))
+            both.wait()
+        assert other.result()[1:] == (2, dtype)
 
 
 def test_a_fault_of_work_beside_is_that_of_its_result():

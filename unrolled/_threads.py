@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import NamedTuple, TypeVar
 
+import jax
+
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -75,13 +77,18 @@ def threads() -> Iterator[Threads]:
 
 
 def beside(work: Callable[[], Result]) -> Future[Result]:
-    """Begin a piece of work in a thread of its own, which does not outlive the process."""
+    """Begin a piece of work in a thread of its own, which does not outlive the process.
+
+    It has the context of the caller, and float64 where the caller has it: JAX keeps that by thread.
+    """
     future: Future[Result] = Future()
+    wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     context = copy_context()
 
     def run() -> None:
         try:
-            future.set_result(context.run(work))
+            with jax.enable_x64(wide):
+                future.set_result(context.run(work))
         except BaseException as error:
             future.set_exception(error)
 
