@@ -1,5 +1,6 @@
 """Recipes: what they take from the law of the codes, and how each family starts."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,23 @@ def test_starts_do_not_expand_where_the_weights_would():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["lamp", "lamp_bg"])
+def test_message_passing_that_diverges_starts_with_smaller_weights(name, problem):
+    """It does with a spectrum over two decades; with Gaussian D its own start stays."""
+    U, _, V = np.linalg.svd(np.asarray(problem[0]), full_matrices=False)
+    D = ur.dictionaries.normalize(jnp.asarray(U * np.logspace(0, -2, M) @ V))[0]
+    Y, X = ur.problems.sampler(D, 512, probability=0.1)(jax.random.key(1))
+    start = training.prepare(name, D, Y, X, depth=16)
+    own = start.layer.init(None, D).steps.W
+    (multiple,) = np.unique(np.round(np.asarray(start.params.steps.W / own), 6))
+    assert multiple in (0.5, 0.35, 0.25, 0.125) and start.nmse < start.ista
+    undamped = start.layer.init(None, D)
+    codes = jax.vmap(start.layer.apply, (None, None, 0))(undamped, D, Y)
+    assert not ur.metrics.nmse(codes, X) < 0
+    start = training.prepare(name, *problem, depth=16)
+    chex.assert_trees_all_equal(start.params, start.layer.init(None, problem[0]))
+
+
 def test_noise_chooses_a_ridge():
     D = ur.dictionaries.gaussian(0, 50, 100)
     Y, X = ur.problems.sampler(D, 512, snr=15.0)(jax.random.key(1))
@@ -102,8 +120,10 @@ def test_the_start_is_scale_free(problem, scale):
     assert far.layer.lam == pytest.approx(scale * near.layer.lam, rel=1e-5)
 
 
-def test_an_end_above_ista_is_said(problem):
-    """AMP diverges on an ill-conditioned dictionary."""
+def test_an_end_above_ista_is_said(problem, monkeypatch):
+    """AMP diverges on an ill-conditioned dictionary; here nothing damps it."""
+    recipe = FAMILIES["lamp"].recipe._replace(damped=())
+    monkeypatch.setattr(FAMILIES["lamp"], "recipe", recipe)
     D = ur.dictionaries.ill_conditioned(0, M, D_, 100.0)
     sample = ur.problems.sampler(D, 64, probability=0.1)
     with pytest.warns(UserWarning, match="by_recipe: lamp.* ISTA of the same depth at"):

@@ -18,6 +18,9 @@ from unrolled.layers._shrinking import Shrinking
 from unrolled.records import option
 from unrolled.theory import MessagePassing
 
+# Multiples of the weights where message passing diverges, as for ill-conditioned D.
+DAMPED = (0.5, 0.35, 0.25, 0.125)
+
 
 class Message(NamedTuple):
     """One step of LAMP."""
@@ -84,7 +87,7 @@ class lamp(Shrinking):
     )
 
     forms = (Unrolled(None, Message),)
-    recipe = Recipe(rate=1e-4)
+    recipe = Recipe(rate=1e-4, damped=DAMPED)
 
     def init(self, key, D):
         return message_passing(as_dictionary(D, self.family), self.alpha, self.depth, self.family)

@@ -9,7 +9,7 @@ from unrolled._checks import Array
 from unrolled._numbers import energy, exponent, ldexp, widened
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._bernoulli_gaussian import Estimating
-from unrolled.layers._lamp import Message, message_passing
+from unrolled.layers._lamp import DAMPED, Message, message_passing
 from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Unrolled
 from unrolled.theory import MessagePassing
@@ -55,7 +55,7 @@ class lamp_bg(Estimating):
     """
 
     forms = (Unrolled(None, Message),)
-    recipe = Recipe(rate=1e-4, options=lambda law, chosen: law.prior)
+    recipe = Recipe(rate=1e-4, options=lambda law, chosen: law.prior, damped=DAMPED)
 
     def init(self, key, D):
         return message_passing(as_dictionary(D, self.family), 1.0, self.depth, self.family)

@@ -339,7 +339,19 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
             break
         best = start
     assert best is not None  # there is a ridge
+    if recipe.damped and not best.nmse <= signals.ista:
+        best = _best([best, *(_damped(best, multiple, signals) for multiple in recipe.damped)])
     return best
+
+
+def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
+    """A start with a multiple of its weights, calibrated."""
+    steps: Any = start.params.steps
+    params = start.params._replace(steps=steps._replace(W=multiple * steps.W))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the error on other signals says the same
+        params = calibrate(start.layer, params, signals.D, *signals.calibrating)
+    return start._replace(params=params, nmse=_error(start.layer, params, signals))
 
 
 def _ridges(recipe: Recipe, law: Law) -> tuple[float | None, ...]:
