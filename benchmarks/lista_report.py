@@ -62,6 +62,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, str]]] = {
 }
 SHOWN = ("FISTA", "LISTA", "LISTA-CPSS", "ALISTA-SS", "OAT", "LAMP-BG", "AUTO-VAMP", "VAMP-BG")
 BUDGETS = (8, 16, 32, 64, 128)  # products with a matrix
+DIVERGES = 3  # dB above which codes are none
 NOISE = 0.5  # dB by which a figure may miss a published one that counts as reached
 MADE = ("numbers", "products", "steps", "seconds", "start")  # columns of a choice
 
@@ -100,7 +101,7 @@ def cell_of(there: Rows, cell: str, family: str) -> str:
     for name in ("nmse", "mean"):
         mean, sd, count = over_dictionaries(found, name)
         parts.append(
-            "diverges" if mean > 3 else f"{mean:.1f}" + (f" ({sd:.1f})" if count > 1 else "")
+            "diverges" if mean > DIVERGES else f"{mean:.1f}" + (f" ({sd:.1f})" if count > 1 else "")
         )
     value, where = PUBLISHED.get(cell, {}).get(family, (None, ""))
     text = "diverges" if parts[0] == "diverges" else " / ".join(parts)
@@ -213,7 +214,8 @@ def not_reached(there: Rows) -> list[str]:
                 continue
             ours, _, _ = over_dictionaries(rows, "nmse" if where == "log" else "mean")
             if ours > value + NOISE:
-                found.append(f"{name}, {cell}: {ours:.1f} for {value:g} [{where}]")
+                end = "diverges" if ours > DIVERGES else f"{ours:.1f}"
+                found.append(f"{name}, {cell}: {end} for {value:g} [{where}]")
     return found
 
 
@@ -226,7 +228,13 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
     }
     header = next(iter(found.values()), {})
     rows = (
-        [name, *(f"{a} / {b}" if a is not None and a < 3 else "diverges" for a, b in each.values())]
+        [
+            name,
+            *(
+                f"{a} / {b}" if a is not None and a < DIVERGES else "diverges"
+                for a, b in each.values()
+            ),
+        ]
         for name, each in found.items()
     )
     return markdown(["family", *header], rows)
