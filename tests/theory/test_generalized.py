@@ -1117,8 +1117,10 @@ def test_rounding_is_no_direction_for_weights(dtype, out):
     assert found.holds and found.rank == 7 and within.rank == 7
     assert found.upper == pytest.approx(float(within.upper), rel=2 * TOL + rounding)
     assert np.linalg.norm(np.asarray(found.W, float), axis=0).max() <= 1.01 * size
-    # The range of the rounded A is that of the mean-free ones up to out / sigma_7.
-    tilt = (out + np.finfo(dtype).eps) * 16 / np.linalg.svd(A)[1][6]
+    # The range of the rounded A is that of the mean-free ones up to out / sigma_7, and what factors
+    # it has a backward error of m eps sigma_1; entries of a unit vector add up to sqrt(m) at most.
+    S, eps = np.linalg.svd(A)[1], np.finfo(dtype).eps
+    tilt = (16 * (out + eps) + math.sqrt(8) * 8 * eps * S[0]) / S[6]
     assert np.abs(found.W.sum(0)).max() <= tilt * size
     assert found.W.dtype == dtype
     least = theory.minimal_entry_weights(A)
