@@ -8,9 +8,9 @@ m = 100, each level of a factor in equally many of them. float32 everywhere.
 A row is one family on one dictionary with one seed: `training.by_recipe` makes it. It draws its own
 signals to calibrate, to choose by and to train on; what it chose is written to the file before the
 10,000 test signals are drawn. The key of these depends on the dictionary and the seed alone, so
-that families are paired. Rows of the same sizes compile the same programs: where JAX keeps them
-(JAX_COMPILATION_CACHE_DIR=folder JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0) a row takes half as
-long, and has no seconds.
+that families are paired. Rows of the same sizes compile the same programs. Where JAX keeps them
+(JAX_COMPILATION_CACHE_DIR=folder JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0) rows read them, and
+have no seconds.
 
     python benchmarks/lista.py                      adds the missing rows, the telling ones first
     python benchmarks/lista.py --minutes 30         no new row after that long
@@ -48,7 +48,7 @@ TESTED, CHUNK, ELSEWHERE, RESAMPLED = 10_000, 500, 2_000, 1_000
 BOUNDED, PROVED = 20_000, 500  # signals of the 99.9 % bound, and codes that may be certified
 BROKEN = 1e200  # the error of a code that is no number
 DICTIONARIES, SEEDS = range(5), range(3)
-ANOTHER, ELSE = "another dictionary", 100  # its seed is larger by so many
+ANOTHER, APART = "another dictionary", 100  # its seed is larger by so many
 
 
 class Cell(NamedTuple):
@@ -382,7 +382,7 @@ def measured(row: Row, write: Any) -> None:
             name: away(layer, params, D, other, factor)
             for name, (other, factor) in elsewhere(cell).items()
         }
-        other = jnp.asarray(dictionary(cell, row.dictionary + ELSE), jnp.float32)
+        other = jnp.asarray(dictionary(cell, row.dictionary + APART), jnp.float32)
         moved = carried(layer, params, D, other, choice["ridge"])
         found["elsewhere"][ANOTHER] = away(layer, moved, other, cell)
     write(row, test=found)
@@ -436,10 +436,10 @@ def complete(row: Row, there: dict) -> bool:
     """Whether a row has all that is asked of it; older ones have less."""
     test = there.get("test", {})
     bounded = row.cell in MAIN and row.seed == 0 and row.family != ORACLE
-    carried = row == Row(next(iter(MAIN)), row.family) and row.family in FAMILIES
+    moved = row == Row(next(iter(MAIN)), row.family) and row.family in FAMILIES
     return "failed" in there or (
         ("99.9 %" if bounded else "nmse") in test
-        and (not carried or ANOTHER in test.get("elsewhere", {}))
+        and (not moved or ANOTHER in test.get("elsewhere", {}))
     )
 
 

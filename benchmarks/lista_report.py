@@ -227,16 +227,11 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
         if "elsewhere" in there.get(Row(cell, name), {}).get("test", {})
     }
     header = next(iter(found.values()), {})
-    rows = (
-        [
-            name,
-            *(
-                f"{a} / {b}" if a is not None and a < DIVERGES else "diverges"
-                for a, b in each.values()
-            ),
-        ]
-        for name, each in found.items()
-    )
+
+    def text(ratio, mean):
+        return f"{ratio} / {mean}" if ratio is not None and ratio < DIVERGES else "diverges"
+
+    rows = ([name, *(text(*pair) for pair in each.values())] for name, each in found.items())
     return markdown(["family", *header], rows)
 
 

@@ -13,6 +13,7 @@ from small_training import Damped, families, families_of_a_user
 from trees import same
 
 from unrolled import analytic, dictionaries, layers, networks, problems, training
+from unrolled._threads import beside
 from unrolled.training import NonFiniteError, Trained, fit
 
 M, N, DEPTH, BATCH = 10, 20, 4, 16
@@ -581,7 +582,8 @@ def test_the_step_whose_code_breaks_is_named(D, sample):
 
 def test_a_loss_that_is_nan_from_the_start(D, sample):
     with pytest.raises(
-        NonFiniteError, match="step 0: the validation loss is nan, first in the loss, of finite"
+        NonFiniteError,
+        match="step 0: the validation loss is nan, first in the loss, of finite.*smaller weights",
     ) as caught:
         run(FAMILIES["ista"], D, sample, loss=lambda codes, X, D, Y: jnp.nan * codes.sum(), steps=4)
     chex.assert_tree_all_finite(caught.value.fit.best)
@@ -632,6 +634,23 @@ def test_a_bar_without_a_terminal_changes_nothing(D, sample):
         run(FAMILIES["ista"], D, sample, steps=4, progress=progress) for progress in (False, True)
     )
     assert same(quiet.params, bar.params)
+
+
+def test_a_training_in_another_thread_has_no_bar(D, sample, monkeypatch):
+    """A terminal has room for one."""
+    pytest.importorskip("rich")
+    bars = []
+    monkeypatch.setattr("rich.progress.Progress.add_task", lambda *of, **options: bars.append(of))
+    monkeypatch.setattr("rich.progress.Progress.update", lambda *of, **options: None)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    def train():
+        run(FAMILIES["ista"], D, sample, steps=2, progress=None)
+
+    beside(train).result()
+    assert not bars
+    train()
+    assert len(bars) == 1
 
 
 def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):

@@ -1,7 +1,4 @@
-"""Files that are written whole, or not at all, and what all runs that are kept share.
-
-One process in a place, and the words of their messages.
-"""
+"""Files that are written whole or not at all, and locked by one process; words on what fails."""
 
 import glob
 import io

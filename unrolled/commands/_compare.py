@@ -312,7 +312,7 @@ def _chain_section(
 def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     """The standard benchmark, its certified regime, photographs, and a certified chain.
 
-    Half of the time is compiling, which takes one core: the benchmark has a thread, the others one.
+    Tracing and compiling take one core: the benchmark has a thread, the others have one together.
     """
     # First, as they may not be installed.
     pictures = studies.photograph_patches(datasets.photographs())

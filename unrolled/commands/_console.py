@@ -52,7 +52,8 @@ def teller() -> Say:
     began = time.perf_counter()
 
     def say(message: str) -> None:
-        print(f"[{time.perf_counter() - began:5.1f} s] {message}", file=sys.stderr, flush=True)
+        line = f"[{time.perf_counter() - began:5.1f} s] {message}\n"
+        print(line, end="", file=sys.stderr, flush=True)  # at once: threads may speak together
         heard(message)
 
     return say

@@ -18,8 +18,8 @@ from unrolled.layers._shrinking import Shrinking
 from unrolled.records import option
 from unrolled.theory import MessagePassing
 
-# Multiples of the weights where message passing diverges, as for ill-conditioned D.
-DAMPED = (0.5, 0.35, 0.25, 0.125)
+# Multiples of stable weights where message passing diverges, as for ill-conditioned or coherent D.
+DAMPED = (1.0, 2.0, 2.6)
 
 
 class Message(NamedTuple):

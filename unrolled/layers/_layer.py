@@ -116,8 +116,8 @@ class Recipe(NamedTuple):
         calibrated: whether `analytic.calibrate` sets thresholds and step sizes before training.
         weighted: whether it starts with weights in closed form, `Layer.from_weights`, whose ridge
             validation signals choose where there is noise.
-        damped: multiples of the weights of all steps. Where the start is above ISTA each is
-            calibrated, and validation signals choose.
+        damped: for steps with weights W, multiples of W times `stable_step`. Where the start is
+            above ISTA each is calibrated, and validation signals choose.
 
     Example:
         >>> ur.layers.lamp.recipe.rate, ur.layers.ista.recipe.rate

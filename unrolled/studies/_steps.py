@@ -252,7 +252,6 @@ def train(
             key=jax.random.fold_in(plan.key, 1),
             loss=loss or training.mostly_last,
             evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
-            progress=False,
         )
     except training.NonFiniteError as broken:
         remarks.append(

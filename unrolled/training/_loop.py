@@ -263,9 +263,12 @@ class Loop(NamedTuple):
         else:
             what = f"training stopped at step {last.step}: the validation loss is {last.validation}"
         first = f", first in {place}" if place else ""
+        remedy = "a smaller learning rate or optax.clip_by_global_norm"
+        if last.step == 0:  # nothing has been trained
+            remedy = "smaller weights or step sizes, another family, or analytic.calibrate"
         raise NonFiniteError(
             f"{self.where}: {what}{first}; `.fit` of this error holds the params before it and the "
-            "best; try a smaller learning rate or optax.clip_by_global_norm",
+            f"best; try {remedy}",
             self.result(state),
         )
 

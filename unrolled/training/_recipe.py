@@ -93,7 +93,8 @@ def prepare(
     The share of nonzeros, their variance and the noise are those of the sample; they set the
     options that are not given. Half of the signals, at most 256, calibrate thresholds and step
     sizes. The others choose what a recipe leaves open: a penalty, the ridge of weights in closed
-    form where there is noise, the numbers of a grid search.
+    form where there is noise, the numbers of a grid search, smaller weights where message passing
+    diverges.
 
     Args:
         family: its name, or its class.
@@ -345,9 +346,10 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
 
 
 def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
-    """A start with a multiple of its weights, calibrated."""
+    """A start with a multiple of weights that do not expand, calibrated."""
     steps: Any = start.params.steps
-    params = start.params._replace(steps=steps._replace(W=multiple * steps.W))
+    W = multiple * stable_step(steps.W[0], signals.D) * steps.W
+    params = start.params._replace(steps=steps._replace(W=W))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the error on other signals says the same
         params = calibrate(start.layer, params, signals.D, *signals.calibrating)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,8 +175,10 @@ def _writer(log: str | Path | None) -> Iterator[Callback]:
 
 @contextmanager
 def _bar(steps: int, progress: bool | None) -> Iterator[Callback]:
-    """A callback that advances a progress bar, on a terminal or on request."""
-    if not (sys.stderr.isatty() if progress is None else progress):
+    """A callback that advances a progress bar: on a terminal in the main thread, or on request."""
+    if progress is None:  # a terminal has room for one
+        progress = sys.stderr.isatty() and threading.current_thread() is threading.main_thread()
+    if not progress:
         yield lambda record, params: None
         return
     from rich.console import Console
