@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from oracles import normal, unit
 
-from unrolled import linear_programs, pursuit
+from unrolled import _checks, linear_programs, pursuit
 from unrolled._matching import match
 from unrolled._threads import beside, one_thread, threads
 
@@ -151,6 +151,33 @@ def test_work_beside_has_the_context_of_its_caller():
             other = beside(lambda: (both.wait(), value.get(), jnp.ones(()).dtype))
             both.wait()
         assert other.result()[1:] == (2, dtype)
+
+
+def test_what_is_dropped_in_one_thread_is_heard_in_another():
+    """Also where their blocks overlap: the first one in is the first one out."""
+    both = threading.Barrier(2, timeout=30)
+
+    def other():
+        with _checks.quiet(RuntimeWarning):
+            both.wait()
+            both.wait()
+            _checks.warn("dropped", RuntimeWarning)
+            _checks.warn("another kind")
+
+    with pytest.warns(UserWarning) as heard:
+        with _checks.quiet(message="fit: .* worse"):
+            beside_it = beside(other)
+            both.wait()
+            _checks.warn("fit: the start is worse")
+            _checks.warn("fit: the start")
+        both.wait()
+        beside_it.result()
+        _checks.warn("fit: it is worse")
+    assert sorted(str(each.message) for each in heard) == [
+        "another kind",
+        "fit: it is worse",
+        "fit: the start",
+    ]
 
 
 def test_a_fault_of_work_beside_is_that_of_its_result():

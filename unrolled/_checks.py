@@ -11,9 +11,11 @@ import difflib
 import math
 import operator
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ from unrolled._text import in_rows
 
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
+# What `quiet` drops: the category, and the beginning of the text.
+_QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 Key = jax.Array | int  # what a function that draws takes: a typed key, or a seed
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
@@ -287,7 +291,21 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INNER):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    if not any(issubclass(category, kind) and text.match(message) for kind, text in _QUIET.get()):
+        warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None]:
+    """Drop warnings of this package whose text begins like `message`, a pattern, in a block.
+
+    Other threads hear theirs, as `warnings.catch_warnings` does not have it.
+    """
+    token = _QUIET.set((*_QUIET.get(), (category, re.compile(message))))
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 def common_dtype(*trees: Any) -> np.dtype:

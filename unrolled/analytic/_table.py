@@ -1,6 +1,5 @@
 """D, the closed form and the minimax weights side by side: what each of them certifies."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -146,8 +145,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     certified = certify(D, W)
     largest = theory.max_sparsity(certified.mu_W, D.shape[1])
     s = largest if sparsity is None else sparsity
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HypothesisWarning)  # the table says whether it holds
+    with _checks.quiet(HypothesisWarning):  # the table says whether it holds
         _, schedule = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
     return WeightsRow(
         certified.mu_W,

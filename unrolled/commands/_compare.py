@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unrolled import analytic, datasets, dictionaries, problems, studies, training
+from unrolled import datasets, dictionaries, problems, studies, training
 from unrolled._pursuits import PURSUITS
 from unrolled._threads import beside
 from unrolled.commands import _report
@@ -317,13 +316,11 @@ def _standard_sections(settings: Settings, say: Say) -> list[Section]:
     # First, as they may not be installed.
     pictures = studies.photograph_patches(datasets.photographs())
     D = problems.standard_benchmark(settings.key).D
-    with warnings.catch_warnings():  # which threads cannot have apart; the sections say it
-        warnings.simplefilter("ignore", analytic.HypothesisWarning)
-        others = beside(partial(_smaller_sections, D, pictures, settings, say))
-        say("the standard benchmark, 250 x 500")
-        title = "The standard benchmark"
-        benchmark = _known_codes(_planted(D, settings), settings, say, title, "benchmark")
-        return [benchmark, *others.result()]
+    others = beside(partial(_smaller_sections, D, pictures, settings, say))
+    say("the standard benchmark, 250 x 500")
+    title = "The standard benchmark"
+    benchmark = _known_codes(_planted(D, settings), settings, say, title, "benchmark")
+    return [benchmark, *others.result()]
 
 
 def _smaller_sections(

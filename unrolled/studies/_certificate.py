@@ -1,7 +1,6 @@
 """What the theory says about a dictionary or a chain of dictionaries."""
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -276,8 +275,7 @@ def certify(
     if activation is activations.relu:  # itself it has another schedule
         activation = activations.scale(activation, 1.0)
     request = Request(sparsities, bound, noise, tolerance, activation, entries)
-    with jax.enable_x64(True), warnings.catch_warnings():
-        warnings.simplefilter("ignore", analytic.HypothesisWarning)  # the report says so
+    with jax.enable_x64(True), _checks.quiet(analytic.HypothesisWarning):  # the report says so
         Ds = tuple(D if D.dtype == np.float64 else theory.in_float64(D) for D in Ds)
         layers = tuple(
             _layer(

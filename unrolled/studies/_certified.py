@@ -1,6 +1,5 @@
 """The regime of the theory: measured errors under certified bounds, for a block and a chain."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -248,8 +247,7 @@ def _largest_error(x: jax.Array, X: jax.Array) -> jax.Array:
 
 def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
     """The result of a function whose hypotheses may fail, which the table says."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", analytic.HypothesisWarning)
+    with _checks.quiet(analytic.HypothesisWarning):
         return function(*args, **options)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -167,8 +166,7 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
     noise, size = map(float, _noise(D, Y, X))
     # A noiseless sample still has rounding errors, which the guard covers.
     noise = noise if noise > _ROUNDING * size else 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", analytic.HypothesisWarning)
+    with _checks.quiet(analytic.HypothesisWarning):
         certified, schedule = analytic.block_schedule(
             unit, depth=models[0].depth, sparsity=s, bound=bound, noise=noise
         )
@@ -329,9 +327,7 @@ _FIELDS = (
 
 def compared(*arguments: Any, **options: Any) -> Any:
     """`compare` without its warning and its seconds: a report has the notes of the result."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DivergenceWarning)
-        warnings.filterwarnings("ignore", "compare: .* not in the gaps")
+    with _checks.quiet(DivergenceWarning), _checks.quiet(message="compare: .* not in the gaps"):
         result: Any = compare(*arguments, **options)
     if isinstance(result, ChainComparison):
         return result._replace(layers=tuple(map(_untimed, result.layers)))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -329,8 +328,7 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
         if ridge is not None and "ridge" in {f.name for f in dataclasses.fields(layer)}:
             made = dataclasses.replace(layer, ridge=ridge)  # type: ignore[call-arg]
         params = _from_weights(made, ridge, key, D)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error on other signals says the same
+        with _checks.quiet():  # the error on other signals says the same
             if recipe.calibrated:
                 params = calibrate(made, params, D, *signals.calibrating)
             if recipe.searched:
@@ -350,8 +348,7 @@ def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
     steps: Any = start.params.steps
     W = multiple * stable_step(steps.W[0], signals.D) * steps.W
     params = start.params._replace(steps=steps._replace(W=W))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the error on other signals says the same
+    with _checks.quiet():  # the error on other signals says the same
         params = calibrate(start.layer, params, signals.D, *signals.calibrating)
     return start._replace(params=params, nmse=_error(start.layer, params, signals))
 
@@ -407,8 +404,7 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
     # A scan would copy the matrices of a step; numbers compile faster as one.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
     params = layers.unstack(start.params) if matrices and steps else start.params
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fit: .* worse than zero codes")  # `worse` says it
+    with _checks.quiet(message="fit: .* worse than zero codes"):  # `worse` says it
         trained = fit(
             layer,
             params,
