@@ -78,7 +78,6 @@ def test_starts_do_not_expand_where_the_weights_would():
     assert start.nmse < 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lamp", "lamp_bg"])
 def test_message_passing_that_diverges_starts_with_smaller_weights(name, problem):
     """It does with a spectrum over two decades; with Gaussian D its own start stays."""
@@ -98,6 +97,7 @@ def test_message_passing_that_diverges_starts_with_smaller_weights(name, problem
     chex.assert_trees_all_equal(start.params, start.layer.init(None, problem[0]))
 
 
+@pytest.mark.slow
 def test_noise_chooses_a_ridge():
     D = ur.dictionaries.gaussian(0, 50, 100)
     Y, X = ur.problems.sampler(D, 512, snr=15.0)(jax.random.key(1))
