@@ -1,5 +1,7 @@
 """Studies: records with text, data, tables and figures, the same as the commands show."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from forms import check_forms
 from matplotlib.figure import Figure
 
 import unrolled as ur
-from unrolled import studies
+from unrolled import _threads, studies
 from unrolled._json import to_json
 from unrolled._text import Grid
 
@@ -82,6 +84,28 @@ def test_a_study_has_text_data_tables_and_figures(studied, name):
         assert [type(draw()) for draw in study.figures().values()] == [Figure] * (
             2 if name.endswith("pictures") else 1
         )
+
+
+@pytest.mark.slow
+def test_families_beside_each_other_are_those_of_one_after_the_other(studied, monkeypatch):
+    """In the same order, too, though the second is ready first."""
+    both, ready = {}, threading.Event()
+    prepare = studies._known_codes._prepared
+
+    def second_first(samples, run, family, options):
+        if family == "lista_cp" and cores > 1:
+            assert ready.wait(60)
+        start = prepare(samples, run, family, options)
+        if family == "liht":
+            ready.set()
+        return start
+
+    monkeypatch.setattr(studies._known_codes, "_prepared", second_first)
+    for cores in (1, 2):
+        monkeypatch.setattr(_threads, "_available", lambda cores=cores: cores)
+        study = known(hadamard(), "lista_cp", "liht")
+        both[cores] = study.comparison.table(), study.remarks, list(study.seconds)
+    assert both[1] == both[2] and len(both[1][2]) == 4
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from oracles import normal, unit
 
 from unrolled import _checks, linear_programs, pursuit
 from unrolled._matching import match
-from unrolled._threads import beside, one_thread, threads
+from unrolled._threads import beside, each, one_thread, threads
 
 
 class Limits:
@@ -114,7 +114,17 @@ def test_work_is_shared_among_the_cores(limits, two_cores):
     assert sorted(done) == list(range(20)) and Limits.limit == 2
 
 
-def test_a_fault_in_another_thread_is_raised(limits, two_cores):
+@pytest.fixture(params=["share", "each"])
+def shared(request, limits, two_cores):
+    """Both ways to do a piece of work on every part by two threads."""
+    if request.param == "each":
+        yield each
+        return
+    with threads() as team:
+        yield team.share
+
+
+def test_a_fault_in_another_thread_is_raised(shared):
     own, both = threading.current_thread(), threading.Barrier(2, timeout=30)
 
     def work(part):
@@ -122,11 +132,11 @@ def test_a_fault_in_another_thread_is_raised(limits, two_cores):
         if threading.current_thread() is not own:
             raise KeyError(part)
 
-    with threads() as team, pytest.raises(KeyError):
-        team.share(work, [0, 1])
+    with pytest.raises(KeyError):
+        shared(work, [0, 1])
 
 
-def test_after_a_fault_nothing_is_begun(limits, two_cores):
+def test_after_a_fault_nothing_is_begun(shared):
     own, begun, left = threading.current_thread(), [], threading.Event()
 
     def work(part):
@@ -137,9 +147,26 @@ def test_after_a_fault_nothing_is_begun(limits, two_cores):
         left.wait(30)
         time.sleep(0.05)  # in which the fault is met
 
-    with pytest.raises(KeyError), threads() as team:
-        team.share(work, range(100))
+    with pytest.raises(KeyError):
+        shared(work, range(100))
+    time.sleep(0.1)
     assert len(begun) <= 4
+
+
+def test_results_of_each_part_are_in_order_and_have_the_context_of_the_caller(two_cores):
+    value = ContextVar("value", default=0)
+    value.set(2)
+    both = threading.Barrier(2, timeout=30)
+
+    def work(part):
+        if part < 2:
+            both.wait()
+        return part, value.get(), jnp.ones(()).dtype
+
+    for wide, dtype in ((False, np.float32), (True, np.float64)):
+        with jax.enable_x64(wide):
+            assert each(work, range(9)) == [(i, 2, dtype) for i in range(9)]
+    assert each(work, []) == []
 
 
 def test_work_beside_has_the_context_of_its_caller():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -49,20 +49,7 @@ class Threads(NamedTuple):
 
     def share(self, work: Callable[[Part], None], parts: Sequence[Part]) -> None:
         """`work` on every part, each by the thread that is free first."""
-        left = iter(parts)
-
-        def drain() -> None:
-            for part in left:
-                work(part)
-
-        others = [self.pool.submit(drain) for _ in range(min(self.cores, len(parts)) - 1)]
-        try:
-            drain()
-        finally:  # after a fault nothing is begun
-            for _ in left:
-                pass
-        for other in others:
-            other.result()
+        _drained(work, parts, self.cores, self.pool.submit)
 
 
 @contextmanager
@@ -96,9 +83,49 @@ def beside(work: Callable[[], Result]) -> Future[Result]:
     return future
 
 
+def each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """The results of `work` on every part, in their order, by a thread per core.
+
+    The caller's own is one of them; the others are those of `beside`.
+    """
+    results: dict[int, Result] = {}
+
+    def one(part: tuple[int, Part]) -> None:
+        results[part[0]] = work(part[1])
+
+    _drained(one, list(enumerate(parts)), _available(), beside)
+    return [results[i] for i in range(len(parts))]
+
+
+def _drained(
+    work: Callable[[Part], Any], parts: Sequence[Part], threads: int, begin: Callable
+) -> None:
+    """`work` on every part, in this thread and in others that `begin` starts."""
+    left = iter(parts)
+
+    def drain() -> None:
+        for part in left:
+            work(part)
+
+    others = [begin(drain) for _ in range(min(threads, len(parts)) - 1)]
+    try:
+        drain()
+    finally:  # after a fault nothing is begun
+        for _ in left:
+            pass
+    for other in others:
+        other.result()
+
+
 def _cores() -> int:
+    """How many threads may share BLAS."""
     try:
         import threadpoolctl  # noqa: F401
     except ImportError:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return _available()
+
+
+def _available() -> int:
+    """The cores of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -157,8 +157,6 @@ def run(arguments: argparse.Namespace) -> None:
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
-    if not arguments.dictionary and not arguments.signals:
-        facts["sections"] = "computed beside each other, which lengthens the seconds of methods"
     report = _report.write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
         print((arguments.output / _report.RESULTS).read_text())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unrolled import analytic, dictionaries, layers, networks, theory, training
+from unrolled import _threads, analytic, dictionaries, layers, networks, theory, training
 from unrolled._checks import Array
 from unrolled._text import markdown
 from unrolled.compare import ChainComparison, Comparison
@@ -263,6 +263,30 @@ def _kind(layer: Layer) -> str:
     return "calibrated" if layer.recipe.calibrated else "start"
 
 
+class _Made(NamedTuple):
+    title: str
+    start: training.Start
+    learned: training.Fit | None  # None where nothing is trained
+    seconds: dict[str, float]
+    remarks: list[str]
+
+
+def _made(samples: Samples, run: Plan, family: tuple[str, str, dict[str, Any]]) -> _Made:
+    """A family by its recipe, and trained."""
+    title, name, options = family
+    seconds: dict[str, float] = {}
+    remarks: list[str] = []
+    run.say(f"{title}: calibrating")
+    with timed(seconds, f"{title}, before training"):
+        start = jax.block_until_ready(_prepared(samples, run, name, options))
+    if not start.layer.recipe.rate:
+        return _Made(title, start, None, seconds, remarks)
+    run.say(f"{title}: training {run.steps} steps")
+    with timed(seconds, f"{title}, learned"):
+        learned = _steps.train(start.layer, start.params, samples, run, title, remarks)
+    return _Made(title, start, learned, seconds, remarks)
+
+
 def _methods(samples: Samples, run: Plan) -> _Methods:
     D, (Y, X), K = samples.D, samples.chosen_on, run.depth
     methods: dict[str, Any] = {}
@@ -282,23 +306,19 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         penalties.append(f"FISTA lam = {fista_lam:g}")
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, lam)
     methods |= {name: codes for name, (codes,) in pursued.codes.items()}
-    prepared: dict[str, training.Start] = {}
-    for title, family, options in _families(run).values():
-        run.say(f"{title}: calibrating")
-        with timed(seconds, f"{title}, before training"):
-            prepared[title] = jax.block_until_ready(_prepared(samples, run, family, options))
-    models = [layers.alista(K), *(start.layer for start in prepared.values())]
-    starts, remark, caution = _steps.from_theory(samples, *models)
-    for title, start in prepared.items():
+    made = _threads.each(partial(_made, samples, run), list(_families(run).values()))
+    starts, remark, caution = _steps.from_theory(
+        samples, layers.alista(K), *(one.start.layer for one in made)
+    )
+    for title, start, learned, spent, remarks in made:
         layer = start.layer
         if layer in starts:
             methods[f"{title}, analytic"] = (layer, starts[layer])
         methods[f"{title}, {_kind(layer)}"] = (layer, start.params)
-        if layer.recipe.rate:
-            run.say(f"{title}: training {run.steps} steps")
-            with timed(seconds, f"{title}, learned"):
-                learned = _steps.train(layer, start.params, samples, run, title, broken)
+        if learned is not None:
             methods[f"{title}, learned"] = (layer, learned.best)
+        seconds |= spent
+        broken += remarks
     remarks = [f"{', '.join(penalties)}.", *pursued.remarks, remark, *broken]
     shown = any(name.endswith(", analytic") for name in methods)
     return _Methods(methods, remarks, caution if shown else "", seconds)

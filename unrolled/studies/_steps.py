@@ -380,4 +380,4 @@ def spent(seconds: dict[str, float]) -> str:
     if not seconds:
         return ""
     listed = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return f"Seconds, compilation included: {listed}."
+    return f"Seconds, compilation included, and longer for what ran at the same time: {listed}."
