@@ -32,6 +32,16 @@ def test_the_law_is_that_of_the_sample(problem):
     assert training.prepare("ista", D, noisy, X, depth=K).law.noise == pytest.approx(noise)
 
 
+def test_samples_of_one_law_have_the_options_of_one():
+    """To two digits, as a rule of thumb has them: a second sample compiles nothing."""
+    D = ur.dictionaries.gaussian(0, 50, 500)
+    sample = jax.jit(ur.problems.sampler(D, 1280, probability=0.1))
+    laws = [training.law_of(D, *sample(jax.random.key(seed))) for seed in range(5)]
+    assert len({law.probability for law in laws}) == 5
+    assert {law.support for law in laws} == {(0.012, 0.13)}
+    assert {law.lams(0.02, 0.3) for law in laws} == {(0.02, 0.3)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_starts_and_trains_by_its_recipe(name, problem):

@@ -47,8 +47,9 @@ class Law(NamedTuple):
     @property
     def support(self) -> tuple[float, float]:
         """The option `support`, in proportion to the share of nonzeros."""
-        shares = (float(f"{per * self.probability:.6g}") for per in (_PER_STEP, _MOST))
-        return tuple(min(1.0, share) for share in shares)  # type: ignore[return-value]
+        return tuple(  # type: ignore[return-value]
+            min(1.0, _two_digits(per * self.probability)) for per in (_PER_STEP, _MOST)
+        )
 
     @property
     def sparsity(self) -> int:
@@ -72,7 +73,12 @@ class Law(NamedTuple):
     def lams(self, *shares: float) -> tuple[float, ...]:
         """Weights of a LASSO, as shares of what one atom of a signal gives D'y."""
         size = self.unit * math.sqrt(self.variance)
-        return tuple(float(f"{share * size:.6g}") for share in shares)
+        return tuple(_two_digits(share * size) for share in shares)
+
+
+def _two_digits(option: float) -> float:
+    """A rule of thumb has no more; options of samples of one law are equal, as are programs."""
+    return float(f"{option:.2g}")
 
 
 def _no_options(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
