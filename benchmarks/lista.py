@@ -9,8 +9,8 @@ A row is one family on one dictionary with one seed: `training.by_recipe` makes 
 signals to calibrate, to choose by and to train on; what it chose is written to the file before the
 10,000 test signals are drawn. The key of these depends on the dictionary and the seed alone, so
 that families are paired. Rows of the same sizes compile the same programs. Where JAX keeps them
-(JAX_COMPILATION_CACHE_DIR=folder JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0) rows read them, and
-have no seconds.
+(JAX_COMPILATION_CACHE_DIR=folder JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0) rows read them, rows
+of one family in turn have them in memory, and they have no seconds.
 
     python benchmarks/lista.py                      adds the missing rows, the telling ones first
     python benchmarks/lista.py --minutes 30         no new row after that long
@@ -462,13 +462,16 @@ def adding() -> Iterator[Any]:
 
 def run(cells: list[str], minutes: float) -> None:
     """Add rows until the time is over; the last one may take longer."""
-    began = time.monotonic()
+    began, family = time.monotonic(), None
     with adding() as write:
         for row in rows(cells):
             if complete(row, read().get(row, {})):
                 continue
             if time.monotonic() - began > 60 * minutes:
                 break
+            if row.family != family or not jax.config.jax_compilation_cache_dir:  # for seconds
+                jax.clear_caches()
+                family = row.family
             started = time.monotonic()
             try:
                 measured(row, write)
@@ -479,7 +482,6 @@ def run(cells: list[str], minutes: float) -> None:
             entry = read()[row]
             told = entry.get("failed") or f"{entry['test']['nmse']} / {entry['test']['mean']} dB"
             print(*row, told, f"{time.monotonic() - started:.0f} s", flush=True)
-            jax.clear_caches()
 
 
 def run_times() -> None:
