@@ -87,25 +87,31 @@ def test_a_study_has_text_data_tables_and_figures(studied, name):
 
 
 @pytest.mark.slow
-def test_families_beside_each_other_are_those_of_one_after_the_other(studied, monkeypatch):
+@pytest.mark.parametrize("codes", ["known", "unknown"])
+def test_families_beside_each_other_are_those_of_one_after_the_other(codes, monkeypatch):
     """In the same order, too, though the second is ready first."""
-    both, ready = {}, threading.Event()
-    prepare = studies._known_codes._prepared
+    both, ready, methods = {}, threading.Event(), ("lista_cp", "liht")
+    train = studies._steps.train
 
-    def second_first(samples, run, family, options):
-        if family == "lista_cp" and cores > 1:
+    def second_first(layer, *arguments):
+        if layer.family == "lista_cp" and cores > 1:
             assert ready.wait(60)
-        start = prepare(samples, run, family, options)
-        if family == "liht":
+        learned = train(layer, *arguments)
+        if layer.family == "liht":
             ready.set()
-        return start
+        return learned
 
-    monkeypatch.setattr(studies._known_codes, "_prepared", second_first)
+    monkeypatch.setattr(studies._steps, "train", second_first)
     for cores in (1, 2):
         monkeypatch.setattr(_threads, "_available", lambda cores=cores: cores)
-        study = known(hadamard(), "lista_cp", "liht")
+        if codes == "known":
+            study = known(hadamard(), *methods)
+        else:
+            study = studies.unknown_codes(KEY, hadamard(), signals(), methods=methods, **FEW)
+        names = [name for name in study.seconds if name.endswith("learned")]
         both[cores] = study.comparison.table(), study.remarks, list(study.seconds)
-    assert both[1] == both[2] and len(both[1][2]) == 4
+        assert names == ["LISTA-CP, learned", "liht, learned"]
+    assert both[1] == both[2]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled import (
     _checks,
+    _threads,
     analytic,
     datasets,
     dictionaries,
@@ -168,6 +169,8 @@ def unknown_codes(
 
     .. math:: F(x) = \tfrac12 \|y - D x\|^2 + lam \|x\|_1
 
+    Families are trained in a thread per core, as in `known_codes`.
+
     Args:
         key: of the start and the training.
         D: (m, d).
@@ -257,16 +260,23 @@ def _trained_on_lasso(
         families["alista_ss"] = ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3)
     for name in run.others:
         families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
-    for family in [name for name in families if name in run.methods]:
+
+    def trained(family: str) -> tuple[Methods, dict[str, float], list[str]]:
         name, layer, rate = families[family]
+        spent: dict[str, float] = {}
+        told: list[str] = []
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
-        if family != "ista":
-            kind = "start" if family in run.others else "analytic"
-            methods[f"{name}, {kind}"] = (layer, start)
-        with timed(seconds, f"{name}, learned"):
-            learned = _steps.train(layer, start, samples, run, name, remarks, loss, rate)
-        methods[f"{name}, learned"] = (layer, learned.best)
+        with timed(spent, f"{name}, learned"):
+            learned = _steps.train(layer, start, samples, run, name, told, loss, rate)
+        kind = "start" if family in run.others else "analytic"
+        made = {} if family == "ista" else {f"{name}, {kind}": (layer, start)}
+        return made | {f"{name}, learned": (layer, learned.best)}, spent, told
+
+    for made, spent, told in _threads.each(trained, [n for n in families if n in run.methods]):
+        methods |= made
+        seconds |= spent
+        remarks += told
     return methods
 
 
