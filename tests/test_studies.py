@@ -1,5 +1,6 @@
 """Studies: records with text, data, tables and figures, the same as the commands show."""
 
+import dataclasses
 import threading
 
 import jax
@@ -84,6 +85,23 @@ def test_a_study_has_text_data_tables_and_figures(studied, name):
         assert [type(draw()) for draw in study.figures().values()] == [Figure] * (
             2 if name.endswith("pictures") else 1
         )
+
+
+@pytest.mark.filterwarnings("ignore:fit. ")  # the start is worse, too
+def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
+    """Message passing expands on atoms that are alike; ISTA does not, and is not named."""
+    rng = np.random.default_rng(0)
+    D = rng.normal(size=(8, 12)) + 3 * rng.normal(size=(8, 1))
+    D = np.asarray(D / np.linalg.norm(D, axis=0), np.float32)
+    Y = ur.problems.sampler(D, 40)(KEY)[0]
+    own, options = studies.Pictures(Y[:30], Y[30:]), dict(methods=("ista", "lamp"), **FEW)
+    study = studies.unknown_codes(KEY, D, own, **options)
+    (told,) = [remark for remark in study.remarks if remark.startswith("A guard")]
+    layer, params = study.methods["lamp, learned"]
+    guarded = {"lamp": (dataclasses.replace(layer, guard=FEW["lam"]), params)}
+    curve = ur.compare.compare(guarded, D, study.tested, lam=FEW["lam"]).curves["lamp"]
+    assert told.endswith(f"with it: lamp, learned {float(curve.gap[-1]):.2e}.")
+    assert study.comparison.curves["lamp, learned"].worse[-1] > curve.worse[-1] == 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Signals without known codes, such as patches of photographs, judged by the LASSO."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -223,6 +224,12 @@ def unknown_codes(
     if certify:
         say("proving the codes of the test signals")
     result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
+    learned = {
+        name: trained[name]
+        for name, curve in result.curves.items()
+        if name.endswith(", learned") and curve.worse[-1] > 0
+    }
+    remarks += _of_guarded(learned, D, some, lam, optimum)
     solved = D, signals, some, lam, run.depth, optimum
     return UnknownCodes(*solved, trained, result, remarks, seconds)
 
@@ -278,6 +285,34 @@ def _trained_on_lasso(
         seconds |= spent
         remarks += told
     return methods
+
+
+def _of_guarded(
+    methods: Methods, D: Array, Y: Array, lam: float, optimum: pursuit.Pursuit
+) -> list[str]:
+    """What a guard makes of methods some of whose codes are worse than the zero code."""
+    gaps = {}
+    for name, (layer, params) in methods.items():
+        if layer.guard is None and np.any(optimum.converged):
+            guarded = dataclasses.replace(layer, guard=lam)
+            codes = jax.jit(jax.vmap(guarded.apply, (None, None, 0)))(params, D, Y)
+            least, ours = (_objectives(D, Y, X, lam)[optimum.converged] for X in (optimum.x, codes))
+            gaps[name] = float((ours - least).sum() / least.sum())
+    if not gaps:
+        return []
+    told = "; ".join(f"{name} {gap:.2e}" for name, gap in gaps.items())
+    return [
+        "A guard returns, of the codes of all steps and the zero code, the one with the least "
+        f"objective: layers with `guard={lam:.6g}` (`dataclasses.replace`; `--guard` of `unrolled "
+        "train`) need no training, one product a step more, and have no code that is worse than "
+        f"zero. (F - F*) / F* with it: {told}."
+    ]
+
+
+def _objectives(D: Any, Y: Any, X: Any, lam: float) -> np.ndarray:
+    """F of every signal, in float64, which holds the squares of all narrower ones."""
+    D, Y, X = (np.asarray(part, float) for part in (D, Y, X))
+    return np.sum((Y - X @ D.T) ** 2, 1) / 2 + lam * np.abs(X).sum(1)
 
 
 def _remark(D: Dictionary) -> str:
