@@ -186,7 +186,7 @@ def known_codes(
     The first come from theory alone, the second keep those weights and choose thresholds and step
     sizes on a sample without gradients, the third start there and are trained end to end. Families
     are prepared and trained in a thread per core; after a fault or an interrupt those that have
-    begun go on to their end, and no other begins.
+    begun run to their end, and no other begins.
 
     Args:
         key: of the training.
