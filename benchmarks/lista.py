@@ -469,8 +469,8 @@ def run(cells: list[str], minutes: float) -> None:
                 continue
             if time.monotonic() - began > 60 * minutes:
                 break
-            if row.family != family or not jax.config.jax_compilation_cache_dir:  # for seconds
-                jax.clear_caches()
+            if row.family != family or not jax.config.jax_compilation_cache_dir:
+                jax.clear_caches()  # seconds, where there are some, include compiling
                 family = row.family
             started = time.monotonic()
             try:

@@ -136,12 +136,13 @@ def test_a_fault_in_another_thread_is_raised(shared):
         shared(work, [0, 1])
 
 
-def test_after_a_fault_nothing_is_begun(shared):
+@pytest.mark.parametrize("in_own", [True, False])
+def test_after_a_fault_nothing_is_begun(shared, in_own):
     own, begun, left = threading.current_thread(), [], threading.Event()
 
     def work(part):
         begun.append(part)
-        if threading.current_thread() is own:
+        if (threading.current_thread() is own) == in_own:
             left.set()
             raise KeyError(part)
         left.wait(30)

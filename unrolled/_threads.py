@@ -104,15 +104,15 @@ def _drained(
     left = iter(parts)
 
     def drain() -> None:
-        for part in left:
-            work(part)
+        try:
+            for part in left:
+                work(part)
+        finally:  # after a fault nothing is begun
+            for _ in left:
+                pass
 
     others = [begin(drain) for _ in range(min(threads, len(parts)) - 1)]
-    try:
-        drain()
-    finally:  # after a fault nothing is begun
-        for _ in left:
-            pass
+    drain()
     for other in others:
         other.result()
 
