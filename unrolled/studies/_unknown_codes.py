@@ -291,12 +291,12 @@ def _of_guarded(
     methods: Methods, D: Array, Y: Array, lam: float, optimum: pursuit.Pursuit
 ) -> list[str]:
     """What a guard makes of methods some of whose codes are worse than the zero code."""
-    gaps = {}
+    gaps, converged = {}, np.asarray(optimum.converged)
     for name, (layer, params) in methods.items():
-        if layer.guard is None and np.any(optimum.converged):
+        if layer.guard is None and converged.any():
             guarded = dataclasses.replace(layer, guard=lam)
             codes = jax.jit(jax.vmap(guarded.apply, (None, None, 0)))(params, D, Y)
-            least, ours = (_objectives(D, Y, X, lam)[optimum.converged] for X in (optimum.x, codes))
+            least, ours = (_objectives(D, Y, X, lam)[converged] for X in (optimum.x, codes))
             gaps[name] = float((ours - least).sum() / least.sum())
     if not gaps:
         return []
