@@ -271,19 +271,19 @@ def _trained_on_lasso(
     def trained(family: str) -> tuple[Methods, dict[str, float], list[str]]:
         name, layer, rate = families[family]
         spent: dict[str, float] = {}
-        told: list[str] = []
+        broken: list[str] = []
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
         with timed(spent, f"{name}, learned"):
-            learned = _steps.train(layer, start, samples, run, name, told, loss, rate)
+            learned = _steps.train(layer, start, samples, run, name, broken, loss, rate)
         kind = "start" if family in run.others else "analytic"
         made = {} if family == "ista" else {f"{name}, {kind}": (layer, start)}
-        return made | {f"{name}, learned": (layer, learned.best)}, spent, told
+        return made | {f"{name}, learned": (layer, learned.best)}, spent, broken
 
-    for made, spent, told in _threads.each(trained, [n for n in families if n in run.methods]):
+    for made, spent, broken in _threads.each(trained, [n for n in families if n in run.methods]):
         methods |= made
         seconds |= spent
-        remarks += told
+        remarks += broken
     return methods
 
 
@@ -300,12 +300,12 @@ def _of_guarded(
             gaps[name] = float((ours - least).sum() / least.sum())
     if not gaps:
         return []
-    told = "; ".join(f"{name} {gap:.2e}" for name, gap in gaps.items())
+    listed = "; ".join(f"{name} {gap:.2e}" for name, gap in gaps.items())
     return [
         "A guard returns, of the codes of all steps and the zero code, the one with the least "
         f"objective: layers with `guard={lam:.6g}` (`dataclasses.replace`; `--guard` of `unrolled "
         "train`) need no training, one product a step more, and have no code that is worse than "
-        f"zero. (F - F*) / F* with it: {told}."
+        f"zero. (F - F*) / F* with it: {listed}."
     ]
 
 
