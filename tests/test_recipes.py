@@ -33,7 +33,7 @@ def test_the_law_is_that_of_the_sample(problem):
 
 
 def test_samples_of_one_law_have_the_options_of_one():
-    """To two digits, as a rule of thumb has them: a second sample compiles nothing."""
+    """To two digits, as a rule of thumb has them: their layers are the same."""
     D = ur.dictionaries.gaussian(0, 50, 500)
     sample = jax.jit(ur.problems.sampler(D, 1280, probability=0.1))
     laws = [training.law_of(D, *sample(jax.random.key(seed))) for seed in range(5)]

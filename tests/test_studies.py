@@ -96,7 +96,7 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     Y = ur.problems.sampler(D, 40)(KEY)[0]
     own, options = studies.Pictures(Y[:30], Y[30:]), dict(methods=("ista", "lamp"), **FEW)
     study = studies.unknown_codes(KEY, D, own, **options)
-    (told,) = [remark for remark in study.remarks if remark.startswith("A guard")]
+    (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
     layer, params = study.methods["lamp, learned"]
     guarded = {"lamp": (dataclasses.replace(layer, guard=FEW["lam"]), params)}
     curve = ur.compare.compare(guarded, D, study.tested, lam=FEW["lam"]).curves["lamp"]

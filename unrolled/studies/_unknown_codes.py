@@ -302,10 +302,10 @@ def _of_guarded(
         return []
     listed = "; ".join(f"{name} {gap:.2e}" for name, gap in gaps.items())
     return [
-        "A guard returns, of the codes of all steps and the zero code, the one with the least "
-        f"objective: layers with `guard={lam:.6g}` (`dataclasses.replace`; `--guard` of `unrolled "
-        "train`) need no training, one product a step more, and have no code that is worse than "
-        f"zero. (F - F*) / F* with it: {listed}."
+        f"A layer with `guard={lam:.6g}` returns, of the codes of all steps and the zero code, the "
+        "one with the least objective: none of its codes is worse than the zero code. It needs no "
+        "training, and costs one product a step. `dataclasses.replace` sets it, or `--guard` of "
+        f"`unrolled train`. (F - F*) / F* with it: {listed}."
     ]
 
 
