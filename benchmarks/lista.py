@@ -266,11 +266,7 @@ def squares(layer: layers.Layer, params: Any, D: jax.Array, Y: jax.Array, X: jax
 
 def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
     """What a cell of the table says of the errors norm(x_K - x)^2 of its signals."""
-    sizes = np.sum(np.square(np.asarray(X, float)), 1)
-    errors, sizes = errors[sizes > 0], sizes[sizes > 0]
-    errors = np.where(np.isfinite(errors), errors, BROKEN)
-    with np.errstate(divide="ignore"):
-        each = np.maximum(10 * np.log10(errors / sizes), -300)
+    errors, sizes, each = _of_signals(errors, X)
     counts = np.random.default_rng(0).multinomial(
         len(errors), np.full(len(errors), 1 / len(errors)), RESAMPLED
     )
@@ -283,6 +279,15 @@ def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
         "above -20 dB": round(float(np.mean(~(each <= -20))), 6),
         "worse than zero": round(float(np.mean(~(errors <= sizes * (1 + 1e-5)))), 6),
     }
+
+
+def _of_signals(errors: np.ndarray, X: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The errors, the squared norms and the dB of the codes that are not zero."""
+    sizes = np.sum(np.square(np.asarray(X, float)), 1)
+    errors, sizes = errors[sizes > 0], sizes[sizes > 0]
+    errors = np.where(np.isfinite(errors), errors, BROKEN)
+    with np.errstate(divide="ignore"):
+        return errors, sizes, np.maximum(10 * np.log10(errors / sizes), -300)
 
 
 def _dB(ratio: float) -> float | None:
@@ -313,8 +318,8 @@ def away(
 ) -> list[float | None]:
     """Ratio of sums and mean of dB on signals of another problem."""
     Y, X = (part * factor for part in sampler(cell, D, ELSEWHERE)(jax.random.key(2_000_000)))
-    found = scores(squares(layer, params, D, Y, X)[:, -1], X)
-    return [found["nmse"], found["mean"]]
+    errors, sizes, each = _of_signals(squares(layer, params, D, Y, X)[:, -1], X)
+    return [_dB(np.sum(errors) / np.sum(sizes)), round(float(np.mean(each)), 2)]
 
 
 def oracle(D: jax.Array, Y: jax.Array, X: jax.Array) -> np.ndarray:
@@ -358,6 +363,11 @@ def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
     }, (layer, params)
 
 
+def first(row: Row) -> bool:
+    """Whether a row is the first of a main cell, of which the table says more."""
+    return row.cell in MAIN and row.dictionary == row.seed == 0
+
+
 def measured(row: Row, write: Any) -> None:
     """Make a row, and write what was chosen, then what the test signals say of it."""
     cell = CELLS[row.cell]
@@ -373,11 +383,11 @@ def measured(row: Row, write: Any) -> None:
     sizes = np.sum(np.square(np.asarray(X, float)), 1)
     found = scores(errors[:, -1], X)
     found["per step"] = [_dB(np.sum(e) / np.sum(sizes)) for e in errors.T]
-    if row.cell in MAIN and row.seed == 0:
+    if first(row):
         found["99.9 %"] = bound(cell, D, layer, params)
-        if math.isinf(cell.snr) and row.dictionary == 0:
+        if math.isinf(cell.snr):
             found["certified"] = certified(D, Y[:PROVED], layer, params)
-    if row.cell in MAIN and row.seed == 0 and row.family in FAMILIES:
+    if first(row) and row.family in FAMILIES:
         found["elsewhere"] = {
             name: away(layer, params, D, other, factor)
             for name, (other, factor) in elsewhere(cell).items()
@@ -435,7 +445,7 @@ def read() -> dict[Row, dict]:
 def complete(row: Row, there: dict) -> bool:
     """Whether a row has all that is asked of it; older ones have less."""
     test = there.get("test", {})
-    bounded = row.cell in MAIN and row.seed == 0 and row.family != ORACLE
+    bounded = first(row) and row.family != ORACLE
     moved = row == Row(next(iter(MAIN)), row.family) and row.family in FAMILIES
     return "failed" in there or (
         ("99.9 %" if bounded else "nmse") in test

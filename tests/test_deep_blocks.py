@@ -258,12 +258,13 @@ def test_planted_filters_are_found():
     X = rng.normal(size=(20, planted.shape[1])) * (rng.uniform(size=(20, planted.shape[1])) < 0.03)
     images = (X @ np.asarray(dense(planted)).T).reshape(20, 1, 12, 12)
     network = ur.networks.deconvolutional(30, lam=0.05)
-    best = []
-    for seed in range(3):
+
+    def least(seed):
         found = ur.networks.learn_deconvolution(seed, network, images, [(2, 5)], sweeps=40)
         products = np.abs(np.asarray(dense(planted).T @ dense(found.Ds[0])))
-        best.append(products.reshape(2, 144, -1).max((1, 2)).min())
-    assert max(best) > 0.95
+        return products.reshape(2, 144, -1).max((1, 2)).min()
+
+    assert any(least(seed) > 0.95 for seed in range(3))  # the best of three starts
 
 
 LEARN = {
