@@ -29,7 +29,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,9 +267,7 @@ def squares(layer: layers.Layer, params: Any, D: jax.Array, Y: jax.Array, X: jax
 def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
     """What a cell of the table says of the errors norm(x_K - x)^2 of its signals."""
     errors, sizes, each = _of_signals(errors, X)
-    counts = np.random.default_rng(0).multinomial(
-        len(errors), np.full(len(errors), 1 / len(errors)), RESAMPLED
-    )
+    counts = _resampled(len(errors))
     resampled = (counts @ errors) / (counts @ sizes)
     return {
         "nmse": _dB(np.sum(errors) / np.sum(sizes)),
@@ -288,6 +286,13 @@ def _of_signals(errors: np.ndarray, X: jax.Array) -> tuple[np.ndarray, np.ndarra
     errors = np.where(np.isfinite(errors), errors, BROKEN)
     with np.errstate(divide="ignore"):
         return errors, sizes, np.maximum(10 * np.log10(errors / sizes), -300)
+
+
+@lru_cache(2)
+def _resampled(signals: int) -> np.ndarray:
+    """How often each signal is in each of the samples of the bootstrap, (RESAMPLED, signals)."""
+    even = np.full(signals, 1 / signals)
+    return np.random.default_rng(0).multinomial(signals, even, RESAMPLED).astype(float)
 
 
 def _dB(ratio: float) -> float | None:

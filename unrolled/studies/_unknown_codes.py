@@ -224,12 +224,12 @@ def unknown_codes(
     if certify:
         say("proving the codes of the test signals")
     result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
-    learned = {
-        name: trained[name]
-        for name, curve in result.curves.items()
-        if name.endswith(", learned") and curve.worse[-1] > 0
-    }
-    remarks += _of_guarded(learned, D, some, lam, optimum)
+    learned = {name: (*m, D) for name, m in trained.items() if name.endswith(", learned")}
+    for name, fit in run.weights.items():
+        assert isinstance(fit.model, Layer)  # or it was refused beside ISTA, a layer
+        learned[name] = fit.model, fit.best, fit.D
+    worse = {name: m for name, m in learned.items() if result.curves[name].worse[-1] > 0}
+    remarks += _of_guarded(worse, D, some, lam, optimum)
     solved = D, signals, some, lam, run.depth, optimum
     return UnknownCodes(*solved, trained, result, remarks, seconds)
 
@@ -288,14 +288,21 @@ def _trained_on_lasso(
 
 
 def _of_guarded(
-    methods: Methods, D: Array, Y: Array, lam: float, optimum: pursuit.Pursuit
+    methods: Mapping[str, tuple[Layer, Unrolled, Dictionary]],
+    D: Array,
+    Y: Array,
+    lam: float,
+    optimum: pursuit.Pursuit,
 ) -> list[str]:
-    """What a guard makes of methods some of whose codes are worse than the zero code."""
+    """What a guard makes of methods some of whose codes are worse than the zero code.
+
+    Each has the dictionary that its steps are made with; `D` is that of the objective.
+    """
     gaps, converged = {}, np.asarray(optimum.converged)
-    for name, (layer, params) in methods.items():
+    for name, (layer, params, own) in methods.items():
         if layer.guard is None and converged.any():
             guarded = dataclasses.replace(layer, guard=lam)
-            codes = jax.jit(jax.vmap(guarded.apply, (None, None, 0)))(params, D, Y)
+            codes = jax.jit(jax.vmap(guarded.apply, (None, None, 0)))(params, own, Y)
             least, ours = (_objectives(D, Y, X, lam)[converged] for X in (optimum.x, codes))
             gaps[name] = float((ours - least).sum() / least.sum())
     if not gaps:
