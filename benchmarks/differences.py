@@ -1,17 +1,22 @@
-"""Differences of the sparse-feature runs from their baselines, with Holm's correction.
+"""The sparse-feature runs and their differences from their baselines, with Holm's correction.
 
     python benchmarks/differences.py
 
-It reads the committed rows alone, and prints a table of every section of the report, and MNIST's
-unfolded networks beside the plain CNN at the rate that held-out images chose for it.
+It reads the committed rows alone, and prints a table of the runs that differ in model, activation,
+gamma and seed alone, one for every other choice, and MNIST's unfolded networks beside the plain CNN
+at the rate that held-out images chose for it.
 """
 
 from pathlib import Path
 
-from unrolled import experiments
+from unrolled import experiments, records
 
 FOLDER = Path(__file__).parent / "sparse_features"
 BEST_RATE = 0.05  # of the CNN
+CHANCE = 0.2  # an accuracy that a network of ten classes which learns is above
+HEADER = "activation | gamma | trained | test accuracy | first 1,000 | difference | by Holm"
+MEASURES = {"zeros, %": ("zeros", 100, 1), "small, %": ("below", 100, 1)}
+MEASURES |= {"Hoyer": ("hoyer", 1, 3), "mean abs x": ("l1", 1, 3)}
 
 
 def score(row):
@@ -41,9 +46,7 @@ def beside_the_best_cnn(rows):
 def differences(cells):
     """The name and the interval of every difference over several seeds."""
     for cell in cells:
-        recipe = cell.recipe
-        run = f"{recipe.data}, {recipe.model}, {recipe.activation}, gamma {recipe.gamma:g}, "
-        run += f"{recipe.epochs} epochs, "
+        run = f"{cell.recipe.activation}, gamma {cell.recipe.gamma:g}, {title(cell.recipe)}, "
         for name, of in cell.differences.items():
             if of.n > 1:
                 yield run + name, of
@@ -53,15 +56,72 @@ def differences(cells):
                     yield f"{run}{name} of layer {j}", of
 
 
+def title(recipe):
+    """What is not at its default, of all but the activation, gamma and the seed."""
+    changed = records.changed(recipe)
+    said = {name: value for name, value in changed.items() if name not in ("data", "model")}
+    left = [f"{n} {v}" for n, v in said.items() if n not in ("activation", "gamma", "seed")]
+    return ", ".join([recipe.data, recipe.model, *left])
+
+
+def by_title(rows):
+    """The rows of every table, in the order of their cells."""
+    tables = {}
+    for cell in experiments.summarize(rows):
+        tables.setdefault(title(cell.recipe), {})
+    for name, row in rows.items():
+        fields = {
+            n: tuple(map(tuple, v)) if n == "options" else v for n, v in row["recipe"].items()
+        }
+        tables[title(experiments.Recipe(**fields))][name] = row
+    return tables
+
+
+def with_features(rows):
+    """Accuracies of the runs that trained, their differences, and measures of both layers."""
+    lines = [f"| {' | '.join([HEADER, *MEASURES])} |", "|" + "---|" * 11]
+    trained = {
+        name: row
+        for name, row in rows.items()
+        if row["status"] == "complete" and score(row) > CHANCE
+    }
+    cells = experiments.summarize(trained)
+    plain = [of for cell in cells for of in cell.differences.values() if of.n > 1]
+    corrected = dict(zip(map(id, plain), experiments.holm(plain)))
+    for cell in cells:
+        kind = cell.recipe.activation, cell.recipe.gamma
+        runs, good = ([r for r in of.values() if kind_of(r) == kind] for of in (rows, trained))
+        exact = experiments.interval(row["scores"]["accuracy_first_1000"] for row in good)
+        apart = cell.differences.get("accuracy") if kind[1] else None
+        wide = corrected.get(id(apart))
+        line = [kind[0], f"{kind[1]:g}", f"{len(good)} of {len(runs)}"]
+        line += [percent(cell.scores["accuracy"]), percent(exact)]
+        line += [percent(apart, "+") if apart else "", f"± {100 * wide.half:.2f}" if wide else ""]
+        for measure, scale, digits in MEASURES.values():
+            values = (f"{scale * v:.{digits}f}" for v in cell.features[measure])
+            line.append(" / ".join(values))
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
+def kind_of(row):
+    return row["recipe"]["activation"], row["recipe"]["gamma"]
+
+
+def percent(of, sign=""):
+    half = f" ± {100 * of.half:.2f}" if of.n > 1 else ""
+    return f"{100 * of.mean:{sign}.2f}{half}"
+
+
 def main():
     rows = experiments.read_rows(FOLDER)
     cells = experiments.summarize(rows)
-    groups = {}
-    for cell in cells:
-        recipe = cell.recipe
-        groups.setdefault((recipe.data, recipe.model, recipe.epochs), []).append(cell)
-    for (data, model, epochs), group in groups.items():
-        print(f"\n{data}, {model}, {epochs} epochs\n\n{experiments.scores_table(group)}")
+    for name, group in by_title(rows).items():
+        if "cifar10, lenet5" in name:
+            table = with_features(group)
+        else:
+            table = experiments.scores_table([c for c in cells if title(c.recipe) == name])
+        print(f"\n{name}\n\n{table}")
     named = list(differences(cells))
     plain = [of for _, of in named]
     corrected = experiments.holm(plain)
