@@ -1,19 +1,24 @@
 """Denoising: CSCNet trained here, beside BM3D and the LASSO in the dictionary that it learned.
 
-    python benchmarks/denoising.py [--data DIR] [--weights DIR] [--output benchmarks/denoising.json]
-        [--steps N N] [--stop]
+    python benchmarks/denoising.py                 a small net, an hour
+    python benchmarks/denoising.py --published     the sizes of Simon and Elad, many hours
+    python benchmarks/denoising.py --published --minutes 60   no new evaluation after an hour
+    python benchmarks/denoising.py --stop          evaluates the saved state without training
 
-DIR, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training writes
-its state to the weights folder at every evaluation and continues from there; `--stop` evaluates
-the saved state. float32, pictures in [0, 1], nothing is clipped.
+`--data DIR`, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training
+writes its state to the folder `--weights` at every evaluation and continues from there. A stage
+trains through the mean of more grids than the one before; the last of the published sizes through
+the mean of all shifts, as the net is tested. float32, pictures in [0, 1], nothing is clipped.
 """
 
 import argparse
+import itertools
 import json
 import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +31,39 @@ import unrolled as ur
 from unrolled.models import CSCNet, shift_average
 
 SIGMA, LEVELS, RANGE = 25 / 255, (15, 25, 50), (5 / 255, 50 / 255)
-FILTERS, KERNEL, STRIDE, UNFOLDINGS = 100, 9, 4, 8
-BATCH, POSITIONS, HELD_OUT, EVALUATE_EVERY = 4, 22, 8, 400
+BATCH, HELD_OUT, EVALUATE_EVERY = 4, 8, 400
 LASSO_STEPS = 100  # of FISTA with restart
-WINDOW = (POSITIONS - 1) * STRIDE + KERNEL
-ONE_GRID, FOUR_GRIDS = ((0, 0),), ((0, 0), (0, 2), (2, 0), (2, 2))  # corners
+
+
+class Stage(NamedTuple):
+    """Of the training; that of the noise-adaptive net has half of the steps and of the rate."""
+
+    grids: int  # in each direction, evenly apart, whose estimates are averaged
+    steps: int
+    rate: float  # of Adam, the largest
+
+
+class Design(NamedTuple):
+    """The sizes of a net, and how it is trained."""
+
+    filters: int
+    kernel: int
+    stride: int
+    unfoldings: int
+    positions: int  # of a window of the training, in each direction
+    stages: tuple[Stage, ...]
+
+    @property
+    def window(self) -> int:
+        """Its side in pixels, beneath one grid."""
+        return (self.positions - 1) * self.stride + self.kernel
+
+
+SMALL = Design(100, 9, 4, 8, 22, (Stage(1, 6000, 2e-3), Stage(2, 2000, 1e-3)))
+PUBLISHED = Design(
+    *(175, 11, 8, 12, 8),
+    (Stage(1, 8000, 2e-3), Stage(2, 4000, 1e-3), Stage(4, 8000, 1e-3), Stage(8, 6000, 5e-4)),
+)
 
 
 def dct_filters(count: int, n: int, rng) -> np.ndarray:
@@ -44,23 +77,19 @@ def dct_filters(count: int, n: int, rng) -> np.ndarray:
     return (filters + 0.3 * rng.normal(size=filters.shape) / n).astype(np.float32)
 
 
-def new_net(noise_adaptive: bool = False) -> CSCNet:
-    filters = dct_filters(FILTERS, KERNEL, np.random.default_rng(0))
+def new_net(design: Design, noise_adaptive: bool = False) -> CSCNet:
     return CSCNet(
-        FILTERS,
-        KERNEL,
-        STRIDE,
-        UNFOLDINGS,
+        *design[:4],
         rngs=nnx.Rngs(0),
-        filters=filters,
+        filters=dct_filters(design.filters, design.kernel, np.random.default_rng(0)),
         theta=0.03,
         noise_adaptive=noise_adaptive,
     )
 
 
-def adapted(net: CSCNet) -> CSCNet:
+def adapted(net: CSCNet, design: Design) -> CSCNet:
     """A noise-adaptive net, equal to `net` at its noise level: theta_0 = 0, slope theta / sigma."""
-    new = new_net(noise_adaptive=True)
+    new = new_net(design, noise_adaptive=True)
     for name in ("A", "B", "C"):
         getattr(new, name)[...] = getattr(net, name)[...]
     new.slope[...] = jnp.abs(net.theta[...]) / SIGMA
@@ -102,14 +131,15 @@ def objective(net, corners, clean, noisy, sigmas):
 
     It counts the pixels that are covered by as many atoms as in the interior of a picture.
     """
-    reach = max(max(corner) for corner in corners)
+    reach, border = max(max(corner) for corner in corners), net.kernel - net.stride
+    side = noisy.shape[-1] - reach
 
     def inner(window, a, b):
-        first, last = reach + KERNEL - STRIDE, WINDOW - (KERNEL - STRIDE)
+        first, last = reach + border, side - border
         return window[first - a : last - a, first - b : last - b]
 
     def estimate(window, *sigma):
-        cuts = jnp.stack([window[a : a + WINDOW, b : b + WINDOW] for a, b in corners])
+        cuts = jnp.stack([window[a : a + side, b : b + side] for a, b in corners])
         estimates = jax.vmap(lambda cut: net.estimate(cut, *sigma))(cuts)
         return jnp.mean(jnp.stack([inner(e, a, b) for e, (a, b) in zip(estimates, corners)]), 0)
 
@@ -120,31 +150,46 @@ def objective(net, corners, clean, noisy, sigmas):
     return 100 * jnp.mean(errors / sigmas)
 
 
-def train(
-    name: str,
-    net: CSCNet,
-    levels,
-    corners,
-    steps: int,
-    rate: float,
-    *,
-    pictures,
-    folder: Path,
-    stop: bool,
-) -> list[dict]:
+class Job(NamedTuple):
+    """What trainings share."""
+
+    design: Design
+    pictures: np.ndarray
+    folder: Path  # of the weights
+    until: float  # a time after which nothing is trained
+
+
+def train(name: str, net: CSCNet, levels, job: Job) -> dict[str, list[dict]]:
+    """Train in all stages; returns the curve of each that has begun."""
+    share = 1.0 if net.slope is None else 0.5
+    curves: dict[str, list[dict]] = {}
+    for grids, steps, rate in job.design.stages:
+        stage = Stage(grids, round(share * steps), share * rate)
+        curve = trained(f"{name}-{grids * grids}", net, levels, stage, job)
+        if curve:
+            curves[f"{grids * grids} grids"] = curve
+        if not curve or curve[-1]["step"] < stage.steps:
+            break
+    return curves
+
+
+def trained(name: str, net: CSCNet, levels, stage: Stage, job: Job) -> list[dict]:
     """Train by Adam with a warm-up and a cosine schedule; returns the curve.
 
     The state is saved to a file, from which a stopped run continues.
     """
-    path = folder / f"{name}.npz"
-    rates = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 30), steps, rate / 100)
+    path, pictures, steps = job.folder / f"{name}.npz", job.pictures, stage.steps
+    rates = optax.warmup_cosine_decay_schedule(
+        0.0, stage.rate, max(1, steps // 30), steps, stage.rate / 100
+    )
     optimizer = nnx.Optimizer(
         net, optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rates)), wrt=nnx.Param
     )
-    size = WINDOW + max(max(corner) for corner in corners)
-    sample = sampler(
-        jnp.asarray(pictures[:-HELD_OUT]), BATCH if len(corners) == 1 else BATCH // 2, size
-    )
+    apart = [i * job.design.stride // stage.grids for i in range(stage.grids)]
+    corners = list(itertools.product(apart, apart))
+    size = job.design.window + apart[-1]
+    batch = BATCH if stage.grids == 1 else BATCH // 2
+    sample = sampler(jnp.asarray(pictures[:-HELD_OUT]), batch, size)
 
     @nnx.jit
     def step(net, optimizer, key):
@@ -154,7 +199,7 @@ def train(
 
     curve = restore((net, optimizer), path)
     done, seconds = (curve[-1]["step"], curve[-1]["seconds"]) if curve else (0, 0.0)
-    while done < steps and not stop:
+    while done < steps and time.time() < job.until:
         began, losses = time.perf_counter(), []
         for k in range(done, min(done + EVALUATE_EVERY, steps)):
             losses.append(step(net, optimizer, jax.random.fold_in(jax.random.key(1), k)))
@@ -209,28 +254,29 @@ def held_out(net, pictures, level: float = 25) -> float:
     return float(np.mean([psnr(denoise(net, y, level / 255), p) for y, p in zip(noisy, pictures)]))
 
 
-@jax.jit
-def ista(A, noisy, lam):
+@partial(jax.jit, static_argnums=3)
+def ista(A, noisy, lam, stride):
     """The LASSO in the learned dictionary A, averaged over the same shifts."""
 
     def estimate(window):
-        D, x = lasso(A, window, lam)
+        D, x = lasso(A, window, lam, stride)
         return (D @ x).reshape(window.shape)
 
     mean = jnp.mean(noisy)
-    return shift_average(estimate, noisy - mean, kernel=KERNEL, stride=STRIDE) + mean
+    return shift_average(estimate, noisy - mean, kernel=A.shape[-1], stride=stride) + mean
 
 
-@jax.jit
-def ista_density(A, noisy, lam):
+@partial(jax.jit, static_argnums=3)
+def ista_density(A, noisy, lam, stride):
     """The share of nonzero entries in the code of one window, the largest in the corner."""
-    rows, columns = (KERNEL + (N - KERNEL) // STRIDE * STRIDE for N in noisy.shape)
+    kernel = A.shape[-1]
+    rows, columns = (kernel + (N - kernel) // stride * stride for N in noisy.shape)
     window = noisy[:rows, :columns] - jnp.mean(noisy)
-    return jnp.mean(lasso(A, window, lam)[1] != 0)
+    return jnp.mean(lasso(A, window, lam, stride)[1] != 0)
 
 
-def lasso(A, window, lam):
-    D = ur.dictionaries.Conv(A, window.shape, STRIDE)
+def lasso(A, window, lam, stride):
+    D = ur.dictionaries.Conv(A, window.shape, stride)
     return D, ur.pursuit.fista(D, window.reshape(-1), lam, tol=None, max_steps=LASSO_STEPS).x
 
 
@@ -272,25 +318,25 @@ def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
     return row | {"density": float(np.mean([density(net, y, level / 255) for y in some]))}
 
 
-def ista_row(A, pictures: dict, training) -> dict:
+def ista_row(net: CSCNet, pictures: dict, training) -> dict:
     """The LASSO with the lam that has the best mean PSNR on training pictures.
 
     lam is in units of sigma times the mean norm of an atom.
     """
+    A, stride = net.A[...], net.stride
     noisy = [noise(picture, 25, j) for j, picture in enumerate(training)]
     lams = [float(c) * SIGMA for c in (1.0, 2.0, 3.0, 4.5, 7.0, 10.0)]
     scale = float(jnp.linalg.norm(A.reshape(len(A), -1), axis=1).mean())
     scores = {
-        lam: np.mean([psnr(ista(A, y, lam * scale), p) for y, p in zip(noisy, training)])
+        lam: np.mean([psnr(ista(A, y, lam * scale, stride), p) for y, p in zip(noisy, training)])
         for lam in lams
     }
     lam = max(scores, key=scores.get)
-    row = judged("LASSO in the learned A", lambda y: ista(A, y, lam * scale), pictures, 25)
+    row = judged("LASSO in the learned A", lambda y: ista(A, y, lam * scale, stride), pictures, 25)
     some = [noise(p, 25, 1000 + j) for j, p in enumerate(pictures.values())]
     found = {"lam / (sigma norm(a))": lam / SIGMA, "steps": LASSO_STEPS}
-    return (
-        row | found | {"density": float(np.mean([ista_density(A, y, lam * scale) for y in some]))}
-    )
+    dense = np.mean([ista_density(A, y, lam * scale, stride) for y in some])
+    return row | found | {"density": float(dense)}
 
 
 def figure(
@@ -338,39 +384,36 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="folder that holds denoising/")
+    parser.add_argument("--published", action="store_true", help="the sizes of Simon and Elad")
     parser.add_argument("--weights", type=Path, default=Path("denoising-weights"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", type=Path, help="by default beside this file")
     parser.add_argument(
-        "--steps",
-        type=int,
-        nargs=2,
-        default=(6000, 2000),
-        help="on one grid and on four; the adaptive net takes half",
+        "--minutes", type=float, default=np.inf, help="train nothing more after that, and evaluate"
     )
     parser.add_argument(
         "--stop", action="store_true", help="evaluate the saved state without training"
     )
     options = parser.parse_args()
+    design, name = (PUBLISHED, "_published") if options.published else (SMALL, "")
+    output = options.output or Path(__file__).with_name(f"denoising{name}.json")
     folder = ur.datasets.locate("denoising", options.data)
     training = np.stack([*ur.datasets.read_images(folder / "Train400").values()])
     pictures = ur.datasets.read_images(folder / "Set12")
-    options.weights.mkdir(exist_ok=True)
+    weights = options.weights / output.stem
+    weights.mkdir(parents=True, exist_ok=True)
 
-    learn = partial(train, pictures=training, folder=options.weights, stop=options.stop)
-    net, one, four = new_net(), *options.steps
-    curves = {"one grid": learn("plain", net, (SIGMA, SIGMA), ONE_GRID, one, 2e-3)}
-    adaptive = adapted(net)
-    curves["four grids"] = learn("plain-averaged", net, (SIGMA, SIGMA), FOUR_GRIDS, four, 1e-3)
-    adaptive_curves = {
-        "one grid": learn("adaptive", adaptive, RANGE, ONE_GRID, one // 2, 1e-3),
-        "four grids": learn("adaptive-averaged", adaptive, RANGE, FOUR_GRIDS, four // 2, 5e-4),
-    }
+    until = 0.0 if options.stop else time.time() + 60 * options.minutes
+    job = Job(design, training, weights, until)
+    net = new_net(design)
+    curves = train("plain", net, (SIGMA, SIGMA), job)
+    adaptive = adapted(net, design)
+    adaptive_curves = train("adaptive", adaptive, RANGE, job)
 
     held, done = (
         training[-HELD_OUT:],
         f"after {steps_of(curves)} and {steps_of(adaptive_curves)} steps",
     )
-    row = partial(remembered, options.weights / "rows.json")
+    row = partial(remembered, weights / "rows.json")
     rows = {}
     for level in LEVELS:
         rows[f"sigma {level}"] = {
@@ -378,27 +421,28 @@ def main() -> None:
             "BM3D": row(
                 f"BM3D {level}", judged, "BM3D", partial(bm3d, level=level), pictures, level
             ),
-            "CSCNet, noise-adaptive": row(
-                f"adaptive {level} {done}", net_row, adaptive, pictures, level
-            ),
         }
+        if adaptive_curves:
+            rows[f"sigma {level}"]["CSCNet, noise-adaptive"] = row(
+                f"adaptive {level} {done}", net_row, adaptive, pictures, level
+            )
     rows["sigma 25"]["CSCNet"] = row(f"plain {done}", net_row, net, pictures, 25)
     rows["sigma 25"]["LASSO in the learned A"] = row(
-        f"LASSO {done}", ista_row, net.A[...], pictures, held[:2]
+        f"LASSO {done}", ista_row, net, pictures, held[:2]
     )
     on_held = "BM3D, held out", partial(bm3d, level=25), dict(enumerate(held)), 25, 0
     reference = row("BM3D, held out", judged, *on_held)["psnr"]
     results = {
         "bm3d": metadata.version("bm3d"),
-        "net": dict(filters=FILTERS, kernel=KERNEL, stride=STRIDE, unfoldings=UNFOLDINGS),
+        "net": dict(zip(("filters", "kernel", "stride", "unfoldings"), design)),
         "parameters": {"CSCNet": parameters(net), "noise-adaptive": parameters(adaptive)},
-        "training": dict(batch=BATCH, window=WINDOW)
+        "training": dict(batch=BATCH, window=design.window)
         | {"CSCNet": curves, "noise-adaptive": adaptive_curves},
         "held-out pictures, sigma 25": {"CSCNet": held_out(net, held), "BM3D": reference},
         "Set12": rows,
     }
-    save(options.output, results)
-    figure(net, pictures["05"], 4, (70, 90), curves, reference, options.output.with_suffix(".png"))
+    save(output, results)
+    figure(net, pictures["05"], 4, (70, 90), curves, reference, output.with_suffix(".png"))
 
 
 def remembered(path: Path, key: str, compute, *args) -> dict:

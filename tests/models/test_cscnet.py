@@ -59,7 +59,8 @@ def convolutions(net, y):
     x = jnp.zeros((len(A), *((N - net.kernel) // net.stride + 1 for N in y.shape)))
     for _ in range(net.unfoldings):
         v = x + analysis(B, y - synthesis(A, x))
-        x = jnp.sign(v) * jnp.maximum(jnp.abs(v) - net.theta[...][:, None, None], 0)
+        theta = net.theta[...][:, None, None]
+        x = jnp.maximum(v - theta, 0) - jnp.maximum(-v - theta, 0)
     return synthesis(C, x), x.reshape(-1)
 
 
@@ -73,15 +74,18 @@ def test_estimates_and_codes_equal_those_of_plain_convolutions():
     assert 0.1 < np.mean(np.asarray(code) != 0) < 0.9
 
 
-def test_the_prediction_is_the_mean_over_all_shifts():
-    net, noisy = make(), picture(7, 9)
-    padded = jnp.pad(noisy - noisy.mean(), KERNEL - 1, mode="reflect")  # (13, 15)
-    estimates, nonzero = [], []
+def of_all_shifts(net, noisy):
+    """The estimates of a picture of 7 x 9, and their shares of nonzeros."""
+    padded = jnp.pad(noisy, KERNEL - 1, mode="reflect")  # (13, 15)
     for a, b in np.ndindex(STRIDE, STRIDE):
         estimate, code = convolutions(net, padded[a : a + 12, b : b + 14])
         rows, columns = KERNEL - 1 - a, KERNEL - 1 - b
-        estimates.append(estimate[rows : rows + 7, columns : columns + 9])
-        nonzero.append(np.mean(np.asarray(code) != 0))
+        yield estimate[rows : rows + 7, columns : columns + 9], np.mean(np.asarray(code) != 0)
+
+
+def test_the_prediction_is_the_mean_over_all_shifts():
+    net, noisy = make(), picture(7, 9)
+    estimates, nonzero = zip(*of_all_shifts(net, noisy - noisy.mean()))
     np.testing.assert_allclose(run(net, noisy), np.mean(estimates, 0) + noisy.mean(), atol=ROUNDING)
     np.testing.assert_allclose(density(net, noisy), np.mean(nonzero), rtol=ROUNDING)
     assert np.std(estimates, 0).max() > 1e-3  # the shifts differ
@@ -143,6 +147,21 @@ def test_negative_thresholds_act_as_their_magnitudes():
     before = run(net, noisy)
     net.theta[...] = -net.theta[...]
     np.testing.assert_array_equal(run(net, noisy), before)
+
+
+@pytest.mark.slow
+def test_means_may_stay_and_thresholds_may_be_negative():
+    net, window = make(subtract_mean=False, signed=True), picture(12, 14)
+    net.theta[...] = net.theta[...] * jnp.array([1.0, -1.0, 1.0])
+    for found, expected in zip(window_and_code(net, window), convolutions(net, window)):
+        np.testing.assert_allclose(found, expected, atol=ROUNDING)
+    noisy = picture(7, 9)
+    estimates, nonzero = zip(*of_all_shifts(net, noisy))
+    np.testing.assert_allclose(run(net, noisy), np.mean(estimates, 0), atol=ROUNDING)
+    np.testing.assert_allclose(density(net, noisy), np.mean(nonzero), rtol=ROUNDING)
+    adaptive = make(noise_adaptive=True, subtract_mean=False, signed=True)
+    adaptive.theta[...], adaptive.slope[...] = 3 * net.theta[...], -2 * net.theta[...]
+    np.testing.assert_allclose(run(adaptive, noisy, 1.0), run(net, noisy), atol=ROUNDING)
 
 
 def test_the_prediction_moves_with_the_picture():
@@ -246,6 +265,12 @@ def test_invalid_nets_are_refused(change, match):
     sizes = dict(n_filters=FILTERS, kernel=KERNEL, stride=STRIDE, unfoldings=UNFOLDINGS)
     with pytest.raises(ValueError, match=match):
         CSCNet(**(sizes | change), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["subtract_mean", "signed"])
+def test_a_switch_is_true_or_false(name):
+    with pytest.raises(TypeError, match=f"CSCNet: {name} must be True or False, got 'no'"):
+        make(**{name: "no"})
 
 
 def test_pictures_and_noise_levels_that_do_not_fit_are_refused():

@@ -108,13 +108,11 @@ class CSCNet(nnx.Module):
     where A, B, C are `dictionaries.Conv` of one geometry: the steps are those of `layers.lista_cp`
     with D = A and W = B. If the stride is close to the kernel size, the atoms have low coherence,
     but the estimate depends on where the grid of positions lies. The prediction is therefore the
-    mean over all stride^2 shifts of the grid, on the picture padded by reflection. The mean of the
-    picture is subtracted first and added back last. Trained codes are not very sparse, see
-    `density`.
+    mean over all stride^2 shifts of the grid, on the picture padded by reflection. Trained codes
+    are not very sparse, see `density`.
 
     With `noise_adaptive`, as in CDLNet, theta = theta_0 + theta_1 sigma, so that one net covers a
-    range of noise levels. Thresholds act as abs(theta), so that they stay non-negative under any
-    optimiser.
+    range of noise levels.
 
     Args:
         n_filters: number of atoms per position.
@@ -126,9 +124,13 @@ class CSCNet(nnx.Module):
             norm(A, 2) = 1.
         theta: initial thresholds.
         noise_adaptive: whether theta depends on the noise level.
+        subtract_mean: whether the mean of the picture is subtracted first and added back last.
+        signed: whether thresholds act as they are: one below 0 expands. Else they act as
+            abs(theta), so that they are non-negative under any optimiser.
 
     Raises:
-        TypeError: a size is not an integer, rngs is no nnx.Rngs where filters are drawn.
+        TypeError: a size is not an integer, rngs is no nnx.Rngs where filters are drawn,
+            `subtract_mean` or `signed` is not True or False.
         ValueError: the stride exceeds the kernel, filters have another shape, are zero or are not
             finite, a size is below 1, theta is negative; when called, the noise level is missing or
             not expected, or the picture does not fit.
@@ -159,6 +161,8 @@ class CSCNet(nnx.Module):
         filters: Array | None = None,
         theta: float = 0.01,
         noise_adaptive: bool = False,
+        subtract_mean: bool = True,
+        signed: bool = False,
     ):
         sizes = dict(n_filters=n_filters, kernel=kernel, stride=stride, unfoldings=unfoldings)
         sizes = {
@@ -183,6 +187,8 @@ class CSCNet(nnx.Module):
         self.A, self.B, self.C = (nnx.Param(jnp.copy(filters)) for _ in "ABC")
         self.theta = nnx.Param(jnp.full(shape[0], theta, filters.dtype))
         self.slope = nnx.Param(jnp.zeros(shape[0], filters.dtype)) if noise_adaptive else None
+        self.subtract_mean = _checks.as_bool(subtract_mean, "subtract_mean", "CSCNet")
+        self.signed = _checks.as_bool(signed, "signed", "CSCNet")
 
     def __call__(self, noisy: Array, sigma: ArrayLike | None = None) -> Array:
         """The denoised picture, averaged over all shifts of the grid.
@@ -198,7 +204,7 @@ class CSCNet(nnx.Module):
         if noisy.ndim == 3:
             sigmas = None if sigma is None else jnp.broadcast_to(sigma, noisy.shape[:1])
             return lax.map(lambda pair: self(*pair), (noisy, sigmas))
-        mean = jnp.mean(noisy)
+        mean = self._mean(noisy)
 
         def estimate(window: Array) -> Array:
             return self._synthesize(self._code(window, sigma), window.shape)
@@ -219,11 +225,11 @@ class CSCNet(nnx.Module):
             (H, W).
         """
         window, sigma = self._window(window, sigma)
-        mean = jnp.mean(window)
+        mean = self._mean(window)
         return self._synthesize(self._code(window - mean, sigma), window.shape) + mean
 
     def code(self, window: Array, sigma: ArrayLike | None = None) -> Array:
-        """The code of one window after its mean is subtracted, flat as in `dictionaries.Conv`.
+        """The code of one window without what is subtracted, flat as in `dictionaries.Conv`.
 
         Args:
             window: (H, W); H - kernel and W - kernel must be multiples of the stride.
@@ -233,7 +239,7 @@ class CSCNet(nnx.Module):
             (d,).
         """
         window, sigma = self._window(window, sigma)
-        return self._code(window - jnp.mean(window), sigma)
+        return self._code(window - self._mean(window), sigma)
 
     def density(self, noisy: Array, sigma: ArrayLike | None = None) -> Array:
         """The fraction of nonzero entries in the codes of one picture, over all shifts.
@@ -251,14 +257,19 @@ class CSCNet(nnx.Module):
             return jnp.mean(self._code(window, sigma) != 0, dtype=window.dtype)
 
         return jnp.mean(
-            over_shifts(density, noisy - jnp.mean(noisy), kernel=self.kernel, stride=self.stride)
+            over_shifts(density, noisy - self._mean(noisy), kernel=self.kernel, stride=self.stride)
         )
+
+    def _mean(self, picture: Array) -> ArrayLike:
+        """What is subtracted from a picture."""
+        return jnp.mean(picture) if self.subtract_mean else 0
 
     def _code(self, window: Array, sigma: Array | None) -> Array:
         A, B = (Conv(bank[...], window.shape, self.stride) for bank in (self.A, self.B))
-        theta = magnitude(self.theta[...])
+        sign = (lambda v: v) if self.signed else magnitude
+        theta = sign(self.theta[...])
         if self.slope is not None and sigma is not None:  # both or neither
-            theta = theta + magnitude(self.slope[...]) * sigma
+            theta = theta + sign(self.slope[...]) * sigma
         params = Unrolled(
             Weights(B), Threshold(jnp.broadcast_to(theta, (self.unfoldings, *theta.shape)))
         )
