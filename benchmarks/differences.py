@@ -14,7 +14,8 @@ from unrolled import experiments, records
 FOLDER = Path(__file__).parent / "sparse_features"
 BEST_RATE = 0.05  # of the CNN
 CHANCE = 0.2  # an accuracy that a network of ten classes which learns is above
-HEADER = "activation | gamma | trained | test accuracy | first 1,000 | difference | by Holm"
+LABELS = {"relu": "ReLU", "elu": "ELU", "mish": "Mish"}
+HEADER = ("activation", "gamma", "trained", "test accuracy", "difference", "by Holm")
 MEASURES = {"zeros, %": ("zeros", 100, 1), "small, %": ("below", 100, 1)}
 MEASURES |= {"Hoyer": ("hoyer", 1, 3), "mean abs x": ("l1", 1, 3)}
 
@@ -78,8 +79,13 @@ def by_title(rows):
 
 
 def with_features(rows):
-    """Accuracies of the runs that trained, their differences, and measures of both layers."""
-    lines = [f"| {' | '.join([HEADER, *MEASURES])} |", "|" + "---|" * 11]
+    """Accuracies of the runs that trained, their differences, and measures of both layers.
+
+    Of the test batch, which is exact in its first 1,000 records alone, theirs too.
+    """
+    whole = any(row["recipe"]["test"] == "whole" for row in rows.values())
+    header = [*HEADER, *(["first 1,000"] if whole else []), *MEASURES]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     trained = {
         name: row
         for name, row in rows.items()
@@ -91,12 +97,14 @@ def with_features(rows):
     for cell in cells:
         kind = cell.recipe.activation, cell.recipe.gamma
         runs, good = ([r for r in of.values() if kind_of(r) == kind] for of in (rows, trained))
-        exact = experiments.interval(row["scores"]["accuracy_first_1000"] for row in good)
         apart = cell.differences.get("accuracy") if kind[1] else None
         wide = corrected.get(id(apart))
-        line = [kind[0], f"{kind[1]:g}", f"{len(good)} of {len(runs)}"]
-        line += [percent(cell.scores["accuracy"]), percent(exact)]
-        line += [percent(apart, "+") if apart else "", f"± {100 * wide.half:.2f}" if wide else ""]
+        line = [LABELS[kind[0]], f"{kind[1]:g}", f"{len(good)} of {len(runs)}"]
+        line += [percent(cell.scores["accuracy"]), percent(apart, "+") if apart else ""]
+        line.append(f"± {100 * wide.half:.2f}" if wide else "")
+        if whole:
+            exact = (row["scores"]["accuracy_first_1000"] for row in good)
+            line.append(percent(experiments.interval(exact)))
         for measure, scale, digits in MEASURES.values():
             values = (f"{scale * v:.{digits}f}" for v in cell.features[measure])
             line.append(" / ".join(values))
