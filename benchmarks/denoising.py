@@ -163,11 +163,11 @@ def train(name: str, net: CSCNet, levels, job: Job) -> dict[str, list[dict]]:
     """Train in all stages; returns the curve of each that has begun."""
     share = 1.0 if net.slope is None else 0.5
     curves: dict[str, list[dict]] = {}
-    for grids, steps, rate in job.design.stages:
+    for number, (grids, steps, rate) in enumerate(job.design.stages, start=1):
         stage = Stage(grids, round(share * steps), share * rate)
-        curve = trained(f"{name}-{grids * grids}", net, levels, stage, job)
+        curve = trained(f"{name}-{number}", net, levels, stage, job)
         if curve:
-            curves[f"{grids * grids} grids"] = curve
+            curves[f"stage {number}, grids: {grids * grids}"] = curve
         if not curve or curve[-1]["step"] < stage.steps:
             break
     return curves
