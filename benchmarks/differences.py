@@ -7,7 +7,10 @@ gamma and seed alone, one for every other choice, and MNIST's unfolded networks 
 at the rate that held-out images chose for it.
 """
 
+import json
 from pathlib import Path
+
+import numpy as np
 
 from unrolled import experiments, records
 
@@ -71,10 +74,7 @@ def by_title(rows):
     for cell in experiments.summarize(rows):
         tables.setdefault(title(cell.recipe), {})
     for name, row in rows.items():
-        fields = {
-            n: tuple(map(tuple, v)) if n == "options" else v for n, v in row["recipe"].items()
-        }
-        tables[title(experiments.Recipe(**fields))][name] = row
+        tables[title(recipe_of(row))][name] = row
     return tables
 
 
@@ -112,6 +112,29 @@ def with_features(rows):
     return "\n".join(lines)
 
 
+def beside_a_pursuit(rows):
+    """Paired differences from gamma = 0 of what the features are beside a pursuit."""
+    by_run = {}
+    for path in sorted((FOLDER / "features").glob("*.json")):
+        row = rows[path.stem.rpartition("-")[0]]  # the number of pictures follows
+        table = title(recipe_of(row))
+        for layer in row["layers"]:
+            measured = json.loads(path.read_text())[layer]
+            for name in ("gap", "scaled_change", "overlap"):
+                runs = by_run.setdefault((table, layer, name), {})
+                runs[row["recipe"]["gamma"], row["recipe"]["seed"]] = measured["pursued"][name]
+    for (table, layer, name), runs in by_run.items():
+        for gamma in sorted({gamma for gamma, _ in runs} - {0.0}):
+            seeds = [seed for g, seed in runs if g == gamma and (0.0, seed) in runs]
+            apart = (np.mean(runs[gamma, s]) - np.mean(runs[0.0, s]) for s in seeds)
+            yield f"{table}, {layer}, gamma {gamma:g}, {name}", experiments.interval(apart)
+
+
+def recipe_of(row):
+    fields = {n: tuple(map(tuple, v)) if n == "options" else v for n, v in row["recipe"].items()}
+    return experiments.Recipe(**fields)
+
+
 def kind_of(row):
     return row["recipe"]["activation"], row["recipe"]["gamma"]
 
@@ -130,6 +153,9 @@ def main():
         else:
             table = experiments.scores_table([c for c in cells if title(c.recipe) == name])
         print(f"\n{name}\n\n{table}")
+    print("\nBeside a pursuit, differences from gamma = 0:\n")
+    for name, of in beside_a_pursuit(rows):
+        print(f"- {name}: {of.mean:+.3f} ± {of.half:.3f}{' *' if of.excludes_zero else ''}")
     named = list(differences(cells))
     plain = [of for _, of in named]
     corrected = experiments.holm(plain)
