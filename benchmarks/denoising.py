@@ -7,8 +7,9 @@
 
 `--data DIR`, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training
 writes its state to the folder `--weights` at every evaluation and continues from there. A stage
-trains through the mean of more grids than the one before; the last of the published sizes through
-the mean of all shifts, as the net is tested. float32, pictures in [0, 1], nothing is clipped.
+trains through the mean of at least as many grids as the one before, and the last ones of the
+published sizes through the mean of all shifts, as the net is tested. float32, pictures in [0, 1],
+nothing is clipped.
 """
 
 import argparse
