@@ -113,7 +113,7 @@ def with_features(rows):
 
 
 def beside_a_pursuit(rows):
-    """Paired differences from gamma = 0 of what the features are beside a pursuit."""
+    """Table, name and paired difference from gamma = 0 of what features are beside a pursuit."""
     by_run = {}
     for path in sorted((FOLDER / "features").glob("*.json")):
         row = rows[path.stem.rpartition("-")[0]]  # the number of pictures follows
@@ -127,7 +127,7 @@ def beside_a_pursuit(rows):
         for gamma in sorted({gamma for gamma, _ in runs} - {0.0}):
             seeds = [seed for g, seed in runs if g == gamma and (0.0, seed) in runs]
             apart = (np.mean(runs[gamma, s]) - np.mean(runs[0.0, s]) for s in seeds)
-            yield f"{table}, {layer}, gamma {gamma:g}, {name}", experiments.interval(apart)
+            yield table, f"{layer}, gamma {gamma:g}, {name}", experiments.interval(apart)
 
 
 def recipe_of(row):
@@ -154,8 +154,13 @@ def main():
             table = experiments.scores_table([c for c in cells if title(c.recipe) == name])
         print(f"\n{name}\n\n{table}")
     print("\nBeside a pursuit, differences from gamma = 0:\n")
-    for name, of in beside_a_pursuit(rows):
-        print(f"- {name}: {of.mean:+.3f} ± {of.half:.3f}{' *' if of.excludes_zero else ''}")
+    tables = {}
+    for table, name, of in beside_a_pursuit(rows):
+        tables.setdefault(table, []).append((name, of))
+    for table, found in tables.items():
+        for (name, of), wide in zip(found, experiments.holm([of for _, of in found])):
+            clear = " *" * (of.excludes_zero + wide.excludes_zero)
+            print(f"- {table}, {name}: {of.mean:+.3f} ± {of.half:.3f} ({wide.half:.3f}){clear}")
     named = list(differences(cells))
     plain = [of for _, of in named]
     corrected = experiments.holm(plain)

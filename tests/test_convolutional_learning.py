@@ -400,13 +400,13 @@ def test_what_is_no_number_is_refused():
     ("shape", "signal", "sweeps"),
     [((3, 1, 12), (200,), 100), ((3, 4, 12), (200,), 100), ((3, 1, 6, 6), (24, 24), 60)],
 )
-def test_the_rate_of_recovery_over_5_seeds(shape, signal, sweeps):
+def test_the_rate_of_recovery_over_8_seeds(shape, signal, sweeps):
     """Above 0.9 are, over 20 seeds, 100 % of the inner products in one dimension and 98 % in two.
 
     Without moves to the centre it is 85 % in all three.
     """
     inner = []
-    for seed in range(5):
+    for seed in range(8):
         filters, images = planted(seed, shape, signal)
         found = learn(images, shape, lam=0.05, sweeps=sweeps, key=seed)
         inner.append(recovered(filters, found.D.filters))

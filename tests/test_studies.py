@@ -102,14 +102,15 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     curve = ur.compare.compare(guarded, D, study.tested, lam=FEW["lam"]).curves["lamp"]
     assert told.endswith(f"with it: lamp, learned {float(curve.gap[-1]):.2e}.")
     assert study.comparison.curves["lamp, learned"].worse[-1] > curve.worse[-1] == 0
-    # The same of weights that are there, with the dictionary that they were learned with.
-    fit = ur.training.Fit(None, params, 2 * D, None, layer)
-    options |= dict(methods=("ista",), weights={"w": fit})
-    study = studies.unknown_codes(KEY, D, own, **options)
-    (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
-    guarded = {"w": fit._replace(model=dataclasses.replace(layer, guard=FEW["lam"]))}
-    curve = ur.compare.compare(guarded, D, study.tested, lam=FEW["lam"]).curves["w"]
-    assert told.endswith(f"with it: w {float(curve.gap[-1]):.2e}.")
+    # The same of weights that are there, with the dictionary that they were learned with, if any.
+    for learned_with in (2 * D, None):
+        fit = ur.training.Fit(None, params, learned_with, None, layer)
+        options |= dict(methods=("ista",), weights={"w": fit})
+        study = studies.unknown_codes(KEY, D, own, **options)
+        (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
+        guarded = {"w": fit._replace(model=dataclasses.replace(layer, guard=FEW["lam"]))}
+        curve = ur.compare.compare(guarded, D, study.tested, lam=FEW["lam"]).curves["w"]
+        assert told.endswith(f"with it: w {float(curve.gap[-1]):.2e}.")
 
 
 @pytest.mark.slow

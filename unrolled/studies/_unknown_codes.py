@@ -227,7 +227,7 @@ def unknown_codes(
     learned = {name: (*m, D) for name, m in trained.items() if name.endswith(", learned")}
     for name, fit in run.weights.items():
         assert isinstance(fit.model, Layer)  # or it was refused beside ISTA, a layer
-        learned[name] = fit.model, fit.best, fit.D
+        learned[name] = fit.model, fit.best, D if fit.D is None else fit.D
     worse = {name: m for name, m in learned.items() if result.curves[name].worse[-1] > 0}
     remarks += _of_guarded(worse, D, some, lam, optimum)
     solved = D, signals, some, lam, run.depth, optimum
