@@ -155,6 +155,7 @@ def test_means_may_stay_and_thresholds_may_be_negative():
     net.theta[...] = net.theta[...] * jnp.array([1.0, -1.0, 1.0])
     for found, expected in zip(window_and_code(net, window), convolutions(net, window)):
         np.testing.assert_allclose(found, expected, atol=ROUNDING)
+    np.testing.assert_allclose(net.code(window), found, atol=ROUNDING)  # also outside of jit
     noisy = picture(7, 9)
     estimates, nonzero = zip(*of_all_shifts(net, noisy))
     np.testing.assert_allclose(run(net, noisy), np.mean(estimates, 0), atol=ROUNDING)

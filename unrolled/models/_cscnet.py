@@ -273,7 +273,10 @@ class CSCNet(nnx.Module):
         params = Unrolled(
             Weights(B), Threshold(jnp.broadcast_to(theta, (self.unfoldings, *theta.shape)))
         )
-        return lista_cp(self.unfoldings).apply(params, A, window.reshape(-1))
+        apply = lista_cp(self.unfoldings).apply
+        if self.signed:  # a layer refuses thresholds that it knows to be negative
+            apply = jax.jit(apply)
+        return apply(params, A, window.reshape(-1))
 
     def _synthesize(self, x: Array, shape: tuple[int, ...]) -> Array:
         return (Conv(self.C[...], shape, self.stride) @ x).reshape(shape)
