@@ -396,8 +396,10 @@ def main() -> None:
     parser.add_argument(
         "--stop", action="store_true", help="evaluate the saved state without training"
     )
+    parser.add_argument("--stages", type=int, help="train the first of the stages alone")
     options = parser.parse_args()
     design, name = (PUBLISHED, "_published") if options.published else (SMALL, "")
+    design = design._replace(stages=design.stages[: options.stages])
     output = options.output or Path(__file__).with_name(f"denoising{name}.json")
     folder = ur.datasets.locate("denoising", options.data)
     training = np.stack([*ur.datasets.read_images(folder / "Train400").values()])

@@ -1,6 +1,7 @@
 """The sparse-feature runs and their differences from their baselines, with Holm's correction.
 
     python benchmarks/differences.py
+    python benchmarks/differences.py "cifar10, lenet5, epochs 20"     this table alone
 
 It reads the committed rows alone, and prints a table of the runs that differ in model, activation,
 gamma and seed alone, one for every other choice, and MNIST's unfolded networks beside the plain CNN
@@ -8,6 +9,7 @@ at the rate that held-out images chose for it.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +148,16 @@ def percent(of, sign=""):
 
 def main():
     rows = experiments.read_rows(FOLDER)
-    cells = experiments.summarize(rows)
-    for name, group in by_title(rows).items():
-        if "cifar10, lenet5" in name:
-            table = with_features(group)
-        else:
-            table = experiments.scores_table([c for c in cells if title(c.recipe) == name])
+    tables = {
+        name: with_features(group)
+        if "cifar10, lenet5" in name
+        else experiments.scores_table(experiments.summarize(group))
+        for name, group in by_title(rows).items()
+    }
+    if wanted := sys.argv[1:]:
+        print(*(tables[name] for name in wanted), sep="\n\n")
+        return
+    for name, table in tables.items():
         print(f"\n{name}\n\n{table}")
     print("\nBeside a pursuit, differences from gamma = 0:\n")
     tables = {}
@@ -161,7 +167,7 @@ def main():
         for (name, of), wide in zip(found, experiments.holm([of for _, of in found])):
             clear = " *" * (of.excludes_zero + wide.excludes_zero)
             print(f"- {table}, {name}: {of.mean:+.3f} ± {of.half:.3f} ({wide.half:.3f}){clear}")
-    named = list(differences(cells))
+    named = list(differences(experiments.summarize(rows)))
     plain = [of for _, of in named]
     corrected = experiments.holm(plain)
     clear = [sum(of.excludes_zero for of in found) for found in (plain, corrected)]

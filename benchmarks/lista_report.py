@@ -299,8 +299,6 @@ def main() -> None:
     if given.figure:
         figure(there).savefig(HERE / "lista.png", dpi=110)
         return
-    made = {cell: len({r for r in there if r.cell == cell and "test" in there[r]}) for cell in MAIN}
-    print("Rows:", ", ".join(f"{cell} {count}" for cell, count in made.items()), end="\n\n")
     print(errors(there, MAIN), costs(there), sep="\n\n")
     print("\nNot reached:", "; ".join(not_reached(there)) + ".")
     for title, part in (
@@ -309,7 +307,8 @@ def main() -> None:
         ("Made without noise, tested elsewhere:", generalisation(there)),
         ("The design:", summary_of_design(there)),
     ):
-        print(f"\n{title}\n\n{part}")
+        if part.count("\n") > 1:  # more than a header
+            print(f"\n{title}\n\n{part}")
 
 
 if __name__ == "__main__":

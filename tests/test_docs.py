@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -200,6 +201,18 @@ def test_the_first_figure_says_what_was_measured():
     names = ("ISTA", "FISTA", "LISTA-SS", "ALISTA-SS", "OAT", "VAMP-BG")
     ends = [round(rows[name]["per step"][-1]) for name in names]
     assert [int(number) for number in re.findall(r"-\d+", said)] == ends
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_measurements_are_printed_from_the_rows(tmp_path):
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    page, command = tmp_path / "benchmarks" / "README.md", [sys.executable, "benchmarks/readme.py"]
+    text = page.read_text()
+    page.write_text(text.replace("| ELU | 0 | 3 of 3 |", "| ELU | 0 | 2 of 3 |", 1))
+    checked = subprocess.run([*command, "--check"], cwd=tmp_path, capture_output=True, text=True)
+    differ = re.findall(r"\w+\.py[^,.]*", checked.stderr)
+    assert checked.returncode and differ[0].startswith("differences.py"), checked.stderr
+    assert "test held-out" in checked.stderr and differ[1:] == ["readme.py"]
 
 
 # The example of the README at a size that runs in seconds.
