@@ -19,6 +19,7 @@ from unrolled import experiments, records
 FOLDER = Path(__file__).parent / "sparse_features"
 BEST_RATE = 0.05  # of the CNN
 CHANCE = 0.2  # an accuracy that a network of ten classes which learns is above
+NAMED = ("data", "model", "activation", "gamma", "seed")  # first in a title, or in the table
 LABELS = {"relu": "ReLU", "elu": "ELU", "mish": "Mish"}
 HEADER = ("activation", "gamma", "trained", "test accuracy", "difference", "by Holm")
 MEASURES = {"zeros, %": ("zeros", 100, 1), "small, %": ("below", 100, 1)}
@@ -63,11 +64,13 @@ def differences(cells):
 
 
 def title(recipe):
-    """What is not at its default, of all but the activation, gamma and the seed."""
-    changed = records.changed(recipe)
-    said = {name: value for name, value in changed.items() if name not in ("data", "model")}
-    left = [f"{n} {v}" for n, v in said.items() if n not in ("activation", "gamma", "seed")]
-    return ", ".join([recipe.data, recipe.model, *left])
+    """What differs from the recipe of the paper, but the activation, gamma and the seed."""
+    paper = experiments.paper_recipe(experiments.task_of(recipe.model), recipe.data)
+    changes = records.changes(records.values_of(paper), records.values_of(recipe))
+    apart = {name: new for name, (_, new) in changes.items()}
+    apart |= apart.pop("options", ())
+    said = [f"{name} {value}" for name, value in apart.items() if name not in NAMED]
+    return ", ".join([recipe.data, recipe.model, *said])
 
 
 def by_title(rows):

@@ -967,6 +967,16 @@ def test_a_data_set_that_is_given_by_its_path_has_its_name_in_the_rows(
     assert {recipe.data for recipe in recipes} == {"Mine"}
 
 
+def test_the_command_says_what_is_tested_on(images, tmp_path, monkeypatch, capsys):
+    """The counts are of the set; a part of it may be held out."""
+    monkeypatch.setattr(experiments, "load", lambda *_, **__: images)
+    monkeypatch.setattr(experiments, "sweep", lambda *_, **__: None)
+    for test, said in {"whole": False, "held-out": True}.items():
+        output = str(tmp_path / test)
+        main(["experiment", "classification", "--test", test, "--output", output])
+        assert ("tested on the last fifth of the training" in capsys.readouterr().err) is said
+
+
 def test_a_folder_of_classes_is_a_data_set(tmp_path):
     from unrolled.commands._experiment import _dataset
 

@@ -152,7 +152,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Run what has no row yet, write the report of all rows, and print it."""
     from unrolled import experiments
-    from unrolled.commands._experiment_report import features_sections, write
+    from unrolled.commands._experiment_report import TESTS, features_sections, write
 
     say = teller()
     _complete(arguments)
@@ -169,6 +169,8 @@ def run(arguments: argparse.Namespace) -> None:
     say(
         f"{name}: {len(images.train[0])} training and {len(images.test[0])} test images{_why(name)}"
     )
+    if (test := recipes[0].test) != "whole":
+        say(f"tested on {TESTS[test]}")
     with progress(say) as tell:
         sweep = experiments.sweep(
             recipes,

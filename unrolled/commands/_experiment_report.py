@@ -36,6 +36,11 @@ c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least |x*
 energy of y in D x*. *certificate*: the most by which J(x*) exceeds the minimum, in units of the
 gap, on any image. *none*: J has no bound on large pictures. Of other activations x is the positive
 part."""
+TESTS = {
+    "whole": "the whole test set",
+    "exact": "the first 1000 images of the test set",
+    "held-out": "the last fifth of the training images, held out",
+}
 _PICTURED = 4  # networks beside the truth, at most
 # Fields in which the runs of one section differ.
 _WITHIN = ("activation", "gamma", "seed")
@@ -116,15 +121,10 @@ def section_name(rows: dict[str, dict]) -> str:
 def _conditions(first: dict, rows: dict[str, dict]) -> str:
     """The images, the recipe, and how it deviates from the paper's."""
     images, recipe = first["images"], first["recipe"]
-    test = {
-        "whole": "the whole test set",
-        "exact": "the first 1000 images of the test set",
-        "held-out": "the last fifth of the training images, held out",
-    }[recipe["test"]]
     kind = {"shapes": "Synthetic pictures, which stand in for photographs. "}
     sentences = [
-        f"{kind.get(recipe['data'], '')}{images['train']} training images, tested on {test} "
-        f"({images['test']} images).",
+        f"{kind.get(recipe['data'], '')}{images['train']} training images, tested on "
+        f"{TESTS[recipe['test']]} ({images['test']} images).",
         f"Deviations from the paper: {'; '.join(first['deviations']) or 'none'}.",
     ]
     if recipe["optimizer"] == "sgd" and task_of(recipe["model"]) == "classification":
