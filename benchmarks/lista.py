@@ -193,7 +193,7 @@ def sampler(cell: Cell, D: jax.Array, batch: int) -> Any:
     """Signals with noise, and their codes: Bernoulli supports, nonzeros of variance 1."""
     draw = {"Gaussian": jax.random.normal, "Laplacian": jax.random.laplace}.get(cell.codes)
 
-    def sample(key):
+    def sample(D, key):
         where, what, noise = jax.random.split(key, 3)
         shape = (batch, cell.d)
         values = draw(what, shape) if draw else jax.random.rademacher(what, shape, jnp.float32)
@@ -202,7 +202,7 @@ def sampler(cell: Cell, D: jax.Array, batch: int) -> Any:
         Y = ur.problems.synthesize(D, X)
         return (Y if math.isinf(cell.snr) else ur.problems.add_noise(noise, Y, cell.snr)), X
 
-    return sample
+    return jax.tree_util.Partial(sample, D)
 
 
 def test_signals(cell: Cell, D: jax.Array, row: Row) -> tuple[jax.Array, jax.Array]:

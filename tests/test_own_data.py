@@ -74,6 +74,52 @@ def test_no_step_sees_a_signal_that_is_held_back():
     assert not np.array_equal(given.history.loss, found.history.loss)
 
 
+@pytest.fixture
+def constants_are_told():
+    """JAX warns of programs that hold more than the sizes here, and warnings are errors."""
+    before = jax.config.jax_captured_constants_warn_bytes
+    jax.config.update("jax_captured_constants_warn_bytes", 1000)
+    yield
+    jax.config.update("jax_captured_constants_warn_bytes", before)
+
+
+SAMPLERS = {
+    "arrays": (Y, X),
+    "a resampler": ur.problems.resampler(Y, X),
+    "planted": ur.problems.sampler(jnp.asarray(D), 8),
+    "of a caller": jax.tree_util.Partial(lambda Y, key: (Y[:8], None), jnp.asarray(Y)),
+}
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("given", SAMPLERS.values(), ids=SAMPLERS)
+def test_no_program_of_a_training_holds_its_signals(given, constants_are_told):
+    """As constants, signals of 2 GB took 11 GB, and as much in the cache of programs."""
+    for options in ({}, {"accumulate": 2}):
+        found = fit(given, **options)
+    same = fit(given, mesh=jax.make_mesh((1,), ("data",)), **options)
+    np.testing.assert_array_equal(found.best.steps.theta, same.best.steps.theta)
+
+
+@pytest.mark.slow
+def test_a_sampler_that_holds_arrays_trains_as_before(constants_are_told):
+    sample = ur.problems.resampler(Y, X)
+    expected = fit(sample)
+    with pytest.warns(UserWarning, match="constants were captured"):
+        found = fit(lambda key: sample(key))
+    np.testing.assert_array_equal(found.history.loss, expected.history.loss)
+
+
+class Unhashable(dict):
+    def __call__(self, key):
+        return self["Y"], None
+
+
+@pytest.mark.slow
+def test_a_sampler_need_not_be_hashable():
+    assert np.isfinite(fit(Unhashable(Y=jnp.asarray(Y[:8]))).history.loss).all()
+
+
 def test_signals_with_codes_train_on_codes():
     found = fit((Y, X), loss=ur.training.supervised, steps=30, optimizer=optax.adam(1e-2))
     first, last = found.history.records[0], found.history.records[-1]

@@ -7,6 +7,7 @@ The rows are NaN then, and the sampler keeps the fault for those who ask on the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -123,6 +124,23 @@ class Draws:
         for file in self.files:
             if file.fault is not None:
                 raise ValueError(file.fault)
+
+
+def as_argument(sample: Any) -> Any:
+    """A sampler as a pytree: what its leaves hold is not compiled into a program that takes it.
+
+    An array that a function holds becomes a constant of the program, copied by each pass of the
+    compiler and kept with what is compiled: gigabytes for signals of one's own.
+    """
+    leaves = jax.tree.leaves(sample)
+    if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
+        return sample
+    return jax.tree_util.Partial(lambda key: sample(key))  # hashable, whatever the sampler is
+
+
+def drawing(sample: Any) -> Callable[[Key], Any]:
+    """The sampler, compiled."""
+    return partial(jax.jit(lambda sample, key: sample(key)), as_argument(sample))
 
 
 def check_draws(sample: Any, batch: Any) -> None:

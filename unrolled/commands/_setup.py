@@ -14,7 +14,7 @@ import optax
 
 from unrolled import analytic, datasets, dictionaries, problems, training
 from unrolled._files import whole_file
-from unrolled._mapped import LARGEST_BYTES, Rows
+from unrolled._mapped import LARGEST_BYTES, Rows, drawing
 from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled._text import in_rows
 from unrolled.commands import _inputs, _sections
@@ -97,8 +97,8 @@ def _problem(
     sampler = partial(problems.sampler, D, probability=problem.probability, snr=problem.snr)
     chosen_on: Batch = (None, None)
     if any(map(_set_on_signals, config.layers)):
-        chosen_on = jax.jit(sampler(CHOSEN_ON))(chosen_key)
-    tested_on = jax.jit(sampler(problem.test_signals))(test_key)
+        chosen_on = drawing(sampler(CHOSEN_ON))(chosen_key)
+    tested_on = drawing(sampler(problem.test_signals))(test_key)
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled import _checks, datasets, problems
 from unrolled._checks import Array
+from unrolled._mapped import drawing
 from unrolled.dictionaries import as_chain, as_dictionary, check_batch
 from unrolled.problems import resampler
 
@@ -72,7 +73,7 @@ def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = m
     def sampler(batch):
         return problems.sampler(D, batch, probability=s / d, snr=snr)
 
-    chosen_on, tested_on = jax.jit(sampler(CHOSEN_ON)), jax.jit(sampler(_TESTED_ON))
+    chosen_on, tested_on = (drawing(sampler(batch)) for batch in (CHOSEN_ON, _TESTED_ON))
     return Samples(D, sampler(BATCH), chosen_on(keys[1]), tested_on(keys[2]), snr)
 
 

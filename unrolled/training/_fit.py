@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from unrolled import _checks, _sharded
 from unrolled._beside import lam_of
 from unrolled._checks import Array
-from unrolled._mapped import check_draws
+from unrolled._mapped import check_draws, drawing
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.training._checkpoint import Checkpoint
@@ -264,7 +264,7 @@ def _check_sample(sample: Sample, where: str) -> None:
 def _validation(sample: Sample, key: Array) -> tuple:
     """Batches from keys that no training step uses."""
     keys = jax.random.split(jax.random.fold_in(key, _NO_STEP), _VALIDATION_BATCHES)
-    batches = [jax.jit(sample)(k) for k in keys]
+    batches = [*map(drawing(sample), keys)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
 
 

@@ -159,7 +159,9 @@ class Keeper:
         # A later stage starts from other params: it is not repeated.
         end = min([_REPLAYED, *(record.step for record in state.records if record.stage > 0)])
         for k, loss in enumerate(state.losses[:end]):
-            trained, optimizer, bad, value = loop.update(trained, optimizer, bad, loop.fixed, k, at)
+            trained, optimizer, bad, value = loop.update(
+                trained, optimizer, bad, loop.fixed, loop.drawn, k, at
+            )
             saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
         tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5
         close = np.isclose([*saved.values()], [*again.values()], rtol=tolerance, atol=tolerance)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from unrolled._checks import Array
-from unrolled._mapped import Draws
+from unrolled._mapped import Draws, as_argument
 from unrolled._processes import Processes, processes_of
 from unrolled.training._mesh import Places, Sharing, batches, mean, places_of, with_gradient
 from unrolled.training._objective import Objective
@@ -43,11 +43,14 @@ def make_loop(
 ) -> "Loop":
     """Compile a run once, for any number of stages."""
     place = places_of(shared.mesh, data.start, objective.where)
-    key, trained, fixed = place((data.key, data.trained, data.fixed))
+    sample = as_argument(data.sample)
+    if shared.mesh is None:
+        sample = _beside(data.trained, sample)
+    key, trained, fixed, sample = place((data.key, data.trained, data.fixed, sample))
     validation = place.batch(data.validation)
     # Line searches and the like ask for the loss: as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
-    step = _Step(objective, data.sample, informed, key, shared, place)
+    step = _Step(objective, informed, key, shared, place)
     compiled = partial(jax.jit, compiler_options=shared.compiler)
     zero, ista = compiled(objective.of_others)(trained, fixed, validation)
     return Loop(
@@ -57,8 +60,9 @@ def make_loop(
         compiled(jax.value_and_grad(step.inspected, has_aux=True)),
         float(zero),
         float(ista),
-        compiled(lambda k: batches(key, k, shared.batches, data.sample)),
+        partial(compiled(lambda sample, k: batches(key, k, shared.batches, sample)), sample),
         data.sample,
+        sample,
         optimizer,
         fixed,
         validation,
@@ -67,12 +71,22 @@ def make_loop(
     )
 
 
+def _beside(trained: Any, sample: Any) -> Any:
+    """A sampler whose arrays are on the devices of the params, which a compiled step asks for."""
+    devices = {d for leaf in jax.tree.leaves(trained) for d in jnp.asarray(leaf).devices()}
+
+    def of_leaf(leaf):
+        apart = isinstance(leaf, jax.Array) and leaf.devices() != devices
+        return jnp.asarray(np.asarray(leaf) if apart else leaf)
+
+    return jax.tree.map(of_leaf, sample)
+
+
 @dataclass(frozen=True, eq=False)
 class _Step:
     """One training step."""
 
     objective: Objective
-    sample: Sample
     optimizer: optax.GradientTransformationExtraArgs
     key: Array
     shared: Sharing
@@ -82,30 +96,30 @@ class _Step:
         trained = self.objective.join(free, others)
         return self.objective.judged(trained, fixed, batch, at, every=True)
 
-    def gradient(self, free, others, fixed, k, at):
+    def gradient(self, free, others, fixed, sample, k, at):
         """The loss of a step, its gradient, the others after it, and the loss as a function."""
         key = jax.random.fold_in(self.key, k)
         learned = partial(self.objective.learned, others=others, fixed=fixed, at=at)
         if self.shared.batches == 1:
-            batch = self.sample(key)
+            batch = sample(key)
             (value, others), gradients = jax.value_and_grad(learned, has_aux=True)(
                 free, batch=batch
             )
             return value, gradients, others, lambda free: learned(free, batch=batch)[0]
 
-        def judge(key, free, fixed, at):
-            return self.objective.evaluated(free, fixed, self.sample(key), at)
+        def judge(key, free, fixed, sample, at):
+            return self.objective.evaluated(free, fixed, sample(key), at)
 
         def average(free):
             of_batch = jax.value_and_grad(judge, argnums=1)
-            return mean(of_batch, key, self.shared, free, fixed, at)
+            return mean(of_batch, key, self.shared, free, fixed, sample, at)
 
         return *average(free), others, with_gradient(average)
 
-    def update(self, trained, state, bad, fixed, k, at):
+    def update(self, trained, state, bad, fixed, sample, k, at):
         """The leaves, the optimiser and the first step that is not finite, after step k."""
         free, others = self.objective.free(trained)
-        value, gradients, changed, value_fn = self.gradient(free, others, fixed, k, at)
+        value, gradients, changed, value_fn = self.gradient(free, others, fixed, sample, k, at)
         good = jnp.isfinite(value) & all_finite(gradients)
         bad = jnp.where(good | (bad >= 0), bad, k)
 
@@ -137,6 +151,7 @@ class Loop(NamedTuple):
     ista: float  # and of ISTA at the same depth; nan where there is none
     batch: Callable
     sample: Sample
+    drawn: Sample  # as an argument of `update`
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
@@ -226,8 +241,11 @@ class Loop(NamedTuple):
                 self.processes.together(self.sample.check)
             return state._replace(trained=trained, optimizer=optimizer, step=step, losses=losses)
 
+        fixed, sample = self.fixed, self.drawn
         for k in range(state.step, done):
-            trained, optimizer, bad, value = self.update(trained, optimizer, bad, self.fixed, k, at)
+            trained, optimizer, bad, value = self.update(
+                trained, optimizer, bad, fixed, sample, k, at
+            )
             pending.append(value)
             due = keeper is not None and k + 1 < done and keeper.due(k + 1, evaluated=False)
             if due and int(bad) < 0:

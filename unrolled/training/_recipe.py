@@ -13,7 +13,7 @@ import optax
 from unrolled import _checks, layers, metrics
 from unrolled._beside import ROUNDING
 from unrolled._checks import Array, Key
-from unrolled._mapped import check_draws
+from unrolled._mapped import check_draws, drawing
 from unrolled._numbers import norm
 from unrolled._program import program
 from unrolled.analytic import calibrate
@@ -232,7 +232,7 @@ def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
     """At least so many signals of a sampler, and their codes."""
     batch = len(jax.eval_shape(sample, key)[0])
     keys = jax.random.split(key, -(-signals // batch))
-    drawn = jax.jit(jax.vmap(sample))(keys)[:2]
+    drawn = jax.vmap(drawing(sample))(keys)[:2]
     check_draws(sample, drawn)
     return jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), drawn)
 

@@ -130,7 +130,10 @@ class Progress(NamedTuple):
 class Sample(Protocol):
     """Draws a batch: `sample(key) -> (Y, X)` or `(Y, X, Ds)`.
 
-    It is traced into the training step, so it must be a pure function of the key.
+    It is traced into the training step, so it must be a pure function of the key. Arrays that a
+    function holds become constants of that step; of a pytree, such as `jax.tree_util.Partial(f,
+    arrays)` and what `problems.sampler` and `resampler` return, they are its arguments, which costs
+    no copies.
 
     Args:
         key: one random key; training step k passes `fold_in(key, k)`.
