@@ -255,13 +255,16 @@ def carried(layer: layers.Layer, params: Any, D: jax.Array, other: jax.Array, ri
 def squares(layer: layers.Layer, params: Any, D: jax.Array, Y: jax.Array, X: jax.Array) -> Any:
     """norm(x_k - x)^2 of every signal after every step, (signals, K)."""
 
-    def of(pair):
-        codes = jax.vmap(layer.iterates, (None, None, 0))(params, D, pair[0])
-        return jnp.sum((codes - pair[1][:, None]) ** 2, -1)
+    @jax.jit
+    def of_chunks(params, D, Y, X):
+        def of(pair):
+            codes = jax.vmap(layer.iterates, (None, None, 0))(params, D, pair[0])
+            return jnp.sum((codes - pair[1][:, None]) ** 2, -1)
+
+        return jax.lax.map(of, (Y, X))
 
     chunks = [array.reshape(-1, min(CHUNK, len(array)), array.shape[1]) for array in (Y, X)]
-    found = jax.jit(lambda *pair: jax.lax.map(of, pair))(*chunks)
-    return np.asarray(found, float).reshape(len(Y), -1)
+    return np.asarray(of_chunks(params, D, *chunks), float).reshape(len(Y), -1)
 
 
 def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
