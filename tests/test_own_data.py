@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,14 +88,18 @@ SAMPLERS = {
     "arrays": (Y, X),
     "a resampler": ur.problems.resampler(Y, X),
     "planted": ur.problems.sampler(jnp.asarray(D), 8),
+    "of a file, and codes": (Y, X),
     "of a caller": jax.tree_util.Partial(lambda Y, key: (Y[:8], None), jnp.asarray(Y)),
 }
 
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("given", SAMPLERS.values(), ids=SAMPLERS)
-def test_no_program_of_a_training_holds_its_signals(given, constants_are_told):
+def test_no_program_of_a_training_holds_its_signals(given, constants_are_told, tmp_path, request):
     """As constants, signals of 2 GB took 11 GB, and as much in the cache of programs."""
+    if "file" in request.node.name:
+        np.save(tmp_path / "Y.npy", Y)
+        given = np.load(tmp_path / "Y.npy", mmap_mode="r"), X
     for options in ({}, {"accumulate": 2}):
         found = fit(given, **options)
     same = fit(given, mesh=jax.make_mesh((1,), ("data",)), **options)
@@ -115,9 +120,26 @@ class Unhashable(dict):
         return self["Y"], None
 
 
+class Sized(NamedTuple):
+    batch: np.ndarray
+    Y: jax.Array
+
+    def __call__(self, key):
+        return self.Y[: int(self.batch)], None
+
+
 @pytest.mark.slow
-def test_a_sampler_need_not_be_hashable():
-    assert np.isfinite(fit(Unhashable(Y=jnp.asarray(Y[:8]))).history.loss).all()
+@pytest.mark.parametrize(
+    "sample",
+    [Unhashable(Y=jnp.asarray(Y[:8])), Sized(np.array(8), jnp.asarray(Y))],
+    ids=["dict", "tuple"],
+)
+def test_a_sampler_may_be_any_function(sample):
+    """Not hashable, or a pytree with sizes in it."""
+    found = fit(sample, steps=1)
+    np.testing.assert_array_equal(
+        found.history.loss, fit(lambda key: sample(key), steps=1).history.loss
+    )
 
 
 def test_signals_with_codes_train_on_codes():

@@ -6,7 +6,7 @@ The rows are NaN then, and the sampler keeps the fault for those who ask on the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from unrolled._checks import Array, Key
 
 # Larger arrays (2 GiB) are not read into memory.
 LARGEST_BYTES = 2**31
+_ARRAY = jax.Array | np.ndarray
 
 
 class Rows:
@@ -106,12 +107,13 @@ class Rows:
             return np.full((*rows.shape, *self.shape[1:]), np.nan, self.dtype)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Draws:
     """A sampler of arrays of which some are `Rows`."""
 
     sample: Callable[[Key], Any]
-    files: tuple[Rows, ...]
+    files: tuple[Rows, ...] = field(metadata=dict(static=True))
 
     def __call__(self, key: Key) -> Any:
         batch = self.sample(key)
@@ -127,15 +129,18 @@ class Draws:
 
 
 def as_argument(sample: Any) -> Any:
-    """A sampler as a pytree: what its leaves hold is not compiled into a program that takes it.
+    """A sampler as a pytree: the arrays of its leaves are not compiled into a program of it.
 
     An array that a function holds becomes a constant of the program, copied by each pass of the
     compiler and kept with what is compiled: gigabytes for signals of one's own.
     """
-    leaves = jax.tree.leaves(sample)
-    if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
-        return sample
-    return jax.tree_util.Partial(lambda key: sample(key))  # hashable, whatever the sampler is
+    leaves, tree = jax.tree.flatten(sample)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAY) and leaf.ndim}
+
+    def draw(arrays: dict[int, Array], key: Key) -> Any:
+        return jax.tree.unflatten(tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])(key)
+
+    return jax.tree_util.Partial(draw, arrays)
 
 
 def drawing(sample: Any) -> Callable[[Key], Any]:

@@ -19,7 +19,8 @@ _HELD_BACK, _MOST = 10, 1000
 def is_own(sample: Any) -> bool:
     """Whether it is signals Y, or a pair (Y, X), and no sampler."""
     pair = isinstance(sample, tuple) and len(sample) == 2
-    return isinstance(sample[0] if pair else sample, jax.Array | np.ndarray)
+    first = sample[0] if pair else sample
+    return isinstance(first, jax.Array | np.ndarray) and not callable(sample)
 
 
 def from_arrays(
