@@ -225,6 +225,10 @@ CALLS = {
     "search": lambda Y, X: ur.training.search(layer, params, D, Y, X, theta=[0.05, 0.1]).loss,
     "compare": lambda Y, X: ur.compare.compare({"a": (layer, params)}, D, Y, X).curves["a"].nmse,
     "fit": lambda Y, X: ur.fit(layer, params, D, (Y, X), optimizer=adam, steps=1, key=0).params,
+    "sampler": lambda Y, X: ur.fit(
+        layer, params, jax.device_put(D, jax.devices()[0]), ur.problems.resampler(Y, X),
+        optimizer=adam, steps=1, key=0, validation=(np.asarray(Y), np.asarray(X)),
+    ).params,  # of signals on other devices than D
     "apply": lambda Y, X: jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y),
     "pursuits": lambda Y, X: jax.vmap(lambda y: ur.pursuit.fista(D, y, 0.1))(Y).x,
     "matching": lambda Y, X: jax.jit(jax.vmap(lambda y: ur.pursuit.omp(D, y, 2)))(Y).x,
@@ -252,7 +256,7 @@ print("done")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "calls", ["apply pursuits matching batch basis", "calibrate search compare fit"]
+    "calls", ["apply pursuits matching batch basis", "calibrate search compare fit sampler"]
 )
 def test_signals_of_the_caller_may_lie_on_a_mesh(calls):
     """Of the default kind, whose axes are Explicit, and of Auto ones; codes stay spread."""
