@@ -96,7 +96,7 @@ SAMPLERS = {
 @pytest.mark.few(1)
 @pytest.mark.parametrize("given", SAMPLERS.values(), ids=SAMPLERS)
 def test_no_program_of_a_training_holds_its_signals(given, constants_are_told, tmp_path, request):
-    """As constants, signals of 2 GB took 11 GB, and as much in the cache of programs."""
+    """As constants they were copied by the compiler, and kept in the cache of programs."""
     if "file" in request.node.name:
         np.save(tmp_path / "Y.npy", Y)
         given = np.load(tmp_path / "Y.npy", mmap_mode="r"), X
