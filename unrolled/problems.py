@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -314,24 +313,14 @@ def sampler(
     batch = _checks.as_index(batch, "batch", "sampler", least=1)
     chained = isinstance(D, tuple | list)
     Ds = as_chain(D, "sampler") if isinstance(D, tuple | list) else (D,)
-    return _Planted(Ds, batch, float(probability), float(snr), chained)
+    size = (batch, Ds[-1].shape[1])
 
+    def sample(Ds: tuple[Dictionary, ...], key: Key) -> tuple[Array, Any]:
+        key = _checks.as_key(key, "sampler")
+        Y, *codes = _sample(key, Ds, size, float(probability), float(snr))
+        return Y, tuple(codes) if chained else codes[0]
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class _Planted:
-    """A sampler whose dictionaries are leaves: arguments of a program, not constants in it."""
-
-    Ds: tuple[Dictionary, ...]
-    batch: int = field(metadata=dict(static=True))
-    probability: float = field(metadata=dict(static=True))
-    snr: float = field(metadata=dict(static=True))
-    chained: bool = field(metadata=dict(static=True))
-
-    def __call__(self, key: Key) -> tuple[Array, Any]:
-        key, size = _checks.as_key(key, "sampler"), (self.batch, self.Ds[-1].shape[1])
-        Y, *codes = _sample(key, self.Ds, size, self.probability, self.snr)
-        return Y, tuple(codes) if self.chained else codes[0]
+    return jax.tree_util.Partial(sample, Ds)  # leaves are arguments of a program
 
 
 @takes_sharded
@@ -362,21 +351,13 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
     batch = _checks.as_index(batch, "batch", where, least=1)
     arrays = as_data(Y, X, where)
     files = tuple(leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Rows))
-    sample = _Redrawn(arrays, batch, _read if files else _resample)
-    return Draws(sample, files) if files else sample
+    draw = _read if files else _resample
 
+    def sample(arrays: Any, key: Key) -> Any:
+        return draw(_checks.as_key(key, where), arrays, batch)
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class _Redrawn:
-    """A sampler whose signals are leaves: arguments of a program, not constants in it."""
-
-    arrays: Any
-    batch: int = field(metadata=dict(static=True))
-    draw: Callable = field(metadata=dict(static=True))
-
-    def __call__(self, key: Key) -> Any:
-        return self.draw(_checks.as_key(key, "resampler"), self.arrays, self.batch)
+    drawn = jax.tree_util.Partial(sample, arrays)  # leaves are arguments of a program
+    return Draws(drawn, files) if files else drawn
 
 
 def _drawn(key: Array, arrays: Any, batch: int) -> Any:

@@ -160,7 +160,7 @@ class Keeper:
         end = min([_REPLAYED, *(record.step for record in state.records if record.stage > 0)])
         for k, loss in enumerate(state.losses[:end]):
             trained, optimizer, bad, value = loop.update(
-                trained, optimizer, bad, loop.fixed, loop.drawn, k, at
+                trained, optimizer, bad, loop.fixed, loop.draw, k, at
             )
             saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
         tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5

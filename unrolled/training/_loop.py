@@ -45,7 +45,7 @@ def make_loop(
     place = places_of(shared.mesh, data.start, objective.where)
     sample = as_argument(data.sample)
     if shared.mesh is None:
-        sample = _beside(data.trained, sample)
+        sample = _placed(sample, data.trained)
     key, trained, fixed, sample = place((data.key, data.trained, data.fixed, sample))
     validation = place.batch(data.validation)
     # Line searches and the like ask for the loss: as a number and as a function.
@@ -71,7 +71,7 @@ def make_loop(
     )
 
 
-def _beside(trained: Any, sample: Any) -> Any:
+def _placed(sample: Any, trained: Any) -> Any:
     """A sampler whose arrays are on the devices of the params, which a compiled step asks for."""
     devices = {d for leaf in jax.tree.leaves(trained) for d in jnp.asarray(leaf).devices()}
 
@@ -151,7 +151,7 @@ class Loop(NamedTuple):
     ista: float  # and of ISTA at the same depth; nan where there is none
     batch: Callable
     sample: Sample
-    drawn: Sample  # as an argument of `update`
+    draw: Sample  # the same as an argument of `update`
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
@@ -241,10 +241,10 @@ class Loop(NamedTuple):
                 self.processes.together(self.sample.check)
             return state._replace(trained=trained, optimizer=optimizer, step=step, losses=losses)
 
-        fixed, sample = self.fixed, self.drawn
+        fixed, draw = self.fixed, self.draw
         for k in range(state.step, done):
             trained, optimizer, bad, value = self.update(
-                trained, optimizer, bad, fixed, sample, k, at
+                trained, optimizer, bad, fixed, draw, k, at
             )
             pending.append(value)
             due = keeper is not None and k + 1 < done and keeper.due(k + 1, evaluated=False)
