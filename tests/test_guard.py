@@ -88,6 +88,18 @@ def test_calibration_tries_the_same_weights_with_a_guard(problem):
     chex.assert_trees_all_equal(plain, guarded)
 
 
+@pytest.mark.parametrize(("size", "tried"), [(1, 0), (1 + 1e-6, 0), (1.01, 1)])
+def test_calibration_scales_no_weights_for_a_rounding_of_their_radius(size, tried):
+    """W'D = size (D'D) of a tight frame: D'D has the eigenvalues 0 and 2."""
+    D = ur.dictionaries.identity_hadamard(16).astype("float32")
+    params = ur.layers.lista_cp(K).init(None, D)
+    params = params._replace(shared=params.shared._replace(W=size * D))
+    begun = scaled_weights(layers.lista_cp(K), params, D)
+    assert len(begun) == tried
+    for scaled in begun:
+        chex.assert_trees_all_close(scaled.shared.W, D, rtol=1e-4)  # of 32 steps of powers
+
+
 def test_a_comparison_predicts_no_code_that_a_guard_picks(problem):
     D, _ = problem
     Y, X = ur.problems.sampler(D, 8)(jax.random.key(0))

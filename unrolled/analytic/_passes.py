@@ -11,8 +11,9 @@ from jax import lax
 
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp
+from unrolled._program import program
 from unrolled.dictionaries import Dictionary, column_norms
-from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
+from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.theory import spectral_radius
 
 Loss = Callable[..., Array]  # of (codes, X, D, Y), as those of training
@@ -149,19 +150,29 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
-    """The params with c W, if their steps have no step size and one of them expands."""
+    """The stacked params with c W, if their steps have no step size and one of them expands."""
     unguarded = dataclasses.replace(layer, guard=None)  # a guard changes no step
     if not unguarded.is_coupled or names_with_role(params.steps, "step size"):
         return []
-    shared, steps = unstack(params)
-    radii = [float(spectral_radius(layer.weights(shared, p, D).W, D)) for p in steps]
-    if max(radii) <= 2:
-        return []
-    c = [min(1.0, 2 / radius) for radius in radii]
-    return [stack(Unrolled(_times(shared, c[0]), tuple(map(_times, steps, c))))]
+    scaled, radius = _scaled(unguarded, params, D)
+    rounding = D.shape[0] * float(jnp.finfo(radius.dtype).eps)  # of a product with one column
+    return [scaled] if float(radius) > 2 * (1 + rounding) else []
 
 
-def _times(record, c: float):
+@program("layer")
+def _scaled(layer: Layer, params: Unrolled, D: Dictionary) -> tuple[Unrolled, Array]:
+    """The params with c W, c = min(1, 2 / rho), and the largest spectral radius rho of W'D."""
+
+    def scaled(p):
+        radius = spectral_radius(layer.weights(params.shared, p, D).W, D)
+        return _times(p, jnp.minimum(1, 2 / radius)), radius
+
+    steps, radii = lax.map(scaled, params.steps)
+    return Unrolled(_times(params.shared, jnp.minimum(1, 2 / radii[0])), steps), jnp.max(radii)
+
+
+def _times(record, c: Array):
     """A record with its weights times c."""
-    weights = {name: getattr(record, name) * c for name in names_with_role(record, "weights")}
+    weights = {name: getattr(record, name) for name in names_with_role(record, "weights")}
+    weights = {name: W * c.astype(W.dtype) for name, W in weights.items()}
     return record._replace(**weights) if weights else record
