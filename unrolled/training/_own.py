@@ -45,11 +45,12 @@ def from_arrays(
             )
         cut = n - min(max(1, n // _HELD_BACK), _MOST)
         validation = jax.tree.map(lambda array: jnp.asarray(array[cut:]), (Y, X))
-    parts = (("signals", Y[:cut]), ("signals held back to validate on", Y[cut:]))
+    trained = jax.tree.map(lambda array: array[:cut], (Y, X)) if cut < n else (Y, X)
+    parts = (("signals", trained[0]), ("signals held back to validate on", Y[cut:]))
     for what, signals in parts[isinstance(Y, Rows) :]:  # of a file the first ones stay unread
         if len(signals) and not np.any(np.asarray(signals)):
             raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
-    return resampler(*jax.tree.map(lambda array: array[:cut], (Y, X))), validation
+    return resampler(*trained), validation
 
 
 def _check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
