@@ -4,6 +4,8 @@
     python benchmarks/denoising.py --published     the sizes of Simon and Elad, some hours
     python benchmarks/denoising.py --published --minutes 60   no new evaluation after an hour
     python benchmarks/denoising.py --stop          evaluates the saved state without training
+    python benchmarks/denoising.py --table         prints the table of the results, here or with
+                                                   --published
 
 `--data DIR`, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training
 writes its state to the folder `--weights` at every evaluation and continues from there. A stage
@@ -339,6 +341,29 @@ def ista_row(net: CSCNet, pictures: dict, training) -> dict:
     return row | found | {"density": float(dense)}
 
 
+def table(results: dict) -> list[str]:
+    """Every method at every noise level; 09 is Barbara, and Set12's first seven are 01 to 07."""
+    lines = [
+        "| method | sigma | Set12 | 01 to 07 | without 09 | above BM3D | nonzero codes | "
+        "processor seconds per picture |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for sigma, methods in results["Set12"].items():
+        of_bm3d = methods["BM3D"]["pictures"]
+        for method, row in methods.items():
+            pictures = row["pictures"]
+            first = np.mean([value for title, value in pictures.items() if title <= "07"])
+            others = np.mean([value for title, value in pictures.items() if title != "09"])
+            cells = [method, sigma.removeprefix("sigma "), f"{row['psnr']:.2f}"]
+            cells += [f"{first:.2f}", f"{others:.2f}"]
+            above = sum(value > of_bm3d[title] for title, value in pictures.items())
+            cells += ["" if method == "BM3D" else str(above)]
+            cells += [f"{100 * row['density']:.1f} %" if "density" in row else ""]
+            cells += ["" if method == "noisy" else f"{row['processor_seconds']:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [line.replace("|  |", "| |").replace("|  |", "| |") for line in lines]
+
+
 def figure(
     net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path
 ) -> None:
@@ -391,9 +416,13 @@ def main() -> None:
     parser.add_argument(
         "--stop", action="store_true", help="evaluate the saved state without training"
     )
+    parser.add_argument("--table", action="store_true", help="print the table of the results")
     options = parser.parse_args()
     design, name = (PUBLISHED, "_published") if options.published else (SMALL, "")
     output = options.output or Path(__file__).with_name(f"denoising{name}.json")
+    if options.table:
+        print(*table(json.loads(output.read_text())), sep="\n")
+        return
     folder = ur.datasets.locate("denoising", options.data)
     training = np.stack([*ur.datasets.read_images(folder / "Train400").values()])
     pictures = ur.datasets.read_images(folder / "Set12")
