@@ -47,13 +47,13 @@ def exponent(x: Array, axis: Axes = None) -> Array:
     With an axis, it keeps its place with length 1. Both 2^k and 2^-k are normal numbers of the
     dtype of x, for which k is at most one off at the upper end. It carries no gradient.
     """
-    least = int(jnp.finfo(x.dtype).minexp)
+    most = -int(jnp.finfo(x.dtype).minexp)
     x = lax.stop_gradient(widened(x))
     size = jnp.max(jnp.abs(x), axis, keepdims=axis is not None, initial=0)
     integer, digits, bias = _layout(x.dtype)
     k = (lax.bitcast_convert_type(size, integer) >> digits) - bias
     normal = (k > -bias) & (k <= bias)
-    return jnp.where(normal, jnp.clip(k, least, -least), 0).astype(jnp.int32)
+    return jnp.where(normal, lax.clamp(integer(-most), k, integer(most)), 0).astype(jnp.int32)
 
 
 @jax.jit
@@ -62,7 +62,7 @@ def ldexp(x: Array, k: Array) -> Array:
 
     jnp.ldexp takes a general power, which is slower and not exact everywhere.
     """
-    wide, half = widened(x), k // 2  # neither factor leaves the range before the result does
+    wide, half = widened(x), k >> 1  # neither factor leaves the range before the result does
     first, second = (power_of_two(part, wide.dtype) for part in (half, k - half))
     return (wide * first * second).astype(x.dtype)
 
@@ -71,7 +71,7 @@ def power_of_two(k: Array, dtype: DTypeLike) -> Array:
     """2^k, exactly, where it is a normal number of the dtype."""
     wide = wide_dtype(dtype)
     integer, digits, bias = _layout(wide)
-    k = jnp.clip(k, 1 - bias, bias).astype(integer)
+    k = lax.clamp(integer(1 - bias), jnp.asarray(k, integer), integer(bias))
     return lax.bitcast_convert_type((k + bias) << digits, wide).astype(dtype)
 
 
@@ -91,7 +91,7 @@ def mean_norm(X: np.ndarray) -> float:
 def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
     """(e, k) with sum(x^2) = e 2^(2 k); e neither overflows nor underflows."""
     k = exponent(x, axis)
-    e = jnp.sum(ldexp(widened(x), -k) ** 2, axis)
+    e = jnp.sum((widened(x) * power_of_two(-k, wide_dtype(x.dtype))) ** 2, axis)
     return e, k.reshape(e.shape)
 
 
@@ -108,7 +108,7 @@ def largest_singular_value(A: Array) -> Array:
     """norm(A, 2), rounded up a little so that 1 / norm^2 is a safe step."""
     m, d = A.shape
     k = exponent(A)
-    wide = ldexp(widened(A), -k)
+    wide = widened(A) * power_of_two(-k, wide_dtype(A.dtype))
     with jax.default_matmul_precision("highest"):
         gram = wide @ wide.T if m <= d else wide.T @ wide
     top = jnp.linalg.eigvalsh(gram)[-1]

@@ -133,11 +133,11 @@ def scaled(
     up = tuple(b - k for k in total)
     problem = Problem(
         tuple(D * power_of_two(-k, dtype) for D, k in zip(Ds, a)),
-        ldexp(y, -b),
+        y * power_of_two(-b, dtype),
         (),
         None if l2 is None else bounded(ldexp(jnp.asarray(l2, dtype), -2 * total[-1])),
         None if level is None else ldexp(jnp.asarray(level, dtype), -b),
-        tuple(ldexp(size, -k) for size, k in zip(sizes, a)),
+        tuple(size * power_of_two(-k, dtype) for size, k in zip(sizes, a)),
         b,
         up,
     )
