@@ -53,7 +53,15 @@ def exponent(x: Array, axis: Axes = None) -> Array:
     integer, digits, bias = _layout(x.dtype)
     k = (lax.bitcast_convert_type(size, integer) >> digits) - bias
     normal = (k > -bias) & (k <= bias)
-    return jnp.where(normal, lax.clamp(integer(-most), k, integer(most)), 0).astype(jnp.int32)
+    k = lax.select(normal, lax.clamp(integer(-most), k, integer(most)), jnp.zeros_like(k))
+    return k.astype(jnp.int32)
+
+
+@jax.jit
+def times_power(x: Array, k: Array) -> Array:
+    """x 2^k for a k of `exponent`, or for its negative: `ldexp` with half of the operations."""
+    wide = widened(x)
+    return (wide * power_of_two(k, wide.dtype)).astype(x.dtype)
 
 
 @jax.jit
@@ -91,7 +99,7 @@ def mean_norm(X: np.ndarray) -> float:
 def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
     """(e, k) with sum(x^2) = e 2^(2 k); e neither overflows nor underflows."""
     k = exponent(x, axis)
-    e = jnp.sum((widened(x) * power_of_two(-k, wide_dtype(x.dtype))) ** 2, axis)
+    e = jnp.sum(times_power(widened(x), -k) ** 2, axis)
     return e, k.reshape(e.shape)
 
 
@@ -99,8 +107,10 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
 def norm(x: Array, axis: Axes = None) -> Array:
     """sqrt(sum(x^2)), right wherever it is in the range of the dtype; its gradient at 0 is 0."""
     e, k = energy(x, axis)
-    root = jnp.where(e == 0, 0, jnp.sqrt(jnp.where(e == 0, 1, e)))
-    return ldexp(root, k).astype(x.dtype)
+    zero = e == 0
+    root = jnp.sqrt(lax.select(zero, jnp.ones_like(e), e))
+    root = lax.select(zero, jnp.zeros_like(e), root)
+    return times_power(root, k).astype(x.dtype)
 
 
 @jax.jit
@@ -108,11 +118,11 @@ def largest_singular_value(A: Array) -> Array:
     """norm(A, 2), rounded up a little so that 1 / norm^2 is a safe step."""
     m, d = A.shape
     k = exponent(A)
-    wide = widened(A) * power_of_two(-k, wide_dtype(A.dtype))
+    wide = times_power(widened(A), -k)
     with jax.default_matmul_precision("highest"):
         gram = wide @ wide.T if m <= d else wide.T @ wide
     top = jnp.linalg.eigvalsh(gram)[-1]
-    return ldexp(jnp.sqrt(top * (1 + 8 * float(jnp.finfo(A.dtype).eps))), k).astype(A.dtype)
+    return times_power(jnp.sqrt(top * (1 + 8 * float(jnp.finfo(A.dtype).eps))), k).astype(A.dtype)
 
 
 def pseudo_inverse(A: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, Key
 from unrolled._mapped import Draws, Rows, as_data
-from unrolled._numbers import exponent, ldexp, widened
+from unrolled._numbers import exponent, ldexp, times_power, widened
 from unrolled._program import program
 from unrolled._sharded import on_auto_axes, takes_sharded
 from unrolled.dictionaries import Dictionary, as_chain
@@ -196,7 +196,7 @@ def add_noise(key: Key, Y: Array, snr: float) -> Array:
 @program()
 def _add_noise(key: Array, Y: Array, ratio: float) -> Array:
     k = exponent(Y, -1)
-    spread = ldexp(jnp.std(ldexp(widened(Y), -k), axis=-1, keepdims=True), k).astype(Y.dtype)
+    spread = ldexp(jnp.std(times_power(widened(Y), -k), axis=-1, keepdims=True), k).astype(Y.dtype)
     return Y + spread * ratio * jax.random.normal(key, Y.shape, Y.dtype)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp
+from unrolled._numbers import exponent, times_power
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.layers import Layer, Unrolled, names_with_role
@@ -37,7 +37,7 @@ _FACTOR_SPAN = math.log(8)
 
 def squared(codes: Any, X: Array, D: Any, Y: Array) -> Array:
     """The squared error of the last codes, in a unit in which squares stay in the range."""
-    return jnp.sum(jnp.sum(ldexp(codes[-1] - X, -exponent(X)) ** 2, axis=1))
+    return jnp.sum(jnp.sum(times_power(codes[-1] - X, -exponent(X)) ** 2, axis=1))
 
 
 def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:

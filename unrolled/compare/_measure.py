@@ -11,7 +11,16 @@ import numpy as np
 from unrolled import _checks, metrics
 from unrolled._beside import ROUNDING, codes_of_ista, worse_than_zero
 from unrolled._checks import Array
-from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype, widened
+from unrolled._numbers import (
+    exponent,
+    largest,
+    ldexp,
+    norm,
+    power_of_two,
+    times_power,
+    wide_dtype,
+    widened,
+)
 from unrolled._pursuits import lasso_optima
 from unrolled.compare._comparison import Cost, Curve, Divergence
 from unrolled.dictionaries import Dictionary, column_norms
@@ -190,7 +199,7 @@ def _scaled(
     a, b = exponent(column_norms(D)), exponent(Y)
     k = jnp.clip(of_lam - (a + b), -_RANGE, _RANGE)
     weight = jnp.minimum(ldexp(mantissa.astype(Y.dtype), k), jnp.finfo(Y.dtype).max)
-    return (D * power_of_two(-a, Y.dtype), ldexp(Y, -b), weight), b - a
+    return (D * power_of_two(-a, Y.dtype), times_power(Y, -b), weight), b - a
 
 
 @partial(jax.jit, static_argnames="dtype")

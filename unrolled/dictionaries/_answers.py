@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, largest_singular_value, ldexp, norm
+from unrolled._numbers import exponent, largest_singular_value, norm, times_power
 from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Structured, matrix_products, scale_columns
 from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
@@ -24,9 +24,9 @@ def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
     if isinstance(D, Structured):
         return D.normalized()
     k = exponent(D, 0)
-    scaled = ldexp(D, -k)  # 1 / norm of these atoms is in the range of the dtype
+    scaled = times_power(D, -k)  # 1 / norm of these atoms is in the range of the dtype
     norms = norm(scaled, 0)
-    return scale_columns(scaled, 1 / norms), ldexp(norms, k[0])
+    return scale_columns(scaled, 1 / norms), times_power(norms, k[0])
 
 
 @overload

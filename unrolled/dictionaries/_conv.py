@@ -12,7 +12,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, largest, ldexp, norm, widened
+from unrolled._numbers import exponent, largest, norm, times_power, widened
 from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Structured, pytree
 from unrolled.dictionaries._shifts import corner_products, window_weights, windows
@@ -209,7 +209,7 @@ class Conv(Structured):
         axes = tuple(range(1, self.filters.ndim))
         norms = norm(scaled._folded(), axes)
         unit = scaled.scale(1 / jnp.expand_dims(norms, axes))
-        return unit, self.spread(ldexp(norms, k))
+        return unit, self.spread(times_power(norms, k))
 
     def column_norms(self) -> Array:
         scaled, k = self._scaled()
@@ -217,12 +217,12 @@ class Conv(Structured):
         squared = Conv(filters**2, self.signal_shape, self.stride, self.boundary)
         sums = squared.analyze(jnp.ones(self.shape[0], filters.dtype))
         norms = jnp.where(sums == 0, 0, jnp.sqrt(jnp.where(sums == 0, 1, sums)))  # as in `norm`
-        return ldexp(norms, self.spread(k)).astype(self.filters.dtype)
+        return times_power(norms, self.spread(k)).astype(self.filters.dtype)
 
     def _scaled(self) -> tuple["Conv", Array]:
         """Every filter divided by 2^k, so that squares stay in the range of the dtype; and k."""
         k = exponent(self.filters, tuple(range(1, self.filters.ndim)))
-        return jax.tree.map(lambda filters: ldexp(filters, -k), self), k.reshape(-1)
+        return jax.tree.map(lambda filters: times_power(filters, -k), self), k.reshape(-1)
 
     def _folded(self) -> Array:
         """The filters as they appear in atoms.
@@ -255,7 +255,7 @@ class Conv(Structured):
         axes = tuple(range(-len(torus), 0))
         folded = widened(self._folded())
         k = exponent(folded)
-        response = jnp.fft.fftn(ldexp(folded, -k), torus, axes)
+        response = jnp.fft.fftn(times_power(folded, -k), torus, axes)
         response = jnp.moveaxis(
             response.reshape(*response.shape[:2], -1), -1, 0
         )  # (frequencies, n_atoms, n_channels)
@@ -266,7 +266,7 @@ class Conv(Structured):
             gram = jnp.einsum(pairs, response.conj(), response)
         eps = float(jnp.finfo(self.filters.dtype).eps)
         top = largest(jnp.linalg.eigvalsh(gram))
-        return ldexp(jnp.sqrt(top * (1 + 32 * eps)), k).astype(self.filters.dtype)
+        return times_power(jnp.sqrt(top * (1 + 32 * eps)), k).astype(self.filters.dtype)
 
     def is_shift_invariant(self) -> bool:
         """Whether all atoms of a filter have the same neighbours, but for those past a border."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, widened
+from unrolled._numbers import exponent, ldexp, times_power, widened
 from unrolled.dictionaries._base import dense
 from unrolled.dictionaries._operands import kept_atoms
 
@@ -30,7 +30,7 @@ def window_weights(D: Any, ridge: ArrayLike) -> Any:
     for the whole bank.
     """
     k = exponent(D.filters)  # the squares of the filters are to be in the range of the dtype
-    scaled = jax.tree.map(lambda filters: ldexp(filters, -k), D)
+    scaled = jax.tree.map(lambda filters: times_power(filters, -k), D)
     whole = scaled.local(2)
     # Any window of a circle; under "valid" the middle one, which every shift meets.
     start = (
@@ -48,7 +48,7 @@ def window_weights(D: Any, ridge: ArrayLike) -> Any:
         W = jnp.linalg.pinv(S, hermitian=True) @ filters
         kept = kept_atoms(filters, S @ W, "frobenius_weights")
         W = jnp.where(kept[None, :], W, jnp.nan)
-        W = ldexp(W / jnp.sum(W * filters, axis=0, keepdims=True), -k)
+        W = times_power(W / jnp.sum(W * filters, axis=0, keepdims=True), -k)
     return replace(D, filters=W.T.reshape(D.filters.shape).astype(D.filters.dtype))
 
 

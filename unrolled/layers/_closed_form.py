@@ -6,7 +6,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, power_of_two
+from unrolled._numbers import exponent, ldexp, power_of_two, times_power
 from unrolled._program import program
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, column_norms, spectral_norm
 from unrolled.layers._ista import StepAndThreshold
@@ -109,6 +109,6 @@ def _closed_form_steps(layer: FromClosedForm, W: Dictionary, D: Dictionary) -> S
     gamma = (1 / spectral_radius(W, D)).astype(D.dtype)
     norms = column_norms(D)
     k = exponent(norms)
-    size = jnp.mean(ldexp(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
+    size = jnp.mean(times_power(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
     theta = ldexp(gamma * layer.lam / size, -2 * k) if layer.theta is None else layer.theta
     return StepAndThreshold(jnp.full(layer.depth, gamma), jnp.full(layer.depth, theta, D.dtype))

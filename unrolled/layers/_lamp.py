@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, norm, power_of_two
+from unrolled._numbers import exponent, norm, power_of_two, times_power
 from unrolled._program import program
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
@@ -46,8 +46,8 @@ def message_passing(D: Dictionary, alpha: float, depth: int, where: str) -> Unro
 @program("depth")
 def _message_passing(D: Dictionary, norms: Array, alpha: float, depth: int) -> Unrolled:
     k = exponent(norms)
-    size = jnp.mean(ldexp(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
-    alphas = jnp.full(depth, ldexp(alpha / jnp.sqrt(size), -k), D.dtype)
+    size = jnp.mean(times_power(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
+    alphas = jnp.full(depth, times_power(alpha / jnp.sqrt(size), -k), D.dtype)
     scale = power_of_two(-k, D.dtype)
     return Unrolled(None, Message(repeat(D * scale / size * scale, depth), alphas))
 

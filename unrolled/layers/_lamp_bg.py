@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled._checks import Array
-from unrolled._numbers import energy, exponent, ldexp, widened
+from unrolled._numbers import energy, exponent, ldexp, times_power, widened
 from unrolled.dictionaries import as_dictionary
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._lamp import DAMPED, Message, message_passing
@@ -68,7 +68,7 @@ class lamp_bg(Estimating):
         v = y - D @ state.x + state.memory * state.v
         least = max(_LEAST_NOISE * self.variance, float(jnp.finfo(y.dtype).tiny))
         (e, k), j = energy(v), exponent(p.alpha)  # squares alone may leave the range
-        tau2 = ldexp(ldexp(widened(p.alpha), -j) ** 2 * e / m, 2 * (j + k))
+        tau2 = ldexp(times_power(widened(p.alpha), -j) ** 2 * e / m, 2 * (j + k))
         tau2 = jnp.maximum(tau2, least)
         u = state.x + v @ p.W
         x, slope = jax.jvp(lambda u: self.estimate(u, tau2), (u,), (jnp.ones_like(u),))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._checks import Array
-from unrolled._numbers import exponent, ldexp, wide_dtype, widened
+from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._bernoulli_gaussian import posterior
@@ -158,7 +158,7 @@ class vamp_bg(Layer):
         p, (m, d) = jax.tree.map(widened, p), V.shape
         # In units of powers of two, in which neither D nor y has a scale.
         i, k = exponent(s), exponent(y)
-        s, y_U = ldexp(s, -i), ldexp(widened(y), -k) @ U
+        s, y_U = times_power(s, -i), times_power(widened(y), -k) @ U
         signal = jnp.sum(y_U**2)
         signal = jnp.where(signal > 0, signal, 1)
         power = signal / jnp.sum(s**2)  # of an entry of the code

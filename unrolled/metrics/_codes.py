@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike, as_float
-from unrolled._numbers import at_least, exponent, largest, ldexp, widened
+from unrolled._numbers import at_least, exponent, largest, ldexp, times_power, widened
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, operands
 from unrolled.metrics._decibels import energies, relative_error, same_shape
@@ -249,7 +249,7 @@ def sparsity(x: Array, fraction: ArrayLike = 0.01) -> Sparsity:
 def _sparsity(x: Array, fraction: ArrayLike) -> Sparsity:
     x = widened(x).reshape(len(x), -1)
     finite = jnp.isfinite(x).all()
-    size = jnp.abs(ldexp(x, -exponent(x, 1)))  # no square leaves the range
+    size = jnp.abs(times_power(x, -exponent(x, 1)))  # no square leaves the range
     small = size <= jnp.asarray(fraction, x.dtype) * size.max(1, keepdims=True)
     measures = ((x == 0).mean(1, dtype=x.dtype), small.mean(1, dtype=x.dtype), _hoyer(size))
     return Sparsity(*(jnp.where(finite, jnp.mean(measure), jnp.nan) for measure in measures))

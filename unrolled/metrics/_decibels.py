@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._checks import Array, ArrayLike, as_float, common_dtype
-from unrolled._numbers import energy, exponent, ldexp, widened
+from unrolled._numbers import energy, exponent, ldexp, times_power, widened
 from unrolled._program import program
 
 # Ratios of magnitudes of two numbers up to this power of two have a square in float32.
@@ -74,4 +74,4 @@ def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
     top = jnp.asarray(peak, error.dtype)
     k = exponent(top)
     mean = error / estimate.size
-    return -decibels((mean, j), (ldexp(top, -k) ** 2, k)).astype(estimate.dtype)
+    return -decibels((mean, j), (times_power(top, -k) ** 2, k)).astype(estimate.dtype)

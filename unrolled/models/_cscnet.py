@@ -11,7 +11,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp
+from unrolled._numbers import exponent, times_power
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
 from unrolled.models._image_conv import power_norm
@@ -325,7 +325,7 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
     _checks.finite(filters, "filters", "CSCNet")
     if _checks.is_concrete(filters) and not jnp.any(filters):
         raise ValueError("CSCNet: the filters are zero; expected some that are not")
-    filters = ldexp(filters, -exponent(filters))[:, None]  # whose squares stay in the range
+    filters = times_power(filters, -exponent(filters))[:, None]  # whose squares stay in the range
     return filters / _norm(filters, stride)
 
 

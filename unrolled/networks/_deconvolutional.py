@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks, _export
 from unrolled._checks import Array, ArrayLike, Key
-from unrolled._numbers import exponent, ldexp
+from unrolled._numbers import exponent, times_power
 from unrolled._program import program
 from unrolled.activations import as_power
 from unrolled.dictionaries import Conv, Dictionary, normalized
@@ -170,7 +170,7 @@ def learn_deconvolution(
     shape, channels = images.shape[2:], images.shape[1]
     e = int(exponent(images))  # images near 1: no square leaves the range
     scaled = dataclasses.replace(network, lam=network.lam * 2.0 ** (e * (network.p - 2)))
-    Y, Ds, history = ldexp(images.reshape(len(images), -1), -e), [], []
+    Y, Ds, history = times_power(images.reshape(len(images), -1), -e), [], []
     for k, bank, mask in zip(jax.random.split(_checks.as_key(key, name), len(banks)), banks, masks):
         count, side = (_checks.as_index(size, "a size of a bank", name, least=1) for size in bank)
         if any(side > N for N in shape):

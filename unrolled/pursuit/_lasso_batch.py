@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks, _sharded
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, wide_dtype
+from unrolled._numbers import exponent, ldexp, times_power, wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
 from unrolled.pursuit import _door
 from unrolled.pursuit._batch import BLOCK as CHUNK
@@ -177,7 +177,7 @@ def _scaled(
     # Without a start, zeros that nobody reads.
     X = jnp.zeros((len(Y), 1)) if start is None else start
     ridge, X = bounded(ldexp(jnp.asarray(l2, dtype), -2 * a)), ldexp(X.astype(dtype), a - b)
-    return (ldexp(matrix, -a), ldexp(Y, -b), weight, ridge, X), (a, b)
+    return (times_power(matrix, -a), times_power(Y, -b), weight, ridge, X), (a, b)
 
 
 @_sharded.on_auto_axes
@@ -191,7 +191,7 @@ def batch_result(
     converged = converged & jax.vmap(in_range)(codes, x, k)
     if grid is not None:
         codes = codes.reshape(-1, *grid)
-    residual = ldexp(residual, b[:, 0]).astype(dtype)
+    residual = times_power(residual, b[:, 0]).astype(dtype)
     return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
 
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from unrolled import _checks, _matching, _sharded
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, norm, wide_dtype
+from unrolled._numbers import exponent, ldexp, norm, times_power, wide_dtype
 from unrolled.dictionaries import Dictionary, column_norms, dense
 from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
@@ -158,16 +158,17 @@ def omp_batch(
 def _scaled(dtype: np.dtype, D: Dictionary, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
     """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""
     matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
-    a, matrix = exponent(matrix), ldexp(matrix, -exponent(matrix))
+    a = exponent(matrix)
+    matrix = times_power(matrix, -a)
     if weights is None:
         b = exponent(Y, 1)
-        return (matrix, ldexp(Y, -b)), a, b
+        return (matrix, times_power(Y, -b)), a, b
     V = jnp.broadcast_to(jnp.asarray(weights, dtype), Y.shape)
     c = exponent(V, 1) // 2
     V = ldexp(V, -2 * c)
     Y = jnp.where(V > 0, Y, 0)
     b = exponent(jnp.sqrt(V) * Y, 1)
-    return (matrix, ldexp(Y, -b), V, c), a, b
+    return (matrix, times_power(Y, -b), V, c), a, b
 
 
 def _matched(

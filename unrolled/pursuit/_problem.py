@@ -13,7 +13,7 @@ from jax import lax
 
 from unrolled import _checks, _sharded
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, wide_dtype
+from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, times_power, wide_dtype
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, Dictionary, spectral_norm, spread
 
@@ -133,11 +133,11 @@ def scaled(
     up = tuple(b - k for k in total)
     problem = Problem(
         tuple(D * power_of_two(-k, dtype) for D, k in zip(Ds, a)),
-        y * power_of_two(-b, dtype),
+        times_power(y, -b),
         (),
         None if l2 is None else bounded(ldexp(jnp.asarray(l2, dtype), -2 * total[-1])),
         None if level is None else ldexp(jnp.asarray(level, dtype), -b),
-        tuple(size * power_of_two(-k, dtype) for size, k in zip(sizes, a)),
+        tuple(times_power(size, -k) for size, k in zip(sizes, a)),
         b,
         up,
     )
@@ -181,7 +181,7 @@ def result(form: Form, problem: Problem, answer: Answer) -> tuple[Any, ...]:
     if form.grid is not None:
         codes = tuple(code.reshape(form.grid) for code in codes)
     gap, residual, *more = (
-        v.astype(form.dtype) for v in (answer.gap, ldexp(residual, problem.b), *answer.more)
+        v.astype(form.dtype) for v in (answer.gap, times_power(residual, problem.b), *answer.more)
     )
     return codes, gap, residual, answer.steps, converged, *more
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp
+from unrolled._numbers import exponent, ldexp, times_power
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Dictionary
 from unrolled.pursuit._gap import least_between, relative_gap
@@ -178,7 +178,7 @@ def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
     of two near it.
     """
     eps, scale = float(jnp.finfo(b.dtype).eps), exponent(b)
-    b = ldexp(b, -scale)
+    b = times_power(b, -scale)
     least = eps**2 * jnp.vdot(b, b)
 
     def goes_on(carry):

@@ -7,7 +7,7 @@ from jax import lax
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, wide_dtype, widened
+from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._numbers import pseudo_inverse as cut_pseudo_inverse
 from unrolled._program import program
 from unrolled.dictionaries import Conv, Dictionary, Structured, all_kept, as_dictionary, dense
@@ -82,7 +82,7 @@ def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Dictionary, Ar
 def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
     A, dtype = dense(D), D.dtype
     k = exponent(A)
-    A = ldexp(widened(A), -k)  # its squares are in the range of the dtype
+    A = times_power(widened(A), -k)  # its squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
         W = cut_pseudo_inverse(A).T  # its transpose is (A A')^+ A
         added = jnp.zeros((), A.dtype)
@@ -94,7 +94,7 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
         large = dictionaries.kept_atoms(A, _gram_product(A, W) + added * W, "frobenius_weights")
         W = jnp.where(large[None, :], W, jnp.nan)
         W = W / jnp.sum(W * A, axis=0, keepdims=True)  # w_i . d_i = 1
-        return ldexp(W, -k).astype(dtype)
+        return times_power(W, -k).astype(dtype)
 
 
 def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
