@@ -540,11 +540,15 @@ def test_powers_of_two_are_exact_to_the_ends_of_the_range():
             x = jnp.asarray([v, 0], dtype)
             k = _numbers.exponent(x)
             assert -info.minexp >= int(k) >= info.minexp
-            assert_array_equal(_numbers.ldexp(_numbers.ldexp(x, -k), k), x)
+            for by in (_numbers.ldexp, _numbers.times_power):
+                assert_array_equal(by(by(x, -k), k), x)
             assert_array_equal(_numbers.norm(x), jnp.asarray(v, dtype))
     assert not jax.grad(_numbers.norm)(jnp.zeros(2)).any()
     x = jnp.asarray(2.0**-100, F32)
     assert jax.jit(lambda: _numbers.ldexp(x, jnp.asarray(200)))() == 2.0**100
+    k = np.arange(-252, 253)  # from the largest numbers of float32 to the least, and back
+    x = np.exp2(-k.astype(np.float32) / 2)
+    assert_array_equal(_numbers.ldexp(jnp.asarray(x), jnp.asarray(k)), np.ldexp(x, k))
     assert _numbers.exponent(jnp.asarray([0.0, jnp.inf])) == _numbers.exponent(jnp.zeros(0)) == 0
 
 

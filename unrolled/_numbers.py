@@ -85,7 +85,7 @@ def power_of_two(k: Array, dtype: DTypeLike) -> Array:
 
 def _layout(dtype: DTypeLike) -> tuple[type, int, int]:
     """The integer as wide as the dtype, the bits of its mantissa, the bias of its exponent."""
-    return (jnp.int64, 52, 1023) if np.dtype(dtype).itemsize == 8 else (jnp.int32, 23, 127)
+    return (np.int64, 52, 1023) if np.dtype(dtype).itemsize == 8 else (np.int32, 23, 127)
 
 
 def mean_norm(X: np.ndarray) -> float:
