@@ -552,6 +552,14 @@ def test_powers_of_two_are_exact_to_the_ends_of_the_range():
     assert _numbers.exponent(jnp.asarray([0.0, jnp.inf])) == _numbers.exponent(jnp.zeros(0)) == 0
 
 
+def test_a_code_is_in_the_range_where_the_power_of_its_unit_is_not():
+    """In units the code is 1/4, and its unit 2^128: above float32 and what one factor reaches."""
+    D, y = 2.0**-65 * jnp.eye(2, dtype=F32), jnp.asarray([0, 2.0**63], F32)
+    found = ur.pursuit.lasso(D, y, 0.75 * float(ur.pursuit.lam_max(D, y)))
+    assert found.converged
+    assert_array_equal(found.x, [0, 2.0**126])
+
+
 # Seeds
 
 SEEDED = {

@@ -59,7 +59,10 @@ def exponent(x: Array, axis: Axes = None) -> Array:
 
 @jax.jit
 def times_power(x: Array, k: Array) -> Array:
-    """x 2^k for a k of `exponent`, or for its negative: `ldexp` with half of the operations."""
+    """x 2^k for a k of `exponent`, or for its negative; sums of exponents need `ldexp`.
+
+    It has half of the operations of `ldexp`.
+    """
     wide = widened(x)
     return (wide * power_of_two(k, wide.dtype)).astype(x.dtype)
 

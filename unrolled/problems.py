@@ -11,7 +11,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, Key
 from unrolled._mapped import Draws, Rows, as_data
-from unrolled._numbers import exponent, ldexp, times_power, widened
+from unrolled._numbers import exponent, times_power, widened
 from unrolled._program import program
 from unrolled._sharded import on_auto_axes, takes_sharded
 from unrolled.dictionaries import Dictionary, as_chain
@@ -196,8 +196,8 @@ def add_noise(key: Key, Y: Array, snr: float) -> Array:
 @program()
 def _add_noise(key: Array, Y: Array, ratio: float) -> Array:
     k = exponent(Y, -1)
-    spread = ldexp(jnp.std(times_power(widened(Y), -k), axis=-1, keepdims=True), k).astype(Y.dtype)
-    return Y + spread * ratio * jax.random.normal(key, Y.shape, Y.dtype)
+    spread = times_power(jnp.std(times_power(widened(Y), -k), axis=-1, keepdims=True), k)
+    return Y + spread.astype(Y.dtype) * ratio * jax.random.normal(key, Y.shape, Y.dtype)
 
 
 def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:

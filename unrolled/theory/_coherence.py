@@ -10,7 +10,7 @@ from jax import lax
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, largest, ldexp, times_power, wide_dtype
+from unrolled._numbers import exponent, largest, times_power, wide_dtype
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, inner_products
 from unrolled.theory._tiles import row_excess, row_maxima
@@ -409,11 +409,11 @@ def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
     """
     k = exponent(W, 1)
     used = jnp.any(W > 0, axis=1, keepdims=True).astype(D.dtype)
-    W, D = times_power(W, -k), ldexp(D, k) * used
+    W, D = times_power(W, -k), times_power(D, k) * used
     size = exponent(D)
     scaled = times_power(D, -size)
     G = largest(row_maxima(W.astype(dtype), scaled.astype(dtype), diagonal=True)).astype(D.dtype)
-    return ldexp(G * (1 + (len(D) + 2) * float(jnp.finfo(dtype).eps)), size)
+    return times_power(G * (1 + (len(D) + 2) * float(jnp.finfo(dtype).eps)), size)
 
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:
