@@ -139,10 +139,9 @@ class LocalError:
             return gap, jnp.maximum(over, 0) / jnp.where(largest > 0, largest, 1)
 
         step, state = admm(minimise, forward, prox, start)
-        state, steps = solve(
-            step, state, lambda s: jnp.maximum(*judged(s)), tol=self.tol, max_steps=self.max_steps
+        state, steps, (gap, violation) = solve(
+            step, state, judged, tol=self.tol, max_steps=self.max_steps
         )
-        gap, violation = judged(state)
         met = (gap <= self.tol) & (violation <= self.tol)
         return Answer(state.v[0], gap, steps, met, more=(violation,))
 
@@ -265,8 +264,9 @@ class LocalSparsity:
             lambda stripes, rho: lower_the_fullest(stripes, lam / rho),
             start * root,
         )
-        state, steps = solve(step, state, gap, tol=self.tol, max_steps=self.max_steps)
-        least = gap(state)
+        state, steps, (least,) = solve(
+            step, state, lambda s: (gap(s),), tol=self.tol, max_steps=self.max_steps
+        )
         return Answer(code(state), least, steps, least <= self.tol)
 
 

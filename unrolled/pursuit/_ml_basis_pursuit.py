@@ -130,8 +130,8 @@ class MultiLayer:
         step, state = admm(_minimiser(matrices, y), forward, prox, x)
 
         def body(carry):
-            state, _ = solve(
-                step, carry[0], lambda s: gap(*pair(s)), tol=self.tol, max_steps=_ROUND
+            state, *_ = solve(
+                step, carry[0], lambda s: (gap(*pair(s)),), tol=self.tol, max_steps=_ROUND
             )
             return state, best(state)
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -214,37 +214,37 @@ def in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array]
 def solve(
     step: Callable[[Any], Any],
     start: Any,
-    gap: Callable[[Any], Array],
+    gaps: Callable[[Any], tuple[Array, ...]],
     *,
     tol: float | None,
     max_steps: int,
-) -> tuple[Any, Array]:
-    """The loop of all solvers: `state <- step(state)` until gap(state) <= tol.
+) -> tuple[Any, Array, tuple[Array, ...]]:
+    """The loop of all solvers: `state <- step(state)` until all of gaps(state) are <= tol.
 
-    The gap is evaluated every `_BLOCK` steps. With tol=None exactly `max_steps` steps run as one
+    The gaps are evaluated every `_BLOCK` steps. With tol=None exactly `max_steps` steps run as one
     scan, which can be differentiated in reverse mode.
 
     Returns:
-        The last state and the number of steps.
+        The last state, the number of steps, and the gaps of the state.
     """
 
     def run(state, n):
         return lax.scan(lambda state, _: (step(state), None), state, length=n)[0]
 
     if tol is None:
-        return run(start, max_steps), jnp.asarray(max_steps)
+        state = run(start, max_steps)
+        return state, jnp.asarray(max_steps), gaps(state)
 
     def body(carry):
         state, steps, _ = carry
         state = run(state, _BLOCK)
-        return state, steps + _BLOCK, gap(state)
+        return state, steps + _BLOCK, gaps(state)
 
     def goes_on(carry):
         _, steps, current = carry
-        return (current > tol) & (steps < max_steps)
+        return (reduce(jnp.maximum, current) > tol) & (steps < max_steps)
 
-    state, steps, _ = lax.while_loop(goes_on, body, (start, jnp.zeros((), int), gap(start)))
-    return state, steps
+    return lax.while_loop(goes_on, body, (start, jnp.zeros((), int), gaps(start)))
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
