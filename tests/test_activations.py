@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from registry import ACTIVATIONS, MONOTONE
 
 from unrolled import activations as ua
+from unrolled.activations import _thresholds
 
 CONSTANTS = ("tail_lipschitz", "tail_sup", "tail_oscillation", "relu_gap", "line_oscillation")
 BUILT_IN = [
@@ -752,6 +753,22 @@ def test_kth_largest_is_the_sorted_one(float_type):
         np.testing.assert_array_equal(
             ours.view(f"u{info.bits // 8}"), np.sort(magnitude)[::-1].view(f"u{info.bits // 8}")
         )
+
+
+@pytest.mark.parametrize("d", [31, 32, 33, 500, 2**20 + 1])
+def test_kth_largest_counts_many_ties(d):
+    rng = np.random.default_rng(3)
+    for magnitude in (rng.integers(0, 4, d), np.ones(d), np.abs(rng.normal(size=d))):
+        order = np.sort(magnitude)[::-1].astype(np.float32)
+        for k in (1, 2, d // 2, d - 1, d):
+            assert ua.kth_largest(jnp.asarray(magnitude, jnp.float32), k) == order[k - 1]
+
+
+def test_kth_largest_is_the_same_on_other_devices():
+    """Which have a search of their own, that runs anywhere."""
+    bits = jnp.abs(jax.random.normal(jax.random.key(0), (200,))).view(jnp.int64)
+    for k in jnp.asarray([1, 77, 200], jnp.int32):
+        assert _thresholds._in_a_row(bits, k) == _thresholds._in_columns(bits, k)
 
 
 def test_kth_largest_of_one():

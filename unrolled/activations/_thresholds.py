@@ -232,18 +232,39 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
 @program()
 def _kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     magnitude, k = widened(magnitude), jnp.asarray(k).astype(jnp.int32)
-    dtype = magnitude.dtype
-    bits = lax.bitcast_convert_type(magnitude, jnp.int64 if dtype.itemsize == 8 else jnp.int32)
+    integer = jnp.int64 if magnitude.dtype.itemsize == 8 else jnp.int32
+    bits = lax.bitcast_convert_type(magnitude, integer)
+    kth = lax.platform_dependent(bits, k, cpu=_in_columns, default=_in_a_row)
+    return lax.bitcast_convert_type(kth, magnitude.dtype)
+
+
+def _in_a_row(bits: Array, k: Array) -> Array:
     # Floats are summed faster than integers, and exactly up to 2^24.
-    count_dtype = jnp.float32 if magnitude.size < 2**24 else jnp.int32
+    dtype = jnp.float32 if bits.size < 2**24 else jnp.int32
+    return _search(bits, k, lambda no_smaller: jnp.sum(no_smaller.astype(dtype)))
+
+
+def _in_columns(bits: Array, k: Array) -> Array:
+    # A processor adds whole rows of 32 marks in 16 bits each, four times as fast as one long row.
+    rows = -(-bits.size // 32)
+    dtype = jnp.int16 if rows < 2**15 else jnp.int32
+    bits = jnp.pad(bits, (0, 32 * rows - bits.size), constant_values=-1).reshape(rows, 32)
+
+    def count(no_smaller):
+        columns = jnp.sum(no_smaller.astype(dtype), 0, dtype=dtype)
+        return jnp.sum(columns.astype(jnp.int32))
+
+    return _search(bits, k, count)
+
+
+def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
+    """The largest integer that at least k of the bits are no smaller than, bit by bit."""
+    top = bits.dtype.itemsize * 8 - 2
 
     def keep(i, kth):
-        trial = kth | (jnp.ones_like(kth) << (dtype.itemsize * 8 - 2 - i))
-        count = jnp.sum((bits >= trial).astype(count_dtype))
-        return jnp.where(count >= k.astype(count_dtype), trial, kth)
+        # i is an int32 index; in the dtype of the bits the shift needs no promotion.
+        trial = kth | (jnp.ones_like(kth) << (top - i.astype(kth.dtype)))
+        number = count(bits >= trial)
+        return jnp.where(number >= k.astype(number.dtype), trial, kth)
 
-    # i is an int32 index; in the dtype of `bits` the shift needs no promotion.
-    kth = lax.fori_loop(
-        0, dtype.itemsize * 8 - 1, lambda i, f: keep(i.astype(bits.dtype), f), bits[0] * 0
-    )
-    return lax.bitcast_convert_type(kth, dtype)
+    return lax.fori_loop(0, top + 1, keep, jnp.zeros((), bits.dtype))

@@ -14,6 +14,7 @@ from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, norm
 from unrolled._program import program
+from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense, magnitudes
 from unrolled.theory._coherence import BLOCK
 
@@ -296,7 +297,8 @@ def _finished(
     def chosen(V):
         """The entries of the k largest magnitudes of every row."""
         size = jnp.abs(V)
-        return (size >= lax.top_k(size, searched)[0][:, -1:]) & (size > 0)
+        least = jax.vmap(lambda row: kth_largest(row, searched))(size)
+        return (size >= least[:, None]) & (size > 0)
 
     def body(carry):
         X, fit, i = carry
