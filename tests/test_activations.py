@@ -773,6 +773,21 @@ def test_kth_largest_is_the_same_on_other_devices():
         assert _thresholds._in_a_row(bits, k) == _thresholds._in_columns(bits, k)
 
 
+def test_a_row_that_devices_share_is_not_reshaped():
+    def columns():
+        return "32]" in str(jax.make_jaxpr(lambda v: ua.kth_largest(v, 3))(jnp.ones(40)))
+
+    def mesh(kind):
+        return jax.sharding.AbstractMesh((2,), ("atoms",), axis_types=(kind,))
+
+    kinds = jax.sharding.AxisType
+    assert columns()
+    with jax.sharding.use_abstract_mesh(mesh(kinds.Auto)):
+        assert not columns()
+    with jax.sharding.use_abstract_mesh(mesh(kinds.Manual)):
+        assert columns()
+
+
 def test_kth_largest_of_one():
     assert ua.kth_largest(jnp.asarray([2.5]), 1) == 2.5
 

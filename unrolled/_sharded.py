@@ -69,6 +69,13 @@ def takes_sharded(function: F) -> F:
     return call  # type: ignore[return-value]  # of the same signature
 
 
+def compiler_splits() -> bool:
+    """Whether a mesh is set along which the compiler may split arrays: an Auto axis of several."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_sizes, mesh.axis_types)
+    return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
+
+
 def _explicit_mesh(arrays: Any) -> Any:
     """The mesh with Explicit axes of some array; None where there is none."""
     meshes = (jax.typeof(array).sharding.mesh for array in arrays)

@@ -11,6 +11,7 @@ from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import widened
 from unrolled._program import program
+from unrolled._sharded import compiler_splits
 from unrolled.activations._pointwise import relu
 
 
@@ -234,7 +235,9 @@ def _kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     magnitude, k = widened(magnitude), jnp.asarray(k).astype(jnp.int32)
     integer = jnp.int64 if magnitude.dtype.itemsize == 8 else jnp.int32
     bits = lax.bitcast_convert_type(magnitude, integer)
-    kth = lax.platform_dependent(bits, k, cpu=_in_columns, default=_in_a_row)
+    # A row that is split among devices is not reshaped: its parts would travel.
+    columns = _in_a_row if compiler_splits() else _in_columns
+    kth = lax.platform_dependent(bits, k, cpu=columns, default=_in_a_row)
     return lax.bitcast_convert_type(kth, magnitude.dtype)
 
 
